@@ -1,0 +1,73 @@
+//! Requests with bearer tokens, made outside of what is measured.
+
+use std::fmt::Write;
+use std::net::SocketAddr;
+
+use axum::extract::ConnectInfo;
+use http::header::AUTHORIZATION;
+use http::{HeaderValue, Request};
+
+/// What surrounds the layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Setting {
+    /// Nothing: the request has no extensions and the response no headers, so that a layer which
+    /// adds one pays for the whole map.
+    Bare,
+    /// As in a server: the request has an extension and the response a header already.
+    Served,
+}
+
+/// A request of the client of this number, with a token of 40 bytes.
+pub fn request(client: u64, setting: Setting) -> Request<()> {
+    let mut authorization = String::with_capacity(47);
+    let (a, b) = (mix(client), mix(!client));
+    write!(
+        authorization,
+        "Bearer {a:016x}{b:016x}{:08x}",
+        client as u32
+    )
+    .expect("writing to a string does not fail");
+    let authorization = HeaderValue::try_from(authorization).expect("hexadecimal digits");
+
+    let mut request = Request::new(());
+    request.headers_mut().insert(AUTHORIZATION, authorization);
+    if setting == Setting::Served {
+        let peer = ConnectInfo(SocketAddr::from(([192, 0, 2, 1], 50_000)));
+        request.extensions_mut().insert(peer);
+    }
+    request
+}
+
+/// Draws clients at random, evenly.
+#[derive(Clone, Debug)]
+pub struct Clients {
+    number: u64,
+    state: u64,
+}
+
+impl Clients {
+    pub fn new(number: u64, seed: u64) -> Self {
+        Self {
+            number,
+            state: seed,
+        }
+    }
+
+    pub fn draw(&mut self) -> u64 {
+        self.state = self.state.wrapping_add(1);
+        mix(self.state) % self.number
+    }
+
+    /// Puts a chunk of requests into `requests`.
+    pub fn fill(&mut self, requests: &mut Vec<Request<()>>, chunk: usize, setting: Setting) {
+        requests.extend((0..chunk).map(|_| request(self.draw(), setting)));
+    }
+}
+
+/// SplitMix64.
+fn mix(number: u64) -> u64 {
+    let mut z = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}

@@ -1,0 +1,70 @@
+//! What the gateway is told at start, by flag or by environment variable.
+
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
+use tower_admission::{Quota, QuotaError};
+
+/// An HTTP and gRPC gateway on one port, with one set of limits
+#[derive(Clone, Copy, Debug, Parser)]
+#[command(name = "gateway")]
+pub(crate) struct Flags {
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, env, default_value = "127.0.0.1:3000", value_parser = address)]
+    pub(crate) listen: SocketAddr,
+
+    /// How many requests may be in flight; 0 turns the limit off
+    #[arg(long, env, default_value_t = 64)]
+    pub(crate) max_concurrency: usize,
+
+    /// How many requests each token, or else address, gets (10/s, 600/min); 0 turns the limit off
+    #[arg(long, env, default_value = "10/s", value_parser = rate)]
+    rate: Rate,
+
+    /// How many of them at once, unless the rate says so itself (600/min burst 50); 0 for as many
+    /// as the rate counts
+    #[arg(long, env, default_value_t = 20)]
+    burst: u32,
+}
+
+impl Flags {
+    /// The rate with its burst. Exits when the two do not go together.
+    pub(crate) fn quota(&self) -> Quota {
+        if self.rate.has_burst || self.burst == 0 {
+            return self.rate.quota;
+        }
+        self.rate
+            .quota
+            .try_burst(self.burst)
+            .unwrap_or_else(|error| {
+                let message = format!("--rate with --burst {}: {error}", self.burst);
+                Flags::command()
+                    .error(ErrorKind::ValueValidation, message)
+                    .exit()
+            })
+    }
+}
+
+/// A quota, and whether it was written with a burst of its own.
+#[derive(Clone, Copy, Debug)]
+struct Rate {
+    quota: Quota,
+    has_burst: bool,
+}
+
+fn rate(text: &str) -> Result<Rate, QuotaError> {
+    Ok(Rate {
+        quota: text.parse()?,
+        has_burst: text.contains("burst"),
+    })
+}
+
+/// Takes names too: `localhost:3000`.
+fn address(text: &str) -> io::Result<SocketAddr> {
+    let mut addresses = text.to_socket_addrs()?;
+    addresses
+        .next()
+        .ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
+}

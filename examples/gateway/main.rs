@@ -1,0 +1,68 @@
+//! An HTTP and gRPC gateway on one port, with one set of limits.
+//!
+//! `cargo run --release --all-features --example gateway`, then do what it prints.
+
+mod flags;
+mod greeting;
+mod handlers;
+mod routes;
+
+use std::io::{self, IsTerminal};
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use tokio::net::TcpListener;
+use tracing::info;
+
+use crate::flags::Flags;
+
+/// What a response in progress gets to end after ctrl-c. A health watch would never end.
+const GRACE: Duration = Duration::from_secs(10);
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let flags = Flags::parse();
+    tracing_subscriber::fmt()
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr)
+        .init();
+    match serve(flags).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: cannot serve on {}: {error}", flags.listen);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(flags: Flags) -> io::Result<()> {
+    // Before the limits are made, so that a bad quota is told without a port being open.
+    let quota = flags.quota();
+    let listener = TcpListener::bind(flags.listen).await?;
+    let address = listener.local_addr()?;
+    let app = routes::app(flags.max_concurrency, quota);
+
+    greeting::print(address, flags.max_concurrency, quota);
+    // With the peers' addresses: clients without a token are charged by them.
+    let service = app.into_make_service_with_connect_info::<SocketAddr>();
+    let server = axum::serve(listener, service).with_graceful_shutdown(interrupted());
+    tokio::select! {
+        served = server => served,
+        () = out_of_patience() => Ok(()),
+    }
+}
+
+async fn interrupted() {
+    if tokio::signal::ctrl_c().await.is_err() {
+        // It cannot be heard here, so it never comes.
+        std::future::pending::<()>().await;
+    }
+}
+
+async fn out_of_patience() {
+    interrupted().await;
+    info!("shutting down");
+    tokio::time::sleep(GRACE).await;
+}

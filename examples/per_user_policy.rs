@@ -1,0 +1,70 @@
+//! Limits by user, with another policy for those who pay.
+//!
+//! `cargo run --features axum --example per_user_policy`, then
+//! `curl -i http://127.0.0.1:3000/ -H 'authorization: Bearer free-alice'`, and again with
+//! `paid-bob`
+
+use axum::extract::Request;
+use axum::http::{StatusCode, header::AUTHORIZATION};
+use axum::middleware::{Next, from_fn};
+use axum::response::Response;
+use axum::{Router, routing::get};
+use tokio::net::TcpListener;
+use tower::ServiceBuilder;
+use tower_admission::{Key, Policy, Quota, RateLimitLayer, RateLimitStatus, RequestHead};
+
+/// Who sent a request, as authentication found out.
+#[derive(Clone)]
+struct User {
+    id: String,
+    pays: bool,
+}
+
+#[tokio::main]
+async fn main() -> std::io::Result<()> {
+    let free = Policy::new("free", Quota::per_minute(10).burst(3));
+    let paid = Policy::new("paid", Quota::per_minute(600).burst(50))
+        .and("paid-daily", Quota::per_day(100_000));
+
+    // Authentication first: the limits charge the user it finds, whichever token is used.
+    let layers = ServiceBuilder::new()
+        .layer(from_fn(authenticate))
+        .layer(RateLimitLayer::by(user, free).skip(pays))
+        .layer(RateLimitLayer::by(user, paid).skip(|head| !pays(head)));
+    let app: Router = Router::new().route("/", get(quota_left)).layer(layers);
+
+    let listener = TcpListener::bind("127.0.0.1:3000").await?;
+    println!("listening on http://{}", listener.local_addr()?);
+    axum::serve(listener, app).await
+}
+
+fn user(head: RequestHead<'_>) -> Option<Key> {
+    let user = head.extensions.get::<User>()?;
+    Some(Key::id("user", &user.id))
+}
+
+fn pays(head: RequestHead<'_>) -> bool {
+    head.extensions.get::<User>().is_some_and(|user| user.pays)
+}
+
+/// Stands in for a look-up of the token: `free-alice` is Alice, and does not pay.
+async fn authenticate(mut request: Request, next: Next) -> Result<Response, StatusCode> {
+    let authorization = request.headers().get(AUTHORIZATION);
+    let token = authorization.and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+    let user = match token.and_then(|token| token.split_once('-')) {
+        Some((plan @ ("free" | "paid"), id)) => User {
+            id: id.to_owned(),
+            pays: plan == "paid",
+        },
+        _ => return Err(StatusCode::UNAUTHORIZED),
+    };
+    request.extensions_mut().insert(user);
+    Ok(next.run(request).await)
+}
+
+async fn quota_left(status: RateLimitStatus) -> String {
+    status
+        .usages()
+        .map(|(name, usage)| format!("{name}: {} left\n", usage.remaining()))
+        .collect()
+}

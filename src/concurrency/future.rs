@@ -1,0 +1,171 @@
+//! The response future: holds the permit until the response takes over.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use http::{Request, Response};
+use http_body::Body;
+use pin_project_lite::pin_project;
+use tower_service::Service;
+
+use super::layer::{HoldUntil, Shared};
+use crate::body::ResponseBody;
+use crate::extract::RequestHead;
+use crate::key::Key;
+use crate::limiter::{Acquiring, Permit};
+
+pin_project! {
+    /// The response of a [`ConcurrencyLimit`](super::ConcurrencyLimit) service.
+    ///
+    /// Dropping it gives the permit back, or leaves the line.
+    pub struct ResponseFuture<S, B, RB>
+    where
+        S: Service<Request<B>>,
+    {
+        #[pin]
+        state: State<S, B, RB, S::Future>,
+    }
+}
+
+pin_project! {
+    // What is not in the way of an admitted request is boxed, to keep the future small.
+    #[project = StateProj]
+    enum State<S, B, RB, F> {
+        Calling { #[pin] future: F, permit: Permit, until: HoldUntil },
+        Refused { response: Option<Box<Response<ResponseBody<RB>>>> },
+        InLine { request: Option<Box<InLine<S, B>>> },
+    }
+}
+
+/// A request that waits for a permit, with the service that was made ready for it.
+pub(super) struct InLine<S, B> {
+    pub(super) acquiring: Acquiring,
+    pub(super) service: S,
+    pub(super) request: Request<B>,
+    pub(super) key: Option<Key>,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl<S, B, RB> ResponseFuture<S, B, RB>
+where
+    S: Service<Request<B>>,
+{
+    #[inline]
+    pub(super) fn calling(future: S::Future, permit: Permit, until: HoldUntil) -> Self {
+        Self {
+            state: State::Calling {
+                future,
+                permit,
+                until,
+            },
+        }
+    }
+
+    pub(super) fn refused(response: Response<ResponseBody<RB>>) -> Self {
+        Self {
+            state: State::Refused {
+                response: Some(Box::new(response)),
+            },
+        }
+    }
+
+    pub(super) fn in_line(request: InLine<S, B>) -> Self {
+        Self {
+            state: State::InLine {
+                request: Some(Box::new(request)),
+            },
+        }
+    }
+}
+
+impl<S, B, RB> Future for ResponseFuture<S, B, RB>
+where
+    S: Service<Request<B>, Response = Response<RB>>,
+    RB: Body,
+{
+    type Output = Result<Response<ResponseBody<RB>>, S::Error>;
+
+    /// # Panics
+    ///
+    /// When polled again after it was ready.
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        loop {
+            let decided = match self.as_mut().project().state.project() {
+                StateProj::Calling {
+                    future,
+                    permit,
+                    until,
+                } => {
+                    let response = ready!(future.poll(cx));
+                    let permit = std::mem::replace(permit, Permit::none());
+                    // On an error nothing is left to hold the permit.
+                    return Poll::Ready(response.map(|response| hold(response, permit, *until)));
+                }
+                StateProj::Refused { response } => {
+                    let response = response.take().expect("polled again after it was ready");
+                    return Poll::Ready(Ok(*response));
+                }
+                StateProj::InLine { request } => {
+                    let waiting = request.as_mut().expect("polled again after it was ready");
+                    let acquired = ready!(Pin::new(&mut waiting.acquiring).poll(cx));
+                    let request = request.take().expect("it is there two lines up");
+                    request.decided(acquired)
+                }
+            };
+            self.set(decided);
+        }
+    }
+}
+
+impl<S, B> InLine<S, B>
+where
+    S: Service<Request<B>>,
+{
+    fn decided<RB: Body>(
+        self,
+        acquired: Result<Permit, crate::rejection::Rejection>,
+    ) -> ResponseFuture<S, B, RB> {
+        let Self {
+            mut service,
+            mut request,
+            key,
+            shared,
+            ..
+        } = self;
+        match acquired {
+            Ok(permit) => {
+                let permit = shared.admit(&mut request, permit, key.as_ref());
+                ResponseFuture::calling(service.call(request), permit, shared.hold_until)
+            }
+            Err(rejection) => {
+                let head = RequestHead::from(&request);
+                ResponseFuture::refused(shared.refuse(&rejection, head, key.as_ref()))
+            }
+        }
+    }
+}
+
+#[inline]
+fn hold<RB: Body>(
+    response: Response<RB>,
+    permit: Permit,
+    until: HoldUntil,
+) -> Response<ResponseBody<RB>> {
+    response.map(|body| match until {
+        HoldUntil::BodyEnd => ResponseBody::holding(body, permit),
+        HoldUntil::Headers => ResponseBody::inner(body),
+    })
+}
+
+impl<S, B, RB> fmt::Debug for ResponseFuture<S, B, RB>
+where
+    S: Service<Request<B>>,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}

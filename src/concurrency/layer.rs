@@ -1,0 +1,212 @@
+//! The layer: what is configured, and the limit that all its services share.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tower_layer::Layer;
+
+use super::service::ConcurrencyLimit;
+use crate::extract::{Extractor, KeyExtractor, RequestHead};
+use crate::limiter::{ConcurrencyLimiter, Wait};
+use crate::observe::{Observer, Observers};
+use crate::respond::{Answers, Responder};
+
+/// Limits how many requests a service handles at a time, and refuses the others.
+///
+/// ```
+/// use axum::{Router, routing::get};
+/// use tower_admission::ConcurrencyLimitLayer;
+///
+/// let app: Router = Router::new()
+///     .route("/", get(|| async { "hello" }))
+///     .layer(ConcurrencyLimitLayer::new(64).name("AI Bridge"));
+/// ```
+///
+/// # What a refused client sees
+///
+/// `503 Service Unavailable` with `Retry-After` and, unless it asks for something else, a problem
+/// (RFC 9457) whose detail reads `AI Bridge is currently at capacity. Please try again later.` A
+/// gRPC client gets UNAVAILABLE. Over a [per-key](Self::per_key) limit it is `429 Too Many
+/// Requests`, or RESOURCE_EXHAUSTED.
+///
+/// # What counts
+///
+/// A request counts from when it is handled until the response body has ended, so that a
+/// streamed answer counts as long as it streams; [`hold_until`](Self::hold_until) can end it
+/// sooner. It is given back also when the client goes away, the body fails or the handler panics. For an
+/// upgraded connection see [`UpgradePermit`](super::UpgradePermit).
+///
+/// # One limit per layer value
+///
+/// All clones of a layer and all services made with it share its limit. axum applies a router's
+/// layer to every route; the limit is still one. For a budget of its own make another layer.
+///
+/// # Deployment
+///
+/// Put it outside of rate limits, so that a request which is refused for capacity spends no
+/// quota. The limit is that of this process: several replicas each have their own.
+#[derive(Clone, Debug)]
+#[must_use = "a layer does nothing until it is added to a service"]
+pub struct ConcurrencyLimitLayer {
+    shared: Arc<Shared>,
+}
+
+/// What the services of a layer have in common.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub(super) limiter: ConcurrencyLimiter,
+    pub(super) key: Option<Extractor>,
+    pub(super) wait: Option<Wait>,
+    pub(super) hold_until: HoldUntil,
+    pub(super) skip: Option<Skip>,
+    pub(super) answers: Answers,
+    pub(super) observers: Observers,
+    /// Whether a permit is all that a request needs.
+    pub(super) is_plain: bool,
+}
+
+pub(crate) type Skip = Arc<dyn Fn(RequestHead<'_>) -> bool + Send + Sync>;
+
+/// How long a request counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HoldUntil {
+    /// Until its response body has ended.
+    #[default]
+    BodyEnd,
+    /// Until its response's headers are there, as with `tower::limit::ConcurrencyLimit`. Bodies
+    /// that are still being sent do not count.
+    Headers,
+}
+
+impl ConcurrencyLimitLayer {
+    /// At most `limit` requests at a time; 0 turns the limit off.
+    pub fn new(limit: usize) -> Self {
+        Self::with_limiter(ConcurrencyLimiter::new(limit))
+    }
+
+    /// Refuses every request, until the limiter's
+    /// [`set_limit`](ConcurrencyLimiter::set_limit) says otherwise.
+    pub fn deny_all() -> Self {
+        Self::with_limiter(ConcurrencyLimiter::deny_all())
+    }
+
+    fn with_limiter(limiter: ConcurrencyLimiter) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                limiter,
+                key: None,
+                wait: None,
+                hold_until: HoldUntil::default(),
+                skip: None,
+                answers: Answers::default(),
+                observers: Observers::default(),
+                is_plain: true,
+            }),
+        }
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut Shared)) -> Self {
+        let shared = Arc::make_mut(&mut self.shared);
+        change(shared);
+        shared.is_plain =
+            shared.key.is_none() && shared.skip.is_none() && shared.observers.is_empty();
+        self
+    }
+
+    /// What is at capacity, in the words of the answer. Default: `The service`.
+    pub fn name(self, name: &str) -> Self {
+        self.with(|shared| shared.limiter = shared.limiter.clone().named(name))
+    }
+
+    /// And at most `limit` requests at a time for each key; 0 turns this part off.
+    ///
+    /// A key over its limit is answered 429, and takes nothing from the service's capacity.
+    /// Costs memory for the keys that have a request in flight.
+    pub fn per_key(self, key: impl KeyExtractor, limit: usize) -> Self {
+        self.with(|shared| {
+            shared.limiter = shared.limiter.clone().per_key(limit);
+            shared.key = (limit > 0).then(|| Extractor::new(key));
+        })
+    }
+
+    /// Lets up to `max_waiting` requests wait for capacity, each for up to `max_time`, first come
+    /// first served. Default: none waits.
+    ///
+    /// When the line is full a request is refused at once. A client that goes away leaves the
+    /// line. Keep it short: whoever waits holds a connection and its memory. A request that
+    /// waits counts against its [key's limit](Self::per_key).
+    ///
+    /// # Panics
+    ///
+    /// A request that has to wait panics outside of a tokio runtime, or in one without time.
+    pub fn wait(self, max_waiting: usize, max_time: Duration) -> Self {
+        self.with(|shared| {
+            shared.wait = Some(Wait {
+                max_waiting,
+                max_time,
+            });
+        })
+    }
+
+    /// When a request stops to count. Default: when its response body has ended.
+    pub fn hold_until(self, hold_until: HoldUntil) -> Self {
+        self.with(|shared| shared.hold_until = hold_until)
+    }
+
+    /// What a refused client is told to wait, rounded up to seconds; `None` or zero for
+    /// no advice.
+    ///
+    /// Default: [one second](ConcurrencyLimiter::DEFAULT_RETRY_AFTER). When capacity frees up
+    /// cannot be known.
+    pub fn retry_after(self, wait: Option<Duration>) -> Self {
+        self.with(|shared| shared.limiter = shared.limiter.clone().retry_after(wait))
+    }
+
+    /// Lets requests through that this says `true` to; they are not counted.
+    pub fn skip(self, skip: impl Fn(RequestHead<'_>) -> bool + Send + Sync + 'static) -> Self {
+        self.with(|shared| shared.skip = Some(Arc::new(skip)))
+    }
+
+    /// How refusals are said. Default: [`Negotiated`](crate::respond::Negotiated).
+    pub fn respond(self, responder: impl Responder) -> Self {
+        self.with(|shared| shared.answers = Answers::new(responder))
+    }
+
+    /// Adds an observer. Default: none.
+    pub fn observe(self, observer: impl Observer) -> Self {
+        self.with(|shared| {
+            shared.observers.add(observer);
+            let observers = Arc::new(shared.observers.clone());
+            shared.limiter = shared.limiter.clone().observed(observers);
+        })
+    }
+
+    /// The limiter behind the layer: to see what is in flight, to change the limit at run time,
+    /// or to take permits for work that comes in another way.
+    ///
+    /// Shares the layer's count. Its name, keys and observers are those set so far.
+    #[must_use]
+    pub fn limiter(&self) -> ConcurrencyLimiter {
+        self.shared.limiter.clone()
+    }
+}
+
+impl<S> Layer<S> for ConcurrencyLimitLayer {
+    type Service = ConcurrencyLimit<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        ConcurrencyLimit::new(inner, self.shared.clone())
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("limiter", &self.limiter)
+            .field("wait", &self.wait)
+            .field("hold_until", &self.hold_until)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,14 @@
+//! Unlike `tower::limit::ConcurrencyLimit`, which makes requests wait, this refuses what is above
+//! the limit: at capacity a request is answered 503 at once.
+//!
+//! See [`ConcurrencyLimitLayer`].
+
+mod future;
+mod layer;
+mod service;
+mod upgrade;
+
+pub use self::future::ResponseFuture;
+pub use self::layer::{ConcurrencyLimitLayer, HoldUntil};
+pub use self::service::ConcurrencyLimit;
+pub use self::upgrade::UpgradePermit;

@@ -1,0 +1,169 @@
+//! The service: takes a permit in `call`, or refuses.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::{Request, Response};
+use http_body::Body;
+use tower_service::Service;
+
+use super::future::{InLine, ResponseFuture};
+use super::layer::{HoldUntil, Shared};
+use super::upgrade::{UpgradePermit, asks_for_upgrade};
+use crate::body::ResponseBody;
+use crate::extract::RequestHead;
+use crate::key::Key;
+use crate::limiter::{Acquire, Permit};
+use crate::observe::Subject;
+use crate::rejection::Rejection;
+
+/// A service with a limit on requests in flight; made by
+/// [`ConcurrencyLimitLayer`](super::ConcurrencyLimitLayer).
+#[derive(Clone, Debug)]
+pub struct ConcurrencyLimit<S> {
+    inner: S,
+    shared: Arc<Shared>,
+}
+
+impl<S> ConcurrencyLimit<S> {
+    pub(super) fn new(inner: S, shared: Arc<Shared>) -> Self {
+        Self { inner, shared }
+    }
+
+    /// The service inside.
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// The service inside.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
+    /// The service inside.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+}
+
+impl<S, B, RB> Service<Request<B>> for ConcurrencyLimit<S>
+where
+    S: Service<Request<B>, Response = Response<RB>> + Clone,
+    RB: Body,
+{
+    type Response = Response<ResponseBody<RB>>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S, B, RB>;
+
+    /// Asks the inner service. A permit is taken in `call`, so that a connection which is ready
+    /// and idle holds none.
+    #[inline]
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    #[inline]
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let shared = &*self.shared;
+        // The request stays where it is until it is passed on: a move of it costs as much as the
+        // permit.
+        if shared.is_plain
+            && !asks_for_upgrade(&request)
+            && let Some(permit) = shared.limiter.try_permit()
+        {
+            let until = shared.hold_until;
+            return ResponseFuture::calling(self.inner.call(request), permit, until);
+        }
+        self.call_with_options(request)
+    }
+}
+
+impl<S> ConcurrencyLimit<S> {
+    #[inline(never)]
+    fn call_with_options<B, RB>(&mut self, mut request: Request<B>) -> ResponseFuture<S, B, RB>
+    where
+        S: Service<Request<B>, Response = Response<RB>> + Clone,
+        RB: Body,
+    {
+        let shared = &*self.shared;
+        let head = RequestHead::from(&request);
+        if shared.skip.as_ref().is_some_and(|skip| skip(head)) {
+            let future = self.inner.call(request);
+            return ResponseFuture::calling(future, Permit::none(), HoldUntil::Headers);
+        }
+        let key = shared.key.as_ref().map(|key| key.key(head));
+        match shared.limiter.acquire(key, shared.wait) {
+            Acquire::Admitted(permit) => {
+                let until = shared.hold_until;
+                let permit = shared.admit(&mut request, permit, key.as_ref());
+                ResponseFuture::calling(self.inner.call(request), permit, until)
+            }
+            Acquire::Refused(rejection) => {
+                ResponseFuture::refused(shared.refuse(&rejection, head, key.as_ref()))
+            }
+            Acquire::InLine(acquiring) => {
+                // The service that was made ready is the one to be called, so it goes along and
+                // a clone that is not ready stays here.
+                let unready = self.inner.clone();
+                let ready = std::mem::replace(&mut self.inner, unready);
+                ResponseFuture::in_line(InLine {
+                    acquiring,
+                    service: ready,
+                    request,
+                    key,
+                    shared: self.shared.clone(),
+                })
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// What an admitted request holds. With an upgrade its handler holds the same.
+    #[inline]
+    pub(super) fn admit<B>(
+        &self,
+        request: &mut Request<B>,
+        permit: Permit,
+        key: Option<&Key>,
+    ) -> Permit {
+        self.observers
+            .tell(|observer| observer.admitted(&self.subject(key)));
+        if !asks_for_upgrade(request) {
+            return permit;
+        }
+        let permit = Arc::new(permit);
+        UpgradePermit::hand_over(permit.clone(), request);
+        Permit::sharing(permit)
+    }
+
+    #[cold]
+    pub(super) fn refuse<B>(
+        &self,
+        rejection: &Rejection,
+        head: RequestHead<'_>,
+        key: Option<&Key>,
+    ) -> Response<ResponseBody<B>>
+    where
+        B: Body,
+    {
+        self.observers
+            .tell(|observer| observer.rejected(&self.subject(key), rejection));
+        self.answers
+            .answer(rejection, head)
+            .map(ResponseBody::refusal)
+    }
+
+    fn subject<'a>(&'a self, key: Option<&'a Key>) -> Subject<'a> {
+        Subject {
+            limit_type: "http_concurrency",
+            limiter: self.limiter.name(),
+            key,
+        }
+    }
+}
+
+#[cfg(feature = "tonic")]
+impl<S: tonic::server::NamedService> tonic::server::NamedService for ConcurrencyLimit<S> {
+    const NAME: &'static str = S::NAME;
+}

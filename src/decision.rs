@@ -1,0 +1,224 @@
+//! The answer of a limiter, with its numbers.
+
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+/// Quotas that a decision holds without an allocation.
+const INLINE: usize = 2;
+
+/// What a limiter decided about one request, and what the caller has left.
+///
+/// The numbers of the decision itself are those of the quota that binds: the one that makes the
+/// caller wait longest when the request is refused, and the one with the least left when it is
+/// admitted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use = "a decision that nobody acts on limits nothing"]
+pub struct Decision {
+    admitted: bool,
+    usages: SmallVec<[Usage; INLINE]>,
+}
+
+/// How far one quota is used up, as seen by a [`Decision`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    limit: u32,
+    remaining: u32,
+    /// In nanoseconds, as is the wait.
+    reset: u64,
+    /// How long until the request fits: [`FITS`], [`NEVER`], or in between.
+    wait: u64,
+}
+
+const FITS: u64 = 0;
+const NEVER: u64 = u64::MAX;
+
+impl Decision {
+    /// Admitted by a limiter that limits nothing.
+    pub fn unlimited() -> Self {
+        Self {
+            admitted: true,
+            usages: SmallVec::new(),
+        }
+    }
+
+    /// The decision that follows from every quota's usage: admitted when the request fits all.
+    pub fn from_usages(usages: impl IntoIterator<Item = Usage>) -> Self {
+        let usages: SmallVec<[Usage; INLINE]> = usages.into_iter().collect();
+        Self {
+            admitted: usages.iter().all(Usage::fits),
+            usages,
+        }
+    }
+
+    /// The same, for a single quota.
+    #[inline]
+    pub(crate) fn from_usage(usage: Usage) -> Self {
+        let mut usages = SmallVec::new();
+        usages.push(usage);
+        Self {
+            admitted: usage.fits(),
+            usages,
+        }
+    }
+
+    /// Whether the request may come in.
+    #[inline]
+    #[must_use]
+    pub fn is_admitted(&self) -> bool {
+        self.admitted
+    }
+
+    /// How many requests a full bucket of the binding quota holds; `None` when nothing limits.
+    #[must_use]
+    pub fn limit(&self) -> Option<u32> {
+        self.binding().map(Usage::limit)
+    }
+
+    /// How many more requests the binding quota would admit now; `None` when nothing limits.
+    #[must_use]
+    pub fn remaining(&self) -> Option<u32> {
+        self.binding().map(Usage::remaining)
+    }
+
+    /// The time until the binding quota is as good as unused; `None` when nothing limits.
+    #[must_use]
+    pub fn reset(&self) -> Option<Duration> {
+        self.binding().map(Usage::reset)
+    }
+
+    /// How long a caller that was refused has to wait until the same request fits: the longest
+    /// wait over every quota that refused it.
+    ///
+    /// `None` for an admitted request, and for one that can never fit because it costs more than
+    /// a full bucket holds.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.binding().and_then(Usage::retry_after)
+    }
+
+    /// Whether the request was refused because it can never fit.
+    #[must_use]
+    pub fn is_hopeless(&self) -> bool {
+        self.usages.iter().any(|usage| usage.wait == NEVER)
+    }
+
+    /// Every quota's usage, in the order in which the limiter was given them.
+    #[must_use]
+    pub fn usages(&self) -> &[Usage] {
+        &self.usages
+    }
+
+    fn binding(&self) -> Option<&Usage> {
+        if self.is_admitted() {
+            self.usages.iter().min_by_key(|usage| usage.remaining)
+        } else {
+            self.usages.iter().max_by_key(|usage| usage.wait)
+        }
+    }
+}
+
+impl Usage {
+    /// A quota that the request fits; `remaining` and `reset` count the request in.
+    #[inline]
+    #[must_use]
+    pub fn admitted(limit: u32, remaining: u32, reset: Duration) -> Self {
+        Self {
+            limit,
+            remaining,
+            reset: nanos(reset),
+            wait: FITS,
+        }
+    }
+
+    /// A quota that the request does not fit until `wait` has passed, or never.
+    #[must_use]
+    pub fn refused(limit: u32, remaining: u32, reset: Duration, wait: Option<Duration>) -> Self {
+        Self {
+            limit,
+            remaining,
+            reset: nanos(reset),
+            wait: wait.map_or(NEVER, |wait| nanos(wait).clamp(FITS + 1, NEVER - 1)),
+        }
+    }
+
+    /// How many requests a full bucket holds.
+    #[must_use]
+    pub fn limit(&self) -> u32 {
+        self.limit
+    }
+
+    /// How many more requests of cost 1 would be admitted now.
+    #[must_use]
+    pub fn remaining(&self) -> u32 {
+        self.remaining
+    }
+
+    /// The time until the bucket is full.
+    #[must_use]
+    pub fn reset(&self) -> Duration {
+        Duration::from_nanos(self.reset)
+    }
+
+    /// Whether the request fits this quota.
+    #[inline]
+    #[must_use]
+    pub fn fits(&self) -> bool {
+        self.wait == FITS
+    }
+
+    /// How long until the request fits; `None` when it does now or never will.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self.wait {
+            FITS | NEVER => None,
+            nanos => Some(Duration::from_nanos(nanos)),
+        }
+    }
+}
+
+/// Saturates at 584 years.
+#[inline]
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn the_binding_quota_speaks() {
+        let roomy = Usage::admitted(100, 99, SECOND);
+        let tight = Usage::admitted(10, 1, 9 * SECOND);
+        let decision = Decision::from_usages([roomy, tight]);
+        assert!(decision.is_admitted());
+        assert_eq!(decision.remaining(), Some(1));
+        assert_eq!(decision.reset(), Some(9 * SECOND));
+        assert_eq!(decision.retry_after(), None);
+    }
+
+    #[test]
+    fn the_longest_wait_speaks_for_a_refusal() {
+        let decision = Decision::from_usages([
+            Usage::refused(10, 0, SECOND, Some(SECOND)),
+            Usage::admitted(100, 0, SECOND),
+            Usage::refused(20, 0, SECOND, Some(5 * SECOND)),
+        ]);
+        assert!(!decision.is_admitted());
+        assert_eq!(decision.retry_after(), Some(5 * SECOND));
+        assert_eq!(decision.limit(), Some(20));
+    }
+
+    #[test]
+    fn never_is_longer_than_any_wait() {
+        let decision = Decision::from_usages([
+            Usage::refused(10, 3, SECOND, None),
+            Usage::refused(20, 0, SECOND, Some(Duration::MAX)),
+        ]);
+        assert!(decision.is_hopeless());
+        assert_eq!(decision.retry_after(), None);
+    }
+}

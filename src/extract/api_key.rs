@@ -1,0 +1,47 @@
+//! A key in a header of its own.
+
+use http::HeaderName;
+
+use super::head::single;
+use super::{KeyExtractor, RequestHead};
+use crate::key::Key;
+
+/// Charges the value of a header, by default `X-Api-Key`.
+///
+/// Cannot tell when the header is missing, empty, or there more than once.
+///
+/// ```
+/// use tower_admission::{Quota, RateLimitLayer};
+/// use tower_admission::extract::ApiKey;
+///
+/// let layer = RateLimitLayer::by(ApiKey::header("x-client-token"), Quota::per_second(10));
+/// ```
+#[derive(Clone, Debug)]
+pub struct ApiKey(HeaderName);
+
+impl ApiKey {
+    /// The value of this header.
+    ///
+    /// # Panics
+    ///
+    /// When `name` is not the name of a header in lower case.
+    #[must_use]
+    pub fn header(name: &'static str) -> Self {
+        Self(HeaderName::from_static(name))
+    }
+}
+
+/// `X-Api-Key`.
+impl Default for ApiKey {
+    fn default() -> Self {
+        Self::header("x-api-key")
+    }
+}
+
+impl KeyExtractor for ApiKey {
+    #[inline]
+    fn extract(&self, head: RequestHead<'_>) -> Option<Key> {
+        let value = single(head.headers, &self.0)?.trim_ascii();
+        (!value.is_empty()).then(|| Key::new("api-key", value))
+    }
+}

@@ -1,0 +1,108 @@
+//! The token of an `Authorization: Bearer` header.
+
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
+
+use super::head::single;
+use super::{KeyExtractor, RequestHead};
+use crate::key::Key;
+
+/// Charges the token of an `Authorization: Bearer` header (RFC 6750 §2.1).
+///
+/// Cannot tell when the header is missing, there more than once, of another scheme, or when what
+/// follows the scheme is not one `b64token`.
+///
+/// The token is not checked: anybody can make one up, and each made-up token has a bucket of its
+/// own. See [`guard_by_ip`](crate::RateLimitLayer::guard_by_ip).
+///
+/// ```
+/// use tower_admission::{Quota, RateLimitLayer};
+/// use tower_admission::extract::{BearerToken, ClientIp, KeyExtractor};
+///
+/// let layer = RateLimitLayer::by(BearerToken.or(ClientIp::peer()), Quota::per_second(10));
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BearerToken;
+
+impl KeyExtractor for BearerToken {
+    #[inline]
+    fn extract(&self, head: RequestHead<'_>) -> Option<Key> {
+        key(head.headers)
+    }
+}
+
+/// The key of the bearer token in a request's headers.
+#[inline]
+pub(super) fn key(headers: &HeaderMap) -> Option<Key> {
+    let token = bearer_token(single(headers, &AUTHORIZATION)?)?;
+    Some(Key::new("bearer", token))
+}
+
+/// `credentials = "Bearer" 1*SP b64token`, the scheme in any case (RFC 9110 §11.1).
+#[inline]
+fn bearer_token(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = value.split_at_checked("Bearer ".len())?;
+    if !scheme.eq_ignore_ascii_case(b"Bearer ") {
+        return None;
+    }
+    let token = token.trim_ascii();
+    is_b64token(token).then_some(token)
+}
+
+/// `b64token = 1*( ALPHA / DIGIT / "-" / "." / "_" / "~" / "+" / "/" ) *"="`
+#[inline]
+fn is_b64token(token: &[u8]) -> bool {
+    let mut text = token;
+    while let [rest @ .., b'='] = text {
+        text = rest;
+    }
+    // Without an early exit, so that it is done for many bytes at once.
+    let is_token68 = |b: u8| {
+        (b | 0x20).wrapping_sub(b'a') < 26
+            || b.wrapping_sub(b'-') < 13 // - . / 0-9
+            || b == b'_'
+            || b == b'~'
+            || b == b'+'
+    };
+    !text.is_empty() && text.iter().fold(true, |all, b| all & is_token68(*b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_what_rfc_6750_calls_a_token() {
+        for (value, token) in [
+            ("Bearer abc", Some("abc")),
+            ("bearer abc", Some("abc")),
+            ("BEARER   abc  ", Some("abc")),
+            ("Bearer AZaz09-._~+/==", Some("AZaz09-._~+/==")),
+            ("Bearer", None),
+            ("Bearer ", None),
+            ("Bearer   ", None),
+            ("Bearer a b", None),
+            ("Bearer a,b", None),
+            ("Bearer ===", None),
+            ("Bearer a=b", None),
+            ("Bearerabc def", None),
+            ("Basic dXNlcjpwYXNz", None),
+            ("", None),
+        ] {
+            assert_eq!(
+                bearer_token(value.as_bytes()),
+                token.map(str::as_bytes),
+                "{value:?}"
+            );
+        }
+        assert_eq!(bearer_token(b"Bearer \xff\xfe"), None);
+    }
+
+    #[test]
+    fn every_byte_is_or_is_not_in_a_token() {
+        for byte in 0..=u8::MAX {
+            let expected = byte.is_ascii_alphanumeric() || b"-._~+/".contains(&byte);
+            assert_eq!(is_b64token(&[byte]), expected, "{byte:#x}");
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! What a response's header says about limits.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::RETRY_AFTER;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use smallvec::SmallVec;
+
+use crate::decision::{Decision, Usage};
+use crate::limiter::RateLimiter;
+use crate::policy::{NamedQuota, Policy};
+use crate::rejection::whole_seconds;
+
+/// Which headers tell clients about rate limits.
+///
+/// `Retry-After` is not one of these: every refusal has it, if it can be known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RateLimitHeaders {
+    /// `RateLimit` and `RateLimit-Policy` as in [draft-ietf-httpapi-ratelimit-headers][draft],
+    /// a member for each quota. Layers on one route add to each other's.
+    ///
+    /// `q` is the burst and `w` the time in which an empty bucket fills, in whole seconds (the
+    /// nearest; below one second it is left out), so that `r` counts down from `q` and the two
+    /// stand for the rate. `t` is the time until the bucket is
+    /// full, or, in a refusal, until the request fits.
+    ///
+    /// [draft]: https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/
+    #[default]
+    Draft,
+    /// `X-RateLimit-Limit`, `-Remaining` and `-Reset` (seconds until the bucket is full) of the
+    /// quota with the least left. Of several layers on one route the tightest is told.
+    Legacy,
+    /// None. The one choice with which an admitted request costs no allocation.
+    Off,
+}
+
+static RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
+static RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+static LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
+static REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
+static RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+
+/// The headers of one layer: its dialect, and what of them never changes.
+#[derive(Clone, Debug)]
+pub(crate) struct Headers {
+    dialect: RateLimitHeaders,
+    policy: Option<HeaderValue>,
+    /// What begins each quota's member of `RateLimit`: its name and `;r=`.
+    members: Vec<String>,
+}
+
+impl Headers {
+    pub(crate) fn new(dialect: RateLimitHeaders, limiter: &RateLimiter) -> Self {
+        let quotas = || limiter.policies().iter().flat_map(Policy::quotas);
+        Self {
+            dialect,
+            policy: policy_field(quotas()),
+            members: quotas()
+                .map(|quota| sf_string(quota.name()) + ";r=")
+                .collect(),
+        }
+    }
+
+    pub(crate) fn are_off(&self) -> bool {
+        self.dialect == RateLimitHeaders::Off
+    }
+
+    /// Tells what a decision left.
+    pub(crate) fn tell(&self, decision: &Decision, headers: &mut HeaderMap) {
+        match self.dialect {
+            RateLimitHeaders::Draft => self.tell_draft(decision, headers),
+            RateLimitHeaders::Legacy => tell_legacy(decision, headers),
+            RateLimitHeaders::Off => {}
+        }
+    }
+
+    fn tell_draft(&self, decision: &Decision, headers: &mut HeaderMap) {
+        let Some(policy) = &self.policy else {
+            return;
+        };
+        let retry_after = retry_after(headers);
+        headers.append(&RATELIMIT_POLICY, policy.clone());
+        let mut field = SmallVec::<[u8; 128]>::new();
+        let mut digits = itoa::Buffer::new();
+        for (member, usage) in self.members.iter().zip(decision.usages()) {
+            if !field.is_empty() {
+                field.extend_from_slice(b", ");
+            }
+            field.extend_from_slice(member.as_bytes());
+            field.extend_from_slice(digits.format(usage.remaining()).as_bytes());
+            // Not above a `Retry-After`, which may be that of a layer further in.
+            let reset = reset(decision, usage).filter(|reset| *reset <= retry_after);
+            if let Some(reset) = reset {
+                field.extend_from_slice(b";t=");
+                field.extend_from_slice(digits.format(reset.min(MAX_INTEGER)).as_bytes());
+            }
+        }
+        if let Ok(value) = HeaderValue::from_bytes(&field) {
+            headers.append(&RATELIMIT, value);
+        }
+    }
+}
+
+/// The seconds of a response's `Retry-After`; no bound if it has none, or a date.
+fn retry_after(headers: &HeaderMap) -> u64 {
+    let value = headers.get(RETRY_AFTER);
+    let seconds = value.and_then(|value| value.to_str().ok()?.parse().ok());
+    seconds.unwrap_or(u64::MAX)
+}
+
+/// `Retry-After` in seconds (RFC 9110 §10.2.3), unless a response has one already.
+pub(crate) fn tell_retry_after(seconds: Option<u64>, headers: &mut HeaderMap) {
+    if let Some(seconds) = seconds {
+        headers
+            .entry(RETRY_AFTER)
+            .or_insert_with(|| HeaderValue::from(seconds));
+    }
+}
+
+/// `t`: in a refusal only of quotas that refuse, because no other says when to come back and
+/// `Retry-After` must not be below any `t`.
+fn reset(decision: &Decision, usage: &Usage) -> Option<u64> {
+    if decision.is_admitted() {
+        Some(ceil_seconds(usage.reset()))
+    } else {
+        usage.retry_after().map(whole_seconds)
+    }
+}
+
+fn tell_legacy(decision: &Decision, headers: &mut HeaderMap) {
+    let (Some(limit), Some(remaining), Some(reset)) =
+        (decision.limit(), decision.remaining(), decision.reset())
+    else {
+        return;
+    };
+    // These are no lists. A tighter limit further in was told already.
+    let told = headers
+        .get(&REMAINING)
+        .and_then(|value| value.to_str().ok()?.parse().ok());
+    if told.is_some_and(|told: u32| told <= remaining) {
+        return;
+    }
+    headers.insert(&LIMIT, limit.into());
+    headers.insert(&REMAINING, remaining.into());
+    headers.insert(&RESET, ceil_seconds(reset).into());
+}
+
+fn ceil_seconds(time: Duration) -> u64 {
+    time.as_secs() + u64::from(time.subsec_nanos() > 0)
+}
+
+const NANOS_PER_SECOND: u128 = 1_000_000_000;
+
+/// The largest integer of a structured field (RFC 9651 §3.3.1): 15 digits.
+const MAX_INTEGER: u64 = 999_999_999_999_999;
+
+fn policy_field<'a>(quotas: impl Iterator<Item = &'a NamedQuota>) -> Option<HeaderValue> {
+    let mut field = String::new();
+    for quota in quotas {
+        member(&mut field, &sf_string(quota.name()));
+        let Some(rate) = quota.quota().rate() else {
+            field.push_str(";q=0");
+            continue;
+        };
+        let _ = write!(field, ";q={}", rate.burst());
+        // Whole seconds above 0; a shorter window has none.
+        let window = rate.window_nanos();
+        if window >= NANOS_PER_SECOND {
+            let seconds = (window + NANOS_PER_SECOND / 2) / NANOS_PER_SECOND;
+            let _ = write!(field, ";w={seconds}");
+        }
+    }
+    if field.is_empty() {
+        return None;
+    }
+    HeaderValue::from_maybe_shared(Bytes::from(field)).ok()
+}
+
+/// Begins a list member (RFC 9651 §3.1).
+fn member(field: &mut String, name: &str) {
+    if !field.is_empty() {
+        field.push_str(", ");
+    }
+    field.push_str(name);
+}
+
+/// A String (RFC 9651 §3.3.3). Policies' names are printable ASCII.
+fn sf_string(text: &str) -> String {
+    let mut string = String::with_capacity(text.len() + 2);
+    string.push('"');
+    for char in text.chars() {
+        if matches!(char, '"' | '\\') {
+            string.push('\\');
+        }
+        string.push(char);
+    }
+    string.push('"');
+    string
+}

@@ -1,0 +1,104 @@
+//! Admission control for tower services: who may come in now, and what the others are told.
+//!
+//! [`ConcurrencyLimitLayer`] answers 503 at capacity, [`RateLimitByTokenLayer`] answers 429 with
+//! an honest `Retry-After`; both go around any tower HTTP service, in axum, tonic and hyper.
+//!
+//! ```
+//! use axum::{Router, routing::post};
+//! use tower::ServiceBuilder;
+//! use tower_admission::{ConcurrencyLimitLayer, Quota, RateLimitByTokenLayer};
+//!
+//! let limits = ServiceBuilder::new()
+//!     // Capacity outermost: a 503 spends no quota.
+//!     .layer(ConcurrencyLimitLayer::new(64).name("AI Bridge"))
+//!     .layer(RateLimitByTokenLayer::new(Quota::per_second(10).burst(20)));
+//!
+//! let app: Router = Router::new()
+//!     .route("/api/chat", post(|| async { "hello" }))
+//!     .layer(limits)
+//!     // What is added after a layer is outside of it.
+//!     .route("/health", axum::routing::get(|| async { "ok" }));
+//! ```
+//!
+//! # Where to go from here
+//!
+//! - [`concurrency`] and [`rate`]: the two layers, and what a refused client sees.
+//! - [`extract`]: who is charged, also behind proxies.
+//! - [`Quota`] and [`Policy`]: how much per how long, and several of these as one.
+//! - [`respond`] and [`RateLimitHeaders`]: what clients are told.
+//! - [`observe`]: metrics and logs.
+//! - [`RateLimiter`] and [`ConcurrencyLimiter`]: the same without HTTP.
+//! - [`store`]: where the counting happens, and what it costs in memory.
+//! - [`limitations`]: what this crate does not do.
+//!
+//! # Features
+//!
+//! None is on by default; `full` turns on all but `test-util`.
+//!
+//! | feature | adds |
+//! |---|---|
+//! | `axum` | the peer's address from `ConnectInfo`; [`RateLimitStatus`] and [`UpgradePermit`] as extractors |
+//! | `tonic` | the peer's address from tonic's connect info; `NamedService` forwarded, to go around a single service |
+//! | `metrics` | `MetricsObserver` |
+//! | `tracing` | `TracingObserver`, and a warning when requests have no key |
+//! | `serde` | [`Quota`] as text in configuration files |
+//! | `test-util` | a clock for tests, and a suite for stores of your own |
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+// Each level uses only those above it; `tests/layering.rs` checks that.
+mod sync;
+
+mod key;
+
+mod policy;
+mod quota;
+
+mod decision;
+
+pub mod store;
+
+pub mod observe;
+mod rejection;
+
+mod limiter;
+
+// The HTTP boundary: above it no http types, below it no algorithms.
+mod body;
+pub mod extract;
+mod headers;
+pub mod respond;
+
+pub mod concurrency;
+pub mod rate;
+
+pub use body::ResponseBody;
+pub use concurrency::{ConcurrencyLimit, ConcurrencyLimitLayer, HoldUntil, UpgradePermit};
+pub use decision::{Decision, Usage};
+pub use extract::{
+    ApiKey, BearerToken, ByToken, ClientIp, KeyExtractor, PeerAddr, RequestHead, Shared,
+};
+pub use headers::RateLimitHeaders;
+pub use key::{Key, Secret, SecretInstalled};
+pub use limiter::{ConcurrencyLimiter, Permit, RateLimiter};
+pub use observe::Observer;
+pub use policy::{NamedQuota, Policy, PolicyError};
+pub use quota::{Quota, QuotaError};
+pub use rate::{RateLimit, RateLimitByTokenLayer, RateLimitLayer, RateLimitStatus};
+pub use rejection::{Reason, Rejection};
+pub use respond::Responder;
+pub use store::MemoryStore;
+
+/// For tests of services that use this crate, and of stores.
+#[cfg(feature = "test-util")]
+pub mod test_util {
+    pub use crate::store::memory::clock::TestClock;
+}
+
+#[doc = include_str!("../docs/limitations.md")]
+pub mod limitations {}
+
+/// The README's code compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

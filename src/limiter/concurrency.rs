@@ -1,0 +1,259 @@
+//! A limit on how many are in flight.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::per_key::{KeySlot, PerKey};
+use super::permit::{Permit, Watched};
+use super::slots::{Slot, Slots, UNLIMITED};
+use super::wait::{Acquire, Acquiring};
+use crate::key::Key;
+use crate::observe::Observer;
+use crate::rejection::{Reason, Rejection};
+
+/// Limits how many are in flight, in total and for each key. Clones share one limit.
+///
+/// ```
+/// use tower_admission::ConcurrencyLimiter;
+///
+/// let jobs = ConcurrencyLimiter::new(1);
+/// let permit = jobs.try_acquire().unwrap();
+/// assert!(jobs.try_acquire().is_err());
+/// drop(permit);
+/// assert!(jobs.try_acquire().is_ok());
+/// ```
+#[derive(Clone)]
+pub struct ConcurrencyLimiter(Arc<Limit>);
+
+#[derive(Clone)]
+struct Limit {
+    counter: Arc<Counter>,
+    name: Arc<str>,
+    per_key: Option<Arc<PerKey>>,
+    retry_after: Option<Duration>,
+    observer: Option<Arc<dyn Observer>>,
+}
+
+/// Lets go of the counter with the last limiter that uses it.
+struct Counter(&'static Slots);
+
+impl Drop for Counter {
+    fn drop(&mut self) {
+        self.0.retire();
+    }
+}
+
+impl ConcurrencyLimiter {
+    /// What a client is told to wait when there is no capacity. When a slot frees cannot be
+    /// known; a second is long enough to matter and short enough to not leave capacity idle.
+    pub const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(1);
+
+    /// At most `limit` in flight; 0 turns the limit off, and they are only counted.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self::with_slots(slots_of(limit))
+    }
+
+    /// Admits nothing, until [`set_limit`](Self::set_limit) says otherwise.
+    #[must_use]
+    pub fn deny_all() -> Self {
+        Self::with_slots(0)
+    }
+
+    fn with_slots(slots: u64) -> Self {
+        Self(Arc::new(Limit {
+            counter: Arc::new(Counter(Slots::new(slots))),
+            name: "".into(),
+            per_key: None,
+            retry_after: Some(Self::DEFAULT_RETRY_AFTER),
+            observer: None,
+        }))
+    }
+
+    /// Takes a permit for somebody, if the service has capacity.
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::AtCapacity`] when there is none, or when others wait for it in line.
+    #[inline]
+    pub fn try_acquire(&self) -> Result<Permit, Rejection> {
+        self.try_permit().ok_or_else(|| self.at_capacity())
+    }
+
+    /// As [`try_acquire`](Self::try_acquire), without a reason for a refusal.
+    #[inline]
+    pub(crate) fn try_permit(&self) -> Option<Permit> {
+        self.slots().try_take().map(|slot| self.permit(slot, None))
+    }
+
+    /// Takes a permit for `key`, if it has fewer in flight than it may and the service has
+    /// capacity.
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::KeyAtCapacity`] when the key's own limit is reached, else
+    /// [`Reason::AtCapacity`].
+    pub fn try_acquire_for(&self, key: &Key) -> Result<Permit, Rejection> {
+        // The key's slot first: a key over its limit must not hold the service's capacity, not
+        // even for a moment.
+        let key = self.take_key(Some(*key))?;
+        match self.slots().try_take() {
+            Some(slot) => Ok(self.permit(slot, key)),
+            None => Err(self.at_capacity()),
+        }
+    }
+
+    /// As [`try_acquire_for`](Self::try_acquire_for), waiting in line if that is configured.
+    #[inline]
+    pub(crate) fn acquire(&self, key: Option<Key>, wait: Option<Wait>) -> Acquire {
+        let key = match self.take_key(key) {
+            Ok(key) => key,
+            Err(rejection) => return Acquire::Refused(rejection),
+        };
+        match self.slots().try_take() {
+            Some(slot) => Acquire::Admitted(self.permit(slot, key)),
+            None => self.join_line(key, wait),
+        }
+    }
+
+    #[cold]
+    fn join_line(&self, key: Option<KeySlot>, wait: Option<Wait>) -> Acquire {
+        let place = wait.and_then(|wait| {
+            let place = self.slots().join_line(wait.max_waiting)?;
+            Some((place, tokio::time::sleep(wait.max_time)))
+        });
+        match place {
+            Some((place, deadline)) => {
+                Acquire::InLine(Acquiring::new(self.clone(), place, key, deadline))
+            }
+            None => Acquire::Refused(self.at_capacity()),
+        }
+    }
+
+    #[inline]
+    fn take_key(&self, key: Option<Key>) -> Result<Option<KeySlot>, Rejection> {
+        let (Some(per_key), Some(key)) = (&self.0.per_key, key) else {
+            return Ok(None);
+        };
+        match per_key.try_take(key) {
+            Some(slot) => Ok(Some(slot)),
+            None => Err(self.rejection(Reason::KeyAtCapacity)),
+        }
+    }
+
+    #[inline]
+    pub(super) fn permit(&self, slot: Slot, key: Option<KeySlot>) -> Permit {
+        match (&self.0.observer, key) {
+            (None, None) => Permit::new(slot),
+            (observer, key) => {
+                let watched = observer.as_ref().map(|observer| {
+                    observer.acquired(&self.0.name, slot.in_flight());
+                    Watched {
+                        limiter: self.0.name.clone(),
+                        observer: observer.clone(),
+                    }
+                });
+                Permit::with_extra(slot, key, watched)
+            }
+        }
+    }
+
+    #[cold]
+    pub(super) fn at_capacity(&self) -> Rejection {
+        self.rejection(Reason::AtCapacity)
+    }
+
+    fn rejection(&self, reason: Reason) -> Rejection {
+        Rejection::new(reason, String::from(&*self.0.name)).retry_after(self.0.retry_after)
+    }
+
+    /// How many are in flight.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        // Of things in this process's memory, so it fits.
+        self.slots().in_flight() as usize
+    }
+
+    /// How many may be in flight; 0 when the limit is off.
+    ///
+    /// A limiter that [denies all](Self::deny_all) cannot be told from one that is off by this
+    /// number; [`is_off`](Self::is_off) tells.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        match self.slots().limit() {
+            UNLIMITED => 0,
+            limit => limit as usize,
+        }
+    }
+
+    /// Whether nothing is limited in total.
+    #[must_use]
+    pub fn is_off(&self) -> bool {
+        self.slots().limit() == UNLIMITED
+    }
+
+    /// Changes the limit for everyone who shares it; 0 turns it off.
+    ///
+    /// Never blocks. When it is lowered, what is in flight stays, and nobody new comes in until
+    /// enough permits are back.
+    pub fn set_limit(&self, limit: usize) {
+        self.slots().set_limit(slots_of(limit));
+    }
+
+    /// What the limiter is called in answers; may be empty.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    #[inline]
+    fn slots(&self) -> &'static Slots {
+        self.0.counter.0
+    }
+
+    pub(crate) fn named(mut self, name: &str) -> Self {
+        Arc::make_mut(&mut self.0).name = name.into();
+        self
+    }
+
+    pub(crate) fn per_key(mut self, limit: usize) -> Self {
+        let per_key = (limit > 0).then(|| Arc::new(PerKey::new(limit)));
+        Arc::make_mut(&mut self.0).per_key = per_key;
+        self
+    }
+
+    pub(crate) fn retry_after(mut self, wait: Option<Duration>) -> Self {
+        Arc::make_mut(&mut self.0).retry_after = wait.filter(|wait| !wait.is_zero());
+        self
+    }
+
+    pub(crate) fn observed(mut self, observer: Arc<dyn Observer>) -> Self {
+        Arc::make_mut(&mut self.0).observer = Some(observer);
+        self
+    }
+}
+
+/// How many may wait in line, and how long.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wait {
+    pub(crate) max_waiting: usize,
+    pub(crate) max_time: Duration,
+}
+
+fn slots_of(limit: usize) -> u64 {
+    match limit {
+        0 => UNLIMITED,
+        limit => (limit as u64).min(UNLIMITED - 1),
+    }
+}
+
+impl fmt::Debug for ConcurrencyLimiter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConcurrencyLimiter")
+            .field("name", &self.name())
+            .field("in_flight", &self.in_flight())
+            .field("limit", &self.limit())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,15 @@
+//! Limiters: they ask a store, and are usable without HTTP, for a message or a job.
+
+mod concurrency;
+mod per_key;
+mod permit;
+mod rate;
+mod slots;
+mod wait;
+
+pub use concurrency::ConcurrencyLimiter;
+pub use permit::Permit;
+pub use rate::RateLimiter;
+
+pub(crate) use concurrency::Wait;
+pub(crate) use wait::{Acquire, Acquiring};

@@ -1,0 +1,115 @@
+//! How many each key has in flight.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::hash::BuildHasher;
+use std::sync::Arc;
+
+use crate::key::Key;
+use crate::sync::{Mutex, lock};
+
+const SHARDS: usize = 16;
+
+/// A count for each key that has anything in flight; the entry goes with the last of it, so the
+/// memory is bounded by what is in flight.
+pub(super) struct PerKey {
+    limit: usize,
+    shards: [Mutex<HashMap<Key, usize>>; SHARDS],
+    hasher: std::hash::RandomState,
+}
+
+/// One slot of a key's, taken. Dropping it gives it back.
+pub(super) struct KeySlot {
+    per_key: Arc<PerKey>,
+    key: Key,
+}
+
+impl PerKey {
+    pub(super) fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            shards: std::array::from_fn(|_| Mutex::new(HashMap::new())),
+            hasher: std::hash::RandomState::new(),
+        }
+    }
+
+    /// Takes one of the key's slots if one is free.
+    pub(super) fn try_take(self: &Arc<Self>, key: Key) -> Option<KeySlot> {
+        let mut shard = lock(self.shard(&key));
+        let taken = shard.entry(key);
+        match taken {
+            Entry::Occupied(mut taken) if *taken.get() < self.limit => *taken.get_mut() += 1,
+            Entry::Vacant(vacant) if self.limit > 0 => {
+                vacant.insert(1);
+            }
+            _ => return None,
+        }
+        drop(shard);
+        Some(KeySlot {
+            per_key: self.clone(),
+            key,
+        })
+    }
+
+    fn give_back(&self, key: &Key) {
+        let mut shard = lock(self.shard(key));
+        let Some(taken) = shard.get_mut(key) else {
+            return;
+        };
+        *taken -= 1;
+        if *taken == 0 {
+            shard.remove(key);
+            // After a flood of keys, give its memory back.
+            if shard.capacity() > 256 && shard.len() * 8 < shard.capacity() {
+                let keep = shard.len() * 2;
+                shard.shrink_to(keep);
+            }
+        }
+    }
+
+    fn shard(&self, key: &Key) -> &Mutex<HashMap<Key, usize>> {
+        &self.shards[self.hasher.hash_one(key) as usize % SHARDS]
+    }
+
+    #[cfg(all(test, not(admission_loom)))]
+    fn len(&self) -> usize {
+        self.shards.iter().map(|shard| lock(shard).len()).sum()
+    }
+}
+
+impl Drop for KeySlot {
+    fn drop(&mut self) {
+        self.per_key.give_back(&self.key);
+    }
+}
+
+#[cfg(all(test, not(admission_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_vanish_at_zero() {
+        let per_key = Arc::new(PerKey::new(2));
+        let keys: Vec<_> = (0..10_000u32)
+            .map(|n| Key::id("user", &n.to_string()))
+            .collect();
+        let held: Vec<_> = keys
+            .iter()
+            .map(|key| per_key.try_take(*key).unwrap())
+            .collect();
+        let more: Vec<_> = keys
+            .iter()
+            .map(|key| per_key.try_take(*key).unwrap())
+            .collect();
+        assert!(keys.iter().all(|key| per_key.try_take(*key).is_none()));
+        assert_eq!(per_key.len(), keys.len());
+        drop((held, more));
+        assert_eq!(per_key.len(), 0);
+        let capacity: usize = per_key
+            .shards
+            .iter()
+            .map(|shard| lock(shard).capacity())
+            .sum();
+        assert!(capacity <= 256 * SHARDS, "{capacity}");
+    }
+}

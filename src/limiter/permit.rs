@@ -1,0 +1,108 @@
+//! A yes that is held.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::per_key::KeySlot;
+use super::slots::Slot;
+use crate::observe::Observer;
+
+/// Permission to be in flight, given back on drop.
+#[must_use = "dropping a permit gives it back at once"]
+pub struct Permit {
+    slot: Option<Slot>,
+    extra: Option<Box<Extra>>,
+}
+
+/// What few permits have.
+#[derive(Default)]
+pub(super) struct Extra {
+    pub(super) key: Option<KeySlot>,
+    pub(super) watched: Option<Watched>,
+    /// A permit that others hold as well.
+    shared: Option<Arc<Permit>>,
+}
+
+/// Tells an observer when the permit is given back.
+pub(super) struct Watched {
+    pub(super) limiter: Arc<str>,
+    pub(super) observer: Arc<dyn Observer>,
+}
+
+impl Permit {
+    #[inline]
+    pub(super) fn new(slot: Slot) -> Self {
+        Self {
+            slot: Some(slot),
+            extra: None,
+        }
+    }
+
+    pub(super) fn with_extra(slot: Slot, key: Option<KeySlot>, watched: Option<Watched>) -> Self {
+        let extra = Extra {
+            key,
+            watched,
+            shared: None,
+        };
+        Self {
+            slot: Some(slot),
+            extra: Some(Box::new(extra)),
+        }
+    }
+
+    /// Permission for what does not count.
+    #[inline]
+    pub(crate) fn none() -> Self {
+        Self {
+            slot: None,
+            extra: None,
+        }
+    }
+
+    /// A permit that is given back when the last of those who share it is done.
+    pub(crate) fn sharing(permit: Arc<Self>) -> Self {
+        let extra = Extra {
+            shared: Some(permit),
+            ..Extra::default()
+        };
+        Self {
+            slot: None,
+            extra: Some(Box::new(extra)),
+        }
+    }
+
+    /// Gives the permit back, if that was not done before.
+    #[inline]
+    pub(crate) fn release(&mut self) {
+        drop(self.slot.take());
+        if self.extra.is_some() {
+            self.release_extra();
+        }
+    }
+
+    #[cold]
+    fn release_extra(&mut self) {
+        let Some(mut extra) = self.extra.take() else {
+            return;
+        };
+        drop(extra.key.take());
+        drop(extra.shared.take());
+        // Last, so that an observer sees the counts without this one.
+        if let Some(watched) = &extra.watched {
+            watched.observer.released(&watched.limiter);
+        }
+    }
+}
+
+impl Drop for Permit {
+    #[inline]
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+impl fmt::Debug for Permit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Permit").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,172 @@
+//! Rate limits by key.
+
+use std::fmt;
+use std::slice;
+use std::sync::Arc;
+
+use crate::decision::{Decision, Usage};
+use crate::key::Key;
+use crate::policy::{NamedQuota, Policy};
+use crate::store::{MemoryStore, RateBuckets, RateStore, Reply};
+
+/// Decides by key whether a request fits its quotas. Clones share one limit.
+///
+/// ```
+/// use tower_admission::{Key, Quota, RateLimiter};
+///
+/// let messages = RateLimiter::new(Quota::per_minute(100));
+/// let user = Key::id("user", "alice");
+///
+/// let decision = messages.check(&user);
+/// assert!(decision.is_admitted());
+/// assert_eq!(decision.remaining(), Some(99));
+/// ```
+#[derive(Clone)]
+pub struct RateLimiter(Arc<Limit>);
+
+struct Limit {
+    policies: Vec<Policy>,
+    /// `None` when every quota is off.
+    buckets: Option<Arc<dyn RateBuckets>>,
+}
+
+impl RateLimiter {
+    /// A limiter in memory, with the default bound on keys.
+    #[must_use]
+    pub fn new(policy: impl Into<Policy>) -> Self {
+        Self::with_store(policy, &MemoryStore::new())
+    }
+
+    /// A limiter that counts in `store`.
+    #[must_use]
+    pub fn with_store(policy: impl Into<Policy>, store: &(impl RateStore + ?Sized)) -> Self {
+        Self::with_policies(vec![policy.into()], store)
+    }
+
+    /// A limiter that charges one key to each policy.
+    pub(crate) fn with_policies(policies: Vec<Policy>, store: &(impl RateStore + ?Sized)) -> Self {
+        let policies: Vec<_> = policies.into_iter().map(Policy::limiting).collect();
+        let limits = policies.iter().any(|policy| !policy.quotas().is_empty());
+        let buckets = limits.then(|| store.open(&policies));
+        Self(Arc::new(Limit { policies, buckets }))
+    }
+
+    /// Decides about a request of cost 1 and takes it from the key's buckets if it is admitted.
+    ///
+    /// # Panics
+    ///
+    /// When the store does not answer at once; the memory store does. Use
+    /// [`decide`](Self::decide) with one that does not.
+    #[inline]
+    pub fn check(&self, key: &Key) -> Decision {
+        self.check_n(key, 1)
+    }
+
+    /// As [`check`](Self::check), for a request of any cost.
+    ///
+    /// A cost of 0 is admitted, takes nothing and reports what is left. A cost above the burst of
+    /// a quota is refused, takes nothing and has no [`retry_after`](Decision::retry_after).
+    ///
+    /// # Panics
+    ///
+    /// As [`check`](Self::check).
+    #[inline]
+    pub fn check_n(&self, key: &Key, cost: u32) -> Decision {
+        now(self.decide(slice::from_ref(key), cost))
+    }
+
+    /// What [`check`](Self::check) would decide, taking nothing.
+    ///
+    /// # Panics
+    ///
+    /// As [`check`](Self::check).
+    pub fn peek(&self, key: &Key) -> Decision {
+        now(self.peek_all(slice::from_ref(key), 1))
+    }
+
+    /// Gives back what an admitted request took, because it turned out not to count.
+    ///
+    /// Never fills a bucket beyond its burst. Meant for soon after the request: what the bucket
+    /// has regained by itself since then is given back once more.
+    ///
+    /// # Panics
+    ///
+    /// As [`check`](Self::check).
+    pub fn refund(&self, key: &Key, cost: u32) {
+        now(self.refund_all(slice::from_ref(key), cost));
+    }
+
+    /// Decides about a request with a key for each policy of a layer: its own, then those of
+    /// [`and_by`](crate::RateLimitLayer::and_by). Policies without a key are left alone.
+    ///
+    /// The answer is there at once, or can be awaited, as the store is.
+    #[inline]
+    pub fn decide(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
+        match &self.0.buckets {
+            Some(buckets) => buckets.take(keys, cost),
+            None => Reply::Ready(Decision::unlimited()),
+        }
+    }
+
+    /// What [`decide`](Self::decide) would answer, taking nothing.
+    pub fn peek_all(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
+        match &self.0.buckets {
+            Some(buckets) => buckets.peek(keys, cost),
+            None => Reply::Ready(Decision::unlimited()),
+        }
+    }
+
+    /// As [`refund`](Self::refund), to all keys of a [`decide`](Self::decide).
+    pub fn refund_all(&self, keys: &[Key], cost: u32) -> Reply<()> {
+        match &self.0.buckets {
+            Some(buckets) => buckets.refund(keys, cost),
+            None => Reply::Ready(()),
+        }
+    }
+
+    /// The policies that this limiter counts for, without the quotas that are off.
+    #[must_use]
+    pub fn policies(&self) -> &[Policy] {
+        &self.0.policies
+    }
+
+    /// Whether this limiter limits nothing, because every quota is off.
+    #[inline]
+    #[must_use]
+    pub fn is_off(&self) -> bool {
+        self.0.buckets.is_none()
+    }
+
+    /// The names of the quotas, in the order of a decision's usages.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        let quotas = self.0.policies.iter().flat_map(Policy::quotas);
+        quotas.map(NamedQuota::name)
+    }
+
+    /// Each usage of a decision, with the name of its quota.
+    pub(crate) fn named<'a>(
+        &'a self,
+        decision: &'a Decision,
+    ) -> impl Iterator<Item = (Arc<str>, &'a Usage)> {
+        let quotas = self.0.policies.iter().flat_map(Policy::quotas);
+        quotas
+            .map(|quota| quota.shared_name())
+            .zip(decision.usages())
+    }
+}
+
+#[inline]
+fn now<T>(reply: Reply<T>) -> T {
+    match reply {
+        Reply::Ready(answer) => answer,
+        Reply::Pending(_) => panic!("this store answers later: await RateLimiter::decide"),
+    }
+}
+
+impl fmt::Debug for RateLimiter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RateLimiter")
+            .field("policies", &self.0.policies)
+            .finish_non_exhaustive()
+    }
+}

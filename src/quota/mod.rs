@@ -1,0 +1,322 @@
+//! How much per how long, with a burst.
+
+mod text;
+
+use std::fmt;
+use std::time::Duration;
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(60 * 60);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The longest time that an empty bucket may take to fill. Nanoseconds up to here can be added
+/// a few times over without overflowing 64 bits.
+const LONGEST_REFILL: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
+/// How much per how long, with a burst.
+///
+/// A quota is a bucket (the [generic cell rate algorithm][gcra], a leaky bucket used as a meter):
+/// it holds up to [`burst`](Quota::burst) requests and fills evenly with `count` of them per
+/// period. Any interval of length `W` admits at most `burst + W × count / period` requests, and a
+/// client that stays at the rate is never refused. Unless said otherwise the burst is the count.
+///
+/// It is written as it is said: `"10/s"`, `"600/min burst 50"`, `"1000/h"`, `"5 per 30s"`.
+///
+/// ```
+/// use tower_admission::Quota;
+///
+/// let quota = Quota::per_minute(600).burst(50);
+/// assert_eq!(quota, "600/min burst 50".parse().unwrap());
+/// assert_eq!(quota.to_string(), "600/min burst 50");
+/// ```
+///
+/// # A quota of 0
+///
+/// turns the limit off, as in most systems' settings ([`Quota::off`] says the same by name).
+/// Refusing everything is [`Quota::deny_all`].
+///
+/// # Precision
+///
+/// The time between two requests is rounded up to whole nanoseconds, so that the rate is never
+/// above what was asked: at a million a second it is right to a thousandth.
+///
+/// [gcra]: https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Quota(Kind);
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Kind {
+    Off,
+    DenyAll,
+    Rate(Rate),
+}
+
+/// A quota that limits: none of its numbers is 0, and none overflows.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Rate {
+    count: u32,
+    period: Duration,
+    burst: u32,
+}
+
+impl Quota {
+    /// `count` requests a second; 0 turns the limit off.
+    ///
+    /// # Panics
+    ///
+    /// When `count` is above a thousand million, which is more than one a nanosecond.
+    #[must_use]
+    #[track_caller]
+    pub const fn per_second(count: u32) -> Self {
+        Self::new(count, SECOND)
+    }
+
+    /// `count` requests a minute; 0 turns the limit off.
+    #[must_use]
+    #[track_caller]
+    pub const fn per_minute(count: u32) -> Self {
+        Self::new(count, MINUTE)
+    }
+
+    /// `count` requests an hour; 0 turns the limit off.
+    #[must_use]
+    #[track_caller]
+    pub const fn per_hour(count: u32) -> Self {
+        Self::new(count, HOUR)
+    }
+
+    /// `count` requests a day (24 hours); 0 turns the limit off.
+    #[must_use]
+    #[track_caller]
+    pub const fn per_day(count: u32) -> Self {
+        Self::new(count, DAY)
+    }
+
+    /// `count` requests every `period`; 0 turns the limit off.
+    ///
+    /// # Panics
+    ///
+    /// Where [`Quota::try_new`] returns an error.
+    #[must_use]
+    #[track_caller]
+    pub const fn new(count: u32, period: Duration) -> Self {
+        match Self::try_new(count, period) {
+            Ok(quota) => quota,
+            Err(error) => panic!("{}", error.message()),
+        }
+    }
+
+    /// `count` requests every `period`; 0 turns the limit off.
+    ///
+    /// # Errors
+    ///
+    /// - [`QuotaError::TooFast`]: more than one request a nanosecond, or a period of 0.
+    /// - [`QuotaError::TooSlow`]: the bucket would take more than 100 years to fill.
+    pub const fn try_new(count: u32, period: Duration) -> Result<Self, QuotaError> {
+        if count == 0 {
+            return Ok(Self::off());
+        }
+        if period.as_nanos() < count as u128 {
+            return Err(QuotaError::TooFast);
+        }
+        Self::checked(Rate {
+            count,
+            period,
+            burst: count,
+        })
+    }
+
+    /// No limit. What [`Quota::new`] makes of a count of 0.
+    #[must_use]
+    pub const fn off() -> Self {
+        Self(Kind::Off)
+    }
+
+    /// Refuses every request.
+    #[must_use]
+    pub const fn deny_all() -> Self {
+        Self(Kind::DenyAll)
+    }
+
+    /// The most requests that are admitted at once by a bucket that was left alone long enough.
+    ///
+    /// Default: the count, so `10/s` admits ten at once. Has no effect on [`Quota::off`] and
+    /// [`Quota::deny_all`].
+    ///
+    /// # Panics
+    ///
+    /// Where [`Quota::try_burst`] returns an error.
+    #[must_use]
+    #[track_caller]
+    pub const fn burst(self, burst: u32) -> Self {
+        match self.try_burst(burst) {
+            Ok(quota) => quota,
+            Err(error) => panic!("{}", error.message()),
+        }
+    }
+
+    /// As [`Quota::burst`], for a number that comes from outside.
+    ///
+    /// # Errors
+    ///
+    /// - [`QuotaError::NoBurst`]: a burst of 0 would never admit anything.
+    /// - [`QuotaError::TooSlow`]: the bucket would take more than 100 years to fill.
+    pub const fn try_burst(self, burst: u32) -> Result<Self, QuotaError> {
+        match self.0 {
+            Kind::Off | Kind::DenyAll => Ok(self),
+            Kind::Rate(_) if burst == 0 => Err(QuotaError::NoBurst),
+            Kind::Rate(rate) => Self::checked(Rate { burst, ..rate }),
+        }
+    }
+
+    /// Whether this quota limits nothing.
+    #[must_use]
+    pub const fn is_off(&self) -> bool {
+        matches!(self.0, Kind::Off)
+    }
+
+    /// How many requests a period has; `None` for [`Quota::off`] and [`Quota::deny_all`].
+    #[must_use]
+    pub const fn count(&self) -> Option<u32> {
+        match self.0 {
+            Kind::Rate(rate) => Some(rate.count),
+            Kind::Off | Kind::DenyAll => None,
+        }
+    }
+
+    /// The period; `None` for [`Quota::off`] and [`Quota::deny_all`].
+    #[must_use]
+    pub const fn period(&self) -> Option<Duration> {
+        match self.0 {
+            Kind::Rate(rate) => Some(rate.period),
+            Kind::Off | Kind::DenyAll => None,
+        }
+    }
+
+    /// How many requests a full bucket holds; `None` for [`Quota::off`] and
+    /// [`Quota::deny_all`].
+    #[must_use]
+    pub const fn burst_size(&self) -> Option<u32> {
+        match self.0 {
+            Kind::Rate(rate) => Some(rate.burst),
+            Kind::Off | Kind::DenyAll => None,
+        }
+    }
+
+    /// The rate, if there is one: neither off nor refusing everything.
+    pub(crate) const fn rate(&self) -> Option<Rate> {
+        match self.0 {
+            Kind::Rate(rate) => Some(rate),
+            Kind::Off | Kind::DenyAll => None,
+        }
+    }
+
+    const fn checked(rate: Rate) -> Result<Self, QuotaError> {
+        if rate.interval_nanos() * rate.burst as u128 > LONGEST_REFILL.as_nanos() {
+            return Err(QuotaError::TooSlow);
+        }
+        Ok(Self(Kind::Rate(rate)))
+    }
+}
+
+impl Rate {
+    const fn interval_nanos(&self) -> u128 {
+        self.period.as_nanos().div_ceil(self.count as u128)
+    }
+
+    /// The time between two requests at the steady rate, rounded up to a nanosecond.
+    pub(crate) const fn interval(&self) -> Duration {
+        // `checked` keeps this far below 2^64.
+        Duration::from_nanos(self.interval_nanos() as u64)
+    }
+
+    /// How many requests a full bucket holds.
+    pub(crate) const fn burst(&self) -> u32 {
+        self.burst
+    }
+
+    /// How long an empty bucket takes to fill, with the interval as it is rounded.
+    pub(crate) const fn refill(&self) -> Duration {
+        Duration::from_nanos(self.interval_nanos() as u64 * self.burst as u64)
+    }
+
+    /// How long an empty bucket takes to fill, as asked for, in nanoseconds rounded down.
+    pub(crate) const fn window_nanos(&self) -> u128 {
+        self.period.as_nanos() * self.burst as u128 / self.count as u128
+    }
+}
+
+impl fmt::Debug for Quota {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Quota({self})")
+    }
+}
+
+/// Why something is not a quota.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum QuotaError {
+    /// More than one request a nanosecond, or a period of 0.
+    TooFast,
+    /// An empty bucket would take more than 100 years to fill.
+    TooSlow,
+    /// A burst of 0 would never admit anything.
+    NoBurst,
+    /// A count above [`u32::MAX`], or a period above [`u64::MAX`] of its unit.
+    TooLarge,
+    /// Not a quota as its [`FromStr`](std::str::FromStr) reads it.
+    Syntax,
+}
+
+impl QuotaError {
+    const fn message(self) -> &'static str {
+        match self {
+            Self::TooFast => "a quota cannot be above one request a nanosecond",
+            Self::TooSlow => "a quota's bucket must fill within 100 years",
+            Self::NoBurst => "a quota with a burst of 0 would admit nothing",
+            Self::TooLarge => "a quota counts up to 4294967295",
+            Self::Syntax => "a quota is written like `10/s` or `600/min burst 50`",
+        }
+    }
+}
+
+impl fmt::Display for QuotaError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.message())
+    }
+}
+
+impl std::error::Error for QuotaError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_interval_is_never_too_short() {
+        for (quota, nanos) in [
+            (Quota::per_second(10), 100_000_000),
+            (Quota::per_second(7), 142_857_143),
+            (Quota::per_second(1_000_000_000), 1),
+            (Quota::per_second(600_000_000), 2),
+        ] {
+            assert_eq!(
+                quota.rate().unwrap().interval(),
+                Duration::from_nanos(nanos)
+            );
+        }
+    }
+
+    #[test]
+    fn a_year_is_a_period() {
+        let quota = Quota::new(u32::MAX, 365 * DAY);
+        assert_eq!(quota.rate().unwrap().burst(), u32::MAX);
+    }
+
+    #[test]
+    #[should_panic(expected = "one request a nanosecond")]
+    fn too_fast_panics_in_the_const_constructor() {
+        let _ = Quota::per_second(u32::MAX);
+    }
+}

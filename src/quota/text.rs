@@ -1,0 +1,190 @@
+//! A quota as it is written and read.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::{DAY, HOUR, Kind, MINUTE, Quota, QuotaError, SECOND};
+
+impl fmt::Display for Quota {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rate = match self.0 {
+            Kind::Off => return f.write_str("off"),
+            Kind::DenyAll => return f.write_str("deny all"),
+            Kind::Rate(rate) => rate,
+        };
+        write!(f, "{}", rate.count)?;
+        match rate.period {
+            SECOND => f.write_str("/s")?,
+            MINUTE => f.write_str("/min")?,
+            HOUR => f.write_str("/h")?,
+            DAY => f.write_str("/day")?,
+            period if period.subsec_nanos() == 0 => write!(f, " per {}s", period.as_secs())?,
+            period if period.subsec_nanos() % 1_000_000 == 0 => {
+                write!(f, " per {}ms", period.as_millis())?;
+            }
+            period => write!(f, " per {}ns", period.as_nanos())?,
+        }
+        if rate.burst != rate.count {
+            write!(f, " burst {}", rate.burst)?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Quota {
+    type Err = QuotaError;
+
+    /// Reads `COUNT/UNIT`, `COUNT per PERIOD` or `COUNT per UNIT`, each optionally followed by
+    /// `burst COUNT`; or `0`, `off`, `deny all`. Units are `ns`, `us`, `ms`, `s`, `sec`, `m`,
+    /// `min`, `h`, `hr`, `d`, `day`, and `second`, `minute`, `hour`, `day` with or without an `s`;
+    /// a period is a whole number with one of these.
+    fn from_str(text: &str) -> Result<Self, QuotaError> {
+        let text = text.trim();
+        match text {
+            "0" | "off" => return Ok(Self::off()),
+            "deny all" => return Ok(Self::deny_all()),
+            _ => {}
+        }
+        let (rate, burst) = match text.split_once("burst") {
+            Some((rate, burst)) => (rate.trim_end(), Some(number(burst)?)),
+            None => (text, None),
+        };
+        let (count, period) = rate
+            .split_once('/')
+            .or_else(|| rate.split_once(" per "))
+            .ok_or(QuotaError::Syntax)?;
+        let quota = Self::try_new(number(count)?, parse_period(period)?)?;
+        burst.map_or(Ok(quota), |burst| quota.try_burst(burst))
+    }
+}
+
+fn number<N: FromStr>(text: &str) -> Result<N, QuotaError> {
+    let text = text.trim();
+    // `FromStr` of integers would also take a sign.
+    if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(QuotaError::Syntax);
+    }
+    text.parse().map_err(|_| QuotaError::TooLarge)
+}
+
+fn parse_period(text: &str) -> Result<Duration, QuotaError> {
+    let text = text.trim();
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (count, unit) = text.split_at(digits);
+    let unit = match unit.trim_start() {
+        "ns" => Duration::from_nanos(1),
+        "us" | "µs" => Duration::from_micros(1),
+        "ms" => Duration::from_millis(1),
+        "s" | "sec" | "second" | "seconds" => SECOND,
+        "m" | "min" | "minute" | "minutes" => MINUTE,
+        "h" | "hr" | "hour" | "hours" => HOUR,
+        "d" | "day" | "days" => DAY,
+        _ => return Err(QuotaError::Syntax),
+    };
+    if count.is_empty() {
+        return Ok(unit);
+    }
+    let nanos = unit.as_nanos().checked_mul(number::<u64>(count)?.into());
+    // 584 years; the bucket would not fill within 100.
+    let nanos = nanos.and_then(|nanos| u64::try_from(nanos).ok());
+    nanos.map(Duration::from_nanos).ok_or(QuotaError::TooSlow)
+}
+
+#[cfg(feature = "serde")]
+mod serde_impls {
+    use super::Quota;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+    /// As its text: `"600/min burst 50"`.
+    impl Serialize for Quota {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            serializer.collect_str(self)
+        }
+    }
+
+    impl<'de> Deserialize<'de> for Quota {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            struct Text;
+            impl de::Visitor<'_> for Text {
+                type Value = Quota;
+                fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                    f.write_str("a quota such as \"600/min burst 50\"")
+                }
+                fn visit_str<E: de::Error>(self, text: &str) -> Result<Quota, E> {
+                    text.parse().map_err(E::custom)
+                }
+            }
+            deserializer.deserialize_str(Text)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_people_write() {
+        for (text, quota) in [
+            ("10/s", Quota::per_second(10)),
+            (" 600/min burst 50 ", Quota::per_minute(600).burst(50)),
+            ("1000/h", Quota::per_hour(1000)),
+            ("50000/day", Quota::per_day(50_000)),
+            ("5 per 30s", Quota::new(5, Duration::from_secs(30))),
+            ("5 per minute", Quota::per_minute(5)),
+            ("1/250ms", Quota::new(1, Duration::from_millis(250))),
+            (
+                "7 per 14285714286ns",
+                Quota::new(7, Duration::from_nanos(14_285_714_286)),
+            ),
+            (
+                "1 per 4294967297ms",
+                Quota::new(1, Duration::from_millis(4_294_967_297)),
+            ),
+            ("0/s", Quota::off()),
+            ("0", Quota::off()),
+            ("off", Quota::off()),
+            ("deny all", Quota::deny_all()),
+            ("0/s burst 20", Quota::off()),
+        ] {
+            assert_eq!(text.parse(), Ok(quota), "{text}");
+            assert_eq!(quota.to_string().parse(), Ok(quota), "{quota}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_none() {
+        use QuotaError::*;
+        for (text, error) in [
+            ("", Syntax),
+            ("10", Syntax),
+            ("/s", Syntax),
+            ("10/", Syntax),
+            ("10/fortnight", Syntax),
+            ("-1/s", Syntax),
+            ("+1/s", Syntax),
+            ("1.5/s", Syntax),
+            ("10/s burst", Syntax),
+            ("10/s burst 0", NoBurst),
+            ("4294967296/s", TooLarge),
+            ("4294967295/ns", TooFast),
+            ("4294967295/s", TooFast),
+            ("1/0s", TooFast),
+            ("1/4294967295d", TooSlow),
+            ("1/day burst 4294967295", TooSlow),
+        ] {
+            assert_eq!(text.parse::<Quota>(), Err(error), "{text}");
+        }
+    }
+
+    #[cfg(feature = "serde")]
+    #[test]
+    fn goes_through_serde_as_text() {
+        let quota = Quota::per_minute(600).burst(50);
+        let json = serde_json::to_string(&quota).unwrap();
+        assert_eq!(json, "\"600/min burst 50\"");
+        assert_eq!(serde_json::from_str::<Quota>(&json).unwrap(), quota);
+        assert!(serde_json::from_str::<Quota>("10").is_err());
+    }
+}

@@ -1,0 +1,15 @@
+//! Unlike `tower::limit::RateLimit`, which makes requests wait, this refuses what is above the
+//! quota: the request is answered 429 at once, and told when to come back.
+//!
+//! See [`RateLimitLayer`] and [`RateLimitByTokenLayer`].
+
+mod future;
+mod layer;
+mod service;
+mod shared;
+mod status;
+
+pub use self::future::ResponseFuture;
+pub use self::layer::{RateLimitByTokenLayer, RateLimitLayer};
+pub use self::service::RateLimit;
+pub use self::status::RateLimitStatus;

@@ -1,0 +1,150 @@
+//! The service: decides in `call`, then calls the inner service or refuses.
+
+use std::slice;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::{Request, Response};
+use http_body::Body;
+use smallvec::{SmallVec, smallvec};
+use tower_service::Service;
+
+use super::future::{Deciding, ResponseFuture};
+use super::layer::MAX_KEYS;
+use super::shared::{Shared, Verdict};
+use crate::body::ResponseBody;
+use crate::decision::Decision;
+use crate::extract::RequestHead;
+use crate::key::Key;
+use crate::store::Reply;
+
+/// A service with a limit on the rate of requests; made by
+/// [`RateLimitLayer`](super::RateLimitLayer).
+#[derive(Clone, Debug)]
+pub struct RateLimit<S> {
+    inner: S,
+    shared: Arc<Shared>,
+}
+
+impl<S> RateLimit<S> {
+    pub(super) fn new(inner: S, shared: Arc<Shared>) -> Self {
+        Self { inner, shared }
+    }
+
+    /// The service inside.
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// The service inside.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
+    /// The service inside.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+}
+
+impl<S, B, RB> Service<Request<B>> for RateLimit<S>
+where
+    S: Service<Request<B>, Response = Response<RB>> + Clone,
+    RB: Body,
+{
+    type Response = Response<ResponseBody<RB>>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S, B, RB>;
+
+    #[inline]
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    #[inline]
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let shared = &*self.shared;
+        if !shared.is_plain {
+            return self.call_with_options(request);
+        }
+        // Nothing but a key and a quota. The request stays where it is until it is passed on:
+        // a move of it costs as much as the decision's compare-and-swap.
+        let key = shared.keys[0].key(RequestHead::from(&request));
+        match shared.limiter.decide(slice::from_ref(&key), 1) {
+            Reply::Ready(decision) if decision.is_admitted() && !shared.tells => {
+                ResponseFuture::calling(self.inner.call(request), None)
+            }
+            reply => self.decided(request, key, None, reply),
+        }
+    }
+}
+
+impl<S> RateLimit<S> {
+    #[inline(never)]
+    fn call_with_options<B, RB>(&mut self, request: Request<B>) -> ResponseFuture<S, B, RB>
+    where
+        S: Service<Request<B>, Response = Response<RB>> + Clone,
+        RB: Body,
+    {
+        let shared = &*self.shared;
+        let head = RequestHead::from(&request);
+        if shared.passes(head) {
+            return ResponseFuture::calling(self.inner.call(request), None);
+        }
+        let guarded = match shared.guarded(head) {
+            Ok(guarded) => guarded,
+            Err(refused) => return ResponseFuture::refused(shared.refuse(&refused, head)),
+        };
+        let cost = shared.cost.as_ref().map_or(1, |cost| cost(head));
+        let key = shared.keys[0].key(head);
+        let reply = match &shared.keys[1..] {
+            [] => shared.limiter.decide(slice::from_ref(&key), cost),
+            more => {
+                let mut keys: SmallVec<[Key; MAX_KEYS]> = smallvec![key];
+                keys.extend(more.iter().map(|key| key.key(head)));
+                shared.limiter.decide(&keys, cost)
+            }
+        };
+        self.decided(request, key, guarded, reply)
+    }
+
+    #[inline(never)]
+    fn decided<B, RB>(
+        &mut self,
+        mut request: Request<B>,
+        key: Key,
+        guarded: Option<Key>,
+        reply: Reply<Decision>,
+    ) -> ResponseFuture<S, B, RB>
+    where
+        S: Service<Request<B>, Response = Response<RB>> + Clone,
+        RB: Body,
+    {
+        let decision = match reply {
+            Reply::Ready(decision) => decision,
+            Reply::Pending(decision) => {
+                // The service that was made ready is the one to be called, so it goes along and
+                // a clone that is not ready stays here.
+                let unready = self.inner.clone();
+                let service = std::mem::replace(&mut self.inner, unready);
+                return ResponseFuture::deciding(Deciding {
+                    decision,
+                    service,
+                    request,
+                    key,
+                    guarded,
+                    shared: self.shared.clone(),
+                });
+            }
+        };
+        match Shared::verdict(&self.shared, &mut request, key, guarded, decision) {
+            Verdict::Admitted(told) => ResponseFuture::calling(self.inner.call(request), told),
+            Verdict::Refused(response) => ResponseFuture::refused(response),
+        }
+    }
+}
+
+#[cfg(feature = "tonic")]
+impl<S: tonic::server::NamedService> tonic::server::NamedService for RateLimit<S> {
+    const NAME: &'static str = S::NAME;
+}

@@ -1,0 +1,250 @@
+//! What the services of a layer have in common, and what they decide with it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http_body::Body;
+
+use super::future::Told;
+use super::status::RateLimitStatus;
+use crate::body::ResponseBody;
+use crate::decision::Decision;
+use crate::extract::{Extractor, RequestHead};
+use crate::headers::Headers;
+use crate::key::Key;
+use crate::limiter::RateLimiter;
+use crate::observe::{Observers, Subject};
+use crate::rejection::{Reason, Rejection};
+use crate::respond::Answers;
+
+/// What the services of a layer have in common.
+#[derive(Clone)]
+pub(super) struct Shared {
+    // What follows from the rest; see `settle`.
+    /// Whether a request has one key and costs 1, and nobody watches.
+    pub(super) is_plain: bool,
+    /// Whether anybody is told what a decision left.
+    pub(super) tells: bool,
+    pub(super) tells_clients: bool,
+    pub(super) tells_handlers: bool,
+    /// One for each of the limiter's policies.
+    pub(super) keys: Vec<Extractor>,
+    pub(super) limiter: RateLimiter,
+    pub(super) headers: Headers,
+    pub(super) status: Option<bool>,
+    pub(super) cost: Option<Cost>,
+    pub(super) skip: Option<Skip>,
+    pub(super) dry_run: bool,
+    pub(super) guard: Option<Guard>,
+    pub(super) name: Arc<str>,
+    pub(super) answers: Answers,
+    pub(super) observers: Observers,
+}
+
+type Cost = Arc<dyn Fn(RequestHead<'_>) -> u32 + Send + Sync>;
+type Skip = Arc<dyn Fn(RequestHead<'_>) -> bool + Send + Sync>;
+
+/// Charges addresses for credentials that are not accepted.
+#[derive(Clone)]
+pub(super) struct Guard {
+    pub(super) client_ip: Extractor,
+    pub(super) limiter: RateLimiter,
+}
+
+impl Shared {
+    /// Works out what does not change from request to request.
+    pub(super) fn settle(&mut self) {
+        self.is_plain = self.keys.len() == 1
+            && !self.limiter.is_off()
+            && self.cost.is_none()
+            && self.skip.is_none()
+            && self.guard.is_none()
+            && self.observers.is_empty();
+        let limits = !self.limiter.is_off();
+        self.tells_clients = limits && !self.headers.are_off() && !self.dry_run;
+        self.tells_handlers = limits && self.status.unwrap_or(!self.headers.are_off());
+        self.tells = self.tells_clients || self.tells_handlers;
+    }
+
+    /// Whether a request is none of this layer's business.
+    #[inline]
+    pub(super) fn passes(&self, head: RequestHead<'_>) -> bool {
+        (self.limiter.is_off() && self.guard.is_none())
+            || self.skip.as_ref().is_some_and(|skip| skip(head))
+    }
+
+    /// The address to charge if the credentials are not accepted, unless it has used up its
+    /// quota of those.
+    #[inline]
+    pub(super) fn guarded(&self, head: RequestHead<'_>) -> Result<Option<Key>, Refused> {
+        let Some(guard) = &self.guard else {
+            return Ok(None);
+        };
+        // Without an address nobody can be told from the others, and one who guesses tokens
+        // would lock out all.
+        let Some(address) = guard.client_ip.known_key(head) else {
+            return Ok(None);
+        };
+        let decision = guard.limiter.peek(&address);
+        if decision.is_admitted() {
+            return Ok(Some(address));
+        }
+        let rejection = Rejection::new(Reason::AbnormalUsage, String::from(&*self.name));
+        let refused = Refused {
+            rejection: decided(rejection, &guard.limiter, decision),
+            key: address,
+        };
+        if self.dry_run {
+            self.would_refuse(&refused);
+            return Ok(Some(address));
+        }
+        Err(refused)
+    }
+
+    /// What follows from a decision, for a request and for its handler.
+    pub(super) fn verdict<B, RB: Body>(
+        shared: &Arc<Self>,
+        request: &mut Request<B>,
+        key: Key,
+        guarded: Option<Key>,
+        decision: Decision,
+    ) -> Verdict<RB> {
+        if decision.is_admitted() {
+            shared
+                .observers
+                .tell(|observer| observer.admitted(&shared.subject(&key)));
+        } else {
+            let refused = shared.refused(key, decision.clone());
+            if !shared.dry_run {
+                let head = RequestHead::from(&*request);
+                return Verdict::Refused(shared.refuse(&refused, head));
+            }
+            shared.would_refuse(&refused);
+        }
+        Verdict::Admitted(Self::tell_later(shared, request, guarded, decision))
+    }
+
+    /// Tells the handler of an admitted request, and keeps what the response is to tell.
+    fn tell_later<B>(
+        shared: &Arc<Self>,
+        request: &mut Request<B>,
+        guarded: Option<Key>,
+        decision: Decision,
+    ) -> Option<Told> {
+        if shared.tells_handlers {
+            let status = RateLimitStatus::new(shared.limiter.clone(), decision.clone());
+            request.extensions_mut().insert(status);
+        }
+        (shared.tells_clients || guarded.is_some()).then(|| Told {
+            decision: shared.tells_clients.then_some(decision),
+            guarded: guarded.map(Box::new),
+            shared: shared.clone(),
+        })
+    }
+
+    #[cold]
+    fn refused(&self, key: Key, decision: Decision) -> Refused {
+        let reason = if decision.is_hopeless() {
+            Reason::CostExceedsQuota
+        } else {
+            Reason::QuotaExceeded
+        };
+        let rejection = Rejection::new(reason, String::from(&*self.name));
+        Refused {
+            rejection: decided(rejection, &self.limiter, decision),
+            key,
+        }
+    }
+
+    #[cold]
+    pub(super) fn refuse<RB: Body>(
+        &self,
+        refused: &Refused,
+        head: RequestHead<'_>,
+    ) -> Response<ResponseBody<RB>> {
+        let Refused { rejection, key } = refused;
+        let subject = self.subject(key);
+        self.observers
+            .tell(|observer| observer.rejected(&subject, rejection));
+        let mut response = self.answers.answer(rejection, head);
+        // A guard's numbers are nothing to tell to whoever guesses credentials.
+        if rejection.reason() != Reason::AbnormalUsage
+            && let Some(decision) = rejection.decision()
+        {
+            self.headers.tell(decision, response.headers_mut());
+        }
+        response.map(ResponseBody::refusal)
+    }
+
+    #[cold]
+    fn would_refuse(&self, refused: &Refused) {
+        let Refused { rejection, key } = refused;
+        let subject = self.subject(key);
+        self.observers
+            .tell(|observer| observer.would_reject(&subject, rejection));
+    }
+
+    /// Adds to the response of an admitted request what is to be told.
+    pub(super) fn tell(&self, decision: &Decision, headers: &mut HeaderMap) {
+        self.headers.tell(decision, headers);
+    }
+
+    /// Charges an address for credentials that were not accepted.
+    pub(super) fn charge(&self, address: &Key) {
+        if let Some(guard) = &self.guard {
+            let _ = guard.limiter.check(address);
+        }
+    }
+
+    fn subject<'a>(&'a self, key: &'a Key) -> Subject<'a> {
+        Subject {
+            limit_type: "http",
+            limiter: &self.name,
+            key: Some(key),
+        }
+    }
+}
+
+/// 401 and 403, or UNAUTHENTICATED (16) and PERMISSION_DENIED (7) of gRPC, which are in the header
+/// of a response without a message.
+pub(super) fn refuses_credentials<RB>(response: &Response<RB>) -> bool {
+    let grpc_status = || {
+        response
+            .headers()
+            .get("grpc-status")
+            .map(HeaderValue::as_bytes)
+    };
+    matches!(
+        response.status(),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
+    ) || matches!(grpc_status(), Some(b"16" | b"7"))
+}
+
+/// What becomes of a request.
+pub(super) enum Verdict<RB> {
+    /// It is passed on, and this is told with its response.
+    Admitted(Option<Told>),
+    Refused(Response<ResponseBody<RB>>),
+}
+
+/// A refusal, and who it was charged to.
+pub(super) struct Refused {
+    rejection: Rejection,
+    key: Key,
+}
+
+fn decided(rejection: Rejection, limiter: &RateLimiter, decision: Decision) -> Rejection {
+    let violated = limiter.named(&decision).filter(|(_, usage)| !usage.fits());
+    let violated = violated.map(|(name, _)| name).collect();
+    rejection.decided(decision, violated)
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("limiter", &self.limiter)
+            .field("dry_run", &self.dry_run)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,185 @@
+//! Why a request is not admitted, before anything is said about it in any protocol.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::decision::Decision;
+
+/// Why a request is not admitted.
+///
+/// Layers turn it into a response with a [`Responder`](crate::respond::Responder); a limiter that
+/// is used by hand returns it as an error.
+#[derive(Clone, Debug)]
+pub struct Rejection {
+    reason: Reason,
+    limiter: Cow<'static, str>,
+    retry_after: Option<Duration>,
+    violated: Vec<Arc<str>>,
+    // Boxed: rejections are returned as errors, and should not make results large.
+    decision: Option<Box<Decision>>,
+}
+
+/// What a [`Rejection`] is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Reason {
+    /// The service handles as many requests as it may. Not the caller's doing: 503.
+    AtCapacity,
+    /// The caller has as many requests in flight as it may: 429.
+    KeyAtCapacity,
+    /// The caller used up a quota: 429.
+    QuotaExceeded,
+    /// The request costs more than the quota ever grants at once: 429, and no use in retrying.
+    CostExceedsQuota,
+    /// Too many requests with credentials that were not accepted came from this address: 429.
+    AbnormalUsage,
+}
+
+impl Reason {
+    /// Whether the caller's own limit was reached, rather than the service's capacity.
+    #[must_use]
+    pub fn is_callers(self) -> bool {
+        self != Self::AtCapacity
+    }
+
+    /// A word for logs and metric labels.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::AtCapacity => "at_capacity",
+            Self::KeyAtCapacity => "key_at_capacity",
+            Self::QuotaExceeded => "quota_exceeded",
+            Self::CostExceedsQuota => "cost_exceeds_quota",
+            Self::AbnormalUsage => "abnormal_usage",
+        }
+    }
+}
+
+impl Rejection {
+    /// A rejection by the limiter of this name; an empty name reads `The service`.
+    #[must_use]
+    pub fn new(reason: Reason, limiter: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            reason,
+            limiter: limiter.into(),
+            retry_after: None,
+            violated: Vec::new(),
+            decision: None,
+        }
+    }
+
+    /// Tells the caller when to come back.
+    #[must_use]
+    pub fn retry_after(mut self, wait: Option<Duration>) -> Self {
+        self.retry_after = wait;
+        self
+    }
+
+    /// Takes over a decision's numbers, and the names of the quotas that refused the request.
+    pub(crate) fn decided(mut self, decision: Decision, violated: Vec<Arc<str>>) -> Self {
+        self.retry_after = decision.retry_after();
+        self.violated = violated;
+        self.decision = Some(Box::new(decision));
+        self
+    }
+
+    /// What the rejection is for.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    /// The name of the limiter that refused the request; may be empty.
+    #[must_use]
+    pub fn limiter(&self) -> &str {
+        &self.limiter
+    }
+
+    /// When the caller may come back, if that is known or was configured.
+    #[must_use]
+    pub fn wait(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
+    /// [`wait`](Self::wait) in whole seconds, as `Retry-After` has it (RFC 9110 §10.2.3): rounded
+    /// up, and at least 1.
+    #[must_use]
+    pub fn retry_after_seconds(&self) -> Option<u64> {
+        self.retry_after.map(whole_seconds)
+    }
+
+    /// The names of the quotas that the request did not fit.
+    pub fn violated_policies(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.violated.iter().map(|name| &**name)
+    }
+
+    /// The decision behind a refusal by a rate limit.
+    #[must_use]
+    pub fn decision(&self) -> Option<&Decision> {
+        self.decision.as_deref()
+    }
+}
+
+/// Seconds for a header: rounded up, so that waiting them is enough, and at least 1.
+pub(crate) fn whole_seconds(wait: Duration) -> u64 {
+    wait.as_secs()
+        .saturating_add(u64::from(wait.subsec_nanos() > 0))
+        .max(1)
+}
+
+/// What a person reads.
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.reason {
+            Reason::AtCapacity => {
+                let name = match &*self.limiter {
+                    "" => "The service",
+                    name => name,
+                };
+                write!(
+                    f,
+                    "{name} is currently at capacity. Please try again later."
+                )
+            }
+            Reason::KeyAtCapacity => {
+                f.write_str("Too many requests in progress. Please wait for one to finish.")
+            }
+            Reason::QuotaExceeded => f.write_str("Rate limit exceeded. Please try again later."),
+            Reason::CostExceedsQuota if self.decision().is_some_and(|d| d.limit() == Some(0)) => {
+                f.write_str("This limit admits no requests.")
+            }
+            Reason::CostExceedsQuota => {
+                f.write_str("This request costs more than its rate limit ever grants at once.")
+            }
+            Reason::AbnormalUsage => {
+                f.write_str("Too many requests with invalid credentials. Please try again later.")
+            }
+        }
+    }
+}
+
+impl std::error::Error for Rejection {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_are_never_too_few() {
+        for (millis, seconds) in [(0, 1), (200, 1), (1000, 1), (1001, 2), (3900, 4)] {
+            assert_eq!(whole_seconds(Duration::from_millis(millis)), seconds);
+        }
+        assert_eq!(whole_seconds(Duration::MAX), u64::MAX);
+    }
+
+    #[test]
+    fn capacity_is_said_as_it_always_was() {
+        let rejection = Rejection::new(Reason::AtCapacity, "AI Bridge");
+        assert_eq!(
+            rejection.to_string(),
+            "AI Bridge is currently at capacity. Please try again later."
+        );
+    }
+}

@@ -1,0 +1,25 @@
+//! Plain text.
+
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Response};
+
+use super::{Responder, status};
+use crate::extract::RequestHead;
+use crate::rejection::Rejection;
+
+/// Answers in plain text: the sentence that a person reads.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Plain;
+
+impl Responder for Plain {
+    fn respond(&self, rejection: &Rejection, _: RequestHead<'_>) -> Response<Bytes> {
+        let mut response = Response::new(Bytes::from(rejection.to_string()));
+        *response.status_mut() = status(rejection.reason());
+        response.headers_mut().insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("text/plain; charset=utf-8"),
+        );
+        response
+    }
+}

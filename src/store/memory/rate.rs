@@ -1,0 +1,363 @@
+//! governor's decisions over the bounded table, for several quotas as one.
+
+use std::cell::Cell;
+use std::hash::{Hash, Hasher};
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use governor::RateLimiter;
+use governor::clock::{Clock, Reference};
+use governor::middleware::{RateLimitingMiddleware, StateSnapshot};
+use governor::nanos::Nanos;
+use governor::state::StateStore;
+use smallvec::SmallVec;
+
+use super::clock::FromZero;
+use super::table::{Judge, Place, Table};
+use crate::decision::{Decision, Usage};
+use crate::key::Key;
+use crate::policy::{NamedQuota, Policy};
+use crate::quota::Rate;
+use crate::store::{RateBuckets, Reply};
+
+/// The buckets of one limiter.
+pub(super) struct MemoryBuckets<C: Clock> {
+    /// One entry for each quota of each policy, in their order.
+    windows: Vec<Window<C>>,
+}
+
+/// One quota, charged to the key of the policy it belongs to.
+struct Window<C: Clock> {
+    policy: usize,
+    meter: Meter<C>,
+}
+
+enum Meter<C: Clock> {
+    DenyAll,
+    Rate(RateMeter<C>),
+}
+
+/// governor over a table of its own.
+struct RateMeter<C: Clock> {
+    numbers: Numbers,
+    table: Arc<Table>,
+    governor: RateLimiter<Access, Buckets, FromZero<C>, Verdict>,
+}
+
+/// A quota in nanoseconds.
+#[derive(Clone, Copy, Debug)]
+struct Numbers {
+    burst: u32,
+    interval: u64,
+    refill: u64,
+}
+
+impl<C: Clock + Clone> MemoryBuckets<C> {
+    pub(super) fn new(policies: &[Policy], max_keys: usize, clock: C) -> Self {
+        let mut windows = Vec::new();
+        for (policy, quotas) in policies.iter().enumerate() {
+            for quota in quotas.quotas().iter().map(NamedQuota::quota) {
+                let meter = match quota.rate() {
+                    Some(rate) => Meter::Rate(RateMeter::new(rate, max_keys, clock.clone())),
+                    None if quota.is_off() => continue,
+                    None => Meter::DenyAll,
+                };
+                windows.push(Window { policy, meter });
+            }
+        }
+        Self { windows }
+    }
+}
+
+impl<C: Clock> MemoryBuckets<C> {
+    /// The windows that have a key, those of addresses first.
+    fn charged<'a>(&'a self, keys: &'a [Key]) -> impl Iterator<Item = (usize, &'a Meter<C>, Key)> {
+        let pass = move |addresses: bool| {
+            self.windows
+                .iter()
+                .enumerate()
+                .filter_map(move |(index, window)| {
+                    let key = *keys.get(window.policy)?;
+                    (key.is_ip() == addresses).then_some((index, &window.meter, key))
+                })
+        };
+        pass(true).chain(pass(false))
+    }
+
+    fn peek_all(&self, keys: &[Key], cost: u32) -> Decision {
+        let windows = self.windows.iter();
+        Decision::from_usages(windows.filter_map(|window| {
+            let key = *keys.get(window.policy)?;
+            Some(window.meter.decide(key, cost, Mode::Peek))
+        }))
+    }
+
+    /// Asks every window before it takes from any, so that a refusal by one never takes from
+    /// another, not even for the moment until it is given back.
+    fn take_all(&self, keys: &[Key], cost: u32) -> Decision {
+        let asked = self.peek_all(keys, cost);
+        if cost == 0 || !asked.is_admitted() {
+            return asked;
+        }
+        let mut usages: SmallVec<[Usage; 8]> = asked.usages().into();
+        let mut taken = SmallVec::<[(&Meter<C>, Key); 8]>::new();
+        for (index, meter, key) in self.charged(keys) {
+            usages[index] = meter.decide(key, cost, Mode::Take);
+            if !usages[index].fits() {
+                // Another request took the last of it in between. What this one took goes back.
+                let refusal = usages[index];
+                for (meter, key) in taken {
+                    meter.refund(key, cost);
+                }
+                usages = self.peek_all(keys, cost).usages().into();
+                usages[index] = refusal;
+                break;
+            }
+            taken.push((meter, key));
+        }
+        Decision::from_usages(usages)
+    }
+}
+
+impl<C> RateBuckets for MemoryBuckets<C>
+where
+    C: Clock + Send + Sync + 'static,
+{
+    #[inline]
+    fn take(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
+        Reply::Ready(match (&*self.windows, keys) {
+            ([window], [key, ..]) => {
+                Decision::from_usage(window.meter.decide(*key, cost, Mode::Take))
+            }
+            _ => self.take_all(keys, cost),
+        })
+    }
+
+    fn peek(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
+        Reply::Ready(self.peek_all(keys, cost))
+    }
+
+    fn refund(&self, keys: &[Key], cost: u32) -> Reply<()> {
+        for (_, meter, key) in self.charged(keys) {
+            meter.refund(key, cost);
+        }
+        Reply::Ready(())
+    }
+}
+
+impl<C: Clock> Meter<C> {
+    #[inline]
+    fn decide(&self, key: Key, cost: u32, mode: Mode) -> Usage {
+        match self {
+            Self::Rate(meter) => meter.decide(key, cost, mode),
+            Self::DenyAll if cost == 0 => Usage::admitted(0, 0, Duration::ZERO),
+            Self::DenyAll => Usage::refused(0, 0, Duration::ZERO, None),
+        }
+    }
+
+    fn refund(&self, key: Key, cost: u32) {
+        if let Self::Rate(meter) = self {
+            let amount = meter.numbers.interval.saturating_mul(u64::from(cost));
+            meter.table.give_back(Place::new(key.place_bits()), amount);
+        }
+    }
+}
+
+impl<C: Clock> RateMeter<C> {
+    fn new(rate: Rate, max_keys: usize, clock: C) -> Self {
+        let interval = rate.interval();
+        let burst = NonZeroU32::new(rate.burst()).expect("a rate's burst is above 0");
+        let quota = governor::Quota::with_period(interval)
+            .expect("a rate's interval is above 0")
+            .allow_burst(burst);
+        let numbers = Numbers {
+            burst: rate.burst(),
+            interval: nanos(interval),
+            refill: nanos(rate.refill()),
+        };
+        let table = Arc::new(Table::new(max_keys));
+        let buckets = Buckets {
+            table: table.clone(),
+            numbers,
+        };
+        let governor = RateLimiter::new(quota, buckets, FromZero::new(clock));
+        governor.clock().start();
+        Self {
+            numbers,
+            table,
+            governor,
+        }
+    }
+
+    #[inline]
+    fn decide(&self, key: Key, cost: u32, mode: Mode) -> Usage {
+        // A request that costs nothing asks what one of cost 1 would find, and takes nothing.
+        let (cells, mode) = match NonZeroU32::new(cost) {
+            Some(cost) => (cost, mode),
+            None => (NonZeroU32::MIN, Mode::Peek),
+        };
+        if cells.get() > self.numbers.burst {
+            // More than a full bucket ever holds. governor would say so as well, but only after
+            // a multiplication that overflows.
+            let rest = self.decide(key, 0, Mode::Peek);
+            return Usage::refused(rest.limit(), rest.remaining(), rest.reset(), None);
+        }
+        let access = Access {
+            place: Place::new(key.place_bits()),
+            mode,
+            weight: self.numbers.interval * u64::from(cells.get()),
+            seen: Cell::new(Seen::default()),
+        };
+        let seen = || access.seen.get();
+        match self.governor.check_key_n(&access, cells) {
+            Ok(Err(())) if cost > 0 => seen().refused(&self.numbers, access.weight),
+            Ok(_) => seen().admitted(&self.numbers),
+            // Not reached: the cost is at most the burst.
+            Err(_) => Usage::refused(self.numbers.burst, 0, Duration::ZERO, None),
+        }
+    }
+}
+
+/// Of a quota, which keeps durations below 100 years.
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// What governor calls a key: whose bucket, what to do with it, and what was found there.
+#[derive(Clone, Debug)]
+struct Access {
+    place: Place,
+    mode: Mode,
+    /// The request's cost as time at the steady rate.
+    weight: u64,
+    seen: Cell<Seen>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    Take,
+    Peek,
+}
+
+/// The bucket as the decision left it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    now: u64,
+    arrival: u64,
+}
+
+impl Seen {
+    fn debt(self) -> u64 {
+        self.arrival.saturating_sub(self.now)
+    }
+
+    #[inline]
+    fn remaining(self, numbers: &Numbers) -> u32 {
+        // At most the burst, which fits.
+        (numbers.refill.saturating_sub(self.debt()) / numbers.interval) as u32
+    }
+
+    #[inline]
+    fn admitted(self, numbers: &Numbers) -> Usage {
+        let reset = Duration::from_nanos(self.debt());
+        Usage::admitted(numbers.burst, self.remaining(numbers), reset)
+    }
+
+    fn refused(self, numbers: &Numbers, weight: u64) -> Usage {
+        let debt = self.debt();
+        let wait = debt.saturating_add(weight).saturating_sub(numbers.refill);
+        Usage::refused(
+            numbers.burst,
+            self.remaining(numbers),
+            Duration::from_nanos(debt),
+            Some(Duration::from_nanos(wait)),
+        )
+    }
+}
+
+// What governor asks of a key. The store looks at `place` alone.
+impl PartialEq for Access {
+    fn eq(&self, other: &Self) -> bool {
+        self.place == other.place
+    }
+}
+
+impl Eq for Access {}
+
+impl Hash for Access {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.place.hash(state);
+    }
+}
+
+/// governor's view of the table.
+#[derive(Debug)]
+struct Buckets {
+    table: Arc<Table>,
+    numbers: Numbers,
+}
+
+impl StateStore for Buckets {
+    type Key = Access;
+
+    #[inline]
+    fn measure_and_replace<T, F, E>(&self, access: &Access, step: F) -> Result<T, E>
+    where
+        F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
+    {
+        // For a bucket that is not there governor answers `now + weight`: its clock reading,
+        // without one of our own.
+        let now = u64::from(step(None)?.1).saturating_sub(access.weight);
+        let empty = now.saturating_add(self.numbers.refill);
+        let judge = || Judge {
+            now,
+            admits: empty - self.numbers.interval,
+            empty,
+            latest: empty.saturating_add(SKEW),
+        };
+        let step = |arrival: Option<u64>| {
+            let seen = |arrival| access.seen.set(Seen { now, arrival });
+            seen(arrival.unwrap_or(now));
+            let (value, stepped) = step(arrival.map(Nanos::from))?;
+            let stepped = u64::from(stepped);
+            if access.mode == Mode::Take {
+                seen(stepped);
+            }
+            Ok((value, stepped))
+        };
+        let result = match access.mode {
+            Mode::Take => self.table.update(access.place, judge, step),
+            Mode::Peek => step(self.table.get(access.place, judge)).map(|(value, _)| value),
+        };
+        if access.seen.get().arrival > empty.saturating_add(SKEW) {
+            // The clock stepped back. Left alone, the key would be locked out for the step.
+            self.table.lower(access.place, empty);
+            access.seen.set(Seen {
+                now,
+                arrival: empty,
+            });
+        }
+        result
+    }
+}
+
+/// How far threads' readings of the clock may lie apart before it is taken to have stepped back:
+/// the longest that a thread may be held up between its reading and its charge. (A longer one
+/// gives a key that was used up at that moment the difference as credit.)
+const SKEW: u64 = 1_000_000_000;
+
+/// Has governor say yes or no and nothing else; the numbers are in [`Seen`].
+#[derive(Debug)]
+struct Verdict;
+
+impl<P: Reference> RateLimitingMiddleware<P> for Verdict {
+    type PositiveOutcome = ();
+    type NegativeOutcome = ();
+
+    #[inline]
+    fn allow<K>(_: &K, _: impl Into<StateSnapshot>) {}
+
+    #[inline]
+    fn disallow<K>(_: &K, _: impl Into<StateSnapshot>, _: P) {}
+}

@@ -1,0 +1,135 @@
+//! One level of the table: rows of slots, in chunks that are allocated when first needed.
+
+use std::sync::OnceLock;
+
+use crate::sync::{AtomicU128, Ordering};
+
+/// Slots in a row: two cache lines, which x86 fetches as a pair.
+pub(super) const ROW: usize = 8;
+
+/// Rows in a chunk: 64 KiB, little enough to be zeroed within one insert.
+const CHUNK: usize = 512;
+
+/// One level: a flat array of rows. A key has exactly one row in each level.
+#[derive(Debug)]
+pub(super) struct Level {
+    chunks: Box<[OnceLock<Box<[Row]>>]>,
+    rows: usize,
+    multiplier: u64,
+}
+
+#[derive(Debug)]
+#[repr(align(128))]
+pub(super) struct Row(pub(super) [Slot; ROW]);
+
+/// A key's fingerprint and its theoretical arrival time, read and replaced as one.
+///
+/// That the two change together is what makes the table simple: whoever replaces a slot has
+/// proved, by the exchange, that it still held what was judged.
+#[derive(Debug)]
+pub(super) struct Slot(AtomicU128);
+
+/// What a slot holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Entry {
+    pub(super) fingerprint: u64,
+    pub(super) arrival: u64,
+}
+
+impl Entry {
+    /// Never used. Nothing lies behind it in its row, because rows fill from the front.
+    pub(super) const EMPTY: Self = Self {
+        fingerprint: 0,
+        arrival: 0,
+    };
+
+    /// Used before and given up; what lies behind it in the row counts.
+    pub(super) const VACANT: Self = Self {
+        fingerprint: 1,
+        arrival: 0,
+    };
+
+    pub(super) fn is_free(self) -> bool {
+        self.fingerprint <= Self::VACANT.fingerprint
+    }
+
+    fn pack(self) -> u128 {
+        (u128::from(self.fingerprint) << 64) | u128::from(self.arrival)
+    }
+
+    fn unpack(word: u128) -> Self {
+        Self {
+            fingerprint: (word >> 64) as u64,
+            arrival: word as u64,
+        }
+    }
+}
+
+impl Slot {
+    #[inline]
+    pub(super) fn load(&self) -> Entry {
+        Entry::unpack(self.0.load(Ordering::Acquire))
+    }
+
+    /// Replaces `old` by `new`, or returns what was there instead.
+    #[inline]
+    pub(super) fn replace(&self, old: Entry, new: Entry) -> Result<(), Entry> {
+        self.0
+            .compare_exchange(old.pack(), new.pack(), Ordering::AcqRel, Ordering::Acquire)
+            .map(drop)
+            .map_err(Entry::unpack)
+    }
+}
+
+impl Level {
+    pub(super) fn new(rows: usize, index: usize) -> Self {
+        // Odd numbers with well-mixed bits (multiples of the golden ratio's fraction), so that
+        // keys which share a row in one level part in the next.
+        let multiplier = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(2 * index as u64 + 1) | 1;
+        Self {
+            chunks: (0..rows.div_ceil(CHUNK)).map(|_| OnceLock::new()).collect(),
+            rows,
+            multiplier,
+        }
+    }
+
+    pub(super) fn slots(&self) -> usize {
+        self.rows * ROW
+    }
+
+    /// The row of a key, if anything was ever put near it.
+    #[inline]
+    pub(super) fn row(&self, place: u64) -> Option<&Row> {
+        let (chunk, row) = self.position(place);
+        self.chunks[chunk].get().map(|rows| &rows[row])
+    }
+
+    /// The row of a key, made if it is not there.
+    pub(super) fn make_row(&self, place: u64) -> &Row {
+        let (chunk, row) = self.position(place);
+        let rows = self.chunks[chunk].get_or_init(|| {
+            let rows = CHUNK.min(self.rows - chunk * CHUNK);
+            let empty = || {
+                Row(std::array::from_fn(|_| {
+                    Slot(AtomicU128::new(Entry::EMPTY.pack()))
+                }))
+            };
+            (0..rows).map(|_| empty()).collect()
+        });
+        &rows[row]
+    }
+
+    #[inline]
+    fn position(&self, place: u64) -> (usize, usize) {
+        let mixed = u128::from(place.wrapping_mul(self.multiplier));
+        let row = ((mixed * self.rows as u128) >> 64) as usize;
+        (row / CHUNK, row % CHUNK)
+    }
+
+    /// Bytes in use by this level.
+    #[cfg(all(test, not(admission_loom)))]
+    pub(super) fn bytes(&self) -> usize {
+        let chunks = self.chunks.iter().filter_map(OnceLock::get);
+        size_of_val(&*self.chunks) + chunks.map(|rows| size_of_val(&**rows)).sum::<usize>()
+    }
+}

@@ -1,0 +1,247 @@
+//! The table's promises: the bound, what is forgotten and what never is, and no lost update.
+
+use std::thread;
+
+use super::*;
+
+/// Two arrival times apart by a request; ten may be ahead of the time.
+const INTERVAL: u64 = 1_000;
+const TOLERANCE: u64 = 9 * INTERVAL;
+const NOW: u64 = 1 << 40;
+const JUDGE: Judge = Judge {
+    now: NOW,
+    admits: NOW + TOLERANCE,
+    empty: NOW + TOLERANCE + INTERVAL,
+    latest: NOW + 2 * TOLERANCE,
+};
+
+/// A full bucket that has been full for long.
+const IDLE: u64 = NOW - 10_000_000_000;
+/// A bucket that denies.
+const DENYING: u64 = NOW + TOLERANCE + 1;
+/// A bucket that was used and does not deny.
+const USED: u64 = NOW + 3 * INTERVAL;
+
+fn place(n: u64) -> Place {
+    crate::key::Key::new("test", &n.to_le_bytes())
+        .place_bits()
+        .into()
+}
+
+impl From<[u64; 2]> for Place {
+    fn from(bits: [u64; 2]) -> Self {
+        Self::new(bits)
+    }
+}
+
+/// Puts a key in with this arrival time, or sets it.
+fn set(table: &Table, key: Place, arrival: u64) {
+    let set = |_| Ok::<_, ()>(((), arrival));
+    table.update(key, || JUDGE, set).unwrap();
+}
+
+/// What is stored for a key itself.
+fn get(table: &Table, key: Place) -> Option<u64> {
+    table.find(key).map(|(_, entry)| entry.arrival)
+}
+
+#[test]
+fn a_key_keeps_its_arrival_time() {
+    let table = Table::new(100_000);
+    for n in 0..50_000 {
+        set(&table, place(n), USED + n);
+    }
+    for n in 0..50_000 {
+        assert_eq!(get(&table, place(n)), Some(USED + n));
+    }
+    assert_eq!(table.len(), 50_000);
+    assert_eq!(get(&table, place(50_000)), None);
+}
+
+#[test]
+fn an_error_changes_nothing() {
+    let table = Table::new(10);
+    assert_eq!(
+        table.update(place(1), || JUDGE, |_| Err::<((), u64), _>(7)),
+        Err(7)
+    );
+    assert_eq!(table.len(), 0);
+    set(&table, place(1), USED);
+    assert_eq!(
+        table.update(place(1), || JUDGE, |_| Err::<((), u64), _>(7)),
+        Err(7)
+    );
+    assert_eq!(get(&table, place(1)), Some(USED));
+}
+
+#[test]
+fn the_bound_holds_at_every_size() {
+    for bound in [0, 1, 2, 3, 7, 8, 9, 100, 1_000, 3_000] {
+        let table = Table::new(bound);
+        for n in 0..20 * (bound as u64 + 10) {
+            set(&table, place(n), [IDLE, USED, DENYING][n as usize % 3]);
+            assert!(table.len() <= bound.max(1), "{} of {bound}", table.len());
+        }
+        let occupied: usize = (0..20 * (bound as u64 + 10))
+            .filter(|n| get(&table, place(*n)).is_some())
+            .count();
+        assert!(occupied <= bound.max(1), "{occupied} of {bound}");
+    }
+}
+
+#[test]
+fn a_flood_never_lets_a_denied_key_back_in() {
+    let table = Table::new(10_000);
+    for n in 0..1_000 {
+        set(&table, place(n), DENYING);
+    }
+    for n in 1_000..1_000_000 {
+        set(&table, place(n), NOW + INTERVAL);
+    }
+    assert!(table.len() > 9_900, "{}", table.len());
+    for n in 0..1_000 {
+        assert_eq!(get(&table, place(n)), Some(DENYING), "key {n}");
+    }
+}
+
+#[test]
+fn at_the_bound_the_fullest_buckets_go_first() {
+    let table = Table::new(10_000);
+    for n in 0..2_000 {
+        set(&table, place(n), USED + 5 * INTERVAL);
+    }
+    for n in 2_000..500_000 {
+        set(&table, place(n), NOW + INTERVAL);
+    }
+    let kept = (0..2_000)
+        .filter(|n| get(&table, place(*n)).is_some())
+        .count();
+    assert!(kept >= 1_990, "{kept} of 2000");
+}
+
+#[test]
+fn keys_without_room_share_the_overflow_bucket() {
+    let table = Table::new(64);
+    let mut filled = 0;
+    for n in 0.. {
+        set(&table, place(n), DENYING);
+        filled = n;
+        if table.len() == 64 && n > 10_000 {
+            break;
+        }
+    }
+    // Every bucket denies, so nothing of this is stored but in the overflow buckets, which deny
+    // as well.
+    let denies = (filled + 1..filled + 1_000).all(|n| {
+        let step = |arrival: Option<u64>| match arrival {
+            Some(DENYING) => Err(()),
+            _ => Ok(((), DENYING)),
+        };
+        table.update(place(n), || JUDGE, step) == Err(())
+    });
+    assert!(denies);
+    assert_eq!(table.len(), 64);
+    assert_eq!(
+        table.get(place(filled + 1), || JUDGE),
+        Some(DENYING),
+        "as an update finds it"
+    );
+}
+
+#[test]
+fn idle_room_is_used_again_and_nobody_has_to_ask() {
+    let table = Table::new(1_000_000);
+    for n in 0..1_000 {
+        set(&table, place(n), IDLE);
+    }
+    let bytes = table.bytes();
+    for n in 1_000..200_000 {
+        set(&table, place(n), IDLE);
+    }
+    assert!(table.len() < 3_000, "{}", table.len());
+    assert!(
+        table.bytes() <= bytes + 64 * 1024,
+        "{} from {bytes}",
+        table.bytes()
+    );
+}
+
+#[test]
+fn memory_grows_with_the_keys_and_not_with_the_bound() {
+    let table = Table::new(1_000_000);
+    let mut n = 0;
+    let mut fill = |keys: u64| {
+        while n < keys {
+            set(&table, place(n), USED);
+            n += 1;
+        }
+        table.bytes() as u64
+    };
+    assert!(fill(1) < 64 * 1024);
+    assert!(fill(10_000) < 1024 * 1024);
+    assert!(fill(1_000_000) <= 34 * 1_000_000);
+    // Shortly before the bound a key in a million finds all of its rows full.
+    assert!(table.len() >= 999_990, "{}", table.len());
+}
+
+#[test]
+fn what_is_given_back_is_there_again() {
+    let table = Table::new(10);
+    set(&table, place(1), USED);
+    table.give_back(place(1), INTERVAL);
+    assert_eq!(get(&table, place(1)), Some(USED - INTERVAL));
+    table.give_back(place(1), u64::MAX);
+    assert_eq!(get(&table, place(1)), Some(0));
+    table.give_back(place(2), INTERVAL);
+    assert_eq!(table.len(), 1);
+}
+
+/// Threads that meet on the same new keys, in rows that fill up meanwhile: a key that was put in
+/// twice, or an update on a slot that had moved on, would lose counts.
+#[test]
+fn no_update_is_lost_among_threads() {
+    const KEYS: u64 = 5_000;
+    const ROUNDS: u64 = 20;
+    let table = Table::new(100_000);
+    thread::scope(|scope| {
+        for t in 0..8 {
+            let table = &table;
+            scope.spawn(move || {
+                for round in 0..ROUNDS {
+                    for n in 0..KEYS {
+                        let n = (n * (2 * t + 1) + round) % KEYS;
+                        let step =
+                            |arrival: Option<u64>| Ok::<_, ()>(((), arrival.unwrap_or(NOW) + 1));
+                        table.update(place(n), || JUDGE, step).unwrap();
+                    }
+                }
+            });
+        }
+    });
+    let total: u64 = (0..KEYS)
+        .map(|n| get(&table, place(n)).unwrap() - NOW)
+        .sum();
+    assert_eq!(total, 8 * ROUNDS * KEYS);
+    assert_eq!(table.len() as u64, KEYS);
+}
+
+/// The same at the bound: a denying key stays put while others are evicted all around it.
+#[test]
+fn a_denied_key_stays_denied_among_threads() {
+    let table = Table::new(64);
+    for n in 0..16 {
+        set(&table, place(n), DENYING);
+    }
+    thread::scope(|scope| {
+        for t in 0..8 {
+            let table = &table;
+            scope.spawn(move || {
+                for n in 0..20_000 {
+                    set(table, place(1_000 + t * 1_000_000 + n), NOW + n % 5);
+                    assert_eq!(get(table, place(n % 16)), Some(DENYING));
+                    assert!(table.len() <= 64);
+                }
+            });
+        }
+    });
+}

@@ -1,0 +1,108 @@
+//! Where the counting happens: in memory, or wherever a [`RateStore`] of your own counts.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use crate::decision::Decision;
+use crate::key::Key;
+use crate::policy::Policy;
+
+pub mod memory;
+#[cfg(feature = "test-util")]
+pub mod suite;
+
+pub use memory::MemoryStore;
+
+/// A place where rate limits are counted.
+///
+/// A store hands out [`RateBuckets`] for the policies of one limiter. Buckets of different
+/// limiters of one store do not touch each other.
+pub trait RateStore: Send + Sync + 'static {
+    /// The buckets for one limiter: a decision of it charges one key to each of `policies`.
+    fn open(&self, policies: &[Policy]) -> Arc<dyn RateBuckets>;
+}
+
+impl<S: RateStore + ?Sized> RateStore for Arc<S> {
+    fn open(&self, policies: &[Policy]) -> Arc<dyn RateBuckets> {
+        (**self).open(policies)
+    }
+}
+
+/// The buckets of one limiter in a [`RateStore`].
+///
+/// `keys` has a key for each policy the buckets were opened with, in their order; when it is
+/// shorter, the policies behind its end are left alone. A cost of 0 is always admitted, takes
+/// nothing and reports what is left. The usages of a decision are those of the first policy's
+/// quotas, then of the next one's, each in their order.
+pub trait RateBuckets: Send + Sync + 'static {
+    /// Admits a request if it fits every quota of every key, and takes its cost from all of them;
+    /// or takes nothing from any.
+    ///
+    /// Keys that are addresses are decided before the others, so that keys which a client can
+    /// make up are not stored for an address that is refused.
+    fn take(&self, keys: &[Key], cost: u32) -> Reply<Decision>;
+
+    /// What [`take`](RateBuckets::take) would decide, taking nothing.
+    fn peek(&self, keys: &[Key], cost: u32) -> Reply<Decision>;
+
+    /// Gives back what a request took that was admitted and turned out not to count.
+    ///
+    /// Never fills a bucket beyond what it holds when it was left alone.
+    fn refund(&self, keys: &[Key], cost: u32) -> Reply<()>;
+}
+
+/// An answer that is here, or one that comes later.
+///
+/// A store in memory answers at once, which costs neither an allocation nor an await.
+#[must_use]
+pub enum Reply<T> {
+    /// The answer.
+    Ready(T),
+    /// The answer, once the store has it.
+    Pending(Pin<Box<dyn Future<Output = T> + Send>>),
+}
+
+impl<T: Send + 'static> IntoFuture for Reply<T> {
+    type Output = T;
+    type IntoFuture = ReplyFuture<T>;
+
+    fn into_future(self) -> ReplyFuture<T> {
+        ReplyFuture(Some(self))
+    }
+}
+
+/// The future of a [`Reply`].
+#[derive(Debug)]
+pub struct ReplyFuture<T>(Option<Reply<T>>);
+
+// Nothing in it is pinned: a pending answer is in a box of its own.
+impl<T> Unpin for ReplyFuture<T> {}
+
+impl<T> Future for ReplyFuture<T> {
+    type Output = T;
+
+    /// # Panics
+    ///
+    /// When polled again after it was ready.
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
+        if let Some(Reply::Pending(future)) = &mut self.0 {
+            return future.as_mut().poll(cx);
+        }
+        match self.0.take() {
+            Some(Reply::Ready(answer)) => Poll::Ready(answer),
+            _ => panic!("a reply is polled again after it was ready"),
+        }
+    }
+}
+
+impl<T> fmt::Debug for Reply<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ready(_) => "Ready(..)",
+            Self::Pending(_) => "Pending(..)",
+        })
+    }
+}

@@ -1,0 +1,245 @@
+//! What every rate store has to do, as a suite of tests to run on it.
+//!
+//! ```
+//! # tokio_test::block_on(async {
+//! use tower_admission::store::{MemoryStore, suite};
+//! use tower_admission::test_util::TestClock;
+//!
+//! let clock = TestClock::default();
+//! let store = MemoryStore::new().clock(clock.clone());
+//! suite::rate_store(&store, async |time| clock.advance(time)).await;
+//! # });
+//! ```
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{RateBuckets, RateStore};
+use crate::decision::Decision;
+use crate::key::Key;
+use crate::policy::Policy;
+use crate::quota::Quota;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Runs the whole suite. `pass` lets the store's time pass: it moves a test clock, or sleeps.
+///
+/// # Panics
+///
+/// When the store does something else than [`RateStore`] and [`RateBuckets`] say.
+pub async fn rate_store(store: &dyn RateStore, pass: impl AsyncFn(Duration)) {
+    burst_and_refill(store, &pass).await;
+    honest_retry_after(store, &pass).await;
+    several_windows_are_one(store).await;
+    several_keys_are_one(store).await;
+    costs(store).await;
+    peeks_and_refunds(store).await;
+    keys_and_limiters_are_apart(store).await;
+    denies_all(store).await;
+    races_admit_the_burst(store).await;
+}
+
+/// Buckets of one limiter, and the key that is charged.
+struct Case {
+    buckets: Arc<dyn RateBuckets>,
+    keys: Vec<Key>,
+}
+
+impl Case {
+    fn new(store: &dyn RateStore, policies: &[Policy]) -> Self {
+        let keys = (0..policies.len()).map(|n| Key::id("suite", &n.to_string()));
+        Self {
+            buckets: store.open(policies),
+            keys: keys.collect(),
+        }
+    }
+
+    async fn take(&self, cost: u32) -> Decision {
+        self.buckets.take(&self.keys, cost).await
+    }
+
+    async fn peek(&self, cost: u32) -> Decision {
+        self.buckets.peek(&self.keys, cost).await
+    }
+
+    async fn admits(&self, cost: u32) -> bool {
+        self.take(cost).await.is_admitted()
+    }
+
+    /// How many requests are left to the first key.
+    async fn left(&self) -> u32 {
+        let decision = self.buckets.peek(&self.keys[..1], 0).await;
+        decision.remaining().expect("a quota that limits")
+    }
+}
+
+async fn burst_and_refill(store: &dyn RateStore, pass: &impl AsyncFn(Duration)) {
+    let case = Case::new(store, &[Quota::per_second(2).burst(3).into()]);
+    for left in [2, 1, 0] {
+        let decision = case.take(1).await;
+        assert!(
+            decision.is_admitted(),
+            "a request within the burst is admitted"
+        );
+        assert_eq!(decision.remaining(), Some(left));
+        assert_eq!(decision.limit(), Some(3));
+        assert_eq!(decision.retry_after(), None);
+    }
+    assert!(
+        !case.admits(1).await,
+        "a request above the burst is refused"
+    );
+    pass(SECOND).await;
+    assert!(
+        case.admits(1).await && case.admits(1).await,
+        "the bucket fills at its rate"
+    );
+    pass(3 * SECOND).await;
+    assert_eq!(
+        case.left().await,
+        3,
+        "the bucket never holds more than its burst"
+    );
+}
+
+async fn honest_retry_after(store: &dyn RateStore, pass: &impl AsyncFn(Duration)) {
+    let case = Case::new(store, &[Quota::per_second(5).burst(4).into()]);
+    assert!(case.admits(4).await);
+    for cost in [1, 3] {
+        let refused = case.take(cost).await;
+        let wait = refused
+            .retry_after()
+            .expect("a refusal that says when to come back");
+        assert!(wait > Duration::ZERO && wait <= refused.reset().expect("a quota that limits"));
+        pass(wait).await;
+        assert!(case.admits(cost).await, "waiting what was said is enough");
+    }
+}
+
+async fn several_windows_are_one(store: &dyn RateStore) {
+    let policy = Policy::new("a", Quota::per_hour(10)).and("b", Quota::per_hour(2));
+    let case = Case::new(store, &[policy]);
+    assert!(case.admits(2).await);
+    let refused = case.take(1).await;
+    assert!(!refused.is_admitted());
+    let [a, b] = refused.usages() else {
+        panic!("a usage for each quota, in their order");
+    };
+    assert!(a.fits() && !b.fits());
+    assert_eq!(
+        (a.remaining(), b.remaining()),
+        (8, 0),
+        "a refusal takes nothing from either"
+    );
+}
+
+async fn several_keys_are_one(store: &dyn RateStore) {
+    let tight = Policy::new("tight", Quota::per_hour(1));
+    let roomy = Policy::new("roomy", Quota::per_hour(10));
+    for policies in [[tight.clone(), roomy.clone()], [roomy, tight]] {
+        let case = Case::new(store, &policies);
+        assert!(case.admits(1).await);
+        let refused = case.take(1).await;
+        assert!(!refused.is_admitted());
+        let left: u32 = refused.usages().iter().map(|usage| usage.remaining()).sum();
+        assert_eq!(left, 9, "a refusal by one key takes nothing from the other");
+        let first = case.buckets.take(&case.keys[..1], 0).await;
+        assert_eq!(
+            first.usages().len(),
+            1,
+            "policies without a key are left alone"
+        );
+    }
+}
+
+async fn costs(store: &dyn RateStore) {
+    let case = Case::new(store, &[Quota::per_hour(5).into()]);
+    assert!(case.admits(3).await);
+    assert!(
+        case.admits(0).await,
+        "a request that costs nothing is admitted"
+    );
+    assert_eq!(case.left().await, 2);
+    let hopeless = case.take(6).await;
+    assert!(!hopeless.is_admitted() && hopeless.is_hopeless());
+    assert_eq!(
+        hopeless.retry_after(),
+        None,
+        "a request that never fits has no time to come back"
+    );
+    assert_eq!(case.left().await, 2, "and takes nothing");
+    assert!(!case.admits(3).await);
+    assert!(case.admits(2).await);
+    assert!(
+        case.admits(0).await,
+        "a request that costs nothing is admitted to an empty bucket"
+    );
+}
+
+async fn peeks_and_refunds(store: &dyn RateStore) {
+    let case = Case::new(store, &[Quota::per_hour(3).into()]);
+    for _ in 0..10 {
+        assert!(case.peek(3).await.is_admitted(), "a peek takes nothing");
+    }
+    assert!(case.admits(3).await);
+    assert!(
+        !case.peek(1).await.is_admitted(),
+        "a peek decides as a request would"
+    );
+    case.buckets.refund(&case.keys, 2).await;
+    assert_eq!(case.left().await, 2);
+    case.buckets.refund(&case.keys, 100).await;
+    assert_eq!(
+        case.left().await,
+        3,
+        "a refund never fills a bucket beyond its burst"
+    );
+}
+
+async fn keys_and_limiters_are_apart(store: &dyn RateStore) {
+    let policy = [Policy::from(Quota::per_hour(1))];
+    let case = Case::new(store, &policy);
+    assert!(case.admits(1).await);
+    let other_key = [Key::id("suite", "other")];
+    assert!(case.buckets.take(&other_key, 1).await.is_admitted());
+    assert!(
+        Case::new(store, &policy).admits(1).await,
+        "limiters of one store do not share"
+    );
+}
+
+async fn denies_all(store: &dyn RateStore) {
+    let policy = Policy::new("a", Quota::per_hour(10)).and("b", Quota::deny_all());
+    let case = Case::new(store, &[policy]);
+    let refused = case.take(1).await;
+    assert!(refused.is_hopeless());
+    assert_eq!(refused.usages()[0].remaining(), 10);
+}
+
+async fn races_admit_the_burst(store: &dyn RateStore) {
+    let policy = Policy::new("a", Quota::per_hour(50)).and("b", Quota::per_hour(60));
+    let case = Arc::new(Case::new(store, &[policy]));
+    let tasks: Vec<_> = (0..8)
+        .map(|_| {
+            let case = case.clone();
+            tokio::spawn(async move {
+                let mut admitted = 0;
+                for _ in 0..20 {
+                    admitted += u32::from(case.admits(1).await);
+                    tokio::task::yield_now().await;
+                }
+                admitted
+            })
+        })
+        .collect();
+    let mut admitted = 0;
+    for task in tasks {
+        admitted += task.await.expect("a task that does not panic");
+    }
+    assert_eq!(admitted, 50, "exactly the burst, however many ask at once");
+    let left = case.peek(0).await.usages()[1].remaining();
+    assert_eq!(
+        left, 10,
+        "and exactly as much is taken from the other window"
+    );
+}

@@ -1,0 +1,58 @@
+//! The atomics and locks that loom can take apart: its own under `--cfg admission_loom`, else the real ones.
+
+#[cfg(admission_loom)]
+pub(crate) use self::model::*;
+#[cfg(not(admission_loom))]
+pub(crate) use self::real::*;
+
+#[cfg(not(admission_loom))]
+mod real {
+    pub(crate) use portable_atomic::AtomicU128;
+    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+    pub(crate) use std::sync::{Arc, Mutex};
+}
+
+#[cfg(admission_loom)]
+mod model {
+    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+    pub(crate) use loom::sync::{Arc, Mutex};
+
+    /// Loom has no 128-bit atomic. A lock around each access is one with the strongest ordering,
+    /// which is also what `cmpxchg16b` and its like give.
+    #[derive(Debug)]
+    pub(crate) struct AtomicU128(Mutex<u128>);
+
+    impl AtomicU128 {
+        pub(crate) fn new(value: u128) -> Self {
+            Self(Mutex::new(value))
+        }
+
+        pub(crate) fn load(&self, _: Ordering) -> u128 {
+            *self.0.lock().unwrap()
+        }
+
+        pub(crate) fn compare_exchange(
+            &self,
+            current: u128,
+            new: u128,
+            _: Ordering,
+            _: Ordering,
+        ) -> Result<u128, u128> {
+            let mut value = self.0.lock().unwrap();
+            if *value == current {
+                *value = new;
+                Ok(current)
+            } else {
+                Err(*value)
+            }
+        }
+    }
+}
+
+/// Locks, also after another thread panicked while it held the lock: what these locks guard is
+/// never left half changed.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> impl std::ops::DerefMut<Target = T> + '_ {
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}

@@ -1,0 +1,202 @@
+//! What a refused client reads, in HTTP.
+
+use http::{Request, Response};
+use serde_json::{Value, json};
+use tower::Layer;
+use tower_admission::extract::KeyExtractor;
+use tower_admission::respond::{Plain, Problem};
+use tower_admission::{ConcurrencyLimitLayer, Policy, Quota, RateLimitLayer, ResponseBody};
+
+use crate::common::{Counting, by_user, header, request, send, status, text, user, with_header};
+
+type Refused = Response<ResponseBody<http_body_util::Full<bytes::Bytes>>>;
+
+async fn full(name: &str, request: Request<()>) -> Refused {
+    let layer = ConcurrencyLimitLayer::deny_all().name(name);
+    send(&layer.layer(Counting::default()), request).await
+}
+
+async fn over<K: KeyExtractor>(layer: RateLimitLayer<K>) -> Refused {
+    let service = layer.layer(Counting::default());
+    while status(&service, user("alice")).await == 200 {}
+    send(&service, user("alice")).await
+}
+
+async fn problem(refused: Refused) -> Value {
+    assert_eq!(
+        header(&refused, "content-type"),
+        Some("application/problem+json")
+    );
+    let status = refused.status().as_u16();
+    let problem: Value = serde_json::from_str(&text(refused).await).unwrap();
+    assert_eq!(problem["status"], status);
+    problem
+}
+
+#[tokio::test]
+async fn capacity_is_a_problem() {
+    let refused = full("AI Bridge", request()).await;
+    assert_eq!(refused.status(), 503);
+    assert_eq!(
+        problem(refused).await,
+        json!({
+            "type": "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity",
+            "title": "Temporarily reduced capacity",
+            "status": 503,
+            "detail": "AI Bridge is currently at capacity. Please try again later.",
+        })
+    );
+    let unnamed = problem(full("", request()).await).await;
+    assert_eq!(
+        unnamed["detail"],
+        "The service is currently at capacity. Please try again later."
+    );
+}
+
+#[tokio::test]
+async fn a_quota_is_a_problem_that_names_what_was_violated() {
+    let policy = Policy::new("burst", Quota::per_minute(60)).and("daily", Quota::per_day(3));
+    let refused = over(RateLimitLayer::by(by_user, policy)).await;
+    assert_eq!(refused.status(), 429);
+    assert_eq!(
+        problem(refused).await,
+        json!({
+            "type": "https://iana.org/assignments/http-problem-types#quota-exceeded",
+            "title": "Quota exceeded",
+            "status": 429,
+            "detail": "Rate limit exceeded. Please try again later.",
+            "violated-policies": ["daily"],
+        })
+    );
+}
+
+#[tokio::test]
+async fn all_that_was_violated_is_named() {
+    let policy = Policy::new("one", Quota::per_hour(2))
+        .and("roomy", Quota::per_hour(100))
+        .and("two \"\\", Quota::per_day(2));
+    let problem = problem(over(RateLimitLayer::by(by_user, policy)).await).await;
+    assert_eq!(problem["violated-policies"], json!(["one", "two \"\\"]));
+}
+
+#[tokio::test]
+async fn a_cost_that_never_fits_says_so() {
+    let layer = RateLimitLayer::by(by_user, Quota::per_hour(2)).cost(|_| 3);
+    let refused = send(&layer.layer(Counting::default()), user("alice")).await;
+    let problem = problem(refused).await;
+    assert_eq!(
+        problem["detail"],
+        "This request costs more than its rate limit ever grants at once."
+    );
+    assert_eq!(problem["violated-policies"], json!(["default"]));
+}
+
+#[tokio::test]
+async fn names_may_have_anything_in_them() {
+    for name in [
+        "\"AI\" \\ Bridge",
+        "Brücke 🌉",
+        "a\nb\t\u{0}",
+        "</script>",
+        "\u{202e}",
+    ] {
+        let detail = format!("{name} is currently at capacity. Please try again later.");
+        let json = full(name, request()).await;
+        assert_eq!(problem(json).await["detail"], detail);
+        let plain = full(name, with_header("accept", "text/plain")).await;
+        assert_eq!(text(plain).await, detail);
+    }
+}
+
+#[tokio::test]
+async fn the_answer_is_in_the_language_that_is_accepted() {
+    let json = "application/problem+json";
+    let plain = "text/plain; charset=utf-8";
+    for (accept, content_type) in [
+        ("text/plain", plain),
+        ("text/*", plain),
+        ("text/html, text/plain;q=0.5", plain),
+        ("text/plain; charset=utf-8", plain),
+        ("*/*", json),
+        ("text/plain, */*;q=0.1", json),
+        ("text/plain, application/json", json),
+        ("application/problem+json", json),
+        ("text/html", json),
+        ("", json),
+        ("text/plainer", json),
+        (";;,,", json),
+    ] {
+        let refused = full("x", with_header("accept", accept)).await;
+        assert_eq!(refused.status(), 503);
+        assert_eq!(
+            header(&refused, "content-type"),
+            Some(content_type),
+            "{accept:?}"
+        );
+    }
+    let refused = full("x", request()).await;
+    assert_eq!(header(&refused, "content-type"), Some(json));
+}
+
+#[tokio::test]
+async fn media_types_are_in_any_case() {
+    // RFC 9110 §8.3.1.
+    let refused = full("x", with_header("accept", "Text/Plain")).await;
+    assert_eq!(
+        header(&refused, "content-type"),
+        Some("text/plain; charset=utf-8")
+    );
+}
+
+#[tokio::test]
+async fn several_accept_lines_are_one() {
+    let request = Request::builder()
+        .header("accept", "text/plain")
+        .header("accept", "application/json")
+        .body(())
+        .unwrap();
+    let refused = full("x", request).await;
+    assert_eq!(
+        header(&refused, "content-type"),
+        Some("application/problem+json")
+    );
+}
+
+#[tokio::test]
+async fn one_language_can_be_chosen() {
+    let plain = RateLimitLayer::by(by_user, Quota::deny_all()).respond(Plain);
+    let refused = send(&plain.layer(Counting::default()), user("alice")).await;
+    assert_eq!(refused.status(), 429);
+    assert_eq!(
+        header(&refused, "content-type"),
+        Some("text/plain; charset=utf-8")
+    );
+    let layer = ConcurrencyLimitLayer::deny_all().respond(Problem);
+    let accepts_text = with_header("accept", "text/plain");
+    let refused = send(&layer.layer(Counting::default()), accepts_text).await;
+    assert_eq!(refused.status(), 503);
+    assert_eq!(
+        header(&refused, "content-type"),
+        Some("application/problem+json")
+    );
+}
+
+#[tokio::test]
+async fn a_weight_of_zero_is_a_no() {
+    // RFC 9110 §12.4.2.
+    for (accept, content_type) in [
+        (
+            "text/plain, application/json;q=0",
+            "text/plain; charset=utf-8",
+        ),
+        ("text/plain;q=0", "application/problem+json"),
+        ("text/plain; q=0.000, text/html", "application/problem+json"),
+    ] {
+        let refused = full("x", with_header("accept", accept)).await;
+        assert_eq!(
+            header(&refused, "content-type"),
+            Some(content_type),
+            "{accept}"
+        );
+    }
+}

@@ -1,0 +1,271 @@
+//! The guard against credentials that are made up.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use http::{Request, Response, StatusCode};
+use tower::{Layer, ServiceExt};
+use tower_admission::extract::KeyExtractor;
+use tower_admission::{
+    BearerToken, ByToken, ClientIp, Key, Quota, RateLimitByTokenLayer, RateLimitLayer, RequestHead,
+};
+
+use crate::common::{
+    Counting, LaterStore, SECOND, Seen, answering, header, ok, peer, retry_after, send, status,
+    store, text, timed,
+};
+
+fn from(ip: &str, token: &str) -> Request<()> {
+    Request::builder()
+        .extension(peer(ip))
+        .header("authorization", format!("Bearer {token}"))
+        .body(())
+        .unwrap()
+}
+
+/// Accepts the token `good`; `code` for all others.
+fn accepting_good(
+    code: u16,
+) -> impl Fn(Request<()>) -> Response<http_body_util::Full<bytes::Bytes>> + Clone {
+    move |request| {
+        let mut response = ok();
+        if request.headers()["authorization"] != "Bearer good" {
+            *response.status_mut() = StatusCode::from_u16(code).unwrap();
+        }
+        response
+    }
+}
+
+#[tokio::test]
+async fn made_up_tokens_use_up_what_their_address_has() {
+    for code in [401, 403] {
+        let layer =
+            RateLimitByTokenLayer::new(Quota::per_hour(1000)).guard_by_ip(Quota::per_hour(5));
+        let service = layer.layer(answering(accepting_good(code)));
+        for n in 0..5 {
+            assert_eq!(
+                status(&service, from("192.0.2.1", &format!("t{n}"))).await,
+                code
+            );
+        }
+        for n in 5..20 {
+            let refused = send(&service, from("192.0.2.1", &format!("t{n}"))).await;
+            assert_eq!(refused.status(), 429);
+            assert!(retry_after(&refused).is_some());
+        }
+        assert_eq!(status(&service, from("192.0.2.2", "t0")).await, code);
+        assert_eq!(status(&service, from("192.0.2.2", "good")).await, 200);
+    }
+}
+
+#[tokio::test]
+async fn the_token_of_a_refused_address_is_not_looked_at() {
+    let extractions = Arc::new(AtomicUsize::new(0));
+    let counted = {
+        let extractions = extractions.clone();
+        move |head: RequestHead<'_>| {
+            extractions.fetch_add(1, Ordering::SeqCst);
+            BearerToken.extract(head)
+        }
+    };
+    let inner = Arc::new(AtomicUsize::new(0));
+    let calls = inner.clone();
+    let layer = RateLimitLayer::by(counted, Quota::per_hour(2)).guard_by_ip(Quota::per_hour(1));
+    let answer = accepting_good(401);
+    let service = layer.layer(answering(move |request| {
+        calls.fetch_add(1, Ordering::SeqCst);
+        answer(request)
+    }));
+    assert_eq!(status(&service, from("192.0.2.1", "bad")).await, 401);
+    for n in 0..10 {
+        let token = format!("bad-{n}");
+        assert_eq!(status(&service, from("192.0.2.1", &token)).await, 429);
+        let bucket = layer.limiter().peek(&Key::new("bearer", token.as_bytes()));
+        assert_eq!(bucket.remaining(), Some(2));
+    }
+    assert_eq!(inner.load(Ordering::SeqCst), 1);
+    assert_eq!(extractions.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn accepted_requests_and_other_answers_cost_nothing() {
+    for code in [200, 204, 302, 400, 404, 407, 429, 500, 503] {
+        let layer = RateLimitByTokenLayer::new(Quota::off()).guard_by_ip(Quota::per_hour(1));
+        let service = layer.layer(answering(accepting_good(code)));
+        for _ in 0..10 {
+            assert_eq!(status(&service, from("192.0.2.1", "bad")).await, code);
+            assert_eq!(status(&service, from("192.0.2.1", "good")).await, 200);
+        }
+    }
+}
+
+#[tokio::test]
+async fn refusals_by_the_rate_limit_itself_cost_the_address_nothing() {
+    let layer = RateLimitByTokenLayer::new(Quota::per_hour(1)).guard_by_ip(Quota::per_hour(1));
+    let service = layer.layer(answering(accepting_good(401)));
+    assert_eq!(status(&service, from("192.0.2.1", "good")).await, 200);
+    for _ in 0..10 {
+        assert_eq!(status(&service, from("192.0.2.1", "good")).await, 429);
+    }
+    assert_eq!(status(&service, from("192.0.2.1", "bad")).await, 401);
+}
+
+#[tokio::test]
+async fn the_answer_is_abnormal_usage_and_tells_no_numbers() {
+    let (seen, _) = Seen::new();
+    let layer = RateLimitByTokenLayer::new(Quota::per_hour(100))
+        .guard_by_ip(Quota::per_hour(1))
+        .observe(seen.clone());
+    let service = layer.layer(answering(accepting_good(401)));
+    assert_eq!(status(&service, from("192.0.2.1", "bad")).await, 401);
+    seen.take();
+    let refused = send(&service, from("192.0.2.1", "good")).await;
+    assert_eq!(refused.status(), 429);
+    assert_eq!(header(&refused, "cache-control"), Some("no-store"));
+    assert_eq!(header(&refused, "ratelimit"), None);
+    assert_eq!(header(&refused, "ratelimit-policy"), None);
+    assert_eq!(seen.take(), ["rejected http abnormal_usage"]);
+    let problem: serde_json::Value = serde_json::from_str(&text(refused).await).unwrap();
+    assert_eq!(
+        problem["type"],
+        "https://iana.org/assignments/http-problem-types#abnormal-usage-detected"
+    );
+    assert_eq!(problem["status"], 429);
+}
+
+#[tokio::test]
+async fn an_address_regains_its_quota() {
+    let (layer, clock) = timed(ByToken::default(), Quota::per_hour(100));
+    let layer = layer.guard_in(&store(&clock), ClientIp::peer(), Quota::per_minute(1));
+    let service = layer.layer(answering(accepting_good(401)));
+    assert_eq!(status(&service, from("192.0.2.1", "bad")).await, 401);
+    let refused = send(&service, from("192.0.2.1", "good")).await;
+    assert_eq!(retry_after(&refused), Some(60));
+    clock.advance(60 * SECOND);
+    assert_eq!(status(&service, from("192.0.2.1", "good")).await, 200);
+}
+
+#[tokio::test]
+async fn behind_a_proxy_it_is_the_client_that_is_charged() {
+    let client = ClientIp::forwarded_by(["10.0.0.0/8".parse().unwrap()]);
+    let layer =
+        RateLimitByTokenLayer::new(Quota::per_hour(100)).guard_by(client, Quota::per_hour(1));
+    let service = layer.layer(answering(accepting_good(401)));
+    let via_proxy = |client: &str| {
+        let mut request = from("10.0.0.1", "bad");
+        request
+            .headers_mut()
+            .insert("x-forwarded-for", client.parse().unwrap());
+        request
+    };
+    assert_eq!(status(&service, via_proxy("192.0.2.1")).await, 401);
+    assert_eq!(status(&service, via_proxy("192.0.2.1")).await, 429);
+    assert_eq!(status(&service, via_proxy("192.0.2.2")).await, 401);
+}
+
+#[tokio::test]
+async fn a_guard_of_zero_is_off_and_deny_all_denies() {
+    let off = RateLimitByTokenLayer::new(Quota::per_hour(100)).guard_by_ip(Quota::per_hour(0));
+    let service = off.layer(answering(accepting_good(401)));
+    for _ in 0..50 {
+        assert_eq!(status(&service, from("192.0.2.1", "bad")).await, 401);
+    }
+    let deny = RateLimitByTokenLayer::new(Quota::off()).guard_by_ip(Quota::deny_all());
+    let inner = Counting::default();
+    assert_eq!(
+        status(&deny.layer(inner.clone()), from("192.0.2.1", "good")).await,
+        429
+    );
+    assert_eq!(inner.calls(), 0);
+}
+
+#[tokio::test]
+async fn a_dry_run_guards_nothing_and_tells_observers() {
+    let (seen, _) = Seen::new();
+    let layer = RateLimitByTokenLayer::new(Quota::per_hour(100))
+        .guard_by_ip(Quota::per_hour(1))
+        .dry_run(true)
+        .observe(seen.clone());
+    let service = layer.layer(answering(accepting_good(401)));
+    assert_eq!(status(&service, from("192.0.2.1", "bad")).await, 401);
+    seen.take();
+    assert_eq!(status(&service, from("192.0.2.1", "bad")).await, 401);
+    assert_eq!(
+        seen.take(),
+        ["would reject http abnormal_usage", "admitted http"]
+    );
+}
+
+#[tokio::test]
+async fn a_store_that_answers_later_is_guarded_as_well() {
+    let (layer, clock) = timed(ByToken::default(), Quota::per_hour(100));
+    let later = LaterStore::new(&clock);
+    let layer = layer.store(later.clone()).guard_by_ip(Quota::per_hour(1));
+    let service = layer.layer(answering(accepting_good(401)));
+    later.answer(10);
+    assert_eq!(status(&service, from("192.0.2.1", "bad")).await, 401);
+    assert_eq!(status(&service, from("192.0.2.1", "good")).await, 429);
+    assert_eq!(status(&service, from("192.0.2.2", "good")).await, 200);
+}
+
+#[tokio::test]
+async fn a_table_full_of_denied_addresses_does_not_end_the_guard() {
+    let (layer, clock) = timed(ByToken::default(), Quota::per_hour(10_000));
+    let store = store(&clock).max_keys(1);
+    let layer = layer.guard_in(&store, ClientIp::peer(), Quota::per_hour(2));
+    let service = layer.layer(answering(accepting_good(401)));
+    while status(&service, from("192.0.2.1", "bad")).await == 401 {}
+    // There is no room for this one; those like it share a bucket, which has to run dry too.
+    let mut answers = Vec::new();
+    for _ in 0..10 {
+        answers.push(status(&service, from("192.0.2.2", "bad")).await);
+    }
+    assert_eq!(answers.last(), Some(&429), "{answers:?}");
+}
+
+/// Hanging up before the answer was a way to guess on without being counted.
+#[tokio::test]
+async fn a_client_that_hangs_up_is_charged() {
+    let layer = RateLimitByTokenLayer::new(Quota::per_hour(1000)).guard_by_ip(Quota::per_hour(2));
+    let never = tower::service_fn(|_: Request<()>| async {
+        std::future::pending::<Result<Response<http_body_util::Full<bytes::Bytes>>, Infallible>>()
+            .await
+    });
+    let guessing = layer.layer(never);
+    for n in 0..2 {
+        let request = from("192.0.2.1", &format!("t{n}"));
+        let mut call = tokio_test::task::spawn(guessing.clone().oneshot(request));
+        tokio_test::assert_pending!(call.poll());
+    }
+    let answers = layer.layer(answering(accepting_good(401)));
+    assert_eq!(status(&answers, from("192.0.2.1", "good")).await, 429);
+    assert_eq!(status(&answers, from("192.0.2.2", "good")).await, 200);
+}
+
+/// An inner service that fails says nothing about credentials.
+#[tokio::test]
+async fn an_error_of_the_inner_service_costs_nothing() {
+    let layer = RateLimitByTokenLayer::new(Quota::per_hour(1000)).guard_by_ip(Quota::per_hour(2));
+    let failing = layer.layer(tower::service_fn(|_: Request<()>| async {
+        Err::<Response<http_body_util::Full<bytes::Bytes>>, _>("broken")
+    }));
+    for _ in 0..5 {
+        let failed = failing.clone().oneshot(from("192.0.2.1", "good")).await;
+        assert_eq!(failed.err(), Some("broken"));
+    }
+    let answers = layer.layer(answering(accepting_good(401)));
+    assert_eq!(status(&answers, from("192.0.2.1", "good")).await, 200);
+}
+
+/// Where nobody has an address, one who guesses would lock out all.
+#[tokio::test]
+async fn without_an_address_nobody_is_guarded() {
+    let layer = RateLimitByTokenLayer::new(Quota::per_hour(1000)).guard_by_ip(Quota::per_hour(2));
+    let service = layer.layer(answering(accepting_good(401)));
+    for n in 0..5 {
+        let guess = crate::common::bearer(&format!("t{n}"));
+        assert_eq!(status(&service, guess).await, 401);
+    }
+    assert_eq!(status(&service, crate::common::bearer("good")).await, 200);
+}

@@ -1,0 +1,31 @@
+//! The layers over HTTP, from the outside.
+
+#![cfg(all(
+    feature = "axum",
+    feature = "metrics",
+    feature = "test-util",
+    feature = "tonic",
+    feature = "tracing"
+))]
+
+mod common;
+
+mod answers;
+mod bad_input;
+mod concurrency;
+mod grpc;
+mod guard;
+mod headers;
+mod hold;
+mod keys;
+mod observe;
+mod per_key;
+mod rate;
+mod servers;
+mod servers_axum;
+mod servers_hyper;
+mod servers_tonic;
+mod several;
+mod types;
+mod upgrades;
+mod wait;

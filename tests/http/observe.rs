@@ -1,0 +1,317 @@
+//! What observers, metrics and logs see.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex};
+
+use http_body_util::BodyExt;
+use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
+use tower::{Layer, Service};
+use tower_admission::observe::{MetricsObserver, TracingObserver};
+use tower_admission::{ByToken, ConcurrencyLimitLayer, Quota, RateLimitByTokenLayer};
+use tracing::field::{Field, Visit};
+use tracing_subscriber::layer::SubscriberExt;
+
+use crate::common::{
+    Counting, Seen, bearer, by_user, request, send, status, timed, user, user_key, with_header,
+};
+
+#[tokio::test]
+async fn each_rate_decision_is_seen_once() {
+    let (seen, _) = Seen::new();
+    let layer = RateLimitByTokenLayer::new(Quota::per_hour(1))
+        .skip(|head| head.uri.path() == "/health")
+        .observe(seen.clone());
+    let service = layer.layer(Counting::default());
+    assert_eq!(status(&service, bearer("a")).await, 200);
+    assert_eq!(seen.take(), ["admitted http"]);
+    assert_eq!(status(&service, bearer("a")).await, 429);
+    assert_eq!(seen.take(), ["rejected http quota_exceeded"]);
+    let health = http::Request::get("/health").body(()).unwrap();
+    assert_eq!(status(&service, health).await, 200);
+    assert_eq!(seen.take(), [""; 0]);
+}
+
+#[tokio::test]
+async fn each_permit_is_seen_once_coming_and_going() {
+    let (seen, _) = Seen::new();
+    let layer = ConcurrencyLimitLayer::new(2)
+        .name("x")
+        .observe(seen.clone());
+    let service = layer.layer(Counting::default());
+    let first = send(&service, request()).await;
+    assert_eq!(seen.take(), ["acquired x 1", "admitted http_concurrency"]);
+    let second = send(&service, request()).await;
+    assert_eq!(seen.take(), ["acquired x 2", "admitted http_concurrency"]);
+    assert_eq!(status(&service, request()).await, 503);
+    assert_eq!(seen.take(), ["rejected http_concurrency at_capacity"]);
+    let mut body = first.into_body();
+    assert!(body.frame().await.unwrap().is_ok());
+    assert_eq!(seen.take(), ["released x"]);
+    drop((body, second));
+    assert_eq!(seen.take(), ["released x"]);
+}
+
+#[tokio::test]
+async fn a_keys_refusal_acquires_nothing() {
+    let (seen, _) = Seen::new();
+    let layer = ConcurrencyLimitLayer::new(9)
+        .per_key(by_user, 1)
+        .observe(seen.clone());
+    let service = layer.layer(Counting::default());
+    let _held = send(&service, user("alice")).await;
+    seen.take();
+    assert_eq!(status(&service, user("alice")).await, 429);
+    assert_eq!(seen.take(), ["rejected http_concurrency key_at_capacity"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_is_seen_when_it_is_decided() {
+    let (seen, _) = Seen::new();
+    let layer = ConcurrencyLimitLayer::new(1)
+        .wait(2, crate::common::SECOND)
+        .observe(seen.clone());
+    let mut service = layer.layer(Counting::default());
+    let permit = layer.limiter().try_acquire().unwrap();
+    assert_eq!(seen.take(), ["acquired  1"]);
+    let mut waiting = tokio_test::task::spawn(service.call(request()));
+    let mut leaving = tokio_test::task::spawn(service.call(request()));
+    tokio_test::assert_pending!(waiting.poll());
+    tokio_test::assert_pending!(leaving.poll());
+    drop(leaving);
+    assert_eq!(seen.take(), [""; 0]);
+    drop(permit);
+    drop(tokio_test::assert_ready_ok!(waiting.poll()));
+    assert_eq!(
+        seen.take(),
+        [
+            "released ",
+            "acquired  1",
+            "admitted http_concurrency",
+            "released "
+        ]
+    );
+    let _held = layer.limiter().try_acquire().unwrap();
+    seen.take();
+    assert_eq!(status(&service, request()).await, 503);
+    assert_eq!(seen.take(), ["rejected http_concurrency at_capacity"]);
+}
+
+#[tokio::test]
+async fn permits_by_hand_are_seen_and_decide_nothing() {
+    let (seen, _) = Seen::new();
+    let layer = ConcurrencyLimitLayer::new(1)
+        .name("jobs")
+        .observe(seen.clone());
+    let permit = layer.limiter().try_acquire_for(&user_key("alice")).unwrap();
+    let _ = layer.limiter().try_acquire().unwrap_err();
+    drop(permit);
+    assert_eq!(seen.take(), ["acquired jobs 1", "released jobs"]);
+}
+
+#[tokio::test]
+async fn several_observers_all_see() {
+    let ((one, _), (two, _)) = (Seen::new(), Seen::new());
+    let layer = RateLimitByTokenLayer::new(Quota::deny_all());
+    let service = layer
+        .observe(one.clone())
+        .observe(two.clone())
+        .layer(Counting::default());
+    assert_eq!(status(&service, bearer("a")).await, 429);
+    assert_eq!(one.take(), ["rejected http cost_exceeds_quota"]);
+    assert_eq!(two.take(), ["rejected http cost_exceeds_quota"]);
+}
+
+/// Each metric with its labels, and its value.
+fn measured(snapshotter: &Snapshotter) -> BTreeMap<String, f64> {
+    let metrics = snapshotter.snapshot().into_vec().into_iter();
+    let named = metrics.map(|(key, _, _, value)| {
+        let labels: Vec<_> = key
+            .key()
+            .labels()
+            .map(|label| format!("{}={}", label.key(), label.value()))
+            .collect();
+        let value = match value {
+            DebugValue::Counter(count) => count as f64,
+            DebugValue::Gauge(level) => *level,
+            DebugValue::Histogram(_) => panic!("no histogram is kept"),
+        };
+        (format!("{} {}", key.key().name(), labels.join(" ")), value)
+    });
+    named.collect()
+}
+
+fn measures(expected: &[(&str, f64)]) -> BTreeMap<String, f64> {
+    expected
+        .iter()
+        .map(|(name, value)| (name.to_string(), *value))
+        .collect()
+}
+
+#[tokio::test]
+async fn refusals_are_counted_by_their_sort_and_never_by_key() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _recording = metrics::set_default_local_recorder(&recorder);
+    let layer = RateLimitByTokenLayer::new(Quota::per_hour(1))
+        .name("api")
+        .observe(MetricsObserver::new());
+    let service = layer.layer(Counting::default());
+    for token in ["a", "b", "c"] {
+        assert_eq!(status(&service, bearer(token)).await, 200);
+        assert_eq!(status(&service, bearer(token)).await, 429);
+    }
+    let dry = layer.clone().dry_run(true).layer(Counting::default());
+    assert_eq!(status(&dry, bearer("a")).await, 200);
+    let decisions = "admission_decisions_total limiter=api limit_type=http outcome=";
+    assert_eq!(
+        measured(&snapshotter),
+        measures(&[
+            ("rate_limit_hits_total limit_type=http", 3.0),
+            (&format!("{decisions}admitted"), 3.0),
+            (&format!("{decisions}quota_exceeded"), 3.0),
+            (&format!("{decisions}dry_run"), 1.0),
+        ])
+    );
+}
+
+#[tokio::test]
+async fn what_is_in_flight_is_a_gauge() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _recording = metrics::set_default_local_recorder(&recorder);
+    let layer = ConcurrencyLimitLayer::new(2)
+        .name("ai")
+        .observe(MetricsObserver::new());
+    let service = layer.layer(Counting::default());
+    let first = send(&service, request()).await;
+    let second = send(&service, request()).await;
+    assert_eq!(status(&service, request()).await, 503);
+    let gauge = "admission_in_flight limiter=ai";
+    let decisions = "admission_decisions_total limiter=ai limit_type=http_concurrency outcome=";
+    let snapshot = measured(&snapshotter);
+    assert_eq!(snapshot[gauge], 2.0);
+    assert_eq!(
+        snapshot["rate_limit_hits_total limit_type=http_concurrency"],
+        1.0
+    );
+    assert_eq!(snapshot[&format!("{decisions}admitted")], 2.0);
+    assert_eq!(snapshot[&format!("{decisions}at_capacity")], 1.0);
+    // A snapshot starts the gauge anew, so these are changes.
+    drop(first);
+    assert_eq!(measured(&snapshotter)[gauge], -1.0);
+    drop(second);
+    assert_eq!(measured(&snapshotter)[gauge], -1.0);
+}
+
+/// Collects the fields of every event of this crate.
+#[derive(Clone, Default)]
+struct Events(Arc<Mutex<Vec<BTreeMap<String, String>>>>);
+
+struct Fields(BTreeMap<String, String>);
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.0.insert(field.to_string(), format!("{value:?}"));
+    }
+}
+
+impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Events {
+    fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+        let mut fields = Fields(BTreeMap::new());
+        event.record(&mut fields);
+        fields
+            .0
+            .insert("level".into(), event.metadata().level().to_string());
+        self.0.lock().unwrap().push(fields.0);
+    }
+}
+
+impl Events {
+    fn collect(&self) -> tracing::subscriber::DefaultGuard {
+        tracing::subscriber::set_default(tracing_subscriber::registry().with(self.clone()))
+    }
+
+    fn take(&self) -> Vec<BTreeMap<String, String>> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
+#[tokio::test]
+async fn each_refusal_is_one_event_without_the_credential() {
+    let events = Events::default();
+    let _collecting = events.collect();
+    let (layer, _clock) = timed(ByToken::default(), Quota::per_hour(1));
+    let layer = layer.name("api").observe(TracingObserver::new());
+    let service = layer.layer(Counting::default());
+    for secret in [bearer("hunter2"), with_header("x-api-key", "hunter2")] {
+        let mut again = request();
+        *again.headers_mut() = secret.headers().clone();
+        assert_eq!(status(&service, secret).await, 200);
+        assert_eq!(events.take(), []);
+        assert_eq!(status(&service, again).await, 429);
+        let [event] = &events.take()[..] else {
+            panic!("one event");
+        };
+        assert_eq!(event["level"], "WARN");
+        assert_eq!(event["message"], "request refused");
+        assert_eq!(event["limit_type"], "\"http\"");
+        assert_eq!(event["limiter"], "\"api\"");
+        assert_eq!(event["reason"], "\"quota_exceeded\"");
+        assert_eq!(event["limit"], "1");
+        assert_eq!(event["remaining"], "0");
+        assert_eq!(event["retry_after"], "3600");
+        let kind = ["Key(bearer)", "Key(api-key)"].contains(&&*event["key"]);
+        assert!(kind, "{event:?}");
+        assert!(!format!("{event:?}").contains("hunter2"));
+    }
+}
+
+#[tokio::test]
+async fn an_address_is_logged_as_it_is() {
+    let events = Events::default();
+    let _collecting = events.collect();
+    let layer = RateLimitByTokenLayer::new(Quota::deny_all()).observe(TracingObserver::new());
+    let service = layer.layer(Counting::default());
+    assert_eq!(
+        status(&service, crate::common::from_peer("192.0.2.1")).await,
+        429
+    );
+    assert_eq!(events.take()[0]["key"], "Key(ip 192.0.2.1)");
+}
+
+#[tokio::test]
+async fn a_dry_run_is_logged_at_debug() {
+    let events = Events::default();
+    let _collecting = events.collect();
+    let layer = RateLimitByTokenLayer::new(Quota::deny_all())
+        .dry_run(true)
+        .observe(TracingObserver::new());
+    assert_eq!(
+        status(&layer.layer(Counting::default()), bearer("a")).await,
+        200
+    );
+    let [event] = &events.take()[..] else {
+        panic!("one event");
+    };
+    assert_eq!(event["level"], "DEBUG");
+    assert_eq!(event["message"], "request would be refused");
+}
+
+#[tokio::test]
+async fn capacity_is_logged_with_its_name() {
+    let events = Events::default();
+    let _collecting = events.collect();
+    let layer = ConcurrencyLimitLayer::deny_all().name("AI Bridge");
+    let service = layer
+        .observe(TracingObserver::new())
+        .layer(Counting::default());
+    assert_eq!(status(&service, bearer("hunter2")).await, 503);
+    let [event] = &events.take()[..] else {
+        panic!("one event");
+    };
+    assert_eq!(event["limiter"], "\"AI Bridge\"");
+    assert_eq!(event["reason"], "\"at_capacity\"");
+    assert_eq!(event["retry_after"], "1");
+    assert!(!event.contains_key("key"), "nobody in particular");
+}

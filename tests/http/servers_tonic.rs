@@ -1,0 +1,184 @@
+//! On a real tonic server.
+
+use std::net::SocketAddr;
+
+use axum::Router;
+use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Channel, Server};
+use tonic::{Code, Request};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_health::pb::health_server::{Health, HealthServer};
+use tonic_health::server::health_reporter;
+use tonic_types::StatusExt;
+use tower::Layer;
+use tower_admission::{
+    ByToken, ClientIp, ConcurrencyLimitLayer, Key, Quota, RateLimitByTokenLayer, RateLimitLayer,
+};
+
+use crate::common::{Seen, timed};
+use crate::servers::{get, http1, listen, serve};
+
+fn health() -> HealthServer<impl Health> {
+    let (_, service) = health_reporter();
+    service
+}
+
+/// Serves a router of tonic's with whatever layers are around it.
+macro_rules! serve_grpc {
+    ($router:expr) => {{
+        let (listener, address) = listen().await;
+        let server = $router.serve_with_incoming(TcpIncoming::from(listener));
+        tokio::spawn(server);
+        address
+    }};
+}
+
+async fn client(address: SocketAddr) -> HealthClient<Channel> {
+    let endpoint = Channel::from_shared(format!("http://{address}")).unwrap();
+    HealthClient::new(endpoint.connect().await.unwrap())
+}
+
+fn check(token: &str) -> Request<HealthCheckRequest> {
+    let mut request = Request::new(HealthCheckRequest::default());
+    let value = format!("Bearer {token}").parse().unwrap();
+    request.metadata_mut().insert("authorization", value);
+    request
+}
+
+#[tokio::test]
+async fn a_rate_around_the_whole_server() {
+    let (layer, _clock) = timed(ByToken::default(), Quota::per_minute(2));
+    let address = serve_grpc!(Server::builder().layer(layer).add_service(health()));
+    let mut client = client(address).await;
+    for _ in 0..2 {
+        let response = client.check(check("a")).await.unwrap();
+        assert!(response.metadata().contains_key("ratelimit"));
+    }
+    let refused = client.check(check("a")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert_eq!(
+        refused.message(),
+        "Rate limit exceeded. Please try again later."
+    );
+    assert_eq!(
+        refused.metadata().get("grpc-retry-pushback-ms").unwrap(),
+        "30000"
+    );
+    let info = refused.get_details_retry_info().expect("a RetryInfo");
+    assert_eq!(info.retry_delay.unwrap().as_secs(), 30);
+    client.check(check("b")).await.unwrap();
+}
+
+#[tokio::test]
+async fn capacity_around_a_single_service() {
+    let layer = ConcurrencyLimitLayer::deny_all().name("Health");
+    let address = serve_grpc!(Server::builder().add_service(layer.layer(health())));
+    let mut client = client(address).await;
+    let refused = client.check(check("a")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable);
+    assert_eq!(
+        refused.message(),
+        "Health is currently at capacity. Please try again later."
+    );
+    layer.limiter().set_limit(1);
+    client.check(check("a")).await.unwrap();
+}
+
+#[tokio::test]
+async fn both_around_a_single_service() {
+    let rate = RateLimitByTokenLayer::new(Quota::per_hour(1));
+    let full = ConcurrencyLimitLayer::new(1);
+    let service = full.layer(rate.layer(health()));
+    let address = serve_grpc!(Server::builder().add_service(service));
+    let mut client = client(address).await;
+    client.check(check("a")).await.unwrap();
+    let refused = client.check(check("a")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert_eq!(full.limiter().in_flight(), 0);
+}
+
+#[tokio::test]
+async fn a_stream_holds_its_permit() {
+    let (seen, mut released) = Seen::new();
+    let layer = ConcurrencyLimitLayer::new(1).observe(seen.clone());
+    let address = serve_grpc!(Server::builder().layer(layer.clone()).add_service(health()));
+    let mut client = client(address).await;
+    let mut watching = client.watch(check("a")).await.unwrap().into_inner();
+    watching.message().await.unwrap().expect("a first message");
+    assert_eq!(layer.limiter().in_flight(), 1);
+    let refused = client.check(check("a")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable);
+    drop(watching);
+    released.one().await;
+    assert_eq!(layer.limiter().in_flight(), 0);
+    client.check(check("a")).await.unwrap();
+    assert_eq!(layer.limiter().in_flight(), 0);
+    assert_eq!(
+        seen.take()
+            .iter()
+            .filter(|event| *event == "released ")
+            .count(),
+        2
+    );
+}
+
+#[tokio::test]
+async fn an_error_of_the_service_gives_the_permit_back() {
+    let layer = ConcurrencyLimitLayer::new(1);
+    let address = serve_grpc!(Server::builder().layer(layer.clone()).add_service(health()));
+    let mut client = client(address).await;
+    for _ in 0..3 {
+        let service = "no.such.Service".to_owned();
+        let missing = client
+            .check(HealthCheckRequest { service })
+            .await
+            .unwrap_err();
+        assert_eq!(missing.code(), Code::NotFound);
+        assert_eq!(layer.limiter().in_flight(), 0);
+    }
+}
+
+#[tokio::test]
+async fn the_peers_address_is_charged() {
+    let layer = RateLimitLayer::by(ClientIp::peer(), Quota::per_hour(5));
+    let address = serve_grpc!(Server::builder().layer(layer.clone()).add_service(health()));
+    client(address).await.check(check("a")).await.unwrap();
+    let local = Key::ip([127, 0, 0, 1].into());
+    assert_eq!(layer.limiter().peek(&local).remaining(), Some(4));
+    assert_eq!(layer.limiter().peek(&Key::UNKNOWN).remaining(), Some(5));
+}
+
+#[tokio::test]
+async fn one_budget_over_axum_and_tonic() {
+    let rate = RateLimitByTokenLayer::new(Quota::per_hour(3));
+    let full = ConcurrencyLimitLayer::new(1);
+    let app = Router::new()
+        .route("/", axum::routing::get(|| async { "hello" }))
+        .layer(rate.clone())
+        .layer(full.clone());
+    let http = serve(app).await;
+    let limits = tower::ServiceBuilder::new()
+        .layer(full.clone())
+        .layer(rate.clone());
+    let grpc = serve_grpc!(
+        Server::builder()
+            .layer(limits.into_inner())
+            .add_service(health())
+    );
+    let mut client = client(grpc).await;
+    let http_client = http1();
+
+    let mut watching = client.watch(check("a")).await.unwrap().into_inner();
+    watching.message().await.unwrap().expect("a first message");
+    let refused = get(&http_client, http, "/", "a").await;
+    assert_eq!(refused.status(), 503, "capacity is that of both");
+    full.limiter().set_limit(2);
+
+    assert_eq!(get(&http_client, http, "/", "a").await.status(), 200);
+    client.check(check("a")).await.unwrap();
+    assert_eq!(get(&http_client, http, "/", "a").await.status(), 429);
+    let refused = client.check(check("a")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    client.check(check("b")).await.unwrap();
+}

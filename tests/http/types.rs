@@ -1,0 +1,142 @@
+//! What can be sent between threads, and stored.
+
+use std::convert::Infallible;
+use std::future::Future;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use tower::util::BoxCloneSyncService;
+use tower::{Layer, Service};
+use tower_admission::respond::{Grpc, Negotiated, Plain, Problem};
+use tower_admission::store::{RateBuckets, RateStore, Reply};
+use tower_admission::{
+    ApiKey, BearerToken, ByToken, ClientIp, ConcurrencyLimit, ConcurrencyLimitLayer,
+    ConcurrencyLimiter, Decision, HoldUntil, Key, MemoryStore, PeerAddr, Permit, Policy, Quota,
+    QuotaError, RateLimit, RateLimitByTokenLayer, RateLimitHeaders, RateLimitLayer,
+    RateLimitStatus, RateLimiter, Rejection, ResponseBody, Secret, Shared, UpgradePermit, Usage,
+    concurrency, rate,
+};
+
+use crate::common::{ok, request, status};
+
+fn shared<T: Send + Sync + 'static>() {}
+
+fn sent<T: Send + 'static>() {}
+
+#[test]
+fn types_go_between_threads() {
+    shared::<(
+        ConcurrencyLimitLayer,
+        RateLimitByTokenLayer,
+        RateLimitLayer<ClientIp>,
+    )>();
+    shared::<(
+        ConcurrencyLimit<()>,
+        RateLimit<()>,
+        ResponseBody<Full<Bytes>>,
+    )>();
+    shared::<(
+        ConcurrencyLimiter,
+        RateLimiter,
+        Permit,
+        UpgradePermit,
+        HoldUntil,
+    )>();
+    shared::<(
+        Key,
+        Secret,
+        Quota,
+        QuotaError,
+        Policy,
+        Decision,
+        Usage,
+        Rejection,
+    )>();
+    shared::<(
+        ApiKey,
+        BearerToken,
+        ByToken,
+        ClientIp,
+        PeerAddr,
+        Shared,
+        RateLimitStatus,
+    )>();
+    shared::<(Grpc, Negotiated, Plain, Problem, RateLimitHeaders)>();
+    shared::<(MemoryStore, Box<dyn RateStore>, Box<dyn RateBuckets>)>();
+    sent::<Reply<Decision>>();
+}
+
+/// A service whose future is not `Sync`, as that of an `async` block often is not.
+#[derive(Clone)]
+struct OnlySend;
+
+impl Service<Request<()>> for OnlySend {
+    type Response = Response<Full<Bytes>>;
+    type Error = Infallible;
+    type Future =
+        std::pin::Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(
+        &mut self,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Result<(), Infallible>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Request<()>) -> Self::Future {
+        Box::pin(async { Ok(ok()) })
+    }
+}
+
+#[test]
+fn futures_of_services_that_can_be_sent_can_be_sent() {
+    sent::<concurrency::ResponseFuture<OnlySend, (), Full<Bytes>>>();
+    sent::<rate::ResponseFuture<OnlySend, (), Full<Bytes>>>();
+    // A request body that is not `Sync`.
+    type Body = Box<dyn Iterator<Item = u8> + Send>;
+    type Inner = tower::util::BoxCloneService<Request<Body>, Response<Full<Bytes>>, Infallible>;
+    sent::<concurrency::ResponseFuture<Inner, Body, Full<Bytes>>>();
+    sent::<rate::ResponseFuture<Inner, Body, Full<Bytes>>>();
+}
+
+#[tokio::test]
+async fn services_can_be_boxed_without_naming_them() {
+    let layer = RateLimitByTokenLayer::new(Quota::per_hour(1));
+    let inner = tower::service_fn(|_: Request<()>| async { Ok::<_, Infallible>(ok()) });
+    let both = ConcurrencyLimitLayer::new(1).layer(layer.layer(inner));
+    let boxed: BoxCloneSyncService<_, _, _> = BoxCloneSyncService::new(both);
+    assert_eq!(status(&boxed, request()).await, 200);
+    assert_eq!(status(&boxed, request()).await, 429);
+}
+
+#[test]
+fn the_service_inside_can_be_reached() {
+    let mut one = ConcurrencyLimitLayer::new(1).layer(7);
+    *one.get_mut() += 1;
+    assert_eq!((*one.get_ref(), one.into_inner()), (8, 8));
+    let mut two = RateLimitByTokenLayer::new(Quota::per_hour(1)).layer(7);
+    *two.get_mut() += 1;
+    assert_eq!((*two.get_ref(), two.into_inner()), (8, 8));
+}
+
+#[test]
+fn what_is_shown_has_no_secret_in_it() {
+    let layer = RateLimitByTokenLayer::new(Policy::new("name", Quota::per_hour(1)));
+    let _ = layer.limiter().check(&Key::new("bearer", b"hunter2"));
+    let concurrency = ConcurrencyLimitLayer::new(3)
+        .name("AI Bridge")
+        .per_key(ByToken::default(), 2);
+    let shown = format!(
+        "{layer:?} {:?} {:?} {concurrency:?} {:?} {:?}",
+        layer.limiter(),
+        layer.layer(()),
+        concurrency.limiter(),
+        concurrency.layer(()),
+    );
+    assert!(!shown.contains("hunter2"));
+    assert!(
+        shown.contains("AI Bridge") && shown.contains("name"),
+        "{shown}"
+    );
+}

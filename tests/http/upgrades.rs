@@ -1,0 +1,187 @@
+//! Requests that become connections.
+
+use std::net::SocketAddr;
+
+use axum::Router;
+use axum::extract::WebSocketUpgrade;
+use axum::extract::ws::WebSocket;
+use axum::response::Response;
+use axum::routing::get as route;
+use futures_util::{SinkExt, StreamExt};
+use http::{Method, Request};
+use http_body_util::BodyExt;
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+use tower::Layer;
+use tower_admission::{ConcurrencyLimitLayer, UpgradePermit};
+
+use crate::common::{Counting, Seen, answering, ok, request, send, status, streamed};
+use crate::servers::{get, http1, serve};
+
+async fn echo(permit: UpgradePermit, upgrade: WebSocketUpgrade) -> Response {
+    assert!(permit.is_held());
+    upgrade.on_upgrade(|mut socket: WebSocket| async move {
+        while let Some(Ok(message)) = socket.recv().await {
+            if socket.send(message).await.is_err() {
+                break;
+            }
+        }
+        drop(permit);
+    })
+}
+
+type Socket = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
+
+/// A connection that has been used, so that the response to its request has long ended.
+async fn connect(address: SocketAddr) -> Socket {
+    let (mut socket, response) = connect_async(format!("ws://{address}/ws")).await.unwrap();
+    assert_eq!(response.status(), 101);
+    socket.send(Message::text("hello")).await.unwrap();
+    let echo = socket.next().await.unwrap().unwrap();
+    assert_eq!(echo, Message::text("hello"));
+    socket
+}
+
+#[tokio::test]
+async fn a_websocket_counts_until_its_handler_is_done() {
+    let (seen, mut released) = Seen::new();
+    let layer = ConcurrencyLimitLayer::new(2).observe(seen.clone());
+    let app = Router::new()
+        .route("/ws", route(echo))
+        .route("/", route(|| async { "hello" }))
+        .layer(layer.clone());
+    let address = serve(app).await;
+    let mut one = connect(address).await;
+    let two = connect(address).await;
+    assert_eq!(layer.limiter().in_flight(), 2);
+
+    match connect_async(format!("ws://{address}/ws")).await {
+        Err(Error::Http(refused)) => assert_eq!(refused.status(), 503),
+        other => panic!("refused before the upgrade: {other:?}"),
+    }
+    assert_eq!(get(&http1(), address, "/", "t").await.status(), 503);
+
+    one.close(None).await.unwrap();
+    released.one().await;
+    assert_eq!(layer.limiter().in_flight(), 1);
+    assert_eq!(get(&http1(), address, "/", "t").await.status(), 200);
+    released.one().await;
+    drop(two);
+    released.one().await;
+    assert_eq!(layer.limiter().in_flight(), 0);
+    assert_eq!(
+        seen.take()
+            .iter()
+            .filter(|event| *event == "released ")
+            .count(),
+        3
+    );
+}
+
+#[tokio::test]
+async fn a_websocket_counts_for_every_layer_around_it() {
+    let outer = ConcurrencyLimitLayer::new(5).name("outer");
+    let inner = ConcurrencyLimitLayer::new(5).name("inner");
+    let app = Router::new()
+        .route("/ws", route(echo))
+        .layer(inner.clone())
+        .layer(outer.clone());
+    let address = serve(app).await;
+    let _socket = connect(address).await;
+    assert_eq!(inner.limiter().in_flight(), 1);
+    assert_eq!(outer.limiter().in_flight(), 1);
+}
+
+fn upgrading() -> Request<()> {
+    let request = Request::builder().header("upgrade", "websocket");
+    request.header("connection", "upgrade").body(()).unwrap()
+}
+
+#[tokio::test]
+async fn an_upgrade_header_on_an_ordinary_request_ends_nothing_early() {
+    let layer = ConcurrencyLimitLayer::new(1);
+    let (frames, body) = streamed();
+    let body = std::sync::Arc::new(std::sync::Mutex::new(Some(body)));
+    // The handler knows nothing of upgrades, and drops its request at once.
+    let streaming = layer.layer(answering(move |request: Request<()>| {
+        drop(request);
+        http::Response::new(body.lock().unwrap().take().unwrap())
+    }));
+    let mut response = send(&streaming, upgrading()).await;
+    frames.send("some");
+    assert!(response.frame().await.unwrap().is_ok());
+    assert_eq!(layer.limiter().in_flight(), 1);
+    assert_eq!(
+        status(&layer.layer(Counting::default()), upgrading()).await,
+        503
+    );
+    drop(frames);
+    assert!(response.frame().await.is_none());
+    assert_eq!(layer.limiter().in_flight(), 0);
+}
+
+#[tokio::test]
+async fn the_permit_is_held_by_whoever_keeps_it_longest() {
+    let (seen, _) = Seen::new();
+    let layer = ConcurrencyLimitLayer::new(1).observe(seen.clone());
+    let (keep, mut kept) = tokio::sync::mpsc::unbounded_channel();
+    let service = layer.layer(answering(move |request: Request<()>| {
+        keep.send(request.extensions().get::<UpgradePermit>().cloned())
+            .unwrap();
+        ok()
+    }));
+    let response = send(&service, upgrading()).await;
+    let permit = kept.recv().await.unwrap().expect("a permit in the request");
+    let clone = permit.clone();
+    drop(response);
+    assert_eq!(layer.limiter().in_flight(), 1);
+    drop(permit);
+    assert_eq!(layer.limiter().in_flight(), 1);
+    drop(clone);
+    assert_eq!(layer.limiter().in_flight(), 0);
+    assert_eq!(
+        seen.take()
+            .iter()
+            .filter(|event| *event == "released ")
+            .count(),
+        1
+    );
+
+    let mut connect = request();
+    *connect.method_mut() = Method::CONNECT;
+    drop(send(&service, connect).await);
+    assert!(
+        kept.recv()
+            .await
+            .unwrap()
+            .expect("also for CONNECT")
+            .is_held()
+    );
+    drop(send(&service, request()).await);
+    assert!(
+        kept.recv().await.unwrap().is_none(),
+        "not for other requests"
+    );
+}
+
+#[tokio::test]
+async fn a_handler_that_does_not_keep_the_permit_gives_it_back() {
+    let layer = ConcurrencyLimitLayer::new(1);
+    let service = layer.layer(Counting::default());
+    drop(send(&service, upgrading()).await);
+    assert_eq!(layer.limiter().in_flight(), 0);
+}
+
+#[tokio::test]
+async fn the_extractor_holds_nothing_where_there_is_nothing_to_hold() {
+    let handler = |permit: UpgradePermit| async move { permit.is_held().to_string() };
+    let app = Router::new()
+        .route("/limited", route(handler))
+        .layer(ConcurrencyLimitLayer::new(1))
+        .route("/free", route(handler));
+    let address = serve(app).await;
+    for path in ["/limited", "/free"] {
+        let response = get(&http1(), address, path, "t").await;
+        assert_eq!(crate::common::text(response).await, "false");
+    }
+}

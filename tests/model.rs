@@ -1,0 +1,277 @@
+//! Decisions against a naive model of the bucket, and permits against a naive count.
+#![cfg(feature = "test-util")]
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use tower_admission::store::MemoryStore;
+use tower_admission::test_util::TestClock;
+use tower_admission::{ConcurrencyLimiter, Key, Permit, Policy, Quota, RateLimiter};
+
+/// A bucket as one would explain it: how full it is, in fractions of a request.
+#[derive(Clone)]
+struct Bucket {
+    /// Nanoseconds between two requests, rounded up as is documented.
+    interval: u128,
+    /// In nanoseconds' worth of requests.
+    level: u128,
+    full: u128,
+}
+
+impl Bucket {
+    fn new(count: u32, period: Duration, burst: u32) -> Self {
+        let interval = period.as_nanos().div_ceil(u128::from(count));
+        let full = u128::from(burst) * interval;
+        Self {
+            interval,
+            level: full,
+            full,
+        }
+    }
+
+    fn worth(&self, cost: u32) -> u128 {
+        u128::from(cost) * self.interval
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.level = (self.level + time.as_nanos()).min(self.full);
+    }
+
+    fn fits(&self, cost: u32) -> bool {
+        self.level >= self.worth(cost)
+    }
+
+    fn take(&mut self, cost: u32) {
+        self.level -= self.worth(cost);
+    }
+
+    fn give_back(&mut self, cost: u32) {
+        self.level = (self.level + self.worth(cost)).min(self.full);
+    }
+
+    fn wait(&self, cost: u32) -> Option<Duration> {
+        let missing = self.worth(cost) - self.level;
+        let missing = Duration::from_nanos(u64::try_from(missing).unwrap());
+        (self.worth(cost) <= self.full).then_some(missing)
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Pass(Duration),
+    Take { key: usize, cost: u32 },
+    Refund { key: usize, cost: u32 },
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        2 => (0..2_000_000_000u64).prop_map(|nanos| Step::Pass(Duration::from_nanos(nanos))),
+        6 => (0..3usize, 0..6u32).prop_map(|(key, cost)| Step::Take { key, cost }),
+        1 => (0..3usize, 0..4u32).prop_map(|(key, cost)| Step::Refund { key, cost }),
+    ];
+    proptest::collection::vec(step, 1..200)
+}
+
+fn quota() -> impl Strategy<Value = (u32, Duration, u32)> {
+    let period = prop_oneof![
+        Just(Duration::from_millis(10)),
+        Just(Duration::from_secs(1)),
+        Just(Duration::from_secs(7)),
+    ];
+    (1..50u32, period, 1..20u32)
+}
+
+fn key(n: usize) -> Key {
+    Key::id("user", &n.to_string())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    /// Two windows, three keys, any cost: every decision and every number as the model has it.
+    #[test]
+    fn decisions_are_the_models((a, b) in (quota(), quota()), steps in steps()) {
+        let clock = TestClock::default();
+        let store = MemoryStore::new().clock(clock.clone());
+        let policy = Policy::new("a", Quota::new(a.0, a.1).burst(a.2))
+            .and("b", Quota::new(b.0, b.1).burst(b.2));
+        let limiter = RateLimiter::with_store(policy, &store);
+        let bucket = [Bucket::new(a.0, a.1, a.2), Bucket::new(b.0, b.1, b.2)];
+        let mut model = vec![bucket; 3];
+        for step in steps {
+            match step {
+                Step::Pass(time) => {
+                    clock.advance(time);
+                    model.iter_mut().flatten().for_each(|bucket| bucket.pass(time));
+                }
+                Step::Take { key: n, cost } => {
+                    let decision = limiter.check_n(&key(n), cost);
+                    let fits = cost == 0 || model[n].iter().all(|bucket| bucket.fits(cost));
+                    prop_assert_eq!(decision.is_admitted(), fits);
+                    if fits {
+                        model[n].iter_mut().for_each(|bucket| bucket.take(cost));
+                    }
+                    for (bucket, usage) in model[n].iter().zip(decision.usages()) {
+                        let remaining = bucket.level / bucket.interval;
+                        prop_assert_eq!(u128::from(usage.remaining()), remaining);
+                        prop_assert_eq!(usage.reset().as_nanos(), bucket.full - bucket.level);
+                        if !fits && !bucket.fits(cost) {
+                            prop_assert_eq!(usage.retry_after(), bucket.wait(cost));
+                        }
+                    }
+                }
+                Step::Refund { key: n, cost } => {
+                    limiter.refund(&key(n), cost);
+                    model[n].iter_mut().for_each(|bucket| bucket.give_back(cost));
+                }
+            }
+        }
+    }
+
+    /// A client that is alone on its key, waits what it is told and tries again is admitted; a
+    /// nanosecond sooner it is not.
+    #[test]
+    fn waiting_the_advertised_time_admits(
+        (a, b) in (quota(), quota()),
+        costs in proptest::collection::vec(1..20u32, 1..100),
+    ) {
+        let clock = TestClock::default();
+        let store = MemoryStore::new().clock(clock.clone());
+        let policy = Policy::new("a", Quota::new(a.0, a.1).burst(a.2))
+            .and("b", Quota::new(b.0, b.1).burst(b.2));
+        let limiter = RateLimiter::with_store(policy, &store);
+        let key = key(0);
+        for cost in costs {
+            let decision = limiter.check_n(&key, cost);
+            if decision.is_admitted() {
+                continue;
+            }
+            match decision.retry_after() {
+                None => prop_assert!(cost > a.2.min(b.2)),
+                Some(wait) => {
+                    prop_assert!(wait > Duration::ZERO);
+                    clock.advance(wait - Duration::from_nanos(1));
+                    prop_assert!(!limiter.check_n(&key, cost).is_admitted());
+                    clock.advance(Duration::from_nanos(1));
+                    prop_assert!(limiter.check_n(&key, cost).is_admitted());
+                }
+            }
+        }
+    }
+
+    /// Any interval W admits at most burst + W x rate.
+    #[test]
+    fn any_interval_admits_at_most_burst_and_its_share(
+        (count, period, burst) in quota(),
+        gaps in proptest::collection::vec(0..300_000_000u64, 1..300),
+    ) {
+        let clock = TestClock::default();
+        let store = MemoryStore::new().clock(clock.clone());
+        let limiter = RateLimiter::with_store(Quota::new(count, period).burst(burst), &store);
+        let mut now = 0u128;
+        let mut admitted = Vec::new();
+        for gap in gaps {
+            clock.advance(Duration::from_nanos(gap));
+            now += u128::from(gap);
+            while limiter.check(&key(0)).is_admitted() {
+                admitted.push(now);
+            }
+        }
+        for (first, from) in admitted.iter().enumerate() {
+            for (last, to) in admitted.iter().enumerate().skip(first) {
+                let share = (to - from) * u128::from(count) / period.as_nanos();
+                prop_assert!((last - first + 1) as u128 <= u128::from(burst) + share);
+            }
+        }
+    }
+
+    /// A clock that steps back locks nobody out for longer than an empty bucket takes to fill
+    /// (and a second, within which steps are not told from threads that are held up), and what
+    /// is told then is true.
+    #[test]
+    fn a_step_back_is_forgiven_within_one_refill(
+        (count, period, burst) in quota(),
+        step in prop_oneof![0..10_000_000_000u64, 0..10_000_000_000_000u64],
+    ) {
+        let clock = TestClock::default();
+        let store = MemoryStore::new().clock(clock.clone());
+        let limiter = RateLimiter::with_store(Quota::new(count, period).burst(burst), &store);
+        clock.advance(Duration::from_secs(20_000));
+        while limiter.check(&key(0)).is_admitted() {}
+        clock.step_back(Duration::from_nanos(step));
+        let wait = limiter.check(&key(0)).retry_after().unwrap();
+        let interval = period.as_nanos().div_ceil(u128::from(count));
+        let refill = Duration::from_nanos((interval * u128::from(burst)) as u64);
+        prop_assert!(wait <= refill + Duration::from_secs(1));
+        clock.advance(wait);
+        prop_assert!(limiter.check(&key(0)).is_admitted());
+    }
+
+    /// No sequence of taking, giving back and changing the limit leaks or frees twice.
+    #[test]
+    fn permits_are_counted_right(
+        steps in proptest::collection::vec((0..4u8, 0..8usize), 1..300),
+    ) {
+        let limiter = ConcurrencyLimiter::new(4);
+        let mut limit = 4;
+        let mut held: Vec<Permit> = Vec::new();
+        for (step, n) in steps {
+            match step {
+                0 | 1 => {
+                    let permit = limiter.try_acquire();
+                    prop_assert_eq!(permit.is_ok(), limit == 0 || held.len() < limit);
+                    held.extend(permit);
+                }
+                2 if !held.is_empty() => drop(held.swap_remove(n % held.len())),
+                2 => {}
+                _ => {
+                    limit = n;
+                    limiter.set_limit(limit);
+                    prop_assert_eq!(limiter.limit(), limit);
+                }
+            }
+            prop_assert_eq!(limiter.in_flight(), held.len());
+        }
+        held.clear();
+        prop_assert_eq!(limiter.in_flight(), 0);
+    }
+}
+
+/// "No bound" is a bound like any other, and takes no memory for what is not there.
+#[test]
+fn any_bound_can_be_asked_for() {
+    for bound in [0, 1, usize::MAX] {
+        let store = MemoryStore::new().max_keys(bound);
+        let limiter = RateLimiter::with_store(Quota::per_hour(1), &store);
+        assert!(limiter.check(&key(0)).is_admitted());
+        assert!(!limiter.check(&key(0)).is_admitted());
+    }
+}
+
+proptest! {
+    /// What is written is what is read, whatever the numbers.
+    #[test]
+    fn quotas_go_through_text(count in 1..u32::MAX, nanos in 1..u64::MAX, burst in 1..u32::MAX) {
+        let quota = Quota::try_new(count, Duration::from_nanos(nanos));
+        if let Ok(quota) = quota.and_then(|quota| quota.try_burst(burst)) {
+            prop_assert_eq!(quota.to_string().parse(), Ok(quota));
+        }
+    }
+}
+
+/// governor multiplies the cost by the interval before it compares, which overflowed.
+#[test]
+fn a_cost_beyond_any_bucket_is_refused_whatever_the_quota() {
+    for quota in [
+        "2/2h",
+        "1/day",
+        "1 per 3000000000s",
+        "1000000000/s",
+        "4294967295/min",
+    ] {
+        let limiter = RateLimiter::new(quota.parse::<Quota>().unwrap());
+        let decision = limiter.check_n(&key(0), u32::MAX);
+        assert_eq!(decision.is_hopeless(), quota != "4294967295/min", "{quota}");
+        assert!(limiter.check(&key(1)).is_admitted());
+    }
+}
