@@ -42,6 +42,14 @@ impl Decision {
         }
     }
 
+    /// Refused because the store that counts cannot be reached.
+    pub fn unavailable() -> Self {
+        Self {
+            admitted: false,
+            usages: SmallVec::new(),
+        }
+    }
+
     /// The decision that follows from every quota's usage: admitted when the request fits all.
     pub fn from_usages(usages: impl IntoIterator<Item = Usage>) -> Self {
         let usages: SmallVec<[Usage; INLINE]> = usages.into_iter().collect();
@@ -101,6 +109,12 @@ impl Decision {
     #[must_use]
     pub fn is_hopeless(&self) -> bool {
         self.usages.iter().any(|usage| usage.wait == NEVER)
+    }
+
+    /// Whether the request was refused because the store that counts cannot be reached.
+    #[must_use]
+    pub fn is_unavailable(&self) -> bool {
+        !self.admitted && self.usages.is_empty()
     }
 
     /// Every quota's usage, in the order in which the limiter was given them.

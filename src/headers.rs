@@ -81,6 +81,10 @@ impl Headers {
         let Some(policy) = &self.policy else {
             return;
         };
+        if decision.usages().is_empty() {
+            // Admitted without being counted: nothing is known that could be told.
+            return;
+        }
         let retry_after = retry_after(headers);
         headers.append(&RATELIMIT_POLICY, policy.clone());
         let mut field = SmallVec::<[u8; 128]>::new();

@@ -136,6 +136,23 @@ impl Key {
         fingerprint(self.kind, &bytes)
     }
 
+    /// The key as text, the same in every process with the same secret: an address as it is, a
+    /// fingerprint in hexadecimal digits.
+    #[cfg(feature = "redis")]
+    pub(crate) fn write_text(&self, text: &mut String) {
+        use fmt::Write;
+        // Writing to a string does not fail.
+        let _ = match self.identity {
+            Identity::Shared => Ok(()),
+            Identity::Fingerprint => write!(text, "{:016x}{:016x}", self.bits[0], self.bits[1]),
+            Identity::V4 => write!(text, "{}", Ipv4Addr::from_bits(self.bits[0] as u32)),
+            Identity::V6(prefix) => {
+                let address = Ipv6Addr::from_bits(self.address_bits());
+                write!(text, "{address}/{prefix}")
+            }
+        };
+    }
+
     fn address_bits(&self) -> u128 {
         u128::from(self.bits[1]) << 64 | u128::from(self.bits[0])
     }
@@ -180,10 +197,15 @@ impl Secret {
     ///
     /// # Errors
     ///
-    /// When the process has a secret already, because one was installed or because a key was
-    /// made: keys from before and after would not match.
+    /// When the process has another secret already, because one was installed or because a key
+    /// was made: keys from before and after would not match.
     pub fn install(self) -> Result<(), SecretInstalled> {
-        SECRET.set(self).map_err(|_| SecretInstalled)
+        let Self(installed) = SECRET.get_or_init(|| self);
+        if *installed == self.0 {
+            Ok(())
+        } else {
+            Err(SecretInstalled)
+        }
     }
 
     /// # Panics
@@ -202,14 +224,14 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The process has a fingerprint secret already; see [`Secret::install`].
+/// The process has another fingerprint secret already; see [`Secret::install`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SecretInstalled;
 
 impl fmt::Display for SecretInstalled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the process has a fingerprint secret already")
+        f.write_str("the process has another fingerprint secret already")
     }
 }
 

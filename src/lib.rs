@@ -33,7 +33,7 @@
 //!
 //! # Features
 //!
-//! None is on by default; `full` turns on all but `test-util`.
+//! None is on by default; `full` turns on all but `redis-tls` and `test-util`.
 //!
 //! | feature | adds |
 //! |---|---|
@@ -41,6 +41,8 @@
 //! | `tonic` | the peer's address from tonic's connect info; `NamedService` forwarded, to go around a single service |
 //! | `metrics` | `MetricsObserver` |
 //! | `tracing` | `TracingObserver`, and a warning when requests have no key |
+//! | `redis` | [`RedisStore`](store::redis::RedisStore): one limit for several replicas |
+//! | `redis-tls` | connections to Redis over TLS |
 //! | `serde` | [`Quota`] as text in configuration files |
 //! | `test-util` | a clock for tests, and a suite for stores of your own |
 

@@ -99,6 +99,16 @@ impl Policy {
         &self.quotas
     }
 
+    /// One replica's share of it.
+    #[cfg(feature = "redis")]
+    pub(crate) fn share(&self, replicas: u32) -> Self {
+        let mut share = self.clone();
+        for quota in &mut share.quotas {
+            quota.quota = quota.quota.share(replicas);
+        }
+        share
+    }
+
     /// Without the quotas that are off.
     pub(crate) fn limiting(mut self) -> Self {
         self.quotas.retain(|q| !q.quota.is_off());

@@ -35,13 +35,16 @@ pub enum Reason {
     CostExceedsQuota,
     /// Too many requests with credentials that were not accepted came from this address: 429.
     AbnormalUsage,
+    /// The store that counts cannot be reached, and the limit is set to refuse then. Not the
+    /// caller's doing: 503.
+    Unavailable,
 }
 
 impl Reason {
-    /// Whether the caller's own limit was reached, rather than the service's capacity.
+    /// Whether the caller's own limit was reached, rather than something of the service's.
     #[must_use]
     pub fn is_callers(self) -> bool {
-        self != Self::AtCapacity
+        !matches!(self, Self::AtCapacity | Self::Unavailable)
     }
 
     /// A word for logs and metric labels.
@@ -53,6 +56,7 @@ impl Reason {
             Self::QuotaExceeded => "quota_exceeded",
             Self::CostExceedsQuota => "cost_exceeds_quota",
             Self::AbnormalUsage => "abnormal_usage",
+            Self::Unavailable => "unavailable",
         }
     }
 }
@@ -155,6 +159,9 @@ impl fmt::Display for Rejection {
             }
             Reason::AbnormalUsage => {
                 f.write_str("Too many requests with invalid credentials. Please try again later.")
+            }
+            Reason::Unavailable => {
+                f.write_str("Limits cannot be checked right now. Please try again later.")
             }
         }
     }

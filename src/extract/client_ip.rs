@@ -156,4 +156,8 @@ impl KeyExtractor for ClientIp {
         let address = self.address(head)?;
         Some(Key::ip_network(address, self.v6_prefix))
     }
+
+    fn makes_fingerprints(&self) -> bool {
+        false
+    }
 }

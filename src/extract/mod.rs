@@ -47,6 +47,12 @@ pub trait KeyExtractor: Send + Sync + 'static {
     /// The key of a request, or `None` when this extractor cannot tell.
     fn extract(&self, head: RequestHead<'_>) -> Option<Key>;
 
+    /// Whether keys may be fingerprints, which replicas agree on only with a
+    /// [`Secret`](crate::Secret) that they share. Default: yes.
+    fn makes_fingerprints(&self) -> bool {
+        true
+    }
+
     /// Asks `other` when this extractor cannot tell.
     fn or<E: KeyExtractor>(self, other: E) -> Or<Self, E>
     where
@@ -73,6 +79,10 @@ impl<A: KeyExtractor, B: KeyExtractor> KeyExtractor for Or<A, B> {
     fn extract(&self, head: RequestHead<'_>) -> Option<Key> {
         self.0.extract(head).or_else(|| self.1.extract(head))
     }
+
+    fn makes_fingerprints(&self) -> bool {
+        self.0.makes_fingerprints() || self.1.makes_fingerprints()
+    }
 }
 
 /// One key for all requests.
@@ -91,6 +101,10 @@ impl KeyExtractor for Shared {
     fn extract(&self, _: RequestHead<'_>) -> Option<Key> {
         Some(Key::SHARED)
     }
+
+    fn makes_fingerprints(&self) -> bool {
+        false
+    }
 }
 
 /// An extractor in a layer, and what happens when it cannot tell.
@@ -105,6 +119,10 @@ impl Extractor {
     #[inline]
     pub(crate) fn key(&self, head: RequestHead<'_>) -> Key {
         self.known_key(head).unwrap_or(Key::UNKNOWN)
+    }
+
+    pub(crate) fn makes_fingerprints(&self) -> bool {
+        self.0.makes_fingerprints()
     }
 
     /// The key, if the extractor can tell.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::decision::{Decision, Usage};
 use crate::key::Key;
 use crate::policy::{NamedQuota, Policy};
-use crate::store::{MemoryStore, RateBuckets, RateStore, Reply};
+use crate::store::{MemoryStore, RateBuckets, RateStore, Reply, SecretMissing};
 
 /// Decides by key whether a request fits its quotas. Clones share one limit.
 ///
@@ -38,9 +38,35 @@ impl RateLimiter {
     }
 
     /// A limiter that counts in `store`.
+    ///
+    /// # Panics
+    ///
+    /// Where [`try_with_store`](Self::try_with_store) returns an error.
     #[must_use]
+    #[track_caller]
     pub fn with_store(policy: impl Into<Policy>, store: &(impl RateStore + ?Sized)) -> Self {
-        Self::with_policies(vec![policy.into()], store)
+        Self::try_with_store(policy, store).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// As [`with_store`](Self::with_store), for a store that is configured from outside.
+    ///
+    /// # Errors
+    ///
+    /// When replicas share the store, and it has no [`Secret`](crate::Secret) by which they would
+    /// agree on keys.
+    pub fn try_with_store(
+        policy: impl Into<Policy>,
+        store: &(impl RateStore + ?Sized),
+    ) -> Result<Self, SecretMissing> {
+        if !store.agrees_on_fingerprints() {
+            return Err(SecretMissing);
+        }
+        Ok(Self::with_policies(vec![policy.into()], store))
+    }
+
+    /// A limiter that limits nothing.
+    pub(crate) fn off() -> Self {
+        Self::with_policies(Vec::new(), &MemoryStore::new())
     }
 
     /// A limiter that charges one key to each policy.

@@ -2,6 +2,8 @@
 
 use super::{Observer, Subject};
 use crate::rejection::Rejection;
+#[cfg(feature = "redis")]
+use crate::store::redis::{FailureKind, StoreObserver};
 
 /// Counts decisions with the [`metrics`] facade. No label holds anything a client sent.
 ///
@@ -10,6 +12,14 @@ use crate::rejection::Rejection;
 /// | `rate_limit_hits_total` | `limit_type` | refusals, by sort of limit |
 /// | `admission_decisions_total` | `limiter`, `limit_type`, `outcome` | `outcome` is `admitted`, a [`Reason`](crate::Reason) in words, or `dry_run` |
 /// | `admission_in_flight` | `limiter` | permits given out and not back yet |
+///
+/// With feature `redis` it observes [stores](crate::store::redis::RedisStore::observe), too:
+///
+/// | metric | labels | |
+/// |---|---|---|
+/// | `admission_store_errors_total` | `kind` | calls that failed, by kind of failure |
+/// | `admission_store_up` | | 1 while the store can be reached, else 0 |
+/// | `admission_denial_cache_hits_total` | | refusals that took no call |
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct MetricsObserver;
@@ -52,5 +62,20 @@ impl Observer for MetricsObserver {
 
     fn released(&self, limiter: &str) {
         metrics::gauge!("admission_in_flight", "limiter" => limiter.to_owned()).decrement(1.0);
+    }
+}
+
+#[cfg(feature = "redis")]
+impl StoreObserver for MetricsObserver {
+    fn failed(&self, kind: FailureKind) {
+        metrics::counter!("admission_store_errors_total", "kind" => kind.as_str()).increment(1);
+    }
+
+    fn reachable(&self, reachable: bool) {
+        metrics::gauge!("admission_store_up").set(if reachable { 1.0 } else { 0.0 });
+    }
+
+    fn denied_from_cache(&self) {
+        metrics::counter!("admission_denial_cache_hits_total").increment(1);
     }
 }

@@ -204,6 +204,23 @@ impl Quota {
         }
     }
 
+    /// The part of it that one of several replicas grants: the rate and the burst over their
+    /// number, and at least one at a time.
+    #[cfg(feature = "redis")]
+    pub(crate) fn share(self, replicas: u32) -> Self {
+        let replicas = replicas.max(1);
+        let Kind::Rate(rate) = self.0 else {
+            return self;
+        };
+        Self::checked(Rate {
+            period: rate.period.saturating_mul(replicas),
+            burst: (rate.burst / replicas).max(1),
+            ..rate
+        })
+        // Of a quota near the longest there is, the share would be too slow to count.
+        .unwrap_or(Self::deny_all())
+    }
+
     /// The rate, if there is one: neither off nor refusing everything.
     pub(crate) const fn rate(&self) -> Option<Rate> {
         match self.0 {

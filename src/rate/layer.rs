@@ -14,7 +14,7 @@ use crate::limiter::RateLimiter;
 use crate::observe::{Observer, Observers};
 use crate::policy::Policy;
 use crate::respond::{Answers, Responder};
-use crate::store::{MemoryStore, RateStore};
+use crate::store::{MemoryStore, RateStore, SecretMissing};
 
 /// Limits the rate of requests by bearer token, else `X-Api-Key`, else client address.
 ///
@@ -128,13 +128,19 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
     }
 
     /// Starts a new limit, after a change of what is counted or where.
-    fn reopened(mut self) -> Self {
-        let limiter = RateLimiter::with_policies(self.policies.clone(), &*self.store);
+    fn reopened(mut self) -> Result<Self, SecretMissing> {
         let shared = Arc::make_mut(&mut self.shared);
+        let fingerprints = shared.keys.iter().any(Extractor::makes_fingerprints);
+        if fingerprints && !self.store.agrees_on_fingerprints() {
+            return Err(SecretMissing);
+        }
+        // The old limit goes first, so that a store which knows limits by name has its name free.
+        shared.limiter = RateLimiter::off();
+        let limiter = RateLimiter::with_policies(self.policies.clone(), &*self.store);
         shared.headers = Headers::new(self.dialect, &limiter);
         shared.limiter = limiter;
         shared.settle();
-        self
+        Ok(self)
     }
 
     /// Charges another key in the same decision: a request has to fit both, and one that does
@@ -147,7 +153,9 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
     ///
     /// # Panics
     ///
-    /// When the layer has eight keys already.
+    /// When the layer has eight keys already, and where [`try_store`](Self::try_store) would
+    /// return an error.
+    #[track_caller]
     pub fn and_by(mut self, key: impl KeyExtractor, policy: impl Into<Policy>) -> Self {
         assert!(
             self.policies.len() < MAX_KEYS,
@@ -157,12 +165,29 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
         self.policies.push(policy);
         self.with(|shared| shared.keys.push(Extractor::new(key)))
             .reopened()
+            .unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// Where to count. Default: [`MemoryStore`], with its default bound on keys.
     ///
     /// Starts a new limit: what clones made before this have counted stays with them.
-    pub fn store(mut self, store: impl RateStore) -> Self {
+    ///
+    /// # Panics
+    ///
+    /// Where [`try_store`](Self::try_store) returns an error.
+    #[track_caller]
+    pub fn store(self, store: impl RateStore) -> Self {
+        self.try_store(store)
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// As [`store`](Self::store), for a store that is configured from outside.
+    ///
+    /// # Errors
+    ///
+    /// When replicas share the store, it has no [`Secret`](crate::Secret) by which they would
+    /// agree on the keys of credentials, and the layer's keys may be such.
+    pub fn try_store(mut self, store: impl RateStore) -> Result<Self, SecretMissing> {
         self.store = Arc::new(store);
         self.reopened()
     }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body::Body;
@@ -41,6 +42,10 @@ pub(super) struct Shared {
     pub(super) answers: Answers,
     pub(super) observers: Observers,
 }
+
+/// What a client is told to wait when the store cannot be reached: as with capacity, when it is
+/// back cannot be known.
+const UNAVAILABLE_FOR: Duration = Duration::from_secs(1);
 
 type Cost = Arc<dyn Fn(RequestHead<'_>) -> u32 + Send + Sync>;
 type Skip = Arc<dyn Fn(RequestHead<'_>) -> bool + Send + Sync>;
@@ -145,7 +150,13 @@ impl Shared {
 
     #[cold]
     fn refused(&self, key: Key, decision: Decision) -> Refused {
-        let reason = if decision.is_hopeless() {
+        let reason = if decision.is_unavailable() {
+            let rejection = Rejection::new(Reason::Unavailable, String::from(&*self.name));
+            return Refused {
+                rejection: rejection.retry_after(Some(UNAVAILABLE_FOR)),
+                key,
+            };
+        } else if decision.is_hopeless() {
             Reason::CostExceedsQuota
         } else {
             Reason::QuotaExceeded

@@ -50,7 +50,7 @@ fn display<S: Serializer>(text: &impl fmt::Display, serializer: S) -> Result<S::
 
 fn problem_type(reason: Reason) -> (&'static str, &'static str) {
     match reason {
-        Reason::AtCapacity => (
+        Reason::AtCapacity | Reason::Unavailable => (
             "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity",
             "Temporarily reduced capacity",
         ),

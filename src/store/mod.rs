@@ -11,10 +11,14 @@ use crate::key::Key;
 use crate::policy::Policy;
 
 pub mod memory;
+#[cfg(feature = "redis")]
+pub mod redis;
 #[cfg(feature = "test-util")]
 pub mod suite;
 
 pub use memory::MemoryStore;
+#[cfg(feature = "redis")]
+pub use redis::RedisStore;
 
 /// A place where rate limits are counted.
 ///
@@ -23,13 +27,41 @@ pub use memory::MemoryStore;
 pub trait RateStore: Send + Sync + 'static {
     /// The buckets for one limiter: a decision of it charges one key to each of `policies`.
     fn open(&self, policies: &[Policy]) -> Arc<dyn RateBuckets>;
+
+    /// Whether all who count in this store make the same fingerprints of a credential, as one
+    /// process does. A store that replicas share can promise it only with a
+    /// [`Secret`](crate::Secret).
+    fn agrees_on_fingerprints(&self) -> bool {
+        true
+    }
 }
 
 impl<S: RateStore + ?Sized> RateStore for Arc<S> {
     fn open(&self, policies: &[Policy]) -> Arc<dyn RateBuckets> {
         (**self).open(policies)
     }
+
+    fn agrees_on_fingerprints(&self) -> bool {
+        (**self).agrees_on_fingerprints()
+    }
 }
+
+/// Keys that may be fingerprints are to be counted in a store that replicas share, and which has
+/// no [`Secret`](crate::Secret): each replica would count its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SecretMissing;
+
+impl fmt::Display for SecretMissing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "replicas agree on the keys of credentials only with a secret that they share: \
+             give the store one, or charge addresses alone",
+        )
+    }
+}
+
+impl std::error::Error for SecretMissing {}
 
 /// The buckets of one limiter in a [`RateStore`].
 ///

@@ -1,0 +1,161 @@
+//! Denials that Redis gave, kept for as long as they hold, so that who is denied costs no calls.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::decision::{Decision, Usage};
+use crate::key::Key;
+use crate::sync::lock;
+
+/// Denials that are kept at most: about half a MiB with two quotas each.
+const ENTRIES: usize = 4096;
+
+/// A refund in another process is seen after this at the latest.
+const LONGEST: Duration = Duration::from_secs(1);
+
+/// Denials by the keys they were given to. Each has one place where it may be, and takes it from
+/// whatever else is there: what is not in the cache is asked of Redis.
+pub(super) struct Denials {
+    places: Box<[Mutex<Option<Box<Denial>>>]>,
+}
+
+struct Denial {
+    fingerprint: [u64; 2],
+    cost: u32,
+    since: Instant,
+    until: Instant,
+    decision: Decision,
+}
+
+impl Denials {
+    pub(super) fn new() -> Self {
+        Self {
+            places: (0..ENTRIES).map(|_| Mutex::new(None)).collect(),
+        }
+    }
+
+    /// The denial that still holds for these keys, its times counted down.
+    pub(super) fn find(&self, keys: &[Key], cost: u32) -> Option<Decision> {
+        let fingerprint = fingerprint(keys);
+        let mut place = lock(self.place(fingerprint));
+        let denial = place.as_deref().filter(|d| d.fingerprint == fingerprint)?;
+        let now = Instant::now();
+        if now >= denial.until {
+            *place = None;
+            return None;
+        }
+        // What does not fit at one cost fits at no higher one. At another cost the numbers would
+        // be others, so these are asked for.
+        (cost == denial.cost).then(|| later(&denial.decision, now - denial.since))
+    }
+
+    /// Keeps a denial until the request would fit.
+    pub(super) fn keep(&self, keys: &[Key], cost: u32, asked: Instant, decision: &Decision) {
+        let holds = match decision.retry_after() {
+            Some(wait) => wait.min(LONGEST),
+            None if decision.is_hopeless() => LONGEST,
+            None => return,
+        };
+        let fingerprint = fingerprint(keys);
+        let denial = Denial {
+            fingerprint,
+            cost,
+            // Counted from when it was asked for, so that it ends too soon rather than too late.
+            since: asked,
+            until: asked + holds,
+            decision: decision.clone(),
+        };
+        *lock(self.place(fingerprint)) = Some(Box::new(denial));
+    }
+
+    /// Forgets a denial, as something was given back.
+    pub(super) fn forget(&self, keys: &[Key]) {
+        let fingerprint = fingerprint(keys);
+        let mut place = lock(self.place(fingerprint));
+        if place
+            .as_deref()
+            .is_some_and(|d| d.fingerprint == fingerprint)
+        {
+            *place = None;
+        }
+    }
+
+    fn place(&self, [low, _]: [u64; 2]) -> &Mutex<Option<Box<Denial>>> {
+        &self.places[low as usize % ENTRIES]
+    }
+}
+
+/// All the keys as one; that of a single key is its own.
+fn fingerprint(keys: &[Key]) -> [u64; 2] {
+    keys.iter().fold([0; 2], |[low, high], key| {
+        let [first, second] = key.place_bits();
+        // Odd multipliers keep the order of keys apart. The bits come from a keyed hash, so nobody
+        // can aim at a sum.
+        [
+            low.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(first),
+            high.wrapping_mul(0xd6e8_feb8_6659_fd93)
+                .wrapping_add(second),
+        ]
+    })
+}
+
+/// A decision as it stands when `time` has passed. (What is left may be more by now, which is told
+/// when it is asked for again.)
+fn later(decision: &Decision, time: Duration) -> Decision {
+    Decision::from_usages(decision.usages().iter().map(|usage| {
+        let reset = usage.reset().saturating_sub(time);
+        let (limit, left) = (usage.limit(), usage.remaining());
+        if usage.fits() {
+            Usage::admitted(limit, left, reset)
+        } else {
+            let wait = usage.retry_after().map(|wait| wait.saturating_sub(time));
+            Usage::refused(limit, left, reset, wait)
+        }
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn denied_for(millis: u64) -> Decision {
+        let wait = Duration::from_millis(millis);
+        Decision::from_usages([Usage::refused(10, 0, 2 * wait, Some(wait))])
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn holds_until_the_request_fits() {
+        let denials = Denials::new();
+        let keys = [Key::id("user", "alice")];
+        denials.keep(&keys, 1, Instant::now(), &denied_for(400));
+        tokio::time::advance(Duration::from_millis(300)).await;
+        let denial = denials.find(&keys, 1).unwrap();
+        assert_eq!(denial.retry_after(), Some(Duration::from_millis(100)));
+        assert_eq!(denial.reset(), Some(Duration::from_millis(500)));
+        assert!(denials.find(&keys, 2).is_none());
+        assert!(denials.find(&[Key::id("user", "bob")], 1).is_none());
+        tokio::time::advance(Duration::from_millis(100)).await;
+        assert!(denials.find(&keys, 1).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn holds_a_second_at_most_and_not_over_a_refund() {
+        let denials = Denials::new();
+        let keys = [Key::id("user", "alice")];
+        denials.keep(&keys, 1, Instant::now(), &denied_for(60_000));
+        tokio::time::advance(LONGEST).await;
+        assert!(denials.find(&keys, 1).is_none());
+        denials.keep(&keys, 1, Instant::now(), &denied_for(60_000));
+        denials.forget(&keys);
+        assert!(denials.find(&keys, 1).is_none());
+    }
+
+    #[test]
+    fn keys_in_another_order_are_others() {
+        let (one, two) = (Key::id("user", "1"), Key::id("user", "2"));
+        assert_ne!(fingerprint(&[one, two]), fingerprint(&[two, one]));
+        assert_ne!(fingerprint(&[one]), fingerprint(&[one, two]));
+    }
+}

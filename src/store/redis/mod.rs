@@ -1,0 +1,257 @@
+//! One limit for all replicas of a service, counted in Redis.
+//!
+//! See [`RedisStore`].
+
+mod client;
+mod denied;
+mod failure;
+mod names;
+mod rate;
+mod script;
+mod url;
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+pub use self::failure::{FailureKind, StoreError, StoreObserver};
+
+use self::client::{CONNECT_WITHIN, Client};
+use self::failure::Events;
+use self::names::Names;
+use self::rate::{RedisBuckets, Scripts};
+use self::url::Target;
+use super::{RateBuckets, RateStore};
+use crate::key::Secret;
+use crate::policy::Policy;
+
+/// Counts in Redis, so that replicas of a service share one limit.
+///
+/// A decision is one script call: one round trip, atomic over all quotas and keys, on the server's
+/// clock. Redis from 6.2 and Valkey will do, as one server, as a primary with replicas behind an
+/// address that follows it, or as a cluster.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use tower_admission::store::redis::{FailureMode, RedisStore};
+/// use tower_admission::{Policy, Quota, RateLimitByTokenLayer, Secret};
+///
+/// # fn secret_from_configuration() -> [u8; 16] { [7; 16] }
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let store = RedisStore::connect("redis://127.0.0.1:6379")?
+///     .prefix("gateway")
+///     .deadline(Duration::from_millis(25))
+///     .on_failure(FailureMode::LocalShare { replicas: 3 })
+///     .secret(Secret::new(secret_from_configuration()));
+/// let policy = Policy::new("burst", Quota::per_second(10)).and("daily", Quota::per_day(50_000));
+/// let layer = RateLimitByTokenLayer::new(policy).store(store);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # When Redis is away
+///
+/// A call waits for the [deadline](Self::deadline) at most, and then the
+/// [failure mode](Self::on_failure) decides. When the connection is lost, or three calls in a row
+/// are not answered, later calls are not made until a task in the background has
+/// connected again: they are decided in microseconds. The connection is lazy, so a service starts
+/// and serves while Redis is down; [`ping`](Self::ping) is for those who would rather know.
+///
+/// # What replicas have to agree on
+///
+/// - The [`prefix`](Self::prefix).
+/// - The [`secret`](Self::secret), for keys of credentials.
+/// - The names of the [`Policy`]: buckets are known by them, and a second limiter with the same
+///   names by its number, in the order in which limiters are made. Give each limiter's policy
+///   a name of its own.
+/// - Quotas may differ for as long as a deployment takes: what is spent stays spent, in requests.
+///
+/// # What is stored
+///
+/// One string for each key and limiter, which expires when its buckets are full: about 150 bytes of
+/// Redis's memory. Its name holds an address as it is, and nothing else that a client
+/// sent. Times are whole microseconds: above 100,000 requests a second for one key the rate may
+/// fall short by more than a tenth.
+///
+/// # Several keys in a cluster
+///
+/// A decision over several keys ([`and_by`](crate::RateLimitLayer::and_by)) is one script where
+/// there is one server. In a cluster the keys lie in different parts, so they are charged in turn,
+/// addresses first, and given back when a later one refuses.
+///
+/// # Panics
+///
+/// Calls panic outside of a tokio runtime with time and I/O.
+#[derive(Clone)]
+#[must_use = "a store does nothing until a limiter counts in it"]
+pub struct RedisStore {
+    target: Target,
+    prefix: String,
+    has_secret: bool,
+    options: Options,
+    /// Made with the first limiter, when nothing is configured any more; see `inner`.
+    inner: Arc<OnceLock<Arc<Inner>>>,
+}
+
+#[derive(Clone)]
+struct Options {
+    on_failure: FailureMode,
+    client: client::Options,
+}
+
+/// What the limiters of one store share.
+struct Inner {
+    client: Client,
+    names: Names,
+    scripts: Scripts,
+    options: Options,
+}
+
+/// What becomes of requests when Redis cannot be asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FailureMode {
+    /// They are admitted, uncounted. For limits that are there for fairness.
+    #[default]
+    Open,
+    /// They are refused with 503. For limits that protect something.
+    Closed,
+    /// This replica counts in memory and grants its share: the quotas over `replicas` (which
+    /// counts as 1 when it is 0).
+    ///
+    /// The share is charged for what Redis admits through this replica too, so that it is no fresh
+    /// burst when Redis goes away, however often it does. All replicas together admit at most a
+    /// burst more than Redis would have, once for each time that it goes away and comes back.
+    LocalShare {
+        /// How many replicas there are.
+        replicas: u32,
+    },
+}
+
+impl RedisStore {
+    /// How long a call may take: ten times what a round trip in one data centre does, and little
+    /// next to what a request takes.
+    pub const DEFAULT_DEADLINE: Duration = Duration::from_millis(25);
+
+    /// What keys in Redis begin with.
+    pub const DEFAULT_PREFIX: &str = "admission";
+
+    /// Calls under way at a time: what 25 milliseconds of a busy Redis answer.
+    pub const DEFAULT_MAX_IN_FLIGHT: usize = 2048;
+
+    /// A store at a URL: `redis://[user:password@]host[:port][/db]`, `rediss://` for TLS (feature
+    /// `redis-tls`), `unix:/path`, or `redis+cluster://[user:password@]host,host` for a cluster.
+    ///
+    /// Does not connect; the first call does.
+    ///
+    /// # Errors
+    ///
+    /// [`FailureKind::Configuration`] when the URL cannot be used.
+    pub fn connect(url: &str) -> Result<Self, StoreError> {
+        Ok(Self {
+            target: Target::parse(url, CONNECT_WITHIN)?,
+            prefix: Self::DEFAULT_PREFIX.to_owned(),
+            has_secret: false,
+            options: Options {
+                on_failure: FailureMode::default(),
+                client: client::Options {
+                    deadline: Self::DEFAULT_DEADLINE,
+                    max_in_flight: Self::DEFAULT_MAX_IN_FLIGHT,
+                    events: Events::default(),
+                },
+            },
+            inner: Arc::default(),
+        })
+    }
+
+    /// Changes what is configured. What was made before stays as it is.
+    fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+        change(&mut self);
+        self.inner = Arc::default();
+        self
+    }
+
+    /// What keys in Redis begin with. Default: [`DEFAULT_PREFIX`](Self::DEFAULT_PREFIX).
+    ///
+    /// Services that share a Redis and no limits have prefixes of their own.
+    pub fn prefix(self, prefix: &str) -> Self {
+        self.with(|store| store.prefix = prefix.to_owned())
+    }
+
+    /// How long a call may take before the failure mode decides. Default:
+    /// [`DEFAULT_DEADLINE`](Self::DEFAULT_DEADLINE).
+    pub fn deadline(self, deadline: Duration) -> Self {
+        self.with(|store| store.options.client.deadline = deadline)
+    }
+
+    /// How many calls may be under way at a time; for those above it the failure mode decides at
+    /// once. Default: [`DEFAULT_MAX_IN_FLIGHT`](Self::DEFAULT_MAX_IN_FLIGHT).
+    pub fn max_in_flight(self, calls: usize) -> Self {
+        self.with(|store| store.options.client.max_in_flight = calls)
+    }
+
+    /// What becomes of requests when Redis cannot be asked. Default: [`FailureMode::Open`].
+    pub fn on_failure(self, mode: FailureMode) -> Self {
+        self.with(|store| store.options.on_failure = mode)
+    }
+
+    /// The secret that replicas share, so that they agree on the keys of credentials. It becomes
+    /// the [process's](Secret::install).
+    ///
+    /// Without one, layers whose keys may be of credentials cannot be made with this store.
+    ///
+    /// # Panics
+    ///
+    /// When the process has another secret, because one was installed or because a key was made
+    /// before. [`Secret::install`], called first, returns that as an error.
+    #[track_caller]
+    pub fn secret(self, secret: Secret) -> Self {
+        secret.install().unwrap_or_else(|error| panic!("{error}"));
+        self.with(|store| store.has_secret = true)
+    }
+
+    /// Adds an observer of the store's health. Default: none.
+    pub fn observe(self, observer: impl StoreObserver) -> Self {
+        self.with(|store| store.options.client.events.add(observer))
+    }
+
+    /// Connects and asks for a sign of life, to find out at start what would else be left to
+    /// the failure mode.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong: a server that is not there, refuses the credentials or is too old.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        self.inner().client.ping().await
+    }
+
+    fn inner(&self) -> &Arc<Inner> {
+        self.inner.get_or_init(|| {
+            Arc::new(Inner {
+                client: Client::new(self.target.clone(), self.options.client.clone()),
+                names: Names::new(&self.prefix),
+                scripts: Scripts::new(),
+                options: self.options.clone(),
+            })
+        })
+    }
+}
+
+impl RateStore for RedisStore {
+    fn open(&self, policies: &[Policy]) -> Arc<dyn RateBuckets> {
+        Arc::new(RedisBuckets::new(self.inner().clone(), policies))
+    }
+
+    fn agrees_on_fingerprints(&self) -> bool {
+        self.has_secret
+    }
+}
+
+impl fmt::Debug for RedisStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisStore")
+            .field("prefix", &self.prefix)
+            .field("on_failure", &self.options.on_failure)
+            .finish_non_exhaustive()
+    }
+}

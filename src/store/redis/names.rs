@@ -1,0 +1,110 @@
+//! What buckets are called in Redis, the same in every replica.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::sync::{Arc, Mutex};
+
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+
+use crate::key::Key;
+use crate::policy::{NamedQuota, Policy};
+use crate::sync::lock;
+
+/// The names that are in use by limiters of one store.
+///
+/// A limiter is called by the names of its quotas. A second one with the same names has a 2 behind
+/// them, and so on, in the order in which they are made: replicas run the same program.
+#[derive(Clone)]
+pub(super) struct Names {
+    prefix: Arc<str>,
+    taken: Arc<Mutex<BTreeSet<String>>>,
+}
+
+/// One limiter's name, its own until it is dropped.
+pub(super) struct Name {
+    names: Names,
+    name: String,
+    /// What the keys begin with.
+    begin: String,
+}
+
+impl Names {
+    pub(super) fn new(prefix: &str) -> Self {
+        Self {
+            prefix: prefix.into(),
+            taken: Arc::default(),
+        }
+    }
+
+    pub(super) fn claim(&self, policies: &[Policy]) -> Name {
+        let quotas = policies
+            .iter()
+            .flat_map(Policy::quotas)
+            .map(NamedQuota::name);
+        let names: Vec<_> = quotas
+            .map(|name| utf8_percent_encode(name, NON_ALPHANUMERIC).to_string())
+            .collect();
+        let first = names.join("+");
+        let mut taken = lock(&self.taken);
+        let mut name = first.clone();
+        let mut n = 1;
+        while !taken.insert(name.clone()) {
+            n += 1;
+            name = format!("{first}*{n}");
+        }
+        Name {
+            begin: format!("{}:rate:{name}:", self.prefix),
+            names: self.clone(),
+            name,
+        }
+    }
+}
+
+impl Name {
+    /// The Redis key that holds a key's buckets.
+    pub(super) fn key(&self, key: &Key) -> String {
+        let mut text = String::with_capacity(self.begin.len() + key.kind().len() + 48);
+        text.push_str(&self.begin);
+        // The program's word, but escaped: braces would choose the part of a cluster.
+        let _ = write!(
+            text,
+            "{}:",
+            utf8_percent_encode(key.kind(), NON_ALPHANUMERIC)
+        );
+        key.write_text(&mut text);
+        text
+    }
+}
+
+impl Drop for Name {
+    fn drop(&mut self) {
+        lock(&self.names.taken).remove(&self.name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quota::Quota;
+
+    #[test]
+    fn limiters_are_apart_and_names_free_again() {
+        let names = Names::new("app");
+        let policy = [Policy::new("per day", Quota::per_day(1))];
+        let one = names.claim(&policy);
+        let two = names.claim(&policy);
+        let address = Key::ip([192, 0, 2, 1].into());
+        assert_eq!(one.key(&address), "app:rate:per%20day:ip:192.0.2.1");
+        assert_eq!(two.key(&address), "app:rate:per%20day*2:ip:192.0.2.1");
+        drop(one);
+        let again = names.claim(&policy);
+        assert_eq!(again.key(&address), "app:rate:per%20day:ip:192.0.2.1");
+    }
+
+    #[test]
+    fn nothing_a_client_sends_is_in_a_key() {
+        let name = Names::new("app").claim(&[Quota::per_day(1).into()]);
+        let key = name.key(&Key::new("bearer", b"{hunter2}"));
+        assert!(!key.contains("hunter2") && !key.contains('{'), "{key}");
+    }
+}

@@ -1,0 +1,33 @@
+//! Lua scripts: called by their hash, by their source when the server does not know it.
+
+use redis::Cmd;
+
+/// A script, and what it is known by.
+pub(super) struct Script {
+    source: &'static str,
+    sha1: String,
+}
+
+impl Script {
+    pub(super) fn new(source: &'static str) -> Self {
+        Self {
+            source,
+            sha1: redis::Script::new(source).get_hash().to_owned(),
+        }
+    }
+
+    pub(super) fn call(&self, keys: &[String], arguments: &[u64]) -> Cmd {
+        command("EVALSHA", &self.sha1, keys, arguments)
+    }
+
+    /// After NOSCRIPT: one more round trip, where loading the script first would be two.
+    pub(super) fn call_with_source(&self, keys: &[String], arguments: &[u64]) -> Cmd {
+        command("EVAL", self.source, keys, arguments)
+    }
+}
+
+fn command(name: &str, script: &str, keys: &[String], arguments: &[u64]) -> Cmd {
+    let mut command = redis::cmd(name);
+    command.arg(script).arg(keys.len()).arg(keys).arg(arguments);
+    command
+}

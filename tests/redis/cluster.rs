@@ -1,0 +1,106 @@
+//! A cluster of three servers.
+
+use std::time::Duration;
+
+use tower_admission::store::{RateStore, suite};
+use tower_admission::{Key, Policy, Quota};
+
+use crate::server::{Server, store, until};
+
+struct Cluster {
+    nodes: Vec<Server>,
+}
+
+impl Cluster {
+    async fn start() -> Self {
+        let mut nodes = Vec::new();
+        for _ in 0..3 {
+            nodes.push(
+                Server::start_with(&[
+                    "--cluster-enabled",
+                    "yes",
+                    "--cluster-node-timeout",
+                    "500",
+                    "--cluster-require-full-coverage",
+                    "no",
+                ])
+                .await,
+            );
+        }
+        for (n, node) in nodes.iter().enumerate() {
+            let slots = [(0, 5460), (5461, 10922), (10923, 16383)][n];
+            let (first, last) = (slots.0.to_string(), slots.1.to_string());
+            node.command(&["CLUSTER", "ADDSLOTSRANGE", &first, &last])
+                .await
+                .unwrap();
+            node.command(&["CLUSTER", "SET-CONFIG-EPOCH", &(n + 1).to_string()])
+                .await
+                .unwrap();
+        }
+        for node in &nodes[1..] {
+            let port = nodes[0].port.to_string();
+            node.command(&["CLUSTER", "MEET", "127.0.0.1", &port])
+                .await
+                .unwrap();
+        }
+        let cluster = Self { nodes };
+        until("the cluster has come together", async || {
+            for node in &cluster.nodes {
+                let info = node.command(&["CLUSTER", "INFO"]).await.unwrap();
+                let info: String = redis::from_redis_value(info).unwrap();
+                if !info.contains("cluster_state:ok") || !info.contains("cluster_known_nodes:3") {
+                    return false;
+                }
+            }
+            true
+        })
+        .await;
+        cluster
+    }
+
+    fn url(&self) -> String {
+        let nodes: Vec<_> = self
+            .nodes
+            .iter()
+            .map(|node| format!("127.0.0.1:{}", node.port))
+            .collect();
+        format!("redis+cluster://{}", nodes.join(","))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn passes_the_suite() {
+    let cluster = Cluster::start().await;
+    suite::rate_store(&store(&cluster.url()), tokio::time::sleep).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_a_part_dies_the_others_count_on() {
+    let mut cluster = Cluster::start().await;
+    let store = store(&cluster.url()).deadline(Duration::from_millis(200));
+    let buckets = store.open(&[Policy::new("calls", Quota::per_hour(1000))]);
+    let keys: Vec<_> = (0..30).map(|n| [Key::id("user", &n.to_string())]).collect();
+    for key in &keys {
+        assert!(buckets.take(key, 1).await.remaining().is_some());
+    }
+    let mut held = Vec::new();
+    for node in &cluster.nodes {
+        held.push(node.keys().await.len());
+    }
+    assert_eq!(held.iter().sum::<usize>(), keys.len());
+    assert!(
+        held.iter().all(|held| *held > 0),
+        "keys in every part: {held:?}"
+    );
+    cluster.nodes[0].kill();
+    for _ in 0..2 {
+        let mut counted = 0;
+        for key in &keys {
+            let decision = buckets.take(key, 1).await;
+            assert!(decision.is_admitted());
+            counted += usize::from(decision.remaining().is_some());
+        }
+        // The dead part's keys are decided by the failure mode, which is to admit.
+        assert_eq!(counted, keys.len() - held[0]);
+    }
+}

@@ -1,0 +1,337 @@
+//! What happens when Redis is away, slow, full, or holds nonsense: the fault matrix.
+//!
+//! In every row: no call takes above twice its deadline, nothing panics or hangs, and counting
+//! goes on within two seconds of the fault's end.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use tower_admission::store::redis::{FailureKind, FailureMode, RedisStore, StoreObserver};
+use tower_admission::store::{RateBuckets, RateStore};
+use tower_admission::{Key, Policy, Quota};
+
+use crate::server::{Server, free_port, store, until};
+
+/// Long next to what a busy machine holds a task up, short next to a test.
+const DEADLINE: Duration = Duration::from_millis(400);
+
+/// Counts failures by kind.
+#[derive(Clone, Default)]
+struct Failures(Arc<Mutex<HashMap<FailureKind, u32>>>);
+
+impl StoreObserver for Failures {
+    fn failed(&self, kind: FailureKind) {
+        *self.0.lock().unwrap().entry(kind).or_default() += 1;
+    }
+}
+
+impl Failures {
+    fn of(&self, kind: FailureKind) -> u32 {
+        self.0.lock().unwrap().get(&kind).copied().unwrap_or(0)
+    }
+}
+
+struct Case {
+    server: Server,
+    buckets: Arc<dyn RateBuckets>,
+    failures: Failures,
+}
+
+impl Case {
+    async fn new(mode: FailureMode) -> Self {
+        Self::with(Server::start().await, |store| store.on_failure(mode)).await
+    }
+
+    async fn with(server: Server, configure: impl FnOnce(RedisStore) -> RedisStore) -> Self {
+        let failures = Failures::default();
+        let store = server.store().deadline(DEADLINE).observe(failures.clone());
+        let policy = Policy::new("calls", Quota::per_hour(1000));
+        let buckets = configure(store).open(&[policy]);
+        let case = Self {
+            server,
+            buckets,
+            failures,
+        };
+        case.counts_again().await;
+        case
+    }
+
+    /// Whether a request was admitted, and what Redis says is left if it was Redis who decided.
+    async fn take(&self) -> (bool, Option<u32>) {
+        let started = Instant::now();
+        let decision = self.buckets.take(&[Key::id("user", "alice")], 1).await;
+        let took = started.elapsed();
+        assert!(took < 2 * DEADLINE, "a call took {took:?}");
+        (decision.is_admitted(), decision.remaining())
+    }
+
+    async fn is_counted(&self) -> bool {
+        self.take().await.1.is_some()
+    }
+
+    async fn counts_again(&self) {
+        let started = Instant::now();
+        until("Redis decides", async || self.is_counted().await).await;
+        let took = started.elapsed();
+        assert!(
+            took < Duration::from_secs(2),
+            "counting went on after {took:?}"
+        );
+    }
+
+    /// The breaker is open: decisions are there at once, without a future.
+    async fn decides_at_once(&self) {
+        until("calls are no longer made", async || {
+            let reply = self.buckets.take(&[Key::id("user", "alice")], 1);
+            let at_once = matches!(reply, tower_admission::store::Reply::Ready(_));
+            let _ = reply.await;
+            at_once
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kill() {
+    let mut case = Case::new(FailureMode::Closed).await;
+    case.server.kill();
+    assert_eq!(case.take().await, (false, None));
+    case.decides_at_once().await;
+    assert_eq!(case.take().await, (false, None));
+    case.server.restart().await;
+    case.counts_again().await;
+    assert!(case.failures.of(FailureKind::Disconnected) > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stall() {
+    let case = Case::new(FailureMode::Open).await;
+    case.server.signal("STOP");
+    assert_eq!(case.take().await, (true, None));
+    case.decides_at_once().await;
+    case.server.signal("CONT");
+    case.counts_again().await;
+    assert!(case.failures.of(FailureKind::Timeout) >= 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn data_loss_costs_a_burst_at_most() {
+    let mut case = Case::new(FailureMode::Closed).await;
+    let (_, left) = case.take().await;
+    assert!(left.unwrap() < 999);
+    case.server.restart().await;
+    case.counts_again().await;
+    let (_, left) = case.take().await;
+    assert!(left.unwrap() >= 990, "it starts over");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_script_that_is_flushed_is_sent_again_and_charges_once() {
+    let case = Case::new(FailureMode::Closed).await;
+    let (_, left) = case.take().await;
+    for n in 1..=20 {
+        case.server.command(&["SCRIPT", "FLUSH"]).await.unwrap();
+        assert_eq!(case.take().await, (true, Some(left.unwrap() - n)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow() {
+    let case = Case::new(FailureMode::Closed).await;
+    case.server
+        .command(&["CLIENT", "PAUSE", "3000", "ALL"])
+        .await
+        .unwrap();
+    assert_eq!(case.take().await, (false, None));
+    case.decides_at_once().await;
+    until("it decides again", async || case.is_counted().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn busy() {
+    let server = Server::start_with(&["--lua-time-limit", "100"]).await;
+    let case = Case::with(server, |store| store.on_failure(FailureMode::Closed)).await;
+    let mut connection = case.server.connection().await.unwrap();
+    let endless = tokio::spawn(async move {
+        let mut command = redis::cmd("EVAL");
+        command.arg("while true do end").arg(0);
+        let _ = command.query_async::<()>(&mut connection).await;
+    });
+    until("the server says that it is busy", async || {
+        case.take().await;
+        case.failures.of(FailureKind::Busy) + case.failures.of(FailureKind::Timeout) > 0
+    })
+    .await;
+    assert_eq!(case.take().await, (false, None));
+    until("the script is killed", async || {
+        case.server.command(&["SCRIPT", "KILL"]).await.is_ok()
+    })
+    .await;
+    case.counts_again().await;
+    endless.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn out_of_memory() {
+    let case = Case::new(FailureMode::Closed).await;
+    case.server
+        .command(&["CONFIG", "SET", "maxmemory-policy", "noeviction"])
+        .await
+        .unwrap();
+    case.server
+        .command(&["CONFIG", "SET", "maxmemory", "1"])
+        .await
+        .unwrap();
+    assert_eq!(case.take().await, (false, None));
+    assert_eq!(case.failures.of(FailureKind::OutOfMemory), 1);
+    case.server
+        .command(&["CONFIG", "SET", "maxmemory", "0"])
+        .await
+        .unwrap();
+    assert!(
+        case.is_counted().await,
+        "the connection was well all the time"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_that_becomes_a_replica() {
+    let case = Case::new(FailureMode::Closed).await;
+    // Of nobody who is there, and still read-only.
+    let nobody = free_port().to_string();
+    case.server
+        .command(&["REPLICAOF", "127.0.0.1", &nobody])
+        .await
+        .unwrap();
+    assert_eq!(case.take().await, (false, None));
+    let kinds = [FailureKind::ReadOnly, FailureKind::Busy];
+    assert!(kinds.iter().any(|kind| case.failures.of(*kind) > 0));
+    case.server
+        .command(&["REPLICAOF", "NO", "ONE"])
+        .await
+        .unwrap();
+    case.counts_again().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nonsense_under_a_key_is_left_alone() {
+    let case = Case::new(FailureMode::Closed).await;
+    let [key] = &*case.server.keys().await else {
+        panic!("one key for one caller");
+    };
+    for write in [&["SET", key, "abc"][..], &["SET", key, "1"], &["DEL", key]] {
+        case.server.command(write).await.unwrap();
+        if write[0] == "DEL" {
+            case.server.command(&["SADD", key, "member"]).await.unwrap();
+        }
+        let before = case.server.command(&["DUMP", key]).await.unwrap();
+        assert_eq!(case.take().await, (false, None), "{write:?}");
+        let after = case.server.command(&["DUMP", key]).await.unwrap();
+        assert_eq!(before, after, "what was stored is lost");
+    }
+    assert_eq!(case.failures.of(FailureKind::WrongData), 3);
+    case.server.command(&["DEL", key]).await.unwrap();
+    assert!(case.is_counted().await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_who_may_no_longer() {
+    let case = Case::new(FailureMode::Closed).await;
+    case.server
+        .command(&["ACL", "SETUSER", "default", "-evalsha", "-eval"])
+        .await
+        .unwrap();
+    assert_eq!(case.take().await, (false, None));
+    assert_eq!(case.failures.of(FailureKind::Denied), 1);
+    case.server
+        .command(&["ACL", "SETUSER", "default", "+@all"])
+        .await
+        .unwrap();
+    assert!(case.is_counted().await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_password_is_named_at_start_and_admits_nobody_else() {
+    let server = Server::start_with(&["--requirepass", "right"]).await;
+    for (password, kind) in [("", FailureKind::Denied), (":wrong@", FailureKind::Denied)] {
+        let url = format!("redis://{password}127.0.0.1:{}", server.port);
+        let store = store(&url).on_failure(FailureMode::Closed);
+        let error = store.ping().await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{password:?}: {error:?}");
+        assert!(!format!("{error:?} {error}").contains("wrong@"));
+        let buckets = store.open(&[Quota::per_hour(1).into()]);
+        assert!(
+            buckets
+                .take(&[Key::id("user", "alice")], 1)
+                .await
+                .is_unavailable()
+        );
+    }
+    let url = format!("redis://:right@127.0.0.1:{}", server.port);
+    store(&url).ping().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_in_flight_are_bounded() {
+    let case = Case::with(Server::start().await, |store| store.max_in_flight(4)).await;
+    case.server.signal("STOP");
+    let calls: Vec<_> = (0..64)
+        .map(|_| {
+            tokio::spawn(
+                case.buckets
+                    .take(&[Key::id("user", "alice")], 1)
+                    .into_future(),
+            )
+        })
+        .collect();
+    for call in calls {
+        assert!(
+            call.await.unwrap().is_admitted(),
+            "the failure mode is to admit"
+        );
+    }
+    assert!(case.failures.of(FailureKind::Overloaded) >= 56);
+    case.server.signal("CONT");
+    case.counts_again().await;
+}
+
+/// The share is charged for what Redis admits, so going away is no fresh burst.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_local_share_survives_flapping() {
+    let mode = FailureMode::LocalShare { replicas: 2 };
+    let mut server = Server::start().await;
+    let failures = Failures::default();
+    let store = server
+        .store()
+        .deadline(DEADLINE)
+        .on_failure(mode)
+        .observe(failures.clone());
+    let buckets = store.open(&[Policy::new("calls", Quota::per_hour(20))]);
+    let alice = [Key::id("user", "alice")];
+    let mut admitted = 0;
+    for _ in 0..6 {
+        admitted += u32::from(buckets.take(&alice, 1).await.is_admitted());
+    }
+    assert_eq!(admitted, 6);
+    for flap in 0..3 {
+        server.kill();
+        until("the share decides", async || {
+            buckets.peek(&alice, 0).await.limit() == Some(10)
+        })
+        .await;
+        let mut more = 0;
+        for _ in 0..20 {
+            more += u32::from(buckets.take(&alice, 1).await.is_admitted());
+        }
+        // Six of the ten were spent over Redis.
+        assert_eq!(more, if flap == 0 { 4 } else { 0 }, "flap {flap}");
+        server.restart().await;
+        until("Redis decides", async || {
+            buckets.peek(&alice, 0).await.limit() == Some(20)
+        })
+        .await;
+    }
+}

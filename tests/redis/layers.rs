@@ -1,0 +1,123 @@
+//! Layers that count in Redis, around real services.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use http::{Request, Response, StatusCode};
+use http_body_util::Empty;
+use hyper::body::Bytes;
+use tower::{Layer, ServiceExt, service_fn};
+use tower_admission::extract::{ClientIp, Shared};
+use tower_admission::store::redis::FailureMode;
+use tower_admission::store::{RateStore, RedisStore};
+use tower_admission::{Quota, RateLimitByTokenLayer, RateLimitLayer, RateLimiter};
+
+use crate::server::{Server, free_port, store};
+
+async fn handler(_: Request<()>) -> Result<Response<Empty<Bytes>>, Infallible> {
+    Ok(Response::new(Empty::new()))
+}
+
+async fn ask<K>(layer: &RateLimitLayer<K>, token: &str) -> Response<()> {
+    let request = Request::builder().header("authorization", format!("Bearer {token}"));
+    let service = layer.layer(service_fn(handler));
+    let response = service.oneshot(request.body(()).unwrap()).await;
+    response.unwrap().map(|_| ())
+}
+
+#[tokio::test]
+async fn a_layer_counts_in_redis() {
+    let server = Server::start().await;
+    let layer = || RateLimitByTokenLayer::new(Quota::per_hour(2)).store(server.store());
+    let replicas = [layer(), layer()];
+    for (replica, left) in [(0, "1"), (1, "0")] {
+        let response = ask(&replicas[replica], "alice").await;
+        assert_eq!(response.status(), StatusCode::OK);
+        let told = response.headers()["ratelimit"].to_str().unwrap();
+        assert!(told.contains(&format!("r={left}")), "{told}");
+    }
+    let refused = ask(&replicas[0], "alice").await;
+    assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert!(refused.headers().contains_key("retry-after"));
+    assert_eq!(ask(&replicas[0], "bob").await.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn without_redis_the_failure_mode_decides() {
+    let url = format!("redis://127.0.0.1:{}", free_port());
+    let layer = |mode| {
+        let store = store(&url).on_failure(mode);
+        RateLimitByTokenLayer::new(Quota::per_hour(4)).store(store)
+    };
+    let open = layer(FailureMode::Open);
+    for _ in 0..10 {
+        let response = ask(&open, "alice").await;
+        assert_eq!(response.status(), StatusCode::OK);
+        // Nothing is known, so nothing is told.
+        assert!(!response.headers().contains_key("ratelimit"));
+    }
+    let closed = ask(&layer(FailureMode::Closed), "alice").await;
+    assert_eq!(closed.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(closed.headers()["retry-after"], "1");
+    let share = layer(FailureMode::LocalShare { replicas: 2 });
+    let mut statuses = Vec::new();
+    for _ in 0..4 {
+        statuses.push(ask(&share, "alice").await.status().as_u16());
+    }
+    assert_eq!(statuses, [200, 200, 429, 429]);
+}
+
+#[tokio::test]
+async fn credentials_need_a_secret() {
+    let no_secret = || RedisStore::connect("redis://127.0.0.1:1").unwrap();
+    let by_token = RateLimitByTokenLayer::new(Quota::per_hour(1));
+    let error = by_token.try_store(no_secret()).unwrap_err();
+    assert!(error.to_string().contains("secret"), "{error}");
+    let error = RateLimiter::try_with_store(Quota::per_hour(1), &no_secret()).unwrap_err();
+    assert!(error.to_string().contains("secret"), "{error}");
+    // Addresses, and one key for all, are the same everywhere.
+    let by_ip = RateLimitLayer::by(ClientIp::peer(), Quota::per_hour(1));
+    assert!(by_ip.try_store(no_secret()).is_ok());
+    let shared = RateLimitLayer::by(Shared, Quota::per_hour(1));
+    assert!(shared.try_store(no_secret()).is_ok());
+    assert!(!no_secret().agrees_on_fingerprints());
+}
+
+#[test]
+fn urls() {
+    for url in [
+        "redis://127.0.0.1:6379",
+        "redis://user:password@localhost/2",
+        "unix:/run/redis.sock",
+        "redis+cluster://127.0.0.1:7000,127.0.0.1:7001",
+        "redis+cluster://user:password@localhost",
+    ] {
+        assert!(RedisStore::connect(url).is_ok(), "{url}");
+    }
+    for url in [
+        "",
+        "http://localhost",
+        "redis+cluster://",
+        "redis://[::1",
+        "redis://h:99999",
+    ] {
+        let error = RedisStore::connect(url).unwrap_err();
+        assert_eq!(error.kind().as_str(), "configuration", "{url}");
+    }
+}
+
+/// A service may be made before there is a runtime.
+#[test]
+fn a_layer_is_made_without_a_runtime() {
+    let layer = RateLimitByTokenLayer::new(Quota::per_hour(1))
+        .store(store("redis://127.0.0.1:1").deadline(Duration::from_millis(20)));
+    // And outlives one.
+    for _ in 0..2 {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let response = runtime.block_on(ask(&layer, "alice"));
+        assert_eq!(response.status(), StatusCode::OK);
+    }
+}

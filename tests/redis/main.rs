@@ -1,0 +1,8 @@
+//! The Redis store on real servers, which the tests start and end themselves.
+#![cfg(all(feature = "redis", feature = "test-util"))]
+
+mod cluster;
+mod faults;
+mod layers;
+mod rate;
+mod server;

@@ -1,0 +1,211 @@
+//! Decisions on one server.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tower_admission::store::{RateStore, suite};
+use tower_admission::{Key, Policy, Quota, RateLimiter};
+
+use crate::server::Server;
+
+fn alice() -> [Key; 1] {
+    [Key::id("user", "alice")]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn passes_the_suite() {
+    let server = Server::start().await;
+    suite::rate_store(&server.store(), tokio::time::sleep).await;
+}
+
+#[tokio::test]
+async fn replicas_share_a_limit() {
+    let server = Server::start().await;
+    let policy = [Policy::new("calls", Quota::per_hour(10))];
+    let replicas: Vec<_> = (0..2).map(|_| server.store().open(&policy)).collect();
+    let mut admitted = 0;
+    for n in 0..30 {
+        let decision = replicas[n % 2].take(&alice(), 1).await;
+        admitted += u32::from(decision.is_admitted());
+    }
+    assert_eq!(admitted, 10);
+}
+
+#[tokio::test]
+async fn a_restarted_service_goes_on_where_it_was() {
+    let server = Server::start().await;
+    let policy = [Policy::new("calls", Quota::per_hour(2))];
+    for admitted in [true, true, false] {
+        let buckets = server.store().open(&policy);
+        assert_eq!(buckets.take(&alice(), 1).await.is_admitted(), admitted);
+    }
+}
+
+#[tokio::test]
+async fn what_is_spent_stays_spent_when_the_quota_changes() {
+    let server = Server::start().await;
+    let open = |quota| server.store().open(&[Policy::new("calls", quota)]);
+    assert!(
+        open(Quota::per_hour(10))
+            .take(&alice(), 8)
+            .await
+            .is_admitted()
+    );
+    let left = async |quota| open(quota).peek(&alice(), 0).await.remaining().unwrap();
+    assert_eq!(left(Quota::per_hour(10)).await, 2);
+    // Raised: the eight are still spent.
+    assert_eq!(left(Quota::per_hour(100)).await, 92);
+    // Lowered: not below nothing.
+    assert_eq!(left(Quota::per_hour(5)).await, 0);
+    assert_eq!(left(Quota::per_day(10)).await, 2);
+}
+
+#[tokio::test]
+async fn keys_expire_when_their_buckets_are_full() {
+    let server = Server::start().await;
+    let buckets = server
+        .store()
+        .open(&[Policy::new("calls", Quota::per_second(10))]);
+    assert!(buckets.take(&alice(), 2).await.is_admitted());
+    let [key] = &*server.keys().await else {
+        panic!("one key for one caller");
+    };
+    let mut connection = server.connection().await.unwrap();
+    let millis: u64 = redis::cmd("PTTL")
+        .arg(key)
+        .query_async(&mut connection)
+        .await
+        .unwrap();
+    assert!((1..=201).contains(&millis), "{millis}");
+}
+
+#[tokio::test]
+async fn a_refusal_writes_nothing() {
+    let server = Server::start().await;
+    let policy = Policy::new("a", Quota::per_hour(5)).and("b", Quota::per_hour(1));
+    let buckets = server.store().open(&[policy]);
+    assert!(!buckets.take(&alice(), 2).await.is_admitted());
+    assert!(server.keys().await.is_empty());
+}
+
+#[tokio::test]
+async fn quotas_at_both_ends_are_counted_exactly() {
+    let server = Server::start().await;
+    let century = Duration::from_secs(99 * 365 * 24 * 3600);
+    for (name, quota, burst) in [
+        ("slow", Quota::new(3, century), 3),
+        ("odd", Quota::per_hour(7), 7),
+        ("large", Quota::new(u32::MAX, century), u32::MAX),
+    ] {
+        let buckets = server.store().open(&[Policy::new(name, quota)]);
+        assert!(
+            buckets.take(&alice(), burst - 1).await.is_admitted(),
+            "{name}"
+        );
+        let last = buckets.take(&alice(), 1).await;
+        assert!(last.is_admitted(), "{name}: {last:?}");
+        let refused = buckets.take(&alice(), 2).await;
+        assert!(
+            !refused.is_admitted() || name == "large",
+            "{name}: {refused:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_clock_that_stepped_back_locks_nobody_out() {
+    let server = Server::start().await;
+    let buckets = server
+        .store()
+        .open(&[Policy::new("calls", Quota::per_second(10))]);
+    assert!(buckets.take(&alice(), 10).await.is_admitted());
+    let [key] = &*server.keys().await else {
+        panic!("one key for one caller");
+    };
+    // As if written an hour from now.
+    let far = format!("100000 {}", 4_000_000_000_000_000_u64);
+    server.command(&["SET", key, &far]).await.unwrap();
+    let refused = buckets.peek(&alice(), 1).await;
+    assert!(
+        refused.retry_after().unwrap() <= Duration::from_millis(100),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_key_that_is_denied_costs_no_calls() {
+    let server = Server::start().await;
+    let buckets = server
+        .store()
+        .open(&[Policy::new("calls", Quota::per_hour(1))]);
+    assert!(buckets.take(&alice(), 1).await.is_admitted());
+    let first = buckets.take(&alice(), 1).await;
+    let calls = calls(&server).await;
+    for _ in 0..100 {
+        let denied = buckets.take(&alice(), 1).await;
+        assert!(!denied.is_admitted());
+        assert!(denied.retry_after() <= first.retry_after());
+    }
+    assert_eq!(self::calls(&server).await, calls);
+    // What is given back is there at once.
+    buckets.refund(&alice(), 1).await;
+    assert!(buckets.take(&alice(), 1).await.is_admitted());
+}
+
+/// Script calls that the server has run.
+async fn calls(server: &Server) -> u64 {
+    let mut connection = server.connection().await.unwrap();
+    let mut command = redis::cmd("INFO");
+    let info: String = command
+        .arg("commandstats")
+        .query_async(&mut connection)
+        .await
+        .unwrap();
+    let of = |name: &str| {
+        let line = info.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|line| line.split(',').next()?.parse::<u64>().ok())
+            .unwrap_or(0)
+    };
+    of("cmdstat_evalsha:calls=") + of("cmdstat_eval:calls=")
+}
+
+#[tokio::test]
+async fn a_limiter_by_hand_awaits_its_decisions() {
+    let server = Server::start().await;
+    let limiter = RateLimiter::with_store(Quota::per_hour(1), &server.store());
+    let [alice] = alice();
+    assert!(limiter.decide(&[alice], 1).await.is_admitted());
+    assert!(!limiter.decide(&[alice], 1).await.is_admitted());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_storm_of_cancelled_calls_leaves_the_store_well() {
+    let server = Server::start().await;
+    let store = server.store().max_in_flight(64);
+    let buckets = store.open(&[Policy::new("calls", Quota::per_hour(1_000_000))]);
+    let buckets = Arc::new(buckets);
+    let tasks: Vec<_> = (0..500)
+        .map(|n| {
+            let buckets = buckets.clone();
+            tokio::spawn(async move {
+                let call = buckets.take(&alice(), 1);
+                let soon = Duration::from_micros(n % 300);
+                let _ = tokio::time::timeout(soon, call.into_future()).await;
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    // Every slot of the calls in flight is free again.
+    let calls: Vec<_> = (0..64)
+        .map(|_| tokio::spawn(buckets.take(&alice(), 1).into_future()))
+        .collect();
+    for call in calls {
+        let decision = call.await.unwrap();
+        assert!(
+            decision.remaining().is_some(),
+            "decided by Redis: {decision:?}"
+        );
+    }
+}
