@@ -1,5 +1,10 @@
 //! The gateway example, as a process of its own, with real clients.
-#![cfg(all(feature = "axum", feature = "tonic", feature = "tracing"))]
+#![cfg(all(
+    feature = "axum",
+    feature = "redis",
+    feature = "tonic",
+    feature = "tracing"
+))]
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;

@@ -5,10 +5,12 @@ use std::net::{SocketAddr, ToSocketAddrs};
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
-use tower_admission::{Quota, QuotaError};
+use tower_admission::store::redis::StoreError;
+use tower_admission::store::{FailureMode, RedisStore};
+use tower_admission::{Quota, QuotaError, Secret};
 
 /// An HTTP and gRPC gateway on one port, with one set of limits
-#[derive(Clone, Copy, Debug, Parser)]
+#[derive(Clone, Debug, Parser)]
 #[command(name = "gateway")]
 pub(crate) struct Flags {
     /// Where to listen; port 0 takes a free one
@@ -27,6 +29,20 @@ pub(crate) struct Flags {
     /// as the rate counts
     #[arg(long, env, default_value_t = 20)]
     burst: u32,
+
+    /// Where replicas share the limits: redis://host, redis+cluster://host,host; without it each
+    /// has its own
+    #[arg(long, env, requires = "secret", value_parser = store)]
+    store: Option<RedisStore>,
+
+    /// What replicas fingerprint tokens with, the same for all: 32 hexadecimal digits
+    #[arg(long, env, hide_env_values = true, value_parser = secret)]
+    secret: Option<Secret>,
+
+    /// How many replicas there are: each grants its share while the store is away; 0 limits no
+    /// rates then
+    #[arg(long, env, default_value_t = 0)]
+    replicas: u32,
 }
 
 impl Flags {
@@ -47,6 +63,18 @@ impl Flags {
     }
 }
 
+impl Flags {
+    /// The store that replicas share, if there is one.
+    pub(crate) fn store(&self) -> Option<RedisStore> {
+        let (store, secret) = (self.store.clone()?, self.secret?);
+        let mode = match self.replicas {
+            0 => FailureMode::Open,
+            replicas => FailureMode::LocalShare { replicas },
+        };
+        Some(store.prefix("gateway").secret(secret).on_failure(mode))
+    }
+}
+
 /// A quota, and whether it was written with a burst of its own.
 #[derive(Clone, Copy, Debug)]
 struct Rate {
@@ -59,6 +87,18 @@ fn rate(text: &str) -> Result<Rate, QuotaError> {
         quota: text.parse()?,
         has_burst: text.contains("burst"),
     })
+}
+
+fn store(url: &str) -> Result<RedisStore, StoreError> {
+    RedisStore::connect(url)
+}
+
+fn secret(digits: &str) -> Result<Secret, String> {
+    let bits = u128::from_str_radix(digits, 16)
+        .ok()
+        .filter(|_| digits.len() == 32);
+    let bits = bits.ok_or("not 32 hexadecimal digits")?;
+    Ok(Secret::new(bits.to_be_bytes()))
 }
 
 /// Takes names too: `localhost:3000`.

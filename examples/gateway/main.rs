@@ -17,6 +17,7 @@ use tokio::net::TcpListener;
 use tracing::info;
 
 use crate::flags::Flags;
+use crate::routes::Limits;
 
 /// What a response in progress gets to end after ctrl-c. A health watch would never end.
 const GRACE: Duration = Duration::from_secs(10);
@@ -28,7 +29,7 @@ async fn main() -> ExitCode {
         .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr)
         .init();
-    match serve(flags).await {
+    match serve(&flags).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: cannot serve on {}: {error}", flags.listen);
@@ -37,12 +38,12 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn serve(flags: Flags) -> io::Result<()> {
+async fn serve(flags: &Flags) -> io::Result<()> {
     // Before the limits are made, so that a bad quota is told without a port being open.
     let quota = flags.quota();
     let listener = TcpListener::bind(flags.listen).await?;
     let address = listener.local_addr()?;
-    let app = routes::app(flags.max_concurrency, quota);
+    let app = Limits::new(flags.store()).app(flags.max_concurrency, quota);
 
     greeting::print(address, flags.max_concurrency, quota);
     // With the peers' addresses: clients without a token are charged by them.

@@ -5,44 +5,64 @@ use axum::routing::{get, post};
 use tonic::service::Routes;
 use tower::ServiceBuilder;
 use tower_admission::observe::TracingObserver;
+use tower_admission::store::RedisStore;
 use tower_admission::{ConcurrencyLimitLayer, Policy, Quota, RateLimitByTokenLayer};
 
 use crate::handlers::{echo, health, slow, stream};
 
-pub(crate) fn app(max_concurrency: usize, quota: Quota) -> Router {
-    let api = Router::new()
-        .route("/echo", post(echo))
-        .route("/slow", get(slow))
-        .route("/stream", get(stream));
-    // A layer value is one limit wherever it is applied, so HTTP and gRPC have one budget.
-    // The first layer is the outermost: a 503 spends no quota.
-    let limits = ServiceBuilder::new()
-        .layer(in_flight("Gateway", max_concurrency))
-        .layer(rate("Gateway", quota));
-    let batch_limits = ServiceBuilder::new()
-        .layer(in_flight("Batch", 4))
-        .layer(rate("Batch", Quota::per_second(1).burst(2)));
-    let batch = Router::new().route("/echo", post(echo)).layer(batch_limits);
-
-    Router::new()
-        .nest("/api", api)
-        .merge(grpc())
-        .layer(limits)
-        // What is added after a layer is outside of it.
-        .nest("/batch", batch)
-        .route("/health", get(health))
+/// Makes limits, which replicas share if there is a store.
+pub(crate) struct Limits {
+    store: Option<RedisStore>,
 }
 
-fn in_flight(name: &str, limit: usize) -> ConcurrencyLimitLayer {
-    ConcurrencyLimitLayer::new(limit)
-        .name(name)
-        .observe(TracingObserver::new())
-}
+impl Limits {
+    pub(crate) fn new(store: Option<RedisStore>) -> Self {
+        Self { store }
+    }
 
-fn rate(name: &str, quota: Quota) -> RateLimitByTokenLayer {
-    RateLimitByTokenLayer::new(Policy::new(name, quota))
-        .name(name)
-        .observe(TracingObserver::new())
+    pub(crate) fn app(&self, max_concurrency: usize, quota: Quota) -> Router {
+        let api = Router::new()
+            .route("/echo", post(echo))
+            .route("/slow", get(slow))
+            .route("/stream", get(stream));
+        // A layer value is one limit wherever it is applied, so HTTP and gRPC have one budget.
+        // The first layer is the outermost: a 503 spends no quota.
+        let limits = ServiceBuilder::new()
+            .layer(self.in_flight("Gateway", max_concurrency))
+            .layer(self.rate("Gateway", quota));
+        let batch_limits = ServiceBuilder::new()
+            .layer(self.in_flight("Batch", 4))
+            .layer(self.rate("Batch", Quota::per_second(1).burst(2)));
+        let batch = Router::new().route("/echo", post(echo)).layer(batch_limits);
+
+        Router::new()
+            .nest("/api", api)
+            .merge(grpc())
+            .layer(limits)
+            // What is added after a layer is outside of it.
+            .nest("/batch", batch)
+            .route("/health", get(health))
+    }
+
+    fn in_flight(&self, name: &str, limit: usize) -> ConcurrencyLimitLayer {
+        let layer = ConcurrencyLimitLayer::new(limit)
+            .name(name)
+            .observe(TracingObserver::new());
+        match &self.store {
+            Some(store) => layer.store(store.clone()),
+            None => layer,
+        }
+    }
+
+    fn rate(&self, name: &str, quota: Quota) -> RateLimitByTokenLayer {
+        let layer = RateLimitByTokenLayer::new(Policy::new(name, quota))
+            .name(name)
+            .observe(TracingObserver::new());
+        match &self.store {
+            Some(store) => layer.store(store.clone()),
+            None => layer,
+        }
+    }
 }
 
 /// `grpc.health.v1.Health`, and reflection so that grpcurl finds it.

@@ -11,6 +11,7 @@ use crate::extract::{Extractor, KeyExtractor, RequestHead};
 use crate::limiter::{ConcurrencyLimiter, Wait};
 use crate::observe::{Observer, Observers};
 use crate::respond::{Answers, Responder};
+use crate::store::{LeaseStore, SecretMissing};
 
 /// Limits how many requests a service handles at a time, and refuses the others.
 ///
@@ -45,7 +46,8 @@ use crate::respond::{Answers, Responder};
 /// # Deployment
 ///
 /// Put it outside of rate limits, so that a request which is refused for capacity spends no
-/// quota. The limit is that of this process: several replicas each have their own.
+/// quota. The limit is that of this process, and several replicas each have their own, unless
+/// they count in one [store](Self::store).
 #[derive(Clone, Debug)]
 #[must_use = "a layer does nothing until it is added to a service"]
 pub struct ConcurrencyLimitLayer {
@@ -55,6 +57,7 @@ pub struct ConcurrencyLimitLayer {
 /// What the services of a layer have in common.
 #[derive(Clone)]
 pub(super) struct Shared {
+    pub(super) store: Option<Arc<dyn LeaseStore>>,
     pub(super) limiter: ConcurrencyLimiter,
     pub(super) key: Option<Extractor>,
     pub(super) wait: Option<Wait>,
@@ -95,6 +98,7 @@ impl ConcurrencyLimitLayer {
     fn with_limiter(limiter: ConcurrencyLimiter) -> Self {
         Self {
             shared: Arc::new(Shared {
+                store: None,
                 limiter,
                 key: None,
                 wait: None,
@@ -110,25 +114,80 @@ impl ConcurrencyLimitLayer {
     fn with(mut self, change: impl FnOnce(&mut Shared)) -> Self {
         let shared = Arc::make_mut(&mut self.shared);
         change(shared);
-        shared.is_plain =
-            shared.key.is_none() && shared.skip.is_none() && shared.observers.is_empty();
+        shared.is_plain = shared.key.is_none()
+            && shared.skip.is_none()
+            && shared.store.is_none()
+            && shared.observers.is_empty();
         self
     }
 
     /// What is at capacity, in the words of the answer. Default: `The service`.
     pub fn name(self, name: &str) -> Self {
-        self.with(|shared| shared.limiter = shared.limiter.clone().named(name))
+        self.with(|shared| {
+            shared.limiter = shared.limiter.clone().named(name);
+            shared.open();
+        })
+    }
+
+    /// Counts in a store that replicas share, so that the limit, and that of a
+    /// [key](Self::per_key), is one for all of them. Default: in this process.
+    ///
+    /// Replicas know the limit by its [name](Self::name). What a replica holds when it dies is
+    /// free again after the store's time to live. Each replica also keeps to the limit by
+    /// itself, so that what it has no room for costs no call; [`wait`](Self::wait) waits
+    /// for that room alone.
+    ///
+    /// ```no_run
+    /// use tower_admission::{ByToken, ConcurrencyLimitLayer, Secret};
+    /// # use tower_admission::store::LeaseStore;
+    ///
+    /// # fn with(redis: impl LeaseStore) {
+    /// let layer = ConcurrencyLimitLayer::new(64)
+    ///     .name("AI Bridge")
+    ///     .per_key(ByToken::default(), 4)
+    ///     .store(redis);
+    /// # }
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// Where [`try_store`](Self::try_store) returns an error.
+    #[track_caller]
+    pub fn store(self, store: impl LeaseStore) -> Self {
+        self.try_store(store)
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// As [`store`](Self::store), for a store that is configured from outside.
+    ///
+    /// # Errors
+    ///
+    /// When replicas share the store, it has no [`Secret`](crate::Secret) by which they would
+    /// agree on the keys of credentials, and the layer's keys may be such.
+    pub fn try_store(self, store: impl LeaseStore) -> Result<Self, SecretMissing> {
+        let layer = self.with(|shared| shared.store = Some(Arc::new(store)));
+        layer.shared.check_secret()?;
+        Ok(layer.with(Shared::open))
     }
 
     /// And at most `limit` requests at a time for each key; 0 turns this part off.
     ///
     /// A key over its limit is answered 429, and takes nothing from the service's capacity.
     /// Costs memory for the keys that have a request in flight.
+    ///
+    /// # Panics
+    ///
+    /// Where [`try_store`](Self::try_store) would return an error.
+    #[track_caller]
     pub fn per_key(self, key: impl KeyExtractor, limit: usize) -> Self {
-        self.with(|shared| {
+        let layer = self.with(|shared| {
             shared.limiter = shared.limiter.clone().per_key(limit);
             shared.key = (limit > 0).then(|| Extractor::new(key));
-        })
+        });
+        if let Err(error) = layer.shared.check_secret() {
+            panic!("{error}");
+        }
+        layer
     }
 
     /// Lets up to `max_waiting` requests wait for capacity, each for up to `max_time`, first come
@@ -190,6 +249,24 @@ impl ConcurrencyLimitLayer {
     #[must_use]
     pub fn limiter(&self) -> ConcurrencyLimiter {
         self.shared.limiter.clone()
+    }
+}
+
+impl Shared {
+    /// Opens the limiter's slots in the store, under its name.
+    fn open(&mut self) {
+        if let Some(store) = &self.store {
+            self.limiter = self.limiter.clone().stored(&**store);
+        }
+    }
+
+    fn check_secret(&self) -> Result<(), SecretMissing> {
+        let fingerprints = self.key.as_ref().is_some_and(Extractor::makes_fingerprints);
+        let store = self.store.as_ref();
+        if fingerprints && store.is_some_and(|store| !store.agrees_on_fingerprints()) {
+            return Err(SecretMissing);
+        }
+        Ok(())
     }
 }
 

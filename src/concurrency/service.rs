@@ -101,7 +101,7 @@ impl<S> ConcurrencyLimit<S> {
             Acquire::Refused(rejection) => {
                 ResponseFuture::refused(shared.refuse(&rejection, head, key.as_ref()))
             }
-            Acquire::InLine(acquiring) => {
+            Acquire::Later(acquiring) => {
                 // The service that was made ready is the one to be called, so it goes along and
                 // a clone that is not ready stays here.
                 let unready = self.inner.clone();

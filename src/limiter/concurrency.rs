@@ -11,6 +11,7 @@ use super::wait::{Acquire, Acquiring};
 use crate::key::Key;
 use crate::observe::Observer;
 use crate::rejection::{Reason, Rejection};
+use crate::store::{FailureMode, LeaseLimits, LeaseStore, Leased, Leases, Reply};
 
 /// Limits how many are in flight, in total and for each key. Clones share one limit.
 ///
@@ -33,6 +34,8 @@ struct Limit {
     per_key: Option<Arc<PerKey>>,
     retry_after: Option<Duration>,
     observer: Option<Arc<dyn Observer>>,
+    /// Where other replicas see what is in flight here.
+    leases: Option<Arc<dyn Leases>>,
 }
 
 /// Lets go of the counter with the last limiter that uses it.
@@ -68,6 +71,7 @@ impl ConcurrencyLimiter {
             per_key: None,
             retry_after: Some(Self::DEFAULT_RETRY_AFTER),
             observer: None,
+            leases: None,
         }))
     }
 
@@ -76,9 +80,36 @@ impl ConcurrencyLimiter {
     /// # Errors
     ///
     /// [`Reason::AtCapacity`] when there is none, or when others wait for it in line.
+    ///
+    /// # Panics
+    ///
+    /// When the limiter is that of a layer with a store, which does not answer at once. Use
+    /// [`acquire_for`](Self::acquire_for) there.
     #[inline]
     pub fn try_acquire(&self) -> Result<Permit, Rejection> {
+        self.answers_at_once();
         self.try_permit().ok_or_else(|| self.at_capacity())
+    }
+
+    /// As [`try_acquire`](Self::try_acquire), or as [`try_acquire_for`](Self::try_acquire_for) for
+    /// a key, asking the store if there is one. Does not wait for capacity.
+    ///
+    /// # Errors
+    ///
+    /// As those, and [`Reason::Unavailable`] when the store cannot be reached and fails closed.
+    pub async fn acquire_for(&self, key: Option<&Key>) -> Result<Permit, Rejection> {
+        match self.acquire(key.copied(), None) {
+            Acquire::Admitted(permit) => Ok(permit),
+            Acquire::Refused(rejection) => Err(rejection),
+            Acquire::Later(acquiring) => acquiring.await,
+        }
+    }
+
+    fn answers_at_once(&self) {
+        assert!(
+            self.0.leases.is_none(),
+            "this limiter's store answers later: await ConcurrencyLimiter::acquire_for"
+        );
     }
 
     /// As [`try_acquire`](Self::try_acquire), without a reason for a refusal.
@@ -94,7 +125,12 @@ impl ConcurrencyLimiter {
     ///
     /// [`Reason::KeyAtCapacity`] when the key's own limit is reached, else
     /// [`Reason::AtCapacity`].
+    ///
+    /// # Panics
+    ///
+    /// As [`try_acquire`](Self::try_acquire).
     pub fn try_acquire_for(&self, key: &Key) -> Result<Permit, Rejection> {
+        self.answers_at_once();
         // The key's slot first: a key over its limit must not hold the service's capacity, not
         // even for a moment.
         let key = self.take_key(Some(*key))?;
@@ -112,8 +148,77 @@ impl ConcurrencyLimiter {
             Err(rejection) => return Acquire::Refused(rejection),
         };
         match self.slots().try_take() {
-            Some(slot) => Acquire::Admitted(self.permit(slot, key)),
+            Some(slot) => self.admit(slot, key),
             None => self.join_line(key, wait),
+        }
+    }
+
+    /// Whoever has a slot here is admitted, if the store has one as well.
+    #[inline]
+    pub(super) fn admit(&self, slot: Slot, key: Option<KeySlot>) -> Acquire {
+        if self.0.leases.is_none() {
+            Acquire::Admitted(self.permit(slot, key))
+        } else {
+            self.ask_store(slot, key)
+        }
+    }
+
+    /// Asks the store for what this replica has room for.
+    #[cold]
+    fn ask_store(&self, slot: Slot, key: Option<KeySlot>) -> Acquire {
+        match self.lease(&key) {
+            Reply::Ready(leased) => match self.leased(slot, key, leased) {
+                Ok(permit) => Acquire::Admitted(permit),
+                Err(rejection) => Acquire::Refused(rejection),
+            },
+            Reply::Pending(leased) => {
+                let limiter = self.clone();
+                Acquire::Later(Acquiring::asking(Box::pin(async move {
+                    let leased = leased.await;
+                    limiter.leased(slot, key, leased)
+                })))
+            }
+        }
+    }
+
+    fn lease(&self, key: &Option<KeySlot>) -> Reply<Leased> {
+        let total = Some(self.slots().limit()).filter(|limit| *limit != UNLIMITED);
+        let key = key.as_ref().map(|slot| (slot.key(), slot.limit()));
+        match &self.0.leases {
+            Some(leases) if total.is_some() || key.is_some() => {
+                leases.acquire(LeaseLimits::new(total, key))
+            }
+            _ => Reply::Ready(Leased::Unavailable(FailureMode::Open)),
+        }
+    }
+
+    /// What follows from the store's answer.
+    fn leased(
+        &self,
+        slot: Slot,
+        key: Option<KeySlot>,
+        leased: Leased,
+    ) -> Result<Permit, Rejection> {
+        match leased {
+            Leased::Granted(lease) => Ok(self.permit(slot, key).leased(lease)),
+            Leased::KeyFull => Err(self.rejection(Reason::KeyAtCapacity)),
+            Leased::Full => Err(self.at_capacity()),
+            // What this replica has room for is known already.
+            Leased::Unavailable(FailureMode::Open) => Ok(self.permit(slot, key)),
+            Leased::Unavailable(FailureMode::Closed) => Err(self.rejection(Reason::Unavailable)),
+            Leased::Unavailable(FailureMode::LocalShare { replicas }) => {
+                let share = |limit: u64| (limit / u64::from(replicas.max(1))).max(1);
+                if key
+                    .as_ref()
+                    .is_some_and(|key| key.taken() > share(key.limit()))
+                {
+                    Err(self.rejection(Reason::KeyAtCapacity))
+                } else if !self.is_off() && slot.in_flight() > share(self.slots().limit()) {
+                    Err(self.at_capacity())
+                } else {
+                    Ok(self.permit(slot, key))
+                }
+            }
         }
     }
 
@@ -125,7 +230,7 @@ impl ConcurrencyLimiter {
         });
         match place {
             Some((place, deadline)) => {
-                Acquire::InLine(Acquiring::new(self.clone(), place, key, deadline))
+                Acquire::Later(Acquiring::in_line(self.clone(), place, key, deadline))
             }
             None => Acquire::Refused(self.at_capacity()),
         }
@@ -220,6 +325,13 @@ impl ConcurrencyLimiter {
     pub(crate) fn per_key(mut self, limit: usize) -> Self {
         let per_key = (limit > 0).then(|| Arc::new(PerKey::new(limit)));
         Arc::make_mut(&mut self.0).per_key = per_key;
+        self
+    }
+
+    /// Counts in a store as well, under the limiter's name.
+    pub(crate) fn stored(mut self, store: &dyn LeaseStore) -> Self {
+        let limit = Arc::make_mut(&mut self.0);
+        limit.leases = Some(store.open_leases(&limit.name));
         self
     }
 

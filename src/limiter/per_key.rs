@@ -51,6 +51,10 @@ impl PerKey {
         })
     }
 
+    fn taken(&self, key: &Key) -> usize {
+        lock(self.shard(key)).get(key).copied().unwrap_or(0)
+    }
+
     fn give_back(&self, key: &Key) {
         let mut shard = lock(self.shard(key));
         let Some(taken) = shard.get_mut(key) else {
@@ -74,6 +78,22 @@ impl PerKey {
     #[cfg(all(test, not(admission_loom)))]
     fn len(&self) -> usize {
         self.shards.iter().map(|shard| lock(shard).len()).sum()
+    }
+}
+
+impl KeySlot {
+    pub(super) fn key(&self) -> Key {
+        self.key
+    }
+
+    /// How many the key may have.
+    pub(super) fn limit(&self) -> u64 {
+        self.per_key.limit as u64
+    }
+
+    /// How many the key has, this one counted.
+    pub(super) fn taken(&self) -> u64 {
+        self.per_key.taken(&self.key) as u64
     }
 }
 

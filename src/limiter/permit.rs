@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::per_key::KeySlot;
 use super::slots::Slot;
 use crate::observe::Observer;
+use crate::store::Held;
 
 /// Permission to be in flight, given back on drop.
 #[must_use = "dropping a permit gives it back at once"]
@@ -19,6 +20,8 @@ pub struct Permit {
 pub(super) struct Extra {
     pub(super) key: Option<KeySlot>,
     pub(super) watched: Option<Watched>,
+    /// The same slot where other replicas see it.
+    lease: Option<Box<dyn Held>>,
     /// A permit that others hold as well.
     shared: Option<Arc<Permit>>,
 }
@@ -42,12 +45,18 @@ impl Permit {
         let extra = Extra {
             key,
             watched,
-            shared: None,
+            ..Extra::default()
         };
         Self {
             slot: Some(slot),
             extra: Some(Box::new(extra)),
         }
+    }
+
+    /// Holds a lease as well.
+    pub(super) fn leased(mut self, lease: Box<dyn Held>) -> Self {
+        self.extra.get_or_insert_default().lease = Some(lease);
+        self
     }
 
     /// Permission for what does not count.
@@ -85,6 +94,7 @@ impl Permit {
         let Some(mut extra) = self.extra.take() else {
             return;
         };
+        drop(extra.lease.take());
         drop(extra.key.take());
         drop(extra.shared.take());
         // Last, so that an observer sees the counts without this one.

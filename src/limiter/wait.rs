@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use tokio::time::Sleep;
 
@@ -16,13 +16,22 @@ use crate::rejection::Rejection;
 pub(crate) enum Acquire {
     Admitted(Permit),
     Refused(Rejection),
-    InLine(Acquiring),
+    /// After a wait in line, or when the store has answered.
+    Later(Acquiring),
 }
 
-/// A place in the line: resolves to a permit, or to a rejection when the time is up.
+/// Resolves to a permit or to a rejection.
 ///
-/// Dropping it leaves the line; a slot that was on its way goes to whoever is next.
-pub(crate) struct Acquiring {
+/// Dropping it leaves the line and takes no slot; one that was on its way goes to whoever is next.
+pub(crate) struct Acquiring(Stage);
+
+enum Stage {
+    InLine(Box<InLine>),
+    Asking(Pin<Box<dyn Future<Output = Result<Permit, Rejection>> + Send>>),
+}
+
+/// A place in the line, until the time is up.
+struct InLine {
     // Before `limiter`, which has to outlive the place.
     place: Place,
     key: Option<KeySlot>,
@@ -31,18 +40,24 @@ pub(crate) struct Acquiring {
 }
 
 impl Acquiring {
-    pub(super) fn new(
+    pub(super) fn in_line(
         limiter: ConcurrencyLimiter,
         place: Place,
         key: Option<KeySlot>,
         deadline: Sleep,
     ) -> Self {
-        Self {
+        Self(Stage::InLine(Box::new(InLine {
             place,
             key,
             deadline: Box::pin(deadline),
             limiter,
-        }
+        })))
+    }
+
+    pub(super) fn asking(
+        answer: Pin<Box<dyn Future<Output = Result<Permit, Rejection>> + Send>>,
+    ) -> Self {
+        Self(Stage::Asking(answer))
     }
 }
 
@@ -50,22 +65,37 @@ impl Future for Acquiring {
     type Output = Result<Permit, Rejection>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = &mut *self;
-        if let Poll::Ready(slot) = Pin::new(&mut this.place.slot).poll(cx) {
+        loop {
+            let acquired = match &mut self.0 {
+                Stage::InLine(line) => ready!(line.poll(cx)),
+                Stage::Asking(answer) => return answer.as_mut().poll(cx),
+            };
+            match acquired {
+                Acquire::Admitted(permit) => return Poll::Ready(Ok(permit)),
+                Acquire::Refused(rejection) => return Poll::Ready(Err(rejection)),
+                Acquire::Later(acquiring) => *self = acquiring,
+            }
+        }
+    }
+}
+
+impl InLine {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Acquire> {
+        if let Poll::Ready(slot) = Pin::new(&mut self.place.slot).poll(cx) {
             return Poll::Ready(match slot {
-                Ok(slot) => Ok(this.limiter.permit(slot, this.key.take())),
+                Ok(slot) => self.limiter.admit(slot, self.key.take()),
                 // The line is cleared only when its limiter is gone, and this holds it.
-                Err(_) => Err(this.limiter.at_capacity()),
+                Err(_) => Acquire::Refused(self.limiter.at_capacity()),
             });
         }
-        if this.deadline.as_mut().poll(cx).is_pending() {
+        if self.deadline.as_mut().poll(cx).is_pending() {
             return Poll::Pending;
         }
         // A slot may have been sent since it was looked for.
-        this.place.slot.close();
-        Poll::Ready(match this.place.slot.try_recv() {
-            Ok(slot) => Ok(this.limiter.permit(slot, this.key.take())),
-            Err(_) => Err(this.limiter.at_capacity()),
+        self.place.slot.close();
+        Poll::Ready(match self.place.slot.try_recv() {
+            Ok(slot) => self.limiter.admit(slot, self.key.take()),
+            Err(_) => Acquire::Refused(self.limiter.at_capacity()),
         })
     }
 }

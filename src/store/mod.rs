@@ -10,12 +10,14 @@ use crate::decision::Decision;
 use crate::key::Key;
 use crate::policy::Policy;
 
+mod lease;
 pub mod memory;
 #[cfg(feature = "redis")]
 pub mod redis;
 #[cfg(feature = "test-util")]
 pub mod suite;
 
+pub use lease::{FailureMode, Held, LeaseLimits, LeaseStore, LeaseUsage, Leased, Leases};
 pub use memory::MemoryStore;
 #[cfg(feature = "redis")]
 pub use redis::RedisStore;

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use tower_admission::store::redis::{FailureKind, FailureMode, RedisStore, StoreObserver};
-use tower_admission::store::{RateBuckets, RateStore};
+use tower_admission::store::redis::{FailureKind, StoreObserver};
+use tower_admission::store::{FailureMode, RateBuckets, RateStore, RedisStore};
 use tower_admission::{Key, Policy, Quota};
 
 use crate::server::{Server, free_port, store, until};

@@ -8,8 +8,7 @@ use http_body_util::Empty;
 use hyper::body::Bytes;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_admission::extract::{ClientIp, Shared};
-use tower_admission::store::redis::FailureMode;
-use tower_admission::store::{RateStore, RedisStore};
+use tower_admission::store::{FailureMode, RateStore, RedisStore};
 use tower_admission::{Quota, RateLimitByTokenLayer, RateLimitLayer, RateLimiter};
 
 use crate::server::{Server, free_port, store};

@@ -4,5 +4,6 @@
 mod cluster;
 mod faults;
 mod layers;
+mod leases;
 mod rate;
 mod server;

@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster_async::ClusterConnection;
-use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, RedisError, RedisFuture, Value};
+use redis::{
+    AsyncConnectionConfig, Cmd, FromRedisValue, RedisError, RedisFuture, ToRedisArgs, Value,
+};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -129,7 +131,7 @@ impl Client {
         &self,
         script: &Script,
         keys: &[String],
-        arguments: &[u64],
+        arguments: impl ToRedisArgs + Copy,
         deadline: Instant,
     ) -> Result<T, StoreError> {
         let call = script.call(keys, arguments);

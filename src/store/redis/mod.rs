@@ -5,6 +5,7 @@
 mod client;
 mod denied;
 mod failure;
+mod leases;
 mod names;
 mod rate;
 mod script;
@@ -18,10 +19,11 @@ pub use self::failure::{FailureKind, StoreError, StoreObserver};
 
 use self::client::{CONNECT_WITHIN, Client};
 use self::failure::Events;
+use self::leases::RedisLeases;
 use self::names::Names;
-use self::rate::{RedisBuckets, Scripts};
+use self::rate::RedisBuckets;
 use self::url::Target;
-use super::{RateBuckets, RateStore};
+use super::{FailureMode, LeaseStore, Leases, RateBuckets, RateStore};
 use crate::key::Secret;
 use crate::policy::Policy;
 
@@ -33,7 +35,7 @@ use crate::policy::Policy;
 ///
 /// ```no_run
 /// use std::time::Duration;
-/// use tower_admission::store::redis::{FailureMode, RedisStore};
+/// use tower_admission::store::{FailureMode, RedisStore};
 /// use tower_admission::{Policy, Quota, RateLimitByTokenLayer, Secret};
 ///
 /// # fn secret_from_configuration() -> [u8; 16] { [7; 16] }
@@ -96,6 +98,7 @@ pub struct RedisStore {
 #[derive(Clone)]
 struct Options {
     on_failure: FailureMode,
+    lease_ttl: Duration,
     client: client::Options,
 }
 
@@ -103,29 +106,9 @@ struct Options {
 struct Inner {
     client: Client,
     names: Names,
-    scripts: Scripts,
+    scripts: rate::Scripts,
+    leases: leases::Scripts,
     options: Options,
-}
-
-/// What becomes of requests when Redis cannot be asked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum FailureMode {
-    /// They are admitted, uncounted. For limits that are there for fairness.
-    #[default]
-    Open,
-    /// They are refused with 503. For limits that protect something.
-    Closed,
-    /// This replica counts in memory and grants its share: the quotas over `replicas` (which
-    /// counts as 1 when it is 0).
-    ///
-    /// The share is charged for what Redis admits through this replica too, so that it is no fresh
-    /// burst when Redis goes away, however often it does. All replicas together admit at most a
-    /// burst more than Redis would have, once for each time that it goes away and comes back.
-    LocalShare {
-        /// How many replicas there are.
-        replicas: u32,
-    },
 }
 
 impl RedisStore {
@@ -138,6 +121,9 @@ impl RedisStore {
 
     /// Calls under way at a time: what 25 milliseconds of a busy Redis answer.
     pub const DEFAULT_MAX_IN_FLIGHT: usize = 2048;
+
+    /// How long a slot stays taken by a replica that is gone.
+    pub const DEFAULT_LEASE_TTL: Duration = Duration::from_secs(15);
 
     /// A store at a URL: `redis://[user:password@]host[:port][/db]`, `rediss://` for TLS (feature
     /// `redis-tls`), `unix:/path`, or `redis+cluster://[user:password@]host,host` for a cluster.
@@ -154,6 +140,7 @@ impl RedisStore {
             has_secret: false,
             options: Options {
                 on_failure: FailureMode::default(),
+                lease_ttl: Self::DEFAULT_LEASE_TTL,
                 client: client::Options {
                     deadline: Self::DEFAULT_DEADLINE,
                     max_in_flight: Self::DEFAULT_MAX_IN_FLIGHT,
@@ -195,6 +182,15 @@ impl RedisStore {
         self.with(|store| store.options.on_failure = mode)
     }
 
+    /// How long a slot of a concurrency limit stays taken by a replica that is gone. Default:
+    /// [`DEFAULT_LEASE_TTL`](Self::DEFAULT_LEASE_TTL); at least 100 milliseconds.
+    ///
+    /// A replica keeps its slots alive with one call for up to 256 of them, three times in this
+    /// time.
+    pub fn lease_ttl(self, ttl: Duration) -> Self {
+        self.with(|store| store.options.lease_ttl = ttl.max(Duration::from_millis(100)))
+    }
+
     /// The secret that replicas share, so that they agree on the keys of credentials. It becomes
     /// the [process's](Secret::install).
     ///
@@ -230,7 +226,8 @@ impl RedisStore {
             Arc::new(Inner {
                 client: Client::new(self.target.clone(), self.options.client.clone()),
                 names: Names::new(&self.prefix),
-                scripts: Scripts::new(),
+                scripts: rate::Scripts::new(),
+                leases: leases::Scripts::new(),
                 options: self.options.clone(),
             })
         })
@@ -240,6 +237,16 @@ impl RedisStore {
 impl RateStore for RedisStore {
     fn open(&self, policies: &[Policy]) -> Arc<dyn RateBuckets> {
         Arc::new(RedisBuckets::new(self.inner().clone(), policies))
+    }
+
+    fn agrees_on_fingerprints(&self) -> bool {
+        self.has_secret
+    }
+}
+
+impl LeaseStore for RedisStore {
+    fn open_leases(&self, name: &str) -> Arc<dyn Leases> {
+        Arc::new(RedisLeases::new(self.inner().clone(), name))
     }
 
     fn agrees_on_fingerprints(&self) -> bool {

@@ -60,20 +60,56 @@ impl Names {
     }
 }
 
+/// What the leases of one limiter are called. All lie in one part of a cluster, so that one
+/// script reaches them.
+pub(super) struct LeaseNames {
+    pub(super) total: String,
+    pub(super) epoch: String,
+    begin: String,
+}
+
+impl Names {
+    pub(super) fn leases(&self, name: &str) -> LeaseNames {
+        let name = utf8_percent_encode(name, NON_ALPHANUMERIC);
+        let begin = format!("{{{}:lease:{name}}}:", self.prefix);
+        LeaseNames {
+            total: format!("{begin}total"),
+            epoch: format!("{begin}epoch"),
+            begin: begin + "of:",
+        }
+    }
+}
+
+impl LeaseNames {
+    /// The Redis key that holds the leases of one key.
+    pub(super) fn of_key(&self, key: &Key) -> String {
+        text(&self.begin, key)
+    }
+
+    /// The same, for a lease that may be of no key.
+    pub(super) fn or_total(&self, of_key: &Option<String>) -> String {
+        of_key.as_ref().unwrap_or(&self.total).clone()
+    }
+}
+
 impl Name {
     /// The Redis key that holds a key's buckets.
     pub(super) fn key(&self, key: &Key) -> String {
-        let mut text = String::with_capacity(self.begin.len() + key.kind().len() + 48);
-        text.push_str(&self.begin);
-        // The program's word, but escaped: braces would choose the part of a cluster.
-        let _ = write!(
-            text,
-            "{}:",
-            utf8_percent_encode(key.kind(), NON_ALPHANUMERIC)
-        );
-        key.write_text(&mut text);
-        text
+        text(&self.begin, key)
     }
+}
+
+fn text(begin: &str, key: &Key) -> String {
+    let mut text = String::with_capacity(begin.len() + key.kind().len() + 48);
+    text.push_str(begin);
+    // The program's word, but escaped: braces would choose the part of a cluster.
+    let _ = write!(
+        text,
+        "{}:",
+        utf8_percent_encode(key.kind(), NON_ALPHANUMERIC)
+    );
+    key.write_text(&mut text);
+    text
 }
 
 impl Drop for Name {

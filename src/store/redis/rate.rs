@@ -5,17 +5,17 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::Inner;
 use super::client::Client;
 use super::denied::Denials;
 use super::failure::StoreError;
 use super::names::Name;
 use super::script::Script;
-use super::{FailureMode, Inner};
 use crate::decision::{Decision, Usage};
 use crate::key::Key;
 use crate::policy::{NamedQuota, Policy};
 use crate::quota::Quota;
-use crate::store::{MemoryStore, RateBuckets, RateStore, Reply};
+use crate::store::{FailureMode, MemoryStore, RateBuckets, RateStore, Reply};
 
 /// Clones share the buckets.
 #[derive(Clone)]
@@ -235,7 +235,7 @@ impl Buckets {
         let script = &self.store.scripts.refund;
         let done: u64 = self
             .client()
-            .run(script, &keys, &arguments, deadline)
+            .run(script, &keys, &*arguments, deadline)
             .await?;
         debug_assert_eq!(done, 0);
         Ok(())
@@ -252,7 +252,7 @@ impl Buckets {
         let script = &self.store.scripts.take;
         let numbers: Vec<i64> = self
             .client()
-            .run(script, &keys, &arguments, deadline)
+            .run(script, &keys, &*arguments, deadline)
             .await?;
         let windows = charged.iter().flat_map(|(windows, _)| &windows.0);
         Ok(windows

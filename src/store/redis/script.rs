@@ -1,6 +1,6 @@
 //! Lua scripts: called by their hash, by their source when the server does not know it.
 
-use redis::Cmd;
+use redis::{Cmd, ToRedisArgs};
 
 /// A script, and what it is known by.
 pub(super) struct Script {
@@ -16,17 +16,17 @@ impl Script {
         }
     }
 
-    pub(super) fn call(&self, keys: &[String], arguments: &[u64]) -> Cmd {
+    pub(super) fn call(&self, keys: &[String], arguments: impl ToRedisArgs) -> Cmd {
         command("EVALSHA", &self.sha1, keys, arguments)
     }
 
     /// After NOSCRIPT: one more round trip, where loading the script first would be two.
-    pub(super) fn call_with_source(&self, keys: &[String], arguments: &[u64]) -> Cmd {
+    pub(super) fn call_with_source(&self, keys: &[String], arguments: impl ToRedisArgs) -> Cmd {
         command("EVAL", self.source, keys, arguments)
     }
 }
 
-fn command(name: &str, script: &str, keys: &[String], arguments: &[u64]) -> Cmd {
+fn command(name: &str, script: &str, keys: &[String], arguments: impl ToRedisArgs) -> Cmd {
     let mut command = redis::cmd(name);
     command.arg(script).arg(keys.len()).arg(keys).arg(arguments);
     command

@@ -1,0 +1,125 @@
+//! Slots that are held for a time, in a place that others see.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::Reply;
+use crate::key::Key;
+
+/// A place where slots are counted for several processes.
+pub trait LeaseStore: Send + Sync + 'static {
+    /// The slots of one limiter. Limiters of the same name share them.
+    fn open_leases(&self, name: &str) -> Arc<dyn Leases>;
+
+    /// As [`RateStore::agrees_on_fingerprints`](super::RateStore::agrees_on_fingerprints).
+    fn agrees_on_fingerprints(&self) -> bool {
+        true
+    }
+}
+
+impl<S: LeaseStore + ?Sized> LeaseStore for Arc<S> {
+    fn open_leases(&self, name: &str) -> Arc<dyn Leases> {
+        (**self).open_leases(name)
+    }
+
+    fn agrees_on_fingerprints(&self) -> bool {
+        (**self).agrees_on_fingerprints()
+    }
+}
+
+/// The slots of one limiter in a [`LeaseStore`].
+pub trait Leases: Send + Sync + 'static {
+    /// Takes a slot if the key and the whole have one left, as one decision.
+    ///
+    /// Dropping the reply's future, before or after the store has decided, takes no slot.
+    fn acquire(&self, limits: LeaseLimits) -> Reply<Leased>;
+
+    /// How many slots are taken.
+    fn usage(&self, key: Option<&Key>) -> Reply<Option<LeaseUsage>>;
+}
+
+/// How many slots there are.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct LeaseLimits {
+    /// In all; `None` for any number.
+    pub total: Option<u64>,
+    /// Who takes the slot, and how many of them this key may have.
+    pub key: Option<(Key, u64)>,
+}
+
+/// How many slots are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LeaseUsage {
+    /// In all.
+    pub total: u64,
+    /// By the key that was asked about.
+    pub key: Option<u64>,
+}
+
+/// What became of a slot that was asked for.
+#[must_use = "dropping it gives the slot back"]
+pub enum Leased {
+    /// Taken, until this is dropped.
+    Granted(Box<dyn Held>),
+    /// The key has none left.
+    KeyFull,
+    /// There is none left.
+    Full,
+    /// The store cannot be reached, and this is to be done.
+    Unavailable(FailureMode),
+}
+
+/// A slot that is given back when this is dropped.
+pub trait Held: Send + Sync + 'static {}
+
+/// What becomes of requests when the store cannot be asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FailureMode {
+    /// Rate limits: requests are admitted, uncounted. Concurrency limits: each replica keeps to
+    /// the whole limit. For limits that are there for fairness.
+    #[default]
+    Open,
+    /// Requests are refused with 503. For limits that protect something.
+    Closed,
+    /// Each replica counts in memory and grants its share: the limits over `replicas` (which
+    /// counts as 1 when it is 0), and at least one.
+    ///
+    /// A rate's share is charged for what the store admits through this replica too, so that
+    /// it is no fresh burst when the store goes away, however often it does. All replicas together
+    /// admit at most a burst more than the store would have, once for each time that it goes
+    /// away and comes back.
+    LocalShare {
+        /// How many replicas there are.
+        replicas: u32,
+    },
+}
+
+impl fmt::Debug for Leased {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Granted(_) => "Granted(..)",
+            Self::KeyFull => "KeyFull",
+            Self::Full => "Full",
+            Self::Unavailable(_) => "Unavailable(..)",
+        })
+    }
+}
+
+impl LeaseLimits {
+    /// So many in all, and so many of a key.
+    #[must_use]
+    pub fn new(total: Option<u64>, key: Option<(Key, u64)>) -> Self {
+        Self { total, key }
+    }
+}
+
+impl LeaseUsage {
+    /// So many in all, and so many of a key.
+    #[must_use]
+    pub fn new(total: u64, key: Option<u64>) -> Self {
+        Self { total, key }
+    }
+}
