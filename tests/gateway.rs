@@ -359,7 +359,15 @@ fn command() -> Command {
          run `cargo build --all-features --example gateway` before it"
     );
     let mut command = Command::new(path);
-    for flag in ["LISTEN", "MAX_CONCURRENCY", "RATE", "BURST"] {
+    for flag in [
+        "LISTEN",
+        "MAX_CONCURRENCY",
+        "RATE",
+        "BURST",
+        "STORE",
+        "SECRET",
+        "REPLICAS",
+    ] {
         command.env_remove(flag);
     }
     command

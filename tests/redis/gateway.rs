@@ -1,0 +1,135 @@
+//! Two processes of the gateway example on one Redis.
+#![cfg(all(feature = "axum", feature = "tonic", feature = "tracing"))]
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use http::{Request, Response};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::{Bytes, Incoming};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+
+use crate::server::{Server, until};
+
+struct Replica {
+    process: Child,
+    address: String,
+    client: Client<HttpConnector, Empty<Bytes>>,
+    // The gateway would be told if nobody read it any more.
+    _stdout: BufReader<ChildStdout>,
+}
+
+impl Replica {
+    fn start(server: &Server, flags: &[&str]) -> Self {
+        let mut path = std::env::current_exe().unwrap();
+        path.pop();
+        path.pop();
+        path.extend(["examples", "gateway"]);
+        path.set_extension(std::env::consts::EXE_EXTENSION);
+        let mut process = Command::new(path)
+            .args(["--listen", "127.0.0.1:0", "--store", &server.url()])
+            .args(["--secret", "00112233445566778899aabbccddeeff"])
+            .args(flags)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("build the examples first: `cargo build --all-features --examples`");
+        let mut stdout = BufReader::new(process.stdout.take().unwrap());
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        let address = line.trim_end().strip_prefix("Listening on ");
+        Self {
+            address: address.expect("the address it listens on").to_owned(),
+            client: Client::builder(TokioExecutor::new()).build_http(),
+            process,
+            _stdout: stdout,
+        }
+    }
+
+    async fn get(&self, path: &str, token: &str) -> Response<Incoming> {
+        let request = Request::builder()
+            .uri(format!("{}{path}", self.address))
+            .header("authorization", format!("Bearer {token}"))
+            .body(Empty::new());
+        self.client.request(request.unwrap()).await.unwrap()
+    }
+
+    async fn status(&self, path: &str, token: &str) -> u16 {
+        self.get(path, token).await.status().as_u16()
+    }
+
+    /// SIGKILL.
+    fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Goes on for longer than any test.
+const LONG_STREAM: &str = "/api/stream?chunks=1000&ms=1000";
+
+async fn begin(replica: &Replica, token: &str) -> Incoming {
+    let response = replica.get(LONG_STREAM, token).await;
+    assert_eq!(response.status(), 200);
+    let mut body = response.into_body();
+    body.frame().await.unwrap().unwrap();
+    body
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_admit_together_what_one_would() {
+    let server = Server::start().await;
+    let flags = ["--rate", "100/h", "--burst", "20", "--max-concurrency", "0"];
+    let replicas = [0, 1].map(|_| Replica::start(&server, &flags));
+    // So that no request falls into the time before the first connection is there.
+    for replica in &replicas {
+        assert_eq!(replica.status("/api/slow?ms=0", "warm-up").await, 200);
+    }
+    let mut requests = Vec::new();
+    for n in 0..60 {
+        let replica = &replicas[n % 2];
+        requests.push(replica.status("/api/slow?ms=0", "alice"));
+    }
+    let statuses = futures_util::future::join_all(requests).await;
+    let admitted = statuses.iter().filter(|status| **status == 200).count();
+    let refused = statuses.iter().filter(|status| **status == 429).count();
+    assert_eq!((admitted, refused), (20, 40));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_killed_replica_held_comes_back() {
+    let server = Server::start().await;
+    let flags = ["--rate", "0", "--max-concurrency", "4"];
+    let [mut one, two] = [0, 1].map(|_| Replica::start(&server, &flags));
+    let mut of_one = Vec::new();
+    for n in 0..3 {
+        of_one.push(begin(&one, &format!("user-{n}")).await);
+    }
+    let of_two = begin(&two, "alice").await;
+    for replica in [&one, &two] {
+        assert_eq!(replica.status("/api/slow?ms=0", "bob").await, 503);
+    }
+    // A client that goes away frees its slot for both.
+    drop(of_two);
+    until("the slot is free", async || {
+        two.status("/api/slow?ms=0", "bob").await == 200
+    })
+    .await;
+    let _of_two = begin(&two, "alice").await;
+    assert_eq!(two.status("/api/slow?ms=0", "bob").await, 503);
+    one.kill();
+    // Within the time to live of a lease.
+    until("the killed one's slots are free", async || {
+        two.status("/api/slow?ms=0", "bob").await == 200
+    })
+    .await;
+}
