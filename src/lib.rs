@@ -29,6 +29,7 @@
 //! - [`observe`]: metrics and logs.
 //! - [`RateLimiter`] and [`ConcurrencyLimiter`]: the same without HTTP.
 //! - [`store`]: where the counting happens, and what it costs in memory.
+//! - `replicas` (feature `redis`): one limit for all replicas of a service.
 //! - [`limitations`]: what this crate does not do.
 //!
 //! # Features
@@ -41,7 +42,7 @@
 //! | `tonic` | the peer's address from tonic's connect info; `NamedService` forwarded, to go around a single service |
 //! | `metrics` | `MetricsObserver` |
 //! | `tracing` | `TracingObserver`, and a warning when requests have no key |
-//! | `redis` | [`RedisStore`](store::redis::RedisStore): one limit for several replicas |
+//! | `redis` | `RedisStore`: one limit for several replicas |
 //! | `redis-tls` | connections to Redis over TLS |
 //! | `serde` | [`Quota`] as text in configuration files |
 //! | `test-util` | a clock for tests, and a suite for stores of your own |
@@ -96,6 +97,11 @@ pub use store::MemoryStore;
 pub mod test_util {
     pub use crate::store::memory::clock::TestClock;
 }
+
+/// A guide.
+#[cfg(feature = "redis")]
+#[doc = include_str!("../docs/replicas.md")]
+pub mod replicas {}
 
 #[doc = include_str!("../docs/limitations.md")]
 pub mod limitations {}
