@@ -10,9 +10,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use tower_admission::store::redis::{FailureKind, StoreObserver};
-use tower_admission::store::{FailureMode, RateBuckets, RateStore, RedisStore};
+use tower_admission::store::{
+    FailureMode, LeaseLimits, LeaseStore, Leased, RateBuckets, RateStore, RedisStore,
+};
 use tower_admission::{Key, Policy, Quota};
 
+use crate::proxy::Proxy;
 use crate::server::{Server, free_port, store, until};
 
 /// Long next to what a busy machine holds a task up, short next to a test.
@@ -334,4 +337,61 @@ async fn a_local_share_survives_flapping() {
         })
         .await;
     }
+}
+
+/// Only another connection helps, and nothing says so but the silence.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_black_hole() {
+    let server = Server::start().await;
+    let proxy = Proxy::start(server.port).await;
+    let store = store(&proxy.url()).deadline(DEADLINE);
+    let leases = store.open_leases("jobs");
+    let buckets = store.open(&[Policy::new("calls", Quota::per_hour(1000))]);
+    let alice = [Key::id("user", "alice")];
+    until("Redis decides", async || {
+        buckets.take(&alice, 1).await.remaining().is_some()
+    })
+    .await;
+    proxy.swallow();
+    assert_eq!(buckets.take(&alice, 1).await.remaining(), None);
+    until("Redis decides", async || {
+        buckets.take(&alice, 1).await.remaining().is_some()
+    })
+    .await;
+    let limits = LeaseLimits::new(Some(1), None);
+    assert!(matches!(leases.acquire(limits).await, Leased::Granted(_)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_in_the_middle_of_a_reply() {
+    let server = Server::start().await;
+    let proxy = Proxy::start(server.port).await;
+    let store = store(&proxy.url())
+        .deadline(DEADLINE)
+        .on_failure(FailureMode::Closed);
+    let buckets = store.open(&[Policy::new("calls", Quota::per_hour(1000))]);
+    let leases = store.open_leases("jobs");
+    let alice = [Key::id("user", "alice")];
+    let left = async || buckets.peek(&alice, 0).await.remaining();
+    until("Redis decides", async || left().await == Some(1000)).await;
+
+    proxy.reset_next();
+    assert!(buckets.take(&alice, 1).await.is_unavailable());
+    assert_eq!(proxy.resets(), 1);
+    until("Redis decides", async || left().await.is_some()).await;
+    // It was charged, once, though nobody was told.
+    assert_eq!(left().await, Some(999));
+
+    let limits = LeaseLimits::new(Some(5), None);
+    proxy.reset_next();
+    let leased = leases.acquire(limits).await;
+    assert!(matches!(leased, Leased::Unavailable(_)), "{leased:?}");
+    // It was taken, though nobody was told, and is given back.
+    until("no slot is taken", async || {
+        leases
+            .usage(None)
+            .await
+            .is_some_and(|usage| usage.total == 0)
+    })
+    .await;
 }

@@ -6,5 +6,6 @@ mod faults;
 mod gateway;
 mod layers;
 mod leases;
+mod proxy;
 mod rate;
 mod server;

@@ -1,0 +1,90 @@
+//! A proxy in front of Redis that fails as networks do.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+pub(crate) struct Proxy {
+    port: u16,
+    faults: Arc<Faults>,
+}
+
+#[derive(Default)]
+struct Faults {
+    /// How often the connections that were open then were made to pass nothing on.
+    swallows: AtomicU32,
+    reset_next: AtomicBool,
+    resets: AtomicU32,
+}
+
+impl Proxy {
+    pub(crate) async fn start(server: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let faults = Arc::<Faults>::default();
+        let proxy = Self {
+            port,
+            faults: faults.clone(),
+        };
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let faults = faults.clone();
+                tokio::spawn(async move {
+                    if let Ok(server) = TcpStream::connect(("127.0.0.1", server)).await {
+                        faults.pass(client, server).await;
+                    }
+                });
+            }
+        });
+        proxy
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// The connections that are open now take everything and pass nothing on; new ones do.
+    pub(crate) fn swallow(&self) {
+        self.faults.swallows.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Of the next reply one byte is passed on, and then the connection is reset.
+    pub(crate) fn reset_next(&self) {
+        self.faults.reset_next.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn resets(&self) -> u32 {
+        self.faults.resets.load(Ordering::SeqCst)
+    }
+}
+
+impl Faults {
+    async fn pass(&self, mut client: TcpStream, mut server: TcpStream) {
+        let opened = self.swallows.load(Ordering::SeqCst);
+        let (mut commands, mut replies) = ([0; 4096], [0; 4096]);
+        loop {
+            let (to, bytes) = tokio::select! {
+                read = client.read(&mut commands) => match read {
+                    Ok(read @ 1..) => (&mut server, &commands[..read]),
+                    _ => return,
+                },
+                read = server.read(&mut replies) => match read {
+                    Ok(read @ 1..) if self.reset_next.swap(false, Ordering::SeqCst) => {
+                        self.resets.fetch_add(1, Ordering::SeqCst);
+                        let _ = client.write_all(&replies[..read.min(1)]).await;
+                        let _ = client.set_zero_linger();
+                        return;
+                    }
+                    Ok(read @ 1..) => (&mut client, &replies[..read]),
+                    _ => return,
+                },
+            };
+            let swallows = self.swallows.load(Ordering::SeqCst) > opened;
+            if !swallows && to.write_all(bytes).await.is_err() {
+                return;
+            }
+        }
+    }
+}
