@@ -104,3 +104,49 @@ async fn when_a_part_dies_the_others_count_on() {
         assert_eq!(counted, keys.len() - held[0]);
     }
 }
+
+/// Each key's buckets are one value under one key, so a script never meets half of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_moves_is_not_noticed() {
+    let cluster = Cluster::start().await;
+    let policy = Policy::new("a", Quota::per_hour(1000)).and("b", Quota::per_day(5000));
+    let buckets = store(&cluster.url()).open(&[policy]);
+    let alice = [Key::id("user", "alice")];
+    let left = async || buckets.take(&alice, 1).await.remaining();
+    assert_eq!(left().await, Some(999));
+
+    let mut from = 0;
+    while cluster.nodes[from].keys().await.is_empty() {
+        from += 1;
+    }
+    let (from, to) = (&cluster.nodes[from], &cluster.nodes[(from + 1) % 3]);
+    let key = &from.keys().await[0];
+    let word = async |node: &Server, words: &[&str]| -> String {
+        let value = node.command(words).await.unwrap();
+        match value {
+            redis::Value::Int(number) => number.to_string(),
+            value => redis::from_redis_value(value).unwrap(),
+        }
+    };
+    let slot = word(from, &["CLUSTER", "KEYSLOT", key]).await;
+    let from_id = word(from, &["CLUSTER", "MYID"]).await;
+    let to_id = word(to, &["CLUSTER", "MYID"]).await;
+    let port = to.port.to_string();
+    let mut expected = 999;
+    let mut goes_on = async || {
+        for _ in 0..5 {
+            expected -= 1;
+            assert_eq!(left().await, Some(expected));
+        }
+    };
+    word(to, &["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_id]).await;
+    word(from, &["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id]).await;
+    goes_on().await;
+    word(from, &["MIGRATE", "127.0.0.1", &port, key, "0", "5000"]).await;
+    goes_on().await;
+    for node in [to, from] {
+        word(node, &["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]).await;
+    }
+    goes_on().await;
+    assert!(!to.keys().await.is_empty() && from.keys().await.is_empty());
+}
