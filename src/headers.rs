@@ -24,8 +24,9 @@ pub enum RateLimitHeaders {
     ///
     /// `q` is the burst and `w` the time in which an empty bucket fills, in whole seconds (the
     /// nearest; below one second it is left out), so that `r` counts down from `q` and the two
-    /// stand for the rate. `t` is the time until the bucket is
-    /// full, or, in a refusal, until the request fits.
+    /// stand for the rate. Of a [sliding](crate::Quota::sliding) quota `q` is the count and the
+    /// burst, and `w` the period, rounded up. `t` is the time until the bucket is full or the
+    /// window empty, or, in a refusal, until the request fits.
     ///
     /// [draft]: https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/
     #[default]
@@ -169,9 +170,16 @@ fn policy_field<'a>(quotas: impl Iterator<Item = &'a NamedQuota>) -> Option<Head
             field.push_str(";q=0");
             continue;
         };
-        let _ = write!(field, ";q={}", rate.burst());
+        let _ = write!(field, ";q={}", rate.limit());
         // Whole seconds above 0; a shorter window has none.
-        let window = rate.window_nanos();
+        let window = if rate.is_sliding() {
+            // Rounded up: who keeps to it keeps to the quota.
+            rate.period().as_nanos().div_ceil(NANOS_PER_SECOND)
+                * NANOS_PER_SECOND
+                * u128::from(rate.period().as_secs() > 0)
+        } else {
+            rate.window_nanos()
+        };
         if window >= NANOS_PER_SECOND {
             let seconds = (window + NANOS_PER_SECOND / 2) / NANOS_PER_SECOND;
             let _ = write!(field, ";w={seconds}");

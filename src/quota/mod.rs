@@ -31,6 +31,25 @@ const LONGEST_REFILL: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 /// assert_eq!(quota.to_string(), "600/min burst 50");
 /// ```
 ///
+/// # Sliding windows
+///
+/// [`sliding`](Quota::sliding) makes the same numbers a promise about every window: never more
+/// than the count in **any** period, wherever it begins. `burst` is then an allowance on top of
+/// the count, so `"60/min burst 10 sliding"` admits at most 70 in any minute.
+///
+/// ```
+/// use tower_admission::Quota;
+///
+/// let quota = Quota::per_minute(60).burst(10).sliding();
+/// assert_eq!(quota, "60/min burst 10 sliding".parse().unwrap());
+/// assert_eq!(quota.burst_size(), Some(70));
+/// ```
+///
+/// A bucket is exact to the nanosecond, takes a third of the memory and no lock, and gives a
+/// refused client its next request sooner. A sliding window is for who has promised a number per
+/// window. What is counted, to the letter, is in
+/// [the memory store's documentation](crate::store::memory#sliding-windows).
+///
 /// # A quota of 0
 ///
 /// turns the limit off, as in most systems' settings ([`Quota::off`] says the same by name).
@@ -57,7 +76,9 @@ enum Kind {
 pub(crate) struct Rate {
     count: u32,
     period: Duration,
-    burst: u32,
+    /// As it was set; what it means without one is the algorithm's to say.
+    burst: Option<u32>,
+    sliding: bool,
 }
 
 impl Quota {
@@ -123,7 +144,8 @@ impl Quota {
         Self::checked(Rate {
             count,
             period,
-            burst: count,
+            burst: None,
+            sliding: false,
         })
     }
 
@@ -139,10 +161,11 @@ impl Quota {
         Self(Kind::DenyAll)
     }
 
-    /// The most requests that are admitted at once by a bucket that was left alone long enough.
+    /// The most requests that are admitted at once by a bucket that was left alone long enough;
+    /// of a [sliding](Self::sliding) quota, what any window admits on top of the count.
     ///
-    /// Default: the count, so `10/s` admits ten at once. Has no effect on [`Quota::off`] and
-    /// [`Quota::deny_all`].
+    /// Default: the count, so `10/s` admits ten at once; nothing, if the quota is sliding. Has no
+    /// effect on [`Quota::off`] and [`Quota::deny_all`].
     ///
     /// # Panics
     ///
@@ -162,12 +185,56 @@ impl Quota {
     ///
     /// - [`QuotaError::NoBurst`]: a burst of 0 would never admit anything.
     /// - [`QuotaError::TooSlow`]: the bucket would take more than 100 years to fill.
+    /// - [`QuotaError::TooLarge`]: a sliding quota's count and burst together are above
+    ///   [`u32::MAX`].
     pub const fn try_burst(self, burst: u32) -> Result<Self, QuotaError> {
         match self.0 {
             Kind::Off | Kind::DenyAll => Ok(self),
             Kind::Rate(_) if burst == 0 => Err(QuotaError::NoBurst),
-            Kind::Rate(rate) => Self::checked(Rate { burst, ..rate }),
+            Kind::Rate(rate) => Self::checked(Rate {
+                burst: Some(burst),
+                ..rate
+            }),
         }
+    }
+
+    /// Counts in a sliding window: never more than count + burst in any period. Before or after
+    /// [`burst`](Self::burst), which is nothing unless it is set.
+    ///
+    /// Has no effect on [`Quota::off`] and [`Quota::deny_all`].
+    ///
+    /// # Panics
+    ///
+    /// Where [`Quota::try_sliding`] returns an error.
+    #[must_use]
+    #[track_caller]
+    pub const fn sliding(self) -> Self {
+        match self.try_sliding() {
+            Ok(quota) => quota,
+            Err(error) => panic!("{}", error.message()),
+        }
+    }
+
+    /// As [`Quota::sliding`], for numbers that come from outside.
+    ///
+    /// # Errors
+    ///
+    /// [`QuotaError::TooLarge`]: count and burst together are above [`u32::MAX`].
+    pub const fn try_sliding(self) -> Result<Self, QuotaError> {
+        match self.0 {
+            Kind::Off | Kind::DenyAll => Ok(self),
+            Kind::Rate(rate) => Self::checked(Rate {
+                sliding: true,
+                ..rate
+            }),
+        }
+    }
+
+    /// Whether this quota counts in a sliding window; if not, it is a bucket, or limits nothing
+    /// or everything.
+    #[must_use]
+    pub const fn is_sliding(&self) -> bool {
+        matches!(self.0, Kind::Rate(Rate { sliding: true, .. }))
     }
 
     /// Whether this quota limits nothing.
@@ -194,12 +261,13 @@ impl Quota {
         }
     }
 
-    /// How many requests a full bucket holds; `None` for [`Quota::off`] and
+    /// The most requests that are admitted at once: what a full bucket holds, or the count and
+    /// the burst of a [sliding](Self::sliding) quota. `None` for [`Quota::off`] and
     /// [`Quota::deny_all`].
     #[must_use]
     pub const fn burst_size(&self) -> Option<u32> {
         match self.0 {
-            Kind::Rate(rate) => Some(rate.burst),
+            Kind::Rate(rate) => Some(rate.limit()),
             Kind::Off | Kind::DenyAll => None,
         }
     }
@@ -230,8 +298,18 @@ impl Quota {
     }
 
     const fn checked(rate: Rate) -> Result<Self, QuotaError> {
-        if rate.interval_nanos() * rate.burst as u128 > LONGEST_REFILL.as_nanos() {
+        // What a window holds of a sliding quota does not take longer to come back.
+        let (refill, limit) = if rate.sliding {
+            (rate.period.as_nanos(), rate.sum())
+        } else {
+            let burst = rate.bucket();
+            (rate.interval_nanos() * burst as u128, burst as u64)
+        };
+        if refill > LONGEST_REFILL.as_nanos() {
             return Err(QuotaError::TooSlow);
+        }
+        if limit > u32::MAX as u64 {
+            return Err(QuotaError::TooLarge);
         }
         Ok(Self(Kind::Rate(rate)))
     }
@@ -248,19 +326,48 @@ impl Rate {
         Duration::from_nanos(self.interval_nanos() as u64)
     }
 
+    /// The most requests that are admitted at once.
+    pub(crate) const fn limit(&self) -> u32 {
+        if self.sliding {
+            // `checked` keeps this within 32 bits.
+            self.sum() as u32
+        } else {
+            self.bucket()
+        }
+    }
+
     /// How many requests a full bucket holds.
-    pub(crate) const fn burst(&self) -> u32 {
-        self.burst
+    const fn bucket(&self) -> u32 {
+        match self.burst {
+            Some(burst) => burst,
+            None => self.count,
+        }
+    }
+
+    /// How many requests a sliding window admits.
+    const fn sum(&self) -> u64 {
+        match self.burst {
+            Some(burst) => self.count as u64 + burst as u64,
+            None => self.count as u64,
+        }
+    }
+
+    pub(crate) const fn is_sliding(&self) -> bool {
+        self.sliding
+    }
+
+    pub(crate) const fn period(&self) -> Duration {
+        self.period
     }
 
     /// How long an empty bucket takes to fill, with the interval as it is rounded.
     pub(crate) const fn refill(&self) -> Duration {
-        Duration::from_nanos(self.interval_nanos() as u64 * self.burst as u64)
+        Duration::from_nanos(self.interval_nanos() as u64 * self.bucket() as u64)
     }
 
     /// How long an empty bucket takes to fill, as asked for, in nanoseconds rounded down.
     pub(crate) const fn window_nanos(&self) -> u128 {
-        self.period.as_nanos() * self.burst as u128 / self.count as u128
+        self.period.as_nanos() * self.bucket() as u128 / self.count as u128
     }
 }
 
@@ -280,7 +387,7 @@ pub enum QuotaError {
     TooSlow,
     /// A burst of 0 would never admit anything.
     NoBurst,
-    /// A count above [`u32::MAX`], or a period above [`u64::MAX`] of its unit.
+    /// A count above [`u32::MAX`] (with the burst, if sliding), or a period above [`u64::MAX`] of its unit.
     TooLarge,
     /// Not a quota as its [`FromStr`](std::str::FromStr) reads it.
     Syntax,
@@ -292,7 +399,7 @@ impl QuotaError {
             Self::TooFast => "a quota cannot be above one request a nanosecond",
             Self::TooSlow => "a quota's bucket must fill within 100 years",
             Self::NoBurst => "a quota with a burst of 0 would admit nothing",
-            Self::TooLarge => "a quota counts up to 4294967295",
+            Self::TooLarge => "a quota counts up to 4294967295, with its burst if it is sliding",
             Self::Syntax => "a quota is written like `10/s` or `600/min burst 50`",
         }
     }
@@ -328,7 +435,29 @@ mod tests {
     #[test]
     fn a_year_is_a_period() {
         let quota = Quota::new(u32::MAX, 365 * DAY);
-        assert_eq!(quota.rate().unwrap().burst(), u32::MAX);
+        assert_eq!(quota.rate().unwrap().limit(), u32::MAX);
+    }
+
+    #[test]
+    fn a_sliding_quota_adds_its_burst_whichever_comes_first() {
+        let quota = Quota::per_minute(60);
+        assert_eq!(quota.sliding().burst_size(), Some(60));
+        assert_eq!(quota.burst(10).sliding(), quota.sliding().burst(10));
+        assert_eq!(quota.burst(10).sliding().burst_size(), Some(70));
+        // A burst that was asked for is one, also when it is the count.
+        assert_eq!(quota.burst(60).sliding().burst_size(), Some(120));
+        assert!(quota.sliding().is_sliding() && !quota.is_sliding());
+        for quota in [Quota::off(), Quota::deny_all()] {
+            assert_eq!(quota.sliding(), quota);
+            assert!(!quota.sliding().is_sliding());
+        }
+        let full = Quota::new(u32::MAX, DAY).sliding();
+        assert_eq!(full.try_burst(1), Err(QuotaError::TooLarge));
+        let bucket = Quota::new(u32::MAX, DAY).burst(1);
+        assert_eq!(bucket.try_sliding(), Err(QuotaError::TooLarge));
+        // The bucket would take 4294967295 days to fill.
+        let slow = Quota::per_day(1).sliding();
+        assert_eq!(slow.burst(u32::MAX - 1).burst_size(), Some(u32::MAX));
     }
 
     #[test]

@@ -25,8 +25,12 @@ impl fmt::Display for Quota {
             }
             period => write!(f, " per {}ns", period.as_nanos())?,
         }
-        if rate.burst != rate.count {
-            write!(f, " burst {}", rate.burst)?;
+        // One that was set to the count is not the same as none: it could be made sliding.
+        if let Some(burst) = rate.burst {
+            write!(f, " burst {burst}")?;
+        }
+        if rate.sliding {
+            f.write_str(" sliding")?;
         }
         Ok(())
     }
@@ -36,7 +40,7 @@ impl FromStr for Quota {
     type Err = QuotaError;
 
     /// Reads `COUNT/UNIT`, `COUNT per PERIOD` or `COUNT per UNIT`, each optionally followed by
-    /// `burst COUNT`; or `0`, `off`, `deny all`. Units are `ns`, `us`, `ms`, `s`, `sec`, `m`,
+    /// `burst COUNT` and by `sliding`, in this order; or `0`, `off`, `deny all`. Units are `ns`, `us`, `ms`, `s`, `sec`, `m`,
     /// `min`, `h`, `hr`, `d`, `day`, and `second`, `minute`, `hour`, `day` with or without an `s`;
     /// a period is a whole number with one of these.
     fn from_str(text: &str) -> Result<Self, QuotaError> {
@@ -46,6 +50,10 @@ impl FromStr for Quota {
             "deny all" => return Ok(Self::deny_all()),
             _ => {}
         }
+        let (text, sliding) = match text.strip_suffix("sliding") {
+            Some(rest) if rest.ends_with(char::is_whitespace) => (rest.trim_end(), true),
+            _ => (text, false),
+        };
         let (rate, burst) = match text.split_once("burst") {
             Some((rate, burst)) => (rate.trim_end(), Some(number(burst)?)),
             None => (text, None),
@@ -55,6 +63,8 @@ impl FromStr for Quota {
             .or_else(|| rate.split_once(" per "))
             .ok_or(QuotaError::Syntax)?;
         let quota = Self::try_new(number(count)?, parse_period(period)?)?;
+        // First, because a bucket's bounds are others.
+        let quota = if sliding { quota.try_sliding()? } else { quota };
         burst.map_or(Ok(quota), |burst| quota.try_burst(burst))
     }
 }
@@ -147,6 +157,18 @@ mod tests {
             ("off", Quota::off()),
             ("deny all", Quota::deny_all()),
             ("0/s burst 20", Quota::off()),
+            ("0/s sliding", Quota::off()),
+            ("10/s burst 10", Quota::per_second(10).burst(10)),
+            ("60/min sliding", Quota::per_minute(60).sliding()),
+            (
+                "60/min burst 10  sliding ",
+                Quota::per_minute(60).burst(10).sliding(),
+            ),
+            ("5 per 30s sliding", "5/30s sliding".parse().unwrap()),
+            (
+                "1/day burst 4294967294 sliding",
+                Quota::per_day(1).sliding().burst(u32::MAX - 1),
+            ),
         ] {
             assert_eq!(text.parse(), Ok(quota), "{text}");
             assert_eq!(quota.to_string().parse(), Ok(quota), "{quota}");
@@ -167,6 +189,12 @@ mod tests {
             ("1.5/s", Syntax),
             ("10/s burst", Syntax),
             ("10/s burst 0", NoBurst),
+            ("sliding", Syntax),
+            ("10/ssliding", Syntax),
+            ("10/s sliding burst 5", Syntax),
+            ("10/s sliding sliding", Syntax),
+            ("10/s burst sliding", Syntax),
+            ("1/s burst 4294967295 sliding", TooLarge),
             ("4294967296/s", TooLarge),
             ("4294967295/ns", TooFast),
             ("4294967295/s", TooFast),
@@ -186,5 +214,9 @@ mod tests {
         assert_eq!(json, "\"600/min burst 50\"");
         assert_eq!(serde_json::from_str::<Quota>(&json).unwrap(), quota);
         assert!(serde_json::from_str::<Quota>("10").is_err());
+        let sliding = Quota::per_minute(60).burst(10).sliding();
+        let json = serde_json::to_string(&sliding).unwrap();
+        assert_eq!(json, "\"60/min burst 10 sliding\"");
+        assert_eq!(serde_json::from_str::<Quota>(&json).unwrap(), sliding);
     }
 }

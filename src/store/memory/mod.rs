@@ -1,4 +1,48 @@
 //! The embedded store: buckets in this process, in a table with a hard bound.
+//!
+//! # Sliding windows
+//!
+//! What [`Quota::sliding`](crate::Quota::sliding) counts, as every store has to count it. For a
+//! quota with a period `P` and a `limit` of count + burst:
+//!
+//! - **Sub-windows.** A sub-window is `S = ceil(P / 15)` long, in whole microseconds, and they are
+//!   numbered from the clock's zero: the time `t` is in number `floor(t / S)`. Fifteen is the
+//!   finest division whose counters, 16 of them, still fit a cache line; it makes the sub-windows
+//!   of a minute 4 seconds.
+//! - **What is stored** for a key: the number `newest` of a sub-window, and 16 counters of the
+//!   costs that were admitted in it and in the 15 before it. A key without an entry has used
+//!   nothing.
+//! - **A decision** at time `t` in sub-window `i`:
+//!   1. If `newest > i + 1`, the clock stepped back, and `newest = i + 1`; the counters stay.
+//!   2. If `newest < i`, the counters move on by `i - newest`, with zeros behind them, and
+//!      `newest = i`.
+//!   3. `used` is the sum of the 16 counters: the sub-window in which the period up to `t` began
+//!      is counted in full. The request fits if `used + cost <= limit`, and its cost is then added
+//!      to the newest counter.
+//! - **The numbers.** The counter of age `a` (0 for the newest) is gone at
+//!   `(newest + 16 - a) * S`. `remaining` is `limit - used`. `reset` is the time until the newest
+//!   counter above 0 is gone. `retry_after` is the time until enough of the oldest counters are gone
+//!   for the cost to fit: if nobody else uses the key, the request is admitted then, and no
+//!   sooner. A cost above the limit has none.
+//! - **A refund** comes off the newest counter above 0; what is more than that comes off the next
+//!   one, and what is more than all is dropped.
+//!
+//! A request is counted for more than `15 * S`, which is not below `P`, so that no interval of
+//! length `P` admits more than the limit; and for at most `16 * S`. That is the granularity: what
+//! an exact log of requests would admit again after `P` is admitted up to one sub-window later. A
+//! period below 15 microseconds counts as that long.
+//!
+//! Time that a clock steps back over is not given to anybody. A key waits for up to two sub-windows
+//! longer than the period then, however far the step is, and also in the time of a clock that was
+//! right all along no window admits more than the limit.
+//!
+//! In this store the counters are behind a lock for each of up to 64 parts of the keys, held while
+//! one request is decided. They take 96 bytes a key and an index of 27 to 55; up to twice that just
+//! after a part has grown. The bound is spread over the parts, which keys fill unevenly: of the
+//! default bound all but about a hundredth can be used. Room for a new key is looked for among eight
+//! entries at a time: first one of which nothing counts any more, then memory up to the bound,
+//! then the one that has used the least. One that denies is never forgotten; where there are only these,
+//! new keys share an entry.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,6 +54,7 @@ use crate::policy::Policy;
 
 pub(crate) mod clock;
 mod rate;
+mod sliding;
 pub(crate) mod table;
 
 use self::clock::RealClock;

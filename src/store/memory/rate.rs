@@ -14,6 +14,7 @@ use governor::state::StateStore;
 use smallvec::SmallVec;
 
 use super::clock::FromZero;
+use super::sliding::SlidingMeter;
 use super::table::{Judge, Place, Table};
 use crate::decision::{Decision, Usage};
 use crate::key::Key;
@@ -36,6 +37,7 @@ struct Window<C: Clock> {
 enum Meter<C: Clock> {
     DenyAll,
     Rate(RateMeter<C>),
+    Sliding(Box<SlidingMeter<C>>),
 }
 
 /// governor over a table of its own.
@@ -59,6 +61,10 @@ impl<C: Clock + Clone> MemoryBuckets<C> {
         for (policy, quotas) in policies.iter().enumerate() {
             for quota in quotas.quotas().iter().map(NamedQuota::quota) {
                 let meter = match quota.rate() {
+                    Some(rate) if rate.is_sliding() => {
+                        let meter = SlidingMeter::new(rate, max_keys, clock.clone());
+                        Meter::Sliding(Box::new(meter))
+                    }
                     Some(rate) => Meter::Rate(RateMeter::new(rate, max_keys, clock.clone())),
                     None if quota.is_off() => continue,
                     None => Meter::DenyAll,
@@ -151,15 +157,23 @@ impl<C: Clock> Meter<C> {
     fn decide(&self, key: Key, cost: u32, mode: Mode) -> Usage {
         match self {
             Self::Rate(meter) => meter.decide(key, cost, mode),
+            Self::Sliding(meter) => match mode {
+                Mode::Take => meter.take(key, cost),
+                Mode::Peek => meter.peek(key, cost),
+            },
             Self::DenyAll if cost == 0 => Usage::admitted(0, 0, Duration::ZERO),
             Self::DenyAll => Usage::refused(0, 0, Duration::ZERO, None),
         }
     }
 
     fn refund(&self, key: Key, cost: u32) {
-        if let Self::Rate(meter) = self {
-            let amount = meter.numbers.interval.saturating_mul(u64::from(cost));
-            meter.table.give_back(Place::new(key.place_bits()), amount);
+        match self {
+            Self::Rate(meter) => {
+                let amount = meter.numbers.interval.saturating_mul(u64::from(cost));
+                meter.table.give_back(Place::new(key.place_bits()), amount);
+            }
+            Self::Sliding(meter) => meter.refund(key, cost),
+            Self::DenyAll => {}
         }
     }
 }
@@ -167,12 +181,12 @@ impl<C: Clock> Meter<C> {
 impl<C: Clock> RateMeter<C> {
     fn new(rate: Rate, max_keys: usize, clock: C) -> Self {
         let interval = rate.interval();
-        let burst = NonZeroU32::new(rate.burst()).expect("a rate's burst is above 0");
+        let burst = NonZeroU32::new(rate.limit()).expect("a rate's burst is above 0");
         let quota = governor::Quota::with_period(interval)
             .expect("a rate's interval is above 0")
             .allow_burst(burst);
         let numbers = Numbers {
-            burst: rate.burst(),
+            burst: rate.limit(),
             interval: nanos(interval),
             refill: nanos(rate.refill()),
         };
