@@ -280,10 +280,19 @@ impl Quota {
         let Kind::Rate(rate) = self.0 else {
             return self;
         };
-        Self::checked(Rate {
-            period: rate.period.saturating_mul(replicas),
-            burst: (rate.burst / replicas).max(1),
-            ..rate
+        let limit = (rate.limit() / replicas).max(1);
+        Self::checked(if rate.sliding {
+            Rate {
+                count: limit,
+                burst: None,
+                ..rate
+            }
+        } else {
+            Rate {
+                period: rate.period.saturating_mul(replicas),
+                burst: Some(limit),
+                ..rate
+            }
         })
         // Of a quota near the longest there is, the share would be too slow to count.
         .unwrap_or(Self::deny_all())

@@ -225,7 +225,11 @@ async fn nonsense_under_a_key_is_left_alone() {
     let [key] = &*case.server.keys().await else {
         panic!("one key for one caller");
     };
-    for write in [&["SET", key, "abc"][..], &["SET", key, "1"], &["DEL", key]] {
+    for write in [
+        &["SET", key, "abc"][..],
+        &["SET", key, "b 1"],
+        &["DEL", key],
+    ] {
         case.server.command(write).await.unwrap();
         if write[0] == "DEL" {
             case.server.command(&["SADD", key, "member"]).await.unwrap();

@@ -123,7 +123,7 @@ async fn a_clock_that_stepped_back_locks_nobody_out() {
         panic!("one key for one caller");
     };
     // As if written an hour from now.
-    let far = format!("100000 {}", 4_000_000_000_000_000_u64);
+    let far = format!("b 100000 {}", 4_000_000_000_000_000_u64);
     server.command(&["SET", key, &far]).await.unwrap();
     let refused = buckets.peek(&alice(), 1).await;
     assert!(

@@ -88,7 +88,7 @@ impl Contestant {
                 Self::Bare(connection, script) => {
                     let mut command = redis::cmd("EVALSHA");
                     command.arg(&**script).arg(1).arg(text);
-                    command.arg(&[1_u64, 1, 1, 1, COUNT.into()]);
+                    command.arg(1).arg("take").arg(&[1, 0, 1, COUNT]);
                     let mut connection = connection.clone();
                     let answer: Vec<i64> = command
                         .query_async(&mut connection)

@@ -22,6 +22,7 @@ use self::failure::Events;
 use self::leases::RedisLeases;
 use self::names::Names;
 use self::rate::RedisBuckets;
+use self::script::Script;
 use self::url::Target;
 use super::{FailureMode, LeaseStore, Leases, RateBuckets, RateStore};
 use crate::key::Secret;
@@ -106,7 +107,7 @@ struct Options {
 struct Inner {
     client: Client,
     names: Names,
-    scripts: rate::Scripts,
+    rates: Script,
     leases: leases::Scripts,
     options: Options,
 }
@@ -226,7 +227,7 @@ impl RedisStore {
             Arc::new(Inner {
                 client: Client::new(self.target.clone(), self.options.client.clone()),
                 names: Names::new(&self.prefix),
-                scripts: rate::Scripts::new(),
+                rates: rate::script(),
                 leases: leases::Scripts::new(),
                 options: self.options.clone(),
             })

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use redis::{RedisWrite, ToRedisArgs};
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::Inner;
@@ -36,23 +38,11 @@ struct Windows(Vec<Window>);
 
 #[derive(Clone, Copy)]
 struct Window {
-    interval: u64,
-    /// 0 admits nothing.
-    burst: u32,
-}
-
-pub(super) struct Scripts {
-    take: Script,
-    refund: Script,
-}
-
-impl Scripts {
-    pub(super) fn new() -> Self {
-        Self {
-            take: Script::new(include_str!("take.lua")),
-            refund: Script::new(include_str!("refund.lua")),
-        }
-    }
+    sliding: bool,
+    /// In microseconds: a bucket's interval, or the length of a window's sub-windows.
+    length: u64,
+    /// The most that is admitted at once; 0 admits nothing.
+    limit: u32,
 }
 
 /// What becomes of a cost.
@@ -60,6 +50,21 @@ impl Scripts {
 enum Mode {
     Take,
     Peek,
+    Refund,
+}
+
+impl Mode {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Take => "take",
+            Self::Peek => "look",
+            Self::Refund => "give",
+        }
+    }
+}
+
+pub(super) fn script() -> Script {
+    Script::new(include_str!("take.lua"))
 }
 
 impl RedisBuckets {
@@ -100,7 +105,7 @@ impl RedisBuckets {
     }
 }
 
-type Keys = smallvec::SmallVec<[Key; 2]>;
+type Keys = SmallVec<[Key; 2]>;
 
 impl RateBuckets for RedisBuckets {
     fn take(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
@@ -126,9 +131,8 @@ impl RateBuckets for RedisBuckets {
         let this = self.clone();
         let keys: Keys = keys.into();
         Reply::Pending(Box::pin(async move {
-            let deadline = this.0.client().deadline();
             // What cannot be given back refills with time.
-            let _ = this.0.give_back(&keys, cost, deadline).await;
+            let _ = this.0.give_back(&keys, cost).await;
         }))
     }
 }
@@ -202,42 +206,25 @@ impl Buckets {
         if refused {
             for at in taken {
                 let charged = [(&self.policies[at], &keys[at])];
-                self.refund_call(&charged, cost, deadline).await?;
+                self.call(&charged, cost, Mode::Refund, deadline).await?;
                 usages[at] = self.call(&charged, cost, Mode::Peek, deadline).await?;
             }
         }
         Ok(Decision::from_usages(usages.into_iter().flatten()))
     }
 
-    async fn give_back(
-        &self,
-        keys: &[Key],
-        cost: u32,
-        deadline: Instant,
-    ) -> Result<(), StoreError> {
+    async fn give_back(&self, keys: &[Key], cost: u32) -> Result<(), StoreError> {
+        let deadline = self.client().deadline();
         let charged: Vec<_> = self.policies.iter().zip(keys).collect();
-        if charged.len() > 1 && self.client().is_cluster() {
-            for charged in charged {
-                self.refund_call(&[charged], cost, deadline).await?;
-            }
-            return Ok(());
+        // In a cluster the keys lie in different parts.
+        let at_once = if self.client().is_cluster() {
+            1
+        } else {
+            usize::MAX
+        };
+        for charged in charged.chunks(at_once) {
+            self.call(charged, cost, Mode::Refund, deadline).await?;
         }
-        self.refund_call(&charged, cost, deadline).await
-    }
-
-    async fn refund_call(
-        &self,
-        charged: &[(&Windows, &Key)],
-        cost: u32,
-        deadline: Instant,
-    ) -> Result<(), StoreError> {
-        let (keys, arguments) = self.arguments(charged, cost, Mode::Take);
-        let script = &self.store.scripts.refund;
-        let done: u64 = self
-            .client()
-            .run(script, &keys, &*arguments, deadline)
-            .await?;
-        debug_assert_eq!(done, 0);
         Ok(())
     }
 
@@ -248,35 +235,43 @@ impl Buckets {
         mode: Mode,
         deadline: Instant,
     ) -> Result<Vec<Usage>, StoreError> {
-        let (keys, arguments) = self.arguments(charged, cost, mode);
-        let script = &self.store.scripts.take;
-        let numbers: Vec<i64> = self
+        let keys: Vec<_> = charged.iter().map(|(_, key)| self.name.key(key)).collect();
+        let arguments = &Arguments {
+            cost,
+            mode,
+            charged,
+        };
+        let call = self
             .client()
-            .run(script, &keys, &*arguments, deadline)
-            .await?;
+            .run(&self.store.rates, &keys, arguments, deadline);
+        let numbers: Vec<i64> = call.await?;
         let windows = charged.iter().flat_map(|(windows, _)| &windows.0);
         Ok(windows
             .zip(numbers.chunks_exact(3))
             .map(|(window, numbers)| usage(window, numbers))
             .collect())
     }
+}
 
-    fn arguments(
-        &self,
-        charged: &[(&Windows, &Key)],
-        cost: u32,
-        mode: Mode,
-    ) -> (Vec<String>, Vec<u64>) {
-        let keys = charged.iter().map(|(_, key)| self.name.key(key)).collect();
-        let mut arguments = vec![cost.into(), u64::from(mode == Mode::Take)];
-        for (windows, _) in charged {
-            arguments.push(windows.0.len() as u64);
+/// What the script takes next to its keys.
+struct Arguments<'a> {
+    cost: u32,
+    mode: Mode,
+    charged: &'a [(&'a Windows, &'a Key)],
+}
+
+impl ToRedisArgs for Arguments<'_> {
+    fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
+        out.write_arg_fmt(self.cost);
+        out.write_arg(self.mode.word().as_bytes());
+        for (windows, _) in self.charged {
+            out.write_arg_fmt(windows.0.len());
             for window in &windows.0 {
-                arguments.push(window.interval);
-                arguments.push(window.burst.into());
+                out.write_arg_fmt(u8::from(window.sliding));
+                out.write_arg_fmt(window.length);
+                out.write_arg_fmt(window.limit);
             }
         }
-        (keys, arguments)
     }
 }
 
@@ -285,10 +280,10 @@ fn usage(window: &Window, numbers: &[i64]) -> Usage {
     let micros = |number: i64| Duration::from_micros(number.max(0).unsigned_abs());
     let (remaining, reset) = (numbers[0].max(0) as u32, micros(numbers[1]));
     match numbers[2] {
-        0 => Usage::admitted(window.burst, remaining, reset),
+        0 => Usage::admitted(window.limit, remaining, reset),
         wait => {
             let wait = (wait > 0).then(|| micros(wait));
-            Usage::refused(window.burst, remaining, reset, wait)
+            Usage::refused(window.limit, remaining, reset, wait)
         }
     }
 }
@@ -305,14 +300,23 @@ impl Window {
     fn of(quota: Quota) -> Self {
         match quota.rate() {
             Some(rate) => Self {
-                // In whole microseconds; rounded up, so that no more is admitted than was said.
-                interval: rate.interval().as_nanos().div_ceil(1000) as u64,
-                burst: rate.burst(),
+                sliding: rate.is_sliding(),
+                // Rounded up, so that no more is admitted than was said.
+                length: if rate.is_sliding() {
+                    rate.period().as_nanos().div_ceil(SUB_WINDOWS * 1000) as u64
+                } else {
+                    rate.interval().as_nanos().div_ceil(1000) as u64
+                },
+                limit: rate.limit(),
             },
             None => Self {
-                interval: 0,
-                burst: 0,
+                sliding: false,
+                length: 0,
+                limit: 0,
             },
         }
     }
 }
+
+/// In a period; see the [memory store](crate::store::memory#sliding-windows).
+const SUB_WINDOWS: u128 = 15;

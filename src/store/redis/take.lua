@@ -1,103 +1,184 @@
--- Asks the buckets of one decision, and takes from all of them if the request fits them all:
--- GCRA as a virtual scheduling algorithm (ITU-T I.371), on this server's clock.
+-- Asks what is left of the quotas of one decision, takes from all of them if the request fits them
+-- all, or gives back. A quota is a bucket, as GCRA's virtual scheduling algorithm has it (ITU-T I.371),
+-- or a sliding window of 15 sub-windows (store/memory/mod.rs has its rule). The time is this
+-- server's.
 --
--- KEYS[n]   one for each charged entity: "<interval> <arrival>" for each of its quotas, joined by
---           spaces. The arrival is the theoretical arrival time: when the bucket is full again.
+-- KEYS[n]   one for each charged entity: a part for each of its quotas, joined by semicolons.
+--           b <interval> <arrival>            a bucket; it is full at the arrival time
+--           s <length> <newest> <count> ..    a window: the length of a sub-window, the number of the
+--                                             newest, and what was admitted in it and those before
 -- ARGV[1]   the cost; 0 is admitted, takes nothing, and reports what is left
--- ARGV[2]   1 to take, 0 to look
--- ARGV[3..] for each key: how many quotas it has, then for each the interval and the burst; a
---           burst of 0 admits nothing
+-- ARGV[2]   take, look or give
+-- ARGV[3..] for each key: how many quotas it has, then for each three numbers: 0 for a bucket and 1
+--           for a window, its interval or the length of its sub-windows, and the most requests it
+--           admits at once; 0 admits nothing
 --
 -- Returns three numbers for each quota, in order: how many more would be admitted, the time until
--- its bucket is full, and the time until the request fits: 0 now, -1 never.
+-- it is as good as unused, and the time until the request fits: 0 now, -1 never.
 --
 -- All times are whole microseconds. They stay below 2^53, where Lua's numbers are exact.
+
+local PARTS = 16 -- sub-windows that are counted: 15, and the one in which the period began
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local cost = tonumber(ARGV[1])
 local cells = math.max(cost, 1)
+local mode = ARGV[2]
 
-local function debts(key)
+-- What a bucket owes until it is full.
+local function debt_of(stored, interval, limit)
+  local before, arrival = string.match(stored, '^b (%d+) (%d+)$')
+  local debt = arrival and arrival - now or 0
+  if debt <= 0 then
+    return 0
+  end
+  before = tonumber(before)
+  if before ~= interval and before > 0 then
+    -- The quota was changed: as many requests stay spent.
+    debt = math.ceil(debt * interval / before)
+  end
+  -- More than an empty bucket owes means that the clock stepped back, or that the burst was lowered.
+  return math.min(debt, limit * interval)
+end
+
+-- The counters of a window as they are now, from 1 for the newest, and the newest's number.
+local function counts_of(stored, length)
+  local counts = {}
+  local index = math.floor(now / length)
+  local numbers = string.gmatch(stored, '%d+')
+  local before, newest = tonumber(numbers() or length), tonumber(numbers() or index)
+  local age = 0
+  local passed = 0
+  if before ~= length then
+    -- The quota was changed: all that counts is as young as the youngest.
+    newest = math.floor(newest * before / length)
+  end
+  if newest > index + 1 then
+    newest = index + 1
+  elseif newest < index then
+    passed = index - newest
+    newest = index
+  end
+  for n = 1, PARTS do
+    counts[n] = 0
+  end
+  for count in numbers do
+    local at = 1 + passed + (before == length and age or 0)
+    if at <= PARTS then
+      counts[at] = counts[at] + count
+    end
+    age = age + 1
+  end
+  return counts, newest
+end
+
+local function parts_of(key)
+  local parts = {}
   local stored = redis.call('GET', key)
-  local numbers = {}
   if stored then
-    for number in string.gmatch(stored, '%S+') do
-      local value = tonumber(number)
-      if not value then
+    for part in string.gmatch(stored, '[^;]+') do
+      if not string.find(part, '^[bs] %d+ %d+[ %d]*$') then
         return nil
       end
-      numbers[#numbers + 1] = value
+      parts[#parts + 1] = part
     end
-    if #numbers % 2 == 1 then
+    if #parts == 0 then
       return nil
     end
   end
-  return numbers
+  return parts
 end
 
-local answer = {}
+-- Everything is read before anything is written, as a script that fails is not rolled back.
+local reply = {}
+local after = {} -- the reply if the request is taken
 local writes = {}
+local expiries = {}
 local fits = true
 local at = 3
 for n, key in ipairs(KEYS) do
-  local numbers = debts(key)
-  if not numbers then
-    return redis.error_reply('JUNK the value is not one of arrival times')
+  local parts = parts_of(key)
+  if not parts then
+    return redis.error_reply('JUNK the value is not one of quotas')
   end
-  local taken = {}
   local longest = 0
-  local count = tonumber(ARGV[at])
-  for quota = 1, count do
-    local interval = tonumber(ARGV[at + 2 * quota - 1])
-    local burst = tonumber(ARGV[at + 2 * quota])
-    local before, arrival = numbers[2 * quota - 1], numbers[2 * quota]
-    local debt = 0
-    if arrival and arrival > now then
-      debt = arrival - now
-      if before ~= interval and before > 0 then
-        -- The quota was changed: as many requests stay spent.
-        debt = math.ceil(debt * interval / before)
+  local quotas = tonumber(ARGV[at])
+  for quota = 1, quotas do
+    local length, limit = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
+    local stored = parts[quota] or ''
+    local left, reset, wait, left_after, reset_after
+    if ARGV[at + 1] == '0' then
+      local debt = debt_of(stored, length, limit)
+      local full = limit * length
+      left, reset = length > 0 and math.floor((full - debt) / length) or 0, debt
+      wait = math.max(debt + cells * length - full, 0)
+      reset_after = mode == 'give' and math.max(debt - cost * length, 0) or debt + cells * length
+      left_after = left - cells
+      parts[quota] = string.format('b %.0f %.0f', length, now + reset_after)
+      longest = math.max(longest, reset_after)
+    else
+      local counts, newest = counts_of(string.sub(stored, 1, 1) == 's' and stored or '', length)
+      local used = 0
+      local youngest
+      for age = 1, PARTS do
+        used = used + counts[age]
+        youngest = youngest or counts[age] > 0 and age
       end
-      -- More than an empty bucket's debt means that the clock stepped back, or that the burst
-      -- was lowered.
-      debt = math.min(debt, burst * interval)
+      local function gone(age)
+        return math.max((newest + PARTS + 1 - age) * length - now, 0)
+      end
+      left, reset = math.max(limit - used, 0), youngest and gone(youngest) or 0
+      wait = 0
+      local rest = used
+      for age = PARTS, 1, -1 do
+        if rest + cells > limit then
+          rest = rest - counts[age]
+          wait = gone(age)
+        end
+      end
+      if mode == 'give' then
+        local given = cost
+        for age = 1, PARTS do
+          local from = math.min(given, counts[age])
+          counts[age] = counts[age] - from
+          given = given - from
+        end
+      else
+        counts[1] = counts[1] + cells
+      end
+      left_after, reset_after = left - cells, gone(1)
+      parts[quota] = string.format('s %.0f %.0f', length, newest)
+      for age = 1, PARTS do
+        parts[quota] = parts[quota] .. string.format(' %.0f', counts[age])
+        longest = counts[age] > 0 and math.max(longest, gone(age)) or longest
+      end
     end
-    local after = debt + cells * interval
-    local wait = 0
-    if cells > burst then
+    if cells > limit then
       wait = -1
-    elseif after > burst * interval then
-      wait = after - burst * interval
     end
     if cost == 0 then
       wait = 0
     end
     fits = fits and wait == 0
-    answer[#answer + 1] = { debt = debt, after = after, wait = wait, interval = interval, burst = burst }
-    taken[#taken + 1] = string.format('%.0f %.0f', interval, now + after)
-    longest = math.max(longest, after)
+    local to = #reply
+    reply[to + 1], reply[to + 2], reply[to + 3] = left, reset, wait
+    after[to + 1], after[to + 2], after[to + 3] = left_after, reset_after, wait
+    at = at + 3
   end
-  writes[n] = { value = table.concat(taken, ' '), ttl = math.ceil(longest / 1000) + 1 }
-  at = at + 1 + 2 * count
+  writes[n] = table.concat(parts, ';', 1, quotas)
+  expiries[n] = longest
+  at = at + 1
 end
 
-local take = fits and cost > 0 and ARGV[2] == '1'
-if take then
-  for n, key in ipairs(KEYS) do
-    redis.call('SET', key, writes[n].value, 'PX', string.format('%.0f', writes[n].ttl))
+if cost == 0 or mode == 'look' or (mode == 'take' and not fits) then
+  return reply
+end
+for n, key in ipairs(KEYS) do
+  if expiries[n] > 0 then
+    redis.call('SET', key, writes[n], 'PX', string.format('%.0f', math.ceil(expiries[n] / 1000) + 1))
+  else
+    redis.call('DEL', key)
   end
 end
-
-local reply = {}
-for _, quota in ipairs(answer) do
-  local debt = take and quota.after or quota.debt
-  local remaining = 0
-  if quota.interval > 0 then
-    remaining = math.floor((quota.burst * quota.interval - debt) / quota.interval)
-  end
-  reply[#reply + 1] = remaining
-  reply[#reply + 1] = debt
-  reply[#reply + 1] = quota.wait
-end
-return reply
+return after
