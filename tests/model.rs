@@ -275,3 +275,169 @@ fn a_cost_beyond_any_bucket_is_refused_whatever_the_quota() {
         assert!(limiter.check(&key(1)).is_admitted());
     }
 }
+
+/// A window as one would explain it: every admitted request with its time and cost.
+#[derive(Default)]
+struct Log(Vec<(u128, u32)>);
+
+impl Log {
+    /// What was admitted after a time.
+    fn since(&self, time: i128) -> u32 {
+        let costs = self.0.iter().filter(|(at, _)| *at as i128 >= time);
+        costs.map(|(_, cost)| cost).sum()
+    }
+
+    /// The most that any window of this length has.
+    fn most_in(&self, length: u128) -> u32 {
+        let starts = self.0.iter().map(|(start, _)| *start);
+        let costs = |start| {
+            let within = move |(at, _): &&(u128, u32)| (start..=start + length).contains(at);
+            self.0.iter().filter(within).map(|(_, cost)| cost).sum()
+        };
+        starts.map(costs).max().unwrap_or(0)
+    }
+
+    /// Takes a cost off the newest requests.
+    fn give_back(&mut self, mut cost: u32) {
+        for (_, taken) in self.0.iter_mut().rev() {
+            let given = cost.min(*taken);
+            *taken -= given;
+            cost -= given;
+        }
+    }
+}
+
+/// A sliding quota, its limit, its period, and its sub-window in nanoseconds.
+fn sliding() -> impl Strategy<Value = (Quota, u32, Duration)> {
+    let period = prop_oneof![
+        Just(Duration::from_millis(15)),
+        Just(Duration::from_secs(1)),
+        Just(Duration::from_secs(7)),
+    ];
+    (1..20u32, 0..10u32, period).prop_map(|(count, burst, period)| {
+        let quota = Quota::new(count, period).sliding();
+        let quota = if burst > 0 { quota.burst(burst) } else { quota };
+        (quota, count + burst, period)
+    })
+}
+
+/// As is documented: a fifteenth, rounded up to microseconds.
+fn sub_window(period: Duration) -> u128 {
+    period.as_nanos().div_ceil(15_000) * 1_000
+}
+
+/// A step in fractions of a period; costs may be above the limit.
+fn sliding_steps() -> impl Strategy<Value = Vec<(u8, f64, u32)>> {
+    proptest::collection::vec((0..10u8, 0.0..0.3f64, 0..12u32), 1..200)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    /// No window has more than count and burst; nothing is refused that fits with the sub-window
+    /// counted in full in which the period began; a wait that is told is enough and not too long;
+    /// after a reset nothing counts. Refunds are of the last request, at once.
+    #[test]
+    fn sliding_windows_are_the_logs((quota, limit, period) in sliding(), steps in sliding_steps()) {
+        let clock = TestClock::default();
+        let store = MemoryStore::new().clock(clock.clone());
+        let limiter = RateLimiter::with_store(quota, &store);
+        let part = sub_window(period);
+        let (mut now, mut log) = (0u128, Log::default());
+        for (step, fraction, cost) in steps {
+            if step < 3 {
+                // Sometimes to a moment on the edge of a sub-window.
+                let mut next = now + (fraction * period.as_nanos() as f64) as u128;
+                if step == 0 {
+                    next = next.div_ceil(part) * part;
+                }
+                clock.advance(Duration::from_nanos((next - now) as u64));
+                now = next;
+                continue;
+            }
+            let start = now as i128 - 15 * part as i128;
+            let used = log.since(start.div_euclid(part as i128) * part as i128);
+            let peeked = limiter.peek_all(&[key(0)], cost);
+            let decision = limiter.check_n(&key(0), cost);
+            prop_assert_eq!(decision.is_admitted(), cost == 0 || used + cost <= limit);
+            prop_assert_eq!(decision.limit(), Some(limit));
+            prop_assert_eq!(decision.is_hopeless(), cost > limit);
+            let tower_admission::store::Reply::Ready(peeked) = peeked else {
+                panic!("the memory store answers at once");
+            };
+            prop_assert_eq!(peeked.is_admitted(), decision.is_admitted());
+            prop_assert_eq!(peeked.retry_after(), decision.retry_after());
+            if decision.is_admitted() {
+                prop_assert_eq!(decision.remaining(), Some(limit - used - cost));
+                log.0.push((now, cost));
+                if step == 9 {
+                    limiter.refund(&key(0), cost);
+                    log.give_back(cost);
+                }
+            } else {
+                prop_assert_eq!(decision.remaining(), Some(limit - used));
+            }
+            if let Some(wait) = decision.retry_after().filter(|_| step == 8) {
+                prop_assert!(Some(wait) <= decision.reset());
+                clock.advance(wait - Duration::from_nanos(1));
+                prop_assert!(!limiter.check_n(&key(0), cost).is_admitted());
+                clock.advance(Duration::from_nanos(1));
+                prop_assert!(limiter.check_n(&key(0), cost).is_admitted());
+                now += wait.as_nanos();
+                log.0.push((now, cost));
+            }
+        }
+        prop_assert!(log.most_in(period.as_nanos()) <= limit);
+        let reset = limiter.peek(&key(0)).reset().unwrap();
+        let used = limit - limiter.check_n(&key(0), 0).remaining().unwrap();
+        prop_assert_eq!(reset.is_zero(), used == 0);
+        if used > 0 {
+            clock.advance(reset - Duration::from_nanos(1));
+            prop_assert!(limiter.check_n(&key(0), 0).remaining() < Some(limit));
+            clock.advance(Duration::from_nanos(1));
+        }
+        prop_assert_eq!(limiter.check_n(&key(0), 0).remaining(), Some(limit));
+    }
+
+    /// Also with a clock that steps back: no window of the time that really passed has more than
+    /// the limit, and nobody waits for longer than a period and two sub-windows.
+    #[test]
+    fn a_step_back_gives_no_window_more(
+        (quota, limit, period) in sliding(),
+        steps in sliding_steps(),
+    ) {
+        let clock = TestClock::default();
+        clock.advance(Duration::from_secs(1_000));
+        let store = MemoryStore::new().clock(clock.clone());
+        let limiter = RateLimiter::with_store(quota, &store);
+        let longest = Duration::from_nanos((17 * sub_window(period)) as u64);
+        let (mut passed, mut log) = (0u128, Log::default());
+        for (step, fraction, cost) in steps {
+            let time = period.mul_f64(fraction);
+            match step {
+                0..=3 => {
+                    clock.advance(time);
+                    passed += time.as_nanos();
+                }
+                4 => clock.step_back(time * (cost + 1)),
+                _ => {
+                    let decision = limiter.check_n(&key(0), cost);
+                    if decision.is_admitted() {
+                        log.0.push((passed, cost));
+                    }
+                    prop_assert!(decision.reset().unwrap() <= longest);
+                    prop_assert!(decision.retry_after().is_none_or(|wait| wait <= longest));
+                }
+            }
+        }
+        prop_assert!(log.most_in(period.as_nanos()) <= limit);
+    }
+
+    /// What is written is what is read, also of sliding quotas.
+    #[test]
+    fn sliding_quotas_go_through_text((quota, limit, _) in sliding()) {
+        let read: Quota = quota.to_string().parse().unwrap();
+        prop_assert_eq!(read, quota);
+        prop_assert_eq!((read.burst_size(), read.is_sliding()), (Some(limit), true));
+    }
+}

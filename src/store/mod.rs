@@ -24,6 +24,8 @@ pub use redis::RedisStore;
 
 /// A place where rate limits are counted.
 ///
+/// A [sliding](crate::Quota::sliding) quota is counted as [`memory`] says.
+///
 /// A store hands out [`RateBuckets`] for the policies of one limiter. Buckets of different
 /// limiters of one store do not touch each other.
 pub trait RateStore: Send + Sync + 'static {
@@ -84,7 +86,7 @@ pub trait RateBuckets: Send + Sync + 'static {
 
     /// Gives back what a request took that was admitted and turned out not to count.
     ///
-    /// Never fills a bucket beyond what it holds when it was left alone.
+    /// Never fills a bucket (or window) beyond what it holds when it was left alone.
     fn refund(&self, keys: &[Key], cost: u32) -> Reply<()>;
 }
 

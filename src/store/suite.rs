@@ -37,6 +37,10 @@ pub async fn rate_store(store: &dyn RateStore, pass: impl AsyncFn(Duration)) {
     keys_and_limiters_are_apart(store).await;
     denies_all(store).await;
     races_admit_the_burst(store).await;
+    sliding_windows(store, &pass).await;
+    sliding_costs_and_refunds(store).await;
+    sliding_next_to_a_bucket(store).await;
+    races_admit_what_a_window_does(store).await;
 }
 
 /// Buckets of one limiter, and the key that is charged.
@@ -226,6 +230,94 @@ async fn denies_all(store: &dyn RateStore) {
 
 async fn races_admit_the_burst(store: &dyn RateStore) {
     let policy = Policy::new("a", Quota::per_hour(50)).and("b", Quota::per_hour(60));
+    races_admit_fifty_of_sixty(store, policy).await;
+}
+
+async fn sliding_windows(store: &dyn RateStore, pass: &impl AsyncFn(Duration)) {
+    // A period that fifteen sub-windows divide, and that is over soon on a real clock.
+    let period = 2 * SECOND;
+    let part = period / 15;
+    let case = Case::new(store, &[Quota::new(4, period).burst(2).sliding().into()]);
+    let first = case.take(4).await;
+    assert!(first.is_admitted());
+    assert_eq!((first.limit(), first.remaining()), (Some(6), Some(2)));
+    let reset = first.reset().expect("a quota that limits");
+    assert!(
+        reset > period - part && reset <= period + 2 * part,
+        "what is used counts for a period, and one sub-window more"
+    );
+    pass(period / 2).await;
+    assert!(case.admits(2).await);
+    for cost in [1, 5] {
+        let refused = case.take(cost).await;
+        assert!(!refused.is_admitted(), "a window admits count and burst");
+        let wait = refused
+            .retry_after()
+            .expect("a refusal that says when to come back");
+        assert!(wait > Duration::ZERO && wait <= refused.reset().expect("a quota that limits"));
+        assert!(cost > 1 || wait < period, "what is oldest is gone first");
+        pass(wait).await;
+        assert!(case.admits(cost).await, "waiting what was said is enough");
+    }
+    let reset = case.peek(0).await.reset().expect("a quota that limits");
+    pass(reset).await;
+    assert_eq!(
+        case.left().await,
+        6,
+        "nothing of the past counts after reset"
+    );
+}
+
+async fn sliding_costs_and_refunds(store: &dyn RateStore) {
+    let case = Case::new(store, &[Quota::per_hour(5).sliding().into()]);
+    assert!(case.peek(5).await.is_admitted(), "a peek takes nothing");
+    assert!(case.admits(3).await && case.admits(0).await);
+    assert_eq!(case.left().await, 2);
+    let hopeless = case.take(6).await;
+    assert!(hopeless.is_hopeless() && hopeless.retry_after().is_none());
+    assert!(!case.admits(3).await);
+    assert_eq!(case.left().await, 2, "a refusal takes nothing");
+    assert!(case.admits(2).await && case.admits(0).await);
+    assert!(!case.peek(1).await.is_admitted());
+    case.buckets.refund(&case.keys, 2).await;
+    assert_eq!(case.left().await, 2);
+    case.buckets.refund(&case.keys, 100).await;
+    assert_eq!(case.left().await, 5, "a refund gives back what was used");
+}
+
+async fn sliding_next_to_a_bucket(store: &dyn RateStore) {
+    let bucket = Quota::per_hour(10);
+    let tight = Quota::per_hour(2).sliding();
+    for (quotas, left) in [([bucket, tight], [8, 0]), ([tight, bucket], [0, 8])] {
+        let policy = Policy::new("a", quotas[0]).and("b", quotas[1]);
+        let case = Case::new(store, &[policy]);
+        assert!(case.admits(2).await && !case.admits(1).await);
+        let decision = case.peek(0).await;
+        let remaining = decision.usages().iter().map(|usage| usage.remaining());
+        assert_eq!(
+            remaining.collect::<Vec<_>>(),
+            left,
+            "a refusal by a window takes nothing from a bucket"
+        );
+    }
+    let tight = Quota::per_hour(2);
+    let policy = Policy::new("a", Quota::per_hour(10).sliding()).and("b", tight);
+    let case = Case::new(store, &[policy]);
+    assert!(case.admits(2).await && !case.admits(1).await);
+    assert_eq!(
+        case.peek(0).await.usages()[0].remaining(),
+        8,
+        "a refusal by a bucket takes nothing from a window"
+    );
+}
+
+async fn races_admit_what_a_window_does(store: &dyn RateStore) {
+    let policy = Policy::new("a", Quota::per_hour(50).sliding())
+        .and("b", Quota::per_hour(45).burst(15).sliding());
+    races_admit_fifty_of_sixty(store, policy).await;
+}
+
+async fn races_admit_fifty_of_sixty(store: &dyn RateStore, policy: Policy) {
     let case = Arc::new(Case::new(store, &[policy]));
     let tasks: Vec<_> = (0..8)
         .map(|_| {

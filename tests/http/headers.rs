@@ -54,6 +54,30 @@ fn item(name: &str, parameters: &[(&str, i64)]) -> (String, BTreeMap<String, i64
 }
 
 #[tokio::test]
+async fn a_sliding_window_is_told_as_what_it_admits() {
+    let fraction = Quota::new(5, Duration::from_millis(1400)).sliding();
+    let short = Quota::new(5, Duration::from_millis(900)).sliding();
+    let policy = Policy::new("a", Quota::per_minute(60).burst(10).sliding())
+        .and("b", fraction)
+        .and("c", short);
+    let (layer, _) = timed(by_user, policy);
+    let response = send(&layer.layer(Counting::default()), user("alice")).await;
+    assert_eq!(
+        list(response.headers(), "ratelimit-policy"),
+        [
+            item("a", &[("q", 70), ("w", 60)]),
+            item("b", &[("q", 5), ("w", 2)]),
+            item("c", &[("q", 5)]),
+        ]
+    );
+    assert_eq!(
+        list(response.headers(), "ratelimit")[0],
+        // Sixteen sub-windows of four seconds, from the clock's zero.
+        item("a", &[("r", 69), ("t", 64)])
+    );
+}
+
+#[tokio::test]
 async fn draft_says_every_quota() {
     let policy =
         Policy::new("burst", Quota::per_second(10).burst(20)).and("daily", Quota::per_day(1000));

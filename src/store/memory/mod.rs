@@ -73,6 +73,9 @@ use self::rate::MemoryBuckets;
 /// below 30 before the next. At any bound it ends at 32 bytes a key. Nothing is freed until the limiter goes
 /// away; the room of buckets that are full again is reused by new keys, without a sweep.
 ///
+/// A quota that is [sliding](crate::Quota::sliding) has a table of another sort, see
+/// [the module](self#sliding-windows).
+///
 /// # At the bound
 ///
 /// A new key takes the room of a bucket that is full again, else of the fullest bucket in sight,
