@@ -23,3 +23,8 @@ async fn memory_with_little_room() {
 async fn memory_on_real_time() {
     suite::rate_store(&MemoryStore::new(), tokio::time::sleep).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slots_in_memory() {
+    suite::lease_store(&MemoryStore::new()).await;
+}

@@ -71,7 +71,9 @@ impl Cluster {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn passes_the_suite() {
     let cluster = Cluster::start().await;
-    suite::rate_store(&store(&cluster.url()), tokio::time::sleep).await;
+    let store = store(&cluster.url());
+    suite::lease_store(&store).await;
+    suite::rate_store(&store, tokio::time::sleep).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -49,10 +49,11 @@ use std::sync::Arc;
 
 use governor::clock::Clock;
 
-use super::{RateBuckets, RateStore};
+use super::{LeaseStore, Leases, RateBuckets, RateStore};
 use crate::policy::Policy;
 
 pub(crate) mod clock;
+mod leases;
 mod rate;
 mod sliding;
 pub(crate) mod table;
@@ -93,6 +94,7 @@ use self::rate::MemoryBuckets;
 pub struct MemoryStore {
     max_keys: usize,
     time: Time,
+    leases: leases::Names,
 }
 
 #[derive(Clone)]
@@ -116,6 +118,7 @@ impl MemoryStore {
         Self {
             max_keys: Self::DEFAULT_MAX_KEYS,
             time: Time::Real,
+            leases: leases::Names::default(),
         }
     }
 
@@ -153,6 +156,14 @@ impl RateStore for MemoryStore {
             #[cfg(feature = "test-util")]
             Time::Test(clock) => self.buckets(policies, clock.clone()),
         }
+    }
+}
+
+/// For several limiters of one process that share a limit: those of the same name, in clones of one
+/// store.
+impl LeaseStore for MemoryStore {
+    fn open_leases(&self, name: &str) -> Arc<dyn Leases> {
+        self.leases.open(name)
     }
 }
 
