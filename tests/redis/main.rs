@@ -6,6 +6,7 @@ mod faults;
 mod gateway;
 mod layers;
 mod leases;
+mod model;
 mod proxy;
 mod rate;
 mod server;

@@ -1,0 +1,233 @@
+//! The scripts for leases against a naive model, whatever is done in whatever order.
+//!
+//! The scripts answer with the server's time, and the model goes by that: so it knows exactly
+//! what has expired, and never waits for a clock.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use redis::aio::MultiplexedConnection;
+
+use crate::server::Server;
+
+const ACQUIRE: &str = include_str!("../../src/store/redis/acquire.lua");
+const HEARTBEAT: &str = include_str!("../../src/store/redis/heartbeat.lua");
+const RELEASE: &str = include_str!("../../src/store/redis/release.lua");
+
+const TOTAL: usize = 4;
+const OF_TENANT: usize = 2;
+const TTL: u64 = 25;
+
+/// What holders do. A lease is known by its number, and each number has a tenant.
+#[derive(Clone, Debug)]
+enum Step {
+    Acquire(u8),
+    /// The same command again, because its reply was lost.
+    AcquireAgain(u8),
+    /// One whose asker has given up before it is run.
+    AcquireTooLate(u8),
+    Heartbeat(u8),
+    Release(u8),
+    /// Time passes, some leases perhaps with it.
+    Pass(u8),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let lease = 0..9_u8;
+    let step = prop_oneof![
+        6 => lease.clone().prop_map(Step::Acquire),
+        1 => lease.clone().prop_map(Step::AcquireAgain),
+        1 => lease.clone().prop_map(Step::AcquireTooLate),
+        2 => lease.clone().prop_map(Step::Heartbeat),
+        3 => lease.prop_map(Step::Release),
+        2 => (1..20_u8).prop_map(Step::Pass),
+    ];
+    proptest::collection::vec(step, 1..60)
+}
+
+/// When each lease expires.
+#[derive(Default)]
+struct Model(HashMap<u8, u64>);
+
+fn tenant(lease: u8) -> u8 {
+    lease % 3
+}
+
+impl Model {
+    fn live(&self, now: u64) -> impl Iterator<Item = u8> {
+        let live = self.0.iter().filter(move |(_, expires)| **expires > now);
+        live.map(|(lease, _)| *lease)
+    }
+
+    fn acquire(&mut self, lease: u8, now: u64) -> i64 {
+        if self.live(now).all(|live| live != lease) {
+            let of_tenant = self.live(now).filter(|live| tenant(*live) == tenant(lease));
+            if of_tenant.count() >= OF_TENANT {
+                return -1;
+            }
+            if self.live(now).count() >= TOTAL {
+                return 0;
+            }
+        }
+        self.0.insert(lease, now + TTL);
+        1
+    }
+}
+
+struct Scripts {
+    connection: MultiplexedConnection,
+    namespace: u64,
+}
+
+impl Scripts {
+    fn key(&self, name: &str) -> String {
+        format!("{{{}}}:{name}", self.namespace)
+    }
+
+    fn of_tenant(&self, lease: u8) -> String {
+        self.key(&format!("of:{}", tenant(lease)))
+    }
+
+    async fn acquire(&mut self, lease: u8, not_after: u64) -> (i64, u64) {
+        let mut command = redis::cmd("EVAL");
+        command
+            .arg(ACQUIRE)
+            .arg(3)
+            .arg(self.key("total"))
+            .arg(self.key("epoch"));
+        command
+            .arg(self.of_tenant(lease))
+            .arg(lease)
+            .arg(TTL)
+            .arg(not_after);
+        command.arg("epoch").arg(TOTAL).arg(OF_TENANT);
+        let (outcome, now, _): (i64, u64, String) =
+            command.query_async(&mut self.connection).await.unwrap();
+        (outcome, now)
+    }
+
+    async fn heartbeat(&mut self, lease: u8) -> u64 {
+        let mut command = redis::cmd("EVAL");
+        command
+            .arg(HEARTBEAT)
+            .arg(3)
+            .arg(self.key("total"))
+            .arg(self.key("epoch"));
+        command
+            .arg(self.of_tenant(lease))
+            .arg("epoch")
+            .arg(TTL)
+            .arg(lease);
+        let (_, now, _): (u64, u64, String) =
+            command.query_async(&mut self.connection).await.unwrap();
+        now
+    }
+
+    async fn release(&mut self, lease: u8) {
+        let mut command = redis::cmd("EVAL");
+        command
+            .arg(RELEASE)
+            .arg(2)
+            .arg(self.key("total"))
+            .arg(self.of_tenant(lease));
+        command.arg(lease);
+        let _: u64 = command.query_async(&mut self.connection).await.unwrap();
+    }
+
+    /// Every lease that the server holds, with when it expires, in all and of the tenants.
+    async fn held(&mut self) -> [HashMap<u8, u64>; 2] {
+        let mut held = [HashMap::new(), HashMap::new()];
+        for (at, name) in [(0, "total"), (1, "of:0"), (1, "of:1"), (1, "of:2")] {
+            let mut command = redis::cmd("ZRANGE");
+            command.arg(self.key(name)).arg(0).arg(-1).arg("WITHSCORES");
+            let found: Vec<(u8, u64)> = command.query_async(&mut self.connection).await.unwrap();
+            held[at].extend(found);
+        }
+        held
+    }
+}
+
+async fn run(server: &Server, namespace: u64, steps: &[Step]) -> Result<(), TestCaseError> {
+    let mut model = Model::default();
+    let mut scripts = Scripts {
+        connection: server.connection().await.unwrap(),
+        namespace,
+    };
+    let mut now = 0;
+    for step in steps {
+        match *step {
+            Step::Acquire(lease) => {
+                let (outcome, at) = scripts.acquire(lease, 0).await;
+                now = at;
+                prop_assert_eq!(outcome, model.acquire(lease, now), "{:?}", step);
+            }
+            Step::AcquireAgain(lease) => {
+                // Both are run; the asker saw one reply.
+                let (first, at) = scripts.acquire(lease, 0).await;
+                prop_assert_eq!(first, model.acquire(lease, at), "{:?}", step);
+                let (second, at) = scripts.acquire(lease, 0).await;
+                now = at;
+                prop_assert_eq!(second, model.acquire(lease, now), "{:?}", step);
+            }
+            Step::AcquireTooLate(lease) => {
+                let (outcome, at) = scripts.acquire(lease, 1).await;
+                now = at;
+                prop_assert_eq!(outcome, -2);
+            }
+            Step::Heartbeat(lease) => {
+                // Holders send heartbeats, and nobody else.
+                if model.0.contains_key(&lease) {
+                    now = scripts.heartbeat(lease).await;
+                    model.0.insert(lease, now + TTL);
+                }
+            }
+            Step::Release(lease) => {
+                scripts.release(lease).await;
+                model.0.remove(&lease);
+            }
+            Step::Pass(millis) => {
+                tokio::time::sleep(Duration::from_millis(millis.into())).await;
+            }
+        }
+        let live = |all: &HashMap<u8, u64>| -> HashMap<u8, u64> {
+            let live = all.iter().filter(|(_, expires)| **expires > now);
+            live.map(|(lease, expires)| (*lease, *expires)).collect()
+        };
+        let [total, of_tenants] = scripts.held().await;
+        // The server may have dropped a whole set by now whose last lease expired since.
+        for (lease, expires) in live(&model.0) {
+            for held in [&total, &of_tenants] {
+                let found = held.get(&lease);
+                prop_assert!(found == Some(&expires) || found.is_none(), "{:?}", step);
+            }
+        }
+        for held in [&total, &of_tenants] {
+            for lease in live(held).keys() {
+                prop_assert!(model.0.contains_key(lease), "{:?} left {}", step, lease);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn leases_are_what_a_naive_model_says() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let server = runtime.block_on(Server::start());
+    let config = ProptestConfig {
+        cases: 40,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    let mut runner = proptest::test_runner::TestRunner::new(config);
+    let namespace = std::cell::Cell::new(0);
+    let ran = runner.run(&steps(), |steps| {
+        namespace.set(namespace.get() + 1);
+        runtime.block_on(run(&server, namespace.get(), &steps))
+    });
+    ran.unwrap();
+}
