@@ -209,3 +209,27 @@ async fn a_storm_of_cancelled_calls_leaves_the_store_well() {
         );
     }
 }
+
+#[tokio::test]
+async fn what_a_window_counted_stays_counted_when_its_quota_changes() {
+    let server = Server::start().await;
+    let open = |quota: Quota| server.store().open(&[Policy::new("calls", quota)]);
+    let left = async |quota| open(quota).peek(&alice(), 0).await.remaining().unwrap();
+    let hourly = Quota::per_hour(10).sliding();
+    assert!(open(hourly).take(&alice(), 8).await.is_admitted());
+    assert_eq!(left(hourly).await, 2);
+    assert_eq!(left(hourly.burst(5)).await, 7);
+    assert_eq!(left(Quota::per_hour(5).sliding()).await, 0);
+    assert_eq!(left(Quota::per_day(10).sliding()).await, 2);
+    // A bucket has nothing to do with what a window counted, and starts full.
+    assert_eq!(left(Quota::per_hour(10)).await, 10);
+    let refunded = open(hourly);
+    refunded.refund(&alice(), 3).await;
+    assert_eq!(left(hourly).await, 5);
+    refunded.refund(&alice(), 5).await;
+    assert_eq!(
+        server.keys().await,
+        [""; 0],
+        "nothing is kept of what is not used"
+    );
+}

@@ -19,6 +19,7 @@
 -- All times are whole microseconds. They stay below 2^53, where Lua's numbers are exact.
 
 local PARTS = 16 -- sub-windows that are counted: 15, and the one in which the period began
+local WINDOW = '^s %d+ %d+[ %d]*$'
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -26,10 +27,13 @@ local cost = tonumber(ARGV[1])
 local cells = math.max(cost, 1)
 local mode = ARGV[2]
 
--- What a bucket owes until it is full.
+-- What a bucket owes until it is full; nothing if it is none.
 local function debt_of(stored, interval, limit)
   local before, arrival = string.match(stored, '^b (%d+) (%d+)$')
-  local debt = arrival and arrival - now or 0
+  if not before then
+    return string.find(stored, WINDOW) and 0
+  end
+  local debt = arrival - now
   if debt <= 0 then
     return 0
   end
@@ -42,8 +46,14 @@ local function debt_of(stored, interval, limit)
   return math.min(debt, limit * interval)
 end
 
--- The counters of a window as they are now, from 1 for the newest, and the newest's number.
+-- The counters of a window as they are now, from 1 for the newest, and the newest's number; nothing
+-- if it is none.
 local function counts_of(stored, length)
+  if string.find(stored, '^b %d+ %d+$') then
+    stored = ''
+  elseif stored ~= '' and not string.find(stored, WINDOW) then
+    return nil
+  end
   local counts = {}
   local index = math.floor(now / length)
   local numbers = string.gmatch(stored, '%d+')
@@ -73,21 +83,9 @@ local function counts_of(stored, length)
   return counts, newest
 end
 
-local function parts_of(key)
-  local parts = {}
-  local stored = redis.call('GET', key)
-  if stored then
-    for part in string.gmatch(stored, '[^;]+') do
-      if not string.find(part, '^[bs] %d+ %d+[ %d]*$') then
-        return nil
-      end
-      parts[#parts + 1] = part
-    end
-    if #parts == 0 then
-      return nil
-    end
-  end
-  return parts
+-- A value that is not of this script's making.
+local function junk()
+  return redis.error_reply('JUNK the value is not one of quotas')
 end
 
 -- Everything is read before anything is written, as a script that fails is not rolled back.
@@ -98,18 +96,26 @@ local expiries = {}
 local fits = true
 local at = 3
 for n, key in ipairs(KEYS) do
-  local parts = parts_of(key)
-  if not parts then
-    return redis.error_reply('JUNK the value is not one of quotas')
+  local value = redis.call('GET', key)
+  local parts = {}
+  if value and string.find(value, ';', 1, true) then
+    for part in string.gmatch(value, '[^;]+') do
+      parts[#parts + 1] = part
+    end
+  else
+    parts[1] = value or nil
   end
   local longest = 0
   local quotas = tonumber(ARGV[at])
   for quota = 1, quotas do
     local length, limit = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
-    local stored = parts[quota] or ''
+    local stored = parts[quota]
     local left, reset, wait, left_after, reset_after
     if ARGV[at + 1] == '0' then
-      local debt = debt_of(stored, length, limit)
+      local debt = not stored and 0 or debt_of(stored, length, limit)
+      if not debt then
+        return junk()
+      end
       local full = limit * length
       left, reset = length > 0 and math.floor((full - debt) / length) or 0, debt
       wait = math.max(debt + cells * length - full, 0)
@@ -118,7 +124,10 @@ for n, key in ipairs(KEYS) do
       parts[quota] = string.format('b %.0f %.0f', length, now + reset_after)
       longest = math.max(longest, reset_after)
     else
-      local counts, newest = counts_of(string.sub(stored, 1, 1) == 's' and stored or '', length)
+      local counts, newest = counts_of(stored or '', length)
+      if not counts then
+        return junk()
+      end
       local used = 0
       local youngest
       for age = 1, PARTS do
