@@ -106,7 +106,7 @@ async fn two_admit_together_what_one_would() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_killed_replica_held_comes_back() {
+async fn long_what_a_killed_replica_held_comes_back() {
     let server = Server::start().await;
     let flags = ["--rate", "0", "--max-concurrency", "4"];
     let [mut one, two] = [0, 1].map(|_| Replica::start(&server, &flags));

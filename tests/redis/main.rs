@@ -1,4 +1,7 @@
 //! The Redis store on real servers, which the tests start and end themselves.
+//!
+//! Those that take over five seconds are called `long_..`; `cargo test --all-features --test redis
+//! long_` runs them alone, and with `-- --skip long_` they are left out.
 #![cfg(all(feature = "redis", feature = "test-util"))]
 
 mod cluster;

@@ -13,7 +13,7 @@ fn alice() -> [Key; 1] {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn passes_the_suite() {
+async fn long_passes_the_suite() {
     let server = Server::start().await;
     suite::rate_store(&server.store(), tokio::time::sleep).await;
 }
