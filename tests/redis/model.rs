@@ -177,9 +177,9 @@ async fn run(server: &Server, namespace: u64, steps: &[Step]) -> Result<(), Test
             }
             Step::Heartbeat(lease) => {
                 // Holders send heartbeats, and nobody else.
-                if model.0.contains_key(&lease) {
+                if let Some(expires) = model.0.get_mut(&lease) {
                     now = scripts.heartbeat(lease).await;
-                    model.0.insert(lease, now + TTL);
+                    *expires = now + TTL;
                 }
             }
             Step::Release(lease) => {
