@@ -315,3 +315,33 @@ async fn capacity_is_logged_with_its_name() {
     assert_eq!(event["retry_after"], "1");
     assert!(!event.contains_key("key"), "nobody in particular");
 }
+
+#[cfg(feature = "redis")]
+#[test]
+fn the_metrics_of_a_store() {
+    use tower_admission::store::redis::{FailureKind, StoreObserver};
+
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _recording = metrics::set_default_local_recorder(&recorder);
+    let observer = MetricsObserver::new();
+    observer.reachable(true);
+    observer.failed(FailureKind::Timeout);
+    observer.failed(FailureKind::Timeout);
+    observer.failed(FailureKind::ReadOnly);
+    observer.denied_from_cache();
+    observer.reachable(false);
+    assert_eq!(
+        measured(&snapshotter),
+        [
+            ("admission_denial_cache_hits_total ".to_owned(), 1.0),
+            (
+                "admission_store_errors_total kind=read_only".to_owned(),
+                1.0
+            ),
+            ("admission_store_errors_total kind=timeout".to_owned(), 2.0),
+            ("admission_store_up ".to_owned(), 0.0),
+        ]
+        .into()
+    );
+}

@@ -7,6 +7,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use tower_admission::store::redis::{FailureKind, StoreObserver};
@@ -398,4 +400,90 @@ async fn a_reset_in_the_middle_of_a_reply() {
             .is_some_and(|usage| usage.total == 0)
     })
     .await;
+}
+
+/// As with a name or a balancer that follows the primary: its open connections stay with the old
+/// one, which goes on answering that it is read-only.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failover_to_the_replica() {
+    let one = Server::start_with(&["--repl-diskless-sync-delay", "0"]).await;
+    let two = Server::start().await;
+    let proxy = Proxy::start(one.port).await;
+    let store = store(&proxy.url())
+        .deadline(DEADLINE)
+        .on_failure(FailureMode::Closed);
+    let buckets = store.open(&[Policy::new("calls", Quota::per_day(1000))]);
+    let alice = [Key::id("user", "alice")];
+    let port = one.port.to_string();
+    two.command(&["REPLICAOF", "127.0.0.1", &port])
+        .await
+        .unwrap();
+    until("Redis decides", async || {
+        buckets.take(&alice, 1).await.remaining().is_some()
+    })
+    .await;
+    until("the replica has it", async || !two.keys().await.is_empty()).await;
+
+    let port = two.port.to_string();
+    two.command(&["REPLICAOF", "NO", "ONE"]).await.unwrap();
+    one.command(&["REPLICAOF", "127.0.0.1", &port])
+        .await
+        .unwrap();
+    proxy.point_to(two.port);
+    assert!(buckets.take(&alice, 1).await.is_unavailable());
+    until("the new primary decides", async || {
+        buckets.take(&alice, 1).await.is_admitted()
+    })
+    .await;
+    let left = buckets.peek(&alice, 0).await.remaining();
+    assert!(
+        left.is_some_and(|left| left <= 998),
+        "it goes on where it was: {left:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_too_old_is_named() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("redis://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((connection, _)) = listener.accept().await {
+            tokio::spawn(answer_as_an_old_server(connection));
+        }
+    });
+    let failures = Failures::default();
+    let store = store(&url)
+        .observe(failures.clone())
+        .on_failure(FailureMode::Closed);
+    assert_eq!(store.ping().await.unwrap_err().kind(), FailureKind::TooOld);
+    let buckets = store.open(&[Quota::per_hour(1).into()]);
+    let alice = [Key::id("user", "alice")];
+    assert!(buckets.take(&alice, 1).await.is_unavailable());
+    assert!(failures.of(FailureKind::TooOld) > 0);
+}
+
+/// Says what a Redis 4 would to `INFO`, and no to everything else.
+async fn answer_as_an_old_server(connection: TcpStream) {
+    let (read, mut write) = connection.into_split();
+    let mut lines = BufReader::new(read).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        // A command is an array of words, each with its length on a line before it.
+        let Some(words) = line.strip_prefix('*') else {
+            continue;
+        };
+        let mut command = String::new();
+        for _ in 0..words.parse().unwrap_or(0) {
+            let _length = lines.next_line().await;
+            let word = lines.next_line().await.ok().flatten();
+            command += &word.unwrap_or_default();
+        }
+        let answer = if command.starts_with("INFO") {
+            "$22\r\nredis_version:4.0.14\r\n\r\n"
+        } else {
+            "-ERR unknown command\r\n"
+        };
+        if write.write_all(answer.as_bytes()).await.is_err() {
+            return;
+        }
+    }
 }

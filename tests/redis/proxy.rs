@@ -1,7 +1,7 @@
 //! A proxy in front of Redis that fails as networks do.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -15,6 +15,8 @@ pub(crate) struct Proxy {
 struct Faults {
     /// How often the connections that were open then were made to pass nothing on.
     swallows: AtomicU32,
+    /// Where new connections go.
+    server: AtomicU16,
     reset_next: AtomicBool,
     resets: AtomicU32,
 }
@@ -24,6 +26,7 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let faults = Arc::<Faults>::default();
+        faults.server.store(server, Ordering::SeqCst);
         let proxy = Self {
             port,
             faults: faults.clone(),
@@ -32,6 +35,7 @@ impl Proxy {
             while let Ok((client, _)) = listener.accept().await {
                 let faults = faults.clone();
                 tokio::spawn(async move {
+                    let server = faults.server.load(Ordering::SeqCst);
                     if let Ok(server) = TcpStream::connect(("127.0.0.1", server)).await {
                         faults.pass(client, server).await;
                     }
@@ -48,6 +52,11 @@ impl Proxy {
     /// The connections that are open now take everything and pass nothing on; new ones do.
     pub(crate) fn swallow(&self) {
         self.faults.swallows.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// New connections go to another server; those that are open stay.
+    pub(crate) fn point_to(&self, server: u16) {
+        self.faults.server.store(server, Ordering::SeqCst);
     }
 
     /// Of the next reply one byte is passed on, and then the connection is reset.
