@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 
 use crate::key::Key;
 use crate::store::{Held, LeaseLimits, LeaseUsage, Leased, Leases, Reply};
-use crate::sync::lock;
+use crate::sync::{Mutex, lock};
 
 /// The slots of one store, by the name of their limiter; gone with the last of those who use them.
 #[derive(Clone, Default)]

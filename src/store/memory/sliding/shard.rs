@@ -113,7 +113,7 @@ impl Shard {
         }
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, not(admission_loom)))]
     pub(super) fn len(&self) -> usize {
         assert_eq!(self.places.len(), self.entries.len());
         self.entries.len()
