@@ -12,7 +12,7 @@ const INLINE: usize = 2;
 /// The numbers of the decision itself are those of the quota that binds: the one that makes the
 /// caller wait longest when the request is refused, and the one with the least left when it is
 /// admitted.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 #[must_use = "a decision that nobody acts on limits nothing"]
 pub struct Decision {
     admitted: bool,
@@ -128,6 +128,17 @@ impl Decision {
             self.usages.iter().min_by_key(|usage| usage.remaining)
         } else {
             self.usages.iter().max_by_key(|usage| usage.wait)
+        }
+    }
+}
+
+impl Clone for Decision {
+    #[inline]
+    fn clone(&self) -> Self {
+        Self {
+            admitted: self.admitted,
+            // `SmallVec::clone` would push them one by one.
+            usages: SmallVec::from_slice(&self.usages),
         }
     }
 }

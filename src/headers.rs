@@ -6,7 +6,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::RETRY_AFTER;
 use http::{HeaderMap, HeaderName, HeaderValue};
-use smallvec::SmallVec;
 
 use crate::decision::{Decision, Usage};
 use crate::limiter::RateLimiter;
@@ -38,11 +37,11 @@ pub enum RateLimitHeaders {
     Off,
 }
 
-static RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
-static RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
-static LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
-static REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
-static RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
+const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
+const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 
 /// The headers of one layer: its dialect, and what of them never changes.
 #[derive(Clone, Debug)]
@@ -87,24 +86,25 @@ impl Headers {
             return;
         }
         let retry_after = retry_after(headers);
-        headers.append(&RATELIMIT_POLICY, policy.clone());
-        let mut field = SmallVec::<[u8; 128]>::new();
-        let mut digits = itoa::Buffer::new();
+        headers.append(RATELIMIT_POLICY, policy.clone());
+        let mut field = String::new();
+        let (mut r, mut t) = (itoa::Buffer::new(), itoa::Buffer::new());
         for (member, usage) in self.members.iter().zip(decision.usages()) {
-            if !field.is_empty() {
-                field.extend_from_slice(b", ");
-            }
-            field.extend_from_slice(member.as_bytes());
-            field.extend_from_slice(digits.format(usage.remaining()).as_bytes());
+            let comma = if field.is_empty() { "" } else { ", " };
+            let r = r.format(usage.remaining());
             // Not above a `Retry-After`, which may be that of a layer further in.
             let reset = reset(decision, usage).filter(|reset| *reset <= retry_after);
-            if let Some(reset) = reset {
-                field.extend_from_slice(b";t=");
-                field.extend_from_slice(digits.format(reset.min(MAX_INTEGER)).as_bytes());
-            }
+            let (parameter, t) = match reset {
+                Some(reset) => (";t=", t.format(reset.min(MAX_INTEGER))),
+                None => ("", ""),
+            };
+            let parts = [comma, member, r, parameter, t];
+            // No more than that, so that the string becomes the value without a copy.
+            field.reserve_exact(parts.iter().map(|part| part.len()).sum());
+            parts.iter().for_each(|part| field.push_str(part));
         }
-        if let Ok(value) = HeaderValue::from_bytes(&field) {
-            headers.append(&RATELIMIT, value);
+        if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(field)) {
+            headers.append(RATELIMIT, value);
         }
     }
 }
@@ -143,14 +143,14 @@ fn tell_legacy(decision: &Decision, headers: &mut HeaderMap) {
     };
     // These are no lists. A tighter limit further in was told already.
     let told = headers
-        .get(&REMAINING)
+        .get(REMAINING)
         .and_then(|value| value.to_str().ok()?.parse().ok());
     if told.is_some_and(|told: u32| told <= remaining) {
         return;
     }
-    headers.insert(&LIMIT, limit.into());
-    headers.insert(&REMAINING, remaining.into());
-    headers.insert(&RESET, ceil_seconds(reset).into());
+    headers.insert(LIMIT, limit.into());
+    headers.insert(REMAINING, remaining.into());
+    headers.insert(RESET, ceil_seconds(reset).into());
 }
 
 fn ceil_seconds(time: Duration) -> u64 {

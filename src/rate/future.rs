@@ -101,7 +101,7 @@ where
             let decided = match self.as_mut().project().state.project() {
                 StateProj::Calling { future, told } => {
                     let mut response = ready!(future.poll(cx));
-                    if let Some(told) = told.take() {
+                    if let Some(told) = told {
                         told.tell(response.as_mut().ok());
                     }
                     return Poll::Ready(response.map(|response| response.map(ResponseBody::inner)));
@@ -144,7 +144,7 @@ where
 
 impl Told {
     /// Tells with a response, or with none if the inner service failed.
-    fn tell<RB>(mut self, response: Option<&mut Response<RB>>) {
+    fn tell<RB>(&mut self, response: Option<&mut Response<RB>>) {
         let address = self.guarded.take();
         let Some(response) = response else {
             return;

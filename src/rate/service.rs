@@ -69,12 +69,19 @@ where
         }
         // Nothing but a key and a quota. The request stays where it is until it is passed on:
         // a move of it costs as much as the decision's compare-and-swap.
-        let key = shared.keys[0].key(RequestHead::from(&request));
-        match shared.limiter.decide(slice::from_ref(&key), 1) {
-            Reply::Ready(decision) if decision.is_admitted() && !shared.tells => {
-                ResponseFuture::calling(self.inner.call(request), None)
+        let key = shared.keys[0].known_key(RequestHead::from(&request));
+        // By reference: to copy it as a whole so soon after it was written in parts would wait
+        // for the writes to reach the cache.
+        let key = key.as_ref().unwrap_or(&Key::UNKNOWN);
+        match shared.limiter.decide(slice::from_ref(key), 1) {
+            Reply::Ready(decision) if decision.is_admitted() => {
+                if shared.tells {
+                    self.call_and_tell(request, decision)
+                } else {
+                    ResponseFuture::calling(self.inner.call(request), None)
+                }
             }
-            reply => self.decided(request, key, None, reply),
+            reply => self.decided(request, *key, None, reply),
         }
     }
 }
@@ -106,6 +113,22 @@ impl<S> RateLimit<S> {
             }
         };
         self.decided(request, key, guarded, reply)
+    }
+
+    /// Calls with a request that was admitted, and tells what the decision left.
+    // Apart, so that where nobody is told the request stays where it is.
+    #[inline(never)]
+    fn call_and_tell<B, RB>(
+        &mut self,
+        mut request: Request<B>,
+        decision: Decision,
+    ) -> ResponseFuture<S, B, RB>
+    where
+        S: Service<Request<B>, Response = Response<RB>> + Clone,
+        RB: Body,
+    {
+        let told = Shared::tell_later(&self.shared, &mut request, None, decision);
+        ResponseFuture::calling(self.inner.call(request), told)
     }
 
     #[inline(never)]

@@ -131,7 +131,7 @@ impl Shared {
     }
 
     /// Tells the handler of an admitted request, and keeps what the response is to tell.
-    fn tell_later<B>(
+    pub(super) fn tell_later<B>(
         shared: &Arc<Self>,
         request: &mut Request<B>,
         guarded: Option<Key>,

@@ -78,13 +78,16 @@ impl<C: Clock + Clone> MemoryBuckets<C> {
 
 impl<C: Clock> MemoryBuckets<C> {
     /// The windows that have a key, those of addresses first.
-    fn charged<'a>(&'a self, keys: &'a [Key]) -> impl Iterator<Item = (usize, &'a Meter<C>, Key)> {
+    fn charged<'a>(
+        &'a self,
+        keys: &'a [Key],
+    ) -> impl Iterator<Item = (usize, &'a Meter<C>, &'a Key)> {
         let pass = move |addresses: bool| {
             self.windows
                 .iter()
                 .enumerate()
                 .filter_map(move |(index, window)| {
-                    let key = *keys.get(window.policy)?;
+                    let key = keys.get(window.policy)?;
                     (key.is_ip() == addresses).then_some((index, &window.meter, key))
                 })
         };
@@ -94,7 +97,7 @@ impl<C: Clock> MemoryBuckets<C> {
     fn peek_all(&self, keys: &[Key], cost: u32) -> Decision {
         let windows = self.windows.iter();
         Decision::from_usages(windows.filter_map(|window| {
-            let key = *keys.get(window.policy)?;
+            let key = keys.get(window.policy)?;
             Some(window.meter.decide(key, cost, Mode::Peek))
         }))
     }
@@ -107,7 +110,7 @@ impl<C: Clock> MemoryBuckets<C> {
             return asked;
         }
         let mut usages: SmallVec<[Usage; 8]> = asked.usages().into();
-        let mut taken = SmallVec::<[(&Meter<C>, Key); 8]>::new();
+        let mut taken = SmallVec::<[(&Meter<C>, &Key); 8]>::new();
         for (index, meter, key) in self.charged(keys) {
             usages[index] = meter.decide(key, cost, Mode::Take);
             if !usages[index].fits() {
@@ -132,12 +135,13 @@ where
 {
     #[inline]
     fn take(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
-        Reply::Ready(match (&*self.windows, keys) {
+        match (&*self.windows, keys) {
             ([window], [key, ..]) => {
-                Decision::from_usage(window.meter.decide(*key, cost, Mode::Take))
+                let usage = window.meter.decide(key, cost, Mode::Take);
+                Reply::Ready(Decision::from_usage(usage))
             }
-            _ => self.take_all(keys, cost),
-        })
+            _ => Reply::Ready(self.take_all(keys, cost)),
+        }
     }
 
     fn peek(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
@@ -154,25 +158,25 @@ where
 
 impl<C: Clock> Meter<C> {
     #[inline]
-    fn decide(&self, key: Key, cost: u32, mode: Mode) -> Usage {
+    fn decide(&self, key: &Key, cost: u32, mode: Mode) -> Usage {
         match self {
             Self::Rate(meter) => meter.decide(key, cost, mode),
             Self::Sliding(meter) => match mode {
-                Mode::Take => meter.take(key, cost),
-                Mode::Peek => meter.peek(key, cost),
+                Mode::Take => meter.take(*key, cost),
+                Mode::Peek => meter.peek(*key, cost),
             },
             Self::DenyAll if cost == 0 => Usage::admitted(0, 0, Duration::ZERO),
             Self::DenyAll => Usage::refused(0, 0, Duration::ZERO, None),
         }
     }
 
-    fn refund(&self, key: Key, cost: u32) {
+    fn refund(&self, key: &Key, cost: u32) {
         match self {
             Self::Rate(meter) => {
                 let amount = meter.numbers.interval.saturating_mul(u64::from(cost));
                 meter.table.give_back(Place::new(key.place_bits()), amount);
             }
-            Self::Sliding(meter) => meter.refund(key, cost),
+            Self::Sliding(meter) => meter.refund(*key, cost),
             Self::DenyAll => {}
         }
     }
@@ -205,17 +209,14 @@ impl<C: Clock> RateMeter<C> {
     }
 
     #[inline]
-    fn decide(&self, key: Key, cost: u32, mode: Mode) -> Usage {
+    fn decide(&self, key: &Key, cost: u32, mode: Mode) -> Usage {
         // A request that costs nothing asks what one of cost 1 would find, and takes nothing.
         let (cells, mode) = match NonZeroU32::new(cost) {
             Some(cost) => (cost, mode),
             None => (NonZeroU32::MIN, Mode::Peek),
         };
         if cells.get() > self.numbers.burst {
-            // More than a full bucket ever holds. governor would say so as well, but only after
-            // a multiplication that overflows.
-            let rest = self.decide(key, 0, Mode::Peek);
-            return Usage::refused(rest.limit(), rest.remaining(), rest.reset(), None);
+            return self.refuse_for_good(key);
         }
         let access = Access {
             place: Place::new(key.place_bits()),
@@ -230,6 +231,14 @@ impl<C: Clock> RateMeter<C> {
             // Not reached: the cost is at most the burst.
             Err(_) => Usage::refused(self.numbers.burst, 0, Duration::ZERO, None),
         }
+    }
+
+    /// Refuses what costs more than a full bucket ever holds. governor would do so as well, but
+    /// only after a multiplication that overflows.
+    #[cold]
+    fn refuse_for_good(&self, key: &Key) -> Usage {
+        let rest = self.decide(key, 0, Mode::Peek);
+        Usage::refused(rest.limit(), rest.remaining(), rest.reset(), None)
     }
 }
 
