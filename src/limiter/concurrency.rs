@@ -298,7 +298,8 @@ impl ConcurrencyLimiter {
         self.slots().limit() == UNLIMITED
     }
 
-    /// Changes the limit for everyone who shares it; 0 turns it off.
+    /// Changes the limit for everyone in this process who shares it; 0 turns it off. Replicas that
+    /// count in one store each go by their own.
     ///
     /// Never blocks. When it is lowered, what is in flight stays, and nobody new comes in until
     /// enough permits are back.

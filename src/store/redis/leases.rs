@@ -228,7 +228,7 @@ impl Slots {
             return 0;
         };
         // The answer took up to a deadline to get here, so the server is ahead by as much.
-        let patience = 2 * self.store.options.client.deadline + (asked - at);
+        let patience = 2 * self.store.options.client.deadline + asked.saturating_duration_since(at);
         time + patience.as_millis() as u64
     }
 
