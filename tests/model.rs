@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
-use tower_admission::store::MemoryStore;
+use tower_admission::store::{MemoryStore, RateStore, Reply};
 use tower_admission::test_util::TestClock;
-use tower_admission::{ConcurrencyLimiter, Key, Permit, Policy, Quota, RateLimiter};
+use tower_admission::{ConcurrencyLimiter, Decision, Key, Permit, Policy, Quota, RateLimiter};
 
 /// A bucket as one would explain it: how full it is, in fractions of a request.
 #[derive(Clone)]
@@ -81,6 +81,13 @@ fn quota() -> impl Strategy<Value = (u32, Duration, u32)> {
     (1..50u32, period, 1..20u32)
 }
 
+fn ready(reply: Reply<Decision>) -> Decision {
+    match reply {
+        Reply::Ready(decision) => decision,
+        Reply::Pending(_) => panic!("a store in memory answers at once"),
+    }
+}
+
 fn key(n: usize) -> Key {
     Key::id("user", &n.to_string())
 }
@@ -123,6 +130,46 @@ proptest! {
                 Step::Refund { key: n, cost } => {
                     limiter.refund(&key(n), cost);
                     model[n].iter_mut().for_each(|bucket| bucket.give_back(cost));
+                }
+            }
+        }
+    }
+
+    /// The short way to a yes, as a layer goes that tells nobody what is left, comes to the same
+    /// as the long one, also when the clock steps back.
+    #[test]
+    fn taking_one_is_taking_without_the_numbers(
+        (count, period, burst) in quota(),
+        steps in steps(),
+        step_back in (0..200usize, 0..20_000u64),
+    ) {
+        let clock = TestClock::default();
+        clock.advance(Duration::from_secs(60));
+        let policies = [Policy::from(Quota::new(count, period).burst(burst))];
+        let buckets = || MemoryStore::new().clock(clock.clone()).open(&policies);
+        let (short, long) = (buckets(), buckets());
+        for (at, step) in steps.into_iter().enumerate() {
+            if at == step_back.0 {
+                clock.step_back(Duration::from_millis(step_back.1));
+            }
+            match step {
+                Step::Pass(time) => clock.advance(time),
+                Step::Take { key: n, cost } => {
+                    let keys = [key(n)];
+                    let took = cost == 1 && short.take_one(&keys[0]);
+                    let expected = ready(long.take(&keys, cost));
+                    if cost == 1 && at < step_back.0 {
+                        prop_assert_eq!(took, expected.is_admitted());
+                    }
+                    if took {
+                        prop_assert!(expected.is_admitted());
+                        prop_assert_eq!(ready(short.peek(&keys, 0)), ready(long.peek(&keys, 0)));
+                    } else {
+                        prop_assert_eq!(ready(short.take(&keys, cost)), expected);
+                    }
+                }
+                Step::Refund { key: n, cost } => {
+                    let _ = (short.refund(&[key(n)], cost), long.refund(&[key(n)], cost));
                 }
             }
         }

@@ -93,30 +93,54 @@ where
     /// When polled again after it was ready.
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        loop {
-            let decided = match self.as_mut().project().state.project() {
-                StateProj::Calling {
-                    future,
-                    permit,
-                    until,
-                } => {
-                    let response = ready!(future.poll(cx));
-                    let permit = std::mem::replace(permit, Permit::none());
-                    // On an error nothing is left to hold the permit.
-                    return Poll::Ready(response.map(|response| hold(response, permit, *until)));
-                }
-                StateProj::Refused { response } => {
-                    let response = response.take().expect("polled again after it was ready");
-                    return Poll::Ready(Ok(*response));
-                }
-                StateProj::InLine { request } => {
-                    let waiting = request.as_mut().expect("polled again after it was ready");
-                    let acquired = ready!(Pin::new(&mut waiting.acquiring).poll(cx));
-                    let request = request.take().expect("it is there two lines up");
-                    request.decided(acquired)
-                }
-            };
-            self.set(decided);
+        let StateProj::Calling {
+            future,
+            permit,
+            until,
+        } = self.as_mut().project().state.project()
+        else {
+            // Apart, so that a response which was there at once is written to its place.
+            return self.poll_slowly(cx);
+        };
+        match ready!(future.poll(cx)) {
+            Ok(response) => {
+                let permit = std::mem::replace(permit, Permit::none());
+                Poll::Ready(Ok(hold(response, permit, *until)))
+            }
+            Err(error) => {
+                // Nothing is left to hold the permit.
+                permit.release();
+                Poll::Ready(Err(error))
+            }
+        }
+    }
+}
+
+impl<S, B, RB> ResponseFuture<S, B, RB>
+where
+    S: Service<Request<B>, Response = Response<RB>>,
+    RB: Body,
+{
+    /// Gives a refusal, or goes on waiting in line.
+    #[cold]
+    #[inline(never)]
+    fn poll_slowly(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Response<ResponseBody<RB>>, S::Error>> {
+        match self.as_mut().project().state.project() {
+            StateProj::Refused { response } => {
+                let response = response.take().expect("polled again after it was ready");
+                Poll::Ready(Ok(*response))
+            }
+            StateProj::InLine { request } => {
+                let waiting = request.as_mut().expect("polled again after it was ready");
+                let acquired = ready!(Pin::new(&mut waiting.acquiring).poll(cx));
+                let request = request.take().expect("it is there two lines up");
+                self.set(request.decided(acquired));
+                self.poll(cx)
+            }
+            StateProj::Calling { .. } => self.poll(cx),
         }
     }
 }

@@ -41,10 +41,15 @@ pub(super) fn key(headers: &HeaderMap) -> Option<Key> {
 /// `credentials = "Bearer" 1*SP b64token`, the scheme in any case (RFC 9110 §11.1).
 #[inline]
 fn bearer_token(value: &[u8]) -> Option<&[u8]> {
-    let (scheme, token) = value.split_at_checked("Bearer ".len())?;
-    if !scheme.eq_ignore_ascii_case(b"Bearer ") {
+    const SCHEME: &[u8; 8] = b"bearer \0";
+    /// What tells lower case from upper, and in the eighth byte all: it is the token's first.
+    const IGNORED: u64 = u64::from_le_bytes([0x20, 0x20, 0x20, 0x20, 0x20, 0x20, 0, 0xff]);
+
+    let scheme = u64::from_le_bytes(*value.first_chunk()?);
+    if scheme | IGNORED != u64::from_le_bytes(*SCHEME) | IGNORED {
         return None;
     }
+    let token = &value["bearer ".len()..];
     let token = token.trim_ascii();
     is_b64token(token).then_some(token)
 }

@@ -134,6 +134,16 @@ impl RateLimiter {
         }
     }
 
+    /// Takes 1 for a key if that can be done at once, and says whether it was; `false` decides
+    /// nothing.
+    #[inline]
+    pub(crate) fn take_one(&self, key: &Key) -> bool {
+        match &self.0.buckets {
+            Some(buckets) => buckets.take_one(key),
+            None => true,
+        }
+    }
+
     /// What [`decide`](Self::decide) would answer, taking nothing.
     pub fn peek_all(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
         match &self.0.buckets {

@@ -97,27 +97,52 @@ where
     /// When polled again after it was ready.
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        loop {
-            let decided = match self.as_mut().project().state.project() {
-                StateProj::Calling { future, told } => {
-                    let mut response = ready!(future.poll(cx));
-                    if let Some(told) = told {
-                        told.tell(response.as_mut().ok());
-                    }
-                    return Poll::Ready(response.map(|response| response.map(ResponseBody::inner)));
+        let StateProj::Calling { future, told } = self.as_mut().project().state.project() else {
+            // Apart, so that a response which was there at once is written to its place.
+            return self.poll_slowly(cx);
+        };
+        match ready!(future.poll(cx)) {
+            Ok(mut response) => {
+                if let Some(told) = told {
+                    told.tell(&mut response);
                 }
-                StateProj::Refused { response } => {
-                    let response = response.take().expect("polled again after it was ready");
-                    return Poll::Ready(Ok(*response));
+                Poll::Ready(Ok(response.map(ResponseBody::inner)))
+            }
+            Err(error) => {
+                if let Some(told) = told {
+                    told.tell_nothing();
                 }
-                StateProj::Deciding { request } => {
-                    let deciding = request.as_mut().expect("polled again after it was ready");
-                    let decision = ready!(deciding.decision.as_mut().poll(cx));
-                    let request = request.take().expect("it is there two lines up");
-                    request.decided(decision)
-                }
-            };
-            self.set(decided);
+                Poll::Ready(Err(error))
+            }
+        }
+    }
+}
+
+impl<S, B, RB> ResponseFuture<S, B, RB>
+where
+    S: Service<Request<B>, Response = Response<RB>>,
+    RB: Body,
+{
+    /// Gives a refusal, or goes on waiting for a decision.
+    #[cold]
+    #[inline(never)]
+    fn poll_slowly(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Response<ResponseBody<RB>>, S::Error>> {
+        match self.as_mut().project().state.project() {
+            StateProj::Refused { response } => {
+                let response = response.take().expect("polled again after it was ready");
+                Poll::Ready(Ok(*response))
+            }
+            StateProj::Deciding { request } => {
+                let deciding = request.as_mut().expect("polled again after it was ready");
+                let decision = ready!(deciding.decision.as_mut().poll(cx));
+                let request = request.take().expect("it is there two lines up");
+                self.set(request.decided(decision));
+                self.poll(cx)
+            }
+            StateProj::Calling { .. } => self.poll(cx),
         }
     }
 }
@@ -143,13 +168,8 @@ where
 }
 
 impl Told {
-    /// Tells with a response, or with none if the inner service failed.
-    fn tell<RB>(&mut self, response: Option<&mut Response<RB>>) {
-        let address = self.guarded.take();
-        let Some(response) = response else {
-            return;
-        };
-        if let Some(address) = address
+    fn tell<RB>(&mut self, response: &mut Response<RB>) {
+        if let Some(address) = self.guarded.take()
             && refuses_credentials(response)
         {
             self.shared.charge(&address);
@@ -157,6 +177,11 @@ impl Told {
         if let Some(decision) = &self.decision {
             self.shared.tell(decision, response.headers_mut());
         }
+    }
+
+    /// The inner service failed, which says nothing about credentials.
+    fn tell_nothing(&mut self) {
+        self.guarded = None;
     }
 }
 

@@ -73,13 +73,12 @@ where
         // By reference: to copy it as a whole so soon after it was written in parts would wait
         // for the writes to reach the cache.
         let key = key.as_ref().unwrap_or(&Key::UNKNOWN);
+        if !shared.tells && shared.limiter.take_one(key) {
+            return ResponseFuture::calling(self.inner.call(request), None);
+        }
         match shared.limiter.decide(slice::from_ref(key), 1) {
             Reply::Ready(decision) if decision.is_admitted() => {
-                if shared.tells {
-                    self.call_and_tell(request, decision)
-                } else {
-                    ResponseFuture::calling(self.inner.call(request), None)
-                }
+                self.call_and_tell(request, decision)
             }
             reply => self.decided(request, *key, None, reply),
         }

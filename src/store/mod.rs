@@ -81,6 +81,15 @@ pub trait RateBuckets: Send + Sync + 'static {
     /// make up are not stored for an address that is refused.
     fn take(&self, keys: &[Key], cost: u32) -> Reply<Decision>;
 
+    /// Takes 1 for the key of the first policy if that can be done at once, and says whether it
+    /// was: for a caller that has no use for the numbers of a request which is admitted.
+    ///
+    /// `false` takes nothing and decides nothing; [`take`](RateBuckets::take) does. That is also
+    /// the answer of a store without a quicker way, which is the default.
+    fn take_one(&self, _key: &Key) -> bool {
+        false
+    }
+
     /// What [`take`](RateBuckets::take) would decide, taking nothing.
     fn peek(&self, keys: &[Key], cost: u32) -> Reply<Decision>;
 

@@ -32,12 +32,13 @@ where
             let Poll::Ready(Ok(())) = self.0.poll_ready(&mut cx) else {
                 panic!("a service with room is ready");
             };
-            let Poll::Ready(response) = pin!(self.0.call(request)).poll(&mut cx) else {
-                panic!("nothing here waits");
+            // Looked at where it is: to move it would cost more for a larger response, and say
+            // nothing about the call.
+            let response = pin!(self.0.call(request)).poll(&mut cx);
+            let Poll::Ready(Ok(response)) = black_box(&response) else {
+                panic!("a response, at once");
             };
-            let response = response.expect("a response");
             as_expected += usize::from(response.status() == status);
-            drop(black_box(response));
         }
         as_expected
     }

@@ -144,6 +144,14 @@ where
         }
     }
 
+    #[inline]
+    fn take_one(&self, key: &Key) -> bool {
+        match &*self.windows {
+            [window] => window.meter.take_one(key),
+            _ => false,
+        }
+    }
+
     fn peek(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
         Reply::Ready(self.peek_all(keys, cost))
     }
@@ -162,11 +170,19 @@ impl<C: Clock> Meter<C> {
         match self {
             Self::Rate(meter) => meter.decide(key, cost, mode),
             Self::Sliding(meter) => match mode {
-                Mode::Take => meter.take(*key, cost),
+                Mode::Take | Mode::TakeUnseen => meter.take(*key, cost),
                 Mode::Peek => meter.peek(*key, cost),
             },
             Self::DenyAll if cost == 0 => Usage::admitted(0, 0, Duration::ZERO),
             Self::DenyAll => Usage::refused(0, 0, Duration::ZERO, None),
+        }
+    }
+
+    #[inline]
+    fn take_one(&self, key: &Key) -> bool {
+        match self {
+            Self::Rate(meter) => meter.take_one(key),
+            Self::Sliding(_) | Self::DenyAll => false,
         }
     }
 
@@ -206,6 +222,17 @@ impl<C: Clock> RateMeter<C> {
             table,
             governor,
         }
+    }
+
+    #[inline]
+    fn take_one(&self, key: &Key) -> bool {
+        let access = Access {
+            place: Place::new(key.place_bits()),
+            mode: Mode::TakeUnseen,
+            weight: self.numbers.interval,
+            seen: Cell::new(Seen::default()),
+        };
+        self.governor.check_key(&access).is_ok()
     }
 
     #[inline]
@@ -260,6 +287,8 @@ struct Access {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
     Take,
+    /// Without numbers in [`Access::seen`].
+    TakeUnseen,
     Peek,
 }
 
@@ -329,16 +358,37 @@ impl StateStore for Buckets {
     where
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     {
-        // For a bucket that is not there governor answers `now + weight`: its clock reading,
-        // without one of our own.
-        let now = u64::from(step(None)?.1).saturating_sub(access.weight);
-        let empty = now.saturating_add(self.numbers.refill);
-        let judge = || Judge {
-            now,
-            admits: empty - self.numbers.interval,
-            empty,
-            latest: empty.saturating_add(SKEW),
-        };
+        match access.mode {
+            Mode::TakeUnseen => self.take_unseen(access, step),
+            Mode::Take | Mode::Peek => self.take_or_peek(access, step),
+        }
+    }
+}
+
+impl Buckets {
+    /// Takes, and leaves no numbers: half of what [`take_or_peek`](Self::take_or_peek) does.
+    #[inline]
+    fn take_unseen<T, E>(
+        &self,
+        access: &Access,
+        step: impl Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
+    ) -> Result<T, E> {
+        // No bucket that is not there denies.
+        let judge = || self.judge(now(access, &step).unwrap_or(0));
+        self.table.update(access.place, judge, |arrival| {
+            let (value, stepped) = step(arrival.map(Nanos::from))?;
+            Ok((value, u64::from(stepped)))
+        })
+    }
+
+    #[inline]
+    fn take_or_peek<T, E>(
+        &self,
+        access: &Access,
+        step: impl Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
+    ) -> Result<T, E> {
+        let now = now(access, &step)?;
+        let judge = || self.judge(now);
         let step = |arrival: Option<u64>| {
             let seen = |arrival| access.seen.set(Seen { now, arrival });
             seen(arrival.unwrap_or(now));
@@ -349,11 +399,13 @@ impl StateStore for Buckets {
             }
             Ok((value, stepped))
         };
-        let result = match access.mode {
-            Mode::Take => self.table.update(access.place, judge, step),
-            Mode::Peek => step(self.table.get(access.place, judge)).map(|(value, _)| value),
+        let result = if access.mode == Mode::Take {
+            self.table.update(access.place, judge, step)
+        } else {
+            step(self.table.get(access.place, judge)).map(|(value, _)| value)
         };
-        if access.seen.get().arrival > empty.saturating_add(SKEW) {
+        let Judge { empty, latest, .. } = judge();
+        if access.seen.get().arrival > latest {
             // The clock stepped back. Left alone, the key would be locked out for the step.
             self.table.lower(access.place, empty);
             access.seen.set(Seen {
@@ -363,6 +415,27 @@ impl StateStore for Buckets {
         }
         result
     }
+
+    #[inline]
+    fn judge(&self, now: u64) -> Judge {
+        let empty = now.saturating_add(self.numbers.refill);
+        Judge {
+            now,
+            admits: empty - self.numbers.interval,
+            empty,
+            latest: empty.saturating_add(SKEW),
+        }
+    }
+}
+
+/// governor's clock reading, without one of our own: for a bucket that is not there it answers
+/// `now + weight`.
+#[inline]
+fn now<T, E>(
+    access: &Access,
+    step: impl Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
+) -> Result<u64, E> {
+    Ok(u64::from(step(None)?.1).saturating_sub(access.weight))
 }
 
 /// How far threads' readings of the clock may lie apart before it is taken to have stepped back:
