@@ -68,10 +68,12 @@ use crate::policy::Policy;
 ///   names by its number, in the order in which limiters are made. Give each limiter's policy
 ///   a name of its own.
 /// - Quotas may differ for as long as a deployment takes: what is spent stays spent, in requests.
+///   A quota that becomes [sliding](crate::Quota::sliding), or no longer is, starts anew, together with
+///   the others of its limiter; until all replicas have it, those of either kind share a limit.
 ///
 /// # What is stored
 ///
-/// One string for each key and limiter, which expires when its buckets are full: about 150 bytes of
+/// One string for each key and policy, which expires when its buckets are full: about 150 bytes of
 /// Redis's memory. Its name holds an address as it is, and nothing else that a client
 /// sent. Times are whole microseconds: above 100,000 requests a second for one key the rate may
 /// fall short by more than a tenth.
