@@ -53,6 +53,7 @@ pub async fn lease_store(store: &dyn LeaseStore) {
     slots_of_a_key_and_of_all(store).await;
     slots_come_back(store).await;
     names_share(store).await;
+    limits_of_zero(store).await;
     races_take_all_slots_and_no_more(store).await;
     cancelled_acquires_take_nothing(store).await;
 }
@@ -456,6 +457,15 @@ async fn names_share(store: &dyn LeaseStore) {
     drop(held);
     until_taken(&*same, 0).await;
     until_taken(&*others, 0).await;
+}
+
+async fn limits_of_zero(store: &dyn LeaseStore) {
+    let (_, slots) = new_slots(store);
+    let none = LeaseLimits::new(Some(0), None);
+    assert!(matches!(slots.acquire(none).await, Leased::Full));
+    let none_of_key = LeaseLimits::new(None, Some((new_key(), 0)));
+    assert!(matches!(slots.acquire(none_of_key).await, Leased::KeyFull));
+    until_taken(&*slots, 0).await;
 }
 
 async fn races_take_all_slots_and_no_more(store: &dyn LeaseStore) {

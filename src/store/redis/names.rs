@@ -72,7 +72,6 @@ impl Names {
 /// script reaches them.
 pub(super) struct LeaseNames {
     pub(super) total: String,
-    pub(super) epoch: String,
     begin: String,
 }
 
@@ -82,7 +81,6 @@ impl Names {
         let begin = format!("{{{}:lease:{name}}}:", self.prefix);
         LeaseNames {
             total: format!("{begin}total"),
-            epoch: format!("{begin}epoch"),
             begin: begin + "of:",
         }
     }
