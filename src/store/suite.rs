@@ -32,6 +32,7 @@ pub async fn rate_store(store: &dyn RateStore, pass: impl AsyncFn(Duration)) {
     honest_retry_after(store, &pass).await;
     several_windows_are_one(store).await;
     several_keys_are_one(store).await;
+    a_key_of_two_policies_is_charged_to_both(store).await;
     costs(store).await;
     peeks_and_refunds(store).await;
     keys_and_limiters_are_apart(store).await;
@@ -52,6 +53,7 @@ pub async fn lease_store(store: &dyn LeaseStore) {
     slots_of_a_key_and_of_all(store).await;
     slots_come_back(store).await;
     names_share(store).await;
+    limits_of_zero(store).await;
     races_take_all_slots_and_no_more(store).await;
     cancelled_acquires_take_nothing(store).await;
 }
@@ -173,6 +175,33 @@ async fn several_keys_are_one(store: &dyn RateStore) {
             1,
             "policies without a key are left alone"
         );
+    }
+}
+
+/// As when a request has no credential and goes by its address, which is charged as well.
+async fn a_key_of_two_policies_is_charged_to_both(store: &dyn RateStore) {
+    let (few, many) = (Quota::per_hour(3), Quota::per_hour(10));
+    for quotas in [
+        [few, many],
+        [many, few],
+        [few.sliding(), many],
+        [many, few.sliding()],
+    ] {
+        let policies = quotas.map(|quota| Policy::new("same", quota));
+        let buckets = store.open(&policies);
+        let key = new_key();
+        let keys = [key, key];
+        for _ in 0..3 {
+            assert!(buckets.take(&keys, 1).await.is_admitted());
+        }
+        assert!(
+            !buckets.take(&keys, 1).await.is_admitted(),
+            "both policies count what the one key takes"
+        );
+        buckets.refund(&keys, 1).await;
+        let decision = buckets.peek(&keys, 0).await;
+        let left = decision.usages().iter().map(|usage| usage.remaining());
+        assert_eq!(left.sum::<u32>(), 9, "and both get back what is refunded");
     }
 }
 
@@ -428,6 +457,15 @@ async fn names_share(store: &dyn LeaseStore) {
     drop(held);
     until_taken(&*same, 0).await;
     until_taken(&*others, 0).await;
+}
+
+async fn limits_of_zero(store: &dyn LeaseStore) {
+    let (_, slots) = new_slots(store);
+    let none = LeaseLimits::new(Some(0), None);
+    assert!(matches!(slots.acquire(none).await, Leased::Full));
+    let none_of_key = LeaseLimits::new(None, Some((new_key(), 0)));
+    assert!(matches!(slots.acquire(none_of_key).await, Leased::KeyFull));
+    until_taken(&*slots, 0).await;
 }
 
 async fn races_take_all_slots_and_no_more(store: &dyn LeaseStore) {

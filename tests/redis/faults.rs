@@ -230,6 +230,10 @@ async fn nonsense_under_a_key_is_left_alone() {
     for write in [
         &["SET", key, "abc"][..],
         &["SET", key, "b 1"],
+        &["SET", key, ""],
+        &["SET", key, "b 1 1;"],
+        &["SET", key, "b 1 1;precious"],
+        &["SET", key, "s 1 1 1"],
         &["DEL", key],
     ] {
         case.server.command(write).await.unwrap();
@@ -241,9 +245,46 @@ async fn nonsense_under_a_key_is_left_alone() {
         let after = case.server.command(&["DUMP", key]).await.unwrap();
         assert_eq!(before, after, "what was stored is lost");
     }
-    assert_eq!(case.failures.of(FailureKind::WrongData), 3);
+    assert_eq!(case.failures.of(FailureKind::WrongData), 7);
     case.server.command(&["DEL", key]).await.unwrap();
     assert!(case.is_counted().await);
+}
+
+/// Parts are of as many quotas as the limiter has, and of their kinds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nonsense_among_several_parts_is_left_alone() {
+    let server = Server::start().await;
+    let policy = Policy::new("a", Quota::per_hour(9)).and("b", Quota::per_hour(9).sliding());
+    let store = server.store().on_failure(FailureMode::Closed);
+    let buckets = store.open(&[policy]);
+    let alice = [Key::id("user", "alice")];
+    assert!(buckets.take(&alice, 1).await.is_admitted());
+    let [key] = &*server.keys().await else {
+        panic!("one key for one caller");
+    };
+    let mut connection = server.connection().await.unwrap();
+    for value in [
+        "b 1 1",
+        "b 1 1;",
+        "b 1 1;s 1 1 1;",
+        "b 1 1;;s 1 1 1",
+        ";b 1 1;s 1 1 1",
+        "b 1 1;s 1 1 1;precious",
+        "b 1 1;precious",
+        "s 1 1 1;b 1 1",
+    ] {
+        let mut set = redis::cmd("SET");
+        set.arg(key).arg(value);
+        let _: () = set.query_async(&mut connection).await.unwrap();
+        assert!(buckets.take(&alice, 1).await.is_unavailable(), "{value:?}");
+        let mut get = redis::cmd("GET");
+        let after: String = get.arg(key).query_async(&mut connection).await.unwrap();
+        assert_eq!(after, value);
+    }
+    let mut set = redis::cmd("SET");
+    set.arg(key).arg("b 1 1;s 1 1 1");
+    let _: () = set.query_async(&mut connection).await.unwrap();
+    assert!(buckets.take(&alice, 1).await.is_admitted());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,13 +7,15 @@ use std::time::Duration;
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Bytes;
+use tokio::task::JoinSet;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_admission::extract::ByToken;
 use tower_admission::store::{
-    FailureMode, LeaseLimits, LeaseStore, LeaseUsage, Leased, Leases, RedisStore, suite,
+    FailureMode, LeaseLimits, LeaseStore, LeaseUsage, Leased, Leases, RateStore, RedisStore, suite,
 };
-use tower_admission::{ConcurrencyLimitLayer, Key, Reason, ResponseBody};
+use tower_admission::{ConcurrencyLimitLayer, Key, Quota, Reason, ResponseBody};
 
+use crate::proxy::Proxy;
 use crate::server::{Server, free_port, store, until};
 
 fn limits(total: u64, of_key: u64) -> LeaseLimits {
@@ -65,17 +67,11 @@ async fn both_limits_hold_over_replicas() {
     assert_eq!(usage, Some(LeaseUsage::new(3, Some(2))));
     drop(held);
     until_used(&*replicas[1], 0).await;
-    assert_eq!(
-        server.keys().await,
-        [epoch_key(&server).await],
-        "nothing else is left"
-    );
-}
-
-async fn epoch_key(server: &Server) -> String {
-    let keys = server.keys().await;
-    let epoch = keys.into_iter().find(|key| key.ends_with("epoch"));
-    epoch.expect("an epoch")
+    let [total] = &*server.keys().await else {
+        panic!("nothing is left of keys that hold no slot");
+    };
+    let left = server.command(&["PTTL", total]).await.unwrap();
+    assert!(matches!(left, redis::Value::Int(1..)), "{left:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -220,6 +216,156 @@ async fn without_memory_slots_are_kept_and_released_and_not_taken() {
     }
     drop(held);
     until_used(&*leases, 0).await;
+}
+
+/// As when Redis evicts it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slots_that_are_lost_alone_are_told_again_as_well() {
+    let server = Server::start().await;
+    // No heartbeat is due for minutes.
+    let store = server.store().lease_ttl(Duration::from_secs(600));
+    let leases = store.open_leases("jobs");
+    let held = [
+        leases.acquire(limits(3, 3)).await,
+        leases.acquire(limits(3, 3)).await,
+    ];
+    let total = key_with(&server, "total").await;
+    server.command(&["DEL", &total]).await.unwrap();
+    let third = leases.acquire(limits(3, 3)).await;
+    assert!(matches!(third, Leased::Granted(_)), "{third:?}");
+    until_used(&*leases, 3).await;
+    drop((held, third));
+    until_used(&*leases, 0).await;
+}
+
+async fn key_with(server: &Server, part: &str) -> String {
+    let keys = server.keys().await;
+    let key = keys.into_iter().find(|key| key.contains(part));
+    key.expect("such a key")
+}
+
+/// However much there is to give back, what is held stays held.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn releases_do_not_hold_up_heartbeats() {
+    let server = Server::start().await;
+    let proxy = Proxy::start(server.port).await;
+    proxy.delay(Duration::from_millis(5));
+    let store = store(&proxy.url()).lease_ttl(Duration::from_secs(1));
+    let leases = store.open_leases("jobs");
+    let held = leases.acquire(limits(1000, 1)).await;
+    assert!(matches!(held, Leased::Granted(_)), "{held:?}");
+    let mut others = crowd(48, move || {
+        let leases = leases.clone();
+        async move { drop(leases.acquire(LeaseLimits::new(Some(1000), None)).await) }
+    });
+    stays_held(&server).await;
+    others.abort_all();
+    drop(held);
+}
+
+/// Requests may use all the room for calls there is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_do_not_hold_up_heartbeats() {
+    let server = Server::start().await;
+    let proxy = Proxy::start(server.port).await;
+    proxy.delay(Duration::from_millis(5));
+    let store = store(&proxy.url())
+        .lease_ttl(Duration::from_secs(1))
+        .max_in_flight(4);
+    let leases = store.open_leases("jobs");
+    let held = leases.acquire(limits(1000, 1)).await;
+    assert!(matches!(held, Leased::Granted(_)), "{held:?}");
+    let buckets = store.open(&[Quota::per_second(1_000_000).into()]);
+    let mut others = crowd(32, move || {
+        let buckets = buckets.clone();
+        async move {
+            let _ = buckets.take(&[alice()], 1).await;
+            tokio::task::yield_now().await;
+        }
+    });
+    stays_held(&server).await;
+    others.abort_all();
+    drop(held);
+}
+
+/// Tasks that do the same over and over.
+fn crowd<F>(tasks: usize, what: impl Fn() -> F + Clone + Send + 'static) -> JoinSet<()>
+where
+    F: Future<Output = ()> + Send,
+{
+    let mut crowd = JoinSet::new();
+    for _ in 0..tasks {
+        let what = what.clone();
+        crowd.spawn(async move {
+            loop {
+                what().await;
+            }
+        });
+    }
+    crowd
+}
+
+/// Looks for several times to live whether alice's slot is taken.
+async fn stays_held(server: &Server) {
+    let leases = server.store().open_leases("jobs");
+    for _ in 0..30 {
+        let usage = leases.usage(Some(&alice())).await;
+        assert_eq!(usage.expect("a store that answers").key, Some(1));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nonsense_under_one_key_is_no_harm_to_others() {
+    let server = Server::start().await;
+    let store = server.store().lease_ttl(Duration::from_secs(1));
+    let leases = store.open_leases("jobs");
+    let of = |who: &str| LeaseLimits::new(Some(9), Some((Key::id("user", who), 9)));
+    let alices = leases.acquire(of("alice")).await;
+    let key = key_with(&server, "of:").await;
+    let others = [
+        leases.acquire(of("bob")).await,
+        leases.acquire(LeaseLimits::new(Some(9), None)).await,
+    ];
+    server.command(&["SET", &key, "nonsense"]).await.unwrap();
+    let again = leases.acquire(of("alice")).await;
+    assert!(matches!(again, Leased::Unavailable(_)), "{again:?}");
+    // Several times to live: heartbeats pass.
+    for _ in 0..30 {
+        assert_eq!(used(&*leases).await, 3);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let nonsense = server.command(&["GET", &key]).await.unwrap();
+    assert_eq!(nonsense, redis::Value::BulkString(b"nonsense".to_vec()));
+
+    // Releases pass as well, and at once: no heartbeat is due for minutes.
+    let store = server.store().lease_ttl(Duration::from_secs(600));
+    let leases = store.open_leases("others");
+    let alices_too = leases.acquire(of("alice")).await;
+    let key = key_with(&server, "others}:of:").await;
+    let bobs = leases.acquire(of("bob")).await;
+    server.command(&["SET", &key, "nonsense"]).await.unwrap();
+    drop((alices_too, bobs));
+    until_used(&*leases, 0).await;
+    drop((alices, others));
+}
+
+/// A machine that was suspended has lost some time.
+#[tokio::test]
+async fn clocks_that_drift_apart_refuse_nobody() {
+    let server = Server::start().await;
+    let store = server.store().deadline(Duration::from_millis(500));
+    let leases = store.open_leases("jobs");
+    until("a slot is granted", async || {
+        matches!(leases.acquire(limits(9, 9)).await, Leased::Granted(_))
+    })
+    .await;
+    // tokio's clock stands still, and the server's does not.
+    tokio::time::pause();
+    std::thread::sleep(Duration::from_millis(1500));
+    tokio::time::resume();
+    let leased = leases.acquire(limits(9, 9)).await;
+    assert!(matches!(leased, Leased::Granted(_)), "{leased:?}");
 }
 
 /// A lost release is made up for by the time to live.

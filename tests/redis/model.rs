@@ -28,6 +28,8 @@ enum Step {
     /// One whose asker has given up before it is run.
     AcquireTooLate(u8),
     Heartbeat(u8),
+    /// One that arrives after its sender has given it up, when its lease may be released.
+    HeartbeatTooLate(u8),
     Release(u8),
     /// Time passes, some leases perhaps with it.
     Pass(u8),
@@ -40,6 +42,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => lease.clone().prop_map(Step::AcquireAgain),
         1 => lease.clone().prop_map(Step::AcquireTooLate),
         2 => lease.clone().prop_map(Step::Heartbeat),
+        1 => lease.clone().prop_map(Step::HeartbeatTooLate),
         3 => lease.prop_map(Step::Release),
         2 => (1..20_u8).prop_map(Step::Pass),
     ];
@@ -91,37 +94,24 @@ impl Scripts {
 
     async fn acquire(&mut self, lease: u8, not_after: u64) -> (i64, u64) {
         let mut command = redis::cmd("EVAL");
-        command
-            .arg(ACQUIRE)
-            .arg(3)
-            .arg(self.key("total"))
-            .arg(self.key("epoch"));
-        command
-            .arg(self.of_tenant(lease))
-            .arg(lease)
-            .arg(TTL)
-            .arg(not_after);
-        command.arg("epoch").arg(TOTAL).arg(OF_TENANT);
+        command.arg(ACQUIRE).arg(2).arg(self.key("total"));
+        command.arg(self.of_tenant(lease));
+        command.arg("epoch").arg(TTL).arg(not_after);
+        command.arg(lease).arg(TOTAL).arg(OF_TENANT);
         let (outcome, now, _): (i64, u64, String) =
             command.query_async(&mut self.connection).await.unwrap();
         (outcome, now)
     }
 
-    async fn heartbeat(&mut self, lease: u8) -> u64 {
+    async fn heartbeat(&mut self, lease: u8, not_after: u64) -> (i64, u64) {
         let mut command = redis::cmd("EVAL");
-        command
-            .arg(HEARTBEAT)
-            .arg(3)
-            .arg(self.key("total"))
-            .arg(self.key("epoch"));
-        command
-            .arg(self.of_tenant(lease))
-            .arg("epoch")
-            .arg(TTL)
-            .arg(lease);
-        let (_, now, _): (u64, u64, String) =
+        command.arg(HEARTBEAT).arg(2).arg(self.key("total"));
+        command.arg(self.of_tenant(lease));
+        command.arg("epoch").arg(TTL).arg(not_after).arg(lease);
+        let (outcome, now, _, wrong): (i64, u64, String, u64) =
             command.query_async(&mut self.connection).await.unwrap();
-        now
+        assert_eq!(wrong, 0);
+        (outcome, now)
     }
 
     async fn release(&mut self, lease: u8) {
@@ -132,15 +122,18 @@ impl Scripts {
             .arg(self.key("total"))
             .arg(self.of_tenant(lease));
         command.arg(lease);
-        let _: u64 = command.query_async(&mut self.connection).await.unwrap();
+        let wrong: u64 = command.query_async(&mut self.connection).await.unwrap();
+        assert_eq!(wrong, 0);
     }
 
     /// Every lease that the server holds, with when it expires, in all and of the tenants.
     async fn held(&mut self) -> [HashMap<u8, u64>; 2] {
         let mut held = [HashMap::new(), HashMap::new()];
         for (at, name) in [(0, "total"), (1, "of:0"), (1, "of:1"), (1, "of:2")] {
-            let mut command = redis::cmd("ZRANGE");
-            command.arg(self.key(name)).arg(0).arg(-1).arg("WITHSCORES");
+            // All but the epoch, which does not expire.
+            let mut command = redis::cmd("ZRANGEBYSCORE");
+            command.arg(self.key(name)).arg("-inf").arg("(+inf");
+            command.arg("WITHSCORES");
             let found: Vec<(u8, u64)> = command.query_async(&mut self.connection).await.unwrap();
             held[at].extend(found);
         }
@@ -178,9 +171,16 @@ async fn run(server: &Server, namespace: u64, steps: &[Step]) -> Result<(), Test
             Step::Heartbeat(lease) => {
                 // Holders send heartbeats, and nobody else.
                 if let Some(expires) = model.0.get_mut(&lease) {
-                    now = scripts.heartbeat(lease).await;
+                    let (outcome, at) = scripts.heartbeat(lease, 0).await;
+                    now = at;
+                    prop_assert_eq!(outcome, 1);
                     *expires = now + TTL;
                 }
+            }
+            Step::HeartbeatTooLate(lease) => {
+                let (outcome, at) = scripts.heartbeat(lease, 1).await;
+                now = at;
+                prop_assert_eq!(outcome, -2);
             }
             Step::Release(lease) => {
                 scripts.release(lease).await;

@@ -1,7 +1,8 @@
 //! A proxy in front of Redis that fails as networks do.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -17,6 +18,8 @@ struct Faults {
     swallows: AtomicU32,
     /// Where new connections go.
     server: AtomicU16,
+    /// In milliseconds.
+    delay: AtomicU64,
     reset_next: AtomicBool,
     resets: AtomicU32,
 }
@@ -59,6 +62,12 @@ impl Proxy {
         self.faults.server.store(server, Ordering::SeqCst);
     }
 
+    /// Whatever comes is passed on later.
+    pub(crate) fn delay(&self, by: Duration) {
+        let millis = by.as_millis() as u64;
+        self.faults.delay.store(millis, Ordering::SeqCst);
+    }
+
     /// Of the next reply one byte is passed on, and then the connection is reset.
     pub(crate) fn reset_next(&self) {
         self.faults.reset_next.store(true, Ordering::SeqCst);
@@ -90,6 +99,10 @@ impl Faults {
                     _ => return,
                 },
             };
+            let delay = self.delay.load(Ordering::SeqCst);
+            if delay > 0 {
+                tokio::time::sleep(Duration::from_millis(delay)).await;
+            }
             let swallows = self.swallows.load(Ordering::SeqCst) > opened;
             if !swallows && to.write_all(bytes).await.is_err() {
                 return;

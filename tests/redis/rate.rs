@@ -221,8 +221,6 @@ async fn what_a_window_counted_stays_counted_when_its_quota_changes() {
     assert_eq!(left(hourly.burst(5)).await, 7);
     assert_eq!(left(Quota::per_hour(5).sliding()).await, 0);
     assert_eq!(left(Quota::per_day(10).sliding()).await, 2);
-    // A bucket has nothing to do with what a window counted, and starts full.
-    assert_eq!(left(Quota::per_hour(10)).await, 10);
     let refunded = open(hourly);
     refunded.refund(&alice(), 3).await;
     assert_eq!(left(hourly).await, 5);
@@ -231,5 +229,62 @@ async fn what_a_window_counted_stays_counted_when_its_quota_changes() {
         server.keys().await,
         [""; 0],
         "nothing is kept of what is not used"
+    );
+}
+
+/// The age of what a window counted is known to a sub-window, and these differ by a thousandfold.
+#[tokio::test]
+async fn what_a_window_just_counted_is_young_after_its_period_was_shortened() {
+    let server = Server::start().await;
+    let open = |quota: Quota| server.store().open(&[Policy::new("calls", quota)]);
+    let daily = open(Quota::per_day(60).sliding());
+    assert!(daily.take(&alice(), 60).await.is_admitted());
+    let shortened = open(Quota::per_minute(60).sliding());
+    assert_eq!(shortened.peek(&alice(), 0).await.remaining(), Some(0));
+    let refused = shortened.take(&alice(), 1).await;
+    assert!(!refused.is_admitted());
+    assert!(
+        refused.reset() > Some(Duration::from_secs(59)),
+        "{refused:?}"
+    );
+    assert!(
+        refused.reset() <= Some(Duration::from_secs(68)),
+        "{refused:?}"
+    );
+}
+
+/// While a deployment replaces a bucket by a window, each kind of replica keeps to its own.
+#[tokio::test]
+async fn a_bucket_and_a_window_of_one_name_leave_each_other_alone() {
+    let server = Server::start().await;
+    let quota = Quota::per_hour(10);
+    for [old, new] in [[quota, quota.sliding()], [quota.sliding(), quota]] {
+        server.command(&["FLUSHALL"]).await.unwrap();
+        let [old, new] =
+            [old, new].map(|quota| server.store().open(&[Policy::new("calls", quota)]));
+        let mut admitted = [0, 0];
+        for _ in 0..15 {
+            admitted[0] += u32::from(old.take(&alice(), 1).await.is_admitted());
+            admitted[1] += u32::from(new.take(&alice(), 1).await.is_admitted());
+        }
+        assert_eq!(admitted, [10, 10]);
+    }
+}
+
+/// Its neighbours are found with and without it.
+#[tokio::test]
+async fn a_quota_that_is_off_has_no_part() {
+    let server = Server::start().await;
+    let open = |second: Quota| {
+        let policy = Policy::new("a", Quota::per_hour(10)).and("b", second);
+        server.store().open(&[policy])
+    };
+    for second in [Quota::off(), Quota::per_hour(5), Quota::off()] {
+        let decision = open(second).take(&alice(), 1).await;
+        assert!(decision.is_admitted(), "{decision:?}");
+    }
+    assert_eq!(
+        open(Quota::off()).peek(&alice(), 0).await.remaining(),
+        Some(8)
     );
 }

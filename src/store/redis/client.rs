@@ -134,6 +134,19 @@ impl Client {
         arguments: impl ToRedisArgs + Copy,
         deadline: Instant,
     ) -> Result<T, StoreError> {
+        let _in_flight = self.shared.enter().map_err(|error| self.failed(error))?;
+        self.run_apart(script, keys, arguments, deadline).await
+    }
+
+    /// The same, next to the calls that are bounded: for tasks in the background that make one at
+    /// a time, and which requests must not keep from it.
+    pub(super) async fn run_apart<T: FromRedisValue>(
+        &self,
+        script: &Script,
+        keys: &[String],
+        arguments: impl ToRedisArgs + Copy,
+        deadline: Instant,
+    ) -> Result<T, StoreError> {
         let call = script.call(keys, arguments);
         match self.send(&call, deadline).await {
             Err(error) if error.is_no_script() => {
@@ -162,7 +175,6 @@ impl Client {
         command: &Cmd,
         deadline: Instant,
     ) -> Result<T, StoreError> {
-        let _in_flight = self.shared.enter()?;
         let Line {
             mut connection,
             generation,
@@ -183,7 +195,8 @@ impl Client {
         }
     }
 
-    fn failed(&self, error: StoreError) -> StoreError {
+    /// Tells the observers.
+    pub(super) fn failed(&self, error: StoreError) -> StoreError {
         let now = self.shared.started.elapsed();
         self.shared.options.events.failed(&error, now);
         error

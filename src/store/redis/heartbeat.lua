@@ -1,13 +1,16 @@
 -- Keeps leases alive. Those that are gone are taken again, whatever the limits say: their holder
 -- is at work.
 --
--- KEYS[1], KEYS[2], ARGV[1..2]  as in acquire.lua, but that ARGV[1] is a word for the epoch
--- KEYS[n + 2]  the leases of the n-th lease's key, or KEYS[1] again if that has no limit
--- ARGV[n + 2]  the n-th lease's id
+-- KEYS[1]      the leases of all keys, and the epoch, as in acquire.lua
+-- KEYS[n + 1]  the leases of the n-th lease's key, or KEYS[1] again if that has no limit
+-- ARGV[1..3]   as in acquire.lua
+-- ARGV[n + 3]  the n-th lease's id
 --
--- Returns how many were gone, the server's time and the epoch.
+-- Returns what became of it (1 done, -2 too late), the server's time, the epoch, and how many of the
+-- keys hold something else than leases.
 --
--- The first write is one that a server without memory allows, and which lets the others pass.
+-- The first write is one that a server without memory allows, and which lets the others pass. A key
+-- that holds something else keeps it, and is no harm to the other leases.
 
 local time = redis.call('TIME')
 local now = math.floor(time[1] * 1000 + time[2] / 1000)
@@ -15,27 +18,32 @@ local function text(number)
   return string.format('%.0f', number)
 end
 local ttl = tonumber(ARGV[2])
-local epoch = redis.call('GET', KEYS[2])
+local not_after = tonumber(ARGV[3])
+local epoch = redis.call('ZRANGEBYSCORE', KEYS[1], '+inf', '+inf')[1]
+if not_after > 0 and now > not_after then
+  return { -2, now, epoch or '', 0 }
+end
 
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', text(now))
-local gone = 0
-for n = 3, #KEYS do
-  local id = ARGV[n]
-  for _, key in ipairs({ KEYS[1], KEYS[n] }) do
-    if key == KEYS[1] and not redis.call('ZSCORE', key, id) then
-      gone = gone + 1
-    end
-    redis.call('ZADD', key, text(now + ttl), id)
-    if redis.call('PTTL', key) < ttl then
-      redis.call('PEXPIRE', key, ARGV[2])
-    end
-    if KEYS[n] == KEYS[1] then
-      break
+local expires = text(now + ttl)
+local wrong = 0
+for n = 2, #KEYS do
+  local id = ARGV[n + 2]
+  redis.call('ZADD', KEYS[1], expires, id)
+  if KEYS[n] ~= KEYS[1] then
+    local added = redis.pcall('ZADD', KEYS[n], expires, id)
+    if type(added) == 'table' then
+      wrong = wrong + 1
+    elseif redis.call('PTTL', KEYS[n]) < ttl then
+      redis.call('PEXPIRE', KEYS[n], ARGV[2])
     end
   end
 end
 if not epoch then
   epoch = ARGV[1]
-  redis.call('SET', KEYS[2], epoch)
+  redis.call('ZADD', KEYS[1], '+inf', epoch)
 end
-return { gone, now, epoch }
+if redis.call('PTTL', KEYS[1]) < ttl then
+  redis.call('PEXPIRE', KEYS[1], ARGV[2])
+end
+return { 1, now, epoch, wrong }

@@ -1,83 +1,36 @@
 //! The slots of one limiter in Redis: sorted sets of leases, by when they expire.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Inner;
 use super::failure::StoreError;
+use super::keeper::Keeper;
 use super::names::LeaseNames;
 use super::script::Script;
 use crate::key::Key;
 use crate::store::{Held, LeaseLimits, LeaseUsage, Leased, Leases, Reply};
 use crate::sync::lock;
 
-/// Leases in one call of the keeper's.
-const BATCH: usize = 256;
-
-/// Releases that wait for their turn at most. What is above is left to expire.
-const MOST_RELEASES: usize = 1 << 16;
-
-/// The pause after a release that failed.
-const RETRY: Duration = Duration::from_millis(100);
-
 pub(super) struct RedisLeases(Arc<Slots>);
 
-struct Slots {
-    store: Arc<Inner>,
-    names: LeaseNames,
-    keeper: Keeper,
+pub(super) struct Slots {
+    pub(super) store: Arc<Inner>,
+    pub(super) names: LeaseNames,
+    pub(super) keeper: Keeper,
     /// The server's time at a moment of ours, by the last answer.
     clock: Mutex<Option<(Instant, u64)>>,
     /// The last answer's.
     epoch: Mutex<String>,
 }
 
-/// What the background task, the keeper, looks after.
-#[derive(Default)]
-struct Keeper {
-    runs: AtomicBool,
-    wake: Notify,
-    /// Leases to keep alive, with the Redis key that holds those of their key.
-    held: Mutex<HashMap<u64, Option<String>>>,
-    /// Leases to give back: until when that matters.
-    releases: Mutex<Vec<Release>>,
-    /// Whether what is held is to be told to Redis at once.
-    assert: AtomicBool,
-    ended: AtomicBool,
-}
-
-impl Keeper {
-    fn has_work(&self) -> bool {
-        self.assert.load(Ordering::Acquire) || !lock(&self.releases).is_empty()
-    }
-
-    /// Ends the task if there is nothing left to look after.
-    fn ends(&self) -> bool {
-        let is_idle = || lock(&self.held).is_empty() && lock(&self.releases).is_empty();
-        if !is_idle() {
-            return false;
-        }
-        self.runs.store(false, Ordering::Release);
-        // Whoever came in between has either started another or is seen here.
-        is_idle() || self.runs.swap(true, Ordering::AcqRel)
-    }
-}
-
-struct Release {
-    id: u64,
-    of_key: Option<String>,
-    until: Instant,
-}
-
 pub(super) struct Scripts {
     acquire: Script,
-    heartbeat: Script,
-    release: Script,
+    pub(super) heartbeat: Script,
+    pub(super) release: Script,
     usage: Script,
 }
 
@@ -115,6 +68,7 @@ impl Drop for Lease {
 const GRANTED: i64 = 1;
 const FULL: i64 = 0;
 const KEY_FULL: i64 = -1;
+pub(super) const LATE: i64 = -2;
 
 impl RedisLeases {
     pub(super) fn new(store: Arc<Inner>, name: &str) -> Self {
@@ -149,9 +103,7 @@ impl Leases for RedisLeases {
 
 impl Drop for RedisLeases {
     fn drop(&mut self) {
-        // The keeper ends once nothing is held.
-        self.0.keeper.ended.store(true, Ordering::Release);
-        self.0.keeper.wake.notify_one();
+        self.0.keeper.end();
     }
 }
 
@@ -165,40 +117,59 @@ impl Slots {
             slots: self,
         };
         let slots = lease.slots.clone();
-        let asked = Instant::now();
         let deadline = slots.store.client.deadline();
-        let mut keys = vec![slots.names.total.clone(), slots.names.epoch.clone()];
+        let mut keys = vec![slots.names.total.clone()];
         keys.extend(of_key);
-        let arguments = [
-            lease.id.to_string(),
-            slots.ttl().as_millis().to_string(),
-            slots.not_after(asked).to_string(),
-            new_id().to_string(),
-            limits.total.unwrap_or(0).to_string(),
-            limits.key.map_or(0, |(_, limit)| limit).to_string(),
-        ];
-        let script = &slots.store.leases.acquire;
-        let answer = slots
-            .store
-            .client
-            .run(script, &keys, &arguments[..], deadline);
-        let (outcome, time, epoch): (i64, u64, String) = answer.await?;
-        slots.learn(time, epoch, false);
+        let id = lease.id;
+        let mut outcome = slots.ask(&keys, id, limits, deadline).await?;
+        if outcome == LATE {
+            // But here is its asker, waiting. So the clocks have drifted apart since the last
+            // answer, and with this one's time it is in time.
+            outcome = slots.ask(&keys, id, limits, deadline).await?;
+        }
+        if outcome == GRANTED {
+            slots.hold(id, lease.of_key.clone());
+            return Ok(Leased::Granted(Box::new(lease)));
+        }
+        lease.may_be_taken = false;
         Ok(match outcome {
-            GRANTED => {
-                slots.hold(&lease);
-                Leased::Granted(Box::new(lease))
-            }
-            outcome => {
-                lease.may_be_taken = false;
-                match outcome {
-                    FULL => Leased::Full,
-                    KEY_FULL => Leased::KeyFull,
-                    // Too late, so that its asker has given up as well.
-                    _ => Leased::Unavailable(slots.store.options.on_failure),
-                }
-            }
+            FULL => Leased::Full,
+            KEY_FULL => Leased::KeyFull,
+            _ => Leased::Unavailable(slots.store.options.on_failure),
         })
+    }
+
+    async fn ask(
+        &self,
+        keys: &[String],
+        id: u64,
+        limits: LeaseLimits,
+        deadline: Instant,
+    ) -> Result<i64, StoreError> {
+        let mut arguments = self.arguments(Instant::now());
+        arguments.extend([
+            id.to_string(),
+            limits
+                .total
+                .map_or_else(|| "-1".to_owned(), |limit| limit.to_string()),
+            limits.key.map_or(0, |(_, limit)| limit).to_string(),
+        ]);
+        let client = &self.store.client;
+        let script = &self.store.leases.acquire;
+        let answer = client.run(script, keys, &*arguments, deadline);
+        let (outcome, time, epoch): (i64, u64, String) = answer.await?;
+        self.learn(time, epoch);
+        Ok(outcome)
+    }
+
+    /// What scripts that take leases take first: a word for the epoch, the time to live, and until
+    /// when they are not too late.
+    pub(super) fn arguments(&self, asked: Instant) -> Vec<String> {
+        vec![
+            format!("epoch {}", new_id()),
+            self.ttl().as_millis().to_string(),
+            self.not_after(asked).to_string(),
+        ]
     }
 
     async fn usage(&self, key: Option<Key>) -> Result<LeaseUsage, StoreError> {
@@ -217,11 +188,11 @@ impl Slots {
         ))
     }
 
-    fn ttl(&self) -> Duration {
+    pub(super) fn ttl(&self) -> Duration {
         self.store.options.lease_ttl
     }
 
-    /// The server's time after which an acquire that was sent now has been given up; 0 if that
+    /// The server's time after which a call that was sent now has been given up; 0 if that
     /// is not known. A client's timeout does not take back a command that was sent.
     fn not_after(&self, asked: Instant) -> u64 {
         let Some((at, time)) = *lock(&self.clock) else {
@@ -234,173 +205,16 @@ impl Slots {
 
     /// Takes note of the server's clock and epoch. Another epoch means that its data is lost, so
     /// what is held is told to it at once.
-    fn learn(&self, time: u64, epoch: String, told: bool) {
+    pub(super) fn learn(&self, time: u64, epoch: String) {
         *lock(&self.clock) = Some((Instant::now(), time));
         if epoch.is_empty() {
             return;
         }
         let before = std::mem::replace(&mut *lock(&self.epoch), epoch.clone());
-        if !before.is_empty() && before != epoch && !told {
-            self.keeper.assert.store(true, Ordering::Release);
-            self.keeper.wake.notify_one();
+        if !before.is_empty() && before != epoch {
+            self.keeper.assert();
         }
     }
-
-    fn hold(self: &Arc<Self>, lease: &Lease) {
-        lock(&self.keeper.held).insert(lease.id, lease.of_key.clone());
-        self.keep();
-    }
-
-    fn give_back(self: &Arc<Self>, id: u64, of_key: Option<String>) {
-        lock(&self.keeper.held).remove(&id);
-        {
-            let mut releases = lock(&self.keeper.releases);
-            if releases.len() < MOST_RELEASES {
-                let until = Instant::now() + self.ttl();
-                releases.push(Release { id, of_key, until });
-            }
-        }
-        self.keep();
-        self.keeper.wake.notify_one();
-    }
-
-    /// Starts the keeper unless it runs.
-    fn keep(self: &Arc<Self>) {
-        let keeper = &self.keeper;
-        if keeper.runs.load(Ordering::Acquire) || keeper.runs.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let kept = Kept(self.clone());
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn(async move { kept.0.look_after().await })),
-            Err(_) => drop(kept),
-        }
-    }
-
-    async fn look_after(self: &Arc<Self>) {
-        let interval = self.ttl() / 3;
-        let mut next = Instant::now() + jittered(interval);
-        loop {
-            let wait = if self.keeper.has_work() {
-                Instant::now()
-            } else {
-                next
-            };
-            tokio::select! {
-                () = self.keeper.wake.notified() => {}
-                () = tokio::time::sleep_until(wait) => {}
-            }
-            let released = self.release_all().await;
-            let asserts = self.keeper.assert.swap(false, Ordering::AcqRel);
-            let kept = if asserts || Instant::now() >= next {
-                next = Instant::now() + jittered(interval);
-                self.heartbeat().await
-            } else {
-                Ok(())
-            };
-            if released.and(kept).is_err() {
-                tokio::time::sleep(RETRY).await;
-            }
-            if self.keeper.ended.load(Ordering::Acquire) && self.keeper.ends() {
-                return;
-            }
-        }
-    }
-
-    /// Gives back what is to be given back, together.
-    async fn release_all(&self) -> Result<(), StoreError> {
-        loop {
-            let batch: Vec<Release> = {
-                let mut releases = lock(&self.keeper.releases);
-                let from = releases.len().saturating_sub(BATCH);
-                releases.split_off(from)
-            };
-            if batch.is_empty() {
-                return Ok(());
-            }
-            let mut keys = vec![self.names.total.clone()];
-            keys.extend(
-                batch
-                    .iter()
-                    .map(|release| self.names.or_total(&release.of_key)),
-            );
-            let ids: Vec<u64> = batch.iter().map(|release| release.id).collect();
-            let client = &self.store.client;
-            let script = &self.store.leases.release;
-            let released = match client.check() {
-                Ok(()) => client.run(script, &keys, &*ids, client.deadline()).await,
-                Err(error) => Err(error),
-            };
-            if let Err(error) = released.map(|_: u64| ()) {
-                // Later, as long as they have not expired by then.
-                let now = Instant::now();
-                let mut releases = lock(&self.keeper.releases);
-                releases.extend(batch.into_iter().filter(|release| release.until > now));
-                return Err(error);
-            }
-        }
-    }
-
-    async fn heartbeat(&self) -> Result<(), StoreError> {
-        let held: Vec<(u64, Option<String>)> = {
-            let held = lock(&self.keeper.held);
-            held.iter()
-                .map(|(id, of_key)| (*id, of_key.clone()))
-                .collect()
-        };
-        for batch in held.chunks(BATCH) {
-            let mut keys = vec![self.names.total.clone(), self.names.epoch.clone()];
-            keys.extend(batch.iter().map(|(_, of_key)| self.names.or_total(of_key)));
-            let mut arguments = vec![new_id(), self.ttl().as_millis() as u64];
-            arguments.extend(batch.iter().map(|(id, _)| *id));
-            let client = &self.store.client;
-            let script = &self.store.leases.heartbeat;
-            let answer = match client.check() {
-                Ok(()) => {
-                    client
-                        .run(script, &keys, &*arguments, client.deadline())
-                        .await
-                }
-                Err(error) => Err(error),
-            };
-            let (_, time, epoch): (u64, u64, String) = answer.inspect_err(|_| {
-                // As soon as it can be done.
-                self.keeper.assert.store(true, Ordering::Release);
-            })?;
-            self.learn(time, epoch, true);
-            self.release_what_ended(batch);
-        }
-        Ok(())
-    }
-
-    /// A lease that was given back while its heartbeat was on its way may be there again.
-    fn release_what_ended(&self, batch: &[(u64, Option<String>)]) {
-        let held = lock(&self.keeper.held);
-        let ended = batch.iter().filter(|(id, _)| !held.contains_key(id));
-        let until = Instant::now() + self.ttl();
-        let ended: Vec<_> = ended
-            .map(|(id, of_key)| Release {
-                id: *id,
-                of_key: of_key.clone(),
-                until,
-            })
-            .collect();
-        drop(held);
-        lock(&self.keeper.releases).extend(ended);
-    }
-}
-
-/// Says that there is no keeper any more when it ends, also with its runtime.
-struct Kept(Arc<Slots>);
-
-impl Drop for Kept {
-    fn drop(&mut self) {
-        self.0.keeper.runs.store(false, Ordering::Release);
-    }
-}
-
-fn jittered(interval: Duration) -> Duration {
-    interval.mul_f64(0.8 + fastrand::f64() / 5.0)
 }
 
 /// A number that no other lease of any replica has: random, and counted on from there.

@@ -5,8 +5,10 @@
 mod client;
 mod denied;
 mod failure;
+mod keeper;
 mod leases;
 mod names;
+mod post;
 mod rate;
 mod script;
 mod url;
@@ -68,13 +70,16 @@ use crate::policy::Policy;
 ///   names by its number, in the order in which limiters are made. Give each limiter's policy
 ///   a name of its own.
 /// - Quotas may differ for as long as a deployment takes: what is spent stays spent, in requests.
+///   A quota that becomes [sliding](crate::Quota::sliding), or no longer is, starts anew, together with
+///   the others of its limiter; until all replicas have it, those of either kind share a limit.
 ///
 /// # What is stored
 ///
-/// One string for each key and limiter, which expires when its buckets are full: about 150 bytes of
+/// Of rates one string for each key and policy, which expires when its buckets are full: about 150 bytes of
 /// Redis's memory. Its name holds an address as it is, and nothing else that a client
 /// sent. Times are whole microseconds: above 100,000 requests a second for one key the rate may
-/// fall short by more than a tenth.
+/// fall short by more than a tenth. Of concurrency one sorted set for each limit and one for each of its
+/// keys, which expire with the last slot.
 ///
 /// # Several keys in a cluster
 ///
@@ -173,7 +178,8 @@ impl RedisStore {
     }
 
     /// How many calls may be under way at a time; for those above it the failure mode decides at
-    /// once. Default: [`DEFAULT_MAX_IN_FLIGHT`](Self::DEFAULT_MAX_IN_FLIGHT).
+    /// once. Default: [`DEFAULT_MAX_IN_FLIGHT`](Self::DEFAULT_MAX_IN_FLIGHT). What keeps slots alive and
+    /// gives them back is not counted: it is one call at a time for each concurrency limit.
     pub fn max_in_flight(self, calls: usize) -> Self {
         self.with(|store| store.options.client.max_in_flight = calls)
     }

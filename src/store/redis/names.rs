@@ -7,13 +7,15 @@ use std::sync::{Arc, Mutex};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::key::Key;
-use crate::policy::{NamedQuota, Policy};
+use crate::policy::Policy;
 use crate::sync::lock;
 
 /// The names that are in use by limiters of one store.
 ///
-/// A limiter is called by the names of its quotas. A second one with the same names has a 2 behind
-/// them, and so on, in the order in which they are made: replicas run the same program.
+/// A limiter is called by the names of its quotas, those that slide with a `~`: what buckets and
+/// windows keep differs, so a quota that changes its kind counts in another place. A second limiter
+/// of the same name has a 2 behind it, and so on, in the order in which they are made: replicas run
+/// the same program.
 #[derive(Clone)]
 pub(super) struct Names {
     prefix: Arc<str>,
@@ -24,8 +26,8 @@ pub(super) struct Names {
 pub(super) struct Name {
     names: Names,
     name: String,
-    /// What the keys begin with.
-    begin: String,
+    /// What the keys begin with, for each policy: two that are charged to the same key are apart.
+    begins: Vec<String>,
 }
 
 impl Names {
@@ -37,12 +39,14 @@ impl Names {
     }
 
     pub(super) fn claim(&self, policies: &[Policy]) -> Name {
-        let quotas = policies
-            .iter()
-            .flat_map(Policy::quotas)
-            .map(NamedQuota::name);
-        let names: Vec<_> = quotas
-            .map(|name| utf8_percent_encode(name, NON_ALPHANUMERIC).to_string())
+        let quotas = policies.iter().flat_map(Policy::quotas);
+        let limiting = quotas.filter(|quota| !quota.quota().is_off());
+        let names: Vec<_> = limiting
+            .map(|limiting| {
+                let name = utf8_percent_encode(limiting.name(), NON_ALPHANUMERIC);
+                let slides = limiting.quota().is_sliding();
+                format!("{name}{}", if slides { "~" } else { "" })
+            })
             .collect();
         let first = names.join("+");
         let mut taken = lock(&self.taken);
@@ -52,8 +56,12 @@ impl Names {
             n += 1;
             name = format!("{first}*{n}");
         }
+        let begins = (1..=policies.len()).map(|policy| match policy {
+            1 => format!("{}:rate:{name}:", self.prefix),
+            n => format!("{}:rate:{name}/{n}:", self.prefix),
+        });
         Name {
-            begin: format!("{}:rate:{name}:", self.prefix),
+            begins: begins.collect(),
             names: self.clone(),
             name,
         }
@@ -64,7 +72,6 @@ impl Names {
 /// script reaches them.
 pub(super) struct LeaseNames {
     pub(super) total: String,
-    pub(super) epoch: String,
     begin: String,
 }
 
@@ -74,7 +81,6 @@ impl Names {
         let begin = format!("{{{}:lease:{name}}}:", self.prefix);
         LeaseNames {
             total: format!("{begin}total"),
-            epoch: format!("{begin}epoch"),
             begin: begin + "of:",
         }
     }
@@ -93,9 +99,9 @@ impl LeaseNames {
 }
 
 impl Name {
-    /// The Redis key that holds a key's buckets.
-    pub(super) fn key(&self, key: &Key) -> String {
-        text(&self.begin, key)
+    /// The Redis key that holds a key's buckets of the policy at this place.
+    pub(super) fn key(&self, policy: usize, key: &Key) -> String {
+        text(&self.begins[policy], key)
     }
 }
 
@@ -130,17 +136,27 @@ mod tests {
         let one = names.claim(&policy);
         let two = names.claim(&policy);
         let address = Key::ip([192, 0, 2, 1].into());
-        assert_eq!(one.key(&address), "app:rate:per%20day:ip:192.0.2.1");
-        assert_eq!(two.key(&address), "app:rate:per%20day*2:ip:192.0.2.1");
+        assert_eq!(one.key(0, &address), "app:rate:per%20day:ip:192.0.2.1");
+        assert_eq!(two.key(0, &address), "app:rate:per%20day*2:ip:192.0.2.1");
+        let both = names.claim(&[policy[0].clone(), Quota::per_hour(1).into()]);
+        assert_eq!(
+            [0, 1].map(|policy| both.key(policy, &address)),
+            [
+                "app:rate:per%20day+default:ip:192.0.2.1",
+                "app:rate:per%20day+default/2:ip:192.0.2.1"
+            ]
+        );
+        let window = names.claim(&[Policy::new("per day", Quota::per_day(1).sliding())]);
+        assert_eq!(window.key(0, &address), "app:rate:per%20day~:ip:192.0.2.1");
         drop(one);
         let again = names.claim(&policy);
-        assert_eq!(again.key(&address), "app:rate:per%20day:ip:192.0.2.1");
+        assert_eq!(again.key(0, &address), "app:rate:per%20day:ip:192.0.2.1");
     }
 
     #[test]
     fn nothing_a_client_sends_is_in_a_key() {
         let name = Names::new("app").claim(&[Quota::per_day(1).into()]);
-        let key = name.key(&Key::new("bearer", b"{hunter2}"));
+        let key = name.key(0, &Key::new("bearer", b"{hunter2}"));
         assert!(!key.contains("hunter2") && !key.contains('{'), "{key}");
     }
 }

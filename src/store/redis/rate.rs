@@ -172,8 +172,7 @@ impl Buckets {
         if keys.len() > 1 && self.client().is_cluster() {
             return self.decide_apart(keys, cost, mode, deadline).await;
         }
-        let charged: Vec<_> = self.policies.iter().zip(keys).collect();
-        let usages = self.call(&charged, cost, mode, deadline).await?;
+        let usages = self.call(0, keys, cost, mode, deadline).await?;
         Ok(Decision::from_usages(usages))
     }
 
@@ -193,9 +192,8 @@ impl Buckets {
         let mut refused = false;
         let mut taken = Vec::new();
         for at in order {
-            let charged = [(&self.policies[at], &keys[at])];
             let mode = if refused { Mode::Peek } else { mode };
-            let found = self.call(&charged, cost, mode, deadline).await?;
+            let found = self.call(at, &keys[at..=at], cost, mode, deadline).await?;
             let fits = found.iter().all(Usage::fits);
             refused |= !fits;
             if fits && mode == Mode::Take {
@@ -205,9 +203,9 @@ impl Buckets {
         }
         if refused {
             for at in taken {
-                let charged = [(&self.policies[at], &keys[at])];
-                self.call(&charged, cost, Mode::Refund, deadline).await?;
-                usages[at] = self.call(&charged, cost, Mode::Peek, deadline).await?;
+                let key = &keys[at..=at];
+                self.call(at, key, cost, Mode::Refund, deadline).await?;
+                usages[at] = self.call(at, key, cost, Mode::Peek, deadline).await?;
             }
         }
         Ok(Decision::from_usages(usages.into_iter().flatten()))
@@ -215,37 +213,45 @@ impl Buckets {
 
     async fn give_back(&self, keys: &[Key], cost: u32) -> Result<(), StoreError> {
         let deadline = self.client().deadline();
-        let charged: Vec<_> = self.policies.iter().zip(keys).collect();
-        // In a cluster the keys lie in different parts.
-        let at_once = if self.client().is_cluster() {
-            1
-        } else {
-            usize::MAX
-        };
-        for charged in charged.chunks(at_once) {
-            self.call(charged, cost, Mode::Refund, deadline).await?;
+        let keys = &keys[..keys.len().min(self.policies.len())];
+        if !self.client().is_cluster() {
+            return self
+                .call(0, keys, cost, Mode::Refund, deadline)
+                .await
+                .map(drop);
+        }
+        // There the keys lie in different parts.
+        for at in 0..keys.len() {
+            self.call(at, &keys[at..=at], cost, Mode::Refund, deadline)
+                .await?;
         }
         Ok(())
     }
 
+    /// Charges keys to the policies from `first` on.
     async fn call(
         &self,
-        charged: &[(&Windows, &Key)],
+        first: usize,
+        keys: &[Key],
         cost: u32,
         mode: Mode,
         deadline: Instant,
     ) -> Result<Vec<Usage>, StoreError> {
-        let keys: Vec<_> = charged.iter().map(|(_, key)| self.name.key(key)).collect();
+        let policies = &self.policies[first..first + keys.len()];
+        let names = keys.iter().enumerate();
+        let keys: Vec<_> = names
+            .map(|(n, key)| self.name.key(first + n, key))
+            .collect();
         let arguments = &Arguments {
             cost,
             mode,
-            charged,
+            policies,
         };
         let call = self
             .client()
             .run(&self.store.rates, &keys, arguments, deadline);
         let numbers: Vec<i64> = call.await?;
-        let windows = charged.iter().flat_map(|(windows, _)| &windows.0);
+        let windows = policies.iter().flat_map(|windows| &windows.0);
         Ok(windows
             .zip(numbers.chunks_exact(3))
             .map(|(window, numbers)| usage(window, numbers))
@@ -257,14 +263,14 @@ impl Buckets {
 struct Arguments<'a> {
     cost: u32,
     mode: Mode,
-    charged: &'a [(&'a Windows, &'a Key)],
+    policies: &'a [Windows],
 }
 
 impl ToRedisArgs for Arguments<'_> {
     fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
         out.write_arg_fmt(self.cost);
         out.write_arg(self.mode.word().as_bytes());
-        for (windows, _) in self.charged {
+        for windows in self.policies {
             out.write_arg_fmt(windows.0.len());
             for window in &windows.0 {
                 out.write_arg_fmt(u8::from(window.sliding));

@@ -4,14 +4,15 @@
 -- KEYS[n + 1]  the leases of the n-th lease's key, or KEYS[1] again if that has no limit
 -- ARGV[n]      the n-th lease's id
 --
--- Returns how many were there.
+-- Returns how many of the keys hold something else than leases. They keep it, and are no harm to the
+-- other leases.
 
-local there = 0
+local wrong = 0
 for n = 2, #KEYS do
   local id = ARGV[n - 1]
-  there = there + redis.call('ZREM', KEYS[1], id)
-  if KEYS[n] ~= KEYS[1] then
-    redis.call('ZREM', KEYS[n], id)
+  redis.call('ZREM', KEYS[1], id)
+  if KEYS[n] ~= KEYS[1] and type(redis.pcall('ZREM', KEYS[n], id)) == 'table' then
+    wrong = wrong + 1
   end
 end
-return there
+return wrong

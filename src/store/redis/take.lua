@@ -3,7 +3,8 @@
 -- or a sliding window of 15 sub-windows (store/memory/mod.rs has its rule). The time is this
 -- server's.
 --
--- KEYS[n]   one for each charged entity: a part for each of its quotas, joined by semicolons.
+-- KEYS[n]   one for each charged entity: a part for each of its quotas, joined by semicolons. (Its
+--           name tells buckets from windows, so that a part is always of its quota's kind.)
 --           b <interval> <arrival>            a bucket; it is full at the arrival time
 --           s <length> <newest> <count> ..    a window: the length of a sub-window, the number of the
 --                                             newest, and what was admitted in it and those before
@@ -31,7 +32,7 @@ local mode = ARGV[2]
 local function debt_of(stored, interval, limit)
   local before, arrival = string.match(stored, '^b (%d+) (%d+)$')
   if not before then
-    return string.find(stored, WINDOW) and 0
+    return nil
   end
   local debt = arrival - now
   if debt <= 0 then
@@ -49,20 +50,19 @@ end
 -- The counters of a window as they are now, from 1 for the newest, and the newest's number; nothing
 -- if it is none.
 local function counts_of(stored, length)
-  if string.find(stored, '^b %d+ %d+$') then
-    stored = ''
-  elseif stored ~= '' and not string.find(stored, WINDOW) then
+  if stored and not string.find(stored, WINDOW) then
     return nil
   end
   local counts = {}
   local index = math.floor(now / length)
-  local numbers = string.gmatch(stored, '%d+')
+  local numbers = string.gmatch(stored or '', '%d+')
   local before, newest = tonumber(numbers() or length), tonumber(numbers() or index)
   local age = 0
   local passed = 0
   if before ~= length then
-    -- The quota was changed: all that counts is as young as the youngest.
-    newest = math.floor(newest * before / length)
+    -- The quota was changed: all that counts is as young as the youngest can be, which is
+    -- from the end of its sub-window, or from now.
+    newest = math.min(math.floor(((newest + 1) * before - 1) / length), index)
   end
   if newest > index + 1 then
     newest = index + 1
@@ -97,16 +97,19 @@ local fits = true
 local at = 3
 for n, key in ipairs(KEYS) do
   local value = redis.call('GET', key)
+  local quotas = tonumber(ARGV[at])
   local parts = {}
-  if value and string.find(value, ';', 1, true) then
+  if value and quotas == 1 then
+    parts[1] = value
+  elseif value then
     for part in string.gmatch(value, '[^;]+') do
       parts[#parts + 1] = part
     end
-  else
-    parts[1] = value or nil
+    if #parts ~= quotas or table.concat(parts, ';') ~= value then
+      return junk()
+    end
   end
   local longest = 0
-  local quotas = tonumber(ARGV[at])
   for quota = 1, quotas do
     local length, limit = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
     local stored = parts[quota]
@@ -124,7 +127,7 @@ for n, key in ipairs(KEYS) do
       parts[quota] = string.format('b %.0f %.0f', length, now + reset_after)
       longest = math.max(longest, reset_after)
     else
-      local counts, newest = counts_of(stored or '', length)
+      local counts, newest = counts_of(stored, length)
       if not counts then
         return junk()
       end

@@ -1,6 +1,6 @@
 -- Counts the leases that are live.
 --
--- KEYS[n]  leases, by when they expire in this server's milliseconds
+-- KEYS[n]  leases, by when they expire in this server's milliseconds; an epoch does not expire
 --
 -- Returns how many there are in each.
 
@@ -8,6 +8,6 @@ local time = redis.call('TIME')
 local live = '(' .. string.format('%.0f', math.floor(time[1] * 1000 + time[2] / 1000))
 local counts = {}
 for n, key in ipairs(KEYS) do
-  counts[n] = redis.call('ZCOUNT', key, live, '+inf')
+  counts[n] = redis.call('ZCOUNT', key, live, '(+inf')
 end
 return counts

@@ -1,0 +1,251 @@
+//! The task that keeps the slots of one limiter alive, and gives back those that are free.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::failure::{FailureKind, StoreError};
+use super::leases::{LATE, Slots};
+use super::post::{Post, Term};
+use crate::sync::lock;
+
+/// Leases in one call of the keeper's.
+const BATCH: usize = 256;
+
+/// Releases that wait for their turn at most. What is above is left to expire.
+const MOST_RELEASES: usize = 1 << 16;
+
+/// The pause after a call that failed.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// What is looked after, and whether anybody does.
+#[derive(Default)]
+pub(super) struct Keeper {
+    post: Post,
+    wake: Notify,
+    /// Leases to keep alive, with the Redis key that holds those of their key.
+    held: Mutex<HashMap<u64, Option<String>>>,
+    /// Leases to give back, those that have waited longest in front.
+    releases: Mutex<VecDeque<Release>>,
+    /// Whether what is held is to be told to Redis at once.
+    asserts: AtomicBool,
+    ended: AtomicBool,
+}
+
+struct Release {
+    id: u64,
+    of_key: Option<String>,
+    /// When it has expired by itself.
+    until: Instant,
+}
+
+impl Keeper {
+    pub(super) fn assert(&self) {
+        self.asserts.store(true, Ordering::Release);
+        self.wake.notify_one();
+    }
+
+    /// No more leases will come: the task ends once nothing is held.
+    pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+        self.wake.notify_one();
+    }
+
+    fn has_work(&self) -> bool {
+        self.asserts.load(Ordering::Acquire) || !lock(&self.releases).is_empty()
+    }
+
+    fn queue(&self, ended: impl IntoIterator<Item = Release>) {
+        let mut releases = lock(&self.releases);
+        let room = MOST_RELEASES.saturating_sub(releases.len());
+        releases.extend(ended.into_iter().take(room));
+    }
+
+    /// Ends the task if there is nothing left to look after.
+    fn ends(&self, term: &mut Term) -> bool {
+        let is_idle = || lock(&self.held).is_empty() && lock(&self.releases).is_empty();
+        if !is_idle() {
+            return false;
+        }
+        self.post.leave(*term);
+        // Whoever came in between has either started another or is seen here.
+        if is_idle() {
+            return true;
+        }
+        match self.post.take() {
+            Some(again) => {
+                *term = again;
+                false
+            }
+            None => true,
+        }
+    }
+}
+
+impl Slots {
+    pub(super) fn hold(self: &Arc<Self>, id: u64, of_key: Option<String>) {
+        lock(&self.keeper.held).insert(id, of_key);
+        self.keep();
+    }
+
+    pub(super) fn give_back(self: &Arc<Self>, id: u64, of_key: Option<String>) {
+        lock(&self.keeper.held).remove(&id);
+        self.keeper.queue([self.release(id, of_key)]);
+        self.keep();
+        self.keeper.wake.notify_one();
+    }
+
+    fn release(&self, id: u64, of_key: Option<String>) -> Release {
+        let until = Instant::now() + self.ttl();
+        Release { id, of_key, until }
+    }
+
+    /// Starts the keeper unless it runs.
+    fn keep(self: &Arc<Self>) {
+        let Some(term) = self.keeper.post.take() else {
+            return;
+        };
+        let kept = Kept {
+            slots: self.clone(),
+            term,
+        };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn(kept.look_after())),
+            Err(_) => drop(kept),
+        }
+    }
+
+    /// Gives back a batch of what is to be given back.
+    async fn release_some(&self) -> Result<(), StoreError> {
+        let batch: Vec<Release> = {
+            let mut releases = lock(&self.keeper.releases);
+            let size = releases.len().min(BATCH);
+            releases.drain(..size).collect()
+        };
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let mut keys = vec![self.names.total.clone()];
+        keys.extend(batch.iter().map(|of| self.names.or_total(&of.of_key)));
+        let ids: Vec<u64> = batch.iter().map(|release| release.id).collect();
+        let client = &self.store.client;
+        let script = &self.store.leases.release;
+        let released = client.run_apart(script, &keys, &*ids, client.deadline());
+        match released.await {
+            Ok(wrong) => {
+                self.found_wrong(wrong);
+                Ok(())
+            }
+            Err(error) => {
+                // Later, as long as they have not expired by then.
+                let now = Instant::now();
+                self.keeper
+                    .queue(batch.into_iter().filter(|release| release.until > now));
+                Err(error)
+            }
+        }
+    }
+
+    async fn heartbeat(&self) -> Result<(), StoreError> {
+        let held: Vec<(u64, Option<String>)> = {
+            let held = lock(&self.keeper.held);
+            held.iter()
+                .map(|(id, of_key)| (*id, of_key.clone()))
+                .collect()
+        };
+        for batch in held.chunks(BATCH) {
+            let mut keys = vec![self.names.total.clone()];
+            keys.extend(batch.iter().map(|(_, of_key)| self.names.or_total(of_key)));
+            let mut arguments = self.arguments(Instant::now());
+            arguments.extend(batch.iter().map(|(id, _)| id.to_string()));
+            let client = &self.store.client;
+            let script = &self.store.leases.heartbeat;
+            let answer = client.run_apart(script, &keys, &*arguments, client.deadline());
+            let answer = answer.await.inspect_err(|_| {
+                // As soon as it can be done.
+                self.keeper.asserts.store(true, Ordering::Release);
+            })?;
+            let (outcome, time, epoch, wrong): (i64, u64, String, u64) = answer;
+            self.learn(time, epoch);
+            if outcome == LATE {
+                // Our idea of the server's clock was wrong, which it no longer is.
+                self.keeper.asserts.store(true, Ordering::Release);
+            }
+            self.found_wrong(wrong);
+            self.release_what_ended(batch);
+        }
+        Ok(())
+    }
+
+    /// A lease that was given back while its heartbeat was on its way may be there again.
+    fn release_what_ended(&self, batch: &[(u64, Option<String>)]) {
+        let ended: Vec<_> = {
+            let held = lock(&self.keeper.held);
+            let ended = batch.iter().filter(|(id, _)| !held.contains_key(id));
+            ended
+                .map(|(id, of_key)| self.release(*id, of_key.clone()))
+                .collect()
+        };
+        self.keeper.queue(ended);
+    }
+
+    fn found_wrong(&self, keys: u64) {
+        for _ in 0..keys {
+            let error = StoreError::new(FailureKind::WrongData);
+            self.store.client.failed(error);
+        }
+    }
+}
+
+/// The keeper at work. When it ends, also with its runtime, there is none any more.
+struct Kept {
+    slots: Arc<Slots>,
+    term: Term,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.slots.keeper.post.leave(self.term);
+    }
+}
+
+impl Kept {
+    async fn look_after(mut self) {
+        let slots = self.slots.clone();
+        let keeper = &slots.keeper;
+        let interval = slots.ttl() / 3;
+        let mut next = Instant::now() + jittered(interval);
+        loop {
+            if !keeper.has_work() {
+                tokio::select! {
+                    () = keeper.wake.notified() => {}
+                    () = tokio::time::sleep_until(next) => {}
+                }
+            }
+            // A batch at a time, so that heartbeats do not wait until all is given back: there may
+            // always be more.
+            let released = slots.release_some().await;
+            let asserts = keeper.asserts.swap(false, Ordering::AcqRel);
+            let kept = if asserts || Instant::now() >= next {
+                next = Instant::now() + jittered(interval);
+                slots.heartbeat().await
+            } else {
+                Ok(())
+            };
+            if released.and(kept).is_err() {
+                tokio::time::sleep(RETRY).await;
+            }
+            if keeper.ended.load(Ordering::Acquire) && keeper.ends(&mut self.term) {
+                return;
+            }
+        }
+    }
+}
+
+fn jittered(interval: Duration) -> Duration {
+    interval.mul_f64(0.8 + fastrand::f64() / 5.0)
+}
