@@ -28,6 +28,7 @@
 //! - [`respond`] and [`RateLimitHeaders`]: what clients are told.
 //! - [`observe`]: metrics and logs.
 //! - [`RateLimiter`] and [`ConcurrencyLimiter`]: the same without HTTP.
+//! - [`Leases`]: work that outlives its request, such as sessions and jobs.
 //! - [`store`]: where the counting happens, and what it costs in memory.
 //! - `replicas` (feature `redis`): one limit for all replicas of a service.
 //! - [`limitations`]: what this crate does not do.
@@ -38,7 +39,8 @@
 //!
 //! | feature | adds |
 //! |---|---|
-//! | `axum` | the peer's address from `ConnectInfo`; [`RateLimitStatus`] and [`UpgradePermit`] as extractors |
+//! | `axum` | the peer's address from `ConnectInfo`; [`RateLimitStatus`] and [`UpgradePermit`] as extractors; `sessions`, endpoints for [`Leases`] |
+//! | `ws` | `ws`: limits on WebSockets and their messages, with axum |
 //! | `tonic` | the peer's address from tonic's connect info; `NamedService` forwarded, to go around a single service |
 //! | `metrics` | `MetricsObserver` |
 //! | `tracing` | `TracingObserver`, and a warning when requests have no key |
@@ -75,6 +77,11 @@ pub mod respond;
 pub mod concurrency;
 pub mod rate;
 
+#[cfg(feature = "axum")]
+pub mod sessions;
+#[cfg(feature = "ws")]
+pub mod ws;
+
 pub use body::ResponseBody;
 pub use concurrency::{ConcurrencyLimit, ConcurrencyLimitLayer, HoldUntil, UpgradePermit};
 pub use decision::{Decision, Usage};
@@ -83,12 +90,12 @@ pub use extract::{
 };
 pub use headers::RateLimitHeaders;
 pub use key::{Key, Secret, SecretInstalled};
-pub use limiter::{ConcurrencyLimiter, Permit, RateLimiter};
+pub use limiter::{ConcurrencyLimiter, KeptLease, Lease, Leases, Permit, RateLimiter};
 pub use observe::Observer;
 pub use policy::{NamedQuota, Policy, PolicyError};
 pub use quota::{Quota, QuotaError};
 pub use rate::{RateLimit, RateLimitByTokenLayer, RateLimitLayer, RateLimitStatus};
-pub use rejection::{Reason, Rejection};
+pub use rejection::{Occupancy, Reason, Rejection};
 pub use respond::Responder;
 pub use store::MemoryStore;
 

@@ -18,7 +18,24 @@ pub struct Rejection {
     retry_after: Option<Duration>,
     violated: Vec<Arc<str>>,
     // Boxed: rejections are returned as errors, and should not make results large.
-    decision: Option<Box<Decision>>,
+    numbers: Option<Box<Numbers>>,
+}
+
+#[derive(Clone, Debug)]
+enum Numbers {
+    Decision(Decision),
+    Occupancy(Occupancy),
+}
+
+/// How far a limit on what is at work is used up: the tenant's own when it is told with
+/// [`Reason::KeyAtCapacity`], else that of all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Occupancy {
+    /// How many are at work.
+    pub used: u64,
+    /// How many may be.
+    pub allowed: u64,
 }
 
 /// What a [`Rejection`] is for.
@@ -70,7 +87,7 @@ impl Rejection {
             limiter: limiter.into(),
             retry_after: None,
             violated: Vec::new(),
-            decision: None,
+            numbers: None,
         }
     }
 
@@ -85,7 +102,14 @@ impl Rejection {
     pub(crate) fn decided(mut self, decision: Decision, violated: Vec<Arc<str>>) -> Self {
         self.retry_after = decision.retry_after();
         self.violated = violated;
-        self.decision = Some(Box::new(decision));
+        self.numbers = Some(Box::new(Numbers::Decision(decision)));
+        self
+    }
+
+    /// Tells how many are at work.
+    pub(crate) fn occupied(mut self, used: u64, allowed: u64) -> Self {
+        let occupancy = Occupancy { used, allowed };
+        self.numbers = Some(Box::new(Numbers::Occupancy(occupancy)));
         self
     }
 
@@ -119,10 +143,22 @@ impl Rejection {
         self.violated.iter().map(|name| &**name)
     }
 
+    /// How many are at work and how many may be, in a refusal by [`Leases`](crate::Leases).
+    #[must_use]
+    pub fn occupancy(&self) -> Option<Occupancy> {
+        match self.numbers.as_deref() {
+            Some(Numbers::Occupancy(occupancy)) => Some(*occupancy),
+            _ => None,
+        }
+    }
+
     /// The decision behind a refusal by a rate limit.
     #[must_use]
     pub fn decision(&self) -> Option<&Decision> {
-        self.decision.as_deref()
+        match self.numbers.as_deref() {
+            Some(Numbers::Decision(decision)) => Some(decision),
+            _ => None,
+        }
     }
 }
 
@@ -147,9 +183,17 @@ impl fmt::Display for Rejection {
                     "{name} is currently at capacity. Please try again later."
                 )
             }
-            Reason::KeyAtCapacity => {
-                f.write_str("Too many requests in progress. Please wait for one to finish.")
-            }
+            Reason::KeyAtCapacity => match self.occupancy() {
+                None => {
+                    f.write_str("Too many requests in progress. Please wait for one to finish.")
+                }
+                Some(Occupancy { used, allowed }) => {
+                    write!(
+                        f,
+                        "{used} of {allowed} are in use. Please wait for one to end."
+                    )
+                }
+            },
             Reason::QuotaExceeded => f.write_str("Rate limit exceeded. Please try again later."),
             Reason::CostExceedsQuota if self.decision().is_some_and(|d| d.limit() == Some(0)) => {
                 f.write_str("This limit admits no requests.")

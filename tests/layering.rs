@@ -20,6 +20,7 @@ const LEVELS: &[&[&str]] = &[
     &["respond"],
     &["body"],
     &["concurrency", "rate"],
+    &["sessions", "ws"],
 ];
 
 const FIRST_WITH_HTTP: &str = "extract";

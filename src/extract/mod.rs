@@ -121,6 +121,12 @@ impl Extractor {
         self.known_key(head).unwrap_or(Key::UNKNOWN)
     }
 
+    /// The key, if the extractor can tell; it is nothing to warn of when it cannot.
+    #[cfg(feature = "axum")]
+    pub(crate) fn extract(&self, head: RequestHead<'_>) -> Option<Key> {
+        self.0.extract(head)
+    }
+
     pub(crate) fn makes_fingerprints(&self) -> bool {
         self.0.makes_fingerprints()
     }

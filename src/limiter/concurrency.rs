@@ -11,7 +11,7 @@ use super::wait::{Acquire, Acquiring};
 use crate::key::Key;
 use crate::observe::Observer;
 use crate::rejection::{Reason, Rejection};
-use crate::store::{FailureMode, LeaseLimits, LeaseStore, Leased, Leases, Reply};
+use crate::store::{FailureMode, LeaseLimits, LeaseSlots, LeaseStore, Leased, Reply};
 
 /// Limits how many are in flight, in total and for each key. Clones share one limit.
 ///
@@ -35,7 +35,7 @@ struct Limit {
     retry_after: Option<Duration>,
     observer: Option<Arc<dyn Observer>>,
     /// Where other replicas see what is in flight here.
-    leases: Option<Arc<dyn Leases>>,
+    leases: Option<Arc<dyn LeaseSlots>>,
 }
 
 /// Lets go of the counter with the last limiter that uses it.

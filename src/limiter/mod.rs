@@ -1,13 +1,18 @@
 //! Limiters: they ask a store, and are usable without HTTP, for a message or a job.
 
 mod concurrency;
+mod lease;
+mod leases;
 mod per_key;
 mod permit;
 mod rate;
+mod reaper;
 mod slots;
 mod wait;
 
 pub use concurrency::ConcurrencyLimiter;
+pub use lease::{KeptLease, Lease};
+pub use leases::Leases;
 pub use permit::Permit;
 pub use rate::RateLimiter;
 

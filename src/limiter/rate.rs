@@ -3,10 +3,12 @@
 use std::fmt;
 use std::slice;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::decision::{Decision, Usage};
 use crate::key::Key;
 use crate::policy::{NamedQuota, Policy};
+use crate::rejection::{Reason, Rejection};
 use crate::store::{MemoryStore, RateBuckets, RateStore, Reply, SecretMissing};
 
 /// Decides by key whether a request fits its quotas. Clones share one limit.
@@ -23,6 +25,10 @@ use crate::store::{MemoryStore, RateBuckets, RateStore, Reply, SecretMissing};
 /// ```
 #[derive(Clone)]
 pub struct RateLimiter(Arc<Limit>);
+
+/// What a client is told to wait when the store cannot be reached: as with capacity, when it is
+/// back cannot be known.
+const UNAVAILABLE_FOR: Duration = Duration::from_secs(1);
 
 struct Limit {
     policies: Vec<Policy>,
@@ -179,11 +185,33 @@ impl RateLimiter {
         quotas.map(NamedQuota::name)
     }
 
+    /// What a decision that refuses means, said for a limiter of this name.
+    pub(crate) fn rejection(&self, name: &str, decision: Decision) -> Rejection {
+        let reason = if decision.is_unavailable() {
+            let rejection = Rejection::new(Reason::Unavailable, name.to_owned());
+            return rejection.retry_after(Some(UNAVAILABLE_FOR));
+        } else if decision.is_hopeless() {
+            Reason::CostExceedsQuota
+        } else {
+            Reason::QuotaExceeded
+        };
+        self.rejection_for(reason, name, decision)
+    }
+
+    /// As [`rejection`](Self::rejection), for a reason that the caller knows.
+    pub(crate) fn rejection_for(
+        &self,
+        reason: Reason,
+        name: &str,
+        decision: Decision,
+    ) -> Rejection {
+        let violated = self.named(&decision).filter(|(_, usage)| !usage.fits());
+        let violated = violated.map(|(name, _)| name).collect();
+        Rejection::new(reason, name.to_owned()).decided(decision, violated)
+    }
+
     /// Each usage of a decision, with the name of its quota.
-    pub(crate) fn named<'a>(
-        &'a self,
-        decision: &'a Decision,
-    ) -> impl Iterator<Item = (Arc<str>, &'a Usage)> {
+    fn named<'a>(&'a self, decision: &'a Decision) -> impl Iterator<Item = (Arc<str>, &'a Usage)> {
         let quotas = self.0.policies.iter().flat_map(Policy::quotas);
         quotas
             .map(|quota| quota.shared_name())

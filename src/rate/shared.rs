@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body::Body;
@@ -42,10 +41,6 @@ pub(super) struct Shared {
     pub(super) answers: Answers,
     pub(super) observers: Observers,
 }
-
-/// What a client is told to wait when the store cannot be reached: as with capacity, when it is
-/// back cannot be known.
-const UNAVAILABLE_FOR: Duration = Duration::from_secs(1);
 
 type Cost = Arc<dyn Fn(RequestHead<'_>) -> u32 + Send + Sync>;
 type Skip = Arc<dyn Fn(RequestHead<'_>) -> bool + Send + Sync>;
@@ -95,9 +90,9 @@ impl Shared {
         if decision.is_admitted() {
             return Ok(Some(address));
         }
-        let rejection = Rejection::new(Reason::AbnormalUsage, String::from(&*self.name));
+        let reason = Reason::AbnormalUsage;
         let refused = Refused {
-            rejection: decided(rejection, &guard.limiter, decision),
+            rejection: guard.limiter.rejection_for(reason, &self.name, decision),
             key: address,
         };
         if self.dry_run {
@@ -150,20 +145,8 @@ impl Shared {
 
     #[cold]
     fn refused(&self, key: Key, decision: Decision) -> Refused {
-        let reason = if decision.is_unavailable() {
-            let rejection = Rejection::new(Reason::Unavailable, String::from(&*self.name));
-            return Refused {
-                rejection: rejection.retry_after(Some(UNAVAILABLE_FOR)),
-                key,
-            };
-        } else if decision.is_hopeless() {
-            Reason::CostExceedsQuota
-        } else {
-            Reason::QuotaExceeded
-        };
-        let rejection = Rejection::new(reason, String::from(&*self.name));
         Refused {
-            rejection: decided(rejection, &self.limiter, decision),
+            rejection: self.limiter.rejection(&self.name, decision),
             key,
         }
     }
@@ -243,12 +226,6 @@ pub(super) enum Verdict<RB> {
 pub(super) struct Refused {
     rejection: Rejection,
     key: Key,
-}
-
-fn decided(rejection: Rejection, limiter: &RateLimiter, decision: Decision) -> Rejection {
-    let violated = limiter.named(&decision).filter(|(_, usage)| !usage.fits());
-    let violated = violated.map(|(name, _)| name).collect();
-    rejection.decided(decision, violated)
 }
 
 impl fmt::Debug for Shared {

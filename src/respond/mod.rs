@@ -17,6 +17,10 @@ use crate::rejection::{Reason, Rejection};
 pub use grpc::Grpc;
 pub use plain::Plain;
 pub use problem::Problem;
+#[cfg(feature = "axum")]
+pub(crate) use problem::{over_quota, plain_problem};
+#[cfg(feature = "ws")]
+pub(crate) use problem::{problem, problem_text};
 
 /// Turns a [`Rejection`] into a response. Closures are responders too.
 ///

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Reply;
 use crate::key::Key;
@@ -9,7 +10,7 @@ use crate::key::Key;
 /// A place where slots are counted for several processes.
 pub trait LeaseStore: Send + Sync + 'static {
     /// The slots of one limiter. Limiters of the same name share them.
-    fn open_leases(&self, name: &str) -> Arc<dyn Leases>;
+    fn open_leases(&self, name: &str) -> Arc<dyn LeaseSlots>;
 
     /// As [`RateStore::agrees_on_fingerprints`](super::RateStore::agrees_on_fingerprints).
     fn agrees_on_fingerprints(&self) -> bool {
@@ -18,7 +19,7 @@ pub trait LeaseStore: Send + Sync + 'static {
 }
 
 impl<S: LeaseStore + ?Sized> LeaseStore for Arc<S> {
-    fn open_leases(&self, name: &str) -> Arc<dyn Leases> {
+    fn open_leases(&self, name: &str) -> Arc<dyn LeaseSlots> {
         (**self).open_leases(name)
     }
 
@@ -28,7 +29,7 @@ impl<S: LeaseStore + ?Sized> LeaseStore for Arc<S> {
 }
 
 /// The slots of one limiter in a [`LeaseStore`].
-pub trait Leases: Send + Sync + 'static {
+pub trait LeaseSlots: Send + Sync + 'static {
     /// Takes a slot if the key and the whole have one left, as one decision.
     ///
     /// Dropping the reply's future, before or after the store has decided, takes no slot.
@@ -36,6 +37,70 @@ pub trait Leases: Send + Sync + 'static {
 
     /// How many slots are taken.
     fn usage(&self, key: Option<&Key>) -> Reply<Option<LeaseUsage>>;
+
+    /// Takes a slot that is known by name, until it is released or its time to live is over.
+    ///
+    /// One that is live already is taken over: it is not counted again, lives for the time to
+    /// live from now on, and has this holder.
+    fn acquire_named(&self, lease: &NamedLease, limits: LeaseLimits) -> Reply<NamedLeased>;
+
+    /// Lets a named slot that is live live for `ttl` from now on. One that is not live stays gone.
+    fn heartbeat(&self, name: &LeaseName, ttl: Duration) -> Reply<Standing>;
+
+    /// Gives a named slot back; with a holder, only if it is that one's.
+    fn release(&self, name: &LeaseName, holder: Option<u64>) -> Reply<Standing>;
+}
+
+/// What a slot that outlives its taker is known by: whose it is, and which of theirs.
+///
+/// Names of different tenants never meet, so that one who knows or guesses another's id can do
+/// nothing with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct LeaseName {
+    /// Who has the slot.
+    pub tenant: Key,
+    /// Which of the tenant's.
+    pub id: Key,
+}
+
+/// A slot to be taken by name.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct NamedLease {
+    /// What it is known by.
+    pub name: LeaseName,
+    /// Who asks, a number that no other asker has. Only the last to take a slot can give it back
+    /// as its holder: an attempt that was given up leaves alone what a later one has taken.
+    pub holder: u64,
+    /// How long it lives without a heartbeat.
+    pub ttl: Duration,
+}
+
+/// What became of a slot that was asked for by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NamedLeased {
+    /// Taken.
+    Granted,
+    /// The tenant has none left: how many it has taken.
+    KeyFull(u64),
+    /// There is none left: how many are taken.
+    Full(u64),
+    /// The store cannot be reached, and this is to be done.
+    Unavailable(FailureMode),
+}
+
+/// How a named slot was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Standing {
+    /// It was live.
+    Live,
+    /// Never taken, given back, expired, or another holder's.
+    Gone,
+    /// The store cannot be reached.
+    Unavailable,
 }
 
 /// How many slots there are.
@@ -105,6 +170,22 @@ impl fmt::Debug for Leased {
             Self::Full => "Full",
             Self::Unavailable(_) => "Unavailable(..)",
         })
+    }
+}
+
+impl LeaseName {
+    /// The slot of `tenant`'s with this id.
+    #[must_use]
+    pub fn new(tenant: Key, id: Key) -> Self {
+        Self { tenant, id }
+    }
+}
+
+impl NamedLease {
+    /// A slot of this name, for a holder, that lives so long without a heartbeat.
+    #[must_use]
+    pub fn new(name: LeaseName, holder: u64, ttl: Duration) -> Self {
+        Self { name, holder, ttl }
     }
 }
 

@@ -17,7 +17,10 @@ pub mod redis;
 #[cfg(feature = "test-util")]
 pub mod suite;
 
-pub use lease::{FailureMode, Held, LeaseLimits, LeaseStore, LeaseUsage, Leased, Leases};
+pub use lease::{
+    FailureMode, Held, LeaseLimits, LeaseName, LeaseSlots, LeaseStore, LeaseUsage, Leased,
+    NamedLease, NamedLeased, Standing,
+};
 pub use memory::MemoryStore;
 #[cfg(feature = "redis")]
 pub use redis::RedisStore;

@@ -14,7 +14,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{LeaseLimits, LeaseStore, LeaseUsage, Leased, Leases, RateBuckets, RateStore};
+use super::{LeaseLimits, LeaseSlots, LeaseStore, LeaseUsage, Leased, RateBuckets, RateStore};
 use crate::decision::Decision;
 use crate::key::Key;
 use crate::policy::Policy;
@@ -48,7 +48,7 @@ pub async fn rate_store(store: &dyn RateStore, pass: impl AsyncFn(Duration)) {
 ///
 /// # Panics
 ///
-/// When the store does something else than [`LeaseStore`] and [`Leases`] say.
+/// When the store does something else than [`LeaseStore`] and [`LeaseSlots`] say.
 pub async fn lease_store(store: &dyn LeaseStore) {
     slots_of_a_key_and_of_all(store).await;
     slots_come_back(store).await;
@@ -387,7 +387,7 @@ async fn races_admit_fifty_of_sixty(store: &dyn RateStore, policy: Policy) {
 }
 
 /// The slots of a name that no run of the suite had before.
-fn new_slots(store: &dyn LeaseStore) -> (String, Arc<dyn Leases>) {
+fn new_slots(store: &dyn LeaseStore) -> (String, Arc<dyn LeaseSlots>) {
     let mut bits = [0; 8];
     getrandom::fill(&mut bits).expect("the operating system gives random bytes");
     let name = format!("suite {:x}", u64::from_le_bytes(bits));
@@ -396,7 +396,7 @@ fn new_slots(store: &dyn LeaseStore) -> (String, Arc<dyn Leases>) {
 }
 
 /// Waits until so many slots are taken: a store may take one back a moment after it was given.
-async fn until_taken(slots: &dyn Leases, expected: u64) {
+async fn until_taken(slots: &dyn LeaseSlots, expected: u64) {
     for _ in 0..1000 {
         let usage = slots.usage(None).await.expect("a store that answers");
         if usage.total == expected {

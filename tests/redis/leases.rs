@@ -11,7 +11,8 @@ use tokio::task::JoinSet;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_admission::extract::ByToken;
 use tower_admission::store::{
-    FailureMode, LeaseLimits, LeaseStore, LeaseUsage, Leased, Leases, RateStore, RedisStore, suite,
+    FailureMode, LeaseLimits, LeaseSlots, LeaseStore, LeaseUsage, Leased, RateStore, RedisStore,
+    suite,
 };
 use tower_admission::{ConcurrencyLimitLayer, Key, Quota, Reason, ResponseBody};
 
@@ -26,7 +27,7 @@ fn alice() -> Key {
     Key::id("user", "alice")
 }
 
-async fn used(leases: &dyn Leases) -> u64 {
+async fn used(leases: &dyn LeaseSlots) -> u64 {
     leases
         .usage(None)
         .await
@@ -34,7 +35,7 @@ async fn used(leases: &dyn Leases) -> u64 {
         .total
 }
 
-async fn until_used(leases: &dyn Leases, expected: u64) {
+async fn until_used(leases: &dyn LeaseSlots, expected: u64) {
     until(&format!("{expected} slots are taken"), async || {
         used(leases).await == expected
     })

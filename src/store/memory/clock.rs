@@ -32,6 +32,33 @@ impl Clock for RealClock {
     }
 }
 
+/// What a store measures times to live with: nanoseconds since it was made.
+#[derive(Clone, Debug)]
+pub(super) enum Timer {
+    Real {
+        clock: RealClock,
+        start: <RealClock as Clock>::Instant,
+    },
+    #[cfg(feature = "test-util")]
+    Test(TestClock),
+}
+
+impl Timer {
+    pub(super) fn real() -> Self {
+        let clock = RealClock::new();
+        let start = clock.now();
+        Self::Real { clock, start }
+    }
+
+    pub(super) fn now(&self) -> u64 {
+        match self {
+            Self::Real { clock, start } => clock.now().duration_since(*start).into(),
+            #[cfg(feature = "test-util")]
+            Self::Test(clock) => clock.now().into(),
+        }
+    }
+}
+
 /// A clock whose first reading, which governor takes for the beginning of time, is that of 0.
 ///
 /// governor counts from when a limiter is made, and time before that stands still: a clock that

@@ -49,7 +49,7 @@ use std::sync::Arc;
 
 use governor::clock::Clock;
 
-use super::{LeaseStore, Leases, RateBuckets, RateStore};
+use super::{LeaseSlots, LeaseStore, RateBuckets, RateStore};
 use crate::policy::Policy;
 
 pub(crate) mod clock;
@@ -58,7 +58,7 @@ mod rate;
 mod sliding;
 pub(crate) mod table;
 
-use self::clock::RealClock;
+use self::clock::{RealClock, Timer};
 use self::rate::MemoryBuckets;
 
 /// Counts in this process's memory.
@@ -162,8 +162,13 @@ impl RateStore for MemoryStore {
 /// For several limiters of one process that share a limit: those of the same name, in clones of one
 /// store.
 impl LeaseStore for MemoryStore {
-    fn open_leases(&self, name: &str) -> Arc<dyn Leases> {
-        self.leases.open(name)
+    fn open_leases(&self, name: &str) -> Arc<dyn LeaseSlots> {
+        let timer = match &self.time {
+            Time::Real => Timer::real(),
+            #[cfg(feature = "test-util")]
+            Time::Test(clock) => Timer::Test(clock.clone()),
+        };
+        self.leases.open(name, timer)
     }
 }
 

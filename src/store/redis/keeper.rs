@@ -160,7 +160,7 @@ impl Slots {
         for batch in held.chunks(BATCH) {
             let mut keys = vec![self.names.total.clone()];
             keys.extend(batch.iter().map(|(_, of_key)| self.names.or_total(of_key)));
-            let mut arguments = self.arguments(Instant::now());
+            let mut arguments = self.arguments(Instant::now(), self.ttl());
             arguments.extend(batch.iter().map(|(id, _)| id.to_string()));
             let client = &self.store.client;
             let script = &self.store.leases.heartbeat;

@@ -12,7 +12,10 @@ use super::keeper::Keeper;
 use super::names::LeaseNames;
 use super::script::Script;
 use crate::key::Key;
-use crate::store::{Held, LeaseLimits, LeaseUsage, Leased, Leases, Reply};
+use crate::store::{
+    Held, LeaseLimits, LeaseName, LeaseSlots, LeaseUsage, Leased, NamedLease, NamedLeased, Reply,
+    Standing,
+};
 use crate::sync::lock;
 
 pub(super) struct RedisLeases(Arc<Slots>);
@@ -65,9 +68,9 @@ impl Drop for Lease {
 }
 
 /// What `acquire.lua` answers.
-const GRANTED: i64 = 1;
-const FULL: i64 = 0;
-const KEY_FULL: i64 = -1;
+pub(super) const GRANTED: i64 = 1;
+pub(super) const FULL: i64 = 0;
+pub(super) const KEY_FULL: i64 = -1;
 pub(super) const LATE: i64 = -2;
 
 impl RedisLeases {
@@ -82,7 +85,7 @@ impl RedisLeases {
     }
 }
 
-impl Leases for RedisLeases {
+impl LeaseSlots for RedisLeases {
     fn acquire(&self, limits: LeaseLimits) -> Reply<Leased> {
         let slots = self.0.clone();
         let unavailable = Leased::Unavailable(slots.store.options.on_failure);
@@ -98,6 +101,30 @@ impl Leases for RedisLeases {
         let slots = self.0.clone();
         let key = key.copied();
         Reply::Pending(Box::pin(async move { slots.usage(key).await.ok() }))
+    }
+
+    fn acquire_named(&self, lease: &NamedLease, limits: LeaseLimits) -> Reply<NamedLeased> {
+        let slots = self.0.clone();
+        let unavailable = NamedLeased::Unavailable(slots.store.options.on_failure);
+        let lease = *lease;
+        Reply::Pending(Box::pin(async move {
+            let leased = slots.acquire_named(lease, limits).await;
+            leased.unwrap_or(unavailable)
+        }))
+    }
+
+    fn heartbeat(&self, name: &LeaseName, ttl: Duration) -> Reply<Standing> {
+        let (slots, name) = (self.0.clone(), *name);
+        Reply::Pending(Box::pin(
+            async move { slots.heartbeat_named(name, ttl).await },
+        ))
+    }
+
+    fn release(&self, name: &LeaseName, holder: Option<u64>) -> Reply<Standing> {
+        let (slots, name) = (self.0.clone(), *name);
+        Reply::Pending(Box::pin(
+            async move { slots.release_named(name, holder).await },
+        ))
     }
 }
 
@@ -146,12 +173,10 @@ impl Slots {
         limits: LeaseLimits,
         deadline: Instant,
     ) -> Result<i64, StoreError> {
-        let mut arguments = self.arguments(Instant::now());
+        let mut arguments = self.arguments(Instant::now(), self.ttl());
         arguments.extend([
             id.to_string(),
-            limits
-                .total
-                .map_or_else(|| "-1".to_owned(), |limit| limit.to_string()),
+            or_none(limits.total),
             limits.key.map_or(0, |(_, limit)| limit).to_string(),
         ]);
         let client = &self.store.client;
@@ -164,10 +189,10 @@ impl Slots {
 
     /// What scripts that take leases take first: a word for the epoch, the time to live, and until
     /// when they are not too late.
-    pub(super) fn arguments(&self, asked: Instant) -> Vec<String> {
+    pub(super) fn arguments(&self, asked: Instant, ttl: Duration) -> Vec<String> {
         vec![
             format!("epoch {}", new_id()),
-            self.ttl().as_millis().to_string(),
+            ttl.as_millis().to_string(),
             self.not_after(asked).to_string(),
         ]
     }
@@ -215,6 +240,11 @@ impl Slots {
             self.keeper.assert();
         }
     }
+}
+
+/// A limit as scripts take it.
+pub(super) fn or_none(limit: Option<u64>) -> String {
+    limit.map_or_else(|| "-1".to_owned(), |limit| limit.to_string())
 }
 
 /// A number that no other lease of any replica has: random, and counted on from there.

@@ -7,6 +7,7 @@ mod denied;
 mod failure;
 mod keeper;
 mod leases;
+mod named;
 mod names;
 mod post;
 mod rate;
@@ -26,7 +27,7 @@ use self::names::Names;
 use self::rate::RedisBuckets;
 use self::script::Script;
 use self::url::Target;
-use super::{FailureMode, LeaseStore, Leases, RateBuckets, RateStore};
+use super::{FailureMode, LeaseSlots, LeaseStore, RateBuckets, RateStore};
 use crate::key::Secret;
 use crate::policy::Policy;
 
@@ -114,6 +115,7 @@ struct Inner {
     names: Names,
     rates: Script,
     leases: leases::Scripts,
+    named: named::Scripts,
     options: Options,
 }
 
@@ -235,6 +237,7 @@ impl RedisStore {
                 names: Names::new(&self.prefix),
                 rates: rate::script(),
                 leases: leases::Scripts::new(),
+                named: named::Scripts::new(),
                 options: self.options.clone(),
             })
         })
@@ -252,7 +255,7 @@ impl RateStore for RedisStore {
 }
 
 impl LeaseStore for RedisStore {
-    fn open_leases(&self, name: &str) -> Arc<dyn Leases> {
+    fn open_leases(&self, name: &str) -> Arc<dyn LeaseSlots> {
         Arc::new(RedisLeases::new(self.inner().clone(), name))
     }
 

@@ -8,6 +8,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::key::Key;
 use crate::policy::Policy;
+use crate::store::LeaseName;
 use crate::sync::lock;
 
 /// The names that are in use by limiters of one store.
@@ -72,6 +73,7 @@ impl Names {
 /// script reaches them.
 pub(super) struct LeaseNames {
     pub(super) total: String,
+    begin_all: String,
     begin: String,
 }
 
@@ -81,7 +83,8 @@ impl Names {
         let begin = format!("{{{}:lease:{name}}}:", self.prefix);
         LeaseNames {
             total: format!("{begin}total"),
-            begin: begin + "of:",
+            begin: format!("{begin}of:"),
+            begin_all: begin,
         }
     }
 }
@@ -95,6 +98,17 @@ impl LeaseNames {
     /// The same, for a lease that may be of no key.
     pub(super) fn or_total(&self, of_key: &Option<String>) -> String {
         of_key.as_ref().unwrap_or(&self.total).clone()
+    }
+
+    /// The Redis keys that a lease with a name is in (those of all, the tenant's, and who holds
+    /// it), and what it is called there.
+    pub(super) fn named(&self, name: &LeaseName) -> ([String; 3], String) {
+        let of_tenant = self.of_key(&name.tenant);
+        let mut called = text("", &name.tenant);
+        called.push(':');
+        name.id.write_text(&mut called);
+        let holder = format!("{}by:{called}", self.begin_all);
+        ([self.total.clone(), of_tenant, holder], called)
     }
 }
 

@@ -1,0 +1,344 @@
+//! Slots for work that outlives the request it came with.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::lease::{Lease, Place};
+use super::reaper::Reaper;
+use crate::key::Key;
+use crate::observe::{Observer, Observers, Subject};
+use crate::rejection::{Reason, Rejection};
+use crate::store::{
+    FailureMode, LeaseLimits, LeaseName, LeaseSlots, LeaseStore, LeaseUsage, MemoryStore,
+    NamedLeased, SecretMissing, Standing,
+};
+
+/// Limits what is at work at a time, for each tenant and in all, where the work outlives its
+/// request: a session, a job, a stream in another process. Clones share one limit.
+///
+/// Each piece of work has an id, which the caller brings or gets, and a time to live. Whoever knows
+/// tenant and id can send [heartbeats](Self::heartbeat) and [release](Self::release) it, from
+/// any process that shares the [store](Self::store); without either it is free again when its
+/// time to live is over.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_admission::{Key, Leases};
+///
+/// # async fn dispatch(execution: &str) -> Result<(), std::io::Error> { Ok(()) }
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let jobs = Leases::new()
+///     .per_tenant(5)
+///     .total(50)
+///     .ttl(Duration::from_secs(6 * 3600));
+/// let acme = Key::id("organisation", "acme");
+///
+/// // Before the job is made. Until it is detached, dropping it gives the slot back, so each
+/// // early return, panic or cancellation does.
+/// let lease = jobs.acquire(&acme, "execution-42").await?;
+/// dispatch(lease.id()).await?;
+/// lease.detach();
+///
+/// // When the job is done, here or in another process.
+/// jobs.release(&acme, "execution-42").await;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Both limits at once
+///
+/// Tenant and total are decided together, atomically, and counted once: of any number of callers
+/// that race for the last slot one gets it. A refusal is a [`Rejection`] for
+/// [`KeyAtCapacity`](Reason::KeyAtCapacity) or [`AtCapacity`](Reason::AtCapacity), and its
+/// [`occupancy`](Rejection::occupancy) says how many are at work and how many may be. When a slot
+/// frees cannot be known, so there is no advice on when to come back.
+///
+/// # Ids
+///
+/// An id is the tenant's own: what one tenant calls `42` has nothing to do with another's `42`,
+/// so that knowing or guessing a stranger's id is of no use. Acquiring an id that is at work takes
+/// it over instead of counting it twice, and lets it live anew; a retry needs no thought. What an
+/// earlier attempt left behind cannot release it then.
+#[derive(Clone)]
+pub struct Leases(Arc<Shared>);
+
+#[derive(Clone)]
+pub(super) struct Shared {
+    name: Arc<str>,
+    per_tenant: Option<u64>,
+    total: Option<u64>,
+    pub(super) ttl: Duration,
+    store: Arc<dyn LeaseStore>,
+    pub(super) slots: Arc<dyn LeaseSlots>,
+    /// Where this process counts its share while the store is away.
+    pub(super) share: Arc<dyn LeaseSlots>,
+    pub(super) reaper: Reaper,
+    observers: Observers,
+}
+
+impl Leases {
+    /// How long a lease lives without a heartbeat: two of three heartbeats may get lost.
+    pub const DEFAULT_TTL: Duration = Duration::from_secs(60);
+
+    /// Without limits, in this process's memory.
+    #[must_use]
+    pub fn new() -> Self {
+        let store = MemoryStore::new();
+        Self(Arc::new(Shared {
+            name: "".into(),
+            per_tenant: None,
+            total: None,
+            ttl: Self::DEFAULT_TTL,
+            slots: store.open_leases(""),
+            share: MemoryStore::new().open_leases(""),
+            store: Arc::new(store),
+            reaper: Reaper::default(),
+            observers: Observers::default(),
+        }))
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut Shared)) -> Self {
+        change(Arc::make_mut(&mut self.0));
+        self
+    }
+
+    /// What is counted, for replicas to find each other's slots by, and for logs and metrics.
+    /// Default: nothing, which is a name as well.
+    #[must_use]
+    pub fn name(self, name: &str) -> Self {
+        self.with(|shared| {
+            shared.name = name.into();
+            shared.slots = shared.store.open_leases(name);
+        })
+    }
+
+    /// At most so many of a tenant's at a time; 0 turns this part off, which is the default.
+    #[must_use]
+    pub fn per_tenant(self, limit: u64) -> Self {
+        self.with(|shared| shared.per_tenant = Some(limit).filter(|limit| *limit > 0))
+    }
+
+    /// At most so many in all at a time; 0 turns this part off, which is the default.
+    #[must_use]
+    pub fn total(self, limit: u64) -> Self {
+        self.with(|shared| shared.total = Some(limit).filter(|limit| *limit > 0))
+    }
+
+    /// How long a lease lives without a heartbeat. Default: [`DEFAULT_TTL`](Self::DEFAULT_TTL);
+    /// at least 100 milliseconds, at most [`MAX_TTL`](Self::MAX_TTL).
+    ///
+    /// Short, and what a dead worker held is soon free; long, and heartbeats are few. Without
+    /// heartbeats it is the longest that work may take.
+    #[must_use]
+    pub fn ttl(self, ttl: Duration) -> Self {
+        self.with(|shared| shared.ttl = ttl.clamp(MIN_TTL, Self::MAX_TTL))
+    }
+
+    /// The longest time to live: 365 days.
+    pub const MAX_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
+
+    /// Where to count. Default: in this process's memory.
+    ///
+    /// # Panics
+    ///
+    /// Where [`try_store`](Self::try_store) returns an error.
+    #[must_use]
+    #[track_caller]
+    pub fn store(self, store: impl LeaseStore) -> Self {
+        self.try_store(store)
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// As [`store`](Self::store), for a store that is configured from outside.
+    ///
+    /// # Errors
+    ///
+    /// When replicas share the store, and it has no [`Secret`](crate::Secret) by which they would
+    /// agree on ids.
+    pub fn try_store(self, store: impl LeaseStore) -> Result<Self, SecretMissing> {
+        if !store.agrees_on_fingerprints() {
+            return Err(SecretMissing);
+        }
+        Ok(self.with(|shared| {
+            shared.slots = store.open_leases(&shared.name);
+            shared.store = Arc::new(store);
+        }))
+    }
+
+    /// Adds an observer, who sees the limit type `"lease"`. Default: none.
+    #[must_use]
+    pub fn observe(self, observer: impl Observer) -> Self {
+        self.with(|shared| shared.observers.add(observer))
+    }
+
+    /// Takes a slot for a tenant's work of this id.
+    ///
+    /// Dropping the future before it is ready takes none.
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::KeyAtCapacity`] when the tenant's limit is reached, else [`Reason::AtCapacity`];
+    /// [`Reason::Unavailable`] when the store cannot be reached and fails closed.
+    pub async fn acquire(&self, tenant: &Key, id: &str) -> Result<Lease, Rejection> {
+        let acquired = self.take(tenant, id).await;
+        let subject = self.subject(tenant);
+        match &acquired {
+            Ok(_) => (self.0.observers).tell(|observer| observer.admitted(&subject)),
+            Err(rejection) => {
+                (self.0.observers).tell(|observer| observer.rejected(&subject, rejection));
+            }
+        }
+        acquired
+    }
+
+    /// As [`acquire`](Self::acquire), with a random id of 128 bits, which nobody can guess.
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire`](Self::acquire).
+    ///
+    /// # Panics
+    ///
+    /// When the operating system has no randomness to give.
+    pub async fn acquire_new(&self, tenant: &Key) -> Result<Lease, Rejection> {
+        let mut bits = [0; 16];
+        getrandom::fill(&mut bits).expect("the operating system gives random bytes");
+        let id = format!("{:032x}", u128::from_le_bytes(bits));
+        self.acquire(tenant, &id).await
+    }
+
+    async fn take(&self, tenant: &Key, id: &str) -> Result<Lease, Rejection> {
+        let name = name_of(tenant, id);
+        let limits = self.limits(tenant, 1);
+        // Before the store is asked: however this ends, the slot is given back unless the lease
+        // is returned.
+        let lease = Lease::new(self.clone(), id, name, Place::Store);
+        let taken = self.0.slots.acquire_named(&lease.named(), limits).await;
+        let NamedLeased::Unavailable(mode) = taken else {
+            return self.granted(lease, taken, limits);
+        };
+        // The store may have taken the slot and its answer be lost: this lease gives it back.
+        drop(lease);
+        match mode {
+            FailureMode::Open => Ok(Lease::new(self.clone(), id, name, Place::Nowhere)),
+            FailureMode::Closed => {
+                let rejection = Rejection::new(Reason::Unavailable, String::from(&*self.0.name));
+                Err(rejection.retry_after(Some(UNAVAILABLE_FOR)))
+            }
+            FailureMode::LocalShare { replicas } => {
+                let limits = self.limits(tenant, u64::from(replicas.max(1)));
+                let lease = Lease::new(self.clone(), id, name, Place::Share);
+                let taken = self.0.share.acquire_named(&lease.named(), limits).await;
+                self.granted(lease, taken, limits)
+            }
+        }
+    }
+
+    fn granted(
+        &self,
+        mut lease: Lease,
+        taken: NamedLeased,
+        limits: LeaseLimits,
+    ) -> Result<Lease, Rejection> {
+        let (reason, used, allowed) = match taken {
+            NamedLeased::KeyFull(used) => {
+                let allowed = limits.key.map_or(0, |(_, allowed)| allowed);
+                (Reason::KeyAtCapacity, used, allowed)
+            }
+            NamedLeased::Full(used) => (Reason::AtCapacity, used, limits.total.unwrap_or(0)),
+            NamedLeased::Granted | NamedLeased::Unavailable(_) => return Ok(lease),
+        };
+        // There is nothing to give back.
+        lease.place = Place::Nowhere;
+        let rejection = Rejection::new(reason, String::from(&*self.0.name));
+        Err(rejection.occupied(used, allowed))
+    }
+
+    /// The limits of one of so many replicas.
+    fn limits(&self, tenant: &Key, replicas: u64) -> LeaseLimits {
+        let share = |limit: u64| (limit / replicas).max(1);
+        let of_tenant = self.0.per_tenant.map(|limit| (*tenant, share(limit)));
+        LeaseLimits::new(self.0.total.map(share), of_tenant)
+    }
+
+    /// Lets a tenant's work of this id live for another time to live. One that is not at work,
+    /// because it was never acquired, was released or has expired, stays
+    /// [`Gone`](Standing::Gone).
+    pub async fn heartbeat(&self, tenant: &Key, id: &str) -> Standing {
+        let name = name_of(tenant, id);
+        match self.0.share.heartbeat(&name, self.0.ttl).await {
+            Standing::Live => Standing::Live,
+            _ => self.0.slots.heartbeat(&name, self.0.ttl).await,
+        }
+    }
+
+    /// Gives a tenant's slot back, whoever acquired it, and says what there was. That it is
+    /// [`Gone`](Standing::Gone) already is no error.
+    pub async fn release(&self, tenant: &Key, id: &str) -> Standing {
+        let name = name_of(tenant, id);
+        match self.0.share.release(&name, None).await {
+            Standing::Live => Standing::Live,
+            _ => self.0.slots.release(&name, None).await,
+        }
+    }
+
+    /// How many are at work, in all and of a tenant's; `None` when the store cannot be reached.
+    pub async fn usage(&self, tenant: &Key) -> Option<LeaseUsage> {
+        self.0.slots.usage(Some(tenant)).await
+    }
+
+    /// How long a lease lives without a heartbeat.
+    #[must_use]
+    pub fn time_to_live(&self) -> Duration {
+        self.0.ttl
+    }
+
+    /// What is counted, as in [`name`](Self::name).
+    #[must_use]
+    pub fn limiter(&self) -> &str {
+        &self.0.name
+    }
+
+    pub(super) fn shared(&self) -> &Shared {
+        &self.0
+    }
+
+    fn subject<'a>(&'a self, tenant: &'a Key) -> Subject<'a> {
+        Subject {
+            limit_type: "lease",
+            limiter: &self.0.name,
+            key: Some(tenant),
+        }
+    }
+}
+
+/// What a caller is told to wait when the store cannot be reached: when it is back cannot be known.
+const UNAVAILABLE_FOR: Duration = Duration::from_secs(1);
+
+/// Below this, heartbeats would come too late on any network.
+const MIN_TTL: Duration = Duration::from_millis(100);
+
+/// Ids are the application's words: they are fingerprinted as tenants are, so that a store holds
+/// none of them and nothing in them has a meaning there.
+fn name_of(tenant: &Key, id: &str) -> LeaseName {
+    LeaseName::new(*tenant, Key::id("lease", id))
+}
+
+impl Default for Leases {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Leases {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Leases")
+            .field("name", &self.0.name)
+            .field("per_tenant", &self.0.per_tenant)
+            .field("total", &self.0.total)
+            .field("ttl", &self.0.ttl)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,96 @@
+//! Slots in Redis that are known by name, and outlive whoever took them.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::failure::StoreError;
+use super::leases::{FULL, GRANTED, KEY_FULL, LATE, Slots, or_none};
+use super::script::Script;
+use crate::store::{LeaseLimits, LeaseName, NamedLease, NamedLeased, Standing};
+
+pub(super) struct Scripts {
+    acquire: Script,
+    heartbeat: Script,
+    release: Script,
+}
+
+impl Scripts {
+    pub(super) fn new() -> Self {
+        Self {
+            acquire: Script::new(include_str!("named_acquire.lua")),
+            heartbeat: Script::new(include_str!("named_heartbeat.lua")),
+            release: Script::new(include_str!("named_release.lua")),
+        }
+    }
+}
+
+impl Slots {
+    pub(super) async fn acquire_named(
+        &self,
+        lease: NamedLease,
+        limits: LeaseLimits,
+    ) -> Result<NamedLeased, StoreError> {
+        let deadline = self.store.client.deadline();
+        let mut answer = self.ask_named(&lease, limits, deadline).await?;
+        if answer.0 == LATE {
+            // As with leases that have no name: with this answer's time it is in time.
+            answer = self.ask_named(&lease, limits, deadline).await?;
+        }
+        Ok(match answer {
+            (GRANTED, _) => NamedLeased::Granted,
+            (FULL, taken) => NamedLeased::Full(taken),
+            (KEY_FULL, taken) => NamedLeased::KeyFull(taken),
+            _ => NamedLeased::Unavailable(self.store.options.on_failure),
+        })
+    }
+
+    async fn ask_named(
+        &self,
+        lease: &NamedLease,
+        limits: LeaseLimits,
+        deadline: Instant,
+    ) -> Result<(i64, u64), StoreError> {
+        let (keys, called) = self.names.named(&lease.name);
+        let mut arguments = self.arguments(Instant::now(), lease.ttl);
+        arguments.extend([
+            called,
+            or_none(limits.total),
+            or_none(limits.key.map(|(_, limit)| limit)),
+            lease.holder.to_string(),
+        ]);
+        let client = &self.store.client;
+        let script = &self.store.named.acquire;
+        let answer = client.run(script, &keys, &*arguments, deadline);
+        let (outcome, time, epoch, taken): (i64, u64, String, u64) = answer.await?;
+        self.learn(time, epoch);
+        Ok((outcome, taken))
+    }
+
+    pub(super) async fn heartbeat_named(&self, name: LeaseName, ttl: Duration) -> Standing {
+        let (keys, called) = self.names.named(&name);
+        let arguments = [ttl.as_millis().to_string(), called];
+        let client = &self.store.client;
+        let script = &self.store.named.heartbeat;
+        let live = client.run(script, &keys, &arguments[..], client.deadline());
+        standing(live.await)
+    }
+
+    pub(super) async fn release_named(&self, name: LeaseName, holder: Option<u64>) -> Standing {
+        let (keys, called) = self.names.named(&name);
+        let holder = holder.map(|holder| holder.to_string()).unwrap_or_default();
+        let arguments = [called, holder];
+        let client = &self.store.client;
+        let script = &self.store.named.release;
+        let live = client.run(script, &keys, &arguments[..], client.deadline());
+        standing(live.await)
+    }
+}
+
+fn standing(live: Result<bool, StoreError>) -> Standing {
+    match live {
+        Ok(true) => Standing::Live,
+        Ok(false) => Standing::Gone,
+        Err(_) => Standing::Unavailable,
+    }
+}

@@ -1,0 +1,61 @@
+-- Takes a lease that is known by name if its tenant and the whole have room. One that is live is
+-- taken over: it is not counted again, lives anew and has this holder.
+--
+-- KEYS[1]      the leases of all, and the epoch, as in acquire.lua
+-- KEYS[2]      the tenant's leases
+-- KEYS[3]      who holds this lease
+-- ARGV[1..3]   as in acquire.lua
+-- ARGV[4]      the lease, as it is called in KEYS[1] and KEYS[2]
+-- ARGV[5]      how many leases there may be in all, or -1 for any number
+-- ARGV[6]      how many of the tenant's, or -1 for any number
+-- ARGV[7]      the holder
+--
+-- Returns what became of it (as acquire.lua has it), the server's time, the epoch, and how many
+-- leases the limit that is reached has taken.
+--
+-- Everything is read before anything is written. The first write is one that a server without memory
+-- refuses.
+
+local time = redis.call('TIME')
+local now = math.floor(time[1] * 1000 + time[2] / 1000)
+local function text(number)
+  return string.format('%.0f', number)
+end
+local not_after = tonumber(ARGV[3])
+local epoch = redis.call('ZRANGEBYSCORE', KEYS[1], '+inf', '+inf')[1]
+local function answer(outcome, taken)
+  return { outcome, now, epoch or '', taken }
+end
+
+if not_after > 0 and now > not_after then
+  return answer(-2, 0)
+end
+local live = '(' .. text(now)
+local held = redis.call('ZSCORE', KEYS[1], ARGV[4])
+local in_all = redis.call('ZCOUNT', KEYS[1], live, '(+inf')
+local of_tenant = redis.call('ZCOUNT', KEYS[2], live, '+inf')
+redis.call('GET', KEYS[3]) -- fails when it is something else
+if not (held and tonumber(held) > now) then
+  local total_limit, tenant_limit = tonumber(ARGV[5]), tonumber(ARGV[6])
+  if tenant_limit >= 0 and of_tenant >= tenant_limit then
+    return answer(-1, of_tenant)
+  end
+  if total_limit >= 0 and in_all >= total_limit then
+    return answer(0, in_all)
+  end
+end
+
+local ttl = tonumber(ARGV[2])
+redis.call('SET', KEYS[3], ARGV[7], 'PX', ARGV[2])
+for n = 1, 2 do
+  redis.call('ZADD', KEYS[n], text(now + ttl), ARGV[4])
+  redis.call('ZREMRANGEBYSCORE', KEYS[n], '-inf', text(now))
+  if redis.call('PTTL', KEYS[n]) < ttl then
+    redis.call('PEXPIRE', KEYS[n], ARGV[2])
+  end
+end
+if not epoch then
+  epoch = ARGV[1]
+  redis.call('ZADD', KEYS[1], '+inf', epoch)
+end
+return answer(1, 0)

@@ -1,0 +1,378 @@
+//! How many connections there may be, and what becomes of those above.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
+use axum::response::Response;
+use http::HeaderValue;
+use http::header::CACHE_CONTROL;
+use tokio::time::timeout;
+
+use super::messages::{MessageLimits, Messages};
+use super::socket::LimitedSocket;
+use crate::headers::tell_retry_after;
+use crate::key::Key;
+use crate::limiter::{ConcurrencyLimiter, Permit, RateLimiter};
+use crate::observe::{Observer, Observers, Subject};
+use crate::policy::Policy;
+use crate::rejection::Rejection;
+use crate::respond::problem;
+use crate::store::{LeaseStore, MemoryStore, RateStore};
+
+/// Limits on the WebSockets of one endpoint: connections in all and for each key, and messages.
+/// Clones share them.
+///
+/// ```
+/// use axum::extract::State;
+/// use axum::extract::ws::WebSocketUpgrade;
+/// use axum::response::Response;
+/// use axum::{Router, routing::any};
+/// use tower_admission::ws::{Refusal, SocketLimits};
+/// use tower_admission::{Key, Quota};
+///
+/// async fn chat(State(limits): State<SocketLimits>, upgrade: WebSocketUpgrade) -> Response {
+///     let user = Key::id("user", "alice"); // as authentication has it
+///     limits
+///         .upgrade(upgrade, user, |mut socket| async move {
+///             // Only messages within the limits get here.
+///             while let Some(Ok(message)) = socket.recv().await {
+///                 if socket.send(message).await.is_err() {
+///                     break;
+///                 }
+///             }
+///         })
+///         .await
+/// }
+///
+/// let limits = SocketLimits::new()
+///     .name("chat")
+///     .connections(10_000)
+///     .connections_per_key(5)
+///     .messages(Quota::per_minute(100))
+///     .refuse_by(Refusal::Close);
+/// let app: Router = Router::new().route("/chat", any(chat)).with_state(limits);
+/// ```
+///
+/// # What a refused client sees
+///
+/// Above a limit on connections the handshake is answered 429 (the key's) or 503 (that of all)
+/// with a problem (RFC 9457), as for any request. A script in a browser cannot read that, so
+/// with [`Refusal::Close`] the connection is accepted and at once closed, with code 1008 (policy
+/// violation) or 1013 (try again later) instead.
+///
+/// A message above a limit on messages is not passed on. It is answered with a text message, the
+/// same problem as JSON with `retry-after` in seconds, and after so many of them, if that is
+/// [configured](Self::close_after), the connection is closed with 1008.
+///
+/// # What counts
+///
+/// A connection counts until its socket is dropped or ends, however it ends: cleanly, by an error
+/// or because the handler panics. Text and binary messages count; pings and pongs do not.
+///
+/// # Stores that fail differently
+///
+/// Connections are often worth protecting where requests are not. Each limit has its own store,
+/// and a store its own failure mode, so requests can be admitted while connections are refused:
+///
+/// ```no_run
+/// # #[cfg(feature = "redis")]
+/// # fn limits(redis: tower_admission::store::RedisStore) {
+/// use tower_admission::store::FailureMode;
+/// use tower_admission::{Quota, RateLimitByTokenLayer, ws::SocketLimits};
+///
+/// let http = RateLimitByTokenLayer::new(Quota::per_minute(60).burst(10))
+///     .store(redis.clone().on_failure(FailureMode::Open));
+/// let sockets = SocketLimits::new()
+///     .connections_per_key(5)
+///     .store(redis.on_failure(FailureMode::Closed));
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct SocketLimits(Arc<Shared>);
+
+#[derive(Clone)]
+struct Shared {
+    name: Arc<str>,
+    limit: usize,
+    per_key: usize,
+    store: Option<Arc<dyn LeaseStore>>,
+    /// Made anew of those above when one of them changes.
+    connections: ConcurrencyLimiter,
+    refusal: Refusal,
+    /// Those who are told by a close frame that they are refused.
+    closing: ConcurrencyLimiter,
+    messages: MessageLimits,
+    /// What `messages.per_key` is made of.
+    messages_of_key: Option<Policy>,
+    message_store: Arc<dyn RateStore>,
+    observers: Observers,
+}
+
+/// How a connection is refused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// Before the upgrade, with a status.
+    #[default]
+    Status,
+    /// After the upgrade, with a close frame. While a thousand are being closed, the next are
+    /// refused by status.
+    Close,
+}
+
+/// Connections that are being closed at a time.
+const MOST_CLOSING: usize = 1000;
+
+/// How long a client may take to answer a close frame.
+const CLOSE_WITHIN: Duration = Duration::from_secs(2);
+
+impl SocketLimits {
+    /// Without limits.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(Arc::new(Shared {
+            name: "".into(),
+            limit: 0,
+            per_key: 0,
+            store: None,
+            connections: ConcurrencyLimiter::new(0),
+            refusal: Refusal::default(),
+            closing: ConcurrencyLimiter::new(MOST_CLOSING),
+            messages: MessageLimits::default(),
+            messages_of_key: None,
+            message_store: Arc::new(MemoryStore::new()),
+            observers: Observers::default(),
+        }))
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut Shared)) -> Self {
+        change(Arc::make_mut(&mut self.0));
+        self
+    }
+
+    /// Changes what is counted, which starts a new limit.
+    fn reopened(self, change: impl FnOnce(&mut Shared)) -> Self {
+        self.with(|shared| {
+            change(shared);
+            let observers = Arc::new(shared.observers.clone());
+            let mut connections = ConcurrencyLimiter::new(shared.limit)
+                .named(&shared.name)
+                .per_key(shared.per_key);
+            if !shared.observers.is_empty() {
+                connections = connections.observed(observers);
+            }
+            shared.connections = match &shared.store {
+                Some(store) => connections.stored(&**store),
+                None => connections,
+            };
+        })
+    }
+
+    /// What is at capacity, in the words of the answer and in metrics. Default: `The service`.
+    #[must_use]
+    pub fn name(self, name: &str) -> Self {
+        self.reopened(|shared| shared.name = name.into())
+    }
+
+    /// At most so many connections in all; 0 turns this part off, which is the default.
+    #[must_use]
+    pub fn connections(self, limit: usize) -> Self {
+        self.reopened(|shared| shared.limit = limit)
+    }
+
+    /// At most so many connections for each key; 0 turns this part off, which is the default.
+    #[must_use]
+    pub fn connections_per_key(self, limit: usize) -> Self {
+        self.reopened(|shared| shared.per_key = limit)
+    }
+
+    /// Counts connections in a store that replicas share, as
+    /// [`ConcurrencyLimitLayer::store`](crate::ConcurrencyLimitLayer::store) does. Default: in
+    /// this process.
+    ///
+    /// # Panics
+    ///
+    /// When replicas share the store and it has no [`Secret`](crate::Secret) by which they would
+    /// agree on keys.
+    #[must_use]
+    #[track_caller]
+    pub fn store(self, store: impl LeaseStore) -> Self {
+        assert!(
+            store.agrees_on_fingerprints(),
+            "{}",
+            crate::store::SecretMissing
+        );
+        self.reopened(|shared| shared.store = Some(Arc::new(store)))
+    }
+
+    /// How connections are refused. Default: [`Refusal::Status`].
+    #[must_use]
+    pub fn refuse_by(self, refusal: Refusal) -> Self {
+        self.with(|shared| shared.refusal = refusal)
+    }
+
+    /// How many messages a connection may send. Default: any number.
+    ///
+    /// Counted in this process, as the connection is in it.
+    #[must_use]
+    pub fn messages(self, policy: impl Into<Policy>) -> Self {
+        self.with(|shared| shared.messages.per_connection = Some(RateLimiter::new(policy)))
+    }
+
+    /// How many messages a key may send over all its connections. Default: any number.
+    #[must_use]
+    pub fn messages_per_key(self, policy: impl Into<Policy>) -> Self {
+        self.with(|shared| shared.messages_of_key = Some(policy.into()))
+            .with_messages_counted()
+    }
+
+    /// Where the messages of a key are counted. Default: in this process's memory.
+    ///
+    /// # Panics
+    ///
+    /// As [`store`](Self::store).
+    #[must_use]
+    #[track_caller]
+    pub fn message_store(self, store: impl RateStore) -> Self {
+        assert!(
+            store.agrees_on_fingerprints(),
+            "{}",
+            crate::store::SecretMissing
+        );
+        self.with(|shared| shared.message_store = Arc::new(store))
+            .with_messages_counted()
+    }
+
+    fn with_messages_counted(self) -> Self {
+        self.with(|shared| {
+            // The old limit goes first, so that a store which knows limits by name has it free.
+            shared.messages.per_key = None;
+            let policy = shared.messages_of_key.clone();
+            shared.messages.per_key =
+                policy.map(|policy| RateLimiter::with_store(policy, &*shared.message_store));
+        })
+    }
+
+    /// Closes a connection, with code 1008, at its so-and-so-many-th message above a limit; 0 as
+    /// 1. Default: never, each is answered and that is all.
+    #[must_use]
+    pub fn close_after(self, violations: u32) -> Self {
+        self.with(|shared| shared.messages.close_after = Some(violations.max(1)))
+    }
+
+    /// What answers a message above a limit, instead of a problem as JSON; `None` for nothing.
+    #[must_use]
+    pub fn notice(
+        self,
+        notice: impl Fn(&Rejection) -> Option<Message> + Send + Sync + 'static,
+    ) -> Self {
+        self.with(|shared| shared.messages.notice = Some(Arc::new(notice)))
+    }
+
+    /// Adds an observer, who sees the limit types `"ws_connection"` and `"ws_message"`. Default:
+    /// none. To be set before the first connection: like all that is said about connections it
+    /// starts a new limit.
+    #[must_use]
+    pub fn observe(self, observer: impl Observer) -> Self {
+        self.reopened(|shared| shared.observers.add(observer))
+    }
+
+    /// The limiter of connections: to see how many there are, or to change the limit at run time.
+    #[must_use]
+    pub fn limiter(&self) -> ConcurrencyLimiter {
+        self.0.connections.clone()
+    }
+
+    /// Lets a client connect that is charged to `key`, and `serve` it; or refuses it.
+    ///
+    /// Returns the answer to the handshake.
+    pub async fn upgrade<F, Fut>(&self, upgrade: WebSocketUpgrade, key: Key, serve: F) -> Response
+    where
+        F: FnOnce(LimitedSocket) -> Fut + Send + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        let subject = self.subject(&key);
+        match self.0.connections.acquire_for(Some(&key)).await {
+            Ok(permit) => {
+                (self.0.observers).tell(|observer| observer.admitted(&subject));
+                let Shared {
+                    messages,
+                    name,
+                    observers,
+                    ..
+                } = &*self.0;
+                let messages =
+                    Messages::new(messages.clone(), name.clone(), key, observers.clone());
+                upgrade
+                    .on_upgrade(move |socket| serve(LimitedSocket::new(socket, permit, messages)))
+            }
+            Err(rejection) => {
+                (self.0.observers).tell(|observer| observer.rejected(&subject, &rejection));
+                match (self.0.refusal, self.0.closing.try_acquire()) {
+                    (Refusal::Close, Ok(permit)) => {
+                        upgrade.on_upgrade(move |socket| close(socket, rejection, permit))
+                    }
+                    _ => refuse(&rejection),
+                }
+            }
+        }
+    }
+
+    fn subject<'a>(&'a self, key: &'a Key) -> Subject<'a> {
+        Subject {
+            limit_type: "ws_connection",
+            limiter: &self.0.name,
+            key: Some(key),
+        }
+    }
+}
+
+fn refuse(rejection: &Rejection) -> Response {
+    let mut response = problem(rejection).map(Body::from);
+    let headers = response.headers_mut();
+    tell_retry_after(rejection.retry_after_seconds(), headers);
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// Tells a client that was let in why it has to go.
+async fn close(mut socket: WebSocket, rejection: Rejection, _permit: Permit) {
+    let goodbye = async {
+        if socket.send(farewell(&rejection)).await.is_ok() {
+            // Until its own close frame, or else it may never see ours.
+            while let Some(Ok(_)) = socket.recv().await {}
+        }
+    };
+    let _ = timeout(CLOSE_WITHIN, goodbye).await;
+}
+
+/// RFC 6455 §7.4.1: 1008 for a limit of the client's; IANA's registry has 1013 for capacity.
+pub(super) fn farewell(rejection: &Rejection) -> Message {
+    let code = if rejection.reason().is_callers() {
+        close_code::POLICY
+    } else {
+        close_code::AGAIN
+    };
+    Message::Close(Some(CloseFrame {
+        code,
+        reason: rejection.reason().as_str().into(),
+    }))
+}
+
+impl Default for SocketLimits {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for SocketLimits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SocketLimits")
+            .field("connections", &self.0.connections)
+            .finish_non_exhaustive()
+    }
+}

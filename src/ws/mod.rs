@@ -1,0 +1,10 @@
+//! Limits on WebSockets and on what is sent over them, for axum.
+//!
+//! See [`SocketLimits`].
+
+mod limits;
+mod messages;
+mod socket;
+
+pub use self::limits::{Refusal, SocketLimits};
+pub use self::socket::LimitedSocket;

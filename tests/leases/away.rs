@@ -1,0 +1,162 @@
+//! A store that answers later, when the test lets it, and can be away.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tower_admission::MemoryStore;
+use tower_admission::store::{
+    FailureMode, LeaseLimits, LeaseName, LeaseSlots, LeaseStore, LeaseUsage, Leased, NamedLease,
+    NamedLeased, Reply, Standing,
+};
+use tower_admission::test_util::TestClock;
+
+/// Slots in memory behind a network of the test's own.
+#[derive(Clone)]
+pub(crate) struct Later {
+    pub(crate) clock: TestClock,
+    slots: Arc<dyn LeaseSlots>,
+    mode: FailureMode,
+    network: watch::Sender<Network>,
+    /// What was asked and not yet taken in by the server.
+    asked: Arc<Mutex<Vec<(NamedLease, LeaseLimits)>>>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Network {
+    is_away: bool,
+    answers: bool,
+}
+
+impl Default for Later {
+    fn default() -> Self {
+        Self::failing(FailureMode::Closed)
+    }
+}
+
+impl Later {
+    pub(crate) fn failing(mode: FailureMode) -> Self {
+        let clock = TestClock::default();
+        let store = MemoryStore::new().clock(clock.clone());
+        Self {
+            clock,
+            slots: store.open_leases(""),
+            mode,
+            network: watch::Sender::default(),
+            asked: Arc::default(),
+        }
+    }
+
+    /// The server gets what was sent to it.
+    pub(crate) fn take_in(&self) {
+        for (lease, limits) in self.asked.lock().unwrap().drain(..) {
+            assert!(matches!(
+                self.slots.acquire_named(&lease, limits),
+                Reply::Ready(NamedLeased::Granted)
+            ));
+        }
+    }
+
+    pub(crate) fn answer(&self) {
+        self.network.send_modify(|network| network.answers = true);
+    }
+
+    pub(crate) fn answer_at_once(&self) {
+        self.answer();
+    }
+
+    pub(crate) fn go_away(&self) {
+        self.network.send_modify(|network| network.is_away = true);
+    }
+
+    pub(crate) fn come_back(&self) {
+        self.network.send_modify(|network| network.is_away = false);
+    }
+
+    /// Lets everything through that is on its way, and whatever follows from it.
+    pub(crate) async fn give_all_answers(&self) {
+        self.answer();
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    pub(crate) async fn taken(&self) -> u64 {
+        self.slots.usage(None).await.unwrap().total
+    }
+
+    pub(crate) async fn until_taken(&self, expected: u64) {
+        for _ in 0..10_000 {
+            if self.taken().await == expected {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        panic!("{expected} are taken, within ten seconds");
+    }
+
+    /// An answer that the network lets through.
+    fn later<T: Send + 'static>(
+        &self,
+        away: T,
+        answer: impl FnOnce(&dyn LeaseSlots) -> Reply<T> + Send + 'static,
+    ) -> Reply<T> {
+        let (slots, mut network) = (self.slots.clone(), self.network.subscribe());
+        Reply::Pending(Box::pin(async move {
+            let state = *network.wait_for(|network| network.answers).await.unwrap();
+            if state.is_away {
+                return away;
+            }
+            answer(&*slots).await
+        }))
+    }
+}
+
+impl LeaseStore for Later {
+    fn open_leases(&self, _: &str) -> Arc<dyn LeaseSlots> {
+        Arc::new(self.clone())
+    }
+}
+
+impl LeaseSlots for Later {
+    fn acquire(&self, limits: LeaseLimits) -> Reply<Leased> {
+        self.slots.acquire(limits)
+    }
+
+    fn usage(&self, key: Option<&tower_admission::Key>) -> Reply<Option<LeaseUsage>> {
+        let key = key.copied();
+        self.later(None, move |slots| slots.usage(key.as_ref()))
+    }
+
+    fn acquire_named(&self, lease: &NamedLease, limits: LeaseLimits) -> Reply<NamedLeased> {
+        let lease = *lease;
+        let later = self.clone();
+        self.asked.lock().unwrap().push((lease, limits));
+        self.later(NamedLeased::Unavailable(self.mode), move |slots| {
+            // Unless the server took it in before.
+            let mut asked = later.asked.lock().unwrap();
+            let waits = asked
+                .iter()
+                .position(|(asked, _)| asked.holder == lease.holder);
+            if let Some(at) = waits {
+                asked.remove(at);
+                return slots.acquire_named(&lease, limits);
+            }
+            Reply::Ready(NamedLeased::Granted)
+        })
+    }
+
+    fn heartbeat(&self, name: &LeaseName, ttl: Duration) -> Reply<Standing> {
+        let name = *name;
+        self.later(Standing::Unavailable, move |slots| {
+            slots.heartbeat(&name, ttl)
+        })
+    }
+
+    fn release(&self, name: &LeaseName, holder: Option<u64>) -> Reply<Standing> {
+        let name = *name;
+        self.later(Standing::Unavailable, move |slots| {
+            slots.release(&name, holder)
+        })
+    }
+}

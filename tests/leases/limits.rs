@@ -1,0 +1,186 @@
+//! How many there may be, how long they live, and whose they are.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tower_admission::store::Standing;
+use tower_admission::{Leases, Reason};
+
+use crate::{SECOND, on_clock, tenant, total, used};
+
+#[tokio::test]
+async fn a_refusal_says_which_limit_its_usage_and_its_limit() {
+    let leases = Leases::new().name("jobs").per_tenant(2).total(3);
+    let (acme, umbrella) = (tenant("acme"), tenant("umbrella"));
+    let _held = [
+        leases.acquire(&acme, "1").await.unwrap(),
+        leases.acquire(&acme, "2").await.unwrap(),
+        leases.acquire(&umbrella, "1").await.unwrap(),
+    ];
+
+    let refused = leases.acquire(&acme, "3").await.unwrap_err();
+    assert_eq!(refused.reason(), Reason::KeyAtCapacity);
+    let occupancy = refused.occupancy().unwrap();
+    assert_eq!((occupancy.used, occupancy.allowed), (2, 2));
+    assert_eq!(refused.limiter(), "jobs");
+    assert_eq!(refused.wait(), None, "when a slot frees cannot be known");
+    assert_eq!(
+        refused.to_string(),
+        "2 of 2 are in use. Please wait for one to end."
+    );
+
+    let refused = leases.acquire(&umbrella, "2").await.unwrap_err();
+    assert_eq!(refused.reason(), Reason::AtCapacity);
+    let occupancy = refused.occupancy().unwrap();
+    assert_eq!((occupancy.used, occupancy.allowed), (3, 3));
+}
+
+#[tokio::test]
+async fn limits_of_zero_are_off() {
+    let leases = Leases::new().per_tenant(0).total(0);
+    for n in 0..100 {
+        leases
+            .acquire(&tenant("acme"), &n.to_string())
+            .await
+            .unwrap()
+            .detach();
+    }
+    assert_eq!(used(&leases, "acme").await, 100);
+}
+
+#[tokio::test]
+async fn what_nobody_hears_of_expires_and_what_somebody_does_lives() {
+    let (leases, clock) = on_clock(Leases::new().per_tenant(2).ttl(60 * SECOND));
+    let acme = tenant("acme");
+    leases.acquire(&acme, "heard of").await.unwrap().detach();
+    leases
+        .acquire(&acme, "not heard of")
+        .await
+        .unwrap()
+        .detach();
+    for _ in 0..3 {
+        clock.advance(40 * SECOND);
+        assert_eq!(leases.heartbeat(&acme, "heard of").await, Standing::Live);
+    }
+    assert_eq!(used(&leases, "acme").await, 1);
+    assert_eq!(
+        leases.heartbeat(&acme, "not heard of").await,
+        Standing::Gone,
+        "a heartbeat takes nothing that has expired"
+    );
+    assert_eq!(used(&leases, "acme").await, 1);
+
+    clock.advance(60 * SECOND);
+    assert_eq!(
+        used(&leases, "acme").await,
+        0,
+        "at its time to live it ends"
+    );
+    assert_eq!(leases.heartbeat(&acme, "heard of").await, Standing::Gone);
+    assert_eq!(leases.release(&acme, "heard of").await, Standing::Gone);
+}
+
+#[tokio::test]
+async fn a_heartbeat_creates_nothing_and_a_second_release_finds_nothing() {
+    let leases = Leases::new();
+    let acme = tenant("acme");
+    assert_eq!(leases.heartbeat(&acme, "1").await, Standing::Gone);
+    assert_eq!(used(&leases, "acme").await, 0);
+    leases.acquire(&acme, "1").await.unwrap().detach();
+    assert_eq!(leases.release(&acme, "1").await, Standing::Live);
+    assert_eq!(leases.release(&acme, "1").await, Standing::Gone);
+    assert_eq!(used(&leases, "acme").await, 0);
+}
+
+#[tokio::test]
+async fn ids_of_different_tenants_never_meet() {
+    let leases = Leases::new();
+    let (acme, umbrella) = (tenant("acme"), tenant("umbrella"));
+    leases.acquire(&acme, "42").await.unwrap().detach();
+    assert_eq!(leases.heartbeat(&umbrella, "42").await, Standing::Gone);
+    assert_eq!(leases.release(&umbrella, "42").await, Standing::Gone);
+    leases.acquire(&umbrella, "42").await.unwrap().detach();
+    assert_eq!(leases.release(&umbrella, "42").await, Standing::Live);
+    assert_eq!(used(&leases, "acme").await, 1);
+}
+
+#[tokio::test]
+async fn taking_an_id_again_takes_it_over() {
+    let (leases, clock) = on_clock(Leases::new().per_tenant(1).ttl(60 * SECOND));
+    let acme = tenant("acme");
+    let first = leases.acquire(&acme, "42").await.unwrap();
+    clock.advance(40 * SECOND);
+    let again = leases.acquire(&acme, "42").await;
+    let second = again.expect("it is not counted twice, so it fits");
+    assert_eq!(used(&leases, "acme").await, 1);
+    drop(first);
+    assert_eq!(
+        used(&leases, "acme").await,
+        1,
+        "an attempt that was given up leaves a later one's alone"
+    );
+    clock.advance(40 * SECOND);
+    assert_eq!(used(&leases, "acme").await, 1, "it lives anew");
+    drop(second);
+    assert_eq!(used(&leases, "acme").await, 0);
+}
+
+#[tokio::test]
+async fn clones_and_leases_of_one_store_and_name_share_a_limit() {
+    let store = tower_admission::MemoryStore::new();
+    let named = |name| Leases::new().name(name).total(1).store(store.clone());
+    let (one, same, other) = (named("jobs"), named("jobs"), named("streams"));
+    let _lease = one.clone().acquire(&tenant("acme"), "1").await.unwrap();
+    assert!(same.acquire(&tenant("acme"), "2").await.is_err());
+    assert!(other.acquire(&tenant("acme"), "2").await.is_ok());
+}
+
+#[tokio::test]
+async fn random_ids_are_their_own() {
+    let leases = Leases::new();
+    let (one, two) = (
+        leases.acquire_new(&tenant("acme")).await.unwrap(),
+        leases.acquire_new(&tenant("acme")).await.unwrap(),
+    );
+    assert_ne!(one.id(), two.id());
+    assert_eq!(one.id().len(), 32, "128 bits");
+    assert_eq!(used(&leases, "acme").await, 2);
+}
+
+/// 64 tasks start 1,000 pieces of work over 10 of a tenant's and 100 in all.
+#[tokio::test(flavor = "multi_thread")]
+async fn races_use_all_of_the_limits_and_no_more() {
+    let leases = Leases::new().per_tenant(10).total(100);
+    let next = Arc::new(AtomicUsize::new(0));
+    let tasks: Vec<_> = (0..64)
+        .map(|_| {
+            let (leases, next) = (leases.clone(), next.clone());
+            tokio::spawn(async move {
+                let mut held = Vec::new();
+                loop {
+                    let n = next.fetch_add(1, Ordering::Relaxed);
+                    if n >= 1000 {
+                        return held;
+                    }
+                    // 16 tenants: more than fit at 10 each.
+                    let tenant = tenant(&(n % 16).to_string());
+                    if let Ok(lease) = leases.acquire(&tenant, &n.to_string()).await {
+                        held.push(lease);
+                    }
+                    tokio::task::yield_now().await;
+                }
+            })
+        })
+        .collect();
+    let mut held = Vec::new();
+    for task in tasks {
+        held.extend(task.await.unwrap());
+    }
+    assert_eq!(held.len(), 100);
+    assert_eq!(total(&leases).await, 100);
+    for n in 0..16 {
+        assert!(used(&leases, &n.to_string()).await <= 10);
+    }
+    drop(held);
+    assert_eq!(total(&leases).await, 0);
+}
