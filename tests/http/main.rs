@@ -5,7 +5,8 @@
     feature = "metrics",
     feature = "test-util",
     feature = "tonic",
-    feature = "tracing"
+    feature = "tracing",
+    feature = "ws"
 ))]
 
 mod common;
@@ -25,7 +26,9 @@ mod servers;
 mod servers_axum;
 mod servers_hyper;
 mod servers_tonic;
+mod sessions;
 mod several;
+mod sockets;
 mod types;
 mod upgrades;
 mod wait;

@@ -1,0 +1,457 @@
+//! WebSockets within limits, with a real client.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::ws::Message as Sent;
+use axum::extract::{Query, State, WebSocketUpgrade};
+use axum::response::Response;
+use axum::routing::any;
+use futures_util::{SinkExt, StreamExt};
+use serde_json::Value;
+use tokio::sync::{Semaphore, watch};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+use tower_admission::store::{
+    FailureMode, LeaseLimits, LeaseName, LeaseSlots, LeaseStore, LeaseUsage, Leased, NamedLease,
+    NamedLeased, RateBuckets, RateStore, Reply, Standing,
+};
+use tower_admission::ws::{LimitedSocket, Refusal, SocketLimits};
+use tower_admission::{Decision, Key, Policy, Quota, RateLimitByTokenLayer, Rejection};
+
+use crate::common::{PATIENCE, Seen};
+use crate::servers::{get, http1, serve};
+
+type Socket = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
+
+#[derive(serde::Deserialize)]
+struct Who {
+    user: String,
+}
+
+async fn echo(
+    State(limits): State<SocketLimits>,
+    Query(who): Query<Who>,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    let user = Key::id("user", &who.user);
+    limits.upgrade(upgrade, user, serve_echo).await
+}
+
+async fn serve_echo(mut socket: LimitedSocket) {
+    while let Some(Ok(message)) = socket.recv().await {
+        if !matches!(message, Sent::Text(_) | Sent::Binary(_)) {
+            continue;
+        }
+        if message == Sent::text("panic") {
+            panic!("the handler has a bug");
+        }
+        if socket.send(message).await.is_err() {
+            break;
+        }
+    }
+}
+
+async fn server(limits: &SocketLimits) -> SocketAddr {
+    let app = Router::new()
+        .route("/ws", any(echo))
+        .with_state(limits.clone());
+    serve(app).await
+}
+
+async fn try_connect(address: SocketAddr, user: &str) -> Result<Socket, u16> {
+    match connect_async(format!("ws://{address}/ws?user={user}")).await {
+        Ok((socket, _)) => Ok(socket),
+        Err(Error::Http(refused)) => Err(refused.status().as_u16()),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// A connection that has been used, and is therefore counted.
+async fn connect(address: SocketAddr, user: &str) -> Socket {
+    let mut socket = try_connect(address, user).await.expect("let in");
+    assert_eq!(exchange(&mut socket, "hello").await, "hello");
+    socket
+}
+
+async fn exchange(socket: &mut Socket, text: &str) -> String {
+    socket.send(Message::text(text)).await.unwrap();
+    next(socket).await.to_text().unwrap().to_owned()
+}
+
+async fn next(socket: &mut Socket) -> Message {
+    let next = tokio::time::timeout(PATIENCE, socket.next()).await;
+    next.expect("in time")
+        .expect("not at its end")
+        .expect("whole")
+}
+
+async fn closed_with(socket: &mut Socket) -> CloseCode {
+    match next(socket).await {
+        Message::Close(Some(frame)) => frame.code,
+        other => panic!("not closed: {other:?}"),
+    }
+}
+
+async fn until_in_flight(limits: &SocketLimits, expected: usize) {
+    let reached = async {
+        while limits.limiter().in_flight() != expected {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let reached = tokio::time::timeout(PATIENCE, reached).await;
+    reached.unwrap_or_else(|_| panic!("{:?}", limits.limiter()));
+}
+
+#[tokio::test]
+async fn five_connections_and_the_sixth_is_refused_until_one_closes() {
+    let limits = SocketLimits::new().connections_per_key(5);
+    let address = server(&limits).await;
+    let mut sockets = Vec::new();
+    for _ in 0..5 {
+        sockets.push(connect(address, "alice").await);
+    }
+    assert_eq!(try_connect(address, "alice").await.err(), Some(429));
+    connect(address, "bob").await;
+
+    // Cleanly.
+    let mut socket = sockets.pop().unwrap();
+    socket.close(None).await.unwrap();
+    while socket.next().await.is_some() {}
+    until_in_flight(&limits, 4).await;
+    sockets.push(connect(address, "alice").await);
+    assert_eq!(try_connect(address, "alice").await.err(), Some(429));
+
+    // With its TCP connection cut.
+    let socket = sockets.pop().unwrap();
+    let MaybeTlsStream::Plain(stream) = socket.get_ref() else {
+        panic!("no TLS here")
+    };
+    stream.set_zero_linger().unwrap();
+    drop(socket);
+    until_in_flight(&limits, 4).await;
+    sockets.push(connect(address, "alice").await);
+
+    // With a bug in its handler.
+    let mut socket = sockets.pop().unwrap();
+    socket.send(Message::text("panic")).await.unwrap();
+    until_in_flight(&limits, 4).await;
+    connect(address, "alice").await;
+}
+
+#[tokio::test]
+async fn a_browser_is_told_by_a_close_code() {
+    let limits = SocketLimits::new()
+        .connections(2)
+        .connections_per_key(1)
+        .refuse_by(Refusal::Close);
+    let address = server(&limits).await;
+    let _alice = connect(address, "alice").await;
+    let mut again = try_connect(address, "alice").await.expect("accepted");
+    assert_eq!(closed_with(&mut again).await, CloseCode::Policy);
+    assert!(again.next().await.is_none(), "and that is the end of it");
+
+    let _bob = connect(address, "bob").await;
+    let mut full = try_connect(address, "carol").await.expect("accepted");
+    assert_eq!(closed_with(&mut full).await, CloseCode::Again);
+    assert_eq!(
+        limits.limiter().in_flight(),
+        2,
+        "who is refused does not count"
+    );
+}
+
+#[tokio::test]
+async fn capacity_is_503_before_the_upgrade() {
+    let limits = SocketLimits::new().name("chat").connections(1);
+    let address = server(&limits).await;
+    let _held = connect(address, "alice").await;
+    match connect_async(format!("ws://{address}/ws?user=bob")).await {
+        Err(Error::Http(refused)) => {
+            assert_eq!(refused.status(), 503);
+            assert_eq!(refused.headers()["cache-control"], "no-store");
+            assert_eq!(refused.headers()["retry-after"], "1");
+            let problem: Value = serde_json::from_slice(refused.body().as_ref().unwrap()).unwrap();
+            assert_eq!(
+                problem["detail"],
+                "chat is currently at capacity. Please try again later."
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn messages_above_the_limit_are_answered_and_not_passed_on() {
+    let limits = SocketLimits::new().messages(Policy::new("messages", Quota::per_hour(3)));
+    let address = server(&limits).await;
+    let mut socket = connect(address, "alice").await;
+    for text in ["two", "three"] {
+        assert_eq!(exchange(&mut socket, text).await, text);
+    }
+    for _ in 0..3 {
+        let answer: Value = serde_json::from_str(&exchange(&mut socket, "four").await).unwrap();
+        assert_eq!(answer["status"], 429);
+        assert_eq!(answer["violated-policies"], serde_json::json!(["messages"]));
+        let wait = answer["retry-after"].as_u64().unwrap();
+        assert!((1..=1200).contains(&wait), "{wait}");
+    }
+    // Pings are neither counted nor refused.
+    socket.send(Message::Ping("p".into())).await.unwrap();
+    assert_eq!(next(&mut socket).await, Message::Pong("p".into()));
+    // Another connection has messages of its own.
+    connect(address, "alice").await;
+}
+
+#[tokio::test]
+async fn messages_of_a_key_are_counted_over_its_connections() {
+    let limits = SocketLimits::new()
+        .messages_per_key(Quota::per_hour(3))
+        .messages(Quota::per_hour(2));
+    let address = server(&limits).await;
+    let mut one = connect(address, "alice").await;
+    let mut two = connect(address, "alice").await;
+    assert_eq!(exchange(&mut one, "third").await, "third");
+    assert!(exchange(&mut two, "fourth").await.contains("429"));
+    connect(address, "bob").await;
+}
+
+#[tokio::test]
+async fn after_so_many_violations_it_is_closed_with_1008() {
+    let limits = SocketLimits::new()
+        .connections(1)
+        .messages(Quota::per_hour(1))
+        .close_after(3);
+    let address = server(&limits).await;
+    let mut socket = connect(address, "alice").await;
+    for _ in 0..2 {
+        assert!(exchange(&mut socket, "more").await.contains("429"));
+    }
+    socket.send(Message::binary(vec![0; 10])).await.unwrap();
+    assert_eq!(closed_with(&mut socket).await, CloseCode::Policy);
+    drop(socket);
+    until_in_flight(&limits, 0).await;
+    connect(address, "alice").await;
+}
+
+#[tokio::test]
+async fn the_application_says_it_in_its_own_words_or_not_at_all() {
+    let limits =
+        SocketLimits::new()
+            .messages(Quota::per_hour(1))
+            .notice(|rejection: &Rejection| {
+                let text = format!("slow down: {}", rejection.reason().as_str());
+                Some(Sent::text(text))
+            });
+    let mut socket = connect(server(&limits).await, "alice").await;
+    let answer = exchange(&mut socket, "more").await;
+    assert_eq!(answer, "slow down: quota_exceeded");
+
+    let limits = SocketLimits::new()
+        .messages(Quota::per_hour(1))
+        .notice(|_: &Rejection| None);
+    let mut socket = connect(server(&limits).await, "alice").await;
+    socket.send(Message::text("more")).await.unwrap();
+    socket.send(Message::Ping("p".into())).await.unwrap();
+    assert_eq!(next(&mut socket).await, Message::Pong("p".into()));
+}
+
+#[tokio::test]
+async fn observers_see_both_sorts_of_limit() {
+    let (seen, _released) = Seen::new();
+    let limits = SocketLimits::new()
+        .name("chat")
+        .connections_per_key(1)
+        .messages(Quota::per_hour(1))
+        .observe(seen.clone());
+    let address = server(&limits).await;
+    let mut socket = connect(address, "alice").await;
+    exchange(&mut socket, "more").await;
+    try_connect(address, "alice").await.unwrap_err();
+    let seen = seen.take().join("\n");
+    for expected in [
+        "ws_message",
+        "ws_connection",
+        "quota_exceeded",
+        "key_at_capacity",
+    ] {
+        assert!(seen.contains(expected), "{seen}");
+    }
+}
+
+#[tokio::test]
+async fn a_parted_socket_counts_for_as_long_as_its_permit() {
+    async fn handler(State(limits): State<SocketLimits>, upgrade: WebSocketUpgrade) -> Response {
+        let user = Key::id("user", "alice");
+        let parting = |socket: LimitedSocket| async move {
+            let (socket, permit) = socket.into_parts();
+            let (mut to, mut from) = socket.split();
+            while let Some(Ok(message)) = from.next().await {
+                if to.send(message).await.is_err() {
+                    break;
+                }
+            }
+            drop(permit);
+        };
+        limits.upgrade(upgrade, user, parting).await
+    }
+    let limits = SocketLimits::new().connections(1);
+    let app = Router::new().route("/ws", any(handler));
+    let address = serve(app.with_state(limits.clone())).await;
+    let socket = connect(address, "alice").await;
+    assert_eq!(try_connect(address, "alice").await.err(), Some(503));
+    drop(socket);
+    until_in_flight(&limits, 0).await;
+}
+
+/// A store that cannot be reached.
+#[derive(Clone)]
+struct Away(FailureMode);
+
+impl RateStore for Away {
+    fn open(&self, _: &[Policy]) -> Arc<dyn RateBuckets> {
+        Arc::new(self.clone())
+    }
+}
+
+impl RateBuckets for Away {
+    fn take(&self, _: &[Key], _: u32) -> Reply<Decision> {
+        Reply::Ready(match self.0 {
+            FailureMode::Open => Decision::unlimited(),
+            _ => Decision::unavailable(),
+        })
+    }
+
+    fn peek(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
+        self.take(keys, cost)
+    }
+
+    fn refund(&self, _: &[Key], _: u32) -> Reply<()> {
+        Reply::Ready(())
+    }
+}
+
+impl LeaseStore for Away {
+    fn open_leases(&self, _: &str) -> Arc<dyn LeaseSlots> {
+        Arc::new(self.clone())
+    }
+}
+
+impl LeaseSlots for Away {
+    fn acquire(&self, _: LeaseLimits) -> Reply<Leased> {
+        Reply::Ready(Leased::Unavailable(self.0))
+    }
+
+    fn usage(&self, _: Option<&Key>) -> Reply<Option<LeaseUsage>> {
+        Reply::Ready(None)
+    }
+
+    fn acquire_named(&self, _: &NamedLease, _: LeaseLimits) -> Reply<NamedLeased> {
+        Reply::Ready(NamedLeased::Unavailable(self.0))
+    }
+
+    fn heartbeat(&self, _: &LeaseName, _: Duration) -> Reply<Standing> {
+        Reply::Ready(Standing::Unavailable)
+    }
+
+    fn release(&self, _: &LeaseName, _: Option<u64>) -> Reply<Standing> {
+        Reply::Ready(Standing::Unavailable)
+    }
+}
+
+/// HTTP admits while connections are refused, on one server.
+#[tokio::test]
+async fn different_stores_fail_differently() {
+    for (refusal, told) in [(Refusal::Status, Err(503)), (Refusal::Close, Ok(()))] {
+        let limits = SocketLimits::new()
+            .connections_per_key(5)
+            .refuse_by(refusal)
+            .store(Away(FailureMode::Closed));
+        let http = RateLimitByTokenLayer::new(Quota::per_hour(1)).store(Away(FailureMode::Open));
+        let app = Router::new()
+            .route("/", any(|| async { "hello" }).layer(http))
+            .route("/ws", any(echo))
+            .with_state(limits);
+        let address = serve(app).await;
+        for _ in 0..3 {
+            assert_eq!(get(&http1(), address, "/", "abc").await.status(), 200);
+        }
+        let refused = try_connect(address, "alice").await;
+        assert_eq!(refused.as_ref().map(drop).map_err(|status| *status), told);
+        if let Ok(mut socket) = refused {
+            assert_eq!(closed_with(&mut socket).await, CloseCode::Again);
+        }
+    }
+}
+
+/// A message is not lost when `recv` is dropped while a store decides about it.
+#[tokio::test]
+async fn recv_can_be_dropped_and_called_again() {
+    /// Answers when it is told to, and tells how often it was asked.
+    #[derive(Clone)]
+    struct Slow {
+        answers: Arc<Semaphore>,
+        asked: watch::Sender<u32>,
+    }
+    impl RateStore for Slow {
+        fn open(&self, _: &[Policy]) -> Arc<dyn RateBuckets> {
+            Arc::new(self.clone())
+        }
+    }
+    impl RateBuckets for Slow {
+        fn take(&self, _: &[Key], _: u32) -> Reply<Decision> {
+            let slow = self.clone();
+            Reply::Pending(Box::pin(async move {
+                slow.asked.send_modify(|asked| *asked += 1);
+                slow.answers.acquire().await.unwrap().forget();
+                Decision::unlimited()
+            }))
+        }
+        fn peek(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
+            self.take(keys, cost)
+        }
+        fn refund(&self, _: &[Key], _: u32) -> Reply<()> {
+            Reply::Ready(())
+        }
+    }
+
+    async fn handler(
+        State((limits, slow)): State<(SocketLimits, Slow)>,
+        upgrade: WebSocketUpgrade,
+    ) -> Response {
+        let serve = |mut socket: LimitedSocket| async move {
+            let mut asked = slow.asked.subscribe();
+            for (text, times) in [("one", 1), ("two", 3)] {
+                tokio::select! {
+                    _ = socket.recv() => panic!("nothing was answered"),
+                    asked = asked.wait_for(|asked| *asked == times) => drop(asked),
+                }
+                slow.answers.add_permits(1);
+                let message = socket.recv().await.unwrap().unwrap();
+                assert_eq!(message, Sent::text(text));
+            }
+            socket.send(Sent::text("both")).await.unwrap();
+            let message = socket.recv().await.unwrap().unwrap();
+            socket.send(message).await.unwrap();
+        };
+        limits
+            .upgrade(upgrade, Key::id("user", "alice"), serve)
+            .await
+    }
+    let slow = Slow {
+        answers: Arc::new(Semaphore::new(0)),
+        asked: watch::Sender::default(),
+    };
+    let limits = SocketLimits::new()
+        .messages_per_key(Quota::per_hour(1))
+        .message_store(slow.clone());
+    let app = Router::new().route("/ws", any(handler));
+    let address = serve(app.with_state((limits, slow))).await;
+    let mut socket = try_connect(address, "alice").await.unwrap();
+    socket.send(Message::text("one")).await.unwrap();
+    socket.send(Message::text("two")).await.unwrap();
+    assert_eq!(next(&mut socket).await, Message::text("both"));
+}
