@@ -24,7 +24,6 @@ pub use self::failure::{FailureKind, StoreError, StoreObserver};
 use self::client::Client;
 use self::connection::CONNECT_WITHIN;
 use self::failure::Events;
-use self::leases::RedisLeases;
 use self::names::Names;
 use self::rate::RedisBuckets;
 use self::script::Script;
@@ -99,6 +98,7 @@ pub struct RedisStore {
     target: Target,
     /// Shared by clones that are configured differently, as they lie next to each other in Redis.
     names: Names,
+    slots: leases::Opened,
     has_secret: bool,
     options: Options,
     /// Made with the first limiter, when nothing is configured any more; see `inner`.
@@ -152,6 +152,7 @@ impl RedisStore {
         Ok(Self {
             target: Target::parse(url, CONNECT_WITHIN)?,
             names: Names::new(Self::DEFAULT_PREFIX),
+            slots: leases::Opened::default(),
             has_secret: false,
             options: Options {
                 on_failure: FailureMode::default(),
@@ -238,6 +239,19 @@ impl RedisStore {
         self.inner().client.ping().await
     }
 
+    /// Waits until Redis has back the slots that were freed, for the end of a process: what is freed in
+    /// its last moments would otherwise stay taken for the [time to live](Self::lease_ttl).
+    ///
+    /// Call it when the server has shut down and its requests are gone, before the runtime ends. It
+    /// does so for the limiters of this store and of its clones, however they are configured.
+    ///
+    /// # Errors
+    ///
+    /// Why Redis could not be told, at the first call that fails.
+    pub async fn flush(&self) -> Result<(), StoreError> {
+        self.slots.flush().await
+    }
+
     fn inner(&self) -> &Arc<Inner> {
         self.inner.get_or_init(|| {
             Arc::new(Inner {
@@ -263,7 +277,7 @@ impl RateStore for RedisStore {
 
 impl LeaseStore for RedisStore {
     fn open_leases(&self, name: &str) -> Arc<dyn Leases> {
-        Arc::new(RedisLeases::new(self.inner().clone(), name))
+        Arc::new(self.slots.open(self.inner().clone(), name))
     }
 
     fn agrees_on_fingerprints(&self) -> bool {
