@@ -26,5 +26,12 @@ async fn memory_on_real_time() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slots_in_memory() {
-    suite::lease_store(&MemoryStore::new()).await;
+    let clock = TestClock::default();
+    let store = MemoryStore::new().clock(clock.clone());
+    suite::lease_store(&store, async |time| clock.advance(time)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slots_in_memory_on_real_time() {
+    suite::lease_store(&MemoryStore::new(), tokio::time::sleep).await;
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use tokio::net::TcpListener;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::flags::Flags;
 use crate::routes::Limits;
@@ -43,16 +43,23 @@ async fn serve(flags: &Flags) -> io::Result<()> {
     let quota = flags.quota();
     let listener = TcpListener::bind(flags.listen).await?;
     let address = listener.local_addr()?;
-    let app = Limits::new(flags.store()).app(flags.max_concurrency, quota);
+    let store = flags.store();
+    let app = Limits::new(store.clone()).app(flags.max_concurrency, quota);
 
     greeting::print(address, flags.max_concurrency, quota);
     // With the peers' addresses: clients without a token are charged by them.
     let service = app.into_make_service_with_connect_info::<SocketAddr>();
     let server = axum::serve(listener, service).with_graceful_shutdown(interrupted());
-    tokio::select! {
+    let served = tokio::select! {
         served = server => served,
         () = out_of_patience() => Ok(()),
+    };
+    if let Some(store) = store
+        && let Err(error) = store.flush().await
+    {
+        warn!(%error, "slots of the last requests stay taken for a while");
     }
+    served
 }
 
 async fn interrupted() {

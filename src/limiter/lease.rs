@@ -17,7 +17,8 @@ use crate::store::{LeaseName, LeaseSlots, NamedLease, Standing};
 ///
 /// Hold it until somebody else is sure to release the slot, then [`detach`](Self::detach) it.
 /// Giving back is done in the background where the store is not in this process, and tried
-/// again until the lease would have expired anyway.
+/// again until the lease would have expired anyway. At the end of a process
+/// [`Leases::flush`] waits for that.
 #[must_use = "dropping a lease gives its slot back"]
 pub struct Lease {
     leases: Leases,

@@ -289,6 +289,14 @@ impl Leases {
         self.0.slots.usage(Some(tenant)).await
     }
 
+    /// Waits until the store has back what was dropped, for the end of a process: what it drops in
+    /// its last moments would otherwise stay taken for its time to live.
+    ///
+    /// While the store is away it waits, for that long at most; give it a timeout of your own.
+    pub async fn flush(&self) {
+        self.0.reaper.flush().await;
+    }
+
     /// How long a lease lives without a heartbeat.
     #[must_use]
     pub fn time_to_live(&self) -> Duration {

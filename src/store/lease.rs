@@ -155,7 +155,8 @@ pub enum FailureMode {
     /// A rate's share is charged for what the store admits through this replica too, so that
     /// it is no fresh burst when the store goes away, however often it does. All replicas together
     /// admit at most a burst more than the store would have, once for each time that it goes
-    /// away and comes back.
+    /// away and comes back. A request that costs more than a share holds is refused with 503, as it
+    /// will fit when the store is back.
     LocalShare {
         /// How many replicas there are.
         replicas: u32,

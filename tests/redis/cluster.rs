@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tower_admission::store::{RateStore, suite};
+use tower_admission::store::{LeaseLimits, LeaseStore, Leased, RateStore, suite};
 use tower_admission::{Key, Policy, Quota};
 
 use crate::server::{Server, store, until};
@@ -72,7 +72,7 @@ impl Cluster {
 async fn long_passes_the_suite() {
     let cluster = Cluster::start().await;
     let store = store(&cluster.url());
-    suite::lease_store(&store).await;
+    suite::lease_store(&store, tokio::time::sleep).await;
     suite::rate_store(&store, tokio::time::sleep).await;
 }
 
@@ -104,6 +104,56 @@ async fn when_a_part_dies_the_others_count_on() {
         }
         // The dead part's keys are decided by the failure mode, which is to admit.
         assert_eq!(counted, keys.len() - held[0]);
+    }
+}
+
+/// What one key refuses is refused, whatever becomes of the others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_stands_when_the_part_of_another_key_is_down() {
+    let mut cluster = Cluster::start().await;
+    let store = store(&cluster.url()).deadline(Duration::from_millis(500));
+    let policies = [
+        Policy::new("token", Quota::per_hour(1000)),
+        Policy::new("ip", Quota::per_hour(1)),
+    ];
+    let buckets = store.open(&policies);
+    let address = Key::ip([192, 0, 2, 1].into());
+    let token = |n: u32| Key::id("user", &n.to_string());
+    let first = buckets.take(&[token(0), address], 1).await;
+    assert!(first.is_admitted());
+    let mut with_address = None;
+    for (n, node) in cluster.nodes.iter().enumerate() {
+        if node.keys().await.iter().any(|key| key.contains(":ip:")) {
+            with_address = Some(n);
+        }
+    }
+    let dead = (with_address.expect("a node that has it") + 1) % 3;
+    cluster.nodes[dead].kill();
+    let mut unknown = 0;
+    for n in 1..30 {
+        let decision = buckets.take(&[token(n), address], 1).await;
+        // The failure mode is to admit.
+        assert!(!decision.is_admitted(), "{decision:?}");
+        let [of_token, of_address] = decision.usages() else {
+            panic!("a usage for each quota: {decision:?}");
+        };
+        assert!(of_token.fits() && !of_address.fits());
+        // Told as unused where nobody knows.
+        assert_eq!(of_token.remaining(), 1000);
+        let known = buckets.peek(&[token(n)], 0).await.remaining().is_some();
+        unknown += u32::from(!known);
+    }
+    assert!(unknown > 0, "some lie where nobody answers");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prefix_with_braces_scatters_no_slots() {
+    let cluster = Cluster::start().await;
+    for prefix in ["}", "{", "{a}", "%"] {
+        let leases = store(&cluster.url()).prefix(prefix).open_leases("jobs");
+        let limits = LeaseLimits::new(Some(5), Some((Key::id("user", "alice"), 2)));
+        let leased = leases.acquire(limits).await;
+        assert!(matches!(leased, Leased::Granted(_)), "{prefix}: {leased:?}");
     }
 }
 

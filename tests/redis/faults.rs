@@ -485,13 +485,13 @@ async fn a_failover_to_the_replica() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_too_old_is_named() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("redis://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move {
-        while let Ok((connection, _)) = listener.accept().await {
-            tokio::spawn(answer_as_an_old_server(connection));
-        }
-    });
+    let url = stand_in(|command| {
+        Some(match command {
+            "INFO" => "$22\r\nredis_version:4.0.14\r\n\r\n",
+            _ => "-ERR unknown command\r\n",
+        })
+    })
+    .await;
     let failures = Failures::default();
     let store = store(&url)
         .observe(failures.clone())
@@ -503,8 +503,33 @@ async fn a_server_that_is_too_old_is_named() {
     assert!(failures.of(FailureKind::TooOld) > 0);
 }
 
-/// Says what a Redis 4 would to `INFO`, and no to everything else.
-async fn answer_as_an_old_server(connection: TcpStream) {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_goes_silent_ends_a_ping() {
+    let url = stand_in(|command| match command {
+        "INFO" => Some("$21\r\nredis_version:7.0.0\r\n\r\n"),
+        "PING" => None,
+        _ => Some("+OK\r\n"),
+    })
+    .await;
+    let ping = tokio::time::timeout(Duration::from_secs(30), async {
+        store(&url).ping().await.unwrap_err().kind()
+    });
+    assert_eq!(ping.await.expect("an end"), FailureKind::Timeout);
+}
+
+/// Something that answers commands, or does not, as the test has it. Returns where it is.
+async fn stand_in(answer: fn(&str) -> Option<&'static str>) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("redis://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((connection, _)) = listener.accept().await {
+            tokio::spawn(answer_commands(connection, answer));
+        }
+    });
+    url
+}
+
+async fn answer_commands(connection: TcpStream, answer: fn(&str) -> Option<&'static str>) {
     let (read, mut write) = connection.into_split();
     let mut lines = BufReader::new(read).lines();
     while let Ok(Some(line)) = lines.next_line().await {
@@ -512,18 +537,14 @@ async fn answer_as_an_old_server(connection: TcpStream) {
         let Some(words) = line.strip_prefix('*') else {
             continue;
         };
-        let mut command = String::new();
+        let mut command = Vec::new();
         for _ in 0..words.parse().unwrap_or(0) {
             let _length = lines.next_line().await;
-            let word = lines.next_line().await.ok().flatten();
-            command += &word.unwrap_or_default();
+            command.extend(lines.next_line().await.ok().flatten());
         }
-        let answer = if command.starts_with("INFO") {
-            "$22\r\nredis_version:4.0.14\r\n\r\n"
-        } else {
-            "-ERR unknown command\r\n"
-        };
-        if write.write_all(answer.as_bytes()).await.is_err() {
+        if let Some(answer) = answer(command.first().map_or("", String::as_str))
+            && write.write_all(answer.as_bytes()).await.is_err()
+        {
             return;
         }
     }

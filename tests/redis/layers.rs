@@ -9,9 +9,9 @@ use hyper::body::Bytes;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_admission::extract::{ClientIp, Shared};
 use tower_admission::store::{FailureMode, RateStore, RedisStore};
-use tower_admission::{Quota, RateLimitByTokenLayer, RateLimitLayer, RateLimiter};
+use tower_admission::{Key, Quota, RateLimitByTokenLayer, RateLimitLayer, RateLimiter};
 
-use crate::server::{Server, free_port, store};
+use crate::server::{Server, free_port, store, until};
 
 async fn handler(_: Request<()>) -> Result<Response<Empty<Bytes>>, Infallible> {
     Ok(Response::new(Empty::new()))
@@ -64,6 +64,25 @@ async fn without_redis_the_failure_mode_decides() {
         statuses.push(ask(&share, "alice").await.status().as_u16());
     }
     assert_eq!(statuses, [200, 200, 429, 429]);
+}
+
+/// What fits no share is refused for now, and what fits no bucket for ever.
+#[tokio::test]
+async fn a_cost_above_a_share_has_to_wait_for_redis() {
+    let url = format!("redis://127.0.0.1:{}", free_port());
+    let share = FailureMode::LocalShare { replicas: 3 };
+    let buckets = store(&url)
+        .on_failure(share)
+        .open(&[Quota::per_hour(10).into()]);
+    let alice = [Key::id("user", "alice")];
+    for _ in 0..2 {
+        // First without the news that Redis is away, then with it.
+        let decision = buckets.take(&alice, 5).await;
+        assert!(decision.is_unavailable(), "{decision:?}");
+        assert!(buckets.peek(&alice, 5).await.is_unavailable());
+        assert!(buckets.take(&alice, 11).await.is_hopeless());
+    }
+    assert!(buckets.take(&alice, 3).await.is_admitted());
 }
 
 #[tokio::test]
@@ -119,4 +138,27 @@ fn a_layer_is_made_without_a_runtime() {
         let response = runtime.block_on(ask(&layer, "alice"));
         assert_eq!(response.status(), StatusCode::OK);
     }
+}
+
+/// The runtime that connected is still there, and nobody drives it.
+#[test]
+fn a_runtime_that_stands_still_is_not_waited_for() {
+    let runtime = || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+    };
+    let (first, second) = (runtime(), runtime());
+    let server = first.block_on(Server::start());
+    let store = server.store().deadline(Duration::from_millis(200));
+    let buckets = store.open(&[Quota::per_hour(1000).into()]);
+    let alice = [Key::id("user", "alice")];
+    let is_counted = async || buckets.take(&alice, 1).await.remaining().is_some();
+    first.block_on(until("Redis decides", is_counted));
+    second.block_on(until("Redis decides again", is_counted));
+    // What the first left behind when it was last driven gets in nobody's way.
+    first.block_on(async { tokio::time::sleep(Duration::from_millis(50)).await });
+    drop(first);
+    assert!(second.block_on(is_counted()));
 }

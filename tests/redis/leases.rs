@@ -43,9 +43,9 @@ async fn until_used(leases: &dyn LeaseSlots, expected: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn passes_the_suite() {
+async fn long_passes_the_suite() {
     let server = Server::start().await;
-    suite::lease_store(&server.store()).await;
+    suite::lease_store(&server.store(), tokio::time::sleep).await;
 }
 
 #[tokio::test]
@@ -243,6 +243,52 @@ async fn key_with(server: &Server, part: &str) -> String {
     let keys = server.keys().await;
     let key = keys.into_iter().find(|key| key.contains(part));
     key.expect("such a key")
+}
+
+/// The runtime ends right after, and with it all that works in the background.
+#[tokio::test]
+async fn an_orderly_end_leaves_no_slot_taken() {
+    let server = Server::start().await;
+    let store = server.store();
+    let ending = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let closed = store.clone().on_failure(FailureMode::Closed);
+            let leases = [store.open_leases("jobs"), closed.open_leases("jobs")];
+            let mut held = Vec::new();
+            for n in 0..600 {
+                held.push(leases[n % 2].acquire(limits(1000, 1000)).await);
+            }
+            assert!(
+                held.iter()
+                    .all(|leased| matches!(leased, Leased::Granted(_)))
+            );
+            drop(held);
+            store.flush().await.unwrap();
+        });
+    });
+    tokio::task::spawn_blocking(|| ending.join().unwrap())
+        .await
+        .unwrap();
+    let leases = server.store().open_leases("jobs");
+    assert_eq!(used(&*leases).await, 0);
+}
+
+#[tokio::test]
+async fn a_flush_says_when_redis_is_away() {
+    let mut server = Server::start().await;
+    let store = server.store().deadline(Duration::from_millis(200));
+    let leases = store.open_leases("jobs");
+    store.flush().await.unwrap();
+    let held = leases.acquire(limits(9, 9)).await;
+    server.kill();
+    drop(held);
+    assert!(store.flush().await.is_err());
+    server.restart().await;
+    until("Redis is told", async || store.flush().await.is_ok()).await;
 }
 
 /// However much there is to give back, what is held stays held.

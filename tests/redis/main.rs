@@ -10,6 +10,7 @@ mod gateway;
 mod layers;
 mod leases;
 mod model;
+mod named;
 mod proxy;
 mod rate;
 mod server;

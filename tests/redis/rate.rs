@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tower_admission::store::{RateStore, suite};
+use tower_admission::store::{FailureMode, LeaseLimits, LeaseStore, Leased, RateStore, suite};
 use tower_admission::{Key, Policy, Quota, RateLimiter};
 
-use crate::server::Server;
+use crate::server::{Server, until};
 
 fn alice() -> [Key; 1] {
     [Key::id("user", "alice")]
@@ -287,4 +287,58 @@ async fn a_quota_that_is_off_has_no_part() {
         open(Quota::off()).peek(&alice(), 0).await.remaining(),
         Some(8)
     );
+}
+
+#[tokio::test]
+async fn limiters_of_a_store_that_is_configured_twice_are_apart() {
+    let server = Server::start().await;
+    let store = server.store();
+    let limiters = [FailureMode::Closed, FailureMode::Open].map(|mode| {
+        let store = store.clone().on_failure(mode);
+        store.open(&[Quota::per_hour(1).into()])
+    });
+    for limiter in &limiters {
+        assert!(limiter.take(&alice(), 1).await.is_admitted());
+        assert!(!limiter.take(&alice(), 1).await.is_admitted());
+    }
+    // With a prefix of its own it is another store, whose first limiter has no number.
+    let other = server.store().prefix("other");
+    let _ = other.open(&[Quota::per_hour(1).into()]);
+    assert_eq!(server.keys().await.len(), 2);
+}
+
+/// A refund that is on its way while the same key is denied.
+#[tokio::test]
+async fn a_denial_does_not_outlive_a_refund() {
+    let server = Server::start().await;
+    let policy = [Policy::new("calls", Quota::per_hour(1))];
+    let buckets = server.store().open(&policy);
+    assert!(buckets.take(&alice(), 1).await.is_admitted());
+    let refund = buckets.refund(&alice(), 1);
+    assert!(!buckets.take(&alice(), 1).await.is_admitted());
+    refund.await;
+    assert!(buckets.take(&alice(), 1).await.is_admitted());
+}
+
+#[tokio::test]
+async fn the_longest_times_can_be_set() {
+    let server = Server::start().await;
+    for longest in [Duration::MAX, Duration::from_secs(u64::MAX / 2 + 1)] {
+        let store = server.store().deadline(longest).lease_ttl(longest);
+        let buckets = store.open(&[Quota::per_hour(1).into()]);
+        let decision = buckets.take(&[Key::id("user", "bob")], 0).await;
+        assert_eq!(decision.remaining(), Some(1));
+        let leases = store.open_leases("jobs");
+        for _ in 0..2 {
+            let leased = leases.acquire(LeaseLimits::new(Some(9), None)).await;
+            assert!(matches!(leased, Leased::Granted(_)), "{leased:?}");
+        }
+        until("the slots are free again", async || {
+            leases
+                .usage(None)
+                .await
+                .is_some_and(|usage| usage.total == 0)
+        })
+        .await;
+    }
 }

@@ -2,31 +2,23 @@
 //!
 //! Calls use the connection that is there. When it fails, the call that notices marks it as lost,
 //! which opens the breaker: later calls fail at once, without a wait. A task of its own, the
-//! supervisor, then tries to connect, again and again with a growing, jittered pause; its try is
+//! [supervisor](super::supervisor), then tries to connect, again and again with a growing, jittered pause; its try is
 //! the one probe of the half-open breaker, and its success closes it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use redis::aio::{ConnectionLike, MultiplexedConnection};
-use redis::cluster_async::ClusterConnection;
-use redis::{
-    AsyncConnectionConfig, Cmd, FromRedisValue, RedisError, RedisFuture, ToRedisArgs, Value,
-};
-use tokio::sync::{Notify, watch};
+use redis::{Cmd, FromRedisValue, RedisError, ToRedisArgs};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::connection::{CONNECT_WITHIN, Connection};
 use super::failure::{Events, FailureKind, StoreError};
+use super::post::Post;
 use super::script::Script;
-use super::url::{Target, check_version};
-
-/// How long the supervisor tries to connect, the server's first answer included.
-pub(super) const CONNECT_WITHIN: Duration = Duration::from_millis(500);
-
-/// The supervisor's pauses between two tries.
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
-const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+use super::supervisor::{Line, Link, supervise};
+use super::url::Target;
 
 /// Calls in a row that have to time out before the connection is given up.
 const TIMEOUTS: u32 = 3;
@@ -43,45 +35,25 @@ pub(super) struct Client {
     shared: Arc<Shared>,
 }
 
-struct Shared {
-    target: Target,
+pub(super) struct Shared {
+    pub(super) target: Target,
     options: Options,
     started: Instant,
-    link: watch::Sender<Link>,
-    /// Whether a supervisor is running.
-    supervised: AtomicBool,
-    /// Wakes the supervisor.
-    wake: Notify,
-    ended: AtomicBool,
+    pub(super) link: watch::Sender<Link>,
+    /// Who looks after the connection.
+    pub(super) supervisor: Post,
+    /// Wakes the supervisor, and one that lost the job as well.
+    pub(super) wake: watch::Sender<()>,
+    /// When the supervisor was last seen or called, in microseconds since `started`.
+    attended: AtomicU64,
+    pub(super) ended: AtomicBool,
+    /// Of the last connection.
+    generation: AtomicU64,
     in_flight: AtomicUsize,
     /// Calls that timed out since one was answered.
     timeouts: AtomicU32,
     /// When a call was answered last, in microseconds since `started`.
     answered: AtomicU64,
-}
-
-/// What calls find.
-#[derive(Clone)]
-enum Link {
-    /// Nobody has tried to connect yet, so a call waits for the first try to end.
-    New,
-    Up(Line),
-    /// Calls fail until the supervisor has a connection again.
-    Down,
-}
-
-/// A connection, and which one it is, so that a late failure of an old one does not
-/// take down its successor.
-#[derive(Clone)]
-struct Line {
-    connection: Connection,
-    generation: u64,
-}
-
-#[derive(Clone)]
-enum Connection {
-    Single(MultiplexedConnection),
-    Cluster(ClusterConnection),
 }
 
 impl Client {
@@ -92,9 +64,11 @@ impl Client {
                 options,
                 started: Instant::now(),
                 link: watch::Sender::new(Link::New),
-                supervised: AtomicBool::new(false),
-                wake: Notify::new(),
+                supervisor: Post::default(),
+                wake: watch::Sender::new(()),
+                attended: AtomicU64::new(0),
                 ended: AtomicBool::new(false),
+                generation: AtomicU64::new(0),
                 in_flight: AtomicUsize::new(0),
                 timeouts: AtomicU32::new(0),
                 answered: AtomicU64::new(0),
@@ -119,7 +93,7 @@ impl Client {
     #[inline]
     pub(super) fn check(&self) -> Result<(), StoreError> {
         if matches!(*self.shared.link.borrow(), Link::Down) {
-            // A supervisor that ended with its runtime is started again.
+            // One that ended with its runtime, or stands still with it, is replaced.
             supervise(&self.shared);
             return Err(self.failed(StoreError::new(FailureKind::Disconnected)));
         }
@@ -161,13 +135,16 @@ impl Client {
 
     /// Asks the server something simple, to find out early what is wrong.
     pub(super) async fn ping(&self) -> Result<(), StoreError> {
-        let mut connection = timeout(CONNECT_WITHIN, self.shared.target.connect())
+        let ping = async {
+            let mut connection = self.shared.target.connect().await?;
+            redis::cmd("PING")
+                .query_async::<()>(&mut connection)
+                .await?;
+            Ok(())
+        };
+        timeout(CONNECT_WITHIN, ping)
             .await
-            .unwrap_or_else(|_| Err(StoreError::new(FailureKind::Timeout)))?;
-        redis::cmd("PING")
-            .query_async::<()>(&mut connection)
-            .await?;
-        Ok(())
+            .unwrap_or_else(|_| Err(StoreError::new(FailureKind::Timeout)))
     }
 
     async fn send<T: FromRedisValue>(
@@ -206,7 +183,7 @@ impl Client {
 impl Drop for Client {
     fn drop(&mut self) {
         self.shared.ended.store(true, Ordering::Release);
-        self.shared.wake.notify_one();
+        self.shared.wake.send_replace(());
     }
 }
 
@@ -222,33 +199,78 @@ impl Shared {
     }
 
     async fn line(self: &Arc<Self>, deadline: Instant) -> Result<Line, StoreError> {
-        supervise(self);
-        match &*self.link.borrow() {
-            Link::Up(line) => return Ok(line.clone()),
-            Link::Down => return Err(StoreError::new(FailureKind::Disconnected)),
-            Link::New => {}
-        }
-        let mut link = self.link.subscribe();
-        let tried = link.wait_for(|link| !matches!(link, Link::New));
-        let Ok(tried) = timeout_at(deadline, tried).await else {
-            return Err(StoreError::new(FailureKind::Timeout));
+        // Cloned, as the supervisor may change it while it is looked at.
+        let link = self.link.borrow().clone();
+        let link = match link {
+            Link::New => {
+                supervise(self);
+                let mut link = self.link.subscribe();
+                let tried = link.wait_for(|link| !matches!(link, Link::New));
+                match timeout_at(deadline, tried).await {
+                    Ok(Ok(tried)) => tried.clone(),
+                    Ok(Err(_)) => Link::Down,
+                    Err(_) => return Err(StoreError::new(FailureKind::Timeout)),
+                }
+            }
+            link => link,
         };
-        match tried.as_deref() {
-            Ok(Link::Up(line)) => Ok(line.clone()),
-            _ => Err(StoreError::new(FailureKind::Disconnected)),
+        match link {
+            Link::Up(line) => Ok(line),
+            Link::New | Link::Down => {
+                supervise(self);
+                Err(StoreError::new(FailureKind::Disconnected))
+            }
         }
+    }
+
+    /// Takes the next connection into use.
+    pub(super) fn connected(&self, connection: Connection) {
+        self.timeouts.store(0, Ordering::Relaxed);
+        let line = Line {
+            connection,
+            generation: self.generation.fetch_add(1, Ordering::Relaxed),
+        };
+        let before = self.link.send_replace(Link::Up(line));
+        if !matches!(before, Link::Up(_)) {
+            self.options.events.reachable(true);
+        }
+    }
+
+    pub(super) fn not_connected(&self, error: &StoreError) {
+        let before = self.link.send_replace(Link::Down);
+        if !matches!(before, Link::Down) {
+            self.options.events.reachable(false);
+        }
+        self.options.events.failed(error, self.started.elapsed());
+    }
+
+    /// The supervisor was here, or was called.
+    pub(super) fn attended(&self) {
+        self.attended.store(self.micros(), Ordering::Relaxed);
+    }
+
+    pub(super) fn is_unattended_for(&self, time: Duration) -> bool {
+        let since = self
+            .micros()
+            .saturating_sub(self.attended.load(Ordering::Relaxed));
+        Duration::from_micros(since) > time
+    }
+
+    fn micros(&self) -> u64 {
+        self.started.elapsed().as_micros() as u64
     }
 
     fn answered(&self) {
         self.timeouts.store(0, Ordering::Relaxed);
-        let now = self.started.elapsed().as_micros() as u64;
-        self.answered.store(now, Ordering::Relaxed);
+        self.answered.store(self.micros(), Ordering::Relaxed);
     }
 
     fn after_error(&self, error: &RedisError, generation: u64) {
         match FailureKind::of(error) {
             // Behind the same address another server may be the primary by now.
-            FailureKind::ReadOnly => self.wake.notify_one(),
+            FailureKind::ReadOnly => {
+                self.wake.send_replace(());
+            }
             // A cluster's client looks after the connections to its nodes, and the others
             // are well.
             FailureKind::Disconnected if !self.target.is_cluster() => self.lost(generation),
@@ -278,13 +300,10 @@ impl Shared {
             in_use
         });
         if opened {
+            self.attended();
             self.options.events.reachable(false);
-            self.wake.notify_one();
+            self.wake.send_replace(());
         }
-    }
-
-    fn has_ended(&self) -> bool {
-        self.ended.load(Ordering::Acquire)
     }
 }
 
@@ -293,134 +312,5 @@ struct InFlight<'a>(&'a AtomicUsize);
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Starts the supervisor unless there is one.
-fn supervise(shared: &Arc<Shared>) {
-    if shared.supervised.load(Ordering::Acquire) || shared.supervised.swap(true, Ordering::AcqRel) {
-        return;
-    }
-    let supervised = Supervised(shared.clone());
-    match tokio::runtime::Handle::try_current() {
-        Ok(runtime) => drop(runtime.spawn(async move { supervised.0.supervise().await })),
-        // Dropped, so that the next call tries again.
-        Err(_) => drop(supervised),
-    }
-}
-
-/// Says that there is no supervisor any more when it ends with its runtime. Its connection,
-/// which that runtime drove, is gone with it.
-struct Supervised(Arc<Shared>);
-
-impl Drop for Supervised {
-    fn drop(&mut self) {
-        self.0.link.send_replace(Link::New);
-        self.0.supervised.store(false, Ordering::Release);
-    }
-}
-
-impl Shared {
-    async fn supervise(&self) {
-        let mut generation = 0;
-        let mut pause = FIRST_PAUSE;
-        loop {
-            let connected = timeout(CONNECT_WITHIN, self.target.connect()).await;
-            if self.has_ended() {
-                return;
-            }
-            match connected.unwrap_or_else(|_| Err(StoreError::new(FailureKind::Timeout))) {
-                Ok(connection) => {
-                    generation += 1;
-                    self.timeouts.store(0, Ordering::Relaxed);
-                    let line = Line {
-                        connection,
-                        generation,
-                    };
-                    let before = self.link.send_replace(Link::Up(line));
-                    if !matches!(before, Link::Up(_)) {
-                        self.options.events.reachable(true);
-                    }
-                    let connected = Instant::now();
-                    self.wake.notified().await;
-                    // A connection that held for a while starts over with short pauses.
-                    if connected.elapsed() > 2 * LONGEST_PAUSE {
-                        pause = FIRST_PAUSE;
-                    }
-                }
-                Err(error) => {
-                    let before = self.link.send_replace(Link::Down);
-                    if !matches!(before, Link::Down) {
-                        self.options.events.reachable(false);
-                    }
-                    self.options.events.failed(&error, self.started.elapsed());
-                }
-            }
-            if self.has_ended() {
-                return;
-            }
-            tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
-        }
-    }
-}
-
-impl Target {
-    async fn connect(&self) -> Result<Connection, StoreError> {
-        let mut connection = match self {
-            Self::Single(client) => {
-                // Every call has a deadline of ours.
-                let config = AsyncConnectionConfig::new()
-                    .set_connection_timeout(Some(CONNECT_WITHIN))
-                    .set_response_timeout(None);
-                Connection::Single(
-                    client
-                        .get_multiplexed_async_connection_with_config(&config)
-                        .await?,
-                )
-            }
-            Self::Cluster(client) => Connection::Cluster(client.get_async_connection().await?),
-        };
-        if let Connection::Single(_) = connection {
-            let info: Result<String, _> = redis::cmd("INFO")
-                .arg("server")
-                .query_async(&mut connection)
-                .await;
-            match info {
-                Ok(info) => check_version(&info)?,
-                // Whoever may not ask is let in; a script that the server cannot run says so.
-                Err(error) if FailureKind::of(&error) == FailureKind::Denied => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(connection)
-    }
-}
-
-impl ConnectionLike for Connection {
-    fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
-        match self {
-            Self::Single(connection) => connection.req_packed_command(cmd),
-            Self::Cluster(connection) => connection.req_packed_command(cmd),
-        }
-    }
-
-    fn req_packed_commands<'a>(
-        &'a mut self,
-        pipeline: &'a redis::Pipeline,
-        offset: usize,
-        count: usize,
-    ) -> RedisFuture<'a, Vec<Value>> {
-        match self {
-            Self::Single(connection) => connection.req_packed_commands(pipeline, offset, count),
-            Self::Cluster(connection) => connection.req_packed_commands(pipeline, offset, count),
-        }
-    }
-
-    fn get_db(&self) -> i64 {
-        match self {
-            Self::Single(connection) => connection.get_db(),
-            Self::Cluster(connection) => connection.get_db(),
-        }
     }
 }

@@ -18,7 +18,15 @@ const LONGEST: Duration = Duration::from_secs(1);
 /// Denials by the keys they were given to. Each has one place where it may be, and takes it from
 /// whatever else is there: what is not in the cache is asked of Redis.
 pub(super) struct Denials {
-    places: Box<[Mutex<Option<Box<Denial>>>]>,
+    places: Box<[Mutex<Place>]>,
+}
+
+#[derive(Default)]
+struct Place {
+    denial: Option<Box<Denial>>,
+    /// When something was given back to a key of this place: what was asked before may be denied
+    /// because it was not yet.
+    forgotten: Option<Instant>,
 }
 
 struct Denial {
@@ -32,7 +40,7 @@ struct Denial {
 impl Denials {
     pub(super) fn new() -> Self {
         Self {
-            places: (0..ENTRIES).map(|_| Mutex::new(None)).collect(),
+            places: (0..ENTRIES).map(|_| Mutex::default()).collect(),
         }
     }
 
@@ -40,10 +48,11 @@ impl Denials {
     pub(super) fn find(&self, keys: &[Key], cost: u32) -> Option<Decision> {
         let fingerprint = fingerprint(keys);
         let mut place = lock(self.place(fingerprint));
-        let denial = place.as_deref().filter(|d| d.fingerprint == fingerprint)?;
+        let denial = place.denial.as_deref();
+        let denial = denial.filter(|d| d.fingerprint == fingerprint)?;
         let now = Instant::now();
         if now >= denial.until {
-            *place = None;
+            place.denial = None;
             return None;
         }
         // What does not fit at one cost fits at no higher one. At another cost the numbers would
@@ -67,22 +76,24 @@ impl Denials {
             until: asked + holds,
             decision: decision.clone(),
         };
-        *lock(self.place(fingerprint)) = Some(Box::new(denial));
+        let mut place = lock(self.place(fingerprint));
+        if place.forgotten.is_none_or(|forgotten| forgotten < asked) {
+            place.denial = Some(Box::new(denial));
+        }
     }
 
     /// Forgets a denial, as something was given back.
     pub(super) fn forget(&self, keys: &[Key]) {
         let fingerprint = fingerprint(keys);
         let mut place = lock(self.place(fingerprint));
-        if place
-            .as_deref()
-            .is_some_and(|d| d.fingerprint == fingerprint)
-        {
-            *place = None;
+        place.forgotten = Some(Instant::now());
+        let denial = place.denial.as_deref();
+        if denial.is_some_and(|d| d.fingerprint == fingerprint) {
+            place.denial = None;
         }
     }
 
-    fn place(&self, [low, _]: [u64; 2]) -> &Mutex<Option<Box<Denial>>> {
+    fn place(&self, [low, _]: [u64; 2]) -> &Mutex<Place> {
         &self.places[low as usize % ENTRIES]
     }
 }
@@ -148,8 +159,15 @@ mod tests {
         tokio::time::advance(LONGEST).await;
         assert!(denials.find(&keys, 1).is_none());
         denials.keep(&keys, 1, Instant::now(), &denied_for(60_000));
+        let asked = Instant::now();
         denials.forget(&keys);
         assert!(denials.find(&keys, 1).is_none());
+        // An answer that was under way.
+        denials.keep(&keys, 1, asked, &denied_for(60_000));
+        assert!(denials.find(&keys, 1).is_none());
+        tokio::time::advance(Duration::from_millis(1)).await;
+        denials.keep(&keys, 1, Instant::now(), &denied_for(60_000));
+        assert!(denials.find(&keys, 1).is_some());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::failure::{FailureKind, StoreError};
@@ -31,6 +31,8 @@ pub(super) struct Keeper {
     held: Mutex<HashMap<u64, Option<String>>>,
     /// Leases to give back, those that have waited longest in front.
     releases: Mutex<VecDeque<Release>>,
+    /// Batches of them that are on their way.
+    releasing: watch::Sender<usize>,
     /// Whether what is held is to be told to Redis at once.
     asserts: AtomicBool,
     ended: AtomicBool,
@@ -119,12 +121,26 @@ impl Slots {
         }
     }
 
+    /// Gives back all that is to be given back, and waits for what is on its way.
+    pub(super) async fn flush(&self) -> Result<(), StoreError> {
+        loop {
+            self.release_some().await?;
+            // What the task has in hand may come back to the queue. The sender is ours, and stays.
+            let mut releasing = self.keeper.releasing.subscribe();
+            let _ = releasing.wait_for(|batches| *batches == 0).await;
+            if lock(&self.keeper.releases).is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
     /// Gives back a batch of what is to be given back.
     async fn release_some(&self) -> Result<(), StoreError> {
-        let batch: Vec<Release> = {
+        let (batch, _releasing) = {
             let mut releases = lock(&self.keeper.releases);
             let size = releases.len().min(BATCH);
-            releases.drain(..size).collect()
+            let batch: Vec<Release> = releases.drain(..size).collect();
+            (batch, Releasing::new(&self.keeper.releasing))
         };
         if batch.is_empty() {
             return Ok(());
@@ -198,6 +214,22 @@ impl Slots {
             let error = StoreError::new(FailureKind::WrongData);
             self.store.client.failed(error);
         }
+    }
+}
+
+/// A batch on its way, also if nobody waits for it any more.
+struct Releasing<'a>(&'a watch::Sender<usize>);
+
+impl<'a> Releasing<'a> {
+    fn new(batches: &'a watch::Sender<usize>) -> Self {
+        batches.send_modify(|batches| *batches += 1);
+        Self(batches)
+    }
+}
+
+impl Drop for Releasing<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|batches| *batches -= 1);
     }
 }
 

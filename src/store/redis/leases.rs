@@ -1,7 +1,7 @@
 //! The slots of one limiter in Redis: sorted sets of leases, by when they expire.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -28,6 +28,28 @@ pub(super) struct Slots {
     clock: Mutex<Option<(Instant, u64)>>,
     /// The last answer's.
     epoch: Mutex<String>,
+}
+
+/// The slots of all limiters of a store and its clones, for as long as somebody uses them.
+#[derive(Clone, Default)]
+pub(super) struct Opened(Arc<Mutex<Vec<Weak<Slots>>>>);
+
+impl Opened {
+    pub(super) fn open(&self, store: Arc<Inner>, name: &str) -> RedisLeases {
+        let leases = RedisLeases::new(store, name);
+        let mut opened = lock(&self.0);
+        opened.retain(|slots| slots.strong_count() > 0);
+        opened.push(Arc::downgrade(&leases.0));
+        leases
+    }
+
+    pub(super) async fn flush(&self) -> Result<(), StoreError> {
+        let opened: Vec<_> = lock(&self.0).iter().filter_map(Weak::upgrade).collect();
+        for slots in opened {
+            slots.flush().await?;
+        }
+        Ok(())
+    }
 }
 
 pub(super) struct Scripts {
@@ -74,7 +96,7 @@ pub(super) const KEY_FULL: i64 = -1;
 pub(super) const LATE: i64 = -2;
 
 impl RedisLeases {
-    pub(super) fn new(store: Arc<Inner>, name: &str) -> Self {
+    fn new(store: Arc<Inner>, name: &str) -> Self {
         Self(Arc::new(Slots {
             names: store.names.leases(name),
             store,

@@ -3,6 +3,7 @@
 //! See [`RedisStore`].
 
 mod client;
+mod connection;
 mod denied;
 mod failure;
 mod keeper;
@@ -12,6 +13,7 @@ mod names;
 mod post;
 mod rate;
 mod script;
+mod supervisor;
 mod url;
 
 use std::fmt;
@@ -20,9 +22,9 @@ use std::time::Duration;
 
 pub use self::failure::{FailureKind, StoreError, StoreObserver};
 
-use self::client::{CONNECT_WITHIN, Client};
+use self::client::Client;
+use self::connection::CONNECT_WITHIN;
 use self::failure::Events;
-use self::leases::RedisLeases;
 use self::names::Names;
 use self::rate::RedisBuckets;
 use self::script::Script;
@@ -68,8 +70,8 @@ use crate::policy::Policy;
 /// - The [`prefix`](Self::prefix).
 /// - The [`secret`](Self::secret), for keys of credentials.
 /// - The names of the [`Policy`]: buckets are known by them, and a second limiter with the same
-///   names by its number, in the order in which limiters are made. Give each limiter's policy
-///   a name of its own.
+///   names by its number, in the order in which limiters are made with the store and its clones (as far as
+///   they keep its prefix). Give each limiter's policy a name of its own.
 /// - Quotas may differ for as long as a deployment takes: what is spent stays spent, in requests.
 ///   A quota that becomes [sliding](crate::Quota::sliding), or no longer is, starts anew, together with
 ///   the others of its limiter; until all replicas have it, those of either kind share a limit.
@@ -95,12 +97,19 @@ use crate::policy::Policy;
 #[must_use = "a store does nothing until a limiter counts in it"]
 pub struct RedisStore {
     target: Target,
-    prefix: String,
+    /// Shared by clones that are configured differently, as they lie next to each other in Redis.
+    names: Names,
+    slots: leases::Opened,
     has_secret: bool,
     options: Options,
     /// Made with the first limiter, when nothing is configured any more; see `inner`.
     inner: Arc<OnceLock<Arc<Inner>>>,
 }
+
+// Times can be added up without a thought of their end.
+const LONGEST_DEADLINE: Duration = Duration::from_secs(3600);
+const SHORTEST_TTL: Duration = Duration::from_millis(100);
+const LONGEST_TTL: Duration = Duration::from_secs(24 * 3600);
 
 #[derive(Clone)]
 struct Options {
@@ -144,7 +153,8 @@ impl RedisStore {
     pub fn connect(url: &str) -> Result<Self, StoreError> {
         Ok(Self {
             target: Target::parse(url, CONNECT_WITHIN)?,
-            prefix: Self::DEFAULT_PREFIX.to_owned(),
+            names: Names::new(Self::DEFAULT_PREFIX),
+            slots: leases::Opened::default(),
             has_secret: false,
             options: Options {
                 on_failure: FailureMode::default(),
@@ -168,15 +178,16 @@ impl RedisStore {
 
     /// What keys in Redis begin with. Default: [`DEFAULT_PREFIX`](Self::DEFAULT_PREFIX).
     ///
-    /// Services that share a Redis and no limits have prefixes of their own.
+    /// Services that share a Redis and no limits have prefixes of their own. Braces in it are escaped,
+    /// as they would choose the part of a cluster.
     pub fn prefix(self, prefix: &str) -> Self {
-        self.with(|store| store.prefix = prefix.to_owned())
+        self.with(|store| store.names = Names::new(prefix))
     }
 
     /// How long a call may take before the failure mode decides. Default:
-    /// [`DEFAULT_DEADLINE`](Self::DEFAULT_DEADLINE).
+    /// [`DEFAULT_DEADLINE`](Self::DEFAULT_DEADLINE); at most an hour.
     pub fn deadline(self, deadline: Duration) -> Self {
-        self.with(|store| store.options.client.deadline = deadline)
+        self.with(|store| store.options.client.deadline = deadline.min(LONGEST_DEADLINE))
     }
 
     /// How many calls may be under way at a time; for those above it the failure mode decides at
@@ -192,12 +203,12 @@ impl RedisStore {
     }
 
     /// How long a slot of a concurrency limit stays taken by a replica that is gone. Default:
-    /// [`DEFAULT_LEASE_TTL`](Self::DEFAULT_LEASE_TTL); at least 100 milliseconds.
+    /// [`DEFAULT_LEASE_TTL`](Self::DEFAULT_LEASE_TTL); at least 100 milliseconds and at most a day.
     ///
     /// A replica keeps its slots alive with one call for up to 256 of them, three times in this
     /// time.
     pub fn lease_ttl(self, ttl: Duration) -> Self {
-        self.with(|store| store.options.lease_ttl = ttl.max(Duration::from_millis(100)))
+        self.with(|store| store.options.lease_ttl = ttl.clamp(SHORTEST_TTL, LONGEST_TTL))
     }
 
     /// The secret that replicas share, so that they agree on the keys of credentials. It becomes
@@ -230,11 +241,24 @@ impl RedisStore {
         self.inner().client.ping().await
     }
 
+    /// Waits until Redis has back the slots that were freed, for the end of a process: what is freed in
+    /// its last moments would otherwise stay taken for the [time to live](Self::lease_ttl).
+    ///
+    /// Call it when the server has shut down and its requests are gone, before the runtime ends. It
+    /// does so for the limiters of this store and of its clones, however they are configured.
+    ///
+    /// # Errors
+    ///
+    /// Why Redis could not be told, at the first call that fails.
+    pub async fn flush(&self) -> Result<(), StoreError> {
+        self.slots.flush().await
+    }
+
     fn inner(&self) -> &Arc<Inner> {
         self.inner.get_or_init(|| {
             Arc::new(Inner {
                 client: Client::new(self.target.clone(), self.options.client.clone()),
-                names: Names::new(&self.prefix),
+                names: self.names.clone(),
                 rates: rate::script(),
                 leases: leases::Scripts::new(),
                 named: named::Scripts::new(),
@@ -256,7 +280,7 @@ impl RateStore for RedisStore {
 
 impl LeaseStore for RedisStore {
     fn open_leases(&self, name: &str) -> Arc<dyn LeaseSlots> {
-        Arc::new(RedisLeases::new(self.inner().clone(), name))
+        Arc::new(self.slots.open(self.inner().clone(), name))
     }
 
     fn agrees_on_fingerprints(&self) -> bool {
@@ -267,7 +291,7 @@ impl LeaseStore for RedisStore {
 impl fmt::Debug for RedisStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisStore")
-            .field("prefix", &self.prefix)
+            .field("prefix", &self.names.prefix())
             .field("on_failure", &self.options.on_failure)
             .finish_non_exhaustive()
     }

@@ -4,12 +4,15 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::sync::{Arc, Mutex};
 
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::key::Key;
 use crate::policy::Policy;
 use crate::store::LeaseName;
 use crate::sync::lock;
+
+/// What chooses the part of a cluster, and what escapes it.
+const CHOOSES: &AsciiSet = &CONTROLS.add(b'{').add(b'}').add(b'%');
 
 /// The names that are in use by limiters of one store.
 ///
@@ -34,9 +37,13 @@ pub(super) struct Name {
 impl Names {
     pub(super) fn new(prefix: &str) -> Self {
         Self {
-            prefix: prefix.into(),
+            prefix: utf8_percent_encode(prefix, CHOOSES).to_string().into(),
             taken: Arc::default(),
         }
+    }
+
+    pub(super) fn prefix(&self) -> &str {
+        &self.prefix
     }
 
     pub(super) fn claim(&self, policies: &[Policy]) -> Name {
@@ -165,6 +172,26 @@ mod tests {
         drop(one);
         let again = names.claim(&policy);
         assert_eq!(again.key(0, &address), "app:rate:per%20day:ip:192.0.2.1");
+    }
+
+    #[test]
+    fn a_prefix_does_not_choose_the_part_of_a_cluster() {
+        let address = Key::ip([192, 0, 2, 1].into());
+        for (prefix, escaped) in [
+            ("app:eu-1", "app:eu-1"),
+            ("}", "%7D"),
+            ("{x}", "%7Bx%7D"),
+            ("%7D", "%257D"),
+        ] {
+            let names = Names::new(prefix);
+            let leases = names.leases("jobs");
+            let tag = format!("{{{escaped}:lease:jobs}}:");
+            assert_eq!(leases.total, format!("{tag}total"));
+            assert_eq!(leases.of_key(&address), format!("{tag}of:ip:192.0.2.1"));
+            let name = names.claim(&[Policy::new("calls", Quota::per_day(1))]);
+            let expected = format!("{escaped}:rate:calls:ip:192.0.2.1");
+            assert_eq!(name.key(0, &address), expected);
+        }
     }
 
     #[test]

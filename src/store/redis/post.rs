@@ -21,6 +21,15 @@ impl Post {
             .flatten()
     }
 
+    /// Takes the job from whoever has it.
+    pub(super) fn take_over(&self) -> Option<Term> {
+        self.replace(self.0.load(Ordering::Acquire))
+    }
+
+    pub(super) fn is(&self, term: Term) -> bool {
+        self.0.load(Ordering::Acquire) == term.0
+    }
+
     pub(super) fn leave(&self, term: Term) {
         let _ = self
             .0
@@ -50,7 +59,11 @@ mod tests {
         let second = post.take().unwrap();
         post.leave(first);
         assert_eq!(post.take(), None);
+        let third = post.take_over().unwrap();
+        assert!(post.is(third) && !post.is(second));
         post.leave(second);
+        assert!(post.is(third));
+        post.leave(third);
         assert!(post.take().is_some());
     }
 }

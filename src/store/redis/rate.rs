@@ -133,6 +133,8 @@ impl RateBuckets for RedisBuckets {
         Reply::Pending(Box::pin(async move {
             // What cannot be given back refills with time.
             let _ = this.0.give_back(&keys, cost).await;
+            // Once more, as one that was denied in the meantime would be admitted now.
+            this.0.denials.forget(&keys);
         }))
     }
 }
@@ -146,11 +148,29 @@ impl Buckets {
     #[cold]
     fn without_redis(&self, keys: &[Key], cost: u32, mode: Mode) -> Reply<Decision> {
         match (&self.share, &self.store.options.on_failure) {
-            (Some(share), _) if mode == Mode::Take => share.take(keys, cost),
-            (Some(share), _) => share.peek(keys, cost),
+            (Some(share), _) => {
+                let decided = if mode == Mode::Take {
+                    share.take(keys, cost)
+                } else {
+                    share.peek(keys, cost)
+                };
+                match decided {
+                    // It never fits the share, and will fit when Redis is back.
+                    Reply::Ready(decision) if decision.is_hopeless() && self.holds(keys, cost) => {
+                        Reply::Ready(Decision::unavailable())
+                    }
+                    decided => decided,
+                }
+            }
             (None, FailureMode::Closed) => Reply::Ready(Decision::unavailable()),
             (None, _) => Reply::Ready(Decision::unlimited()),
         }
+    }
+
+    /// Whether so much fits the quotas when nothing of them is used.
+    fn holds(&self, keys: &[Key], cost: u32) -> bool {
+        let windows = self.policies.iter().take(keys.len());
+        windows.flat_map(|w| &w.0).all(|w| cost <= w.limit)
     }
 
     /// Keeps what Redis said for later.
@@ -193,19 +213,30 @@ impl Buckets {
         let mut taken = Vec::new();
         for at in order {
             let mode = if refused { Mode::Peek } else { mode };
-            let found = self.call(at, &keys[at..=at], cost, mode, deadline).await?;
-            let fits = found.iter().all(Usage::fits);
+            usages[at] = match self.call(at, &keys[at..=at], cost, mode, deadline).await {
+                Ok(found) => found,
+                // It is refused whatever this part of the cluster holds.
+                Err(_) if refused => self.policies[at].unused(),
+                Err(error) => return Err(error),
+            };
+            let fits = usages[at].iter().all(Usage::fits);
             refused |= !fits;
             if fits && mode == Mode::Take {
                 taken.push(at);
             }
-            usages[at] = found;
         }
         if refused {
             for at in taken {
                 let key = &keys[at..=at];
-                self.call(at, key, cost, Mode::Refund, deadline).await?;
-                usages[at] = self.call(at, key, cost, Mode::Peek, deadline).await?;
+                // What cannot be given back refills with time, and is told as it was found.
+                if self
+                    .call(at, key, cost, Mode::Refund, deadline)
+                    .await
+                    .is_ok()
+                    && let Ok(found) = self.call(at, key, cost, Mode::Peek, deadline).await
+                {
+                    usages[at] = found;
+                }
             }
         }
         Ok(Decision::from_usages(usages.into_iter().flatten()))
@@ -299,6 +330,14 @@ impl Windows {
         let quotas = policy.quotas().iter().map(NamedQuota::quota);
         let limiting = quotas.filter(|quota| !quota.is_off());
         Self(limiting.map(Window::of).collect())
+    }
+
+    /// What is told of a key that cannot be asked about when others have refused.
+    fn unused(&self) -> Vec<Usage> {
+        let windows = self.0.iter().map(|window| window.limit);
+        windows
+            .map(|limit| Usage::admitted(limit, limit, Duration::ZERO))
+            .collect()
     }
 }
 

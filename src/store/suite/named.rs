@@ -1,0 +1,181 @@
+//! What every store has to do for slots that are known by name.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::leases::new_slots;
+use super::new_key;
+use crate::key::Key;
+use crate::store::{
+    LeaseLimits, LeaseName, LeaseSlots, LeaseStore, NamedLease, NamedLeased, Standing,
+};
+
+/// Long enough for any store to be asked a few times within it.
+const TTL: Duration = Duration::from_secs(2);
+
+pub(super) async fn run(store: &dyn LeaseStore, pass: impl AsyncFn(Duration)) {
+    limits_and_what_they_have_taken(store).await;
+    released_once_by_whom_it_may(store).await;
+    taken_over_and_not_counted_twice(store).await;
+    lives_as_long_as_it_is_heard_of(store, &pass).await;
+    counted_with_slots_that_have_no_name(store).await;
+    races_take_all_and_no_more(store).await;
+}
+
+/// The slots of a name that no run had before.
+struct Case(Arc<dyn LeaseSlots>);
+
+impl Case {
+    fn new(store: &dyn LeaseStore) -> Self {
+        let (_, slots) = new_slots(store);
+        Self(slots)
+    }
+
+    async fn take(&self, name: LeaseName, holder: u64, limits: (u64, u64)) -> NamedLeased {
+        let limits = LeaseLimits::new(Some(limits.0), Some((name.tenant, limits.1)));
+        let lease = NamedLease::new(name, holder, TTL);
+        self.0.acquire_named(&lease, limits).await
+    }
+
+    async fn release(&self, name: LeaseName, holder: Option<u64>) -> Standing {
+        self.0.release(&name, holder).await
+    }
+
+    async fn taken(&self, tenant: &Key) -> (u64, Option<u64>) {
+        let usage = self.0.usage(Some(tenant)).await;
+        let usage = usage.expect("a store that answers");
+        (usage.total, usage.key)
+    }
+}
+
+fn of(tenant: Key) -> LeaseName {
+    LeaseName::new(tenant, new_key())
+}
+
+async fn limits_and_what_they_have_taken(store: &dyn LeaseStore) {
+    let case = Case::new(store);
+    let (a, b) = (new_key(), new_key());
+    let limits = (3, 2);
+    for tenant in [a, a, b] {
+        assert_eq!(case.take(of(tenant), 1, limits).await, NamedLeased::Granted);
+    }
+    assert_eq!(
+        case.take(of(a), 1, limits).await,
+        NamedLeased::KeyFull(2),
+        "a tenant over its limit is told so, also when there is no room at all"
+    );
+    assert_eq!(case.take(of(b), 1, limits).await, NamedLeased::Full(3));
+    assert_eq!(case.taken(&a).await, (3, Some(2)));
+
+    let none = LeaseLimits::new(None, None);
+    let lease = NamedLease::new(of(a), 1, TTL);
+    let more = case.0.acquire_named(&lease, none).await;
+    assert_eq!(more, NamedLeased::Granted);
+    assert_eq!(
+        case.taken(&a).await,
+        (4, Some(3)),
+        "without limits it is counted alone"
+    );
+    let nothing = LeaseLimits::new(Some(0), None);
+    let lease = NamedLease::new(of(b), 1, TTL);
+    let refused = case.0.acquire_named(&lease, nothing).await;
+    assert_eq!(refused, NamedLeased::Full(4));
+}
+
+async fn released_once_by_whom_it_may(store: &dyn LeaseStore) {
+    let case = Case::new(store);
+    let name = of(new_key());
+    assert_eq!(case.release(name, None).await, Standing::Gone);
+    assert_eq!(case.0.heartbeat(&name, TTL).await, Standing::Gone);
+    assert_eq!(case.taken(&name.tenant).await, (0, Some(0)));
+
+    case.take(name, 7, (9, 9)).await;
+    let namesake = LeaseName::new(new_key(), name.id);
+    assert_eq!(case.release(namesake, None).await, Standing::Gone);
+    assert_eq!(case.0.heartbeat(&namesake, TTL).await, Standing::Gone);
+    assert_eq!(case.release(name, Some(8)).await, Standing::Gone);
+    assert_eq!(case.taken(&name.tenant).await, (1, Some(1)));
+    assert_eq!(case.release(name, Some(7)).await, Standing::Live);
+    assert_eq!(case.release(name, None).await, Standing::Gone);
+    assert_eq!(case.taken(&name.tenant).await, (0, Some(0)));
+}
+
+async fn taken_over_and_not_counted_twice(store: &dyn LeaseStore) {
+    let case = Case::new(store);
+    let name = of(new_key());
+    for holder in [1, 2] {
+        let taken = case.take(name, holder, (1, 1)).await;
+        assert_eq!(taken, NamedLeased::Granted, "also at the limit");
+        assert_eq!(case.taken(&name.tenant).await, (1, Some(1)));
+    }
+    assert_eq!(
+        case.release(name, Some(1)).await,
+        Standing::Gone,
+        "an earlier holder leaves a later one's alone"
+    );
+    assert_eq!(case.taken(&name.tenant).await, (1, Some(1)));
+    assert_eq!(case.release(name, None).await, Standing::Live);
+}
+
+async fn lives_as_long_as_it_is_heard_of(store: &dyn LeaseStore, pass: &impl AsyncFn(Duration)) {
+    let case = Case::new(store);
+    let tenant = new_key();
+    let (heard_of, forgotten) = (of(tenant), of(tenant));
+    for name in [heard_of, forgotten] {
+        assert_eq!(case.take(name, 1, (2, 2)).await, NamedLeased::Granted);
+    }
+    for _ in 0..3 {
+        pass(TTL / 2).await;
+        assert_eq!(case.0.heartbeat(&heard_of, TTL).await, Standing::Live);
+    }
+    assert_eq!(case.taken(&tenant).await, (1, Some(1)));
+    assert_eq!(
+        case.0.heartbeat(&forgotten, TTL).await,
+        Standing::Gone,
+        "a heartbeat does not bring back what has expired"
+    );
+    assert_eq!(case.release(forgotten, None).await, Standing::Gone);
+    assert_eq!(case.take(of(tenant), 1, (2, 2)).await, NamedLeased::Granted);
+    pass(2 * TTL).await;
+    assert_eq!(case.taken(&tenant).await, (0, Some(0)));
+}
+
+async fn counted_with_slots_that_have_no_name(store: &dyn LeaseStore) {
+    let case = Case::new(store);
+    let name = of(new_key());
+    let limits = LeaseLimits::new(Some(2), Some((name.tenant, 2)));
+    let held = case.0.acquire(limits).await;
+    case.take(name, 1, (2, 2)).await;
+    assert_eq!(case.taken(&name.tenant).await, (2, Some(2)));
+    let refused = case.take(of(name.tenant), 1, (2, 2)).await;
+    assert_eq!(refused, NamedLeased::KeyFull(2));
+    assert_eq!(case.release(name, None).await, Standing::Live);
+    drop(held);
+}
+
+async fn races_take_all_and_no_more(store: &dyn LeaseStore) {
+    let case = Arc::new(Case::new(store));
+    let tenants: Vec<_> = (0..16).map(|_| new_key()).collect();
+    let tasks: Vec<_> = (0..64)
+        .map(|task| {
+            let case = case.clone();
+            let tenant = tenants[task % 16];
+            tokio::spawn(async move {
+                let mut granted = 0;
+                for _ in 0..16 {
+                    let taken = case.take(of(tenant), 1, (100, 10)).await;
+                    granted += u32::from(taken == NamedLeased::Granted);
+                }
+                granted
+            })
+        })
+        .collect();
+    let mut granted = 0;
+    for task in tasks {
+        granted += task.await.expect("a task that does not panic");
+    }
+    assert_eq!(granted, 100, "never more than the limit, and all of it");
+    for tenant in &tenants {
+        assert!(case.taken(tenant).await.1 <= Some(10));
+    }
+}
