@@ -1,0 +1,67 @@
+//! A WebSocket echo with limits, and a page that shows how connections and messages are refused.
+//!
+//! `cargo run --features ws --example websocket`, then open the address that it prints.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::ws::{Message, WebSocketUpgrade};
+use axum::extract::{ConnectInfo, State};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::{any, get};
+use tokio::net::TcpListener;
+use tower_admission::ws::{LimitedSocket, Refusal, SocketLimits};
+use tower_admission::{Key, Policy, Quota};
+
+#[tokio::main]
+async fn main() -> std::io::Result<()> {
+    let limits = SocketLimits::new()
+        .name("The echo")
+        .connections(100)
+        .connections_per_key(3)
+        // A script in a browser cannot read the status of a handshake, but a close code.
+        .refuse_by(Refusal::Close)
+        .messages(Policy::new(
+            "messages",
+            Quota::new(5, Duration::from_secs(60)),
+        ))
+        .close_after(10);
+    let app = Router::new()
+        .route("/", get(page))
+        .route("/echo", any(echo))
+        .with_state(limits);
+
+    let listen = std::env::var("LISTEN").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());
+    let listener = TcpListener::bind(listen).await?;
+    println!("Listening on http://{}", listener.local_addr()?);
+    let service = app.into_make_service_with_connect_info::<SocketAddr>();
+    axum::serve(listener, service).await
+}
+
+/// By address here; by user where there are users.
+async fn echo(
+    State(limits): State<SocketLimits>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    limits.upgrade(upgrade, Key::ip(peer.ip()), serve).await
+}
+
+async fn serve(mut socket: LimitedSocket) {
+    // The page takes this for having been let in.
+    let _ = socket.send(Message::text("welcome")).await;
+    // Messages above the limit do not get here.
+    while let Some(Ok(message)) = socket.recv().await {
+        if socket.send(message).await.is_err() {
+            break;
+        }
+    }
+}
+
+async fn page() -> impl IntoResponse {
+    let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
+                  connect-src 'self'; img-src data:";
+    let headers = [("content-security-policy", policy)];
+    (headers, Html(include_str!("websocket.html")))
+}
