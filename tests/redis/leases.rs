@@ -7,27 +7,24 @@ use std::time::Duration;
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Bytes;
-use tokio::task::JoinSet;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_admission::extract::ByToken;
 use tower_admission::store::{
-    FailureMode, LeaseLimits, LeaseSlots, LeaseStore, LeaseUsage, Leased, RateStore, RedisStore,
-    suite,
+    FailureMode, LeaseLimits, LeaseSlots, LeaseStore, LeaseUsage, Leased, RedisStore, suite,
 };
-use tower_admission::{ConcurrencyLimitLayer, Key, Quota, Reason, ResponseBody};
+use tower_admission::{ConcurrencyLimitLayer, Key, Reason, ResponseBody};
 
-use crate::proxy::Proxy;
 use crate::server::{Server, free_port, store, until};
 
-fn limits(total: u64, of_key: u64) -> LeaseLimits {
+pub(crate) fn limits(total: u64, of_key: u64) -> LeaseLimits {
     LeaseLimits::new(Some(total), Some((alice(), of_key)))
 }
 
-fn alice() -> Key {
+pub(crate) fn alice() -> Key {
     Key::id("user", "alice")
 }
 
-async fn used(leases: &dyn LeaseSlots) -> u64 {
+pub(crate) async fn used(leases: &dyn LeaseSlots) -> u64 {
     leases
         .usage(None)
         .await
@@ -35,7 +32,7 @@ async fn used(leases: &dyn LeaseSlots) -> u64 {
         .total
 }
 
-async fn until_used(leases: &dyn LeaseSlots, expected: u64) {
+pub(crate) async fn until_used(leases: &dyn LeaseSlots, expected: u64) {
     until(&format!("{expected} slots are taken"), async || {
         used(leases).await == expected
     })
@@ -217,202 +214,6 @@ async fn without_memory_slots_are_kept_and_released_and_not_taken() {
     }
     drop(held);
     until_used(&*leases, 0).await;
-}
-
-/// As when Redis evicts it.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slots_that_are_lost_alone_are_told_again_as_well() {
-    let server = Server::start().await;
-    // No heartbeat is due for minutes.
-    let store = server.store().lease_ttl(Duration::from_secs(600));
-    let leases = store.open_leases("jobs");
-    let held = [
-        leases.acquire(limits(3, 3)).await,
-        leases.acquire(limits(3, 3)).await,
-    ];
-    let total = key_with(&server, "total").await;
-    server.command(&["DEL", &total]).await.unwrap();
-    let third = leases.acquire(limits(3, 3)).await;
-    assert!(matches!(third, Leased::Granted(_)), "{third:?}");
-    until_used(&*leases, 3).await;
-    drop((held, third));
-    until_used(&*leases, 0).await;
-}
-
-async fn key_with(server: &Server, part: &str) -> String {
-    let keys = server.keys().await;
-    let key = keys.into_iter().find(|key| key.contains(part));
-    key.expect("such a key")
-}
-
-/// The runtime ends right after, and with it all that works in the background.
-#[tokio::test]
-async fn an_orderly_end_leaves_no_slot_taken() {
-    let server = Server::start().await;
-    let store = server.store();
-    let ending = std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        runtime.block_on(async {
-            let closed = store.clone().on_failure(FailureMode::Closed);
-            let leases = [store.open_leases("jobs"), closed.open_leases("jobs")];
-            let mut held = Vec::new();
-            for n in 0..600 {
-                held.push(leases[n % 2].acquire(limits(1000, 1000)).await);
-            }
-            assert!(
-                held.iter()
-                    .all(|leased| matches!(leased, Leased::Granted(_)))
-            );
-            drop(held);
-            store.flush().await.unwrap();
-        });
-    });
-    tokio::task::spawn_blocking(|| ending.join().unwrap())
-        .await
-        .unwrap();
-    let leases = server.store().open_leases("jobs");
-    assert_eq!(used(&*leases).await, 0);
-}
-
-#[tokio::test]
-async fn a_flush_says_when_redis_is_away() {
-    let mut server = Server::start().await;
-    let store = server.store().deadline(Duration::from_millis(200));
-    let leases = store.open_leases("jobs");
-    store.flush().await.unwrap();
-    let held = leases.acquire(limits(9, 9)).await;
-    server.kill();
-    drop(held);
-    assert!(store.flush().await.is_err());
-    server.restart().await;
-    until("Redis is told", async || store.flush().await.is_ok()).await;
-}
-
-/// However much there is to give back, what is held stays held.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn releases_do_not_hold_up_heartbeats() {
-    let server = Server::start().await;
-    let proxy = Proxy::start(server.port).await;
-    proxy.delay(Duration::from_millis(5));
-    let store = store(&proxy.url()).lease_ttl(Duration::from_secs(1));
-    let leases = store.open_leases("jobs");
-    let held = leases.acquire(limits(1000, 1)).await;
-    assert!(matches!(held, Leased::Granted(_)), "{held:?}");
-    let mut others = crowd(48, move || {
-        let leases = leases.clone();
-        async move { drop(leases.acquire(LeaseLimits::new(Some(1000), None)).await) }
-    });
-    stays_held(&server).await;
-    others.abort_all();
-    drop(held);
-}
-
-/// Requests may use all the room for calls there is.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn requests_do_not_hold_up_heartbeats() {
-    let server = Server::start().await;
-    let proxy = Proxy::start(server.port).await;
-    proxy.delay(Duration::from_millis(5));
-    let store = store(&proxy.url())
-        .lease_ttl(Duration::from_secs(1))
-        .max_in_flight(4);
-    let leases = store.open_leases("jobs");
-    let held = leases.acquire(limits(1000, 1)).await;
-    assert!(matches!(held, Leased::Granted(_)), "{held:?}");
-    let buckets = store.open(&[Quota::per_second(1_000_000).into()]);
-    let mut others = crowd(32, move || {
-        let buckets = buckets.clone();
-        async move {
-            let _ = buckets.take(&[alice()], 1).await;
-            tokio::task::yield_now().await;
-        }
-    });
-    stays_held(&server).await;
-    others.abort_all();
-    drop(held);
-}
-
-/// Tasks that do the same over and over.
-fn crowd<F>(tasks: usize, what: impl Fn() -> F + Clone + Send + 'static) -> JoinSet<()>
-where
-    F: Future<Output = ()> + Send,
-{
-    let mut crowd = JoinSet::new();
-    for _ in 0..tasks {
-        let what = what.clone();
-        crowd.spawn(async move {
-            loop {
-                what().await;
-            }
-        });
-    }
-    crowd
-}
-
-/// Looks for several times to live whether alice's slot is taken.
-async fn stays_held(server: &Server) {
-    let leases = server.store().open_leases("jobs");
-    for _ in 0..30 {
-        let usage = leases.usage(Some(&alice())).await;
-        assert_eq!(usage.expect("a store that answers").key, Some(1));
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nonsense_under_one_key_is_no_harm_to_others() {
-    let server = Server::start().await;
-    let store = server.store().lease_ttl(Duration::from_secs(1));
-    let leases = store.open_leases("jobs");
-    let of = |who: &str| LeaseLimits::new(Some(9), Some((Key::id("user", who), 9)));
-    let alices = leases.acquire(of("alice")).await;
-    let key = key_with(&server, "of:").await;
-    let others = [
-        leases.acquire(of("bob")).await,
-        leases.acquire(LeaseLimits::new(Some(9), None)).await,
-    ];
-    server.command(&["SET", &key, "nonsense"]).await.unwrap();
-    let again = leases.acquire(of("alice")).await;
-    assert!(matches!(again, Leased::Unavailable(_)), "{again:?}");
-    // Several times to live: heartbeats pass.
-    for _ in 0..30 {
-        assert_eq!(used(&*leases).await, 3);
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    let nonsense = server.command(&["GET", &key]).await.unwrap();
-    assert_eq!(nonsense, redis::Value::BulkString(b"nonsense".to_vec()));
-
-    // Releases pass as well, and at once: no heartbeat is due for minutes.
-    let store = server.store().lease_ttl(Duration::from_secs(600));
-    let leases = store.open_leases("others");
-    let alices_too = leases.acquire(of("alice")).await;
-    let key = key_with(&server, "others}:of:").await;
-    let bobs = leases.acquire(of("bob")).await;
-    server.command(&["SET", &key, "nonsense"]).await.unwrap();
-    drop((alices_too, bobs));
-    until_used(&*leases, 0).await;
-    drop((alices, others));
-}
-
-/// A machine that was suspended has lost some time.
-#[tokio::test]
-async fn clocks_that_drift_apart_refuse_nobody() {
-    let server = Server::start().await;
-    let store = server.store().deadline(Duration::from_millis(500));
-    let leases = store.open_leases("jobs");
-    until("a slot is granted", async || {
-        matches!(leases.acquire(limits(9, 9)).await, Leased::Granted(_))
-    })
-    .await;
-    // tokio's clock stands still, and the server's does not.
-    tokio::time::pause();
-    std::thread::sleep(Duration::from_millis(1500));
-    tokio::time::resume();
-    let leased = leases.acquire(limits(9, 9)).await;
-    assert!(matches!(leased, Leased::Granted(_)), "{leased:?}");
 }
 
 /// A lost release is made up for by the time to live.

@@ -7,6 +7,7 @@
 mod cluster;
 mod faults;
 mod gateway;
+mod keeper;
 mod layers;
 mod leases;
 mod model;

@@ -237,11 +237,12 @@ impl Shared {
     }
 
     pub(super) fn not_connected(&self, error: &StoreError) {
+        // Before the calls that wait for it go on.
+        self.options.events.failed(error, self.started.elapsed());
         let before = self.link.send_replace(Link::Down);
         if !matches!(before, Link::Down) {
             self.options.events.reachable(false);
         }
-        self.options.events.failed(error, self.started.elapsed());
     }
 
     /// The supervisor was here, or was called.
@@ -295,12 +296,12 @@ impl Shared {
         let opened = self.link.send_if_modified(|link| {
             let in_use = matches!(link, Link::Up(line) if line.generation == generation);
             if in_use {
+                self.attended();
                 *link = Link::Down;
             }
             in_use
         });
         if opened {
-            self.attended();
             self.options.events.reachable(false);
             self.wake.send_replace(());
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Inner;
-use super::failure::StoreError;
+use super::failure::{FailureKind, StoreError};
 use super::keeper::Keeper;
 use super::names::LeaseNames;
 use super::script::Script;
@@ -170,7 +170,11 @@ impl Slots {
         let mut keys = vec![slots.names.total.clone()];
         keys.extend(of_key);
         let id = lease.id;
-        let mut outcome = slots.ask(&keys, id, limits, deadline).await?;
+        let asked = slots.ask(&keys, id, limits, deadline).await;
+        let mut outcome = asked.inspect_err(|error| {
+            // Not sent, so that there is nothing to give back.
+            lease.may_be_taken = error.kind() != FailureKind::Overloaded;
+        })?;
         if outcome == LATE {
             // But here is its asker, waiting. So the clocks have drifted apart since the last
             // answer, and with this one's time it is in time.

@@ -39,12 +39,12 @@ pub(super) struct Line {
 
 /// Starts the supervisor, unless there is one that works. For calls that find no connection.
 pub(super) fn supervise(shared: &Arc<Shared>) {
-    let vacant = shared.supervisor.take();
-    let Some(term) = vacant.or_else(|| {
-        shared
-            .is_unattended_for(OVERDUE)
-            .then(|| shared.supervisor.take_over())?
-    }) else {
+    let taken = if shared.is_unattended_for(OVERDUE) {
+        shared.supervisor.take_over()
+    } else {
+        shared.supervisor.take()
+    };
+    let Some(term) = taken else {
         return;
     };
     shared.attended();
