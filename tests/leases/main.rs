@@ -6,6 +6,7 @@ mod failure;
 mod guards;
 mod keep_alive;
 mod limits;
+mod model;
 
 use std::future::Future;
 use std::task::{Context, Poll, Waker};

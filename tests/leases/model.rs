@@ -1,0 +1,146 @@
+//! Leases in memory against a naive model, in random order.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use tower_admission::store::{
+    LeaseLimits, LeaseName, LeaseSlots, LeaseStore, NamedLease, NamedLeased, Reply, Standing,
+};
+use tower_admission::test_util::TestClock;
+use tower_admission::{Key, MemoryStore};
+
+/// A lease as one would write it down: whose, which, by whom, until when.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    tenant: u8,
+    id: u8,
+    holder: u64,
+    until: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Acquire(u8, u8, u64, u64),
+    Heartbeat(u8, u8, u64),
+    Release(u8, u8, Option<u64>),
+    Pass(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let (tenant, id, holder, ttl) = (0..3u8, 0..4u8, 0..3u64, 1..50u64);
+    prop_oneof![
+        6 => (tenant.clone(), id.clone(), holder.clone(), ttl.clone())
+            .prop_map(|(tenant, id, holder, ttl)| Step::Acquire(tenant, id, holder, ttl)),
+        3 => (tenant.clone(), id.clone(), ttl)
+            .prop_map(|(tenant, id, ttl)| Step::Heartbeat(tenant, id, ttl)),
+        3 => (tenant, id, proptest::option::of(holder))
+            .prop_map(|(tenant, id, holder)| Step::Release(tenant, id, holder)),
+        3 => (1..40u64).prop_map(Step::Pass),
+    ]
+}
+
+fn key(kind: &'static str, n: u8) -> Key {
+    Key::id(kind, &n.to_string())
+}
+
+fn name(tenant: u8, id: u8) -> LeaseName {
+    LeaseName::new(key("tenant", tenant), key("lease", id))
+}
+
+fn ready<T>(reply: Reply<T>) -> T {
+    match reply {
+        Reply::Ready(answer) => answer,
+        Reply::Pending(_) => panic!("a store in memory answers at once"),
+    }
+}
+
+fn millis(time: u64) -> Duration {
+    Duration::from_millis(time)
+}
+
+/// What there is, as far as anybody can see it.
+fn check(slots: &dyn LeaseSlots, model: &[Entry]) -> Result<(), TestCaseError> {
+    for tenant in 0..3 {
+        let usage = ready(slots.usage(Some(&key("tenant", tenant)))).unwrap();
+        let of_tenant = model.iter().filter(|entry| entry.tenant == tenant).count();
+        prop_assert_eq!(usage.total, model.len() as u64);
+        prop_assert_eq!(usage.key, Some(of_tenant as u64));
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1024))]
+
+    /// Never over a limit, never a slot past its time, never one that is lost.
+    #[test]
+    fn leases_are_what_the_model_says(
+        steps in proptest::collection::vec(step(), 1..150),
+        total in 1..6u64,
+        of_tenant in 1..4u64,
+    ) {
+        let clock = TestClock::default();
+        let slots = MemoryStore::new().clock(clock.clone()).open_leases("");
+        let mut model: Vec<Entry> = Vec::new();
+        let mut now = 0;
+        for step in steps {
+            match step {
+                Step::Pass(time) => {
+                    now += time;
+                    clock.advance(millis(time));
+                    model.retain(|entry| entry.until > now);
+                }
+                Step::Acquire(tenant, id, holder, ttl) => {
+                    let limits =
+                        LeaseLimits::new(Some(total), Some((key("tenant", tenant), of_tenant)));
+                    let lease = NamedLease::new(name(tenant, id), holder, millis(ttl));
+                    let theirs = model.iter().filter(|entry| entry.tenant == tenant).count() as u64;
+                    let all = model.len() as u64;
+                    let until = now + ttl;
+                    let live = (model.iter_mut())
+                        .find(|entry| (entry.tenant, entry.id) == (tenant, id));
+                    let expected = if let Some(entry) = live {
+                        (entry.holder, entry.until) = (holder, until);
+                        NamedLeased::Granted
+                    } else if theirs >= of_tenant {
+                        NamedLeased::KeyFull(theirs)
+                    } else if all >= total {
+                        NamedLeased::Full(all)
+                    } else {
+                        model.push(Entry { tenant, id, holder, until });
+                        NamedLeased::Granted
+                    };
+                    prop_assert_eq!(ready(slots.acquire_named(&lease, limits)), expected);
+                }
+                Step::Heartbeat(tenant, id, ttl) => {
+                    let live = (model.iter_mut())
+                        .find(|entry| (entry.tenant, entry.id) == (tenant, id));
+                    let expected = match live {
+                        Some(entry) => {
+                            entry.until = now + ttl;
+                            Standing::Live
+                        }
+                        None => Standing::Gone,
+                    };
+                    let standing = slots.heartbeat(&name(tenant, id), millis(ttl));
+                    prop_assert_eq!(ready(standing), expected);
+                }
+                Step::Release(tenant, id, holder) => {
+                    let before = model.len();
+                    model.retain(|entry| {
+                        (entry.tenant, entry.id) != (tenant, id)
+                            || holder.is_some_and(|holder| holder != entry.holder)
+                    });
+                    let expected = if model.len() < before {
+                        Standing::Live
+                    } else {
+                        Standing::Gone
+                    };
+                    let standing = slots.release(&name(tenant, id), holder);
+                    prop_assert_eq!(ready(standing), expected);
+                }
+            }
+            check(&*slots, &model)?;
+        }
+    }
+}
