@@ -2,8 +2,8 @@
 //!
 //! Calls use the connection that is there. When it fails, the call that notices marks it as lost,
 //! which opens the breaker: later calls fail at once, without a wait. A task of its own, the
-//! [supervisor](super::supervisor), then tries to connect, again and again with a growing, jittered pause; its try is
-//! the one probe of the half-open breaker, and its success closes it.
+//! [supervisor](super::supervisor), then tries to connect, again and again with a growing, jittered
+//! pause; its try is the one probe of the half-open breaker, and its success closes it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
