@@ -268,20 +268,19 @@ impl Leases {
     /// [`Gone`](Standing::Gone).
     pub async fn heartbeat(&self, tenant: &Key, id: &str) -> Standing {
         let name = name_of(tenant, id);
-        match self.0.share.heartbeat(&name, self.0.ttl).await {
-            Standing::Live => Standing::Live,
-            _ => self.0.slots.heartbeat(&name, self.0.ttl).await,
-        }
+        // It may be in both, if it was taken over while the store was away.
+        let here = self.0.share.heartbeat(&name, self.0.ttl).await;
+        let there = self.0.slots.heartbeat(&name, self.0.ttl).await;
+        if here == Standing::Live { here } else { there }
     }
 
     /// Gives a tenant's slot back, whoever acquired it, and says what there was. That it is
     /// [`Gone`](Standing::Gone) already is no error.
     pub async fn release(&self, tenant: &Key, id: &str) -> Standing {
         let name = name_of(tenant, id);
-        match self.0.share.release(&name, None).await {
-            Standing::Live => Standing::Live,
-            _ => self.0.slots.release(&name, None).await,
-        }
+        let here = self.0.share.release(&name, None).await;
+        let there = self.0.slots.release(&name, None).await;
+        if here == Standing::Live { here } else { there }
     }
 
     /// How many are at work, in all and of a tenant's; `None` when the store cannot be reached.

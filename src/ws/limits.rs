@@ -341,8 +341,13 @@ fn refuse(rejection: &Rejection) -> Response {
 
 /// Tells a client that was let in why it has to go.
 async fn close(mut socket: WebSocket, rejection: Rejection, _permit: Permit) {
+    say_goodbye(&mut socket, &rejection).await;
+}
+
+/// Closes a connection. A client that reads nothing cannot hold it up for long.
+pub(super) async fn say_goodbye(socket: &mut WebSocket, rejection: &Rejection) {
     let goodbye = async {
-        if socket.send(farewell(&rejection)).await.is_ok() {
+        if socket.send(farewell(rejection)).await.is_ok() {
             // Until its own close frame, or else it may never see ours.
             while let Some(Ok(_)) = socket.recv().await {}
         }
@@ -351,7 +356,7 @@ async fn close(mut socket: WebSocket, rejection: Rejection, _permit: Permit) {
 }
 
 /// RFC 6455 §7.4.1: 1008 for a limit of the client's; IANA's registry has 1013 for capacity.
-pub(super) fn farewell(rejection: &Rejection) -> Message {
+fn farewell(rejection: &Rejection) -> Message {
     let code = if rejection.reason().is_callers() {
         close_code::POLICY
     } else {

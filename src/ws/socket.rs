@@ -6,7 +6,7 @@ use axum::Error;
 use axum::extract::ws::{Message, WebSocket};
 use http::HeaderValue;
 
-use super::limits::farewell;
+use super::limits::say_goodbye;
 use super::messages::{Excess, Messages};
 use crate::limiter::Permit;
 
@@ -68,7 +68,8 @@ impl LimitedSocket {
             Excess::Answer(Some(answer)) => self.socket.send(answer).await,
             Excess::Close(rejection) => {
                 self.is_closed = true;
-                self.socket.send(farewell(&rejection)).await
+                say_goodbye(&mut self.socket, &rejection).await;
+                Ok(())
             }
         }
     }

@@ -237,6 +237,25 @@ async fn after_so_many_violations_it_is_closed_with_1008() {
     connect(address, "alice").await;
 }
 
+/// A client that sends on and on sees why it is closed, although it has sent more than was read.
+#[tokio::test]
+async fn a_flood_is_closed_with_1008_as_well() {
+    let limits = SocketLimits::new()
+        .connections(1)
+        .messages(Quota::per_hour(1))
+        .notice(|_: &Rejection| None)
+        .close_after(1);
+    let address = server(&limits).await;
+    let mut socket = connect(address, "alice").await;
+    for _ in 0..1000 {
+        socket.feed(Message::text("more")).await.unwrap();
+    }
+    socket.flush().await.unwrap();
+    assert_eq!(closed_with(&mut socket).await, CloseCode::Policy);
+    drop(socket);
+    until_in_flight(&limits, 0).await;
+}
+
 #[tokio::test]
 async fn the_application_says_it_in_its_own_words_or_not_at_all() {
     let limits =

@@ -70,3 +70,18 @@ async fn a_local_share_is_counted_here() {
     drop(lease);
     store.until_taken(0).await;
 }
+
+/// A retry that comes while the store is away takes its work over here, and a release ends both.
+#[tokio::test]
+async fn work_that_is_in_the_store_and_in_a_share_is_released_from_both() {
+    let (leases, store) = away(FailureMode::LocalShare { replicas: 2 });
+    let acme = tenant("acme");
+    store.come_back();
+    leases.acquire(&acme, "1").await.unwrap().detach();
+    store.go_away();
+    leases.acquire(&acme, "1").await.unwrap().detach();
+    store.come_back();
+    assert_eq!(leases.release(&acme, "1").await, Standing::Live);
+    assert_eq!(store.taken().await, 0);
+    assert_eq!(leases.release(&acme, "1").await, Standing::Gone);
+}
