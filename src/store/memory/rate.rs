@@ -136,7 +136,7 @@ where
     #[inline]
     fn take(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
         match (&*self.windows, keys) {
-            ([window], [key, ..]) => {
+            ([window @ Window { policy: 0, .. }], [key, ..]) => {
                 let usage = window.meter.decide(key, cost, Mode::Take);
                 Reply::Ready(Decision::from_usage(usage))
             }
@@ -147,7 +147,7 @@ where
     #[inline]
     fn take_one(&self, key: &Key) -> bool {
         match &*self.windows {
-            [window] => window.meter.take_one(key),
+            [window @ Window { policy: 0, .. }] => window.meter.take_one(key),
             _ => false,
         }
     }

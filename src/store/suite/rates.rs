@@ -19,6 +19,7 @@ pub(super) async fn run(store: &dyn RateStore, pass: impl AsyncFn(Duration)) {
     several_keys_are_one(store).await;
     a_key_of_two_policies_is_charged_to_both(store).await;
     one_without_the_numbers(store).await;
+    only_the_key_that_is_limited_is_charged(store).await;
     costs(store).await;
     peeks_and_refunds(store).await;
     keys_and_limiters_are_apart(store).await;
@@ -91,6 +92,27 @@ async fn burst_and_refill(store: &dyn RateStore, pass: &impl AsyncFn(Duration)) 
         3,
         "the bucket never holds more than its burst"
     );
+}
+
+/// Of two policies the first limits nothing, so that the second key is the one that counts.
+async fn only_the_key_that_is_limited_is_charged(store: &dyn RateStore) {
+    let off = Policy::new("off", Quota::per_hour(0));
+    let policies = [off, Policy::new("on", Quota::per_hour(1))];
+    let case = Case::new(store, &policies);
+    let (first, second) = (case.keys[0], case.keys[1]);
+    assert!(case.admits(1).await);
+    let others = [new_key(), second];
+    assert!(
+        !case.buckets.take(&others, 1).await.is_admitted(),
+        "another first key does not make up for it"
+    );
+    let others = [first, new_key()];
+    assert!(case.buckets.take(&others, 1).await.is_admitted());
+    for _ in 0..3 {
+        assert!(!case.buckets.take_one(&first), "nothing is known of it");
+        let alone = case.buckets.take(&[first], 1).await;
+        assert!(alone.is_admitted(), "a policy without a key is left alone");
+    }
 }
 
 async fn one_without_the_numbers(store: &dyn RateStore) {
