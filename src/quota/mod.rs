@@ -1,9 +1,12 @@
 //! How much per how long, with a burst.
 
+mod error;
 mod text;
 
 use std::fmt;
 use std::time::Duration;
+
+pub use self::error::QuotaError;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -385,42 +388,6 @@ impl fmt::Debug for Quota {
         write!(f, "Quota({self})")
     }
 }
-
-/// Why something is not a quota.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum QuotaError {
-    /// More than one request a nanosecond, or a period of 0.
-    TooFast,
-    /// An empty bucket would take more than 100 years to fill.
-    TooSlow,
-    /// A burst of 0 would never admit anything.
-    NoBurst,
-    /// A count above [`u32::MAX`] (with the burst, if sliding), or a period above [`u64::MAX`] of its unit.
-    TooLarge,
-    /// Not a quota as its [`FromStr`](std::str::FromStr) reads it.
-    Syntax,
-}
-
-impl QuotaError {
-    const fn message(self) -> &'static str {
-        match self {
-            Self::TooFast => "a quota cannot be above one request a nanosecond",
-            Self::TooSlow => "a quota's bucket must fill within 100 years",
-            Self::NoBurst => "a quota with a burst of 0 would admit nothing",
-            Self::TooLarge => "a quota counts up to 4294967295, with its burst if it is sliding",
-            Self::Syntax => "a quota is written like `10/s` or `600/min burst 50`",
-        }
-    }
-}
-
-impl fmt::Display for QuotaError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.message())
-    }
-}
-
-impl std::error::Error for QuotaError {}
 
 #[cfg(test)]
 mod tests {

@@ -17,7 +17,10 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tower::{BoxError, Service, ServiceExt};
 use tower_admission::extract::KeyExtractor;
 use tower_admission::observe::Subject;
-use tower_admission::store::{RateBuckets, RateStore, Reply};
+use tower_admission::store::{
+    FailureMode, LeaseLimits, LeaseName, LeaseSlots, LeaseStore, LeaseUsage, Leased, NamedLease,
+    NamedLeased, RateBuckets, RateStore, Reply, Standing,
+};
 use tower_admission::test_util::TestClock;
 use tower_admission::{
     Decision, Key, MemoryStore, Observer, PeerAddr, Policy, RateLimitLayer, Rejection, RequestHead,
@@ -342,5 +345,60 @@ impl Observer for Seen {
     fn released(&self, limiter: &str) {
         self.push(format!("released {limiter}"));
         let _ = self.released.send(());
+    }
+}
+
+/// A store that cannot be reached.
+#[derive(Clone)]
+pub(crate) struct Away(pub(crate) FailureMode);
+
+impl RateStore for Away {
+    fn open(&self, _: &[Policy]) -> Arc<dyn RateBuckets> {
+        Arc::new(self.clone())
+    }
+}
+
+impl RateBuckets for Away {
+    fn take(&self, _: &[Key], _: u32) -> Reply<Decision> {
+        Reply::Ready(match self.0 {
+            FailureMode::Open => Decision::unlimited(),
+            _ => Decision::unavailable(),
+        })
+    }
+
+    fn peek(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
+        self.take(keys, cost)
+    }
+
+    fn refund(&self, _: &[Key], _: u32) -> Reply<()> {
+        Reply::Ready(())
+    }
+}
+
+impl LeaseStore for Away {
+    fn open_leases(&self, _: &str) -> Arc<dyn LeaseSlots> {
+        Arc::new(self.clone())
+    }
+}
+
+impl LeaseSlots for Away {
+    fn acquire(&self, _: LeaseLimits) -> Reply<Leased> {
+        Reply::Ready(Leased::Unavailable(self.0))
+    }
+
+    fn usage(&self, _: Option<&Key>) -> Reply<Option<LeaseUsage>> {
+        Reply::Ready(None)
+    }
+
+    fn acquire_named(&self, _: &NamedLease, _: LeaseLimits) -> Reply<NamedLeased> {
+        Reply::Ready(NamedLeased::Unavailable(self.0))
+    }
+
+    fn heartbeat(&self, _: &LeaseName, _: Duration) -> Reply<Standing> {
+        Reply::Ready(Standing::Unavailable)
+    }
+
+    fn release(&self, _: &LeaseName, _: Option<u64>) -> Reply<Standing> {
+        Reply::Ready(Standing::Unavailable)
     }
 }

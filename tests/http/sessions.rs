@@ -1,7 +1,6 @@
 //! The endpoints for sessions, on a real server.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use axum::Router;
 use bytes::Bytes;
@@ -9,14 +8,11 @@ use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use serde_json::Value;
-use tower_admission::store::{
-    FailureMode, LeaseLimits, LeaseName, LeaseSlots, LeaseStore, LeaseUsage, Leased, NamedLease,
-    NamedLeased, Reply, Standing,
-};
+use tower_admission::store::FailureMode;
 use tower_admission::test_util::TestClock;
 use tower_admission::{Key, Leases, MemoryStore, RequestHead, sessions};
 
-use crate::common::{SECOND, header};
+use crate::common::{Away, SECOND, header};
 use crate::servers::{HttpClient, http1, serve};
 
 /// The application's own idea of who may come in: `Bearer workspace-..`.
@@ -287,37 +283,6 @@ async fn junk_gets_its_4xx() {
     assert_eq!(api.send(request).await.status(), 200);
     let usage = api.leases.usage(&Key::id("workspace", "a")).await.unwrap();
     assert_eq!(usage.key, Some(1), "junk starts nothing");
-}
-
-/// A store that cannot be reached.
-struct Away(FailureMode);
-
-impl LeaseStore for Away {
-    fn open_leases(&self, _: &str) -> std::sync::Arc<dyn LeaseSlots> {
-        std::sync::Arc::new(Self(self.0))
-    }
-}
-
-impl LeaseSlots for Away {
-    fn acquire(&self, _: LeaseLimits) -> Reply<Leased> {
-        Reply::Ready(Leased::Unavailable(self.0))
-    }
-
-    fn usage(&self, _: Option<&Key>) -> Reply<Option<LeaseUsage>> {
-        Reply::Ready(None)
-    }
-
-    fn acquire_named(&self, _: &NamedLease, _: LeaseLimits) -> Reply<NamedLeased> {
-        Reply::Ready(NamedLeased::Unavailable(self.0))
-    }
-
-    fn heartbeat(&self, _: &LeaseName, _: Duration) -> Reply<Standing> {
-        Reply::Ready(Standing::Unavailable)
-    }
-
-    fn release(&self, _: &LeaseName, _: Option<u64>) -> Reply<Standing> {
-        Reply::Ready(Standing::Unavailable)
-    }
 }
 
 #[tokio::test]

@@ -15,14 +15,11 @@ use tokio::sync::{Semaphore, watch};
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
-use tower_admission::store::{
-    FailureMode, LeaseLimits, LeaseName, LeaseSlots, LeaseStore, LeaseUsage, Leased, NamedLease,
-    NamedLeased, RateBuckets, RateStore, Reply, Standing,
-};
+use tower_admission::store::{FailureMode, RateBuckets, RateStore, Reply};
 use tower_admission::ws::{LimitedSocket, Refusal, SocketLimits};
 use tower_admission::{Decision, Key, Policy, Quota, RateLimitByTokenLayer, Rejection};
 
-use crate::common::{PATIENCE, Seen};
+use crate::common::{Away, PATIENCE, Seen};
 use crate::servers::{get, http1, serve};
 
 type Socket = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
@@ -324,61 +321,6 @@ async fn a_parted_socket_counts_for_as_long_as_its_permit() {
     assert_eq!(try_connect(address, "alice").await.err(), Some(503));
     drop(socket);
     until_in_flight(&limits, 0).await;
-}
-
-/// A store that cannot be reached.
-#[derive(Clone)]
-struct Away(FailureMode);
-
-impl RateStore for Away {
-    fn open(&self, _: &[Policy]) -> Arc<dyn RateBuckets> {
-        Arc::new(self.clone())
-    }
-}
-
-impl RateBuckets for Away {
-    fn take(&self, _: &[Key], _: u32) -> Reply<Decision> {
-        Reply::Ready(match self.0 {
-            FailureMode::Open => Decision::unlimited(),
-            _ => Decision::unavailable(),
-        })
-    }
-
-    fn peek(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
-        self.take(keys, cost)
-    }
-
-    fn refund(&self, _: &[Key], _: u32) -> Reply<()> {
-        Reply::Ready(())
-    }
-}
-
-impl LeaseStore for Away {
-    fn open_leases(&self, _: &str) -> Arc<dyn LeaseSlots> {
-        Arc::new(self.clone())
-    }
-}
-
-impl LeaseSlots for Away {
-    fn acquire(&self, _: LeaseLimits) -> Reply<Leased> {
-        Reply::Ready(Leased::Unavailable(self.0))
-    }
-
-    fn usage(&self, _: Option<&Key>) -> Reply<Option<LeaseUsage>> {
-        Reply::Ready(None)
-    }
-
-    fn acquire_named(&self, _: &NamedLease, _: LeaseLimits) -> Reply<NamedLeased> {
-        Reply::Ready(NamedLeased::Unavailable(self.0))
-    }
-
-    fn heartbeat(&self, _: &LeaseName, _: Duration) -> Reply<Standing> {
-        Reply::Ready(Standing::Unavailable)
-    }
-
-    fn release(&self, _: &LeaseName, _: Option<u64>) -> Reply<Standing> {
-        Reply::Ready(Standing::Unavailable)
-    }
 }
 
 /// HTTP admits while connections are refused, on one server.

@@ -52,14 +52,15 @@ use governor::clock::Clock;
 use super::{LeaseSlots, LeaseStore, RateBuckets, RateStore};
 use crate::policy::Policy;
 
+mod buckets;
 pub(crate) mod clock;
 mod leases;
 mod rate;
 mod sliding;
 pub(crate) mod table;
 
+use self::buckets::MemoryBuckets;
 use self::clock::{RealClock, Timer};
-use self::rate::MemoryBuckets;
 
 /// Counts in this process's memory.
 ///

@@ -1,4 +1,4 @@
-//! governor's decisions over the bounded table, for several quotas as one.
+//! governor's decisions over the bounded table, for one quota.
 
 use std::cell::Cell;
 use std::hash::{Hash, Hasher};
@@ -11,37 +11,15 @@ use governor::clock::{Clock, Reference};
 use governor::middleware::{RateLimitingMiddleware, StateSnapshot};
 use governor::nanos::Nanos;
 use governor::state::StateStore;
-use smallvec::SmallVec;
 
 use super::clock::FromZero;
-use super::sliding::SlidingMeter;
 use super::table::{Judge, Place, Table};
-use crate::decision::{Decision, Usage};
+use crate::decision::Usage;
 use crate::key::Key;
-use crate::policy::{NamedQuota, Policy};
 use crate::quota::Rate;
-use crate::store::{RateBuckets, Reply};
-
-/// The buckets of one limiter.
-pub(super) struct MemoryBuckets<C: Clock> {
-    /// One entry for each quota of each policy, in their order.
-    windows: Vec<Window<C>>,
-}
-
-/// One quota, charged to the key of the policy it belongs to.
-struct Window<C: Clock> {
-    policy: usize,
-    meter: Meter<C>,
-}
-
-enum Meter<C: Clock> {
-    DenyAll,
-    Rate(RateMeter<C>),
-    Sliding(Box<SlidingMeter<C>>),
-}
 
 /// governor over a table of its own.
-struct RateMeter<C: Clock> {
+pub(super) struct RateMeter<C: Clock> {
     numbers: Numbers,
     table: Arc<Table>,
     governor: RateLimiter<Access, Buckets, FromZero<C>, Verdict>,
@@ -55,151 +33,8 @@ struct Numbers {
     refill: u64,
 }
 
-impl<C: Clock + Clone> MemoryBuckets<C> {
-    pub(super) fn new(policies: &[Policy], max_keys: usize, clock: C) -> Self {
-        let mut windows = Vec::new();
-        for (policy, quotas) in policies.iter().enumerate() {
-            for quota in quotas.quotas().iter().map(NamedQuota::quota) {
-                let meter = match quota.rate() {
-                    Some(rate) if rate.is_sliding() => {
-                        let meter = SlidingMeter::new(rate, max_keys, clock.clone());
-                        Meter::Sliding(Box::new(meter))
-                    }
-                    Some(rate) => Meter::Rate(RateMeter::new(rate, max_keys, clock.clone())),
-                    None if quota.is_off() => continue,
-                    None => Meter::DenyAll,
-                };
-                windows.push(Window { policy, meter });
-            }
-        }
-        Self { windows }
-    }
-}
-
-impl<C: Clock> MemoryBuckets<C> {
-    /// The windows that have a key, those of addresses first.
-    fn charged<'a>(
-        &'a self,
-        keys: &'a [Key],
-    ) -> impl Iterator<Item = (usize, &'a Meter<C>, &'a Key)> {
-        let pass = move |addresses: bool| {
-            self.windows
-                .iter()
-                .enumerate()
-                .filter_map(move |(index, window)| {
-                    let key = keys.get(window.policy)?;
-                    (key.is_ip() == addresses).then_some((index, &window.meter, key))
-                })
-        };
-        pass(true).chain(pass(false))
-    }
-
-    fn peek_all(&self, keys: &[Key], cost: u32) -> Decision {
-        let windows = self.windows.iter();
-        Decision::from_usages(windows.filter_map(|window| {
-            let key = keys.get(window.policy)?;
-            Some(window.meter.decide(key, cost, Mode::Peek))
-        }))
-    }
-
-    /// Asks every window before it takes from any, so that a refusal by one never takes from
-    /// another, not even for the moment until it is given back.
-    fn take_all(&self, keys: &[Key], cost: u32) -> Decision {
-        let asked = self.peek_all(keys, cost);
-        if cost == 0 || !asked.is_admitted() {
-            return asked;
-        }
-        let mut usages: SmallVec<[Usage; 8]> = asked.usages().into();
-        let mut taken = SmallVec::<[(&Meter<C>, &Key); 8]>::new();
-        for (index, meter, key) in self.charged(keys) {
-            usages[index] = meter.decide(key, cost, Mode::Take);
-            if !usages[index].fits() {
-                // Another request took the last of it in between. What this one took goes back.
-                let refusal = usages[index];
-                for (meter, key) in taken {
-                    meter.refund(key, cost);
-                }
-                usages = self.peek_all(keys, cost).usages().into();
-                usages[index] = refusal;
-                break;
-            }
-            taken.push((meter, key));
-        }
-        Decision::from_usages(usages)
-    }
-}
-
-impl<C> RateBuckets for MemoryBuckets<C>
-where
-    C: Clock + Send + Sync + 'static,
-{
-    #[inline]
-    fn take(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
-        match (&*self.windows, keys) {
-            ([window @ Window { policy: 0, .. }], [key, ..]) => {
-                let usage = window.meter.decide(key, cost, Mode::Take);
-                Reply::Ready(Decision::from_usage(usage))
-            }
-            _ => Reply::Ready(self.take_all(keys, cost)),
-        }
-    }
-
-    #[inline]
-    fn take_one(&self, key: &Key) -> bool {
-        match &*self.windows {
-            [window @ Window { policy: 0, .. }] => window.meter.take_one(key),
-            _ => false,
-        }
-    }
-
-    fn peek(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
-        Reply::Ready(self.peek_all(keys, cost))
-    }
-
-    fn refund(&self, keys: &[Key], cost: u32) -> Reply<()> {
-        for (_, meter, key) in self.charged(keys) {
-            meter.refund(key, cost);
-        }
-        Reply::Ready(())
-    }
-}
-
-impl<C: Clock> Meter<C> {
-    #[inline]
-    fn decide(&self, key: &Key, cost: u32, mode: Mode) -> Usage {
-        match self {
-            Self::Rate(meter) => meter.decide(key, cost, mode),
-            Self::Sliding(meter) => match mode {
-                Mode::Take | Mode::TakeUnseen => meter.take(*key, cost),
-                Mode::Peek => meter.peek(*key, cost),
-            },
-            Self::DenyAll if cost == 0 => Usage::admitted(0, 0, Duration::ZERO),
-            Self::DenyAll => Usage::refused(0, 0, Duration::ZERO, None),
-        }
-    }
-
-    #[inline]
-    fn take_one(&self, key: &Key) -> bool {
-        match self {
-            Self::Rate(meter) => meter.take_one(key),
-            Self::Sliding(_) | Self::DenyAll => false,
-        }
-    }
-
-    fn refund(&self, key: &Key, cost: u32) {
-        match self {
-            Self::Rate(meter) => {
-                let amount = meter.numbers.interval.saturating_mul(u64::from(cost));
-                meter.table.give_back(Place::new(key.place_bits()), amount);
-            }
-            Self::Sliding(meter) => meter.refund(*key, cost),
-            Self::DenyAll => {}
-        }
-    }
-}
-
 impl<C: Clock> RateMeter<C> {
-    fn new(rate: Rate, max_keys: usize, clock: C) -> Self {
+    pub(super) fn new(rate: Rate, max_keys: usize, clock: C) -> Self {
         let interval = rate.interval();
         let burst = NonZeroU32::new(rate.limit()).expect("a rate's burst is above 0");
         let quota = governor::Quota::with_period(interval)
@@ -225,7 +60,7 @@ impl<C: Clock> RateMeter<C> {
     }
 
     #[inline]
-    fn take_one(&self, key: &Key) -> bool {
+    pub(super) fn take_one(&self, key: &Key) -> bool {
         let access = Access {
             place: Place::new(key.place_bits()),
             mode: Mode::TakeUnseen,
@@ -236,7 +71,7 @@ impl<C: Clock> RateMeter<C> {
     }
 
     #[inline]
-    fn decide(&self, key: &Key, cost: u32, mode: Mode) -> Usage {
+    pub(super) fn decide(&self, key: &Key, cost: u32, mode: Mode) -> Usage {
         // A request that costs nothing asks what one of cost 1 would find, and takes nothing.
         let (cells, mode) = match NonZeroU32::new(cost) {
             Some(cost) => (cost, mode),
@@ -258,6 +93,12 @@ impl<C: Clock> RateMeter<C> {
             // Not reached: the cost is at most the burst.
             Err(_) => Usage::refused(self.numbers.burst, 0, Duration::ZERO, None),
         }
+    }
+
+    pub(super) fn refund(&self, key: &Key, cost: u32) {
+        let amount = self.numbers.interval.saturating_mul(u64::from(cost));
+        let place = Place::new(key.place_bits());
+        self.table.give_back(place, amount);
     }
 
     /// Refuses what costs more than a full bucket ever holds. governor would do so as well, but
@@ -285,7 +126,7 @@ struct Access {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mode {
+pub(super) enum Mode {
     Take,
     /// Without numbers in [`Access::seen`].
     TakeUnseen,
