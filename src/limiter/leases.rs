@@ -59,8 +59,8 @@ use crate::store::{
 ///
 /// An id is the tenant's own: what one tenant calls `42` has nothing to do with another's `42`,
 /// so that knowing or guessing a stranger's id is of no use. Acquiring an id that is at work takes
-/// it over instead of counting it twice, and lets it live anew; a retry needs no thought. What an
-/// earlier attempt left behind cannot release it then.
+/// it over instead of counting it twice, and lets it live anew. What an earlier attempt left
+/// behind cannot release it then; but the attempt that took it over does, if it is given up.
 #[derive(Clone)]
 pub struct Leases(Arc<Shared>);
 
