@@ -89,7 +89,7 @@ pub use extract::{
     ApiKey, BearerToken, ByToken, ClientIp, KeyExtractor, PeerAddr, RequestHead, Shared,
 };
 pub use headers::RateLimitHeaders;
-pub use key::{Key, Secret, SecretInstalled};
+pub use key::{Key, KeyName, KeyNameError, Secret, SecretInstalled};
 pub use limiter::{ConcurrencyLimiter, KeptLease, Lease, Leases, Permit, RateLimiter};
 pub use observe::Observer;
 pub use policy::{NamedQuota, Policy, PolicyError};

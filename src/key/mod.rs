@@ -6,6 +6,10 @@ use std::sync::OnceLock;
 
 use siphasher::sip128::SipHasher13;
 
+mod name;
+
+pub use self::name::{KeyName, KeyNameError};
+
 /// Who a request is charged to: a kind and 128 bits.
 ///
 /// An IP address stays readable. Everything else becomes a *fingerprint*, a SipHash-1-3 of 128
@@ -136,9 +140,17 @@ impl Key {
         fingerprint(self.kind, &bytes)
     }
 
+    /// A key by the fingerprint that it has in processes with the same secret.
+    fn from_fingerprint(kind: &'static str, bits: [u64; 2]) -> Self {
+        Self {
+            kind,
+            identity: Identity::Fingerprint,
+            bits,
+        }
+    }
+
     /// The key as text, the same in every process with the same secret: an address as it is, a
     /// fingerprint in hexadecimal digits.
-    #[cfg(feature = "redis")]
     pub(crate) fn write_text(&self, text: &mut String) {
         use fmt::Write;
         // Writing to a string does not fail.

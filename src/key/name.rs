@@ -1,0 +1,333 @@
+//! What a key is called by people, in configuration and in stores.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex};
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+
+use super::{Identity, Key};
+use crate::sync::lock;
+
+/// What a [`Key`] is called by people: in commands, in configuration, and where limits are kept.
+///
+/// | text | key |
+/// |---|---|
+/// | `org:acme` | [`Key::id("org", "acme")`](Key::id): the name stays readable |
+/// | `ip:192.0.2.1`, `ip:2001:db8::/64` | an address; an IPv6 one without a prefix is its /64, as [`ClientIp`](crate::extract::ClientIp) has it |
+/// | `bearer:<token>`, `api-key:<key>` | the credential's fingerprint; the credential is not kept |
+/// | `bearer#<32 digits>` | a fingerprint, as it is shown for keys whose name is not known |
+/// | `unknown`, `shared` | [`Key::UNKNOWN`], [`Key::SHARED`] |
+///
+/// A fingerprint is the same in all processes with one [`Secret`](super::Secret), and only there.
+///
+/// ```
+/// use tower_admission::{Key, KeyName};
+///
+/// let acme: KeyName = "org:acme".parse().unwrap();
+/// assert_eq!(acme.key(), Key::id("org", "acme"));
+/// assert_eq!(acme.to_string(), "org:acme");
+///
+/// let token: KeyName = "bearer:hunter2".parse().unwrap();
+/// assert_eq!(token, KeyName::from(Key::new("bearer", b"hunter2")));
+/// assert!(!token.to_string().contains("hunter2"));
+/// ```
+#[derive(Clone)]
+pub struct KeyName {
+    text: Arc<str>,
+    key: Key,
+}
+
+/// The kinds whose text is a credential, which is not to be kept.
+const CREDENTIALS: [&str; 2] = ["bearer", "api-key"];
+
+/// The longest name that is taken, in bytes.
+const LONGEST: usize = 256;
+
+/// Kinds of keys that are read from text. They live as long as the process.
+const MOST_KINDS: usize = 64;
+
+/// What stands between kind and name, and what else would be read otherwise than it was written.
+const KIND: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
+
+/// The prefix of an IPv6 address that is written without one.
+const V6_PREFIX: u8 = 64;
+
+impl KeyName {
+    /// The name of a key that the application makes with [`Key::id`].
+    ///
+    /// # Errors
+    ///
+    /// As its text would be refused.
+    pub fn id(kind: &str, id: &str) -> Result<Self, KeyNameError> {
+        let kind = utf8_percent_encode(kind, KIND);
+        format!("{kind}:{id}").parse()
+    }
+
+    /// The key of this name.
+    #[must_use]
+    pub fn key(&self) -> Key {
+        self.key
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+/// The name of a key of which no other is known: an address, or a fingerprint.
+impl From<Key> for KeyName {
+    fn from(key: Key) -> Self {
+        let mut text = utf8_percent_encode(key.kind(), KIND).to_string();
+        match key.identity {
+            Identity::Shared => {}
+            Identity::Fingerprint => text.push('#'),
+            Identity::V4 | Identity::V6(_) => text.push(':'),
+        }
+        key.write_text(&mut text);
+        Self {
+            text: text.into(),
+            key,
+        }
+    }
+}
+
+impl FromStr for KeyName {
+    type Err = KeyNameError;
+
+    fn from_str(text: &str) -> Result<Self, KeyNameError> {
+        let text = text.trim();
+        if text.len() > LONGEST || text.chars().any(char::is_control) {
+            return Err(KeyNameError::Name);
+        }
+        let Some(at) = text.find([':', '#']) else {
+            return match text {
+                "unknown" => Ok(Key::UNKNOWN.into()),
+                "shared" => Ok(Key::SHARED.into()),
+                _ => Err(KeyNameError::Shape),
+            };
+        };
+        let (kind, name) = (&text[..at], text[at + 1..].trim());
+        if name.is_empty() {
+            return Err(KeyNameError::Name);
+        }
+        if kind == "ip" {
+            return Ok(address(name)?.into());
+        }
+        let kind = interned(kind)?;
+        if text[at..].starts_with('#') {
+            return Ok(Key::from_fingerprint(kind, fingerprint(name)?).into());
+        }
+        let key = Key::id(kind, name);
+        if CREDENTIALS.contains(&kind) {
+            return Ok(key.into());
+        }
+        let kind = utf8_percent_encode(kind, KIND);
+        Ok(Self {
+            text: format!("{kind}:{name}").into(),
+            key,
+        })
+    }
+}
+
+fn address(text: &str) -> Result<Key, KeyNameError> {
+    let (address, prefix) = match text.split_once('/') {
+        Some((address, prefix)) => (address, Some(prefix)),
+        None => (text, None),
+    };
+    let address: IpAddr = address.parse().map_err(|_| KeyNameError::Address)?;
+    let most = if address.to_canonical().is_ipv4() {
+        32
+    } else {
+        128
+    };
+    let prefix = match prefix {
+        None => V6_PREFIX,
+        Some(prefix) => prefix
+            .parse()
+            .ok()
+            // Of IPv4 there is a key for each address and none for networks.
+            .filter(|prefix| *prefix <= most && (most == 128 || *prefix == 32))
+            .ok_or(KeyNameError::Address)?,
+    };
+    Ok(Key::ip_network(address, prefix))
+}
+
+fn fingerprint(digits: &str) -> Result<[u64; 2], KeyNameError> {
+    let hexadecimal = digits.len() == 32 && digits.bytes().all(|b| b.is_ascii_hexdigit());
+    let half = |digits| u64::from_str_radix(digits, 16).map_err(|_| KeyNameError::Fingerprint);
+    if !hexadecimal {
+        return Err(KeyNameError::Fingerprint);
+    }
+    Ok([half(&digits[..16])?, half(&digits[16..])?])
+}
+
+/// A kind that lives as long as the process; so there is a bound on how many are taken from text.
+fn interned(kind: &str) -> Result<&'static str, KeyNameError> {
+    static KINDS: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
+    let kind = percent_decode_str(kind)
+        .decode_utf8()
+        .map_err(|_| KeyNameError::Kind)?;
+    if kind.is_empty() || kind.len() > 64 || kind.trim() != kind {
+        return Err(KeyNameError::Kind);
+    }
+    if let Some(known) = CREDENTIALS.into_iter().find(|known| *known == kind) {
+        return Ok(known);
+    }
+    let mut kinds = lock(&KINDS);
+    if let Some(known) = kinds.iter().find(|known| **known == kind) {
+        return Ok(known);
+    }
+    if kinds.len() == MOST_KINDS {
+        return Err(KeyNameError::TooManyKinds);
+    }
+    let kind = &*Box::leak(kind.into_owned().into_boxed_str());
+    kinds.push(kind);
+    Ok(kind)
+}
+
+// By the text: two names of one key, one of which is its fingerprint, are two names.
+impl PartialEq for KeyName {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for KeyName {}
+
+impl PartialOrd for KeyName {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for KeyName {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.text.cmp(&other.text)
+    }
+}
+
+impl Hash for KeyName {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.text.hash(state);
+    }
+}
+
+impl fmt::Display for KeyName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl fmt::Debug for KeyName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeyName({})", self.text)
+    }
+}
+
+/// Why a text is no [`KeyName`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KeyNameError {
+    /// There is neither a `:` nor a `#` in it.
+    Shape,
+    /// The kind is empty, longer than 64 bytes or surrounded by spaces.
+    Kind,
+    /// The name is empty, longer than 256 bytes or has control characters in it.
+    Name,
+    /// What follows `ip:` is neither an address nor a network of IPv6.
+    Address,
+    /// What follows `#` is not 32 hexadecimal digits.
+    Fingerprint,
+    /// The process has read 64 kinds of keys from text already.
+    TooManyKinds,
+}
+
+impl fmt::Display for KeyNameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Shape => "a key is written as kind:name, such as org:acme or ip:192.0.2.1",
+            Self::Kind => "a key's kind is 1 to 64 bytes, such as org in org:acme",
+            Self::Name => "a key's name is 1 to 256 bytes without control characters",
+            Self::Address => "an address is written as ip:192.0.2.1 or ip:2001:db8::/64",
+            Self::Fingerprint => "a fingerprint is 32 hexadecimal digits",
+            Self::TooManyKinds => "keys of 64 kinds have been named already",
+        })
+    }
+}
+
+impl std::error::Error for KeyNameError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> KeyName {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_name_is_its_key() {
+        for (text, key) in [
+            ("org:acme", Key::id("org", "acme")),
+            (" org: acme ", Key::id("org", "acme")),
+            ("user:a:b#c", Key::id("user", "a:b#c")),
+            ("ip:192.0.2.1", Key::ip([192, 0, 2, 1].into())),
+            ("ip:192.0.2.1/32", Key::ip([192, 0, 2, 1].into())),
+            ("ip:::ffff:192.0.2.1", Key::ip([192, 0, 2, 1].into())),
+            (
+                "ip:2001:db8::1",
+                Key::ip_network("2001:db8::".parse().unwrap(), 64),
+            ),
+            (
+                "ip:2001:db8::1/128",
+                Key::ip("2001:db8::1".parse().unwrap()),
+            ),
+            ("bearer:x", Key::new("bearer", b"x")),
+            ("unknown", Key::UNKNOWN),
+            ("shared", Key::SHARED),
+            ("a%3Ab:c", Key::id("a:b", "c")),
+        ] {
+            assert_eq!(name(text).key(), key, "{text}");
+            // What is shown is read as the same.
+            assert_eq!(name(name(text).as_str()), name(text), "{text}");
+            assert_eq!(name(KeyName::from(key).as_str()).key(), key, "{text}");
+        }
+        assert_eq!(KeyName::id("a:b", "c"), Ok(name("a%3Ab:c")));
+    }
+
+    #[test]
+    fn credentials_are_not_kept() {
+        for text in ["bearer:hunter2", "api-key:hunter2"] {
+            let shown = format!("{0} {0:?}", name(text));
+            assert!(!shown.contains("hunter2"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_name_is_refused() {
+        use KeyNameError::*;
+        for (text, error) in [
+            ("", Shape),
+            ("acme", Shape),
+            (":acme", Kind),
+            ("org:", Name),
+            ("org: ", Name),
+            ("org:a\nb", Name),
+            (&*format!("org:{}", "x".repeat(300)), Name),
+            (&*format!("{}:a", "x".repeat(65)), Kind),
+            ("%ff:a", Kind),
+            ("ip:nowhere", Address),
+            ("ip:192.0.2.0/24", Address),
+            ("ip:2001:db8::/129", Address),
+            ("bearer#12", Fingerprint),
+            (&*format!("bearer#+{}", "1".repeat(31)), Fingerprint),
+        ] {
+            assert_eq!(text.parse::<KeyName>(), Err(error), "{text}");
+        }
+    }
+}
