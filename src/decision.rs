@@ -1,8 +1,11 @@
 //! The answer of a limiter, with its numbers.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use smallvec::SmallVec;
+
+use crate::policy::Policy;
 
 /// Quotas that a decision holds without an allocation.
 const INLINE: usize = 2;
@@ -17,6 +20,8 @@ const INLINE: usize = 2;
 pub struct Decision {
     admitted: bool,
     usages: SmallVec<[Usage; INLINE]>,
+    /// What the usages are of, where that is not what the limiter was made with.
+    policies: Option<Arc<Vec<Policy>>>,
 }
 
 /// How far one quota is used up, as seen by a [`Decision`].
@@ -39,6 +44,7 @@ impl Decision {
         Self {
             admitted: true,
             usages: SmallVec::new(),
+            policies: None,
         }
     }
 
@@ -47,6 +53,7 @@ impl Decision {
         Self {
             admitted: false,
             usages: SmallVec::new(),
+            policies: None,
         }
     }
 
@@ -56,6 +63,7 @@ impl Decision {
         Self {
             admitted: usages.iter().all(Usage::fits),
             usages,
+            policies: None,
         }
     }
 
@@ -67,6 +75,7 @@ impl Decision {
         Self {
             admitted: usage.fits(),
             usages,
+            policies: None,
         }
     }
 
@@ -123,6 +132,20 @@ impl Decision {
         &self.usages
     }
 
+    /// Says by which policies it was decided, where these are not what the limiter was made with.
+    pub fn by(mut self, policies: Arc<Vec<Policy>>) -> Self {
+        self.policies = Some(policies);
+        self
+    }
+
+    /// By which policies it was decided, if these are not what the limiter was made with: some key
+    /// has [limits of its own](crate::Limits), or the policy was
+    /// [changed](crate::RateLimiter::set_policy). They have the same names in the same order.
+    #[must_use]
+    pub fn policies(&self) -> Option<&[Policy]> {
+        self.policies.as_deref().map(Vec::as_slice)
+    }
+
     fn binding(&self) -> Option<&Usage> {
         if self.is_admitted() {
             self.usages.iter().min_by_key(|usage| usage.remaining)
@@ -139,6 +162,7 @@ impl Clone for Decision {
             admitted: self.admitted,
             // `SmallVec::clone` would push them one by one.
             usages: SmallVec::from_slice(&self.usages),
+            policies: self.policies.clone(),
         }
     }
 }

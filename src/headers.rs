@@ -86,7 +86,9 @@ impl Headers {
             return;
         }
         let retry_after = retry_after(headers);
-        headers.append(RATELIMIT_POLICY, policy.clone());
+        let own = decision.policies();
+        let own = own.and_then(|own| policy_field(own.iter().flat_map(Policy::quotas)));
+        headers.append(RATELIMIT_POLICY, own.unwrap_or_else(|| policy.clone()));
         let mut field = String::new();
         let (mut r, mut t) = (itoa::Buffer::new(), itoa::Buffer::new());
         for (member, usage) in self.members.iter().zip(decision.usages()) {

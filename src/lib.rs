@@ -59,12 +59,16 @@ mod key;
 mod policy;
 mod quota;
 
+mod limit;
+
 mod decision;
 
 pub mod store;
 
 pub mod observe;
 mod rejection;
+
+mod limits;
 
 mod limiter;
 
@@ -90,7 +94,11 @@ pub use extract::{
 };
 pub use headers::RateLimitHeaders;
 pub use key::{Key, KeyName, KeyNameError, Secret, SecretInstalled};
-pub use limiter::{ConcurrencyLimiter, KeptLease, Lease, Leases, Permit, RateLimiter};
+pub use limit::{Limit, LimitError};
+pub use limiter::{
+    ConcurrencyLimiter, KeptLease, Lease, Leases, Permit, RateLimiter, SetPolicyError,
+};
+pub use limits::{LimitUsage, Limits, LimitsError};
 pub use observe::Observer;
 pub use policy::{NamedQuota, Policy, PolicyError};
 pub use quota::{Quota, QuotaError};

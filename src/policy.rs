@@ -109,6 +109,34 @@ impl Policy {
         share
     }
 
+    /// The same names with other quotas.
+    pub(crate) fn map_quotas(&self, mut map: impl FnMut(usize, &str, Quota) -> Quota) -> Self {
+        let quotas = self
+            .quotas
+            .iter()
+            .enumerate()
+            .map(|(at, quota)| NamedQuota {
+                name: quota.name.clone(),
+                quota: map(at, &quota.name, quota.quota),
+            });
+        Self {
+            quotas: quotas.collect(),
+        }
+    }
+
+    /// Whether it has the same names in the same order, for quotas that are counted alike.
+    pub(crate) fn is_shaped_like(&self, other: &Self) -> bool {
+        let alike = |(one, other): (&NamedQuota, &NamedQuota)| {
+            let is_on = !one.quota.is_off() && !other.quota.is_off();
+            // One that denies everything counts nothing.
+            let denies = one.quota.denies_all() || other.quota.denies_all();
+            let is_alike = denies || one.quota.is_sliding() == other.quota.is_sliding();
+            one.name == other.name && is_on && is_alike
+        };
+        let (one, other) = (&self.quotas, &other.quotas);
+        one.len() == other.len() && one.iter().zip(other).all(alike)
+    }
+
     /// Without the quotas that are off.
     pub(crate) fn limiting(mut self) -> Self {
         self.quotas.retain(|q| !q.quota.is_off());

@@ -9,10 +9,12 @@ const LEVELS: &[&[&str]] = &[
     &["key"],
     &["quota"],
     &["policy"],
+    &["limit"],
     &["decision"],
     &["store"],
     &["rejection"],
     &["observe"],
+    &["limits"],
     &["limiter"],
     // The HTTP boundary.
     &["extract"],

@@ -9,6 +9,7 @@ use tower_layer::Layer;
 use super::service::ConcurrencyLimit;
 use crate::extract::{Extractor, KeyExtractor, RequestHead};
 use crate::limiter::{ConcurrencyLimiter, Wait};
+use crate::limits::Limits;
 use crate::observe::{Observer, Observers};
 use crate::respond::{Answers, Responder};
 use crate::store::{LeaseStore, SecretMissing};
@@ -59,7 +60,10 @@ pub struct ConcurrencyLimitLayer {
 pub(super) struct Shared {
     pub(super) store: Option<Arc<dyn LeaseStore>>,
     pub(super) limiter: ConcurrencyLimiter,
+    /// What is charged for each key, if anything is.
     pub(super) key: Option<Extractor>,
+    per_key: Option<Extractor>,
+    limits_keys: bool,
     pub(super) wait: Option<Wait>,
     pub(super) hold_until: HoldUntil,
     pub(super) skip: Option<Skip>,
@@ -101,6 +105,8 @@ impl ConcurrencyLimitLayer {
                 store: None,
                 limiter,
                 key: None,
+                per_key: None,
+                limits_keys: false,
                 wait: None,
                 hold_until: HoldUntil::default(),
                 skip: None,
@@ -114,6 +120,7 @@ impl ConcurrencyLimitLayer {
     fn with(mut self, change: impl FnOnce(&mut Shared)) -> Self {
         let shared = Arc::make_mut(&mut self.shared);
         change(shared);
+        shared.key = shared.per_key.clone().filter(|_| shared.limits_keys);
         shared.is_plain = shared.key.is_none()
             && shared.skip.is_none()
             && shared.store.is_none()
@@ -182,7 +189,27 @@ impl ConcurrencyLimitLayer {
     pub fn per_key(self, key: impl KeyExtractor, limit: usize) -> Self {
         let layer = self.with(|shared| {
             shared.limiter = shared.limiter.clone().per_key(limit);
-            shared.key = (limit > 0).then(|| Extractor::new(key));
+            shared.per_key = Some(Extractor::new(key));
+            shared.limits_keys = limit > 0 || shared.limiter.has_limits();
+        });
+        if let Err(error) = layer.shared.check_secret() {
+            panic!("{error}");
+        }
+        layer
+    }
+
+    /// What single keys may have in flight, changed at run time: in place of the limit of
+    /// [`per_key`](Self::per_key), which has to be there to say who is charged. With a limit of 0 there
+    /// only those keys are limited that have one of their own.
+    ///
+    /// # Panics
+    ///
+    /// Where [`try_store`](Self::try_store) would return an error.
+    #[track_caller]
+    pub fn limits(self, limits: &Limits) -> Self {
+        let layer = self.with(|shared| {
+            shared.limiter = shared.limiter.clone().limits(limits);
+            shared.limits_keys = true;
         });
         if let Err(error) = layer.shared.check_secret() {
             panic!("{error}");

@@ -6,8 +6,10 @@ use std::sync::OnceLock;
 
 use siphasher::sip128::SipHasher13;
 
+mod map;
 mod name;
 
+pub(crate) use self::map::KeyMap;
 pub use self::name::{KeyName, KeyNameError};
 
 /// Who a request is charged to: a kind and 128 bits.
@@ -138,6 +140,13 @@ impl Key {
         let mut bytes = [prefix; 17];
         bytes[..16].copy_from_slice(&self.address_bits().to_le_bytes());
         fingerprint(self.kind, &bytes)
+    }
+
+    /// The same as one number.
+    #[inline]
+    pub(crate) fn bits(&self) -> u128 {
+        let [low, high] = self.place_bits();
+        u128::from(high) << 64 | u128::from(low)
     }
 
     /// A key by the fingerprint that it has in processes with the same secret.

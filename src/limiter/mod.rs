@@ -1,5 +1,6 @@
 //! Limiters: they ask a store, and are usable without HTTP, for a message or a job.
 
+mod adjusted;
 mod concurrency;
 mod lease;
 mod leases;
@@ -10,6 +11,7 @@ mod reaper;
 mod slots;
 mod wait;
 
+pub use adjusted::SetPolicyError;
 pub use concurrency::ConcurrencyLimiter;
 pub use lease::{KeptLease, Lease};
 pub use leases::Leases;

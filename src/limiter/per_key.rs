@@ -6,15 +6,16 @@ use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use crate::key::Key;
-use crate::sync::{Mutex, lock};
+use crate::sync::{AtomicU64, Mutex, Ordering, lock};
 
 const SHARDS: usize = 16;
 
 /// A count for each key that has anything in flight; the entry goes with the last of it, so the
 /// memory is bounded by what is in flight.
 pub(super) struct PerKey {
-    limit: usize,
-    shards: [Mutex<HashMap<Key, usize>>; SHARDS],
+    /// [`UNLIMITED`] for keys that are counted only if they have a limit of their own.
+    limit: AtomicU64,
+    shards: [Mutex<HashMap<Key, u64>>; SHARDS],
     hasher: std::hash::RandomState,
 }
 
@@ -22,24 +23,35 @@ pub(super) struct PerKey {
 pub(super) struct KeySlot {
     per_key: Arc<PerKey>,
     key: Key,
+    /// As it was when the slot was taken.
+    limit: u64,
 }
 
 impl PerKey {
-    pub(super) fn new(limit: usize) -> Self {
+    pub(super) fn new(limit: u64) -> Self {
         Self {
-            limit,
+            limit: AtomicU64::new(limit),
             shards: std::array::from_fn(|_| Mutex::new(HashMap::new())),
             hasher: std::hash::RandomState::new(),
         }
     }
 
-    /// Takes one of the key's slots if one is free.
-    pub(super) fn try_take(self: &Arc<Self>, key: Key) -> Option<KeySlot> {
+    /// How many a key may have that has no limit of its own.
+    pub(super) fn limit(&self) -> u64 {
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_limit(&self, limit: u64) {
+        self.limit.store(limit, Ordering::Relaxed);
+    }
+
+    /// Takes one of the key's slots if it has fewer than `limit`.
+    pub(super) fn try_take(self: &Arc<Self>, key: Key, limit: u64) -> Option<KeySlot> {
         let mut shard = lock(self.shard(&key));
         let taken = shard.entry(key);
         match taken {
-            Entry::Occupied(mut taken) if *taken.get() < self.limit => *taken.get_mut() += 1,
-            Entry::Vacant(vacant) if self.limit > 0 => {
+            Entry::Occupied(mut taken) if *taken.get() < limit => *taken.get_mut() += 1,
+            Entry::Vacant(vacant) if limit > 0 => {
                 vacant.insert(1);
             }
             _ => return None,
@@ -48,10 +60,11 @@ impl PerKey {
         Some(KeySlot {
             per_key: self.clone(),
             key,
+            limit,
         })
     }
 
-    fn taken(&self, key: &Key) -> usize {
+    pub(super) fn taken(&self, key: &Key) -> u64 {
         lock(self.shard(key)).get(key).copied().unwrap_or(0)
     }
 
@@ -71,7 +84,7 @@ impl PerKey {
         }
     }
 
-    fn shard(&self, key: &Key) -> &Mutex<HashMap<Key, usize>> {
+    fn shard(&self, key: &Key) -> &Mutex<HashMap<Key, u64>> {
         &self.shards[self.hasher.hash_one(key) as usize % SHARDS]
     }
 
@@ -88,12 +101,12 @@ impl KeySlot {
 
     /// How many the key may have.
     pub(super) fn limit(&self) -> u64 {
-        self.per_key.limit as u64
+        self.limit
     }
 
     /// How many the key has, this one counted.
     pub(super) fn taken(&self) -> u64 {
-        self.per_key.taken(&self.key) as u64
+        self.per_key.taken(&self.key)
     }
 }
 
@@ -115,13 +128,13 @@ mod tests {
             .collect();
         let held: Vec<_> = keys
             .iter()
-            .map(|key| per_key.try_take(*key).unwrap())
+            .map(|key| per_key.try_take(*key, 2).unwrap())
             .collect();
         let more: Vec<_> = keys
             .iter()
-            .map(|key| per_key.try_take(*key).unwrap())
+            .map(|key| per_key.try_take(*key, 2).unwrap())
             .collect();
-        assert!(keys.iter().all(|key| per_key.try_take(*key).is_none()));
+        assert!(keys.iter().all(|key| per_key.try_take(*key, 2).is_none()));
         assert_eq!(per_key.len(), keys.len());
         drop((held, more));
         assert_eq!(per_key.len(), 0);

@@ -5,8 +5,10 @@ use std::slice;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::adjusted::{Adjusted, SetPolicyError};
 use crate::decision::{Decision, Usage};
 use crate::key::Key;
+use crate::limits::Limits;
 use crate::policy::{NamedQuota, Policy};
 use crate::rejection::{Reason, Rejection};
 use crate::store::{MemoryStore, RateBuckets, RateStore, Reply, SecretMissing};
@@ -34,6 +36,7 @@ struct Limit {
     policies: Vec<Policy>,
     /// `None` when every quota is off.
     buckets: Option<Arc<dyn RateBuckets>>,
+    adjusted: Option<Arc<Adjusted>>,
 }
 
 impl RateLimiter {
@@ -67,20 +70,81 @@ impl RateLimiter {
         if !store.agrees_on_fingerprints() {
             return Err(SecretMissing);
         }
-        Ok(Self::with_policies(vec![policy.into()], store))
+        Ok(Self::with_policies(vec![policy.into()], store, None))
+    }
+
+    /// A limiter that counts in `store`, where single keys have what `limits` says.
+    ///
+    /// # Panics
+    ///
+    /// When replicas share the store, and it has no [`Secret`](crate::Secret); when the store
+    /// [cannot change quotas](RateStore::open_adjustable).
+    #[must_use]
+    #[track_caller]
+    pub fn with_limits(
+        policy: impl Into<Policy>,
+        store: &(impl RateStore + ?Sized),
+        limits: &Limits,
+    ) -> Self {
+        assert!(store.agrees_on_fingerprints(), "{SecretMissing}");
+        Self::with_policies(vec![policy.into()], store, Some(limits))
     }
 
     /// A limiter that limits nothing.
     pub(crate) fn off() -> Self {
-        Self::with_policies(Vec::new(), &MemoryStore::new())
+        Self::with_policies(Vec::new(), &MemoryStore::new(), None)
     }
 
     /// A limiter that charges one key to each policy.
-    pub(crate) fn with_policies(policies: Vec<Policy>, store: &(impl RateStore + ?Sized)) -> Self {
+    #[track_caller]
+    pub(crate) fn with_policies(
+        policies: Vec<Policy>,
+        store: &(impl RateStore + ?Sized),
+        limits: Option<&Limits>,
+    ) -> Self {
         let policies: Vec<_> = policies.into_iter().map(Policy::limiting).collect();
-        let limits = policies.iter().any(|policy| !policy.quotas().is_empty());
-        let buckets = limits.then(|| store.open(&policies));
-        Self(Arc::new(Limit { policies, buckets }))
+        let counts = policies.iter().any(|policy| !policy.quotas().is_empty());
+        let (buckets, adjusted): (Option<Arc<dyn RateBuckets>>, _) = match limits {
+            _ if !counts => (None, None),
+            None => (Some(store.open(&policies)), None),
+            Some(limits) => {
+                let buckets = store
+                    .open_adjustable(&policies)
+                    .expect("this store can change quotas");
+                let adjusted = Adjusted::new(policies.clone(), buckets.clone(), limits);
+                (Some(buckets), Some(adjusted))
+            }
+        };
+        Self(Arc::new(Limit {
+            policies,
+            buckets,
+            adjusted,
+        }))
+    }
+
+    /// Changes what all keys may do that have no limits of their own. What is used stays used.
+    ///
+    /// # Errors
+    ///
+    /// - [`SetPolicyError::Fixed`]: the limiter was made without [`Limits`], or all its quotas
+    ///   were off.
+    /// - [`SetPolicyError::Shape`]: the policy has not the names that the one at first had, in
+    ///   their order, or one of its quotas is [sliding](crate::Quota::sliding) where that was not,
+    ///   or off.
+    pub fn set_policy(&self, policy: impl Into<Policy>) -> Result<(), SetPolicyError> {
+        let adjusted = self.0.adjusted.as_ref().ok_or(SetPolicyError::Fixed)?;
+        let mut policies = adjusted.policies();
+        policies[0] = policy.into();
+        adjusted.set_policies(policies)
+    }
+
+    /// The policies as they are now for keys that have no limits of their own.
+    #[must_use]
+    pub fn current_policies(&self) -> Vec<Policy> {
+        match &self.0.adjusted {
+            Some(adjusted) => adjusted.policies(),
+            None => self.0.policies.clone(),
+        }
     }
 
     /// Decides about a request of cost 1 and takes it from the key's buckets if it is admitted.
@@ -166,7 +230,7 @@ impl RateLimiter {
         }
     }
 
-    /// The policies that this limiter counts for, without the quotas that are off.
+    /// The policies that this limiter was made with, without the quotas that are off.
     #[must_use]
     pub fn policies(&self) -> &[Policy] {
         &self.0.policies

@@ -246,6 +246,29 @@ impl Quota {
         matches!(self.0, Kind::Off)
     }
 
+    /// Whether this quota refuses everything.
+    pub(crate) const fn denies_all(&self) -> bool {
+        matches!(self.0, Kind::DenyAll)
+    }
+
+    /// The same numbers, counted in the way of `other`: in a sliding window or a bucket. Where
+    /// they are out of its bounds with the burst, without it.
+    pub(crate) fn as_kind_of(self, other: Self) -> Self {
+        let (Kind::Rate(rate), Kind::Rate(like)) = (self.0, other.0) else {
+            return self;
+        };
+        let sliding = like.sliding;
+        let alike = Self::checked(Rate { sliding, ..rate });
+        let without_burst = || {
+            Self::checked(Rate {
+                sliding,
+                burst: None,
+                ..rate
+            })
+        };
+        alike.or_else(|_| without_burst()).unwrap_or(other)
+    }
+
     /// How many requests a period has; `None` for [`Quota::off`] and [`Quota::deny_all`].
     #[must_use]
     pub const fn count(&self) -> Option<u32> {

@@ -11,6 +11,7 @@ use super::shared::{Guard, Shared};
 use crate::extract::{ByToken, ClientIp, Extractor, KeyExtractor, RequestHead};
 use crate::headers::{Headers, RateLimitHeaders};
 use crate::limiter::RateLimiter;
+use crate::limits::Limits;
 use crate::observe::{Observer, Observers};
 use crate::policy::Policy;
 use crate::respond::{Answers, Responder};
@@ -69,6 +70,7 @@ pub type RateLimitByTokenLayer = RateLimitLayer<ByToken>;
 pub struct RateLimitLayer<K> {
     policies: Vec<Policy>,
     store: Arc<dyn RateStore>,
+    limits: Option<Limits>,
     dialect: RateLimitHeaders,
     shared: Arc<Shared>,
     key: PhantomData<fn() -> K>,
@@ -91,7 +93,7 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
     pub fn by(key: K, policy: impl Into<Policy>) -> Self {
         let policies = vec![policy.into()];
         let store = Arc::new(MemoryStore::new());
-        let limiter = RateLimiter::with_policies(policies.clone(), &*store);
+        let limiter = RateLimiter::with_policies(policies.clone(), &*store, None);
         let dialect = RateLimitHeaders::default();
         let layer = Self {
             shared: Arc::new(Shared {
@@ -113,6 +115,7 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
             }),
             policies,
             store,
+            limits: None,
             dialect,
             key: PhantomData,
         };
@@ -136,7 +139,8 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
         }
         // The old limit goes first, so that a store which knows limits by name has its name free.
         shared.limiter = RateLimiter::off();
-        let limiter = RateLimiter::with_policies(self.policies.clone(), &*self.store);
+        let limits = self.limits.as_ref();
+        let limiter = RateLimiter::with_policies(self.policies.clone(), &*self.store, limits);
         shared.headers = Headers::new(self.dialect, &limiter);
         shared.limiter = limiter;
         shared.settle();
@@ -190,6 +194,21 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
     pub fn try_store(mut self, store: impl RateStore) -> Result<Self, SecretMissing> {
         self.store = Arc::new(store);
         self.reopened()
+    }
+
+    /// What single keys may do, changed at run time. Default: what everybody may, for good.
+    ///
+    /// Also lets the layer's policy be changed for all, by
+    /// [`RateLimiter::set_policy`]. A quota that is off is off for every key. Starts a new limit:
+    /// what clones made before this have counted stays with them.
+    ///
+    /// # Panics
+    ///
+    /// When the layer's store [cannot change quotas](RateStore::open_adjustable).
+    #[track_caller]
+    pub fn limits(mut self, limits: &Limits) -> Self {
+        self.limits = Some(limits.clone());
+        self.reopened().unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// Which headers tell clients what is left. Default: [`RateLimitHeaders::Draft`].
@@ -322,6 +341,7 @@ impl<K> Clone for RateLimitLayer<K> {
         Self {
             policies: self.policies.clone(),
             store: self.store.clone(),
+            limits: self.limits.clone(),
             dialect: self.dialect,
             shared: self.shared.clone(),
             key: PhantomData,

@@ -35,6 +35,13 @@ pub trait RateStore: Send + Sync + 'static {
     /// The buckets for one limiter: a decision of it charges one key to each of `policies`.
     fn open(&self, policies: &[Policy]) -> Arc<dyn RateBuckets>;
 
+    /// As [`open`](Self::open), with quotas that can be changed; `None`, which is the default, of a store
+    /// that cannot.
+    fn open_adjustable(&self, policies: &[Policy]) -> Option<Arc<dyn AdjustableBuckets>> {
+        let _ = policies;
+        None
+    }
+
     /// Whether all who count in this store make the same fingerprints of a credential, as one
     /// process does. A store that replicas share can promise it only with a
     /// [`Secret`](crate::Secret).
@@ -46,6 +53,10 @@ pub trait RateStore: Send + Sync + 'static {
 impl<S: RateStore + ?Sized> RateStore for Arc<S> {
     fn open(&self, policies: &[Policy]) -> Arc<dyn RateBuckets> {
         (**self).open(policies)
+    }
+
+    fn open_adjustable(&self, policies: &[Policy]) -> Option<Arc<dyn AdjustableBuckets>> {
+        (**self).open_adjustable(policies)
     }
 
     fn agrees_on_fingerprints(&self) -> bool {
@@ -100,6 +111,23 @@ pub trait RateBuckets: Send + Sync + 'static {
     ///
     /// Never fills a bucket (or window) beyond what it holds when it was left alone.
     fn refund(&self, keys: &[Key], cost: u32) -> Reply<()>;
+}
+
+/// Buckets whose quotas can be changed while they are in use.
+///
+/// What is used stays used, in requests: a key that had half of its bucket has as many requests spent
+/// after the change, but for what is more than an empty bucket owes. Decisions that are not by the policies
+/// which the buckets were opened with [say so](Decision::by).
+///
+/// Policies that are set have the names of those at first, in their order, and quotas of
+/// the same kinds: [sliding](crate::Quota::sliding) or not.
+pub trait AdjustableBuckets: RateBuckets {
+    /// Sets the policies of all keys that have none of their own.
+    fn set_policies(&self, policies: &[Policy]);
+
+    /// Sets what a key of the policy at this place has of its own in place of it; `None` makes it
+    /// one of all again.
+    fn set_own(&self, policy: usize, key: &Key, own: Option<&Policy>);
 }
 
 /// An answer that is here, or one that comes later.

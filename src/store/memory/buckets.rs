@@ -24,7 +24,7 @@ struct Window<C: Clock> {
     meter: Meter<C>,
 }
 
-enum Meter<C: Clock> {
+pub(super) enum Meter<C: Clock> {
     DenyAll,
     Rate(RateMeter<C>),
     Sliding(Box<SlidingMeter<C>>),
@@ -51,56 +51,78 @@ impl<C: Clock + Clone> MemoryBuckets<C> {
     }
 }
 
-impl<C: Clock> MemoryBuckets<C> {
-    /// The windows that have a key, those of addresses first.
-    fn charged<'a>(
-        &'a self,
-        keys: &'a [Key],
-    ) -> impl Iterator<Item = (usize, &'a Meter<C>, &'a Key)> {
-        let pass = move |addresses: bool| {
-            self.windows
-                .iter()
-                .enumerate()
-                .filter_map(move |(index, window)| {
-                    let key = keys.get(window.policy)?;
-                    (key.is_ip() == addresses).then_some((index, &window.meter, key))
-                })
-        };
-        pass(true).chain(pass(false))
-    }
+/// Something that one key is charged to.
+pub(super) trait Metered {
+    fn decide(&self, key: &Key, cost: u32, mode: Mode) -> Usage;
 
-    fn peek_all(&self, keys: &[Key], cost: u32) -> Decision {
-        let windows = self.windows.iter();
-        Decision::from_usages(windows.filter_map(|window| {
-            let key = keys.get(window.policy)?;
-            Some(window.meter.decide(key, cost, Mode::Peek))
-        }))
-    }
+    fn refund(&self, key: &Key, cost: u32);
+}
 
-    /// Asks every window before it takes from any, so that a refusal by one never takes from
-    /// another, not even for the moment until it is given back.
-    fn take_all(&self, keys: &[Key], cost: u32) -> Decision {
-        let asked = self.peek_all(keys, cost);
-        if cost == 0 || !asked.is_admitted() {
-            return asked;
-        }
-        let mut usages: SmallVec<[Usage; 8]> = asked.usages().into();
-        let mut taken = SmallVec::<[(&Meter<C>, &Key); 8]>::new();
-        for (index, meter, key) in self.charged(keys) {
-            usages[index] = meter.decide(key, cost, Mode::Take);
-            if !usages[index].fits() {
-                // Another request took the last of it in between. What this one took goes back.
-                let refusal = usages[index];
-                for (meter, key) in taken {
-                    meter.refund(key, cost);
-                }
-                usages = self.peek_all(keys, cost).usages().into();
-                usages[index] = refusal;
-                break;
+/// What a decision charges, and to whom, in the order of its usages.
+pub(super) type Charges<'a, M> = SmallVec<[(M, &'a Key); 8]>;
+
+pub(super) fn peek_all<M: Metered>(charges: &[(M, &Key)], cost: u32) -> Decision {
+    let charges = charges.iter();
+    Decision::from_usages(charges.map(|(meter, key)| meter.decide(key, cost, Mode::Peek)))
+}
+
+/// Asks every meter before it takes from any, so that a refusal by one never takes from
+/// another, not even for the moment until it is given back.
+pub(super) fn take_all<M: Metered>(charges: &[(M, &Key)], cost: u32) -> Decision {
+    let asked = peek_all(charges, cost);
+    if cost == 0 || !asked.is_admitted() {
+        return asked;
+    }
+    let mut usages: SmallVec<[Usage; 8]> = asked.usages().into();
+    let mut taken = SmallVec::<[usize; 8]>::new();
+    for at in addresses_first(charges) {
+        let (meter, key) = &charges[at];
+        usages[at] = meter.decide(key, cost, Mode::Take);
+        if !usages[at].fits() {
+            // Another request took the last of it in between. What this one took goes back.
+            let refusal = usages[at];
+            for at in taken {
+                let (meter, key) = &charges[at];
+                meter.refund(key, cost);
             }
-            taken.push((meter, key));
+            usages = peek_all(charges, cost).usages().into();
+            usages[at] = refusal;
+            break;
         }
-        Decision::from_usages(usages)
+        taken.push(at);
+    }
+    Decision::from_usages(usages)
+}
+
+pub(super) fn refund_all<M: Metered>(charges: &[(M, &Key)], cost: u32) {
+    for at in addresses_first(charges) {
+        let (meter, key) = &charges[at];
+        meter.refund(key, cost);
+    }
+}
+
+fn addresses_first<M>(charges: &[(M, &Key)]) -> impl Iterator<Item = usize> {
+    let pass = move |addresses: bool| {
+        (0..charges.len()).filter(move |at| charges[*at].1.is_ip() == addresses)
+    };
+    pass(true).chain(pass(false))
+}
+
+impl<C: Clock> MemoryBuckets<C> {
+    /// The windows that have a key.
+    fn charges<'a>(&'a self, keys: &'a [Key]) -> Charges<'a, &'a Meter<C>> {
+        let windows = self.windows.iter();
+        windows
+            .filter_map(|window| Some((&window.meter, keys.get(window.policy)?)))
+            .collect()
+    }
+
+    /// The meters of one policy's quotas, in their order.
+    pub(super) fn of_policy(&self, policy: usize) -> impl Iterator<Item = &Meter<C>> {
+        let windows = self.windows.iter();
+        windows
+            .filter(move |window| window.policy == policy)
+            .map(|window| &window.meter)
     }
 }
 
@@ -115,7 +137,7 @@ where
                 let usage = window.meter.decide(key, cost, Mode::Take);
                 Reply::Ready(Decision::from_usage(usage))
             }
-            _ => Reply::Ready(self.take_all(keys, cost)),
+            _ => Reply::Ready(take_all(&self.charges(keys), cost)),
         }
     }
 
@@ -128,18 +150,16 @@ where
     }
 
     fn peek(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
-        Reply::Ready(self.peek_all(keys, cost))
+        Reply::Ready(peek_all(&self.charges(keys), cost))
     }
 
     fn refund(&self, keys: &[Key], cost: u32) -> Reply<()> {
-        for (_, meter, key) in self.charged(keys) {
-            meter.refund(key, cost);
-        }
+        refund_all(&self.charges(keys), cost);
         Reply::Ready(())
     }
 }
 
-impl<C: Clock> Meter<C> {
+impl<C: Clock> Metered for Meter<C> {
     #[inline]
     fn decide(&self, key: &Key, cost: u32, mode: Mode) -> Usage {
         match self {
@@ -153,19 +173,40 @@ impl<C: Clock> Meter<C> {
         }
     }
 
-    #[inline]
-    fn take_one(&self, key: &Key) -> bool {
-        match self {
-            Self::Rate(meter) => meter.take_one(key),
-            Self::Sliding(_) | Self::DenyAll => false,
-        }
-    }
-
     fn refund(&self, key: &Key, cost: u32) {
         match self {
             Self::Rate(meter) => meter.refund(key, cost),
             Self::Sliding(meter) => meter.refund(*key, cost),
             Self::DenyAll => {}
+        }
+    }
+}
+
+impl<C: Clock> Metered for &Meter<C> {
+    fn decide(&self, key: &Key, cost: u32, mode: Mode) -> Usage {
+        (**self).decide(key, cost, mode)
+    }
+
+    fn refund(&self, key: &Key, cost: u32) {
+        (**self).refund(key, cost);
+    }
+}
+
+impl<C: Clock> Meter<C> {
+    /// Whether anything is counted for the key, or nothing is to be.
+    pub(super) fn knows(&self, key: &Key) -> bool {
+        match self {
+            Self::Rate(meter) => meter.knows(key),
+            Self::Sliding(meter) => meter.knows(*key),
+            Self::DenyAll => true,
+        }
+    }
+
+    #[inline]
+    fn take_one(&self, key: &Key) -> bool {
+        match self {
+            Self::Rate(meter) => meter.take_one(key),
+            Self::Sliding(_) | Self::DenyAll => false,
         }
     }
 }

@@ -59,6 +59,27 @@ impl Timer {
     }
 }
 
+/// A clock as nanoseconds since its own zero, the same for all that are made from clones of it.
+#[derive(Debug)]
+pub(super) struct SinceZero<C: Clock> {
+    clock: C,
+    zero: C::Instant,
+}
+
+impl<C: Clock> SinceZero<C> {
+    pub(super) fn new(clock: C) -> Self {
+        Self {
+            zero: clock.now().saturating_sub(Nanos::from(u64::MAX)),
+            clock,
+        }
+    }
+
+    #[inline]
+    pub(super) fn now(&self) -> u64 {
+        self.clock.now().duration_since(self.zero).into()
+    }
+}
+
 /// A clock whose first reading, which governor takes for the beginning of time, is that of 0.
 ///
 /// governor counts from when a limiter is made, and time before that stands still: a clock that

@@ -49,16 +49,19 @@ use std::sync::Arc;
 
 use governor::clock::Clock;
 
-use super::{LeaseSlots, LeaseStore, RateBuckets, RateStore};
+use super::{AdjustableBuckets, LeaseSlots, LeaseStore, RateBuckets, RateStore};
 use crate::policy::Policy;
 
+mod adjustable;
 mod buckets;
 pub(crate) mod clock;
 mod leases;
+mod own;
 mod rate;
 mod sliding;
 pub(crate) mod table;
 
+use self::adjustable::Adjustable;
 use self::buckets::MemoryBuckets;
 use self::clock::{RealClock, Timer};
 
@@ -148,6 +151,14 @@ impl MemoryStore {
     {
         Arc::new(MemoryBuckets::new(policies, self.max_keys, clock))
     }
+
+    fn adjustable<C>(&self, policies: &[Policy], clock: C) -> Arc<dyn AdjustableBuckets>
+    where
+        C: Clock + Clone + Send + Sync + 'static,
+        C::Instant: Send + Sync,
+    {
+        Arc::new(Adjustable::new(policies, self.max_keys, clock))
+    }
 }
 
 impl RateStore for MemoryStore {
@@ -157,6 +168,14 @@ impl RateStore for MemoryStore {
             #[cfg(feature = "test-util")]
             Time::Test(clock) => self.buckets(policies, clock.clone()),
         }
+    }
+
+    fn open_adjustable(&self, policies: &[Policy]) -> Option<Arc<dyn AdjustableBuckets>> {
+        Some(match &self.time {
+            Time::Real => self.adjustable(policies, RealClock::new()),
+            #[cfg(feature = "test-util")]
+            Time::Test(clock) => self.adjustable(policies, clock.clone()),
+        })
     }
 }
 

@@ -27,10 +27,52 @@ pub(super) struct RateMeter<C: Clock> {
 
 /// A quota in nanoseconds.
 #[derive(Clone, Copy, Debug)]
-struct Numbers {
-    burst: u32,
-    interval: u64,
-    refill: u64,
+pub(super) struct Numbers {
+    pub(super) burst: u32,
+    pub(super) interval: u64,
+    pub(super) refill: u64,
+}
+
+/// The time until a bucket is full, at the rate of a quota with this interval.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Debt {
+    pub(super) interval: u64,
+    pub(super) time: u64,
+}
+
+impl Debt {
+    /// The time at another rate: as many requests stay spent, but for what is more than an empty
+    /// bucket owes.
+    pub(super) fn at(self, numbers: &Numbers) -> u64 {
+        let time = if self.interval == numbers.interval {
+            self.time
+        } else {
+            let time = u128::from(self.time) * u128::from(numbers.interval);
+            u64::try_from(time.div_ceil(u128::from(self.interval.max(1)))).unwrap_or(u64::MAX)
+        };
+        time.min(numbers.refill)
+    }
+}
+
+impl Numbers {
+    pub(super) fn of(rate: Rate) -> Self {
+        Self {
+            burst: rate.limit(),
+            interval: nanos(rate.interval()),
+            refill: nanos(rate.refill()),
+        }
+    }
+
+    #[inline]
+    fn judge(&self, now: u64) -> Judge {
+        let empty = now.saturating_add(self.refill);
+        Judge {
+            now,
+            admits: empty - self.interval,
+            empty,
+            latest: empty.saturating_add(SKEW),
+        }
+    }
 }
 
 impl<C: Clock> RateMeter<C> {
@@ -40,11 +82,7 @@ impl<C: Clock> RateMeter<C> {
         let quota = governor::Quota::with_period(interval)
             .expect("a rate's interval is above 0")
             .allow_burst(burst);
-        let numbers = Numbers {
-            burst: rate.limit(),
-            interval: nanos(interval),
-            refill: nanos(rate.refill()),
-        };
+        let numbers = Numbers::of(rate);
         let table = Arc::new(Table::new(max_keys));
         let buckets = Buckets {
             table: table.clone(),
@@ -101,6 +139,59 @@ impl<C: Clock> RateMeter<C> {
         self.table.give_back(place, amount);
     }
 
+    /// What a key owes until its bucket is full, and the time between two requests; nothing if its
+    /// bucket is full.
+    pub(super) fn debt(&self, key: &Key) -> Option<Debt> {
+        let seen = self.seen(key);
+        (seen.debt() > 0).then(|| Debt {
+            interval: self.numbers.interval,
+            time: seen.debt(),
+        })
+    }
+
+    pub(super) fn knows(&self, key: &Key) -> bool {
+        self.table.has(Place::new(key.place_bits()))
+    }
+
+    /// Has a key owe at least so much.
+    pub(super) fn owe(&self, key: &Key, debt: Debt) {
+        let now = self.seen(key).now;
+        let arrival = now.saturating_add(debt.at(&self.numbers));
+        let place = Place::new(key.place_bits());
+        let judge = || self.numbers.judge(now);
+        let _ = self.table.update(place, judge, |current| {
+            Ok::<_, ()>(((), arrival.max(current.unwrap_or(0))))
+        });
+    }
+
+    /// Has a key owe so much.
+    pub(super) fn set_debt(&self, key: &Key, debt: Option<Debt>) {
+        let place = Place::new(key.place_bits());
+        let now = self.seen(key).now;
+        match debt {
+            Some(debt) => {
+                let arrival = now.saturating_add(debt.at(&self.numbers));
+                let judge = || self.numbers.judge(now);
+                let _ = self
+                    .table
+                    .update(place, judge, |_| Ok::<_, ()>(((), arrival)));
+            }
+            None => self.table.lower(place, now),
+        }
+    }
+
+    /// The bucket as it is, and the time.
+    fn seen(&self, key: &Key) -> Seen {
+        let access = Access {
+            place: Place::new(key.place_bits()),
+            mode: Mode::Peek,
+            weight: self.numbers.interval,
+            seen: Cell::new(Seen::default()),
+        };
+        let _ = self.governor.check_key(&access);
+        access.seen.get()
+    }
+
     /// Refuses what costs more than a full bucket ever holds. governor would do so as well, but
     /// only after a multiplication that overflows.
     #[cold]
@@ -135,13 +226,13 @@ pub(super) enum Mode {
 
 /// The bucket as the decision left it.
 #[derive(Clone, Copy, Debug, Default)]
-struct Seen {
-    now: u64,
-    arrival: u64,
+pub(super) struct Seen {
+    pub(super) now: u64,
+    pub(super) arrival: u64,
 }
 
 impl Seen {
-    fn debt(self) -> u64 {
+    pub(super) fn debt(self) -> u64 {
         self.arrival.saturating_sub(self.now)
     }
 
@@ -152,12 +243,12 @@ impl Seen {
     }
 
     #[inline]
-    fn admitted(self, numbers: &Numbers) -> Usage {
+    pub(super) fn admitted(self, numbers: &Numbers) -> Usage {
         let reset = Duration::from_nanos(self.debt());
         Usage::admitted(numbers.burst, self.remaining(numbers), reset)
     }
 
-    fn refused(self, numbers: &Numbers, weight: u64) -> Usage {
+    pub(super) fn refused(self, numbers: &Numbers, weight: u64) -> Usage {
         let debt = self.debt();
         let wait = debt.saturating_add(weight).saturating_sub(numbers.refill);
         Usage::refused(
@@ -215,7 +306,7 @@ impl Buckets {
         step: impl Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     ) -> Result<T, E> {
         // No bucket that is not there denies.
-        let judge = || self.judge(now(access, &step).unwrap_or(0));
+        let judge = || self.numbers.judge(now(access, &step).unwrap_or(0));
         self.table.update(access.place, judge, |arrival| {
             let (value, stepped) = step(arrival.map(Nanos::from))?;
             Ok((value, u64::from(stepped)))
@@ -229,7 +320,7 @@ impl Buckets {
         step: impl Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     ) -> Result<T, E> {
         let now = now(access, &step)?;
-        let judge = || self.judge(now);
+        let judge = || self.numbers.judge(now);
         let step = |arrival: Option<u64>| {
             let seen = |arrival| access.seen.set(Seen { now, arrival });
             seen(arrival.unwrap_or(now));
@@ -256,17 +347,6 @@ impl Buckets {
         }
         result
     }
-
-    #[inline]
-    fn judge(&self, now: u64) -> Judge {
-        let empty = now.saturating_add(self.numbers.refill);
-        Judge {
-            now,
-            admits: empty - self.numbers.interval,
-            empty,
-            latest: empty.saturating_add(SKEW),
-        }
-    }
 }
 
 /// governor's clock reading, without one of our own: for a bucket that is not there it answers
@@ -282,7 +362,7 @@ fn now<T, E>(
 /// How far threads' readings of the clock may lie apart before it is taken to have stepped back:
 /// the longest that a thread may be held up between its reading and its charge. (A longer one
 /// gives a key that was used up at that moment the difference as credit.)
-const SKEW: u64 = 1_000_000_000;
+pub(super) const SKEW: u64 = 1_000_000_000;
 
 /// Has governor say yes or no and nothing else; the numbers are in [`Seen`].
 #[derive(Debug)]

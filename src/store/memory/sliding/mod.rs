@@ -5,13 +5,11 @@ mod shard;
 mod tests;
 mod window;
 
-use std::time::Duration;
-
-use governor::clock::{Clock, Reference};
-use governor::nanos::Nanos;
+use governor::clock::Clock;
 
 use self::shard::Shard;
-use self::window::{Numbers, PARTS, Window};
+pub(super) use self::window::{Numbers, Window};
+use super::clock::SinceZero;
 use crate::decision::Usage;
 use crate::key::Key;
 use crate::quota::Rate;
@@ -25,8 +23,7 @@ const LEAST_KEYS: usize = 64;
 pub(super) struct SlidingMeter<C: Clock> {
     numbers: Numbers,
     shards: Box<[Padded]>,
-    clock: C,
-    zero: C::Instant,
+    time: SinceZero<C>,
 }
 
 /// Apart from what other cores write.
@@ -39,20 +36,12 @@ impl<C: Clock> SlidingMeter<C> {
         let shards = (max_keys / LEAST_KEYS).clamp(1, MOST_SHARDS);
         // What is left over goes to the first ones.
         let share = |n| max_keys / shards + usize::from(n < max_keys % shards);
-        let period = rate.period().as_nanos();
-        let micros = period.div_ceil(u128::from(PARTS) * 1_000);
         Self {
-            numbers: Numbers {
-                limit: rate.limit(),
-                // A quota's period is below 100 years.
-                part: micros as u64 * 1_000,
-            },
+            numbers: Numbers::of(rate),
             shards: (0..shards)
                 .map(|n| Padded(Mutex::new(Shard::new(share(n)))))
                 .collect(),
-            // As governor counts, see `FromZero`.
-            zero: clock.now().saturating_sub(Nanos::from(u64::MAX)),
-            clock,
+            time: SinceZero::new(clock),
         }
     }
 
@@ -66,12 +55,7 @@ impl<C: Clock> SlidingMeter<C> {
         let mut shard = self.shard(bits);
         let now = self.now();
         let window = shard.find_or_insert(bits, self.numbers, now);
-        window.advance(self.numbers, now);
-        if self.left(window, now) >= cost {
-            window.charge(cost);
-            return self.admitted(window, now);
-        }
-        self.refused(window, cost, now)
+        window.decide(self.numbers, now, cost, true)
     }
 
     /// What [`take`](Self::take) would answer, taking nothing.
@@ -81,11 +65,7 @@ impl<C: Clock> SlidingMeter<C> {
         let now = self.now();
         let mut new = Window::default();
         let window = shard.find(bits, self.numbers, now).unwrap_or(&mut new);
-        window.advance(self.numbers, now);
-        if self.left(window, now) >= cost {
-            return self.admitted(window, now);
-        }
-        self.refused(window, cost, now)
+        window.decide(self.numbers, now, cost, false)
     }
 
     /// Gives back what was taken, if the key is still known.
@@ -97,28 +77,34 @@ impl<C: Clock> SlidingMeter<C> {
         }
     }
 
-    fn left(&self, window: &Window, now: u64) -> u32 {
-        self.numbers.limit - window.used(self.numbers, now)
+    /// What is counted for a key, and in sub-windows of which length.
+    pub(super) fn counted(&self, key: Key) -> Option<(u64, Window)> {
+        let bits = bits(key);
+        let counted = self.shard(bits).known(bits)?.clone();
+        Some((self.numbers.part, counted))
     }
 
-    fn admitted(&self, window: &Window, now: u64) -> Usage {
-        let reset = Duration::from_nanos(window.reset(self.numbers, now));
-        Usage::admitted(self.numbers.limit, self.left(window, now), reset)
+    pub(super) fn knows(&self, key: Key) -> bool {
+        let bits = bits(key);
+        self.shard(bits).known(bits).is_some()
     }
 
-    fn refused(&self, window: &Window, cost: u32, now: u64) -> Usage {
-        let limit = self.numbers.limit;
-        let wait = limit
-            .checked_sub(cost)
-            .map(|most| Duration::from_nanos(window.wait(most, self.numbers, now)));
-        let reset = Duration::from_nanos(window.reset(self.numbers, now));
-        Usage::refused(limit, self.left(window, now), reset, wait)
+    /// Counts for a key what was counted elsewhere, in sub-windows of this length; what it has
+    /// here already goes, unless `keeps`.
+    pub(super) fn put(&self, key: Key, length: u64, counted: &Window, keeps: bool) {
+        let bits = bits(key);
+        let mut shard = self.shard(bits);
+        if keeps && shard.known(bits).is_some() {
+            return;
+        }
+        let now = self.now();
+        *shard.find_or_insert(bits, self.numbers, now) = counted.parted(length, self.numbers, now);
     }
 
     /// Nanoseconds since the clock's zero. Read under the shard's lock, so that no thread charges
     /// a time that another one has gone past.
     fn now(&self) -> u64 {
-        self.clock.now().duration_since(self.zero).into()
+        self.time.now()
     }
 
     fn shard(&self, bits: u128) -> impl std::ops::DerefMut<Target = Shard> + '_ {

@@ -1,9 +1,11 @@
 //! The table's promises: the bound, what is forgotten and what never is, and exact counts.
 
 use std::thread;
+use std::time::Duration;
 
 use governor::clock::FakeRelativeClock;
 
+use super::window::PARTS;
 use super::*;
 use crate::quota::Quota;
 

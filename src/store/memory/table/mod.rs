@@ -164,6 +164,11 @@ impl Table {
         self.insert(key, judge(), &step)
     }
 
+    /// Whether the table has the key.
+    pub(crate) fn has(&self, key: Place) -> bool {
+        self.find(key).is_some()
+    }
+
     /// Takes `amount` off a key's arrival time, if the table has the key.
     pub(crate) fn give_back(&self, key: Place, amount: u64) {
         self.change(key, |arrival| arrival.saturating_sub(amount));

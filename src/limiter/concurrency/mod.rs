@@ -1,5 +1,8 @@
 //! A limit on how many are in flight.
 
+mod build;
+mod occupied;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,9 +12,10 @@ use super::permit::{Permit, Watched};
 use super::slots::{Slot, Slots, UNLIMITED};
 use super::wait::{Acquire, Acquiring};
 use crate::key::Key;
+use crate::limits::{Limited, Limits};
 use crate::observe::Observer;
 use crate::rejection::{Reason, Rejection};
-use crate::store::{FailureMode, LeaseLimits, LeaseSlots, LeaseStore, Leased, Reply};
+use crate::store::{FailureMode, LeaseLimits, LeaseSlots, Leased, Reply};
 
 /// Limits how many are in flight, in total and for each key. Clones share one limit.
 ///
@@ -32,6 +36,9 @@ struct Limit {
     counter: Arc<Counter>,
     name: Arc<str>,
     per_key: Option<Arc<PerKey>>,
+    limits: Option<Limits>,
+    /// What the limits are told of this limiter; see `settled`.
+    limited: Option<Arc<dyn Limited>>,
     retry_after: Option<Duration>,
     observer: Option<Arc<dyn Observer>>,
     /// Where other replicas see what is in flight here.
@@ -39,7 +46,7 @@ struct Limit {
 }
 
 /// Lets go of the counter with the last limiter that uses it.
-struct Counter(&'static Slots);
+pub(super) struct Counter(pub(super) &'static Slots);
 
 impl Drop for Counter {
     fn drop(&mut self) {
@@ -69,6 +76,8 @@ impl ConcurrencyLimiter {
             counter: Arc::new(Counter(Slots::new(slots))),
             name: "".into(),
             per_key: None,
+            limits: None,
+            limited: None,
             retry_after: Some(Self::DEFAULT_RETRY_AFTER),
             observer: None,
             leases: None,
@@ -241,7 +250,13 @@ impl ConcurrencyLimiter {
         let (Some(per_key), Some(key)) = (&self.0.per_key, key) else {
             return Ok(None);
         };
-        match per_key.try_take(key) {
+        let own = self.0.limits.as_ref();
+        let own = own.and_then(|limits| limits.concurrency(&key, &self.0.name));
+        let limit = own.unwrap_or_else(|| per_key.limit());
+        if limit == UNLIMITED {
+            return Ok(None);
+        }
+        match per_key.try_take(key, limit) {
             Some(slot) => Ok(Some(slot)),
             None => Err(self.rejection(Reason::KeyAtCapacity)),
         }
@@ -307,6 +322,14 @@ impl ConcurrencyLimiter {
         self.slots().set_limit(slots_of(limit));
     }
 
+    /// Changes how many each key may have in flight that has no limit of its own; 0 turns it off.
+    /// Does nothing for a limiter that was made without a limit for each key.
+    pub fn set_limit_per_key(&self, limit: usize) {
+        if let Some(per_key) = &self.0.per_key {
+            per_key.set_limit(slots_of(limit));
+        }
+    }
+
     /// What the limiter is called in answers; may be empty.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -316,34 +339,6 @@ impl ConcurrencyLimiter {
     #[inline]
     fn slots(&self) -> &'static Slots {
         self.0.counter.0
-    }
-
-    pub(crate) fn named(mut self, name: &str) -> Self {
-        Arc::make_mut(&mut self.0).name = name.into();
-        self
-    }
-
-    pub(crate) fn per_key(mut self, limit: usize) -> Self {
-        let per_key = (limit > 0).then(|| Arc::new(PerKey::new(limit)));
-        Arc::make_mut(&mut self.0).per_key = per_key;
-        self
-    }
-
-    /// Counts in a store as well, under the limiter's name.
-    pub(crate) fn stored(mut self, store: &dyn LeaseStore) -> Self {
-        let limit = Arc::make_mut(&mut self.0);
-        limit.leases = Some(store.open_leases(&limit.name));
-        self
-    }
-
-    pub(crate) fn retry_after(mut self, wait: Option<Duration>) -> Self {
-        Arc::make_mut(&mut self.0).retry_after = wait.filter(|wait| !wait.is_zero());
-        self
-    }
-
-    pub(crate) fn observed(mut self, observer: Arc<dyn Observer>) -> Self {
-        Arc::make_mut(&mut self.0).observer = Some(observer);
-        self
     }
 }
 

@@ -1,0 +1,133 @@
+//! A rate limiter whose quotas change.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::decision::Usage;
+use crate::key::Key;
+use crate::limit::Limit;
+use crate::limits::{BoxFuture, LimitUsage, Limited, Limits};
+use crate::policy::{NamedQuota, Policy};
+use crate::store::AdjustableBuckets;
+use crate::sync::{Mutex, lock};
+
+/// The part of a rate limiter that is told of changes.
+pub(super) struct Adjusted {
+    /// As they are for keys that have no limits of their own.
+    policies: Mutex<Vec<Policy>>,
+    buckets: Arc<dyn AdjustableBuckets>,
+    limits: Limits,
+}
+
+impl Adjusted {
+    pub(super) fn new(
+        policies: Vec<Policy>,
+        buckets: Arc<dyn AdjustableBuckets>,
+        limits: &Limits,
+    ) -> Arc<Self> {
+        let adjusted = Arc::new(Self {
+            policies: Mutex::new(policies),
+            buckets,
+            limits: limits.clone(),
+        });
+        let limited: Arc<dyn Limited> = adjusted.clone();
+        limits.attach(&limited);
+        adjusted
+    }
+
+    pub(super) fn policies(&self) -> Vec<Policy> {
+        lock(&self.policies).clone()
+    }
+
+    pub(super) fn set_policies(&self, policies: Vec<Policy>) -> Result<(), SetPolicyError> {
+        let alike = |(new, old): (&Policy, &Policy)| new.is_shaped_like(old);
+        if !policies.iter().zip(&self.policies()).all(alike) {
+            return Err(SetPolicyError::Shape);
+        }
+        self.limits.changed_for_all(self, || {
+            self.buckets.set_policies(&policies);
+            *lock(&self.policies) = policies;
+        });
+        Ok(())
+    }
+}
+
+impl Limited for Adjusted {
+    fn set_own(&self, key: &Key, limit: Option<&Limit>) {
+        for (at, policy) in lock(&self.policies).iter().enumerate() {
+            let own = limit.and_then(|limit| limit.of_policy(policy));
+            self.buckets.set_own(at, key, own.as_ref());
+        }
+    }
+
+    fn usage(&self, key: Key) -> BoxFuture<Vec<LimitUsage>> {
+        let policies = self.policies();
+        let keys = vec![key; policies.len()];
+        let asked = self.buckets.peek(&keys, 0);
+        Box::pin(async move {
+            let decision = asked.await;
+            let mut usages = decision.usages().iter();
+            let mut told = Vec::new();
+            for (at, policy) in policies.iter().enumerate() {
+                let own = decision.policies().map(|own| &own[at]);
+                let is_own = own.is_some_and(|own| own != policy);
+                let usages: Vec<_> = usages.by_ref().take(policy.quotas().len()).collect();
+                let used =
+                    |usage: &Usage| u64::from(usage.limit().saturating_sub(usage.remaining()));
+                if at == 0 || is_own || usages.iter().any(|usage| used(usage) > 0) {
+                    let named = policy.quotas().iter().zip(usages);
+                    told.extend(named.map(|(quota, usage)| LimitUsage {
+                        name: quota.shared_name(),
+                        sort: "rate",
+                        used: used(usage),
+                        limit: Some(usage.limit().into()),
+                        is_own,
+                    }));
+                }
+            }
+            told
+        })
+    }
+
+    fn total(&self) -> Option<LimitUsage> {
+        None
+    }
+
+    fn names(&self) -> Vec<Arc<str>> {
+        let policies = self.policies();
+        let quotas = policies.iter().flat_map(Policy::quotas);
+        quotas.map(NamedQuota::shared_name).collect()
+    }
+}
+
+impl fmt::Debug for Adjusted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Adjusted")
+            .field("policies", &*lock(&self.policies))
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a limiter's policy cannot be changed to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SetPolicyError {
+    /// The limiter was made without [`Limits`], or with quotas that were all off.
+    Fixed,
+    /// The policy has other names than the one at first, or one of its quotas is
+    /// [sliding](crate::Quota::sliding) where that was not, or off.
+    Shape,
+}
+
+impl fmt::Display for SetPolicyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Fixed => "the limiter was made without limits that change",
+            Self::Shape => {
+                "a policy that is changed keeps its names, and whether its quotas are sliding or off"
+            }
+        })
+    }
+}
+
+impl std::error::Error for SetPolicyError {}

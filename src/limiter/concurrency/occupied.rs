@@ -1,0 +1,54 @@
+//! A concurrency limiter as those who look after limits see it.
+
+use std::sync::Arc;
+
+use super::Counter;
+use crate::key::Key;
+use crate::limit::Limit;
+use crate::limiter::per_key::PerKey;
+use crate::limiter::slots::UNLIMITED;
+use crate::limits::{BoxFuture, LimitUsage, Limited, Limits};
+
+/// A limiter as [`Limits`] see it.
+pub(super) struct Occupied {
+    pub(super) name: Arc<str>,
+    pub(super) counter: Arc<Counter>,
+    pub(super) per_key: Option<Arc<PerKey>>,
+    pub(super) limits: Limits,
+}
+
+impl Occupied {
+    fn usage_of(&self, used: u64, limit: u64, is_own: bool) -> LimitUsage {
+        LimitUsage {
+            name: self.name.clone(),
+            sort: "concurrency",
+            used,
+            limit: Some(limit).filter(|limit| *limit != UNLIMITED),
+            is_own,
+        }
+    }
+}
+
+impl Limited for Occupied {
+    // Looked up when it is needed.
+    fn set_own(&self, _: &Key, _: Option<&Limit>) {}
+
+    fn usage(&self, key: Key) -> BoxFuture<Vec<LimitUsage>> {
+        let usage = self.per_key.as_ref().map(|per_key| {
+            let own = self.limits.concurrency(&key, &self.name);
+            let limit = own.unwrap_or_else(|| per_key.limit());
+            self.usage_of(per_key.taken(&key), limit, own.is_some())
+        });
+        let usage = usage.filter(|usage| usage.limit.is_some());
+        Box::pin(std::future::ready(usage.into_iter().collect()))
+    }
+
+    fn total(&self) -> Option<LimitUsage> {
+        let slots = self.counter.0;
+        Some(self.usage_of(slots.in_flight(), slots.limit(), false))
+    }
+
+    fn names(&self) -> Vec<Arc<str>> {
+        vec![self.name.clone()]
+    }
+}

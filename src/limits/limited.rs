@@ -1,0 +1,41 @@
+//! What limiters are to those who look after limits.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use crate::key::Key;
+use crate::limit::Limit;
+
+pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// A limiter, for [`Limits`](super::Limits).
+pub(crate) trait Limited: Send + Sync {
+    /// A key's limit was set or deleted.
+    fn set_own(&self, key: &Key, limit: Option<&Limit>);
+
+    /// How far a key has used it up.
+    fn usage(&self, key: Key) -> BoxFuture<Vec<LimitUsage>>;
+
+    /// How far all have used it up together, if there is a limit on that.
+    fn total(&self) -> Option<LimitUsage>;
+
+    /// What an entry can be about.
+    fn names(&self) -> Vec<Arc<str>>;
+}
+
+/// How far a limit is used up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LimitUsage {
+    /// What the limit is called: a quota's name, or a limiter's.
+    pub name: Arc<str>,
+    /// What sort of limit it is: `"rate"`, `"concurrency"` or `"lease"`.
+    pub sort: &'static str,
+    /// Requests that are spent, or that are in flight.
+    pub used: u64,
+    /// The most that may be; `None` where they are only counted.
+    pub limit: Option<u64>,
+    /// Whether the limit is the key's own.
+    pub is_own: bool,
+}

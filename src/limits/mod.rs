@@ -1,0 +1,235 @@
+//! Limits of single keys, changed at run time.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Weak};
+
+use crate::key::{Key, KeyMap, KeyName};
+use crate::limit::Limit;
+use crate::sync::{Mutex, lock};
+
+mod error;
+mod limited;
+
+pub use self::error::LimitsError;
+pub use self::limited::LimitUsage;
+pub(crate) use self::limited::{BoxFuture, Limited};
+
+/// What single keys may do, in place of what everybody may, changed at run time. Clones share it.
+///
+/// One value serves all limiters of a service: give it to
+/// [rate layers](crate::RateLimitLayer::limits), [concurrency layers](crate::ConcurrencyLimitLayer::limits)
+/// and [leases](crate::Leases::limits). An entry is a [`Limit`], which says by name what it is
+/// about where that is not everything.
+///
+/// ```
+/// use tower_admission::{Key, Limits, Quota, RateLimiter, store::MemoryStore};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let limits = Limits::new();
+/// let calls = RateLimiter::with_limits(Quota::per_minute(10), &MemoryStore::new(), &limits);
+/// let acme = Key::id("org", "acme");
+/// assert_eq!(calls.check(&acme).remaining(), Some(9));
+///
+/// limits.set(&"org:acme".parse()?, "1000/min".parse()?).await?;
+/// // One request stays spent.
+/// assert_eq!(calls.check(&acme).remaining(), Some(998));
+///
+/// limits.delete(&"org:acme".parse()?).await?;
+/// assert_eq!(calls.check(&acme).remaining(), Some(7));
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # What a change does to what is used
+///
+/// It stays used, in requests: raising a limit hands out no fresh burst, only the room that it adds.
+/// Of what a lowered limit no longer holds as much counts as empties it; what is in flight goes on,
+/// and nobody new comes in until there is room.
+///
+/// # What it costs
+///
+/// A decision looks its key up in a table that readers take no lock for; while no key has limits
+/// of its own, it looks at a counter. Up to [`MOST`](Self::MOST) keys can have some; each takes about
+/// 300 bytes, and 100 more in each limiter that it is about.
+#[derive(Clone)]
+pub struct Limits(Arc<Inner>);
+
+struct Inner {
+    /// For decisions.
+    by_key: KeyMap<Limit>,
+    /// For people, and for the order of changes.
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    entries: BTreeMap<KeyName, Limit>,
+    limited: Vec<Weak<dyn Limited>>,
+}
+
+impl Limits {
+    /// How many keys can have limits of their own.
+    pub const MOST: usize = 1_000_000;
+
+    /// No limits yet, in this process's memory.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(Arc::new(Inner {
+            by_key: KeyMap::default(),
+            state: Mutex::default(),
+        }))
+    }
+
+    /// What a key has of its own.
+    #[must_use]
+    pub fn get(&self, key: &KeyName) -> Option<Limit> {
+        lock(&self.0.state).entries.get(key).cloned()
+    }
+
+    /// Everything that is set, in the order of the names.
+    #[must_use]
+    pub fn list(&self) -> Vec<(KeyName, Limit)> {
+        let state = lock(&self.0.state);
+        let entries = state.entries.iter();
+        entries
+            .map(|(key, limit)| (key.clone(), limit.clone()))
+            .collect()
+    }
+
+    /// How many keys have limits of their own.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        lock(&self.0.state).entries.len()
+    }
+
+    /// Whether no key has limits of its own.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Sets what a key may do, and returns what it had of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`LimitsError::TooMany`] for a new key when [`MOST`](Self::MOST) have some.
+    pub async fn set(&self, key: &KeyName, limit: Limit) -> Result<Option<Limit>, LimitsError> {
+        let mut state = lock(&self.0.state);
+        if state.entries.len() >= Self::MOST && !state.entries.contains_key(key) {
+            return Err(LimitsError::TooMany);
+        }
+        Ok(self.apply(&mut state, key, Some(limit)))
+    }
+
+    /// Makes a key one of all again, and returns what it had of its own.
+    ///
+    /// # Errors
+    ///
+    /// None in memory.
+    pub async fn delete(&self, key: &KeyName) -> Result<Option<Limit>, LimitsError> {
+        let mut state = lock(&self.0.state);
+        Ok(self.apply(&mut state, key, None))
+    }
+
+    /// How far each limit is used up by a key, in the order in which the limiters were made.
+    ///
+    /// Of a limiter with several policies those are told of which the key has used anything, and
+    /// the first.
+    pub async fn usage(&self, key: &KeyName) -> Vec<LimitUsage> {
+        let mut usages = Vec::new();
+        for limited in self.limited() {
+            usages.extend(limited.usage(key.key()).await);
+        }
+        usages
+    }
+
+    /// How far the limits are used up that are not of any one key.
+    #[must_use]
+    pub fn totals(&self) -> Vec<LimitUsage> {
+        let limited = self.limited();
+        limited
+            .iter()
+            .filter_map(|limited| limited.total())
+            .collect()
+    }
+
+    /// What limits are called that an entry can be about.
+    #[must_use]
+    pub fn names(&self) -> Vec<Arc<str>> {
+        let mut names: Vec<_> = self
+            .limited()
+            .iter()
+            .flat_map(|limited| limited.names())
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    fn limited(&self) -> Vec<Arc<dyn Limited>> {
+        let mut state = lock(&self.0.state);
+        state.limited.retain(|limited| limited.strong_count() > 0);
+        state.limited.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    fn apply(&self, state: &mut State, key: &KeyName, limit: Option<Limit>) -> Option<Limit> {
+        let before = match &limit {
+            Some(limit) => state.entries.insert(key.clone(), limit.clone()),
+            None => state.entries.remove(key),
+        };
+        if before == limit {
+            return before;
+        }
+        // Before it counts, so that whoever looks it up finds a limiter that knows it.
+        for limited in state.limited.iter().filter_map(Weak::upgrade) {
+            limited.set_own(&key.key(), limit.as_ref());
+        }
+        self.0.by_key.set(&key.key(), limit);
+        before
+    }
+
+    /// Tells a limiter what is set, and from now on what is changed.
+    pub(crate) fn attach(&self, limited: &Arc<dyn Limited>) {
+        let mut state = lock(&self.0.state);
+        state.limited.retain(|limited| limited.strong_count() > 0);
+        state.limited.push(Arc::downgrade(limited));
+        for (key, limit) in &state.entries {
+            limited.set_own(&key.key(), Some(limit));
+        }
+    }
+
+    /// Changes what all keys may do that have no limits of their own, by `change`, and then what those
+    /// have that do, as it follows from both.
+    pub(crate) fn changed_for_all(&self, limited: &dyn Limited, change: impl FnOnce()) {
+        let state = lock(&self.0.state);
+        change();
+        for (key, limit) in &state.entries {
+            limited.set_own(&key.key(), Some(limit));
+        }
+    }
+
+    /// How many a limiter of this name may give a key, where it has a limit of its own.
+    #[inline]
+    pub(crate) fn concurrency(&self, key: &Key, name: &str) -> Option<u64> {
+        self.0
+            .by_key
+            .find(key, |limit| limit.concurrency(name).map(u64::from))
+            .flatten()
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Limits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Limits")
+            .field("len", &self.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,341 @@
+//! Buckets whose quotas change: for single keys, or for all.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use governor::clock::Clock;
+
+use super::buckets::{Charges, MemoryBuckets, Meter, Metered, peek_all, refund_all, take_all};
+use super::clock::SinceZero;
+use super::own::{Own, Used};
+use super::rate::Mode;
+use crate::decision::{Decision, Usage};
+use crate::key::{Key, KeyMap};
+use crate::policy::Policy;
+use crate::quota::Quota;
+use crate::store::{AdjustableBuckets, RateBuckets, Reply};
+use crate::sync::{Mutex, lock};
+
+/// Buckets whose quotas change.
+///
+/// A look-up is a probe of a table that readers take no lock for. What a key has used is carried over
+/// when it gets quotas of its own and when it loses them; what another thread decides about it in
+/// that very moment may be lost.
+pub(super) struct Adjustable<C: Clock> {
+    now: ArcSwap<Generation<C>>,
+    /// For each policy.
+    own: Box<[KeyMap<Arc<Own>>]>,
+    time: SinceZero<C>,
+    clock: C,
+    max_keys: usize,
+    /// Held while quotas are changed.
+    changing: Mutex<()>,
+}
+
+/// The buckets from one change of everybody's quotas to the next.
+struct Generation<C: Clock> {
+    policies: Arc<Vec<Policy>>,
+    buckets: Arc<MemoryBuckets<C>>,
+    /// Whether the policies are other ones than at first.
+    changed: bool,
+    before: Option<Before<C>>,
+}
+
+/// What was charged before a change, from which keys are carried over when they are seen.
+struct Before<C: Clock> {
+    generation: Arc<Generation<C>>,
+    /// When all of it is as good as unused.
+    until: u64,
+}
+
+/// Changes of everybody's quotas that a key is carried over from, if it is not seen in between.
+const MOST_GENERATIONS: usize = 4;
+
+/// What a key is charged to.
+enum Charged<'a, C: Clock> {
+    Meter(&'a Meter<C>),
+    Own {
+        own: Arc<Own>,
+        at: usize,
+        time: &'a SinceZero<C>,
+    },
+}
+
+impl<C: Clock + Clone> Adjustable<C> {
+    pub(super) fn new(policies: &[Policy], max_keys: usize, clock: C) -> Self {
+        Self {
+            now: ArcSwap::from_pointee(Generation {
+                policies: Arc::new(policies.to_vec()),
+                buckets: Arc::new(MemoryBuckets::new(policies, max_keys, clock.clone())),
+                changed: false,
+                before: None,
+            }),
+            own: policies.iter().map(|_| KeyMap::default()).collect(),
+            time: SinceZero::new(clock.clone()),
+            clock,
+            max_keys,
+            changing: Mutex::new(()),
+        }
+    }
+}
+
+impl<C: Clock> Adjustable<C> {
+    fn own(&self, policy: usize, key: &Key) -> Option<Arc<Own>> {
+        self.own.get(policy)?.find(key, Arc::clone)
+    }
+
+    /// Whether a decision is as of buckets that do not change.
+    #[inline]
+    fn is_plain(&self, now: &Generation<C>, keys: &[Key]) -> bool {
+        !now.changed && !self.own.iter().zip(keys).any(|(own, key)| own.has(key))
+    }
+
+    /// What a decision is charged to, and by which policies if it is not those of the beginning.
+    fn charges<'a>(
+        &'a self,
+        now: &'a Arc<Generation<C>>,
+        keys: &'a [Key],
+    ) -> (Charges<'a, Charged<'a, C>>, Option<Arc<Vec<Policy>>>) {
+        let mut charges = Charges::new();
+        let mut policies = Cow::Borrowed(&*now.policies);
+        for (policy, key) in keys.iter().enumerate().take(self.own.len()) {
+            if let Some(own) = self.own(policy, key) {
+                policies.to_mut()[policy] = own.policy().clone();
+                charges.extend((0..own.quotas().len()).map(|at| {
+                    let (own, time) = (own.clone(), &self.time);
+                    (Charged::Own { own, at, time }, key)
+                }));
+            } else {
+                self.carry(now, policy, key);
+                let meters = now.buckets.of_policy(policy);
+                charges.extend(meters.map(|meter| (Charged::Meter(meter), key)));
+            }
+        }
+        let told = match policies {
+            Cow::Owned(policies) => Some(Arc::new(policies)),
+            Cow::Borrowed(_) => now.changed.then(|| now.policies.clone()),
+        };
+        (charges, told)
+    }
+
+    /// Where a key's only quota is its own.
+    #[inline]
+    fn take_own(&self, own: &Own, cost: u32) -> Option<Decision> {
+        let [quota] = own.quotas() else {
+            return None;
+        };
+        let usage = quota.decide(&|| self.time.now(), cost, Mode::Take);
+        Some(Decision::from_usage(usage).by(own.alone().clone()))
+    }
+
+    fn decide(
+        &self,
+        now: &Arc<Generation<C>>,
+        keys: &[Key],
+        decide: impl FnOnce(&Charges<'_, Charged<'_, C>>) -> Decision,
+    ) -> Decision {
+        let (charges, policies) = self.charges(now, keys);
+        let decision = decide(&charges);
+        match policies {
+            Some(policies) => decision.by(policies),
+            None => decision,
+        }
+    }
+
+    /// Carries over what a key has used before the last change, if it was not seen since.
+    #[cold]
+    fn carry(&self, now: &Arc<Generation<C>>, policy: usize, key: &Key) {
+        let Some(before) = &now.before else {
+            return;
+        };
+        if self.time.now() >= before.until {
+            let settled = Arc::new(Generation {
+                policies: now.policies.clone(),
+                buckets: now.buckets.clone(),
+                changed: now.changed,
+                before: None,
+            });
+            // Unless somebody changed them in between.
+            self.now.compare_and_swap(now, settled);
+            return;
+        }
+        let meters = now.buckets.of_policy(policy);
+        if meters.into_iter().all(|meter| meter.knows(key)) {
+            return;
+        }
+        self.carry(&before.generation, policy, key);
+        let meters = now.buckets.of_policy(policy);
+        for (from, to) in before.generation.buckets.of_policy(policy).zip(meters) {
+            match (from, to) {
+                (Meter::Rate(from), Meter::Rate(to)) if !to.knows(key) => {
+                    if let Some(debt) = from.debt(key) {
+                        to.owe(key, debt);
+                    }
+                }
+                (Meter::Sliding(from), Meter::Sliding(to)) => {
+                    if let Some((length, counted)) = from.counted(*key) {
+                        to.put(*key, length, &counted, true);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+impl<C> RateBuckets for Adjustable<C>
+where
+    C: Clock + Send + Sync + 'static,
+    C::Instant: Send + Sync,
+{
+    #[inline]
+    fn take(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
+        let now = self.now.load();
+        if self.is_plain(&now, keys) {
+            return now.buckets.take(keys, cost);
+        }
+        if let ([own], [key, ..]) = (&*self.own, keys)
+            && let Some(Some(decision)) = own.find(key, |own| self.take_own(own, cost))
+        {
+            return Reply::Ready(decision);
+        }
+        Reply::Ready(self.decide(&now, keys, |charges| take_all(charges, cost)))
+    }
+
+    #[inline]
+    fn take_one(&self, key: &Key) -> bool {
+        let now = self.now.load();
+        if now.before.is_some() {
+            return false;
+        }
+        let own = self.own.first().and_then(|own| {
+            own.find(key, |own| match own.quotas() {
+                [quota] => quota.decide(&|| self.time.now(), 1, Mode::Take).fits(),
+                _ => false,
+            })
+        });
+        if let Some(taken) = own {
+            return taken;
+        }
+        now.buckets.take_one(key)
+    }
+
+    fn peek(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
+        let now = self.now.load();
+        Reply::Ready(self.decide(&now, keys, |charges| peek_all(charges, cost)))
+    }
+
+    fn refund(&self, keys: &[Key], cost: u32) -> Reply<()> {
+        let now = self.now.load();
+        let (charges, _) = self.charges(&now, keys);
+        refund_all(&charges, cost);
+        Reply::Ready(())
+    }
+}
+
+impl<C> AdjustableBuckets for Adjustable<C>
+where
+    C: Clock + Clone + Send + Sync + 'static,
+    C::Instant: Send + Sync,
+{
+    fn set_policies(&self, policies: &[Policy]) {
+        let _changing = lock(&self.changing);
+        let before = self.now.load_full();
+        if *before.policies == policies {
+            return;
+        }
+        let time = self.time.now();
+        let refill = before.policies.iter().flat_map(Policy::quotas);
+        let refill = refill.map(|quota| full_after(quota.quota())).max();
+        let until = time.saturating_add(refill.unwrap_or(0));
+        let before = Before {
+            until: until.max(before.before.as_ref().map_or(0, |before| before.until)),
+            generation: shortened(&before, MOST_GENERATIONS - 1),
+        };
+        let buckets = MemoryBuckets::new(policies, self.max_keys, self.clock.clone());
+        self.now.store(Arc::new(Generation {
+            policies: Arc::new(policies.to_vec()),
+            buckets: Arc::new(buckets),
+            changed: true,
+            before: Some(before),
+        }));
+    }
+
+    fn set_own(&self, policy: usize, key: &Key, own: Option<&Policy>) {
+        let _changing = lock(&self.changing);
+        let Some(by_key) = self.own.get(policy) else {
+            return;
+        };
+        let now = self.now.load_full();
+        self.carry(&now, policy, key);
+        let time = self.time.now();
+        let before = by_key.find(key, Arc::clone);
+        let Some(own) = own else {
+            if let Some(before) = before {
+                for (quota, meter) in before.quotas().iter().zip(now.buckets.of_policy(policy)) {
+                    quota.used().carry_to(meter, key, time);
+                }
+                by_key.set(key, None);
+            }
+            return;
+        };
+        let meters = now.buckets.of_policy(policy).enumerate();
+        let used = meters.zip(own.quotas()).map(|((at, meter), quota)| {
+            let used = before.as_ref().map(|before| before.quotas()[at].used());
+            match used {
+                Some(used) if used.suits(quota.quota()) => used.clone(),
+                _ => Arc::new(Used::carried_from(meter, key, quota.quota(), time)),
+            }
+        });
+        let own = Arc::new(Own::new(own.clone(), used.collect::<Vec<_>>()));
+        by_key.set(key, Some(own.clone()));
+        own.quotas().iter().for_each(|quota| quota.settle(time));
+    }
+}
+
+/// A generation with at most so many before it.
+fn shortened<C: Clock>(generation: &Arc<Generation<C>>, most: usize) -> Arc<Generation<C>> {
+    let Some(before) = &generation.before else {
+        return generation.clone();
+    };
+    let before = most.checked_sub(1).map(|most| Before {
+        generation: shortened(&before.generation, most),
+        until: before.until,
+    });
+    Arc::new(Generation {
+        policies: generation.policies.clone(),
+        buckets: generation.buckets.clone(),
+        changed: generation.changed,
+        before,
+    })
+}
+
+/// How long what was charged can count, in nanoseconds.
+fn full_after(quota: Quota) -> u64 {
+    let time = quota.rate().map(|rate| {
+        if rate.is_sliding() {
+            // One sub-window more than the period.
+            2 * rate.period()
+        } else {
+            rate.refill()
+        }
+    });
+    u64::try_from(time.unwrap_or_default().as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl<C: Clock> Metered for Charged<'_, C> {
+    fn decide(&self, key: &Key, cost: u32, mode: Mode) -> Usage {
+        match self {
+            Self::Meter(meter) => meter.decide(key, cost, mode),
+            Self::Own { own, at, time } => own.quotas()[*at].decide(&|| time.now(), cost, mode),
+        }
+    }
+
+    fn refund(&self, key: &Key, cost: u32) {
+        match self {
+            Self::Meter(meter) => meter.refund(key, cost),
+            Self::Own { own, at, time } => own.quotas()[*at].refund(&|| time.now(), cost),
+        }
+    }
+}

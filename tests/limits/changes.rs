@@ -1,0 +1,289 @@
+//! What a change does to what is used.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+
+use tower_admission::{Key, Limits, LimitsError, Policy, Quota, RateLimiter, SetPolicyError};
+
+use super::{Bench, SECOND, name, now};
+
+fn acme() -> Key {
+    Key::id("org", "acme")
+}
+
+#[test]
+fn raising_hands_out_the_room_that_it_adds() {
+    for sliding in [false, true] {
+        let kind = |quota: Quota| if sliding { quota.sliding() } else { quota };
+        let bench = Bench::new(kind(Quota::per_hour(10)));
+        assert_eq!(bench.burst(&acme()), 10);
+        // From everybody's to its own, to another of its own, and back.
+        assert_eq!(bench.set("org:acme", "25/h"), None);
+        assert_eq!(bench.burst(&acme()), 15, "sliding: {sliding}");
+        bench.set("org:acme", "100/h");
+        assert_eq!(bench.burst(&acme()), 75, "sliding: {sliding}");
+        bench.delete("org:acme");
+        assert_eq!(bench.burst(&acme()), 0, "sliding: {sliding}");
+        // Nobody else noticed.
+        assert_eq!(bench.burst(&Key::id("org", "other")), 10);
+    }
+}
+
+#[test]
+fn a_change_of_the_period_keeps_what_is_spent() {
+    for (quota, own, rest) in [
+        // 6 of 10 are left, in a period of any length.
+        ("10/h", "10/min", 6),
+        ("10/min", "10/h", 6),
+        ("10/h sliding", "10/min", 6),
+        ("10/min sliding", "10/h", 6),
+        ("10/h", "1000/s burst 10", 6),
+    ] {
+        let bench = Bench::new(quota.parse::<Quota>().unwrap());
+        for _ in 0..4 {
+            assert!(bench.limiter.check(&acme()).is_admitted());
+        }
+        bench.set("org:acme", own);
+        assert_eq!(
+            bench.limiter.peek(&acme()).remaining(),
+            Some(rest),
+            "{quota} {own}"
+        );
+        bench.delete("org:acme");
+        assert_eq!(
+            bench.limiter.peek(&acme()).remaining(),
+            Some(rest),
+            "{quota} {own}"
+        );
+    }
+}
+
+#[test]
+fn a_lowered_limit_is_full_and_comes_back_in_its_own_time() {
+    let bench = Bench::new(Quota::per_second(1).burst(1000));
+    assert_eq!(bench.burst(&acme()), 1000);
+    bench.set("org:acme", "1/s burst 10");
+    let denied = bench.limiter.check(&acme());
+    assert_eq!((denied.limit(), denied.remaining()), (Some(10), Some(0)));
+    assert_eq!(denied.retry_after(), Some(SECOND));
+    bench.clock.advance(10 * SECOND);
+    assert_eq!(bench.burst(&acme()), 10);
+    // Of another period as well.
+    bench.set("org:acme", "1 per 2s burst 3");
+    assert_eq!(bench.limiter.check(&acme()).retry_after(), Some(2 * SECOND));
+    bench.clock.advance(6 * SECOND);
+    assert_eq!(bench.burst(&acme()), 3);
+}
+
+#[test]
+fn a_lowered_window_does_not_underflow() {
+    let bench = Bench::new(Quota::per_minute(1000).sliding());
+    assert_eq!(bench.burst(&acme()), 1000);
+    bench.set("org:acme", "10/min");
+    let denied = bench.limiter.check(&acme());
+    assert_eq!((denied.limit(), denied.remaining()), (Some(10), Some(0)));
+    bench.clock.advance(denied.retry_after().unwrap());
+    assert_eq!(bench.burst(&acme()), 10);
+}
+
+#[test]
+fn a_refund_goes_to_the_keys_own() {
+    for own in ["5/h", "5/h sliding"] {
+        let quota: Quota = own.replace('5', "2").parse().unwrap();
+        let bench = Bench::new(quota);
+        bench.set("org:acme", own);
+        assert_eq!(bench.burst(&acme()), 5);
+        bench.limiter.refund(&acme(), 3);
+        assert_eq!(bench.burst(&acme()), 3, "{own}");
+        bench.limiter.refund(&acme(), 100);
+        assert_eq!(bench.burst(&acme()), 5, "{own}");
+    }
+}
+
+#[test]
+fn all_may_be_denied_and_come_back() {
+    for quota in ["10/h", "10/h sliding"] {
+        let bench = Bench::new(quota.parse::<Quota>().unwrap());
+        assert!(bench.limiter.check(&acme()).is_admitted());
+        bench.set("org:acme", "deny all");
+        let denied = bench.limiter.check(&acme());
+        assert!(!denied.is_admitted() && denied.retry_after().is_none());
+        bench.set("org:acme", "20/h");
+        assert_eq!(bench.burst(&acme()), 19, "{quota}");
+    }
+    let nobody = Bench::new(Quota::deny_all());
+    nobody.set("org:acme", "3/h");
+    assert_eq!(nobody.burst(&acme()), 3);
+    assert_eq!(nobody.burst(&Key::id("org", "other")), 0);
+}
+
+#[test]
+fn a_clock_that_steps_back_does_not_lock_a_key_out() {
+    let bench = Bench::new(Quota::per_minute(60));
+    bench.set("org:acme", "60/min burst 10");
+    assert_eq!(bench.burst(&acme()), 10);
+    bench.clock.step_back(100_000 * SECOND);
+    assert!(!bench.limiter.check(&acme()).is_admitted());
+    bench.clock.advance(10 * SECOND);
+    assert_eq!(bench.burst(&acme()), 10);
+}
+
+#[test]
+fn the_policy_of_all_changes_and_keeps_what_is_spent() {
+    for sliding in ["", " sliding"] {
+        let quota = |text: &str| format!("{text}{sliding}").parse::<Quota>().unwrap();
+        let bench = Bench::new(quota("10/h"));
+        let (used, unseen) = (acme(), Key::id("org", "unseen"));
+        for key in [&used, &unseen] {
+            assert_eq!(bench.burst(key), 10);
+        }
+        bench.limiter.set_policy(quota("15/h")).unwrap();
+        assert_eq!(bench.burst(&used), 5);
+        // A key that is not seen between two changes is carried over both.
+        bench.limiter.set_policy(quota("20/h")).unwrap();
+        assert_eq!(bench.burst(&unseen), 10);
+        assert_eq!(bench.burst(&used), 5);
+        // One that gets a limit of its own as well.
+        bench.set("org:acme", "30/h");
+        assert_eq!(bench.burst(&used), 10);
+        let decision = bench.limiter.peek(&unseen);
+        assert_eq!(decision.policies(), Some(&[quota("20/h").into()][..]));
+        assert_eq!(bench.limiter.current_policies(), [quota("20/h").into()]);
+        // When all is full again there is nothing to carry over.
+        bench.clock.advance(3 * 3600 * SECOND);
+        assert_eq!(bench.burst(&unseen), 20);
+        assert_eq!(bench.burst(&used), 30);
+    }
+}
+
+#[test]
+fn a_policy_keeps_its_shape() {
+    let policy = Policy::new("burst", Quota::per_second(1)).and("daily", Quota::per_day(10));
+    let bench = Bench::new(policy.clone());
+    for other in [
+        Policy::from(Quota::per_second(1)),
+        Policy::new("burst", Quota::per_second(1)),
+        Policy::new("daily", Quota::per_second(1)).and("burst", Quota::per_day(10)),
+        Policy::new("burst", Quota::per_second(1).sliding()).and("daily", Quota::per_day(10)),
+        Policy::new("burst", Quota::off()).and("daily", Quota::per_day(10)),
+    ] {
+        assert_eq!(bench.limiter.set_policy(other), Err(SetPolicyError::Shape));
+    }
+    assert_eq!(bench.limiter.current_policies(), std::slice::from_ref(&policy));
+    let fixed = RateLimiter::new(policy.clone());
+    assert_eq!(fixed.set_policy(policy), Err(SetPolicyError::Fixed));
+}
+
+#[test]
+fn each_quota_of_several_has_its_own() {
+    let policy = Policy::new("burst", Quota::per_hour(10)).and("daily", Quota::per_day(100));
+    let bench = Bench::new(policy);
+    bench.set("org:acme", "daily=12/day, burst=20/h");
+    assert_eq!(bench.burst(&acme()), 12);
+    let denied = bench.limiter.check(&acme());
+    let numbers: Vec<_> = denied
+        .usages()
+        .iter()
+        .map(|u| (u.limit(), u.remaining()))
+        .collect();
+    // A refusal by one takes nothing from the other.
+    assert_eq!(numbers, [(20, 8), (12, 0)]);
+    bench.set("org:acme", "20/h");
+    assert_eq!(bench.burst(&acme()), 8);
+}
+
+#[test]
+fn limits_made_before_a_limiter_are_known_to_it() {
+    let limits = Limits::new();
+    let limit = "3/h, jobs=5 concurrent".parse().unwrap();
+    assert_eq!(now(limits.set(&name("org:acme"), limit)).unwrap(), None);
+    let store = tower_admission::MemoryStore::new();
+    let limiter = RateLimiter::with_limits(Quota::per_hour(1), &store, &limits);
+    assert_eq!(limiter.check(&acme()).remaining(), Some(2));
+    let shown = limits.get(&name("org:acme")).unwrap().to_string();
+    assert_eq!(shown, "3/h, jobs=5 concurrent");
+    assert_eq!(
+        (limits.list().len(), limits.len(), limits.is_empty()),
+        (1, 1, false)
+    );
+    let before = now(limits.delete(&name("org:acme"))).unwrap();
+    assert_eq!(before.unwrap().to_string(), shown);
+    assert_eq!(now(limits.delete(&name("org:acme"))).unwrap(), None);
+}
+
+#[test]
+fn usage_is_told_by_limit() {
+    let policy = Policy::new("burst", Quota::per_hour(10)).and("daily", Quota::per_day(100));
+    let bench = Bench::new(policy);
+    bench.set("org:acme", "20/h");
+    assert!(bench.limiter.check_n(&acme(), 3).is_admitted());
+    let usage = now(bench.limits.usage(&name("org:acme")));
+    let told: Vec<_> = usage
+        .iter()
+        .map(|u| (&*u.name, u.used, u.limit, u.is_own))
+        .collect();
+    assert_eq!(
+        told,
+        [("burst", 3, Some(20), true), ("daily", 3, Some(100), true)]
+    );
+    let names = bench.limits.names();
+    assert_eq!(
+        names.iter().map(|name| &**name).collect::<Vec<_>>(),
+        ["burst", "daily"]
+    );
+    drop(bench.limiter);
+    assert!(now(bench.limits.usage(&name("org:acme"))).is_empty());
+}
+
+/// Eight threads take while another one changes the period, on a clock that stands still.
+#[test]
+fn changes_under_load_lose_no_request() {
+    for kind in ["", " sliding"] {
+        let quota = |text: &str| format!("{text}{kind}");
+        let bench = Bench::new(quota("1000/h").parse::<Quota>().unwrap());
+        bench.set("org:acme", &quota("1000/day"));
+        let admitted = AtomicU32::new(0);
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..120 {
+                        if bench.limiter.check(&acme()).is_admitted() {
+                            admitted.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+            scope.spawn(|| {
+                for n in 0..500 {
+                    let limit = ["1000/h", "1000/min", "1000/day"][n % 3];
+                    bench.set("org:acme", &quota(limit));
+                }
+            });
+        });
+        let admitted = admitted.into_inner();
+        assert_eq!(admitted, 960);
+        // Rounded up with each change, by nanoseconds in all.
+        let rest = bench.burst(&acme());
+        assert!((39..=40).contains(&rest), "{rest}");
+    }
+}
+
+#[tokio::test]
+async fn there_is_a_bound_on_keys() {
+    let limits = Limits::new();
+    for n in 0..Limits::MOST {
+        let key = tower_admission::KeyName::id("org", &n.to_string()).unwrap();
+        limits.set(&key, "1/s".parse().unwrap()).await.unwrap();
+    }
+    let more = limits.set(&name("org:more"), "1/s".parse().unwrap()).await;
+    assert!(matches!(more, Err(LimitsError::TooMany)));
+    limits
+        .set(&name("org:1"), "2/s".parse().unwrap())
+        .await
+        .unwrap();
+    limits.delete(&name("org:2")).await.unwrap();
+    limits
+        .set(&name("org:more"), "1/s".parse().unwrap())
+        .await
+        .unwrap();
+}

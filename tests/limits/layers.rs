@@ -1,0 +1,151 @@
+//! Limits in layers.
+
+use http::{Request, Response, StatusCode};
+use tower::{Layer, ServiceExt, service_fn};
+use tower_admission::extract::{ByToken, RequestHead};
+use tower_admission::{
+    ConcurrencyLimitLayer, Key, KeyName, Limits, Policy, Quota, RateLimitByTokenLayer,
+    RateLimitLayer,
+};
+
+use super::{name, now};
+
+type Answer = Result<Response<String>, std::convert::Infallible>;
+
+fn request(token: &str) -> Request<()> {
+    let authorization = format!("Bearer {token}");
+    let request = Request::builder().header("authorization", authorization);
+    request.body(()).unwrap()
+}
+
+fn set(limits: &Limits, key: &str, limit: &str) {
+    now(limits.set(&name(key), limit.parse().unwrap())).unwrap();
+}
+
+#[tokio::test]
+async fn headers_tell_the_keys_own_quotas() {
+    let limits = Limits::new();
+    let layer =
+        RateLimitByTokenLayer::new(Policy::new("calls", Quota::per_minute(10))).limits(&limits);
+    let inner = service_fn(|_: Request<()>| async { Answer::Ok(Response::default()) });
+    let service = layer.layer(inner);
+    set(&limits, "bearer:alice", "1000/h");
+    let told = async |token: &str| {
+        let response = service.clone().oneshot(request(token)).await.unwrap();
+        ["ratelimit-policy", "ratelimit"]
+            .map(|name| response.headers()[name].to_str().unwrap().to_owned())
+    };
+    assert_eq!(
+        told("alice").await,
+        ["\"calls\";q=1000;w=3600", "\"calls\";r=999;t=4"]
+    );
+    assert_eq!(
+        told("bob").await,
+        ["\"calls\";q=10;w=60", "\"calls\";r=9;t=6"]
+    );
+    let calls = layer.limiter();
+    calls
+        .set_policy(Policy::new("calls", Quota::per_minute(20)))
+        .unwrap();
+    assert_eq!(
+        told("bob").await,
+        ["\"calls\";q=20;w=60", "\"calls\";r=18;t=6"]
+    );
+    now(limits.delete(&name("bearer:alice"))).unwrap();
+    assert_eq!(told("alice").await[0], "\"calls\";q=20;w=60");
+}
+
+#[tokio::test]
+async fn two_keys_of_one_decision_have_their_own() {
+    let limits = Limits::new();
+    let by = |header: &'static str| {
+        move |head: RequestHead<'_>| {
+            let value = head.headers.get(header)?.to_str().ok()?;
+            Some(Key::id(header, value))
+        }
+    };
+    let layer = RateLimitLayer::by(by("user"), Policy::new("user", Quota::per_hour(2)))
+        .and_by(by("org"), Policy::new("org", Quota::per_hour(3)))
+        .limits(&limits);
+    let inner = service_fn(|_: Request<()>| async { Answer::Ok(Response::default()) });
+    let service = layer.layer(inner);
+    set(&limits, "org:acme", "5/h");
+    let mut admitted = Vec::new();
+    for user in ["alice", "bob", "carol", "dave"] {
+        for _ in 0..3 {
+            let request = Request::builder()
+                .header("user", user)
+                .header("org", "acme");
+            let request = request.body(()).unwrap();
+            let response = service.clone().oneshot(request).await.unwrap();
+            let policy = response.headers()["ratelimit-policy"].to_str().unwrap();
+            assert_eq!(policy, "\"user\";q=2;w=3600, \"org\";q=5;w=3600");
+            admitted.push(response.status() == StatusCode::OK);
+        }
+    }
+    let admitted = admitted.iter().filter(|admitted| **admitted).count();
+    assert_eq!(admitted, 5);
+}
+
+#[tokio::test]
+async fn keys_have_their_own_in_flight() {
+    for of_all in [2, 0] {
+        let limits = Limits::new();
+        let layer = ConcurrencyLimitLayer::new(100)
+            .per_key(ByToken::default(), of_all)
+            .limits(&limits)
+            .name("chat");
+        let limiter = layer.limiter();
+        let take = |token: &str, most: usize| {
+            let key = Key::new("bearer", token.as_bytes());
+            let held: Vec<_> = (0..most)
+                .map_while(|_| limiter.try_acquire_for(&key).ok())
+                .collect();
+            held
+        };
+        set(&limits, "bearer:alice", "chat=3 concurrent");
+        set(&limits, "bearer:eve", "deny all");
+        set(&limits, "bearer:bob", "batch=1 concurrent");
+        let expected = if of_all == 0 { 50 } else { of_all };
+        let (alice, bob) = (take("alice", 50), take("bob", 50));
+        assert_eq!((alice.len(), bob.len()), (3, expected));
+        assert_eq!(take("eve", 50).len(), 0);
+
+        let usage = now(limits.usage(&KeyName::from(Key::new("bearer", b"alice"))));
+        let [usage] = &usage[..] else {
+            panic!("{usage:?}")
+        };
+        assert_eq!((&*usage.name, usage.sort), ("chat", "concurrency"));
+        assert_eq!((usage.used, usage.limit, usage.is_own), (3, Some(3), true));
+        let [total] = &limits.totals()[..] else {
+            panic!()
+        };
+        let all = 3 + expected as u64;
+        assert_eq!((total.used, total.limit), (all, Some(100)));
+
+        // What is in flight goes on when a limit is lowered, and nobody new comes in.
+        set(&limits, "bearer:alice", "chat=1 concurrent");
+        assert_eq!(take("alice", 50).len(), 0);
+        drop(alice);
+        assert_eq!(take("alice", 50).len(), 1);
+        limiter.set_limit_per_key(1);
+        assert_eq!(take("carol", 50).len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_layer_looks_at_keys_that_have_limits() {
+    let limits = Limits::new();
+    let layer = ConcurrencyLimitLayer::new(0)
+        .per_key(ByToken::default(), 0)
+        .limits(&limits);
+    set(&limits, "bearer:eve", "deny all");
+    let inner = service_fn(|_: Request<()>| async { Answer::Ok(Response::default()) });
+    let service = layer.layer(inner);
+    let status = async |token: &str| {
+        let response = service.clone().oneshot(request(token)).await.unwrap();
+        response.status()
+    };
+    assert_eq!(status("eve").await, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(status("alice").await, StatusCode::OK);
+}

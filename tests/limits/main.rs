@@ -1,0 +1,66 @@
+//! Limits of single keys, and of all, changed while they are in use.
+#![cfg(feature = "test-util")]
+
+mod changes;
+mod layers;
+mod model;
+
+use std::time::Duration;
+
+use tower_admission::store::MemoryStore;
+use tower_admission::test_util::TestClock;
+use tower_admission::{Key, KeyName, Limit, Limits, Policy, RateLimiter};
+
+pub(crate) const SECOND: Duration = Duration::from_secs(1);
+
+/// A limiter on a clock that stands still, and the limits of its keys.
+pub(crate) struct Bench {
+    pub(crate) clock: TestClock,
+    pub(crate) limits: Limits,
+    pub(crate) limiter: RateLimiter,
+}
+
+impl Bench {
+    pub(crate) fn new(policy: impl Into<Policy>) -> Self {
+        let clock = TestClock::default();
+        // So that the clock can step back.
+        clock.advance(1_000_000 * SECOND);
+        let store = MemoryStore::new().clock(clock.clone());
+        let limits = Limits::new();
+        Self {
+            limiter: RateLimiter::with_limits(policy, &store, &limits),
+            limits,
+            clock,
+        }
+    }
+
+    /// How many requests of cost 1 are admitted now.
+    pub(crate) fn burst(&self, key: &Key) -> u32 {
+        let mut admitted = 0;
+        while self.limiter.check(key).is_admitted() {
+            admitted += 1;
+        }
+        admitted
+    }
+
+    pub(crate) fn set(&self, key: &str, limit: &str) -> Option<Limit> {
+        now(self.limits.set(&name(key), limit.parse().unwrap())).unwrap()
+    }
+
+    pub(crate) fn delete(&self, key: &str) -> Option<Limit> {
+        now(self.limits.delete(&name(key))).unwrap()
+    }
+}
+
+pub(crate) fn name(key: &str) -> KeyName {
+    key.parse().unwrap()
+}
+
+/// What is there without waiting.
+pub(crate) fn now<T>(future: impl Future<Output = T>) -> T {
+    let mut task = tokio_test::task::spawn(future);
+    match task.poll() {
+        std::task::Poll::Ready(answer) => answer,
+        std::task::Poll::Pending => panic!("the answer is not there"),
+    }
+}
