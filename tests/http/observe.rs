@@ -40,11 +40,11 @@ async fn each_permit_is_seen_once_coming_and_going() {
         .observe(seen.clone());
     let service = layer.layer(Counting::default());
     let first = send(&service, request()).await;
-    assert_eq!(seen.take(), ["acquired x 1", "admitted http_concurrency"]);
+    assert_eq!(seen.take(), ["acquired x 1", "admitted concurrency"]);
     let second = send(&service, request()).await;
-    assert_eq!(seen.take(), ["acquired x 2", "admitted http_concurrency"]);
+    assert_eq!(seen.take(), ["acquired x 2", "admitted concurrency"]);
     assert_eq!(status(&service, request()).await, 503);
-    assert_eq!(seen.take(), ["rejected http_concurrency at_capacity"]);
+    assert_eq!(seen.take(), ["rejected concurrency at_capacity"]);
     let mut body = first.into_body();
     assert!(body.frame().await.unwrap().is_ok());
     assert_eq!(seen.take(), ["released x"]);
@@ -62,7 +62,7 @@ async fn a_keys_refusal_acquires_nothing() {
     let _held = send(&service, user("alice")).await;
     seen.take();
     assert_eq!(status(&service, user("alice")).await, 429);
-    assert_eq!(seen.take(), ["rejected http_concurrency key_at_capacity"]);
+    assert_eq!(seen.take(), ["rejected concurrency key_at_capacity"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -87,14 +87,14 @@ async fn whoever_waits_is_seen_when_it_is_decided() {
         [
             "released ",
             "acquired  1",
-            "admitted http_concurrency",
+            "admitted concurrency",
             "released "
         ]
     );
     let _held = layer.limiter().try_acquire().unwrap();
     seen.take();
     assert_eq!(status(&service, request()).await, 503);
-    assert_eq!(seen.take(), ["rejected http_concurrency at_capacity"]);
+    assert_eq!(seen.take(), ["rejected concurrency at_capacity"]);
 }
 
 #[tokio::test]
@@ -188,11 +188,11 @@ async fn what_is_in_flight_is_a_gauge() {
     let second = send(&service, request()).await;
     assert_eq!(status(&service, request()).await, 503);
     let gauge = "admission_in_flight limiter=ai";
-    let decisions = "admission_decisions_total limiter=ai limit_type=http_concurrency outcome=";
+    let decisions = "admission_decisions_total limiter=ai limit_type=concurrency outcome=";
     let snapshot = measured(&snapshotter);
     assert_eq!(snapshot[gauge], 2.0);
     assert_eq!(
-        snapshot["rate_limit_hits_total limit_type=http_concurrency"],
+        snapshot["rate_limit_hits_total limit_type=concurrency"],
         1.0
     );
     assert_eq!(snapshot[&format!("{decisions}admitted")], 2.0);

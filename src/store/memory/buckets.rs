@@ -10,7 +10,7 @@ use super::sliding::SlidingMeter;
 use crate::decision::{Decision, Usage};
 use crate::key::Key;
 use crate::policy::{NamedQuota, Policy};
-use crate::store::{RateBuckets, Reply};
+use crate::store::{RateBuckets, RateStats, Reply};
 
 /// The buckets of one limiter.
 pub(super) struct MemoryBuckets<C: Clock> {
@@ -137,6 +137,16 @@ where
         }
         Reply::Ready(())
     }
+
+    fn stats(&self) -> Option<RateStats> {
+        let mut all = RateStats::default();
+        for window in &self.windows {
+            let one = window.meter.stats();
+            all.tracked_keys += one.tracked_keys;
+            all.evictions += one.evictions;
+        }
+        Some(all)
+    }
 }
 
 impl<C: Clock> Meter<C> {
@@ -166,6 +176,14 @@ impl<C: Clock> Meter<C> {
             Self::Rate(meter) => meter.refund(key, cost),
             Self::Sliding(meter) => meter.refund(*key, cost),
             Self::DenyAll => {}
+        }
+    }
+
+    fn stats(&self) -> RateStats {
+        match self {
+            Self::Rate(meter) => meter.stats(),
+            Self::Sliding(meter) => meter.stats(),
+            Self::DenyAll => RateStats::default(),
         }
     }
 }

@@ -17,6 +17,7 @@ use super::table::{Judge, Place, Table};
 use crate::decision::Usage;
 use crate::key::Key;
 use crate::quota::Rate;
+use crate::store::RateStats;
 
 /// governor over a table of its own.
 pub(super) struct RateMeter<C: Clock> {
@@ -99,6 +100,10 @@ impl<C: Clock> RateMeter<C> {
         let amount = self.numbers.interval.saturating_mul(u64::from(cost));
         let place = Place::new(key.place_bits());
         self.table.give_back(place, amount);
+    }
+
+    pub(super) fn stats(&self) -> RateStats {
+        RateStats::new(self.table.len() as u64, self.table.evictions())
     }
 
     /// Refuses what costs more than a full bucket ever holds. governor would do so as well, but
