@@ -5,9 +5,8 @@ use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
 
 use http_body_util::BodyExt;
-use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use tower::{Layer, Service};
-use tower_admission::observe::{MetricsObserver, TracingObserver};
+use tower_admission::observe::TracingObserver;
 use tower_admission::{ByToken, ConcurrencyLimitLayer, Quota, RateLimitByTokenLayer};
 use tracing::field::{Field, Visit};
 use tracing_subscriber::layer::SubscriberExt;
@@ -122,88 +121,6 @@ async fn several_observers_all_see() {
     assert_eq!(two.take(), ["rejected http cost_exceeds_quota"]);
 }
 
-/// Each metric with its labels, and its value.
-fn measured(snapshotter: &Snapshotter) -> BTreeMap<String, f64> {
-    let metrics = snapshotter.snapshot().into_vec().into_iter();
-    let named = metrics.map(|(key, _, _, value)| {
-        let labels: Vec<_> = key
-            .key()
-            .labels()
-            .map(|label| format!("{}={}", label.key(), label.value()))
-            .collect();
-        let value = match value {
-            DebugValue::Counter(count) => count as f64,
-            DebugValue::Gauge(level) => *level,
-            DebugValue::Histogram(_) => panic!("no histogram is kept"),
-        };
-        (format!("{} {}", key.key().name(), labels.join(" ")), value)
-    });
-    named.collect()
-}
-
-fn measures(expected: &[(&str, f64)]) -> BTreeMap<String, f64> {
-    expected
-        .iter()
-        .map(|(name, value)| (name.to_string(), *value))
-        .collect()
-}
-
-#[tokio::test]
-async fn refusals_are_counted_by_their_sort_and_never_by_key() {
-    let recorder = DebuggingRecorder::new();
-    let snapshotter = recorder.snapshotter();
-    let _recording = metrics::set_default_local_recorder(&recorder);
-    let layer = RateLimitByTokenLayer::new(Quota::per_hour(1))
-        .name("api")
-        .observe(MetricsObserver::new());
-    let service = layer.layer(Counting::default());
-    for token in ["a", "b", "c"] {
-        assert_eq!(status(&service, bearer(token)).await, 200);
-        assert_eq!(status(&service, bearer(token)).await, 429);
-    }
-    let dry = layer.clone().dry_run(true).layer(Counting::default());
-    assert_eq!(status(&dry, bearer("a")).await, 200);
-    let decisions = "admission_decisions_total limiter=api limit_type=http outcome=";
-    assert_eq!(
-        measured(&snapshotter),
-        measures(&[
-            ("rate_limit_hits_total limit_type=http", 3.0),
-            (&format!("{decisions}admitted"), 3.0),
-            (&format!("{decisions}quota_exceeded"), 3.0),
-            (&format!("{decisions}dry_run"), 1.0),
-        ])
-    );
-}
-
-#[tokio::test]
-async fn what_is_in_flight_is_a_gauge() {
-    let recorder = DebuggingRecorder::new();
-    let snapshotter = recorder.snapshotter();
-    let _recording = metrics::set_default_local_recorder(&recorder);
-    let layer = ConcurrencyLimitLayer::new(2)
-        .name("ai")
-        .observe(MetricsObserver::new());
-    let service = layer.layer(Counting::default());
-    let first = send(&service, request()).await;
-    let second = send(&service, request()).await;
-    assert_eq!(status(&service, request()).await, 503);
-    let gauge = "admission_in_flight limiter=ai";
-    let decisions = "admission_decisions_total limiter=ai limit_type=concurrency outcome=";
-    let snapshot = measured(&snapshotter);
-    assert_eq!(snapshot[gauge], 2.0);
-    assert_eq!(
-        snapshot["rate_limit_hits_total limit_type=concurrency"],
-        1.0
-    );
-    assert_eq!(snapshot[&format!("{decisions}admitted")], 2.0);
-    assert_eq!(snapshot[&format!("{decisions}at_capacity")], 1.0);
-    // A snapshot starts the gauge anew, so these are changes.
-    drop(first);
-    assert_eq!(measured(&snapshotter)[gauge], -1.0);
-    drop(second);
-    assert_eq!(measured(&snapshotter)[gauge], -1.0);
-}
-
 /// Collects the fields of every event of this crate.
 #[derive(Clone, Default)]
 struct Events(Arc<Mutex<Vec<BTreeMap<String, String>>>>);
@@ -314,34 +231,4 @@ async fn capacity_is_logged_with_its_name() {
     assert_eq!(event["reason"], "\"at_capacity\"");
     assert_eq!(event["retry_after"], "1");
     assert!(!event.contains_key("key"), "nobody in particular");
-}
-
-#[cfg(feature = "redis")]
-#[test]
-fn the_metrics_of_a_store() {
-    use tower_admission::store::redis::{FailureKind, StoreObserver};
-
-    let recorder = DebuggingRecorder::new();
-    let snapshotter = recorder.snapshotter();
-    let _recording = metrics::set_default_local_recorder(&recorder);
-    let observer = MetricsObserver::new();
-    observer.reachable(true);
-    observer.failed(FailureKind::Timeout);
-    observer.failed(FailureKind::Timeout);
-    observer.failed(FailureKind::ReadOnly);
-    observer.denied_from_cache();
-    observer.reachable(false);
-    assert_eq!(
-        measured(&snapshotter),
-        [
-            ("admission_denial_cache_hits_total ".to_owned(), 1.0),
-            (
-                "admission_store_errors_total kind=read_only".to_owned(),
-                1.0
-            ),
-            ("admission_store_errors_total kind=timeout".to_owned(), 2.0),
-            ("admission_store_up ".to_owned(), 0.0),
-        ]
-        .into()
-    );
 }
