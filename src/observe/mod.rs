@@ -13,6 +13,8 @@ use crate::rejection::Rejection;
 mod metrics;
 #[cfg(feature = "tracing")]
 mod tracing;
+#[cfg(feature = "tracing")]
+mod warned;
 
 #[cfg(feature = "metrics")]
 pub use self::metrics::MetricsObserver;

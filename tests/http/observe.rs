@@ -178,10 +178,75 @@ async fn each_refusal_is_one_event_without_the_credential() {
         assert_eq!(event["limit"], "1");
         assert_eq!(event["remaining"], "0");
         assert_eq!(event["retry_after"], "3600");
+        assert_eq!(event["policy"], "\"default\"");
         let kind = ["Key(bearer)", "Key(api-key)"].contains(&&*event["key"]);
         assert!(kind, "{event:?}");
         assert!(!format!("{event:?}").contains("hunter2"));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_is_warned_of_once_until_it_may_come_back() {
+    let events = Events::default();
+    let _collecting = events.collect();
+    let (layer, _clock) = timed(by_user, Quota::per_second(1).burst(1));
+    let observer = TracingObserver::new();
+    let service = layer
+        .name("api")
+        .observe(observer.clone())
+        .layer(Counting::default());
+    let levels = || -> Vec<String> {
+        let events = events.take().into_iter();
+        events
+            .map(|event| match event.get("suppressed") {
+                Some(suppressed) => format!("{} {suppressed}", event["level"]),
+                None => event["level"].clone(),
+            })
+            .collect()
+    };
+    for name in ["alice", "bob"] {
+        while status(&service, user(name)).await == 200 {}
+        assert_eq!(levels(), ["WARN 0"], "{name}");
+    }
+    for name in ["alice", "bob", "alice"] {
+        assert_eq!(status(&service, user(name)).await, 429);
+    }
+    assert_eq!(levels(), ["DEBUG", "DEBUG", "DEBUG"]);
+    // The limiter's clock stands still, so they are refused on.
+    tokio::time::advance(crate::common::SECOND).await;
+    for _ in 0..2 {
+        assert_eq!(status(&service, user("alice")).await, 429);
+    }
+    assert_eq!(levels(), ["WARN 3", "DEBUG"]);
+    // Another limiter that shares the observer warns by itself.
+    let (other, _clock) = timed(by_user, Quota::deny_all());
+    let other = other
+        .name("other")
+        .observe(observer)
+        .layer(Counting::default());
+    assert_eq!(status(&other, user("alice")).await, 429);
+    assert_eq!(levels(), ["WARN 1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_keys_are_warned_of_at_most_ten_times_a_second() {
+    let events = Events::default();
+    let _collecting = events.collect();
+    let (layer, _clock) = timed(by_user, Quota::deny_all());
+    let service = layer
+        .observe(TracingObserver::new())
+        .layer(Counting::default());
+    let mut warnings = Vec::new();
+    for n in 0..100 {
+        assert_eq!(status(&service, user(&n.to_string())).await, 429);
+    }
+    warnings.extend(events.take());
+    tokio::time::advance(crate::common::SECOND).await;
+    assert_eq!(status(&service, user("alice")).await, 429);
+    warnings.extend(events.take());
+    warnings.retain(|event| event["level"] == "WARN");
+    assert_eq!(warnings.len(), 11);
+    assert_eq!(warnings[10]["suppressed"], "90");
 }
 
 #[tokio::test]
