@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::per_key::{KeySlot, PerKey};
 use super::permit::{Permit, Watched};
 use super::slots::{Slot, Slots, UNLIMITED};
-use super::wait::{Acquire, Acquiring};
+use super::wait::{Acquire, Acquiring, Wait};
 use crate::key::Key;
 use crate::observe::Observer;
 use crate::rejection::{Reason, Rejection};
@@ -373,13 +373,6 @@ impl ConcurrencyLimiter {
         Arc::make_mut(&mut self.0).observer = Some(observer);
         self
     }
-}
-
-/// How many may wait in line, and how long.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Wait {
-    pub(crate) max_waiting: usize,
-    pub(crate) max_time: Duration,
 }
 
 fn limit_of(slots: &Slots) -> Option<u64> {
