@@ -313,7 +313,7 @@ impl ConcurrencyLimiter {
     /// count in one store each go by their own.
     ///
     /// Never blocks. When it is lowered, what is in flight stays, and nobody new comes in until
-    /// enough permits are back.
+    /// enough permits are back. Observers are told.
     pub fn set_limit(&self, limit: usize) {
         self.slots().set_limit(slots_of(limit));
         if let Some(observer) = &self.0.observer {

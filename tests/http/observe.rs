@@ -6,8 +6,10 @@ use std::sync::{Arc, Mutex};
 
 use http_body_util::BodyExt;
 use tower::{Layer, Service};
-use tower_admission::observe::TracingObserver;
-use tower_admission::{ByToken, ConcurrencyLimitLayer, Quota, RateLimitByTokenLayer};
+use tower_admission::observe::{Observer, TracingObserver};
+use tower_admission::{
+    ByToken, ConcurrencyLimitLayer, ConcurrencyLimiter, Quota, RateLimitByTokenLayer,
+};
 use tracing::field::{Field, Visit};
 use tracing_subscriber::layer::SubscriberExt;
 
@@ -106,6 +108,36 @@ async fn permits_by_hand_are_seen_and_decide_nothing() {
     let _ = layer.limiter().try_acquire().unwrap_err();
     drop(permit);
     assert_eq!(seen.take(), ["acquired jobs 1", "released jobs"]);
+}
+
+/// Sets the limit to 6 while it is told that it is 5, where that is not seen.
+struct Meddling {
+    limiter: ConcurrencyLimiter,
+    told: Arc<Mutex<Vec<Option<u64>>>>,
+}
+
+impl Observer for Meddling {
+    fn limit(&self, _: &str, limit: Option<u64>) {
+        self.told.lock().unwrap().push(limit);
+        if limit == Some(5) {
+            self.limiter.set_limit(6);
+        }
+    }
+}
+
+#[test]
+fn the_limit_that_is_told_last_is_the_one_that_is() {
+    let layer = ConcurrencyLimitLayer::new(1);
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let meddling = Meddling {
+        limiter: layer.limiter(),
+        told: told.clone(),
+    };
+    let limiter = layer.observe(meddling).limiter();
+    drop(limiter.try_acquire().unwrap());
+    limiter.set_limit(5);
+    limiter.set_limit(0);
+    assert_eq!(*told.lock().unwrap(), [Some(1), Some(5), Some(6), None]);
 }
 
 #[tokio::test]
