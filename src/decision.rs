@@ -146,9 +146,16 @@ impl Decision {
         self.policies.as_deref().map(Vec::as_slice)
     }
 
+    /// Which of the usages an admitted request is told, by its place.
+    pub(crate) fn least(&self) -> Option<usize> {
+        let usages = self.usages.iter().enumerate();
+        let least = usages.min_by_key(|(_, usage)| usage.remaining);
+        least.map(|(at, _)| at)
+    }
+
     fn binding(&self) -> Option<&Usage> {
         if self.is_admitted() {
-            self.usages.iter().min_by_key(|usage| usage.remaining)
+            self.least().map(|at| &self.usages[at])
         } else {
             self.usages.iter().max_by_key(|usage| usage.wait)
         }

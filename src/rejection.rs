@@ -143,6 +143,11 @@ impl Rejection {
         self.violated.iter().map(|name| &**name)
     }
 
+    /// The first of the quotas that the request did not fit; empty where there is none.
+    pub(crate) fn policy(&self) -> &str {
+        self.violated.first().map_or("", |name| name)
+    }
+
     /// How many are at work and how many may be, in a refusal by [`Leases`](crate::Leases).
     #[must_use]
     pub fn occupancy(&self) -> Option<Occupancy> {

@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use http::{Request, Response};
 use http_body::Body;
 use pin_project_lite::pin_project;
+use tokio::time::Instant;
 use tower_service::Service;
 
 use super::layer::{HoldUntil, Shared};
@@ -46,6 +47,8 @@ pub(super) struct InLine<S, B> {
     pub(super) service: S,
     pub(super) request: Request<B>,
     pub(super) key: Option<Key>,
+    /// When it came, if observers are to be told how long the decision took.
+    pub(super) begun: Option<Instant>,
     pub(super) shared: Arc<Shared>,
 }
 
@@ -157,17 +160,18 @@ where
             mut service,
             mut request,
             key,
+            begun,
             shared,
             ..
         } = self;
         match acquired {
             Ok(permit) => {
-                let permit = shared.admit(&mut request, permit, key.as_ref());
+                let permit = shared.admit(&mut request, permit, key.as_ref(), begun);
                 ResponseFuture::calling(service.call(request), permit, shared.hold_until)
             }
             Err(rejection) => {
                 let head = RequestHead::from(&request);
-                ResponseFuture::refused(shared.refuse(&rejection, head, key.as_ref()))
+                ResponseFuture::refused(shared.refuse(&rejection, head, key.as_ref(), begun))
             }
         }
     }

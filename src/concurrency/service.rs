@@ -5,6 +5,7 @@ use std::task::{Context, Poll};
 
 use http::{Request, Response};
 use http_body::Body;
+use tokio::time::Instant;
 use tower_service::Service;
 
 use super::future::{InLine, ResponseFuture};
@@ -91,15 +92,16 @@ impl<S> ConcurrencyLimit<S> {
             let future = self.inner.call(request);
             return ResponseFuture::calling(future, Permit::none(), HoldUntil::Headers);
         }
+        let begun = shared.observers.begin();
         let key = shared.key.as_ref().map(|key| key.key(head));
         match shared.limiter.acquire(key, shared.wait) {
             Acquire::Admitted(permit) => {
                 let until = shared.hold_until;
-                let permit = shared.admit(&mut request, permit, key.as_ref());
+                let permit = shared.admit(&mut request, permit, key.as_ref(), begun);
                 ResponseFuture::calling(self.inner.call(request), permit, until)
             }
             Acquire::Refused(rejection) => {
-                ResponseFuture::refused(shared.refuse(&rejection, head, key.as_ref()))
+                ResponseFuture::refused(shared.refuse(&rejection, head, key.as_ref(), begun))
             }
             Acquire::Later(acquiring) => {
                 // The service that was made ready is the one to be called, so it goes along and
@@ -111,6 +113,7 @@ impl<S> ConcurrencyLimit<S> {
                     service: ready,
                     request,
                     key,
+                    begun,
                     shared: self.shared.clone(),
                 })
             }
@@ -126,9 +129,11 @@ impl Shared {
         request: &mut Request<B>,
         permit: Permit,
         key: Option<&Key>,
+        begun: Option<Instant>,
     ) -> Permit {
+        let subject = self.subject(key);
         self.observers
-            .tell(|observer| observer.admitted(&self.subject(key)));
+            .decided(begun, &subject, |observer| observer.admitted(&subject));
         if !asks_for_upgrade(request) {
             return permit;
         }
@@ -143,12 +148,15 @@ impl Shared {
         rejection: &Rejection,
         head: RequestHead<'_>,
         key: Option<&Key>,
+        begun: Option<Instant>,
     ) -> Response<ResponseBody<B>>
     where
         B: Body,
     {
-        self.observers
-            .tell(|observer| observer.rejected(&self.subject(key), rejection));
+        let subject = self.subject(key);
+        (self.observers).decided(begun, &subject, |observer| {
+            observer.rejected(&subject, rejection);
+        });
         self.answers
             .answer(rejection, head)
             .map(ResponseBody::refusal)
@@ -156,8 +164,9 @@ impl Shared {
 
     fn subject<'a>(&'a self, key: Option<&'a Key>) -> Subject<'a> {
         Subject {
-            limit_type: "http_concurrency",
+            limit_type: "concurrency",
             limiter: self.limiter.name(),
+            policy: "",
             key,
         }
     }

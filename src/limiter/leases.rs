@@ -182,14 +182,13 @@ impl Leases {
     /// [`Reason::KeyAtCapacity`] when the tenant's limit is reached, else [`Reason::AtCapacity`];
     /// [`Reason::Unavailable`] when the store cannot be reached and fails closed.
     pub async fn acquire(&self, tenant: &Key, id: &str) -> Result<Lease, Rejection> {
+        let begun = self.0.observers.begin();
         let acquired = self.take(tenant, id).await;
         let subject = self.subject(tenant);
-        match &acquired {
-            Ok(_) => (self.0.observers).tell(|observer| observer.admitted(&subject)),
-            Err(rejection) => {
-                (self.0.observers).tell(|observer| observer.rejected(&subject, rejection));
-            }
-        }
+        (self.0.observers).decided(begun, &subject, |observer| match &acquired {
+            Ok(_) => observer.admitted(&subject),
+            Err(rejection) => observer.rejected(&subject, rejection),
+        });
         acquired
     }
 
@@ -316,6 +315,7 @@ impl Leases {
         Subject {
             limit_type: "lease",
             limiter: &self.0.name,
+            policy: "",
             key: Some(tenant),
         }
     }

@@ -18,5 +18,4 @@ pub use leases::Leases;
 pub use permit::Permit;
 pub use rate::RateLimiter;
 
-pub(crate) use concurrency::Wait;
-pub(crate) use wait::{Acquire, Acquiring};
+pub(crate) use wait::{Acquire, Acquiring, Wait};

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::per_key::KeySlot;
 use super::slots::Slot;
 use crate::observe::Observer;
@@ -30,6 +32,7 @@ pub(super) struct Extra {
 pub(super) struct Watched {
     pub(super) limiter: Arc<str>,
     pub(super) observer: Arc<dyn Observer>,
+    pub(super) since: Instant,
 }
 
 impl Permit {
@@ -100,6 +103,7 @@ impl Permit {
         // Last, so that an observer sees the counts without this one.
         if let Some(watched) = &extra.watched {
             watched.observer.released(&watched.limiter);
+            (watched.observer).held(&watched.limiter, watched.since.elapsed());
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::key::Key;
 use crate::limits::Limits;
 use crate::policy::{NamedQuota, Policy};
 use crate::rejection::{Reason, Rejection};
-use crate::store::{MemoryStore, RateBuckets, RateStore, Reply, SecretMissing};
+use crate::store::{MemoryStore, RateBuckets, RateStats, RateStore, Reply, SecretMissing};
 
 /// Decides by key whether a request fits its quotas. Clones share one limit.
 ///
@@ -230,6 +230,15 @@ impl RateLimiter {
         }
     }
 
+    /// How many keys are held, and how many were given up at the store's bound. `None` when nothing
+    /// is limited, and of a store that does not know it; the memory store does.
+    ///
+    /// For metrics, now and then: it may take a lock for each part of the keys.
+    #[must_use]
+    pub fn stats(&self) -> Option<RateStats> {
+        self.0.buckets.as_ref()?.stats()
+    }
+
     /// The policies that this limiter was made with, without the quotas that are off.
     #[must_use]
     pub fn policies(&self) -> &[Policy] {
@@ -247,6 +256,12 @@ impl RateLimiter {
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         let quotas = self.0.policies.iter().flat_map(Policy::quotas);
         quotas.map(NamedQuota::name)
+    }
+
+    /// The name of the quota that binds in a decision that admits; empty where none does.
+    pub(crate) fn binding(&self, decision: &Decision) -> &str {
+        let name = decision.least().and_then(|at| self.names().nth(at));
+        name.unwrap_or("")
     }
 
     /// What a decision that refuses means, said for a limiter of this name.

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::time::Sleep;
 
@@ -11,6 +12,13 @@ use super::per_key::KeySlot;
 use super::permit::Permit;
 use super::slots::Place;
 use crate::rejection::Rejection;
+
+/// How many may wait in line, and how long.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wait {
+    pub(crate) max_waiting: usize,
+    pub(crate) max_time: Duration,
+}
 
 /// A limiter's answer to who comes now.
 pub(crate) enum Acquire {

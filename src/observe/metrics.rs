@@ -1,41 +1,188 @@
-//! Counters and a gauge on the `metrics` facade.
+//! Counters, gauges and histograms on the `metrics` facade.
+
+use std::time::Duration;
+
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram};
+use metrics::{gauge, histogram};
 
 use super::{Observer, Subject};
 use crate::rejection::Rejection;
+use crate::store::RateStats;
 #[cfg(feature = "redis")]
 use crate::store::redis::{FailureKind, StoreObserver};
 
-/// Counts decisions with the [`metrics`] facade. No label holds anything a client sent.
+/// Counts and measures with the [`metrics`] facade. No label holds anything a client sent: all are
+/// words of the program's, so there are as many series as it has limiters and quotas.
 ///
 /// | metric | labels | |
 /// |---|---|---|
+/// | `admission_decisions_total` | `limiter`, `policy`, `limit_type`, `outcome` | `outcome` is `admitted`, a [`Reason`](crate::Reason) in words, or `dry_run` |
 /// | `rate_limit_hits_total` | `limit_type` | refusals, by sort of limit |
-/// | `admission_decisions_total` | `limiter`, `limit_type`, `outcome` | `outcome` is `admitted`, a [`Reason`](crate::Reason) in words, or `dry_run` |
+/// | `admission_decision_seconds` | `limiter` | how long a decision took, with its store's round trip and a wait in line |
 /// | `admission_in_flight` | `limiter` | permits given out and not back yet |
+/// | `admission_in_flight_limit` | `limiter` | how many there may be; `+Inf` when the limit is off |
+/// | `admission_held_seconds` | `limiter` | how long a permit was held |
+/// | `admission_tracked_keys` | `limiter` | keys that a limiter's store holds, see [`publish`](Self::publish) |
+/// | `admission_evictions_total` | `limiter` | keys given up at the store's bound that had used something, see [`publish`](Self::publish) |
+///
+/// `limiter` is the name of a layer, `policy` that of the quota which
+/// [binds](Subject::policy), and `limit_type` one of `http`, `concurrency`, `ws_connection`,
+/// `ws_message` and `lease`, see [`Subject::limit_type`]. In flight are the permits of this process,
+/// also where replicas share a limit.
 ///
 /// With feature `redis` it observes [stores](crate::store::redis::RedisStore::observe), too:
 ///
 /// | metric | labels | |
 /// |---|---|---|
 /// | `admission_store_errors_total` | `kind` | calls that failed, by kind of failure |
-/// | `admission_store_up` | | 1 while the store can be reached, else 0 |
+/// | `admission_store_up` | | 1 while the store can be reached, else 0: the breaker is open then |
 /// | `admission_denial_cache_hits_total` | | refusals that took no call |
-#[derive(Clone, Copy, Debug, Default)]
+///
+/// A dashboard for Grafana and alerts for Prometheus on all of these are in the repository, as
+/// `dashboards/grafana.json` and `dashboards/alerts.yaml`.
+///
+/// # Histograms
+///
+/// An exporter has to be told their buckets; that for Prometheus makes summaries of them otherwise,
+/// which cannot be added up over replicas. [`DECISION_BUCKETS`](Self::DECISION_BUCKETS) and
+/// [`HELD_BUCKETS`](Self::HELD_BUCKETS) are what the dashboard expects. With
+/// `metrics-exporter-prometheus`:
+///
+/// ```ignore
+/// PrometheusBuilder::new()
+///     .set_buckets_for_metric(
+///         Matcher::Full("admission_decision_seconds".into()),
+///         &MetricsObserver::DECISION_BUCKETS,
+///     )?
+///     .set_buckets_for_metric(
+///         Matcher::Full("admission_held_seconds".into()),
+///         &MetricsObserver::HELD_BUCKETS,
+///     )?
+///     .install()?;
+/// ```
+///
+/// Costs one look at the clock before and one after each decision, and for each permit.
+#[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct MetricsObserver;
 
 impl MetricsObserver {
-    /// An observer that counts on whichever recorder is installed.
+    /// Upper bounds for `admission_decision_seconds`: from a decision in memory, below a
+    /// microsecond, over one in a store, which has a deadline, to a wait in line.
+    pub const DECISION_BUCKETS: [f64; 14] = [
+        1e-6, 5e-6, 25e-6, 1e-4, 25e-5, 5e-4, 1e-3, 25e-4, 5e-3, 1e-2, 25e-3, 0.1, 0.5, 2.5,
+    ];
+
+    /// Upper bounds for `admission_held_seconds`: from a quick request to a connection that is
+    /// kept for an hour.
+    pub const HELD_BUCKETS: [f64; 14] = [
+        1e-3, 5e-3, 25e-3, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0, 600.0, 3600.0,
+    ];
+
+    /// An observer that counts on whichever recorder is installed. It
+    /// [describes](Self::describe) the metrics to that one.
     #[must_use]
     pub fn new() -> Self {
+        Self::describe();
         Self
+    }
+
+    /// Says what the metrics are, and in which units, to the recorder that is installed now; for
+    /// one that was installed after the observer was made.
+    pub fn describe() {
+        describe_counter!(
+            "admission_decisions_total",
+            Unit::Count,
+            "Decisions about requests, by quota and outcome."
+        );
+        describe_counter!(
+            "rate_limit_hits_total",
+            Unit::Count,
+            "Requests that were refused, by sort of limit."
+        );
+        describe_histogram!(
+            "admission_decision_seconds",
+            Unit::Seconds,
+            "How long decisions took, with a store's round trip and a wait in line."
+        );
+        describe_gauge!(
+            "admission_in_flight",
+            Unit::Count,
+            "Permits that are given out and not back yet."
+        );
+        describe_gauge!(
+            "admission_in_flight_limit",
+            Unit::Count,
+            "How many permits there may be."
+        );
+        describe_histogram!(
+            "admission_held_seconds",
+            Unit::Seconds,
+            "How long permits were held."
+        );
+        describe_gauge!(
+            "admission_tracked_keys",
+            Unit::Count,
+            "Keys that are held, once for each quota."
+        );
+        describe_counter!(
+            "admission_evictions_total",
+            Unit::Count,
+            "Keys that were given up although they had used something."
+        );
+        #[cfg(feature = "redis")]
+        describe_store();
+    }
+
+    /// Sets `admission_tracked_keys` and `admission_evictions_total` of a limiter of this name. These
+    /// are asked for and not told, so call it now and then: before each scrape, or once in some
+    /// seconds.
+    ///
+    /// ```
+    /// use tower_admission::{Quota, RateLimitByTokenLayer, observe::MetricsObserver};
+    ///
+    /// let metrics = MetricsObserver::new();
+    /// let layer = RateLimitByTokenLayer::new(Quota::per_second(10))
+    ///     .name("api")
+    ///     .observe(metrics);
+    /// let limiter = layer.limiter();
+    ///
+    /// // Where metrics are read:
+    /// if let Some(stats) = limiter.stats() {
+    ///     metrics.publish("api", stats);
+    /// }
+    /// ```
+    pub fn publish(&self, limiter: &str, stats: RateStats) {
+        let limiter = limiter.to_owned();
+        gauge!("admission_tracked_keys", "limiter" => limiter.clone())
+            .set(stats.tracked_keys as f64);
+        counter!("admission_evictions_total", "limiter" => limiter).absolute(stats.evictions);
     }
 }
 
+#[cfg(feature = "redis")]
+fn describe_store() {
+    describe_counter!(
+        "admission_store_errors_total",
+        Unit::Count,
+        "Calls to the store that failed, by kind of failure."
+    );
+    describe_gauge!(
+        "admission_store_up",
+        "1 while the store can be reached, 0 while the breaker is open."
+    );
+    describe_counter!(
+        "admission_denial_cache_hits_total",
+        Unit::Count,
+        "Refusals of keys that the store had refused, without a call."
+    );
+}
+
 fn decision(subject: &Subject<'_>, outcome: &'static str) {
-    metrics::counter!(
+    counter!(
         "admission_decisions_total",
         "limiter" => subject.limiter.to_owned(),
+        "policy" => subject.policy.to_owned(),
         "limit_type" => subject.limit_type,
         "outcome" => outcome,
     )
@@ -48,7 +195,7 @@ impl Observer for MetricsObserver {
     }
 
     fn rejected(&self, subject: &Subject<'_>, rejection: &Rejection) {
-        metrics::counter!("rate_limit_hits_total", "limit_type" => subject.limit_type).increment(1);
+        counter!("rate_limit_hits_total", "limit_type" => subject.limit_type).increment(1);
         decision(subject, rejection.reason().as_str());
     }
 
@@ -56,26 +203,47 @@ impl Observer for MetricsObserver {
         decision(subject, "dry_run");
     }
 
+    fn decided(&self, subject: &Subject<'_>, took: Duration) {
+        histogram!("admission_decision_seconds", "limiter" => subject.limiter.to_owned())
+            .record(took);
+    }
+
     fn acquired(&self, limiter: &str, _: u64) {
-        metrics::gauge!("admission_in_flight", "limiter" => limiter.to_owned()).increment(1.0);
+        gauge!("admission_in_flight", "limiter" => limiter.to_owned()).increment(1.0);
+    }
+
+    fn limit(&self, limiter: &str, limit: Option<u64>) {
+        let limit = limit.map_or(f64::INFINITY, |limit| limit as f64);
+        gauge!("admission_in_flight_limit", "limiter" => limiter.to_owned()).set(limit);
     }
 
     fn released(&self, limiter: &str) {
-        metrics::gauge!("admission_in_flight", "limiter" => limiter.to_owned()).decrement(1.0);
+        gauge!("admission_in_flight", "limiter" => limiter.to_owned()).decrement(1.0);
+    }
+
+    fn held(&self, limiter: &str, held: Duration) {
+        histogram!("admission_held_seconds", "limiter" => limiter.to_owned()).record(held);
+    }
+}
+
+/// As [`MetricsObserver::new`].
+impl Default for MetricsObserver {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
 #[cfg(feature = "redis")]
 impl StoreObserver for MetricsObserver {
     fn failed(&self, kind: FailureKind) {
-        metrics::counter!("admission_store_errors_total", "kind" => kind.as_str()).increment(1);
+        counter!("admission_store_errors_total", "kind" => kind.as_str()).increment(1);
     }
 
     fn reachable(&self, reachable: bool) {
-        metrics::gauge!("admission_store_up").set(if reachable { 1.0 } else { 0.0 });
+        gauge!("admission_store_up").set(if reachable { 1.0 } else { 0.0 });
     }
 
     fn denied_from_cache(&self) {
-        metrics::counter!("admission_denial_cache_hits_total").increment(1);
+        counter!("admission_denial_cache_hits_total").increment(1);
     }
 }

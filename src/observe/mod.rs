@@ -2,6 +2,9 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::key::Key;
 use crate::rejection::Rejection;
@@ -10,6 +13,8 @@ use crate::rejection::Rejection;
 mod metrics;
 #[cfg(feature = "tracing")]
 mod tracing;
+#[cfg(feature = "tracing")]
+mod warned;
 
 #[cfg(feature = "metrics")]
 pub use self::metrics::MetricsObserver;
@@ -51,14 +56,32 @@ pub trait Observer: Send + Sync + 'static {
         let _ = (subject, rejection);
     }
 
+    /// A decision, whichever it was, took so long: to find the key and to ask the limiter, with the
+    /// way to its store and back, and with a wait in line. Once for each request that is
+    /// decided, after the hook that says what was decided.
+    fn decided(&self, subject: &Subject<'_>, took: Duration) {
+        let _ = (subject, took);
+    }
+
     /// A concurrency limiter gave out a permit; `in_flight` counts it in.
     fn acquired(&self, limiter: &str, in_flight: u64) {
         let _ = (limiter, in_flight);
     }
 
+    /// How many a concurrency limiter lets in flight, `None` for any number: told with each permit
+    /// that is given out, and whenever it is [set](crate::ConcurrencyLimiter::set_limit).
+    fn limit(&self, limiter: &str, limit: Option<u64>) {
+        let _ = (limiter, limit);
+    }
+
     /// A permit came back.
     fn released(&self, limiter: &str) {
         let _ = limiter;
+    }
+
+    /// The permit that came back was held for so long.
+    fn held(&self, limiter: &str, held: Duration) {
+        let _ = (limiter, held);
     }
 }
 
@@ -66,11 +89,16 @@ pub trait Observer: Send + Sync + 'static {
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Subject<'a> {
-    /// What sort of limit decided: `"http"` for the rate of requests, `"http_concurrency"` for
-    /// requests in flight.
+    /// What sort of limit decided: `"http"` for the rate of requests, `"concurrency"` for requests
+    /// in flight, `"ws_connection"` and `"ws_message"` for WebSockets, `"lease"` for
+    /// [`Leases`](crate::Leases).
     pub limit_type: &'static str,
     /// The name of the limiter, as configured; may be empty.
     pub limiter: &'a str,
+    /// The name of the quota that binds: the first that a refused request did not fit, or of those
+    /// that an admitted one fits the one with the least left. Empty where no quota decided. It is
+    /// the program's word, so there are as many as quotas.
+    pub policy: &'a str,
     /// Who was charged. For logs at most: a key in a metric's label is unbounded.
     pub key: Option<&'a Key>,
 }
@@ -88,6 +116,31 @@ impl Observers {
         self.0.is_empty()
     }
 
+    /// When a decision begins that [`decided`](Self::decided) is to be told of; no clock is read
+    /// where nobody is there to be told.
+    #[inline]
+    pub(crate) fn begin(&self) -> Option<Instant> {
+        (!self.is_empty()).then(Instant::now)
+    }
+
+    /// Tells what was decided with `tell`, and how long that took.
+    #[inline]
+    pub(crate) fn decided(
+        &self,
+        begun: Option<Instant>,
+        subject: &Subject<'_>,
+        tell: impl Fn(&dyn Observer),
+    ) {
+        let Some(begun) = begun else {
+            return;
+        };
+        let took = begun.elapsed();
+        self.tell(|observer| {
+            tell(observer);
+            observer.decided(subject, took);
+        });
+    }
+
     #[inline]
     pub(crate) fn tell(&self, tell: impl Fn(&dyn Observer)) {
         for observer in &self.0 {
@@ -102,8 +155,16 @@ impl Observer for Observers {
         self.tell(|observer| observer.acquired(limiter, in_flight));
     }
 
+    fn limit(&self, limiter: &str, limit: Option<u64>) {
+        self.tell(|observer| observer.limit(limiter, limit));
+    }
+
     fn released(&self, limiter: &str) {
         self.tell(|observer| observer.released(limiter));
+    }
+
+    fn held(&self, limiter: &str, held: Duration) {
+        self.tell(|observer| observer.held(limiter, held));
     }
 }
 

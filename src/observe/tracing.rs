@@ -1,30 +1,52 @@
 //! Refusals as tracing events.
 
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
+use super::warned::Warned;
 use super::{Observer, Subject};
 use crate::rejection::Rejection;
 
-/// Logs a warning for each refusal, and a debug event for each on a dry run.
+/// Logs a warning for the first refusal of a key, and debug events for the next ones and for
+/// those of a dry run.
+///
+/// A key that was warned of is not warned of again until it may come back: until its wait has
+/// passed, else until its quota is unused, but for at least one second and at most sixty. Each
+/// sort of limit and each limiter warns by itself; refusals without a key, as those for capacity,
+/// count as of one.
+///
+/// All clones together log at most ten warnings a second, however many keys there are, and remember
+/// those warned of in 17 KiB. `suppressed` in a warning says how many refusals had none since the
+/// one before: repeats, and what was above the ten.
 ///
 /// The key is in it as its kind, or as the address that it is; never a credential.
-#[derive(Clone, Copy, Debug, Default)]
-#[non_exhaustive]
-pub struct TracingObserver;
+#[derive(Clone)]
+pub struct TracingObserver {
+    warned: Arc<Warned>,
+    started: Instant,
+}
 
 impl TracingObserver {
     /// An observer that logs to whichever subscriber is there.
     #[must_use]
     pub fn new() -> Self {
-        Self
+        Self {
+            warned: Arc::new(Warned::new()),
+            started: Instant::now(),
+        }
     }
 }
 
 macro_rules! event {
-    ($level:ident, $subject:ident, $rejection:ident, $message:literal) => {
+    ($level:ident, $subject:ident, $rejection:ident, $($field:ident = $value:expr,)? $message:literal) => {
         $level!(
             limit_type = $subject.limit_type,
             limiter = $subject.limiter,
+            policy = Some($subject.policy).filter(|policy| !policy.is_empty()),
             reason = $rejection.reason().as_str(),
             key = $subject.key.map(tracing::field::debug),
             limit = $rejection.decision().and_then(|decision| decision.limit()),
@@ -32,6 +54,7 @@ macro_rules! event {
                 .decision()
                 .and_then(|decision| decision.remaining()),
             retry_after = $rejection.retry_after_seconds(),
+            $($field = $value,)?
             $message
         )
     };
@@ -39,10 +62,42 @@ macro_rules! event {
 
 impl Observer for TracingObserver {
     fn rejected(&self, subject: &Subject<'_>, rejection: &Rejection) {
-        event!(warn, subject, rejection, "request refused");
+        let who = (subject.limit_type, subject.limiter, subject.key);
+        let now = self.started.elapsed();
+        match self.warned.warns(who, now, window(rejection)) {
+            Some(suppressed) => {
+                event!(
+                    warn,
+                    subject,
+                    rejection,
+                    suppressed = suppressed,
+                    "request refused"
+                );
+            }
+            None => event!(debug, subject, rejection, "request refused"),
+        }
     }
 
     fn would_reject(&self, subject: &Subject<'_>, rejection: &Rejection) {
         event!(debug, subject, rejection, "request would be refused");
+    }
+}
+
+/// How long a refusal tells all there is to tell of a key.
+fn window(rejection: &Rejection) -> Duration {
+    let reset = || rejection.decision().and_then(|decision| decision.reset());
+    rejection.wait().or_else(reset).unwrap_or_default()
+}
+
+/// As [`TracingObserver::new`].
+impl Default for TracingObserver {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for TracingObserver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TracingObserver").finish_non_exhaustive()
     }
 }

@@ -11,7 +11,7 @@ use http_body::Body;
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-use super::shared::{Shared, Verdict, refuses_credentials};
+use super::shared::{Asked, Shared, Verdict, refuses_credentials};
 use crate::body::ResponseBody;
 use crate::decision::Decision;
 use crate::key::Key;
@@ -52,8 +52,7 @@ pub(super) struct Deciding<S, B> {
     pub(super) decision: Pin<Box<dyn Future<Output = Decision> + Send>>,
     pub(super) service: S,
     pub(super) request: Request<B>,
-    pub(super) key: Key,
-    pub(super) guarded: Option<Key>,
+    pub(super) asked: Asked,
     pub(super) shared: Arc<Shared>,
 }
 
@@ -155,12 +154,11 @@ where
         let Self {
             mut service,
             mut request,
-            key,
-            guarded,
+            asked,
             shared,
             ..
         } = self;
-        match Shared::verdict(&shared, &mut request, key, guarded, decision) {
+        match Shared::verdict(&shared, &mut request, asked, decision) {
             Verdict::Admitted(told) => ResponseFuture::calling(service.call(request), told),
             Verdict::Refused(response) => ResponseFuture::refused(response),
         }

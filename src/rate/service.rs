@@ -11,7 +11,7 @@ use tower_service::Service;
 
 use super::future::{Deciding, ResponseFuture};
 use super::layer::MAX_KEYS;
-use super::shared::{Shared, Verdict};
+use super::shared::{Asked, Shared, Verdict};
 use crate::body::ResponseBody;
 use crate::decision::Decision;
 use crate::extract::RequestHead;
@@ -80,7 +80,7 @@ where
             Reply::Ready(decision) if decision.is_admitted() => {
                 self.call_and_tell(request, decision)
             }
-            reply => self.decided(request, *key, None, reply),
+            reply => self.decided(request, Asked::plain(*key), reply),
         }
     }
 }
@@ -97,9 +97,12 @@ impl<S> RateLimit<S> {
         if shared.passes(head) {
             return ResponseFuture::calling(self.inner.call(request), None);
         }
+        let begun = shared.observers.begin();
         let guarded = match shared.guarded(head) {
             Ok(guarded) => guarded,
-            Err(refused) => return ResponseFuture::refused(shared.refuse(&refused, head)),
+            Err(refused) => {
+                return ResponseFuture::refused(shared.refuse(&refused, begun, head));
+            }
         };
         let cost = shared.cost.as_ref().map_or(1, |cost| cost(head));
         let key = shared.keys[0].key(head);
@@ -111,7 +114,12 @@ impl<S> RateLimit<S> {
                 shared.limiter.decide(&keys, cost)
             }
         };
-        self.decided(request, key, guarded, reply)
+        let asked = Asked {
+            key,
+            guarded,
+            begun,
+        };
+        self.decided(request, asked, reply)
     }
 
     /// Calls with a request that was admitted, and tells what the decision left.
@@ -134,8 +142,7 @@ impl<S> RateLimit<S> {
     fn decided<B, RB>(
         &mut self,
         mut request: Request<B>,
-        key: Key,
-        guarded: Option<Key>,
+        asked: Asked,
         reply: Reply<Decision>,
     ) -> ResponseFuture<S, B, RB>
     where
@@ -153,13 +160,12 @@ impl<S> RateLimit<S> {
                     decision,
                     service,
                     request,
-                    key,
-                    guarded,
+                    asked,
                     shared: self.shared.clone(),
                 });
             }
         };
-        match Shared::verdict(&self.shared, &mut request, key, guarded, decision) {
+        match Shared::verdict(&self.shared, &mut request, asked, decision) {
             Verdict::Admitted(told) => ResponseFuture::calling(self.inner.call(request), told),
             Verdict::Refused(response) => ResponseFuture::refused(response),
         }

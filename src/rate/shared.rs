@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body::Body;
+use tokio::time::Instant;
 
 use super::future::Told;
 use super::status::RateLimitStatus;
@@ -106,21 +107,28 @@ impl Shared {
     pub(super) fn verdict<B, RB: Body>(
         shared: &Arc<Self>,
         request: &mut Request<B>,
-        key: Key,
-        guarded: Option<Key>,
+        asked: Asked,
         decision: Decision,
     ) -> Verdict<RB> {
+        let Asked {
+            key,
+            guarded,
+            begun,
+        } = asked;
         if decision.is_admitted() {
-            shared
-                .observers
-                .tell(|observer| observer.admitted(&shared.subject(&key)));
+            if begun.is_some() {
+                shared.tell_admitted(&key, begun, &decision);
+            }
         } else {
             let refused = shared.refused(key, decision.clone());
             if !shared.dry_run {
                 let head = RequestHead::from(&*request);
-                return Verdict::Refused(shared.refuse(&refused, head));
+                return Verdict::Refused(shared.refuse(&refused, begun, head));
             }
-            shared.would_refuse(&refused);
+            let subject = shared.subject(&refused.key, refused.policy());
+            (shared.observers).decided(begun, &subject, |observer| {
+                observer.would_reject(&subject, &refused.rejection);
+            });
         }
         Verdict::Admitted(Self::tell_later(shared, request, guarded, decision))
     }
@@ -143,6 +151,12 @@ impl Shared {
         })
     }
 
+    fn tell_admitted(&self, key: &Key, begun: Option<Instant>, decision: &Decision) {
+        let subject = self.subject(key, self.limiter.binding(decision));
+        self.observers
+            .decided(begun, &subject, |observer| observer.admitted(&subject));
+    }
+
     #[cold]
     fn refused(&self, key: Key, decision: Decision) -> Refused {
         Refused {
@@ -155,12 +169,14 @@ impl Shared {
     pub(super) fn refuse<RB: Body>(
         &self,
         refused: &Refused,
+        begun: Option<Instant>,
         head: RequestHead<'_>,
     ) -> Response<ResponseBody<RB>> {
         let Refused { rejection, key } = refused;
-        let subject = self.subject(key);
-        self.observers
-            .tell(|observer| observer.rejected(&subject, rejection));
+        let subject = self.subject(key, refused.policy());
+        (self.observers).decided(begun, &subject, |observer| {
+            observer.rejected(&subject, rejection);
+        });
         let mut response = self.answers.answer(rejection, head);
         // A guard's numbers are nothing to tell to whoever guesses credentials.
         if rejection.reason() != Reason::AbnormalUsage
@@ -171,10 +187,11 @@ impl Shared {
         response.map(ResponseBody::refusal)
     }
 
+    /// Tells of what a guard would refuse; the limit itself has not decided yet.
     #[cold]
     fn would_refuse(&self, refused: &Refused) {
         let Refused { rejection, key } = refused;
-        let subject = self.subject(key);
+        let subject = self.subject(key, refused.policy());
         self.observers
             .tell(|observer| observer.would_reject(&subject, rejection));
     }
@@ -191,10 +208,11 @@ impl Shared {
         }
     }
 
-    fn subject<'a>(&'a self, key: &'a Key) -> Subject<'a> {
+    fn subject<'a>(&'a self, key: &'a Key, policy: &'a str) -> Subject<'a> {
         Subject {
             limit_type: "http",
             limiter: &self.name,
+            policy,
             key: Some(key),
         }
     }
@@ -222,10 +240,35 @@ pub(super) enum Verdict<RB> {
     Refused(Response<ResponseBody<RB>>),
 }
 
+/// What is known of a request whose decision is asked for.
+pub(super) struct Asked {
+    pub(super) key: Key,
+    pub(super) guarded: Option<Key>,
+    /// When that began, if observers are to be told how long it took.
+    pub(super) begun: Option<Instant>,
+}
+
+impl Asked {
+    /// Of a key, without anything else.
+    pub(super) fn plain(key: Key) -> Self {
+        Self {
+            key,
+            guarded: None,
+            begun: None,
+        }
+    }
+}
+
 /// A refusal, and who it was charged to.
 pub(super) struct Refused {
     rejection: Rejection,
     key: Key,
+}
+
+impl Refused {
+    fn policy(&self) -> &str {
+        self.rejection.policy()
+    }
 }
 
 impl fmt::Debug for Shared {

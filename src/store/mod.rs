@@ -111,6 +111,35 @@ pub trait RateBuckets: Send + Sync + 'static {
     ///
     /// Never fills a bucket (or window) beyond what it holds when it was left alone.
     fn refund(&self, keys: &[Key], cost: u32) -> Reply<()>;
+
+    /// How many keys are held and were given up, if the store knows that by itself; it is asked now
+    /// and then, for metrics. Default: it does not.
+    fn stats(&self) -> Option<RateStats> {
+        None
+    }
+}
+
+/// What a [`RateStore`] holds for one limiter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RateStats {
+    /// How many keys are held, each once for every quota that it is charged to. Those whose bucket
+    /// is full again count until their room is needed.
+    pub tracked_keys: u64,
+    /// How many buckets were given up that were not full again, because there was no other room for
+    /// a new key: their owners started anew with full ones. Never goes down.
+    pub evictions: u64,
+}
+
+impl RateStats {
+    /// So many keys, and so many that were given up.
+    #[must_use]
+    pub fn new(tracked_keys: u64, evictions: u64) -> Self {
+        Self {
+            tracked_keys,
+            evictions,
+        }
+    }
 }
 
 /// Buckets whose quotas can be changed while they are in use.

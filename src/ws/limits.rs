@@ -296,9 +296,10 @@ impl SocketLimits {
         Fut: Future<Output = ()> + Send + 'static,
     {
         let subject = self.subject(&key);
+        let begun = self.0.observers.begin();
         match self.0.connections.acquire_for(Some(&key)).await {
             Ok(permit) => {
-                (self.0.observers).tell(|observer| observer.admitted(&subject));
+                (self.0.observers).decided(begun, &subject, |observer| observer.admitted(&subject));
                 let Shared {
                     messages,
                     name,
@@ -311,7 +312,9 @@ impl SocketLimits {
                     .on_upgrade(move |socket| serve(LimitedSocket::new(socket, permit, messages)))
             }
             Err(rejection) => {
-                (self.0.observers).tell(|observer| observer.rejected(&subject, &rejection));
+                (self.0.observers).decided(begun, &subject, |observer| {
+                    observer.rejected(&subject, &rejection);
+                });
                 match (self.0.refusal, self.0.closing.try_acquire()) {
                     (Refusal::Close, Ok(permit)) => {
                         upgrade.on_upgrade(move |socket| close(socket, rejection, permit))
@@ -326,6 +329,7 @@ impl SocketLimits {
         Subject {
             limit_type: "ws_connection",
             limiter: &self.0.name,
+            policy: "",
             key: Some(key),
         }
     }

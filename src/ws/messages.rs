@@ -62,13 +62,32 @@ impl Messages {
 
     /// Charges a message; says what is to be done with one that does not fit.
     pub(super) async fn take(&mut self) -> Result<(), Excess> {
-        match self.charge().await {
-            Ok(()) => Ok(()),
-            Err(rejection) => Err(self.exceeded(rejection)),
-        }
+        let begun = self.observers.begin();
+        let charged = self.charge().await;
+        let policy = match &charged {
+            // Nothing was decided, or nobody is to be told.
+            Ok(None) => return Ok(()),
+            Ok(Some(policy)) => policy,
+            Err(rejection) => rejection.policy(),
+        };
+        let subject = Subject {
+            limit_type: "ws_message",
+            limiter: &self.name,
+            policy,
+            key: Some(&self.key),
+        };
+        (self.observers).decided(begun, &subject, |observer| match &charged {
+            Ok(_) => observer.admitted(&subject),
+            Err(rejection) => observer.rejected(&subject, rejection),
+        });
+        charged
+            .map(|_| ())
+            .map_err(|rejection| self.exceeded(rejection))
     }
 
-    async fn charge(&self) -> Result<(), Rejection> {
+    /// The name of the quota that binds, if there is any and observers are to be told.
+    async fn charge(&self) -> Result<Option<&str>, Rejection> {
+        let mut policy = None;
         // The connection's first: it is here, and spares the key what does not fit anyway.
         let limits = [
             (&self.limits.per_connection, self.connection),
@@ -82,18 +101,14 @@ impl Messages {
             if !decision.is_admitted() {
                 return Err(limiter.rejection(&self.name, decision));
             }
+            if !self.observers.is_empty() {
+                policy = Some(limiter.binding(&decision));
+            }
         }
-        Ok(())
+        Ok(policy)
     }
 
     fn exceeded(&mut self, rejection: Rejection) -> Excess {
-        let subject = Subject {
-            limit_type: "ws_message",
-            limiter: &self.name,
-            key: Some(&self.key),
-        };
-        self.observers
-            .tell(|observer| observer.rejected(&subject, &rejection));
         self.violations = self.violations.saturating_add(1);
         if (self.limits.close_after).is_some_and(|most| self.violations >= most) {
             return Excess::Close(rejection);

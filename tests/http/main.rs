@@ -19,6 +19,7 @@ mod guard;
 mod headers;
 mod hold;
 mod keys;
+mod metrics;
 mod observe;
 mod per_key;
 mod rate;

@@ -5,10 +5,11 @@ use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
 
 use http_body_util::BodyExt;
-use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use tower::{Layer, Service};
-use tower_admission::observe::{MetricsObserver, TracingObserver};
-use tower_admission::{ByToken, ConcurrencyLimitLayer, Quota, RateLimitByTokenLayer};
+use tower_admission::observe::{Observer, TracingObserver};
+use tower_admission::{
+    ByToken, ConcurrencyLimitLayer, ConcurrencyLimiter, Quota, RateLimitByTokenLayer,
+};
 use tracing::field::{Field, Visit};
 use tracing_subscriber::layer::SubscriberExt;
 
@@ -40,11 +41,11 @@ async fn each_permit_is_seen_once_coming_and_going() {
         .observe(seen.clone());
     let service = layer.layer(Counting::default());
     let first = send(&service, request()).await;
-    assert_eq!(seen.take(), ["acquired x 1", "admitted http_concurrency"]);
+    assert_eq!(seen.take(), ["acquired x 1", "admitted concurrency"]);
     let second = send(&service, request()).await;
-    assert_eq!(seen.take(), ["acquired x 2", "admitted http_concurrency"]);
+    assert_eq!(seen.take(), ["acquired x 2", "admitted concurrency"]);
     assert_eq!(status(&service, request()).await, 503);
-    assert_eq!(seen.take(), ["rejected http_concurrency at_capacity"]);
+    assert_eq!(seen.take(), ["rejected concurrency at_capacity"]);
     let mut body = first.into_body();
     assert!(body.frame().await.unwrap().is_ok());
     assert_eq!(seen.take(), ["released x"]);
@@ -62,7 +63,7 @@ async fn a_keys_refusal_acquires_nothing() {
     let _held = send(&service, user("alice")).await;
     seen.take();
     assert_eq!(status(&service, user("alice")).await, 429);
-    assert_eq!(seen.take(), ["rejected http_concurrency key_at_capacity"]);
+    assert_eq!(seen.take(), ["rejected concurrency key_at_capacity"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -87,14 +88,14 @@ async fn whoever_waits_is_seen_when_it_is_decided() {
         [
             "released ",
             "acquired  1",
-            "admitted http_concurrency",
+            "admitted concurrency",
             "released "
         ]
     );
     let _held = layer.limiter().try_acquire().unwrap();
     seen.take();
     assert_eq!(status(&service, request()).await, 503);
-    assert_eq!(seen.take(), ["rejected http_concurrency at_capacity"]);
+    assert_eq!(seen.take(), ["rejected concurrency at_capacity"]);
 }
 
 #[tokio::test]
@@ -109,6 +110,36 @@ async fn permits_by_hand_are_seen_and_decide_nothing() {
     assert_eq!(seen.take(), ["acquired jobs 1", "released jobs"]);
 }
 
+/// Sets the limit to 6 while it is told that it is 5, where that is not seen.
+struct Meddling {
+    limiter: ConcurrencyLimiter,
+    told: Arc<Mutex<Vec<Option<u64>>>>,
+}
+
+impl Observer for Meddling {
+    fn limit(&self, _: &str, limit: Option<u64>) {
+        self.told.lock().unwrap().push(limit);
+        if limit == Some(5) {
+            self.limiter.set_limit(6);
+        }
+    }
+}
+
+#[test]
+fn the_limit_that_is_told_last_is_the_one_that_is() {
+    let layer = ConcurrencyLimitLayer::new(1);
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let meddling = Meddling {
+        limiter: layer.limiter(),
+        told: told.clone(),
+    };
+    let limiter = layer.observe(meddling).limiter();
+    drop(limiter.try_acquire().unwrap());
+    limiter.set_limit(5);
+    limiter.set_limit(0);
+    assert_eq!(*told.lock().unwrap(), [Some(1), Some(5), Some(6), None]);
+}
+
 #[tokio::test]
 async fn several_observers_all_see() {
     let ((one, _), (two, _)) = (Seen::new(), Seen::new());
@@ -120,88 +151,6 @@ async fn several_observers_all_see() {
     assert_eq!(status(&service, bearer("a")).await, 429);
     assert_eq!(one.take(), ["rejected http cost_exceeds_quota"]);
     assert_eq!(two.take(), ["rejected http cost_exceeds_quota"]);
-}
-
-/// Each metric with its labels, and its value.
-fn measured(snapshotter: &Snapshotter) -> BTreeMap<String, f64> {
-    let metrics = snapshotter.snapshot().into_vec().into_iter();
-    let named = metrics.map(|(key, _, _, value)| {
-        let labels: Vec<_> = key
-            .key()
-            .labels()
-            .map(|label| format!("{}={}", label.key(), label.value()))
-            .collect();
-        let value = match value {
-            DebugValue::Counter(count) => count as f64,
-            DebugValue::Gauge(level) => *level,
-            DebugValue::Histogram(_) => panic!("no histogram is kept"),
-        };
-        (format!("{} {}", key.key().name(), labels.join(" ")), value)
-    });
-    named.collect()
-}
-
-fn measures(expected: &[(&str, f64)]) -> BTreeMap<String, f64> {
-    expected
-        .iter()
-        .map(|(name, value)| (name.to_string(), *value))
-        .collect()
-}
-
-#[tokio::test]
-async fn refusals_are_counted_by_their_sort_and_never_by_key() {
-    let recorder = DebuggingRecorder::new();
-    let snapshotter = recorder.snapshotter();
-    let _recording = metrics::set_default_local_recorder(&recorder);
-    let layer = RateLimitByTokenLayer::new(Quota::per_hour(1))
-        .name("api")
-        .observe(MetricsObserver::new());
-    let service = layer.layer(Counting::default());
-    for token in ["a", "b", "c"] {
-        assert_eq!(status(&service, bearer(token)).await, 200);
-        assert_eq!(status(&service, bearer(token)).await, 429);
-    }
-    let dry = layer.clone().dry_run(true).layer(Counting::default());
-    assert_eq!(status(&dry, bearer("a")).await, 200);
-    let decisions = "admission_decisions_total limiter=api limit_type=http outcome=";
-    assert_eq!(
-        measured(&snapshotter),
-        measures(&[
-            ("rate_limit_hits_total limit_type=http", 3.0),
-            (&format!("{decisions}admitted"), 3.0),
-            (&format!("{decisions}quota_exceeded"), 3.0),
-            (&format!("{decisions}dry_run"), 1.0),
-        ])
-    );
-}
-
-#[tokio::test]
-async fn what_is_in_flight_is_a_gauge() {
-    let recorder = DebuggingRecorder::new();
-    let snapshotter = recorder.snapshotter();
-    let _recording = metrics::set_default_local_recorder(&recorder);
-    let layer = ConcurrencyLimitLayer::new(2)
-        .name("ai")
-        .observe(MetricsObserver::new());
-    let service = layer.layer(Counting::default());
-    let first = send(&service, request()).await;
-    let second = send(&service, request()).await;
-    assert_eq!(status(&service, request()).await, 503);
-    let gauge = "admission_in_flight limiter=ai";
-    let decisions = "admission_decisions_total limiter=ai limit_type=http_concurrency outcome=";
-    let snapshot = measured(&snapshotter);
-    assert_eq!(snapshot[gauge], 2.0);
-    assert_eq!(
-        snapshot["rate_limit_hits_total limit_type=http_concurrency"],
-        1.0
-    );
-    assert_eq!(snapshot[&format!("{decisions}admitted")], 2.0);
-    assert_eq!(snapshot[&format!("{decisions}at_capacity")], 1.0);
-    // A snapshot starts the gauge anew, so these are changes.
-    drop(first);
-    assert_eq!(measured(&snapshotter)[gauge], -1.0);
-    drop(second);
-    assert_eq!(measured(&snapshotter)[gauge], -1.0);
 }
 
 /// Collects the fields of every event of this crate.
@@ -261,10 +210,75 @@ async fn each_refusal_is_one_event_without_the_credential() {
         assert_eq!(event["limit"], "1");
         assert_eq!(event["remaining"], "0");
         assert_eq!(event["retry_after"], "3600");
+        assert_eq!(event["policy"], "\"default\"");
         let kind = ["Key(bearer)", "Key(api-key)"].contains(&&*event["key"]);
         assert!(kind, "{event:?}");
         assert!(!format!("{event:?}").contains("hunter2"));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_is_warned_of_once_until_it_may_come_back() {
+    let events = Events::default();
+    let _collecting = events.collect();
+    let (layer, _clock) = timed(by_user, Quota::per_second(1).burst(1));
+    let observer = TracingObserver::new();
+    let service = layer
+        .name("api")
+        .observe(observer.clone())
+        .layer(Counting::default());
+    let levels = || -> Vec<String> {
+        let events = events.take().into_iter();
+        events
+            .map(|event| match event.get("suppressed") {
+                Some(suppressed) => format!("{} {suppressed}", event["level"]),
+                None => event["level"].clone(),
+            })
+            .collect()
+    };
+    for name in ["alice", "bob"] {
+        while status(&service, user(name)).await == 200 {}
+        assert_eq!(levels(), ["WARN 0"], "{name}");
+    }
+    for name in ["alice", "bob", "alice"] {
+        assert_eq!(status(&service, user(name)).await, 429);
+    }
+    assert_eq!(levels(), ["DEBUG", "DEBUG", "DEBUG"]);
+    // The limiter's clock stands still, so they are refused on.
+    tokio::time::advance(crate::common::SECOND).await;
+    for _ in 0..2 {
+        assert_eq!(status(&service, user("alice")).await, 429);
+    }
+    assert_eq!(levels(), ["WARN 3", "DEBUG"]);
+    // Another limiter that shares the observer warns by itself.
+    let (other, _clock) = timed(by_user, Quota::deny_all());
+    let other = other
+        .name("other")
+        .observe(observer)
+        .layer(Counting::default());
+    assert_eq!(status(&other, user("alice")).await, 429);
+    assert_eq!(levels(), ["WARN 1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_keys_are_warned_of_at_most_ten_times_a_second() {
+    let events = Events::default();
+    let _collecting = events.collect();
+    let (layer, _clock) = timed(by_user, Quota::deny_all());
+    let service = layer
+        .observe(TracingObserver::new())
+        .layer(Counting::default());
+    let mut warnings = Vec::new();
+    for n in 0..100 {
+        assert_eq!(status(&service, user(&n.to_string())).await, 429);
+    }
+    warnings.extend(events.take());
+    tokio::time::advance(crate::common::SECOND).await;
+    assert_eq!(status(&service, user("alice")).await, 429);
+    warnings.extend(events.take());
+    warnings.retain(|event| event["level"] == "WARN");
+    assert_eq!(warnings.len(), 11);
+    assert_eq!(warnings[10]["suppressed"], "90");
 }
 
 #[tokio::test]
@@ -314,34 +328,4 @@ async fn capacity_is_logged_with_its_name() {
     assert_eq!(event["reason"], "\"at_capacity\"");
     assert_eq!(event["retry_after"], "1");
     assert!(!event.contains_key("key"), "nobody in particular");
-}
-
-#[cfg(feature = "redis")]
-#[test]
-fn the_metrics_of_a_store() {
-    use tower_admission::store::redis::{FailureKind, StoreObserver};
-
-    let recorder = DebuggingRecorder::new();
-    let snapshotter = recorder.snapshotter();
-    let _recording = metrics::set_default_local_recorder(&recorder);
-    let observer = MetricsObserver::new();
-    observer.reachable(true);
-    observer.failed(FailureKind::Timeout);
-    observer.failed(FailureKind::Timeout);
-    observer.failed(FailureKind::ReadOnly);
-    observer.denied_from_cache();
-    observer.reachable(false);
-    assert_eq!(
-        measured(&snapshotter),
-        [
-            ("admission_denial_cache_hits_total ".to_owned(), 1.0),
-            (
-                "admission_store_errors_total kind=read_only".to_owned(),
-                1.0
-            ),
-            ("admission_store_errors_total kind=timeout".to_owned(), 2.0),
-            ("admission_store_up ".to_owned(), 0.0),
-        ]
-        .into()
-    );
 }

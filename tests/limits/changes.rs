@@ -169,7 +169,10 @@ fn a_policy_keeps_its_shape() {
     ] {
         assert_eq!(bench.limiter.set_policy(other), Err(SetPolicyError::Shape));
     }
-    assert_eq!(bench.limiter.current_policies(), std::slice::from_ref(&policy));
+    assert_eq!(
+        bench.limiter.current_policies(),
+        std::slice::from_ref(&policy)
+    );
     let fixed = RateLimiter::new(policy.clone());
     assert_eq!(fixed.set_policy(policy), Err(SetPolicyError::Fixed));
 }

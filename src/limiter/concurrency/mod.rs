@@ -7,10 +7,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::per_key::{KeySlot, PerKey};
 use super::permit::{Permit, Watched};
 use super::slots::{Slot, Slots, UNLIMITED};
-use super::wait::{Acquire, Acquiring};
+use super::wait::{Acquire, Acquiring, Wait};
 use crate::key::Key;
 use crate::limits::{Limited, Limits};
 use crate::observe::Observer;
@@ -191,7 +193,7 @@ impl ConcurrencyLimiter {
     }
 
     fn lease(&self, key: &Option<KeySlot>) -> Reply<Leased> {
-        let total = Some(self.slots().limit()).filter(|limit| *limit != UNLIMITED);
+        let total = limit_of(self.slots());
         let key = key.as_ref().map(|slot| (slot.key(), slot.limit()));
         match &self.0.leases {
             Some(leases) if total.is_some() || key.is_some() => {
@@ -267,15 +269,24 @@ impl ConcurrencyLimiter {
         match (&self.0.observer, key) {
             (None, None) => Permit::new(slot),
             (observer, key) => {
-                let watched = observer.as_ref().map(|observer| {
-                    observer.acquired(&self.0.name, slot.in_flight());
-                    Watched {
-                        limiter: self.0.name.clone(),
-                        observer: observer.clone(),
-                    }
-                });
+                let watched = observer
+                    .as_ref()
+                    .map(|observer| self.watched(observer, &slot));
                 Permit::with_extra(slot, key, watched)
             }
+        }
+    }
+
+    #[inline(never)]
+    fn watched(&self, observer: &Arc<dyn Observer>, slot: &Slot) -> Watched {
+        let limiter = self.0.name.clone();
+        observer.acquired(&limiter, slot.in_flight());
+        // Each time, as a recorder of metrics may have been installed since.
+        observer.limit(&limiter, limit_of(self.slots()));
+        Watched {
+            limiter,
+            observer: observer.clone(),
+            since: Instant::now(),
         }
     }
 
@@ -317,9 +328,26 @@ impl ConcurrencyLimiter {
     /// count in one store each go by their own.
     ///
     /// Never blocks. When it is lowered, what is in flight stays, and nobody new comes in until
-    /// enough permits are back.
+    /// enough permits are back. Observers are told.
     pub fn set_limit(&self, limit: usize) {
         self.slots().set_limit(slots_of(limit));
+        if let Some(observer) = &self.0.observer {
+            self.tell_limit(&**observer);
+        }
+    }
+
+    /// Tells an observer the limit, and again if it was changed meanwhile: of several who set it
+    /// the last to be heard tells what it is.
+    #[cold]
+    fn tell_limit(&self, observer: &dyn Observer) {
+        let mut limit = limit_of(self.slots());
+        loop {
+            observer.limit(&self.0.name, limit);
+            match limit_of(self.slots()) {
+                same if same == limit => return,
+                changed => limit = changed,
+            }
+        }
     }
 
     /// Changes how many each key may have in flight that has no limit of its own; 0 turns it off.
@@ -342,11 +370,8 @@ impl ConcurrencyLimiter {
     }
 }
 
-/// How many may wait in line, and how long.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Wait {
-    pub(crate) max_waiting: usize,
-    pub(crate) max_time: Duration,
+fn limit_of(slots: &Slots) -> Option<u64> {
+    Some(slots.limit()).filter(|limit| *limit != UNLIMITED)
 }
 
 fn slots_of(limit: usize) -> u64 {

@@ -14,7 +14,7 @@ use crate::decision::{Decision, Usage};
 use crate::key::{Key, KeyMap};
 use crate::policy::Policy;
 use crate::quota::Quota;
-use crate::store::{AdjustableBuckets, RateBuckets, Reply};
+use crate::store::{AdjustableBuckets, RateBuckets, RateStats, Reply};
 use crate::sync::{Mutex, lock};
 
 /// Buckets whose quotas change.
@@ -231,6 +231,11 @@ where
         let (charges, _) = self.charges(&now, keys);
         refund_all(&charges, cost);
         Reply::Ready(())
+    }
+
+    /// Without the keys that have quotas of their own, which are not in the tables.
+    fn stats(&self) -> Option<RateStats> {
+        self.now.load().buckets.stats()
     }
 }
 

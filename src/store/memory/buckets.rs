@@ -10,7 +10,7 @@ use super::sliding::SlidingMeter;
 use crate::decision::{Decision, Usage};
 use crate::key::Key;
 use crate::policy::{NamedQuota, Policy};
-use crate::store::{RateBuckets, Reply};
+use crate::store::{RateBuckets, RateStats, Reply};
 
 /// The buckets of one limiter.
 pub(super) struct MemoryBuckets<C: Clock> {
@@ -157,6 +157,16 @@ where
         refund_all(&self.charges(keys), cost);
         Reply::Ready(())
     }
+
+    fn stats(&self) -> Option<RateStats> {
+        let mut all = RateStats::default();
+        for window in &self.windows {
+            let one = window.meter.stats();
+            all.tracked_keys += one.tracked_keys;
+            all.evictions += one.evictions;
+        }
+        Some(all)
+    }
 }
 
 impl<C: Clock> Metered for Meter<C> {
@@ -193,6 +203,14 @@ impl<C: Clock> Metered for &Meter<C> {
 }
 
 impl<C: Clock> Meter<C> {
+    fn stats(&self) -> RateStats {
+        match self {
+            Self::Rate(meter) => meter.stats(),
+            Self::Sliding(meter) => meter.stats(),
+            Self::DenyAll => RateStats::default(),
+        }
+    }
+
     /// Whether anything is counted for the key, or nothing is to be.
     pub(super) fn knows(&self, key: &Key) -> bool {
         match self {

@@ -17,6 +17,7 @@ use super::table::{Judge, Place, Table};
 use crate::decision::Usage;
 use crate::key::Key;
 use crate::quota::Rate;
+use crate::store::RateStats;
 
 /// governor over a table of its own.
 pub(super) struct RateMeter<C: Clock> {
@@ -190,6 +191,10 @@ impl<C: Clock> RateMeter<C> {
         };
         let _ = self.governor.check_key(&access);
         access.seen.get()
+    }
+
+    pub(super) fn stats(&self) -> RateStats {
+        RateStats::new(self.table.len() as u64, self.table.evictions())
     }
 
     /// Refuses what costs more than a full bucket ever holds. governor would do so as well, but

@@ -13,6 +13,7 @@ use super::clock::SinceZero;
 use crate::decision::Usage;
 use crate::key::Key;
 use crate::quota::Rate;
+use crate::store::RateStats;
 use crate::sync::{Mutex, lock};
 
 /// Locks that the keys are spread over, if each then has room for that many keys.
@@ -112,9 +113,19 @@ impl<C: Clock> SlidingMeter<C> {
         lock(&self.shards[at as usize].0)
     }
 
+    pub(super) fn stats(&self) -> RateStats {
+        let mut all = RateStats::default();
+        for shard in &self.shards {
+            let shard = lock(&shard.0);
+            all.tracked_keys += shard.len() as u64;
+            all.evictions += shard.evictions();
+        }
+        all
+    }
+
     #[cfg(all(test, not(admission_loom)))]
     fn len(&self) -> usize {
-        self.shards.iter().map(|shard| lock(&shard.0).len()).sum()
+        self.stats().tracked_keys as usize
     }
 }
 

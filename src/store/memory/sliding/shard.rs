@@ -17,6 +17,8 @@ pub(super) struct Shard {
     hand: usize,
     /// Shared by keys that find no room.
     overflow: Window,
+    /// Keys that were given up while something of theirs counted.
+    evictions: u64,
 }
 
 struct Entry {
@@ -27,8 +29,10 @@ struct Entry {
 /// Where a new key may be put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Room {
-    /// In the place of another.
+    /// In the place of another, of which nothing counts any more.
     Entry(usize),
+    /// In the place of one that is given up for it.
+    Evicted(usize),
     /// In a new entry.
     More,
     /// Nowhere: everything in sight is denying.
@@ -43,6 +47,7 @@ impl Shard {
             max_keys,
             hand: 0,
             overflow: Window::default(),
+            evictions: 0,
         }
     }
 
@@ -60,7 +65,7 @@ impl Shard {
         }
         match self.room(numbers, now) {
             Room::None => Some(&mut self.overflow),
-            Room::Entry(_) | Room::More => None,
+            Room::Entry(_) | Room::Evicted(_) | Room::More => None,
         }
     }
 
@@ -73,9 +78,11 @@ impl Shard {
             key,
             window: Window::default(),
         };
-        let at = match self.room(numbers, now) {
+        let room = self.room(numbers, now);
+        let at = match room {
             Room::None => return &mut self.overflow,
-            Room::Entry(at) => {
+            Room::Entry(at) | Room::Evicted(at) => {
+                self.evictions += u64::from(room == Room::Evicted(at));
                 self.places.remove(&self.entries[at].key);
                 self.entries[at] = entry;
                 at
@@ -108,15 +115,18 @@ impl Shard {
         match used.min() {
             Some((0, at)) => Room::Entry(at),
             _ if len < self.max_keys => Room::More,
-            Some((used, at)) if used < numbers.limit => Room::Entry(at),
+            Some((used, at)) if used < numbers.limit => Room::Evicted(at),
             _ => Room::None,
         }
     }
 
-    #[cfg(all(test, not(admission_loom)))]
     pub(super) fn len(&self) -> usize {
-        assert_eq!(self.places.len(), self.entries.len());
+        debug_assert_eq!(self.places.len(), self.entries.len());
         self.entries.len()
+    }
+
+    pub(super) fn evictions(&self) -> u64 {
+        self.evictions
     }
 }
 

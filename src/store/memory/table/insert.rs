@@ -81,7 +81,7 @@ impl Table {
         }
         let offers = self.offers(key, judge);
         if let Some((slot, old)) = offers.full_since(judge.now.saturating_sub(IDLE)) {
-            return Claim::from(slot.replace(old, entry));
+            return self.claim_from(slot, old, judge, entry);
         }
         match offers.free {
             Some(free) if self.reserve() => return self.claim_free(free, entry),
@@ -98,9 +98,27 @@ impl Table {
             return self.claim_free(free, entry);
         }
         match offers.fullest {
-            Some((slot, old)) => Claim::from(slot.replace(old, entry)),
+            Some((slot, old)) => self.claim_from(slot, old, judge, entry),
             None => Claim::NoRoom,
         }
+    }
+
+    /// Takes the slot of a bucket that is given up.
+    fn claim_from(&self, slot: &Slot, old: Entry, judge: Judge, entry: Entry) -> Claim {
+        if self.give_up(slot, old, judge, entry) {
+            Claim::Done
+        } else {
+            Claim::Again
+        }
+    }
+
+    /// Puts something else in the place of a bucket, unless that has changed meanwhile.
+    fn give_up(&self, slot: &Slot, old: Entry, judge: Judge, new: Entry) -> bool {
+        let is_done = slot.replace(old, new).is_ok();
+        if is_done && old.arrival > judge.now {
+            self.evictions.0.fetch_add(1, Ordering::Relaxed);
+        }
+        is_done
     }
 
     /// Takes a free slot, for which a place in the count is reserved.
@@ -132,7 +150,7 @@ impl Table {
         let here = here.map_or(u64::MAX, |(_, entry)| entry.arrival);
         let victim = self.fullest_elsewhere(key, judge);
         victim.is_some_and(|(slot, old)| {
-            old.arrival < here && slot.replace(old, Entry::VACANT).is_ok()
+            old.arrival < here && self.give_up(slot, old, judge, Entry::VACANT)
         })
     }
 

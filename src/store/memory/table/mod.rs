@@ -85,6 +85,8 @@ pub(crate) struct Table {
     /// How many of the levels are in use, from the smallest.
     open: AtomicUsize,
     keys: Padded<AtomicUsize>,
+    /// Buckets that were given up and not full.
+    evictions: Padded<AtomicU64>,
     max_keys: usize,
     stripes: Box<[Padded<Stripe>]>,
 }
@@ -112,6 +114,7 @@ impl Table {
                 .collect(),
             open: AtomicUsize::new(1),
             keys: Padded(AtomicUsize::new(0)),
+            evictions: Padded(AtomicU64::new(0)),
             max_keys,
             stripes: (0..STRIPES)
                 .map(|_| {
@@ -127,6 +130,11 @@ impl Table {
     /// How many keys the table holds, the forgotten ones not counted.
     pub(crate) fn len(&self) -> usize {
         self.keys.0.load(Ordering::Relaxed)
+    }
+
+    /// How many buckets were given up that were not full, since the table was made.
+    pub(crate) fn evictions(&self) -> u64 {
+        self.evictions.0.load(Ordering::Relaxed)
     }
 
     /// Bytes in use.
