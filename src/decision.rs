@@ -138,6 +138,13 @@ impl Decision {
         self
     }
 
+    /// By the policies of another decision.
+    #[cfg(feature = "redis")]
+    pub(crate) fn like(mut self, other: &Self) -> Self {
+        self.policies.clone_from(&other.policies);
+        self
+    }
+
     /// By which policies it was decided, if these are not what the limiter was made with: some key
     /// has [limits of its own](crate::Limits), or the policy was
     /// [changed](crate::RateLimiter::set_policy). They have the same names in the same order.

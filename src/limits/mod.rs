@@ -45,8 +45,11 @@ pub(crate) use self::limited::{BoxFuture, Limited};
 /// # What a change does to what is used
 ///
 /// It stays used, in requests: raising a limit hands out no fresh burst, only the room that it adds.
-/// Of what a lowered limit no longer holds as much counts as empties it; what is in flight goes on,
-/// and nobody new comes in until there is room.
+/// A bucket that is lowered owes no more than an empty one; a [sliding](crate::Quota::sliding) window goes
+/// on counting what it counted. What is in flight goes on, and nobody new comes in until there is room.
+///
+/// What another thread decides about a key in the very moment in which it gets limits of its own, or
+/// loses them, may be forgotten.
 ///
 /// # What it costs
 ///

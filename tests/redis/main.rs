@@ -10,6 +10,7 @@ mod gateway;
 mod keeper;
 mod layers;
 mod leases;
+mod limits;
 mod model;
 mod named;
 mod proxy;

@@ -106,6 +106,13 @@ impl Server {
         command.arg("*").query_async(&mut connection).await.unwrap()
     }
 
+    /// Without any data.
+    pub(crate) async fn clear(&self) {
+        let mut connection = self.connection().await.unwrap();
+        let mut command = redis::cmd("FLUSHALL");
+        command.query_async::<()>(&mut connection).await.unwrap();
+    }
+
     pub(crate) fn store(&self) -> RedisStore {
         store(&self.url())
     }

@@ -1,6 +1,7 @@
 //! Denials that Redis gave, kept for as long as they hold, so that who is denied costs no calls.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -19,6 +20,10 @@ const LONGEST: Duration = Duration::from_secs(1);
 /// whatever else is there: what is not in the cache is asked of Redis.
 pub(super) struct Denials {
     places: Box<[Mutex<Place>]>,
+    started: Instant,
+    /// When quotas were changed last, in microseconds since `started`: what was asked before may be
+    /// denied because they were not yet.
+    changed: AtomicU64,
 }
 
 #[derive(Default)]
@@ -41,7 +46,24 @@ impl Denials {
     pub(super) fn new() -> Self {
         Self {
             places: (0..ENTRIES).map(|_| Mutex::default()).collect(),
+            started: Instant::now(),
+            changed: AtomicU64::new(0),
         }
+    }
+
+    /// Forgets everything, as quotas were changed.
+    pub(super) fn forget_all(&self) {
+        // Rounded up, so that what was asked in this microsecond is forgotten as well.
+        let now = self.micros(Instant::now()) + 1;
+        self.changed.fetch_max(now, Ordering::Release);
+    }
+
+    fn is_current(&self, asked: Instant) -> bool {
+        self.micros(asked) >= self.changed.load(Ordering::Acquire)
+    }
+
+    fn micros(&self, time: Instant) -> u64 {
+        time.saturating_duration_since(self.started).as_micros() as u64
     }
 
     /// The denial that still holds for these keys, its times counted down.
@@ -51,7 +73,7 @@ impl Denials {
         let denial = place.denial.as_deref();
         let denial = denial.filter(|d| d.fingerprint == fingerprint)?;
         let now = Instant::now();
-        if now >= denial.until {
+        if now >= denial.until || !self.is_current(denial.since) {
             place.denial = None;
             return None;
         }
@@ -77,7 +99,7 @@ impl Denials {
             decision: decision.clone(),
         };
         let mut place = lock(self.place(fingerprint));
-        if place.forgotten.is_none_or(|forgotten| forgotten < asked) {
+        if self.is_current(asked) && place.forgotten.is_none_or(|forgotten| forgotten < asked) {
             place.denial = Some(Box::new(denial));
         }
     }
@@ -115,7 +137,7 @@ fn fingerprint(keys: &[Key]) -> [u64; 2] {
 /// A decision as it stands when `time` has passed. (What is left may be more by now, which is told
 /// when it is asked for again.)
 fn later(decision: &Decision, time: Duration) -> Decision {
-    Decision::from_usages(decision.usages().iter().map(|usage| {
+    let later = Decision::from_usages(decision.usages().iter().map(|usage| {
         let reset = usage.reset().saturating_sub(time);
         let (limit, left) = (usage.limit(), usage.remaining());
         if usage.fits() {
@@ -124,7 +146,8 @@ fn later(decision: &Decision, time: Duration) -> Decision {
             let wait = usage.retry_after().map(|wait| wait.saturating_sub(time));
             Usage::refused(limit, left, reset, wait)
         }
-    }))
+    }));
+    later.like(decision)
 }
 
 #[cfg(test)]

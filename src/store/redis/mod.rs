@@ -2,6 +2,7 @@
 //!
 //! See [`RedisStore`].
 
+mod charged;
 mod client;
 mod connection;
 mod denied;
@@ -29,7 +30,7 @@ use self::names::Names;
 use self::rate::RedisBuckets;
 use self::script::Script;
 use self::url::Target;
-use super::{FailureMode, LeaseSlots, LeaseStore, RateBuckets, RateStore};
+use super::{AdjustableBuckets, FailureMode, LeaseSlots, LeaseStore, RateBuckets, RateStore};
 use crate::key::Secret;
 use crate::policy::Policy;
 
@@ -271,6 +272,10 @@ impl RedisStore {
 impl RateStore for RedisStore {
     fn open(&self, policies: &[Policy]) -> Arc<dyn RateBuckets> {
         Arc::new(RedisBuckets::new(self.inner().clone(), policies))
+    }
+
+    fn open_adjustable(&self, policies: &[Policy]) -> Option<Arc<dyn AdjustableBuckets>> {
+        Some(Arc::new(RedisBuckets::new(self.inner().clone(), policies)))
     }
 
     fn agrees_on_fingerprints(&self) -> bool {

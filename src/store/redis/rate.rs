@@ -1,23 +1,23 @@
 //! The buckets of one limiter in Redis.
 
+use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Duration;
 
-use redis::{RedisWrite, ToRedisArgs};
+use arc_swap::{ArcSwap, Guard};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::Inner;
+use super::charged::{Arguments, Charged, Mode, Windows, usage};
 use super::client::Client;
 use super::denied::Denials;
 use super::failure::StoreError;
 use super::names::Name;
 use super::script::Script;
 use crate::decision::{Decision, Usage};
-use crate::key::Key;
-use crate::policy::{NamedQuota, Policy};
-use crate::quota::Quota;
-use crate::store::{FailureMode, MemoryStore, RateBuckets, RateStore, Reply};
+use crate::key::{Key, KeyMap};
+use crate::policy::Policy;
+use crate::store::{AdjustableBuckets, FailureMode, MemoryStore, RateBuckets, RateStore, Reply};
 
 /// Clones share the buckets.
 #[derive(Clone)]
@@ -26,41 +26,18 @@ pub(super) struct RedisBuckets(Arc<Buckets>);
 struct Buckets {
     store: Arc<Inner>,
     name: Name,
-    policies: Vec<Windows>,
+    /// Of keys that have no quotas of their own.
+    all: ArcSwap<Charged>,
+    /// For each policy, what keys have of their own.
+    own: Box<[KeyMap<Policy>]>,
     denials: Denials,
     /// This replica's share, for when Redis is away.
-    share: Option<Arc<dyn RateBuckets>>,
+    share: Option<Share>,
 }
 
-/// The quotas that one key is charged to, as the scripts take them.
-#[derive(Clone, Default)]
-struct Windows(Vec<Window>);
-
-#[derive(Clone, Copy)]
-struct Window {
-    sliding: bool,
-    /// In microseconds: a bucket's interval, or the length of a window's sub-windows.
-    length: u64,
-    /// The most that is admitted at once; 0 admits nothing.
-    limit: u32,
-}
-
-/// What becomes of a cost.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Mode {
-    Take,
-    Peek,
-    Refund,
-}
-
-impl Mode {
-    fn word(self) -> &'static str {
-        match self {
-            Self::Take => "take",
-            Self::Peek => "look",
-            Self::Refund => "give",
-        }
-    }
+struct Share {
+    replicas: u32,
+    buckets: Arc<dyn AdjustableBuckets>,
 }
 
 pub(super) fn script() -> Script {
@@ -72,20 +49,22 @@ impl RedisBuckets {
         let share = match store.options.on_failure {
             FailureMode::LocalShare { replicas } => {
                 let policies: Vec<_> = policies.iter().map(|p| p.share(replicas)).collect();
-                Some(MemoryStore::new().open(&policies))
+                let buckets = MemoryStore::new().open_adjustable(&policies);
+                buckets.map(|buckets| Share { replicas, buckets })
             }
             FailureMode::Open | FailureMode::Closed => None,
         };
         Self(Arc::new(Buckets {
             name: store.names.claim(policies),
-            policies: policies.iter().map(Windows::of).collect(),
+            all: ArcSwap::from_pointee(Charged::new(policies.to_vec(), false)),
+            own: policies.iter().map(|_| KeyMap::default()).collect(),
             denials: Denials::new(),
             share,
             store,
         }))
     }
 
-    /// Asks Redis, unless it is known to be away; `local` decides then.
+    /// Asks Redis, unless it is known to be away.
     fn ask(&self, keys: &[Key], cost: u32, mode: Mode) -> Reply<Decision> {
         if self.0.client().check().is_err() {
             return self.0.without_redis(keys, cost, mode);
@@ -94,8 +73,10 @@ impl RedisBuckets {
         let keys: Keys = keys.into();
         Reply::Pending(Box::pin(async move {
             let asked = Instant::now();
-            match this.0.decide(&keys, cost, mode).await {
+            let charged = this.0.charged(&keys);
+            match this.0.decide(&charged, &keys, cost, mode).await {
                 Ok(decision) => {
+                    let decision = charged.tell(decision);
                     this.0.learn(&keys, cost, mode, asked, &decision);
                     decision
                 }
@@ -123,7 +104,7 @@ impl RateBuckets for RedisBuckets {
     fn refund(&self, keys: &[Key], cost: u32) -> Reply<()> {
         self.0.denials.forget(keys);
         if let Some(share) = &self.0.share {
-            let _ = share.refund(keys, cost);
+            let _ = share.buckets.refund(keys, cost);
         }
         if self.0.client().check().is_err() {
             return Reply::Ready(());
@@ -139,38 +120,77 @@ impl RateBuckets for RedisBuckets {
     }
 }
 
+impl AdjustableBuckets for RedisBuckets {
+    fn set_policies(&self, policies: &[Policy]) {
+        let this = &*self.0;
+        this.all
+            .store(Arc::new(Charged::new(policies.to_vec(), true)));
+        if let Some(Share { replicas, buckets }) = &this.share {
+            let policies: Vec<_> = policies.iter().map(|p| p.share(*replicas)).collect();
+            buckets.set_policies(&policies);
+        }
+        this.denials.forget_all();
+    }
+
+    fn set_own(&self, policy: usize, key: &Key, own: Option<&Policy>) {
+        let this = &*self.0;
+        if let Some(by_key) = this.own.get(policy) {
+            by_key.set(key, own.cloned());
+        }
+        if let Some(Share { replicas, buckets }) = &this.share {
+            let own = own.map(|own| own.share(*replicas));
+            buckets.set_own(policy, key, own.as_ref());
+        }
+        this.denials.forget_all();
+    }
+}
+
 impl Buckets {
     fn client(&self) -> &Client {
         &self.store.client
+    }
+
+    /// What keys are charged to.
+    fn charged(&self, keys: &[Key]) -> Arc<Charged> {
+        let all = self.all.load();
+        let mut policies = Cow::Borrowed(&*all.policies);
+        for (at, (own, key)) in self.own.iter().zip(keys).enumerate() {
+            if let Some(own) = own.find(key, Policy::clone) {
+                policies.to_mut()[at] = own;
+            }
+        }
+        match policies {
+            Cow::Borrowed(_) => Guard::into_inner(all),
+            Cow::Owned(policies) => Arc::new(Charged::new(policies, true)),
+        }
     }
 
     /// What the failure mode says.
     #[cold]
     fn without_redis(&self, keys: &[Key], cost: u32, mode: Mode) -> Reply<Decision> {
         match (&self.share, &self.store.options.on_failure) {
-            (Some(share), _) => {
+            (Some(Share { buckets, .. }), _) => {
+                let charged = self.charged(keys);
                 let decided = if mode == Mode::Take {
-                    share.take(keys, cost)
+                    buckets.take(keys, cost)
                 } else {
-                    share.peek(keys, cost)
+                    buckets.peek(keys, cost)
                 };
                 match decided {
                     // It never fits the share, and will fit when Redis is back.
-                    Reply::Ready(decision) if decision.is_hopeless() && self.holds(keys, cost) => {
+                    Reply::Ready(decision)
+                        if decision.is_hopeless() && charged.holds(keys, cost) =>
+                    {
                         Reply::Ready(Decision::unavailable())
                     }
+                    // A client is told of its quota, not of this replica's share of it.
+                    Reply::Ready(decision) => Reply::Ready(charged.tell(decision)),
                     decided => decided,
                 }
             }
             (None, FailureMode::Closed) => Reply::Ready(Decision::unavailable()),
             (None, _) => Reply::Ready(Decision::unlimited()),
         }
-    }
-
-    /// Whether so much fits the quotas when nothing of them is used.
-    fn holds(&self, keys: &[Key], cost: u32) -> bool {
-        let windows = self.policies.iter().take(keys.len());
-        windows.flat_map(|w| &w.0).all(|w| cost <= w.limit)
     }
 
     /// Keeps what Redis said for later.
@@ -182,17 +202,24 @@ impl Buckets {
             self.denials.keep(keys, cost, asked, decision);
         } else if let Some(share) = &self.share {
             // So that the share is no fresh burst when Redis goes away.
-            let _ = share.take(keys, cost);
+            let _ = share.buckets.take(keys, cost);
         }
     }
 
-    async fn decide(&self, keys: &[Key], cost: u32, mode: Mode) -> Result<Decision, StoreError> {
+    async fn decide(
+        &self,
+        charged: &Charged,
+        keys: &[Key],
+        cost: u32,
+        mode: Mode,
+    ) -> Result<Decision, StoreError> {
         let deadline = self.client().deadline();
-        let keys = &keys[..keys.len().min(self.policies.len())];
+        let windows = &charged.windows;
+        let keys = &keys[..keys.len().min(windows.len())];
         if keys.len() > 1 && self.client().is_cluster() {
-            return self.decide_apart(keys, cost, mode, deadline).await;
+            return self.decide_apart(windows, keys, cost, mode, deadline).await;
         }
-        let usages = self.call(0, keys, cost, mode, deadline).await?;
+        let usages = self.call(windows, 0, keys, cost, mode, deadline).await?;
         Ok(Decision::from_usages(usages))
     }
 
@@ -201,6 +228,7 @@ impl Buckets {
     /// given back.
     async fn decide_apart(
         &self,
+        windows: &[Windows],
         keys: &[Key],
         cost: u32,
         mode: Mode,
@@ -213,10 +241,13 @@ impl Buckets {
         let mut taken = Vec::new();
         for at in order {
             let mode = if refused { Mode::Peek } else { mode };
-            usages[at] = match self.call(at, &keys[at..=at], cost, mode, deadline).await {
+            usages[at] = match self
+                .call(windows, at, &keys[at..=at], cost, mode, deadline)
+                .await
+            {
                 Ok(found) => found,
                 // It is refused whatever this part of the cluster holds.
-                Err(_) if refused => self.policies[at].unused(),
+                Err(_) if refused => windows[at].unused(),
                 Err(error) => return Err(error),
             };
             let fits = usages[at].iter().all(Usage::fits);
@@ -230,10 +261,12 @@ impl Buckets {
                 let key = &keys[at..=at];
                 // What cannot be given back refills with time, and is told as it was found.
                 if self
-                    .call(at, key, cost, Mode::Refund, deadline)
+                    .call(windows, at, key, cost, Mode::Refund, deadline)
                     .await
                     .is_ok()
-                    && let Ok(found) = self.call(at, key, cost, Mode::Peek, deadline).await
+                    && let Ok(found) = self
+                        .call(windows, at, key, cost, Mode::Peek, deadline)
+                        .await
                 {
                     usages[at] = found;
                 }
@@ -244,16 +277,18 @@ impl Buckets {
 
     async fn give_back(&self, keys: &[Key], cost: u32) -> Result<(), StoreError> {
         let deadline = self.client().deadline();
-        let keys = &keys[..keys.len().min(self.policies.len())];
+        let charged = self.charged(keys);
+        let windows = &charged.windows;
+        let keys = &keys[..keys.len().min(windows.len())];
         if !self.client().is_cluster() {
             return self
-                .call(0, keys, cost, Mode::Refund, deadline)
+                .call(windows, 0, keys, cost, Mode::Refund, deadline)
                 .await
                 .map(drop);
         }
         // There the keys lie in different parts.
         for at in 0..keys.len() {
-            self.call(at, &keys[at..=at], cost, Mode::Refund, deadline)
+            self.call(windows, at, &keys[at..=at], cost, Mode::Refund, deadline)
                 .await?;
         }
         Ok(())
@@ -262,13 +297,14 @@ impl Buckets {
     /// Charges keys to the policies from `first` on.
     async fn call(
         &self,
+        windows: &[Windows],
         first: usize,
         keys: &[Key],
         cost: u32,
         mode: Mode,
         deadline: Instant,
     ) -> Result<Vec<Usage>, StoreError> {
-        let policies = &self.policies[first..first + keys.len()];
+        let policies = &windows[first..first + keys.len()];
         let names = keys.iter().enumerate();
         let keys: Vec<_> = names
             .map(|(n, key)| self.name.key(first + n, key))
@@ -289,79 +325,3 @@ impl Buckets {
             .collect())
     }
 }
-
-/// What the script takes next to its keys.
-struct Arguments<'a> {
-    cost: u32,
-    mode: Mode,
-    policies: &'a [Windows],
-}
-
-impl ToRedisArgs for Arguments<'_> {
-    fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
-        out.write_arg_fmt(self.cost);
-        out.write_arg(self.mode.word().as_bytes());
-        for windows in self.policies {
-            out.write_arg_fmt(windows.0.len());
-            for window in &windows.0 {
-                out.write_arg_fmt(u8::from(window.sliding));
-                out.write_arg_fmt(window.length);
-                out.write_arg_fmt(window.limit);
-            }
-        }
-    }
-}
-
-/// What a script answered about one quota.
-fn usage(window: &Window, numbers: &[i64]) -> Usage {
-    let micros = |number: i64| Duration::from_micros(number.max(0).unsigned_abs());
-    let (remaining, reset) = (numbers[0].max(0) as u32, micros(numbers[1]));
-    match numbers[2] {
-        0 => Usage::admitted(window.limit, remaining, reset),
-        wait => {
-            let wait = (wait > 0).then(|| micros(wait));
-            Usage::refused(window.limit, remaining, reset, wait)
-        }
-    }
-}
-
-impl Windows {
-    fn of(policy: &Policy) -> Self {
-        let quotas = policy.quotas().iter().map(NamedQuota::quota);
-        let limiting = quotas.filter(|quota| !quota.is_off());
-        Self(limiting.map(Window::of).collect())
-    }
-
-    /// What is told of a key that cannot be asked about when others have refused.
-    fn unused(&self) -> Vec<Usage> {
-        let windows = self.0.iter().map(|window| window.limit);
-        windows
-            .map(|limit| Usage::admitted(limit, limit, Duration::ZERO))
-            .collect()
-    }
-}
-
-impl Window {
-    fn of(quota: Quota) -> Self {
-        match quota.rate() {
-            Some(rate) => Self {
-                sliding: rate.is_sliding(),
-                // Rounded up, so that no more is admitted than was said.
-                length: if rate.is_sliding() {
-                    rate.period().as_nanos().div_ceil(SUB_WINDOWS * 1000) as u64
-                } else {
-                    rate.interval().as_nanos().div_ceil(1000) as u64
-                },
-                limit: rate.limit(),
-            },
-            None => Self {
-                sliding: false,
-                length: 0,
-                limit: 0,
-            },
-        }
-    }
-}
-
-/// In a period; see the [memory store](crate::store::memory#sliding-windows).
-const SUB_WINDOWS: u128 = 15;

@@ -28,7 +28,7 @@ local cost = tonumber(ARGV[1])
 local cells = math.max(cost, 1)
 local mode = ARGV[2]
 
--- What a bucket owes until it is full; nothing if it is none.
+-- What a bucket owes until it is full, and whether that is not what is stored; nothing if it is none.
 local function debt_of(stored, interval, limit)
   local before, arrival = string.match(stored, '^b (%d+) (%d+)$')
   if not before then
@@ -36,19 +36,21 @@ local function debt_of(stored, interval, limit)
   end
   local debt = arrival - now
   if debt <= 0 then
-    return 0
+    return 0, false
   end
   before = tonumber(before)
-  if before ~= interval and before > 0 then
+  local changed = before ~= interval and before > 0 and interval > 0
+  if changed then
     -- The quota was changed: as many requests stay spent.
     debt = math.ceil(debt * interval / before)
   end
   -- More than an empty bucket owes means that the clock stepped back, or that the burst was lowered.
-  return math.min(debt, limit * interval)
+  local full = limit * interval
+  return math.min(debt, full), changed or (debt > full and interval > 0)
 end
 
--- The counters of a window as they are now, from 1 for the newest, and the newest's number; nothing
--- if it is none.
+-- The counters of a window as they are now, from 1 for the newest, the newest's number, and whether
+-- they were in sub-windows of another length; nothing if it is none.
 local function counts_of(stored, length)
   if stored and not string.find(stored, WINDOW) then
     return nil
@@ -80,7 +82,15 @@ local function counts_of(stored, length)
     end
     age = age + 1
   end
-  return counts, newest
+  return counts, newest, before ~= length
+end
+
+local function window_of(counts, length, newest)
+  local window = { string.format('s %.0f %.0f', length, newest) }
+  for age = 1, PARTS do
+    window[age + 1] = string.format('%.0f', counts[age])
+  end
+  return table.concat(window, ' ')
 end
 
 -- A value that is not of this script's making.
@@ -93,6 +103,10 @@ local reply = {}
 local after = {} -- the reply if the request is taken
 local writes = {}
 local expiries = {}
+-- The same if it is not. It stays as it is then, unless a quota was changed or the clock stepped back: what
+-- that does to what is stored has to be once, and not anew from request to request.
+local settled = {}
+local settled_expiries = {}
 local fits = true
 local at = 3
 for n, key in ipairs(KEYS) do
@@ -110,15 +124,23 @@ for n, key in ipairs(KEYS) do
     end
   end
   local longest = 0
+  local longest_settled = 0
+  local found = {}
+  local unsettled = false
   for quota = 1, quotas do
     local length, limit = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
     local stored = parts[quota]
     local left, reset, wait, left_after, reset_after
     if ARGV[at + 1] == '0' then
-      local debt = not stored and 0 or debt_of(stored, length, limit)
+      local debt, changed = 0, false
+      if stored then
+        debt, changed = debt_of(stored, length, limit)
+      end
       if not debt then
         return junk()
       end
+      unsettled = unsettled or changed
+      found[quota] = changed and string.format('b %.0f %.0f', length, now + debt) or stored
       local full = limit * length
       left, reset = length > 0 and math.floor((full - debt) / length) or 0, debt
       wait = math.max(debt + cells * length - full, 0)
@@ -127,10 +149,12 @@ for n, key in ipairs(KEYS) do
       parts[quota] = string.format('b %.0f %.0f', length, now + reset_after)
       longest = math.max(longest, reset_after)
     else
-      local counts, newest = counts_of(stored, length)
+      local counts, newest, changed = counts_of(stored, length)
       if not counts then
         return junk()
       end
+      unsettled = unsettled or changed
+      found[quota] = changed and window_of(counts, length, newest) or stored
       local used = 0
       local youngest
       for age = 1, PARTS do
@@ -160,12 +184,12 @@ for n, key in ipairs(KEYS) do
         counts[1] = counts[1] + cells
       end
       left_after, reset_after = left - cells, gone(1)
-      parts[quota] = string.format('s %.0f %.0f', length, newest)
+      parts[quota] = window_of(counts, length, newest)
       for age = 1, PARTS do
-        parts[quota] = parts[quota] .. string.format(' %.0f', counts[age])
         longest = counts[age] > 0 and math.max(longest, gone(age)) or longest
       end
     end
+    longest_settled = math.max(longest_settled, reset)
     if cells > limit then
       wait = -1
     end
@@ -180,17 +204,32 @@ for n, key in ipairs(KEYS) do
   end
   writes[n] = table.concat(parts, ';', 1, quotas)
   expiries[n] = longest
+  if unsettled then
+    settled[n] = table.concat(found, ';', 1, quotas)
+    settled_expiries[n] = longest_settled
+  end
   at = at + 1
 end
 
-if cost == 0 or mode == 'look' or (mode == 'take' and not fits) then
-  return reply
-end
-for n, key in ipairs(KEYS) do
-  if expiries[n] > 0 then
-    redis.call('SET', key, writes[n], 'PX', string.format('%.0f', math.ceil(expiries[n] / 1000) + 1))
+local function store(key, value, expiry)
+  if expiry > 0 then
+    redis.call('SET', key, value, 'PX', string.format('%.0f', math.ceil(expiry / 1000) + 1))
   else
     redis.call('DEL', key)
   end
+end
+
+if cost == 0 or mode == 'look' or (mode == 'take' and not fits) then
+  if mode == 'take' then
+    for n, key in ipairs(KEYS) do
+      if settled[n] then
+        store(key, settled[n], settled_expiries[n])
+      end
+    end
+  end
+  return reply
+end
+for n, key in ipairs(KEYS) do
+  store(key, writes[n], expiries[n])
 end
 return after
