@@ -10,6 +10,8 @@ use crate::sync::{Mutex, lock};
 
 mod error;
 mod limited;
+#[cfg(feature = "redis")]
+mod replica;
 
 pub use self::error::LimitsError;
 pub use self::limited::LimitUsage;
@@ -64,11 +66,17 @@ struct Inner {
     by_key: KeyMap<Limit>,
     /// For people, and for the order of changes.
     state: Mutex<State>,
+    /// Where replicas keep them together.
+    #[cfg(feature = "redis")]
+    replica: Option<replica::Replica>,
 }
 
 #[derive(Default)]
 struct State {
     entries: BTreeMap<KeyName, Limit>,
+    /// Changes that were made here and that are newer than what was read of the store.
+    #[cfg(feature = "redis")]
+    newer: std::collections::HashMap<KeyName, u64>,
     limited: Vec<Weak<dyn Limited>>,
 }
 
@@ -82,6 +90,8 @@ impl Limits {
         Self(Arc::new(Inner {
             by_key: KeyMap::default(),
             state: Mutex::default(),
+            #[cfg(feature = "redis")]
+            replica: None,
         }))
     }
 
@@ -117,23 +127,37 @@ impl Limits {
     ///
     /// # Errors
     ///
-    /// [`LimitsError::TooMany`] for a new key when [`MOST`](Self::MOST) have some.
+    /// - [`LimitsError::TooMany`] for a new key when [`MOST`](Self::MOST) have some.
+    /// - [`LimitsError::Unavailable`] when they are kept in a store that cannot be reached, or
+    ///   does not answer within two seconds: then it may have been set or not.
     pub async fn set(&self, key: &KeyName, limit: Limit) -> Result<Option<Limit>, LimitsError> {
-        let mut state = lock(&self.0.state);
-        if state.entries.len() >= Self::MOST && !state.entries.contains_key(key) {
-            return Err(LimitsError::TooMany);
-        }
-        Ok(self.apply(&mut state, key, Some(limit)))
+        self.change(key, Some(limit)).await
     }
 
     /// Makes a key one of all again, and returns what it had of its own.
     ///
     /// # Errors
     ///
-    /// None in memory.
+    /// With a store that cannot be reached, as [`set`](Self::set).
     pub async fn delete(&self, key: &KeyName) -> Result<Option<Limit>, LimitsError> {
+        self.change(key, None).await
+    }
+
+    async fn change(
+        &self,
+        key: &KeyName,
+        limit: Option<Limit>,
+    ) -> Result<Option<Limit>, LimitsError> {
+        #[cfg(feature = "redis")]
+        if let Some(replica) = &self.0.replica {
+            return replica.change(self, key, limit).await;
+        }
         let mut state = lock(&self.0.state);
-        Ok(self.apply(&mut state, key, None))
+        let is_new = limit.is_some() && !state.entries.contains_key(key);
+        if is_new && state.entries.len() >= Self::MOST {
+            return Err(LimitsError::TooMany);
+        }
+        Ok(self.apply(&mut state, key, limit))
     }
 
     /// How far each limit is used up by a key, in the order in which the limiters were made.

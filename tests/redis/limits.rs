@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tower_admission::store::FailureMode;
-use tower_admission::{Key, Limits, Policy, Quota, RateLimiter};
+use tower_admission::{Key, KeyName, Limits, LimitsError, Policy, Quota, RateLimiter};
 
 use crate::server::{Server, store, until};
 
@@ -99,4 +99,215 @@ async fn a_share_goes_by_the_keys_own_quota() {
     assert_eq!(burst(&limiter).await, 10);
     let decision = limiter.decide(&acme(), 0).await;
     assert_eq!(decision.policies(), Some(&[calls("30/h")][..]));
+}
+
+fn name(text: &str) -> KeyName {
+    text.parse().unwrap()
+}
+
+async fn shown(limits: &Limits, key: &str) -> Option<String> {
+    limits.get(&name(key)).map(|limit| limit.to_string())
+}
+
+#[tokio::test]
+async fn a_change_reaches_every_replica() {
+    let server = Server::start().await;
+    let [here, there] = [(); 2].map(|()| Limits::in_store(&server.store()));
+    let limiter = RateLimiter::with_limits(calls("10/h"), &server.store(), &there);
+    let set = async |limit: &str| {
+        here.set(&name("org:acme"), limit.parse().unwrap())
+            .await
+            .unwrap()
+    };
+    assert_eq!(set("25/h").await, None);
+    assert_eq!(shown(&here, "org:acme").await.unwrap(), "25/h");
+    until("the other replica knows", async || {
+        shown(&there, "org:acme").await.as_deref() == Some("25/h")
+    })
+    .await;
+    assert_eq!(burst(&limiter).await, 25);
+    assert_eq!(set("30/h").await.unwrap().to_string(), "25/h");
+    until("the other replica knows", async || {
+        limiter.decide(&acme(), 0).await.limit() == Some(30)
+    })
+    .await;
+    // One that starts later.
+    let late = Limits::in_store(&server.store());
+    late.refresh().await.unwrap();
+    assert_eq!(shown(&late, "org:acme").await.unwrap(), "30/h");
+    let before = there.delete(&name("org:acme")).await.unwrap();
+    assert_eq!(before.unwrap().to_string(), "30/h");
+    until("both are as of everybody", async || {
+        here.is_empty() && late.is_empty()
+    })
+    .await;
+    assert_eq!(there.delete(&name("org:acme")).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn what_redis_lost_is_gone_and_what_is_away_stays() {
+    let mut server = Server::start().await;
+    let limits = Limits::in_store(&server.store());
+    for n in 0..3 {
+        let key = name(&format!("org:{n}"));
+        limits.set(&key, "25/h".parse().unwrap()).await.unwrap();
+    }
+    server.kill();
+    until("it is away", async || limits.refresh().await.is_err()).await;
+    assert_eq!(limits.len(), 3);
+    let failed = limits.set(&name("org:x"), "1/h".parse().unwrap()).await;
+    assert!(
+        matches!(failed, Err(LimitsError::Unavailable(_))),
+        "{failed:?}"
+    );
+    assert_eq!(limits.len(), 3);
+    server.restart().await;
+    until("nothing is left", async || limits.is_empty()).await;
+    // Versions begin anew, and are not taken for old ones.
+    let other = Limits::in_store(&server.store());
+    other
+        .set(&name("org:0"), "7/h".parse().unwrap())
+        .await
+        .unwrap();
+    until("it is known", async || {
+        shown(&limits, "org:0").await.as_deref() == Some("7/h")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn more_than_a_page_is_read_and_what_is_missed_as_well() {
+    let server = Server::start().await;
+    let [here, there] = [(); 2].map(|()| Limits::in_store(&server.store()));
+    there.refresh().await.unwrap();
+    for n in 0..2_500 {
+        let key = name(&format!("org:{n}"));
+        here.set(&key, "25/h".parse().unwrap()).await.unwrap();
+    }
+    // By their versions.
+    until("all changes are read", async || there.len() == 2_500).await;
+    // All at once.
+    let late = Limits::in_store(&server.store());
+    late.refresh().await.unwrap();
+    assert_eq!(late.len(), 2_500);
+
+    // As if the changes since had been forgotten, because they were too many.
+    let mut connection = server.connection().await.unwrap();
+    let delete = async |connection: &mut redis::aio::MultiplexedConnection, key: &str| {
+        let mut delete = redis::cmd("HDEL");
+        let delete = delete.arg("{admission:limits}:of").arg(key);
+        delete.query_async::<()>(connection).await.unwrap();
+    };
+    delete(&mut connection, "org:7").await;
+    let mut floor = redis::cmd("HSET");
+    let floor = floor
+        .arg("{admission:limits}:state")
+        .arg(&["floor", "2501", "version", "2502"]);
+    floor.query_async::<()>(&mut connection).await.unwrap();
+    until("all is read anew", async || {
+        [&here, &there, &late]
+            .iter()
+            .all(|limits| limits.len() == 2_499)
+    })
+    .await;
+    assert!(shown(&there, "org:7").await.is_none());
+    // A change that nobody noted is found when the caches are cleared.
+    delete(&mut connection, "org:8").await;
+    late.refresh().await.unwrap();
+    assert!(shown(&late, "org:8").await.is_some());
+    here.clear_caches().await.unwrap();
+    assert!(shown(&here, "org:8").await.is_none());
+    until("it is gone everywhere", async || {
+        shown(&there, "org:8").await.is_none()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_as_if_it_was_not_there() {
+    let server = Server::start().await;
+    let mut connection = server.connection().await.unwrap();
+    let mut set = redis::cmd("HSET");
+    let set = set.arg("{admission:limits}:of").arg(&[
+        "org:acme",
+        "5/h",
+        "nonsense",
+        "5/h",
+        "org:other",
+        "of another version",
+    ]);
+    set.query_async::<()>(&mut connection).await.unwrap();
+    let limits = Limits::in_store(&server.store());
+    limits.refresh().await.unwrap();
+    assert_eq!(limits.len(), 1);
+    assert_eq!(shown(&limits, "org:acme").await.unwrap(), "5/h");
+
+    let mut wrong = redis::cmd("SET");
+    let wrong = wrong.arg("{admission:limits}:changes").arg("junk");
+    wrong.query_async::<()>(&mut connection).await.unwrap();
+    let failed = limits.set(&name("org:new"), "1/h".parse().unwrap()).await;
+    assert!(failed.is_err());
+    // Nothing was written before it failed.
+    let late = Limits::in_store(&server.store());
+    let _ = late.refresh().await;
+    assert_eq!(late.len(), 1);
+}
+
+/// Replicas that change the same keys end with the same limits, which are those of the store.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_agree_in_the_end() {
+    let server = Server::start().await;
+    let replicas = [(); 4].map(|()| Limits::in_store(&server.store()));
+    let mut changing = tokio::task::JoinSet::new();
+    for (n, limits) in replicas.iter().enumerate() {
+        let limits = limits.clone();
+        changing.spawn(async move {
+            for step in 0..200 {
+                let key = name(&format!("org:{}", (step * 7 + n) % 5));
+                if (step + n) % 4 == 0 {
+                    limits.delete(&key).await.unwrap();
+                } else {
+                    let limit = format!("{}/h", 1 + n * 1_000 + step);
+                    limits.set(&key, limit.parse().unwrap()).await.unwrap();
+                }
+            }
+        });
+    }
+    changing.join_all().await;
+    let late = Limits::in_store(&server.store());
+    late.refresh().await.unwrap();
+    for limits in &replicas {
+        limits.refresh().await.unwrap();
+        assert_eq!(limits.list(), late.list());
+    }
+}
+
+#[test]
+fn a_runtime_that_ends_does_not_end_the_reading() {
+    let runtime = || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+    };
+    let first = runtime();
+    let (server, limits) = first.block_on(async {
+        let server = Server::start().await;
+        let limits = Limits::in_store(&server.store());
+        limits.refresh().await.unwrap();
+        (server, limits)
+    });
+    drop(first);
+    runtime().block_on(async {
+        limits
+            .set(&name("org:acme"), "5/h".parse().unwrap())
+            .await
+            .unwrap();
+        let other = Limits::in_store(&server.store());
+        other
+            .set(&name("org:other"), "6/h".parse().unwrap())
+            .await
+            .unwrap();
+        until("it is read", async || limits.len() == 2).await;
+    });
 }

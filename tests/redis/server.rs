@@ -109,7 +109,7 @@ impl Server {
     /// Without any data.
     pub(crate) async fn clear(&self) {
         let mut connection = self.connection().await.unwrap();
-        let mut command = redis::cmd("FLUSHALL");
+        let command = redis::cmd("FLUSHALL");
         command.query_async::<()>(&mut connection).await.unwrap();
     }
 

@@ -9,6 +9,7 @@ mod denied;
 mod failure;
 mod keeper;
 mod leases;
+mod limits;
 mod named;
 mod names;
 mod post;
@@ -20,6 +21,9 @@ mod url;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+
+pub(crate) use self::limits::{Change, LimitTable};
+pub(crate) use self::post::{Post, Term};
 
 pub use self::failure::{FailureKind, StoreError, StoreObserver};
 

@@ -96,6 +96,15 @@ impl Names {
     }
 }
 
+impl Names {
+    /// The limits of single keys, which were changed, and the version. All lie in one part of a
+    /// cluster.
+    pub(super) fn limits(&self) -> [String; 3] {
+        let begin = format!("{{{}:limits}}:", self.prefix);
+        ["of", "changes", "state"].map(|name| format!("{begin}{name}"))
+    }
+}
+
 impl LeaseNames {
     /// The Redis key that holds the leases of one key.
     pub(super) fn of_key(&self, key: &Key) -> String {

@@ -6,15 +6,15 @@ const VACANT: u64 = 0;
 
 /// Who has the job. A task that lost it, and notices late, cannot put out its successor.
 #[derive(Default)]
-pub(super) struct Post(AtomicU64);
+pub(crate) struct Post(AtomicU64);
 
 /// One task's time in the job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Term(u64);
+pub(crate) struct Term(u64);
 
 impl Post {
     /// Takes the job unless somebody has it.
-    pub(super) fn take(&self) -> Option<Term> {
+    pub(crate) fn take(&self) -> Option<Term> {
         // Read first, as this is asked much more often than it is so.
         (self.0.load(Ordering::Acquire) == VACANT)
             .then(|| self.replace(VACANT))
@@ -22,15 +22,15 @@ impl Post {
     }
 
     /// Takes the job from whoever has it.
-    pub(super) fn take_over(&self) -> Option<Term> {
+    pub(crate) fn take_over(&self) -> Option<Term> {
         self.replace(self.0.load(Ordering::Acquire))
     }
 
-    pub(super) fn is(&self, term: Term) -> bool {
+    pub(crate) fn is(&self, term: Term) -> bool {
         self.0.load(Ordering::Acquire) == term.0
     }
 
-    pub(super) fn leave(&self, term: Term) {
+    pub(crate) fn leave(&self, term: Term) {
         let _ = self
             .0
             .compare_exchange(term.0, VACANT, Ordering::AcqRel, Ordering::Relaxed);
