@@ -161,8 +161,18 @@ impl Replica {
             .map_err(LimitsError::Unavailable)?
             .ok_or(LimitsError::TooMany)?;
         let mut state = lock(&limits.0.state);
+        let mut read = lock(&self.read);
+        if read.epoch != before.epoch {
+            // Of data that nobody has read here yet.
+            *read = Read {
+                epoch: before.epoch,
+                ..Read::default()
+            };
+            state.newer.clear();
+        }
         // Unless a later change was read already.
-        let is_read = lock(&self.read).version >= before.version;
+        let is_read = read.version >= before.version;
+        drop(read);
         let newer = state.newer.get(key).copied().unwrap_or(0);
         if !is_read && newer < before.version {
             state.newer.insert(key.clone(), before.version);
@@ -206,8 +216,11 @@ impl Replica {
             for (name, version, limit) in changes {
                 self.apply_read(limits, &mut state, (name, version, limit));
             }
-            state.newer.retain(|_, version| *version > upto);
-            lock(&self.read).version = upto;
+            let mut read = lock(&self.read);
+            if read.epoch == found.epoch {
+                state.newer.retain(|_, version| *version > upto);
+                read.version = upto;
+            }
             if !is_full {
                 return Ok(());
             }

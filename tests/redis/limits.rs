@@ -311,3 +311,15 @@ fn a_runtime_that_ends_does_not_end_the_reading() {
         until("it is read", async || limits.len() == 2).await;
     });
 }
+
+#[tokio::test]
+async fn what_was_lost_before_it_was_read_is_gone() {
+    let server = Server::start().await;
+    let limits = Limits::in_store(&server.store());
+    limits.refresh().await.unwrap();
+    let key = name("org:acme");
+    limits.set(&key, "5/h".parse().unwrap()).await.unwrap();
+    // On a runtime of one thread nothing was read in between.
+    server.clear().await;
+    until("nothing is left", async || limits.is_empty()).await;
+}

@@ -32,6 +32,7 @@ pub(crate) struct Changes {
 
 /// What a change found.
 pub(crate) struct Before {
+    pub(crate) epoch: String,
     pub(crate) version: u64,
     pub(crate) limit: Option<String>,
 }
@@ -75,14 +76,13 @@ impl LimitTable {
             new_epoch(),
         ][..];
         let answer: Vec<redis::Value> = self.call(&self.set, arguments).await?;
-        let [_, version, before] = &answer[..] else {
+        let [epoch, version, before] = &answer[..] else {
             return Ok(None);
         };
         Ok(Some(Before {
-            version: redis::from_redis_value_ref(version)
-                .map_err(|error| StoreError::from(redis::RedisError::from(error)))?,
-            limit: redis::from_redis_value_ref(before)
-                .map_err(|error| StoreError::from(redis::RedisError::from(error)))?,
+            epoch: read(epoch)?,
+            version: read(version)?,
+            limit: read(before)?,
         }))
     }
 
@@ -133,6 +133,10 @@ impl LimitTable {
             .run_apart(script, &self.keys, arguments, deadline)
             .await
     }
+}
+
+fn read<T: redis::FromRedisValue>(value: &redis::Value) -> Result<T, StoreError> {
+    redis::from_redis_value_ref(value).map_err(|error| redis::RedisError::from(error).into())
 }
 
 fn new_epoch() -> String {
