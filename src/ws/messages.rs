@@ -1,15 +1,20 @@
 //! How many messages may be sent.
 
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
 
 use axum::extract::ws::Message;
 
+use crate::decision::Decision;
 use crate::key::Key;
 use crate::limiter::RateLimiter;
 use crate::observe::{Observers, Subject};
 use crate::rejection::Rejection;
 use crate::respond::problem_text;
+use crate::store::ReplyFuture;
 
 pub(super) type Notice = Arc<dyn Fn(&Rejection) -> Option<Message> + Send + Sync>;
 
@@ -29,6 +34,8 @@ pub(super) struct Messages {
     key: Key,
     /// Its own, among all connections of this process.
     connection: Key,
+    /// What the key's limit was asked about the message in hand.
+    asked: Option<ReplyFuture<Decision>>,
     violations: u32,
     observers: Observers,
 }
@@ -55,35 +62,42 @@ impl Messages {
             name,
             key,
             connection: Key::new("ws-connection", &number.to_le_bytes()),
+            asked: None,
             violations: 0,
             observers,
         }
     }
 
-    /// Charges a message; says what is to be done with one that does not fit.
+    /// Charges the message in hand; says what is to be done with one that does not fit.
+    ///
+    /// What was asked stays asked when this is dropped: the next call is about the same message.
     pub(super) async fn take(&mut self) -> Result<(), Excess> {
-        match self.charge().await {
-            Ok(()) => Ok(()),
-            Err(rejection) => Err(self.exceeded(rejection)),
-        }
+        let charged = poll_fn(|cx| self.poll_charge(cx)).await;
+        charged.map_err(|rejection| self.exceeded(rejection))
     }
 
-    async fn charge(&self) -> Result<(), Rejection> {
-        // The connection's first: it is here, and spares the key what does not fit anyway.
-        let limits = [
-            (&self.limits.per_connection, self.connection),
-            (&self.limits.per_key, self.key),
-        ];
-        for (limiter, key) in limits {
-            let Some(limiter) = limiter else {
-                continue;
-            };
-            let decision = limiter.decide(&[key], 1).await;
-            if !decision.is_admitted() {
-                return Err(limiter.rejection(&self.name, decision));
+    fn poll_charge(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Rejection>> {
+        let per_key = self.limits.per_key.as_ref();
+        if self.asked.is_none() {
+            // The connection's first: it is here, and spares the key what does not fit anyway.
+            if let Some(limiter) = &self.limits.per_connection {
+                let decision = limiter.check(&self.connection);
+                if !decision.is_admitted() {
+                    return Poll::Ready(Err(limiter.rejection(&self.name, decision)));
+                }
             }
+            self.asked = per_key.map(|limiter| limiter.decide(&[self.key], 1).into_future());
         }
-        Ok(())
+        let (Some(limiter), Some(asked)) = (per_key, &mut self.asked) else {
+            return Poll::Ready(Ok(()));
+        };
+        let decision = ready!(Pin::new(asked).poll(cx));
+        self.asked = None;
+        Poll::Ready(if decision.is_admitted() {
+            Ok(())
+        } else {
+            Err(limiter.rejection(&self.name, decision))
+        })
     }
 
     fn exceeded(&mut self, rejection: Rejection) -> Excess {

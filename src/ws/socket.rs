@@ -35,7 +35,8 @@ impl LimitedSocket {
     /// The next message that is within the limits; `None` when the connection has ended, or was
     /// closed because of [too many](super::SocketLimits::close_after) that were not.
     ///
-    /// It may be dropped before it is ready, as `tokio::select!` does: no message is lost then.
+    /// It may be dropped before it is ready, as `tokio::select!` does: no message is lost then, or
+    /// charged again.
     ///
     /// # Errors
     ///
