@@ -93,11 +93,13 @@ impl Messages {
         };
         let decision = ready!(Pin::new(asked).poll(cx));
         self.asked = None;
-        Poll::Ready(if decision.is_admitted() {
-            Ok(())
-        } else {
-            Err(limiter.rejection(&self.name, decision))
-        })
+        if decision.is_admitted() {
+            return Poll::Ready(Ok(()));
+        }
+        if let Some(limiter) = &self.limits.per_connection {
+            limiter.refund(&self.connection, 1);
+        }
+        Poll::Ready(Err(limiter.rejection(&self.name, decision)))
     }
 
     fn exceeded(&mut self, rejection: Rejection) -> Excess {

@@ -13,10 +13,11 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 use tower_admission::store::FailureMode;
+use tower_admission::test_util::TestClock;
 use tower_admission::ws::{LimitedSocket, Refusal, SocketLimits};
 use tower_admission::{Key, Policy, Quota, RateLimitByTokenLayer, Rejection};
 
-use crate::common::{Away, PATIENCE, Seen};
+use crate::common::{Away, PATIENCE, SECOND, Seen, store};
 use crate::servers::{get, http1, serve};
 
 pub(crate) type Socket = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
@@ -340,4 +341,28 @@ async fn different_stores_fail_differently() {
             assert_eq!(closed_with(&mut socket).await, CloseCode::Again);
         }
     }
+}
+
+/// What one limit refuses is not taken from the other.
+#[tokio::test]
+async fn what_the_keys_limit_refuses_is_left_to_the_connection() {
+    let clock = TestClock::default();
+    let limits = SocketLimits::new()
+        .messages(Policy::new("connection", Quota::per_hour(3)))
+        .messages_per_key(Policy::new("key", Quota::per_second(1)))
+        .message_store(store(&clock));
+    let mut socket = connect(server(&limits).await, "alice").await;
+    for _ in 0..3 {
+        assert!(exchange(&mut socket, "more").await.contains("[\"key\"]"));
+    }
+    for text in ["two", "three"] {
+        clock.advance(SECOND);
+        assert_eq!(exchange(&mut socket, text).await, text);
+    }
+    clock.advance(SECOND);
+    assert!(
+        exchange(&mut socket, "four")
+            .await
+            .contains("[\"connection\"]")
+    );
 }
