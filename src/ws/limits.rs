@@ -259,6 +259,9 @@ impl SocketLimits {
 
     /// Closes a connection, with code 1008, at its so-and-so-many-th message above a limit; 0 as
     /// 1. Default: never, each is answered and that is all.
+    ///
+    /// A message that is refused because its store [fails closed](crate::store::FailureMode::Closed)
+    /// is answered as unavailable (503), and is none of them.
     #[must_use]
     pub fn close_after(self, violations: u32) -> Self {
         self.with(|shared| shared.messages.close_after = Some(violations.max(1)))

@@ -110,7 +110,10 @@ impl Messages {
         };
         self.observers
             .tell(|observer| observer.rejected(&subject, &rejection));
-        self.violations = self.violations.saturating_add(1);
+        // That limits cannot be checked is none of the client's doing.
+        if rejection.reason().is_callers() {
+            self.violations = self.violations.saturating_add(1);
+        }
         if (self.limits.close_after).is_some_and(|most| self.violations >= most) {
             return Excess::Close(rejection);
         }

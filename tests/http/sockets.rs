@@ -366,3 +366,20 @@ async fn what_the_keys_limit_refuses_is_left_to_the_connection() {
             .contains("[\"connection\"]")
     );
 }
+
+/// Nobody is above a limit when the limits cannot be checked.
+#[tokio::test]
+async fn an_outage_of_the_message_store_is_no_violation() {
+    let limits = SocketLimits::new()
+        .messages(Policy::new("connection", Quota::per_hour(2)))
+        .messages_per_key(Quota::per_hour(1))
+        .message_store(Away(FailureMode::Closed))
+        .close_after(2);
+    let address = server(&limits).await;
+    let mut socket = try_connect(address, "alice").await.unwrap();
+    for _ in 0..5 {
+        let answer: Value = serde_json::from_str(&exchange(&mut socket, "fine").await).unwrap();
+        assert_eq!(answer["status"], 503);
+        assert_eq!(answer["retry-after"], 1);
+    }
+}
