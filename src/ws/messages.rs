@@ -72,8 +72,13 @@ impl Messages {
     ///
     /// What was asked stays asked when this is dropped: the next call is about the same message.
     pub(super) async fn take(&mut self) -> Result<(), Excess> {
-        let charged = poll_fn(|cx| self.poll_charge(cx)).await;
-        charged.map_err(|rejection| self.exceeded(rejection))
+        match poll_fn(|cx| self.poll_charge(cx)).await {
+            Ok(()) => {
+                self.admitted();
+                Ok(())
+            }
+            Err(rejection) => Err(self.exceeded(rejection)),
+        }
     }
 
     fn poll_charge(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Rejection>> {
@@ -102,12 +107,15 @@ impl Messages {
         Poll::Ready(Err(limiter.rejection(&self.name, decision)))
     }
 
+    fn admitted(&self) {
+        if self.limits.per_connection.is_some() || self.limits.per_key.is_some() {
+            let subject = self.subject();
+            self.observers.tell(|observer| observer.admitted(&subject));
+        }
+    }
+
     fn exceeded(&mut self, rejection: Rejection) -> Excess {
-        let subject = Subject {
-            limit_type: "ws_message",
-            limiter: &self.name,
-            key: Some(&self.key),
-        };
+        let subject = self.subject();
         self.observers
             .tell(|observer| observer.rejected(&subject, &rejection));
         // That limits cannot be checked is none of the client's doing.
@@ -121,5 +129,13 @@ impl Messages {
             Some(notice) => notice(&rejection),
             None => Some(Message::Text(problem_text(&rejection).into())),
         })
+    }
+
+    fn subject(&self) -> Subject<'_> {
+        Subject {
+            limit_type: "ws_message",
+            limiter: &self.name,
+            key: Some(&self.key),
+        }
     }
 }

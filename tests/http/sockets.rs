@@ -292,10 +292,10 @@ async fn observers_see_both_sorts_of_limit() {
     try_connect(address, "alice").await.unwrap_err();
     let seen = seen.take().join("\n");
     for expected in [
-        "ws_message",
-        "ws_connection",
-        "quota_exceeded",
-        "key_at_capacity",
+        "admitted ws_connection",
+        "admitted ws_message",
+        "rejected ws_message quota_exceeded",
+        "rejected ws_connection key_at_capacity",
     ] {
         assert!(seen.contains(expected), "{seen}");
     }
