@@ -3,20 +3,19 @@
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
+use axum::extract::ws::{Message, WebSocketUpgrade};
 use axum::response::Response;
 use http::HeaderValue;
 use http::header::CACHE_CONTROL;
-use tokio::time::timeout;
 
+use super::goodbye::close;
 use super::messages::{MessageLimits, Messages};
 use super::socket::LimitedSocket;
 use crate::headers::tell_retry_after;
 use crate::key::Key;
-use crate::limiter::{ConcurrencyLimiter, Permit, RateLimiter};
+use crate::limiter::{ConcurrencyLimiter, RateLimiter};
 use crate::observe::{Observer, Observers, Subject};
 use crate::policy::Policy;
 use crate::rejection::Rejection;
@@ -126,9 +125,6 @@ pub enum Refusal {
 
 /// Connections that are being closed at a time.
 const MOST_CLOSING: usize = 1000;
-
-/// How long a client may take to answer a close frame.
-const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 
 impl SocketLimits {
     /// Without limits.
@@ -340,35 +336,6 @@ fn refuse(rejection: &Rejection) -> Response {
     tell_retry_after(rejection.retry_after_seconds(), headers);
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
-}
-
-/// Tells a client that was let in why it has to go.
-async fn close(mut socket: WebSocket, rejection: Rejection, _permit: Permit) {
-    say_goodbye(&mut socket, &rejection).await;
-}
-
-/// Closes a connection. A client that reads nothing cannot hold it up for long.
-pub(super) async fn say_goodbye(socket: &mut WebSocket, rejection: &Rejection) {
-    let goodbye = async {
-        if socket.send(farewell(rejection)).await.is_ok() {
-            // Until its own close frame, or else it may never see ours.
-            while let Some(Ok(_)) = socket.recv().await {}
-        }
-    };
-    let _ = timeout(CLOSE_WITHIN, goodbye).await;
-}
-
-/// RFC 6455 §7.4.1: 1008 for a limit of the client's; IANA's registry has 1013 for capacity.
-fn farewell(rejection: &Rejection) -> Message {
-    let code = if rejection.reason().is_callers() {
-        close_code::POLICY
-    } else {
-        close_code::AGAIN
-    };
-    Message::Close(Some(CloseFrame {
-        code,
-        reason: rejection.reason().as_str().into(),
-    }))
 }
 
 impl Default for SocketLimits {

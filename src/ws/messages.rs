@@ -1,6 +1,5 @@
 //! How many messages may be sent.
 
-use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -70,15 +69,15 @@ impl Messages {
 
     /// Charges the message in hand; says what is to be done with one that does not fit.
     ///
-    /// What was asked stays asked when this is dropped: the next call is about the same message.
-    pub(super) async fn take(&mut self) -> Result<(), Excess> {
-        match poll_fn(|cx| self.poll_charge(cx)).await {
+    /// What was asked stays asked until it is answered: each call is about the same message.
+    pub(super) fn poll_take(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Excess>> {
+        Poll::Ready(match ready!(self.poll_charge(cx)) {
             Ok(()) => {
                 self.admitted();
                 Ok(())
             }
             Err(rejection) => Err(self.exceeded(rejection)),
-        }
+        })
     }
 
     fn poll_charge(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Rejection>> {

@@ -2,6 +2,7 @@
 //!
 //! See [`SocketLimits`].
 
+mod goodbye;
 mod limits;
 mod messages;
 mod socket;

@@ -1,12 +1,15 @@
 //! A WebSocket within limits.
 
 use std::fmt;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::{Context, Poll, ready};
 
 use axum::Error;
 use axum::extract::ws::{Message, WebSocket};
 use http::HeaderValue;
 
-use super::limits::say_goodbye;
+use super::goodbye::{Goodbye, Outgoing};
 use super::messages::{Excess, Messages};
 use crate::limiter::Permit;
 
@@ -17,7 +20,10 @@ pub struct LimitedSocket {
     messages: Messages,
     /// A message that is here and not decided on yet.
     received: Option<Message>,
-    is_closed: bool,
+    /// What answers the last message that was refused.
+    notice: Outgoing,
+    goodbye: Option<Goodbye>,
+    has_ended: bool,
     permit: Permit,
 }
 
@@ -27,7 +33,9 @@ impl LimitedSocket {
             socket,
             messages,
             received: None,
-            is_closed: false,
+            notice: Outgoing::default(),
+            goodbye: None,
+            has_ended: false,
             permit,
         }
     }
@@ -35,52 +43,70 @@ impl LimitedSocket {
     /// The next message that is within the limits; `None` when the connection has ended, or was
     /// closed because of [too many](super::SocketLimits::close_after) that were not.
     ///
-    /// It may be dropped before it is ready, as `tokio::select!` does: no message is lost then, or
-    /// charged again.
+    /// It may be dropped before it is ready, as `tokio::select!` does, and called again: no message
+    /// is lost then or charged twice, and what the client is told is told to its end. Closing
+    /// takes up to two seconds, for the client to answer.
     ///
     /// # Errors
     ///
     /// When the connection fails, or a message that was not within the limits cannot be answered.
     pub async fn recv(&mut self) -> Option<Result<Message, Error>> {
-        while !self.is_closed {
+        poll_fn(|cx| self.poll_recv(cx)).await
+    }
+
+    fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Message, Error>>> {
+        loop {
+            if let Err(error) = ready!(self.poll_say(cx)) {
+                return Poll::Ready(Some(Err(error)));
+            }
+            if self.has_ended {
+                return Poll::Ready(None);
+            }
             if self.received.is_none() {
-                match self.socket.recv().await? {
-                    Ok(message) => self.received = Some(message),
-                    Err(error) => return Some(Err(error)),
+                match ready!(pin!(self.socket.recv()).poll(cx)) {
+                    Some(Ok(message)) => self.received = Some(message),
+                    end => return Poll::Ready(end),
                 }
             }
             if let Some(Message::Text(_) | Message::Binary(_)) = &self.received
-                && let Err(excess) = self.messages.take().await
+                && let Err(excess) = ready!(self.messages.poll_take(cx))
             {
                 self.received = None;
-                if let Err(error) = self.refuse(excess).await {
-                    return Some(Err(error));
-                }
+                self.refuse(excess);
                 continue;
             }
-            return self.received.take().map(Ok);
+            return Poll::Ready(self.received.take().map(Ok));
         }
-        None
     }
 
-    async fn refuse(&mut self, excess: Excess) -> Result<(), Error> {
+    /// Says what the socket itself has to say.
+    fn poll_say(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        if let Some(goodbye) = &mut self.goodbye {
+            ready!(goodbye.poll(&mut self.socket, cx));
+            self.goodbye = None;
+            self.has_ended = true;
+        }
+        self.notice.poll(&mut self.socket, cx)
+    }
+
+    fn refuse(&mut self, excess: Excess) {
         match excess {
-            Excess::Answer(None) => Ok(()),
-            Excess::Answer(Some(answer)) => self.socket.send(answer).await,
-            Excess::Close(rejection) => {
-                self.is_closed = true;
-                say_goodbye(&mut self.socket, &rejection).await;
-                Ok(())
-            }
+            Excess::Answer(answer) => self.notice = Outgoing::new(answer),
+            Excess::Close(rejection) => self.goodbye = Some(Goodbye::new(&rejection)),
         }
     }
 
-    /// Sends a message.
+    /// Sends a message, after what the client is being told by the socket itself.
     ///
     /// # Errors
     ///
-    /// As [`WebSocket::send`].
+    /// As [`WebSocket::send`]; and when the connection has ended, which is waited for while it is
+    /// being closed.
     pub async fn send(&mut self, message: Message) -> Result<(), Error> {
+        poll_fn(|cx| self.poll_say(cx)).await?;
+        if self.has_ended {
+            return Err(Error::new("the connection has ended"));
+        }
         self.socket.send(message).await
     }
 

@@ -6,16 +6,26 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 
 use axum::extract::ws::Message as Sent;
+use futures_util::{SinkExt, StreamExt};
+use tokio::sync::watch;
+use tokio::time::{pause, resume, timeout};
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tower_admission::store::{RateBuckets, RateStore, Reply};
 use tower_admission::ws::{LimitedSocket, SocketLimits};
-use tower_admission::{Decision, Key, MemoryStore, Policy, Quota};
+use tower_admission::{Decision, Key, MemoryStore, Policy, Quota, Rejection};
 
+use crate::common::PATIENCE;
 use crate::servers::serve;
-use crate::sockets::{exchange, routes, try_connect};
+use crate::sockets::{closed_with, connect, exchange, next, routes, try_connect, until_in_flight};
 
-/// Drops each `recv` that is not ready at once.
+/// An echo that drops each `recv` which is not ready at once, and counts them.
 #[derive(Clone, Default)]
-struct Impatient;
+struct Impatient {
+    dropped: watch::Sender<u64>,
+    /// Whether it sends something by itself at each hundredth.
+    pushes: bool,
+}
 
 impl Impatient {
     async fn echo(self, mut socket: LimitedSocket) {
@@ -27,9 +37,25 @@ impl Impatient {
                     Some(Ok(_)) => {}
                     _ => break,
                 },
-                () = tokio::task::yield_now() => {}
+                () = tokio::task::yield_now() => {
+                    self.dropped.send_modify(|dropped| *dropped += 1);
+                    if self.pushes
+                        && self.dropped.borrow().is_multiple_of(100)
+                        && socket.send(Sent::text("push")).await.is_err()
+                    {
+                        break;
+                    }
+                }
             }
         }
+    }
+
+    /// Until it has dropped a thousand more.
+    async fn busy(&self) {
+        let mut dropped = self.dropped.subscribe();
+        let before = *dropped.borrow();
+        let busy = dropped.wait_for(|dropped| *dropped >= before + 1000);
+        timeout(PATIENCE, busy).await.expect("in time").unwrap();
     }
 }
 
@@ -93,8 +119,8 @@ async fn a_message_is_charged_once() {
         .messages(Quota::per_hour(3))
         .messages_per_key(Quota::per_hour(3))
         .message_store(store.clone());
-    let impatient = Impatient;
-    let address = serve(routes(&limits, |socket| impatient.echo(socket))).await;
+    let serving = Impatient::default();
+    let address = serve(routes(&limits, |socket| serving.echo(socket))).await;
     let mut socket = try_connect(address, "alice").await.unwrap();
     for (text, asked) in [("one", 1), ("two", 2), ("three", 3)] {
         assert_eq!(exchange(&mut socket, text).await, text);
@@ -106,4 +132,58 @@ async fn a_message_is_charged_once() {
         3,
         "the connection's own limit spares the store"
     );
+}
+
+/// Notices are large here, so that few of them fill what is between server and client.
+#[tokio::test]
+async fn a_late_reader_gets_every_notice_and_the_close_code() {
+    let limits = SocketLimits::new()
+        .messages(Quota::per_hour(1))
+        .notice(|_: &Rejection| Some(Sent::text("x".repeat(1 << 20))))
+        .close_after(20);
+    let impatient = Impatient::default();
+    let serving = impatient.clone();
+    let address = serve(routes(&limits, |socket| serving.echo(socket))).await;
+    let mut socket = connect(address, "alice").await;
+    for _ in 0..20 {
+        socket.send(Message::text("more")).await.unwrap();
+    }
+    impatient.busy().await;
+    for notice in 1..20 {
+        assert_eq!(next(&mut socket).await.len(), 1 << 20, "notice {notice}");
+    }
+    assert_eq!(closed_with(&mut socket).await, CloseCode::Policy);
+}
+
+/// The client's own close frame goes out when it reads on.
+#[tokio::test]
+async fn who_is_told_goodbye_is_waited_for() {
+    for pushes in [false, true] {
+        let limits = SocketLimits::new()
+            .connections(1)
+            .messages(Quota::per_hour(1))
+            .close_after(1);
+        let serving = Impatient {
+            pushes,
+            ..Impatient::default()
+        };
+        let address = serve(routes(&limits, |socket| serving.echo(socket))).await;
+        let mut socket = connect(address, "alice").await;
+        pause();
+        socket.send(Message::text("more")).await.unwrap();
+        let code = loop {
+            match socket.next().await.unwrap().unwrap() {
+                Message::Close(Some(frame)) => break frame.code,
+                other => assert_eq!(other, Message::text("push")),
+            }
+        };
+        assert_eq!(code, CloseCode::Policy);
+        for _ in 0..1000 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(limits.limiter().in_flight(), 1, "pushes: {pushes}");
+        assert!(socket.next().await.is_none());
+        resume();
+        until_in_flight(&limits, 0).await;
+    }
 }
