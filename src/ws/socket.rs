@@ -9,7 +9,7 @@ use axum::Error;
 use axum::extract::ws::{Message, WebSocket};
 use http::HeaderValue;
 
-use super::goodbye::{Goodbye, Outgoing};
+use super::goodbye::{Goodbye, MOST_AT_A_TIME, Outgoing};
 use super::messages::{Excess, Messages};
 use crate::limiter::Permit;
 
@@ -55,7 +55,7 @@ impl LimitedSocket {
     }
 
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Message, Error>>> {
-        loop {
+        for _ in 0..MOST_AT_A_TIME {
             if let Err(error) = ready!(self.poll_say(cx)) {
                 return Poll::Ready(Some(Err(error)));
             }
@@ -77,6 +77,9 @@ impl LimitedSocket {
             }
             return Poll::Ready(self.received.take().map(Ok));
         }
+        // A flood that is there already would else keep its task from everything else.
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// Says what the socket itself has to say.

@@ -7,7 +7,7 @@ use std::task::Poll;
 
 use axum::extract::ws::Message as Sent;
 use futures_util::{SinkExt, StreamExt};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{pause, resume, timeout};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -186,4 +186,52 @@ async fn who_is_told_goodbye_is_waited_for() {
         resume();
         until_in_flight(&limits, 0).await;
     }
+}
+
+/// A flood that is there already when it is read, so that reading it never waits.
+#[tokio::test]
+async fn a_flood_above_the_limit_leaves_room_for_what_is_next_to_recv() {
+    const FLOOD: u64 = 10_000;
+    let refused = Arc::new(AtomicU64::new(0));
+    let counting = refused.clone();
+    let limits = SocketLimits::new()
+        .messages(Quota::per_hour(1))
+        .notice(move |_: &Rejection| {
+            counting.fetch_add(1, Ordering::SeqCst);
+            None
+        });
+    let flooded = Arc::new(Semaphore::new(0));
+    let waiting = flooded.clone();
+    let serving = |mut socket: LimitedSocket| async move {
+        let _all = waiting.acquire().await.unwrap();
+        let (mut before, mut most) = (0, 0);
+        let mut is_over = false;
+        while !is_over {
+            tokio::select! {
+                biased;
+                message = socket.recv() => {
+                    is_over = matches!(message, Some(Ok(Sent::Ping(_))));
+                }
+                () = tokio::task::yield_now() => {}
+            }
+            let now = refused.load(Ordering::SeqCst);
+            most = most.max(now - before);
+            before = now;
+        }
+        assert_eq!(before, FLOOD - 1);
+        socket.send(Sent::text(most.to_string())).await.unwrap();
+    };
+    let address = serve(routes(&limits, serving)).await;
+    let mut socket = try_connect(address, "alice").await.unwrap();
+    for _ in 0..FLOOD {
+        socket.feed(Message::text("")).await.unwrap();
+    }
+    socket.send(Message::Ping("last".into())).await.unwrap();
+    flooded.add_permits(1);
+    let most = loop {
+        if let Message::Text(most) = next(&mut socket).await {
+            break most.parse::<u64>().unwrap();
+        }
+    };
+    assert!(most <= 200, "{most} were refused in one go");
 }
