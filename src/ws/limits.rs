@@ -69,8 +69,9 @@ use crate::store::{LeaseStore, MemoryStore, RateStore};
 ///
 /// # What counts
 ///
-/// A connection counts until its socket is dropped or ends, however it ends: cleanly, by an error
-/// or because the handler panics. Text and binary messages count; pings and pongs do not.
+/// A connection counts until its socket is dropped, also by an error or because the handler
+/// panics, or until [`recv`](LimitedSocket::recv) has returned `None`, whatever the handler still
+/// does then. Text and binary messages count; pings and pongs do not.
 ///
 /// # Stores that fail differently
 ///

@@ -13,8 +13,8 @@ use super::goodbye::{Goodbye, MOST_AT_A_TIME, Outgoing};
 use super::messages::{Excess, Messages};
 use crate::limiter::Permit;
 
-/// A WebSocket that counts as a connection for as long as it is there, and passes on only messages
-/// that are within the limits.
+/// A WebSocket that passes on only messages which are within the limits, and counts as a connection
+/// until it is dropped or [`recv`](Self::recv) has returned `None`.
 pub struct LimitedSocket {
     socket: WebSocket,
     messages: Messages,
@@ -23,6 +23,8 @@ pub struct LimitedSocket {
     /// What answers the last message that was refused.
     notice: Outgoing,
     goodbye: Option<Goodbye>,
+    /// By the handler: nothing may be sent after its close frame.
+    is_closing: bool,
     has_ended: bool,
     permit: Permit,
 }
@@ -35,6 +37,7 @@ impl LimitedSocket {
             received: None,
             notice: Outgoing::default(),
             goodbye: None,
+            is_closing: false,
             has_ended: false,
             permit,
         }
@@ -63,9 +66,14 @@ impl LimitedSocket {
                 return Poll::Ready(None);
             }
             if self.received.is_none() {
-                match ready!(pin!(self.socket.recv()).poll(cx)) {
+                let received = ready!(pin!(self.socket.recv()).poll(cx));
+                match received {
                     Some(Ok(message)) => self.received = Some(message),
-                    end => return Poll::Ready(end),
+                    Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                    None => {
+                        self.end();
+                        return Poll::Ready(None);
+                    }
                 }
             }
             if let Some(Message::Text(_) | Message::Binary(_)) = &self.received
@@ -87,12 +95,20 @@ impl LimitedSocket {
         if let Some(goodbye) = &mut self.goodbye {
             ready!(goodbye.poll(&mut self.socket, cx));
             self.goodbye = None;
-            self.has_ended = true;
+            self.end();
         }
         self.notice.poll(&mut self.socket, cx)
     }
 
+    fn end(&mut self) {
+        self.has_ended = true;
+        self.permit.release();
+    }
+
     fn refuse(&mut self, excess: Excess) {
+        if self.is_closing {
+            return;
+        }
         match excess {
             Excess::Answer(answer) => self.notice = Outgoing::new(answer),
             Excess::Close(rejection) => self.goodbye = Some(Goodbye::new(&rejection)),
@@ -100,6 +116,9 @@ impl LimitedSocket {
     }
 
     /// Sends a message, after what the client is being told by the socket itself.
+    ///
+    /// After a close frame messages above a limit are dropped and not answered, while
+    /// [`recv`](Self::recv) goes on until the client's own.
     ///
     /// # Errors
     ///
@@ -110,6 +129,7 @@ impl LimitedSocket {
         if self.has_ended {
             return Err(Error::new("the connection has ended"));
         }
+        self.is_closing |= matches!(message, Message::Close(_));
         self.socket.send(message).await
     }
 
