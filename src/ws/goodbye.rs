@@ -6,7 +6,8 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Error;
-use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
+use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
+use axum::response::Response;
 use futures_sink::Sink;
 use tokio::time::{Sleep, sleep};
 
@@ -15,6 +16,16 @@ use crate::rejection::Rejection;
 
 /// How long a client may take to answer a close frame.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
+
+/// How much is read until a client's close frame: what may have been under way when ours was sent.
+const MOST_BYTES: usize = 4 << 20;
+
+/// The longest message of a client that is refused by a close frame. A thousand of them at a time
+/// are to cost little.
+const LONGEST: usize = 16 << 10;
+
+/// What a frame of a client has besides its payload, at least.
+const FRAME_HEADER: usize = 6;
 
 /// Messages that are read, or refused, in one go.
 pub(super) const MOST_AT_A_TIME: usize = 32;
@@ -61,10 +72,11 @@ impl Outgoing {
 }
 
 /// The end of a connection: a close frame, and what the client still sends until its own. A client
-/// that reads nothing cannot hold it up for long.
+/// that reads nothing or sends on cannot hold it up for long.
 pub(super) struct Goodbye {
     farewell: Outgoing,
     deadline: Pin<Box<Sleep>>,
+    bytes_left: usize,
 }
 
 impl Goodbye {
@@ -72,6 +84,7 @@ impl Goodbye {
         Self {
             farewell: Outgoing::new(Some(farewell(rejection))),
             deadline: Box::pin(sleep(CLOSE_WITHIN)),
+            bytes_left: MOST_BYTES,
         }
     }
 
@@ -84,19 +97,31 @@ impl Goodbye {
         }
         // Until the client's own close frame, or else it may never see ours.
         for _ in 0..MOST_AT_A_TIME {
-            let Some(Ok(_)) = ready!(pin!(socket.recv()).poll(cx)) else {
+            let Some(Ok(message)) = ready!(pin!(socket.recv()).poll(cx)) else {
                 return Poll::Ready(());
             };
+            let read = message.into_data().len() + FRAME_HEADER;
+            let Some(left) = self.bytes_left.checked_sub(read) else {
+                return Poll::Ready(());
+            };
+            self.bytes_left = left;
         }
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 }
 
-/// Tells a client that was let in why it has to go.
-pub(super) async fn close(mut socket: WebSocket, rejection: Rejection, _permit: Permit) {
-    let mut goodbye = Goodbye::new(&rejection);
-    poll_fn(|cx| goodbye.poll(&mut socket, cx)).await;
+/// Lets a client in only to tell it why it has to go.
+pub(super) fn close(upgrade: WebSocketUpgrade, rejection: Rejection, permit: Permit) -> Response {
+    let upgrade = upgrade
+        .read_buffer_size(LONGEST)
+        .max_frame_size(LONGEST)
+        .max_message_size(LONGEST);
+    upgrade.on_upgrade(async move |mut socket| {
+        let mut goodbye = Goodbye::new(&rejection);
+        poll_fn(|cx| goodbye.poll(&mut socket, cx)).await;
+        drop(permit);
+    })
 }
 
 /// RFC 6455 §7.4.1: 1008 for a limit of the client's; IANA's registry has 1013 for capacity.

@@ -120,7 +120,8 @@ pub enum Refusal {
     #[default]
     Status,
     /// After the upgrade, with a close frame. While a thousand are being closed, the next are
-    /// refused by status.
+    /// refused by status. A client that sends more than 16 KiB in one message, instead of reading
+    /// why it has to go, is cut off.
     Close,
 }
 
@@ -313,9 +314,7 @@ impl SocketLimits {
             Err(rejection) => {
                 (self.0.observers).tell(|observer| observer.rejected(&subject, &rejection));
                 match (self.0.refusal, self.0.closing.try_acquire()) {
-                    (Refusal::Close, Ok(permit)) => {
-                        upgrade.on_upgrade(move |socket| close(socket, rejection, permit))
-                    }
+                    (Refusal::Close, Ok(permit)) => close(upgrade, rejection, permit),
                     _ => refuse(&rejection),
                 }
             }

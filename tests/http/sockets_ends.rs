@@ -3,16 +3,17 @@
 use std::future::pending;
 use std::sync::{Arc, Mutex};
 
+use axum::BoxError;
 use axum::extract::ws::Message as Sent;
 use futures_util::{SinkExt, StreamExt};
 use tokio::sync::oneshot;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tower_admission::Quota;
-use tower_admission::ws::{LimitedSocket, SocketLimits};
+use tower_admission::ws::{LimitedSocket, Refusal, SocketLimits};
+use tower_admission::{Quota, Rejection};
 
 use crate::servers::serve;
-use crate::sockets::{closed_with, connect, next, routes, try_connect, until_in_flight};
+use crate::sockets::{closed_with, connect, next, routes, server, try_connect, until_in_flight};
 
 #[tokio::test]
 async fn a_connection_that_has_ended_counts_no_more() {
@@ -65,4 +66,31 @@ async fn a_close_of_the_handlers_own_is_not_disturbed_by_a_notice() {
     // The client's own close frame goes out when it reads on.
     assert!(socket.next().await.is_none());
     assert_eq!(told.await.unwrap(), "Some(Ok(Close(None)))");
+}
+
+#[tokio::test]
+async fn who_is_refused_by_close_is_not_read_at_length() {
+    let limits = SocketLimits::new().connections(1).refuse_by(Refusal::Close);
+    let address = server(&limits).await;
+    let _one = connect(address, "alice").await;
+    let mut refused = try_connect(address, "bob").await.unwrap();
+    let long = Message::binary(vec![0; 15 << 20]);
+    assert!(refused.send(long).await.is_err(), "it was read to its end");
+}
+
+#[tokio::test]
+async fn who_is_told_goodbye_is_not_read_at_length() {
+    let limits = SocketLimits::new()
+        .messages(Quota::per_hour(1))
+        .notice(|_: &Rejection| None)
+        .close_after(1);
+    let mut socket = connect(server(&limits).await, "alice").await;
+    let part = Message::binary(vec![0; 64 << 10]);
+    let flood = async {
+        for _ in 0..512 {
+            socket.send(part.clone()).await?;
+        }
+        Ok::<_, BoxError>(())
+    };
+    assert!(flood.await.is_err(), "all of it was read");
 }
