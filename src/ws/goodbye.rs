@@ -11,6 +11,7 @@ use axum::response::Response;
 use futures_sink::Sink;
 use tokio::time::{Sleep, sleep};
 
+use super::handshake;
 use crate::limiter::Permit;
 use crate::rejection::Rejection;
 
@@ -117,7 +118,7 @@ pub(super) fn close(upgrade: WebSocketUpgrade, rejection: Rejection, permit: Per
         .read_buffer_size(LONGEST)
         .max_frame_size(LONGEST)
         .max_message_size(LONGEST);
-    upgrade.on_upgrade(async move |mut socket| {
+    handshake::upgrade(upgrade, permit, move |mut socket, permit| async move {
         let mut goodbye = Goodbye::new(&rejection);
         poll_fn(|cx| goodbye.poll(&mut socket, cx)).await;
         drop(permit);

@@ -11,6 +11,7 @@ use http::HeaderValue;
 use http::header::CACHE_CONTROL;
 
 use super::goodbye::close;
+use super::handshake;
 use super::messages::{MessageLimits, Messages};
 use super::socket::LimitedSocket;
 use crate::headers::tell_retry_after;
@@ -290,7 +291,12 @@ impl SocketLimits {
 
     /// Lets a client connect that is charged to `key`, and `serve` it; or refuses it.
     ///
-    /// Returns the answer to the handshake.
+    /// Returns the answer to the handshake. When it is not sent, because a layer answers something
+    /// else, the connection's slot is free five seconds after it was dropped. Its extensions
+    /// have to stay with it: without them the connection has five seconds from then to be there, or
+    /// is dropped.
+    ///
+    /// Needs a tokio runtime with its timer.
     pub async fn upgrade<F, Fut>(&self, upgrade: WebSocketUpgrade, key: Key, serve: F) -> Response
     where
         F: FnOnce(LimitedSocket) -> Fut + Send + 'static,
@@ -308,8 +314,9 @@ impl SocketLimits {
                 } = &*self.0;
                 let messages =
                     Messages::new(messages.clone(), name.clone(), key, observers.clone());
-                upgrade
-                    .on_upgrade(move |socket| serve(LimitedSocket::new(socket, permit, messages)))
+                handshake::upgrade(upgrade, permit, move |socket, permit| {
+                    serve(LimitedSocket::new(socket, permit, messages))
+                })
             }
             Err(rejection) => {
                 (self.0.observers).tell(|observer| observer.rejected(&subject, &rejection));

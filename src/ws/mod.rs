@@ -3,6 +3,7 @@
 //! See [`SocketLimits`].
 
 mod goodbye;
+mod handshake;
 mod limits;
 mod messages;
 mod socket;

@@ -2,18 +2,30 @@
 
 use std::future::pending;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use axum::BoxError;
 use axum::extract::ws::Message as Sent;
+use axum::extract::{State, WebSocketUpgrade};
+use axum::middleware::map_response;
+use axum::response::Response;
+use axum::routing::any;
+use axum::{BoxError, Router};
 use futures_util::{SinkExt, StreamExt};
+use http::StatusCode;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::oneshot;
+use tokio::time::{pause, resume, sleep};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tower_admission::ws::{LimitedSocket, Refusal, SocketLimits};
-use tower_admission::{Quota, Rejection};
+use tower_admission::{Key, Quota, Rejection};
+use tower_http::timeout::TimeoutLayer;
 
 use crate::servers::serve;
-use crate::sockets::{closed_with, connect, next, routes, server, try_connect, until_in_flight};
+use crate::sockets::{
+    closed_with, connect, echo, exchange, next, routes, server, try_connect, until_in_flight,
+};
 
 #[tokio::test]
 async fn a_connection_that_has_ended_counts_no_more() {
@@ -93,4 +105,82 @@ async fn who_is_told_goodbye_is_not_read_at_length() {
         Ok::<_, BoxError>(())
     };
     assert!(flood.await.is_err(), "all of it was read");
+}
+
+const HANDSHAKE: &[u8] = b"GET /ws?user=alice HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\n\
+    upgrade: websocket\r\nsec-websocket-version: 13\r\n\
+    sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+
+/// An endpoint that takes a minute between deciding and answering.
+fn slow_to_answer(limits: &SocketLimits) -> Router {
+    async fn handler(State(limits): State<SocketLimits>, upgrade: WebSocketUpgrade) -> Response {
+        let response = limits
+            .upgrade(upgrade, Key::id("user", "alice"), echo)
+            .await;
+        sleep(Duration::from_secs(60)).await;
+        response
+    }
+    Router::new()
+        .route("/ws", any(handler))
+        .with_state(limits.clone())
+}
+
+/// The connection stays open for requests, and so the upgrade could come for ever.
+#[tokio::test]
+async fn a_handshake_that_is_answered_otherwise_gives_its_slot_back() {
+    let limits = SocketLimits::new().connections(1);
+    let forbidden = map_response(|_: Response| async { StatusCode::FORBIDDEN });
+    let hasty =
+        TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, Duration::from_millis(10));
+    for (app, status) in [
+        (routes(&limits, echo).layer(forbidden), "403"),
+        (slow_to_answer(&limits).layer(hasty), "408"),
+    ] {
+        let address = serve(app).await;
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let mut answer = [0; 1000];
+        stream.write_all(HANDSHAKE).await.unwrap();
+        let read = stream.read(&mut answer).await.unwrap();
+        let answer = String::from_utf8_lossy(&answer[..read]);
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}")),
+            "{answer}"
+        );
+
+        pause();
+        until_in_flight(&limits, 0).await;
+        resume();
+        drop(stream);
+    }
+}
+
+#[tokio::test]
+async fn a_handshake_may_be_answered_late() {
+    let limits = SocketLimits::new().connections(1);
+    let address = serve(slow_to_answer(&limits)).await;
+    pause();
+    let mut socket = try_connect(address, "alice").await.unwrap();
+    resume();
+    assert_eq!(exchange(&mut socket, "late").await, "late");
+    assert_eq!(limits.limiter().in_flight(), 1);
+}
+
+#[tokio::test]
+async fn who_arrives_without_a_slot_is_not_served() {
+    /// Keeps what the client will see of an answer, and takes its time.
+    async fn copied(answer: Response) -> Response {
+        let mut copy = Response::default();
+        *copy.status_mut() = answer.status();
+        *copy.headers_mut() = answer.headers().clone();
+        drop(answer);
+        sleep(Duration::from_secs(60)).await;
+        copy
+    }
+    let limits = SocketLimits::new().connections(1);
+    let address = serve(routes(&limits, echo).layer(map_response(copied))).await;
+    pause();
+    let mut socket = try_connect(address, "alice").await.unwrap();
+    resume();
+    assert_eq!(limits.limiter().in_flight(), 0);
+    assert!(matches!(socket.next().await, None | Some(Err(_))));
 }
