@@ -47,6 +47,10 @@ impl Outgoing {
         }
     }
 
+    pub(super) fn into_unsent(self) -> Option<Message> {
+        self.unsent
+    }
+
     /// Ready when there is nothing left to do.
     pub(super) fn poll(
         &mut self,
@@ -87,6 +91,10 @@ impl Goodbye {
             deadline: Box::pin(sleep(CLOSE_WITHIN)),
             bytes_left: MOST_BYTES,
         }
+    }
+
+    pub(super) fn into_farewell(self) -> Outgoing {
+        self.farewell
     }
 
     /// Ready when it is said, or nobody listens.

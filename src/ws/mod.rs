@@ -9,4 +9,4 @@ mod messages;
 mod socket;
 
 pub use self::limits::{Refusal, SocketLimits};
-pub use self::socket::LimitedSocket;
+pub use self::socket::{LimitedSocket, Parts};

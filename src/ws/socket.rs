@@ -29,6 +29,22 @@ pub struct LimitedSocket {
     permit: Permit,
 }
 
+/// What a [`LimitedSocket`] is made of.
+#[derive(Debug)]
+#[non_exhaustive]
+#[must_use = "the connection counts only for as long as the permit is kept"]
+pub struct Parts {
+    /// The connection.
+    pub socket: WebSocket,
+    /// Its slot.
+    pub permit: Permit,
+    /// A message that was received and not passed on, because a `recv` was dropped before it was
+    /// decided about.
+    pub received: Option<Message>,
+    /// What the client was about to be told when a `recv` was dropped: a notice or a close frame.
+    pub unsent: Option<Message>,
+}
+
 impl LimitedSocket {
     pub(super) fn new(socket: WebSocket, permit: Permit, messages: Messages) -> Self {
         Self {
@@ -139,13 +155,19 @@ impl LimitedSocket {
         self.socket.protocol()
     }
 
-    /// The socket and its permit, for those who part it into a sending and a receiving half.
+    /// What it is made of, for those who part it into a sending and a receiving half.
     ///
     /// Messages are not limited any more; [`RateLimiter::check`](crate::RateLimiter::check) does
-    /// that by hand. The connection counts for as long as the permit is kept.
+    /// that by hand. The connection counts for as long as the permit is kept, unless it has ended.
     #[must_use = "the connection counts only for as long as the permit is kept"]
-    pub fn into_parts(self) -> (WebSocket, Permit) {
-        (self.socket, self.permit)
+    pub fn into_parts(self) -> Parts {
+        let goodbye = self.goodbye.map(Goodbye::into_farewell);
+        Parts {
+            socket: self.socket,
+            permit: self.permit,
+            received: self.received,
+            unsent: goodbye.unwrap_or(self.notice).into_unsent(),
+        }
     }
 }
 

@@ -304,14 +304,14 @@ async fn observers_see_both_sorts_of_limit() {
 #[tokio::test]
 async fn a_parted_socket_counts_for_as_long_as_its_permit() {
     let parting = |socket: LimitedSocket| async move {
-        let (socket, permit) = socket.into_parts();
-        let (mut to, mut from) = socket.split();
+        let parts = socket.into_parts();
+        let (mut to, mut from) = parts.socket.split();
         while let Some(Ok(message)) = from.next().await {
             if to.send(message).await.is_err() {
                 break;
             }
         }
-        drop(permit);
+        drop(parts.permit);
     };
     let limits = SocketLimits::new().connections(1);
     let address = serve(routes(&limits, parting)).await;

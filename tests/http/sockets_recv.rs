@@ -188,6 +188,30 @@ async fn who_is_told_goodbye_is_waited_for() {
     }
 }
 
+#[tokio::test]
+async fn parting_a_socket_keeps_the_message_in_hand() {
+    let store = Slow::default();
+    let limits = SocketLimits::new()
+        .messages_per_key(Quota::per_hour(1))
+        .message_store(store.clone());
+    let parting = |mut socket: LimitedSocket| async move {
+        while store.asked() == 0 {
+            tokio::select! {
+                biased;
+                _ = socket.recv() => panic!("nothing was answered"),
+                () = tokio::task::yield_now() => {}
+            }
+        }
+        let mut parts = socket.into_parts();
+        let received = parts.received.expect("the message in hand");
+        assert!(parts.unsent.is_none());
+        parts.socket.send(received).await.unwrap();
+    };
+    let address = serve(routes(&limits, parting)).await;
+    let mut socket = try_connect(address, "alice").await.unwrap();
+    assert_eq!(exchange(&mut socket, "one").await, "one");
+}
+
 /// A flood that is there already when it is read, so that reading it never waits.
 #[tokio::test]
 async fn a_flood_above_the_limit_leaves_room_for_what_is_next_to_recv() {
