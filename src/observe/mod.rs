@@ -67,7 +67,7 @@ pub trait Observer: Send + Sync + 'static {
 #[non_exhaustive]
 pub struct Subject<'a> {
     /// What sort of limit decided: `"http"` for the rate of requests, `"http_concurrency"` for
-    /// requests in flight.
+    /// requests in flight, `"ws_connection"` and `"ws_message"` for WebSockets.
     pub limit_type: &'static str,
     /// The name of the limiter, as configured; may be empty.
     pub limiter: &'a str,

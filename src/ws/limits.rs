@@ -66,7 +66,8 @@ use crate::store::{LeaseStore, MemoryStore, RateStore};
 ///
 /// A message above a limit on messages is not passed on. It is answered with a text message, the
 /// same problem as JSON with `retry-after` in seconds, and after so many of them, if that is
-/// [configured](Self::close_after), the connection is closed with 1008.
+/// [configured](Self::close_after), the connection is closed with 1008. A message that is above the
+/// key's limit only, or comes while the store is away, takes nothing from the connection's.
 ///
 /// # What counts
 ///
@@ -256,8 +257,9 @@ impl SocketLimits {
         })
     }
 
-    /// Closes a connection, with code 1008, at its so-and-so-many-th message above a limit; 0 as
-    /// 1. Default: never, each is answered and that is all.
+    /// Closes a connection, with code 1008, at its so-and-so-many-th message above a limit; 0 is
+    /// taken for 1. Default: never, each is answered and that is all. The client has two seconds
+    /// to answer the close frame, during which [`recv`](LimitedSocket::recv) is not ready.
     ///
     /// A message that is refused because its store [fails closed](crate::store::FailureMode::Closed)
     /// is answered as unavailable (503), and is none of them.

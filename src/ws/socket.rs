@@ -15,6 +15,39 @@ use crate::limiter::Permit;
 
 /// A WebSocket that passes on only messages which are within the limits, and counts as a connection
 /// until it is dropped or [`recv`](Self::recv) has returned `None`.
+///
+/// # Clients that are gone silently
+///
+/// A client whose network is gone says nothing, and counts until it is found out. Nothing here
+/// sends pings; a handler that does can tell by the time since it last heard of its client:
+///
+/// ```
+/// # use std::time::Duration;
+/// # use tower_admission::ws::LimitedSocket;
+/// use axum::extract::ws::Message;
+/// use tokio::time::{Instant, interval};
+///
+/// async fn serve(mut socket: LimitedSocket) {
+///     let mut pings = interval(Duration::from_secs(30));
+///     let mut heard = Instant::now();
+///     loop {
+///         tokio::select! {
+///             message = socket.recv() => match message {
+///                 Some(Ok(_message)) => heard = Instant::now(), // pongs as well
+///                 _ => break,
+///             },
+///             _ = pings.tick() => {
+///                 let is_gone = heard.elapsed() > Duration::from_secs(90);
+///                 if is_gone || socket.send(Message::Ping("".into())).await.is_err() {
+///                     break;
+///                 }
+///             }
+///         }
+///     }
+/// }
+/// ```
+///
+/// (A client that reads nothing can hold up `send`; a timeout around it bounds that.)
 pub struct LimitedSocket {
     socket: WebSocket,
     messages: Messages,
