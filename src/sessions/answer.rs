@@ -49,6 +49,12 @@ pub(super) fn no_session() -> Response {
     problem(StatusCode::NOT_FOUND, "There is no such session.")
 }
 
+/// Its `Allow` comes from the router.
+pub(super) fn not_a_post() -> Response {
+    let detail = "This endpoint takes POST.";
+    problem(StatusCode::METHOD_NOT_ALLOWED, detail)
+}
+
 pub(super) fn no_tenant() -> Response {
     let mut response = problem(StatusCode::UNAUTHORIZED, "Credentials are needed.");
     // RFC 9110 §11.6.1: a 401 names a scheme.

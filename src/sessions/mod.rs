@@ -11,6 +11,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::post;
 
+use self::answer::not_a_post;
 use self::api::Api;
 use crate::extract::{Extractor, KeyExtractor};
 use crate::limiter::Leases;
@@ -61,6 +62,7 @@ const MAX_BODY: usize = 4 * 1024;
 ///   `limit` how many there may be. When one ends cannot be known, so there is no `Retry-After`.
 /// - 503 with `Retry-After` when the store cannot be reached. (A start is admitted then, unless the
 ///   store [fails closed](crate::store::FailureMode::Closed).)
+/// - 405 with `Allow` for another method than `POST`.
 /// - 413, 415 or 400 for a body of over 4 KiB, of another type than `application/json`, or that is
 ///   not what is said above.
 ///
@@ -80,6 +82,7 @@ where
         .route("/session/start", post(api::start))
         .route("/session/heartbeat", post(api::heartbeat))
         .route("/session/end", post(api::end))
+        .method_not_allowed_fallback(async || not_a_post())
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(api)
 }

@@ -3,20 +3,20 @@
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
+use axum::extract::ws::{Message, WebSocketUpgrade};
 use axum::response::Response;
 use http::HeaderValue;
 use http::header::CACHE_CONTROL;
-use tokio::time::timeout;
 
+use super::goodbye::close;
+use super::handshake;
 use super::messages::{MessageLimits, Messages};
 use super::socket::LimitedSocket;
 use crate::headers::tell_retry_after;
 use crate::key::Key;
-use crate::limiter::{ConcurrencyLimiter, Permit, RateLimiter};
+use crate::limiter::{ConcurrencyLimiter, RateLimiter};
 use crate::observe::{Observer, Observers, Subject};
 use crate::policy::Policy;
 use crate::rejection::Rejection;
@@ -66,12 +66,14 @@ use crate::store::{LeaseStore, MemoryStore, RateStore};
 ///
 /// A message above a limit on messages is not passed on. It is answered with a text message, the
 /// same problem as JSON with `retry-after` in seconds, and after so many of them, if that is
-/// [configured](Self::close_after), the connection is closed with 1008.
+/// [configured](Self::close_after), the connection is closed with 1008. A message that is above the
+/// key's limit only, or comes while the store is away, takes nothing from the connection's.
 ///
 /// # What counts
 ///
-/// A connection counts until its socket is dropped or ends, however it ends: cleanly, by an error
-/// or because the handler panics. Text and binary messages count; pings and pongs do not.
+/// A connection counts until its socket is dropped, also by an error or because the handler
+/// panics, or until [`recv`](LimitedSocket::recv) has returned `None`, whatever the handler still
+/// does then. Text and binary messages count; pings and pongs do not.
 ///
 /// # Stores that fail differently
 ///
@@ -120,15 +122,13 @@ pub enum Refusal {
     #[default]
     Status,
     /// After the upgrade, with a close frame. While a thousand are being closed, the next are
-    /// refused by status.
+    /// refused by status. A client that sends more than 16 KiB in one message, instead of reading
+    /// why it has to go, is cut off.
     Close,
 }
 
 /// Connections that are being closed at a time.
 const MOST_CLOSING: usize = 1000;
-
-/// How long a client may take to answer a close frame.
-const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 
 impl SocketLimits {
     /// Without limits.
@@ -257,8 +257,12 @@ impl SocketLimits {
         })
     }
 
-    /// Closes a connection, with code 1008, at its so-and-so-many-th message above a limit; 0 as
-    /// 1. Default: never, each is answered and that is all.
+    /// Closes a connection, with code 1008, at its so-and-so-many-th message above a limit; 0 is
+    /// taken for 1. Default: never, each is answered and that is all. The client has two seconds
+    /// to answer the close frame, during which [`recv`](LimitedSocket::recv) is not ready.
+    ///
+    /// A message that is refused because its store [fails closed](crate::store::FailureMode::Closed)
+    /// is answered as unavailable (503), and is none of them.
     #[must_use]
     pub fn close_after(self, violations: u32) -> Self {
         self.with(|shared| shared.messages.close_after = Some(violations.max(1)))
@@ -289,7 +293,12 @@ impl SocketLimits {
 
     /// Lets a client connect that is charged to `key`, and `serve` it; or refuses it.
     ///
-    /// Returns the answer to the handshake.
+    /// Returns the answer to the handshake. When it is not sent, because a layer answers something
+    /// else, the connection's slot is free five seconds after it was dropped. Its extensions
+    /// have to stay with it: without them the connection has five seconds from then to be there, or
+    /// is dropped.
+    ///
+    /// Needs a tokio runtime with its timer.
     pub async fn upgrade<F, Fut>(&self, upgrade: WebSocketUpgrade, key: Key, serve: F) -> Response
     where
         F: FnOnce(LimitedSocket) -> Fut + Send + 'static,
@@ -308,17 +317,16 @@ impl SocketLimits {
                 } = &*self.0;
                 let messages =
                     Messages::new(messages.clone(), name.clone(), key, observers.clone());
-                upgrade
-                    .on_upgrade(move |socket| serve(LimitedSocket::new(socket, permit, messages)))
+                handshake::upgrade(upgrade, permit, move |socket, permit| {
+                    serve(LimitedSocket::new(socket, permit, messages))
+                })
             }
             Err(rejection) => {
                 (self.0.observers).decided(begun, &subject, |observer| {
                     observer.rejected(&subject, &rejection);
                 });
                 match (self.0.refusal, self.0.closing.try_acquire()) {
-                    (Refusal::Close, Ok(permit)) => {
-                        upgrade.on_upgrade(move |socket| close(socket, rejection, permit))
-                    }
+                    (Refusal::Close, Ok(permit)) => close(upgrade, rejection, permit),
                     _ => refuse(&rejection),
                 }
             }
@@ -341,35 +349,6 @@ fn refuse(rejection: &Rejection) -> Response {
     tell_retry_after(rejection.retry_after_seconds(), headers);
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
-}
-
-/// Tells a client that was let in why it has to go.
-async fn close(mut socket: WebSocket, rejection: Rejection, _permit: Permit) {
-    say_goodbye(&mut socket, &rejection).await;
-}
-
-/// Closes a connection. A client that reads nothing cannot hold it up for long.
-pub(super) async fn say_goodbye(socket: &mut WebSocket, rejection: &Rejection) {
-    let goodbye = async {
-        if socket.send(farewell(rejection)).await.is_ok() {
-            // Until its own close frame, or else it may never see ours.
-            while let Some(Ok(_)) = socket.recv().await {}
-        }
-    };
-    let _ = timeout(CLOSE_WITHIN, goodbye).await;
-}
-
-/// RFC 6455 §7.4.1: 1008 for a limit of the client's; IANA's registry has 1013 for capacity.
-fn farewell(rejection: &Rejection) -> Message {
-    let code = if rejection.reason().is_callers() {
-        close_code::POLICY
-    } else {
-        close_code::AGAIN
-    };
-    Message::Close(Some(CloseFrame {
-        code,
-        reason: rejection.reason().as_str().into(),
-    }))
 }
 
 impl Default for SocketLimits {

@@ -1,15 +1,20 @@
 //! How many messages may be sent.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
 
 use axum::extract::ws::Message;
+use tokio::time::Instant;
 
+use crate::decision::Decision;
 use crate::key::Key;
 use crate::limiter::RateLimiter;
 use crate::observe::{Observers, Subject};
 use crate::rejection::Rejection;
 use crate::respond::problem_text;
+use crate::store::ReplyFuture;
 
 pub(super) type Notice = Arc<dyn Fn(&Rejection) -> Option<Message> + Send + Sync>;
 
@@ -29,6 +34,10 @@ pub(super) struct Messages {
     key: Key,
     /// Its own, among all connections of this process.
     connection: Key,
+    /// What the key's limit was asked about the message in hand.
+    asked: Option<ReplyFuture<Decision>>,
+    /// When the message in hand was first looked at, if anybody is to know.
+    begun: Option<Instant>,
     violations: u32,
     observers: Observers,
 }
@@ -55,18 +64,69 @@ impl Messages {
             name,
             key,
             connection: Key::new("ws-connection", &number.to_le_bytes()),
+            asked: None,
+            begun: None,
             violations: 0,
             observers,
         }
     }
 
-    /// Charges a message; says what is to be done with one that does not fit.
-    pub(super) async fn take(&mut self) -> Result<(), Excess> {
-        let begun = self.observers.begin();
-        let charged = self.charge().await;
-        let policy = match &charged {
-            // Nothing was decided, or nobody is to be told.
-            Ok(None) => return Ok(()),
+    /// Charges the message in hand; says what is to be done with one that does not fit.
+    ///
+    /// What was asked stays asked until it is answered: each call is about the same message.
+    pub(super) fn poll_take(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Excess>> {
+        if self.begun.is_none() {
+            self.begun = self.observers.begin();
+        }
+        let charged = ready!(self.poll_charge(cx));
+        self.tell(&charged);
+        Poll::Ready(match charged {
+            Ok(_) => Ok(()),
+            Err(rejection) => Err(self.exceeded(rejection)),
+        })
+    }
+
+    /// Admitted, with the name of the quota that binds if there is any and observers are to be told.
+    fn poll_charge(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Arc<str>>, Rejection>> {
+        let watched = !self.observers.is_empty();
+        let binding = |limiter: &RateLimiter, decision: &Decision| {
+            watched.then(|| Arc::from(limiter.binding(decision)))
+        };
+        let per_key = self.limits.per_key.as_ref();
+        if self.asked.is_none() {
+            let mut policy = None;
+            // The connection's first: it is here, and spares the key what does not fit anyway.
+            if let Some(limiter) = &self.limits.per_connection {
+                let decision = limiter.check(&self.connection);
+                policy = binding(limiter, &decision);
+                if !decision.is_admitted() {
+                    return Poll::Ready(Err(limiter.rejection(&self.name, decision)));
+                }
+            }
+            let Some(limiter) = per_key else {
+                return Poll::Ready(Ok(policy));
+            };
+            self.asked = Some(limiter.decide(&[self.key], 1).into_future());
+        }
+        let (Some(limiter), Some(asked)) = (per_key, &mut self.asked) else {
+            return Poll::Ready(Ok(None));
+        };
+        let decision = ready!(Pin::new(asked).poll(cx));
+        self.asked = None;
+        if decision.is_admitted() {
+            return Poll::Ready(Ok(binding(limiter, &decision)));
+        }
+        if let Some(limiter) = &self.limits.per_connection {
+            limiter.refund(&self.connection, 1);
+        }
+        Poll::Ready(Err(limiter.rejection(&self.name, decision)))
+    }
+
+    /// Tells observers what was decided, if anything was.
+    fn tell(&mut self, charged: &Result<Option<Arc<str>>, Rejection>) {
+        let begun = self.begun.take();
+        let policy = match charged {
+            Ok(None) => return,
             Ok(Some(policy)) => policy,
             Err(rejection) => rejection.policy(),
         };
@@ -76,40 +136,17 @@ impl Messages {
             policy,
             key: Some(&self.key),
         };
-        (self.observers).decided(begun, &subject, |observer| match &charged {
+        (self.observers).decided(begun, &subject, |observer| match charged {
             Ok(_) => observer.admitted(&subject),
             Err(rejection) => observer.rejected(&subject, rejection),
         });
-        charged
-            .map(|_| ())
-            .map_err(|rejection| self.exceeded(rejection))
-    }
-
-    /// The name of the quota that binds, if there is any and observers are to be told.
-    async fn charge(&self) -> Result<Option<&str>, Rejection> {
-        let mut policy = None;
-        // The connection's first: it is here, and spares the key what does not fit anyway.
-        let limits = [
-            (&self.limits.per_connection, self.connection),
-            (&self.limits.per_key, self.key),
-        ];
-        for (limiter, key) in limits {
-            let Some(limiter) = limiter else {
-                continue;
-            };
-            let decision = limiter.decide(&[key], 1).await;
-            if !decision.is_admitted() {
-                return Err(limiter.rejection(&self.name, decision));
-            }
-            if !self.observers.is_empty() {
-                policy = Some(limiter.binding(&decision));
-            }
-        }
-        Ok(policy)
     }
 
     fn exceeded(&mut self, rejection: Rejection) -> Excess {
-        self.violations = self.violations.saturating_add(1);
+        // That limits cannot be checked is none of the client's doing.
+        if rejection.reason().is_callers() {
+            self.violations = self.violations.saturating_add(1);
+        }
         if (self.limits.close_after).is_some_and(|most| self.violations >= most) {
             return Excess::Close(rejection);
         }

@@ -2,9 +2,11 @@
 //!
 //! See [`SocketLimits`].
 
+mod goodbye;
+mod handshake;
 mod limits;
 mod messages;
 mod socket;
 
 pub use self::limits::{Refusal, SocketLimits};
-pub use self::socket::LimitedSocket;
+pub use self::socket::{LimitedSocket, Parts};

@@ -30,6 +30,8 @@ mod servers_tonic;
 mod sessions;
 mod several;
 mod sockets;
+mod sockets_ends;
+mod sockets_recv;
 mod types;
 mod upgrades;
 mod wait;

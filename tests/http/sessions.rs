@@ -270,7 +270,11 @@ async fn junk_gets_its_4xx() {
         }
         let mut request = api.request(path, "a", good.clone());
         *request.method_mut() = http::Method::GET;
-        assert_eq!(api.send(request).await.status(), 405);
+        let answer = api.send(request).await;
+        assert_eq!(answer.status(), 405);
+        assert_eq!(header(&answer, "allow"), Some("POST"));
+        assert_eq!(header(&answer, "cache-control"), Some("no-store"));
+        assert_eq!(json(answer).await["title"], "Method Not Allowed");
     }
     for junk in ["[]", "1", "{\"a\":", "null"] {
         assert_eq!(api.post("start", "a", junk).await.0, 400, "{junk:?}");

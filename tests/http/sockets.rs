@@ -1,44 +1,50 @@
 //! WebSockets within limits, with a real client.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::ws::Message as Sent;
 use axum::extract::{Query, State, WebSocketUpgrade};
-use axum::response::Response;
 use axum::routing::any;
 use futures_util::{SinkExt, StreamExt};
 use serde_json::Value;
-use tokio::sync::{Semaphore, watch};
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
-use tower_admission::store::{FailureMode, RateBuckets, RateStore, Reply};
+use tower_admission::store::FailureMode;
+use tower_admission::test_util::TestClock;
 use tower_admission::ws::{LimitedSocket, Refusal, SocketLimits};
-use tower_admission::{Decision, Key, Policy, Quota, RateLimitByTokenLayer, Rejection};
+use tower_admission::{Key, Policy, Quota, RateLimitByTokenLayer, Rejection};
 
-use crate::common::{Away, PATIENCE, Seen};
+use crate::common::{Away, PATIENCE, SECOND, Seen, store};
 use crate::servers::{get, http1, serve};
 
-type Socket = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
+pub(crate) type Socket = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
 
 #[derive(serde::Deserialize)]
 struct Who {
     user: String,
 }
 
-async fn echo(
-    State(limits): State<SocketLimits>,
-    Query(who): Query<Who>,
-    upgrade: WebSocketUpgrade,
-) -> Response {
-    let user = Key::id("user", &who.user);
-    limits.upgrade(upgrade, user, serve_echo).await
+/// What sockets at `/ws` are served by.
+pub(crate) fn routes<F, Fut>(limits: &SocketLimits, serve: F) -> Router
+where
+    F: FnOnce(LimitedSocket) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    let handler = |State(limits): State<SocketLimits>,
+                   Query(who): Query<Who>,
+                   upgrade: WebSocketUpgrade| async move {
+        let user = Key::id("user", &who.user);
+        limits.upgrade(upgrade, user, serve).await
+    };
+    Router::new()
+        .route("/ws", any(handler))
+        .with_state(limits.clone())
 }
 
-async fn serve_echo(mut socket: LimitedSocket) {
+pub(crate) async fn echo(mut socket: LimitedSocket) {
     while let Some(Ok(message)) = socket.recv().await {
         if !matches!(message, Sent::Text(_) | Sent::Binary(_)) {
             continue;
@@ -52,14 +58,11 @@ async fn serve_echo(mut socket: LimitedSocket) {
     }
 }
 
-async fn server(limits: &SocketLimits) -> SocketAddr {
-    let app = Router::new()
-        .route("/ws", any(echo))
-        .with_state(limits.clone());
-    serve(app).await
+pub(crate) async fn server(limits: &SocketLimits) -> SocketAddr {
+    serve(routes(limits, echo)).await
 }
 
-async fn try_connect(address: SocketAddr, user: &str) -> Result<Socket, u16> {
+pub(crate) async fn try_connect(address: SocketAddr, user: &str) -> Result<Socket, u16> {
     match connect_async(format!("ws://{address}/ws?user={user}")).await {
         Ok((socket, _)) => Ok(socket),
         Err(Error::Http(refused)) => Err(refused.status().as_u16()),
@@ -68,32 +71,32 @@ async fn try_connect(address: SocketAddr, user: &str) -> Result<Socket, u16> {
 }
 
 /// A connection that has been used, and is therefore counted.
-async fn connect(address: SocketAddr, user: &str) -> Socket {
+pub(crate) async fn connect(address: SocketAddr, user: &str) -> Socket {
     let mut socket = try_connect(address, user).await.expect("let in");
     assert_eq!(exchange(&mut socket, "hello").await, "hello");
     socket
 }
 
-async fn exchange(socket: &mut Socket, text: &str) -> String {
+pub(crate) async fn exchange(socket: &mut Socket, text: &str) -> String {
     socket.send(Message::text(text)).await.unwrap();
     next(socket).await.to_text().unwrap().to_owned()
 }
 
-async fn next(socket: &mut Socket) -> Message {
+pub(crate) async fn next(socket: &mut Socket) -> Message {
     let next = tokio::time::timeout(PATIENCE, socket.next()).await;
     next.expect("in time")
         .expect("not at its end")
         .expect("whole")
 }
 
-async fn closed_with(socket: &mut Socket) -> CloseCode {
+pub(crate) async fn closed_with(socket: &mut Socket) -> CloseCode {
     match next(socket).await {
         Message::Close(Some(frame)) => frame.code,
         other => panic!("not closed: {other:?}"),
     }
 }
 
-async fn until_in_flight(limits: &SocketLimits, expected: usize) {
+pub(crate) async fn until_in_flight(limits: &SocketLimits, expected: usize) {
     let reached = async {
         while limits.limiter().in_flight() != expected {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -289,9 +292,10 @@ async fn observers_see_both_sorts_of_limit() {
     try_connect(address, "alice").await.unwrap_err();
     let seen = seen.take().join("\n");
     for expected in [
+        "admitted ws_connection",
         "admitted ws_message",
         "rejected ws_message",
-        "ws_connection",
+        "rejected ws_connection",
         "quota_exceeded",
         "key_at_capacity",
     ] {
@@ -301,23 +305,18 @@ async fn observers_see_both_sorts_of_limit() {
 
 #[tokio::test]
 async fn a_parted_socket_counts_for_as_long_as_its_permit() {
-    async fn handler(State(limits): State<SocketLimits>, upgrade: WebSocketUpgrade) -> Response {
-        let user = Key::id("user", "alice");
-        let parting = |socket: LimitedSocket| async move {
-            let (socket, permit) = socket.into_parts();
-            let (mut to, mut from) = socket.split();
-            while let Some(Ok(message)) = from.next().await {
-                if to.send(message).await.is_err() {
-                    break;
-                }
+    let parting = |socket: LimitedSocket| async move {
+        let parts = socket.into_parts();
+        let (mut to, mut from) = parts.socket.split();
+        while let Some(Ok(message)) = from.next().await {
+            if to.send(message).await.is_err() {
+                break;
             }
-            drop(permit);
-        };
-        limits.upgrade(upgrade, user, parting).await
-    }
+        }
+        drop(parts.permit);
+    };
     let limits = SocketLimits::new().connections(1);
-    let app = Router::new().route("/ws", any(handler));
-    let address = serve(app.with_state(limits.clone())).await;
+    let address = serve(routes(&limits, parting)).await;
     let socket = connect(address, "alice").await;
     assert_eq!(try_connect(address, "alice").await.err(), Some(503));
     drop(socket);
@@ -333,11 +332,8 @@ async fn different_stores_fail_differently() {
             .refuse_by(refusal)
             .store(Away(FailureMode::Closed));
         let http = RateLimitByTokenLayer::new(Quota::per_hour(1)).store(Away(FailureMode::Open));
-        let app = Router::new()
-            .route("/", any(|| async { "hello" }).layer(http))
-            .route("/ws", any(echo))
-            .with_state(limits);
-        let address = serve(app).await;
+        let hello = Router::new().route("/", any(|| async { "hello" }).layer(http));
+        let address = serve(hello.merge(routes(&limits, echo))).await;
         for _ in 0..3 {
             assert_eq!(get(&http1(), address, "/", "abc").await.status(), 200);
         }
@@ -349,71 +345,43 @@ async fn different_stores_fail_differently() {
     }
 }
 
-/// A message is not lost when `recv` is dropped while a store decides about it.
+/// What one limit refuses is not taken from the other.
 #[tokio::test]
-async fn recv_can_be_dropped_and_called_again() {
-    /// Answers when it is told to, and tells how often it was asked.
-    #[derive(Clone)]
-    struct Slow {
-        answers: Arc<Semaphore>,
-        asked: watch::Sender<u32>,
-    }
-    impl RateStore for Slow {
-        fn open(&self, _: &[Policy]) -> Arc<dyn RateBuckets> {
-            Arc::new(self.clone())
-        }
-    }
-    impl RateBuckets for Slow {
-        fn take(&self, _: &[Key], _: u32) -> Reply<Decision> {
-            let slow = self.clone();
-            Reply::Pending(Box::pin(async move {
-                slow.asked.send_modify(|asked| *asked += 1);
-                slow.answers.acquire().await.unwrap().forget();
-                Decision::unlimited()
-            }))
-        }
-        fn peek(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
-            self.take(keys, cost)
-        }
-        fn refund(&self, _: &[Key], _: u32) -> Reply<()> {
-            Reply::Ready(())
-        }
-    }
-
-    async fn handler(
-        State((limits, slow)): State<(SocketLimits, Slow)>,
-        upgrade: WebSocketUpgrade,
-    ) -> Response {
-        let serve = |mut socket: LimitedSocket| async move {
-            let mut asked = slow.asked.subscribe();
-            for (text, times) in [("one", 1), ("two", 3)] {
-                tokio::select! {
-                    _ = socket.recv() => panic!("nothing was answered"),
-                    asked = asked.wait_for(|asked| *asked == times) => drop(asked),
-                }
-                slow.answers.add_permits(1);
-                let message = socket.recv().await.unwrap().unwrap();
-                assert_eq!(message, Sent::text(text));
-            }
-            socket.send(Sent::text("both")).await.unwrap();
-            let message = socket.recv().await.unwrap().unwrap();
-            socket.send(message).await.unwrap();
-        };
-        limits
-            .upgrade(upgrade, Key::id("user", "alice"), serve)
-            .await
-    }
-    let slow = Slow {
-        answers: Arc::new(Semaphore::new(0)),
-        asked: watch::Sender::default(),
-    };
+async fn what_the_keys_limit_refuses_is_left_to_the_connection() {
+    let clock = TestClock::default();
     let limits = SocketLimits::new()
+        .messages(Policy::new("connection", Quota::per_hour(3)))
+        .messages_per_key(Policy::new("key", Quota::per_second(1)))
+        .message_store(store(&clock));
+    let mut socket = connect(server(&limits).await, "alice").await;
+    for _ in 0..3 {
+        assert!(exchange(&mut socket, "more").await.contains("[\"key\"]"));
+    }
+    for text in ["two", "three"] {
+        clock.advance(SECOND);
+        assert_eq!(exchange(&mut socket, text).await, text);
+    }
+    clock.advance(SECOND);
+    assert!(
+        exchange(&mut socket, "four")
+            .await
+            .contains("[\"connection\"]")
+    );
+}
+
+/// Nobody is above a limit when the limits cannot be checked.
+#[tokio::test]
+async fn an_outage_of_the_message_store_is_no_violation() {
+    let limits = SocketLimits::new()
+        .messages(Policy::new("connection", Quota::per_hour(2)))
         .messages_per_key(Quota::per_hour(1))
-        .message_store(slow.clone());
-    let app = Router::new().route("/ws", any(handler));
-    let address = serve(app.with_state((limits, slow))).await;
+        .message_store(Away(FailureMode::Closed))
+        .close_after(2);
+    let address = server(&limits).await;
     let mut socket = try_connect(address, "alice").await.unwrap();
-    socket.send(Message::text("one")).await.unwrap();
-    socket.send(Message::text("two")).await.unwrap();
-    assert_eq!(next(&mut socket).await, Message::text("both"));
+    for _ in 0..5 {
+        let answer: Value = serde_json::from_str(&exchange(&mut socket, "fine").await).unwrap();
+        assert_eq!(answer["status"], 503);
+        assert_eq!(answer["retry-after"], 1);
+    }
 }
