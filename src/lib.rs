@@ -47,6 +47,7 @@
 //! | `redis` | `RedisStore`: one limit for several replicas |
 //! | `redis-tls` | connections to Redis over TLS |
 //! | `serde` | [`Quota`] as text in configuration files |
+//! | `config` | `config`: limits by route group, from a file and the environment, changed without a restart |
 //! | `test-util` | a clock for tests, and a suite for stores of your own |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -81,6 +82,8 @@ pub mod respond;
 pub mod concurrency;
 pub mod rate;
 
+#[cfg(feature = "config")]
+pub mod config;
 #[cfg(feature = "axum")]
 pub mod sessions;
 #[cfg(feature = "ws")]

@@ -22,7 +22,7 @@ const LEVELS: &[&[&str]] = &[
     &["respond"],
     &["body"],
     &["concurrency", "rate"],
-    &["sessions", "ws"],
+    &["config", "sessions", "ws"],
 ];
 
 const FIRST_WITH_HTTP: &str = "extract";

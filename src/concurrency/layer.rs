@@ -99,6 +99,15 @@ impl ConcurrencyLimitLayer {
         Self::with_limiter(ConcurrencyLimiter::deny_all())
     }
 
+    /// Goes on with a limit that is there already, charging keys that are found in this way.
+    #[cfg(feature = "config")]
+    pub(crate) fn resumed(limiter: ConcurrencyLimiter, key: impl KeyExtractor) -> Self {
+        Self::with_limiter(limiter).with(|shared| {
+            shared.per_key = Some(Extractor::new(key));
+            shared.limits_keys = true;
+        })
+    }
+
     fn with_limiter(limiter: ConcurrencyLimiter) -> Self {
         Self {
             shared: Arc::new(Shared {

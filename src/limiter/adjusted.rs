@@ -39,9 +39,15 @@ impl Adjusted {
         lock(&self.policies).clone()
     }
 
-    pub(super) fn set_policies(&self, policies: Vec<Policy>) -> Result<(), SetPolicyError> {
+    /// Whether these policies can take the place of those at first.
+    pub(super) fn takes(&self, policies: &[Policy]) -> bool {
         let alike = |(new, old): (&Policy, &Policy)| new.is_shaped_like(old);
-        if !policies.iter().zip(&self.policies()).all(alike) {
+        let now = lock(&self.policies);
+        policies.len() == now.len() && policies.iter().zip(&*now).all(alike)
+    }
+
+    pub(super) fn set_policies(&self, policies: Vec<Policy>) -> Result<(), SetPolicyError> {
+        if !self.takes(&policies) {
             return Err(SetPolicyError::Shape);
         }
         self.limits.changed_for_all(self, || {

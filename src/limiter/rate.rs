@@ -138,6 +138,22 @@ impl RateLimiter {
         adjusted.set_policies(policies)
     }
 
+    /// As [`set_policy`](Self::set_policy), for all policies of a layer.
+    #[cfg(feature = "config")]
+    pub(crate) fn set_policies(&self, policies: Vec<Policy>) -> Result<(), SetPolicyError> {
+        let adjusted = self.0.adjusted.as_ref().ok_or(SetPolicyError::Fixed)?;
+        adjusted.set_policies(policies)
+    }
+
+    /// Whether [`set_policies`](Self::set_policies) takes these.
+    #[cfg(feature = "config")]
+    pub(crate) fn takes_policies(&self, policies: &[Policy]) -> bool {
+        self.0
+            .adjusted
+            .as_ref()
+            .is_some_and(|adjusted| adjusted.takes(policies))
+    }
+
     /// The policies as they are now for keys that have no limits of their own.
     #[must_use]
     pub fn current_policies(&self) -> Vec<Policy> {

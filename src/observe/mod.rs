@@ -85,6 +85,40 @@ pub trait Observer: Send + Sync + 'static {
     }
 }
 
+impl<O: Observer + ?Sized> Observer for Arc<O> {
+    fn admitted(&self, subject: &Subject<'_>) {
+        (**self).admitted(subject);
+    }
+
+    fn rejected(&self, subject: &Subject<'_>, rejection: &Rejection) {
+        (**self).rejected(subject, rejection);
+    }
+
+    fn would_reject(&self, subject: &Subject<'_>, rejection: &Rejection) {
+        (**self).would_reject(subject, rejection);
+    }
+
+    fn decided(&self, subject: &Subject<'_>, took: Duration) {
+        (**self).decided(subject, took);
+    }
+
+    fn acquired(&self, limiter: &str, in_flight: u64) {
+        (**self).acquired(limiter, in_flight);
+    }
+
+    fn limit(&self, limiter: &str, limit: Option<u64>) {
+        (**self).limit(limiter, limit);
+    }
+
+    fn released(&self, limiter: &str) {
+        (**self).released(limiter);
+    }
+
+    fn held(&self, limiter: &str, held: Duration) {
+        (**self).held(limiter, held);
+    }
+}
+
 /// What a decision was about.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]

@@ -211,6 +211,16 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
         self.reopened().unwrap_or_else(|error| panic!("{error}"))
     }
 
+    /// Goes on with a limit that is there already, of the same policies.
+    #[cfg(feature = "config")]
+    pub(crate) fn resumed(self, limiter: RateLimiter) -> Self {
+        let dialect = self.dialect;
+        self.with(|shared| {
+            shared.headers = Headers::new(dialect, &limiter);
+            shared.limiter = limiter;
+        })
+    }
+
     /// Which headers tell clients what is left. Default: [`RateLimitHeaders::Draft`].
     pub fn headers(mut self, headers: RateLimitHeaders) -> Self {
         self.dialect = headers;

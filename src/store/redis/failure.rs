@@ -159,6 +159,20 @@ pub trait StoreObserver: Send + Sync + 'static {
     fn denied_from_cache(&self) {}
 }
 
+impl<O: StoreObserver + ?Sized> StoreObserver for Arc<O> {
+    fn failed(&self, kind: FailureKind) {
+        (**self).failed(kind);
+    }
+
+    fn reachable(&self, reachable: bool) {
+        (**self).reachable(reachable);
+    }
+
+    fn denied_from_cache(&self) {
+        (**self).denied_from_cache();
+    }
+}
+
 /// Tells observers and, at most once a second, the log.
 #[derive(Clone, Default)]
 pub(super) struct Events {

@@ -1,0 +1,114 @@
+//! What a configuration has to be, beyond its fields one by one.
+
+use std::collections::BTreeMap;
+
+use super::error::ConfigError;
+use super::model::{Config, OnFailure, Store};
+
+impl Config {
+    /// Whether it could be run.
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        self.check_inner().map_err(|error| self.wrong(error))
+    }
+
+    fn check_inner(&self) -> Result<(), ConfigError> {
+        if self.clients.ipv6_prefix.is_some_and(|prefix| prefix > 128) {
+            let problem = "an IPv6 address has 128 bits: give 0 to 128";
+            return Err(ConfigError::at("clients.ipv6_prefix", problem));
+        }
+        self.store.check()?;
+        let (mut paths, mut names) = (BTreeMap::new(), BTreeMap::new());
+        for (group, settings) in &self.groups {
+            let at = |field: &str| format!("groups.{group}.{field}");
+            settings.policies(group)?;
+            if let Some(path) = &settings.path
+                && let Some(other) = paths.insert(path, group)
+            {
+                let problem = format!("group `{other}` has this path already");
+                return Err(ConfigError::at(at("path"), problem));
+            }
+            let name = settings.name(group);
+            if name.is_empty() {
+                return Err(ConfigError::at(at("name"), "a group's name is not empty"));
+            }
+            if let Some(other) = names.insert(name, group) {
+                let problem = format!("group `{other}` is called `{name}` already");
+                return Err(ConfigError::at(at("name"), problem));
+            }
+            if settings.on_failure == Some(OnFailure::LocalShare) {
+                self.store.check_replicas(&at("on_failure"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Store {
+    fn check(&self) -> Result<(), ConfigError> {
+        if self.on_failure == OnFailure::LocalShare {
+            self.check_replicas("store.on_failure")?;
+        }
+        let Some(url) = &self.url else {
+            return Ok(());
+        };
+        if self.secret.is_none() {
+            let problem = "replicas that share a store need `store.secret`, 32 hexadecimal digits \
+                           that are the same in all";
+            return Err(ConfigError::at("store.secret", problem));
+        }
+        self.check_url(url)
+    }
+
+    fn check_replicas(&self, field: &str) -> Result<(), ConfigError> {
+        match self.replicas {
+            Some(1..) => Ok(()),
+            _ => Err(ConfigError::at(
+                field,
+                "for a local share, say in `store.replicas` how many replicas there are",
+            )),
+        }
+    }
+}
+
+#[cfg(feature = "redis")]
+mod redis {
+    use super::{ConfigError, OnFailure, Store};
+    use crate::config::text::Hidden;
+    use crate::store::{FailureMode, RedisStore};
+
+    impl Store {
+        pub(super) fn check_url(&self, url: &Hidden) -> Result<(), ConfigError> {
+            self.redis(url).map(drop)
+        }
+
+        pub(in crate::config) fn redis(&self, url: &Hidden) -> Result<RedisStore, ConfigError> {
+            let store = RedisStore::connect(&url.0);
+            let mut store = store.map_err(|error| ConfigError::at("store.url", error))?;
+            if let Some(prefix) = &self.prefix {
+                store = store.prefix(prefix);
+            }
+            if let Some(deadline) = self.deadline {
+                store = store.deadline(deadline.0);
+            }
+            Ok(store)
+        }
+
+        pub(in crate::config) fn mode(&self, mode: OnFailure) -> FailureMode {
+            match mode {
+                OnFailure::Open => FailureMode::Open,
+                OnFailure::Closed => FailureMode::Closed,
+                OnFailure::LocalShare => FailureMode::LocalShare {
+                    replicas: self.replicas.unwrap_or(1),
+                },
+            }
+        }
+    }
+}
+
+#[cfg(not(feature = "redis"))]
+impl Store {
+    fn check_url(&self, _: &super::text::Hidden) -> Result<(), ConfigError> {
+        let problem = "this program was built without the feature `redis`";
+        Err(ConfigError::at("store.url", problem))
+    }
+}

@@ -1,0 +1,127 @@
+//! Reads a configuration: the file, and the environment over it.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use config::{Environment, File, FileFormat};
+
+use super::error::ConfigError;
+use super::model::{Config, Origin};
+use super::text::Hidden;
+
+/// What the names of variables begin with.
+const PREFIX: &str = "ADMISSION";
+
+/// What stands for a dot in them.
+const SEPARATOR: &str = "__";
+
+impl Config {
+    /// Reads a file of TOML, and the process's environment over it, and checks both.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, or something in it or in the environment is wrong.
+    pub fn load(file: impl AsRef<Path>) -> Result<Self, ConfigError> {
+        Self::load_with(file, variables())
+    }
+
+    /// As [`load`](Self::load), with these variables in place of the environment.
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Self::load).
+    pub fn load_with(
+        file: impl AsRef<Path>,
+        variables: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let file = file.as_ref();
+        let text = std::fs::read_to_string(file)
+            .map_err(|error| ConfigError::new(error).of(Some(file), &[]))?;
+        Self::read(&text, Some(file), variables)
+    }
+
+    /// Reads TOML, and checks it. Does not look at the environment.
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Self::load).
+    pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
+        Self::read(text, None, [])
+    }
+
+    pub(super) fn read(
+        text: &str,
+        file: Option<&Path>,
+        variables: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        // Those of this crate's commands have no path in their names.
+        let is_field = |name: &str| {
+            let field = name
+                .strip_prefix(PREFIX)
+                .and_then(|rest| rest.strip_prefix('_'));
+            field.is_some_and(|field| field.contains(SEPARATOR))
+        };
+        let variables = variables.into_iter().filter(|(name, _)| is_field(name));
+        let variables: HashMap<_, _> = variables.collect();
+        let origin = Origin {
+            file: file.map(Path::to_owned),
+            text: Hidden(text.to_owned()),
+            variables: variables.keys().cloned().collect(),
+        };
+        let environment = Environment::with_prefix(PREFIX)
+            .prefix_separator("_")
+            .separator(SEPARATOR)
+            .try_parsing(true)
+            .source(Some(variables));
+        let config = config::Config::builder()
+            .add_source(File::from_str(text, FileFormat::Toml))
+            .add_source(environment)
+            .build()
+            .and_then(config::Config::try_deserialize::<Self>);
+        let mut config = config.map_err(|error| {
+            let error = match error {
+                config::ConfigError::At {
+                    error,
+                    key: Some(key),
+                    ..
+                } => ConfigError::at(key, error),
+                config::ConfigError::Type {
+                    unexpected,
+                    expected,
+                    key: Some(key),
+                    ..
+                } => {
+                    let problem = format!("invalid type: {unexpected}, expected {expected}");
+                    ConfigError::at(key, problem)
+                }
+                error => ConfigError::new(without_source(&error.to_string())),
+            };
+            error.of(file, &origin.variables)
+        })?;
+        config.origin = origin;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Says where the configuration is from in which something is wrong.
+    pub(super) fn wrong(&self, error: ConfigError) -> ConfigError {
+        error.of(self.origin.file.as_deref(), &self.origin.variables)
+    }
+}
+
+/// An error of syntax without the line that it is about, as there may be a secret in it.
+fn without_source(error: &str) -> String {
+    let told = error.lines().filter(|line| !line.contains('|'));
+    let told: Vec<_> = told
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    told.join(": ")
+}
+
+pub(super) fn variables() -> impl Iterator<Item = (String, String)> {
+    // What is no Unicode is nobody's field.
+    let variables = std::env::vars_os();
+    variables
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+}

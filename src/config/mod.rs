@@ -1,0 +1,100 @@
+//! Limits by route group, from a file and the environment, changed without a restart.
+//!
+//! ```toml
+//! # gateway.toml
+//! [groups.api]
+//! path = "/api"
+//! concurrency = 64
+//! rate = "10/s burst 20"
+//! exclude = ["/api/status"]
+//! ```
+//!
+//! ```no_run
+//! use axum::{Router, routing::post};
+//! use tower_admission::config::{Admission, Config};
+//! use tower_admission::observe::Observer;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let admission = Admission::new(&Config::load("gateway.toml")?)?;
+//! let app: Router = Router::new()
+//!     .route("/api/chat", post(|| async { "hello" }))
+//!     .layer(admission.layer());
+//! // From now on a changed file is applied.
+//! let following = admission.follow("gateway.toml", |reloaded| {
+//!     if let Err(error) = reloaded {
+//!         eprintln!("{error}");
+//!     }
+//! });
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # The file
+//!
+//! | field | default | |
+//! |---|---|---|
+//! | `store.url` | in memory | `redis://..` or `redis+cluster://..`, as [`RedisStore::connect`] takes it (feature `redis`) |
+//! | `store.secret` | | 32 hexadecimal digits, the same in all replicas; needed with a URL |
+//! | `store.prefix` | `admission` | what keys in Redis begin with |
+//! | `store.deadline` | `25ms` | how long a call may take |
+//! | `store.on_failure` | `open` | `open`, `closed` or `local share` |
+//! | `store.replicas` | 1 | how many there are, for `local share` |
+//! | `clients.trusted_proxies` | none | networks whose `X-Forwarded-For` is believed |
+//! | `clients.forwarded_header` | `x-forwarded-for` | or `forwarded` (RFC 7239) |
+//! | `clients.ipv6_prefix` | 64 | how much of an IPv6 address counts |
+//! | `admin.token` | | what [`Config::admin_token`] tells |
+//! | `groups.<name>.path` | none | requests whose path begins with it, in whole segments; the longest that fits decides |
+//! | `groups.<name>.name` | the group's | what clients read: "`name` is currently at capacity."; what metrics and [`Limits`](crate::Limits) call it |
+//! | `groups.<name>.concurrency` | 0, off | how many may be in flight |
+//! | `groups.<name>.concurrency_per_key` | 0, off | and of each key |
+//! | `groups.<name>.rate` | off | a [`Quota`], called as the group is: `600/min burst 50` |
+//! | `groups.<name>.rates` | none | or several, as one: `{ burst = "10/s", daily = "50000/day" }`, called `name.burst` and `name.daily` |
+//! | `groups.<name>.rate_per_ip` | off | a quota for the address in the same decision, called `name.ip` |
+//! | `groups.<name>.failed_logins` | off | a quota of answers of 401 and 403 for each address, see [`guard_by_ip`] |
+//! | `groups.<name>.key` | `token` | `token` (bearer, else `X-Api-Key`, else address), `bearer`, `api-key` (else address), `ip`, or `shared` |
+//! | `groups.<name>.exclude` | none | paths that are not limited, with what is below them |
+//! | `groups.<name>.headers` | `draft` | or `legacy`, `off`: see [`RateLimitHeaders`] |
+//! | `groups.<name>.on_failure` | the store's | what becomes of this group's requests when the store is away |
+//! | `groups.<name>.dry_run` | false | decide and tell observers, refuse nobody by rate |
+//!
+//! # The environment
+//!
+//! Each field can be set, and goes before the file, as `ADMISSION_` and its path in capitals, with two
+//! underscores for a dot: `ADMISSION_GROUPS__API__RATE="20/s"`,
+//! `ADMISSION_CLIENTS__TRUSTED_PROXIES="10.0.0.0/8, 192.168.0.0/16"`. So names of groups
+//! that the environment is to reach are lowercase. Variables without two underscores are not read.
+//!
+//! # What is wrong is told at start
+//!
+//! An unknown field, a quota that is none, a network that is none, two groups of one path: loading is
+//! an error that names the file or variable, the field, and what would be right.
+//!
+//! # Changes
+//!
+//! [`Admission::reload`] and [`Admission::follow`] apply a changed file whole or not at all: with a bad
+//! file what is running goes on. Requests in flight are not touched, and what is used stays used:
+//! a group keeps its limits for as long as its name and its rates' names are the same and each rate is
+//! [sliding](crate::Quota::sliding), or is not, as before. A new rate begins with nothing used. The `store`, and a
+//! group's `on_failure`, are those of the start.
+//!
+//! [`RedisStore::connect`]: crate::store::redis::RedisStore::connect
+//! [`Quota`]: crate::Quota
+//! [`RateLimitHeaders`]: crate::RateLimitHeaders
+//! [`guard_by_ip`]: crate::RateLimitLayer::guard_by_ip
+
+mod admission;
+mod check;
+mod error;
+mod follow;
+mod group;
+mod layer;
+mod load;
+mod model;
+mod text;
+
+pub use self::admission::{Admission, AdmissionBuilder};
+pub use self::error::ConfigError;
+pub use self::follow::Following;
+pub use self::layer::{AdmissionLayer, AdmissionService};
+pub use self::model::Config;

@@ -1,0 +1,192 @@
+//! What is configured.
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+use serde::Deserialize;
+
+use super::text::{Hidden, Prefix, SecretBits, Text, Time, list, some_text, text};
+use crate::headers::RateLimitHeaders;
+use crate::quota::Quota;
+
+/// A configuration that was read; the fields are in the documentation of [the module](super).
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    pub(super) store: Store,
+    pub(super) clients: Clients,
+    admin: Admin,
+    pub(super) groups: BTreeMap<String, Group>,
+    /// Where it is from, for errors that are found later.
+    #[serde(skip)]
+    pub(super) origin: Origin,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Origin {
+    pub(super) file: Option<std::path::PathBuf>,
+    pub(super) text: Hidden,
+    pub(super) variables: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Store {
+    #[serde(deserialize_with = "some_text")]
+    pub(super) url: Option<Hidden>,
+    #[serde(deserialize_with = "some_text")]
+    pub(super) secret: Option<SecretBits>,
+    pub(super) prefix: Option<String>,
+    #[serde(deserialize_with = "some_text")]
+    pub(super) deadline: Option<Time>,
+    #[serde(deserialize_with = "text")]
+    pub(super) on_failure: OnFailure,
+    pub(super) replicas: Option<u32>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Clients {
+    #[serde(deserialize_with = "list")]
+    pub(super) trusted_proxies: Vec<IpNet>,
+    #[serde(deserialize_with = "text")]
+    pub(super) forwarded_header: ForwardedHeader,
+    pub(super) ipv6_prefix: Option<u8>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Admin {
+    #[serde(deserialize_with = "some_text")]
+    token: Option<Hidden>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Group {
+    #[serde(deserialize_with = "some_text")]
+    pub(super) path: Option<Prefix>,
+    pub(super) name: Option<String>,
+    pub(super) concurrency: usize,
+    pub(super) concurrency_per_key: usize,
+    pub(super) rate: Option<Quota>,
+    pub(super) rates: BTreeMap<String, Quota>,
+    pub(super) rate_per_ip: Option<Quota>,
+    pub(super) failed_logins: Option<Quota>,
+    #[serde(deserialize_with = "text")]
+    pub(super) key: KeySource,
+    #[serde(deserialize_with = "list")]
+    pub(super) exclude: Vec<Prefix>,
+    #[serde(deserialize_with = "text")]
+    pub(super) headers: Dialect,
+    #[serde(deserialize_with = "some_text")]
+    pub(super) on_failure: Option<OnFailure>,
+    pub(super) dry_run: bool,
+}
+
+/// One of a few words.
+trait Words: Copy + 'static {
+    const WORDS: &[(&str, Self)];
+}
+
+impl<T: Words> Text for T {
+    fn read(text: &str) -> Result<Self, String> {
+        let found = T::WORDS.iter().find(|(word, _)| *word == text);
+        found.map(|(_, value)| *value).ok_or_else(|| {
+            let words: Vec<_> = T::WORDS
+                .iter()
+                .map(|(word, _)| format!("`{word}`"))
+                .collect();
+            format!("{text:?} is none of {}", words.join(", "))
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum OnFailure {
+    #[default]
+    Open,
+    Closed,
+    LocalShare,
+}
+
+impl Words for OnFailure {
+    const WORDS: &[(&str, Self)] = &[
+        ("open", Self::Open),
+        ("closed", Self::Closed),
+        ("local share", Self::LocalShare),
+    ];
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum ForwardedHeader {
+    #[default]
+    XForwardedFor,
+    Forwarded,
+}
+
+impl Words for ForwardedHeader {
+    const WORDS: &[(&str, Self)] = &[
+        ("x-forwarded-for", Self::XForwardedFor),
+        ("forwarded", Self::Forwarded),
+    ];
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum KeySource {
+    #[default]
+    Token,
+    Bearer,
+    ApiKey,
+    Ip,
+    Shared,
+}
+
+impl Words for KeySource {
+    const WORDS: &[(&str, Self)] = &[
+        ("token", Self::Token),
+        ("bearer", Self::Bearer),
+        ("api-key", Self::ApiKey),
+        ("ip", Self::Ip),
+        ("shared", Self::Shared),
+    ];
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Dialect {
+    #[default]
+    Draft,
+    Legacy,
+    Off,
+}
+
+impl Words for Dialect {
+    const WORDS: &[(&str, Self)] = &[
+        ("draft", Self::Draft),
+        ("legacy", Self::Legacy),
+        ("off", Self::Off),
+    ];
+}
+
+impl From<Dialect> for RateLimitHeaders {
+    fn from(dialect: Dialect) -> Self {
+        match dialect {
+            Dialect::Draft => Self::Draft,
+            Dialect::Legacy => Self::Legacy,
+            Dialect::Off => Self::Off,
+        }
+    }
+}
+
+impl Config {
+    /// The token of an admin API, if one is configured.
+    #[must_use]
+    pub fn admin_token(&self) -> Option<&str> {
+        self.admin.token.as_ref().map(|token| &*token.0)
+    }
+
+    /// The names of the groups, in alphabetical order.
+    pub fn groups(&self) -> impl Iterator<Item = &str> {
+        self.groups.keys().map(String::as_str)
+    }
+}

@@ -1,0 +1,224 @@
+//! What is wrong is told with the file or variable, the field, and what would be right.
+
+use tower_admission::config::{Admission, Config};
+
+use super::File;
+
+#[test]
+fn each_field_is_read() {
+    let file = File::new(
+        r#"
+        [store]
+        url = "redis://127.0.0.1:6379"
+        secret = "000102030405060708090a0b0c0d0e0f"
+        prefix = "gateway"
+        deadline = "50ms"
+        on_failure = "local share"
+        replicas = 3
+
+        [clients]
+        trusted_proxies = ["10.0.0.0/8", "192.0.2.1"]
+        forwarded_header = "forwarded"
+        ipv6_prefix = 56
+
+        [admin]
+        token = "hunter2hunter2hunter2"
+
+        [groups.api]
+        path = "/api"
+        name = "AI Bridge"
+        concurrency = 64
+        concurrency_per_key = 4
+        rates = { burst = "10/s", daily = "50000/day" }
+        rate_per_ip = "50/s"
+        failed_logins = "20/min"
+        key = "bearer"
+        exclude = ["/api/health", "/api/metrics"]
+        headers = "legacy"
+        on_failure = "closed"
+        dry_run = true
+
+        [groups.batch]
+        rate = "600/min burst 50"
+        "#,
+    );
+    let config = file.load(&[]).unwrap();
+    assert_eq!(config.groups().collect::<Vec<_>>(), ["api", "batch"]);
+    assert_eq!(config.admin_token(), Some("hunter2hunter2hunter2"));
+    let shown = format!("{config:?}");
+    assert!(!shown.contains("hunter2"), "{shown}");
+}
+
+#[test]
+fn what_is_wrong_says_where_and_what_would_be_right() {
+    for (text, expected) in [
+        (
+            "[groups.api]\npth = '/api'",
+            "groups.api: unknown field `pth`, expected one of `path`",
+        ),
+        (
+            "[group.api]",
+            "unknown field `group`, expected one of `store`",
+        ),
+        ("[groups.api]\nrate = '10'", "groups.api.rate: "),
+        ("[groups.api]\nrate = '10/0s'", "groups.api.rate: "),
+        ("[groups.api]\nrate = '10/s burst 0'", "groups.api.rate: "),
+        (
+            "[groups.api]\nrates = { a = '1/fortnight' }",
+            "groups.api.rates.a: ",
+        ),
+        (
+            "[groups.api]\nrates = { 'ä' = '1/s' }",
+            "groups.api.rates.ä: a policy's name is",
+        ),
+        (
+            "[groups.api]\nrate = '1/s'\nrates = { a = '1/s' }",
+            "groups.api.rate: give either `rate` or `rates`",
+        ),
+        ("[groups.api]\nconcurrency = -1", "groups.api.concurrency: "),
+        (
+            "[groups.api]\nconcurrency = 'many'",
+            "groups.api.concurrency: invalid type",
+        ),
+        (
+            "[groups.api]\npath = 'api'",
+            "groups.api.path: \"api\" is no path, such as \"/api\"",
+        ),
+        (
+            "[groups.api]\nexclude = ['health']",
+            "groups.api.exclude: \"health\" is no path",
+        ),
+        (
+            "[groups.api]\nkey = 'cookie'",
+            "groups.api.key: \"cookie\" is none of `token`, `bearer`, `api-key`, `ip`, `shared`",
+        ),
+        (
+            "[groups.api]\nheaders = 'yes'",
+            "groups.api.headers: \"yes\" is none of `draft`, `legacy`, `off`",
+        ),
+        (
+            "[groups.a]\npath = '/x'\n[groups.b]\npath = '/x/'",
+            "groups.b.path: group `a` has this path already",
+        ),
+        (
+            "[groups.a]\n[groups.b]\nname = 'a'",
+            "groups.b.name: group `a` is called `a` already",
+        ),
+        (
+            "[groups.a]\nname = ''\n[groups.b]",
+            "groups.a.name: a group's name is not empty",
+        ),
+        (
+            "[clients]\ntrusted_proxies = ['10.0.0.0/33']",
+            "clients.trusted_proxies: \"10.0.0.0/33\" is no network, such as",
+        ),
+        (
+            "[clients]\nipv6_prefix = 129",
+            "clients.ipv6_prefix: an IPv6 address has 128 bits",
+        ),
+        (
+            "[store]\nurl = 'redis://127.0.0.1'",
+            "store.secret: replicas that share a store need",
+        ),
+        (
+            "[store]\nsecret = 'hunter2'",
+            "store.secret: a secret is 32 hexadecimal digits",
+        ),
+        (
+            "[store]\nurl = 'http://x'\nsecret = '000102030405060708090a0b0c0d0e0f'",
+            "store.url: ",
+        ),
+        (
+            "[store]\ndeadline = '25'",
+            "store.deadline: \"25\" is no time, such as \"25ms\"",
+        ),
+        (
+            "[store]\non_failure = 'local share'",
+            "store.on_failure: for a local share, say in `store.replicas`",
+        ),
+        (
+            "[store]\non_failure = 'panic'",
+            "store.on_failure: \"panic\" is none of `open`, `closed`, `local share`",
+        ),
+        (
+            "[groups.a]\non_failure = 'local share'",
+            "groups.a.on_failure: for a local share",
+        ),
+        (
+            "[groups.api\n",
+            "TOML parse error at line 1, column 12: unclosed table",
+        ),
+        (
+            "[admin]\ntoken = 'hunter2\n",
+            "TOML parse error at line 2, column 17: ",
+        ),
+    ] {
+        let file = File::new(text);
+        let error = file.load(&[]).unwrap_err().to_string();
+        let place = format!("{}: ", file.path().display());
+        assert!(error.starts_with(&place), "{text}: {error}");
+        assert!(
+            error[place.len()..].starts_with(expected),
+            "{text}: {error}"
+        );
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+    let missing = Config::load("/nowhere/gateway.toml").unwrap_err();
+    assert!(
+        missing.to_string().starts_with("/nowhere/gateway.toml: "),
+        "{missing}"
+    );
+    assert_eq!(missing.field(), None);
+}
+
+#[test]
+fn the_environment_goes_before_the_file() {
+    let file = File::new("[groups.api]\nconcurrency = 5\nrate = '10/s'\nexclude = ['/a']");
+    let variables = [
+        ("ADMISSION_GROUPS__API__CONCURRENCY", "7"),
+        ("ADMISSION_GROUPS__API__DRY_RUN", "true"),
+        ("ADMISSION_GROUPS__API__EXCLUDE", "/health, /metrics"),
+        ("ADMISSION_GROUPS__BATCH__RATE", "1/s"),
+        ("ADMISSION_CLIENTS__TRUSTED_PROXIES", "10.0.0.0/8"),
+        // A command's.
+        ("ADMISSION_TOKEN", "x"),
+        ("OTHER__GROUPS__API__CONCURRENCY", "x"),
+    ];
+    let config = file.load(&variables).unwrap();
+    assert_eq!(config.groups().collect::<Vec<_>>(), ["api", "batch"]);
+    let shown = format!("{config:?}");
+    assert!(shown.contains("concurrency: 7"), "{shown}");
+
+    for (variable, value, expected) in [
+        (
+            "ADMISSION_GROUPS__API__RATE",
+            "10",
+            "ADMISSION_GROUPS__API__RATE: groups.api.rate: ",
+        ),
+        (
+            "ADMISSION_CLIENTS__TRUSTED_PROXIES",
+            "nowhere",
+            "ADMISSION_CLIENTS__TRUSTED_PROXIES: clients.trusted_proxies: \"nowhere\" is no network",
+        ),
+    ] {
+        let error = file.load(&[(variable, value)]).unwrap_err().to_string();
+        assert!(error.starts_with(expected), "{error}");
+    }
+    let error = file
+        .load(&[("ADMISSION_GROUPS__API__RAT", "1/s")])
+        .unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("groups.api: unknown field `rat`"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_group_that_is_not_there_has_no_layer() {
+    let admission = Admission::new(&Config::from_toml("[groups.api]").unwrap()).unwrap();
+    assert!(admission.layer_of("api").is_ok());
+    let error = admission.layer_of("apis").unwrap_err();
+    assert_eq!(error.to_string(), "groups.apis: there is no such group");
+}

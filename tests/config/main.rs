@@ -1,0 +1,47 @@
+//! Limits from a file and the environment.
+
+mod errors;
+mod reload;
+mod routes;
+
+use tower_admission::config::{Config, ConfigError};
+
+/// A configuration in a folder of its own, under its usual name.
+pub(crate) struct File(std::path::PathBuf);
+
+impl File {
+    pub(crate) fn new(text: &str) -> Self {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        static FILES: AtomicU32 = AtomicU32::new(0);
+        let n = FILES.fetch_add(1, Ordering::Relaxed);
+        let folder = format!("tower-admission-config-{}-{n}", std::process::id());
+        let folder = std::env::temp_dir().join(folder);
+        std::fs::create_dir_all(&folder).unwrap();
+        let file = Self(folder.join("gateway.toml"));
+        file.write(text);
+        file
+    }
+
+    pub(crate) fn write(&self, text: &str) {
+        std::fs::write(&self.0, text).unwrap();
+    }
+
+    pub(crate) fn path(&self) -> &std::path::Path {
+        &self.0
+    }
+
+    /// Reads it, with variables over it.
+    pub(crate) fn load(&self, variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let variables = variables.iter();
+        let variables = variables.map(|(name, value)| (name.to_string(), value.to_string()));
+        Config::load_with(&self.0, variables)
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        if let Some(folder) = self.0.parent() {
+            let _ = std::fs::remove_dir_all(folder);
+        }
+    }
+}
