@@ -1,6 +1,8 @@
 //! The gateway example, as a process of its own, with real clients.
 #![cfg(all(
     feature = "axum",
+    feature = "config",
+    feature = "metrics",
     feature = "redis",
     feature = "tonic",
     feature = "tracing"
@@ -173,7 +175,7 @@ async fn zero_turns_limits_off() {
 }
 
 #[tokio::test]
-async fn each_refusal_is_logged_once() {
+async fn a_refused_key_is_warned_of_once() {
     let gateway = Gateway::start(&["--rate", "1/h", "--burst", "1", "--max-concurrency", "1"]);
     for expected in [200, 429, 429, 429] {
         assert_eq!(gateway.get("/api/slow?ms=0", "alice").await, expected);
@@ -187,9 +189,11 @@ async fn each_refusal_is_logged_once() {
 
     let log = gateway.stop();
     let lines = |word: &str| log.lines().filter(|line| line.contains(word)).count();
-    assert_eq!(lines("quota_exceeded"), 4, "{log}");
-    assert_eq!(lines("at_capacity"), 2, "{log}");
-    assert_eq!(lines("request refused"), 6, "{log}");
+    // HTTP and gRPC are one limit.
+    assert_eq!(lines("quota_exceeded"), 1, "{log}");
+    assert_eq!(lines("bearer#"), 1, "{log}");
+    assert_eq!(lines("at_capacity"), 1, "{log}");
+    assert_eq!(lines("request refused"), 2, "{log}");
     assert_eq!(lines("alice"), 0, "a token is in the log: {log}");
 }
 
@@ -236,6 +240,115 @@ fn bad_flags_are_told_and_nothing_starts() {
         assert!(error.contains(told), "{error}");
         assert!(output.stdout.is_empty());
     }
+}
+
+/// A file in the folder of this process, gone at the end.
+struct File(PathBuf);
+
+impl File {
+    fn new(name: &str, text: &str) -> Self {
+        let name = format!("tower-admission-{}-{name}", std::process::id());
+        let file = Self(std::env::temp_dir().join(name));
+        file.write(text);
+        file
+    }
+
+    fn write(&self, text: &str) {
+        std::fs::write(&self.0, text).unwrap();
+    }
+
+    fn path(&self) -> &str {
+        self.0.to_str().unwrap()
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// The file that the README shows.
+#[tokio::test]
+async fn limits_come_from_a_file() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/gateway/gateway.toml");
+    let gateway = Gateway::start(&["--config", file]);
+    let echo = gateway
+        .send(Method::POST, "/api/echo", "alice", "hello")
+        .await;
+    assert_eq!(
+        header(&echo, "ratelimit-policy"),
+        "\"Gateway\";q=20;w=2, \"Gateway.ip\";q=100;w=1"
+    );
+    // One budget for both.
+    assert_eq!(
+        gateway.check("alice").await.unwrap(),
+        ServingStatus::Serving
+    );
+    let batch = gateway
+        .send(Method::POST, "/batch/echo", "alice", "hello")
+        .await;
+    assert_eq!(header(&batch, "x-ratelimit-limit"), "2");
+    let health = gateway.send(Method::GET, "/health", "alice", "").await;
+    assert!(!health.headers().contains_key("ratelimit"));
+    let metrics = gateway.send(Method::GET, "/metrics", "alice", "").await;
+    let metrics = text(metrics).await;
+    for expected in [
+        "admission_decisions_total{limiter=\"Gateway\"",
+        "admission_in_flight_limit{limiter=\"batch\"} 4",
+        "admission_decision_seconds_bucket{limiter=\"Gateway\"",
+    ] {
+        assert!(metrics.contains(expected), "{expected}:\n{metrics}");
+    }
+    assert!(!metrics.contains("alice"), "{metrics}");
+}
+
+#[tokio::test]
+async fn a_changed_file_is_applied_and_a_bad_one_is_not() {
+    let file = File::new("changed.toml", "[groups.api]\npath = '/api'\nrate = '2/h'");
+    let gateway = Gateway::start(&["--config", file.path()]);
+    let statuses = async |n: usize| {
+        let mut statuses = Vec::new();
+        for _ in 0..n {
+            statuses.push(gateway.get("/api/slow?ms=0", "alice").await.as_u16());
+        }
+        statuses
+    };
+    assert_eq!(statuses(3).await, [200, 200, 429]);
+    file.write("[groups.api]\npath = '/api'\nrate = '2 in an hour'");
+    // Until it was looked at: another group shows that.
+    file.write(
+        "[groups.api]\npath = '/api'\nrate = '3/h'\n[groups.other]\npath = '/health'\nrate = '1/h'",
+    );
+    let applied = async {
+        while gateway.get("/health", "bob").await != 429 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    soon(applied).await;
+    assert_eq!(statuses(2).await, [200, 429]);
+}
+
+#[test]
+fn a_bad_file_is_told_at_start() {
+    let file = File::new("bad.toml", "[groups.api]\nrate = '10/0s'");
+    let output = command().args(["--config", file.path()]).output().unwrap();
+    assert!(!output.status.success());
+    let told = String::from_utf8(output.stderr).unwrap();
+    let expected = format!("error: {}: groups.api.rate: ", file.path());
+    assert!(told.starts_with(&expected), "{told}");
+}
+
+/// The environment goes before the file.
+#[tokio::test]
+async fn a_variable_changes_a_field() {
+    let file = File::new("variable.toml", "[groups.api]\npath = '/api'\nrate = '9/h'");
+    let mut command = command();
+    command.args(["--config", file.path()]);
+    command.env("ADMISSION_GROUPS__API__RATE", "1/h");
+    let gateway = Gateway::spawn(command);
+    assert_eq!(gateway.get("/api/slow?ms=0", "alice").await, 200);
+    assert_eq!(gateway.get("/api/slow?ms=0", "alice").await, 429);
 }
 
 /// A gateway that runs until this is dropped.
@@ -360,6 +473,7 @@ fn command() -> Command {
     );
     let mut command = Command::new(path);
     for flag in [
+        "CONFIG",
         "LISTEN",
         "MAX_CONCURRENCY",
         "RATE",

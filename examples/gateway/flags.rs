@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
@@ -16,6 +17,11 @@ pub(crate) struct Flags {
     /// Where to listen; port 0 takes a free one
     #[arg(long, env, default_value = "127.0.0.1:3000", value_parser = address)]
     pub(crate) listen: SocketAddr,
+
+    /// Limits from a file, and from ADMISSION_.. variables over it, in place of those below; it is
+    /// applied anew whenever it changes
+    #[arg(long, env, conflicts_with_all = ["max_concurrency", "rate", "burst", "store"])]
+    pub(crate) config: Option<PathBuf>,
 
     /// How many requests may be in flight; 0 turns the limit off
     #[arg(long, env, default_value_t = 64)]

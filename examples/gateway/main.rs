@@ -1,7 +1,9 @@
 //! An HTTP and gRPC gateway on one port, with one set of limits.
 //!
-//! `cargo run --release --all-features --example gateway`, then do what it prints.
+//! `cargo run --release --all-features --example gateway`, then do what it prints. With
+//! `-- --config examples/gateway/gateway.toml` its limits come from that file.
 
+mod configured;
 mod flags;
 mod greeting;
 mod handlers;
@@ -12,8 +14,10 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use axum::Router;
 use clap::Parser;
 use tokio::net::TcpListener;
+use tower_admission::store::RedisStore;
 use tracing::{info, warn};
 
 use crate::flags::Flags;
@@ -29,10 +33,16 @@ async fn main() -> ExitCode {
         .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr)
         .init();
-    match serve(&flags).await {
+    let served = match &flags.config {
+        Some(file) => configured::serve(&flags, file).await,
+        None => serve(&flags)
+            .await
+            .map_err(|error| format!("cannot serve on {}: {error}", flags.listen)),
+    };
+    match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: cannot serve on {}: {error}", flags.listen);
+            eprintln!("error: {error}");
             ExitCode::FAILURE
         }
     }
@@ -47,6 +57,11 @@ async fn serve(flags: &Flags) -> io::Result<()> {
     let app = Limits::new(store.clone()).app(flags.max_concurrency, quota);
 
     greeting::print(address, flags.max_concurrency, quota);
+    run(listener, app, store.as_ref()).await
+}
+
+/// Serves until ctrl-c.
+async fn run(listener: TcpListener, app: Router, store: Option<&RedisStore>) -> io::Result<()> {
     // With the peers' addresses: clients without a token are charged by them.
     let service = app.into_make_service_with_connect_info::<SocketAddr>();
     let server = axum::serve(listener, service).with_graceful_shutdown(interrupted());

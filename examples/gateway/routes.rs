@@ -65,6 +65,17 @@ impl Limits {
     }
 }
 
+/// The same routes, without limits.
+pub(crate) fn unlimited() -> Router {
+    Router::new()
+        .route("/api/echo", post(echo))
+        .route("/api/slow", get(slow))
+        .route("/api/stream", get(stream))
+        .route("/batch/echo", post(echo))
+        .route("/health", get(health))
+        .merge(grpc())
+}
+
 /// `grpc.health.v1.Health`, and reflection so that grpcurl finds it.
 fn grpc() -> Router {
     let (_, health) = tonic_health::server::health_reporter();

@@ -10,6 +10,7 @@ use super::error::ConfigError;
 use super::group::{GroupKey, Stack};
 use super::layer::AdmissionLayer;
 use super::model::{Config, OnFailure, Store};
+use super::text::Prefix;
 use crate::concurrency::ConcurrencyLimitLayer;
 use crate::limits::Limits;
 use crate::observe::Observer;
@@ -45,8 +46,8 @@ pub struct AdmissionBuilder<'a> {
 /// All groups.
 pub(super) struct Groups {
     by_name: BTreeMap<String, Arc<Stack>>,
-    /// Those with a path, the longest first.
-    by_path: Vec<Arc<Stack>>,
+    /// By their paths, the longest first.
+    by_path: Vec<(Prefix, Arc<Stack>)>,
     /// For what is in no group.
     none: Arc<Stack>,
 }
@@ -177,15 +178,15 @@ impl Inner {
             )?;
             let stack = Arc::new(stack);
             changes.push((stack.clone(), change));
-            if stack.path.is_some() {
-                groups.by_path.push(stack.clone());
-            }
+            let paths = stack.paths.iter();
+            groups
+                .by_path
+                .extend(paths.map(|path| (path.clone(), stack.clone())));
             groups.by_name.insert(group.to_owned(), stack);
         }
-        let length = |stack: &Arc<Stack>| stack.path.as_ref().map_or(0, |path| path.len());
         groups
             .by_path
-            .sort_by_key(|stack| std::cmp::Reverse(length(stack)));
+            .sort_by_key(|(path, _)| std::cmp::Reverse(path.len()));
         // Nothing can go wrong any more.
         for (stack, change) in changes {
             stack.apply(change);
@@ -199,10 +200,12 @@ impl Groups {
     pub(super) fn find(&self, group: Option<&str>, path: &str) -> &Stack {
         let found = match group {
             Some(group) => self.by_name.get(group),
-            None => self.by_path.iter().find(|stack| {
-                let prefix = stack.path.as_ref();
-                prefix.is_some_and(|prefix| prefix.covers(path))
-            }),
+            None => {
+                let mut paths = self.by_path.iter();
+                paths
+                    .find(|(prefix, _)| prefix.covers(path))
+                    .map(|(_, stack)| stack)
+            }
         };
         found.unwrap_or(&self.none)
     }

@@ -21,11 +21,11 @@ impl Config {
         for (group, settings) in &self.groups {
             let at = |field: &str| format!("groups.{group}.{field}");
             settings.policies(group)?;
-            if let Some(path) = &settings.path
-                && let Some(other) = paths.insert(path, group)
-            {
-                let problem = format!("group `{other}` has this path already");
-                return Err(ConfigError::at(at("path"), problem));
+            for path in &settings.path {
+                if let Some(other) = paths.insert(path, group) {
+                    let problem = format!("group `{other}` has this path already");
+                    return Err(ConfigError::at(at("path"), problem));
+                }
             }
             let name = settings.name(group);
             if name.is_empty() {

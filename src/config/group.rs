@@ -20,7 +20,7 @@ use crate::rate::RateLimitLayer;
 /// A group at work.
 #[derive(Clone)]
 pub(super) struct Stack {
-    pub(super) path: Option<Prefix>,
+    pub(super) paths: Vec<Prefix>,
     name: String,
     on_failure: Option<OnFailure>,
     pub(super) concurrency: ConcurrencyLimitLayer,
@@ -133,7 +133,7 @@ impl Stack {
     /// Passes everything on.
     pub(super) fn off() -> Self {
         Self {
-            path: None,
+            paths: Vec::new(),
             name: String::new(),
             on_failure: None,
             concurrency: ConcurrencyLimitLayer::new(0),
@@ -191,7 +191,7 @@ impl Stack {
             resumes: (rate_resumes, concurrency_resumes),
         };
         let stack = Self {
-            path: settings.path.clone(),
+            paths: settings.path.clone(),
             name: name.to_owned(),
             on_failure: settings.on_failure,
             concurrency,

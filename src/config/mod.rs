@@ -44,7 +44,7 @@
 //! | `clients.forwarded_header` | `x-forwarded-for` | or `forwarded` (RFC 7239) |
 //! | `clients.ipv6_prefix` | 64 | how much of an IPv6 address counts |
 //! | `admin.token` | | what [`Config::admin_token`] tells |
-//! | `groups.<name>.path` | none | requests whose path begins with it, in whole segments; the longest that fits decides |
+//! | `groups.<name>.path` | none | requests whose path begins with it, in whole segments, or with one of a list; the longest that fits decides |
 //! | `groups.<name>.name` | the group's | what clients read: "`name` is currently at capacity."; what metrics and [`Limits`](crate::Limits) call it |
 //! | `groups.<name>.concurrency` | 0, off | how many may be in flight |
 //! | `groups.<name>.concurrency_per_key` | 0, off | and of each key |

@@ -64,8 +64,8 @@ struct Admin {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Group {
-    #[serde(deserialize_with = "some_text")]
-    pub(super) path: Option<Prefix>,
+    #[serde(deserialize_with = "list")]
+    pub(super) path: Vec<Prefix>,
     pub(super) name: Option<String>,
     pub(super) concurrency: usize,
     pub(super) concurrency_per_key: usize,

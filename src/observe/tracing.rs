@@ -9,6 +9,7 @@ use tracing::{debug, warn};
 
 use super::warned::Warned;
 use super::{Observer, Subject};
+use crate::key::KeyName;
 use crate::rejection::Rejection;
 
 /// Logs a warning for the first refusal of a key, and debug events for the next ones and for
@@ -23,7 +24,8 @@ use crate::rejection::Rejection;
 /// those warned of in 17 KiB. `suppressed` in a warning says how many refusals had none since the
 /// one before: repeats, and what was above the ten.
 ///
-/// The key is in it as its kind, or as the address that it is; never a credential.
+/// The key is in it as its [`KeyName`]: an address, or the fingerprint of a credential or a name, by
+/// which [`Limits`](crate::Limits) can be set; never the credential.
 #[derive(Clone)]
 pub struct TracingObserver {
     warned: Arc<Warned>,
@@ -48,7 +50,7 @@ macro_rules! event {
             limiter = $subject.limiter,
             policy = Some($subject.policy).filter(|policy| !policy.is_empty()),
             reason = $rejection.reason().as_str(),
-            key = $subject.key.map(tracing::field::debug),
+            key = $subject.key.map(|key| tracing::field::display(KeyName::from(*key))),
             limit = $rejection.decision().and_then(|decision| decision.limit()),
             remaining = $rejection
                 .decision()

@@ -45,7 +45,7 @@ async fn the_longest_path_decides() {
         exclude = ["/api/health"]
 
         [groups.batch]
-        path = "/api/batch"
+        path = ["/api/batch", "/grpc.Batch"]
         rate = "1/h"
 
         [groups.by_name_only]
@@ -54,6 +54,7 @@ async fn the_longest_path_decides() {
     );
     let app = everywhere().layer(admission.layer());
     assert_eq!(admitted(&app, "/api/batch/x", "alice").await, 1);
+    assert_eq!(admitted(&app, "/grpc.Batch/Run", "alice").await, 0);
     assert_eq!(admitted(&app, "/api/chat", "alice").await, 3);
     assert_eq!(admitted(&app, "/api/batches", "bob").await, 3);
     assert_eq!(admitted(&app, "/api/health", "alice").await, 10);

@@ -211,7 +211,8 @@ async fn each_refusal_is_one_event_without_the_credential() {
         assert_eq!(event["remaining"], "0");
         assert_eq!(event["retry_after"], "3600");
         assert_eq!(event["policy"], "\"default\"");
-        let kind = ["Key(bearer)", "Key(api-key)"].contains(&&*event["key"]);
+        let kinds = ["bearer#", "api-key#"];
+        let kind = kinds.iter().any(|kind| event["key"].starts_with(kind));
         assert!(kind, "{event:?}");
         assert!(!format!("{event:?}").contains("hunter2"));
     }
@@ -291,7 +292,7 @@ async fn an_address_is_logged_as_it_is() {
         status(&service, crate::common::from_peer("192.0.2.1")).await,
         429
     );
-    assert_eq!(events.take()[0]["key"], "Key(ip 192.0.2.1)");
+    assert_eq!(events.take()[0]["key"], "ip:192.0.2.1");
 }
 
 #[tokio::test]

@@ -1,0 +1,56 @@
+//! The gateway with limits from a file.
+
+use std::path::Path;
+
+use axum::routing::get;
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use tokio::net::TcpListener;
+use tower_admission::config::{Admission, Config};
+use tower_admission::observe::{MetricsObserver, TracingObserver};
+use tracing::{error, info};
+
+use crate::flags::Flags;
+use crate::routes::unlimited;
+
+pub(crate) async fn serve(flags: &Flags, file: &Path) -> Result<(), String> {
+    // Before a port is open.
+    let config = Config::load(file).map_err(|error| error.to_string())?;
+    let metrics = recorder().map_err(|error| error.to_string())?;
+    let admission = Admission::builder(&config)
+        .observe(TracingObserver::new())
+        .observe(MetricsObserver::new())
+        .observe_store(MetricsObserver::new())
+        .build()
+        .map_err(|error| error.to_string())?;
+    let app = unlimited()
+        .route("/metrics", get(move || async move { metrics.render() }))
+        .layer(admission.layer());
+
+    let cannot = |error| format!("cannot serve on {}: {error}", flags.listen);
+    let listener = TcpListener::bind(flags.listen).await.map_err(cannot)?;
+    let address = listener.local_addr().map_err(cannot)?;
+    // Limits of single keys, as far as they can be had now.
+    if let Err(error) = admission.limits().refresh().await {
+        error!(%error, "limits of single keys are not known yet");
+    }
+    let _following = admission.follow(file, |reloaded| match reloaded {
+        Ok(()) => info!("the changed configuration is applied"),
+        Err(error) => error!(%error, "the changed configuration is refused"),
+    });
+    let groups: Vec<_> = config.groups().collect();
+    println!("Listening on http://{address}");
+    println!("Limits from {}: {}", file.display(), groups.join(", "));
+    crate::run(listener, app, admission.store())
+        .await
+        .map_err(cannot)
+}
+
+/// What `/metrics` shows.
+fn recorder() -> Result<PrometheusHandle, BuildError> {
+    let decision = Matcher::Full("admission_decision_seconds".to_owned());
+    let held = Matcher::Full("admission_held_seconds".to_owned());
+    PrometheusBuilder::new()
+        .set_buckets_for_metric(decision, &MetricsObserver::DECISION_BUCKETS)?
+        .set_buckets_for_metric(held, &MetricsObserver::HELD_BUCKETS)?
+        .install_recorder()
+}
