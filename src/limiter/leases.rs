@@ -269,8 +269,8 @@ impl Leases {
     pub async fn heartbeat(&self, tenant: &Key, id: &str) -> Standing {
         let name = name_of(tenant, id);
         // It may be in both, if it was taken over while the store was away.
-        let here = self.0.share.heartbeat(&name, self.0.ttl).await;
-        let there = self.0.slots.heartbeat(&name, self.0.ttl).await;
+        let here = self.0.share.heartbeat(&name, None, self.0.ttl).await;
+        let there = self.0.slots.heartbeat(&name, None, self.0.ttl).await;
         if here == Standing::Live { here } else { there }
     }
 

@@ -44,8 +44,9 @@ pub trait LeaseSlots: Send + Sync + 'static {
     /// live from now on, and has this holder.
     fn acquire_named(&self, lease: &NamedLease, limits: LeaseLimits) -> Reply<NamedLeased>;
 
-    /// Lets a named slot that is live live for `ttl` from now on. One that is not live stays gone.
-    fn heartbeat(&self, name: &LeaseName, ttl: Duration) -> Reply<Standing>;
+    /// Lets a named slot that is live live for `ttl` from now on; with a holder, only if it is that
+    /// one's. One that is not live stays gone.
+    fn heartbeat(&self, name: &LeaseName, holder: Option<u64>, ttl: Duration) -> Reply<Standing>;
 
     /// Gives a named slot back; with a holder, only if it is that one's.
     fn release(&self, name: &LeaseName, holder: Option<u64>) -> Reply<Standing>;
@@ -70,8 +71,9 @@ pub struct LeaseName {
 pub struct NamedLease {
     /// What it is known by.
     pub name: LeaseName,
-    /// Who asks, a number that no other asker has. Only the last to take a slot can give it back
-    /// as its holder: an attempt that was given up leaves alone what a later one has taken.
+    /// Who asks, a number that no other asker has. Only the last to take a slot can keep it alive and
+    /// give it back as its holder: an attempt that was given up leaves alone what a later one has
+    /// taken.
     pub holder: u64,
     /// How long it lives without a heartbeat.
     pub ttl: Duration,

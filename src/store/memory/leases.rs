@@ -116,18 +116,20 @@ impl LeaseSlots for MemoryLeases {
         })
     }
 
-    fn heartbeat(&self, name: &LeaseName, ttl: Duration) -> Reply<Standing> {
+    fn heartbeat(&self, name: &LeaseName, holder: Option<u64>, ttl: Duration) -> Reply<Standing> {
         let now = self.0.timer.now();
         let mut taken = lock(&self.0.taken);
         taken.expire(now);
+        if !taken.is_held(name, holder) {
+            return Reply::Ready(Standing::Gone);
+        }
         Reply::Ready(taken.extend(name, now, ttl))
     }
 
     fn release(&self, name: &LeaseName, holder: Option<u64>) -> Reply<Standing> {
         let mut taken = lock(&self.0.taken);
         taken.expire(self.0.timer.now());
-        let is_theirs = |named: &Named| holder.is_none_or(|holder| named.holder == holder);
-        if !taken.named.get(name).is_some_and(is_theirs) {
+        if !taken.is_held(name, holder) {
             return Reply::Ready(Standing::Gone);
         }
         taken.remove(name);
@@ -182,6 +184,12 @@ impl Taken {
         if *of_key.get() == 0 {
             of_key.remove();
         }
+    }
+
+    /// Whether there is a slot of this name, held by whom it has to be.
+    fn is_held(&self, name: &LeaseName, holder: Option<u64>) -> bool {
+        let is_theirs = |named: &Named| holder.is_none_or(|holder| named.holder == holder);
+        self.named.get(name).is_some_and(is_theirs)
     }
 
     /// Notes the name of a slot that was taken.

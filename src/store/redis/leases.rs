@@ -135,11 +135,11 @@ impl LeaseSlots for RedisLeases {
         }))
     }
 
-    fn heartbeat(&self, name: &LeaseName, ttl: Duration) -> Reply<Standing> {
+    fn heartbeat(&self, name: &LeaseName, holder: Option<u64>, ttl: Duration) -> Reply<Standing> {
         let (slots, name) = (self.0.clone(), *name);
-        Reply::Pending(Box::pin(
-            async move { slots.heartbeat_named(name, ttl).await },
-        ))
+        Reply::Pending(Box::pin(async move {
+            slots.heartbeat_named(name, holder, ttl).await
+        }))
     }
 
     fn release(&self, name: &LeaseName, holder: Option<u64>) -> Reply<Standing> {

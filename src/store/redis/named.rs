@@ -67,9 +67,14 @@ impl Slots {
         Ok((outcome, taken))
     }
 
-    pub(super) async fn heartbeat_named(&self, name: LeaseName, ttl: Duration) -> Standing {
+    pub(super) async fn heartbeat_named(
+        &self,
+        name: LeaseName,
+        holder: Option<u64>,
+        ttl: Duration,
+    ) -> Standing {
         let (keys, called) = self.names.named(&name);
-        let arguments = [ttl.as_millis().to_string(), called];
+        let arguments = [called, or_anybody(holder), ttl.as_millis().to_string()];
         let client = &self.store.client;
         let script = &self.store.named.heartbeat;
         let live = client.run(script, &keys, &arguments[..], client.deadline());
@@ -78,13 +83,17 @@ impl Slots {
 
     pub(super) async fn release_named(&self, name: LeaseName, holder: Option<u64>) -> Standing {
         let (keys, called) = self.names.named(&name);
-        let holder = holder.map(|holder| holder.to_string()).unwrap_or_default();
-        let arguments = [called, holder];
+        let arguments = [called, or_anybody(holder)];
         let client = &self.store.client;
         let script = &self.store.named.release;
         let live = client.run(script, &keys, &arguments[..], client.deadline());
         standing(live.await)
     }
+}
+
+/// A holder as scripts take it.
+fn or_anybody(holder: Option<u64>) -> String {
+    holder.map(|holder| holder.to_string()).unwrap_or_default()
 }
 
 fn standing(live: Result<bool, StoreError>) -> Standing {
