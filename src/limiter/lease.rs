@@ -1,7 +1,7 @@
 //! A slot that is held for work which outlives its request.
 
 use std::fmt;
-use std::future::{IntoFuture, pending};
+use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,6 +11,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::leases::Leases;
+use super::reaper::Dropped;
 use crate::store::{LeaseName, LeaseSlots, NamedLease, Standing};
 
 /// A slot of [`Leases`]. Dropping it gives the slot back.
@@ -18,7 +19,8 @@ use crate::store::{LeaseName, LeaseSlots, NamedLease, Standing};
 /// Hold it until somebody else is sure to release the slot, then [`detach`](Self::detach) it.
 /// Giving back is done in the background where the store is not in this process, and tried
 /// again until the lease would have expired anyway. At the end of a process
-/// [`Leases::flush`] waits for that.
+/// [`Leases::flush`] waits for that. It is a task in the runtime in which the first lease was dropped;
+/// when that ends or stands still, the next drop or flush in another runtime takes over.
 #[must_use = "dropping a lease gives its slot back"]
 pub struct Lease {
     leases: Leases,
@@ -27,6 +29,8 @@ pub struct Lease {
     holder: u64,
     /// Before it was asked for: the store counts its time to live from later on.
     since: Instant,
+    /// Whether it was granted; until then it may have been.
+    pub(super) is_granted: bool,
     pub(super) place: Place,
 }
 
@@ -48,6 +52,7 @@ impl Lease {
             name,
             holder: new_holder(),
             since: Instant::now(),
+            is_granted: false,
             place,
         }
     }
@@ -137,7 +142,13 @@ impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(slots) = self.slots() {
             let shared = self.leases.shared();
-            (shared.reaper).give_back(slots, self.name, self.holder, shared.ttl);
+            shared.reaper.give_back(Dropped {
+                slots: slots.clone(),
+                name: self.name,
+                holder: self.holder,
+                was_held: self.is_granted,
+                until: Instant::now() + shared.ttl,
+            });
         }
     }
 }

@@ -214,12 +214,17 @@ impl Leases {
         let limits = self.limits(tenant, 1);
         // Before the store is asked: however this ends, the slot is given back unless the lease
         // is returned.
-        let lease = Lease::new(self.clone(), id, name, Place::Store);
+        let mut lease = Lease::new(self.clone(), id, name, Place::Store);
         let taken = self.0.slots.acquire_named(&lease.named(), limits).await;
-        let NamedLeased::Unavailable(mode) = taken else {
-            return self.granted(lease, taken, limits);
+        let mode = match taken {
+            // The store may have taken the slot and its answer be lost: this lease gives it back.
+            NamedLeased::Unavailable(mode) => mode,
+            NamedLeased::NotAsked(mode) => {
+                lease.place = Place::Nowhere;
+                mode
+            }
+            _ => return self.granted(lease, taken, limits),
         };
-        // The store may have taken the slot and its answer be lost: this lease gives it back.
         drop(lease);
         match mode {
             FailureMode::Open => Ok(Lease::new(self.clone(), id, name, Place::Nowhere)),
@@ -248,7 +253,10 @@ impl Leases {
                 (Reason::KeyAtCapacity, used, allowed)
             }
             NamedLeased::Full(used) => (Reason::AtCapacity, used, limits.total.unwrap_or(0)),
-            NamedLeased::Granted | NamedLeased::Unavailable(_) => return Ok(lease),
+            NamedLeased::Granted | NamedLeased::Unavailable(_) | NamedLeased::NotAsked(_) => {
+                lease.is_granted = true;
+                return Ok(lease);
+            }
         };
         // There is nothing to give back.
         lease.place = Place::Nowhere;
@@ -291,7 +299,8 @@ impl Leases {
     /// Waits until the store has back what was dropped, for the end of a process: what it drops in
     /// its last moments would otherwise stay taken for its time to live.
     ///
-    /// While the store is away it waits, for that long at most; give it a timeout of your own.
+    /// While the store is away it waits, for that long at most; give it a timeout of your own. It
+    /// gives back what is left of runtimes that have ended, too.
     pub async fn flush(&self) {
         self.0.reaper.flush().await;
     }

@@ -89,8 +89,11 @@ pub enum NamedLeased {
     KeyFull(u64),
     /// There is none left: how many are taken.
     Full(u64),
-    /// The store cannot be reached, and this is to be done.
+    /// The store cannot be reached, and this is to be done. It may have taken the slot all the same.
     Unavailable(FailureMode),
+    /// The store was not asked, because it is known that it cannot be reached or as there is too much
+    /// to ask, and this is to be done. So there is nothing to give back.
+    NotAsked(FailureMode),
 }
 
 /// How a named slot was found.

@@ -192,6 +192,17 @@ async fn away_it_does_as_its_failure_mode_says() {
     }
 }
 
+#[tokio::test]
+async fn what_was_not_sent_is_not_given_back() {
+    let url = format!("redis://127.0.0.1:{}", free_port());
+    let leases = Leases::new().store(store(&url).on_failure(FailureMode::Closed));
+    for n in 0..9 {
+        assert!(leases.acquire(&acme(), &n.to_string()).await.is_err());
+    }
+    let flushed = tokio::time::timeout(Duration::from_secs(5), leases.flush()).await;
+    assert!(flushed.is_ok(), "it waits for nobody");
+}
+
 /// A lease whose server dies is given back once it is there again, if it still knows it.
 #[tokio::test]
 async fn what_is_dropped_while_redis_stands_still_is_given_back() {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Inner;
-use super::failure::{FailureKind, StoreError};
+use super::failure::StoreError;
 use super::keeper::Keeper;
 use super::names::LeaseNames;
 use super::script::Script;
@@ -127,11 +127,17 @@ impl LeaseSlots for RedisLeases {
 
     fn acquire_named(&self, lease: &NamedLease, limits: LeaseLimits) -> Reply<NamedLeased> {
         let slots = self.0.clone();
-        let unavailable = NamedLeased::Unavailable(slots.store.options.on_failure);
+        let mode = slots.store.options.on_failure;
+        if slots.store.client.check().is_err() {
+            return Reply::Ready(NamedLeased::NotAsked(mode));
+        }
         let lease = *lease;
         Reply::Pending(Box::pin(async move {
             let leased = slots.acquire_named(lease, limits).await;
-            leased.unwrap_or(unavailable)
+            leased.unwrap_or_else(|error| match error.was_sent() {
+                true => NamedLeased::Unavailable(mode),
+                false => NamedLeased::NotAsked(mode),
+            })
         }))
     }
 
@@ -172,8 +178,8 @@ impl Slots {
         let id = lease.id;
         let asked = slots.ask(&keys, id, limits, deadline).await;
         let mut outcome = asked.inspect_err(|error| {
-            // Not sent, so that there is nothing to give back.
-            lease.may_be_taken = error.kind() != FailureKind::Overloaded;
+            // If it was not sent, there is nothing to give back.
+            lease.may_be_taken = error.was_sent();
         })?;
         if outcome == LATE {
             // But here is its asker, waiting. So the clocks have drifted apart since the last
