@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::leases::Leases;
 use super::reaper::Dropped;
+use super::share::AlsoHeld;
 use crate::store::{LeaseName, LeaseSlots, NamedLease, Standing};
 
 /// A slot of [`Leases`]. Dropping it gives the slot back.
@@ -31,6 +32,8 @@ pub struct Lease {
     since: Instant,
     /// Whether it was granted; until then it may have been.
     pub(super) is_granted: bool,
+    /// What it takes of this process's share, for as long as this process holds it.
+    pub(super) in_share: Option<AlsoHeld>,
     pub(super) place: Place,
 }
 
@@ -53,6 +56,7 @@ impl Lease {
             holder: new_holder(),
             since: Instant::now(),
             is_granted: false,
+            in_share: None,
             place,
         }
     }
@@ -132,7 +136,7 @@ impl Lease {
         let shared = self.leases.shared();
         match self.place {
             Place::Store => Some(&shared.slots),
-            Place::Share => Some(&shared.share),
+            Place::Share => Some(&shared.share.slots),
             Place::Nowhere => None,
         }
     }

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use super::lease::{Lease, Place};
 use super::reaper::Reaper;
+use super::share::Share;
 use crate::key::Key;
 use crate::observe::{Observer, Observers, Subject};
 use crate::rejection::{Reason, Rejection};
 use crate::store::{
     FailureMode, LeaseLimits, LeaseName, LeaseSlots, LeaseStore, LeaseUsage, MemoryStore,
-    NamedLeased, SecretMissing, Standing,
+    NamedLeased, Reply, SecretMissing, Standing,
 };
 
 /// Limits what is at work at a time, for each tenant and in all, where the work outlives its
@@ -72,10 +73,18 @@ pub(super) struct Shared {
     pub(super) ttl: Duration,
     store: Arc<dyn LeaseStore>,
     pub(super) slots: Arc<dyn LeaseSlots>,
-    /// Where this process counts its share while the store is away.
-    pub(super) share: Arc<dyn LeaseSlots>,
+    pub(super) share: Share,
     pub(super) reaper: Reaper,
     observers: Observers,
+}
+
+impl Shared {
+    /// Opens the slots of another limit, which shares nothing with the one before.
+    fn start_anew(&mut self) {
+        self.slots = self.store.open_leases(&self.name);
+        self.share = Share::default();
+        self.reaper = Reaper::default();
+    }
 }
 
 impl Leases {
@@ -92,7 +101,7 @@ impl Leases {
             total: None,
             ttl: Self::DEFAULT_TTL,
             slots: store.open_leases(""),
-            share: MemoryStore::new().open_leases(""),
+            share: Share::default(),
             store: Arc::new(store),
             reaper: Reaper::default(),
             observers: Observers::default(),
@@ -106,11 +115,14 @@ impl Leases {
 
     /// What is counted, for replicas to find each other's slots by, and for logs and metrics.
     /// Default: nothing, which is a name as well.
+    ///
+    /// With another name it is another limit: nothing of what was counted is shared with the one that
+    /// this was made from.
     #[must_use]
     pub fn name(self, name: &str) -> Self {
         self.with(|shared| {
             shared.name = name.into();
-            shared.slots = shared.store.open_leases(name);
+            shared.start_anew();
         })
     }
 
@@ -139,7 +151,7 @@ impl Leases {
     /// The longest time to live: 365 days.
     pub const MAX_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
 
-    /// Where to count. Default: in this process's memory.
+    /// Where to count. Default: in this process's memory. With another store it is another limit.
     ///
     /// # Panics
     ///
@@ -162,8 +174,8 @@ impl Leases {
             return Err(SecretMissing);
         }
         Ok(self.with(|shared| {
-            shared.slots = store.open_leases(&shared.name);
             shared.store = Arc::new(store);
+            shared.start_anew();
         }))
     }
 
@@ -211,11 +223,14 @@ impl Leases {
 
     async fn take(&self, tenant: &Key, id: &str) -> Result<Lease, Rejection> {
         let name = name_of(tenant, id);
-        let limits = self.limits(tenant, 1);
+        let limits = self.limits(tenant);
         // Before the store is asked: however this ends, the slot is given back unless the lease
         // is returned.
         let mut lease = Lease::new(self.clone(), id, name, Place::Store);
-        let taken = self.0.slots.acquire_named(&lease.named(), limits).await;
+        let asked = self.0.slots.acquire_named(&lease.named(), limits);
+        // One that answers in place is never away.
+        let may_be_away = matches!(asked, Reply::Pending(_));
+        let taken = asked.await;
         let mode = match taken {
             // The store may have taken the slot and its answer be lost: this lease gives it back.
             NamedLeased::Unavailable(mode) => mode,
@@ -223,7 +238,13 @@ impl Leases {
                 lease.place = Place::Nowhere;
                 mode
             }
-            _ => return self.granted(lease, taken, limits),
+            _ => {
+                let mut lease = self.granted(lease, taken, limits)?;
+                if may_be_away {
+                    lease.in_share = Some(self.0.share.also_held(&name));
+                }
+                return Ok(lease);
+            }
         };
         drop(lease);
         match mode {
@@ -233,9 +254,8 @@ impl Leases {
                 Err(rejection.retry_after(Some(UNAVAILABLE_FOR)))
             }
             FailureMode::LocalShare { replicas } => {
-                let limits = self.limits(tenant, u64::from(replicas.max(1)));
                 let lease = Lease::new(self.clone(), id, name, Place::Share);
-                let taken = self.0.share.acquire_named(&lease.named(), limits).await;
+                let (taken, limits) = self.0.share.acquire(&lease.named(), limits, replicas).await;
                 self.granted(lease, taken, limits)
             }
         }
@@ -264,31 +284,44 @@ impl Leases {
         Err(rejection.occupied(used, allowed))
     }
 
-    /// The limits of one of so many replicas.
-    fn limits(&self, tenant: &Key, replicas: u64) -> LeaseLimits {
-        let share = |limit: u64| (limit / replicas).max(1);
-        let of_tenant = self.0.per_tenant.map(|limit| (*tenant, share(limit)));
-        LeaseLimits::new(self.0.total.map(share), of_tenant)
+    fn limits(&self, tenant: &Key) -> LeaseLimits {
+        let of_tenant = self.0.per_tenant.map(|limit| (*tenant, limit));
+        LeaseLimits::new(self.0.total, of_tenant)
     }
 
     /// Lets a tenant's work of this id live for another time to live. One that is not at work,
     /// because it was never acquired, was released or has expired, stays
     /// [`Gone`](Standing::Gone).
+    ///
+    /// What the store says holds. What was taken from a [local share](FailureMode::LocalShare) is live
+    /// for as long as the store is away; when it is back and does not know it, it is gone: it may
+    /// have been released in another process. Acquire it again to have it counted.
     pub async fn heartbeat(&self, tenant: &Key, id: &str) -> Standing {
         let name = name_of(tenant, id);
-        // It may be in both, if it was taken over while the store was away.
-        let here = self.0.share.heartbeat(&name, None, self.0.ttl).await;
-        let there = self.0.slots.heartbeat(&name, None, self.0.ttl).await;
-        if here == Standing::Live { here } else { there }
+        let here = self.0.share.slots.heartbeat(&name, None, self.0.ttl).await;
+        match self.0.slots.heartbeat(&name, None, self.0.ttl).await {
+            Standing::Unavailable if here == Standing::Live => here,
+            Standing::Gone => {
+                self.0.share.slots.release(&name, None).await;
+                Standing::Gone
+            }
+            there => there,
+        }
     }
 
     /// Gives a tenant's slot back, whoever acquired it, and says what there was. That it is
     /// [`Gone`](Standing::Gone) already is no error.
+    ///
+    /// [`Unavailable`](Standing::Unavailable) says that the store may still count it, until its time
+    /// to live is over or it is released again. A [local share](FailureMode::LocalShare) has it
+    /// back then all the same.
     pub async fn release(&self, tenant: &Key, id: &str) -> Standing {
         let name = name_of(tenant, id);
-        let here = self.0.share.release(&name, None).await;
-        let there = self.0.slots.release(&name, None).await;
-        if here == Standing::Live { here } else { there }
+        let here = self.0.share.slots.release(&name, None).await;
+        match self.0.slots.release(&name, None).await {
+            Standing::Gone => here,
+            there => there,
+        }
     }
 
     /// How many are at work, in all and of a tenant's; `None` when the store cannot be reached.
