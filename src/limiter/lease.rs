@@ -243,8 +243,9 @@ impl Heartbeats {
                     end = now + self.ttl.mul_f64(0.9);
                 }
                 Standing::Gone => return,
-                Standing::Unavailable if Instant::now() >= end => return,
-                Standing::Unavailable => next = Instant::now() + interval / 4,
+                // Somebody may put right what has failed.
+                Standing::Unavailable | Standing::Failed if Instant::now() >= end => return,
+                Standing::Unavailable | Standing::Failed => next = Instant::now() + interval / 4,
             }
         }
     }

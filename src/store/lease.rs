@@ -42,6 +42,9 @@ pub trait LeaseSlots: Send + Sync + 'static {
     ///
     /// One that is live already is taken over: it is not counted again, lives for the time to
     /// live from now on, and has this holder.
+    ///
+    /// Dropping the reply's future does not undo it: the asker releases then, as the holder. An acquire that
+    /// arrives after its holder's release, as it may over a network, takes nothing.
     fn acquire_named(&self, lease: &NamedLease, limits: LeaseLimits) -> Reply<NamedLeased>;
 
     /// Lets a named slot that is live live for `ttl` from now on; with a holder, only if it is that
@@ -75,7 +78,8 @@ pub struct NamedLease {
     /// give it back as its holder: an attempt that was given up leaves alone what a later one has
     /// taken.
     pub holder: u64,
-    /// How long it lives without a heartbeat.
+    /// How long it lives without a heartbeat. Stores count less than a millisecond as one, and more
+    /// than 365 days as that, also of a heartbeat.
     pub ttl: Duration,
 }
 
@@ -106,6 +110,9 @@ pub enum Standing {
     Gone,
     /// The store cannot be reached.
     Unavailable,
+    /// The store cannot do it, and could not if it were asked again: where the slot should be there
+    /// is something else.
+    Failed,
 }
 
 /// How many slots there are.
@@ -177,6 +184,12 @@ impl fmt::Debug for Leased {
             Self::Unavailable(_) => "Unavailable(..)",
         })
     }
+}
+
+/// A time to live as stores count it: none are without an end, and none over before they began.
+pub(super) fn lifetime(ttl: Duration) -> Duration {
+    const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+    ttl.clamp(Duration::from_millis(1), LONGEST)
 }
 
 impl LeaseName {

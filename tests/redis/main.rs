@@ -12,6 +12,7 @@ mod layers;
 mod leases;
 mod model;
 mod named;
+mod named_faults;
 mod proxy;
 mod rate;
 mod server;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::clock::Timer;
 use crate::key::Key;
+use crate::store::lease::lifetime;
 use crate::store::{
     Held, LeaseLimits, LeaseName, LeaseSlots, LeaseUsage, Leased, NamedLease, NamedLeased, Reply,
     Standing,
@@ -233,7 +234,7 @@ impl Taken {
 }
 
 fn after(now: u64, ttl: Duration) -> u64 {
-    now.saturating_add(u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX))
+    now.saturating_add(u64::try_from(lifetime(ttl).as_nanos()).unwrap_or(u64::MAX))
 }
 
 impl Held for Slot {}

@@ -182,8 +182,8 @@ impl Slots {
             lease.may_be_taken = error.was_sent();
         })?;
         if outcome == LATE {
-            // But here is its asker, waiting. So the clocks have drifted apart since the last
-            // answer, and with this one's time it is in time.
+            // But here is its asker, waiting. So it is the first, or the clocks have drifted apart
+            // since the last answer, and with this one's time it is in time.
             outcome = slots.ask(&keys, id, limits, deadline).await?;
         }
         if outcome == GRANTED {
@@ -249,11 +249,12 @@ impl Slots {
         self.store.options.lease_ttl
     }
 
-    /// The server's time after which a call that was sent now has been given up; 0 if that
-    /// is not known. A client's timeout does not take back a command that was sent.
+    /// The server's time after which a call that was sent now has been given up. A client's timeout
+    /// does not take back a command that was sent.
     fn not_after(&self, asked: Instant) -> u64 {
         let Some((at, time)) = *lock(&self.clock) else {
-            return 0;
+            // Always too late: the answer has the time, and who waits for it asks again.
+            return 1;
         };
         // The answer took up to a deadline to get here, so the server is ahead by as much.
         let patience = 2 * self.store.options.client.deadline + asked.saturating_duration_since(at);

@@ -18,12 +18,17 @@ local holder = redis.call('GET', KEYS[3]) -- fails when it is something else
 if not (held and tonumber(held) > now and of_tenant) then
   return 0
 end
-if ARGV[2] ~= '' and holder ~= ARGV[2] then
+-- One whose holder was lost, as Redis evicts keys, is that of the first to say so.
+local is_lost = not holder and ARGV[2] ~= ''
+if ARGV[2] ~= '' and holder ~= ARGV[2] and not is_lost then
   return 0
 end
 
 local ttl = tonumber(ARGV[3])
 redis.call('PEXPIRE', KEYS[3], ARGV[3])
+if is_lost then
+  redis.call('SET', KEYS[3], ARGV[2], 'PX', ARGV[3])
+end
 for n = 1, 2 do
   redis.call('ZADD', KEYS[n], 'XX', string.format('%.0f', now + ttl), ARGV[1])
   if redis.call('PTTL', KEYS[n]) < ttl then

@@ -18,6 +18,7 @@ pub(super) async fn run(store: &dyn LeaseStore, pass: impl AsyncFn(Duration)) {
     released_once_by_whom_it_may(store).await;
     taken_over_and_not_counted_twice(store).await;
     lives_as_long_as_it_is_heard_of(store, &pass).await;
+    times_to_live_of_any_length(store, &pass).await;
     counted_with_slots_that_have_no_name(store).await;
     races_take_all_and_no_more(store).await;
 }
@@ -141,6 +142,27 @@ async fn lives_as_long_as_it_is_heard_of(store: &dyn LeaseStore, pass: &impl Asy
     assert_eq!(case.release(forgotten, None).await, Standing::Gone);
     assert_eq!(case.take(of(tenant), 1, (2, 2)).await, NamedLeased::Granted);
     pass(2 * TTL).await;
+    assert_eq!(case.taken(&tenant).await, (0, Some(0)));
+}
+
+async fn times_to_live_of_any_length(store: &dyn LeaseStore, pass: &impl AsyncFn(Duration)) {
+    let case = Case::new(store);
+    let tenant = new_key();
+    let none = LeaseLimits::new(None, None);
+    let mut names = Vec::new();
+    for ttl in [Duration::ZERO, Duration::from_nanos(1), Duration::MAX] {
+        let lease = NamedLease::new(of(tenant), 1, ttl);
+        let taken = case.0.acquire_named(&lease, none).await;
+        assert_eq!(taken, NamedLeased::Granted, "for {ttl:?}");
+        names.push(lease.name);
+    }
+    let longest = names[2];
+    let heartbeat = async |ttl| case.0.heartbeat(&longest, None, ttl).await;
+    assert_eq!(heartbeat(Duration::MAX).await, Standing::Live);
+    pass(TTL / 2).await;
+    assert_eq!(case.taken(&tenant).await, (1, Some(1)));
+    assert_eq!(heartbeat(Duration::ZERO).await, Standing::Live);
+    pass(TTL / 2).await;
     assert_eq!(case.taken(&tenant).await, (0, Some(0)));
 }
 
