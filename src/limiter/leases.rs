@@ -12,7 +12,7 @@ use crate::observe::{Observer, Observers, Subject};
 use crate::rejection::{Reason, Rejection};
 use crate::store::{
     FailureMode, LeaseLimits, LeaseName, LeaseSlots, LeaseStore, LeaseUsage, MemoryStore,
-    NamedLeased, Reply, SecretMissing, Standing,
+    NamedLeased, SecretMissing, Standing,
 };
 
 /// Limits what is at work at a time, for each tenant and in all, where the work outlives its
@@ -60,8 +60,9 @@ use crate::store::{
 ///
 /// An id is the tenant's own: what one tenant calls `42` has nothing to do with another's `42`,
 /// so that knowing or guessing a stranger's id is of no use. Acquiring an id that is at work takes
-/// it over instead of counting it twice, and lets it live anew. What an earlier attempt left
-/// behind cannot release it then; but the attempt that took it over does, if it is given up.
+/// it over instead of counting it twice, and lets it live anew. An earlier attempt can
+/// neither keep it alive nor release it then, and is told that it is [lost](crate::KeptLease::lost); but
+/// the attempt that took it over gives it back, if it is given up.
 #[derive(Clone)]
 pub struct Leases(Arc<Shared>);
 
@@ -227,10 +228,7 @@ impl Leases {
         // Before the store is asked: however this ends, the slot is given back unless the lease
         // is returned.
         let mut lease = Lease::new(self.clone(), id, name, Place::Store);
-        let asked = self.0.slots.acquire_named(&lease.named(), limits);
-        // One that answers in place is never away.
-        let may_be_away = matches!(asked, Reply::Pending(_));
-        let taken = asked.await;
+        let taken = self.0.slots.acquire_named(&lease.named(), limits).await;
         let mode = match taken {
             // The store may have taken the slot and its answer be lost: this lease gives it back.
             NamedLeased::Unavailable(mode) => mode,
@@ -240,9 +238,7 @@ impl Leases {
             }
             _ => {
                 let mut lease = self.granted(lease, taken, limits)?;
-                if may_be_away {
-                    lease.in_share = Some(self.0.share.also_held(&name));
-                }
+                lease.in_share = Some(self.0.share.also_held(&name));
                 return Ok(lease);
             }
         };
