@@ -235,11 +235,16 @@ impl Task {
         for (n, dropped) in batch.iter().cloned().enumerate() {
             releases.spawn(async move { (n, dropped.release().await) });
         }
+        // By then there is nothing left to give back, whether the store answers or not.
+        let until = batch.iter().map(|dropped| dropped.until).max();
         let mut left: Vec<_> = batch.into_iter().map(Some).collect();
         loop {
             match timeout(SIGN, releases.join_next()).await {
                 Ok(None) => return left.into_iter().flatten().collect(),
                 Ok(Some(Ok((n, standing)))) if standing != Standing::Unavailable => left[n] = None,
+                Err(_) if until <= Some(Instant::now()) => {
+                    return left.into_iter().flatten().collect();
+                }
                 Ok(Some(_)) | Err(_) => {}
             }
             lock(&self.reaper.0.queue).sees(self.number);

@@ -74,9 +74,9 @@ pub struct LeaseName {
 pub struct NamedLease {
     /// What it is known by.
     pub name: LeaseName,
-    /// Who asks, a number that no other asker has. Only the last to take a slot can keep it alive and
-    /// give it back as its holder: an attempt that was given up leaves alone what a later one has
-    /// taken.
+    /// Who asks, a number that no other asker has, and which is not used again for this name. Only
+    /// the last to take a slot can keep it alive and give it back as its holder: an attempt that
+    /// was given up leaves alone what a later one has taken.
     pub holder: u64,
     /// How long it lives without a heartbeat. Stores count less than a millisecond as one, and more
     /// than 365 days as that, also of a heartbeat.

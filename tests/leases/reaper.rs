@@ -76,6 +76,17 @@ async fn a_flush_does_not_wait_for_what_has_expired() {
     assert!(started.elapsed() < 60 * SECOND);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_store_that_never_answers_holds_up_a_flush_for_the_time_to_live() {
+    let (leases, store) = leases();
+    let leases = leases.ttl(SECOND);
+    let lease = acquire(&leases, 1).await;
+    store.hang();
+    drop(lease);
+    let flushed = tokio::time::timeout(60 * SECOND, leases.flush()).await;
+    assert!(flushed.is_ok());
+}
+
 #[test]
 fn a_flush_takes_over_from_a_runtime_that_has_ended() {
     let (leases, store) = leases();

@@ -82,7 +82,8 @@ use crate::policy::Policy;
 /// Redis's memory. Its name holds an address as it is, and nothing else that a client
 /// sent. Times are whole microseconds: above 100,000 requests a second for one key the rate may
 /// fall short by more than a tenth. Of concurrency one sorted set for each limit and one for each of its
-/// keys, which expire with the last slot.
+/// keys, which expire with the last slot; and for each slot that is known by id a string that says who
+/// holds it, and for four deadlines after it was given back one that says so.
 ///
 /// # Several keys in a cluster
 ///

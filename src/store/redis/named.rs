@@ -54,7 +54,7 @@ impl Slots {
     ) -> Result<(i64, u64), StoreError> {
         let (keys, called) = self.names.named(&lease.name);
         let mut keys = keys.to_vec();
-        keys.push(self.names.given_back(lease.holder));
+        keys.push(self.names.given_back(&called, lease.holder));
         let mut arguments = self.arguments(Instant::now(), lifetime(lease.ttl));
         arguments.extend([
             called,
@@ -87,7 +87,7 @@ impl Slots {
     pub(super) async fn release_named(&self, name: LeaseName, holder: Option<u64>) -> Standing {
         let (keys, called) = self.names.named(&name);
         let mut keys = keys.to_vec();
-        keys.extend(holder.map(|holder| self.names.given_back(holder)));
+        keys.extend(holder.map(|holder| self.names.given_back(&called, holder)));
         // An acquire is refused as too late when two deadlines are over.
         let remembered = 4 * self.store.options.client.deadline;
         let arguments = [called, or_anybody(holder), in_millis(lifetime(remembered))];

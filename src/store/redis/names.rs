@@ -107,9 +107,9 @@ impl LeaseNames {
         of_key.as_ref().unwrap_or(&self.total).clone()
     }
 
-    /// The Redis key that is there when a holder has given back what it asked for.
-    pub(super) fn given_back(&self, holder: u64) -> String {
-        format!("{}left:{holder}", self.begin_all)
+    /// The Redis key that is there when a holder has given back the lease that is called so.
+    pub(super) fn given_back(&self, called: &str, holder: u64) -> String {
+        format!("{}left:{holder}:{called}", self.begin_all)
     }
 
     /// The Redis keys that a lease with a name is in (those of all, the tenant's, and who holds
