@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::leases::Leases;
+use super::reaper::Dropped;
+use super::share::AlsoHeld;
 use crate::store::{LeaseName, LeaseSlots, NamedLease, Standing};
 
 /// A slot of [`Leases`]. Dropping it gives the slot back.
@@ -18,13 +20,20 @@ use crate::store::{LeaseName, LeaseSlots, NamedLease, Standing};
 /// Hold it until somebody else is sure to release the slot, then [`detach`](Self::detach) it.
 /// Giving back is done in the background where the store is not in this process, and tried
 /// again until the lease would have expired anyway. At the end of a process
-/// [`Leases::flush`] waits for that.
+/// [`Leases::flush`] waits for that. It is a task in the runtime in which the first lease was dropped;
+/// when that ends or stands still, the next drop or flush in another runtime takes over.
 #[must_use = "dropping a lease gives its slot back"]
 pub struct Lease {
     leases: Leases,
     id: Arc<str>,
     name: LeaseName,
     holder: u64,
+    /// Before it was asked for: the store counts its time to live from later on.
+    since: Instant,
+    /// Whether it was granted; until then it may have been.
+    pub(super) is_granted: bool,
+    /// What it takes of this process's share, for as long as this process holds it.
+    pub(super) in_share: Option<AlsoHeld>,
     pub(super) place: Place,
 }
 
@@ -45,6 +54,9 @@ impl Lease {
             id: id.into(),
             name,
             holder: new_holder(),
+            since: Instant::now(),
+            is_granted: false,
+            in_share: None,
             place,
         }
     }
@@ -87,7 +99,10 @@ impl Lease {
     }
 
     /// Sends heartbeats in the background, three in the time to live, for as long as the result is
-    /// held.
+    /// held. The first is due a third of the time to live after the acquire, or now if that is over.
+    ///
+    /// They name this lease as the holder: when somebody else has acquired the same id, they keep
+    /// nothing alive, and the lease is [lost](KeptLease::lost).
     ///
     /// # Panics
     ///
@@ -98,6 +113,8 @@ impl Lease {
             let heartbeats = Heartbeats {
                 slots: slots.clone(),
                 name: self.name,
+                holder: self.holder,
+                since: self.since,
                 ttl: self.leases.shared().ttl,
                 // Apart from what others have started at the same time.
                 jitter: 0.8 + (self.holder % 1000) as f64 / 5000.0,
@@ -119,7 +136,7 @@ impl Lease {
         let shared = self.leases.shared();
         match self.place {
             Place::Store => Some(&shared.slots),
-            Place::Share => Some(&shared.share),
+            Place::Share => Some(&shared.share.slots),
             Place::Nowhere => None,
         }
     }
@@ -129,7 +146,13 @@ impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(slots) = self.slots() {
             let shared = self.leases.shared();
-            (shared.reaper).give_back(slots, self.name, self.holder, shared.ttl);
+            shared.reaper.give_back(Dropped {
+                slots: slots.clone(),
+                name: self.name,
+                holder: self.holder,
+                was_held: self.is_granted,
+                until: Instant::now() + shared.ttl,
+            });
         }
     }
 }
@@ -150,22 +173,25 @@ impl KeptLease {
         self.lease.id()
     }
 
-    /// Resolves when the lease is lost: it was released by somebody else, has expired, or the store
-    /// could not be reached for nine tenths of its time to live, so that it may have.
+    /// Resolves when the lease is lost: it was released, or its id acquired, by somebody else; it has
+    /// expired; or the store could not be reached for nine tenths of its time to live, so that it
+    /// may have, or will. Also when nobody sends heartbeats any more, as their runtime has ended.
     ///
     /// Whoever holds it should stop then, as another may have its slot.
     pub async fn lost(&self) {
-        let mut is_lost = self.is_lost.clone();
-        if self.heartbeats.is_none() || is_lost.wait_for(|lost| *lost).await.is_err() {
-            // Nobody will ever know: it is not counted, or its runtime is gone.
+        if self.heartbeats.is_none() {
+            // It is not counted, so there is nothing to lose.
             pending::<()>().await;
         }
+        // An error is a task that is gone.
+        let _ = self.is_lost.clone().wait_for(|lost| *lost).await;
     }
 
     /// Whether the lease is [lost](Self::lost).
     #[must_use]
     pub fn is_lost(&self) -> bool {
-        *self.is_lost.borrow()
+        let is_gone = || self.is_lost.has_changed().is_err();
+        self.heartbeats.is_some() && (*self.is_lost.borrow() || is_gone())
     }
 
     /// Ends the heartbeats, and leaves the slot to whoever knows tenant and id, or to its
@@ -187,6 +213,8 @@ impl Drop for KeptLease {
 struct Heartbeats {
     slots: Arc<dyn LeaseSlots>,
     name: LeaseName,
+    holder: u64,
+    since: Instant,
     ttl: Duration,
     jitter: f64,
 }
@@ -195,22 +223,29 @@ impl Heartbeats {
     /// Ends when the lease is lost.
     async fn go_on(self) {
         let interval = (self.ttl / 3).mul_f64(self.jitter);
-        // By the time at which the last heartbeat that arrived was sent, or nearly: the store's
-        // clock started later.
-        let mut sent = Instant::now();
-        let mut next = sent + interval;
+        // By the time at which the last heartbeat that arrived was sent, or the acquire, or nearly:
+        // the store's clock started later.
+        let mut next = self.since + interval;
+        let mut end = self.since + self.ttl.mul_f64(0.9);
+        // Kept alive late. Others may have sent heartbeats by its id, so the store is asked.
+        end = end.max(Instant::now() + self.ttl / 10);
         loop {
-            let end = sent + self.ttl.mul_f64(0.9);
             sleep_until(next.min(end)).await;
             let now = Instant::now();
-            match self.slots.heartbeat(&self.name, self.ttl).await {
+            let heartbeat = self
+                .slots
+                .heartbeat(&self.name, Some(self.holder), self.ttl);
+            // One that is not answered must not keep its holder from being told.
+            let standing = timeout_at(end, heartbeat.into_future()).await;
+            match standing.unwrap_or(Standing::Unavailable) {
                 Standing::Live => {
-                    sent = now;
                     next = now + interval;
+                    end = now + self.ttl.mul_f64(0.9);
                 }
                 Standing::Gone => return,
-                Standing::Unavailable if now >= end => return,
-                Standing::Unavailable => next = now + interval / 4,
+                // Somebody may put right what has failed.
+                Standing::Unavailable | Standing::Failed if Instant::now() >= end => return,
+                Standing::Unavailable | Standing::Failed => next = Instant::now() + interval / 4,
             }
         }
     }

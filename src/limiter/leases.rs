@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::lease::{Lease, Place};
 use super::reaper::Reaper;
+use super::share::Share;
 use crate::key::Key;
 use crate::observe::{Observer, Observers, Subject};
 use crate::rejection::{Reason, Rejection};
@@ -59,8 +60,9 @@ use crate::store::{
 ///
 /// An id is the tenant's own: what one tenant calls `42` has nothing to do with another's `42`,
 /// so that knowing or guessing a stranger's id is of no use. Acquiring an id that is at work takes
-/// it over instead of counting it twice, and lets it live anew. What an earlier attempt left
-/// behind cannot release it then; but the attempt that took it over does, if it is given up.
+/// it over instead of counting it twice, and lets it live anew. An earlier attempt can
+/// neither keep it alive nor release it then, and is told that it is [lost](crate::KeptLease::lost); but
+/// the attempt that took it over gives it back, if it is given up.
 #[derive(Clone)]
 pub struct Leases(Arc<Shared>);
 
@@ -72,10 +74,18 @@ pub(super) struct Shared {
     pub(super) ttl: Duration,
     store: Arc<dyn LeaseStore>,
     pub(super) slots: Arc<dyn LeaseSlots>,
-    /// Where this process counts its share while the store is away.
-    pub(super) share: Arc<dyn LeaseSlots>,
+    pub(super) share: Share,
     pub(super) reaper: Reaper,
     observers: Observers,
+}
+
+impl Shared {
+    /// Opens the slots of another limit, which shares nothing with the one before.
+    fn start_anew(&mut self) {
+        self.slots = self.store.open_leases(&self.name);
+        self.share = Share::default();
+        self.reaper = Reaper::default();
+    }
 }
 
 impl Leases {
@@ -92,7 +102,7 @@ impl Leases {
             total: None,
             ttl: Self::DEFAULT_TTL,
             slots: store.open_leases(""),
-            share: MemoryStore::new().open_leases(""),
+            share: Share::default(),
             store: Arc::new(store),
             reaper: Reaper::default(),
             observers: Observers::default(),
@@ -106,11 +116,14 @@ impl Leases {
 
     /// What is counted, for replicas to find each other's slots by, and for logs and metrics.
     /// Default: nothing, which is a name as well.
+    ///
+    /// With another name it is another limit: nothing of what was counted is shared with the one that
+    /// this was made from.
     #[must_use]
     pub fn name(self, name: &str) -> Self {
         self.with(|shared| {
             shared.name = name.into();
-            shared.slots = shared.store.open_leases(name);
+            shared.start_anew();
         })
     }
 
@@ -139,7 +152,7 @@ impl Leases {
     /// The longest time to live: 365 days.
     pub const MAX_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
 
-    /// Where to count. Default: in this process's memory.
+    /// Where to count. Default: in this process's memory. With another store it is another limit.
     ///
     /// # Panics
     ///
@@ -162,8 +175,8 @@ impl Leases {
             return Err(SecretMissing);
         }
         Ok(self.with(|shared| {
-            shared.slots = store.open_leases(&shared.name);
             shared.store = Arc::new(store);
+            shared.start_anew();
         }))
     }
 
@@ -210,15 +223,24 @@ impl Leases {
 
     async fn take(&self, tenant: &Key, id: &str) -> Result<Lease, Rejection> {
         let name = name_of(tenant, id);
-        let limits = self.limits(tenant, 1);
+        let limits = self.limits(tenant);
         // Before the store is asked: however this ends, the slot is given back unless the lease
         // is returned.
-        let lease = Lease::new(self.clone(), id, name, Place::Store);
+        let mut lease = Lease::new(self.clone(), id, name, Place::Store);
         let taken = self.0.slots.acquire_named(&lease.named(), limits).await;
-        let NamedLeased::Unavailable(mode) = taken else {
-            return self.granted(lease, taken, limits);
+        let mode = match taken {
+            // The store may have taken the slot and its answer be lost: this lease gives it back.
+            NamedLeased::Unavailable(mode) => mode,
+            NamedLeased::NotAsked(mode) => {
+                lease.place = Place::Nowhere;
+                mode
+            }
+            _ => {
+                let mut lease = self.granted(lease, taken, limits)?;
+                lease.in_share = Some(self.0.share.also_held(&name));
+                return Ok(lease);
+            }
         };
-        // The store may have taken the slot and its answer be lost: this lease gives it back.
         drop(lease);
         match mode {
             FailureMode::Open => Ok(Lease::new(self.clone(), id, name, Place::Nowhere)),
@@ -227,9 +249,8 @@ impl Leases {
                 Err(rejection.retry_after(Some(UNAVAILABLE_FOR)))
             }
             FailureMode::LocalShare { replicas } => {
-                let limits = self.limits(tenant, u64::from(replicas.max(1)));
                 let lease = Lease::new(self.clone(), id, name, Place::Share);
-                let taken = self.0.share.acquire_named(&lease.named(), limits).await;
+                let (taken, limits) = self.0.share.acquire(&lease.named(), limits, replicas).await;
                 self.granted(lease, taken, limits)
             }
         }
@@ -247,7 +268,10 @@ impl Leases {
                 (Reason::KeyAtCapacity, used, allowed)
             }
             NamedLeased::Full(used) => (Reason::AtCapacity, used, limits.total.unwrap_or(0)),
-            NamedLeased::Granted | NamedLeased::Unavailable(_) => return Ok(lease),
+            NamedLeased::Granted | NamedLeased::Unavailable(_) | NamedLeased::NotAsked(_) => {
+                lease.is_granted = true;
+                return Ok(lease);
+            }
         };
         // There is nothing to give back.
         lease.place = Place::Nowhere;
@@ -255,31 +279,44 @@ impl Leases {
         Err(rejection.occupied(used, allowed))
     }
 
-    /// The limits of one of so many replicas.
-    fn limits(&self, tenant: &Key, replicas: u64) -> LeaseLimits {
-        let share = |limit: u64| (limit / replicas).max(1);
-        let of_tenant = self.0.per_tenant.map(|limit| (*tenant, share(limit)));
-        LeaseLimits::new(self.0.total.map(share), of_tenant)
+    fn limits(&self, tenant: &Key) -> LeaseLimits {
+        let of_tenant = self.0.per_tenant.map(|limit| (*tenant, limit));
+        LeaseLimits::new(self.0.total, of_tenant)
     }
 
     /// Lets a tenant's work of this id live for another time to live. One that is not at work,
     /// because it was never acquired, was released or has expired, stays
     /// [`Gone`](Standing::Gone).
+    ///
+    /// What the store says holds. What was taken from a [local share](FailureMode::LocalShare) is live
+    /// for as long as the store is away; when it is back and does not know it, it is gone: it may
+    /// have been released in another process. Acquire it again to have it counted.
     pub async fn heartbeat(&self, tenant: &Key, id: &str) -> Standing {
         let name = name_of(tenant, id);
-        // It may be in both, if it was taken over while the store was away.
-        let here = self.0.share.heartbeat(&name, self.0.ttl).await;
-        let there = self.0.slots.heartbeat(&name, self.0.ttl).await;
-        if here == Standing::Live { here } else { there }
+        let here = self.0.share.slots.heartbeat(&name, None, self.0.ttl).await;
+        match self.0.slots.heartbeat(&name, None, self.0.ttl).await {
+            Standing::Unavailable if here == Standing::Live => here,
+            Standing::Gone => {
+                self.0.share.slots.release(&name, None).await;
+                Standing::Gone
+            }
+            there => there,
+        }
     }
 
     /// Gives a tenant's slot back, whoever acquired it, and says what there was. That it is
     /// [`Gone`](Standing::Gone) already is no error.
+    ///
+    /// [`Unavailable`](Standing::Unavailable) says that the store may still count it, until its time
+    /// to live is over or it is released again. A [local share](FailureMode::LocalShare) has it
+    /// back then all the same.
     pub async fn release(&self, tenant: &Key, id: &str) -> Standing {
         let name = name_of(tenant, id);
-        let here = self.0.share.release(&name, None).await;
-        let there = self.0.slots.release(&name, None).await;
-        if here == Standing::Live { here } else { there }
+        let here = self.0.share.slots.release(&name, None).await;
+        match self.0.slots.release(&name, None).await {
+            Standing::Gone => here,
+            there => there,
+        }
     }
 
     /// How many are at work, in all and of a tenant's; `None` when the store cannot be reached.
@@ -290,7 +327,8 @@ impl Leases {
     /// Waits until the store has back what was dropped, for the end of a process: what it drops in
     /// its last moments would otherwise stay taken for its time to live.
     ///
-    /// While the store is away it waits, for that long at most; give it a timeout of your own.
+    /// While the store is away it waits, for that long at most; give it a timeout of your own. It
+    /// gives back what is left of runtimes that have ended, too.
     pub async fn flush(&self) {
         self.0.reaper.flush().await;
     }

@@ -8,6 +8,7 @@ mod per_key;
 mod permit;
 mod rate;
 mod reaper;
+mod share;
 mod slots;
 mod wait;
 

@@ -50,7 +50,7 @@ pub(super) async fn heartbeat(State(api): State<Arc<Api>>, request: Request) -> 
     match api.leases.heartbeat(&tenant, &id).await {
         Standing::Live => session(StatusCode::OK, &id, &api.leases),
         Standing::Gone => no_session(),
-        Standing::Unavailable => unavailable(),
+        Standing::Unavailable | Standing::Failed => unavailable(),
     }
 }
 
@@ -62,7 +62,7 @@ pub(super) async fn end(State(api): State<Arc<Api>>, request: Request) -> Respon
     match api.leases.release(&tenant, &id).await {
         Standing::Live => ended(),
         Standing::Gone => no_session(),
-        Standing::Unavailable => unavailable(),
+        Standing::Unavailable | Standing::Failed => unavailable(),
     }
 }
 

@@ -61,7 +61,8 @@ const MAX_BODY: usize = 4 * 1024;
 /// - 429 at a limit. `exceeded` is `tenant` or `total`, `usage` is how many sessions there are and
 ///   `limit` how many there may be. When one ends cannot be known, so there is no `Retry-After`.
 /// - 503 with `Retry-After` when the store cannot be reached. (A start is admitted then, unless the
-///   store [fails closed](crate::store::FailureMode::Closed).)
+///   store [fails closed](crate::store::FailureMode::Closed). What was started from a local share is
+///   live meanwhile; when the store is back it does not know it, which is a 404 to its next heartbeat.)
 /// - 405 with `Allow` for another method than `POST`.
 /// - 413, 415 or 400 for a body of over 4 KiB, of another type than `application/json`, or that is
 ///   not what is said above.

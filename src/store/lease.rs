@@ -42,10 +42,14 @@ pub trait LeaseSlots: Send + Sync + 'static {
     ///
     /// One that is live already is taken over: it is not counted again, lives for the time to
     /// live from now on, and has this holder.
+    ///
+    /// Dropping the reply's future does not undo it: the asker releases then, as the holder. An acquire that
+    /// arrives after its holder's release, as it may over a network, takes nothing.
     fn acquire_named(&self, lease: &NamedLease, limits: LeaseLimits) -> Reply<NamedLeased>;
 
-    /// Lets a named slot that is live live for `ttl` from now on. One that is not live stays gone.
-    fn heartbeat(&self, name: &LeaseName, ttl: Duration) -> Reply<Standing>;
+    /// Lets a named slot that is live live for `ttl` from now on; with a holder, only if it is that
+    /// one's. One that is not live stays gone.
+    fn heartbeat(&self, name: &LeaseName, holder: Option<u64>, ttl: Duration) -> Reply<Standing>;
 
     /// Gives a named slot back; with a holder, only if it is that one's.
     fn release(&self, name: &LeaseName, holder: Option<u64>) -> Reply<Standing>;
@@ -70,10 +74,12 @@ pub struct LeaseName {
 pub struct NamedLease {
     /// What it is known by.
     pub name: LeaseName,
-    /// Who asks, a number that no other asker has. Only the last to take a slot can give it back
-    /// as its holder: an attempt that was given up leaves alone what a later one has taken.
+    /// Who asks, a number that no other asker has, and which is not used again for this name. Only
+    /// the last to take a slot can keep it alive and give it back as its holder: an attempt that
+    /// was given up leaves alone what a later one has taken.
     pub holder: u64,
-    /// How long it lives without a heartbeat.
+    /// How long it lives without a heartbeat. Stores count less than a millisecond as one, and more
+    /// than 365 days as that, also of a heartbeat.
     pub ttl: Duration,
 }
 
@@ -87,8 +93,11 @@ pub enum NamedLeased {
     KeyFull(u64),
     /// There is none left: how many are taken.
     Full(u64),
-    /// The store cannot be reached, and this is to be done.
+    /// The store cannot be reached, and this is to be done. It may have taken the slot all the same.
     Unavailable(FailureMode),
+    /// The store was not asked, because it is known that it cannot be reached or as there is too much
+    /// to ask, and this is to be done. So there is nothing to give back.
+    NotAsked(FailureMode),
 }
 
 /// How a named slot was found.
@@ -101,6 +110,9 @@ pub enum Standing {
     Gone,
     /// The store cannot be reached.
     Unavailable,
+    /// The store cannot do it, and could not if it were asked again: where the slot should be there
+    /// is something else.
+    Failed,
 }
 
 /// How many slots there are.
@@ -172,6 +184,12 @@ impl fmt::Debug for Leased {
             Self::Unavailable(_) => "Unavailable(..)",
         })
     }
+}
+
+/// A time to live as stores count it: none are without an end, and none over before they began.
+pub(super) fn lifetime(ttl: Duration) -> Duration {
+    const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+    ttl.clamp(Duration::from_millis(1), LONGEST)
 }
 
 impl LeaseName {

@@ -394,7 +394,7 @@ impl LeaseSlots for Away {
         Reply::Ready(NamedLeased::Unavailable(self.0))
     }
 
-    fn heartbeat(&self, _: &LeaseName, _: Duration) -> Reply<Standing> {
+    fn heartbeat(&self, _: &LeaseName, _: Option<u64>, _: Duration) -> Reply<Standing> {
         Reply::Ready(Standing::Unavailable)
     }
 

@@ -65,6 +65,11 @@ impl Later {
         self.answer();
     }
 
+    /// Whatever is asked from now on is not answered.
+    pub(crate) fn hang(&self) {
+        self.network.send_modify(|network| network.answers = false);
+    }
+
     pub(crate) fn go_away(&self) {
         self.network.send_modify(|network| network.is_away = true);
     }
@@ -78,6 +83,14 @@ impl Later {
         self.answer();
         for _ in 0..100 {
             tokio::task::yield_now().await;
+        }
+    }
+
+    /// Lets the store's time pass and the runtime's.
+    pub(crate) async fn pass(&self, seconds: u32) {
+        for _ in 0..seconds {
+            self.clock.advance(Duration::from_secs(1));
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
 
@@ -146,10 +159,10 @@ impl LeaseSlots for Later {
         })
     }
 
-    fn heartbeat(&self, name: &LeaseName, ttl: Duration) -> Reply<Standing> {
+    fn heartbeat(&self, name: &LeaseName, holder: Option<u64>, ttl: Duration) -> Reply<Standing> {
         let name = *name;
         self.later(Standing::Unavailable, move |slots| {
-            slots.heartbeat(&name, ttl)
+            slots.heartbeat(&name, holder, ttl)
         })
     }
 

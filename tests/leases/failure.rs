@@ -57,7 +57,11 @@ async fn a_local_share_is_counted_here() {
 
     held.pop().unwrap().detach();
     assert_eq!(leases.heartbeat(&acme, "1").await, Standing::Live);
-    assert_eq!(leases.release(&acme, "1").await, Standing::Live);
+    assert_eq!(
+        leases.release(&acme, "1").await,
+        Standing::Unavailable,
+        "the store may know of it as well"
+    );
     let again = leases.acquire(&acme, "2").await;
     let again = again.expect("a slot of the share is free again");
 
@@ -84,4 +88,117 @@ async fn work_that_is_in_the_store_and_in_a_share_is_released_from_both() {
     assert_eq!(leases.release(&acme, "1").await, Standing::Live);
     assert_eq!(store.taken().await, 0);
     assert_eq!(leases.release(&acme, "1").await, Standing::Gone);
+}
+
+#[tokio::test]
+async fn a_release_that_the_store_is_not_told_of_is_not_said_to_be_one() {
+    let (leases, store) = away(FailureMode::LocalShare { replicas: 1 });
+    let acme = tenant("acme");
+    store.come_back();
+    leases.acquire(&acme, "1").await.unwrap().detach();
+    store.go_away();
+    leases.acquire(&acme, "1").await.unwrap().detach();
+    assert_eq!(leases.release(&acme, "1").await, Standing::Unavailable);
+    store.come_back();
+    assert_eq!(store.taken().await, 1);
+    assert_eq!(leases.release(&acme, "1").await, Standing::Live);
+}
+
+/// What is in a share is live while the store is away, and what the store says holds after that.
+#[tokio::test]
+async fn what_the_store_does_not_know_is_gone_when_it_is_back() {
+    let (leases, store) = away(FailureMode::LocalShare { replicas: 1 });
+    let elsewhere = Leases::new().store(store.clone());
+    let acme = tenant("acme");
+    store.come_back();
+    leases.acquire(&acme, "1").await.unwrap().detach();
+    store.go_away();
+    leases.acquire(&acme, "1").await.unwrap().detach();
+    assert_eq!(leases.heartbeat(&acme, "1").await, Standing::Live);
+    store.come_back();
+    assert_eq!(elsewhere.release(&acme, "1").await, Standing::Live);
+    assert_eq!(leases.heartbeat(&acme, "1").await, Standing::Gone);
+    store.go_away();
+    assert_eq!(
+        leases.heartbeat(&acme, "1").await,
+        Standing::Unavailable,
+        "nor is it live here"
+    );
+
+    // What only a share had can still be released, and says so.
+    leases.acquire(&acme, "2").await.unwrap().detach();
+    store.come_back();
+    assert_eq!(leases.release(&acme, "2").await, Standing::Live);
+    assert_eq!(leases.release(&acme, "2").await, Standing::Gone);
+}
+
+#[tokio::test]
+async fn what_the_store_has_taken_is_not_in_the_share_any_more() {
+    let (leases, store) = away(FailureMode::LocalShare { replicas: 1 });
+    let leases = leases.per_tenant(1);
+    let acme = tenant("acme");
+    leases.acquire(&acme, "1").await.unwrap().detach();
+    store.come_back();
+    let lease = leases.acquire(&acme, "1").await.unwrap();
+    assert_eq!(lease.release().await, Standing::Live);
+    store.go_away();
+    let another = leases.acquire(&acme, "2").await;
+    assert!(another.is_ok(), "nothing is at work");
+}
+
+#[tokio::test]
+async fn what_this_process_holds_counts_against_its_share() {
+    let (leases, store) = away(FailureMode::LocalShare { replicas: 2 });
+    let acme = tenant("acme");
+    store.come_back();
+    let lease = leases.acquire(&acme, "1").await.unwrap();
+    let kept = leases.acquire(&acme, "2").await.unwrap().keep_alive();
+    store.go_away();
+    let refused = leases.acquire(&acme, "3").await.unwrap_err();
+    assert_eq!(refused.reason(), Reason::KeyAtCapacity);
+    let occupancy = refused.occupancy().unwrap();
+    assert_eq!((occupancy.used, occupancy.allowed), (2, 2));
+    let _others = [
+        leases.acquire(&tenant("umbrella"), "1").await.unwrap(),
+        leases.acquire(&tenant("umbrella"), "2").await.unwrap(),
+    ];
+    let refused = leases.acquire(&tenant("hooli"), "1").await.unwrap_err();
+    assert_eq!(refused.reason(), Reason::AtCapacity);
+    let occupancy = refused.occupancy().unwrap();
+    assert_eq!((occupancy.used, occupancy.allowed), (4, 4));
+
+    // Where the end of what is detached is not known here.
+    lease.detach();
+    drop(kept);
+    let held = [
+        leases.acquire(&acme, "4").await.unwrap(),
+        leases.acquire(&acme, "5").await.unwrap(),
+    ];
+    assert!(leases.acquire(&acme, "6").await.is_err());
+    drop(held);
+}
+
+/// Limits that are made from one, by another name or over another store.
+#[tokio::test(start_paused = true)]
+async fn limits_of_other_names_and_stores_share_nothing() {
+    let (base, store) = away(FailureMode::LocalShare { replicas: 1 });
+    let base = base.per_tenant(1);
+    let (jobs, streams) = (base.clone().name("jobs"), base.clone().name("streams"));
+    let acme = tenant("acme");
+    let _job = jobs.acquire(&acme, "1").await.unwrap();
+    let _stream = streams.acquire(&acme, "1").await.unwrap();
+    assert!(jobs.acquire(&acme, "2").await.is_err());
+
+    // One that is away holds up none that is not.
+    let well = Later::default();
+    well.answer_at_once();
+    let other = base.clone().store(well.clone());
+    store.come_back();
+    let held = base.acquire(&acme, "1").await.unwrap();
+    let lease = other.acquire(&acme, "1").await.unwrap();
+    store.go_away();
+    drop((held, lease));
+    other.flush().await;
+    assert_eq!(well.taken().await, 0);
+    assert_eq!(store.taken().await, 1);
 }

@@ -61,6 +61,113 @@ async fn its_holder_is_told_when_it_may_have_expired() {
     );
 }
 
+/// The store counts from the acquire, so this process does as well.
+#[tokio::test(start_paused = true)]
+async fn its_time_to_live_counts_from_the_acquire() {
+    let (leases, store) = leases();
+    let lease = leases.acquire(&tenant("acme"), "1").await.unwrap();
+    store.pass(45).await;
+    let kept = lease.keep_alive();
+    store.pass(40).await;
+    assert!(!kept.is_lost());
+    assert_eq!(store.taken().await, 1);
+    drop(kept);
+    store.until_taken(0).await;
+
+    let started = tokio::time::Instant::now();
+    let lease = leases.acquire(&tenant("acme"), "1").await.unwrap();
+    store.pass(30).await;
+    let kept = lease.keep_alive();
+    store.go_away();
+    kept.lost().await;
+    let after = started.elapsed();
+    assert!(after < 60 * SECOND, "{after:?}");
+}
+
+/// Somebody else may have kept it alive by its id, so a first heartbeat that is late is sent.
+#[tokio::test(start_paused = true)]
+async fn one_that_others_kept_alive_goes_on() {
+    let (leases, store) = leases();
+    let lease = leases.acquire(&tenant("acme"), "1").await.unwrap();
+    for _ in 0..4 {
+        store.pass(30).await;
+        let standing = leases.heartbeat(&tenant("acme"), "1").await;
+        assert_eq!(standing, Standing::Live);
+    }
+    let kept = lease.keep_alive();
+    store.pass(200).await;
+    assert!(!kept.is_lost());
+    assert_eq!(store.taken().await, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn its_holder_is_told_in_time_when_the_store_does_not_answer() {
+    let (leases, store) = leases();
+    let started = tokio::time::Instant::now();
+    let lease = leases.acquire(&tenant("acme"), "1").await.unwrap();
+    let kept = lease.keep_alive();
+    store.hang();
+    kept.lost().await;
+    let after = started.elapsed();
+    assert!(after < 60 * SECOND, "{after:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn its_holder_is_told_when_another_has_its_id() {
+    let (leases, store) = leases();
+    let acme = tenant("acme");
+    let kept = leases.acquire(&acme, "1").await.unwrap().keep_alive();
+    assert_eq!(leases.release(&acme, "1").await, Standing::Live);
+    leases.acquire(&acme, "1").await.unwrap().detach();
+    store.pass(61).await;
+    assert!(kept.is_lost());
+    assert_eq!(store.taken().await, 0, "it does not keep the other's alive");
+}
+
+/// A worker that stood still for its time to live, while its work was given to another.
+#[tokio::test(start_paused = true)]
+async fn of_two_that_hold_one_id_the_later_keeps_it() {
+    let (leases, store) = leases();
+    let acme = tenant("acme");
+    let first = leases.acquire(&acme, "1").await.unwrap().keep_alive();
+    store.clock.advance(61 * SECOND);
+    let second = leases.acquire(&acme, "1").await.unwrap().keep_alive();
+    store.pass(300).await;
+    assert!(first.is_lost());
+    assert!(!second.is_lost());
+    drop(first);
+    store.pass(60).await;
+    assert_eq!(store.taken().await, 1);
+    drop(second);
+    store.until_taken(0).await;
+}
+
+/// Nobody would tell it any more.
+#[test]
+fn without_the_task_of_its_heartbeats_it_is_lost() {
+    let runtime = |time: bool| {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        if time {
+            builder.enable_time();
+        }
+        builder.build().unwrap()
+    };
+    let leases = Leases::new();
+    // Heartbeats need time.
+    for time in [true, false] {
+        let first = runtime(time);
+        let kept = first.block_on(async {
+            let kept = leases.acquire(&tenant("acme"), "1").await.unwrap();
+            let kept = kept.keep_alive();
+            tokio::task::yield_now().await;
+            kept
+        });
+        drop(first);
+        assert!(kept.is_lost());
+        runtime(true).block_on(kept.lost());
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_store_that_is_away_for_a_while_loses_nothing() {
     let (leases, store) = leases();
@@ -89,4 +196,5 @@ async fn what_is_not_counted_is_never_lost() {
     let kept = lease.keep_alive();
     let waited = tokio::time::timeout(3600 * SECOND, kept.lost()).await;
     assert!(waited.is_err());
+    assert!(!kept.is_lost());
 }

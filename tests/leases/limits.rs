@@ -135,6 +135,23 @@ async fn clones_and_leases_of_one_store_and_name_share_a_limit() {
     assert!(other.acquire(&tenant("acme"), "2").await.is_ok());
 }
 
+/// The value that acquired it may be made for one request.
+#[tokio::test]
+async fn detached_work_outlives_the_leases_that_acquired_it() {
+    let (_, clock) = on_clock(Leases::new());
+    let store = tower_admission::MemoryStore::new().clock(clock.clone());
+    let jobs = || {
+        let jobs = Leases::new().name("jobs").per_tenant(1).ttl(60 * SECOND);
+        jobs.store(store.clone())
+    };
+    let acme = tenant("acme");
+    jobs().acquire(&acme, "1").await.unwrap().detach();
+    assert_eq!(used(&jobs(), "acme").await, 1);
+    assert!(jobs().acquire(&acme, "2").await.is_err());
+    clock.advance(61 * SECOND);
+    assert!(jobs().acquire(&acme, "2").await.is_ok());
+}
+
 #[tokio::test]
 async fn random_ids_are_their_own() {
     let leases = Leases::new();

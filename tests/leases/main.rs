@@ -7,6 +7,7 @@ mod guards;
 mod keep_alive;
 mod limits;
 mod model;
+mod reaper;
 
 use std::future::Future;
 use std::task::{Context, Poll, Waker};

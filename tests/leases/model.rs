@@ -21,7 +21,7 @@ struct Entry {
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Acquire(u8, u8, u64, u64),
-    Heartbeat(u8, u8, u64),
+    Heartbeat(u8, u8, Option<u64>, u64),
     Release(u8, u8, Option<u64>),
     Pass(u64),
 }
@@ -31,8 +31,8 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => (tenant.clone(), id.clone(), holder.clone(), ttl.clone())
             .prop_map(|(tenant, id, holder, ttl)| Step::Acquire(tenant, id, holder, ttl)),
-        3 => (tenant.clone(), id.clone(), ttl)
-            .prop_map(|(tenant, id, ttl)| Step::Heartbeat(tenant, id, ttl)),
+        3 => (tenant.clone(), id.clone(), proptest::option::of(holder.clone()), ttl)
+            .prop_map(|(tenant, id, holder, ttl)| Step::Heartbeat(tenant, id, holder, ttl)),
         3 => (tenant, id, proptest::option::of(holder))
             .prop_map(|(tenant, id, holder)| Step::Release(tenant, id, holder)),
         3 => (1..40u64).prop_map(Step::Pass),
@@ -112,9 +112,10 @@ proptest! {
                     };
                     prop_assert_eq!(ready(slots.acquire_named(&lease, limits)), expected);
                 }
-                Step::Heartbeat(tenant, id, ttl) => {
+                Step::Heartbeat(tenant, id, holder, ttl) => {
                     let live = (model.iter_mut())
-                        .find(|entry| (entry.tenant, entry.id) == (tenant, id));
+                        .find(|entry| (entry.tenant, entry.id) == (tenant, id))
+                        .filter(|entry| holder.is_none_or(|holder| entry.holder == holder));
                     let expected = match live {
                         Some(entry) => {
                             entry.until = now + ttl;
@@ -122,7 +123,7 @@ proptest! {
                         }
                         None => Standing::Gone,
                     };
-                    let standing = slots.heartbeat(&name(tenant, id), millis(ttl));
+                    let standing = slots.heartbeat(&name(tenant, id), holder, millis(ttl));
                     prop_assert_eq!(ready(standing), expected);
                 }
                 Step::Release(tenant, id, holder) => {

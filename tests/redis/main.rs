@@ -13,6 +13,7 @@ mod leases;
 mod limits;
 mod model;
 mod named;
+mod named_faults;
 mod proxy;
 mod rate;
 mod server;

@@ -160,8 +160,8 @@ async fn what_is_not_ours_is_left_alone() {
         server.command(&["RPUSH", key, "precious"]).await.unwrap();
         let refused = leases.acquire(&acme(), "42").await.unwrap_err();
         assert_eq!(refused.reason(), Reason::Unavailable, "{key}");
-        let unavailable = [leases.release(&acme(), "42").await, before.release().await];
-        assert!(unavailable.contains(&Standing::Unavailable), "{key}");
+        let failed = [leases.release(&acme(), "42").await, before.release().await];
+        assert!(failed.contains(&Standing::Failed), "{key}");
         let left = server.command(&["LRANGE", key, "0", "-1"]).await.unwrap();
         assert_eq!(
             redis::from_redis_value::<Vec<String>>(left).unwrap(),
@@ -190,6 +190,17 @@ async fn away_it_does_as_its_failure_mode_says() {
         }
         assert_eq!(held.len(), admits, "{mode:?}");
     }
+}
+
+#[tokio::test]
+async fn what_was_not_sent_is_not_given_back() {
+    let url = format!("redis://127.0.0.1:{}", free_port());
+    let leases = Leases::new().store(store(&url).on_failure(FailureMode::Closed));
+    for n in 0..9 {
+        assert!(leases.acquire(&acme(), &n.to_string()).await.is_err());
+    }
+    let flushed = tokio::time::timeout(Duration::from_secs(5), leases.flush()).await;
+    assert!(flushed.is_ok(), "it waits for nobody");
 }
 
 /// A lease whose server dies is given back once it is there again, if it still knows it.

@@ -21,6 +21,10 @@ struct Faults {
     /// In milliseconds.
     delay: AtomicU64,
     reset_next: AtomicBool,
+    /// In milliseconds, or 0.
+    hold_next: AtomicU64,
+    /// What was held and the server has answered.
+    late: AtomicU32,
     resets: AtomicU32,
 }
 
@@ -73,6 +77,17 @@ impl Proxy {
         self.faults.reset_next.store(true, Ordering::SeqCst);
     }
 
+    /// What is sent next is passed on later, and its sender reset at once.
+    pub(crate) fn hold_next(&self, by: Duration) {
+        let millis = by.as_millis() as u64;
+        self.faults.hold_next.store(millis, Ordering::SeqCst);
+    }
+
+    /// How often the server has answered what was held.
+    pub(crate) fn late(&self) -> u32 {
+        self.faults.late.load(Ordering::SeqCst)
+    }
+
     pub(crate) fn resets(&self) -> u32 {
         self.faults.resets.load(Ordering::SeqCst)
     }
@@ -85,6 +100,16 @@ impl Faults {
         loop {
             let (to, bytes) = tokio::select! {
                 read = client.read(&mut commands) => match read {
+                    Ok(read @ 1..) if self.hold_next.load(Ordering::SeqCst) > 0 => {
+                        let held = self.hold_next.swap(0, Ordering::SeqCst);
+                        let _ = client.set_zero_linger();
+                        drop(client);
+                        tokio::time::sleep(Duration::from_millis(held)).await;
+                        let _ = server.write_all(&commands[..read]).await;
+                        let _ = server.read(&mut replies).await;
+                        self.late.fetch_add(1, Ordering::SeqCst);
+                        return;
+                    }
                     Ok(read @ 1..) => (&mut server, &commands[..read]),
                     _ => return,
                 },

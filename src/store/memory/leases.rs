@@ -2,20 +2,30 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Weak};
+use std::hash::Hash;
+use std::ops::DerefMut;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::clock::Timer;
 use crate::key::Key;
+use crate::store::lease::lifetime;
 use crate::store::{
     Held, LeaseLimits, LeaseName, LeaseSlots, LeaseUsage, Leased, NamedLease, NamedLeased, Reply,
     Standing,
 };
 use crate::sync::{Mutex, lock};
 
-/// The slots of one store, by the name of their limiter; gone with the last of those who use them.
+/// The slots of one store, by the name of their limiter. What nobody uses and nothing named is live in
+/// is gone when the next is opened.
 #[derive(Clone, Default)]
-pub(super) struct Names(Arc<Mutex<HashMap<String, Weak<Slots>>>>);
+pub(super) struct Names(Arc<Mutex<HashMap<String, Arc<Slots>>>>);
+
+/// How many expired slots a call gives back besides what it has to know.
+const BY_THE_WAY: usize = 64;
+
+/// How many at a time, where all have to go: the lock is free in between.
+const STEP: usize = 1024;
 
 /// The slots of one name.
 struct Slots {
@@ -24,7 +34,8 @@ struct Slots {
 }
 
 /// What is taken. An entry goes with the last slot it is for, so the memory is bounded by what is
-/// held; what has expired goes when the next slot is asked for.
+/// held. What has expired goes by and by as slots are asked for, and all of it before one is refused or
+/// they are counted.
 #[derive(Default)]
 struct Taken {
     total: u64,
@@ -61,14 +72,13 @@ struct Slot {
 impl Names {
     pub(super) fn open(&self, name: &str, timer: Timer) -> Arc<dyn LeaseSlots> {
         let mut names = lock(&self.0);
-        names.retain(|_, slots| slots.strong_count() > 0);
+        names.retain(|_, slots| Arc::strong_count(slots) > 1 || slots.has_named());
         let open = || {
             let taken = Mutex::default();
             Arc::new(Slots { timer, taken })
         };
-        let slots = names.get(name).and_then(Weak::upgrade).unwrap_or_else(open);
-        names.insert(name.to_owned(), Arc::downgrade(&slots));
-        Arc::new(MemoryLeases(slots))
+        let slots = names.entry(name.to_owned()).or_insert_with(open);
+        Arc::new(MemoryLeases(slots.clone()))
     }
 }
 
@@ -86,48 +96,42 @@ impl LeaseSlots for MemoryLeases {
     }
 
     fn usage(&self, key: Option<&Key>) -> Reply<Option<LeaseUsage>> {
-        let mut taken = lock(&self.0.taken);
-        taken.expire(self.0.timer.now());
+        let taken = self.0.live(self.0.timer.now());
         let of_key = key.map(|key| taken.by(key));
         Reply::Ready(Some(LeaseUsage::new(taken.total, of_key)))
     }
 
     fn acquire_named(&self, lease: &NamedLease, limits: LeaseLimits) -> Reply<NamedLeased> {
         let now = self.0.timer.now();
-        let mut taken = lock(&self.0.taken);
-        taken.expire(now);
-        if let Some(named) = taken.named.get_mut(&lease.name) {
-            named.holder = lease.holder;
-            taken.extend(&lease.name, now, lease.ttl);
-            return Reply::Ready(NamedLeased::Granted);
-        }
         let tenant = (
             lease.name.tenant,
             limits.key.map_or(u64::MAX, |(_, limit)| limit),
         );
         let limits = LeaseLimits::new(limits.total, Some(tenant));
-        Reply::Ready(match taken.take(limits) {
-            Ok(()) => {
-                taken.insert(lease, now);
-                NamedLeased::Granted
-            }
+        let taken = (self.0).attempt(now, |taken| taken.take_named(lease, limits, now));
+        Reply::Ready(match taken {
+            Ok(()) => NamedLeased::Granted,
             Err(Short::OfKey(taken)) => NamedLeased::KeyFull(taken),
             Err(Short::OfAll(taken)) => NamedLeased::Full(taken),
         })
     }
 
-    fn heartbeat(&self, name: &LeaseName, ttl: Duration) -> Reply<Standing> {
+    fn heartbeat(&self, name: &LeaseName, holder: Option<u64>, ttl: Duration) -> Reply<Standing> {
         let now = self.0.timer.now();
         let mut taken = lock(&self.0.taken);
-        taken.expire(now);
-        Reply::Ready(taken.extend(name, now, ttl))
+        taken.expire(now, BY_THE_WAY);
+        if !taken.is_held(name, holder, now) {
+            return Reply::Ready(Standing::Gone);
+        }
+        taken.extend(name, now, ttl);
+        Reply::Ready(Standing::Live)
     }
 
     fn release(&self, name: &LeaseName, holder: Option<u64>) -> Reply<Standing> {
+        let now = self.0.timer.now();
         let mut taken = lock(&self.0.taken);
-        taken.expire(self.0.timer.now());
-        let is_theirs = |named: &Named| holder.is_none_or(|holder| named.holder == holder);
-        if !taken.named.get(name).is_some_and(is_theirs) {
+        taken.expire(now, BY_THE_WAY);
+        if !taken.is_held(name, holder, now) {
             return Reply::Ready(Standing::Gone);
         }
         taken.remove(name);
@@ -143,11 +147,49 @@ enum Short {
 
 impl Slots {
     fn take(&self, limits: LeaseLimits) -> Result<(), Short> {
-        let mut taken = lock(&self.taken);
-        if !taken.expiries.is_empty() {
-            taken.expire(self.timer.now());
+        {
+            let mut taken = lock(&self.taken);
+            // Without named slots no time is read.
+            if taken.expiries.is_empty() {
+                return taken.take(limits);
+            }
         }
-        taken.take(limits)
+        self.attempt(self.timer.now(), |taken| taken.take(limits))
+    }
+
+    /// Tries to take a slot, and again when all that has expired is given back if there is none.
+    fn attempt(
+        &self,
+        now: u64,
+        take: impl Fn(&mut Taken) -> Result<(), Short>,
+    ) -> Result<(), Short> {
+        {
+            let mut taken = lock(&self.taken);
+            let is_all = taken.expire(now, BY_THE_WAY);
+            let first = take(&mut taken);
+            if first.is_ok() || is_all {
+                return first;
+            }
+        }
+        take(&mut self.live(now))
+    }
+
+    /// What is taken, without what has expired.
+    fn live(&self, now: u64) -> impl DerefMut<Target = Taken> + '_ {
+        loop {
+            let mut taken = lock(&self.taken);
+            if taken.expire(now, STEP) {
+                return taken;
+            }
+            drop(taken);
+            std::thread::yield_now();
+        }
+    }
+
+    fn has_named(&self) -> bool {
+        let taken = lock(&self.taken);
+        let last = taken.expiries.last_key_value();
+        last.is_some_and(|(expiry, _)| expiry.at > self.timer.now())
     }
 }
 
@@ -181,7 +223,32 @@ impl Taken {
         *of_key.get_mut() -= 1;
         if *of_key.get() == 0 {
             of_key.remove();
+            shrink(&mut self.by_key);
         }
+    }
+
+    /// Takes a named slot, or takes over the one that there is.
+    fn take_named(
+        &mut self,
+        lease: &NamedLease,
+        limits: LeaseLimits,
+        now: u64,
+    ) -> Result<(), Short> {
+        if self.is_held(&lease.name, None, now) {
+            self.extend(&lease.name, now, lease.ttl).holder = lease.holder;
+            return Ok(());
+        }
+        self.remove(&lease.name);
+        self.take(limits)?;
+        self.insert(lease, now);
+        Ok(())
+    }
+
+    /// Whether there is a live slot of this name, held by whom it has to be.
+    fn is_held(&self, name: &LeaseName, holder: Option<u64>, now: u64) -> bool {
+        let is_theirs = |named: &Named| holder.is_none_or(|holder| named.holder == holder);
+        let named = self.named.get(name);
+        named.is_some_and(|named| named.expiry.at > now && is_theirs(named))
     }
 
     /// Notes the name of a slot that was taken.
@@ -196,36 +263,47 @@ impl Taken {
         self.named.insert(lease.name, Named { holder, expiry });
     }
 
-    fn extend(&mut self, name: &LeaseName, now: u64, ttl: Duration) -> Standing {
-        let Some(named) = self.named.get_mut(name) else {
-            return Standing::Gone;
-        };
+    fn extend(&mut self, name: &LeaseName, now: u64, ttl: Duration) -> &mut Named {
+        let named = self.named.get_mut(name).expect("a slot that is held");
         self.expiries.remove(&named.expiry);
         named.expiry.at = after(now, ttl);
         self.expiries.insert(named.expiry, *name);
-        Standing::Live
+        named
     }
 
     fn remove(&mut self, name: &LeaseName) {
         if let Some(named) = self.named.remove(name) {
+            shrink(&mut self.named);
             self.expiries.remove(&named.expiry);
             self.give_back(Some(name.tenant));
         }
     }
 
-    /// Gives back what has not been heard of for its time to live.
-    fn expire(&mut self, now: u64) {
-        while let Some((expiry, name)) = self.expiries.first_key_value()
-            && expiry.at <= now
-        {
-            let name = *name;
-            self.remove(&name);
+    /// Gives back what has not been heard of for its time to live, so many at most. Returns whether
+    /// that was all.
+    fn expire(&mut self, now: u64, at_most: usize) -> bool {
+        for _ in 0..at_most {
+            match self.expiries.first_key_value() {
+                Some((expiry, name)) if expiry.at <= now => {
+                    let name = *name;
+                    self.remove(&name);
+                }
+                _ => return true,
+            }
         }
+        false
+    }
+}
+
+/// Gives memory back when most of it is not in use.
+fn shrink<K: Eq + Hash, V>(map: &mut HashMap<K, V>) {
+    if map.capacity() > 1024 && map.len() < map.capacity() / 8 {
+        map.shrink_to(2 * map.len());
     }
 }
 
 fn after(now: u64, ttl: Duration) -> u64 {
-    now.saturating_add(u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX))
+    now.saturating_add(u64::try_from(lifetime(ttl).as_nanos()).unwrap_or(u64::MAX))
 }
 
 impl Held for Slot {}
@@ -233,5 +311,75 @@ impl Held for Slot {}
 impl Drop for Slot {
     fn drop(&mut self) {
         lock(&self.slots.taken).give_back(self.key);
+    }
+}
+
+#[cfg(all(test, feature = "test-util"))]
+mod tests {
+    use super::super::clock::TestClock;
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn named(n: u64) -> NamedLease {
+        let tenant = Key::id("tenant", &(n % 100).to_string());
+        let name = LeaseName::new(tenant, Key::id("lease", &n.to_string()));
+        NamedLease::new(name, n, MINUTE)
+    }
+
+    fn slots(clock: &TestClock) -> MemoryLeases {
+        MemoryLeases(Arc::new(Slots {
+            timer: Timer::Test(clock.clone()),
+            taken: Mutex::default(),
+        }))
+    }
+
+    fn acquire(slots: &MemoryLeases, n: u64, total: u64) -> NamedLeased {
+        match slots.acquire_named(&named(n), LeaseLimits::new(Some(total), None)) {
+            Reply::Ready(taken) => taken,
+            Reply::Pending(_) => panic!("a store in memory answers at once"),
+        }
+    }
+
+    #[test]
+    fn no_call_pays_for_all_that_has_expired_unless_it_has_to_know() {
+        let clock = TestClock::default();
+        let slots = slots(&clock);
+        for n in 0..10_000 {
+            assert_eq!(acquire(&slots, n, 10_000), NamedLeased::Granted);
+        }
+        let most = lock(&slots.0.taken).named.capacity();
+        clock.advance(MINUTE);
+        assert_eq!(acquire(&slots, 10_000, 20_000), NamedLeased::Granted);
+        assert_eq!(lock(&slots.0.taken).total, 10_001 - BY_THE_WAY as u64);
+        // One that has expired and is still there is taken anew, and is not live.
+        let last = named(9_999).name;
+        let gone = |reply| matches!(reply, Reply::Ready(Standing::Gone));
+        assert!(gone(slots.heartbeat(&last, None, MINUTE)));
+        assert!(gone(slots.release(&last, None)));
+        assert_eq!(acquire(&slots, 9_999, 2), NamedLeased::Granted);
+
+        // One that is refused has to know.
+        assert_eq!(acquire(&slots, 10_001, 2), NamedLeased::Full(2));
+        let taken = lock(&slots.0.taken);
+        assert_eq!((taken.total, taken.named.len()), (2, 2));
+        assert_eq!(taken.expiries.len(), 2);
+        assert!(taken.named.capacity() < most / 4);
+    }
+
+    #[test]
+    fn names_that_nobody_uses_and_nothing_is_live_in_are_forgotten() {
+        let clock = TestClock::default();
+        let names = Names::default();
+        let open = |name| names.open(name, Timer::Test(clock.clone()));
+        let limits = LeaseLimits::new(None, None);
+        drop(open("jobs").acquire_named(&named(1), limits));
+        drop(open("streams"));
+        let used = open("used");
+        assert_eq!(lock(&names.0).len(), 2);
+        clock.advance(MINUTE);
+        drop(open("other"));
+        assert!(!lock(&names.0).contains_key("jobs"));
+        drop(used);
     }
 }

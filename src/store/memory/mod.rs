@@ -180,7 +180,9 @@ impl RateStore for MemoryStore {
 }
 
 /// For several limiters of one process that share a limit: those of the same name, in clones of one
-/// store.
+/// store. Slots that are known by id live in the store, also when nobody who acquired them is left. What
+/// has expired is given back a few at a time, and all of it when a slot would else be refused or they
+/// are counted; memory that most of is not in use goes back as well.
 impl LeaseStore for MemoryStore {
     fn open_leases(&self, name: &str) -> Arc<dyn LeaseSlots> {
         let timer = match &self.time {

@@ -163,11 +163,11 @@ impl Client {
             }
             Ok(Err(error)) => {
                 self.shared.after_error(&error, generation);
-                Err(error.into())
+                Err(StoreError::from(error).after_sending())
             }
             Err(_) => {
                 self.shared.after_timeout(generation);
-                Err(StoreError::new(FailureKind::Timeout))
+                Err(StoreError::new(FailureKind::Timeout).after_sending())
             }
         }
     }

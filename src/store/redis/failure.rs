@@ -100,11 +100,26 @@ impl fmt::Display for FailureKind {
 pub struct StoreError {
     kind: FailureKind,
     source: Option<RedisError>,
+    /// Whether anything was sent: the server may have done what it was asked to.
+    was_sent: bool,
 }
 
 impl StoreError {
     pub(super) fn new(kind: FailureKind) -> Self {
-        Self { kind, source: None }
+        Self {
+            kind,
+            source: None,
+            was_sent: false,
+        }
+    }
+
+    pub(super) fn after_sending(mut self) -> Self {
+        self.was_sent = true;
+        self
+    }
+
+    pub(super) fn was_sent(&self) -> bool {
+        self.was_sent
     }
 
     /// Whether the server does not know a script yet.
@@ -125,6 +140,7 @@ impl From<RedisError> for StoreError {
         Self {
             kind: FailureKind::of(&error),
             source: Some(error),
+            was_sent: false,
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Inner;
-use super::failure::{FailureKind, StoreError};
+use super::failure::StoreError;
 use super::keeper::Keeper;
 use super::names::LeaseNames;
 use super::script::Script;
@@ -127,19 +127,25 @@ impl LeaseSlots for RedisLeases {
 
     fn acquire_named(&self, lease: &NamedLease, limits: LeaseLimits) -> Reply<NamedLeased> {
         let slots = self.0.clone();
-        let unavailable = NamedLeased::Unavailable(slots.store.options.on_failure);
+        let mode = slots.store.options.on_failure;
+        if slots.store.client.check().is_err() {
+            return Reply::Ready(NamedLeased::NotAsked(mode));
+        }
         let lease = *lease;
         Reply::Pending(Box::pin(async move {
             let leased = slots.acquire_named(lease, limits).await;
-            leased.unwrap_or(unavailable)
+            leased.unwrap_or_else(|error| match error.was_sent() {
+                true => NamedLeased::Unavailable(mode),
+                false => NamedLeased::NotAsked(mode),
+            })
         }))
     }
 
-    fn heartbeat(&self, name: &LeaseName, ttl: Duration) -> Reply<Standing> {
+    fn heartbeat(&self, name: &LeaseName, holder: Option<u64>, ttl: Duration) -> Reply<Standing> {
         let (slots, name) = (self.0.clone(), *name);
-        Reply::Pending(Box::pin(
-            async move { slots.heartbeat_named(name, ttl).await },
-        ))
+        Reply::Pending(Box::pin(async move {
+            slots.heartbeat_named(name, holder, ttl).await
+        }))
     }
 
     fn release(&self, name: &LeaseName, holder: Option<u64>) -> Reply<Standing> {
@@ -172,12 +178,12 @@ impl Slots {
         let id = lease.id;
         let asked = slots.ask(&keys, id, limits, deadline).await;
         let mut outcome = asked.inspect_err(|error| {
-            // Not sent, so that there is nothing to give back.
-            lease.may_be_taken = error.kind() != FailureKind::Overloaded;
+            // If it was not sent, there is nothing to give back.
+            lease.may_be_taken = error.was_sent();
         })?;
         if outcome == LATE {
-            // But here is its asker, waiting. So the clocks have drifted apart since the last
-            // answer, and with this one's time it is in time.
+            // But here is its asker, waiting. So it is the first, or the clocks have drifted apart
+            // since the last answer, and with this one's time it is in time.
             outcome = slots.ask(&keys, id, limits, deadline).await?;
         }
         if outcome == GRANTED {
@@ -243,11 +249,12 @@ impl Slots {
         self.store.options.lease_ttl
     }
 
-    /// The server's time after which a call that was sent now has been given up; 0 if that
-    /// is not known. A client's timeout does not take back a command that was sent.
+    /// The server's time after which a call that was sent now has been given up. A client's timeout
+    /// does not take back a command that was sent.
     fn not_after(&self, asked: Instant) -> u64 {
         let Some((at, time)) = *lock(&self.clock) else {
-            return 0;
+            // Always too late: the answer has the time, and who waits for it asks again.
+            return 1;
         };
         // The answer took up to a deadline to get here, so the server is ahead by as much.
         let patience = 2 * self.store.options.client.deadline + asked.saturating_duration_since(at);

@@ -87,7 +87,8 @@ use crate::policy::Policy;
 /// Redis's memory. Its name holds an address as it is, and nothing else that a client
 /// sent. Times are whole microseconds: above 100,000 requests a second for one key the rate may
 /// fall short by more than a tenth. Of concurrency one sorted set for each limit and one for each of its
-/// keys, which expire with the last slot.
+/// keys, which expire with the last slot; and for each slot that is known by id a string that says who
+/// holds it, and for four deadlines after it was given back one that says so.
 ///
 /// # Several keys in a cluster
 ///
@@ -197,7 +198,10 @@ impl RedisStore {
 
     /// How many calls may be under way at a time; for those above it the failure mode decides at
     /// once. Default: [`DEFAULT_MAX_IN_FLIGHT`](Self::DEFAULT_MAX_IN_FLIGHT). What keeps slots alive and
-    /// gives them back is not counted: it is one call at a time for each concurrency limit.
+    /// gives them back is not counted, so that requests do not keep it from being told in time. It is one
+    /// call at a time for each concurrency limit; of [`Leases`](crate::Leases) up to 64 for those that were
+    /// dropped, one for each that is kept alive, and one for each caller who sends a heartbeat or
+    /// releases by id: bound these callers where they come from.
     pub fn max_in_flight(self, calls: usize) -> Self {
         self.with(|store| store.options.client.max_in_flight = calls)
     }
@@ -248,6 +252,8 @@ impl RedisStore {
 
     /// Waits until Redis has back the slots that were freed, for the end of a process: what is freed in
     /// its last moments would otherwise stay taken for the [time to live](Self::lease_ttl).
+    ///
+    /// For slots that are known by id it is [`Leases::flush`](crate::Leases::flush).
     ///
     /// Call it when the server has shut down and its requests are gone, before the runtime ends. It
     /// does so for the limiters of this store and of its clones, however they are configured.

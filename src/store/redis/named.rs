@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::failure::StoreError;
+use super::failure::{FailureKind, StoreError};
 use super::leases::{FULL, GRANTED, KEY_FULL, LATE, Slots, or_none};
 use super::script::Script;
+use crate::store::lease::lifetime;
 use crate::store::{LeaseLimits, LeaseName, NamedLease, NamedLeased, Standing};
 
 pub(super) struct Scripts {
@@ -52,7 +53,9 @@ impl Slots {
         deadline: Instant,
     ) -> Result<(i64, u64), StoreError> {
         let (keys, called) = self.names.named(&lease.name);
-        let mut arguments = self.arguments(Instant::now(), lease.ttl);
+        let mut keys = keys.to_vec();
+        keys.push(self.names.given_back(&called, lease.holder));
+        let mut arguments = self.arguments(Instant::now(), lifetime(lease.ttl));
         arguments.extend([
             called,
             or_none(limits.total),
@@ -67,30 +70,48 @@ impl Slots {
         Ok((outcome, taken))
     }
 
-    pub(super) async fn heartbeat_named(&self, name: LeaseName, ttl: Duration) -> Standing {
+    pub(super) async fn heartbeat_named(
+        &self,
+        name: LeaseName,
+        holder: Option<u64>,
+        ttl: Duration,
+    ) -> Standing {
         let (keys, called) = self.names.named(&name);
-        let arguments = [ttl.as_millis().to_string(), called];
+        let arguments = [called, or_anybody(holder), in_millis(lifetime(ttl))];
         let client = &self.store.client;
         let script = &self.store.named.heartbeat;
-        let live = client.run(script, &keys, &arguments[..], client.deadline());
+        let live = client.run_apart(script, &keys, &arguments[..], client.deadline());
         standing(live.await)
     }
 
     pub(super) async fn release_named(&self, name: LeaseName, holder: Option<u64>) -> Standing {
         let (keys, called) = self.names.named(&name);
-        let holder = holder.map(|holder| holder.to_string()).unwrap_or_default();
-        let arguments = [called, holder];
+        let mut keys = keys.to_vec();
+        keys.extend(holder.map(|holder| self.names.given_back(&called, holder)));
+        // An acquire is refused as too late when two deadlines are over.
+        let remembered = 4 * self.store.options.client.deadline;
+        let arguments = [called, or_anybody(holder), in_millis(lifetime(remembered))];
         let client = &self.store.client;
         let script = &self.store.named.release;
-        let live = client.run(script, &keys, &arguments[..], client.deadline());
+        let live = client.run_apart(script, &keys, &arguments[..], client.deadline());
         standing(live.await)
     }
+}
+
+fn in_millis(time: Duration) -> String {
+    time.as_millis().to_string()
+}
+
+/// A holder as scripts take it.
+fn or_anybody(holder: Option<u64>) -> String {
+    holder.map(|holder| holder.to_string()).unwrap_or_default()
 }
 
 fn standing(live: Result<bool, StoreError>) -> Standing {
     match live {
         Ok(true) => Standing::Live,
         Ok(false) => Standing::Gone,
+        Err(error) if error.kind() == FailureKind::WrongData => Standing::Failed,
         Err(_) => Standing::Unavailable,
     }
 }

@@ -4,6 +4,7 @@
 -- KEYS[1]      the leases of all, and the epoch, as in acquire.lua
 -- KEYS[2]      the tenant's leases
 -- KEYS[3]      who holds this lease
+-- KEYS[4]      there when this holder has given it back already, as one that gave up
 -- ARGV[1..3]   as in acquire.lua
 -- ARGV[4]      the lease, as it is called in KEYS[1] and KEYS[2]
 -- ARGV[5]      how many leases there may be in all, or -1 for any number
@@ -35,6 +36,9 @@ local held = redis.call('ZSCORE', KEYS[1], ARGV[4])
 local in_all = redis.call('ZCOUNT', KEYS[1], live, '(+inf')
 local of_tenant = redis.call('ZCOUNT', KEYS[2], live, '+inf')
 redis.call('GET', KEYS[3]) -- fails when it is something else
+if redis.call('GET', KEYS[4]) then
+  return answer(-2, 0)
+end
 if not (held and tonumber(held) > now) then
   local total_limit, tenant_limit = tonumber(ARGV[5]), tonumber(ARGV[6])
   if tenant_limit >= 0 and of_tenant >= tenant_limit then

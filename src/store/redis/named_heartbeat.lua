@@ -1,27 +1,38 @@
 -- Lets a lease that is live live anew. One that is gone stays gone.
 --
 -- KEYS[1..3]  as in named_acquire.lua
--- ARGV[1]     how long the lease lives from now on, in milliseconds
--- ARGV[2]     the lease
+-- ARGV[1]     the lease
+-- ARGV[2]     whose it has to be, or nothing when that does not matter
+-- ARGV[3]     how long it lives from now on, in milliseconds
 --
--- Returns 1, or 0 when it is gone.
+-- Returns 1, or 0 when it is gone or is another holder's.
 --
 -- Everything is read before anything is written. The first write is one that a server without memory
 -- allows, and which lets the others pass.
 
 local time = redis.call('TIME')
 local now = math.floor(time[1] * 1000 + time[2] / 1000)
-local held = redis.call('ZSCORE', KEYS[1], ARGV[2])
-if not (held and tonumber(held) > now and redis.call('ZSCORE', KEYS[2], ARGV[2])) then
+local held = redis.call('ZSCORE', KEYS[1], ARGV[1])
+local of_tenant = redis.call('ZSCORE', KEYS[2], ARGV[1])
+local holder = redis.call('GET', KEYS[3]) -- fails when it is something else
+if not (held and tonumber(held) > now and of_tenant) then
+  return 0
+end
+-- One whose holder was lost, as Redis evicts keys, is that of the first to say so.
+local is_lost = not holder and ARGV[2] ~= ''
+if ARGV[2] ~= '' and holder ~= ARGV[2] and not is_lost then
   return 0
 end
 
-local ttl = tonumber(ARGV[1])
-redis.call('PEXPIRE', KEYS[3], ARGV[1])
+local ttl = tonumber(ARGV[3])
+redis.call('PEXPIRE', KEYS[3], ARGV[3])
+if is_lost then
+  redis.call('SET', KEYS[3], ARGV[2], 'PX', ARGV[3])
+end
 for n = 1, 2 do
-  redis.call('ZADD', KEYS[n], 'XX', string.format('%.0f', now + ttl), ARGV[2])
+  redis.call('ZADD', KEYS[n], 'XX', string.format('%.0f', now + ttl), ARGV[1])
   if redis.call('PTTL', KEYS[n]) < ttl then
-    redis.call('PEXPIRE', KEYS[n], ARGV[1])
+    redis.call('PEXPIRE', KEYS[n], ARGV[3])
   end
 end
 return 1

@@ -116,13 +116,16 @@ impl LeaseNames {
         of_key.as_ref().unwrap_or(&self.total).clone()
     }
 
+    /// The Redis key that is there when a holder has given back the lease that is called so.
+    pub(super) fn given_back(&self, called: &str, holder: u64) -> String {
+        format!("{}left:{holder}:{called}", self.begin_all)
+    }
+
     /// The Redis keys that a lease with a name is in (those of all, the tenant's, and who holds
     /// it), and what it is called there.
     pub(super) fn named(&self, name: &LeaseName) -> ([String; 3], String) {
         let of_tenant = self.of_key(&name.tenant);
-        let mut called = text("", &name.tenant);
-        called.push(':');
-        name.id.write_text(&mut called);
+        let called = text(&format!("{}:", text("", &name.tenant)), &name.id);
         let holder = format!("{}by:{called}", self.begin_all);
         ([self.total.clone(), of_tenant, holder], called)
     }
@@ -200,6 +203,19 @@ mod tests {
             let name = names.claim(&[Policy::new("calls", Quota::per_day(1))]);
             let expected = format!("{escaped}:rate:calls:ip:192.0.2.1");
             assert_eq!(name.key(0, &address), expected);
+        }
+    }
+
+    #[test]
+    fn leases_of_different_names_are_apart() {
+        let leases = Names::new("app").leases("jobs");
+        let keys = [Key::UNKNOWN, Key::SHARED, Key::ip([192, 0, 2, 1].into())];
+        let mut seen = BTreeSet::new();
+        for tenant in keys {
+            for id in keys {
+                let (_, called) = leases.named(&LeaseName::new(tenant, id));
+                assert!(seen.insert(called.clone()), "{called}");
+            }
         }
     }
 

@@ -18,6 +18,7 @@ pub(super) async fn run(store: &dyn LeaseStore, pass: impl AsyncFn(Duration)) {
     released_once_by_whom_it_may(store).await;
     taken_over_and_not_counted_twice(store).await;
     lives_as_long_as_it_is_heard_of(store, &pass).await;
+    times_to_live_of_any_length(store, &pass).await;
     counted_with_slots_that_have_no_name(store).await;
     races_take_all_and_no_more(store).await;
 }
@@ -86,13 +87,13 @@ async fn released_once_by_whom_it_may(store: &dyn LeaseStore) {
     let case = Case::new(store);
     let name = of(new_key());
     assert_eq!(case.release(name, None).await, Standing::Gone);
-    assert_eq!(case.0.heartbeat(&name, TTL).await, Standing::Gone);
+    assert_eq!(case.0.heartbeat(&name, None, TTL).await, Standing::Gone);
     assert_eq!(case.taken(&name.tenant).await, (0, Some(0)));
 
     case.take(name, 7, (9, 9)).await;
     let namesake = LeaseName::new(new_key(), name.id);
     assert_eq!(case.release(namesake, None).await, Standing::Gone);
-    assert_eq!(case.0.heartbeat(&namesake, TTL).await, Standing::Gone);
+    assert_eq!(case.0.heartbeat(&namesake, None, TTL).await, Standing::Gone);
     assert_eq!(case.release(name, Some(8)).await, Standing::Gone);
     assert_eq!(case.taken(&name.tenant).await, (1, Some(1)));
     assert_eq!(case.release(name, Some(7)).await, Standing::Live);
@@ -113,6 +114,10 @@ async fn taken_over_and_not_counted_twice(store: &dyn LeaseStore) {
         Standing::Gone,
         "an earlier holder leaves a later one's alone"
     );
+    let heartbeat = async |holder| case.0.heartbeat(&name, holder, TTL).await;
+    assert_eq!(heartbeat(Some(1)).await, Standing::Gone, "and is told");
+    assert_eq!(heartbeat(Some(2)).await, Standing::Live);
+    assert_eq!(heartbeat(None).await, Standing::Live);
     assert_eq!(case.taken(&name.tenant).await, (1, Some(1)));
     assert_eq!(case.release(name, None).await, Standing::Live);
 }
@@ -126,17 +131,38 @@ async fn lives_as_long_as_it_is_heard_of(store: &dyn LeaseStore, pass: &impl Asy
     }
     for _ in 0..3 {
         pass(TTL / 2).await;
-        assert_eq!(case.0.heartbeat(&heard_of, TTL).await, Standing::Live);
+        assert_eq!(case.0.heartbeat(&heard_of, None, TTL).await, Standing::Live);
     }
     assert_eq!(case.taken(&tenant).await, (1, Some(1)));
     assert_eq!(
-        case.0.heartbeat(&forgotten, TTL).await,
+        case.0.heartbeat(&forgotten, None, TTL).await,
         Standing::Gone,
         "a heartbeat does not bring back what has expired"
     );
     assert_eq!(case.release(forgotten, None).await, Standing::Gone);
     assert_eq!(case.take(of(tenant), 1, (2, 2)).await, NamedLeased::Granted);
     pass(2 * TTL).await;
+    assert_eq!(case.taken(&tenant).await, (0, Some(0)));
+}
+
+async fn times_to_live_of_any_length(store: &dyn LeaseStore, pass: &impl AsyncFn(Duration)) {
+    let case = Case::new(store);
+    let tenant = new_key();
+    let none = LeaseLimits::new(None, None);
+    let mut names = Vec::new();
+    for ttl in [Duration::ZERO, Duration::from_nanos(1), Duration::MAX] {
+        let lease = NamedLease::new(of(tenant), 1, ttl);
+        let taken = case.0.acquire_named(&lease, none).await;
+        assert_eq!(taken, NamedLeased::Granted, "for {ttl:?}");
+        names.push(lease.name);
+    }
+    let longest = names[2];
+    let heartbeat = async |ttl| case.0.heartbeat(&longest, None, ttl).await;
+    assert_eq!(heartbeat(Duration::MAX).await, Standing::Live);
+    pass(TTL / 2).await;
+    assert_eq!(case.taken(&tenant).await, (1, Some(1)));
+    assert_eq!(heartbeat(Duration::ZERO).await, Standing::Live);
+    pass(TTL / 2).await;
     assert_eq!(case.taken(&tenant).await, (0, Some(0)));
 }
 

@@ -1,0 +1,99 @@
+//! What one process grants while the store is away.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+
+use crate::key::Key;
+use crate::store::{
+    LeaseLimits, LeaseName, LeaseSlots, LeaseStore, MemoryStore, NamedLease, NamedLeased,
+};
+use crate::sync::{Mutex, lock};
+
+/// A replica's part of the limits.
+///
+/// What this process holds in the store counts as well, so that nothing is granted twice. What it
+/// has detached does not: where that ends is not known here.
+#[derive(Clone)]
+pub(super) struct Share {
+    /// What was granted while the store was away.
+    pub(super) slots: Arc<dyn LeaseSlots>,
+    held: Arc<Mutex<Held>>,
+}
+
+/// What guards of this process hold in the store.
+#[derive(Default)]
+struct Held {
+    total: u64,
+    by_tenant: HashMap<Key, u64>,
+}
+
+/// One of them, until this is dropped.
+pub(super) struct AlsoHeld {
+    held: Arc<Mutex<Held>>,
+    tenant: Key,
+}
+
+impl Default for Share {
+    fn default() -> Self {
+        Self {
+            slots: MemoryStore::new().open_leases(""),
+            held: Arc::default(),
+        }
+    }
+}
+
+impl Share {
+    /// Notes what the store has granted. A copy of it that was granted here before has an end.
+    pub(super) fn also_held(&self, name: &LeaseName) -> AlsoHeld {
+        // In this process's memory, and so done at once.
+        drop(self.slots.release(name, None));
+        let mut held = lock(&self.held);
+        held.total += 1;
+        *held.by_tenant.entry(name.tenant).or_default() += 1;
+        AlsoHeld {
+            held: self.held.clone(),
+            tenant: name.tenant,
+        }
+    }
+
+    /// Takes a slot of one of so many replicas. Also returns its limits.
+    pub(super) async fn acquire(
+        &self,
+        lease: &NamedLease,
+        limits: LeaseLimits,
+        replicas: u32,
+    ) -> (NamedLeased, LeaseLimits) {
+        let share = |limit: u64| (limit / u64::from(replicas.max(1))).max(1);
+        let of_key = |limit: (Key, u64)| (limit.0, share(limit.1));
+        let limits = LeaseLimits::new(limits.total.map(share), limits.key.map(of_key));
+        let (total, of_tenant) = {
+            let held = lock(&self.held);
+            let of_tenant = held.by_tenant.get(&lease.name.tenant);
+            (held.total, of_tenant.copied().unwrap_or(0))
+        };
+        let left = LeaseLimits::new(
+            limits.total.map(|limit| limit.saturating_sub(total)),
+            (limits.key).map(|(key, limit)| (key, limit.saturating_sub(of_tenant))),
+        );
+        let taken = match self.slots.acquire_named(lease, left).await {
+            NamedLeased::KeyFull(used) => NamedLeased::KeyFull(used + of_tenant),
+            NamedLeased::Full(used) => NamedLeased::Full(used + total),
+            taken => taken,
+        };
+        (taken, limits)
+    }
+}
+
+impl Drop for AlsoHeld {
+    fn drop(&mut self) {
+        let mut held = lock(&self.held);
+        held.total -= 1;
+        if let Entry::Occupied(mut of_tenant) = held.by_tenant.entry(self.tenant) {
+            *of_tenant.get_mut() -= 1;
+            if *of_tenant.get() == 0 {
+                of_tenant.remove();
+            }
+        }
+    }
+}
