@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::lease::{Lease, Place};
+use super::lease_limits::TenantLimits;
 use super::reaper::Reaper;
 use super::share::Share;
 use crate::key::Key;
@@ -68,9 +69,10 @@ pub struct Leases(Arc<Shared>);
 
 #[derive(Clone)]
 pub(super) struct Shared {
-    name: Arc<str>,
-    per_tenant: Option<u64>,
-    total: Option<u64>,
+    pub(super) name: Arc<str>,
+    pub(super) per_tenant: Option<u64>,
+    pub(super) total: Option<u64>,
+    pub(super) limits: Option<TenantLimits>,
     pub(super) ttl: Duration,
     store: Arc<dyn LeaseStore>,
     pub(super) slots: Arc<dyn LeaseSlots>,
@@ -100,6 +102,7 @@ impl Leases {
             name: "".into(),
             per_tenant: None,
             total: None,
+            limits: None,
             ttl: Self::DEFAULT_TTL,
             slots: store.open_leases(""),
             share: Share::default(),
@@ -109,8 +112,10 @@ impl Leases {
         }))
     }
 
-    fn with(mut self, change: impl FnOnce(&mut Shared)) -> Self {
-        change(Arc::make_mut(&mut self.0));
+    pub(super) fn with(mut self, change: impl FnOnce(&mut Shared)) -> Self {
+        let shared = Arc::make_mut(&mut self.0);
+        change(shared);
+        shared.tell_limits();
         self
     }
 
@@ -223,7 +228,7 @@ impl Leases {
 
     async fn take(&self, tenant: &Key, id: &str) -> Result<Lease, Rejection> {
         let name = name_of(tenant, id);
-        let limits = self.limits(tenant);
+        let limits = self.limits_for(tenant);
         // Before the store is asked: however this ends, the slot is given back unless the lease
         // is returned.
         let mut lease = Lease::new(self.clone(), id, name, Place::Store);
@@ -279,8 +284,8 @@ impl Leases {
         Err(rejection.occupied(used, allowed))
     }
 
-    fn limits(&self, tenant: &Key) -> LeaseLimits {
-        let of_tenant = self.0.per_tenant.map(|limit| (*tenant, limit));
+    fn limits_for(&self, tenant: &Key) -> LeaseLimits {
+        let of_tenant = self.0.limit_of(tenant).map(|limit| (*tenant, limit));
         LeaseLimits::new(self.0.total, of_tenant)
     }
 

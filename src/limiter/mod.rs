@@ -3,6 +3,7 @@
 mod adjusted;
 mod concurrency;
 mod lease;
+mod lease_limits;
 mod leases;
 mod per_key;
 mod permit;

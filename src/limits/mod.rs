@@ -172,7 +172,8 @@ impl Limits {
         usages
     }
 
-    /// How far the limits are used up that are not of any one key.
+    /// How far the limits are used up that are not of any one key. Not of leases in a store that answers
+    /// later.
     #[must_use]
     pub fn totals(&self) -> Vec<LimitUsage> {
         let limited = self.limited();

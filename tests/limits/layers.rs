@@ -4,7 +4,7 @@ use http::{Request, Response, StatusCode};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_admission::extract::{ByToken, RequestHead};
 use tower_admission::{
-    ConcurrencyLimitLayer, Key, KeyName, Limits, Policy, Quota, RateLimitByTokenLayer,
+    ConcurrencyLimitLayer, Key, KeyName, Leases, Limits, Policy, Quota, RateLimitByTokenLayer,
     RateLimitLayer,
 };
 
@@ -148,4 +148,47 @@ async fn a_layer_looks_at_keys_that_have_limits() {
     };
     assert_eq!(status("eve").await, StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(status("alice").await, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn tenants_have_their_own_at_work() {
+    let limits = Limits::new();
+    let leases = Leases::new()
+        .name("jobs")
+        .limits(&limits)
+        .per_tenant(2)
+        .total(9);
+    let take = async |org: &str| {
+        let tenant = Key::id("org", org);
+        let mut held = Vec::new();
+        while let Ok(lease) = leases.acquire_new(&tenant).await {
+            held.push(lease);
+        }
+        held
+    };
+    set(&limits, "org:acme", "jobs=4 concurrent");
+    set(&limits, "org:eve", "deny all");
+    let (acme, other, eve) = (take("acme").await, take("other").await, take("eve").await);
+    assert_eq!((acme.len(), other.len(), eve.len()), (4, 2, 0));
+    let usage = limits.usage(&name("org:acme")).await;
+    let [usage] = &usage[..] else {
+        panic!("{usage:?}")
+    };
+    assert_eq!((&*usage.name, usage.sort), ("jobs", "lease"));
+    assert_eq!((usage.used, usage.limit, usage.is_own), (4, Some(4), true));
+    let [total] = &limits.totals()[..] else {
+        panic!()
+    };
+    assert_eq!((total.used, total.limit), (6, Some(9)));
+    // At the limit is refused, and a lowered one lets go of nothing.
+    set(&limits, "org:acme", "jobs=1 concurrent");
+    let refused = leases
+        .acquire_new(&Key::id("org", "acme"))
+        .await
+        .unwrap_err();
+    let occupancy = refused.occupancy().unwrap();
+    assert_eq!((occupancy.used, occupancy.allowed), (4, 1));
+    now(limits.delete(&name("org:acme"))).unwrap();
+    drop(acme);
+    assert_eq!(take("acme").await.len(), 2);
 }

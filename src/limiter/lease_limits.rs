@@ -1,0 +1,104 @@
+//! Limits of single tenants, changed at run time.
+
+use std::sync::Arc;
+
+use super::leases::{Leases, Shared};
+use crate::key::Key;
+use crate::limit::Limit;
+use crate::limits::{BoxFuture, LimitUsage, Limited, Limits};
+use crate::store::{LeaseSlots, Reply};
+
+/// The limits of single tenants, and what they are told of the leases.
+#[derive(Clone)]
+pub(super) struct TenantLimits {
+    limits: Limits,
+    limited: Option<Arc<dyn Limited>>,
+}
+
+impl Leases {
+    /// How many single tenants may have at work, changed at run time: in place of
+    /// [`per_tenant`](Self::per_tenant), which need not be set for that. Default: what every tenant may.
+    #[must_use]
+    pub fn limits(self, limits: &Limits) -> Self {
+        self.with(|shared| {
+            shared.limits = Some(TenantLimits {
+                limits: limits.clone(),
+                limited: None,
+            });
+        })
+    }
+}
+
+impl Shared {
+    pub(super) fn limit_of(&self, tenant: &Key) -> Option<u64> {
+        let limits = self.limits.as_ref();
+        let own = limits.and_then(|limits| limits.limits.concurrency(tenant, &self.name));
+        own.or(self.per_tenant)
+    }
+
+    /// Tells the limits of these leases, as they are by now.
+    pub(super) fn tell_limits(&mut self) {
+        if let Some(TenantLimits { limits, limited }) = &mut self.limits {
+            let worked: Arc<dyn Limited> = Arc::new(AtWork {
+                name: self.name.clone(),
+                per_tenant: self.per_tenant,
+                total: self.total,
+                slots: self.slots.clone(),
+                limits: limits.clone(),
+            });
+            limits.attach(&worked);
+            *limited = Some(worked);
+        }
+    }
+}
+
+/// Leases as [`Limits`] see them.
+struct AtWork {
+    name: Arc<str>,
+    per_tenant: Option<u64>,
+    total: Option<u64>,
+    slots: Arc<dyn LeaseSlots>,
+    limits: Limits,
+}
+
+impl AtWork {
+    fn usage_of(&self, used: u64, limit: Option<u64>, is_own: bool) -> LimitUsage {
+        LimitUsage {
+            name: self.name.clone(),
+            sort: "lease",
+            used,
+            limit,
+            is_own,
+        }
+    }
+}
+
+impl Limited for AtWork {
+    // Looked up when it is needed.
+    fn set_own(&self, _: &Key, _: Option<&Limit>) {}
+
+    fn usage(&self, key: Key) -> BoxFuture<Vec<LimitUsage>> {
+        let own = self.limits.concurrency(&key, &self.name);
+        let mut usage = self.usage_of(0, own.or(self.per_tenant), own.is_some());
+        let asked = self.slots.usage(Some(&key));
+        Box::pin(async move {
+            let used = asked.await.and_then(|used| used.key);
+            usage.used = used.unwrap_or(0);
+            // Nothing to tell of one that is neither limited nor at work, or of a store that is away.
+            let told = used.is_some() && (usage.limit.is_some() || usage.used > 0);
+            told.then_some(usage).into_iter().collect()
+        })
+    }
+
+    /// Of a store that answers at once.
+    fn total(&self) -> Option<LimitUsage> {
+        match self.slots.usage(None) {
+            Reply::Ready(Some(used)) => Some(self.usage_of(used.total, self.total, false)),
+            Reply::Ready(None) | Reply::Pending(_) => None,
+        }
+    }
+
+    fn names(&self) -> Vec<Arc<str>> {
+        vec![self.name.clone()]
+    }
+}
