@@ -271,6 +271,32 @@ fn changes_under_load_lose_no_request() {
     }
 }
 
+/// Keys are used for the first time while they get quotas of their own, which count from then on.
+#[test]
+fn a_limit_that_is_set_counts_whoever_uses_the_key_meanwhile() {
+    let bench = Bench::new(Quota::per_hour(10));
+    let keys: Vec<_> = (0..400).map(|n| n.to_string()).collect();
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                for id in &keys {
+                    let _ = bench.limiter.check(&Key::id("org", id));
+                }
+            });
+        }
+        scope.spawn(|| {
+            for id in &keys {
+                bench.set(&format!("org:{id}"), "20/h");
+            }
+        });
+    });
+    for id in &keys {
+        let decision = bench.limiter.check(&Key::id("org", id));
+        assert_eq!(decision.limit(), Some(20));
+        assert!(decision.remaining() >= Some(16), "{decision:?}");
+    }
+}
+
 #[tokio::test]
 async fn there_is_a_bound_on_keys() {
     let limits = Limits::new();

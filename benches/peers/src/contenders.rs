@@ -3,7 +3,8 @@
 use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::num::NonZeroU32;
-use std::task::{Context, Poll};
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -13,13 +14,16 @@ use http::{HeaderValue, Request, Response};
 use tower::limit::ConcurrencyLimit;
 use tower::load_shed::LoadShed;
 use tower::{Layer, Service};
-use tower_admission::{ConcurrencyLimitLayer, Quota, RateLimitByTokenLayer, RateLimitHeaders};
+use tower_admission::{
+    ConcurrencyLimitLayer, Key, KeyName, Limit, Limits, Quota, RateLimitByTokenLayer,
+    RateLimitHeaders,
+};
 use tower_governor::GovernorError;
 use tower_governor::governor::GovernorConfigBuilder;
 use tower_governor::key_extractor::KeyExtractor;
 
 use crate::drive::{Contender, Driven};
-use crate::requests::Setting;
+use crate::requests::{Setting, token};
 
 /// A contender and what it is called.
 pub struct Entry {
@@ -201,6 +205,44 @@ pub fn ours_headers(allowance: Allowance, setting: Setting) -> Entry {
 }
 
 fn our_layer(allowance: Allowance) -> RateLimitByTokenLayer {
-    let quota = Quota::new(1, allowance.interval).burst(allowance.burst);
-    RateLimitByTokenLayer::new(quota)
+    RateLimitByTokenLayer::new(quota(allowance))
+}
+
+fn quota(allowance: Allowance) -> Quota {
+    Quota::new(1, allowance.interval).burst(allowance.burst)
+}
+
+/// Ours where keys may have limits of their own: none has, so many others have, or these clients have
+/// as well.
+pub fn ours_with_limits(
+    name: &'static str,
+    allowance: Allowance,
+    others: u64,
+    clients: u64,
+) -> Entry {
+    let limits = Limits::new();
+    let layer = our_layer(allowance)
+        .headers(RateLimitHeaders::Off)
+        .limits(&limits);
+    let own = Limit::rate(quota(Allowance {
+        burst: allowance.burst - 1,
+        ..allowance
+    }));
+    let own = own.expect("a quota that limits");
+    let set = |key: &KeyName| now(limits.set(key, own.clone())).expect("room for it");
+    for other in 0..others {
+        set(&KeyName::id("org", &other.to_string()).expect("a name"));
+    }
+    for client in 0..clients {
+        set(&KeyName::from(Key::new("bearer", token(client).as_bytes())));
+    }
+    entry(name, layer.layer(Trivial(Setting::Bare)))
+}
+
+/// Limits in memory are set at once.
+fn now<T>(future: impl Future<Output = T>) -> T {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(done) => done,
+        Poll::Pending => unreachable!("nothing is waited for"),
+    }
 }

@@ -28,17 +28,20 @@ pub struct Effort {
 }
 
 fn main() {
-    let effort = match std::env::args().nth(1).as_deref() {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+    let only_limits = arguments.contains(&"--limits");
+    let effort = match arguments.iter().find(|argument| **argument != "--limits") {
         None => Effort {
             rounds: 600,
             growths: 5,
         },
-        Some("--quick") => Effort {
+        Some(&"--quick") => Effort {
             rounds: 150,
             growths: 2,
         },
         Some(_) => {
-            eprintln!("usage: peers [--quick]");
+            eprintln!("usage: peers [--quick] [--limits]");
             std::process::exit(2);
         }
     };
@@ -48,6 +51,11 @@ fn main() {
         "tower-rate-limiter 0.2.0-alpha.0 needs Rust 1.96, does not build here and is missing."
     );
     let mut report = Report::default();
+    tables::limits(effort, &mut report);
+    if only_limits {
+        report.print();
+        return;
+    }
     tables::concurrency(effort, &mut report);
     tables::admitted(effort, &mut report);
     tables::refused(effort, &mut report);

@@ -1,6 +1,5 @@
 //! Requests with bearer tokens, made outside of what is measured.
 
-use std::fmt::Write;
 use std::net::SocketAddr;
 
 use axum::extract::ConnectInfo;
@@ -19,14 +18,7 @@ pub enum Setting {
 
 /// A request of the client of this number, with a token of 40 bytes.
 pub fn request(client: u64, setting: Setting) -> Request<()> {
-    let mut authorization = String::with_capacity(47);
-    let (a, b) = (mix(client), mix(!client));
-    write!(
-        authorization,
-        "Bearer {a:016x}{b:016x}{:08x}",
-        client as u32
-    )
-    .expect("writing to a string does not fail");
+    let authorization = format!("Bearer {}", token(client));
     let authorization = HeaderValue::try_from(authorization).expect("hexadecimal digits");
 
     let mut request = Request::new(());
@@ -36,6 +28,11 @@ pub fn request(client: u64, setting: Setting) -> Request<()> {
         request.extensions_mut().insert(peer);
     }
     request
+}
+
+pub fn token(client: u64) -> String {
+    let (a, b) = (mix(client), mix(!client));
+    format!("{a:016x}{b:016x}{:08x}", client as u32)
 }
 
 /// Draws clients at random, evenly.

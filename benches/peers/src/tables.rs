@@ -191,3 +191,39 @@ pub fn refused(effort: Effort, report: &mut Report) {
         }
     }
 }
+
+/// What it costs that keys may have limits of their own.
+pub fn limits(effort: Effort, report: &mut Report) {
+    const SET: u64 = 100_000;
+    let (allowance, rows) = (
+        Allowance::AMPLE,
+        [
+            "ours",
+            "limits, none set",
+            "limits, 100000 set",
+            "the clients' own as well",
+        ],
+    );
+    for clients in [1, 10_000] {
+        let task = with_clients(clients, effort.rounds);
+        let [_, none_set, set, own] = rows;
+        let mut entries = [
+            none(Bare),
+            ours(allowance, Bare),
+            ours_with_limits(none_set, allowance, 0, 0),
+            ours_with_limits(set, allowance, SET, 0),
+            ours_with_limits(own, allowance, SET, clients),
+        ];
+        task.introduce(&mut entries);
+        let costs = task.one_thread(&mut entries);
+        let costs = table(&format!("Limits of single keys, {clients} keys"), costs);
+        for (row, peer) in [(set, none_set), (own, none_set), (none_set, "ours")] {
+            let what = format!("bearer token admitted, {clients} keys, {row} / {peer}");
+            if row == set {
+                report.at_most(&what, costs.ratio(row, peer), 1.1);
+            } else {
+                report.measured(&what, costs.ratio(row, peer));
+            }
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! Buckets whose quotas change: for single keys, or for all.
 
 use std::borrow::Cow;
+use std::slice;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -8,21 +9,28 @@ use governor::clock::Clock;
 
 use super::buckets::{Charges, MemoryBuckets, Meter, Metered, peek_all, refund_all, take_all};
 use super::clock::SinceZero;
+use super::generation::{Before, Current, Generation, MOST_GENERATIONS, full_after, shortened};
+use super::governed::Mode;
 use super::own::{Own, Used};
-use super::rate::Mode;
+use super::rate::RateMeter;
 use crate::decision::{Decision, Usage};
 use crate::key::{Key, KeyMap};
 use crate::policy::Policy;
-use crate::quota::Quota;
 use crate::store::{AdjustableBuckets, RateBuckets, RateStats, Reply};
-use crate::sync::{Mutex, lock};
+use crate::sync::{AtomicBool, Mutex, Ordering, lock};
 
 /// Buckets whose quotas change.
 ///
-/// A look-up is a probe of a table that readers take no lock for. What a key has used is carried over
+/// A look-up is a probe of a table that readers take no lock for, and with a single quota a key that is
+/// charged there has none of its own, so that it is not even looked up. What a key has used is carried over
 /// when it gets quotas of its own and when it loses them; what another thread decides about it in
 /// that very moment may be lost.
+///
+/// Until everybody's quotas are changed for the first time, they are found without a look at what
+/// could have changed them.
 pub(super) struct Adjustable<C: Clock> {
+    first: Arc<Generation<C>>,
+    is_changed: AtomicBool,
     now: ArcSwap<Generation<C>>,
     /// For each policy.
     own: Box<[KeyMap<Arc<Own>>]>,
@@ -32,25 +40,6 @@ pub(super) struct Adjustable<C: Clock> {
     /// Held while quotas are changed.
     changing: Mutex<()>,
 }
-
-/// The buckets from one change of everybody's quotas to the next.
-struct Generation<C: Clock> {
-    policies: Arc<Vec<Policy>>,
-    buckets: Arc<MemoryBuckets<C>>,
-    /// Whether the policies are other ones than at first.
-    changed: bool,
-    before: Option<Before<C>>,
-}
-
-/// What was charged before a change, from which keys are carried over when they are seen.
-struct Before<C: Clock> {
-    generation: Arc<Generation<C>>,
-    /// When all of it is as good as unused.
-    until: u64,
-}
-
-/// Changes of everybody's quotas that a key is carried over from, if it is not seen in between.
-const MOST_GENERATIONS: usize = 4;
 
 /// What a key is charged to.
 enum Charged<'a, C: Clock> {
@@ -64,13 +53,16 @@ enum Charged<'a, C: Clock> {
 
 impl<C: Clock + Clone> Adjustable<C> {
     pub(super) fn new(policies: &[Policy], max_keys: usize, clock: C) -> Self {
+        let first = Arc::new(Generation {
+            policies: Arc::new(policies.to_vec()),
+            buckets: Arc::new(MemoryBuckets::new(policies, max_keys, clock.clone())),
+            changed: false,
+            before: None,
+        });
         Self {
-            now: ArcSwap::from_pointee(Generation {
-                policies: Arc::new(policies.to_vec()),
-                buckets: Arc::new(MemoryBuckets::new(policies, max_keys, clock.clone())),
-                changed: false,
-                before: None,
-            }),
+            now: ArcSwap::new(first.clone()),
+            first,
+            is_changed: AtomicBool::new(false),
             own: policies.iter().map(|_| KeyMap::default()).collect(),
             time: SinceZero::new(clock.clone()),
             clock,
@@ -81,8 +73,41 @@ impl<C: Clock + Clone> Adjustable<C> {
 }
 
 impl<C: Clock> Adjustable<C> {
+    #[inline]
+    fn current(&self) -> Current<'_, C> {
+        if self.is_changed.load(Ordering::Acquire) {
+            Current::Later(self.now.load())
+        } else {
+            Current::First(&self.first)
+        }
+    }
+
     fn own(&self, policy: usize, key: &Key) -> Option<Arc<Own>> {
         self.own.get(policy)?.find(key, Arc::clone)
+    }
+
+    /// The only bucket of all keys, if it is that which knows whether a key has limits of its own: one that
+    /// has a bucket there has none.
+    #[inline]
+    fn known_first<'a>(&self, now: &'a Generation<C>) -> Option<&'a RateMeter<C>> {
+        let [own] = &*self.own else {
+            return None;
+        };
+        now.buckets
+            .only_rate()
+            .filter(|_| !now.changed && !own.is_empty())
+    }
+
+    /// After a key may have got a bucket among those of all: if it has quotas of its own by now, it
+    /// has no bucket there. Whoever set them has removed it or is seen here, as both hold the lock
+    /// under which keys are put in.
+    #[inline]
+    fn settle(&self, now: &Generation<C>, keys: &[Key]) {
+        for (policy, (own, key)) in self.own.iter().zip(keys).enumerate() {
+            if own.has(key) {
+                remove(&now.buckets, policy, key);
+            }
+        }
     }
 
     /// Whether a decision is as of buckets that do not change.
@@ -191,9 +216,16 @@ where
 {
     #[inline]
     fn take(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
-        let now = self.now.load();
+        let now = self.current();
+        if let (Some(meter), [key, ..]) = (self.known_first(&now), keys)
+            && let Some(usage) = meter.take_of_known(key, cost)
+        {
+            return Reply::Ready(Decision::from_usage(usage));
+        }
         if self.is_plain(&now, keys) {
-            return now.buckets.take(keys, cost);
+            let decided = now.buckets.take(keys, cost);
+            self.settle(&now, keys);
+            return decided;
         }
         if let ([own], [key, ..]) = (&*self.own, keys)
             && let Some(Some(decision)) = own.find(key, |own| self.take_own(own, cost))
@@ -205,9 +237,14 @@ where
 
     #[inline]
     fn take_one(&self, key: &Key) -> bool {
-        let now = self.now.load();
+        let now = self.current();
         if now.before.is_some() {
             return false;
+        }
+        if let Some(meter) = self.known_first(&now)
+            && let Some(taken) = meter.take_one_of_known(key)
+        {
+            return taken;
         }
         let own = self.own.first().and_then(|own| {
             own.find(key, |own| match own.quotas() {
@@ -218,16 +255,18 @@ where
         if let Some(taken) = own {
             return taken;
         }
-        now.buckets.take_one(key)
+        let taken = now.buckets.take_one(key);
+        self.settle(&now, slice::from_ref(key));
+        taken
     }
 
     fn peek(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
-        let now = self.now.load();
+        let now = self.current();
         Reply::Ready(self.decide(&now, keys, |charges| peek_all(charges, cost)))
     }
 
     fn refund(&self, keys: &[Key], cost: u32) -> Reply<()> {
-        let now = self.now.load();
+        let now = self.current();
         let (charges, _) = self.charges(&now, keys);
         refund_all(&charges, cost);
         Reply::Ready(())
@@ -235,7 +274,7 @@ where
 
     /// Without the keys that have quotas of their own, which are not in the tables.
     fn stats(&self) -> Option<RateStats> {
-        self.now.load().buckets.stats()
+        self.current().buckets.stats()
     }
 }
 
@@ -265,6 +304,7 @@ where
             changed: true,
             before: Some(before),
         }));
+        self.is_changed.store(true, Ordering::Release);
     }
 
     fn set_own(&self, policy: usize, key: &Key, own: Option<&Policy>) {
@@ -295,38 +335,19 @@ where
         });
         let own = Arc::new(Own::new(own.clone(), used.collect::<Vec<_>>()));
         by_key.set(key, Some(own.clone()));
+        remove(&now.buckets, policy, key);
         own.quotas().iter().for_each(|quota| quota.settle(time));
     }
 }
 
-/// A generation with at most so many before it.
-fn shortened<C: Clock>(generation: &Arc<Generation<C>>, most: usize) -> Arc<Generation<C>> {
-    let Some(before) = &generation.before else {
-        return generation.clone();
-    };
-    let before = most.checked_sub(1).map(|most| Before {
-        generation: shortened(&before.generation, most),
-        until: before.until,
-    });
-    Arc::new(Generation {
-        policies: generation.policies.clone(),
-        buckets: generation.buckets.clone(),
-        changed: generation.changed,
-        before,
-    })
-}
-
-/// How long what was charged can count, in nanoseconds.
-fn full_after(quota: Quota) -> u64 {
-    let time = quota.rate().map(|rate| {
-        if rate.is_sliding() {
-            // One sub-window more than the period.
-            2 * rate.period()
-        } else {
-            rate.refill()
+/// Forgets a key's buckets among those of all.
+#[cold]
+fn remove<C: Clock>(buckets: &MemoryBuckets<C>, policy: usize, key: &Key) {
+    for meter in buckets.of_policy(policy) {
+        if let Meter::Rate(meter) = meter {
+            meter.remove(key);
         }
-    });
-    u64::try_from(time.unwrap_or_default().as_nanos()).unwrap_or(u64::MAX)
+    }
 }
 
 impl<C: Clock> Metered for Charged<'_, C> {

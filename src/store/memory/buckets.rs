@@ -5,7 +5,8 @@ use std::time::Duration;
 use governor::clock::Clock;
 use smallvec::SmallVec;
 
-use super::rate::{Mode, RateMeter};
+use super::governed::Mode;
+use super::rate::RateMeter;
 use super::sliding::SlidingMeter;
 use crate::decision::{Decision, Usage};
 use crate::key::Key;
@@ -115,6 +116,20 @@ impl<C: Clock> MemoryBuckets<C> {
         windows
             .filter_map(|window| Some((&window.meter, keys.get(window.policy)?)))
             .collect()
+    }
+
+    /// The only bucket that a key of the first policy is charged to, if it is that.
+    #[inline]
+    pub(super) fn only_rate(&self) -> Option<&RateMeter<C>> {
+        match &*self.windows {
+            [
+                Window {
+                    policy: 0,
+                    meter: Meter::Rate(meter),
+                },
+            ] => Some(meter),
+            _ => None,
+        }
     }
 
     /// The meters of one policy's quotas, in their order.

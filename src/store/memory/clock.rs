@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use governor::clock::{Clock, QuantaClock, Reference};
 use governor::nanos::Nanos;
 
-/// The clock that [`Buckets`](super::rate::Buckets) run on: nanoseconds since it was made.
+/// The clock that [`Buckets`](super::governed::Buckets) run on: nanoseconds since it was made.
 ///
 /// Monotonic time, from the processor's counter where that can be trusted. Making one calibrates
 /// that counter, which takes microseconds, so it happens once per process.

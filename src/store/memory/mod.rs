@@ -55,6 +55,8 @@ use crate::policy::Policy;
 mod adjustable;
 mod buckets;
 pub(crate) mod clock;
+mod generation;
+mod governed;
 mod leases;
 mod own;
 mod rate;

@@ -9,7 +9,8 @@ use std::time::Duration;
 use governor::clock::Clock;
 
 use super::buckets::Meter;
-use super::rate::{Debt, Mode, Numbers, SKEW, Seen};
+use super::governed::{Mode, SKEW, Seen};
+use super::rate::{Debt, Numbers};
 use super::sliding::{self, Window};
 use crate::decision::Usage;
 use crate::key::Key;

@@ -1,18 +1,14 @@
 //! governor's decisions over the bounded table, for one quota.
 
-use std::cell::Cell;
-use std::hash::{Hash, Hasher};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use governor::RateLimiter;
-use governor::clock::{Clock, Reference};
-use governor::middleware::{RateLimitingMiddleware, StateSnapshot};
-use governor::nanos::Nanos;
-use governor::state::StateStore;
+use governor::clock::Clock;
 
 use super::clock::FromZero;
+use super::governed::{Access, Buckets, Mode, SKEW, Seen, Verdict};
 use super::table::{Judge, Place, Table};
 use crate::decision::Usage;
 use crate::key::Key;
@@ -65,7 +61,7 @@ impl Numbers {
     }
 
     #[inline]
-    fn judge(&self, now: u64) -> Judge {
+    pub(super) fn judge(&self, now: u64) -> Judge {
         let empty = now.saturating_add(self.refill);
         Judge {
             now,
@@ -100,13 +96,37 @@ impl<C: Clock> RateMeter<C> {
 
     #[inline]
     pub(super) fn take_one(&self, key: &Key) -> bool {
-        let access = Access {
-            place: Place::new(key.place_bits()),
-            mode: Mode::TakeUnseen,
-            weight: self.numbers.interval,
-            seen: Cell::new(Seen::default()),
-        };
+        let access = Access::new(key, Mode::TakeUnseen, self.numbers.interval);
         self.governor.check_key(&access).is_ok()
+    }
+
+    /// As [`take_one`](Self::take_one) for a key that has a bucket; nothing for one that has none.
+    #[inline]
+    pub(super) fn take_one_of_known(&self, key: &Key) -> Option<bool> {
+        let mut access = Access::new(key, Mode::TakeUnseen, self.numbers.interval);
+        access.only_known = true;
+        let taken = self.governor.check_key(&access).is_ok();
+        (!access.missed.get()).then_some(taken)
+    }
+
+    /// As [`decide`](Self::decide) to take, likewise.
+    #[inline]
+    pub(super) fn take_of_known(&self, key: &Key, cost: u32) -> Option<Usage> {
+        let cells = NonZeroU32::new(cost).filter(|cells| cells.get() <= self.numbers.burst)?;
+        let weight = self.numbers.interval * u64::from(cost);
+        let mut access = Access::new(key, Mode::Take, weight);
+        access.only_known = true;
+        let decided = self.governor.check_key_n(&access, cells).ok()?;
+        let seen = access.seen.get();
+        (!access.missed.get()).then(|| match decided {
+            Ok(()) => seen.admitted(&self.numbers),
+            Err(()) => seen.refused(&self.numbers, weight),
+        })
+    }
+
+    /// Forgets a key that has quotas of its own from now on.
+    pub(super) fn remove(&self, key: &Key) {
+        self.table.remove(Place::new(key.place_bits()));
     }
 
     #[inline]
@@ -119,12 +139,7 @@ impl<C: Clock> RateMeter<C> {
         if cells.get() > self.numbers.burst {
             return self.refuse_for_good(key);
         }
-        let access = Access {
-            place: Place::new(key.place_bits()),
-            mode,
-            weight: self.numbers.interval * u64::from(cells.get()),
-            seen: Cell::new(Seen::default()),
-        };
+        let access = Access::new(key, mode, self.numbers.interval * u64::from(cells.get()));
         let seen = || access.seen.get();
         match self.governor.check_key_n(&access, cells) {
             Ok(Err(())) if cost > 0 => seen().refused(&self.numbers, access.weight),
@@ -183,12 +198,7 @@ impl<C: Clock> RateMeter<C> {
 
     /// The bucket as it is, and the time.
     fn seen(&self, key: &Key) -> Seen {
-        let access = Access {
-            place: Place::new(key.place_bits()),
-            mode: Mode::Peek,
-            weight: self.numbers.interval,
-            seen: Cell::new(Seen::default()),
-        };
+        let access = Access::new(key, Mode::Peek, self.numbers.interval);
         let _ = self.governor.check_key(&access);
         access.seen.get()
     }
@@ -209,177 +219,4 @@ impl<C: Clock> RateMeter<C> {
 /// Of a quota, which keeps durations below 100 years.
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// What governor calls a key: whose bucket, what to do with it, and what was found there.
-#[derive(Clone, Debug)]
-struct Access {
-    place: Place,
-    mode: Mode,
-    /// The request's cost as time at the steady rate.
-    weight: u64,
-    seen: Cell<Seen>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mode {
-    Take,
-    /// Without numbers in [`Access::seen`].
-    TakeUnseen,
-    Peek,
-}
-
-/// The bucket as the decision left it.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Seen {
-    pub(super) now: u64,
-    pub(super) arrival: u64,
-}
-
-impl Seen {
-    pub(super) fn debt(self) -> u64 {
-        self.arrival.saturating_sub(self.now)
-    }
-
-    #[inline]
-    fn remaining(self, numbers: &Numbers) -> u32 {
-        // At most the burst, which fits.
-        (numbers.refill.saturating_sub(self.debt()) / numbers.interval) as u32
-    }
-
-    #[inline]
-    pub(super) fn admitted(self, numbers: &Numbers) -> Usage {
-        let reset = Duration::from_nanos(self.debt());
-        Usage::admitted(numbers.burst, self.remaining(numbers), reset)
-    }
-
-    pub(super) fn refused(self, numbers: &Numbers, weight: u64) -> Usage {
-        let debt = self.debt();
-        let wait = debt.saturating_add(weight).saturating_sub(numbers.refill);
-        Usage::refused(
-            numbers.burst,
-            self.remaining(numbers),
-            Duration::from_nanos(debt),
-            Some(Duration::from_nanos(wait)),
-        )
-    }
-}
-
-// What governor asks of a key. The store looks at `place` alone.
-impl PartialEq for Access {
-    fn eq(&self, other: &Self) -> bool {
-        self.place == other.place
-    }
-}
-
-impl Eq for Access {}
-
-impl Hash for Access {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.place.hash(state);
-    }
-}
-
-/// governor's view of the table.
-#[derive(Debug)]
-struct Buckets {
-    table: Arc<Table>,
-    numbers: Numbers,
-}
-
-impl StateStore for Buckets {
-    type Key = Access;
-
-    #[inline]
-    fn measure_and_replace<T, F, E>(&self, access: &Access, step: F) -> Result<T, E>
-    where
-        F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
-    {
-        match access.mode {
-            Mode::TakeUnseen => self.take_unseen(access, step),
-            Mode::Take | Mode::Peek => self.take_or_peek(access, step),
-        }
-    }
-}
-
-impl Buckets {
-    /// Takes, and leaves no numbers: half of what [`take_or_peek`](Self::take_or_peek) does.
-    #[inline]
-    fn take_unseen<T, E>(
-        &self,
-        access: &Access,
-        step: impl Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
-    ) -> Result<T, E> {
-        // No bucket that is not there denies.
-        let judge = || self.numbers.judge(now(access, &step).unwrap_or(0));
-        self.table.update(access.place, judge, |arrival| {
-            let (value, stepped) = step(arrival.map(Nanos::from))?;
-            Ok((value, u64::from(stepped)))
-        })
-    }
-
-    #[inline]
-    fn take_or_peek<T, E>(
-        &self,
-        access: &Access,
-        step: impl Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
-    ) -> Result<T, E> {
-        let now = now(access, &step)?;
-        let judge = || self.numbers.judge(now);
-        let step = |arrival: Option<u64>| {
-            let seen = |arrival| access.seen.set(Seen { now, arrival });
-            seen(arrival.unwrap_or(now));
-            let (value, stepped) = step(arrival.map(Nanos::from))?;
-            let stepped = u64::from(stepped);
-            if access.mode == Mode::Take {
-                seen(stepped);
-            }
-            Ok((value, stepped))
-        };
-        let result = if access.mode == Mode::Take {
-            self.table.update(access.place, judge, step)
-        } else {
-            step(self.table.get(access.place, judge)).map(|(value, _)| value)
-        };
-        let Judge { empty, latest, .. } = judge();
-        if access.seen.get().arrival > latest {
-            // The clock stepped back. Left alone, the key would be locked out for the step.
-            self.table.lower(access.place, empty);
-            access.seen.set(Seen {
-                now,
-                arrival: empty,
-            });
-        }
-        result
-    }
-}
-
-/// governor's clock reading, without one of our own: for a bucket that is not there it answers
-/// `now + weight`.
-#[inline]
-fn now<T, E>(
-    access: &Access,
-    step: impl Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
-) -> Result<u64, E> {
-    Ok(u64::from(step(None)?.1).saturating_sub(access.weight))
-}
-
-/// How far threads' readings of the clock may lie apart before it is taken to have stepped back:
-/// the longest that a thread may be held up between its reading and its charge. (A longer one
-/// gives a key that was used up at that moment the difference as credit.)
-pub(super) const SKEW: u64 = 1_000_000_000;
-
-/// Has governor say yes or no and nothing else; the numbers are in [`Seen`].
-#[derive(Debug)]
-struct Verdict;
-
-impl<P: Reference> RateLimitingMiddleware<P> for Verdict {
-    type PositiveOutcome = ();
-    type NegativeOutcome = ();
-
-    #[inline]
-    fn allow<K>(_: &K, _: impl Into<StateSnapshot>) {}
-
-    #[inline]
-    fn disallow<K>(_: &K, _: impl Into<StateSnapshot>, _: P) {}
 }

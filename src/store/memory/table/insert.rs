@@ -188,6 +188,11 @@ impl Table {
         }
     }
 
+    /// Keeps the key from being put in until it is dropped.
+    pub(super) fn hold_inserts(&self, key: Place) -> impl Sized + '_ {
+        lock(&self.stripe(key).insert)
+    }
+
     fn stripe(&self, key: Place) -> &Stripe {
         // Other bits than those that choose rows.
         &self.stripes[key.fingerprint as usize % self.stripes.len()].0

@@ -172,6 +172,30 @@ impl Table {
         self.insert(key, judge(), &step)
     }
 
+    /// As [`update`](Self::update) of a key that the table has; nothing of one that it has not.
+    #[inline]
+    pub(crate) fn update_known<T, E>(
+        &self,
+        key: Place,
+        step: impl Fn(Option<u64>) -> Result<(T, u64), E>,
+    ) -> Option<Result<T, E>> {
+        let (slot, entry) = self.find(key)?;
+        update_slot(slot, entry, &step)
+    }
+
+    /// Forgets a key, and returns its arrival time. Ordered with inserts of the key: one that comes after
+    /// this sees what was done before.
+    pub(crate) fn remove(&self, key: Place) -> Option<u64> {
+        let _inserting = self.hold_inserts(key);
+        loop {
+            let (slot, entry) = self.find(key)?;
+            if slot.replace(entry, Entry::VACANT).is_ok() {
+                self.keys.0.fetch_sub(1, Ordering::Relaxed);
+                return Some(entry.arrival);
+            }
+        }
+    }
+
     /// Whether the table has the key.
     pub(crate) fn has(&self, key: Place) -> bool {
         self.find(key).is_some()
