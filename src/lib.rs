@@ -82,6 +82,11 @@ pub mod concurrency;
 pub mod rate;
 
 #[cfg(feature = "axum")]
+mod endpoint;
+
+#[cfg(feature = "admin")]
+pub mod admin;
+#[cfg(feature = "axum")]
 pub mod sessions;
 #[cfg(feature = "ws")]
 pub mod ws;

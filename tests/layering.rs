@@ -22,7 +22,8 @@ const LEVELS: &[&[&str]] = &[
     &["respond"],
     &["body"],
     &["concurrency", "rate"],
-    &["sessions", "ws"],
+    &["endpoint"],
+    &["admin", "sessions", "ws"],
 ];
 
 const FIRST_WITH_HTTP: &str = "extract";
