@@ -1,6 +1,6 @@
 //! Endpoints and a page to look at limits and to change them, while they are in use.
 //!
-//! See [`router`].
+//! See [`router`], and [`Recorder`] for what it shows of the last two minutes.
 
 mod answer;
 mod api;

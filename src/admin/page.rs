@@ -1,4 +1,4 @@
-//! The page: three files that are the same for all, and hold nothing.
+//! The page: HTML, CSS and a script that are the same for all, and hold nothing.
 
 use axum::extract::OriginalUri;
 use axum::response::Response;
@@ -11,7 +11,11 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 const HTML: &str = include_str!("page/admin.html");
 const CSS: &str = include_str!("page/admin.css");
-const JS: &str = include_str!("page/admin.js");
+const JS: &str = concat!(
+    include_str!("page/server.js"),
+    include_str!("page/traffic.js"),
+    include_str!("page/limits.js"),
+);
 
 /// What stands in the page for the folder that its other files are in.
 const FOLDER: &str = "{folder}";

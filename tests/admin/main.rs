@@ -4,6 +4,7 @@
 mod chromium;
 mod events;
 mod page;
+mod picture;
 mod routes;
 
 use axum::Router;

@@ -1,5 +1,6 @@
 //! The page, in a real browser.
 
+use axum::Router;
 use serde_json::json;
 use tokio::net::TcpListener;
 
@@ -8,9 +9,12 @@ use super::{Service, TOKEN};
 
 /// A server with a page, and the page, nested as it should not have to know of.
 async fn open(service: &Service) -> Page {
+    open_app(service.app.clone()).await
+}
+
+pub(crate) async fn open_app(app: Router) -> Page {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let app = service.app.clone();
     tokio::spawn(async move { axum::serve(listener, app).await });
     Page::open(&format!("http://{address}/admin")).await
 }
@@ -36,7 +40,7 @@ async fn press(page: &mut Page, key: &str, code: u32, text: &str) {
     }
 }
 
-async fn sign_in(page: &mut Page) {
+pub(crate) async fn sign_in(page: &mut Page) {
     page.until("at('token-dialog').open", "true").await;
     fill(page, "#token", TOKEN).await;
     page.click("#token-form button").await;
