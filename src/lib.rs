@@ -28,6 +28,7 @@
 //! - [`respond`] and [`RateLimitHeaders`]: what clients are told.
 //! - [`observe`]: metrics and logs.
 //! - [`RateLimiter`] and [`ConcurrencyLimiter`]: the same without HTTP.
+//! - `admin` (feature `admin`): limits looked at and changed while they are in use.
 //! - [`Leases`]: work that outlives its request, such as sessions and jobs.
 //! - [`store`]: where the counting happens, and what it costs in memory.
 //! - `replicas` (feature `redis`): one limit for all replicas of a service.
@@ -40,6 +41,7 @@
 //! | feature | adds |
 //! |---|---|
 //! | `axum` | the peer's address from `ConnectInfo`; [`RateLimitStatus`] and [`UpgradePermit`] as extractors; `sessions`, endpoints for [`Leases`] |
+//! | `admin` | `admin`: endpoints and a page to look at limits and to change them, with axum |
 //! | `ws` | `ws`: limits on WebSockets and their messages, with axum |
 //! | `tonic` | the peer's address from tonic's connect info; `NamedService` forwarded, to go around a single service |
 //! | `metrics` | `MetricsObserver` |
@@ -84,6 +86,11 @@ pub mod rate;
 
 #[cfg(feature = "config")]
 pub mod config;
+#[cfg(feature = "axum")]
+mod endpoint;
+
+#[cfg(feature = "admin")]
+pub mod admin;
 #[cfg(feature = "axum")]
 pub mod sessions;
 #[cfg(feature = "ws")]

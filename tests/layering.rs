@@ -22,7 +22,8 @@ const LEVELS: &[&[&str]] = &[
     &["respond"],
     &["body"],
     &["concurrency", "rate"],
-    &["config", "sessions", "ws"],
+    &["endpoint"],
+    &["admin", "config", "sessions", "ws"],
 ];
 
 const FIRST_WITH_HTTP: &str = "extract";

@@ -34,8 +34,13 @@ impl KeyExtractor for BearerToken {
 /// The key of the bearer token in a request's headers.
 #[inline]
 pub(super) fn key(headers: &HeaderMap) -> Option<Key> {
-    let token = bearer_token(single(headers, &AUTHORIZATION)?)?;
-    Some(Key::new("bearer", token))
+    Some(Key::new("bearer", token(headers)?))
+}
+
+/// The bearer token in a request's headers.
+#[inline]
+pub(crate) fn token(headers: &HeaderMap) -> Option<&[u8]> {
+    bearer_token(single(headers, &AUTHORIZATION)?)
 }
 
 /// `credentials = "Bearer" 1*SP b64token`, the scheme in any case (RFC 9110 §11.1).
@@ -56,7 +61,7 @@ fn bearer_token(value: &[u8]) -> Option<&[u8]> {
 
 /// `b64token = 1*( ALPHA / DIGIT / "-" / "." / "_" / "~" / "+" / "/" ) *"="`
 #[inline]
-fn is_b64token(token: &[u8]) -> bool {
+pub(crate) fn is_b64token(token: &[u8]) -> bool {
     let mut text = token;
     while let [rest @ .., b'='] = text {
         text = rest;

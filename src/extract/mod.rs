@@ -1,7 +1,7 @@
 //! Who a request is charged to, from what its head says.
 
 mod api_key;
-mod bearer;
+pub(crate) mod bearer;
 mod by_token;
 mod client_ip;
 mod forwarded;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Bound;
 use std::sync::{Arc, Weak};
 
 use crate::key::{Key, KeyMap, KeyName};
@@ -63,12 +64,19 @@ pub struct Limits(Arc<Inner>);
 
 struct Inner {
     /// For decisions.
-    by_key: KeyMap<Limit>,
+    by_key: KeyMap<Own>,
     /// For people, and for the order of changes.
     state: Mutex<State>,
     /// Where replicas keep them together.
     #[cfg(feature = "redis")]
     replica: Option<replica::Replica>,
+}
+
+/// What a key has of its own.
+struct Own {
+    limit: Limit,
+    /// What the key is called by who set it.
+    name: KeyName,
 }
 
 #[derive(Default)]
@@ -107,6 +115,36 @@ impl Limits {
         let state = lock(&self.0.state);
         let entries = state.entries.iter();
         entries
+            .map(|(key, limit)| (key.clone(), limit.clone()))
+            .collect()
+    }
+
+    /// What is set for the next keys, at most `count` of them, in the order of the names: those after
+    /// a name, which need not be set itself, or the first. For pages of a list that may be long.
+    ///
+    /// ```
+    /// # use tower_admission::Limits;
+    /// # fn show(limits: &Limits) {
+    /// let mut after = None;
+    /// loop {
+    ///     let page = limits.list_after(after.as_ref(), 100);
+    ///     for (key, limit) in &page {
+    ///         println!("{key}: {limit}");
+    ///     }
+    ///     match page.last() {
+    ///         Some((key, _)) => after = Some(key.clone()),
+    ///         None => break,
+    ///     }
+    /// }
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn list_after(&self, after: Option<&KeyName>, count: usize) -> Vec<(KeyName, Limit)> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let state = lock(&self.0.state);
+        let entries = state.entries.range::<KeyName, _>((from, Bound::Unbounded));
+        entries
+            .take(count)
             .map(|(key, limit)| (key.clone(), limit.clone()))
             .collect()
     }
@@ -158,6 +196,14 @@ impl Limits {
             return Err(LimitsError::TooMany);
         }
         Ok(self.apply(&mut state, key, limit))
+    }
+
+    /// What a key is called: as it was called when it got limits of its own, if it has some, else an
+    /// address or a fingerprint. For observers, which are told keys.
+    #[must_use]
+    pub fn name_of(&self, key: &Key) -> KeyName {
+        let name = self.0.by_key.find(key, |own| own.name.clone());
+        name.unwrap_or_else(|| KeyName::from(*key))
     }
 
     /// How far each limit is used up by a key, in the order in which the limiters were made.
@@ -214,7 +260,9 @@ impl Limits {
         for limited in state.limited.iter().filter_map(Weak::upgrade) {
             limited.set_own(&key.key(), limit.as_ref());
         }
-        self.0.by_key.set(&key.key(), limit);
+        let name = key.clone();
+        let own = limit.map(|limit| Own { limit, name });
+        self.0.by_key.set(&key.key(), own);
         before
     }
 
@@ -243,7 +291,7 @@ impl Limits {
     pub(crate) fn concurrency(&self, key: &Key, name: &str) -> Option<u64> {
         self.0
             .by_key
-            .find(key, |limit| limit.concurrency(name).map(u64::from))
+            .find(key, |own| own.limit.concurrency(name).map(u64::from))
             .flatten()
     }
 }

@@ -1,14 +1,13 @@
 //! What the endpoints answer.
 
-use axum::body::{Body, Bytes};
 use axum::response::Response;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{HeaderValue, StatusCode};
+use http::StatusCode;
 use serde::Serialize;
 
+use crate::endpoint::{Failed, json, not_stored};
 use crate::limiter::Leases;
 use crate::rejection::{Reason, Rejection};
-use crate::respond::{over_quota, plain_problem};
+use crate::respond::over_quota;
 
 /// A session that is alive, and how to keep it so.
 #[derive(Serialize)]
@@ -26,61 +25,27 @@ pub(super) fn session(status: StatusCode, id: &str, leases: &Leases) -> Response
         ttl_seconds: ttl.as_secs_f64(),
         heartbeat_interval_seconds: (ttl / 2).as_secs_f64(),
     };
-    let json = serde_json::to_vec(&session).expect("strings and numbers serialise");
-    let mut response = http::Response::new(Bytes::from(json));
-    *response.status_mut() = status;
-    let json = HeaderValue::from_static("application/json");
-    response.headers_mut().insert(CONTENT_TYPE, json);
-    not_stored(response)
-}
-
-pub(super) fn ended() -> Response {
-    let mut response = http::Response::new(Bytes::new());
-    *response.status_mut() = StatusCode::NO_CONTENT;
-    not_stored(response)
-}
-
-pub(super) fn problem(status: StatusCode, detail: &str) -> Response {
-    not_stored(plain_problem(status, detail))
+    json(status, &session)
 }
 
 /// Unknown, ended, expired or another tenant's: which of them is nobody's business.
-pub(super) fn no_session() -> Response {
-    problem(StatusCode::NOT_FOUND, "There is no such session.")
+pub(super) fn no_session() -> Failed {
+    Failed::new(StatusCode::NOT_FOUND, "There is no such session.")
 }
 
 /// Its `Allow` comes from the router.
-pub(super) fn not_a_post() -> Response {
-    let detail = "This endpoint takes POST.";
-    problem(StatusCode::METHOD_NOT_ALLOWED, detail)
+pub(super) fn not_a_post() -> Failed {
+    Failed::new(StatusCode::METHOD_NOT_ALLOWED, "This endpoint takes POST.")
 }
 
-pub(super) fn no_tenant() -> Response {
-    let mut response = problem(StatusCode::UNAUTHORIZED, "Credentials are needed.");
-    // RFC 9110 §11.6.1: a 401 names a scheme.
-    let scheme = HeaderValue::from_static("Bearer");
-    response.headers_mut().insert(WWW_AUTHENTICATE, scheme);
-    response
+pub(super) fn unavailable() -> Failed {
+    Failed::unavailable("Sessions cannot be counted right now. Please try again later.")
 }
 
-pub(super) fn refused(rejection: &Rejection) -> Response {
+/// The answer to who is over a limit, unless none was reached.
+pub(super) fn refused(rejection: &Rejection) -> Result<Response, Failed> {
     match rejection.reason() {
-        Reason::Unavailable => unavailable(),
-        _ => not_stored(over_quota(rejection)),
+        Reason::Unavailable => Err(unavailable()),
+        _ => Ok(not_stored(over_quota(rejection))),
     }
-}
-
-pub(super) fn unavailable() -> Response {
-    let detail = "Sessions cannot be counted right now. Please try again later.";
-    let mut response = problem(StatusCode::SERVICE_UNAVAILABLE, detail);
-    let second = HeaderValue::from_static("1");
-    response.headers_mut().insert(RETRY_AFTER, second);
-    response
-}
-
-fn not_stored(response: http::Response<Bytes>) -> Response {
-    let mut response = response.map(Body::from);
-    let no_store = HeaderValue::from_static("no-store");
-    response.headers_mut().insert(CACHE_CONTROL, no_store);
-    response
 }

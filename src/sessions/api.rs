@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use axum::body::Bytes;
-use axum::extract::{FromRequest, Request, State};
+use axum::extract::{Request, State};
 use axum::response::Response;
-use http::header::CONTENT_TYPE;
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 
-use super::answer::{ended, no_session, no_tenant, problem, refused, session, unavailable};
+use super::answer::{no_session, refused, session, unavailable};
+use crate::endpoint::{Failed, Object, body, member, no_content};
 use crate::extract::{Extractor, RequestHead};
 use crate::key::Key;
 use crate::limiter::Leases;
@@ -20,92 +20,54 @@ pub(super) struct Api {
     pub(super) auth: Extractor,
 }
 
-/// What a body is. Not a type with fields, which would be satisfied by an array.
-type Object = serde_json::Map<String, serde_json::Value>;
+type Answer = Result<Response, Failed>;
 
-pub(super) async fn start(State(api): State<Arc<Api>>, request: Request) -> Response {
-    let (tenant, body) = match api.admit(request).await {
-        Ok(admitted) => admitted,
-        Err(answer) => return answer,
-    };
+pub(super) async fn start(State(api): State<Arc<Api>>, request: Request) -> Answer {
+    let (tenant, body) = api.admit(request).await?;
     if !body.is_empty() && serde_json::from_slice::<Object>(&body).is_err() {
-        return problem(StatusCode::BAD_REQUEST, "The body is not a JSON object.");
+        let detail = "The body is not a JSON object.";
+        return Err(Failed::new(StatusCode::BAD_REQUEST, detail));
     }
     match api.leases.acquire_new(&tenant).await {
         Ok(lease) => {
             let answer = session(StatusCode::CREATED, lease.id(), &api.leases);
             // From here on the worker answers for it.
             lease.detach();
-            answer
+            Ok(answer)
         }
         Err(rejection) => refused(&rejection),
     }
 }
 
-pub(super) async fn heartbeat(State(api): State<Arc<Api>>, request: Request) -> Response {
-    let (tenant, id) = match api.about(request).await {
-        Ok(about) => about,
-        Err(answer) => return answer,
-    };
+pub(super) async fn heartbeat(State(api): State<Arc<Api>>, request: Request) -> Answer {
+    let (tenant, id) = api.about(request).await?;
     match api.leases.heartbeat(&tenant, &id).await {
-        Standing::Live => session(StatusCode::OK, &id, &api.leases),
-        Standing::Gone => no_session(),
-        Standing::Unavailable | Standing::Failed => unavailable(),
+        Standing::Live => Ok(session(StatusCode::OK, &id, &api.leases)),
+        Standing::Gone => Err(no_session()),
+        Standing::Unavailable | Standing::Failed => Err(unavailable()),
     }
 }
 
-pub(super) async fn end(State(api): State<Arc<Api>>, request: Request) -> Response {
-    let (tenant, id) = match api.about(request).await {
-        Ok(about) => about,
-        Err(answer) => return answer,
-    };
+pub(super) async fn end(State(api): State<Arc<Api>>, request: Request) -> Answer {
+    let (tenant, id) = api.about(request).await?;
     match api.leases.release(&tenant, &id).await {
-        Standing::Live => ended(),
-        Standing::Gone => no_session(),
-        Standing::Unavailable | Standing::Failed => unavailable(),
+        Standing::Live => Ok(no_content()),
+        Standing::Gone => Err(no_session()),
+        Standing::Unavailable | Standing::Failed => Err(unavailable()),
     }
 }
 
 impl Api {
-    /// Whose request it is and what is in it, or the answer to one that cannot be served.
-    async fn admit(&self, request: Request) -> Result<(Key, Bytes), Response> {
-        let tenant = (self.auth.extract(RequestHead::from(&request))).ok_or_else(no_tenant)?;
-        let is_json = is_json(request.headers());
-        let body = Bytes::from_request(request, &()).await.map_err(|error| {
-            let status = error.status();
-            problem(status, "The body is too long or broke off.")
-        })?;
-        if !is_json && !body.is_empty() {
-            let detail = "The body has to be application/json.";
-            return Err(problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
-        }
-        Ok((tenant, body))
+    /// Whose request it is and what is in it.
+    async fn admit(&self, request: Request) -> Result<(Key, Bytes), Failed> {
+        let tenant = self.auth.extract(RequestHead::from(&request));
+        let tenant = tenant.ok_or_else(Failed::unauthorized)?;
+        Ok((tenant, body(request).await?))
     }
 
     /// Whose session a request is about, and which.
-    async fn about(&self, request: Request) -> Result<(Key, String), Response> {
+    async fn about(&self, request: Request) -> Result<(Key, String), Failed> {
         let (tenant, body) = self.admit(request).await?;
-        let object: Option<Object> = serde_json::from_slice(&body).ok();
-        let id = object.as_ref().and_then(|object| object.get("session_id"));
-        match id.and_then(|id| id.as_str()) {
-            Some(id) => Ok((tenant, id.to_owned())),
-            None => {
-                let detail = "The body is not a JSON object with a `session_id`.";
-                Err(problem(StatusCode::BAD_REQUEST, detail))
-            }
-        }
+        Ok((tenant, member(&body, "session_id")?))
     }
-}
-
-/// `application/json`, with whatever parameters (RFC 9110 §8.3.1).
-fn is_json(headers: &HeaderMap) -> bool {
-    let Some(value) = headers.get(CONTENT_TYPE) else {
-        return false;
-    };
-    let essence = value.as_bytes().split(|byte| *byte == b';').next();
-    essence.is_some_and(|essence| {
-        essence
-            .trim_ascii()
-            .eq_ignore_ascii_case(b"application/json")
-    })
 }

@@ -13,11 +13,9 @@ use axum::routing::post;
 
 use self::answer::not_a_post;
 use self::api::Api;
+use crate::endpoint::MAX_BODY;
 use crate::extract::{Extractor, KeyExtractor};
 use crate::limiter::Leases;
-
-/// The most bytes of a request's body that are read.
-const MAX_BODY: usize = 4 * 1024;
 
 /// Three endpoints for sessions of a service's tenants.
 ///

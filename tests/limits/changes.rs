@@ -316,3 +316,43 @@ async fn there_is_a_bound_on_keys() {
         .await
         .unwrap();
 }
+
+#[test]
+fn pages_are_the_list() {
+    let bench = Bench::new(Quota::per_hour(10));
+    for key in ["org:c", "ip:192.0.2.1", "org:a", "bearer:hunter2", "org:b"] {
+        bench.set(key, "1/h");
+    }
+    let limits = &bench.limits;
+    for count in 1..=6 {
+        let mut paged = Vec::new();
+        loop {
+            let after = paged.last().map(|(key, _)| key);
+            let page = limits.list_after(after, count);
+            if page.is_empty() {
+                break;
+            }
+            paged.extend(page);
+        }
+        assert_eq!(paged, limits.list());
+    }
+    assert_eq!(limits.list_after(None, 0), []);
+    // A name that is not set itself is a place as well.
+    let [(key, _)] = &limits.list_after(Some(&name("org:bb")), 9)[..] else {
+        panic!()
+    };
+    assert_eq!(key, &name("org:c"));
+}
+
+#[test]
+fn a_key_is_called_as_it_was_set() {
+    let bench = Bench::new(Quota::per_hour(10));
+    let unnamed = bench.limits.name_of(&acme());
+    assert!(unnamed.as_str().starts_with("org#"), "{unnamed}");
+    bench.set("org:acme", "1/h");
+    assert_eq!(bench.limits.name_of(&acme()), name("org:acme"));
+    bench.delete("org:acme");
+    assert_eq!(bench.limits.name_of(&acme()), unnamed);
+    let address = Key::ip([192, 0, 2, 1].into());
+    assert_eq!(bench.limits.name_of(&address), name("ip:192.0.2.1"));
+}

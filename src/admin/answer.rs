@@ -1,0 +1,147 @@
+//! What the endpoints answer.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use http::StatusCode;
+use serde::Serialize;
+
+use crate::endpoint::Failed;
+use crate::key::KeyName;
+use crate::limit::Limit;
+use crate::limits::{LimitUsage, LimitsError};
+
+/// A page of what single keys have.
+#[derive(Serialize)]
+pub(super) struct List<'a> {
+    pub(super) limits: Vec<Entry<'a>>,
+    /// What limits are called that an entry can be about.
+    pub(super) names: Vec<&'a str>,
+    /// After what to ask for the next page; nothing on the last.
+    pub(super) next: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+pub(super) struct Entry<'a> {
+    key: &'a str,
+    limit: String,
+}
+
+#[derive(Serialize)]
+pub(super) struct Changed<'a> {
+    pub(super) key: &'a str,
+    pub(super) limit: String,
+    pub(super) before: Option<String>,
+}
+
+#[derive(Serialize)]
+pub(super) struct Deleted<'a> {
+    pub(super) key: &'a str,
+    pub(super) before: String,
+}
+
+#[derive(Serialize)]
+pub(super) struct Totals<'a> {
+    pub(super) usage: Vec<Total<'a>>,
+}
+
+/// How far a limit is used up by all.
+#[derive(Serialize)]
+pub(super) struct Total<'a> {
+    name: &'a str,
+    sort: &'static str,
+    used: u64,
+    limit: Option<u64>,
+}
+
+#[derive(Serialize)]
+pub(super) struct KeyUsage<'a> {
+    pub(super) key: &'a str,
+    pub(super) limit: Option<String>,
+    pub(super) usage: Vec<Used<'a>>,
+}
+
+/// How far a limit is used up by a key.
+#[derive(Serialize)]
+pub(super) struct Used<'a> {
+    #[serde(flatten)]
+    total: Total<'a>,
+    is_own: bool,
+}
+
+impl<'a> Entry<'a> {
+    pub(super) fn new(key: &'a KeyName, limit: &Limit) -> Self {
+        Self {
+            key: key.as_str(),
+            limit: limit.to_string(),
+        }
+    }
+}
+
+impl<'a> From<&'a LimitUsage> for Total<'a> {
+    fn from(usage: &'a LimitUsage) -> Self {
+        Self {
+            name: &usage.name,
+            sort: usage.sort,
+            used: usage.used,
+            limit: usage.limit,
+        }
+    }
+}
+
+impl<'a> From<&'a LimitUsage> for Used<'a> {
+    fn from(usage: &'a LimitUsage) -> Self {
+        Self {
+            total: usage.into(),
+            is_own: usage.is_own,
+        }
+    }
+}
+
+/// There is nothing wrong with how it is written, but with what it says.
+pub(super) fn wrong(detail: impl Into<Cow<'static, str>>) -> Failed {
+    Failed::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
+}
+
+pub(super) fn no_limit() -> Failed {
+    Failed::new(StatusCode::NOT_FOUND, "The key has no limits of its own.")
+}
+
+/// A limit is called as no limiter is.
+pub(super) fn no_such_name(name: &str, names: &[Arc<str>]) -> Failed {
+    let there_are = match names {
+        [] => "there are none".to_owned(),
+        names => format!("there are {}", names.join(", ")),
+    };
+    wrong(format!("No limit is called {name}: {there_are}."))
+}
+
+impl From<LimitsError> for Failed {
+    fn from(error: LimitsError) -> Self {
+        match error {
+            LimitsError::TooMany => Self::new(StatusCode::CONFLICT, format!("{error}.")),
+            #[cfg(feature = "redis")]
+            LimitsError::Unavailable(_) => {
+                Self::unavailable("The store that keeps the limits cannot be reached.")
+            }
+        }
+    }
+}
+
+pub(super) fn too_many_listeners() -> Failed {
+    Failed::unavailable("As many listen to events already as may.")
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::response::IntoResponse;
+
+    use super::*;
+
+    #[test]
+    fn too_many_is_a_conflict() {
+        let answer = Failed::from(LimitsError::TooMany).into_response();
+        assert_eq!(answer.status(), StatusCode::CONFLICT);
+        assert!(!answer.headers().contains_key("retry-after"));
+    }
+}

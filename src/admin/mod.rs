@@ -1,0 +1,201 @@
+//! Endpoints and a page to look at limits and to change them, while they are in use.
+//!
+//! See [`router`], and [`Recorder`] for what it shows of the last two minutes.
+
+mod answer;
+mod api;
+mod auth;
+mod events;
+mod page;
+mod recorder;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware::from_fn_with_state;
+use axum::routing::{MethodRouter, delete, get, post, put};
+
+use self::api::Api;
+use crate::endpoint::MAX_BODY;
+use crate::limits::Limits;
+
+pub use self::auth::{Auth, Token, TokenError};
+pub use self::recorder::Recorder;
+
+/// Endpoints to look at limits and to change them, and a page that uses them.
+///
+/// | request | answer |
+/// |---|---|
+/// | `GET /` | the page, which asks for a token |
+/// | `GET /limits?after=..&count=..` | what single keys have of their own, 1000 unless told otherwise and at most 10,000, the `names` that limits have, and with what to ask on, `next` |
+/// | `GET /limits/{key}` | what the key has of its own, or 404 |
+/// | `PUT /limits/{key}` with `{"limit": "1000/min burst 50"}` | sets it; what was `before` |
+/// | `DELETE /limits/{key}` | makes the key one of all again; what was `before`, or 404 |
+/// | `GET /usage` | how far the limits are used up that are not of any one key |
+/// | `GET /usage/{key}` | how far each limit is used up by the key |
+/// | `POST /cache/clear` | 204; all replicas read their limits anew |
+/// | `GET /events` | what happens, as server-sent events |
+/// | `GET /openapi.json` | all of this, for programs |
+///
+/// A key is written as a [`KeyName`](crate::KeyName), percent-encoded, and a limit as a
+/// [`Limit`](crate::Limit).
+///
+/// ```
+/// use axum::{Router, routing::get};
+/// use tower_admission::admin::{self, Recorder, Token};
+/// use tower_admission::{Limits, Policy, Quota, RateLimitByTokenLayer};
+///
+/// # fn app(token_of_operators: &str) -> Result<Router, Box<dyn std::error::Error>> {
+/// let limits = Limits::new();
+/// let recorder = Recorder::new();
+/// let layer = RateLimitByTokenLayer::new(Policy::new("calls", Quota::per_second(10)))
+///     .name("api")
+///     .limits(&limits)
+///     .observe(recorder.clone());
+///
+/// let app = Router::new()
+///     .route("/api", get(|| async { "hello" }))
+///     .layer(layer)
+///     // After the layer, so that who repairs a limit is not held up by it.
+///     .nest("/admin", admin::router(&limits, &recorder, Token::new(token_of_operators)?));
+/// # Ok(app)
+/// # }
+/// # app("b5b0ea1ed0924ab5").unwrap();
+/// ```
+///
+/// # Who is let in
+///
+/// Who `auth` says yes to, a [`Token`] or a closure of the application's; all others get 401, whatever
+/// they ask for. The page's three files hold nothing and are given to everybody. The page keeps the
+/// token for as long as its tab is open, and sends it as `Authorization: Bearer`.
+///
+/// # What a refused client sees
+///
+/// Problem details (RFC 9457):
+///
+/// - 400 for a body that is not what is said above, 413 for one of over 4 KiB, 415 for one that is not
+///   `application/json`.
+/// - 401 without credentials, or with wrong ones.
+/// - 404 when a key has no limits of its own.
+/// - 409 when as many keys have some [as can](Limits::MOST).
+/// - 422 for what is no key, no limit or no number, and for a limit with a name that no limiter has.
+/// - 503 with `Retry-After` when the store that keeps the limits cannot be reached, or when 16 listen to
+///   events already.
+///
+/// # Events
+///
+/// First `history`: what limiters decided in each of the last 119 seconds. Then, each second, `second`: what they
+/// decided in it, what is in flight in this process, and the ten keys that were refused most in the last one or two
+/// minutes. In between `decision`: single decisions, at most 20 a second. As something is sent each second,
+/// nothing else is needed to keep the connection alive, and who has gone is noticed.
+///
+/// # Deployment
+///
+/// - Behind TLS, or on an address that only operators reach: who has the token may deny service to anybody.
+/// - A closure that goes by a cookie needs the application's protection against forged requests. A bearer token
+///   needs none.
+/// - What a key is shown as holds nothing of a credential. A credential in a path, as in
+///   `/limits/bearer:..`, lies in logs of paths; its fingerprint, `bearer#..`, does no harm there.
+/// - Each replica tells its own events. Limits are the same on all replicas
+///   when they are kept in a store.
+/// - Listeners keep their connections, also while the server shuts down gracefully: give that a deadline.
+pub fn router<S>(limits: &Limits, recorder: &Recorder, auth: impl Auth) -> Router<S>
+where
+    S: Clone + Send + Sync + 'static,
+{
+    let api = Arc::new(Api {
+        limits: limits.clone(),
+        recorder: recorder.clone(),
+        auth: Box::new(auth),
+    });
+    let closed = endpoints()
+        .into_iter()
+        .fold(Router::new(), |router, (_, path, endpoint)| {
+            router.route(path, endpoint)
+        })
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        // Last, so that it is asked first.
+        .route_layer(from_fn_with_state(api.clone(), api::admit));
+    let open = pages()
+        .into_iter()
+        .fold(Router::new(), |router, (_, path, file)| {
+            router.route(path, file)
+        });
+    closed.merge(open).with_state(api)
+}
+
+type Route = (&'static str, &'static str, MethodRouter<Arc<Api>>);
+
+/// What is only for operators.
+fn endpoints() -> [Route; 9] {
+    [
+        ("get", "/limits", get(api::list)),
+        ("get", "/limits/{key}", get(api::limit)),
+        ("put", "/limits/{key}", put(api::set)),
+        ("delete", "/limits/{key}", delete(api::unset)),
+        ("get", "/usage", get(api::totals)),
+        ("get", "/usage/{key}", get(api::usage)),
+        ("post", "/cache/clear", post(api::clear_caches)),
+        ("get", "/events", get(events::events)),
+        ("get", "/openapi.json", get(api::description)),
+    ]
+}
+
+/// What is for everybody, and the same for all.
+fn pages() -> [Route; 3] {
+    [
+        ("get", "/", get(page::html)),
+        ("get", "/admin.css", get(page::css)),
+        ("get", "/admin.js", get(page::js)),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn everything_is_described_and_nothing_else() {
+        let description: serde_json::Value = serde_json::from_str(api::DESCRIPTION).unwrap();
+        let described: BTreeSet<_> = description["paths"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .flat_map(|(path, item)| {
+                let item = item.as_object().unwrap().keys();
+                let methods = item.filter(|name| !["parameters", "summary"].contains(&&***name));
+                methods.map(|method| (method.clone(), path.clone()))
+            })
+            .collect();
+        let routed: BTreeSet<_> = endpoints()
+            .iter()
+            .chain(&pages())
+            .map(|(method, path, _)| ((*method).to_owned(), (*path).to_owned()))
+            .collect();
+        assert_eq!(described, routed);
+        // Only the page is open.
+        for (method, path) in &described {
+            let operation = &description["paths"][path][method];
+            let is_page = pages().iter().any(|(_, page, _)| page == path);
+            let is_open = operation["security"] == serde_json::json!([]);
+            assert_eq!(is_open, is_page, "{method} {path}");
+            let is_refused = operation["responses"].get("401").is_some();
+            assert_eq!(is_refused, !is_page, "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn what_the_description_refers_to_is_there() {
+        let description: serde_json::Value = serde_json::from_str(api::DESCRIPTION).unwrap();
+        let mut seen = 0;
+        for reference in api::DESCRIPTION.split("\"$ref\": \"#").skip(1) {
+            let pointer = reference.split('"').next().unwrap();
+            assert!(description.pointer(pointer).is_some(), "{pointer}");
+            seen += 1;
+        }
+        assert!(seen > 20, "{seen}");
+    }
+}
