@@ -95,6 +95,8 @@ pub use extract::{
 pub use headers::RateLimitHeaders;
 pub use key::{Key, KeyName, KeyNameError, Secret, SecretInstalled};
 pub use limit::{Limit, LimitError};
+#[cfg(feature = "redis")]
+pub use limiter::SharedLimiters;
 pub use limiter::{
     ConcurrencyLimiter, KeptLease, Lease, Leases, Permit, RateLimiter, SetPolicyError,
 };

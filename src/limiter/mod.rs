@@ -8,6 +8,8 @@ mod per_key;
 mod permit;
 mod rate;
 mod reaper;
+#[cfg(feature = "redis")]
+mod shared;
 mod slots;
 mod wait;
 
@@ -17,5 +19,7 @@ pub use lease::{KeptLease, Lease};
 pub use leases::Leases;
 pub use permit::Permit;
 pub use rate::RateLimiter;
+#[cfg(feature = "redis")]
+pub use shared::SharedLimiters;
 
 pub(crate) use wait::{Acquire, Acquiring, Wait};
