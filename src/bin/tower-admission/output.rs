@@ -102,6 +102,7 @@ pub(crate) fn table(usages: &[Usage]) -> String {
     }
     let mut text = String::new();
     line(&mut text, &heads, widths, Style::new());
+    text.push('\n');
     for (row, usage) in rows.iter().zip(usages) {
         line(&mut text, row, widths, style(usage.level()));
         if usage.level() == Level::Full {

@@ -152,7 +152,10 @@ fn failed(error: &StoreError) -> Failure {
         FailureKind::Busy => {
             Failure::unreachable("redis is busy (it loads its data, or a script): try again")
         }
-        FailureKind::Disconnected | FailureKind::Timeout | FailureKind::Overloaded => {
+        FailureKind::Timeout => Failure::unreachable(
+            "redis does not answer in time: check --redis, and that it is not overloaded",
+        ),
+        FailureKind::Disconnected | FailureKind::Overloaded => {
             Failure::unreachable("redis cannot be reached: check --redis, and that it runs")
         }
         _ => Failure::refused(

@@ -19,7 +19,7 @@ pub(crate) struct Server {
 }
 
 enum Kind {
-    Redis(Redis),
+    Redis(Box<Redis>),
     Admin(Admin),
 }
 
@@ -45,7 +45,7 @@ impl Server {
         let kind = match place {
             Place::Redis(url) => {
                 let redis = Redis::open(url, &args.prefix, keys.secret(), wait);
-                Kind::Redis(within(wait, redis).await?)
+                Kind::Redis(Box::new(within(wait, redis).await?))
             }
             Place::Admin(url) => Kind::Admin(Admin::new(url, args.token.as_deref())?),
         };
