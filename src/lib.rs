@@ -35,7 +35,7 @@
 //!
 //! # Features
 //!
-//! None is on by default; `full` turns on all but `redis-tls` and `test-util`.
+//! None is on by default; `full` turns on all but `cli`, `redis-tls` and `test-util`.
 //!
 //! | feature | adds |
 //! |---|---|
@@ -46,6 +46,7 @@
 //! | `tracing` | `TracingObserver`, and a warning when requests have no key |
 //! | `redis` | `RedisStore`: one limit for several replicas |
 //! | `redis-tls` | connections to Redis over TLS |
+//! | `cli` | the program `tower-admission`, which changes limits and shows what is used |
 //! | `serde` | [`Quota`] as text in configuration files |
 //! | `test-util` | a clock for tests, and a suite for stores of your own |
 

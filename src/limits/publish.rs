@@ -1,15 +1,22 @@
 //! What replicas write down of their limiters, for tools that are none of them.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use super::Limits;
 use crate::store::redis::{FailureKind, LimitTable, StoreError};
 
-/// What was written last, and when all limits had been read then.
+/// How long what was written stands before it is written again, whatever the replica reads.
+const STANDS: Duration = Duration::from_secs(600);
+
+/// What was written last.
 #[derive(Default)]
 pub(super) struct Published {
     limiters: Vec<(String, String)>,
+    /// When all limits had been read then.
     as_of: Option<Instant>,
+    at: Option<Instant>,
 }
 
 impl Published {
@@ -28,7 +35,8 @@ impl Published {
         let limiters: Vec<_> = described
             .map(|description| (description.field(), description.to_text()))
             .collect();
-        if self.limiters == limiters && self.as_of == all_read {
+        let stands = self.at.is_some_and(|at| at.elapsed() < STANDS);
+        if stands && self.limiters == limiters && self.as_of == all_read {
             return;
         }
         let written = if limiters.is_empty() {
@@ -42,6 +50,7 @@ impl Published {
         // What cannot be written at all is tried again when all is read anew.
         self.limiters = limiters;
         self.as_of = all_read;
+        self.at = Some(Instant::now());
     }
 }
 

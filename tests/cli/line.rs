@@ -41,6 +41,10 @@ async fn what_is_wrong_is_said_and_nothing_else() {
         let err = failed(words, &[]).await;
         assert!(err.contains(told), "{words:?}: {err}");
     }
+    let err = failed(&["limits", "set", "org:acme", "--json"], &[]).await;
+    let err: serde_json::Value = serde_json::from_str(&err).unwrap();
+    let told = "the following required arguments were not provided: <LIMIT>...";
+    assert_eq!(err["error"], told);
     for secret in ["hunter2", "hunter2hunter2hunter2hunter2hunt", "ää"] {
         let words = ["limits", "list", redis[0], redis[1], "--secret", secret];
         let err = failed(&words, &[]).await;

@@ -54,14 +54,31 @@ fn separator(text: &str) -> Option<char> {
 }
 
 fn read(digits: &str) -> Result<Secret, Failure> {
-    let hexadecimal = digits.len() == 32 && digits.bytes().all(|b| b.is_ascii_hexdigit());
-    let mut bytes = [0; 16];
-    for (n, byte) in bytes.iter_mut().enumerate() {
-        let digits = digits.get(2 * n..2 * n + 2).filter(|_| hexadecimal);
-        let read = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
-        *byte = read.ok_or_else(|| {
-            Failure::usage("the secret is 32 hexadecimal digits: the 16 bytes that services have")
-        })?;
-    }
+    let bytes = bytes(digits).ok_or_else(|| {
+        Failure::usage("the secret is 32 hexadecimal digits: the 16 bytes that services have")
+    })?;
     Ok(Secret::new(bytes))
+}
+
+/// As they are written, from the first to the last.
+fn bytes(digits: &str) -> Option<[u8; 16]> {
+    // `from_str_radix` would take a sign as well.
+    let hexadecimal = digits.len() == 32 && digits.bytes().all(|b| b.is_ascii_hexdigit());
+    let number = u128::from_str_radix(digits, 16).ok();
+    Some(number.filter(|_| hexadecimal)?.to_be_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_its_bytes_in_order() {
+        let written = "000102030405060708090a0b0c0d0eFf";
+        let [first, second, .., last] = bytes(written).unwrap();
+        assert_eq!([first, second, last], [0, 1, 255]);
+        for junk in ["", "00", &"0".repeat(33), &format!("+{}", "0".repeat(31))] {
+            assert_eq!(bytes(junk), None, "{junk}");
+        }
+    }
 }

@@ -22,8 +22,12 @@ use self::output::Output;
 use self::server::Server;
 
 fn main() -> ExitCode {
-    let matches = Cli::command().get_matches();
-    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let parsed = Cli::command().try_get_matches();
+    let parsed = parsed.and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
+    let (cli, matches) = match parsed {
+        Ok(parsed) => parsed,
+        Err(error) => return not_parsed(&error),
+    };
     let output = Output::new(cli.json);
     let done = match &cli.command {
         Command::Completions { shell } => {
@@ -39,6 +43,22 @@ fn main() -> ExitCode {
             failure.code()
         }
     }
+}
+
+/// Help, or what is wrong with the command line.
+fn not_parsed(error: &clap::Error) -> ExitCode {
+    let is_json = std::env::args_os().any(|argument| argument == "--json");
+    if !is_json || !error.use_stderr() {
+        error.exit();
+    }
+    // The first paragraph, which names what is wrong; the others are for people.
+    let text = error.to_string();
+    let lines = text.lines().map(str::trim);
+    let message: Vec<_> = lines.take_while(|line| !line.is_empty()).collect();
+    let message = message.join(" ");
+    let failure = Failure::usage(message.strip_prefix("error: ").unwrap_or(&message));
+    Output::new(true).failure(&failure);
+    failure.code()
 }
 
 /// Does what needs a server.
