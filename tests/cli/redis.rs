@@ -269,6 +269,7 @@ async fn on_a_terminal_it_asks_and_has_colours() {
             .env("TERM", "xterm")
             .env_remove("ADMISSION_ADMIN")
             .env_remove("NO_COLOR")
+            .env_remove("CLICOLOR")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         if no_color {

@@ -20,6 +20,7 @@ pub(crate) fn program() -> Command {
     for name in ["REDIS", "ADMIN", "SECRET", "TOKEN"] {
         command.env_remove(format!("ADMISSION_{name}"));
     }
+    command.env_remove("CLICOLOR_FORCE").env_remove("NO_COLOR");
     command
 }
 
