@@ -7,8 +7,9 @@ use tokio::time::Instant;
 use super::Limits;
 use crate::store::redis::{FailureKind, LimitTable, StoreError};
 
-/// How long what was written stands before it is written again, whatever the replica reads.
-const STANDS: Duration = Duration::from_secs(600);
+/// How long what was written stands before it is written again: Redis may have lost it, which shows
+/// by the epoch only where a limit was ever set.
+const STANDS: Duration = Duration::from_secs(60);
 
 /// What was written last.
 #[derive(Default)]
@@ -21,7 +22,8 @@ pub(super) struct Published {
 
 impl Published {
     /// Writes down what is attached to the limits, if that is something else than it was, and again
-    /// each time that all limits were read anew: what nobody writes any more is forgotten.
+    /// each time that all limits were read anew and each minute: what nobody writes any more is
+    /// forgotten.
     ///
     /// They are compared rather than told of changes, so that no setter has to think of it.
     pub(super) async fn publish(
@@ -47,7 +49,7 @@ impl Published {
         if written.is_err_and(|error| passes(&error)) {
             return;
         }
-        // What cannot be written at all is tried again when all is read anew.
+        // What cannot be written at all is tried again in a minute.
         self.limiters = limiters;
         self.as_of = all_read;
         self.at = Some(Instant::now());
