@@ -36,7 +36,7 @@
 //!
 //! # Features
 //!
-//! None is on by default; `full` turns on all but `redis-tls` and `test-util`.
+//! None is on by default; `full` turns on all but `cli`, `redis-tls` and `test-util`.
 //!
 //! | feature | adds |
 //! |---|---|
@@ -48,6 +48,7 @@
 //! | `tracing` | `TracingObserver`, and a warning when requests have no key |
 //! | `redis` | `RedisStore`: one limit for several replicas |
 //! | `redis-tls` | connections to Redis over TLS |
+//! | `cli` | the program `tower-admission`, which changes limits and shows what is used |
 //! | `serde` | [`Quota`] as text in configuration files |
 //! | `config` | `config`: limits by route group, from a file and the environment, changed without a restart |
 //! | `test-util` | a clock for tests, and a suite for stores of your own |
@@ -105,6 +106,8 @@ pub use extract::{
 pub use headers::RateLimitHeaders;
 pub use key::{Key, KeyName, KeyNameError, Secret, SecretInstalled};
 pub use limit::{Limit, LimitError};
+#[cfg(feature = "redis")]
+pub use limiter::SharedLimiters;
 pub use limiter::{
     ConcurrencyLimiter, KeptLease, Lease, Leases, Permit, RateLimiter, SetPolicyError,
 };

@@ -7,6 +7,8 @@ use crate::decision::Usage;
 use crate::key::Key;
 use crate::limit::Limit;
 use crate::limits::{BoxFuture, LimitUsage, Limited, Limits};
+#[cfg(feature = "redis")]
+use crate::limits::{Description, Rates};
 use crate::policy::{NamedQuota, Policy};
 use crate::store::AdjustableBuckets;
 use crate::sync::{Mutex, lock};
@@ -103,6 +105,12 @@ impl Limited for Adjusted {
         let policies = self.policies();
         let quotas = policies.iter().flat_map(Policy::quotas);
         quotas.map(NamedQuota::shared_name).collect()
+    }
+
+    #[cfg(feature = "redis")]
+    fn description(&self) -> Option<Description> {
+        let place = self.buckets.place()?;
+        Some(Description::Rate(Rates::new(place, &self.policies())))
     }
 }
 

@@ -6,6 +6,8 @@ use super::leases::{Leases, Shared};
 use crate::key::Key;
 use crate::limit::Limit;
 use crate::limits::{BoxFuture, LimitUsage, Limited, Limits};
+#[cfg(feature = "redis")]
+use crate::limits::{Description, Slots};
 use crate::store::{LeaseSlots, Reply};
 
 /// The limits of single tenants, and what they are told of the leases.
@@ -100,5 +102,16 @@ impl Limited for AtWork {
 
     fn names(&self) -> Vec<Arc<str>> {
         vec![self.name.clone()]
+    }
+
+    #[cfg(feature = "redis")]
+    fn description(&self) -> Option<Description> {
+        Some(Description::Lease(Slots {
+            name: self.name.to_string(),
+            place: self.slots.place()?.to_owned(),
+            total: self.total,
+            by_key: true,
+            per_key: self.per_tenant,
+        }))
     }
 }

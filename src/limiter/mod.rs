@@ -2,6 +2,8 @@
 
 mod adjusted;
 mod concurrency;
+#[cfg(feature = "redis")]
+mod elsewhere;
 mod lease;
 mod lease_limits;
 mod leases;
@@ -15,6 +17,8 @@ mod wait;
 
 pub use adjusted::SetPolicyError;
 pub use concurrency::ConcurrencyLimiter;
+#[cfg(feature = "redis")]
+pub use elsewhere::SharedLimiters;
 pub use lease::{KeptLease, Lease};
 pub use leases::Leases;
 pub use permit::Permit;

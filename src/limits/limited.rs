@@ -4,6 +4,8 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+#[cfg(feature = "redis")]
+use super::Description;
 use crate::key::Key;
 use crate::limit::Limit;
 
@@ -22,6 +24,11 @@ pub(crate) trait Limited: Send + Sync {
 
     /// What an entry can be about.
     fn names(&self) -> Vec<Arc<str>>;
+
+    /// What others are told who ask the store how far it is used up; `None` of one that counts in no
+    /// store that replicas share.
+    #[cfg(feature = "redis")]
+    fn description(&self) -> Option<Description>;
 }
 
 /// How far a limit is used up.

@@ -9,11 +9,17 @@ use crate::key::{Key, KeyMap, KeyName};
 use crate::limit::Limit;
 use crate::sync::{Mutex, lock};
 
+#[cfg(feature = "redis")]
+mod description;
 mod error;
 mod limited;
 #[cfg(feature = "redis")]
+mod publish;
+#[cfg(feature = "redis")]
 mod replica;
 
+#[cfg(feature = "redis")]
+pub(crate) use self::description::{Description, Rates, Slots};
 pub use self::error::LimitsError;
 pub use self::limited::LimitUsage;
 pub(crate) use self::limited::{BoxFuture, Limited};
@@ -240,6 +246,16 @@ impl Limits {
         names.sort_unstable();
         names.dedup();
         names
+    }
+
+    /// Limits in memory that are as these are now.
+    #[cfg(feature = "redis")]
+    pub(crate) fn copied(&self) -> Self {
+        let copy = Self::new();
+        for (key, limit) in self.list() {
+            copy.apply(&mut lock(&copy.0.state), &key, Some(limit));
+        }
+        copy
     }
 
     fn limited(&self) -> Vec<Arc<dyn Limited>> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use super::publish::Published;
 use super::{Inner, Limits, LimitsError, State};
 use crate::key::{KeyMap, KeyName};
 use crate::limit::Limit;
@@ -50,7 +51,9 @@ impl Limits {
     /// They are read by a task in the runtime in which this is called, or else in that of the first
     /// of the other calls; it ends with the last clone.
     ///
-    /// Names of entries lie in Redis as they are written, credentials as fingerprints.
+    /// Names of entries lie in Redis as they are written, credentials as fingerprints. Next to them lies
+    /// what limiters these limits are given to that count in Redis, with their quotas, so that tools
+    /// find what is used ([`SharedLimiters`](crate::SharedLimiters)).
     #[must_use]
     pub fn in_store(store: &RedisStore) -> Self {
         Self::in_store_with(store, Self::DEFAULT_CACHE_TTL)
@@ -133,11 +136,15 @@ impl Drop for Leaves {
 }
 
 async fn follow(limits: Weak<Inner>, _leaves: Leaves) {
+    let mut published = Published::default();
     while let Some(inner) = limits.upgrade() {
         let limits = Limits(inner);
         if let Some(replica) = &limits.0.replica {
             // What cannot be read now is read later.
-            let _ = replica.read(&limits).await;
+            if replica.read(&limits).await.is_ok() {
+                let all_read = lock(&replica.read).all;
+                published.publish(&limits, &replica.table, all_read).await;
+            }
         }
         drop(limits);
         sleep(EVERY).await;

@@ -53,6 +53,11 @@ pub trait LeaseSlots: Send + Sync + 'static {
 
     /// Gives a named slot back; with a holder, only if it is that one's.
     fn release(&self, name: &LeaseName, holder: Option<u64>) -> Reply<Standing>;
+
+    /// What these slots are called in the store where other processes find them. Default: none do.
+    fn place(&self) -> Option<&str> {
+        None
+    }
 }
 
 /// What a slot that outlives its taker is known by: whose it is, and which of theirs.

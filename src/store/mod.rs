@@ -157,6 +157,11 @@ pub trait AdjustableBuckets: RateBuckets {
     /// Sets what a key of the policy at this place has of its own in place of it; `None` makes it
     /// one of all again.
     fn set_own(&self, policy: usize, key: &Key, own: Option<&Policy>);
+
+    /// What these buckets are called in the store where other processes find them. Default: none do.
+    fn place(&self) -> Option<&str> {
+        None
+    }
 }
 
 /// An answer that is here, or one that comes later.

@@ -156,6 +156,31 @@ fn the_policy_of_all_changes_and_keeps_what_is_spent() {
     }
 }
 
+/// What was spent before a change is carried over once, however early the new bucket is full and its
+/// room somebody else's.
+#[test]
+fn what_was_carried_over_is_not_carried_over_again() {
+    let bench = Bench::new(Quota::new(1, 4 * SECOND).burst(4));
+    let keys: Vec<_> = (0..64).map(|n| Key::id("org", &n.to_string())).collect();
+    for key in &keys {
+        assert!(bench.limiter.check_n(key, 3).is_admitted());
+    }
+    bench
+        .limiter
+        .set_policy(Quota::per_second(1).burst(1))
+        .unwrap();
+    for key in &keys {
+        assert!(!bench.limiter.check(key).is_admitted());
+    }
+    // Before the change it would have taken twelve seconds.
+    bench.clock.advance(3 * SECOND);
+    for (n, key) in keys.iter().enumerate() {
+        bench.set(&format!("org:{n}"), "1/s burst 2");
+        bench.delete(&format!("org:{n}"));
+        assert!(bench.limiter.check(key).is_admitted(), "{n}");
+    }
+}
+
 #[test]
 fn a_policy_keeps_its_shape() {
     let policy = Policy::new("burst", Quota::per_second(1)).and("daily", Quota::per_day(10));

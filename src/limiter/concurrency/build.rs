@@ -41,6 +41,8 @@ impl ConcurrencyLimiter {
                 counter: limit.counter.clone(),
                 per_key: limit.per_key.clone(),
                 limits: limits.clone(),
+                #[cfg(feature = "redis")]
+                leases: limit.leases.clone(),
             });
             limits.attach(&limited);
             limit.limited = Some(limited);
@@ -52,7 +54,7 @@ impl ConcurrencyLimiter {
     pub(crate) fn stored(mut self, store: &dyn LeaseStore) -> Self {
         let limit = Arc::make_mut(&mut self.0);
         limit.leases = Some(store.open_leases(&limit.name));
-        self
+        self.settled()
     }
 
     pub(crate) fn retry_after(mut self, wait: Option<Duration>) -> Self {

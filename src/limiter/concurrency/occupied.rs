@@ -8,6 +8,10 @@ use crate::limit::Limit;
 use crate::limiter::per_key::PerKey;
 use crate::limiter::slots::UNLIMITED;
 use crate::limits::{BoxFuture, LimitUsage, Limited, Limits};
+#[cfg(feature = "redis")]
+use crate::limits::{Description, Slots};
+#[cfg(feature = "redis")]
+use crate::store::LeaseSlots;
 
 /// A limiter as [`Limits`] see it.
 pub(super) struct Occupied {
@@ -15,6 +19,9 @@ pub(super) struct Occupied {
     pub(super) counter: Arc<Counter>,
     pub(super) per_key: Option<Arc<PerKey>>,
     pub(super) limits: Limits,
+    /// Where it counts as well, if replicas share it.
+    #[cfg(feature = "redis")]
+    pub(super) leases: Option<Arc<dyn LeaseSlots>>,
 }
 
 impl Occupied {
@@ -50,5 +57,18 @@ impl Limited for Occupied {
 
     fn names(&self) -> Vec<Arc<str>> {
         vec![self.name.clone()]
+    }
+
+    #[cfg(feature = "redis")]
+    fn description(&self) -> Option<Description> {
+        let limiting = |limit: u64| Some(limit).filter(|limit| *limit != UNLIMITED);
+        let per_key = self.per_key.as_ref();
+        Some(Description::Concurrency(Slots {
+            name: self.name.to_string(),
+            place: self.leases.as_ref()?.place()?.to_owned(),
+            total: limiting(self.counter.0.limit()),
+            by_key: per_key.is_some(),
+            per_key: per_key.and_then(|per_key| limiting(per_key.limit())),
+        }))
     }
 }

@@ -13,6 +13,7 @@ use super::generation::{Before, Current, Generation, MOST_GENERATIONS, full_afte
 use super::governed::Mode;
 use super::own::{Own, Used};
 use super::rate::RateMeter;
+use super::sliding::Window;
 use crate::decision::{Decision, Usage};
 use crate::key::{Key, KeyMap};
 use crate::policy::Policy;
@@ -196,11 +197,14 @@ impl<C: Clock> Adjustable<C> {
                 (Meter::Rate(from), Meter::Rate(to)) if !to.knows(key) => {
                     if let Some(debt) = from.debt(key) {
                         to.owe(key, debt);
+                        // Once: its bucket may be forgotten when it is full, long before this one.
+                        from.set_debt(key, None);
                     }
                 }
                 (Meter::Sliding(from), Meter::Sliding(to)) => {
                     if let Some((length, counted)) = from.counted(*key) {
                         to.put(*key, length, &counted, true);
+                        from.put(*key, length, &Window::default(), false);
                     }
                 }
                 _ => {}
@@ -313,9 +317,11 @@ where
             return;
         };
         let now = self.now.load_full();
-        self.carry(&now, policy, key);
-        let time = self.time.now();
         let before = by_key.find(key, Arc::clone);
+        if before.is_none() {
+            self.carry(&now, policy, key);
+        }
+        let time = self.time.now();
         let Some(own) = own else {
             if let Some(before) = before {
                 for (quota, meter) in before.quotas().iter().zip(now.buckets.of_policy(policy)) {

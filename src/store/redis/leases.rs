@@ -154,6 +154,10 @@ impl LeaseSlots for RedisLeases {
             async move { slots.release_named(name, holder).await },
         ))
     }
+
+    fn place(&self) -> Option<&str> {
+        Some(&self.0.names.total)
+    }
 }
 
 impl Drop for RedisLeases {

@@ -13,6 +13,9 @@ use super::{Inner, RedisStore};
 pub(crate) struct LimitTable {
     store: Arc<Inner>,
     keys: [String; 3],
+    pub(super) limiters: [String; 1],
+    pub(super) publish: Script,
+    pub(super) published: Script,
     set: Script,
     changes: Script,
     page: Script,
@@ -51,7 +54,10 @@ impl RedisStore {
         let store = self.inner().clone();
         LimitTable {
             keys: store.names.limits(),
+            limiters: [store.names.limiters()],
             store,
+            publish: Script::new(include_str!("limiters_publish.lua")),
+            published: Script::new(include_str!("limiters_published.lua")),
             set: Script::new(include_str!("limits_set.lua")),
             changes: Script::new(include_str!("limits_changes.lua")),
             page: Script::new(include_str!("limits_page.lua")),
@@ -75,7 +81,7 @@ impl LimitTable {
             JOURNAL.to_string(),
             new_epoch(),
         ][..];
-        let answer: Vec<redis::Value> = self.call(&self.set, arguments).await?;
+        let answer: Vec<redis::Value> = self.call(&self.set, &self.keys, arguments).await?;
         let [epoch, version, before] = &answer[..] else {
             return Ok(None);
         };
@@ -89,7 +95,7 @@ impl LimitTable {
     pub(crate) async fn changes(&self, epoch: &str, since: u64) -> Result<Changes, StoreError> {
         let arguments = &[epoch.to_owned(), since.to_string(), PAGE.to_string()][..];
         let (epoch, version, all, changes): (String, u64, u8, Vec<(String, u64, String)>) =
-            self.call(&self.changes, arguments).await?;
+            self.call(&self.changes, &self.keys, arguments).await?;
         let changes = changes.into_iter();
         let changes = changes.map(|(name, version, limit)| {
             let limit = Some(limit).filter(|limit| !limit.is_empty());
@@ -108,13 +114,14 @@ impl LimitTable {
         cursor: u64,
     ) -> Result<(u64, Vec<(String, String)>), StoreError> {
         let arguments = &[cursor.to_string(), PAGE.to_string()][..];
-        self.call(&self.page, arguments).await
+        self.call(&self.page, &self.keys, arguments).await
     }
 
     /// Has all replicas read everything anew.
     pub(crate) async fn renew(&self) -> Result<(), StoreError> {
         let arguments = &[new_epoch()][..];
-        self.call::<u8>(&self.epoch, arguments).await.map(drop)
+        let renewed = self.call::<u8>(&self.epoch, &self.keys, arguments).await;
+        renewed.map(drop)
     }
 
     /// A page that is full is followed by another.
@@ -122,16 +129,15 @@ impl LimitTable {
         changes.len() >= PAGE
     }
 
-    async fn call<T: redis::FromRedisValue>(
+    pub(super) async fn call<T: redis::FromRedisValue>(
         &self,
         script: &Script,
+        keys: &[String],
         arguments: &[String],
     ) -> Result<T, StoreError> {
         let deadline = Instant::now() + WITHIN;
         let client = &self.store.client;
-        client
-            .run_apart(script, &self.keys, arguments, deadline)
-            .await
+        client.run_apart(script, keys, arguments, deadline).await
     }
 }
 

@@ -9,6 +9,7 @@ mod denied;
 mod failure;
 mod keeper;
 mod leases;
+mod limiters;
 mod limits;
 mod named;
 mod names;

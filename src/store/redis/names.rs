@@ -30,6 +30,8 @@ pub(super) struct Names {
 pub(super) struct Name {
     names: Names,
     name: String,
+    /// Whether it is taken here, and not another process's.
+    is_claimed: bool,
     /// What the keys begin with, for each policy: two that are charged to the same key are apart.
     begins: Vec<String>,
 }
@@ -64,14 +66,28 @@ impl Names {
             n += 1;
             name = format!("{first}*{n}");
         }
-        let begins = (1..=policies.len()).map(|policy| match policy {
+        drop(taken);
+        let mut name = self.named(&name, policies.len());
+        name.is_claimed = true;
+        name
+    }
+
+    /// The limiter that has this place, if it is one of this prefix, where a process has claimed it.
+    pub(super) fn at(&self, place: &str, policies: usize) -> Option<Name> {
+        let begin = format!("{}:rate:", self.prefix);
+        Some(self.named(place.strip_prefix(&begin)?, policies))
+    }
+
+    fn named(&self, name: &str, policies: usize) -> Name {
+        let begins = (1..=policies).map(|policy| match policy {
             1 => format!("{}:rate:{name}:", self.prefix),
             n => format!("{}:rate:{name}/{n}:", self.prefix),
         });
         Name {
             begins: begins.collect(),
             names: self.clone(),
-            name,
+            name: name.to_owned(),
+            is_claimed: false,
         }
     }
 }
@@ -103,6 +119,11 @@ impl Names {
         let begin = format!("{{{}:limits}}:", self.prefix);
         ["of", "changes", "state"].map(|name| format!("{begin}{name}"))
     }
+
+    /// Which limiters there are, next to their limits.
+    pub(super) fn limiters(&self) -> String {
+        format!("{{{}:limits}}:limiters", self.prefix)
+    }
 }
 
 impl LeaseNames {
@@ -132,6 +153,11 @@ impl LeaseNames {
 }
 
 impl Name {
+    /// What they all begin with.
+    pub(super) fn place(&self) -> Option<&str> {
+        self.begins.first()?.strip_suffix(':')
+    }
+
     /// The Redis key that holds a key's buckets of the policy at this place.
     pub(super) fn key(&self, policy: usize, key: &Key) -> String {
         text(&self.begins[policy], key)
@@ -153,7 +179,9 @@ fn text(begin: &str, key: &Key) -> String {
 
 impl Drop for Name {
     fn drop(&mut self) {
-        lock(&self.names.taken).remove(&self.name);
+        if self.is_claimed {
+            lock(&self.names.taken).remove(&self.name);
+        }
     }
 }
 
@@ -181,6 +209,14 @@ mod tests {
         );
         let window = names.claim(&[Policy::new("per day", Quota::per_day(1).sliding())]);
         assert_eq!(window.key(0, &address), "app:rate:per%20day~:ip:192.0.2.1");
+        // As others see it, which is no claim.
+        let two_there = names.at("app:rate:per%20day*2", 1).unwrap();
+        assert_eq!(two_there.key(0, &address), two.key(0, &address));
+        assert_eq!(two.place(), two_there.place());
+        drop(two_there);
+        let three = names.claim(&policy);
+        assert_eq!(three.place(), Some("app:rate:per%20day*3"));
+        assert!(names.at("other:rate:per%20day", 1).is_none());
         drop(one);
         let again = names.claim(&policy);
         assert_eq!(again.key(0, &address), "app:rate:per%20day:ip:192.0.2.1");

@@ -46,6 +46,12 @@ pub(super) fn script() -> Script {
 
 impl RedisBuckets {
     pub(super) fn new(store: Arc<Inner>, policies: &[Policy]) -> Self {
+        let name = store.names.claim(policies);
+        Self::called(name, store, policies)
+    }
+
+    /// Those that are called so already.
+    pub(super) fn called(name: Name, store: Arc<Inner>, policies: &[Policy]) -> Self {
         let share = match store.options.on_failure {
             FailureMode::LocalShare { replicas } => {
                 let policies: Vec<_> = policies.iter().map(|p| p.share(replicas)).collect();
@@ -55,7 +61,7 @@ impl RedisBuckets {
             FailureMode::Open | FailureMode::Closed => None,
         };
         Self(Arc::new(Buckets {
-            name: store.names.claim(policies),
+            name,
             all: ArcSwap::from_pointee(Charged::new(policies.to_vec(), false)),
             own: policies.iter().map(|_| KeyMap::default()).collect(),
             denials: Denials::new(),
@@ -142,6 +148,10 @@ impl AdjustableBuckets for RedisBuckets {
             buckets.set_own(policy, key, own.as_ref());
         }
         this.denials.forget_all();
+    }
+
+    fn place(&self) -> Option<&str> {
+        self.0.name.place()
     }
 }
 

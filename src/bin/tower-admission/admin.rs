@@ -1,0 +1,152 @@
+//! Limits where a service has them, through its admin endpoints.
+
+use hyper::{Method, StatusCode};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use tower_admission::KeyName;
+
+use crate::failure::Failure;
+use crate::http::{Answer, Client};
+use crate::server::{Changed, Entry};
+use crate::usage::Report;
+
+pub(crate) struct Admin(Client);
+
+/// Limits in one answer.
+const PAGE: usize = 1000;
+
+#[derive(Deserialize)]
+struct Page {
+    limits: Vec<Own>,
+    next: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Own {
+    key: String,
+    limit: String,
+}
+
+#[derive(Deserialize)]
+struct Set {
+    limit: String,
+    before: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Deleted {
+    before: String,
+}
+
+impl Admin {
+    pub(crate) fn new(url: &str, token: Option<&str>) -> Result<Self, Failure> {
+        Ok(Self(Client::new(url, token)?))
+    }
+
+    pub(crate) async fn set(&self, key: &KeyName, limit: &str) -> Result<Changed, Failure> {
+        let body = json!({ "limit": limit });
+        let path = of_key("limits", key);
+        let answer = self.0.send(Method::PUT, &path, Some(&body));
+        let set: Set = read(answer.await?)?;
+        Ok(Changed {
+            limit: set.limit,
+            before: set.before,
+        })
+    }
+
+    pub(crate) async fn get(&self, key: &KeyName) -> Result<Option<String>, Failure> {
+        let path = of_key("limits", key);
+        let answer = self.0.send(Method::GET, &path, None);
+        let own: Option<Own> = found(answer.await?)?;
+        Ok(own.map(|own| own.limit))
+    }
+
+    pub(crate) async fn list(&self) -> Result<Vec<Entry>, Failure> {
+        let mut entries = Vec::new();
+        let mut after = String::new();
+        loop {
+            let from = utf8_percent_encode(&after, NON_ALPHANUMERIC);
+            let path = match &*after {
+                "" => format!("/limits?count={PAGE}"),
+                _ => format!("/limits?after={from}&count={PAGE}"),
+            };
+            let page: Page = read(self.0.send(Method::GET, &path, None).await?)?;
+            entries.extend(page.limits.into_iter().map(|own| Entry {
+                key: own.key,
+                limit: own.limit,
+            }));
+            match page.next {
+                // Or it would go on for ever.
+                Some(next) if next != after => after = next,
+                Some(_) => return Err(no_api()),
+                None => return Ok(entries),
+            }
+        }
+    }
+
+    pub(crate) async fn delete(&self, key: &KeyName) -> Result<Option<String>, Failure> {
+        let path = of_key("limits", key);
+        let answer = self.0.send(Method::DELETE, &path, None);
+        let deleted: Option<Deleted> = found(answer.await?)?;
+        Ok(deleted.map(|deleted| deleted.before))
+    }
+
+    pub(crate) async fn usage(&self, key: Option<&KeyName>) -> Result<Report, Failure> {
+        let path = match key {
+            Some(key) => of_key("usage", key),
+            None => "/usage".to_owned(),
+        };
+        read(self.0.send(Method::GET, &path, None).await?)
+    }
+
+    pub(crate) async fn clear_caches(&self) -> Result<(), Failure> {
+        let answer = self.0.send(Method::POST, "/cache/clear", None).await?;
+        succeeded(&answer)
+    }
+}
+
+fn of_key(what: &str, key: &KeyName) -> String {
+    let key = utf8_percent_encode(key.as_str(), NON_ALPHANUMERIC);
+    format!("/{what}/{key}")
+}
+
+/// `None` for what is not there.
+fn found<T: DeserializeOwned>(answer: Answer) -> Result<Option<T>, Failure> {
+    // A 404 of something else that is there says nothing about the key.
+    if answer.status == StatusCode::NOT_FOUND && answer.is_problem {
+        return Ok(None);
+    }
+    read(answer).map(Some)
+}
+
+fn read<T: DeserializeOwned>(answer: Answer) -> Result<T, Failure> {
+    succeeded(&answer)?;
+    serde_json::from_value(answer.body).map_err(|_| no_api())
+}
+
+fn succeeded(answer: &Answer) -> Result<(), Failure> {
+    let status = answer.status;
+    let detail = answer.body["detail"].as_str();
+    if status.is_success() {
+        return Ok(());
+    }
+    if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+        let refused = "the admin endpoints refuse the token: check --token or ADMISSION_TOKEN";
+        return Err(Failure::refused(refused));
+    }
+    let said = detail.map_or_else(|| status.to_string(), str::to_owned);
+    if status.is_server_error() {
+        let failed = format!("the service cannot do it now: {said}: try again, or see its log");
+        return Err(Failure::unreachable(failed));
+    }
+    if status.is_client_error() && answer.is_problem {
+        return Err(Failure::refused(format!("the service refuses: {said}")));
+    }
+    Err(no_api())
+}
+
+fn no_api() -> Failure {
+    Failure::unreachable("what answers there are no admin endpoints: check the path of --admin")
+}

@@ -1,0 +1,47 @@
+//! Why a command was not done, and its exit code.
+
+use std::process::ExitCode;
+
+/// One line, in lower case, that says what and what to do.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    code: u8,
+    message: String,
+}
+
+impl Failure {
+    /// The key has nothing of its own.
+    pub(crate) fn missing(message: impl Into<String>) -> Self {
+        Self::new(1, message)
+    }
+
+    /// The command line is wrong, with the code that clap has for it.
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self::new(2, message)
+    }
+
+    /// The server says no.
+    pub(crate) fn refused(message: impl Into<String>) -> Self {
+        Self::new(3, message)
+    }
+
+    /// The server says nothing, or nothing of use.
+    pub(crate) fn unreachable(message: impl Into<String>) -> Self {
+        Self::new(4, message)
+    }
+
+    fn new(code: u8, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+        }
+    }
+
+    pub(crate) fn code(&self) -> ExitCode {
+        self.code.into()
+    }
+
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+}

@@ -1,0 +1,117 @@
+//! As much of an HTTP client as the admin endpoints need.
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1;
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
+use hyper::{Method, Request, StatusCode, Uri};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::TcpStream;
+
+use crate::failure::Failure;
+
+/// The most of an answer that is read.
+const LONGEST_ANSWER: usize = 16 << 20;
+
+/// Makes a connection for each request: a command makes few.
+pub(crate) struct Client {
+    authority: String,
+    host: String,
+    port: u16,
+    /// What paths begin with, without a slash at its end.
+    base: String,
+    authorization: Option<HeaderValue>,
+}
+
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    /// Whether it is a problem (RFC 9457), and no answer of whatever else is there.
+    pub(crate) is_problem: bool,
+    /// `Null` for what is no JSON.
+    pub(crate) body: Value,
+}
+
+impl Client {
+    pub(crate) fn new(url: &str, token: Option<&str>) -> Result<Self, Failure> {
+        let wrong = || Failure::usage("--admin cannot be used: write it as http://host:port/path");
+        let uri: Uri = url.parse().map_err(|_| wrong())?;
+        let authority = uri.authority().ok_or_else(wrong)?;
+        match uri.scheme_str() {
+            Some("http") => {}
+            Some("https") => {
+                return Err(Failure::usage(
+                    "--admin takes no https: give the service's own address, or a proxy's on this machine",
+                ));
+            }
+            _ => return Err(wrong()),
+        }
+        if authority.as_str().contains('@') || uri.query().is_some() {
+            return Err(wrong());
+        }
+        let token = token.map(str::trim).filter(|token| !token.is_empty());
+        let authorization = token.map(|token| {
+            let mut value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| {
+                Failure::usage("the token is none: it has control characters in it")
+            })?;
+            value.set_sensitive(true);
+            Ok(value)
+        });
+        Ok(Self {
+            // As an address, IPv6 has no brackets.
+            host: authority.host().trim_matches(['[', ']']).to_owned(),
+            port: authority.port_u16().unwrap_or(80),
+            authority: authority.to_string(),
+            base: uri.path().trim_end_matches('/').to_owned(),
+            authorization: authorization.transpose()?,
+        })
+    }
+
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Answer, Failure> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.base))
+            .header(HOST, &self.authority);
+        if let Some(authorization) = &self.authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        if body.is_some() {
+            request = request.header(CONTENT_TYPE, "application/json");
+        }
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let request = request.body(Full::new(Bytes::from(body))).map_err(|_| {
+            Failure::usage("--admin cannot be used: write it as http://host:port/path")
+        })?;
+        self.exchange(request).await.map_err(|_| {
+            Failure::unreachable(
+                "the admin endpoints cannot be reached: check --admin, and that it runs",
+            )
+        })
+    }
+
+    async fn exchange(
+        &self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
+        let stream = TcpStream::connect((&*self.host, self.port)).await?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        // Ends with the sender, or with the runtime.
+        tokio::spawn(connection);
+        let answer = sender.send_request(request).await?;
+        let (head, body) = answer.into_parts();
+        let body = Limited::new(body, LONGEST_ANSWER).collect().await?;
+        let content_type = head.headers.get(CONTENT_TYPE);
+        let is_problem = content_type
+            .is_some_and(|value| value.as_bytes().starts_with(b"application/problem+json"));
+        Ok(Answer {
+            status: head.status,
+            is_problem,
+            body: serde_json::from_slice(&body.to_bytes()).unwrap_or(Value::Null),
+        })
+    }
+}

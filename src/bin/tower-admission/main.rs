@@ -1,0 +1,82 @@
+//! Changes limits and shows what is used, in Redis or through a service's admin endpoints.
+
+mod admin;
+mod args;
+mod commands;
+mod failure;
+mod http;
+mod keys;
+mod output;
+mod redis;
+mod server;
+mod usage;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches};
+
+use self::args::{Cli, Command};
+use self::failure::Failure;
+use self::keys::Keys;
+use self::output::Output;
+use self::server::Server;
+
+fn main() -> ExitCode {
+    let parsed = Cli::command().try_get_matches();
+    let parsed = parsed.and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
+    let (cli, matches) = match parsed {
+        Ok(parsed) => parsed,
+        Err(error) => return not_parsed(&error),
+    };
+    let output = Output::new(cli.json);
+    let done = match &cli.command {
+        Command::Completions { shell } => {
+            output.completions(*shell);
+            Ok(())
+        }
+        command => at_server(&cli, &matches, command, &output),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            output.failure(&failure);
+            failure.code()
+        }
+    }
+}
+
+/// Help, or what is wrong with the command line.
+fn not_parsed(error: &clap::Error) -> ExitCode {
+    let is_json = std::env::args_os().any(|argument| argument == "--json");
+    if !is_json || !error.use_stderr() {
+        error.exit();
+    }
+    // The first paragraph, which names what is wrong; the others are for people.
+    let text = error.to_string();
+    let lines = text.lines().map(str::trim);
+    let message: Vec<_> = lines.take_while(|line| !line.is_empty()).collect();
+    let message = message.join(" ");
+    let failure = Failure::usage(message.strip_prefix("error: ").unwrap_or(&message));
+    Output::new(true).failure(&failure);
+    failure.code()
+}
+
+/// Does what needs a server.
+fn at_server(
+    cli: &Cli,
+    matches: &clap::ArgMatches,
+    command: &Command,
+    output: &Output,
+) -> Result<(), Failure> {
+    let place = cli.server.place(matches)?;
+    // Before any key is made.
+    let keys = Keys::new(cli.server.secret.as_deref())?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::unreachable(format!("no network: {error}")))?;
+    runtime.block_on(async {
+        let server = Server::open(&place, &cli.server, &keys).await?;
+        commands::run(command, &server, &keys, output).await
+    })
+}

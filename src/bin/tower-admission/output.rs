@@ -1,0 +1,135 @@
+//! What is printed: text for people, JSON for programs.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+use anstyle::{AnsiColor, Style};
+use clap::CommandFactory;
+use clap_complete::Shell;
+use serde_json::{Value, json};
+
+use crate::args::Cli;
+use crate::failure::Failure;
+use crate::usage::{Level, Usage};
+
+pub(crate) struct Output {
+    is_json: bool,
+}
+
+impl Output {
+    pub(crate) fn new(is_json: bool) -> Self {
+        Self { is_json }
+    }
+
+    /// What was done, as text or as JSON.
+    pub(crate) fn done(&self, text: &str, json: Value) {
+        // Who has stopped reading has seen enough.
+        let _ = if self.is_json {
+            writeln!(anstream::stdout(), "{json}")
+        } else {
+            writeln!(anstream::stdout(), "{}", text.trim_end())
+        };
+    }
+
+    pub(crate) fn failure(&self, failure: &Failure) {
+        let message = clean(failure.message());
+        let _ = if self.is_json {
+            writeln!(anstream::stderr(), "{}", json!({ "error": message }))
+        } else {
+            let style = AnsiColor::Red.on_default().bold();
+            writeln!(anstream::stderr(), "{style}error{style:#}: {message}")
+        };
+    }
+
+    /// For people; programs have it in what was done.
+    pub(crate) fn warning(&self, message: &str) {
+        if !self.is_json {
+            let style = AnsiColor::Yellow.on_default().bold();
+            let message = clean(message);
+            let _ = writeln!(anstream::stderr(), "{style}warning{style:#}: {message}");
+        }
+    }
+
+    /// Asks on the terminal, whatever else is printed.
+    pub(crate) fn ask(&self, question: &str) -> bool {
+        let mut stderr = anstream::stderr();
+        let _ = write!(stderr, "{} [y/N] ", clean(question));
+        let _ = stderr.flush();
+        let mut answer = String::new();
+        let read = std::io::stdin().read_line(&mut answer);
+        read.is_ok() && matches!(answer.trim(), "y" | "Y" | "yes")
+    }
+
+    pub(crate) fn completions(&self, shell: Shell) {
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Cli::command(), "tower-admission", &mut script);
+        let _ = std::io::stdout().write_all(&script);
+    }
+}
+
+/// A line of what others have written: without what would steer a terminal.
+pub(crate) fn clean(text: &str) -> String {
+    let clean = |c: char| if c.is_control() { ' ' } else { c };
+    text.chars().map(clean).collect()
+}
+
+/// Columns, the last ones coloured by how far each row is used up.
+pub(crate) fn table(usages: &[Usage]) -> String {
+    let number = |number: Option<String>| number.unwrap_or_else(|| "-".to_owned());
+    let heads = ["NAME", "SORT", "USED", "LIMIT", "PERCENT"].map(str::to_owned);
+    let rows: Vec<_> = usages
+        .iter()
+        .map(|usage| {
+            let percent = usage.percent().map(|percent| format!("{percent}%"));
+            [
+                if usage.name.is_empty() {
+                    "-".to_owned()
+                } else {
+                    clean(&usage.name)
+                },
+                clean(&usage.sort),
+                usage.used.to_string(),
+                number(usage.limit.map(|limit| limit.to_string())),
+                number(percent),
+            ]
+        })
+        .collect();
+    let mut widths = heads.each_ref().map(|head| head.len());
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    line(&mut text, &heads, widths, Style::new());
+    text.push('\n');
+    for (row, usage) in rows.iter().zip(usages) {
+        line(&mut text, row, widths, style(usage.level()));
+        if usage.level() == Level::Full {
+            text.push_str("  at the limit");
+        }
+        if usage.is_own == Some(true) {
+            text.push_str("  its own");
+        }
+        text.push('\n');
+    }
+    text
+}
+
+fn line(text: &mut String, cells: &[String; 5], widths: [usize; 5], style: Style) {
+    let [name, sort, used, limit, percent] = cells;
+    let [w0, w1, w2, w3, w4] = widths;
+    // Writing to a string does not fail.
+    let _ = write!(
+        text,
+        "{name:w0$}  {sort:w1$}  {style}{used:>w2$}  {limit:>w3$}  {percent:>w4$}{style:#}"
+    );
+}
+
+pub(crate) fn style(level: Level) -> Style {
+    match level {
+        Level::Low => Style::new(),
+        Level::High => AnsiColor::Yellow.on_default(),
+        Level::Highest | Level::Full => AnsiColor::Red.on_default(),
+    }
+}

@@ -1,0 +1,165 @@
+//! Limits where Redis has them.
+
+use std::time::Duration;
+
+use tokio::sync::OnceCell;
+use tower_admission::store::redis::{FailureKind, StoreError};
+use tower_admission::store::{FailureMode, RedisStore};
+use tower_admission::{
+    KeyName, Limit, LimitError, LimitUsage, Limits, LimitsError, QuotaError, Secret, SharedLimiters,
+};
+
+use crate::failure::Failure;
+use crate::server::{Changed, Entry};
+use crate::usage::{Report, Usage};
+
+pub(crate) struct Redis {
+    store: RedisStore,
+    limits: Limits,
+    /// Read once, for a command that asks about many keys.
+    limiters: OnceCell<SharedLimiters>,
+}
+
+impl Redis {
+    pub(crate) async fn open(
+        url: &str,
+        prefix: &str,
+        secret: Option<Secret>,
+        wait: Duration,
+    ) -> Result<Self, Failure> {
+        let mut store = RedisStore::connect(url)
+            .map_err(|_| {
+                Failure::usage(
+                    "--redis cannot be used: write it as redis://[user:password@]host[:port][/db]; \
+                     rediss:// needs a build with the feature redis-tls",
+                )
+            })?
+            .prefix(prefix)
+            .deadline(wait)
+            // What cannot be asked is not to look as if nothing was used.
+            .on_failure(FailureMode::Closed);
+        if let Some(secret) = secret {
+            store = store.secret(secret);
+        }
+        store.ping().await.map_err(|error| failed(&error))?;
+        Ok(Self {
+            limits: Limits::in_store(&store),
+            store,
+            limiters: OnceCell::new(),
+        })
+    }
+
+    pub(crate) async fn set(&self, key: &KeyName, limit: &str) -> Result<Changed, Failure> {
+        let limit: Limit = limit.parse().map_err(|error| {
+            Failure::refused(match error {
+                // Of what is written as a quota it says more.
+                LimitError::Quota(quota) if quota != QuotaError::Syntax => {
+                    format!("no limit: {quota}")
+                }
+                error => format!("no limit: {error}"),
+            })
+        })?;
+        let before = self.limits.set(key, limit.clone()).await;
+        Ok(Changed {
+            limit: limit.to_string(),
+            before: before.map_err(not_changed)?.map(|limit| limit.to_string()),
+        })
+    }
+
+    pub(crate) async fn get(&self, key: &KeyName) -> Result<Option<String>, Failure> {
+        self.limits.refresh().await.map_err(not_changed)?;
+        Ok(self.limits.get(key).map(|limit| limit.to_string()))
+    }
+
+    pub(crate) async fn list(&self) -> Result<Vec<Entry>, Failure> {
+        self.limits.refresh().await.map_err(not_changed)?;
+        let entries = self.limits.list().into_iter().map(|(key, limit)| Entry {
+            key: key.to_string(),
+            limit: limit.to_string(),
+        });
+        Ok(entries.collect())
+    }
+
+    pub(crate) async fn delete(&self, key: &KeyName) -> Result<Option<String>, Failure> {
+        let before = self.limits.delete(key).await.map_err(not_changed)?;
+        Ok(before.map(|limit| limit.to_string()))
+    }
+
+    pub(crate) async fn usage(&self, key: Option<&KeyName>) -> Result<Report, Failure> {
+        let limiters = self.limiters.get_or_try_init(async || {
+            self.limits.refresh().await?;
+            SharedLimiters::read(&self.limits, &self.store).await
+        });
+        let limiters = limiters.await.map_err(not_changed)?;
+        let found = match key {
+            Some(key) => limiters.usage(key).await,
+            None => limiters.totals().await,
+        };
+        let usage = found.map_err(not_changed)?;
+        let usage = usage.into_iter().map(|usage| Usage {
+            is_own: key.map(|_| usage.is_own),
+            default: limiters.default_limit(&usage),
+            ..shown(usage)
+        });
+        Ok(Report {
+            limit: key.and_then(|key| self.limits.get(key).map(|limit| limit.to_string())),
+            usage: usage.collect(),
+        })
+    }
+
+    pub(crate) async fn clear_caches(&self) -> Result<(), Failure> {
+        self.limits.clear_caches().await.map_err(not_changed)
+    }
+}
+
+fn shown(usage: LimitUsage) -> Usage {
+    Usage {
+        name: usage.name.to_string(),
+        sort: usage.sort.to_owned(),
+        used: usage.used,
+        limit: usage.limit,
+        is_own: None,
+        default: None,
+    }
+}
+
+fn not_changed(error: LimitsError) -> Failure {
+    match error {
+        LimitsError::Unavailable(error) => failed(&error),
+        error => Failure::refused(format!("{error}: delete some first")),
+    }
+}
+
+/// Never the URL, which may have a password in it.
+fn failed(error: &StoreError) -> Failure {
+    match error.kind() {
+        FailureKind::Configuration => {
+            Failure::usage("--redis cannot be used: write it as redis://host:port")
+        }
+        FailureKind::Denied => Failure::refused(
+            "redis refuses the credentials, or this user the commands: check --redis and the ACL",
+        ),
+        FailureKind::ReadOnly => {
+            Failure::refused("this redis is a replica: give the primary by --redis")
+        }
+        FailureKind::OutOfMemory => {
+            Failure::refused("redis has no memory left: raise maxmemory, or free some")
+        }
+        FailureKind::WrongData => {
+            Failure::refused("redis has something else under these names: check --prefix")
+        }
+        FailureKind::TooOld => Failure::refused("this redis is too old: it takes 6.2 or later"),
+        FailureKind::Busy => {
+            Failure::unreachable("redis is busy (it loads its data, or a script): try again")
+        }
+        FailureKind::Timeout => Failure::unreachable(
+            "redis does not answer in time: check --redis, and that it is not overloaded",
+        ),
+        FailureKind::Disconnected | FailureKind::Overloaded => {
+            Failure::unreachable("redis cannot be reached: check --redis, and that it runs")
+        }
+        _ => Failure::refused(
+            "redis refuses, or its data cannot be read: check --prefix and its log",
+        ),
+    }
+}

@@ -1,0 +1,108 @@
+//! How far a limit is used up, as it is shown.
+
+use serde::{Deserialize, Serialize};
+
+/// One limit, in the form that the admin endpoints have.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Usage {
+    pub(crate) name: String,
+    pub(crate) sort: String,
+    pub(crate) used: u64,
+    #[serde(default)]
+    pub(crate) limit: Option<u64>,
+    /// Not of totals, which are nobody's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) is_own: Option<bool>,
+    /// What it is for keys that have no limit of their own, where that is known.
+    #[serde(skip)]
+    pub(crate) default: Option<u64>,
+}
+
+/// Of a key, or of all.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Report {
+    /// What the key has of its own.
+    #[serde(default)]
+    pub(crate) limit: Option<String>,
+    pub(crate) usage: Vec<Usage>,
+}
+
+/// How near it is to being refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Level {
+    Low,
+    /// From 70 percent.
+    High,
+    /// From 90 percent.
+    Highest,
+    /// At the limit, where the next is refused.
+    Full,
+}
+
+impl Usage {
+    pub(crate) fn level(&self) -> Level {
+        let Some(limit) = self.limit else {
+            return Level::Low;
+        };
+        let (used, limit) = (u128::from(self.used), u128::from(limit));
+        if used >= limit {
+            Level::Full
+        } else if used * 10 >= limit * 9 {
+            Level::Highest
+        } else if used * 10 >= limit * 7 {
+            Level::High
+        } else {
+            Level::Low
+        }
+    }
+
+    /// Rounded down, so that 100 is at the limit and nothing below it is; `None` where there is none.
+    pub(crate) fn percent(&self) -> Option<u128> {
+        let limit = u128::from(self.limit?);
+        let percent = (u128::from(self.used) * 100).checked_div(limit);
+        Some(percent.unwrap_or(100))
+    }
+
+    /// Whether it would be refused with what everybody has.
+    pub(crate) fn is_above_default(&self) -> bool {
+        self.is_own == Some(true) && self.default.is_some_and(|default| self.used >= default)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn usage(used: u64, limit: Option<u64>) -> Usage {
+        Usage {
+            name: String::new(),
+            sort: String::new(),
+            used,
+            limit,
+            is_own: None,
+            default: None,
+        }
+    }
+
+    #[test]
+    fn levels_begin_where_they_say() {
+        for (used, limit, percent, level) in [
+            (0, 10, 0, Level::Low),
+            (699, 1000, 69, Level::Low),
+            (7, 10, 70, Level::High),
+            (899, 1000, 89, Level::High),
+            (9, 10, 90, Level::Highest),
+            (999, 1000, 99, Level::Highest),
+            (10, 10, 100, Level::Full),
+            (25, 10, 250, Level::Full),
+            (0, 0, 100, Level::Full),
+            (u64::MAX - 1, u64::MAX, 99, Level::Highest),
+        ] {
+            let usage = usage(used, Some(limit));
+            assert_eq!(usage.level(), level, "{used} of {limit}");
+            assert_eq!(usage.percent(), Some(percent), "{used} of {limit}");
+        }
+        assert_eq!(usage(5, None).level(), Level::Low);
+        assert_eq!(usage(5, None).percent(), None);
+    }
+}

@@ -1,0 +1,215 @@
+//! The limiters of other processes, as their store has them.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::adjusted::Adjusted;
+use super::rate::RateLimiter;
+use crate::key::{Key, KeyName};
+use crate::limits::{Description, LimitUsage, Limited, Limits, LimitsError, Rates, Slots};
+use crate::policy::{NamedQuota, Policy};
+use crate::store::{LeaseSlots, LeaseStore, MemoryStore, RedisStore, Reply};
+
+/// What services count in Redis, seen by a tool that is none of them: how far limits are used up.
+///
+/// Services write down which of their limiters count there, those that they gave
+/// [`Limits::in_store`] to: within a second, and for a day after they are gone.
+///
+/// ```no_run
+/// use tower_admission::store::RedisStore;
+/// use tower_admission::{Limits, Secret, SharedLimiters};
+///
+/// # async fn f() -> Result<(), Box<dyn std::error::Error>> {
+/// let store = RedisStore::connect("redis://127.0.0.1")?.secret(Secret::new([7; 16]));
+/// let limits = Limits::in_store(&store);
+/// limits.refresh().await?;
+/// let limiters = SharedLimiters::read(&limits, &store).await?;
+/// for usage in limiters.usage(&"org:acme".parse()?).await? {
+///     println!("{}: {} of {:?}", usage.name, usage.used, usage.limit);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Without the services' [`Secret`](crate::Secret) all but addresses and fingerprints are other keys,
+/// of which nothing is used.
+pub struct SharedLimiters {
+    limiters: Vec<Shared>,
+    limits: Limits,
+    store: RedisStore,
+}
+
+enum Shared {
+    Rate {
+        policies: Vec<Policy>,
+        adjusted: Arc<Adjusted>,
+    },
+    Slots {
+        sort: &'static str,
+        described: Slots,
+        slots: Arc<dyn LeaseSlots>,
+    },
+}
+
+impl SharedLimiters {
+    /// Reads which limiters there are. `limits` is what keys have of their own, as it is now.
+    ///
+    /// What cannot be read, as another version of this crate wrote it, is left out.
+    ///
+    /// # Errors
+    ///
+    /// [`LimitsError::Unavailable`].
+    pub async fn read(limits: &Limits, store: &RedisStore) -> Result<Self, LimitsError> {
+        let texts = store.limit_table().limiters().await;
+        let texts = texts.map_err(LimitsError::Unavailable)?;
+        // Of their own, so that they are not taken for limiters of this process.
+        let limits = limits.copied();
+        let described = texts.iter().filter_map(|text| Description::from_text(text));
+        let limiters = described.filter_map(|described| match described {
+            Description::Rate(rates) => Shared::rate(&rates, store, &limits),
+            Description::Concurrency(slots) => Shared::slots("concurrency", slots, store),
+            Description::Lease(slots) => Shared::slots("lease", slots, store),
+        });
+        Ok(Self {
+            limiters: limiters.collect(),
+            limits,
+            store: store.clone(),
+        })
+    }
+
+    /// How far each limit is used up by a key, as [`Limits::usage`] has it.
+    ///
+    /// # Errors
+    ///
+    /// [`LimitsError::Unavailable`].
+    pub async fn usage(&self, key: &KeyName) -> Result<Vec<LimitUsage>, LimitsError> {
+        let mut usages = Vec::new();
+        for limiter in &self.limiters {
+            match limiter.usage(key.key(), &self.limits).await {
+                Some(found) => usages.extend(found),
+                None => return Err(LimitsError::Unavailable(self.store.trouble().await)),
+            }
+        }
+        Ok(usages)
+    }
+
+    /// How far the limits are used up that are not of any one key.
+    ///
+    /// # Errors
+    ///
+    /// [`LimitsError::Unavailable`].
+    pub async fn totals(&self) -> Result<Vec<LimitUsage>, LimitsError> {
+        let mut usages = Vec::new();
+        for limiter in &self.limiters {
+            let Shared::Slots {
+                sort,
+                described,
+                slots,
+            } = limiter
+            else {
+                continue;
+            };
+            let Some(usage) = slots.usage(None).await else {
+                return Err(LimitsError::Unavailable(self.store.trouble().await));
+            };
+            usages.push(LimitUsage {
+                name: described.name.as_str().into(),
+                sort,
+                used: usage.total,
+                limit: described.total,
+                is_own: false,
+            });
+        }
+        Ok(usages)
+    }
+
+    /// What the limit of this usage is for keys that have none of their own.
+    #[must_use]
+    pub fn default_limit(&self, usage: &LimitUsage) -> Option<u64> {
+        let mut limiters = self.limiters.iter();
+        limiters.find_map(|limiter| limiter.default_limit(usage))
+    }
+}
+
+impl Shared {
+    fn rate(rates: &Rates, store: &RedisStore, limits: &Limits) -> Option<Self> {
+        let policies = rates.policies().filter(|policies| !policies.is_empty())?;
+        let buckets = store.open_at(&rates.place, &policies)?;
+        Some(Self::Rate {
+            adjusted: Adjusted::new(policies.clone(), buckets, limits),
+            policies,
+        })
+    }
+
+    fn slots(sort: &'static str, described: Slots, store: &RedisStore) -> Option<Self> {
+        let slots = store.open_leases(&described.name);
+        // Under another prefix they would be others.
+        let is_there = slots.place() == Some(&described.place);
+        is_there.then_some(Self::Slots {
+            sort,
+            described,
+            slots,
+        })
+    }
+
+    /// `None` when the store does not say.
+    async fn usage(&self, key: Key, limits: &Limits) -> Option<Vec<LimitUsage>> {
+        match self {
+            Self::Rate { adjusted, .. } => {
+                let usages = adjusted.usage(key).await;
+                // The first policy is always told of.
+                (!usages.is_empty()).then_some(usages)
+            }
+            Self::Slots {
+                sort,
+                described,
+                slots,
+            } => {
+                let own = limits.concurrency(&key, &described.name);
+                let limit = own.or(described.per_key);
+                if !described.by_key || limit.is_none() {
+                    return Some(Vec::new());
+                }
+                let usage = slots.usage(Some(&key)).await?;
+                Some(vec![LimitUsage {
+                    name: described.name.as_str().into(),
+                    sort,
+                    used: usage.key.unwrap_or(0),
+                    limit,
+                    is_own: own.is_some(),
+                }])
+            }
+        }
+    }
+
+    fn default_limit(&self, usage: &LimitUsage) -> Option<u64> {
+        match self {
+            Self::Rate { policies, .. } if usage.sort == "rate" => {
+                let quotas = policies.iter().flat_map(Policy::quotas);
+                let at = quotas
+                    .map(NamedQuota::name)
+                    .position(|n| *n == *usage.name)?;
+                // What a key finds that has used nothing.
+                let unused =
+                    RateLimiter::with_policies(policies.clone(), &MemoryStore::new(), None);
+                let keys = vec![Key::UNKNOWN; policies.len()];
+                let Reply::Ready(found) = unused.peek_all(&keys, 0) else {
+                    return None;
+                };
+                found.usages().get(at).map(|usage| usage.limit().into())
+            }
+            Self::Slots {
+                sort, described, ..
+            } if usage.sort == *sort && described.name == *usage.name => described.per_key,
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Debug for SharedLimiters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedLimiters")
+            .field("limiters", &self.limiters.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,157 @@
+//! What replicas tell each other's tools of a limiter.
+
+use serde::{Deserialize, Serialize};
+
+use crate::policy::{Policy, PolicyError};
+
+/// A limiter that counts in a store, as it is written there for tools that are none of its replicas.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "sort", rename_all = "lowercase")]
+pub(crate) enum Description {
+    Rate(Rates),
+    Concurrency(Slots),
+    Lease(Slots),
+}
+
+/// A rate limiter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Rates {
+    /// What its buckets are called in the store.
+    pub(crate) place: String,
+    /// The quotas of each policy, as those have them that have none of their own.
+    policies: Vec<Vec<DescribedQuota>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct DescribedQuota {
+    name: String,
+    quota: String,
+}
+
+/// A limiter of what is in flight or at work.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Slots {
+    pub(crate) name: String,
+    /// What they are called in the store.
+    pub(crate) place: String,
+    /// The most in all; `None` where they are only counted.
+    pub(crate) total: Option<u64>,
+    /// Whether they are counted by key as well.
+    pub(crate) by_key: bool,
+    /// The most of a key that has no limit of its own; `None` where there is none.
+    pub(crate) per_key: Option<u64>,
+}
+
+impl Description {
+    /// What tells it from the others.
+    pub(crate) fn field(&self) -> String {
+        match self {
+            Self::Rate(rates) => format!("rate {}", rates.place),
+            Self::Concurrency(slots) => format!("concurrency {}", slots.name),
+            Self::Lease(slots) => format!("lease {}", slots.name),
+        }
+    }
+
+    pub(crate) fn to_text(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// `None` for what this version of the crate cannot read.
+    pub(crate) fn from_text(text: &str) -> Option<Self> {
+        serde_json::from_str(text).ok()
+    }
+}
+
+impl Rates {
+    pub(crate) fn new(place: &str, policies: &[Policy]) -> Self {
+        let quotas = |policy: &Policy| {
+            let quotas = policy.quotas().iter().map(|quota| DescribedQuota {
+                name: quota.name().to_owned(),
+                quota: quota.quota().to_string(),
+            });
+            quotas.collect()
+        };
+        Self {
+            place: place.to_owned(),
+            policies: policies.iter().map(quotas).collect(),
+        }
+    }
+
+    /// `None` for what is no policy of this crate.
+    pub(crate) fn policies(&self) -> Option<Vec<Policy>> {
+        self.policies.iter().map(|quotas| policy(quotas)).collect()
+    }
+}
+
+fn policy(quotas: &[DescribedQuota]) -> Option<Policy> {
+    let none = Policy::from(crate::quota::Quota::off()).limiting();
+    quotas.iter().try_fold(none, |policy, described| {
+        let quota = described.quota.parse().ok()?;
+        let added: Result<_, PolicyError> = policy.try_and(&described.name, quota);
+        // Off, it would be counted in no place of the store.
+        added.ok().filter(|policy| {
+            let last = policy.quotas().last();
+            last.is_some_and(|last| !last.quota().is_off())
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quota::Quota;
+
+    #[test]
+    fn is_read_as_it_is_written() {
+        let burst = Policy::new("burst", Quota::per_second(10).burst(3));
+        let daily = Policy::new("per day", Quota::per_day(100).sliding());
+        let policies = vec![burst.and("denied", Quota::deny_all()), daily];
+        let described = Description::Rate(Rates::new("app:rate:burst", &policies));
+        assert_eq!(described.field(), "rate app:rate:burst");
+        let Some(Description::Rate(rates)) = Description::from_text(&described.to_text()) else {
+            panic!("{}", described.to_text());
+        };
+        assert_eq!(rates.policies(), Some(policies));
+
+        let slots = Slots {
+            name: "jobs".to_owned(),
+            place: "{app:lease:jobs}:total".to_owned(),
+            total: None,
+            by_key: true,
+            per_key: Some(5),
+        };
+        for described in [
+            Description::Concurrency(slots.clone()),
+            Description::Lease(slots),
+        ] {
+            let read = Description::from_text(&described.to_text());
+            assert_eq!(read, Some(described));
+        }
+    }
+
+    #[test]
+    fn what_is_none_is_none() {
+        for text in [
+            "",
+            "{}",
+            "[]",
+            r#"{"sort":"rate"}"#,
+            r#"{"sort":"weather","name":"x"}"#,
+            r#"{"sort":"lease","name":"x","place":"y","total":-1,"by_key":true,"per_key":null}"#,
+        ] {
+            assert_eq!(Description::from_text(text), None, "{text}");
+        }
+        for quotas in [
+            r#"{"name":"a","quota":"fast"}"#,
+            r#"{"name":"a","quota":"off"}"#,
+            r#"{"name":"","quota":"1/s"}"#,
+            r#"{"name":"a","quota":"1/s"},{"name":"a","quota":"1/s"}"#,
+        ] {
+            let text = format!(r#"{{"sort":"rate","place":"x","policies":[[{quotas}]]}}"#);
+            let Some(Description::Rate(rates)) = Description::from_text(&text) else {
+                panic!("{text}");
+            };
+            assert_eq!(rates.policies(), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! What replicas write down of their limiters, for tools that are none of them.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Limits;
+use crate::store::redis::{FailureKind, LimitTable, StoreError};
+
+/// How long what was written stands before it is written again: Redis may have lost it, which shows
+/// by the epoch only where a limit was ever set.
+const STANDS: Duration = Duration::from_secs(60);
+
+/// What was written last.
+#[derive(Default)]
+pub(super) struct Published {
+    limiters: Vec<(String, String)>,
+    /// When all limits had been read then.
+    as_of: Option<Instant>,
+    at: Option<Instant>,
+}
+
+impl Published {
+    /// Writes down what is attached to the limits, if that is something else than it was, and again
+    /// each time that all limits were read anew and each minute: what nobody writes any more is
+    /// forgotten.
+    ///
+    /// They are compared rather than told of changes, so that no setter has to think of it.
+    pub(super) async fn publish(
+        &mut self,
+        limits: &Limits,
+        table: &LimitTable,
+        all_read: Option<Instant>,
+    ) {
+        let attached = limits.limited();
+        let described = attached.iter().filter_map(|limited| limited.description());
+        let limiters: Vec<_> = described
+            .map(|description| (description.field(), description.to_text()))
+            .collect();
+        let stands = self.at.is_some_and(|at| at.elapsed() < STANDS);
+        if stands && self.limiters == limiters && self.as_of == all_read {
+            return;
+        }
+        let written = if limiters.is_empty() {
+            Ok(())
+        } else {
+            table.publish(&limiters).await
+        };
+        if written.is_err_and(|error| passes(&error)) {
+            return;
+        }
+        // What cannot be written at all is tried again in a minute.
+        self.limiters = limiters;
+        self.as_of = all_read;
+        self.at = Some(Instant::now());
+    }
+}
+
+/// Whether it may work in a moment.
+fn passes(error: &StoreError) -> bool {
+    matches!(
+        error.kind(),
+        FailureKind::Disconnected
+            | FailureKind::Timeout
+            | FailureKind::Overloaded
+            | FailureKind::Busy
+    )
+}

@@ -1,0 +1,18 @@
+-- Which limiters were written down of late.
+--
+-- KEYS[1]  as in limiters_publish.lua
+-- ARGV[1]  for how many seconds they count
+--
+-- Returns what each is known by, and what it is.
+
+local now = tonumber(redis.call('TIME')[1])
+local all = redis.call('HGETALL', KEYS[1])
+local found = {}
+for n = 1, #all, 2 do
+  local at, what = string.match(all[n + 1], '^(%d+) (.*)$')
+  if at and tonumber(at) + tonumber(ARGV[1]) >= now then
+    found[#found + 1] = all[n]
+    found[#found + 1] = what
+  end
+end
+return found

@@ -1,0 +1,121 @@
+//! The command line, without a server.
+
+use crate::run::{end, program};
+
+async fn failed(words: &[&str], environment: &[(&str, &str)]) -> String {
+    let mut command = program();
+    command.args(words).envs(environment.iter().copied());
+    let ran = end(command).await;
+    assert_eq!((ran.code, &*ran.out), (2, ""), "{words:?}: {}", ran.err);
+    ran.err
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_said_and_nothing_else() {
+    let redis = ["--redis", "redis://127.0.0.1:1"];
+    for (words, told) in [
+        (&["limits", "list"][..], "--redis URL or --admin URL"),
+        (&["limits"], "Usage"),
+        (&["limits", "set", "org:acme"], "<LIMIT>"),
+        (&["limits", "list", "--timeout", "0"], "--timeout"),
+        (&["completions", "tcsh"], "tcsh"),
+        (&["limits", "list", "--redis", "nowhere"], "redis://"),
+        (&["limits", "list", "--admin", "nowhere"], "http://host"),
+        (&["limits", "list", "--admin", "https://a"], "no https"),
+        (
+            &["limits", "list", "--admin", "http://a:b@c"],
+            "http://host",
+        ),
+        (
+            &[
+                "limits",
+                "list",
+                "--admin",
+                "http://a",
+                "--redis",
+                "redis://b",
+            ],
+            "give one",
+        ),
+    ] {
+        let err = failed(words, &[]).await;
+        assert!(err.contains(told), "{words:?}: {err}");
+    }
+    let err = failed(&["limits", "set", "org:acme", "--json"], &[]).await;
+    let err: serde_json::Value = serde_json::from_str(&err).unwrap();
+    let told = "the following required arguments were not provided: <LIMIT>...";
+    assert_eq!(err["error"], told);
+    for secret in ["hunter2", "hunter2hunter2hunter2hunter2hunt", "ää"] {
+        let words = ["limits", "list", redis[0], redis[1], "--secret", secret];
+        let err = failed(&words, &[]).await;
+        assert!(err.contains("32 hexadecimal digits"), "{err}");
+        assert!(!err.contains("hunter2") && !err.contains('ä'), "{err}");
+    }
+    let token = [("ADMISSION_TOKEN", "hunter2\u{7f}")];
+    let err = failed(&["limits", "list", "--admin", "http://a"], &token).await;
+    assert!(
+        err.contains("the token") && !err.contains("hunter2"),
+        "{err}"
+    );
+    let both = [
+        ("ADMISSION_REDIS", "redis://127.0.0.1:1"),
+        ("ADMISSION_ADMIN", "http://127.0.0.1:1"),
+    ];
+    let err = failed(&["limits", "list"], &both).await;
+    assert!(err.contains("ADMISSION_ADMIN"), "{err}");
+}
+
+#[tokio::test]
+async fn what_is_written_goes_before_the_environment() {
+    for (written, url, told) in [
+        ("--redis", "redis://127.0.0.1:1", "redis cannot be reached"),
+        ("--admin", "http://127.0.0.1:1", "admin endpoints cannot"),
+    ] {
+        let mut command = program();
+        command
+            .args(["limits", "list", written, url])
+            .env("ADMISSION_REDIS", "redis://127.0.0.1:2")
+            .env("ADMISSION_ADMIN", "http://127.0.0.1:2");
+        let err = end(command).await.failed(4);
+        assert!(err.contains(told), "{err}");
+    }
+    // Empty is as if it was not set.
+    let mut command = program();
+    command
+        .args(["limits", "list"])
+        .env("ADMISSION_REDIS", "")
+        .env("ADMISSION_ADMIN", "http://127.0.0.1:1");
+    end(command).await.failed(4);
+}
+
+#[tokio::test]
+async fn shells_have_completions() {
+    for shell in ["bash", "zsh", "fish"] {
+        let mut command = program();
+        command.args(["completions", shell]);
+        let script = end(command).await.ok();
+        for word in ["limits", "delete", "--force", "usage"] {
+            let word = word.trim_start_matches("--");
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn help_has_the_exit_codes_and_no_secret() {
+    let mut command = program();
+    command
+        .arg("--help")
+        .env("ADMISSION_TOKEN", "hunter2")
+        .env("ADMISSION_SECRET", "hunter2")
+        .env("ADMISSION_REDIS", "redis://:hunter2@127.0.0.1");
+    let help = end(command).await.ok();
+    for line in [
+        "Exit codes:",
+        "  1  not there",
+        "  4  the server cannot be reached",
+    ] {
+        assert!(help.contains(line), "{help}");
+    }
+    assert!(!help.contains("hunter2"), "{help}");
+}

@@ -1,0 +1,64 @@
+//! Runs the program.
+
+use std::process::Stdio;
+
+use serde_json::Value;
+use tokio::process::Command;
+
+/// What the program printed, and how it ended.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+/// The program with nothing from the environment, and no terminal.
+pub(crate) fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tower-admission"));
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    for name in ["REDIS", "ADMIN", "SECRET", "TOKEN"] {
+        command.env_remove(format!("ADMISSION_{name}"));
+    }
+    command.env_remove("CLICOLOR_FORCE").env_remove("NO_COLOR");
+    command
+}
+
+pub(crate) async fn end(mut command: Command) -> Ran {
+    let output = command.output().await.unwrap();
+    let ran = Ran {
+        code: output.status.code().expect("it ends by itself"),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    };
+    assert!(!ran.err.contains("panicked"), "{ran:?}");
+    ran
+}
+
+impl Ran {
+    /// What was printed when all went well.
+    #[track_caller]
+    pub(crate) fn ok(self) -> String {
+        assert_eq!((self.code, &*self.err), (0, ""), "{}", self.out);
+        self.out.trim_end().to_owned()
+    }
+
+    #[track_caller]
+    pub(crate) fn json(self) -> Value {
+        serde_json::from_str(&self.ok()).unwrap()
+    }
+
+    /// The one line that says why it did not, and nothing else.
+    #[track_caller]
+    pub(crate) fn failed(self, code: i32) -> String {
+        assert_eq!((self.code, &*self.out), (code, ""), "{}", self.err);
+        assert_eq!(self.err.lines().count(), 1, "{}", self.err);
+        let message = self
+            .err
+            .trim_end()
+            .strip_prefix("error: ")
+            .unwrap_or(&self.err);
+        assert!(!message.starts_with(char::is_uppercase), "{message}");
+        message.to_owned()
+    }
+}

@@ -1,0 +1,154 @@
+//! A service's admin endpoints, as far as they are promised.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use axum::Json;
+use axum::Router;
+use axum::extract::{Path, Query, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use serde_json::{Value, json};
+use tower_admission::Limit;
+
+/// A service that runs until this is dropped.
+pub(crate) struct Stub {
+    pub(crate) url: String,
+    pub(crate) held: Held,
+    serving: tokio::task::JoinHandle<()>,
+}
+
+#[derive(Clone, Default)]
+pub(crate) struct Held {
+    pub(crate) limits: Arc<Mutex<BTreeMap<String, String>>>,
+    /// What was asked, with the paths as they were sent.
+    pub(crate) asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Stub {
+    pub(crate) async fn start() -> Self {
+        let held = Held::default();
+        let admin = Router::new()
+            .route("/limits", get(list))
+            .route("/limits/{key}", get(one).put(set).delete(delete))
+            .route("/usage", get(totals))
+            .route("/usage/{key}", get(usage))
+            .route("/cache/clear", post(async || StatusCode::NO_CONTENT))
+            .layer(from_fn_with_state(held.clone(), admit))
+            .with_state(held.clone());
+        let app = Router::new()
+            .nest("/admin", admin)
+            .route("/text/{*rest}", get("hello"))
+            .route("/odd/limits", get(async || Json(json!({"limits": 7}))))
+            .route(
+                "/loop/limits",
+                get(async || Json(json!({"limits": [], "names": [], "next": "org:a"}))),
+            )
+            .route(
+                "/down/limits",
+                get(async || problem(StatusCode::SERVICE_UNAVAILABLE, "redis is\naway")),
+            );
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let serving = tokio::spawn(async { axum::serve(listener, app).await.unwrap() });
+        Self {
+            url: format!("http://{address}"),
+            held,
+            serving,
+        }
+    }
+}
+
+impl Drop for Stub {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+fn problem(status: StatusCode, detail: &str) -> Response {
+    let body = json!({"status": status.as_u16(), "detail": detail}).to_string();
+    let kind = [(header::CONTENT_TYPE, "application/problem+json")];
+    (status, kind, body).into_response()
+}
+
+async fn admit(
+    State(held): State<Held>,
+    headers: HeaderMap,
+    request: Request,
+    next: Next,
+) -> Response {
+    let asked = format!("{} {}", request.method(), request.uri());
+    held.asked.lock().unwrap().push(asked);
+    let token = headers.get(header::AUTHORIZATION);
+    if token.is_none_or(|token| token != "Bearer hunter2") {
+        return problem(StatusCode::UNAUTHORIZED, "who are you");
+    }
+    next.run(request).await
+}
+
+async fn list(
+    State(held): State<Held>,
+    Query(query): Query<BTreeMap<String, String>>,
+) -> Json<Value> {
+    let limits = held.limits.lock().unwrap();
+    let after = query.get("after").map_or("", String::as_str);
+    // Fewer than are asked for.
+    let page: Vec<_> = limits
+        .iter()
+        .filter(|(key, _)| &***key > after)
+        .take(2)
+        .collect();
+    let last = page.last().map(|(key, _)| key.to_string());
+    let next = last.filter(|last| limits.keys().any(|key| key > last));
+    let page: Vec<_> = page
+        .iter()
+        .map(|(key, limit)| json!({"key": key, "limit": limit}))
+        .collect();
+    Json(json!({"limits": page, "names": ["calls"], "next": next}))
+}
+
+async fn one(State(held): State<Held>, Path(key): Path<String>) -> Response {
+    match held.limits.lock().unwrap().get(&key) {
+        Some(limit) => Json(json!({"key": key, "limit": limit})).into_response(),
+        None => problem(StatusCode::NOT_FOUND, "none"),
+    }
+}
+
+async fn set(
+    State(held): State<Held>,
+    Path(key): Path<String>,
+    Json(body): Json<Value>,
+) -> Response {
+    let limit = match body["limit"].as_str().unwrap().parse::<Limit>() {
+        Ok(limit) => limit.to_string(),
+        Err(error) => return problem(StatusCode::UNPROCESSABLE_ENTITY, &error.to_string()),
+    };
+    let before = held
+        .limits
+        .lock()
+        .unwrap()
+        .insert(key.clone(), limit.clone());
+    Json(json!({"key": key, "limit": limit, "before": before})).into_response()
+}
+
+async fn delete(State(held): State<Held>, Path(key): Path<String>) -> Response {
+    match held.limits.lock().unwrap().remove(&key) {
+        Some(before) => Json(json!({"key": key, "before": before})).into_response(),
+        None => problem(StatusCode::NOT_FOUND, "none"),
+    }
+}
+
+async fn totals() -> Json<Value> {
+    let jobs = json!({"name": "jobs", "sort": "concurrency", "used": 3, "limit": null});
+    Json(json!({"usage": [jobs]}))
+}
+
+async fn usage(State(held): State<Held>, Path(key): Path<String>) -> Json<Value> {
+    let own = held.limits.lock().unwrap().get(&key).cloned();
+    let calls = json!({
+        "name": "calls", "sort": "rate", "used": 7, "limit": 10, "is_own": own.is_some()
+    });
+    Json(json!({"key": key, "limit": own, "usage": [calls]}))
+}
