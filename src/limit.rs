@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::policy::Policy;
+use crate::policy::{Policy, Shape};
 use crate::quota::{Quota, QuotaError};
 
 /// What one key may do, in place of what everybody may: an entry of
@@ -138,7 +138,7 @@ impl Limit {
     }
 
     /// The policy as it is for the key, if anything in it is not as for everybody.
-    pub(crate) fn of_policy(&self, policy: &Policy) -> Option<Policy> {
+    pub(crate) fn of_policy(&self, policy: &Policy, shape: &Shape) -> Option<Policy> {
         let mut changed = false;
         let own = policy.map_quotas(|at, name, quota| {
             let own = match at {
@@ -146,7 +146,8 @@ impl Limit {
                 _ => self.named_quota(name).or_else(|| self.denial()),
             };
             changed |= own.is_some();
-            own.map_or(quota, |own| own.as_kind_of(quota))
+            let own = own.and_then(|own| own.counted_in(shape.is_sliding(at)));
+            own.unwrap_or(quota)
         });
         changed.then_some(own)
     }
@@ -336,7 +337,7 @@ mod tests {
     fn names_go_before_what_is_for_all() {
         let policy = Policy::new("burst", Quota::per_second(10)).and("daily", Quota::per_day(100));
         let of = |text: &str| {
-            let own = limit(text).of_policy(&policy)?;
+            let own = limit(text).of_policy(&policy, &policy.shape())?;
             let quotas: Vec<_> = own.quotas().iter().map(|q| q.quota().to_string()).collect();
             Some(quotas.join(", "))
         };
@@ -359,19 +360,25 @@ mod tests {
     #[test]
     fn a_quota_keeps_its_kind() {
         let sliding = Policy::from(Quota::per_minute(60).sliding());
-        let own = limit("10/s burst 5").of_policy(&sliding).unwrap();
+        let own = limit("10/s burst 5")
+            .of_policy(&sliding, &sliding.shape())
+            .unwrap();
         assert_eq!(own.quotas()[0].quota().to_string(), "10/s burst 5 sliding");
         let bucket = Policy::from(Quota::per_minute(60));
-        let own = limit("10/s burst 5 sliding").of_policy(&bucket).unwrap();
+        let own = limit("10/s burst 5 sliding")
+            .of_policy(&bucket, &bucket.shape())
+            .unwrap();
         assert_eq!(own.quotas()[0].quota().to_string(), "10/s burst 5");
         // Neither fits the other's bounds: the nearest there is.
-        let own = limit("4294967295/day burst 5").of_policy(&sliding).unwrap();
+        let own = limit("4294967295/day burst 5")
+            .of_policy(&sliding, &sliding.shape())
+            .unwrap();
         assert_eq!(
             own.quotas()[0].quota().to_string(),
             "4294967295/day sliding"
         );
         let own = limit("1/day burst 4294967294 sliding")
-            .of_policy(&bucket)
+            .of_policy(&bucket, &bucket.shape())
             .unwrap();
         assert_eq!(own.quotas()[0].quota().to_string(), "1/day");
     }

@@ -124,17 +124,14 @@ impl Policy {
         }
     }
 
-    /// Whether it has the same names in the same order, for quotas that are counted alike.
-    pub(crate) fn is_shaped_like(&self, other: &Self) -> bool {
-        let alike = |(one, other): (&NamedQuota, &NamedQuota)| {
-            let is_on = !one.quota.is_off() && !other.quota.is_off();
-            // One that denies everything counts nothing.
-            let denies = one.quota.denies_all() || other.quota.denies_all();
-            let is_alike = denies || one.quota.is_sliding() == other.quota.is_sliding();
-            one.name == other.name && is_on && is_alike
-        };
-        let (one, other) = (&self.quotas, &other.quotas);
-        one.len() == other.len() && one.iter().zip(other).all(alike)
+    /// What stays the same when its quotas are changed.
+    pub(crate) fn shape(&self) -> Shape {
+        let quotas = self.quotas.iter();
+        Shape(
+            quotas
+                .map(|quota| (quota.name.clone(), quota.quota.is_sliding()))
+                .collect(),
+        )
     }
 
     /// Without the quotas that are off.
@@ -172,6 +169,27 @@ impl Policy {
 
     fn has(&self, name: &str) -> bool {
         self.quotas.iter().any(|quota| *quota.name == *name)
+    }
+}
+
+/// The names of a policy's quotas, and whether each is counted in a sliding window: what a limiter
+/// was made with, and what its state is kept by. (One that denies everything is as a bucket.)
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Shape(Vec<(Arc<str>, bool)>);
+
+impl Shape {
+    /// Whether a policy could have been there from the beginning. One that denies everything for a
+    /// while could.
+    pub(crate) fn fits(&self, policy: &Policy) -> bool {
+        let fits = |((name, sliding), quota): (&(Arc<str>, bool), &NamedQuota)| {
+            let is_alike = quota.quota.denies_all() || quota.quota.is_sliding() == *sliding;
+            *name == quota.name && !quota.quota.is_off() && is_alike
+        };
+        self.0.len() == policy.quotas.len() && self.0.iter().zip(&policy.quotas).all(fits)
+    }
+
+    pub(crate) fn is_sliding(&self, at: usize) -> bool {
+        self.0.get(at).is_some_and(|(_, sliding)| *sliding)
     }
 }
 

@@ -9,7 +9,7 @@ use crate::limit::Limit;
 use crate::limits::{BoxFuture, LimitUsage, Limited, Limits};
 #[cfg(feature = "redis")]
 use crate::limits::{Description, Rates};
-use crate::policy::{NamedQuota, Policy};
+use crate::policy::{NamedQuota, Policy, Shape};
 use crate::store::AdjustableBuckets;
 use crate::sync::{Mutex, lock};
 
@@ -17,6 +17,8 @@ use crate::sync::{Mutex, lock};
 pub(super) struct Adjusted {
     /// As they are for keys that have no limits of their own.
     policies: Mutex<Vec<Policy>>,
+    /// As they were at first.
+    shapes: Vec<Shape>,
     buckets: Arc<dyn AdjustableBuckets>,
     limits: Limits,
 }
@@ -28,6 +30,7 @@ impl Adjusted {
         limits: &Limits,
     ) -> Arc<Self> {
         let adjusted = Arc::new(Self {
+            shapes: policies.iter().map(Policy::shape).collect(),
             policies: Mutex::new(policies),
             buckets,
             limits: limits.clone(),
@@ -43,9 +46,8 @@ impl Adjusted {
 
     /// Whether these policies can take the place of those at first.
     pub(super) fn takes(&self, policies: &[Policy]) -> bool {
-        let alike = |(new, old): (&Policy, &Policy)| new.is_shaped_like(old);
-        let now = lock(&self.policies);
-        policies.len() == now.len() && policies.iter().zip(&*now).all(alike)
+        let fits = |(shape, policy): (&Shape, &Policy)| shape.fits(policy);
+        policies.len() == self.shapes.len() && self.shapes.iter().zip(policies).all(fits)
     }
 
     pub(super) fn set_policies(&self, policies: Vec<Policy>) -> Result<(), SetPolicyError> {
@@ -63,7 +65,7 @@ impl Adjusted {
 impl Limited for Adjusted {
     fn set_own(&self, key: &Key, limit: Option<&Limit>) {
         for (at, policy) in lock(&self.policies).iter().enumerate() {
-            let own = limit.and_then(|limit| limit.of_policy(policy));
+            let own = limit.and_then(|limit| limit.of_policy(policy, &self.shapes[at]));
             self.buckets.set_own(at, key, own.as_ref());
         }
     }

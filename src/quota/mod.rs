@@ -251,22 +251,21 @@ impl Quota {
         matches!(self.0, Kind::DenyAll)
     }
 
-    /// The same numbers, counted in the way of `other`: in a sliding window or a bucket. Where
-    /// they are out of its bounds with the burst, without it.
-    pub(crate) fn as_kind_of(self, other: Self) -> Self {
-        let (Kind::Rate(rate), Kind::Rate(like)) = (self.0, other.0) else {
-            return self;
+    /// The same numbers, counted in a sliding window or in a bucket. Where they are out of its bounds
+    /// with the burst, without it; `None` where they are out of them all the same.
+    pub(crate) fn counted_in(self, sliding: bool) -> Option<Self> {
+        let Kind::Rate(rate) = self.0 else {
+            return Some(self);
         };
-        let sliding = like.sliding;
-        let alike = Self::checked(Rate { sliding, ..rate });
-        let without_burst = || {
+        let with_burst = Self::checked(Rate { sliding, ..rate });
+        let without = || {
             Self::checked(Rate {
                 sliding,
                 burst: None,
                 ..rate
             })
         };
-        alike.or_else(|_| without_burst()).unwrap_or(other)
+        with_burst.or_else(|_| without()).ok()
     }
 
     /// How many requests a period has; `None` for [`Quota::off`] and [`Quota::deny_all`].

@@ -198,6 +198,14 @@ fn a_policy_keeps_its_shape() {
         bench.limiter.current_policies(),
         std::slice::from_ref(&policy)
     );
+    // Also not by way of one that denies everything.
+    let bucket = Bench::new(Quota::per_hour(1));
+    bucket.limiter.set_policy(Quota::deny_all()).unwrap();
+    let sliding = Quota::per_hour(1).sliding();
+    assert_eq!(
+        bucket.limiter.set_policy(sliding),
+        Err(SetPolicyError::Shape)
+    );
     let fixed = RateLimiter::new(policy.clone());
     assert_eq!(fixed.set_policy(policy), Err(SetPolicyError::Fixed));
 }
