@@ -54,11 +54,18 @@ impl Adjusted {
         if !self.takes(&policies) {
             return Err(SetPolicyError::Shape);
         }
+        let mut is_set = false;
         self.limits.changed_for_all(self, || {
-            self.buckets.set_policies(&policies);
-            *lock(&self.policies) = policies;
+            is_set = self.buckets.set_policies(&policies);
+            if is_set {
+                *lock(&self.policies) = policies;
+            }
         });
-        Ok(())
+        if is_set {
+            Ok(())
+        } else {
+            Err(SetPolicyError::TooOften)
+        }
     }
 }
 
@@ -133,6 +140,9 @@ pub enum SetPolicyError {
     /// The policy has other names than the one at first, or one of its quotas is
     /// [sliding](crate::Quota::sliding) where that was not, or off.
     Shape,
+    /// The policy was changed 64 times within the time that its buckets take to fill, so that no more
+    /// can be carried over.
+    TooOften,
 }
 
 impl fmt::Display for SetPolicyError {
@@ -142,6 +152,7 @@ impl fmt::Display for SetPolicyError {
             Self::Shape => {
                 "a policy that is changed keeps its names, and whether its quotas are sliding or off"
             }
+            Self::TooOften => "the policy was changed too often within the time that it counts",
         })
     }
 }

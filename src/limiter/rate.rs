@@ -131,6 +131,8 @@ impl RateLimiter {
     /// - [`SetPolicyError::Shape`]: the policy has not the names that the one at first had, in
     ///   their order, or one of its quotas is [sliding](crate::Quota::sliding) where that was not,
     ///   or off.
+    /// - [`SetPolicyError::TooOften`]: in memory, as each change keeps a table of the keys that it saw until
+    ///   they are as good as unused.
     pub fn set_policy(&self, policy: impl Into<Policy>) -> Result<(), SetPolicyError> {
         let adjusted = self.0.adjusted.as_ref().ok_or(SetPolicyError::Fixed)?;
         let mut policies = adjusted.policies();

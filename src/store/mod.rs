@@ -151,8 +151,9 @@ impl RateStats {
 /// Policies that are set have the names of those at first, in their order, and quotas of
 /// the same kinds: [sliding](crate::Quota::sliding) or not.
 pub trait AdjustableBuckets: RateBuckets {
-    /// Sets the policies of all keys that have none of their own.
-    fn set_policies(&self, policies: &[Policy]);
+    /// Sets the policies of all keys that have none of their own, and says whether it did: a store may
+    /// bound how often they are changed within the time that what is used counts.
+    fn set_policies(&self, policies: &[Policy]) -> bool;
 
     /// Sets what a key of the policy at this place has of its own in place of it; `None` makes it
     /// one of all again.

@@ -181,6 +181,49 @@ fn what_was_carried_over_is_not_carried_over_again() {
     }
 }
 
+/// Whatever lies between, and whether the key is seen or not.
+#[test]
+fn many_changes_hand_out_no_fresh_burst() {
+    for kind in ["", " sliding"] {
+        for seen in [true, false] {
+            let quota = |text: &str| format!("{text}{kind}").parse::<Quota>().unwrap();
+            let bench = Bench::new(quota("10/day"));
+            assert_eq!(bench.burst(&acme()), 10);
+            for n in 0..64 {
+                let next = match n % 4 {
+                    0 => Quota::deny_all(),
+                    1 => quota("11/day"),
+                    2 => quota("20/day"),
+                    _ => quota("10/day"),
+                };
+                bench.limiter.set_policy(next).unwrap();
+                if seen {
+                    let _ = bench.limiter.check(&acme());
+                }
+            }
+            assert_eq!(bench.burst(&acme()), 0, "{kind}, {seen}");
+            let refused = bench.limiter.set_policy(quota("30/day"));
+            assert_eq!(refused, Err(SetPolicyError::TooOften));
+            // When all of it is as good as unused, it can be changed again.
+            bench.clock.advance(4 * 24 * 3600 * SECOND);
+            bench.limiter.set_policy(quota("30/day")).unwrap();
+            assert_eq!(bench.burst(&acme()), 30);
+        }
+    }
+}
+
+/// From the change on a key regains at the new rate, also if it is not seen.
+#[test]
+fn what_is_regained_after_a_change_is_regained_at_the_new_rate() {
+    let bench = Bench::new(Quota::per_second(10));
+    assert_eq!(bench.burst(&acme()), 10);
+    bench.limiter.set_policy(Quota::per_hour(10)).unwrap();
+    bench.clock.advance(SECOND);
+    assert_eq!(bench.burst(&acme()), 0);
+    bench.clock.advance(360 * SECOND);
+    assert_eq!(bench.burst(&acme()), 1);
+}
+
 #[test]
 fn a_policy_keeps_its_shape() {
     let policy = Policy::new("burst", Quota::per_second(1)).and("daily", Quota::per_day(10));

@@ -9,11 +9,10 @@ use governor::clock::Clock;
 
 use super::buckets::{Charges, MemoryBuckets, Meter, Metered, peek_all, refund_all, take_all};
 use super::clock::SinceZero;
-use super::generation::{Before, Current, Generation, MOST_GENERATIONS, full_after, shortened};
+use super::generation::{Before, Current, Generation, MOST_GENERATIONS, full_after};
 use super::governed::Mode;
 use super::own::{Own, Used};
 use super::rate::RateMeter;
-use super::sliding::Window;
 use crate::decision::{Decision, Usage};
 use crate::key::{Key, KeyMap};
 use crate::policy::Policy;
@@ -58,6 +57,7 @@ impl<C: Clock + Clone> Adjustable<C> {
             policies: Arc::new(policies.to_vec()),
             buckets: Arc::new(MemoryBuckets::new(policies, max_keys, clock.clone())),
             changed: false,
+            since: 0,
             before: None,
         });
         Self {
@@ -175,36 +175,22 @@ impl<C: Clock> Adjustable<C> {
         let Some(before) = &now.before else {
             return;
         };
-        if self.time.now() >= before.until {
-            let settled = Arc::new(Generation {
-                policies: now.policies.clone(),
-                buckets: now.buckets.clone(),
-                changed: now.changed,
-                before: None,
-            });
+        let time = self.time.now();
+        if time >= before.until {
             // Unless somebody changed them in between.
-            self.now.compare_and_swap(now, settled);
+            self.now.compare_and_swap(now, Arc::new(now.settled()));
             return;
         }
-        let meters = now.buckets.of_policy(policy);
-        if meters.into_iter().all(|meter| meter.knows(key)) {
-            return;
-        }
-        self.carry(&before.generation, policy, key);
-        let meters = now.buckets.of_policy(policy);
-        for (from, to) in before.generation.buckets.of_policy(policy).zip(meters) {
-            match (from, to) {
-                (Meter::Rate(from), Meter::Rate(to)) if !to.knows(key) => {
-                    if let Some(debt) = from.debt(key) {
-                        to.owe(key, debt);
-                        // Once: its bucket may be forgotten when it is full, long before this one.
-                        from.set_debt(key, None);
+        for (at, meter) in now.buckets.of_policy(policy).enumerate() {
+            match meter {
+                Meter::Rate(meter) if !meter.knows(key) => {
+                    if let Some(debt) = now.owed(policy, at, key, time, time) {
+                        meter.owe(key, debt);
                     }
                 }
-                (Meter::Sliding(from), Meter::Sliding(to)) => {
-                    if let Some((length, counted)) = from.counted(*key) {
-                        to.put(*key, length, &counted, true);
-                        from.put(*key, length, &Window::default(), false);
+                Meter::Sliding(meter) if !meter.knows(*key) => {
+                    if let Some((length, counted)) = now.counted(policy, at, key) {
+                        meter.put(*key, length, &counted, true);
                     }
                 }
                 _ => {}
@@ -287,28 +273,36 @@ where
     C: Clock + Clone + Send + Sync + 'static,
     C::Instant: Send + Sync,
 {
-    fn set_policies(&self, policies: &[Policy]) {
+    fn set_policies(&self, policies: &[Policy]) -> bool {
         let _changing = lock(&self.changing);
         let before = self.now.load_full();
         if *before.policies == policies {
-            return;
+            return true;
         }
         let time = self.time.now();
-        let refill = before.policies.iter().flat_map(Policy::quotas);
-        let refill = refill.map(|quota| full_after(quota.quota())).max();
-        let until = time.saturating_add(refill.unwrap_or(0));
-        let before = Before {
-            until: until.max(before.before.as_ref().map_or(0, |before| before.until)),
-            generation: shortened(&before, MOST_GENERATIONS - 1),
+        if before.depth(time) >= MOST_GENERATIONS {
+            return false;
+        }
+        // Of what counts before it, what does not any more goes.
+        let before = match &before.before {
+            Some(earlier) if time >= earlier.until => Arc::new(before.settled()),
+            _ => before,
         };
+        let counts = full_after(policies).max(full_after(&before.policies));
+        let earlier = before.before.as_ref().map_or(0, |earlier| earlier.until);
         let buckets = MemoryBuckets::new(policies, self.max_keys, self.clock.clone());
         self.now.store(Arc::new(Generation {
             policies: Arc::new(policies.to_vec()),
             buckets: Arc::new(buckets),
             changed: true,
-            before: Some(before),
+            since: time,
+            before: Some(Before {
+                until: time.saturating_add(counts).max(earlier),
+                generation: before,
+            }),
         }));
         self.is_changed.store(true, Ordering::Release);
+        true
     }
 
     fn set_own(&self, policy: usize, key: &Key, own: Option<&Policy>) {

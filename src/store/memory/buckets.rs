@@ -226,15 +226,6 @@ impl<C: Clock> Meter<C> {
         }
     }
 
-    /// Whether anything is counted for the key, or nothing is to be.
-    pub(super) fn knows(&self, key: &Key) -> bool {
-        match self {
-            Self::Rate(meter) => meter.knows(key),
-            Self::Sliding(meter) => meter.knows(*key),
-            Self::DenyAll => true,
-        }
-    }
-
     #[inline]
     fn take_one(&self, key: &Key) -> bool {
         match self {

@@ -149,7 +149,7 @@ impl Used {
         now: u64,
     ) -> Self {
         match meter {
-            Meter::Rate(meter) => Self::bucket(meter.debt(key), now),
+            Meter::Rate(meter) => Self::bucket(meter.debt(key, 0), now),
             Meter::Sliding(meter) => Self::window(meter.counted(*key)),
             Meter::DenyAll if own.is_sliding() => Self::window(None),
             Meter::DenyAll => Self::bucket(None, now),

@@ -38,6 +38,12 @@ pub(super) struct Debt {
 }
 
 impl Debt {
+    /// What is left of it after a time.
+    pub(super) fn after(self, passed: u64) -> Option<Self> {
+        let time = self.time.saturating_sub(passed);
+        (time > 0).then_some(Self { time, ..self })
+    }
+
     /// The time at another rate: as many requests stay spent, but for what is more than an empty
     /// bucket owes.
     pub(super) fn at(self, numbers: &Numbers) -> u64 {
@@ -155,14 +161,23 @@ impl<C: Clock> RateMeter<C> {
         self.table.give_back(place, amount);
     }
 
-    /// What a key owes until its bucket is full, and the time between two requests; nothing if its
-    /// bucket is full.
-    pub(super) fn debt(&self, key: &Key) -> Option<Debt> {
-        let seen = self.seen(key);
-        (seen.debt() > 0).then(|| Debt {
+    /// What a key owed at a time so long ago until its bucket would have been full, if it owed
+    /// anything then.
+    pub(super) fn debt(&self, key: &Key, ago: u64) -> Option<Debt> {
+        let Seen { now, arrival } = self.seen(key);
+        let time = arrival.saturating_add(ago).saturating_sub(now);
+        (time > 0).then_some(Debt {
             interval: self.numbers.interval,
-            time: seen.debt(),
+            time,
         })
+    }
+
+    /// The same requests as time at this quota's rate.
+    pub(super) fn converted(&self, debt: Debt) -> Debt {
+        Debt {
+            interval: self.numbers.interval,
+            time: debt.at(&self.numbers),
+        }
     }
 
     pub(super) fn knows(&self, key: &Key) -> bool {
@@ -180,20 +195,16 @@ impl<C: Clock> RateMeter<C> {
         });
     }
 
-    /// Has a key owe so much.
+    /// Has a key owe so much; nothing as well is known of it then.
     pub(super) fn set_debt(&self, key: &Key, debt: Option<Debt>) {
         let place = Place::new(key.place_bits());
         let now = self.seen(key).now;
-        match debt {
-            Some(debt) => {
-                let arrival = now.saturating_add(debt.at(&self.numbers));
-                let judge = || self.numbers.judge(now);
-                let _ = self
-                    .table
-                    .update(place, judge, |_| Ok::<_, ()>(((), arrival)));
-            }
-            None => self.table.lower(place, now),
-        }
+        let time = debt.map_or(0, |debt| debt.at(&self.numbers));
+        let judge = || self.numbers.judge(now);
+        let arrival = now.saturating_add(time);
+        let _ = self
+            .table
+            .update(place, judge, |_| Ok::<_, ()>(((), arrival)));
     }
 
     /// The bucket as it is, and the time.

@@ -127,15 +127,18 @@ impl RateBuckets for RedisBuckets {
 }
 
 impl AdjustableBuckets for RedisBuckets {
-    fn set_policies(&self, policies: &[Policy]) {
+    fn set_policies(&self, policies: &[Policy]) -> bool {
         let this = &*self.0;
-        this.all
-            .store(Arc::new(Charged::new(policies.to_vec(), true)));
         if let Some(Share { replicas, buckets }) = &this.share {
             let policies: Vec<_> = policies.iter().map(|p| p.share(*replicas)).collect();
-            buckets.set_policies(&policies);
+            if !buckets.set_policies(&policies) {
+                return false;
+            }
         }
+        this.all
+            .store(Arc::new(Charged::new(policies.to_vec(), true)));
         this.denials.forget_all();
+        true
     }
 
     fn set_own(&self, policy: usize, key: &Key, own: Option<&Policy>) {

@@ -85,6 +85,12 @@ impl<C: Clock> SlidingMeter<C> {
         Some((self.numbers.part, counted))
     }
 
+    /// What was counted elsewhere, in sub-windows of this quota's length as of a time.
+    pub(super) fn converted(&self, length: u64, counted: &Window, time: u64) -> (u64, Window) {
+        let counted = counted.parted(length, self.numbers, time);
+        (self.numbers.part, counted)
+    }
+
     pub(super) fn knows(&self, key: Key) -> bool {
         let bits = bits(key);
         self.shard(bits).known(bits).is_some()
