@@ -60,10 +60,32 @@ impl KeyName {
     ///
     /// # Errors
     ///
-    /// As its text would be refused.
+    /// - [`KeyNameError::Name`]: the id is empty, over 256 bytes with its kind, has control characters in
+    ///   it, or spaces around it that would not be read back.
+    /// - [`KeyNameError::Kind`], [`KeyNameError::TooManyKinds`]: as its text would be refused; also
+    ///   `ip`, the kind of addresses.
     pub fn id(kind: &str, id: &str) -> Result<Self, KeyNameError> {
-        let kind = utf8_percent_encode(kind, KIND);
-        format!("{kind}:{id}").parse()
+        if kind == "ip" {
+            return Err(KeyNameError::Kind);
+        }
+        let kind = utf8_percent_encode(kind, KIND).to_string();
+        Self::named(interned(&kind)?, id)
+    }
+
+    fn named(kind: &'static str, id: &str) -> Result<Self, KeyNameError> {
+        let key = Key::id(kind, id);
+        if CREDENTIALS.contains(&kind) {
+            return Ok(key.into());
+        }
+        let text = format!("{}:{id}", utf8_percent_encode(kind, KIND));
+        let is_plain = !id.is_empty() && id.trim() == id && !id.chars().any(char::is_control);
+        if !is_plain || text.len() > LONGEST {
+            return Err(KeyNameError::Name);
+        }
+        Ok(Self {
+            text: text.into(),
+            key,
+        })
     }
 
     /// The key of this name.
@@ -115,22 +137,15 @@ impl FromStr for KeyName {
         if name.is_empty() {
             return Err(KeyNameError::Name);
         }
-        if kind == "ip" {
+        let is_fingerprint = text[at..].starts_with('#');
+        if kind == "ip" && !is_fingerprint {
             return Ok(address(name)?.into());
         }
         let kind = interned(kind)?;
-        if text[at..].starts_with('#') {
+        if is_fingerprint {
             return Ok(Key::from_fingerprint(kind, fingerprint(name)?).into());
         }
-        let key = Key::id(kind, name);
-        if CREDENTIALS.contains(&kind) {
-            return Ok(key.into());
-        }
-        let kind = utf8_percent_encode(kind, KIND);
-        Ok(Self {
-            text: format!("{kind}:{name}").into(),
-            key,
-        })
+        Self::named(kind, name)
     }
 }
 
@@ -298,6 +313,15 @@ mod tests {
             assert_eq!(name(KeyName::from(key).as_str()).key(), key, "{text}");
         }
         assert_eq!(KeyName::id("a:b", "c"), Ok(name("a%3Ab:c")));
+        let odd = Key::id("ip", "x");
+        assert_eq!(name(KeyName::from(odd).as_str()).key(), odd);
+        for (kind, id) in [("org", "a b"), ("bearer", " x "), ("org", "ä")] {
+            assert_eq!(KeyName::id(kind, id).unwrap().key(), Key::id(kind, id));
+        }
+        for id in [" a", "a ", "", "a\u{a0}"] {
+            assert_eq!(KeyName::id("org", id), Err(KeyNameError::Name), "{id:?}");
+        }
+        assert_eq!(KeyName::id("ip", "x"), Err(KeyNameError::Kind));
     }
 
     #[test]

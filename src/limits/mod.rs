@@ -1,9 +1,11 @@
 //! Limits of single keys, changed at run time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::ops::Bound;
 use std::sync::{Arc, Weak};
+
+use smallvec::SmallVec;
 
 use crate::key::{Key, KeyMap, KeyName};
 use crate::limit::Limit;
@@ -88,15 +90,44 @@ struct Own {
 #[derive(Default)]
 struct State {
     entries: BTreeMap<KeyName, Limit>,
+    /// The names of entries by their keys: one, unless replicas gave it two at a time.
+    names: HashMap<Key, SmallVec<[KeyName; 1]>>,
     /// Changes that were made here and that are newer than what was read of the store.
     #[cfg(feature = "redis")]
-    newer: std::collections::HashMap<KeyName, u64>,
+    newer: HashMap<KeyName, u64>,
     limited: Vec<Weak<dyn Limited>>,
+}
+
+impl State {
+    fn enter(&mut self, name: &KeyName, limit: Option<Limit>) -> Option<Limit> {
+        let names = self.names.entry(name.key()).or_default();
+        names.retain(|other| other != name);
+        let before = match limit {
+            Some(limit) => {
+                names.push(name.clone());
+                self.entries.insert(name.clone(), limit)
+            }
+            None => self.entries.remove(name),
+        };
+        if names.is_empty() {
+            self.names.remove(&name.key());
+        }
+        before
+    }
+
+    /// What counts for a key: of several names the last, which can be read.
+    fn own(&self, key: &Key) -> Option<Own> {
+        let name = self.names.get(key)?.iter().max()?;
+        Some(Own {
+            limit: self.entries.get(name)?.clone(),
+            name: name.clone(),
+        })
+    }
 }
 
 impl Limits {
     /// How many keys can have limits of their own.
-    pub const MOST: usize = 1_000_000;
+    pub const MOST: usize = 250_000;
 
     /// No limits yet, in this process's memory.
     #[must_use]
@@ -109,10 +140,10 @@ impl Limits {
         }))
     }
 
-    /// What a key has of its own.
+    /// What a key has of its own, whatever name of it was used to set it.
     #[must_use]
     pub fn get(&self, key: &KeyName) -> Option<Limit> {
-        lock(&self.0.state).entries.get(key).cloned()
+        self.0.by_key.find(&key.key(), |own| own.limit.clone())
     }
 
     /// Everything that is set, in the order of the names.
@@ -169,6 +200,9 @@ impl Limits {
 
     /// Sets what a key may do, and returns what it had of its own.
     ///
+    /// A key has one entry, also where it has two names, as `org:acme` and the fingerprint that logs show of
+    /// it: the entry keeps the name that can be read.
+    ///
     /// # Errors
     ///
     /// - [`LimitsError::TooMany`] for a new key when [`MOST`](Self::MOST) have some.
@@ -188,6 +222,35 @@ impl Limits {
     }
 
     async fn change(
+        &self,
+        key: &KeyName,
+        limit: Option<Limit>,
+    ) -> Result<Option<Limit>, LimitsError> {
+        let before = self.get(key);
+        let (name, others) = self.names_for(key, limit.is_some());
+        let changed = self.change_entry(&name, limit).await?;
+        for other in &others {
+            self.change_entry(other, None).await?;
+        }
+        Ok(changed.or(before.filter(|_| !others.is_empty())))
+    }
+
+    /// Under which name a change is made, and which other entries of the key go with it.
+    fn names_for(&self, key: &KeyName, sets: bool) -> (KeyName, Vec<KeyName>) {
+        let state = lock(&self.0.state);
+        let named = state.names.get(&key.key());
+        let mut names: Vec<_> = named.into_iter().flatten().cloned().collect();
+        names.sort_unstable();
+        let is_readable = *key != KeyName::from(key.key());
+        let name = match names.last() {
+            Some(last) if !(sets && is_readable) => last.clone(),
+            _ => key.clone(),
+        };
+        names.retain(|other| *other != name);
+        (name, names)
+    }
+
+    async fn change_entry(
         &self,
         key: &KeyName,
         limit: Option<Limit>,
@@ -264,21 +327,22 @@ impl Limits {
         state.limited.iter().filter_map(Weak::upgrade).collect()
     }
 
-    fn apply(&self, state: &mut State, key: &KeyName, limit: Option<Limit>) -> Option<Limit> {
-        let before = match &limit {
-            Some(limit) => state.entries.insert(key.clone(), limit.clone()),
-            None => state.entries.remove(key),
-        };
-        if before == limit {
+    fn apply(&self, state: &mut State, name: &KeyName, limit: Option<Limit>) -> Option<Limit> {
+        let key = name.key();
+        let before = state.enter(name, limit);
+        let own = state.own(&key);
+        let is_same = |was: &Own| own.as_ref().is_some_and(|own| own.limit == was.limit);
+        let was = self.0.by_key.find(&key, is_same);
+        if was == Some(true) || (was.is_none() && own.is_none()) {
+            // The name may have changed.
+            self.0.by_key.set(&key, own);
             return before;
         }
         // Before it counts, so that whoever looks it up finds a limiter that knows it.
         for limited in state.limited.iter().filter_map(Weak::upgrade) {
-            limited.set_own(&key.key(), limit.as_ref());
+            limited.set_own(&key, own.as_ref().map(|own| &own.limit));
         }
-        let name = key.clone();
-        let own = limit.map(|limit| Own { limit, name });
-        self.0.by_key.set(&key.key(), own);
+        self.0.by_key.set(&key, own);
         before
     }
 
@@ -287,8 +351,9 @@ impl Limits {
         let mut state = lock(&self.0.state);
         state.limited.retain(|limited| limited.strong_count() > 0);
         state.limited.push(Arc::downgrade(limited));
-        for (key, limit) in &state.entries {
-            limited.set_own(&key.key(), Some(limit));
+        for key in state.names.keys() {
+            let own = state.own(key);
+            limited.set_own(key, own.as_ref().map(|own| &own.limit));
         }
     }
 
@@ -297,8 +362,9 @@ impl Limits {
     pub(crate) fn changed_for_all(&self, limited: &dyn Limited, change: impl FnOnce()) {
         let state = lock(&self.0.state);
         change();
-        for (key, limit) in &state.entries {
-            limited.set_own(&key.key(), Some(limit));
+        for key in state.names.keys() {
+            let own = state.own(key);
+            limited.set_own(key, own.as_ref().map(|own| &own.limit));
         }
     }
 

@@ -3,7 +3,9 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
-use tower_admission::{Key, Limits, LimitsError, Policy, Quota, RateLimiter, SetPolicyError};
+use tower_admission::{
+    Key, KeyName, Limits, LimitsError, Policy, Quota, RateLimiter, SetPolicyError,
+};
 
 use super::{Bench, SECOND, name, now};
 
@@ -269,6 +271,31 @@ fn each_quota_of_several_has_its_own() {
     assert_eq!(numbers, [(20, 8), (12, 0)]);
     bench.set("org:acme", "20/h");
     assert_eq!(bench.burst(&acme()), 8);
+}
+
+/// What logs show of a key is another name of the same entry.
+#[test]
+fn a_key_has_one_entry() {
+    let bench = Bench::new(Quota::per_hour(10));
+    let fingerprint = KeyName::from(acme()).to_string();
+    assert_eq!(bench.set(&fingerprint, "5/h"), None);
+    let limits = || {
+        let list = bench.limits.list().into_iter();
+        let list = list.map(|(name, limit)| format!("{name} {limit}"));
+        list.collect::<Vec<_>>()
+    };
+    assert_eq!(bench.set("org:acme", "6/h").unwrap().to_string(), "5/h");
+    assert_eq!(limits(), ["org:acme 6/h"]);
+    assert_eq!(bench.set(&fingerprint, "7/h").unwrap().to_string(), "6/h");
+    assert_eq!(limits(), ["org:acme 7/h"]);
+    assert_eq!(
+        bench.limits.get(&name(&fingerprint)).unwrap().to_string(),
+        "7/h"
+    );
+    assert_eq!(bench.limiter.check(&acme()).limit(), Some(7));
+    assert_eq!(bench.delete(&fingerprint).unwrap().to_string(), "7/h");
+    assert!(bench.limits.is_empty());
+    assert_eq!(bench.limiter.check(&acme()).limit(), Some(10));
 }
 
 #[test]

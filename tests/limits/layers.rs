@@ -133,6 +133,31 @@ async fn keys_have_their_own_in_flight() {
     }
 }
 
+/// What is in flight is counted before a key has a limit, so that it counts when it gets one.
+#[tokio::test]
+async fn what_was_in_flight_before_there_was_a_limit_counts() {
+    let limits = Limits::new();
+    let layer = ConcurrencyLimitLayer::new(0)
+        .name("jobs")
+        .per_key(ByToken::default(), 0)
+        .limits(&limits);
+    let limiter = layer.limiter();
+    let key = Key::new("bearer", b"alice");
+    let held: Vec<_> = (0..5)
+        .map(|_| limiter.try_acquire_for(&key).unwrap())
+        .collect();
+    set(&limits, "bearer:alice", "2 concurrent");
+    assert!(limiter.try_acquire_for(&key).is_err());
+    drop(held);
+    assert!(limiter.try_acquire_for(&key).is_ok());
+    let others = Key::new("bearer", b"bob");
+    let held = limiter.try_acquire_for(&others).unwrap();
+    limiter.set_limit_per_key(1);
+    assert!(limiter.try_acquire_for(&others).is_err());
+    drop(held);
+    assert!(limiter.try_acquire_for(&others).is_ok());
+}
+
 #[tokio::test]
 async fn a_layer_looks_at_keys_that_have_limits() {
     let limits = Limits::new();

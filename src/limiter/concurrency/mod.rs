@@ -255,9 +255,6 @@ impl ConcurrencyLimiter {
         let own = self.0.limits.as_ref();
         let own = own.and_then(|limits| limits.concurrency(&key, &self.0.name));
         let limit = own.unwrap_or_else(|| per_key.limit());
-        if limit == UNLIMITED {
-            return Ok(None);
-        }
         match per_key.try_take(key, limit) {
             Some(slot) => Ok(Some(slot)),
             None => Err(self.rejection(Reason::KeyAtCapacity)),
