@@ -1,6 +1,6 @@
 //! The gateway example, as a process of its own, with real clients.
 #![cfg(all(
-    feature = "axum",
+    feature = "admin",
     feature = "config",
     feature = "metrics",
     feature = "redis",
@@ -327,6 +327,41 @@ async fn a_changed_file_is_applied_and_a_bad_one_is_not() {
     };
     soon(applied).await;
     assert_eq!(statuses(2).await, [200, 429]);
+}
+
+/// Whoever has the token changes what a key may do, and nobody else does.
+#[tokio::test]
+async fn limits_are_changed_at_the_admin_endpoints() {
+    let text =
+        "[admin]\ntoken = 'the token of operators'\n[groups.api]\npath = '/api'\nrate = '1/h'";
+    let file = File::new("short.toml", text);
+    let output = command().args(["--config", file.path()]).output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.starts_with("error: admin.token: "), "{told}");
+    assert!(!told.contains("operators"), "{told}");
+
+    file.write(&text.replace("the token of operators", "b5b0ea1ed0924ab5"));
+    let gateway = Gateway::start(&["--config", file.path()]);
+    assert_eq!(gateway.get("/api/slow?ms=0", "alice").await, 200);
+    assert_eq!(gateway.get("/api/slow?ms=0", "alice").await, 429);
+    let put = |token: &str| {
+        let mut request = gateway.request(
+            Method::PUT,
+            "/admin/limits/bearer%3Aalice",
+            token,
+            r#"{"limit": "api=3/h"}"#,
+        );
+        let json = "application/json".parse().unwrap();
+        request.headers_mut().insert(CONTENT_TYPE, json);
+        soon(gateway.client.request(request))
+    };
+    assert_eq!(put("alice").await.unwrap().status(), 401);
+    assert_eq!(put("b5b0ea1ed0924ab5").await.unwrap().status(), 200);
+    for expected in [200, 200, 429] {
+        assert_eq!(gateway.get("/api/slow?ms=0", "alice").await, expected);
+    }
+    assert_eq!(gateway.get("/api/slow?ms=0", "bob").await, 200);
+    assert_eq!(gateway.get("/api/slow?ms=0", "bob").await, 429);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::path::Path;
 use axum::routing::get;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
+use tower_admission::admin::{self, Recorder, Token};
 use tower_admission::config::{Admission, Config};
 use tower_admission::observe::{MetricsObserver, TracingObserver};
 use tracing::{error, info};
@@ -16,15 +17,23 @@ pub(crate) async fn serve(flags: &Flags, file: &Path) -> Result<(), String> {
     // Before a port is open.
     let config = Config::load(file).map_err(|error| error.to_string())?;
     let metrics = recorder().map_err(|error| error.to_string())?;
+    let recorder = Recorder::new();
     let admission = Admission::builder(&config)
         .observe(TracingObserver::new())
+        .observe(recorder.clone())
         .observe(MetricsObserver::new())
         .observe_store(MetricsObserver::new())
         .build()
         .map_err(|error| error.to_string())?;
-    let app = unlimited()
+    let mut app = unlimited()
         .route("/metrics", get(move || async move { metrics.render() }))
         .layer(admission.layer());
+    if let Some(token) = config.admin_token() {
+        let token = Token::new(token).map_err(|error| format!("admin.token: {error}"))?;
+        // After the layer, so that who repairs a limit is not held up by it.
+        let admin = admin::router(admission.limits(), &recorder, token);
+        app = app.nest("/admin", admin);
+    }
 
     let cannot = |error| format!("cannot serve on {}: {error}", flags.listen);
     let listener = TcpListener::bind(flags.listen).await.map_err(cannot)?;
@@ -40,6 +49,9 @@ pub(crate) async fn serve(flags: &Flags, file: &Path) -> Result<(), String> {
     let groups: Vec<_> = config.groups().collect();
     println!("Listening on http://{address}");
     println!("Limits from {}: {}", file.display(), groups.join(", "));
+    if config.admin_token().is_some() {
+        println!("To look at them and to change them: http://{address}/admin");
+    }
     crate::run(listener, app, admission.store())
         .await
         .map_err(cannot)

@@ -119,3 +119,26 @@ async fn help_has_the_exit_codes_and_no_secret() {
     }
     assert!(!help.contains("hunter2"), "{help}");
 }
+
+#[tokio::test]
+async fn a_configuration_is_checked() {
+    let file = std::env::temp_dir().join(format!("tower-admission-{}.toml", std::process::id()));
+    let path = file.to_str().unwrap();
+    let check = async |arguments: &[&str]| {
+        let mut command = program();
+        command.args(["config", "check", path]).args(arguments);
+        end(command).await
+    };
+    std::fs::write(&file, "[groups.api]\nrate = '10/s'\n[groups.batch]").unwrap();
+    assert_eq!(check(&[]).await.ok(), format!("{path}: ok: api, batch"));
+    assert_eq!(check(&["--json"]).await.json()["groups"][1], "batch");
+    std::fs::write(&file, "[groups.api]\nrate = '10/0s'").unwrap();
+    let wrong = check(&[]).await.failed(3);
+    assert!(
+        wrong.starts_with(&format!("{path}: groups.api.rate: ")),
+        "{wrong}"
+    );
+    std::fs::remove_file(&file).unwrap();
+    let missing = check(&[]).await.failed(3);
+    assert!(missing.starts_with(path), "{missing}");
+}

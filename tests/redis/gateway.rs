@@ -1,5 +1,11 @@
 //! Two processes of the gateway example on one Redis.
-#![cfg(all(feature = "axum", feature = "tonic", feature = "tracing"))]
+#![cfg(all(
+    feature = "admin",
+    feature = "config",
+    feature = "metrics",
+    feature = "tonic",
+    feature = "tracing"
+))]
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -23,14 +29,20 @@ struct Replica {
 
 impl Replica {
     fn start(server: &Server, flags: &[&str]) -> Self {
+        let url = server.url();
+        let secret = "00112233445566778899aabbccddeeff";
+        let store = ["--store", &url, "--secret", secret];
+        Self::spawn(&[&store, flags].concat())
+    }
+
+    fn spawn(flags: &[&str]) -> Self {
         let mut path = std::env::current_exe().unwrap();
         path.pop();
         path.pop();
         path.extend(["examples", "gateway"]);
         path.set_extension(std::env::consts::EXE_EXTENSION);
         let mut process = Command::new(path)
-            .args(["--listen", "127.0.0.1:0", "--store", &server.url()])
-            .args(["--secret", "00112233445566778899aabbccddeeff"])
+            .args(["--listen", "127.0.0.1:0"])
             .args(flags)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -132,4 +144,68 @@ async fn long_what_a_killed_replica_held_comes_back() {
         two.status("/api/slow?ms=0", "bob").await == 200
     })
     .await;
+}
+
+/// The program `tower-admission`, at the same Redis.
+#[cfg(feature = "cli")]
+async fn program(server: &Server, arguments: &[&str]) -> String {
+    let url = server.url();
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_tower-admission"));
+    command
+        .args(["--redis", &url, "--prefix", "gateway"])
+        .args(["--secret", "00112233445566778899aabbccddeeff"])
+        .args(arguments);
+    let output = command.output().await.unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Two replicas with one configuration, and limits that are changed at the command line.
+#[cfg(feature = "cli")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_limit_set_at_the_command_line_counts_in_both() {
+    let server = Server::start().await;
+    let file = std::env::temp_dir().join(format!("gateway-{}.toml", server.port));
+    let text = format!(
+        "[store]\nurl = '{}'\nsecret = '00112233445566778899aabbccddeeff'\nprefix = 'gateway'\n\
+         deadline = '2s'\n[groups.api]\npath = '/api'\nrate = '2/h'",
+        server.url()
+    );
+    std::fs::write(&file, text).unwrap();
+    let path = file.to_str().unwrap();
+    let replicas = [0, 1].map(|_| Replica::spawn(&["--config", path]));
+    for (n, expected) in [200, 200, 429, 429].into_iter().enumerate() {
+        let status = replicas[n % 2].status("/api/slow?ms=0", "alice").await;
+        assert_eq!(status, expected);
+    }
+    let told = program(&server, &["limits", "set", "bearer:alice", "api=5/h"]).await;
+    assert!(told.contains("api=5/h"), "{told}");
+    assert!(!told.contains("alice"), "{told}");
+    for replica in &replicas {
+        until("it knows", async || {
+            let answer = replica.get("/api/slow?ms=0", "alice").await;
+            let policy = answer.headers()["ratelimit-policy"].to_str().unwrap();
+            policy.contains("q=5;")
+        })
+        .await;
+    }
+    // Five in all: the two that were spent stay spent.
+    for replica in &replicas {
+        while replica.status("/api/slow?ms=0", "alice").await == 200 {}
+    }
+    let usage = program(&server, &["--json", "usage", "bearer:alice"]).await;
+    let usage: serde_json::Value = serde_json::from_str(&usage).unwrap();
+    let of_rate = usage["usage"].as_array().unwrap();
+    let of_rate = of_rate.iter().find(|usage| usage["sort"] == "rate");
+    assert_eq!(of_rate.unwrap()["used"], 5, "{usage}");
+    program(&server, &["limits", "delete", "bearer:alice", "--force"]).await;
+    for replica in &replicas {
+        until("it is one of all again", async || {
+            let answer = replica.get("/api/slow?ms=0", "alice").await;
+            let policy = answer.headers()["ratelimit-policy"].to_str().unwrap();
+            policy.contains("q=2;")
+        })
+        .await;
+    }
+    std::fs::remove_file(file).unwrap();
 }

@@ -1,5 +1,7 @@
 //! The command line.
 
+use std::path::PathBuf;
+
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Parser, Subcommand};
 use clap_complete::Shell;
@@ -30,7 +32,7 @@ Exit codes:
   0  done
   1  not there: the key has no limit of its own
   2  the command line is wrong
-  3  the server refuses: an invalid limit, a wrong token
+  3  what was given is refused: an invalid limit, a wrong token, a wrong configuration
   4  the server cannot be reached";
 
 /// Where the limits are.
@@ -89,6 +91,9 @@ pub(crate) enum Command {
     /// What services hold of the limits in their memory
     #[command(subcommand)]
     Cache(CacheCommand),
+    /// Configuration files of services
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Print completions for a shell
     Completions {
         /// For which shell
@@ -124,6 +129,15 @@ pub(crate) enum LimitsCommand {
         /// Do not ask
         #[arg(long)]
         force: bool,
+    },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Read a file, with the ADMISSION_.. variables over it, and say what is wrong in it
+    Check {
+        /// The file
+        file: PathBuf,
     },
 }
 

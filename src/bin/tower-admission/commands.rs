@@ -36,7 +36,7 @@ pub(crate) async fn run(
             Ok(())
         }
         // Needs no server.
-        Command::Completions { .. } => Ok(()),
+        Command::Config(_) | Command::Completions { .. } => Ok(()),
     }
 }
 

@@ -11,11 +11,14 @@ mod redis;
 mod server;
 mod usage;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches};
+use serde_json::json;
+use tower_admission::config::Config;
 
-use self::args::{Cli, Command};
+use self::args::{Cli, Command, ConfigCommand};
 use self::failure::Failure;
 use self::keys::Keys;
 use self::output::Output;
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
             output.completions(*shell);
             Ok(())
         }
+        Command::Config(ConfigCommand::Check { file }) => check(file, &output),
         command => at_server(&cli, &matches, command, &output),
     };
     match done {
@@ -59,6 +63,23 @@ fn not_parsed(error: &clap::Error) -> ExitCode {
     let failure = Failure::usage(message.strip_prefix("error: ").unwrap_or(&message));
     Output::new(true).failure(&failure);
     failure.code()
+}
+
+/// Whether a service could run with a configuration.
+fn check(file: &Path, output: &Output) -> Result<(), Failure> {
+    let config = Config::load(file).map_err(|error| Failure::refused(error.to_string()))?;
+    let groups: Vec<_> = config.groups().collect();
+    let listed = if groups.is_empty() {
+        "no groups".to_owned()
+    } else {
+        groups.join(", ")
+    };
+    let text = format!("{}: ok: {listed}", file.display());
+    output.done(
+        &text,
+        json!({ "file": file.display().to_string(), "groups": groups }),
+    );
+    Ok(())
 }
 
 /// Does what needs a server.
