@@ -15,13 +15,14 @@ use crate::quota::{Quota, QuotaError};
 ///
 /// | text | |
 /// |---|---|
-/// | `1000/min burst 50` | the first quota of each policy |
+/// | `1000/min burst 50` | the quota of each policy that has a single one |
 /// | `20 concurrent` | how many may be in flight, or at work |
 /// | `burst=20/s, daily=100000/day` | the quotas of these names |
 /// | `1000/min, jobs=5 concurrent` | both; 5 for the limiter that is called `jobs` |
 /// | `deny all` | nothing |
 ///
-/// A part with a name goes before one without. What no part is about stays as it is for
+/// Where a policy has several quotas, a part without a name is about none of them, unless it denies
+/// everything: `daily=100000/day` says which. A part with a name goes before one without. What no part is about stays as it is for
 /// everybody. A [sliding](Quota::sliding) quota stays one and a bucket stays one, whatever the part says.
 ///
 /// A limit cannot be lifted by a 0, which would mean *off* to some and *nothing* to others: it is
@@ -61,7 +62,7 @@ const MOST_PARTS: usize = 16;
 const CONCURRENT: &str = "concurrent";
 
 impl Limit {
-    /// A rate, for the first quota of each policy.
+    /// A rate, for the quota of each policy that has a single one.
     ///
     /// # Errors
     ///
@@ -141,9 +142,10 @@ impl Limit {
     pub(crate) fn of_policy(&self, policy: &Policy, shape: &Shape) -> Option<Policy> {
         let mut changed = false;
         let own = policy.map_quotas(|at, name, quota| {
-            let own = match at {
-                0 => self.quota(name),
-                _ => self.named_quota(name).or_else(|| self.denial()),
+            let own = if policy.quotas().len() == 1 {
+                self.quota(name)
+            } else {
+                self.named_quota(name).or_else(|| self.denial())
             };
             changed |= own.is_some();
             let own = own.and_then(|own| own.counted_in(shape.is_sliding(at)));
@@ -342,9 +344,12 @@ mod tests {
             Some(quotas.join(", "))
         };
         let some = |text: &str| Some(text.to_owned());
-        assert_eq!(of("20/s"), some("20/s, 100/day"));
+        assert_eq!(of("20/s"), None);
         assert_eq!(of("daily=200/day"), some("10/s, 200/day"));
         assert_eq!(of("20/s, burst=30/s"), some("30/s, 100/day"));
+        let single = Policy::new("burst", Quota::per_second(10));
+        let own = limit("20/s").of_policy(&single, &single.shape()).unwrap();
+        assert_eq!(own.quotas()[0].quota(), Quota::per_second(20));
         assert_eq!(of("deny all"), some("deny all, deny all"));
         assert_eq!(of("deny all, daily=5/day"), some("deny all, 5/day"));
         assert_eq!(of("weekly=1/s"), None);

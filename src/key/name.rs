@@ -43,6 +43,9 @@ pub struct KeyName {
 /// The kinds whose text is a credential, which is not to be kept.
 const CREDENTIALS: [&str; 2] = ["bearer", "api-key"];
 
+/// The kinds that this crate makes keys of.
+const KINDS_OF_THIS_CRATE: [&str; 3] = ["ip", "bearer", "api-key"];
+
 /// The longest name that is taken, in bytes.
 const LONGEST: usize = 256;
 
@@ -78,8 +81,8 @@ impl KeyName {
             return Ok(key.into());
         }
         let text = format!("{}:{id}", utf8_percent_encode(kind, KIND));
-        let is_plain = !id.is_empty() && id.trim() == id && !id.chars().any(char::is_control);
-        if !is_plain || text.len() > LONGEST {
+        check(id)?;
+        if text.len() > LONGEST {
             return Err(KeyNameError::Name);
         }
         Ok(Self {
@@ -141,12 +144,23 @@ impl FromStr for KeyName {
         if kind == "ip" && !is_fingerprint {
             return Ok(address(name)?.into());
         }
-        let kind = interned(kind)?;
+        // Kinds live on, so those of names that are refused are not kept.
         if is_fingerprint {
-            return Ok(Key::from_fingerprint(kind, fingerprint(name)?).into());
+            let bits = fingerprint(name)?;
+            return Ok(Key::from_fingerprint(interned(kind)?, bits).into());
         }
-        Self::named(kind, name)
+        check(name)?;
+        Self::named(interned(kind)?, name)
     }
+}
+
+/// Whether a name is shown as it is read.
+fn check(name: &str) -> Result<(), KeyNameError> {
+    let is_plain = name.trim() == name && !name.chars().any(char::is_control);
+    if name.is_empty() || !is_plain || name.len() > LONGEST {
+        return Err(KeyNameError::Name);
+    }
+    Ok(())
 }
 
 fn address(text: &str) -> Result<Key, KeyNameError> {
@@ -188,6 +202,11 @@ fn interned(kind: &str) -> Result<&'static str, KeyNameError> {
         .decode_utf8()
         .map_err(|_| KeyNameError::Kind)?;
     if kind.is_empty() || kind.len() > 64 || kind.trim() != kind {
+        return Err(KeyNameError::Kind);
+    }
+    // Of no key that this crate makes, and what follows would be kept though it may be a secret.
+    let meant = ["ip", "bearer", "api-key", "apikey", "x-api-key"];
+    if meant.contains(&&*kind.to_ascii_lowercase()) && !KINDS_OF_THIS_CRATE.contains(&&*kind) {
         return Err(KeyNameError::Kind);
     }
     if let Some(known) = CREDENTIALS.into_iter().find(|known| *known == kind) {
@@ -250,7 +269,8 @@ impl fmt::Debug for KeyName {
 pub enum KeyNameError {
     /// There is neither a `:` nor a `#` in it.
     Shape,
-    /// The kind is empty, longer than 64 bytes or surrounded by spaces.
+    /// The kind is empty, longer than 64 bytes or surrounded by spaces, or one of this crate's written
+    /// otherwise, as `Bearer` or `x-api-key`.
     Kind,
     /// The name is empty, longer than 256 bytes or has control characters in it.
     Name,
@@ -266,7 +286,7 @@ impl fmt::Display for KeyNameError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Shape => "a key is written as kind:name, such as org:acme or ip:192.0.2.1",
-            Self::Kind => "a key's kind is 1 to 64 bytes, such as org in org:acme",
+            Self::Kind => "a key's kind is 1 to 64 bytes, such as org, ip, bearer or api-key",
             Self::Name => "a key's name is 1 to 256 bytes without control characters",
             Self::Address => "an address is written as ip:192.0.2.1 or ip:2001:db8::/64",
             Self::Fingerprint => "a fingerprint is 32 hexadecimal digits",
@@ -345,6 +365,9 @@ mod tests {
             (&*format!("org:{}", "x".repeat(300)), Name),
             (&*format!("{}:a", "x".repeat(65)), Kind),
             ("%ff:a", Kind),
+            ("Bearer:hunter2", Kind),
+            ("x-api-key:hunter2", Kind),
+            ("IP:192.0.2.1", Kind),
             ("ip:nowhere", Address),
             ("ip:192.0.2.0/24", Address),
             ("ip:2001:db8::/129", Address),

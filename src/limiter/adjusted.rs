@@ -92,13 +92,13 @@ impl Limited for Adjusted {
                 let used =
                     |usage: &Usage| u64::from(usage.limit().saturating_sub(usage.remaining()));
                 if at == 0 || is_own || usages.iter().any(|usage| used(usage) > 0) {
-                    let named = policy.quotas().iter().zip(usages);
-                    told.extend(named.map(|(quota, usage)| LimitUsage {
+                    let named = policy.quotas().iter().zip(usages).enumerate();
+                    told.extend(named.map(|(n, (quota, usage))| LimitUsage {
                         name: quota.shared_name(),
                         sort: "rate",
                         used: used(usage),
                         limit: Some(usage.limit().into()),
-                        is_own,
+                        is_own: own.is_some_and(|own| own.quotas()[n] != *quota),
                     }));
                 }
             }

@@ -48,8 +48,11 @@ use crate::store::redis::{FailureKind, StoreObserver};
 /// [`HELD_BUCKETS`](Self::HELD_BUCKETS) are what the dashboard expects. With
 /// `metrics-exporter-prometheus`:
 ///
-/// ```ignore
-/// PrometheusBuilder::new()
+/// ```no_run
+/// # use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder};
+/// # use tower_admission::observe::MetricsObserver;
+/// # fn main() -> Result<(), BuildError> {
+/// let metrics = PrometheusBuilder::new()
 ///     .set_buckets_for_metric(
 ///         Matcher::Full("admission_decision_seconds".into()),
 ///         &MetricsObserver::DECISION_BUCKETS,
@@ -58,7 +61,11 @@ use crate::store::redis::{FailureKind, StoreObserver};
 ///         Matcher::Full("admission_held_seconds".into()),
 ///         &MetricsObserver::HELD_BUCKETS,
 ///     )?
-///     .install()?;
+///     .install_recorder()?;
+/// // For `/metrics`.
+/// let text = metrics.render();
+/// # Ok(())
+/// # }
 /// ```
 ///
 /// Costs one look at the clock before and one after each decision, and for each permit.

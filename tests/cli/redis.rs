@@ -204,16 +204,16 @@ async fn usage_is_what_is_used() {
             "window  rate            7      8      87%",
         ]
     );
-    service.set("20/day, 5 concurrent").await;
+    service.set("bucket=20/day, 5 concurrent").await;
     let usage = tell(&["usage", "org:acme", "--json"]).await.json();
     let entry = |name, sort, used, limit, is_own| json!({"name": name, "sort": sort, "used": used, "limit": limit, "is_own": is_own});
     let expected = json!({
         "key": "org:acme",
-        "limit": "20/day, 5 concurrent",
+        "limit": "bucket=20/day, 5 concurrent",
         "usage": [
             entry("jobs", "concurrency", 2, 5, true),
             entry("bucket", "rate", 7, 20, true),
-            entry("window", "rate", 7, 8, true),
+            entry("window", "rate", 7, 8, false),
         ],
     });
     assert_eq!(usage, expected);
@@ -222,7 +222,7 @@ async fn usage_is_what_is_used() {
     let list = tell(&["limits", "list", "--usage"]).await.ok();
     assert_eq!(
         list,
-        "org:acme  20/day, 5 concurrent  jobs 2 of 5 (40%), bucket 7 of 20 (35%), window 7 of 8 (87%)"
+        "org:acme  bucket=20/day, 5 concurrent  jobs 2 of 5 (40%), bucket 7 of 20 (35%), window 7 of 8 (87%)"
     );
     // Needs no secret.
     let totals = run(&server, &["usage", "--json"]).await.json();
@@ -238,7 +238,7 @@ async fn usage_is_what_is_used() {
 async fn deleting_warns_of_what_is_above_the_default() {
     let server = Server::start().await;
     let service = Service::start(&server).await;
-    service.set("20/day, 5 concurrent").await;
+    service.set("bucket=20/day, 5 concurrent").await;
     let deleted = tell(&server, &["limits", "delete", "org:acme", "--force"]).await;
     assert_eq!(deleted.code, 0);
     assert_eq!(deleted.err.lines().count(), 1, "{}", deleted.err);

@@ -222,3 +222,18 @@ fn a_group_that_is_not_there_has_no_layer() {
     let error = admission.layer_of("apis").unwrap_err();
     assert_eq!(error.to_string(), "groups.apis: there is no such group");
 }
+
+#[test]
+fn the_readme_shows_the_file_of_the_example() {
+    let file = include_str!("../../examples/gateway/gateway.toml");
+    let readme = include_str!("../../README.md");
+    assert!(readme.contains(&format!("```toml\n{}\n```", file.trim_end())));
+    // Also with what is commented out.
+    let all = file.lines().map(|line| {
+        let line = line.strip_prefix("# ").unwrap_or(line);
+        let is_field = line.starts_with('[') || line.contains(" = ");
+        if is_field { line } else { "" }
+    });
+    let config = Config::from_toml(&all.collect::<Vec<_>>().join("\n")).unwrap();
+    assert!(config.admin_token().is_some());
+}

@@ -7,6 +7,9 @@ use tower_admission::{
     Key, KeyName, Limits, LimitsError, Policy, Quota, RateLimiter, SetPolicyError,
 };
 
+use tower_admission::store::MemoryStore;
+use tower_admission::test_util::TestClock;
+
 use super::{Bench, SECOND, name, now};
 
 fn acme() -> Key {
@@ -226,6 +229,35 @@ fn what_is_regained_after_a_change_is_regained_at_the_new_rate() {
     assert_eq!(bench.burst(&acme()), 1);
 }
 
+/// Keys that find no room share what is counted; what one of them carries over does not change that.
+#[test]
+fn keys_without_room_get_no_fresh_burst_by_changes() {
+    for kind in ["", " sliding"] {
+        let quota = |text: &str| format!("{text}{kind}").parse::<Quota>().unwrap();
+        let clock = TestClock::default();
+        clock.advance(1_000_000 * SECOND);
+        let store = MemoryStore::new().max_keys(1).clock(clock);
+        let limits = Limits::new();
+        let limiter = RateLimiter::with_limits(quota("10/h"), &store, &limits);
+        let burst = |id: &str| {
+            let key = Key::id("org", id);
+            (0..100)
+                .filter(|_| limiter.check(&key).is_admitted())
+                .count()
+        };
+        let mut admitted: usize = (0..4).map(|id| burst(&id.to_string())).sum();
+        for round in 0..20 {
+            let id = (round % 4).to_string();
+            let key = name(&format!("org:{id}"));
+            now(limits.set(&key, "10/h".parse().unwrap())).unwrap();
+            now(limits.delete(&key)).unwrap();
+            admitted += burst(&id);
+        }
+        // A bucket of its own for each, and one that is shared.
+        assert!(admitted <= 60, "{kind}: {admitted}");
+    }
+}
+
 #[test]
 fn a_policy_keeps_its_shape() {
     let policy = Policy::new("burst", Quota::per_second(1)).and("daily", Quota::per_day(10));
@@ -269,8 +301,9 @@ fn each_quota_of_several_has_its_own() {
         .collect();
     // A refusal by one takes nothing from the other.
     assert_eq!(numbers, [(20, 8), (12, 0)]);
+    // What is about no quota in particular is about none of several.
     bench.set("org:acme", "20/h");
-    assert_eq!(bench.burst(&acme()), 8);
+    assert_eq!(bench.limiter.check(&acme()).limit(), Some(10));
 }
 
 /// What logs show of a key is another name of the same entry.
@@ -321,7 +354,7 @@ fn limits_made_before_a_limiter_are_known_to_it() {
 fn usage_is_told_by_limit() {
     let policy = Policy::new("burst", Quota::per_hour(10)).and("daily", Quota::per_day(100));
     let bench = Bench::new(policy);
-    bench.set("org:acme", "20/h");
+    bench.set("org:acme", "burst=20/h");
     assert!(bench.limiter.check_n(&acme(), 3).is_admitted());
     let usage = now(bench.limits.usage(&name("org:acme")));
     let told: Vec<_> = usage
@@ -330,7 +363,7 @@ fn usage_is_told_by_limit() {
         .collect();
     assert_eq!(
         told,
-        [("burst", 3, Some(20), true), ("daily", 3, Some(100), true)]
+        [("burst", 3, Some(20), true), ("daily", 3, Some(100), false)]
     );
     let names = bench.limits.names();
     assert_eq!(

@@ -110,6 +110,8 @@ async fn keys_have_their_own_in_flight() {
         let (alice, bob) = (take("alice", 50), take("bob", 50));
         assert_eq!((alice.len(), bob.len()), (3, expected));
         assert_eq!(take("eve", 50).len(), 0);
+        let denied = limiter.try_acquire_for(&Key::new("bearer", b"eve"));
+        assert_eq!(denied.unwrap_err().retry_after_seconds(), None);
 
         let usage = now(limits.usage(&KeyName::from(Key::new("bearer", b"alice"))));
         let [usage] = &usage[..] else {

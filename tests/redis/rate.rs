@@ -342,3 +342,20 @@ async fn the_longest_times_can_be_set() {
         .await;
     }
 }
+
+/// A quota that is charged to another key from now on is counted apart from what it was.
+#[tokio::test]
+async fn quotas_may_move_between_policies() {
+    let server = Server::start().await;
+    let (burst, daily) = (Quota::per_hour(10), Quota::per_day(100));
+    let one = [Policy::new("burst", burst).and("daily", daily)];
+    let two = [Policy::new("burst", burst), Policy::new("daily", daily)];
+    let keys = [alice()[0], Key::ip([192, 0, 2, 1].into())];
+    let (one, two) = (server.store().open(&one), server.store().open(&two));
+    let mut admitted = [0, 0];
+    for _ in 0..20 {
+        admitted[0] += u32::from(one.take(&alice(), 1).await.is_admitted());
+        admitted[1] += u32::from(two.take(&keys, 1).await.is_admitted());
+    }
+    assert_eq!(admitted, [10, 10]);
+}

@@ -257,6 +257,8 @@ impl ConcurrencyLimiter {
         let limit = own.unwrap_or_else(|| per_key.limit());
         match per_key.try_take(key, limit) {
             Some(slot) => Ok(Some(slot)),
+            // To come back is of no use to whom everything is denied.
+            None if limit == 0 => Err(self.rejection(Reason::KeyAtCapacity).retry_after(None)),
             None => Err(self.rejection(Reason::KeyAtCapacity)),
         }
     }

@@ -202,9 +202,15 @@ impl<C: Clock> RateMeter<C> {
         let time = debt.map_or(0, |debt| debt.at(&self.numbers));
         let judge = || self.numbers.judge(now);
         let arrival = now.saturating_add(time);
-        let _ = self
+        let known = self
             .table
-            .update(place, judge, |_| Ok::<_, ()>(((), arrival)));
+            .update_known(place, |_| Ok::<_, ()>(((), arrival)));
+        if known.is_none() {
+            // Keys without room share a bucket, which is not filled for one of them.
+            let _ = self.table.update(place, judge, |current| {
+                Ok::<_, ()>(((), arrival.max(current.unwrap_or(0))))
+            });
+        }
     }
 
     /// The bucket as it is, and the time.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::key::Key;
-use crate::policy::Policy;
+use crate::policy::{NamedQuota, Policy};
 use crate::store::LeaseName;
 use crate::sync::lock;
 
@@ -16,8 +16,9 @@ const CHOOSES: &AsciiSet = &CONTROLS.add(b'{').add(b'}').add(b'%');
 
 /// The names that are in use by limiters of one store.
 ///
-/// A limiter is called by the names of its quotas, those that slide with a `~`: what buckets and
-/// windows keep differs, so a quota that changes its kind counts in another place. A second limiter
+/// A limiter is called by the names of its quotas, those that slide with a `~` and with a `&` between
+/// policies: what buckets and windows keep differs, so a quota that changes its kind, or goes to another policy,
+/// counts in another place. A second limiter
 /// of the same name has a 2 behind it, and so on, in the order in which they are made: replicas run
 /// the same program.
 #[derive(Clone)]
@@ -49,16 +50,18 @@ impl Names {
     }
 
     pub(super) fn claim(&self, policies: &[Policy]) -> Name {
-        let quotas = policies.iter().flat_map(Policy::quotas);
-        let limiting = quotas.filter(|quota| !quota.quota().is_off());
-        let names: Vec<_> = limiting
-            .map(|limiting| {
-                let name = utf8_percent_encode(limiting.name(), NON_ALPHANUMERIC);
-                let slides = limiting.quota().is_sliding();
-                format!("{name}{}", if slides { "~" } else { "" })
-            })
-            .collect();
-        let first = names.join("+");
+        let of_quota = |quota: &NamedQuota| {
+            let name = utf8_percent_encode(quota.name(), NON_ALPHANUMERIC);
+            let slides = quota.quota().is_sliding();
+            format!("{name}{}", if slides { "~" } else { "" })
+        };
+        let of_policy = |policy: &Policy| {
+            let quotas = policy.quotas().iter();
+            let limiting = quotas.filter(|quota| !quota.quota().is_off());
+            limiting.map(of_quota).collect::<Vec<_>>().join("+")
+        };
+        // Apart by policy, as a key has a part for each quota of one.
+        let first = policies.iter().map(of_policy).collect::<Vec<_>>().join("&");
         let mut taken = lock(&self.taken);
         let mut name = first.clone();
         let mut n = 1;
@@ -203,8 +206,8 @@ mod tests {
         assert_eq!(
             [0, 1].map(|policy| both.key(policy, &address)),
             [
-                "app:rate:per%20day+default:ip:192.0.2.1",
-                "app:rate:per%20day+default/2:ip:192.0.2.1"
+                "app:rate:per%20day&default:ip:192.0.2.1",
+                "app:rate:per%20day&default/2:ip:192.0.2.1"
             ]
         );
         let window = names.claim(&[Policy::new("per day", Quota::per_day(1).sliding())]);

@@ -105,7 +105,10 @@ impl<C: Clock> SlidingMeter<C> {
             return;
         }
         let now = self.now();
-        *shard.find_or_insert(bits, self.numbers, now) = counted.parted(length, self.numbers, now);
+        // Keys without room share counters, which stay as they are.
+        if let Some(window) = shard.find_or_insert_own(bits, self.numbers, now) {
+            *window = counted.parted(length, self.numbers, now);
+        }
     }
 
     /// Nanoseconds since the clock's zero. Read under the shard's lock, so that no thread charges

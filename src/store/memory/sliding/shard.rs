@@ -69,6 +69,19 @@ impl Shard {
         }
     }
 
+    /// The counters of a key, which is put in if it is new and there is room; not those that are shared.
+    pub(super) fn find_or_insert_own(
+        &mut self,
+        key: u128,
+        numbers: Numbers,
+        now: u64,
+    ) -> Option<&mut Window> {
+        if !self.places.contains_key(&key) && self.room(numbers, now) == Room::None {
+            return None;
+        }
+        Some(self.find_or_insert(key, numbers, now))
+    }
+
     /// As [`find`](Self::find), and puts a new key in.
     pub(super) fn find_or_insert(&mut self, key: u128, numbers: Numbers, now: u64) -> &mut Window {
         if let Some(at) = self.places.get(&key) {
