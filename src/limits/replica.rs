@@ -160,6 +160,10 @@ impl Replica {
     ) -> Result<Option<Limit>, LimitsError> {
         limits.follow();
         let text = limit.as_ref().map(Limit::to_string);
+        let (known, known_version) = {
+            let read = lock(&self.read);
+            (read.epoch.clone(), read.version)
+        };
         let set = self
             .table
             .set(key.as_str(), text.as_deref(), Limits::MOST)
@@ -167,9 +171,16 @@ impl Replica {
         let before = set
             .map_err(LimitsError::Unavailable)?
             .ok_or(LimitsError::TooMany)?;
+        // It has to be above what was read before: else Redis has lost writes, as in a failover, and
+        // whoever read these would not miss them.
+        let is_repeated = known == before.epoch && known_version >= before.version;
+        if is_repeated {
+            // What cannot be told to the others now they find when they read all anew.
+            let _ = self.table.renew().await;
+        }
         let mut state = lock(&limits.0.state);
         let mut read = lock(&self.read);
-        if read.epoch != before.epoch {
+        if is_repeated || read.epoch != before.epoch {
             // Of data that nobody has read here yet.
             *read = Read {
                 epoch: before.epoch,

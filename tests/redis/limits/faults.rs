@@ -53,3 +53,34 @@ async fn an_entry_that_is_no_text_is_passed_over() {
         .await;
     }
 }
+
+/// A failover lost the last write, and the next one has its version.
+#[tokio::test]
+async fn a_version_that_comes_again_is_noticed() {
+    let server = Server::start().await;
+    let [here, there] = [(); 2].map(|()| Limits::in_store(&server.store()));
+    set(&here, "5/h").await;
+    let lost = name("org:lost");
+    here.set(&lost, "2/h".parse().unwrap()).await.unwrap();
+    for limits in [&here, &there] {
+        limits.refresh().await.unwrap();
+        assert_eq!(limits.len(), 2);
+    }
+    let mut connection = server.connection().await.unwrap();
+    let mut lose = redis::pipe();
+    lose.atomic().hdel(LIMITS, "org:lost").ignore();
+    lose.zrem(CHANGES, "org:lost").ignore();
+    lose.hset("{admission:limits}:state", "version", 1).ignore();
+    let new = name("org:new");
+    let new_limit = "3/h".parse().unwrap();
+    // At once, so that nobody reads in between.
+    let _: () = lose.query_async(&mut connection).await.unwrap();
+    here.set(&new, new_limit).await.unwrap();
+    assert_eq!(shown(&here, "org:new").await.unwrap(), "3/h");
+    until("both know what there is", async || {
+        [&here, &there].iter().all(|limits| {
+            limits.get(&lost).is_none() && limits.get(&new).is_some() && limits.len() == 2
+        })
+    })
+    .await;
+}
