@@ -52,31 +52,32 @@ async fn a_key_has_its_own_quota() {
         limits.delete(&"org:acme".parse().unwrap()).await.unwrap();
         assert_eq!(burst(&limiter).await, 0);
         limiter.set_policy(calls(&format!("12/h{kind}"))).unwrap();
-        // The bucket that was lowered owes no more than an empty one; the window counts on.
-        let rest = burst(&limiter).await;
-        assert_eq!(rest, if kind.is_empty() { 2 } else { 0 });
+        // All 25 stay used.
+        assert_eq!(burst(&limiter).await, 0);
         let other = [Key::id("org", "other")];
         assert_eq!(limiter.decide(&other, 1).await.limit(), Some(12));
     }
 }
 
-/// Retry-After is kept: what is more than an empty bucket owes is forgiven for good.
+/// Retry-After is kept when nobody else uses the key, and what is told of as left is.
 #[tokio::test]
 async fn a_lowered_limit_comes_back_when_it_says() {
     let server = Server::start().await;
-    for (all, own) in [
-        ("1/s burst 1000", "20/s burst 2"),
-        ("1/s burst 1000", "1 per 100ms burst 1"),
-        ("20/s burst 1000", "20/s burst 2"),
-        ("1000/h sliding", "5/s"),
-        ("5/s burst 1000 sliding", "5/s"),
+    for (all, used, own) in [
+        ("20/s burst 40", 36, "20/s burst 2"),
+        ("20/s burst 40", 36, "100/s burst 2"),
+        ("20/s burst 40", 36, "1 per 100ms burst 1"),
+        ("20/s burst 40", 36, "10/s burst 4"),
+        ("1000/h sliding", 900, "5/s"),
+        ("5/s burst 1000 sliding", 900, "5/s"),
     ] {
         let limits = Limits::new();
         let limiter = RateLimiter::with_limits(calls(all), &server.store(), &limits);
-        assert!(limiter.decide(&acme(), 900).await.is_admitted());
+        assert!(limiter.decide(&acme(), used).await.is_admitted());
         set(&limits, own).await;
         let denied = limiter.decide(&acme(), 1).await;
         assert!(!denied.is_admitted(), "{own}");
+        assert_eq!(denied.remaining(), Some(0), "{own}");
         let wait = denied.retry_after().unwrap();
         assert!(wait <= 2 * SECOND, "{own} after {all}: {wait:?}");
         tokio::time::sleep(wait).await;
@@ -84,6 +85,41 @@ async fn a_lowered_limit_comes_back_when_it_says() {
             limiter.decide(&acme(), 1).await.is_admitted(),
             "{own} after {all}"
         );
+        server.clear().await;
+    }
+}
+
+/// As for a second after a change, or during a deployment: what one of them refuses, it leaves alone.
+#[tokio::test]
+async fn replicas_that_differ_hand_out_no_fresh_burst() {
+    let server = Server::start().await;
+    for (new, old) in [
+        ("1000/day", "10/day"),
+        ("1000/day", "1000/day burst 10"),
+        ("1000/day", "deny all"),
+    ] {
+        // Another replica each time, so that what is denied is asked for.
+        let replica = |quota| {
+            let policy = calls(quota).and("rest", Quota::per_day(100_000));
+            RateLimiter::with_store(policy, &server.store())
+        };
+        let mut admitted = 0;
+        for _ in 0..5 {
+            admitted += burst(&replica(new)).await;
+            admitted += burst(&replica(old)).await;
+        }
+        assert_eq!(admitted, 1000, "{new} and {old}");
+        let [key] = &*server.keys().await else {
+            panic!("one key for one caller");
+        };
+        let get = async || server.command(&["GET", key]).await.unwrap();
+        let before = get().await;
+        let old = replica(old);
+        assert!(!old.decide(&acme(), 1).await.is_admitted());
+        assert_eq!(get().await, before);
+        // What one of them gives back is as much to the others.
+        old.refund_all(&acme(), 3).await;
+        assert_eq!(burst(&replica(new)).await, 3);
         server.clear().await;
     }
 }
