@@ -8,6 +8,7 @@ use tower_admission::{Key, KeyName, Limits, LimitsError, Policy, Quota, RateLimi
 use crate::server::{Server, store, until};
 
 mod faults;
+mod model;
 mod tools;
 
 const SECOND: Duration = Duration::from_secs(1);
