@@ -56,8 +56,10 @@ pub(crate) use self::limited::{BoxFuture, Limited};
 /// # What a change does to what is used
 ///
 /// It stays used, in requests: raising a limit hands out no fresh burst, only the room that it adds.
-/// A bucket that is lowered owes no more than an empty one; a [sliding](crate::Quota::sliding) window goes
-/// on counting what it counted. What is in flight goes on, and nobody new comes in until there is room.
+/// A [sliding](crate::Quota::sliding) window goes on counting what it counted. A bucket that is lowered owes in
+/// memory no more than an empty one. In Redis, where replicas may go by different limits for a moment, it
+/// owes what it owed until a request is admitted again, and regains at the old rate until then: so nobody
+/// waits longer than the old bucket takes to be full. What is in flight goes on, and nobody new comes in until there is room.
 ///
 /// What another thread decides about a key in the very moment in which it gets limits of its own, or
 /// loses them, may be forgotten.

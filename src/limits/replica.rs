@@ -30,7 +30,7 @@ pub(super) struct Replica {
 /// How far the store was read.
 #[derive(Default)]
 struct Read {
-    epoch: String,
+    epoch: Vec<u8>,
     version: u64,
     /// When all of it was read last.
     all: Option<Instant>,
@@ -160,6 +160,10 @@ impl Replica {
     ) -> Result<Option<Limit>, LimitsError> {
         limits.follow();
         let text = limit.as_ref().map(Limit::to_string);
+        let (known, known_version) = {
+            let read = lock(&self.read);
+            (read.epoch.clone(), read.version)
+        };
         let set = self
             .table
             .set(key.as_str(), text.as_deref(), Limits::MOST)
@@ -167,9 +171,16 @@ impl Replica {
         let before = set
             .map_err(LimitsError::Unavailable)?
             .ok_or(LimitsError::TooMany)?;
+        // It has to be above what was read before: else Redis has lost writes, as in a failover, and
+        // whoever read these would not miss them.
+        let is_repeated = known == before.epoch && known_version >= before.version;
+        if is_repeated {
+            // What cannot be told to the others now they find when they read all anew.
+            let _ = self.table.renew().await;
+        }
         let mut state = lock(&limits.0.state);
         let mut read = lock(&self.read);
-        if read.epoch != before.epoch {
+        if is_repeated || read.epoch != before.epoch {
             // Of data that nobody has read here yet.
             *read = Read {
                 epoch: before.epoch,
@@ -199,7 +210,7 @@ impl Replica {
                     .is_none_or(|all| all.elapsed() >= self.reads_all_after);
                 // No store has that epoch, so it answers that all is to be read.
                 let epoch = if is_due {
-                    "-".to_owned()
+                    b"-".to_vec()
                 } else {
                     read.epoch.clone()
                 };
@@ -211,14 +222,7 @@ impl Replica {
                 self.replace_all(limits, all, found.epoch, found.version);
                 continue;
             };
-            let is_full = LimitTable::is_full(&changes);
-            let upto = if is_full {
-                changes
-                    .last()
-                    .map_or(found.version, |(_, version, _)| *version)
-            } else {
-                found.version
-            };
+            let upto = found.upto.unwrap_or(found.version);
             let mut state = lock(&limits.0.state);
             for (name, version, limit) in changes {
                 self.apply_read(limits, &mut state, (name, version, limit));
@@ -228,7 +232,7 @@ impl Replica {
                 state.newer.retain(|_, version| *version > upto);
                 read.version = upto;
             }
-            if !is_full {
+            if found.upto.is_none() {
                 return Ok(());
             }
         }
@@ -239,7 +243,7 @@ impl Replica {
         let mut cursor = 0;
         loop {
             let (next, page) = self.table.page(cursor).await?;
-            all.extend(page.into_iter().map(|(name, limit)| (name, 0, Some(limit))));
+            all.extend(page.into_iter().map(|(name, limit)| (name, 0, limit)));
             cursor = next;
             if cursor == 0 {
                 return Ok(all);
@@ -247,7 +251,7 @@ impl Replica {
         }
     }
 
-    fn replace_all(&self, limits: &Limits, all: Vec<Change>, epoch: String, version: u64) {
+    fn replace_all(&self, limits: &Limits, all: Vec<Change>, epoch: Vec<u8>, version: u64) {
         let mut state = lock(&limits.0.state);
         let mut read = lock(&self.read);
         // Of another epoch, versions say nothing.

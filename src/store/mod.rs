@@ -145,7 +145,8 @@ impl RateStats {
 /// Buckets whose quotas can be changed while they are in use.
 ///
 /// What is used stays used, in requests: a key that had half of its bucket has as many requests spent
-/// after the change, but for what is more than an empty bucket owes. Decisions that are not by the policies
+/// after the change. What is more than an empty bucket owes may be forgotten, where no other process counts in
+/// the same buckets by other quotas. Decisions that are not by the policies
 /// which the buckets were opened with [say so](Decision::by).
 ///
 /// Policies that are set have the names of those at first, in their order, and quotas of

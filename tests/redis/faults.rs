@@ -229,10 +229,10 @@ async fn nonsense_under_a_key_is_left_alone() {
     };
     for write in [
         &["SET", key, "abc"][..],
-        &["SET", key, "b 1"],
+        &["SET", key, "b 1 1"],
         &["SET", key, ""],
-        &["SET", key, "b 1 1;"],
-        &["SET", key, "b 1 1;precious"],
+        &["SET", key, "b 1 1 1;"],
+        &["SET", key, "b 1 1 1;precious"],
         &["SET", key, "s 1 1 1"],
         &["DEL", key],
     ] {
@@ -264,14 +264,14 @@ async fn nonsense_among_several_parts_is_left_alone() {
     };
     let mut connection = server.connection().await.unwrap();
     for value in [
-        "b 1 1",
-        "b 1 1;",
-        "b 1 1;s 1 1 1;",
-        "b 1 1;;s 1 1 1",
-        ";b 1 1;s 1 1 1",
-        "b 1 1;s 1 1 1;precious",
-        "b 1 1;precious",
-        "s 1 1 1;b 1 1",
+        "b 1 1 1",
+        "b 1 1 1;",
+        "b 1 1 1;s 1 1 1;",
+        "b 1 1 1;;s 1 1 1",
+        ";b 1 1 1;s 1 1 1",
+        "b 1 1 1;s 1 1 1;precious",
+        "b 1 1 1;precious",
+        "s 1 1 1;b 1 1 1",
     ] {
         let mut set = redis::cmd("SET");
         set.arg(key).arg(value);
@@ -282,7 +282,7 @@ async fn nonsense_among_several_parts_is_left_alone() {
         assert_eq!(after, value);
     }
     let mut set = redis::cmd("SET");
-    set.arg(key).arg("b 1 1;s 1 1 1");
+    set.arg(key).arg("b 1 1 1;s 1 1 1");
     let _: () = set.query_async(&mut connection).await.unwrap();
     assert!(buckets.take(&alice, 1).await.is_admitted());
 }

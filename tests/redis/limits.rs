@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use tower_admission::store::FailureMode;
-use tower_admission::{
-    ByToken, ConcurrencyLimitLayer, Key, KeyName, Limits, LimitsError, Policy, Quota, RateLimiter,
-    SharedLimiters,
-};
+use tower_admission::{Key, KeyName, Limits, LimitsError, Policy, Quota, RateLimiter};
 
 use crate::server::{Server, store, until};
+
+mod faults;
+mod model;
+mod tools;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -52,31 +53,32 @@ async fn a_key_has_its_own_quota() {
         limits.delete(&"org:acme".parse().unwrap()).await.unwrap();
         assert_eq!(burst(&limiter).await, 0);
         limiter.set_policy(calls(&format!("12/h{kind}"))).unwrap();
-        // The bucket that was lowered owes no more than an empty one; the window counts on.
-        let rest = burst(&limiter).await;
-        assert_eq!(rest, if kind.is_empty() { 2 } else { 0 });
+        // All 25 stay used.
+        assert_eq!(burst(&limiter).await, 0);
         let other = [Key::id("org", "other")];
         assert_eq!(limiter.decide(&other, 1).await.limit(), Some(12));
     }
 }
 
-/// Retry-After is kept: what is more than an empty bucket owes is forgiven for good.
+/// Retry-After is kept when nobody else uses the key, and what is told of as left is.
 #[tokio::test]
 async fn a_lowered_limit_comes_back_when_it_says() {
     let server = Server::start().await;
-    for (all, own) in [
-        ("1/s burst 1000", "20/s burst 2"),
-        ("1/s burst 1000", "1 per 100ms burst 1"),
-        ("20/s burst 1000", "20/s burst 2"),
-        ("1000/h sliding", "5/s"),
-        ("5/s burst 1000 sliding", "5/s"),
+    for (all, used, own) in [
+        ("20/s burst 40", 36, "20/s burst 2"),
+        ("20/s burst 40", 36, "100/s burst 2"),
+        ("20/s burst 40", 36, "1 per 100ms burst 1"),
+        ("20/s burst 40", 36, "10/s burst 4"),
+        ("1000/h sliding", 900, "5/s"),
+        ("5/s burst 1000 sliding", 900, "5/s"),
     ] {
         let limits = Limits::new();
         let limiter = RateLimiter::with_limits(calls(all), &server.store(), &limits);
-        assert!(limiter.decide(&acme(), 900).await.is_admitted());
+        assert!(limiter.decide(&acme(), used).await.is_admitted());
         set(&limits, own).await;
         let denied = limiter.decide(&acme(), 1).await;
         assert!(!denied.is_admitted(), "{own}");
+        assert_eq!(denied.remaining(), Some(0), "{own}");
         let wait = denied.retry_after().unwrap();
         assert!(wait <= 2 * SECOND, "{own} after {all}: {wait:?}");
         tokio::time::sleep(wait).await;
@@ -84,6 +86,41 @@ async fn a_lowered_limit_comes_back_when_it_says() {
             limiter.decide(&acme(), 1).await.is_admitted(),
             "{own} after {all}"
         );
+        server.clear().await;
+    }
+}
+
+/// As for a second after a change, or during a deployment: what one of them refuses, it leaves alone.
+#[tokio::test]
+async fn replicas_that_differ_hand_out_no_fresh_burst() {
+    let server = Server::start().await;
+    for (new, old) in [
+        ("1000/day", "10/day"),
+        ("1000/day", "1000/day burst 10"),
+        ("1000/day", "deny all"),
+    ] {
+        // Another replica each time, so that what is denied is asked for.
+        let replica = |quota| {
+            let policy = calls(quota).and("rest", Quota::per_day(100_000));
+            RateLimiter::with_store(policy, &server.store())
+        };
+        let mut admitted = 0;
+        for _ in 0..5 {
+            admitted += burst(&replica(new)).await;
+            admitted += burst(&replica(old)).await;
+        }
+        assert_eq!(admitted, 1000, "{new} and {old}");
+        let [key] = &*server.keys().await else {
+            panic!("one key for one caller");
+        };
+        let get = async || server.command(&["GET", key]).await.unwrap();
+        let before = get().await;
+        let old = replica(old);
+        assert!(!old.decide(&acme(), 1).await.is_admitted());
+        assert_eq!(get().await, before);
+        // What one of them gives back is as much to the others.
+        old.refund_all(&acme(), 3).await;
+        assert_eq!(burst(&replica(new)).await, 3);
         server.clear().await;
     }
 }
@@ -325,149 +362,4 @@ async fn what_was_lost_before_it_was_read_is_gone() {
     // On a runtime of one thread nothing was read in between.
     server.clear().await;
     until("nothing is left", async || limits.is_empty()).await;
-}
-
-/// What a tool sees: for each limit its name, what is used, the limit, and whether it is the key's own.
-async fn seen(
-    limits: &Limits,
-    server: &Server,
-    key: &str,
-) -> Vec<(String, u64, Option<u64>, bool)> {
-    limits.refresh().await.unwrap();
-    let limiters = SharedLimiters::read(limits, &server.store()).await.unwrap();
-    let usages = limiters.usage(&name(key)).await.unwrap();
-    let usages = usages.iter();
-    usages
-        .map(|usage| {
-            (
-                usage.name.to_string(),
-                usage.used,
-                usage.limit,
-                usage.is_own,
-            )
-        })
-        .collect()
-}
-
-#[tokio::test]
-async fn a_tool_sees_what_services_count() {
-    let server = Server::start().await;
-    let limits = Limits::in_store(&server.store());
-    let policy = calls("10/h").and("daily", "100/day sliding".parse().unwrap());
-    // The second of the same names counts in another place.
-    let service = server.store();
-    let [limiter, second] =
-        [(); 2].map(|()| RateLimiter::with_limits(policy.clone(), &service, &limits));
-    let layer = ConcurrencyLimitLayer::new(50)
-        .name("jobs")
-        .limits(&limits)
-        .per_key(ByToken::default(), 5)
-        .store(server.store());
-    // Not in Redis, so there is nothing to see.
-    let _memory = RateLimiter::with_limits(
-        Policy::new("here", Quota::per_hour(1)),
-        &tower_admission::MemoryStore::new(),
-        &limits,
-    );
-    let permit = layer.limiter().acquire_for(Some(&acme()[0])).await.unwrap();
-    assert!(limiter.decide(&acme(), 4).await.is_admitted());
-    assert!(second.decide(&acme(), 7).await.is_admitted());
-
-    let tool = Limits::in_store(&server.store());
-    let entry = |name: &str, used, limit, is_own| (name.to_owned(), used, Some(limit), is_own);
-    let expected = [
-        entry("jobs", 1, 5, false),
-        entry("calls", 4, 10, false),
-        entry("daily", 4, 100, false),
-        entry("calls", 7, 10, false),
-        entry("daily", 7, 100, false),
-    ];
-    until("all are written down", async || {
-        seen(&tool, &server, "org:acme").await == expected
-    })
-    .await;
-    set(&limits, "25/h, 7 concurrent").await;
-    let own = seen(&tool, &server, "org:acme").await;
-    assert_eq!(own[0], entry("jobs", 1, 7, true));
-    assert_eq!(own[1], entry("calls", 4, 25, true));
-    let limiters = SharedLimiters::read(&tool, &server.store()).await.unwrap();
-    let usages = limiters.usage(&name("org:acme")).await.unwrap();
-    let defaults: Vec<_> = usages.iter().map(|u| limiters.default_limit(u)).collect();
-    assert_eq!(defaults, [5, 10, 100, 10, 100].map(Some));
-    let totals = limiters.totals().await.unwrap();
-    assert_eq!((totals.len(), totals[0].used), (1, 1));
-    assert_eq!(totals[0].limit, Some(50));
-
-    // What is changed is written anew.
-    limiter
-        .set_policy(calls("12/h").and("daily", "200/day sliding".parse().unwrap()))
-        .unwrap();
-    layer.limiter().set_limit_per_key(6);
-    until("the change is written down", async || {
-        let other = seen(&tool, &server, "org:other").await;
-        other[..3]
-            == [
-                entry("jobs", 0, 6, false),
-                entry("calls", 0, 12, false),
-                entry("daily", 0, 200, false),
-            ]
-    })
-    .await;
-    // So is what was lost.
-    server.clear().await;
-    until("all are written down again", async || {
-        seen(&tool, &server, "org:acme").await.len() == 5
-    })
-    .await;
-    drop(permit);
-}
-
-#[tokio::test]
-async fn limiters_that_nobody_writes_down_are_forgotten_and_junk_is_passed_over() {
-    let server = Server::start().await;
-    let hash = "{admission:limits}:limiters";
-    let mut connection = server.connection().await.unwrap();
-    let gone = r#"1000 {"sort":"rate","place":"admission:rate:gone","policies":[[{"name":"gone","quota":"1/s"}]]}"#;
-    let now = 4_000_000_000_u64;
-    let odd = [
-        format!(r#"{now} {{"sort":"rate","place":"admission:rate:odd","policies":[]}}"#),
-        format!(
-            r#"{now} {{"sort":"rate","place":"elsewhere","policies":[[{{"name":"a","quota":"1/s"}}]]}}"#
-        ),
-        format!(
-            r#"{now} {{"sort":"lease","name":"x","place":"y","total":1,"by_key":true,"per_key":1}}"#
-        ),
-        format!("{now} junk"),
-        "junk".to_owned(),
-    ];
-    let mut write = redis::cmd("HSET");
-    write.arg(hash).arg("gone").arg(gone);
-    for (n, odd) in odd.iter().enumerate() {
-        write.arg(format!("odd {n}")).arg(odd);
-    }
-    write.arg("bytes").arg(&b"4000000000 \xff\xfe"[..]);
-    write.query_async::<()>(&mut connection).await.unwrap();
-    let tool = Limits::in_store(&server.store());
-    assert_eq!(seen(&tool, &server, "org:acme").await, []);
-
-    let limits = Limits::in_store(&server.store());
-    let _limiter = RateLimiter::with_limits(calls("10/h"), &server.store(), &limits);
-    until("it is written down", async || {
-        seen(&tool, &server, "org:acme").await.len() == 1
-    })
-    .await;
-    let ttl = server.command(&["TTL", hash]).await.unwrap();
-    let redis::Value::Int(ttl) = ttl else {
-        panic!("{ttl:?}")
-    };
-    assert!((86_000..=86_400).contains(&ttl), "{ttl}");
-    let gone = server.command(&["HEXISTS", hash, "gone"]).await.unwrap();
-    assert_eq!(gone, redis::Value::Int(0));
-
-    // Something else altogether.
-    server.command(&["SET", hash, "junk"]).await.unwrap();
-    let read = SharedLimiters::read(&tool, &server.store()).await;
-    assert!(matches!(read, Err(LimitsError::Unavailable(_))), "{read:?}");
-    // The limits themselves are none the worse.
-    set(&limits, "25/h").await;
 }

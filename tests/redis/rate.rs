@@ -123,13 +123,19 @@ async fn a_clock_that_stepped_back_locks_nobody_out() {
         panic!("one key for one caller");
     };
     // As if written an hour from now.
-    let far = format!("b 100000 {}", 4_000_000_000_000_000_u64);
+    let far = format!("b 100000 {} 10", 4_000_000_000_000_000_u64);
     server.command(&["SET", key, &far]).await.unwrap();
     let refused = buckets.peek(&alice(), 1).await;
-    assert!(
-        refused.retry_after().unwrap() <= Duration::from_millis(100),
-        "{refused:?}"
-    );
+    let wait = refused.retry_after().unwrap();
+    assert!(wait <= Duration::from_millis(100), "{refused:?}");
+    // A replica of another quota puts it right as well, and takes nothing away.
+    let other = server
+        .store()
+        .open(&[Policy::new("calls", Quota::per_second(2))]);
+    assert!(!other.take(&alice(), 1).await.is_admitted());
+    let left = async || buckets.peek(&alice(), 0).await.remaining().unwrap();
+    assert!(left().await < 10);
+    until("it fills", async || left().await == 10).await;
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use redis::{Cmd, FromRedisValue, RedisError, ToRedisArgs};
+use redis::{Cmd, FromRedisValue, RedisError, ToRedisArgs, Value, from_redis_value};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -156,10 +156,13 @@ impl Client {
             mut connection,
             generation,
         } = self.shared.line(deadline).await?;
-        match timeout_at(deadline, command.query_async(&mut connection)).await {
+        // What an answer says is looked at apart: if it is something else than was asked for, the
+        // connection has nothing to do with it.
+        let answer = command.query_async::<Value>(&mut connection);
+        match timeout_at(deadline, answer).await {
             Ok(Ok(answer)) => {
                 self.shared.answered();
-                Ok(answer)
+                Ok(from_redis_value(answer)?)
             }
             Ok(Err(error)) => {
                 self.shared.after_error(&error, generation);

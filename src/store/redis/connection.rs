@@ -35,12 +35,13 @@ impl Target {
             Self::Cluster(client) => Connection::Cluster(client.get_async_connection().await?),
         };
         if let Connection::Single(_) = connection {
-            let info: Result<String, _> = redis::cmd("INFO")
+            let info: Result<Vec<u8>, _> = redis::cmd("INFO")
                 .arg("server")
                 .query_async(&mut connection)
                 .await;
             match info {
-                Ok(info) => check_version(&info)?,
+                // It holds paths, which need not be text.
+                Ok(info) => check_version(&String::from_utf8_lossy(&info))?,
                 // Whoever may not ask is let in; a script that the server cannot run says so.
                 Err(error) if FailureKind::of(&error) == FailureKind::Denied => {}
                 Err(error) => return Err(error.into()),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use redis::{ErrorKind, RedisError, ServerErrorKind};
+use redis::{ErrorKind, ParsingError, RedisError, ServerErrorKind};
 
 /// What went wrong with a call to a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -145,6 +145,18 @@ impl From<RedisError> for StoreError {
     }
 }
 
+/// An answer that arrived and is not what was asked for: the connection is none the worse. (Of an
+/// answer that cannot be told from the next one the client says so itself, in a [`RedisError`].)
+impl From<ParsingError> for StoreError {
+    fn from(error: ParsingError) -> Self {
+        Self {
+            kind: FailureKind::WrongData,
+            source: Some(error.into()),
+            was_sent: true,
+        }
+    }
+}
+
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the store failed: {}", self.kind)
@@ -272,6 +284,18 @@ fn log(_: &StoreError, _: u64) {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_of_another_type_is_no_lost_connection() {
+        let text = redis::Value::BulkString(b"\xff\xfe".to_vec());
+        let error = redis::from_redis_value::<String>(text).unwrap_err();
+        let error = StoreError::from(error);
+        assert_eq!(error.kind(), FailureKind::WrongData);
+        assert!(error.was_sent());
+        // Unlike bytes that are no answer.
+        let garbled = redis::parse_redis_value(b"?\r\n").unwrap_err();
+        assert_eq!(FailureKind::of(&garbled), FailureKind::Disconnected);
+    }
 
     #[test]
     fn one_line_a_second() {

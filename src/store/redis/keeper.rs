@@ -185,7 +185,7 @@ impl Slots {
                 // As soon as it can be done.
                 self.keeper.asserts.store(true, Ordering::Release);
             })?;
-            let (outcome, time, epoch, wrong): (i64, u64, String, u64) = answer;
+            let (outcome, time, epoch, wrong): (i64, u64, Vec<u8>, u64) = answer;
             self.learn(time, epoch);
             if outcome == LATE {
                 // Our idea of the server's clock was wrong, which it no longer is.

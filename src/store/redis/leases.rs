@@ -27,7 +27,7 @@ pub(super) struct Slots {
     /// The server's time at a moment of ours, by the last answer.
     clock: Mutex<Option<(Instant, u64)>>,
     /// The last answer's.
-    epoch: Mutex<String>,
+    epoch: Mutex<Vec<u8>>,
 }
 
 /// The slots of all limiters of a store and its clones, for as long as somebody uses them.
@@ -102,7 +102,7 @@ impl RedisLeases {
             store,
             keeper: Keeper::default(),
             clock: Mutex::new(None),
-            epoch: Mutex::new(String::new()),
+            epoch: Mutex::default(),
         }))
     }
 }
@@ -218,7 +218,7 @@ impl Slots {
         let client = &self.store.client;
         let script = &self.store.leases.acquire;
         let answer = client.run(script, keys, &*arguments, deadline);
-        let (outcome, time, epoch): (i64, u64, String) = answer.await?;
+        let (outcome, time, epoch): (i64, u64, Vec<u8>) = answer.await?;
         self.learn(time, epoch);
         Ok(outcome)
     }
@@ -267,7 +267,7 @@ impl Slots {
 
     /// Takes note of the server's clock and epoch. Another epoch means that its data is lost, so
     /// what is held is told to it at once.
-    pub(super) fn learn(&self, time: u64, epoch: String) {
+    pub(super) fn learn(&self, time: u64, epoch: Vec<u8>) {
         *lock(&self.clock) = Some((Instant::now(), time));
         if epoch.is_empty() {
             return;

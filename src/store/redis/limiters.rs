@@ -20,13 +20,13 @@ impl LimitTable {
         for (field, text) in limiters {
             arguments.extend([field.clone(), text.clone()]);
         }
-        let published = self.call::<u8>(&self.publish, &self.limiters, &arguments);
+        let published = self.call::<u8>(&self.publish, &self.limiters, &arguments[..]);
         published.await.map(drop)
     }
 
     /// What was written down of each, in the order of what they are known by.
     pub(crate) async fn limiters(&self) -> Result<Vec<String>, StoreError> {
-        let arguments = &[KEPT.as_secs().to_string()];
+        let arguments = &[KEPT.as_secs().to_string()][..];
         // Bytes, as others may have written there.
         let found: Vec<(Vec<u8>, Vec<u8>)> = self
             .call(&self.published, &self.limiters, arguments)

@@ -22,20 +22,25 @@ pub(crate) struct LimitTable {
     epoch: Script,
 }
 
-/// One change: whose limit, as of which version, and what it is, if it was not deleted.
+/// One change: whose limit, as of which version, and what it is, if it was not deleted and is text.
 pub(crate) type Change = (String, u64, Option<String>);
+
+/// What is read of Redis. Others may have written there, so it need not be text.
+type Bytes = Vec<u8>;
 
 /// What was changed since a version.
 pub(crate) struct Changes {
-    pub(crate) epoch: String,
+    pub(crate) epoch: Bytes,
     pub(crate) version: u64,
-    /// What is missing when there are more than fit one answer is asked for again.
+    /// What can be read of them; nothing when all has to be read anew.
     pub(crate) changes: Option<Vec<Change>>,
+    /// Up to which version these are, when there are more than fit one answer.
+    pub(crate) upto: Option<u64>,
 }
 
 /// What a change found.
 pub(crate) struct Before {
-    pub(crate) epoch: String,
+    pub(crate) epoch: Bytes,
     pub(crate) version: u64,
     pub(crate) limit: Option<String>,
 }
@@ -85,26 +90,32 @@ impl LimitTable {
         let [epoch, version, before] = &answer[..] else {
             return Ok(None);
         };
+        let before: Option<Bytes> = redis::from_redis_value_ref(before)?;
         Ok(Some(Before {
-            epoch: read(epoch)?,
-            version: read(version)?,
-            limit: read(before)?,
+            epoch: redis::from_redis_value_ref(epoch)?,
+            version: redis::from_redis_value_ref(version)?,
+            limit: before.and_then(text),
         }))
     }
 
-    pub(crate) async fn changes(&self, epoch: &str, since: u64) -> Result<Changes, StoreError> {
-        let arguments = &[epoch.to_owned(), since.to_string(), PAGE.to_string()][..];
-        let (epoch, version, all, changes): (String, u64, u8, Vec<(String, u64, String)>) =
+    pub(crate) async fn changes(&self, epoch: &[u8], since: u64) -> Result<Changes, StoreError> {
+        let (since, page) = (since.to_string(), PAGE.to_string());
+        let arguments = &[epoch, since.as_bytes(), page.as_bytes()][..];
+        let (epoch, version, all, found): (Bytes, u64, u8, Vec<(Bytes, Bytes, Bytes)>) =
             self.call(&self.changes, &self.keys, arguments).await?;
-        let changes = changes.into_iter();
-        let changes = changes.map(|(name, version, limit)| {
-            let limit = Some(limit).filter(|limit| !limit.is_empty());
-            (name, version, limit)
+        let is_full = found.len() >= PAGE;
+        let last = found.last().and_then(|(_, version, _)| whole(version));
+        let changes = found.into_iter().filter_map(|(name, version, limit)| {
+            let limit = text(limit).filter(|limit| !limit.is_empty());
+            Some((text(name)?, whole(&version)?, limit))
         });
+        // Who cannot tell where to go on reads everything.
+        let is_readable = all == 0 && !(is_full && last.is_none());
         Ok(Changes {
             epoch,
             version,
-            changes: (all == 0).then(|| changes.collect()),
+            changes: is_readable.then(|| changes.collect()),
+            upto: last.filter(|_| is_full),
         })
     }
 
@@ -112,9 +123,13 @@ impl LimitTable {
     pub(crate) async fn page(
         &self,
         cursor: u64,
-    ) -> Result<(u64, Vec<(String, String)>), StoreError> {
+    ) -> Result<(u64, Vec<(String, Option<String>)>), StoreError> {
         let arguments = &[cursor.to_string(), PAGE.to_string()][..];
-        self.call(&self.page, &self.keys, arguments).await
+        let (next, found): (u64, Vec<(Bytes, Bytes)>) =
+            self.call(&self.page, &self.keys, arguments).await?;
+        let found = found.into_iter();
+        let found = found.filter_map(|(name, limit)| Some((text(name)?, text(limit))));
+        Ok((next, found.collect()))
     }
 
     /// Has all replicas read everything anew.
@@ -124,16 +139,11 @@ impl LimitTable {
         renewed.map(drop)
     }
 
-    /// A page that is full is followed by another.
-    pub(crate) fn is_full(changes: &[Change]) -> bool {
-        changes.len() >= PAGE
-    }
-
     pub(super) async fn call<T: redis::FromRedisValue>(
         &self,
         script: &Script,
         keys: &[String],
-        arguments: &[String],
+        arguments: impl redis::ToRedisArgs + Copy,
     ) -> Result<T, StoreError> {
         let deadline = Instant::now() + WITHIN;
         let client = &self.store.client;
@@ -141,8 +151,13 @@ impl LimitTable {
     }
 }
 
-fn read<T: redis::FromRedisValue>(value: &redis::Value) -> Result<T, StoreError> {
-    redis::from_redis_value_ref(value).map_err(|error| redis::RedisError::from(error).into())
+fn text(bytes: Bytes) -> Option<String> {
+    String::from_utf8(bytes).ok()
+}
+
+/// A version, of what may be any number.
+fn whole(score: &[u8]) -> Option<u64> {
+    str::from_utf8(score).ok()?.parse().ok()
 }
 
 fn new_epoch() -> String {

@@ -65,7 +65,7 @@ impl Slots {
         let client = &self.store.client;
         let script = &self.store.named.acquire;
         let answer = client.run(script, &keys, &*arguments, deadline);
-        let (outcome, time, epoch, taken): (i64, u64, String, u64) = answer.await?;
+        let (outcome, time, epoch, taken): (i64, u64, Vec<u8>, u64) = answer.await?;
         self.learn(time, epoch);
         Ok((outcome, taken))
     }

@@ -5,7 +5,8 @@
 --
 -- KEYS[n]   one for each charged entity: a part for each of its quotas, joined by semicolons. (Its
 --           name tells buckets from windows, so that a part is always of its quota's kind.)
---           b <interval> <arrival>            a bucket; it is full at the arrival time
+--           b <interval> <arrival> <limit>    a bucket; it is full at the arrival time. The others are
+--                                             those of the quota by which it was charged last
 --           s <length> <newest> <count> ..    a window: the length of a sub-window, the number of the
 --                                             newest, and what was admitted in it and those before
 -- ARGV[1]   the cost; 0 is admitted, takes nothing, and reports what is left
@@ -17,7 +18,8 @@
 -- Returns three numbers for each quota, in order: how many more would be admitted, the time until
 -- it is as good as unused, and the time until the request fits: 0 now, -1 never.
 --
--- All times are whole microseconds. They stay below 2^53, where Lua's numbers are exact.
+-- All times are whole microseconds. They stay below 2^53, where Lua's numbers are exact, but for what a
+-- bucket owes by a quota that holds less, which is only compared.
 
 local PARTS = 16 -- sub-windows that are counted: 15, and the one in which the period began
 local WINDOW = '^s %d+ %d+[ %d]*$'
@@ -28,25 +30,24 @@ local cost = tonumber(ARGV[1])
 local cells = math.max(cost, 1)
 local mode = ARGV[2]
 
--- What a bucket owes until it is full, and whether that is not what is stored; nothing if it is none.
+-- What a bucket owes until it is full, under which interval and limit, and whether that is not what is
+-- stored; nothing if it is none.
 local function debt_of(stored, interval, limit)
-  local before, arrival = string.match(stored, '^b (%d+) (%d+)$')
+  if not stored then
+    return 0, interval, limit, false
+  end
+  local before, arrival, most = string.match(stored, '^b (%d+) (%d+) (%d+)$')
   if not before then
     return nil
   end
-  local debt = arrival - now
-  if debt <= 0 then
-    return 0, false
-  end
-  before = tonumber(before)
-  local changed = before ~= interval and before > 0 and interval > 0
-  if changed then
-    -- The quota was changed: as many requests stay spent.
-    debt = math.ceil(debt * interval / before)
-  end
-  -- More than an empty bucket owes means that the clock stepped back, or that the burst was lowered.
-  local full = limit * interval
-  return math.min(debt, full), changed or (debt > full and interval > 0)
+  -- More than an empty bucket owed then means that the clock stepped back.
+  local empty = before * most
+  local debt = math.max(arrival - now, 0)
+  return math.min(debt, empty), tonumber(before), tonumber(most), debt > empty
+end
+
+local function bucket_of(interval, debt, limit)
+  return string.format('b %.0f %.0f %.0f', interval, now + debt, limit)
 end
 
 -- The counters of a window as they are now, from 1 for the newest, the newest's number, and whether
@@ -103,8 +104,10 @@ local reply = {}
 local after = {} -- the reply if the request is taken
 local writes = {}
 local expiries = {}
--- The same if it is not. It stays as it is then, unless a quota was changed or the clock stepped back: what
--- that does to what is stored has to be once, and not anew from request to request.
+-- The same if it is not. It stays as it is then, unless the sub-windows of a window were changed or the
+-- clock stepped back: what that does to what is stored has to be once, and not anew from request to
+-- request. A bucket whose quota was changed stays as well. Other replicas may go by the other quota, and to
+-- a lower one a bucket cannot be brought without forgetting what is more than that one's empty bucket owes.
 local settled = {}
 local settled_expiries = {}
 local fits = true
@@ -132,21 +135,33 @@ for n, key in ipairs(KEYS) do
     local stored = parts[quota]
     local left, reset, wait, left_after, reset_after
     if ARGV[at + 1] == '0' then
-      local debt, changed = 0, false
-      if stored then
-        debt, changed = debt_of(stored, length, limit)
-      end
+      local debt, before, most, changed = debt_of(stored, length, limit)
       if not debt then
         return junk()
       end
       unsettled = unsettled or changed
-      found[quota] = changed and string.format('b %.0f %.0f', length, now + debt) or stored
+      found[quota] = changed and bucket_of(before, debt, most) or stored
+      -- As many requests stay spent when the quota was changed.
       local full = limit * length
-      left, reset = length > 0 and math.floor((full - debt) / length) or 0, debt
-      wait = math.max(debt + cells * length - full, 0)
-      reset_after = mode == 'give' and math.max(debt - cost * length, 0) or debt + cells * length
+      local rescaled = before ~= length and before > 0 and length > 0
+      local owed = rescaled and math.ceil(debt * length / before) or debt
+      left = length > 0 and math.max(math.floor((full - owed) / length), 0) or 0
+      reset, wait = debt, 0
+      local room = full - cells * length
+      if owed > room then
+        -- Until it is charged by this quota it regains by the one that it was charged by last.
+        room = rescaled and math.floor(room * before / length) or room
+        wait = math.max(debt - room, 1)
+      end
+      if mode == 'give' then
+        -- Likewise, a request is as long as it was when it was charged.
+        reset_after = math.max(debt - cost * before, 0)
+        parts[quota] = bucket_of(before, reset_after, most)
+      else
+        reset_after = owed + cells * length
+        parts[quota] = bucket_of(length, reset_after, limit)
+      end
       left_after = left - cells
-      parts[quota] = string.format('b %.0f %.0f', length, now + reset_after)
       longest = math.max(longest, reset_after)
     else
       local counts, newest, changed = counts_of(stored, length)
