@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
 
 use super::publish::Published;
@@ -16,6 +17,9 @@ use crate::sync::{Mutex, lock};
 
 /// How often changes are asked for, so that each is known everywhere within a second.
 const EVERY: Duration = Duration::from_millis(400);
+
+/// Limits that are looked at between two looks at what else there is to do.
+const DROPPED_AT_A_TIME: usize = 1_000;
 
 /// What is read of the store, and whether anybody does.
 pub(super) struct Replica {
@@ -218,8 +222,7 @@ impl Replica {
             };
             let found = self.table.changes(&epoch, version).await?;
             let Some(changes) = found.changes else {
-                let all = self.read_all().await?;
-                self.replace_all(limits, all, found.epoch, found.version);
+                self.read_all(limits, found.epoch, found.version).await?;
                 continue;
             };
             let upto = found.upto.unwrap_or(found.version);
@@ -238,48 +241,63 @@ impl Replica {
         }
     }
 
-    async fn read_all(&self) -> Result<Vec<Change>, StoreError> {
-        let mut all = Vec::new();
+    /// Reads everything, of which this is the epoch and at least the version: page by page, as the runtime
+    /// has other things to do.
+    async fn read_all(
+        &self,
+        limits: &Limits,
+        epoch: Vec<u8>,
+        version: u64,
+    ) -> Result<(), StoreError> {
+        {
+            let mut state = lock(&limits.0.state);
+            // Of another epoch, versions say nothing.
+            let same = lock(&self.read).epoch == epoch;
+            state.newer.retain(|_, newer| same && *newer > version);
+        }
+        let mut found = HashSet::new();
         let mut cursor = 0;
         loop {
             let (next, page) = self.table.page(cursor).await?;
-            all.extend(page.into_iter().map(|(name, limit)| (name, 0, limit)));
+            let mut state = lock(&limits.0.state);
+            for (name, limit) in page {
+                if let Ok(name) = name.parse::<KeyName>() {
+                    found.insert(name);
+                }
+                self.apply_read(limits, &mut state, (name, version, limit));
+            }
             cursor = next;
             if cursor == 0 {
-                return Ok(all);
+                break;
             }
         }
-    }
-
-    fn replace_all(&self, limits: &Limits, all: Vec<Change>, epoch: Vec<u8>, version: u64) {
-        let mut state = lock(&limits.0.state);
-        let mut read = lock(&self.read);
-        // Of another epoch, versions say nothing.
-        let same = read.epoch == epoch;
-        state.newer.retain(|_, newer| same && *newer > version);
-        let kept: HashSet<_> = all
-            .iter()
-            .filter_map(|(name, ..)| name.parse::<KeyName>().ok())
-            .collect();
-        let gone: Vec<_> = state
-            .entries
-            .keys()
-            .filter(|name| !kept.contains(*name))
-            .cloned()
-            .collect();
-        for name in gone {
-            if !state.newer.contains_key(&name) {
-                limits.apply(&mut state, &name, None);
-            }
-        }
-        for (name, _, limit) in all {
-            self.apply_read(limits, &mut state, (name, version, limit));
-        }
-        *read = Read {
+        self.drop_all_but(limits, &found).await;
+        *lock(&self.read) = Read {
             epoch,
             version,
             all: Some(Instant::now()),
         };
+        Ok(())
+    }
+
+    async fn drop_all_but(&self, limits: &Limits, found: &HashSet<KeyName>) {
+        let mut after = None;
+        loop {
+            let page = limits.list_after(after.as_ref(), DROPPED_AT_A_TIME);
+            let Some((last, _)) = page.last() else {
+                return;
+            };
+            after = Some(last.clone());
+            {
+                let mut state = lock(&limits.0.state);
+                for (name, _) in &page {
+                    if !found.contains(name) && !state.newer.contains_key(name) {
+                        limits.apply(&mut state, name, None);
+                    }
+                }
+            }
+            yield_now().await;
+        }
     }
 
     /// Applies what was read, unless what was changed here is newer. What this version of the crate

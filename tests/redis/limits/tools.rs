@@ -66,7 +66,7 @@ async fn a_tool_sees_what_services_count() {
         seen(&tool, &server, "org:acme").await == expected
     })
     .await;
-    set(&limits, "25/h, 7 concurrent").await;
+    set(&limits, "calls=25/h, 7 concurrent").await;
     let own = seen(&tool, &server, "org:acme").await;
     assert_eq!(own[0], entry("jobs", 1, 7, true));
     assert_eq!(own[1], entry("calls", 4, 25, true));
