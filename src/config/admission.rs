@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use super::error::ConfigError;
 use super::group::{GroupKey, Stack};
 use super::layer::AdmissionLayer;
-use super::model::{Config, OnFailure, Store};
+use super::model::{Config, OnFailure, Origin, Store};
 use super::text::Prefix;
 use crate::concurrency::ConcurrencyLimitLayer;
 use crate::limits::Limits;
@@ -30,8 +30,10 @@ struct Inner {
     limits: Limits,
     stores: Stores,
     observers: Vec<Arc<dyn Observer>>,
-    /// Held while they change: what is configured of the store, and the text it was read from.
-    changing: Mutex<(Store, String)>,
+    /// Where the configuration of the start is from.
+    origin: Origin,
+    /// Held while they change: what is configured of the store.
+    changing: Mutex<Store>,
 }
 
 /// What is to be known before the limits are made.
@@ -50,7 +52,13 @@ pub(super) struct Groups {
     by_path: Vec<(Prefix, Arc<Stack>)>,
     /// For what is in no group.
     none: Arc<Stack>,
+    /// Groups that were taken out, by what they are called: they go on where they were when they come
+    /// back.
+    gone: BTreeMap<String, Arc<Stack>>,
 }
+
+/// Groups that were taken out and are remembered.
+const MOST_GONE: usize = 64;
 
 /// Where is counted: in memory, or in Redis in a client for each way to fail.
 pub(super) struct Stores {
@@ -130,10 +138,8 @@ impl Admission {
     }
 
     fn reload_inner(&self, config: &Config) -> Result<(), ConfigError> {
-        let mut running = lock(&self.0.changing);
-        // Also of what is refused, so that it is told once.
-        running.1.clone_from(&config.origin.text.0);
-        if running.0 != config.store {
+        let running = lock(&self.0.changing);
+        if *running != config.store {
             let problem = "the store cannot be changed while the service runs: restart it";
             return Err(ConfigError::at("store", problem));
         }
@@ -143,14 +149,8 @@ impl Admission {
         Ok(())
     }
 
-    /// The text that was applied, or refused, last.
-    pub(super) fn text(&self) -> String {
-        lock(&self.0.changing).1.clone()
-    }
-
-    /// A text that could not be read, so that it is told once.
-    pub(super) fn refused(&self, text: &str) {
-        text.clone_into(&mut lock(&self.0.changing).1);
+    pub(super) fn origin(&self) -> &Origin {
+        &self.0.origin
     }
 
     pub(super) fn groups(&self) -> arc_swap::Guard<Arc<Groups>> {
@@ -164,17 +164,21 @@ impl Inner {
             by_name: BTreeMap::new(),
             by_path: Vec::new(),
             none: Arc::new(Stack::off()),
+            gone: BTreeMap::new(),
         };
+        // By what they are called: the field in the file may be another.
+        let mut known = before.map(Groups::known).unwrap_or_default();
         let mut changes = Vec::new();
         for group in config.groups() {
-            let before = before.and_then(|before| before.by_name.get(group));
+            let name = config.groups[group].name(group);
+            let before = known.remove(name);
             let (stack, change) = Stack::new(
                 config,
                 group,
                 &self.stores,
                 &self.limits,
                 &self.observers,
-                before.map(|before| &**before),
+                before.as_deref(),
             )?;
             let stack = Arc::new(stack);
             changes.push((stack.clone(), change));
@@ -187,6 +191,10 @@ impl Inner {
         groups
             .by_path
             .sort_by_key(|(path, _)| std::cmp::Reverse(path.len()));
+        while known.len() > MOST_GONE {
+            known.pop_first();
+        }
+        groups.gone = known;
         // Nothing can go wrong any more.
         for (stack, change) in changes {
             stack.apply(change);
@@ -196,6 +204,14 @@ impl Inner {
 }
 
 impl Groups {
+    /// All that are there or were, by what they are called.
+    fn known(&self) -> BTreeMap<String, Arc<Stack>> {
+        let mut known = self.gone.clone();
+        let running = self.by_name.values();
+        known.extend(running.map(|stack| (stack.name().to_owned(), stack.clone())));
+        known
+    }
+
     /// The limits of a request.
     pub(super) fn find(&self, group: Option<&str>, path: &str) -> &Stack {
         let found = match group {
@@ -244,11 +260,13 @@ impl AdmissionBuilder<'_> {
                 by_name: BTreeMap::new(),
                 by_path: Vec::new(),
                 none: Arc::new(Stack::off()),
+                gone: BTreeMap::new(),
             }),
             limits: stores.limits(),
             stores,
             observers: self.observers,
-            changing: Mutex::new((self.config.store.clone(), self.config.origin.text.0.clone())),
+            origin: self.config.origin.clone(),
+            changing: Mutex::new(self.config.store.clone()),
         };
         let groups = inner.groups_of(self.config, None)?;
         inner.groups.store(Arc::new(groups));

@@ -20,7 +20,14 @@ impl Config {
         let (mut paths, mut names) = (BTreeMap::new(), BTreeMap::new());
         for (group, settings) in &self.groups {
             let at = |field: &str| format!("groups.{group}.{field}");
-            settings.policies(group)?;
+            for quota in settings.policies(group)?.names() {
+                if quota != settings.name(group)
+                    && let Some(other) = names.insert(quota.clone(), group)
+                {
+                    let problem = format!("a limit of group `{other}` is called `{quota}` already");
+                    return Err(ConfigError::at(format!("groups.{group}"), problem));
+                }
+            }
             for path in &settings.path {
                 if let Some(other) = paths.insert(path, group) {
                     let problem = format!("group `{other}` has this path already");
@@ -31,7 +38,7 @@ impl Config {
             if name.is_empty() {
                 return Err(ConfigError::at(at("name"), "a group's name is not empty"));
             }
-            if let Some(other) = names.insert(name, group) {
+            if let Some(other) = names.insert(name.to_owned(), group) {
                 let problem = format!("group `{other}` is called `{name}` already");
                 return Err(ConfigError::at(at("name"), problem));
             }

@@ -1,7 +1,9 @@
 //! What is wrong with a configuration, and where.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use super::model::Origin;
 
 /// What is wrong with a configuration: the file or variable, the field, and what would be right.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,12 +31,27 @@ impl ConfigError {
         }
     }
 
+    pub(super) fn in_file(mut self, file: &Path) -> Self {
+        self.source = Some(file.display().to_string());
+        self
+    }
+
     /// Names the file, or the variable if that is where the field is from.
-    pub(super) fn of(mut self, file: Option<&Path>, variables: &[String]) -> Self {
+    pub(super) fn of(mut self, origin: &Origin) -> Self {
         if self.source.is_none() {
-            let variable = self.field.as_deref().map(variable_of);
-            let variable = variable.filter(|name| variables.contains(name));
-            let file = || file.map(|file| PathBuf::from(file).display().to_string());
+            let field = self.field.as_deref().unwrap_or_default();
+            // Of an unknown field the field that has it is told.
+            let unknown = self.problem.strip_prefix("unknown field `");
+            let unknown = unknown.and_then(|rest| rest.split('`').next());
+            let fields = [
+                Some(field.to_owned()),
+                unknown.map(|name| format!("{field}.{name}")),
+            ];
+            let variables = fields.iter().flatten().map(|field| variable_of(field));
+            let variable = variables
+                .into_iter()
+                .find(|name| origin.variables.contains_key(name));
+            let file = || origin.file.as_ref().map(|file| file.display().to_string());
             self.source = variable.or_else(file);
         }
         self
@@ -48,7 +65,7 @@ impl ConfigError {
 }
 
 /// The variable that sets a field.
-pub(super) fn variable_of(field: &str) -> String {
+fn variable_of(field: &str) -> String {
     format!("ADMISSION_{}", field.replace('.', "__").to_uppercase())
 }
 

@@ -1,6 +1,7 @@
 //! Applies a file whenever it is changed.
 
-use std::path::PathBuf;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -8,7 +9,6 @@ use tokio::time::sleep;
 
 use super::admission::Admission;
 use super::error::ConfigError;
-use super::load::variables;
 use super::model::Config;
 
 /// How often the file is looked at.
@@ -35,11 +35,12 @@ impl Drop for Following {
 }
 
 impl Admission {
-    /// Reads a file every second and, when its text is another, [reloads](Self::reload) it. Each
-    /// change is told, with what is wrong if it was refused; one that cannot be read as well, once.
+    /// Reads a file every second and, when it is another text than it was at the start and two times in a
+    /// row, [reloads](Self::reload) it: one that is being written is not seen half-way. Each change is
+    /// told, with what is wrong if it was refused; one that cannot be read as well, once.
     ///
     /// The text is compared, not a time stamp, so that files which are replaced, as in a
-    /// container's mounted configuration, are seen.
+    /// container's mounted configuration, are seen. The variables are those of the start.
     ///
     /// # Panics
     ///
@@ -51,6 +52,12 @@ impl Admission {
     ) -> Following {
         let (admission, file) = (self.clone(), file.into());
         Following(Some(tokio::spawn(async move {
+            let mut tell = |told_of| {
+                // Whatever becomes of that, the file is followed.
+                let _ = catch_unwind(AssertUnwindSafe(|| told(told_of)));
+            };
+            let mut seen = admission.origin().text.0.clone();
+            let mut next = None;
             let mut unreadable = None;
             loop {
                 sleep(EVERY).await;
@@ -63,15 +70,21 @@ impl Admission {
                 match read {
                     Ok(text) => {
                         unreadable = None;
-                        if text != admission.text() {
-                            told(admission.apply(&text, &file));
+                        if text == seen {
+                            next = None;
+                        } else if next.as_ref() == Some(&text) {
+                            next = None;
+                            tell(admission.apply(&text, &file));
+                            seen = text;
+                        } else {
+                            next = Some(text);
                         }
                     }
                     Err(error) => {
                         let kind = Some(error.kind());
                         if unreadable != kind {
                             unreadable = kind;
-                            told(Err(ConfigError::new(error).of(Some(&file), &[])));
+                            tell(Err(ConfigError::new(error).in_file(&file)));
                         }
                     }
                 }
@@ -79,13 +92,9 @@ impl Admission {
         })))
     }
 
-    fn apply(&self, text: &str, file: &std::path::Path) -> Result<(), ConfigError> {
-        match Config::read(text, Some(file), variables()) {
-            Ok(config) => self.reload(&config),
-            Err(error) => {
-                self.refused(text);
-                Err(error)
-            }
-        }
+    fn apply(&self, text: &str, file: &Path) -> Result<(), ConfigError> {
+        let variables = self.origin().variables.iter();
+        let variables = variables.map(|(name, value)| (name.clone(), value.0.clone()));
+        self.reload(&Config::read(text, Some(file), variables)?)
     }
 }

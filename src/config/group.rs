@@ -11,11 +11,13 @@ use crate::extract::{
     ApiKey, BearerToken, ByToken, ClientIp, ForwardingHeader, KeyExtractor, RequestHead, Shared,
 };
 use crate::key::Key;
+use crate::limiter::{RateLimiter, SetPolicyError};
 use crate::limits::Limits;
 use crate::observe::Observer;
 use crate::policy::Policy;
 use crate::quota::Quota;
 use crate::rate::RateLimitLayer;
+use crate::store::MemoryStore;
 
 /// A group at work.
 #[derive(Clone)]
@@ -25,6 +27,11 @@ pub(super) struct Stack {
     on_failure: Option<OnFailure>,
     pub(super) concurrency: ConcurrencyLimitLayer,
     pub(super) rate: RateLimitLayer<GroupKey>,
+    /// The limit on rates that there was before, if there is none now or another: it is there again
+    /// when that is taken back.
+    spare: Option<RateLimiter>,
+    /// Who counts failed logins.
+    guard: Option<RateLimiter>,
 }
 
 /// What a changed group does with limits that go on, once all groups are known to be right.
@@ -32,6 +39,7 @@ pub(super) struct Change {
     policies: Vec<Policy>,
     concurrency: usize,
     concurrency_per_key: usize,
+    guard: Option<Quota>,
     resumes: (bool, bool),
 }
 
@@ -124,6 +132,15 @@ pub(super) struct Policies {
 }
 
 impl Policies {
+    /// The names of all quotas that limit.
+    pub(super) fn names(&self) -> impl Iterator<Item = String> {
+        let quotas = self.list().into_iter();
+        quotas.flat_map(|policy| {
+            let names = policy.quotas().iter().map(|quota| quota.name().to_owned());
+            names.collect::<Vec<_>>()
+        })
+    }
+
     fn list(&self) -> Vec<Policy> {
         self.by_key.iter().chain(&self.by_ip).cloned().collect()
     }
@@ -138,7 +155,14 @@ impl Stack {
             on_failure: None,
             concurrency: ConcurrencyLimitLayer::new(0),
             rate: RateLimitLayer::by(GroupKey(Arc::new(Shared)), Quota::off()),
+            spare: None,
+            guard: None,
         }
+    }
+
+    /// What a group is called, whatever its field in the file.
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 
     /// A group's layers; what goes on of those `before` is changed by [`apply`](Self::apply).
@@ -153,7 +177,6 @@ impl Stack {
         let settings = &config.groups[group];
         let name = settings.name(group);
         let policies = settings.policies(group)?;
-        let before = before.filter(|before| before.name == name);
         if before.is_some_and(|before| before.on_failure != settings.on_failure) {
             let field = format!("groups.{group}.on_failure");
             let problem = "this cannot be changed while the service runs: restart it";
@@ -161,6 +184,14 @@ impl Stack {
         }
 
         let (rate, rate_resumes) = rate(config, settings, &policies, stores, limits, before);
+        let limiter = rate.limiter();
+        if rate_resumes && !limiter.can_set_policies(&policies.list()) {
+            let field = format!("groups.{group}.rate");
+            return Err(ConfigError::at(field, SetPolicyError::TooOften));
+        }
+        let was = before.map(|before| before.rate.limiter());
+        let was = was.filter(|was| !was.is_off() && !was.is_same(&limiter));
+        let spare = was.or_else(|| before.and_then(|before| before.spare.clone()));
         let skip = |head: RequestHead<'_>, exclude: &[Prefix]| {
             exclude.iter().any(|path| path.covers(head.uri.path()))
         };
@@ -177,8 +208,10 @@ impl Stack {
             rate = rate.skip(move |head| skip(head, &excluded));
             concurrency = concurrency.skip(move |head| skip(head, &exclude));
         }
-        if let Some(quota) = settings.failed_logins {
-            rate = rate.guard_by(config.clients.ip(), quota);
+        let guard = settings.failed_logins.filter(|quota| !quota.is_off());
+        let guard_limiter = guard.map(|quota| guard_of(quota, before));
+        if let Some(limiter) = &guard_limiter {
+            rate = rate.guard_with(config.clients.ip(), limiter.clone());
         }
         for observer in observers {
             rate = rate.observe(observer.clone());
@@ -188,6 +221,7 @@ impl Stack {
             policies: policies.list(),
             concurrency: settings.concurrency,
             concurrency_per_key: settings.concurrency_per_key,
+            guard,
             resumes: (rate_resumes, concurrency_resumes),
         };
         let stack = Self {
@@ -196,6 +230,8 @@ impl Stack {
             on_failure: settings.on_failure,
             concurrency,
             rate,
+            spare,
+            guard: guard_limiter,
         };
         Ok((stack, change))
     }
@@ -204,6 +240,9 @@ impl Stack {
         if change.resumes.0 {
             // It was asked before whether it takes them.
             let _ = self.rate.limiter().set_policies(change.policies);
+        }
+        if let (Some(guard), Some(quota)) = (&self.guard, change.guard) {
+            let _ = guard.set_policy(Policy::from(quota).with_default_name(GUARD));
         }
         if change.resumes.1 {
             let limiter = self.concurrency.limiter();
@@ -236,13 +275,31 @@ fn rate(
             open(RateLimitLayer::by(key.clone(), by_key).and_by(ip(), by_ip))
         }
     };
-    let limiter = before.map(|before| before.rate.limiter());
-    if let Some(limiter) = limiter.filter(|limiter| limiter.takes_policies(&policies.list())) {
+    let limiters = before.into_iter().flat_map(|before| {
+        let spare = before.spare.clone();
+        [Some(before.rate.limiter()), spare].into_iter().flatten()
+    });
+    let list = policies.list();
+    let takes = |limiter: &RateLimiter| !list.is_empty() && limiter.takes_policies(&list);
+    if let Some(limiter) = limiters.into_iter().find(takes) {
         return (layer(&|layer| layer.resumed(limiter.clone())), true);
     }
     let open =
         |layer: RateLimitLayer<GroupKey>| stores.rate(settings.on_failure, layer).limits(limits);
     (layer(&open), false)
+}
+
+/// What the quota of failed logins is called.
+const GUARD: &str = "guard";
+
+/// Who counts failed logins: who did before, if it can go on.
+fn guard_of(quota: Quota, before: Option<&Stack>) -> RateLimiter {
+    let policy = Policy::from(quota).with_default_name(GUARD);
+    let before = before.and_then(|before| before.guard.clone());
+    let fits = |limiter: &RateLimiter| limiter.takes_policies(std::slice::from_ref(&policy));
+    // Its policy can be changed, and no key has one of its own.
+    let new = || RateLimiter::with_limits(policy.clone(), &MemoryStore::new(), &Limits::new());
+    before.filter(fits).unwrap_or_else(new)
 }
 
 /// The concurrency layer, and whether it goes on with the limit that was there before.

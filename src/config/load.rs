@@ -35,8 +35,8 @@ impl Config {
         variables: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
         let file = file.as_ref();
-        let text = std::fs::read_to_string(file)
-            .map_err(|error| ConfigError::new(error).of(Some(file), &[]))?;
+        let text =
+            std::fs::read_to_string(file).map_err(|error| ConfigError::new(error).in_file(file))?;
         Self::read(&text, Some(file), variables)
     }
 
@@ -66,38 +66,21 @@ impl Config {
         let origin = Origin {
             file: file.map(Path::to_owned),
             text: Hidden(text.to_owned()),
-            variables: variables.keys().cloned().collect(),
+            variables: variables
+                .iter()
+                .map(|(name, value)| (name.clone(), Hidden(value.clone())))
+                .collect(),
         };
         let environment = Environment::with_prefix(PREFIX)
             .prefix_separator("_")
             .separator(SEPARATOR)
-            .try_parsing(true)
             .source(Some(variables));
         let config = config::Config::builder()
             .add_source(File::from_str(text, FileFormat::Toml))
             .add_source(environment)
             .build()
             .and_then(config::Config::try_deserialize::<Self>);
-        let mut config = config.map_err(|error| {
-            let error = match error {
-                config::ConfigError::At {
-                    error,
-                    key: Some(key),
-                    ..
-                } => ConfigError::at(key, error),
-                config::ConfigError::Type {
-                    unexpected,
-                    expected,
-                    key: Some(key),
-                    ..
-                } => {
-                    let problem = format!("invalid type: {unexpected}, expected {expected}");
-                    ConfigError::at(key, problem)
-                }
-                error => ConfigError::new(without_source(&error.to_string())),
-            };
-            error.of(file, &origin.variables)
-        })?;
+        let mut config = config.map_err(|error| wrong(error, &origin))?;
         config.origin = origin;
         config.check()?;
         Ok(config)
@@ -105,7 +88,39 @@ impl Config {
 
     /// Says where the configuration is from in which something is wrong.
     pub(super) fn wrong(&self, error: ConfigError) -> ConfigError {
-        error.of(self.origin.file.as_deref(), &self.origin.variables)
+        error.of(&self.origin)
+    }
+}
+
+/// What is wrong, without what was written, as there may be a secret in it.
+fn wrong(error: config::ConfigError, origin: &Origin) -> ConfigError {
+    let error = match error {
+        config::ConfigError::At {
+            error,
+            key: Some(key),
+            ..
+        } => ConfigError::at(key, without_value(&error.to_string())),
+        config::ConfigError::Type {
+            expected,
+            key: Some(key),
+            ..
+        } => ConfigError::at(key, format!("invalid type, expected {expected}")),
+        error => ConfigError::new(without_value(&without_source(&error.to_string()))),
+    };
+    error.of(origin)
+}
+
+/// serde's words for a value of another type, without the value.
+fn without_value(problem: &str) -> String {
+    let is_about_a_value = |begin: &str| problem.starts_with(begin);
+    match problem.rsplit_once(", expected ") {
+        Some((_, expected)) if is_about_a_value("invalid type: ") => {
+            format!("invalid type, expected {expected}")
+        }
+        Some((_, expected)) if is_about_a_value("invalid value: ") => {
+            format!("invalid value, expected {expected}")
+        }
+        _ => problem.to_owned(),
     }
 }
 

@@ -63,7 +63,8 @@
 //! Each field can be set, and goes before the file, as `ADMISSION_` and its path in capitals, with two
 //! underscores for a dot: `ADMISSION_GROUPS__API__RATE="20/s"`,
 //! `ADMISSION_CLIENTS__TRUSTED_PROXIES="10.0.0.0/8, 192.168.0.0/16"`. So names of groups
-//! that the environment is to reach are lowercase. Variables without two underscores are not read.
+//! that the environment is to reach are lowercase. Variables without two underscores are not read. A list has
+//! commas between its parts.
 //!
 //! # What is wrong is told at start
 //!
@@ -75,8 +76,8 @@
 //! [`Admission::reload`] and [`Admission::follow`] apply a changed file whole or not at all: with a bad
 //! file what is running goes on. Requests in flight are not touched, and what is used stays used:
 //! a group keeps its limits for as long as its name and its rates' names are the same and each rate is
-//! [sliding](crate::Quota::sliding), or is not, as before. A new rate begins with nothing used. The `store`, and a
-//! group's `on_failure`, are those of the start.
+//! [sliding](crate::Quota::sliding), or is not, as before, and also while it is switched off or taken out. A new
+//! rate begins with nothing used. The `store`, and a group's `on_failure`, are those of the start.
 //!
 //! [`RedisStore::connect`]: crate::store::redis::RedisStore::connect
 //! [`Quota`]: crate::Quota

@@ -1,11 +1,14 @@
 //! What is configured.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use super::text::{Hidden, Prefix, SecretBits, Text, Time, list, some_text, text};
+use super::text::{
+    Hidden, Prefix, SecretBits, Text, Time, boolean, list, shown, some_text, some_whole, text,
+    whole,
+};
 use crate::headers::RateLimitHeaders;
 use crate::quota::Quota;
 
@@ -26,7 +29,7 @@ pub struct Config {
 pub(super) struct Origin {
     pub(super) file: Option<std::path::PathBuf>,
     pub(super) text: Hidden,
-    pub(super) variables: Vec<String>,
+    pub(super) variables: HashMap<String, Hidden>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -41,6 +44,7 @@ pub(super) struct Store {
     pub(super) deadline: Option<Time>,
     #[serde(deserialize_with = "text")]
     pub(super) on_failure: OnFailure,
+    #[serde(deserialize_with = "some_whole")]
     pub(super) replicas: Option<u32>,
 }
 
@@ -51,6 +55,7 @@ pub(super) struct Clients {
     pub(super) trusted_proxies: Vec<IpNet>,
     #[serde(deserialize_with = "text")]
     pub(super) forwarded_header: ForwardedHeader,
+    #[serde(deserialize_with = "some_whole")]
     pub(super) ipv6_prefix: Option<u8>,
 }
 
@@ -67,7 +72,9 @@ pub(super) struct Group {
     #[serde(deserialize_with = "list")]
     pub(super) path: Vec<Prefix>,
     pub(super) name: Option<String>,
+    #[serde(deserialize_with = "whole")]
     pub(super) concurrency: usize,
+    #[serde(deserialize_with = "whole")]
     pub(super) concurrency_per_key: usize,
     pub(super) rate: Option<Quota>,
     pub(super) rates: BTreeMap<String, Quota>,
@@ -81,6 +88,7 @@ pub(super) struct Group {
     pub(super) headers: Dialect,
     #[serde(deserialize_with = "some_text")]
     pub(super) on_failure: Option<OnFailure>,
+    #[serde(deserialize_with = "boolean")]
     pub(super) dry_run: bool,
 }
 
@@ -97,7 +105,7 @@ impl<T: Words> Text for T {
                 .iter()
                 .map(|(word, _)| format!("`{word}`"))
                 .collect();
-            format!("{text:?} is none of {}", words.join(", "))
+            format!("{} is none of {}", shown(text), words.join(", "))
         })
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::de::{Error, SeqAccess, Visitor};
+use serde::de::{Error, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 
 /// Something that is written as text.
@@ -51,6 +51,79 @@ pub(super) fn some_text<'de, D: Deserializer<'de>, T: Text>(
     text(from).map(Some)
 }
 
+/// A whole number, as it is or, in the environment, as text.
+pub(super) fn whole<'de, D: Deserializer<'de>, T: TryFrom<u64>>(from: D) -> Result<T, D::Error> {
+    struct Whole<T>(std::marker::PhantomData<T>);
+    impl<T: TryFrom<u64>> Visitor<'_> for Whole<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a whole number that is not negative and not too large")
+        }
+
+        fn visit_u64<E: Error>(self, number: u64) -> Result<T, E> {
+            let wrong = || E::invalid_value(Unexpected::Unsigned(number), &self);
+            T::try_from(number).map_err(|_| wrong())
+        }
+
+        fn visit_i64<E: Error>(self, number: i64) -> Result<T, E> {
+            match u64::try_from(number) {
+                Ok(number) => self.visit_u64(number),
+                Err(_) => Err(E::invalid_value(Unexpected::Signed(number), &self)),
+            }
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
+            let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+            match text.parse().ok().filter(|_| digits) {
+                Some(number) => self.visit_u64(number),
+                None => Err(E::custom("this is no whole number")),
+            }
+        }
+    }
+    from.deserialize_any(Whole(std::marker::PhantomData))
+}
+
+pub(super) fn some_whole<'de, D: Deserializer<'de>, T: TryFrom<u64>>(
+    from: D,
+) -> Result<Option<T>, D::Error> {
+    whole(from).map(Some)
+}
+
+/// `true` or `false`, in the environment as text.
+pub(super) fn boolean<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
+    struct Boolean;
+    impl Visitor<'_> for Boolean {
+        type Value = bool;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("`true` or `false`")
+        }
+
+        fn visit_bool<E: Error>(self, value: bool) -> Result<bool, E> {
+            Ok(value)
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<bool, E> {
+            match text {
+                "true" => Ok(true),
+                "false" => Ok(false),
+                _ => Err(E::custom("this is neither `true` nor `false`")),
+            }
+        }
+    }
+    from.deserialize_any(Boolean)
+}
+
+/// What was written, unless it could be a secret in the wrong place.
+pub(super) fn shown(text: &str) -> String {
+    if text.contains("://") || text.len() > 64 {
+        "this".to_owned()
+    } else {
+        format!("{text:?}")
+    }
+}
+
 /// A path that requests may begin with.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Prefix(String);
@@ -69,9 +142,11 @@ impl Prefix {
 
 impl Text for Prefix {
     fn read(text: &str) -> Result<Self, String> {
-        let is_path = text.starts_with('/') && !text.contains(['?', '#', '*', ' ']);
-        if !is_path {
-            return Err(format!("{text:?} is no path, such as \"/api\""));
+        // As requests have it: escaped, and without patterns.
+        let is_plain = text.bytes().all(|b| b.is_ascii_graphic());
+        let is_path = text.starts_with('/') && is_plain && !text.contains("//");
+        if !is_path || text.contains(['?', '#', '*', '{', '}']) {
+            return Err(format!("{} is no path, such as \"/api\"", shown(text)));
         }
         Ok(Self(text.trim_end_matches('/').to_owned()))
     }
@@ -98,7 +173,10 @@ impl Text for Time {
             .and_then(|number| unit.checked_mul(number));
         match time {
             Some(time) if !time.is_zero() => Ok(Self(time)),
-            _ => Err(format!("{text:?} is no time, such as \"25ms\" or \"2s\"")),
+            _ => Err(format!(
+                "{} is no time, such as \"25ms\" or \"2s\"",
+                shown(text)
+            )),
         }
     }
 }
@@ -107,7 +185,7 @@ impl Text for Time {
 impl Text for ipnet::IpNet {
     fn read(text: &str) -> Result<Self, String> {
         let network = Self::from_str(text).or_else(|_| text.parse().map(std::net::IpAddr::into));
-        network.map_err(|_| format!("{text:?} is no network, such as \"10.0.0.0/8\""))
+        network.map_err(|_| format!("{} is no network, such as \"10.0.0.0/8\"", shown(text)))
     }
 }
 
@@ -168,7 +246,17 @@ mod tests {
         ] {
             assert_eq!(prefix(text).covers(path), covers, "{text} {path}");
         }
-        for text in ["", "api", "/a?b", "/a/*", "http://x/"] {
+        for text in [
+            "",
+            "api",
+            "/a?b",
+            "/a/*",
+            "http://x/",
+            "//",
+            "/a//b",
+            "/ä",
+            "/users/{id}",
+        ] {
             assert!(Prefix::read(text).is_err(), "{text}");
         }
     }

@@ -50,6 +50,12 @@ impl Adjusted {
         policies.len() == self.shapes.len() && self.shapes.iter().zip(policies).all(fits)
     }
 
+    /// Whether they could be set now.
+    #[cfg(feature = "config")]
+    pub(super) fn can_set(&self, policies: &[Policy]) -> bool {
+        self.policies() == policies || self.buckets.can_set_policies()
+    }
+
     pub(super) fn set_policies(&self, policies: Vec<Policy>) -> Result<(), SetPolicyError> {
         if !self.takes(&policies) {
             return Err(SetPolicyError::Shape);

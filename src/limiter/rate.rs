@@ -156,6 +156,19 @@ impl RateLimiter {
             .is_some_and(|adjusted| adjusted.takes(policies))
     }
 
+    /// Whether both are one limit.
+    #[cfg(feature = "config")]
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Whether they were not changed too often lately for that.
+    #[cfg(feature = "config")]
+    pub(crate) fn can_set_policies(&self, policies: &[Policy]) -> bool {
+        let adjusted = self.0.adjusted.as_ref();
+        adjusted.is_some_and(|adjusted| adjusted.can_set(policies))
+    }
+
     /// The policies as they are now for keys that have no limits of their own.
     #[must_use]
     pub fn current_policies(&self) -> Vec<Policy> {

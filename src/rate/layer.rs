@@ -292,7 +292,11 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
         quota: impl Into<Policy>,
     ) -> Self {
         let policy = quota.into().with_default_name("guard");
-        let limiter = RateLimiter::with_store(policy, store);
+        self.guard_with(client_ip, RateLimiter::with_store(policy, store))
+    }
+
+    /// As [`guard_by`](Self::guard_by), with a limit that is there already.
+    pub(crate) fn guard_with(self, client_ip: impl KeyExtractor, limiter: RateLimiter) -> Self {
         self.with(|shared| {
             shared.guard = (!limiter.is_off()).then(|| Guard {
                 client_ip: Extractor::new(client_ip),

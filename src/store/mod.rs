@@ -156,6 +156,11 @@ pub trait AdjustableBuckets: RateBuckets {
     /// bound how often they are changed within the time that what is used counts.
     fn set_policies(&self, policies: &[Policy]) -> bool;
 
+    /// Whether [`set_policies`](Self::set_policies) would do it now. The default says that it always does.
+    fn can_set_policies(&self) -> bool {
+        true
+    }
+
     /// Sets what a key of the policy at this place has of its own in place of it; `None` makes it
     /// one of all again.
     fn set_own(&self, policy: usize, key: &Key, own: Option<&Policy>);

@@ -53,14 +53,48 @@ async fn what_is_used_stays_used() {
         .reload(&group("rates = { a = '2/h', b = '9/h' }"))
         .unwrap();
     assert_eq!(admitted(&app, "/api", "alice").await, 2);
-    // A group that is gone limits nothing, and comes back new.
+    // A group that is gone limits nothing, and goes on when it is back.
     admission.reload(&config("")).unwrap();
     assert_eq!(status(&app, "/api", "alice").await, StatusCode::OK);
-    admission.reload(&group("rate = '1/h'")).unwrap();
+    let nine = "rate = '9/h'\nrate_per_ip = '100/h'";
+    admission.reload(&group(nine)).unwrap();
     assert_eq!(admitted(&app, "/api", "alice").await, 1);
-    // Switched off and on.
-    admission.reload(&group("rate = '0'")).unwrap();
-    assert_eq!(status(&app, "/api", "alice").await, StatusCode::OK);
+    // Switched off and on, and denied to all in between.
+    for between in ["rate = '0'", "rate = 'deny all'\nrate_per_ip = '100/h'"] {
+        admission.reload(&group(between)).unwrap();
+        let expected = if between == "rate = '0'" { 200 } else { 429 };
+        assert_eq!(status(&app, "/api", "alice").await, expected);
+        admission.reload(&group(nine)).unwrap();
+        assert_eq!(admitted(&app, "/api", "alice").await, 0);
+    }
+    // By what it is called, whatever its field.
+    let renamed =
+        "[groups.other]\nname = 'api'\npath = '/api'\nrate = '10/h'\nrate_per_ip = '100/h'";
+    admission.reload(&config(renamed)).unwrap();
+    assert_eq!(admitted(&app, "/api", "alice").await, 1);
+}
+
+#[tokio::test]
+async fn failed_logins_are_not_forgotten() {
+    let text = "[groups.api]\npath = '/api'\nfailed_logins = '3/h'";
+    let admission = Admission::new(&config(text)).unwrap();
+    let refusing = Router::new().route("/api", any(|| async { StatusCode::UNAUTHORIZED }));
+    let app = refusing.layer(admission.layer());
+    let guess = async || {
+        let peer: std::net::SocketAddr = "192.0.2.1:1".parse().unwrap();
+        let request = Request::get("/api").extension(tower_admission::PeerAddr(peer));
+        let request = request.body(Body::empty()).unwrap();
+        app.clone().oneshot(request).await.unwrap().status()
+    };
+    for expected in [401, 401, 401, 429] {
+        assert_eq!(guess().await, expected);
+    }
+    let more = format!("{text}\n[groups.other]\npath = '/other'");
+    admission.reload(&config(&more)).unwrap();
+    assert_eq!(guess().await, 429);
+    admission.reload(&config(&more.replace('3', "4"))).unwrap();
+    assert_eq!(guess().await, 401);
+    assert_eq!(guess().await, 429);
 }
 
 #[tokio::test]
@@ -135,9 +169,19 @@ async fn a_file_is_followed() {
         };
         tell.lock().unwrap().push(outcome);
     });
+    // What is applied by hand is not undone.
+    admission
+        .reload(&config(
+            "[groups.api]\npath = '/api'\nrate = '1/h'\n[groups.x]",
+        ))
+        .unwrap();
     let pass = async || tokio::time::sleep(Duration::from_secs(10)).await;
     pass().await;
     assert_eq!(admitted(&app, "/api", "alice").await, 1);
+    // Half-written files are not looked at: this one is empty for a moment.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    file.write("");
+    tokio::time::sleep(Duration::from_millis(1000)).await;
     file.write("[groups.api]\npath = '/api'\nrate = '3/h'");
     pass().await;
     assert_eq!(admitted(&app, "/api", "alice").await, 2);

@@ -305,6 +305,10 @@ where
         true
     }
 
+    fn can_set_policies(&self) -> bool {
+        self.now.load().depth(self.time.now()) < MOST_GENERATIONS
+    }
+
     fn set_own(&self, policy: usize, key: &Key, own: Option<&Policy>) {
         let _changing = lock(&self.changing);
         let Some(by_key) = self.own.get(policy) else {

@@ -141,6 +141,11 @@ impl AdjustableBuckets for RedisBuckets {
         true
     }
 
+    fn can_set_policies(&self) -> bool {
+        let share = self.0.share.as_ref();
+        share.is_none_or(|share| share.buckets.can_set_policies())
+    }
+
     fn set_own(&self, policy: usize, key: &Key, own: Option<&Policy>) {
         let this = &*self.0;
         if let Some(by_key) = this.own.get(policy) {
