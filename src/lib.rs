@@ -28,8 +28,10 @@
 //! - [`respond`] and [`RateLimitHeaders`]: what clients are told.
 //! - [`observe`]: metrics and logs.
 //! - [`RateLimiter`] and [`ConcurrencyLimiter`]: the same without HTTP.
-//! - `admin` (feature `admin`): limits looked at and changed while they are in use.
 //! - [`Leases`]: work that outlives its request, such as sessions and jobs.
+//! - [`Limits`]: what single keys may do, changed at run time.
+//! - `config` (feature `config`): limits by route group, from a file that may change.
+//! - `admin` (feature `admin`): limits looked at and changed while they are in use.
 //! - [`store`]: where the counting happens, and what it costs in memory.
 //! - `replicas` (feature `redis`): one limit for all replicas of a service.
 //! - [`limitations`]: what this crate does not do.

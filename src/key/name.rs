@@ -126,7 +126,7 @@ impl FromStr for KeyName {
 
     fn from_str(text: &str) -> Result<Self, KeyNameError> {
         let text = text.trim();
-        if text.len() > LONGEST || text.chars().any(char::is_control) {
+        if text.len() > LONGEST || text.chars().any(is_unseen) {
             return Err(KeyNameError::Name);
         }
         let Some(at) = text.find([':', '#']) else {
@@ -156,11 +156,18 @@ impl FromStr for KeyName {
 
 /// Whether a name is shown as it is read.
 fn check(name: &str) -> Result<(), KeyNameError> {
-    let is_plain = name.trim() == name && !name.chars().any(char::is_control);
+    let is_plain = name.trim() == name && !name.chars().any(is_unseen);
     if name.is_empty() || !is_plain || name.len() > LONGEST {
         return Err(KeyNameError::Name);
     }
     Ok(())
+}
+
+/// What cannot be seen, or has a text shown otherwise than it is written.
+fn is_unseen(char: char) -> bool {
+    let is_format = matches!(char,
+        '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+    char.is_control() || is_format
 }
 
 fn address(text: &str) -> Result<Key, KeyNameError> {
@@ -362,6 +369,7 @@ mod tests {
             ("org:", Name),
             ("org: ", Name),
             ("org:a\nb", Name),
+            ("org:\u{202e}a", Name),
             (&*format!("org:{}", "x".repeat(300)), Name),
             (&*format!("{}:a", "x".repeat(65)), Kind),
             ("%ff:a", Kind),

@@ -140,3 +140,50 @@ async fn services_that_are_not_there_or_are_something_else() {
     let failed: serde_json::Value = serde_json::from_str(&failed).unwrap();
     assert!(failed["error"].as_str().unwrap().contains("--timeout"));
 }
+
+#[tokio::test]
+async fn whatever_answers_is_shown_as_text_or_refused() {
+    let stub = Stub::start().await;
+    let run =
+        async |path: &str, words: &[&str]| run_at(&format!("{}{path}", stub.url), words).await;
+    // Another service that takes what is posted.
+    run("/odd", &["cache", "clear"]).await.failed(4);
+    for words in [&["limits", "list"][..], &["usage"]] {
+        let text = run("/wide", words).await.ok();
+        assert!(text.len() < 80_000, "{}", text.len());
+        let json = run("/wide", &[words, &["--json"]].concat()).await.ok();
+        for shown in [text, json] {
+            assert!(!shown.contains(['\u{9b}', '\u{202e}']));
+        }
+    }
+    let json = run("/wide", &["limits", "list", "--json"]).await.json();
+    assert_eq!(json["limits"][0]["limit"], "\u{9b}31m\u{202e}1/min");
+}
+
+#[tokio::test]
+async fn a_port_that_is_none_is_no_other() {
+    for url in [
+        "http://127.0.0.1:80999/a",
+        "http://127.0.0.1:9o00",
+        "http://[::1]:x",
+    ] {
+        let wrong = run_at(url, &["limits", "list"]).await.failed(2);
+        assert!(!wrong.contains("hunter2"), "{wrong}");
+    }
+}
+
+/// A full disk, as far as there is one.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn what_cannot_be_printed_is_a_failure() {
+    let stub = Stub::start().await;
+    let mut command = program();
+    let full = std::fs::File::create("/dev/full").unwrap();
+    command
+        .args(["limits", "list"])
+        .env("ADMISSION_ADMIN", format!("{}/admin", stub.url))
+        .env("ADMISSION_TOKEN", "hunter2")
+        .stdout(full);
+    let status = command.status().await.unwrap();
+    assert_eq!(status.code(), Some(5));
+}

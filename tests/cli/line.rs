@@ -142,3 +142,16 @@ async fn a_configuration_is_checked() {
     let missing = check(&[]).await.failed(3);
     assert!(missing.starts_with(path), "{missing}");
 }
+
+/// A credential that is given a word too far.
+#[tokio::test]
+async fn what_is_too_much_is_not_repeated() {
+    for words in [
+        &["usage", "org:x", "bearer:hunter2"][..],
+        &["limits", "bearer:hunter2"],
+        &["--json", "usage", "org:x", "bearer:hunter2"],
+    ] {
+        let told = failed(words, &[]).await;
+        assert!(!told.contains("hunter2"), "{told}");
+    }
+}

@@ -42,6 +42,24 @@ impl Stub {
             .nest("/admin", admin)
             .route("/text/{*rest}", get("hello"))
             .route("/odd/limits", get(async || Json(json!({"limits": 7}))))
+            .route("/odd/cache/clear", post(async || Json(json!({"hello": 1}))))
+            .route(
+                "/wide/limits",
+                get(async || {
+                    let long = "a".repeat(70_000);
+                    let limit = "\u{9b}31m\u{202e}1/min";
+                    let entries = [json!({"key": format!("org:{long}"), "limit": limit})];
+                    Json(json!({"limits": entries, "names": [], "next": null}))
+                }),
+            )
+            .route(
+                "/wide/usage",
+                get(async || {
+                    let usage =
+                        json!({"name": "a".repeat(70_000), "sort": "rate", "used": 1, "limit": 2});
+                    Json(json!({ "usage": [usage] }))
+                }),
+            )
             .route(
                 "/loop/limits",
                 get(async || Json(json!({"limits": [], "names": [], "next": "org:a"}))),

@@ -103,7 +103,13 @@ impl Admin {
 
     pub(crate) async fn clear_caches(&self) -> Result<(), Failure> {
         let answer = self.0.send(Method::POST, "/cache/clear", None).await?;
-        succeeded(&answer)
+        succeeded(&answer)?;
+        // Others answer something else.
+        if answer.status == StatusCode::NO_CONTENT {
+            Ok(())
+        } else {
+            Err(no_api())
+        }
     }
 }
 

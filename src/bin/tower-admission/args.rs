@@ -33,7 +33,8 @@ Exit codes:
   1  not there: the key has no limit of its own
   2  the command line is wrong
   3  what was given is refused: an invalid limit, a wrong token, a wrong configuration
-  4  the server cannot be reached";
+  4  the server cannot be reached
+  5  what was done cannot be printed";
 
 /// Where the limits are.
 #[derive(Args)]

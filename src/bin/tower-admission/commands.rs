@@ -9,7 +9,7 @@ use tower_admission::KeyName;
 use crate::args::{CacheCommand, Command, LimitsCommand};
 use crate::failure::Failure;
 use crate::keys::Keys;
-use crate::output::{Output, clean, style, table};
+use crate::output::{Output, WIDEST, clean, style, table};
 use crate::server::Server;
 use crate::usage::Usage;
 
@@ -32,8 +32,7 @@ pub(crate) async fn run(
         Command::Cache(CacheCommand::Clear) => {
             server.clear_caches().await?;
             let text = "all services read all limits anew, within a second";
-            output.done(text, json!({ "cleared": true }));
-            Ok(())
+            output.done(text, json!({ "cleared": true }))
         }
         // Needs no server.
         Command::Config(_) | Command::Completions { .. } => Ok(()),
@@ -48,16 +47,14 @@ async fn set(key: &KeyName, limit: &str, server: &Server, output: &Output) -> Re
     };
     let text = format!("{key}: {} ({before})", changed.limit);
     let json = json!({ "key": key.as_str(), "limit": changed.limit, "before": changed.before });
-    output.done(&clean(&text), json);
-    Ok(())
+    output.done(&clean(&text), json)
 }
 
 async fn get(key: &KeyName, server: &Server, output: &Output) -> Result<(), Failure> {
     let limit = server.get(key).await?.ok_or_else(|| none_of(key))?;
     let text = format!("{key}: {limit} (its own)");
     let json = json!({ "key": key.as_str(), "limit": limit });
-    output.done(&clean(&text), json);
-    Ok(())
+    output.done(&clean(&text), json)
 }
 
 fn none_of(key: &KeyName) -> Failure {
@@ -75,7 +72,7 @@ async fn list(
     let entries = server.list().await?;
     let longest = |text: fn(&crate::server::Entry) -> &str| {
         let lengths = entries.iter().map(|entry| text(entry).chars().count());
-        lengths.max().unwrap_or(0)
+        lengths.max().unwrap_or(0).min(WIDEST)
     };
     let (key_width, limit_width) = (longest(|entry| &entry.key), longest(|entry| &entry.limit));
     let (mut text, mut json) = (String::new(), Vec::new());
@@ -105,8 +102,7 @@ async fn list(
     if entries.is_empty() {
         text.push_str("no key has a limit of its own");
     }
-    output.done(&text, json!({ "limits": json }));
-    Ok(())
+    output.done(&text, json!({ "limits": json }))
 }
 
 /// The key, if what is used by it can be known.
@@ -155,16 +151,14 @@ async fn delete(
     let question = format!("Delete the limit of {key} ({limit})? The default applies then.");
     if !is_forced && !output.ask(&question) {
         let json = json!({ "key": key.as_str(), "before": limit, "deleted": false });
-        output.done(&clean(&format!("{key}: {limit} (not deleted)")), json);
-        return Ok(());
+        return output.done(&clean(&format!("{key}: {limit} (not deleted)")), json);
     }
     let before = server.delete(key).await?.ok_or_else(|| none_of(key))?;
     let text = format!("{key}: the default (was {before})");
     let json = json!({
         "key": key.as_str(), "before": before, "deleted": true, "warnings": warnings
     });
-    output.done(&clean(&text), json);
-    Ok(())
+    output.done(&clean(&text), json)
 }
 
 /// Where the key has used as much already as everybody may. That it cannot be known is no reason
@@ -213,6 +207,5 @@ async fn usage(
         ([], None) => "no limits are known that are not of any one key".to_owned(),
         (usages, _) => table(usages),
     };
-    output.done(&text, json);
-    Ok(())
+    output.done(&text, json)
 }

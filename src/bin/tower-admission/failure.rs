@@ -30,6 +30,11 @@ impl Failure {
         Self::new(4, message)
     }
 
+    /// What was done could not be printed.
+    pub(crate) fn unwritten(message: impl Into<String>) -> Self {
+        Self::new(5, message)
+    }
+
     fn new(code: u8, message: impl Into<String>) -> Self {
         Self {
             code,

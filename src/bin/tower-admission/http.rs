@@ -49,6 +49,13 @@ impl Client {
         if authority.as_str().contains('@') || uri.query().is_some() {
             return Err(wrong());
         }
+        // Behind the last bracket of an IPv6 address, if it is one.
+        let after_host = authority.as_str().rsplit(']').next().unwrap_or_default();
+        let port = match authority.port_u16() {
+            Some(port) => port,
+            None if after_host.contains(':') => return Err(wrong()),
+            None => 80,
+        };
         let token = token.map(str::trim).filter(|token| !token.is_empty());
         let authorization = token.map(|token| {
             let mut value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| {
@@ -60,7 +67,7 @@ impl Client {
         Ok(Self {
             // As an address, IPv6 has no brackets.
             host: authority.host().trim_matches(['[', ']']).to_owned(),
-            port: authority.port_u16().unwrap_or(80),
+            port,
             authority: authority.to_string(),
             base: uri.path().trim_end_matches('/').to_owned(),
             authorization: authorization.transpose()?,

@@ -14,6 +14,7 @@ mod usage;
 use std::path::Path;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches};
 use serde_json::json;
 use tower_admission::config::Config;
@@ -33,10 +34,7 @@ fn main() -> ExitCode {
     };
     let output = Output::new(cli.json);
     let done = match &cli.command {
-        Command::Completions { shell } => {
-            output.completions(*shell);
-            Ok(())
-        }
+        Command::Completions { shell } => output.completions(*shell),
         Command::Config(ConfigCommand::Check { file }) => check(file, &output),
         command => at_server(&cli, &matches, command, &output),
     };
@@ -52,6 +50,12 @@ fn main() -> ExitCode {
 /// Help, or what is wrong with the command line.
 fn not_parsed(error: &clap::Error) -> ExitCode {
     let is_json = std::env::args_os().any(|argument| argument == "--json");
+    if let ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand = error.kind() {
+        // Not shown: it may be a credential, given a word too far.
+        let failure = Failure::usage("there is an argument too much, or a wrong one: see --help");
+        Output::new(is_json).failure(&failure);
+        return failure.code();
+    }
     if !is_json || !error.use_stderr() {
         error.exit();
     }
@@ -78,8 +82,7 @@ fn check(file: &Path, output: &Output) -> Result<(), Failure> {
     output.done(
         &text,
         json!({ "file": file.display().to_string(), "groups": groups }),
-    );
-    Ok(())
+    )
 }
 
 /// Does what needs a server.
@@ -96,8 +99,11 @@ fn at_server(
         .enable_all()
         .build()
         .map_err(|error| Failure::unreachable(format!("no network: {error}")))?;
-    runtime.block_on(async {
+    let done = runtime.block_on(async {
         let server = Server::open(&place, &cli.server, &keys).await?;
         commands::run(command, &server, &keys, output).await
-    })
+    });
+    // Without waiting for a name that is still looked up.
+    runtime.shutdown_background();
+    done
 }

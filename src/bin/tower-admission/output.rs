@@ -1,7 +1,7 @@
 //! What is printed: text for people, JSON for programs.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 
 use anstyle::{AnsiColor, Style};
 use clap::CommandFactory;
@@ -22,19 +22,24 @@ impl Output {
     }
 
     /// What was done, as text or as JSON.
-    pub(crate) fn done(&self, text: &str, json: Value) {
-        // Who has stopped reading has seen enough.
-        let _ = if self.is_json {
-            writeln!(anstream::stdout(), "{json}")
+    pub(crate) fn done(&self, text: &str, json: Value) -> Result<(), Failure> {
+        let mut stdout = anstream::stdout();
+        let printed = if self.is_json {
+            writeln!(stdout, "{}", plain(&json))
         } else {
-            writeln!(anstream::stdout(), "{}", text.trim_end())
+            writeln!(stdout, "{}", text.trim_end())
         };
+        written(printed.and_then(|()| stdout.flush()))
     }
 
     pub(crate) fn failure(&self, failure: &Failure) {
         let message = clean(failure.message());
         let _ = if self.is_json {
-            writeln!(anstream::stderr(), "{}", json!({ "error": message }))
+            writeln!(
+                anstream::stderr(),
+                "{}",
+                plain(&json!({ "error": message }))
+            )
         } else {
             let style = AnsiColor::Red.on_default().bold();
             writeln!(anstream::stderr(), "{style}error{style:#}: {message}")
@@ -60,16 +65,50 @@ impl Output {
         read.is_ok() && matches!(answer.trim(), "y" | "Y" | "yes")
     }
 
-    pub(crate) fn completions(&self, shell: Shell) {
+    pub(crate) fn completions(&self, shell: Shell) -> Result<(), Failure> {
         let mut script = Vec::new();
         clap_complete::generate(shell, &mut Cli::command(), "tower-admission", &mut script);
-        let _ = std::io::stdout().write_all(&script);
+        written(std::io::stdout().write_all(&script))
     }
 }
 
+/// Who has stopped reading has seen enough; what else is lost is a failure.
+fn written(printed: io::Result<()>) -> Result<(), Failure> {
+    match printed {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::unwritten(
+            format!("what was done cannot be printed: {error}"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// JSON that steers no terminal: what it escapes by itself is less.
+fn plain(json: &Value) -> String {
+    let mut text = String::new();
+    for char in json.to_string().chars() {
+        if steers(char) {
+            // Beyond 16 bits there is none of these.
+            let _ = write!(text, "\\u{:04x}", char as u32);
+        } else {
+            text.push(char);
+        }
+    }
+    text
+}
+
+/// What steers a terminal, or shows a text otherwise than it is written.
+fn steers(char: char) -> bool {
+    let is_unseen = matches!(char,
+        '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+    char.is_control() || is_unseen
+}
+
+/// The widest that a column is made; what is longer stands out of it.
+pub(crate) const WIDEST: usize = 64;
+
 /// A line of what others have written: without what would steer a terminal.
 pub(crate) fn clean(text: &str) -> String {
-    let clean = |c: char| if c.is_control() { ' ' } else { c };
+    let clean = |c: char| if steers(c) { ' ' } else { c };
     text.chars().map(clean).collect()
 }
 
@@ -97,7 +136,7 @@ pub(crate) fn table(usages: &[Usage]) -> String {
     let mut widths = heads.each_ref().map(|head| head.len());
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
+            *width = (*width).max(cell.chars().count().min(WIDEST));
         }
     }
     let mut text = String::new();
