@@ -22,7 +22,7 @@ use tower_admission::config::Config;
 use self::args::{Cli, Command, ConfigCommand};
 use self::failure::Failure;
 use self::keys::Keys;
-use self::output::Output;
+use self::output::{Output, clean};
 use self::server::Server;
 
 fn main() -> ExitCode {
@@ -80,7 +80,7 @@ fn check(file: &Path, output: &Output) -> Result<(), Failure> {
     };
     let text = format!("{}: ok: {listed}", file.display());
     output.done(
-        &text,
+        &clean(&text),
         json!({ "file": file.display().to_string(), "groups": groups }),
     )
 }
