@@ -25,8 +25,13 @@ pub(crate) async fn serve(flags: &Flags, file: &Path) -> Result<(), String> {
         .observe_store(MetricsObserver::new())
         .build()
         .map_err(|error| error.to_string())?;
+    let published = admission.clone();
+    let scrape = move || async move {
+        published.publish(&MetricsObserver::new());
+        metrics.render()
+    };
     let mut app = unlimited()
-        .route("/metrics", get(move || async move { metrics.render() }))
+        .route("/metrics", get(scrape))
         .layer(admission.layer());
     if let Some(token) = config.admin_token() {
         let token = Token::new(token).map_err(|error| format!("admin.token: {error}"))?;

@@ -66,9 +66,10 @@ pub use self::recorder::Recorder;
 ///
 /// # Who is let in
 ///
-/// Who `auth` says yes to, a [`Token`] or a closure of the application's; all others get 401
-/// from each of these. (Other paths are the application's fallback.) The page's three files hold nothing and are given to everybody. The page keeps the
-/// token for as long as its tab is open, and sends it as `Authorization: Bearer`.
+/// Who `auth` says yes to, a [`Token`] or a closure of the application's; all others get 401 from each of
+/// these. (Other paths are the application's fallback.) The page's three files hold nothing and are
+/// given to everybody. The page keeps the token for as long as its tab is open, and sends it as
+/// `Authorization: Bearer`.
 ///
 /// # What a refused client sees
 ///

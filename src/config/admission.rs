@@ -13,6 +13,8 @@ use super::model::{Config, OnFailure, Origin, Store};
 use super::text::Prefix;
 use crate::concurrency::ConcurrencyLimitLayer;
 use crate::limits::Limits;
+#[cfg(feature = "metrics")]
+use crate::observe::MetricsObserver;
 use crate::observe::Observer;
 use crate::rate::RateLimitLayer;
 #[cfg(feature = "redis")]
@@ -110,6 +112,17 @@ impl Admission {
         } else {
             let field = format!("groups.{group}");
             Err(ConfigError::at(field, "there is no such group"))
+        }
+    }
+
+    /// Tells metrics how many keys each group holds, and how many it gave up at the store's bound: before
+    /// each scrape.
+    #[cfg(feature = "metrics")]
+    pub fn publish(&self, metrics: &MetricsObserver) {
+        for stack in self.0.groups.load().by_name.values() {
+            if let Some(stats) = stack.rate.limiter().stats() {
+                metrics.publish(stack.name(), stats);
+            }
         }
     }
 
