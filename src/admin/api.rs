@@ -39,8 +39,13 @@ pub(super) struct Api {
 
 type Shared = State<Arc<Api>>;
 
-/// A key in a path, decoded.
-type InPath = Result<Path<String>, PathRejection>;
+/// A key in a path, decoded. By its name: where this is nested there may be parameters before it.
+#[derive(Deserialize)]
+pub(super) struct InPath {
+    key: String,
+}
+
+type KeyInPath = Result<Path<InPath>, PathRejection>;
 
 type Answer = Result<Response, Failed>;
 
@@ -78,13 +83,13 @@ pub(super) async fn list(State(api): Shared, page: Result<Query<Page>, QueryReje
     Ok(json(StatusCode::OK, &list))
 }
 
-pub(super) async fn limit(State(api): Shared, key: InPath) -> Answer {
+pub(super) async fn limit(State(api): Shared, key: KeyInPath) -> Answer {
     let key = named(key)?;
     let limit = api.limits.get(&key).ok_or_else(no_limit)?;
     Ok(json(StatusCode::OK, &Entry::new(&key, &limit)))
 }
 
-pub(super) async fn set(State(api): Shared, key: InPath, request: Request) -> Answer {
+pub(super) async fn set(State(api): Shared, key: KeyInPath, request: Request) -> Answer {
     let key = named(key)?;
     let limit = api.read_limit(request).await?;
     let before = api.limits.set(&key, limit.clone()).await?;
@@ -96,7 +101,7 @@ pub(super) async fn set(State(api): Shared, key: InPath, request: Request) -> An
     Ok(json(StatusCode::OK, &changed))
 }
 
-pub(super) async fn unset(State(api): Shared, key: InPath) -> Answer {
+pub(super) async fn unset(State(api): Shared, key: KeyInPath) -> Answer {
     let key = named(key)?;
     let before = api.limits.delete(&key).await?.ok_or_else(no_limit)?;
     let deleted = Deleted {
@@ -112,7 +117,7 @@ pub(super) async fn totals(State(api): Shared) -> Response {
     json(StatusCode::OK, &Totals { usage })
 }
 
-pub(super) async fn usage(State(api): Shared, key: InPath) -> Answer {
+pub(super) async fn usage(State(api): Shared, key: KeyInPath) -> Answer {
     let key = named(key)?;
     let usage = api.limits.usage(&key).await;
     let usage = KeyUsage {
@@ -169,9 +174,9 @@ impl Api {
     }
 }
 
-fn named(key: InPath) -> Result<KeyName, Failed> {
+fn named(key: KeyInPath) -> Result<KeyName, Failed> {
     match key {
-        Ok(Path(key)) => parse(&key),
+        Ok(Path(InPath { key })) => parse(&key),
         Err(_) => Err(wrong("The key in the path is no percent-encoded UTF-8.")),
     }
 }

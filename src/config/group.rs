@@ -24,7 +24,7 @@ use crate::store::MemoryStore;
 pub(super) struct Stack {
     pub(super) paths: Vec<Prefix>,
     name: String,
-    on_failure: Option<OnFailure>,
+    on_failure: OnFailure,
     pub(super) concurrency: ConcurrencyLimitLayer,
     pub(super) rate: RateLimitLayer<GroupKey>,
     /// The limit on rates that there was before, if there is none now or another: it is there again
@@ -152,7 +152,7 @@ impl Stack {
         Self {
             paths: Vec::new(),
             name: String::new(),
-            on_failure: None,
+            on_failure: OnFailure::default(),
             concurrency: ConcurrencyLimitLayer::new(0),
             rate: RateLimitLayer::by(GroupKey(Arc::new(Shared)), Quota::off()),
             spare: None,
@@ -177,7 +177,8 @@ impl Stack {
         let settings = &config.groups[group];
         let name = settings.name(group);
         let policies = settings.policies(group)?;
-        if before.is_some_and(|before| before.on_failure != settings.on_failure) {
+        let on_failure = settings.on_failure.unwrap_or(config.store.on_failure);
+        if before.is_some_and(|before| before.on_failure != on_failure) {
             let field = format!("groups.{group}.on_failure");
             let problem = "this cannot be changed while the service runs: restart it";
             return Err(ConfigError::at(field, problem));
@@ -227,7 +228,7 @@ impl Stack {
         let stack = Self {
             paths: settings.path.clone(),
             name: name.to_owned(),
-            on_failure: settings.on_failure,
+            on_failure,
             concurrency,
             rate,
             spare,

@@ -50,7 +50,7 @@ const KINDS_OF_THIS_CRATE: [&str; 3] = ["ip", "bearer", "api-key"];
 const LONGEST: usize = 256;
 
 /// Kinds of keys that are read from text. They live as long as the process.
-const MOST_KINDS: usize = 64;
+const MOST_KINDS: usize = 1024;
 
 /// What stands between kind and name, and what else would be read otherwise than it was written.
 const KIND: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
@@ -285,7 +285,7 @@ pub enum KeyNameError {
     Address,
     /// What follows `#` is not 32 hexadecimal digits.
     Fingerprint,
-    /// The process has read 64 kinds of keys from text already.
+    /// The process has read 1,024 kinds of keys from text already, which are kept.
     TooManyKinds,
 }
 
@@ -297,7 +297,7 @@ impl fmt::Display for KeyNameError {
             Self::Name => "a key's name is 1 to 256 bytes without control characters",
             Self::Address => "an address is written as ip:192.0.2.1 or ip:2001:db8::/64",
             Self::Fingerprint => "a fingerprint is 32 hexadecimal digits",
-            Self::TooManyKinds => "keys of 64 kinds have been named already",
+            Self::TooManyKinds => "keys of 1,024 kinds have been named already",
         })
     }
 }

@@ -404,3 +404,22 @@ async fn a_store_that_is_away_is_503() {
     assert_eq!(service.ask("GET", "/limits/org:acme", "").await.status, 404);
     assert_eq!(service.ask("GET", "/usage/org:acme", "").await.status, 200);
 }
+
+/// What it is nested in may have parameters of its own.
+#[tokio::test]
+async fn keys_are_found_below_other_parameters() {
+    let router = admin::router(&Limits::new(), &Recorder::new(), |_: RequestHead<'_>| true);
+    let app = Router::new().nest("/admin/of/{tenant}", router);
+    for (method, path, status) in [
+        ("PUT", "/limits/org:acme", 200),
+        ("GET", "/limits/org%3Aacme", 200),
+        ("GET", "/usage/org:acme", 200),
+        ("DELETE", "/limits/org:acme", 200),
+        ("DELETE", "/limits/org:acme", 404),
+    ] {
+        let path = format!("/of/x{path}");
+        let request = operator(method, &path, "{\"limit\":\"1/h\"}");
+        let answer = app.clone().oneshot(request).await.unwrap();
+        assert_eq!(answer.status(), status, "{method} {path}");
+    }
+}

@@ -12,7 +12,9 @@ async function load(after) {
   const query = new URLSearchParams({ count: PAGE });
   if (after) query.set('after', after);
   const page = await json('GET', `limits?${query}`);
-  limits = after ? limits.concat(page.limits) : page.limits;
+  // One that was added here may be on this page as well.
+  const added = new Set(page.limits.map(({ key }) => key));
+  limits = after ? limits.filter(({ key }) => !added.has(key)).concat(page.limits) : page.limits;
   ({ names, next } = page);
   showLimits();
 }

@@ -15,8 +15,12 @@ impl<T> Named<T> {
     ///
     /// There are few and they do not change after the first requests, so they are looked through in turn.
     pub(super) fn with(&self, is: impl Fn(&T) -> bool, make: impl Fn() -> T, with: impl Fn(&T)) {
-        if let Some(found) = self.0.load().iter().find(|item| is(item)) {
+        let items = self.0.load();
+        if let Some(found) = items.iter().find(|item| is(item)) {
             return with(found);
+        }
+        if items.len() >= MOST {
+            return;
         }
         let made = Arc::new(make());
         // Another thread may have been first.

@@ -79,7 +79,7 @@ impl Admin {
             }));
             match page.next {
                 // Or it would go on for ever.
-                Some(next) if next != after => after = next,
+                Some(next) if next > after => after = next,
                 Some(_) => return Err(no_api()),
                 None => return Ok(entries),
             }
