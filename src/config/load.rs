@@ -71,7 +71,6 @@ impl Config {
         let environment = Environment::with_prefix(PREFIX)
             .prefix_separator("_")
             .separator(SEPARATOR)
-            .try_parsing(true)
             .source(Some(variables));
         let config = config::Config::builder()
             .add_source(File::from_str(text, FileFormat::Toml))
@@ -85,14 +84,9 @@ impl Config {
                     key: Some(key),
                     ..
                 } => ConfigError::at(key, error),
-                config::ConfigError::Type {
-                    unexpected,
-                    expected,
-                    key: Some(key),
-                    ..
-                } => {
-                    let problem = format!("invalid type: {unexpected}, expected {expected}");
-                    ConfigError::at(key, problem)
+                // Without what is there: it may be a secret.
+                config::ConfigError::Type { expected, .. } => {
+                    ConfigError::new(format!("{expected} belongs here"))
                 }
                 error => ConfigError::new(without_source(&error.to_string())),
             };

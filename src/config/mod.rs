@@ -65,6 +65,10 @@
 //! `ADMISSION_CLIENTS__TRUSTED_PROXIES="10.0.0.0/8, 192.168.0.0/16"`. So names of groups
 //! that the environment is to reach are lowercase. Variables without two underscores are not read.
 //!
+//! A variable is text, which is read as its field is: a token is as it stands there, a number is digits, and
+//! a boolean is `true` or `false`. In the file a text is no number, and a fraction no whole one, but digits and
+//! `true` may stand there as text as well.
+//!
 //! # What is wrong is told at start
 //!
 //! An unknown field, a quota that is none, a network that is none, two groups of one path: loading is

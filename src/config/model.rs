@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use super::text::{Hidden, Prefix, SecretBits, Text, Time, list, some_text, text};
+use super::text::{
+    Hidden, Prefix, SecretBits, Text, Time, list, shown, some_text, some_whole, table, tables,
+    text, texts, truth, whole,
+};
 use crate::headers::RateLimitHeaders;
 use crate::quota::Quota;
 
@@ -13,9 +16,13 @@ use crate::quota::Quota;
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    #[serde(deserialize_with = "table")]
     pub(super) store: Store,
+    #[serde(deserialize_with = "table")]
     pub(super) clients: Clients,
+    #[serde(deserialize_with = "table")]
     admin: Admin,
+    #[serde(deserialize_with = "tables")]
     pub(super) groups: BTreeMap<String, Group>,
     /// Where it is from, for errors that are found later.
     #[serde(skip)]
@@ -36,11 +43,13 @@ pub(super) struct Store {
     pub(super) url: Option<Hidden>,
     #[serde(deserialize_with = "some_text")]
     pub(super) secret: Option<SecretBits>,
+    #[serde(deserialize_with = "some_text")]
     pub(super) prefix: Option<String>,
     #[serde(deserialize_with = "some_text")]
     pub(super) deadline: Option<Time>,
     #[serde(deserialize_with = "text")]
     pub(super) on_failure: OnFailure,
+    #[serde(deserialize_with = "some_whole")]
     pub(super) replicas: Option<u32>,
 }
 
@@ -51,6 +60,7 @@ pub(super) struct Clients {
     pub(super) trusted_proxies: Vec<IpNet>,
     #[serde(deserialize_with = "text")]
     pub(super) forwarded_header: ForwardedHeader,
+    #[serde(deserialize_with = "some_whole")]
     pub(super) ipv6_prefix: Option<u8>,
 }
 
@@ -66,12 +76,19 @@ struct Admin {
 pub(super) struct Group {
     #[serde(deserialize_with = "list")]
     pub(super) path: Vec<Prefix>,
+    #[serde(deserialize_with = "some_text")]
     pub(super) name: Option<String>,
+    #[serde(deserialize_with = "whole")]
     pub(super) concurrency: usize,
+    #[serde(deserialize_with = "whole")]
     pub(super) concurrency_per_key: usize,
+    #[serde(deserialize_with = "some_text")]
     pub(super) rate: Option<Quota>,
+    #[serde(deserialize_with = "texts")]
     pub(super) rates: BTreeMap<String, Quota>,
+    #[serde(deserialize_with = "some_text")]
     pub(super) rate_per_ip: Option<Quota>,
+    #[serde(deserialize_with = "some_text")]
     pub(super) failed_logins: Option<Quota>,
     #[serde(deserialize_with = "text")]
     pub(super) key: KeySource,
@@ -81,6 +98,7 @@ pub(super) struct Group {
     pub(super) headers: Dialect,
     #[serde(deserialize_with = "some_text")]
     pub(super) on_failure: Option<OnFailure>,
+    #[serde(deserialize_with = "truth")]
     pub(super) dry_run: bool,
 }
 
@@ -97,7 +115,7 @@ impl<T: Words> Text for T {
                 .iter()
                 .map(|(word, _)| format!("`{word}`"))
                 .collect();
-            format!("{text:?} is none of {}", words.join(", "))
+            format!("{} is none of {}", shown(text), words.join(", "))
         })
     }
 }

@@ -1,54 +1,222 @@
 //! What stands in a configuration as text.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::marker::PhantomData;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::de::{Error, SeqAccess, Visitor};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
+
+use crate::quota::{Quota, QuotaError};
 
 /// Something that is written as text.
 pub(super) trait Text: Sized {
     fn read(text: &str) -> Result<Self, String>;
 }
 
+/// What stands in a field. Nothing is made of anything else: a number is no text, and no boolean.
+enum Plain<T> {
+    Text(String),
+    Whole(u64),
+    Truth(bool),
+    List(Vec<Scalar>),
+    Table(T),
+    Other,
+}
+
+/// What is no table that is to be read.
+type Scalar = Plain<IgnoredAny>;
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Plain<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(PlainVisitor(PhantomData))
+    }
+}
+
+struct PlainVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for PlainVisitor<T> {
+    type Value = Plain<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Plain<T>, E> {
+        Ok(Plain::Text(text.to_owned()))
+    }
+
+    fn visit_bool<E>(self, truth: bool) -> Result<Plain<T>, E> {
+        Ok(Plain::Truth(truth))
+    }
+
+    fn visit_i64<E>(self, number: i64) -> Result<Plain<T>, E> {
+        Ok(u64::try_from(number).map_or(Plain::Other, Plain::Whole))
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<Plain<T>, E> {
+        Ok(Plain::Whole(number))
+    }
+
+    fn visit_i128<E>(self, _: i128) -> Result<Plain<T>, E> {
+        Ok(Plain::Other)
+    }
+
+    fn visit_u128<E>(self, _: u128) -> Result<Plain<T>, E> {
+        Ok(Plain::Other)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Plain<T>, E> {
+        Ok(Plain::Other)
+    }
+
+    fn visit_unit<E>(self) -> Result<Plain<T>, E> {
+        Ok(Plain::Other)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Plain<T>, A::Error> {
+        let mut list = Vec::new();
+        while let Some(part) = parts.next_element()? {
+            list.push(part);
+        }
+        Ok(Plain::List(list))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<Plain<T>, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(fields)).map(Plain::Table)
+    }
+}
+
 /// A list, or in the environment its parts with commas between them.
 pub(super) fn list<'de, D: Deserializer<'de>, T: Text>(from: D) -> Result<Vec<T>, D::Error> {
-    struct Parts<T>(std::marker::PhantomData<T>);
-    impl<'de, T: Text> Visitor<'de> for Parts<T> {
-        type Value = Vec<T>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a list of texts")
+    let read = |part: &str| T::read(part).map_err(Error::custom);
+    match Scalar::deserialize(from)? {
+        Plain::Text(text) => {
+            let parts = text.split(',').map(str::trim);
+            parts.filter(|part| !part.is_empty()).map(read).collect()
         }
-
-        fn visit_str<E: Error>(self, text: &str) -> Result<Vec<T>, E> {
-            let parts = text
-                .split(',')
-                .map(str::trim)
-                .filter(|part| !part.is_empty());
-            parts.map(|part| T::read(part).map_err(E::custom)).collect()
+        Plain::List(parts) => {
+            let parts = parts.iter().map(|part| match part {
+                Plain::Text(part) => read(part),
+                _ => Err(Error::custom("a text or a list of texts belongs here")),
+            });
+            parts.collect()
         }
-
-        fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Vec<T>, A::Error> {
-            let mut list = Vec::new();
-            while let Some(part) = parts.next_element::<String>()? {
-                list.push(T::read(&part).map_err(Error::custom)?);
-            }
-            Ok(list)
-        }
+        _ => Err(Error::custom("a text or a list of texts belongs here")),
     }
-    from.deserialize_any(Parts(std::marker::PhantomData))
 }
 
 pub(super) fn text<'de, D: Deserializer<'de>, T: Text>(from: D) -> Result<T, D::Error> {
-    T::read(&String::deserialize(from)?).map_err(Error::custom)
+    match Scalar::deserialize(from)? {
+        Plain::Text(text) => T::read(&text).map_err(Error::custom),
+        _ => Err(Error::custom("a text belongs here")),
+    }
 }
 
 pub(super) fn some_text<'de, D: Deserializer<'de>, T: Text>(
     from: D,
 ) -> Result<Option<T>, D::Error> {
     text(from).map(Some)
+}
+
+/// A number, which is text in the environment.
+pub(super) fn whole<'de, D: Deserializer<'de>, T: TryFrom<u64>>(from: D) -> Result<T, D::Error> {
+    let number = match Scalar::deserialize(from)? {
+        Plain::Whole(number) => Some(number),
+        // Not with a sign, which `parse` would take.
+        Plain::Text(text) if text.bytes().all(|b| b.is_ascii_digit()) => text.parse().ok(),
+        _ => None,
+    };
+    number.and_then(|n| T::try_from(n).ok()).ok_or_else(|| {
+        let most = u64::MAX >> (64 - 8 * size_of::<T>());
+        Error::custom(format!("a whole number from 0 to {most} belongs here"))
+    })
+}
+
+pub(super) fn some_whole<'de, D: Deserializer<'de>, T: TryFrom<u64>>(
+    from: D,
+) -> Result<Option<T>, D::Error> {
+    whole(from).map(Some)
+}
+
+/// A boolean, which is text in the environment.
+pub(super) fn truth<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
+    match Scalar::deserialize(from)? {
+        Plain::Truth(truth) => Ok(truth),
+        Plain::Text(text) if text == "true" => Ok(true),
+        Plain::Text(text) if text == "false" => Ok(false),
+        _ => Err(Error::custom("`true` or `false` belongs here")),
+    }
+}
+
+/// A table, and nothing that could be taken for one, as a list is by what is derived.
+pub(super) fn table<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    from: D,
+) -> Result<T, D::Error> {
+    Table::deserialize(from).map(|table| table.0)
+}
+
+/// A table of tables.
+pub(super) fn tables<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    from: D,
+) -> Result<BTreeMap<String, T>, D::Error> {
+    let tables: BTreeMap<String, Table<T>> = table(from)?;
+    Ok(tables
+        .into_iter()
+        .map(|(key, table)| (key, table.0))
+        .collect())
+}
+
+/// A table of texts.
+pub(super) fn texts<'de, D: Deserializer<'de>, T: Text>(
+    from: D,
+) -> Result<BTreeMap<String, T>, D::Error> {
+    let texts: BTreeMap<String, Read<T>> = table(from)?;
+    Ok(texts.into_iter().map(|(key, text)| (key, text.0)).collect())
+}
+
+struct Read<T>(T);
+
+impl<'de, T: Text> Deserialize<'de> for Read<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        text(from).map(Self)
+    }
+}
+
+struct Table<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Table<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        match Plain::deserialize(from)? {
+            Plain::Table(table) => Ok(Self(table)),
+            // What is there is not told, as there may be a secret in it.
+            _ => Err(Error::custom("a table belongs here")),
+        }
+    }
+}
+
+/// What was written, unless it may be a URL with a password in it.
+pub(super) fn shown(text: &str) -> String {
+    if text.contains("://") || text.contains('@') {
+        "what is written here".to_owned()
+    } else {
+        format!("{text:?}")
+    }
+}
+
+impl Text for String {
+    fn read(text: &str) -> Result<Self, String> {
+        Ok(text.to_owned())
+    }
+}
+
+impl Text for Quota {
+    fn read(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|error: QuotaError| error.to_string())
+    }
 }
 
 /// A path that requests may begin with.
@@ -71,7 +239,7 @@ impl Text for Prefix {
     fn read(text: &str) -> Result<Self, String> {
         let is_path = text.starts_with('/') && !text.contains(['?', '#', '*', ' ']);
         if !is_path {
-            return Err(format!("{text:?} is no path, such as \"/api\""));
+            return Err(format!("{} is no path, such as \"/api\"", shown(text)));
         }
         Ok(Self(text.trim_end_matches('/').to_owned()))
     }
@@ -98,7 +266,10 @@ impl Text for Time {
             .and_then(|number| unit.checked_mul(number));
         match time {
             Some(time) if !time.is_zero() => Ok(Self(time)),
-            _ => Err(format!("{text:?} is no time, such as \"25ms\" or \"2s\"")),
+            _ => Err(format!(
+                "{} is no time, such as \"25ms\" or \"2s\"",
+                shown(text)
+            )),
         }
     }
 }
@@ -107,7 +278,7 @@ impl Text for Time {
 impl Text for ipnet::IpNet {
     fn read(text: &str) -> Result<Self, String> {
         let network = Self::from_str(text).or_else(|_| text.parse().map(std::net::IpAddr::into));
-        network.map_err(|_| format!("{text:?} is no network, such as \"10.0.0.0/8\""))
+        network.map_err(|_| format!("{} is no network, such as \"10.0.0.0/8\"", shown(text)))
     }
 }
 

@@ -78,7 +78,7 @@ fn what_is_wrong_says_where_and_what_would_be_right() {
         ("[groups.api]\nconcurrency = -1", "groups.api.concurrency: "),
         (
             "[groups.api]\nconcurrency = 'many'",
-            "groups.api.concurrency: invalid type",
+            "groups.api.concurrency: a whole number from 0 to ",
         ),
         (
             "[groups.api]\npath = 'api'",

@@ -3,6 +3,7 @@
 mod errors;
 mod reload;
 mod routes;
+mod values;
 
 use tower_admission::config::{Config, ConfigError};
 
