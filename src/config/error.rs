@@ -1,7 +1,9 @@
 //! What is wrong with a configuration, and where.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use super::load::Variables;
 
 /// What is wrong with a configuration: the file or variable, the field, and what would be right.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,14 +32,24 @@ impl ConfigError {
     }
 
     /// Names the file, or the variable if that is where the field is from.
-    pub(super) fn of(mut self, file: Option<&Path>, variables: &[String]) -> Self {
-        if self.source.is_none() {
-            let variable = self.field.as_deref().map(variable_of);
-            let variable = variable.filter(|name| variables.contains(name));
-            let file = || file.map(|file| PathBuf::from(file).display().to_string());
-            self.source = variable.or_else(file);
-        }
+    pub(super) fn of(self, file: Option<&Path>, variables: &Variables) -> Self {
+        let variable = self.field.as_deref().and_then(|field| variables.of(field));
+        let variable = variable.map(str::to_owned);
+        self.found_in(variable.or_else(|| file.map(|file| file.display().to_string())))
+    }
+
+    /// Names the file or the variable, unless that is done.
+    pub(super) fn found_in(mut self, source: Option<String>) -> Self {
+        self.source = self.source.or(source);
         self
+    }
+
+    /// The path of what was not read: the field, or what is in it and is no field.
+    pub(super) fn path(&self) -> Option<String> {
+        let unknown = self.problem.strip_prefix("unknown field `");
+        let unknown = unknown.and_then(|rest| Some(rest.split_once('`')?.0));
+        let path: Vec<_> = self.field.as_deref().into_iter().chain(unknown).collect();
+        (!path.is_empty()).then(|| path.join("."))
     }
 
     /// The field, such as `groups.api.rate`.
@@ -45,11 +57,6 @@ impl ConfigError {
     pub fn field(&self) -> Option<&str> {
         self.field.as_deref()
     }
-}
-
-/// The variable that sets a field.
-pub(super) fn variable_of(field: &str) -> String {
-    format!("ADMISSION_{}", field.replace('.', "__").to_uppercase())
 }
 
 impl fmt::Display for ConfigError {

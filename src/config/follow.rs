@@ -8,7 +8,7 @@ use tokio::time::sleep;
 
 use super::admission::Admission;
 use super::error::ConfigError;
-use super::load::variables;
+use super::load::{Variables, variables};
 use super::model::Config;
 
 /// How often the file is looked at.
@@ -71,7 +71,9 @@ impl Admission {
                         let kind = Some(error.kind());
                         if unreadable != kind {
                             unreadable = kind;
-                            told(Err(ConfigError::new(error).of(Some(&file), &[])));
+                            told(Err(
+                                ConfigError::new(error).of(Some(&file), &Variables::default())
+                            ));
                         }
                     }
                 }

@@ -1,6 +1,6 @@
 //! Reads a configuration: the file, and the environment over it.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use config::{Environment, File, FileFormat};
@@ -14,6 +14,59 @@ const PREFIX: &str = "ADMISSION";
 
 /// What stands for a dot in them.
 const SEPARATOR: &str = "__";
+
+/// The variables that set fields.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Variables(BTreeMap<String, Hidden>);
+
+impl Variables {
+    fn new(variables: impl IntoIterator<Item = (String, String)>) -> Self {
+        // Those of this crate's commands have no path in their names.
+        let is_field = |name: &str| {
+            let field = name.strip_prefix(PREFIX);
+            let field = field.and_then(|rest| rest.strip_prefix('_'));
+            field.is_some_and(|field| field.contains(SEPARATOR))
+        };
+        let variables = variables.into_iter().filter(|(name, _)| is_field(name));
+        Self(
+            variables
+                .map(|(name, value)| (name, Hidden(value)))
+                .collect(),
+        )
+    }
+
+    /// Over a file.
+    fn environment(&self) -> Environment {
+        let variables = self.0.iter();
+        let variables = variables.map(|(name, value)| (name.clone(), value.0.clone()));
+        Environment::with_prefix(PREFIX)
+            .prefix_separator("_")
+            .separator(SEPARATOR)
+            .source(Some(variables.collect()))
+    }
+
+    /// The one that sets a field.
+    pub(super) fn of(&self, field: &str) -> Option<&str> {
+        self.find(|name| name == variable_of(field))
+    }
+
+    /// The one that sets a field or something in it.
+    fn within(&self, field: &str) -> Option<&str> {
+        let within = variable_of(field) + SEPARATOR;
+        let within = |name: &str| name.starts_with(&within);
+        self.of(field).or_else(|| self.find(within))
+    }
+
+    fn find(&self, is_it: impl Fn(&str) -> bool) -> Option<&str> {
+        let mut names = self.0.keys().map(String::as_str);
+        names.find(|name| is_it(&name.to_uppercase()))
+    }
+}
+
+/// The variable that sets a field.
+fn variable_of(field: &str) -> String {
+    format!("{PREFIX}_{}", field.replace('.', SEPARATOR).to_uppercase())
+}
 
 impl Config {
     /// Reads a file of TOML, and the process's environment over it, and checks both.
@@ -36,7 +89,7 @@ impl Config {
     ) -> Result<Self, ConfigError> {
         let file = file.as_ref();
         let text = std::fs::read_to_string(file)
-            .map_err(|error| ConfigError::new(error).of(Some(file), &[]))?;
+            .map_err(|error| ConfigError::new(error).of(Some(file), &Variables::default()))?;
         Self::read(&text, Some(file), variables)
     }
 
@@ -54,27 +107,14 @@ impl Config {
         file: Option<&Path>,
         variables: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
-        // Those of this crate's commands have no path in their names.
-        let is_field = |name: &str| {
-            let field = name
-                .strip_prefix(PREFIX)
-                .and_then(|rest| rest.strip_prefix('_'));
-            field.is_some_and(|field| field.contains(SEPARATOR))
-        };
-        let variables = variables.into_iter().filter(|(name, _)| is_field(name));
-        let variables: HashMap<_, _> = variables.collect();
         let origin = Origin {
             file: file.map(Path::to_owned),
             text: Hidden(text.to_owned()),
-            variables: variables.keys().cloned().collect(),
+            variables: Variables::new(variables),
         };
-        let environment = Environment::with_prefix(PREFIX)
-            .prefix_separator("_")
-            .separator(SEPARATOR)
-            .source(Some(variables));
         let config = config::Config::builder()
             .add_source(File::from_str(text, FileFormat::Toml))
-            .add_source(environment)
+            .add_source(origin.variables.environment())
             .build()
             .and_then(config::Config::try_deserialize::<Self>);
         let mut config = config.map_err(|error| {
@@ -90,7 +130,9 @@ impl Config {
                 }
                 error => ConfigError::new(without_source(&error.to_string())),
             };
-            error.of(file, &origin.variables)
+            let path = error.path();
+            let variable = path.and_then(|path| origin.variables.within(&path).map(str::to_owned));
+            error.found_in(variable).of(file, &origin.variables)
         })?;
         config.origin = origin;
         config.check()?;

@@ -66,8 +66,8 @@
 //! that the environment is to reach are lowercase. Variables without two underscores are not read.
 //!
 //! A variable is text, which is read as its field is: a token is as it stands there, a number is digits, and
-//! a boolean is `true` or `false`. In the file a text is no number, and a fraction no whole one, but digits and
-//! `true` may stand there as text as well.
+//! a boolean is `true` or `false`. Nothing else is made of what is written: in the file
+//! `1.9` and `true` are no whole numbers, and `17` is no text.
 //!
 //! # What is wrong is told at start
 //!

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use super::load::Variables;
 use super::text::{
     Hidden, Prefix, SecretBits, Text, Time, list, shown, some_text, some_whole, table, tables,
     text, texts, truth, whole,
@@ -33,7 +34,7 @@ pub struct Config {
 pub(super) struct Origin {
     pub(super) file: Option<std::path::PathBuf>,
     pub(super) text: Hidden,
-    pub(super) variables: Vec<String>,
+    pub(super) variables: Variables,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]

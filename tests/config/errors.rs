@@ -204,15 +204,41 @@ fn the_environment_goes_before_the_file() {
         let error = file.load(&[(variable, value)]).unwrap_err().to_string();
         assert!(error.starts_with(expected), "{error}");
     }
-    let error = file
-        .load(&[("ADMISSION_GROUPS__API__RAT", "1/s")])
-        .unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("groups.api: unknown field `rat`"),
-        "{error}"
-    );
+    // What no field is called is told with its variable, and not when the file has it.
+    for (variable, expected) in [
+        (
+            "ADMISSION_GROUPS__API__RAT",
+            "ADMISSION_GROUPS__API__RAT: groups.api: unknown field `rat`, expected one of `path`",
+        ),
+        (
+            "ADMISSION_groups__Api__Rat",
+            "ADMISSION_groups__Api__Rat: groups.api: unknown field `rat`",
+        ),
+        (
+            "ADMISSION_GROUPS__API__RAT__X",
+            "ADMISSION_GROUPS__API__RAT__X: groups.api: unknown field `rat`",
+        ),
+        (
+            "ADMISSION_GRUOPS__API__RATE",
+            "ADMISSION_GRUOPS__API__RATE: unknown field `gruops`",
+        ),
+        (
+            "ADMISSION_groups__api__rate",
+            "ADMISSION_groups__api__rate: groups.api.rate: a quota is written like",
+        ),
+        (
+            "ADMISSION_STORE__URL__X",
+            "ADMISSION_STORE__URL__X: store.url: a text belongs here",
+        ),
+    ] {
+        let error = file.load(&[(variable, "1 s")]).unwrap_err().to_string();
+        assert!(error.starts_with(expected), "{error}");
+    }
+    let file = File::new("[groups.api]\nrta = '10/s'");
+    let variable = ("ADMISSION_GROUPS__API__RATE", "1/s");
+    let error = file.load(&[variable]).unwrap_err().to_string();
+    let expected = format!("{}: groups.api: unknown field `rta`", file.path().display());
+    assert!(error.starts_with(&expected), "{error}");
 }
 
 #[test]
