@@ -31,12 +31,23 @@ impl Config {
             if name.is_empty() {
                 return Err(ConfigError::at(at("name"), "a group's name is not empty"));
             }
-            if let Some(other) = names.insert(name, group) {
-                let problem = format!("group `{other}` is called `{name}` already");
+            if let Some(other) = names.insert(name.to_owned(), format!("group `{group}`")) {
+                let problem = format!("{other} is called `{name}` already");
                 return Err(ConfigError::at(at("name"), problem));
             }
             if settings.on_failure == Some(OnFailure::LocalShare) {
                 self.store.check_replicas(&at("on_failure"))?;
+            }
+        }
+        // Limits of single keys, metrics and Redis know all of them by these alone.
+        for (group, settings) in &self.groups {
+            for (field, name) in settings.names_in(group) {
+                let field = format!("groups.{group}.{field}");
+                if let Some(other) = names.get(&name) {
+                    let problem = format!("{other} is called `{name}` already");
+                    return Err(ConfigError::at(field, problem));
+                }
+                names.insert(name, format!("`{field}`"));
             }
         }
         Ok(())

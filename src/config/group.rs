@@ -81,6 +81,18 @@ impl Group {
         self.name.as_deref().unwrap_or(group)
     }
 
+    /// What quotas are called that are not called as the group is, each with its field.
+    pub(super) fn names_in<'a>(
+        &'a self,
+        group: &'a str,
+    ) -> impl Iterator<Item = (String, String)> + 'a {
+        let name = self.name(group);
+        let rates = self.rates.keys();
+        let rates = rates.map(move |rate| (format!("rates.{rate}"), format!("{name}.{rate}")));
+        let by_ip = self.rate_per_ip.iter();
+        rates.chain(by_ip.map(move |_| ("rate_per_ip".to_owned(), format!("{name}.ip"))))
+    }
+
     /// What each key and each address is charged, without what is off.
     pub(super) fn policies(&self, group: &str) -> Result<Policies, ConfigError> {
         let at = |field: &str| format!("groups.{group}.{field}");

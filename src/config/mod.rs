@@ -71,8 +71,9 @@
 //!
 //! # What is wrong is told at start
 //!
-//! An unknown field, a quota that is none, a network that is none, two groups of one path: loading is
-//! an error that names the file or variable, the field, and what would be right.
+//! An unknown field, a quota that is none, a network that is none, two groups of one path, two groups or
+//! quotas of one name: loading is an error that names the file or variable, the field, and what would be
+//! right. What is written there is not told where it may be a secret.
 //!
 //! # Changes
 //!

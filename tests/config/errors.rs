@@ -105,6 +105,22 @@ fn what_is_wrong_says_where_and_what_would_be_right() {
             "groups.b.name: group `a` is called `a` already",
         ),
         (
+            "[groups.a]\nrates = { ip = '5/h' }\nrate_per_ip = '9/h'",
+            "groups.a.rate_per_ip: `groups.a.rates.ip` is called `a.ip` already",
+        ),
+        (
+            "[groups.a]\nrates = { b = '5/h' }\n[groups.'a.b']",
+            "groups.a.rates.b: group `a.b` is called `a.b` already",
+        ),
+        (
+            "[groups.a]\nname = 'x.ip'\n[groups.x]\nrate_per_ip = '0'",
+            "groups.x.rate_per_ip: group `a` is called `x.ip` already",
+        ),
+        (
+            "[groups.a]\nname = 'x'\nrates = { 'y.z' = '5/h' }\n[groups.b]\nname = 'x.y'\nrates = { z = '1/s' }",
+            "groups.b.rates.z: `groups.a.rates.y.z` is called `x.y.z` already",
+        ),
+        (
             "[groups.a]\nname = ''\n[groups.b]",
             "groups.a.name: a group's name is not empty",
         ),
