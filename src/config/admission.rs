@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -9,8 +10,9 @@ use arc_swap::ArcSwap;
 use super::error::ConfigError;
 use super::group::{GroupKey, Stack};
 use super::layer::AdmissionLayer;
-use super::model::{Config, OnFailure, Store};
-use super::text::Prefix;
+use super::load::Variables;
+use super::model::{Config, OnFailure, Origin, Store};
+use super::text::{Hidden, Prefix};
 use crate::concurrency::ConcurrencyLimitLayer;
 use crate::limits::Limits;
 use crate::observe::Observer;
@@ -30,8 +32,26 @@ struct Inner {
     limits: Limits,
     stores: Stores,
     observers: Vec<Arc<dyn Observer>>,
-    /// Held while they change: what is configured of the store, and the text it was read from.
-    changing: Mutex<(Store, String)>,
+    /// Held while they change.
+    changing: Mutex<Changing>,
+}
+
+/// What changes are compared with.
+struct Changing {
+    store: Store,
+    /// What was read last of each file, also if it was refused, so that it is told once.
+    read: BTreeMap<PathBuf, String>,
+    /// What went before the file that was read last.
+    variables: Option<Variables>,
+}
+
+impl Changing {
+    fn note(&mut self, origin: &Origin) {
+        if let Some(file) = &origin.file {
+            self.read.insert(file.clone(), origin.text.0.clone());
+            self.variables = Some(origin.variables.clone());
+        }
+    }
 }
 
 /// What is to be known before the limits are made.
@@ -131,9 +151,8 @@ impl Admission {
 
     fn reload_inner(&self, config: &Config) -> Result<(), ConfigError> {
         let mut running = lock(&self.0.changing);
-        // Also of what is refused, so that it is told once.
-        running.1.clone_from(&config.origin.text.0);
-        if running.0 != config.store {
+        running.note(&config.origin);
+        if running.store != config.store {
             let problem = "the store cannot be changed while the service runs: restart it";
             return Err(ConfigError::at("store", problem));
         }
@@ -143,14 +162,23 @@ impl Admission {
         Ok(())
     }
 
-    /// The text that was applied, or refused, last.
-    pub(super) fn text(&self) -> String {
-        lock(&self.0.changing).1.clone()
+    /// Whether this is what was read last of a file.
+    pub(super) fn has_read(&self, file: &Path, text: &str) -> bool {
+        let changing = lock(&self.0.changing);
+        changing.read.get(file).is_some_and(|read| read == text)
     }
 
-    /// A text that could not be read, so that it is told once.
-    pub(super) fn refused(&self, text: &str) {
-        text.clone_into(&mut lock(&self.0.changing).1);
+    /// Applies what was read of a file, with the variables that went before the last one.
+    pub(super) fn apply(&self, file: &Path, text: String) -> Result<(), ConfigError> {
+        let variables = lock(&self.0.changing).variables.clone();
+        let origin = Origin {
+            file: Some(file.to_owned()),
+            text: Hidden(text),
+            variables: variables.unwrap_or_else(Variables::of_process),
+        };
+        // What cannot be read does not come to be reloaded.
+        lock(&self.0.changing).note(&origin);
+        self.reload(&Config::read(origin)?)
     }
 
     pub(super) fn groups(&self) -> arc_swap::Guard<Arc<Groups>> {
@@ -239,6 +267,12 @@ impl AdmissionBuilder<'_> {
 
     fn build_inner(self) -> Result<Admission, ConfigError> {
         let stores = self.stores()?;
+        let mut changing = Changing {
+            store: self.config.store.clone(),
+            read: BTreeMap::new(),
+            variables: None,
+        };
+        changing.note(&self.config.origin);
         let inner = Inner {
             groups: ArcSwap::from_pointee(Groups {
                 by_name: BTreeMap::new(),
@@ -248,7 +282,7 @@ impl AdmissionBuilder<'_> {
             limits: stores.limits(),
             stores,
             observers: self.observers,
-            changing: Mutex::new((self.config.store.clone(), self.config.origin.text.0.clone())),
+            changing: Mutex::new(changing),
         };
         let groups = inner.groups_of(self.config, None)?;
         inner.groups.store(Arc::new(groups));

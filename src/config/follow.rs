@@ -8,7 +8,8 @@ use tokio::time::sleep;
 
 use super::admission::Admission;
 use super::error::ConfigError;
-use super::load::{Variables, variables};
+use super::load::Variables;
+#[cfg(doc)]
 use super::model::Config;
 
 /// How often the file is looked at.
@@ -39,7 +40,15 @@ impl Admission {
     /// change is told, with what is wrong if it was refused; one that cannot be read as well, once.
     ///
     /// The text is compared, not a time stamp, so that files which are replaced, as in a
-    /// container's mounted configuration, are seen.
+    /// container's mounted configuration, are seen. It is another when it is not what was read of this
+    /// file last, be it here or by the service itself: what the service [reloads](Self::reload) from
+    /// elsewhere stays until the file changes. What is read has to be the same twice in a row before it
+    /// counts, so that a file which is empty or half-written for a moment takes no limits away; a
+    /// change is applied within two seconds.
+    ///
+    /// What went before the file when it was loaded, the environment or the variables of
+    /// [`load_with`](Config::load_with), goes before it still; before the first file of a service that
+    /// was configured otherwise, the environment.
     ///
     /// # Panics
     ///
@@ -51,7 +60,7 @@ impl Admission {
     ) -> Following {
         let (admission, file) = (self.clone(), file.into());
         Following(Some(tokio::spawn(async move {
-            let mut unreadable = None;
+            let (mut before, mut unreadable) = (None, None);
             loop {
                 sleep(EVERY).await;
                 let path = file.clone();
@@ -60,34 +69,27 @@ impl Admission {
                 let Ok(read) = read.await else {
                     continue;
                 };
-                match read {
+                let now = read.map_err(|error| (error.kind(), error.to_string()));
+                if before.as_ref() != Some(&now) {
+                    before = Some(now);
+                    continue;
+                }
+                match now {
                     Ok(text) => {
                         unreadable = None;
-                        if text != admission.text() {
-                            told(admission.apply(&text, &file));
+                        if !admission.has_read(&file, &text) {
+                            told(admission.apply(&file, text));
                         }
                     }
-                    Err(error) => {
-                        let kind = Some(error.kind());
-                        if unreadable != kind {
-                            unreadable = kind;
-                            told(Err(
-                                ConfigError::new(error).of(Some(&file), &Variables::default())
-                            ));
+                    Err((kind, error)) => {
+                        if unreadable != Some(kind) {
+                            unreadable = Some(kind);
+                            let error = ConfigError::new(error);
+                            told(Err(error.of(Some(&file), &Variables::default())));
                         }
                     }
                 }
             }
         })))
-    }
-
-    fn apply(&self, text: &str, file: &std::path::Path) -> Result<(), ConfigError> {
-        match Config::read(text, Some(file), variables()) {
-            Ok(config) => self.reload(&config),
-            Err(error) => {
-                self.refused(text);
-                Err(error)
-            }
-        }
     }
 }

@@ -35,8 +35,13 @@ impl Variables {
         )
     }
 
-    /// Over a file.
-    fn environment(&self) -> Environment {
+    /// Those of the process.
+    pub(super) fn of_process() -> Self {
+        Self::new(environment())
+    }
+
+    /// As what goes before a file.
+    fn source(&self) -> Environment {
         let variables = self.0.iter();
         let variables = variables.map(|(name, value)| (name.clone(), value.0.clone()));
         Environment::with_prefix(PREFIX)
@@ -75,7 +80,7 @@ impl Config {
     ///
     /// The file cannot be read, or something in it or in the environment is wrong.
     pub fn load(file: impl AsRef<Path>) -> Result<Self, ConfigError> {
-        Self::load_with(file, variables())
+        Self::load_with(file, environment())
     }
 
     /// As [`load`](Self::load), with these variables in place of the environment.
@@ -90,7 +95,11 @@ impl Config {
         let file = file.as_ref();
         let text = std::fs::read_to_string(file)
             .map_err(|error| ConfigError::new(error).of(Some(file), &Variables::default()))?;
-        Self::read(&text, Some(file), variables)
+        Self::read(Origin {
+            file: Some(file.to_owned()),
+            text: Hidden(text),
+            variables: Variables::new(variables),
+        })
     }
 
     /// Reads TOML, and checks it. Does not look at the environment.
@@ -99,22 +108,16 @@ impl Config {
     ///
     /// As [`load`](Self::load).
     pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
-        Self::read(text, None, [])
+        Self::read(Origin {
+            text: Hidden(text.to_owned()),
+            ..Origin::default()
+        })
     }
 
-    pub(super) fn read(
-        text: &str,
-        file: Option<&Path>,
-        variables: impl IntoIterator<Item = (String, String)>,
-    ) -> Result<Self, ConfigError> {
-        let origin = Origin {
-            file: file.map(Path::to_owned),
-            text: Hidden(text.to_owned()),
-            variables: Variables::new(variables),
-        };
+    pub(super) fn read(origin: Origin) -> Result<Self, ConfigError> {
         let config = config::Config::builder()
-            .add_source(File::from_str(text, FileFormat::Toml))
-            .add_source(origin.variables.environment())
+            .add_source(File::from_str(&origin.text.0, FileFormat::Toml))
+            .add_source(origin.variables.source())
             .build()
             .and_then(config::Config::try_deserialize::<Self>);
         let mut config = config.map_err(|error| {
@@ -132,7 +135,9 @@ impl Config {
             };
             let path = error.path();
             let variable = path.and_then(|path| origin.variables.within(&path).map(str::to_owned));
-            error.found_in(variable).of(file, &origin.variables)
+            error
+                .found_in(variable)
+                .of(origin.file.as_deref(), &origin.variables)
         })?;
         config.origin = origin;
         config.check()?;
@@ -155,7 +160,7 @@ fn without_source(error: &str) -> String {
     told.join(": ")
 }
 
-pub(super) fn variables() -> impl Iterator<Item = (String, String)> {
+fn environment() -> impl Iterator<Item = (String, String)> {
     // What is no Unicode is nobody's field.
     let variables = std::env::vars_os();
     variables

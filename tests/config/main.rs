@@ -1,11 +1,17 @@
 //! Limits from a file and the environment.
 
 mod errors;
+mod follow;
 mod reload;
 mod routes;
 mod values;
 
-use tower_admission::config::{Config, ConfigError};
+use axum::Router;
+use axum::body::Body;
+use axum::routing::any;
+use http::{Request, StatusCode};
+use tower::ServiceExt;
+use tower_admission::config::{Admission, Config, ConfigError};
 
 /// A configuration in a folder of its own, under its usual name.
 pub(crate) struct File(std::path::PathBuf);
@@ -45,4 +51,27 @@ impl Drop for File {
             let _ = std::fs::remove_dir_all(folder);
         }
     }
+}
+
+pub(crate) fn config(text: &str) -> Config {
+    Config::from_toml(text).unwrap()
+}
+
+pub(crate) fn app(admission: &Admission) -> Router {
+    let everywhere = Router::new().route("/{*path}", any(|| async { "ok" }));
+    everywhere.layer(admission.layer())
+}
+
+pub(crate) async fn status(app: &Router, path: &str, token: &str) -> StatusCode {
+    let request = Request::get(path).header("authorization", format!("Bearer {token}"));
+    let request = request.body(Body::empty()).unwrap();
+    app.clone().oneshot(request).await.unwrap().status()
+}
+
+pub(crate) async fn admitted(app: &Router, path: &str, token: &str) -> usize {
+    let mut admitted = 0;
+    while status(app, path, token).await == StatusCode::OK {
+        admitted += 1;
+    }
+    admitted
 }

@@ -1,7 +1,7 @@
 //! A changed file is applied without dropping requests or state.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
@@ -11,32 +11,9 @@ use http::{Request, StatusCode};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use tower::ServiceExt;
-use tower_admission::config::{Admission, Config};
+use tower_admission::config::Admission;
 
-use super::File;
-
-fn config(text: &str) -> Config {
-    Config::from_toml(text).unwrap()
-}
-
-fn app(admission: &Admission) -> Router {
-    let everywhere = Router::new().route("/{*path}", any(|| async { "ok" }));
-    everywhere.layer(admission.layer())
-}
-
-async fn status(app: &Router, path: &str, token: &str) -> StatusCode {
-    let request = Request::get(path).header("authorization", format!("Bearer {token}"));
-    let request = request.body(Body::empty()).unwrap();
-    app.clone().oneshot(request).await.unwrap().status()
-}
-
-async fn admitted(app: &Router, path: &str, token: &str) -> usize {
-    let mut admitted = 0;
-    while status(app, path, token).await == StatusCode::OK {
-        admitted += 1;
-    }
-    admitted
-}
+use super::{admitted, app, config, status};
 
 #[tokio::test]
 async fn what_is_used_stays_used() {
@@ -119,57 +96,6 @@ async fn a_bad_configuration_changes_nothing() {
             StatusCode::TOO_MANY_REQUESTS
         );
     }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_file_is_followed() {
-    let file = File::new("[groups.api]\npath = '/api'\nrate = '1/h'");
-    let admission = Admission::new(&file.load(&[]).unwrap()).unwrap();
-    let app = app(&admission);
-    let told = Arc::new(Mutex::new(Vec::new()));
-    let tell = told.clone();
-    let following = admission.follow(file.path(), move |reloaded| {
-        let outcome = match reloaded {
-            Ok(()) => "applied".to_owned(),
-            Err(error) => error.to_string(),
-        };
-        tell.lock().unwrap().push(outcome);
-    });
-    let pass = async || tokio::time::sleep(Duration::from_secs(10)).await;
-    pass().await;
-    assert_eq!(admitted(&app, "/api", "alice").await, 1);
-    file.write("[groups.api]\npath = '/api'\nrate = '3/h'");
-    pass().await;
-    assert_eq!(admitted(&app, "/api", "alice").await, 2);
-    file.write("[groups.api]\nrate = '3 in an hour'");
-    pass().await;
-    assert_eq!(
-        status(&app, "/api", "alice").await,
-        StatusCode::TOO_MANY_REQUESTS
-    );
-    std::fs::remove_file(file.path()).unwrap();
-    pass().await;
-    file.write("[groups.api]\npath = '/api'\nrate = '4/h'");
-    pass().await;
-    assert_eq!(admitted(&app, "/api", "alice").await, 1);
-    drop(following);
-    file.write("");
-    pass().await;
-    assert_eq!(
-        status(&app, "/api", "alice").await,
-        StatusCode::TOO_MANY_REQUESTS
-    );
-    let place = format!("{}: ", file.path().display());
-    let told = told.lock().unwrap();
-    let [first, bad, missing, last] = &told[..] else {
-        panic!("{told:?}")
-    };
-    assert_eq!((&**first, &**last), ("applied", "applied"));
-    assert!(
-        bad.starts_with(&format!("{place}groups.api.rate: ")),
-        "{bad}"
-    );
-    assert!(missing.starts_with(&place), "{missing}");
 }
 
 /// Real connections, while the file changes many times: each request is answered, and what is admitted

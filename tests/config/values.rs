@@ -154,6 +154,10 @@ fn nothing_is_made_of_another_type() {
 
 #[test]
 fn no_error_tells_a_secret() {
+    let file = File::new("");
+    let config = file.load(&[("ADMISSION_ADMIN__TOKEN", "hunter2")]).unwrap();
+    let told = format!("{config:?}");
+    assert!(!told.contains("hunter2"), "{told}");
     for text in [
         "admin = 'hunter2'",
         "admin = '''\nhunter2'''",
