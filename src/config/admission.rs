@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 
 use super::error::ConfigError;
 use super::group::{GroupKey, Stack};
+use super::kept::Kept;
 use super::layer::AdmissionLayer;
 use super::load::Variables;
 use super::model::{Config, OnFailure, Origin, Store};
@@ -43,6 +44,7 @@ struct Changing {
     read: BTreeMap<PathBuf, String>,
     /// What went before the file that was read last.
     variables: Option<Variables>,
+    kept: Kept,
 }
 
 impl Changing {
@@ -157,8 +159,10 @@ impl Admission {
             return Err(ConfigError::at("store", problem));
         }
         let before = self.0.groups.load_full();
-        let groups = self.0.groups_of(config, Some(&before))?;
+        let mut kept = running.kept.with(&before);
+        let groups = self.0.groups_of(config, &before, &mut kept)?;
         self.0.groups.store(Arc::new(groups));
+        running.kept = kept;
         Ok(())
     }
 
@@ -187,22 +191,24 @@ impl Admission {
 }
 
 impl Inner {
-    fn groups_of(&self, config: &Config, before: Option<&Groups>) -> Result<Groups, ConfigError> {
-        let mut groups = Groups {
-            by_name: BTreeMap::new(),
-            by_path: Vec::new(),
-            none: Arc::new(Stack::off()),
-        };
+    fn groups_of(
+        &self,
+        config: &Config,
+        before: &Groups,
+        kept: &mut Kept,
+    ) -> Result<Groups, ConfigError> {
+        let mut groups = Groups::none();
         let mut changes = Vec::new();
         for group in config.groups() {
-            let before = before.and_then(|before| before.by_name.get(group));
+            let name = config.groups[group].name(group);
             let (stack, change) = Stack::new(
                 config,
                 group,
                 &self.stores,
                 &self.limits,
                 &self.observers,
-                before.map(|before| &**before),
+                before.stacks().find(|stack| stack.name == name),
+                kept,
             )?;
             let stack = Arc::new(stack);
             changes.push((stack.clone(), change));
@@ -219,11 +225,24 @@ impl Inner {
         for (stack, change) in changes {
             stack.apply(change);
         }
+        kept.settle(&groups);
         Ok(groups)
     }
 }
 
 impl Groups {
+    fn none() -> Self {
+        Self {
+            by_name: BTreeMap::new(),
+            by_path: Vec::new(),
+            none: Arc::new(Stack::off()),
+        }
+    }
+
+    pub(super) fn stacks(&self) -> impl Iterator<Item = &Stack> {
+        self.by_name.values().map(|stack| &**stack)
+    }
+
     /// The limits of a request.
     pub(super) fn find(&self, group: Option<&str>, path: &str) -> &Stack {
         let found = match group {
@@ -271,20 +290,17 @@ impl AdmissionBuilder<'_> {
             store: self.config.store.clone(),
             read: BTreeMap::new(),
             variables: None,
+            kept: Kept::default(),
         };
         changing.note(&self.config.origin);
         let inner = Inner {
-            groups: ArcSwap::from_pointee(Groups {
-                by_name: BTreeMap::new(),
-                by_path: Vec::new(),
-                none: Arc::new(Stack::off()),
-            }),
+            groups: ArcSwap::from_pointee(Groups::none()),
             limits: stores.limits(),
             stores,
             observers: self.observers,
             changing: Mutex::new(changing),
         };
-        let groups = inner.groups_of(self.config, None)?;
+        let groups = inner.groups_of(self.config, &Groups::none(), &mut Kept::default())?;
         inner.groups.store(Arc::new(groups));
         Ok(Admission(Arc::new(inner)))
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::admission::Stores;
 use super::error::ConfigError;
+use super::kept::Kept;
 use super::model::{Clients, Config, ForwardedHeader, Group, KeySource, OnFailure};
 use super::text::Prefix;
 use crate::concurrency::ConcurrencyLimitLayer;
@@ -11,25 +12,29 @@ use crate::extract::{
     ApiKey, BearerToken, ByToken, ClientIp, ForwardingHeader, KeyExtractor, RequestHead, Shared,
 };
 use crate::key::Key;
+use crate::limiter::RateLimiter;
 use crate::limits::Limits;
 use crate::observe::Observer;
 use crate::policy::Policy;
 use crate::quota::Quota;
 use crate::rate::RateLimitLayer;
+use crate::store::MemoryStore;
 
 /// A group at work.
 #[derive(Clone)]
 pub(super) struct Stack {
     pub(super) paths: Vec<Prefix>,
-    name: String,
-    on_failure: Option<OnFailure>,
+    pub(super) name: String,
+    pub(super) on_failure: OnFailure,
     pub(super) concurrency: ConcurrencyLimitLayer,
     pub(super) rate: RateLimitLayer<GroupKey>,
+    failed_logins: Option<RateLimiter>,
 }
 
 /// What a changed group does with limits that go on, once all groups are known to be right.
 pub(super) struct Change {
     policies: Vec<Policy>,
+    failed_logins: Option<Policy>,
     concurrency: usize,
     concurrency_per_key: usize,
     resumes: (bool, bool),
@@ -147,13 +152,15 @@ impl Stack {
         Self {
             paths: Vec::new(),
             name: String::new(),
-            on_failure: None,
+            on_failure: OnFailure::default(),
             concurrency: ConcurrencyLimitLayer::new(0),
             rate: RateLimitLayer::by(GroupKey(Arc::new(Shared)), Quota::off()),
+            failed_logins: None,
         }
     }
 
-    /// A group's layers; what goes on of those `before` is changed by [`apply`](Self::apply).
+    /// A group's layers; what goes on of those `before`, and of what is kept, is changed by
+    /// [`apply`](Self::apply).
     pub(super) fn new(
         config: &Config,
         group: &str,
@@ -161,18 +168,21 @@ impl Stack {
         limits: &Limits,
         observers: &[Arc<dyn Observer>],
         before: Option<&Self>,
+        kept: &mut Kept,
     ) -> Result<(Self, Change), ConfigError> {
         let settings = &config.groups[group];
         let name = settings.name(group);
         let policies = settings.policies(group)?;
-        let before = before.filter(|before| before.name == name);
-        if before.is_some_and(|before| before.on_failure != settings.on_failure) {
+        let on_failure = settings.on_failure.unwrap_or(config.store.on_failure);
+        if before.is_some_and(|before| before.on_failure != on_failure) {
             let field = format!("groups.{group}.on_failure");
             let problem = "this cannot be changed while the service runs: restart it";
             return Err(ConfigError::at(field, problem));
         }
 
-        let (rate, rate_resumes) = rate(config, settings, &policies, stores, limits, before);
+        let resumed = kept.take(&policies.list(), on_failure);
+        let rate_resumes = resumed.is_some();
+        let rate = rate(config, settings, &policies, stores, limits, resumed);
         let skip = |head: RequestHead<'_>, exclude: &[Prefix]| {
             exclude.iter().any(|path| path.covers(head.uri.path()))
         };
@@ -189,8 +199,11 @@ impl Stack {
             rate = rate.skip(move |head| skip(head, &excluded));
             concurrency = concurrency.skip(move |head| skip(head, &exclude));
         }
-        if let Some(quota) = settings.failed_logins {
-            rate = rate.guard_by(config.clients.ip(), quota);
+        let quota = settings.failed_logins.filter(|quota| !quota.is_off());
+        let quota = quota.map(|quota| Policy::new("guard", quota));
+        let failed_logins = quota.clone().map(|quota| failed_logins(quota, before));
+        if let Some(limiter) = &failed_logins {
+            rate = rate.guard_resumed(config.clients.ip(), limiter.clone());
         }
         for observer in observers {
             rate = rate.observe(observer.clone());
@@ -198,6 +211,7 @@ impl Stack {
         }
         let change = Change {
             policies: policies.list(),
+            failed_logins: quota,
             concurrency: settings.concurrency,
             concurrency_per_key: settings.concurrency_per_key,
             resumes: (rate_resumes, concurrency_resumes),
@@ -205,17 +219,20 @@ impl Stack {
         let stack = Self {
             paths: settings.path.clone(),
             name: name.to_owned(),
-            on_failure: settings.on_failure,
+            on_failure,
             concurrency,
             rate,
+            failed_logins,
         };
         Ok((stack, change))
     }
 
     pub(super) fn apply(&self, change: Change) {
         if change.resumes.0 {
-            // It was asked before whether it takes them.
-            let _ = self.rate.limiter().set_policies(change.policies);
+            set_policies(&self.rate.limiter(), change.policies);
+        }
+        if let (Some(limiter), Some(quota)) = (&self.failed_logins, change.failed_logins) {
+            set_policies(limiter, vec![quota]);
         }
         if change.resumes.1 {
             let limiter = self.concurrency.limiter();
@@ -225,15 +242,35 @@ impl Stack {
     }
 }
 
-/// The rate layer, and whether it goes on with the limit that was there before.
+/// Changes a limiter to policies of which it was asked before whether it takes them.
+fn set_policies(limiter: &RateLimiter, policies: Vec<Policy>) {
+    if limiter.current_policies() != policies {
+        let _ = limiter.set_policies(policies);
+    }
+}
+
+/// What counts failed logins: what did so before, if it can, as a reload is no pardon.
+fn failed_logins(quota: Policy, before: Option<&Stack>) -> RateLimiter {
+    let before = before.and_then(|before| before.failed_logins.as_ref());
+    let quotas = [quota];
+    match before.filter(|limiter| limiter.takes_policies(&quotas)) {
+        Some(limiter) => limiter.clone(),
+        None => {
+            let [quota] = quotas;
+            RateLimiter::with_limits(quota, &MemoryStore::new(), &Limits::new())
+        }
+    }
+}
+
+/// The rate layer, which may go on with a limit that was there before.
 fn rate(
     config: &Config,
     settings: &Group,
     policies: &Policies,
     stores: &Stores,
     limits: &Limits,
-    before: Option<&Stack>,
-) -> (RateLimitLayer<GroupKey>, bool) {
+    resumed: Option<RateLimiter>,
+) -> RateLimitLayer<GroupKey> {
     let key = config.clients.key(settings.key);
     let ip = || GroupKey(Arc::new(config.clients.ip()));
     // What is charged is opened once, where it is to be counted; `open` says with what.
@@ -248,13 +285,10 @@ fn rate(
             open(RateLimitLayer::by(key.clone(), by_key).and_by(ip(), by_ip))
         }
     };
-    let limiter = before.map(|before| before.rate.limiter());
-    if let Some(limiter) = limiter.filter(|limiter| limiter.takes_policies(&policies.list())) {
-        return (layer(&|layer| layer.resumed(limiter.clone())), true);
+    if let Some(limiter) = resumed {
+        return layer(&|layer| layer.resumed(limiter.clone()));
     }
-    let open =
-        |layer: RateLimitLayer<GroupKey>| stores.rate(settings.on_failure, layer).limits(limits);
-    (layer(&open), false)
+    layer(&|layer| stores.rate(settings.on_failure, layer).limits(limits))
 }
 
 /// The concurrency layer, and whether it goes on with the limit that was there before.

@@ -154,6 +154,14 @@ impl RateLimiter {
             .is_some_and(|adjusted| adjusted.takes(policies))
     }
 
+    /// Whether it limits nobody for now, so that those who look after limits are not told of it.
+    #[cfg(feature = "config")]
+    pub(crate) fn rest(&self, rests: bool) {
+        if let Some(adjusted) = &self.0.adjusted {
+            adjusted.rest(rests);
+        }
+    }
+
     /// The policies as they are now for keys that have no limits of their own.
     #[must_use]
     pub fn current_policies(&self) -> Vec<Policy> {

@@ -293,6 +293,11 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
     ) -> Self {
         let policy = quota.into().with_default_name("guard");
         let limiter = RateLimiter::with_store(policy, store);
+        self.guard_resumed(client_ip, limiter)
+    }
+
+    /// Guards with a limiter that is there already, and that answers at once.
+    pub(crate) fn guard_resumed(self, client_ip: impl KeyExtractor, limiter: RateLimiter) -> Self {
         self.with(|shared| {
             shared.guard = (!limiter.is_off()).then(|| Guard {
                 client_ip: Extractor::new(client_ip),

@@ -2,8 +2,12 @@
 
 mod errors;
 mod follow;
+mod redis;
 mod reload;
 mod routes;
+#[path = "../redis/server.rs"]
+#[allow(dead_code)]
+mod server;
 mod values;
 
 use axum::Router;
@@ -39,6 +43,7 @@ impl File {
 
     /// Reads it, with variables over it.
     pub(crate) fn load(&self, variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        agree();
         let variables = variables.iter();
         let variables = variables.map(|(name, value)| (name.to_string(), value.to_string()));
         Config::load_with(&self.0, variables)
@@ -53,17 +58,33 @@ impl Drop for File {
     }
 }
 
+/// All tests of a process have one secret, that of those in Redis, whichever is first.
+pub(crate) fn agree() {
+    tower_admission::Secret::new([7; 16]).install().unwrap();
+}
+
 pub(crate) fn config(text: &str) -> Config {
+    agree();
     Config::from_toml(text).unwrap()
 }
 
 pub(crate) fn app(admission: &Admission) -> Router {
-    let everywhere = Router::new().route("/{*path}", any(|| async { "ok" }));
-    everywhere.layer(admission.layer())
+    let slow = any(|| async {
+        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+        "ok"
+    });
+    Router::new()
+        .route("/{*path}", any(|| async { "ok" }))
+        .route("/api/slow", slow)
+        .route("/api/login", any(|| async { StatusCode::UNAUTHORIZED }))
+        .layer(admission.layer())
 }
 
 pub(crate) async fn status(app: &Router, path: &str, token: &str) -> StatusCode {
-    let request = Request::get(path).header("authorization", format!("Bearer {token}"));
+    let peer = std::net::SocketAddr::from(([192, 0, 2, 1], 1));
+    let request = Request::get(path)
+        .header("authorization", format!("Bearer {token}"))
+        .extension(tower_admission::PeerAddr(peer));
     let request = request.body(Body::empty()).unwrap();
     app.clone().oneshot(request).await.unwrap().status()
 }

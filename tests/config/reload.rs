@@ -30,7 +30,7 @@ async fn what_is_used_stays_used() {
         .reload(&group("rates = { a = '2/h', b = '9/h' }"))
         .unwrap();
     assert_eq!(admitted(&app, "/api", "alice").await, 2);
-    // A group that is gone limits nothing, and comes back new.
+    // A group that is gone limits nothing, and is new when it comes back with other rates.
     admission.reload(&config("")).unwrap();
     assert_eq!(status(&app, "/api", "alice").await, StatusCode::OK);
     admission.reload(&group("rate = '1/h'")).unwrap();
@@ -38,6 +38,94 @@ async fn what_is_used_stays_used() {
     // Switched off and on.
     admission.reload(&group("rate = '0'")).unwrap();
     assert_eq!(status(&app, "/api", "alice").await, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_rate_that_was_off_goes_on() {
+    let group = |rest: &str| config(&format!("[groups.api]\npath = '/api'\n{rest}"));
+    let admission = Admission::new(&group("rate = '5/h'\nrate_per_ip = '100/h'")).unwrap();
+    let app = app(&admission);
+    assert_eq!(admitted(&app, "/api", "alice").await, 5);
+    let names = || {
+        let names = admission.limits().names().into_iter();
+        names.map(|name| name.to_string()).collect::<Vec<_>>()
+    };
+    for off in ["", "rate = '0'\nrate_per_ip = '0'"] {
+        admission.reload(&group(off)).unwrap();
+        assert_eq!(status(&app, "/api", "alice").await, StatusCode::OK);
+        // Nobody is told of it meanwhile.
+        assert_eq!(names(), ["api"]);
+        let alice: tower_admission::KeyName = "bearer:alice".parse().unwrap();
+        let usage = admission.limits().usage(&alice).await;
+        assert!(usage.iter().all(|usage| usage.sort != "rate"), "{usage:?}");
+        admission
+            .reload(&group("rate = '5/h'\nrate_per_ip = '100/h'"))
+            .unwrap();
+        assert_eq!(admitted(&app, "/api", "alice").await, 0);
+        assert_eq!(names(), ["api", "api.ip"]);
+    }
+    // Until another has one of its names.
+    admission.reload(&group("rate = '5/h'")).unwrap();
+    assert_eq!(admitted(&app, "/api", "alice").await, 5);
+    admission
+        .reload(&group("rate = '5/h'\nrate_per_ip = '100/h'"))
+        .unwrap();
+    assert_eq!(admitted(&app, "/api", "alice").await, 5);
+    // Or there are too many.
+    for n in 0..70 {
+        admission
+            .reload(&group(&format!("rates = {{ r{n} = '5/h' }}")))
+            .unwrap();
+    }
+    admission.reload(&group("rates = { r50 = '5/h' }")).unwrap();
+    assert_eq!(admitted(&app, "/api", "bob").await, 5);
+    admission
+        .reload(&group("rate = '5/h'\nrate_per_ip = '100/h'"))
+        .unwrap();
+    assert_eq!(admitted(&app, "/api", "alice").await, 5);
+    admission.reload(&group("rates = { r50 = '5/h' }")).unwrap();
+    assert_eq!(admitted(&app, "/api", "bob").await, 0);
+}
+
+#[tokio::test]
+async fn failed_logins_stay_counted() {
+    let group = |quota: &str| {
+        let other = if quota == "3/h" { "rate = '1/s'" } else { "" };
+        config(&format!(
+            "[groups.api]\npath = '/api'\nfailed_logins = '{quota}'\n\
+             [groups.other]\npath = '/other'\n{other}"
+        ))
+    };
+    let admission = Admission::new(&group("3/h")).unwrap();
+    let app = app(&admission);
+    let failed = async || {
+        let mut failed = 0;
+        while status(&app, "/api/login", "guess").await == StatusCode::UNAUTHORIZED {
+            failed += 1;
+        }
+        failed
+    };
+    assert_eq!(failed().await, 3);
+    // Something else changes, however often, and then the quota.
+    for _ in 0..10 {
+        admission
+            .reload(&config(
+                "[groups.api]\npath = '/api'\nfailed_logins = '3/h'",
+            ))
+            .unwrap();
+        admission.reload(&group("3/h")).unwrap();
+    }
+    assert_eq!(failed().await, 0);
+    admission.reload(&group("5/h")).unwrap();
+    assert_eq!(failed().await, 2);
+    // Off and on again.
+    admission.reload(&group("0")).unwrap();
+    assert_eq!(
+        status(&app, "/api/login", "guess").await,
+        StatusCode::UNAUTHORIZED
+    );
+    admission.reload(&group("5/h")).unwrap();
+    assert_eq!(failed().await, 5);
 }
 
 #[tokio::test]
