@@ -2,18 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use super::changing::Changing;
 use super::error::ConfigError;
 use super::group::{GroupKey, Stack};
 use super::kept::Kept;
 use super::layer::AdmissionLayer;
-use super::load::Variables;
-use super::model::{Config, OnFailure, Origin, Store};
-use super::text::{Hidden, Prefix};
+use super::model::{Config, OnFailure};
+use super::text::Prefix;
 use crate::concurrency::ConcurrencyLimitLayer;
 use crate::limits::Limits;
 use crate::observe::Observer;
@@ -35,25 +35,6 @@ struct Inner {
     observers: Vec<Arc<dyn Observer>>,
     /// Held while they change.
     changing: Mutex<Changing>,
-}
-
-/// What changes are compared with.
-struct Changing {
-    store: Store,
-    /// What was read last of each file, also if it was refused, so that it is told once.
-    read: BTreeMap<PathBuf, String>,
-    /// What went before the file that was read last.
-    variables: Option<Variables>,
-    kept: Kept,
-}
-
-impl Changing {
-    fn note(&mut self, origin: &Origin) {
-        if let Some(file) = &origin.file {
-            self.read.insert(file.clone(), origin.text.0.clone());
-            self.variables = Some(origin.variables.clone());
-        }
-    }
 }
 
 /// What is to be known before the limits are made.
@@ -168,20 +149,13 @@ impl Admission {
 
     /// Whether this is what was read last of a file.
     pub(super) fn has_read(&self, file: &Path, text: &str) -> bool {
-        let changing = lock(&self.0.changing);
-        changing.read.get(file).is_some_and(|read| read == text)
+        lock(&self.0.changing).has_read(file, text)
     }
 
     /// Applies what was read of a file, with the variables that went before the last one.
     pub(super) fn apply(&self, file: &Path, text: String) -> Result<(), ConfigError> {
-        let variables = lock(&self.0.changing).variables.clone();
-        let origin = Origin {
-            file: Some(file.to_owned()),
-            text: Hidden(text),
-            variables: variables.unwrap_or_else(Variables::of_process),
-        };
-        // What cannot be read does not come to be reloaded.
-        lock(&self.0.changing).note(&origin);
+        // Noted here as well, since what is wrong does not come to be reloaded.
+        let origin = lock(&self.0.changing).reads(file, text);
         self.reload(&Config::read(origin)?)
     }
 
@@ -286,13 +260,7 @@ impl AdmissionBuilder<'_> {
 
     fn build_inner(self) -> Result<Admission, ConfigError> {
         let stores = self.stores()?;
-        let mut changing = Changing {
-            store: self.config.store.clone(),
-            read: BTreeMap::new(),
-            variables: None,
-            kept: Kept::default(),
-        };
-        changing.note(&self.config.origin);
+        let changing = Changing::new(self.config);
         let inner = Inner {
             groups: ArcSwap::from_pointee(Groups::none()),
             limits: stores.limits(),

@@ -79,13 +79,15 @@
 //!
 //! [`Admission::reload`] and [`Admission::follow`] apply a changed file whole or not at all: with a bad
 //! file what is running goes on. A file that is followed counts once it is the same twice in a row, a second
-//! apart, so one that is empty or half-written for a moment changes nothing. Requests in flight are not touched,
-//! and what is used stays used: a group is known by its `name`, whatever it is called in the file, and its rates
-//! by theirs. They go on for as long as a group's rates have the same names and each is
-//! [sliding](crate::Quota::sliding), or is not, as before; so they do when they were switched off, or their group
-//! was gone, unless another rate had one of the names meanwhile. The last 64 of those are kept in memory. A new
-//! rate begins with nothing used. What addresses used of `failed_logins` stays used until it is switched off, or
-//! from or to sliding. The `store`, and a group's `on_failure`, are those of the start.
+//! apart, so one that is empty or half-written for a moment changes nothing.
+//!
+//! Requests in flight are not touched, and what is used stays used. A group is known by its `name`, whatever it
+//! is called in the file. Its rates go on for as long as they have the same names and each is
+//! [sliding](crate::Quota::sliding), or is not, as before. They also go on when they were off for a while, or
+//! their group was gone, unless a rate of one of these names was used with others meanwhile; the last 64 are kept
+//! for this. Any other rate is a new one, and in memory begins with nothing used, and so does the `concurrency` of
+//! a group that was gone. What addresses used of `failed_logins` stays used until that is switched off, or changed
+//! to sliding or back. The `store`, and a group's `on_failure`, are those of the start.
 //!
 //! [`RedisStore::connect`]: crate::store::redis::RedisStore::connect
 //! [`Quota`]: crate::Quota
@@ -93,6 +95,7 @@
 //! [`guard_by_ip`]: crate::RateLimitLayer::guard_by_ip
 
 mod admission;
+mod changing;
 mod check;
 mod error;
 mod follow;
