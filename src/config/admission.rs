@@ -2,14 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use super::changing::Changing;
 use super::error::ConfigError;
 use super::group::{GroupKey, Stack};
+use super::kept::Kept;
 use super::layer::AdmissionLayer;
-use super::model::{Config, OnFailure, Origin, Store};
+use super::model::{Config, OnFailure};
 use super::text::Prefix;
 use crate::concurrency::ConcurrencyLimitLayer;
 use crate::limits::Limits;
@@ -32,10 +35,8 @@ struct Inner {
     limits: Limits,
     stores: Stores,
     observers: Vec<Arc<dyn Observer>>,
-    /// Where the configuration of the start is from.
-    origin: Origin,
-    /// Held while they change: what is configured of the store.
-    changing: Mutex<Store>,
+    /// Held while they change.
+    changing: Mutex<Changing>,
 }
 
 /// What is to be known before the limits are made.
@@ -54,13 +55,7 @@ pub(super) struct Groups {
     by_path: Vec<(Prefix, Arc<Stack>)>,
     /// For what is in no group.
     none: Arc<Stack>,
-    /// Groups that were taken out, by what they are called: they go on where they were when they come
-    /// back.
-    gone: BTreeMap<String, Arc<Stack>>,
 }
-
-/// Groups that were taken out and are remembered.
-const MOST_GONE: usize = 64;
 
 /// Where is counted: in memory, or in Redis in a client for each way to fail.
 pub(super) struct Stores {
@@ -119,9 +114,9 @@ impl Admission {
     /// each scrape.
     #[cfg(feature = "metrics")]
     pub fn publish(&self, metrics: &MetricsObserver) {
-        for stack in self.0.groups.load().by_name.values() {
+        for stack in self.0.groups.load().stacks() {
             if let Some(stats) = stack.rate.limiter().stats() {
-                metrics.publish(stack.name(), stats);
+                metrics.publish(&stack.name, stats);
             }
         }
     }
@@ -151,19 +146,30 @@ impl Admission {
     }
 
     fn reload_inner(&self, config: &Config) -> Result<(), ConfigError> {
-        let running = lock(&self.0.changing);
-        if *running != config.store {
+        let mut running = lock(&self.0.changing);
+        running.note(&config.origin);
+        if running.store != config.store {
             let problem = "the store cannot be changed while the service runs: restart it";
             return Err(ConfigError::at("store", problem));
         }
         let before = self.0.groups.load_full();
-        let groups = self.0.groups_of(config, Some(&before))?;
+        let mut kept = running.kept.with(&before);
+        let groups = self.0.groups_of(config, &before, &mut kept)?;
         self.0.groups.store(Arc::new(groups));
+        running.kept = kept;
         Ok(())
     }
 
-    pub(super) fn origin(&self) -> &Origin {
-        &self.0.origin
+    /// Whether this is what was read last of a file.
+    pub(super) fn has_read(&self, file: &Path, text: &str) -> bool {
+        lock(&self.0.changing).has_read(file, text)
+    }
+
+    /// Applies what was read of a file, with the variables that went before the last one.
+    pub(super) fn apply(&self, file: &Path, text: String) -> Result<(), ConfigError> {
+        // Noted here as well, since what is wrong does not come to be reloaded.
+        let origin = lock(&self.0.changing).reads(file, text);
+        self.reload(&Config::read(origin)?)
     }
 
     pub(super) fn groups(&self) -> arc_swap::Guard<Arc<Groups>> {
@@ -172,26 +178,24 @@ impl Admission {
 }
 
 impl Inner {
-    fn groups_of(&self, config: &Config, before: Option<&Groups>) -> Result<Groups, ConfigError> {
-        let mut groups = Groups {
-            by_name: BTreeMap::new(),
-            by_path: Vec::new(),
-            none: Arc::new(Stack::off()),
-            gone: BTreeMap::new(),
-        };
-        // By what they are called: the field in the file may be another.
-        let mut known = before.map(Groups::known).unwrap_or_default();
+    fn groups_of(
+        &self,
+        config: &Config,
+        before: &Groups,
+        kept: &mut Kept,
+    ) -> Result<Groups, ConfigError> {
+        let mut groups = Groups::none();
         let mut changes = Vec::new();
         for group in config.groups() {
             let name = config.groups[group].name(group);
-            let before = known.remove(name);
             let (stack, change) = Stack::new(
                 config,
                 group,
                 &self.stores,
                 &self.limits,
                 &self.observers,
-                before.as_deref(),
+                before.stacks().find(|stack| stack.name == name),
+                kept,
             )?;
             let stack = Arc::new(stack);
             changes.push((stack.clone(), change));
@@ -204,25 +208,26 @@ impl Inner {
         groups
             .by_path
             .sort_by_key(|(path, _)| std::cmp::Reverse(path.len()));
-        while known.len() > MOST_GONE {
-            known.pop_first();
-        }
-        groups.gone = known;
         // Nothing can go wrong any more.
         for (stack, change) in changes {
             stack.apply(change);
         }
+        kept.settle(&groups);
         Ok(groups)
     }
 }
 
 impl Groups {
-    /// All that are there or were, by what they are called.
-    fn known(&self) -> BTreeMap<String, Arc<Stack>> {
-        let mut known = self.gone.clone();
-        let running = self.by_name.values();
-        known.extend(running.map(|stack| (stack.name().to_owned(), stack.clone())));
-        known
+    fn none() -> Self {
+        Self {
+            by_name: BTreeMap::new(),
+            by_path: Vec::new(),
+            none: Arc::new(Stack::off()),
+        }
+    }
+
+    pub(super) fn stacks(&self) -> impl Iterator<Item = &Stack> {
+        self.by_name.values().map(|stack| &**stack)
     }
 
     /// The limits of a request.
@@ -268,20 +273,15 @@ impl AdmissionBuilder<'_> {
 
     fn build_inner(self) -> Result<Admission, ConfigError> {
         let stores = self.stores()?;
+        let changing = Changing::new(self.config);
         let inner = Inner {
-            groups: ArcSwap::from_pointee(Groups {
-                by_name: BTreeMap::new(),
-                by_path: Vec::new(),
-                none: Arc::new(Stack::off()),
-                gone: BTreeMap::new(),
-            }),
+            groups: ArcSwap::from_pointee(Groups::none()),
             limits: stores.limits(),
             stores,
             observers: self.observers,
-            origin: self.config.origin.clone(),
-            changing: Mutex::new(self.config.store.clone()),
+            changing: Mutex::new(changing),
         };
-        let groups = inner.groups_of(self.config, None)?;
+        let groups = inner.groups_of(self.config, &Groups::none(), &mut Kept::default())?;
         inner.groups.store(Arc::new(groups));
         Ok(Admission(Arc::new(inner)))
     }

@@ -20,14 +20,7 @@ impl Config {
         let (mut paths, mut names) = (BTreeMap::new(), BTreeMap::new());
         for (group, settings) in &self.groups {
             let at = |field: &str| format!("groups.{group}.{field}");
-            for quota in settings.policies(group)?.names() {
-                if quota != settings.name(group)
-                    && let Some(other) = names.insert(quota.clone(), group)
-                {
-                    let problem = format!("a limit of group `{other}` is called `{quota}` already");
-                    return Err(ConfigError::at(format!("groups.{group}"), problem));
-                }
-            }
+            settings.policies(group)?;
             for path in &settings.path {
                 if let Some(other) = paths.insert(path, group) {
                     let problem = format!("group `{other}` has this path already");
@@ -38,12 +31,23 @@ impl Config {
             if name.is_empty() {
                 return Err(ConfigError::at(at("name"), "a group's name is not empty"));
             }
-            if let Some(other) = names.insert(name.to_owned(), group) {
-                let problem = format!("group `{other}` is called `{name}` already");
+            if let Some(other) = names.insert(name.to_owned(), format!("group `{group}`")) {
+                let problem = format!("{other} is called `{name}` already");
                 return Err(ConfigError::at(at("name"), problem));
             }
             if settings.on_failure == Some(OnFailure::LocalShare) {
                 self.store.check_replicas(&at("on_failure"))?;
+            }
+        }
+        // Limits of single keys, metrics and Redis know all of them by these alone.
+        for (group, settings) in &self.groups {
+            for (field, name) in settings.names_in(group) {
+                let field = format!("groups.{group}.{field}");
+                if let Some(other) = names.get(&name) {
+                    let problem = format!("{other} is called `{name}` already");
+                    return Err(ConfigError::at(field, problem));
+                }
+                names.insert(name, format!("`{field}`"));
             }
         }
         Ok(())

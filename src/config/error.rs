@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::Path;
 
-use super::model::Origin;
+use super::load::Variables;
 
 /// What is wrong with a configuration: the file or variable, the field, and what would be right.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,30 +31,25 @@ impl ConfigError {
         }
     }
 
-    pub(super) fn in_file(mut self, file: &Path) -> Self {
-        self.source = Some(file.display().to_string());
+    /// Names the file, or the variable if that is where the field is from.
+    pub(super) fn of(self, file: Option<&Path>, variables: &Variables) -> Self {
+        let variable = self.field.as_deref().and_then(|field| variables.of(field));
+        let variable = variable.map(str::to_owned);
+        self.found_in(variable.or_else(|| file.map(|file| file.display().to_string())))
+    }
+
+    /// Names the file or the variable, unless that is done.
+    pub(super) fn found_in(mut self, source: Option<String>) -> Self {
+        self.source = self.source.or(source);
         self
     }
 
-    /// Names the file, or the variable if that is where the field is from.
-    pub(super) fn of(mut self, origin: &Origin) -> Self {
-        if self.source.is_none() {
-            let field = self.field.as_deref().unwrap_or_default();
-            // Of an unknown field the field that has it is told.
-            let unknown = self.problem.strip_prefix("unknown field `");
-            let unknown = unknown.and_then(|rest| rest.split('`').next());
-            let fields = [
-                Some(field.to_owned()),
-                unknown.map(|name| format!("{field}.{name}")),
-            ];
-            let variables = fields.iter().flatten().map(|field| variable_of(field));
-            let variable = variables
-                .into_iter()
-                .find(|name| origin.variables.contains_key(name));
-            let file = || origin.file.as_ref().map(|file| file.display().to_string());
-            self.source = variable.or_else(file);
-        }
-        self
+    /// The path of what was not read: the field, or what is in it and is no field.
+    pub(super) fn path(&self) -> Option<String> {
+        let unknown = self.problem.strip_prefix("unknown field `");
+        let unknown = unknown.and_then(|rest| Some(rest.split_once('`')?.0));
+        let path: Vec<_> = self.field.as_deref().into_iter().chain(unknown).collect();
+        (!path.is_empty()).then(|| path.join("."))
     }
 
     /// The field, such as `groups.api.rate`.
@@ -62,11 +57,6 @@ impl ConfigError {
     pub fn field(&self) -> Option<&str> {
         self.field.as_deref()
     }
-}
-
-/// The variable that sets a field.
-fn variable_of(field: &str) -> String {
-    format!("ADMISSION_{}", field.replace('.', "__").to_uppercase())
 }
 
 impl fmt::Display for ConfigError {

@@ -1,7 +1,7 @@
 //! Applies a file whenever it is changed.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -9,6 +9,8 @@ use tokio::time::sleep;
 
 use super::admission::Admission;
 use super::error::ConfigError;
+use super::load::Variables;
+#[cfg(doc)]
 use super::model::Config;
 
 /// How often the file is looked at.
@@ -35,12 +37,19 @@ impl Drop for Following {
 }
 
 impl Admission {
-    /// Reads a file every second and, when it is another text than it was at the start and two times in a
-    /// row, [reloads](Self::reload) it: one that is being written is not seen half-way. Each change is
-    /// told, with what is wrong if it was refused; one that cannot be read as well, once.
+    /// Reads a file every second and, when its text is another, [reloads](Self::reload) it. Each
+    /// change is told, with what is wrong if it was refused; one that cannot be read as well, once.
     ///
     /// The text is compared, not a time stamp, so that files which are replaced, as in a
-    /// container's mounted configuration, are seen. The variables are those of the start.
+    /// container's mounted configuration, are seen. It is another when it is not what was read of this
+    /// file last, be it here or by the service itself: what the service [reloads](Self::reload) from
+    /// elsewhere stays until the file changes. What is read has to be the same twice in a row before it
+    /// counts, so that a file which is empty or half-written for a moment takes no limits away; a
+    /// change is applied within two seconds.
+    ///
+    /// What went before the file when it was loaded, the environment or the variables of
+    /// [`load_with`](Config::load_with), goes before it still; before the first file of a service that
+    /// was configured otherwise, the environment.
     ///
     /// # Panics
     ///
@@ -52,13 +61,11 @@ impl Admission {
     ) -> Following {
         let (admission, file) = (self.clone(), file.into());
         Following(Some(tokio::spawn(async move {
-            let mut tell = |told_of| {
+            let mut told = |reloaded| {
                 // Whatever becomes of that, the file is followed.
-                let _ = catch_unwind(AssertUnwindSafe(|| told(told_of)));
+                let _ = catch_unwind(AssertUnwindSafe(|| told(reloaded)));
             };
-            let mut seen = admission.origin().text.0.clone();
-            let mut next = None;
-            let mut unreadable = None;
+            let (mut before, mut unreadable) = (None, None);
             loop {
                 sleep(EVERY).await;
                 let path = file.clone();
@@ -67,34 +74,27 @@ impl Admission {
                 let Ok(read) = read.await else {
                     continue;
                 };
-                match read {
+                let now = read.map_err(|error| (error.kind(), error.to_string()));
+                if before.as_ref() != Some(&now) {
+                    before = Some(now);
+                    continue;
+                }
+                match now {
                     Ok(text) => {
                         unreadable = None;
-                        if text == seen {
-                            next = None;
-                        } else if next.as_ref() == Some(&text) {
-                            next = None;
-                            tell(admission.apply(&text, &file));
-                            seen = text;
-                        } else {
-                            next = Some(text);
+                        if !admission.has_read(&file, &text) {
+                            told(admission.apply(&file, text));
                         }
                     }
-                    Err(error) => {
-                        let kind = Some(error.kind());
-                        if unreadable != kind {
-                            unreadable = kind;
-                            tell(Err(ConfigError::new(error).in_file(&file)));
+                    Err((kind, error)) => {
+                        if unreadable != Some(kind) {
+                            unreadable = Some(kind);
+                            let error = ConfigError::new(error);
+                            told(Err(error.of(Some(&file), &Variables::default())));
                         }
                     }
                 }
             }
         })))
-    }
-
-    fn apply(&self, text: &str, file: &Path) -> Result<(), ConfigError> {
-        let variables = self.origin().variables.iter();
-        let variables = variables.map(|(name, value)| (name.clone(), value.0.clone()));
-        self.reload(&Config::read(text, Some(file), variables)?)
     }
 }

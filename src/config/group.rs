@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::admission::Stores;
 use super::error::ConfigError;
+use super::kept::Kept;
 use super::model::{Clients, Config, ForwardedHeader, Group, KeySource, OnFailure};
 use super::text::Prefix;
 use crate::concurrency::ConcurrencyLimitLayer;
@@ -23,23 +24,19 @@ use crate::store::MemoryStore;
 #[derive(Clone)]
 pub(super) struct Stack {
     pub(super) paths: Vec<Prefix>,
-    name: String,
-    on_failure: OnFailure,
+    pub(super) name: String,
+    pub(super) on_failure: OnFailure,
     pub(super) concurrency: ConcurrencyLimitLayer,
     pub(super) rate: RateLimitLayer<GroupKey>,
-    /// The limit on rates that there was before, if there is none now or another: it is there again
-    /// when that is taken back.
-    spare: Option<RateLimiter>,
-    /// Who counts failed logins.
-    guard: Option<RateLimiter>,
+    failed_logins: Option<RateLimiter>,
 }
 
 /// What a changed group does with limits that go on, once all groups are known to be right.
 pub(super) struct Change {
     policies: Vec<Policy>,
+    failed_logins: Option<Policy>,
     concurrency: usize,
     concurrency_per_key: usize,
-    guard: Option<Quota>,
     resumes: (bool, bool),
 }
 
@@ -89,6 +86,18 @@ impl Group {
         self.name.as_deref().unwrap_or(group)
     }
 
+    /// What quotas are called that are not called as the group is, each with its field.
+    pub(super) fn names_in<'a>(
+        &'a self,
+        group: &'a str,
+    ) -> impl Iterator<Item = (String, String)> + 'a {
+        let name = self.name(group);
+        let rates = self.rates.keys();
+        let rates = rates.map(move |rate| (format!("rates.{rate}"), format!("{name}.{rate}")));
+        let by_ip = self.rate_per_ip.iter();
+        rates.chain(by_ip.map(move |_| ("rate_per_ip".to_owned(), format!("{name}.ip"))))
+    }
+
     /// What each key and each address is charged, without what is off.
     pub(super) fn policies(&self, group: &str) -> Result<Policies, ConfigError> {
         let at = |field: &str| format!("groups.{group}.{field}");
@@ -132,15 +141,6 @@ pub(super) struct Policies {
 }
 
 impl Policies {
-    /// The names of all quotas that limit.
-    pub(super) fn names(&self) -> impl Iterator<Item = String> {
-        let quotas = self.list().into_iter();
-        quotas.flat_map(|policy| {
-            let names = policy.quotas().iter().map(|quota| quota.name().to_owned());
-            names.collect::<Vec<_>>()
-        })
-    }
-
     fn list(&self) -> Vec<Policy> {
         self.by_key.iter().chain(&self.by_ip).cloned().collect()
     }
@@ -155,17 +155,12 @@ impl Stack {
             on_failure: OnFailure::default(),
             concurrency: ConcurrencyLimitLayer::new(0),
             rate: RateLimitLayer::by(GroupKey(Arc::new(Shared)), Quota::off()),
-            spare: None,
-            guard: None,
+            failed_logins: None,
         }
     }
 
-    /// What a group is called, whatever its field in the file.
-    pub(super) fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// A group's layers; what goes on of those `before` is changed by [`apply`](Self::apply).
+    /// A group's layers; what goes on of those `before`, and of what is kept, is changed by
+    /// [`apply`](Self::apply).
     pub(super) fn new(
         config: &Config,
         group: &str,
@@ -173,6 +168,7 @@ impl Stack {
         limits: &Limits,
         observers: &[Arc<dyn Observer>],
         before: Option<&Self>,
+        kept: &mut Kept,
     ) -> Result<(Self, Change), ConfigError> {
         let settings = &config.groups[group];
         let name = settings.name(group);
@@ -184,15 +180,14 @@ impl Stack {
             return Err(ConfigError::at(field, problem));
         }
 
-        let (rate, rate_resumes) = rate(config, settings, &policies, stores, limits, before);
-        let limiter = rate.limiter();
-        if rate_resumes && !limiter.can_set_policies(&policies.list()) {
+        let resumed = kept.take(&policies.list(), on_failure);
+        let is_stuck = |limiter: &RateLimiter| !limiter.can_set_policies(&policies.list());
+        if resumed.as_ref().is_some_and(is_stuck) {
             let field = format!("groups.{group}.rate");
             return Err(ConfigError::at(field, SetPolicyError::TooOften));
         }
-        let was = before.map(|before| before.rate.limiter());
-        let was = was.filter(|was| !was.is_off() && !was.is_same(&limiter));
-        let spare = was.or_else(|| before.and_then(|before| before.spare.clone()));
+        let rate_resumes = resumed.is_some();
+        let rate = rate(config, settings, &policies, stores, limits, resumed);
         let skip = |head: RequestHead<'_>, exclude: &[Prefix]| {
             exclude.iter().any(|path| path.covers(head.uri.path()))
         };
@@ -209,10 +204,11 @@ impl Stack {
             rate = rate.skip(move |head| skip(head, &excluded));
             concurrency = concurrency.skip(move |head| skip(head, &exclude));
         }
-        let guard = settings.failed_logins.filter(|quota| !quota.is_off());
-        let guard_limiter = guard.map(|quota| guard_of(quota, before));
-        if let Some(limiter) = &guard_limiter {
-            rate = rate.guard_with(config.clients.ip(), limiter.clone());
+        let quota = settings.failed_logins.filter(|quota| !quota.is_off());
+        let quota = quota.map(|quota| Policy::new("guard", quota));
+        let failed_logins = quota.clone().map(|quota| failed_logins(quota, before));
+        if let Some(limiter) = &failed_logins {
+            rate = rate.guard_resumed(config.clients.ip(), limiter.clone());
         }
         for observer in observers {
             rate = rate.observe(observer.clone());
@@ -220,9 +216,9 @@ impl Stack {
         }
         let change = Change {
             policies: policies.list(),
+            failed_logins: quota,
             concurrency: settings.concurrency,
             concurrency_per_key: settings.concurrency_per_key,
-            guard,
             resumes: (rate_resumes, concurrency_resumes),
         };
         let stack = Self {
@@ -231,19 +227,17 @@ impl Stack {
             on_failure,
             concurrency,
             rate,
-            spare,
-            guard: guard_limiter,
+            failed_logins,
         };
         Ok((stack, change))
     }
 
     pub(super) fn apply(&self, change: Change) {
         if change.resumes.0 {
-            // It was asked before whether it takes them.
-            let _ = self.rate.limiter().set_policies(change.policies);
+            set_policies(&self.rate.limiter(), change.policies);
         }
-        if let (Some(guard), Some(quota)) = (&self.guard, change.guard) {
-            let _ = guard.set_policy(Policy::from(quota).with_default_name(GUARD));
+        if let (Some(limiter), Some(quota)) = (&self.failed_logins, change.failed_logins) {
+            set_policies(limiter, vec![quota]);
         }
         if change.resumes.1 {
             let limiter = self.concurrency.limiter();
@@ -253,15 +247,35 @@ impl Stack {
     }
 }
 
-/// The rate layer, and whether it goes on with the limit that was there before.
+/// Changes a limiter to policies of which it was asked before whether it takes them.
+fn set_policies(limiter: &RateLimiter, policies: Vec<Policy>) {
+    if limiter.current_policies() != policies {
+        let _ = limiter.set_policies(policies);
+    }
+}
+
+/// What counts failed logins: what did so before, if it can, as a reload is no pardon.
+fn failed_logins(quota: Policy, before: Option<&Stack>) -> RateLimiter {
+    let before = before.and_then(|before| before.failed_logins.as_ref());
+    let quotas = [quota];
+    match before.filter(|limiter| limiter.takes_policies(&quotas)) {
+        Some(limiter) => limiter.clone(),
+        None => {
+            let [quota] = quotas;
+            RateLimiter::with_limits(quota, &MemoryStore::new(), &Limits::new())
+        }
+    }
+}
+
+/// The rate layer, which may go on with a limit that was there before.
 fn rate(
     config: &Config,
     settings: &Group,
     policies: &Policies,
     stores: &Stores,
     limits: &Limits,
-    before: Option<&Stack>,
-) -> (RateLimitLayer<GroupKey>, bool) {
+    resumed: Option<RateLimiter>,
+) -> RateLimitLayer<GroupKey> {
     let key = config.clients.key(settings.key);
     let ip = || GroupKey(Arc::new(config.clients.ip()));
     // What is charged is opened once, where it is to be counted; `open` says with what.
@@ -276,31 +290,10 @@ fn rate(
             open(RateLimitLayer::by(key.clone(), by_key).and_by(ip(), by_ip))
         }
     };
-    let limiters = before.into_iter().flat_map(|before| {
-        let spare = before.spare.clone();
-        [Some(before.rate.limiter()), spare].into_iter().flatten()
-    });
-    let list = policies.list();
-    let takes = |limiter: &RateLimiter| !list.is_empty() && limiter.takes_policies(&list);
-    if let Some(limiter) = limiters.into_iter().find(takes) {
-        return (layer(&|layer| layer.resumed(limiter.clone())), true);
+    if let Some(limiter) = resumed {
+        return layer(&|layer| layer.resumed(limiter.clone()));
     }
-    let open =
-        |layer: RateLimitLayer<GroupKey>| stores.rate(settings.on_failure, layer).limits(limits);
-    (layer(&open), false)
-}
-
-/// What the quota of failed logins is called.
-const GUARD: &str = "guard";
-
-/// Who counts failed logins: who did before, if it can go on.
-fn guard_of(quota: Quota, before: Option<&Stack>) -> RateLimiter {
-    let policy = Policy::from(quota).with_default_name(GUARD);
-    let before = before.and_then(|before| before.guard.clone());
-    let fits = |limiter: &RateLimiter| limiter.takes_policies(std::slice::from_ref(&policy));
-    // Its policy can be changed, and no key has one of its own.
-    let new = || RateLimiter::with_limits(policy.clone(), &MemoryStore::new(), &Limits::new());
-    before.filter(fits).unwrap_or_else(new)
+    layer(&|layer| stores.rate(settings.on_failure, layer).limits(limits))
 }
 
 /// The concurrency layer, and whether it goes on with the limit that was there before.

@@ -1,6 +1,6 @@
 //! Reads a configuration: the file, and the environment over it.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use config::{Environment, File, FileFormat};
@@ -15,6 +15,64 @@ const PREFIX: &str = "ADMISSION";
 /// What stands for a dot in them.
 const SEPARATOR: &str = "__";
 
+/// The variables that set fields.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Variables(BTreeMap<String, Hidden>);
+
+impl Variables {
+    fn new(variables: impl IntoIterator<Item = (String, String)>) -> Self {
+        // Those of this crate's commands have no path in their names.
+        let is_field = |name: &str| {
+            let field = name.strip_prefix(PREFIX);
+            let field = field.and_then(|rest| rest.strip_prefix('_'));
+            field.is_some_and(|field| field.contains(SEPARATOR))
+        };
+        let variables = variables.into_iter().filter(|(name, _)| is_field(name));
+        Self(
+            variables
+                .map(|(name, value)| (name, Hidden(value)))
+                .collect(),
+        )
+    }
+
+    /// Those of the process.
+    pub(super) fn of_process() -> Self {
+        Self::new(environment())
+    }
+
+    /// As what goes before a file.
+    fn source(&self) -> Environment {
+        let variables = self.0.iter();
+        let variables = variables.map(|(name, value)| (name.clone(), value.0.clone()));
+        Environment::with_prefix(PREFIX)
+            .prefix_separator("_")
+            .separator(SEPARATOR)
+            .source(Some(variables.collect()))
+    }
+
+    /// The one that sets a field.
+    pub(super) fn of(&self, field: &str) -> Option<&str> {
+        self.find(|name| name == variable_of(field))
+    }
+
+    /// The one that sets a field or something in it.
+    fn within(&self, field: &str) -> Option<&str> {
+        let within = variable_of(field) + SEPARATOR;
+        let within = |name: &str| name.starts_with(&within);
+        self.of(field).or_else(|| self.find(within))
+    }
+
+    fn find(&self, is_it: impl Fn(&str) -> bool) -> Option<&str> {
+        let mut names = self.0.keys().map(String::as_str);
+        names.find(|name| is_it(&name.to_uppercase()))
+    }
+}
+
+/// The variable that sets a field.
+fn variable_of(field: &str) -> String {
+    format!("{PREFIX}_{}", field.replace('.', SEPARATOR).to_uppercase())
+}
+
 impl Config {
     /// Reads a file of TOML, and the process's environment over it, and checks both.
     ///
@@ -22,7 +80,7 @@ impl Config {
     ///
     /// The file cannot be read, or something in it or in the environment is wrong.
     pub fn load(file: impl AsRef<Path>) -> Result<Self, ConfigError> {
-        Self::load_with(file, variables())
+        Self::load_with(file, environment())
     }
 
     /// As [`load`](Self::load), with these variables in place of the environment.
@@ -35,9 +93,13 @@ impl Config {
         variables: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
         let file = file.as_ref();
-        let text =
-            std::fs::read_to_string(file).map_err(|error| ConfigError::new(error).in_file(file))?;
-        Self::read(&text, Some(file), variables)
+        let text = std::fs::read_to_string(file)
+            .map_err(|error| ConfigError::new(error).of(Some(file), &Variables::default()))?;
+        Self::read(Origin {
+            file: Some(file.to_owned()),
+            text: Hidden(text),
+            variables: Variables::new(variables),
+        })
     }
 
     /// Reads TOML, and checks it. Does not look at the environment.
@@ -46,41 +108,37 @@ impl Config {
     ///
     /// As [`load`](Self::load).
     pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
-        Self::read(text, None, [])
+        Self::read(Origin {
+            text: Hidden(text.to_owned()),
+            ..Origin::default()
+        })
     }
 
-    pub(super) fn read(
-        text: &str,
-        file: Option<&Path>,
-        variables: impl IntoIterator<Item = (String, String)>,
-    ) -> Result<Self, ConfigError> {
-        // Those of this crate's commands have no path in their names.
-        let is_field = |name: &str| {
-            let field = name
-                .strip_prefix(PREFIX)
-                .and_then(|rest| rest.strip_prefix('_'));
-            field.is_some_and(|field| field.contains(SEPARATOR))
-        };
-        let variables = variables.into_iter().filter(|(name, _)| is_field(name));
-        let variables: HashMap<_, _> = variables.collect();
-        let origin = Origin {
-            file: file.map(Path::to_owned),
-            text: Hidden(text.to_owned()),
-            variables: variables
-                .iter()
-                .map(|(name, value)| (name.clone(), Hidden(value.clone())))
-                .collect(),
-        };
-        let environment = Environment::with_prefix(PREFIX)
-            .prefix_separator("_")
-            .separator(SEPARATOR)
-            .source(Some(variables));
+    pub(super) fn read(origin: Origin) -> Result<Self, ConfigError> {
         let config = config::Config::builder()
-            .add_source(File::from_str(text, FileFormat::Toml))
-            .add_source(environment)
+            .add_source(File::from_str(&origin.text.0, FileFormat::Toml))
+            .add_source(origin.variables.source())
             .build()
             .and_then(config::Config::try_deserialize::<Self>);
-        let mut config = config.map_err(|error| wrong(error, &origin))?;
+        let mut config = config.map_err(|error| {
+            let error = match error {
+                config::ConfigError::At {
+                    error,
+                    key: Some(key),
+                    ..
+                } => ConfigError::at(key, error),
+                // Without what is there: it may be a secret.
+                config::ConfigError::Type { expected, .. } => {
+                    ConfigError::new(format!("{expected} belongs here"))
+                }
+                error => ConfigError::new(without_source(&error.to_string())),
+            };
+            let path = error.path();
+            let variable = path.and_then(|path| origin.variables.within(&path).map(str::to_owned));
+            error
+                .found_in(variable)
+                .of(origin.file.as_deref(), &origin.variables)
+        })?;
         config.origin = origin;
         config.check()?;
         Ok(config)
@@ -88,39 +146,7 @@ impl Config {
 
     /// Says where the configuration is from in which something is wrong.
     pub(super) fn wrong(&self, error: ConfigError) -> ConfigError {
-        error.of(&self.origin)
-    }
-}
-
-/// What is wrong, without what was written, as there may be a secret in it.
-fn wrong(error: config::ConfigError, origin: &Origin) -> ConfigError {
-    let error = match error {
-        config::ConfigError::At {
-            error,
-            key: Some(key),
-            ..
-        } => ConfigError::at(key, without_value(&error.to_string())),
-        config::ConfigError::Type {
-            expected,
-            key: Some(key),
-            ..
-        } => ConfigError::at(key, format!("invalid type, expected {expected}")),
-        error => ConfigError::new(without_value(&without_source(&error.to_string()))),
-    };
-    error.of(origin)
-}
-
-/// serde's words for a value of another type, without the value.
-fn without_value(problem: &str) -> String {
-    let is_about_a_value = |begin: &str| problem.starts_with(begin);
-    match problem.rsplit_once(", expected ") {
-        Some((_, expected)) if is_about_a_value("invalid type: ") => {
-            format!("invalid type, expected {expected}")
-        }
-        Some((_, expected)) if is_about_a_value("invalid value: ") => {
-            format!("invalid value, expected {expected}")
-        }
-        _ => problem.to_owned(),
+        error.of(self.origin.file.as_deref(), &self.origin.variables)
     }
 }
 
@@ -134,7 +160,7 @@ fn without_source(error: &str) -> String {
     told.join(": ")
 }
 
-pub(super) fn variables() -> impl Iterator<Item = (String, String)> {
+fn environment() -> impl Iterator<Item = (String, String)> {
     // What is no Unicode is nobody's field.
     let variables = std::env::vars_os();
     variables

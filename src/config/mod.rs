@@ -63,21 +63,31 @@
 //! Each field can be set, and goes before the file, as `ADMISSION_` and its path in capitals, with two
 //! underscores for a dot: `ADMISSION_GROUPS__API__RATE="20/s"`,
 //! `ADMISSION_CLIENTS__TRUSTED_PROXIES="10.0.0.0/8, 192.168.0.0/16"`. So names of groups
-//! that the environment is to reach are lowercase. Variables without two underscores are not read. A list has
-//! commas between its parts.
+//! that the environment is to reach are lowercase. Variables without two underscores are not read.
+//!
+//! A variable is text, which is read as its field is: a token is as it stands there, a number is digits, and
+//! a boolean is `true` or `false`. Nothing else is made of what is written: in the file
+//! `1.9` and `true` are no whole numbers, and `17` is no text.
 //!
 //! # What is wrong is told at start
 //!
-//! An unknown field, a quota that is none, a network that is none, two groups of one path: loading is
-//! an error that names the file or variable, the field, and what would be right.
+//! An unknown field, a quota that is none, a network that is none, two groups of one path, two groups or
+//! quotas of one name: loading is an error that names the file or variable, the field, and what would be
+//! right. What is written there is not told where it may be a secret.
 //!
 //! # Changes
 //!
 //! [`Admission::reload`] and [`Admission::follow`] apply a changed file whole or not at all: with a bad
-//! file what is running goes on. Requests in flight are not touched, and what is used stays used:
-//! a group keeps its limits for as long as its name and its rates' names are the same and each rate is
-//! [sliding](crate::Quota::sliding), or is not, as before, and also while it is switched off or taken out. A new
-//! rate begins with nothing used. The `store`, and a group's `on_failure`, are those of the start.
+//! file what is running goes on. A file that is followed counts once it is the same twice in a row, a second
+//! apart, so one that is empty or half-written for a moment changes nothing.
+//!
+//! Requests in flight are not touched, and what is used stays used. A group is known by its `name`, whatever it
+//! is called in the file. Its rates go on for as long as they have the same names and each is
+//! [sliding](crate::Quota::sliding), or is not, as before. They also go on when they were off for a while, or
+//! their group was gone, unless a rate of one of these names was used with others meanwhile; the last 64 are kept
+//! for this. Any other rate is a new one, and in memory begins with nothing used, and so does the `concurrency` of
+//! a group that was gone. What addresses used of `failed_logins` stays used until that is switched off, or changed
+//! to sliding or back. The `store`, and a group's `on_failure`, are those of the start.
 //!
 //! [`RedisStore::connect`]: crate::store::redis::RedisStore::connect
 //! [`Quota`]: crate::Quota
@@ -85,10 +95,12 @@
 //! [`guard_by_ip`]: crate::RateLimitLayer::guard_by_ip
 
 mod admission;
+mod changing;
 mod check;
 mod error;
 mod follow;
 mod group;
+mod kept;
 mod layer;
 mod load;
 mod model;

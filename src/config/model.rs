@@ -1,13 +1,14 @@
 //! What is configured.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use super::load::Variables;
 use super::text::{
-    Hidden, Prefix, SecretBits, Text, Time, boolean, list, shown, some_text, some_whole, text,
-    whole,
+    Hidden, Prefix, SecretBits, Text, Time, list, shown, some_text, some_whole, table, tables,
+    text, texts, truth, whole,
 };
 use crate::headers::RateLimitHeaders;
 use crate::quota::Quota;
@@ -16,9 +17,13 @@ use crate::quota::Quota;
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    #[serde(deserialize_with = "table")]
     pub(super) store: Store,
+    #[serde(deserialize_with = "table")]
     pub(super) clients: Clients,
+    #[serde(deserialize_with = "table")]
     admin: Admin,
+    #[serde(deserialize_with = "tables")]
     pub(super) groups: BTreeMap<String, Group>,
     /// Where it is from, for errors that are found later.
     #[serde(skip)]
@@ -29,7 +34,7 @@ pub struct Config {
 pub(super) struct Origin {
     pub(super) file: Option<std::path::PathBuf>,
     pub(super) text: Hidden,
-    pub(super) variables: HashMap<String, Hidden>,
+    pub(super) variables: Variables,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -39,6 +44,7 @@ pub(super) struct Store {
     pub(super) url: Option<Hidden>,
     #[serde(deserialize_with = "some_text")]
     pub(super) secret: Option<SecretBits>,
+    #[serde(deserialize_with = "some_text")]
     pub(super) prefix: Option<String>,
     #[serde(deserialize_with = "some_text")]
     pub(super) deadline: Option<Time>,
@@ -71,14 +77,19 @@ struct Admin {
 pub(super) struct Group {
     #[serde(deserialize_with = "list")]
     pub(super) path: Vec<Prefix>,
+    #[serde(deserialize_with = "some_text")]
     pub(super) name: Option<String>,
     #[serde(deserialize_with = "whole")]
     pub(super) concurrency: usize,
     #[serde(deserialize_with = "whole")]
     pub(super) concurrency_per_key: usize,
+    #[serde(deserialize_with = "some_text")]
     pub(super) rate: Option<Quota>,
+    #[serde(deserialize_with = "texts")]
     pub(super) rates: BTreeMap<String, Quota>,
+    #[serde(deserialize_with = "some_text")]
     pub(super) rate_per_ip: Option<Quota>,
+    #[serde(deserialize_with = "some_text")]
     pub(super) failed_logins: Option<Quota>,
     #[serde(deserialize_with = "text")]
     pub(super) key: KeySource,
@@ -88,7 +99,7 @@ pub(super) struct Group {
     pub(super) headers: Dialect,
     #[serde(deserialize_with = "some_text")]
     pub(super) on_failure: Option<OnFailure>,
-    #[serde(deserialize_with = "boolean")]
+    #[serde(deserialize_with = "truth")]
     pub(super) dry_run: bool,
 }
 

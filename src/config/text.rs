@@ -1,48 +1,119 @@
 //! What stands in a configuration as text.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::marker::PhantomData;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::de::{Error, SeqAccess, Unexpected, Visitor};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
+
+use crate::quota::{Quota, QuotaError};
 
 /// Something that is written as text.
 pub(super) trait Text: Sized {
     fn read(text: &str) -> Result<Self, String>;
 }
 
+/// What stands in a field. Nothing is made of anything else: a number is no text, and no boolean.
+enum Plain<T> {
+    Text(String),
+    Whole(u64),
+    Truth(bool),
+    List(Vec<Scalar>),
+    Table(T),
+    Other,
+}
+
+/// What is no table that is to be read.
+type Scalar = Plain<IgnoredAny>;
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Plain<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(PlainVisitor(PhantomData))
+    }
+}
+
+struct PlainVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for PlainVisitor<T> {
+    type Value = Plain<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Plain<T>, E> {
+        Ok(Plain::Text(text.to_owned()))
+    }
+
+    fn visit_bool<E>(self, truth: bool) -> Result<Plain<T>, E> {
+        Ok(Plain::Truth(truth))
+    }
+
+    fn visit_i64<E>(self, number: i64) -> Result<Plain<T>, E> {
+        Ok(u64::try_from(number).map_or(Plain::Other, Plain::Whole))
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<Plain<T>, E> {
+        Ok(Plain::Whole(number))
+    }
+
+    fn visit_i128<E>(self, _: i128) -> Result<Plain<T>, E> {
+        Ok(Plain::Other)
+    }
+
+    fn visit_u128<E>(self, _: u128) -> Result<Plain<T>, E> {
+        Ok(Plain::Other)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Plain<T>, E> {
+        Ok(Plain::Other)
+    }
+
+    fn visit_unit<E>(self) -> Result<Plain<T>, E> {
+        Ok(Plain::Other)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Plain<T>, A::Error> {
+        let mut list = Vec::new();
+        while let Some(part) = parts.next_element()? {
+            list.push(part);
+        }
+        Ok(Plain::List(list))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<Plain<T>, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(fields)).map(Plain::Table)
+    }
+}
+
 /// A list, or in the environment its parts with commas between them.
 pub(super) fn list<'de, D: Deserializer<'de>, T: Text>(from: D) -> Result<Vec<T>, D::Error> {
-    struct Parts<T>(std::marker::PhantomData<T>);
-    impl<'de, T: Text> Visitor<'de> for Parts<T> {
-        type Value = Vec<T>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a list of texts")
+    let read = |part: &str| T::read(part).map_err(Error::custom);
+    match Scalar::deserialize(from)? {
+        Plain::Text(text) => {
+            let parts = text.split(',').map(str::trim);
+            parts.filter(|part| !part.is_empty()).map(read).collect()
         }
-
-        fn visit_str<E: Error>(self, text: &str) -> Result<Vec<T>, E> {
-            let parts = text
-                .split(',')
-                .map(str::trim)
-                .filter(|part| !part.is_empty());
-            parts.map(|part| T::read(part).map_err(E::custom)).collect()
+        Plain::List(parts) => {
+            let parts = parts.iter().map(|part| match part {
+                Plain::Text(part) => read(part),
+                _ => Err(Error::custom("a text or a list of texts belongs here")),
+            });
+            parts.collect()
         }
-
-        fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Vec<T>, A::Error> {
-            let mut list = Vec::new();
-            while let Some(part) = parts.next_element::<String>()? {
-                list.push(T::read(&part).map_err(Error::custom)?);
-            }
-            Ok(list)
-        }
+        _ => Err(Error::custom("a text or a list of texts belongs here")),
     }
-    from.deserialize_any(Parts(std::marker::PhantomData))
 }
 
 pub(super) fn text<'de, D: Deserializer<'de>, T: Text>(from: D) -> Result<T, D::Error> {
-    T::read(&String::deserialize(from)?).map_err(Error::custom)
+    match Scalar::deserialize(from)? {
+        Plain::Text(text) => T::read(&text).map_err(Error::custom),
+        _ => Err(Error::custom("a text belongs here")),
+    }
 }
 
 pub(super) fn some_text<'de, D: Deserializer<'de>, T: Text>(
@@ -51,37 +122,18 @@ pub(super) fn some_text<'de, D: Deserializer<'de>, T: Text>(
     text(from).map(Some)
 }
 
-/// A whole number, as it is or, in the environment, as text.
+/// A number, which is text in the environment.
 pub(super) fn whole<'de, D: Deserializer<'de>, T: TryFrom<u64>>(from: D) -> Result<T, D::Error> {
-    struct Whole<T>(std::marker::PhantomData<T>);
-    impl<T: TryFrom<u64>> Visitor<'_> for Whole<T> {
-        type Value = T;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a whole number that is not negative and not too large")
-        }
-
-        fn visit_u64<E: Error>(self, number: u64) -> Result<T, E> {
-            let wrong = || E::invalid_value(Unexpected::Unsigned(number), &self);
-            T::try_from(number).map_err(|_| wrong())
-        }
-
-        fn visit_i64<E: Error>(self, number: i64) -> Result<T, E> {
-            match u64::try_from(number) {
-                Ok(number) => self.visit_u64(number),
-                Err(_) => Err(E::invalid_value(Unexpected::Signed(number), &self)),
-            }
-        }
-
-        fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
-            let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-            match text.parse().ok().filter(|_| digits) {
-                Some(number) => self.visit_u64(number),
-                None => Err(E::custom("this is no whole number")),
-            }
-        }
-    }
-    from.deserialize_any(Whole(std::marker::PhantomData))
+    let number = match Scalar::deserialize(from)? {
+        Plain::Whole(number) => Some(number),
+        // Not with a sign, which `parse` would take.
+        Plain::Text(text) if text.bytes().all(|b| b.is_ascii_digit()) => text.parse().ok(),
+        _ => None,
+    };
+    number.and_then(|n| T::try_from(n).ok()).ok_or_else(|| {
+        let most = u64::MAX >> (64 - 8 * size_of::<T>());
+        Error::custom(format!("a whole number from 0 to {most} belongs here"))
+    })
 }
 
 pub(super) fn some_whole<'de, D: Deserializer<'de>, T: TryFrom<u64>>(
@@ -90,37 +142,80 @@ pub(super) fn some_whole<'de, D: Deserializer<'de>, T: TryFrom<u64>>(
     whole(from).map(Some)
 }
 
-/// `true` or `false`, in the environment as text.
-pub(super) fn boolean<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
-    struct Boolean;
-    impl Visitor<'_> for Boolean {
-        type Value = bool;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("`true` or `false`")
-        }
-
-        fn visit_bool<E: Error>(self, value: bool) -> Result<bool, E> {
-            Ok(value)
-        }
-
-        fn visit_str<E: Error>(self, text: &str) -> Result<bool, E> {
-            match text {
-                "true" => Ok(true),
-                "false" => Ok(false),
-                _ => Err(E::custom("this is neither `true` nor `false`")),
-            }
-        }
+/// A boolean, which is text in the environment.
+pub(super) fn truth<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
+    match Scalar::deserialize(from)? {
+        Plain::Truth(truth) => Ok(truth),
+        Plain::Text(text) if text == "true" => Ok(true),
+        Plain::Text(text) if text == "false" => Ok(false),
+        _ => Err(Error::custom("`true` or `false` belongs here")),
     }
-    from.deserialize_any(Boolean)
 }
 
-/// What was written, unless it could be a secret in the wrong place.
+/// A table, and nothing that could be taken for one, as a list is by what is derived.
+pub(super) fn table<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    from: D,
+) -> Result<T, D::Error> {
+    Table::deserialize(from).map(|table| table.0)
+}
+
+/// A table of tables.
+pub(super) fn tables<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    from: D,
+) -> Result<BTreeMap<String, T>, D::Error> {
+    let tables: BTreeMap<String, Table<T>> = table(from)?;
+    Ok(tables
+        .into_iter()
+        .map(|(key, table)| (key, table.0))
+        .collect())
+}
+
+/// A table of texts.
+pub(super) fn texts<'de, D: Deserializer<'de>, T: Text>(
+    from: D,
+) -> Result<BTreeMap<String, T>, D::Error> {
+    let texts: BTreeMap<String, Read<T>> = table(from)?;
+    Ok(texts.into_iter().map(|(key, text)| (key, text.0)).collect())
+}
+
+struct Read<T>(T);
+
+impl<'de, T: Text> Deserialize<'de> for Read<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        text(from).map(Self)
+    }
+}
+
+struct Table<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Table<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        match Plain::deserialize(from)? {
+            Plain::Table(table) => Ok(Self(table)),
+            // What is there is not told, as there may be a secret in it.
+            _ => Err(Error::custom("a table belongs here")),
+        }
+    }
+}
+
+/// What was written, unless it may be a URL with a password in it.
 pub(super) fn shown(text: &str) -> String {
-    if text.contains("://") || text.len() > 64 {
-        "this".to_owned()
+    if text.contains("://") || text.contains('@') {
+        "what is written here".to_owned()
     } else {
         format!("{text:?}")
+    }
+}
+
+impl Text for String {
+    fn read(text: &str) -> Result<Self, String> {
+        Ok(text.to_owned())
+    }
+}
+
+impl Text for Quota {
+    fn read(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|error: QuotaError| error.to_string())
     }
 }
 

@@ -11,7 +11,7 @@ use crate::limits::{BoxFuture, LimitUsage, Limited, Limits};
 use crate::limits::{Description, Rates};
 use crate::policy::{NamedQuota, Policy, Shape};
 use crate::store::AdjustableBuckets;
-use crate::sync::{Mutex, lock};
+use crate::sync::{AtomicBool, Mutex, Ordering, lock};
 
 /// The part of a rate limiter that is told of changes.
 pub(super) struct Adjusted {
@@ -21,6 +21,8 @@ pub(super) struct Adjusted {
     shapes: Vec<Shape>,
     buckets: Arc<dyn AdjustableBuckets>,
     limits: Limits,
+    /// Whether it limits nobody for now. Entries of single keys are kept up to date nevertheless.
+    rests: AtomicBool,
 }
 
 impl Adjusted {
@@ -34,10 +36,20 @@ impl Adjusted {
             policies: Mutex::new(policies),
             buckets,
             limits: limits.clone(),
+            rests: AtomicBool::new(false),
         });
         let limited: Arc<dyn Limited> = adjusted.clone();
         limits.attach(&limited);
         adjusted
+    }
+
+    #[cfg(feature = "config")]
+    pub(super) fn rest(&self, rests: bool) {
+        self.rests.store(rests, Ordering::Relaxed);
+    }
+
+    fn rests(&self) -> bool {
+        self.rests.load(Ordering::Relaxed)
     }
 
     pub(super) fn policies(&self) -> Vec<Policy> {
@@ -84,6 +96,9 @@ impl Limited for Adjusted {
     }
 
     fn usage(&self, key: Key) -> BoxFuture<Vec<LimitUsage>> {
+        if self.rests() {
+            return Box::pin(std::future::ready(Vec::new()));
+        }
         let policies = self.policies();
         let keys = vec![key; policies.len()];
         let asked = self.buckets.peek(&keys, 0);
@@ -117,6 +132,9 @@ impl Limited for Adjusted {
     }
 
     fn names(&self) -> Vec<Arc<str>> {
+        if self.rests() {
+            return Vec::new();
+        }
         let policies = self.policies();
         let quotas = policies.iter().flat_map(Policy::quotas);
         quotas.map(NamedQuota::shared_name).collect()
@@ -124,7 +142,7 @@ impl Limited for Adjusted {
 
     #[cfg(feature = "redis")]
     fn description(&self) -> Option<Description> {
-        let place = self.buckets.place()?;
+        let place = self.buckets.place().filter(|_| !self.rests())?;
         Some(Description::Rate(Rates::new(place, &self.policies())))
     }
 }

@@ -156,17 +156,19 @@ impl RateLimiter {
             .is_some_and(|adjusted| adjusted.takes(policies))
     }
 
-    /// Whether both are one limit.
-    #[cfg(feature = "config")]
-    pub(crate) fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-    }
-
     /// Whether they were not changed too often lately for that.
     #[cfg(feature = "config")]
     pub(crate) fn can_set_policies(&self, policies: &[Policy]) -> bool {
         let adjusted = self.0.adjusted.as_ref();
         adjusted.is_some_and(|adjusted| adjusted.can_set(policies))
+    }
+
+    /// Whether it limits nobody for now, so that those who look after limits are not told of it.
+    #[cfg(feature = "config")]
+    pub(crate) fn rest(&self, rests: bool) {
+        if let Some(adjusted) = &self.0.adjusted {
+            adjusted.rest(rests);
+        }
     }
 
     /// The policies as they are now for keys that have no limits of their own.

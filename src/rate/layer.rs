@@ -292,11 +292,12 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
         quota: impl Into<Policy>,
     ) -> Self {
         let policy = quota.into().with_default_name("guard");
-        self.guard_with(client_ip, RateLimiter::with_store(policy, store))
+        let limiter = RateLimiter::with_store(policy, store);
+        self.guard_resumed(client_ip, limiter)
     }
 
-    /// As [`guard_by`](Self::guard_by), with a limit that is there already.
-    pub(crate) fn guard_with(self, client_ip: impl KeyExtractor, limiter: RateLimiter) -> Self {
+    /// Guards with a limiter that is there already, and that answers at once.
+    pub(crate) fn guard_resumed(self, client_ip: impl KeyExtractor, limiter: RateLimiter) -> Self {
         self.with(|shared| {
             shared.guard = (!limiter.is_off()).then(|| Guard {
                 client_ip: Extractor::new(client_ip),

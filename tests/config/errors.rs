@@ -78,7 +78,7 @@ fn what_is_wrong_says_where_and_what_would_be_right() {
         ("[groups.api]\nconcurrency = -1", "groups.api.concurrency: "),
         (
             "[groups.api]\nconcurrency = 'many'",
-            "groups.api.concurrency: this is no whole number",
+            "groups.api.concurrency: a whole number from 0 to ",
         ),
         (
             "[groups.api]\npath = 'api'",
@@ -103,6 +103,22 @@ fn what_is_wrong_says_where_and_what_would_be_right() {
         (
             "[groups.a]\n[groups.b]\nname = 'a'",
             "groups.b.name: group `a` is called `a` already",
+        ),
+        (
+            "[groups.a]\nrates = { ip = '5/h' }\nrate_per_ip = '9/h'",
+            "groups.a.rate_per_ip: `groups.a.rates.ip` is called `a.ip` already",
+        ),
+        (
+            "[groups.a]\nrates = { b = '5/h' }\n[groups.'a.b']",
+            "groups.a.rates.b: group `a.b` is called `a.b` already",
+        ),
+        (
+            "[groups.a]\nname = 'x.ip'\n[groups.x]\nrate_per_ip = '0'",
+            "groups.x.rate_per_ip: group `a` is called `x.ip` already",
+        ),
+        (
+            "[groups.a]\nname = 'x'\nrates = { 'y.z' = '5/h' }\n[groups.b]\nname = 'x.y'\nrates = { z = '1/s' }",
+            "groups.b.rates.z: `groups.a.rates.y.z` is called `x.y.z` already",
         ),
         (
             "[groups.a]\nname = ''\n[groups.b]",
@@ -204,17 +220,41 @@ fn the_environment_goes_before_the_file() {
         let error = file.load(&[(variable, value)]).unwrap_err().to_string();
         assert!(error.starts_with(expected), "{error}");
     }
-    let unknown = file.load(&[("ADMISSION_GROUPS__API__RAT", "1/s")]);
-    let unknown = unknown.unwrap_err().to_string();
-    assert!(
-        unknown.starts_with("ADMISSION_GROUPS__API__RAT: groups.api: unknown field `rat`"),
-        "{unknown}"
-    );
-    // Text stays text.
-    let token = file.load(&[("ADMISSION_ADMIN__TOKEN", "0123456")]).unwrap();
-    assert_eq!(token.admin_token(), Some("0123456"));
-    let secret = "00000000000000000000000000000012";
-    file.load(&[("ADMISSION_STORE__SECRET", secret)]).unwrap();
+    // What no field is called is told with its variable, and not when the file has it.
+    for (variable, expected) in [
+        (
+            "ADMISSION_GROUPS__API__RAT",
+            "ADMISSION_GROUPS__API__RAT: groups.api: unknown field `rat`, expected one of `path`",
+        ),
+        (
+            "ADMISSION_groups__Api__Rat",
+            "ADMISSION_groups__Api__Rat: groups.api: unknown field `rat`",
+        ),
+        (
+            "ADMISSION_GROUPS__API__RAT__X",
+            "ADMISSION_GROUPS__API__RAT__X: groups.api: unknown field `rat`",
+        ),
+        (
+            "ADMISSION_GRUOPS__API__RATE",
+            "ADMISSION_GRUOPS__API__RATE: unknown field `gruops`",
+        ),
+        (
+            "ADMISSION_groups__api__rate",
+            "ADMISSION_groups__api__rate: groups.api.rate: a quota is written like",
+        ),
+        (
+            "ADMISSION_STORE__URL__X",
+            "ADMISSION_STORE__URL__X: store.url: a text belongs here",
+        ),
+    ] {
+        let error = file.load(&[(variable, "1 s")]).unwrap_err().to_string();
+        assert!(error.starts_with(expected), "{error}");
+    }
+    let file = File::new("[groups.api]\nrta = '10/s'");
+    let variable = ("ADMISSION_GROUPS__API__RATE", "1/s");
+    let error = file.load(&[variable]).unwrap_err().to_string();
+    let expected = format!("{}: groups.api: unknown field `rta`", file.path().display());
+    assert!(error.starts_with(&expected), "{error}");
 }
 
 #[test]

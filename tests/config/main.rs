@@ -1,10 +1,21 @@
 //! Limits from a file and the environment.
 
 mod errors;
+mod follow;
+mod redis;
 mod reload;
 mod routes;
+#[path = "../redis/server.rs"]
+#[allow(dead_code)]
+mod server;
+mod values;
 
-use tower_admission::config::{Config, ConfigError};
+use axum::Router;
+use axum::body::Body;
+use axum::routing::any;
+use http::{Request, StatusCode};
+use tower::ServiceExt;
+use tower_admission::config::{Admission, Config, ConfigError};
 
 /// A configuration in a folder of its own, under its usual name.
 pub(crate) struct File(std::path::PathBuf);
@@ -32,6 +43,7 @@ impl File {
 
     /// Reads it, with variables over it.
     pub(crate) fn load(&self, variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        agree();
         let variables = variables.iter();
         let variables = variables.map(|(name, value)| (name.to_string(), value.to_string()));
         Config::load_with(&self.0, variables)
@@ -44,4 +56,43 @@ impl Drop for File {
             let _ = std::fs::remove_dir_all(folder);
         }
     }
+}
+
+/// All tests of a process have one secret, that of those in Redis, whichever is first.
+pub(crate) fn agree() {
+    tower_admission::Secret::new([7; 16]).install().unwrap();
+}
+
+pub(crate) fn config(text: &str) -> Config {
+    agree();
+    Config::from_toml(text).unwrap()
+}
+
+pub(crate) fn app(admission: &Admission) -> Router {
+    let slow = any(|| async {
+        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+        "ok"
+    });
+    Router::new()
+        .route("/{*path}", any(|| async { "ok" }))
+        .route("/api/slow", slow)
+        .route("/api/login", any(|| async { StatusCode::UNAUTHORIZED }))
+        .layer(admission.layer())
+}
+
+pub(crate) async fn status(app: &Router, path: &str, token: &str) -> StatusCode {
+    let peer = std::net::SocketAddr::from(([192, 0, 2, 1], 1));
+    let request = Request::get(path)
+        .header("authorization", format!("Bearer {token}"))
+        .extension(tower_admission::PeerAddr(peer));
+    let request = request.body(Body::empty()).unwrap();
+    app.clone().oneshot(request).await.unwrap().status()
+}
+
+pub(crate) async fn admitted(app: &Router, path: &str, token: &str) -> usize {
+    let mut admitted = 0;
+    while status(app, path, token).await == StatusCode::OK {
+        admitted += 1;
+    }
+    admitted
 }

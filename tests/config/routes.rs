@@ -9,6 +9,7 @@ use tower_admission::config::{Admission, Config};
 use tower_admission::{Key, PeerAddr};
 
 fn admission(text: &str) -> Admission {
+    super::agree();
     Admission::new(&Config::from_toml(text).unwrap()).unwrap()
 }
 

@@ -1,0 +1,160 @@
+//! A file is followed: what was read of it last counts, and what is half-written is not seen.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use http::StatusCode;
+use tower_admission::config::Admission;
+
+use super::{File, admitted, app, config, status};
+
+fn seconds(n: u64) -> tokio::time::Sleep {
+    tokio::time::sleep(Duration::from_secs(n))
+}
+
+/// What was told, in order: nothing, or an error.
+type Told = Arc<Mutex<Vec<Option<String>>>>;
+
+fn told() -> (
+    Told,
+    impl FnMut(Result<(), tower_admission::config::ConfigError>) + Send + 'static,
+) {
+    let told = Told::default();
+    let tell = told.clone();
+    (told, move |reloaded| {
+        let error = reloaded.err().map(|error| error.to_string());
+        tell.lock().unwrap().push(error);
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_is_followed() {
+    let file = File::new("[groups.api]\npath = '/api'\nrate = '1/h'");
+    let admission = Admission::new(&file.load(&[]).unwrap()).unwrap();
+    let app = app(&admission);
+    let (told, tell) = told();
+    let following = admission.follow(file.path(), tell);
+    let pass = || seconds(10);
+    pass().await;
+    assert_eq!(admitted(&app, "/api", "alice").await, 1);
+    file.write("[groups.api]\npath = '/api'\nrate = '3/h'");
+    pass().await;
+    assert_eq!(admitted(&app, "/api", "alice").await, 2);
+    file.write("[groups.api]\nrate = '3 in an hour'");
+    pass().await;
+    assert_eq!(
+        status(&app, "/api", "alice").await,
+        StatusCode::TOO_MANY_REQUESTS
+    );
+    std::fs::remove_file(file.path()).unwrap();
+    pass().await;
+    file.write("[groups.api]\npath = '/api'\nrate = '4/h'");
+    pass().await;
+    assert_eq!(admitted(&app, "/api", "alice").await, 1);
+    drop(following);
+    file.write("");
+    pass().await;
+    assert_eq!(
+        status(&app, "/api", "alice").await,
+        StatusCode::TOO_MANY_REQUESTS
+    );
+    let place = format!("{}: ", file.path().display());
+    let told = told.lock().unwrap();
+    let [None, Some(bad), Some(missing), None] = &told[..] else {
+        panic!("{told:?}")
+    };
+    assert!(
+        bad.starts_with(&format!("{place}groups.api.rate: ")),
+        "{bad}"
+    );
+    assert!(missing.starts_with(&place), "{missing}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_half_written_is_not_seen() {
+    let text = "[groups.api]\npath = '/api'\nrate = '5/h'\n";
+    let file = File::new(text);
+    let admission = Admission::new(&file.load(&[]).unwrap()).unwrap();
+    let app = app(&admission);
+    let (told, tell) = told();
+    let _following = admission.follow(file.path(), tell);
+    assert_eq!(admitted(&app, "/api", "alice").await, 5);
+    // Between two looks.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    for half in ["", "# limits\n", "[groups.api]\npath = '/api'\nrate = '5"] {
+        // As by an editor that is held up between truncating and writing: one look sees it.
+        file.write(half);
+        seconds(1).await;
+        file.write(text);
+        seconds(3).await;
+        assert_eq!(admitted(&app, "/api", "alice").await, 0, "{half}");
+        std::fs::remove_file(file.path()).unwrap();
+        seconds(1).await;
+        file.write(text);
+        seconds(3).await;
+    }
+    assert_eq!(*told.lock().unwrap(), []);
+    // A text that changes with each look is not settled.
+    for n in 0..5 {
+        file.write(&format!("{text}headers = 'off'\n# {n}\n"));
+        seconds(1).await;
+    }
+    assert_eq!(*told.lock().unwrap(), []);
+    seconds(1).await;
+    assert_eq!(*told.lock().unwrap(), [None]);
+    // What stays empty is meant so.
+    file.write("");
+    seconds(3).await;
+    assert_eq!(*told.lock().unwrap(), [None, None]);
+    assert_eq!(status(&app, "/api", "alice").await, StatusCode::OK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_read_last_counts_not_what_was_applied_last() {
+    let group = |rate: &str| format!("[groups.api]\npath = '/api'\nrate = '{rate}'\n");
+    let file = File::new(&group("5/h"));
+    let other = File::new(&group("7/h"));
+    let admission = Admission::new(&file.load(&[]).unwrap()).unwrap();
+    let app = app(&admission);
+    admission.reload(&config(&group("6/h"))).unwrap();
+    let (told, tell) = told();
+    let _following = admission.follow(file.path(), tell);
+    seconds(5).await;
+    assert_eq!(admitted(&app, "/api", "alice").await, 6);
+    admission.reload(&other.load(&[]).unwrap()).unwrap();
+    seconds(5).await;
+    assert_eq!(admitted(&app, "/api", "alice").await, 1);
+    // The service may be quicker.
+    file.write(&group("9/h"));
+    admission.reload(&file.load(&[]).unwrap()).unwrap();
+    seconds(5).await;
+    assert_eq!(*told.lock().unwrap(), []);
+    assert_eq!(admitted(&app, "/api", "alice").await, 2);
+    file.write(&group("5/h"));
+    seconds(5).await;
+    file.write(&group("10/h"));
+    seconds(5).await;
+    assert_eq!(*told.lock().unwrap(), [None, None]);
+    assert_eq!(admitted(&app, "/api", "alice").await, 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn variables_that_were_given_stay() {
+    let text = "[groups.api]\npath = '/api'\nrate = '5/h'\n";
+    let file = File::new(text);
+    let other = File::new("");
+    let given = [("ADMISSION_GROUPS__API__RATE", "8/h")];
+    for followed in [&file, &other] {
+        let config = file.load(&given).unwrap();
+        let admission = Admission::new(&config).unwrap();
+        let app = app(&admission);
+        let (told, tell) = told();
+        let _following = admission.follow(followed.path(), tell);
+        for n in 0..2 {
+            followed.write(&format!("{text}# {n}\n"));
+            seconds(5).await;
+        }
+        assert_eq!(*told.lock().unwrap(), [None, None]);
+        assert_eq!(admitted(&app, "/api", "alice").await, 8);
+    }
+}

@@ -1,0 +1,107 @@
+//! A reload opens no second limiter where the first one counts in Redis.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use tower_admission::config::{Admission, Config};
+
+use super::server::Server;
+use super::{admitted, app, config, status};
+
+fn in_redis(server: &Server, groups: &str) -> Config {
+    config(&format!(
+        "[store]\nurl = '{}'\nsecret = '07070707070707070707070707070707'\ndeadline = '2s'\n{groups}",
+        server.url()
+    ))
+}
+
+/// What rate limiters there are called.
+async fn limiters(server: &Server) -> Vec<String> {
+    let keys = server.keys().await.into_iter();
+    let names =
+        keys.filter_map(|key| Some(key.split_once(":rate:")?.1.split(':').next()?.to_owned()));
+    let mut names: Vec<_> = names.collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+#[tokio::test]
+async fn groups_go_on_by_their_names() {
+    let server = Server::start().await;
+    let groups = |one: &str, two: &str| {
+        in_redis(
+            &server,
+            &format!(
+                "[groups.api]\nname = '{one}'\npath = '/{one}'\nrate = '5/h'\n\
+                 [groups.{two}]\nname = '{two}'\npath = '/{two}'\nrate = '7/h'"
+            ),
+        )
+    };
+    let swapped = in_redis(
+        &server,
+        "[groups.api]\nname = 'Y'\npath = '/Y'\nrate = '7/h'\n\
+         [groups.Y]\nname = 'X'\npath = '/X'\nrate = '5/h'",
+    );
+    let renamed = in_redis(
+        &server,
+        "[groups.api2]\nname = 'X'\npath = '/X'\nrate = '5/h'\n\
+         [groups.api]\nname = 'Z'\npath = '/Z'\nrate = '7/h'",
+    );
+    let admission = Admission::new(&groups("X", "Y")).unwrap();
+    let app = app(&admission);
+    assert_eq!(admitted(&app, "/X", "alice").await, 5);
+    assert_eq!(admitted(&app, "/Y", "alice").await, 7);
+    admission.reload(&swapped).unwrap();
+    assert_eq!(admitted(&app, "/X", "alice").await, 0);
+    assert_eq!(admitted(&app, "/Y", "alice").await, 0);
+    admission.reload(&renamed).unwrap();
+    assert_eq!(admitted(&app, "/X", "alice").await, 0);
+    assert_eq!(admitted(&app, "/Z", "alice").await, 7);
+    assert_eq!(limiters(&server).await, ["X", "Y", "Z"]);
+    // Also where another group's rate has the name.
+    admission
+        .reload(&in_redis(
+            &server,
+            "[groups.a]\nname = 'A'\npath = '/A'\nrates = { b = '5/h' }",
+        ))
+        .unwrap();
+    assert_eq!(admitted(&app, "/A", "alice").await, 5);
+    admission
+        .reload(&in_redis(
+            &server,
+            "[groups.'A.b']\npath = '/A'\nrate = '5/h'",
+        ))
+        .unwrap();
+    assert_eq!(admitted(&app, "/A", "alice").await, 0);
+    assert_eq!(limiters(&server).await, ["A%2Eb", "X", "Y", "Z"]);
+}
+
+#[tokio::test]
+async fn a_rate_that_is_off_for_a_while_goes_on() {
+    let server = Server::start().await;
+    let rate = |rate: &str| {
+        in_redis(
+            &server,
+            &format!("[groups.api]\npath = '/api'\nrate = '{rate}'"),
+        )
+    };
+    let admission = Admission::new(&rate("5/h")).unwrap();
+    let app = app(&admission);
+    for between in [rate("0"), in_redis(&server, "")] {
+        let slow = tokio::spawn({
+            let app = app.clone();
+            async move { status(&app, "/api/slow", "alice").await }
+        });
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        admission.reload(&between).unwrap();
+        admission.reload(&rate("5/h")).unwrap();
+        admitted(&app, "/api/x", "alice").await;
+        slow.await.unwrap();
+        assert_eq!(
+            status(&app, "/api/x", "alice").await,
+            StatusCode::TOO_MANY_REQUESTS
+        );
+        assert_eq!(limiters(&server).await, ["api"]);
+    }
+}
