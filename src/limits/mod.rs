@@ -61,8 +61,8 @@ pub(crate) use self::limited::{BoxFuture, Limited};
 /// owes what it owed until a request is admitted again, and regains at the old rate until then: so nobody
 /// waits longer than the old bucket takes to be full. What is in flight goes on, and nobody new comes in until there is room.
 ///
-/// What another thread decides about a key in the very moment in which it gets limits of its own, or
-/// loses them, may be forgotten.
+/// What another thread decides about a key in the very moment in which it loses limits of its own may be
+/// forgotten.
 ///
 /// # What it costs
 ///

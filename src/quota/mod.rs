@@ -1,5 +1,6 @@
 //! How much per how long, with a burst.
 
+mod derived;
 mod error;
 mod text;
 
@@ -251,23 +252,6 @@ impl Quota {
         matches!(self.0, Kind::DenyAll)
     }
 
-    /// The same numbers, counted in a sliding window or in a bucket. Where they are out of its bounds
-    /// with the burst, without it; `None` where they are out of them all the same.
-    pub(crate) fn counted_in(self, sliding: bool) -> Option<Self> {
-        let Kind::Rate(rate) = self.0 else {
-            return Some(self);
-        };
-        let with_burst = Self::checked(Rate { sliding, ..rate });
-        let without = || {
-            Self::checked(Rate {
-                sliding,
-                burst: None,
-                ..rate
-            })
-        };
-        with_burst.or_else(|_| without()).ok()
-    }
-
     /// How many requests a period has; `None` for [`Quota::off`] and [`Quota::deny_all`].
     #[must_use]
     pub const fn count(&self) -> Option<u32> {
@@ -295,32 +279,6 @@ impl Quota {
             Kind::Rate(rate) => Some(rate.limit()),
             Kind::Off | Kind::DenyAll => None,
         }
-    }
-
-    /// The part of it that one of several replicas grants: the rate and the burst over their
-    /// number, and at least one at a time.
-    #[cfg(feature = "redis")]
-    pub(crate) fn share(self, replicas: u32) -> Self {
-        let replicas = replicas.max(1);
-        let Kind::Rate(rate) = self.0 else {
-            return self;
-        };
-        let limit = (rate.limit() / replicas).max(1);
-        Self::checked(if rate.sliding {
-            Rate {
-                count: limit,
-                burst: None,
-                ..rate
-            }
-        } else {
-            Rate {
-                period: rate.period.saturating_mul(replicas),
-                burst: Some(limit),
-                ..rate
-            }
-        })
-        // Of a quota near the longest there is, the share would be too slow to count.
-        .unwrap_or(Self::deny_all())
     }
 
     /// The rate, if there is one: neither off nor refusing everything.

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use governor::clock::Clock;
 
-use super::buckets::{Charges, MemoryBuckets, Meter, Metered, peek_all, refund_all, take_all};
+use super::buckets::{Charges, MemoryBuckets, Meter, peek_all, refund_all, take_all};
+use super::charged::Charged;
 use super::clock::SinceZero;
 use super::generation::{Before, Current, Generation, MOST_GENERATIONS, full_after};
 use super::governed::Mode;
 use super::own::{Own, Used};
-use super::rate::RateMeter;
-use crate::decision::{Decision, Usage};
+use super::rate::{Debt, RateMeter};
+use crate::decision::Decision;
 use crate::key::{Key, KeyMap};
 use crate::policy::Policy;
 use crate::store::{AdjustableBuckets, RateBuckets, RateStats, Reply};
@@ -26,8 +27,7 @@ use crate::sync::{AtomicBool, Mutex, Ordering, lock};
 /// when it gets quotas of its own and when it loses them; what another thread decides about it in
 /// that very moment may be lost.
 ///
-/// Until everybody's quotas are changed for the first time, they are found without a look at what
-/// could have changed them.
+/// Until everybody's quotas are changed for the first time, they are found without a look-up.
 pub(super) struct Adjustable<C: Clock> {
     first: Arc<Generation<C>>,
     is_changed: AtomicBool,
@@ -39,16 +39,6 @@ pub(super) struct Adjustable<C: Clock> {
     max_keys: usize,
     /// Held while quotas are changed.
     changing: Mutex<()>,
-}
-
-/// What a key is charged to.
-enum Charged<'a, C: Clock> {
-    Meter(&'a Meter<C>),
-    Own {
-        own: Arc<Own>,
-        at: usize,
-        time: &'a SinceZero<C>,
-    },
 }
 
 impl<C: Clock + Clone> Adjustable<C> {
@@ -105,8 +95,49 @@ impl<C: Clock> Adjustable<C> {
     #[inline]
     fn settle(&self, now: &Generation<C>, keys: &[Key]) {
         for (policy, (own, key)) in self.own.iter().zip(keys).enumerate() {
-            if own.has(key) {
-                remove(&now.buckets, policy, key);
+            if let Some(own) = own.find(key, Arc::clone) {
+                self.remove(&now.buckets, policy, key, &own, &[]);
+            }
+        }
+    }
+
+    /// Forgets a key's buckets among those of all, and charges its own for what they owed beyond what was
+    /// `copied`.
+    #[cold]
+    fn remove(
+        &self,
+        buckets: &MemoryBuckets<C>,
+        policy: usize,
+        key: &Key,
+        own: &Own,
+        copied: &[Option<Debt>],
+    ) {
+        for (at, (meter, quota)) in buckets.of_policy(policy).zip(own.quotas()).enumerate() {
+            if let Meter::Rate(meter) = meter {
+                let copied = copied.get(at).copied().flatten();
+                quota.add(copied, meter.remove(key), self.time.now());
+            }
+        }
+    }
+
+    /// After a request was admitted: if the quotas of all were changed meanwhile, its charge may not have been
+    /// carried over, so that it is charged once more. Too much for a moment, and never too little.
+    #[inline]
+    fn catch_up(&self, decided: &Arc<Generation<C>>, keys: &[Key], cost: u32) {
+        let current = self.current();
+        if !Arc::ptr_eq(&current.buckets, &decided.buckets) {
+            self.charge_again(&current, keys, cost);
+        }
+    }
+
+    #[cold]
+    fn charge_again(&self, now: &Arc<Generation<C>>, keys: &[Key], cost: u32) {
+        for (policy, (own, key)) in self.own.iter().zip(keys).enumerate() {
+            if !own.has(key) {
+                self.carry(now, policy, key);
+                for meter in now.buckets.of_policy(policy) {
+                    meter.charge(key, cost);
+                }
             }
         }
     }
@@ -210,11 +241,17 @@ where
         if let (Some(meter), [key, ..]) = (self.known_first(&now), keys)
             && let Some(usage) = meter.take_of_known(key, cost)
         {
+            if usage.fits() {
+                self.catch_up(&now, keys, cost);
+            }
             return Reply::Ready(Decision::from_usage(usage));
         }
         if self.is_plain(&now, keys) {
             let decided = now.buckets.take(keys, cost);
             self.settle(&now, keys);
+            if matches!(&decided, Reply::Ready(decision) if decision.is_admitted()) {
+                self.catch_up(&now, keys, cost);
+            }
             return decided;
         }
         if let ([own], [key, ..]) = (&*self.own, keys)
@@ -222,7 +259,11 @@ where
         {
             return Reply::Ready(decision);
         }
-        Reply::Ready(self.decide(&now, keys, |charges| take_all(charges, cost)))
+        let decision = self.decide(&now, keys, |charges| take_all(charges, cost));
+        if decision.is_admitted() {
+            self.catch_up(&now, keys, cost);
+        }
+        Reply::Ready(decision)
     }
 
     #[inline]
@@ -234,6 +275,9 @@ where
         if let Some(meter) = self.known_first(&now)
             && let Some(taken) = meter.take_one_of_known(key)
         {
+            if taken {
+                self.catch_up(&now, slice::from_ref(key), 1);
+            }
             return taken;
         }
         let own = self.own.first().and_then(|own| {
@@ -247,6 +291,9 @@ where
         }
         let taken = now.buckets.take_one(key);
         self.settle(&now, slice::from_ref(key));
+        if taken {
+            self.catch_up(&now, slice::from_ref(key), 1);
+        }
         taken
     }
 
@@ -329,43 +376,25 @@ where
             }
             return;
         };
+        let mut copied = Vec::new();
         let meters = now.buckets.of_policy(policy).enumerate();
         let used = meters.zip(own.quotas()).map(|((at, meter), quota)| {
             let used = before.as_ref().map(|before| before.quotas()[at].used());
             match used {
-                Some(used) if used.suits(quota.quota()) => used.clone(),
-                _ => Arc::new(Used::carried_from(meter, key, quota.quota(), time)),
+                Some(used) if used.suits(quota.quota()) => {
+                    copied.push(None);
+                    used.clone()
+                }
+                _ => {
+                    let used = Used::carried_from(meter, key, quota.quota(), time);
+                    copied.push(used.debt(time));
+                    Arc::new(used)
+                }
             }
         });
         let own = Arc::new(Own::new(own.clone(), used.collect::<Vec<_>>()));
         by_key.set(key, Some(own.clone()));
-        remove(&now.buckets, policy, key);
+        self.remove(&now.buckets, policy, key, &own, &copied);
         own.quotas().iter().for_each(|quota| quota.settle(time));
-    }
-}
-
-/// Forgets a key's buckets among those of all.
-#[cold]
-fn remove<C: Clock>(buckets: &MemoryBuckets<C>, policy: usize, key: &Key) {
-    for meter in buckets.of_policy(policy) {
-        if let Meter::Rate(meter) = meter {
-            meter.remove(key);
-        }
-    }
-}
-
-impl<C: Clock> Metered for Charged<'_, C> {
-    fn decide(&self, key: &Key, cost: u32, mode: Mode) -> Usage {
-        match self {
-            Self::Meter(meter) => meter.decide(key, cost, mode),
-            Self::Own { own, at, time } => own.quotas()[*at].decide(&|| time.now(), cost, mode),
-        }
-    }
-
-    fn refund(&self, key: &Key, cost: u32) {
-        match self {
-            Self::Meter(meter) => meter.refund(key, cost),
-            Self::Own { own, at, time } => own.quotas()[*at].refund(&|| time.now(), cost),
-        }
     }
 }

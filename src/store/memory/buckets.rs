@@ -218,6 +218,15 @@ impl<C: Clock> Metered for &Meter<C> {
 }
 
 impl<C: Clock> Meter<C> {
+    /// Charges a request that was admitted elsewhere, whether it fits or not.
+    pub(super) fn charge(&self, key: &Key, cost: u32) {
+        match self {
+            Self::Rate(meter) => meter.charge(key, cost),
+            Self::Sliding(meter) => meter.charge(*key, cost),
+            Self::DenyAll => {}
+        }
+    }
+
     fn stats(&self) -> RateStats {
         match self {
             Self::Rate(meter) => meter.stats(),

@@ -54,6 +54,7 @@ use crate::policy::Policy;
 
 mod adjustable;
 mod buckets;
+mod charged;
 pub(crate) mod clock;
 mod generation;
 mod governed;

@@ -115,6 +115,24 @@ impl OwnQuota {
         }
     }
 
+    /// Charges what a key was found to owe of everybody's quota beyond what was copied of it.
+    pub(super) fn add(&self, copied: Option<Debt>, found: Option<Debt>, now: u64) {
+        let (Rule::Bucket(numbers), Used::Bucket(bucket)) = (&self.rule, &*self.used) else {
+            return;
+        };
+        let time = |debt: Option<Debt>| debt.map_or(0, |debt| debt.time);
+        let more = Debt {
+            interval: found.map_or(0, |found| found.interval),
+            time: time(found).saturating_sub(time(copied)),
+        };
+        if more.time > 0 {
+            let more = more.at(numbers);
+            bucket.change(numbers, now, |debt| {
+                debt.saturating_add(more).min(numbers.refill)
+            });
+        }
+    }
+
     /// After a change: what is more than an empty bucket owes is forgiven.
     pub(super) fn settle(&self, now: u64) {
         if let (Rule::Bucket(numbers), Used::Bucket(bucket)) = (&self.rule, &*self.used) {
@@ -181,6 +199,13 @@ impl Used {
     fn window(counted: Option<(u64, Window)>) -> Self {
         let parted = counted.map(|(length, window)| Parted { length, window });
         Self::Window(Mutex::new(parted.unwrap_or_default()))
+    }
+
+    pub(super) fn debt(&self, now: u64) -> Option<Debt> {
+        match self {
+            Self::Bucket(bucket) => bucket.debt(now),
+            Self::Window(_) => None,
+        }
     }
 
     /// Whether this is how a quota is counted; one that denies everything counts nothing.

@@ -130,9 +130,27 @@ impl<C: Clock> RateMeter<C> {
         })
     }
 
-    /// Forgets a key that has quotas of its own from now on.
-    pub(super) fn remove(&self, key: &Key) {
-        self.table.remove(Place::new(key.place_bits()));
+    /// Forgets a key that has quotas of its own from now on, and returns what it owed.
+    pub(super) fn remove(&self, key: &Key) -> Option<Debt> {
+        let arrival = self.table.remove(Place::new(key.place_bits()))?;
+        let time = arrival.saturating_sub(self.seen(key).now);
+        (time > 0).then_some(Debt {
+            interval: self.numbers.interval,
+            time,
+        })
+    }
+
+    /// Charges a request that was admitted elsewhere, whether it fits or not.
+    pub(super) fn charge(&self, key: &Key, cost: u32) {
+        let now = self.seen(key).now;
+        let weight = self.numbers.interval.saturating_mul(u64::from(cost));
+        let empty = now.saturating_add(self.numbers.refill);
+        let place = Place::new(key.place_bits());
+        let judge = || self.numbers.judge(now);
+        let _ = self.table.update(place, judge, |current| {
+            let arrival = current.unwrap_or(now).max(now).saturating_add(weight);
+            Ok::<_, ()>(((), arrival.min(empty)))
+        });
     }
 
     #[inline]

@@ -96,6 +96,17 @@ impl<C: Clock> SlidingMeter<C> {
         self.shard(bits).known(bits).is_some()
     }
 
+    /// Counts a request that was admitted elsewhere, whether it fits or not.
+    pub(super) fn charge(&self, key: Key, cost: u32) {
+        let bits = bits(key);
+        let mut shard = self.shard(bits);
+        let now = self.now();
+        if let Some(window) = shard.find_or_insert_own(bits, self.numbers, now) {
+            window.advance(self.numbers, now);
+            window.charge(cost);
+        }
+    }
+
     /// Counts for a key what was counted elsewhere, in sub-windows of this length; what it has
     /// here already goes, unless `keeps`.
     pub(super) fn put(&self, key: Key, length: u64, counted: &Window, keeps: bool) {

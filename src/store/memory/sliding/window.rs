@@ -113,6 +113,12 @@ impl Window {
         }
     }
 
+    /// Charges the newest sub-window, as far as numbers go.
+    pub(in super::super) fn charge(&mut self, cost: u32) {
+        let room = u32::MAX - self.counts.iter().sum::<u32>();
+        self.counts[0] += cost.min(room);
+    }
+
     /// Gives a cost back: to the newest sub-window that was used, and what is more than was used
     /// in it to the one before.
     pub(in super::super) fn give_back(&mut self, mut cost: u32) {
