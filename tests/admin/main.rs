@@ -4,7 +4,6 @@
 mod chromium;
 mod events;
 mod page;
-mod picture;
 mod routes;
 
 use axum::Router;
