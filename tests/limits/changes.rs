@@ -492,3 +492,22 @@ fn a_key_is_called_as_it_was_set() {
     let address = Key::ip([192, 0, 2, 1].into());
     assert_eq!(bench.limits.name_of(&address), name("ip:192.0.2.1"));
 }
+
+#[test]
+fn what_was_given_back_is_not_carried_over_again() {
+    for sliding in ["", " sliding"] {
+        let quota = |text: &str| format!("{text}{sliding}").parse::<Quota>().unwrap();
+        let bench = Bench::new(quota("5 per 60s"));
+        let key = Key::id("org", "acme");
+        assert!(bench.limiter.check_n(&key, 4).is_admitted());
+        bench.limiter.set_policy(quota("4 per 60s")).unwrap();
+        bench.limiter.refund(&key, 4);
+        // Whose bucket is full may be forgotten, so that some new key takes its place.
+        bench.clock.advance(2 * SECOND);
+        for n in 0..2_000 {
+            let other = Key::id("org", &n.to_string());
+            assert!(bench.limiter.check(&other).is_admitted());
+        }
+        assert_eq!(bench.limiter.check_n(&key, 0).remaining(), Some(4));
+    }
+}

@@ -200,7 +200,8 @@ impl<C: Clock> Adjustable<C> {
         }
     }
 
-    /// Carries over what a key has used before the last change, if it was not seen since.
+    /// Moves here what a key has used before the last change, if it was not seen since. It is put here before
+    /// it goes there, so that whoever comes in between finds it twice rather than not at all.
     #[cold]
     fn carry(&self, now: &Arc<Generation<C>>, policy: usize, key: &Key) {
         let Some(before) = &now.before else {
@@ -217,11 +218,13 @@ impl<C: Clock> Adjustable<C> {
                 Meter::Rate(meter) if !meter.knows(key) => {
                     if let Some(debt) = now.owed(policy, at, key, time, time) {
                         meter.owe(key, debt);
+                        now.forget_before(policy, at, key);
                     }
                 }
                 Meter::Sliding(meter) if !meter.knows(*key) => {
                     if let Some((length, counted)) = now.counted(policy, at, key) {
                         meter.put(*key, length, &counted, true);
+                        now.forget_before(policy, at, key);
                     }
                 }
                 _ => {}

@@ -99,6 +99,20 @@ impl<C: Clock> Generation<C> {
             _ => (length, counted),
         })
     }
+
+    /// Has a key unused in all that were before. What is full again may be forgotten here, and would be found
+    /// there again.
+    pub(super) fn forget_before(&self, policy: usize, at: usize, key: &Key) {
+        let mut before = &self.before;
+        while let Some(earlier) = before {
+            match earlier.generation.buckets.of_policy(policy).nth(at) {
+                Some(Meter::Rate(meter)) => drop(meter.remove(key)),
+                Some(Meter::Sliding(meter)) => meter.forget(*key),
+                Some(Meter::DenyAll) | None => {}
+            }
+            before = &earlier.generation.before;
+        }
+    }
 }
 
 /// The generation that counts.

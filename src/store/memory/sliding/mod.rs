@@ -91,6 +91,14 @@ impl<C: Clock> SlidingMeter<C> {
         (self.numbers.part, counted)
     }
 
+    /// Has a key unused, if it is known.
+    pub(super) fn forget(&self, key: Key) {
+        let bits = bits(key);
+        if let Some(window) = self.shard(bits).known(bits) {
+            *window = Window::default();
+        }
+    }
+
     pub(super) fn knows(&self, key: Key) -> bool {
         let bits = bits(key);
         self.shard(bits).known(bits).is_some()
