@@ -64,6 +64,11 @@ impl Headers {
         }
     }
 
+    /// The same dialect for another limiter.
+    pub(crate) fn of(&self, limiter: &RateLimiter) -> Self {
+        Self::new(self.dialect, limiter)
+    }
+
     pub(crate) fn are_off(&self) -> bool {
         self.dialect == RateLimitHeaders::Off
     }

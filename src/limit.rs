@@ -21,9 +21,9 @@ use crate::quota::{Quota, QuotaError};
 /// | `1000/min, jobs=5 concurrent` | both; 5 for the limiter that is called `jobs` |
 /// | `deny all` | nothing |
 ///
-/// Where a policy has several quotas, a part without a name is about none of them, unless it denies
+/// Where a policy (or a [tier](Policy::tier) of it) has several quotas, a part without a name is about none of them, unless it denies
 /// everything: `daily=100000/day` says which. A part with a name goes before one without. What no part is about stays as it is for
-/// everybody. A [sliding](Quota::sliding) quota stays one and a bucket stays one, whatever the part says.
+/// everybody. A key's limit is its own in every tier that has a quota which the limit is about. A [sliding](Quota::sliding) quota stays one and a bucket stays one, whatever the part says.
 ///
 /// A limit cannot be lifted by a 0, which would mean *off* to some and *nothing* to others: it is
 /// an error. Give a high number, or say `deny all`.
@@ -141,15 +141,15 @@ impl Limit {
     /// The policy as it is for the key, if anything in it is not as for everybody.
     pub(crate) fn of_policy(&self, policy: &Policy, shape: &Shape) -> Option<Policy> {
         let mut changed = false;
-        let own = policy.map_quotas(|at, name, quota| {
-            let own = if policy.quotas().len() == 1 {
-                self.quota(name)
+        let own = policy.map_quotas(|at, with, quota| {
+            let own = if with == 1 {
+                self.quota(quota.name())
             } else {
-                self.named_quota(name).or_else(|| self.denial())
+                self.named_quota(quota.name()).or_else(|| self.denial())
             };
             changed |= own.is_some();
             let own = own.and_then(|own| own.counted_in(shape.is_sliding(at)));
-            own.unwrap_or(quota)
+            own.unwrap_or(quota.quota())
         });
         changed.then_some(own)
     }

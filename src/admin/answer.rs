@@ -66,6 +66,8 @@ pub(super) struct KeyUsage<'a> {
 pub(super) struct Used<'a> {
     #[serde(flatten)]
     total: Total<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tier: Option<&'a str>,
     is_own: bool,
 }
 
@@ -93,6 +95,7 @@ impl<'a> From<&'a LimitUsage> for Used<'a> {
     fn from(usage: &'a LimitUsage) -> Self {
         Self {
             total: usage.into(),
+            tier: usage.tier.as_deref(),
             is_own: usage.is_own,
         }
     }

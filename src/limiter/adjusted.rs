@@ -1,15 +1,16 @@
 //! A rate limiter whose quotas change.
 
 use std::fmt;
+use std::iter;
 use std::sync::Arc;
 
-use crate::decision::Usage;
+use crate::decision::{Decision, Usage};
 use crate::key::Key;
 use crate::limit::Limit;
 use crate::limits::{BoxFuture, LimitUsage, Limited, Limits};
 #[cfg(feature = "redis")]
 use crate::limits::{Description, Rates};
-use crate::policy::{NamedQuota, Policy, Shape};
+use crate::policy::{NamedQuota, Policy, Shape, tiers_of};
 use crate::store::AdjustableBuckets;
 use crate::sync::{AtomicBool, Mutex, Ordering, lock};
 
@@ -101,27 +102,19 @@ impl Limited for Adjusted {
         }
         let policies = self.policies();
         let keys = vec![key; policies.len()];
-        let asked = self.buckets.peek(&keys, 0);
+        let tiers = iter::once(None).chain(tiers_of(&policies).into_iter().map(Some));
+        let asked = tiers.filter_map(|tier| {
+            let asked = match &tier {
+                None => self.buckets.peek(&keys, 0),
+                Some(tier) => self.buckets.clone().tier(tier)?.peek(&keys, 0),
+            };
+            Some((tier, asked))
+        });
+        let asked: Vec<_> = asked.collect();
         Box::pin(async move {
-            let decision = asked.await;
-            let mut usages = decision.usages().iter();
             let mut told = Vec::new();
-            for (at, policy) in policies.iter().enumerate() {
-                let own = decision.policies().map(|own| &own[at]);
-                let is_own = own.is_some_and(|own| own != policy);
-                let usages: Vec<_> = usages.by_ref().take(policy.quotas().len()).collect();
-                let used =
-                    |usage: &Usage| u64::from(usage.limit().saturating_sub(usage.remaining()));
-                if at == 0 || is_own || usages.iter().any(|usage| used(usage) > 0) {
-                    let named = policy.quotas().iter().zip(usages).enumerate();
-                    told.extend(named.map(|(n, (quota, usage))| LimitUsage {
-                        name: quota.shared_name(),
-                        sort: "rate",
-                        used: used(usage),
-                        limit: Some(usage.limit().into()),
-                        is_own: own.is_some_and(|own| own.quotas()[n] != *quota),
-                    }));
-                }
+            for (tier, asked) in asked {
+                tell(&policies, tier, &asked.await, &mut told);
             }
             told
         })
@@ -136,14 +129,58 @@ impl Limited for Adjusted {
             return Vec::new();
         }
         let policies = self.policies();
-        let quotas = policies.iter().flat_map(Policy::quotas);
-        quotas.map(NamedQuota::shared_name).collect()
+        let mut names = Vec::new();
+        for name in policies
+            .iter()
+            .flat_map(Policy::all_quotas)
+            .map(NamedQuota::shared_name)
+        {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names
     }
 
     #[cfg(feature = "redis")]
     fn description(&self) -> Option<Description> {
         let place = self.buckets.place().filter(|_| !self.rests())?;
         Some(Description::Rate(Rates::new(place, &self.policies())))
+    }
+}
+
+/// How far the policies are used up in one tier, or in none.
+fn tell(
+    policies: &[Policy],
+    tier: Option<Arc<str>>,
+    decision: &Decision,
+    told: &mut Vec<LimitUsage>,
+) {
+    let mut usages = decision.usages().iter();
+    for (at, all) in policies.iter().enumerate() {
+        let (policy, has_tier) = match &tier {
+            // No tier has an empty name.
+            None => (all.in_tier(""), true),
+            Some(tier) => (all.in_tier(tier), all.tiers().any(|name| *name == **tier)),
+        };
+        let own = decision.policies().map(|own| own[at].in_tier(""));
+        let is_own = own.as_ref().is_some_and(|own| *own != policy);
+        let usages: Vec<_> = usages.by_ref().take(policy.quotas().len()).collect();
+        if !has_tier {
+            continue;
+        }
+        let used = |usage: &Usage| u64::from(usage.limit().saturating_sub(usage.remaining()));
+        if at == 0 || is_own || usages.iter().any(|usage| used(usage) > 0) {
+            let named = policy.quotas().iter().zip(usages).enumerate();
+            told.extend(named.map(|(n, (quota, usage))| LimitUsage {
+                name: quota.shared_name(),
+                tier: tier.clone(),
+                sort: "rate",
+                used: used(usage),
+                limit: Some(usage.limit().into()),
+                is_own: (own.as_ref()).is_some_and(|own| own.quotas()[n] != *quota),
+            }));
+        }
     }
 }
 
@@ -161,7 +198,7 @@ impl fmt::Debug for Adjusted {
 pub enum SetPolicyError {
     /// The limiter was made without [`Limits`], or with quotas that were all off.
     Fixed,
-    /// The policy has other names than the one at first, or one of its quotas is
+    /// The policy has other names or tiers than the one at first, or one of its quotas is
     /// [sliding](crate::Quota::sliding) where that was not, or off.
     Shape,
     /// The policy was changed 64 times within the time that its buckets take to fill, so that no more
@@ -174,7 +211,7 @@ impl fmt::Display for SetPolicyError {
         f.write_str(match self {
             Self::Fixed => "the limiter was made without limits that change",
             Self::Shape => {
-                "a policy that is changed keeps its names, and whether its quotas are sliding or off"
+                "a policy that is changed keeps its names and tiers, and whether its quotas are sliding or off"
             }
             Self::TooOften => "the policy was changed too often within the time that it counts",
         })

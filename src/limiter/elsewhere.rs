@@ -114,6 +114,7 @@ impl SharedLimiters {
             };
             usages.push(LimitUsage {
                 name: described.name.as_str().into(),
+                tier: None,
                 sort,
                 used: usage.total,
                 limit: described.total,
@@ -173,6 +174,7 @@ impl Shared {
                 let usage = slots.usage(Some(&key)).await?;
                 Some(vec![LimitUsage {
                     name: described.name.as_str().into(),
+                    tier: None,
                     sort,
                     used: usage.key.unwrap_or(0),
                     limit,
@@ -185,14 +187,16 @@ impl Shared {
     fn default_limit(&self, usage: &LimitUsage) -> Option<u64> {
         match self {
             Self::Rate { policies, .. } if usage.sort == "rate" => {
+                // No tier has an empty name.
+                let tier = usage.tier.as_deref().unwrap_or("");
+                let policies: Vec<_> = policies.iter().map(|p| p.in_tier(tier)).collect();
                 let quotas = policies.iter().flat_map(Policy::quotas);
                 let at = quotas
                     .map(NamedQuota::name)
                     .position(|n| *n == *usage.name)?;
                 // What a key finds that has used nothing.
-                let unused =
-                    RateLimiter::with_policies(policies.clone(), &MemoryStore::new(), None);
                 let keys = vec![Key::UNKNOWN; policies.len()];
+                let unused = RateLimiter::with_policies(policies, &MemoryStore::new(), None);
                 let Reply::Ready(found) = unused.peek_all(&keys, 0) else {
                     return None;
                 };

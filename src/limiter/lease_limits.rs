@@ -67,6 +67,7 @@ impl AtWork {
     fn usage_of(&self, used: u64, limit: Option<u64>, is_own: bool) -> LimitUsage {
         LimitUsage {
             name: self.name.clone(),
+            tier: None,
             sort: "lease",
             used,
             limit,

@@ -9,7 +9,7 @@ use super::adjusted::{Adjusted, SetPolicyError};
 use crate::decision::{Decision, Usage};
 use crate::key::Key;
 use crate::limits::Limits;
-use crate::policy::{NamedQuota, Policy};
+use crate::policy::{NamedQuota, Policy, tiers_of};
 use crate::rejection::{Reason, Rejection};
 use crate::store::{MemoryStore, RateBuckets, RateStats, RateStore, Reply, SecretMissing};
 
@@ -37,6 +37,9 @@ struct Limit {
     /// `None` when every quota is off.
     buckets: Option<Arc<dyn RateBuckets>>,
     adjusted: Option<Arc<Adjusted>>,
+    /// Which tier of the policies it is of.
+    tier: Option<Arc<str>>,
+    tiers: Vec<RateLimiter>,
 }
 
 impl RateLimiter {
@@ -50,7 +53,8 @@ impl RateLimiter {
     ///
     /// # Panics
     ///
-    /// Where [`try_with_store`](Self::try_with_store) returns an error.
+    /// Where [`try_with_store`](Self::try_with_store) returns an error; when the policy has
+    /// [tiers](Policy::tier) and the store [has none](RateBuckets::tier).
     #[must_use]
     #[track_caller]
     pub fn with_store(policy: impl Into<Policy>, store: &(impl RateStore + ?Sized)) -> Self {
@@ -78,7 +82,8 @@ impl RateLimiter {
     /// # Panics
     ///
     /// When replicas share the store, and it has no [`Secret`](crate::Secret); when the store
-    /// [cannot change quotas](RateStore::open_adjustable).
+    /// [cannot change quotas](RateStore::open_adjustable); when the policy has
+    /// [tiers](Policy::tier) and the store [has none](RateBuckets::tier).
     #[must_use]
     #[track_caller]
     pub fn with_limits(
@@ -103,7 +108,7 @@ impl RateLimiter {
         limits: Option<&Limits>,
     ) -> Self {
         let policies: Vec<_> = policies.into_iter().map(Policy::limiting).collect();
-        let counts = policies.iter().any(|policy| !policy.quotas().is_empty());
+        let counts = policies.iter().flat_map(Policy::all_quotas).count() > 0;
         let (buckets, adjusted): (Option<Arc<dyn RateBuckets>>, _) = match limits {
             _ if !counts => (None, None),
             None => (Some(store.open(&policies)), None),
@@ -115,20 +120,52 @@ impl RateLimiter {
                 (Some(buckets), Some(adjusted))
             }
         };
+        let in_tier = |tier: Arc<str>| {
+            let buckets = buckets.clone().map(|buckets| {
+                let buckets = buckets.tier(&tier);
+                buckets.expect("this store counts in tiers")
+            });
+            Self(Arc::new(Limit {
+                policies: policies.iter().map(|p| p.in_tier(&tier)).collect(),
+                buckets,
+                adjusted: adjusted.clone(),
+                tier: Some(tier),
+                tiers: Vec::new(),
+            }))
+        };
         Self(Arc::new(Limit {
+            tiers: tiers_of(&policies).into_iter().map(in_tier).collect(),
+            tier: None,
             policies,
             buckets,
             adjusted,
         }))
     }
 
-    /// Changes what all keys may do that have no limits of their own. What is used stays used.
+    /// The same limit for requests of a [tier](Policy::tier); `None` if no policy has it.
+    ///
+    /// It shares what is used with this one and with those of other tiers. What it
+    /// [gives back](Self::refund) is given back to all.
+    #[must_use]
+    pub fn tier(&self, name: &str) -> Option<&Self> {
+        let mut tiers = self.0.tiers.iter();
+        tiers.find(|limiter| limiter.0.tier.as_deref() == Some(name))
+    }
+
+    /// One for each tier.
+    pub(crate) fn tiers(&self) -> impl Iterator<Item = (&str, &Self)> {
+        let tiers = self.0.tiers.iter();
+        tiers.filter_map(|limiter| Some((limiter.0.tier.as_deref()?, limiter)))
+    }
+
+    /// Changes what all keys may do that have no limits of their own, in every tier. What is used stays
+    /// used.
     ///
     /// # Errors
     ///
     /// - [`SetPolicyError::Fixed`]: the limiter was made without [`Limits`], or all its quotas
     ///   were off.
-    /// - [`SetPolicyError::Shape`]: the policy has not the names that the one at first had, in
+    /// - [`SetPolicyError::Shape`]: the policy has not the names and tiers that the one at first had, in
     ///   their order, or one of its quotas is [sliding](crate::Quota::sliding) where that was not,
     ///   or off.
     /// - [`SetPolicyError::TooOften`]: in memory, as each change keeps a table of the keys that it saw until
@@ -174,9 +211,13 @@ impl RateLimiter {
     /// The policies as they are now for keys that have no limits of their own.
     #[must_use]
     pub fn current_policies(&self) -> Vec<Policy> {
-        match &self.0.adjusted {
-            Some(adjusted) => adjusted.policies(),
-            None => self.0.policies.clone(),
+        let Some(adjusted) = &self.0.adjusted else {
+            return self.0.policies.clone();
+        };
+        let policies = adjusted.policies();
+        match &self.0.tier {
+            Some(tier) => policies.iter().map(|p| p.in_tier(tier)).collect(),
+            None => policies,
         }
     }
 

@@ -20,6 +20,17 @@ pub(crate) struct Rates {
     pub(crate) place: String,
     /// The quotas of each policy, as those have them that have none of their own.
     policies: Vec<Vec<DescribedQuota>>,
+    /// The same in each tier.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    tiers: Vec<DescribedTier>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct DescribedTier {
+    /// The place of its policy.
+    policy: usize,
+    name: String,
+    quotas: Vec<DescribedQuota>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,27 +75,47 @@ impl Description {
 
 impl Rates {
     pub(crate) fn new(place: &str, policies: &[Policy]) -> Self {
-        let quotas = |policy: &Policy| {
-            let quotas = policy.quotas().iter().map(|quota| DescribedQuota {
-                name: quota.name().to_owned(),
-                quota: quota.quota().to_string(),
-            });
-            quotas.collect()
-        };
+        let mut tiers = Vec::new();
+        for (at, policy) in policies.iter().enumerate() {
+            tiers.extend(policy.tiers().map(|tier| DescribedTier {
+                policy: at,
+                name: tier.to_owned(),
+                quotas: described(&policy.in_tier(tier)),
+            }));
+        }
         Self {
             place: place.to_owned(),
-            policies: policies.iter().map(quotas).collect(),
+            policies: policies.iter().map(described).collect(),
+            tiers,
         }
     }
 
     /// `None` for what is no policy of this crate.
     pub(crate) fn policies(&self) -> Option<Vec<Policy>> {
-        self.policies.iter().map(|quotas| policy(quotas)).collect()
+        let policies = self.policies.iter().enumerate();
+        policies
+            .map(|(at, quotas)| {
+                let mut tiers = self.tiers.iter().filter(|tier| tier.policy == at);
+                tiers.try_fold(policy(quotas)?, |all, tier| {
+                    all.try_tier(&tier.name, policy(&tier.quotas)?).ok()
+                })
+            })
+            .collect()
     }
 }
 
+fn described(policy: &Policy) -> Vec<DescribedQuota> {
+    let quotas = policy.quotas().iter();
+    quotas
+        .map(|quota| DescribedQuota {
+            name: quota.name().to_owned(),
+            quota: quota.quota().to_string(),
+        })
+        .collect()
+}
+
 fn policy(quotas: &[DescribedQuota]) -> Option<Policy> {
-    let none = Policy::from(crate::quota::Quota::off()).limiting();
+    let none = Policy::empty();
     quotas.iter().try_fold(none, |policy, described| {
         let quota = described.quota.parse().ok()?;
         let added: Result<_, PolicyError> = policy.try_and(&described.name, quota);
@@ -105,7 +136,11 @@ mod tests {
     fn is_read_as_it_is_written() {
         let burst = Policy::new("burst", Quota::per_second(10).burst(3));
         let daily = Policy::new("per day", Quota::per_day(100).sliding());
-        let policies = vec![burst.and("denied", Quota::deny_all()), daily];
+        let burst = burst.and("denied", Quota::deny_all());
+        let burst = burst
+            .tier("pro", Quota::per_second(9))
+            .tier("staff", Policy::empty());
+        let policies = vec![burst, daily.clone().tier("pro", daily)];
         let described = Description::Rate(Rates::new("app:rate:burst", &policies));
         assert_eq!(described.field(), "rate app:rate:burst");
         let Some(Description::Rate(rates)) = Description::from_text(&described.to_text()) else {

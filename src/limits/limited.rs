@@ -37,6 +37,9 @@ pub(crate) trait Limited: Send + Sync {
 pub struct LimitUsage {
     /// What the limit is called: a quota's name, or a limiter's.
     pub name: Arc<str>,
+    /// The [tier](crate::Policy::tier) that it is of, if it is of one: a key is told of in each, as it
+    /// may come in by any.
+    pub tier: Option<Arc<str>>,
     /// What sort of limit it is: `"rate"`, `"concurrency"` or `"lease"`.
     pub sort: &'static str,
     /// Requests that are spent, or that are in flight.

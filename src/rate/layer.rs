@@ -107,6 +107,8 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
                 status: None,
                 cost: None,
                 skip: None,
+                tier_by: None,
+                tiers: Vec::new(),
                 dry_run: false,
                 guard: None,
                 name: "".into(),
@@ -157,8 +159,9 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
     ///
     /// # Panics
     ///
-    /// When the layer has eight keys already, and where [`try_store`](Self::try_store) would
-    /// return an error.
+    /// When the layer has eight keys already, where [`try_store`](Self::try_store) would
+    /// return an error, and when the policy has [tiers](Policy::tier) and the layer's store
+    /// [has none](crate::store::RateBuckets::tier).
     #[track_caller]
     pub fn and_by(mut self, key: impl KeyExtractor, policy: impl Into<Policy>) -> Self {
         assert!(
@@ -178,7 +181,8 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
     ///
     /// # Panics
     ///
-    /// Where [`try_store`](Self::try_store) returns an error.
+    /// Where [`try_store`](Self::try_store) returns an error, and when a policy of the layer has
+    /// [tiers](Policy::tier) and the store [has none](crate::store::RateBuckets::tier).
     #[track_caller]
     pub fn store(self, store: impl RateStore) -> Self {
         self.try_store(store)
@@ -250,6 +254,32 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
     /// ```
     pub fn skip(self, skip: impl Fn(RequestHead<'_>) -> bool + Send + Sync + 'static) -> Self {
         self.with(|shared| shared.skip = Some(Arc::new(skip)))
+    }
+
+    /// Which [tier](Policy::tier) of its policies a request is of. Default: none.
+    ///
+    /// It is of none as well if `tier` returns `None` or a name that no policy has; a policy without that tier
+    /// is the same in it. Say only what the application knows to be so: a plan that
+    /// authentication found and put into the extensions, or a path, but no header that the client may set.
+    ///
+    /// A request counts in every tier, so that the tier is about what it has to fit and not about what is
+    /// counted. Where one route is to have a budget that others do not use up, give it a layer
+    /// of its own, or a [`cost`](Self::cost) where it is dearer than others.
+    ///
+    /// ```
+    /// # use tower_admission::{Policy, Quota, RateLimitByTokenLayer};
+    /// #[derive(Clone)]
+    /// struct Plan(String);
+    ///
+    /// let policy = Policy::from(Quota::per_minute(10)).tier("pro", Quota::per_minute(600));
+    /// let layer = RateLimitByTokenLayer::new(policy)
+    ///     .tier_by(|head| Some(&head.extensions.get::<Plan>()?.0));
+    /// ```
+    pub fn tier_by(
+        self,
+        tier: impl for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync + 'static,
+    ) -> Self {
+        self.with(|shared| shared.tier_by = Some(Arc::new(tier)))
     }
 
     /// Refuses addresses that keep asking without credentials that the application accepts.

@@ -65,7 +65,7 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let shared = &*self.shared;
         if !shared.is_plain {
-            return self.call_with_options(request);
+            return call_with_options(&mut self.inner, &self.shared, request);
         }
         // Nothing but a key and a quota. The request stays where it is until it is passed on:
         // a move of it costs as much as the decision's compare-and-swap.
@@ -80,48 +80,15 @@ where
             Reply::Ready(decision) if decision.is_admitted() => {
                 self.call_and_tell(request, decision)
             }
-            reply => self.decided(request, Asked::plain(*key), reply),
+            reply => {
+                let asked = Asked::plain(*key);
+                decided(&mut self.inner, &self.shared, request, asked, reply)
+            }
         }
     }
 }
 
 impl<S> RateLimit<S> {
-    #[inline(never)]
-    fn call_with_options<B, RB>(&mut self, request: Request<B>) -> ResponseFuture<S, B, RB>
-    where
-        S: Service<Request<B>, Response = Response<RB>> + Clone,
-        RB: Body,
-    {
-        let shared = &*self.shared;
-        let head = RequestHead::from(&request);
-        if shared.passes(head) {
-            return ResponseFuture::calling(self.inner.call(request), None);
-        }
-        let begun = shared.observers.begin();
-        let guarded = match shared.guarded(head) {
-            Ok(guarded) => guarded,
-            Err(refused) => {
-                return ResponseFuture::refused(shared.refuse(&refused, begun, head));
-            }
-        };
-        let cost = shared.cost.as_ref().map_or(1, |cost| cost(head));
-        let key = shared.keys[0].key(head);
-        let reply = match &shared.keys[1..] {
-            [] => shared.limiter.decide(slice::from_ref(&key), cost),
-            more => {
-                let mut keys: SmallVec<[Key; MAX_KEYS]> = smallvec![key];
-                keys.extend(more.iter().map(|key| key.key(head)));
-                shared.limiter.decide(&keys, cost)
-            }
-        };
-        let asked = Asked {
-            key,
-            guarded,
-            begun,
-        };
-        self.decided(request, asked, reply)
-    }
-
     /// Calls with a request that was admitted, and tells what the decision left.
     // Apart, so that where nobody is told the request stays where it is.
     #[inline(never)]
@@ -137,38 +104,79 @@ impl<S> RateLimit<S> {
         let told = Shared::tell_later(&self.shared, &mut request, None, decision);
         ResponseFuture::calling(self.inner.call(request), told)
     }
+}
 
-    #[inline(never)]
-    fn decided<B, RB>(
-        &mut self,
-        mut request: Request<B>,
-        asked: Asked,
-        reply: Reply<Decision>,
-    ) -> ResponseFuture<S, B, RB>
-    where
-        S: Service<Request<B>, Response = Response<RB>> + Clone,
-        RB: Body,
-    {
-        let decision = match reply {
-            Reply::Ready(decision) => decision,
-            Reply::Pending(decision) => {
-                // The service that was made ready is the one to be called, so it goes along and
-                // a clone that is not ready stays here.
-                let unready = self.inner.clone();
-                let service = std::mem::replace(&mut self.inner, unready);
-                return ResponseFuture::deciding(Deciding {
-                    decision,
-                    service,
-                    request,
-                    asked,
-                    shared: self.shared.clone(),
-                });
-            }
-        };
-        match Shared::verdict(&self.shared, &mut request, asked, decision) {
-            Verdict::Admitted(told) => ResponseFuture::calling(self.inner.call(request), told),
-            Verdict::Refused(response) => ResponseFuture::refused(response),
+#[inline(never)]
+fn call_with_options<S, B, RB>(
+    inner: &mut S,
+    shared: &Arc<Shared>,
+    request: Request<B>,
+) -> ResponseFuture<S, B, RB>
+where
+    S: Service<Request<B>, Response = Response<RB>> + Clone,
+    RB: Body,
+{
+    let head = RequestHead::from(&request);
+    if shared.passes(head) {
+        return ResponseFuture::calling(inner.call(request), None);
+    }
+    let begun = shared.observers.begin();
+    let guarded = match shared.guarded(head) {
+        Ok(guarded) => guarded,
+        Err(refused) => {
+            return ResponseFuture::refused(shared.refuse(&refused, begun, head));
         }
+    };
+    let shared = Shared::in_tier(shared, head);
+    let cost = shared.cost.as_ref().map_or(1, |cost| cost(head));
+    let key = shared.keys[0].key(head);
+    let reply = match &shared.keys[1..] {
+        [] => shared.limiter.decide(slice::from_ref(&key), cost),
+        more => {
+            let mut keys: SmallVec<[Key; MAX_KEYS]> = smallvec![key];
+            keys.extend(more.iter().map(|key| key.key(head)));
+            shared.limiter.decide(&keys, cost)
+        }
+    };
+    let asked = Asked {
+        key,
+        guarded,
+        begun,
+    };
+    decided(inner, shared, request, asked, reply)
+}
+
+#[inline(never)]
+fn decided<S, B, RB>(
+    inner: &mut S,
+    shared: &Arc<Shared>,
+    mut request: Request<B>,
+    asked: Asked,
+    reply: Reply<Decision>,
+) -> ResponseFuture<S, B, RB>
+where
+    S: Service<Request<B>, Response = Response<RB>> + Clone,
+    RB: Body,
+{
+    let decision = match reply {
+        Reply::Ready(decision) => decision,
+        Reply::Pending(decision) => {
+            // The service that was made ready is the one to be called, so it goes along and
+            // a clone that is not ready stays here.
+            let unready = inner.clone();
+            let service = std::mem::replace(inner, unready);
+            return ResponseFuture::deciding(Deciding {
+                decision,
+                service,
+                request,
+                asked,
+                shared: shared.clone(),
+            });
+        }
+    };
+    match Shared::verdict(shared, &mut request, asked, decision) {
+        Verdict::Admitted(told) => ResponseFuture::calling(inner.call(request), told),
+        Verdict::Refused(response) => ResponseFuture::refused(response),
     }
 }
 

@@ -36,13 +36,17 @@ pub(super) struct Shared {
     pub(super) status: Option<bool>,
     pub(super) cost: Option<Cost>,
     pub(super) skip: Option<Skip>,
+    pub(super) tier_by: Option<TierBy>,
     pub(super) dry_run: bool,
     pub(super) guard: Option<Guard>,
     pub(super) name: Arc<str>,
     pub(super) answers: Answers,
     pub(super) observers: Observers,
+    /// The same for each tier of the policies, but for what it limits to. Follows from the rest as well.
+    pub(super) tiers: Vec<(Arc<str>, Arc<Shared>)>,
 }
 
+type TierBy = Arc<dyn for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync>;
 type Cost = Arc<dyn Fn(RequestHead<'_>) -> u32 + Send + Sync>;
 type Skip = Arc<dyn Fn(RequestHead<'_>) -> bool + Send + Sync>;
 
@@ -60,12 +64,38 @@ impl Shared {
             && !self.limiter.is_off()
             && self.cost.is_none()
             && self.skip.is_none()
+            && self.tier_by.is_none()
             && self.guard.is_none()
             && self.observers.is_empty();
         let limits = !self.limiter.is_off();
         self.tells_clients = limits && !self.headers.are_off() && !self.dry_run;
         self.tells_handlers = limits && self.status.unwrap_or(!self.headers.are_off());
         self.tells = self.tells_clients || self.tells_handlers;
+        self.tiers.clear();
+        if self.tier_by.is_some() {
+            let tiers = self.limiter.tiers().map(|(name, limiter)| {
+                let tier = Self {
+                    headers: self.headers.of(limiter),
+                    limiter: limiter.clone(),
+                    ..self.clone()
+                };
+                (name.into(), Arc::new(tier))
+            });
+            self.tiers = tiers.collect();
+        }
+    }
+
+    /// What counts for the tier of a request.
+    #[inline]
+    pub(super) fn in_tier<'a>(shared: &'a Arc<Self>, head: RequestHead<'_>) -> &'a Arc<Self> {
+        let Some(tier_by) = &shared.tier_by else {
+            return shared;
+        };
+        let tier = tier_by(head).and_then(|name| {
+            let mut tiers = shared.tiers.iter();
+            tiers.find(|(tier, _)| **tier == *name)
+        });
+        tier.map_or(shared, |(_, tier)| tier)
     }
 
     /// Whether a request is none of this layer's business.

@@ -16,6 +16,7 @@ pub mod memory;
 pub mod redis;
 #[cfg(feature = "test-util")]
 pub mod suite;
+mod tier;
 
 pub use lease::{
     FailureMode, Held, LeaseLimits, LeaseName, LeaseSlots, LeaseStore, LeaseUsage, Leased,
@@ -24,6 +25,7 @@ pub use lease::{
 pub use memory::MemoryStore;
 #[cfg(feature = "redis")]
 pub use redis::RedisStore;
+pub(crate) use tier::{InTier, Tiered};
 
 /// A place where rate limits are counted.
 ///
@@ -87,6 +89,9 @@ impl std::error::Error for SecretMissing {}
 /// shorter, the policies behind its end are left alone. A cost of 0 is always admitted, takes
 /// nothing and reports what is left. The usages of a decision are those of the first policy's
 /// quotas, then of the next one's, each in their order.
+///
+/// Where policies have [tiers](Policy::tier), a request counts in the quotas of all of them, whether it fits
+/// or not, once it is admitted by those of its own. Of tiers that are not its own nothing is told.
 pub trait RateBuckets: Send + Sync + 'static {
     /// Admits a request if it fits every quota of every key, and takes its cost from all of them;
     /// or takes nothing from any.
@@ -111,6 +116,15 @@ pub trait RateBuckets: Send + Sync + 'static {
     ///
     /// Never fills a bucket (or window) beyond what it holds when it was left alone.
     fn refund(&self, keys: &[Key], cost: u32) -> Reply<()>;
+
+    /// These buckets as requests of a tier are charged to them: such a request has to fit the quotas that the
+    /// policies have [in that tier](Policy::in_tier). `None` of a tier that no policy has, and, which is the
+    /// default, of a store without tiers.
+    ///
+    /// Of what is given back nothing depends on the tier.
+    fn tier(self: Arc<Self>, _tier: &str) -> Option<Arc<dyn RateBuckets>> {
+        None
+    }
 
     /// How many keys are held and were given up, if the store knows that by itself; it is asked now
     /// and then, for metrics. Default: it does not.

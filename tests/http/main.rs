@@ -32,6 +32,7 @@ mod several;
 mod sockets;
 mod sockets_ends;
 mod sockets_recv;
+mod tiers;
 mod types;
 mod upgrades;
 mod wait;

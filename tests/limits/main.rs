@@ -4,6 +4,7 @@
 mod changes;
 mod layers;
 mod model;
+mod tiers;
 
 use std::time::Duration;
 

@@ -10,15 +10,15 @@ use tower_admission::{Key, Quota, RateLimiter};
 use super::{Bench, SECOND};
 
 /// (requests a period, period in seconds, burst)
-type Numbers = (u32, u32, u32);
+pub(crate) type Numbers = (u32, u32, u32);
 
 /// Their intervals are whole powers of two of a second, so that a model in floating point is exact.
-fn numbers() -> impl Strategy<Value = Numbers> {
+pub(crate) fn numbers() -> impl Strategy<Value = Numbers> {
     let (count, period) = (0..4_u32, 0..4_u32);
     (count, period, 1..20_u32).prop_map(|(count, period, burst)| (1 << count, 1 << period, burst))
 }
 
-fn text((count, period, burst): Numbers) -> String {
+pub(crate) fn text((count, period, burst): Numbers) -> String {
     format!("{count} per {period}s burst {burst}")
 }
 

@@ -17,3 +17,4 @@ mod named_faults;
 mod proxy;
 mod rate;
 mod server;
+mod tiers;

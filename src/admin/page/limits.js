@@ -114,8 +114,11 @@ function showUsage(key) {
     at('usage-key').value = key;
     const { key: shown, limit, usage } = await json('GET', of('usage', key));
     at('usage-of').textContent = `${shown}: ${limit ?? 'the default applies'}`;
-    at('usage').replaceChildren(...usage.map((used) =>
-      bar(used.name || '(no name)', used.is_own ? `${used.sort}, its own` : used.sort, used.used, used.limit)));
+    at('usage').replaceChildren(...usage.map((used) => {
+      const name = used.name || '(no name)';
+      const sort = used.is_own ? `${used.sort}, its own` : used.sort;
+      return bar(used.tier ? `${name} (${used.tier})` : name, sort, used.used, used.limit);
+    }));
     at('usage-title').scrollIntoView({ block: 'nearest' });
   });
 }

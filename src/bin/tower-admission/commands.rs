@@ -117,17 +117,16 @@ fn counted<'a>(key: &'a KeyName, server: &Server, keys: &Keys) -> Result<&'a Key
 
 fn brief(usage: &Usage) -> String {
     let style = style(usage.level());
-    let name = match &*usage.name {
-        "" => &usage.sort,
-        name => name,
+    let name = match usage.title() {
+        title if title.is_empty() => clean(&usage.sort),
+        title => title,
     };
     match (usage.limit, usage.percent()) {
         (Some(limit), Some(percent)) => format!(
-            "{} {style}{} of {limit} ({percent}%){style:#}",
-            clean(name),
+            "{name} {style}{} of {limit} ({percent}%){style:#}",
             usage.used
         ),
-        _ => format!("{} {}", clean(name), usage.used),
+        _ => format!("{name} {}", usage.used),
     }
 }
 

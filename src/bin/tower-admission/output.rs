@@ -121,11 +121,9 @@ pub(crate) fn table(usages: &[Usage]) -> String {
         .map(|usage| {
             let percent = usage.percent().map(|percent| format!("{percent}%"));
             [
-                if usage.name.is_empty() {
-                    "-".to_owned()
-                } else {
-                    clean(&usage.name)
-                },
+                Some(usage.title())
+                    .filter(|title| !title.is_empty())
+                    .unwrap_or_else(|| "-".to_owned()),
                 clean(&usage.sort),
                 usage.used.to_string(),
                 number(usage.limit.map(|limit| limit.to_string())),

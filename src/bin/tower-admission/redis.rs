@@ -115,6 +115,7 @@ impl Redis {
 fn shown(usage: LimitUsage) -> Usage {
     Usage {
         name: usage.name.to_string(),
+        tier: usage.tier.as_deref().map(str::to_owned),
         sort: usage.sort.to_owned(),
         used: usage.used,
         limit: usage.limit,

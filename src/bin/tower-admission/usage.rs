@@ -2,10 +2,15 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::output::clean;
+
 /// One limit, in the form that the admin endpoints have.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Usage {
     pub(crate) name: String,
+    /// What it is of, where what a key may do comes from its requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tier: Option<String>,
     pub(crate) sort: String,
     pub(crate) used: u64,
     #[serde(default)]
@@ -40,6 +45,14 @@ pub(crate) enum Level {
 }
 
 impl Usage {
+    /// What it is called in a line for people; nothing for one without a name.
+    pub(crate) fn title(&self) -> String {
+        match &self.tier {
+            Some(tier) => clean(&format!("{} ({tier})", self.name)),
+            None => clean(&self.name),
+        }
+    }
+
     pub(crate) fn level(&self) -> Level {
         let Some(limit) = self.limit else {
             return Level::Low;
@@ -76,6 +89,7 @@ mod tests {
     fn usage(used: u64, limit: Option<u64>) -> Usage {
         Usage {
             name: String::new(),
+            tier: None,
             sort: String::new(),
             used,
             limit,

@@ -28,6 +28,7 @@ impl Occupied {
     fn usage_of(&self, used: u64, limit: u64, is_own: bool) -> LimitUsage {
         LimitUsage {
             name: self.name.clone(),
+            tier: None,
             sort: "concurrency",
             used,
             limit: Some(limit).filter(|limit| *limit != UNLIMITED),

@@ -1,5 +1,6 @@
 //! The buckets of one limiter: several quotas of several keys as one decision.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use governor::clock::Clock;
@@ -10,18 +11,25 @@ use super::rate::RateMeter;
 use super::sliding::SlidingMeter;
 use crate::decision::{Decision, Usage};
 use crate::key::Key;
-use crate::policy::{NamedQuota, Policy};
-use crate::store::{RateBuckets, RateStats, Reply};
+use crate::policy::{Binding, NamedQuota, Policy};
+use crate::store::{InTier, RateBuckets, RateStats, Reply, Tiered};
 
 /// The buckets of one limiter.
 pub(super) struct MemoryBuckets<C: Clock> {
     /// One entry for each quota of each policy, in their order.
     windows: Vec<Window<C>>,
+    policies: Vec<Policy>,
+    /// What binds a request of no tier.
+    binding: Binding,
+    /// Whether that is the only quota of all, and the first policy's.
+    is_single: bool,
 }
 
 /// One quota, charged to the key of the policy it belongs to.
 struct Window<C: Clock> {
     policy: usize,
+    /// Its place among the policy's.
+    at: usize,
     meter: Meter<C>,
 }
 
@@ -35,7 +43,8 @@ impl<C: Clock + Clone> MemoryBuckets<C> {
     pub(super) fn new(policies: &[Policy], max_keys: usize, clock: C) -> Self {
         let mut windows = Vec::new();
         for (policy, quotas) in policies.iter().enumerate() {
-            for quota in quotas.quotas().iter().map(NamedQuota::quota) {
+            let mut at = 0;
+            for quota in quotas.all_quotas().map(NamedQuota::quota) {
                 let meter = match quota.rate() {
                     Some(rate) if rate.is_sliding() => {
                         let meter = SlidingMeter::new(rate, max_keys, clock.clone());
@@ -45,10 +54,21 @@ impl<C: Clock + Clone> MemoryBuckets<C> {
                     None if quota.is_off() => continue,
                     None => Meter::DenyAll,
                 };
-                windows.push(Window { policy, meter });
+                windows.push(Window { policy, at, meter });
+                at += 1;
             }
         }
-        Self { windows }
+        let binding = Binding::of(policies, None);
+        let is_single = match &*windows {
+            [window] => window.policy == 0 && binding.binds(0, window.at),
+            _ => false,
+        };
+        Self {
+            windows,
+            binding,
+            is_single,
+            policies: policies.to_vec(),
+        }
     }
 }
 
@@ -56,49 +76,79 @@ impl<C: Clock + Clone> MemoryBuckets<C> {
 pub(super) trait Metered {
     fn decide(&self, key: &Key, cost: u32, mode: Mode) -> Usage;
 
+    /// Charges a request that was admitted elsewhere, whether it fits or not.
+    fn charge(&self, key: &Key, cost: u32);
+
     fn refund(&self, key: &Key, cost: u32);
 }
 
-/// What a decision charges, and to whom, in the order of its usages.
-pub(super) type Charges<'a, M> = SmallVec<[(M, &'a Key); 8]>;
-
-pub(super) fn peek_all<M: Metered>(charges: &[(M, &Key)], cost: u32) -> Decision {
-    let charges = charges.iter();
-    Decision::from_usages(charges.map(|(meter, key)| meter.decide(key, cost, Mode::Peek)))
+/// What a decision charges, and to whom.
+pub(super) struct Charges<'a, M> {
+    /// What the request has to fit, in the order of its usages.
+    asked: SmallVec<[(M, &'a Key); 8]>,
+    /// What it is counted in, if it does.
+    counted: Vec<(M, &'a Key)>,
 }
 
-/// Asks every meter before it takes from any, so that a refusal by one never takes from
-/// another, not even for the moment until it is given back.
-pub(super) fn take_all<M: Metered>(charges: &[(M, &Key)], cost: u32) -> Decision {
-    let asked = peek_all(charges, cost);
-    if cost == 0 || !asked.is_admitted() {
-        return asked;
+impl<'a, M: Metered> Charges<'a, M> {
+    pub(super) fn new() -> Self {
+        Self {
+            asked: SmallVec::new(),
+            counted: Vec::new(),
+        }
     }
-    let mut usages: SmallVec<[Usage; 8]> = asked.usages().into();
-    let mut taken = SmallVec::<[usize; 8]>::new();
-    for at in addresses_first(charges) {
-        let (meter, key) = &charges[at];
-        usages[at] = meter.decide(key, cost, Mode::Take);
-        if !usages[at].fits() {
-            // Another request took the last of it in between. What this one took goes back.
-            let refusal = usages[at];
-            for at in taken {
+
+    pub(super) fn push(&mut self, is_asked: bool, meter: M, key: &'a Key) {
+        if is_asked {
+            self.asked.push((meter, key));
+        } else {
+            self.counted.push((meter, key));
+        }
+    }
+
+    pub(super) fn peek(&self, cost: u32) -> Decision {
+        let charges = self.asked.iter();
+        Decision::from_usages(charges.map(|(meter, key)| meter.decide(key, cost, Mode::Peek)))
+    }
+
+    /// Asks every meter before it takes from any, so that a refusal by one never takes from
+    /// another, not even for the moment until it is given back.
+    pub(super) fn take(&self, cost: u32) -> Decision {
+        let asked = self.peek(cost);
+        if cost == 0 || !asked.is_admitted() {
+            return asked;
+        }
+        let mut usages: SmallVec<[Usage; 8]> = asked.usages().into();
+        let mut taken = SmallVec::<[usize; 8]>::new();
+        for at in addresses_first(&self.asked) {
+            let (meter, key) = &self.asked[at];
+            usages[at] = meter.decide(key, cost, Mode::Take);
+            if !usages[at].fits() {
+                // Another request took the last of it in between. What this one took goes back.
+                let refusal = usages[at];
+                for at in taken {
+                    let (meter, key) = &self.asked[at];
+                    meter.refund(key, cost);
+                }
+                usages = self.peek(cost).usages().into();
+                usages[at] = refusal;
+                return Decision::from_usages(usages);
+            }
+            taken.push(at);
+        }
+        for (meter, key) in &self.counted {
+            meter.charge(key, cost);
+        }
+        Decision::from_usages(usages)
+    }
+
+    pub(super) fn refund(&self, cost: u32) {
+        for charges in [&self.asked[..], &self.counted] {
+            for at in addresses_first(charges) {
                 let (meter, key) = &charges[at];
                 meter.refund(key, cost);
             }
-            usages = peek_all(charges, cost).usages().into();
-            usages[at] = refusal;
-            break;
         }
-        taken.push(at);
-    }
-    Decision::from_usages(usages)
-}
-
-pub(super) fn refund_all<M: Metered>(charges: &[(M, &Key)], cost: u32) {
-    for at in addresses_first(charges) {
-        let (meter, key) = &charges[at];
-        meter.refund(key, cost);
     }
 }
 
@@ -111,23 +161,31 @@ fn addresses_first<M>(charges: &[(M, &Key)]) -> impl Iterator<Item = usize> {
 
 impl<C: Clock> MemoryBuckets<C> {
     /// The windows that have a key.
-    fn charges<'a>(&'a self, keys: &'a [Key]) -> Charges<'a, &'a Meter<C>> {
-        let windows = self.windows.iter();
-        windows
-            .filter_map(|window| Some((&window.meter, keys.get(window.policy)?)))
-            .collect()
+    fn charges<'a>(&'a self, binding: &Binding, keys: &'a [Key]) -> Charges<'a, &'a Meter<C>> {
+        let mut charges = Charges::new();
+        for window in &self.windows {
+            if let Some(key) = keys.get(window.policy) {
+                let is_asked = binding.binds(window.policy, window.at);
+                charges.push(is_asked, &window.meter, key);
+            }
+        }
+        charges
     }
 
-    /// The only bucket that a key of the first policy is charged to, if it is that.
+    /// The only quota, if it is one of the first policy that binds a request of no tier.
+    #[inline]
+    fn only(&self) -> Option<&Meter<C>> {
+        match &*self.windows {
+            [window] if self.is_single => Some(&window.meter),
+            _ => None,
+        }
+    }
+
+    /// The same, if it is a bucket.
     #[inline]
     pub(super) fn only_rate(&self) -> Option<&RateMeter<C>> {
-        match &*self.windows {
-            [
-                Window {
-                    policy: 0,
-                    meter: Meter::Rate(meter),
-                },
-            ] => Some(meter),
+        match self.only() {
+            Some(Meter::Rate(meter)) => Some(meter),
             _ => None,
         }
     }
@@ -147,30 +205,33 @@ where
 {
     #[inline]
     fn take(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
-        match (&*self.windows, keys) {
-            ([window @ Window { policy: 0, .. }], [key, ..]) => {
-                let usage = window.meter.decide(key, cost, Mode::Take);
+        match (self.only(), keys) {
+            (Some(meter), [key, ..]) => {
+                let usage = meter.decide(key, cost, Mode::Take);
                 Reply::Ready(Decision::from_usage(usage))
             }
-            _ => Reply::Ready(take_all(&self.charges(keys), cost)),
+            _ => self.take_in(&self.binding, keys, cost),
         }
     }
 
     #[inline]
     fn take_one(&self, key: &Key) -> bool {
-        match &*self.windows {
-            [window @ Window { policy: 0, .. }] => window.meter.take_one(key),
-            _ => false,
-        }
+        self.only().is_some_and(|meter| meter.take_one(key))
     }
 
     fn peek(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
-        Reply::Ready(peek_all(&self.charges(keys), cost))
+        self.peek_in(&self.binding, keys, cost)
     }
 
     fn refund(&self, keys: &[Key], cost: u32) -> Reply<()> {
-        refund_all(&self.charges(keys), cost);
+        self.charges(&self.binding, keys).refund(cost);
         Reply::Ready(())
+    }
+
+    fn tier(self: Arc<Self>, tier: &str) -> Option<Arc<dyn RateBuckets>> {
+        let binding = Binding::of_tier(&self.policies, tier)?;
+        let buckets = self;
+        Some(Arc::new(InTier { buckets, binding }))
     }
 
     fn stats(&self) -> Option<RateStats> {
@@ -181,6 +242,19 @@ where
             all.evictions += one.evictions;
         }
         Some(all)
+    }
+}
+
+impl<C> Tiered for MemoryBuckets<C>
+where
+    C: Clock + Send + Sync + 'static,
+{
+    fn take_in(&self, binding: &Binding, keys: &[Key], cost: u32) -> Reply<Decision> {
+        Reply::Ready(self.charges(binding, keys).take(cost))
+    }
+
+    fn peek_in(&self, binding: &Binding, keys: &[Key], cost: u32) -> Reply<Decision> {
+        Reply::Ready(self.charges(binding, keys).peek(cost))
     }
 }
 
@@ -198,6 +272,14 @@ impl<C: Clock> Metered for Meter<C> {
         }
     }
 
+    fn charge(&self, key: &Key, cost: u32) {
+        match self {
+            Self::Rate(meter) => meter.charge(key, cost),
+            Self::Sliding(meter) => meter.charge(*key, cost),
+            Self::DenyAll => {}
+        }
+    }
+
     fn refund(&self, key: &Key, cost: u32) {
         match self {
             Self::Rate(meter) => meter.refund(key, cost),
@@ -212,21 +294,16 @@ impl<C: Clock> Metered for &Meter<C> {
         (**self).decide(key, cost, mode)
     }
 
+    fn charge(&self, key: &Key, cost: u32) {
+        (**self).charge(key, cost);
+    }
+
     fn refund(&self, key: &Key, cost: u32) {
         (**self).refund(key, cost);
     }
 }
 
 impl<C: Clock> Meter<C> {
-    /// Charges a request that was admitted elsewhere, whether it fits or not.
-    pub(super) fn charge(&self, key: &Key, cost: u32) {
-        match self {
-            Self::Rate(meter) => meter.charge(key, cost),
-            Self::Sliding(meter) => meter.charge(*key, cost),
-            Self::DenyAll => {}
-        }
-    }
-
     fn stats(&self) -> RateStats {
         match self {
             Self::Rate(meter) => meter.stats(),

@@ -29,6 +29,13 @@ impl<C: Clock> Metered for Charged<'_, C> {
         }
     }
 
+    fn charge(&self, key: &Key, cost: u32) {
+        match self {
+            Self::Meter(meter) => meter.charge(key, cost),
+            Self::Own { own, at, time } => own.quotas()[*at].charge(&|| time.now(), cost),
+        }
+    }
+
     fn refund(&self, key: &Key, cost: u32) {
         match self {
             Self::Meter(meter) => meter.refund(key, cost),

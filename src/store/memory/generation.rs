@@ -135,7 +135,7 @@ impl<C: Clock> Deref for Current<'_, C> {
 
 /// How long what was charged can count, in nanoseconds.
 pub(super) fn full_after(policies: &[Policy]) -> u64 {
-    let quotas = policies.iter().flat_map(Policy::quotas);
+    let quotas = policies.iter().flat_map(Policy::all_quotas);
     quotas
         .map(|quota| gone_after(quota.quota()))
         .max()

@@ -56,7 +56,7 @@ pub(super) struct Parted {
 impl Own {
     /// The quotas of `policy`, of which so much is used.
     pub(super) fn new(policy: Policy, used: impl IntoIterator<Item = Arc<Used>>) -> Self {
-        let quotas = policy.quotas().iter().map(NamedQuota::quota);
+        let quotas = policy.all_quotas().map(NamedQuota::quota);
         Self {
             quotas: quotas
                 .zip(used)
@@ -137,6 +137,26 @@ impl OwnQuota {
     pub(super) fn settle(&self, now: u64) {
         if let (Rule::Bucket(numbers), Used::Bucket(bucket)) = (&self.rule, &*self.used) {
             bucket.change(numbers, now, |debt| debt);
+        }
+    }
+
+    /// Charges a request that was admitted elsewhere, whether it fits or not.
+    pub(super) fn charge(&self, time: &impl Fn() -> u64, cost: u32) {
+        match (&self.rule, &*self.used) {
+            (Rule::Bucket(numbers), Used::Bucket(bucket)) => {
+                let amount = numbers.interval.saturating_mul(u64::from(cost));
+                bucket.change(numbers, time(), |debt| {
+                    debt.saturating_add(amount).min(numbers.refill)
+                });
+            }
+            (Rule::Window(numbers), Used::Window(parted)) => {
+                let mut parted = lock(parted);
+                let now = time();
+                let window = parted.at(*numbers, now);
+                window.advance(*numbers, now);
+                window.charge(cost);
+            }
+            _ => {}
         }
     }
 

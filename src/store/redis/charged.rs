@@ -1,26 +1,35 @@
 //! What a decision is charged to, as the script takes it.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use redis::{RedisWrite, ToRedisArgs};
+use smallvec::SmallVec;
 
 use crate::decision::{Decision, Usage};
 use crate::key::Key;
-use crate::policy::{NamedQuota, Policy};
+use crate::policy::{Binding, NamedQuota, Policy};
 use crate::quota::Quota;
 
 /// What the keys of a decision are charged to.
 pub(super) struct Charged {
     pub(super) policies: Arc<Vec<Policy>>,
-    pub(super) windows: Vec<Windows>,
+    windows: Vec<Windows>,
     /// Whether these are other policies than at first.
     changed: bool,
 }
 
-/// The quotas that one key is charged to, as the scripts take them.
+/// The quotas of a policy, as the scripts take them.
 #[derive(Clone, Default)]
-pub(super) struct Windows(pub(super) Vec<Window>);
+pub(super) struct Windows(Vec<Window>);
+
+/// The quotas that one key is charged to.
+pub(super) struct Charge<'a> {
+    windows: &'a [Window],
+    /// Those that a request has to fit. The others only count it.
+    binding: Range<usize>,
+}
 
 #[derive(Clone, Copy)]
 pub(super) struct Window {
@@ -58,16 +67,28 @@ impl Charged {
         }
     }
 
-    /// Whether so much fits the quotas when nothing of them is used.
-    pub(super) fn holds(&self, keys: &[Key], cost: u32) -> bool {
-        let windows = self.windows.iter().take(keys.len());
-        windows.flat_map(|w| &w.0).all(|w| cost <= w.limit)
+    /// What each of these keys is charged to.
+    pub(super) fn charges(&self, binding: &Binding, keys: &[Key]) -> SmallVec<[Charge<'_>; 2]> {
+        let windows = self.windows.iter().enumerate().take(keys.len());
+        windows
+            .map(|(policy, windows)| Charge {
+                windows: &windows.0,
+                binding: binding.places(policy),
+            })
+            .collect()
+    }
+
+    /// Whether so much fits the quotas that bind when nothing of them is used.
+    pub(super) fn holds(&self, binding: &Binding, keys: &[Key], cost: u32) -> bool {
+        let charges = self.charges(binding, keys);
+        let mut windows = charges.iter().flat_map(Charge::binding);
+        windows.all(|window| cost <= window.limit)
     }
 
     /// Says by which policies it was decided, if these are not those at first.
-    pub(super) fn tell(&self, decision: Decision) -> Decision {
+    pub(super) fn tell(&self, binding: &Binding, decision: Decision) -> Decision {
         if self.changed {
-            decision.by(self.policies.clone())
+            decision.by(binding.of_policies(&self.policies))
         } else {
             decision
         }
@@ -78,17 +99,23 @@ impl Charged {
 pub(super) struct Arguments<'a> {
     pub(super) cost: u32,
     pub(super) mode: Mode,
-    pub(super) policies: &'a [Windows],
+    pub(super) charges: &'a [Charge<'a>],
 }
 
 impl ToRedisArgs for Arguments<'_> {
     fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
         out.write_arg_fmt(self.cost);
         out.write_arg(self.mode.word().as_bytes());
-        for windows in self.policies {
-            out.write_arg_fmt(windows.0.len());
-            for window in &windows.0 {
-                out.write_arg_fmt(u8::from(window.sliding));
+        for charge in self.charges {
+            out.write_arg_fmt(charge.windows.len());
+            for (at, window) in charge.windows.iter().enumerate() {
+                let kind = match (window.sliding, charge.binding.contains(&at)) {
+                    (false, true) => 0,
+                    (true, true) => 1,
+                    (false, false) => 2,
+                    (true, false) => 3,
+                };
+                out.write_arg_fmt(kind);
                 out.write_arg_fmt(window.length);
                 out.write_arg_fmt(window.limit);
             }
@@ -97,7 +124,7 @@ impl ToRedisArgs for Arguments<'_> {
 }
 
 /// What a script answered about one quota.
-pub(super) fn usage(window: &Window, numbers: &[i64]) -> Usage {
+fn usage(window: &Window, numbers: &[i64]) -> Usage {
     let micros = |number: i64| Duration::from_micros(number.max(0).unsigned_abs());
     let (remaining, reset) = (numbers[0].max(0) as u32, micros(numbers[1]));
     match numbers[2] {
@@ -111,15 +138,40 @@ pub(super) fn usage(window: &Window, numbers: &[i64]) -> Usage {
 
 impl Windows {
     pub(super) fn of(policy: &Policy) -> Self {
-        let quotas = policy.quotas().iter().map(NamedQuota::quota);
+        let quotas = policy.all_quotas().map(NamedQuota::quota);
         let limiting = quotas.filter(|quota| !quota.is_off());
         Self(limiting.map(Window::of).collect())
+    }
+}
+
+impl Charge<'_> {
+    /// The quotas that bind.
+    pub(super) fn binding(&self) -> impl Iterator<Item = &Window> {
+        self.windows[self.binding.clone()].iter()
+    }
+
+    /// As the script answers about those that bind.
+    pub(super) fn usages<'a>(&'a self, numbers: &'a [i64]) -> impl Iterator<Item = Usage> + 'a {
+        let numbers = numbers.chunks_exact(3).skip(self.binding.start);
+        self.binding()
+            .zip(numbers)
+            .map(|(window, numbers)| usage(window, numbers))
+    }
+
+    /// Whether there are others, which only count.
+    pub(super) fn has_others(&self) -> bool {
+        self.binding.len() < self.windows.len()
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.windows.len()
     }
 
     /// What is told of a key that cannot be asked about when others have refused.
     pub(super) fn unused(&self) -> Vec<Usage> {
-        let windows = self.0.iter().map(|window| window.limit);
-        windows
+        let limits = self.binding().map(|window| window.limit);
+        limits
             .map(|limit| Usage::admitted(limit, limit, Duration::ZERO))
             .collect()
     }

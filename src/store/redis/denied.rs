@@ -1,7 +1,7 @@
 //! Denials that Redis gave, kept for as long as they hold, so that who is denied costs no calls.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -35,6 +35,8 @@ struct Place {
 }
 
 struct Denial {
+    /// The tier that the request was of.
+    tier: Option<Arc<str>>,
     fingerprint: [u64; 2],
     cost: u32,
     since: Instant,
@@ -67,11 +69,16 @@ impl Denials {
     }
 
     /// The denial that still holds for these keys, its times counted down.
-    pub(super) fn find(&self, keys: &[Key], cost: u32) -> Option<Decision> {
+    pub(super) fn find(
+        &self,
+        tier: Option<&Arc<str>>,
+        keys: &[Key],
+        cost: u32,
+    ) -> Option<Decision> {
         let fingerprint = fingerprint(keys);
         let mut place = lock(self.place(fingerprint));
         let denial = place.denial.as_deref();
-        let denial = denial.filter(|d| d.fingerprint == fingerprint)?;
+        let denial = denial.filter(|d| d.fingerprint == fingerprint && d.tier.as_ref() == tier)?;
         let now = Instant::now();
         if now >= denial.until || !self.is_current(denial.since) {
             place.denial = None;
@@ -83,7 +90,14 @@ impl Denials {
     }
 
     /// Keeps a denial until the request would fit.
-    pub(super) fn keep(&self, keys: &[Key], cost: u32, asked: Instant, decision: &Decision) {
+    pub(super) fn keep(
+        &self,
+        tier: Option<&Arc<str>>,
+        keys: &[Key],
+        cost: u32,
+        asked: Instant,
+        decision: &Decision,
+    ) {
         let holds = match decision.retry_after() {
             Some(wait) => wait.min(LONGEST),
             None if decision.is_hopeless() => LONGEST,
@@ -91,6 +105,7 @@ impl Denials {
         };
         let fingerprint = fingerprint(keys);
         let denial = Denial {
+            tier: tier.cloned(),
             fingerprint,
             cost,
             // Counted from when it was asked for, so that it ends too soon rather than too late.
@@ -163,34 +178,47 @@ mod tests {
     async fn holds_until_the_request_fits() {
         let denials = Denials::new();
         let keys = [Key::id("user", "alice")];
-        denials.keep(&keys, 1, Instant::now(), &denied_for(400));
+        denials.keep(None, &keys, 1, Instant::now(), &denied_for(400));
         tokio::time::advance(Duration::from_millis(300)).await;
-        let denial = denials.find(&keys, 1).unwrap();
+        let denial = denials.find(None, &keys, 1).unwrap();
         assert_eq!(denial.retry_after(), Some(Duration::from_millis(100)));
         assert_eq!(denial.reset(), Some(Duration::from_millis(500)));
-        assert!(denials.find(&keys, 2).is_none());
-        assert!(denials.find(&[Key::id("user", "bob")], 1).is_none());
+        assert!(denials.find(None, &keys, 2).is_none());
+        assert!(denials.find(None, &[Key::id("user", "bob")], 1).is_none());
         tokio::time::advance(Duration::from_millis(100)).await;
-        assert!(denials.find(&keys, 1).is_none());
+        assert!(denials.find(None, &keys, 1).is_none());
     }
 
     #[tokio::test(start_paused = true)]
     async fn holds_a_second_at_most_and_not_over_a_refund() {
         let denials = Denials::new();
         let keys = [Key::id("user", "alice")];
-        denials.keep(&keys, 1, Instant::now(), &denied_for(60_000));
+        denials.keep(None, &keys, 1, Instant::now(), &denied_for(60_000));
         tokio::time::advance(LONGEST).await;
-        assert!(denials.find(&keys, 1).is_none());
-        denials.keep(&keys, 1, Instant::now(), &denied_for(60_000));
+        assert!(denials.find(None, &keys, 1).is_none());
+        denials.keep(None, &keys, 1, Instant::now(), &denied_for(60_000));
         let asked = Instant::now();
         denials.forget(&keys);
-        assert!(denials.find(&keys, 1).is_none());
+        assert!(denials.find(None, &keys, 1).is_none());
         // An answer that was under way.
-        denials.keep(&keys, 1, asked, &denied_for(60_000));
-        assert!(denials.find(&keys, 1).is_none());
+        denials.keep(None, &keys, 1, asked, &denied_for(60_000));
+        assert!(denials.find(None, &keys, 1).is_none());
         tokio::time::advance(Duration::from_millis(1)).await;
-        denials.keep(&keys, 1, Instant::now(), &denied_for(60_000));
-        assert!(denials.find(&keys, 1).is_some());
+        denials.keep(None, &keys, 1, Instant::now(), &denied_for(60_000));
+        assert!(denials.find(None, &keys, 1).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn holds_in_its_tier() {
+        let denials = Denials::new();
+        let keys = [Key::id("user", "alice")];
+        let tier = Arc::from("pro");
+        denials.keep(Some(&tier), &keys, 1, Instant::now(), &denied_for(400));
+        assert!(denials.find(None, &keys, 1).is_none());
+        assert!(denials.find(Some(&tier), &keys, 1).is_some());
+        // What is given back is given back in every tier.
+        denials.forget(&keys);
+        assert!(denials.find(Some(&tier), &keys, 1).is_none());
     }
 
     #[test]

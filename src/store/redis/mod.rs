@@ -16,6 +16,7 @@ mod names;
 mod post;
 mod rate;
 mod script;
+mod share;
 mod supervisor;
 mod url;
 

@@ -16,8 +16,8 @@ const CHOOSES: &AsciiSet = &CONTROLS.add(b'{').add(b'}').add(b'%');
 
 /// The names that are in use by limiters of one store.
 ///
-/// A limiter is called by the names of its quotas, those that slide with a `~` and with a `&` between
-/// policies: what buckets and windows keep differs, so a quota that changes its kind, or goes to another policy,
+/// A limiter is called by the names of its quotas, those that slide with a `~`, those of a tier behind its name
+/// and with a `&` between policies: what buckets and windows keep differs, so a quota that changes its kind, or goes to another policy,
 /// counts in another place. A second limiter
 /// of the same name has a 2 behind it, and so on, in the order in which they are made: replicas run
 /// the same program.
@@ -55,10 +55,21 @@ impl Names {
             let slides = quota.quota().is_sliding();
             format!("{name}{}", if slides { "~" } else { "" })
         };
-        let of_policy = |policy: &Policy| {
-            let quotas = policy.quotas().iter();
-            let limiting = quotas.filter(|quota| !quota.quota().is_off());
+        let of_quotas = |quotas: &[NamedQuota]| {
+            let limiting = quotas.iter().filter(|quota| !quota.quota().is_off());
             limiting.map(of_quota).collect::<Vec<_>>().join("+")
+        };
+        let of_policy = |policy: &Policy| {
+            let mut name = of_quotas(policy.quotas());
+            for tier in policy.tiers() {
+                let quotas = of_quotas(policy.in_tier(tier).quotas());
+                let _ = write!(
+                    name,
+                    "@{}={quotas}",
+                    utf8_percent_encode(tier, NON_ALPHANUMERIC)
+                );
+            }
+            name
         };
         // Apart by policy, as a key has a part for each quota of one.
         let first = policies.iter().map(of_policy).collect::<Vec<_>>().join("&");
@@ -209,6 +220,12 @@ mod tests {
                 "app:rate:per%20day&default:ip:192.0.2.1",
                 "app:rate:per%20day&default/2:ip:192.0.2.1"
             ]
+        );
+        let tiered = policy[0].clone().tier("a b", Quota::per_hour(1));
+        let tiered = names.claim(&[tiered.tier("staff", Quota::off())]);
+        assert_eq!(
+            tiered.key(0, &address),
+            "app:rate:per%20day@a%20b=default@staff=:ip:192.0.2.1"
         );
         let window = names.claim(&[Policy::new("per day", Quota::per_day(1).sliding())]);
         assert_eq!(window.key(0, &address), "app:rate:per%20day~:ip:192.0.2.1");

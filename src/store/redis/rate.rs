@@ -8,16 +8,17 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::Inner;
-use super::charged::{Arguments, Charged, Mode, Windows, usage};
+use super::charged::{Arguments, Charge, Charged, Mode};
 use super::client::Client;
 use super::denied::Denials;
 use super::failure::StoreError;
 use super::names::Name;
 use super::script::Script;
+use super::share::Share;
 use crate::decision::{Decision, Usage};
 use crate::key::{Key, KeyMap};
-use crate::policy::Policy;
-use crate::store::{AdjustableBuckets, FailureMode, MemoryStore, RateBuckets, RateStore, Reply};
+use crate::policy::{Binding, Policy};
+use crate::store::{AdjustableBuckets, FailureMode, InTier, RateBuckets, Reply, Tiered};
 
 /// Clones share the buckets.
 #[derive(Clone)]
@@ -30,14 +31,11 @@ struct Buckets {
     all: ArcSwap<Charged>,
     /// For each policy, what keys have of their own.
     own: Box<[KeyMap<Policy>]>,
+    /// What binds a request of no tier.
+    binding: Binding,
     denials: Denials,
     /// This replica's share, for when Redis is away.
     share: Option<Share>,
-}
-
-struct Share {
-    replicas: u32,
-    buckets: Arc<dyn AdjustableBuckets>,
 }
 
 pub(super) fn script() -> Script {
@@ -53,17 +51,14 @@ impl RedisBuckets {
     /// Those that are called so already.
     pub(super) fn called(name: Name, store: Arc<Inner>, policies: &[Policy]) -> Self {
         let share = match store.options.on_failure {
-            FailureMode::LocalShare { replicas } => {
-                let policies: Vec<_> = policies.iter().map(|p| p.share(replicas)).collect();
-                let buckets = MemoryStore::new().open_adjustable(&policies);
-                buckets.map(|buckets| Share { replicas, buckets })
-            }
+            FailureMode::LocalShare { replicas } => Share::open(policies, replicas),
             FailureMode::Open | FailureMode::Closed => None,
         };
         Self(Arc::new(Buckets {
             name,
             all: ArcSwap::from_pointee(Charged::new(policies.to_vec(), false)),
             own: policies.iter().map(|_| KeyMap::default()).collect(),
+            binding: Binding::of(policies, None),
             denials: Denials::new(),
             share,
             store,
@@ -71,22 +66,23 @@ impl RedisBuckets {
     }
 
     /// Asks Redis, unless it is known to be away.
-    fn ask(&self, keys: &[Key], cost: u32, mode: Mode) -> Reply<Decision> {
+    fn ask(&self, binding: &Binding, keys: &[Key], cost: u32, mode: Mode) -> Reply<Decision> {
         if self.0.client().check().is_err() {
-            return self.0.without_redis(keys, cost, mode);
+            return self.0.without_redis(binding, keys, cost, mode);
         }
         let this = self.clone();
+        let binding = binding.clone();
         let keys: Keys = keys.into();
         Reply::Pending(Box::pin(async move {
             let asked = Instant::now();
             let charged = this.0.charged(&keys);
-            match this.0.decide(&charged, &keys, cost, mode).await {
+            match this.0.decide(&charged, &binding, &keys, cost, mode).await {
                 Ok(decision) => {
-                    let decision = charged.tell(decision);
-                    this.0.learn(&keys, cost, mode, asked, &decision);
+                    let decision = charged.tell(&binding, decision);
+                    this.0.learn(&binding, &keys, cost, mode, asked, &decision);
                     decision
                 }
-                Err(_) => this.0.without_redis(&keys, cost, mode).await,
+                Err(_) => this.0.without_redis(&binding, &keys, cost, mode).await,
             }
         }))
     }
@@ -96,15 +92,17 @@ type Keys = SmallVec<[Key; 2]>;
 
 impl RateBuckets for RedisBuckets {
     fn take(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
-        if let Some(denied) = self.0.denials.find(keys, cost) {
-            self.0.client().events().denied_from_cache();
-            return Reply::Ready(denied);
-        }
-        self.ask(keys, cost, Mode::Take)
+        self.take_in(&self.0.binding, keys, cost)
     }
 
     fn peek(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
-        self.ask(keys, cost, Mode::Peek)
+        self.peek_in(&self.0.binding, keys, cost)
+    }
+
+    fn tier(self: Arc<Self>, tier: &str) -> Option<Arc<dyn RateBuckets>> {
+        let binding = Binding::of_tier(&self.0.all.load().policies, tier)?;
+        let buckets = self;
+        Some(Arc::new(InTier { buckets, binding }))
     }
 
     fn refund(&self, keys: &[Key], cost: u32) -> Reply<()> {
@@ -126,14 +124,27 @@ impl RateBuckets for RedisBuckets {
     }
 }
 
+impl Tiered for RedisBuckets {
+    fn take_in(&self, binding: &Binding, keys: &[Key], cost: u32) -> Reply<Decision> {
+        if let Some(denied) = self.0.denials.find(binding.tier(), keys, cost) {
+            self.0.client().events().denied_from_cache();
+            return Reply::Ready(denied);
+        }
+        self.ask(binding, keys, cost, Mode::Take)
+    }
+
+    fn peek_in(&self, binding: &Binding, keys: &[Key], cost: u32) -> Reply<Decision> {
+        self.ask(binding, keys, cost, Mode::Peek)
+    }
+}
+
 impl AdjustableBuckets for RedisBuckets {
     fn set_policies(&self, policies: &[Policy]) -> bool {
         let this = &*self.0;
-        if let Some(Share { replicas, buckets }) = &this.share {
-            let policies: Vec<_> = policies.iter().map(|p| p.share(*replicas)).collect();
-            if !buckets.set_policies(&policies) {
-                return false;
-            }
+        if let Some(share) = &this.share
+            && !share.set_policies(policies)
+        {
+            return false;
         }
         this.all
             .store(Arc::new(Charged::new(policies.to_vec(), true)));
@@ -151,9 +162,8 @@ impl AdjustableBuckets for RedisBuckets {
         if let Some(by_key) = this.own.get(policy) {
             by_key.set(key, own.cloned());
         }
-        if let Some(Share { replicas, buckets }) = &this.share {
-            let own = own.map(|own| own.share(*replicas));
-            buckets.set_own(policy, key, own.as_ref());
+        if let Some(share) = &this.share {
+            share.set_own(policy, key, own);
         }
         this.denials.forget_all();
     }
@@ -185,24 +195,30 @@ impl Buckets {
 
     /// What the failure mode says.
     #[cold]
-    fn without_redis(&self, keys: &[Key], cost: u32, mode: Mode) -> Reply<Decision> {
+    fn without_redis(
+        &self,
+        binding: &Binding,
+        keys: &[Key],
+        cost: u32,
+        mode: Mode,
+    ) -> Reply<Decision> {
         match (&self.share, &self.store.options.on_failure) {
-            (Some(Share { buckets, .. }), _) => {
+            (Some(share), _) => {
                 let charged = self.charged(keys);
                 let decided = if mode == Mode::Take {
-                    buckets.take(keys, cost)
+                    share.take(binding, keys, cost)
                 } else {
-                    buckets.peek(keys, cost)
+                    share.peek(binding, keys, cost)
                 };
                 match decided {
                     // It never fits the share, and will fit when Redis is back.
                     Reply::Ready(decision)
-                        if decision.is_hopeless() && charged.holds(keys, cost) =>
+                        if decision.is_hopeless() && charged.holds(binding, keys, cost) =>
                     {
                         Reply::Ready(Decision::unavailable())
                     }
                     // A client is told of its quota, not of this replica's share of it.
-                    Reply::Ready(decision) => Reply::Ready(charged.tell(decision)),
+                    Reply::Ready(decision) => Reply::Ready(charged.tell(binding, decision)),
                     decided => decided,
                 }
             }
@@ -212,32 +228,42 @@ impl Buckets {
     }
 
     /// Keeps what Redis said for later.
-    fn learn(&self, keys: &[Key], cost: u32, mode: Mode, asked: Instant, decision: &Decision) {
+    fn learn(
+        &self,
+        binding: &Binding,
+        keys: &[Key],
+        cost: u32,
+        mode: Mode,
+        asked: Instant,
+        decision: &Decision,
+    ) {
         if mode == Mode::Peek {
             return;
         }
         if !decision.is_admitted() {
-            self.denials.keep(keys, cost, asked, decision);
+            self.denials
+                .keep(binding.tier(), keys, cost, asked, decision);
         } else if let Some(share) = &self.share {
             // So that the share is no fresh burst when Redis goes away.
-            let _ = share.buckets.take(keys, cost);
+            let _ = share.take(binding, keys, cost);
         }
     }
 
     async fn decide(
         &self,
         charged: &Charged,
+        binding: &Binding,
         keys: &[Key],
         cost: u32,
         mode: Mode,
     ) -> Result<Decision, StoreError> {
         let deadline = self.client().deadline();
-        let windows = &charged.windows;
-        let keys = &keys[..keys.len().min(windows.len())];
+        let charges = &charged.charges(binding, keys);
+        let keys = &keys[..charges.len()];
         if keys.len() > 1 && self.client().is_cluster() {
-            return self.decide_apart(windows, keys, cost, mode, deadline).await;
+            return self.decide_apart(charges, keys, cost, mode, deadline).await;
         }
-        let usages = self.call(windows, 0, keys, cost, mode, deadline).await?;
+        let usages = self.call(charges, 0, keys, cost, mode, deadline).await?;
         Ok(Decision::from_usages(usages))
     }
 
@@ -246,26 +272,27 @@ impl Buckets {
     /// given back.
     async fn decide_apart(
         &self,
-        windows: &[Windows],
+        charges: &[Charge<'_>],
         keys: &[Key],
         cost: u32,
         mode: Mode,
         deadline: Instant,
     ) -> Result<Decision, StoreError> {
         let mut order: Vec<usize> = (0..keys.len()).collect();
-        order.sort_by_key(|&at| !keys[at].is_ip());
+        // Then those that are counted elsewhere as well, as what that came to is not known when it is given back.
+        order.sort_by_key(|&at| (!keys[at].is_ip(), charges[at].has_others()));
         let mut usages: Vec<Vec<Usage>> = vec![Vec::new(); keys.len()];
         let mut refused = false;
         let mut taken = Vec::new();
         for at in order {
             let mode = if refused { Mode::Peek } else { mode };
             usages[at] = match self
-                .call(windows, at, &keys[at..=at], cost, mode, deadline)
+                .call(charges, at, &keys[at..=at], cost, mode, deadline)
                 .await
             {
                 Ok(found) => found,
                 // It is refused whatever this part of the cluster holds.
-                Err(_) if refused => windows[at].unused(),
+                Err(_) if refused => charges[at].unused(),
                 Err(error) => return Err(error),
             };
             let fits = usages[at].iter().all(Usage::fits);
@@ -279,11 +306,11 @@ impl Buckets {
                 let key = &keys[at..=at];
                 // What cannot be given back refills with time, and is told as it was found.
                 if self
-                    .call(windows, at, key, cost, Mode::Refund, deadline)
+                    .call(charges, at, key, cost, Mode::Refund, deadline)
                     .await
                     .is_ok()
                     && let Ok(found) = self
-                        .call(windows, at, key, cost, Mode::Peek, deadline)
+                        .call(charges, at, key, cost, Mode::Peek, deadline)
                         .await
                 {
                     usages[at] = found;
@@ -296,33 +323,33 @@ impl Buckets {
     async fn give_back(&self, keys: &[Key], cost: u32) -> Result<(), StoreError> {
         let deadline = self.client().deadline();
         let charged = self.charged(keys);
-        let windows = &charged.windows;
-        let keys = &keys[..keys.len().min(windows.len())];
+        let charges = &charged.charges(&self.binding, keys);
+        let keys = &keys[..charges.len()];
         if !self.client().is_cluster() {
             return self
-                .call(windows, 0, keys, cost, Mode::Refund, deadline)
+                .call(charges, 0, keys, cost, Mode::Refund, deadline)
                 .await
                 .map(drop);
         }
         // There the keys lie in different parts.
         for at in 0..keys.len() {
-            self.call(windows, at, &keys[at..=at], cost, Mode::Refund, deadline)
+            self.call(charges, at, &keys[at..=at], cost, Mode::Refund, deadline)
                 .await?;
         }
         Ok(())
     }
 
-    /// Charges keys to the policies from `first` on.
+    /// Charges keys to what those from `first` on are charged to.
     async fn call(
         &self,
-        windows: &[Windows],
+        charges: &[Charge<'_>],
         first: usize,
         keys: &[Key],
         cost: u32,
         mode: Mode,
         deadline: Instant,
     ) -> Result<Vec<Usage>, StoreError> {
-        let policies = &windows[first..first + keys.len()];
+        let charges = &charges[first..first + keys.len()];
         let names = keys.iter().enumerate();
         let keys: Vec<_> = names
             .map(|(n, key)| self.name.key(first + n, key))
@@ -330,16 +357,19 @@ impl Buckets {
         let arguments = &Arguments {
             cost,
             mode,
-            policies,
+            charges,
         };
         let call = self
             .client()
             .run(&self.store.rates, &keys, arguments, deadline);
         let numbers: Vec<i64> = call.await?;
-        let windows = policies.iter().flat_map(|windows| &windows.0);
-        Ok(windows
-            .zip(numbers.chunks_exact(3))
-            .map(|(window, numbers)| usage(window, numbers))
-            .collect())
+        let mut numbers = &*numbers;
+        let mut usages = Vec::new();
+        for charge in charges {
+            let (of_key, rest) = numbers.split_at((3 * charge.len()).min(numbers.len()));
+            usages.extend(charge.usages(of_key));
+            numbers = rest;
+        }
+        Ok(usages)
     }
 }

@@ -12,11 +12,12 @@
 -- ARGV[1]   the cost; 0 is admitted, takes nothing, and reports what is left
 -- ARGV[2]   take, look or give
 -- ARGV[3..] for each key: how many quotas it has, then for each three numbers: 0 for a bucket and 1
---           for a window, its interval or the length of its sub-windows, and the most requests it
---           admits at once; 0 admits nothing
+--           for a window, which is 2 more for a quota that only counts what the others admit, its interval
+--           or the length of its sub-windows, and the most requests it admits at once; 0 admits nothing
 --
 -- Returns three numbers for each quota, in order: how many more would be admitted, the time until
--- it is as good as unused, and the time until the request fits: 0 now, -1 never.
+-- it is as good as unused, and the time until the request fits: 0 now, -1 never. Those of a quota that only
+-- counts mean nothing.
 --
 -- All times are whole microseconds. They stay below 2^53, where Lua's numbers are exact, but for what a
 -- bucket owes by a quota that holds less, which is only compared.
@@ -134,7 +135,9 @@ for n, key in ipairs(KEYS) do
     local length, limit = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
     local stored = parts[quota]
     local left, reset, wait, left_after, reset_after
-    if ARGV[at + 1] == '0' then
+    local kind = tonumber(ARGV[at + 1])
+    local binds = kind < 2
+    if kind % 2 == 0 then
       local debt, before, most, changed = debt_of(stored, length, limit)
       if not debt then
         return junk()
@@ -157,8 +160,12 @@ for n, key in ipairs(KEYS) do
         -- Likewise, a request is as long as it was when it was charged.
         reset_after = math.max(debt - cost * before, 0)
         parts[quota] = bucket_of(before, reset_after, most)
+      elseif not binds and owed >= full then
+        -- It owes as much as an empty bucket already, or more by another quota, and stays as it was charged.
+        reset_after = debt
+        parts[quota] = bucket_of(before, debt, most)
       else
-        reset_after = owed + cells * length
+        reset_after = binds and owed + cells * length or math.min(owed + cells * length, full)
         parts[quota] = bucket_of(length, reset_after, limit)
       end
       left_after = left - cells
@@ -211,7 +218,7 @@ for n, key in ipairs(KEYS) do
     if cost == 0 then
       wait = 0
     end
-    fits = fits and wait == 0
+    fits = fits and (wait == 0 or not binds)
     local to = #reply
     reply[to + 1], reply[to + 2], reply[to + 3] = left, reset, wait
     after[to + 1], after[to + 2], after[to + 3] = left_after, reset_after, wait

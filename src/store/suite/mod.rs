@@ -14,19 +14,22 @@
 mod leases;
 mod named;
 mod rates;
+mod tiers;
 
 use std::time::Duration;
 
 use super::{LeaseStore, RateStore};
 use crate::key::Key;
 
-/// Runs the whole suite. `pass` lets the store's time pass: it moves a test clock, or sleeps.
+/// Runs the whole suite. `pass` lets the store's time pass: it moves a test clock, or sleeps. Of a store that
+/// has no [tiers](super::RateBuckets::tier) these are not asked for.
 ///
 /// # Panics
 ///
 /// When the store does something else than [`RateStore`] and [`RateBuckets`](super::RateBuckets) say.
 pub async fn rate_store(store: &dyn RateStore, pass: impl AsyncFn(Duration)) {
-    rates::run(store, pass).await;
+    rates::run(store, &pass).await;
+    tiers::run(store, &pass).await;
 }
 
 /// Runs the suite for slots. `pass` is as for [`rate_store`].

@@ -12,9 +12,9 @@ use crate::store::{RateBuckets, RateStore};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-pub(super) async fn run(store: &dyn RateStore, pass: impl AsyncFn(Duration)) {
-    burst_and_refill(store, &pass).await;
-    honest_retry_after(store, &pass).await;
+pub(super) async fn run(store: &dyn RateStore, pass: &impl AsyncFn(Duration)) {
+    burst_and_refill(store, pass).await;
+    honest_retry_after(store, pass).await;
     several_windows_are_one(store).await;
     several_keys_are_one(store).await;
     a_key_of_two_policies_is_charged_to_both(store).await;
@@ -25,7 +25,7 @@ pub(super) async fn run(store: &dyn RateStore, pass: impl AsyncFn(Duration)) {
     keys_and_limiters_are_apart(store).await;
     denies_all(store).await;
     races_admit_the_burst(store).await;
-    sliding_windows(store, &pass).await;
+    sliding_windows(store, pass).await;
     sliding_costs_and_refunds(store).await;
     sliding_next_to_a_bucket(store).await;
     races_admit_what_a_window_does(store).await;

@@ -1,4 +1,4 @@
-//! The script for rates against a naive model, when replicas go by different quotas.
+//! The script for rates against a naive model, when replicas go by different quotas, in two tiers.
 //!
 //! The script is given the time, so that what it says of times is known to the microsecond.
 
@@ -14,7 +14,10 @@ type Quota = (u64, u64);
 
 #[derive(Clone, Debug)]
 struct Step {
-    quota: Quota,
+    /// Those of two tiers.
+    quotas: [Quota; 2],
+    /// Which of them the request has to fit.
+    tier: usize,
     cost: u64,
     is_refund: bool,
     /// How much time passes first.
@@ -26,10 +29,12 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let interval = prop_oneof![Just(1), 1..100_u64, 1..1_000_000_u64];
     let quota = (interval, 1..200_u64);
     let pass = prop_oneof![Just(0), 1..100_u64, 1..20_000_000_u64];
-    let step = (quota, 1..200_u64, 0..4_u8, pass);
-    let step = step.prop_map(|(quota, cost, refund, pass)| Step {
-        quota,
-        cost: 1 + cost % quota.1,
+    let quotas = [quota.clone(), quota];
+    let step = (quotas, 0..2_usize, 1..200_u64, 0..4_u8, pass);
+    let step = step.prop_map(|(quotas, tier, cost, refund, pass)| Step {
+        quotas,
+        tier,
+        cost: 1 + cost % quotas[tier].1,
         is_refund: refund == 0,
         pass,
     });
@@ -37,7 +42,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 /// What is owed, in the time of the quota by which it was charged last.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct Model {
     interval: u64,
     debt: u64,
@@ -51,6 +56,18 @@ impl Model {
             debt => (debt * interval).div_ceil(self.interval),
         }
     }
+
+    /// A request that the other tier admitted.
+    fn count(&mut self, cost: u64, (interval, limit): Quota) {
+        let (owed, full) = (self.owed(interval), interval * limit);
+        // What owes more already, as others go by a higher quota, owes it still.
+        if owed < full {
+            *self = Self {
+                interval,
+                debt: full.min(owed + cost * interval),
+            };
+        }
+    }
 }
 
 struct Script {
@@ -60,17 +77,23 @@ struct Script {
 }
 
 impl Script {
-    /// What is left, and how long to wait.
-    async fn run(&mut self, now: u64, mode: &str, cost: u64, (interval, limit): Quota) -> [u64; 2] {
+    /// What is left in the tier of a step, and how long to wait.
+    async fn run(&mut self, now: u64, mode: &str, step: &Step) -> [u64; 2] {
         let mut run = redis::pipe();
         let run = run.atomic().cmd("EVAL").arg(&self.source);
-        let run = run.arg(1).arg(&self.key).arg(cost).arg(mode);
-        let run = run.arg(&[1, 0, interval, limit]);
+        let run = run.arg(1).arg(&self.key).arg(step.cost).arg(mode).arg(2);
+        for (tier, (interval, limit)) in step.quotas.into_iter().enumerate() {
+            let only_counts = if tier == step.tier { 0 } else { 2 };
+            run.arg(&[only_counts, interval, limit]);
+        }
         let run = run.arg(&[now / 1_000_000, now % 1_000_000]);
         // The server's own time is another.
         run.cmd("PERSIST").arg(&self.key).ignore();
-        let ([left, _, wait],): ([u64; 3],) = run.query_async(&mut self.connection).await.unwrap();
-        [left, wait]
+        let (told,): ([i64; 6],) = run.query_async(&mut self.connection).await.unwrap();
+        let [left, _, wait] = told[3 * step.tier..][..3] else {
+            unreachable!("three numbers for each");
+        };
+        [left, wait].map(|number| number.max(0).unsigned_abs())
     }
 
     async fn stored(&mut self) -> Option<String> {
@@ -81,36 +104,43 @@ impl Script {
 }
 
 async fn run(script: &mut Script, steps: &[Step]) -> Result<(), TestCaseError> {
-    let mut model = Model::default();
+    let mut tiers = [Model::default(); 2];
     let mut now = 1_800_000_000_000_000;
     for step in steps {
-        let (quota, cost) = (step.quota, step.cost);
+        let (quota, cost) = (step.quotas[step.tier], step.cost);
         let (interval, limit) = quota;
         now += step.pass;
-        model.debt = model.debt.saturating_sub(step.pass);
+        for model in &mut tiers {
+            model.debt = model.debt.saturating_sub(step.pass);
+        }
         if step.is_refund {
-            script.run(now, "give", cost, quota).await;
-            model.debt = model.debt.saturating_sub(cost * model.interval);
+            script.run(now, "give", step).await;
+            for model in &mut tiers {
+                model.debt = model.debt.saturating_sub(cost * model.interval);
+            }
             continue;
         }
         let before = script.stored().await;
-        let [left, wait] = script.run(now, "take", cost, quota).await;
+        let [left, wait] = script.run(now, "take", step).await;
+        let other = 1 - step.tier;
+        let model = &mut tiers[step.tier];
         let owed = model.owed(interval);
         let fits = owed + cost * interval <= limit * interval;
         prop_assert_eq!(wait == 0, fits, "{:?}", step);
         if fits {
-            model = Model {
+            *model = Model {
                 interval,
                 debt: owed + cost * interval,
             };
             prop_assert_eq!(left, limit - model.debt.div_ceil(interval), "{:?}", step);
+            tiers[other].count(cost, step.quotas[other]);
             continue;
         }
         prop_assert_eq!(left, limit.saturating_sub(owed.div_ceil(interval)));
         prop_assert_eq!(script.stored().await, before, "a refusal writes nothing");
         prop_assert!(wait <= model.debt, "{:?}", step);
-        let [_, early] = script.run(now + wait - 1, "look", cost, quota).await;
-        let [_, then] = script.run(now + wait, "look", cost, quota).await;
+        let [_, early] = script.run(now + wait - 1, "look", step).await;
+        let [_, then] = script.run(now + wait, "look", step).await;
         prop_assert_eq!([early, then], [1, 0], "{:?}", step);
     }
     Ok(())

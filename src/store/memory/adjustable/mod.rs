@@ -1,5 +1,7 @@
 //! Buckets whose quotas change: for single keys, or for all.
 
+mod carry;
+
 use std::borrow::Cow;
 use std::slice;
 use std::sync::Arc;
@@ -7,17 +9,17 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use governor::clock::Clock;
 
-use super::buckets::{Charges, MemoryBuckets, Meter, peek_all, refund_all, take_all};
+use super::buckets::{Charges, MemoryBuckets};
 use super::charged::Charged;
 use super::clock::SinceZero;
 use super::generation::{Before, Current, Generation, MOST_GENERATIONS, full_after};
 use super::governed::Mode;
 use super::own::{Own, Used};
-use super::rate::{Debt, RateMeter};
+use super::rate::RateMeter;
 use crate::decision::Decision;
 use crate::key::{Key, KeyMap};
-use crate::policy::Policy;
-use crate::store::{AdjustableBuckets, RateBuckets, RateStats, Reply};
+use crate::policy::{Binding, Policy};
+use crate::store::{AdjustableBuckets, InTier, RateBuckets, RateStats, Reply, Tiered};
 use crate::sync::{AtomicBool, Mutex, Ordering, lock};
 
 /// Buckets whose quotas change.
@@ -34,6 +36,8 @@ pub(super) struct Adjustable<C: Clock> {
     now: ArcSwap<Generation<C>>,
     /// For each policy.
     own: Box<[KeyMap<Arc<Own>>]>,
+    /// What binds a request of no tier.
+    binding: Binding,
     time: SinceZero<C>,
     clock: C,
     max_keys: usize,
@@ -55,6 +59,7 @@ impl<C: Clock + Clone> Adjustable<C> {
             first,
             is_changed: AtomicBool::new(false),
             own: policies.iter().map(|_| KeyMap::default()).collect(),
+            binding: Binding::of(policies, None),
             time: SinceZero::new(clock.clone()),
             clock,
             max_keys,
@@ -89,59 +94,6 @@ impl<C: Clock> Adjustable<C> {
             .filter(|_| !now.changed && !own.is_empty())
     }
 
-    /// After a key may have got a bucket among those of all: if it has quotas of its own by now, it
-    /// has no bucket there. Whoever set them has removed it or is seen here, as both hold the lock
-    /// under which keys are put in.
-    #[inline]
-    fn settle(&self, now: &Generation<C>, keys: &[Key]) {
-        for (policy, (own, key)) in self.own.iter().zip(keys).enumerate() {
-            if let Some(own) = own.find(key, Arc::clone) {
-                self.remove(&now.buckets, policy, key, &own, &[]);
-            }
-        }
-    }
-
-    /// Forgets a key's buckets among those of all, and charges its own for what they owed beyond what was
-    /// `copied`.
-    #[cold]
-    fn remove(
-        &self,
-        buckets: &MemoryBuckets<C>,
-        policy: usize,
-        key: &Key,
-        own: &Own,
-        copied: &[Option<Debt>],
-    ) {
-        for (at, (meter, quota)) in buckets.of_policy(policy).zip(own.quotas()).enumerate() {
-            if let Meter::Rate(meter) = meter {
-                let copied = copied.get(at).copied().flatten();
-                quota.add(copied, meter.remove(key), self.time.now());
-            }
-        }
-    }
-
-    /// After a request was admitted: if the quotas of all were changed meanwhile, its charge may not have been
-    /// carried over, so that it is charged once more. Too much for a moment, and never too little.
-    #[inline]
-    fn catch_up(&self, decided: &Arc<Generation<C>>, keys: &[Key], cost: u32) {
-        let current = self.current();
-        if !Arc::ptr_eq(&current.buckets, &decided.buckets) {
-            self.charge_again(&current, keys, cost);
-        }
-    }
-
-    #[cold]
-    fn charge_again(&self, now: &Arc<Generation<C>>, keys: &[Key], cost: u32) {
-        for (policy, (own, key)) in self.own.iter().zip(keys).enumerate() {
-            if !own.has(key) {
-                self.carry(now, policy, key);
-                for meter in now.buckets.of_policy(policy) {
-                    meter.charge(key, cost);
-                }
-            }
-        }
-    }
-
     /// Whether a decision is as of buckets that do not change.
     #[inline]
     fn is_plain(&self, now: &Generation<C>, keys: &[Key]) -> bool {
@@ -151,6 +103,7 @@ impl<C: Clock> Adjustable<C> {
     /// What a decision is charged to, and by which policies if it is not those of the beginning.
     fn charges<'a>(
         &'a self,
+        binding: &Binding,
         now: &'a Arc<Generation<C>>,
         keys: &'a [Key],
     ) -> (Charges<'a, Charged<'a, C>>, Option<Arc<Vec<Policy>>>) {
@@ -159,76 +112,50 @@ impl<C: Clock> Adjustable<C> {
         for (policy, key) in keys.iter().enumerate().take(self.own.len()) {
             if let Some(own) = self.own(policy, key) {
                 policies.to_mut()[policy] = own.policy().clone();
-                charges.extend((0..own.quotas().len()).map(|at| {
+                for at in 0..own.quotas().len() {
                     let (own, time) = (own.clone(), &self.time);
-                    (Charged::Own { own, at, time }, key)
-                }));
+                    let charged = Charged::Own { own, at, time };
+                    charges.push(binding.binds(policy, at), charged, key);
+                }
             } else {
                 self.carry(now, policy, key);
-                let meters = now.buckets.of_policy(policy);
-                charges.extend(meters.map(|meter| (Charged::Meter(meter), key)));
+                for (at, meter) in now.buckets.of_policy(policy).enumerate() {
+                    charges.push(binding.binds(policy, at), Charged::Meter(meter), key);
+                }
             }
         }
         let told = match policies {
-            Cow::Owned(policies) => Some(Arc::new(policies)),
-            Cow::Borrowed(_) => now.changed.then(|| now.policies.clone()),
+            Cow::Owned(policies) => Some(binding.of_policies(&Arc::new(policies))),
+            Cow::Borrowed(_) => now.changed.then(|| binding.of_policies(&now.policies)),
         };
         (charges, told)
     }
 
     /// Where a key's only quota is its own.
     #[inline]
-    fn take_own(&self, own: &Own, cost: u32) -> Option<Decision> {
+    fn take_own(&self, binding: &Binding, own: &Own, cost: u32) -> Option<Decision> {
         let [quota] = own.quotas() else {
             return None;
         };
+        if !binding.binds(0, 0) {
+            return None;
+        }
         let usage = quota.decide(&|| self.time.now(), cost, Mode::Take);
         Some(Decision::from_usage(usage).by(own.alone().clone()))
     }
 
     fn decide(
         &self,
+        binding: &Binding,
         now: &Arc<Generation<C>>,
         keys: &[Key],
         decide: impl FnOnce(&Charges<'_, Charged<'_, C>>) -> Decision,
     ) -> Decision {
-        let (charges, policies) = self.charges(now, keys);
+        let (charges, policies) = self.charges(binding, now, keys);
         let decision = decide(&charges);
         match policies {
             Some(policies) => decision.by(policies),
             None => decision,
-        }
-    }
-
-    /// Moves here what a key has used before the last change, if it was not seen since. It is put here before
-    /// it goes there, so that whoever comes in between finds it twice rather than not at all.
-    #[cold]
-    fn carry(&self, now: &Arc<Generation<C>>, policy: usize, key: &Key) {
-        let Some(before) = &now.before else {
-            return;
-        };
-        let time = self.time.now();
-        if time >= before.until {
-            // Unless somebody changed them in between.
-            self.now.compare_and_swap(now, Arc::new(now.settled()));
-            return;
-        }
-        for (at, meter) in now.buckets.of_policy(policy).enumerate() {
-            match meter {
-                Meter::Rate(meter) if !meter.knows(key) => {
-                    if let Some(debt) = now.owed(policy, at, key, time, time) {
-                        meter.owe(key, debt);
-                        now.forget_before(policy, at, key);
-                    }
-                }
-                Meter::Sliding(meter) if !meter.knows(*key) => {
-                    if let Some((length, counted)) = now.counted(policy, at, key) {
-                        meter.put(*key, length, &counted, true);
-                        now.forget_before(policy, at, key);
-                    }
-                }
-                _ => {}
-            }
         }
     }
 }
@@ -249,24 +176,7 @@ where
             }
             return Reply::Ready(Decision::from_usage(usage));
         }
-        if self.is_plain(&now, keys) {
-            let decided = now.buckets.take(keys, cost);
-            self.settle(&now, keys);
-            if matches!(&decided, Reply::Ready(decision) if decision.is_admitted()) {
-                self.catch_up(&now, keys, cost);
-            }
-            return decided;
-        }
-        if let ([own], [key, ..]) = (&*self.own, keys)
-            && let Some(Some(decision)) = own.find(key, |own| self.take_own(own, cost))
-        {
-            return Reply::Ready(decision);
-        }
-        let decision = self.decide(&now, keys, |charges| take_all(charges, cost));
-        if decision.is_admitted() {
-            self.catch_up(&now, keys, cost);
-        }
-        Reply::Ready(decision)
+        self.take_in(&self.binding, keys, cost)
     }
 
     #[inline]
@@ -285,7 +195,9 @@ where
         }
         let own = self.own.first().and_then(|own| {
             own.find(key, |own| match own.quotas() {
-                [quota] => quota.decide(&|| self.time.now(), 1, Mode::Take).fits(),
+                [quota] if self.binding.binds(0, 0) => {
+                    quota.decide(&|| self.time.now(), 1, Mode::Take).fits()
+                }
                 _ => false,
             })
         });
@@ -301,20 +213,61 @@ where
     }
 
     fn peek(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
-        let now = self.current();
-        Reply::Ready(self.decide(&now, keys, |charges| peek_all(charges, cost)))
+        self.peek_in(&self.binding, keys, cost)
     }
 
     fn refund(&self, keys: &[Key], cost: u32) -> Reply<()> {
         let now = self.current();
-        let (charges, _) = self.charges(&now, keys);
-        refund_all(&charges, cost);
+        self.charges(&self.binding, &now, keys).0.refund(cost);
         Reply::Ready(())
+    }
+
+    fn tier(self: Arc<Self>, tier: &str) -> Option<Arc<dyn RateBuckets>> {
+        let binding = Binding::of_tier(&self.first.policies, tier)?;
+        let buckets = self;
+        Some(Arc::new(InTier { buckets, binding }))
     }
 
     /// Without the keys that have quotas of their own, which are not in the tables.
     fn stats(&self) -> Option<RateStats> {
         self.current().buckets.stats()
+    }
+}
+
+impl<C> Tiered for Adjustable<C>
+where
+    C: Clock + Send + Sync + 'static,
+    C::Instant: Send + Sync,
+{
+    #[inline]
+    fn take_in(&self, binding: &Binding, keys: &[Key], cost: u32) -> Reply<Decision> {
+        let now = self.current();
+        if self.is_plain(&now, keys) {
+            let decided = match binding.tier() {
+                None => now.buckets.take(keys, cost),
+                Some(_) => now.buckets.take_in(binding, keys, cost),
+            };
+            self.settle(&now, keys);
+            if matches!(&decided, Reply::Ready(decision) if decision.is_admitted()) {
+                self.catch_up(&now, keys, cost);
+            }
+            return decided;
+        }
+        if let ([own], [key, ..]) = (&*self.own, keys)
+            && let Some(Some(decision)) = own.find(key, |own| self.take_own(binding, own, cost))
+        {
+            return Reply::Ready(decision);
+        }
+        let decision = self.decide(binding, &now, keys, |charges| charges.take(cost));
+        if decision.is_admitted() {
+            self.catch_up(&now, keys, cost);
+        }
+        Reply::Ready(decision)
+    }
+
+    fn peek_in(&self, binding: &Binding, keys: &[Key], cost: u32) -> Reply<Decision> {
+        let now = self.current();
+        Reply::Ready(self.decide(binding, &now, keys, |charges| charges.peek(cost)))
     }
 }
 
@@ -381,7 +334,7 @@ where
         };
         let mut copied = Vec::new();
         let meters = now.buckets.of_policy(policy).enumerate();
-        let used = meters.zip(own.quotas()).map(|((at, meter), quota)| {
+        let used = meters.zip(own.all_quotas()).map(|((at, meter), quota)| {
             let used = before.as_ref().map(|before| before.quotas()[at].used());
             match used {
                 Some(used) if used.suits(quota.quota()) => {

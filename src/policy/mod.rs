@@ -1,9 +1,16 @@
 //! A named quota, or several that are checked as one.
 
+mod shape;
+mod tier;
+
 use std::fmt;
 use std::sync::Arc;
 
 use crate::quota::Quota;
+
+pub(crate) use self::shape::Shape;
+use self::tier::Tier;
+pub(crate) use self::tier::{Binding, tiers_of};
 
 /// The name of a policy that was given as a bare [`Quota`].
 const DEFAULT_NAME: &str = "default";
@@ -25,6 +32,7 @@ const MAX_QUOTAS: usize = 16;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     quotas: Vec<NamedQuota>,
+    tiers: Vec<Tier>,
 }
 
 /// One quota of a [`Policy`] and its name.
@@ -53,7 +61,7 @@ impl Policy {
     /// [`PolicyError::Name`]: the name is empty, longer than 64 bytes or has anything but
     /// printable ASCII in it. It is sent in headers.
     pub fn try_new(name: &str, quota: Quota) -> Result<Self, PolicyError> {
-        Self { quotas: Vec::new() }.try_and(name, quota)
+        Self::empty().try_and(name, quota)
     }
 
     /// Adds a quota that has to be kept as well.
@@ -76,11 +84,10 @@ impl Policy {
     /// - [`PolicyError::NameTaken`]: the policy has a quota of that name already.
     /// - [`PolicyError::TooMany`]: the policy has 16 quotas already.
     pub fn try_and(mut self, name: &str, quota: Quota) -> Result<Self, PolicyError> {
-        let printable = name.bytes().all(|b| (b' '..=b'~').contains(&b));
-        if !(1..=64).contains(&name.len()) || !printable {
+        if !is_name(name) {
             return Err(PolicyError::Name);
         }
-        if self.has(name) {
+        if has(&self.quotas, name) {
             return Err(PolicyError::NameTaken);
         }
         if self.quotas.len() == MAX_QUOTAS {
@@ -93,65 +100,72 @@ impl Policy {
         Ok(self)
     }
 
-    /// The quotas, in the order they were given.
+    /// The quotas, in the order they were given, without those of [tiers](Self::tier).
     #[must_use]
     pub fn quotas(&self) -> &[NamedQuota] {
         &self.quotas
+    }
+
+    /// Of no quotas, which limits nothing.
+    pub(crate) fn empty() -> Self {
+        Self {
+            quotas: Vec::new(),
+            tiers: Vec::new(),
+        }
     }
 
     /// One replica's share of it.
     #[cfg(feature = "redis")]
     pub(crate) fn share(&self, replicas: u32) -> Self {
         let mut share = self.clone();
-        for quota in &mut share.quotas {
-            quota.quota = quota.quota.share(replicas);
+        for quotas in share.lists_mut() {
+            for quota in quotas {
+                quota.quota = quota.quota.share(replicas);
+            }
         }
         share
     }
 
-    /// The same names with other quotas.
-    pub(crate) fn map_quotas(&self, mut map: impl FnMut(usize, &str, Quota) -> Quota) -> Self {
-        let quotas = self
-            .quotas
-            .iter()
-            .enumerate()
-            .map(|(at, quota)| NamedQuota {
-                name: quota.name.clone(),
-                quota: map(at, &quota.name, quota.quota),
-            });
-        Self {
-            quotas: quotas.collect(),
+    /// The same names with other quotas. `map` is given the place of each, how many stand with it in the same
+    /// tier, and what it is.
+    pub(crate) fn map_quotas(
+        &self,
+        mut map: impl FnMut(usize, usize, &NamedQuota) -> Quota,
+    ) -> Self {
+        let mut mapped = self.clone();
+        let mut at = 0;
+        for quotas in mapped.lists_mut() {
+            let with = quotas.len();
+            for quota in quotas {
+                quota.quota = map(at, with, quota);
+                at += 1;
+            }
         }
-    }
-
-    /// What stays the same when its quotas are changed.
-    pub(crate) fn shape(&self) -> Shape {
-        let quotas = self.quotas.iter();
-        Shape(
-            quotas
-                .map(|quota| (quota.name.clone(), quota.quota.is_sliding()))
-                .collect(),
-        )
+        mapped
     }
 
     /// Without the quotas that are off.
     pub(crate) fn limiting(mut self) -> Self {
-        self.quotas.retain(|q| !q.quota.is_off());
+        for quotas in self.lists_mut() {
+            quotas.retain(|quota| !quota.quota.is_off());
+        }
         self
     }
 
     /// With names that are none of `taken`: a second `default` becomes `default-2`.
     pub(crate) fn renamed_apart_from(mut self, taken: &[Policy]) -> Self {
-        for at in 0..self.quotas.len() {
-            let is_taken = |name: &str| taken.iter().any(|policy| policy.has(name));
-            let original = self.quotas[at].name.clone();
-            let mut n = 2;
-            while is_taken(&self.quotas[at].name) {
-                let name = format!("{original}-{n}");
-                if !self.has(&name) {
-                    self.quotas[at].name = name.into();
+        let is_taken = |name: &str| taken.iter().any(|policy| policy.has_anywhere(name));
+        for quotas in self.lists_mut() {
+            for at in 0..quotas.len() {
+                let original = quotas[at].name.clone();
+                let mut n = 2;
+                while is_taken(&quotas[at].name) {
+                    let name = format!("{original}-{n}");
+                    if !has(quotas, &name) {
+                        quotas[at].name = name.into();
+                    }
+                    n += 1;
                 }
-                n += 1;
             }
         }
         self
@@ -166,31 +180,14 @@ impl Policy {
         }
         self
     }
-
-    fn has(&self, name: &str) -> bool {
-        self.quotas.iter().any(|quota| *quota.name == *name)
-    }
 }
 
-/// The names of a policy's quotas, and whether each is counted in a sliding window: what a limiter
-/// was made with, and what its state is kept by. (One that denies everything is as a bucket.)
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Shape(Vec<(Arc<str>, bool)>);
+fn has(quotas: &[NamedQuota], name: &str) -> bool {
+    quotas.iter().any(|quota| *quota.name == *name)
+}
 
-impl Shape {
-    /// Whether a policy could have been there from the beginning. One that denies everything for a
-    /// while could.
-    pub(crate) fn fits(&self, policy: &Policy) -> bool {
-        let fits = |((name, sliding), quota): (&(Arc<str>, bool), &NamedQuota)| {
-            let is_alike = quota.quota.denies_all() || quota.quota.is_sliding() == *sliding;
-            *name == quota.name && !quota.quota.is_off() && is_alike
-        };
-        self.0.len() == policy.quotas.len() && self.0.iter().zip(&policy.quotas).all(fits)
-    }
-
-    pub(crate) fn is_sliding(&self, at: usize) -> bool {
-        self.0.get(at).is_some_and(|(_, sliding)| *sliding)
-    }
+fn is_name(name: &str) -> bool {
+    (1..=64).contains(&name.len()) && name.bytes().all(|b| (b' '..=b'~').contains(&b))
 }
 
 impl NamedQuota {
@@ -228,6 +225,12 @@ pub enum PolicyError {
     NameTaken,
     /// The policy has 16 quotas already.
     TooMany,
+    /// The policy has a tier of that name already.
+    TierTaken,
+    /// The policy has 8 tiers already.
+    TooManyTiers,
+    /// What is to be a tier has tiers itself.
+    Nested,
 }
 
 impl fmt::Display for PolicyError {
@@ -236,6 +239,9 @@ impl fmt::Display for PolicyError {
             Self::Name => "a policy's name is 1 to 64 bytes of printable ASCII",
             Self::NameTaken => "the policy has a quota of that name already",
             Self::TooMany => "a policy has at most 16 quotas",
+            Self::TierTaken => "the policy has a tier of that name already",
+            Self::TooManyTiers => "a policy has at most 8 tiers",
+            Self::Nested => "a tier of a policy has no tiers itself",
         })
     }
 }

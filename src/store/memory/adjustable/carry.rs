@@ -1,0 +1,99 @@
+//! What a key has used is carried from one table to another when quotas change, while requests are decided.
+
+use std::sync::Arc;
+
+use governor::clock::Clock;
+
+use super::super::buckets::{MemoryBuckets, Meter, Metered};
+use super::super::generation::Generation;
+use super::super::own::Own;
+use super::super::rate::Debt;
+use super::Adjustable;
+use crate::key::Key;
+
+impl<C: Clock> Adjustable<C> {
+    /// After a key may have got a bucket among those of all: if it has quotas of its own by now, it
+    /// has no bucket there. Whoever set them has removed it or is seen here, as both hold the lock
+    /// under which keys are put in.
+    #[inline]
+    pub(super) fn settle(&self, now: &Generation<C>, keys: &[Key]) {
+        for (policy, (own, key)) in self.own.iter().zip(keys).enumerate() {
+            if let Some(own) = own.find(key, Arc::clone) {
+                self.remove(&now.buckets, policy, key, &own, &[]);
+            }
+        }
+    }
+
+    /// Forgets a key's buckets among those of all, and charges its own for what they owed beyond what was
+    /// `copied`.
+    #[cold]
+    pub(super) fn remove(
+        &self,
+        buckets: &MemoryBuckets<C>,
+        policy: usize,
+        key: &Key,
+        own: &Own,
+        copied: &[Option<Debt>],
+    ) {
+        for (at, (meter, quota)) in buckets.of_policy(policy).zip(own.quotas()).enumerate() {
+            if let Meter::Rate(meter) = meter {
+                let copied = copied.get(at).copied().flatten();
+                quota.add(copied, meter.remove(key), self.time.now());
+            }
+        }
+    }
+
+    /// After a request was admitted: if the quotas of all were changed meanwhile, its charge may not have been
+    /// carried over, so that it is charged once more. Too much for a moment, and never too little.
+    #[inline]
+    pub(super) fn catch_up(&self, decided: &Arc<Generation<C>>, keys: &[Key], cost: u32) {
+        let current = self.current();
+        if !Arc::ptr_eq(&current.buckets, &decided.buckets) {
+            self.charge_again(&current, keys, cost);
+        }
+    }
+
+    #[cold]
+    fn charge_again(&self, now: &Arc<Generation<C>>, keys: &[Key], cost: u32) {
+        for (policy, (own, key)) in self.own.iter().zip(keys).enumerate() {
+            if !own.has(key) {
+                self.carry(now, policy, key);
+                for meter in now.buckets.of_policy(policy) {
+                    meter.charge(key, cost);
+                }
+            }
+        }
+    }
+
+    /// Moves here what a key has used before the last change, if it was not seen since. It is put here before
+    /// it goes there, so that whoever comes in between finds it twice rather than not at all.
+    #[cold]
+    pub(super) fn carry(&self, now: &Arc<Generation<C>>, policy: usize, key: &Key) {
+        let Some(before) = &now.before else {
+            return;
+        };
+        let time = self.time.now();
+        if time >= before.until {
+            // Unless somebody changed them in between.
+            self.now.compare_and_swap(now, Arc::new(now.settled()));
+            return;
+        }
+        for (at, meter) in now.buckets.of_policy(policy).enumerate() {
+            match meter {
+                Meter::Rate(meter) if !meter.knows(key) => {
+                    if let Some(debt) = now.owed(policy, at, key, time, time) {
+                        meter.owe(key, debt);
+                        now.forget_before(policy, at, key);
+                    }
+                }
+                Meter::Sliding(meter) if !meter.knows(*key) => {
+                    if let Some((length, counted)) = now.counted(policy, at, key) {
+                        meter.put(*key, length, &counted, true);
+                        now.forget_before(policy, at, key);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}

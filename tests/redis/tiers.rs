@@ -1,0 +1,162 @@
+//! Tiers of a policy, counted in Redis.
+
+use tower_admission::store::{FailureMode, RateStore, Reply};
+use tower_admission::{Key, Limits, Policy, Quota, RateLimiter, SharedLimiters};
+
+use crate::server::{Server, store, until};
+
+fn quota(text: &str) -> Quota {
+    text.parse().unwrap()
+}
+
+fn free_and_pro() -> Policy {
+    Policy::from(quota("3/h")).tier("pro", quota("10/h"))
+}
+
+fn alice() -> [Key; 1] {
+    [Key::id("user", "alice")]
+}
+
+async fn burst(limiter: &RateLimiter) -> u32 {
+    let mut admitted = 0;
+    while limiter.decide(&alice(), 1).await.is_admitted() {
+        admitted += 1;
+    }
+    admitted
+}
+
+#[tokio::test]
+async fn what_one_tier_is_denied_says_nothing_of_another() {
+    let server = Server::start().await;
+    let limiter = RateLimiter::with_store(free_and_pro(), &server.store());
+    let pro = limiter.tier("pro").unwrap();
+    assert_eq!(burst(&limiter).await, 3);
+    let from_cache = |limiter: &RateLimiter| {
+        let decided = limiter.decide(&alice(), 1);
+        matches!(decided, Reply::Ready(decision) if !decision.is_admitted())
+    };
+    assert!(from_cache(&limiter));
+    assert_eq!(burst(pro).await, 7);
+    assert!(from_cache(pro));
+    // One place for each key, which is the last one's.
+    assert!(!from_cache(&limiter));
+    // Given back by one, it is there for both.
+    pro.refund_all(&alice(), 1).await;
+    assert!(limiter.decide(&alice(), 1).await.is_admitted());
+    assert!(!pro.decide(&alice(), 1).await.is_admitted());
+}
+
+#[tokio::test]
+async fn replicas_of_several_tiers_share_what_is_used() {
+    let server = Server::start().await;
+    let [one, other] = [(); 2].map(|()| RateLimiter::with_store(free_and_pro(), &server.store()));
+    assert_eq!(burst(one.tier("pro").unwrap()).await, 10);
+    assert_eq!(burst(&other).await, 0);
+    other.refund_all(&alice(), 2).await;
+    assert_eq!(burst(&one).await, 2);
+}
+
+#[tokio::test]
+async fn limits_of_keys_and_changed_policies_count_in_tiers() {
+    let server = Server::start().await;
+    for kind in ["", " sliding"] {
+        let tiered = |free: &str, pro: &str| {
+            let of = |text: &str| quota(&format!("{text}{kind}"));
+            Policy::from(of(free)).tier("pro", of(pro))
+        };
+        let limits = Limits::new();
+        let limiter = RateLimiter::with_limits(tiered("3/h", "10/h"), &server.store(), &limits);
+        let pro = limiter.tier("pro").unwrap();
+        assert_eq!(burst(&limiter).await, 3);
+        limits
+            .set(&"user:alice".parse().unwrap(), "5/h".parse().unwrap())
+            .await
+            .unwrap();
+        assert_eq!(burst(pro).await, 2);
+        let denied = pro.decide(&alice(), 1).await;
+        let own: Policy = quota(&format!("5/h{kind}")).into();
+        assert_eq!(denied.policies(), Some(&[own][..]), "{kind}");
+        limits.delete(&"user:alice".parse().unwrap()).await.unwrap();
+        limiter.set_policy(tiered("8/h", "20/h")).unwrap();
+        assert_eq!(burst(&limiter).await, 3);
+        assert_eq!(burst(pro).await, 12);
+        assert_eq!(burst(&limiter).await, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_share_has_tiers() {
+    let policy = Policy::from(quota("4/h"))
+        .tier("pro", quota("10/h"))
+        .tier("staff", Quota::off());
+    let mode = FailureMode::LocalShare { replicas: 2 };
+    // Away from the beginning.
+    let away = store("redis://127.0.0.1:1").on_failure(mode);
+    let limiter = RateLimiter::with_store(policy.clone(), &away);
+    until("it is known to be away", async || {
+        limiter.decide(&alice(), 0).await.remaining() == Some(2)
+    })
+    .await;
+    let [pro, staff] = ["pro", "staff"].map(|tier| limiter.tier(tier).unwrap());
+    assert_eq!(burst(&limiter).await, 2);
+    assert_eq!(burst(pro).await, 3);
+    assert!(staff.decide(&alice(), 1).await.is_admitted());
+    // It fits the tier, if not the share of it.
+    let hopeless = |limiter: &RateLimiter, cost| {
+        let decided = limiter.decide(&alice(), cost);
+        matches!(decided, Reply::Ready(decision) if decision.is_hopeless())
+    };
+    assert!(hopeless(&limiter, 9) && !hopeless(pro, 9) && hopeless(pro, 11));
+
+    // It is charged for what Redis admits.
+    let mut server = Server::start().await;
+    let limiter = RateLimiter::with_store(policy, &server.store().on_failure(mode));
+    let pro = limiter.tier("pro").unwrap();
+    assert_eq!(burst(pro).await, 10);
+    server.kill();
+    until("it is known to be away", async || {
+        limiter.decide(&alice(), 0).await.limit() == Some(2)
+    })
+    .await;
+    assert_eq!(burst(&limiter).await, 0);
+    assert_eq!(burst(pro).await, 0);
+}
+
+#[tokio::test]
+async fn a_tool_sees_every_tier() {
+    let server = Server::start().await;
+    let limits = Limits::in_store(&server.store());
+    let limiter = RateLimiter::with_limits(free_and_pro(), &server.store(), &limits);
+    assert!(
+        limiter
+            .tier("pro")
+            .unwrap()
+            .decide(&alice(), 5)
+            .await
+            .is_admitted()
+    );
+    let tool = Limits::in_store(&server.store());
+    until("it is written down", async || {
+        tool.refresh().await.unwrap();
+        let seen = SharedLimiters::read(&tool, &server.store()).await.unwrap();
+        let usages = seen.usage(&"user:alice".parse().unwrap()).await.unwrap();
+        let told = usages.iter().map(|usage| {
+            let default = seen.default_limit(usage);
+            (usage.tier.as_deref(), usage.used, usage.limit, default)
+        });
+        told.collect::<Vec<_>>()
+            == [
+                (None, 3, Some(3), Some(3)),
+                (Some("pro"), 5, Some(10), Some(10)),
+            ]
+    })
+    .await;
+}
+
+#[test]
+fn what_counts_in_tiers_is_of_those_that_a_policy_has() {
+    let store = store("redis://127.0.0.1:1");
+    let buckets = store.open(&[free_and_pro()]);
+    assert!(buckets.clone().tier("pro").is_some());
+    assert!(buckets.tier("other").is_none());
+}
