@@ -1,8 +1,8 @@
-//! Limits by user, with another policy for those who pay.
+//! Limits by user, with another policy for those who pay. What a user has spent counts in both.
 //!
 //! `cargo run --features axum --example per_user_policy`, then
 //! `curl -i http://127.0.0.1:3000/ -H 'authorization: Bearer free-alice'`, and again with
-//! `paid-bob`
+//! `paid-alice`
 
 use axum::extract::Request;
 use axum::http::{StatusCode, header::AUTHORIZATION};
@@ -17,20 +17,19 @@ use tower_admission::{Key, Policy, Quota, RateLimitLayer, RateLimitStatus, Reque
 #[derive(Clone)]
 struct User {
     id: String,
-    pays: bool,
+    plan: String,
 }
 
 #[tokio::main]
 async fn main() -> std::io::Result<()> {
-    let free = Policy::new("free", Quota::per_minute(10).burst(3));
     let paid = Policy::new("paid", Quota::per_minute(600).burst(50))
         .and("paid-daily", Quota::per_day(100_000));
+    let policy = Policy::new("free", Quota::per_minute(10).burst(3)).tier("paid", paid);
 
     // Authentication first: the limits charge the user it finds, whichever token is used.
     let layers = ServiceBuilder::new()
         .layer(from_fn(authenticate))
-        .layer(RateLimitLayer::by(user, free).skip(pays))
-        .layer(RateLimitLayer::by(user, paid).skip(|head| !pays(head)));
+        .layer(RateLimitLayer::by(user, policy).tier_by(plan));
     let app: Router = Router::new().route("/", get(quota_left)).layer(layers);
 
     let listener = TcpListener::bind("127.0.0.1:3000").await?;
@@ -43,8 +42,8 @@ fn user(head: RequestHead<'_>) -> Option<Key> {
     Some(Key::id("user", &user.id))
 }
 
-fn pays(head: RequestHead<'_>) -> bool {
-    head.extensions.get::<User>().is_some_and(|user| user.pays)
+fn plan(head: RequestHead<'_>) -> Option<&str> {
+    Some(&head.extensions.get::<User>()?.plan)
 }
 
 /// Stands in for a look-up of the token: `free-alice` is Alice, and does not pay.
@@ -54,7 +53,7 @@ async fn authenticate(mut request: Request, next: Next) -> Result<Response, Stat
     let user = match token.and_then(|token| token.split_once('-')) {
         Some((plan @ ("free" | "paid"), id)) => User {
             id: id.to_owned(),
-            pays: plan == "paid",
+            plan: plan.to_owned(),
         },
         _ => return Err(StatusCode::UNAUTHORIZED),
     };

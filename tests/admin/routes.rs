@@ -6,7 +6,7 @@ use http::Request;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 use tower_admission::admin::{self, Recorder};
-use tower_admission::{Limits, RequestHead};
+use tower_admission::{Key, Limits, MemoryStore, Policy, Quota, RateLimiter, RequestHead};
 
 use super::{Service, TOKEN, operator};
 
@@ -311,6 +311,26 @@ async fn usage_is_told_of_a_key_and_of_all() {
     let calls = json!({ "name": "calls", "sort": "rate", "used": 1, "limit": 5, "is_own": true });
     assert_eq!(usage.json["limit"], "5/h");
     assert_eq!(usage.json["usage"][0], calls);
+}
+
+#[tokio::test]
+async fn usage_is_told_by_tier() {
+    let service = Service::new();
+    let policy = Policy::new("plan", Quota::per_hour(3)).tier("pro", Quota::per_hour(10));
+    let limiter = RateLimiter::with_limits(policy, &MemoryStore::new(), &service.limits);
+    let pro = limiter.tier("pro").unwrap();
+    assert!(pro.check_n(&Key::id("org", "acme"), 5).is_admitted());
+    let usage = service.ask("GET", "/usage/org:acme", "").await;
+    let used = usage.json["usage"].as_array().unwrap();
+    let plan = |name, used, limit| json!({ "name": name, "sort": "rate", "used": used, "limit": limit, "is_own": false });
+    assert!(used.contains(&plan("plan", 3, 3)), "{used:?}");
+    let mut of_tier = plan("default", 5, 10);
+    of_tier["tier"] = json!("pro");
+    assert!(used.contains(&of_tier), "{used:?}");
+    // A limit of the key may be about either name.
+    for limit in ["plan=4/h", "default=4/h"] {
+        assert_eq!(service.put("org:acme", limit).await.status, 200);
+    }
 }
 
 #[tokio::test]

@@ -188,6 +188,28 @@ impl Service {
 }
 
 #[tokio::test]
+async fn usage_is_told_by_tier() {
+    let server = Server::start().await;
+    let limits = Limits::in_store(&server.store());
+    let policy = Policy::new("plan", "3/day".parse().unwrap())
+        .tier("pro", Policy::new("plan", "10/day".parse().unwrap()));
+    let limiter = RateLimiter::with_limits(policy, &server.store(), &limits);
+    let pro = limiter.tier("pro").unwrap();
+    assert!(pro.decide(&[Key::id("org", "acme")], 5).await.is_admitted());
+    until("it is written down", async || {
+        let usage = tell(&server, &["usage", "org:acme"]).await;
+        usage.ok().lines().map(str::trim_end).collect::<Vec<_>>()
+            == [
+                "org:acme: no limit of its own",
+                "NAME        SORT  USED  LIMIT  PERCENT",
+                "plan        rate     3      3     100%  at the limit",
+                "plan (pro)  rate     5     10      50%",
+            ]
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn usage_is_what_is_used() {
     let server = Server::start().await;
     let service = Service::start(&server).await;
