@@ -9,17 +9,17 @@ use arc_swap::ArcSwap;
 
 use super::changing::Changing;
 use super::error::ConfigError;
-use super::group::{GroupKey, Stack};
+use super::group::Stack;
 use super::kept::Kept;
 use super::layer::AdmissionLayer;
-use super::model::{Config, OnFailure};
+use super::model::Config;
+use super::stores::Stores;
 use super::text::Prefix;
-use crate::concurrency::ConcurrencyLimitLayer;
+use crate::extract::RequestHead;
 use crate::limits::Limits;
 #[cfg(feature = "metrics")]
 use crate::observe::MetricsObserver;
 use crate::observe::Observer;
-use crate::rate::RateLimitLayer;
 #[cfg(feature = "redis")]
 use crate::store::RedisStore;
 #[cfg(feature = "redis")]
@@ -34,16 +34,25 @@ struct Inner {
     groups: ArcSwap<Groups>,
     limits: Limits,
     stores: Stores,
-    observers: Vec<Arc<dyn Observer>>,
+    says: Says,
     /// Held while they change.
     changing: Mutex<Changing>,
 }
+
+/// What the application says and no file can.
+#[derive(Default)]
+pub(super) struct Says {
+    pub(super) observers: Vec<Arc<dyn Observer>>,
+    pub(super) tier_by: Option<TierBy>,
+}
+
+type TierBy = Arc<dyn for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync>;
 
 /// What is to be known before the limits are made.
 #[must_use = "a builder makes nothing until `build` is called"]
 pub struct AdmissionBuilder<'a> {
     config: &'a Config,
-    observers: Vec<Arc<dyn Observer>>,
+    says: Says,
     #[cfg(feature = "redis")]
     store_observers: Vec<Arc<dyn StoreObserver>>,
 }
@@ -55,14 +64,6 @@ pub(super) struct Groups {
     by_path: Vec<(Prefix, Arc<Stack>)>,
     /// For what is in no group.
     none: Arc<Stack>,
-}
-
-/// Where is counted: in memory, or in Redis in a client for each way to fail.
-pub(super) struct Stores {
-    #[cfg(feature = "redis")]
-    redis: Option<BTreeMap<OnFailure, RedisStore>>,
-    #[cfg(feature = "redis")]
-    default: OnFailure,
 }
 
 impl Admission {
@@ -79,7 +80,7 @@ impl Admission {
     pub fn builder(config: &Config) -> AdmissionBuilder<'_> {
         AdmissionBuilder {
             config,
-            observers: Vec::new(),
+            says: Says::default(),
             #[cfg(feature = "redis")]
             store_observers: Vec::new(),
         }
@@ -131,8 +132,7 @@ impl Admission {
     #[cfg(feature = "redis")]
     #[must_use]
     pub fn store(&self) -> Option<&RedisStore> {
-        let stores = &self.0.stores;
-        stores.redis.as_ref()?.get(&stores.default)
+        self.0.stores.of(None)
     }
 
     /// Changes what is running to another configuration, whole or not at all.
@@ -193,7 +193,7 @@ impl Inner {
                 group,
                 &self.stores,
                 &self.limits,
-                &self.observers,
+                &self.says,
                 before.stacks().find(|stack| stack.name == name),
                 kept,
             )?;
@@ -248,7 +248,18 @@ impl Groups {
 impl AdmissionBuilder<'_> {
     /// Adds an observer to all groups.
     pub fn observe(mut self, observer: impl Observer) -> Self {
-        self.observers.push(Arc::new(observer));
+        self.says.observers.push(Arc::new(observer));
+        self
+    }
+
+    /// Which tier of a group's rates a request is of, as
+    /// [`RateLimitLayer::tier_by`](crate::RateLimitLayer::tier_by) has it. Default: a configuration with
+    /// tiers is an error.
+    pub fn tier_by(
+        mut self,
+        tier: impl for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync + 'static,
+    ) -> Self {
+        self.says.tier_by = Some(Arc::new(tier));
         self
     }
 
@@ -264,104 +275,29 @@ impl AdmissionBuilder<'_> {
     ///
     /// # Errors
     ///
-    /// The store's URL cannot be used, or the process has another
-    /// [secret](crate::Secret) already.
+    /// The store's URL cannot be used, the process has another
+    /// [secret](crate::Secret) already, or a group has tiers and nothing says which a request is of.
     pub fn build(self) -> Result<Admission, ConfigError> {
         let config = self.config;
         self.build_inner().map_err(|error| config.wrong(error))
     }
 
     fn build_inner(self) -> Result<Admission, ConfigError> {
-        let stores = self.stores()?;
+        #[cfg(feature = "redis")]
+        let stores = Stores::open(&self.config.store, &self.store_observers)?;
+        #[cfg(not(feature = "redis"))]
+        let stores = Stores::default();
         let changing = Changing::new(self.config);
         let inner = Inner {
             groups: ArcSwap::from_pointee(Groups::none()),
             limits: stores.limits(),
             stores,
-            observers: self.observers,
+            says: self.says,
             changing: Mutex::new(changing),
         };
         let groups = inner.groups_of(self.config, &Groups::none(), &mut Kept::default())?;
         inner.groups.store(Arc::new(groups));
         Ok(Admission(Arc::new(inner)))
-    }
-
-    #[cfg(not(feature = "redis"))]
-    fn stores(&self) -> Result<Stores, ConfigError> {
-        Ok(Stores {})
-    }
-
-    #[cfg(feature = "redis")]
-    fn stores(&self) -> Result<Stores, ConfigError> {
-        let config = &self.config.store;
-        let default = config.on_failure;
-        let (Some(url), Some(secret)) = (&config.url, config.secret) else {
-            return Ok(Stores {
-                redis: None,
-                default,
-            });
-        };
-        let mut store = config.redis(url)?;
-        let secret = crate::key::Secret::new(secret.0);
-        secret
-            .install()
-            .map_err(|error| ConfigError::at("store.secret", error))?;
-        store = store.secret(secret);
-        for observer in &self.store_observers {
-            store = store.observe(observer.clone());
-        }
-        let modes = [OnFailure::Open, OnFailure::Closed, OnFailure::LocalShare];
-        let stores = modes.map(|mode| {
-            let store = store.clone().on_failure(config.mode(mode));
-            (mode, store)
-        });
-        Ok(Stores {
-            redis: Some(stores.into()),
-            default,
-        })
-    }
-}
-
-impl Stores {
-    #[cfg(feature = "redis")]
-    fn of(&self, on_failure: Option<OnFailure>) -> Option<&RedisStore> {
-        self.redis
-            .as_ref()?
-            .get(&on_failure.unwrap_or(self.default))
-    }
-
-    pub(super) fn rate(
-        &self,
-        on_failure: Option<OnFailure>,
-        layer: RateLimitLayer<GroupKey>,
-    ) -> RateLimitLayer<GroupKey> {
-        #[cfg(feature = "redis")]
-        if let Some(store) = self.of(on_failure) {
-            return layer.store(store.clone());
-        }
-        let _ = on_failure;
-        layer
-    }
-
-    pub(super) fn concurrency(
-        &self,
-        on_failure: Option<OnFailure>,
-        layer: ConcurrencyLimitLayer,
-    ) -> ConcurrencyLimitLayer {
-        #[cfg(feature = "redis")]
-        if let Some(store) = self.of(on_failure) {
-            return layer.store(store.clone());
-        }
-        let _ = on_failure;
-        layer
-    }
-
-    fn limits(&self) -> Limits {
-        #[cfg(feature = "redis")]
-        if let Some(store) = self.of(None) {
-            return Limits::in_store(store);
-        }
-        Limits::new()
     }
 }
 

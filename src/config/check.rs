@@ -41,7 +41,9 @@ impl Config {
         }
         // Limits of single keys, metrics and Redis know all of them by these alone.
         for (group, settings) in &self.groups {
-            for (field, name) in settings.names_in(group) {
+            let by_ip = settings.rate_per_ip.iter();
+            let by_ip = by_ip.map(|_| (settings.name_by_ip(group), "rate_per_ip".to_owned()));
+            for (name, field) in settings.names_in(group).into_iter().chain(by_ip) {
                 let field = format!("groups.{group}.{field}");
                 if let Some(other) = names.get(&name) {
                     let problem = format!("{other} is called `{name}` already");

@@ -1,11 +1,13 @@
 //! The layers of one group.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::admission::Stores;
+use super::admission::Says;
 use super::error::ConfigError;
 use super::kept::Kept;
 use super::model::{Clients, Config, ForwardedHeader, Group, KeySource, OnFailure};
+use super::stores::Stores;
 use super::text::Prefix;
 use crate::concurrency::ConcurrencyLimitLayer;
 use crate::extract::{
@@ -14,7 +16,6 @@ use crate::extract::{
 use crate::key::Key;
 use crate::limiter::{RateLimiter, SetPolicyError};
 use crate::limits::Limits;
-use crate::observe::Observer;
 use crate::policy::Policy;
 use crate::quota::Quota;
 use crate::rate::RateLimitLayer;
@@ -86,52 +87,87 @@ impl Group {
         self.name.as_deref().unwrap_or(group)
     }
 
-    /// What quotas are called that are not called as the group is, each with its field.
-    pub(super) fn names_in<'a>(
-        &'a self,
-        group: &'a str,
-    ) -> impl Iterator<Item = (String, String)> + 'a {
+    /// What quotas are called that are not called as the group is, each with its field. Quotas of tiers may be
+    /// called as others of the same group.
+    pub(super) fn names_in(&self, group: &str) -> BTreeMap<String, String> {
         let name = self.name(group);
-        let rates = self.rates.keys();
-        let rates = rates.map(move |rate| (format!("rates.{rate}"), format!("{name}.{rate}")));
-        let by_ip = self.rate_per_ip.iter();
-        rates.chain(by_ip.map(move |_| ("rate_per_ip".to_owned(), format!("{name}.ip"))))
+        let mut names = BTreeMap::new();
+        for (tier, settings) in &self.tiers {
+            for rate in settings.rates.keys() {
+                names.insert(
+                    format!("{name}.{rate}"),
+                    format!("tiers.{tier}.rates.{rate}"),
+                );
+            }
+        }
+        for rate in self.rates.keys() {
+            names.insert(format!("{name}.{rate}"), format!("rates.{rate}"));
+        }
+        names
+    }
+
+    /// What the quota of addresses is called.
+    pub(super) fn name_by_ip(&self, group: &str) -> String {
+        format!("{}.ip", self.name(group))
     }
 
     /// What each key and each address is charged, without what is off.
     pub(super) fn policies(&self, group: &str) -> Result<Policies, ConfigError> {
         let at = |field: &str| format!("groups.{group}.{field}");
         let name = self.name(group);
-        let named = |field: &str, name: &str, quota| {
-            Policy::try_new(name, quota).map_err(|error| ConfigError::at(at(field), error))
-        };
-        if self.rate.is_some() && !self.rates.is_empty() {
-            return Err(ConfigError::at(at("rate"), "give either `rate` or `rates`"));
+        let mut by_key = policy(name, &at(""), self.rate, &self.rates)?;
+        for (tier, settings) in &self.tiers {
+            let field = at(&format!("tiers.{tier}"));
+            let policy = policy(name, &format!("{field}."), settings.rate, &settings.rates)?;
+            by_key = by_key
+                .try_tier(tier, policy)
+                .map_err(|error| ConfigError::at(field, error))?;
         }
-        let mut by_key = self
-            .rate
-            .map(|rate| named("rate", name, rate))
-            .transpose()?;
-        for (rate, quota) in &self.rates {
-            let (field, name) = (format!("rates.{rate}"), format!("{name}.{rate}"));
-            by_key = Some(match by_key {
-                None => named(&field, &name, *quota)?,
-                Some(policy) => policy
-                    .try_and(&name, *quota)
-                    .map_err(|error| ConfigError::at(at(&field), error))?,
-            });
-        }
-        let by_ip = self.rate_per_ip;
-        let by_ip = by_ip.map(|quota| named("rate_per_ip", &format!("{name}.ip"), quota));
+        let by_ip = self.rate_per_ip.map(|quota| {
+            let policy = Policy::try_new(&self.name_by_ip(group), quota);
+            policy.map_err(|error| ConfigError::at(at("rate_per_ip"), error))
+        });
         let limiting = |policy: Policy| {
             let policy = policy.limiting();
-            (!policy.quotas().is_empty()).then_some(policy)
+            let limits = policy.all_quotas().next().is_some();
+            limits.then_some(policy)
         };
         Ok(Policies {
-            by_key: by_key.and_then(limiting),
+            by_key: limiting(by_key),
             by_ip: by_ip.transpose()?.and_then(limiting),
         })
     }
+}
+
+/// One quota called as the group is, or several.
+fn policy(
+    group: &str,
+    at: &str,
+    rate: Option<Quota>,
+    rates: &BTreeMap<String, Quota>,
+) -> Result<Policy, ConfigError> {
+    if rate.is_some() && !rates.is_empty() {
+        let problem = "give either `rate` or `rates`";
+        return Err(ConfigError::at(format!("{at}rate"), problem));
+    }
+    let mut policy = Policy::empty();
+    let mut add = |field: String, name: &str, quota| {
+        policy = std::mem::replace(&mut policy, Policy::empty())
+            .try_and(name, quota)
+            .map_err(|error| ConfigError::at(field, error))?;
+        Ok(())
+    };
+    if let Some(rate) = rate {
+        add(format!("{at}rate"), group, rate)?;
+    }
+    for (rate, quota) in rates {
+        add(
+            format!("{at}rates.{rate}"),
+            &format!("{group}.{rate}"),
+            *quota,
+        )?;
+    }
+    Ok(policy)
 }
 
 /// What each key and each address is charged.
@@ -166,7 +202,7 @@ impl Stack {
         group: &str,
         stores: &Stores,
         limits: &Limits,
-        observers: &[Arc<dyn Observer>],
+        says: &Says,
         before: Option<&Self>,
         kept: &mut Kept,
     ) -> Result<(Self, Change), ConfigError> {
@@ -210,7 +246,16 @@ impl Stack {
         if let Some(limiter) = &failed_logins {
             rate = rate.guard_resumed(config.clients.ip(), limiter.clone());
         }
-        for observer in observers {
+        if !settings.tiers.is_empty() {
+            let Some(tier_by) = says.tier_by.clone() else {
+                let field = format!("groups.{group}.tiers");
+                let problem = "this program does not say which tier a request is of \
+                               (AdmissionBuilder::tier_by): take them out";
+                return Err(ConfigError::at(field, problem));
+            };
+            rate = rate.tier_by(move |head| tier_by(head));
+        }
+        for observer in &says.observers {
             rate = rate.observe(observer.clone());
             concurrency = concurrency.observe(observer.clone());
         }

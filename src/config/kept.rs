@@ -55,10 +55,11 @@ impl Kept {
     pub(super) fn settle(&mut self, running: &Groups) {
         let running: Vec<_> = running.stacks().map(|stack| stack.rate.limiter()).collect();
         let is_taken = |name: &str| {
-            let mut names = running.iter().flat_map(RateLimiter::names);
+            let mut names = running.iter().flat_map(RateLimiter::all_names);
             names.any(|taken| taken == name)
         };
-        self.0.retain(|rate| !rate.limiter.names().any(is_taken));
+        self.0
+            .retain(|rate| !rate.limiter.all_names().any(is_taken));
         self.0.drain(..self.0.len().saturating_sub(MOST));
         for limiter in &running {
             limiter.rest(false);

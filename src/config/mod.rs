@@ -50,6 +50,8 @@
 //! | `groups.<name>.concurrency_per_key` | 0, off | and of each key |
 //! | `groups.<name>.rate` | off | a [`Quota`], called as the group is: `600/min burst 50` |
 //! | `groups.<name>.rates` | none | or several, as one: `{ burst = "10/s", daily = "50000/day" }`, called `name.burst` and `name.daily` |
+//! | `groups.<name>.tiers.<tier>.rate` | | another quota for requests of a [tier](crate::Policy::tier), which the program [says](AdmissionBuilder::tier_by) |
+//! | `groups.<name>.tiers.<tier>.rates` | | or several; with neither the tier is not limited |
 //! | `groups.<name>.rate_per_ip` | off | a quota for the address in the same decision, called `name.ip` |
 //! | `groups.<name>.failed_logins` | off | a quota of answers of 401 and 403 for each address, see [`guard_by_ip`] |
 //! | `groups.<name>.key` | `token` | `token` (bearer, else `X-Api-Key`, else address), `bearer`, `api-key` (else address), `ip`, or `shared` |
@@ -82,7 +84,7 @@
 //! apart, so one that is empty or half-written for a moment changes nothing.
 //!
 //! Requests in flight are not touched, and what is used stays used. A group is known by its `name`, whatever it
-//! is called in the file. Its rates go on for as long as they have the same names and each is
+//! is called in the file. Its rates go on for as long as they have the same names and tiers and each is
 //! [sliding](crate::Quota::sliding), or is not, as before. They also go on when they were off for a while, or
 //! their group was gone, unless a rate of one of these names was used with others meanwhile; the last 64 are kept
 //! for this. Any other rate is a new one, and in memory begins with nothing used, and so does the `concurrency` of
@@ -104,6 +106,7 @@ mod kept;
 mod layer;
 mod load;
 mod model;
+mod stores;
 mod text;
 
 pub use self::admission::{Admission, AdmissionBuilder};

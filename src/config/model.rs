@@ -87,6 +87,8 @@ pub(super) struct Group {
     pub(super) rate: Option<Quota>,
     #[serde(deserialize_with = "texts")]
     pub(super) rates: BTreeMap<String, Quota>,
+    #[serde(deserialize_with = "tables")]
+    pub(super) tiers: BTreeMap<String, Tier>,
     #[serde(deserialize_with = "some_text")]
     pub(super) rate_per_ip: Option<Quota>,
     #[serde(deserialize_with = "some_text")]
@@ -101,6 +103,16 @@ pub(super) struct Group {
     pub(super) on_failure: Option<OnFailure>,
     #[serde(deserialize_with = "truth")]
     pub(super) dry_run: bool,
+}
+
+/// What stands in place of a group's `rate` or `rates` for some requests.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Tier {
+    #[serde(deserialize_with = "some_text")]
+    pub(super) rate: Option<Quota>,
+    #[serde(deserialize_with = "texts")]
+    pub(super) rates: BTreeMap<String, Quota>,
 }
 
 /// One of a few words.

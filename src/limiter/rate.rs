@@ -332,6 +332,13 @@ impl RateLimiter {
         quotas.map(NamedQuota::name)
     }
 
+    /// Those of all tiers.
+    #[cfg(feature = "config")]
+    pub(crate) fn all_names(&self) -> impl Iterator<Item = &str> {
+        let quotas = self.0.policies.iter().flat_map(Policy::all_quotas);
+        quotas.map(NamedQuota::name)
+    }
+
     /// The name of the quota that binds in a decision that admits; empty where none does.
     pub(crate) fn binding(&self, decision: &Decision) -> &str {
         let name = decision.least().and_then(|at| self.names().nth(at));

@@ -8,6 +8,7 @@ mod routes;
 #[path = "../redis/server.rs"]
 #[allow(dead_code)]
 mod server;
+mod tiers;
 mod values;
 
 use axum::Router;
