@@ -70,6 +70,7 @@ impl Adjusted {
     }
 
     pub(super) fn set_policies(&self, policies: Vec<Policy>) -> Result<(), SetPolicyError> {
+        let policies: Vec<_> = policies.into_iter().map(Policy::limiting).collect();
         if !self.takes(&policies) {
             return Err(SetPolicyError::Shape);
         }

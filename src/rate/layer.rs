@@ -141,6 +141,7 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
         }
         // The old limit goes first, so that a store which knows limits by name has its name free.
         shared.limiter = RateLimiter::off();
+        shared.tiers.clear();
         let limits = self.limits.as_ref();
         let limiter = RateLimiter::with_policies(self.policies.clone(), &*self.store, limits);
         shared.headers = Headers::new(self.dialect, &limiter);

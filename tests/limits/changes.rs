@@ -511,3 +511,22 @@ fn what_was_given_back_is_not_carried_over_again() {
         assert_eq!(bench.limiter.check_n(&key, 0).remaining(), Some(4));
     }
 }
+
+/// What does not count any more goes with each change, however close changes come.
+#[test]
+fn changes_without_an_end_keep_no_more_than_what_counts() {
+    let bench = Bench::new("1/s".parse::<Quota>().unwrap());
+    let key = Key::id("org", "acme");
+    for n in 0..20_000 {
+        let quota = if n % 2 == 0 { "2/s" } else { "1/s" };
+        let quota: Quota = quota.parse().unwrap();
+        bench.limiter.set_policy(quota).unwrap();
+        if n % 100 == 0 {
+            // Who was seen never before is looked for in all that is kept.
+            let new = Key::id("org", &n.to_string());
+            assert!(bench.limiter.check(&new).is_admitted());
+        }
+        assert!(!bench.limiter.check_n(&key, 3).is_admitted());
+        bench.clock.advance(SECOND / 50);
+    }
+}

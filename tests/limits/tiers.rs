@@ -196,6 +196,56 @@ fn limits_of_keys_go_before_tiers() {
 }
 
 #[test]
+fn a_single_quota_of_one_tier_is_told_as_that_tiers() {
+    // Where a key's only quota is its own there is a shorter way.
+    let base = Policy::from(quota("3/min")).tier("staff", Quota::off());
+    let tier = Policy::from(Quota::off()).tier("pro", quota("10/min"));
+    for (policy, limited) in [(base, ""), (tier, "pro")] {
+        let bench = Bench::new(policy);
+        let key = Key::id("org", "acme");
+        bench.set("org:acme", "5/min");
+        for asked in ["", "staff", "pro"] {
+            let limiter = of(&bench.limiter, asked);
+            for decision in [limiter.check(&key), limiter.peek(&key)] {
+                let told = decision.policies().unwrap();
+                assert_eq!(told[0].tiers().count(), 0);
+                assert_eq!(told[0].quotas().len(), decision.usages().len());
+            }
+        }
+        let decision = of(&bench.limiter, limited).check(&key);
+        assert_eq!(decision.policies().unwrap()[0], quota("5/min").into());
+    }
+}
+
+#[test]
+fn the_policy_of_the_beginning_can_be_set() {
+    let policy = Policy::new("a", quota("3/min")).and("off", Quota::off());
+    let policy = policy
+        .tier("staff", Quota::off())
+        .tier("pro", quota("9/min"));
+    let bench = Bench::new(policy.clone());
+    bench.limiter.set_policy(policy).unwrap();
+    let key = Key::id("org", "acme");
+    assert_eq!(burst(&bench.limiter, &key), 3);
+}
+
+#[test]
+fn at_the_bound_a_request_counts_in_other_tiers_as_in_its_own() {
+    for kind in ["", " sliding"] {
+        let of = |text: &str| quota(&format!("{text}{kind}"));
+        let policy = Policy::from(of("3/h")).tier("pro", of("100/h"));
+        let store = MemoryStore::new().max_keys(1).clock(TestClock::default());
+        let limiter = RateLimiter::with_store(policy, &store);
+        // Whose bucket denies, so that it is not given up for another.
+        assert_eq!(burst(&limiter, &Key::id("user", "bob")), 3);
+        let alice = Key::id("user", "alice");
+        let pro = limiter.tier("pro").unwrap();
+        assert!((0..10).all(|_| pro.check(&alice).is_admitted()));
+        assert_eq!(burst(&limiter, &alice), 0, "{kind}");
+    }
+}
+
+#[test]
 fn a_policy_is_changed_with_its_tiers() {
     let tiered = |free, pro| Policy::from(quota(free)).tier("pro", quota(pro));
     let bench = Bench::new(tiered("3/min", "10/min"));

@@ -1,7 +1,9 @@
 //! Tiers of a policy, counted in Redis.
 
 use tower_admission::store::{FailureMode, RateStore, Reply};
-use tower_admission::{Key, Limits, Policy, Quota, RateLimiter, SharedLimiters};
+use tower_admission::{
+    ClientIp, Key, Limits, Policy, Quota, RateLimitLayer, RateLimiter, RequestHead, SharedLimiters,
+};
 
 use crate::server::{Server, store, until};
 
@@ -82,6 +84,92 @@ async fn limits_of_keys_and_changed_policies_count_in_tiers() {
         assert_eq!(burst(pro).await, 12);
         assert_eq!(burst(&limiter).await, 0);
     }
+}
+
+/// A quota that denies everything for a while keeps what its key has used, be it of a bucket or a window.
+#[tokio::test]
+async fn a_denial_is_none_of_what_is_stored() {
+    let server = Server::start().await;
+    for kind in ["", " sliding"] {
+        let tiered = |free: &str, pro: &str| {
+            let of = |text: &str| match text {
+                "deny all" => Quota::deny_all(),
+                text => quota(&format!("{text}{kind}")),
+            };
+            Policy::from(of(free)).tier("pro", of(pro))
+        };
+        let limits = Limits::new();
+        let limiter = RateLimiter::with_limits(tiered("3/h", "10/h"), &server.store(), &limits);
+        let pro = limiter.tier("pro").unwrap();
+        // First seen while a tier is denied, in the place of which is nothing.
+        limiter.set_policy(tiered("deny all", "10/h")).unwrap();
+        assert_eq!(burst(&limiter).await, 0, "{kind}");
+        let denied = limiter.decide(&alice(), 1).await;
+        assert!(denied.is_hopeless(), "{denied:?}");
+        for _ in 0..4 {
+            assert!(pro.decide(&alice(), 1).await.is_admitted());
+        }
+        limiter.set_policy(tiered("3/h", "10/h")).unwrap();
+        assert_eq!(burst(pro).await, 6, "{kind}");
+        limiter.refund_all(&alice(), 10).await;
+        assert_eq!(burst(&limiter).await, 3, "{kind}");
+        // Then with something there.
+        let key = "user:alice".parse().unwrap();
+        limits.set(&key, "deny all".parse().unwrap()).await.unwrap();
+        for tier in [&limiter, pro] {
+            let denied = tier.decide(&alice(), 1).await;
+            assert!(
+                denied.is_hopeless() && denied.remaining() == Some(0),
+                "{denied:?}"
+            );
+            assert!(tier.decide(&alice(), 0).await.is_admitted());
+        }
+        limits.delete(&key).await.unwrap();
+        assert_eq!(burst(&limiter).await, 0, "{kind}");
+        assert_eq!(burst(pro).await, 7, "{kind}");
+        // What is given back meanwhile is of what is there.
+        limiter.set_policy(tiered("deny all", "deny all")).unwrap();
+        limiter.refund_all(&alice(), 1).await;
+        assert!(!pro.decide(&alice(), 1).await.is_admitted());
+        limiter.set_policy(tiered("3/h", "10/h")).unwrap();
+        assert_eq!(burst(pro).await, 1, "{kind}");
+        server.clear().await;
+    }
+}
+
+#[tokio::test]
+async fn the_order_in_which_a_layer_is_built_gives_it_no_other_name() {
+    let server = Server::start().await;
+    let by_user = |_: RequestHead<'_>| Some(alice()[0]);
+    let layer = || RateLimitLayer::by(by_user, free_and_pro()).tier_by(|_| Some("pro"));
+    let layer = layer()
+        .store(server.store())
+        .limits(&Limits::new())
+        .store(server.store());
+    assert!(layer.limiter().decide(&alice(), 1).await.is_admitted());
+    let ip = layer.and_by(ClientIp::peer(), quota("9/h"));
+    assert!(ip.limiter().decide(&alice(), 1).await.is_admitted());
+    let keys = server.keys().await;
+    assert!(keys.iter().all(|key| !key.contains('*')), "{keys:?}");
+}
+
+#[tokio::test]
+async fn a_share_is_charged_in_every_tier() {
+    let mut server = Server::start().await;
+    // Shares of 10 and 5.
+    let policy = Policy::from(quota("100/h")).tier("dear", quota("50/h"));
+    let mode = FailureMode::LocalShare { replicas: 10 };
+    let limiter = RateLimiter::with_store(policy, &server.store().on_failure(mode));
+    let dear = limiter.tier("dear").unwrap();
+    for _ in 0..20 {
+        assert!(dear.decide(&alice(), 1).await.is_admitted());
+    }
+    server.kill();
+    until("it is known to be away", async || {
+        limiter.decide(&alice(), 0).await.limit() == Some(10)
+    })
+    .await;
+    assert_eq!(burst(&limiter).await, 0);
 }
 
 #[tokio::test]

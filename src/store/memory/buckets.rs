@@ -142,6 +142,14 @@ impl<'a, M: Metered> Charges<'a, M> {
         Decision::from_usages(usages)
     }
 
+    /// Charges them all, whether the request fits or not.
+    #[cfg(feature = "redis")]
+    pub(super) fn charge(&self, cost: u32) {
+        for (meter, key) in self.asked.iter().chain(&self.counted) {
+            meter.charge(key, cost);
+        }
+    }
+
     pub(super) fn refund(&self, cost: u32) {
         for charges in [&self.asked[..], &self.counted] {
             for at in addresses_first(charges) {

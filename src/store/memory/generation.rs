@@ -47,6 +47,19 @@ impl<C: Clock> Generation<C> {
         }
     }
 
+    /// The same without those before it that do not count any more.
+    pub(super) fn trimmed(&self, now: u64) -> Self {
+        // What was before one that does not count counts even less.
+        let before = self.before.as_ref().filter(|before| now < before.until);
+        Self {
+            before: before.map(|before| Before {
+                generation: Arc::new(before.generation.trimmed(now)),
+                until: before.until,
+            }),
+            ..self.settled()
+        }
+    }
+
     /// How many there are before it that count.
     pub(super) fn depth(&self, now: u64) -> usize {
         match &self.before {

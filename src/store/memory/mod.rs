@@ -50,6 +50,8 @@ use std::sync::Arc;
 use governor::clock::Clock;
 
 use super::{AdjustableBuckets, LeaseSlots, LeaseStore, RateBuckets, RateStore};
+#[cfg(feature = "redis")]
+use crate::key::Key;
 use crate::policy::Policy;
 
 mod adjustable;
@@ -155,13 +157,29 @@ impl MemoryStore {
         Arc::new(MemoryBuckets::new(policies, self.max_keys, clock))
     }
 
-    fn adjustable<C>(&self, policies: &[Policy], clock: C) -> Arc<dyn AdjustableBuckets>
+    /// As those of [`RateStore::open_adjustable`].
+    pub(crate) fn adjustable(&self, policies: &[Policy]) -> Arc<dyn ChargedBuckets> {
+        match &self.time {
+            Time::Real => self.adjustable_by(policies, RealClock::new()),
+            #[cfg(feature = "test-util")]
+            Time::Test(clock) => self.adjustable_by(policies, clock.clone()),
+        }
+    }
+
+    fn adjustable_by<C>(&self, policies: &[Policy], clock: C) -> Arc<dyn ChargedBuckets>
     where
         C: Clock + Clone + Send + Sync + 'static,
         C::Instant: Send + Sync,
     {
         Arc::new(Adjustable::new(policies, self.max_keys, clock))
     }
+}
+
+/// Buckets that are told of what was admitted elsewhere.
+pub(crate) trait ChargedBuckets: AdjustableBuckets {
+    /// Charges a request in every tier, whether it fits or not.
+    #[cfg(feature = "redis")]
+    fn charge(&self, keys: &[Key], cost: u32);
 }
 
 impl RateStore for MemoryStore {
@@ -174,11 +192,7 @@ impl RateStore for MemoryStore {
     }
 
     fn open_adjustable(&self, policies: &[Policy]) -> Option<Arc<dyn AdjustableBuckets>> {
-        Some(match &self.time {
-            Time::Real => self.adjustable(policies, RealClock::new()),
-            #[cfg(feature = "test-util")]
-            Time::Test(clock) => self.adjustable(policies, clock.clone()),
-        })
+        Some(self.adjustable(policies))
     }
 }
 

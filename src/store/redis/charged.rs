@@ -44,6 +44,12 @@ pub(super) struct Window {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
     Take,
+    /// Takes, and counts nowhere else until the whole decision is known.
+    Hold,
+    /// Counts elsewhere what was held.
+    Count,
+    /// Gives back what was held.
+    Return,
     Peek,
     Refund,
 }
@@ -52,6 +58,9 @@ impl Mode {
     pub(super) fn word(self) -> &'static str {
         match self {
             Self::Take => "take",
+            Self::Hold => "hold",
+            Self::Count => "count",
+            Self::Return => "back",
             Self::Peek => "look",
             Self::Refund => "give",
         }

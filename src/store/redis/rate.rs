@@ -51,7 +51,7 @@ impl RedisBuckets {
     /// Those that are called so already.
     pub(super) fn called(name: Name, store: Arc<Inner>, policies: &[Policy]) -> Self {
         let share = match store.options.on_failure {
-            FailureMode::LocalShare { replicas } => Share::open(policies, replicas),
+            FailureMode::LocalShare { replicas } => Some(Share::open(policies, replicas)),
             FailureMode::Open | FailureMode::Closed => None,
         };
         Self(Arc::new(Buckets {
@@ -243,9 +243,11 @@ impl Buckets {
         if !decision.is_admitted() {
             self.denials
                 .keep(binding.tier(), keys, cost, asked, decision);
-        } else if let Some(share) = &self.share {
+        } else if let Some(share) = &self.share
+            && cost > 0
+        {
             // So that the share is no fresh burst when Redis goes away.
-            let _ = share.take(binding, keys, cost);
+            share.buckets.charge(keys, cost);
         }
     }
 
@@ -279,13 +281,15 @@ impl Buckets {
         deadline: Instant,
     ) -> Result<Decision, StoreError> {
         let mut order: Vec<usize> = (0..keys.len()).collect();
-        // Then those that are counted elsewhere as well, as what that came to is not known when it is given back.
-        order.sort_by_key(|&at| (!keys[at].is_ip(), charges[at].has_others()));
+        order.sort_by_key(|&at| !keys[at].is_ip());
         let mut usages: Vec<Vec<Usage>> = vec![Vec::new(); keys.len()];
         let mut refused = false;
-        let mut taken = Vec::new();
+        let mut held = Vec::new();
         for at in order {
-            let mode = if refused { Mode::Peek } else { mode };
+            let mode = match mode {
+                Mode::Take if !refused => Mode::Hold,
+                _ => Mode::Peek,
+            };
             usages[at] = match self
                 .call(charges, at, &keys[at..=at], cost, mode, deadline)
                 .await
@@ -297,24 +301,30 @@ impl Buckets {
             };
             let fits = usages[at].iter().all(Usage::fits);
             refused |= !fits;
-            if fits && mode == Mode::Take {
-                taken.push(at);
+            if fits && mode == Mode::Hold {
+                held.push(at);
             }
         }
-        if refused {
-            for at in taken {
-                let key = &keys[at..=at];
-                // What cannot be given back refills with time, and is told as it was found.
-                if self
-                    .call(charges, at, key, cost, Mode::Refund, deadline)
-                    .await
-                    .is_ok()
-                    && let Ok(found) = self
-                        .call(charges, at, key, cost, Mode::Peek, deadline)
-                        .await
-                {
-                    usages[at] = found;
+        for at in held {
+            let key = &keys[at..=at];
+            if !refused {
+                if charges[at].has_others() && cost > 0 {
+                    // It is admitted, whether that can be counted or not.
+                    let counted = self.call(charges, at, key, cost, Mode::Count, deadline);
+                    let _ = counted.await;
                 }
+                continue;
+            }
+            // What cannot be given back refills with time, and is told as it was found.
+            if self
+                .call(charges, at, key, cost, Mode::Return, deadline)
+                .await
+                .is_ok()
+                && let Ok(found) = self
+                    .call(charges, at, key, cost, Mode::Peek, deadline)
+                    .await
+            {
+                usages[at] = found;
             }
         }
         Ok(Decision::from_usages(usages.into_iter().flatten()))

@@ -5,29 +5,30 @@ use std::sync::Arc;
 use crate::decision::Decision;
 use crate::key::Key;
 use crate::policy::{Binding, Policy, tiers_of};
-use crate::store::{AdjustableBuckets, MemoryStore, RateBuckets, RateStore, Reply};
+use crate::store::memory::ChargedBuckets;
+use crate::store::{MemoryStore, RateBuckets, Reply};
 
 /// What one replica may admit by itself.
 pub(super) struct Share {
     replicas: u32,
-    pub(super) buckets: Arc<dyn AdjustableBuckets>,
+    pub(super) buckets: Arc<dyn ChargedBuckets>,
     tiers: Vec<(Arc<str>, Arc<dyn RateBuckets>)>,
 }
 
 impl Share {
-    pub(super) fn open(policies: &[Policy], replicas: u32) -> Option<Self> {
+    pub(super) fn open(policies: &[Policy], replicas: u32) -> Self {
         let policies: Vec<_> = policies.iter().map(|p| p.share(replicas)).collect();
-        let buckets = MemoryStore::new().open_adjustable(&policies)?;
+        let buckets = MemoryStore::new().adjustable(&policies);
         let tiers = tiers_of(&policies).into_iter();
         let tiers = tiers.filter_map(|tier| {
             let buckets = buckets.clone().tier(&tier)?;
             Some((tier, buckets))
         });
-        Some(Self {
+        Self {
             replicas,
             tiers: tiers.collect(),
             buckets,
-        })
+        }
     }
 
     pub(super) fn take(&self, binding: &Binding, keys: &[Key], cost: u32) -> Reply<Decision> {
@@ -44,13 +45,13 @@ impl Share {
         }
     }
 
-    /// As [`AdjustableBuckets`] has it.
+    /// As [`AdjustableBuckets`](crate::store::AdjustableBuckets) has it.
     pub(super) fn set_policies(&self, policies: &[Policy]) -> bool {
         let policies: Vec<_> = policies.iter().map(|p| p.share(self.replicas)).collect();
         self.buckets.set_policies(&policies)
     }
 
-    /// As [`AdjustableBuckets`] has it.
+    /// As [`AdjustableBuckets`](crate::store::AdjustableBuckets) has it.
     pub(super) fn set_own(&self, policy: usize, key: &Key, own: Option<&Policy>) {
         let own = own.map(|own| own.share(self.replicas));
         self.buckets.set_own(policy, key, own.as_ref());

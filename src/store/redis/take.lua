@@ -9,11 +9,14 @@
 --                                             those of the quota by which it was charged last
 --           s <length> <newest> <count> ..    a window: the length of a sub-window, the number of the
 --                                             newest, and what was admitted in it and those before
+--           -                                 nothing: a quota that denies everything stores neither
 -- ARGV[1]   the cost; 0 is admitted, takes nothing, and reports what is left
--- ARGV[2]   take, look or give
+-- ARGV[2]   take, look or give. In a cluster, where the keys of a decision are asked one after the other, also
+--           hold: take without counting elsewhere; count: only that; back: give back what was held
 -- ARGV[3..] for each key: how many quotas it has, then for each three numbers: 0 for a bucket and 1
 --           for a window, which is 2 more for a quota that only counts what the others admit, its interval
---           or the length of its sub-windows, and the most requests it admits at once; 0 admits nothing
+--           or the length of its sub-windows, and the most requests it admits at once; 0 admits nothing, and
+--           leaves what is stored as it is, whichever sort it is of
 --
 -- Returns three numbers for each quota, in order: how many more would be admitted, the time until
 -- it is as good as unused, and the time until the request fits: 0 now, -1 never. Those of a quota that only
@@ -30,6 +33,8 @@ local now = time[1] * 1000000 + time[2]
 local cost = tonumber(ARGV[1])
 local cells = math.max(cost, 1)
 local mode = ARGV[2]
+local takes = mode == 'take' or mode == 'hold'
+local gives = mode == 'give' or mode == 'back'
 
 -- What a bucket owes until it is full, under which interval and limit, and whether that is not what is
 -- stored; nothing if it is none.
@@ -95,6 +100,20 @@ local function window_of(counts, length, newest)
   return table.concat(window, ' ')
 end
 
+-- What stays as it is, and the time until it is as good as unused; nothing if it is none.
+local function kept(stored)
+  local arrival = string.match(stored or '', '^b %d+ (%d+) %d+$')
+  local length, newest = string.match(stored or '', '^s (%d+) (%d+)[ %d]*$')
+  if arrival then
+    return stored, math.max(arrival - now, 0)
+  elseif length then
+    newest = math.min(tonumber(newest), math.floor(now / length) + 1)
+    return stored, math.max((newest + PARTS + 1) * length - now, 0)
+  elseif not stored then
+    return '-', 0
+  end
+end
+
 -- A value that is not of this script's making.
 local function junk()
   return redis.error_reply('JUNK the value is not one of quotas')
@@ -133,17 +152,33 @@ for n, key in ipairs(KEYS) do
   local unsettled = false
   for quota = 1, quotas do
     local length, limit = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
-    local stored = parts[quota]
+    local stored = parts[quota] ~= '-' and parts[quota] or nil
     local left, reset, wait, left_after, reset_after
     local kind = tonumber(ARGV[at + 1])
     local binds = kind < 2
-    if kind % 2 == 0 then
+    local sort, own = string.match(stored or '', '^([bs]) (%d+)')
+    local stays = mode == 'count' and binds or (mode == 'hold' or mode == 'back') and not binds
+    if limit == 0 and gives and sort and tonumber(own) > 0 then
+      -- What is given back is of what is there.
+      kind, length = sort == 'b' and 0 or 1, tonumber(own)
+    elseif limit == 0 then
+      stays = true
+    end
+    if stays then
+      parts[quota], reset = kept(stored)
+      if not parts[quota] then
+        return junk()
+      end
+      found[quota] = parts[quota]
+      longest = math.max(longest, reset)
+      left, wait, left_after, reset_after = 0, 0, 0, reset
+    elseif kind % 2 == 0 then
       local debt, before, most, changed = debt_of(stored, length, limit)
       if not debt then
         return junk()
       end
       unsettled = unsettled or changed
-      found[quota] = changed and bucket_of(before, debt, most) or stored
+      found[quota] = changed and bucket_of(before, debt, most) or stored or '-'
       -- As many requests stay spent when the quota was changed.
       local full = limit * length
       local rescaled = before ~= length and before > 0 and length > 0
@@ -156,7 +191,7 @@ for n, key in ipairs(KEYS) do
         room = rescaled and math.floor(room * before / length) or room
         wait = math.max(debt - room, 1)
       end
-      if mode == 'give' then
+      if gives then
         -- Likewise, a request is as long as it was when it was charged.
         reset_after = math.max(debt - cost * before, 0)
         parts[quota] = bucket_of(before, reset_after, most)
@@ -176,7 +211,7 @@ for n, key in ipairs(KEYS) do
         return junk()
       end
       unsettled = unsettled or changed
-      found[quota] = changed and window_of(counts, length, newest) or stored
+      found[quota] = changed and window_of(counts, length, newest) or stored or '-'
       local used = 0
       local youngest
       for age = 1, PARTS do
@@ -195,7 +230,7 @@ for n, key in ipairs(KEYS) do
           wait = gone(age)
         end
       end
-      if mode == 'give' then
+      if gives then
         local given = cost
         for age = 1, PARTS do
           local from = math.min(given, counts[age])
@@ -241,8 +276,8 @@ local function store(key, value, expiry)
   end
 end
 
-if cost == 0 or mode == 'look' or (mode == 'take' and not fits) then
-  if mode == 'take' then
+if cost == 0 or mode == 'look' or (takes and not fits) then
+  if takes then
     for n, key in ipairs(KEYS) do
       if settled[n] then
         store(key, settled[n], settled_expiries[n])

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use governor::clock::Clock;
 
+use super::ChargedBuckets;
 use super::buckets::{Charges, MemoryBuckets};
 use super::charged::Charged;
 use super::clock::SinceZero;
@@ -141,7 +142,8 @@ impl<C: Clock> Adjustable<C> {
             return None;
         }
         let usage = quota.decide(&|| self.time.now(), cost, Mode::Take);
-        Some(Decision::from_usage(usage).by(own.alone().clone()))
+        let policies = binding.of_policies(own.alone());
+        Some(Decision::from_usage(usage).by(policies))
     }
 
     fn decide(
@@ -271,6 +273,20 @@ where
     }
 }
 
+impl<C> ChargedBuckets for Adjustable<C>
+where
+    C: Clock + Clone + Send + Sync + 'static,
+    C::Instant: Send + Sync,
+{
+    #[cfg(feature = "redis")]
+    fn charge(&self, keys: &[Key], cost: u32) {
+        let now = self.current();
+        self.charges(&self.binding, &now, keys).0.charge(cost);
+        self.settle(&now, keys);
+        self.catch_up(&now, keys, cost);
+    }
+}
+
 impl<C> AdjustableBuckets for Adjustable<C>
 where
     C: Clock + Clone + Send + Sync + 'static,
@@ -286,11 +302,7 @@ where
         if before.depth(time) >= MOST_GENERATIONS {
             return false;
         }
-        // Of what counts before it, what does not any more goes.
-        let before = match &before.before {
-            Some(earlier) if time >= earlier.until => Arc::new(before.settled()),
-            _ => before,
-        };
+        let before = Arc::new(before.trimmed(time));
         let counts = full_after(policies).max(full_after(&before.policies));
         let earlier = before.before.as_ref().map_or(0, |earlier| earlier.until);
         let buckets = MemoryBuckets::new(policies, self.max_keys, self.clock.clone());

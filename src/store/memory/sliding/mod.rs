@@ -109,10 +109,9 @@ impl<C: Clock> SlidingMeter<C> {
         let bits = bits(key);
         let mut shard = self.shard(bits);
         let now = self.now();
-        if let Some(window) = shard.find_or_insert_own(bits, self.numbers, now) {
-            window.advance(self.numbers, now);
-            window.charge(cost);
-        }
+        let window = shard.find_or_insert(bits, self.numbers, now);
+        window.advance(self.numbers, now);
+        window.charge(cost);
     }
 
     /// Counts for a key what was counted elsewhere, in sub-windows of this length; what it has
