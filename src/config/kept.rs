@@ -13,7 +13,11 @@ const MOST: usize = 64;
 /// A request that was admitted before a change may hold a limiter for long, and with it the limiter's name in a
 /// store that replicas share. A second one would have another name there and count apart from theirs.
 #[derive(Clone, Default)]
-pub(super) struct Kept(Vec<Rate>);
+pub(super) struct Kept {
+    rates: Vec<Rate>,
+    /// What others have taken the place of, once the reload is known to be right.
+    replaced: Vec<RateLimiter>,
+}
 
 #[derive(Clone)]
 struct Rate {
@@ -29,7 +33,7 @@ impl Kept {
             let limiter = stack.rate.limiter();
             if !limiter.is_off() {
                 let on_failure = stack.on_failure;
-                kept.0.push(Rate {
+                kept.rates.push(Rate {
                     limiter,
                     on_failure,
                 });
@@ -38,16 +42,21 @@ impl Kept {
         kept
     }
 
-    /// Takes out the limiter that has these names and counts as these do.
+    /// Takes out the limiter that has these names and counts as these do. One that fails in another way goes.
     pub(super) fn take(
         &mut self,
         policies: &[Policy],
         on_failure: OnFailure,
     ) -> Option<RateLimiter> {
-        let found = self.0.iter().position(|rate| {
-            rate.on_failure == on_failure && rate.limiter.takes_policies(policies)
-        })?;
-        Some(self.0.remove(found).limiter)
+        let takes = |rate: &Rate| rate.limiter.takes_policies(policies);
+        let found = self.rates.iter().position(takes)?;
+        let rate = self.rates.remove(found);
+        if rate.on_failure == on_failure {
+            return Some(rate.limiter);
+        }
+        rate.limiter.retire();
+        self.replaced.push(rate.limiter);
+        None
     }
 
     /// Lets go of those whose names others have now, and of the oldest that are too many. Of the rest
@@ -58,14 +67,22 @@ impl Kept {
             let mut names = running.iter().flat_map(RateLimiter::all_names);
             names.any(|taken| taken == name)
         };
-        self.0
-            .retain(|rate| !rate.limiter.all_names().any(is_taken));
-        self.0.drain(..self.0.len().saturating_sub(MOST));
+        let rates = std::mem::take(&mut self.rates).into_iter();
+        let (gone, mut kept): (Vec<_>, Vec<_>) =
+            rates.partition(|rate| rate.limiter.all_names().any(is_taken));
+        let too_many = kept.drain(..kept.len().saturating_sub(MOST));
+        for rate in gone.into_iter().chain(too_many) {
+            rate.limiter.retire();
+            self.replaced.push(rate.limiter);
+        }
         for limiter in &running {
             limiter.rest(false);
         }
-        for rate in &self.0 {
-            rate.limiter.rest(true);
+        let kept_too = kept.iter().map(|rate| &rate.limiter);
+        for limiter in self.replaced.iter().chain(kept_too) {
+            limiter.rest(true);
         }
+        self.replaced.clear();
+        self.rates = kept;
     }
 }

@@ -49,6 +49,11 @@ impl Adjusted {
         self.rests.store(rests, Ordering::Relaxed);
     }
 
+    #[cfg(feature = "config")]
+    pub(super) fn retire(&self) {
+        self.buckets.retire();
+    }
+
     fn rests(&self) -> bool {
         self.rests.load(Ordering::Relaxed)
     }

@@ -208,6 +208,15 @@ impl RateLimiter {
         }
     }
 
+    /// Lets another limiter count in its place in a store that replicas share, where requests in flight may
+    /// go on to use this one.
+    #[cfg(feature = "config")]
+    pub(crate) fn retire(&self) {
+        if let Some(adjusted) = &self.0.adjusted {
+            adjusted.retire();
+        }
+    }
+
     /// The policies as they are now for keys that have no limits of their own.
     #[must_use]
     pub fn current_policies(&self) -> Vec<Policy> {

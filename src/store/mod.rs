@@ -179,6 +179,10 @@ pub trait AdjustableBuckets: RateBuckets {
     /// one of all again.
     fn set_own(&self, policy: usize, key: &Key, own: Option<&Policy>);
 
+    /// Whoever goes on to use these buckets is of the past: others that are opened with the same names may
+    /// count in their place. Default: nothing has to be done for that.
+    fn retire(&self) {}
+
     /// What these buckets are called in the store where other processes find them. Default: none do.
     fn place(&self) -> Option<&str> {
         None

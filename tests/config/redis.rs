@@ -1,8 +1,12 @@
 //! A reload opens no second limiter where the first one counts in Redis.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
+use axum::routing::any;
 use http::StatusCode;
+use tokio::sync::Notify;
 use tower_admission::config::{Admission, Config};
 
 use super::server::Server;
@@ -104,4 +108,68 @@ async fn a_rate_that_is_off_for_a_while_goes_on() {
         );
         assert_eq!(limiters(&server).await, ["api"]);
     }
+}
+
+/// What is in flight from before a change holds a limiter whose place another one has taken by then.
+#[tokio::test]
+async fn what_is_in_flight_takes_no_name_from_what_comes_back() {
+    let server = Server::start().await;
+    let group = |rest: &str| in_redis(&server, &format!("[groups.api]\npath = '/api'\n{rest}"));
+    let both = "rate = '5/h'\nrate_per_ip = '100/h'";
+    for (first, second) in [("rate = '5/h'", both), (both, "rate = '5/h'")] {
+        server.clear().await;
+        let admission = Admission::new(&group(first)).unwrap();
+        let (entered, mut inside) = tokio::sync::mpsc::channel(1);
+        let leave = Arc::new(Notify::new());
+        let waits = leave.clone();
+        let held = any(move || async move {
+            entered.send(()).await.unwrap();
+            waits.notified().await;
+        });
+        let routes = Router::new().route("/api/held", held);
+        let routes = routes.route("/{*path}", any(|| async { "ok" }));
+        let app = routes.layer(admission.layer());
+        let in_flight = tokio::spawn({
+            let app = app.clone();
+            async move { status(&app, "/api/held", "carol").await }
+        });
+        inside.recv().await.unwrap();
+        admission.reload(&group(second)).unwrap();
+        assert_eq!(status(&app, "/api", "alice").await, StatusCode::OK);
+        admission.reload(&group(first)).unwrap();
+        // Nobody is told twice of what has one name.
+        let alice: tower_admission::KeyName = "bearer:alice".parse().unwrap();
+        let usage = admission.limits().usage(&alice).await;
+        assert_eq!(
+            usage.iter().filter(|usage| *usage.name == *"api").count(),
+            1
+        );
+        let replica = Admission::new(&group(first)).unwrap();
+        let replica = super::app(&replica);
+        let bob = admitted(&app, "/api", "bob").await + admitted(&replica, "/api", "bob").await;
+        assert_eq!(bob, 5, "{first}");
+        leave.notify_one();
+        assert_eq!(in_flight.await.unwrap(), StatusCode::OK);
+        let limiters = limiters(&server).await;
+        assert!(
+            limiters.iter().all(|name| !name.contains('*')),
+            "{limiters:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_group_that_comes_back_with_another_way_to_fail_counts_in_its_place() {
+    let server = Server::start().await;
+    let group = |mode: &str| {
+        let text = format!("[groups.api]\npath = '/api'\nrate = '5/h'\non_failure = '{mode}'");
+        in_redis(&server, &text)
+    };
+    let admission = Admission::new(&group("open")).unwrap();
+    let app = app(&admission);
+    assert_eq!(admitted(&app, "/api", "alice").await, 5);
+    admission.reload(&in_redis(&server, "")).unwrap();
+    admission.reload(&group("closed")).unwrap();
+    assert_eq!(admitted(&app, "/api", "alice").await, 0);
+    assert_eq!(limiters(&server).await, ["api"]);
 }

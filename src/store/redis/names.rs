@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -27,12 +28,12 @@ pub(super) struct Names {
     taken: Arc<Mutex<BTreeSet<String>>>,
 }
 
-/// One limiter's name, its own until it is dropped.
+/// One limiter's name, its own until it is dropped or given up.
 pub(super) struct Name {
     names: Names,
     name: String,
-    /// Whether it is taken here, and not another process's.
-    is_claimed: bool,
+    /// Whether it is taken here, and not another process's, or given up.
+    is_claimed: AtomicBool,
     /// What the keys begin with, for each policy: two that are charged to the same key are apart.
     begins: Vec<String>,
 }
@@ -81,8 +82,8 @@ impl Names {
             name = format!("{first}*{n}");
         }
         drop(taken);
-        let mut name = self.named(&name, policies.len());
-        name.is_claimed = true;
+        let name = self.named(&name, policies.len());
+        name.is_claimed.store(true, Ordering::Relaxed);
         name
     }
 
@@ -101,7 +102,7 @@ impl Names {
             begins: begins.collect(),
             names: self.clone(),
             name: name.to_owned(),
-            is_claimed: false,
+            is_claimed: AtomicBool::new(false),
         }
     }
 }
@@ -191,11 +192,18 @@ fn text(begin: &str, key: &Key) -> String {
     text
 }
 
-impl Drop for Name {
-    fn drop(&mut self) {
-        if self.is_claimed {
+impl Name {
+    /// Lets the next one have it.
+    pub(super) fn give_up(&self) {
+        if self.is_claimed.swap(false, Ordering::Relaxed) {
             lock(&self.names.taken).remove(&self.name);
         }
+    }
+}
+
+impl Drop for Name {
+    fn drop(&mut self) {
+        self.give_up();
     }
 }
 
@@ -237,9 +245,13 @@ mod tests {
         let three = names.claim(&policy);
         assert_eq!(three.place(), Some("app:rate:per%20day*3"));
         assert!(names.at("other:rate:per%20day", 1).is_none());
-        drop(one);
+        one.give_up();
         let again = names.claim(&policy);
         assert_eq!(again.key(0, &address), "app:rate:per%20day:ip:192.0.2.1");
+        // It is not given up once more.
+        drop(one);
+        let four = names.claim(&policy);
+        assert_eq!(four.place(), Some("app:rate:per%20day*4"));
     }
 
     #[test]

@@ -168,6 +168,10 @@ impl AdjustableBuckets for RedisBuckets {
         this.denials.forget_all();
     }
 
+    fn retire(&self) {
+        self.0.name.give_up();
+    }
+
     fn place(&self) -> Option<&str> {
         self.0.name.place()
     }
