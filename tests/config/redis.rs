@@ -134,6 +134,9 @@ async fn what_is_in_flight_takes_no_name_from_what_comes_back() {
             async move { status(&app, "/api/held", "carol").await }
         });
         inside.recv().await.unwrap();
+        // Nothing limits what is in flight, so that Redis is not asked for it.
+        let keys = server.keys().await;
+        assert!(keys.iter().all(|key| !key.contains("lease")), "{keys:?}");
         admission.reload(&group(second)).unwrap();
         assert_eq!(status(&app, "/api", "alice").await, StatusCode::OK);
         admission.reload(&group(first)).unwrap();

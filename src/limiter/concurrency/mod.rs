@@ -195,8 +195,9 @@ impl ConcurrencyLimiter {
     fn lease(&self, key: &Option<KeySlot>) -> Reply<Leased> {
         let total = limit_of(self.slots());
         let key = key.as_ref().map(|slot| (slot.key(), slot.limit()));
+        let is_limited = |(_, limit): (Key, u64)| limit != UNLIMITED;
         match &self.0.leases {
-            Some(leases) if total.is_some() || key.is_some() => {
+            Some(leases) if total.is_some() || key.is_some_and(is_limited) => {
                 leases.acquire(LeaseLimits::new(total, key))
             }
             _ => Reply::Ready(Leased::Unavailable(FailureMode::Open)),
