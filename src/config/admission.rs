@@ -96,8 +96,9 @@ impl Admission {
         AdmissionLayer::new(self.clone(), None)
     }
 
-    /// A layer of one group's limits, for a part of a router, whatever the path. Once the group is
-    /// taken out of the configuration it passes everything on.
+    /// A layer of one group's limits, for a part of a router, whatever the path. It is the group that the file
+    /// calls so, by the key of its table and not by its `name`. Once that is taken out of the
+    /// configuration it passes everything on.
     ///
     /// # Errors
     ///
@@ -148,7 +149,7 @@ impl Admission {
     fn reload_inner(&self, config: &Config) -> Result<(), ConfigError> {
         let mut running = lock(&self.0.changing);
         running.note(&config.origin);
-        if running.store != config.store {
+        if !running.store.is(&config.store) {
             let problem = "the store cannot be changed while the service runs: restart it";
             return Err(ConfigError::at("store", problem));
         }

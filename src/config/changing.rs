@@ -12,8 +12,8 @@ use super::text::Hidden;
 pub(super) struct Changing {
     pub(super) store: Store,
     pub(super) kept: Kept,
-    /// What was read last of each file, also if it was refused, so that it is told once.
-    read: BTreeMap<PathBuf, String>,
+    /// What was read last of each file, also if it was refused, so that it is told once; and what went before it.
+    read: BTreeMap<PathBuf, (String, Variables)>,
     /// What went before the file that was read last.
     variables: Option<Variables>,
 }
@@ -33,19 +33,24 @@ impl Changing {
 
     pub(super) fn note(&mut self, origin: &Origin) {
         if let Some(file) = &origin.file {
-            self.read.insert(file.clone(), origin.text.0.clone());
-            self.variables = Some(origin.variables.clone());
+            let (text, variables) = (origin.text.0.clone(), origin.variables.clone());
+            self.variables = Some(variables.clone());
+            self.read.insert(place_of(file), (text, variables));
         }
     }
 
     /// Whether this is what was read last of a file.
     pub(super) fn has_read(&self, file: &Path, text: &str) -> bool {
-        self.read.get(file).is_some_and(|read| read == text)
+        let read = self.read.get(&place_of(file));
+        read.is_some_and(|(read, _)| read == text)
     }
 
-    /// Notes what is read of a file, with the variables that went before the last one.
+    /// Notes what is read of a file, with the variables that went before it, or before the last one if it is
+    /// read for the first time.
     pub(super) fn reads(&mut self, file: &Path, text: String) -> Origin {
-        let variables = self.variables.clone();
+        let read = self.read.get(&place_of(file));
+        let variables = read.map(|(_, variables)| variables.clone());
+        let variables = variables.or_else(|| self.variables.clone());
         let origin = Origin {
             file: Some(file.to_owned()),
             text: Hidden(text),
@@ -54,4 +59,19 @@ impl Changing {
         self.note(&origin);
         origin
     }
+}
+
+/// A file by where it lies, however its folder is written. Itself it may be a link to another one from time to
+/// time.
+fn place_of(file: &Path) -> PathBuf {
+    let place = || {
+        let folder = file.parent()?;
+        let folder = if folder.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            folder
+        };
+        Some(folder.canonicalize().ok()?.join(file.file_name()?))
+    };
+    place().unwrap_or_else(|| file.to_owned())
 }

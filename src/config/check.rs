@@ -5,6 +5,12 @@ use std::collections::BTreeMap;
 use super::error::ConfigError;
 use super::model::{Config, OnFailure, Store};
 
+/// As the admin endpoints have it, which may not be built.
+const SHORTEST_TOKEN: usize = 16;
+
+#[cfg(feature = "admin")]
+const _: () = assert!(SHORTEST_TOKEN == crate::admin::Token::SHORTEST);
+
 impl Config {
     /// Whether it could be run.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
@@ -15,6 +21,11 @@ impl Config {
         if self.clients.ipv6_prefix.is_some_and(|prefix| prefix > 128) {
             let problem = "an IPv6 address has 128 bits: give 0 to 128";
             return Err(ConfigError::at("clients.ipv6_prefix", problem));
+        }
+        let is_short = |token: &str| token.len() < SHORTEST_TOKEN;
+        if self.admin_token().is_some_and(is_short) {
+            let problem = "a token has at least 16 bytes: `openssl rand -hex 32` makes one";
+            return Err(ConfigError::at("admin.token", problem));
         }
         self.store.check()?;
         let (mut paths, mut names) = (BTreeMap::new(), BTreeMap::new());
@@ -64,6 +75,10 @@ impl Store {
         let Some(url) = &self.url else {
             return Ok(());
         };
+        if url.0.is_empty() {
+            let problem = "a URL of Redis belongs here, or nothing";
+            return Err(ConfigError::at("store.url", problem));
+        }
         if self.secret.is_none() {
             let problem = "replicas that share a store need `store.secret`, 32 hexadecimal digits \
                            that are the same in all";

@@ -45,7 +45,8 @@ impl Admission {
     /// file last, be it here or by the service itself: what the service [reloads](Self::reload) from
     /// elsewhere stays until the file changes. What is read has to be the same twice in a row before it
     /// counts, so that a file which is empty or half-written for a moment takes no limits away; a
-    /// change is applied within two seconds.
+    /// change is applied within two seconds. One that is refused because rates were
+    /// [changed too often](crate::SetPolicyError::TooOften) is told once, and tried again until it is taken.
     ///
     /// What went before the file when it was loaded, the environment or the variables of
     /// [`load_with`](Config::load_with), goes before it still; before the first file of a service that
@@ -66,6 +67,8 @@ impl Admission {
                 let _ = catch_unwind(AssertUnwindSafe(|| told(reloaded)));
             };
             let (mut before, mut unreadable) = (None, None);
+            // What was refused for now, and is tried again until it is taken.
+            let mut refused = None;
             loop {
                 sleep(EVERY).await;
                 let path = file.clone();
@@ -82,8 +85,16 @@ impl Admission {
                 match now {
                     Ok(text) => {
                         unreadable = None;
-                        if !admission.has_read(&file, &text) {
-                            told(admission.apply(&file, text));
+                        let again = refused.as_ref() == Some(&text);
+                        refused = None;
+                        if again || !admission.has_read(&file, &text) {
+                            let applied = admission.apply(&file, text.clone());
+                            let is_for_now = |error: &ConfigError| error.is_for_now();
+                            let for_now = applied.as_ref().is_err_and(is_for_now);
+                            refused = for_now.then_some(text);
+                            if !(again && for_now) {
+                                told(applied);
+                            }
                         }
                     }
                     Err((kind, error)) => {

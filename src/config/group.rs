@@ -1,6 +1,7 @@
 //! The layers of one group.
 
 use std::collections::BTreeMap;
+use std::slice;
 use std::sync::Arc;
 
 use super::admission::Says;
@@ -220,7 +221,7 @@ impl Stack {
         let is_stuck = |limiter: &RateLimiter| !limiter.can_set_policies(&policies.list());
         if resumed.as_ref().is_some_and(is_stuck) {
             let field = format!("groups.{group}.rate");
-            return Err(ConfigError::at(field, SetPolicyError::TooOften));
+            return Err(ConfigError::at(field, SetPolicyError::TooOften).for_now());
         }
         let rate_resumes = resumed.is_some();
         let rate = rate(config, settings, &policies, stores, limits, resumed);
@@ -243,7 +244,11 @@ impl Stack {
         let quota = settings.failed_logins.filter(|quota| !quota.is_off());
         let quota = quota.map(|quota| Policy::new("guard", quota));
         let failed_logins = quota.clone().map(|quota| failed_logins(quota, before));
-        if let Some(limiter) = &failed_logins {
+        if let (Some(limiter), Some(quota)) = (&failed_logins, &quota) {
+            if !limiter.can_set_policies(slice::from_ref(quota)) {
+                let field = format!("groups.{group}.failed_logins");
+                return Err(ConfigError::at(field, SetPolicyError::TooOften).for_now());
+            }
             rate = rate.guard_resumed(config.clients.ip(), limiter.clone());
         }
         if !settings.tiers.is_empty() {

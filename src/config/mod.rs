@@ -43,7 +43,7 @@
 //! | `clients.trusted_proxies` | none | networks whose `X-Forwarded-For` is believed |
 //! | `clients.forwarded_header` | `x-forwarded-for` | or `forwarded` (RFC 7239) |
 //! | `clients.ipv6_prefix` | 64 | how much of an IPv6 address counts |
-//! | `admin.token` | | what [`Config::admin_token`] tells |
+//! | `admin.token` | | what [`Config::admin_token`] tells; at least 16 bytes |
 //! | `groups.<name>.path` | none | requests whose path begins with it, in whole segments, or with one of a list; the longest that fits decides |
 //! | `groups.<name>.name` | the group's | what clients read: "`name` is currently at capacity."; what metrics and [`Limits`](crate::Limits) call it |
 //! | `groups.<name>.concurrency` | 0, off | how many may be in flight |
@@ -64,12 +64,12 @@
 //!
 //! Each field can be set, and goes before the file, as `ADMISSION_` and its path in capitals, with two
 //! underscores for a dot: `ADMISSION_GROUPS__API__RATE="20/s"`,
-//! `ADMISSION_CLIENTS__TRUSTED_PROXIES="10.0.0.0/8, 192.168.0.0/16"`. So names of groups
-//! that the environment is to reach are lowercase. Variables without two underscores are not read.
+//! `ADMISSION_CLIENTS__TRUSTED_PROXIES="10.0.0.0/8, 192.168.0.0/16"`. So names of groups,
+//! rates and tiers that the environment is to reach are lowercase. Variables without two underscores are not read.
 //!
 //! A variable is text, which is read as its field is: a token is as it stands there, a number is digits, and
 //! a boolean is `true` or `false`. Nothing else is made of what is written: in the file
-//! `1.9` and `true` are no whole numbers, and `17` is no text.
+//! `1.9` and `true` are no whole numbers, and `17` is no text. (A date is, as it is written.)
 //!
 //! # What is wrong is told at start
 //!
@@ -83,13 +83,15 @@
 //! file what is running goes on. A file that is followed counts once it is the same twice in a row, a second
 //! apart, so one that is empty or half-written for a moment changes nothing.
 //!
-//! Requests in flight are not touched, and what is used stays used. A group is known by its `name`, whatever it
+//! Requests in flight are not touched, and what is used stays used: of a bucket that is lowered as much as it
+//! holds then, where it is counted in memory. A group is known by its `name`, whatever it
 //! is called in the file. Its rates go on for as long as they have the same names and tiers and each is
 //! [sliding](crate::Quota::sliding), or is not, as before. They also go on when they were off for a while, or
 //! their group was gone, unless a rate of one of these names was used with others meanwhile; the last 64 are kept
 //! for this. Any other rate is a new one, and in memory begins with nothing used, and so does the `concurrency` of
 //! a group that was gone. What addresses used of `failed_logins` stays used until that is switched off, or changed
-//! to sliding or back. The `store`, and a group's `on_failure`, are those of the start.
+//! to sliding or back, or its group is gone. The `store`, a group's `on_failure` and what the program made of
+//! `admin.token` are those of the start.
 //!
 //! [`RedisStore::connect`]: crate::store::redis::RedisStore::connect
 //! [`Quota`]: crate::Quota

@@ -1,14 +1,15 @@
 //! What is configured.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::load::Variables;
 use super::text::{
-    Hidden, Prefix, SecretBits, Text, Time, list, shown, some_text, some_whole, table, tables,
-    text, texts, truth, whole,
+    Hidden, Prefix, SecretBits, Text, Time, list, shown, some_list, some_text, some_whole, table,
+    tables, text, texts, truth, whole,
 };
 use crate::headers::RateLimitHeaders;
 use crate::quota::Quota;
@@ -37,7 +38,7 @@ pub(super) struct Origin {
     pub(super) variables: Variables,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Store {
     #[serde(deserialize_with = "some_text")]
@@ -52,6 +53,26 @@ pub(super) struct Store {
     pub(super) on_failure: OnFailure,
     #[serde(deserialize_with = "some_whole")]
     pub(super) replicas: Option<u32>,
+}
+
+impl Store {
+    /// Whether it is the same when what is not written is what it is by default.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        let deadline = Time(Duration::from_millis(25));
+        let whole = |store: &Self| {
+            let prefix = store
+                .prefix
+                .clone()
+                .unwrap_or_else(|| "admission".to_owned());
+            let (deadline, replicas) = (
+                store.deadline.unwrap_or(deadline),
+                store.replicas.unwrap_or(1),
+            );
+            let at = (store.url.clone(), store.secret, prefix);
+            (at, deadline, store.on_failure, replicas)
+        };
+        whole(self) == whole(other)
+    }
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -75,7 +96,7 @@ struct Admin {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Group {
-    #[serde(deserialize_with = "list")]
+    #[serde(deserialize_with = "some_list")]
     pub(super) path: Vec<Prefix>,
     #[serde(deserialize_with = "some_text")]
     pub(super) name: Option<String>,

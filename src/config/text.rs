@@ -109,6 +109,16 @@ pub(super) fn list<'de, D: Deserializer<'de>, T: Text>(from: D) -> Result<Vec<T>
     }
 }
 
+/// As [`list`], with something in it.
+pub(super) fn some_list<'de, D: Deserializer<'de>, T: Text>(from: D) -> Result<Vec<T>, D::Error> {
+    let list: Vec<T> = list(from)?;
+    if list.is_empty() {
+        // As one that is empty.
+        return T::read("").map(|part| vec![part]).map_err(Error::custom);
+    }
+    Ok(list)
+}
+
 pub(super) fn text<'de, D: Deserializer<'de>, T: Text>(from: D) -> Result<T, D::Error> {
     match Scalar::deserialize(from)? {
         Plain::Text(text) => T::read(&text).map_err(Error::custom),

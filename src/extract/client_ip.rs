@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use http::HeaderName;
 use http::header::FORWARDED;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use super::peer::peer_ip;
 use super::{KeyExtractor, RequestHead, forwarded};
@@ -79,7 +79,7 @@ impl ClientIp {
     ///
     /// The header's entries are read from the right, past those that are `trusted`; the first
     /// that is not is the client. Entries further left were written by the client and are never
-    /// looked at. At an entry that is not an address (`unknown`, an obfuscated name, junk) the
+    /// looked at. Networks of IPv4-mapped addresses (`::ffff:10.0.0.0/104`) are those of IPv4. At an entry that is not an address (`unknown`, an obfuscated name, junk) the
     /// walk ends and the last trusted address before it is charged.
     ///
     /// Only one header is read, `X-Forwarded-For` unless [`header`](Self::header) says
@@ -88,7 +88,7 @@ impl ClientIp {
     pub fn forwarded_by(trusted: impl IntoIterator<Item = IpNet>) -> Self {
         Self {
             proxies: Some(Proxies {
-                trusted: trusted.into_iter().collect(),
+                trusted: trusted.into_iter().map(unmapped).collect(),
                 header: ForwardingHeader::XForwardedFor,
             }),
             ..Self::peer()
@@ -141,6 +141,18 @@ impl Proxies {
     fn is_trusted(&self, address: IpAddr) -> bool {
         self.trusted.iter().any(|net| net.contains(&address))
     }
+}
+
+/// A network as the addresses are that it is compared with, which are canonical.
+fn unmapped(network: IpNet) -> IpNet {
+    let IpNet::V6(mapped) = network else {
+        return network;
+    };
+    let address = mapped.addr().to_ipv4_mapped();
+    let length = mapped.prefix_len().checked_sub(96);
+    let unmapped = address.zip(length);
+    let unmapped = unmapped.and_then(|(address, length)| Ipv4Net::new(address, length).ok());
+    unmapped.map_or(network, IpNet::V4)
 }
 
 /// [`ClientIp::peer`].

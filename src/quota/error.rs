@@ -6,8 +6,10 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum QuotaError {
-    /// More than one request a nanosecond, or a period of 0.
+    /// More than one request a nanosecond.
     TooFast,
+    /// A period of 0.
+    NoPeriod,
     /// An empty bucket would take more than 100 years to fill.
     TooSlow,
     /// A burst of 0 would never admit anything.
@@ -22,6 +24,7 @@ impl QuotaError {
     pub(super) const fn message(self) -> &'static str {
         match self {
             Self::TooFast => "a quota cannot be above one request a nanosecond",
+            Self::NoPeriod => "a quota's period is above 0",
             Self::TooSlow => "a quota's bucket must fill within 100 years",
             Self::NoBurst => "a quota with a burst of 0 would admit nothing",
             Self::TooLarge => "a quota counts up to 4294967295, with its burst if it is sliding",

@@ -136,11 +136,15 @@ impl Quota {
     ///
     /// # Errors
     ///
-    /// - [`QuotaError::TooFast`]: more than one request a nanosecond, or a period of 0.
+    /// - [`QuotaError::TooFast`]: more than one request a nanosecond.
+    /// - [`QuotaError::NoPeriod`]: a period of 0.
     /// - [`QuotaError::TooSlow`]: the bucket would take more than 100 years to fill.
     pub const fn try_new(count: u32, period: Duration) -> Result<Self, QuotaError> {
         if count == 0 {
             return Ok(Self::off());
+        }
+        if period.is_zero() {
+            return Err(QuotaError::NoPeriod);
         }
         if period.as_nanos() < count as u128 {
             return Err(QuotaError::TooFast);

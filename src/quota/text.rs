@@ -98,7 +98,11 @@ fn parse_period(text: &str) -> Result<Duration, QuotaError> {
     let nanos = unit.as_nanos().checked_mul(number::<u64>(count)?.into());
     // 584 years; the bucket would not fill within 100.
     let nanos = nanos.and_then(|nanos| u64::try_from(nanos).ok());
-    nanos.map(Duration::from_nanos).ok_or(QuotaError::TooSlow)
+    match nanos {
+        Some(0) => Err(QuotaError::NoPeriod),
+        Some(nanos) => Ok(Duration::from_nanos(nanos)),
+        None => Err(QuotaError::TooSlow),
+    }
 }
 
 #[cfg(feature = "serde")]
@@ -198,7 +202,9 @@ mod tests {
             ("4294967296/s", TooLarge),
             ("4294967295/ns", TooFast),
             ("4294967295/s", TooFast),
-            ("1/0s", TooFast),
+            ("1/0s", NoPeriod),
+            ("0/0s", NoPeriod),
+            ("1 per 0ms", NoPeriod),
             ("1/4294967295d", TooSlow),
             ("1/day burst 4294967295", TooSlow),
         ] {

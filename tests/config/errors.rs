@@ -53,6 +53,28 @@ fn each_field_is_read() {
 fn what_is_wrong_says_where_and_what_would_be_right() {
     for (text, expected) in [
         (
+            "[groups.api]\npath = ''",
+            "groups.api.path: \"\" is no path, such as \"/api\"",
+        ),
+        ("[groups.api]\npath = ' , '", "groups.api.path: "),
+        (
+            "[groups.api]\nrate = '1/0s'",
+            "groups.api.rate: a quota's period is above 0",
+        ),
+        (
+            "[groups.api]\nrate = '0/0s'",
+            "groups.api.rate: a quota's period is above 0",
+        ),
+        (
+            "[admin]\ntoken = 'short'",
+            "admin.token: a token has at least 16 bytes",
+        ),
+        (
+            "[admin]\ntoken = ''",
+            "admin.token: a token has at least 16 bytes",
+        ),
+        ("[store]\nurl = ''", "store.url: "),
+        (
             "[groups.api]\npth = '/api'",
             "groups.api: unknown field `pth`, expected one of `path`",
         ),
@@ -215,6 +237,16 @@ fn the_environment_goes_before_the_file() {
             "ADMISSION_CLIENTS__TRUSTED_PROXIES",
             "nowhere",
             "ADMISSION_CLIENTS__TRUSTED_PROXIES: clients.trusted_proxies: \"nowhere\" is no network",
+        ),
+        (
+            "ADMISSION_GROUPS__API__PATH",
+            "",
+            "ADMISSION_GROUPS__API__PATH: groups.api.path: ",
+        ),
+        (
+            "ADMISSION_STORE__URL",
+            "",
+            "ADMISSION_STORE__URL: store.url: ",
         ),
     ] {
         let error = file.load(&[(variable, value)]).unwrap_err().to_string();

@@ -158,3 +158,58 @@ async fn variables_that_were_given_stay() {
         assert_eq!(admitted(&app, "/api", "alice").await, 8);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn each_file_has_the_variables_that_went_before_it() {
+    let file = File::new("[groups.api]\npath = '/api'\nrate = '5/h'\n");
+    let other = File::new("[groups.api]\npath = '/api'\nrate = '6/h'\n");
+    let given = [("ADMISSION_GROUPS__API__RATE", "8/h")];
+    let admission = Admission::new(&file.load(&given).unwrap()).unwrap();
+    let app = app(&admission);
+    let (told, tell) = told();
+    let _following = admission.follow(file.path(), tell);
+    admission.reload(&other.load(&[]).unwrap()).unwrap();
+    seconds(5).await;
+    assert_eq!(admitted(&app, "/api", "alice").await, 6);
+    file.write("[groups.api]\npath = '/api'\nrate = '5/h'\n# changed");
+    seconds(5).await;
+    assert_eq!(*told.lock().unwrap(), [None]);
+    assert_eq!(admitted(&app, "/api", "alice").await, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_is_the_same_by_another_path() {
+    let file = File::new("[groups.api]\npath = '/api'\nrate = '5/h'\n");
+    let admission = Admission::new(&file.load(&[]).unwrap()).unwrap();
+    admission.reload(&config("")).unwrap();
+    let (told, tell) = told();
+    let folder = file.path().parent().unwrap();
+    let within = folder.join("..").join(folder.file_name().unwrap());
+    let _following = admission.follow(within.join("gateway.toml"), tell);
+    seconds(5).await;
+    assert_eq!(*told.lock().unwrap(), []);
+}
+
+/// What is refused because rates were changed too often is right a little later.
+#[tokio::test(start_paused = true)]
+async fn what_was_refused_for_now_is_tried_again() {
+    let text = |n: u32| format!("[groups.api]\npath = '/api'\nrate = '{n} per 1s'\n");
+    let file = File::new(&text(1));
+    let admission = Admission::new(&file.load(&[]).unwrap()).unwrap();
+    let app = app(&admission);
+    let (told, tell) = told();
+    let _following = admission.follow(file.path(), tell);
+    let mut n = 2;
+    while admission.reload(&config(&text(n))).is_ok() {
+        n += 1;
+    }
+    file.write(&text(1000));
+    // The file is looked at by a clock that stands still, and buckets fill by one that does not.
+    while told.lock().unwrap().last() != Some(&None) {
+        seconds(1).await;
+        std::thread::yield_now();
+    }
+    let told = told.lock().unwrap().clone();
+    assert!(told.len() <= 2, "the error once: {told:?}");
+    assert!(admitted(&app, "/api", "alice").await > 100);
+}

@@ -267,3 +267,46 @@ async fn long_hot_reload_under_load_loses_no_request_and_exceeds_no_limit() {
         assert!(admitted >= 100, "{admitted}");
     }
 }
+
+#[tokio::test]
+async fn failed_logins_are_changed_or_the_change_is_refused() {
+    let group = |n: u32| {
+        config(&format!(
+            "[groups.api]\npath = '/api'\nfailed_logins = '{n}/h'"
+        ))
+    };
+    let admission = Admission::new(&group(3)).unwrap();
+    let mut n = 4;
+    let error = loop {
+        match admission.reload(&group(n)) {
+            Ok(()) => n += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.field(), Some("groups.api.failed_logins"));
+    assert!(error.to_string().contains("too often"), "{error}");
+    // What was taken last runs.
+    let app = app(&admission);
+    let mut failures = 0;
+    while status(&app, "/api/login", "alice").await == StatusCode::UNAUTHORIZED {
+        failures += 1;
+    }
+    assert_eq!(failures, n - 1);
+}
+
+#[tokio::test]
+async fn a_store_is_the_same_when_its_defaults_are_written_out() {
+    let store = |rest: &str| {
+        let secret = "07070707070707070707070707070707";
+        config(&format!(
+            "[store]\nurl = 'redis://127.0.0.1:1'\nsecret = '{secret}'\n{rest}"
+        ))
+    };
+    let admission = Admission::new(&store("")).unwrap();
+    let same = "prefix = 'admission'\ndeadline = '25ms'\nreplicas = 1\non_failure = 'open'";
+    admission.reload(&store(same)).unwrap();
+    for other in ["prefix = 'x'", "deadline = '30ms'", "replicas = 2"] {
+        let error = admission.reload(&store(other)).unwrap_err();
+        assert_eq!(error.field(), Some("store"), "{other}");
+    }
+}

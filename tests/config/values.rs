@@ -15,7 +15,7 @@ fn read(text: &str) -> String {
 #[test]
 fn variables_are_text() {
     let file = File::new("");
-    for token in [
+    for prefix in [
         "0123456",
         "1e5",
         "TRUE",
@@ -28,9 +28,16 @@ fn variables_are_text() {
         "0x10",
         "12345678901234567890123",
     ] {
-        let config = file.load(&[("ADMISSION_ADMIN__TOKEN", token)]).unwrap();
-        assert_eq!(config.admin_token(), Some(token));
+        let config = file.load(&[("ADMISSION_STORE__PREFIX", prefix)]);
+        let shown = format!("{:?}", config.unwrap());
+        assert!(
+            shown.contains(&format!("prefix: Some({prefix:?})")),
+            "{shown}"
+        );
     }
+    let token = "01234567890123456789";
+    let config = file.load(&[("ADMISSION_ADMIN__TOKEN", token)]).unwrap();
+    assert_eq!(config.admin_token(), Some(token));
     for secret in [
         "00000000000000000000000000000012",
         "12345678901234567890123456789012",
@@ -155,7 +162,11 @@ fn nothing_is_made_of_another_type() {
 #[test]
 fn no_error_tells_a_secret() {
     let file = File::new("");
-    let config = file.load(&[("ADMISSION_ADMIN__TOKEN", "hunter2")]).unwrap();
+    let error = file.load(&[("ADMISSION_ADMIN__TOKEN", "hunter2")]);
+    let told = format!("{:?}", error.unwrap_err());
+    assert!(!told.contains("hunter2"), "{told}");
+    let token = "hunter2hunter2hunter2";
+    let config = file.load(&[("ADMISSION_ADMIN__TOKEN", token)]).unwrap();
     let told = format!("{config:?}");
     assert!(!told.contains("hunter2"), "{told}");
     for text in [

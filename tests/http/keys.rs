@@ -148,6 +148,11 @@ fn forwarding_headers_count_only_from_trusted_proxies() {
     assert_eq!(key(behind(&["10.0.0.0/8"]), &xff), ip("192.0.2.1"));
     assert_eq!(key(behind(&[]), &xff), ip("192.0.2.1"));
     assert_eq!(key(behind(&["192.0.2.0/24"]), &xff), ip("198.51.100.7"));
+    let mapped = |length: u8| behind(&[&format!("::ffff:192.0.2.0/{length}")]);
+    assert_eq!(key(mapped(120), &xff), ip("198.51.100.7"));
+    assert_eq!(key(mapped(128), &xff), ip("192.0.2.1"));
+    // Some other network of IPv6.
+    assert_eq!(key(mapped(90), &xff), ip("192.0.2.1"));
     let forwarded = behind(&["192.0.2.0/24"]).header(ForwardingHeader::Forwarded);
     assert_eq!(key(forwarded, &xff), ip("198.51.100.8"), "one header only");
 }
