@@ -189,6 +189,15 @@ impl Shared {
             Self::Rate { policies, .. } if usage.sort == "rate" => {
                 // No tier has an empty name.
                 let tier = usage.tier.as_deref().unwrap_or("");
+                let has_tier = || {
+                    policies
+                        .iter()
+                        .flat_map(Policy::tiers)
+                        .any(|name| name == tier)
+                };
+                if usage.tier.is_some() && !has_tier() {
+                    return None;
+                }
                 let policies: Vec<_> = policies.iter().map(|p| p.in_tier(tier)).collect();
                 let quotas = policies.iter().flat_map(Policy::quotas);
                 let at = quotas

@@ -31,7 +31,9 @@ impl Policy {
     /// a high tier a low one admits again after one of its intervals.
     ///
     /// Quotas of one tier may be called as those of another. A tier whose quota is off limits nothing, and
-    /// counts for the others.
+    /// counts for the others. [`and`](Self::and) adds to what is of no tier. What is
+    /// [given back](crate::RateLimiter::refund) is given back in every tier, also where a bucket that was empty had not
+    /// counted it.
     ///
     /// Each tier takes as much memory as a policy of its own, and each admitted request as much work again as a
     /// quota does.

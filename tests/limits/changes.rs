@@ -433,6 +433,97 @@ fn a_limit_that_is_set_counts_whoever_uses_the_key_meanwhile() {
     }
 }
 
+/// However often the policy of all is changed meanwhile.
+#[test]
+fn nothing_is_lost_while_the_policy_of_all_changes() {
+    for kind in ["", " sliding"] {
+        let quota = |n: usize| {
+            format!("{} per 3600s{kind}", 1000 + n % 3)
+                .parse::<Quota>()
+                .unwrap()
+        };
+        for round in 0..60 {
+            let bench = Bench::new(quota(0));
+            let admitted = AtomicU32::new(0);
+            thread::scope(|scope| {
+                for _ in 0..4 {
+                    scope.spawn(|| {
+                        for _ in 0..100 {
+                            let is_admitted = bench.limiter.check(&acme()).is_admitted();
+                            admitted.fetch_add(is_admitted.into(), Ordering::Relaxed);
+                        }
+                    });
+                }
+                scope.spawn(|| {
+                    for n in 1..60 {
+                        bench.limiter.set_policy(quota(n)).unwrap();
+                    }
+                });
+            });
+            let decision = bench.limiter.check_n(&acme(), 0);
+            let counted = decision.limit().unwrap() - decision.remaining().unwrap();
+            let admitted = admitted.into_inner();
+            assert!(
+                counted >= admitted,
+                "{round}{kind}: {counted} of {admitted}"
+            );
+        }
+    }
+}
+
+/// What is decided in the very moment counts as well, twice rather than not at all.
+#[test]
+fn nothing_is_lost_while_keys_get_limits_of_their_own() {
+    let tiered = |text: &str| {
+        let quota: Quota = text.parse().unwrap();
+        Policy::from(quota).tier("pro", quota)
+    };
+    for (kind, changes_first) in [
+        ("", false),
+        (" sliding", false),
+        ("", true),
+        (" sliding", true),
+    ] {
+        let bench = Bench::new(tiered(&format!("900/h{kind}")));
+        if changes_first {
+            let changed = tiered(&format!("1000/h{kind}"));
+            bench.limiter.set_policy(changed).unwrap();
+        }
+        let keys: Vec<_> = (0..300).map(|n| n.to_string()).collect();
+        let admitted: Vec<_> = keys.iter().map(|_| AtomicU32::new(0)).collect();
+        thread::scope(|scope| {
+            for n in 0..3 {
+                let pro = bench.limiter.tier("pro").unwrap();
+                let limiter = if n == 0 { pro } else { &bench.limiter };
+                let (keys, admitted) = (&keys, &admitted);
+                scope.spawn(move || {
+                    for (id, admitted) in keys.iter().zip(admitted) {
+                        for _ in 0..20 {
+                            let is_admitted = limiter.check(&Key::id("org", id)).is_admitted();
+                            admitted.fetch_add(is_admitted.into(), Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+            scope.spawn(|| {
+                for id in &keys {
+                    bench.set(&format!("org:{id}"), &format!("2000/h{kind}"));
+                }
+            });
+        });
+        for (id, admitted) in keys.iter().zip(admitted) {
+            let left = bench.limiter.check_n(&Key::id("org", id), 0).remaining();
+            let counted = 2000 - left.unwrap();
+            let admitted = admitted.into_inner();
+            assert!(counted >= admitted, "{id}{kind}: {counted} of {admitted}");
+            assert!(
+                counted <= admitted + 30,
+                "{id}{kind}: {counted} of {admitted}"
+            );
+        }
+    }
+}
+
 #[tokio::test]
 async fn there_is_a_bound_on_keys() {
     let limits = Limits::new();

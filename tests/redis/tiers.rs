@@ -214,7 +214,11 @@ async fn a_share_has_tiers() {
 async fn a_tool_sees_every_tier() {
     let server = Server::start().await;
     let limits = Limits::in_store(&server.store());
-    let limiter = RateLimiter::with_limits(free_and_pro(), &server.store(), &limits);
+    // Of the same name, without that tier.
+    let store = server.store();
+    let _plain = RateLimiter::with_limits(quota("9/h"), &store, &Limits::in_store(&store));
+    let policy = Policy::new("free", quota("3/h")).tier("pro", quota("10/h"));
+    let limiter = RateLimiter::with_limits(policy, &server.store(), &limits);
     assert!(
         limiter
             .tier("pro")
@@ -234,6 +238,7 @@ async fn a_tool_sees_every_tier() {
         });
         told.collect::<Vec<_>>()
             == [
+                (None, 0, Some(9), Some(9)),
                 (None, 3, Some(3), Some(3)),
                 (Some("pro"), 5, Some(10), Some(10)),
             ]

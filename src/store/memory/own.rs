@@ -43,6 +43,12 @@ pub(super) enum Used {
     Window(Mutex<Parted>),
 }
 
+/// What was used at some time.
+pub(super) enum Copied {
+    Debt(Option<Debt>),
+    Counted(Window),
+}
+
 /// The interval in the high half and the arrival time in the low one, see [`Debt`].
 pub(super) struct Bucket(AtomicU128);
 
@@ -115,8 +121,34 @@ impl OwnQuota {
         }
     }
 
-    /// Charges what a key was found to owe of everybody's quota beyond what was copied of it.
-    pub(super) fn add(&self, copied: Option<Debt>, found: Option<Debt>, now: u64) {
+    /// Has a key unused of everybody's quota, and charges what was found there beyond what was copied.
+    pub(super) fn take_from<C: Clock>(
+        &self,
+        meter: &Meter<C>,
+        key: &Key,
+        copied: Option<&Copied>,
+        time: &impl Fn() -> u64,
+    ) {
+        match (meter, copied) {
+            (Meter::Rate(meter), Some(Copied::Debt(copied))) => {
+                self.add(*copied, meter.remove(key), time());
+            }
+            (Meter::Rate(meter), _) => self.add(None, meter.remove(key), time()),
+            (Meter::Sliding(meter), copied) => {
+                let copied = match copied {
+                    Some(Copied::Counted(window)) => Some(window),
+                    _ => None,
+                };
+                let more = meter.remove(*key, copied);
+                if more > 0 {
+                    self.charge(time, more);
+                }
+            }
+            (Meter::DenyAll, _) => {}
+        }
+    }
+
+    fn add(&self, copied: Option<Debt>, found: Option<Debt>, now: u64) {
         let (Rule::Bucket(numbers), Used::Bucket(bucket)) = (&self.rule, &*self.used) else {
             return;
         };
@@ -221,10 +253,11 @@ impl Used {
         Self::Window(Mutex::new(parted.unwrap_or_default()))
     }
 
-    pub(super) fn debt(&self, now: u64) -> Option<Debt> {
+    /// What is used now.
+    pub(super) fn copied(&self, now: u64) -> Copied {
         match self {
-            Self::Bucket(bucket) => bucket.debt(now),
-            Self::Window(_) => None,
+            Self::Bucket(bucket) => Copied::Debt(bucket.debt(now)),
+            Self::Window(parted) => Copied::Counted(lock(parted).window.clone()),
         }
     }
 

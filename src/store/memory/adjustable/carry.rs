@@ -6,8 +6,7 @@ use governor::clock::Clock;
 
 use super::super::buckets::{MemoryBuckets, Meter, Metered};
 use super::super::generation::Generation;
-use super::super::own::Own;
-use super::super::rate::Debt;
+use super::super::own::{Copied, Own};
 use super::Adjustable;
 use crate::key::Key;
 
@@ -24,7 +23,18 @@ impl<C: Clock> Adjustable<C> {
         }
     }
 
-    /// Forgets a key's buckets among those of all, and charges its own for what they owed beyond what was
+    /// The same for those that were charged among those of all, and no others.
+    pub(super) fn settle_some(&self, now: &Generation<C>, keys: &[Key], of_all: u64) {
+        for (policy, (by_key, key)) in self.own.iter().zip(keys).enumerate() {
+            if of_all & bit(policy) != 0
+                && let Some(own) = by_key.find(key, Arc::clone)
+            {
+                self.remove(&now.buckets, policy, key, &own, &[]);
+            }
+        }
+    }
+
+    /// Forgets what a key has used among those of all, and charges its own for what that was beyond what was
     /// `copied`.
     #[cold]
     pub(super) fn remove(
@@ -33,13 +43,11 @@ impl<C: Clock> Adjustable<C> {
         policy: usize,
         key: &Key,
         own: &Own,
-        copied: &[Option<Debt>],
+        copied: &[Option<Copied>],
     ) {
         for (at, (meter, quota)) in buckets.of_policy(policy).zip(own.quotas()).enumerate() {
-            if let Meter::Rate(meter) = meter {
-                let copied = copied.get(at).copied().flatten();
-                quota.add(copied, meter.remove(key), self.time.now());
-            }
+            let copied = copied.get(at).and_then(Option::as_ref);
+            quota.take_from(meter, key, copied, &|| self.time.now());
         }
     }
 
@@ -63,6 +71,9 @@ impl<C: Clock> Adjustable<C> {
                 }
             }
         }
+        // They may have been changed once more in between.
+        self.settle(now, keys);
+        self.catch_up(now, keys, cost);
     }
 
     /// Moves here what a key has used before the last change, if it was not seen since. It is put here before
@@ -96,4 +107,9 @@ impl<C: Clock> Adjustable<C> {
             }
         }
     }
+}
+
+/// Of a policy; no more than a few are charged at once.
+pub(super) fn bit(policy: usize) -> u64 {
+    1 << policy.min(63)
 }

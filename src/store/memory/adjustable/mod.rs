@@ -9,6 +9,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use governor::clock::Clock;
 
+use self::carry::bit;
 use super::ChargedBuckets;
 use super::buckets::{Charges, MemoryBuckets};
 use super::charged::Charged;
@@ -45,6 +46,9 @@ pub(super) struct Adjustable<C: Clock> {
     /// Held while quotas are changed.
     changing: Mutex<()>,
 }
+
+/// By which policies it was decided, if these are not those of the beginning.
+type Told = Option<Arc<Vec<Policy>>>;
 
 impl<C: Clock + Clone> Adjustable<C> {
     pub(super) fn new(policies: &[Policy], max_keys: usize, clock: C) -> Self {
@@ -101,14 +105,16 @@ impl<C: Clock> Adjustable<C> {
         !now.changed && !self.own.iter().zip(keys).any(|(own, key)| own.has(key))
     }
 
-    /// What a decision is charged to, and by which policies if it is not those of the beginning.
+    /// What a decision is charged to, by which policies if it is not those of the beginning, and which of them
+    /// are charged among those of all, by bits.
     fn charges<'a>(
         &'a self,
         binding: &Binding,
         now: &'a Arc<Generation<C>>,
         keys: &'a [Key],
-    ) -> (Charges<'a, Charged<'a, C>>, Option<Arc<Vec<Policy>>>) {
+    ) -> (Charges<'a, Charged<'a, C>>, Told, u64) {
         let mut charges = Charges::new();
+        let mut of_all = 0;
         let mut policies = Cow::Borrowed(&*now.policies);
         for (policy, key) in keys.iter().enumerate().take(self.own.len()) {
             if let Some(own) = self.own(policy, key) {
@@ -119,6 +125,7 @@ impl<C: Clock> Adjustable<C> {
                     charges.push(binding.binds(policy, at), charged, key);
                 }
             } else {
+                of_all |= bit(policy);
                 self.carry(now, policy, key);
                 for (at, meter) in now.buckets.of_policy(policy).enumerate() {
                     charges.push(binding.binds(policy, at), Charged::Meter(meter), key);
@@ -129,7 +136,7 @@ impl<C: Clock> Adjustable<C> {
             Cow::Owned(policies) => Some(binding.of_policies(&Arc::new(policies))),
             Cow::Borrowed(_) => now.changed.then(|| binding.of_policies(&now.policies)),
         };
-        (charges, told)
+        (charges, told, of_all)
     }
 
     /// Where a key's only quota is its own.
@@ -152,13 +159,14 @@ impl<C: Clock> Adjustable<C> {
         now: &Arc<Generation<C>>,
         keys: &[Key],
         decide: impl FnOnce(&Charges<'_, Charged<'_, C>>) -> Decision,
-    ) -> Decision {
-        let (charges, policies) = self.charges(binding, now, keys);
+    ) -> (Decision, u64) {
+        let (charges, policies, of_all) = self.charges(binding, now, keys);
         let decision = decide(&charges);
-        match policies {
+        let decision = match policies {
             Some(policies) => decision.by(policies),
             None => decision,
-        }
+        };
+        (decision, of_all)
     }
 }
 
@@ -260,8 +268,9 @@ where
         {
             return Reply::Ready(decision);
         }
-        let decision = self.decide(binding, &now, keys, |charges| charges.take(cost));
+        let (decision, of_all) = self.decide(binding, &now, keys, |charges| charges.take(cost));
         if decision.is_admitted() {
+            self.settle_some(&now, keys, of_all);
             self.catch_up(&now, keys, cost);
         }
         Reply::Ready(decision)
@@ -269,7 +278,8 @@ where
 
     fn peek_in(&self, binding: &Binding, keys: &[Key], cost: u32) -> Reply<Decision> {
         let now = self.current();
-        Reply::Ready(self.decide(binding, &now, keys, |charges| charges.peek(cost)))
+        let (decision, _) = self.decide(binding, &now, keys, |charges| charges.peek(cost));
+        Reply::Ready(decision)
     }
 }
 
@@ -281,8 +291,9 @@ where
     #[cfg(feature = "redis")]
     fn charge(&self, keys: &[Key], cost: u32) {
         let now = self.current();
-        self.charges(&self.binding, &now, keys).0.charge(cost);
-        self.settle(&now, keys);
+        let (charges, _, of_all) = self.charges(&self.binding, &now, keys);
+        charges.charge(cost);
+        self.settle_some(&now, keys, of_all);
         self.catch_up(&now, keys, cost);
     }
 }
@@ -355,7 +366,7 @@ where
                 }
                 _ => {
                     let used = Used::carried_from(meter, key, quota.quota(), time);
-                    copied.push(used.debt(time));
+                    copied.push(Some(used.copied(time)));
                     Arc::new(used)
                 }
             }

@@ -99,6 +99,17 @@ impl<C: Clock> SlidingMeter<C> {
         }
     }
 
+    /// As [`forget`](Self::forget), and returns what counted beyond what was `copied`.
+    pub(super) fn remove(&self, key: Key, copied: Option<&Window>) -> u32 {
+        let bits = bits(key);
+        let mut shard = self.shard(bits);
+        let now = self.now();
+        let used = |window: &Window| window.used(self.numbers, now);
+        let copied = copied.map_or(0, used);
+        let found = shard.known(bits).map(std::mem::take);
+        found.as_ref().map_or(0, used).saturating_sub(copied)
+    }
+
     pub(super) fn knows(&self, key: Key) -> bool {
         let bits = bits(key);
         self.shard(bits).known(bits).is_some()
