@@ -621,3 +621,43 @@ fn changes_without_an_end_keep_no_more_than_what_counts() {
         bench.clock.advance(SECOND / 50);
     }
 }
+
+/// What was used by a fast quota counts for as long as a slower one that followed says.
+#[test]
+fn what_a_slower_quota_has_to_regain_outlasts_the_faster_one() {
+    for kind in ["", " sliding"] {
+        let quota = |text: &str| format!("{text}{kind}").parse::<Quota>().unwrap();
+        let bench = Bench::new(quota("100/s"));
+        for _ in 0..100 {
+            assert!(bench.limiter.check(&acme()).is_admitted());
+        }
+        bench.limiter.set_policy(quota("101/s")).unwrap();
+        bench.limiter.set_policy(quota("100/day")).unwrap();
+        bench.clock.advance(3 * SECOND);
+        bench.limiter.set_policy(quota("101/day")).unwrap();
+        bench.clock.advance(60 * SECOND);
+        assert_eq!(bench.burst(&acme()), 1, "{kind}");
+    }
+}
+
+/// So that who changes a daily quota every hour can go on with that.
+#[test]
+fn changes_count_for_as_long_as_what_was_used_before_them() {
+    for kind in ["", " sliding"] {
+        let bench = Bench::new(format!("1000/day{kind}").parse::<Quota>().unwrap());
+        for n in 0..500 {
+            // A window whose period changes has all that counts as young as the youngest.
+            let shorter = if kind.is_empty() { n % 2 } else { 0 };
+            let quota = format!("{} per {}h{kind}", 1000 + n % 7, 24 - shorter);
+            bench
+                .limiter
+                .set_policy(quota.parse::<Quota>().unwrap())
+                .unwrap();
+            assert!(bench.limiter.check(&acme()).is_admitted());
+            bench.clock.advance(3600 * SECOND);
+        }
+        let left = bench.limiter.check_n(&acme(), 0).remaining().unwrap();
+        // One an hour.
+        assert!((940..=1006).contains(&left), "{left}{kind}");
+    }
+}

@@ -198,6 +198,11 @@ impl<C: Clock> MemoryBuckets<C> {
         }
     }
 
+    /// The meters of all, in their order.
+    pub(super) fn meters(&self) -> impl Iterator<Item = &Meter<C>> {
+        self.windows.iter().map(|window| &window.meter)
+    }
+
     /// The meters of one policy's quotas, in their order.
     pub(super) fn of_policy(&self, policy: usize) -> impl Iterator<Item = &Meter<C>> {
         let windows = self.windows.iter();

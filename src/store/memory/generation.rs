@@ -8,10 +8,9 @@ use governor::clock::Clock;
 
 use super::buckets::{MemoryBuckets, Meter};
 use super::rate::Debt;
-use super::sliding::Window;
+use super::sliding::{self, Window};
 use crate::key::Key;
 use crate::policy::Policy;
-use crate::quota::Quota;
 
 /// The buckets from one change of everybody's quotas to the next.
 pub(super) struct Generation<C: Clock> {
@@ -27,8 +26,10 @@ pub(super) struct Generation<C: Clock> {
 /// What was charged before a change, from which keys are carried over when they are seen.
 pub(super) struct Before<C: Clock> {
     pub(super) generation: Arc<Generation<C>>,
-    /// When all of it is as good as unused.
+    /// When all of it is as good as unused, by the quotas since and as they are now.
     pub(super) until: u64,
+    /// The most that a key may have used of each quota that was not seen since.
+    most: Vec<Most>,
 }
 
 /// Changes of everybody's quotas within the time that what is charged counts. Each keeps the
@@ -47,17 +48,14 @@ impl<C: Clock> Generation<C> {
         }
     }
 
-    /// The same without those before it that do not count any more.
-    pub(super) fn trimmed(&self, now: u64) -> Self {
-        // What was before one that does not count counts even less.
-        let before = self.before.as_ref().filter(|before| now < before.until);
-        Self {
-            before: before.map(|before| Before {
-                generation: Arc::new(before.generation.trimmed(now)),
-                until: before.until,
-            }),
-            ..self.settled()
-        }
+    /// This as what comes before others, from a change to these buckets on, with what came before it and
+    /// still counts.
+    pub(super) fn as_before(&self, buckets: &MemoryBuckets<C>, now: u64) -> Option<Before<C>> {
+        let most = self.buckets.meters().zip(buckets.meters());
+        let most = most.map(|(meter, next)| Most::of(meter, now).by(next, now));
+        let before = self.before.as_ref();
+        let earlier = before.and_then(|before| before.later(self, buckets, now));
+        Before::new(self, most.collect(), earlier, now)
     }
 
     /// How many there are before it that count.
@@ -128,6 +126,104 @@ impl<C: Clock> Generation<C> {
     }
 }
 
+impl<C: Clock> Before<C> {
+    /// `None` if nothing of it counts.
+    fn new(
+        generation: &Generation<C>,
+        most: Vec<Most>,
+        earlier: Option<Self>,
+        now: u64,
+    ) -> Option<Self> {
+        let until = most.iter().map(|most| most.until(now));
+        let until = until
+            .chain(earlier.iter().map(|earlier| earlier.until))
+            .max();
+        let until = until.filter(|until| now < *until)?;
+        let generation = Arc::new(Generation {
+            before: earlier,
+            ..generation.settled()
+        });
+        Some(Self {
+            generation,
+            until,
+            most,
+        })
+    }
+
+    /// From the next change on, after the `last` one.
+    fn later(&self, last: &Generation<C>, buckets: &MemoryBuckets<C>, now: u64) -> Option<Self> {
+        let passed = now.saturating_sub(last.since);
+        let most = self.most.iter().zip(buckets.meters());
+        let most = most.map(|(most, next)| most.after(passed, now).by(next, now));
+        let before = self.generation.before.as_ref();
+        let earlier = before.and_then(|before| before.later(last, buckets, now));
+        Self::new(&self.generation, most.collect(), earlier, now)
+    }
+}
+
+/// The most that a key may have used of a quota.
+#[derive(Clone, Copy)]
+enum Most {
+    Nothing,
+    /// As of the last change.
+    Bucket(Debt),
+    /// In sub-windows of a length, and up to a time.
+    Window {
+        length: u64,
+        latest: u64,
+    },
+}
+
+impl Most {
+    /// Of a key that used all it could.
+    fn of<C: Clock>(meter: &Meter<C>, now: u64) -> Self {
+        match meter {
+            Meter::DenyAll => Self::Nothing,
+            Meter::Rate(meter) => Self::Bucket(meter.empty()),
+            Meter::Sliding(meter) => {
+                let length = meter.part();
+                // A clock that stepped back may have left it in the next one.
+                let latest = now.saturating_add(length);
+                Self::Window { length, latest }
+            }
+        }
+    }
+
+    /// What is left of it by the same quota.
+    fn after(self, passed: u64, now: u64) -> Self {
+        match self {
+            Self::Bucket(debt) => debt.after(passed).map_or(Self::Nothing, Self::Bucket),
+            Self::Window { .. } if self.until(now) <= now => Self::Nothing,
+            most => most,
+        }
+    }
+
+    /// What it is by another one.
+    fn by<C: Clock>(self, meter: &Meter<C>, now: u64) -> Self {
+        match (self, meter) {
+            (Self::Bucket(debt), Meter::Rate(meter)) => Self::Bucket(meter.converted(debt)),
+            (Self::Window { length, latest }, Meter::Sliding(meter)) if length != meter.part() => {
+                let length = meter.part();
+                // As young as it can be in a sub-window of that length.
+                let latest = latest.min(now).saturating_add(length);
+                Self::Window { length, latest }
+            }
+            (most, _) => most,
+        }
+    }
+
+    /// When it does not count any more.
+    fn until(self, now: u64) -> u64 {
+        match self {
+            Self::Nothing => 0,
+            Self::Bucket(debt) => now.saturating_add(debt.time),
+            Self::Window { length, latest } => {
+                latest.saturating_add(length.saturating_mul(sliding::PARTS + 2))
+            }
+        }
+    }
+}
+
 /// The generation that counts.
 pub(super) enum Current<'a, C: Clock> {
     First(&'a Arc<Generation<C>>),
@@ -144,25 +240,4 @@ impl<C: Clock> Deref for Current<'_, C> {
             Self::Later(later) => later,
         }
     }
-}
-
-/// How long what was charged can count, in nanoseconds.
-pub(super) fn full_after(policies: &[Policy]) -> u64 {
-    let quotas = policies.iter().flat_map(Policy::all_quotas);
-    quotas
-        .map(|quota| gone_after(quota.quota()))
-        .max()
-        .unwrap_or(0)
-}
-
-fn gone_after(quota: Quota) -> u64 {
-    let time = quota.rate().map(|rate| {
-        if rate.is_sliding() {
-            // One sub-window more than the period.
-            2 * rate.period()
-        } else {
-            rate.refill()
-        }
-    });
-    u64::try_from(time.unwrap_or_default().as_nanos()).unwrap_or(u64::MAX)
 }

@@ -190,6 +190,14 @@ impl<C: Clock> RateMeter<C> {
         })
     }
 
+    /// What an empty bucket owes.
+    pub(super) fn empty(&self) -> Debt {
+        Debt {
+            interval: self.numbers.interval,
+            time: self.numbers.refill,
+        }
+    }
+
     /// The same requests as time at this quota's rate.
     pub(super) fn converted(&self, debt: Debt) -> Debt {
         Debt {

@@ -14,7 +14,7 @@ use super::ChargedBuckets;
 use super::buckets::{Charges, MemoryBuckets};
 use super::charged::Charged;
 use super::clock::SinceZero;
-use super::generation::{Before, Current, Generation, MOST_GENERATIONS, full_after};
+use super::generation::{Current, Generation, MOST_GENERATIONS};
 use super::governed::Mode;
 use super::own::{Own, Used};
 use super::rate::RateMeter;
@@ -313,19 +313,13 @@ where
         if before.depth(time) >= MOST_GENERATIONS {
             return false;
         }
-        let before = Arc::new(before.trimmed(time));
-        let counts = full_after(policies).max(full_after(&before.policies));
-        let earlier = before.before.as_ref().map_or(0, |earlier| earlier.until);
         let buckets = MemoryBuckets::new(policies, self.max_keys, self.clock.clone());
         self.now.store(Arc::new(Generation {
             policies: Arc::new(policies.to_vec()),
+            before: before.as_before(&buckets, time),
             buckets: Arc::new(buckets),
             changed: true,
             since: time,
-            before: Some(Before {
-                until: time.saturating_add(counts).max(earlier),
-                generation: before,
-            }),
         }));
         self.is_changed.store(true, Ordering::Release);
         true

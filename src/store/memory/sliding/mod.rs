@@ -8,7 +8,7 @@ mod window;
 use governor::clock::Clock;
 
 use self::shard::Shard;
-pub(super) use self::window::{Numbers, Window};
+pub(super) use self::window::{Numbers, PARTS, Window};
 use super::clock::SinceZero;
 use crate::decision::Usage;
 use crate::key::Key;
@@ -89,6 +89,11 @@ impl<C: Clock> SlidingMeter<C> {
     pub(super) fn converted(&self, length: u64, counted: &Window, time: u64) -> (u64, Window) {
         let counted = counted.parted(length, self.numbers, time);
         (self.numbers.part, counted)
+    }
+
+    /// The length of a sub-window.
+    pub(super) fn part(&self) -> u64 {
+        self.numbers.part
     }
 
     /// Has a key unused, if it is known.

@@ -6,7 +6,7 @@ use crate::decision::Usage;
 use crate::quota::Rate;
 
 /// Sub-windows that a period is divided into.
-pub(super) const PARTS: u64 = 15;
+pub(in super::super) const PARTS: u64 = 15;
 
 /// Sub-windows that are counted: those of a period, and the one in which the period begins.
 const COUNTED: usize = PARTS as usize + 1;
