@@ -158,7 +158,13 @@ impl Admission {
         let groups = self.0.groups_of(config, &before, &mut kept)?;
         self.0.groups.store(Arc::new(groups));
         running.kept = kept;
+        running.changes += 1;
         Ok(())
+    }
+
+    /// How often what is running was changed.
+    pub(super) fn changes(&self) -> u64 {
+        lock(&self.0.changing).changes
     }
 
     /// Whether this is what was read last of a file.

@@ -12,6 +12,8 @@ use super::text::Hidden;
 pub(super) struct Changing {
     pub(super) store: Store,
     pub(super) kept: Kept,
+    /// How often what is running was changed.
+    pub(super) changes: u64,
     /// What was read last of each file, also if it was refused, so that it is told once; and what went before it.
     read: BTreeMap<PathBuf, (String, Variables)>,
     /// What went before the file that was read last.
@@ -24,6 +26,7 @@ impl Changing {
         let mut changing = Self {
             store: config.store.clone(),
             kept: Kept::default(),
+            changes: 0,
             read: BTreeMap::new(),
             variables: None,
         };

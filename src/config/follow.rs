@@ -67,7 +67,7 @@ impl Admission {
                 let _ = catch_unwind(AssertUnwindSafe(|| told(reloaded)));
             };
             let (mut before, mut unreadable) = (None, None);
-            // What was refused for now, and is tried again until it is taken.
+            // What was refused for now, and is tried again until it is taken, unless something else was.
             let mut refused = None;
             loop {
                 sleep(EVERY).await;
@@ -85,13 +85,15 @@ impl Admission {
                 match now {
                     Ok(text) => {
                         unreadable = None;
-                        let again = refused.as_ref() == Some(&text);
+                        let now = (text, admission.changes());
+                        let again = refused.as_ref() == Some(&now);
+                        let (text, _) = now;
                         refused = None;
                         if again || !admission.has_read(&file, &text) {
                             let applied = admission.apply(&file, text.clone());
                             let is_for_now = |error: &ConfigError| error.is_for_now();
                             let for_now = applied.as_ref().is_err_and(is_for_now);
-                            refused = for_now.then_some(text);
+                            refused = for_now.then(|| (text, admission.changes()));
                             if !(again && for_now) {
                                 told(applied);
                             }

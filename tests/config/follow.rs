@@ -213,3 +213,37 @@ async fn what_was_refused_for_now_is_tried_again() {
     assert!(told.len() <= 2, "the error once: {told:?}");
     assert!(admitted(&app, "/api", "alice").await > 100);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_was_refused_for_now_does_not_undo_a_reload_from_elsewhere() {
+    let text = |n: u32| format!("[groups.api]\npath = '/api'\nrate = '{n} per 1h'\n");
+    let file = File::new(&text(1));
+    let admission = Admission::new(&file.load(&[]).unwrap()).unwrap();
+    let (told, tell) = told();
+    let _following = admission.follow(file.path(), tell);
+    let mut n = 2;
+    while admission.reload(&config(&text(n))).is_ok() {
+        n += 1;
+    }
+    file.write(&text(1000));
+    seconds(5).await;
+    assert!(
+        told.lock().unwrap()[0]
+            .as_ref()
+            .unwrap()
+            .contains("too often")
+    );
+    // Of another shape, so that it is a rate of its own; the file could be taken from here on.
+    let other = "[groups.api]\npath = '/api'\nrate = '9/h'\nrate_per_ip = '100/h'";
+    admission.reload(&config(other)).unwrap();
+    admission
+        .reload(&config(&other.replace("9/h", "8/h")))
+        .unwrap();
+    seconds(10).await;
+    let app = app(&admission);
+    assert_eq!(admitted(&app, "/api", "alice").await, 8);
+    assert_eq!(told.lock().unwrap().len(), 1);
+    file.write(&format!("{other}\n# changed"));
+    seconds(5).await;
+    assert_eq!(told.lock().unwrap().len(), 2);
+}

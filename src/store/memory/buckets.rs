@@ -317,6 +317,15 @@ impl<C: Clock> Metered for &Meter<C> {
 }
 
 impl<C: Clock> Meter<C> {
+    /// Has a key unused.
+    pub(super) fn forget(&self, key: &Key) {
+        match self {
+            Self::Rate(meter) => drop(meter.remove(key)),
+            Self::Sliding(meter) => meter.forget(*key),
+            Self::DenyAll => {}
+        }
+    }
+
     fn stats(&self) -> RateStats {
         match self {
             Self::Rate(meter) => meter.stats(),

@@ -111,16 +111,16 @@ impl<C: Clock> Generation<C> {
         })
     }
 
-    /// Has a key unused in all that were before. What is full again may be forgotten here, and would be found
-    /// there again.
-    pub(super) fn forget_before(&self, policy: usize, at: usize, key: &Key) {
+    /// What there was before of a key's buckets of one policy. What is given back has to be given back there as well:
+    /// a bucket that is full may be forgotten here, and would be found there again.
+    pub(super) fn each_before(&self, policy: usize, change: impl Fn(&Meter<C>)) {
         let mut before = &self.before;
         while let Some(earlier) = before {
-            match earlier.generation.buckets.of_policy(policy).nth(at) {
-                Some(Meter::Rate(meter)) => drop(meter.remove(key)),
-                Some(Meter::Sliding(meter)) => meter.forget(*key),
-                Some(Meter::DenyAll) | None => {}
-            }
+            earlier
+                .generation
+                .buckets
+                .of_policy(policy)
+                .for_each(&change);
             before = &earlier.generation.before;
         }
     }

@@ -76,8 +76,8 @@ impl<C: Clock> Adjustable<C> {
         self.catch_up(now, keys, cost);
     }
 
-    /// Moves here what a key has used before the last change, if it was not seen since. It is put here before
-    /// it goes there, so that whoever comes in between finds it twice rather than not at all.
+    /// Carries over what a key has used before the last change, if it was not seen since. It stays there as well:
+    /// whoever still decides by what was before has to find it.
     #[cold]
     pub(super) fn carry(&self, now: &Arc<Generation<C>>, policy: usize, key: &Key) {
         let Some(before) = &now.before else {
@@ -94,13 +94,11 @@ impl<C: Clock> Adjustable<C> {
                 Meter::Rate(meter) if !meter.knows(key) => {
                     if let Some(debt) = now.owed(policy, at, key, time, time) {
                         meter.owe(key, debt);
-                        now.forget_before(policy, at, key);
                     }
                 }
                 Meter::Sliding(meter) if !meter.knows(*key) => {
                     if let Some((length, counted)) = now.counted(policy, at, key) {
                         meter.put(*key, length, &counted, true);
-                        now.forget_before(policy, at, key);
                     }
                 }
                 _ => {}

@@ -11,7 +11,7 @@ use governor::clock::Clock;
 
 use self::carry::bit;
 use super::ChargedBuckets;
-use super::buckets::{Charges, MemoryBuckets};
+use super::buckets::{Charges, MemoryBuckets, Metered};
 use super::charged::Charged;
 use super::clock::SinceZero;
 use super::generation::{Current, Generation, MOST_GENERATIONS};
@@ -228,7 +228,13 @@ where
 
     fn refund(&self, keys: &[Key], cost: u32) -> Reply<()> {
         let now = self.current();
-        self.charges(&self.binding, &now, keys).0.refund(cost);
+        let (charges, _, of_all) = self.charges(&self.binding, &now, keys);
+        charges.refund(cost);
+        for (policy, key) in keys.iter().enumerate() {
+            if of_all & bit(policy) != 0 {
+                now.each_before(policy, |meter| meter.refund(key, cost));
+            }
+        }
         Reply::Ready(())
     }
 
@@ -345,6 +351,7 @@ where
                 for (quota, meter) in before.quotas().iter().zip(now.buckets.of_policy(policy)) {
                     quota.used().carry_to(meter, key, time);
                 }
+                now.each_before(policy, |meter| meter.forget(key));
                 by_key.set(key, None);
             }
             return;
