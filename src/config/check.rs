@@ -8,9 +8,6 @@ use super::model::{Config, OnFailure, Store};
 /// As the admin endpoints have it, which may not be built.
 const SHORTEST_TOKEN: usize = 16;
 
-#[cfg(feature = "admin")]
-const _: () = assert!(SHORTEST_TOKEN == crate::admin::Token::SHORTEST);
-
 impl Config {
     /// Whether it could be run.
     pub(super) fn check(&self) -> Result<(), ConfigError> {

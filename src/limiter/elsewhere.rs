@@ -156,10 +156,11 @@ impl Shared {
     /// `None` when the store does not say.
     async fn usage(&self, key: Key, limits: &Limits) -> Option<Vec<LimitUsage>> {
         match self {
-            Self::Rate { adjusted, .. } => {
+            Self::Rate { policies, adjusted } => {
                 let usages = adjusted.usage(key).await;
-                // The first policy is always told of.
-                (!usages.is_empty()).then_some(usages)
+                // The first policy is always told of, if it has anything to tell.
+                let is_told = policies[0].quotas().is_empty() || !usages.is_empty();
+                is_told.then_some(usages)
             }
             Self::Slots {
                 sort,

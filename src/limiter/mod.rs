@@ -2,6 +2,8 @@
 
 mod adjusted;
 mod concurrency;
+#[cfg(feature = "config")]
+mod configured;
 #[cfg(feature = "redis")]
 mod elsewhere;
 mod lease;

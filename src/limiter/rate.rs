@@ -67,6 +67,10 @@ impl RateLimiter {
     ///
     /// When replicas share the store, and it has no [`Secret`](crate::Secret) by which they would
     /// agree on keys.
+    ///
+    /// # Panics
+    ///
+    /// When the policy has [tiers](Policy::tier) and the store [has none](RateBuckets::tier).
     pub fn try_with_store(
         policy: impl Into<Policy>,
         store: &(impl RateStore + ?Sized),
@@ -123,7 +127,7 @@ impl RateLimiter {
         let in_tier = |tier: Arc<str>| {
             let buckets = buckets.clone().map(|buckets| {
                 let buckets = buckets.tier(&tier);
-                buckets.expect("this store counts in tiers")
+                buckets.expect("this store has no tiers")
             });
             Self(Arc::new(Limit {
                 policies: policies.iter().map(|p| p.in_tier(&tier)).collect(),
@@ -152,6 +156,11 @@ impl RateLimiter {
         tiers.find(|limiter| limiter.0.tier.as_deref() == Some(name))
     }
 
+    #[cfg(feature = "config")]
+    pub(super) fn adjusted(&self) -> Option<&Adjusted> {
+        self.0.adjusted.as_deref()
+    }
+
     /// One for each tier.
     pub(crate) fn tiers(&self) -> impl Iterator<Item = (&str, &Self)> {
         let tiers = self.0.tiers.iter();
@@ -175,46 +184,6 @@ impl RateLimiter {
         let mut policies = adjusted.policies();
         policies[0] = policy.into();
         adjusted.set_policies(policies)
-    }
-
-    /// As [`set_policy`](Self::set_policy), for all policies of a layer.
-    #[cfg(feature = "config")]
-    pub(crate) fn set_policies(&self, policies: Vec<Policy>) -> Result<(), SetPolicyError> {
-        let adjusted = self.0.adjusted.as_ref().ok_or(SetPolicyError::Fixed)?;
-        adjusted.set_policies(policies)
-    }
-
-    /// Whether [`set_policies`](Self::set_policies) takes these.
-    #[cfg(feature = "config")]
-    pub(crate) fn takes_policies(&self, policies: &[Policy]) -> bool {
-        self.0
-            .adjusted
-            .as_ref()
-            .is_some_and(|adjusted| adjusted.takes(policies))
-    }
-
-    /// Whether they were not changed too often lately for that.
-    #[cfg(feature = "config")]
-    pub(crate) fn can_set_policies(&self, policies: &[Policy]) -> bool {
-        let adjusted = self.0.adjusted.as_ref();
-        adjusted.is_some_and(|adjusted| adjusted.can_set(policies))
-    }
-
-    /// Whether it limits nobody for now, so that those who look after limits are not told of it.
-    #[cfg(feature = "config")]
-    pub(crate) fn rest(&self, rests: bool) {
-        if let Some(adjusted) = &self.0.adjusted {
-            adjusted.rest(rests);
-        }
-    }
-
-    /// Lets another limiter count in its place in a store that replicas share, where requests in flight may
-    /// go on to use this one.
-    #[cfg(feature = "config")]
-    pub(crate) fn retire(&self) {
-        if let Some(adjusted) = &self.0.adjusted {
-            adjusted.retire();
-        }
     }
 
     /// The policies as they are now for keys that have no limits of their own.
@@ -338,13 +307,6 @@ impl RateLimiter {
     /// The names of the quotas, in the order of a decision's usages.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         let quotas = self.0.policies.iter().flat_map(Policy::quotas);
-        quotas.map(NamedQuota::name)
-    }
-
-    /// Those of all tiers.
-    #[cfg(feature = "config")]
-    pub(crate) fn all_names(&self) -> impl Iterator<Item = &str> {
-        let quotas = self.0.policies.iter().flat_map(Policy::all_quotas);
         quotas.map(NamedQuota::name)
     }
 

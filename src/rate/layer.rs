@@ -153,16 +153,14 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
     /// Charges another key in the same decision: a request has to fit both, and one that does
     /// not takes nothing from either.
     ///
-    /// Keys that are addresses are decided first, so that an address which is over its limit
-    /// cannot fill the store with made-up tokens. A quota whose name is taken gets a number
-    /// behind it in headers. Starts a new limit: what clones made before this have counted stays
-    /// with them.
+    /// Keys that are addresses are decided first, so that an address which is over its limit cannot fill the store
+    /// with made-up tokens. A quota whose name is taken gets a number behind it in headers. Starts a new limit: what
+    /// clones made before this have counted stays with them.
     ///
     /// # Panics
     ///
-    /// When the layer has eight keys already, where [`try_store`](Self::try_store) would
-    /// return an error, and when the policy has [tiers](Policy::tier) and the layer's store
-    /// [has none](crate::store::RateBuckets::tier).
+    /// When the layer has eight keys already, and where [`try_store`](Self::try_store) would return an
+    /// error or panic.
     #[track_caller]
     pub fn and_by(mut self, key: impl KeyExtractor, policy: impl Into<Policy>) -> Self {
         assert!(
@@ -182,8 +180,7 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
     ///
     /// # Panics
     ///
-    /// Where [`try_store`](Self::try_store) returns an error, and when a policy of the layer has
-    /// [tiers](Policy::tier) and the store [has none](crate::store::RateBuckets::tier).
+    /// Where [`try_store`](Self::try_store) returns an error or panics.
     #[track_caller]
     pub fn store(self, store: impl RateStore) -> Self {
         self.try_store(store)
@@ -196,6 +193,10 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
     ///
     /// When replicas share the store, it has no [`Secret`](crate::Secret) by which they would
     /// agree on the keys of credentials, and the layer's keys may be such.
+    ///
+    /// # Panics
+    ///
+    /// When a policy has [tiers](Policy::tier) and the store [has none](crate::store::RateBuckets::tier).
     pub fn try_store(mut self, store: impl RateStore) -> Result<Self, SecretMissing> {
         self.store = Arc::new(store);
         self.reopened()
@@ -203,9 +204,8 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
 
     /// What single keys may do, changed at run time. Default: what everybody may, for good.
     ///
-    /// Also lets the layer's policy be changed for all, by
-    /// [`RateLimiter::set_policy`]. A quota that is off is off for every key. Starts a new limit:
-    /// what clones made before this have counted stays with them.
+    /// Also lets the layer's policy be changed for all, by [`RateLimiter::set_policy`]. A quota that is off is off
+    /// for every key. Starts a new limit: what clones made before this have counted stays with them.
     ///
     /// # Panics
     ///
@@ -232,16 +232,16 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
         self.with(|shared| shared.headers = Headers::new(headers, &shared.limiter))
     }
 
-    /// Whether handlers find a [`RateLimitStatus`](super::RateLimitStatus) in the request's
-    /// extensions. Default: they do unless headers are off. Costs an allocation or two.
+    /// Whether handlers find a [`RateLimitStatus`](super::RateLimitStatus) in the request's extensions. Default: they
+    /// do unless headers are off. Costs an allocation or two.
     pub fn status(self, status: bool) -> Self {
         self.with(|shared| shared.status = Some(status))
     }
 
     /// What a request costs. Default: 1.
     ///
-    /// A request of cost 0 is admitted and takes nothing. One that costs more than the burst of a
-    /// quota is refused without `Retry-After`, because it can never fit, and takes nothing.
+    /// A request of cost 0 is admitted and takes nothing. One that costs more than the burst of a quota is refused
+    /// without `Retry-After`, because it can never fit, and takes nothing.
     pub fn cost(self, cost: impl Fn(RequestHead<'_>) -> u32 + Send + Sync + 'static) -> Self {
         self.with(|shared| shared.cost = Some(Arc::new(cost)))
     }
@@ -257,15 +257,12 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
         self.with(|shared| shared.skip = Some(Arc::new(skip)))
     }
 
-    /// Which [tier](Policy::tier) of its policies a request is of. Default: none.
+    /// Which [tier](Policy::tier) of its policies a request is of. Default: none, as for `None` and for a name that
+    /// no policy has.
     ///
-    /// It is of none as well if `tier` returns `None` or a name that no policy has; a policy without that tier
-    /// is the same in it. Say only what the application knows to be so: a plan that
-    /// authentication found and put into the extensions, or a path, but no header that the client may set.
-    ///
-    /// A request counts in every tier, so that the tier is about what it has to fit and not about what is
-    /// counted. Where one route is to have a budget that others do not use up, give it a layer
-    /// of its own, or a [`cost`](Self::cost) where it is dearer than others.
+    /// Say only what the application knows to be so: a plan that authentication found, or a path, but no header that
+    /// the client may set. A request counts in every tier; a route with a budget that others do not
+    /// use up has a layer of its own, and one that is dearer a [`cost`](Self::cost).
     ///
     /// ```
     /// # use tower_admission::{Policy, Quota, RateLimitByTokenLayer};
@@ -337,8 +334,7 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
         })
     }
 
-    /// Decides and tells observers, but admits everything and tells clients nothing. Default:
-    /// off. For trying out a limit on live traffic.
+    /// Decides and tells observers, but admits everything and tells clients nothing. Default: off. To try out a limit.
     pub fn dry_run(self, dry_run: bool) -> Self {
         self.with(|shared| shared.dry_run = dry_run)
     }
@@ -361,9 +357,9 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
     /// The limiter behind the layer, which shares its counts: to look at a key, to charge it for
     /// something else, or to give back.
     ///
-    /// Take it when the layer is complete: [`store`](Self::store) and [`and_by`](Self::and_by)
-    /// start a new limit. Its methods for one key are about the layer's own; those for the keys
-    /// of [`and_by`](Self::and_by) as well take several, as [`RateLimiter::decide`].
+    /// Take it when the layer is complete: [`store`](Self::store) and [`and_by`](Self::and_by) start a new limit. Its
+    /// methods for one key are about the layer's own; those for the keys of `and_by` as well take several, as
+    /// [`RateLimiter::decide`].
     #[must_use]
     pub fn limiter(&self) -> RateLimiter {
         self.shared.limiter.clone()

@@ -47,6 +47,16 @@ fn variables_are_text() {
     }
 }
 
+#[cfg(feature = "admin")]
+#[test]
+fn a_token_is_one_of_the_admin_endpoints() {
+    let shortest = tower_admission::admin::Token::SHORTEST;
+    let with = |length: usize| format!("[admin]\ntoken = '{}'", "x".repeat(length));
+    let config = tower_admission::config::Config::from_toml(&with(shortest)).unwrap();
+    assert_eq!(config.admin_token().unwrap().len(), shortest);
+    tower_admission::config::Config::from_toml(&with(shortest - 1)).unwrap_err();
+}
+
 #[test]
 fn variables_of_numbers_and_booleans_are_read_strictly() {
     let file = File::new("");

@@ -221,7 +221,7 @@ async fn a_dry_run_tells_of_the_tiers_limit() {
 }
 
 #[test]
-#[should_panic(expected = "this store counts in tiers")]
+#[should_panic(expected = "this store has no tiers")]
 fn a_store_without_tiers_is_refused_at_construction() {
     let later = LaterStore::new(&TestClock::default());
     let _ = RateLimitLayer::by(by_user, free_and_pro()).store(later);

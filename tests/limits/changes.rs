@@ -661,3 +661,15 @@ fn changes_count_for_as_long_as_what_was_used_before_them() {
         assert!((940..=1006).contains(&left), "{left}{kind}");
     }
 }
+
+#[test]
+fn a_key_that_gets_limits_where_everybody_is_denied_has_used_what_it_had() {
+    for kind in ["", " sliding"] {
+        let quota = |text: &str| format!("{text}{kind}").parse::<Quota>().unwrap();
+        let bench = Bench::new(quota("3/h"));
+        assert_eq!(bench.burst(&acme()), 3);
+        bench.limiter.set_policy(Quota::deny_all()).unwrap();
+        bench.set("org:acme", "5/h");
+        assert_eq!(bench.burst(&acme()), 2, "{kind}");
+    }
+}

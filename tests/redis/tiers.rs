@@ -127,12 +127,12 @@ async fn a_denial_is_none_of_what_is_stored() {
         limits.delete(&key).await.unwrap();
         assert_eq!(burst(&limiter).await, 0, "{kind}");
         assert_eq!(burst(pro).await, 7, "{kind}");
-        // What is given back meanwhile is of what is there.
+        // What is given back meanwhile was not counted meanwhile.
         limiter.set_policy(tiered("deny all", "deny all")).unwrap();
         limiter.refund_all(&alice(), 1).await;
         assert!(!pro.decide(&alice(), 1).await.is_admitted());
         limiter.set_policy(tiered("3/h", "10/h")).unwrap();
-        assert_eq!(burst(pro).await, 1, "{kind}");
+        assert_eq!(burst(pro).await, 0, "{kind}");
         server.clear().await;
     }
 }
@@ -189,6 +189,12 @@ async fn a_share_has_tiers() {
     assert_eq!(burst(&limiter).await, 2);
     assert_eq!(burst(pro).await, 3);
     assert!(staff.decide(&alice(), 1).await.is_admitted());
+    // What is off is off, however the store fails.
+    let closed = store("redis://127.0.0.1:1").on_failure(FailureMode::Closed);
+    let closed = RateLimiter::with_store(policy.clone(), &closed);
+    assert!(closed.decide(&alice(), 1).await.is_unavailable());
+    let staff = closed.tier("staff").unwrap();
+    assert!(staff.decide(&alice(), 1).await.is_admitted());
     // It fits the tier, if not the share of it.
     let hopeless = |limiter: &RateLimiter, cost| {
         let decided = limiter.decide(&alice(), cost);
@@ -214,6 +220,10 @@ async fn a_share_has_tiers() {
 async fn a_tool_sees_every_tier() {
     let server = Server::start().await;
     let limits = Limits::in_store(&server.store());
+    // One that has nothing to tell of its first policy.
+    let off = RateLimitLayer::by(|_: RequestHead<'_>| Some(alice()[0]), Quota::off());
+    let off = off.and_by(ClientIp::peer(), quota("7/h"));
+    let _off = off.store(server.store()).limits(&limits);
     // Of the same name, without that tier.
     let store = server.store();
     let _plain = RateLimiter::with_limits(quota("9/h"), &store, &Limits::in_store(&store));

@@ -7,10 +7,12 @@ use arc_swap::Guard;
 use governor::clock::Clock;
 
 use super::buckets::{MemoryBuckets, Meter};
+use super::own::Used;
 use super::rate::Debt;
 use super::sliding::{self, Window};
 use crate::key::Key;
 use crate::policy::Policy;
+use crate::quota::Quota;
 
 /// The buckets from one change of everybody's quotas to the next.
 pub(super) struct Generation<C: Clock> {
@@ -109,6 +111,22 @@ impl<C: Clock> Generation<C> {
             Meter::Sliding(meter) => meter.converted(length, &counted, self.since),
             _ => (length, counted),
         })
+    }
+
+    /// What a key used before everything was denied, for a quota of its own.
+    pub(super) fn used_before(
+        &self,
+        policy: usize,
+        at: usize,
+        key: &Key,
+        own: Quota,
+        now: u64,
+    ) -> Used {
+        if own.is_sliding() {
+            Used::window(self.counted(policy, at, key))
+        } else {
+            Used::bucket(self.owed(policy, at, key, now, now), now)
+        }
     }
 
     /// What there was before of a key's buckets of one policy. What is given back has to be given back there as well:

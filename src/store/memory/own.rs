@@ -243,12 +243,12 @@ impl Used {
         }
     }
 
-    fn bucket(debt: Option<Debt>, now: u64) -> Self {
+    pub(super) fn bucket(debt: Option<Debt>, now: u64) -> Self {
         let word = debt.map(|debt| pack(debt.interval, now.saturating_add(debt.time)));
         Self::Bucket(Bucket(AtomicU128::new(word.unwrap_or_default())))
     }
 
-    fn window(counted: Option<(u64, Window)>) -> Self {
+    pub(super) fn window(counted: Option<(u64, Window)>) -> Self {
         let parted = counted.map(|(length, window)| Parted { length, window });
         Self::Window(Mutex::new(parted.unwrap_or_default()))
     }

@@ -87,6 +87,14 @@ impl Charged {
             .collect()
     }
 
+    /// Whether there are quotas that bind.
+    pub(super) fn binds(&self, binding: &Binding, keys: &[Key]) -> bool {
+        let charges = self.charges(binding, keys);
+        charges
+            .iter()
+            .any(|charge| charge.binding().next().is_some())
+    }
+
     /// Whether so much fits the quotas that bind when nothing of them is used.
     pub(super) fn holds(&self, binding: &Binding, keys: &[Key], cost: u32) -> bool {
         let charges = self.charges(binding, keys);

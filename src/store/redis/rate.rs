@@ -226,7 +226,9 @@ impl Buckets {
                     decided => decided,
                 }
             }
-            (None, FailureMode::Closed) => Reply::Ready(Decision::unavailable()),
+            (None, FailureMode::Closed) if self.charged(keys).binds(binding, keys) => {
+                Reply::Ready(Decision::unavailable())
+            }
             (None, _) => Reply::Ready(Decision::unlimited()),
         }
     }
@@ -313,7 +315,8 @@ impl Buckets {
             let key = &keys[at..=at];
             if !refused {
                 if charges[at].has_others() && cost > 0 {
-                    // It is admitted, whether that can be counted or not.
+                    // It is admitted, whether that can be counted or not; there is time for it.
+                    let deadline = self.client().deadline();
                     let counted = self.call(charges, at, key, cost, Mode::Count, deadline);
                     let _ = counted.await;
                 }

@@ -156,14 +156,7 @@ for n, key in ipairs(KEYS) do
     local left, reset, wait, left_after, reset_after
     local kind = tonumber(ARGV[at + 1])
     local binds = kind < 2
-    local sort, own = string.match(stored or '', '^([bs]) (%d+)')
-    local stays = mode == 'count' and binds or (mode == 'hold' or mode == 'back') and not binds
-    if limit == 0 and gives and sort and tonumber(own) > 0 then
-      -- What is given back is of what is there.
-      kind, length = sort == 'b' and 0 or 1, tonumber(own)
-    elseif limit == 0 then
-      stays = true
-    end
+    local stays = limit == 0 or mode == 'count' and binds or (mode == 'hold' or mode == 'back') and not binds
     if stays then
       parts[quota], reset = kept(stored)
       if not parts[quota] then

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use governor::clock::Clock;
 
-use super::super::buckets::{MemoryBuckets, Meter, Metered};
+#[cfg(feature = "redis")]
+use super::super::buckets::Metered;
+use super::super::buckets::{MemoryBuckets, Meter};
 use super::super::generation::Generation;
 use super::super::own::{Copied, Own};
 use super::Adjustable;
@@ -51,9 +53,16 @@ impl<C: Clock> Adjustable<C> {
         }
     }
 
-    /// After a request was admitted: if the quotas of all were changed meanwhile, its charge may not have been
-    /// carried over, so that it is charged once more. Too much for a moment, and never too little.
+    /// Whether the quotas of all were changed since: what was charged may then not have been carried over. A
+    /// request that was admitted is given back there and decided anew, by those that count. Where it was
+    /// carried over as well it is charged twice: too much for a moment, and never too little.
     #[inline]
+    pub(super) fn is_over(&self, decided: &Arc<Generation<C>>) -> bool {
+        !Arc::ptr_eq(&self.current().buckets, &decided.buckets)
+    }
+
+    /// After a request was charged that was admitted elsewhere: the same, whether it fits or not.
+    #[cfg(feature = "redis")]
     pub(super) fn catch_up(&self, decided: &Arc<Generation<C>>, keys: &[Key], cost: u32) {
         let current = self.current();
         if !Arc::ptr_eq(&current.buckets, &decided.buckets) {
@@ -61,6 +70,7 @@ impl<C: Clock> Adjustable<C> {
         }
     }
 
+    #[cfg(feature = "redis")]
     #[cold]
     fn charge_again(&self, now: &Arc<Generation<C>>, keys: &[Key], cost: u32) {
         for (policy, (own, key)) in self.own.iter().zip(keys).enumerate() {

@@ -11,7 +11,7 @@ use governor::clock::Clock;
 
 use self::carry::bit;
 use super::ChargedBuckets;
-use super::buckets::{Charges, MemoryBuckets, Metered};
+use super::buckets::{Charges, MemoryBuckets, Meter, Metered};
 use super::charged::Charged;
 use super::clock::SinceZero;
 use super::generation::{Current, Generation, MOST_GENERATIONS};
@@ -152,21 +152,12 @@ impl<C: Clock> Adjustable<C> {
         let policies = binding.of_policies(own.alone());
         Some(Decision::from_usage(usage).by(policies))
     }
+}
 
-    fn decide(
-        &self,
-        binding: &Binding,
-        now: &Arc<Generation<C>>,
-        keys: &[Key],
-        decide: impl FnOnce(&Charges<'_, Charged<'_, C>>) -> Decision,
-    ) -> (Decision, u64) {
-        let (charges, policies, of_all) = self.charges(binding, now, keys);
-        let decision = decide(&charges);
-        let decision = match policies {
-            Some(policies) => decision.by(policies),
-            None => decision,
-        };
-        (decision, of_all)
+fn told(decision: Decision, policies: Told) -> Decision {
+    match policies {
+        Some(policies) => decision.by(policies),
+        None => decision,
     }
 }
 
@@ -181,10 +172,10 @@ where
         if let (Some(meter), [key, ..]) = (self.known_first(&now), keys)
             && let Some(usage) = meter.take_of_known(key, cost)
         {
-            if usage.fits() {
-                self.catch_up(&now, keys, cost);
+            if !usage.fits() || !self.is_over(&now) {
+                return Reply::Ready(Decision::from_usage(usage));
             }
-            return Reply::Ready(Decision::from_usage(usage));
+            meter.refund(key, cost);
         }
         self.take_in(&self.binding, keys, cost)
     }
@@ -198,8 +189,9 @@ where
         if let Some(meter) = self.known_first(&now)
             && let Some(taken) = meter.take_one_of_known(key)
         {
-            if taken {
-                self.catch_up(&now, slice::from_ref(key), 1);
+            if taken && self.is_over(&now) {
+                meter.refund(key, 1);
+                return false;
             }
             return taken;
         }
@@ -216,8 +208,9 @@ where
         }
         let taken = now.buckets.take_one(key);
         self.settle(&now, slice::from_ref(key));
-        if taken {
-            self.catch_up(&now, slice::from_ref(key), 1);
+        if taken && self.is_over(&now) {
+            let _ = now.buckets.refund(slice::from_ref(key), 1);
+            return false;
         }
         taken
     }
@@ -264,8 +257,10 @@ where
                 Some(_) => now.buckets.take_in(binding, keys, cost),
             };
             self.settle(&now, keys);
-            if matches!(&decided, Reply::Ready(decision) if decision.is_admitted()) {
-                self.catch_up(&now, keys, cost);
+            let is_admitted = matches!(&decided, Reply::Ready(decision) if decision.is_admitted());
+            if is_admitted && self.is_over(&now) {
+                let _ = now.buckets.refund(keys, cost);
+                return self.take_in(binding, keys, cost);
             }
             return decided;
         }
@@ -274,18 +269,22 @@ where
         {
             return Reply::Ready(decision);
         }
-        let (decision, of_all) = self.decide(binding, &now, keys, |charges| charges.take(cost));
+        let (charges, policies, of_all) = self.charges(binding, &now, keys);
+        let decision = charges.take(cost);
         if decision.is_admitted() {
             self.settle_some(&now, keys, of_all);
-            self.catch_up(&now, keys, cost);
+            if self.is_over(&now) {
+                charges.refund(cost);
+                return self.take_in(binding, keys, cost);
+            }
         }
-        Reply::Ready(decision)
+        Reply::Ready(told(decision, policies))
     }
 
     fn peek_in(&self, binding: &Binding, keys: &[Key], cost: u32) -> Reply<Decision> {
         let now = self.current();
-        let (decision, _) = self.decide(binding, &now, keys, |charges| charges.peek(cost));
-        Reply::Ready(decision)
+        let (charges, policies, _) = self.charges(binding, &now, keys);
+        Reply::Ready(told(charges.peek(cost), policies))
     }
 }
 
@@ -366,7 +365,11 @@ where
                     used.clone()
                 }
                 _ => {
-                    let used = Used::carried_from(meter, key, quota.quota(), time);
+                    let used = match meter {
+                        // It counts nothing itself.
+                        Meter::DenyAll => now.used_before(policy, at, key, quota.quota(), time),
+                        _ => Used::carried_from(meter, key, quota.quota(), time),
+                    };
                     copied.push(Some(used.copied(time)));
                     Arc::new(used)
                 }
