@@ -193,7 +193,7 @@ async fn a_file_is_the_same_by_another_path() {
 /// What is refused because rates were changed too often is right a little later.
 #[tokio::test(start_paused = true)]
 async fn what_was_refused_for_now_is_tried_again() {
-    let text = |n: u32| format!("[groups.api]\npath = '/api'\nrate = '{n} per 1s'\n");
+    let text = |n: u32| format!("[groups.api]\npath = '/api'\nrate = '{n} per 2s'\n");
     let file = File::new(&text(1));
     let admission = Admission::new(&file.load(&[]).unwrap()).unwrap();
     let app = app(&admission);

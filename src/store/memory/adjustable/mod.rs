@@ -28,8 +28,8 @@ use crate::sync::{AtomicBool, Mutex, Ordering, lock};
 ///
 /// A look-up is a probe of a table that readers take no lock for, and with a single quota a key that is
 /// charged there has none of its own, so that it is not even looked up. What a key has used is carried over
-/// when it gets quotas of its own and when it loses them; what another thread decides about it in
-/// that very moment may be lost.
+/// when it gets quotas of its own and when it loses them; what another thread decides in the very moment in which
+/// it loses them may be lost.
 ///
 /// Until everybody's quotas are changed for the first time, they are found without a look-up.
 pub(super) struct Adjustable<C: Clock> {
