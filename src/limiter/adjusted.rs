@@ -32,8 +32,19 @@ impl Adjusted {
         buckets: Arc<dyn AdjustableBuckets>,
         limits: &Limits,
     ) -> Arc<Self> {
+        let shapes = policies.iter().map(Policy::shape).collect();
+        Self::of_shapes(shapes, policies, buckets, limits)
+    }
+
+    /// Of policies that had other quotas of these shapes at first.
+    pub(super) fn of_shapes(
+        shapes: Vec<Shape>,
+        policies: Vec<Policy>,
+        buckets: Arc<dyn AdjustableBuckets>,
+        limits: &Limits,
+    ) -> Arc<Self> {
         let adjusted = Arc::new(Self {
-            shapes: policies.iter().map(Policy::shape).collect(),
+            shapes,
             policies: Mutex::new(policies),
             buckets,
             limits: limits.clone(),
@@ -151,7 +162,11 @@ impl Limited for Adjusted {
     #[cfg(feature = "redis")]
     fn description(&self) -> Option<Description> {
         let place = self.buckets.place().filter(|_| !self.rests())?;
-        Some(Description::Rate(Rates::new(place, &self.policies())))
+        Some(Description::Rate(Rates::new(
+            place,
+            &self.policies(),
+            &self.shapes,
+        )))
     }
 }
 

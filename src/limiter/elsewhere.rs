@@ -137,7 +137,7 @@ impl Shared {
         let policies = rates.policies().filter(|policies| !policies.is_empty())?;
         let buckets = store.open_at(&rates.place, &policies)?;
         Some(Self::Rate {
-            adjusted: Adjusted::new(policies.clone(), buckets, limits),
+            adjusted: Adjusted::of_shapes(rates.shapes()?, policies.clone(), buckets, limits),
             policies,
         })
     }

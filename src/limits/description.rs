@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{Policy, PolicyError};
+use crate::policy::{Policy, PolicyError, Shape};
+use crate::quota::Quota;
 
 /// A limiter that counts in a store, as it is written there for tools that are none of its replicas.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +38,9 @@ struct DescribedTier {
 struct DescribedQuota {
     name: String,
     quota: String,
+    /// Whether it is counted in a window, also while it denies everything and does not say so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    sliding: bool,
 }
 
 /// A limiter of what is in flight or at work.
@@ -74,50 +78,73 @@ impl Description {
 }
 
 impl Rates {
-    pub(crate) fn new(place: &str, policies: &[Policy]) -> Self {
+    /// Of policies as they are now, with the shapes that they had at first.
+    pub(crate) fn new(place: &str, policies: &[Policy], shapes: &[Shape]) -> Self {
         let mut tiers = Vec::new();
-        for (at, policy) in policies.iter().enumerate() {
-            tiers.extend(policy.tiers().map(|tier| DescribedTier {
-                policy: at,
-                name: tier.to_owned(),
-                quotas: described(&policy.in_tier(tier)),
-            }));
+        let mut own = Vec::new();
+        for (at, (policy, shape)) in policies.iter().zip(shapes).enumerate() {
+            let mut quotas = policy.all_quotas().enumerate();
+            let mut described = |count| {
+                let quotas = quotas.by_ref().take(count);
+                let quotas = quotas.map(|(at, quota)| DescribedQuota {
+                    name: quota.name().to_owned(),
+                    quota: quota.quota().to_string(),
+                    sliding: quota.quota().denies_all() && shape.is_sliding(at),
+                });
+                quotas.collect::<Vec<_>>()
+            };
+            own.push(described(policy.quotas().len()));
+            for tier in policy.tiers() {
+                tiers.push(DescribedTier {
+                    policy: at,
+                    name: tier.to_owned(),
+                    quotas: described(policy.in_tier(tier).quotas().len()),
+                });
+            }
         }
         Self {
             place: place.to_owned(),
-            policies: policies.iter().map(described).collect(),
+            policies: own,
             tiers,
         }
     }
 
     /// `None` for what is no policy of this crate.
     pub(crate) fn policies(&self) -> Option<Vec<Policy>> {
+        self.read(|quota| quota.quota.parse().ok())
+    }
+
+    /// What the policies were at first, as far as their shapes go.
+    pub(crate) fn shapes(&self) -> Option<Vec<Shape>> {
+        let quota = |described: &DescribedQuota| {
+            let quota: Quota = described.quota.parse().ok()?;
+            let any = Quota::per_second(1).sliding();
+            Some(if described.sliding { any } else { quota })
+        };
+        let policies = self.read(quota)?;
+        Some(policies.iter().map(Policy::shape).collect())
+    }
+
+    fn read(&self, quota: impl Fn(&DescribedQuota) -> Option<Quota>) -> Option<Vec<Policy>> {
         let policies = self.policies.iter().enumerate();
         policies
             .map(|(at, quotas)| {
                 let mut tiers = self.tiers.iter().filter(|tier| tier.policy == at);
-                tiers.try_fold(policy(quotas)?, |all, tier| {
-                    all.try_tier(&tier.name, policy(&tier.quotas)?).ok()
+                tiers.try_fold(policy(quotas, &quota)?, |all, tier| {
+                    all.try_tier(&tier.name, policy(&tier.quotas, &quota)?).ok()
                 })
             })
             .collect()
     }
 }
 
-fn described(policy: &Policy) -> Vec<DescribedQuota> {
-    let quotas = policy.quotas().iter();
-    quotas
-        .map(|quota| DescribedQuota {
-            name: quota.name().to_owned(),
-            quota: quota.quota().to_string(),
-        })
-        .collect()
-}
-
-fn policy(quotas: &[DescribedQuota]) -> Option<Policy> {
+fn policy(
+    quotas: &[DescribedQuota],
+    quota: impl Fn(&DescribedQuota) -> Option<Quota>,
+) -> Option<Policy> {
     let none = Policy::empty();
     quotas.iter().try_fold(none, |policy, described| {
-        let quota = described.quota.parse().ok()?;
+        let quota = quota(described)?;
         let added: Result<_, PolicyError> = policy.try_and(&described.name, quota);
         // Off, it would be counted in no place of the store.
         added.ok().filter(|policy| {
@@ -130,7 +157,6 @@ fn policy(quotas: &[DescribedQuota]) -> Option<Policy> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quota::Quota;
 
     #[test]
     fn is_read_as_it_is_written() {
@@ -141,12 +167,22 @@ mod tests {
             .tier("pro", Quota::per_second(9))
             .tier("staff", Policy::empty());
         let policies = vec![burst, daily.clone().tier("pro", daily)];
-        let described = Description::Rate(Rates::new("app:rate:burst", &policies));
+        let shapes: Vec<_> = policies.iter().map(Policy::shape).collect();
+        let described = Description::Rate(Rates::new("app:rate:burst", &policies, &shapes));
         assert_eq!(described.field(), "rate app:rate:burst");
         let Some(Description::Rate(rates)) = Description::from_text(&described.to_text()) else {
             panic!("{}", described.to_text());
         };
-        assert_eq!(rates.policies(), Some(policies));
+        assert_eq!(rates.policies(), Some(policies.clone()));
+        assert_eq!(rates.shapes(), Some(shapes.clone()));
+        // One that denies everything for now is still of its sort.
+        let denied = policies
+            .iter()
+            .map(|p| p.map_quotas(|_, _, _| Quota::deny_all()));
+        let denied: Vec<_> = denied.collect();
+        let rates = Rates::new("app:rate:burst", &denied, &shapes);
+        assert_eq!(rates.policies(), Some(denied));
+        assert_eq!(rates.shapes(), Some(shapes));
 
         let slots = Slots {
             name: "jobs".to_owned(),

@@ -256,6 +256,29 @@ async fn a_tool_sees_every_tier() {
     .await;
 }
 
+#[tokio::test]
+async fn a_tool_sees_windows_that_deny_everything_for_now() {
+    let server = Server::start().await;
+    let limits = Limits::in_store(&server.store());
+    let policy = |text: &str| Policy::new("free", quota(text)).tier("pro", quota("10/h sliding"));
+    let limiter = RateLimiter::with_limits(policy("3/h sliding"), &server.store(), &limits);
+    assert!(limiter.decide(&alice(), 1).await.is_admitted());
+    let key = "user:alice".parse().unwrap();
+    limits.set(&key, "free=5/h".parse().unwrap()).await.unwrap();
+    limiter.set_policy(policy("deny all")).unwrap();
+    let tool = Limits::in_store(&server.store());
+    until("it is written down", async || {
+        tool.refresh().await.unwrap();
+        let seen = SharedLimiters::read(&tool, &server.store()).await.unwrap();
+        let usages = seen.usage(&key).await.unwrap();
+        let told = usages
+            .iter()
+            .map(|usage| (usage.used, usage.limit, seen.default_limit(usage)));
+        told.collect::<Vec<_>>() == [(1, Some(5), Some(0)), (1, Some(10), Some(10))]
+    })
+    .await;
+}
+
 #[test]
 fn what_counts_in_tiers_is_of_those_that_a_policy_has() {
     let store = store("redis://127.0.0.1:1");
