@@ -108,7 +108,10 @@ mod redis {
 
         pub(in crate::config) fn redis(&self, url: &Hidden) -> Result<RedisStore, ConfigError> {
             let store = RedisStore::connect(&url.0);
-            let mut store = store.map_err(|error| ConfigError::at("store.url", error))?;
+            // Without what is there, which may have a password in it.
+            let problem = "this is no URL of Redis, such as \"redis://127.0.0.1:6379/0\" or \
+                           \"redis+cluster://10.0.0.1:6379,10.0.0.2:6379\"";
+            let mut store = store.map_err(|_| ConfigError::at("store.url", problem))?;
             if let Some(prefix) = &self.prefix {
                 store = store.prefix(prefix);
             }

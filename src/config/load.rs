@@ -1,6 +1,6 @@
 //! Reads a configuration: the file, and the environment over it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use config::{Environment, File, FileFormat};
@@ -28,6 +28,11 @@ impl Variables {
             field.is_some_and(|field| field.contains(SEPARATOR))
         };
         let variables = variables.into_iter().filter(|(name, _)| is_field(name));
+        let sorted: BTreeMap<_, _> = variables.collect();
+        // Of those that differ only in case, the one in capitals comes first and counts.
+        let mut seen = BTreeSet::new();
+        let variables = sorted.into_iter();
+        let variables = variables.filter(|(name, _)| seen.insert(name.to_uppercase()));
         Self(
             variables
                 .map(|(name, value)| (name, Hidden(value)))

@@ -163,8 +163,8 @@ fn what_is_wrong_says_where_and_what_would_be_right() {
             "store.secret: a secret is 32 hexadecimal digits",
         ),
         (
-            "[store]\nurl = 'http://x'\nsecret = '000102030405060708090a0b0c0d0e0f'",
-            "store.url: ",
+            "[store]\nurl = 'http://hunter2@x'\nsecret = '000102030405060708090a0b0c0d0e0f'",
+            "store.url: this is no URL of Redis, such as \"redis://",
         ),
         (
             "[store]\ndeadline = '25'",
@@ -226,6 +226,20 @@ fn the_environment_goes_before_the_file() {
     assert_eq!(config.groups().collect::<Vec<_>>(), ["api", "batch"]);
     let shown = format!("{config:?}");
     assert!(shown.contains("concurrency: 7"), "{shown}");
+
+    // The one in capitals counts, whichever was set first.
+    for n in 0..8 {
+        let one = [
+            ("ADMISSION_groups__api__concurrency", "8"),
+            ("ADMISSION_GROUPS__API__CONCURRENCY", "9"),
+        ];
+        let other = [one[1], one[0]];
+        let config = file.load(if n % 2 == 0 { &one } else { &other }).unwrap();
+        assert!(
+            format!("{config:?}").contains("concurrency: 9"),
+            "{config:?}"
+        );
+    }
 
     for (variable, value, expected) in [
         (
