@@ -24,7 +24,7 @@ impl QuotaError {
     pub(super) const fn message(self) -> &'static str {
         match self {
             Self::TooFast => "a quota cannot be above one request a nanosecond",
-            Self::NoPeriod => "a quota's period is above 0",
+            Self::NoPeriod => "a quota's period is above 0, as in `10/s` or `5 per 30s`",
             Self::TooSlow => "a quota's bucket must fill within 100 years",
             Self::NoBurst => "a quota with a burst of 0 would admit nothing",
             Self::TooLarge => "a quota counts up to 4294967295, with its burst if it is sliding",

@@ -56,7 +56,8 @@ const LONGEST_REFILL: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 ///
 /// # A quota of 0
 ///
-/// turns the limit off, as in most systems' settings ([`Quota::off`] says the same by name).
+/// turns the limit off, as in most systems' settings ([`Quota::off`] says the same by name), whatever burst is
+/// written next to it.
 /// Refusing everything is [`Quota::deny_all`].
 ///
 /// # Precision
@@ -137,14 +138,14 @@ impl Quota {
     /// # Errors
     ///
     /// - [`QuotaError::TooFast`]: more than one request a nanosecond.
-    /// - [`QuotaError::NoPeriod`]: a period of 0.
+    /// - [`QuotaError::NoPeriod`]: a period of 0, whatever the count.
     /// - [`QuotaError::TooSlow`]: the bucket would take more than 100 years to fill.
     pub const fn try_new(count: u32, period: Duration) -> Result<Self, QuotaError> {
-        if count == 0 {
-            return Ok(Self::off());
-        }
         if period.is_zero() {
             return Err(QuotaError::NoPeriod);
+        }
+        if count == 0 {
+            return Ok(Self::off());
         }
         if period.as_nanos() < count as u128 {
             return Err(QuotaError::TooFast);
@@ -390,6 +391,15 @@ mod tests {
                 Duration::from_nanos(nanos)
             );
         }
+    }
+
+    #[test]
+    fn nothing_is_counted_in_no_time() {
+        for count in [0, 1, u32::MAX] {
+            let quota = Quota::try_new(count, Duration::ZERO);
+            assert_eq!(quota, Err(QuotaError::NoPeriod));
+        }
+        assert_eq!(Quota::new(0, SECOND).burst(5), Quota::off());
     }
 
     #[test]

@@ -40,9 +40,9 @@ impl FromStr for Quota {
     type Err = QuotaError;
 
     /// Reads `COUNT/UNIT`, `COUNT per PERIOD` or `COUNT per UNIT`, each optionally followed by
-    /// `burst COUNT` and by `sliding`, in this order; or `0`, `off`, `deny all`. Units are `ns`, `us`, `ms`, `s`, `sec`, `m`,
-    /// `min`, `h`, `hr`, `d`, `day`, and `second`, `minute`, `hour`, `day` with or without an `s`;
-    /// a period is a whole number with one of these.
+    /// `burst COUNT` and by `sliding`, in this order; or `0`, `off`, `deny all`. With a count of 0 it is off,
+    /// whatever follows. Units are `ns`, `us`, `ms`, `s`, `sec`, `m`, `min`, `h`, `hr`, `d`, `day`, and `second`,
+    /// `minute`, `hour`, `day` with or without an `s`; a period is a whole number above 0 with one of these.
     fn from_str(text: &str) -> Result<Self, QuotaError> {
         let text = text.trim();
         match text {

@@ -59,11 +59,11 @@ fn what_is_wrong_says_where_and_what_would_be_right() {
         ("[groups.api]\npath = ' , '", "groups.api.path: "),
         (
             "[groups.api]\nrate = '1/0s'",
-            "groups.api.rate: a quota's period is above 0",
+            "groups.api.rate: a quota's period is above 0, as in `10/s`",
         ),
         (
             "[groups.api]\nrate = '0/0s'",
-            "groups.api.rate: a quota's period is above 0",
+            "groups.api.rate: a quota's period is above 0, as in `10/s`",
         ),
         (
             "[admin]\ntoken = 'short'",
