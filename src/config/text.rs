@@ -247,9 +247,15 @@ impl Prefix {
 
 impl Text for Prefix {
     fn read(text: &str) -> Result<Self, String> {
+        if !text.starts_with('/') {
+            let text = shown(text);
+            return Err(format!(
+                "{text} is no path: one begins with `/`, such as \"/api\""
+            ));
+        }
         // As requests have it: escaped, and without patterns.
         let is_plain = text.bytes().all(|b| b.is_ascii_graphic());
-        let is_path = text.starts_with('/') && is_plain && !text.contains("//");
+        let is_path = is_plain && !text.contains("//");
         if !is_path || text.contains(['?', '#', '*', '{', '}']) {
             return Err(format!("{} is no path, such as \"/api\"", shown(text)));
         }

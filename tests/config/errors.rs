@@ -54,9 +54,16 @@ fn what_is_wrong_says_where_and_what_would_be_right() {
     for (text, expected) in [
         (
             "[groups.api]\npath = ''",
-            "groups.api.path: \"\" is no path, such as \"/api\"",
+            "groups.api.path: \"\" is no path: one begins with `/`, such as \"/api\"",
         ),
-        ("[groups.api]\npath = ' , '", "groups.api.path: "),
+        (
+            "[groups.api]\npath = []",
+            "groups.api.path: \"\" is no path: one begins with `/`",
+        ),
+        (
+            "[groups.api]\npath = ' , '",
+            "groups.api.path: \"\" is no path: one begins with `/`",
+        ),
         (
             "[groups.api]\nrate = '1/0s'",
             "groups.api.rate: a quota's period is above 0, as in `10/s`",
@@ -104,11 +111,15 @@ fn what_is_wrong_says_where_and_what_would_be_right() {
         ),
         (
             "[groups.api]\npath = 'api'",
-            "groups.api.path: \"api\" is no path, such as \"/api\"",
+            "groups.api.path: \"api\" is no path: one begins with `/`, such as \"/api\"",
         ),
         (
             "[groups.api]\nexclude = ['health']",
-            "groups.api.exclude: \"health\" is no path",
+            "groups.api.exclude: \"health\" is no path: one begins with `/`",
+        ),
+        (
+            "[groups.api]\nexclude = ['/a/*']",
+            "groups.api.exclude: \"/a/*\" is no path, such as \"/api\"",
         ),
         (
             "[groups.api]\nkey = 'cookie'",
