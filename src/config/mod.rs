@@ -69,7 +69,7 @@
 //!
 //! A variable is text, which is read as its field is: a token is as it stands there, a number is digits, and
 //! a boolean is `true` or `false`. Nothing else is made of what is written: in the file
-//! `1.9` and `true` are no whole numbers, and `17` is no text. (A date is, as it is written.)
+//! `1.9` and `true` are no whole numbers, and `17` is no text. (A date is: it is read as its text in RFC 3339.)
 //!
 //! # What is wrong is told at start
 //!

@@ -79,8 +79,10 @@ impl ClientIp {
     ///
     /// The header's entries are read from the right, past those that are `trusted`; the first
     /// that is not is the client. Entries further left were written by the client and are never
-    /// looked at. Networks of IPv4-mapped addresses (`::ffff:10.0.0.0/104`) are those of IPv4. At an entry that is not an address (`unknown`, an obfuscated name, junk) the
+    /// looked at. At an entry that is not an address (`unknown`, an obfuscated name, junk) the
     /// walk ends and the last trusted address before it is charged.
+    ///
+    /// Networks of IPv4-mapped addresses (`::ffff:10.0.0.0/104`) are those of IPv4.
     ///
     /// Only one header is read, `X-Forwarded-For` unless [`header`](Self::header) says
     /// otherwise: a proxy passes on the others as the client wrote them.
