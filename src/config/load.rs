@@ -57,7 +57,8 @@ impl Variables {
 
     /// The one that sets a field.
     pub(super) fn of(&self, field: &str) -> Option<&str> {
-        self.find(|name| name == variable_of(field))
+        let field = variable_of(field);
+        self.find(|name| name == field)
     }
 
     /// The one that sets a field or something in it.
@@ -69,13 +70,18 @@ impl Variables {
 
     fn find(&self, is_it: impl Fn(&str) -> bool) -> Option<&str> {
         let mut names = self.0.keys().map(String::as_str);
-        names.find(|name| is_it(&name.to_uppercase()))
+        names.find(|name| is_it(&as_variable(name)))
     }
 }
 
 /// The variable that sets a field.
 fn variable_of(field: &str) -> String {
-    format!("{PREFIX}_{}", field.replace('.', SEPARATOR).to_uppercase())
+    format!("{PREFIX}_{}", as_variable(field))
+}
+
+/// With what leads into a field written in one way; in names of variables it may be a dot or a bracket as well.
+fn as_variable(name: &str) -> String {
+    name.replace(['.', '['], SEPARATOR).to_uppercase()
 }
 
 impl Config {

@@ -300,6 +300,18 @@ fn the_environment_goes_before_the_file() {
             "ADMISSION_groups__api__rate: groups.api.rate: a quota is written like",
         ),
         (
+            "ADMISSION_GROUPS__A.B__RATE",
+            "ADMISSION_GROUPS__A.B__RATE: groups.a: unknown field `b`",
+        ),
+        (
+            "ADMISSION_GROUPS__API.RATE__X",
+            "ADMISSION_GROUPS__API.RATE__X: groups.api.rate: a text belongs here",
+        ),
+        (
+            "ADMISSION_GROUPS__A[0]__RATE",
+            "ADMISSION_GROUPS__A[0]__RATE: groups.a: a table belongs here",
+        ),
+        (
             "ADMISSION_STORE__URL__X",
             "ADMISSION_STORE__URL__X: store.url: a text belongs here",
         ),
