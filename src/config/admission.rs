@@ -142,13 +142,14 @@ impl Admission {
     ///
     /// Something in it is wrong, or its `store` is not that of the start. What is running goes on then.
     pub fn reload(&self, config: &Config) -> Result<(), ConfigError> {
-        self.reload_inner(config)
-            .map_err(|error| config.wrong(error))
-    }
-
-    fn reload_inner(&self, config: &Config) -> Result<(), ConfigError> {
         let mut running = lock(&self.0.changing);
         running.note(&config.origin);
+        let reloaded = self.change(&mut running, config);
+        running.settle(&config.origin, &reloaded);
+        reloaded.map_err(|error| config.wrong(error))
+    }
+
+    fn change(&self, running: &mut Changing, config: &Config) -> Result<(), ConfigError> {
         if !running.store.is(&config.store) {
             let problem = "the store cannot be changed while the service runs: restart it";
             return Err(ConfigError::at("store", problem));
@@ -158,16 +159,10 @@ impl Admission {
         let groups = self.0.groups_of(config, &before, &mut kept)?;
         self.0.groups.store(Arc::new(groups));
         running.kept = kept;
-        running.changes += 1;
         Ok(())
     }
 
-    /// How often what is running was changed.
-    pub(super) fn changes(&self) -> u64 {
-        lock(&self.0.changing).changes
-    }
-
-    /// Whether this is what was read last of a file.
+    /// Whether this is what was read last of a file, and is not to be tried again.
     pub(super) fn has_read(&self, file: &Path, text: &str) -> bool {
         lock(&self.0.changing).has_read(file, text)
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::error::ConfigError;
 use super::kept::Kept;
 use super::load::Variables;
 use super::model::{Config, Origin, Store};
@@ -12,12 +13,14 @@ use super::text::Hidden;
 pub(super) struct Changing {
     pub(super) store: Store,
     pub(super) kept: Kept,
-    /// How often what is running was changed.
-    pub(super) changes: u64,
+    /// Where files lie, by what they were called at first. A folder may be a link to another one later.
+    places: BTreeMap<PathBuf, PathBuf>,
     /// What was read last of each file, also if it was refused, so that it is told once; and what went before it.
     read: BTreeMap<PathBuf, (String, Variables)>,
     /// What went before the file that was read last.
     variables: Option<Variables>,
+    /// Which file is right and was refused for now, until something is taken.
+    waiting: Option<PathBuf>,
 }
 
 impl Changing {
@@ -26,9 +29,10 @@ impl Changing {
         let mut changing = Self {
             store: config.store.clone(),
             kept: Kept::default(),
-            changes: 0,
+            places: BTreeMap::new(),
             read: BTreeMap::new(),
             variables: None,
+            waiting: None,
         };
         changing.note(&config.origin);
         changing
@@ -38,20 +42,33 @@ impl Changing {
         if let Some(file) = &origin.file {
             let (text, variables) = (origin.text.0.clone(), origin.variables.clone());
             self.variables = Some(variables.clone());
-            self.read.insert(place_of(file), (text, variables));
+            let place = self.place(file);
+            self.waiting.take_if(|waiting| *waiting == place);
+            self.read.insert(place, (text, variables));
         }
     }
 
-    /// Whether this is what was read last of a file.
-    pub(super) fn has_read(&self, file: &Path, text: &str) -> bool {
-        let read = self.read.get(&place_of(file));
-        read.is_some_and(|(read, _)| read == text)
+    /// Notes what became of it.
+    pub(super) fn settle(&mut self, origin: &Origin, reloaded: &Result<(), ConfigError>) {
+        match (reloaded, &origin.file) {
+            (Ok(()), _) => self.waiting = None,
+            (Err(error), Some(file)) if error.is_for_now() => self.waiting = Some(self.place(file)),
+            _ => {}
+        }
+    }
+
+    /// Whether this is what was read last of a file, and is not to be tried again.
+    pub(super) fn has_read(&mut self, file: &Path, text: &str) -> bool {
+        let place = self.place(file);
+        let read = self.read.get(&place);
+        read.is_some_and(|(read, _)| read == text) && self.waiting.as_ref() != Some(&place)
     }
 
     /// Notes what is read of a file, with the variables that went before it, or before the last one if it is
     /// read for the first time.
     pub(super) fn reads(&mut self, file: &Path, text: String) -> Origin {
-        let read = self.read.get(&place_of(file));
+        let place = self.place(file);
+        let read = self.read.get(&place);
         let variables = read.map(|(_, variables)| variables.clone());
         let variables = variables.or_else(|| self.variables.clone());
         let origin = Origin {
@@ -61,6 +78,11 @@ impl Changing {
         };
         self.note(&origin);
         origin
+    }
+
+    fn place(&mut self, file: &Path) -> PathBuf {
+        let place = self.places.entry(file.to_owned());
+        place.or_insert_with(|| place_of(file)).clone()
     }
 }
 

@@ -46,7 +46,8 @@ impl Admission {
     /// elsewhere stays until the file changes. What is read has to be the same twice in a row before it
     /// counts, so that a file which is empty or half-written for a moment takes no limits away; a
     /// change is applied within two seconds. One that is refused because rates were
-    /// [changed too often](crate::SetPolicyError::TooOften) is told once, and tried again until it is taken.
+    /// [changed too often](crate::SetPolicyError::TooOften) is told once, and tried again until it, or
+    /// something else, is taken.
     ///
     /// What went before the file when it was loaded, the environment or the variables of
     /// [`load_with`](Config::load_with), goes before it still; before the first file of a service that
@@ -67,7 +68,7 @@ impl Admission {
                 let _ = catch_unwind(AssertUnwindSafe(|| told(reloaded)));
             };
             let (mut before, mut unreadable) = (None, None);
-            // What was refused for now, and is tried again until it is taken, unless something else was.
+            // What was refused for now, which is told once.
             let mut refused = None;
             loop {
                 sleep(EVERY).await;
@@ -85,16 +86,13 @@ impl Admission {
                 match now {
                     Ok(text) => {
                         unreadable = None;
-                        let now = (text, admission.changes());
-                        let again = refused.as_ref() == Some(&now);
-                        let (text, _) = now;
-                        refused = None;
-                        if again || !admission.has_read(&file, &text) {
+                        if !admission.has_read(&file, &text) {
                             let applied = admission.apply(&file, text.clone());
                             let is_for_now = |error: &ConfigError| error.is_for_now();
                             let for_now = applied.as_ref().is_err_and(is_for_now);
-                            refused = for_now.then(|| (text, admission.changes()));
-                            if !(again && for_now) {
+                            let last = refused.take();
+                            refused = for_now.then_some(text);
+                            if refused.is_none() || refused != last {
                                 told(applied);
                             }
                         }

@@ -193,7 +193,7 @@ async fn a_file_is_the_same_by_another_path() {
 /// What is refused because rates were changed too often is right a little later.
 #[tokio::test(start_paused = true)]
 async fn what_was_refused_for_now_is_tried_again() {
-    let text = |n: u32| format!("[groups.api]\npath = '/api'\nrate = '{n} per 2s'\n");
+    let text = |n: u32| format!("[groups.api]\npath = '/api'\nrate = '{n} per 6s'\n");
     let file = File::new(&text(1));
     let admission = Admission::new(&file.load(&[]).unwrap()).unwrap();
     let app = app(&admission);
@@ -214,9 +214,10 @@ async fn what_was_refused_for_now_is_tried_again() {
     assert!(admitted(&app, "/api", "alice").await > 100);
 }
 
+/// What is refused for now is not brought back when something else was taken meanwhile.
 #[tokio::test(start_paused = true)]
-async fn what_was_refused_for_now_does_not_undo_a_reload_from_elsewhere() {
-    let text = |n: u32| format!("[groups.api]\npath = '/api'\nrate = '{n} per 1h'\n");
+async fn what_was_refused_for_now_gives_way_to_what_is_taken() {
+    let text = |n: u32| format!("[groups.api]\npath = '/api'\nrate = '{n} per 6s'\n");
     let file = File::new(&text(1));
     let admission = Admission::new(&file.load(&[]).unwrap()).unwrap();
     let (told, tell) = told();
@@ -227,23 +228,70 @@ async fn what_was_refused_for_now_does_not_undo_a_reload_from_elsewhere() {
     }
     file.write(&text(1000));
     seconds(5).await;
-    assert!(
-        told.lock().unwrap()[0]
-            .as_ref()
-            .unwrap()
-            .contains("too often")
-    );
-    // Of another shape, so that it is a rate of its own; the file could be taken from here on.
-    let other = "[groups.api]\npath = '/api'\nrate = '9/h'\nrate_per_ip = '100/h'";
-    admission.reload(&config(other)).unwrap();
-    admission
-        .reload(&config(&other.replace("9/h", "8/h")))
-        .unwrap();
-    seconds(10).await;
-    let app = app(&admission);
-    assert_eq!(admitted(&app, "/api", "alice").await, 8);
-    assert_eq!(told.lock().unwrap().len(), 1);
-    file.write(&format!("{other}\n# changed"));
+    let [Some(error)] = &told.lock().unwrap().clone()[..] else {
+        panic!("{told:?}")
+    };
+    assert!(error.contains("too often"), "{error}");
+    // The file is not looked at while nothing is awaited.
+    while admission.reload(&config(&text(n))).is_err() {
+        std::thread::yield_now();
+    }
     seconds(5).await;
-    assert_eq!(told.lock().unwrap().len(), 2);
+    assert_eq!(told.lock().unwrap().len(), 1, "{told:?}");
+}
+
+/// Also if it was not who follows it that was refused.
+#[tokio::test(start_paused = true)]
+async fn what_the_service_was_refused_for_now_is_tried_again() {
+    let text = |n: u32| format!("[groups.api]\npath = '/api'\nrate = '{n} per 6s'\n");
+    let file = File::new(&text(1));
+    let admission = Admission::new(&file.load(&[]).unwrap()).unwrap();
+    let app = app(&admission);
+    let (told, tell) = told();
+    let _following = admission.follow(file.path(), tell);
+    let mut n = 2;
+    while admission.reload(&config(&text(n))).is_ok() {
+        n += 1;
+    }
+    file.write(&text(1000));
+    admission.reload(&file.load(&[]).unwrap()).unwrap_err();
+    seconds(5).await;
+    assert!(!told.lock().unwrap().is_empty(), "not tried");
+    while told.lock().unwrap().last() != Some(&None) {
+        seconds(1).await;
+        std::thread::yield_now();
+    }
+    assert!(admitted(&app, "/api", "alice").await > 100);
+}
+
+/// As with releases of which one is the current.
+#[cfg(unix)]
+#[tokio::test(start_paused = true)]
+async fn a_file_is_the_same_when_its_folder_is_linked_elsewhere() {
+    let text = "[groups.api]\npath = '/api'\nrate = '5/h'\n";
+    let (first, second) = (File::new(text), File::new(text));
+    let place = File::new("");
+    let current = place.path().parent().unwrap().join("current");
+    let link = |file: &File| {
+        let _ = std::fs::remove_file(&current);
+        std::os::unix::fs::symlink(file.path().parent().unwrap(), &current).unwrap();
+    };
+    link(&first);
+    let followed = current.join("gateway.toml");
+    let variables = [("ADMISSION_GROUPS__API__RATE".to_owned(), "8/h".to_owned())];
+    let loaded = tower_admission::config::Config::load_with(&followed, variables).unwrap();
+    let admission = Admission::new(&loaded).unwrap();
+    admission.reload(&config("")).unwrap();
+    let (told, tell) = told();
+    let _following = admission.follow(followed, tell);
+    seconds(5).await;
+    link(&second);
+    seconds(5).await;
+    assert_eq!(*told.lock().unwrap(), []);
+    // It has the same variables, too.
+    admission.reload(&place.load(&[]).unwrap()).unwrap();
+    second.write(&format!("{text}# changed\n"));
+    seconds(5).await;
+    assert_eq!(*told.lock().unwrap(), [None]);
+    assert_eq!(admitted(&app(&admission), "/api", "alice").await, 8);
 }
