@@ -603,6 +603,23 @@ fn what_was_given_back_is_not_carried_over_again() {
     }
 }
 
+/// What a lower quota forgave comes back no more, either.
+#[test]
+fn what_was_forgiven_and_given_back_is_not_carried_over_again() {
+    let bench = Bench::new("5 per 60s".parse::<Quota>().unwrap());
+    let key = Key::id("org", "acme");
+    assert!(bench.limiter.check_n(&key, 5).is_admitted());
+    let lower: Quota = "5 per 60s burst 2".parse().unwrap();
+    bench.limiter.set_policy(lower).unwrap();
+    bench.limiter.refund(&key, 2);
+    bench.clock.advance(2 * SECOND);
+    for n in 0..2_000 {
+        let other = Key::id("org", &n.to_string());
+        assert!(bench.limiter.check(&other).is_admitted());
+    }
+    assert_eq!(bench.limiter.check_n(&key, 0).remaining(), Some(2));
+}
+
 /// What does not count any more goes with each change, however close changes come.
 #[test]
 fn changes_without_an_end_keep_no_more_than_what_counts() {

@@ -317,6 +317,15 @@ impl<C: Clock> Metered for &Meter<C> {
 }
 
 impl<C: Clock> Meter<C> {
+    /// Whether nothing that a key used counts any more.
+    pub(super) fn is_unused(&self, key: &Key) -> bool {
+        match self {
+            Self::Rate(meter) => meter.debt(key, 0).is_none(),
+            Self::Sliding(meter) => meter.is_unused(*key),
+            Self::DenyAll => false,
+        }
+    }
+
     /// Has a key unused.
     pub(super) fn forget(&self, key: &Key) {
         match self {

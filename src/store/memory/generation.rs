@@ -131,14 +131,11 @@ impl<C: Clock> Generation<C> {
 
     /// What there was before of a key's buckets of one policy. What is given back has to be given back there as well:
     /// a bucket that is full may be forgotten here, and would be found there again.
-    pub(super) fn each_before(&self, policy: usize, change: impl Fn(&Meter<C>)) {
+    pub(super) fn each_before(&self, policy: usize, change: impl Fn(usize, &Meter<C>)) {
         let mut before = &self.before;
         while let Some(earlier) = before {
-            earlier
-                .generation
-                .buckets
-                .of_policy(policy)
-                .for_each(&change);
+            let meters = earlier.generation.buckets.of_policy(policy).enumerate();
+            meters.for_each(|(at, meter)| change(at, meter));
             before = &earlier.generation.before;
         }
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use governor::clock::Clock;
+use smallvec::SmallVec;
 
 use self::carry::bit;
 use super::ChargedBuckets;
@@ -224,8 +225,15 @@ where
         let (charges, _, of_all) = self.charges(&self.binding, &now, keys);
         charges.refund(cost);
         for (policy, key) in keys.iter().enumerate() {
-            if of_all & bit(policy) != 0 {
-                now.each_before(policy, |meter| meter.refund(key, cost));
+            if of_all & bit(policy) != 0 && now.before.is_some() {
+                let meters = now.buckets.of_policy(policy);
+                let unused: SmallVec<[bool; 8]> =
+                    meters.map(|meter| meter.is_unused(key)).collect();
+                // What was more than an empty bucket owes was forgiven, and is there still.
+                now.each_before(policy, |at, meter| match unused.get(at) {
+                    Some(true) => meter.forget(key),
+                    _ => meter.refund(key, cost),
+                });
             }
         }
         Reply::Ready(())
@@ -350,7 +358,7 @@ where
                 for (quota, meter) in before.quotas().iter().zip(now.buckets.of_policy(policy)) {
                     quota.used().carry_to(meter, key, time);
                 }
-                now.each_before(policy, |meter| meter.forget(key));
+                now.each_before(policy, |_, meter| meter.forget(key));
                 by_key.set(key, None);
             }
             return;

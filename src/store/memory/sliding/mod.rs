@@ -91,6 +91,15 @@ impl<C: Clock> SlidingMeter<C> {
         (self.numbers.part, counted)
     }
 
+    /// Whether nothing of a key counts.
+    pub(super) fn is_unused(&self, key: Key) -> bool {
+        let bits = bits(key);
+        let mut shard = self.shard(bits);
+        let now = self.now();
+        let known = shard.known(bits);
+        known.is_none_or(|window| window.used(self.numbers, now) == 0)
+    }
+
     /// The length of a sub-window.
     pub(super) fn part(&self) -> u64 {
         self.numbers.part
