@@ -70,13 +70,8 @@ pub(crate) fn config(text: &str) -> Config {
 }
 
 pub(crate) fn app(admission: &Admission) -> Router {
-    let slow = any(|| async {
-        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
-        "ok"
-    });
     Router::new()
         .route("/{*path}", any(|| async { "ok" }))
-        .route("/api/slow", slow)
         .route("/api/login", any(|| async { StatusCode::UNAUTHORIZED }))
         .layer(admission.layer())
 }

@@ -1,12 +1,12 @@
 //! A reload opens no second limiter where the first one counts in Redis.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::routing::any;
 use http::StatusCode;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
 use tower_admission::config::{Admission, Config};
 
 use super::server::Server;
@@ -28,6 +28,34 @@ async fn limiters(server: &Server) -> Vec<String> {
     names.sort();
     names.dedup();
     names
+}
+
+/// A request that a handler works at.
+struct Held {
+    leave: Arc<Notify>,
+    answer: JoinHandle<StatusCode>,
+}
+
+impl Held {
+    async fn new(admission: &Admission) -> Self {
+        let (entered, mut inside) = mpsc::channel(1);
+        let leave = Arc::new(Notify::new());
+        let waits = leave.clone();
+        let held = any(move || async move {
+            entered.send(()).await.unwrap();
+            waits.notified().await;
+        });
+        let app = Router::new().route("/api/held", held);
+        let app = app.layer(admission.layer());
+        let answer = tokio::spawn(async move { status(&app, "/api/held", "carol").await });
+        inside.recv().await.unwrap();
+        Self { leave, answer }
+    }
+
+    async fn end(self) {
+        self.leave.notify_one();
+        assert_eq!(self.answer.await.unwrap(), StatusCode::OK);
+    }
 }
 
 #[tokio::test]
@@ -93,15 +121,11 @@ async fn a_rate_that_is_off_for_a_while_goes_on() {
     let admission = Admission::new(&rate("5/h")).unwrap();
     let app = app(&admission);
     for between in [rate("0"), in_redis(&server, "")] {
-        let slow = tokio::spawn({
-            let app = app.clone();
-            async move { status(&app, "/api/slow", "alice").await }
-        });
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        let held = Held::new(&admission).await;
         admission.reload(&between).unwrap();
         admission.reload(&rate("5/h")).unwrap();
         admitted(&app, "/api/x", "alice").await;
-        slow.await.unwrap();
+        held.end().await;
         assert_eq!(
             status(&app, "/api/x", "alice").await,
             StatusCode::TOO_MANY_REQUESTS
@@ -119,21 +143,8 @@ async fn what_is_in_flight_takes_no_name_from_what_comes_back() {
     for (first, second) in [("rate = '5/h'", both), (both, "rate = '5/h'")] {
         server.clear().await;
         let admission = Admission::new(&group(first)).unwrap();
-        let (entered, mut inside) = tokio::sync::mpsc::channel(1);
-        let leave = Arc::new(Notify::new());
-        let waits = leave.clone();
-        let held = any(move || async move {
-            entered.send(()).await.unwrap();
-            waits.notified().await;
-        });
-        let routes = Router::new().route("/api/held", held);
-        let routes = routes.route("/{*path}", any(|| async { "ok" }));
-        let app = routes.layer(admission.layer());
-        let in_flight = tokio::spawn({
-            let app = app.clone();
-            async move { status(&app, "/api/held", "carol").await }
-        });
-        inside.recv().await.unwrap();
+        let app = app(&admission);
+        let held = Held::new(&admission).await;
         // Nothing limits what is in flight, so that Redis is not asked for it.
         let keys = server.keys().await;
         assert!(keys.iter().all(|key| !key.contains("lease")), "{keys:?}");
@@ -151,8 +162,7 @@ async fn what_is_in_flight_takes_no_name_from_what_comes_back() {
         let replica = super::app(&replica);
         let bob = admitted(&app, "/api", "bob").await + admitted(&replica, "/api", "bob").await;
         assert_eq!(bob, 5, "{first}");
-        leave.notify_one();
-        assert_eq!(in_flight.await.unwrap(), StatusCode::OK);
+        held.end().await;
         let limiters = limiters(&server).await;
         assert!(
             limiters.iter().all(|name| !name.contains('*')),

@@ -13,7 +13,7 @@ mod tools;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-fn acme() -> [Key; 1] {
+pub(crate) fn acme() -> [Key; 1] {
     [Key::id("org", "acme")]
 }
 
@@ -26,7 +26,7 @@ async fn set(limits: &Limits, limit: &str) {
     limits.set(&key, limit.parse().unwrap()).await.unwrap();
 }
 
-async fn burst(limiter: &RateLimiter) -> u32 {
+pub(crate) async fn burst(limiter: &RateLimiter) -> u32 {
     let mut admitted = 0;
     while limiter.decide(&acme(), 1).await.is_admitted() {
         admitted += 1;

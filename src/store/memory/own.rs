@@ -174,36 +174,34 @@ impl OwnQuota {
 
     /// Charges a request that was admitted elsewhere, whether it fits or not.
     pub(super) fn charge(&self, time: &impl Fn() -> u64, cost: u32) {
-        match (&self.rule, &*self.used) {
-            (Rule::Bucket(numbers), Used::Bucket(bucket)) => {
-                let amount = numbers.interval.saturating_mul(u64::from(cost));
-                bucket.change(numbers, time(), |debt| {
-                    debt.saturating_add(amount).min(numbers.refill)
-                });
-            }
-            (Rule::Window(numbers), Used::Window(parted)) => {
-                let mut parted = lock(parted);
-                let now = time();
-                let window = parted.at(*numbers, now);
-                window.advance(*numbers, now);
-                window.charge(cost);
-            }
-            _ => {}
-        }
+        let charged =
+            |debt: u64, amount, numbers: &Numbers| debt.saturating_add(amount).min(numbers.refill);
+        self.change(time, cost, charged, Window::charge);
     }
 
     pub(super) fn refund(&self, time: &impl Fn() -> u64, cost: u32) {
+        let given_back = |debt: u64, amount, _: &Numbers| debt.saturating_sub(amount);
+        self.change(time, cost, given_back, Window::give_back);
+    }
+
+    fn change(
+        &self,
+        time: &impl Fn() -> u64,
+        cost: u32,
+        debt: impl Fn(u64, u64, &Numbers) -> u64,
+        counts: impl FnOnce(&mut Window, u32),
+    ) {
         match (&self.rule, &*self.used) {
             (Rule::Bucket(numbers), Used::Bucket(bucket)) => {
                 let amount = numbers.interval.saturating_mul(u64::from(cost));
-                bucket.change(numbers, time(), |debt| debt.saturating_sub(amount));
+                bucket.change(numbers, time(), |owed| debt(owed, amount, numbers));
             }
             (Rule::Window(numbers), Used::Window(parted)) => {
                 let mut parted = lock(parted);
                 let now = time();
                 let window = parted.at(*numbers, now);
                 window.advance(*numbers, now);
-                window.give_back(cost);
+                counts(window, cost);
             }
             _ => {}
         }

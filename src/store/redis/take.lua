@@ -174,9 +174,9 @@ for n, key in ipairs(KEYS) do
       found[quota] = changed and bucket_of(before, debt, most) or stored or '-'
       -- As many requests stay spent when the quota was changed.
       local full = limit * length
-      local rescaled = before ~= length and before > 0 and length > 0
+      local rescaled = before ~= length and before > 0
       local owed = rescaled and math.ceil(debt * length / before) or debt
-      left = length > 0 and math.max(math.floor((full - owed) / length), 0) or 0
+      left = math.max(math.floor((full - owed) / length), 0)
       reset, wait = debt, 0
       local room = full - cells * length
       if owed > room then

@@ -13,23 +13,14 @@ use super::Adjustable;
 use crate::key::Key;
 
 impl<C: Clock> Adjustable<C> {
-    /// After a key may have got a bucket among those of all: if it has quotas of its own by now, it
-    /// has no bucket there. Whoever set them has removed it or is seen here, as both hold the lock
-    /// under which keys are put in.
+    /// After a key may have got a bucket among those of all, of policies that are charged there by bits: if it has
+    /// quotas of its own by now, it has no bucket there. Whoever set them has removed it or is seen here,
+    /// as both hold the lock under which keys are put in.
     #[inline]
-    pub(super) fn settle(&self, now: &Generation<C>, keys: &[Key]) {
+    pub(super) fn settle(&self, now: &Generation<C>, keys: &[Key], of_all: u64) {
         for (policy, (own, key)) in self.own.iter().zip(keys).enumerate() {
-            if let Some(own) = own.find(key, Arc::clone) {
-                self.remove(&now.buckets, policy, key, &own, &[]);
-            }
-        }
-    }
-
-    /// The same for those that were charged among those of all, and no others.
-    pub(super) fn settle_some(&self, now: &Generation<C>, keys: &[Key], of_all: u64) {
-        for (policy, (by_key, key)) in self.own.iter().zip(keys).enumerate() {
             if of_all & bit(policy) != 0
-                && let Some(own) = by_key.find(key, Arc::clone)
+                && let Some(own) = own.find(key, Arc::clone)
             {
                 self.remove(&now.buckets, policy, key, &own, &[]);
             }
@@ -82,7 +73,7 @@ impl<C: Clock> Adjustable<C> {
             }
         }
         // They may have been changed once more in between.
-        self.settle(now, keys);
+        self.settle(now, keys, EVERY);
         self.catch_up(now, keys, cost);
     }
 
@@ -116,6 +107,9 @@ impl<C: Clock> Adjustable<C> {
         }
     }
 }
+
+/// Those of all policies.
+pub(super) const EVERY: u64 = u64::MAX;
 
 /// Of a policy; no more than a few are charged at once.
 pub(super) fn bit(policy: usize) -> u64 {

@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use governor::clock::Clock;
 use smallvec::SmallVec;
 
-use self::carry::bit;
+use self::carry::{EVERY, bit};
 use super::ChargedBuckets;
 use super::buckets::{Charges, MemoryBuckets, Meter, Metered};
 use super::charged::Charged;
@@ -208,7 +208,7 @@ where
             return taken;
         }
         let taken = now.buckets.take_one(key);
-        self.settle(&now, slice::from_ref(key));
+        self.settle(&now, slice::from_ref(key), EVERY);
         if taken && self.is_over(&now) {
             let _ = now.buckets.refund(slice::from_ref(key), 1);
             return false;
@@ -264,7 +264,7 @@ where
                 None => now.buckets.take(keys, cost),
                 Some(_) => now.buckets.take_in(binding, keys, cost),
             };
-            self.settle(&now, keys);
+            self.settle(&now, keys, EVERY);
             let is_admitted = matches!(&decided, Reply::Ready(decision) if decision.is_admitted());
             if is_admitted && self.is_over(&now) {
                 let _ = now.buckets.refund(keys, cost);
@@ -280,7 +280,7 @@ where
         let (charges, policies, of_all) = self.charges(binding, &now, keys);
         let decision = charges.take(cost);
         if decision.is_admitted() {
-            self.settle_some(&now, keys, of_all);
+            self.settle(&now, keys, of_all);
             if self.is_over(&now) {
                 charges.refund(cost);
                 return self.take_in(binding, keys, cost);
@@ -306,7 +306,7 @@ where
         let now = self.current();
         let (charges, _, of_all) = self.charges(&self.binding, &now, keys);
         charges.charge(cost);
-        self.settle_some(&now, keys, of_all);
+        self.settle(&now, keys, of_all);
         self.catch_up(&now, keys, cost);
     }
 }
