@@ -126,19 +126,12 @@ impl Config {
     }
 
     pub(super) fn read(origin: Origin) -> Result<Self, ConfigError> {
-        let mut config = Self::parse(&origin)?;
-        config.origin = origin;
-        config.check()?;
-        Ok(config)
-    }
-
-    fn parse(origin: &Origin) -> Result<Self, ConfigError> {
         let config = config::Config::builder()
             .add_source(File::from_str(&origin.text.0, FileFormat::Toml))
             .add_source(origin.variables.source())
             .build()
             .and_then(config::Config::try_deserialize::<Self>);
-        config.map_err(|error| {
+        let mut config = config.map_err(|error| {
             let error = match error {
                 config::ConfigError::At {
                     error,
@@ -149,57 +142,23 @@ impl Config {
                 config::ConfigError::Type { expected, .. } => {
                     ConfigError::new(format!("{expected} belongs here"))
                 }
-                error => {
-                    if let Some(error) = error_of_number(origin) {
-                        return error;
-                    }
-                    ConfigError::new(without_source(&error.to_string()))
-                }
+                error => ConfigError::new(without_source(&error.to_string())),
             };
             let path = error.path();
             let variable = path.and_then(|path| origin.variables.within(&path).map(str::to_owned));
             error
                 .found_in(variable)
                 .of(origin.file.as_deref(), &origin.variables)
-        })
+        })?;
+        config.origin = origin;
+        config.check()?;
+        Ok(config)
     }
 
     /// Says where the configuration is from in which something is wrong.
     pub(super) fn wrong(&self, error: ConfigError) -> ConfigError {
         error.of(self.origin.file.as_deref(), &self.origin.variables)
     }
-}
-
-/// What the field says of a number that is too large to be read at all, in which case TOML's reader does not say
-/// where it is.
-fn error_of_number(origin: &Origin) -> Option<ConfigError> {
-    let text = without_numbers(&origin.text.0);
-    if text == origin.text.0 {
-        return None;
-    }
-    let origin = Origin {
-        file: origin.file.clone(),
-        text: Hidden(text),
-        ..Origin::default()
-    };
-    let error = Config::parse(&origin).err();
-    error.filter(|error| error.field().is_some())
-}
-
-/// With something that no field takes in place of each number that is none of 64 bits.
-fn without_numbers(text: &str) -> String {
-    let parts = text.split_inclusive(|c| ",=[]{}#\n".contains(c));
-    let replaced = parts.map(|part| {
-        let number = part.trim_matches(|c: char| ",=[]{}#".contains(c) || c.is_whitespace());
-        let digits = number.replace('_', "");
-        let is_none = digits.parse::<i64>().is_err() && digits.parse::<f64>().is_ok();
-        if is_none {
-            part.replace(number, "[[]]")
-        } else {
-            part.to_owned()
-        }
-    });
-    replaced.collect()
 }
 
 /// An error of syntax without the line that it is about, as there may be a secret in it.

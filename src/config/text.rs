@@ -132,9 +132,6 @@ pub(super) fn some_text<'de, D: Deserializer<'de>, T: Text>(
     text(from).map(Some)
 }
 
-/// The most that TOML has as a number.
-const MOST: u64 = i64::MAX.unsigned_abs();
-
 /// A number, which is text in the environment.
 pub(super) fn whole<'de, D: Deserializer<'de>, T: TryFrom<u64>>(from: D) -> Result<T, D::Error> {
     let number = match Scalar::deserialize(from)? {
@@ -143,9 +140,8 @@ pub(super) fn whole<'de, D: Deserializer<'de>, T: TryFrom<u64>>(from: D) -> Resu
         Plain::Text(text) if text.bytes().all(|b| b.is_ascii_digit()) => text.parse().ok(),
         _ => None,
     };
-    let number = number.filter(|n| *n <= MOST);
     number.and_then(|n| T::try_from(n).ok()).ok_or_else(|| {
-        let most = (u64::MAX >> (64 - 8 * size_of::<T>())).min(MOST);
+        let most = u64::MAX >> (64 - 8 * size_of::<T>());
         Error::custom(format!("a whole number from 0 to {most} belongs here"))
     })
 }
