@@ -1,7 +1,6 @@
 //! What is configured.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -13,6 +12,8 @@ use super::text::{
 };
 use crate::headers::RateLimitHeaders;
 use crate::quota::Quota;
+#[cfg(feature = "redis")]
+use crate::store::RedisStore;
 
 /// A configuration that was read; the fields are in the documentation of [the module](super).
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -38,7 +39,7 @@ pub(super) struct Origin {
     pub(super) variables: Variables,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Store {
     #[serde(deserialize_with = "some_text")]
@@ -58,20 +59,19 @@ pub(super) struct Store {
 impl Store {
     /// Whether it is the same when what is not written is what it is by default.
     pub(super) fn is(&self, other: &Self) -> bool {
-        let deadline = Time(Duration::from_millis(25));
-        let whole = |store: &Self| {
-            let prefix = store
-                .prefix
-                .clone()
-                .unwrap_or_else(|| "admission".to_owned());
-            let (deadline, replicas) = (
-                store.deadline.unwrap_or(deadline),
-                store.replicas.unwrap_or(1),
-            );
-            let at = (store.url.clone(), store.secret, prefix);
-            (at, deadline, store.on_failure, replicas)
-        };
-        whole(self) == whole(other)
+        self.with_defaults() == other.with_defaults()
+    }
+
+    fn with_defaults(&self) -> Self {
+        let mut store = self.clone();
+        store.replicas.get_or_insert(1);
+        #[cfg(feature = "redis")]
+        {
+            let (prefix, deadline) = (RedisStore::DEFAULT_PREFIX, RedisStore::DEFAULT_DEADLINE);
+            store.prefix.get_or_insert_with(|| prefix.to_owned());
+            store.deadline.get_or_insert(Time(deadline));
+        }
+        store
     }
 }
 

@@ -35,8 +35,7 @@ impl Policy {
     /// [given back](crate::RateLimiter::refund) is given back in every tier, also where a bucket that was empty had not
     /// counted it.
     ///
-    /// Each tier takes as much memory as a policy of its own, and each admitted request as much work again as a
-    /// quota does.
+    /// Each tier takes as much memory as a policy of its own, and each admitted request is charged to all of them.
     ///
     /// ```
     /// use tower_admission::{Key, Policy, Quota, RateLimiter};
