@@ -87,14 +87,14 @@ pub(super) struct Charges<'a, M> {
     /// What the request has to fit, in the order of its usages.
     asked: SmallVec<[(M, &'a Key); 8]>,
     /// What it is counted in, if it does.
-    counted: Vec<(M, &'a Key)>,
+    counted: SmallVec<[(M, &'a Key); 4]>,
 }
 
 impl<'a, M: Metered> Charges<'a, M> {
     pub(super) fn new() -> Self {
         Self {
             asked: SmallVec::new(),
-            counted: Vec::new(),
+            counted: SmallVec::new(),
         }
     }
 
