@@ -103,7 +103,7 @@ pub use body::ResponseBody;
 pub use concurrency::{ConcurrencyLimit, ConcurrencyLimitLayer, HoldUntil, UpgradePermit};
 pub use decision::{Decision, Usage};
 pub use extract::{
-    ApiKey, BearerToken, ByToken, ClientIp, KeyExtractor, PeerAddr, RequestHead, Shared,
+    ApiKey, BearerToken, ByToken, ClientIp, Extracted, KeyExtractor, PeerAddr, RequestHead, Shared,
 };
 pub use headers::RateLimitHeaders;
 pub use key::{Key, KeyName, KeyNameError, Secret, SecretInstalled};

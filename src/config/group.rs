@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::slice;
 use std::sync::Arc;
 
+use http::HeaderName;
+
 use super::admission::Says;
 use super::error::ConfigError;
 use super::kept::Kept;
@@ -12,7 +14,7 @@ use super::stores::Stores;
 use super::text::Prefix;
 use crate::concurrency::ConcurrencyLimitLayer;
 use crate::extract::{
-    ApiKey, BearerToken, ByToken, ClientIp, ForwardingHeader, KeyExtractor, RequestHead, Shared,
+    ByToken, ClientIp, Extracted, ForwardingHeader, KeyExtractor, RequestHead, Shared,
 };
 use crate::key::Key;
 use crate::limiter::{RateLimiter, SetPolicyError};
@@ -47,8 +49,16 @@ pub(super) struct Change {
 pub(super) struct GroupKey(Arc<dyn KeyExtractor>);
 
 impl KeyExtractor for GroupKey {
-    fn extract(&self, head: RequestHead<'_>) -> Option<Key> {
+    fn extract(&self, head: RequestHead<'_>) -> Extracted {
         self.0.extract(head)
+    }
+
+    fn client_address(&self, head: RequestHead<'_>) -> Option<Key> {
+        self.0.client_address(head)
+    }
+
+    fn credential_headers(&self) -> Vec<HeaderName> {
+        self.0.credential_headers()
     }
 
     fn makes_fingerprints(&self) -> bool {
@@ -75,8 +85,8 @@ impl Clients {
         let ip = self.ip();
         GroupKey(match source {
             KeySource::Token => Arc::new(ByToken::default().client_ip(ip)),
-            KeySource::Bearer => Arc::new(BearerToken.or(ip)),
-            KeySource::ApiKey => Arc::new(ApiKey::default().or(ip)),
+            KeySource::Bearer => Arc::new(ByToken::bearer_only().client_ip(ip)),
+            KeySource::ApiKey => Arc::new(ByToken::api_key_only().client_ip(ip)),
             KeySource::Ip => Arc::new(ip),
             KeySource::Shared => Arc::new(Shared),
         })

@@ -2,13 +2,13 @@
 
 use http::HeaderName;
 
-use super::head::single;
-use super::{KeyExtractor, RequestHead};
+use super::head::{Field, single};
+use super::{Extracted, KeyExtractor, RequestHead};
 use crate::key::Key;
 
 /// Charges the value of a header, by default `X-Api-Key`.
 ///
-/// Cannot tell when the header is missing, empty, or there more than once.
+/// A header that is empty or repeated is [unusable](Extracted::Unusable).
 ///
 /// ```
 /// use tower_admission::{Quota, RateLimitLayer};
@@ -40,8 +40,15 @@ impl Default for ApiKey {
 
 impl KeyExtractor for ApiKey {
     #[inline]
-    fn extract(&self, head: RequestHead<'_>) -> Option<Key> {
-        let value = single(head.headers, &self.0)?.trim_ascii();
-        (!value.is_empty()).then(|| Key::new("api-key", value))
+    fn extract(&self, head: RequestHead<'_>) -> Extracted {
+        match single(head.headers, &self.0).map(<[u8]>::trim_ascii) {
+            Field::Absent => Extracted::Absent,
+            Field::Once(value) if !value.is_empty() => Extracted::Key(Key::new("api-key", value)),
+            Field::Once(_) | Field::Repeated => Extracted::Unusable,
+        }
+    }
+
+    fn credential_headers(&self) -> Vec<HeaderName> {
+        vec![self.0.clone()]
     }
 }

@@ -3,17 +3,17 @@
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 
-use super::head::single;
-use super::{KeyExtractor, RequestHead};
+use super::head::{Field, single};
+use super::{Extracted, KeyExtractor, RequestHead};
 use crate::key::Key;
 
 /// Charges the token of an `Authorization: Bearer` header (RFC 6750 §2.1).
 ///
-/// Cannot tell when the header is missing, there more than once, of another scheme, or when what
-/// follows the scheme is not one `b64token`.
+/// An `Authorization` header is [unusable](Extracted::Unusable) when it is repeated, has another
+/// scheme, or has anything but one `b64token` after the scheme.
 ///
-/// The token is not checked: anybody can make one up, and each made-up token has a bucket of its
-/// own. See [`guard_by_ip`](crate::RateLimitLayer::guard_by_ip).
+/// The token is not verified. A client can make up a token for each request, and each made-up
+/// token has its own bucket. See [`ByToken`](super::ByToken).
 ///
 /// ```
 /// use tower_admission::{Quota, RateLimitLayer};
@@ -26,21 +26,28 @@ pub struct BearerToken;
 
 impl KeyExtractor for BearerToken {
     #[inline]
-    fn extract(&self, head: RequestHead<'_>) -> Option<Key> {
+    fn extract(&self, head: RequestHead<'_>) -> Extracted {
         key(head.headers)
     }
 }
 
 /// The key of the bearer token in a request's headers.
 #[inline]
-pub(super) fn key(headers: &HeaderMap) -> Option<Key> {
-    Some(Key::new("bearer", token(headers)?))
+pub(super) fn key(headers: &HeaderMap) -> Extracted {
+    match single(headers, &AUTHORIZATION).map(bearer_token) {
+        Field::Once(Some(token)) => Extracted::Key(Key::new("bearer", token)),
+        Field::Absent => Extracted::Absent,
+        Field::Once(None) | Field::Repeated => Extracted::Unusable,
+    }
 }
 
-/// The bearer token in a request's headers.
-#[inline]
+/// The bearer token in a request's headers, if there is exactly one.
+#[cfg(feature = "admin")]
 pub(crate) fn token(headers: &HeaderMap) -> Option<&[u8]> {
-    bearer_token(single(headers, &AUTHORIZATION)?)
+    match single(headers, &AUTHORIZATION) {
+        Field::Once(value) => bearer_token(value),
+        Field::Absent | Field::Repeated => None,
+    }
 }
 
 /// `credentials = "Bearer" 1*SP b64token`, the scheme in any case (RFC 9110 §11.1).

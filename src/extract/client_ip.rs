@@ -8,7 +8,7 @@ use http::header::FORWARDED;
 use ipnet::{IpNet, Ipv4Net};
 
 use super::peer::peer_ip;
-use super::{KeyExtractor, RequestHead, forwarded};
+use super::{Extracted, KeyExtractor, RequestHead, forwarded};
 use crate::key::Key;
 
 /// Charges the client's address.
@@ -166,7 +166,12 @@ impl Default for ClientIp {
 
 impl KeyExtractor for ClientIp {
     #[inline]
-    fn extract(&self, head: RequestHead<'_>) -> Option<Key> {
+    fn extract(&self, head: RequestHead<'_>) -> Extracted {
+        self.client_address(head).into()
+    }
+
+    #[inline]
+    fn client_address(&self, head: RequestHead<'_>) -> Option<Key> {
         let address = self.address(head)?;
         Some(Key::ip_network(address, self.v6_prefix))
     }

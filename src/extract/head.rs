@@ -37,17 +37,36 @@ impl<'a> From<&'a Parts> for RequestHead<'a> {
     }
 }
 
-/// A header's value, if it is there exactly once.
-///
-/// With several it is not clear which of them the application goes by, and a client that may
-/// choose could show one credential to the limiter and another to the application.
+/// A header that a request may have once.
+pub(super) enum Field<T> {
+    Absent,
+    Once(T),
+    /// It is unclear which value the application uses. A client could show one credential to the
+    /// limiter and another one to the application.
+    Repeated,
+}
+
+impl<T> Field<T> {
+    #[inline]
+    pub(super) fn map<U>(self, map: impl FnOnce(T) -> U) -> Field<U> {
+        match self {
+            Self::Absent => Field::Absent,
+            Self::Once(value) => Field::Once(map(value)),
+            Self::Repeated => Field::Repeated,
+        }
+    }
+}
+
+/// Looks up a header that a request may have once.
 #[inline]
-pub(super) fn single<'a>(headers: &'a HeaderMap, name: &http::HeaderName) -> Option<&'a [u8]> {
-    let value = headers.get(name)?;
+pub(super) fn single<'a>(headers: &'a HeaderMap, name: &http::HeaderName) -> Field<&'a [u8]> {
+    let Some(value) = headers.get(name) else {
+        return Field::Absent;
+    };
     // Mostly nothing is there twice, which costs nothing to know.
     let has_duplicates = headers.len() > headers.keys_len();
     if has_duplicates && headers.get_all(name).iter().nth(1).is_some() {
-        return None;
+        return Field::Repeated;
     }
-    Some(value.as_bytes())
+    Field::Once(value.as_bytes())
 }

@@ -20,19 +20,72 @@ pub use ipnet::IpNet;
 use std::fmt;
 use std::sync::Arc;
 
+use http::HeaderName;
+
 use crate::key::Key;
 
-/// Finds who a request is charged to. Closures are extractors too.
+/// The result of a [`KeyExtractor`].
 ///
-/// `None` means that this extractor cannot tell; the [next one](KeyExtractor::or) may. When none
-/// can, the request is charged to the shared [`Key::UNKNOWN`].
+/// A credential that is *unusable* is not the same as one that is *absent*. If an unusable one led
+/// to the next header, a client could send it on purpose and choose a new key for each request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Extracted {
+    /// The key to charge.
+    Key(Key),
+    /// The request has none of the credentials that this extractor reads. The
+    /// [next extractor](KeyExtractor::or) may find a key.
+    Absent,
+    /// The request has a credential that cannot be read as exactly one key: it is malformed,
+    /// repeated, or of another scheme. The client address is charged.
+    Unusable,
+}
+
+impl Extracted {
+    /// The key, if there is one.
+    #[must_use]
+    pub fn key(self) -> Option<Key> {
+        match self {
+            Self::Key(key) => Some(key),
+            Self::Absent | Self::Unusable => None,
+        }
+    }
+
+    /// Replaces an unusable credential with the client address, if that is known.
+    fn or_address(self, address: impl FnOnce() -> Option<Key>) -> Self {
+        match self {
+            Self::Unusable => address().map_or(self, Self::Key),
+            Self::Key(_) | Self::Absent => self,
+        }
+    }
+}
+
+/// `None` is [`Absent`](Extracted::Absent).
+impl From<Option<Key>> for Extracted {
+    fn from(key: Option<Key>) -> Self {
+        key.map_or(Self::Absent, Self::Key)
+    }
+}
+
+/// Finds the key that a request is charged to.
+///
+/// A closure is an extractor too. It returns [`Extracted`], or `Option<Key>`, where `None` means
+/// that the credential is absent.
+///
+/// The request is charged as follows:
+///
+/// | the extractor returns | charged |
+/// |---|---|
+/// | [`Extracted::Key`] | that key |
+/// | [`Extracted::Absent`] | what the [next extractor](Self::or) finds, else the shared [`Key::UNKNOWN`] |
+/// | [`Extracted::Unusable`] | the [client address](Self::client_address) of the chain, else the peer's address, else [`Key::UNKNOWN`] |
 ///
 /// ```
 /// use tower_admission::{Key, Quota, RateLimitLayer};
 /// use tower_admission::extract::{ClientIp, KeyExtractor, RequestHead};
 ///
 /// #[derive(Clone)]
-/// struct UserId(String); // put into the extensions by authentication, further out
+/// struct UserId(String); // an outer authentication layer adds it to the extensions
 ///
 /// let by_user = |head: RequestHead<'_>| {
 ///     head.extensions.get::<UserId>().map(|user| Key::id("user", &user.0))
@@ -40,12 +93,27 @@ use crate::key::Key;
 /// let layer = RateLimitLayer::by(by_user.or(ClientIp::peer()), Quota::per_minute(60));
 /// ```
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` cannot tell who a request is charged to",
+    message = "`{Self}` does not extract a key from a request",
     note = "an extractor is a type of `tower_admission::extract`, or a closure `|head: RequestHead<'_>| -> Option<Key>`"
 )]
 pub trait KeyExtractor: Send + Sync + 'static {
-    /// The key of a request, or `None` when this extractor cannot tell.
-    fn extract(&self, head: RequestHead<'_>) -> Option<Key>;
+    /// Extracts the key of a request.
+    fn extract(&self, head: RequestHead<'_>) -> Extracted;
+
+    /// The client address that this extractor would charge, for a request whose credential is
+    /// [unusable](Extracted::Unusable). Default: none. [`ClientIp`] and [`ByToken`] have one.
+    fn client_address(&self, head: RequestHead<'_>) -> Option<Key> {
+        let _ = head;
+        None
+    }
+
+    /// The request headers, besides `Authorization`, that hold a credential for this extractor.
+    /// Default: none.
+    ///
+    /// [`guard_by_ip`](crate::RateLimitLayer::guard_by_ip) counts requests that have one of them.
+    fn credential_headers(&self) -> Vec<HeaderName> {
+        Vec::new()
+    }
 
     /// Whether keys may be fingerprints, which replicas agree on only with a
     /// [`Secret`](crate::Secret) that they share. Default: yes.
@@ -53,7 +121,10 @@ pub trait KeyExtractor: Send + Sync + 'static {
         true
     }
 
-    /// Asks `other` when this extractor cannot tell.
+    /// Asks `other` when the credential of this extractor is [absent](Extracted::Absent).
+    ///
+    /// An [unusable](Extracted::Unusable) credential never leads to `other`: the request is charged
+    /// to the client address of the chain, wherever in the chain that is.
     fn or<E: KeyExtractor>(self, other: E) -> Or<Self, E>
     where
         Self: Sized,
@@ -62,12 +133,13 @@ pub trait KeyExtractor: Send + Sync + 'static {
     }
 }
 
-impl<F> KeyExtractor for F
+impl<F, R> KeyExtractor for F
 where
-    F: Fn(RequestHead<'_>) -> Option<Key> + Send + Sync + 'static,
+    F: Fn(RequestHead<'_>) -> R + Send + Sync + 'static,
+    R: Into<Extracted>,
 {
-    fn extract(&self, head: RequestHead<'_>) -> Option<Key> {
-        self(head)
+    fn extract(&self, head: RequestHead<'_>) -> Extracted {
+        self(head).into()
     }
 }
 
@@ -76,8 +148,23 @@ where
 pub struct Or<A, B>(A, B);
 
 impl<A: KeyExtractor, B: KeyExtractor> KeyExtractor for Or<A, B> {
-    fn extract(&self, head: RequestHead<'_>) -> Option<Key> {
-        self.0.extract(head).or_else(|| self.1.extract(head))
+    fn extract(&self, head: RequestHead<'_>) -> Extracted {
+        let extracted = match self.0.extract(head) {
+            Extracted::Absent => self.1.extract(head),
+            extracted => extracted,
+        };
+        extracted.or_address(|| self.client_address(head))
+    }
+
+    fn client_address(&self, head: RequestHead<'_>) -> Option<Key> {
+        let first = self.0.client_address(head);
+        first.or_else(|| self.1.client_address(head))
+    }
+
+    fn credential_headers(&self) -> Vec<HeaderName> {
+        let mut headers = self.0.credential_headers();
+        headers.extend(self.1.credential_headers());
+        headers
     }
 
     fn makes_fingerprints(&self) -> bool {
@@ -98,8 +185,8 @@ impl<A: KeyExtractor, B: KeyExtractor> KeyExtractor for Or<A, B> {
 pub struct Shared;
 
 impl KeyExtractor for Shared {
-    fn extract(&self, _: RequestHead<'_>) -> Option<Key> {
-        Some(Key::SHARED)
+    fn extract(&self, _: RequestHead<'_>) -> Extracted {
+        Extracted::Key(Key::SHARED)
     }
 
     fn makes_fingerprints(&self) -> bool {
@@ -107,7 +194,7 @@ impl KeyExtractor for Shared {
     }
 }
 
-/// An extractor in a layer, and what happens when it cannot tell.
+/// The extractor of a layer, and the keys it falls back to.
 #[derive(Clone)]
 pub(crate) struct Extractor(Arc<dyn KeyExtractor>);
 
@@ -121,9 +208,9 @@ impl Extractor {
         self.known_key(head).unwrap_or(Key::UNKNOWN)
     }
 
-    /// The key, if the extractor can tell; it is nothing to warn of when it cannot.
+    /// The key of the credential, without a fallback and without a warning.
     #[cfg(feature = "axum")]
-    pub(crate) fn extract(&self, head: RequestHead<'_>) -> Option<Key> {
+    pub(crate) fn extract(&self, head: RequestHead<'_>) -> Extracted {
         self.0.extract(head)
     }
 
@@ -131,10 +218,22 @@ impl Extractor {
         self.0.makes_fingerprints()
     }
 
-    /// The key, if the extractor can tell.
+    /// The key to charge, unless not even an address is known.
     #[inline]
     pub(crate) fn known_key(&self, head: RequestHead<'_>) -> Option<Key> {
-        let key = self.0.extract(head);
+        match self.0.extract(head) {
+            Extracted::Key(key) => Some(key),
+            missing => self.fallback(missing, head),
+        }
+    }
+
+    #[cold]
+    fn fallback(&self, missing: Extracted, head: RequestHead<'_>) -> Option<Key> {
+        let address = || {
+            let address = self.0.client_address(head);
+            address.or_else(|| ClientIp::peer().extract(head).key())
+        };
+        let key = missing.or_address(address).key();
         if key.is_none() {
             warn_once();
         }

@@ -61,7 +61,7 @@ impl Api {
     /// Whose request it is and what is in it.
     async fn admit(&self, request: Request) -> Result<(Key, Bytes), Failed> {
         let tenant = self.auth.extract(RequestHead::from(&request));
-        let tenant = tenant.ok_or_else(Failed::unauthorized)?;
+        let tenant = tenant.key().ok_or_else(Failed::unauthorized)?;
         Ok((tenant, body(request).await?))
     }
 

@@ -31,7 +31,7 @@ fn ip(address: &str) -> Option<Key> {
 }
 
 fn key(extractor: impl KeyExtractor, request: &Request<()>) -> Option<Key> {
-    extractor.extract(RequestHead::from(request))
+    extractor.extract(RequestHead::from(request)).key()
 }
 
 fn trusting() -> [ClientIp; 2] {

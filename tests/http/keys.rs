@@ -1,19 +1,22 @@
 //! Who a request is charged to.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::Poll;
 
 use axum::extract::connect_info::{ConnectInfo, MockConnectInfo};
 use http::Request;
 use http::header::HeaderValue;
 use tonic::transport::server::TcpConnectInfo;
-use tower::Layer;
+use tower::{Layer, Service};
 use tower_admission::extract::{ForwardingHeader, IpNet, KeyExtractor};
 use tower_admission::{
-    ApiKey, BearerToken, ByToken, ClientIp, Key, Quota, RateLimitByTokenLayer, RateLimitLayer,
-    RequestHead, Shared,
+    ApiKey, BearerToken, ByToken, ClientIp, ConcurrencyLimitLayer, Extracted, Key, Quota,
+    RateLimitByTokenLayer, RateLimitLayer, RequestHead, Shared,
 };
 
-use crate::common::{Counting, bearer, from_peer, peer, request, status};
+use crate::common::{Counting, bearer, from_peer, ok, peer, request, status, with_header};
 
 /// The key of a request from 192.0.2.1 with these headers.
 fn key(extractor: impl KeyExtractor, headers: &[(&str, &str)]) -> Option<Key> {
@@ -26,7 +29,7 @@ fn key_from(ip: &str, extractor: impl KeyExtractor, headers: &[(&str, &str)]) ->
         builder = builder.header(*name, *value);
     }
     let request = builder.body(()).unwrap();
-    extractor.extract(RequestHead::from(&request))
+    extractor.extract(RequestHead::from(&request)).key()
 }
 
 fn token(token: &str) -> Option<Key> {
@@ -70,45 +73,160 @@ fn then_the_address() {
     assert_eq!(key(ApiKey::default(), &[]), None);
 }
 
+/// Values of `Authorization` that are not exactly one bearer token.
+const UNUSABLE: [&str; 14] = [
+    "Basic dXNlcjpwYXNz",
+    "Bearer",
+    "Bearer ",
+    "Bearer a b",
+    "Bearer a,b",
+    "Bearer tok, Bearer tok",
+    "Bearer =",
+    "Bearer \"quoted\"",
+    "Bearer\tabc",
+    "Token abc",
+    "abc",
+    "",
+    "Bearerabc",
+    "Bearer a=b",
+];
+
+/// Extractors that prefer a bearer token, then an API key, then the address.
+fn by_token_chains() -> [Arc<dyn KeyExtractor>; 3] {
+    [
+        Arc::new(ByToken::default()),
+        Arc::new(BearerToken.or(ApiKey::default()).or(ClientIp::peer())),
+        Arc::new(BearerToken.or(ApiKey::default().or(ClientIp::peer()))),
+    ]
+}
+
 #[test]
-fn what_is_no_bearer_token_falls_through() {
-    for value in [
-        "Basic dXNlcjpwYXNz",
-        "Bearer",
-        "Bearer ",
-        "Bearer a b",
-        "Bearer a,b",
-        "Bearer =",
-        "Bearer \"quoted\"",
-        "Bearer\tabc",
-        "Token abc",
-        "abc",
-        "",
-        "Bearerabc",
-        "Bearer a=b",
-    ] {
-        let headers = [("authorization", value), ("x-api-key", "k")];
-        assert_eq!(key(ByToken::default(), &headers), api_key("k"), "{value:?}");
-        assert_eq!(
-            key(ByToken::default(), &headers[..1]),
-            ip("192.0.2.1"),
-            "{value:?}"
-        );
+fn an_unusable_authorization_is_charged_to_the_address() {
+    for extractor in by_token_chains() {
+        for value in UNUSABLE {
+            let headers = [("authorization", value), ("x-api-key", "k")];
+            let found = [&headers[..], &headers[..1]].map(|headers| {
+                let extractor = extractor.clone();
+                key(
+                    move |head: RequestHead<'_>| extractor.extract(head),
+                    headers,
+                )
+            });
+            assert_eq!(found, [ip("192.0.2.1"); 2], "{value:?}");
+        }
+        let twice = [
+            ("authorization", "Bearer a"),
+            ("authorization", "Bearer a"),
+            ("x-api-key", "k"),
+        ];
+        let extractor = move |head: RequestHead<'_>| extractor.extract(head);
+        assert_eq!(key(extractor, &twice), ip("192.0.2.1"));
     }
 }
 
 #[test]
-fn several_credentials_of_a_kind_are_none() {
-    let twice = [("authorization", "Bearer a"), ("authorization", "Bearer b")];
-    assert_eq!(key(ByToken::default(), &twice), ip("192.0.2.1"));
-    let with_key = [twice[0], twice[1], ("x-api-key", "k")];
-    assert_eq!(key(ByToken::default(), &with_key), api_key("k"));
+fn a_repeated_or_empty_api_key_is_charged_to_the_address() {
     let keys = [("x-api-key", "a"), ("x-api-key", "b")];
     assert_eq!(key(ByToken::default(), &keys), ip("192.0.2.1"));
-    assert_eq!(
-        key(ByToken::default(), &[("x-api-key", " ")]),
-        ip("192.0.2.1")
-    );
+    for value in ["", " "] {
+        let empty = [("x-api-key", value)];
+        assert_eq!(key(ByToken::default(), &empty), ip("192.0.2.1"));
+        let made_up = ApiKey::default()
+            .or(ApiKey::header("x-other"))
+            .or(ClientIp::peer());
+        let headers = [("x-api-key", value), ("x-other", "k")];
+        assert_eq!(key(made_up, &headers), ip("192.0.2.1"));
+    }
+}
+
+#[test]
+fn an_extractor_without_an_address_reports_an_unusable_credential() {
+    let head = with_header("authorization", "Basic dXNlcjpwYXNz");
+    let extract = |extractor: &dyn KeyExtractor| extractor.extract(RequestHead::from(&head));
+    assert_eq!(extract(&BearerToken), Extracted::Unusable);
+    assert_eq!(extract(&BearerToken.or(Shared)), Extracted::Unusable);
+    assert_eq!(extract(&ByToken::default()), Extracted::Unusable);
+    assert_eq!(extract(&ByToken::default().or(Shared)), Extracted::Unusable);
+    assert_eq!(extract(&ByToken::api_key_only()), Extracted::Absent);
+    let closure = |_: RequestHead<'_>| Extracted::Unusable;
+    assert_eq!(extract(&closure.or(Shared)), Extracted::Unusable);
+    let last = (|_: RequestHead<'_>| None::<Key>).or(ClientIp::peer().or(closure));
+    assert_eq!(extract(&last), Extracted::Unusable);
+}
+
+#[test]
+fn a_credential_that_the_application_does_not_accept_is_ignored() {
+    let both = [("authorization", "Bearer abc"), ("x-api-key", "k")];
+    assert_eq!(key(ByToken::bearer_only(), &both), token("abc"));
+    assert_eq!(key(ByToken::bearer_only(), &both[1..]), ip("192.0.2.1"));
+    assert_eq!(key(ByToken::api_key_only(), &both), api_key("k"));
+    assert_eq!(key(ByToken::api_key_only(), &both[..1]), ip("192.0.2.1"));
+    for value in UNUSABLE {
+        let unusable = [("authorization", value), ("x-api-key", "k")];
+        assert_eq!(key(ByToken::bearer_only(), &unusable), ip("192.0.2.1"));
+        assert_eq!(key(ByToken::api_key_only(), &unusable), api_key("k"));
+    }
+}
+
+/// A request from 192.0.2.1 with an `Authorization` header for each value, and an API key that no
+/// other request has.
+fn made_up(authorization: &[&[u8]], number: usize) -> Request<()> {
+    let mut request = from_peer("192.0.2.1");
+    for value in authorization {
+        let value = HeaderValue::from_bytes(value).unwrap();
+        request.headers_mut().append("authorization", value);
+    }
+    request.headers_mut().insert("x-api-key", number.into());
+    request
+}
+
+fn unusable_headers() -> Vec<Vec<&'static [u8]>> {
+    let mut headers: Vec<_> = UNUSABLE.map(|value| vec![value.as_bytes()]).into();
+    headers.push(vec![b"Bearer valid", b"Bearer valid"]);
+    headers.push(vec![b"Bearer \xff"]);
+    headers
+}
+
+#[tokio::test]
+async fn made_up_api_keys_do_not_get_past_a_rate_limit() {
+    for authorization in unusable_headers() {
+        let layer =
+            RateLimitByTokenLayer::new(Quota::per_minute(10)).guard_by_ip(Quota::per_minute(100));
+        let service = layer.layer(Counting::default());
+        let mut admitted = 0;
+        for number in 0..100 {
+            let request = made_up(&authorization, number);
+            admitted += usize::from(status(&service, request).await == 200);
+        }
+        assert_eq!(admitted, 10, "{authorization:?}");
+    }
+}
+
+#[tokio::test]
+async fn made_up_api_keys_do_not_get_past_a_concurrency_limit() {
+    let (held, _waiting) = tokio::sync::watch::channel(());
+    for authorization in unusable_headers() {
+        let layer = ConcurrencyLimitLayer::new(0).per_key(ByToken::default(), 2);
+        let waits = held.subscribe();
+        let mut service = layer.layer(tower::service_fn(move |_: Request<()>| {
+            let mut waits = waits.clone();
+            async move {
+                let _ = waits.changed().await;
+                Ok::<_, Infallible>(ok())
+            }
+        }));
+        let mut calls: Vec<_> = (0..10)
+            .map(|number| tokio_test::task::spawn(service.call(made_up(&authorization, number))))
+            .collect();
+        let mut rejected = 0;
+        for call in &mut calls {
+            let answered = call.poll();
+            let is_rejected =
+                matches!(answered, Poll::Ready(Ok(response)) if response.status() == 429);
+            rejected += usize::from(is_rejected);
+        }
+        assert_eq!(rejected, 8, "{authorization:?}");
+    }
 }
 
 #[test]
@@ -126,12 +244,11 @@ fn extractors_are_closures_and_chains() {
     let chain = by_path.or(BearerToken).or(Shared);
     let org = Request::get("/org/acme").body(()).unwrap();
     let extracted = chain.extract(RequestHead::from(&org));
-    assert_eq!(extracted, Some(Key::id("org", "acme")));
-    assert_eq!(chain.extract(RequestHead::from(&bearer("t"))), token("t"));
-    assert_eq!(
-        chain.extract(RequestHead::from(&request())),
-        Some(Key::SHARED)
-    );
+    assert_eq!(extracted, Extracted::Key(Key::id("org", "acme")));
+    let extracted = chain.extract(RequestHead::from(&bearer("t")));
+    assert_eq!(extracted, token("t").into());
+    let extracted = chain.extract(RequestHead::from(&request()));
+    assert_eq!(extracted, Extracted::Key(Key::SHARED));
 }
 
 fn behind(trusted: &[&str]) -> ClientIp {
@@ -267,7 +384,7 @@ fn the_peer_is_found_where_the_servers_put_it() {
     });
     for request in [axum, mock, tonic, from_peer("192.0.2.1")] {
         let key = ClientIp::peer().extract(RequestHead::from(&request));
-        assert_eq!(key, ip("192.0.2.1"));
+        assert_eq!(key.key(), ip("192.0.2.1"));
     }
 }
 
