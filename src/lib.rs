@@ -111,7 +111,7 @@ pub use limit::{Limit, LimitError};
 #[cfg(feature = "redis")]
 pub use limiter::SharedLimiters;
 pub use limiter::{
-    ConcurrencyLimiter, KeptLease, Lease, Leases, Permit, RateLimiter, SetPolicyError,
+    Capacity, ConcurrencyLimiter, KeptLease, Lease, Leases, Permit, RateLimiter, SetPolicyError,
 };
 pub use limits::{LimitUsage, Limits, LimitsError};
 pub use observe::Observer;

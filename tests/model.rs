@@ -6,7 +6,9 @@ use std::time::Duration;
 use proptest::prelude::*;
 use tower_admission::store::{MemoryStore, RateStore, Reply};
 use tower_admission::test_util::TestClock;
-use tower_admission::{ConcurrencyLimiter, Decision, Key, Permit, Policy, Quota, RateLimiter};
+use tower_admission::{
+    Capacity, ConcurrencyLimiter, Decision, Key, Permit, Policy, Quota, RateLimiter,
+};
 
 /// A bucket as one would explain it: how full it is, in fractions of a request.
 #[derive(Clone)]
@@ -271,19 +273,23 @@ proptest! {
         steps in proptest::collection::vec((0..4u8, 0..8usize), 1..300),
     ) {
         let limiter = ConcurrencyLimiter::new(4);
-        let mut limit = 4;
+        let mut limit = Capacity::AtMost(4);
         let mut held: Vec<Permit> = Vec::new();
         for (step, n) in steps {
             match step {
                 0 | 1 => {
                     let permit = limiter.try_acquire();
-                    prop_assert_eq!(permit.is_ok(), limit == 0 || held.len() < limit);
+                    let is_free = match limit {
+                        Capacity::Unlimited => true,
+                        Capacity::AtMost(limit) => held.len() < limit,
+                    };
+                    prop_assert_eq!(permit.is_ok(), is_free);
                     held.extend(permit);
                 }
                 2 if !held.is_empty() => drop(held.swap_remove(n % held.len())),
                 2 => {}
                 _ => {
-                    limit = n;
+                    limit = if n == 7 { Capacity::Unlimited } else { n.into() };
                     limiter.set_limit(limit);
                     prop_assert_eq!(limiter.limit(), limit);
                 }

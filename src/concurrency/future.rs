@@ -13,10 +13,10 @@ use tokio::time::Instant;
 use tower_service::Service;
 
 use super::layer::{HoldUntil, Shared};
+use super::service::Keys;
 use crate::body::ResponseBody;
 use crate::extract::RequestHead;
-use crate::key::Key;
-use crate::limiter::{Acquiring, Permit};
+use crate::limiter::{Acquiring, Permit, Rejected};
 
 pin_project! {
     /// The response of a [`ConcurrencyLimit`](super::ConcurrencyLimit) service.
@@ -46,7 +46,7 @@ pub(super) struct InLine<S, B> {
     pub(super) acquiring: Acquiring,
     pub(super) service: S,
     pub(super) request: Request<B>,
-    pub(super) key: Option<Key>,
+    pub(super) keys: Keys,
     /// When it came, if observers are to be told how long the decision took.
     pub(super) begun: Option<Instant>,
     pub(super) shared: Arc<Shared>,
@@ -152,26 +152,23 @@ impl<S, B> InLine<S, B>
 where
     S: Service<Request<B>>,
 {
-    fn decided<RB: Body>(
-        self,
-        acquired: Result<Permit, crate::rejection::Rejection>,
-    ) -> ResponseFuture<S, B, RB> {
+    fn decided<RB: Body>(self, acquired: Result<Permit, Rejected>) -> ResponseFuture<S, B, RB> {
         let Self {
             mut service,
             mut request,
-            key,
+            keys,
             begun,
             shared,
             ..
         } = self;
         match acquired {
             Ok(permit) => {
-                let permit = shared.admit(&mut request, permit, key.as_ref(), begun);
+                let permit = shared.admit(&mut request, permit, keys.first(), begun);
                 ResponseFuture::calling(service.call(request), permit, shared.hold_until)
             }
-            Err(rejection) => {
+            Err(rejected) => {
                 let head = RequestHead::from(&request);
-                ResponseFuture::refused(shared.refuse(&rejection, head, key.as_ref(), begun))
+                ResponseFuture::refused(shared.refuse(&rejected, head, &keys, begun))
             }
         }
     }

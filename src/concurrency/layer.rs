@@ -60,9 +60,9 @@ pub struct ConcurrencyLimitLayer {
 pub(super) struct Shared {
     pub(super) store: Option<Arc<dyn LeaseStore>>,
     pub(super) limiter: ConcurrencyLimiter,
-    /// What is charged for each key, if anything is.
-    pub(super) key: Option<Extractor>,
-    per_key: Option<Extractor>,
+    /// What is charged for each key, if anything is: one for each place of the limiter.
+    pub(super) keys: Vec<Extractor>,
+    per_key: Vec<Extractor>,
     limits_keys: bool,
     pub(super) wait: Option<Wait>,
     pub(super) hold_until: HoldUntil,
@@ -99,11 +99,15 @@ impl ConcurrencyLimitLayer {
         Self::with_limiter(ConcurrencyLimiter::deny_all())
     }
 
-    /// Goes on with a limit that is there already, charging keys that are found in this way.
+    /// Goes on with a limit that is there already, charging the keys that these find to the first of
+    /// its limits for each key.
     #[cfg(feature = "config")]
-    pub(crate) fn resumed(limiter: ConcurrencyLimiter, key: impl KeyExtractor) -> Self {
+    pub(crate) fn resumed<E: KeyExtractor>(
+        limiter: ConcurrencyLimiter,
+        keys: impl IntoIterator<Item = E>,
+    ) -> Self {
         Self::with_limiter(limiter).with(|shared| {
-            shared.per_key = Some(Extractor::new(key));
+            shared.per_key = keys.into_iter().map(Extractor::new).collect();
             shared.limits_keys = true;
         })
     }
@@ -113,8 +117,8 @@ impl ConcurrencyLimitLayer {
             shared: Arc::new(Shared {
                 store: None,
                 limiter,
-                key: None,
-                per_key: None,
+                keys: Vec::new(),
+                per_key: Vec::new(),
                 limits_keys: false,
                 wait: None,
                 hold_until: HoldUntil::default(),
@@ -129,8 +133,11 @@ impl ConcurrencyLimitLayer {
     fn with(mut self, change: impl FnOnce(&mut Shared)) -> Self {
         let shared = Arc::make_mut(&mut self.shared);
         change(shared);
-        shared.key = shared.per_key.clone().filter(|_| shared.limits_keys);
-        shared.is_plain = shared.key.is_none()
+        shared.keys = match shared.limits_keys {
+            true => shared.per_key.clone(),
+            false => Vec::new(),
+        };
+        shared.is_plain = shared.keys.is_empty()
             && shared.skip.is_none()
             && shared.store.is_none()
             && shared.observers.is_empty();
@@ -186,10 +193,25 @@ impl ConcurrencyLimitLayer {
         Ok(layer.with(Shared::open))
     }
 
-    /// And at most `limit` requests at a time for each key; 0 turns this part off.
+    /// Adds a limit for each key: at most `limit` requests at a time; 0 turns this part off. Each call
+    /// adds another one.
     ///
-    /// A key over its limit is answered 429, and takes nothing from the service's capacity.
-    /// Costs memory for the keys that have a request in flight.
+    /// A key over its limit is answered 429. The request then takes nothing from the service's
+    /// capacity, nor from its other keys. Costs memory for the keys that have a request in flight.
+    ///
+    /// A client can make up tokens, and each of them is a key. A second limit per address bounds what
+    /// all of them take together:
+    ///
+    /// ```
+    /// use tower_admission::{ByToken, ClientIp, ConcurrencyLimitLayer};
+    ///
+    /// let layer = ConcurrencyLimitLayer::new(64)
+    ///     .per_key(ByToken::default(), 16)
+    ///     .per_key(ClientIp::peer(), 32);
+    /// ```
+    ///
+    /// Each limit counts for itself. A request without a token is charged to its address twice here:
+    /// as one of 16 without a token, and as one of 32 in all.
     ///
     /// # Panics
     ///
@@ -198,8 +220,8 @@ impl ConcurrencyLimitLayer {
     pub fn per_key(self, key: impl KeyExtractor, limit: usize) -> Self {
         let layer = self.with(|shared| {
             shared.limiter = shared.limiter.clone().per_key(limit);
-            shared.per_key = Some(Extractor::new(key));
-            shared.limits_keys = limit > 0 || shared.limiter.has_limits();
+            shared.per_key.push(Extractor::new(key));
+            shared.limits_keys |= limit > 0 || shared.limiter.has_limits();
         });
         if let Err(error) = layer.shared.check_secret() {
             panic!("{error}");
@@ -297,7 +319,7 @@ impl Shared {
     }
 
     fn check_secret(&self) -> Result<(), SecretMissing> {
-        let fingerprints = self.key.as_ref().is_some_and(Extractor::makes_fingerprints);
+        let fingerprints = self.keys.iter().any(Extractor::makes_fingerprints);
         let store = self.store.as_ref();
         if fingerprints && store.is_some_and(|store| !store.agrees_on_fingerprints()) {
             return Err(SecretMissing);

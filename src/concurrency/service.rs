@@ -5,6 +5,7 @@ use std::task::{Context, Poll};
 
 use http::{Request, Response};
 use http_body::Body;
+use smallvec::SmallVec;
 use tokio::time::Instant;
 use tower_service::Service;
 
@@ -14,9 +15,8 @@ use super::upgrade::{UpgradePermit, asks_for_upgrade};
 use crate::body::ResponseBody;
 use crate::extract::RequestHead;
 use crate::key::Key;
-use crate::limiter::{Acquire, Permit};
+use crate::limiter::{Acquire, Permit, Rejected};
 use crate::observe::Subject;
-use crate::rejection::Rejection;
 
 /// A service with a limit on requests in flight; made by
 /// [`ConcurrencyLimitLayer`](super::ConcurrencyLimitLayer).
@@ -25,6 +25,9 @@ pub struct ConcurrencyLimit<S> {
     inner: S,
     shared: Arc<Shared>,
 }
+
+/// What a request is charged to.
+pub(super) type Keys = SmallVec<[Key; 2]>;
 
 impl<S> ConcurrencyLimit<S> {
     pub(super) fn new(inner: S, shared: Arc<Shared>) -> Self {
@@ -93,15 +96,15 @@ impl<S> ConcurrencyLimit<S> {
             return ResponseFuture::calling(future, Permit::none(), HoldUntil::Headers);
         }
         let begun = shared.observers.begin();
-        let key = shared.key.as_ref().map(|key| key.key(head));
-        match shared.limiter.acquire(key, shared.wait) {
+        let keys: Keys = shared.keys.iter().map(|key| key.key(head)).collect();
+        match shared.limiter.acquire(&keys, shared.wait) {
             Acquire::Admitted(permit) => {
                 let until = shared.hold_until;
-                let permit = shared.admit(&mut request, permit, key.as_ref(), begun);
+                let permit = shared.admit(&mut request, permit, keys.first(), begun);
                 ResponseFuture::calling(self.inner.call(request), permit, until)
             }
-            Acquire::Refused(rejection) => {
-                ResponseFuture::refused(shared.refuse(&rejection, head, key.as_ref(), begun))
+            Acquire::Refused(rejected) => {
+                ResponseFuture::refused(shared.refuse(&rejected, head, &keys, begun))
             }
             Acquire::Later(acquiring) => {
                 // The service that was made ready is the one to be called, so it goes along and
@@ -112,7 +115,7 @@ impl<S> ConcurrencyLimit<S> {
                     acquiring,
                     service: ready,
                     request,
-                    key,
+                    keys,
                     begun,
                     shared: self.shared.clone(),
                 })
@@ -145,15 +148,16 @@ impl Shared {
     #[cold]
     pub(super) fn refuse<B>(
         &self,
-        rejection: &Rejection,
+        rejected: &Rejected,
         head: RequestHead<'_>,
-        key: Option<&Key>,
+        keys: &[Key],
         begun: Option<Instant>,
     ) -> Response<ResponseBody<B>>
     where
         B: Body,
     {
-        let subject = self.subject(key);
+        let rejection = &rejected.rejection;
+        let subject = self.subject(keys.get(rejected.key_place.unwrap_or(0)));
         (self.observers).decided(begun, &subject, |observer| {
             observer.rejected(&subject, rejection);
         });

@@ -1,6 +1,7 @@
 //! The layers of one group.
 
 use std::collections::BTreeMap;
+use std::iter;
 use std::slice;
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ use crate::extract::{
     ByToken, ClientIp, Extracted, ForwardingHeader, KeyExtractor, RequestHead, Shared,
 };
 use crate::key::Key;
-use crate::limiter::{RateLimiter, SetPolicyError};
+use crate::limiter::{Capacity, RateLimiter, SetPolicyError};
 use crate::limits::Limits;
 use crate::policy::Policy;
 use crate::quota::Quota;
@@ -39,8 +40,8 @@ pub(super) struct Stack {
 pub(super) struct Change {
     policies: Vec<Policy>,
     failed_logins: Option<Policy>,
-    concurrency: usize,
-    concurrency_per_key: usize,
+    concurrency: Capacity,
+    concurrency_per_key: [Capacity; 2],
     resumes: (bool, bool),
 }
 
@@ -96,6 +97,11 @@ impl Clients {
 impl Group {
     pub(super) fn name<'a>(&'a self, group: &'a str) -> &'a str {
         self.name.as_deref().unwrap_or(group)
+    }
+
+    /// How many each key may have in flight, and each address; 0 for any number.
+    fn concurrency_per_key(&self) -> [usize; 2] {
+        [self.concurrency_per_key, self.concurrency_per_ip]
     }
 
     /// What quotas are called that are not called as the group is, each with its field. Quotas of tiers may be
@@ -281,8 +287,8 @@ impl Stack {
         let change = Change {
             policies: policies.list(),
             failed_logins: quota,
-            concurrency: settings.concurrency,
-            concurrency_per_key: settings.concurrency_per_key,
+            concurrency: Capacity::or_off(settings.concurrency),
+            concurrency_per_key: settings.concurrency_per_key().map(Capacity::or_off),
             resumes: (rate_resumes, concurrency_resumes),
         };
         let stack = Self {
@@ -306,7 +312,9 @@ impl Stack {
         if change.resumes.1 {
             let limiter = self.concurrency.limiter();
             limiter.set_limit(change.concurrency);
-            limiter.set_limit_per_key(change.concurrency_per_key);
+            for (place, limit) in change.concurrency_per_key.into_iter().enumerate() {
+                limiter.set_limit_per_key(place, limit);
+            }
         }
     }
 }
@@ -370,13 +378,21 @@ fn concurrency(
     before: Option<&Stack>,
 ) -> (ConcurrencyLimitLayer, bool) {
     let key = config.clients.key(settings.key);
-    if let Some(before) = before {
-        let limiter = before.concurrency.limiter();
-        return (ConcurrencyLimitLayer::resumed(limiter, key), true);
-    }
-    let layer = ConcurrencyLimitLayer::new(settings.concurrency)
-        .name(name)
-        .per_key(key, settings.concurrency_per_key);
-    let layer = stores.concurrency(settings.on_failure, layer);
-    (layer.limits(limits), false)
+    let ip = GroupKey(Arc::new(config.clients.ip()));
+    let [per_key, per_ip] = settings.concurrency_per_key();
+    let limiter = before.map(|before| before.concurrency.limiter());
+    let limiter = limiter.unwrap_or_else(|| {
+        let layer = ConcurrencyLimitLayer::new(settings.concurrency)
+            .name(name)
+            .per_key(key.clone(), per_key)
+            .per_key(ip.clone(), per_ip);
+        let layer = stores.concurrency(settings.on_failure, layer);
+        layer.limits(limits).limiter()
+    });
+    // Addresses are charged only while they are limited: what is off costs nothing.
+    let keys = iter::once(key).chain((per_ip > 0).then_some(ip));
+    (
+        ConcurrencyLimitLayer::resumed(limiter, keys),
+        before.is_some(),
+    )
 }

@@ -104,6 +104,8 @@ pub(super) struct Group {
     pub(super) concurrency: usize,
     #[serde(deserialize_with = "whole")]
     pub(super) concurrency_per_key: usize,
+    #[serde(deserialize_with = "whole")]
+    pub(super) concurrency_per_ip: usize,
     #[serde(deserialize_with = "some_text")]
     pub(super) rate: Option<Quota>,
     #[serde(deserialize_with = "texts")]

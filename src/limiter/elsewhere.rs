@@ -168,19 +168,23 @@ impl Shared {
                 slots,
             } => {
                 let own = limits.concurrency(&key, &described.name);
-                let limit = own.or(described.per_key);
-                if !described.by_key || limit.is_none() {
-                    return Some(Vec::new());
+                let mut usages = Vec::new();
+                for (place, per_key) in described.per_key.iter().enumerate() {
+                    let limit = own.or(*per_key);
+                    if limit.is_none() {
+                        continue;
+                    }
+                    let usage = slots.usage_at(Some(&key), place).await?;
+                    usages.push(LimitUsage {
+                        name: described.name.as_str().into(),
+                        tier: None,
+                        sort,
+                        used: usage.key.unwrap_or(0),
+                        limit,
+                        is_own: own.is_some(),
+                    });
                 }
-                let usage = slots.usage(Some(&key)).await?;
-                Some(vec![LimitUsage {
-                    name: described.name.as_str().into(),
-                    tier: None,
-                    sort,
-                    used: usage.key.unwrap_or(0),
-                    limit,
-                    is_own: own.is_some(),
-                }])
+                Some(LimitUsage::of_places(usages).into_iter().collect())
             }
         }
     }
@@ -214,7 +218,10 @@ impl Shared {
             }
             Self::Slots {
                 sort, described, ..
-            } if usage.sort == *sort && described.name == *usage.name => described.per_key,
+            } if usage.sort == *sort && described.name == *usage.name => match usage.is_own {
+                true => described.per_key.iter().flatten().next().copied(),
+                false => usage.limit,
+            },
             _ => None,
         }
     }

@@ -111,8 +111,7 @@ impl Limited for AtWork {
             name: self.name.to_string(),
             place: self.slots.place()?.to_owned(),
             total: self.total,
-            by_key: true,
-            per_key: self.per_tenant,
+            per_key: vec![self.per_tenant],
         }))
     }
 }

@@ -12,8 +12,8 @@ use crate::key::Key;
 use crate::observe::{Observer, Observers, Subject};
 use crate::rejection::{Reason, Rejection};
 use crate::store::{
-    FailureMode, LeaseLimits, LeaseName, LeaseSlots, LeaseStore, LeaseUsage, MemoryStore,
-    NamedLeased, SecretMissing, Standing,
+    FailureMode, LeaseName, LeaseSlots, LeaseStore, LeaseUsage, MemoryStore, NamedLeased,
+    NamedLimits, SecretMissing, Standing,
 };
 
 /// Limits what is at work at a time, for each tenant and in all, where the work outlives its
@@ -265,12 +265,11 @@ impl Leases {
         &self,
         mut lease: Lease,
         taken: NamedLeased,
-        limits: LeaseLimits,
+        limits: NamedLimits,
     ) -> Result<Lease, Rejection> {
         let (reason, used, allowed) = match taken {
             NamedLeased::KeyFull(used) => {
-                let allowed = limits.key.map_or(0, |(_, allowed)| allowed);
-                (Reason::KeyAtCapacity, used, allowed)
+                (Reason::KeyAtCapacity, used, limits.per_tenant.unwrap_or(0))
             }
             NamedLeased::Full(used) => (Reason::AtCapacity, used, limits.total.unwrap_or(0)),
             NamedLeased::Granted | NamedLeased::Unavailable(_) | NamedLeased::NotAsked(_) => {
@@ -284,9 +283,8 @@ impl Leases {
         Err(rejection.occupied(used, allowed))
     }
 
-    fn limits_for(&self, tenant: &Key) -> LeaseLimits {
-        let of_tenant = self.0.limit_of(tenant).map(|limit| (*tenant, limit));
-        LeaseLimits::new(self.0.total, of_tenant)
+    fn limits_for(&self, tenant: &Key) -> NamedLimits {
+        NamedLimits::new(self.0.total, self.0.limit_of(tenant))
     }
 
     /// Lets a tenant's work of this id live for another time to live. One that is not at work,

@@ -18,7 +18,7 @@ mod slots;
 mod wait;
 
 pub use adjusted::SetPolicyError;
-pub use concurrency::ConcurrencyLimiter;
+pub use concurrency::{Capacity, ConcurrencyLimiter};
 #[cfg(feature = "redis")]
 pub use elsewhere::SharedLimiters;
 pub use lease::{KeptLease, Lease};
@@ -26,4 +26,4 @@ pub use leases::Leases;
 pub use permit::Permit;
 pub use rate::RateLimiter;
 
-pub(crate) use wait::{Acquire, Acquiring, Wait};
+pub(crate) use wait::{Acquire, Acquiring, Rejected, Wait};

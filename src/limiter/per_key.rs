@@ -1,9 +1,11 @@
 //! How many each key has in flight.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::hash::BuildHasher;
+use std::ops::DerefMut;
 use std::sync::Arc;
+
+use smallvec::SmallVec;
 
 use crate::key::Key;
 use crate::sync::{AtomicU64, Mutex, Ordering, lock};
@@ -17,6 +19,17 @@ pub(super) struct PerKey {
     limit: AtomicU64,
     shards: [Mutex<HashMap<Key, u64>>; SHARDS],
     hasher: std::hash::RandomState,
+}
+
+/// A slot of each key that a permit is charged to.
+pub(super) type KeySlots = SmallVec<[KeySlot; 2]>;
+
+/// A slot to take of one key.
+pub(super) struct Wanted<'a> {
+    pub(super) per_key: &'a Arc<PerKey>,
+    pub(super) key: Key,
+    /// How many the key may have.
+    pub(super) limit: u64,
 }
 
 /// One slot of a key's, taken. Dropping it gives it back.
@@ -43,25 +56,6 @@ impl PerKey {
 
     pub(super) fn set_limit(&self, limit: u64) {
         self.limit.store(limit, Ordering::Relaxed);
-    }
-
-    /// Takes one of the key's slots if it has fewer than `limit`.
-    pub(super) fn try_take(self: &Arc<Self>, key: Key, limit: u64) -> Option<KeySlot> {
-        let mut shard = lock(self.shard(&key));
-        let taken = shard.entry(key);
-        match taken {
-            Entry::Occupied(mut taken) if *taken.get() < limit => *taken.get_mut() += 1,
-            Entry::Vacant(vacant) if limit > 0 => {
-                vacant.insert(1);
-            }
-            _ => return None,
-        }
-        drop(shard);
-        Some(KeySlot {
-            per_key: self.clone(),
-            key,
-            limit,
-        })
     }
 
     pub(super) fn taken(&self, key: &Key) -> u64 {
@@ -116,9 +110,62 @@ impl Drop for KeySlot {
     }
 }
 
+/// Takes a slot of each key, or of none. Returns the place of the first key that has none left.
+///
+/// All are decided under their locks together: were one taken and given back because another is
+/// full, its key would be full for others in between. The locks are of different [`PerKey`]s, and
+/// always taken in the order of their places.
+#[inline]
+pub(super) fn try_take_all(wanted: &[Wanted<'_>]) -> Result<KeySlots, usize> {
+    let mut shards: SmallVec<[_; 2]> = SmallVec::new();
+    for (
+        place,
+        Wanted {
+            per_key,
+            key,
+            limit,
+        },
+    ) in wanted.iter().enumerate()
+    {
+        let shard = lock(per_key.shard(key));
+        if shard.get(key).copied().unwrap_or(0) >= *limit {
+            return Err(place);
+        }
+        shards.push(shard);
+    }
+    let slots = wanted.iter().zip(&mut shards);
+    let slots = slots.map(
+        |(
+            Wanted {
+                per_key,
+                key,
+                limit,
+            },
+            shard,
+        )| {
+            *shard.deref_mut().entry(*key).or_default() += 1;
+            KeySlot {
+                per_key: Arc::clone(per_key),
+                key: *key,
+                limit: *limit,
+            }
+        },
+    );
+    Ok(slots.collect())
+}
+
 #[cfg(all(test, not(admission_loom)))]
 mod tests {
     use super::*;
+
+    fn try_take(per_key: &Arc<PerKey>, key: Key, limit: u64) -> Option<KeySlots> {
+        try_take_all(&[Wanted {
+            per_key,
+            key,
+            limit,
+        }])
+        .ok()
+    }
 
     #[test]
     fn entries_vanish_at_zero() {
@@ -128,13 +175,13 @@ mod tests {
             .collect();
         let held: Vec<_> = keys
             .iter()
-            .map(|key| per_key.try_take(*key, 2).unwrap())
+            .map(|key| try_take(&per_key, *key, 2).unwrap())
             .collect();
         let more: Vec<_> = keys
             .iter()
-            .map(|key| per_key.try_take(*key, 2).unwrap())
+            .map(|key| try_take(&per_key, *key, 2).unwrap())
             .collect();
-        assert!(keys.iter().all(|key| per_key.try_take(*key, 2).is_none()));
+        assert!(keys.iter().all(|key| try_take(&per_key, *key, 2).is_none()));
         assert_eq!(per_key.len(), keys.len());
         drop((held, more));
         assert_eq!(per_key.len(), 0);
@@ -144,5 +191,28 @@ mod tests {
             .map(|shard| lock(shard).capacity())
             .sum();
         assert!(capacity <= 256 * SHARDS, "{capacity}");
+    }
+
+    #[test]
+    fn a_full_key_takes_nothing_from_the_others() {
+        let limits = [1, 2, 1].map(|limit| Arc::new(PerKey::new(limit)));
+        let take = |keys: [&str; 3]| {
+            let wanted = keys.iter().zip(&limits);
+            let wanted = wanted.map(|(key, per_key)| Wanted {
+                per_key,
+                key: Key::id("key", key),
+                limit: per_key.limit(),
+            });
+            try_take_all(&wanted.collect::<Vec<_>>())
+        };
+        let taken = || limits.each_ref().map(|per_key| per_key.len());
+        let held = take(["a", "x", "same"]).unwrap();
+        assert_eq!(take(["a", "x", "same"]).err(), Some(0));
+        assert_eq!(take(["b", "y", "same"]).err(), Some(2));
+        assert_eq!(taken(), [1, 1, 1], "the rejected ones have left nothing");
+        let more = take(["b", "x", "other"]).unwrap();
+        assert_eq!(take(["c", "x", "third"]).err(), Some(1));
+        drop((held, more));
+        assert_eq!(taken(), [0, 0, 0]);
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::per_key::KeySlot;
+use super::per_key::KeySlots;
 use super::slots::Slot;
 use crate::observe::Observer;
 use crate::store::Held;
@@ -20,7 +20,7 @@ pub struct Permit {
 /// What few permits have.
 #[derive(Default)]
 pub(super) struct Extra {
-    pub(super) key: Option<KeySlot>,
+    pub(super) keys: KeySlots,
     pub(super) watched: Option<Watched>,
     /// The same slot where other replicas see it.
     lease: Option<Box<dyn Held>>,
@@ -44,9 +44,9 @@ impl Permit {
         }
     }
 
-    pub(super) fn with_extra(slot: Slot, key: Option<KeySlot>, watched: Option<Watched>) -> Self {
+    pub(super) fn with_extra(slot: Slot, keys: KeySlots, watched: Option<Watched>) -> Self {
         let extra = Extra {
-            key,
+            keys,
             watched,
             ..Extra::default()
         };
@@ -98,7 +98,7 @@ impl Permit {
             return;
         };
         drop(extra.lease.take());
-        drop(extra.key.take());
+        extra.keys.clear();
         drop(extra.shared.take());
         // Last, so that an observer sees the counts without this one.
         if let Some(watched) = &extra.watched {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::key::Key;
 use crate::store::{
-    LeaseLimits, LeaseName, LeaseSlots, LeaseStore, MemoryStore, NamedLease, NamedLeased,
+    LeaseName, LeaseSlots, LeaseStore, MemoryStore, NamedLease, NamedLeased, NamedLimits,
 };
 use crate::sync::{Mutex, lock};
 
@@ -61,20 +61,19 @@ impl Share {
     pub(super) async fn acquire(
         &self,
         lease: &NamedLease,
-        limits: LeaseLimits,
+        limits: NamedLimits,
         replicas: u32,
-    ) -> (NamedLeased, LeaseLimits) {
+    ) -> (NamedLeased, NamedLimits) {
         let share = |limit: u64| (limit / u64::from(replicas.max(1))).max(1);
-        let of_key = |limit: (Key, u64)| (limit.0, share(limit.1));
-        let limits = LeaseLimits::new(limits.total.map(share), limits.key.map(of_key));
+        let limits = NamedLimits::new(limits.total.map(share), limits.per_tenant.map(share));
         let (total, of_tenant) = {
             let held = lock(&self.held);
             let of_tenant = held.by_tenant.get(&lease.name.tenant);
             (held.total, of_tenant.copied().unwrap_or(0))
         };
-        let left = LeaseLimits::new(
+        let left = NamedLimits::new(
             limits.total.map(|limit| limit.saturating_sub(total)),
-            (limits.key).map(|(key, limit)| (key, limit.saturating_sub(of_tenant))),
+            (limits.per_tenant).map(|limit| limit.saturating_sub(of_tenant)),
         );
         let taken = match self.slots.acquire_named(lease, left).await {
             NamedLeased::KeyFull(used) => NamedLeased::KeyFull(used + of_tenant),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Sleep;
 
 use super::concurrency::ConcurrencyLimiter;
-use super::per_key::KeySlot;
+use super::per_key::KeySlots;
 use super::permit::Permit;
 use super::slots::Place;
 use crate::rejection::Rejection;
@@ -23,9 +23,25 @@ pub(crate) struct Wait {
 /// A limiter's answer to who comes now.
 pub(crate) enum Acquire {
     Admitted(Permit),
-    Refused(Rejection),
+    Refused(Rejected),
     /// After a wait in line, or when the store has answered.
     Later(Acquiring),
+}
+
+/// A rejection, and whose limit it was.
+pub(crate) struct Rejected {
+    pub(crate) rejection: Rejection,
+    /// The place of the key that is full; `None` when it was none of the request's keys.
+    pub(crate) key_place: Option<usize>,
+}
+
+impl From<Rejection> for Rejected {
+    fn from(rejection: Rejection) -> Self {
+        Self {
+            rejection,
+            key_place: None,
+        }
+    }
 }
 
 /// Resolves to a permit or to a rejection.
@@ -35,14 +51,14 @@ pub(crate) struct Acquiring(Stage);
 
 enum Stage {
     InLine(Box<InLine>),
-    Asking(Pin<Box<dyn Future<Output = Result<Permit, Rejection>> + Send>>),
+    Asking(Pin<Box<dyn Future<Output = Result<Permit, Rejected>> + Send>>),
 }
 
 /// A place in the line, until the time is up.
 struct InLine {
     // Before `limiter`, which has to outlive the place.
     place: Place,
-    key: Option<KeySlot>,
+    keys: KeySlots,
     deadline: Pin<Box<Sleep>>,
     limiter: ConcurrencyLimiter,
 }
@@ -51,26 +67,26 @@ impl Acquiring {
     pub(super) fn in_line(
         limiter: ConcurrencyLimiter,
         place: Place,
-        key: Option<KeySlot>,
+        keys: KeySlots,
         deadline: Sleep,
     ) -> Self {
         Self(Stage::InLine(Box::new(InLine {
             place,
-            key,
+            keys,
             deadline: Box::pin(deadline),
             limiter,
         })))
     }
 
     pub(super) fn asking(
-        answer: Pin<Box<dyn Future<Output = Result<Permit, Rejection>> + Send>>,
+        answer: Pin<Box<dyn Future<Output = Result<Permit, Rejected>> + Send>>,
     ) -> Self {
         Self(Stage::Asking(answer))
     }
 }
 
 impl Future for Acquiring {
-    type Output = Result<Permit, Rejection>;
+    type Output = Result<Permit, Rejected>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
@@ -80,7 +96,7 @@ impl Future for Acquiring {
             };
             match acquired {
                 Acquire::Admitted(permit) => return Poll::Ready(Ok(permit)),
-                Acquire::Refused(rejection) => return Poll::Ready(Err(rejection)),
+                Acquire::Refused(rejected) => return Poll::Ready(Err(rejected)),
                 Acquire::Later(acquiring) => *self = acquiring,
             }
         }
@@ -91,9 +107,9 @@ impl InLine {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Acquire> {
         if let Poll::Ready(slot) = Pin::new(&mut self.place.slot).poll(cx) {
             return Poll::Ready(match slot {
-                Ok(slot) => self.limiter.admit(slot, self.key.take()),
+                Ok(slot) => self.limiter.admit(slot, std::mem::take(&mut self.keys)),
                 // The line is cleared only when its limiter is gone, and this holds it.
-                Err(_) => Acquire::Refused(self.limiter.at_capacity()),
+                Err(_) => Acquire::Refused(self.limiter.at_capacity().into()),
             });
         }
         if self.deadline.as_mut().poll(cx).is_pending() {
@@ -102,8 +118,8 @@ impl InLine {
         // A slot may have been sent since it was looked for.
         self.place.slot.close();
         Poll::Ready(match self.place.slot.try_recv() {
-            Ok(slot) => self.limiter.admit(slot, self.key.take()),
-            Err(_) => Acquire::Refused(self.limiter.at_capacity()),
+            Ok(slot) => self.limiter.admit(slot, std::mem::take(&mut self.keys)),
+            Err(_) => Acquire::Refused(self.limiter.at_capacity().into()),
         })
     }
 }

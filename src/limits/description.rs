@@ -51,10 +51,9 @@ pub(crate) struct Slots {
     pub(crate) place: String,
     /// The most in all; `None` where they are only counted.
     pub(crate) total: Option<u64>,
-    /// Whether they are counted by key as well.
-    pub(crate) by_key: bool,
-    /// The most of a key that has no limit of its own; `None` where there is none.
-    pub(crate) per_key: Option<u64>,
+    /// For each place at which a key is counted, the most of a key that has no limit of its own;
+    /// `None` where there is none.
+    pub(crate) per_key: Vec<Option<u64>>,
 }
 
 impl Description {
@@ -188,8 +187,7 @@ mod tests {
             name: "jobs".to_owned(),
             place: "{app:lease:jobs}:total".to_owned(),
             total: None,
-            by_key: true,
-            per_key: Some(5),
+            per_key: vec![Some(5), None],
         };
         for described in [
             Description::Concurrency(slots.clone()),
@@ -208,7 +206,7 @@ mod tests {
             "[]",
             r#"{"sort":"rate"}"#,
             r#"{"sort":"weather","name":"x"}"#,
-            r#"{"sort":"lease","name":"x","place":"y","total":-1,"by_key":true,"per_key":null}"#,
+            r#"{"sort":"lease","name":"x","place":"y","total":-1,"per_key":[null]}"#,
         ] {
             assert_eq!(Description::from_text(text), None, "{text}");
         }

@@ -49,3 +49,17 @@ pub struct LimitUsage {
     /// Whether the limit is the key's own.
     pub is_own: bool,
 }
+
+impl LimitUsage {
+    /// What a key has used of a limiter that may charge it at several places: where it is counted now,
+    /// at the place that has the fewest left. A key that is counted nowhere has the limit of the first
+    /// place that limits it.
+    pub(crate) fn of_places(places: impl IntoIterator<Item = Self>) -> Option<Self> {
+        let limiting = (places.into_iter()).filter_map(|usage| Some((usage.limit?, usage)));
+        let fewest_left = limiting.min_by_key(|(limit, usage)| match usage.used {
+            0 => u64::MAX,
+            used => limit.saturating_sub(used),
+        });
+        fewest_left.map(|(_, usage)| usage)
+    }
+}

@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use super::Reply;
 use crate::key::Key;
 
@@ -30,22 +32,33 @@ impl<S: LeaseStore + ?Sized> LeaseStore for Arc<S> {
 
 /// The slots of one limiter in a [`LeaseStore`].
 pub trait LeaseSlots: Send + Sync + 'static {
-    /// Takes a slot if the key and the whole have one left, as one decision.
+    /// Takes a slot if each key and the whole have one left, as one decision: a slot that is
+    /// rejected takes nothing from any of them.
+    ///
+    /// The place of a key in [`LeaseLimits::keys`] is part of what is counted. A key that is there
+    /// twice takes one slot at each place, and each limit is compared with the count of its own place.
     ///
     /// Dropping the reply's future, before or after the store has decided, takes no slot.
     fn acquire(&self, limits: LeaseLimits) -> Reply<Leased>;
 
-    /// How many slots are taken.
-    fn usage(&self, key: Option<&Key>) -> Reply<Option<LeaseUsage>>;
+    /// Counts the slots that are taken: in all, and by a key at a place of [`LeaseLimits::keys`].
+    fn usage_at(&self, key: Option<&Key>, place: usize) -> Reply<Option<LeaseUsage>>;
+
+    /// Counts the slots that are taken: in all, and by a key at the first place.
+    fn usage(&self, key: Option<&Key>) -> Reply<Option<LeaseUsage>> {
+        self.usage_at(key, 0)
+    }
 
     /// Takes a slot that is known by name, until it is released or its time to live is over.
+    ///
+    /// It counts with the slots that the tenant has as the key at the first place.
     ///
     /// One that is live already is taken over: it is not counted again, lives for the time to
     /// live from now on, and has this holder.
     ///
     /// Dropping the reply's future does not undo it: the asker releases then, as the holder. An acquire that
     /// arrives after its holder's release, as it may over a network, takes nothing.
-    fn acquire_named(&self, lease: &NamedLease, limits: LeaseLimits) -> Reply<NamedLeased>;
+    fn acquire_named(&self, lease: &NamedLease, limits: NamedLimits) -> Reply<NamedLeased>;
 
     /// Lets a named slot that is live live for `ttl` from now on; with a holder, only if it is that
     /// one's. One that is not live stays gone.
@@ -120,14 +133,23 @@ pub enum Standing {
     Failed,
 }
 
-/// How many slots there are.
-#[derive(Clone, Copy, Debug)]
+/// The limits of one slot that is asked for.
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct LeaseLimits {
-    /// In all; `None` for any number.
+    /// How many slots there are in all; `None` for any number.
     pub total: Option<u64>,
-    /// Who takes the slot, and how many of them this key may have.
-    pub key: Option<(Key, u64)>,
+    keys: SmallVec<[(Key, u64); 2]>,
+}
+
+/// The limits of a slot that is asked for by name.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct NamedLimits {
+    /// How many slots there are in all; `None` for any number.
+    pub total: Option<u64>,
+    /// How many of them the tenant may have; `None` for any number.
+    pub per_tenant: Option<u64>,
 }
 
 /// How many slots are taken.
@@ -145,8 +167,11 @@ pub struct LeaseUsage {
 pub enum Leased {
     /// Taken, until this is dropped.
     Granted(Box<dyn Held>),
-    /// The key has none left.
-    KeyFull,
+    /// A key has none left.
+    KeyFull {
+        /// The place of the key in [`LeaseLimits::keys`], the first of those that are full.
+        place: usize,
+    },
     /// There is none left.
     Full,
     /// The store cannot be reached, and this is to be done.
@@ -184,7 +209,7 @@ impl fmt::Debug for Leased {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Granted(_) => "Granted(..)",
-            Self::KeyFull => "KeyFull",
+            Self::KeyFull { place } => return write!(f, "KeyFull({place})"),
             Self::Full => "Full",
             Self::Unavailable(_) => "Unavailable(..)",
         })
@@ -214,10 +239,27 @@ impl NamedLease {
 }
 
 impl LeaseLimits {
-    /// So many in all, and so many of a key.
+    /// The limit in all, and each key with its own.
     #[must_use]
-    pub fn new(total: Option<u64>, key: Option<(Key, u64)>) -> Self {
-        Self { total, key }
+    pub fn new(total: Option<u64>, keys: impl IntoIterator<Item = (Key, u64)>) -> Self {
+        Self {
+            total,
+            keys: keys.into_iter().collect(),
+        }
+    }
+
+    /// The keys that take the slot, each with the number of slots that it may have.
+    #[must_use]
+    pub fn keys(&self) -> &[(Key, u64)] {
+        &self.keys
+    }
+}
+
+impl NamedLimits {
+    /// The limit in all, and the tenant's.
+    #[must_use]
+    pub fn new(total: Option<u64>, per_tenant: Option<u64>) -> Self {
+        Self { total, per_tenant }
     }
 }
 

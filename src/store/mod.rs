@@ -20,7 +20,7 @@ mod tier;
 
 pub use lease::{
     FailureMode, Held, LeaseLimits, LeaseName, LeaseSlots, LeaseStore, LeaseUsage, Leased,
-    NamedLease, NamedLeased, Standing,
+    NamedLease, NamedLeased, NamedLimits, Standing,
 };
 pub use memory::MemoryStore;
 #[cfg(feature = "redis")]

@@ -306,7 +306,7 @@ impl SocketLimits {
     {
         let subject = self.subject(&key);
         let begun = self.0.observers.begin();
-        match self.0.connections.acquire_for(Some(&key)).await {
+        match self.0.connections.acquire_for(&[key]).await {
             Ok(permit) => {
                 (self.0.observers).decided(begun, &subject, |observer| observer.admitted(&subject));
                 let Shared {

@@ -165,7 +165,10 @@ impl Service {
         assert!(limiter.decide(&acme, 7).await.is_admitted());
         let mut permits = Vec::new();
         for _ in 0..2 {
-            let permit = layer.limiter().acquire_for(Some(&acme[0])).await;
+            let permit = layer
+                .limiter()
+                .acquire_for(std::slice::from_ref(&acme[0]))
+                .await;
             permits.push(permit.unwrap());
         }
         let hash = "{admission:limits}:limiters";

@@ -19,7 +19,7 @@ use tower_admission::extract::KeyExtractor;
 use tower_admission::observe::Subject;
 use tower_admission::store::{
     FailureMode, LeaseLimits, LeaseName, LeaseSlots, LeaseStore, LeaseUsage, Leased, NamedLease,
-    NamedLeased, RateBuckets, RateStore, Reply, Standing,
+    NamedLeased, NamedLimits, RateBuckets, RateStore, Reply, Standing,
 };
 use tower_admission::test_util::TestClock;
 use tower_admission::{
@@ -386,11 +386,11 @@ impl LeaseSlots for Away {
         Reply::Ready(Leased::Unavailable(self.0))
     }
 
-    fn usage(&self, _: Option<&Key>) -> Reply<Option<LeaseUsage>> {
+    fn usage_at(&self, _: Option<&Key>, _: usize) -> Reply<Option<LeaseUsage>> {
         Reply::Ready(None)
     }
 
-    fn acquire_named(&self, _: &NamedLease, _: LeaseLimits) -> Reply<NamedLeased> {
+    fn acquire_named(&self, _: &NamedLease, _: NamedLimits) -> Reply<NamedLeased> {
         Reply::Ready(NamedLeased::Unavailable(self.0))
     }
 

@@ -5,7 +5,7 @@ use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use tokio_test::{assert_pending, assert_ready, assert_ready_err, assert_ready_ok, task};
 use tower::{Layer, Service, ServiceExt};
-use tower_admission::{ConcurrencyLimitLayer, Reason};
+use tower_admission::{Capacity, ConcurrencyLimitLayer, Reason};
 use tower_test::mock;
 
 use crate::common::{Counting, Readied, answering, bodies, ok, request, send, status, streamed};
@@ -178,7 +178,7 @@ async fn a_limit_of_zero_is_off_and_counts() {
         held.push(send(&service, request()).await);
     }
     assert!(held.iter().all(|response| response.status() == 200));
-    assert!(layer.limiter().is_off());
+    assert_eq!(layer.limiter().limit(), Capacity::Unlimited);
     assert_eq!(layer.limiter().in_flight(), 1000);
     drop(held);
     assert_eq!(layer.limiter().in_flight(), 0);
@@ -189,7 +189,7 @@ async fn deny_all_denies_until_a_limit_is_set() {
     let layer = ConcurrencyLimitLayer::deny_all();
     let service = layer.layer(Counting::default());
     assert_eq!(status(&service, request()).await, 503);
-    assert!(!layer.limiter().is_off());
+    assert_eq!(layer.limiter().limit(), 0);
     layer.limiter().set_limit(1);
     assert_eq!(status(&service, request()).await, 200);
 }
@@ -223,9 +223,14 @@ async fn a_limit_can_be_raised_and_turned_off_and_on() {
     layer.limiter().set_limit(2);
     let _two = send(&service, request()).await;
     assert_eq!(status(&service, request()).await, 503);
-    layer.limiter().set_limit(0);
+    layer.limiter().set_limit(Capacity::Unlimited);
     let _three = send(&service, request()).await;
     assert_eq!(layer.limiter().in_flight(), 3);
+    for limit in [Capacity::AtMost(0), Capacity::AtMost(3)] {
+        layer.limiter().set_limit(limit);
+        assert_eq!(layer.limiter().limit(), limit);
+        assert_eq!(status(&service, request()).await, 503, "at most {limit}");
+    }
     layer.limiter().set_limit(3);
     assert_eq!(status(&service, request()).await, 503);
 }

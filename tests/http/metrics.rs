@@ -10,7 +10,7 @@ use tower::{Layer, Service};
 use tower_admission::observe::MetricsObserver;
 use tower_admission::test_util::TestClock;
 use tower_admission::{
-    ClientIp, ConcurrencyLimitLayer, Key, Leases, MemoryStore, Policy, Quota,
+    Capacity, ClientIp, ConcurrencyLimitLayer, Key, Leases, MemoryStore, Policy, Quota,
     RateLimitByTokenLayer, RateLimitLayer,
 };
 
@@ -179,7 +179,7 @@ async fn what_is_in_flight_is_a_gauge_next_to_its_limit() {
     assert_eq!(measured(&snapshotter)[gauge], [-1.0]);
     layer.limiter().set_limit(7);
     assert_eq!(measured(&snapshotter)[limit], [7.0], "without a request");
-    layer.limiter().set_limit(0);
+    layer.limiter().set_limit(Capacity::Unlimited);
     assert_eq!(measured(&snapshotter)[limit], [f64::INFINITY]);
 }
 

@@ -8,7 +8,7 @@ use http_body_util::BodyExt;
 use tower::{Layer, Service};
 use tower_admission::observe::{Observer, TracingObserver};
 use tower_admission::{
-    ByToken, ConcurrencyLimitLayer, ConcurrencyLimiter, Quota, RateLimitByTokenLayer,
+    ByToken, Capacity, ConcurrencyLimitLayer, ConcurrencyLimiter, Quota, RateLimitByTokenLayer,
 };
 use tracing::field::{Field, Visit};
 use tracing_subscriber::layer::SubscriberExt;
@@ -136,7 +136,7 @@ fn the_limit_that_is_told_last_is_the_one_that_is() {
     let limiter = layer.observe(meddling).limiter();
     drop(limiter.try_acquire().unwrap());
     limiter.set_limit(5);
-    limiter.set_limit(0);
+    limiter.set_limit(Capacity::Unlimited);
     assert_eq!(*told.lock().unwrap(), [Some(1), Some(5), Some(6), None]);
 }
 

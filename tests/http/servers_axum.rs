@@ -13,8 +13,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tower::{Layer, ServiceBuilder, ServiceExt};
 use tower_admission::{
-    ClientIp, ConcurrencyLimitLayer, Key, Policy, Quota, RateLimitByTokenLayer, RateLimitLayer,
-    RateLimitStatus,
+    Capacity, ClientIp, ConcurrencyLimitLayer, Key, Policy, Quota, RateLimitByTokenLayer,
+    RateLimitLayer, RateLimitStatus,
 };
 use tower_http::compression::CompressionLayer;
 use tower_http::timeout::TimeoutLayer;
@@ -210,7 +210,7 @@ async fn capacity_outside_of_a_rate_spends_no_quota() {
     for _ in 0..3 {
         assert_eq!(get(&client, address, "/", "t").await.status(), 503);
     }
-    full.limiter().set_limit(0);
+    full.limiter().set_limit(Capacity::Unlimited);
     assert_eq!(get(&client, address, "/", "t").await.status(), 200);
     assert_eq!(get(&client, address, "/", "t").await.status(), 429);
 }

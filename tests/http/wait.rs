@@ -6,7 +6,7 @@ use tokio_test::task::{self, Spawn};
 use tokio_test::{assert_pending, assert_ready_ok};
 use tower::{Layer, Service};
 use tower_admission::concurrency::ResponseFuture;
-use tower_admission::{ConcurrencyLimit, ConcurrencyLimitLayer, Permit};
+use tower_admission::{Capacity, ConcurrencyLimit, ConcurrencyLimitLayer, Permit};
 
 use crate::common::{Counting, SECOND, by_user, header, request, status, user};
 
@@ -156,7 +156,7 @@ async fn raising_the_limit_serves_the_line() {
     let _one = assert_ready_ok!(line[0].poll());
     let _two = assert_ready_ok!(line[1].poll());
     assert_pending!(line[2].poll());
-    layer.limiter().set_limit(0);
+    layer.limiter().set_limit(Capacity::Unlimited);
     drop(assert_ready_ok!(line[2].poll()));
 }
 

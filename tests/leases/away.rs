@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tower_admission::MemoryStore;
 use tower_admission::store::{
     FailureMode, LeaseLimits, LeaseName, LeaseSlots, LeaseStore, LeaseUsage, Leased, NamedLease,
-    NamedLeased, Reply, Standing,
+    NamedLeased, NamedLimits, Reply, Standing,
 };
 use tower_admission::test_util::TestClock;
 
@@ -19,7 +19,7 @@ pub(crate) struct Later {
     mode: FailureMode,
     network: watch::Sender<Network>,
     /// What was asked and not yet taken in by the server.
-    asked: Arc<Mutex<Vec<(NamedLease, LeaseLimits)>>>,
+    asked: Arc<Mutex<Vec<(NamedLease, NamedLimits)>>>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -136,12 +136,16 @@ impl LeaseSlots for Later {
         self.slots.acquire(limits)
     }
 
-    fn usage(&self, key: Option<&tower_admission::Key>) -> Reply<Option<LeaseUsage>> {
+    fn usage_at(
+        &self,
+        key: Option<&tower_admission::Key>,
+        place: usize,
+    ) -> Reply<Option<LeaseUsage>> {
         let key = key.copied();
-        self.later(None, move |slots| slots.usage(key.as_ref()))
+        self.later(None, move |slots| slots.usage_at(key.as_ref(), place))
     }
 
-    fn acquire_named(&self, lease: &NamedLease, limits: LeaseLimits) -> Reply<NamedLeased> {
+    fn acquire_named(&self, lease: &NamedLease, limits: NamedLimits) -> Reply<NamedLeased> {
         let lease = *lease;
         let later = self.clone();
         self.asked.lock().unwrap().push((lease, limits));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use tower_admission::store::{
-    LeaseLimits, LeaseName, LeaseSlots, LeaseStore, NamedLease, NamedLeased, Reply, Standing,
+    LeaseName, LeaseSlots, LeaseStore, NamedLease, NamedLeased, NamedLimits, Reply, Standing,
 };
 use tower_admission::test_util::TestClock;
 use tower_admission::{Key, MemoryStore};
@@ -92,7 +92,7 @@ proptest! {
                 }
                 Step::Acquire(tenant, id, holder, ttl) => {
                     let limits =
-                        LeaseLimits::new(Some(total), Some((key("tenant", tenant), of_tenant)));
+                        NamedLimits::new(Some(total), Some(of_tenant));
                     let lease = NamedLease::new(name(tenant, id), holder, millis(ttl));
                     let theirs = model.iter().filter(|entry| entry.tenant == tenant).count() as u64;
                     let all = model.len() as u64;

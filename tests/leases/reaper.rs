@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tower_admission::store::{
     LeaseLimits, LeaseName, LeaseSlots, LeaseStore, LeaseUsage, Leased, MemoryStore, NamedLease,
-    NamedLeased, Reply, Standing,
+    NamedLeased, NamedLimits, Reply, Standing,
 };
 use tower_admission::{Key, Lease, Leases};
 
@@ -159,11 +159,11 @@ impl LeaseSlots for Flaky {
         self.slots.acquire(limits)
     }
 
-    fn usage(&self, key: Option<&Key>) -> Reply<Option<LeaseUsage>> {
-        self.slots.usage(key)
+    fn usage_at(&self, key: Option<&Key>, place: usize) -> Reply<Option<LeaseUsage>> {
+        self.slots.usage_at(key, place)
     }
 
-    fn acquire_named(&self, lease: &NamedLease, limits: LeaseLimits) -> Reply<NamedLeased> {
+    fn acquire_named(&self, lease: &NamedLease, limits: NamedLimits) -> Reply<NamedLeased> {
         self.slots.acquire_named(lease, limits)
     }
 

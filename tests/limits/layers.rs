@@ -130,7 +130,7 @@ async fn keys_have_their_own_in_flight() {
         assert_eq!(take("alice", 50).len(), 0);
         drop(alice);
         assert_eq!(take("alice", 50).len(), 1);
-        limiter.set_limit_per_key(1);
+        limiter.set_limit_per_key(0, 1);
         assert_eq!(take("carol", 50).len(), 1);
     }
 }
@@ -154,7 +154,7 @@ async fn what_was_in_flight_before_there_was_a_limit_counts() {
     assert!(limiter.try_acquire_for(&key).is_ok());
     let others = Key::new("bearer", b"bob");
     let held = limiter.try_acquire_for(&others).unwrap();
-    limiter.set_limit_per_key(1);
+    limiter.set_limit_per_key(0, 1);
     assert!(limiter.try_acquire_for(&others).is_err());
     drop(held);
     assert!(limiter.try_acquire_for(&others).is_ok());

@@ -217,7 +217,7 @@ async fn data_that_is_lost_amid_a_heartbeat_is_told_again() {
     let many = LeaseLimits::new(Some(1000), Some((alice(), 1000)));
     let mut held = Vec::new();
     for _ in 0..700 {
-        held.push(leases.acquire(many).await);
+        held.push(leases.acquire(many.clone()).await);
     }
     let control = server.store().open_leases("jobs");
     until_used(&*control, 700).await;
@@ -226,7 +226,7 @@ async fn data_that_is_lost_amid_a_heartbeat_is_told_again() {
     loop {
         server.command(&["FLUSHALL"]).await.unwrap();
         // Gives the loss away.
-        held.push(leases.acquire(many).await);
+        held.push(leases.acquire(many.clone()).await);
         until("the heartbeat has begun", async || {
             used(&*control).await > 1
         })

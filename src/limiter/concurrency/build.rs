@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::occupied::Occupied;
-use super::{ConcurrencyLimiter, slots_of};
+use super::{Capacity, ConcurrencyLimiter};
 use crate::limiter::per_key::PerKey;
 use crate::limits::{Limited, Limits};
 use crate::observe::Observer;
@@ -16,9 +16,10 @@ impl ConcurrencyLimiter {
         self.settled()
     }
 
+    /// Adds a limit for each key of the next place; 0 turns it off.
     pub(crate) fn per_key(mut self, limit: usize) -> Self {
-        let per_key = Arc::new(PerKey::new(slots_of(limit)));
-        Arc::make_mut(&mut self.0).per_key = Some(per_key);
+        let per_key = Arc::new(PerKey::new(Capacity::or_off(limit).slots()));
+        Arc::make_mut(&mut self.0).per_key.push(per_key);
         self.settled()
     }
 

@@ -1,18 +1,23 @@
 //! A limit on how many are in flight.
 
 mod build;
+mod capacity;
 mod occupied;
+mod reconfigure;
+
+pub use self::capacity::Capacity;
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::per_key::{KeySlot, PerKey};
+use super::per_key::{KeySlot, KeySlots, PerKey, Wanted, try_take_all};
 use super::permit::{Permit, Watched};
 use super::slots::{Slot, Slots, UNLIMITED};
-use super::wait::{Acquire, Acquiring, Wait};
+use super::wait::{Acquire, Acquiring, Rejected, Wait};
 use crate::key::Key;
 use crate::limits::{Limited, Limits};
 use crate::observe::Observer;
@@ -37,7 +42,8 @@ pub struct ConcurrencyLimiter(Arc<Limit>);
 struct Limit {
     counter: Arc<Counter>,
     name: Arc<str>,
-    per_key: Option<Arc<PerKey>>,
+    /// One for each place of a request's keys.
+    per_key: Vec<Arc<PerKey>>,
     limits: Option<Limits>,
     /// What the limits are told of this limiter; see `settled`.
     limited: Option<Arc<dyn Limited>>,
@@ -64,7 +70,7 @@ impl ConcurrencyLimiter {
     /// At most `limit` in flight; 0 turns the limit off, and they are only counted.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self::with_slots(slots_of(limit))
+        Self::with_slots(Capacity::or_off(limit).slots())
     }
 
     /// Admits nothing, until [`set_limit`](Self::set_limit) says otherwise.
@@ -77,7 +83,7 @@ impl ConcurrencyLimiter {
         Self(Arc::new(Limit {
             counter: Arc::new(Counter(Slots::new(slots))),
             name: "".into(),
-            per_key: None,
+            per_key: Vec::new(),
             limits: None,
             limited: None,
             retry_after: Some(Self::DEFAULT_RETRY_AFTER),
@@ -102,18 +108,19 @@ impl ConcurrencyLimiter {
         self.try_permit().ok_or_else(|| self.at_capacity())
     }
 
-    /// As [`try_acquire`](Self::try_acquire), or as [`try_acquire_for`](Self::try_acquire_for) for
-    /// a key, asking the store if there is one. Does not wait for capacity.
+    /// As [`try_acquire_for_all`](Self::try_acquire_for_all), asking the store if there is one. Does
+    /// not wait for capacity.
     ///
     /// # Errors
     ///
     /// As those, and [`Reason::Unavailable`] when the store cannot be reached and fails closed.
-    pub async fn acquire_for(&self, key: Option<&Key>) -> Result<Permit, Rejection> {
-        match self.acquire(key.copied(), None) {
+    pub async fn acquire_for(&self, keys: &[Key]) -> Result<Permit, Rejection> {
+        let acquired = match self.acquire(keys, None) {
             Acquire::Admitted(permit) => Ok(permit),
-            Acquire::Refused(rejection) => Err(rejection),
+            Acquire::Refused(rejected) => Err(rejected),
             Acquire::Later(acquiring) => acquiring.await,
-        }
+        };
+        acquired.map_err(|rejected| rejected.rejection)
     }
 
     fn answers_at_once(&self) {
@@ -126,11 +133,12 @@ impl ConcurrencyLimiter {
     /// As [`try_acquire`](Self::try_acquire), without a reason for a refusal.
     #[inline]
     pub(crate) fn try_permit(&self) -> Option<Permit> {
-        self.slots().try_take().map(|slot| self.permit(slot, None))
+        let slot = self.slots().try_take()?;
+        Some(self.permit(slot, KeySlots::new()))
     }
 
-    /// Takes a permit for `key`, if it has fewer in flight than it may and the service has
-    /// capacity.
+    /// Takes a permit for `key`, charged to the first limit for each key, if the key has fewer in
+    /// flight than it may and the service has capacity.
     ///
     /// # Errors
     ///
@@ -141,140 +149,156 @@ impl ConcurrencyLimiter {
     ///
     /// As [`try_acquire`](Self::try_acquire).
     pub fn try_acquire_for(&self, key: &Key) -> Result<Permit, Rejection> {
+        self.try_acquire_for_all(std::slice::from_ref(key))
+    }
+
+    /// Takes a permit for several keys, each charged to the limit at its place in the order in which
+    /// [`per_key`](crate::ConcurrencyLimitLayer::per_key) added them. It is taken from all keys and
+    /// the whole, or from none of them. Keys without a limit at their place are not charged.
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::KeyAtCapacity`] when the limit of one of the keys is reached, else
+    /// [`Reason::AtCapacity`].
+    ///
+    /// # Panics
+    ///
+    /// As [`try_acquire`](Self::try_acquire).
+    pub fn try_acquire_for_all(&self, keys: &[Key]) -> Result<Permit, Rejection> {
         self.answers_at_once();
-        // The key's slot first: a key over its limit must not hold the service's capacity, not
-        // even for a moment.
-        let key = self.take_key(Some(*key))?;
+        let keys = (self.take_keys(keys)).map_err(|rejected| rejected.rejection)?;
         match self.slots().try_take() {
-            Some(slot) => Ok(self.permit(slot, key)),
+            Some(slot) => Ok(self.permit(slot, keys)),
             None => Err(self.at_capacity()),
         }
     }
 
-    /// As [`try_acquire_for`](Self::try_acquire_for), waiting in line if that is configured.
+    /// As [`try_acquire_for_all`](Self::try_acquire_for_all), waiting in line if that is configured.
     #[inline]
-    pub(crate) fn acquire(&self, key: Option<Key>, wait: Option<Wait>) -> Acquire {
-        let key = match self.take_key(key) {
-            Ok(key) => key,
-            Err(rejection) => return Acquire::Refused(rejection),
+    pub(crate) fn acquire(&self, keys: &[Key], wait: Option<Wait>) -> Acquire {
+        // The keys' slots first: a key over its limit must not hold the service's capacity, not
+        // even for a moment.
+        let keys = match self.take_keys(keys) {
+            Ok(keys) => keys,
+            Err(rejected) => return Acquire::Refused(rejected),
         };
         match self.slots().try_take() {
-            Some(slot) => self.admit(slot, key),
-            None => self.join_line(key, wait),
+            Some(slot) => self.admit(slot, keys),
+            None => self.join_line(keys, wait),
         }
     }
 
     /// Whoever has a slot here is admitted, if the store has one as well.
     #[inline]
-    pub(super) fn admit(&self, slot: Slot, key: Option<KeySlot>) -> Acquire {
+    pub(super) fn admit(&self, slot: Slot, keys: KeySlots) -> Acquire {
         if self.0.leases.is_none() {
-            Acquire::Admitted(self.permit(slot, key))
+            Acquire::Admitted(self.permit(slot, keys))
         } else {
-            self.ask_store(slot, key)
+            self.ask_store(slot, keys)
         }
     }
 
     /// Asks the store for what this replica has room for.
     #[cold]
-    fn ask_store(&self, slot: Slot, key: Option<KeySlot>) -> Acquire {
-        match self.lease(&key) {
-            Reply::Ready(leased) => match self.leased(slot, key, leased) {
+    fn ask_store(&self, slot: Slot, keys: KeySlots) -> Acquire {
+        match self.lease(&keys) {
+            Reply::Ready(leased) => match self.leased(slot, keys, leased) {
                 Ok(permit) => Acquire::Admitted(permit),
-                Err(rejection) => Acquire::Refused(rejection),
+                Err(rejected) => Acquire::Refused(rejected),
             },
             Reply::Pending(leased) => {
                 let limiter = self.clone();
                 Acquire::Later(Acquiring::asking(Box::pin(async move {
                     let leased = leased.await;
-                    limiter.leased(slot, key, leased)
+                    limiter.leased(slot, keys, leased)
                 })))
             }
         }
     }
 
-    fn lease(&self, key: &Option<KeySlot>) -> Reply<Leased> {
+    fn lease(&self, keys: &KeySlots) -> Reply<Leased> {
         let total = limit_of(self.slots());
-        let key = key.as_ref().map(|slot| (slot.key(), slot.limit()));
-        let is_limited = |(_, limit): (Key, u64)| limit != UNLIMITED;
+        let limits_a_key = || keys.iter().any(|slot| slot.limit() != UNLIMITED);
         match &self.0.leases {
-            Some(leases) if total.is_some() || key.is_some_and(is_limited) => {
-                leases.acquire(LeaseLimits::new(total, key))
+            Some(leases) if total.is_some() || limits_a_key() => {
+                let keys = keys.iter().map(|slot| (slot.key(), slot.limit()));
+                leases.acquire(LeaseLimits::new(total, keys))
             }
             _ => Reply::Ready(Leased::Unavailable(FailureMode::Open)),
         }
     }
 
     /// What follows from the store's answer.
-    fn leased(
-        &self,
-        slot: Slot,
-        key: Option<KeySlot>,
-        leased: Leased,
-    ) -> Result<Permit, Rejection> {
+    fn leased(&self, slot: Slot, keys: KeySlots, leased: Leased) -> Result<Permit, Rejected> {
         match leased {
-            Leased::Granted(lease) => Ok(self.permit(slot, key).leased(lease)),
-            Leased::KeyFull => Err(self.rejection(Reason::KeyAtCapacity)),
-            Leased::Full => Err(self.at_capacity()),
+            Leased::Granted(lease) => Ok(self.permit(slot, keys).leased(lease)),
+            Leased::KeyFull { place } => Err(self.key_at_capacity(place)),
+            Leased::Full => Err(self.at_capacity().into()),
             // What this replica has room for is known already.
-            Leased::Unavailable(FailureMode::Open) => Ok(self.permit(slot, key)),
-            Leased::Unavailable(FailureMode::Closed) => Err(self.rejection(Reason::Unavailable)),
+            Leased::Unavailable(FailureMode::Open) => Ok(self.permit(slot, keys)),
+            Leased::Unavailable(FailureMode::Closed) => {
+                Err(self.rejection(Reason::Unavailable).into())
+            }
             Leased::Unavailable(FailureMode::LocalShare { replicas }) => {
                 let share = |limit: u64| (limit / u64::from(replicas.max(1))).max(1);
-                if key
-                    .as_ref()
-                    .is_some_and(|key| key.taken() > share(key.limit()))
-                {
-                    Err(self.rejection(Reason::KeyAtCapacity))
-                } else if !self.is_off() && slot.in_flight() > share(self.slots().limit()) {
-                    Err(self.at_capacity())
+                let is_full = |key: &KeySlot| key.taken() > share(key.limit());
+                let limit = limit_of(self.slots());
+                if let Some(place) = keys.iter().position(is_full) {
+                    Err(self.key_at_capacity(place))
+                } else if limit.is_some_and(|limit| slot.in_flight() > share(limit)) {
+                    Err(self.at_capacity().into())
                 } else {
-                    Ok(self.permit(slot, key))
+                    Ok(self.permit(slot, keys))
                 }
             }
         }
     }
 
     #[cold]
-    fn join_line(&self, key: Option<KeySlot>, wait: Option<Wait>) -> Acquire {
+    fn join_line(&self, keys: KeySlots, wait: Option<Wait>) -> Acquire {
         let place = wait.and_then(|wait| {
             let place = self.slots().join_line(wait.max_waiting)?;
             Some((place, tokio::time::sleep(wait.max_time)))
         });
         match place {
             Some((place, deadline)) => {
-                Acquire::Later(Acquiring::in_line(self.clone(), place, key, deadline))
+                Acquire::Later(Acquiring::in_line(self.clone(), place, keys, deadline))
             }
-            None => Acquire::Refused(self.at_capacity()),
+            None => Acquire::Refused(self.at_capacity().into()),
         }
     }
 
     #[inline]
-    fn take_key(&self, key: Option<Key>) -> Result<Option<KeySlot>, Rejection> {
-        let (Some(per_key), Some(key)) = (&self.0.per_key, key) else {
-            return Ok(None);
-        };
-        let own = self.0.limits.as_ref();
-        let own = own.and_then(|limits| limits.concurrency(&key, &self.0.name));
-        let limit = own.unwrap_or_else(|| per_key.limit());
-        match per_key.try_take(key, limit) {
-            Some(slot) => Ok(Some(slot)),
-            // To come back is of no use to whom everything is denied.
-            None if limit == 0 => Err(self.rejection(Reason::KeyAtCapacity).retry_after(None)),
-            None => Err(self.rejection(Reason::KeyAtCapacity)),
+    fn take_keys(&self, keys: &[Key]) -> Result<KeySlots, Rejected> {
+        if keys.is_empty() {
+            return Ok(KeySlots::new());
         }
+        let own = |key| (self.0.limits.as_ref())?.concurrency(key, &self.0.name);
+        let wanted = self.0.per_key.iter().zip(keys);
+        let wanted = wanted.map(|(per_key, key)| Wanted {
+            per_key,
+            key: *key,
+            limit: own(key).unwrap_or_else(|| per_key.limit()),
+        });
+        let wanted: SmallVec<[_; 2]> = wanted.collect();
+        try_take_all(&wanted).map_err(|place| {
+            let mut rejected = self.key_at_capacity(place);
+            if wanted[place].limit == 0 {
+                // No wait helps a key to which everything is denied.
+                rejected.rejection = rejected.rejection.retry_after(None);
+            }
+            rejected
+        })
     }
 
     #[inline]
-    pub(super) fn permit(&self, slot: Slot, key: Option<KeySlot>) -> Permit {
-        match (&self.0.observer, key) {
-            (None, None) => Permit::new(slot),
-            (observer, key) => {
-                let watched = observer
-                    .as_ref()
-                    .map(|observer| self.watched(observer, &slot));
-                Permit::with_extra(slot, key, watched)
-            }
+    pub(super) fn permit(&self, slot: Slot, keys: KeySlots) -> Permit {
+        let observer = self.0.observer.as_ref();
+        if observer.is_none() && keys.is_empty() {
+            return Permit::new(slot);
         }
+        let watched = observer.map(|observer| self.watched(observer, &slot));
+        Permit::with_extra(slot, keys, watched)
     }
 
     #[inline(never)]
@@ -295,6 +319,14 @@ impl ConcurrencyLimiter {
         self.rejection(Reason::AtCapacity)
     }
 
+    #[cold]
+    fn key_at_capacity(&self, place: usize) -> Rejected {
+        Rejected {
+            rejection: self.rejection(Reason::KeyAtCapacity),
+            key_place: Some(place),
+        }
+    }
+
     fn rejection(&self, reason: Reason) -> Rejection {
         Rejection::new(reason, String::from(&*self.0.name)).retry_after(self.0.retry_after)
     }
@@ -304,58 +336,6 @@ impl ConcurrencyLimiter {
     pub fn in_flight(&self) -> usize {
         // Of things in this process's memory, so it fits.
         self.slots().in_flight() as usize
-    }
-
-    /// How many may be in flight; 0 when the limit is off.
-    ///
-    /// A limiter that [denies all](Self::deny_all) cannot be told from one that is off by this
-    /// number; [`is_off`](Self::is_off) tells.
-    #[must_use]
-    pub fn limit(&self) -> usize {
-        match self.slots().limit() {
-            UNLIMITED => 0,
-            limit => limit as usize,
-        }
-    }
-
-    /// Whether nothing is limited in total.
-    #[must_use]
-    pub fn is_off(&self) -> bool {
-        self.slots().limit() == UNLIMITED
-    }
-
-    /// Changes the limit for everyone in this process who shares it; 0 turns it off. Replicas that
-    /// count in one store each go by their own.
-    ///
-    /// Never blocks. When it is lowered, what is in flight stays, and nobody new comes in until
-    /// enough permits are back. Observers are told.
-    pub fn set_limit(&self, limit: usize) {
-        self.slots().set_limit(slots_of(limit));
-        if let Some(observer) = &self.0.observer {
-            self.tell_limit(&**observer);
-        }
-    }
-
-    /// Tells an observer the limit, and again if it was changed meanwhile: of several who set it
-    /// the last to be heard tells what it is.
-    #[cold]
-    fn tell_limit(&self, observer: &dyn Observer) {
-        let mut limit = limit_of(self.slots());
-        loop {
-            observer.limit(&self.0.name, limit);
-            match limit_of(self.slots()) {
-                same if same == limit => return,
-                changed => limit = changed,
-            }
-        }
-    }
-
-    /// Changes how many each key may have in flight that has no limit of its own; 0 turns it off.
-    /// Does nothing for a limiter that was made without a limit for each key.
-    pub fn set_limit_per_key(&self, limit: usize) {
-        if let Some(per_key) = &self.0.per_key {
-            per_key.set_limit(slots_of(limit));
-        }
     }
 
     /// What the limiter is called in answers; may be empty.
@@ -372,13 +352,6 @@ impl ConcurrencyLimiter {
 
 fn limit_of(slots: &Slots) -> Option<u64> {
     Some(slots.limit()).filter(|limit| *limit != UNLIMITED)
-}
-
-fn slots_of(limit: usize) -> u64 {
-    match limit {
-        0 => UNLIMITED,
-        limit => (limit as u64).min(UNLIMITED - 1),
-    }
 }
 
 impl fmt::Debug for ConcurrencyLimiter {

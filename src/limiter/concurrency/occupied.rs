@@ -17,7 +17,7 @@ use crate::store::LeaseSlots;
 pub(super) struct Occupied {
     pub(super) name: Arc<str>,
     pub(super) counter: Arc<Counter>,
-    pub(super) per_key: Option<Arc<PerKey>>,
+    pub(super) per_key: Vec<Arc<PerKey>>,
     pub(super) limits: Limits,
     /// Where it counts as well, if replicas share it.
     #[cfg(feature = "redis")]
@@ -42,12 +42,12 @@ impl Limited for Occupied {
     fn set_own(&self, _: &Key, _: Option<&Limit>) {}
 
     fn usage(&self, key: Key) -> BoxFuture<Vec<LimitUsage>> {
-        let usage = self.per_key.as_ref().map(|per_key| {
-            let own = self.limits.concurrency(&key, &self.name);
+        let own = self.limits.concurrency(&key, &self.name);
+        let usages = self.per_key.iter().map(|per_key| {
             let limit = own.unwrap_or_else(|| per_key.limit());
             self.usage_of(per_key.taken(&key), limit, own.is_some())
         });
-        let usage = usage.filter(|usage| usage.limit.is_some());
+        let usage = LimitUsage::of_places(usages);
         Box::pin(std::future::ready(usage.into_iter().collect()))
     }
 
@@ -63,13 +63,12 @@ impl Limited for Occupied {
     #[cfg(feature = "redis")]
     fn description(&self) -> Option<Description> {
         let limiting = |limit: u64| Some(limit).filter(|limit| *limit != UNLIMITED);
-        let per_key = self.per_key.as_ref();
+        let per_key = self.per_key.iter();
         Some(Description::Concurrency(Slots {
             name: self.name.to_string(),
             place: self.leases.as_ref()?.place()?.to_owned(),
             total: limiting(self.counter.0.limit()),
-            by_key: per_key.is_some(),
-            per_key: per_key.and_then(|per_key| limiting(per_key.limit())),
+            per_key: per_key.map(|per_key| limiting(per_key.limit())).collect(),
         }))
     }
 }

@@ -7,12 +7,14 @@ use std::ops::DerefMut;
 use std::sync::Arc;
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use super::clock::Timer;
 use crate::key::Key;
 use crate::store::lease::lifetime;
 use crate::store::{
-    Held, LeaseLimits, LeaseName, LeaseSlots, LeaseUsage, Leased, NamedLease, NamedLeased, Reply,
-    Standing,
+    Held, LeaseLimits, LeaseName, LeaseSlots, LeaseUsage, Leased, NamedLease, NamedLeased,
+    NamedLimits, Reply, Standing,
 };
 use crate::sync::{Mutex, lock};
 
@@ -39,7 +41,8 @@ struct Slots {
 #[derive(Default)]
 struct Taken {
     total: u64,
-    by_key: HashMap<Key, u64>,
+    /// For each place of a key.
+    by_key: Vec<HashMap<Key, u64>>,
     named: HashMap<LeaseName, Named>,
     /// The named slots in the order in which they expire.
     expiries: BTreeMap<Expiry, LeaseName>,
@@ -66,7 +69,7 @@ struct MemoryLeases(Arc<Slots>);
 /// A slot that is given back when this is dropped.
 struct Slot {
     slots: Arc<Slots>,
-    key: Option<Key>,
+    keys: SmallVec<[Key; 2]>,
 }
 
 impl Names {
@@ -84,34 +87,29 @@ impl Names {
 
 impl LeaseSlots for MemoryLeases {
     fn acquire(&self, limits: LeaseLimits) -> Reply<Leased> {
-        let taken = self.0.take(limits);
+        let taken = self.0.take(limits.total, limits.keys());
         Reply::Ready(match taken {
             Ok(()) => Leased::Granted(Box::new(Slot {
                 slots: self.0.clone(),
-                key: limits.key.map(|(key, _)| key),
+                keys: limits.keys().iter().map(|(key, _)| *key).collect(),
             })),
-            Err(Short::OfKey(_)) => Leased::KeyFull,
+            Err(Short::OfKey { place, .. }) => Leased::KeyFull { place },
             Err(Short::OfAll(_)) => Leased::Full,
         })
     }
 
-    fn usage(&self, key: Option<&Key>) -> Reply<Option<LeaseUsage>> {
+    fn usage_at(&self, key: Option<&Key>, place: usize) -> Reply<Option<LeaseUsage>> {
         let taken = self.0.live(self.0.timer.now());
-        let of_key = key.map(|key| taken.by(key));
+        let of_key = key.map(|key| taken.by(place, key));
         Reply::Ready(Some(LeaseUsage::new(taken.total, of_key)))
     }
 
-    fn acquire_named(&self, lease: &NamedLease, limits: LeaseLimits) -> Reply<NamedLeased> {
+    fn acquire_named(&self, lease: &NamedLease, limits: NamedLimits) -> Reply<NamedLeased> {
         let now = self.0.timer.now();
-        let tenant = (
-            lease.name.tenant,
-            limits.key.map_or(u64::MAX, |(_, limit)| limit),
-        );
-        let limits = LeaseLimits::new(limits.total, Some(tenant));
         let taken = (self.0).attempt(now, |taken| taken.take_named(lease, limits, now));
         Reply::Ready(match taken {
             Ok(()) => NamedLeased::Granted,
-            Err(Short::OfKey(taken)) => NamedLeased::KeyFull(taken),
+            Err(Short::OfKey { taken, .. }) => NamedLeased::KeyFull(taken),
             Err(Short::OfAll(taken)) => NamedLeased::Full(taken),
         })
     }
@@ -141,20 +139,20 @@ impl LeaseSlots for MemoryLeases {
 
 /// Which limit is reached, and how many slots it has taken.
 enum Short {
-    OfKey(u64),
+    OfKey { place: usize, taken: u64 },
     OfAll(u64),
 }
 
 impl Slots {
-    fn take(&self, limits: LeaseLimits) -> Result<(), Short> {
+    fn take(&self, total: Option<u64>, keys: &[(Key, u64)]) -> Result<(), Short> {
         {
             let mut taken = lock(&self.taken);
             // Without named slots no time is read.
             if taken.expiries.is_empty() {
-                return taken.take(limits);
+                return taken.take(total, keys);
             }
         }
-        self.attempt(self.timer.now(), |taken| taken.take(limits))
+        self.attempt(self.timer.now(), |taken| taken.take(total, keys))
     }
 
     /// Tries to take a slot, and again when all that has expired is given back if there is none.
@@ -194,36 +192,44 @@ impl Slots {
 }
 
 impl Taken {
-    fn by(&self, key: &Key) -> u64 {
-        self.by_key.get(key).copied().unwrap_or(0)
+    fn by(&self, place: usize, key: &Key) -> u64 {
+        let by_key = self.by_key.get(place);
+        by_key
+            .and_then(|by_key| by_key.get(key))
+            .map_or(0, |taken| *taken)
     }
 
-    fn take(&mut self, limits: LeaseLimits) -> Result<(), Short> {
-        if let Some((key, limit)) = limits.key {
-            let taken = self.by(&key);
-            if taken >= limit {
-                return Err(Short::OfKey(taken));
+    fn take(&mut self, total: Option<u64>, keys: &[(Key, u64)]) -> Result<(), Short> {
+        for (place, (key, limit)) in keys.iter().enumerate() {
+            let taken = self.by(place, key);
+            if taken >= *limit {
+                return Err(Short::OfKey { place, taken });
             }
         }
-        if limits.total.is_some_and(|limit| self.total >= limit) {
+        if total.is_some_and(|limit| self.total >= limit) {
             return Err(Short::OfAll(self.total));
         }
         self.total += 1;
-        if let Some((key, _)) = limits.key {
-            *self.by_key.entry(key).or_default() += 1;
+        if self.by_key.len() < keys.len() {
+            self.by_key.resize_with(keys.len(), HashMap::new);
+        }
+        for ((key, _), by_key) in keys.iter().zip(&mut self.by_key) {
+            *by_key.entry(*key).or_default() += 1;
         }
         Ok(())
     }
 
-    fn give_back(&mut self, key: Option<Key>) {
+    fn give_back(&mut self, keys: &[Key]) {
         self.total -= 1;
-        let Some(Entry::Occupied(mut of_key)) = key.map(|key| self.by_key.entry(key)) else {
-            return;
-        };
-        *of_key.get_mut() -= 1;
-        if *of_key.get() == 0 {
-            of_key.remove();
-            shrink(&mut self.by_key);
+        for (key, by_key) in keys.iter().zip(&mut self.by_key) {
+            let Entry::Occupied(mut of_key) = by_key.entry(*key) else {
+                continue;
+            };
+            *of_key.get_mut() -= 1;
+            if *of_key.get() == 0 {
+                of_key.remove();
+                shrink(by_key);
+            }
         }
     }
 
@@ -231,7 +237,7 @@ impl Taken {
     fn take_named(
         &mut self,
         lease: &NamedLease,
-        limits: LeaseLimits,
+        limits: NamedLimits,
         now: u64,
     ) -> Result<(), Short> {
         if self.is_held(&lease.name, None, now) {
@@ -239,7 +245,8 @@ impl Taken {
             return Ok(());
         }
         self.remove(&lease.name);
-        self.take(limits)?;
+        let per_tenant = limits.per_tenant.unwrap_or(u64::MAX);
+        self.take(limits.total, &[(lease.name.tenant, per_tenant)])?;
         self.insert(lease, now);
         Ok(())
     }
@@ -275,7 +282,7 @@ impl Taken {
         if let Some(named) = self.named.remove(name) {
             shrink(&mut self.named);
             self.expiries.remove(&named.expiry);
-            self.give_back(Some(name.tenant));
+            self.give_back(&[name.tenant]);
         }
     }
 
@@ -310,7 +317,7 @@ impl Held for Slot {}
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        lock(&self.slots.taken).give_back(self.key);
+        lock(&self.slots.taken).give_back(&self.keys);
     }
 }
 
@@ -335,7 +342,7 @@ mod tests {
     }
 
     fn acquire(slots: &MemoryLeases, n: u64, total: u64) -> NamedLeased {
-        match slots.acquire_named(&named(n), LeaseLimits::new(Some(total), None)) {
+        match slots.acquire_named(&named(n), NamedLimits::new(Some(total), None)) {
             Reply::Ready(taken) => taken,
             Reply::Pending(_) => panic!("a store in memory answers at once"),
         }
@@ -372,7 +379,7 @@ mod tests {
         let clock = TestClock::default();
         let names = Names::default();
         let open = |name| names.open(name, Timer::Test(clock.clone()));
-        let limits = LeaseLimits::new(None, None);
+        let limits = NamedLimits::new(None, None);
         drop(open("jobs").acquire_named(&named(1), limits));
         drop(open("streams"));
         let used = open("used");

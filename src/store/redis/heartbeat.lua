@@ -2,9 +2,10 @@
 -- is at work.
 --
 -- KEYS[1]      the leases of all keys, and the epoch, as in acquire.lua
--- KEYS[n + 1]  the leases of the n-th lease's key, or KEYS[1] again if that has no limit
+-- KEYS[n + 1]  the leases of a key; of a lease that has no key, KEYS[1] again
 -- ARGV[1..3]   as in acquire.lua
--- ARGV[n + 3]  the n-th lease's id
+-- ARGV[n + 3]  the id of a lease that is among those of KEYS[n + 1]; of a lease with several keys,
+--              once for each
 --
 -- Returns what became of it (1 done, -2 too late), the server's time, the epoch, and how many of the
 -- keys hold something else than leases.

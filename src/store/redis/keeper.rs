@@ -9,7 +9,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::failure::{FailureKind, StoreError};
-use super::leases::{LATE, Slots};
+use super::leases::{LATE, OfKeys, Slots};
 use super::post::{Post, Term};
 use crate::sync::lock;
 
@@ -27,8 +27,8 @@ const RETRY: Duration = Duration::from_millis(100);
 pub(super) struct Keeper {
     post: Post,
     wake: Notify,
-    /// Leases to keep alive, with the Redis key that holds those of their key.
-    held: Mutex<HashMap<u64, Option<String>>>,
+    /// Leases to keep alive, with the Redis keys that hold those of their keys.
+    held: Mutex<HashMap<u64, OfKeys>>,
     /// Leases to give back, those that have waited longest in front.
     releases: Mutex<VecDeque<Release>>,
     /// Batches of them that are on their way.
@@ -40,7 +40,7 @@ pub(super) struct Keeper {
 
 struct Release {
     id: u64,
-    of_key: Option<String>,
+    of_keys: OfKeys,
     /// When it has expired by itself.
     until: Instant,
 }
@@ -89,21 +89,21 @@ impl Keeper {
 }
 
 impl Slots {
-    pub(super) fn hold(self: &Arc<Self>, id: u64, of_key: Option<String>) {
-        lock(&self.keeper.held).insert(id, of_key);
+    pub(super) fn hold(self: &Arc<Self>, id: u64, of_keys: OfKeys) {
+        lock(&self.keeper.held).insert(id, of_keys);
         self.keep();
     }
 
-    pub(super) fn give_back(self: &Arc<Self>, id: u64, of_key: Option<String>) {
+    pub(super) fn give_back(self: &Arc<Self>, id: u64, of_keys: OfKeys) {
         lock(&self.keeper.held).remove(&id);
-        self.keeper.queue([self.release(id, of_key)]);
+        self.keeper.queue([self.release(id, of_keys)]);
         self.keep();
         self.keeper.wake.notify_one();
     }
 
-    fn release(&self, id: u64, of_key: Option<String>) -> Release {
+    fn release(&self, id: u64, of_keys: OfKeys) -> Release {
         let until = Instant::now() + self.ttl();
-        Release { id, of_key, until }
+        Release { id, of_keys, until }
     }
 
     /// Starts the keeper unless it runs.
@@ -145,9 +145,7 @@ impl Slots {
         if batch.is_empty() {
             return Ok(());
         }
-        let mut keys = vec![self.names.total.clone()];
-        keys.extend(batch.iter().map(|of| self.names.or_total(&of.of_key)));
-        let ids: Vec<u64> = batch.iter().map(|release| release.id).collect();
+        let (keys, ids) = self.entries(batch.iter().map(|of| (of.id, &of.of_keys)));
         let client = &self.store.client;
         let script = &self.store.leases.release;
         let released = client.run_apart(script, &keys, &*ids, client.deadline());
@@ -167,17 +165,16 @@ impl Slots {
     }
 
     async fn heartbeat(&self) -> Result<(), StoreError> {
-        let held: Vec<(u64, Option<String>)> = {
+        let held: Vec<(u64, OfKeys)> = {
             let held = lock(&self.keeper.held);
             held.iter()
-                .map(|(id, of_key)| (*id, of_key.clone()))
+                .map(|(id, of_keys)| (*id, of_keys.clone()))
                 .collect()
         };
         for batch in held.chunks(BATCH) {
-            let mut keys = vec![self.names.total.clone()];
-            keys.extend(batch.iter().map(|(_, of_key)| self.names.or_total(of_key)));
+            let (keys, ids) = self.entries(batch.iter().map(|(id, of_keys)| (*id, of_keys)));
             let mut arguments = self.arguments(Instant::now(), self.ttl());
-            arguments.extend(batch.iter().map(|(id, _)| id.to_string()));
+            arguments.extend(ids.iter().map(u64::to_string));
             let client = &self.store.client;
             let script = &self.store.leases.heartbeat;
             let answer = client.run_apart(script, &keys, &*arguments, client.deadline());
@@ -198,15 +195,31 @@ impl Slots {
     }
 
     /// A lease that was given back while its heartbeat was on its way may be there again.
-    fn release_what_ended(&self, batch: &[(u64, Option<String>)]) {
+    fn release_what_ended(&self, batch: &[(u64, OfKeys)]) {
         let ended: Vec<_> = {
             let held = lock(&self.keeper.held);
             let ended = batch.iter().filter(|(id, _)| !held.contains_key(id));
             ended
-                .map(|(id, of_key)| self.release(*id, of_key.clone()))
+                .map(|(id, of_keys)| self.release(*id, of_keys.clone()))
                 .collect()
         };
         self.keeper.queue(ended);
+    }
+
+    /// What scripts take of several leases: the Redis key of all of them, then one for each key of
+    /// each lease, and the id of the lease that each of these is for.
+    fn entries<'a>(
+        &self,
+        leases: impl Iterator<Item = (u64, &'a OfKeys)>,
+    ) -> (Vec<String>, Vec<u64>) {
+        let (mut keys, mut ids) = (vec![self.names.total.clone()], Vec::new());
+        for (id, of_keys) in leases {
+            let total = std::slice::from_ref(&self.names.total);
+            let in_keys = if of_keys.is_empty() { total } else { of_keys };
+            keys.extend_from_slice(in_keys);
+            ids.extend(in_keys.iter().map(|_| id));
+        }
+        (keys, ids)
     }
 
     fn found_wrong(&self, keys: u64) {

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::Inner;
@@ -13,8 +14,8 @@ use super::names::LeaseNames;
 use super::script::Script;
 use crate::key::Key;
 use crate::store::{
-    Held, LeaseLimits, LeaseName, LeaseSlots, LeaseUsage, Leased, NamedLease, NamedLeased, Reply,
-    Standing,
+    Held, LeaseLimits, LeaseName, LeaseSlots, LeaseUsage, Leased, NamedLease, NamedLeased,
+    NamedLimits, Reply, Standing,
 };
 use crate::sync::lock;
 
@@ -70,11 +71,14 @@ impl Scripts {
     }
 }
 
+/// The Redis keys that hold the leases of the keys of one lease.
+pub(super) type OfKeys = SmallVec<[String; 2]>;
+
 /// A lease, from before it is asked for: however its story ends, it is given back.
 struct Lease {
     slots: Arc<Slots>,
     id: u64,
-    of_key: Option<String>,
+    of_keys: OfKeys,
     /// Whether the store was asked and has not said no.
     may_be_taken: bool,
 }
@@ -84,7 +88,8 @@ impl Held for Lease {}
 impl Drop for Lease {
     fn drop(&mut self) {
         if self.may_be_taken {
-            self.slots.give_back(self.id, self.of_key.take());
+            let of_keys = std::mem::take(&mut self.of_keys);
+            self.slots.give_back(self.id, of_keys);
         }
     }
 }
@@ -94,6 +99,15 @@ pub(super) const GRANTED: i64 = 1;
 pub(super) const FULL: i64 = 0;
 pub(super) const KEY_FULL: i64 = -1;
 pub(super) const LATE: i64 = -2;
+
+/// The same, of a lease without a name.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Granted,
+    Full,
+    KeyFull { place: usize },
+    Late,
+}
 
 impl RedisLeases {
     fn new(store: Arc<Inner>, name: &str) -> Self {
@@ -119,13 +133,13 @@ impl LeaseSlots for RedisLeases {
         }))
     }
 
-    fn usage(&self, key: Option<&Key>) -> Reply<Option<LeaseUsage>> {
+    fn usage_at(&self, key: Option<&Key>, place: usize) -> Reply<Option<LeaseUsage>> {
         let slots = self.0.clone();
-        let key = key.copied();
-        Reply::Pending(Box::pin(async move { slots.usage(key).await.ok() }))
+        let of_key = key.map(|key| slots.names.of_key(place, key));
+        Reply::Pending(Box::pin(async move { slots.usage(of_key).await.ok() }))
     }
 
-    fn acquire_named(&self, lease: &NamedLease, limits: LeaseLimits) -> Reply<NamedLeased> {
+    fn acquire_named(&self, lease: &NamedLease, limits: NamedLimits) -> Reply<NamedLeased> {
         let slots = self.0.clone();
         let mode = slots.store.options.on_failure;
         if slots.store.client.check().is_err() {
@@ -168,37 +182,39 @@ impl Drop for RedisLeases {
 
 impl Slots {
     async fn acquire(self: Arc<Self>, limits: LeaseLimits) -> Result<Leased, StoreError> {
-        let of_key = limits.key.map(|(key, _)| self.names.of_key(&key));
+        let of_keys = limits.keys().iter().enumerate();
+        let of_keys = of_keys.map(|(place, (key, _))| self.names.of_key(place, key));
+        let of_keys: OfKeys = of_keys.collect();
         let mut lease = Lease {
             id: new_id(),
-            of_key: of_key.clone(),
+            of_keys: of_keys.clone(),
             may_be_taken: true,
             slots: self,
         };
         let slots = lease.slots.clone();
         let deadline = slots.store.client.deadline();
         let mut keys = vec![slots.names.total.clone()];
-        keys.extend(of_key);
+        keys.extend(of_keys);
         let id = lease.id;
-        let asked = slots.ask(&keys, id, limits, deadline).await;
+        let asked = slots.ask(&keys, id, &limits, deadline).await;
         let mut outcome = asked.inspect_err(|error| {
             // If it was not sent, there is nothing to give back.
             lease.may_be_taken = error.was_sent();
         })?;
-        if outcome == LATE {
+        if outcome == Outcome::Late {
             // But here is its asker, waiting. So it is the first, or the clocks have drifted apart
             // since the last answer, and with this one's time it is in time.
-            outcome = slots.ask(&keys, id, limits, deadline).await?;
+            outcome = slots.ask(&keys, id, &limits, deadline).await?;
         }
-        if outcome == GRANTED {
-            slots.hold(id, lease.of_key.clone());
+        if outcome == Outcome::Granted {
+            slots.hold(id, lease.of_keys.clone());
             return Ok(Leased::Granted(Box::new(lease)));
         }
         lease.may_be_taken = false;
         Ok(match outcome {
-            FULL => Leased::Full,
-            KEY_FULL => Leased::KeyFull,
-            _ => Leased::Unavailable(slots.store.options.on_failure),
+            Outcome::Full => Leased::Full,
+            Outcome::KeyFull { place } => Leased::KeyFull { place },
+            Outcome::Granted | Outcome::Late => Leased::Unavailable(slots.store.options.on_failure),
         })
     }
 
@@ -206,21 +222,23 @@ impl Slots {
         &self,
         keys: &[String],
         id: u64,
-        limits: LeaseLimits,
+        limits: &LeaseLimits,
         deadline: Instant,
-    ) -> Result<i64, StoreError> {
+    ) -> Result<Outcome, StoreError> {
         let mut arguments = self.arguments(Instant::now(), self.ttl());
-        arguments.extend([
-            id.to_string(),
-            or_none(limits.total),
-            limits.key.map_or(0, |(_, limit)| limit).to_string(),
-        ]);
+        arguments.extend([id.to_string(), or_none(limits.total)]);
+        arguments.extend(limits.keys().iter().map(|(_, limit)| limit.to_string()));
         let client = &self.store.client;
         let script = &self.store.leases.acquire;
         let answer = client.run(script, keys, &*arguments, deadline);
-        let (outcome, time, epoch): (i64, u64, Vec<u8>) = answer.await?;
+        let (outcome, time, epoch, place): (i64, u64, Vec<u8>, usize) = answer.await?;
         self.learn(time, epoch);
-        Ok(outcome)
+        Ok(match outcome {
+            GRANTED => Outcome::Granted,
+            FULL => Outcome::Full,
+            KEY_FULL => Outcome::KeyFull { place },
+            _ => Outcome::Late,
+        })
     }
 
     /// What scripts that take leases take first: a word for the epoch, the time to live, and until
@@ -233,9 +251,9 @@ impl Slots {
         ]
     }
 
-    async fn usage(&self, key: Option<Key>) -> Result<LeaseUsage, StoreError> {
+    async fn usage(&self, of_key: Option<String>) -> Result<LeaseUsage, StoreError> {
         let mut keys = vec![self.names.total.clone()];
-        keys.extend(key.map(|key| self.names.of_key(&key)));
+        keys.extend(of_key);
         let script = &self.store.leases.usage;
         let deadline = self.store.client.deadline();
         let counts = self

@@ -8,7 +8,7 @@ use super::failure::{FailureKind, StoreError};
 use super::leases::{FULL, GRANTED, KEY_FULL, LATE, Slots, or_none};
 use super::script::Script;
 use crate::store::lease::lifetime;
-use crate::store::{LeaseLimits, LeaseName, NamedLease, NamedLeased, Standing};
+use crate::store::{LeaseName, NamedLease, NamedLeased, NamedLimits, Standing};
 
 pub(super) struct Scripts {
     acquire: Script,
@@ -30,7 +30,7 @@ impl Slots {
     pub(super) async fn acquire_named(
         &self,
         lease: NamedLease,
-        limits: LeaseLimits,
+        limits: NamedLimits,
     ) -> Result<NamedLeased, StoreError> {
         let deadline = self.store.client.deadline();
         let mut answer = self.ask_named(&lease, limits, deadline).await?;
@@ -49,7 +49,7 @@ impl Slots {
     async fn ask_named(
         &self,
         lease: &NamedLease,
-        limits: LeaseLimits,
+        limits: NamedLimits,
         deadline: Instant,
     ) -> Result<(i64, u64), StoreError> {
         let (keys, called) = self.names.named(&lease.name);
@@ -59,7 +59,7 @@ impl Slots {
         arguments.extend([
             called,
             or_none(limits.total),
-            or_none(limits.key.map(|(_, limit)| limit)),
+            or_none(limits.per_tenant),
             lease.holder.to_string(),
         ]);
         let client = &self.store.client;

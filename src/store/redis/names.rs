@@ -111,7 +111,6 @@ impl Names {
 /// script reaches them.
 pub(super) struct LeaseNames {
     pub(super) total: String,
-    begin_all: String,
     begin: String,
 }
 
@@ -121,8 +120,7 @@ impl Names {
         let begin = format!("{{{}:lease:{name}}}:", self.prefix);
         LeaseNames {
             total: format!("{begin}total"),
-            begin: format!("{begin}of:"),
-            begin_all: begin,
+            begin,
         }
     }
 }
@@ -142,27 +140,27 @@ impl Names {
 }
 
 impl LeaseNames {
-    /// The Redis key that holds the leases of one key.
-    pub(super) fn of_key(&self, key: &Key) -> String {
-        text(&self.begin, key)
-    }
-
-    /// The same, for a lease that may be of no key.
-    pub(super) fn or_total(&self, of_key: &Option<String>) -> String {
-        of_key.as_ref().unwrap_or(&self.total).clone()
+    /// The Redis key that holds the leases of one key, at a place among the keys of a lease. Places
+    /// are apart: an address counts for itself where it stands for a missing token, and with all
+    /// tokens that are sent from it where addresses are limited.
+    pub(super) fn of_key(&self, place: usize, key: &Key) -> String {
+        match place {
+            0 => text(&self.begin, "of:", key),
+            place => text(&self.begin, &format!("of{}:", place + 1), key),
+        }
     }
 
     /// The Redis key that is there when a holder has given back the lease that is called so.
     pub(super) fn given_back(&self, called: &str, holder: u64) -> String {
-        format!("{}left:{holder}:{called}", self.begin_all)
+        format!("{}left:{holder}:{called}", self.begin)
     }
 
     /// The Redis keys that a lease with a name is in (those of all, the tenant's, and who holds
     /// it), and what it is called there.
     pub(super) fn named(&self, name: &LeaseName) -> ([String; 3], String) {
-        let of_tenant = self.of_key(&name.tenant);
-        let called = text(&format!("{}:", text("", &name.tenant)), &name.id);
-        let holder = format!("{}by:{called}", self.begin_all);
+        let of_tenant = self.of_key(0, &name.tenant);
+        let called = text(&text("", "", &name.tenant), ":", &name.id);
+        let holder = format!("{}by:{called}", self.begin);
         ([self.total.clone(), of_tenant, holder], called)
     }
 }
@@ -175,13 +173,15 @@ impl Name {
 
     /// The Redis key that holds a key's buckets of the policy at this place.
     pub(super) fn key(&self, policy: usize, key: &Key) -> String {
-        text(&self.begins[policy], key)
+        text(&self.begins[policy], "", key)
     }
 }
 
-fn text(begin: &str, key: &Key) -> String {
-    let mut text = String::with_capacity(begin.len() + key.kind().len() + 48);
+fn text(begin: &str, part: &str, key: &Key) -> String {
+    let length = begin.len() + part.len() + key.kind().len() + 48;
+    let mut text = String::with_capacity(length);
     text.push_str(begin);
+    text.push_str(part);
     // The program's word, but escaped: braces would choose the part of a cluster.
     let _ = write!(
         text,
@@ -267,7 +267,9 @@ mod tests {
             let leases = names.leases("jobs");
             let tag = format!("{{{escaped}:lease:jobs}}:");
             assert_eq!(leases.total, format!("{tag}total"));
-            assert_eq!(leases.of_key(&address), format!("{tag}of:ip:192.0.2.1"));
+            let of_key = |place| leases.of_key(place, &address);
+            assert_eq!(of_key(0), format!("{tag}of:ip:192.0.2.1"));
+            assert_eq!(of_key(1), format!("{tag}of2:ip:192.0.2.1"));
             let name = names.claim(&[Policy::new("calls", Quota::per_day(1))]);
             let expected = format!("{escaped}:rate:calls:ip:192.0.2.1");
             assert_eq!(name.key(0, &address), expected);

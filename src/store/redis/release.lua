@@ -1,8 +1,9 @@
 -- Gives leases back. Those that are gone already are none the worse.
 --
 -- KEYS[1]      the leases of all keys
--- KEYS[n + 1]  the leases of the n-th lease's key, or KEYS[1] again if that has no limit
--- ARGV[n]      the n-th lease's id
+-- KEYS[n + 1]  the leases of a key; of a lease that has no key, KEYS[1] again
+-- ARGV[n]      the id of a lease that is among those of KEYS[n + 1]; of a lease with several keys,
+--              once for each
 --
 -- Returns how many of the keys hold something else than leases. They keep it, and are no harm to the
 -- other leases.

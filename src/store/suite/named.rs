@@ -7,7 +7,7 @@ use super::leases::new_slots;
 use super::new_key;
 use crate::key::Key;
 use crate::store::{
-    LeaseLimits, LeaseName, LeaseSlots, LeaseStore, NamedLease, NamedLeased, Standing,
+    LeaseLimits, LeaseName, LeaseSlots, LeaseStore, NamedLease, NamedLeased, NamedLimits, Standing,
 };
 
 /// Long enough for any store to be asked a few times within it.
@@ -33,7 +33,7 @@ impl Case {
     }
 
     async fn take(&self, name: LeaseName, holder: u64, limits: (u64, u64)) -> NamedLeased {
-        let limits = LeaseLimits::new(Some(limits.0), Some((name.tenant, limits.1)));
+        let limits = NamedLimits::new(Some(limits.0), Some(limits.1));
         let lease = NamedLease::new(name, holder, TTL);
         self.0.acquire_named(&lease, limits).await
     }
@@ -68,7 +68,7 @@ async fn limits_and_what_they_have_taken(store: &dyn LeaseStore) {
     assert_eq!(case.take(of(b), 1, limits).await, NamedLeased::Full(3));
     assert_eq!(case.taken(&a).await, (3, Some(2)));
 
-    let none = LeaseLimits::new(None, None);
+    let none = NamedLimits::new(None, None);
     let lease = NamedLease::new(of(a), 1, TTL);
     let more = case.0.acquire_named(&lease, none).await;
     assert_eq!(more, NamedLeased::Granted);
@@ -77,7 +77,7 @@ async fn limits_and_what_they_have_taken(store: &dyn LeaseStore) {
         (4, Some(3)),
         "without limits it is counted alone"
     );
-    let nothing = LeaseLimits::new(Some(0), None);
+    let nothing = NamedLimits::new(Some(0), None);
     let lease = NamedLease::new(of(b), 1, TTL);
     let refused = case.0.acquire_named(&lease, nothing).await;
     assert_eq!(refused, NamedLeased::Full(4));
@@ -148,7 +148,7 @@ async fn lives_as_long_as_it_is_heard_of(store: &dyn LeaseStore, pass: &impl Asy
 async fn times_to_live_of_any_length(store: &dyn LeaseStore, pass: &impl AsyncFn(Duration)) {
     let case = Case::new(store);
     let tenant = new_key();
-    let none = LeaseLimits::new(None, None);
+    let none = NamedLimits::new(None, None);
     let mut names = Vec::new();
     for ttl in [Duration::ZERO, Duration::from_nanos(1), Duration::MAX] {
         let lease = NamedLease::new(of(tenant), 1, ttl);
@@ -169,7 +169,7 @@ async fn times_to_live_of_any_length(store: &dyn LeaseStore, pass: &impl AsyncFn
 async fn counted_with_slots_that_have_no_name(store: &dyn LeaseStore) {
     let case = Case::new(store);
     let name = of(new_key());
-    let limits = LeaseLimits::new(Some(2), Some((name.tenant, 2)));
+    let limits = LeaseLimits::new(Some(2), [(name.tenant, 2), (new_key(), 2)]);
     let held = case.0.acquire(limits).await;
     case.take(name, 1, (2, 2)).await;
     assert_eq!(case.taken(&name.tenant).await, (2, Some(2)));

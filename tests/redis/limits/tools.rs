@@ -49,7 +49,11 @@ async fn a_tool_sees_what_services_count() {
         &tower_admission::MemoryStore::new(),
         &limits,
     );
-    let permit = layer.limiter().acquire_for(Some(&acme()[0])).await.unwrap();
+    let permit = layer
+        .limiter()
+        .acquire_for(std::slice::from_ref(&acme()[0]))
+        .await
+        .unwrap();
     assert!(limiter.decide(&acme(), 4).await.is_admitted());
     assert!(second.decide(&acme(), 7).await.is_admitted());
 
@@ -82,7 +86,7 @@ async fn a_tool_sees_what_services_count() {
     limiter
         .set_policy(calls("12/h").and("daily", "200/day sliding".parse().unwrap()))
         .unwrap();
-    layer.limiter().set_limit_per_key(6);
+    layer.limiter().set_limit_per_key(0, 6);
     until("the change is written down", async || {
         let other = seen(&tool, &server, "org:other").await;
         other[..3]
