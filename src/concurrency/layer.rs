@@ -231,7 +231,8 @@ impl ConcurrencyLimitLayer {
 
     /// What single keys may have in flight, changed at run time: in place of the limit of
     /// [`per_key`](Self::per_key), which has to be there to say who is charged. With a limit of 0 there
-    /// only those keys are limited that have one of their own.
+    /// only those keys are limited that have one of their own. A key has the same limit wherever it is
+    /// charged.
     ///
     /// # Panics
     ///

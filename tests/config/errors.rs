@@ -29,6 +29,7 @@ fn each_field_is_read() {
         name = "AI Bridge"
         concurrency = 64
         concurrency_per_key = 4
+        concurrency_per_ip = 8
         rates = { burst = "10/s", daily = "50000/day" }
         rate_per_ip = "50/s"
         failed_logins = "20/min"

@@ -12,6 +12,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use tower::ServiceExt;
 use tower_admission::config::Admission;
+use tower_admission::{Key, PeerAddr};
 
 use super::{admitted, app, config, status};
 
@@ -159,6 +160,97 @@ async fn permits_count_on() {
         panic!()
     };
     assert_eq!((total.used, total.limit), (0, Some(4)));
+}
+
+/// The limit of addresses is in the same layer, and a reload changes it in place; 0 turns it off.
+#[tokio::test]
+async fn permits_of_an_address_count_on() {
+    let group = |limit: usize, per_ip: usize| {
+        config(&format!(
+            "[groups.api]\npath = '/api'\nconcurrency = {limit}\nconcurrency_per_key = 2\n\
+             concurrency_per_ip = {per_ip}"
+        ))
+    };
+    let admission = Admission::new(&group(9, 3)).unwrap();
+    let app = app(&admission);
+    let hold = async |token: &str, address: [u8; 4]| {
+        let request = Request::get("/api").header("authorization", format!("Bearer {token}"));
+        let request = request.extension(PeerAddr((address, 4711).into()));
+        let request = request.body(Body::empty()).unwrap();
+        app.clone().oneshot(request).await.unwrap()
+    };
+    let (home, away) = ([192, 0, 2, 1], [192, 0, 2, 2]);
+    let mut held = Vec::new();
+    for token in ["made", "up", "tokens"] {
+        held.push(hold(token, home).await);
+    }
+    assert_eq!(
+        hold("more", home).await.status(),
+        StatusCode::TOO_MANY_REQUESTS
+    );
+    assert_eq!(hold("more", away).await.status(), StatusCode::OK);
+    admission.reload(&group(9, 4)).unwrap();
+    held.push(hold("more", home).await);
+    assert_eq!(held[3].status(), StatusCode::OK);
+    assert_eq!(
+        hold("most", home).await.status(),
+        StatusCode::TOO_MANY_REQUESTS
+    );
+    let usage = admission.limits().usage(&Key::ip(home.into()).into()).await;
+    let usage: Vec<_> = usage
+        .iter()
+        .map(|usage| (usage.used, usage.limit))
+        .collect();
+    assert_eq!(usage, [(4, Some(4))]);
+
+    // Off, it charges nothing; the limits that are on hold.
+    admission.reload(&group(6, 0)).unwrap();
+    held.push(hold("most", home).await);
+    held.push(hold("most", home).await);
+    assert!(
+        held.iter()
+            .all(|response| response.status() == StatusCode::OK)
+    );
+    assert_eq!(
+        hold("most", home).await.status(),
+        StatusCode::TOO_MANY_REQUESTS
+    );
+    assert_eq!(
+        hold("other", away).await.status(),
+        StatusCode::SERVICE_UNAVAILABLE
+    );
+    // Nothing is limited in total, and the address has the four again that were charged to it.
+    admission.reload(&group(0, 5)).unwrap();
+    held.push(hold("other", home).await);
+    assert_eq!(held[6].status(), StatusCode::OK);
+    assert_eq!(
+        hold("last", home).await.status(),
+        StatusCode::TOO_MANY_REQUESTS
+    );
+    drop(held);
+    assert_eq!(admission.limits().totals()[0].used, 0);
+}
+
+#[tokio::test]
+async fn a_group_limits_addresses_alone() {
+    let admission = Admission::new(&config(
+        "[groups.api]\npath = '/api'\nconcurrency_per_ip = 1\nkey = 'shared'",
+    ));
+    let admission = admission.unwrap();
+    let app = app(&admission);
+    let hold = async |address: [u8; 4]| {
+        let request = Request::get("/api").extension(PeerAddr((address, 4711).into()));
+        let request = request.body(Body::empty()).unwrap();
+        app.clone().oneshot(request).await.unwrap()
+    };
+    let held = [hold([192, 0, 2, 1]).await, hold([192, 0, 2, 2]).await];
+    assert!(
+        held.iter()
+            .all(|response| response.status() == StatusCode::OK)
+    );
+    for address in [[192, 0, 2, 1], [192, 0, 2, 2]] {
+        assert_eq!(hold(address).await.status(), StatusCode::TOO_MANY_REQUESTS);
+    }
 }
 
 #[tokio::test]

@@ -116,6 +116,11 @@ fn nothing_is_made_of_another_type() {
             whole,
         ),
         (
+            "[groups.api]\nconcurrency_per_ip = true",
+            "groups.api.concurrency_per_ip",
+            whole,
+        ),
+        (
             "[groups.api]\ndry_run = 17",
             "groups.api.dry_run",
             "`true` or `false`",

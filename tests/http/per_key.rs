@@ -2,10 +2,14 @@
 
 use http_body_util::BodyExt;
 use tower::Layer;
-use tower_admission::{ConcurrencyLimitLayer, Reason};
+use tower_admission::store::FailureMode;
+use tower_admission::{
+    ByToken, Capacity, ClientIp, ConcurrencyLimitLayer, Key, MemoryStore, Reason,
+};
 
 use crate::common::{
-    Counting, bodies, by_user, header, request, send, status, streamed, text, user, user_key,
+    Away, Counting, bodies, by_user, header, peer, request, send, status, streamed, text, user,
+    user_key,
 };
 
 #[tokio::test]
@@ -129,4 +133,196 @@ async fn a_permit_taken_by_hand_counts_with_the_layers() {
     assert_eq!(refused.unwrap_err().reason(), Reason::KeyAtCapacity);
     drop(permit);
     assert_eq!(status(&service, user("alice")).await, 200);
+}
+
+/// A request of a user's, from an address.
+fn user_at(user: &str, address: &str) -> http::Request<()> {
+    let mut request = crate::common::user(user);
+    request.extensions_mut().insert(peer(address));
+    request
+}
+
+fn bearer_at(token: &str, address: &str) -> http::Request<()> {
+    let mut request = crate::common::bearer(token);
+    request.extensions_mut().insert(peer(address));
+    request
+}
+
+fn address_key(address: &str) -> Key {
+    Key::ip(address.parse().unwrap())
+}
+
+#[tokio::test]
+async fn made_up_tokens_take_no_more_than_the_share_of_their_address() {
+    let layer = ConcurrencyLimitLayer::new(64)
+        .per_key(ByToken::default(), 16)
+        .per_key(ClientIp::peer(), 32);
+    for layer in [
+        layer.clone(),
+        layer.name("stored").store(MemoryStore::new()),
+    ] {
+        let service = layer.layer(Counting::default());
+        let mut held = Vec::new();
+        let mut rejected = 0;
+        for n in 0..200 {
+            let request = bearer_at(&format!("made-up-{n}"), "192.0.2.1");
+            let response = send(&service, request).await;
+            match response.status().as_u16() {
+                200 => held.push(response),
+                429 => rejected += 1,
+                status => panic!("{status}"),
+            }
+        }
+        assert_eq!((held.len(), rejected), (32, 168));
+        assert_eq!(layer.limiter().in_flight(), 32);
+        let other = send(&service, bearer_at("known", "192.0.2.2")).await;
+        assert_eq!(other.status(), 200);
+        drop(held);
+        assert_eq!(status(&service, bearer_at("a", "192.0.2.1")).await, 200);
+    }
+}
+
+#[tokio::test]
+async fn each_limit_holds_for_its_key() {
+    let layer = ConcurrencyLimitLayer::new(10)
+        .per_key(by_user, 2)
+        .per_key(ClientIp::peer(), 3);
+    let service = layer.layer(Counting::default());
+    let one = send(&service, user_at("alice", "192.0.2.1")).await;
+    let _two = send(&service, user_at("alice", "192.0.2.1")).await;
+    assert_eq!(status(&service, user_at("alice", "192.0.2.9")).await, 429);
+    let _three = send(&service, user_at("bob", "192.0.2.1")).await;
+    assert_eq!(status(&service, user_at("carol", "192.0.2.1")).await, 429);
+    assert_eq!(status(&service, user_at("carol", "192.0.2.2")).await, 200);
+    assert_eq!(layer.limiter().in_flight(), 3);
+    drop(one);
+    let again = send(&service, user_at("alice", "192.0.2.9")).await;
+    assert_eq!(again.status(), 200, "its slot of the user is back");
+    let last = send(&service, user_at("carol", "192.0.2.1")).await;
+    assert_eq!(last.status(), 200, "its slot of the address is back");
+}
+
+/// A request without a token is charged to its address in place of the token, and to its address.
+#[tokio::test]
+async fn an_address_in_place_of_a_token_counts_for_itself() {
+    let layer = ConcurrencyLimitLayer::new(0)
+        .per_key(ByToken::default(), 1)
+        .per_key(ClientIp::peer(), 3);
+    let service = layer.layer(Counting::default());
+    let mut held = Vec::new();
+    for token in ["a", "b"] {
+        held.push(send(&service, bearer_at(token, "192.0.2.1")).await);
+    }
+    let anonymous = || crate::common::from_peer("192.0.2.1");
+    held.push(send(&service, anonymous()).await);
+    assert!(held.iter().all(|response| response.status() == 200));
+    assert_eq!(status(&service, anonymous()).await, 429);
+    assert_eq!(status(&service, bearer_at("c", "192.0.2.1")).await, 429);
+}
+
+/// Were a slot taken and given back because another key is full, its key would be full in between.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_full_key_takes_nothing_from_the_other_key_or_the_total_for_any_moment() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let layer = ConcurrencyLimitLayer::new(2)
+        .per_key(by_user, 1)
+        .per_key(ClientIp::peer(), 1);
+    let limiter = layer.limiter();
+    let [alice, bob] = ["alice", "bob"].map(user_key);
+    let [full, free] = ["192.0.2.1", "192.0.2.2"].map(address_key);
+    let held = limiter.try_acquire_for_all(&[bob, full]).unwrap();
+    let done = std::sync::Arc::new(AtomicBool::new(false));
+    let tasks: Vec<_> = (0..64)
+        .map(|_| {
+            let (limiter, done) = (limiter.clone(), done.clone());
+            tokio::spawn(async move {
+                while !done.load(Ordering::Relaxed) {
+                    let rejected = limiter.try_acquire_for_all(&[alice, full]).unwrap_err();
+                    assert_eq!(rejected.reason(), Reason::KeyAtCapacity);
+                    tokio::task::yield_now().await;
+                }
+            })
+        })
+        .collect();
+    let mut admitted = 0;
+    for _ in 0..20_000 {
+        admitted += usize::from(limiter.try_acquire_for_all(&[alice, free]).is_ok());
+    }
+    done.store(true, Ordering::Relaxed);
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert_eq!(admitted, 20_000);
+    drop(held);
+    assert_eq!(limiter.in_flight(), 0);
+    drop(limiter.try_acquire_for_all(&[bob, full]).unwrap());
+}
+
+#[tokio::test]
+async fn limits_of_each_place_change_at_run_time() {
+    let layer = ConcurrencyLimitLayer::new(0)
+        .per_key(by_user, 1)
+        .per_key(ClientIp::peer(), 1);
+    let service = layer.layer(Counting::default());
+    let limiter = layer.limiter();
+    let held = send(&service, user_at("alice", "192.0.2.1")).await;
+    assert_eq!(status(&service, user_at("bob", "192.0.2.1")).await, 429);
+    limiter.set_limit_per_key(1, 2);
+    assert_eq!(status(&service, user_at("bob", "192.0.2.1")).await, 200);
+    assert_eq!(status(&service, user_at("alice", "192.0.2.1")).await, 429);
+    limiter.set_limit_per_key(0, Capacity::Unlimited);
+    assert_eq!(status(&service, user_at("alice", "192.0.2.1")).await, 200);
+    limiter.set_limit_per_key(1, 0);
+    let denied = send(&service, user_at("bob", "192.0.2.3")).await;
+    assert_eq!(
+        (denied.status().as_u16(), header(&denied, "retry-after")),
+        (429, None)
+    );
+    limiter.set_limit_per_key(1, Capacity::Unlimited);
+    // There is no such place.
+    limiter.set_limit_per_key(2, 0);
+    let more = send(&service, user_at("alice", "192.0.2.1")).await;
+    assert_eq!(more.status(), 200);
+    limiter.set_limit_per_key(0, 2);
+    assert_eq!(status(&service, user_at("alice", "192.0.2.9")).await, 429);
+    drop((held, more));
+}
+
+#[tokio::test]
+async fn a_permit_for_several_keys_is_one() {
+    let layer = ConcurrencyLimitLayer::new(10)
+        .per_key(by_user, 1)
+        .per_key(ClientIp::peer(), 1);
+    let service = layer.layer(Counting::default());
+    let limiter = layer.limiter();
+    let keys = [user_key("alice"), address_key("192.0.2.1")];
+    let permit = limiter.acquire_for(&keys).await.unwrap();
+    assert_eq!(limiter.in_flight(), 1);
+    assert_eq!(status(&service, user_at("alice", "192.0.2.2")).await, 429);
+    assert_eq!(status(&service, user_at("bob", "192.0.2.1")).await, 429);
+    drop(permit);
+    assert!(limiter.acquire_for(&keys).await.is_ok());
+    // With fewer keys than limits, the first limits are those that are charged.
+    let of_alice = limiter.try_acquire_for(&keys[0]).unwrap();
+    assert_eq!(status(&service, user_at("bob", "192.0.2.1")).await, 200);
+    assert_eq!(status(&service, user_at("alice", "192.0.2.1")).await, 429);
+    drop(of_alice);
+}
+
+#[tokio::test]
+async fn the_share_of_a_replica_holds_for_each_key_while_the_store_is_away() {
+    let layer = ConcurrencyLimitLayer::new(20)
+        .per_key(by_user, 4)
+        .per_key(ClientIp::peer(), 6)
+        .store(Away(FailureMode::LocalShare { replicas: 2 }));
+    let service = layer.layer(Counting::default());
+    let mut held = Vec::new();
+    for user in ["alice", "alice", "bob"] {
+        held.push(send(&service, user_at(user, "192.0.2.1")).await);
+    }
+    assert!(held.iter().all(|response| response.status() == 200));
+    assert_eq!(status(&service, user_at("alice", "192.0.2.2")).await, 429);
+    assert_eq!(status(&service, user_at("carol", "192.0.2.1")).await, 429);
+    assert_eq!(status(&service, user_at("carol", "192.0.2.2")).await, 200);
+    assert_eq!(layer.limiter().in_flight(), 3);
 }

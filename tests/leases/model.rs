@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use tower_admission::store::{
-    LeaseName, LeaseSlots, LeaseStore, NamedLease, NamedLeased, NamedLimits, Reply, Standing,
+    LeaseLimits, LeaseName, LeaseSlots, LeaseStore, LeaseUsage, Leased, NamedLease, NamedLeased,
+    NamedLimits, Reply, Standing,
 };
 use tower_admission::test_util::TestClock;
 use tower_admission::{Key, MemoryStore};
@@ -142,6 +143,57 @@ proptest! {
                 }
             }
             check(&*slots, &model)?;
+        }
+    }
+
+    /// Each slot is taken from both of its keys and the whole, or from none. The keys may be equal.
+    #[test]
+    fn slots_of_several_keys_are_what_the_model_says(
+        steps in proptest::collection::vec((proptest::bool::weighted(0.7), 0..4u8, 0..4u8), 1..150),
+        total in 1..8usize,
+        limits in (1..4usize, 1..5usize),
+    ) {
+        let slots = MemoryStore::new().open_leases("");
+        let mut model = Vec::new();
+        for (takes, first, second) in steps {
+            if !takes {
+                let place = usize::from(first) * 4 + usize::from(second);
+                if !model.is_empty() {
+                    model.swap_remove(place % model.len());
+                }
+            } else {
+                let of_first = model.iter().filter(|(keys, _)| *keys / 4 == first).count();
+                let of_second = model.iter().filter(|(keys, _)| *keys % 4 == second).count();
+                let of_keys = [(key("key", first), limits.0 as u64), (key("key", second), limits.1 as u64)];
+                match ready(slots.acquire(LeaseLimits::new(Some(total as u64), of_keys))) {
+                    Leased::Granted(held) => {
+                        prop_assert!(of_first < limits.0 && of_second < limits.1);
+                        prop_assert!(model.len() < total);
+                        model.push((first * 4 + second, held));
+                    }
+                    Leased::KeyFull { place: 0 } => prop_assert!(of_first >= limits.0),
+                    Leased::KeyFull { place } => {
+                        prop_assert_eq!(place, 1);
+                        prop_assert!(of_first < limits.0 && of_second >= limits.1);
+                    }
+                    Leased::Full => {
+                        prop_assert!(of_first < limits.0 && of_second < limits.1);
+                        prop_assert_eq!(model.len(), total);
+                    }
+                    unavailable => prop_assert!(false, "{:?}", unavailable),
+                }
+            }
+            for n in 0..4 {
+                let of = [
+                    model.iter().filter(|(keys, _)| *keys / 4 == n).count(),
+                    model.iter().filter(|(keys, _)| *keys % 4 == n).count(),
+                ];
+                for (place, of_key) in of.into_iter().enumerate() {
+                    let usage = ready(slots.usage_at(Some(&key("key", n)), place));
+                    let expected = LeaseUsage::new(model.len() as u64, Some(of_key as u64));
+                    prop_assert_eq!(usage, Some(expected));
+                }
+            }
         }
     }
 }

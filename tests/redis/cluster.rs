@@ -151,7 +151,8 @@ async fn a_prefix_with_braces_scatters_no_slots() {
     let cluster = Cluster::start().await;
     for prefix in ["}", "{", "{a}", "%"] {
         let leases = store(&cluster.url()).prefix(prefix).open_leases("jobs");
-        let limits = LeaseLimits::new(Some(5), Some((Key::id("user", "alice"), 2)));
+        let keys = ["alice", "bob", "carol"].map(|user| (Key::id("user", user), 2));
+        let limits = LeaseLimits::new(Some(5), keys);
         let leased = leases.acquire(limits).await;
         assert!(matches!(leased, Leased::Granted(_)), "{prefix}: {leased:?}");
     }

@@ -6,7 +6,7 @@ use tokio::task::JoinSet;
 use tower_admission::store::{FailureMode, LeaseLimits, LeaseStore, LeaseUsage, Leased, RateStore};
 use tower_admission::{Key, Quota};
 
-use crate::leases::{alice, limits, until_used, used};
+use crate::leases::{alice, from_address, limits, of_both, until_used, used};
 use crate::proxy::Proxy;
 use crate::server::{Server, store, until};
 
@@ -28,6 +28,42 @@ async fn slots_that_are_lost_alone_are_told_again_as_well() {
     until_used(&*leases, 3).await;
     drop((held, third));
     until_used(&*leases, 0).await;
+}
+
+/// When data is lost, and when the leases of one key are evicted alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_of_several_keys_is_told_again_for_each() {
+    let server = Server::start().await;
+    // No heartbeat is due for minutes.
+    let store = server.store().lease_ttl(Duration::from_secs(600));
+    let leases = store.open_leases("jobs");
+    let held = [
+        leases.acquire(from_address(3, 3)).await,
+        leases.acquire(from_address(3, 3)).await,
+    ];
+    server.command(&["FLUSHALL"]).await.unwrap();
+    let third = leases.acquire(from_address(3, 3)).await;
+    assert!(matches!(third, Leased::Granted(_)), "{third:?}");
+    until("each key has its slots", async || {
+        of_both(&*leases).await == [3, 3]
+    })
+    .await;
+    let fourth = leases.acquire(from_address(4, 3)).await;
+    assert!(matches!(fourth, Leased::KeyFull { place: 1 }), "{fourth:?}");
+    drop((held, third));
+    until_used(&*leases, 0).await;
+    assert_eq!(of_both(&*leases).await, [0, 0]);
+
+    let store = server.store().lease_ttl(Duration::from_secs(1));
+    let leases = store.open_leases("others");
+    let held = leases.acquire(from_address(3, 3)).await;
+    let of_address = key_with(&server, "others}:of2:").await;
+    server.command(&["DEL", &of_address]).await.unwrap();
+    until("a heartbeat has told it", async || {
+        of_both(&*leases).await == [1, 1]
+    })
+    .await;
+    drop(held);
 }
 
 async fn key_with(server: &Server, part: &str) -> String {

@@ -72,6 +72,80 @@ async fn both_limits_hold_over_replicas() {
     assert!(matches!(left, redis::Value::Int(1..)), "{left:?}");
 }
 
+/// A slot of alice's, from an address.
+pub(crate) fn from_address(of_alice: u64, of_address: u64) -> LeaseLimits {
+    LeaseLimits::new(Some(9), [(alice(), of_alice), (address(), of_address)])
+}
+
+pub(crate) fn address() -> Key {
+    Key::ip([192, 0, 2, 1].into())
+}
+
+/// How many slots alice has, and how many the address.
+pub(crate) async fn of_both(leases: &dyn LeaseSlots) -> [u64; 2] {
+    let used = async |key: Key, place| {
+        let usage = leases.usage_at(Some(&key), place).await;
+        usage.expect("a store that answers").key.unwrap()
+    };
+    [used(alice(), 0).await, used(address(), 1).await]
+}
+
+#[tokio::test]
+async fn replicas_share_the_limits_of_several_keys() {
+    let server = Server::start().await;
+    let replicas = [0, 1].map(|_| server.store().open_leases("jobs"));
+    let mut held = Vec::new();
+    for replica in &replicas {
+        let leased = replica.acquire(from_address(3, 2)).await;
+        assert!(matches!(leased, Leased::Granted(_)), "{leased:?}");
+        held.push(leased);
+    }
+    let leased = replicas[0].acquire(from_address(3, 2)).await;
+    assert!(matches!(leased, Leased::KeyFull { place: 1 }), "{leased:?}");
+    let leased = replicas[1].acquire(from_address(2, 2)).await;
+    assert!(matches!(leased, Leased::KeyFull { place: 0 }), "{leased:?}");
+    assert_eq!(of_both(&*replicas[0]).await, [2, 2], "they take nothing");
+
+    let mut keys = server.keys().await;
+    keys.sort();
+    let [of_alice, of_address, total] = &keys[..] else {
+        panic!("{keys:?}");
+    };
+    assert_eq!(of_address, "{admission:lease:jobs}:of2:ip:192.0.2.1");
+    assert!(
+        of_alice.starts_with("{admission:lease:jobs}:of:user:"),
+        "{of_alice}"
+    );
+    assert_eq!(total, "{admission:lease:jobs}:total");
+    drop(held);
+    until_used(&*replicas[1], 0).await;
+    assert_eq!(
+        server.keys().await.len(),
+        1,
+        "no key of a released slot is left"
+    );
+}
+
+#[tokio::test]
+async fn a_key_that_holds_something_else_leaves_the_other_key_as_it_was() {
+    let server = Server::start().await;
+    let leases = server.store().open_leases("jobs");
+    let held = leases.acquire(from_address(9, 9)).await;
+    assert!(matches!(held, Leased::Granted(_)), "{held:?}");
+    let of_address = "{admission:lease:jobs}:of2:ip:192.0.2.1";
+    server
+        .command(&["SET", of_address, "nonsense"])
+        .await
+        .unwrap();
+    for limits in [from_address(9, 9), from_address(1, 9)] {
+        let leased = leases.acquire(limits).await;
+        assert!(matches!(leased, Leased::Unavailable(_)), "{leased:?}");
+    }
+    assert_eq!(used(&*leases).await, 1);
+    let of_alice = leases.usage(Some(&alice())).await.unwrap();
+    assert_eq!(of_alice.key, Some(1));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn races_never_exceed_a_limit_and_use_all_of_it() {
     let server = Server::start().await;
@@ -112,14 +186,14 @@ async fn held_slots_outlive_their_time_to_live_and_abandoned_ones_do_not() {
     let server = Server::start().await;
     let store = || server.store().lease_ttl(Duration::from_millis(600));
     let leases = store().open_leases("jobs");
-    let held = leases.acquire(limits(5, 5)).await;
+    let held = leases.acquire(from_address(5, 5)).await;
     // A replica that dies: its runtime ends, and with it everything that could release.
     let abandoned = store();
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let leased = runtime.block_on(async {
             let leases = abandoned.open_leases("jobs");
-            leases.acquire(limits(5, 5)).await
+            leases.acquire(from_address(5, 5)).await
         });
         assert!(matches!(leased, Leased::Granted(_)));
         runtime.shutdown_background();
@@ -134,6 +208,7 @@ async fn held_slots_outlive_their_time_to_live_and_abandoned_ones_do_not() {
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert_eq!(used(&*leases).await, 1);
     }
+    assert_eq!(of_both(&*leases).await, [1, 1]);
     drop(held);
     until_used(&*leases, 0).await;
 }

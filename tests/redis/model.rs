@@ -17,9 +17,10 @@ const RELEASE: &str = include_str!("../../src/store/redis/release.lua");
 
 const TOTAL: usize = 4;
 const OF_TENANT: usize = 2;
+const OF_ADDRESS: usize = 3;
 const TTL: u64 = 25;
 
-/// What holders do. A lease is known by its number, and each number has a tenant.
+/// What holders do. A lease is known by its number, and each number has a tenant and an address.
 #[derive(Clone, Debug)]
 enum Step {
     Acquire(u8),
@@ -57,24 +58,41 @@ fn tenant(lease: u8) -> u8 {
     lease % 3
 }
 
+fn address(lease: u8) -> u8 {
+    lease % 2
+}
+
+/// No room for the tenant, or for the address.
+const TENANT_FULL: (i64, usize) = (-1, 0);
+const ADDRESS_FULL: (i64, usize) = (-1, 1);
+const FULL: (i64, usize) = (0, 0);
+const GRANTED: (i64, usize) = (1, 0);
+const LATE: (i64, usize) = (-2, 0);
+
 impl Model {
     fn live(&self, now: u64) -> impl Iterator<Item = u8> {
         let live = self.0.iter().filter(move |(_, expires)| **expires > now);
         live.map(|(lease, _)| *lease)
     }
 
-    fn acquire(&mut self, lease: u8, now: u64) -> i64 {
+    fn acquire(&mut self, lease: u8, now: u64) -> (i64, usize) {
         if self.live(now).all(|live| live != lease) {
             let of_tenant = self.live(now).filter(|live| tenant(*live) == tenant(lease));
             if of_tenant.count() >= OF_TENANT {
-                return -1;
+                return TENANT_FULL;
+            }
+            let of_address = self
+                .live(now)
+                .filter(|live| address(*live) == address(lease));
+            if of_address.count() >= OF_ADDRESS {
+                return ADDRESS_FULL;
             }
             if self.live(now).count() >= TOTAL {
-                return 0;
+                return FULL;
             }
         }
         self.0.insert(lease, now + TTL);
-        1
+        GRANTED
     }
 }
 
@@ -88,26 +106,28 @@ impl Scripts {
         format!("{{{}}}:{name}", self.namespace)
     }
 
-    fn of_tenant(&self, lease: u8) -> String {
-        self.key(&format!("of:{}", tenant(lease)))
+    /// Where a lease is: in all, and by each of its keys.
+    fn keys(&self, lease: u8) -> [String; 3] {
+        let of_tenant = format!("of:{}", tenant(lease));
+        let of_address = format!("of2:{}", address(lease));
+        ["total", &of_tenant, &of_address].map(|name| self.key(name))
     }
 
-    async fn acquire(&mut self, lease: u8, not_after: u64) -> (i64, u64) {
+    async fn acquire(&mut self, lease: u8, not_after: u64) -> ((i64, usize), u64) {
         let mut command = redis::cmd("EVAL");
-        command.arg(ACQUIRE).arg(2).arg(self.key("total"));
-        command.arg(self.of_tenant(lease));
+        command.arg(ACQUIRE).arg(3).arg(&self.keys(lease));
         command.arg("epoch").arg(TTL).arg(not_after);
-        command.arg(lease).arg(TOTAL).arg(OF_TENANT);
-        let (outcome, now, _): (i64, u64, String) =
+        command.arg(lease).arg(TOTAL).arg(OF_TENANT).arg(OF_ADDRESS);
+        let (outcome, now, _, place): (i64, u64, String, usize) =
             command.query_async(&mut self.connection).await.unwrap();
-        (outcome, now)
+        ((outcome, place), now)
     }
 
     async fn heartbeat(&mut self, lease: u8, not_after: u64) -> (i64, u64) {
         let mut command = redis::cmd("EVAL");
-        command.arg(HEARTBEAT).arg(2).arg(self.key("total"));
-        command.arg(self.of_tenant(lease));
-        command.arg("epoch").arg(TTL).arg(not_after).arg(lease);
+        command.arg(HEARTBEAT).arg(3).arg(&self.keys(lease));
+        command.arg("epoch").arg(TTL).arg(not_after);
+        command.arg(lease).arg(lease);
         let (outcome, now, _, wrong): (i64, u64, String, u64) =
             command.query_async(&mut self.connection).await.unwrap();
         assert_eq!(wrong, 0);
@@ -116,20 +136,23 @@ impl Scripts {
 
     async fn release(&mut self, lease: u8) {
         let mut command = redis::cmd("EVAL");
-        command
-            .arg(RELEASE)
-            .arg(2)
-            .arg(self.key("total"))
-            .arg(self.of_tenant(lease));
-        command.arg(lease);
+        command.arg(RELEASE).arg(3).arg(&self.keys(lease));
+        command.arg(lease).arg(lease);
         let wrong: u64 = command.query_async(&mut self.connection).await.unwrap();
         assert_eq!(wrong, 0);
     }
 
-    /// Every lease that the server holds, with when it expires, in all and of the tenants.
-    async fn held(&mut self) -> [HashMap<u8, u64>; 2] {
-        let mut held = [HashMap::new(), HashMap::new()];
-        for (at, name) in [(0, "total"), (1, "of:0"), (1, "of:1"), (1, "of:2")] {
+    /// Every lease that the server holds, with when it expires: in all, of the tenants and of the
+    /// addresses.
+    async fn held(&mut self) -> [HashMap<u8, u64>; 3] {
+        let mut held = [(); 3].map(|()| HashMap::new());
+        let of_tenants = [(1, "of:0"), (1, "of:1"), (1, "of:2")];
+        let of_addresses = [(2, "of2:0"), (2, "of2:1")];
+        let all = [(0, "total")]
+            .into_iter()
+            .chain(of_tenants)
+            .chain(of_addresses);
+        for (at, name) in all {
             // All but the epoch, which does not expire.
             let mut command = redis::cmd("ZRANGEBYSCORE");
             command.arg(self.key(name)).arg("-inf").arg("(+inf");
@@ -166,7 +189,7 @@ async fn run(server: &Server, namespace: u64, steps: &[Step]) -> Result<(), Test
             Step::AcquireTooLate(lease) => {
                 let (outcome, at) = scripts.acquire(lease, 1).await;
                 now = at;
-                prop_assert_eq!(outcome, -2);
+                prop_assert_eq!(outcome, LATE);
             }
             Step::Heartbeat(lease) => {
                 // Holders send heartbeats, and nobody else.
@@ -194,15 +217,15 @@ async fn run(server: &Server, namespace: u64, steps: &[Step]) -> Result<(), Test
             let live = all.iter().filter(|(_, expires)| **expires > now);
             live.map(|(lease, expires)| (*lease, *expires)).collect()
         };
-        let [total, of_tenants] = scripts.held().await;
+        let all_held = scripts.held().await;
         // The server may have dropped a whole set by now whose last lease expired since.
         for (lease, expires) in live(&model.0) {
-            for held in [&total, &of_tenants] {
+            for held in &all_held {
                 let found = held.get(&lease);
                 prop_assert!(found == Some(&expires) || found.is_none(), "{:?}", step);
             }
         }
-        for held in [&total, &of_tenants] {
+        for held in &all_held {
             for lease in live(held).keys() {
                 prop_assert!(model.0.contains_key(lease), "{:?} left {}", step, lease);
             }
