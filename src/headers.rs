@@ -37,6 +37,7 @@ pub enum RateLimitHeaders {
     Off,
 }
 
+const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
@@ -129,6 +130,15 @@ pub(crate) fn tell_retry_after(seconds: Option<u64>, headers: &mut HeaderMap) {
         headers
             .entry(RETRY_AFTER)
             .or_insert_with(|| HeaderValue::from(seconds));
+    }
+}
+
+/// The field `retry-after-ms`, as clients of Azure and OpenAI read it: milliseconds, rounded up.
+pub(crate) fn tell_retry_after_ms(wait: Option<Duration>, headers: &mut HeaderMap) {
+    let millis = wait.map(|wait| wait.as_nanos().div_ceil(1_000_000).max(1));
+    if let Some(millis) = millis {
+        let millis = u64::try_from(millis).unwrap_or(u64::MAX);
+        headers.insert(RETRY_AFTER_MS, millis.into());
     }
 }
 

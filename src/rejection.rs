@@ -1,4 +1,4 @@
-//! Why a request is not admitted, before anything is said about it in any protocol.
+//! Why a request is rejected, before it is an answer in any protocol.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -6,6 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::decision::Decision;
+use crate::policy::{NamedQuota, Policy};
+
+/// When to ask again if the store that counts cannot be reached.
+pub(crate) const UNAVAILABLE_FOR: Duration = Duration::from_secs(1);
 
 /// Why a request is not admitted.
 ///
@@ -50,6 +54,8 @@ pub enum Reason {
     QuotaExceeded,
     /// The request costs more than the quota ever grants at once: 429, and no use in retrying.
     CostExceedsQuota,
+    /// The limit of this caller admits nothing, as with `deny all`: 403, and no use in retrying.
+    Denied,
     /// Too many requests with credentials that were not accepted came from this address: 429.
     AbnormalUsage,
     /// The store that counts cannot be reached, and the limit is set to refuse then. Not the
@@ -64,6 +70,11 @@ impl Reason {
         !matches!(self, Self::AtCapacity | Self::Unavailable)
     }
 
+    /// Whether the same request can fit later, without a change of limits.
+    pub(crate) fn is_retryable(self) -> bool {
+        !matches!(self, Self::CostExceedsQuota | Self::Denied)
+    }
+
     /// A word for logs and metric labels.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -72,6 +83,7 @@ impl Reason {
             Self::KeyAtCapacity => "key_at_capacity",
             Self::QuotaExceeded => "quota_exceeded",
             Self::CostExceedsQuota => "cost_exceeds_quota",
+            Self::Denied => "denied",
             Self::AbnormalUsage => "abnormal_usage",
             Self::Unavailable => "unavailable",
         }
@@ -91,16 +103,19 @@ impl Rejection {
         }
     }
 
-    /// Tells the caller when to come back.
+    /// Sets how long the caller has to wait. Default: unknown.
     #[must_use]
-    pub fn retry_after(mut self, wait: Option<Duration>) -> Self {
+    pub fn with_retry_after(mut self, wait: Option<Duration>) -> Self {
         self.retry_after = wait;
         self
     }
 
     /// Takes over a decision's numbers, and the names of the quotas that refused the request.
     pub(crate) fn decided(mut self, decision: Decision, violated: Vec<Arc<str>>) -> Self {
-        self.retry_after = decision.retry_after();
+        self.retry_after = match self.reason {
+            Reason::Unavailable => Some(UNAVAILABLE_FOR),
+            _ => decision.retry_after(),
+        };
         self.violated = violated;
         self.numbers = Some(Box::new(Numbers::Decision(decision)));
         self
@@ -125,14 +140,14 @@ impl Rejection {
         &self.limiter
     }
 
-    /// When the caller may come back, if that is known or was configured.
+    /// How long the caller has to wait, if that is known or was configured.
     #[must_use]
-    pub fn wait(&self) -> Option<Duration> {
+    pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
     }
 
-    /// [`wait`](Self::wait) in whole seconds, as `Retry-After` has it (RFC 9110 §10.2.3): rounded
-    /// up, and at least 1.
+    /// [`retry_after`](Self::retry_after) in whole seconds, as the field `Retry-After` has it
+    /// (RFC 9110 §10.2.3): rounded up, and at least 1.
     #[must_use]
     pub fn retry_after_seconds(&self) -> Option<u64> {
         self.retry_after.map(whole_seconds)
@@ -164,6 +179,61 @@ impl Rejection {
             Some(Numbers::Decision(decision)) => Some(decision),
             _ => None,
         }
+    }
+}
+
+/// A decision as a result. Here and not with the type, as decisions know nothing of rejections.
+impl Decision {
+    /// Turns a decision that rejects into a [`Rejection`], with its reason and its numbers.
+    ///
+    /// With feature `axum` that is a response, so that a handler needs a question mark:
+    ///
+    /// ```
+    /// use tower_admission::{Decision, Key, Quota, RateLimiter, Reason, Rejection};
+    ///
+    /// fn send_mail(mails: &RateLimiter, user: &Key) -> Result<Decision, Rejection> {
+    ///     let decision = mails.check(user).into_result()?;
+    ///     // Only mails within the limit get here.
+    ///     Ok(decision)
+    /// }
+    ///
+    /// let mails = RateLimiter::new(Quota::per_hour(1));
+    /// let user = Key::id("user", "alice");
+    /// assert!(send_mail(&mails, &user).is_ok());
+    /// let rejection = send_mail(&mails, &user).unwrap_err();
+    /// assert_eq!(rejection.reason(), Reason::QuotaExceeded);
+    /// assert!(rejection.retry_after().is_some());
+    /// ```
+    ///
+    /// The rejection has no limiter name. It names the quotas that the request did not fit where the
+    /// decision has [its policies](Self::policies).
+    ///
+    /// # Errors
+    ///
+    /// When the decision does not admit.
+    pub fn into_result(self) -> Result<Self, Rejection> {
+        let Some(reason) = self.rejection_reason() else {
+            return Ok(self);
+        };
+        let names = self.policies().unwrap_or_default().iter();
+        let names = names.flat_map(Policy::quotas).map(NamedQuota::shared_name);
+        let violated = self.usages().iter().zip(names);
+        let violated = violated.filter(|(usage, _)| !usage.fits());
+        let violated = violated.map(|(_, name)| name).collect();
+        Err(Rejection::new(reason, "").decided(self, violated))
+    }
+
+    /// Why the request does not fit; `None` when it is admitted.
+    pub(crate) fn rejection_reason(&self) -> Option<Reason> {
+        let mut rejecting = self.usages().iter().filter(|usage| !usage.fits());
+        Some(match () {
+            () if self.is_admitted() => return None,
+            () if self.is_unavailable() => Reason::Unavailable,
+            // No bucket holds nothing: that is a quota which denies all.
+            () if rejecting.any(|usage| usage.limit() == 0) => Reason::Denied,
+            () if self.is_hopeless() => Reason::CostExceedsQuota,
+            () => Reason::QuotaExceeded,
+        })
     }
 }
 
@@ -200,11 +270,11 @@ impl fmt::Display for Rejection {
                 }
             },
             Reason::QuotaExceeded => f.write_str("Rate limit exceeded. Please try again later."),
-            Reason::CostExceedsQuota if self.decision().is_some_and(|d| d.limit() == Some(0)) => {
-                f.write_str("This limit admits no requests.")
-            }
             Reason::CostExceedsQuota => {
                 f.write_str("This request costs more than its rate limit ever grants at once.")
+            }
+            Reason::Denied => {
+                f.write_str("Access denied: no requests are admitted for this client.")
             }
             Reason::AbnormalUsage => {
                 f.write_str("Too many requests with invalid credentials. Please try again later.")

@@ -17,8 +17,9 @@ fuzz_target!(|input: (String, u64, u8, Vec<u8>, Vec<u8>)| {
         Reason::QuotaExceeded,
         Reason::CostExceedsQuota,
         Reason::AbnormalUsage,
-    ][usize::from(reason) % 5];
-    let rejection = Rejection::new(reason, name).retry_after(Some(Duration::from_nanos(wait)));
+        Reason::Denied,
+    ][usize::from(reason) % 6];
+    let rejection = Rejection::new(reason, name).with_retry_after(Some(Duration::from_nanos(wait)));
     let mut request = Request::new(());
     for (header, value) in [("accept", accept), ("content-type", content_type)] {
         if let Ok(value) = HeaderValue::from_bytes(&value) {

@@ -289,7 +289,7 @@ impl ConcurrencyLimitLayer {
 
     /// How refusals are said. Default: [`Negotiated`](crate::respond::Negotiated).
     pub fn respond(self, responder: impl Responder) -> Self {
-        self.with(|shared| shared.answers = Answers::new(responder))
+        self.with(|shared| shared.answers.set_responder(responder))
     }
 
     /// Adds an observer. Default: none.

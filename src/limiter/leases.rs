@@ -10,7 +10,7 @@ use super::reaper::Reaper;
 use super::share::Share;
 use crate::key::Key;
 use crate::observe::{Observer, Observers, Subject};
-use crate::rejection::{Reason, Rejection};
+use crate::rejection::{Reason, Rejection, UNAVAILABLE_FOR};
 use crate::store::{
     FailureMode, LeaseName, LeaseSlots, LeaseStore, LeaseUsage, MemoryStore, NamedLeased,
     NamedLimits, SecretMissing, Standing,
@@ -197,8 +197,9 @@ impl Leases {
     ///
     /// # Errors
     ///
-    /// [`Reason::KeyAtCapacity`] when the tenant's limit is reached, else [`Reason::AtCapacity`];
-    /// [`Reason::Unavailable`] when the store cannot be reached and fails closed.
+    /// [`Reason::Denied`] when the tenant's limit is `deny all`, [`Reason::KeyAtCapacity`] when it is
+    /// reached, else [`Reason::AtCapacity`]; [`Reason::Unavailable`] when the store cannot be reached
+    /// and fails closed.
     pub async fn acquire(&self, tenant: &Key, id: &str) -> Result<Lease, Rejection> {
         let begun = self.0.observers.begin();
         let acquired = self.take(tenant, id).await;
@@ -251,7 +252,7 @@ impl Leases {
             FailureMode::Open => Ok(Lease::new(self.clone(), id, name, Place::Nowhere)),
             FailureMode::Closed => {
                 let rejection = Rejection::new(Reason::Unavailable, String::from(&*self.0.name));
-                Err(rejection.retry_after(Some(UNAVAILABLE_FOR)))
+                Err(rejection.with_retry_after(Some(UNAVAILABLE_FOR)))
             }
             FailureMode::LocalShare { replicas } => {
                 let lease = Lease::new(self.clone(), id, name, Place::Share);
@@ -279,8 +280,14 @@ impl Leases {
         };
         // There is nothing to give back.
         lease.place = Place::Nowhere;
-        let rejection = Rejection::new(reason, String::from(&*self.0.name));
-        Err(rejection.occupied(used, allowed))
+        let name = String::from(&*self.0.name);
+        // Whichever limit the store looked at first.
+        let is_denied = limits.key.is_some_and(|(_, allowed)| allowed == 0);
+        Err(if is_denied {
+            Rejection::new(Reason::Denied, name)
+        } else {
+            Rejection::new(reason, name).occupied(used, allowed)
+        })
     }
 
     fn limits_for(&self, tenant: &Key) -> NamedLimits {
@@ -361,9 +368,6 @@ impl Leases {
         }
     }
 }
-
-/// What a caller is told to wait when the store cannot be reached: when it is back cannot be known.
-const UNAVAILABLE_FOR: Duration = Duration::from_secs(1);
 
 /// Below this, heartbeats would come too late on any network.
 const MIN_TTL: Duration = Duration::from_millis(100);

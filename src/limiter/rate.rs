@@ -3,7 +3,6 @@
 use std::fmt;
 use std::slice;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::adjusted::{Adjusted, SetPolicyError};
 use crate::decision::{Decision, Usage};
@@ -27,10 +26,6 @@ use crate::store::{MemoryStore, RateBuckets, RateStats, RateStore, Reply, Secret
 /// ```
 #[derive(Clone)]
 pub struct RateLimiter(Arc<Limit>);
-
-/// What a client is told to wait when the store cannot be reached: as with capacity, when it is
-/// back cannot be known.
-const UNAVAILABLE_FOR: Duration = Duration::from_secs(1);
 
 struct Limit {
     policies: Vec<Policy>,
@@ -318,14 +313,8 @@ impl RateLimiter {
 
     /// What a decision that refuses means, said for a limiter of this name.
     pub(crate) fn rejection(&self, name: &str, decision: Decision) -> Rejection {
-        let reason = if decision.is_unavailable() {
-            let rejection = Rejection::new(Reason::Unavailable, name.to_owned());
-            return rejection.retry_after(Some(UNAVAILABLE_FOR));
-        } else if decision.is_hopeless() {
-            Reason::CostExceedsQuota
-        } else {
-            Reason::QuotaExceeded
-        };
+        let reason = decision.rejection_reason();
+        let reason = reason.unwrap_or(Reason::QuotaExceeded);
         self.rejection_for(reason, name, decision)
     }
 

@@ -7,10 +7,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::warned::Warned;
+use super::warned::{LONGEST, Warned};
 use super::{Observer, Subject};
 use crate::key::KeyName;
-use crate::rejection::Rejection;
+use crate::rejection::{Reason, Rejection};
 
 /// Logs a warning for the first refusal of a key, and debug events for the next ones and for
 /// those of a dry run.
@@ -85,10 +85,13 @@ impl Observer for TracingObserver {
     }
 }
 
-/// How long a refusal tells all there is to tell of a key.
+/// How long a key needs no second warning.
 fn window(rejection: &Rejection) -> Duration {
+    if rejection.reason() == Reason::Denied {
+        return LONGEST;
+    }
     let reset = || rejection.decision().and_then(|decision| decision.reset());
-    rejection.wait().or_else(reset).unwrap_or_default()
+    rejection.retry_after().or_else(reset).unwrap_or_default()
 }
 
 /// As [`TracingObserver::new`].

@@ -17,7 +17,7 @@ use crate::key::Key;
 use crate::limiter::RateLimiter;
 use crate::observe::{Observers, Subject};
 use crate::rejection::{Reason, Rejection};
-use crate::respond::Answers;
+use crate::respond::{Answers, is_denied};
 
 /// What the services of a layer have in common.
 #[derive(Clone)]
@@ -257,10 +257,11 @@ pub(super) fn refuses_credentials<RB>(response: &Response<RB>) -> bool {
             .get("grpc-status")
             .map(HeaderValue::as_bytes)
     };
-    matches!(
+    let is_refused = matches!(
         response.status(),
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
-    ) || matches!(grpc_status(), Some(b"16" | b"7"))
+    ) || matches!(grpc_status(), Some(b"16" | b"7"));
+    is_refused && !is_denied(response)
 }
 
 /// What becomes of a request.

@@ -16,41 +16,40 @@ use crate::rejection::{Reason, Rejection};
 
 /// Answers in gRPC: HTTP 200 with the status in the header and no body ("trailers-only").
 ///
-/// By default RESOURCE_EXHAUSTED (8) for a limit of the caller's and UNAVAILABLE (14) for
-/// capacity. When the wait is known, a `google.rpc.RetryInfo` is in `grpc-status-details-bin`,
-/// without which OTLP clients do not retry RESOURCE_EXHAUSTED, and the wait in milliseconds in
-/// `grpc-retry-pushback-ms`; when waiting is no use, the latter says so with -1.
-#[derive(Clone, Copy, Debug)]
+/// The code is that of the [reason](Reason::grpc_code), unless it is set here. When the wait is
+/// known, a `google.rpc.RetryInfo` is in `grpc-status-details-bin`, without which OTLP clients do not
+/// retry RESOURCE_EXHAUSTED, and the wait in milliseconds in `grpc-retry-pushback-ms`. When waiting
+/// is no use, `grpc-retry-pushback-ms` is -1.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Grpc {
-    callers: u8,
-    capacity: u8,
+    callers: Option<u8>,
+    capacity: Option<u8>,
 }
 
 impl Grpc {
-    const RESOURCE_EXHAUSTED: u8 = 8;
-    const UNAVAILABLE: u8 = 14;
-
-    /// The status code for a limit of the caller's. Default: RESOURCE_EXHAUSTED (8).
+    /// Sets the status code for a limit of the caller's. Default: RESOURCE_EXHAUSTED (8). A request
+    /// that is [denied](Reason::Denied) keeps PERMISSION_DENIED (7).
     #[must_use]
     pub fn callers_code(mut self, code: u8) -> Self {
-        self.callers = code;
+        self.callers = Some(code);
         self
     }
 
-    /// The status code for capacity. Default: UNAVAILABLE (14).
+    /// Sets the status code for capacity. Default: UNAVAILABLE (14).
     #[must_use]
     pub fn capacity_code(mut self, code: u8) -> Self {
-        self.capacity = code;
+        self.capacity = Some(code);
         self
     }
-}
 
-impl Default for Grpc {
-    fn default() -> Self {
-        Self {
-            callers: Self::RESOURCE_EXHAUSTED,
-            capacity: Self::UNAVAILABLE,
-        }
+    fn code(&self, reason: Reason) -> u8 {
+        let code = match reason {
+            // Clients retry other codes.
+            Reason::Denied => None,
+            reason if reason.is_callers() => self.callers,
+            _ => self.capacity,
+        };
+        code.unwrap_or(reason.grpc_code())
     }
 }
 
@@ -61,11 +60,7 @@ static PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
 impl Responder for Grpc {
     fn respond(&self, rejection: &Rejection, _: RequestHead<'_>) -> Response<Bytes> {
-        let code = if rejection.reason().is_callers() {
-            self.callers
-        } else {
-            self.capacity
-        };
+        let code = self.code(rejection.reason());
         let message = rejection.to_string();
         let mut response = Response::new(Bytes::new());
         let headers = response.headers_mut();
@@ -76,13 +71,13 @@ impl Responder for Grpc {
             &MESSAGE,
             utf8_percent_encode(&message, UNSAFE).to_string(),
         );
-        if let Some(wait) = rejection.wait() {
+        if let Some(wait) = rejection.retry_after() {
             let details = status_with_retry_info(code, &message, wait);
             insert(headers, &DETAILS, STANDARD_NO_PAD.encode(details));
             let millis = wait.as_nanos().div_ceil(1_000_000);
             let millis = i32::try_from(millis).unwrap_or(i32::MAX);
             headers.insert(&PUSHBACK, millis.into());
-        } else if rejection.reason() == Reason::CostExceedsQuota {
+        } else if !rejection.reason().is_retryable() {
             headers.insert(&PUSHBACK, HeaderValue::from_static("-1"));
         }
         response

@@ -1,4 +1,4 @@
-//! What the client is told, in the language of its request.
+//! How a rejected request is answered, in the protocol and format of the request.
 
 mod grpc;
 mod plain;
@@ -7,54 +7,57 @@ mod problem;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CACHE_CONTROL};
+use http::header::{ACCEPT, CACHE_CONTROL, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
 
 use crate::extract::RequestHead;
-use crate::headers::tell_retry_after;
+use crate::headers::{tell_retry_after, tell_retry_after_ms};
 use crate::rejection::{Reason, Rejection};
 
 pub use grpc::Grpc;
 pub use plain::Plain;
 pub use problem::Problem;
 #[cfg(feature = "axum")]
-pub(crate) use problem::{over_quota, plain_problem};
+use problem::problem;
 #[cfg(feature = "ws")]
-pub(crate) use problem::{problem, problem_text};
+pub(crate) use problem::problem_text;
+#[cfg(feature = "axum")]
+pub(crate) use problem::{over_quota, plain_problem};
 
-/// Turns a [`Rejection`] into a response. Closures are responders too.
+/// Turns a [`Rejection`] into a response. Closures are responders too; their body is any type that
+/// converts into [`Bytes`], such as `String`, `Vec<u8>` and `&'static str`.
 ///
 /// The layer adds `Retry-After` and the rate limit headers, and `Cache-Control: no-store` where
-/// the responder says nothing of caching.
+/// the responder sets no `Cache-Control`.
 ///
 /// ```
-/// use bytes::Bytes;
-/// use http::{Response, StatusCode};
+/// use http::Response;
 /// use tower_admission::{Quota, RateLimitByTokenLayer, Rejection};
 /// use tower_admission::extract::RequestHead;
 ///
 /// let layer = RateLimitByTokenLayer::new(Quota::per_second(10)).respond(
 ///     |rejection: &Rejection, _: RequestHead<'_>| {
-///         let mut response = Response::new(Bytes::from(format!("slow down: {rejection}")));
-///         *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
+///         let mut response = Response::new(format!("slow down: {rejection}"));
+///         *response.status_mut() = rejection.reason().status();
 ///         response
 ///     },
 /// );
 /// ```
 #[diagnostic::on_unimplemented(
-    note = "a responder is a type of `tower_admission::respond`, or a closure `|rejection: &Rejection, head: RequestHead<'_>| -> Response<Bytes>`"
+    note = "a responder is a type of `tower_admission::respond`, or a closure `|rejection: &Rejection, head: RequestHead<'_>| -> http::Response<T>` whose body `T` is `Into<Bytes>`, such as `String`"
 )]
 pub trait Responder: Send + Sync + 'static {
     /// The response to the request whose head this is.
     fn respond(&self, rejection: &Rejection, head: RequestHead<'_>) -> Response<Bytes>;
 }
 
-impl<F> Responder for F
+impl<F, T> Responder for F
 where
-    F: Fn(&Rejection, RequestHead<'_>) -> Response<Bytes> + Send + Sync + 'static,
+    F: Fn(&Rejection, RequestHead<'_>) -> Response<T> + Send + Sync + 'static,
+    T: Into<Bytes>,
 {
     fn respond(&self, rejection: &Rejection, head: RequestHead<'_>) -> Response<Bytes> {
-        self(rejection, head)
+        self(rejection, head).map(Into::into)
     }
 }
 
@@ -125,40 +128,107 @@ fn is_weight_of_zero(parameter: &[u8]) -> bool {
     }
 }
 
-/// The HTTP status for a reason. Its gRPC code is in [`Grpc`].
-fn status(reason: Reason) -> StatusCode {
-    if reason.is_callers() {
-        StatusCode::TOO_MANY_REQUESTS
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
+/// How protocols name a reason. Here and not with the type, which knows nothing of protocols.
+impl Reason {
+    /// The HTTP status of a response with this reason: 403, 429 or 503.
+    #[must_use]
+    pub fn status(self) -> StatusCode {
+        self.codes().0
+    }
+
+    /// The gRPC status code of a response with this reason: PERMISSION_DENIED (7),
+    /// RESOURCE_EXHAUSTED (8) or UNAVAILABLE (14).
+    #[must_use]
+    pub fn grpc_code(self) -> u8 {
+        self.codes().1
+    }
+
+    fn codes(self) -> (StatusCode, u8) {
+        match self {
+            Self::Denied => (StatusCode::FORBIDDEN, 7),
+            Self::KeyAtCapacity
+            | Self::QuotaExceeded
+            | Self::CostExceedsQuota
+            | Self::AbnormalUsage => (StatusCode::TOO_MANY_REQUESTS, 8),
+            Self::AtCapacity | Self::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, 14),
+        }
     }
 }
 
-/// A layer's responder.
+/// How a layer answers rejected requests.
 #[derive(Clone)]
-pub(crate) struct Answers(Arc<dyn Responder>);
+pub(crate) struct Answers {
+    responder: Arc<dyn Responder>,
+    retry_after_ms: bool,
+}
 
 impl Answers {
-    pub(crate) fn new(responder: impl Responder) -> Self {
-        Self(Arc::new(responder))
+    pub(crate) fn set_responder(&mut self, responder: impl Responder) {
+        self.responder = Arc::new(responder);
     }
 
-    /// The response to a refused request.
+    /// Whether responses have the field `retry-after-ms` as well.
+    pub(crate) fn set_retry_after_ms(&mut self, retry_after_ms: bool) {
+        self.retry_after_ms = retry_after_ms;
+    }
+
+    /// The response to a rejected request.
     pub(crate) fn answer(&self, rejection: &Rejection, head: RequestHead<'_>) -> Response<Bytes> {
-        let mut response = self.0.respond(rejection, head);
-        let headers = response.headers_mut();
-        tell_retry_after(rejection.retry_after_seconds(), headers);
-        // RFC 6585 §4: a 429 must not be stored by a cache; nor should a passing 503.
-        headers
-            .entry(CACHE_CONTROL)
-            .or_insert(HeaderValue::from_static("no-store"));
+        let mut response = self.responder.respond(rejection, head);
+        // A responder with a time of its own is not contradicted.
+        if self.retry_after_ms && !response.headers().contains_key(RETRY_AFTER) {
+            tell_retry_after_ms(rejection.retry_after(), response.headers_mut());
+        }
+        complete(rejection, &mut response);
+        response
+    }
+}
+
+/// Adds to the response of a rejected request what every such response has.
+pub(crate) fn complete<B>(rejection: &Rejection, response: &mut Response<B>) {
+    let headers = response.headers_mut();
+    tell_retry_after(rejection.retry_after_seconds(), headers);
+    // RFC 6585 §4: a 429 must not be stored by a cache; nor should a passing 503.
+    headers
+        .entry(CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-store"));
+    // For layers further out, which read statuses: this 403 is no answer to credentials.
+    response.extensions_mut().insert(rejection.reason());
+}
+
+/// Whether a response is a limit's own, of a request that it denied.
+pub(crate) fn is_denied<B>(response: &Response<B>) -> bool {
+    response.extensions().get() == Some(&Reason::Denied)
+}
+
+/// A problem (RFC 9457) with the status of its [reason](Reason::status), `Retry-After` and
+/// `Cache-Control: no-store`.
+///
+/// ```
+/// use axum::extract::State;
+/// use tower_admission::{Key, RateLimiter, Rejection};
+///
+/// async fn send_mail(State(mails): State<RateLimiter>) -> Result<&'static str, Rejection> {
+///     let user = Key::id("user", "alice"); // from authentication
+///     mails.check(&user).into_result()?;
+///     Ok("sent")
+/// }
+/// ```
+#[cfg(feature = "axum")]
+impl axum_core::response::IntoResponse for Rejection {
+    fn into_response(self) -> axum_core::response::Response {
+        let mut response = problem(&self).map(axum_core::body::Body::from);
+        complete(&self, &mut response);
         response
     }
 }
 
 impl Default for Answers {
     fn default() -> Self {
-        Self::new(Negotiated::default())
+        Self {
+            responder: Arc::new(Negotiated::default()),
+            retry_after_ms: false,
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Response};
 
-use super::{Responder, status};
+use super::Responder;
 use crate::extract::RequestHead;
 use crate::rejection::Rejection;
 
@@ -15,7 +15,7 @@ pub struct Plain;
 impl Responder for Plain {
     fn respond(&self, rejection: &Rejection, _: RequestHead<'_>) -> Response<Bytes> {
         let mut response = Response::new(Bytes::from(rejection.to_string()));
-        *response.status_mut() = status(rejection.reason());
+        *response.status_mut() = rejection.reason().status();
         response.headers_mut().insert(
             CONTENT_TYPE,
             HeaderValue::from_static("text/plain; charset=utf-8"),

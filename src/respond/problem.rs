@@ -7,7 +7,7 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Response, StatusCode};
 use serde::{Serialize, Serializer};
 
-use super::{Responder, status};
+use super::Responder;
 use crate::extract::RequestHead;
 use crate::rejection::{Reason, Rejection};
 
@@ -85,6 +85,8 @@ fn problem_type(reason: Reason) -> (&'static str, &'static str) {
             "https://iana.org/assignments/http-problem-types#abnormal-usage-detected",
             "Abnormal usage detected",
         ),
+        // No registered type fits. RFC 9457 §4.2.1: the title is then that of the status.
+        Reason::Denied => ("about:blank", "Forbidden"),
         Reason::KeyAtCapacity | Reason::QuotaExceeded | Reason::CostExceedsQuota => (
             "https://iana.org/assignments/http-problem-types#quota-exceeded",
             "Quota exceeded",
@@ -98,8 +100,8 @@ impl Responder for Problem {
     }
 }
 
-pub(crate) fn problem(rejection: &Rejection) -> Response<Bytes> {
-    let status = status(rejection.reason());
+pub(super) fn problem(rejection: &Rejection) -> Response<Bytes> {
+    let status = rejection.reason().status();
     json(status, &details(rejection, status, rejection.reason()))
 }
 
@@ -113,7 +115,7 @@ pub(crate) fn over_quota(rejection: &Rejection) -> Response<Bytes> {
 /// A problem where there are no headers.
 #[cfg(feature = "ws")]
 pub(crate) fn problem_text(rejection: &Rejection) -> String {
-    let mut details = details(rejection, status(rejection.reason()), rejection.reason());
+    let mut details = details(rejection, rejection.reason().status(), rejection.reason());
     details.retry_after = rejection.retry_after_seconds();
     serde_json::to_string(&details).expect("strings and numbers serialise")
 }

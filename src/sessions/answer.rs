@@ -1,6 +1,6 @@
 //! What the endpoints answer.
 
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use serde::Serialize;
 
@@ -43,9 +43,10 @@ pub(super) fn unavailable() -> Failed {
 }
 
 /// The answer to who is over a limit, unless none was reached.
-pub(super) fn refused(rejection: &Rejection) -> Result<Response, Failed> {
+pub(super) fn refused(rejection: Rejection) -> Result<Response, Failed> {
     match rejection.reason() {
         Reason::Unavailable => Err(unavailable()),
-        _ => Ok(not_stored(over_quota(rejection))),
+        Reason::Denied => Ok(rejection.into_response()),
+        _ => Ok(not_stored(over_quota(&rejection))),
     }
 }

@@ -35,7 +35,7 @@ pub(super) async fn start(State(api): State<Arc<Api>>, request: Request) -> Answ
             lease.detach();
             Ok(answer)
         }
-        Err(rejection) => refused(&rejection),
+        Err(rejection) => refused(rejection),
     }
 }
 

@@ -4,23 +4,19 @@ use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 
-use axum::body::Body;
 use axum::extract::ws::{Message, WebSocketUpgrade};
-use axum::response::Response;
-use http::HeaderValue;
-use http::header::CACHE_CONTROL;
+use axum::response::{IntoResponse, Response};
 
 use super::goodbye::close;
 use super::handshake;
 use super::messages::{MessageLimits, Messages};
 use super::socket::LimitedSocket;
-use crate::headers::tell_retry_after;
 use crate::key::Key;
 use crate::limiter::{ConcurrencyLimiter, RateLimiter};
+use crate::limits::Limits;
 use crate::observe::{Observer, Observers, Subject};
 use crate::policy::Policy;
 use crate::rejection::Rejection;
-use crate::respond::problem;
 use crate::store::{LeaseStore, MemoryStore, RateStore};
 
 /// Limits on the WebSockets of one endpoint: connections in all and for each key, and messages.
@@ -29,7 +25,7 @@ use crate::store::{LeaseStore, MemoryStore, RateStore};
 /// ```
 /// use axum::extract::State;
 /// use axum::extract::ws::WebSocketUpgrade;
-/// use axum::response::Response;
+/// use axum::response::{IntoResponse, Response};
 /// use axum::{Router, routing::any};
 /// use tower_admission::ws::{Refusal, SocketLimits};
 /// use tower_admission::{Key, Quota};
@@ -60,7 +56,7 @@ use crate::store::{LeaseStore, MemoryStore, RateStore};
 /// # What a refused client sees
 ///
 /// Above a limit on connections the handshake is answered 429 (the key's) or 503 (that of all)
-/// with a problem (RFC 9457), as for any request. A script in a browser cannot read that, so
+/// with a problem (RFC 9457), as for any request; a key whose limit is `deny all` is answered 403. A script in a browser cannot read that, so
 /// with [`Refusal::Close`] the connection is accepted and at once closed, with code 1008 (policy
 /// violation) or 1013 (try again later) instead.
 ///
@@ -111,6 +107,8 @@ struct Shared {
     /// What `messages.per_key` is made of.
     messages_of_key: Option<Policy>,
     message_store: Arc<dyn RateStore>,
+    /// The overrides per key of both.
+    limits: Option<Limits>,
     observers: Observers,
 }
 
@@ -145,6 +143,7 @@ impl SocketLimits {
             messages: MessageLimits::default(),
             messages_of_key: None,
             message_store: Arc::new(MemoryStore::new()),
+            limits: None,
             observers: Observers::default(),
         }))
     }
@@ -164,6 +163,9 @@ impl SocketLimits {
                 .per_key(shared.per_key);
             if !shared.observers.is_empty() {
                 connections = connections.observed(observers);
+            }
+            if let Some(limits) = &shared.limits {
+                connections = connections.limits(limits);
             }
             shared.connections = match &shared.store {
                 Some(store) => connections.stored(&**store),
@@ -209,6 +211,22 @@ impl SocketLimits {
         self.reopened(|shared| shared.store = Some(Arc::new(store)))
     }
 
+    /// Sets overrides per key, changeable at run time: of [connections](Self::connections_per_key),
+    /// by the [name](Self::name), and of [messages](Self::messages_per_key), by the quota's name.
+    /// Default: none.
+    ///
+    /// Starts a new limit, as the other settings about connections do.
+    ///
+    /// # Panics
+    ///
+    /// When the store of messages [cannot change quotas](RateStore::open_adjustable).
+    #[must_use]
+    #[track_caller]
+    pub fn limits(self, limits: &Limits) -> Self {
+        self.reopened(|shared| shared.limits = Some(limits.clone()))
+            .with_messages_counted()
+    }
+
     /// How connections are refused. Default: [`Refusal::Status`].
     #[must_use]
     pub fn refuse_by(self, refusal: Refusal) -> Self {
@@ -252,8 +270,11 @@ impl SocketLimits {
             // The old limit goes first, so that a store which knows limits by name has it free.
             shared.messages.per_key = None;
             let policy = shared.messages_of_key.clone();
-            shared.messages.per_key =
-                policy.map(|policy| RateLimiter::with_store(policy, &*shared.message_store));
+            let store = &*shared.message_store;
+            shared.messages.per_key = policy.map(|policy| match &shared.limits {
+                Some(limits) => RateLimiter::with_limits(policy, store, limits),
+                None => RateLimiter::with_store(policy, store),
+            });
         })
     }
 
@@ -327,7 +348,7 @@ impl SocketLimits {
                 });
                 match (self.0.refusal, self.0.closing.try_acquire()) {
                     (Refusal::Close, Ok(permit)) => close(upgrade, rejection, permit),
-                    _ => refuse(&rejection),
+                    _ => rejection.into_response(),
                 }
             }
         }
@@ -341,14 +362,6 @@ impl SocketLimits {
             key: Some(key),
         }
     }
-}
-
-fn refuse(rejection: &Rejection) -> Response {
-    let mut response = problem(rejection).map(Body::from);
-    let headers = response.headers_mut();
-    tell_retry_after(rejection.retry_after_seconds(), headers);
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
 }
 
 impl Default for SocketLimits {

@@ -164,8 +164,7 @@ async fn several_accept_lines_are_one() {
 
 #[tokio::test]
 async fn one_language_can_be_chosen() {
-    let plain = RateLimitLayer::by(by_user, Quota::deny_all()).respond(Plain);
-    let refused = send(&plain.layer(Counting::default()), user("alice")).await;
+    let refused = over(RateLimitLayer::by(by_user, Quota::per_hour(1)).respond(Plain)).await;
     assert_eq!(refused.status(), 429);
     assert_eq!(
         header(&refused, "content-type"),

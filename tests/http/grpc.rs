@@ -169,8 +169,9 @@ async fn codes_are_configurable() {
     let codes = Grpc::default()
         .callers_code(Code::Unavailable as u8)
         .capacity_code(Code::ResourceExhausted as u8);
-    let rate = RateLimitLayer::by(by_user, Quota::deny_all()).respond(codes);
-    let refused = send(&rate.layer(Counting::default()), grpc("application/grpc")).await;
+    let rate = RateLimitLayer::by(by_user, Quota::per_hour(2)).cost(|_| 3);
+    let rate = rate.respond(codes).layer(Counting::default());
+    let refused = send(&rate, grpc("application/grpc")).await;
     assert_eq!(status_of(&refused).code(), Code::Unavailable);
     let full = ConcurrencyLimitLayer::deny_all().respond(Negotiated::default().grpc(codes));
     let service = full.layer(Counting::default());

@@ -14,6 +14,7 @@ mod common;
 mod answers;
 mod bad_input;
 mod concurrency;
+mod denied;
 mod grpc;
 mod guard;
 mod headers;

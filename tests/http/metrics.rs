@@ -149,6 +149,19 @@ async fn a_guards_refusal_is_of_its_quota() {
 }
 
 #[tokio::test]
+async fn a_denied_request_has_its_own_outcome() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _recording = set_default_local_recorder(&recorder);
+    let layer = RateLimitByTokenLayer::new(Quota::deny_all()).observe(MetricsObserver::new());
+    let service = layer.layer(Counting::default());
+    assert_eq!(status(&service, from_peer("192.0.2.1")).await, 403);
+    let decision =
+        "admission_decisions_total limiter= policy=default limit_type=http outcome=denied";
+    assert_eq!(measured(&snapshotter)[decision], [1.0]);
+}
+
+#[tokio::test]
 async fn what_is_in_flight_is_a_gauge_next_to_its_limit() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();

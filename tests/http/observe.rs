@@ -148,9 +148,9 @@ async fn several_observers_all_see() {
         .observe(one.clone())
         .observe(two.clone())
         .layer(Counting::default());
-    assert_eq!(status(&service, bearer("a")).await, 429);
-    assert_eq!(one.take(), ["rejected http cost_exceeds_quota"]);
-    assert_eq!(two.take(), ["rejected http cost_exceeds_quota"]);
+    assert_eq!(status(&service, bearer("a")).await, 403);
+    assert_eq!(one.take(), ["rejected http denied"]);
+    assert_eq!(two.take(), ["rejected http denied"]);
 }
 
 /// Collects the fields of every event of this crate.
@@ -257,7 +257,7 @@ async fn a_key_is_warned_of_once_until_it_may_come_back() {
         .name("other")
         .observe(observer)
         .layer(Counting::default());
-    assert_eq!(status(&other, user("alice")).await, 429);
+    assert_eq!(status(&other, user("alice")).await, 403);
     assert_eq!(levels(), ["WARN 1"]);
 }
 
@@ -271,11 +271,11 @@ async fn many_keys_are_warned_of_at_most_ten_times_a_second() {
         .layer(Counting::default());
     let mut warnings = Vec::new();
     for n in 0..100 {
-        assert_eq!(status(&service, user(&n.to_string())).await, 429);
+        assert_eq!(status(&service, user(&n.to_string())).await, 403);
     }
     warnings.extend(events.take());
     tokio::time::advance(crate::common::SECOND).await;
-    assert_eq!(status(&service, user("alice")).await, 429);
+    assert_eq!(status(&service, user("alice")).await, 403);
     warnings.extend(events.take());
     warnings.retain(|event| event["level"] == "WARN");
     assert_eq!(warnings.len(), 11);
@@ -290,9 +290,29 @@ async fn an_address_is_logged_as_it_is() {
     let service = layer.layer(Counting::default());
     assert_eq!(
         status(&service, crate::common::from_peer("192.0.2.1")).await,
-        429
+        403
     );
     assert_eq!(events.take()[0]["key"], "ip:192.0.2.1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_denied_key_is_logged_as_denied_and_warned_of_once_a_minute() {
+    let events = Events::default();
+    let _collecting = events.collect();
+    let (layer, _clock) = timed(by_user, Quota::deny_all());
+    let service = layer
+        .observe(TracingObserver::new())
+        .layer(Counting::default());
+    let mut warnings = 0;
+    for _ in 0..120 {
+        assert_eq!(status(&service, user("eve")).await, 403);
+        for event in events.take() {
+            assert_eq!(event["reason"], "\"denied\"");
+            warnings += u32::from(event["level"] == "WARN");
+        }
+        tokio::time::advance(crate::common::SECOND).await;
+    }
+    assert_eq!(warnings, 2);
 }
 
 #[tokio::test]

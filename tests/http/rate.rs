@@ -313,7 +313,7 @@ async fn deny_all_denies_and_gives_no_time() {
     let layer = RateLimitLayer::by(by_user, Quota::deny_all());
     let service = layer.layer(inner.clone());
     let refused = send(&service, user("alice")).await;
-    assert_eq!(refused.status(), 429);
+    assert_eq!(refused.status(), 403);
     assert_eq!(retry_after(&refused), None);
     assert_eq!(header(&refused, "ratelimit"), Some("\"default\";r=0"));
     assert_eq!(

@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 use serde_json::Value;
 use tower_admission::store::FailureMode;
 use tower_admission::test_util::TestClock;
-use tower_admission::{Key, Leases, MemoryStore, RequestHead, sessions};
+use tower_admission::{Key, Leases, Limits, MemoryStore, RequestHead, sessions};
 
 use crate::common::{Away, SECOND, header};
 use crate::servers::{HttpClient, http1, serve};
@@ -137,6 +137,24 @@ async fn over_quota_is_429_with_the_reason() {
 
     let refused = api.send(api.request("start", "c", "")).await;
     assert_eq!(header(&refused, "retry-after"), None, "it is not known");
+}
+
+#[tokio::test]
+async fn a_tenant_with_deny_all_is_answered_403() {
+    let limits = Limits::new();
+    let (eve, deny_all) = (
+        "workspace:eve".parse().unwrap(),
+        "deny all".parse().unwrap(),
+    );
+    limits.set(&eve, deny_all).await.unwrap();
+    let api = api_with(Leases::new().per_tenant(1).limits(&limits)).await;
+    let (status, problem) = api.post("start", "eve", "").await;
+    assert_eq!((status, &problem["title"]), (403, &"Forbidden".into()));
+    assert_eq!(
+        problem["detail"],
+        "Access denied: no requests are admitted for this client."
+    );
+    api.start("a").await.unwrap();
 }
 
 /// The scenarios of the system that this replaces, with a quota of 3.

@@ -15,7 +15,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 use tower_admission::store::FailureMode;
 use tower_admission::test_util::TestClock;
 use tower_admission::ws::{LimitedSocket, Refusal, SocketLimits};
-use tower_admission::{Key, Policy, Quota, RateLimitByTokenLayer, Rejection};
+use tower_admission::{Key, Limits, Policy, Quota, RateLimitByTokenLayer, Rejection};
 
 use crate::common::{Away, PATIENCE, SECOND, Seen, store};
 use crate::servers::{get, http1, serve};
@@ -182,6 +182,44 @@ async fn capacity_is_503_before_the_upgrade() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+#[tokio::test]
+async fn a_key_with_deny_all_is_denied_its_connections() {
+    let limits = Limits::new();
+    let (eve, deny_all) = ("user:eve".parse().unwrap(), "deny all".parse().unwrap());
+    limits.set(&eve, deny_all).await.unwrap();
+    let sockets = SocketLimits::new().connections_per_key(2).limits(&limits);
+    let address = server(&sockets).await;
+    assert_eq!(try_connect(address, "eve").await.err(), Some(403));
+    connect(address, "alice").await;
+
+    let closing = sockets.refuse_by(Refusal::Close);
+    let address = server(&closing).await;
+    let mut socket = try_connect(address, "eve").await.unwrap();
+    let Message::Close(Some(frame)) = next(&mut socket).await else {
+        panic!("a close frame");
+    };
+    assert_eq!((frame.code, &*frame.reason), (CloseCode::Policy, "denied"));
+}
+
+#[tokio::test]
+async fn a_key_with_deny_all_is_denied_its_messages() {
+    let limits = Limits::new();
+    let (eve, no_posts) = (
+        "user:eve".parse().unwrap(),
+        "posts=deny all".parse().unwrap(),
+    );
+    limits.set(&eve, no_posts).await.unwrap();
+    let sockets = SocketLimits::new()
+        .messages_per_key(Policy::new("posts", Quota::per_hour(9)))
+        .limits(&limits);
+    let mut socket = try_connect(server(&sockets).await, "eve").await.unwrap();
+    let answer: Value = serde_json::from_str(&exchange(&mut socket, "hello").await).unwrap();
+    assert_eq!(
+        (&answer["status"], &answer["retry-after"]),
+        (&403.into(), &Value::Null)
+    );
 }
 
 #[tokio::test]

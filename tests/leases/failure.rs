@@ -30,7 +30,7 @@ async fn closed_refuses() {
     let (leases, _) = away(FailureMode::Closed);
     let refused = leases.acquire(&tenant("acme"), "1").await.unwrap_err();
     assert_eq!(refused.reason(), Reason::Unavailable);
-    assert!(refused.wait().is_some());
+    assert!(refused.retry_after().is_some());
     assert_eq!(
         leases.heartbeat(&tenant("acme"), "1").await,
         Standing::Unavailable

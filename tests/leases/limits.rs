@@ -23,7 +23,11 @@ async fn a_refusal_says_which_limit_its_usage_and_its_limit() {
     let occupancy = refused.occupancy().unwrap();
     assert_eq!((occupancy.used, occupancy.allowed), (2, 2));
     assert_eq!(refused.limiter(), "jobs");
-    assert_eq!(refused.wait(), None, "when a slot frees cannot be known");
+    assert_eq!(
+        refused.retry_after(),
+        None,
+        "when a slot frees cannot be known"
+    );
     assert_eq!(
         refused.to_string(),
         "2 of 2 are in use. Please wait for one to end."

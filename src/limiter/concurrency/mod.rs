@@ -142,8 +142,8 @@ impl ConcurrencyLimiter {
     ///
     /// # Errors
     ///
-    /// [`Reason::KeyAtCapacity`] when the key's own limit is reached, else
-    /// [`Reason::AtCapacity`].
+    /// [`Reason::Denied`] when the key's own limit is `deny all`, [`Reason::KeyAtCapacity`] when it
+    /// is reached, else [`Reason::AtCapacity`].
     ///
     /// # Panics
     ///
@@ -284,8 +284,8 @@ impl ConcurrencyLimiter {
         try_take_all(&wanted).map_err(|place| {
             let mut rejected = self.key_at_capacity(place);
             if wanted[place].limit == 0 {
-                // No wait helps a key to which everything is denied.
-                rejected.rejection = rejected.rejection.retry_after(None);
+                let name = String::from(&*self.0.name);
+                rejected.rejection = Rejection::new(Reason::Denied, name);
             }
             rejected
         })
@@ -328,7 +328,7 @@ impl ConcurrencyLimiter {
     }
 
     fn rejection(&self, reason: Reason) -> Rejection {
-        Rejection::new(reason, String::from(&*self.0.name)).retry_after(self.0.retry_after)
+        Rejection::new(reason, String::from(&*self.0.name)).with_retry_after(self.0.retry_after)
     }
 
     /// How many are in flight.
