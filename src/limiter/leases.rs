@@ -282,7 +282,7 @@ impl Leases {
         lease.place = Place::Nowhere;
         let name = String::from(&*self.0.name);
         // Whichever limit the store looked at first.
-        let is_denied = limits.key.is_some_and(|(_, allowed)| allowed == 0);
+        let is_denied = limits.per_tenant == Some(0);
         Err(if is_denied {
             Rejection::new(Reason::Denied, name)
         } else {
