@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 
 use siphasher::sip128::SipHasher13;
 
+mod address;
 mod map;
 mod name;
 
@@ -87,21 +88,24 @@ impl Key {
 
     /// The key of one address.
     ///
-    /// An IPv4 address that came in over an IPv6 socket (`::ffff:192.0.2.1`) is the same key as
-    /// the plain one. [`ClientIp`](crate::extract::ClientIp) groups IPv6 addresses by prefix;
-    /// this does not.
+    /// An IPv6 address that contains an IPv4 address is the key of that address: IPv4-mapped
+    /// (`::ffff:192.0.2.1`), NAT64 (`64:ff9b::/96`, RFC 6052), 6to4 (`2002::/16`, RFC 3056) and
+    /// Teredo (`2001::/32`, RFC 4380). The local NAT64 prefix `64:ff9b:1::/48` (RFC 8215) and ISATAP
+    /// count as IPv6. [`ClientIp`](crate::extract::ClientIp) groups IPv6 addresses by prefix; this
+    /// method does not.
     #[must_use]
     pub fn ip(address: IpAddr) -> Self {
         Self::ip_network(address, 128)
     }
 
     /// The key of the network that an address is in: an IPv6 address counts with its first
-    /// `v6_prefix` bits (at most 128), an IPv4 address always as a whole.
+    /// `v6_prefix` bits (at most 128), an IPv4 address always as a whole. An IPv4 address inside an
+    /// IPv6 address counts as in [`Key::ip`].
     #[must_use]
     pub fn ip_network(address: IpAddr, v6_prefix: u8) -> Self {
-        // Canonical form first: masking ::ffff:192.0.2.1 to a /64 would put every IPv4 client of
+        // The IPv4 address first: masking ::ffff:192.0.2.1 to a /64 would put every IPv4 client of
         // a dual-stack socket into one bucket.
-        let (identity, bits) = match address.to_canonical() {
+        let (identity, bits) = match address::counted(address) {
             IpAddr::V4(v4) => (Identity::V4, u128::from(v4.to_bits())),
             IpAddr::V6(v6) => {
                 let prefix = v6_prefix.min(128);

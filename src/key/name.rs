@@ -175,10 +175,9 @@ fn address(text: &str) -> Result<Key, KeyNameError> {
         None => (text, None),
     };
     let address: IpAddr = address.parse().map_err(|_| KeyNameError::Address)?;
-    let most = if address.to_canonical().is_ipv4() {
-        32
-    } else {
-        128
+    let most = match super::address::counted(address) {
+        IpAddr::V4(_) => 32,
+        IpAddr::V6(_) => 128,
     };
     let prefix = match prefix {
         None => V6_PREFIX,
@@ -321,6 +320,8 @@ mod tests {
             ("ip:192.0.2.1", Key::ip([192, 0, 2, 1].into())),
             ("ip:192.0.2.1/32", Key::ip([192, 0, 2, 1].into())),
             ("ip:::ffff:192.0.2.1", Key::ip([192, 0, 2, 1].into())),
+            ("ip:64:ff9b::192.0.2.1", Key::ip([192, 0, 2, 1].into())),
+            ("ip:2002:c000:201::1", Key::ip([192, 0, 2, 1].into())),
             (
                 "ip:2001:db8::1",
                 Key::ip_network("2001:db8::".parse().unwrap(), 64),
@@ -379,6 +380,7 @@ mod tests {
             ("ip:nowhere", Address),
             ("ip:192.0.2.0/24", Address),
             ("ip:2001:db8::/129", Address),
+            ("ip:2002:c000:201::/48", Address),
             ("bearer#12", Fingerprint),
             (&*format!("bearer#+{}", "1".repeat(31)), Fingerprint),
         ] {
