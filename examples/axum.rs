@@ -1,6 +1,6 @@
 //! Both layers on an axum server, with a group of routes that has stricter limits of its own.
 //!
-//! `cargo run --features axum --example axum`, then
+//! `cargo run --example axum`, then
 //! `curl -i http://127.0.0.1:3000/ -H 'authorization: Bearer alice'`
 
 use std::net::SocketAddr;

@@ -1,6 +1,6 @@
 //! Limits by user, with another policy for those who pay. What a user has spent counts in both.
 //!
-//! `cargo run --features axum --example per_user_policy`, then
+//! `cargo run --example per_user_policy`, then
 //! `curl -i http://127.0.0.1:3000/ -H 'authorization: Bearer free-alice'`, and again with
 //! `paid-alice`
 

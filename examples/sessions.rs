@@ -1,6 +1,6 @@
 //! Sessions that workers elsewhere start, keep alive and end, three for each workspace.
 //!
-//! `cargo run --features axum --example sessions`, then do what it prints.
+//! `cargo run --example sessions`, then do what it prints.
 
 use std::net::SocketAddr;
 use std::time::Duration;

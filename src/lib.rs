@@ -38,7 +38,8 @@
 //!
 //! # Features
 //!
-//! None is on by default; `full` turns on all but `cli`, `redis-tls` and `test-util`.
+//! `axum` is on by default; switch it off with `default-features = false` where the server is tonic or bare
+//! hyper. `full` turns on all but `cli`, `redis-tls` and `test-util`.
 //!
 //! | feature | adds |
 //! |---|---|
@@ -47,7 +48,7 @@
 //! | `ws` | `ws`: limits on WebSockets and their messages, with axum |
 //! | `tonic` | the peer's address from tonic's connect info; `NamedService` forwarded, to go around a single service |
 //! | `metrics` | `MetricsObserver` |
-//! | `tracing` | `TracingObserver`, and a warning when requests have no key |
+//! | `tracing` | `TracingObserver`. Warnings are logged without it, too |
 //! | `redis` | `RedisStore`: one limit for several replicas |
 //! | `redis-tls` | connections to Redis over TLS |
 //! | `cli` | the program `tower-admission`, which changes limits and shows what is used |

@@ -247,17 +247,17 @@ impl fmt::Debug for Extractor {
     }
 }
 
-/// One warning in the life of the process that requests have no key.
+/// Warns once in the life of the process: each request without a key is another symptom of the same
+/// fault.
 #[cold]
 fn warn_once() {
-    #[cfg(feature = "tracing")]
-    {
-        static WARN: std::sync::Once = std::sync::Once::new();
-        WARN.call_once(|| {
-            tracing::warn!(
-                "a request has no key to be charged to; all like it share one, and no guard \
-                 sees them: is the peer's address passed on (ConnectInfo, PeerAddr)?"
-            );
-        });
-    }
+    static WARN: std::sync::Once = std::sync::Once::new();
+    WARN.call_once(|| {
+        tracing::warn!(
+            "a request has no key and no client address, so it shares one bucket with all such \
+             requests, and no guard counts it: serve the router with \
+             `into_make_service_with_connect_info::<SocketAddr>()`, or set `PeerAddr`; for a proxy on \
+             a Unix socket set `UnixPeer` and call `trust_unix_socket`"
+        );
+    });
 }

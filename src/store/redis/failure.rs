@@ -265,7 +265,6 @@ impl Log {
     }
 }
 
-#[cfg(feature = "tracing")]
 fn log(error: &StoreError, silent: u64) {
     // The source may quote the command's arguments where a key of the wrong type is named; Redis
     // itself names none.
@@ -277,9 +276,6 @@ fn log(error: &StoreError, silent: u64) {
         "calls to Redis fail; the failure mode decides"
     );
 }
-
-#[cfg(not(feature = "tracing"))]
-fn log(_: &StoreError, _: u64) {}
 
 #[cfg(test)]
 mod tests {
