@@ -105,6 +105,7 @@ pub use concurrency::{ConcurrencyLimit, ConcurrencyLimitLayer, HoldUntil, Upgrad
 pub use decision::{Decision, Usage};
 pub use extract::{
     ApiKey, BearerToken, ByToken, ClientIp, Extracted, KeyExtractor, PeerAddr, RequestHead, Shared,
+    TrustedHeader, UnixPeer,
 };
 pub use headers::RateLimitHeaders;
 pub use key::{Key, KeyName, KeyNameError, Secret, SecretInstalled};

@@ -1,23 +1,31 @@
 //! The client's address, also behind proxies that are trusted.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
-use http::HeaderName;
 use http::header::FORWARDED;
-use ipnet::{IpNet, Ipv4Net};
+use http::{HeaderMap, HeaderName};
+use ipnet::IpNet;
 
-use super::peer::peer_ip;
-use super::{Extracted, KeyExtractor, RequestHead, forwarded};
+use super::forwarded::{self, Hops};
+use super::head::{Field, single};
+use super::peer::Peer;
+use super::proxies::TrustedProxies;
+use super::{Extracted, KeyExtractor, RequestHead};
 use crate::key::Key;
 
 /// Charges the client's address.
 ///
-/// IPv6 clients are grouped by their /64, which is what one client usually has: by single
-/// addresses it could have 2⁶⁴ buckets.
+/// The server has to pass the peer's address on: see [`PeerAddr`](super::PeerAddr).
 ///
-/// Cannot tell when the server does not pass the peer's address on: see
-/// [`PeerAddr`](super::PeerAddr).
+/// # Which constructor to choose
+///
+/// | clients connect | use |
+/// |---|---|
+/// | directly | [`ClientIp::peer`] |
+/// | through proxies with known addresses | [`ClientIp::forwarded_by`] |
+/// | through a proxy on the same machine, over a Unix socket | [`forwarded_by`](Self::forwarded_by) and [`trust_unix_socket`](Self::trust_unix_socket) |
+/// | through a known number of proxies, and never past them | [`ClientIp::forwarded_hops`] |
+/// | through a CDN that sends one address | [`forwarded_by`](Self::forwarded_by) and [`ForwardingHeader::single_address`] |
 ///
 /// ```
 /// use tower_admission::{Quota, RateLimitLayer};
@@ -29,36 +37,77 @@ use crate::key::Key;
 /// // Behind load balancers in 10.0.0.0/8 that append to X-Forwarded-For.
 /// let client = ClientIp::forwarded_by(["10.0.0.0/8".parse().unwrap()]);
 /// let layer = RateLimitLayer::by(client, Quota::per_second(50));
+///
+/// // Behind nginx on a Unix socket, which sets X-Real-IP.
+/// let client = ClientIp::forwarded_by([])
+///     .trust_unix_socket()
+///     .header(ForwardingHeader::single_address("x-real-ip"));
+/// let layer = RateLimitLayer::by(client, Quota::per_second(50));
 /// ```
+///
+/// # IPv6
+///
+/// IPv6 clients are grouped by their /64, which is what one client usually has: by single
+/// addresses it could have 2⁶⁴ buckets. Many providers give a customer a /56 or a /48, which is 256
+/// or 65,536 such networks. A second limit bounds these together:
+///
+/// ```
+/// use tower_admission::{ClientIp, Policy, Quota, RateLimitLayer};
+///
+/// let layer = RateLimitLayer::by(ClientIp::peer(), Policy::new("address", Quota::per_second(50)))
+///     .and_by(
+///         ClientIp::peer().v6_prefix(48),
+///         Policy::new("network", Quota::per_second(500)),
+///     );
+/// ```
+///
+/// An IPv4 client has one address in both, so the second limit has to be at least the first.
+///
+/// An IPv6 address that contains an IPv4 address counts as that address, see [`Key::ip`]. The trust in
+/// proxies does not look inside: list the IPv6 network of such a proxy.
 #[derive(Clone, Debug)]
 pub struct ClientIp {
     v6_prefix: u8,
-    proxies: Option<Proxies>,
+    forwarding: Option<Forwarding>,
 }
 
 #[derive(Clone, Debug)]
-struct Proxies {
-    trusted: Arc<[IpNet]>,
+struct Forwarding {
+    proxies: Proxies,
     header: ForwardingHeader,
+}
+
+#[derive(Clone, Debug)]
+enum Proxies {
+    Known(TrustedProxies),
+    Hops(u8),
 }
 
 /// The header in which trusted proxies say where a request came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ForwardingHeader {
-    /// `X-Forwarded-For`.
+    /// `X-Forwarded-For`, a list.
     XForwardedFor,
-    /// `Forwarded` (RFC 7239).
+    /// `Forwarded` (RFC 7239), a list.
     Forwarded,
+    /// A header with the client's address and nothing else: see
+    /// [`single_address`](Self::single_address).
+    SingleAddress(HeaderName),
 }
 
 impl ForwardingHeader {
-    fn name(&self) -> &HeaderName {
-        static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-        match self {
-            Self::XForwardedFor => &X_FORWARDED_FOR,
-            Self::Forwarded => &FORWARDED,
-        }
+    /// A header with the client's address and nothing else, such as `cf-connecting-ip` or
+    /// `x-real-ip`. The proxy has to replace the header that a client sends.
+    ///
+    /// When the header is absent, empty, repeated or not an address, the peer is charged.
+    ///
+    /// # Panics
+    ///
+    /// When `name` is not the name of a header in lower case.
+    #[must_use]
+    pub fn single_address(name: &'static str) -> Self {
+        Self::SingleAddress(HeaderName::from_static(name))
     }
 }
 
@@ -71,7 +120,7 @@ impl ClientIp {
     pub fn peer() -> Self {
         Self {
             v6_prefix: Self::DEFAULT_V6_PREFIX,
-            proxies: None,
+            forwarding: None,
         }
     }
 
@@ -88,20 +137,57 @@ impl ClientIp {
     /// otherwise: a proxy passes on the others as the client wrote them.
     #[must_use]
     pub fn forwarded_by(trusted: impl IntoIterator<Item = IpNet>) -> Self {
+        Self::forwarded(Proxies::Known(TrustedProxies::new(trusted)))
+    }
+
+    /// The address that is `hops` hops away: 0 is the peer, 1 is the last entry of
+    /// `X-Forwarded-For`, 2 is the entry to the left of it.
+    ///
+    /// `hops` is the number of proxies, each of which appends one entry. This is Express'
+    /// `trust proxy = hops`, and Envoy's `xff_num_trusted_hops = hops` with `use_remote_address`.
+    ///
+    /// With fewer entries, or when that entry is not an address, the request did not come through
+    /// all proxies, and the peer is charged, as Envoy has it. (Express takes the leftmost entry.)
+    ///
+    /// The peer's own address is not checked. A client that reaches the server past one of the proxies
+    /// chooses its address. Prefer [`forwarded_by`](Self::forwarded_by) where the addresses of the
+    /// proxies are known.
+    #[must_use]
+    pub fn forwarded_hops(hops: u8) -> Self {
+        Self::forwarded(Proxies::Hops(hops))
+    }
+
+    fn forwarded(proxies: Proxies) -> Self {
+        let header = ForwardingHeader::XForwardedFor;
         Self {
-            proxies: Some(Proxies {
-                trusted: trusted.into_iter().map(unmapped).collect(),
-                header: ForwardingHeader::XForwardedFor,
-            }),
+            forwarding: Some(Forwarding { proxies, header }),
             ..Self::peer()
         }
     }
 
-    /// Which header trusted proxies write. No effect on [`ClientIp::peer`].
+    /// Trusts peers on a Unix socket as a proxy, next to the networks of
+    /// [`forwarded_by`](Self::forwarded_by). Default: it does not. No effect on the other
+    /// constructors.
+    ///
+    /// The server has to mark these requests with [`UnixPeer`](super::UnixPeer). A server that passes
+    /// on no addresses does not set the mark, so its clients are not trusted by accident. A request
+    /// over the socket whose header is missing shares one bucket with all such requests.
+    #[must_use]
+    pub fn trust_unix_socket(mut self) -> Self {
+        if let Some(forwarding) = &mut self.forwarding
+            && let Proxies::Known(proxies) = &forwarding.proxies
+        {
+            forwarding.proxies = Proxies::Known(proxies.clone().and_unix_sockets());
+        }
+        self
+    }
+
+    /// Sets which header the proxies write. Default: `X-Forwarded-For`. No effect on
+    /// [`ClientIp::peer`].
     #[must_use]
     pub fn header(mut self, header: ForwardingHeader) -> Self {
-        if let Some(proxies) = &mut self.proxies {
-            proxies.header = header;
+        if let Some(forwarding) = &mut self.forwarding {
+            forwarding.header = header;
         }
         self
     }
@@ -114,47 +200,71 @@ impl ClientIp {
     }
 
     fn address(&self, head: RequestHead<'_>) -> Option<IpAddr> {
-        let peer = peer_ip(head.extensions)?.to_canonical();
-        Some(match &self.proxies {
-            Some(proxies) => proxies.client(peer, head),
-            None => peer,
-        })
-    }
-}
-
-impl Proxies {
-    fn client(&self, peer: IpAddr, head: RequestHead<'_>) -> IpAddr {
-        let mut client = peer;
-        let values = head.headers.get_all(self.header.name());
-        // Several lines are one list; the last line is the nearest proxy's.
-        let mut hops = values.iter().rev().flat_map(|line| match self.header {
-            ForwardingHeader::XForwardedFor => forwarded::x_forwarded_for(line.as_bytes()),
-            ForwardingHeader::Forwarded => forwarded::forwarded(line.as_bytes()),
-        });
-        while self.is_trusted(client) {
-            match hops.next() {
-                Some(Some(hop)) => client = hop.to_canonical(),
-                Some(None) | None => break,
-            }
+        let peer = Peer::of(head.extensions);
+        match &self.forwarding {
+            Some(forwarding) => forwarding.client(peer, head.headers),
+            None => peer.ip(),
         }
-        client
-    }
-
-    fn is_trusted(&self, address: IpAddr) -> bool {
-        self.trusted.iter().any(|net| net.contains(&address))
     }
 }
 
-/// A network as the addresses are that it is compared with, which are canonical.
-fn unmapped(network: IpNet) -> IpNet {
-    let IpNet::V6(mapped) = network else {
-        return network;
-    };
-    let address = mapped.addr().to_ipv4_mapped();
-    let length = mapped.prefix_len().checked_sub(96);
-    let unmapped = address.zip(length);
-    let unmapped = unmapped.and_then(|(address, length)| Ipv4Net::new(address, length).ok());
-    unmapped.map_or(network, IpNet::V4)
+impl Forwarding {
+    fn client(&self, peer: Peer, headers: &HeaderMap) -> Option<IpAddr> {
+        let entries: fn(&[u8]) -> Hops<'_> = match &self.header {
+            ForwardingHeader::XForwardedFor => forwarded::x_forwarded_for,
+            ForwardingHeader::Forwarded => forwarded::forwarded,
+            ForwardingHeader::SingleAddress(name) => {
+                let is_trusted = match &self.proxies {
+                    Proxies::Known(proxies) => proxies.trusts(peer),
+                    Proxies::Hops(hops) => *hops > 0,
+                };
+                let client = is_trusted.then(|| single_address(headers, name)).flatten();
+                return client.or(peer.ip());
+            }
+        };
+        // Several lines are one list; the last line is the nearest proxy's.
+        let lines = headers.get_all(self.header.name()).iter().rev();
+        let mut hops = lines.flat_map(|line| entries(line.as_bytes()));
+        match &self.proxies {
+            Proxies::Known(proxies) => first_untrusted(proxies, peer, hops),
+            Proxies::Hops(0) => peer.ip(),
+            Proxies::Hops(n) => hops.nth(usize::from(n - 1)).flatten().or(peer.ip()),
+        }
+    }
+}
+
+impl ForwardingHeader {
+    fn name(&self) -> &HeaderName {
+        static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+        match self {
+            Self::XForwardedFor => &X_FORWARDED_FOR,
+            Self::Forwarded => &FORWARDED,
+            Self::SingleAddress(name) => name,
+        }
+    }
+}
+
+/// Walks from the peer to the first address that is not a trusted proxy.
+fn first_untrusted(
+    proxies: &TrustedProxies,
+    peer: Peer,
+    mut hops: impl Iterator<Item = Option<IpAddr>>,
+) -> Option<IpAddr> {
+    let mut client = peer.ip();
+    let mut is_trusted = proxies.trusts(peer);
+    while is_trusted && let Some(Some(hop)) = hops.next() {
+        let hop = hop.to_canonical();
+        client = Some(hop);
+        is_trusted = proxies.trusts_address(hop);
+    }
+    client
+}
+
+fn single_address(headers: &HeaderMap, name: &HeaderName) -> Option<IpAddr> {
+    match single(headers, name) {
+        Field::Once(value) => forwarded::single_address(value),
+        Field::Absent | Field::Repeated => None,
+    }
 }
 
 /// [`ClientIp::peer`].

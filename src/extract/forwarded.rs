@@ -3,14 +3,16 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// The entries of one line, the nearest proxy's first; `None` where one is not an address.
-type Hops<'a> = Box<dyn Iterator<Item = Option<IpAddr>> + 'a>;
+pub(super) type Hops<'a> = Box<dyn Iterator<Item = Option<IpAddr>> + 'a>;
+
+/// The address that is all of a header's value.
+pub(super) fn single_address(value: &[u8]) -> Option<IpAddr> {
+    address(str::from_utf8(value.trim_ascii()).ok()?)
+}
 
 /// `client, proxy1, proxy2`
 pub(super) fn x_forwarded_for(line: &[u8]) -> Hops<'_> {
-    Box::new(line.rsplit(|b| *b == b',').map(|entry| {
-        let entry = str::from_utf8(entry.trim_ascii()).ok()?;
-        address(entry)
-    }))
+    Box::new(line.rsplit(|b| *b == b',').map(single_address))
 }
 
 /// `for=192.0.2.43;proto=http, for="[2001:db8:cafe::17]:4711"` (RFC 7239 §4)

@@ -7,13 +7,16 @@ mod client_ip;
 mod forwarded;
 mod head;
 mod peer;
+mod proxies;
+mod trusted_header;
 
 pub use api_key::ApiKey;
 pub use bearer::BearerToken;
 pub use by_token::ByToken;
 pub use client_ip::{ClientIp, ForwardingHeader};
 pub use head::RequestHead;
-pub use peer::PeerAddr;
+pub use peer::{PeerAddr, UnixPeer};
+pub use trusted_header::TrustedHeader;
 
 pub use ipnet::IpNet;
 

@@ -20,8 +20,68 @@ use http::Extensions;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerAddr(pub SocketAddr);
 
-/// The peer's address, from whichever server put it there.
-pub(super) fn peer_ip(extensions: &Extensions) -> Option<IpAddr> {
+/// Marks a request whose connection came over a Unix socket, as a request extension.
+///
+/// Such a peer has no address. [`ClientIp::trust_unix_socket`](super::ClientIp::trust_unix_socket)
+/// trusts it as a proxy. The mark is explicit, since a server that passes on no address at all would
+/// look the same. tonic's connect info (feature `tonic`) counts as this mark.
+///
+/// Set it only on what is served on the Unix socket. A request that also has an address counts as one
+/// from that address.
+///
+/// ```no_run
+/// # #[cfg(all(feature = "axum", unix))]
+/// # async fn serve(app: axum::Router) -> std::io::Result<()> {
+/// use axum::Extension;
+/// use tower_admission::extract::UnixPeer;
+///
+/// let listener = tokio::net::UnixListener::bind("/run/app.sock")?;
+/// axum::serve(listener, app.layer(Extension(UnixPeer))).await
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnixPeer;
+
+/// The other end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Peer {
+    Ip(IpAddr),
+    Unix,
+    /// The server did not pass it on.
+    Unknown,
+}
+
+impl Peer {
+    /// The peer of a request, from whichever server put it there.
+    #[inline]
+    pub(super) fn of(extensions: &Extensions) -> Self {
+        match peer_ip(extensions) {
+            // Canonical, as the networks are that it is compared with.
+            Some(ip) => Self::Ip(ip.to_canonical()),
+            None if is_unix(extensions) => Self::Unix,
+            None => Self::Unknown,
+        }
+    }
+
+    pub(super) fn ip(self) -> Option<IpAddr> {
+        match self {
+            Self::Ip(ip) => Some(ip),
+            Self::Unix | Self::Unknown => None,
+        }
+    }
+}
+
+fn is_unix(extensions: &Extensions) -> bool {
+    let is_unix = extensions.get::<UnixPeer>().is_some();
+    #[cfg(all(feature = "tonic", unix))]
+    let is_unix = is_unix || {
+        use tonic::transport::server::UdsConnectInfo;
+        extensions.get::<UdsConnectInfo>().is_some()
+    };
+    is_unix
+}
+
+fn peer_ip(extensions: &Extensions) -> Option<IpAddr> {
     let peer = extensions.get::<PeerAddr>().map(|peer| peer.0);
     #[cfg(feature = "axum")]
     let peer = peer.or_else(|| {

@@ -23,6 +23,7 @@ mod keys;
 mod metrics;
 mod observe;
 mod per_key;
+mod proxies;
 mod rate;
 mod servers;
 mod servers_axum;

@@ -1,0 +1,74 @@
+//! An identity that a trusted proxy wrote into a header.
+
+use http::HeaderName;
+use ipnet::IpNet;
+
+use super::head::{Field, single};
+use super::peer::Peer;
+use super::proxies::TrustedProxies;
+use super::{Extracted, KeyExtractor, RequestHead};
+use crate::key::Key;
+
+/// Charges the identity that a trusted proxy wrote into a header, such as `X-User`.
+///
+/// For a service behind a proxy that authenticates. The header counts only when the connection's peer
+/// is a trusted proxy. From any other peer it is [absent](Extracted::Absent), since a client can make
+/// it up. An empty or repeated header is [unusable](Extracted::Unusable).
+///
+/// The proxy has to remove the header that a client sends, or replace it. A proxy that passes it on
+/// gives each client as many keys as it likes.
+///
+/// The kind of the key is the name of the header, so that [`Limits`](crate::Limits) know it as
+/// `x-user:alice`.
+///
+/// ```
+/// use tower_admission::{ClientIp, KeyExtractor, Quota, RateLimitLayer};
+/// use tower_admission::extract::{IpNet, TrustedHeader};
+///
+/// let proxies: [IpNet; 1] = ["10.0.0.0/8".parse().unwrap()];
+/// let user = TrustedHeader::new("x-user", proxies).or(ClientIp::forwarded_by(proxies));
+/// let layer = RateLimitLayer::by(user, Quota::per_second(10));
+/// ```
+#[derive(Clone, Debug)]
+pub struct TrustedHeader {
+    name: HeaderName,
+    kind: &'static str,
+    proxies: TrustedProxies,
+}
+
+impl TrustedHeader {
+    /// The value of this header, from a peer in one of the `trusted` networks.
+    ///
+    /// # Panics
+    ///
+    /// When `name` is not the name of a header in lower case.
+    #[must_use]
+    pub fn new(name: &'static str, trusted: impl IntoIterator<Item = IpNet>) -> Self {
+        Self {
+            name: HeaderName::from_static(name),
+            kind: name,
+            proxies: TrustedProxies::new(trusted),
+        }
+    }
+
+    /// Trusts peers on a Unix socket as well, which the server marks with
+    /// [`UnixPeer`](super::UnixPeer). Default: it does not.
+    #[must_use]
+    pub fn trust_unix_socket(mut self) -> Self {
+        self.proxies = self.proxies.and_unix_sockets();
+        self
+    }
+}
+
+impl KeyExtractor for TrustedHeader {
+    fn extract(&self, head: RequestHead<'_>) -> Extracted {
+        if !self.proxies.trusts(Peer::of(head.extensions)) {
+            return Extracted::Absent;
+        }
+        match single(head.headers, &self.name).map(<[u8]>::trim_ascii) {
+            Field::Absent => Extracted::Absent,
+            Field::Once(value) if !value.is_empty() => Extracted::Key(Key::new(self.kind, value)),
+            Field::Once(_) | Field::Repeated => Extracted::Unusable,
+        }
+    }
+}
