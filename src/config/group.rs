@@ -33,13 +33,13 @@ pub(super) struct Stack {
     pub(super) on_failure: OnFailure,
     pub(super) concurrency: ConcurrencyLimitLayer,
     pub(super) rate: RateLimitLayer<GroupKey>,
-    failed_logins: Option<RateLimiter>,
+    bad_credentials: Option<RateLimiter>,
 }
 
 /// What a changed group does with limits that go on, once all groups are known to be right.
 pub(super) struct Change {
     policies: Vec<Policy>,
-    failed_logins: Option<Policy>,
+    bad_credentials: Option<Policy>,
     concurrency: Capacity,
     concurrency_per_key: [Capacity; 2],
     resumes: (bool, bool),
@@ -208,7 +208,7 @@ impl Stack {
             on_failure: OnFailure::default(),
             concurrency: ConcurrencyLimitLayer::new(0),
             rate: RateLimitLayer::by(GroupKey(Arc::new(Shared)), Quota::off()),
-            failed_logins: None,
+            bad_credentials: None,
         }
     }
 
@@ -261,12 +261,14 @@ impl Stack {
             rate = rate.skip(move |head| skip(head, &excluded));
             concurrency = concurrency.skip(move |head| skip(head, &exclude));
         }
-        let quota = settings.failed_logins.filter(|quota| !quota.is_off());
+        let quota = settings
+            .bad_credentials_per_ip
+            .filter(|quota| !quota.is_off());
         let quota = quota.map(|quota| Policy::new("guard", quota));
-        let failed_logins = quota.clone().map(|quota| failed_logins(quota, before));
-        if let (Some(limiter), Some(quota)) = (&failed_logins, &quota) {
+        let bad_credentials = quota.clone().map(|quota| bad_credentials(quota, before));
+        if let (Some(limiter), Some(quota)) = (&bad_credentials, &quota) {
             if !limiter.can_set_policies(slice::from_ref(quota)) {
-                let field = format!("groups.{group}.failed_logins");
+                let field = format!("groups.{group}.bad_credentials_per_ip");
                 return Err(ConfigError::at(field, SetPolicyError::TooOften).for_now());
             }
             rate = rate.guard_resumed(config.clients.ip(), limiter.clone());
@@ -286,7 +288,7 @@ impl Stack {
         }
         let change = Change {
             policies: policies.list(),
-            failed_logins: quota,
+            bad_credentials: quota,
             concurrency: Capacity::or_off(settings.concurrency),
             concurrency_per_key: settings.concurrency_per_key().map(Capacity::or_off),
             resumes: (rate_resumes, concurrency_resumes),
@@ -297,7 +299,7 @@ impl Stack {
             on_failure,
             concurrency,
             rate,
-            failed_logins,
+            bad_credentials,
         };
         Ok((stack, change))
     }
@@ -306,7 +308,7 @@ impl Stack {
         if change.resumes.0 {
             set_policies(&self.rate.limiter(), change.policies);
         }
-        if let (Some(limiter), Some(quota)) = (&self.failed_logins, change.failed_logins) {
+        if let (Some(limiter), Some(quota)) = (&self.bad_credentials, change.bad_credentials) {
             set_policies(limiter, vec![quota]);
         }
         if change.resumes.1 {
@@ -326,9 +328,10 @@ fn set_policies(limiter: &RateLimiter, policies: Vec<Policy>) {
     }
 }
 
-/// What counts failed logins: what did so before, if it can, as a reload is no pardon.
-fn failed_logins(quota: Policy, before: Option<&Stack>) -> RateLimiter {
-    let before = before.and_then(|before| before.failed_logins.as_ref());
+/// The limiter of rejected credentials: the one from before, if it can go on, since a reload must not
+/// forget them.
+fn bad_credentials(quota: Policy, before: Option<&Stack>) -> RateLimiter {
+    let before = before.and_then(|before| before.bad_credentials.as_ref());
     let quotas = [quota];
     match before.filter(|limiter| limiter.takes_policies(&quotas)) {
         Some(limiter) => limiter.clone(),

@@ -54,7 +54,7 @@
 //! | `groups.<name>.tiers.<tier>.rate` | | another quota for requests of a [tier](crate::Policy::tier), which the program [says](AdmissionBuilder::tier_by) |
 //! | `groups.<name>.tiers.<tier>.rates` | | or several; with neither the tier is not limited |
 //! | `groups.<name>.rate_per_ip` | off | a quota for the address in the same decision, called `name.ip` |
-//! | `groups.<name>.failed_logins` | off | a quota of answers of 401 and 403 for each address, see [`guard_by_ip`] |
+//! | `groups.<name>.bad_credentials_per_ip` | off | a quota of 401 and 403 answers for each address, see [`guard_by_ip`] |
 //! | `groups.<name>.key` | `token` | `token` (bearer, else `X-Api-Key`, else address), `bearer`, `api-key` (else address), `ip`, or `shared` |
 //! | `groups.<name>.exclude` | none | paths that are not limited, with what is below them |
 //! | `groups.<name>.headers` | `draft` | or `legacy`, `off`: see [`RateLimitHeaders`] |
@@ -90,7 +90,7 @@
 //! [sliding](crate::Quota::sliding), or is not, as before. They also go on when they were off for a while, or
 //! their group was gone, unless a rate of one of these names was used with others meanwhile; the last 64 are kept
 //! for this. Any other rate is a new one, and in memory begins with nothing used, and so does the `concurrency` of
-//! a group that was gone. What addresses used of `failed_logins` stays used until that is switched off, or changed
+//! a group that was gone. What addresses used of `bad_credentials_per_ip` stays used until that is switched off, or changed
 //! to sliding or back, or its group is gone. The `store`, a group's `on_failure` and what the program made of
 //! `admin.token` are those of the start.
 //!

@@ -115,7 +115,7 @@ pub(super) struct Group {
     #[serde(deserialize_with = "some_text")]
     pub(super) rate_per_ip: Option<Quota>,
     #[serde(deserialize_with = "some_text")]
-    pub(super) failed_logins: Option<Quota>,
+    pub(super) bad_credentials_per_ip: Option<Quota>,
     #[serde(deserialize_with = "text")]
     pub(super) key: KeySource,
     #[serde(deserialize_with = "list")]

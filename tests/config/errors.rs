@@ -32,7 +32,7 @@ fn each_field_is_read() {
         concurrency_per_ip = 8
         rates = { burst = "10/s", daily = "50000/day" }
         rate_per_ip = "50/s"
-        failed_logins = "20/min"
+        bad_credentials_per_ip = "20/min"
         key = "bearer"
         exclude = ["/api/health", "/api/metrics"]
         headers = "legacy"

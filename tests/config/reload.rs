@@ -89,11 +89,11 @@ async fn a_rate_that_was_off_goes_on() {
 }
 
 #[tokio::test]
-async fn failed_logins_stay_counted() {
+async fn bad_credentials_stay_counted() {
     let group = |quota: &str| {
         let other = if quota == "3/h" { "rate = '1/s'" } else { "" };
         config(&format!(
-            "[groups.api]\npath = '/api'\nfailed_logins = '{quota}'\n\
+            "[groups.api]\npath = '/api'\nbad_credentials_per_ip = '{quota}'\n\
              [groups.other]\npath = '/other'\n{other}"
         ))
     };
@@ -111,7 +111,7 @@ async fn failed_logins_stay_counted() {
     for _ in 0..10 {
         admission
             .reload(&config(
-                "[groups.api]\npath = '/api'\nfailed_logins = '3/h'",
+                "[groups.api]\npath = '/api'\nbad_credentials_per_ip = '3/h'",
             ))
             .unwrap();
         admission.reload(&group("3/h")).unwrap();
@@ -355,10 +355,10 @@ async fn long_hot_reload_under_load_loses_no_request_and_exceeds_no_limit() {
 }
 
 #[tokio::test]
-async fn failed_logins_are_changed_or_the_change_is_refused() {
+async fn the_limit_on_bad_credentials_is_changed_or_the_change_is_rejected() {
     let group = |n: u32| {
         config(&format!(
-            "[groups.api]\npath = '/api'\nfailed_logins = '{n}/h'"
+            "[groups.api]\npath = '/api'\nbad_credentials_per_ip = '{n}/h'"
         ))
     };
     let admission = Admission::new(&group(3)).unwrap();
@@ -369,7 +369,7 @@ async fn failed_logins_are_changed_or_the_change_is_refused() {
             Err(error) => break error,
         }
     };
-    assert_eq!(error.field(), Some("groups.api.failed_logins"));
+    assert_eq!(error.field(), Some("groups.api.bad_credentials_per_ip"));
     assert!(error.to_string().contains("too often"), "{error}");
     // What was taken last runs.
     let app = app(&admission);

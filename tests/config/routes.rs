@@ -112,7 +112,7 @@ async fn settings_are_those_of_the_layers() {
 
         [groups.login]
         path = "/login"
-        failed_logins = "2/h"
+        bad_credentials_per_ip = "2/h"
         "#,
     );
     let app = Router::new()
