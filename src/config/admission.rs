@@ -11,11 +11,12 @@ use super::changing::Changing;
 use super::error::ConfigError;
 use super::group::Stack;
 use super::kept::Kept;
+use super::key::NamedKeys;
 use super::layer::AdmissionLayer;
 use super::model::Config;
+use super::path::{Prefix, has_dot_segments, readings};
 use super::stores::Stores;
-use super::text::Prefix;
-use crate::extract::RequestHead;
+use crate::extract::{KeyExtractor, RequestHead};
 use crate::limits::Limits;
 #[cfg(feature = "metrics")]
 use crate::observe::MetricsObserver;
@@ -44,6 +45,7 @@ struct Inner {
 pub(super) struct Says {
     pub(super) observers: Vec<Arc<dyn Observer>>,
     pub(super) tier_by: Option<TierBy>,
+    pub(super) keys: NamedKeys,
 }
 
 type TierBy = Arc<dyn for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync>;
@@ -236,14 +238,19 @@ impl Groups {
     pub(super) fn find(&self, group: Option<&str>, path: &str) -> &Stack {
         let found = match group {
             Some(group) => self.by_name.get(group),
-            None => {
-                let mut paths = self.by_path.iter();
-                paths
-                    .find(|(prefix, _)| prefix.covers(path))
-                    .map(|(_, stack)| stack)
+            None if has_dot_segments(path) => {
+                let readings = readings(path);
+                readings.iter().find_map(|path| self.covering(path))
             }
+            None => self.covering(path),
         };
         found.unwrap_or(&self.none)
+    }
+
+    fn covering(&self, path: &str) -> Option<&Arc<Stack>> {
+        let mut paths = self.by_path.iter();
+        let found = paths.find(|(prefix, _)| prefix.covers(path));
+        found.map(|(_, stack)| stack)
     }
 }
 
@@ -265,6 +272,33 @@ impl AdmissionBuilder<'_> {
         self
     }
 
+    /// Names a key that configuration refers to as `key = "name"`, such as the user that an
+    /// authentication layer outside of this one has put into the request's extensions.
+    ///
+    /// An [absent](crate::Extracted::Absent) or [unusable](crate::Extracted::Unusable) key falls back to
+    /// the client address of `[clients]`. Default: none; a configuration that refers to a name which is not
+    /// there is an error.
+    ///
+    /// ```
+    /// use tower_admission::config::{Admission, Config};
+    /// use tower_admission::{Key, RequestHead};
+    ///
+    /// #[derive(Clone)]
+    /// struct User { id: String }
+    ///
+    /// let config = Config::from_toml("[groups.api]\npath = '/api'\nrate = '10/s'\nkey = 'user'")?;
+    /// let admission = Admission::builder(&config)
+    ///     .key_by("user", |head: RequestHead<'_>| {
+    ///         head.extensions.get::<User>().map(|user| Key::id("user", &user.id))
+    ///     })
+    ///     .build()?;
+    /// # Ok::<_, tower_admission::config::ConfigError>(())
+    /// ```
+    pub fn key_by(mut self, name: &str, key: impl KeyExtractor) -> Self {
+        self.says.keys.add(name, key);
+        self
+    }
+
     /// Adds an observer of the store's health, if there is a store.
     #[cfg(feature = "redis")]
     pub fn observe_store(mut self, observer: impl StoreObserver) -> Self {
@@ -278,13 +312,15 @@ impl AdmissionBuilder<'_> {
     /// # Errors
     ///
     /// The store's URL cannot be used, the process has another
-    /// [secret](crate::Secret) already, or a group has tiers and nothing says which a request is of.
+    /// [secret](crate::Secret) already, a group has tiers and nothing says which a request is of, a group's
+    /// `key` is not there, or a name of [`key_by`](Self::key_by) is built in or there twice.
     pub fn build(self) -> Result<Admission, ConfigError> {
         let config = self.config;
         self.build_inner().map_err(|error| config.wrong(error))
     }
 
     fn build_inner(self) -> Result<Admission, ConfigError> {
+        self.says.keys.check()?;
         #[cfg(feature = "redis")]
         let stores = Stores::open(&self.config.store, &self.store_observers)?;
         #[cfg(not(feature = "redis"))]
@@ -299,6 +335,7 @@ impl AdmissionBuilder<'_> {
         };
         let groups = inner.groups_of(self.config, &Groups::none(), &mut Kept::default())?;
         inner.groups.store(Arc::new(groups));
+        self.config.log_limits_off();
         Ok(Admission(Arc::new(inner)))
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::error::ConfigError;
-use super::model::{Config, OnFailure, Store};
+use super::model::{Clients, Config, KeySource, OnFailure, Store};
 
 /// As the admin endpoints have it, which may not be built.
 const SHORTEST_TOKEN: usize = 16;
@@ -15,10 +15,7 @@ impl Config {
     }
 
     fn check_inner(&self) -> Result<(), ConfigError> {
-        if self.clients.ipv6_prefix.is_some_and(|prefix| prefix > 128) {
-            let problem = "an IPv6 address has 128 bits: give 0 to 128";
-            return Err(ConfigError::at("clients.ipv6_prefix", problem));
-        }
+        self.clients.check()?;
         let is_short = |token: &str| token.len() < SHORTEST_TOKEN;
         if self.admin_token().is_some_and(is_short) {
             let problem = "a token has at least 16 bytes: `openssl rand -hex 32` makes one";
@@ -43,6 +40,12 @@ impl Config {
                 let problem = format!("{other} is called `{name}` already");
                 return Err(ConfigError::at(at("name"), problem));
             }
+            let is_identity = matches!(settings.key, KeySource::Header(_));
+            if is_identity && !self.clients.trusts_proxies() {
+                let problem = "a client can make this header up: list the proxies that write it in \
+                               `clients.trusted_proxies`, or set `clients.trust_unix_socket`";
+                return Err(ConfigError::at(at("key"), problem));
+            }
             if settings.on_failure == Some(OnFailure::LocalShare) {
                 self.store.check_replicas(&at("on_failure"))?;
             }
@@ -59,6 +62,21 @@ impl Config {
                 }
                 names.insert(name, format!("`{field}`"));
             }
+        }
+        Ok(())
+    }
+}
+
+impl Clients {
+    fn check(&self) -> Result<(), ConfigError> {
+        if self.ipv6_prefix.is_some_and(|prefix| prefix > 128) {
+            let problem = "an IPv6 address has 128 bits: give 0 to 128";
+            return Err(ConfigError::at("clients.ipv6_prefix", problem));
+        }
+        if self.trusted_hops.is_some() && self.trusts_proxies() {
+            let problem = "give either the number of proxies, or which they are in \
+                           `clients.trusted_proxies` and `clients.trust_unix_socket`";
+            return Err(ConfigError::at("clients.trusted_hops", problem));
         }
         Ok(())
     }

@@ -3,21 +3,16 @@
 use std::collections::BTreeMap;
 use std::iter;
 use std::slice;
-use std::sync::Arc;
-
-use http::HeaderName;
 
 use super::admission::Says;
 use super::error::ConfigError;
 use super::kept::Kept;
-use super::model::{Clients, Config, ForwardedHeader, Group, KeySource, OnFailure};
+use super::key::GroupKey;
+use super::model::{Config, Group, OnFailure};
+use super::path::Prefix;
 use super::stores::Stores;
-use super::text::Prefix;
 use crate::concurrency::ConcurrencyLimitLayer;
-use crate::extract::{
-    ByToken, ClientIp, Extracted, ForwardingHeader, KeyExtractor, RequestHead, Shared,
-};
-use crate::key::Key;
+use crate::extract::{RequestHead, Shared};
 use crate::limiter::{Capacity, RateLimiter, SetPolicyError};
 use crate::limits::Limits;
 use crate::policy::Policy;
@@ -43,55 +38,6 @@ pub(super) struct Change {
     concurrency: Capacity,
     concurrency_per_key: [Capacity; 2],
     resumes: (bool, bool),
-}
-
-/// Who is charged, as configured.
-#[derive(Clone)]
-pub(super) struct GroupKey(Arc<dyn KeyExtractor>);
-
-impl KeyExtractor for GroupKey {
-    fn extract(&self, head: RequestHead<'_>) -> Extracted {
-        self.0.extract(head)
-    }
-
-    fn client_address(&self, head: RequestHead<'_>) -> Option<Key> {
-        self.0.client_address(head)
-    }
-
-    fn credential_headers(&self) -> Vec<HeaderName> {
-        self.0.credential_headers()
-    }
-
-    fn makes_fingerprints(&self) -> bool {
-        self.0.makes_fingerprints()
-    }
-}
-
-impl Clients {
-    fn ip(&self) -> ClientIp {
-        let ip = if self.trusted_proxies.is_empty() {
-            ClientIp::peer()
-        } else {
-            ClientIp::forwarded_by(self.trusted_proxies.iter().copied()).header(
-                match self.forwarded_header {
-                    ForwardedHeader::XForwardedFor => ForwardingHeader::XForwardedFor,
-                    ForwardedHeader::Forwarded => ForwardingHeader::Forwarded,
-                },
-            )
-        };
-        ip.v6_prefix(self.ipv6_prefix.unwrap_or(ClientIp::DEFAULT_V6_PREFIX))
-    }
-
-    fn key(&self, source: KeySource) -> GroupKey {
-        let ip = self.ip();
-        GroupKey(match source {
-            KeySource::Token => Arc::new(ByToken::default().client_ip(ip)),
-            KeySource::Bearer => Arc::new(ByToken::bearer_only().client_ip(ip)),
-            KeySource::ApiKey => Arc::new(ByToken::api_key_only().client_ip(ip)),
-            KeySource::Ip => Arc::new(ip),
-            KeySource::Shared => Arc::new(Shared),
-        })
-    }
 }
 
 impl Group {
@@ -207,7 +153,7 @@ impl Stack {
             name: String::new(),
             on_failure: OnFailure::default(),
             concurrency: ConcurrencyLimitLayer::new(0),
-            rate: RateLimitLayer::by(GroupKey(Arc::new(Shared)), Quota::off()),
+            rate: RateLimitLayer::by(GroupKey::new(Shared), Quota::off()),
             bad_credentials: None,
         }
     }
@@ -237,6 +183,9 @@ impl Stack {
             return Err(ConfigError::at(field, problem));
         }
 
+        let key = config.clients.key(&settings.key, &says.keys);
+        let key = key.map_err(|error| ConfigError::at(format!("groups.{group}.key"), error))?;
+
         let resumed = kept.take(&policies.list(), on_failure);
         let is_stuck = |limiter: &RateLimiter| !limiter.can_set_policies(&policies.list());
         if resumed.as_ref().is_some_and(is_stuck) {
@@ -244,9 +193,9 @@ impl Stack {
             return Err(ConfigError::at(field, SetPolicyError::TooOften).for_now());
         }
         let rate_resumes = resumed.is_some();
-        let rate = rate(config, settings, &policies, stores, limits, resumed);
+        let rate = rate(config, settings, &key, &policies, stores, limits, resumed);
         let skip = |head: RequestHead<'_>, exclude: &[Prefix]| {
-            exclude.iter().any(|path| path.covers(head.uri.path()))
+            exclude.iter().any(|path| path.excludes(head.uri.path()))
         };
         let exclude = settings.exclude.clone();
         let mut rate = rate
@@ -254,7 +203,7 @@ impl Stack {
             .headers(settings.headers.into())
             .dry_run(settings.dry_run);
         let (concurrency, concurrency_resumes) =
-            concurrency(config, settings, name, stores, limits, before);
+            concurrency(config, settings, key, name, stores, limits, before);
         let mut concurrency = concurrency;
         if !exclude.is_empty() {
             let excluded = exclude.clone();
@@ -346,13 +295,13 @@ fn bad_credentials(quota: Policy, before: Option<&Stack>) -> RateLimiter {
 fn rate(
     config: &Config,
     settings: &Group,
+    key: &GroupKey,
     policies: &Policies,
     stores: &Stores,
     limits: &Limits,
     resumed: Option<RateLimiter>,
 ) -> RateLimitLayer<GroupKey> {
-    let key = config.clients.key(settings.key);
-    let ip = || GroupKey(Arc::new(config.clients.ip()));
+    let ip = || GroupKey::new(config.clients.ip());
     // What is charged is opened once, where it is to be counted; `open` says with what.
     let layer = |open: &dyn Fn(RateLimitLayer<GroupKey>) -> RateLimitLayer<GroupKey>| match (
         policies.by_key.clone(),
@@ -375,13 +324,13 @@ fn rate(
 fn concurrency(
     config: &Config,
     settings: &Group,
+    key: GroupKey,
     name: &str,
     stores: &Stores,
     limits: &Limits,
     before: Option<&Stack>,
 ) -> (ConcurrencyLimitLayer, bool) {
-    let key = config.clients.key(settings.key);
-    let ip = GroupKey(Arc::new(config.clients.ip()));
+    let ip = GroupKey::new(config.clients.ip());
     let [per_key, per_ip] = settings.concurrency_per_key();
     let limiter = before.map(|before| before.concurrency.limiter());
     let limiter = limiter.unwrap_or_else(|| {
@@ -394,8 +343,6 @@ fn concurrency(
     });
     // Addresses are charged only while they are limited: what is off costs nothing.
     let keys = iter::once(key).chain((per_ip > 0).then_some(ip));
-    (
-        ConcurrencyLimitLayer::resumed(limiter, keys),
-        before.is_some(),
-    )
+    let layer = ConcurrencyLimitLayer::resumed(limiter, keys);
+    (layer, before.is_some())
 }

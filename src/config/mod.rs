@@ -106,9 +106,12 @@ mod error;
 mod follow;
 mod group;
 mod kept;
+mod key;
 mod layer;
 mod load;
 mod model;
+mod off;
+mod path;
 mod stores;
 mod text;
 

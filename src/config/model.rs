@@ -6,10 +6,12 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::load::Variables;
+use super::path::Prefix;
 use super::text::{
-    Hidden, Prefix, SecretBits, Text, Time, list, shown, some_list, some_text, some_whole, table,
-    tables, text, texts, truth, whole,
+    Hidden, SecretBits, Text, Time, list, shown, some_list, some_text, some_whole, table, tables,
+    text, texts, truth, whole,
 };
+use crate::extract::ForwardingHeader;
 use crate::headers::RateLimitHeaders;
 use crate::quota::Quota;
 #[cfg(feature = "redis")]
@@ -80,6 +82,10 @@ impl Store {
 pub(super) struct Clients {
     #[serde(deserialize_with = "list")]
     pub(super) trusted_proxies: Vec<IpNet>,
+    #[serde(deserialize_with = "truth")]
+    pub(super) trust_unix_socket: bool,
+    #[serde(deserialize_with = "some_whole")]
+    pub(super) trusted_hops: Option<u8>,
     #[serde(deserialize_with = "text")]
     pub(super) forwarded_header: ForwardedHeader,
     #[serde(deserialize_with = "some_whole")]
@@ -172,21 +178,36 @@ impl Words for OnFailure {
     ];
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum ForwardedHeader {
-    #[default]
-    XForwardedFor,
-    Forwarded,
+/// The header that trusted proxies write.
+#[derive(Clone, Debug)]
+pub(super) struct ForwardedHeader(pub(super) ForwardingHeader);
+
+impl Default for ForwardedHeader {
+    fn default() -> Self {
+        Self(ForwardingHeader::XForwardedFor)
+    }
 }
 
-impl Words for ForwardedHeader {
-    const WORDS: &[(&str, Self)] = &[
-        ("x-forwarded-for", Self::XForwardedFor),
-        ("forwarded", Self::Forwarded),
-    ];
+impl Text for ForwardedHeader {
+    fn read(text: &str) -> Result<Self, String> {
+        let single = text.strip_prefix("single ");
+        let single = single.and_then(|name| name.trim().parse().ok());
+        Ok(Self(match (text, single) {
+            ("x-forwarded-for", _) => ForwardingHeader::XForwardedFor,
+            ("forwarded", _) => ForwardingHeader::Forwarded,
+            (_, Some(name)) => ForwardingHeader::SingleAddress(name),
+            _ => {
+                let text = shown(text);
+                return Err(format!(
+                    "{text} is none of `x-forwarded-for`, `forwarded`, `single X-Real-IP`"
+                ));
+            }
+        }))
+    }
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What a group charges.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) enum KeySource {
     #[default]
     Token,
@@ -194,16 +215,10 @@ pub(super) enum KeySource {
     ApiKey,
     Ip,
     Shared,
-}
-
-impl Words for KeySource {
-    const WORDS: &[(&str, Self)] = &[
-        ("token", Self::Token),
-        ("bearer", Self::Bearer),
-        ("api-key", Self::ApiKey),
-        ("ip", Self::Ip),
-        ("shared", Self::Shared),
-    ];
+    /// A header that trusted proxies write.
+    Header(&'static str),
+    /// What the application calls so.
+    Named(String),
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 #[cfg(feature = "redis")]
 use super::error::ConfigError;
-use super::group::GroupKey;
+use super::key::GroupKey;
 use super::model::OnFailure;
 #[cfg(feature = "redis")]
 use super::model::Store;

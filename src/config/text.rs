@@ -229,40 +229,6 @@ impl Text for Quota {
     }
 }
 
-/// A path that requests may begin with.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Prefix(String);
-
-impl Prefix {
-    /// Whether a path is this one or below it.
-    pub(super) fn covers(&self, path: &str) -> bool {
-        let rest = path.strip_prefix(&*self.0);
-        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.0.len()
-    }
-}
-
-impl Text for Prefix {
-    fn read(text: &str) -> Result<Self, String> {
-        if !text.starts_with('/') {
-            let text = shown(text);
-            return Err(format!(
-                "{text} is no path: one begins with `/`, such as \"/api\""
-            ));
-        }
-        // As requests have it: escaped, and without patterns.
-        let is_plain = text.bytes().all(|b| b.is_ascii_graphic());
-        let is_path = is_plain && !text.contains("//");
-        if !is_path || text.contains(['?', '#', '*', '{', '}']) {
-            return Err(format!("{} is no path, such as \"/api\"", shown(text)));
-        }
-        Ok(Self(text.trim_end_matches('/').to_owned()))
-    }
-}
-
 /// A time with its unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Time(pub(super) Duration);
@@ -341,36 +307,6 @@ impl fmt::Debug for Hidden {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn prefixes_cover_whole_segments() {
-        let prefix = |text| Prefix::read(text).unwrap();
-        for (text, path, covers) in [
-            ("/api", "/api", true),
-            ("/api", "/api/chat", true),
-            ("/api/", "/api", true),
-            ("/api", "/apis", false),
-            ("/api", "/", false),
-            ("/", "/anything", true),
-            ("/", "/", true),
-            ("/", "*", false),
-        ] {
-            assert_eq!(prefix(text).covers(path), covers, "{text} {path}");
-        }
-        for text in [
-            "",
-            "api",
-            "/a?b",
-            "/a/*",
-            "http://x/",
-            "//",
-            "/a//b",
-            "/ä",
-            "/users/{id}",
-        ] {
-            assert!(Prefix::read(text).is_err(), "{text}");
-        }
-    }
 
     #[test]
     fn times_have_units() {

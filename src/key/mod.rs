@@ -11,6 +11,8 @@ mod map;
 mod name;
 
 pub(crate) use self::map::KeyMap;
+#[cfg(feature = "config")]
+pub(crate) use self::name::interned;
 pub use self::name::{KeyName, KeyNameError};
 
 /// Who a request is charged to: a kind and 128 bits.

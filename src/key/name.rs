@@ -201,7 +201,7 @@ fn fingerprint(digits: &str) -> Result<[u64; 2], KeyNameError> {
 }
 
 /// A kind that lives as long as the process; so there is a bound on how many are taken from text.
-fn interned(kind: &str) -> Result<&'static str, KeyNameError> {
+pub(crate) fn interned(kind: &str) -> Result<&'static str, KeyNameError> {
     static KINDS: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
     let kind = percent_decode_str(kind)
         .decode_utf8()

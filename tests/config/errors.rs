@@ -20,6 +20,7 @@ fn each_field_is_read() {
         trusted_proxies = ["10.0.0.0/8", "192.0.2.1"]
         forwarded_header = "forwarded"
         ipv6_prefix = 56
+        trust_unix_socket = true
 
         [admin]
         token = "hunter2hunter2hunter2"
@@ -123,8 +124,55 @@ fn what_is_wrong_says_where_and_what_would_be_right() {
             "groups.api.exclude: \"/a/*\" is no path, such as \"/api\"",
         ),
         (
-            "[groups.api]\nkey = 'cookie'",
-            "groups.api.key: \"cookie\" is none of `token`, `bearer`, `api-key`, `ip`, `shared`",
+            "[groups.api]\nkey = 'a cookie'",
+            "groups.api.key: \"a cookie\" is none of `token`, `bearer`, `api-key`, `ip`, `shared`, \
+             `header X-User`",
+        ),
+        (
+            "[groups.api]\nkey = 'header X-User'",
+            "groups.api.key: a client can make this header up: list the proxies that write it in \
+             `clients.trusted_proxies`",
+        ),
+        (
+            "[clients]\ntrusted_hops = 1\n[groups.api]\nkey = 'header X-User'",
+            "groups.api.key: a client can make this header up",
+        ),
+        (
+            "[groups.api]\nkey = 'header x user'",
+            "groups.api.key: \"x user\" is no header, such as `X-User`",
+        ),
+        (
+            "[groups.api]\nkey = 'header '",
+            "groups.api.key: \"\" is no header, such as `X-User`",
+        ),
+        (
+            "[groups.api]\nkey = 'header X-Api-Key'",
+            "groups.api.key: \"X-Api-Key\" is no header for an identity; for credentials use `bearer`",
+        ),
+        (
+            "[clients]\nforwarded_header = 'x-real-ip'",
+            "clients.forwarded_header: \"x-real-ip\" is none of `x-forwarded-for`, `forwarded`, \
+             `single X-Real-IP`",
+        ),
+        (
+            "[clients]\nforwarded_header = 'single x y'",
+            "clients.forwarded_header: \"single x y\" is none of",
+        ),
+        (
+            "[clients]\ntrusted_hops = 256",
+            "clients.trusted_hops: a whole number from 0 to 255",
+        ),
+        (
+            "[clients]\ntrusted_hops = 1\ntrusted_proxies = '10.0.0.0/8'",
+            "clients.trusted_hops: give either the number of proxies, or which they are",
+        ),
+        (
+            "[clients]\ntrusted_hops = 1\ntrust_unix_socket = true",
+            "clients.trusted_hops: give either",
+        ),
+        (
+            "[groups.api]\nexclude = ['/api/../health']",
+            "groups.api.exclude: \"/api/../health\" has a `.` or `..` segment: leave it out",
         ),
         (
             "[groups.api]\nheaders = 'yes'",

@@ -2,6 +2,9 @@
 
 mod errors;
 mod follow;
+mod keys;
+mod off;
+mod paths;
 mod redis;
 mod reload;
 mod routes;

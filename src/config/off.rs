@@ -1,0 +1,51 @@
+//! Logs which limits are off, so that a limit that is missing is seen at start.
+
+use std::collections::BTreeMap;
+
+use super::model::{Config, Group};
+use crate::quota::Quota;
+
+impl Config {
+    /// Logs one line for each group that has a limit which is off.
+    pub(super) fn log_limits_off(&self) {
+        for (group, settings) in &self.groups {
+            let off = settings.limits_off();
+            if !off.is_empty() {
+                tracing::info!(group, off = off.join(", "), "these limits are off");
+            }
+        }
+    }
+}
+
+impl Group {
+    /// The fields of limits that are 0 or not there.
+    fn limits_off(&self) -> Vec<String> {
+        let mut off = Vec::new();
+        let mut check = |field: &str, is_off: bool| {
+            if is_off {
+                off.push(field.to_owned());
+            }
+        };
+        let is_off = |quota: Option<Quota>| quota.is_none_or(|quota| quota.is_off());
+        check("concurrency", self.concurrency == 0);
+        check("concurrency_per_key", self.concurrency_per_key == 0);
+        let mut rates = |at: &str, rate: Option<Quota>, rates: &BTreeMap<String, Quota>| {
+            if rates.is_empty() {
+                check(&format!("{at}rate"), is_off(rate));
+            }
+            for (name, quota) in rates {
+                check(&format!("{at}rates.{name}"), quota.is_off());
+            }
+        };
+        rates("", self.rate, &self.rates);
+        for (tier, settings) in &self.tiers {
+            rates(&format!("tiers.{tier}."), settings.rate, &settings.rates);
+        }
+        check("rate_per_ip", is_off(self.rate_per_ip));
+        check(
+            "bad_credentials_per_ip",
+            is_off(self.bad_credentials_per_ip),
+        );
+        off
+    }
+}

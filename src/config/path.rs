@@ -1,0 +1,183 @@
+//! Which paths a group covers, and which of them it excludes.
+
+use percent_encoding::percent_decode_str;
+
+use super::text::{Text, shown};
+
+/// A path that requests may begin with.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Prefix(String);
+
+impl Prefix {
+    /// Whether a path is this one or below it.
+    pub(super) fn covers(&self, path: &str) -> bool {
+        let rest = path.strip_prefix(&*self.0);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+
+    /// Whether a path is this one or below it, and has no dot segments that could lead out of it.
+    pub(super) fn excludes(&self, path: &str) -> bool {
+        self.covers(path) && !has_dot_segments(path)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl Text for Prefix {
+    fn read(text: &str) -> Result<Self, String> {
+        if !text.starts_with('/') {
+            let text = shown(text);
+            return Err(format!(
+                "{text} is no path: one begins with `/`, such as \"/api\""
+            ));
+        }
+        // As requests have it: escaped, and without patterns.
+        let is_plain = text.bytes().all(|b| b.is_ascii_graphic());
+        let is_path = is_plain && !text.contains("//");
+        if !is_path || text.contains(['?', '#', '*', '{', '}']) {
+            return Err(format!("{} is no path, such as \"/api\"", shown(text)));
+        }
+        if has_dot_segments(text) {
+            let text = shown(text);
+            return Err(format!("{text} has a `.` or `..` segment: leave it out"));
+        }
+        Ok(Self(text.trim_end_matches('/').to_owned()))
+    }
+}
+
+/// The paths that a request may be for, the likeliest first.
+///
+/// A path with dot segments is read in three ways, since servers differ: with all of it decoded and
+/// the segments resolved, with only the dots decoded and the segments resolved, and as written.
+pub(super) fn readings(path: &str) -> Vec<String> {
+    let dots = path.replace("%2e", ".").replace("%2E", ".");
+    vec![
+        resolved(&decoded(path), &['/', '\\']),
+        resolved(&dots, &['/']),
+        path.to_owned(),
+    ]
+}
+
+/// Whether a path has a `.` or `..` segment, plain or percent-encoded.
+pub(super) fn has_dot_segments(path: &str) -> bool {
+    // Most paths have neither, and need no decoding.
+    let may_have = path.contains('.') || path.contains("%2e") || path.contains("%2E");
+    may_have && decoded(path).split(['/', '\\']).any(is_dot_segment)
+}
+
+fn is_dot_segment(segment: &str) -> bool {
+    // Some servers take what follows a `;` for a parameter: `/api/..;/admin`.
+    matches!(segment.split(';').next(), Some("." | ".."))
+}
+
+fn decoded(path: &str) -> std::borrow::Cow<'_, str> {
+    percent_decode_str(path).decode_utf8_lossy()
+}
+
+/// Removes dot segments (RFC 3986 §5.2.4).
+fn resolved(path: &str, separators: &[char]) -> String {
+    let mut segments = Vec::new();
+    for segment in path.split(separators).skip(1) {
+        if !is_dot_segment(segment) {
+            segments.push(segment);
+        } else if segment.starts_with("..") {
+            segments.pop();
+        }
+    }
+    format!("/{}", segments.join("/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes_cover_whole_segments() {
+        let prefix = |text| Prefix::read(text).unwrap();
+        for (text, path, covers) in [
+            ("/api", "/api", true),
+            ("/api", "/api/chat", true),
+            ("/api/", "/api", true),
+            ("/api", "/apis", false),
+            ("/api", "/", false),
+            ("/", "/anything", true),
+            ("/", "/", true),
+            ("/", "*", false),
+        ] {
+            assert_eq!(prefix(text).covers(path), covers, "{text} {path}");
+        }
+        for text in [
+            "",
+            "api",
+            "/a?b",
+            "/a/*",
+            "http://x/",
+            "//",
+            "/a//b",
+            "/ä",
+            "/users/{id}",
+            "/a/../b",
+            "/a/%2e",
+        ] {
+            assert!(Prefix::read(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_dot_segment_is_seen_however_it_is_encoded() {
+        for path in [
+            "/..",
+            "/a/../b",
+            "/a/./b",
+            "/a/%2e%2e/b",
+            "/a/%2E%2e/b",
+            "/a/.%2E/b",
+            "/a/%2e/b",
+            "/a/..%2fb",
+            "/a%2F../b",
+            "/a%2f%2e%2e%2fb",
+            "/a/..%5cb",
+            "/a\\..\\b",
+            "/a/..;x=1/b",
+            "/a/b/..",
+        ] {
+            assert!(has_dot_segments(path), "{path}");
+        }
+        for path in [
+            "/",
+            "*",
+            "",
+            "/a/b",
+            "/a.b/c",
+            "/a/...",
+            "/a/..b",
+            "/a/b..",
+            "/a/%2e%2e%2e",
+            "/%2f",
+            "/a%2fb",
+            "/a/.b",
+            "/a/%252e%252e/b",
+        ] {
+            assert!(!has_dot_segments(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn dot_segments_are_resolved_as_rfc_3986_has_it() {
+        for (path, expected) in [
+            ("/a/b/c/./../../g", "/a/g"),
+            ("/a/../../b", "/b"),
+            ("/a/%2e%2E/b", "/b"),
+            ("/x/..%2fapi/chat", "/api/chat"),
+            ("/x/..%5capi", "/api"),
+            ("/x/../%61pi", "/api"),
+            ("/x/..;y/api", "/api"),
+            ("/a/..", "/"),
+        ] {
+            assert_eq!(readings(path)[0], expected, "{path}");
+        }
+        assert_eq!(readings("/x%2Fy/../api")[1], "/api");
+    }
+}
