@@ -6,6 +6,7 @@ mod goodbye;
 mod handshake;
 mod limits;
 mod messages;
+mod pings;
 mod socket;
 
 pub use self::limits::{Refusal, SocketLimits};

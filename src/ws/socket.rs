@@ -8,37 +8,36 @@ use std::task::{Context, Poll, ready};
 use axum::Error;
 use axum::extract::ws::{Message, WebSocket};
 use http::HeaderValue;
+use tokio::time::timeout;
 
 use super::goodbye::{Goodbye, MOST_AT_A_TIME, Outgoing};
 use super::messages::{Excess, Messages};
+use super::pings::{PingInterval, Pings, close_silent};
 use crate::limiter::Permit;
 
 /// A WebSocket that passes on only messages which are within the limits, and counts as a connection
 /// until it is dropped or [`recv`](Self::recv) has returned `None`.
 ///
-/// # Clients that are gone silently
+/// # Clients that are gone
 ///
-/// A client whose network is gone says nothing, and counts until it is found out. Nothing here
-/// sends pings; a handler that does can tell by the time since it last heard of its client:
+/// A client whose machine or network is gone sends nothing, not even a close frame. With
+/// [`SocketLimits::ping`](super::SocketLimits::ping) the connection ends then: `recv` returns an
+/// error, and the slot is free. That needs no code in the handler, also in a `select!`:
 ///
 /// ```
-/// # use std::time::Duration;
+/// # use tokio::sync::broadcast::Receiver;
 /// # use tower_admission::ws::LimitedSocket;
 /// use axum::extract::ws::Message;
-/// use tokio::time::{Instant, interval};
 ///
-/// async fn serve(mut socket: LimitedSocket) {
-///     let mut pings = interval(Duration::from_secs(30));
-///     let mut heard = Instant::now();
+/// async fn serve(mut socket: LimitedSocket, mut news: Receiver<String>) {
 ///     loop {
 ///         tokio::select! {
 ///             message = socket.recv() => match message {
-///                 Some(Ok(_message)) => heard = Instant::now(), // pongs as well
-///                 _ => break,
+///                 Some(Ok(_message)) => {} // pongs as well
+///                 _ => break,              // closed, failed, or silent
 ///             },
-///             _ = pings.tick() => {
-///                 let is_gone = heard.elapsed() > Duration::from_secs(90);
-///                 if is_gone || socket.send(Message::Ping("".into())).await.is_err() {
+///             Ok(text) = news.recv() => {
+///                 if socket.send(Message::text(text)).await.is_err() {
 ///                     break;
 ///                 }
 ///             }
@@ -47,7 +46,9 @@ use crate::limiter::Permit;
 /// }
 /// ```
 ///
-/// (A client that reads nothing can hold up `send`; a timeout around it bounds that.)
+/// Pings are sent and waited for in `recv` alone. While a handler does not call it, nothing is sent
+/// and nothing ends. The next call reads first what arrived meanwhile, so a slow handler does not
+/// end the connection of a client that answered.
 pub struct LimitedSocket {
     socket: WebSocket,
     messages: Messages,
@@ -56,6 +57,7 @@ pub struct LimitedSocket {
     /// What answers the last message that was refused.
     notice: Outgoing,
     goodbye: Option<Goodbye>,
+    pings: Option<Pings>,
     /// By the handler: nothing may be sent after its close frame.
     is_closing: bool,
     has_ended: bool,
@@ -79,13 +81,19 @@ pub struct Parts {
 }
 
 impl LimitedSocket {
-    pub(super) fn new(socket: WebSocket, permit: Permit, messages: Messages) -> Self {
+    pub(super) fn new(
+        socket: WebSocket,
+        permit: Permit,
+        messages: Messages,
+        pings: Option<PingInterval>,
+    ) -> Self {
         Self {
             socket,
             messages,
             received: None,
             notice: Outgoing::default(),
             goodbye: None,
+            pings: pings.map(Pings::new),
             is_closing: false,
             has_ended: false,
             permit,
@@ -101,28 +109,35 @@ impl LimitedSocket {
     ///
     /// # Errors
     ///
-    /// When the connection fails, or a message that was not within the limits cannot be answered.
+    /// When the connection fails, a message that was not within the limits cannot be answered, or
+    /// the client is [silent](super::SocketLimits::ping); after the last of these it returns `None`.
     pub async fn recv(&mut self) -> Option<Result<Message, Error>> {
         poll_fn(|cx| self.poll_recv(cx)).await
     }
 
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Message, Error>>> {
         for _ in 0..MOST_AT_A_TIME {
-            if let Err(error) = ready!(self.poll_say(cx)) {
-                return Poll::Ready(Some(Err(error)));
+            match self.poll_say(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(error))),
+                Poll::Pending => return self.poll_silent(cx),
             }
             if self.has_ended {
                 return Poll::Ready(None);
             }
             if self.received.is_none() {
-                let received = ready!(pin!(self.socket.recv()).poll(cx));
+                let received = pin!(self.socket.recv()).poll(cx);
                 match received {
-                    Some(Ok(message)) => self.received = Some(message),
-                    Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                    None => {
+                    Poll::Ready(Some(Ok(message))) => self.received = Some(message),
+                    Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error))),
+                    Poll::Ready(None) => {
                         self.end();
                         return Poll::Ready(None);
                     }
+                    Poll::Pending => return self.poll_silent(cx),
+                }
+                if let Some(pings) = &mut self.pings {
+                    pings.heard();
                 }
             }
             if let Some(Message::Text(_) | Message::Binary(_)) = &self.received
@@ -149,6 +164,20 @@ impl LimitedSocket {
         self.notice.poll(&mut self.socket, cx)
     }
 
+    /// Ends the connection of a client that has been silent for too long.
+    fn poll_silent<T>(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<T, Error>>> {
+        // Closing has a bound of its own.
+        let Some(pings) = self.pings.as_mut().filter(|_| self.goodbye.is_none()) else {
+            return Poll::Pending;
+        };
+        ready!(pings.poll_silent(&mut self.socket, self.is_closing, cx));
+        if !self.is_closing {
+            close_silent(&mut self.socket, cx);
+        }
+        self.end();
+        Poll::Ready(Some(Err(Error::new("the client did not answer a ping"))))
+    }
+
     fn end(&mut self) {
         self.has_ended = true;
         self.permit.release();
@@ -172,8 +201,23 @@ impl LimitedSocket {
     /// # Errors
     ///
     /// As [`WebSocket::send`]; and when the connection has ended, which is waited for while it is
-    /// being closed.
+    /// being closed. With [pings](super::SocketLimits::ping) also when sending takes longer than a
+    /// client may stay silent, which ends the connection. Without them a client that reads nothing
+    /// can hold it up for as long as its connection lasts.
     pub async fn send(&mut self, message: Message) -> Result<(), Error> {
+        let Some(within) = self.pings.as_ref().map(Pings::within) else {
+            return self.send_unbounded(message).await;
+        };
+        match timeout(within, self.send_unbounded(message)).await {
+            Ok(sent) => sent,
+            Err(_) => {
+                self.end();
+                Err(Error::new("the client does not read"))
+            }
+        }
+    }
+
+    async fn send_unbounded(&mut self, message: Message) -> Result<(), Error> {
         poll_fn(|cx| self.poll_say(cx)).await?;
         if self.has_ended {
             return Err(Error::new("the connection has ended"));

@@ -33,6 +33,7 @@ mod sessions;
 mod several;
 mod sockets;
 mod sockets_ends;
+mod sockets_pings;
 mod sockets_recv;
 mod tiers;
 mod types;

@@ -107,7 +107,8 @@ async fn who_is_told_goodbye_is_not_read_at_length() {
     assert!(flood.await.is_err(), "all of it was read");
 }
 
-const HANDSHAKE: &[u8] = b"GET /ws?user=alice HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\n\
+pub(crate) const HANDSHAKE: &[u8] =
+    b"GET /ws?user=alice HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\n\
     upgrade: websocket\r\nsec-websocket-version: 13\r\n\
     sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
