@@ -1,6 +1,7 @@
 //! The gateway with limits from a file.
 
 use std::path::Path;
+use std::time::Duration;
 
 use axum::routing::get;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
@@ -26,9 +27,10 @@ pub(crate) async fn serve(flags: &Flags, file: &Path) -> Result<(), String> {
         .build()
         .map_err(|error| error.to_string())?;
     let published = admission.clone();
+    let rendering = metrics.clone();
     let scrape = move || async move {
         published.publish(&MetricsObserver::new());
-        metrics.render()
+        rendering.render()
     };
     let mut app = unlimited()
         .route("/metrics", get(scrape))
@@ -57,9 +59,18 @@ pub(crate) async fn serve(flags: &Flags, file: &Path) -> Result<(), String> {
     if config.admin_token().is_some() {
         println!("To look at them and to change them: http://{address}/admin");
     }
-    crate::run(listener, app, admission.store())
-        .await
-        .map_err(cannot)
+    tokio::spawn(keep_up(metrics));
+    crate::run(listener, app, admission.store()).await;
+    Ok(())
+}
+
+/// Without this, what is measured is kept until the next scrape: about 50 bytes a request.
+async fn keep_up(metrics: PrometheusHandle) {
+    let mut times = tokio::time::interval(Duration::from_secs(5));
+    loop {
+        times.tick().await;
+        metrics.run_upkeep();
+    }
 }
 
 /// What `/metrics` shows.

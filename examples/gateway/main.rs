@@ -7,10 +7,11 @@ mod configured;
 mod flags;
 mod greeting;
 mod handlers;
+mod listener;
 mod routes;
+mod server;
 
 use std::io::{self, IsTerminal};
-use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use tower_admission::store::RedisStore;
 use tracing::{info, warn};
 
 use crate::flags::Flags;
+use crate::listener::GuardedListener;
 use crate::routes::Limits;
 
 /// What a response in progress gets to end after ctrl-c. A health watch would never end.
@@ -57,24 +59,22 @@ async fn serve(flags: &Flags) -> io::Result<()> {
     let app = Limits::new(store.clone()).app(flags.max_concurrency, quota);
 
     greeting::print(address, flags.max_concurrency, quota);
-    run(listener, app, store.as_ref()).await
+    run(listener, app, store.as_ref()).await;
+    Ok(())
 }
 
 /// Serves until ctrl-c.
-async fn run(listener: TcpListener, app: Router, store: Option<&RedisStore>) -> io::Result<()> {
-    // With the peers' addresses: clients without a token are charged by them.
-    let service = app.into_make_service_with_connect_info::<SocketAddr>();
-    let server = axum::serve(listener, service).with_graceful_shutdown(interrupted());
-    let served = tokio::select! {
-        served = server => served,
-        () = out_of_patience() => Ok(()),
-    };
+async fn run(listener: TcpListener, app: Router, store: Option<&RedisStore>) {
+    let listener = GuardedListener::new(listener);
+    tokio::select! {
+        () = server::serve(listener, app, interrupted()) => {}
+        () = out_of_patience() => {}
+    }
     if let Some(store) = store
         && let Err(error) = store.flush().await
     {
         warn!(%error, "slots of the last requests stay taken for a while");
     }
-    served
 }
 
 async fn interrupted() {

@@ -9,6 +9,7 @@ use tower_admission::store::RedisStore;
 use tower_admission::{ConcurrencyLimitLayer, Policy, Quota, RateLimitByTokenLayer};
 
 use crate::handlers::{echo, health, slow, stream};
+use crate::server::with_body_timeouts;
 
 /// Makes limits, which replicas share if there is a store.
 pub(crate) struct Limits {
@@ -25,6 +26,7 @@ impl Limits {
             .route("/echo", post(echo))
             .route("/slow", get(slow))
             .route("/stream", get(stream));
+        let api = with_body_timeouts(api);
         // A layer value is one limit wherever it is applied, so HTTP and gRPC have one budget.
         // The first layer is the outermost: a 503 spends no quota.
         let limits = ServiceBuilder::new()
@@ -33,7 +35,8 @@ impl Limits {
         let batch_limits = ServiceBuilder::new()
             .layer(self.in_flight("Batch", 4))
             .layer(self.rate("Batch", Quota::per_second(1).burst(2)));
-        let batch = Router::new().route("/echo", post(echo)).layer(batch_limits);
+        let batch = Router::new().route("/echo", post(echo));
+        let batch = with_body_timeouts(batch).layer(batch_limits);
 
         Router::new()
             .nest("/api", api)
@@ -67,11 +70,12 @@ impl Limits {
 
 /// The same routes, without limits.
 pub(crate) fn unlimited() -> Router {
-    Router::new()
+    let routes = Router::new()
         .route("/api/echo", post(echo))
         .route("/api/slow", get(slow))
         .route("/api/stream", get(stream))
-        .route("/batch/echo", post(echo))
+        .route("/batch/echo", post(echo));
+    with_body_timeouts(routes)
         .route("/health", get(health))
         .merge(grpc())
 }

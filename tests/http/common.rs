@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::future::{Ready, ready};
+use std::future::{Future, Ready, ready};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full, StreamBody};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tower::{BoxError, Service, ServiceExt};
 use tower_admission::extract::KeyExtractor;
@@ -400,5 +401,30 @@ impl LeaseSlots for Away {
 
     fn release(&self, _: &LeaseName, _: Option<u64>) -> Reply<Standing> {
         Reply::Ready(Standing::Unavailable)
+    }
+}
+
+/// A clock that only `advance` moves: tokio's own goes on when all tasks wait, also for the network.
+pub(crate) struct HeldClock(#[expect(dead_code, reason = "its end ends the task")] SyncSender<()>);
+
+impl HeldClock {
+    pub(crate) fn new() -> Self {
+        tokio::time::pause();
+        let (held, until_dropped) = std::sync::mpsc::sync_channel(0);
+        tokio::task::spawn_blocking(move || until_dropped.recv());
+        Self(held)
+    }
+}
+
+/// Bounds how long a test that fails hangs, whatever tokio's clock does.
+pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
+    let (tell, late) = oneshot::channel();
+    std::thread::spawn(move || {
+        std::thread::sleep(PATIENCE);
+        let _ = tell.send(());
+    });
+    tokio::select! {
+        done = future => done,
+        _ = late => panic!("not in time"),
     }
 }

@@ -11,10 +11,17 @@
 
 mod common;
 
+// The files that the gateway example shows, to be tested here with a clock.
+#[path = "../../examples/gateway/listener.rs"]
+mod listener;
+#[path = "../../examples/gateway/server.rs"]
+mod server;
+
 mod answers;
 mod bad_input;
 mod concurrency;
 mod denied;
+mod connections;
 mod grpc;
 mod guard;
 mod headers;

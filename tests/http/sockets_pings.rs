@@ -1,9 +1,9 @@
 //! Clients that are gone without a close frame, and how pings find that out.
 
-use std::future::{Future, pending};
+use std::future::pending;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::extract::ws::Message as Sent;
@@ -11,14 +11,14 @@ use futures_util::poll;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot, watch};
-use tokio::task::{spawn_blocking, yield_now};
+use tokio::task::yield_now;
 use tokio::time::{advance, pause, resume};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tower_admission::ws::{LimitedSocket, SocketLimits};
 use tower_admission::{Quota, Rejection};
 
-use crate::common::{PATIENCE, Seen};
+use crate::common::{HeldClock, Seen, soon};
 use crate::servers::serve;
 use crate::sockets::{closed_with, connect, next, routes, until_in_flight};
 use crate::sockets_ends::HANDSHAKE;
@@ -41,31 +41,6 @@ const MASKED_PONG: [u8; 6] = [0x8a, 0x80, 0, 0, 0, 0];
 
 fn pinging() -> SocketLimits {
     SocketLimits::new().connections(1).ping(EVERY, WITHIN)
-}
-
-/// A clock that only `advance` moves: tokio's own goes on when all tasks wait, also for the network.
-struct HeldClock(#[expect(dead_code, reason = "its end ends the task")] mpsc::Sender<()>);
-
-impl HeldClock {
-    fn new() -> Self {
-        pause();
-        let (held, until_dropped) = mpsc::channel();
-        spawn_blocking(move || until_dropped.recv());
-        Self(held)
-    }
-}
-
-/// Bounds how long a test that fails hangs, while tokio's clock stands still.
-async fn soon<T>(future: impl Future<Output = T>) -> T {
-    let (tell, late) = oneshot::channel();
-    std::thread::spawn(move || {
-        std::thread::sleep(PATIENCE);
-        let _ = tell.send(());
-    });
-    tokio::select! {
-        done = future => done,
-        _ = late => panic!("not in time"),
-    }
 }
 
 /// A client that sends and reads only what it is made to.
