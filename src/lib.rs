@@ -63,6 +63,8 @@ mod sync;
 
 mod key;
 
+mod enforce;
+
 mod policy;
 mod quota;
 
@@ -104,8 +106,8 @@ pub use body::ResponseBody;
 pub use concurrency::{ConcurrencyLimit, ConcurrencyLimitLayer, HoldUntil, UpgradePermit};
 pub use decision::{Decision, Usage};
 pub use extract::{
-    ApiKey, BearerToken, ByToken, ClientIp, Extracted, KeyExtractor, PeerAddr, RequestHead, Shared,
-    TrustedHeader, UnixPeer,
+    ApiKey, BearerToken, ByToken, ClientIp, Extracted, KeyExtractor, PeerAddr, RequestHead,
+    ResponseHead, Shared, TrustedHeader, UnixPeer,
 };
 pub use headers::RateLimitHeaders;
 pub use key::{Key, KeyName, KeyNameError, Secret, SecretInstalled};

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 const LEVELS: &[&[&str]] = &[
     &["sync"],
     &["key"],
+    &["enforce"],
     &["quota"],
     &["policy"],
     &["limit"],

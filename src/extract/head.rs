@@ -1,6 +1,6 @@
-//! A request without its body.
+//! Requests and responses without their bodies.
 
-use http::{Extensions, HeaderMap, Method, Request, Uri, request::Parts};
+use http::{Extensions, HeaderMap, Method, Request, Response, StatusCode, Uri, request::Parts};
 
 /// A request without its body, borrowed.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +33,28 @@ impl<'a> From<&'a Parts> for RequestHead<'a> {
             uri: &parts.uri,
             headers: &parts.headers,
             extensions: &parts.extensions,
+        }
+    }
+}
+
+/// A response without its body, borrowed.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct ResponseHead<'a> {
+    /// The status.
+    pub status: StatusCode,
+    /// The headers.
+    pub headers: &'a HeaderMap,
+    /// What the handler, and the layers around it, added to the response.
+    pub extensions: &'a Extensions,
+}
+
+impl<'a, B> From<&'a Response<B>> for ResponseHead<'a> {
+    fn from(response: &'a Response<B>) -> Self {
+        Self {
+            status: response.status(),
+            headers: response.headers(),
+            extensions: response.extensions(),
         }
     }
 }

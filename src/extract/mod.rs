@@ -14,7 +14,7 @@ pub use api_key::ApiKey;
 pub use bearer::BearerToken;
 pub use by_token::ByToken;
 pub use client_ip::{ClientIp, ForwardingHeader};
-pub use head::RequestHead;
+pub use head::{RequestHead, ResponseHead};
 pub use peer::{PeerAddr, UnixPeer};
 pub use trusted_header::TrustedHeader;
 
@@ -219,6 +219,10 @@ impl Extractor {
 
     pub(crate) fn makes_fingerprints(&self) -> bool {
         self.0.makes_fingerprints()
+    }
+
+    pub(crate) fn credential_headers(&self) -> Vec<HeaderName> {
+        self.0.credential_headers()
     }
 
     /// The key to charge, unless not even an address is known.

@@ -311,6 +311,30 @@ impl RateLimiter {
         name.unwrap_or("")
     }
 
+    /// The key whose quota decides, of those that a decision is about: the first that rejects, or
+    /// the one with the least left.
+    ///
+    /// # Panics
+    ///
+    /// When there are no keys.
+    pub(crate) fn deciding_key<'a>(&self, keys: &'a [Key], decision: &Decision) -> &'a Key {
+        let at = if decision.is_admitted() {
+            decision.least()
+        } else {
+            let mut usages = decision.usages().iter();
+            usages.position(|usage| !usage.fits())
+        };
+        let mut quotas = 0;
+        let policy = at.and_then(|at| {
+            self.0.policies.iter().position(|policy| {
+                quotas += policy.quotas().len();
+                at < quotas
+            })
+        });
+        // A store that cannot be reached has no numbers.
+        policy.and_then(|at| keys.get(at)).unwrap_or(&keys[0])
+    }
+
     /// What a decision that refuses means, said for a limiter of this name.
     pub(crate) fn rejection(&self, name: &str, decision: Decision) -> Rejection {
         let reason = decision.rejection_reason();

@@ -51,7 +51,8 @@ pub trait Observer: Send + Sync + 'static {
         let _ = (subject, rejection);
     }
 
-    /// A layer on a dry run admitted a request that it would have refused.
+    /// A layer admitted a request that does not fit, because it is on a dry run or
+    /// [enforces](crate::RateLimitLayer::enforce) only a part of its rejections.
     fn would_reject(&self, subject: &Subject<'_>, rejection: &Rejection) {
         let _ = (subject, rejection);
     }
@@ -133,7 +134,8 @@ pub struct Subject<'a> {
     /// that an admitted one fits the one with the least left. Empty where no quota decided. It is
     /// the program's word, so there are as many as quotas.
     pub policy: &'a str,
-    /// Who was charged. For logs at most: a key in a metric's label is unbounded.
+    /// The key whose quota decides: of several keys, the one that [`policy`](Self::policy) limits.
+    /// Use it in logs, but not as the label of a metric: the number of keys is unbounded.
     pub key: Option<&'a Key>,
 }
 

@@ -1,4 +1,4 @@
-//! The response future: awaits a decision if the store is slow, and adds what is to be told.
+//! The response future: awaits a slow store's answers, and adds the rate-limit fields.
 
 use std::fmt;
 use std::future::Future;
@@ -11,10 +11,12 @@ use http_body::Body;
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-use super::shared::{Asked, Shared, Verdict, refuses_credentials};
+use super::account::{Account, Keys, Refund};
+use super::guard::Suspect;
+use super::shared::{Asked, Shared, Verdict};
 use crate::body::ResponseBody;
 use crate::decision::Decision;
-use crate::key::Key;
+use crate::extract::ResponseHead;
 
 pin_project! {
     /// The response of a [`RateLimit`](super::RateLimit) service.
@@ -31,20 +33,27 @@ pin_project! {
     // What is not in the way of an admitted request is boxed, to keep the future small.
     #[project = StateProj]
     enum State<S, B, RB, F> {
-        Calling { #[pin] future: F, told: Option<Told> },
-        Refused { response: Option<Box<Response<ResponseBody<RB>>>> },
+        Calling { #[pin] future: F, told: Told },
+        Rejected { response: Option<Box<Response<ResponseBody<RB>>>> },
         Deciding { request: Option<Box<Deciding<S, B>>> },
+        Refunding { response: Option<Box<Refunding<RB>>> },
     }
 }
 
 /// What is done when the response is there.
+#[derive(Default)]
 pub(super) struct Told {
-    /// For the headers.
-    pub(super) decision: Option<Decision>,
-    /// Charged if the answer says that credentials were not accepted, or if none comes. Boxed,
-    /// as few layers have a guard.
-    pub(super) guarded: Option<Box<Key>>,
-    pub(super) shared: Arc<Shared>,
+    /// Of a request whose numbers are reported, or which may turn out not to count.
+    pub(super) account: Option<Arc<Account>>,
+    /// Boxed, as few layers have a guard.
+    pub(super) guarded: Option<Box<Suspect>>,
+}
+
+/// A response that does not count, and whose refund is on its way.
+struct Refunding<RB> {
+    refund: Refund,
+    response: Response<RB>,
+    account: Arc<Account>,
 }
 
 /// A request whose decision is on its way, with the service that was made ready for it.
@@ -52,6 +61,7 @@ pub(super) struct Deciding<S, B> {
     pub(super) decision: Pin<Box<dyn Future<Output = Decision> + Send>>,
     pub(super) service: S,
     pub(super) request: Request<B>,
+    pub(super) keys: Keys,
     pub(super) asked: Asked,
     pub(super) shared: Arc<Shared>,
 }
@@ -61,15 +71,15 @@ where
     S: Service<Request<B>>,
 {
     #[inline]
-    pub(super) fn calling(future: S::Future, told: Option<Told>) -> Self {
+    pub(super) fn calling(future: S::Future, told: Told) -> Self {
         Self {
             state: State::Calling { future, told },
         }
     }
 
-    pub(super) fn refused(response: Response<ResponseBody<RB>>) -> Self {
+    pub(super) fn rejected(response: Response<ResponseBody<RB>>) -> Self {
         Self {
-            state: State::Refused {
+            state: State::Rejected {
                 response: Some(Box::new(response)),
             },
         }
@@ -102,15 +112,13 @@ where
         };
         match ready!(future.poll(cx)) {
             Ok(mut response) => {
-                if let Some(told) = told {
-                    told.tell(&mut response);
+                if let Some(refund) = told.answered(&mut response) {
+                    return self.refund(refund, response, cx);
                 }
                 Poll::Ready(Ok(response.map(ResponseBody::inner)))
             }
             Err(error) => {
-                if let Some(told) = told {
-                    told.tell_nothing();
-                }
+                told.failed();
                 Poll::Ready(Err(error))
             }
         }
@@ -122,7 +130,26 @@ where
     S: Service<Request<B>, Response = Response<RB>>,
     RB: Body,
 {
-    /// Gives a refusal, or goes on waiting for a decision.
+    /// Waits for a refund before it gives the response, which reports the numbers after it.
+    #[cold]
+    #[inline(never)]
+    fn refund(
+        mut self: Pin<&mut Self>,
+        (refund, account): (Refund, Arc<Account>),
+        response: Response<RB>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Response<ResponseBody<RB>>, S::Error>> {
+        self.as_mut().project().state.set(State::Refunding {
+            response: Some(Box::new(Refunding {
+                refund,
+                response,
+                account,
+            })),
+        });
+        self.poll_slowly(cx)
+    }
+
+    /// Gives a rejection, or goes on waiting for the store.
     #[cold]
     #[inline(never)]
     fn poll_slowly(
@@ -130,7 +157,7 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Result<Response<ResponseBody<RB>>, S::Error>> {
         match self.as_mut().project().state.project() {
-            StateProj::Refused { response } => {
+            StateProj::Rejected { response } => {
                 let response = response.take().expect("polled again after it was ready");
                 Poll::Ready(Ok(*response))
             }
@@ -140,6 +167,18 @@ where
                 let request = request.take().expect("it is there two lines up");
                 self.set(request.decided(decision));
                 self.poll(cx)
+            }
+            StateProj::Refunding { response } => {
+                let refunding = response.as_mut().expect("polled again after it was ready");
+                ready!(refunding.refund.as_mut().poll(cx));
+                let refunding = response.take().expect("it is there two lines up");
+                let Refunding {
+                    mut response,
+                    account,
+                    ..
+                } = *refunding;
+                account.tell(response.headers_mut());
+                Poll::Ready(Ok(response.map(ResponseBody::inner)))
             }
             StateProj::Calling { .. } => self.poll(cx),
         }
@@ -154,41 +193,38 @@ where
         let Self {
             mut service,
             mut request,
+            keys,
             asked,
             shared,
             ..
         } = self;
-        match Shared::verdict(&shared, &mut request, asked, decision) {
+        match Shared::verdict(&shared, &mut request, &keys, asked, decision) {
             Verdict::Admitted(told) => ResponseFuture::calling(service.call(request), told),
-            Verdict::Refused(response) => ResponseFuture::refused(response),
+            Verdict::Rejected(response) => ResponseFuture::rejected(response),
         }
     }
 }
 
 impl Told {
-    fn tell<RB>(&mut self, response: &mut Response<RB>) {
-        if let Some(address) = self.guarded.take()
-            && refuses_credentials(response)
-        {
-            self.shared.charge(&address);
+    /// Adds the rate-limit fields; unless the response does not count and its refund is to be
+    /// awaited first.
+    #[inline]
+    fn answered<RB>(&mut self, response: &mut Response<RB>) -> Option<(Refund, Arc<Account>)> {
+        if let Some(mut suspect) = self.guarded.take() {
+            suspect.answered(response);
         }
-        if let Some(decision) = &self.decision {
-            self.shared.tell(decision, response.headers_mut());
+        let account = self.account.take()?;
+        if let Some(refund) = account.answered(ResponseHead::from(&*response)) {
+            return Some((refund, account));
         }
+        account.tell(response.headers_mut());
+        None
     }
 
-    /// The inner service failed, which says nothing about credentials.
-    fn tell_nothing(&mut self) {
-        self.guarded = None;
-    }
-}
-
-impl Drop for Told {
-    /// A client that goes away before the answer is charged as if it was refused: hanging up
-    /// would be a way to guess on without being counted.
-    fn drop(&mut self) {
-        if let Some(address) = &self.guarded {
-            self.shared.charge(address);
+    /// The inner service failed, which says nothing about credentials. The request counts.
+    fn failed(&mut self) {
+        if let Some(suspect) = &mut self.guarded {
+            suspect.clear();
         }
     }
 }

@@ -7,14 +7,15 @@ use std::sync::Arc;
 use tower_layer::Layer;
 
 use super::service::RateLimit;
-use super::shared::{Guard, Shared};
-use crate::extract::{ByToken, ClientIp, Extractor, KeyExtractor, RequestHead};
+use super::shared::Shared;
+use crate::enforce::Enforce;
+use crate::extract::{ByToken, Extractor, KeyExtractor};
 use crate::headers::{Headers, RateLimitHeaders};
 use crate::limiter::RateLimiter;
 use crate::limits::Limits;
-use crate::observe::{Observer, Observers};
+use crate::observe::Observers;
 use crate::policy::Policy;
-use crate::respond::{Answers, Responder};
+use crate::respond::Answers;
 use crate::store::{MemoryStore, RateStore, SecretMissing};
 
 /// Limits the rate of requests by bearer token, else `X-Api-Key`, else client address.
@@ -71,7 +72,7 @@ pub struct RateLimitLayer<K> {
     policies: Vec<Policy>,
     store: Arc<dyn RateStore>,
     limits: Option<Limits>,
-    dialect: RateLimitHeaders,
+    pub(super) dialect: RateLimitHeaders,
     shared: Arc<Shared>,
     key: PhantomData<fn() -> K>,
 }
@@ -109,7 +110,8 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
                 skip: None,
                 tier_by: None,
                 tiers: Vec::new(),
-                dry_run: false,
+                count_if: None,
+                enforce: Enforce::default(),
                 guard: None,
                 name: "".into(),
                 answers: Answers::default(),
@@ -125,7 +127,7 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
     }
 
     /// Changes what is configured, and works out what follows from it.
-    fn with(mut self, change: impl FnOnce(&mut Shared)) -> Self {
+    pub(super) fn with(mut self, change: impl FnOnce(&mut Shared)) -> Self {
         let shared = Arc::make_mut(&mut self.shared);
         change(shared);
         shared.settle();
@@ -224,134 +226,6 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
             shared.headers = Headers::new(dialect, &limiter);
             shared.limiter = limiter;
         })
-    }
-
-    /// Which headers tell clients what is left. Default: [`RateLimitHeaders::Draft`].
-    pub fn headers(mut self, headers: RateLimitHeaders) -> Self {
-        self.dialect = headers;
-        self.with(|shared| shared.headers = Headers::new(headers, &shared.limiter))
-    }
-
-    /// Whether handlers find a [`RateLimitStatus`](super::RateLimitStatus) in the request's extensions. Default: they
-    /// do unless headers are off. Costs an allocation or two.
-    pub fn status(self, status: bool) -> Self {
-        self.with(|shared| shared.status = Some(status))
-    }
-
-    /// What a request costs. Default: 1.
-    ///
-    /// A request of cost 0 is admitted and takes nothing. One that costs more than the burst of a quota is refused
-    /// without `Retry-After`, because it can never fit, and takes nothing.
-    pub fn cost(self, cost: impl Fn(RequestHead<'_>) -> u32 + Send + Sync + 'static) -> Self {
-        self.with(|shared| shared.cost = Some(Arc::new(cost)))
-    }
-
-    /// Lets requests through that this says `true` to; they are not counted and get no headers.
-    ///
-    /// ```
-    /// # use tower_admission::{Quota, RateLimitByTokenLayer};
-    /// let layer = RateLimitByTokenLayer::new(Quota::per_second(10))
-    ///     .skip(|head| matches!(head.uri.path(), "/health" | "/metrics"));
-    /// ```
-    pub fn skip(self, skip: impl Fn(RequestHead<'_>) -> bool + Send + Sync + 'static) -> Self {
-        self.with(|shared| shared.skip = Some(Arc::new(skip)))
-    }
-
-    /// Which [tier](Policy::tier) of its policies a request is of. Default: none, as for `None` and for a name that
-    /// no policy has.
-    ///
-    /// Say only what the application knows to be so: a plan that authentication found, or a path, but no header that
-    /// the client may set. A request counts in every tier; a route with a budget that others do not
-    /// use up has a layer of its own, and one that is dearer a [`cost`](Self::cost).
-    ///
-    /// ```
-    /// # use tower_admission::{Policy, Quota, RateLimitByTokenLayer};
-    /// #[derive(Clone)]
-    /// struct Plan(String);
-    ///
-    /// let policy = Policy::from(Quota::per_minute(10)).tier("pro", Quota::per_minute(600));
-    /// let layer = RateLimitByTokenLayer::new(policy)
-    ///     .tier_by(|head| Some(&head.extensions.get::<Plan>()?.0));
-    /// ```
-    pub fn tier_by(
-        self,
-        tier: impl for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync + 'static,
-    ) -> Self {
-        self.with(|shared| shared.tier_by = Some(Arc::new(tier)))
-    }
-
-    /// Refuses addresses that keep asking without credentials that the application accepts.
-    ///
-    /// A token is not checked before it is charged, and a made-up one has a full bucket. So each
-    /// answer of 401 or 403 is charged to the client's address, and an address that has used up
-    /// `quota` is refused (429) before its token is looked at. `quota` says how many such answers
-    /// an address gets, whether it sent credentials or none; requests that are accepted cost it
-    /// nothing. In gRPC these are UNAUTHENTICATED and PERMISSION_DENIED, where the service answers
-    /// with nothing else (trailers-only).
-    ///
-    /// A client that goes away before it is answered is charged as well: hanging up would else be
-    /// a way around. Charging happens when the answer is known, so requests in flight at one time
-    /// can exceed the quota by their number. Where no address is known the guard does nothing, or
-    /// one client could lock out all. Counted in memory, per replica, whatever the layer's store.
-    /// A quota without a name is called `guard`.
-    ///
-    /// The address is the connection's peer; behind a proxy use [`guard_by`](Self::guard_by).
-    ///
-    /// ```
-    /// # use tower_admission::{Quota, RateLimitByTokenLayer};
-    /// let layer = RateLimitByTokenLayer::new(Quota::per_second(10))
-    ///     .guard_by_ip(Quota::per_minute(20));
-    /// ```
-    pub fn guard_by_ip(self, quota: impl Into<Policy>) -> Self {
-        self.guard_by(ClientIp::peer(), quota)
-    }
-
-    /// As [`guard_by_ip`](Self::guard_by_ip), with the address found as `client_ip` says.
-    pub fn guard_by(self, client_ip: impl KeyExtractor, quota: impl Into<Policy>) -> Self {
-        let store = MemoryStore::new();
-        self.guard_in(&store, client_ip, quota)
-    }
-
-    /// As [`guard_by`](Self::guard_by), counting in `store`, which has to answer at once.
-    pub fn guard_in(
-        self,
-        store: &MemoryStore,
-        client_ip: impl KeyExtractor,
-        quota: impl Into<Policy>,
-    ) -> Self {
-        let policy = quota.into().with_default_name("guard");
-        let limiter = RateLimiter::with_store(policy, store);
-        self.guard_resumed(client_ip, limiter)
-    }
-
-    /// Guards with a limiter that is there already, and that answers at once.
-    pub(crate) fn guard_resumed(self, client_ip: impl KeyExtractor, limiter: RateLimiter) -> Self {
-        self.with(|shared| {
-            shared.guard = (!limiter.is_off()).then(|| Guard {
-                client_ip: Extractor::new(client_ip),
-                limiter,
-            });
-        })
-    }
-
-    /// Decides and tells observers, but admits everything and tells clients nothing. Default: off. To try out a limit.
-    pub fn dry_run(self, dry_run: bool) -> Self {
-        self.with(|shared| shared.dry_run = dry_run)
-    }
-
-    /// What the limiter is called in metrics and logs. Default: nothing.
-    pub fn name(self, name: &str) -> Self {
-        self.with(|shared| shared.name = name.into())
-    }
-
-    /// How refusals are said. Default: [`Negotiated`](crate::respond::Negotiated).
-    pub fn respond(self, responder: impl Responder) -> Self {
-        self.with(|shared| shared.answers.set_responder(responder))
-    }
-
-    /// Adds an observer. Default: none.
-    pub fn observe(self, observer: impl Observer) -> Self {
-        self.with(|shared| shared.observers.add(observer))
     }
 
     /// The limiter behind the layer, which shares its counts: to look at a key, to charge it for

@@ -3,9 +3,12 @@
 //!
 //! See [`RateLimitLayer`] and [`RateLimitByTokenLayer`].
 
+mod account;
 mod future;
+mod guard;
 mod layer;
 mod service;
+mod settings;
 mod shared;
 mod status;
 

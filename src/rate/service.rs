@@ -1,4 +1,4 @@
-//! The service: decides in `call`, then calls the inner service or refuses.
+//! The service: decides in `call`, then calls the inner service or rejects.
 
 use std::slice;
 use std::sync::Arc;
@@ -9,7 +9,8 @@ use http_body::Body;
 use smallvec::{SmallVec, smallvec};
 use tower_service::Service;
 
-use super::future::{Deciding, ResponseFuture};
+use super::account::Keys;
+use super::future::{Deciding, ResponseFuture, Told};
 use super::layer::MAX_KEYS;
 use super::shared::{Asked, Shared, Verdict};
 use crate::body::ResponseBody;
@@ -74,34 +75,37 @@ where
         // for the writes to reach the cache.
         let key = key.as_ref().unwrap_or(&Key::UNKNOWN);
         if !shared.tells && shared.limiter.take_one(key) {
-            return ResponseFuture::calling(self.inner.call(request), None);
+            return ResponseFuture::calling(self.inner.call(request), Told::default());
         }
-        match shared.limiter.decide(slice::from_ref(key), 1) {
+        let keys = slice::from_ref(key);
+        match shared.limiter.decide(keys, 1) {
             Reply::Ready(decision) if decision.is_admitted() => {
-                self.call_and_tell(request, decision)
+                self.call_and_tell(request, keys, decision)
             }
             reply => {
-                let asked = Asked::plain(*key);
-                decided(&mut self.inner, &self.shared, request, asked, reply)
+                let asked = Asked::PLAIN;
+                decided(&mut self.inner, &self.shared, request, keys, asked, reply)
             }
         }
     }
 }
 
 impl<S> RateLimit<S> {
-    /// Calls with a request that was admitted, and tells what the decision left.
-    // Apart, so that where nobody is told the request stays where it is.
+    /// Calls with a request that was admitted and whose numbers are reported.
+    // Apart, so that where no numbers are reported the request stays where it is.
     #[inline(never)]
     fn call_and_tell<B, RB>(
         &mut self,
         mut request: Request<B>,
+        keys: &[Key],
         decision: Decision,
     ) -> ResponseFuture<S, B, RB>
     where
         S: Service<Request<B>, Response = Response<RB>> + Clone,
         RB: Body,
     {
-        let told = Shared::tell_later(&self.shared, &mut request, None, decision);
+        let asked = Asked::PLAIN;
+        let told = Shared::tell_later(&self.shared, &mut request, keys, asked, decision);
         ResponseFuture::calling(self.inner.call(request), told)
     }
 }
@@ -118,32 +122,38 @@ where
 {
     let head = RequestHead::from(&request);
     if shared.passes(head) {
-        return ResponseFuture::calling(inner.call(request), None);
+        return ResponseFuture::calling(inner.call(request), Told::default());
     }
     let begun = shared.observers.begin();
     let guarded = match shared.guarded(head) {
         Ok(guarded) => guarded,
-        Err(refused) => {
-            return ResponseFuture::refused(shared.refuse(&refused, begun, head));
+        Err(rejected) => {
+            let response = shared.reject(&rejected, begun, head);
+            drop_ready(inner);
+            return ResponseFuture::rejected(response);
         }
     };
     let shared = Shared::in_tier(shared, head);
     let cost = shared.cost.as_ref().map_or(1, |cost| cost(head));
-    let key = shared.keys[0].key(head);
-    let reply = match &shared.keys[1..] {
-        [] => shared.limiter.decide(slice::from_ref(&key), cost),
-        more => {
-            let mut keys: SmallVec<[Key; MAX_KEYS]> = smallvec![key];
-            keys.extend(more.iter().map(|key| key.key(head)));
-            shared.limiter.decide(&keys, cost)
-        }
-    };
     let asked = Asked {
-        key,
+        cost,
         guarded,
         begun,
     };
-    decided(inner, shared, request, asked, reply)
+    let key = shared.keys[0].key(head);
+    match &shared.keys[1..] {
+        [] => {
+            let keys = slice::from_ref(&key);
+            let reply = shared.limiter.decide(keys, cost);
+            decided(inner, shared, request, keys, asked, reply)
+        }
+        more => {
+            let mut keys: SmallVec<[Key; MAX_KEYS]> = smallvec![key];
+            keys.extend(more.iter().map(|key| key.key(head)));
+            let reply = shared.limiter.decide(&keys, cost);
+            decided(inner, shared, request, &keys, asked, reply)
+        }
+    }
 }
 
 #[inline(never)]
@@ -151,6 +161,7 @@ fn decided<S, B, RB>(
     inner: &mut S,
     shared: &Arc<Shared>,
     mut request: Request<B>,
+    keys: &[Key],
     asked: Asked,
     reply: Reply<Decision>,
 ) -> ResponseFuture<S, B, RB>
@@ -169,15 +180,28 @@ where
                 decision,
                 service,
                 request,
+                keys: Keys::from_slice(keys),
                 asked,
                 shared: shared.clone(),
             });
         }
     };
-    match Shared::verdict(shared, &mut request, asked, decision) {
+    match Shared::verdict(shared, &mut request, keys, asked, decision) {
         Verdict::Admitted(told) => ResponseFuture::calling(inner.call(request), told),
-        Verdict::Refused(response) => ResponseFuture::refused(response),
+        Verdict::Rejected(response) => {
+            drop_ready(inner);
+            ResponseFuture::rejected(response)
+        }
     }
+}
+
+/// Drops the service that was made ready and is not called.
+///
+/// It may hold a place of the inner service, such as one of a `tower::buffer::Buffer`: as long as
+/// this service is kept without a further call, no other clone could use that place.
+#[cold]
+fn drop_ready<S: Clone>(inner: &mut S) {
+    *inner = inner.clone();
 }
 
 #[cfg(feature = "tonic")]

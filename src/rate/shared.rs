@@ -3,21 +3,24 @@
 use std::fmt;
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http::{Request, Response};
 use http_body::Body;
 use tokio::time::Instant;
 
+use super::account::Account;
 use super::future::Told;
+use super::guard::{Guard, Suspect};
 use super::status::RateLimitStatus;
 use crate::body::ResponseBody;
 use crate::decision::Decision;
-use crate::extract::{Extractor, RequestHead};
+use crate::enforce::Enforce;
+use crate::extract::{Extractor, RequestHead, ResponseHead};
 use crate::headers::Headers;
 use crate::key::Key;
 use crate::limiter::RateLimiter;
-use crate::observe::{Observers, Subject};
+use crate::observe::{Observer, Observers, Subject};
 use crate::rejection::{Reason, Rejection};
-use crate::respond::{Answers, is_denied};
+use crate::respond::Answers;
 
 /// What the services of a layer have in common.
 #[derive(Clone)]
@@ -25,7 +28,7 @@ pub(super) struct Shared {
     // What follows from the rest; see `settle`.
     /// Whether a request has one key and costs 1, and nobody watches.
     pub(super) is_plain: bool,
-    /// Whether anybody is told what a decision left.
+    /// Whether anything needs the numbers of an admitted request.
     pub(super) tells: bool,
     pub(super) tells_clients: bool,
     pub(super) tells_handlers: bool,
@@ -37,7 +40,8 @@ pub(super) struct Shared {
     pub(super) cost: Option<Cost>,
     pub(super) skip: Option<Skip>,
     pub(super) tier_by: Option<TierBy>,
-    pub(super) dry_run: bool,
+    pub(super) count_if: Option<CountIf>,
+    pub(super) enforce: Enforce,
     pub(super) guard: Option<Guard>,
     pub(super) name: Arc<str>,
     pub(super) answers: Answers,
@@ -48,14 +52,8 @@ pub(super) struct Shared {
 
 type TierBy = Arc<dyn for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync>;
 type Cost = Arc<dyn Fn(RequestHead<'_>) -> u32 + Send + Sync>;
+type CountIf = Arc<dyn Fn(ResponseHead<'_>) -> bool + Send + Sync>;
 type Skip = Arc<dyn Fn(RequestHead<'_>) -> bool + Send + Sync>;
-
-/// Charges addresses for credentials that are not accepted.
-#[derive(Clone)]
-pub(super) struct Guard {
-    pub(super) client_ip: Extractor,
-    pub(super) limiter: RateLimiter,
-}
 
 impl Shared {
     /// Works out what does not change from request to request.
@@ -68,9 +66,13 @@ impl Shared {
             && self.guard.is_none()
             && self.observers.is_empty();
         let limits = !self.limiter.is_off();
-        self.tells_clients = limits && !self.headers.are_off() && !self.dry_run;
+        self.tells_clients = limits && !self.headers.are_off() && !self.enforce.is_dry_run();
         self.tells_handlers = limits && self.status.unwrap_or(!self.headers.are_off());
-        self.tells = self.tells_clients || self.tells_handlers;
+        let refunds = limits && self.count_if.is_some();
+        self.tells = self.tells_clients || self.tells_handlers || refunds;
+        if let Some(guard) = &mut self.guard {
+            guard.settle(&self.keys);
+        }
         self.tiers.clear();
         if self.tier_by.is_some() {
             let tiers = self.limiter.tiers().map(|(name, limiter)| {
@@ -105,110 +107,92 @@ impl Shared {
             || self.skip.as_ref().is_some_and(|skip| skip(head))
     }
 
-    /// The address to charge if the credentials are not accepted, unless it has used up its
-    /// quota of those.
-    #[inline]
-    pub(super) fn guarded(&self, head: RequestHead<'_>) -> Result<Option<Key>, Refused> {
-        let Some(guard) = &self.guard else {
-            return Ok(None);
-        };
-        // Without an address nobody can be told from the others, and one who guesses tokens
-        // would lock out all.
-        let Some(address) = guard.client_ip.known_key(head) else {
-            return Ok(None);
-        };
-        let decision = guard.limiter.peek(&address);
-        if decision.is_admitted() {
-            return Ok(Some(address));
-        }
-        let reason = Reason::AbnormalUsage;
-        let refused = Refused {
-            rejection: guard.limiter.rejection_for(reason, &self.name, decision),
-            key: address,
-        };
-        if self.dry_run {
-            self.would_refuse(&refused);
-            return Ok(Some(address));
-        }
-        Err(refused)
-    }
-
     /// What follows from a decision, for a request and for its handler.
     pub(super) fn verdict<B, RB: Body>(
         shared: &Arc<Self>,
         request: &mut Request<B>,
+        keys: &[Key],
         asked: Asked,
         decision: Decision,
     ) -> Verdict<RB> {
-        let Asked {
-            key,
-            guarded,
-            begun,
-        } = asked;
+        let begun = asked.begun;
         if decision.is_admitted() {
             if begun.is_some() {
-                shared.tell_admitted(&key, begun, &decision);
+                shared.tell_admitted(keys, begun, &decision);
             }
         } else {
-            let refused = shared.refused(key, decision.clone());
-            if !shared.dry_run {
+            let rejected = shared.rejected(keys, decision.clone());
+            if shared.enforces(&rejected) {
                 let head = RequestHead::from(&*request);
-                return Verdict::Refused(shared.refuse(&refused, begun, head));
+                return Verdict::Rejected(shared.reject(&rejected, begun, head));
             }
-            let subject = shared.subject(&refused.key, refused.policy());
-            (shared.observers).decided(begun, &subject, |observer| {
-                observer.would_reject(&subject, &refused.rejection);
-            });
+            shared.would_reject(&rejected, begun);
         }
-        Verdict::Admitted(Self::tell_later(shared, request, guarded, decision))
+        Verdict::Admitted(Self::tell_later(shared, request, keys, asked, decision))
     }
 
-    /// Tells the handler of an admitted request, and keeps what the response is to tell.
+    /// Gives an admitted request's status to its handler, and keeps what its response needs.
     pub(super) fn tell_later<B>(
         shared: &Arc<Self>,
         request: &mut Request<B>,
-        guarded: Option<Key>,
+        keys: &[Key],
+        asked: Asked,
         decision: Decision,
-    ) -> Option<Told> {
+    ) -> Told {
+        let suspect = |address| Box::new(Suspect::new(address, shared.clone()));
+        let guarded = asked.guarded.map(suspect);
+        if !shared.tells {
+            return Told {
+                account: None,
+                guarded,
+            };
+        }
+        let account = Account::new(shared.clone(), keys, asked.cost, decision);
+        let account = Arc::new(account);
         if shared.tells_handlers {
-            let status = RateLimitStatus::new(shared.limiter.clone(), decision.clone());
+            let status = RateLimitStatus::new(account.clone());
             request.extensions_mut().insert(status);
         }
-        (shared.tells_clients || guarded.is_some()).then(|| Told {
-            decision: shared.tells_clients.then_some(decision),
-            guarded: guarded.map(Box::new),
-            shared: shared.clone(),
-        })
+        Told {
+            account: Some(account),
+            guarded,
+        }
     }
 
-    fn tell_admitted(&self, key: &Key, begun: Option<Instant>, decision: &Decision) {
+    fn tell_admitted(&self, keys: &[Key], begun: Option<Instant>, decision: &Decision) {
+        let key = self.limiter.deciding_key(keys, decision);
         let subject = self.subject(key, self.limiter.binding(decision));
         self.observers
             .decided(begun, &subject, |observer| observer.admitted(&subject));
     }
 
     #[cold]
-    fn refused(&self, key: Key, decision: Decision) -> Refused {
-        Refused {
+    pub(super) fn rejected(&self, keys: &[Key], decision: Decision) -> Rejected {
+        Rejected {
+            key: *self.limiter.deciding_key(keys, &decision),
             rejection: self.limiter.rejection(&self.name, decision),
-            key,
         }
     }
 
+    /// Whether a rejection is one of those that the layer enforces. To be asked once for each.
+    pub(super) fn enforces(&self, rejected: &Rejected) -> bool {
+        self.enforce.decides(Some(&rejected.key))
+    }
+
     #[cold]
-    pub(super) fn refuse<RB: Body>(
+    pub(super) fn reject<RB: Body>(
         &self,
-        refused: &Refused,
+        rejected: &Rejected,
         begun: Option<Instant>,
         head: RequestHead<'_>,
     ) -> Response<ResponseBody<RB>> {
-        let Refused { rejection, key } = refused;
-        let subject = self.subject(key, refused.policy());
+        let Rejected { rejection, key } = rejected;
+        let subject = self.subject(key, rejection.policy());
         (self.observers).decided(begun, &subject, |observer| {
             observer.rejected(&subject, rejection);
         });
         let mut response = self.answers.answer(rejection, head);
-        // A guard's numbers are nothing to tell to whoever guesses credentials.
+        // The guard's numbers would help a client that guesses credentials.
         if rejection.reason() != Reason::AbnormalUsage
             && let Some(decision) = rejection.decision()
         {
@@ -217,24 +201,25 @@ impl Shared {
         response.map(ResponseBody::refusal)
     }
 
-    /// Tells of what a guard would refuse; the limit itself has not decided yet.
-    #[cold]
-    fn would_refuse(&self, refused: &Refused) {
-        let Refused { rejection, key } = refused;
-        let subject = self.subject(key, refused.policy());
+    /// Tells observers of a rejection that the handler answers.
+    pub(super) fn report(&self, rejected: Rejected) -> Rejection {
+        let Rejected { rejection, key } = rejected;
+        let subject = self.subject(&key, rejection.policy());
         self.observers
-            .tell(|observer| observer.would_reject(&subject, rejection));
+            .tell(|observer| observer.rejected(&subject, &rejection));
+        rejection
     }
 
-    /// Adds to the response of an admitted request what is to be told.
-    pub(super) fn tell(&self, decision: &Decision, headers: &mut HeaderMap) {
-        self.headers.tell(decision, headers);
-    }
-
-    /// Charges an address for credentials that were not accepted.
-    pub(super) fn charge(&self, address: &Key) {
-        if let Some(guard) = &self.guard {
-            let _ = guard.limiter.check(address);
+    /// Tells observers of a rejection that is not enforced; and how long the decision took, if it
+    /// has a beginning.
+    #[cold]
+    pub(super) fn would_reject(&self, rejected: &Rejected, begun: Option<Instant>) {
+        let Rejected { rejection, key } = rejected;
+        let subject = self.subject(key, rejection.policy());
+        let tell = |observer: &dyn Observer| observer.would_reject(&subject, rejection);
+        match begun {
+            Some(_) => self.observers.decided(begun, &subject, tell),
+            None => self.observers.tell(tell),
         }
     }
 
@@ -248,65 +233,42 @@ impl Shared {
     }
 }
 
-/// 401 and 403, or UNAUTHENTICATED (16) and PERMISSION_DENIED (7) of gRPC, which are in the header
-/// of a response without a message.
-pub(super) fn refuses_credentials<RB>(response: &Response<RB>) -> bool {
-    let grpc_status = || {
-        response
-            .headers()
-            .get("grpc-status")
-            .map(HeaderValue::as_bytes)
-    };
-    let is_refused = matches!(
-        response.status(),
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
-    ) || matches!(grpc_status(), Some(b"16" | b"7"));
-    is_refused && !is_denied(response)
-}
-
 /// What becomes of a request.
 pub(super) enum Verdict<RB> {
-    /// It is passed on, and this is told with its response.
-    Admitted(Option<Told>),
-    Refused(Response<ResponseBody<RB>>),
+    /// It is passed on, and this is done with its response.
+    Admitted(Told),
+    Rejected(Response<ResponseBody<RB>>),
 }
 
-/// What is known of a request whose decision is asked for.
+/// What is known of a request besides its keys when its decision is asked for.
 pub(super) struct Asked {
-    pub(super) key: Key,
+    pub(super) cost: u32,
+    /// The address to charge if the answer rejects its credentials.
     pub(super) guarded: Option<Key>,
     /// When that began, if observers are to be told how long it took.
     pub(super) begun: Option<Instant>,
 }
 
 impl Asked {
-    /// Of a key, without anything else.
-    pub(super) fn plain(key: Key) -> Self {
-        Self {
-            key,
-            guarded: None,
-            begun: None,
-        }
-    }
+    /// Of cost 1, without anything else.
+    pub(super) const PLAIN: Self = Self {
+        cost: 1,
+        guarded: None,
+        begun: None,
+    };
 }
 
-/// A refusal, and who it was charged to.
-pub(super) struct Refused {
-    rejection: Rejection,
-    key: Key,
-}
-
-impl Refused {
-    fn policy(&self) -> &str {
-        self.rejection.policy()
-    }
+/// A rejection, and the key whose limit rejects.
+pub(super) struct Rejected {
+    pub(super) rejection: Rejection,
+    pub(super) key: Key,
 }
 
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shared")
             .field("limiter", &self.limiter)
-            .field("dry_run", &self.dry_run)
+            .field("enforce", &self.enforce)
             .finish_non_exhaustive()
     }
 }

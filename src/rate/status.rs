@@ -1,67 +1,110 @@
-//! What a handler may know of the limit that its request passed.
+//! The rate limit of a request, for its handler.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::account::Account;
 use crate::decision::{Decision, Usage};
-use crate::limiter::RateLimiter;
+use crate::rejection::Rejection;
+use crate::store::Reply;
 
-/// What is left to the caller of a request that was admitted, as a request extension.
+/// What is left to the caller of an admitted request, as a request extension. It also changes what
+/// the request is charged.
 ///
-/// A [`RateLimitLayer`](super::RateLimitLayer) puts it there unless its headers are off; see
+/// A [`RateLimitLayer`](super::RateLimitLayer) adds it to a request unless its headers are off; see
 /// [`status`](super::RateLimitLayer::status). With feature `axum` it is an extractor.
 ///
 /// ```
 /// # #[cfg(feature = "axum")] {
-/// use axum::{Router, routing::get};
+/// use axum::{Router, http::StatusCode, routing::post};
 /// use tower_admission::{Quota, RateLimitByTokenLayer, RateLimitStatus};
 ///
-/// async fn handler(status: RateLimitStatus) -> String {
-///     format!("{} left", status.remaining().unwrap_or(u32::MAX))
+/// /// A prompt costs 1 for each 1,000 bytes; an answer from the cache costs nothing.
+/// async fn prompt(status: RateLimitStatus, prompt: String) -> Result<String, StatusCode> {
+///     if prompt == "hello" {
+///         status.refund(1).await;
+///         return Ok("hello".into());
+///     }
+///     let more = prompt.len() as u32 / 1_000;
+///     if status.charge(more).await.is_err() {
+///         return Err(StatusCode::TOO_MANY_REQUESTS);
+///     }
+///     Ok(format!("{} left", status.remaining().unwrap_or(u32::MAX)))
 /// }
 ///
 /// let app: Router = Router::new()
-///     .route("/", get(handler))
-///     .layer(RateLimitByTokenLayer::new(Quota::per_second(10)));
+///     .route("/", post(prompt))
+///     .layer(RateLimitByTokenLayer::new(Quota::per_minute(100)));
 /// # }
 /// ```
+///
+/// # Refunds and charges
+///
+/// [`refund`](Self::refund) and [`charge`](Self::charge) apply to all keys and quotas of the
+/// request. The response's rate-limit fields show the result, and so does
+/// [`remaining`](Self::remaining). After the response is sent they still change what is counted,
+/// but no field.
+///
+/// Both return a [`Reply`]. The memory store answers at once, without a runtime; await the reply
+/// where the store may answer later. A reply that is dropped before it is ready may have changed
+/// nothing: then a refund is lost, and the request stays charged. A charge may have been counted.
 #[derive(Clone)]
-pub struct RateLimitStatus {
-    limiter: RateLimiter,
-    decision: Decision,
-}
+pub struct RateLimitStatus(Arc<Account>);
 
 impl RateLimitStatus {
-    pub(super) fn new(limiter: RateLimiter, decision: Decision) -> Self {
-        Self { limiter, decision }
+    pub(super) fn new(account: Arc<Account>) -> Self {
+        Self(account)
     }
 
     /// How many requests a full bucket of the tightest quota holds; `None` when nothing limits.
     #[must_use]
     pub fn limit(&self) -> Option<u32> {
-        self.decision.limit()
+        self.0.read(Decision::limit)
     }
 
-    /// How many more requests the tightest quota would admit; `None` when nothing limits.
+    /// How many more requests the tightest quota would admit, after the refunds and charges of
+    /// this request; `None` when nothing limits.
     #[must_use]
     pub fn remaining(&self) -> Option<u32> {
-        self.decision.remaining()
+        self.0.read(Decision::remaining)
     }
 
     /// The time until the tightest quota is as good as unused; `None` when nothing limits.
     #[must_use]
     pub fn reset(&self) -> Option<Duration> {
-        self.decision.reset()
+        self.0.read(Decision::reset)
     }
 
-    /// The decision that admitted the request. (On a dry run it may be one that would not have.)
-    pub fn decision(&self) -> &Decision {
-        &self.decision
+    /// The decision that admitted the request, with the numbers after its last refund or charge.
+    /// (On a dry run it may be one that rejects.)
+    pub fn decision(&self) -> Decision {
+        self.0.read(Decision::clone)
     }
 
     /// Every quota by name, and how far it is used up.
-    pub fn usages(&self) -> impl Iterator<Item = (&str, &Usage)> {
-        self.limiter.names().zip(self.decision.usages())
+    pub fn usages(&self) -> impl Iterator<Item = (&str, Usage)> {
+        let usages = self.0.read(|decision| decision.usages().to_vec());
+        self.0.limiter().names().zip(usages)
+    }
+
+    /// Gives back a part of what the request was charged.
+    ///
+    /// Gives back at most what the request was charged and still has: its cost, and what
+    /// [`charge`](Self::charge) added.
+    pub fn refund(&self, cost: u32) -> Reply<()> {
+        self.0.refund(cost)
+    }
+
+    /// Charges the request more, if it fits.
+    ///
+    /// Takes nothing when it does not fit. The rejection then has the
+    /// [decision](Rejection::decision) and the quotas that reject, for the handler's response.
+    /// Observers see it. On a [dry run](super::RateLimitLayer::dry_run) the result is `Ok`, and
+    /// observers see what would have been rejected; likewise for a key for which the limit is not
+    /// [enforced](super::RateLimitLayer::enforce).
+    pub fn charge(&self, cost: u32) -> Reply<Result<(), Rejection>> {
+        self.0.charge(cost)
     }
 }
 
@@ -71,7 +114,7 @@ impl fmt::Debug for RateLimitStatus {
     }
 }
 
-/// Fails with 500 where no layer puts a status into the request.
+/// Fails with 500 where no layer adds a status to the request.
 #[cfg(feature = "axum")]
 impl<S: Sync> axum_core::extract::FromRequestParts<S> for RateLimitStatus {
     type Rejection = (http::StatusCode, &'static str);
@@ -82,7 +125,7 @@ impl<S: Sync> axum_core::extract::FromRequestParts<S> for RateLimitStatus {
     ) -> Result<Self, Self::Rejection> {
         parts.extensions.get().cloned().ok_or((
             http::StatusCode::INTERNAL_SERVER_ERROR,
-            "no RateLimitLayer tells its status to this handler",
+            "`RateLimitStatus` needs a `RateLimitLayer` around this handler",
         ))
     }
 }

@@ -8,12 +8,13 @@ use http::{Request, Response, StatusCode};
 use tower::{Layer, ServiceExt};
 use tower_admission::extract::KeyExtractor;
 use tower_admission::{
-    BearerToken, ByToken, ClientIp, Key, Quota, RateLimitByTokenLayer, RateLimitLayer, RequestHead,
+    ApiKey, BearerToken, ByToken, ClientIp, Key, Quota, RateLimitByTokenLayer, RateLimitLayer,
+    RequestHead,
 };
 
 use crate::common::{
-    Counting, LaterStore, SECOND, Seen, answering, header, ok, peer, retry_after, send, status,
-    store, text, timed,
+    Counting, LaterStore, Ok200, SECOND, Seen, answering, header, ok, peer, retry_after, send,
+    status, store, text, timed,
 };
 
 fn from(ip: &str, token: &str) -> Request<()> {
@@ -86,6 +87,81 @@ async fn the_token_of_a_refused_address_is_not_looked_at() {
     }
     assert_eq!(inner.load(Ordering::SeqCst), 1);
     assert_eq!(extractions.load(Ordering::SeqCst), 1);
+}
+
+/// Answers 401 to every request.
+fn unauthorized(_: Request<()>) -> Ok200 {
+    let mut response = ok();
+    *response.status_mut() = StatusCode::UNAUTHORIZED;
+    response
+}
+
+fn with(header: Option<(&str, &[u8])>) -> Request<()> {
+    let mut request = Request::builder().extension(peer("192.0.2.1"));
+    if let Some((name, value)) = header {
+        request = request.header(name, value);
+    }
+    request.body(()).unwrap()
+}
+
+/// A page that asks for a login answers 401 to each of its first requests.
+#[tokio::test]
+async fn a_request_without_a_credential_is_neither_charged_nor_rejected() {
+    let layer = RateLimitByTokenLayer::new(Quota::off()).guard_by_ip(Quota::per_hour(1));
+    let service = layer.layer(answering(unauthorized));
+    for _ in 0..10 {
+        assert_eq!(status(&service, with(None)).await, 401);
+        assert_eq!(
+            status(&service, with(Some(("cookie", b"session=1")))).await,
+            401
+        );
+    }
+    assert_eq!(status(&service, from("192.0.2.1", "bad")).await, 401);
+    assert_eq!(status(&service, from("192.0.2.1", "bad")).await, 429);
+    assert_eq!(status(&service, with(None)).await, 401);
+}
+
+#[tokio::test]
+async fn a_malformed_credential_is_charged_as_well() {
+    for (name, value) in [
+        ("authorization", &b"Bearer "[..]),
+        ("authorization", b"Bearer\ttoken"),
+        ("authorization", b"Bearer tok, Bearer tok"),
+        ("authorization", b"Basic dXNlcjpwYXNz"),
+        ("authorization", b"\xff"),
+        ("authorization", b""),
+        ("x-api-key", b"made-up"),
+        ("x-api-key", b""),
+    ] {
+        let layer = RateLimitByTokenLayer::new(Quota::off()).guard_by_ip(Quota::per_hour(1));
+        let service = layer.layer(answering(unauthorized));
+        let request = || with(Some((name, value)));
+        assert_eq!(status(&service, request()).await, 401, "{name}: {value:?}");
+        assert_eq!(status(&service, request()).await, 429, "{name}: {value:?}");
+    }
+}
+
+/// The headers of all keys count, whether a key was added before the guard or after it.
+#[tokio::test]
+async fn the_api_key_headers_of_every_key_are_credentials() {
+    let by_team = || ApiKey::header("x-team").or(ApiKey::header("x-partner"));
+    let by_ip = || RateLimitLayer::by(ClientIp::peer(), Quota::per_hour(1000));
+    for layer in [
+        by_ip()
+            .and_by(by_team(), Quota::per_hour(1000))
+            .guard_by_ip(Quota::per_hour(1)),
+        by_ip()
+            .guard_by_ip(Quota::per_hour(1))
+            .and_by(by_team(), Quota::per_hour(1000)),
+    ] {
+        let service = layer.layer(answering(unauthorized));
+        // The layer does not read this one.
+        for _ in 0..3 {
+            assert_eq!(status(&service, with(Some(("x-api-key", b"a")))).await, 401);
+        }
+        assert_eq!(status(&service, with(Some(("x-partner", b"a")))).await, 401);
+        assert_eq!(status(&service, with(Some(("x-team", b"b")))).await, 429);
+    }
 }
 
 #[tokio::test]

@@ -12,8 +12,8 @@ use tower_admission::{
 use tower_test::mock;
 
 use crate::common::{
-    Counting, LaterStore, NANO, Readied, SECOND, Seen, answering, bearer, by_user, header, ok,
-    request, retry_after, send, status, text, timed, user, user_key,
+    Counting, LaterStore, NANO, Ok200, Readied, SECOND, Seen, answering, bearer, by_user, header,
+    ok, peer, request, retry_after, send, status, text, timed, user, user_key,
 };
 
 type Req = Request<()>;
@@ -402,4 +402,46 @@ async fn what_did_not_count_is_given_back() {
         Some(2),
         "not beyond the burst"
     );
+}
+
+/// A service of one place, which a ready clone of it takes.
+fn buffered()
+-> impl Service<Request<()>, Response = Ok200, Error = tower::BoxError, Future: Send> + Clone {
+    tower::buffer::Buffer::new(Counting::default(), 1)
+}
+
+/// The place that a rejected call had taken is free for the next one.
+#[tokio::test]
+async fn a_rejected_call_drops_the_service_that_it_made_ready() {
+    let (layer, clock) = timed(by_user, Quota::per_hour(1));
+    let later = LaterStore::new(&clock);
+    later.answer(2);
+    let guarded = RateLimitLayer::by(by_user, Quota::off()).guard_by_ip(Quota::deny_all());
+    for (layer, is_guarded) in [
+        (layer.clone(), false),
+        (layer.store(later), false),
+        (guarded, true),
+    ] {
+        let request = |name| {
+            let mut request = user(name);
+            if is_guarded {
+                request.extensions_mut().insert(peer("192.0.2.1"));
+                let bad = http::HeaderValue::from_static("Bearer bad");
+                request.headers_mut().insert("authorization", bad);
+            }
+            request
+        };
+        let mut kept = layer.layer(buffered());
+        if !is_guarded {
+            let mut first = kept.clone();
+            assert!(first.ready().await.is_ok());
+            assert_eq!(first.call(request("alice")).await.unwrap().status(), 200);
+        }
+        assert!(kept.ready().await.is_ok());
+        let rejected = kept.call(request("alice")).await.unwrap();
+        assert_eq!(rejected.status(), 429);
+        let mut other = kept.clone();
+        let mut ready = tokio_test::task::spawn(other.ready());
+        assert!(tokio_test::assert_ready!(ready.poll()).is_ok());
+    }
 }

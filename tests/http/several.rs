@@ -1,18 +1,21 @@
 //! Several quotas and several keys in one decision: all or nothing.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http::Request;
 use proptest::prelude::*;
 use tower::Layer;
+use tower_admission::observe::Subject;
 use tower_admission::test_util::TestClock;
 use tower_admission::{
-    BearerToken, ClientIp, Key, Policy, Quota, RateLimitLayer, RateLimiter, RequestHead,
+    BearerToken, ClientIp, Key, Observer, Policy, Quota, RateLimitLayer, RateLimiter, Rejection,
+    RequestHead,
 };
 
 use crate::common::{
-    Counting, SECOND, by_user, header, peer, retry_after, send, status, store, timed, user,
-    user_key,
+    Counting, LaterStore, SECOND, by_user, header, peer, retry_after, send, status, store, timed,
+    user, user_key,
 };
 
 /// What is left of each quota, as a request that costs nothing is told.
@@ -115,6 +118,103 @@ async fn both_keys_are_charged_and_both_can_refuse() {
     );
     assert_eq!(status(&service, from("192.0.2.2", "d")).await, 200);
     assert_eq!(status(&service, from("192.0.2.2", "a")).await, 429);
+}
+
+/// Writes down the policy and the key of each decision.
+#[derive(Clone, Default)]
+struct Keys(Arc<Mutex<Vec<String>>>);
+
+impl Keys {
+    fn push(&self, what: &str, subject: &Subject<'_>) {
+        let (policy, key) = (subject.policy, subject.key.unwrap());
+        let line = format!("{what} {policy} {key:?}");
+        self.0.lock().unwrap().push(line);
+    }
+
+    fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
+impl Observer for Keys {
+    fn admitted(&self, subject: &Subject<'_>) {
+        self.push("admitted", subject);
+    }
+
+    fn rejected(&self, subject: &Subject<'_>, _: &Rejection) {
+        self.push("rejected", subject);
+    }
+
+    fn would_reject(&self, subject: &Subject<'_>, _: &Rejection) {
+        self.push("would reject", subject);
+    }
+}
+
+#[tokio::test]
+async fn observers_see_the_key_whose_quota_decides() {
+    for dry_run in [false, true] {
+        let (layer, _clock) = timed(
+            BearerToken,
+            Policy::new("token", Quota::per_hour(3)).and("daily", Quota::per_day(3)),
+        );
+        let keys = Keys::default();
+        let service = layer
+            .and_by(by_user, Policy::new("user", Quota::off()))
+            .and_by(ClientIp::peer(), Policy::new("ip", Quota::per_hour(4)))
+            .dry_run(dry_run)
+            .observe(keys.clone())
+            .layer(Counting::default());
+        let rejected = if dry_run { "would reject" } else { "rejected" };
+        // An attack with made-up tokens: the address has the least left, and rejects.
+        for token in ["a", "a", "b", "c", "d", "e"] {
+            status(&service, from("192.0.2.1", token)).await;
+        }
+        assert_eq!(
+            keys.take(),
+            [
+                "admitted token Key(bearer)",
+                "admitted token Key(bearer)",
+                "admitted ip Key(ip 192.0.2.1)",
+                "admitted ip Key(ip 192.0.2.1)",
+                &format!("{rejected} ip Key(ip 192.0.2.1)"),
+                &format!("{rejected} ip Key(ip 192.0.2.1)"),
+            ]
+        );
+        // One token from many addresses.
+        for n in 2..5 {
+            status(&service, from(&format!("192.0.2.{n}"), "a")).await;
+        }
+        assert_eq!(
+            keys.take()[1..],
+            [
+                format!("{rejected} token Key(bearer)"),
+                format!("{rejected} token Key(bearer)"),
+            ]
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_key_that_decides_is_known_with_a_store_that_answers_later() {
+    let clock = TestClock::default();
+    let later = LaterStore::new(&clock);
+    later.answer(10);
+    let keys = Keys::default();
+    let service = RateLimitLayer::by(BearerToken, Policy::new("token", Quota::per_hour(3)))
+        .and_by(ClientIp::peer(), Policy::new("ip", Quota::per_hour(1)))
+        .store(later)
+        .observe(keys.clone())
+        .layer(Counting::default());
+    for token in ["a", "b"] {
+        status(&service, from("192.0.2.1", token)).await;
+    }
+    assert_eq!(
+        keys.take(),
+        [
+            "admitted ip Key(ip 192.0.2.1)",
+            "rejected ip Key(ip 192.0.2.1)",
+        ]
+    );
 }
 
 #[tokio::test]

@@ -1,0 +1,163 @@
+//! The settings of the layer that do not start a new limit.
+
+use std::sync::Arc;
+
+use super::layer::RateLimitLayer;
+use crate::enforce::Enforce;
+use crate::extract::{KeyExtractor, RequestHead, ResponseHead};
+use crate::headers::{Headers, RateLimitHeaders};
+use crate::observe::Observer;
+use crate::respond::Responder;
+
+impl<K: KeyExtractor> RateLimitLayer<K> {
+    /// Which headers tell clients what is left. Default: [`RateLimitHeaders::Draft`].
+    pub fn headers(mut self, headers: RateLimitHeaders) -> Self {
+        self.dialect = headers;
+        self.with(|shared| shared.headers = Headers::new(headers, &shared.limiter))
+    }
+
+    /// Whether handlers find a [`RateLimitStatus`](super::RateLimitStatus) in the request's extensions. Default: they
+    /// do unless headers are off. Costs an allocation or two.
+    pub fn status(self, status: bool) -> Self {
+        self.with(|shared| shared.status = Some(status))
+    }
+
+    /// What a request costs. Default: 1.
+    ///
+    /// A request of cost 0 is admitted and takes nothing. One that costs more than the burst of a quota is refused
+    /// without `Retry-After`, because it can never fit, and takes nothing.
+    pub fn cost(self, cost: impl Fn(RequestHead<'_>) -> u32 + Send + Sync + 'static) -> Self {
+        self.with(|shared| shared.cost = Some(Arc::new(cost)))
+    }
+
+    /// Lets requests through that this says `true` to; they are not counted and get no headers.
+    ///
+    /// ```
+    /// # use tower_admission::{Quota, RateLimitByTokenLayer};
+    /// let layer = RateLimitByTokenLayer::new(Quota::per_second(10))
+    ///     .skip(|head| matches!(head.uri.path(), "/health" | "/metrics"));
+    /// ```
+    pub fn skip(self, skip: impl Fn(RequestHead<'_>) -> bool + Send + Sync + 'static) -> Self {
+        self.with(|shared| shared.skip = Some(Arc::new(skip)))
+    }
+
+    /// Which [tier](Policy::tier) of its policies a request is of. Default: none, as for `None` and for a name that
+    /// no policy has.
+    ///
+    /// Say only what the application knows to be so: a plan that authentication found, or a path, but no header that
+    /// the client may set. A request counts in every tier; a route with a budget that others do not
+    /// use up has a layer of its own, and one that is dearer a [`cost`](Self::cost).
+    ///
+    /// ```
+    /// # use tower_admission::{Policy, Quota, RateLimitByTokenLayer};
+    /// #[derive(Clone)]
+    /// struct Plan(String);
+    ///
+    /// let policy = Policy::from(Quota::per_minute(10)).tier("pro", Quota::per_minute(600));
+    /// let layer = RateLimitByTokenLayer::new(policy)
+    ///     .tier_by(|head| Some(&head.extensions.get::<Plan>()?.0));
+    /// ```
+    pub fn tier_by(
+        self,
+        tier: impl for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync + 'static,
+    ) -> Self {
+        self.with(|shared| shared.tier_by = Some(Arc::new(tier)))
+    }
+
+    /// Counts only requests whose response `counts` accepts: only failures, only successes, or
+    /// only real calls. Default: every admitted request counts.
+    ///
+    /// A request is charged before the call, so that requests in flight cannot exceed the limit,
+    /// and everything it was charged is refunded when the response does not count. The response's
+    /// rate-limit fields have the numbers after the refund. A request without a response counts:
+    /// when the client hangs up, and when the inner service fails. Applies to all keys and quotas
+    /// of the layer, and to what the handler [charged](super::RateLimitStatus::charge) in addition.
+    ///
+    /// While many requests are in flight, some may be rejected although none of them counts in the
+    /// end: leave room for them in the burst.
+    ///
+    /// With a [store](Self::store) that answers later, such as Redis, the response waits for two
+    /// calls, each bounded by the store's deadline: the refund, and the new numbers. When the
+    /// client hangs up while the response waits, the refund may be lost; then the request counts.
+    /// It also counts when the store fails at that moment.
+    ///
+    /// In gRPC the status is the HTTP status, which is 200 for most failures. The code of a call
+    /// that fails without a message (trailers-only) is in `response.headers["grpc-status"]`; the
+    /// trailers of other calls come too late.
+    ///
+    /// Failed logins, by address:
+    ///
+    /// ```
+    /// # use tower_admission::{ClientIp, Quota, RateLimitLayer};
+    /// let logins = RateLimitLayer::by(ClientIp::peer(), Quota::per_hour(10))
+    ///     .count_if(|response| response.status == 401);
+    /// ```
+    ///
+    /// Calls of a paid service, without the answers from a cache:
+    ///
+    /// ```
+    /// # use tower_admission::{Quota, RateLimitByTokenLayer};
+    /// #[derive(Clone)]
+    /// struct FromCache; // the handler adds it to the response's extensions
+    ///
+    /// let layer = RateLimitByTokenLayer::new(Quota::per_day(1000))
+    ///     .count_if(|response| response.extensions.get::<FromCache>().is_none());
+    /// ```
+    pub fn count_if(
+        self,
+        counts: impl Fn(ResponseHead<'_>) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.with(|shared| shared.count_if = Some(Arc::new(counts)))
+    }
+
+    /// Enforces only `percent` of the rejections, to introduce a limit gradually. Default: 100.
+    ///
+    /// The other requests that do not fit are admitted, and observers get
+    /// [`would_reject`](Observer::would_reject) for them. They take nothing from any quota.
+    ///
+    /// The key whose limit rejects decides whether the limit is enforced, so that one client does
+    /// not see its requests rejected by chance: at 25, the limit is enforced for a quarter of the
+    /// keys. Clients cannot compute which, and replicas with the same [`Secret`](crate::Secret)
+    /// agree. A key stays enforced when the percentage rises. Requests that share one key, such as
+    /// those of [`Shared`](crate::extract::Shared), are taken in turn instead: at 25, every fourth
+    /// rejection is enforced.
+    ///
+    /// 0 is a [dry run](Self::dry_run). Applies to the [guard](Self::guard_by_ip) as well.
+    ///
+    /// # Panics
+    ///
+    /// When `percent` is above 100.
+    #[track_caller]
+    pub fn enforce(self, percent: u8) -> Self {
+        let enforce = Enforce::new(percent);
+        self.with(|shared| shared.enforce = enforce)
+    }
+
+    /// Decides and tells observers, but admits every request and adds no rate-limit fields.
+    /// Default: off. To try out a limit.
+    ///
+    /// `true` is [`enforce(0)`](Self::enforce), `false` is `enforce(100)`: the last of the two
+    /// settings applies.
+    pub fn dry_run(self, dry_run: bool) -> Self {
+        self.enforce(if dry_run {
+            Enforce::DRY_RUN
+        } else {
+            Enforce::ALL
+        })
+    }
+
+    /// What the limiter is called in metrics and logs. Default: nothing.
+    pub fn name(self, name: &str) -> Self {
+        self.with(|shared| shared.name = name.into())
+    }
+
+    /// How refusals are said. Default: [`Negotiated`](crate::respond::Negotiated).
+    pub fn respond(self, responder: impl Responder) -> Self {
+        self.with(|shared| shared.answers.set_responder(responder))
+    }
+
+    /// Adds an observer. Default: none.
+    pub fn observe(self, observer: impl Observer) -> Self {
+        self.with(|shared| shared.observers.add(observer))
+    }
+}
