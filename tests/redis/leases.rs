@@ -108,7 +108,7 @@ async fn replicas_share_the_limits_of_several_keys() {
 
     let mut keys = server.keys().await;
     keys.sort();
-    let [of_alice, of_address, total] = &keys[..] else {
+    let [of_address, of_alice, total] = &keys[..] else {
         panic!("{keys:?}");
     };
     assert_eq!(of_address, "{admission:lease:jobs}:of2:ip:192.0.2.1");

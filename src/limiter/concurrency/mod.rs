@@ -134,7 +134,10 @@ impl ConcurrencyLimiter {
     #[inline]
     pub(crate) fn try_permit(&self) -> Option<Permit> {
         let slot = self.slots().try_take()?;
-        Some(self.permit(slot, KeySlots::new()))
+        Some(match &self.0.observer {
+            None => Permit::new(slot),
+            Some(_) => self.permit(slot, KeySlots::new()),
+        })
     }
 
     /// Takes a permit for `key`, charged to the first limit for each key, if the key has fewer in
