@@ -1,4 +1,4 @@
-//! The response body that holds a permit to its last frame.
+//! The response body of a layer: that of the inner service, or that of a rejection.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -7,13 +7,10 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use crate::limiter::Permit;
-
 pin_project! {
-    /// A response's body: the inner service's, which holds the request's permit until it ends, or
-    /// that of a refusal.
+    /// The body of a response: that of the inner service, or that of a rejection.
     ///
-    /// Everything is forwarded: data, trailers, the size hint and the end of the stream.
+    /// Everything is forwarded: data, trailers, errors, the size hint, and the end of the stream.
     #[derive(Debug)]
     pub struct ResponseBody<B> {
         #[pin]
@@ -25,36 +22,22 @@ pin_project! {
     #[project = KindProj]
     #[derive(Debug)]
     enum Kind<B> {
-        Inner { #[pin] body: B, permit: Permit },
-        Refusal { text: Option<Bytes> },
+        Inner { #[pin] body: B },
+        Rejection { text: Option<Bytes> },
     }
 }
 
-impl<B: Body> ResponseBody<B> {
-    /// Holds the permit until the body ends, which may be at once.
-    #[inline]
-    pub(crate) fn holding(body: B, mut permit: Permit) -> Self {
-        if body.is_end_stream() {
-            permit.release();
-        }
-        Self {
-            kind: Kind::Inner { body, permit },
-        }
-    }
-
+impl<B> ResponseBody<B> {
     #[inline]
     pub(crate) fn inner(body: B) -> Self {
         Self {
-            kind: Kind::Inner {
-                body,
-                permit: Permit::none(),
-            },
+            kind: Kind::Inner { body },
         }
     }
 
-    pub(crate) fn refusal(text: Bytes) -> Self {
+    pub(crate) fn rejection(text: Bytes) -> Self {
         Self {
-            kind: Kind::Refusal {
+            kind: Kind::Rejection {
                 text: Some(text).filter(|text| !text.is_empty()),
             },
         }
@@ -74,19 +57,8 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         match self.project().kind.project() {
-            KindProj::Inner { mut body, permit } => {
-                let polled = body.as_mut().poll_frame(cx);
-                let ended = match &polled {
-                    Poll::Pending => false,
-                    Poll::Ready(Some(Ok(frame))) => frame.is_trailers() || body.is_end_stream(),
-                    Poll::Ready(Some(Err(_)) | None) => true,
-                };
-                if ended {
-                    permit.release();
-                }
-                polled
-            }
-            KindProj::Refusal { text } => {
+            KindProj::Inner { body } => body.poll_frame(cx),
+            KindProj::Rejection { text } => {
                 Poll::Ready(text.take().map(|text| Ok(Frame::data(text.into()))))
             }
         }
@@ -94,29 +66,24 @@ where
 
     fn is_end_stream(&self) -> bool {
         match &self.kind {
-            Kind::Inner { body, .. } => body.is_end_stream(),
-            Kind::Refusal { text } => text.is_none(),
+            Kind::Inner { body } => body.is_end_stream(),
+            Kind::Rejection { text } => text.is_none(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
-            Kind::Inner { body, .. } => body.size_hint(),
-            Kind::Refusal { text } => {
+            Kind::Inner { body } => body.size_hint(),
+            Kind::Rejection { text } => {
                 SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64))
             }
         }
     }
 }
 
-/// Of nothing.
+/// An empty body.
 impl<B: Default> Default for ResponseBody<B> {
     fn default() -> Self {
-        Self {
-            kind: Kind::Inner {
-                body: B::default(),
-                permit: Permit::none(),
-            },
-        }
+        Self::inner(B::default())
     }
 }

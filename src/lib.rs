@@ -61,6 +61,8 @@
 // Each level uses only those above it; `tests/layering.rs` checks that.
 mod sync;
 
+mod nesting;
+
 mod key;
 
 mod enforce;
@@ -103,7 +105,9 @@ pub mod sessions;
 pub mod ws;
 
 pub use body::ResponseBody;
-pub use concurrency::{ConcurrencyLimit, ConcurrencyLimitLayer, HoldUntil, UpgradePermit};
+pub use concurrency::{
+    ConcurrencyLimit, ConcurrencyLimitLayer, HoldUntil, PermitBody, ResponseStalled, UpgradePermit,
+};
 pub use decision::{Decision, Usage};
 pub use extract::{
     ApiKey, BearerToken, ByToken, ClientIp, Extracted, KeyExtractor, PeerAddr, RequestHead,

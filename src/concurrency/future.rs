@@ -12,11 +12,13 @@ use pin_project_lite::pin_project;
 use tokio::time::Instant;
 use tower_service::Service;
 
+use super::body::PermitBody;
 use super::layer::{HoldUntil, Shared};
 use super::service::Keys;
-use crate::body::ResponseBody;
+use super::upgrade::Upgrade;
 use crate::extract::RequestHead;
 use crate::limiter::{Acquiring, Permit, Rejected};
+use crate::nesting::Passing;
 
 pin_project! {
     /// The response of a [`ConcurrencyLimit`](super::ConcurrencyLimit) service.
@@ -35,10 +37,18 @@ pin_project! {
     // What is not in the way of an admitted request is boxed, to keep the future small.
     #[project = StateProj]
     enum State<S, B, RB, F> {
-        Calling { #[pin] future: F, permit: Permit, until: HoldUntil },
-        Refused { response: Option<Box<Response<ResponseBody<RB>>>> },
+        Calling { #[pin] future: F, admitted: Admitted },
+        Rejected { response: Option<Box<Response<PermitBody<RB>>>>, body: Option<Box<B>> },
         InLine { request: Option<Box<InLine<S, B>>> },
     }
+}
+
+/// What an admitted request holds until its response takes over.
+pub(super) struct Admitted {
+    pub(super) permit: Permit,
+    pub(super) until: HoldUntil,
+    pub(super) passing: Passing,
+    pub(super) upgrade: Option<Box<Upgrade>>,
 }
 
 /// A request that waits for a permit, with the service that was made ready for it.
@@ -57,20 +67,18 @@ where
     S: Service<Request<B>>,
 {
     #[inline]
-    pub(super) fn calling(future: S::Future, permit: Permit, until: HoldUntil) -> Self {
+    pub(super) fn calling(future: S::Future, admitted: Admitted) -> Self {
         Self {
-            state: State::Calling {
-                future,
-                permit,
-                until,
-            },
+            state: State::Calling { future, admitted },
         }
     }
 
-    pub(super) fn refused(response: Response<ResponseBody<RB>>) -> Self {
+    /// Keeps the body of the rejected request, for [`DrainRejected`](crate::drain::DrainRejected).
+    pub(super) fn rejected(response: Response<PermitBody<RB>>, body: B) -> Self {
         Self {
-            state: State::Refused {
+            state: State::Rejected {
                 response: Some(Box::new(response)),
+                body: Some(Box::new(body)),
             },
         }
     }
@@ -89,30 +97,23 @@ where
     S: Service<Request<B>, Response = Response<RB>>,
     RB: Body,
 {
-    type Output = Result<Response<ResponseBody<RB>>, S::Error>;
+    type Output = Result<Response<PermitBody<RB>>, S::Error>;
 
     /// # Panics
     ///
     /// When polled again after it was ready.
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let StateProj::Calling {
-            future,
-            permit,
-            until,
-        } = self.as_mut().project().state.project()
+        let StateProj::Calling { future, admitted } = self.as_mut().project().state.project()
         else {
             // Apart, so that a response which was there at once is written to its place.
             return self.poll_slowly(cx);
         };
-        match ready!(future.poll(cx)) {
-            Ok(response) => {
-                let permit = std::mem::replace(permit, Permit::none());
-                Poll::Ready(Ok(hold(response, permit, *until)))
-            }
+        match ready!(admitted.passing.during(|| future.poll(cx))) {
+            Ok(response) => Poll::Ready(Ok(admitted.hold(response))),
             Err(error) => {
                 // Nothing is left to hold the permit.
-                permit.release();
+                admitted.permit.release();
                 Poll::Ready(Err(error))
             }
         }
@@ -124,15 +125,15 @@ where
     S: Service<Request<B>, Response = Response<RB>>,
     RB: Body,
 {
-    /// Gives a refusal, or goes on waiting in line.
+    /// Answers with a rejection, or waits for a permit.
     #[cold]
     #[inline(never)]
     fn poll_slowly(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<Response<ResponseBody<RB>>, S::Error>> {
+    ) -> Poll<Result<Response<PermitBody<RB>>, S::Error>> {
         match self.as_mut().project().state.project() {
-            StateProj::Refused { response } => {
+            StateProj::Rejected { response, .. } => {
                 let response = response.take().expect("polled again after it was ready");
                 Poll::Ready(Ok(*response))
             }
@@ -163,27 +164,44 @@ where
         } = self;
         match acquired {
             Ok(permit) => {
-                let permit = shared.admit(&mut request, permit, keys.first(), begun);
-                ResponseFuture::calling(service.call(request), permit, shared.hold_until)
+                let mut admitted = shared.admit(&mut request, permit, keys.first(), begun);
+                let future = admitted.passing.during(|| service.call(request));
+                ResponseFuture::calling(future, admitted)
             }
             Err(rejected) => {
                 let head = RequestHead::from(&request);
-                ResponseFuture::refused(shared.refuse(&rejected, head, &keys, begun))
+                let response = shared.reject(&rejected, head, &keys, begun);
+                ResponseFuture::rejected(response, request.into_body())
             }
         }
     }
 }
 
-#[inline]
-fn hold<RB: Body>(
-    response: Response<RB>,
-    permit: Permit,
-    until: HoldUntil,
-) -> Response<ResponseBody<RB>> {
-    response.map(|body| match until {
-        HoldUntil::BodyEnd => ResponseBody::holding(body, permit),
-        HoldUntil::Headers => ResponseBody::inner(body),
-    })
+impl Admitted {
+    /// A request that was let through without being counted.
+    pub(super) fn uncounted(passing: Passing) -> Self {
+        Self {
+            permit: Permit::none(),
+            until: HoldUntil::Headers,
+            passing,
+            upgrade: None,
+        }
+    }
+
+    #[inline]
+    fn hold<RB>(&mut self, response: Response<RB>) -> Response<PermitBody<RB>>
+    where
+        RB: Body,
+    {
+        let mut permit = std::mem::replace(&mut self.permit, Permit::none());
+        if let Some(upgrade) = &self.upgrade {
+            permit = upgrade.hand_over(permit, &response);
+        }
+        response.map(|body| match self.until {
+            HoldUntil::BodyEnd => PermitBody::holding(body, permit),
+            HoldUntil::Headers => PermitBody::inner(body),
+        })
+    }
 }
 
 impl<S, B, RB> fmt::Debug for ResponseFuture<S, B, RB>

@@ -273,6 +273,32 @@ impl ConcurrencyLimitLayer {
         self.with(|shared| shared.hold_until = hold_until)
     }
 
+    /// Sets after what time a response that its client does not read loses its permit to a request
+    /// that needs it. Default: [one minute](ConcurrencyLimiter::DEFAULT_RECLAIM_AFTER). `None`
+    /// turns it off; then a client that stops reading holds its permit for as long as its connection
+    /// lives.
+    ///
+    /// A response is *stalled* while it has handed over a frame and has not been asked for the next
+    /// one. A response that waits for its handler is never stalled, however long that takes: a
+    /// server-sent event stream that is silent for minutes keeps its permit. Nothing is taken
+    /// while there is capacity. When a request finds none, or waits for it, the response that has been
+    /// stalled for longest is ended with an error: HTTP/1 cuts the connection off, HTTP/2 resets the
+    /// stream. For a [key](Self::per_key) at its limit it is a response of the same key.
+    ///
+    /// A client is not cut off as long as it reads one frame in this time over HTTP/2, and about
+    /// 1.5 MB over HTTP/1, where the buffers of the server and the kernel hide slower reading: 25 KB/s
+    /// with the default. A smaller send buffer of the listener (`SO_SNDBUF` 64 KiB) makes that about
+    /// 0.5 MB.
+    ///
+    /// A response whose first frame is its last one is never stalled, and costs nothing. Each
+    /// further frame costs one look at the clock. What the server has buffered of an ended
+    /// response, up to half a megabyte over HTTP/1, stays until its connection ends, so a server
+    /// needs a write timeout as well; at most four times the limit are ended and not gone.
+    pub fn reclaim_after(self, stalled: Option<Duration>) -> Self {
+        self.shared.limiter.set_reclaim_after(stalled);
+        self
+    }
+
     /// What a refused client is told to wait, rounded up to seconds; `None` or zero for
     /// no advice.
     ///
@@ -333,6 +359,7 @@ impl<S> Layer<S> for ConcurrencyLimitLayer {
     type Service = ConcurrencyLimit<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
+        self.shared.limiter.nesting().apply();
         ConcurrencyLimit::new(inner, self.shared.clone())
     }
 }

@@ -3,11 +3,13 @@
 //!
 //! See [`ConcurrencyLimitLayer`].
 
+mod body;
 mod future;
 mod layer;
 mod service;
 mod upgrade;
 
+pub use self::body::{PermitBody, ResponseStalled};
 pub use self::future::ResponseFuture;
 pub use self::layer::{ConcurrencyLimitLayer, HoldUntil};
 pub use self::service::ConcurrencyLimit;

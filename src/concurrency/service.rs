@@ -9,13 +9,14 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 use tower_service::Service;
 
-use super::future::{InLine, ResponseFuture};
-use super::layer::{HoldUntil, Shared};
-use super::upgrade::{UpgradePermit, asks_for_upgrade};
-use crate::body::ResponseBody;
+use super::body::PermitBody;
+use super::future::{Admitted, InLine, ResponseFuture};
+use super::layer::Shared;
+use super::upgrade::{Upgrade, asks_for_upgrade};
 use crate::extract::RequestHead;
 use crate::key::Key;
 use crate::limiter::{Acquire, Permit, Rejected};
+use crate::nesting::Passing;
 use crate::observe::Subject;
 
 /// A service with a limit on requests in flight; made by
@@ -55,7 +56,7 @@ where
     S: Service<Request<B>, Response = Response<RB>> + Clone,
     RB: Body,
 {
-    type Response = Response<ResponseBody<RB>>;
+    type Response = Response<PermitBody<RB>>;
     type Error = S::Error;
     type Future = ResponseFuture<S, B, RB>;
 
@@ -73,10 +74,16 @@ where
         // permit.
         if shared.is_plain
             && !asks_for_upgrade(&request)
+            && !shared.limiter.nesting().is_possible()
             && let Some(permit) = shared.limiter.try_permit()
         {
-            let until = shared.hold_until;
-            return ResponseFuture::calling(self.inner.call(request), permit, until);
+            let admitted = Admitted {
+                permit,
+                until: shared.hold_until,
+                passing: Passing::NOT_LISTED,
+                upgrade: None,
+            };
+            return ResponseFuture::calling(self.inner.call(request), admitted);
         }
         self.call_with_options(request)
     }
@@ -91,29 +98,33 @@ impl<S> ConcurrencyLimit<S> {
     {
         let shared = &*self.shared;
         let head = RequestHead::from(&request);
+        let nesting = shared.limiter.nesting();
+        if nesting.has_counted() {
+            return self.pass(request, nesting.passing());
+        }
         if shared.skip.as_ref().is_some_and(|skip| skip(head)) {
-            let future = self.inner.call(request);
-            return ResponseFuture::calling(future, Permit::none(), HoldUntil::Headers);
+            return self.pass(request, Passing::NOT_LISTED);
         }
         let begun = shared.observers.begin();
         let keys: Keys = shared.keys.iter().map(|key| key.key(head)).collect();
         match shared.limiter.acquire(&keys, shared.wait) {
             Acquire::Admitted(permit) => {
-                let until = shared.hold_until;
-                let permit = shared.admit(&mut request, permit, keys.first(), begun);
-                ResponseFuture::calling(self.inner.call(request), permit, until)
+                let mut admitted = shared.admit(&mut request, permit, keys.first(), begun);
+                let future = admitted.passing.during(|| self.inner.call(request));
+                ResponseFuture::calling(future, admitted)
             }
             Acquire::Refused(rejected) => {
-                ResponseFuture::refused(shared.refuse(&rejected, head, &keys, begun))
+                let response = shared.reject(&rejected, head, &keys, begun);
+                // What the service reserved when it was made ready, such as a place in a buffer,
+                // is given back: this clone may not be called again for long.
+                drop(self.take_ready());
+                ResponseFuture::rejected(response, request.into_body())
             }
             Acquire::Later(acquiring) => {
-                // The service that was made ready is the one to be called, so it goes along and
-                // a clone that is not ready stays here.
-                let unready = self.inner.clone();
-                let ready = std::mem::replace(&mut self.inner, unready);
+                let service = self.take_ready();
                 ResponseFuture::in_line(InLine {
                     acquiring,
-                    service: ready,
+                    service,
                     request,
                     keys,
                     begun,
@@ -122,10 +133,29 @@ impl<S> ConcurrencyLimit<S> {
             }
         }
     }
+
+    /// Lets a request through without counting it.
+    fn pass<B, RB>(&mut self, request: Request<B>, passing: Passing) -> ResponseFuture<S, B, RB>
+    where
+        S: Service<Request<B>, Response = Response<RB>>,
+    {
+        let mut admitted = Admitted::uncounted(passing);
+        let future = admitted.passing.during(|| self.inner.call(request));
+        ResponseFuture::calling(future, admitted)
+    }
+
+    /// The service that was made ready. A clone that is not ready takes its place.
+    fn take_ready(&mut self) -> S
+    where
+        S: Clone,
+    {
+        let unready = self.inner.clone();
+        std::mem::replace(&mut self.inner, unready)
+    }
 }
 
 impl Shared {
-    /// What an admitted request holds. With an upgrade its handler holds the same.
+    /// What an admitted request holds.
     #[inline]
     pub(super) fn admit<B>(
         &self,
@@ -133,29 +163,26 @@ impl Shared {
         permit: Permit,
         key: Option<&Key>,
         begun: Option<Instant>,
-    ) -> Permit {
+    ) -> Admitted {
         let subject = self.subject(key);
         self.observers
             .decided(begun, &subject, |observer| observer.admitted(&subject));
-        if !asks_for_upgrade(request) {
-            return permit;
+        Admitted {
+            permit,
+            until: self.hold_until,
+            passing: self.limiter.nesting().passing(),
+            upgrade: Upgrade::offer(request),
         }
-        let permit = Arc::new(permit);
-        UpgradePermit::hand_over(permit.clone(), request);
-        Permit::sharing(permit)
     }
 
     #[cold]
-    pub(super) fn refuse<B>(
+    pub(super) fn reject<B>(
         &self,
         rejected: &Rejected,
         head: RequestHead<'_>,
         keys: &[Key],
         begun: Option<Instant>,
-    ) -> Response<ResponseBody<B>>
-    where
-        B: Body,
-    {
+    ) -> Response<PermitBody<B>> {
         let rejection = &rejected.rejection;
         let subject = self.subject(keys.get(rejected.key_place.unwrap_or(0)));
         (self.observers).decided(begun, &subject, |observer| {
@@ -163,7 +190,7 @@ impl Shared {
         });
         self.answers
             .answer(rejection, head)
-            .map(ResponseBody::refusal)
+            .map(PermitBody::rejection)
     }
 
     fn subject<'a>(&'a self, key: Option<&'a Key>) -> Subject<'a> {

@@ -1,20 +1,27 @@
 //! The permit of a request that becomes a connection.
 
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, Weak};
 
-use http::{Method, Request, header};
+use http::{Extensions, Method, Request, Response, StatusCode, header};
 
 use crate::limiter::Permit;
+use crate::sync::{Mutex, lock};
 
-/// The permit of a request that asks for an upgrade (a WebSocket, a `CONNECT`).
+/// The permit of a request whose connection is upgraded (a WebSocket, a `CONNECT`).
 ///
-/// Such a request's response has no body that would last as long as the connection, so its
-/// permit is handed to the handler as a request extension. The request counts for as long as
-/// the handler, or the task that it gives the connection to, keeps a clone.
+/// The response to such a request has no body that lasts as long as the connection. So its permit
+/// goes to the handler: the request counts until the handler, or the task that it gives the
+/// connection to, has dropped the last clone of this.
+///
+/// It goes to the handler when the response upgrades the connection: 101, or 2xx to a `CONNECT`.
+/// With any other response, whatever `Upgrade` header the client sent, the request counts as every
+/// request does, and this holds nothing.
 ///
 /// With feature `axum` it is an extractor, which always succeeds: without a
 /// [`ConcurrencyLimitLayer`](super::ConcurrencyLimitLayer), and for requests that ask for no
-/// upgrade, it holds nothing.
+/// upgrade, it holds nothing. Without axum, [`of`](Self::of) takes it from a request's extensions.
+/// Take it before the response is returned.
 ///
 /// ```
 /// # #[cfg(feature = "axum")] {
@@ -35,21 +42,67 @@ use crate::limiter::Permit;
 #[must_use = "dropping the last clone gives the permit back"]
 pub struct UpgradePermit {
     /// One for each layer around the handler.
-    permits: Vec<Arc<Permit>>,
+    claims: Vec<Arc<Claim>>,
+}
+
+/// Where a permit goes when the connection is upgraded.
+#[derive(Default)]
+struct Claim(Mutex<Option<Permit>>);
+
+/// What a layer remembers of a request that asks for an upgrade.
+pub(super) struct Upgrade {
+    // Weak, so that the permit goes nowhere if the handler has not kept its side.
+    claim: Weak<Claim>,
+    is_connect: bool,
 }
 
 impl UpgradePermit {
-    /// Hands a permit to the handler of a request, next to those of layers further out.
-    pub(super) fn hand_over<B>(permit: Arc<Permit>, request: &mut Request<B>) {
-        let mut handed: Self = request.extensions_mut().remove().unwrap_or_default();
-        handed.permits.push(permit);
-        request.extensions_mut().insert(handed);
+    /// The permit of a request, by its extensions; one that holds nothing if there is none.
+    pub fn of(extensions: &Extensions) -> Self {
+        extensions.get().cloned().unwrap_or_default()
     }
 
-    /// Whether there is a permit in it.
+    /// Whether there is a permit that an upgrade of the connection hands over to this.
     #[must_use]
     pub fn is_held(&self) -> bool {
-        !self.permits.is_empty()
+        !self.claims.is_empty()
+    }
+}
+
+impl Upgrade {
+    /// Puts an [`UpgradePermit`] into a request that asks for an upgrade, next to those of layers
+    /// further out.
+    #[inline]
+    pub(super) fn offer<B>(request: &mut Request<B>) -> Option<Box<Self>> {
+        asks_for_upgrade(request).then(|| Self::offer_to(request))
+    }
+
+    #[cold]
+    fn offer_to<B>(request: &mut Request<B>) -> Box<Self> {
+        let claim = Arc::<Claim>::default();
+        let upgrade = Self {
+            claim: Arc::downgrade(&claim),
+            is_connect: request.method() == Method::CONNECT,
+        };
+        let mut offered: UpgradePermit = request.extensions_mut().remove().unwrap_or_default();
+        offered.claims.push(claim);
+        request.extensions_mut().insert(offered);
+        Box::new(upgrade)
+    }
+
+    /// Hands the permit to the handler if the response upgrades the connection, and returns it
+    /// if not.
+    pub(super) fn hand_over<B>(&self, permit: Permit, response: &Response<B>) -> Permit {
+        let status = response.status();
+        let is_upgrade =
+            status == StatusCode::SWITCHING_PROTOCOLS || (self.is_connect && status.is_success());
+        match self.claim.upgrade() {
+            Some(claim) if is_upgrade => {
+                *lock(&claim.0) = Some(permit);
+                Permit::none()
+            }
+            _ => permit,
+        }
     }
 }
 
@@ -62,6 +115,12 @@ pub(super) fn asks_for_upgrade<B>(request: &Request<B>) -> bool {
     names.any(|name| *name == header::UPGRADE) || request.method() == Method::CONNECT
 }
 
+impl fmt::Debug for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Claim")
+    }
+}
+
 #[cfg(feature = "axum")]
 impl<S: Sync> axum_core::extract::FromRequestParts<S> for UpgradePermit {
     type Rejection = std::convert::Infallible;
@@ -70,6 +129,6 @@ impl<S: Sync> axum_core::extract::FromRequestParts<S> for UpgradePermit {
         parts: &mut http::request::Parts,
         _: &S,
     ) -> Result<Self, Self::Rejection> {
-        Ok(parts.extensions.get().cloned().unwrap_or_default())
+        Ok(Self::of(&parts.extensions))
     }
 }

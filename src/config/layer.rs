@@ -13,7 +13,7 @@ use tower_service::Service;
 
 use super::admission::Admission;
 use crate::body::ResponseBody;
-use crate::concurrency::{self, ConcurrencyLimit};
+use crate::concurrency::{self, ConcurrencyLimit, PermitBody};
 use crate::rate::RateLimit;
 
 /// Puts requests under the limits of their group; made by [`Admission::layer`] and
@@ -61,7 +61,7 @@ where
     RB: Body,
     RB::Data: From<Bytes>,
 {
-    type Response = Response<ResponseBody<ResponseBody<RB>>>;
+    type Response = Response<PermitBody<ResponseBody<RB>>>;
     type Error = S::Error;
     type Future = concurrency::ResponseFuture<RateLimit<S>, B, ResponseBody<RB>>;
 

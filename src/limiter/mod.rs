@@ -15,6 +15,7 @@ mod rate;
 mod reaper;
 mod share;
 mod slots;
+mod stalled;
 mod wait;
 
 pub use adjusted::SetPolicyError;
@@ -26,4 +27,5 @@ pub use leases::Leases;
 pub use permit::Permit;
 pub use rate::RateLimiter;
 
+pub(crate) use stalled::Parking;
 pub(crate) use wait::{Acquire, Acquiring, Rejected, Wait};

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::per_key::KeySlots;
-use super::slots::Slot;
+use super::per_key::{KeySlot, KeySlots};
+use super::slots::{Slot, Slots};
+use crate::key::Key;
 use crate::observe::Observer;
 use crate::store::Held;
 
@@ -24,8 +25,6 @@ pub(super) struct Extra {
     pub(super) watched: Option<Watched>,
     /// The same slot where other replicas see it.
     lease: Option<Box<dyn Held>>,
-    /// A permit that others hold as well.
-    shared: Option<Arc<Permit>>,
 }
 
 /// Tells an observer when the permit is given back.
@@ -71,16 +70,20 @@ impl Permit {
         }
     }
 
-    /// A permit that is given back when the last of those who share it is done.
-    pub(crate) fn sharing(permit: Arc<Self>) -> Self {
-        let extra = Extra {
-            shared: Some(permit),
-            ..Extra::default()
-        };
-        Self {
-            slot: None,
-            extra: Some(Box::new(extra)),
-        }
+    /// The counter that the permit is from, unless it does not count.
+    pub(super) fn slots(&self) -> Option<&'static Slots> {
+        self.slot.as_ref().map(Slot::slots)
+    }
+
+    /// The keys that the permit counts for.
+    pub(super) fn keys(&self) -> impl Iterator<Item = Key> {
+        let keys = self.extra.iter().flat_map(|extra| &extra.keys);
+        keys.map(KeySlot::key)
+    }
+
+    /// Whether a request that needs the permit may take it from a client that does not read.
+    pub(crate) fn is_reclaimable(&self) -> bool {
+        self.slots().is_some_and(|slots| slots.stalled.is_on())
     }
 
     /// Gives the permit back, if that was not done before.
@@ -99,7 +102,6 @@ impl Permit {
         };
         drop(extra.lease.take());
         extra.keys.clear();
-        drop(extra.shared.take());
         // Last, so that an observer sees the counts without this one.
         if let Some(watched) = &extra.watched {
             watched.observer.released(&watched.limiter);

@@ -5,6 +5,9 @@ use std::fmt;
 
 use tokio::sync::oneshot;
 
+use super::stalled::{Search, StalledResponses, max_reclaimed};
+use crate::key::Key;
+use crate::nesting::Nesting;
 use crate::sync::{Arc, AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering, lock};
 
 /// Set while the line is not empty: whoever comes now has to join it, and whoever leaves has to
@@ -29,6 +32,8 @@ pub(super) struct Slots {
     limit: AtomicU64,
     waiting: AtomicUsize,
     line: Mutex<VecDeque<Waiter>>,
+    pub(super) stalled: StalledResponses,
+    pub(super) nesting: Nesting,
 }
 
 /// Somebody in the line.
@@ -59,6 +64,8 @@ impl Slots {
         #[cfg(not(admission_loom))]
         if let Some(slots) = lock(&RECYCLED).pop() {
             slots.limit.store(limit, Ordering::SeqCst);
+            slots.stalled.set_limit(None);
+            slots.nesting.reset();
             return slots;
         }
         Box::leak(Box::new(Self {
@@ -66,6 +73,8 @@ impl Slots {
             limit: AtomicU64::new(limit),
             waiting: AtomicUsize::new(0),
             line: Mutex::new(VecDeque::new()),
+            stalled: StalledResponses::new(),
+            nesting: Nesting::new(),
         }))
     }
 
@@ -203,6 +212,13 @@ impl Slots {
         }
     }
 
+    /// Takes the permit of a response that its client does not read, one that counts for `key` if
+    /// there is one.
+    #[cold]
+    pub(super) fn reclaim(&self, key: Option<&Key>) -> Search {
+        self.stalled.reclaim(key, max_reclaimed(self.limit()))
+    }
+
     #[inline]
     fn give_back(&'static self) {
         let before = self.state.fetch_sub(1, Ordering::AcqRel);
@@ -222,6 +238,10 @@ impl Slots {
 }
 
 impl Slot {
+    pub(super) fn slots(&self) -> &'static Slots {
+        self.0
+    }
+
     pub(super) fn in_flight(&self) -> u64 {
         self.0.in_flight()
     }

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::concurrency::ConcurrencyLimiter;
 use super::per_key::KeySlots;
@@ -59,7 +59,11 @@ struct InLine {
     // Before `limiter`, which has to outlive the place.
     place: Place,
     keys: KeySlots,
-    deadline: Pin<Box<Sleep>>,
+    deadline: Instant,
+    /// When a response may be stalled that could be reclaimed.
+    search_at: Instant,
+    /// Ends at the earlier of the two.
+    timer: Pin<Box<Sleep>>,
     limiter: ConcurrencyLimiter,
 }
 
@@ -68,12 +72,16 @@ impl Acquiring {
         limiter: ConcurrencyLimiter,
         place: Place,
         keys: KeySlots,
-        deadline: Sleep,
+        max_time: Duration,
     ) -> Self {
+        let now = Instant::now();
+        let deadline = now.checked_add(max_time).unwrap_or(now + FAR);
         Self(Stage::InLine(Box::new(InLine {
             place,
             keys,
-            deadline: Box::pin(deadline),
+            deadline,
+            search_at: now,
+            timer: Box::pin(sleep_until(deadline)),
             limiter,
         })))
     }
@@ -105,21 +113,38 @@ impl Future for Acquiring {
 
 impl InLine {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Acquire> {
-        if let Poll::Ready(slot) = Pin::new(&mut self.place.slot).poll(cx) {
-            return Poll::Ready(match slot {
-                Ok(slot) => self.limiter.admit(slot, std::mem::take(&mut self.keys)),
-                // The line is cleared only when its limiter is gone, and this holds it.
-                Err(_) => Acquire::Refused(self.limiter.at_capacity().into()),
-            });
+        loop {
+            if let Poll::Ready(slot) = Pin::new(&mut self.place.slot).poll(cx) {
+                return Poll::Ready(match slot {
+                    Ok(slot) => self.limiter.admit(slot, std::mem::take(&mut self.keys)),
+                    // The line is cleared only when its limiter is gone, and this holds it.
+                    Err(_) => Acquire::Refused(self.limiter.at_capacity().into()),
+                });
+            }
+            let now = Instant::now();
+            if now < self.deadline && self.search_at <= now {
+                let next = self.limiter.make_room();
+                self.search_at = next.map_or(self.deadline, |next| next.min(self.deadline));
+                self.timer.as_mut().reset(self.search_at);
+                // The room may have become ours.
+                continue;
+            }
+            ready!(self.timer.as_mut().poll(cx));
+            if Instant::now() >= self.deadline {
+                return Poll::Ready(self.time_is_up());
+            }
         }
-        if self.deadline.as_mut().poll(cx).is_pending() {
-            return Poll::Pending;
-        }
+    }
+
+    fn time_is_up(&mut self) -> Acquire {
         // A slot may have been sent since it was looked for.
         self.place.slot.close();
-        Poll::Ready(match self.place.slot.try_recv() {
+        match self.place.slot.try_recv() {
             Ok(slot) => self.limiter.admit(slot, std::mem::take(&mut self.keys)),
             Err(_) => Acquire::Refused(self.limiter.at_capacity().into()),
-        })
+        }
     }
 }
+
+/// A time that no request waits for.
+const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);

@@ -75,6 +75,13 @@ pub trait Observer: Send + Sync + 'static {
         let _ = (limiter, limit);
     }
 
+    /// A concurrency limiter took the permit of a response that its client had not read for
+    /// `stalled`, because a request needed it. `key` is that of the response, if the limiter counts
+    /// keys. Called before [`released`](Self::released) for the same permit, or after it.
+    fn reclaimed(&self, limiter: &str, key: Option<&Key>, stalled: Duration) {
+        let _ = (limiter, key, stalled);
+    }
+
     /// A permit came back.
     fn released(&self, limiter: &str) {
         let _ = limiter;
@@ -109,6 +116,10 @@ impl<O: Observer + ?Sized> Observer for Arc<O> {
 
     fn limit(&self, limiter: &str, limit: Option<u64>) {
         (**self).limit(limiter, limit);
+    }
+
+    fn reclaimed(&self, limiter: &str, key: Option<&Key>, stalled: Duration) {
+        (**self).reclaimed(limiter, key, stalled);
     }
 
     fn released(&self, limiter: &str) {
@@ -193,6 +204,10 @@ impl Observer for Observers {
 
     fn limit(&self, limiter: &str, limit: Option<u64>) {
         self.tell(|observer| observer.limit(limiter, limit));
+    }
+
+    fn reclaimed(&self, limiter: &str, key: Option<&Key>, stalled: Duration) {
+        self.tell(|observer| observer.reclaimed(limiter, key, stalled));
     }
 
     fn released(&self, limiter: &str) {

@@ -198,7 +198,7 @@ impl Shared {
         {
             self.headers.tell(decision, response.headers_mut());
         }
-        response.map(ResponseBody::refusal)
+        response.map(ResponseBody::rejection)
     }
 
     /// Tells observers of a rejection that the handler answers.

@@ -5,24 +5,29 @@ use serde_json::{Value, json};
 use tower::Layer;
 use tower_admission::extract::KeyExtractor;
 use tower_admission::respond::{Plain, Problem};
-use tower_admission::{ConcurrencyLimitLayer, Policy, Quota, RateLimitLayer, ResponseBody};
+use tower_admission::{ConcurrencyLimitLayer, Policy, Quota, RateLimitLayer};
 
-use crate::common::{Counting, by_user, header, request, send, status, text, user, with_header};
+use crate::common::{
+    BoxedBody, Counting, boxed, by_user, header, request, send, status, text, user, with_header,
+};
 
-type Refused = Response<ResponseBody<http_body_util::Full<bytes::Bytes>>>;
+type Refused = Response<BoxedBody>;
 
 async fn full(name: &str, request: Request<()>) -> Refused {
     let layer = ConcurrencyLimitLayer::deny_all().name(name);
-    send(&layer.layer(Counting::default()), request).await
+    boxed(send(&layer.layer(Counting::default()), request).await)
 }
 
 async fn over<K: KeyExtractor>(layer: RateLimitLayer<K>) -> Refused {
     let service = layer.layer(Counting::default());
     while status(&service, user("alice")).await == 200 {}
-    send(&service, user("alice")).await
+    boxed(send(&service, user("alice")).await)
 }
 
-async fn problem(refused: Refused) -> Value {
+async fn problem<B>(refused: Response<B>) -> Value
+where
+    B: http_body::Body<Error: std::fmt::Debug>,
+{
     assert_eq!(
         header(&refused, "content-type"),
         Some("application/problem+json")

@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body, Frame};
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -53,6 +54,11 @@ pub(crate) fn bearer(token: &str) -> Request<()> {
 
 pub(crate) fn with_header(name: &str, value: &str) -> Request<()> {
     Request::builder().header(name, value).body(()).unwrap()
+}
+
+pub(crate) fn upgrading() -> Request<()> {
+    let request = Request::builder().header("upgrade", "websocket");
+    request.header("connection", "upgrade").body(()).unwrap()
 }
 
 /// The key in the `user` header, for tests that are not about extraction.
@@ -162,6 +168,16 @@ where
     String::from_utf8(bytes.into()).unwrap()
 }
 
+pub(crate) type BoxedBody = UnsyncBoxBody<Bytes, BoxError>;
+
+/// A response of one type, whichever layer it is from.
+pub(crate) fn boxed<B>(response: Response<B>) -> Response<BoxedBody>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    response.map(|body| body.map_err(Into::into).boxed_unsync())
+}
+
 pub(crate) fn header<'a, B>(response: &'a Response<B>, name: &str) -> Option<&'a str> {
     let mut values = response.headers().get_all(name).iter();
     let value = values.next()?;
@@ -193,6 +209,11 @@ impl Frames {
         self.0
             .send(Ok(Frame::trailers(Default::default())))
             .unwrap();
+    }
+
+    /// Whether the body is gone.
+    pub(crate) fn is_dropped(&self) -> bool {
+        self.0.is_closed()
     }
 
     pub(crate) fn fail(&self) {

@@ -15,7 +15,9 @@ use tower_admission::{
     RateLimitLayer, Reason,
 };
 
-use crate::common::{Counting, Seen, by_user, header, ok, retry_after, send, status, text, user};
+use crate::common::{
+    Counting, Seen, boxed, by_user, header, ok, retry_after, send, status, text, user,
+};
 
 fn now<T>(future: impl Future<Output = T>) -> T {
     let mut context = Context::from_waker(Waker::noop());
@@ -126,7 +128,10 @@ async fn grpc_answers_permission_denied_and_forbids_a_retry() {
     let concurrency = concurrency(&limits).respond(responder.clone());
     let concurrency = concurrency.layer(Counting::default());
     let rate = rate(&limits).respond(responder).layer(Counting::default());
-    for denied in [send(&concurrency, call()).await, send(&rate, call()).await] {
+    for denied in [
+        boxed(send(&concurrency, call()).await),
+        boxed(send(&rate, call()).await),
+    ] {
         assert_eq!(denied.status(), 200);
         let status = Status::from_header_map(denied.headers()).unwrap();
         assert_eq!(status.code(), Code::PermissionDenied);

@@ -10,12 +10,12 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, Full};
 use tokio_test::{assert_pending, assert_ready_ok, task};
 use tower::{Layer, Service, ServiceExt};
-use tower_admission::{ConcurrencyLimitLayer, ConcurrencyLimiter, HoldUntil, ResponseBody};
+use tower_admission::{ConcurrencyLimitLayer, ConcurrencyLimiter, HoldUntil, PermitBody};
 
 use crate::common::{Frames, Seen, Streamed, answering, bodies, ok, request, send, streamed};
 
 /// A response whose body is under way.
-async fn streaming() -> (ConcurrencyLimiter, Frames, ResponseBody<Streamed>, Seen) {
+async fn streaming() -> (ConcurrencyLimiter, Frames, PermitBody<Streamed>, Seen) {
     let (seen, _) = Seen::new();
     let layer = ConcurrencyLimitLayer::new(1).observe(seen.clone());
     let (frames, body) = streamed();

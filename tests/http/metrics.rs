@@ -136,7 +136,10 @@ async fn a_guards_refusal_is_of_its_quota() {
         .guard_by_ip(Quota::deny_all())
         .observe(MetricsObserver::new());
     let service = layer.layer(Counting::default());
-    assert_eq!(status(&service, from_peer("192.0.2.1")).await, 429);
+    let mut guessing = from_peer("192.0.2.1");
+    let guess = http::HeaderValue::from_static("Bearer guess");
+    guessing.headers_mut().insert("authorization", guess);
+    assert_eq!(status(&service, guessing).await, 429);
     let measured = measured(&snapshotter);
     let decision =
         "admission_decisions_total limiter= policy=guard limit_type=http outcome=abnormal_usage";

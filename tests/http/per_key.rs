@@ -276,7 +276,7 @@ async fn limits_of_each_place_change_at_run_time() {
     let denied = send(&service, user_at("bob", "192.0.2.3")).await;
     assert_eq!(
         (denied.status().as_u16(), header(&denied, "retry-after")),
-        (429, None)
+        (403, None)
     );
     limiter.set_limit_per_key(1, Capacity::Unlimited);
     // There is no such place.

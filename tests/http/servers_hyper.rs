@@ -14,7 +14,7 @@ use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt};
 use tower_admission::{
-    ClientIp, ConcurrencyLimitLayer, Key, PeerAddr, Quota, RateLimitLayer, ResponseBody,
+    ClientIp, ConcurrencyLimitLayer, Key, PeerAddr, PermitBody, Quota, RateLimitLayer,
 };
 
 use crate::common::{Counting, Seen, header, retry_after, streamed, text};
@@ -23,7 +23,7 @@ use crate::servers::{get, http1, http2, listen};
 /// Accepts connections for a service, and tells it where each comes from.
 async fn accept<S, B>(service: S) -> SocketAddr
 where
-    S: Service<Request<Incoming>, Response = Response<ResponseBody<B>>, Error = Infallible>
+    S: Service<Request<Incoming>, Response = Response<PermitBody<B>>, Error = Infallible>
         + Clone
         + Send
         + 'static,

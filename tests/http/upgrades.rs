@@ -1,5 +1,6 @@
 //! Requests that become connections.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 
 use axum::Router;
@@ -12,10 +13,10 @@ use http::{Method, Request};
 use http_body_util::BodyExt;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
-use tower::Layer;
-use tower_admission::{ConcurrencyLimitLayer, UpgradePermit};
+use tower::{Layer, Service, ServiceExt};
+use tower_admission::{ConcurrencyLimitLayer, PermitBody, UpgradePermit};
 
-use crate::common::{Counting, Seen, answering, ok, request, send, status, streamed};
+use crate::common::{Counting, Seen, answering, ok, request, send, status, streamed, upgrading};
 use crate::servers::{get, http1, serve};
 
 async fn echo(permit: UpgradePermit, upgrade: WebSocketUpgrade) -> Response {
@@ -92,11 +93,6 @@ async fn a_websocket_counts_for_every_layer_around_it() {
     assert_eq!(outer.limiter().in_flight(), 1);
 }
 
-fn upgrading() -> Request<()> {
-    let request = Request::builder().header("upgrade", "websocket");
-    request.header("connection", "upgrade").body(()).unwrap()
-}
-
 #[tokio::test]
 async fn an_upgrade_header_on_an_ordinary_request_ends_nothing_early() {
     let layer = ConcurrencyLimitLayer::new(1);
@@ -120,48 +116,93 @@ async fn an_upgrade_header_on_an_ordinary_request_ends_nothing_early() {
     assert_eq!(layer.limiter().in_flight(), 0);
 }
 
-#[tokio::test]
-async fn the_permit_is_held_by_whoever_keeps_it_longest() {
-    let (seen, _) = Seen::new();
-    let layer = ConcurrencyLimitLayer::new(1).observe(seen.clone());
-    let (keep, mut kept) = tokio::sync::mpsc::unbounded_channel();
-    let service = layer.layer(answering(move |request: Request<()>| {
-        keep.send(request.extensions().get::<UpgradePermit>().cloned())
-            .unwrap();
-        ok()
-    }));
-    let response = send(&service, upgrading()).await;
-    let permit = kept.recv().await.unwrap().expect("a permit in the request");
-    let clone = permit.clone();
-    drop(response);
-    assert_eq!(layer.limiter().in_flight(), 1);
-    drop(permit);
-    assert_eq!(layer.limiter().in_flight(), 1);
-    drop(clone);
-    assert_eq!(layer.limiter().in_flight(), 0);
-    assert_eq!(
-        seen.take()
-            .iter()
-            .filter(|event| *event == "released ")
-            .count(),
-        1
-    );
+type KeptPermits = tokio::sync::mpsc::UnboundedReceiver<UpgradePermit>;
 
+/// A service whose handler keeps the permits of its requests and answers with a status.
+fn keeping(
+    layer: &ConcurrencyLimitLayer,
+    status: u16,
+) -> (
+    impl Service<Request<()>, Response = Response200, Error = Infallible> + Clone,
+    KeptPermits,
+) {
+    let (keep, kept) = tokio::sync::mpsc::unbounded_channel();
+    let service = layer.layer(answering(move |request: Request<()>| {
+        keep.send(UpgradePermit::of(request.extensions())).unwrap();
+        let mut response = ok();
+        *response.status_mut() = status.try_into().unwrap();
+        response
+    }));
+    (service, kept)
+}
+
+type Response200 = http::Response<PermitBody<http_body_util::Full<bytes::Bytes>>>;
+
+fn connecting() -> Request<()> {
     let mut connect = request();
     *connect.method_mut() = Method::CONNECT;
-    drop(send(&service, connect).await);
-    assert!(
-        kept.recv()
-            .await
-            .unwrap()
-            .expect("also for CONNECT")
-            .is_held()
-    );
+    connect
+}
+
+#[tokio::test]
+async fn the_permit_of_an_upgrade_is_held_until_its_last_clone_is_dropped() {
+    for (request, status) in [(upgrading(), 101), (connecting(), 200)] {
+        let (seen, _) = Seen::new();
+        let layer = ConcurrencyLimitLayer::new(1).observe(seen.clone());
+        let (service, mut kept) = keeping(&layer, status);
+        let response = send(&service, request).await;
+        let permit = kept.recv().await.unwrap();
+        assert!(permit.is_held());
+        let clone = permit.clone();
+        drop(response);
+        assert_eq!(layer.limiter().in_flight(), 1);
+        drop(permit);
+        assert_eq!(layer.limiter().in_flight(), 1);
+        drop(clone);
+        assert_eq!(layer.limiter().in_flight(), 0);
+        let released = seen.take().into_iter();
+        let released = released.filter(|event| event == "released ");
+        assert_eq!(released.count(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_response_that_does_not_upgrade_counts_as_any_other() {
+    for (request, status) in [
+        (upgrading(), 200),
+        (upgrading(), 426),
+        (connecting(), 407),
+        (request(), 101),
+    ] {
+        let layer = ConcurrencyLimitLayer::new(1);
+        let (service, mut kept) = keeping(&layer, status);
+        let response = send(&service, request).await;
+        let permit = kept.recv().await.unwrap();
+        assert_eq!(layer.limiter().in_flight(), 1);
+        drop(response);
+        assert_eq!(layer.limiter().in_flight(), 0, "{status}");
+        drop(permit);
+    }
+}
+
+#[tokio::test]
+async fn an_upgrade_that_its_handler_does_not_hold_ends_with_its_response() {
+    let layer = ConcurrencyLimitLayer::new(1);
+    let (service, mut kept) = keeping(&layer, 101);
+    let mut calls = tokio_test::task::spawn(service.oneshot(upgrading()));
+    drop(kept.try_recv());
+    let response = tokio_test::assert_ready!(calls.poll()).unwrap();
+    drop(kept.try_recv());
+    drop(response);
+    assert_eq!(layer.limiter().in_flight(), 0);
+}
+
+#[tokio::test]
+async fn only_requests_that_ask_for_an_upgrade_are_offered_a_permit() {
+    let layer = ConcurrencyLimitLayer::new(1);
+    let (service, mut kept) = keeping(&layer, 200);
     drop(send(&service, request()).await);
-    assert!(
-        kept.recv().await.unwrap().is_none(),
-        "not for other requests"
-    );
+    assert!(!kept.recv().await.unwrap().is_held());
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 mod build;
 mod capacity;
 mod occupied;
+mod reclaim;
 mod reconfigure;
 
 pub use self::capacity::Capacity;
@@ -20,6 +21,7 @@ use super::slots::{Slot, Slots, UNLIMITED};
 use super::wait::{Acquire, Acquiring, Rejected, Wait};
 use crate::key::Key;
 use crate::limits::{Limited, Limits};
+use crate::nesting::Nesting;
 use crate::observe::Observer;
 use crate::rejection::{Reason, Rejection};
 use crate::store::{FailureMode, LeaseLimits, LeaseSlots, Leased, Reply};
@@ -80,7 +82,7 @@ impl ConcurrencyLimiter {
     }
 
     fn with_slots(slots: u64) -> Self {
-        Self(Arc::new(Limit {
+        let limiter = Self(Arc::new(Limit {
             counter: Arc::new(Counter(Slots::new(slots))),
             name: "".into(),
             per_key: Vec::new(),
@@ -89,7 +91,9 @@ impl ConcurrencyLimiter {
             retry_after: Some(Self::DEFAULT_RETRY_AFTER),
             observer: None,
             leases: None,
-        }))
+        }));
+        limiter.set_reclaim_after(Some(Self::DEFAULT_RECLAIM_AFTER));
+        limiter
     }
 
     /// Takes a permit for somebody, if the service has capacity.
@@ -105,7 +109,8 @@ impl ConcurrencyLimiter {
     #[inline]
     pub fn try_acquire(&self) -> Result<Permit, Rejection> {
         self.answers_at_once();
-        self.try_permit().ok_or_else(|| self.at_capacity())
+        let slot = self.take_slot().ok_or_else(|| self.at_capacity())?;
+        Ok(self.permit(slot, KeySlots::new()))
     }
 
     /// As [`try_acquire_for_all`](Self::try_acquire_for_all), asking the store if there is one. Does
@@ -170,7 +175,7 @@ impl ConcurrencyLimiter {
     pub fn try_acquire_for_all(&self, keys: &[Key]) -> Result<Permit, Rejection> {
         self.answers_at_once();
         let keys = (self.take_keys(keys)).map_err(|rejected| rejected.rejection)?;
-        match self.slots().try_take() {
+        match self.take_slot() {
             Some(slot) => Ok(self.permit(slot, keys)),
             None => Err(self.at_capacity()),
         }
@@ -185,7 +190,7 @@ impl ConcurrencyLimiter {
             Ok(keys) => keys,
             Err(rejected) => return Acquire::Refused(rejected),
         };
-        match self.slots().try_take() {
+        match self.take_slot() {
             Some(slot) => self.admit(slot, keys),
             None => self.join_line(keys, wait),
         }
@@ -235,8 +240,14 @@ impl ConcurrencyLimiter {
     fn leased(&self, slot: Slot, keys: KeySlots, leased: Leased) -> Result<Permit, Rejected> {
         match leased {
             Leased::Granted(lease) => Ok(self.permit(slot, keys).leased(lease)),
-            Leased::KeyFull { place } => Err(self.key_at_capacity(place)),
-            Leased::Full => Err(self.at_capacity().into()),
+            Leased::KeyFull { place } => {
+                self.make_room_in_store(keys.get(place).map(KeySlot::key).as_ref());
+                Err(self.key_at_capacity(place))
+            }
+            Leased::Full => {
+                self.make_room_in_store(None);
+                Err(self.at_capacity().into())
+            }
             // What this replica has room for is known already.
             Leased::Unavailable(FailureMode::Open) => Ok(self.permit(slot, keys)),
             Leased::Unavailable(FailureMode::Closed) => {
@@ -261,11 +272,11 @@ impl ConcurrencyLimiter {
     fn join_line(&self, keys: KeySlots, wait: Option<Wait>) -> Acquire {
         let place = wait.and_then(|wait| {
             let place = self.slots().join_line(wait.max_waiting)?;
-            Some((place, tokio::time::sleep(wait.max_time)))
+            Some((place, wait.max_time))
         });
         match place {
-            Some((place, deadline)) => {
-                Acquire::Later(Acquiring::in_line(self.clone(), place, keys, deadline))
+            Some((place, max_time)) => {
+                Acquire::Later(Acquiring::in_line(self.clone(), place, keys, max_time))
             }
             None => Acquire::Refused(self.at_capacity().into()),
         }
@@ -284,7 +295,8 @@ impl ConcurrencyLimiter {
             limit: own(key).unwrap_or_else(|| per_key.limit()),
         });
         let wanted: SmallVec<[_; 2]> = wanted.collect();
-        try_take_all(&wanted).map_err(|place| {
+        let taken = try_take_all(&wanted).or_else(|place| self.take_stalled_keys(&wanted, place));
+        taken.map_err(|place| {
             let mut rejected = self.key_at_capacity(place);
             if wanted[place].limit == 0 {
                 let name = String::from(&*self.0.name);
@@ -345,6 +357,11 @@ impl ConcurrencyLimiter {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.0.name
+    }
+
+    #[inline]
+    pub(crate) fn nesting(&self) -> &'static Nesting {
+        &self.slots().nesting
     }
 
     #[inline]

@@ -1,0 +1,296 @@
+//! Responses that their client does not read, and how a request that needs their permit gets it.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use slab::Slab;
+use smallvec::SmallVec;
+use tokio::time::Instant;
+
+use super::permit::Permit;
+use super::slots::Slots;
+use crate::key::Key;
+use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering, lock};
+
+/// How many responses may be reclaimed and not gone yet, as a multiple of the limit.
+///
+/// Each of them keeps what its server has buffered, about half a megabyte for HTTP/1, until its
+/// connection ends. At the bound nothing is reclaimed. It is above what one HTTP/2 connection can
+/// open (200 streams in hyper, 64 in flight), so that a single connection cannot reach it.
+const MAX_RECLAIMED_PER_SLOT: u64 = 4;
+
+const SHARDS: usize = 8;
+
+/// How often a search that finds nothing is repeated at most, as a part of the stall limit.
+const SEARCHES_PER_LIMIT: u64 = 64;
+
+/// The responses of one limiter that have handed over a frame and may be stalled.
+///
+/// A response whose first frame is its last one is never here.
+pub(super) struct StalledResponses {
+    /// When a response counts as stalled, in milliseconds; 0 for never.
+    limit: AtomicU64,
+    /// No response is stalled before this time, as far as the last search has seen.
+    not_before: AtomicU64,
+    /// Reclaimed responses that their server has not dropped yet.
+    reclaimed: AtomicUsize,
+    shards: [Mutex<Slab<Arc<dyn Reclaim>>>; SHARDS],
+}
+
+/// The part of a parked response that a search looks at.
+trait Reclaim: Send + Sync {
+    /// Since when the response waits for its client, or 0 while it does not.
+    fn parked_at(&self) -> u64;
+
+    fn keys(&self) -> &[Key];
+
+    /// Takes body and permit away if the response is still parked since this time.
+    fn reclaim(&self, parked_at: u64) -> bool;
+}
+
+/// What a response holds, shared with the requests that may need it.
+struct Parked<T> {
+    parked_at: AtomicU64,
+    /// There while the response waits for its client, unless it was reclaimed.
+    content: Mutex<Content<T>>,
+    keys: SmallVec<[Key; 2]>,
+}
+
+enum Content<T> {
+    /// With the response, which is being polled or waits for its handler.
+    Out,
+    Parked(T, Permit),
+    Reclaimed,
+}
+
+/// A response in the list of those that may be stalled. Dropping it removes the response.
+pub(crate) struct Parking<T> {
+    parked: Arc<Parked<T>>,
+    slots: &'static Slots,
+    shard: usize,
+    entry: usize,
+}
+
+/// A permit that was taken from a stalled response.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Reclaimed {
+    /// The keys that the permit counted for.
+    pub(super) keys: SmallVec<[Key; 2]>,
+    /// How long the client had not taken the last frame.
+    pub(super) stalled: Duration,
+}
+
+/// The result of a search for a stalled response.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Search {
+    Found(Reclaimed),
+    /// None is stalled now. The earliest time at which one can be, unless reclaiming is off.
+    Nothing(Option<Instant>),
+}
+
+impl StalledResponses {
+    pub(super) fn new() -> Self {
+        Self {
+            limit: AtomicU64::new(0),
+            not_before: AtomicU64::new(0),
+            reclaimed: AtomicUsize::new(0),
+            shards: std::array::from_fn(|_| Mutex::new(Slab::new())),
+        }
+    }
+
+    pub(super) fn is_on(&self) -> bool {
+        self.limit.load(Ordering::Relaxed) != 0
+    }
+
+    pub(super) fn set_limit(&self, limit: Option<Duration>) {
+        let millis = limit.map_or(0, |limit| (limit.as_millis() as u64).max(1));
+        self.limit.store(millis, Ordering::Relaxed);
+        self.not_before.store(0, Ordering::Relaxed);
+    }
+
+    /// Takes the permit of the response that has been stalled for longest, of those that count for
+    /// `key` if there is one.
+    #[cold]
+    pub(super) fn reclaim(&self, key: Option<&Key>, max_reclaimed: u64) -> Search {
+        let limit = self.limit.load(Ordering::Relaxed);
+        if limit == 0 || self.reclaimed.load(Ordering::Relaxed) as u64 >= max_reclaimed {
+            return Search::Nothing(None);
+        }
+        loop {
+            let now = now();
+            let not_before = self.not_before.load(Ordering::Relaxed);
+            if now < not_before {
+                return Search::Nothing(Some(instant(not_before)));
+            }
+            let (oldest, found) = self.oldest(key);
+            if let Some((parked_at, response)) = found
+                && parked_at.saturating_add(limit) <= now
+            {
+                // Counted first, so that the response cannot be gone before it is counted.
+                self.reclaimed.fetch_add(1, Ordering::Relaxed);
+                if response.reclaim(parked_at) {
+                    return Search::Found(Reclaimed {
+                        keys: response.keys().into(),
+                        stalled: Duration::from_millis(now - parked_at),
+                    });
+                }
+                // Its client took the frame in this moment.
+                self.reclaimed.fetch_sub(1, Ordering::Relaxed);
+                continue;
+            }
+            // A response that is parked from now on is stalled a whole limit later.
+            let next = oldest.map_or(now, |oldest| oldest.max(now - limit)) + limit;
+            let next = next.max(now + limit / SEARCHES_PER_LIMIT);
+            self.not_before.store(next, Ordering::Relaxed);
+            return Search::Nothing(Some(instant(next)));
+        }
+    }
+
+    /// Since when the oldest response is parked, and the oldest one that counts for `key`.
+    fn oldest(&self, key: Option<&Key>) -> (Option<u64>, Option<(u64, Arc<dyn Reclaim>)>) {
+        let mut oldest = None;
+        let mut found: Option<(u64, Arc<dyn Reclaim>)> = None;
+        for shard in &self.shards {
+            for (_, response) in lock(shard).iter() {
+                let parked_at = response.parked_at();
+                if parked_at == 0 {
+                    continue;
+                }
+                oldest = Some(oldest.map_or(parked_at, |oldest: u64| oldest.min(parked_at)));
+                let is_older = found.as_ref().is_none_or(|(found, _)| parked_at < *found);
+                if is_older && key.is_none_or(|key| response.keys().contains(key)) {
+                    found = Some((parked_at, response.clone()));
+                }
+            }
+        }
+        (oldest, found)
+    }
+}
+
+impl<T: Send + 'static> Parking<T> {
+    /// Parks a response that has handed over a frame: until its client has taken that, a request
+    /// that needs the permit may have it after the stall limit.
+    ///
+    /// Returns both if the permit cannot be reclaimed: it holds no slot, or that is off.
+    pub(crate) fn new(content: T, permit: Permit) -> Result<Self, (T, Permit)> {
+        let Some(slots) = permit.slots() else {
+            return Err((content, permit));
+        };
+        if !slots.stalled.is_on() {
+            return Err((content, permit));
+        }
+        let parked = Arc::new(Parked {
+            parked_at: AtomicU64::new(now()),
+            keys: permit.keys().collect(),
+            content: Mutex::new(Content::Parked(content, permit)),
+        });
+        let shard = shard_of_thread();
+        let entry = lock(&slots.stalled.shards[shard]).insert(parked.clone());
+        Ok(Self {
+            parked,
+            slots,
+            shard,
+            entry,
+        })
+    }
+
+    /// Parks again, after another frame.
+    pub(crate) fn park(&self, content: T, permit: Permit) {
+        *lock(&self.parked.content) = Content::Parked(content, permit);
+        self.parked.parked_at.store(now(), Ordering::Release);
+    }
+
+    /// Takes back what was parked, as the client has taken the frame; `None` if it was reclaimed.
+    pub(crate) fn unpark(&self) -> Option<(T, Permit)> {
+        let mut content = lock(&self.parked.content);
+        self.parked.parked_at.store(0, Ordering::Release);
+        match std::mem::replace(&mut *content, Content::Out) {
+            Content::Parked(parked, permit) => Some((parked, permit)),
+            other => {
+                *content = other;
+                None
+            }
+        }
+    }
+}
+
+impl<T> Drop for Parking<T> {
+    fn drop(&mut self) {
+        let stalled = &self.slots.stalled;
+        let entry = lock(&stalled.shards[self.shard]).try_remove(self.entry);
+        let content = std::mem::replace(&mut *lock(&self.parked.content), Content::Out);
+        if matches!(content, Content::Reclaimed) {
+            stalled.reclaimed.fetch_sub(1, Ordering::Relaxed);
+        }
+        // Outside of the locks: a body's end may run code of any kind.
+        drop((content, entry));
+    }
+}
+
+impl<T: Send + 'static> Reclaim for Parked<T> {
+    fn parked_at(&self) -> u64 {
+        self.parked_at.load(Ordering::Acquire)
+    }
+
+    fn keys(&self) -> &[Key] {
+        &self.keys
+    }
+
+    fn reclaim(&self, parked_at: u64) -> bool {
+        let (content, permit) = {
+            let mut content = lock(&self.content);
+            if self.parked_at.load(Ordering::Acquire) != parked_at {
+                return false;
+            }
+            match std::mem::replace(&mut *content, Content::Reclaimed) {
+                Content::Parked(parked, permit) => (parked, permit),
+                other => {
+                    *content = other;
+                    return false;
+                }
+            }
+        };
+        self.parked_at.store(0, Ordering::Release);
+        // A body that panics when it is dropped must not end the request that needs its permit.
+        let dropped = catch_unwind(AssertUnwindSafe(move || {
+            let _permit = permit;
+            drop(content);
+        }));
+        drop(dropped);
+        true
+    }
+}
+
+/// Milliseconds since an hour before the first call.
+fn now() -> u64 {
+    (Instant::now() + HOUR)
+        .saturating_duration_since(epoch())
+        .as_millis() as u64
+}
+
+fn instant(millis: u64) -> Instant {
+    epoch() + Duration::from_millis(millis) - HOUR
+}
+
+/// Tokio's clock may be paused in one runtime and behind that of another.
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn epoch() -> Instant {
+    static EPOCH: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    *EPOCH.get_or_init(Instant::now)
+}
+
+/// Spreads threads over the shards, so that those who stream do not wait for each other.
+fn shard_of_thread() -> usize {
+    static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+    thread_local! {
+        static SHARD: usize = NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS;
+    }
+    SHARD.with(|shard| *shard)
+}
+
+/// The most that may be reclaimed and not gone, for a limit.
+pub(super) fn max_reclaimed(limit: u64) -> u64 {
+    limit.saturating_mul(MAX_RECLAIMED_PER_SLOT)
+}

@@ -1,0 +1,216 @@
+//! Counts a request once when it passes several services of one limit, one inside of the other.
+//!
+//! A limit whose layer wraps both a router and a router nested in it sees each request twice. The
+//! outer service counts the request. While it calls the inner service or polls its future, it lists
+//! the limit as *passing* on this thread. A service of the same limit that is called meanwhile finds
+//! it there, takes it off the list, and lets the request through uncounted.
+//!
+//! Taking it off matters: a handler that sends several requests through the same limit, such as a
+//! batch endpoint, has one of them uncounted for each request that was counted, and no more.
+//!
+//! The list is per thread, so a service between the two that calls its inner service in another
+//! task (`tower::buffer::Buffer`) hides the outer one, and the request counts twice.
+
+use std::cell::Cell;
+
+use crate::sync::{AtomicU64, Ordering};
+
+/// Marks a limit whose layer was applied once, so that its services cannot be nested.
+const APPLIED_ONCE: u64 = 1;
+
+/// Limits that are listed on one thread. A limit beyond that is not listed, and counts twice.
+const MAX_DEPTH: usize = 8;
+
+/// What a limit is known by in the list; it has an id once its layer was applied twice.
+#[derive(Debug)]
+pub(crate) struct Nesting(AtomicU64);
+
+/// A request that a limit has counted, on its way through the inner service.
+///
+/// [`Passing::NOT_LISTED`] for a limit that cannot be nested, or whose listing was used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Passing(u64);
+
+struct List {
+    depth: Cell<usize>,
+    ids: [Cell<u64>; MAX_DEPTH],
+}
+
+thread_local! {
+    static LIST: List = const {
+        List {
+            depth: Cell::new(0),
+            ids: [const { Cell::new(0) }; MAX_DEPTH],
+        }
+    };
+}
+
+impl Nesting {
+    pub(crate) fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// Forgets what was applied, for a limit that takes the place of another one.
+    pub(crate) fn reset(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    /// Notes that the limit's layer is applied to another service.
+    pub(crate) fn apply(&self) {
+        static NEXT: std::sync::atomic::AtomicU64 =
+            std::sync::atomic::AtomicU64::new(APPLIED_ONCE + 1);
+        let id = match self.0.load(Ordering::Relaxed) {
+            0 => APPLIED_ONCE,
+            APPLIED_ONCE => NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
+            _ => return,
+        };
+        // Of two threads that do it at once one is enough: the id only has to be unique.
+        self.0.store(id, Ordering::Relaxed);
+    }
+
+    /// Whether the limit's services may be nested.
+    #[inline]
+    pub(crate) fn is_possible(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > APPLIED_ONCE
+    }
+
+    /// Whether an outer service of this limit has counted the request that is being called. It is
+    /// to be asked once, because the answer takes the limit off the list.
+    pub(crate) fn has_counted(&self) -> bool {
+        let id = self.0.load(Ordering::Relaxed);
+        id > APPLIED_ONCE && LIST.with(|list| list.take(id))
+    }
+
+    /// A request of this limit on its way.
+    #[inline]
+    pub(crate) fn passing(&self) -> Passing {
+        match self.0.load(Ordering::Relaxed) {
+            0 | APPLIED_ONCE => Passing::NOT_LISTED,
+            id => Passing(id),
+        }
+    }
+}
+
+impl Passing {
+    pub(crate) const NOT_LISTED: Self = Self(0);
+
+    /// Lists the limit while `call` runs.
+    #[inline]
+    pub(crate) fn during<R>(&mut self, call: impl FnOnce() -> R) -> R {
+        if *self == Self::NOT_LISTED {
+            return call();
+        }
+        LIST.with(|list| {
+            let listed = list.push(self.0);
+            let result = call();
+            if !listed.is_there() {
+                // Used, so it is not listed for the next poll.
+                *self = Self::NOT_LISTED;
+            }
+            result
+        })
+    }
+}
+
+impl List {
+    fn push(&self, id: u64) -> Listed<'_> {
+        let depth = self.depth.get();
+        if let Some(place) = self.ids.get(depth) {
+            place.set(id);
+        }
+        self.depth.set(depth + 1);
+        Listed { list: self, depth }
+    }
+
+    fn take(&self, id: u64) -> bool {
+        let listed = &self.ids[..self.depth.get().min(MAX_DEPTH)];
+        let Some(place) = listed.iter().find(|listed| listed.get() == id) else {
+            return false;
+        };
+        place.set(0);
+        true
+    }
+}
+
+/// A place in the list, for as long as this is there: also when the inner service panics.
+struct Listed<'a> {
+    list: &'a List,
+    depth: usize,
+}
+
+impl Listed<'_> {
+    fn is_there(&self) -> bool {
+        let place = self.list.ids.get(self.depth);
+        place.is_none_or(|id| id.get() != 0)
+    }
+}
+
+impl Drop for Listed<'_> {
+    fn drop(&mut self) {
+        self.list.depth.set(self.depth);
+    }
+}
+
+#[cfg(all(test, not(admission_loom)))]
+mod tests {
+    use super::*;
+
+    fn nested() -> Nesting {
+        let nesting = Nesting::new();
+        nesting.apply();
+        assert!(!nesting.is_possible(), "applied once");
+        nesting.apply();
+        assert!(nesting.is_possible());
+        nesting
+    }
+
+    #[test]
+    fn an_inner_service_finds_the_request_counted_once() {
+        let nesting = nested();
+        assert!(!nesting.has_counted());
+        let mut passing = nesting.passing();
+        passing.during(|| {
+            assert!(nesting.has_counted());
+            assert!(!nesting.has_counted(), "the second request of a handler");
+        });
+        assert_eq!(passing, Passing::NOT_LISTED);
+        passing.during(|| assert!(!nesting.has_counted()));
+        assert!(!nesting.has_counted());
+    }
+
+    #[test]
+    fn limits_between_do_not_hide_the_outer_one() {
+        let (outer, between) = (nested(), nested());
+        outer.passing().during(|| {
+            assert!(!between.has_counted());
+            between.passing().during(|| assert!(outer.has_counted()));
+        });
+    }
+
+    #[test]
+    fn a_panic_takes_the_limit_off_the_list() {
+        let nesting = nested();
+        let panicked = std::panic::catch_unwind(|| {
+            nested().passing().during(|| panic!("the inner service"));
+        });
+        assert!(panicked.is_err());
+        let mut passing = nesting.passing();
+        passing.during(|| assert_eq!(LIST.with(|list| list.depth.get()), 1));
+        assert_eq!(LIST.with(|list| list.depth.get()), 0);
+    }
+
+    #[test]
+    fn the_list_is_bounded() {
+        fn nest(depth: usize, outermost: &Nesting) {
+            if depth == 0 {
+                assert!(outermost.has_counted());
+                return;
+            }
+            let nesting = nested();
+            nesting.passing().during(|| nest(depth - 1, outermost));
+            assert!(!nesting.has_counted());
+        }
+        let outermost = nested();
+        outermost.passing().during(|| nest(20, &outermost));
+    }
+}

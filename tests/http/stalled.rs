@@ -1,0 +1,572 @@
+//! Clients that do not read their response, and the permits that they hold.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::routing::get as route;
+use bytes::Bytes;
+use futures_util::stream;
+use http::{Request, Response};
+use http_body::{Body as _, Frame};
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio_test::{assert_pending, assert_ready, task};
+use tower::{BoxError, Layer, ServiceExt};
+use tower_admission::store::MemoryStore;
+use tower_admission::{
+    ApiKey, ConcurrencyLimitLayer, ConcurrencyLimiter, HoldUntil, Key, Observer, PermitBody,
+    ResponseStalled,
+};
+
+use crate::common::{
+    Counting, PATIENCE, SECOND, Seen, Streamed, bodies, request, send, status, streamed, upgrading,
+    with_header,
+};
+use crate::servers::{get, http1, http2, serve};
+
+const STALL: Duration = ConcurrencyLimiter::DEFAULT_RECLAIM_AFTER;
+const MILLI: Duration = Duration::from_millis(1);
+
+/// A layer whose only permit is with a response that has handed over one of several frames.
+async fn stalled(
+    layer: &ConcurrencyLimitLayer,
+) -> (crate::common::Frames, Response<PermitBody<Streamed>>) {
+    let (frames, body) = streamed();
+    let mut response = send(&layer.layer(bodies([body])), request()).await;
+    frames.send("one");
+    assert!(response.frame().await.unwrap().is_ok());
+    assert_eq!(layer.limiter().in_flight(), 1);
+    (frames, response)
+}
+
+async fn rejects(layer: &ConcurrencyLimitLayer) -> bool {
+    status(&layer.layer(Counting::default()), request()).await == 503
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stalled_response_loses_its_permit_to_a_request_that_needs_it() {
+    let layer = ConcurrencyLimitLayer::new(1);
+    let (frames, mut response) = stalled(&layer).await;
+    frames.send("two");
+    tokio::time::advance(STALL - SECOND).await;
+    assert!(rejects(&layer).await);
+    tokio::time::advance(SECOND).await;
+    assert!(!rejects(&layer).await);
+    assert_eq!(layer.limiter().in_flight(), 0);
+
+    let error = response.frame().await.unwrap().unwrap_err();
+    assert!(error.is::<ResponseStalled>(), "{error}");
+    assert!(response.frame().await.is_none(), "and it has ended");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_taken_while_there_is_capacity() {
+    let layer = ConcurrencyLimitLayer::new(2);
+    let (frames, mut response) = stalled(&layer).await;
+    frames.send("two");
+    tokio::time::advance(10 * STALL).await;
+    assert!(!rejects(&layer).await);
+    let frame = response.frame().await.unwrap().unwrap();
+    assert_eq!(frame.into_data().unwrap(), "two");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_response_that_waits_for_its_handler_keeps_its_permit() {
+    let layer = ConcurrencyLimitLayer::new(1);
+    let (frames, response) = stalled(&layer).await;
+    let mut body = task::spawn(response.into_body());
+    for _ in 0..3 {
+        // The client has taken the frame, and the handler has no other one yet.
+        assert_pending!(body.enter(|cx, body| body.poll_frame(cx)));
+        tokio::time::advance(10 * STALL).await;
+        assert!(rejects(&layer).await);
+        frames.send("more");
+        let frame = assert_ready!(body.enter(|cx, body| body.poll_frame(cx)));
+        assert!(frame.unwrap().is_ok());
+    }
+    drop(frames);
+    assert!(assert_ready!(body.enter(|cx, body| body.poll_frame(cx))).is_none());
+    assert_eq!(layer.limiter().in_flight(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_reads_slowly_keeps_its_permit() {
+    let layer = ConcurrencyLimitLayer::new(1);
+    let (frames, mut response) = stalled(&layer).await;
+    for _ in 0..5 {
+        tokio::time::advance(STALL - SECOND).await;
+        assert!(rejects(&layer).await);
+        frames.send("more");
+        assert!(response.frame().await.unwrap().is_ok());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_response_that_is_stalled_for_longest_goes_first() {
+    let layer = ConcurrencyLimitLayer::new(2);
+    let (_frames, mut first) = stalled(&layer).await;
+    tokio::time::advance(SECOND).await;
+    let (frames, body) = streamed();
+    let mut second = send(&layer.layer(bodies([body])), request()).await;
+    frames.send("one");
+    assert!(second.frame().await.unwrap().is_ok());
+    tokio::time::advance(STALL).await;
+    assert!(!rejects(&layer).await);
+    frames.send("two");
+    assert!(first.frame().await.unwrap().is_err());
+    assert!(second.frame().await.unwrap().is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_body_of_a_reclaimed_response_is_dropped_at_once() {
+    let layer = ConcurrencyLimitLayer::new(1);
+    let (frames, response) = stalled(&layer).await;
+    tokio::time::advance(STALL).await;
+    assert!(!frames.is_dropped());
+    assert!(!rejects(&layer).await);
+    assert!(frames.is_dropped(), "what the handler holds is free");
+    drop(response);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_small_body_of_several_frames_is_reclaimed_too() {
+    let layer = ConcurrencyLimitLayer::new(1);
+    let dropped = Arc::new(AtomicBool::new(false));
+    let body = TwoFrames {
+        left: 2,
+        dropped: dropped.clone(),
+    };
+    let mut response = send(&layer.layer(bodies([body])), request()).await;
+    assert_eq!(response.body().size_hint().exact(), Some(2));
+    assert!(response.frame().await.unwrap().is_ok());
+    tokio::time::advance(STALL).await;
+    assert!(!rejects(&layer).await);
+    assert!(!response.body().is_end_stream());
+    assert!(response.frame().await.unwrap().is_err());
+    assert!(dropped.load(Ordering::SeqCst));
+}
+
+/// A body of two bytes in two frames, which says so.
+struct TwoFrames {
+    left: u64,
+    dropped: Arc<AtomicBool>,
+}
+
+impl http_body::Body for TwoFrames {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let frame = self.left.checked_sub(1).map(|left| {
+            self.left = left;
+            Ok(Frame::data(Bytes::from_static(b"x")))
+        });
+        std::task::Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        http_body::SizeHint::with_exact(self.left)
+    }
+}
+
+impl Drop for TwoFrames {
+    fn drop(&mut self) {
+        self.dropped.store(true, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_panics_when_it_is_dropped_harms_no_other_request() {
+    struct Panics;
+    impl Drop for Panics {
+        fn drop(&mut self) {
+            panic!("a body's end");
+        }
+    }
+    let layer = ConcurrencyLimitLayer::new(1);
+    let panics = Arc::new(std::sync::Mutex::new(Some(Panics)));
+    let service = layer.layer(crate::common::answering(move |_: Request<()>| {
+        let panics = panics.lock().unwrap().take();
+        let frames = stream::unfold(panics, |panics| async {
+            let frame = Ok::<_, BoxError>(Frame::data(Bytes::from_static(b"x")));
+            Some((frame, panics))
+        });
+        Response::new(StreamBody::new(Box::pin(frames)))
+    }));
+    let mut response = send(&service, request()).await;
+    assert!(response.frame().await.unwrap().is_ok());
+    tokio::time::advance(STALL).await;
+    assert!(!rejects(&layer).await);
+    assert_eq!(layer.limiter().in_flight(), 0);
+    assert!(response.frame().await.unwrap().is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_of_one_frame_is_never_stalled() {
+    let layer = ConcurrencyLimitLayer::new(1);
+    let mut response = send(&layer.layer(Counting::default()), request()).await;
+    assert!(response.frame().await.unwrap().is_ok());
+    assert_eq!(layer.limiter().in_flight(), 0, "its last frame was taken");
+    let waiting = send(&layer.layer(Counting::default()), request()).await;
+    tokio::time::advance(10 * STALL).await;
+    assert!(rejects(&layer).await, "its first frame was not asked for");
+    drop(waiting);
+}
+
+#[tokio::test(start_paused = true)]
+async fn reclaiming_can_be_set_and_turned_off() {
+    let layer = ConcurrencyLimitLayer::new(1).reclaim_after(Some(SECOND));
+    let (_frames, _response) = stalled(&layer).await;
+    tokio::time::advance(SECOND).await;
+    assert!(!rejects(&layer).await);
+
+    let layer = ConcurrencyLimitLayer::new(1).reclaim_after(None);
+    let (_frames, response) = stalled(&layer).await;
+    tokio::time::advance(100 * STALL).await;
+    assert!(rejects(&layer).await);
+    drop(response);
+    assert!(!rejects(&layer).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stalled_response_that_moves_on_in_time_is_forgotten() {
+    let layer = ConcurrencyLimitLayer::new(1);
+    for _ in 0..100 {
+        let (frames, mut response) = stalled(&layer).await;
+        frames.trailers();
+        assert!(response.frame().await.unwrap().is_ok());
+        assert_eq!(layer.limiter().in_flight(), 0);
+    }
+    tokio::time::advance(10 * STALL).await;
+    let permit = layer.limiter().try_acquire().unwrap();
+    assert!(rejects(&layer).await, "a permit that is held by hand stays");
+    drop(permit);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permit_that_is_taken_by_hand_is_reclaimed_for() {
+    let layer = ConcurrencyLimitLayer::new(1);
+    let (_frames, _response) = stalled(&layer).await;
+    assert!(layer.limiter().try_acquire().is_err());
+    tokio::time::advance(STALL).await;
+    assert!(layer.limiter().try_acquire().is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiting_request_gets_a_permit_when_a_response_is_stalled() {
+    let layer = ConcurrencyLimitLayer::new(1).wait(1, 3 * STALL);
+    let (_frames, _response) = stalled(&layer).await;
+    tokio::time::advance(SECOND).await;
+    let service = layer.layer(Counting::default());
+    let mut waiting = task::spawn(service.clone().oneshot(request()));
+    assert_pending!(waiting.poll());
+    tokio::time::advance(STALL - 2 * SECOND).await;
+    assert_pending!(waiting.poll());
+    tokio::time::advance(SECOND + 2 * MILLI).await;
+    assert!(waiting.is_woken(), "without another request");
+    let response = assert_ready!(waiting.poll()).unwrap();
+    assert_eq!(response.status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_requests_take_no_more_than_they_need() {
+    let layer = ConcurrencyLimitLayer::new(3).wait(8, 3 * STALL);
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let (frames, body) = streamed();
+        let mut response = send(&layer.layer(bodies([body])), request()).await;
+        frames.send("one");
+        assert!(response.frame().await.unwrap().is_ok());
+        held.push((frames, response));
+    }
+    let service = layer.layer(Counting::default());
+    let mut first = task::spawn(service.clone().oneshot(request()));
+    assert_pending!(first.poll());
+    tokio::time::advance(STALL + MILLI).await;
+    let first = assert_ready!(first.poll()).unwrap();
+    let dropped = held.iter().filter(|(frames, _)| frames.is_dropped());
+    assert_eq!(dropped.count(), 1);
+    drop(first);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lowered_limit_is_reached_by_taking_all_that_is_stalled() {
+    let layer = ConcurrencyLimitLayer::new(8);
+    let mut held = Vec::new();
+    for _ in 0..8 {
+        let (frames, body) = streamed();
+        let mut response = send(&layer.layer(bodies([body])), request()).await;
+        frames.send("one");
+        assert!(response.frame().await.unwrap().is_ok());
+        held.push((frames, response));
+    }
+    layer.limiter().set_limit(2);
+    tokio::time::advance(STALL).await;
+    assert!(!rejects(&layer).await);
+    let kept = held.iter().filter(|(frames, _)| !frames.is_dropped());
+    assert_eq!(kept.count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_at_its_limit_gets_back_its_own_permit_and_no_other() {
+    let layer = ConcurrencyLimitLayer::new(0).per_key(ApiKey::default(), 1);
+    let from = |key: &str| with_header("x-api-key", key);
+    let mut held = Vec::new();
+    for key in ["a", "b"] {
+        let (frames, body) = streamed();
+        let mut response = send(&layer.layer(bodies([body])), from(key)).await;
+        frames.send("one");
+        assert!(response.frame().await.unwrap().is_ok());
+        held.push((frames, response));
+    }
+    let service = layer.layer(Counting::default());
+    assert_eq!(status(&service, from("a")).await, 429);
+    tokio::time::advance(STALL).await;
+    assert_eq!(status(&service, from("a")).await, 200);
+    assert!(held[0].0.is_dropped());
+    assert!(!held[1].0.is_dropped());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_gets_its_slot_back_too() {
+    let store = MemoryStore::new();
+    let layer = || {
+        ConcurrencyLimitLayer::new(1)
+            .name("api")
+            .store(store.clone())
+    };
+    let (one, other) = (layer(), layer());
+    let (frames, _response) = stalled(&one).await;
+    let other = other.layer(Counting::default());
+    tokio::time::advance(STALL).await;
+    assert_eq!(status(&other, request()).await, 503, "another replica's");
+    assert!(!frames.is_dropped());
+    assert!(!rejects(&one).await);
+    assert!(frames.is_dropped());
+    assert_eq!(status(&other, request()).await, 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_store_makes_a_replica_end_what_is_stalled_there() {
+    let store = MemoryStore::new();
+    let layer = || {
+        ConcurrencyLimitLayer::new(2)
+            .name("api")
+            .store(store.clone())
+    };
+    let (one, other) = (layer(), layer());
+    let (frames, _response) = stalled(&one).await;
+    let elsewhere = other.limiter().acquire_for(&[]).await.unwrap();
+    tokio::time::advance(STALL).await;
+    // There is room here, but not in the store.
+    assert!(rejects(&one).await);
+    assert!(frames.is_dropped());
+    assert!(!rejects(&one).await, "the next one finds it free");
+    drop(elsewhere);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upgrade_header_does_not_keep_a_response_from_being_reclaimed() {
+    let layer = ConcurrencyLimitLayer::new(1);
+    let (frames, body) = streamed();
+    let mut response = send(&layer.layer(bodies([body])), upgrading()).await;
+    frames.send("one");
+    assert!(response.frame().await.unwrap().is_ok());
+    tokio::time::advance(STALL).await;
+    assert!(!rejects(&layer).await);
+    assert!(frames.is_dropped());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_counts_to_its_headers_has_nothing_to_reclaim() {
+    let layer = ConcurrencyLimitLayer::new(1).hold_until(HoldUntil::Headers);
+    let (frames, body) = streamed();
+    let mut response = send(&layer.layer(bodies([body])), request()).await;
+    frames.send("one");
+    assert!(response.frame().await.unwrap().is_ok());
+    let permit = layer.limiter().try_acquire().unwrap();
+    tokio::time::advance(STALL).await;
+    assert!(rejects(&layer).await);
+    assert!(!frames.is_dropped());
+    drop(permit);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nested_layers_reclaim_from_the_same_response() {
+    let (outer, inner) = (ConcurrencyLimitLayer::new(2), ConcurrencyLimitLayer::new(1));
+    let (frames, body) = streamed();
+    let service = outer.layer(inner.layer(bodies([body])));
+    let mut response = send(&service, request()).await;
+    frames.send("one");
+    assert!(response.frame().await.unwrap().is_ok());
+    tokio::time::advance(STALL).await;
+    assert!(!rejects(&inner).await);
+    assert_eq!(outer.limiter().in_flight(), 1);
+    assert!(response.frame().await.unwrap().is_err());
+    assert_eq!(outer.limiter().in_flight(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bounded_number_of_responses_is_reclaimed_and_not_gone() {
+    let layer = ConcurrencyLimitLayer::new(1);
+    let mut gone = Vec::new();
+    let mut admitted = 0;
+    for _ in 0..8 {
+        let (frames, body) = streamed();
+        let mut response = send(&layer.layer(bodies([body])), request()).await;
+        if response.status() == 200 {
+            admitted += 1;
+            frames.send("one");
+            assert!(response.frame().await.unwrap().is_ok());
+            gone.push((frames, response));
+        }
+        tokio::time::advance(STALL).await;
+    }
+    assert_eq!(admitted, 5, "one, and four that took its place");
+    gone.remove(0);
+    assert!(!rejects(&layer).await, "a connection has ended");
+}
+
+#[derive(Clone, Default)]
+struct Reclaims(Arc<std::sync::Mutex<Vec<String>>>);
+
+impl Observer for Reclaims {
+    fn reclaimed(&self, limiter: &str, key: Option<&Key>, stalled: Duration) {
+        let kind = key.map_or("no key", Key::kind);
+        let event = format!("{limiter} {kind} {stalled:?}");
+        self.0.lock().unwrap().push(event);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn observers_see_what_is_reclaimed() {
+    let reclaims = Reclaims::default();
+    let (seen, _released) = Seen::new();
+    let layer = ConcurrencyLimitLayer::new(1)
+        .name("api")
+        .observe(reclaims.clone())
+        .observe(seen.clone());
+    let (_frames, _response) = stalled(&layer).await;
+    tokio::time::advance(STALL + SECOND).await;
+    assert!(!rejects(&layer).await);
+    assert_eq!(*reclaims.0.lock().unwrap(), ["api no key 61s"]);
+    let released = seen
+        .take()
+        .into_iter()
+        .filter(|event| event == "released api");
+    assert_eq!(released.count(), 2, "each permit comes back once");
+}
+
+// On real servers
+
+/// An endless response in frames of 64 KiB, and one that is silent after its first frame.
+fn endless(layer: &ConcurrencyLimitLayer) -> Router {
+    let frames = || {
+        let frames = stream::repeat_with(|| Ok::<_, Infallible>(Bytes::from(vec![0; 64 * 1024])));
+        Body::from_stream(frames)
+    };
+    Router::new()
+        .route("/endless", route(move || async move { frames() }))
+        .route("/", route(|| async { "hello" }))
+        .layer(layer.clone())
+}
+
+/// Asks until the answer is 200.
+async fn gets_in(address: std::net::SocketAddr) -> Response<Incoming> {
+    let asking = async {
+        loop {
+            let response = get(&http1(), address, "/", "t").await;
+            if response.status() == 200 {
+                return response;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let asked = tokio::time::timeout(PATIENCE, asking).await;
+    asked.expect("a stalled response gives way")
+}
+
+#[tokio::test]
+async fn one_http_2_connection_with_a_window_of_0_does_not_hold_all_capacity() {
+    let layer = ConcurrencyLimitLayer::new(64).reclaim_after(Some(Duration::from_millis(50)));
+    let address = serve(endless(&layer)).await;
+    let client: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new())
+        .http2_only(true)
+        .http2_initial_stream_window_size(0)
+        .build_http();
+    let mut held = Vec::new();
+    for _ in 0..64 {
+        let response = get(&client, address, "/endless", "t").await;
+        assert_eq!(response.status(), 200);
+        held.push(response);
+    }
+    assert_eq!(layer.limiter().in_flight(), 64);
+    gets_in(address).await;
+    assert!(layer.limiter().in_flight() < 64);
+}
+
+#[tokio::test]
+async fn http_1_clients_that_never_read_do_not_hold_all_capacity() {
+    let layer = ConcurrencyLimitLayer::new(4).reclaim_after(Some(Duration::from_millis(50)));
+    let address = serve(endless(&layer)).await;
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client
+            .write_all(b"GET /endless HTTP/1.1\r\nhost: x\r\n\r\n")
+            .await
+            .unwrap();
+        clients.push(client);
+    }
+    let full = async {
+        while layer.limiter().in_flight() < 4 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, full).await.unwrap();
+    gets_in(address).await;
+}
+
+#[tokio::test]
+async fn a_silent_stream_keeps_its_permit_on_a_real_server() {
+    for client in [http1(), http2()] {
+        let layer = ConcurrencyLimitLayer::new(1).reclaim_after(Some(MILLI));
+        let (frames, receiver) =
+            tokio::sync::mpsc::unbounded_channel::<Result<Bytes, Infallible>>();
+        let receiver = Arc::new(std::sync::Mutex::new(Some(receiver)));
+        let handler = move || async move {
+            let receiver = receiver.lock().unwrap().take().unwrap();
+            Body::from_stream(tokio_stream::wrappers::UnboundedReceiverStream::new(
+                receiver,
+            ))
+        };
+        let app = Router::new()
+            .route("/watch", route(handler))
+            .route("/", route(|| async { "hello" }))
+            .layer(layer);
+        let address = serve(app).await;
+        let mut response = get(&client, address, "/watch", "t").await;
+        for _ in 0..3 {
+            frames.send(Ok(Bytes::from_static(b"event"))).unwrap();
+            assert!(response.frame().await.unwrap().is_ok());
+            for _ in 0..20 {
+                assert_eq!(get(&http1(), address, "/", "t").await.status(), 503);
+            }
+        }
+    }
+}
