@@ -4,21 +4,33 @@
 //! an honest `Retry-After`; both go around any tower HTTP service, in axum, tonic and hyper.
 //!
 //! ```
+//! use std::net::SocketAddr;
+//!
 //! use axum::{Router, routing::post};
 //! use tower::ServiceBuilder;
-//! use tower_admission::{ConcurrencyLimitLayer, Quota, RateLimitByTokenLayer};
+//! use tower_admission::{ClientIp, ConcurrencyLimitLayer, Quota, RateLimitByTokenLayer};
 //!
 //! let limits = ServiceBuilder::new()
 //!     // Capacity outermost: a 503 spends no quota.
 //!     .layer(ConcurrencyLimitLayer::new(64).name("AI Bridge"))
-//!     .layer(RateLimitByTokenLayer::new(Quota::per_second(10).burst(20)));
+//!     .layer(
+//!         RateLimitByTokenLayer::new(Quota::per_second(10).burst(20))
+//!             // A client can make up tokens. This limit holds for its address, whatever it sends.
+//!             .and_by(ClientIp::peer(), Quota::per_second(50)),
+//!     );
 //!
 //! let app: Router = Router::new()
 //!     .route("/api/chat", post(|| async { "hello" }))
 //!     .layer(limits)
 //!     // What is added after a layer is outside of it.
 //!     .route("/health", axum::routing::get(|| async { "ok" }));
+//!
+//! // Passes on the clients' addresses. `axum::serve(listener, service).await` serves it.
+//! let service = app.into_make_service_with_connect_info::<SocketAddr>();
 //! ```
+//!
+//! Behind a proxy, use [`ClientIp::forwarded_by`] or [`ClientIp::forwarded_hops`] in place of
+//! [`ClientIp::peer`]. Best is to charge the user that your authentication has verified: see [`ByToken`].
 //!
 //! # Where to go from here
 //!

@@ -297,7 +297,7 @@ async fn limits_come_from_a_file() {
         "admission_decisions_total{limiter=\"Gateway\"",
         "admission_in_flight_limit{limiter=\"batch\"} 4",
         "admission_decision_seconds_bucket{limiter=\"Gateway\"",
-        "admission_tracked_keys{limiter=\"batch\"} 2",
+        "admission_tracked_keys{limiter=\"batch\"} 3",
     ] {
         assert!(metrics.contains(expected), "{expected}:\n{metrics}");
     }

@@ -43,6 +43,7 @@ mod sockets_ends;
 mod sockets_pings;
 mod sockets_recv;
 mod stalled;
+mod table;
 mod tiers;
 mod types;
 mod upgrades;

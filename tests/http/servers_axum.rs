@@ -12,6 +12,7 @@ use http_body_util::{BodyExt, Full};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tower::{Layer, ServiceBuilder, ServiceExt};
+use tower_admission::test_util::TestClock;
 use tower_admission::{
     Capacity, ClientIp, ConcurrencyLimitLayer, Key, Policy, Quota, RateLimitByTokenLayer,
     RateLimitLayer, RateLimitStatus,
@@ -20,7 +21,7 @@ use tower_http::compression::CompressionLayer;
 use tower_http::timeout::TimeoutLayer;
 use tower_http::trace::TraceLayer;
 
-use crate::common::{Frames, PATIENCE, Seen, header, retry_after, streamed, text};
+use crate::common::{Frames, PATIENCE, Seen, header, retry_after, store, streamed, text};
 use crate::servers::{get, http1, http2, serve};
 
 /// A handler that streams what the other end is sent.
@@ -50,6 +51,34 @@ async fn the_main_job_over_http_1_and_2() {
         assert_eq!(response.status(), 200);
         assert_eq!(text(response).await, "hello");
     }
+}
+
+/// The layers of the README's first snippet, with a clock that stands still, so that the address regains
+/// nothing while the requests are sent.
+#[tokio::test]
+async fn the_first_snippet_withstands_made_up_tokens() {
+    let clock = TestClock::default();
+    let limits = ServiceBuilder::new()
+        .layer(ConcurrencyLimitLayer::new(64).name("AI Bridge"))
+        .layer(
+            RateLimitByTokenLayer::new(Quota::per_second(10).burst(20))
+                .and_by(ClientIp::peer(), Quota::per_second(50))
+                .store(store(&clock)),
+        );
+    let app = Router::new()
+        .route("/api/chat", route(|| async { "hello" }))
+        .layer(limits);
+    let address = serve(app).await;
+    let client = http1();
+    let mut admitted = 0;
+    for number in 0..200 {
+        let token = format!("made-up-{number}");
+        let response = get(&client, address, "/api/chat", &token).await;
+        assert!([200, 429].contains(&response.status().as_u16()));
+        admitted += usize::from(response.status() == 200);
+        text(response).await;
+    }
+    assert_eq!(admitted, 50);
 }
 
 #[tokio::test]
