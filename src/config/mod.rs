@@ -40,8 +40,10 @@
 //! | `store.deadline` | `25ms` | how long a call may take |
 //! | `store.on_failure` | `open` | `open`, `closed` or `local share` |
 //! | `store.replicas` | 1 | how many there are, for `local share` |
-//! | `clients.trusted_proxies` | none | networks whose `X-Forwarded-For` is believed |
-//! | `clients.forwarded_header` | `x-forwarded-for` | or `forwarded` (RFC 7239) |
+//! | `clients.trusted_proxies` | none | networks whose `X-Forwarded-For` is believed, see [`ClientIp::forwarded_by`] |
+//! | `clients.trust_unix_socket` | false | believe peers on a Unix socket as well, see [`ClientIp::trust_unix_socket`] |
+//! | `clients.trusted_hops` | none | or believe this number of proxies, wherever they are, see [`ClientIp::forwarded_hops`] |
+//! | `clients.forwarded_header` | `x-forwarded-for` | or `forwarded` (RFC 7239), or `single X-Real-IP`: a header with one address, see [`ForwardingHeader::single_address`] |
 //! | `clients.ipv6_prefix` | 64 | how much of an IPv6 address counts |
 //! | `admin.token` | | what [`Config::admin_token`] tells; at least 16 bytes |
 //! | `groups.<name>.path` | none | requests whose path begins with it, in whole segments, or with one of a list; the longest that fits decides |
@@ -55,11 +57,47 @@
 //! | `groups.<name>.tiers.<tier>.rates` | | or several; with neither the tier is not limited |
 //! | `groups.<name>.rate_per_ip` | off | a quota for the address in the same decision, called `name.ip` |
 //! | `groups.<name>.bad_credentials_per_ip` | off | a quota of 401 and 403 answers for each address, see [`guard_by_ip`] |
-//! | `groups.<name>.key` | `token` | `token` (bearer, else `X-Api-Key`, else address), `bearer`, `api-key` (else address), `ip`, or `shared` |
-//! | `groups.<name>.exclude` | none | paths that are not limited, with what is below them |
+//! | `groups.<name>.key` | `token` | which key is charged, see [below](#keys) |
+//! | `groups.<name>.exclude` | none | paths that are not limited, with the paths below them, see [below](#paths) |
 //! | `groups.<name>.headers` | `draft` | or `legacy`, `off`: see [`RateLimitHeaders`] |
 //! | `groups.<name>.on_failure` | the store's | what becomes of this group's requests when the store is away |
 //! | `groups.<name>.dry_run` | false | decide and tell observers, refuse nobody by rate |
+//!
+//! # Keys
+//!
+//! Each key but `ip` and `shared` falls back to the client address of `[clients]` when it is absent or
+//! unusable.
+//!
+//! | `key` | charges |
+//! |---|---|
+//! | `token` | the bearer token, else `X-Api-Key`, as [`ByToken::default`](crate::ByToken) |
+//! | `bearer` | the bearer token, and ignores `X-Api-Key`: [`ByToken::bearer_only`](crate::ByToken::bearer_only) |
+//! | `api-key` | `X-Api-Key`, and ignores `Authorization`: [`ByToken::api_key_only`](crate::ByToken::api_key_only) |
+//! | `ip` | the client address |
+//! | `shared` | one key for all requests |
+//! | `header X-User` | the identity that a trusted proxy wrote into this header: [`TrustedHeader`](crate::TrustedHeader). Needs `clients.trusted_proxies` or `clients.trust_unix_socket` |
+//! | any other word | the key that the program names so: [`AdmissionBuilder::key_by`] |
+//!
+//! # Paths
+//!
+//! A path is compared as the client wrote it, in whole segments. The only exception is a path with a `.` or
+//! `..` segment, plain or percent-encoded (`%2e`, `..%2f`, `..%5c`, `..\`, `..;x`), since a server may take it
+//! for another path. Such a request counts as limited:
+//!
+//! - `exclude` never covers it.
+//! - Its group is the one of the path that it leads to: first with all of it decoded, then with only its
+//!   dots decoded, each with the segments resolved (RFC 3986 §5.2.4). Otherwise it is the group of the path as
+//!   written.
+//! - When no group covers any of these, it is in no group, like any other path outside of all groups: no
+//!   reading of it leads to a route that is limited.
+//!
+//! With `path = "/api"` and `exclude = "/api/status"`, these are limited: `/api/status/../chat`,
+//! `/static/%2e%2e/api/chat`, `/api/../health`.
+//!
+//! # Limits that are off
+//!
+//! [`AdmissionBuilder::build`] logs one line for each group that has limits which are off (0, or not there),
+//! as `tracing` event of level INFO: `these limits are off group="api" off="concurrency, rate_per_ip"`.
 //!
 //! # The environment
 //!
@@ -94,6 +132,10 @@
 //! to sliding or back, or its group is gone. The `store`, a group's `on_failure` and what the program made of
 //! `admin.token` are those of the start.
 //!
+//! [`ClientIp::forwarded_by`]: crate::ClientIp::forwarded_by
+//! [`ClientIp::forwarded_hops`]: crate::ClientIp::forwarded_hops
+//! [`ClientIp::trust_unix_socket`]: crate::ClientIp::trust_unix_socket
+//! [`ForwardingHeader::single_address`]: crate::extract::ForwardingHeader::single_address
 //! [`RedisStore::connect`]: crate::store::redis::RedisStore::connect
 //! [`Quota`]: crate::Quota
 //! [`RateLimitHeaders`]: crate::RateLimitHeaders

@@ -436,7 +436,7 @@ fn the_example_protects_its_table_by_address() {
         let most = (keys / started) as u32;
         assert_eq!(most.to_string(), addresses.replace(',', ""), "{group}");
         assert!(
-            file.contains(&format!("more than {addresses} addresses")),
+            file.contains(&format!("room for {addresses} addresses")),
             "{group}"
         );
     }

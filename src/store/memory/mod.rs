@@ -89,9 +89,31 @@ use self::clock::{RealClock, Timer};
 /// # At the bound
 ///
 /// A new key takes the room of a bucket that is full again, else of the fullest bucket in sight,
-/// whose owner then starts with a full one. A bucket that is denying right now is never
+/// whose owner then starts with a full one. A bucket that rejects requests of cost 1 right now is never
 /// forgotten; when there is nothing but these, new keys share overflow buckets. (Shortly before
 /// the bound about one new key in a million finds no room where it may be, and does the same.)
+///
+/// A request of a higher cost may be rejected although one of cost 1 still fits. At the bound such a
+/// bucket can be forgotten, and the next request of its owner finds a full one.
+///
+/// # Protecting the table
+///
+/// A limit per address in the same decision ([`and_by`](crate::RateLimitLayer::and_by)) keeps made-up
+/// tokens from filling the table. The buckets that are in use fit into it as long as
+///
+/// ```text
+/// addresses x (address burst + address rate x refill time of a token) < keys in the table
+/// ```
+///
+/// The refill time is the time in which an empty bucket of a token becomes full; for a
+/// [sliding](crate::Quota::sliding) quota it is 16/15 of its period. Example: tokens have `10/s burst 20`, so 2 s,
+/// and addresses have `100/s`. An address starts at most 100 + 100 x 2 = 300 tokens in 2 s, and the default
+/// bound of a million keys holds those of 3,333 addresses. With `1000/day` for a token the refill time is a day,
+/// in which such an address starts 8.6 million tokens: give addresses a limit per day as well.
+///
+/// A new key looks for room among about 20 buckets. With half the table in use, one of them is full but for
+/// one time in a million. Close to the bound all of them may be in use, and the fullest is forgotten: plan for
+/// half.
 ///
 /// ```
 /// use tower_admission::{Quota, RateLimitByTokenLayer, store::MemoryStore};
