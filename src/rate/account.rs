@@ -1,11 +1,13 @@
 //! What one request is charged, shared by its handler and its response.
 
+use std::ops::DerefMut;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use http::HeaderMap;
+use http::{HeaderMap, Response};
 use smallvec::SmallVec;
 
+use super::guard::rejects_credentials;
 use super::shared::Shared;
 use crate::decision::Decision;
 use crate::extract::ResponseHead;
@@ -25,7 +27,13 @@ pub(super) type Refund = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub(super) struct Account {
     shared: Arc<Shared>,
     keys: Keys,
-    balance: Mutex<Balance>,
+    cost: u32,
+    /// The decision that the request was passed on after.
+    decision: Decision,
+    /// What its handler or its response changed. Empty for most requests, which need no lock.
+    changed: OnceLock<Box<Mutex<Balance>>>,
+    /// The address to charge if the answer rejects the request's credentials.
+    suspect: Option<Box<Key>>,
 }
 
 struct Balance {
@@ -36,16 +44,26 @@ struct Balance {
 }
 
 impl Account {
-    /// Of a request of this cost, which is passed on after this decision.
-    pub(super) fn new(shared: Arc<Shared>, keys: &[Key], cost: u32, decision: Decision) -> Self {
-        Self {
-            shared,
-            keys: Keys::from_slice(keys),
-            balance: Mutex::new(Balance {
-                charged: taken(&decision, cost),
-                decision,
-            }),
-        }
+    #[inline]
+    pub(super) fn new(
+        shared: &Arc<Shared>,
+        keys: &[Key],
+        cost: u32,
+        suspect: Option<Key>,
+        decision: Decision,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            shared: shared.clone(),
+            keys: match keys {
+                // Without a call that copies so little.
+                [key] => Keys::from_buf_and_len([*key; 2], 1),
+                keys => Keys::from_slice(keys),
+            },
+            cost,
+            decision,
+            changed: OnceLock::new(),
+            suspect: suspect.map(Box::new),
+        })
     }
 
     pub(super) fn limiter(&self) -> &RateLimiter {
@@ -53,21 +71,41 @@ impl Account {
     }
 
     /// Reads the decision with the numbers of now.
+    #[inline]
     pub(super) fn read<T>(&self, read: impl FnOnce(&Decision) -> T) -> T {
-        read(&lock(&self.balance).decision)
+        match self.changed.get() {
+            None => read(&self.decision),
+            Some(balance) => read(&lock(balance).decision),
+        }
+    }
+
+    fn balance(&self) -> impl DerefMut<Target = Balance> + '_ {
+        let balance = || {
+            Box::new(Mutex::new(Balance {
+                charged: taken(&self.decision, self.cost),
+                decision: self.decision.clone(),
+            }))
+        };
+        lock(self.changed.get_or_init(balance))
     }
 
     /// Adds the rate-limit fields of the response.
+    #[inline]
     pub(super) fn tell(&self, headers: &mut HeaderMap) {
         if self.shared.tells_clients {
             self.read(|decision| self.shared.headers.tell(decision, headers));
         }
     }
 
-    /// Gives everything back if the answer does not count. The response waits for what is returned.
-    pub(super) fn answered(self: &Arc<Self>, response: ResponseHead<'_>) -> Option<Refund> {
+    /// Judges the credentials by the answer, and gives everything back if it does not count: then
+    /// the response may have to wait for what is returned.
+    #[inline]
+    pub(super) fn answered<RB>(self: &Arc<Self>, response: &Response<RB>) -> Option<Refund> {
+        if self.suspect.is_some() && rejects_credentials(response) {
+            self.charge_suspect();
+        }
         let count_if = self.shared.count_if.as_ref()?;
-        if count_if(response) {
+        if count_if(ResponseHead::from(response)) {
             return None;
         }
         match self.refund(u32::MAX) {
@@ -76,9 +114,17 @@ impl Account {
         }
     }
 
+    /// Charges the address for credentials that were not accepted, or whose answer is unknown.
+    #[cold]
+    pub(super) fn charge_suspect(&self) {
+        if let Some(address) = &self.suspect {
+            self.shared.charge_suspect(address);
+        }
+    }
+
     /// Gives back a part of what was taken, at most all of it.
     pub(super) fn refund(self: &Arc<Self>, cost: u32) -> Reply<()> {
-        let mut balance = lock(&self.balance);
+        let mut balance = self.balance();
         let cost = cost.min(balance.charged);
         if cost == 0 {
             return Reply::Ready(());
@@ -97,17 +143,17 @@ impl Account {
         Reply::Pending(Box::pin(async move {
             refund.await;
             let decision = account.limiter().peek_all(&account.keys, 0).await;
-            lock(&account.balance).update(decision);
+            account.balance().update(decision);
         }))
     }
 
     /// Takes more, if it fits.
     pub(super) fn charge(self: &Arc<Self>, cost: u32) -> Reply<Result<(), Rejection>> {
         // Locked before the store decides, so that the numbers of a later decision stay.
-        let mut balance = lock(&self.balance);
+        let mut balance = self.balance();
         match self.limiter().decide(&self.keys, cost) {
             Reply::Ready(decision) => {
-                let charged = self.charged(&mut balance, decision, cost);
+                let charged = balance.charge(decision, cost);
                 drop(balance);
                 Reply::Ready(charged.or_else(|decision| self.rejected(decision)))
             }
@@ -115,26 +161,11 @@ impl Account {
                 let account = self.clone();
                 Reply::Pending(Box::pin(async move {
                     let decision = decision.await;
-                    let charged = account.charged(&mut lock(&account.balance), decision, cost);
+                    let charged = account.balance().charge(decision, cost);
                     charged.or_else(|decision| account.rejected(decision))
                 }))
             }
         }
-    }
-
-    fn charged(
-        &self,
-        balance: &mut Balance,
-        decision: Decision,
-        cost: u32,
-    ) -> Result<(), Decision> {
-        if !decision.is_admitted() {
-            return Err(decision);
-        }
-        let taken = taken(&decision, cost);
-        balance.charged = balance.charged.saturating_add(taken);
-        balance.update(decision);
-        Ok(())
     }
 
     #[cold]
@@ -150,6 +181,16 @@ impl Account {
 }
 
 impl Balance {
+    /// Adds what was taken in addition.
+    fn charge(&mut self, decision: Decision, cost: u32) -> Result<(), Decision> {
+        if !decision.is_admitted() {
+            return Err(decision);
+        }
+        self.charged = self.charged.saturating_add(taken(&decision, cost));
+        self.update(decision);
+        Ok(())
+    }
+
     /// Keeps the numbers as they are if the store did not count.
     fn update(&mut self, decision: Decision) {
         if !decision.usages().is_empty() {

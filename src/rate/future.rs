@@ -12,11 +12,9 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use super::account::{Account, Keys, Refund};
-use super::guard::Suspect;
 use super::shared::{Asked, Shared, Verdict};
 use crate::body::ResponseBody;
 use crate::decision::Decision;
-use crate::extract::ResponseHead;
 
 pin_project! {
     /// The response of a [`RateLimit`](super::RateLimit) service.
@@ -40,14 +38,9 @@ pin_project! {
     }
 }
 
-/// What is done when the response is there.
+/// What is done when the response is there: nothing, or what the account of the request says.
 #[derive(Default)]
-pub(super) struct Told {
-    /// Of a request whose numbers are reported, or which may turn out not to count.
-    pub(super) account: Option<Arc<Account>>,
-    /// Boxed, as few layers have a guard.
-    pub(super) guarded: Option<Box<Suspect>>,
-}
+pub(super) struct Told(Option<Arc<Account>>);
 
 /// A response that does not count, and whose refund is on its way.
 struct Refunding<RB> {
@@ -206,15 +199,17 @@ where
 }
 
 impl Told {
+    #[inline]
+    pub(super) fn of(account: Arc<Account>) -> Self {
+        Self(Some(account))
+    }
+
     /// Adds the rate-limit fields; unless the response does not count and its refund is to be
     /// awaited first.
     #[inline]
     fn answered<RB>(&mut self, response: &mut Response<RB>) -> Option<(Refund, Arc<Account>)> {
-        if let Some(mut suspect) = self.guarded.take() {
-            suspect.answered(response);
-        }
-        let account = self.account.take()?;
-        if let Some(refund) = account.answered(ResponseHead::from(&*response)) {
+        let account = self.0.take()?;
+        if let Some(refund) = account.answered(response) {
             return Some((refund, account));
         }
         account.tell(response.headers_mut());
@@ -223,8 +218,17 @@ impl Told {
 
     /// The inner service failed, which says nothing about credentials. The request counts.
     fn failed(&mut self) {
-        if let Some(suspect) = &mut self.guarded {
-            suspect.clear();
+        self.0 = None;
+    }
+}
+
+impl Drop for Told {
+    /// A client that hangs up before the answer would otherwise guess credentials without being
+    /// counted.
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(account) = &self.0 {
+            account.charge_suspect();
         }
     }
 }

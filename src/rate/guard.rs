@@ -1,7 +1,5 @@
 //! The guard against made-up credentials.
 
-use std::sync::Arc;
-
 use http::header::AUTHORIZATION;
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 
@@ -22,13 +20,6 @@ pub(super) struct Guard {
     limiter: RateLimiter,
     /// Which headers hold a credential, besides `Authorization`.
     credentials: Vec<HeaderName>,
-}
-
-/// An address that is charged when this is dropped, unless it is cleared before: a client that
-/// hangs up before the answer would otherwise guess on without being counted.
-pub(super) struct Suspect {
-    address: Option<Key>,
-    shared: Arc<Shared>,
 }
 
 impl<K: KeyExtractor> RateLimitLayer<K> {
@@ -144,32 +135,10 @@ impl Shared {
         self.would_reject(&rejected, None);
         Ok(Some(address))
     }
-}
 
-impl Suspect {
-    pub(super) fn new(address: Key, shared: Arc<Shared>) -> Self {
-        Self {
-            address: Some(address),
-            shared,
-        }
-    }
-
-    /// Is charged only if the answer rejects its credentials.
-    pub(super) fn answered<RB>(&mut self, response: &Response<RB>) {
-        if !rejects_credentials(response) {
-            self.clear();
-        }
-    }
-
-    /// Is not charged.
-    pub(super) fn clear(&mut self) {
-        self.address = None;
-    }
-}
-
-impl Drop for Suspect {
-    fn drop(&mut self) {
-        if let (Some(address), Some(guard)) = (&self.address, &self.shared.guard) {
+    /// Charges an address for credentials that were not accepted.
+    pub(super) fn charge_suspect(&self, address: &Key) {
+        if let Some(guard) = &self.guard {
             let _ = guard.limiter.check(address);
         }
     }
@@ -177,7 +146,7 @@ impl Drop for Suspect {
 
 /// 401 and 403, or UNAUTHENTICATED (16) and PERMISSION_DENIED (7) of gRPC, which are in the header
 /// of a response without a message.
-fn rejects_credentials<RB>(response: &Response<RB>) -> bool {
+pub(super) fn rejects_credentials<RB>(response: &Response<RB>) -> bool {
     let grpc_status = || {
         response
             .headers()

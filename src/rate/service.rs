@@ -104,8 +104,7 @@ impl<S> RateLimit<S> {
         S: Service<Request<B>, Response = Response<RB>> + Clone,
         RB: Body,
     {
-        let asked = Asked::PLAIN;
-        let told = Shared::tell_later(&self.shared, &mut request, keys, asked, decision);
+        let told = Shared::tell_later(&self.shared, &mut request, keys, 1, None, decision);
         ResponseFuture::calling(self.inner.call(request), told)
     }
 }

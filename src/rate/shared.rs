@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::account::Account;
 use super::future::Told;
-use super::guard::{Guard, Suspect};
+use super::guard::Guard;
 use super::status::RateLimitStatus;
 use crate::body::ResponseBody;
 use crate::decision::Decision;
@@ -115,7 +115,11 @@ impl Shared {
         asked: Asked,
         decision: Decision,
     ) -> Verdict<RB> {
-        let begun = asked.begun;
+        let Asked {
+            cost,
+            guarded,
+            begun,
+        } = asked;
         if decision.is_admitted() {
             if begun.is_some() {
                 shared.tell_admitted(keys, begun, &decision);
@@ -128,35 +132,29 @@ impl Shared {
             }
             shared.would_reject(&rejected, begun);
         }
-        Verdict::Admitted(Self::tell_later(shared, request, keys, asked, decision))
+        let told = Self::tell_later(shared, request, keys, cost, guarded, decision);
+        Verdict::Admitted(told)
     }
 
     /// Gives an admitted request's status to its handler, and keeps what its response needs.
+    #[inline]
     pub(super) fn tell_later<B>(
         shared: &Arc<Self>,
         request: &mut Request<B>,
         keys: &[Key],
-        asked: Asked,
+        cost: u32,
+        guarded: Option<Key>,
         decision: Decision,
     ) -> Told {
-        let suspect = |address| Box::new(Suspect::new(address, shared.clone()));
-        let guarded = asked.guarded.map(suspect);
-        if !shared.tells {
-            return Told {
-                account: None,
-                guarded,
-            };
+        if !shared.tells && guarded.is_none() {
+            return Told::default();
         }
-        let account = Account::new(shared.clone(), keys, asked.cost, decision);
-        let account = Arc::new(account);
+        let account = Account::new(shared, keys, cost, guarded, decision);
         if shared.tells_handlers {
             let status = RateLimitStatus::new(account.clone());
             request.extensions_mut().insert(status);
         }
-        Told {
-            account: Some(account),
-            guarded,
-        }
+        Told::of(account)
     }
 
     fn tell_admitted(&self, keys: &[Key], begun: Option<Instant>, decision: &Decision) {

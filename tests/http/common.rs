@@ -298,11 +298,16 @@ impl RateBuckets for LaterBuckets {
     }
 
     fn peek(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
-        self.inner.peek(keys, cost)
+        let (inner, keys) = (self.inner.clone(), keys.to_vec());
+        Reply::Pending(Box::pin(async move { inner.peek(&keys, cost).await }))
     }
 
     fn refund(&self, keys: &[Key], cost: u32) -> Reply<()> {
-        self.inner.refund(keys, cost)
+        let (inner, answers, keys) = (self.inner.clone(), self.answers.clone(), keys.to_vec());
+        Reply::Pending(Box::pin(async move {
+            answers.acquire().await.unwrap().forget();
+            inner.refund(&keys, cost).await;
+        }))
     }
 }
 
