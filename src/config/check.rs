@@ -49,6 +49,15 @@ impl Config {
             if settings.on_failure == Some(OnFailure::LocalShare) {
                 self.store.check_replicas(&at("on_failure"))?;
             }
+            if settings.enforce.is_some_and(|percent| percent > 100) {
+                let problem = "this is a percentage: use 0 to 100";
+                return Err(ConfigError::at(at("enforce"), problem));
+            }
+            if settings.dry_run && settings.enforce.is_some() {
+                let problem =
+                    "a dry run enforces nothing: use either `enforce` or `dry_run = true`";
+                return Err(ConfigError::at(at("enforce"), problem));
+            }
         }
         // Limits of single keys, metrics and Redis know all of them by these alone.
         for (group, settings) in &self.groups {

@@ -10,6 +10,7 @@ use super::kept::Kept;
 use super::key::GroupKey;
 use super::model::{Config, Group, OnFailure};
 use super::path::Prefix;
+use super::statuses::Statuses;
 use super::stores::Stores;
 use crate::concurrency::ConcurrencyLimitLayer;
 use crate::extract::{RequestHead, Shared};
@@ -202,6 +203,14 @@ impl Stack {
             .name(name)
             .headers(settings.headers.into())
             .dry_run(settings.dry_run);
+        if let Some(percent) = settings.enforce {
+            rate = rate.enforce(percent);
+        }
+        if !settings.count.is_empty() {
+            let count = settings.count.clone();
+            rate =
+                rate.count_if(move |response| Statuses::contain(&count, response.status.as_u16()));
+        }
         let (concurrency, concurrency_resumes) =
             concurrency(config, settings, key, name, stores, limits, before);
         let mut concurrency = concurrency;

@@ -61,7 +61,9 @@
 //! | `groups.<name>.exclude` | none | paths that are not limited, with the paths below them, see [below](#paths) |
 //! | `groups.<name>.headers` | `draft` | or `legacy`, `off`: see [`RateLimitHeaders`] |
 //! | `groups.<name>.on_failure` | the store's | what becomes of this group's requests when the store is away |
+//! | `groups.<name>.count` | all | count only requests that are answered so, see [`count_if`]: `4xx`, `401, 403`, or all others with `!2xx`; of several parts any without a `!`, and none with one: `4xx, !404` |
 //! | `groups.<name>.dry_run` | false | decide and tell observers, refuse nobody by rate |
+//! | `groups.<name>.enforce` | 100 | the percentage of keys for which the group's rates are enforced, see [`enforce`]; not next to `dry_run = true` |
 //!
 //! # Keys
 //!
@@ -140,6 +142,8 @@
 //! [`Quota`]: crate::Quota
 //! [`RateLimitHeaders`]: crate::RateLimitHeaders
 //! [`guard_by_ip`]: crate::RateLimitLayer::guard_by_ip
+//! [`count_if`]: crate::RateLimitLayer::count_if
+//! [`enforce`]: crate::RateLimitLayer::enforce
 
 mod admission;
 mod changing;
@@ -154,6 +158,7 @@ mod load;
 mod model;
 mod off;
 mod path;
+mod statuses;
 mod stores;
 mod text;
 

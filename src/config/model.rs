@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::load::Variables;
 use super::path::Prefix;
+use super::statuses::Statuses;
 use super::text::{
     Hidden, SecretBits, Text, Time, list, shown, some_list, some_text, some_whole, table, tables,
     text, texts, truth, whole,
@@ -132,6 +133,10 @@ pub(super) struct Group {
     pub(super) on_failure: Option<OnFailure>,
     #[serde(deserialize_with = "truth")]
     pub(super) dry_run: bool,
+    #[serde(deserialize_with = "some_whole")]
+    pub(super) enforce: Option<u8>,
+    #[serde(deserialize_with = "some_list")]
+    pub(super) count: Vec<Statuses>,
 }
 
 /// What stands in place of a group's `rate` or `rates` for some requests.

@@ -1,7 +1,8 @@
 //! What one request is charged, shared by its handler and its response.
 
-use std::ops::DerefMut;
+use std::ops::{Deref, DerefMut};
 use std::pin::Pin;
+use std::slice;
 use std::sync::{Arc, OnceLock};
 
 use http::{HeaderMap, Response};
@@ -18,7 +19,11 @@ use crate::store::Reply;
 use crate::sync::{Mutex, lock};
 
 /// The keys of a request, one for each policy of its layer.
-pub(super) type Keys = SmallVec<[Key; 2]>;
+pub(super) enum Keys {
+    /// The usual case, which is cheap to copy.
+    One(Key),
+    Several(SmallVec<[Key; 2]>),
+}
 
 /// A refund that the store has not answered yet.
 pub(super) type Refund = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -43,6 +48,28 @@ struct Balance {
     decision: Decision,
 }
 
+impl Keys {
+    #[inline]
+    pub(super) fn copy(keys: &[Key]) -> Self {
+        match keys {
+            [key] => Self::One(*key),
+            keys => Self::Several(SmallVec::from_slice(keys)),
+        }
+    }
+}
+
+impl Deref for Keys {
+    type Target = [Key];
+
+    #[inline]
+    fn deref(&self) -> &[Key] {
+        match self {
+            Self::One(key) => slice::from_ref(key),
+            Self::Several(keys) => keys,
+        }
+    }
+}
+
 impl Account {
     #[inline]
     pub(super) fn new(
@@ -54,11 +81,7 @@ impl Account {
     ) -> Arc<Self> {
         Arc::new(Self {
             shared: shared.clone(),
-            keys: match keys {
-                // Without a call that copies so little.
-                [key] => Keys::from_buf_and_len([*key; 2], 1),
-                keys => Keys::from_slice(keys),
-            },
+            keys: Keys::copy(keys),
             cost,
             decision,
             changed: OnceLock::new(),

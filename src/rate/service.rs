@@ -179,7 +179,7 @@ where
                 decision,
                 service,
                 request,
-                keys: Keys::from_slice(keys),
+                keys: Keys::copy(keys),
                 asked,
                 shared: shared.clone(),
             });

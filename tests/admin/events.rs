@@ -1,9 +1,16 @@
 //! What listeners are told. The clock stands still until everybody waits for it.
 
+use axum::Router;
 use axum::body::Body;
+use axum::routing::get;
 use http::Request;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
+use tower_admission::admin::{self, Recorder, Token};
+use tower_admission::{
+    ClientIp, ConcurrencyLimitLayer, Key, Limits, PeerAddr, Policy, Quota, RateLimitLayer,
+    RequestHead,
+};
 
 use super::{Service, operator};
 
@@ -187,6 +194,47 @@ async fn addresses_and_other_keys_refused_most_are_told_in_order() {
         { "key": "org:a", "count": 1 },
     ]);
     assert_eq!(second["refused_keys"], expected);
+}
+
+/// An attack with made-up tokens comes from an address.
+#[tokio::test(start_paused = true)]
+async fn the_key_of_an_event_is_the_one_whose_limit_rejected() {
+    let recorder = Recorder::new();
+    let by_token = |head: RequestHead<'_>| {
+        let token = head.headers.get("secret")?;
+        Some(Key::new("bearer", token.as_bytes()))
+    };
+    let calls = RateLimitLayer::by(by_token, Policy::new("token", Quota::per_hour(100)))
+        .and_by(ClientIp::peer(), Policy::new("ip", Quota::per_hour(2)))
+        .name("api")
+        .observe(recorder.clone());
+    let limits = Limits::new();
+    let token = Token::new(super::TOKEN).unwrap();
+    let service = Service {
+        app: Router::new()
+            .route("/call", get(|| async { "hello" }).layer(calls))
+            .nest("/admin", admin::router(&limits, &recorder, token)),
+        limits,
+        chat: ConcurrencyLimitLayer::new(1).limiter(),
+    };
+    let mut events = Events::open(&service).await;
+    for n in 0..5 {
+        let peer = std::net::SocketAddr::from(([192, 0, 2, 1], 1));
+        let request = Request::get("/call")
+            .header("secret", format!("made-up-{n}"))
+            .extension(PeerAddr(peer));
+        service.send(request.body(Body::empty()).unwrap()).await;
+    }
+    events.until("history").await;
+    for outcome in ["admitted", "admitted", "refused", "refused", "refused"] {
+        let (_, decision) = events.next().await;
+        assert_eq!(decision["outcome"], outcome);
+        assert_eq!(decision["policy"], "ip");
+        assert_eq!(decision["key"], "ip:192.0.2.1");
+    }
+    let (second, _) = events.until("second").await;
+    let refused = json!([{ "key": "ip:192.0.2.1", "count": 3 }]);
+    assert_eq!(second["refused_keys"], refused);
 }
 
 #[tokio::test(start_paused = true)]

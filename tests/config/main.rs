@@ -4,6 +4,7 @@ mod errors;
 mod follow;
 mod keys;
 mod off;
+mod outcomes;
 mod paths;
 mod redis;
 mod reload;

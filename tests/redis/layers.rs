@@ -9,7 +9,9 @@ use hyper::body::Bytes;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_admission::extract::{ClientIp, Shared};
 use tower_admission::store::{FailureMode, RateStore, RedisStore};
-use tower_admission::{Key, Quota, RateLimitByTokenLayer, RateLimitLayer, RateLimiter};
+use tower_admission::{
+    Key, Quota, RateLimitByTokenLayer, RateLimitLayer, RateLimitStatus, RateLimiter,
+};
 
 use crate::server::{Server, free_port, store, until};
 
@@ -39,6 +41,71 @@ async fn a_layer_counts_in_redis() {
     assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
     assert!(refused.headers().contains_key("retry-after"));
     assert_eq!(ask(&replicas[0], "bob").await.status(), StatusCode::OK);
+}
+
+/// Asks with a handler that answers with this status, after it did this with its own.
+async fn answered<K>(layer: &RateLimitLayer<K>, code: u16, charge: u32) -> Response<()> {
+    let handler = service_fn(async move |request: Request<()>| {
+        let status: RateLimitStatus = request.extensions().get().cloned().unwrap();
+        let charged = status.charge(charge).await;
+        let code = if charged.is_ok() { code } else { 429 };
+        let response = Response::builder().status(code).body(Empty::<Bytes>::new());
+        Ok::<_, Infallible>(response.unwrap())
+    });
+    let request = Request::builder().header("authorization", "Bearer alice");
+    let response = layer.layer(handler).oneshot(request.body(()).unwrap());
+    response.await.unwrap().map(|_| ())
+}
+
+fn remaining(response: &Response<()>) -> &str {
+    let told = response.headers()["ratelimit"].to_str().unwrap();
+    told.split(';').nth(1).unwrap()
+}
+
+#[tokio::test]
+async fn a_response_that_does_not_count_is_refunded_in_redis() {
+    let server = Server::start().await;
+    let layer = RateLimitByTokenLayer::new(Quota::per_hour(10))
+        .and_by(Shared, Quota::per_hour(1000))
+        .store(server.store())
+        .count_if(|response| response.status == 401);
+    for (code, charge, left) in [
+        (200, 0, "r=10"),
+        (401, 0, "r=9"),
+        (200, 4, "r=9"),
+        (401, 4, "r=4"),
+        (200, 0, "r=4"),
+    ] {
+        let response = answered(&layer, code, charge).await;
+        assert_eq!(response.status(), code);
+        assert_eq!(remaining(&response), left);
+    }
+    // Charged before the call, it does not fit.
+    assert_eq!(answered(&layer, 200, 4).await.status(), 429);
+    let keys = [Key::new("bearer", b"alice"), Key::SHARED];
+    let left = layer.limiter().peek_all(&keys, 0).await;
+    let left = left.usages().iter().map(|usage| usage.remaining());
+    assert_eq!(left.collect::<Vec<_>>(), [4, 994]);
+}
+
+/// The refund is lost, and the response is sent all the same with the numbers that are known.
+#[tokio::test]
+async fn a_refund_does_not_wait_longer_than_the_deadline() {
+    let server = Server::start().await;
+    let layer = RateLimitByTokenLayer::new(Quota::per_hour(10))
+        .store(server.store().deadline(Duration::from_millis(200)))
+        .count_if(|_| false);
+    assert_eq!(remaining(&answered(&layer, 200, 0).await), "r=10");
+    let handler = service_fn(|_: Request<()>| {
+        server.signal("STOP");
+        handler(Request::new(()))
+    });
+    let request = Request::builder().header("authorization", "Bearer alice");
+    let response = layer.layer(handler).oneshot(request.body(()).unwrap());
+    let response = response.await.unwrap().map(|_| ());
+    server.signal("CONT");
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(remaining(&response), "r=9");
 }
 
 #[tokio::test]
