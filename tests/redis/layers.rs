@@ -45,7 +45,7 @@ async fn a_layer_counts_in_redis() {
 
 /// Asks with a handler that answers with this status, after it did this with its own.
 async fn answered<K>(layer: &RateLimitLayer<K>, code: u16, charge: u32) -> Response<()> {
-    let handler = service_fn(async move |request: Request<()>| {
+    let handler = service_fn(move |request: Request<()>| async move {
         let status: RateLimitStatus = request.extensions().get().cloned().unwrap();
         let charged = status.charge(charge).await;
         let code = if charged.is_ok() { code } else { 429 };
