@@ -1,5 +1,6 @@
 //! The answer of a limiter, with its numbers.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,10 +14,9 @@ const INLINE: usize = 2;
 /// What a limiter decided about one request, and what the caller has left.
 ///
 /// The numbers of the decision itself are those of the quota that binds: the one that makes the
-/// caller wait longest when the request is refused, and the one with the least left when it is
-/// admitted.
+/// caller wait longest when the request is rejected, and the one with the least left when it is
+/// admitted. Of equals it is the one that resets last.
 #[derive(Debug, PartialEq, Eq)]
-#[must_use = "a decision that nobody acts on limits nothing"]
 pub struct Decision {
     admitted: bool,
     usages: SmallVec<[Usage; INLINE]>,
@@ -156,7 +156,7 @@ impl Decision {
     /// Which of the usages an admitted request is told, by its place.
     pub(crate) fn least(&self) -> Option<usize> {
         let usages = self.usages.iter().enumerate();
-        let least = usages.min_by_key(|(_, usage)| usage.remaining);
+        let least = usages.min_by_key(|(_, usage)| (usage.remaining, Reverse(usage.reset)));
         least.map(|(at, _)| at)
     }
 
@@ -164,7 +164,9 @@ impl Decision {
         if self.is_admitted() {
             self.least().map(|at| &self.usages[at])
         } else {
-            self.usages.iter().max_by_key(|usage| usage.wait)
+            self.usages
+                .iter()
+                .max_by_key(|usage| (usage.wait, usage.reset))
         }
     }
 }
@@ -261,6 +263,19 @@ mod tests {
         assert_eq!(decision.remaining(), Some(1));
         assert_eq!(decision.reset(), Some(9 * SECOND));
         assert_eq!(decision.retry_after(), None);
+    }
+
+    #[test]
+    fn the_later_reset_speaks_of_quotas_with_equally_much_left() {
+        let (soon, late) = (
+            Usage::admitted(10, 1, SECOND),
+            Usage::admitted(20, 1, 9 * SECOND),
+        );
+        for usages in [[soon, late], [late, soon]] {
+            let decision = Decision::from_usages(usages);
+            assert_eq!(decision.limit(), Some(20));
+            assert_eq!(decision.reset(), Some(9 * SECOND));
+        }
     }
 
     #[test]

@@ -299,13 +299,28 @@ impl ConcurrencyLimitLayer {
         self
     }
 
-    /// What a refused client is told to wait, rounded up to seconds; `None` or zero for
-    /// no advice.
+    /// Sets the wait in the rejections of a service at capacity and of a key at its limit, in whole
+    /// seconds, rounded up; `None` or zero for none.
     ///
-    /// Default: [one second](ConcurrencyLimiter::DEFAULT_RETRY_AFTER). When capacity frees up
-    /// cannot be known.
+    /// Default: [one second](ConcurrencyLimiter::DEFAULT_RETRY_AFTER), as the time until capacity is
+    /// free cannot be known.
     pub fn retry_after(self, wait: Option<Duration>) -> Self {
         self.with(|shared| shared.limiter = shared.limiter.clone().retry_after(wait))
+    }
+
+    /// Adds a random time of at most `jitter` to the wait of each rejection at capacity (503), so that
+    /// clients which are rejected together do not come back together. Default: zero.
+    ///
+    /// Use several seconds: `Retry-After` has whole ones. A rejection without a
+    /// [wait](Self::retry_after) stays without.
+    pub fn retry_after_jitter(self, jitter: Duration) -> Self {
+        self.with(|shared| shared.limiter = shared.limiter.clone().retry_after_jitter(jitter))
+    }
+
+    /// Sets whether a rejection with a `Retry-After` also has `retry-after-ms`; see
+    /// [`RateLimitLayer::retry_after_ms`](crate::RateLimitLayer::retry_after_ms). Default: false.
+    pub fn retry_after_ms(self, retry_after_ms: bool) -> Self {
+        self.with(|shared| shared.answers.set_retry_after_ms(retry_after_ms))
     }
 
     /// Lets requests through that this says `true` to; they are not counted.
@@ -313,7 +328,7 @@ impl ConcurrencyLimitLayer {
         self.with(|shared| shared.skip = Some(Arc::new(skip)))
     }
 
-    /// How refusals are said. Default: [`Negotiated`](crate::respond::Negotiated).
+    /// Sets how rejected requests are answered. Default: [`Negotiated`](crate::respond::Negotiated).
     pub fn respond(self, responder: impl Responder) -> Self {
         self.with(|shared| shared.answers.set_responder(responder))
     }

@@ -202,6 +202,7 @@ impl Stack {
         let mut rate = rate
             .name(name)
             .headers(settings.headers.into())
+            .retry_after_ms(settings.retry_after_ms)
             .dry_run(settings.dry_run);
         if let Some(percent) = settings.enforce {
             rate = rate.enforce(percent);
@@ -213,7 +214,7 @@ impl Stack {
         }
         let (concurrency, concurrency_resumes) =
             concurrency(config, settings, key, name, stores, limits, before);
-        let mut concurrency = concurrency;
+        let mut concurrency = concurrency.retry_after_ms(settings.retry_after_ms);
         if !exclude.is_empty() {
             let excluded = exclude.clone();
             rate = rate.skip(move |head| skip(head, &excluded));

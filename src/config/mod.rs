@@ -59,7 +59,8 @@
 //! | `groups.<name>.bad_credentials_per_ip` | off | a quota of 401 and 403 answers for each address, see [`guard_by_ip`] |
 //! | `groups.<name>.key` | `token` | which key is charged, see [below](#keys) |
 //! | `groups.<name>.exclude` | none | paths that are not limited, with the paths below them, see [below](#paths) |
-//! | `groups.<name>.headers` | `draft` | or `legacy`, `off`: see [`RateLimitHeaders`] |
+//! | `groups.<name>.headers` | `draft` | or `draft-6`, `legacy`, `legacy-epoch`, `off`: see [`RateLimitHeaders`] |
+//! | `groups.<name>.retry_after_ms` | false | whether rejections have `retry-after-ms`, in milliseconds, next to `Retry-After` |
 //! | `groups.<name>.on_failure` | the store's | what becomes of this group's requests when the store is away |
 //! | `groups.<name>.count` | all | count only requests that are answered so, see [`count_if`]: `4xx`, `401, 403`, or all others with `!2xx`; of several parts any without a `!`, and none with one: `4xx, !404` |
 //! | `groups.<name>.dry_run` | false | decide and tell observers, refuse nobody by rate |

@@ -129,6 +129,8 @@ pub(super) struct Group {
     pub(super) exclude: Vec<Prefix>,
     #[serde(deserialize_with = "text")]
     pub(super) headers: Dialect,
+    #[serde(deserialize_with = "truth")]
+    pub(super) retry_after_ms: bool,
     #[serde(deserialize_with = "some_text")]
     pub(super) on_failure: Option<OnFailure>,
     #[serde(deserialize_with = "truth")]
@@ -230,14 +232,18 @@ pub(super) enum KeySource {
 pub(super) enum Dialect {
     #[default]
     Draft,
+    Draft6,
     Legacy,
+    LegacyEpoch,
     Off,
 }
 
 impl Words for Dialect {
     const WORDS: &[(&str, Self)] = &[
         ("draft", Self::Draft),
+        ("draft-6", Self::Draft6),
         ("legacy", Self::Legacy),
+        ("legacy-epoch", Self::LegacyEpoch),
         ("off", Self::Off),
     ];
 }
@@ -246,7 +252,9 @@ impl From<Dialect> for RateLimitHeaders {
     fn from(dialect: Dialect) -> Self {
         match dialect {
             Dialect::Draft => Self::Draft,
+            Dialect::Draft6 => Self::Draft6,
             Dialect::Legacy => Self::Legacy,
+            Dialect::LegacyEpoch => Self::LegacyEpoch,
             Dialect::Off => Self::Off,
         }
     }

@@ -201,6 +201,7 @@ impl RateLimiter {
     /// When the store does not answer at once; the memory store does. Use
     /// [`decide`](Self::decide) with one that does not.
     #[inline]
+    #[must_use = "a request that goes on in spite of a rejection is not limited"]
     pub fn check(&self, key: &Key) -> Decision {
         self.check_n(key, 1)
     }
@@ -214,6 +215,7 @@ impl RateLimiter {
     ///
     /// As [`check`](Self::check).
     #[inline]
+    #[must_use = "a request that goes on in spite of a rejection is not limited"]
     pub fn check_n(&self, key: &Key, cost: u32) -> Decision {
         now(self.decide(slice::from_ref(key), cost))
     }
@@ -223,6 +225,7 @@ impl RateLimiter {
     /// # Panics
     ///
     /// As [`check`](Self::check).
+    #[must_use]
     pub fn peek(&self, key: &Key) -> Decision {
         now(self.peek_all(slice::from_ref(key), 1))
     }

@@ -10,7 +10,7 @@ use crate::observe::Observer;
 use crate::respond::Responder;
 
 impl<K: KeyExtractor> RateLimitLayer<K> {
-    /// Which headers tell clients what is left. Default: [`RateLimitHeaders::Draft`].
+    /// Sets which response fields report the limits. Default: [`RateLimitHeaders::Draft`].
     pub fn headers(mut self, headers: RateLimitHeaders) -> Self {
         self.dialect = headers;
         self.with(|shared| shared.headers = Headers::new(headers, &shared.limiter))
@@ -151,9 +151,18 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
         self.with(|shared| shared.name = name.into())
     }
 
-    /// How refusals are said. Default: [`Negotiated`](crate::respond::Negotiated).
+    /// Sets how rejected requests are answered. Default: [`Negotiated`](crate::respond::Negotiated).
     pub fn respond(self, responder: impl Responder) -> Self {
         self.with(|shared| shared.answers.set_responder(responder))
+    }
+
+    /// Sets whether a rejection with a `Retry-After` also has `retry-after-ms`, in milliseconds,
+    /// rounded up. Default: false.
+    ///
+    /// Clients of Azure and OpenAI read it first, so that a wait of 100 ms does not become a second.
+    /// A responder that sets `Retry-After` itself gets no field beside it.
+    pub fn retry_after_ms(self, retry_after_ms: bool) -> Self {
+        self.with(|shared| shared.answers.set_retry_after_ms(retry_after_ms))
     }
 
     /// Adds an observer. Default: none.

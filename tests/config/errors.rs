@@ -38,6 +38,7 @@ fn each_field_is_read() {
         key = "bearer"
         exclude = ["/api/health", "/api/metrics"]
         headers = "legacy"
+        retry_after_ms = true
         on_failure = "closed"
         dry_run = true
 
@@ -177,7 +178,7 @@ fn what_is_wrong_says_where_and_what_would_be_right() {
         ),
         (
             "[groups.api]\nheaders = 'yes'",
-            "groups.api.headers: \"yes\" is none of `draft`, `legacy`, `off`",
+            "groups.api.headers: \"yes\" is none of `draft`, `draft-6`, `legacy`, `legacy-epoch`, `off`",
         ),
         (
             "[groups.a]\npath = '/x'\n[groups.b]\npath = '/x/'",

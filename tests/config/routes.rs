@@ -97,7 +97,18 @@ async fn settings_are_those_of_the_layers() {
         path = "/legacy"
         rate = "5/h"
         headers = "legacy"
+        retry_after_ms = true
         key = "ip"
+
+        [groups.six]
+        path = "/six"
+        rate = "5/h"
+        headers = "draft-6"
+
+        [groups.epoch]
+        path = "/epoch"
+        rate = "5/h"
+        headers = "legacy-epoch"
 
         [groups.dry]
         path = "/dry"
@@ -109,6 +120,7 @@ async fn settings_are_those_of_the_layers() {
         path = "/full"
         name = "AI Bridge"
         concurrency = 1
+        retry_after_ms = true
 
         [groups.login]
         path = "/login"
@@ -132,11 +144,23 @@ async fn settings_are_those_of_the_layers() {
     assert_eq!(admitted(&app, "/legacy", "bob").await, 0);
     let told = send(&app, "/legacy", "alice").await;
     assert_eq!(told.headers()["x-ratelimit-limit"], "5");
+    let number = |name: &str| -> u64 { told.headers()[name].to_str().unwrap().parse().unwrap() };
+    assert_eq!(
+        number("retry-after-ms").div_ceil(1000),
+        number("retry-after")
+    );
+    let told = send(&app, "/six", "alice").await;
+    assert_eq!(told.headers()["ratelimit-limit"], "5");
+    assert_eq!(told.headers()["ratelimit-policy"], "5;w=3600");
+    let told = send(&app, "/epoch", "alice").await;
+    let reset = told.headers()["x-ratelimit-reset"].to_str().unwrap();
+    assert!(reset.parse::<u64>().unwrap() > 1_700_000_000);
     assert_eq!(admitted(&app, "/dry", "alice").await, 10);
 
     let held = send(&app, "/full", "alice").await;
     let refused = send(&app, "/full", "bob").await;
     assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(refused.headers()["retry-after-ms"], "1000");
     let body = axum::body::to_bytes(refused.into_body(), 1000)
         .await
         .unwrap();

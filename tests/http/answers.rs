@@ -2,13 +2,18 @@
 
 use http::{Request, Response};
 use serde_json::{Value, json};
+use tonic::Code;
 use tower::Layer;
 use tower_admission::extract::KeyExtractor;
 use tower_admission::respond::{Plain, Problem};
-use tower_admission::{ConcurrencyLimitLayer, Policy, Quota, RateLimitLayer};
+use tower_admission::{
+    ConcurrencyLimitLayer, Decision, Key, Limits, MemoryStore, Policy, Quota, RateLimitLayer,
+    RateLimiter, Reason, Rejection, RequestHead,
+};
 
 use crate::common::{
-    BoxedBody, Counting, boxed, by_user, header, request, send, status, text, user, with_header,
+    BoxedBody, Counting, SECOND, boxed, by_user, header, request, send, status, text, user,
+    with_header,
 };
 
 type Refused = Response<BoxedBody>;
@@ -203,4 +208,96 @@ async fn a_weight_of_zero_is_a_no() {
             "{accept}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_closure_answers_with_any_body_that_converts() {
+    async fn answered(layer: ConcurrencyLimitLayer) -> String {
+        text(send(&layer.layer(Counting::default()), request()).await).await
+    }
+    let full = ConcurrencyLimitLayer::deny_all;
+    let with_str = full().respond(|_: &Rejection, _: RequestHead<'_>| Response::new("full"));
+    assert_eq!(answered(with_str).await, "full");
+    let with_string = full().respond(|rejection: &Rejection, head: RequestHead<'_>| {
+        Response::new(format!("{} {}", head.method, rejection.reason().as_str()))
+    });
+    assert_eq!(answered(with_string).await, "GET at_capacity");
+    let with_bytes = full().respond(|_: &Rejection, _: RequestHead<'_>| {
+        Response::new(bytes::Bytes::from_static(b"full"))
+    });
+    assert_eq!(answered(with_bytes).await, "full");
+    let with_vec = full().respond(|_: &Rejection, _: RequestHead<'_>| Response::new(vec![b'x']));
+    assert_eq!(answered(with_vec).await, "x");
+}
+
+#[test]
+fn each_reason_has_one_status_and_one_grpc_code() {
+    for (reason, status, code) in [
+        (Reason::AtCapacity, 503, Code::Unavailable),
+        (Reason::Unavailable, 503, Code::Unavailable),
+        (Reason::KeyAtCapacity, 429, Code::ResourceExhausted),
+        (Reason::QuotaExceeded, 429, Code::ResourceExhausted),
+        (Reason::CostExceedsQuota, 429, Code::ResourceExhausted),
+        (Reason::AbnormalUsage, 429, Code::ResourceExhausted),
+        (Reason::Denied, 403, Code::PermissionDenied),
+    ] {
+        assert_eq!(reason.status(), status);
+        assert_eq!(Code::from(i32::from(reason.grpc_code())), code);
+    }
+}
+
+#[test]
+fn a_decision_that_rejects_is_an_error_with_its_reason() {
+    let key = Key::id("user", "alice");
+    let limiter = RateLimiter::new(Quota::per_hour(2));
+    assert!(limiter.check(&key).into_result().is_ok());
+    let costly = limiter.check_n(&key, 3).into_result().unwrap_err();
+    assert_eq!(costly.reason(), Reason::CostExceedsQuota);
+    assert_eq!(costly.retry_after(), None);
+    assert!(limiter.check(&key).into_result().is_ok());
+    let rejection = limiter.check(&key).into_result().unwrap_err();
+    assert_eq!(rejection.reason(), Reason::QuotaExceeded);
+    let wait = rejection.retry_after().unwrap();
+    assert!(wait > 1799 * SECOND && wait <= 1800 * SECOND, "{wait:?}");
+    assert_eq!(rejection.decision().unwrap().limit(), Some(2));
+
+    let denied = RateLimiter::new(Quota::deny_all())
+        .check(&key)
+        .into_result();
+    assert_eq!(denied.unwrap_err().reason(), Reason::Denied);
+    let away = Decision::unavailable().into_result().unwrap_err();
+    assert_eq!(away.reason(), Reason::Unavailable);
+    assert_eq!(away.retry_after(), Some(SECOND));
+    let changed = RateLimiter::with_limits(
+        Policy::new("mails", Quota::per_hour(9)),
+        &MemoryStore::new(),
+        &Limits::new(),
+    );
+    changed
+        .set_policy(Policy::new("mails", Quota::deny_all()))
+        .unwrap();
+    let rejection = changed.check(&key).into_result().unwrap_err();
+    assert!(rejection.violated_policies().eq(["mails"]));
+}
+
+#[tokio::test]
+async fn a_rejection_is_a_response_of_a_handler() {
+    let mails = RateLimiter::new(Quota::per_hour(1));
+    let handler = move || async move {
+        mails.check(&Key::id("user", "alice")).into_result()?;
+        Ok::<_, Rejection>("sent")
+    };
+    let app: axum::Router = axum::Router::new().route("/", axum::routing::get(handler));
+    let get = || Request::new(axum::body::Body::empty());
+    assert_eq!(status(&app, get()).await, 200);
+    let rejected = send(&app, get()).await;
+    assert_eq!(rejected.status(), 429);
+    assert_eq!(header(&rejected, "retry-after"), Some("3600"));
+    assert_eq!(header(&rejected, "cache-control"), Some("no-store"));
+    assert_eq!(
+        header(&rejected, "content-type"),
+        Some("application/problem+json")
+    );
+    let problem: Value = serde_json::from_str(&text(rejected).await).unwrap();
+    assert_eq!(problem["title"], "Quota exceeded");
 }

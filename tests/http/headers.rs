@@ -8,6 +8,7 @@ use sfv::{BareItem, List, ListEntry, Parser};
 use tower::Layer;
 use tower_admission::{
     ConcurrencyLimitLayer, Policy, Quota, RateLimitByTokenLayer, RateLimitHeaders, RateLimitLayer,
+    Rejection, RequestHead,
 };
 
 use crate::common::{
@@ -340,5 +341,79 @@ async fn capacity_advises_what_is_configured() {
         let layer = ConcurrencyLimitLayer::deny_all().retry_after(wait);
         let refused = send(&layer.layer(Counting::default()), user("alice")).await;
         assert_eq!(retry_after(&refused), told, "{wait:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_wait_in_milliseconds_is_there_only_if_it_is_asked_for() {
+    let (layer, clock) = timed(by_user, Quota::per_second(2).burst(1));
+    let without = layer.clone().layer(Counting::default());
+    let with = layer.retry_after_ms(true).layer(Counting::default());
+    let admitted = send(&with, user("alice")).await;
+    assert_eq!(header(&admitted, "retry-after-ms"), None);
+    clock.advance(Duration::from_nanos(123_456_789));
+    let rejected = send(&with, user("alice")).await;
+    assert_eq!(
+        header(&rejected, "retry-after-ms"),
+        Some("377"),
+        "rounded up"
+    );
+    assert_eq!(retry_after(&rejected), Some(1));
+    let rejected = send(&without, user("alice")).await;
+    assert_eq!(header(&rejected, "retry-after-ms"), None);
+
+    let full = ConcurrencyLimitLayer::deny_all().retry_after(Some(Duration::from_nanos(1)));
+    let rejected = send(&full.clone().layer(Counting::default()), user("alice")).await;
+    assert_eq!(header(&rejected, "retry-after-ms"), None);
+    let full = full.retry_after_ms(true);
+    let rejected = send(&full.layer(Counting::default()), user("alice")).await;
+    assert_eq!(header(&rejected, "retry-after-ms"), Some("1"));
+    let full = full.retry_after(None).layer(Counting::default());
+    let rejected = send(&full, user("alice")).await;
+    assert_eq!(header(&rejected, "retry-after-ms"), None);
+}
+
+#[tokio::test]
+async fn a_wait_in_milliseconds_never_contradicts_a_responder() {
+    let layer = ConcurrencyLimitLayer::deny_all()
+        .retry_after_ms(true)
+        .respond(|_: &Rejection, _: RequestHead<'_>| {
+            let mut response = Response::new("later");
+            response
+                .headers_mut()
+                .insert("retry-after", "60".parse().unwrap());
+            response
+        });
+    let rejected = send(&layer.layer(Counting::default()), user("alice")).await;
+    assert_eq!(retry_after(&rejected), Some(60));
+    assert_eq!(header(&rejected, "retry-after-ms"), None);
+}
+
+#[tokio::test]
+async fn clients_rejected_at_capacity_come_back_apart_from_each_other() {
+    let wait = Duration::from_secs(2);
+    let layer = ConcurrencyLimitLayer::deny_all()
+        .retry_after(Some(wait))
+        .retry_after_jitter(100 * SECOND);
+    let service = layer.clone().layer(Counting::default());
+    let mut waits = std::collections::BTreeSet::new();
+    for _ in 0..200 {
+        let rejected = send(&service, user("alice")).await;
+        let wait = retry_after(&rejected).unwrap();
+        assert!((2..=102).contains(&wait), "{wait}");
+        waits.insert(wait);
+    }
+    assert!(waits.len() > 1, "{waits:?}");
+    // No wait is configured, so there is none to spread.
+    let service = layer.retry_after(None).layer(Counting::default());
+    assert_eq!(retry_after(&send(&service, user("alice")).await), None);
+    // A key at its own limit has no crowd to come back with.
+    let layer = ConcurrencyLimitLayer::new(9)
+        .per_key(by_user, 1)
+        .retry_after_jitter(100 * SECOND);
+    let service = layer.layer(Counting::default());
+    let _held = send(&service, user("alice")).await;
+    for _ in 0..9 {
+        assert_eq!(retry_after(&send(&service, user("alice")).await), Some(1));
     }
 }

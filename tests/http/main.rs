@@ -50,4 +50,5 @@ mod table;
 mod tiers;
 mod types;
 mod upgrades;
+mod upstream;
 mod wait;

@@ -12,7 +12,7 @@ use tower_admission::extract::ByToken;
 use tower_admission::store::{
     FailureMode, LeaseLimits, LeaseSlots, LeaseStore, LeaseUsage, Leased, RedisStore, suite,
 };
-use tower_admission::{ConcurrencyLimitLayer, Key, Reason, ResponseBody};
+use tower_admission::{ConcurrencyLimitLayer, Key, Reason, PermitBody};
 
 use crate::server::{Server, free_port, store, until};
 
@@ -314,7 +314,7 @@ async fn slots_come_back_when_redis_was_away_for_their_release() {
 
 // Layers.
 
-type Body = ResponseBody<Full<Bytes>>;
+type Body = PermitBody<Full<Bytes>>;
 
 async fn ask(layer: &ConcurrencyLimitLayer, token: &str) -> Response<Body> {
     let service = layer.layer(service_fn(async |_: Request<()>| {

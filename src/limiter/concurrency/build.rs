@@ -63,6 +63,11 @@ impl ConcurrencyLimiter {
         self
     }
 
+    pub(crate) fn retry_after_jitter(mut self, jitter: Duration) -> Self {
+        Arc::make_mut(&mut self.0).retry_after_jitter = jitter;
+        self
+    }
+
     pub(crate) fn observed(mut self, observer: Arc<dyn Observer>) -> Self {
         Arc::make_mut(&mut self.0).observer = Some(observer);
         self

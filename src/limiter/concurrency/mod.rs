@@ -50,6 +50,8 @@ struct Limit {
     /// What the limits are told of this limiter; see `settled`.
     limited: Option<Arc<dyn Limited>>,
     retry_after: Option<Duration>,
+    /// At most so much is added to the wait of a rejection at capacity.
+    retry_after_jitter: Duration,
     observer: Option<Arc<dyn Observer>>,
     /// Where other replicas see what is in flight here.
     leases: Option<Arc<dyn LeaseSlots>>,
@@ -89,6 +91,7 @@ impl ConcurrencyLimiter {
             limits: None,
             limited: None,
             retry_after: Some(Self::DEFAULT_RETRY_AFTER),
+            retry_after_jitter: Duration::ZERO,
             observer: None,
             leases: None,
         }));
@@ -331,7 +334,9 @@ impl ConcurrencyLimiter {
 
     #[cold]
     pub(super) fn at_capacity(&self) -> Rejection {
-        self.rejection(Reason::AtCapacity)
+        let jitter = self.0.retry_after_jitter.mul_f64(fastrand::f64());
+        let wait = self.0.retry_after.map(|wait| wait.saturating_add(jitter));
+        self.rejection(Reason::AtCapacity).with_retry_after(wait)
     }
 
     #[cold]

@@ -1,6 +1,7 @@
-//! Where the memory store's time comes from.
+//! Where the memory store's time comes from, and the wall clock.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use governor::clock::{Clock, QuantaClock, Reference};
 use governor::nanos::Nanos;
@@ -30,6 +31,15 @@ impl Clock for RealClock {
     fn now(&self) -> Self::Instant {
         self.clock.now()
     }
+}
+
+/// The wall clock, as the time since the Unix epoch, for protocols that have it. Nothing is decided by
+/// it: it may step.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads it")]
+pub(crate) fn since_epoch() -> Duration {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    // Before 1970.
+    now.unwrap_or_default()
 }
 
 /// What a store measures times to live with: nanoseconds since it was made.
@@ -142,8 +152,7 @@ pub struct TestClock(std::sync::Arc<std::sync::atomic::AtomicU64>);
 
 #[cfg(feature = "test-util")]
 mod test_clock {
-    use super::{Clock, Nanos, Ordering, TestClock};
-    use std::time::Duration;
+    use super::{Clock, Duration, Nanos, Ordering, TestClock};
 
     impl TestClock {
         /// Moves the time forward.

@@ -1,0 +1,78 @@
+//! One structured list out of a response's own field and the layer's.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use sfv::{BareItem, FieldType, List, ListEntry, Parser};
+
+/// Merges the last line of a field, which reports the quotas `ours`, with the lines before it, so that
+/// all of them are one List (RFC 9651) that names each quota once.
+#[cold]
+pub(super) fn merge_last_line(field: &HeaderName, ours: &[Arc<str>], headers: &mut HeaderMap) {
+    let mut lines: Vec<HeaderValue> = headers.get_all(field).iter().cloned().collect();
+    let Some(last) = lines.pop() else {
+        return;
+    };
+    let lines: Vec<&[u8]> = lines.iter().map(HeaderValue::as_bytes).collect();
+    match members_besides(ours, &lines.join(&b", "[..])) {
+        Some(others) => {
+            headers.insert(field, others);
+            headers.append(field, last);
+        }
+        None => {
+            headers.insert(field, last);
+        }
+    }
+}
+
+/// The members of a List that are not `ours`; `None` if there are none, or the field is no List.
+///
+/// A member is an Item with a String, as the draft has it: a client may ignore a field with any other,
+/// and with it the members that are ours. Of several members of one name the last stays, as with keys
+/// of a Dictionary (RFC 9651 §3.2).
+fn members_besides(ours: &[Arc<str>], field: &[u8]) -> Option<HeaderValue> {
+    let list: List = Parser::new(field).parse().ok()?;
+    let mut names = HashSet::new();
+    let mut others: List = Vec::with_capacity(list.len());
+    for entry in list.into_iter().rev() {
+        let ListEntry::Item(item) = &entry else {
+            continue;
+        };
+        let BareItem::String(name) = &item.bare_item else {
+            continue;
+        };
+        let is_ours = ours.iter().any(|ours| **ours == *name.as_str());
+        if !is_ours && names.insert(name.as_str().to_owned()) {
+            others.push(entry);
+        }
+    }
+    others.reverse();
+    HeaderValue::from_maybe_shared(Bytes::from(others.serialize()?)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_members_stay_and_ours_go() {
+        let ours = ["a".into(), "b \"\\".into()];
+        for (field, others) in [
+            (r#""c";r=1;t=2, "d";x=?0"#, Some(r#""c";r=1;t=2, "d";x=?0"#)),
+            (r#""a";r=1, "c""#, Some(r#""c""#)),
+            (r#""b \"\\";r=1"#, None),
+            (r#""c";r=1, "d", "c";r=2"#, Some(r#""d", "c";r=2"#)),
+            (r#"c;r=1, 100;w=60, ("c" "d"), "e""#, Some(r#""e""#)),
+            ("limit=100, remaining=50, reset=30", None),
+            (r#""c";r=1,"#, None),
+            (r#", "c";r=1"#, None),
+            ("", None),
+        ] {
+            let kept = members_besides(&ours, field.as_bytes());
+            let kept = kept.as_ref().map(|kept| kept.to_str().unwrap());
+            assert_eq!(kept, others, "{field}");
+        }
+    }
+}
