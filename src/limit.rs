@@ -19,7 +19,7 @@ use crate::quota::{Quota, QuotaError};
 /// | `20 concurrent` | how many may be in flight, or at work |
 /// | `burst=20/s, daily=100000/day` | the quotas of these names |
 /// | `1000/min, jobs=5 concurrent` | both; 5 for the limiter that is called `jobs` |
-/// | `deny all` | nothing |
+/// | `deny all` | nothing: requests are answered 403 |
 ///
 /// Where a policy (or a [tier](Policy::tier) of it) has several quotas, a part without a name is about none of them, unless it denies
 /// everything: `daily=100000/day` says which. A part with a name goes before one without. What no part is about stays as it is for

@@ -30,7 +30,8 @@ use crate::store::{LeaseStore, SecretMissing};
 /// `503 Service Unavailable` with `Retry-After` and, unless it asks for something else, a problem
 /// (RFC 9457) whose detail reads `AI Bridge is currently at capacity. Please try again later.` A
 /// gRPC client gets UNAVAILABLE. Over a [per-key](Self::per_key) limit it is `429 Too Many
-/// Requests`, or RESOURCE_EXHAUSTED.
+/// Requests`, or RESOURCE_EXHAUSTED; for a key with `deny all` it is `403 Forbidden`, or
+/// PERMISSION_DENIED.
 ///
 /// # What counts
 ///

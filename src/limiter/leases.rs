@@ -55,7 +55,8 @@ use crate::store::{
 /// that race for the last slot one gets it. A refusal is a [`Rejection`] for
 /// [`KeyAtCapacity`](Reason::KeyAtCapacity) or [`AtCapacity`](Reason::AtCapacity), and its
 /// [`occupancy`](Rejection::occupancy) says how many are at work and how many may be. When a slot
-/// frees cannot be known, so there is no advice on when to come back.
+/// frees cannot be known, so there is no advice on when to come back. A tenant with `deny all` is
+/// [`Denied`](Reason::Denied).
 ///
 /// # Ids
 ///

@@ -47,7 +47,8 @@ pub type RateLimitByTokenLayer = RateLimitLayer<ByToken>;
 ///
 /// `429 Too Many Requests` with a `Retry-After` after which the same request fits, unless others
 /// use the same key, and, unless it asks for something else, a problem (RFC 9457) that names the
-/// quotas it violated. A gRPC client gets RESOURCE_EXHAUSTED with RetryInfo. Every response of a
+/// quotas it violated. A gRPC client gets RESOURCE_EXHAUSTED with RetryInfo. A key with `deny all`
+/// gets `403 Forbidden` without `Retry-After`, or PERMISSION_DENIED. Every response of a
 /// limited request has [headers](Self::headers) that say what is left, but for those of a
 /// [guard](Self::guard_by_ip).
 ///

@@ -56,6 +56,7 @@ use crate::limiter::Leases;
 /// - 401 when `auth` names no tenant.
 /// - 404 when the tenant has no such session: it never was, has ended, has expired, or is another
 ///   tenant's, all alike. A heartbeat starts nothing, and a second end finds nothing.
+/// - 403 when the tenant's own limit is `deny all`.
 /// - 429 at a limit. `exceeded` is `tenant` or `total`, `usage` is how many sessions there are and
 ///   `limit` how many there may be. When one ends cannot be known, so there is no `Retry-After`.
 /// - 503 with `Retry-After` when the store cannot be reached. (A start is admitted then, unless the
