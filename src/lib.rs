@@ -46,6 +46,7 @@
 //! - `admin` (feature `admin`): limits looked at and changed while they are in use.
 //! - [`store`]: where the counting happens, and what it costs in memory.
 //! - `replicas` (feature `redis`): one limit for all replicas of a service.
+//! - [`guide`]: how to choose limits, order of layers, CORS, proxies, slow clients, shutdown.
 //! - [`limitations`]: what this crate does not do.
 //!
 //! # Features
@@ -152,6 +153,9 @@ pub mod test_util {
 #[cfg(feature = "redis")]
 #[doc = include_str!("../docs/replicas.md")]
 pub mod replicas {}
+
+#[doc = include_str!("../docs/guide.md")]
+pub mod guide {}
 
 #[doc = include_str!("../docs/limitations.md")]
 pub mod limitations {}

@@ -64,9 +64,18 @@ use crate::store::redis::{FailureKind, StoreObserver};
 ///     .install_recorder()?;
 /// // For `/metrics`.
 /// let text = metrics.render();
+/// // Each few seconds.
+/// metrics.run_upkeep();
 /// # Ok(())
 /// # }
 /// ```
+///
+/// # Upkeep
+///
+/// The recorder for Prometheus keeps each measured duration until `render` or `run_upkeep` is called.
+/// While nothing scrapes, its memory grows by about 50 bytes a request, without a bound. Call
+/// `PrometheusHandle::run_upkeep` every few seconds in a task of your own, as `examples/gateway` does.
+/// `PrometheusBuilder::install` starts such a task, with an HTTP endpoint; `install_recorder` does not.
 ///
 /// Costs one look at the clock before and one after each decision, and for each permit.
 #[derive(Clone, Copy, Debug)]
