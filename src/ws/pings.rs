@@ -79,14 +79,10 @@ impl Pings {
     ///
     /// To be asked when nothing is there to be read. Messages that arrived while the handler did
     /// something else are then heard first, however late that is.
-    pub(super) fn poll_silent(
-        &mut self,
-        socket: &mut WebSocket,
-        is_closing: bool,
-        cx: &mut Context<'_>,
-    ) -> Poll<()> {
+    pub(super) fn poll_silent(&mut self, socket: &mut WebSocket, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            // When the connection fails, the client is silent as well.
+            // An error leaves the client silent as well: the connection failed, or the handler has
+            // sent a close frame, which the client has to answer instead.
             if let State::Sending(ping) = &mut self.state
                 && ping.poll(socket, cx).is_ready()
             {
@@ -97,9 +93,7 @@ impl Pings {
             if !matches!(self.state, State::Resting) {
                 return Poll::Ready(());
             }
-            // After a close frame nothing may be sent, but the client has to answer that.
-            let ping = (!is_closing).then(|| Message::Ping("".into()));
-            self.state = State::Sending(Outgoing::new(ping));
+            self.state = State::Sending(Outgoing::new(Some(Message::Ping("".into()))));
             self.next = Instant::now() + self.interval.every;
             self.wait_from_now();
         }
@@ -111,7 +105,7 @@ impl Pings {
     }
 }
 
-/// Sends a close frame if that is possible at once: the client may be back later, and read it.
+/// Sends a close frame, unless there was one, if that is possible at once: the client may be back later, and read it.
 pub(super) fn close_silent(socket: &mut WebSocket, cx: &mut Context<'_>) {
     let mut socket = Pin::new(socket);
     // RFC 6455 has no code for this. 1011 is the usual one, and lets clients connect again.

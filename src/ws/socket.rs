@@ -170,10 +170,8 @@ impl LimitedSocket {
         let Some(pings) = self.pings.as_mut().filter(|_| self.goodbye.is_none()) else {
             return Poll::Pending;
         };
-        ready!(pings.poll_silent(&mut self.socket, self.is_closing, cx));
-        if !self.is_closing {
-            close_silent(&mut self.socket, cx);
-        }
+        ready!(pings.poll_silent(&mut self.socket, cx));
+        close_silent(&mut self.socket, cx);
         self.end();
         Poll::Ready(Some(Err(Error::new("the client did not answer a ping"))))
     }
