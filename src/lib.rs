@@ -98,6 +98,7 @@ mod limiter;
 
 // The HTTP boundary: above it no http types, below it no algorithms.
 mod body;
+pub mod drain;
 pub mod extract;
 mod headers;
 pub mod respond;
@@ -122,6 +123,7 @@ pub use concurrency::{
     ConcurrencyLimit, ConcurrencyLimitLayer, HoldUntil, PermitBody, ResponseStalled, UpgradePermit,
 };
 pub use decision::{Decision, Usage};
+pub use drain::DrainRejectedLayer;
 pub use extract::{
     ApiKey, BearerToken, ByToken, ClientIp, Extracted, KeyExtractor, PeerAddr, RequestHead,
     ResponseHead, Shared, TrustedHeader, UnixPeer,

@@ -22,7 +22,7 @@ const LEVELS: &[&[&str]] = &[
     &["extract"],
     &["headers"],
     &["respond"],
-    &["body"],
+    &["body", "drain"],
     &["concurrency", "rate"],
     &["endpoint"],
     &["admin", "config", "sessions", "ws"],

@@ -16,6 +16,7 @@ use super::body::PermitBody;
 use super::layer::{HoldUntil, Shared};
 use super::service::Keys;
 use super::upgrade::Upgrade;
+use crate::drain::KeepsRejectedBody;
 use crate::extract::RequestHead;
 use crate::limiter::{Acquiring, Permit, Rejected};
 use crate::nesting::Passing;
@@ -145,6 +146,18 @@ where
                 self.poll(cx)
             }
             StateProj::Calling { .. } => self.poll(cx),
+        }
+    }
+}
+
+impl<S, B, RB> KeepsRejectedBody<B> for ResponseFuture<S, B, RB>
+where
+    S: Service<Request<B>>,
+{
+    fn take_rejected_body(self: Pin<&mut Self>) -> Option<B> {
+        match self.project().state.project() {
+            StateProj::Rejected { body, .. } => body.take().map(|body| *body),
+            StateProj::Calling { .. } | StateProj::InLine { .. } => None,
         }
     }
 }

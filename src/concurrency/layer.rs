@@ -7,6 +7,7 @@ use std::time::Duration;
 use tower_layer::Layer;
 
 use super::service::ConcurrencyLimit;
+use crate::drain::DrainRejectedLayer;
 use crate::extract::{Extractor, KeyExtractor, RequestHead};
 use crate::limiter::{ConcurrencyLimiter, Wait};
 use crate::limits::Limits;
@@ -272,6 +273,36 @@ impl ConcurrencyLimitLayer {
     /// When a request stops to count. Default: when its response body has ended.
     pub fn hold_until(self, hold_until: HoldUntil) -> Self {
         self.with(|shared| shared.hold_until = hold_until)
+    }
+
+    /// Reads what is left of a rejected request's body before it sends the rejection. Default: off.
+    /// Call it last, as it returns another layer.
+    ///
+    /// Many clients write the whole body before they read. When a server answers earlier and closes
+    /// the connection, such a client sees a connection error in place of the rejection: of
+    /// 20 uploads of 4 MiB over HTTP/1, one client saw 0 rejections, and 20 of 20 with this. With
+    /// bodies above 64 KiB, HTTP/2 clients are worse off.
+    ///
+    /// The rejection is sent when the body has ended, when more than `max_bytes` of it came, or after
+    /// `max_time`. It is sent at once when the body is empty or is known to exceed `max_bytes`,
+    /// when the client asks first (`Expect: 100-continue`), or while
+    /// [64 bodies](DrainRejectedLayer::MAX_DRAINING) are being read. A request that is being read holds no
+    /// permit, no quota and no task; it costs about 0.25 ms of processor time per MiB. Observers
+    /// see the rejection before it is read.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_admission::ConcurrencyLimitLayer;
+    /// let layer = ConcurrencyLimitLayer::new(64)
+    ///     .name("Uploads")
+    ///     .drain_rejected(16 << 20, Duration::from_secs(10));
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// A request whose body is read panics outside of a tokio runtime, or in one without time.
+    pub fn drain_rejected(self, max_bytes: u64, max_time: Duration) -> DrainRejectedLayer<Self> {
+        DrainRejectedLayer::new(self, max_bytes, max_time)
     }
 
     /// Sets after what time a response that its client does not read loses its permit to a request

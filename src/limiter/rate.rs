@@ -8,6 +8,7 @@ use super::adjusted::{Adjusted, SetPolicyError};
 use crate::decision::{Decision, Usage};
 use crate::key::Key;
 use crate::limits::Limits;
+use crate::nesting::Nesting;
 use crate::policy::{NamedQuota, Policy, tiers_of};
 use crate::rejection::{Reason, Rejection};
 use crate::store::{MemoryStore, RateBuckets, RateStats, RateStore, Reply, SecretMissing};
@@ -35,6 +36,7 @@ struct Limit {
     /// Which tier of the policies it is of.
     tier: Option<Arc<str>>,
     tiers: Vec<RateLimiter>,
+    nesting: Arc<Nesting>,
 }
 
 impl RateLimiter {
@@ -119,6 +121,7 @@ impl RateLimiter {
                 (Some(buckets), Some(adjusted))
             }
         };
+        let nesting = Arc::new(Nesting::new());
         let in_tier = |tier: Arc<str>| {
             let buckets = buckets.clone().map(|buckets| {
                 let buckets = buckets.tier(&tier);
@@ -130,6 +133,7 @@ impl RateLimiter {
                 adjusted: adjusted.clone(),
                 tier: Some(tier),
                 tiers: Vec::new(),
+                nesting: nesting.clone(),
             }))
         };
         Self(Arc::new(Limit {
@@ -138,6 +142,7 @@ impl RateLimiter {
             policies,
             buckets,
             adjusted,
+            nesting,
         }))
     }
 
@@ -149,6 +154,11 @@ impl RateLimiter {
     pub fn tier(&self, name: &str) -> Option<&Self> {
         let mut tiers = self.0.tiers.iter();
         tiers.find(|limiter| limiter.0.tier.as_deref() == Some(name))
+    }
+
+    /// How the services of this limit are known when they are nested.
+    pub(crate) fn nesting(&self) -> Arc<Nesting> {
+        self.0.nesting.clone()
     }
 
     #[cfg(feature = "config")]

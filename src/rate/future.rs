@@ -15,6 +15,8 @@ use super::account::{Account, Keys, Refund};
 use super::shared::{Asked, Shared, Verdict};
 use crate::body::ResponseBody;
 use crate::decision::Decision;
+use crate::drain::KeepsRejectedBody;
+use crate::nesting::Passing;
 
 pin_project! {
     /// The response of a [`RateLimit`](super::RateLimit) service.
@@ -31,8 +33,8 @@ pin_project! {
     // What is not in the way of an admitted request is boxed, to keep the future small.
     #[project = StateProj]
     enum State<S, B, RB, F> {
-        Calling { #[pin] future: F, told: Told },
-        Rejected { response: Option<Box<Response<ResponseBody<RB>>>> },
+        Calling { #[pin] future: F, told: Told, passing: Passing },
+        Rejected { response: Option<Box<Response<ResponseBody<RB>>>>, body: Option<Box<B>> },
         Deciding { request: Option<Box<Deciding<S, B>>> },
         Refunding { response: Option<Box<Refunding<RB>>> },
     }
@@ -64,16 +66,22 @@ where
     S: Service<Request<B>>,
 {
     #[inline]
-    pub(super) fn calling(future: S::Future, told: Told) -> Self {
+    pub(super) fn calling(future: S::Future, told: Told, passing: Passing) -> Self {
         Self {
-            state: State::Calling { future, told },
+            state: State::Calling {
+                future,
+                told,
+                passing,
+            },
         }
     }
 
-    pub(super) fn rejected(response: Response<ResponseBody<RB>>) -> Self {
+    /// Keeps the body of the rejected request, for [`DrainRejected`](crate::drain::DrainRejected).
+    pub(super) fn rejected(response: Response<ResponseBody<RB>>, body: B) -> Self {
         Self {
             state: State::Rejected {
                 response: Some(Box::new(response)),
+                body: Some(Box::new(body)),
             },
         }
     }
@@ -99,11 +107,16 @@ where
     /// When polled again after it was ready.
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let StateProj::Calling { future, told } = self.as_mut().project().state.project() else {
+        let StateProj::Calling {
+            future,
+            told,
+            passing,
+        } = self.as_mut().project().state.project()
+        else {
             // Apart, so that a response which was there at once is written to its place.
             return self.poll_slowly(cx);
         };
-        match ready!(future.poll(cx)) {
+        match ready!(passing.during(|| future.poll(cx))) {
             Ok(mut response) => {
                 if let Some(refund) = told.answered(&mut response) {
                     return self.refund(refund, response, cx);
@@ -150,7 +163,7 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Result<Response<ResponseBody<RB>>, S::Error>> {
         match self.as_mut().project().state.project() {
-            StateProj::Rejected { response } => {
+            StateProj::Rejected { response, .. } => {
                 let response = response.take().expect("polled again after it was ready");
                 Poll::Ready(Ok(*response))
             }
@@ -178,6 +191,18 @@ where
     }
 }
 
+impl<S, B, RB> KeepsRejectedBody<B> for ResponseFuture<S, B, RB>
+where
+    S: Service<Request<B>>,
+{
+    fn take_rejected_body(self: Pin<&mut Self>) -> Option<B> {
+        match self.project().state.project() {
+            StateProj::Rejected { body, .. } => body.take().map(|body| *body),
+            _ => None,
+        }
+    }
+}
+
 impl<S, B> Deciding<S, B>
 where
     S: Service<Request<B>>,
@@ -192,8 +217,12 @@ where
             ..
         } = self;
         match Shared::verdict(&shared, &mut request, &keys, asked, decision) {
-            Verdict::Admitted(told) => ResponseFuture::calling(service.call(request), told),
-            Verdict::Rejected(response) => ResponseFuture::rejected(response),
+            Verdict::Admitted(told) => {
+                let mut passing = shared.nesting.passing();
+                let future = passing.during(|| service.call(request));
+                ResponseFuture::calling(future, told, passing)
+            }
+            Verdict::Rejected(response) => ResponseFuture::rejected(response, request.into_body()),
         }
     }
 }

@@ -105,6 +105,7 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
                 tells_handlers: false,
                 keys: vec![Extractor::new(key)],
                 headers: Headers::new(dialect, &limiter),
+                nesting: limiter.nesting(),
                 limiter,
                 status: None,
                 cost: None,
@@ -248,6 +249,7 @@ impl<S, K> Layer<S> for RateLimitLayer<K> {
     type Service = RateLimit<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
+        self.shared.nesting.apply();
         RateLimit::new(inner, self.shared.clone())
     }
 }

@@ -17,6 +17,7 @@ use crate::body::ResponseBody;
 use crate::decision::Decision;
 use crate::extract::RequestHead;
 use crate::key::Key;
+use crate::nesting::Passing;
 use crate::store::Reply;
 
 /// A service with a limit on the rate of requests; made by
@@ -65,7 +66,7 @@ where
     #[inline]
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let shared = &*self.shared;
-        if !shared.is_plain {
+        if !shared.is_plain || shared.nesting.is_possible() {
             return call_with_options(&mut self.inner, &self.shared, request);
         }
         // Nothing but a key and a quota. The request stays where it is until it is passed on:
@@ -75,7 +76,8 @@ where
         // for the writes to reach the cache.
         let key = key.as_ref().unwrap_or(&Key::UNKNOWN);
         if !shared.tells && shared.limiter.take_one(key) {
-            return ResponseFuture::calling(self.inner.call(request), Told::default());
+            let future = self.inner.call(request);
+            return ResponseFuture::calling(future, Told::default(), Passing::NOT_LISTED);
         }
         let keys = slice::from_ref(key);
         match shared.limiter.decide(keys, 1) {
@@ -105,7 +107,7 @@ impl<S> RateLimit<S> {
         RB: Body,
     {
         let told = Shared::tell_later(&self.shared, &mut request, keys, 1, None, decision);
-        ResponseFuture::calling(self.inner.call(request), told)
+        ResponseFuture::calling(self.inner.call(request), told, Passing::NOT_LISTED)
     }
 }
 
@@ -119,9 +121,12 @@ where
     S: Service<Request<B>, Response = Response<RB>> + Clone,
     RB: Body,
 {
+    if shared.nesting.has_counted() {
+        return call(inner, request, Told::default(), shared.nesting.passing());
+    }
     let head = RequestHead::from(&request);
     if shared.passes(head) {
-        return ResponseFuture::calling(inner.call(request), Told::default());
+        return call(inner, request, Told::default(), Passing::NOT_LISTED);
     }
     let begun = shared.observers.begin();
     let guarded = match shared.guarded(head) {
@@ -129,7 +134,7 @@ where
         Err(rejected) => {
             let response = shared.reject(&rejected, begun, head);
             drop_ready(inner);
-            return ResponseFuture::rejected(response);
+            return ResponseFuture::rejected(response, request.into_body());
         }
     };
     let shared = Shared::in_tier(shared, head);
@@ -186,12 +191,26 @@ where
         }
     };
     match Shared::verdict(shared, &mut request, keys, asked, decision) {
-        Verdict::Admitted(told) => ResponseFuture::calling(inner.call(request), told),
+        Verdict::Admitted(told) => call(inner, request, told, shared.nesting.passing()),
         Verdict::Rejected(response) => {
             drop_ready(inner);
-            ResponseFuture::rejected(response)
+            ResponseFuture::rejected(response, request.into_body())
         }
     }
+}
+
+/// Calls the inner service with a request that was counted, or that is not to be.
+fn call<S, B, RB>(
+    inner: &mut S,
+    request: Request<B>,
+    told: Told,
+    mut passing: Passing,
+) -> ResponseFuture<S, B, RB>
+where
+    S: Service<Request<B>, Response = Response<RB>>,
+{
+    let future = passing.during(|| inner.call(request));
+    ResponseFuture::calling(future, told, passing)
 }
 
 /// Drops the service that was made ready and is not called.

@@ -1,8 +1,10 @@
 //! The settings of the layer that do not start a new limit.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::layer::RateLimitLayer;
+use crate::drain::DrainRejectedLayer;
 use crate::enforce::Enforce;
 use crate::extract::{KeyExtractor, RequestHead, ResponseHead};
 use crate::headers::{Headers, RateLimitHeaders};
@@ -154,6 +156,15 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
     /// Sets how rejected requests are answered. Default: [`Negotiated`](crate::respond::Negotiated).
     pub fn respond(self, responder: impl Responder) -> Self {
         self.with(|shared| shared.answers.set_responder(responder))
+    }
+
+    /// Reads what is left of a rejected request's body before it sends the rejection, as
+    /// [`ConcurrencyLimitLayer::drain_rejected`](crate::ConcurrencyLimitLayer::drain_rejected) does.
+    /// Default: off. Call it last, as it returns another layer.
+    ///
+    /// A permit of a concurrency layer outside of this one is held meanwhile.
+    pub fn drain_rejected(self, max_bytes: u64, max_time: Duration) -> DrainRejectedLayer<Self> {
+        DrainRejectedLayer::new(self, max_bytes, max_time)
     }
 
     /// Sets whether a rejection with a `Retry-After` also has `retry-after-ms`, in milliseconds,

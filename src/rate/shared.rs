@@ -18,6 +18,7 @@ use crate::extract::{Extractor, RequestHead, ResponseHead};
 use crate::headers::Headers;
 use crate::key::Key;
 use crate::limiter::RateLimiter;
+use crate::nesting::Nesting;
 use crate::observe::{Observer, Observers, Subject};
 use crate::rejection::{Reason, Rejection};
 use crate::respond::Answers;
@@ -35,6 +36,8 @@ pub(super) struct Shared {
     /// One for each of the limiter's policies.
     pub(super) keys: Vec<Extractor>,
     pub(super) limiter: RateLimiter,
+    /// The same for all layers of one limiter, and for all of its tiers.
+    pub(super) nesting: Arc<Nesting>,
     pub(super) headers: Headers,
     pub(super) status: Option<bool>,
     pub(super) cost: Option<Cost>,
@@ -65,6 +68,7 @@ impl Shared {
             && self.tier_by.is_none()
             && self.guard.is_none()
             && self.observers.is_empty();
+        self.nesting = self.limiter.nesting();
         let limits = !self.limiter.is_off();
         self.tells_clients = limits && !self.headers.are_off() && !self.enforce.is_dry_run();
         self.tells_handlers = limits && self.status.unwrap_or(!self.headers.are_off());

@@ -172,8 +172,8 @@ async fn observers_see_the_key_whose_quota_decides() {
         assert_eq!(
             keys.take(),
             [
-                "admitted token Key(bearer)",
-                "admitted token Key(bearer)",
+                "admitted daily Key(bearer)",
+                "admitted daily Key(bearer)",
                 "admitted ip Key(ip 192.0.2.1)",
                 "admitted ip Key(ip 192.0.2.1)",
                 &format!("{rejected} ip Key(ip 192.0.2.1)"),

@@ -12,7 +12,7 @@ use tower_admission::extract::ByToken;
 use tower_admission::store::{
     FailureMode, LeaseLimits, LeaseSlots, LeaseStore, LeaseUsage, Leased, RedisStore, suite,
 };
-use tower_admission::{ConcurrencyLimitLayer, Key, Reason, PermitBody};
+use tower_admission::{ConcurrencyLimitLayer, Key, PermitBody, Reason};
 
 use crate::server::{Server, free_port, store, until};
 

@@ -1,0 +1,67 @@
+//! The service: passes requests on, and looks at what its future does with them.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::header::EXPECT;
+use http::{Request, Response};
+use http_body::Body;
+use tower_service::Service;
+
+use super::future::{KeepsRejectedBody, ResponseFuture};
+use super::layer::Bounds;
+
+/// A limited service that reads what is left of a rejected request's body; made by
+/// [`DrainRejectedLayer`](super::DrainRejectedLayer).
+#[derive(Clone, Debug)]
+pub struct DrainRejected<S> {
+    inner: S,
+    bounds: Arc<Bounds>,
+}
+
+impl<S> DrainRejected<S> {
+    pub(super) fn new(inner: S, bounds: Arc<Bounds>) -> Self {
+        Self { inner, bounds }
+    }
+
+    /// The service inside.
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// The service inside.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
+    /// The service inside.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+}
+
+impl<S, B, RB> Service<Request<B>> for DrainRejected<S>
+where
+    S: Service<Request<B>, Response = Response<RB>, Future: KeepsRejectedBody<B>>,
+    B: Body,
+{
+    type Response = Response<RB>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future, B, Response<RB>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        // Its client sends nothing before it is told to: an answer is what it waits for.
+        let waits = request.headers().contains_key(EXPECT);
+        let bounds = (!waits).then(|| self.bounds.clone());
+        ResponseFuture::new(self.inner.call(request), bounds)
+    }
+}
+
+#[cfg(feature = "tonic")]
+impl<S: tonic::server::NamedService> tonic::server::NamedService for DrainRejected<S> {
+    const NAME: &'static str = S::NAME;
+}
