@@ -181,6 +181,11 @@ where
                 let future = admitted.passing.during(|| service.call(request));
                 ResponseFuture::calling(future, admitted)
             }
+            Err(rejected) if !shared.enforces(&rejected, &keys, begun) => {
+                let mut admitted = Admitted::uncounted(shared.limiter.nesting().passing());
+                let future = admitted.passing.during(|| service.call(request));
+                ResponseFuture::calling(future, admitted)
+            }
             Err(rejected) => {
                 let head = RequestHead::from(&request);
                 let response = shared.reject(&rejected, head, &keys, begun);

@@ -8,6 +8,7 @@ use tower_layer::Layer;
 
 use super::service::ConcurrencyLimit;
 use crate::drain::DrainRejectedLayer;
+use crate::enforce::Enforce;
 use crate::extract::{Extractor, KeyExtractor, RequestHead};
 use crate::limiter::{ConcurrencyLimiter, Wait};
 use crate::limits::Limits;
@@ -67,6 +68,7 @@ pub(super) struct Shared {
     per_key: Vec<Extractor>,
     limits_keys: bool,
     pub(super) wait: Option<Wait>,
+    pub(super) enforce: Enforce,
     pub(super) hold_until: HoldUntil,
     pub(super) skip: Option<Skip>,
     pub(super) answers: Answers,
@@ -123,6 +125,7 @@ impl ConcurrencyLimitLayer {
                 per_key: Vec::new(),
                 limits_keys: false,
                 wait: None,
+                enforce: Enforce::default(),
                 hold_until: HoldUntil::default(),
                 skip: None,
                 answers: Answers::default(),
@@ -353,6 +356,40 @@ impl ConcurrencyLimitLayer {
     /// [`RateLimitLayer::retry_after_ms`](crate::RateLimitLayer::retry_after_ms). Default: false.
     pub fn retry_after_ms(self, retry_after_ms: bool) -> Self {
         self.with(|shared| shared.answers.set_retry_after_ms(retry_after_ms))
+    }
+
+    /// Enforces only `percent` of the rejections, to introduce a limit gradually. Default: 100.
+    ///
+    /// The other requests above the limit are admitted and not counted, and observers get
+    /// [`would_reject`](Observer::would_reject) for them. Over a [per-key](Self::per_key) limit the
+    /// key decides whether the limit is enforced, as in
+    /// [`RateLimitLayer::enforce`](crate::RateLimitLayer::enforce). At capacity, requests are taken in
+    /// turn: at 25, every fourth rejection is enforced.
+    ///
+    /// 0 is a [dry run](Self::dry_run).
+    ///
+    /// # Panics
+    ///
+    /// When `percent` is above 100.
+    #[track_caller]
+    pub fn enforce(self, percent: u8) -> Self {
+        let enforce = Enforce::new(percent);
+        self.with(|shared| shared.enforce = enforce)
+    }
+
+    /// Decides and tells observers, but admits every request. Default: off. To try out a limit.
+    ///
+    /// No request [waits](Self::wait) then. What is counted is what the limit would have admitted, so
+    /// `in_flight` stays within it.
+    ///
+    /// `true` is [`enforce(0)`](Self::enforce), `false` is `enforce(100)`: the last of the two
+    /// settings applies.
+    pub fn dry_run(self, dry_run: bool) -> Self {
+        self.enforce(if dry_run {
+            Enforce::DRY_RUN
+        } else {
+            Enforce::ALL
+        })
     }
 
     /// Lets requests through that this says `true` to; they are not counted.

@@ -107,11 +107,15 @@ impl<S> ConcurrencyLimit<S> {
         }
         let begun = shared.observers.begin();
         let keys: Keys = shared.keys.iter().map(|key| key.key(head)).collect();
-        match shared.limiter.acquire(&keys, shared.wait) {
+        let wait = shared.wait.filter(|_| !shared.enforce.is_dry_run());
+        match shared.limiter.acquire(&keys, wait) {
             Acquire::Admitted(permit) => {
                 let mut admitted = shared.admit(&mut request, permit, keys.first(), begun);
                 let future = admitted.passing.during(|| self.inner.call(request));
                 ResponseFuture::calling(future, admitted)
+            }
+            Acquire::Refused(rejected) if !shared.enforces(&rejected, &keys, begun) => {
+                self.pass(request, nesting.passing())
             }
             Acquire::Refused(rejected) => {
                 let response = shared.reject(&rejected, head, &keys, begun);
@@ -173,6 +177,25 @@ impl Shared {
             passing: self.limiter.nesting().passing(),
             upgrade: Upgrade::offer(request),
         }
+    }
+
+    /// Whether a rejection is one of those that the layer enforces. Observers are told if it is not.
+    #[cold]
+    pub(super) fn enforces(
+        &self,
+        rejected: &Rejected,
+        keys: &[Key],
+        begun: Option<Instant>,
+    ) -> bool {
+        let key = rejected.key_place.and_then(|place| keys.get(place));
+        let enforces = self.enforce.decides(key);
+        if !enforces {
+            let subject = self.subject(key.or(keys.first()));
+            (self.observers).decided(begun, &subject, |observer| {
+                observer.would_reject(&subject, &rejected.rejection);
+            });
+        }
+        enforces
     }
 
     #[cold]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::iter;
 use std::slice;
+use std::time::Duration;
 
 use super::admission::Says;
 use super::error::ConfigError;
@@ -12,9 +13,10 @@ use super::model::{Config, Group, OnFailure};
 use super::path::Prefix;
 use super::statuses::Statuses;
 use super::stores::Stores;
+use super::text::{OrOff, Time};
 use crate::concurrency::ConcurrencyLimitLayer;
 use crate::extract::{RequestHead, Shared};
-use crate::limiter::{Capacity, RateLimiter, SetPolicyError};
+use crate::limiter::{Capacity, ConcurrencyLimiter, RateLimiter, SetPolicyError};
 use crate::limits::Limits;
 use crate::policy::Policy;
 use crate::quota::Quota;
@@ -49,6 +51,15 @@ impl Group {
     /// How many each key may have in flight, and each address; 0 for any number.
     fn concurrency_per_key(&self) -> [usize; 2] {
         [self.concurrency_per_key, self.concurrency_per_ip]
+    }
+
+    /// When a response that its client does not read loses its permit.
+    fn reclaim_after(&self) -> Option<Duration> {
+        let default = OrOff(Some(Time(ConcurrencyLimiter::DEFAULT_RECLAIM_AFTER)));
+        self.reclaim_after
+            .unwrap_or(default)
+            .0
+            .map(|Time(after)| after)
     }
 
     /// What quotas are called that are not called as the group is, each with its field. Quotas of tiers may be
@@ -214,7 +225,13 @@ impl Stack {
         }
         let (concurrency, concurrency_resumes) =
             concurrency(config, settings, key, name, stores, limits, before);
-        let mut concurrency = concurrency.retry_after_ms(settings.retry_after_ms);
+        let mut concurrency = concurrency
+            .retry_after_ms(settings.retry_after_ms)
+            .reclaim_after(settings.reclaim_after())
+            .dry_run(settings.dry_run);
+        if let Some(percent) = settings.enforce {
+            concurrency = concurrency.enforce(percent);
+        }
         if !exclude.is_empty() {
             let excluded = exclude.clone();
             rate = rate.skip(move |head| skip(head, &excluded));

@@ -51,6 +51,7 @@
 //! | `groups.<name>.concurrency` | 0, off | how many may be in flight |
 //! | `groups.<name>.concurrency_per_key` | 0, off | and of each key |
 //! | `groups.<name>.concurrency_per_ip` | 0, off | and of each address, however many keys it uses; requests that were admitted while it is off do not count in it |
+//! | `groups.<name>.reclaim_after` | `60s` | after what time a response that its client does not read loses its permit to a request that needs it, see [`reclaim_after`]; or `off` |
 //! | `groups.<name>.rate` | off | a [`Quota`], called as the group is: `600/min burst 50` |
 //! | `groups.<name>.rates` | none | or several, as one: `{ burst = "10/s", daily = "50000/day" }`, called `name.burst` and `name.daily` |
 //! | `groups.<name>.tiers.<tier>.rate` | | another quota for requests of a [tier](crate::Policy::tier), which the program [says](AdmissionBuilder::tier_by) |
@@ -63,8 +64,8 @@
 //! | `groups.<name>.retry_after_ms` | false | whether rejections have `retry-after-ms`, in milliseconds, next to `Retry-After` |
 //! | `groups.<name>.on_failure` | the store's | what becomes of this group's requests when the store is away |
 //! | `groups.<name>.count` | all | count only requests that are answered so, see [`count_if`]: `4xx`, `401, 403`, or all others with `!2xx`; of several parts any without a `!`, and none with one: `4xx, !404` |
-//! | `groups.<name>.dry_run` | false | decide and tell observers, refuse nobody by rate |
-//! | `groups.<name>.enforce` | 100 | the percentage of keys for which the group's rates are enforced, see [`enforce`]; not next to `dry_run = true` |
+//! | `groups.<name>.dry_run` | false | decide, tell observers, and admit every request |
+//! | `groups.<name>.enforce` | 100 | the percentage of keys for which the group's limits are enforced, see [`enforce`]; not next to `dry_run = true` |
 //!
 //! # Keys
 //!
@@ -145,6 +146,7 @@
 //! [`guard_by_ip`]: crate::RateLimitLayer::guard_by_ip
 //! [`count_if`]: crate::RateLimitLayer::count_if
 //! [`enforce`]: crate::RateLimitLayer::enforce
+//! [`reclaim_after`]: crate::ConcurrencyLimitLayer::reclaim_after
 
 mod admission;
 mod changing;

@@ -9,8 +9,8 @@ use super::load::Variables;
 use super::path::Prefix;
 use super::statuses::Statuses;
 use super::text::{
-    Hidden, SecretBits, Text, Time, list, shown, some_list, some_text, some_whole, table, tables,
-    text, texts, truth, whole,
+    Hidden, OrOff, SecretBits, Text, Time, list, shown, some_list, some_text, some_whole, table,
+    tables, text, texts, truth, whole,
 };
 use crate::extract::ForwardingHeader;
 use crate::headers::RateLimitHeaders;
@@ -111,6 +111,8 @@ pub(super) struct Group {
     pub(super) concurrency: usize,
     #[serde(deserialize_with = "whole")]
     pub(super) concurrency_per_key: usize,
+    #[serde(deserialize_with = "some_text")]
+    pub(super) reclaim_after: Option<OrOff<Time>>,
     #[serde(deserialize_with = "whole")]
     pub(super) concurrency_per_ip: usize,
     #[serde(deserialize_with = "some_text")]

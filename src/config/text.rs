@@ -229,6 +229,20 @@ impl Text for Quota {
     }
 }
 
+/// A setting that can be switched off with the word `off`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct OrOff<T>(pub(super) Option<T>);
+
+impl<T: Text> Text for OrOff<T> {
+    fn read(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        let value = T::read(text).map_err(|error| format!("{error}; or \"off\""))?;
+        Ok(Self(Some(value)))
+    }
+}
+
 /// A time with its unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Time(pub(super) Duration);

@@ -6,6 +6,7 @@ use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogra
 use metrics::{gauge, histogram};
 
 use super::{Observer, Subject};
+use crate::key::Key;
 use crate::rejection::Rejection;
 use crate::store::RateStats;
 #[cfg(feature = "redis")]
@@ -22,6 +23,7 @@ use crate::store::redis::{FailureKind, StoreObserver};
 /// | `admission_in_flight` | `limiter` | permits given out and not back yet |
 /// | `admission_in_flight_limit` | `limiter` | how many there may be; `+Inf` when the limit is off |
 /// | `admission_held_seconds` | `limiter` | how long a permit was held |
+/// | `admission_reclaimed_total` | `limiter` | permits that were taken from a response which its client did not read |
 /// | `admission_tracked_keys` | `limiter` | keys that a limiter's store holds, see [`publish`](Self::publish) |
 /// | `admission_evictions_total` | `limiter` | keys given up at the store's bound that had used something, see [`publish`](Self::publish) |
 ///
@@ -136,6 +138,11 @@ impl MetricsObserver {
             Unit::Seconds,
             "How long permits were held."
         );
+        describe_counter!(
+            "admission_reclaimed_total",
+            Unit::Count,
+            "Permits that were taken from responses which their clients did not read."
+        );
         describe_gauge!(
             "admission_tracked_keys",
             Unit::Count,
@@ -231,6 +238,10 @@ impl Observer for MetricsObserver {
     fn limit(&self, limiter: &str, limit: Option<u64>) {
         let limit = limit.map_or(f64::INFINITY, |limit| limit as f64);
         gauge!("admission_in_flight_limit", "limiter" => limiter.to_owned()).set(limit);
+    }
+
+    fn reclaimed(&self, limiter: &str, _: Option<&Key>, _: Duration) {
+        counter!("admission_reclaimed_total", "limiter" => limiter.to_owned()).increment(1);
     }
 
     fn released(&self, limiter: &str) {

@@ -9,7 +9,7 @@ use tracing::{debug, warn};
 
 use super::warned::{LONGEST, Warned};
 use super::{Observer, Subject};
-use crate::key::KeyName;
+use crate::key::{Key, KeyName};
 use crate::rejection::{Reason, Rejection};
 
 /// Logs a warning for the first refusal of a key, and debug events for the next ones and for
@@ -23,6 +23,9 @@ use crate::rejection::{Reason, Rejection};
 /// All clones together log at most ten warnings a second, however many keys there are, and remember
 /// those warned of in 17 KiB. `suppressed` in a warning says how many refusals had none since the
 /// one before: repeats, and what was above the ten.
+///
+/// It also logs a warning when a permit is reclaimed from a response that its client does not read, at
+/// most once a minute for each key.
 ///
 /// The key is in it as its [`KeyName`]: an address, or the fingerprint of a credential or a name, by
 /// which [`Limits`](crate::Limits) can be set; never the credential.
@@ -77,6 +80,20 @@ impl Observer for TracingObserver {
                 );
             }
             None => event!(debug, subject, rejection, "request refused"),
+        }
+    }
+
+    fn reclaimed(&self, limiter: &str, key: Option<&Key>, stalled: Duration) {
+        let who = ("reclaimed", limiter, key);
+        let now = self.started.elapsed();
+        if let Some(suppressed) = self.warned.warns(who, now, Duration::from_secs(60)) {
+            warn!(
+                limiter,
+                key = key.map(|key| tracing::field::display(KeyName::from(*key))),
+                stalled_seconds = stalled.as_secs(),
+                suppressed,
+                "a client did not read its response, and another request got its permit"
+            );
         }
     }
 
