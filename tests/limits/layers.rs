@@ -4,8 +4,8 @@ use http::{Request, Response, StatusCode};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_admission::extract::{ByToken, RequestHead};
 use tower_admission::{
-    ConcurrencyLimitLayer, Key, KeyName, Leases, Limits, Policy, Quota, RateLimitByTokenLayer,
-    RateLimitLayer,
+    ClientIp, ConcurrencyLimitLayer, Key, KeyName, Leases, Limits, Policy, Quota,
+    RateLimitByTokenLayer, RateLimitLayer,
 };
 
 use super::{name, now};
@@ -133,6 +133,47 @@ async fn keys_have_their_own_in_flight() {
         limiter.set_limit_per_key(0, 1);
         assert_eq!(take("carol", 50).len(), 1);
     }
+}
+
+/// A key is reported once, where it is counted with the fewest left; a limit of its own holds at each
+/// place.
+#[tokio::test]
+async fn a_key_is_limited_and_reported_wherever_it_is_charged() {
+    let limits = Limits::new();
+    let layer = ConcurrencyLimitLayer::new(100)
+        .per_key(ByToken::default(), 4)
+        .per_key(ClientIp::peer(), 2)
+        .limits(&limits);
+    let limiter = layer.limiter();
+    let (token, address) = (Key::new("bearer", b"alice"), Key::ip([192, 0, 2, 1].into()));
+    let used = |key: Key| {
+        let usage = now(limits.usage(&KeyName::from(key)));
+        usage
+            .iter()
+            .map(|usage| (usage.used, usage.limit))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(used(token), [(0, Some(4))]);
+    let held = limiter.try_acquire_for_all(&[token, address]).unwrap();
+    assert_eq!(
+        (used(token), used(address)),
+        (vec![(1, Some(4))], vec![(1, Some(2))])
+    );
+    let anonymous = limiter.try_acquire_for_all(&[address, address]).unwrap();
+    assert_eq!(used(address), [(2, Some(2))]);
+    limiter.set_limit_per_key(1, 9);
+    assert_eq!(
+        used(address),
+        [(1, Some(4))],
+        "three are left in place of a token"
+    );
+    set(&limits, "ip:192.0.2.1", "1 concurrent");
+    assert_eq!(used(address), [(1, Some(1))]);
+    assert!(limiter.try_acquire_for_all(&[address, address]).is_err());
+    assert!(limiter.try_acquire_for_all(&[token, address]).is_err());
+    drop((held, anonymous));
+    let _held = limiter.try_acquire_for_all(&[token, address]).unwrap();
+    assert!(limiter.try_acquire_for_all(&[token, address]).is_err());
 }
 
 /// What is in flight is counted before a key has a limit, so that it counts when it gets one.

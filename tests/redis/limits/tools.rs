@@ -1,7 +1,8 @@
 //! What tools see of limiters that count in Redis.
 
 use tower_admission::{
-    ByToken, ConcurrencyLimitLayer, Limits, LimitsError, Policy, Quota, RateLimiter, SharedLimiters,
+    ByToken, ClientIp, ConcurrencyLimitLayer, Key, Limits, LimitsError, Policy, Quota, RateLimiter,
+    SharedLimiters,
 };
 
 use super::{acme, calls, name, set};
@@ -42,6 +43,7 @@ async fn a_tool_sees_what_services_count() {
         .name("jobs")
         .limits(&limits)
         .per_key(ByToken::default(), 5)
+        .per_key(ClientIp::peer(), 8)
         .store(server.store());
     // Not in Redis, so there is nothing to see.
     let _memory = RateLimiter::with_limits(
@@ -51,7 +53,7 @@ async fn a_tool_sees_what_services_count() {
     );
     let permit = layer
         .limiter()
-        .acquire_for(std::slice::from_ref(&acme()[0]))
+        .acquire_for(&[acme()[0], Key::ip([192, 0, 2, 1].into())])
         .await
         .unwrap();
     assert!(limiter.decide(&acme(), 4).await.is_admitted());
@@ -70,6 +72,8 @@ async fn a_tool_sees_what_services_count() {
         seen(&tool, &server, "org:acme").await == expected
     })
     .await;
+    let of_address = seen(&tool, &server, "ip:192.0.2.1").await;
+    assert_eq!(of_address[0], entry("jobs", 1, 8, false));
     set(&limits, "calls=25/h, 7 concurrent").await;
     let own = seen(&tool, &server, "org:acme").await;
     assert_eq!(own[0], entry("jobs", 1, 7, true));
@@ -118,9 +122,7 @@ async fn limiters_that_nobody_writes_down_are_forgotten_and_junk_is_passed_over(
         format!(
             r#"{now} {{"sort":"rate","place":"elsewhere","policies":[[{{"name":"a","quota":"1/s"}}]]}}"#
         ),
-        format!(
-            r#"{now} {{"sort":"lease","name":"x","place":"y","total":1,"by_key":true,"per_key":1}}"#
-        ),
+        format!(r#"{now} {{"sort":"lease","name":"x","place":"y","total":1,"per_key":[1]}}"#),
         format!("{now} junk"),
         "junk".to_owned(),
     ];
