@@ -111,9 +111,8 @@ use self::clock::{RealClock, Timer};
 /// bound of a million keys holds those of 3,333 addresses. With `1000/day` for a token the refill time is a day,
 /// in which such an address starts 8.6 million tokens: give addresses a limit per day as well.
 ///
-/// A new key looks for room among about 20 buckets. With half the table in use, one of them is full but for
-/// one time in a million. Close to the bound all of them may be in use, and the fullest is forgotten: plan for
-/// half.
+/// A new key looks for room among a few dozen buckets and not in the whole table. Close to the bound all of
+/// these may be in use, and the fullest is forgotten: plan for half of the bound.
 ///
 /// ```
 /// use tower_admission::{Quota, RateLimitByTokenLayer, store::MemoryStore};
