@@ -238,13 +238,18 @@ impl Groups {
     pub(super) fn find(&self, group: Option<&str>, path: &str) -> &Stack {
         let found = match group {
             Some(group) => self.by_name.get(group),
-            None if has_dot_segments(path) => {
-                let readings = readings(path);
-                readings.iter().find_map(|path| self.covering(path))
-            }
+            None if has_dot_segments(path) => self.strictest(&readings(path)),
             None => self.covering(path),
         };
         found.unwrap_or(&self.none)
+    }
+
+    /// The group of an ambiguous path: one with all sorts of limits goes before one without, and then an
+    /// earlier reading before a later one.
+    fn strictest(&self, readings: &[String]) -> Option<&Arc<Stack>> {
+        let covering = readings.iter().filter_map(|path| self.covering(path));
+        // Of equals, `min_by_key` returns the first one.
+        covering.min_by_key(|stack| std::cmp::Reverse(stack.sorts_of_limits))
     }
 
     fn covering(&self, path: &str) -> Option<&Arc<Stack>> {

@@ -28,6 +28,8 @@ use crate::store::MemoryStore;
 pub(super) struct Stack {
     pub(super) paths: Vec<Prefix>,
     pub(super) name: String,
+    /// How many sorts of limits reject requests here.
+    pub(super) sorts_of_limits: usize,
     pub(super) on_failure: OnFailure,
     pub(super) concurrency: ConcurrencyLimitLayer,
     pub(super) rate: RateLimitLayer<GroupKey>,
@@ -84,6 +86,13 @@ impl Group {
     /// What the quota of addresses is called.
     pub(super) fn name_by_ip(&self, group: &str) -> String {
         format!("{}.ip", self.name(group))
+    }
+
+    /// How many sorts of limits reject requests: of rate, and of concurrency.
+    fn sorts_of_limits(&self, policies: &Policies) -> usize {
+        let by_rate = !self.dry_run && (policies.by_key.is_some() || policies.by_ip.is_some());
+        let by_concurrency = self.concurrency > 0 || self.concurrency_per_key > 0;
+        usize::from(by_rate) + usize::from(by_concurrency)
     }
 
     /// What each key and each address is charged, without what is off.
@@ -163,6 +172,7 @@ impl Stack {
         Self {
             paths: Vec::new(),
             name: String::new(),
+            sorts_of_limits: 0,
             on_failure: OnFailure::default(),
             concurrency: ConcurrencyLimitLayer::new(0),
             rate: RateLimitLayer::by(GroupKey::new(Shared), Quota::off()),
@@ -272,6 +282,7 @@ impl Stack {
         let stack = Self {
             paths: settings.path.clone(),
             name: name.to_owned(),
+            sorts_of_limits: settings.sorts_of_limits(&policies),
             on_failure,
             concurrency,
             rate,

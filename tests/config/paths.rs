@@ -11,7 +11,7 @@ use tower_admission::config::Admission;
 
 use crate::config;
 
-/// Other groups than `api` limit nothing, so that a header shows which group it was.
+/// The header of a response shows which group it was in.
 const GROUPS: &str = "
     [groups.api]
     path = '/api'
@@ -22,6 +22,20 @@ const GROUPS: &str = "
     path = '/batch'
     rate = '1000/h'
     name = 'batch'
+
+    [groups.static]
+    path = '/static'
+    rate = '0'
+
+    [groups.full]
+    path = '/full'
+    rate = '1000/h'
+    concurrency = 9
+
+    [groups.trial]
+    path = '/trial'
+    rate = '1000/h'
+    dry_run = true
 ";
 
 /// A server under these limits that answers any path, without a router.
@@ -96,7 +110,15 @@ async fn a_path_with_dot_segments_is_in_the_group_that_it_leads_to() {
         // Out of every group: the group as written.
         ("/api/../health", Some("api")),
         ("/api/..", Some("api")),
-        // In no group, however it is read.
+        // A group that limits nothing never goes before one that does, however the server reads it.
+        ("/api/x/../../static/y", Some("api")),
+        ("/api/..%2fstatic/y", Some("api")),
+        ("/static/x/../../api/y", Some("api")),
+        ("/api/../trial/y", Some("api")),
+        // Nor does one with fewer sorts of limits.
+        ("/full/x/../../api/y", Some("full")),
+        ("/api/x/../../full/y", Some("full")),
+        // In no group that limits, however it is read.
         ("/static/../health", None),
         ("/batches/../health", None),
         // Not a dot segment.
