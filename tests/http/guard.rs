@@ -141,6 +141,24 @@ async fn a_malformed_credential_is_charged_as_well() {
     }
 }
 
+/// UNAUTHENTICATED and PERMISSION_DENIED, with the HTTP status 200.
+#[tokio::test]
+async fn a_grpc_answer_is_charged_by_its_code() {
+    for (code, charged) in [("16", true), ("7", true), ("0", false), ("5", false)] {
+        let layer = RateLimitByTokenLayer::new(Quota::off()).guard_by_ip(Quota::per_hour(1));
+        let service = layer.layer(answering(move |_: Request<()>| {
+            let mut response = ok();
+            let code = http::HeaderValue::from_static(code);
+            response.headers_mut().insert("grpc-status", code);
+            response
+        }));
+        assert_eq!(status(&service, with(None)).await, 200);
+        assert_eq!(status(&service, from("192.0.2.1", "bad")).await, 200);
+        let again = status(&service, from("192.0.2.1", "bad")).await;
+        assert_eq!(again == 429, charged, "{code}");
+    }
+}
+
 /// The headers of all keys count, whether a key was added before the guard or after it.
 #[tokio::test]
 async fn the_api_key_headers_of_every_key_are_credentials() {
