@@ -64,7 +64,8 @@ pub type RateLimitByTokenLayer = RateLimitLayer<ByToken>;
 /// # Deployment
 ///
 /// Addresses are those of the connection's peer: behind a proxy that is the proxy, so
-/// [`ByToken::client_ip`] and [`ClientIp::forwarded_by`] have to say which proxies to trust.
+/// [`ByToken::client_ip`] and
+/// [`ClientIp::forwarded_by`](crate::extract::ClientIp::forwarded_by) have to say which proxies to trust.
 /// axum tells the peer's address only to services made with
 /// `into_make_service_with_connect_info::<SocketAddr>()`; without it all who have no token share
 /// one bucket. Tokens are not checked here, see [`guard_by_ip`](Self::guard_by_ip).

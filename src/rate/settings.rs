@@ -43,7 +43,7 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
         self.with(|shared| shared.skip = Some(Arc::new(skip)))
     }
 
-    /// Which [tier](Policy::tier) of its policies a request is of. Default: none, as for `None` and for a name that
+    /// Selects the [tier](crate::Policy::tier) of a request. Default: none, as for `None` and for a name that
     /// no policy has.
     ///
     /// Say only what the application knows to be so: a plan that authentication found, or a path, but no header that
