@@ -105,7 +105,7 @@ impl Account {
     fn balance(&self) -> impl DerefMut<Target = Balance> + '_ {
         let balance = || {
             Box::new(Mutex::new(Balance {
-                charged: taken(&self.decision, self.cost),
+                charged: taken(self.limiter(), &self.decision, self.cost),
                 decision: self.decision.clone(),
             }))
         };
@@ -176,7 +176,7 @@ impl Account {
         let mut balance = self.balance();
         match self.limiter().decide(&self.keys, cost) {
             Reply::Ready(decision) => {
-                let charged = balance.charge(decision, cost);
+                let charged = balance.charge(self.limiter(), decision, cost);
                 drop(balance);
                 Reply::Ready(charged.or_else(|decision| self.rejected(decision)))
             }
@@ -184,7 +184,7 @@ impl Account {
                 let account = self.clone();
                 Reply::Pending(Box::pin(async move {
                     let decision = decision.await;
-                    let charged = account.balance().charge(decision, cost);
+                    let charged = (account.balance()).charge(account.limiter(), decision, cost);
                     charged.or_else(|decision| account.rejected(decision))
                 }))
             }
@@ -205,11 +205,17 @@ impl Account {
 
 impl Balance {
     /// Adds what was taken in addition.
-    fn charge(&mut self, decision: Decision, cost: u32) -> Result<(), Decision> {
+    fn charge(
+        &mut self,
+        limiter: &RateLimiter,
+        decision: Decision,
+        cost: u32,
+    ) -> Result<(), Decision> {
         if !decision.is_admitted() {
             return Err(decision);
         }
-        self.charged = self.charged.saturating_add(taken(&decision, cost));
+        let taken = taken(limiter, &decision, cost);
+        self.charged = self.charged.saturating_add(taken);
         self.update(decision);
         Ok(())
     }
@@ -223,8 +229,10 @@ impl Balance {
 }
 
 /// What a decision took of a cost: nothing when it rejects, or when the store did not count.
-fn taken(decision: &Decision, cost: u32) -> u32 {
-    if decision.is_admitted() && !decision.usages().is_empty() {
+fn taken(limiter: &RateLimiter, decision: &Decision, cost: u32) -> u32 {
+    // In a tier without quotas there are no usages, and a request counts in the other tiers.
+    let is_counted = !decision.usages().is_empty() || limiter.names().next().is_none();
+    if decision.is_admitted() && is_counted {
         cost
     } else {
         0

@@ -207,6 +207,23 @@ async fn a_refund_is_for_the_tier_and_for_the_keys_own_limit() {
     assert_eq!(left(&limiter, &[user_key("bob")]), [2]);
 }
 
+/// Such a request counts in the other tiers, although its own decision has no numbers.
+#[tokio::test]
+async fn a_request_of_an_unlimited_tier_is_refunded_in_the_other_tiers() {
+    let policy = Policy::from(Quota::per_hour(5)).tier("free", Quota::off());
+    let (layer, _clock) = timed(by_user, policy);
+    let layer = layer
+        .tier_by(|_| Some("free"))
+        .count_if(|response| response.status == 401);
+    let service = layer.layer(answering(obeying));
+    for _ in 0..3 {
+        assert_eq!(status(&service, answered("alice", 200)).await, 200);
+    }
+    assert_eq!(left(&layer.limiter(), &[user_key("alice")]), [5]);
+    assert_eq!(status(&service, answered("alice", 401)).await, 401);
+    assert_eq!(left(&layer.limiter(), &[user_key("alice")]), [4]);
+}
+
 #[tokio::test]
 async fn a_response_waits_for_the_refund_of_a_store_that_answers_later() {
     let (layer, clock) = timed(by_user, Quota::per_hour(3));
