@@ -46,11 +46,10 @@ impl Draft {
         }
         let retry_after = retry_after(headers);
         let own = decision.policies().and_then(policy_field);
-        self.add(
-            &RATELIMIT_POLICY,
-            own.unwrap_or_else(|| policy.clone()),
-            headers,
-        );
+        // A field is parsed only if the response has it already, which `append` reports.
+        if headers.append(RATELIMIT_POLICY, own.unwrap_or_else(|| policy.clone())) {
+            merge_last_line(&RATELIMIT_POLICY, &self.names, headers);
+        }
         let mut field = String::new();
         let (mut r, mut t) = (itoa::Buffer::new(), itoa::Buffer::new());
         for (member, usage) in self.members.iter().zip(decision.usages()) {
@@ -67,15 +66,10 @@ impl Draft {
             field.reserve_exact(parts.iter().map(|part| part.len()).sum());
             parts.iter().for_each(|part| field.push_str(part));
         }
-        if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(field)) {
-            self.add(&RATELIMIT, value, headers);
-        }
-    }
-
-    /// Adds to a list, which is parsed only if the response has one already.
-    fn add(&self, field: &HeaderName, value: HeaderValue, headers: &mut HeaderMap) {
-        if headers.append(field, value) {
-            merge_last_line(field, &self.names, headers);
+        if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(field))
+            && headers.append(RATELIMIT, value)
+        {
+            merge_last_line(&RATELIMIT, &self.names, headers);
         }
     }
 }

@@ -192,13 +192,18 @@ pub(crate) fn complete<B>(rejection: &Rejection, response: &mut Response<B>) {
     headers
         .entry(CACHE_CONTROL)
         .or_insert(HeaderValue::from_static("no-store"));
-    // For layers further out, which read statuses: this 403 is no answer to credentials.
-    response.extensions_mut().insert(rejection.reason());
+    if rejection.reason() == Reason::Denied {
+        response.extensions_mut().insert(Denied);
+    }
 }
+
+/// Marks a response for layers further out, which read statuses: this 403 is no answer to credentials.
+#[derive(Clone)]
+struct Denied;
 
 /// Whether a response is a limit's own, of a request that it denied.
 pub(crate) fn is_denied<B>(response: &Response<B>) -> bool {
-    response.extensions().get() == Some(&Reason::Denied)
+    response.extensions().get::<Denied>().is_some()
 }
 
 /// A problem (RFC 9457) with the status of its [reason](Reason::status), `Retry-After` and
