@@ -20,6 +20,8 @@ async fn main() -> std::io::Result<()> {
         .name("The echo")
         .connections(100)
         .connections_per_key(3)
+        // Clients that are gone without a close frame free their slots.
+        .ping(Duration::from_secs(30), Duration::from_secs(15))
         // A script in a browser cannot read the status of a handshake, but a close code.
         .refuse_by(Refusal::Close)
         .messages(Policy::new(
