@@ -182,7 +182,7 @@ impl Rejection {
     }
 }
 
-/// A decision as a result. Here and not with the type, as decisions know nothing of rejections.
+// Here and not with the type: decisions know nothing of rejections.
 impl Decision {
     /// Turns a decision that rejects into a [`Rejection`], with its reason and its numbers.
     ///

@@ -128,7 +128,7 @@ fn is_weight_of_zero(parameter: &[u8]) -> bool {
     }
 }
 
-/// How protocols name a reason. Here and not with the type, which knows nothing of protocols.
+// Here and not with the type, which knows nothing of protocols.
 impl Reason {
     /// The HTTP status of a response with this reason: 403, 429 or 503.
     #[must_use]
