@@ -8,6 +8,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::routing::any;
 use http::{Request, StatusCode};
+use http_body_util::BodyExt;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use tower::ServiceExt;
@@ -229,6 +230,64 @@ async fn permits_of_an_address_count_on() {
     );
     drop(held);
     assert_eq!(admission.limits().totals()[0].used, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stalled_response_gives_way_as_configured() {
+    let group = |after: &str| {
+        config(&format!(
+            "[groups.api]\npath = '/api'\nconcurrency = 1\n{after}"
+        ))
+    };
+    let admission = Admission::new(&group("")).unwrap();
+    let endless = || async {
+        let frames = futures_util::stream::repeat_with(|| Ok::<_, std::io::Error>("frame"));
+        Body::from_stream(frames)
+    };
+    let app = Router::new()
+        .route("/api", axum::routing::get(endless))
+        .layer(admission.layer());
+    let call = async || {
+        let request = Request::get("/api").body(Body::empty()).unwrap();
+        app.clone().oneshot(request).await.unwrap()
+    };
+    let stall = async || {
+        let mut response = call().await;
+        assert_eq!(response.status(), StatusCode::OK);
+        assert!(response.frame().await.unwrap().is_ok());
+        response
+    };
+    let _default = stall().await;
+    tokio::time::advance(Duration::from_secs(59)).await;
+    assert_eq!(call().await.status(), StatusCode::SERVICE_UNAVAILABLE);
+    tokio::time::advance(Duration::from_secs(1)).await;
+    admission.reload(&group("reclaim_after = '5s'")).unwrap();
+    let _five = stall().await;
+    tokio::time::advance(Duration::from_secs(5)).await;
+    admission.reload(&group("reclaim_after = 'off'")).unwrap();
+    assert_eq!(call().await.status(), StatusCode::SERVICE_UNAVAILABLE);
+    admission.reload(&group("reclaim_after = '5s'")).unwrap();
+    assert_eq!(call().await.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_dry_run_admits_what_is_above_the_capacity() {
+    let group = |more: &str| {
+        config(&format!(
+            "[groups.api]\npath = '/api'\nconcurrency = 1\n{more}"
+        ))
+    };
+    let admission = Admission::new(&group("dry_run = true")).unwrap();
+    let app = app(&admission);
+    let call = async || {
+        let request = Request::get("/api").body(Body::empty()).unwrap();
+        app.clone().oneshot(request).await.unwrap()
+    };
+    let _held = call().await;
+    assert_eq!(call().await.status(), StatusCode::OK);
+    admission.reload(&group("enforce = 50")).unwrap();
+    let statuses = [call().await.status(), call().await.status()];
+    assert_eq!(statuses, [StatusCode::OK, StatusCode::SERVICE_UNAVAILABLE]);
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use tower::{Layer, ServiceExt, service_fn};
 use tower_admission::observe::MetricsObserver;
 use tower_admission::store::redis::{FailureKind, StoreObserver};
 use tower_admission::{
-    ConcurrencyLimitLayer, Key, MemoryStore, Policy, Quota, RateLimitLayer, RequestHead,
+    ConcurrencyLimitLayer, Key, MemoryStore, Observer, Policy, Quota, RateLimitLayer, RequestHead,
 };
 
 use self::promql::Expression;
@@ -76,6 +76,7 @@ async fn exercise() {
     let _ = dry.oneshot(request("/b")).await;
     let _ = in_flight.layer(handler).oneshot(request("/")).await;
     metrics.publish("api", rate.limiter().stats().unwrap());
+    metrics.reclaimed("ai", None, std::time::Duration::from_secs(61));
     metrics.reachable(true);
     metrics.failed(FailureKind::Timeout);
     metrics.denied_from_cache();

@@ -287,3 +287,16 @@ fn a_limiter_taken_from_a_layer_shares_its_count() {
     drop(permit);
     assert_eq!(limiter.in_flight(), 0);
 }
+
+/// The place that a rejected call had taken in a buffer is free for the next one.
+#[tokio::test]
+async fn a_rejected_call_drops_the_service_that_it_made_ready() {
+    let layer = ConcurrencyLimitLayer::deny_all();
+    let mut kept = layer.layer(tower::buffer::Buffer::new(Counting::default(), 1));
+    assert!(kept.ready().await.is_ok());
+    let rejected = kept.call(request()).await.unwrap();
+    assert_eq!(rejected.status(), 503);
+    let mut other = kept.clone();
+    let mut ready = tokio_test::task::spawn(other.ready());
+    assert!(tokio_test::assert_ready!(ready.poll()).is_ok());
+}

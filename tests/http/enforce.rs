@@ -2,7 +2,9 @@
 
 use http::Request;
 use tower::Layer;
-use tower_admission::{BearerToken, ClientIp, Policy, Quota, RateLimitLayer, Shared};
+use tower_admission::{
+    BearerToken, ClientIp, ConcurrencyLimitLayer, Policy, Quota, RateLimitLayer, Shared,
+};
 
 use crate::common::{
     Counting, Seen, answering, by_user, header, ok, peer, request, send, status, timed, user,
@@ -124,4 +126,76 @@ async fn the_guard_is_enforced_for_the_same_part_of_the_addresses() {
 #[should_panic(expected = "101 percent of the rejections cannot be enforced")]
 fn more_than_all_rejections_cannot_be_enforced() {
     let _ = RateLimitLayer::by(Shared, Quota::off()).enforce(101);
+}
+
+#[tokio::test]
+async fn capacity_is_enforced_for_a_part_of_the_requests_in_turn() {
+    let (seen, _) = Seen::new();
+    let layer = ConcurrencyLimitLayer::new(1)
+        .enforce(25)
+        .observe(seen.clone());
+    let service = layer.layer(Counting::default());
+    let held = send(&service, user("alice")).await;
+    let mut statuses = Vec::new();
+    for _ in 0..8 {
+        statuses.push(status(&service, user("alice")).await);
+        assert_eq!(layer.limiter().in_flight(), 1, "not counted");
+    }
+    assert_eq!(statuses, [200, 200, 200, 503, 200, 200, 200, 503]);
+    let events = seen.take();
+    let seen = |event: &str| events.iter().filter(|seen| *seen == event).count();
+    assert_eq!(seen("would reject concurrency at_capacity"), 6);
+    assert_eq!(seen("rejected concurrency at_capacity"), 2);
+    drop(held);
+    assert_eq!(layer.limiter().in_flight(), 0);
+}
+
+#[tokio::test]
+async fn a_key_at_its_concurrency_limit_is_enforced_always_or_never() {
+    let layer = ConcurrencyLimitLayer::new(0)
+        .per_key(by_user, 1)
+        .enforce(50);
+    let service = layer.layer(Counting::default());
+    let mut enforced = 0;
+    for n in 0..64 {
+        let name = n.to_string();
+        let _held = send(&service, user(&name)).await;
+        let first = status(&service, user(&name)).await;
+        for _ in 0..3 {
+            assert_eq!(status(&service, user(&name)).await, first);
+        }
+        enforced += usize::from(first == 429);
+    }
+    assert!((1..64).contains(&enforced), "{enforced}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dry_run_of_concurrency_admits_everything_at_once() {
+    let (seen, _) = Seen::new();
+    let layer = ConcurrencyLimitLayer::new(1)
+        .wait(8, std::time::Duration::from_secs(60))
+        .dry_run(true)
+        .observe(seen.clone());
+    let service = layer.layer(Counting::default());
+    let _held = send(&service, user("alice")).await;
+    let mut call = tokio_test::task::spawn(tower::ServiceExt::oneshot(service, user("bob")));
+    let response = tokio_test::assert_ready_ok!(call.poll());
+    assert_eq!(response.status(), 200);
+    let events = seen.take();
+    assert!(events.contains(&"would reject concurrency at_capacity".to_owned()));
+    assert_eq!(layer.limiter().in_flight(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_waited_in_vain_is_enforced_in_turn() {
+    let layer = ConcurrencyLimitLayer::new(1)
+        .wait(8, std::time::Duration::from_secs(1))
+        .enforce(50);
+    let service = layer.layer(Counting::default());
+    let _held = send(&service, user("alice")).await;
+    let mut statuses = Vec::new();
+    for _ in 0..4 {
+        statuses.push(status(&service, user("bob")).await);
+    }
+    assert_eq!(statuses, [200, 503, 200, 503]);
 }

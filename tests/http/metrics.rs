@@ -381,3 +381,25 @@ fn the_metrics_of_a_store() {
     let expected = expected.map(|(name, value)| (name.to_owned(), vec![value]));
     assert_eq!(measured, expected.into());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_reclaimed_permit_is_counted() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _recording = set_default_local_recorder(&recorder);
+    let layer = ConcurrencyLimitLayer::new(1)
+        .name("api")
+        .observe(MetricsObserver::new());
+    let (frames, body) = crate::common::streamed();
+    let mut response = send(&layer.layer(crate::common::bodies([body])), request()).await;
+    frames.send("one");
+    assert!(response.frame().await.is_some());
+    tokio::time::advance(tower_admission::ConcurrencyLimiter::DEFAULT_RECLAIM_AFTER).await;
+    assert_eq!(
+        status(&layer.layer(Counting::default()), request()).await,
+        200
+    );
+    let measured = measured(&snapshotter);
+    assert_eq!(measured["admission_reclaimed_total limiter=api"], [1.0]);
+    assert_eq!(measured["admission_in_flight limiter=api"], [0.0]);
+}
