@@ -23,7 +23,30 @@ pin_project! {
     #[derive(Debug)]
     enum Kind<B> {
         Inner { #[pin] body: B },
-        Rejection { text: Option<Bytes> },
+        Rejection { text: RejectionText },
+    }
+}
+
+/// The body of a rejection: one frame, or none.
+#[derive(Debug)]
+pub(crate) struct RejectionText(Option<Bytes>);
+
+impl RejectionText {
+    pub(crate) fn new(text: Bytes) -> Self {
+        Self(Some(text).filter(|text| !text.is_empty()))
+    }
+
+    pub(crate) fn frame<D: From<Bytes>, E>(&mut self) -> Option<Result<Frame<D>, E>> {
+        let text = self.0.take()?;
+        Some(Ok(Frame::data(text.into())))
+    }
+
+    pub(crate) fn is_end_stream(&self) -> bool {
+        self.0.is_none()
+    }
+
+    pub(crate) fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.as_ref().map_or(0, |text| text.len() as u64))
     }
 }
 
@@ -38,7 +61,7 @@ impl<B> ResponseBody<B> {
     pub(crate) fn rejection(text: Bytes) -> Self {
         Self {
             kind: Kind::Rejection {
-                text: Some(text).filter(|text| !text.is_empty()),
+                text: RejectionText::new(text),
             },
         }
     }
@@ -58,25 +81,21 @@ where
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         match self.project().kind.project() {
             KindProj::Inner { body } => body.poll_frame(cx),
-            KindProj::Rejection { text } => {
-                Poll::Ready(text.take().map(|text| Ok(Frame::data(text.into()))))
-            }
+            KindProj::Rejection { text } => Poll::Ready(text.frame()),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.kind {
             Kind::Inner { body } => body.is_end_stream(),
-            Kind::Rejection { text } => text.is_none(),
+            Kind::Rejection { text } => text.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             Kind::Inner { body } => body.size_hint(),
-            Kind::Rejection { text } => {
-                SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64))
-            }
+            Kind::Rejection { text } => text.size_hint(),
         }
     }
 }

@@ -94,32 +94,32 @@ impl Nesting {
 impl Passing {
     pub(crate) const NOT_LISTED: Self = Self(0);
 
-    /// Lists the limit while `call` runs.
+    /// Lists the limit for as long as the result is there.
+    // A guard and not a closure, so that what the inner service returns is not moved once more.
     #[inline]
-    pub(crate) fn during<R>(&mut self, call: impl FnOnce() -> R) -> R {
+    pub(crate) fn list(&mut self) -> Option<Listed<'_>> {
         if *self == Self::NOT_LISTED {
-            return call();
+            return None;
         }
-        LIST.with(|list| {
-            let listed = list.push(self.0);
-            let result = call();
-            if !listed.is_there() {
-                // Used, so it is not listed for the next poll.
-                *self = Self::NOT_LISTED;
-            }
-            result
-        })
+        Some(Listed::new(self))
     }
 }
 
 impl List {
-    fn push(&self, id: u64) -> Listed<'_> {
+    /// Adds a limit, and returns its depth.
+    fn push(&self, id: u64) -> usize {
         let depth = self.depth.get();
         if let Some(place) = self.ids.get(depth) {
             place.set(id);
         }
         self.depth.set(depth + 1);
-        Listed { list: self, depth }
+        depth
+    }
+
+    /// Removes the limit at this depth. Returns whether it was still there.
+    fn pop(&self, depth: usize) -> bool {
+        self.depth.set(depth);
+        self.ids.get(depth).is_none_or(|id| id.get() != 0)
     }
 
     fn take(&self, id: u64) -> bool {
@@ -132,22 +132,26 @@ impl List {
     }
 }
 
-/// A place in the list, for as long as this is there: also when the inner service panics.
-struct Listed<'a> {
-    list: &'a List,
+/// A limit in the list; dropping it removes the limit, also when the inner service panics.
+pub(crate) struct Listed<'a> {
+    passing: &'a mut Passing,
     depth: usize,
 }
 
-impl Listed<'_> {
-    fn is_there(&self) -> bool {
-        let place = self.list.ids.get(self.depth);
-        place.is_none_or(|id| id.get() != 0)
+impl<'a> Listed<'a> {
+    #[cold]
+    fn new(passing: &'a mut Passing) -> Self {
+        let depth = LIST.with(|list| list.push(passing.0));
+        Self { passing, depth }
     }
 }
 
 impl Drop for Listed<'_> {
     fn drop(&mut self) {
-        self.list.depth.set(self.depth);
+        if !LIST.with(|list| list.pop(self.depth)) {
+            // Used, so it is not listed for the next poll.
+            *self.passing = Passing::NOT_LISTED;
+        }
     }
 }
 
@@ -169,34 +173,40 @@ mod tests {
         let nesting = nested();
         assert!(!nesting.has_counted());
         let mut passing = nesting.passing();
-        passing.during(|| {
-            assert!(nesting.has_counted());
-            assert!(!nesting.has_counted(), "the second request of a handler");
-        });
+        let listed = passing.list();
+        assert!(nesting.has_counted());
+        assert!(!nesting.has_counted(), "the second request of a handler");
+        drop(listed);
         assert_eq!(passing, Passing::NOT_LISTED);
-        passing.during(|| assert!(!nesting.has_counted()));
+        let listed = passing.list();
+        assert!(!nesting.has_counted());
+        drop(listed);
         assert!(!nesting.has_counted());
     }
 
     #[test]
     fn limits_between_do_not_hide_the_outer_one() {
         let (outer, between) = (nested(), nested());
-        outer.passing().during(|| {
-            assert!(!between.has_counted());
-            between.passing().during(|| assert!(outer.has_counted()));
-        });
+        let (mut in_outer, mut in_between) = (outer.passing(), between.passing());
+        let _outer = in_outer.list();
+        assert!(!between.has_counted());
+        let _between = in_between.list();
+        assert!(outer.has_counted());
     }
 
     #[test]
     fn a_panic_takes_the_limit_off_the_list() {
         let nesting = nested();
         let panicked = std::panic::catch_unwind(|| {
-            nested().passing().during(|| panic!("the inner service"));
+            let mut passing = nested().passing();
+            let _listed = passing.list();
+            panic!("the inner service");
         });
         assert!(panicked.is_err());
-        let mut passing = nesting.passing();
-        passing.during(|| assert_eq!(LIST.with(|list| list.depth.get()), 1));
         assert_eq!(LIST.with(|list| list.depth.get()), 0);
+        let mut passing = nesting.passing();
+        let _listed = passing.list();
+        assert_eq!(LIST.with(|list| list.depth.get()), 1);
     }
 
     #[test]
@@ -207,10 +217,15 @@ mod tests {
                 return;
             }
             let nesting = nested();
-            nesting.passing().during(|| nest(depth - 1, outermost));
+            let mut passing = nesting.passing();
+            let listed = passing.list();
+            nest(depth - 1, outermost);
+            drop(listed);
             assert!(!nesting.has_counted());
         }
         let outermost = nested();
-        outermost.passing().during(|| nest(20, &outermost));
+        let mut passing = outermost.passing();
+        let _listed = passing.list();
+        nest(20, &outermost);
     }
 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use crate::body::ResponseBody;
+use crate::body::RejectionText;
 use crate::limiter::{Parking, Permit};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -35,18 +35,24 @@ pin_project! {
 pin_project! {
     #[project = KindProj]
     enum Kind<B> {
-        Inline { #[pin] body: ResponseBody<B>, permit: Permit, parking: Option<Parking<()>> },
-        Boxed { boxed: Boxed<B> },
-        Reclaimed,
+        Inline { #[pin] body: B, permit: Permit, parking: Option<Parking<()>> },
+        // In a box, so that the usual body stays small and quick to drop.
+        Rare { rare: Box<Rare<B>> },
     }
+}
+
+enum Rare<B> {
+    Boxed(Boxed<B>),
+    Rejection(RejectionText),
+    Reclaimed,
 }
 
 /// A body that can be dropped from elsewhere while its client does not read.
 struct Boxed<B> {
     /// `None` while it is parked, and after its end.
-    body: Option<Pin<Box<ResponseBody<B>>>>,
+    body: Option<Pin<Box<B>>>,
     permit: Permit,
-    parking: Option<Parking<Pin<Box<ResponseBody<B>>>>>,
+    parking: Option<Parking<Pin<Box<B>>>>,
     /// What the body said when it was parked.
     size_hint: SizeHint,
 }
@@ -70,43 +76,49 @@ impl std::error::Error for ResponseStalled {}
 impl<B: Body> PermitBody<B> {
     /// Holds the permit until the body ends, which may be at once.
     #[inline]
-    pub(super) fn holding(body: B, mut permit: Permit) -> Self {
+    pub(super) fn holding(body: B, permit: Permit) -> Self {
         match body.size_hint().exact() {
-            Some(1..=INLINE_BYTES) => {}
-            _ if body.is_end_stream() => permit.release(),
-            Some(0) => {}
-            _ if permit.is_reclaimable() => return Self::boxed(body, permit),
-            _ => {}
+            Some(1..=INLINE_BYTES) => Self::inline(body, permit),
+            size => Self::holding_other(body, size, permit),
         }
-        Self::inline(ResponseBody::inner(body), permit)
     }
 
-    #[cold]
-    fn boxed(body: B, permit: Permit) -> Self {
-        let boxed = Boxed {
-            body: Some(Box::pin(ResponseBody::inner(body))),
-            permit,
-            parking: None,
-            size_hint: SizeHint::new(),
-        };
-        Self {
-            kind: Kind::Boxed { boxed },
+    /// A body that is empty, long, or of an unknown size.
+    #[inline(never)]
+    fn holding_other(body: B, size: Option<u64>, mut permit: Permit) -> Self {
+        if body.is_end_stream() {
+            permit.release();
+        } else if size != Some(0) && permit.is_reclaimable() {
+            return Self::rare(Rare::Boxed(Boxed {
+                body: Some(Box::pin(body)),
+                permit,
+                parking: None,
+                size_hint: SizeHint::new(),
+            }));
         }
+        Self::inline(body, permit)
     }
 }
 
 impl<B> PermitBody<B> {
     #[inline]
     pub(super) fn inner(body: B) -> Self {
-        Self::inline(ResponseBody::inner(body), Permit::none())
+        Self::inline(body, Permit::none())
     }
 
     pub(super) fn rejection(text: Bytes) -> Self {
-        Self::inline(ResponseBody::rejection(text), Permit::none())
+        Self::rare(Rare::Rejection(RejectionText::new(text)))
+    }
+
+    fn rare(rare: Rare<B>) -> Self {
+        let rare = Box::new(rare);
+        Self {
+            kind: Kind::Rare { rare },
+        }
     }
 
     #[inline]
-    fn inline(body: ResponseBody<B>, permit: Permit) -> Self {
+    fn inline(body: B, permit: Permit) -> Self {
         Self {
             kind: Kind::Inline {
                 body,
@@ -129,21 +141,22 @@ where
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+    ) -> PolledFrame<B::Data, BoxError> {
         let polled = match self.as_mut().project().kind.project() {
             KindProj::Inline {
                 body,
                 permit,
                 parking,
             } => poll_inline(body, permit, parking, cx),
-            KindProj::Boxed { boxed } => boxed.poll(cx),
-            KindProj::Reclaimed => return Poll::Ready(None),
+            KindProj::Rare { rare } => match &mut **rare {
+                Rare::Boxed(boxed) => boxed.poll(cx),
+                Rare::Rejection(text) => return Poll::Ready(text.frame()),
+                Rare::Reclaimed => return Poll::Ready(None),
+            },
         };
         polled.unwrap_or_else(|ResponseStalled| {
             // Drops the body, if it could not be dropped before.
-            self.set(Self {
-                kind: Kind::Reclaimed,
-            });
+            self.set(Self::rare(Rare::Reclaimed));
             Poll::Ready(Some(Err(ResponseStalled.into())))
         })
     }
@@ -151,24 +164,37 @@ where
     fn is_end_stream(&self) -> bool {
         match &self.kind {
             Kind::Inline { body, .. } => body.is_end_stream(),
-            Kind::Boxed { boxed } => boxed.body.as_ref().is_some_and(|body| body.is_end_stream()),
-            Kind::Reclaimed => true,
+            Kind::Rare { rare } => match &**rare {
+                Rare::Boxed(Boxed { body, .. }) => {
+                    body.as_ref().is_some_and(|body| body.is_end_stream())
+                }
+                Rare::Rejection(text) => text.is_end_stream(),
+                Rare::Reclaimed => true,
+            },
         }
     }
 
+    #[expect(
+        clippy::clone_on_copy,
+        reason = "a size hint is Copy only since http-body 1.1"
+    )]
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             Kind::Inline { body, .. } => body.size_hint(),
-            Kind::Boxed { boxed } => match &boxed.body {
-                Some(body) => body.size_hint(),
-                None => boxed.size_hint.clone(),
+            Kind::Rare { rare } => match &**rare {
+                Rare::Boxed(Boxed {
+                    body: Some(body), ..
+                }) => body.size_hint(),
+                Rare::Boxed(Boxed { size_hint, .. }) => size_hint.clone(),
+                Rare::Rejection(text) => text.size_hint(),
+                Rare::Reclaimed => SizeHint::with_exact(0),
             },
-            Kind::Reclaimed => SizeHint::with_exact(0),
         }
     }
 }
 
-type Polled<D> = Result<Poll<Option<Result<Frame<D>, BoxError>>>, ResponseStalled>;
+type PolledFrame<D, E> = Poll<Option<Result<Frame<D>, E>>>;
+type Polled<D> = Result<PolledFrame<D, BoxError>, ResponseStalled>;
 
 #[inline]
 fn poll_inline<B>(
@@ -200,7 +226,6 @@ where
 impl<B> Boxed<B>
 where
     B: Body + Send + 'static,
-    B::Data: From<Bytes>,
     B::Error: Into<BoxError>,
 {
     fn poll(&mut self, cx: &mut Context<'_>) -> Polled<B::Data> {
@@ -243,7 +268,7 @@ enum Next {
 }
 
 #[inline]
-fn after<B: Body>(body: &B, polled: &Poll<Option<Result<Frame<B::Data>, B::Error>>>) -> Next {
+fn after<B: Body>(body: &B, polled: &PolledFrame<B::Data, B::Error>) -> Next {
     match polled {
         Poll::Pending => Next::Wait,
         Poll::Ready(Some(Ok(frame))) if !frame.is_trailers() && !body.is_end_stream() => {

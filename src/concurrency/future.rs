@@ -38,13 +38,15 @@ pin_project! {
     // What is not in the way of an admitted request is boxed, to keep the future small.
     #[project = StateProj]
     enum State<S, B, RB, F> {
-        Calling { #[pin] future: F, admitted: Admitted },
+        Calling { #[pin] future: F, permit: Permit, until: HoldUntil },
+        // With what few requests need.
+        Watching { #[pin] future: F, admitted: Admitted },
         Rejected { response: Option<Box<Response<PermitBody<RB>>>>, body: Option<Box<B>> },
         InLine { request: Option<Box<InLine<S, B>>> },
     }
 }
 
-/// What an admitted request holds until its response takes over.
+/// What an admitted request holds until its response takes over, where that is more than a permit.
 pub(super) struct Admitted {
     pub(super) permit: Permit,
     pub(super) until: HoldUntil,
@@ -68,9 +70,19 @@ where
     S: Service<Request<B>>,
 {
     #[inline]
-    pub(super) fn calling(future: S::Future, admitted: Admitted) -> Self {
+    pub(super) fn calling(future: S::Future, permit: Permit, until: HoldUntil) -> Self {
         Self {
-            state: State::Calling { future, admitted },
+            state: State::Calling {
+                future,
+                permit,
+                until,
+            },
+        }
+    }
+
+    pub(super) fn watching(future: S::Future, admitted: Admitted) -> Self {
+        Self {
+            state: State::Watching { future, admitted },
         }
     }
 
@@ -105,16 +117,23 @@ where
     /// When polled again after it was ready.
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let StateProj::Calling { future, admitted } = self.as_mut().project().state.project()
+        let StateProj::Calling {
+            future,
+            permit,
+            until,
+        } = self.as_mut().project().state.project()
         else {
             // Apart, so that a response which was there at once is written to its place.
             return self.poll_slowly(cx);
         };
-        match ready!(admitted.passing.during(|| future.poll(cx))) {
-            Ok(response) => Poll::Ready(Ok(admitted.hold(response))),
+        match ready!(future.poll(cx)) {
+            Ok(response) => {
+                let permit = std::mem::replace(permit, Permit::none());
+                Poll::Ready(Ok(hold(response, permit, *until)))
+            }
             Err(error) => {
                 // Nothing is left to hold the permit.
-                admitted.permit.release();
+                permit.release();
                 Poll::Ready(Err(error))
             }
         }
@@ -126,8 +145,7 @@ where
     S: Service<Request<B>, Response = Response<RB>>,
     RB: Body,
 {
-    /// Answers with a rejection, or waits for a permit.
-    #[cold]
+    /// Answers with a rejection, waits for a permit, or calls with more than a permit.
     #[inline(never)]
     fn poll_slowly(
         mut self: Pin<&mut Self>,
@@ -145,6 +163,18 @@ where
                 self.set(request.decided(acquired));
                 self.poll(cx)
             }
+            StateProj::Watching { future, admitted } => {
+                let listed = admitted.passing.list();
+                let polled = future.poll(cx);
+                drop(listed);
+                Poll::Ready(match ready!(polled) {
+                    Ok(response) => Ok(admitted.hold(response)),
+                    Err(error) => {
+                        admitted.permit.release();
+                        Err(error)
+                    }
+                })
+            }
             StateProj::Calling { .. } => self.poll(cx),
         }
     }
@@ -157,7 +187,7 @@ where
     fn take_rejected_body(self: Pin<&mut Self>) -> Option<B> {
         match self.project().state.project() {
             StateProj::Rejected { body, .. } => body.take().map(|body| *body),
-            StateProj::Calling { .. } | StateProj::InLine { .. } => None,
+            _ => None,
         }
     }
 }
@@ -178,13 +208,17 @@ where
         match acquired {
             Ok(permit) => {
                 let mut admitted = shared.admit(&mut request, permit, keys.first(), begun);
-                let future = admitted.passing.during(|| service.call(request));
-                ResponseFuture::calling(future, admitted)
+                let listed = admitted.passing.list();
+                let future = service.call(request);
+                drop(listed);
+                ResponseFuture::watching(future, admitted)
             }
             Err(rejected) if !shared.enforces(&rejected, &keys, begun) => {
                 let mut admitted = Admitted::uncounted(shared.limiter.nesting().passing());
-                let future = admitted.passing.during(|| service.call(request));
-                ResponseFuture::calling(future, admitted)
+                let listed = admitted.passing.list();
+                let future = service.call(request);
+                drop(listed);
+                ResponseFuture::watching(future, admitted)
             }
             Err(rejected) => {
                 let head = RequestHead::from(&request);
@@ -206,20 +240,25 @@ impl Admitted {
         }
     }
 
-    #[inline]
-    fn hold<RB>(&mut self, response: Response<RB>) -> Response<PermitBody<RB>>
-    where
-        RB: Body,
-    {
+    fn hold<RB: Body>(&mut self, response: Response<RB>) -> Response<PermitBody<RB>> {
         let mut permit = std::mem::replace(&mut self.permit, Permit::none());
         if let Some(upgrade) = &self.upgrade {
             permit = upgrade.hand_over(permit, &response);
         }
-        response.map(|body| match self.until {
-            HoldUntil::BodyEnd => PermitBody::holding(body, permit),
-            HoldUntil::Headers => PermitBody::inner(body),
-        })
+        hold(response, permit, self.until)
     }
+}
+
+#[inline]
+fn hold<RB: Body>(
+    response: Response<RB>,
+    permit: Permit,
+    until: HoldUntil,
+) -> Response<PermitBody<RB>> {
+    response.map(|body| match until {
+        HoldUntil::BodyEnd => PermitBody::holding(body, permit),
+        HoldUntil::Headers => PermitBody::inner(body),
+    })
 }
 
 impl<S, B, RB> fmt::Debug for ResponseFuture<S, B, RB>

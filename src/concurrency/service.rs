@@ -77,13 +77,8 @@ where
             && !shared.limiter.nesting().is_possible()
             && let Some(permit) = shared.limiter.try_permit()
         {
-            let admitted = Admitted {
-                permit,
-                until: shared.hold_until,
-                passing: Passing::NOT_LISTED,
-                upgrade: None,
-            };
-            return ResponseFuture::calling(self.inner.call(request), admitted);
+            let until = shared.hold_until;
+            return ResponseFuture::calling(self.inner.call(request), permit, until);
         }
         self.call_with_options(request)
     }
@@ -111,8 +106,10 @@ impl<S> ConcurrencyLimit<S> {
         match shared.limiter.acquire(&keys, wait) {
             Acquire::Admitted(permit) => {
                 let mut admitted = shared.admit(&mut request, permit, keys.first(), begun);
-                let future = admitted.passing.during(|| self.inner.call(request));
-                ResponseFuture::calling(future, admitted)
+                let listed = admitted.passing.list();
+                let future = self.inner.call(request);
+                drop(listed);
+                ResponseFuture::watching(future, admitted)
             }
             Acquire::Refused(rejected) if !shared.enforces(&rejected, &keys, begun) => {
                 self.pass(request, nesting.passing())
@@ -144,8 +141,10 @@ impl<S> ConcurrencyLimit<S> {
         S: Service<Request<B>, Response = Response<RB>>,
     {
         let mut admitted = Admitted::uncounted(passing);
-        let future = admitted.passing.during(|| self.inner.call(request));
-        ResponseFuture::calling(future, admitted)
+        let listed = admitted.passing.list();
+        let future = self.inner.call(request);
+        drop(listed);
+        ResponseFuture::watching(future, admitted)
     }
 
     /// The service that was made ready. A clone that is not ready takes its place.

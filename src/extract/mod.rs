@@ -54,6 +54,14 @@ impl Extracted {
         }
     }
 
+    #[inline]
+    pub(crate) fn as_key(&self) -> Option<&Key> {
+        match self {
+            Self::Key(key) => Some(key),
+            Self::Absent | Self::Unusable => None,
+        }
+    }
+
     /// Replaces an unusable credential with the client address, if that is known.
     fn or_address(self, address: impl FnOnce() -> Option<Key>) -> Self {
         match self {
@@ -228,23 +236,30 @@ impl Extractor {
     /// The key to charge, unless not even an address is known.
     #[inline]
     pub(crate) fn known_key(&self, head: RequestHead<'_>) -> Option<Key> {
-        match self.0.extract(head) {
-            Extracted::Key(key) => Some(key),
-            missing => self.fallback(missing, head),
+        self.charged(head).key()
+    }
+
+    /// The same, not moved from where the extractor wrote it.
+    #[inline]
+    pub(crate) fn charged(&self, head: RequestHead<'_>) -> Extracted {
+        let extracted = self.0.extract(head);
+        if extracted.as_key().is_none() {
+            return self.fallback(extracted, head);
         }
+        extracted
     }
 
     #[cold]
-    fn fallback(&self, missing: Extracted, head: RequestHead<'_>) -> Option<Key> {
+    fn fallback(&self, missing: Extracted, head: RequestHead<'_>) -> Extracted {
         let address = || {
             let address = self.0.client_address(head);
             address.or_else(|| ClientIp::peer().extract(head).key())
         };
-        let key = missing.or_address(address).key();
-        if key.is_none() {
+        let charged = missing.or_address(address);
+        if charged.as_key().is_none() {
             warn_once();
         }
-        key
+        charged
     }
 }
 

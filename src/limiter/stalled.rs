@@ -1,7 +1,7 @@
 //! Responses that their client does not read, and how a request that needs their permit gets it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use slab::Slab;
@@ -51,6 +51,10 @@ trait Reclaim: Send + Sync {
 
 /// What a response holds, shared with the requests that may need it.
 struct Parked<T> {
+    slots: &'static Slots,
+    shard: usize,
+    /// Its place in the shard, once it is there.
+    entry: OnceLock<usize>,
     parked_at: AtomicU64,
     /// There while the response waits for its client, unless it was reclaimed.
     content: Mutex<Content<T>>,
@@ -65,12 +69,8 @@ enum Content<T> {
 }
 
 /// A response in the list of those that may be stalled. Dropping it removes the response.
-pub(crate) struct Parking<T> {
-    parked: Arc<Parked<T>>,
-    slots: &'static Slots,
-    shard: usize,
-    entry: usize,
-}
+// One pointer, since every response body has room for it.
+pub(crate) struct Parking<T>(Arc<Parked<T>>);
 
 /// A permit that was taken from a stalled response.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,6 +88,9 @@ pub(super) enum Search {
     /// None is stalled now. The earliest time at which one can be, unless reclaiming is off.
     Nothing(Option<Instant>),
 }
+
+/// A parked response, and since when it is.
+type Found = (u64, Arc<dyn Reclaim>);
 
 impl StalledResponses {
     pub(super) fn new() -> Self {
@@ -148,9 +151,9 @@ impl StalledResponses {
     }
 
     /// Since when the oldest response is parked, and the oldest one that counts for `key`.
-    fn oldest(&self, key: Option<&Key>) -> (Option<u64>, Option<(u64, Arc<dyn Reclaim>)>) {
+    fn oldest(&self, key: Option<&Key>) -> (Option<u64>, Option<Found>) {
         let mut oldest = None;
-        let mut found: Option<(u64, Arc<dyn Reclaim>)> = None;
+        let mut found: Option<Found> = None;
         for shard in &self.shards {
             for (_, response) in lock(shard).iter() {
                 let parked_at = response.parked_at();
@@ -180,31 +183,30 @@ impl<T: Send + 'static> Parking<T> {
         if !slots.stalled.is_on() {
             return Err((content, permit));
         }
+        let shard = shard_of_thread();
         let parked = Arc::new(Parked {
+            slots,
+            shard,
+            entry: OnceLock::new(),
             parked_at: AtomicU64::new(now()),
             keys: permit.keys().collect(),
             content: Mutex::new(Content::Parked(content, permit)),
         });
-        let shard = shard_of_thread();
         let entry = lock(&slots.stalled.shards[shard]).insert(parked.clone());
-        Ok(Self {
-            parked,
-            slots,
-            shard,
-            entry,
-        })
+        let _ = parked.entry.set(entry);
+        Ok(Self(parked))
     }
 
     /// Parks again, after another frame.
     pub(crate) fn park(&self, content: T, permit: Permit) {
-        *lock(&self.parked.content) = Content::Parked(content, permit);
-        self.parked.parked_at.store(now(), Ordering::Release);
+        *lock(&self.0.content) = Content::Parked(content, permit);
+        self.0.parked_at.store(now(), Ordering::Release);
     }
 
     /// Takes back what was parked, as the client has taken the frame; `None` if it was reclaimed.
     pub(crate) fn unpark(&self) -> Option<(T, Permit)> {
-        let mut content = lock(&self.parked.content);
-        self.parked.parked_at.store(0, Ordering::Release);
+        let mut content = lock(&self.0.content);
+        self.0.parked_at.store(0, Ordering::Release);
         match std::mem::replace(&mut *content, Content::Out) {
             Content::Parked(parked, permit) => Some((parked, permit)),
             other => {
@@ -217,9 +219,17 @@ impl<T: Send + 'static> Parking<T> {
 
 impl<T> Drop for Parking<T> {
     fn drop(&mut self) {
-        let stalled = &self.slots.stalled;
-        let entry = lock(&stalled.shards[self.shard]).try_remove(self.entry);
-        let content = std::mem::replace(&mut *lock(&self.parked.content), Content::Out);
+        let Parked {
+            slots,
+            shard,
+            entry,
+            ..
+        } = &*self.0;
+        let stalled = &slots.stalled;
+        let entry = entry
+            .get()
+            .and_then(|entry| lock(&stalled.shards[*shard]).try_remove(*entry));
+        let content = std::mem::replace(&mut *lock(&self.0.content), Content::Out);
         if matches!(content, Content::Reclaimed) {
             stalled.reclaimed.fetch_sub(1, Ordering::Relaxed);
         }
@@ -277,7 +287,7 @@ fn instant(millis: u64) -> Instant {
 const HOUR: Duration = Duration::from_secs(3600);
 
 fn epoch() -> Instant {
-    static EPOCH: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    static EPOCH: OnceLock<Instant> = OnceLock::new();
     *EPOCH.get_or_init(Instant::now)
 }
 

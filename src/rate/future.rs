@@ -33,7 +33,9 @@ pin_project! {
     // What is not in the way of an admitted request is boxed, to keep the future small.
     #[project = StateProj]
     enum State<S, B, RB, F> {
-        Calling { #[pin] future: F, told: Told, passing: Passing },
+        Calling { #[pin] future: F, told: Told },
+        // A request that may meet the same limit again.
+        Passing { #[pin] future: F, told: Told, passing: Passing },
         Rejected { response: Option<Box<Response<ResponseBody<RB>>>>, body: Option<Box<B>> },
         Deciding { request: Option<Box<Deciding<S, B>>> },
         Refunding { response: Option<Box<Refunding<RB>>> },
@@ -66,9 +68,15 @@ where
     S: Service<Request<B>>,
 {
     #[inline]
-    pub(super) fn calling(future: S::Future, told: Told, passing: Passing) -> Self {
+    pub(super) fn calling(future: S::Future, told: Told) -> Self {
         Self {
-            state: State::Calling {
+            state: State::Calling { future, told },
+        }
+    }
+
+    pub(super) fn passing(future: S::Future, told: Told, passing: Passing) -> Self {
+        Self {
+            state: State::Passing {
                 future,
                 told,
                 passing,
@@ -107,16 +115,11 @@ where
     /// When polled again after it was ready.
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let StateProj::Calling {
-            future,
-            told,
-            passing,
-        } = self.as_mut().project().state.project()
-        else {
+        let StateProj::Calling { future, told } = self.as_mut().project().state.project() else {
             // Apart, so that a response which was there at once is written to its place.
             return self.poll_slowly(cx);
         };
-        match ready!(passing.during(|| future.poll(cx))) {
+        match ready!(future.poll(cx)) {
             Ok(mut response) => {
                 if let Some(refund) = told.answered(&mut response) {
                     return self.refund(refund, response, cx);
@@ -155,8 +158,7 @@ where
         self.poll_slowly(cx)
     }
 
-    /// Gives a rejection, or goes on waiting for the store.
-    #[cold]
+    /// Gives a rejection, waits for the store, or calls with more than an account.
     #[inline(never)]
     fn poll_slowly(
         mut self: Pin<&mut Self>,
@@ -185,6 +187,27 @@ where
                 } = *refunding;
                 account.tell(response.headers_mut());
                 Poll::Ready(Ok(response.map(ResponseBody::inner)))
+            }
+            StateProj::Passing {
+                future,
+                told,
+                passing,
+            } => {
+                let listed = passing.list();
+                let polled = future.poll(cx);
+                drop(listed);
+                match ready!(polled) {
+                    Ok(mut response) => {
+                        if let Some(refund) = told.answered(&mut response) {
+                            return self.refund(refund, response, cx);
+                        }
+                        Poll::Ready(Ok(response.map(ResponseBody::inner)))
+                    }
+                    Err(error) => {
+                        told.failed();
+                        Poll::Ready(Err(error))
+                    }
+                }
             }
             StateProj::Calling { .. } => self.poll(cx),
         }
@@ -219,8 +242,10 @@ where
         match Shared::verdict(&shared, &mut request, &keys, asked, decision) {
             Verdict::Admitted(told) => {
                 let mut passing = shared.nesting.passing();
-                let future = passing.during(|| service.call(request));
-                ResponseFuture::calling(future, told, passing)
+                let listed = passing.list();
+                let future = service.call(request);
+                drop(listed);
+                ResponseFuture::passing(future, told, passing)
             }
             Verdict::Rejected(response) => ResponseFuture::rejected(response, request.into_body()),
         }

@@ -71,13 +71,12 @@ where
         }
         // Nothing but a key and a quota. The request stays where it is until it is passed on:
         // a move of it costs as much as the decision's compare-and-swap.
-        let key = shared.keys[0].known_key(RequestHead::from(&request));
+        let key = shared.keys[0].charged(RequestHead::from(&request));
         // By reference: to copy it as a whole so soon after it was written in parts would wait
         // for the writes to reach the cache.
-        let key = key.as_ref().unwrap_or(&Key::UNKNOWN);
+        let key = key.as_key().unwrap_or(&Key::UNKNOWN);
         if !shared.tells && shared.limiter.take_one(key) {
-            let future = self.inner.call(request);
-            return ResponseFuture::calling(future, Told::default(), Passing::NOT_LISTED);
+            return ResponseFuture::calling(self.inner.call(request), Told::default());
         }
         let keys = slice::from_ref(key);
         match shared.limiter.decide(keys, 1) {
@@ -107,7 +106,7 @@ impl<S> RateLimit<S> {
         RB: Body,
     {
         let told = Shared::tell_later(&self.shared, &mut request, keys, 1, None, decision);
-        ResponseFuture::calling(self.inner.call(request), told, Passing::NOT_LISTED)
+        ResponseFuture::calling(self.inner.call(request), told)
     }
 }
 
@@ -209,8 +208,10 @@ fn call<S, B, RB>(
 where
     S: Service<Request<B>, Response = Response<RB>>,
 {
-    let future = passing.during(|| inner.call(request));
-    ResponseFuture::calling(future, told, passing)
+    let listed = passing.list();
+    let future = inner.call(request);
+    drop(listed);
+    ResponseFuture::passing(future, told, passing)
 }
 
 /// Drops the service that was made ready and is not called.
