@@ -6,6 +6,7 @@
 mod alloc;
 mod contenders;
 mod drive;
+mod frames;
 mod growth;
 mod heap;
 mod measure;
@@ -31,7 +32,9 @@ fn main() {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
     let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
     let only_limits = arguments.contains(&"--limits");
-    let effort = match arguments.iter().find(|argument| **argument != "--limits") {
+    let only_frames = arguments.contains(&"--frames");
+    let mut others = arguments.iter();
+    let effort = match others.find(|argument| !["--limits", "--frames"].contains(argument)) {
         None => Effort {
             rounds: 600,
             growths: 5,
@@ -41,7 +44,7 @@ fn main() {
             growths: 2,
         },
         Some(_) => {
-            eprintln!("usage: peers [--quick] [--limits]");
+            eprintln!("usage: peers [--quick] [--limits | --frames]");
             std::process::exit(2);
         }
     };
@@ -51,12 +54,18 @@ fn main() {
         "tower-rate-limiter 0.2.0-alpha.0 needs Rust 1.96, does not build here and is missing."
     );
     let mut report = Report::default();
+    if only_frames {
+        frames::reclaiming(effort, &mut report);
+        report.print();
+        return;
+    }
     tables::limits(effort, &mut report);
     if only_limits {
         report.print();
         return;
     }
     tables::concurrency(effort, &mut report);
+    frames::reclaiming(effort, &mut report);
     tables::admitted(effort, &mut report);
     tables::refused(effort, &mut report);
     heap::allocations(&mut report);

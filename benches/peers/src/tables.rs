@@ -8,7 +8,7 @@ use crate::measure::Task;
 use crate::report::{Report, table};
 use crate::requests::{Setting, Setting::Bare, Setting::Served};
 
-const CALLS: Task = Task {
+pub const CALLS: Task = Task {
     clients: 1,
     setting: Bare,
     status: StatusCode::OK,
