@@ -304,3 +304,92 @@ fn shard_of_thread() -> usize {
 pub(super) fn max_reclaimed(limit: u64) -> u64 {
     limit.saturating_mul(MAX_RECLAIMED_PER_SLOT)
 }
+
+#[cfg(all(test, not(admission_loom)))]
+mod tests {
+    use super::*;
+
+    fn parked(slots: &'static Slots) -> Parking<&'static str> {
+        let permit = Permit::new(slots.try_take().unwrap());
+        let parking = Parking::new("body", permit);
+        parking.unwrap_or_else(|_| panic!("reclaiming is on"))
+    }
+
+    fn slots(limit: u64) -> &'static Slots {
+        let slots = Slots::new(limit);
+        slots.stalled.set_limit(Some(Duration::from_secs(60)));
+        slots
+    }
+
+    #[test]
+    fn the_list_is_as_long_as_what_is_in_flight() {
+        let slots = slots(1000);
+        let listed = || -> usize {
+            let shards = slots.stalled.shards.iter();
+            shards.map(|shard| lock(shard).len()).sum()
+        };
+        for _ in 0..10 {
+            let parked: Vec<_> = (0..1000).map(|_| parked(slots)).collect();
+            assert_eq!(listed(), 1000);
+            drop(parked);
+            assert_eq!((listed(), slots.in_flight()), (0, 0));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_search_that_found_nothing_says_when_to_look_again() {
+        let slots = slots(2);
+        let _first = parked(slots);
+        tokio::time::advance(Duration::from_secs(10)).await;
+        let moved = parked(slots);
+        assert_eq!(moved.unpark().map(|(body, _)| body), Some("body"));
+        let Search::Nothing(Some(next)) = slots.reclaim(None) else {
+            panic!("nothing is stalled yet");
+        };
+        // Times are whole milliseconds.
+        let wait = next - Instant::now();
+        assert_eq!(wait.as_millis().next_multiple_of(10), 50_000);
+        tokio::time::advance(Duration::from_secs(50)).await;
+        let Search::Found(reclaimed) = slots.reclaim(None) else {
+            panic!("it is stalled by now");
+        };
+        assert_eq!(reclaimed.stalled, Duration::from_secs(60));
+        assert!(matches!(slots.reclaim(None), Search::Nothing(Some(_))));
+        assert_eq!(slots.in_flight(), 0);
+    }
+}
+
+#[cfg(all(test, admission_loom))]
+mod loom_tests {
+    use super::*;
+    use loom::thread;
+
+    #[test]
+    fn a_permit_is_reclaimed_or_taken_back_and_never_both() {
+        loom::model(|| {
+            let slots = Slots::new(1);
+            slots.stalled.set_limit(Some(Duration::from_secs(60)));
+            let permit = Permit::new(slots.try_take().unwrap());
+            let Ok(parking) = Parking::new((), permit) else {
+                panic!("reclaiming is on");
+            };
+            let parked = parking.0.clone();
+            let parked_at = parked.parked_at();
+            let reclaiming = thread::spawn(move || {
+                slots.stalled.reclaimed.fetch_add(1, Ordering::Relaxed);
+                let is_reclaimed = parked.reclaim(parked_at);
+                if !is_reclaimed {
+                    slots.stalled.reclaimed.fetch_sub(1, Ordering::Relaxed);
+                }
+                is_reclaimed
+            });
+            let taken_back = parking.unpark();
+            let is_reclaimed = reclaiming.join().unwrap();
+            assert_ne!(is_reclaimed, taken_back.is_some());
+            assert_eq!(slots.in_flight(), u64::from(taken_back.is_some()));
+            drop((taken_back, parking));
+            assert_eq!(slots.in_flight(), 0);
+            assert_eq!(slots.stalled.reclaimed.load(Ordering::Relaxed), 0);
+        });
+    }
+}

@@ -182,3 +182,41 @@ async fn one_budget_over_axum_and_tonic() {
     assert_eq!(refused.code(), Code::ResourceExhausted);
     client.check(check("b")).await.unwrap();
 }
+
+/// A unary answer is two frames: a message that waits for the client's window, and trailers.
+#[tokio::test]
+async fn grpc_clients_with_a_window_of_0_do_not_hold_all_capacity() {
+    use std::time::Duration;
+
+    use http_body_util::Full;
+    use hyper_util::client::legacy::Client;
+    use hyper_util::rt::TokioExecutor;
+
+    let layer = ConcurrencyLimitLayer::new(2).reclaim_after(Some(Duration::from_millis(50)));
+    let limiter = layer.limiter();
+    let address = serve_grpc!(Server::builder().layer(layer).add_service(health()));
+    let stuck: Client<_, Full<bytes::Bytes>> = Client::builder(TokioExecutor::new())
+        .http2_only(true)
+        .http2_initial_stream_window_size(0)
+        .build_http();
+    let mut held = Vec::new();
+    for method in ["Check", "Watch"] {
+        let request =
+            http::Request::post(format!("http://{address}/grpc.health.v1.Health/{method}"))
+                .header("content-type", "application/grpc")
+                .header("te", "trailers")
+                .body(Full::from(&[0; 5][..]))
+                .unwrap();
+        held.push(stuck.request(request).await.unwrap());
+    }
+    assert_eq!(limiter.in_flight(), 2);
+    let mut client = client(address).await;
+    let admitted = async {
+        while client.check(check("a")).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    let admitted = tokio::time::timeout(crate::common::PATIENCE, admitted).await;
+    admitted.expect("a response that is not read gives way");
+    drop(held);
+}
