@@ -278,7 +278,7 @@ impl ConcurrencyLimitLayer {
         self.with(|shared| shared.hold_until = hold_until)
     }
 
-    /// Reads what is left of a rejected request's body before it sends the rejection. Default: off.
+    /// Reads the rest of a rejected request's body before it sends the rejection. Default: off.
     /// Call it last, as it returns another layer.
     ///
     /// Many clients write the whole body before they read. When a server answers earlier and closes
@@ -291,7 +291,7 @@ impl ConcurrencyLimitLayer {
     /// when the client asks first (`Expect: 100-continue`), or while
     /// [64 bodies](DrainRejectedLayer::MAX_DRAINING) are being read. A request that is being read holds no
     /// permit, no quota and no task; it costs about 0.25 ms of processor time per MiB. Observers
-    /// see the rejection before it is read.
+    /// see the rejection before the body is read.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -324,6 +324,9 @@ impl ConcurrencyLimitLayer {
     /// 1.5 MB over HTTP/1, where the buffers of the server and the kernel hide slower reading: 25 KB/s
     /// with the default. A smaller send buffer of the listener (`SO_SNDBUF` 64 KiB) makes that about
     /// 0.5 MB.
+    ///
+    /// The request that needs the permit drops the body of the ended response, so this drop must not
+    /// wait for a lock that a caller of the limiter holds.
     ///
     /// A response whose first frame is its last one is never stalled, and costs nothing. Each
     /// further frame costs one look at the clock. What the server has buffered of an ended

@@ -178,7 +178,7 @@ impl Shared {
         }
     }
 
-    /// Whether a rejection is one of those that the layer enforces. Observers are told if it is not.
+    /// Whether to enforce a rejection. If not, observers see what would have been rejected.
     #[cold]
     pub(super) fn enforces(
         &self,

@@ -57,7 +57,7 @@ pub(super) struct Upgrade {
 }
 
 impl UpgradePermit {
-    /// The permit of a request, by its extensions; one that holds nothing if there is none.
+    /// The permit of the request with these extensions. It holds nothing if the request has none.
     pub fn of(extensions: &Extensions) -> Self {
         extensions.get().cloned().unwrap_or_default()
     }

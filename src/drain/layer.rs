@@ -8,7 +8,7 @@ use tower_layer::Layer;
 use super::service::DrainRejected;
 use crate::sync::{AtomicUsize, Ordering};
 
-/// A layer that reads what is left of a rejected request's body before it sends the rejection; made
+/// A layer that reads the rest of a rejected request's body before it sends the rejection; made
 /// by [`ConcurrencyLimitLayer::drain_rejected`] and [`RateLimitLayer::drain_rejected`].
 ///
 /// [`ConcurrencyLimitLayer::drain_rejected`]: crate::ConcurrencyLimitLayer::drain_rejected

@@ -1,4 +1,4 @@
-//! Reads what is left of a rejected request's body before the rejection is sent.
+//! Reads the rest of a rejected request's body before the rejection is sent.
 //!
 //! A client that uploads before it reads cannot see a rejection that is sent at once: over HTTP/1
 //! the server closes the connection with unread data in it, which resets it, and over HTTP/2 many

@@ -11,7 +11,7 @@ use tower_service::Service;
 use super::future::{KeepsRejectedBody, ResponseFuture};
 use super::layer::Bounds;
 
-/// A limited service that reads what is left of a rejected request's body; made by
+/// A limited service that reads the rest of a rejected request's body; made by
 /// [`DrainRejectedLayer`](super::DrainRejectedLayer).
 #[derive(Clone, Debug)]
 pub struct DrainRejected<S> {
@@ -54,7 +54,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        // Its client sends nothing before it is told to: an answer is what it waits for.
+        // The client waits for an answer before it sends the body.
         let waits = request.headers().contains_key(EXPECT);
         let bounds = (!waits).then(|| self.bounds.clone());
         ResponseFuture::new(self.inner.call(request), bounds)

@@ -291,7 +291,7 @@ fn epoch() -> Instant {
     *EPOCH.get_or_init(Instant::now)
 }
 
-/// Spreads threads over the shards, so that those who stream do not wait for each other.
+/// Spreads threads over the shards, so that threads that stream do not wait for each other.
 fn shard_of_thread() -> usize {
     static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
     thread_local! {

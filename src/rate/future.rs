@@ -119,7 +119,25 @@ where
             // Apart, so that a response which was there at once is written to its place.
             return self.poll_slowly(cx);
         };
-        match ready!(future.poll(cx)) {
+        let result = ready!(future.poll(cx));
+        let told = std::mem::take(told);
+        self.answered(told, result, cx)
+    }
+}
+
+impl<S, B, RB> ResponseFuture<S, B, RB>
+where
+    S: Service<Request<B>, Response = Response<RB>>,
+    RB: Body,
+{
+    #[inline]
+    fn answered(
+        self: Pin<&mut Self>,
+        mut told: Told,
+        result: Result<Response<RB>, S::Error>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Response<ResponseBody<RB>>, S::Error>> {
+        match result {
             Ok(mut response) => {
                 if let Some(refund) = told.answered(&mut response) {
                     return self.refund(refund, response, cx);
@@ -132,13 +150,7 @@ where
             }
         }
     }
-}
 
-impl<S, B, RB> ResponseFuture<S, B, RB>
-where
-    S: Service<Request<B>, Response = Response<RB>>,
-    RB: Body,
-{
     /// Waits for a refund before it gives the response, which reports the numbers after it.
     #[cold]
     #[inline(never)]
@@ -196,18 +208,9 @@ where
                 let listed = passing.list();
                 let polled = future.poll(cx);
                 drop(listed);
-                match ready!(polled) {
-                    Ok(mut response) => {
-                        if let Some(refund) = told.answered(&mut response) {
-                            return self.refund(refund, response, cx);
-                        }
-                        Poll::Ready(Ok(response.map(ResponseBody::inner)))
-                    }
-                    Err(error) => {
-                        told.failed();
-                        Poll::Ready(Err(error))
-                    }
-                }
+                let result = ready!(polled);
+                let told = std::mem::take(told);
+                self.answered(told, result, cx)
             }
             StateProj::Calling { .. } => self.poll(cx),
         }

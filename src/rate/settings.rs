@@ -158,7 +158,7 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
         self.with(|shared| shared.answers.set_responder(responder))
     }
 
-    /// Reads what is left of a rejected request's body before it sends the rejection, as
+    /// Reads the rest of a rejected request's body before it sends the rejection, as
     /// [`ConcurrencyLimitLayer::drain_rejected`](crate::ConcurrencyLimitLayer::drain_rejected) does.
     /// Default: off. Call it last, as it returns another layer.
     ///

@@ -131,6 +131,7 @@ async fn a_request_that_is_polled_for_long_still_counts_once() {
     go.send(true).unwrap();
     let response = assert_ready_ok!(call.poll());
     assert_eq!(response.status(), 200);
+    assert!(header(&response, "ratelimit").is_some());
     assert_eq!(rate.limiter().peek(&Key::SHARED).remaining(), Some(9));
 }
 

@@ -19,7 +19,7 @@ use crate::drive::Contender;
 use crate::report::{Report, table};
 use crate::tables::CALLS;
 
-/// A body of so many frames, whose size nobody knows.
+/// A body of so many frames, of an unknown size.
 struct Frames(u32);
 
 impl HttpBody for Frames {
