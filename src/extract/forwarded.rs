@@ -17,30 +17,40 @@ pub(super) fn x_forwarded_for(line: &[u8]) -> Hops<'_> {
 
 /// `for=192.0.2.43;proto=http, for="[2001:db8:cafe::17]:4711"` (RFC 7239 §4)
 pub(super) fn forwarded(line: &[u8]) -> Hops<'_> {
-    // A quoted string may hold a comma or a semicolon. If the quotes do not pair up it is not
-    // clear where any entry begins, and none is believed.
-    let Some(elements) = split_unquoted(line, b',') else {
-        return Box::new(std::iter::once(None));
-    };
-    Box::new(elements.into_iter().rev().map(forwarded_for))
+    Box::new(rsplit_unquoted(line, b',').map(forwarded_for))
 }
 
 /// The address in the `for` parameter of one element, which must be there exactly once.
 fn forwarded_for(element: &[u8]) -> Option<IpAddr> {
     let mut found = None;
-    for pair in split_unquoted(element, b';')? {
+    for pair in rsplit_unquoted(element, b';') {
         let pair = str::from_utf8(pair).ok()?.trim();
         let (name, value) = pair.split_once('=')?;
+        let value = unquoted(value)?;
         if name.eq_ignore_ascii_case("for") && found.replace(value).is_some() {
             return None;
         }
     }
-    let value = found?;
-    match value.strip_prefix('"') {
-        // No address has a character in it that would need escaping.
-        Some(quoted) => address(quoted.strip_suffix('"')?),
-        None => address(value),
+    address(found?)
+}
+
+/// What a token or a quoted string (RFC 9110 §5.6.4) holds, with its escapes: no address has a
+/// character in it that would need one. `None` when a quote is anywhere but at both ends.
+fn unquoted(value: &str) -> Option<&str> {
+    let Some(quoted) = value.strip_prefix('"') else {
+        return (!value.contains(['"', '\\'])).then_some(value);
+    };
+    let text = quoted.strip_suffix('"')?;
+    let mut escaped = false;
+    for byte in text.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => return None,
+            _ => {}
+        }
     }
+    (!escaped).then_some(text)
 }
 
 /// An address as proxies write it: with a port or without, IPv6 in brackets or without.
@@ -77,24 +87,34 @@ fn address(text: &str) -> Option<IpAddr> {
     }
 }
 
-/// Splits outside of quoted strings; `None` when a quoted string does not end.
-fn split_unquoted(text: &[u8], separator: u8) -> Option<Vec<&[u8]>> {
-    let mut parts = Vec::new();
-    let (mut start, mut quoted, mut escaped) = (0, false, false);
-    for (at, byte) in text.iter().enumerate() {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if quoted => escaped = true,
-            b'"' => quoted = !quoted,
-            _ if *byte == separator && !quoted => {
-                parts.push(&text[start..at]);
-                start = at + 1;
+/// Splits outside of quoted strings, from the right.
+///
+/// The nearest proxy writes at the right end, so that is where the strings begin to pair up. Read from the
+/// left, a quote that a client leaves open would pair with the quotes of the proxies, and have an
+/// entry of theirs look like a part of the client's.
+fn rsplit_unquoted(text: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let text = rest.take()?;
+        let mut quoted = false;
+        for at in (0..text.len()).rev() {
+            match text[at] {
+                b'"' => quoted = !quoted || is_escaped(&text[..at]),
+                byte if byte == separator && !quoted => {
+                    rest = Some(&text[..at]);
+                    return Some(&text[at + 1..]);
+                }
+                _ => {}
             }
-            _ => {}
         }
-    }
-    parts.push(&text[start..]);
-    (!quoted).then_some(parts)
+        Some(text)
+    })
+}
+
+/// Whether what follows is escaped: an even number of backslashes escape each other.
+fn is_escaped(before: &[u8]) -> bool {
+    let backslashes = before.iter().rev().take_while(|b| **b == b'\\');
+    backslashes.count() % 2 == 1
 }
 
 #[cfg(test)]
@@ -120,6 +140,27 @@ mod tests {
         let line = br#"for=_gazonk, For="[2001:db8:cafe::17]:4711";proto=http;by=203.0.113.43, for=192.0.2.60;by="a,b;c""#;
         let hops: Vec<_> = forwarded(line).collect();
         assert_eq!(hops, [ip("192.0.2.60"), ip("2001:db8:cafe::17"), None]);
+    }
+
+    #[test]
+    fn what_a_client_writes_changes_no_entry_of_a_proxy() {
+        let proxys = br#", for=192.0.2.1;host="a\"b", for="[2001:db8::1]:80";host="\\""#;
+        for clients in [
+            &br#"for=198.51.100.9"#[..],
+            br#"for=198.51.100.9;x=""#,
+            br#"for=198.51.100.9;x="\"#,
+            br#"for=198.51.100.9;x="\""#,
+            br#"for=198.51.100.9, ""#,
+            br#"""#,
+            br#"""#,
+            br#"\"#,
+            b"",
+        ] {
+            let line = [clients, &proxys[..]].concat();
+            let hops: Vec<_> = forwarded(&line).take(2).collect();
+            let shown = String::from_utf8_lossy(&line);
+            assert_eq!(hops, [ip("2001:db8::1"), ip("192.0.2.1")], "{shown}");
+        }
     }
 
     #[test]
@@ -156,6 +197,10 @@ mod tests {
             b"for=unknown",
             b"for=\xff",
             b"for=\"1.2.3.4\\\"",
+            b"for=1.2.3.4;host=a\"b\"",
+            b"for=1.2.3.4;host=\"a\"b\"",
+            b"for=1.2.3.4;host=\"a\" \"b\"",
+            b"for=1.2.3.4;host=a\\",
         ] {
             assert_eq!(forwarded(junk).collect::<Vec<_>>(), [None], "{junk:?}");
         }
