@@ -348,6 +348,21 @@ impl RateLimiter {
         policy.and_then(|at| keys.get(at)).unwrap_or(&keys[0])
     }
 
+    /// All keys whose quotas reject, of those that a decision is about.
+    pub(crate) fn rejecting_keys<'a>(
+        &'a self,
+        keys: &'a [Key],
+        decision: &'a Decision,
+    ) -> impl Iterator<Item = &'a Key> {
+        let mut usages = decision.usages().iter();
+        let rejects = move |(policy, key): (&Policy, &'a Key)| {
+            let usages = usages.by_ref().take(policy.quotas().len());
+            let rejecting = usages.filter(|usage| !usage.fits()).count();
+            (rejecting > 0).then_some(key)
+        };
+        self.0.policies.iter().zip(keys).filter_map(rejects)
+    }
+
     /// What a decision that refuses means, said for a limiter of this name.
     pub(crate) fn rejection(&self, name: &str, decision: Decision) -> Rejection {
         let reason = decision.rejection_reason();

@@ -194,7 +194,7 @@ impl Account {
     #[cold]
     fn rejected(&self, decision: Decision) -> Result<(), Rejection> {
         let rejected = self.shared.rejected(&self.keys, decision);
-        if self.shared.enforces(&rejected) {
+        if self.shared.enforces(&self.keys, &rejected) {
             Err(self.shared.report(rejected))
         } else {
             self.shared.would_reject(&rejected, None);

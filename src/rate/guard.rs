@@ -128,7 +128,7 @@ impl Shared {
             rejection: guard.limiter.rejection_for(reason, &self.name, decision),
             key: address,
         };
-        if self.enforces(&rejected) {
+        if self.enforces_for(&rejected.key) {
             return Err(rejected);
         }
         // Without a duration, because the limit itself has not decided yet.

@@ -119,7 +119,7 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
     ///
     /// The key whose limit rejects decides whether the limit is enforced, so that one client does
     /// not see its requests rejected by chance: at 25, the limit is enforced for a quarter of the
-    /// keys. Clients cannot compute which, and replicas with the same [`Secret`](crate::Secret)
+    /// keys. Where the limits of several keys reject, one enforced key is enough. Clients cannot compute which, and replicas with the same [`Secret`](crate::Secret)
     /// agree. A key stays enforced when the percentage rises. Requests that share one key, such as
     /// those of [`Shared`](crate::extract::Shared), are taken in turn instead: at 25, every fourth
     /// rejection is enforced.

@@ -130,7 +130,7 @@ impl Shared {
             }
         } else {
             let rejected = shared.rejected(keys, decision.clone());
-            if shared.enforces(&rejected) {
+            if shared.enforces(keys, &rejected) {
                 let head = RequestHead::from(&*request);
                 return Verdict::Rejected(shared.reject(&rejected, begun, head));
             }
@@ -177,8 +177,25 @@ impl Shared {
     }
 
     /// Whether a rejection is one of those that the layer enforces. To be asked once for each.
-    pub(super) fn enforces(&self, rejected: &Rejected) -> bool {
-        self.enforce.decides(Some(&rejected.key))
+    ///
+    /// One key that is enforced is enough: otherwise a client could hide the limit of its address behind
+    /// a token that it has used up, and that is not enforced.
+    pub(super) fn enforces(&self, keys: &[Key], rejected: &Rejected) -> bool {
+        let decision = rejected.rejection.decision();
+        let mut rejecting = decision
+            .into_iter()
+            .flat_map(|decision| self.limiter.rejecting_keys(keys, decision))
+            .peekable();
+        if rejecting.peek().is_none() {
+            // A store that cannot be reached has no numbers.
+            return self.enforces_for(&rejected.key);
+        }
+        rejecting.any(|key| self.enforces_for(key))
+    }
+
+    /// Whether the layer enforces the rejections of this key.
+    pub(super) fn enforces_for(&self, key: &Key) -> bool {
+        self.enforce.decides(Some(key))
     }
 
     #[cold]

@@ -84,6 +84,32 @@ async fn the_key_that_rejects_decides() {
     assert_eq!(fates, [200, 403]);
 }
 
+/// A token that is not enforced, and that is used up, hides no limit of the address.
+#[tokio::test]
+async fn one_enforced_key_of_several_that_reject_is_enough() {
+    let (layer, _clock) = timed(BearerToken, Policy::new("token", Quota::per_hour(1)));
+    let service = layer
+        .and_by(ClientIp::peer(), Policy::new("ip", Quota::per_hour(1)))
+        .enforce(50)
+        .layer(Counting::default());
+    let mut fates = Vec::new();
+    for n in 0..64u8 {
+        let ask = |token: &str| {
+            let request = Request::builder()
+                .header("authorization", format!("Bearer {token}-{n}"))
+                .extension(peer(&format!("192.0.2.{n}")));
+            status(&service, request.body(()).unwrap())
+        };
+        assert_eq!(ask("used").await, 200);
+        let fate = (ask("fresh").await, ask("used").await);
+        assert_ne!(fate, (429, 200), "the address is enforced");
+        fates.push(fate);
+    }
+    fates.sort();
+    fates.dedup();
+    assert_eq!(fates, [(200, 200), (200, 429), (429, 429)]);
+}
+
 #[tokio::test]
 async fn requests_that_share_a_key_take_turns() {
     let layer = RateLimitLayer::by(Shared, Quota::deny_all()).enforce(25);
