@@ -17,18 +17,20 @@ use crate::store::Reply;
 ///
 /// ```
 /// # #[cfg(feature = "axum")] {
-/// use axum::{Router, http::StatusCode, routing::post};
-/// use tower_admission::{Quota, RateLimitByTokenLayer, RateLimitStatus};
+/// use axum::{Router, routing::post};
+/// use tower_admission::{Quota, RateLimitByTokenLayer, RateLimitStatus, Rejection};
 ///
 /// /// A prompt costs 1 for each 1,000 bytes; an answer from the cache costs nothing.
-/// async fn prompt(status: RateLimitStatus, prompt: String) -> Result<String, StatusCode> {
+/// async fn prompt(status: RateLimitStatus, prompt: String) -> Result<String, Rejection> {
 ///     if prompt == "hello" {
 ///         status.refund(1).await;
 ///         return Ok("hello".into());
 ///     }
 ///     let more = prompt.len() as u32 / 1_000;
-///     if status.charge(more).await.is_err() {
-///         return Err(StatusCode::TOO_MANY_REQUESTS);
+///     if let Err(rejection) = status.charge(more).await {
+///         // The client will send the request again, and is charged all of it then.
+///         status.refund(u32::MAX).await;
+///         return Err(rejection);
 ///     }
 ///     Ok(format!("{} left", status.remaining().unwrap_or(u32::MAX)))
 /// }
@@ -100,7 +102,13 @@ impl RateLimitStatus {
     ///
     /// Takes nothing when it does not fit. The rejection then has the
     /// [decision](Rejection::decision) and the quotas that reject, for the handler's response.
-    /// Observers see it. On a [dry run](super::RateLimitLayer::dry_run) the result is `Ok`, and
+    ///
+    /// Its [`retry_after`](Rejection::retry_after) is the wait until this charge fits. A client that sends
+    /// the request again is charged for the request again, so for the client that wait is too short by
+    /// what the request is charged already. Before the handler answers with the rejection it has to give
+    /// that back: [`refund(u32::MAX)`](Self::refund). Then the wait is enough.
+    ///
+    /// Observers see the rejection. On a [dry run](super::RateLimitLayer::dry_run) the result is `Ok`, and
     /// observers see what would have been rejected; likewise for a key for which the limit is not
     /// [enforced](super::RateLimitLayer::enforce).
     pub fn charge(&self, cost: u32) -> Reply<Result<(), Rejection>> {

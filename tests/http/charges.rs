@@ -12,7 +12,7 @@ use tower_admission::{
 };
 
 use crate::common::{
-    LaterStore, Ok200, Seen, by_user, header, ok, peer, send, timed, user, user_key,
+    LaterStore, Ok200, SECOND, Seen, by_user, header, ok, peer, send, timed, user, user_key,
 };
 
 fn alice() -> Request<()> {
@@ -114,6 +114,30 @@ fn a_charge_that_does_not_fit_takes_nothing_and_is_a_rejection() {
             "rejected http cost_exceeds_quota"
         ]
     );
+}
+
+#[test]
+fn the_wait_of_a_rejected_charge_is_enough_once_the_request_is_refunded() {
+    let (layer, clock) = timed(by_user, Quota::per_minute(10));
+    let waits = Arc::new(Mutex::new(Vec::new()));
+    let seen = waits.clone();
+    let mut service = layer.layer(handling(move |status| {
+        let charged = now(status.charge(5));
+        if charged.is_err() {
+            now(status.refund(u32::MAX));
+        }
+        let wait = charged.err().map(|rejection| rejection.retry_after());
+        seen.lock().unwrap().push(wait);
+    }));
+    let mut ask = || assert_ready_ok!(task::spawn(service.call(alice())).poll());
+    ask();
+    ask();
+    // 3 are left for 5.
+    let wait = waits.lock().unwrap()[1].unwrap().unwrap();
+    assert_eq!(wait, 12 * SECOND);
+    clock.advance(wait);
+    ask();
+    assert_eq!(waits.lock().unwrap()[2], None);
 }
 
 /// Else a handler could refund what other requests of the key were charged.
