@@ -7,7 +7,7 @@ mod separate;
 
 use std::time::Duration;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 
 use self::draft::Draft;
 pub(crate) use self::retry_after::{tell_retry_after, tell_retry_after_ms};
@@ -111,6 +111,13 @@ impl Headers {
             Fields::Off => {}
         }
     }
+}
+
+/// A number as a field has it: digits and nothing else, where `parse` takes a plus sign as well.
+fn number(value: &HeaderValue) -> Option<u64> {
+    let digits = value.to_str().ok()?;
+    let is_number = digits.bytes().all(|b| b.is_ascii_digit());
+    is_number.then(|| digits.parse().ok()).flatten()
 }
 
 fn ceil_seconds(time: Duration) -> u64 {

@@ -5,12 +5,13 @@ use std::time::Duration;
 use http::header::RETRY_AFTER;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use super::number;
+
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 
 /// The seconds of a response's `Retry-After`; no bound if it has none, or a date.
 pub(super) fn retry_after(headers: &HeaderMap) -> u64 {
-    let value = headers.get(RETRY_AFTER);
-    let seconds = value.and_then(|value| value.to_str().ok()?.parse().ok());
+    let seconds = headers.get(RETRY_AFTER).and_then(number);
     seconds.unwrap_or(u64::MAX)
 }
 

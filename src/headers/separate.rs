@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::draft::RATELIMIT_POLICY;
-use super::{MAX_INTEGER, ceil_seconds, limit_and_window};
+use super::{MAX_INTEGER, ceil_seconds, limit_and_window, number};
 use crate::decision::Decision;
 use crate::policy::Policy;
 use crate::store::memory::clock::since_epoch;
@@ -113,7 +113,7 @@ impl Names {
     fn read(&self, headers: &HeaderMap) -> Option<Numbers> {
         let read = |name| {
             let mut values = headers.get_all(name).iter();
-            let value = values.next()?.to_str().ok()?.parse().ok()?;
+            let value = number(values.next()?)?;
             values.next().is_none().then_some(value)
         };
         Some(Numbers {

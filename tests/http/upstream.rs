@@ -212,6 +212,9 @@ fn three_separate_fields_are_of_one_limit() {
         assert_eq!(told(&[(0, "9"), (1, "1")]), OURS);
         assert_eq!(told(&[(0, "9"), (2, "1")]), OURS);
         assert_eq!(told(&[(0, "9"), (1, "1"), (2, "soon")]), OURS);
+        assert_eq!(told(&[(0, "9"), (1, "+1"), (2, "60")]), OURS);
+        assert_eq!(told(&[(0, "9"), (1, "-1"), (2, "60")]), OURS);
+        assert_eq!(told(&[(0, "9"), (1, ""), (2, "60")]), OURS);
         assert_eq!(told(&[(0, "9, 9;w=1"), (1, "1"), (2, "60")]), OURS);
         assert_eq!(told(&[(0, "9"), (1, "1"), (1, "2"), (2, "60")]), OURS);
         assert_eq!(told(&[(0, "9"), (1, "1"), (2, "1800000000")]), OURS);
