@@ -61,6 +61,11 @@ pub type RateLimitByTokenLayer = RateLimitLayer<ByToken>;
 /// tonic services or both. For a budget of its own make another layer, and name its
 /// [`Policy`]: where two layers are around one route, clients tell their quotas apart by name.
 ///
+/// Where a service of the limit is inside of another one, as with nested routers, the outer service counts the
+/// request, and only its settings apply. A cost, a guard or a `count_if` that you set on a clone
+/// for the inner service has no effect, and inside of a dry run the inner service enforces nothing. Have the
+/// outer layer [`skip`](Self::skip) these requests, or make another layer for the inner route.
+///
 /// # Deployment
 ///
 /// Addresses are those of the connection's peer: behind a proxy that is the proxy, so

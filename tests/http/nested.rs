@@ -173,6 +173,22 @@ async fn a_skipped_request_is_counted_further_in() {
 }
 
 #[tokio::test]
+async fn the_settings_of_the_outer_service_apply() {
+    let limit = || RateLimitLayer::by(Shared, Quota::per_hour(20));
+    let left = |limit: &RateLimitLayer<Shared>| limit.limiter().peek(&Key::SHARED).remaining();
+    for (outer, expected) in [
+        (limit(), 19),
+        (limit().dry_run(true), 19),
+        (limit().skip(|_| true), 10),
+    ] {
+        let inner = outer.clone().skip(|_| false).dry_run(false).cost(|_| 10);
+        let service = outer.layer(inner.layer(Counting::default()));
+        assert_eq!(status(&service, request()).await, 200);
+        assert_eq!(left(&outer), Some(expected));
+    }
+}
+
+#[tokio::test]
 async fn different_limits_each_count_a_request() {
     let rates = [(); 3].map(|()| RateLimitLayer::by(Shared, Quota::per_hour(10)));
     for rate in &rates {
