@@ -206,7 +206,7 @@ where
                 passing,
             } => {
                 let listed = passing.list();
-                let polled = future.poll(cx);
+                let polled = told.unless_it_panics(|| future.poll(cx));
                 drop(listed);
                 let result = ready!(polled);
                 let told = std::mem::take(told);
@@ -243,10 +243,10 @@ where
             ..
         } = self;
         match Shared::verdict(&shared, &mut request, &keys, asked, decision) {
-            Verdict::Admitted(told) => {
+            Verdict::Admitted(mut told) => {
                 let mut passing = shared.nesting.passing();
                 let listed = passing.list();
-                let future = service.call(request);
+                let future = told.unless_it_panics(|| service.call(request));
                 drop(listed);
                 ResponseFuture::passing(future, told, passing)
             }
@@ -271,6 +271,16 @@ impl Told {
         }
         account.tell(response.headers_mut());
         None
+    }
+
+    /// Calls or polls the inner service. Its panic is no hang-up of the client, so `self` holds nothing
+    /// then that would be charged when it is dropped.
+    #[inline]
+    pub(super) fn unless_it_panics<T>(&mut self, inner: impl FnOnce() -> T) -> T {
+        let account = self.0.take();
+        let result = inner();
+        self.0 = account;
+        result
     }
 
     /// The inner service failed, which says nothing about credentials. The request counts.

@@ -39,7 +39,8 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
     /// In gRPC the answers are UNAUTHENTICATED and PERMISSION_DENIED, where the service answers
     /// with nothing else (trailers-only).
     ///
-    /// A client that hangs up before its answer is charged as well. An answer is charged when it
+    /// A client that hangs up before its answer is charged as well; an error or a panic of the inner
+    /// service costs nothing. An answer is charged when it
     /// is known, so requests in flight at one time can exceed the quota by their number. The guard
     /// does nothing where no address is known, because one client could lock out all others. It
     /// counts in memory, per replica, whatever the layer's store is. A quota without a name is

@@ -202,14 +202,14 @@ where
 fn call<S, B, RB>(
     inner: &mut S,
     request: Request<B>,
-    told: Told,
+    mut told: Told,
     mut passing: Passing,
 ) -> ResponseFuture<S, B, RB>
 where
     S: Service<Request<B>, Response = Response<RB>>,
 {
     let listed = passing.list();
-    let future = inner.call(request);
+    let future = told.unless_it_panics(|| inner.call(request));
     drop(listed);
     ResponseFuture::passing(future, told, passing)
 }

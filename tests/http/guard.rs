@@ -354,6 +354,27 @@ async fn an_error_of_the_inner_service_costs_nothing() {
 
 /// Where nobody has an address, one who guesses would lock out all.
 #[tokio::test]
+async fn a_panic_of_the_inner_service_costs_nothing() {
+    let panics = |poll: bool| {
+        let layer = RateLimitByTokenLayer::new(Quota::per_second(1000));
+        let layer = layer.guard_by_ip(Quota::per_hour(1));
+        layer.layer(tower::service_fn(move |_: Request<()>| {
+            assert!(poll, "panics when it is called");
+            async { panic!("panics when it is polled") as Result<Ok200, Infallible> }
+        }))
+    };
+    for poll in [false, true] {
+        let service = panics(poll);
+        for _ in 0..3 {
+            let service = service.clone();
+            let asked = async move { status(&service, from("192.0.2.1", "good")).await };
+            let asked = tokio::spawn(asked);
+            assert!(asked.await.unwrap_err().is_panic());
+        }
+    }
+}
+
+#[tokio::test]
 async fn without_an_address_nobody_is_guarded() {
     let layer = RateLimitByTokenLayer::new(Quota::per_hour(1000)).guard_by_ip(Quota::per_hour(2));
     let service = layer.layer(answering(accepting_good(401)));
