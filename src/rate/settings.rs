@@ -115,7 +115,9 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
     /// Enforces only `percent` of the rejections, to introduce a limit gradually. Default: 100.
     ///
     /// The other requests that do not fit are admitted, and observers get
-    /// [`would_reject`](Observer::would_reject) for them. They take nothing from any quota.
+    /// [`would_reject`](Observer::would_reject) for them. They take nothing from any quota: while
+    /// a key is over its limit that is not enforced, the other keys of its requests are not charged either, so
+    /// their limits do not bound it.
     ///
     /// The key whose limit rejects decides whether the limit is enforced, so that one client does
     /// not see its requests rejected by chance: at 25, the limit is enforced for a quarter of the
