@@ -33,7 +33,11 @@ impl Policy {
     /// Quotas of one tier may be called as those of another. A tier whose quota is off limits nothing, and
     /// counts for the others. [`and`](Self::and) adds to what is of no tier. What is
     /// [given back](crate::RateLimiter::refund) is given back in every tier, also where a bucket that was empty had not
-    /// counted it.
+    /// counted it. **So a refund in one tier can admit a request more in another**, and a client that can choose
+    /// its tier, for example by the path, and have requests refunded, for example by an answer that
+    /// [`count_if`](crate::RateLimitLayer::count_if) does not count, is not bounded by the lower tier. Where
+    /// requests are refunded, select the tier by what the client cannot choose, or use
+    /// [sliding](crate::Quota::sliding) quotas, which count all.
     ///
     /// Each tier takes as much memory as a policy of its own, and each admitted request is charged to all of them.
     ///
