@@ -90,8 +90,15 @@ impl Group {
 
     /// How many sorts of limits reject requests: of rate, and of concurrency.
     fn sorts_of_limits(&self, policies: &Policies) -> usize {
-        let by_rate = !self.dry_run && (policies.by_key.is_some() || policies.by_ip.is_some());
-        let by_concurrency = self.concurrency > 0 || self.concurrency_per_key > 0;
+        if self.dry_run || self.enforce == Some(0) {
+            return 0;
+        }
+        let guards = self
+            .bad_credentials_per_ip
+            .is_some_and(|quota| !quota.is_off());
+        let by_rate = guards || policies.by_key.is_some() || policies.by_ip.is_some();
+        let per_key = self.concurrency_per_key();
+        let by_concurrency = self.concurrency > 0 || per_key.iter().any(|limit| *limit > 0);
         usize::from(by_rate) + usize::from(by_concurrency)
     }
 

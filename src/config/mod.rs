@@ -92,7 +92,7 @@
 //! - Its group is the one of the path that it leads to: first with all of it decoded, then with only its
 //!   dots decoded, each with the segments resolved (RFC 3986 §5.2.4). Otherwise it is the group of the path as
 //!   written. A group that limits both rate and concurrency goes before one that limits only one of them, and
-//!   that before one that limits nothing, or whose rates are a dry run.
+//!   that before one that rejects nothing, as in a dry run. `bad_credentials_per_ip` counts as a rate.
 //! - It counts in one group only, though a router may send it to a route of another one. So limit the same sorts
 //!   of things in all groups with routes that accept any path below them.
 //! - When no group covers any of these, it is in no group, like any other path outside of all groups: no

@@ -29,6 +29,7 @@ impl Group {
         let is_off = |quota: Option<Quota>| quota.is_none_or(|quota| quota.is_off());
         check("concurrency", self.concurrency == 0);
         check("concurrency_per_key", self.concurrency_per_key == 0);
+        check("concurrency_per_ip", self.concurrency_per_ip == 0);
         let mut rates = |at: &str, rate: Option<Quota>, rates: &BTreeMap<String, Quota>| {
             if rates.is_empty() {
                 check(&format!("{at}rate"), is_off(rate));

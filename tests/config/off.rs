@@ -45,6 +45,7 @@ fn each_group_logs_which_of_its_limits_are_off() {
         [groups.all]
         concurrency = 1
         concurrency_per_key = 1
+        concurrency_per_ip = 1
         rate = '1/s'
         rate_per_ip = '1/s'
         bad_credentials_per_ip = '1/s'
@@ -52,6 +53,7 @@ fn each_group_logs_which_of_its_limits_are_off() {
         [groups.several]
         concurrency = 1
         concurrency_per_key = 1
+        concurrency_per_ip = 1
         rates = { burst = '1/s', daily = '0' }
         rate_per_ip = '0'
         bad_credentials_per_ip = '0'
@@ -59,6 +61,7 @@ fn each_group_logs_which_of_its_limits_are_off() {
         [groups.tiers]
         concurrency = 1
         concurrency_per_key = 1
+        concurrency_per_ip = 1
         rate = '1/s'
         tiers.pro.rate = '2/s'
         tiers.staff = {}
@@ -70,8 +73,8 @@ fn each_group_logs_which_of_its_limits_are_off() {
     assert_eq!(
         lines,
         [
-            "INFO these limits are off group=\"api\" off=\"concurrency, concurrency_per_key, rate, \
-             bad_credentials_per_ip\"",
+            "INFO these limits are off group=\"api\" off=\"concurrency, concurrency_per_key, \
+             concurrency_per_ip, rate, bad_credentials_per_ip\"",
             "INFO these limits are off group=\"several\" off=\"rates.daily, rate_per_ip, \
              bad_credentials_per_ip\"",
             "INFO these limits are off group=\"tiers\" off=\"tiers.staff.rate\"",

@@ -6,7 +6,7 @@ use axum::extract::Request;
 use http::Response;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tower::{Layer, service_fn};
+use tower::{Layer, ServiceExt, service_fn};
 use tower_admission::config::Admission;
 
 use crate::config;
@@ -127,6 +127,56 @@ async fn a_path_with_dot_segments_is_in_the_group_that_it_leads_to() {
         ("/static/%252e%252e/api/chat", None),
     ] {
         assert_eq!(group(&answer(address, path).await), expected, "{path}");
+    }
+}
+
+/// The status of a second request, while the first one is in flight, to a service that accepts no credential.
+async fn second(groups: &str, path: &str) -> u16 {
+    let admission = Admission::new(&config(groups)).unwrap();
+    let rejecting = service_fn(|_: Request| async {
+        let response = Response::builder().status(401).body(Body::from("no"));
+        Ok::<_, std::convert::Infallible>(response.unwrap())
+    });
+    let service = admission.layer().layer(rejecting);
+    let send = || {
+        let peer = std::net::SocketAddr::from(([192, 0, 2, 1], 1));
+        let request = Request::builder()
+            .uri(path)
+            .header("authorization", "Bearer made-up")
+            .extension(tower_admission::PeerAddr(peer));
+        service
+            .clone()
+            .oneshot(request.body(Body::empty()).unwrap())
+    };
+    let _in_flight = send().await.unwrap();
+    send().await.unwrap().status().as_u16()
+}
+
+#[tokio::test]
+async fn a_group_that_rejects_nothing_never_goes_before_one_that_does() {
+    for limit in [
+        "rate = '1/h'",
+        "rate_per_ip = '1/h'",
+        "bad_credentials_per_ip = '1/h'",
+        "concurrency = 1",
+        "concurrency_per_key = 1",
+        "concurrency_per_ip = 1",
+    ] {
+        for other in [
+            String::new(),
+            "rate = '0'\nbad_credentials_per_ip = '0'".to_owned(),
+            format!("{limit}\ndry_run = true"),
+            format!("{limit}\nenforce = 0"),
+        ] {
+            let groups = format!(
+                "[groups.api]\npath = '/api'\n{limit}\n[groups.trial]\npath = '/trial'\n{other}"
+            );
+            assert_eq!(second(&groups, "/trial/x").await, 401, "{groups}");
+            for path in ["/api/x", "/api/../trial/x", "/trial/../api/x"] {
+                let status = second(&groups, path).await;
+                assert!([429, 503].contains(&status), "{path}: {status}\n{groups}");
+            }
+        }
     }
 }
 
