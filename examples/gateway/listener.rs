@@ -189,9 +189,8 @@ impl AsyncWrite for GuardedStream {
         true
     }
 
-    /// hyper flushes each time that it looks at a connection, also while a handler is at work. All
-    /// that it had to write is written then, so a client that only closed its half has its answer
-    /// if that was there at once.
+    /// hyper flushes each time that it looks at a connection, also while a handler is at work. A client
+    /// that closes only its half counts as gone, as hyper has it by default (`half_close`).
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let watches = !self.tunnel.has_begun() && self.linger.is_none();
         if watches && self.gone.as_mut().poll(cx).is_ready() {

@@ -112,7 +112,8 @@ async fn connection(
     let mut idle = interval(IDLE_TIMEOUT);
     idle.set_missed_tick_behavior(MissedTickBehavior::Delay);
     idle.reset();
-    let mut before = 0;
+    // How many requests there had been when none was in flight.
+    let mut before = Some(0);
     let mut is_stopping = false;
     loop {
         tokio::select! {
@@ -123,8 +124,8 @@ async fn connection(
                 connection.as_mut().graceful_shutdown();
             }
             _ = idle.tick() => {
-                let now = begun.load(Ordering::Relaxed);
-                if now == before && in_flight.in_flight() == 0 {
+                let now = (in_flight.in_flight() == 0).then(|| begun.load(Ordering::Relaxed));
+                if now.is_some() && now == before {
                     connection.as_mut().graceful_shutdown();
                 }
                 before = now;

@@ -275,6 +275,22 @@ async fn a_connection_without_requests_is_closed() {
 }
 
 #[tokio::test]
+async fn a_connection_is_kept_after_a_long_response() {
+    let slow = route(|| async {
+        // Until just before the connection is looked at for the second time.
+        sleep(119 * SECOND).await;
+        "hello"
+    });
+    let address = start(Router::new().route("/", slow)).await;
+    let mut client = connect(address, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    pause();
+    let mut head = vec![0; 12];
+    soon(client.read_exact(&mut head)).await.unwrap();
+    let rest = tokio::time::timeout(20 * SECOND, rest(&mut client)).await;
+    assert!(rest.is_err(), "{rest:?}");
+}
+
+#[tokio::test]
 async fn a_request_body_that_never_ends_frees_its_permit() {
     let layer = ConcurrencyLimitLayer::new(1);
     let limiter = layer.limiter();
