@@ -59,7 +59,8 @@ struct Boxed<B> {
 
 /// The client did not read the response, and another request needed its permit.
 ///
-/// It ends the response: HTTP/1 cuts the connection off, HTTP/2 resets the stream. See
+/// It ends the response: HTTP/1 cuts the connection off, HTTP/2 resets the stream, as soon as the
+/// server asks for the next frame. See
 /// [`ConcurrencyLimitLayer::reclaim_after`](super::ConcurrencyLimitLayer::reclaim_after).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -331,7 +331,9 @@ impl ConcurrencyLimitLayer {
     /// A response whose first frame is its last one is never stalled, and costs nothing. Each
     /// further frame costs one look at the clock. What the server has buffered of an ended
     /// response, up to half a megabyte over HTTP/1, stays until its connection ends, so a server
-    /// needs a write timeout as well; at most four times the limit are ended and not gone.
+    /// needs a write timeout as well; at most four times the limit are ended and not gone. Over
+    /// HTTP/2 a write timeout ends nothing: see the
+    /// [guide](crate::guide#clients-that-do-not-read).
     pub fn reclaim_after(self, stalled: Option<Duration>) -> Self {
         self.shared.limiter.set_reclaim_after(stalled);
         self

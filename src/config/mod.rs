@@ -39,7 +39,7 @@
 //! | `store.prefix` | `admission` | what keys in Redis begin with |
 //! | `store.deadline` | `25ms` | how long a call may take |
 //! | `store.on_failure` | `open` | `open`, `closed` or `local share` |
-//! | `store.replicas` | 1 | how many there are, for `local share` |
+//! | `store.replicas` | | how many there are; needed for `local share` |
 //! | `clients.trusted_proxies` | none | networks whose `X-Forwarded-For` is believed, see [`ClientIp::forwarded_by`] |
 //! | `clients.trust_unix_socket` | false | believe peers on a Unix socket as well, see [`ClientIp::trust_unix_socket`] |
 //! | `clients.trusted_hops` | none | or believe this number of proxies, wherever they are, see [`ClientIp::forwarded_hops`] |
