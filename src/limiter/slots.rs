@@ -216,7 +216,12 @@ impl Slots {
     /// there is one.
     #[cold]
     pub(super) fn reclaim(&self, key: Option<&Key>) -> Search {
-        self.stalled.reclaim(key, max_reclaimed(self.limit()))
+        let slots = match self.limit() {
+            // Only keys have limits.
+            UNLIMITED => self.in_flight(),
+            limit => limit,
+        };
+        self.stalled.reclaim(key, max_reclaimed(slots))
     }
 
     #[inline]

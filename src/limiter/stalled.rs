@@ -13,7 +13,8 @@ use super::slots::Slots;
 use crate::key::Key;
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering, lock};
 
-/// How many responses may be reclaimed and not gone yet, as a multiple of the limit.
+/// How many responses may be reclaimed and not gone yet, as a multiple of the limit, or of what is
+/// in flight where there is no limit in total.
 ///
 /// Each of them keeps what its server has buffered, about half a megabyte for HTTP/1, until its
 /// connection ends. At the bound nothing is reclaimed. It is above what one HTTP/2 connection can
@@ -300,9 +301,9 @@ fn shard_of_thread() -> usize {
     SHARD.with(|shard| *shard)
 }
 
-/// The most that may be reclaimed and not gone, for a limit.
-pub(super) fn max_reclaimed(limit: u64) -> u64 {
-    limit.saturating_mul(MAX_RECLAIMED_PER_SLOT)
+/// The most that may be reclaimed and not gone, for so many slots.
+pub(super) fn max_reclaimed(slots: u64) -> u64 {
+    slots.saturating_mul(MAX_RECLAIMED_PER_SLOT)
 }
 
 #[cfg(all(test, not(admission_loom)))]

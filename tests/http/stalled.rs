@@ -442,6 +442,24 @@ async fn a_bounded_number_of_responses_is_reclaimed_and_not_gone() {
     assert!(!rejects(&layer).await, "a connection has ended");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_bounded_number_is_reclaimed_and_not_gone_where_only_keys_have_limits() {
+    let layer = ConcurrencyLimitLayer::new(0).per_key(ApiKey::default(), 1);
+    let mut gone = Vec::new();
+    for _ in 0..8 {
+        let (frames, body) = streamed();
+        let request = with_header("x-api-key", "a");
+        let mut response = send(&layer.layer(bodies([body])), request).await;
+        if response.status() == 200 {
+            frames.send("one");
+            assert!(response.frame().await.unwrap().is_ok());
+            gone.push((frames, response));
+        }
+        tokio::time::advance(STALL).await;
+    }
+    assert_eq!(gone.len(), 5, "one, and four that took its place");
+}
+
 #[derive(Clone, Default)]
 struct Reclaims(Arc<std::sync::Mutex<Vec<String>>>);
 
