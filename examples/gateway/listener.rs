@@ -69,6 +69,8 @@ pub(crate) struct GuardedStream {
     /// Shared with `gone` and with nothing else.
     stream: Arc<TcpStream>,
     gone: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// `gone` has ended, and must not be polled again.
+    is_gone: bool,
     tunnel: Tunnel,
     /// Runs while a write waits.
     write_timeout: Option<Pin<Box<Sleep>>>,
@@ -96,6 +98,7 @@ impl GuardedStream {
         let stream = Arc::new(stream);
         Self {
             gone: Box::pin(gone(stream.clone())),
+            is_gone: false,
             stream,
             tunnel: Tunnel::default(),
             write_timeout: None,
@@ -193,8 +196,11 @@ impl AsyncWrite for GuardedStream {
     /// that closes only its half counts as gone, as hyper has it by default (`half_close`).
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let watches = !self.tunnel.has_begun() && self.linger.is_none();
-        if watches && self.gone.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        if watches {
+            self.is_gone = self.is_gone || self.gone.as_mut().poll(cx).is_ready();
+            if self.is_gone {
+                return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+            }
         }
         Poll::Ready(Ok(()))
     }

@@ -10,6 +10,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::WebSocketUpgrade;
 use axum::extract::ws::Message as Sent;
 use axum::routing::{any, get as route, post};
+use axum::serve::Listener;
 use futures_util::{SinkExt, StreamExt, stream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -198,6 +199,23 @@ async fn a_client_that_is_gone_behind_an_unread_byte_frees_its_permit() {
 }
 
 /// Its last messages are read, although its half of the connection is closed already.
+#[tokio::test]
+async fn a_connection_whose_client_is_gone_fails_each_flush() {
+    let (listener, address) = listen().await;
+    let mut listener = GuardedListener::new(listener);
+    let client = TcpStream::connect(address).await.unwrap();
+    let (mut stream, _) = listener.accept().await;
+    stream.flush().await.unwrap();
+    drop(client);
+    soon(async {
+        while stream.flush().await.is_ok() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    stream.flush().await.unwrap_err();
+}
+
 #[tokio::test]
 async fn a_websocket_is_read_to_its_end() {
     let sent = watch::Sender::new(0);
