@@ -103,6 +103,18 @@ async fn a_stream_counts_until_it_has_ended() {
     assert_eq!(gateway.get("/api/slow?ms=0", "bob").await, 200);
 }
 
+#[cfg(unix)]
+#[tokio::test]
+async fn a_stream_ends_before_a_gateway_that_is_terminated() {
+    let mut gateway = Gateway::start(&[]);
+    let path = "/api/stream?chunks=5&ms=100";
+    let stream = gateway.begin(path, "alice").await;
+    gateway.terminate();
+    assert!(text(stream).await.ends_with("chunk 5\n"));
+    let ended = tokio::task::spawn_blocking(move || gateway.child.wait().unwrap().success());
+    assert!(soon(ended).await.unwrap());
+}
+
 #[tokio::test]
 async fn a_client_that_goes_away_makes_room() {
     let gateway = Gateway::start(&["--rate", "0", "--max-concurrency", "1"]);
@@ -433,6 +445,14 @@ impl Gateway {
             address: address.to_owned(),
             client: Client::builder(TokioExecutor::new()).build_http(),
         }
+    }
+
+    /// Asks it to end, as a service manager does.
+    #[cfg(unix)]
+    fn terminate(&self) {
+        let id = self.child.id().to_string();
+        let sent = Command::new("kill").args(["-TERM", &id]).status();
+        assert!(sent.unwrap().success());
     }
 
     /// Ends it, and returns all that it logged.

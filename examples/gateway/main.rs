@@ -25,7 +25,7 @@ use crate::flags::Flags;
 use crate::listener::GuardedListener;
 use crate::routes::Limits;
 
-/// What a response in progress gets to end after ctrl-c. A health watch would never end.
+/// What a response in progress gets to end after ctrl-c or SIGTERM. A health watch would never end.
 const GRACE: Duration = Duration::from_secs(10);
 
 #[tokio::main]
@@ -63,7 +63,7 @@ async fn serve(flags: &Flags) -> io::Result<()> {
     Ok(())
 }
 
-/// Serves until ctrl-c.
+/// Serves until ctrl-c or SIGTERM.
 async fn run(listener: TcpListener, app: Router, store: Option<&RedisStore>) {
     let listener = GuardedListener::new(listener);
     tokio::select! {
@@ -78,10 +78,27 @@ async fn run(listener: TcpListener, app: Router, store: Option<&RedisStore>) {
 }
 
 async fn interrupted() {
-    if tokio::signal::ctrl_c().await.is_err() {
-        // It cannot be heard here, so it never comes.
-        std::future::pending::<()>().await;
+    tokio::select! {
+        Ok(()) = tokio::signal::ctrl_c() => {}
+        () = terminated() => {}
     }
+}
+
+/// Ends when a service manager or a container ends the process.
+#[cfg(unix)]
+async fn terminated() {
+    use tokio::signal::unix::{SignalKind, signal};
+
+    match signal(SignalKind::terminate()) {
+        Ok(mut signals) => drop(signals.recv().await),
+        // It cannot be heard here, so it never comes.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+#[cfg(not(unix))]
+async fn terminated() {
+    std::future::pending().await
 }
 
 async fn out_of_patience() {
