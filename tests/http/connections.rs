@@ -391,3 +391,21 @@ async fn a_request_has_the_address_of_its_client() {
     let decision = limiter.check(&tower_admission::Key::ip([127, 0, 0, 1].into()));
     assert!(!decision.is_admitted());
 }
+
+#[tokio::test]
+async fn a_shutdown_does_not_wait_for_a_websocket() {
+    let (listener, address) = listen().await;
+    let (stop, stopped) = oneshot::channel::<()>();
+    let handler = any(|upgrade: WebSocketUpgrade| async {
+        upgrade.on_upgrade(|mut socket| async move { while socket.recv().await.is_some() {} })
+    });
+    let app = Router::new().route("/", handler);
+    let serving = tokio::spawn(server::serve(GuardedListener::new(listener), app, async {
+        let _ = stopped.await;
+    }));
+    let (mut socket, _) = connect_async(format!("ws://{address}/")).await.unwrap();
+    socket.send(Message::text("hello")).await.unwrap();
+    stop.send(()).unwrap();
+    soon(serving).await.unwrap();
+    socket.send(Message::text("still there")).await.unwrap();
+}
