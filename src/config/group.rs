@@ -42,6 +42,7 @@ pub(super) struct Change {
     bad_credentials: Option<Policy>,
     concurrency: Capacity,
     concurrency_per_key: [Capacity; 2],
+    reclaim_after: Option<Duration>,
     resumes: (bool, bool),
 }
 
@@ -244,7 +245,6 @@ impl Stack {
             concurrency(config, settings, key, name, stores, limits, before);
         let mut concurrency = concurrency
             .retry_after_ms(settings.retry_after_ms)
-            .reclaim_after(settings.reclaim_after())
             .dry_run(settings.dry_run);
         if let Some(percent) = settings.enforce {
             concurrency = concurrency.enforce(percent);
@@ -284,6 +284,7 @@ impl Stack {
             bad_credentials: quota,
             concurrency: Capacity::or_off(settings.concurrency),
             concurrency_per_key: settings.concurrency_per_key().map(Capacity::or_off),
+            reclaim_after: settings.reclaim_after(),
             resumes: (rate_resumes, concurrency_resumes),
         };
         let stack = Self {
@@ -305,8 +306,9 @@ impl Stack {
         if let (Some(limiter), Some(quota)) = (&self.bad_credentials, change.bad_credentials) {
             set_policies(limiter, vec![quota]);
         }
+        let limiter = self.concurrency.limiter();
+        limiter.set_reclaim_after(change.reclaim_after);
         if change.resumes.1 {
-            let limiter = self.concurrency.limiter();
             limiter.set_limit(change.concurrency);
             for (place, limit) in change.concurrency_per_key.into_iter().enumerate() {
                 limiter.set_limit_per_key(place, limit);

@@ -51,7 +51,7 @@
 //! | `groups.<name>.concurrency` | 0, off | how many may be in flight |
 //! | `groups.<name>.concurrency_per_key` | 0, off | and of each key |
 //! | `groups.<name>.concurrency_per_ip` | 0, off | and of each address, however many keys it uses; requests that were admitted while it is off do not count in it |
-//! | `groups.<name>.reclaim_after` | `60s` | after what time a response that its client does not read loses its permit to a request that needs it, see [`reclaim_after`]; or `off` |
+//! | `groups.<name>.reclaim_after` | `60s` | after what time a response that its client does not read loses its permit to a request that needs it, see [`reclaim_after`]; or `off`. A response that stalled while it was off keeps its permit |
 //! | `groups.<name>.rate` | off | a [`Quota`], called as the group is: `600/min burst 50` |
 //! | `groups.<name>.rates` | none | or several, as one: `{ burst = "10/s", daily = "50000/day" }`, called `name.burst` and `name.daily` |
 //! | `groups.<name>.tiers.<tier>.rate` | | another quota for requests of a [tier](crate::Policy::tier), which the program [says](AdmissionBuilder::tier_by) |

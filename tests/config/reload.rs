@@ -270,6 +270,34 @@ async fn a_stalled_response_gives_way_as_configured() {
     assert_eq!(call().await.status(), StatusCode::OK);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_bad_configuration_does_not_change_when_a_stalled_response_gives_way() {
+    let groups = |after: &str, key: &str| {
+        config(&format!(
+            "[groups.api]\npath = '/api'\nconcurrency = 1\nreclaim_after = '{after}'
+            [groups.other]\npath = '/other'\nkey = '{key}'"
+        ))
+    };
+    let admission = Admission::new(&groups("1h", "token")).unwrap();
+    let endless = || async {
+        let frames = futures_util::stream::repeat_with(|| Ok::<_, std::io::Error>("frame"));
+        Body::from_stream(frames)
+    };
+    let app = Router::new()
+        .route("/api", axum::routing::get(endless))
+        .layer(admission.layer());
+    let call = async || {
+        let request = Request::get("/api").body(Body::empty()).unwrap();
+        app.clone().oneshot(request).await.unwrap()
+    };
+    let mut stalled = call().await;
+    assert!(stalled.frame().await.unwrap().is_ok());
+    let error = admission.reload(&groups("1s", "user")).unwrap_err();
+    assert_eq!(error.field(), Some("groups.other.key"));
+    tokio::time::advance(Duration::from_secs(60)).await;
+    assert_eq!(call().await.status(), StatusCode::SERVICE_UNAVAILABLE);
+}
+
 #[tokio::test]
 async fn a_dry_run_admits_what_is_above_the_capacity() {
     let group = |more: &str| {
