@@ -208,7 +208,10 @@ where
     B: Body,
     B::Error: Into<BoxError>,
 {
-    if let Some(parking) = parking {
+    // The permit is here while the response waits for its handler.
+    if let Some(parking) = parking
+        && !permit.is_held()
+    {
         let ((), unparked) = parking.unpark().ok_or(ResponseStalled)?;
         *permit = unparked;
     }

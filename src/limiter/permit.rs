@@ -81,6 +81,11 @@ impl Permit {
         keys.map(KeySlot::key)
     }
 
+    /// Whether this holds a slot.
+    pub(crate) fn is_held(&self) -> bool {
+        self.slot.is_some()
+    }
+
     /// Whether a request that needs the permit may take it from a client that does not read.
     pub(crate) fn is_reclaimable(&self) -> bool {
         self.slots().is_some_and(|slots| slots.stalled.is_on())

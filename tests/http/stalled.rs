@@ -191,6 +191,47 @@ impl Drop for TwoFrames {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_small_body_that_waits_between_its_frames_is_sent_whole() {
+    let layer = ConcurrencyLimitLayer::new(1);
+    let (frames, body) = streamed();
+    let mut response = send(&layer.layer(bodies([Sized(body, 9)])), request()).await;
+    for data in ["one", "two", "end"] {
+        let mut next = task::spawn(response.frame());
+        assert_pending!(next.poll());
+        assert_pending!(next.poll());
+        frames.send(data);
+        let frame = assert_ready!(next.poll()).unwrap().unwrap();
+        assert_eq!(frame.into_data().unwrap(), data);
+    }
+    drop(frames);
+    assert!(response.frame().await.is_none());
+    assert_eq!(layer.limiter().in_flight(), 0);
+}
+
+/// A streamed body whose size is known.
+struct Sized(Streamed, u64);
+
+impl http_body::Body for Sized {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let polled = std::pin::Pin::new(&mut self.0).poll_frame(cx);
+        if let std::task::Poll::Ready(Some(Ok(frame))) = &polled {
+            self.1 -= frame.data_ref().map_or(0, |data| data.len() as u64);
+        }
+        polled
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        http_body::SizeHint::with_exact(self.1)
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_body_that_panics_when_it_is_dropped_harms_no_other_request() {
     struct Panics;
     impl Drop for Panics {
