@@ -5,8 +5,7 @@ use std::fmt;
 
 use tokio::sync::oneshot;
 
-use super::stalled::{Search, StalledResponses, max_reclaimed};
-use crate::key::Key;
+use super::stalled::{Charged, Search, StalledResponses, max_reclaimed};
 use crate::nesting::Nesting;
 use crate::sync::{Arc, AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering, lock};
 
@@ -212,16 +211,16 @@ impl Slots {
         }
     }
 
-    /// Takes the permit of a response that its client does not read, one that counts for `key` if
+    /// Takes the permit of a response that its client does not read, one that counts for a key if
     /// there is one.
     #[cold]
-    pub(super) fn reclaim(&self, key: Option<&Key>) -> Search {
+    pub(super) fn reclaim(&self, charged: Option<Charged<'_>>) -> Search {
         let slots = match self.limit() {
             // Only keys have limits.
             UNLIMITED => self.in_flight(),
             limit => limit,
         };
-        self.stalled.reclaim(key, max_reclaimed(slots))
+        self.stalled.reclaim(charged, max_reclaimed(slots))
     }
 
     #[inline]

@@ -26,6 +26,9 @@ const SHARDS: usize = 8;
 /// How often a search that finds nothing is repeated at most, as a part of the stall limit.
 const SEARCHES_PER_LIMIT: u64 = 64;
 
+/// For how many keys a search that found nothing is remembered.
+const REMEMBERED_KEYS: usize = 64;
+
 /// The responses of one limiter that have handed over a frame and may be stalled.
 ///
 /// A response whose first frame is its last one is never here.
@@ -34,6 +37,9 @@ pub(super) struct StalledResponses {
     limit: AtomicU64,
     /// No response is stalled before this time, as far as the last search has seen.
     not_before: AtomicU64,
+    /// The same for single keys, as [`KeySearch`]: of a busy key at its limit there may be nothing
+    /// to reclaim, while other requests need what is stalled.
+    key_searches: [AtomicU64; REMEMBERED_KEYS],
     /// Reclaimed responses that their server has not dropped yet.
     reclaimed: AtomicUsize,
     shards: [Mutex<Slab<Arc<dyn Reclaim>>>; SHARDS],
@@ -44,6 +50,7 @@ trait Reclaim: Send + Sync {
     /// Since when the response waits for its client, or 0 while it does not.
     fn parked_at(&self) -> u64;
 
+    /// The keys that it counts for, by place.
     fn keys(&self) -> &[Key];
 
     /// Takes body and permit away if the response is still parked since this time.
@@ -76,7 +83,7 @@ pub(crate) struct Parking<T>(Arc<Parked<T>>);
 /// A permit that was taken from a stalled response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Reclaimed {
-    /// The keys that the permit counted for.
+    /// The keys that the permit counted for, by place.
     pub(super) keys: SmallVec<[Key; 2]>,
     /// How long the client had not taken the last frame.
     pub(super) stalled: Duration,
@@ -90,6 +97,20 @@ pub(super) enum Search {
     Nothing(Option<Instant>),
 }
 
+/// A key, and the place of the limit that it is charged to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Charged<'a> {
+    pub(super) place: usize,
+    pub(super) key: &'a Key,
+}
+
+/// When to search for a key again: its place in the table, and its mark in there.
+struct KeySearch {
+    bucket: usize,
+    /// Bits that tell the keys of one bucket apart.
+    mark: u64,
+}
+
 /// A parked response, and since when it is.
 type Found = (u64, Arc<dyn Reclaim>);
 
@@ -98,6 +119,7 @@ impl StalledResponses {
         Self {
             limit: AtomicU64::new(0),
             not_before: AtomicU64::new(0),
+            key_searches: std::array::from_fn(|_| AtomicU64::new(0)),
             reclaimed: AtomicUsize::new(0),
             shards: std::array::from_fn(|_| Mutex::new(Slab::new())),
         }
@@ -111,23 +133,30 @@ impl StalledResponses {
         let millis = limit.map_or(0, |limit| (limit.as_millis() as u64).max(1));
         self.limit.store(millis, Ordering::Relaxed);
         self.not_before.store(0, Ordering::Relaxed);
+        for search in &self.key_searches {
+            search.store(0, Ordering::Relaxed);
+        }
     }
 
     /// Takes the permit of the response that has been stalled for longest, of those that count for
-    /// `key` if there is one.
+    /// a key if there is one.
     #[cold]
-    pub(super) fn reclaim(&self, key: Option<&Key>, max_reclaimed: u64) -> Search {
+    pub(super) fn reclaim(&self, charged: Option<Charged<'_>>, max_reclaimed: u64) -> Search {
         let limit = self.limit.load(Ordering::Relaxed);
         if limit == 0 || self.reclaimed.load(Ordering::Relaxed) as u64 >= max_reclaimed {
             return Search::Nothing(None);
         }
+        let key_search = charged.map(|charged| KeySearch::new(charged.key));
         loop {
             let now = now();
-            let not_before = self.not_before.load(Ordering::Relaxed);
+            let mut not_before = self.not_before.load(Ordering::Relaxed);
+            if let Some(search) = &key_search {
+                not_before = not_before.max(search.not_before(&self.key_searches));
+            }
             if now < not_before {
                 return Search::Nothing(Some(instant(not_before)));
             }
-            let (oldest, found) = self.oldest(key);
+            let (oldest, found) = self.oldest(charged);
             if let Some((parked_at, response)) = found
                 && parked_at.saturating_add(limit) <= now
             {
@@ -143,16 +172,26 @@ impl StalledResponses {
                 self.reclaimed.fetch_sub(1, Ordering::Relaxed);
                 continue;
             }
+            let soon = now + limit / SEARCHES_PER_LIMIT;
             // A response that is parked from now on is stalled a whole limit later.
-            let next = oldest.map_or(now, |oldest| oldest.max(now - limit)) + limit;
-            let next = next.max(now + limit / SEARCHES_PER_LIMIT);
-            self.not_before.store(next, Ordering::Relaxed);
-            return Search::Nothing(Some(instant(next)));
+            let next = oldest.unwrap_or(now).saturating_add(limit);
+            return Search::Nothing(Some(instant(match &key_search {
+                // Others may need what is stalled.
+                Some(search) if next <= now => {
+                    search.set_not_before(&self.key_searches, soon);
+                    soon
+                }
+                _ => {
+                    let next = next.max(soon);
+                    self.not_before.store(next, Ordering::Relaxed);
+                    next
+                }
+            })));
         }
     }
 
-    /// Since when the oldest response is parked, and the oldest one that counts for `key`.
-    fn oldest(&self, key: Option<&Key>) -> (Option<u64>, Option<Found>) {
+    /// Since when the oldest response is parked, and the oldest one that counts for a key.
+    fn oldest(&self, charged: Option<Charged<'_>>) -> (Option<u64>, Option<Found>) {
         let mut oldest = None;
         let mut found: Option<Found> = None;
         for shard in &self.shards {
@@ -163,12 +202,42 @@ impl StalledResponses {
                 }
                 oldest = Some(oldest.map_or(parked_at, |oldest: u64| oldest.min(parked_at)));
                 let is_older = found.as_ref().is_none_or(|(found, _)| parked_at < *found);
-                if is_older && key.is_none_or(|key| response.keys().contains(key)) {
+                let counts = |Charged { place, key }: Charged<'_>| {
+                    response.keys().get(place).is_some_and(|own| own == key)
+                };
+                if is_older && charged.is_none_or(counts) {
                     found = Some((parked_at, response.clone()));
                 }
             }
         }
         (oldest, found)
+    }
+}
+
+impl KeySearch {
+    const MARK_BITS: u32 = 24;
+
+    fn new(key: &Key) -> Self {
+        let [bucket, mark] = key.place_bits();
+        Self {
+            bucket: bucket as usize % REMEMBERED_KEYS,
+            mark: mark & ((1 << Self::MARK_BITS) - 1),
+        }
+    }
+
+    fn not_before(&self, searches: &[AtomicU64; REMEMBERED_KEYS]) -> u64 {
+        let search = searches[self.bucket].load(Ordering::Relaxed);
+        let is_mine = search & ((1 << Self::MARK_BITS) - 1) == self.mark;
+        if is_mine {
+            search >> Self::MARK_BITS
+        } else {
+            0
+        }
+    }
+
+    fn set_not_before(&self, searches: &[AtomicU64; REMEMBERED_KEYS], not_before: u64) {
+        let search = (not_before << Self::MARK_BITS) | self.mark;
+        searches[self.bucket].store(search, Ordering::Relaxed);
     }
 }
 

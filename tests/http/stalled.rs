@@ -20,6 +20,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_test::{assert_pending, assert_ready, task};
 use tower::{BoxError, Layer, ServiceExt};
+use tower_admission::extract::RequestHead;
 use tower_admission::store::MemoryStore;
 use tower_admission::{
     ApiKey, ConcurrencyLimitLayer, ConcurrencyLimiter, HoldUntil, Key, Observer, PermitBody,
@@ -27,8 +28,8 @@ use tower_admission::{
 };
 
 use crate::common::{
-    Counting, PATIENCE, SECOND, Seen, Streamed, bodies, request, send, status, streamed, upgrading,
-    with_header,
+    Counting, Frames, PATIENCE, SECOND, Seen, Streamed, bodies, request, send, status, streamed,
+    upgrading, with_header,
 };
 use crate::servers::{get, http1, http2, serve};
 
@@ -36,9 +37,7 @@ const STALL: Duration = ConcurrencyLimiter::DEFAULT_RECLAIM_AFTER;
 const MILLI: Duration = Duration::from_millis(1);
 
 /// A layer whose only permit is with a response that has handed over one of several frames.
-async fn stalled(
-    layer: &ConcurrencyLimitLayer,
-) -> (crate::common::Frames, Response<PermitBody<Streamed>>) {
+async fn stalled(layer: &ConcurrencyLimitLayer) -> (Frames, Response<PermitBody<Streamed>>) {
     let (frames, body) = streamed();
     let mut response = send(&layer.layer(bodies([body])), request()).await;
     frames.send("one");
@@ -381,6 +380,65 @@ async fn a_key_at_its_limit_gets_back_its_own_permit_and_no_other() {
     assert_eq!(status(&service, from("a")).await, 200);
     assert!(held[0].0.is_dropped());
     assert!(!held[1].0.is_dropped());
+}
+
+async fn stream_on(
+    layer: &ConcurrencyLimitLayer,
+    request: Request<()>,
+) -> (Frames, Response<PermitBody<Streamed>>) {
+    let (frames, body) = streamed();
+    let mut response = send(&layer.layer(bodies([body])), request).await;
+    assert_eq!(response.status(), 200);
+    frames.send("one");
+    assert!(response.frame().await.unwrap().is_ok());
+    (frames, response)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_key_at_its_limit_hides_no_stalled_response_from_others() {
+    let layer = ConcurrencyLimitLayer::new(2).per_key(ApiKey::default(), 1);
+    let from = |key: &str| with_header("x-api-key", key);
+    let (_b_frames, _b) = stream_on(&layer, from("b")).await;
+    tokio::time::advance(STALL).await;
+    let (_a_frames, mut a) = stream_on(&layer, from("a")).await;
+    let mut next = task::spawn(a.frame());
+    assert_pending!(next.poll());
+    let service = layer.layer(Counting::default());
+    for _ in 0..100 {
+        tokio::time::advance(SECOND).await;
+        assert_eq!(status(&service, from("a")).await, 429, "a is at its limit");
+    }
+    assert_eq!(status(&service, from("c")).await, 200, "b is stalled");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_key_hides_no_stalled_response_of_another_key() {
+    let layer = ConcurrencyLimitLayer::new(10).per_key(ApiKey::default(), 1);
+    let from = |key: &str| with_header("x-api-key", key);
+    let (_b_frames, _b) = stream_on(&layer, from("b")).await;
+    tokio::time::advance(STALL).await;
+    let (_a_frames, _a) = stream_on(&layer, from("a")).await;
+    let service = layer.layer(Counting::default());
+    assert_eq!(status(&service, from("a")).await, 429, "a is at its limit");
+    assert_eq!(status(&service, from("b")).await, 200, "b is stalled");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_is_charged_at_two_places_loses_only_what_helps() {
+    let token = |head: RequestHead<'_>| {
+        let name = head.headers.get("x-api-key").and_then(|v| v.to_str().ok());
+        Some(Key::id("who", name.unwrap_or("address")))
+    };
+    let address = |_: RequestHead<'_>| Some(Key::id("who", "address"));
+    let layer = ConcurrencyLimitLayer::new(10)
+        .per_key(token, 1)
+        .per_key(address, 5);
+    let (frames, _with_token) = stream_on(&layer, with_header("x-api-key", "t")).await;
+    tokio::time::advance(STALL).await;
+    let (_a_frames, _without) = stream_on(&layer, request()).await;
+    let service = layer.layer(Counting::default());
+    assert_eq!(status(&service, request()).await, 429);
+    assert!(!frames.is_dropped(), "its permit is of no use to the other");
 }
 
 #[tokio::test(start_paused = true)]

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::per_key::{KeySlot, KeySlots, PerKey, Wanted, try_take_all};
 use super::permit::{Permit, Watched};
 use super::slots::{Slot, Slots, UNLIMITED};
+use super::stalled::Charged;
 use super::wait::{Acquire, Acquiring, Rejected, Wait};
 use crate::key::Key;
 use crate::limits::{Limited, Limits};
@@ -244,7 +245,9 @@ impl ConcurrencyLimiter {
         match leased {
             Leased::Granted(lease) => Ok(self.permit(slot, keys).leased(lease)),
             Leased::KeyFull { place } => {
-                self.make_room_in_store(keys.get(place).map(KeySlot::key).as_ref());
+                if let Some(key) = keys.get(place).map(KeySlot::key) {
+                    self.make_room_in_store(Some(Charged { place, key: &key }));
+                }
                 Err(self.key_at_capacity(place))
             }
             Leased::Full => {

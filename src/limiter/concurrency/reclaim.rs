@@ -5,10 +5,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::ConcurrencyLimiter;
-use crate::key::Key;
 use crate::limiter::per_key::{KeySlots, Wanted, try_take_all};
 use crate::limiter::slots::Slot;
-use crate::limiter::stalled::Search;
+use crate::limiter::stalled::{Charged, Search};
 
 /// When another request got what was reclaimed.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -59,7 +58,8 @@ impl ConcurrencyLimiter {
                 key,
                 limit,
             } = &wanted[full];
-            self.reclaim(Some(key), per_key.taken(key), *limit);
+            let charged = Charged { place: full, key };
+            self.reclaim(Some(charged), per_key.taken(key), *limit);
             match try_take_all(wanted) {
                 Ok(slots) => return Ok(slots),
                 Err(place) => full = place,
@@ -70,18 +70,18 @@ impl ConcurrencyLimiter {
 
     /// Reclaims one stalled response, for a slot in a store that replicas share: others may need it.
     #[cold]
-    pub(super) fn make_room_in_store(&self, key: Option<&Key>) {
-        self.reclaim(key, 1, 1);
+    pub(super) fn make_room_in_store(&self, charged: Option<Charged<'_>>) {
+        self.reclaim(charged, 1, 1);
     }
 
-    fn reclaim(&self, key: Option<&Key>, in_flight: u64, limit: u64) -> Option<Instant> {
+    fn reclaim(&self, charged: Option<Charged<'_>>, in_flight: u64, limit: u64) -> Option<Instant> {
         if limit == 0 {
             // No room helps.
             return None;
         }
         let needed = (in_flight + 1).saturating_sub(limit);
         for _ in 0..needed {
-            match self.slots().reclaim(key) {
+            match self.slots().reclaim(charged) {
                 Search::Found(reclaimed) => {
                     if let Some(observer) = &self.0.observer {
                         let key = reclaimed.keys.first();
