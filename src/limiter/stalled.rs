@@ -130,7 +130,8 @@ impl StalledResponses {
     }
 
     pub(super) fn set_limit(&self, limit: Option<Duration>) {
-        let millis = limit.map_or(0, |limit| (limit.as_millis() as u64).max(1));
+        let millis = limit.map_or(0, |limit| limit.min(MAX_LIMIT).as_millis() as u64);
+        let millis = millis.max(limit.is_some().into());
         self.limit.store(millis, Ordering::Relaxed);
         self.not_before.store(0, Ordering::Relaxed);
         for search in &self.key_searches {
@@ -341,6 +342,9 @@ impl<T: Send + 'static> Reclaim for Parked<T> {
         true
     }
 }
+
+/// A time that no client waits for. Longer ones would overflow the clock.
+const MAX_LIMIT: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// Milliseconds since an hour before the first call.
 fn now() -> u64 {

@@ -442,6 +442,18 @@ async fn a_key_that_is_charged_at_two_places_loses_only_what_helps() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stall_limit_of_hours_panics_nowhere() {
+    for limit in [Duration::from_secs(7200), Duration::MAX] {
+        let layer = ConcurrencyLimitLayer::new(1).reclaim_after(Some(limit));
+        let (_frames, _response) = stream_on(&layer, request()).await;
+        assert_eq!(
+            status(&layer.layer(Counting::default()), request()).await,
+            503
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_store_gets_its_slot_back_too() {
     let store = MemoryStore::new();
     let layer = || {
