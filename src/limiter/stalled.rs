@@ -95,6 +95,8 @@ pub(super) enum Search {
     Found(Reclaimed),
     /// None is stalled now. The earliest time at which one can be, unless reclaiming is off.
     Nothing(Option<Instant>),
+    /// Too many are reclaimed and not gone.
+    AtBound,
 }
 
 /// A key, and the place of the limit that it is charged to.
@@ -144,8 +146,11 @@ impl StalledResponses {
     #[cold]
     pub(super) fn reclaim(&self, charged: Option<Charged<'_>>, max_reclaimed: u64) -> Search {
         let limit = self.limit.load(Ordering::Relaxed);
-        if limit == 0 || self.reclaimed.load(Ordering::Relaxed) as u64 >= max_reclaimed {
+        if limit == 0 {
             return Search::Nothing(None);
+        }
+        if self.reclaimed.load(Ordering::Relaxed) as u64 >= max_reclaimed {
+            return Search::AtBound;
         }
         let key_search = charged.map(|charged| KeySearch::new(charged.key));
         loop {

@@ -324,6 +324,44 @@ async fn a_waiting_request_gets_a_permit_when_a_response_is_stalled() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_request_that_waits_through_a_limit_of_0_gets_what_is_stalled() {
+    let layer = ConcurrencyLimitLayer::new(1).wait(1, 10 * STALL);
+    let (_frames, _response) = stream_on(&layer, request()).await;
+    layer.limiter().set_limit(0);
+    let mut waiting = task::spawn(layer.layer(Counting::default()).oneshot(request()));
+    assert_pending!(waiting.poll());
+    layer.limiter().set_limit(1);
+    for _ in 0..2 * STALL.as_secs() {
+        tokio::time::advance(SECOND).await;
+        if waiting.is_woken() && waiting.poll().is_ready() {
+            return;
+        }
+    }
+    panic!("it waits although a response is stalled");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_waits_at_the_bound_gets_what_is_stalled_later() {
+    let layer = ConcurrencyLimitLayer::new(1);
+    let mut gone = Vec::new();
+    for _ in 0..5 {
+        gone.push(stream_on(&layer, request()).await);
+        tokio::time::advance(STALL).await;
+    }
+    let layer = layer.wait(1, 10 * STALL);
+    let mut waiting = task::spawn(layer.layer(Counting::default()).oneshot(request()));
+    assert_pending!(waiting.poll());
+    gone.remove(0);
+    for _ in 0..2 * STALL.as_secs() {
+        tokio::time::advance(SECOND).await;
+        if waiting.is_woken() && waiting.poll().is_ready() {
+            return;
+        }
+    }
+    panic!("it waits although a response is stalled");
+}
+
+#[tokio::test(start_paused = true)]
 async fn waiting_requests_take_no_more_than_they_need() {
     let layer = ConcurrencyLimitLayer::new(3).wait(8, 3 * STALL);
     let mut held = Vec::new();

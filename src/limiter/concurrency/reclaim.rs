@@ -9,7 +9,7 @@ use crate::limiter::per_key::{KeySlots, Wanted, try_take_all};
 use crate::limiter::slots::Slot;
 use crate::limiter::stalled::{Charged, Search};
 
-/// When another request got what was reclaimed.
+/// When another request got what was reclaimed, or nothing may be reclaimed now.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 impl ConcurrencyLimiter {
@@ -75,9 +75,10 @@ impl ConcurrencyLimiter {
     }
 
     fn reclaim(&self, charged: Option<Charged<'_>>, in_flight: u64, limit: u64) -> Option<Instant> {
+        let look_again = Instant::now() + LOOK_AGAIN;
         if limit == 0 {
-            // No room helps.
-            return None;
+            // No room helps, until the limit is raised.
+            return Some(look_again);
         }
         let needed = (in_flight + 1).saturating_sub(limit);
         for _ in 0..needed {
@@ -89,8 +90,9 @@ impl ConcurrencyLimiter {
                     }
                 }
                 Search::Nothing(next) => return next,
+                Search::AtBound => break,
             }
         }
-        Some(Instant::now() + LOOK_AGAIN)
+        Some(look_again)
     }
 }
