@@ -61,7 +61,7 @@ static RECYCLED: Mutex<Vec<&'static Slots>> = Mutex::new(Vec::new());
 impl Slots {
     pub(super) fn new(limit: u64) -> &'static Self {
         #[cfg(not(admission_loom))]
-        if let Some(slots) = lock(&RECYCLED).pop() {
+        if let Some(slots) = Self::take_recycled() {
             slots.limit.store(limit, Ordering::SeqCst);
             slots.stalled.set_limit(None);
             slots.nesting.reset();
@@ -75,6 +75,14 @@ impl Slots {
             stalled: StalledResponses::new(),
             nesting: Nesting::new(),
         }))
+    }
+
+    /// One without responses that were reclaimed and are not gone: they would count here.
+    #[cfg(not(admission_loom))]
+    fn take_recycled() -> Option<&'static Self> {
+        let mut recycled = lock(&RECYCLED);
+        let place = (recycled.iter()).rposition(|slots| slots.stalled.has_none_reclaimed())?;
+        Some(recycled.swap_remove(place))
     }
 
     /// Lets the counter be used again once all its slots are back. Nobody may be in the line, and

@@ -131,6 +131,12 @@ impl StalledResponses {
         self.limit.load(Ordering::Relaxed) != 0
     }
 
+    /// Whether all reclaimed responses are gone.
+    #[cfg_attr(admission_loom, expect(dead_code, reason = "loom reuses no counters"))]
+    pub(super) fn has_none_reclaimed(&self) -> bool {
+        self.reclaimed.load(Ordering::Relaxed) == 0
+    }
+
     pub(super) fn set_limit(&self, limit: Option<Duration>) {
         let millis = limit.map_or(0, |limit| limit.min(MAX_LIMIT).as_millis() as u64);
         let millis = millis.max(limit.is_some().into());

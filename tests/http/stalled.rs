@@ -609,6 +609,32 @@ async fn a_bounded_number_is_reclaimed_and_not_gone_where_only_keys_have_limits(
     assert_eq!(gone.len(), 5, "one, and four that took its place");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_new_limit_does_not_inherit_what_another_one_reclaimed() {
+    let mut lingering = Vec::new();
+    {
+        let layer = ConcurrencyLimitLayer::new(1);
+        for _ in 0..5 {
+            lingering.push(stream_on(&layer, request()).await);
+            tokio::time::advance(STALL).await;
+        }
+        lingering.remove(4);
+        assert_eq!(layer.limiter().in_flight(), 0);
+    }
+    // Of several new ones, one has the counter.
+    let layers: Vec<_> = (0..200).map(|_| ConcurrencyLimitLayer::new(1)).collect();
+    let mut held = Vec::new();
+    for layer in &layers {
+        held.push(stream_on(layer, request()).await);
+    }
+    tokio::time::advance(STALL).await;
+    let mut rejected = 0;
+    for layer in &layers {
+        rejected += usize::from(status(&layer.layer(Counting::default()), request()).await != 200);
+    }
+    assert_eq!(rejected, 0);
+}
+
 #[derive(Clone, Default)]
 struct Reclaims(Arc<std::sync::Mutex<Vec<String>>>);
 
