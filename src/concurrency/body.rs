@@ -9,7 +9,7 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
 use crate::body::RejectionText;
-use crate::limiter::{Parking, Permit};
+use crate::limiter::{Parking, Permit, Unparked};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -208,12 +208,13 @@ where
     B: Body,
     B::Error: Into<BoxError>,
 {
-    // The permit is here while the response waits for its handler.
-    if let Some(parking) = parking
-        && !permit.is_held()
-    {
-        let ((), unparked) = parking.unpark().ok_or(ResponseStalled)?;
-        *permit = unparked;
+    if let Some(parking) = parking {
+        match parking.unpark() {
+            Unparked::Content((), unparked) => *permit = unparked,
+            // The response waits for its handler.
+            Unparked::Out => {}
+            Unparked::Reclaimed => return Err(ResponseStalled),
+        }
     }
     let polled = body.as_mut().poll_frame(cx);
     match after(&*body, &polled) {
@@ -236,8 +237,13 @@ where
         if self.body.is_none()
             && let Some(parking) = &self.parking
         {
-            let (body, permit) = parking.unpark().ok_or(ResponseStalled)?;
-            (self.body, self.permit) = (Some(body), permit);
+            match parking.unpark() {
+                Unparked::Content(body, permit) => {
+                    (self.body, self.permit) = (Some(body), permit);
+                }
+                // Only a body that panicked is in neither place.
+                Unparked::Out | Unparked::Reclaimed => return Err(ResponseStalled),
+            }
         }
         let Some(mut body) = self.body.take() else {
             return Ok(Poll::Ready(None));

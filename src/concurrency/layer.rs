@@ -380,13 +380,18 @@ impl ConcurrencyLimitLayer {
     #[track_caller]
     pub fn enforce(self, percent: u8) -> Self {
         let enforce = Enforce::new(percent);
-        self.with(|shared| shared.enforce = enforce)
+        self.with(|shared| {
+            let is_dry_run = enforce.is_dry_run();
+            shared.limiter = shared.limiter.clone().spares_stalled(is_dry_run);
+            shared.enforce = enforce;
+        })
     }
 
     /// Decides and tells observers, but admits every request. Default: off. To try out a limit.
     ///
     /// No request [waits](Self::wait) then. What is counted is what the limit would have admitted, so
     /// `in_flight` stays within it.
+    /// A response that its client does not read is not ended: it goes on and counts no more.
     ///
     /// `true` is [`enforce(0)`](Self::enforce), `false` is `enforce(100)`: the last of the two
     /// settings applies.

@@ -27,5 +27,5 @@ pub use leases::Leases;
 pub use permit::Permit;
 pub use rate::RateLimiter;
 
-pub(crate) use stalled::Parking;
+pub(crate) use stalled::{Parking, Unparked};
 pub(crate) use wait::{Acquire, Acquiring, Rejected, Wait};

@@ -222,13 +222,13 @@ impl Slots {
     /// Takes the permit of a response that its client does not read, one that counts for a key if
     /// there is one.
     #[cold]
-    pub(super) fn reclaim(&self, charged: Option<Charged<'_>>) -> Search {
+    pub(super) fn reclaim(&self, charged: Option<Charged<'_>>, spare: bool) -> Search {
         let slots = match self.limit() {
             // Only keys have limits.
             UNLIMITED => self.in_flight(),
             limit => limit,
         };
-        self.stalled.reclaim(charged, max_reclaimed(slots))
+        self.stalled.reclaim(charged, max_reclaimed(slots), spare)
     }
 
     #[inline]

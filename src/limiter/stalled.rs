@@ -53,8 +53,9 @@ trait Reclaim: Send + Sync {
     /// The keys that it counts for, by place.
     fn keys(&self) -> &[Key];
 
-    /// Takes body and permit away if the response is still parked since this time.
-    fn reclaim(&self, parked_at: u64) -> bool;
+    /// Takes the permit away if the response is still parked since this time, and ends it unless it
+    /// is to be spared.
+    fn reclaim(&self, parked_at: u64, spare: bool) -> bool;
 }
 
 /// What a response holds, shared with the requests that may need it.
@@ -79,6 +80,14 @@ enum Content<T> {
 /// A response in the list of those that may be stalled. Dropping it removes the response.
 // One pointer, since every response body has room for it.
 pub(crate) struct Parking<T>(Arc<Parked<T>>);
+
+/// What was parked.
+pub(crate) enum Unparked<T> {
+    Content(T, Permit),
+    /// It was not parked.
+    Out,
+    Reclaimed,
+}
 
 /// A permit that was taken from a stalled response.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -148,9 +157,14 @@ impl StalledResponses {
     }
 
     /// Takes the permit of the response that has been stalled for longest, of those that count for
-    /// a key if there is one.
+    /// a key if there is one. The response goes on uncounted if it is to be spared.
     #[cold]
-    pub(super) fn reclaim(&self, charged: Option<Charged<'_>>, max_reclaimed: u64) -> Search {
+    pub(super) fn reclaim(
+        &self,
+        charged: Option<Charged<'_>>,
+        max_reclaimed: u64,
+        spare: bool,
+    ) -> Search {
         let limit = self.limit.load(Ordering::Relaxed);
         if limit == 0 {
             return Search::Nothing(None);
@@ -174,14 +188,17 @@ impl StalledResponses {
             {
                 // Counted first, so that the response cannot be gone before it is counted.
                 self.reclaimed.fetch_add(1, Ordering::Relaxed);
-                if response.reclaim(parked_at) {
+                let is_reclaimed = response.reclaim(parked_at, spare);
+                if spare || !is_reclaimed {
+                    self.reclaimed.fetch_sub(1, Ordering::Relaxed);
+                }
+                if is_reclaimed {
                     return Search::Found(Reclaimed {
                         keys: response.keys().into(),
                         stalled: Duration::from_millis(now - parked_at),
                     });
                 }
                 // Its client took the frame in this moment.
-                self.reclaimed.fetch_sub(1, Ordering::Relaxed);
                 continue;
             }
             let soon = now + limit / SEARCHES_PER_LIMIT;
@@ -281,19 +298,22 @@ impl<T: Send + 'static> Parking<T> {
 
     /// Parks again, after another frame.
     pub(crate) fn park(&self, content: T, permit: Permit) {
+        // One that lost its permit and was spared has nothing to reclaim.
+        let parked_at = if permit.is_held() { now() } else { 0 };
         *lock(&self.0.content) = Content::Parked(content, permit);
-        self.0.parked_at.store(now(), Ordering::Release);
+        self.0.parked_at.store(parked_at, Ordering::Release);
     }
 
-    /// Takes back what was parked, as the client has taken the frame; `None` if it was reclaimed.
-    pub(crate) fn unpark(&self) -> Option<(T, Permit)> {
+    /// Takes back what was parked, as the client has taken the frame.
+    pub(crate) fn unpark(&self) -> Unparked<T> {
         let mut content = lock(&self.0.content);
         self.0.parked_at.store(0, Ordering::Release);
         match std::mem::replace(&mut *content, Content::Out) {
-            Content::Parked(parked, permit) => Some((parked, permit)),
-            other => {
-                *content = other;
-                None
+            Content::Parked(parked, permit) => Unparked::Content(parked, permit),
+            Content::Out => Unparked::Out,
+            Content::Reclaimed => {
+                *content = Content::Reclaimed;
+                Unparked::Reclaimed
             }
         }
     }
@@ -329,11 +349,19 @@ impl<T: Send + 'static> Reclaim for Parked<T> {
         &self.keys
     }
 
-    fn reclaim(&self, parked_at: u64) -> bool {
+    fn reclaim(&self, parked_at: u64, spare: bool) -> bool {
         let (content, permit) = {
             let mut content = lock(&self.content);
             if self.parked_at.load(Ordering::Acquire) != parked_at {
                 return false;
+            }
+            if spare && let Content::Parked(_, permit) = &mut *content {
+                let permit = std::mem::replace(permit, Permit::none());
+                self.parked_at.store(0, Ordering::Release);
+                // After the lock: an observer sees it go.
+                drop(content);
+                drop(permit);
+                return true;
             }
             match std::mem::replace(&mut *content, Content::Reclaimed) {
                 Content::Parked(parked, permit) => (parked, permit),

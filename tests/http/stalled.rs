@@ -665,6 +665,30 @@ async fn observers_see_what_is_reclaimed() {
     assert_eq!(released.count(), 2, "each permit comes back once");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_dry_run_takes_the_permit_of_a_stalled_response_and_does_not_end_it() {
+    let reclaims = Reclaims::default();
+    let layer = ConcurrencyLimitLayer::new(1)
+        .observe(reclaims.clone())
+        .dry_run(true);
+    let (frames, mut response) = stream_on(&layer, request()).await;
+    tokio::time::advance(STALL).await;
+    let next = send(&layer.layer(Counting::default()), request()).await;
+    assert_eq!(layer.limiter().in_flight(), 1);
+    assert_eq!(reclaims.0.lock().unwrap().len(), 1);
+    drop(next);
+    assert_eq!(layer.limiter().in_flight(), 0, "the other counts no more");
+    for data in ["two", "three"] {
+        let mut frame = task::spawn(response.frame());
+        assert_pending!(frame.poll());
+        frames.send(data);
+        let frame = assert_ready!(frame.poll()).unwrap().unwrap();
+        assert_eq!(frame.into_data().unwrap(), data);
+    }
+    drop(frames);
+    assert!(response.frame().await.is_none());
+}
+
 // On real servers
 
 /// An endless response in frames of 64 KiB, and one that is silent after its first frame.

@@ -68,6 +68,11 @@ impl ConcurrencyLimiter {
         self
     }
 
+    pub(crate) fn spares_stalled(mut self, spares: bool) -> Self {
+        Arc::make_mut(&mut self.0).spares_stalled = spares;
+        self
+    }
+
     pub(crate) fn observed(mut self, observer: Arc<dyn Observer>) -> Self {
         Arc::make_mut(&mut self.0).observer = Some(observer);
         self

@@ -54,6 +54,8 @@ struct Limit {
     /// At most so much is added to the wait of a rejection at capacity.
     retry_after_jitter: Duration,
     observer: Option<Arc<dyn Observer>>,
+    /// Whether a stalled response goes on uncounted, and is not ended, when its permit is reclaimed.
+    spares_stalled: bool,
     /// Where other replicas see what is in flight here.
     leases: Option<Arc<dyn LeaseSlots>>,
 }
@@ -94,6 +96,7 @@ impl ConcurrencyLimiter {
             retry_after: Some(Self::DEFAULT_RETRY_AFTER),
             retry_after_jitter: Duration::ZERO,
             observer: None,
+            spares_stalled: false,
             leases: None,
         }));
         limiter.set_reclaim_after(Some(Self::DEFAULT_RECLAIM_AFTER));

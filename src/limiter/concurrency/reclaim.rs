@@ -82,7 +82,7 @@ impl ConcurrencyLimiter {
         }
         let needed = (in_flight + 1).saturating_sub(limit);
         for _ in 0..needed {
-            match self.slots().reclaim(charged) {
+            match self.slots().reclaim(charged, self.0.spares_stalled) {
                 Search::Found(reclaimed) => {
                     if let Some(observer) = &self.0.observer {
                         let key = reclaimed.keys.first();
