@@ -315,7 +315,9 @@ impl ConcurrencyLimitLayer {
     ///
     /// A response is *stalled* while it has handed over a frame and has not been asked for the next
     /// one. A response that waits for its handler is never stalled, however long that takes: a
-    /// server-sent event stream that is silent for minutes keeps its permit. Nothing is taken
+    /// server-sent event stream that is silent for minutes keeps its permit. So does a response that
+    /// was never asked for a frame, as with hyper before 1.10 when an HTTP/2 client has a window of 0.
+    /// Nothing is taken
     /// while there is capacity. When a request finds none, or waits for it, the response that has been
     /// stalled for longest is ended with an error: HTTP/1 cuts the connection off, HTTP/2 resets the
     /// stream. For a [key](Self::per_key) at its limit it is a response of the same key.
