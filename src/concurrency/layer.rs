@@ -324,7 +324,7 @@ impl ConcurrencyLimitLayer {
     ///
     /// A client is not cut off as long as it reads one frame in this time over HTTP/2, and about
     /// 1.5 MB over HTTP/1, where the buffers of the server and the kernel hide slower reading: 25 KB/s
-    /// with the default. A smaller send buffer of the listener (`SO_SNDBUF` 64 KiB) makes that about
+    /// with the default. A frame that is larger has to be read whole in this time. A smaller send buffer of the listener (`SO_SNDBUF` 64 KiB) makes that about
     /// 0.5 MB.
     ///
     /// The request that needs the permit drops the body of the ended response, so this drop must not
