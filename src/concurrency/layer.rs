@@ -324,8 +324,8 @@ impl ConcurrencyLimitLayer {
     ///
     /// A client is not cut off as long as it reads one frame in this time over HTTP/2, and about
     /// 1.5 MB over HTTP/1, where the buffers of the server and the kernel hide slower reading: 25 KB/s
-    /// with the default. A frame that is larger has to be read whole in this time. A smaller send buffer of the listener (`SO_SNDBUF` 64 KiB) makes that about
-    /// 0.5 MB.
+    /// with the default. A frame that is larger has to be read whole in this time. A smaller send
+    /// buffer of the listener (`SO_SNDBUF` 64 KiB) makes that about 0.5 MB.
     ///
     /// The request that needs the permit drops the body of the ended response, so this drop must not
     /// wait for a lock that a caller of the limiter holds.
@@ -333,8 +333,8 @@ impl ConcurrencyLimitLayer {
     /// A response whose first frame is its last one is never stalled, and costs nothing. Each
     /// further frame costs one look at the clock. What the server has buffered of an ended
     /// response, up to half a megabyte over HTTP/1, stays until its connection ends, so a server
-    /// needs a write timeout as well; at most four times the limit are ended and not gone. Over
-    /// HTTP/2 a write timeout ends nothing: see the
+    /// needs a write timeout as well; at most four times the limit, or 256 if that is more, are ended
+    /// and not gone. Over HTTP/2 a write timeout ends nothing: see the
     /// [guide](crate::guide#clients-that-do-not-read).
     pub fn reclaim_after(self, stalled: Option<Duration>) -> Self {
         self.shared.limiter.set_reclaim_after(stalled);

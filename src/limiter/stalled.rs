@@ -17,9 +17,12 @@ use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering, lock};
 /// in flight where there is no limit in total.
 ///
 /// Each of them keeps what its server has buffered, about half a megabyte for HTTP/1, until its
-/// connection ends. At the bound nothing is reclaimed. It is above what one HTTP/2 connection can
-/// open (200 streams in hyper, 64 in flight), so that a single connection cannot reach it.
+/// connection ends. At the bound nothing is reclaimed.
 const MAX_RECLAIMED_PER_SLOT: u64 = 4;
+
+/// What the bound is at least: more than one HTTP/2 connection can open (200 streams in hyper), so
+/// that a single connection cannot hold all capacity.
+const MIN_MAX_RECLAIMED: u64 = 256;
 
 const SHARDS: usize = 8;
 
@@ -415,7 +418,9 @@ fn shard_of_thread() -> usize {
 
 /// The most that may be reclaimed and not gone, for so many slots.
 pub(super) fn max_reclaimed(slots: u64) -> u64 {
-    slots.saturating_mul(MAX_RECLAIMED_PER_SLOT)
+    slots
+        .saturating_mul(MAX_RECLAIMED_PER_SLOT)
+        .max(MIN_MAX_RECLAIMED)
 }
 
 #[cfg(all(test, not(admission_loom)))]
@@ -455,19 +460,19 @@ mod tests {
         let _first = parked(slots);
         tokio::time::advance(Duration::from_secs(10)).await;
         let moved = parked(slots);
-        assert_eq!(moved.unpark().map(|(body, _)| body), Some("body"));
-        let Search::Nothing(Some(next)) = slots.reclaim(None) else {
+        assert!(matches!(moved.unpark(), Unparked::Content("body", _)));
+        let Search::Nothing(Some(next)) = slots.reclaim(None, false) else {
             panic!("nothing is stalled yet");
         };
         // Times are whole milliseconds.
         let wait = next - Instant::now();
         assert_eq!(wait.as_millis().next_multiple_of(10), 50_000);
         tokio::time::advance(Duration::from_secs(50)).await;
-        let Search::Found(reclaimed) = slots.reclaim(None) else {
+        let Search::Found(reclaimed) = slots.reclaim(None, false) else {
             panic!("it is stalled by now");
         };
         assert_eq!(reclaimed.stalled, Duration::from_secs(60));
-        assert!(matches!(slots.reclaim(None), Search::Nothing(Some(_))));
+        assert!(matches!(slots.reclaim(None, false), Search::Nothing(Some(_))));
         assert_eq!(slots.in_flight(), 0);
     }
 }
@@ -490,13 +495,16 @@ mod loom_tests {
             let parked_at = parked.parked_at();
             let reclaiming = thread::spawn(move || {
                 slots.stalled.reclaimed.fetch_add(1, Ordering::Relaxed);
-                let is_reclaimed = parked.reclaim(parked_at);
+                let is_reclaimed = parked.reclaim(parked_at, false);
                 if !is_reclaimed {
                     slots.stalled.reclaimed.fetch_sub(1, Ordering::Relaxed);
                 }
                 is_reclaimed
             });
-            let taken_back = parking.unpark();
+            let taken_back = match parking.unpark() {
+                Unparked::Content((), permit) => Some(permit),
+                Unparked::Out | Unparked::Reclaimed => None,
+            };
             let is_reclaimed = reclaiming.join().unwrap();
             assert_ne!(is_reclaimed, taken_back.is_some());
             assert_eq!(slots.in_flight(), u64::from(taken_back.is_some()));

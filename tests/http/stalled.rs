@@ -34,6 +34,8 @@ use crate::common::{
 use crate::servers::{get, http1, http2, serve};
 
 const STALL: Duration = ConcurrencyLimiter::DEFAULT_RECLAIM_AFTER;
+/// How many responses of a small limit are reclaimed and not gone at most.
+const BOUND: usize = 256;
 const MILLI: Duration = Duration::from_millis(1);
 
 /// A layer whose only permit is with a response that has handed over one of several frames.
@@ -344,7 +346,7 @@ async fn a_request_that_waits_through_a_limit_of_0_gets_what_is_stalled() {
 async fn a_request_that_waits_at_the_bound_gets_what_is_stalled_later() {
     let layer = ConcurrencyLimitLayer::new(1);
     let mut gone = Vec::new();
-    for _ in 0..5 {
+    for _ in 0..=BOUND {
         gone.push(stream_on(&layer, request()).await);
         tokio::time::advance(STALL).await;
     }
@@ -575,7 +577,7 @@ async fn a_bounded_number_of_responses_is_reclaimed_and_not_gone() {
     let layer = ConcurrencyLimitLayer::new(1);
     let mut gone = Vec::new();
     let mut admitted = 0;
-    for _ in 0..8 {
+    for _ in 0..BOUND + 4 {
         let (frames, body) = streamed();
         let mut response = send(&layer.layer(bodies([body])), request()).await;
         if response.status() == 200 {
@@ -586,7 +588,7 @@ async fn a_bounded_number_of_responses_is_reclaimed_and_not_gone() {
         }
         tokio::time::advance(STALL).await;
     }
-    assert_eq!(admitted, 5, "one, and four that took its place");
+    assert_eq!(admitted, BOUND + 1, "one, and those that took its place");
     gone.remove(0);
     assert!(!rejects(&layer).await, "a connection has ended");
 }
@@ -614,11 +616,11 @@ async fn a_new_limit_does_not_inherit_what_another_one_reclaimed() {
     let mut lingering = Vec::new();
     {
         let layer = ConcurrencyLimitLayer::new(1);
-        for _ in 0..5 {
+        for _ in 0..=BOUND {
             lingering.push(stream_on(&layer, request()).await);
             tokio::time::advance(STALL).await;
         }
-        lingering.remove(4);
+        lingering.remove(BOUND);
         assert_eq!(layer.limiter().in_flight(), 0);
     }
     // Of several new ones, one has the counter.
@@ -735,6 +737,24 @@ async fn one_http_2_connection_with_a_window_of_0_does_not_hold_all_capacity() {
     assert_eq!(layer.limiter().in_flight(), 64);
     gets_in(address).await;
     assert!(layer.limiter().in_flight() < 64);
+}
+
+#[tokio::test]
+async fn one_http_2_connection_with_all_its_streams_does_not_hold_a_small_limit() {
+    let layer = ConcurrencyLimitLayer::new(8).reclaim_after(Some(MILLI));
+    let address = serve(endless(&layer)).await;
+    let client: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new())
+        .http2_only(true)
+        .http2_initial_stream_window_size(0)
+        .build_http();
+    let mut held = Vec::new();
+    while held.len() < 199 {
+        let response = get(&client, address, "/endless", "t").await;
+        if response.status() == 200 {
+            held.push(response);
+        }
+    }
+    gets_in(address).await;
 }
 
 #[tokio::test]
