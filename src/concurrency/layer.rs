@@ -370,9 +370,10 @@ impl ConcurrencyLimitLayer {
     /// The other requests above the limit are admitted and not counted, and observers get
     /// [`would_reject`](Observer::would_reject) for them. Over a [per-key](Self::per_key) limit the
     /// key decides whether the limit is enforced, as in
-    /// [`RateLimitLayer::enforce`](crate::RateLimitLayer::enforce): a key that is not enforced and is over
-    /// its limit is not bounded by the total either. At capacity, requests are taken in
-    /// turn: at 25, every fourth rejection is enforced.
+    /// [`RateLimitLayer::enforce`](crate::RateLimitLayer::enforce): a key that is not enforced and is
+    /// over its limit is not bounded by the total either. At capacity, requests are taken in turn: at
+    /// 25, every fourth rejection is enforced. At every percentage above 0, responses that clients do
+    /// not read are [ended](Self::reclaim_after) for requests that need their permits.
     ///
     /// 0 is a [dry run](Self::dry_run).
     ///
