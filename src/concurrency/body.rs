@@ -246,7 +246,8 @@ where
             }
         }
         let Some(mut body) = self.body.take() else {
-            return Ok(Poll::Ready(None));
+            // It panicked when it was polled for the first time.
+            return Err(ResponseStalled);
         };
         let polled = body.as_mut().poll_frame(cx);
         match after(&*body, &polled) {

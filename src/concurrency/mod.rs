@@ -7,6 +7,7 @@ mod body;
 mod future;
 mod layer;
 mod service;
+mod settings;
 mod upgrade;
 
 pub use self::body::{PermitBody, ResponseStalled};

@@ -45,6 +45,8 @@ pub(super) struct StalledResponses {
     key_searches: [AtomicU64; REMEMBERED_KEYS],
     /// Reclaimed responses that their server has not dropped yet.
     reclaimed: AtomicUsize,
+    /// When the last warning was logged that there are too many of them.
+    warned_at: AtomicU64,
     shards: [Mutex<Slab<Arc<dyn Reclaim>>>; SHARDS],
 }
 
@@ -135,6 +137,7 @@ impl StalledResponses {
             not_before: AtomicU64::new(0),
             key_searches: std::array::from_fn(|_| AtomicU64::new(0)),
             reclaimed: AtomicUsize::new(0),
+            warned_at: AtomicU64::new(0),
             shards: std::array::from_fn(|_| Mutex::new(Slab::new())),
         }
     }
@@ -219,6 +222,21 @@ impl StalledResponses {
                     next
                 }
             })));
+        }
+    }
+
+    /// Logs, at most once a minute, that clients which do not read hold capacity.
+    #[cold]
+    pub(super) fn warn_at_bound(&self, limiter: &str) {
+        let (now, warned_at) = (now(), self.warned_at.load(Ordering::Relaxed));
+        let is_due = warned_at == 0 || now >= warned_at + 60_000;
+        if is_due && self.warned_at.swap(now, Ordering::Relaxed) == warned_at {
+            tracing::warn!(
+                limiter,
+                reclaimed = self.reclaimed.load(Ordering::Relaxed),
+                "clients that do not read their responses hold capacity: the connections of too \
+                 many reclaimed responses are still open"
+            );
         }
     }
 
@@ -472,7 +490,10 @@ mod tests {
             panic!("it is stalled by now");
         };
         assert_eq!(reclaimed.stalled, Duration::from_secs(60));
-        assert!(matches!(slots.reclaim(None, false), Search::Nothing(Some(_))));
+        assert!(matches!(
+            slots.reclaim(None, false),
+            Search::Nothing(Some(_))
+        ));
         assert_eq!(slots.in_flight(), 0);
     }
 }

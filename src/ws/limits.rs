@@ -12,6 +12,7 @@ use super::goodbye::close;
 use super::handshake;
 use super::messages::{MessageLimits, Messages};
 use super::pings::PingInterval;
+use super::refusal::Refusal;
 use super::socket::LimitedSocket;
 use crate::key::Key;
 use crate::limiter::{ConcurrencyLimiter, RateLimiter};
@@ -114,19 +115,6 @@ struct Shared {
     limits: Option<Limits>,
     pings: Option<PingInterval>,
     observers: Observers,
-}
-
-/// How a connection is refused.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Refusal {
-    /// Before the upgrade, with a status.
-    #[default]
-    Status,
-    /// After the upgrade, with a close frame. While a thousand are being closed, the next are
-    /// refused by status. A client that sends more than 16 KiB in one message, instead of reading
-    /// why it has to go, is cut off.
-    Close,
 }
 
 /// Connections that are being closed at a time.

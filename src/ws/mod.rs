@@ -7,7 +7,9 @@ mod handshake;
 mod limits;
 mod messages;
 mod pings;
+mod refusal;
 mod socket;
 
-pub use self::limits::{Refusal, SocketLimits};
+pub use self::limits::SocketLimits;
+pub use self::refusal::Refusal;
 pub use self::socket::{LimitedSocket, Parts};

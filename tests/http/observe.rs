@@ -350,3 +350,42 @@ async fn capacity_is_logged_with_its_name() {
     assert_eq!(event["retry_after"], "1");
     assert!(!event.contains_key("key"), "nobody in particular");
 }
+
+#[tokio::test(start_paused = true)]
+async fn clients_that_do_not_read_are_logged_and_that_they_hold_capacity_too() {
+    let events = Events::default();
+    let _collecting = events.collect();
+    let stall = tower_admission::ConcurrencyLimiter::DEFAULT_RECLAIM_AFTER;
+    let layer = ConcurrencyLimitLayer::new(1)
+        .name("api")
+        .observe(TracingObserver::new());
+    let mut held = Vec::new();
+    let mut messages: BTreeMap<String, usize> = BTreeMap::new();
+    for _ in 0..260 {
+        let (frames, body) = crate::common::streamed();
+        let service = layer.layer(crate::common::bodies([body]));
+        let mut response = send(&service, request()).await;
+        if response.status() == 200 {
+            frames.send("one");
+            let frame = http_body_util::BodyExt::frame(&mut response).await;
+            assert!(frame.unwrap().is_ok());
+            held.push((frames, response));
+        }
+        for event in events.take() {
+            assert_eq!(event["level"], "WARN");
+            assert_eq!(event["limiter"], "\"api\"");
+            *messages.entry(event["message"].clone()).or_default() += 1;
+        }
+        tokio::time::advance(stall / 4 * 5).await;
+    }
+    assert_eq!(held.len(), 257, "the bound is reached");
+    let count = |part: &str| -> usize {
+        let found = messages
+            .iter()
+            .filter(|(message, _)| message.contains(part));
+        found.map(|(_, count)| count).sum()
+    };
+    assert_eq!(count("another request got its permit"), 256, "{messages:?}");
+    assert_eq!(count("hold capacity"), 3, "{messages:?}");
+    assert_eq!(count("request refused"), 3, "{messages:?}");
+}

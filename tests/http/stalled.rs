@@ -277,12 +277,14 @@ async fn reclaiming_can_be_set_and_turned_off() {
     tokio::time::advance(SECOND).await;
     assert!(!rejects(&layer).await);
 
-    let layer = ConcurrencyLimitLayer::new(1).reclaim_after(None);
-    let (_frames, response) = stalled(&layer).await;
-    tokio::time::advance(100 * STALL).await;
-    assert!(rejects(&layer).await);
-    drop(response);
-    assert!(!rejects(&layer).await);
+    for off in [None, Some(Duration::ZERO)] {
+        let layer = ConcurrencyLimitLayer::new(1).reclaim_after(off);
+        let (_frames, response) = stalled(&layer).await;
+        tokio::time::advance(100 * STALL).await;
+        assert!(rejects(&layer).await);
+        drop(response);
+        assert!(!rejects(&layer).await);
+    }
 }
 
 #[tokio::test(start_paused = true)]

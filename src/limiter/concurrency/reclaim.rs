@@ -90,7 +90,10 @@ impl ConcurrencyLimiter {
                     }
                 }
                 Search::Nothing(next) => return next,
-                Search::AtBound => break,
+                Search::AtBound => {
+                    self.slots().stalled.warn_at_bound(&self.0.name);
+                    break;
+                }
             }
         }
         Some(look_again)
