@@ -49,6 +49,11 @@ impl Enforce {
         self.percent == Self::DRY_RUN
     }
 
+    /// Whether every rejection is enforced.
+    pub(crate) fn is_full(&self) -> bool {
+        self.percent == Self::ALL
+    }
+
     /// Whether to enforce a rejection of this key.
     pub(crate) fn decides(&self, key: Option<&Key>) -> bool {
         let all = u64::from(Self::ALL);
