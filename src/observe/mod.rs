@@ -77,7 +77,7 @@ pub trait Observer: Send + Sync + 'static {
 
     /// A concurrency limiter took the permit of a response that its client had not read for
     /// `stalled`, because a request needed it. `key` is that of the response, if the limiter counts
-    /// keys. Called before [`released`](Self::released) for the same permit, or after it.
+    /// keys: its address, if that is one of several. Called before [`released`](Self::released) for the same permit, or after it.
     fn reclaimed(&self, limiter: &str, key: Option<&Key>, stalled: Duration) {
         let _ = (limiter, key, stalled);
     }

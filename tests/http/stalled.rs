@@ -693,6 +693,27 @@ async fn a_dry_run_takes_the_permit_of_a_stalled_response_and_does_not_end_it() 
     assert!(response.frame().await.is_none());
 }
 
+#[tokio::test(start_paused = true)]
+async fn observers_see_the_address_of_a_response_that_is_reclaimed() {
+    let reclaims = Reclaims::default();
+    let layer = ConcurrencyLimitLayer::new(1)
+        .name("api")
+        .per_key(ApiKey::default(), 9)
+        .per_key(tower_admission::ClientIp::peer(), 9)
+        .observe(reclaims.clone());
+    let mut made_up = with_header("x-api-key", "made up");
+    made_up
+        .extensions_mut()
+        .insert(crate::common::peer("192.0.2.1"));
+    let (frames, body) = streamed();
+    let mut response = send(&layer.layer(bodies([body])), made_up).await;
+    frames.send("one");
+    assert!(response.frame().await.unwrap().is_ok());
+    tokio::time::advance(STALL).await;
+    assert!(!rejects(&layer).await);
+    assert_eq!(*reclaims.0.lock().unwrap(), ["api ip 60s"]);
+}
+
 // On real servers
 
 /// An endless response in frames of 64 KiB, and one that is silent after its first frame.

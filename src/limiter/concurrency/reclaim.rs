@@ -85,7 +85,9 @@ impl ConcurrencyLimiter {
             match self.slots().reclaim(charged, self.0.spares_stalled) {
                 Search::Found(reclaimed) => {
                     if let Some(observer) = &self.0.observer {
-                        let key = reclaimed.keys.first();
+                        // An address says more of a client than a token that it made up.
+                        let address = reclaimed.keys.iter().find(|key| key.is_ip());
+                        let key = address.or(reclaimed.keys.first());
                         observer.reclaimed(&self.0.name, key, reclaimed.stalled);
                     }
                 }
