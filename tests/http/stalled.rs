@@ -40,10 +40,7 @@ const MILLI: Duration = Duration::from_millis(1);
 
 /// A layer whose only permit is with a response that has handed over one of several frames.
 async fn stalled(layer: &ConcurrencyLimitLayer) -> (Frames, Response<PermitBody<Streamed>>) {
-    let (frames, body) = streamed();
-    let mut response = send(&layer.layer(bodies([body])), request()).await;
-    frames.send("one");
-    assert!(response.frame().await.unwrap().is_ok());
+    let (frames, response) = stream_on(&layer, request()).await;
     assert_eq!(layer.limiter().in_flight(), 1);
     (frames, response)
 }
@@ -115,10 +112,7 @@ async fn the_response_that_is_stalled_for_longest_goes_first() {
     let layer = ConcurrencyLimitLayer::new(2);
     let (_frames, mut first) = stalled(&layer).await;
     tokio::time::advance(SECOND).await;
-    let (frames, body) = streamed();
-    let mut second = send(&layer.layer(bodies([body])), request()).await;
-    frames.send("one");
-    assert!(second.frame().await.unwrap().is_ok());
+    let (frames, mut second) = stream_on(&layer, request()).await;
     tokio::time::advance(STALL).await;
     assert!(!rejects(&layer).await);
     frames.send("two");
@@ -370,11 +364,7 @@ async fn waiting_requests_take_no_more_than_they_need() {
     let layer = ConcurrencyLimitLayer::new(3).wait(8, 3 * STALL);
     let mut held = Vec::new();
     for _ in 0..3 {
-        let (frames, body) = streamed();
-        let mut response = send(&layer.layer(bodies([body])), request()).await;
-        frames.send("one");
-        assert!(response.frame().await.unwrap().is_ok());
-        held.push((frames, response));
+        held.push(stream_on(&layer, request()).await);
     }
     let service = layer.layer(Counting::default());
     let mut first = task::spawn(service.clone().oneshot(request()));
@@ -391,11 +381,7 @@ async fn a_lowered_limit_is_reached_by_taking_all_that_is_stalled() {
     let layer = ConcurrencyLimitLayer::new(8);
     let mut held = Vec::new();
     for _ in 0..8 {
-        let (frames, body) = streamed();
-        let mut response = send(&layer.layer(bodies([body])), request()).await;
-        frames.send("one");
-        assert!(response.frame().await.unwrap().is_ok());
-        held.push((frames, response));
+        held.push(stream_on(&layer, request()).await);
     }
     layer.limiter().set_limit(2);
     tokio::time::advance(STALL).await;
@@ -410,11 +396,7 @@ async fn a_key_at_its_limit_gets_back_its_own_permit_and_no_other() {
     let from = |key: &str| with_header("x-api-key", key);
     let mut held = Vec::new();
     for key in ["a", "b"] {
-        let (frames, body) = streamed();
-        let mut response = send(&layer.layer(bodies([body])), from(key)).await;
-        frames.send("one");
-        assert!(response.frame().await.unwrap().is_ok());
-        held.push((frames, response));
+        held.push(stream_on(&layer, from(key)).await);
     }
     let service = layer.layer(Counting::default());
     assert_eq!(status(&service, from("a")).await, 429);
@@ -536,10 +518,7 @@ async fn a_full_store_makes_a_replica_end_what_is_stalled_there() {
 #[tokio::test(start_paused = true)]
 async fn an_upgrade_header_does_not_keep_a_response_from_being_reclaimed() {
     let layer = ConcurrencyLimitLayer::new(1);
-    let (frames, body) = streamed();
-    let mut response = send(&layer.layer(bodies([body])), upgrading()).await;
-    frames.send("one");
-    assert!(response.frame().await.unwrap().is_ok());
+    let (frames, _response) = stream_on(&layer, upgrading()).await;
     tokio::time::advance(STALL).await;
     assert!(!rejects(&layer).await);
     assert!(frames.is_dropped());
@@ -548,10 +527,7 @@ async fn an_upgrade_header_does_not_keep_a_response_from_being_reclaimed() {
 #[tokio::test(start_paused = true)]
 async fn a_request_that_counts_to_its_headers_has_nothing_to_reclaim() {
     let layer = ConcurrencyLimitLayer::new(1).hold_until(HoldUntil::Headers);
-    let (frames, body) = streamed();
-    let mut response = send(&layer.layer(bodies([body])), request()).await;
-    frames.send("one");
-    assert!(response.frame().await.unwrap().is_ok());
+    let (frames, _response) = stream_on(&layer, request()).await;
     let permit = layer.limiter().try_acquire().unwrap();
     tokio::time::advance(STALL).await;
     assert!(rejects(&layer).await);
@@ -705,10 +681,7 @@ async fn observers_see_the_address_of_a_response_that_is_reclaimed() {
     made_up
         .extensions_mut()
         .insert(crate::common::peer("192.0.2.1"));
-    let (frames, body) = streamed();
-    let mut response = send(&layer.layer(bodies([body])), made_up).await;
-    frames.send("one");
-    assert!(response.frame().await.unwrap().is_ok());
+    let (_frames, _response) = stream_on(&layer, made_up).await;
     tokio::time::advance(STALL).await;
     assert!(!rejects(&layer).await);
     assert_eq!(*reclaims.0.lock().unwrap(), ["api ip 60s"]);
