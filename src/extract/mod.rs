@@ -236,21 +236,22 @@ impl Extractor {
     /// The key to charge, unless not even an address is known.
     #[inline]
     pub(crate) fn known_key(&self, head: RequestHead<'_>) -> Option<Key> {
-        self.charged(head).key()
-    }
-
-    /// The same, not moved from where the extractor wrote it.
-    #[inline]
-    pub(crate) fn charged(&self, head: RequestHead<'_>) -> Extracted {
-        let extracted = self.0.extract(head);
-        if extracted.as_key().is_none() {
-            return self.fallback(extracted, head);
+        match self.0.extract(head) {
+            Extracted::Key(key) => Some(key),
+            missing => self.fallback(missing, head).key(),
         }
-        extracted
     }
 
+    /// What the extractor finds, to be looked at where it was written; else see
+    /// [`fallback`](Self::fallback).
+    #[inline]
+    pub(crate) fn find(&self, head: RequestHead<'_>) -> Extracted {
+        self.0.extract(head)
+    }
+
+    /// The key in place of a credential that is absent or unusable.
     #[cold]
-    fn fallback(&self, missing: Extracted, head: RequestHead<'_>) -> Extracted {
+    pub(crate) fn fallback(&self, missing: Extracted, head: RequestHead<'_>) -> Extracted {
         let address = || {
             let address = self.0.client_address(head);
             address.or_else(|| ClientIp::peer().extract(head).key())

@@ -15,7 +15,7 @@ use super::layer::MAX_KEYS;
 use super::shared::{Asked, Shared, Verdict};
 use crate::body::ResponseBody;
 use crate::decision::Decision;
-use crate::extract::RequestHead;
+use crate::extract::{Extracted, RequestHead};
 use crate::key::Key;
 use crate::nesting::Passing;
 use crate::store::Reply;
@@ -71,10 +71,18 @@ where
         }
         // Nothing but a key and a quota. The request stays where it is until it is passed on:
         // a move of it costs as much as the decision's compare-and-swap.
-        let key = shared.keys[0].charged(RequestHead::from(&request));
+        let head = RequestHead::from(&request);
+        let found = shared.keys[0].find(head);
+        let fallback;
         // By reference: to copy it as a whole so soon after it was written in parts would wait
         // for the writes to reach the cache.
-        let key = key.as_key().unwrap_or(&Key::UNKNOWN);
+        let key = match &found {
+            Extracted::Key(key) => key,
+            missing => {
+                fallback = shared.keys[0].fallback(*missing, head);
+                fallback.as_key().unwrap_or(&Key::UNKNOWN)
+            }
+        };
         if !shared.tells && shared.limiter.take_one(key) {
             return ResponseFuture::calling(self.inner.call(request), Told::default());
         }

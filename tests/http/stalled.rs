@@ -40,7 +40,7 @@ const MILLI: Duration = Duration::from_millis(1);
 
 /// A layer whose only permit is with a response that has handed over one of several frames.
 async fn stalled(layer: &ConcurrencyLimitLayer) -> (Frames, Response<PermitBody<Streamed>>) {
-    let (frames, response) = stream_on(&layer, request()).await;
+    let (frames, response) = stream_on(layer, request()).await;
     assert_eq!(layer.limiter().in_flight(), 1);
     (frames, response)
 }
