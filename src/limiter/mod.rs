@@ -6,6 +6,7 @@ mod concurrency;
 mod configured;
 #[cfg(feature = "redis")]
 mod elsewhere;
+mod key_search;
 mod lease;
 mod lease_limits;
 mod leases;
@@ -15,7 +16,9 @@ mod rate;
 mod reaper;
 mod share;
 mod slots;
+mod stall_clock;
 mod stalled;
+mod verdict;
 mod wait;
 
 pub use adjusted::SetPolicyError;

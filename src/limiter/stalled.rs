@@ -8,8 +8,10 @@ use slab::Slab;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
+use super::key_search::{KeySearch, REMEMBERED_KEYS};
 use super::permit::Permit;
 use super::slots::Slots;
+use super::stall_clock::{instant, now};
 use crate::key::Key;
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering, lock};
 
@@ -28,9 +30,6 @@ const SHARDS: usize = 8;
 
 /// How often a search that finds nothing is repeated at most, as a part of the stall limit.
 const SEARCHES_PER_LIMIT: u64 = 64;
-
-/// For how many keys a search that found nothing is remembered.
-const REMEMBERED_KEYS: usize = 64;
 
 /// The responses of one limiter that have handed over a frame and may be stalled.
 ///
@@ -118,13 +117,6 @@ pub(super) enum Search {
 pub(super) struct Charged<'a> {
     pub(super) place: usize,
     pub(super) key: &'a Key,
-}
-
-/// When to search for a key again: its place in the table, and its mark in there.
-struct KeySearch {
-    bucket: usize,
-    /// Bits that tell the keys of one bucket apart.
-    mark: u64,
 }
 
 /// A parked response, and since when it is.
@@ -264,33 +256,6 @@ impl StalledResponses {
     }
 }
 
-impl KeySearch {
-    const MARK_BITS: u32 = 24;
-
-    fn new(key: &Key) -> Self {
-        let [bucket, mark] = key.place_bits();
-        Self {
-            bucket: bucket as usize % REMEMBERED_KEYS,
-            mark: mark & ((1 << Self::MARK_BITS) - 1),
-        }
-    }
-
-    fn not_before(&self, searches: &[AtomicU64; REMEMBERED_KEYS]) -> u64 {
-        let search = searches[self.bucket].load(Ordering::Relaxed);
-        let is_mine = search & ((1 << Self::MARK_BITS) - 1) == self.mark;
-        if is_mine {
-            search >> Self::MARK_BITS
-        } else {
-            0
-        }
-    }
-
-    fn set_not_before(&self, searches: &[AtomicU64; REMEMBERED_KEYS], not_before: u64) {
-        let search = (not_before << Self::MARK_BITS) | self.mark;
-        searches[self.bucket].store(search, Ordering::Relaxed);
-    }
-}
-
 impl<T: Send + 'static> Parking<T> {
     /// Parks a response that has handed over a frame: until its client has taken that, a request
     /// that needs the permit may have it after the stall limit.
@@ -405,25 +370,6 @@ impl<T: Send + 'static> Reclaim for Parked<T> {
 
 /// A time that no client waits for. Longer ones would overflow the clock.
 const MAX_LIMIT: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-
-/// Milliseconds since an hour before the first call.
-fn now() -> u64 {
-    (Instant::now() + HOUR)
-        .saturating_duration_since(epoch())
-        .as_millis() as u64
-}
-
-fn instant(millis: u64) -> Instant {
-    epoch() + Duration::from_millis(millis) - HOUR
-}
-
-/// Tokio's clock may be paused in one runtime and behind that of another.
-const HOUR: Duration = Duration::from_secs(3600);
-
-fn epoch() -> Instant {
-    static EPOCH: OnceLock<Instant> = OnceLock::new();
-    *EPOCH.get_or_init(Instant::now)
-}
 
 /// Spreads threads over the shards, so that threads that stream do not wait for each other.
 fn shard_of_thread() -> usize {

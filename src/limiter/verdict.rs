@@ -1,0 +1,83 @@
+//! What a decision means: the quota and the key that decided, and the rejection.
+
+use std::sync::Arc;
+
+use super::rate::RateLimiter;
+use crate::decision::{Decision, Usage};
+use crate::key::Key;
+use crate::policy::Policy;
+use crate::rejection::{Reason, Rejection};
+
+impl RateLimiter {
+    /// The name of the quota that binds in a decision that admits; empty where none does.
+    pub(crate) fn binding(&self, decision: &Decision) -> &str {
+        let name = decision.least().and_then(|at| self.names().nth(at));
+        name.unwrap_or("")
+    }
+
+    /// The key whose quota decides, of those that a decision is about: the first that rejects, or
+    /// the one with the least left.
+    ///
+    /// # Panics
+    ///
+    /// When there are no keys.
+    pub(crate) fn deciding_key<'a>(&self, keys: &'a [Key], decision: &Decision) -> &'a Key {
+        let at = if decision.is_admitted() {
+            decision.least()
+        } else {
+            let mut usages = decision.usages().iter();
+            usages.position(|usage| !usage.fits())
+        };
+        let mut quotas = 0;
+        let policy = at.and_then(|at| {
+            self.policies().iter().position(|policy| {
+                quotas += policy.quotas().len();
+                at < quotas
+            })
+        });
+        // A store that cannot be reached has no numbers.
+        policy.and_then(|at| keys.get(at)).unwrap_or(&keys[0])
+    }
+
+    /// All keys whose quotas reject, of those that a decision is about.
+    pub(crate) fn rejecting_keys<'a>(
+        &'a self,
+        keys: &'a [Key],
+        decision: &'a Decision,
+    ) -> impl Iterator<Item = &'a Key> {
+        let mut usages = decision.usages().iter();
+        let rejects = move |(policy, key): (&Policy, &'a Key)| {
+            let usages = usages.by_ref().take(policy.quotas().len());
+            let rejecting = usages.filter(|usage| !usage.fits()).count();
+            (rejecting > 0).then_some(key)
+        };
+        self.policies().iter().zip(keys).filter_map(rejects)
+    }
+
+    /// What a decision that refuses means, said for a limiter of this name.
+    pub(crate) fn rejection(&self, name: &str, decision: Decision) -> Rejection {
+        let reason = decision.rejection_reason();
+        let reason = reason.unwrap_or(Reason::QuotaExceeded);
+        self.rejection_for(reason, name, decision)
+    }
+
+    /// As [`rejection`](Self::rejection), for a reason that the caller knows.
+    pub(crate) fn rejection_for(
+        &self,
+        reason: Reason,
+        name: &str,
+        decision: Decision,
+    ) -> Rejection {
+        let violated = self.named(&decision).filter(|(_, usage)| !usage.fits());
+        let violated = violated.map(|(name, _)| name).collect();
+        Rejection::new(reason, name.to_owned()).decided(decision, violated)
+    }
+
+    /// Each usage of a decision, with the name of its quota.
+    fn named<'a>(&'a self, decision: &'a Decision) -> impl Iterator<Item = (Arc<str>, &'a Usage)> {
+        let quotas = self.policies().iter().flat_map(Policy::quotas);
+        quotas
+            .map(|quota| quota.shared_name())
+            .zip(decision.usages())
+    }
+}
