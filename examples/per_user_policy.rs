@@ -1,4 +1,4 @@
-//! Limits by user, with another policy for those who pay. What a user has spent counts in both.
+//! Limits by user, with other numbers for users of the paid plan, whose requests count apart.
 //!
 //! `cargo run --example per_user_policy`, then
 //! `curl -i http://127.0.0.1:3000/ -H 'authorization: Bearer free-alice'`, and again with
@@ -22,9 +22,9 @@ struct User {
 
 #[tokio::main]
 async fn main() -> std::io::Result<()> {
-    let paid = Policy::new("paid", Quota::per_minute(600).burst(50))
-        .and("paid-daily", Quota::per_day(100_000));
-    let policy = Policy::new("free", Quota::per_minute(10).burst(3)).tier("paid", paid);
+    let policy = Policy::new("requests", Quota::per_minute(10).burst(3))
+        .and("daily", Quota::per_day(1_000))
+        .tier("paid", "requests=600/min burst 50, daily=100000/day");
 
     // Authentication first: the limits charge the user it finds, whichever token is used.
     let layers = ServiceBuilder::new()

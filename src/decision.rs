@@ -1,12 +1,11 @@
 //! The answer of a limiter, with its numbers.
 
 use std::cmp::Reverse;
-use std::sync::Arc;
 use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use crate::policy::Policy;
+use crate::rule::Rule;
 
 /// Quotas that a decision holds without an allocation.
 const INLINE: usize = 2;
@@ -20,8 +19,6 @@ const INLINE: usize = 2;
 pub struct Decision {
     admitted: bool,
     usages: SmallVec<[Usage; INLINE]>,
-    /// What the usages are of, where that is not what the limiter was made with.
-    policies: Option<Arc<Vec<Policy>>>,
 }
 
 /// How far one quota is used up, as seen by a [`Decision`].
@@ -33,6 +30,10 @@ pub struct Usage {
     reset: u64,
     /// How long until the request fits: [`FITS`], [`NEVER`], or in between.
     wait: u64,
+    /// As [`Rule::window_seconds`] of the rule that it was decided by; 0 if the store did not say.
+    window: u32,
+    /// The place of the quota among those of the decision's charges.
+    at: u16,
 }
 
 const FITS: u64 = 0;
@@ -44,7 +45,6 @@ impl Decision {
         Self {
             admitted: true,
             usages: SmallVec::new(),
-            policies: None,
         }
     }
 
@@ -53,17 +53,25 @@ impl Decision {
         Self {
             admitted: false,
             usages: SmallVec::new(),
-            policies: None,
         }
     }
 
-    /// The decision that follows from every quota's usage: admitted when the request fits all.
-    pub fn from_usages(usages: impl IntoIterator<Item = Usage>) -> Self {
-        let usages: SmallVec<[Usage; INLINE]> = usages.into_iter().collect();
+    /// The decision that follows from the usage of every quota: admitted when the request fits all. `None` is the
+    /// usage of a quota that is off.
+    pub fn from_usages(usages: impl IntoIterator<Item = impl Into<Option<Usage>>>) -> Self {
+        let usages = usages.into_iter().enumerate();
+        let usages: SmallVec<[Usage; INLINE]> = usages
+            .filter_map(|(at, usage)| {
+                let at = at as u16;
+                Some(Usage {
+                    at,
+                    ..usage.into()?
+                })
+            })
+            .collect();
         Self {
             admitted: usages.iter().all(Usage::fits),
             usages,
-            policies: None,
         }
     }
 
@@ -75,7 +83,6 @@ impl Decision {
         Self {
             admitted: usage.fits(),
             usages,
-            policies: None,
         }
     }
 
@@ -126,43 +133,56 @@ impl Decision {
         !self.admitted && self.usages.is_empty()
     }
 
-    /// Every quota's usage, in the order in which the limiter was given them.
+    /// The usage of every quota that limits, in the order in which the limiter was given them.
     #[must_use]
     pub fn usages(&self) -> &[Usage] {
         &self.usages
     }
 
-    /// Says by which policies it was decided, where these are not what the limiter was made with.
-    pub fn by(mut self, policies: Arc<Vec<Policy>>) -> Self {
-        self.policies = Some(policies);
-        self
-    }
-
-    /// By the policies of another decision.
+    /// The decision as it stands when a time has passed. (More may be left by then, which is known when it is asked
+    /// for again.)
     #[cfg(feature = "redis")]
-    pub(crate) fn like(mut self, other: &Self) -> Self {
-        self.policies.clone_from(&other.policies);
+    pub(crate) fn later(&self, passed: Duration) -> Self {
+        let passed = nanos(passed);
+        let usages = self.usages.iter().map(|usage| Usage {
+            reset: usage.reset.saturating_sub(passed),
+            wait: match usage.wait {
+                FITS => FITS,
+                NEVER => NEVER,
+                wait => wait.saturating_sub(passed).max(FITS + 1),
+            },
+            ..*usage
+        });
+        Self {
+            admitted: self.admitted,
+            usages: usages.collect(),
+        }
+    }
+
+    /// The decision with the limits and windows of these rules, one for each quota of the charges.
+    #[cfg(feature = "redis")]
+    pub(crate) fn reported_under(mut self, rules: &[Rule]) -> Self {
+        for usage in &mut self.usages {
+            if let Some(rule) = rules.get(usage.at()) {
+                let limit = rule.limit();
+                *usage = Usage {
+                    limit,
+                    ..usage.under(rule)
+                };
+            }
+        }
         self
     }
 
-    /// By which policies it was decided, if these are not what the limiter was made with: some key
-    /// has [limits of its own](crate::Limits), or the policy was
-    /// [changed](crate::RateLimiter::set_policy). They have the same names in the same order.
-    #[must_use]
-    pub fn policies(&self) -> Option<&[Policy]> {
-        self.policies.as_deref().map(Vec::as_slice)
-    }
-
-    /// Which of the usages an admitted request is told, by its place.
-    pub(crate) fn least(&self) -> Option<usize> {
-        let usages = self.usages.iter().enumerate();
-        let least = usages.min_by_key(|(_, usage)| (usage.remaining, Reverse(usage.reset)));
-        least.map(|(at, _)| at)
+    /// The usage with the least left, which an admitted request is told.
+    pub(crate) fn least(&self) -> Option<&Usage> {
+        let usages = self.usages.iter();
+        usages.min_by_key(|usage| (usage.remaining, Reverse(usage.reset)))
     }
 
     fn binding(&self) -> Option<&Usage> {
         if self.is_admitted() {
-            self.least().map(|at| &self.usages[at])
+            self.least()
         } else {
             self.usages
                 .iter()
@@ -178,7 +198,6 @@ impl Clone for Decision {
             admitted: self.admitted,
             // `SmallVec::clone` would push them one by one.
             usages: SmallVec::from_slice(&self.usages),
-            policies: self.policies.clone(),
         }
     }
 }
@@ -193,18 +212,44 @@ impl Usage {
             remaining,
             reset: nanos(reset),
             wait: FITS,
+            window: 0,
+            at: 0,
         }
     }
 
     /// A quota that the request does not fit until `wait` has passed, or never.
     #[must_use]
-    pub fn refused(limit: u32, remaining: u32, reset: Duration, wait: Option<Duration>) -> Self {
+    pub fn rejected(limit: u32, remaining: u32, reset: Duration, wait: Option<Duration>) -> Self {
         Self {
             limit,
             remaining,
             reset: nanos(reset),
             wait: wait.map_or(NEVER, |wait| nanos(wait).clamp(FITS + 1, NEVER - 1)),
+            window: 0,
+            at: 0,
         }
+    }
+
+    /// Names the rule that it was decided by, so that responses report its window.
+    #[inline]
+    #[must_use]
+    pub fn under(self, rule: &Rule) -> Self {
+        Self {
+            window: rule.window_seconds(),
+            ..self
+        }
+    }
+
+    /// The place of its quota among those of the decision's charges. Quotas that are off have no usage.
+    #[inline]
+    #[must_use]
+    pub fn at(&self) -> usize {
+        self.at.into()
+    }
+
+    /// As [`Rule::window_seconds`] of the rule; `None` if the store did not say.
+    pub(crate) fn window(&self) -> Option<u32> {
+        (self.window > 0).then_some(self.window)
     }
 
     /// How many requests a full bucket holds.
@@ -281,9 +326,9 @@ mod tests {
     #[test]
     fn the_longest_wait_speaks_for_a_refusal() {
         let decision = Decision::from_usages([
-            Usage::refused(10, 0, SECOND, Some(SECOND)),
+            Usage::rejected(10, 0, SECOND, Some(SECOND)),
             Usage::admitted(100, 0, SECOND),
-            Usage::refused(20, 0, SECOND, Some(5 * SECOND)),
+            Usage::rejected(20, 0, SECOND, Some(5 * SECOND)),
         ]);
         assert!(!decision.is_admitted());
         assert_eq!(decision.retry_after(), Some(5 * SECOND));
@@ -293,8 +338,8 @@ mod tests {
     #[test]
     fn never_is_longer_than_any_wait() {
         let decision = Decision::from_usages([
-            Usage::refused(10, 3, SECOND, None),
-            Usage::refused(20, 0, SECOND, Some(Duration::MAX)),
+            Usage::rejected(10, 3, SECOND, None),
+            Usage::rejected(20, 0, SECOND, Some(Duration::MAX)),
         ]);
         assert!(decision.is_hopeless());
         assert_eq!(decision.retry_after(), None);

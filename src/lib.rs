@@ -80,8 +80,10 @@ mod key;
 
 mod enforce;
 
+mod capacity;
 mod policy;
 mod quota;
+mod rule;
 
 mod limit;
 
@@ -119,6 +121,7 @@ pub mod sessions;
 pub mod ws;
 
 pub use body::ResponseBody;
+pub use capacity::Capacity;
 pub use concurrency::{
     ConcurrencyLimit, ConcurrencyLimitLayer, HoldUntil, PermitBody, ResponseStalled, UpgradePermit,
 };
@@ -134,7 +137,7 @@ pub use limit::{Limit, LimitError};
 #[cfg(feature = "redis")]
 pub use limiter::SharedLimiters;
 pub use limiter::{
-    Capacity, ConcurrencyLimiter, KeptLease, Lease, Leases, Permit, RateLimiter, SetPolicyError,
+    ConcurrencyLimiter, KeptLease, Lease, Leases, Permit, RateLimiter, SetPolicyError,
 };
 pub use limits::{LimitUsage, Limits, LimitsError};
 pub use observe::Observer;
@@ -143,6 +146,7 @@ pub use quota::{Quota, QuotaError};
 pub use rate::{RateLimit, RateLimitByTokenLayer, RateLimitLayer, RateLimitStatus};
 pub use rejection::{Occupancy, Reason, Rejection};
 pub use respond::Responder;
+pub use rule::Rule;
 pub use store::MemoryStore;
 
 /// For tests of services that use this crate, and of stores.

@@ -1,17 +1,19 @@
-//! What one key may do, where that is not what everybody may.
+//! What one key, or the requests of one tier, may do, where that is not the default.
 
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::policy::{Policy, Shape};
+use crate::capacity::Capacity;
 use crate::quota::{Quota, QuotaError};
+use crate::rule::Rule;
 
-/// What one key may do, in place of what everybody may: an entry of
-/// [`Limits`](crate::Limits).
+/// Numbers for some of the limits of a service, as people write them: an override of
+/// [`Limits`](crate::Limits), or a [tier](crate::Limits::tier).
 ///
-/// Written as its parts with commas between them. A part is a [`Quota`] or a number with
-/// `concurrent` behind it, and what it is called, if it is for one limit only:
+/// Written as its parts with commas between them. A part is a [`Quota`], a number with
+/// `concurrent` behind it, `unlimited` or `deny all`, and the name of the limit that it is for; or
+/// the name of a tier:
 ///
 /// | text | |
 /// |---|---|
@@ -19,27 +21,31 @@ use crate::quota::{Quota, QuotaError};
 /// | `20 concurrent` | how many may be in flight, or at work |
 /// | `burst=20/s, daily=100000/day` | the quotas of these names |
 /// | `1000/min, jobs=5 concurrent` | both; 5 for the limiter that is called `jobs` |
+/// | `unlimited`, `jobs=unlimited` | no limit at all; none for the limit of this name |
 /// | `deny all` | nothing: requests are answered 403 |
+/// | `tier=pro` | the limits of this tier |
+/// | `tier=pro, daily=100000/day` | the same, but for one quota |
 ///
-/// Where a policy (or a [tier](Policy::tier) of it) has several quotas, a part without a name is about none of them, unless it denies
-/// everything: `daily=100000/day` says which. A part with a name goes before one without. What no part is about stays as it is for
-/// everybody. A key's limit is its own in every tier that has a quota which the limit is about. A [sliding](Quota::sliding) quota stays one and a bucket stays one, whatever the part says.
+/// A part with a name goes before one without. Where a policy has several quotas, a part without a name is
+/// about none of them, unless it is `unlimited` or `deny all`: `daily=100000/day` names one. A limit that no part is
+/// about keeps its default. An override cannot change the algorithm: a [sliding](Quota::sliding) quota stays
+/// sliding and a bucket stays a bucket.
 ///
-/// A limit cannot be lifted by a 0, which would mean *off* to some and *nothing* to others: it is
-/// an error. Give a high number, or say `deny all`.
+/// 0 is an error, as it is ambiguous here: write `unlimited` or `deny all`.
 ///
 /// ```
-/// use tower_admission::{Limit, Quota};
+/// use tower_admission::{Capacity, Limit, Quota};
 ///
 /// let limit: Limit = "1000/min burst 50, jobs=5 concurrent".parse().unwrap();
 /// assert_eq!(limit.quota("default"), Some(Quota::per_minute(1000).burst(50)));
-/// assert_eq!(limit.concurrency("jobs"), Some(5));
+/// assert_eq!(limit.concurrency("jobs"), Some(Capacity::AtMost(5)));
 /// assert_eq!(limit.concurrency("streams"), None);
 /// assert_eq!(limit.to_string(), "1000/min burst 50, jobs=5 concurrent");
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Limit {
     parts: Vec<Part>,
+    tier: Option<Arc<str>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,62 +57,73 @@ struct Part {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Value {
-    Rate(Quota),
+    /// Of rates; off and deny all are of concurrency as well.
+    Rate {
+        quota: Quota,
+        /// As a bucket and as a sliding window, compiled once for all decisions.
+        rules: [Option<Rule>; 2],
+    },
     Concurrency(u32),
 }
 
 /// Parts that a limit may have.
-const MOST_PARTS: usize = 16;
+const MAX_PARTS: usize = 16;
 
 /// What stands behind a number of requests in flight.
 const CONCURRENT: &str = "concurrent";
 
-impl Limit {
-    /// A rate, for the quota of each policy that has a single one.
-    ///
-    /// # Errors
-    ///
-    /// [`LimitError::Zero`] for a quota that is off.
-    pub fn rate(quota: Quota) -> Result<Self, LimitError> {
-        Self { parts: Vec::new() }.with(None, Value::Rate(quota))
-    }
+const UNLIMITED: &str = "unlimited";
 
-    /// How many may be in flight or at work.
+/// What stands before the name of a tier. No limit can be called so.
+const TIER: &str = "tier";
+
+impl Limit {
+    /// At most so many in flight or at work.
     ///
     /// # Errors
     ///
     /// [`LimitError::Zero`] for 0.
     pub fn concurrent(limit: u32) -> Result<Self, LimitError> {
-        Self { parts: Vec::new() }.with(None, Value::Concurrency(limit))
+        Self::default().with(None, Value::Concurrency(limit))
     }
 
-    /// Nothing at all.
+    /// No limit at all.
+    #[must_use]
+    pub fn unlimited() -> Self {
+        Self::from(Quota::off())
+    }
+
+    /// Nothing at all: requests are answered 403.
     #[must_use]
     pub fn deny_all() -> Self {
-        let deny = Part {
-            name: None,
-            value: Value::Rate(Quota::deny_all()),
-        };
-        Self { parts: vec![deny] }
+        Self::from(Quota::deny_all())
+    }
+
+    /// For quotas by name.
+    #[cfg(any(feature = "config", feature = "redis"))]
+    pub(crate) fn of_quotas<'a>(
+        quotas: impl IntoIterator<Item = (&'a str, Quota)>,
+    ) -> Result<Self, LimitError> {
+        let mut quotas = quotas.into_iter();
+        quotas.try_fold(Self::default(), |limit, (name, quota)| {
+            limit.with(Some(name), Value::of_quota(quota))
+        })
     }
 
     fn with(mut self, name: Option<&str>, value: Value) -> Result<Self, LimitError> {
-        match value {
-            Value::Rate(quota) if quota.is_off() => return Err(LimitError::Zero),
-            Value::Concurrency(0) => return Err(LimitError::Zero),
-            _ => {}
+        if value == Value::Concurrency(0) {
+            return Err(LimitError::Zero);
         }
-        if let Some(name) = name {
-            let printable = name.bytes().all(|b| (b' '..=b'~').contains(&b));
-            if !(1..=64).contains(&name.len()) || !printable {
-                return Err(LimitError::Name);
-            }
+        if let Some(name) = name
+            && !is_name(name)
+        {
+            return Err(LimitError::Name);
         }
         let same = |part: &Part| part.name.as_deref() == name && part.value.is_like(value);
         if self.parts.iter().any(same) {
             return Err(LimitError::Twice);
         }
-        if self.parts.len() == MOST_PARTS {
+        if self.parts.len() == MAX_PARTS {
             return Err(LimitError::TooMany);
         }
         self.parts.push(Part {
@@ -116,21 +133,41 @@ impl Limit {
         Ok(self)
     }
 
-    /// What it says about a quota of this name, or about all quotas.
-    #[must_use]
-    pub fn quota(&self, name: &str) -> Option<Quota> {
-        self.named_quota(name).or_else(|| self.of(None, rate))
+    fn with_tier(mut self, name: &str) -> Result<Self, LimitError> {
+        if !is_name(name) {
+            return Err(LimitError::Name);
+        }
+        if self.tier.replace(name.into()).is_some() {
+            return Err(LimitError::Twice);
+        }
+        Ok(self)
     }
 
-    /// How many a limiter of this name may give the key.
+    /// The quota that it has for a policy's only quota, which is called so.
     #[must_use]
-    pub fn concurrency(&self, name: &str) -> Option<u32> {
-        let concurrency = |value| match value {
-            Value::Concurrency(limit) => Some(limit),
-            Value::Rate(quota) => quota.denies_all().then_some(0),
+    pub fn quota(&self, name: &str) -> Option<Quota> {
+        let value = self.rate(Some(name)).or_else(|| self.rate(None))?;
+        value.quota()
+    }
+
+    /// How many a limiter of this name may admit at a time.
+    #[must_use]
+    pub fn concurrency(&self, name: &str) -> Option<Capacity> {
+        let of = |name| {
+            let parts = || self.of(name);
+            let counts = parts().find_map(|value| match value {
+                Value::Concurrency(limit) => Some(Capacity::AtMost(*limit as usize)),
+                Value::Rate { .. } => None,
+            });
+            counts.or_else(|| parts().find_map(Value::for_all))
         };
-        self.of(Some(name), concurrency)
-            .or_else(|| self.of(None, concurrency))
+        of(Some(name)).or_else(|| of(None))
+    }
+
+    /// The tier that it names.
+    #[must_use]
+    pub fn tier(&self) -> Option<&str> {
+        self.tier.as_deref()
     }
 
     /// The names that it has parts for.
@@ -138,52 +175,94 @@ impl Limit {
         self.parts.iter().filter_map(|part| part.name.as_deref())
     }
 
-    /// The policy as it is for the key, if anything in it is not as for everybody.
-    pub(crate) fn of_policy(&self, policy: &Policy, shape: &Shape) -> Option<Policy> {
-        let mut changed = false;
-        let own = policy.map_quotas(|at, with, quota| {
-            let own = if with == 1 {
-                self.quota(quota.name())
-            } else {
-                self.named_quota(quota.name()).or_else(|| self.denial())
-            };
-            changed |= own.is_some();
-            let own = own.and_then(|own| own.counted_in(shape.is_sliding(at)));
-            own.unwrap_or(quota.quota())
-        });
-        changed.then_some(own)
+    /// The rule that it has for a quota. `is_single`: the quota's policy has no other. `None`: the default.
+    #[inline]
+    pub(crate) fn rule(&self, name: &str, is_single: bool, sliding: bool) -> Option<&Rule> {
+        let value = self.rate(Some(name)).or_else(|| {
+            let value = self.rate(None)?;
+            (is_single || value.for_all().is_some()).then_some(value)
+        })?;
+        match value {
+            Value::Rate { rules, .. } => rules[usize::from(sliding)].as_ref(),
+            Value::Concurrency(_) => None,
+        }
     }
 
-    fn named_quota(&self, name: &str) -> Option<Quota> {
-        self.of(Some(name), rate)
+    fn rate(&self, name: Option<&str>) -> Option<&Value> {
+        self.of(name)
+            .find(|value| matches!(value, Value::Rate { .. }))
     }
 
-    fn denial(&self) -> Option<Quota> {
-        self.of(None, rate).filter(Quota::denies_all)
+    fn of(&self, name: Option<&str>) -> impl Iterator<Item = &Value> {
+        let parts = self.parts.iter();
+        parts
+            .filter(move |part| part.name.as_deref() == name)
+            .map(|part| &part.value)
     }
 
-    fn of<T>(&self, name: Option<&str>, read: impl Fn(Value) -> Option<T>) -> Option<T> {
-        let parts = self
-            .parts
-            .iter()
-            .filter(|part| part.name.as_deref() == name);
-        parts.map(|part| part.value).find_map(read)
+    /// The rates that it has parts for.
+    pub(crate) fn quotas(&self) -> impl Iterator<Item = Quota> {
+        self.parts.iter().filter_map(|part| part.value.quota())
     }
 }
 
-fn rate(value: Value) -> Option<Quota> {
-    match value {
-        Value::Rate(quota) => Some(quota),
-        Value::Concurrency(_) => None,
-    }
+/// What a limit and a tier may be called.
+pub(crate) fn is_name(name: &str) -> bool {
+    (1..=64).contains(&name.len()) && name.bytes().all(|b| (b' '..=b'~').contains(&b))
 }
 
 impl Value {
+    fn of_quota(quota: Quota) -> Self {
+        // Numbers that are out of one algorithm's bounds are in the other's.
+        let rule = |sliding| quota.counted_in(sliding).map(Rule::new);
+        Self::Rate {
+            quota,
+            rules: [rule(false), rule(true)],
+        }
+    }
+
+    fn quota(&self) -> Option<Quota> {
+        match self {
+            Self::Rate { quota, .. } => Some(*quota),
+            Self::Concurrency(_) => None,
+        }
+    }
+
+    /// What is not about rates alone.
+    fn for_all(&self) -> Option<Capacity> {
+        match self {
+            Self::Rate { quota, .. } if quota.is_off() => Some(Capacity::Unlimited),
+            Self::Rate { quota, .. } if quota.denies_all() => Some(Capacity::AtMost(0)),
+            _ => None,
+        }
+    }
+
     fn is_like(self, other: Self) -> bool {
         matches!(
             (self, other),
-            (Self::Rate(_), Self::Rate(_)) | (Self::Concurrency(_), Self::Concurrency(_))
+            (Self::Rate { .. }, Self::Rate { .. }) | (Self::Concurrency(_), Self::Concurrency(_))
         )
+    }
+}
+
+/// The quota of each policy that has a single one; a quota that is off is `unlimited`.
+impl From<Quota> for Limit {
+    fn from(quota: Quota) -> Self {
+        Self {
+            parts: vec![Part {
+                name: None,
+                value: Value::of_quota(quota),
+            }],
+            tier: None,
+        }
+    }
+}
+
+impl TryFrom<&str> for Limit {
+    type Error = LimitError;
+
+    fn try_from(text: &str) -> Result<Self, LimitError> {
+        text.parse()
     }
 }
 
@@ -191,13 +270,16 @@ impl FromStr for Limit {
     type Err = LimitError;
 
     fn from_str(text: &str) -> Result<Self, LimitError> {
-        let mut limit = Self { parts: Vec::new() };
+        let mut limit = Self::default();
         for part in text.split(',') {
             let (name, value) = match part.split_once('=') {
                 Some((name, value)) => (Some(name.trim()), value.trim()),
                 None => (None, part.trim()),
             };
-            limit = limit.with(name, value.parse()?)?;
+            limit = match name {
+                Some(TIER) => limit.with_tier(value)?,
+                name => limit.with(name, value.parse()?)?,
+            };
         }
         Ok(limit)
     }
@@ -207,8 +289,15 @@ impl FromStr for Value {
     type Err = LimitError;
 
     fn from_str(text: &str) -> Result<Self, LimitError> {
+        if text == UNLIMITED {
+            return Ok(Self::of_quota(Quota::off()));
+        }
         let Some(number) = text.strip_suffix(CONCURRENT) else {
-            return Ok(Self::Rate(text.parse().map_err(LimitError::Quota)?));
+            let quota: Quota = text.parse().map_err(LimitError::Quota)?;
+            if quota.is_off() {
+                return Err(LimitError::Zero);
+            }
+            return Ok(Self::of_quota(quota));
         };
         let number = number.trim_end();
         // `FromStr` of integers would also take a sign.
@@ -222,15 +311,20 @@ impl FromStr for Value {
 
 impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (n, part) in self.parts.iter().enumerate() {
-            if n > 0 {
-                f.write_str(", ")?;
-            }
+        let mut comma = "";
+        if let Some(tier) = &self.tier {
+            write!(f, "{TIER}={tier}")?;
+            comma = ", ";
+        }
+        for part in &self.parts {
+            f.write_str(comma)?;
+            comma = ", ";
             if let Some(name) = &part.name {
                 write!(f, "{name}=")?;
             }
             match part.value {
-                Value::Rate(quota) => write!(f, "{quota}")?,
+                Value::Rate { quota, .. } if quota.is_off() => f.write_str(UNLIMITED)?,
+                Value::Rate { quota, .. } => write!(f, "{quota}")?,
                 Value::Concurrency(limit) => write!(f, "{limit} {CONCURRENT}")?,
             }
         }
@@ -246,11 +340,11 @@ pub enum LimitError {
     Quota(QuotaError),
     /// What stands before `concurrent` is no number up to [`u32::MAX`].
     Concurrency,
-    /// A 0, or a quota that is off.
+    /// A 0, or a quota that is `off`.
     Zero,
     /// A name is empty, longer than 64 bytes or has anything but printable ASCII in it.
     Name,
-    /// Two parts are about the same.
+    /// Two parts are about the same limit, or two name a tier.
     Twice,
     /// There are more than 16 parts.
     TooMany,
@@ -260,13 +354,12 @@ impl fmt::Display for LimitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Quota(_) => {
-                "a limit is written as a quota, 1000/min burst 50, or as a number, 20 concurrent"
+                "a limit is written as a quota, 1000/min burst 50, as a number, 20 concurrent, \
+                 as `unlimited` or as `deny all`"
             }
             Self::Concurrency => "there is no number before `concurrent`",
-            Self::Zero => {
-                "0 lifts no limit and denies nothing: give a high number, or say `deny all`"
-            }
-            Self::Name => "a limit's name is 1 to 64 bytes of printable ASCII",
+            Self::Zero => "0 is ambiguous here: write `unlimited` or `deny all`",
+            Self::Name => "a name is 1 to 64 bytes of printable ASCII",
             Self::Twice => "two parts of the limit are about the same",
             Self::TooMany => "a limit has at most 16 parts",
         })
@@ -304,6 +397,13 @@ mod tests {
             ),
             ("deny all", "deny all"),
             ("60/min burst 10 sliding", "60/min burst 10 sliding"),
+            ("unlimited", "unlimited"),
+            (
+                "jobs=unlimited, 5 concurrent",
+                "jobs=unlimited, 5 concurrent",
+            ),
+            ("tier=pro", "tier=pro"),
+            ("daily = 5/day, tier = pro ", "tier=pro, daily=5/day"),
         ] {
             assert_eq!(limit(text).to_string(), shown);
             assert_eq!(limit(shown), limit(text));
@@ -327,6 +427,10 @@ mod tests {
             ("=10/s", Name),
             ("ä=10/s", Name),
             ("10/s, 20/s", Twice),
+            ("10/s, unlimited", Twice),
+            ("tier=", Name),
+            ("tier=a, tier=b", Twice),
+            ("tier", Quota(QuotaError::Syntax)),
             ("a=10/s, a=20/s", Twice),
         ] {
             assert_eq!(text.parse::<Limit>(), Err(error), "{text}");
@@ -336,55 +440,54 @@ mod tests {
     }
 
     #[test]
-    fn names_go_before_what_is_for_all() {
-        let policy = Policy::new("burst", Quota::per_second(10)).and("daily", Quota::per_day(100));
-        let of = |text: &str| {
-            let own = limit(text).of_policy(&policy, &policy.shape())?;
-            let quotas: Vec<_> = own.quotas().iter().map(|q| q.quota().to_string()).collect();
-            Some(quotas.join(", "))
+    fn a_part_with_a_name_goes_before_one_without() {
+        let rule = |text: &str, name, is_single| {
+            let limit = limit(text);
+            let rule = limit.rule(name, is_single, false);
+            rule.map(|rule| rule.quota().to_string())
         };
         let some = |text: &str| Some(text.to_owned());
-        assert_eq!(of("20/s"), None);
-        assert_eq!(of("daily=200/day"), some("10/s, 200/day"));
-        assert_eq!(of("20/s, burst=30/s"), some("30/s, 100/day"));
-        let single = Policy::new("burst", Quota::per_second(10));
-        let own = limit("20/s").of_policy(&single, &single.shape()).unwrap();
-        assert_eq!(own.quotas()[0].quota(), Quota::per_second(20));
-        assert_eq!(of("deny all"), some("deny all, deny all"));
-        assert_eq!(of("deny all, daily=5/day"), some("deny all, 5/day"));
-        assert_eq!(of("weekly=1/s"), None);
-        assert_eq!(of("5 concurrent"), None);
-        assert_eq!(limit("deny all").concurrency("jobs"), Some(0));
-        assert_eq!(limit("10/s").concurrency("jobs"), None);
+        assert_eq!(rule("20/s", "burst", false), None);
+        assert_eq!(rule("20/s", "burst", true), some("20/s"));
+        assert_eq!(rule("20/s, burst=30/s", "burst", true), some("30/s"));
+        assert_eq!(rule("20/s, burst=30/s", "daily", false), None);
+        assert_eq!(rule("deny all", "daily", false), some("deny all"));
+        assert_eq!(rule("unlimited", "daily", false), some("off"));
+        assert_eq!(rule("deny all, daily=5/day", "daily", false), some("5/day"));
+        assert_eq!(rule("5 concurrent", "daily", true), None);
+        assert_eq!(rule("tier=pro", "daily", true), None);
+    }
+
+    #[test]
+    fn concurrency_is_a_number_or_none_or_everything() {
+        let jobs = |text: &str| limit(text).concurrency("jobs");
+        assert_eq!(jobs("deny all"), Some(Capacity::AtMost(0)));
+        assert_eq!(jobs("unlimited"), Some(Capacity::Unlimited));
+        assert_eq!(jobs("unlimited, 5 concurrent"), Some(Capacity::AtMost(5)));
         assert_eq!(
-            limit("5 concurrent, jobs=7 concurrent").concurrency("jobs"),
-            Some(7)
+            jobs("5 concurrent, jobs=unlimited"),
+            Some(Capacity::Unlimited)
+        );
+        assert_eq!(jobs("10/s"), None);
+        assert_eq!(
+            jobs("5 concurrent, jobs=7 concurrent"),
+            Some(Capacity::AtMost(7))
         );
     }
 
     #[test]
-    fn a_quota_keeps_its_kind() {
-        let sliding = Policy::from(Quota::per_minute(60).sliding());
-        let own = limit("10/s burst 5")
-            .of_policy(&sliding, &sliding.shape())
-            .unwrap();
-        assert_eq!(own.quotas()[0].quota().to_string(), "10/s burst 5 sliding");
-        let bucket = Policy::from(Quota::per_minute(60));
-        let own = limit("10/s burst 5 sliding")
-            .of_policy(&bucket, &bucket.shape())
-            .unwrap();
-        assert_eq!(own.quotas()[0].quota().to_string(), "10/s burst 5");
+    fn a_quota_keeps_its_algorithm() {
+        let rule = |text: &str, sliding| {
+            let limit = limit(text);
+            limit.rule("x", true, sliding).unwrap().quota().to_string()
+        };
+        assert_eq!(rule("10/s burst 5", true), "10/s burst 5 sliding");
+        assert_eq!(rule("10/s burst 5 sliding", false), "10/s burst 5");
         // Neither fits the other's bounds: the nearest there is.
-        let own = limit("4294967295/day burst 5")
-            .of_policy(&sliding, &sliding.shape())
-            .unwrap();
         assert_eq!(
-            own.quotas()[0].quota().to_string(),
+            rule("4294967295/day burst 5", true),
             "4294967295/day sliding"
         );
-        let own = limit("1/day burst 4294967294 sliding")
-            .of_policy(&bucket, &bucket.shape())
-            .unwrap();
-        assert_eq!(own.quotas()[0].quota().to_string(), "1/day");
+        assert_eq!(rule("1/day burst 4294967294 sliding", false), "1/day");
     }
 }

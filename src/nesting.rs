@@ -51,6 +51,10 @@ impl Nesting {
     }
 
     /// Forgets what was applied, for a limit that takes the place of another one.
+    #[cfg_attr(
+        admission_loom,
+        expect(dead_code, reason = "counters are not reused there")
+    )]
     pub(crate) fn reset(&self) {
         self.0.store(0, Ordering::Relaxed);
     }
@@ -77,8 +81,7 @@ impl Nesting {
     /// Whether an outer service of this limit has counted the request that is being called. It is
     /// to be asked once, because the answer takes the limit off the list.
     pub(crate) fn has_counted(&self) -> bool {
-        let id = self.0.load(Ordering::Relaxed);
-        id > APPLIED_ONCE && LIST.with(|list| list.take(id))
+        self.passing().has_counted()
     }
 
     /// A request of this limit on its way.
@@ -93,6 +96,12 @@ impl Nesting {
 
 impl Passing {
     pub(crate) const NOT_LISTED: Self = Self(0);
+
+    /// As [`Nesting::has_counted`] of the limit.
+    #[inline]
+    pub(crate) fn has_counted(self) -> bool {
+        self != Self::NOT_LISTED && LIST.with(|list| list.take(self.0))
+    }
 
     /// Lists the limit for as long as the result is there.
     // A guard and not a closure, so that what the inner service returns is not moved once more.
@@ -122,7 +131,11 @@ impl List {
         self.ids.get(depth).is_none_or(|id| id.get() != 0)
     }
 
+    #[inline]
     fn take(&self, id: u64) -> bool {
+        if self.depth.get() == 0 {
+            return false;
+        }
         let listed = &self.ids[..self.depth.get().min(MAX_DEPTH)];
         let Some(place) = listed.iter().find(|listed| listed.get() == id) else {
             return false;
@@ -139,7 +152,7 @@ pub(crate) struct Listed<'a> {
 }
 
 impl<'a> Listed<'a> {
-    #[cold]
+    #[inline]
     fn new(passing: &'a mut Passing) -> Self {
         let depth = LIST.with(|list| list.push(passing.0));
         Self { passing, depth }
@@ -147,6 +160,7 @@ impl<'a> Listed<'a> {
 }
 
 impl Drop for Listed<'_> {
+    #[inline]
     fn drop(&mut self) {
         if !LIST.with(|list| list.pop(self.depth)) {
             // Used, so it is not listed for the next poll.

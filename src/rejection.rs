@@ -5,8 +5,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use crate::decision::Decision;
-use crate::policy::{NamedQuota, Policy};
 
 /// When to ask again if the store that counts cannot be reached.
 pub(crate) const UNAVAILABLE_FOR: Duration = Duration::from_secs(1);
@@ -20,14 +21,20 @@ pub struct Rejection {
     reason: Reason,
     limiter: Cow<'static, str>,
     retry_after: Option<Duration>,
-    violated: Vec<Arc<str>>,
     // Boxed: rejections are returned as errors, and should not make results large.
     numbers: Option<Box<Numbers>>,
 }
 
+/// Of quotas. Most rejections are by one.
+type Names = SmallVec<[Arc<str>; 1]>;
+
 #[derive(Clone, Debug)]
 enum Numbers {
-    Decision(Decision),
+    Decision {
+        decision: Decision,
+        /// The quotas that the request did not fit.
+        violated: Names,
+    },
     Occupancy(Occupancy),
 }
 
@@ -98,7 +105,6 @@ impl Rejection {
             reason,
             limiter: limiter.into(),
             retry_after: None,
-            violated: Vec::new(),
             numbers: None,
         }
     }
@@ -111,13 +117,12 @@ impl Rejection {
     }
 
     /// Takes over a decision's numbers, and the names of the quotas that refused the request.
-    pub(crate) fn decided(mut self, decision: Decision, violated: Vec<Arc<str>>) -> Self {
+    pub(crate) fn decided(mut self, decision: Decision, violated: Names) -> Self {
         self.retry_after = match self.reason {
             Reason::Unavailable => Some(UNAVAILABLE_FOR),
             _ => decision.retry_after(),
         };
-        self.violated = violated;
-        self.numbers = Some(Box::new(Numbers::Decision(decision)));
+        self.numbers = Some(Box::new(Numbers::Decision { decision, violated }));
         self
     }
 
@@ -155,12 +160,19 @@ impl Rejection {
 
     /// The names of the quotas that the request did not fit.
     pub fn violated_policies(&self) -> impl ExactSizeIterator<Item = &str> {
-        self.violated.iter().map(|name| &**name)
+        self.violated().iter().map(|name| &**name)
+    }
+
+    fn violated(&self) -> &[Arc<str>] {
+        match self.numbers.as_deref() {
+            Some(Numbers::Decision { violated, .. }) => violated,
+            _ => &[],
+        }
     }
 
     /// The first of the quotas that the request did not fit; empty where there is none.
     pub(crate) fn policy(&self) -> &str {
-        self.violated.first().map_or("", |name| name)
+        self.violated().first().map_or("", |name| name)
     }
 
     /// How many are at work and how many may be, in a refusal by [`Leases`](crate::Leases).
@@ -172,11 +184,32 @@ impl Rejection {
         }
     }
 
+    /// What a person reads, where it has no name and no number in it: printable ASCII without quotes and
+    /// backslashes.
+    pub(crate) fn fixed_sentence(&self) -> Option<&'static str> {
+        Some(match self.reason {
+            Reason::AtCapacity => return None,
+            Reason::KeyAtCapacity if self.occupancy().is_some() => return None,
+            Reason::KeyAtCapacity => {
+                "Too many requests in progress. Please wait for one to finish."
+            }
+            Reason::QuotaExceeded => "Rate limit exceeded. Please try again later.",
+            Reason::CostExceedsQuota => {
+                "This request costs more than its rate limit ever grants at once."
+            }
+            Reason::Denied => "Access denied: no requests are admitted for this client.",
+            Reason::AbnormalUsage => {
+                "Too many requests with invalid credentials. Please try again later."
+            }
+            Reason::Unavailable => "Limits cannot be checked right now. Please try again later.",
+        })
+    }
+
     /// The decision behind a refusal by a rate limit.
     #[must_use]
     pub fn decision(&self) -> Option<&Decision> {
         match self.numbers.as_deref() {
-            Some(Numbers::Decision(decision)) => Some(decision),
+            Some(Numbers::Decision { decision, .. }) => Some(decision),
             _ => None,
         }
     }
@@ -192,7 +225,7 @@ impl Decision {
     /// use tower_admission::{Decision, Key, Quota, RateLimiter, Reason, Rejection};
     ///
     /// fn send_mail(mails: &RateLimiter, user: &Key) -> Result<Decision, Rejection> {
-    ///     let decision = mails.check(user).into_result()?;
+    ///     let decision = mails.check_now(user).unwrap().into_result()?;
     ///     // Only mails within the limit get here.
     ///     Ok(decision)
     /// }
@@ -205,8 +238,7 @@ impl Decision {
     /// assert!(rejection.retry_after().is_some());
     /// ```
     ///
-    /// The rejection has no limiter name. It names the quotas that the request did not fit where the
-    /// decision has [its policies](Self::policies).
+    /// The rejection has no limiter name, and names no quotas: a decision has numbers only.
     ///
     /// # Errors
     ///
@@ -215,12 +247,7 @@ impl Decision {
         let Some(reason) = self.rejection_reason() else {
             return Ok(self);
         };
-        let names = self.policies().unwrap_or_default().iter();
-        let names = names.flat_map(Policy::quotas).map(NamedQuota::shared_name);
-        let violated = self.usages().iter().zip(names);
-        let violated = violated.filter(|(usage, _)| !usage.fits());
-        let violated = violated.map(|(_, name)| name).collect();
-        Err(Rejection::new(reason, "").decided(self, violated))
+        Err(Rejection::new(reason, "").decided(self, Default::default()))
     }
 
     /// Why the request does not fit; `None` when it is admitted.
@@ -247,42 +274,25 @@ pub(crate) fn whole_seconds(wait: Duration) -> u64 {
 /// What a person reads.
 impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.reason {
-            Reason::AtCapacity => {
-                let name = match &*self.limiter {
-                    "" => "The service",
-                    name => name,
-                };
-                write!(
-                    f,
-                    "{name} is currently at capacity. Please try again later."
-                )
-            }
-            Reason::KeyAtCapacity => match self.occupancy() {
-                None => {
-                    f.write_str("Too many requests in progress. Please wait for one to finish.")
-                }
-                Some(Occupancy { used, allowed }) => {
-                    write!(
-                        f,
-                        "{used} of {allowed} are in use. Please wait for one to end."
-                    )
-                }
-            },
-            Reason::QuotaExceeded => f.write_str("Rate limit exceeded. Please try again later."),
-            Reason::CostExceedsQuota => {
-                f.write_str("This request costs more than its rate limit ever grants at once.")
-            }
-            Reason::Denied => {
-                f.write_str("Access denied: no requests are admitted for this client.")
-            }
-            Reason::AbnormalUsage => {
-                f.write_str("Too many requests with invalid credentials. Please try again later.")
-            }
-            Reason::Unavailable => {
-                f.write_str("Limits cannot be checked right now. Please try again later.")
-            }
+        if let Some(sentence) = self.fixed_sentence() {
+            return f.write_str(sentence);
         }
+        if let (Reason::KeyAtCapacity, Some(Occupancy { used, allowed })) =
+            (self.reason, self.occupancy())
+        {
+            return write!(
+                f,
+                "{used} of {allowed} are in use. Please wait for one to end."
+            );
+        }
+        let name = match &*self.limiter {
+            "" => "The service",
+            name => name,
+        };
+        write!(
+            f,
+            "{name} is currently at capacity. Please try again later."
+        )
     }
 }
 

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
-use tower_admission::store::{MemoryStore, RateStore, Reply};
+use tower_admission::store::{Charge, MemoryStore, RateStore, Reply};
 use tower_admission::test_util::TestClock;
 use tower_admission::{
     Capacity, ConcurrencyLimiter, Decision, Key, Permit, Policy, Quota, RateLimiter,
@@ -113,7 +113,8 @@ proptest! {
         } else {
             store.open(&[Policy::new("a", quotas[0]).and("b", quotas[1])])
         };
-        let keys = |n| vec![key(n); 1 + usize::from(two_policies)];
+        let sets = 1 + usize::from(two_policies);
+        let charges = |n| (0..sets).map(|set| Charge::new(key(n), set)).collect::<Vec<_>>();
         let bucket = [Bucket::new(a.0, a.1, a.2), Bucket::new(b.0, b.1, b.2)];
         let mut model = vec![bucket; 3];
         for step in steps {
@@ -123,7 +124,7 @@ proptest! {
                     model.iter_mut().flatten().for_each(|bucket| bucket.pass(time));
                 }
                 Step::Take { key: n, cost } => {
-                    let Reply::Ready(decision) = buckets.take(&keys(n), cost) else {
+                    let Reply::Ready(decision) = buckets.take(&charges(n), cost) else {
                         panic!("memory answers at once");
                     };
                     let fits = cost == 0 || model[n].iter().all(|bucket| bucket.fits(cost));
@@ -141,7 +142,7 @@ proptest! {
                     }
                 }
                 Step::Refund { key: n, cost } => {
-                    let _ = buckets.refund(&keys(n), cost);
+                    let _ = buckets.refund(&charges(n), cost);
                     model[n].iter_mut().for_each(|bucket| bucket.give_back(cost));
                 }
             }
@@ -168,21 +169,22 @@ proptest! {
             match step {
                 Step::Pass(time) => clock.advance(time),
                 Step::Take { key: n, cost } => {
-                    let keys = [key(n)];
-                    let took = cost == 1 && short.take_one(&keys[0]);
-                    let expected = ready(long.take(&keys, cost));
+                    let charges = [Charge::new(key(n), 0)];
+                    let took = cost == 1 && short.take_one(&charges[0]);
+                    let expected = ready(long.take(&charges, cost));
                     if cost == 1 && at < step_back.0 {
                         prop_assert_eq!(took, expected.is_admitted());
                     }
                     if took {
                         prop_assert!(expected.is_admitted());
-                        prop_assert_eq!(ready(short.peek(&keys, 0)), ready(long.peek(&keys, 0)));
+                        prop_assert_eq!(ready(short.peek(&charges, 0)), ready(long.peek(&charges, 0)));
                     } else {
-                        prop_assert_eq!(ready(short.take(&keys, cost)), expected);
+                        prop_assert_eq!(ready(short.take(&charges, cost)), expected);
                     }
                 }
                 Step::Refund { key: n, cost } => {
-                    let _ = (short.refund(&[key(n)], cost), long.refund(&[key(n)], cost));
+                    let charges = [Charge::new(key(n), 0)];
+                    let _ = (short.refund(&charges, cost), long.refund(&charges, cost));
                 }
             }
         }
@@ -202,7 +204,7 @@ proptest! {
         let limiter = RateLimiter::with_store(policy, &store);
         let key = key(0);
         for cost in costs {
-            let decision = limiter.check_n(&key, cost);
+            let decision = limiter.check_n(&key, cost).now().unwrap();
             if decision.is_admitted() {
                 continue;
             }
@@ -211,9 +213,9 @@ proptest! {
                 Some(wait) => {
                     prop_assert!(wait > Duration::ZERO);
                     clock.advance(wait - Duration::from_nanos(1));
-                    prop_assert!(!limiter.check_n(&key, cost).is_admitted());
+                    prop_assert!(!limiter.check_n(&key, cost).now().unwrap().is_admitted());
                     clock.advance(Duration::from_nanos(1));
-                    prop_assert!(limiter.check_n(&key, cost).is_admitted());
+                    prop_assert!(limiter.check_n(&key, cost).now().unwrap().is_admitted());
                 }
             }
         }
@@ -233,7 +235,7 @@ proptest! {
         for gap in gaps {
             clock.advance(Duration::from_nanos(gap));
             now += u128::from(gap);
-            while limiter.check(&key(0)).is_admitted() {
+            while limiter.check_now(&key(0)).unwrap().is_admitted() {
                 admitted.push(now);
             }
         }
@@ -257,14 +259,14 @@ proptest! {
         let store = MemoryStore::new().clock(clock.clone());
         let limiter = RateLimiter::with_store(Quota::new(count, period).burst(burst), &store);
         clock.advance(Duration::from_secs(20_000));
-        while limiter.check(&key(0)).is_admitted() {}
+        while limiter.check_now(&key(0)).unwrap().is_admitted() {}
         clock.step_back(Duration::from_nanos(step));
-        let wait = limiter.check(&key(0)).retry_after().unwrap();
+        let wait = limiter.check_now(&key(0)).unwrap().retry_after().unwrap();
         let interval = period.as_nanos().div_ceil(u128::from(count));
         let refill = Duration::from_nanos((interval * u128::from(burst)) as u64);
         prop_assert!(wait <= refill + Duration::from_secs(1));
         clock.advance(wait);
-        prop_assert!(limiter.check(&key(0)).is_admitted());
+        prop_assert!(limiter.check_now(&key(0)).unwrap().is_admitted());
     }
 
     /// No sequence of taking, giving back and changing the limit leaks or frees twice.
@@ -307,8 +309,8 @@ fn any_bound_can_be_asked_for() {
     for bound in [0, 1, usize::MAX] {
         let store = MemoryStore::new().max_keys(bound);
         let limiter = RateLimiter::with_store(Quota::per_hour(1), &store);
-        assert!(limiter.check(&key(0)).is_admitted());
-        assert!(!limiter.check(&key(0)).is_admitted());
+        assert!(limiter.check_now(&key(0)).unwrap().is_admitted());
+        assert!(!limiter.check_now(&key(0)).unwrap().is_admitted());
     }
 }
 
@@ -334,9 +336,9 @@ fn a_cost_beyond_any_bucket_is_refused_whatever_the_quota() {
         "4294967295/min",
     ] {
         let limiter = RateLimiter::new(quota.parse::<Quota>().unwrap());
-        let decision = limiter.check_n(&key(0), u32::MAX);
+        let decision = limiter.check_n(&key(0), u32::MAX).now().unwrap();
         assert_eq!(decision.is_hopeless(), quota != "4294967295/min", "{quota}");
-        assert!(limiter.check(&key(1)).is_admitted());
+        assert!(limiter.check_now(&key(1)).unwrap().is_admitted());
     }
 }
 
@@ -422,7 +424,7 @@ proptest! {
             let start = now as i128 - 15 * part as i128;
             let used = log.since(start.div_euclid(part as i128) * part as i128);
             let peeked = limiter.peek_all(&[key(0)], cost);
-            let decision = limiter.check_n(&key(0), cost);
+            let decision = limiter.check_n(&key(0), cost).now().unwrap();
             prop_assert_eq!(decision.is_admitted(), cost == 0 || used + cost <= limit);
             prop_assert_eq!(decision.limit(), Some(limit));
             prop_assert_eq!(decision.is_hopeless(), cost > limit);
@@ -435,7 +437,7 @@ proptest! {
                 prop_assert_eq!(decision.remaining(), Some(limit - used - cost));
                 log.0.push((now, cost));
                 if step == 9 {
-                    limiter.refund(&key(0), cost);
+                    limiter.refund(&key(0), cost).now().unwrap();
                     log.give_back(cost);
                 }
             } else {
@@ -444,23 +446,23 @@ proptest! {
             if let Some(wait) = decision.retry_after().filter(|_| step == 8) {
                 prop_assert!(Some(wait) <= decision.reset());
                 clock.advance(wait - Duration::from_nanos(1));
-                prop_assert!(!limiter.check_n(&key(0), cost).is_admitted());
+                prop_assert!(!limiter.check_n(&key(0), cost).now().unwrap().is_admitted());
                 clock.advance(Duration::from_nanos(1));
-                prop_assert!(limiter.check_n(&key(0), cost).is_admitted());
+                prop_assert!(limiter.check_n(&key(0), cost).now().unwrap().is_admitted());
                 now += wait.as_nanos();
                 log.0.push((now, cost));
             }
         }
         prop_assert!(log.most_in(period.as_nanos()) <= limit);
-        let reset = limiter.peek(&key(0)).reset().unwrap();
-        let used = limit - limiter.check_n(&key(0), 0).remaining().unwrap();
+        let reset = limiter.peek(&key(0)).now().unwrap().reset().unwrap();
+        let used = limit - limiter.check_n(&key(0), 0).now().unwrap().remaining().unwrap();
         prop_assert_eq!(reset.is_zero(), used == 0);
         if used > 0 {
             clock.advance(reset - Duration::from_nanos(1));
-            prop_assert!(limiter.check_n(&key(0), 0).remaining() < Some(limit));
+            prop_assert!(limiter.check_n(&key(0), 0).now().unwrap().remaining() < Some(limit));
             clock.advance(Duration::from_nanos(1));
         }
-        prop_assert_eq!(limiter.check_n(&key(0), 0).remaining(), Some(limit));
+        prop_assert_eq!(limiter.check_n(&key(0), 0).now().unwrap().remaining(), Some(limit));
     }
 
     /// Also with a clock that steps back: no window of the time that really passed has more than
@@ -485,7 +487,7 @@ proptest! {
                 }
                 4 => clock.step_back(time * (cost + 1)),
                 _ => {
-                    let decision = limiter.check_n(&key(0), cost);
+                    let decision = limiter.check_n(&key(0), cost).now().unwrap();
                     if decision.is_admitted() {
                         log.0.push((passed, cost));
                     }

@@ -55,7 +55,7 @@ fn set(limits: &Limits, name: &KeyName, limit: &Limit) {
 fn count(limiter: &RateLimiter) {
     let key = Key::id("user", "alice");
     for cost in [0, 1, u32::MAX] {
-        let decision = limiter.check_n(&key, cost);
+        let decision = limiter.check_n(&key, cost).now().unwrap();
         assert!(
             decision.is_admitted() || decision.is_hopeless() || decision.retry_after().is_some()
         );

@@ -122,7 +122,12 @@ pub(super) fn no_such_name(name: &str, names: &[Arc<str>]) -> Failed {
 impl From<LimitsError> for Failed {
     fn from(error: LimitsError) -> Self {
         match error {
-            LimitsError::TooMany => Self::new(StatusCode::CONFLICT, format!("{error}.")),
+            LimitsError::TooMany | LimitsError::TooManyRates => {
+                Self::new(StatusCode::CONFLICT, format!("{error}."))
+            }
+            LimitsError::UnknownTier { .. } => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, format!("{error}."))
+            }
             #[cfg(feature = "redis")]
             LimitsError::Unavailable(_) => {
                 Self::unavailable("The store that keeps the limits cannot be reached.")

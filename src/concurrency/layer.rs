@@ -1,20 +1,20 @@
-//! The layer: what is configured, and the limit that all its services share.
+//! The layer: what is configured, and the limit that all its services share, which is opened once.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tower_layer::Layer;
 
 use super::service::ConcurrencyLimit;
 use crate::enforce::Enforce;
 use crate::extract::{Extractor, KeyExtractor, RequestHead};
-use crate::limiter::{ConcurrencyLimiter, Wait};
+use crate::limiter::{ConcurrencyLimiter, Opened, Wait};
 use crate::limits::Limits;
 use crate::observe::Observers;
 use crate::respond::Answers;
 use crate::store::{LeaseStore, SecretMissing};
 
-/// Limits how many requests a service handles at a time, and refuses the others.
+/// Limits how many requests a service handles at a time, and rejects the others.
 ///
 /// ```
 /// use axum::{Router, routing::get};
@@ -25,7 +25,7 @@ use crate::store::{LeaseStore, SecretMissing};
 ///     .layer(ConcurrencyLimitLayer::new(64).name("AI Bridge"));
 /// ```
 ///
-/// # What a refused client sees
+/// # What a rejected client sees
 ///
 /// `503 Service Unavailable` with `Retry-After` and, unless it asks for something else, a problem
 /// (RFC 9457) whose detail reads `AI Bridge is currently at capacity. Please try again later.` A
@@ -47,13 +47,18 @@ use crate::store::{LeaseStore, SecretMissing};
 ///
 /// # Deployment
 ///
-/// Put it outside of rate limits, so that a request which is refused for capacity spends no
+/// Put it outside of rate limits, so that a request which is rejected for capacity spends no
 /// quota. The limit is that of this process, and several replicas each have their own, unless
 /// they count in one [store](Self::store).
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[must_use = "a layer does nothing until it is added to a service"]
 pub struct ConcurrencyLimitLayer {
-    pub(super) shared: Arc<Shared>,
+    /// What is configured. Its limiter is not opened.
+    pub(super) described: Shared,
+    /// What the limiter opened when it was first needed. Clones share it.
+    opened: Arc<OnceLock<Opened>>,
+    /// What the services of this layer share, made from the rest with the first of them.
+    shared: OnceLock<Arc<Shared>>,
 }
 
 /// What the services of a layer have in common.
@@ -69,6 +74,7 @@ pub(super) struct Shared {
     pub(super) enforce: Enforce,
     pub(super) hold_until: HoldUntil,
     pub(super) skip: Option<Skip>,
+    pub(super) tier_by: Option<TierBy>,
     pub(super) answers: Answers,
     pub(super) observers: Observers,
     /// Whether a permit is all that a request needs.
@@ -76,6 +82,7 @@ pub(super) struct Shared {
 }
 
 pub(crate) type Skip = Arc<dyn Fn(RequestHead<'_>) -> bool + Send + Sync>;
+type TierBy = Arc<dyn for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync>;
 
 /// How long a request counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -95,7 +102,7 @@ impl ConcurrencyLimitLayer {
         Self::with_limiter(ConcurrencyLimiter::new(limit))
     }
 
-    /// Refuses every request, until the limiter's
+    /// Rejects every request, until the limiter's
     /// [`set_limit`](ConcurrencyLimiter::set_limit) says otherwise.
     pub fn deny_all() -> Self {
         Self::with_limiter(ConcurrencyLimiter::deny_all())
@@ -108,7 +115,10 @@ impl ConcurrencyLimitLayer {
         limiter: ConcurrencyLimiter,
         keys: impl IntoIterator<Item = E>,
     ) -> Self {
-        Self::with_limiter(limiter).with(|shared| {
+        let opened = limiter.reopen();
+        let mut layer = Self::with_limiter(limiter);
+        layer.opened = Arc::new(opened.into());
+        layer.with(|shared| {
             shared.per_key = keys.into_iter().map(Extractor::new).collect();
             shared.limits_keys = true;
         })
@@ -116,7 +126,7 @@ impl ConcurrencyLimitLayer {
 
     fn with_limiter(limiter: ConcurrencyLimiter) -> Self {
         Self {
-            shared: Arc::new(Shared {
+            described: Shared {
                 store: None,
                 limiter,
                 keys: Vec::new(),
@@ -126,15 +136,19 @@ impl ConcurrencyLimitLayer {
                 enforce: Enforce::default(),
                 hold_until: HoldUntil::default(),
                 skip: None,
+                tier_by: None,
                 answers: Answers::default(),
                 observers: Observers::default(),
                 is_plain: true,
-            }),
+            },
+            opened: Arc::default(),
+            shared: OnceLock::new(),
         }
     }
 
     pub(super) fn with(mut self, change: impl FnOnce(&mut Shared)) -> Self {
-        let shared = Arc::make_mut(&mut self.shared);
+        self.shared = OnceLock::new();
+        let shared = &mut self.described;
         change(shared);
         shared.keys = match shared.limits_keys {
             true => shared.per_key.clone(),
@@ -147,12 +161,26 @@ impl ConcurrencyLimitLayer {
         self
     }
 
+    /// Starts a new limit, as what is counted or where is about to change.
+    #[track_caller]
+    fn unopened(mut self, setter: &str) -> Self {
+        assert!(
+            self.opened.get().is_none(),
+            "`{setter}` has to come before `limiter` and before the layer is applied: its limit counts already"
+        );
+        self.opened = Arc::default();
+        self
+    }
+
     /// What is at capacity, in the words of the answer. Default: `The service`.
+    ///
+    /// # Panics
+    ///
+    /// When the layer or a clone of it was applied, or its [`limiter`](Self::limiter) was taken.
+    #[track_caller]
     pub fn name(self, name: &str) -> Self {
-        self.with(|shared| {
-            shared.limiter = shared.limiter.clone().named(name);
-            shared.open();
-        })
+        let layer = self.unopened("name");
+        layer.with(|shared| shared.limiter = shared.limiter.clone().named(name))
     }
 
     /// Counts in a store that replicas share, so that the limit, and that of a
@@ -177,11 +205,13 @@ impl ConcurrencyLimitLayer {
     ///
     /// # Panics
     ///
-    /// Where [`try_store`](Self::try_store) returns an error.
+    /// Where [`try_store`](Self::try_store) returns an error or panics.
     #[track_caller]
     pub fn store(self, store: impl LeaseStore) -> Self {
-        self.try_store(store)
-            .unwrap_or_else(|error| panic!("{error}"))
+        match self.try_store(store) {
+            Ok(layer) => layer,
+            Err(error) => panic!("{error}"),
+        }
     }
 
     /// As [`store`](Self::store), for a store that is configured from outside.
@@ -190,10 +220,16 @@ impl ConcurrencyLimitLayer {
     ///
     /// When replicas share the store, it has no [`Secret`](crate::Secret) by which they would
     /// agree on the keys of credentials, and the layer's keys may be such.
+    ///
+    /// # Panics
+    ///
+    /// When the layer or a clone of it was applied, or its [`limiter`](Self::limiter) was taken.
+    #[track_caller]
     pub fn try_store(self, store: impl LeaseStore) -> Result<Self, SecretMissing> {
-        let layer = self.with(|shared| shared.store = Some(Arc::new(store)));
-        layer.shared.check_secret()?;
-        Ok(layer.with(Shared::open))
+        let layer = self.unopened("store");
+        let layer = layer.with(|shared| shared.store = Some(Arc::new(store)));
+        layer.described.check_secret()?;
+        Ok(layer)
     }
 
     /// Adds a limit for each key: at most `limit` requests at a time; 0 turns this part off. Each call
@@ -218,35 +254,36 @@ impl ConcurrencyLimitLayer {
     ///
     /// # Panics
     ///
-    /// Where [`try_store`](Self::try_store) would return an error.
+    /// Where [`try_store`](Self::try_store) would return an error or panic.
     #[track_caller]
     pub fn per_key(self, key: impl KeyExtractor, limit: usize) -> Self {
-        let layer = self.with(|shared| {
+        let layer = self.unopened("per_key").with(|shared| {
             shared.limiter = shared.limiter.clone().per_key(limit);
             shared.per_key.push(Extractor::new(key));
             shared.limits_keys |= limit > 0 || shared.limiter.has_limits();
         });
-        if let Err(error) = layer.shared.check_secret() {
+        if let Err(error) = layer.described.check_secret() {
             panic!("{error}");
         }
         layer
     }
 
-    /// What single keys may have in flight, changed at run time: in place of the limit of
-    /// [`per_key`](Self::per_key), which has to be there to say who is charged. With a limit of 0 there
-    /// only those keys are limited that have one of their own. A key has the same limit wherever it is
-    /// charged.
+    /// Overrides per key and tiers, changeable at run time: numbers that replace the limit of
+    /// [`per_key`](Self::per_key), which selects the keys. Default: none.
+    ///
+    /// With `per_key(.., 0)` only keys with an override or in a tier that names this limiter are limited. A key has
+    /// the same limit wherever it is charged.
     ///
     /// # Panics
     ///
-    /// Where [`try_store`](Self::try_store) would return an error.
+    /// Where [`try_store`](Self::try_store) would return an error or panic.
     #[track_caller]
     pub fn limits(self, limits: &Limits) -> Self {
-        let layer = self.with(|shared| {
+        let layer = self.unopened("limits").with(|shared| {
             shared.limiter = shared.limiter.clone().limits(limits);
             shared.limits_keys = true;
         });
-        if let Err(error) = layer.shared.check_secret() {
+        if let Err(error) = layer.described.check_secret() {
             panic!("{error}");
         }
         layer
@@ -255,21 +292,31 @@ impl ConcurrencyLimitLayer {
     /// The limiter behind the layer: to see what is in flight, to change the limit at run time,
     /// or to take permits for work that comes in another way.
     ///
-    /// Shares the layer's count. Its name, keys and observers are those set so far.
+    /// Opens the limit: [`name`](Self::name), [`store`](Self::store), [`per_key`](Self::per_key) and
+    /// [`limits`](Self::limits) have to come before. Shares the layer's count; its observers and
+    /// [waits](Self::retry_after) are those set so far.
     #[must_use]
     pub fn limiter(&self) -> ConcurrencyLimiter {
-        self.shared.limiter.clone()
+        self.shared().limiter.clone()
+    }
+
+    /// What the services share; the limit is opened here, if the layer is used for the first time.
+    fn shared(&self) -> &Arc<Shared> {
+        let described = &self.described;
+        let opened = self.opened.get_or_init(|| {
+            let store = described.store.as_deref();
+            described.limiter.open(store)
+        });
+        self.shared.get_or_init(|| {
+            Arc::new(Shared {
+                limiter: described.limiter.clone().opened(opened),
+                ..described.clone()
+            })
+        })
     }
 }
 
 impl Shared {
-    /// Opens the limiter's slots in the store, under its name.
-    fn open(&mut self) {
-        if let Some(store) = &self.store {
-            self.limiter = self.limiter.clone().stored(&**store);
-        }
-    }
-
     fn check_secret(&self) -> Result<(), SecretMissing> {
         let fingerprints = self.keys.iter().any(Extractor::makes_fingerprints);
         let store = self.store.as_ref();
@@ -284,8 +331,17 @@ impl<S> Layer<S> for ConcurrencyLimitLayer {
     type Service = ConcurrencyLimit<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        self.shared.limiter.nesting().apply();
-        ConcurrencyLimit::new(inner, self.shared.clone())
+        let shared = self.shared();
+        shared.limiter.nesting().apply();
+        ConcurrencyLimit::new(inner, shared.clone())
+    }
+}
+
+impl fmt::Debug for ConcurrencyLimitLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConcurrencyLimitLayer")
+            .field("shared", &self.described)
+            .finish_non_exhaustive()
     }
 }
 

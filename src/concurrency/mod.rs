@@ -1,4 +1,4 @@
-//! Unlike `tower::limit::ConcurrencyLimit`, which makes requests wait, this refuses what is above
+//! Unlike `tower::limit::ConcurrencyLimit`, which makes requests wait, this rejects what is above
 //! the limit: at capacity a request is answered 503 at once.
 //!
 //! See [`ConcurrencyLimitLayer`].

@@ -1,4 +1,4 @@
-//! The service: takes a permit in `call`, or refuses.
+//! The service: takes a permit in `call`, or rejects.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -103,7 +103,8 @@ impl<S> ConcurrencyLimit<S> {
         let begun = shared.observers.begin();
         let keys: Keys = shared.keys.iter().map(|key| key.key(head)).collect();
         let wait = shared.wait.filter(|_| !shared.enforce.is_dry_run());
-        match shared.limiter.acquire(&keys, wait) {
+        let tier = shared.tier_by.as_ref().and_then(|tier_by| tier_by(head));
+        match shared.limiter.acquire(&keys, tier, wait) {
             Acquire::Admitted(permit) => {
                 let mut admitted = shared.admit(&mut request, permit, keys.first(), begun);
                 let listed = admitted.passing.list();

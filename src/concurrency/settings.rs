@@ -13,10 +13,10 @@ use crate::respond::Responder;
 
 impl ConcurrencyLimitLayer {
     /// Lets up to `max_waiting` requests wait for capacity, each for up to `max_time`, first come
-    /// first served. Default: none waits.
+    /// first served. Default: no request waits.
     ///
-    /// When the line is full a request is refused at once. A client that goes away leaves the
-    /// line. Keep it short: whoever waits holds a connection and its memory. A request that
+    /// When the wait queue is full a request is rejected at once. A client that goes away leaves the
+    /// queue. Keep it short: each waiting request holds a connection and its memory. A request that
     /// waits counts against its [key's limit](Self::per_key).
     ///
     /// # Panics
@@ -31,7 +31,7 @@ impl ConcurrencyLimitLayer {
         })
     }
 
-    /// When a request stops to count. Default: when its response body has ended.
+    /// When a request stops counting. Default: when its response body has ended.
     pub fn hold_until(self, hold_until: HoldUntil) -> Self {
         self.with(|shared| shared.hold_until = hold_until)
     }
@@ -96,7 +96,7 @@ impl ConcurrencyLimitLayer {
     /// [guide](crate::guide#clients-that-do-not-read).
     pub fn reclaim_after(self, stalled: Option<Duration>) -> Self {
         let stalled = stalled.filter(|stalled| !stalled.is_zero());
-        self.shared.limiter.set_reclaim_after(stalled);
+        self.described.limiter.set_reclaim_after(stalled);
         self
     }
 
@@ -168,6 +168,32 @@ impl ConcurrencyLimitLayer {
     /// Lets requests through that this says `true` to; they are not counted.
     pub fn skip(self, skip: impl Fn(RequestHead<'_>) -> bool + Send + Sync + 'static) -> Self {
         self.with(|shared| shared.skip = Some(Arc::new(skip)))
+    }
+
+    /// Selects the [tier](crate::Limits::tier) of a request: how many the request's keys may have in flight, if
+    /// the layer's [limits](Self::limits) declare the tier and it names this limiter. Default: none.
+    ///
+    /// A key has one count in all tiers; the tier selects the number that it is compared with. A tier that is stored
+    /// for the key goes before this one. Select it by what the client cannot choose.
+    ///
+    /// ```
+    /// use tower_admission::{ByToken, ConcurrencyLimitLayer, Limits};
+    ///
+    /// #[derive(Clone)]
+    /// struct Plan(String);
+    ///
+    /// let limits = Limits::new().tier("pro", "jobs=20 concurrent");
+    /// let layer = ConcurrencyLimitLayer::new(64)
+    ///     .name("jobs")
+    ///     .per_key(ByToken::default(), 4)
+    ///     .limits(&limits)
+    ///     .tier_by(|head| Some(&head.extensions.get::<Plan>()?.0));
+    /// ```
+    pub fn tier_by(
+        self,
+        tier: impl for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync + 'static,
+    ) -> Self {
+        self.with(|shared| shared.tier_by = Some(Arc::new(tier)))
     }
 
     /// Sets how rejected requests are answered. Default: [`Negotiated`](crate::respond::Negotiated).

@@ -146,9 +146,8 @@ impl Admission {
     pub fn reload(&self, config: &Config) -> Result<(), ConfigError> {
         let mut running = lock(&self.0.changing);
         running.note(&config.origin);
-        let reloaded = self.change(&mut running, config);
-        running.settle(&config.origin, &reloaded);
-        reloaded.map_err(|error| config.wrong(error))
+        self.change(&mut running, config)
+            .map_err(|error| config.wrong(error))
     }
 
     fn change(&self, running: &mut Changing, config: &Config) -> Result<(), ConfigError> {

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::error::ConfigError;
 use super::kept::Kept;
 use super::load::Variables;
 use super::model::{Config, Origin, Store};
@@ -15,12 +14,10 @@ pub(super) struct Changing {
     pub(super) kept: Kept,
     /// Where files lie, by what they were called at first. A folder may be a link to another one later.
     places: BTreeMap<PathBuf, PathBuf>,
-    /// What was read last of each file, also if it was refused, so that it is told once; and what went before it.
+    /// What was read last of each file, also if it was rejected, so that it is told once; and what went before it.
     read: BTreeMap<PathBuf, (String, Variables)>,
     /// What went before the file that was read last.
     variables: Option<Variables>,
-    /// Which file is right and was refused for now, until something is taken.
-    waiting: Option<PathBuf>,
 }
 
 impl Changing {
@@ -32,7 +29,6 @@ impl Changing {
             places: BTreeMap::new(),
             read: BTreeMap::new(),
             variables: None,
-            waiting: None,
         };
         changing.note(&config.origin);
         changing
@@ -43,25 +39,15 @@ impl Changing {
             let (text, variables) = (origin.text.0.clone(), origin.variables.clone());
             self.variables = Some(variables.clone());
             let place = self.place(file);
-            self.waiting.take_if(|waiting| *waiting == place);
             self.read.insert(place, (text, variables));
         }
     }
 
-    /// Notes what became of it.
-    pub(super) fn settle(&mut self, origin: &Origin, reloaded: &Result<(), ConfigError>) {
-        match (reloaded, &origin.file) {
-            (Ok(()), _) => self.waiting = None,
-            (Err(error), Some(file)) if error.is_for_now() => self.waiting = Some(self.place(file)),
-            _ => {}
-        }
-    }
-
-    /// Whether this is what was read last of a file, and is not to be tried again.
+    /// Whether this is what was read last of a file.
     pub(super) fn has_read(&mut self, file: &Path, text: &str) -> bool {
         let place = self.place(file);
         let read = self.read.get(&place);
-        read.is_some_and(|(read, _)| read == text) && self.waiting.as_ref() != Some(&place)
+        read.is_some_and(|(read, _)| read == text)
     }
 
     /// Notes what is read of a file, with the variables that went before it, or before the last one if it is

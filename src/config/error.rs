@@ -12,8 +12,6 @@ pub struct ConfigError {
     source: Option<String>,
     field: Option<String>,
     problem: String,
-    /// Whether it may be right a little later.
-    is_for_now: bool,
 }
 
 impl ConfigError {
@@ -22,7 +20,6 @@ impl ConfigError {
             source: None,
             field: None,
             problem: problem.to_string(),
-            is_for_now: false,
         }
     }
 
@@ -32,18 +29,6 @@ impl ConfigError {
             field: Some(field.into()),
             ..Self::new(problem)
         }
-    }
-
-    /// It may be right a little later.
-    pub(super) fn for_now(self) -> Self {
-        Self {
-            is_for_now: true,
-            ..self
-        }
-    }
-
-    pub(super) fn is_for_now(&self) -> bool {
-        self.is_for_now
     }
 
     /// Names the file, or the variable if that is where the field is from.

@@ -38,16 +38,14 @@ impl Drop for Following {
 
 impl Admission {
     /// Reads a file every second and, when its text is another, [reloads](Self::reload) it. Each
-    /// change is told, with what is wrong if it was refused; one that cannot be read as well, once.
+    /// change is told, with what is wrong if it was rejected; one that cannot be read as well, once.
     ///
     /// The text is compared, not a time stamp, so that files which are replaced, as in a
     /// container's mounted configuration, are seen. It is another when it is not what was read of this
     /// file last, be it here or by the service itself: what the service [reloads](Self::reload) from
     /// elsewhere stays until the file changes. What is read has to be the same twice in a row before it
     /// counts, so that a file which is empty or half-written for a moment takes no limits away; a
-    /// change is applied within two seconds. One that is refused because rates were
-    /// [changed too often](crate::SetPolicyError::TooOften) is told once, and tried again until it, or
-    /// something else, is taken.
+    /// change is applied within two seconds.
     ///
     /// What went before the file when it was loaded, the environment or the variables of
     /// [`load_with`](Config::load_with), goes before it still; before the first file of a service that
@@ -68,8 +66,6 @@ impl Admission {
                 let _ = catch_unwind(AssertUnwindSafe(|| told(reloaded)));
             };
             let (mut before, mut unreadable) = (None, None);
-            // What was refused for now, which is told once.
-            let mut refused = None;
             loop {
                 sleep(EVERY).await;
                 let path = file.clone();
@@ -87,14 +83,7 @@ impl Admission {
                     Ok(text) => {
                         unreadable = None;
                         if !admission.has_read(&file, &text) {
-                            let applied = admission.apply(&file, text.clone());
-                            let is_for_now = |error: &ConfigError| error.is_for_now();
-                            let for_now = applied.as_ref().is_err_and(is_for_now);
-                            let last = refused.take();
-                            refused = for_now.then_some(text);
-                            if refused.is_none() || refused != last {
-                                told(applied);
-                            }
+                            told(admission.apply(&file, text));
                         }
                     }
                     Err((kind, error)) => {

@@ -1,8 +1,6 @@
 //! The layers of one group.
 
-use std::collections::BTreeMap;
 use std::iter;
-use std::slice;
 use std::time::Duration;
 
 use super::admission::Says;
@@ -11,12 +9,14 @@ use super::kept::Kept;
 use super::key::GroupKey;
 use super::model::{Config, Group, OnFailure};
 use super::path::Prefix;
+use super::policies::Policies;
 use super::statuses::Statuses;
 use super::stores::Stores;
 use super::text::{OrOff, Time};
+use crate::capacity::Capacity;
 use crate::concurrency::ConcurrencyLimitLayer;
 use crate::extract::{RequestHead, Shared};
-use crate::limiter::{Capacity, ConcurrencyLimiter, RateLimiter, SetPolicyError};
+use crate::limiter::{ConcurrencyLimiter, RateLimiter};
 use crate::limits::Limits;
 use crate::policy::Policy;
 use crate::quota::Quota;
@@ -65,30 +65,6 @@ impl Group {
             .map(|Time(after)| after)
     }
 
-    /// What quotas are called that are not called as the group is, each with its field. Quotas of tiers may be
-    /// called as others of the same group.
-    pub(super) fn names_in(&self, group: &str) -> BTreeMap<String, String> {
-        let name = self.name(group);
-        let mut names = BTreeMap::new();
-        for (tier, settings) in &self.tiers {
-            for rate in settings.rates.keys() {
-                names.insert(
-                    format!("{name}.{rate}"),
-                    format!("tiers.{tier}.rates.{rate}"),
-                );
-            }
-        }
-        for rate in self.rates.keys() {
-            names.insert(format!("{name}.{rate}"), format!("rates.{rate}"));
-        }
-        names
-    }
-
-    /// What the quota of addresses is called.
-    pub(super) fn name_by_ip(&self, group: &str) -> String {
-        format!("{}.ip", self.name(group))
-    }
-
     /// How many sorts of limits reject requests: of rate, and of concurrency.
     fn sorts_of_limits(&self, policies: &Policies) -> usize {
         if self.dry_run || self.enforce == Some(0) {
@@ -101,76 +77,6 @@ impl Group {
         let per_key = self.concurrency_per_key();
         let by_concurrency = self.concurrency > 0 || per_key.iter().any(|limit| *limit > 0);
         usize::from(by_rate) + usize::from(by_concurrency)
-    }
-
-    /// What each key and each address is charged, without what is off.
-    pub(super) fn policies(&self, group: &str) -> Result<Policies, ConfigError> {
-        let at = |field: &str| format!("groups.{group}.{field}");
-        let name = self.name(group);
-        let mut by_key = policy(name, &at(""), self.rate, &self.rates)?;
-        for (tier, settings) in &self.tiers {
-            let field = at(&format!("tiers.{tier}"));
-            let policy = policy(name, &format!("{field}."), settings.rate, &settings.rates)?;
-            by_key = by_key
-                .try_tier(tier, policy)
-                .map_err(|error| ConfigError::at(field, error))?;
-        }
-        let by_ip = self.rate_per_ip.map(|quota| {
-            let policy = Policy::try_new(&self.name_by_ip(group), quota);
-            policy.map_err(|error| ConfigError::at(at("rate_per_ip"), error))
-        });
-        let limiting = |policy: Policy| {
-            let policy = policy.limiting();
-            let limits = policy.all_quotas().next().is_some();
-            limits.then_some(policy)
-        };
-        Ok(Policies {
-            by_key: limiting(by_key),
-            by_ip: by_ip.transpose()?.and_then(limiting),
-        })
-    }
-}
-
-/// One quota called as the group is, or several.
-fn policy(
-    group: &str,
-    at: &str,
-    rate: Option<Quota>,
-    rates: &BTreeMap<String, Quota>,
-) -> Result<Policy, ConfigError> {
-    if rate.is_some() && !rates.is_empty() {
-        let problem = "give either `rate` or `rates`";
-        return Err(ConfigError::at(format!("{at}rate"), problem));
-    }
-    let mut policy = Policy::empty();
-    let mut add = |field: String, name: &str, quota| {
-        policy = std::mem::replace(&mut policy, Policy::empty())
-            .try_and(name, quota)
-            .map_err(|error| ConfigError::at(field, error))?;
-        Ok(())
-    };
-    if let Some(rate) = rate {
-        add(format!("{at}rate"), group, rate)?;
-    }
-    for (rate, quota) in rates {
-        add(
-            format!("{at}rates.{rate}"),
-            &format!("{group}.{rate}"),
-            *quota,
-        )?;
-    }
-    Ok(policy)
-}
-
-/// What each key and each address is charged.
-pub(super) struct Policies {
-    by_key: Option<Policy>,
-    by_ip: Option<Policy>,
-}
-
-impl Policies {
-    fn list(&self) -> Vec<Policy> {
-        self.by_key.iter().chain(&self.by_ip).cloned().collect()
     }
 }
 
@@ -217,11 +123,6 @@ impl Stack {
         let key = key.map_err(|error| ConfigError::at(format!("groups.{group}.key"), error))?;
 
         let resumed = kept.take(&policies.list(), on_failure);
-        let is_stuck = |limiter: &RateLimiter| !limiter.can_set_policies(&policies.list());
-        if resumed.as_ref().is_some_and(is_stuck) {
-            let field = format!("groups.{group}.rate");
-            return Err(ConfigError::at(field, SetPolicyError::TooOften).for_now());
-        }
         let rate_resumes = resumed.is_some();
         let rate = rate(config, settings, &key, &policies, stores, limits, resumed);
         let skip = |head: RequestHead<'_>, exclude: &[Prefix]| {
@@ -259,11 +160,7 @@ impl Stack {
             .filter(|quota| !quota.is_off());
         let quota = quota.map(|quota| Policy::new("guard", quota));
         let bad_credentials = quota.clone().map(|quota| bad_credentials(quota, before));
-        if let (Some(limiter), Some(quota)) = (&bad_credentials, &quota) {
-            if !limiter.can_set_policies(slice::from_ref(quota)) {
-                let field = format!("groups.{group}.bad_credentials_per_ip");
-                return Err(ConfigError::at(field, SetPolicyError::TooOften).for_now());
-            }
+        if let Some(limiter) = &bad_credentials {
             rate = rate.guard_resumed(config.clients.ip(), limiter.clone());
         }
         if !settings.tiers.is_empty() {

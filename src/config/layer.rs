@@ -19,7 +19,7 @@ use crate::rate::RateLimit;
 /// Puts requests under the limits of their group; made by [`Admission::layer`] and
 /// [`Admission::layer_of`].
 ///
-/// What a refused client sees is what [`ConcurrencyLimitLayer`](crate::ConcurrencyLimitLayer) and
+/// What a rejected client sees is what [`ConcurrencyLimitLayer`](crate::ConcurrencyLimitLayer) and
 /// [`RateLimitLayer`](crate::RateLimitLayer) say, the first being the outer one. Where the peer's address
 /// comes from is said there, too. The service inside is cloned for each request.
 #[derive(Clone)]

@@ -55,7 +55,7 @@
 //! | `groups.<name>.rate` | off | a [`Quota`], called as the group is: `600/min burst 50` |
 //! | `groups.<name>.rates` | none | or several, as one: `{ burst = "10/s", daily = "50000/day" }`, called `name.burst` and `name.daily` |
 //! | `groups.<name>.tiers.<tier>.rate` | | another quota for requests of a [tier](crate::Policy::tier), which the program [says](AdmissionBuilder::tier_by) |
-//! | `groups.<name>.tiers.<tier>.rates` | | or several; with neither the tier is not limited |
+//! | `groups.<name>.tiers.<tier>.rates` | | or several; a rate that the tier does not name keeps its default, and `off` lifts it: `rate = "off"` all of them |
 //! | `groups.<name>.rate_per_ip` | off | a quota for the address in the same decision, called `name.ip` |
 //! | `groups.<name>.bad_credentials_per_ip` | off | a quota of 401 and 403 answers for each address, see [`guard_by_ip`] |
 //! | `groups.<name>.key` | `token` | which key is charged, see [below](#keys) |
@@ -131,8 +131,9 @@
 //!
 //! Requests in flight are not touched, and what is used stays used: of a bucket that is lowered as much as it
 //! holds then, where it is counted in memory. A group is known by its `name`, whatever it
-//! is called in the file. Its rates go on for as long as they have the same names and tiers and each is
-//! [sliding](crate::Quota::sliding), or is not, as before. They also go on when they were off for a while, or
+//! is called in the file. Its rates go on for as long as they have the same names, those of the
+//! tiers included, and each is [sliding](crate::Quota::sliding), or is not, as before; a tier that is added, changed or
+//! taken out changes nothing for requests of the others, unless a group had 16 other tiers before. They also go on when they were off for a while, or
 //! their group was gone, unless a rate of one of these names was used with others meanwhile; the last 64 are kept
 //! for this. Any other rate is a new one, and in memory begins with nothing used, and so does the `concurrency` of
 //! a group that was gone. What addresses used of `bad_credentials_per_ip` stays used until that is switched off, or changed
@@ -164,6 +165,7 @@ mod load;
 mod model;
 mod off;
 mod path;
+mod policies;
 mod statuses;
 mod stores;
 mod text;

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::load::Variables;
@@ -12,7 +11,7 @@ use super::text::{
     Hidden, OrOff, SecretBits, Text, Time, list, shown, some_list, some_text, some_whole, table,
     tables, text, texts, truth, whole,
 };
-use crate::extract::ForwardingHeader;
+use crate::extract::{ForwardingHeader, IpNet};
 use crate::headers::RateLimitHeaders;
 use crate::quota::Quota;
 #[cfg(feature = "redis")]
@@ -143,7 +142,7 @@ pub(super) struct Group {
     pub(super) count: Vec<Statuses>,
 }
 
-/// What stands in place of a group's `rate` or `rates` for some requests.
+/// What other numbers some requests have. A rate that is not named keeps the group's.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Tier {

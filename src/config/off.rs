@@ -30,17 +30,19 @@ impl Group {
         check("concurrency", self.concurrency == 0);
         check("concurrency_per_key", self.concurrency_per_key == 0);
         check("concurrency_per_ip", self.concurrency_per_ip == 0);
-        let mut rates = |at: &str, rate: Option<Quota>, rates: &BTreeMap<String, Quota>| {
+        let mut rates = |at: &str, rate: bool, rates: &BTreeMap<String, Quota>| {
             if rates.is_empty() {
-                check(&format!("{at}rate"), is_off(rate));
+                check(&format!("{at}rate"), rate);
             }
             for (name, quota) in rates {
                 check(&format!("{at}rates.{name}"), quota.is_off());
             }
         };
-        rates("", self.rate, &self.rates);
+        rates("", is_off(self.rate), &self.rates);
         for (tier, settings) in &self.tiers {
-            rates(&format!("tiers.{tier}."), settings.rate, &settings.rates);
+            // Without one of its own a tier has the default.
+            let is_off = settings.rate.is_some_and(|quota| quota.is_off());
+            rates(&format!("tiers.{tier}."), is_off, &settings.rates);
         }
         check("rate_per_ip", is_off(self.rate_per_ip));
         check(

@@ -10,6 +10,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use crate::extract::IpNet;
 use crate::quota::{Quota, QuotaError};
 
 /// Something that is written as text.
@@ -273,7 +274,7 @@ impl Text for Time {
 }
 
 /// A network, or one address.
-impl Text for ipnet::IpNet {
+impl Text for IpNet {
     fn read(text: &str) -> Result<Self, String> {
         let network = Self::from_str(text).or_else(|_| text.parse().map(std::net::IpAddr::into));
         network.map_err(|_| format!("{} is no network, such as \"10.0.0.0/8\"", shown(text)))

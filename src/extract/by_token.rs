@@ -104,6 +104,11 @@ impl ByToken {
         self
     }
 
+    /// Whether a bearer token is charged, whatever else the request has.
+    pub(super) fn takes_bearer(&self) -> bool {
+        self.credential != Credential::ApiKey
+    }
+
     // A function of its own, so that a head is not copied for a request with a bearer token.
     #[inline(never)]
     fn without_bearer(&self, bearer: Extracted, head: RequestHead<'_>) -> Extracted {

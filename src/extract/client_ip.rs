@@ -4,10 +4,10 @@ use std::net::IpAddr;
 
 use http::header::FORWARDED;
 use http::{HeaderMap, HeaderName};
-use ipnet::IpNet;
 
 use super::forwarded::{self, Hops};
 use super::head::{Field, single};
+use super::network::IpNet;
 use super::peer::Peer;
 use super::proxies::TrustedProxies;
 use super::{Extracted, KeyExtractor, RequestHead};
@@ -122,6 +122,11 @@ impl ClientIp {
             v6_prefix: Self::DEFAULT_V6_PREFIX,
             forwarding: None,
         }
+    }
+
+    /// The IPv6 prefix, if the peer itself is charged.
+    pub(super) fn of_peer(&self) -> Option<u8> {
+        self.forwarding.is_none().then_some(self.v6_prefix)
     }
 
     /// The address that the connection's peer forwards for, if the peer is one of `trusted`.

@@ -6,6 +6,7 @@ mod by_token;
 mod client_ip;
 mod forwarded;
 mod head;
+mod network;
 mod peer;
 mod proxies;
 mod trusted_header;
@@ -15,11 +16,11 @@ pub use bearer::BearerToken;
 pub use by_token::ByToken;
 pub use client_ip::{ClientIp, ForwardingHeader};
 pub use head::{RequestHead, ResponseHead};
+pub use network::{IpNet, IpNetError};
 pub use peer::{PeerAddr, UnixPeer};
 pub use trusted_header::TrustedHeader;
 
-pub use ipnet::IpNet;
-
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
@@ -207,11 +208,48 @@ impl KeyExtractor for Shared {
 
 /// The extractor of a layer, and the keys it falls back to.
 #[derive(Clone)]
-pub(crate) struct Extractor(Arc<dyn KeyExtractor>);
+pub(crate) struct Extractor {
+    extractor: Arc<dyn KeyExtractor>,
+    usual: Usual,
+}
+
+/// Extractors whose code is in the layer's own, without a call through a pointer.
+#[derive(Clone)]
+enum Usual {
+    Bearer,
+    Peer { v6_prefix: u8 },
+    None,
+}
 
 impl Extractor {
     pub(crate) fn new(extractor: impl KeyExtractor) -> Self {
-        Self(Arc::new(extractor))
+        let any: &dyn Any = &extractor;
+        let usual = if let Some(by_token) = any.downcast_ref::<ByToken>()
+            && by_token.takes_bearer()
+        {
+            Usual::Bearer
+        } else if let Some(v6_prefix) = any.downcast_ref().and_then(ClientIp::of_peer) {
+            Usual::Peer { v6_prefix }
+        } else {
+            Usual::None
+        };
+        Self {
+            extractor: Arc::new(extractor),
+            usual,
+        }
+    }
+
+    /// What a usual extractor finds, to be looked at where it was written. Anything but a key decides nothing.
+    #[inline(always)]
+    pub(crate) fn find_usual(&self, head: RequestHead<'_>) -> Extracted {
+        match self.usual {
+            Usual::Bearer => bearer::key(head.headers),
+            Usual::Peer { v6_prefix } => match peer::peer_ip(head.extensions) {
+                Some(ip) => Extracted::Key(Key::ip_network(ip, v6_prefix)),
+                None => Extracted::Absent,
+            },
+            Usual::None => Extracted::Absent,
+        }
     }
 
     #[inline]
@@ -222,38 +260,31 @@ impl Extractor {
     /// The key of the credential, without a fallback and without a warning.
     #[cfg(feature = "axum")]
     pub(crate) fn extract(&self, head: RequestHead<'_>) -> Extracted {
-        self.0.extract(head)
+        self.extractor.extract(head)
     }
 
     pub(crate) fn makes_fingerprints(&self) -> bool {
-        self.0.makes_fingerprints()
+        self.extractor.makes_fingerprints()
     }
 
     pub(crate) fn credential_headers(&self) -> Vec<HeaderName> {
-        self.0.credential_headers()
+        self.extractor.credential_headers()
     }
 
     /// The key to charge, unless not even an address is known.
     #[inline]
     pub(crate) fn known_key(&self, head: RequestHead<'_>) -> Option<Key> {
-        match self.0.extract(head) {
+        match self.extractor.extract(head) {
             Extracted::Key(key) => Some(key),
             missing => self.fallback(missing, head).key(),
         }
-    }
-
-    /// What the extractor finds, to be looked at where it was written; else see
-    /// [`fallback`](Self::fallback).
-    #[inline]
-    pub(crate) fn find(&self, head: RequestHead<'_>) -> Extracted {
-        self.0.extract(head)
     }
 
     /// The key in place of a credential that is absent or unusable.
     #[cold]
     pub(crate) fn fallback(&self, missing: Extracted, head: RequestHead<'_>) -> Extracted {
         let address = || {
-            let address = self.0.client_address(head);
+            let address = self.extractor.client_address(head);
             address.or_else(|| ClientIp::peer().extract(head).key())
         };
         let charged = missing.or_address(address);

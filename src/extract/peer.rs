@@ -81,7 +81,8 @@ fn is_unix(extensions: &Extensions) -> bool {
     is_unix
 }
 
-fn peer_ip(extensions: &Extensions) -> Option<IpAddr> {
+#[inline]
+pub(super) fn peer_ip(extensions: &Extensions) -> Option<IpAddr> {
     let peer = extensions.get::<PeerAddr>().map(|peer| peer.0);
     #[cfg(feature = "axum")]
     let peer = peer.or_else(|| {

@@ -3,8 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnet::{IpNet, Ipv4Net};
-
+use super::network::IpNet;
 use super::peer::Peer;
 
 /// The proxies whose headers are believed.
@@ -23,7 +22,8 @@ enum UnixSockets {
 impl TrustedProxies {
     pub(super) fn new(networks: impl IntoIterator<Item = IpNet>) -> Self {
         Self {
-            networks: networks.into_iter().map(unmapped).collect(),
+            // As the addresses are that they are compared with, which are canonical.
+            networks: networks.into_iter().map(IpNet::unmapped).collect(),
             unix_sockets: UnixSockets::Ignored,
         }
     }
@@ -48,18 +48,6 @@ impl TrustedProxies {
     /// An IPv4 address inside NAT64, 6to4 or Teredo does not count here: anyone who can send a
     /// packet through a relay chooses it, and `2002:a00:1::` must not be the proxy 10.0.0.1.
     pub(super) fn trusts_address(&self, address: IpAddr) -> bool {
-        self.networks.iter().any(|net| net.contains(&address))
+        self.networks.iter().any(|net| net.contains(address))
     }
-}
-
-/// A network as the addresses are that it is compared with, which are canonical.
-fn unmapped(network: IpNet) -> IpNet {
-    let IpNet::V6(mapped) = network else {
-        return network;
-    };
-    let address = mapped.addr().to_ipv4_mapped();
-    let length = mapped.prefix_len().checked_sub(96);
-    let unmapped = address.zip(length);
-    let unmapped = unmapped.and_then(|(address, length)| Ipv4Net::new(address, length).ok());
-    unmapped.map_or(network, IpNet::V4)
 }

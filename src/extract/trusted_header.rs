@@ -1,9 +1,9 @@
 //! An identity that a trusted proxy wrote into a header.
 
 use http::HeaderName;
-use ipnet::IpNet;
 
 use super::head::{Field, single};
+use super::network::IpNet;
 use super::peer::Peer;
 use super::proxies::TrustedProxies;
 use super::{Extracted, KeyExtractor, RequestHead};

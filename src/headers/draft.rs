@@ -8,10 +8,11 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::merge::merge_last_line;
 use super::retry_after::retry_after;
-use super::{MAX_INTEGER, ceil_seconds, limit_and_window};
+use super::{Defaults, MAX_INTEGER, ceil_seconds, limit_and_window};
 use crate::decision::{Decision, Usage};
 use crate::policy::{NamedQuota, Policy};
 use crate::rejection::whole_seconds;
+use crate::rule::Rule;
 
 const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
 pub(super) const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -19,6 +20,8 @@ pub(super) const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelim
 #[derive(Clone, Debug)]
 pub(super) struct Draft {
     policy: Option<HeaderValue>,
+    /// What that says.
+    defaults: Defaults,
     names: Vec<Arc<str>>,
     /// What begins each quota's member of `RateLimit`: its name and `;r=`.
     members: Vec<String>,
@@ -29,6 +32,7 @@ impl Draft {
         let quotas = || policies.iter().flat_map(Policy::quotas);
         Self {
             policy: policy_field(policies),
+            defaults: Defaults::new(policies),
             names: quotas().map(NamedQuota::shared_name).collect(),
             members: quotas()
                 .map(|quota| sf_string(quota.name()) + ";r=")
@@ -37,22 +41,28 @@ impl Draft {
     }
 
     pub(super) fn tell(&self, decision: &Decision, headers: &mut HeaderMap) {
-        let Some(policy) = &self.policy else {
-            return;
-        };
         if decision.usages().is_empty() {
             // Admitted without being counted: there are no numbers.
             return;
         }
+        let policy = match &self.policy {
+            Some(policy) if self.defaults.are_those_of(decision) => policy.clone(),
+            _ => match self.policy_of(decision) {
+                Some(policy) => policy,
+                None => return,
+            },
+        };
         let retry_after = retry_after(headers);
-        let own = decision.policies().and_then(policy_field);
         // A field is parsed only if the response has it already, which `append` reports.
-        if headers.append(RATELIMIT_POLICY, own.unwrap_or_else(|| policy.clone())) {
+        if headers.append(RATELIMIT_POLICY, policy) {
             merge_last_line(&RATELIMIT_POLICY, &self.names, headers);
         }
         let mut field = String::new();
         let (mut r, mut t) = (itoa::Buffer::new(), itoa::Buffer::new());
-        for (member, usage) in self.members.iter().zip(decision.usages()) {
+        for usage in decision.usages() {
+            let Some(member) = self.members.get(usage.at()) else {
+                continue;
+            };
             let comma = if field.is_empty() { "" } else { ", " };
             let r = r.format(usage.remaining());
             // Not above a `Retry-After`, which may be that of a layer further in.
@@ -74,6 +84,22 @@ impl Draft {
     }
 }
 
+impl Draft {
+    /// `RateLimit-Policy` of a decision by other rules than the defaults.
+    fn policy_of(&self, decision: &Decision) -> Option<HeaderValue> {
+        let mut field = String::new();
+        for usage in decision.usages() {
+            let name = self.names.get(usage.at())?;
+            let comma = if field.is_empty() { "" } else { ", " };
+            let _ = write!(field, "{comma}{};q={}", sf_string(name), usage.limit());
+            if let Some(window) = self.defaults.window_of(usage) {
+                let _ = write!(field, ";w={window}");
+            }
+        }
+        HeaderValue::from_maybe_shared(Bytes::from(field)).ok()
+    }
+}
+
 /// `t`: in a rejection only of quotas that reject, because no other has a time to come back at and
 /// `Retry-After` must not be below any `t`.
 fn reset(decision: &Decision, usage: &Usage) -> Option<u64> {
@@ -87,8 +113,11 @@ fn reset(decision: &Decision, usage: &Usage) -> Option<u64> {
 fn policy_field(policies: &[Policy]) -> Option<HeaderValue> {
     let mut field = String::new();
     for quota in policies.iter().flat_map(Policy::quotas) {
+        if quota.quota().is_off() {
+            continue;
+        }
         let comma = if field.is_empty() { "" } else { ", " };
-        let (limit, window) = limit_and_window(quota.quota());
+        let (limit, window) = limit_and_window(&Rule::new(quota.quota()));
         let _ = write!(field, "{comma}{};q={limit}", sf_string(quota.name()));
         if let Some(window) = window {
             let _ = write!(field, ";w={window}");
@@ -112,4 +141,73 @@ fn sf_string(text: &str) -> String {
     }
     string.push('"');
     string
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::quota::Quota;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn draft() -> Draft {
+        let policy = Policy::new("a", Quota::per_minute(10)).and("b", Quota::per_day(500));
+        Draft::new(&[policy])
+    }
+
+    fn told(decision: &Decision, mut headers: HeaderMap) -> String {
+        draft().tell(decision, &mut headers);
+        let lines = headers.get_all(RATELIMIT).iter();
+        let lines: Vec<_> = lines.map(|line| line.to_str().unwrap()).collect();
+        lines.join(", ")
+    }
+
+    #[test]
+    fn a_rejection_has_times_of_the_quotas_that_reject() {
+        let decision = Decision::from_usages([
+            Usage::rejected(10, 0, 60 * SECOND, Some(SECOND / 2)),
+            Usage::admitted(500, 400, 100 * SECOND),
+        ]);
+        let expected = "\"a\";r=0;t=1, \"b\";r=400";
+        assert_eq!(told(&decision, HeaderMap::new()), expected);
+    }
+
+    #[test]
+    fn no_time_is_above_a_wait_that_the_response_has() {
+        let decision = Decision::from_usages([
+            Usage::admitted(10, 9, 6 * SECOND),
+            Usage::admitted(500, 400, 7 * SECOND),
+        ]);
+        let mut headers = HeaderMap::new();
+        headers.insert(http::header::RETRY_AFTER, HeaderValue::from_static("6"));
+        assert_eq!(told(&decision, headers), "\"a\";r=9;t=6, \"b\";r=400");
+    }
+
+    #[test]
+    fn members_of_other_names_stay() {
+        let decision = Decision::from_usages([
+            Usage::admitted(10, 9, 6 * SECOND),
+            Usage::admitted(500, 400, 7 * SECOND),
+        ]);
+        let mut headers = HeaderMap::new();
+        headers.insert(RATELIMIT, HeaderValue::from_static("\"c\";r=5, \"a\";r=1"));
+        headers.insert(RATELIMIT_POLICY, HeaderValue::from_static("\"c\";q=5"));
+        let mut with_policy = headers.clone();
+        draft().tell(&decision, &mut with_policy);
+        let policies = with_policy.get_all(RATELIMIT_POLICY).iter();
+        let policies: Vec<_> = policies.map(|line| line.to_str().unwrap()).collect();
+        let ours = "\"a\";q=10;w=60, \"b\";q=500;w=86400";
+        assert_eq!(policies, ["\"c\";q=5", ours]);
+        let expected = "\"c\";r=5, \"a\";r=9;t=6, \"b\";r=400;t=7";
+        assert_eq!(told(&decision, headers), expected);
+    }
+
+    #[test]
+    fn a_quota_below_a_second_has_no_window() {
+        let policy = Policy::new("q\"\\", "5 per 500ms".parse::<Quota>().unwrap());
+        assert_eq!(policy_field(&[policy]).unwrap(), r#""q\"\\";q=5"#);
+        assert_eq!(policy_field(&[]), None);
+    }
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
-use sfv::{BareItem, FieldType, List, ListEntry, Parser};
+
+use super::list::members;
 
 /// Merges the last line of a field, which reports the quotas `ours`, with the lines before it, so that
 /// all of them are one List (RFC 9651) that names each quota once.
@@ -33,23 +34,22 @@ pub(super) fn merge_last_line(field: &HeaderName, ours: &[Arc<str>], headers: &m
 /// and with it the members that are ours. Of several members of one name the last stays, as with keys
 /// of a Dictionary (RFC 9651 §3.2).
 fn members_besides(ours: &[Arc<str>], field: &[u8]) -> Option<HeaderValue> {
-    let list: List = Parser::new(field).parse().ok()?;
     let mut names = HashSet::new();
-    let mut others: List = Vec::with_capacity(list.len());
-    for entry in list.into_iter().rev() {
-        let ListEntry::Item(item) = &entry else {
+    let mut others = Vec::new();
+    for member in members(field)?.into_iter().rev() {
+        let Some(name) = member.name else {
             continue;
         };
-        let BareItem::String(name) = &item.bare_item else {
-            continue;
-        };
-        let is_ours = ours.iter().any(|ours| **ours == *name.as_str());
-        if !is_ours && names.insert(name.as_str().to_owned()) {
-            others.push(entry);
+        let is_ours = ours.iter().any(|ours| **ours == *name);
+        if !is_ours && names.insert(name) {
+            others.push(member.text);
         }
     }
+    if others.is_empty() {
+        return None;
+    }
     others.reverse();
-    HeaderValue::from_maybe_shared(Bytes::from(others.serialize()?)).ok()
+    HeaderValue::from_maybe_shared(Bytes::from(others.join(&b", "[..]))).ok()
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The fields of a response that report limits.
 
 mod draft;
+mod list;
 mod merge;
 mod retry_after;
 mod separate;
@@ -12,9 +13,10 @@ use http::{HeaderMap, HeaderValue};
 use self::draft::Draft;
 pub(crate) use self::retry_after::{tell_retry_after, tell_retry_after_ms};
 use self::separate::Separate;
-use crate::decision::Decision;
+use crate::decision::{Decision, Usage};
 use crate::limiter::RateLimiter;
-use crate::quota::Quota;
+use crate::policy::Policy;
+use crate::rule::{Rule, SUB_SECOND};
 
 /// Selects the response fields that report rate limits.
 ///
@@ -94,11 +96,6 @@ impl Headers {
         Self { dialect, fields }
     }
 
-    /// The same dialect for another limiter.
-    pub(crate) fn of(&self, limiter: &RateLimiter) -> Self {
-        Self::new(self.dialect, limiter)
-    }
-
     pub(crate) fn are_off(&self) -> bool {
         self.dialect == RateLimitHeaders::Off
     }
@@ -125,26 +122,177 @@ fn ceil_seconds(time: Duration) -> u64 {
         .saturating_add(u64::from(time.subsec_nanos() > 0))
 }
 
-const NANOS_PER_SECOND: u128 = 1_000_000_000;
-
 /// The largest integer of a structured field (RFC 9651 §3.3.1): 15 digits.
 const MAX_INTEGER: u64 = 999_999_999_999_999;
 
 /// How many requests a full bucket or window has, and in how many whole seconds. A shorter window
 /// has none.
-fn limit_and_window(quota: Quota) -> (u32, Option<u128>) {
-    let Some(rate) = quota.rate() else {
-        return (0, None);
-    };
-    let window = if rate.is_sliding() {
-        // Rounded up: a client that keeps to it keeps to the quota.
-        rate.period().as_nanos().div_ceil(NANOS_PER_SECOND)
-            * NANOS_PER_SECOND
-            * u128::from(rate.period().as_secs() > 0)
-    } else {
-        rate.window_nanos()
-    };
-    let seconds = (window + NANOS_PER_SECOND / 2) / NANOS_PER_SECOND;
-    let window = (window >= NANOS_PER_SECOND).then(|| seconds.min(MAX_INTEGER.into()));
-    (rate.limit(), window)
+fn limit_and_window(rule: &Rule) -> (u32, Option<u32>) {
+    let window = rule.window_seconds();
+    (rule.limit(), (window != SUB_SECOND).then_some(window))
+}
+
+/// The numbers of the default rules of a limiter, which its fields are prepared for.
+#[derive(Clone, Debug)]
+struct Defaults(Vec<(u32, u32)>);
+
+impl Defaults {
+    fn new(policies: &[Policy]) -> Self {
+        let quotas = policies.iter().flat_map(Policy::quotas);
+        let rules = quotas.map(|quota| Rule::new(quota.quota()));
+        // One that is off limits nothing, and no usage has a limit and no window of 0.
+        let numbers = rules.map(|rule| match rule.quota().is_off() {
+            true => (0, 0),
+            false => (rule.limit(), rule.window_seconds()),
+        });
+        Self(numbers.collect())
+    }
+
+    /// Whether a decision was made by these.
+    fn are_those_of(&self, decision: &Decision) -> bool {
+        let mut usages = decision.usages().iter();
+        let is_same = |(at, (limit, window)): (usize, &(u32, u32))| {
+            if (*limit, *window) == (0, 0) {
+                return true;
+            }
+            usages.next().is_some_and(|usage| {
+                let same_window = usage.window().is_none_or(|of_usage| of_usage == *window);
+                usage.at() == at && usage.limit() == *limit && same_window
+            })
+        };
+        // A decision may be about fewer keys.
+        self.0.iter().enumerate().all(is_same) && usages.next().is_none()
+    }
+
+    /// The window of a usage; the default's, if the store did not name it.
+    fn window_of(&self, usage: &Usage) -> Option<u32> {
+        let default = || self.0.get(usage.at()).map(|(_, window)| *window);
+        let window = usage.window().or_else(default)?;
+        (window != SUB_SECOND && window > 0).then_some(window)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quota::Quota;
+
+    /// The fields of an answer that has none yet, in alphabetical order.
+    fn fields(dialect: RateLimitHeaders, decision: &Decision) -> Vec<(String, String)> {
+        let policy = Policy::new("burst", Quota::per_second(10)).and("daily", Quota::per_day(500));
+        let limiter = RateLimiter::new(policy);
+        let mut headers = HeaderMap::new();
+        let made = Headers::new(dialect, &limiter);
+        assert_eq!(made.are_off(), dialect == RateLimitHeaders::Off);
+        made.tell(decision, &mut headers);
+        let fields = headers.iter();
+        let text = |value: &HeaderValue| value.to_str().unwrap().to_owned();
+        let mut fields: Vec<_> = fields
+            .map(|(name, v)| (name.to_string(), text(v)))
+            .collect();
+        fields.sort();
+        fields
+    }
+
+    fn admitted() -> Decision {
+        Decision::from_usages([
+            Usage::admitted(10, 9, Duration::from_millis(100)),
+            Usage::admitted(500, 3, Duration::from_millis(85_881_600)),
+        ])
+    }
+
+    fn expected(fields: &[(&str, &str)]) -> Vec<(String, String)> {
+        let fields = fields.iter();
+        fields
+            .map(|(name, v)| ((*name).into(), (*v).into()))
+            .collect()
+    }
+
+    #[test]
+    fn each_dialect_has_its_fields() {
+        use RateLimitHeaders::*;
+        let told = |dialect| fields(dialect, &admitted());
+        let policy = "\"burst\";q=10;w=1, \"daily\";q=500;w=86400";
+        let limits = "\"burst\";r=9;t=1, \"daily\";r=3;t=85882";
+        let draft = [("ratelimit", limits), ("ratelimit-policy", policy)];
+        assert_eq!(told(Draft), expected(&draft));
+        let draft_6 = [
+            ("ratelimit-limit", "500"),
+            ("ratelimit-policy", "10;w=1, 500;w=86400"),
+            ("ratelimit-remaining", "3"),
+            ("ratelimit-reset", "85882"),
+        ];
+        assert_eq!(told(Draft6), expected(&draft_6));
+        let legacy = [
+            ("x-ratelimit-limit", "500"),
+            ("x-ratelimit-remaining", "3"),
+            ("x-ratelimit-reset", "85882"),
+        ];
+        assert_eq!(told(Legacy), expected(&legacy));
+        let epoch = told(LegacyEpoch);
+        assert_eq!(epoch[..2], expected(&legacy[..2]));
+        // In 2020 or later.
+        assert!(epoch[2].1.parse::<u64>().unwrap() > 1_577_836_800);
+        assert_eq!(told(Off), []);
+    }
+
+    #[test]
+    fn a_decision_without_numbers_has_no_fields() {
+        use RateLimitHeaders::*;
+        for dialect in [Draft, Draft6, Legacy, LegacyEpoch, Off] {
+            assert_eq!(fields(dialect, &Decision::unlimited()), []);
+        }
+    }
+
+    #[test]
+    fn a_number_is_digits() {
+        for (text, expected) in [
+            ("0", Some(0)),
+            ("18446744073709551615", Some(u64::MAX)),
+            ("18446744073709551616", None),
+            ("+5", None),
+            ("-5", None),
+            ("5 ", None),
+            ("", None),
+        ] {
+            let value = HeaderValue::from_static(text);
+            assert_eq!(number(&value), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn seconds_are_rounded_up() {
+        for (nanos, seconds) in [
+            (0, 0),
+            (1, 1),
+            (999_999_999, 1),
+            (1_000_000_000, 1),
+            (1_000_000_001, 2),
+        ] {
+            assert_eq!(ceil_seconds(Duration::from_nanos(nanos)), seconds);
+        }
+        assert_eq!(ceil_seconds(Duration::MAX), u64::MAX);
+    }
+
+    #[test]
+    fn a_window_is_in_whole_seconds_or_left_out() {
+        for (text, expected) in [
+            ("10/s", (10, Some(1))),
+            ("60/min burst 30", (30, Some(30))),
+            ("1 per 999ms", (1, None)),
+            // To the nearest second.
+            ("1 per 1499ms", (1, Some(1))),
+            ("1 per 1500ms", (1, Some(2))),
+            // Up to the next.
+            ("10/s sliding", (10, Some(1))),
+            ("10 per 1001ms burst 5 sliding", (15, Some(2))),
+            ("10 per 999ms sliding", (10, None)),
+            ("1 per 2000000001ns sliding", (1, Some(3))),
+            ("off", (0, None)),
+            ("deny all", (0, None)),
+        ] {
+            let quota: Quota = text.parse().unwrap();
+            assert_eq!(limit_and_window(&Rule::new(quota)), expected, "{text}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::header::RETRY_AFTER;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName};
 
 use super::number;
 
@@ -17,10 +17,10 @@ pub(super) fn retry_after(headers: &HeaderMap) -> u64 {
 
 /// Adds `Retry-After` in seconds (RFC 9110 §10.2.3), unless a response has one already.
 pub(crate) fn tell_retry_after(seconds: Option<u64>, headers: &mut HeaderMap) {
-    if let Some(seconds) = seconds {
-        headers
-            .entry(RETRY_AFTER)
-            .or_insert_with(|| HeaderValue::from(seconds));
+    // `HeaderValue::from` a number reserves room for 20 digits, which costs a second allocation.
+    let value = seconds.and_then(|seconds| itoa::Buffer::new().format(seconds).parse().ok());
+    if let Some(value) = value {
+        headers.entry(RETRY_AFTER).or_insert(value);
     }
 }
 
@@ -31,5 +31,45 @@ pub(crate) fn tell_retry_after_ms(wait: Option<Duration>, headers: &mut HeaderMa
         let millis = wait.as_nanos().div_ceil(1_000_000).max(1);
         let millis = u64::try_from(millis).unwrap_or(u64::MAX);
         headers.insert(RETRY_AFTER_MS, millis.into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn a_wait_that_is_there_stays() {
+        let mut headers = HeaderMap::new();
+        tell_retry_after(None, &mut headers);
+        assert!(headers.is_empty());
+        assert_eq!(retry_after(&headers), u64::MAX);
+        tell_retry_after(Some(5), &mut headers);
+        tell_retry_after(Some(7), &mut headers);
+        assert_eq!(headers[RETRY_AFTER], "5");
+        assert_eq!(headers.len(), 1);
+        assert_eq!(retry_after(&headers), 5);
+        let date = HeaderValue::from_static("Fri, 31 Dec 1999 23:59:59 GMT");
+        headers.insert(RETRY_AFTER, date);
+        assert_eq!(retry_after(&headers), u64::MAX);
+    }
+
+    #[test]
+    fn milliseconds_are_rounded_up_and_never_0() {
+        let mut headers = HeaderMap::new();
+        tell_retry_after_ms(None, &mut headers);
+        assert!(headers.is_empty());
+        for (nanos, millis) in [
+            (0, "1"),
+            (1, "1"),
+            (1_000_000, "1"),
+            (1_000_001, "2"),
+            (1_500_000_000, "1500"),
+        ] {
+            tell_retry_after_ms(Some(Duration::from_nanos(nanos)), &mut headers);
+            assert_eq!(headers[RETRY_AFTER_MS], millis);
+        }
     }
 }

@@ -6,9 +6,10 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::draft::RATELIMIT_POLICY;
-use super::{MAX_INTEGER, ceil_seconds, limit_and_window, number};
+use super::{Defaults, MAX_INTEGER, ceil_seconds, limit_and_window, number};
 use crate::decision::Decision;
 use crate::policy::Policy;
+use crate::rule::Rule;
 use crate::store::memory::clock::since_epoch;
 
 #[derive(Clone, Debug)]
@@ -50,7 +51,7 @@ enum Unit {
 #[derive(Clone, Debug)]
 enum PolicyField {
     None,
-    Draft6(Option<HeaderValue>),
+    Draft6(Option<HeaderValue>, Defaults),
 }
 
 impl Separate {
@@ -58,7 +59,7 @@ impl Separate {
         Self {
             names: &DRAFT_6,
             unit: Unit::Seconds,
-            policy: PolicyField::Draft6(policy_field(policies)),
+            policy: PolicyField::Draft6(policy_field(policies), Defaults::new(policies)),
         }
     }
 
@@ -97,10 +98,13 @@ impl Separate {
         headers.insert(&self.names.limit, ours.limit.into());
         headers.insert(&self.names.remaining, ours.remaining.into());
         headers.insert(&self.names.reset, ours.reset.into());
-        if let PolicyField::Draft6(policy) = &self.policy {
+        if let PolicyField::Draft6(policy, defaults) = &self.policy {
             // Replaced with the three, as it belongs to their limit.
-            let own = decision.policies().and_then(policy_field);
-            match own.or_else(|| policy.clone()) {
+            let policy = match defaults.are_those_of(decision) {
+                true => policy.clone(),
+                false => defaults.policy_of(decision),
+            };
+            match policy {
                 Some(policy) => headers.insert(RATELIMIT_POLICY, policy),
                 None => headers.remove(RATELIMIT_POLICY),
             };
@@ -160,9 +164,24 @@ impl Unit {
 
 /// `RateLimit-Policy` of draft 6 (§2.1): numbers, each with a window.
 fn policy_field(policies: &[Policy]) -> Option<HeaderValue> {
+    let quotas = policies.iter().flat_map(Policy::quotas);
+    let rules = quotas.map(|quota| Rule::new(quota.quota()));
+    let limiting = rules.filter(|rule| !rule.quota().is_off());
+    written(limiting.map(|rule| limit_and_window(&rule)))
+}
+
+impl Defaults {
+    /// The same of a decision by other rules.
+    fn policy_of(&self, decision: &Decision) -> Option<HeaderValue> {
+        let usages = decision.usages().iter();
+        written(usages.map(|usage| (usage.limit(), self.window_of(usage))))
+    }
+}
+
+fn written(numbers: impl Iterator<Item = (u32, Option<u32>)>) -> Option<HeaderValue> {
     let mut field = String::new();
-    for quota in policies.iter().flat_map(Policy::quotas) {
-        if let (limit, Some(window)) = limit_and_window(quota.quota()) {
+    for (limit, window) in numbers {
+        if let Some(window) = window {
             let comma = if field.is_empty() { "" } else { ", " };
             let _ = write!(field, "{comma}{limit};w={window}");
         }
@@ -191,5 +210,65 @@ mod tests {
             assert_eq!(Unit::Epoch.reset(reset, now), epoch);
         }
         assert_eq!(Unit::Epoch.reset(Duration::MAX, now), MAX_INTEGER);
+    }
+
+    /// The three fields after an answer with (limit, remaining, reset) was told to a response that has some.
+    fn told(theirs: &[(&'static str, &'static str)], ours: (u32, u32, u64)) -> [String; 3] {
+        let mut headers = HeaderMap::new();
+        for (name, value) in theirs {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        let (limit, remaining, reset) = ours;
+        let usage = crate::decision::Usage::admitted(limit, remaining, Duration::from_secs(reset));
+        Separate::legacy().tell(&Decision::from_usage(usage), &mut headers);
+        [&LEGACY.limit, &LEGACY.remaining, &LEGACY.reset].map(|name| {
+            assert_eq!(headers.get_all(name).iter().count(), 1);
+            headers[name].to_str().unwrap().to_owned()
+        })
+    }
+
+    #[test]
+    fn the_tighter_limit_stays_whole() {
+        let (limit, left, reset) = (
+            "x-ratelimit-limit",
+            "x-ratelimit-remaining",
+            "x-ratelimit-reset",
+        );
+        let theirs = [(limit, "100"), (left, "5"), (reset, "30")];
+        let (stays, goes) = (["100", "5", "30"], |ours: (u32, u32, u64)| {
+            [ours.0.to_string(), ours.1.to_string(), ours.2.to_string()]
+        });
+        for ours in [(10, 6, 40), (10, 5, 30), (10, 5, 29)] {
+            assert_eq!(told(&theirs, ours), stays, "{ours:?}");
+        }
+        for ours in [(10, 4, 20), (10, 5, 31)] {
+            assert_eq!(told(&theirs, ours), goes(ours), "{ours:?}");
+        }
+        let ours = (10, 9, 1);
+        for theirs in [
+            &[(limit, "100"), (left, "5")][..],
+            &[(limit, "100"), (left, "5"), (left, "5"), (reset, "30")],
+            &[(limit, "100"), (left, "5"), (reset, "soon")],
+            // An epoch, where seconds are expected.
+            &[(limit, "100"), (left, "5"), (reset, "1000000000")],
+        ] {
+            assert_eq!(told(theirs, ours), goes(ours), "{theirs:?}");
+        }
+        let longest = [(limit, "100"), (left, "5"), (reset, "999999999")];
+        assert_eq!(told(&longest, ours), ["100", "5", "999999999"]);
+    }
+
+    #[test]
+    fn a_policy_without_windows_replaces_the_one_that_is_there() {
+        let policy = |text: &str| Policy::from(text.parse::<crate::quota::Quota>().unwrap());
+        for (text, expected) in [("5/s", Some("5;w=1")), ("5 per 500ms", None)] {
+            let mut headers = HeaderMap::new();
+            headers.insert(RATELIMIT_POLICY, HeaderValue::from_static("7;w=7"));
+            let usage = crate::decision::Usage::admitted(5, 4, Duration::ZERO);
+            let separate = Separate::draft_6(&[policy(text)]);
+            separate.tell(&Decision::from_usage(usage), &mut headers);
+            let told = headers.get(RATELIMIT_POLICY);
+            assert_eq!(told.map(|told| told.to_str().unwrap()), expected);
+        }
     }
 }

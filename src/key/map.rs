@@ -30,11 +30,6 @@ impl<T> KeyMap<T> {
         self.values.pin().get(&key.bits()).map(read)
     }
 
-    #[inline]
-    pub(crate) fn has(&self, key: &Key) -> bool {
-        self.find(key, |_| ()).is_some()
-    }
-
     /// Sets a key's value, or removes it. Changes are the caller's to keep apart.
     pub(crate) fn set(&self, key: &Key, value: Option<T>) {
         let values = self.values.pin();
@@ -95,7 +90,7 @@ mod tests {
         let map = KeyMap::default();
         let key = Key::id("org", "acme");
         for _ in 0..2 {
-            assert!(map.is_empty() && !map.has(&key));
+            assert!(map.is_empty() && map.find(&key, |_| ()).is_none());
             map.set(&key, Some(1));
             map.set(&key, Some(2));
             assert_eq!(map.find(&key, |value| *value), Some(2));

@@ -4,16 +4,17 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::OnceLock;
 
-use siphasher::sip128::SipHasher13;
-
 mod address;
 mod map;
 mod name;
+pub(crate) mod percent;
+mod siphash;
 
 pub(crate) use self::map::KeyMap;
 #[cfg(feature = "config")]
 pub(crate) use self::name::interned;
 pub use self::name::{KeyName, KeyNameError};
+pub(crate) use self::siphash::siphash128;
 
 /// Who a request is charged to: a kind and 128 bits.
 ///
@@ -269,10 +270,7 @@ impl std::error::Error for SecretInstalled {}
 #[inline]
 fn fingerprint(kind: &str, bytes: &[u8]) -> [u64; 2] {
     let Secret([k0, k1]) = *SECRET.get_or_init(Secret::random);
-    let hasher = SipHasher13::new_with_keys(k0 ^ fold(kind), k1);
-    // All at once, which is half the work of feeding it in pieces.
-    let hash = hasher.hash(bytes);
-    [hash.h1, hash.h2]
+    siphash128::<1, 3>([k0 ^ fold(kind), k1], bytes)
 }
 
 /// FNV-1a; of a constant the compiler makes it a constant.

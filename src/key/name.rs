@@ -6,9 +6,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
-
-use super::{Identity, Key};
+use super::{Identity, Key, percent};
 
 /// What a [`Key`] is called by people: in commands, in configuration, and where limits are kept.
 ///
@@ -51,9 +49,6 @@ const LONGEST: usize = 256;
 /// Kinds of keys that are read from text. They live as long as the process.
 const MOST_KINDS: usize = 1024;
 
-/// What stands between kind and name, and what else would be read otherwise than it was written.
-const KIND: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
-
 /// The prefix of an IPv6 address that is written without one.
 const V6_PREFIX: u8 = 64;
 
@@ -70,7 +65,7 @@ impl KeyName {
         if kind == "ip" {
             return Err(KeyNameError::Kind);
         }
-        let kind = utf8_percent_encode(kind, KIND).to_string();
+        let kind = encoded(kind);
         Self::named(interned(&kind)?, id)
     }
 
@@ -79,7 +74,7 @@ impl KeyName {
         if CREDENTIALS.contains(&kind) {
             return Ok(key.into());
         }
-        let text = format!("{}:{id}", utf8_percent_encode(kind, KIND));
+        let text = format!("{}:{id}", encoded(kind));
         check(id)?;
         if text.len() > LONGEST {
             return Err(KeyNameError::Name);
@@ -106,7 +101,7 @@ impl KeyName {
 /// The name of a key of which no other is known: an address, or a fingerprint.
 impl From<Key> for KeyName {
     fn from(key: Key) -> Self {
-        let mut text = utf8_percent_encode(key.kind(), KIND).to_string();
+        let mut text = encoded(key.kind());
         match key.identity {
             Identity::Shared => {}
             Identity::Fingerprint => text.push('#'),
@@ -151,6 +146,14 @@ impl FromStr for KeyName {
         check(name)?;
         Self::named(interned(kind)?, name)
     }
+}
+
+/// A kind without what stands between kind and name, and what else would be read otherwise than it was
+/// written.
+fn encoded(kind: &str) -> String {
+    percent::encode(kind, |byte| {
+        byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)
+    })
 }
 
 /// Whether a name is shown as it is read.
@@ -203,9 +206,7 @@ fn fingerprint(digits: &str) -> Result<[u64; 2], KeyNameError> {
 /// A kind that lives as long as the process; so there is a bound on how many are taken from text.
 pub(crate) fn interned(kind: &str) -> Result<&'static str, KeyNameError> {
     static KINDS: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
-    let kind = percent_decode_str(kind)
-        .decode_utf8()
-        .map_err(|_| KeyNameError::Kind)?;
+    let kind = percent::decode(kind).map_err(|_| KeyNameError::Kind)?;
     if kind.is_empty() || kind.len() > 64 || kind.trim() != kind {
         return Err(KeyNameError::Kind);
     }
@@ -225,7 +226,7 @@ pub(crate) fn interned(kind: &str) -> Result<&'static str, KeyNameError> {
     if kinds.len() == MOST_KINDS {
         return Err(KeyNameError::TooManyKinds);
     }
-    let kind = &*Box::leak(kind.into_owned().into_boxed_str());
+    let kind = &*Box::leak(kind.into_boxed_str());
     kinds.push(kind);
     Ok(kind)
 }

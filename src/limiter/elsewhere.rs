@@ -3,12 +3,11 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::adjusted::Adjusted;
-use super::rate::RateLimiter;
+use super::rules::Rules;
 use crate::key::{Key, KeyName};
-use crate::limits::{Description, LimitUsage, Limited, Limits, LimitsError, Rates, Slots};
-use crate::policy::{NamedQuota, Policy};
-use crate::store::{LeaseSlots, LeaseStore, MemoryStore, RedisStore, Reply};
+use crate::limits::{Description, LimitTarget, LimitUsage, Limits, LimitsError, Rates, Slots};
+use crate::policy::Policy;
+use crate::store::{LeaseSlots, LeaseStore, RedisStore};
 
 /// What services count in Redis, seen by a tool that is none of them: how far limits are used up.
 ///
@@ -35,6 +34,7 @@ use crate::store::{LeaseSlots, LeaseStore, MemoryStore, RedisStore, Reply};
 /// of which nothing is used.
 pub struct SharedLimiters {
     limiters: Vec<Shared>,
+    tiers: Vec<Arc<str>>,
     limits: Limits,
     store: RedisStore,
 }
@@ -42,7 +42,7 @@ pub struct SharedLimiters {
 enum Shared {
     Rate {
         policies: Vec<Policy>,
-        adjusted: Arc<Adjusted>,
+        rules: Arc<Rules>,
     },
     Slots {
         sort: &'static str,
@@ -65,16 +65,28 @@ impl SharedLimiters {
         // Of their own, so that they are not taken for limiters of this process.
         let limits = limits.copied();
         let described = texts.iter().filter_map(|text| Description::from_text(text));
+        let mut tiers = Vec::new();
         let limiters = described.filter_map(|described| match described {
             Description::Rate(rates) => Shared::rate(&rates, store, &limits),
             Description::Concurrency(slots) => Shared::slots("concurrency", slots, store),
             Description::Lease(slots) => Shared::slots("lease", slots, store),
+            Description::Tier { name } => {
+                tiers.push(name.into());
+                None
+            }
         });
         Ok(Self {
             limiters: limiters.collect(),
+            tiers,
             limits,
             store: store.clone(),
         })
+    }
+
+    /// The tiers of the services, which an override can name. None of services that declare none.
+    #[must_use]
+    pub fn tiers(&self) -> &[Arc<str>] {
+        &self.tiers
     }
 
     /// How far each limit is used up by a key, as [`Limits::usage`] has it.
@@ -135,11 +147,13 @@ impl SharedLimiters {
 impl Shared {
     fn rate(rates: &Rates, store: &RedisStore, limits: &Limits) -> Option<Self> {
         let policies = rates.policies().filter(|policies| !policies.is_empty())?;
-        let buckets = store.open_at(&rates.place, &policies)?;
-        Some(Self::Rate {
-            adjusted: Adjusted::of_shapes(rates.shapes()?, policies.clone(), buckets, limits),
-            policies,
-        })
+        // As the service did: first as they were opened, as that says where they count.
+        let opened = rates.opened()?;
+        let buckets = store.open_at(&rates.place, &opened)?;
+        let shapes = opened.iter().map(Policy::shape).collect();
+        let rules = Rules::new(opened, shapes, buckets, Some(limits)).ok()?;
+        rules.set_policies(policies.clone()).ok()?;
+        Some(Self::Rate { policies, rules })
     }
 
     fn slots(sort: &'static str, described: Slots, store: &RedisStore) -> Option<Self> {
@@ -156,21 +170,26 @@ impl Shared {
     /// `None` when the store does not say.
     async fn usage(&self, key: Key, limits: &Limits) -> Option<Vec<LimitUsage>> {
         match self {
-            Self::Rate { policies, adjusted } => {
-                let usages = adjusted.usage(key).await;
-                // The first policy is always told of, if it has anything to tell.
-                let is_told = policies[0].quotas().is_empty() || !usages.is_empty();
-                is_told.then_some(usages)
+            Self::Rate { rules, .. } => {
+                let usages = rules.usage(key).await;
+                // The first policy is always reported, if it limits the key.
+                let is_answered = !usages.is_empty() || !rules.is_limited(&key);
+                is_answered.then_some(usages)
             }
             Self::Slots {
                 sort,
                 described,
                 slots,
             } => {
-                let own = limits.concurrency(&key, &described.name);
+                let own = limits.concurrency(&key, &described.name, None);
+                let tier = limits.find(&key, |limit| limit.tier().map(Arc::<str>::from));
+                let own = own.or_else(|| described.in_tier(&tier.flatten()?));
                 let mut usages = Vec::new();
                 for (place, per_key) in described.per_key.iter().enumerate() {
-                    let limit = own.or(*per_key);
+                    let limit = match own {
+                        Some(own) => own.at_most(),
+                        None => *per_key,
+                    };
                     if limit.is_none() {
                         continue;
                     }
@@ -181,7 +200,7 @@ impl Shared {
                         sort,
                         used: usage.key.unwrap_or(0),
                         limit,
-                        is_own: own.is_some(),
+                        is_own: limits.overrides_concurrency(&key, &described.name),
                     });
                 }
                 Some(LimitUsage::of_places(usages).into_iter().collect())
@@ -204,17 +223,9 @@ impl Shared {
                     return None;
                 }
                 let policies: Vec<_> = policies.iter().map(|p| p.in_tier(tier)).collect();
-                let quotas = policies.iter().flat_map(Policy::quotas);
-                let at = quotas
-                    .map(NamedQuota::name)
-                    .position(|n| *n == *usage.name)?;
-                // What a key finds that has used nothing.
-                let keys = vec![Key::UNKNOWN; policies.len()];
-                let unused = RateLimiter::with_policies(policies, &MemoryStore::new(), None);
-                let Reply::Ready(found) = unused.peek_all(&keys, 0) else {
-                    return None;
-                };
-                found.usages().get(at).map(|usage| usage.limit().into())
+                let mut quotas = policies.iter().flat_map(Policy::quotas);
+                let quota = quotas.find(|quota| *quota.name() == *usage.name)?.quota();
+                Some(quota.burst_size().unwrap_or(0).into()).filter(|_| !quota.is_off())
             }
             Self::Slots {
                 sort, described, ..

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::leases::{Leases, Shared};
+use crate::capacity::Capacity;
 use crate::key::Key;
-use crate::limit::Limit;
-use crate::limits::{BoxFuture, LimitUsage, Limited, Limits};
+use crate::limits::{BoxFuture, LimitTarget, LimitUsage, Limits};
 #[cfg(feature = "redis")]
 use crate::limits::{Description, Slots};
 use crate::store::{LeaseSlots, Reply};
@@ -14,7 +14,7 @@ use crate::store::{LeaseSlots, Reply};
 #[derive(Clone)]
 pub(super) struct TenantLimits {
     limits: Limits,
-    limited: Option<Arc<dyn Limited>>,
+    target: Option<Arc<dyn LimitTarget>>,
 }
 
 impl Leases {
@@ -25,7 +25,7 @@ impl Leases {
         self.with(|shared| {
             shared.limits = Some(TenantLimits {
                 limits: limits.clone(),
-                limited: None,
+                target: None,
             });
         })
     }
@@ -34,14 +34,14 @@ impl Leases {
 impl Shared {
     pub(super) fn limit_of(&self, tenant: &Key) -> Option<u64> {
         let limits = self.limits.as_ref();
-        let own = limits.and_then(|limits| limits.limits.concurrency(tenant, &self.name));
-        own.or(self.per_tenant)
+        let own = limits.and_then(|limits| limits.limits.concurrency(tenant, &self.name, None));
+        own.map_or(self.per_tenant, Capacity::at_most)
     }
 
     /// Tells the limits of these leases, as they are by now.
     pub(super) fn tell_limits(&mut self) {
-        if let Some(TenantLimits { limits, limited }) = &mut self.limits {
-            let worked: Arc<dyn Limited> = Arc::new(AtWork {
+        if let Some(TenantLimits { limits, target }) = &mut self.limits {
+            let worked: Arc<dyn LimitTarget> = Arc::new(AtWork {
                 name: self.name.clone(),
                 per_tenant: self.per_tenant,
                 total: self.total,
@@ -49,7 +49,7 @@ impl Shared {
                 limits: limits.clone(),
             });
             limits.attach(&worked);
-            *limited = Some(worked);
+            *target = Some(worked);
         }
     }
 }
@@ -76,13 +76,12 @@ impl AtWork {
     }
 }
 
-impl Limited for AtWork {
-    // Looked up when it is needed.
-    fn set_own(&self, _: &Key, _: Option<&Limit>) {}
-
+impl LimitTarget for AtWork {
     fn usage(&self, key: Key) -> BoxFuture<Vec<LimitUsage>> {
-        let own = self.limits.concurrency(&key, &self.name);
-        let mut usage = self.usage_of(0, own.or(self.per_tenant), own.is_some());
+        let own = self.limits.concurrency(&key, &self.name, None);
+        let is_own = self.limits.overrides_concurrency(&key, &self.name);
+        let limit = own.map_or(self.per_tenant, Capacity::at_most);
+        let mut usage = self.usage_of(0, limit, is_own);
         let asked = self.slots.usage(Some(&key));
         Box::pin(async move {
             let used = asked.await.and_then(|used| used.key);
@@ -112,6 +111,7 @@ impl Limited for AtWork {
             place: self.slots.place()?.to_owned(),
             total: self.total,
             per_key: vec![self.per_tenant],
+            tiers: Slots::tiers(&self.limits, &self.name),
         }))
     }
 }

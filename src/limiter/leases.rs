@@ -166,8 +166,10 @@ impl Leases {
     #[must_use]
     #[track_caller]
     pub fn store(self, store: impl LeaseStore) -> Self {
-        self.try_store(store)
-            .unwrap_or_else(|error| panic!("{error}"))
+        match self.try_store(store) {
+            Ok(leases) => leases,
+            Err(error) => panic!("{error}"),
+        }
     }
 
     /// As [`store`](Self::store), for a store that is configured from outside.

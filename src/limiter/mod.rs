@@ -1,6 +1,5 @@
 //! Limiters: they ask a store, and are usable without HTTP, for a message or a job.
 
-mod adjusted;
 mod concurrency;
 #[cfg(feature = "config")]
 mod configured;
@@ -14,6 +13,7 @@ mod per_key;
 mod permit;
 mod rate;
 mod reaper;
+mod rules;
 mod share;
 mod slots;
 mod stall_clock;
@@ -21,14 +21,16 @@ mod stalled;
 mod verdict;
 mod wait;
 
-pub use adjusted::SetPolicyError;
-pub use concurrency::{Capacity, ConcurrencyLimiter};
+pub use concurrency::ConcurrencyLimiter;
+pub(crate) use concurrency::Opened;
 #[cfg(feature = "redis")]
 pub use elsewhere::SharedLimiters;
 pub use lease::{KeptLease, Lease};
 pub use leases::Leases;
 pub use permit::Permit;
 pub use rate::RateLimiter;
+pub use rules::SetPolicyError;
+pub(crate) use rules::TiersUnsupported;
 
 pub(crate) use stalled::{Parking, Unparked};
 pub(crate) use wait::{Acquire, Acquiring, Rejected, Wait};

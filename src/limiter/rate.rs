@@ -4,13 +4,13 @@ use std::fmt;
 use std::slice;
 use std::sync::Arc;
 
-use super::adjusted::{Adjusted, SetPolicyError};
+use super::rules::{Rules, SetPolicyError, TiersUnsupported};
 use crate::decision::Decision;
 use crate::key::Key;
 use crate::limits::Limits;
 use crate::nesting::Nesting;
-use crate::policy::{NamedQuota, Policy, tiers_of};
-use crate::store::{MemoryStore, RateBuckets, RateStats, RateStore, Reply, SecretMissing};
+use crate::policy::{NamedQuota, Policy};
+use crate::store::{MemoryStore, RateStats, RateStore, Reply, SecretMissing};
 
 /// Decides by key whether a request fits its quotas. Clones share one limit.
 ///
@@ -20,21 +20,28 @@ use crate::store::{MemoryStore, RateBuckets, RateStats, RateStore, Reply, Secret
 /// let messages = RateLimiter::new(Quota::per_minute(100));
 /// let user = Key::id("user", "alice");
 ///
-/// let decision = messages.check(&user);
+/// let decision = messages.check_now(&user).unwrap();
 /// assert!(decision.is_admitted());
 /// assert_eq!(decision.remaining(), Some(99));
 /// ```
+///
+/// # Replies
+///
+/// A store in memory answers at once, and another one later. [`check`](Self::check) and its like return a [`Reply`], which
+/// can be awaited either way; no method panics with some stores. [`check_now`](Self::check_now) is for code that cannot
+/// await.
 #[derive(Clone)]
-pub struct RateLimiter(Arc<Limit>);
+pub struct RateLimiter {
+    limit: Arc<Limit>,
+    /// The tier of its requests.
+    tier: Option<Arc<str>>,
+}
 
 struct Limit {
+    /// As it was built.
     policies: Vec<Policy>,
-    /// `None` when every quota is off.
-    buckets: Option<Arc<dyn RateBuckets>>,
-    adjusted: Option<Arc<Adjusted>>,
-    /// Which tier of the policies it is of.
-    tier: Option<Arc<str>>,
-    tiers: Vec<RateLimiter>,
+    /// `None` when nothing is limited and nothing can be.
+    rules: Option<Arc<Rules>>,
     nesting: Arc<Nesting>,
 }
 
@@ -49,12 +56,14 @@ impl RateLimiter {
     ///
     /// # Panics
     ///
-    /// Where [`try_with_store`](Self::try_with_store) returns an error; when the policy has
-    /// [tiers](Policy::tier) and the store [has none](RateBuckets::tier).
+    /// Where [`try_with_store`](Self::try_with_store) returns an error or panics.
     #[must_use]
     #[track_caller]
     pub fn with_store(policy: impl Into<Policy>, store: &(impl RateStore + ?Sized)) -> Self {
-        Self::try_with_store(policy, store).unwrap_or_else(|error| panic!("{error}"))
+        match Self::try_with_store(policy, store) {
+            Ok(limiter) => limiter,
+            Err(error) => panic!("{error}"),
+        }
     }
 
     /// As [`with_store`](Self::with_store), for a store that is configured from outside.
@@ -66,7 +75,8 @@ impl RateLimiter {
     ///
     /// # Panics
     ///
-    /// When the policy has [tiers](Policy::tier) and the store [has none](RateBuckets::tier).
+    /// When the policy has [tiers](Policy::tier) and the store [has none](crate::store::RateBuckets::add_tier).
+    #[track_caller]
     pub fn try_with_store(
         policy: impl Into<Policy>,
         store: &(impl RateStore + ?Sized),
@@ -74,16 +84,15 @@ impl RateLimiter {
         if !store.agrees_on_fingerprints() {
             return Err(SecretMissing);
         }
-        Ok(Self::with_policies(vec![policy.into()], store, None))
+        Ok(Self::with_policy(policy.into(), store, None))
     }
 
-    /// A limiter that counts in `store`, where single keys have what `limits` says.
+    /// A limiter that counts in `store`, with the overrides and tiers of `limits`.
     ///
     /// # Panics
     ///
-    /// When replicas share the store, and it has no [`Secret`](crate::Secret); when the store
-    /// [cannot change quotas](RateStore::open_adjustable); when the policy has
-    /// [tiers](Policy::tier) and the store [has none](RateBuckets::tier).
+    /// When replicas share the store, and it has no [`Secret`](crate::Secret); when there are
+    /// [tiers](Policy::tier) and the store [has none](crate::store::RateBuckets::add_tier).
     #[must_use]
     #[track_caller]
     pub fn with_limits(
@@ -92,244 +101,229 @@ impl RateLimiter {
         limits: &Limits,
     ) -> Self {
         assert!(store.agrees_on_fingerprints(), "{SecretMissing}");
-        Self::with_policies(vec![policy.into()], store, Some(limits))
+        Self::with_policy(policy.into(), store, Some(limits))
     }
 
-    /// A limiter that limits nothing.
-    pub(crate) fn off() -> Self {
-        Self::with_policies(Vec::new(), &MemoryStore::new(), None)
-    }
-
-    /// A limiter that charges one key to each policy.
     #[track_caller]
-    pub(crate) fn with_policies(
-        policies: Vec<Policy>,
+    fn with_policy(
+        policy: Policy,
         store: &(impl RateStore + ?Sized),
         limits: Option<&Limits>,
     ) -> Self {
-        let policies: Vec<_> = policies.into_iter().map(Policy::limiting).collect();
-        let counts = policies.iter().flat_map(Policy::all_quotas).count() > 0;
-        let (buckets, adjusted): (Option<Arc<dyn RateBuckets>>, _) = match limits {
-            _ if !counts => (None, None),
-            None => (Some(store.open(&policies)), None),
-            Some(limits) => {
-                let buckets = store
-                    .open_adjustable(&policies)
-                    .expect("this store can change quotas");
-                let adjusted = Adjusted::new(policies.clone(), buckets.clone(), limits);
-                (Some(buckets), Some(adjusted))
-            }
-        };
-        let nesting = Arc::new(Nesting::new());
-        let in_tier = |tier: Arc<str>| {
-            let buckets = buckets.clone().map(|buckets| {
-                let buckets = buckets.tier(&tier);
-                buckets.expect("this store has no tiers")
-            });
-            Self(Arc::new(Limit {
-                policies: policies.iter().map(|p| p.in_tier(&tier)).collect(),
-                buckets,
-                adjusted: adjusted.clone(),
-                tier: Some(tier),
-                tiers: Vec::new(),
-                nesting: nesting.clone(),
-            }))
-        };
-        Self(Arc::new(Limit {
-            tiers: tiers_of(&policies).into_iter().map(in_tier).collect(),
-            tier: None,
-            policies,
-            buckets,
-            adjusted,
-            nesting,
-        }))
+        match Self::try_with_policies(vec![policy], store, limits) {
+            Ok(limiter) => limiter,
+            Err(error) => panic!("{error}"),
+        }
     }
 
-    /// The same limit for requests of a [tier](Policy::tier); `None` if no policy has it.
+    /// A limiter that charges one key to each policy.
+    pub(crate) fn try_with_policies(
+        policies: Vec<Policy>,
+        store: &(impl RateStore + ?Sized),
+        limits: Option<&Limits>,
+    ) -> Result<Self, TiersUnsupported> {
+        let policies = match limits {
+            // An override or a tier may switch a quota on.
+            Some(_) => policies,
+            None => policies.into_iter().map(Policy::limiting).collect(),
+        };
+        let counts = policies.iter().any(|policy| !policy.quotas().is_empty());
+        let rules = counts.then(|| {
+            let shapes = policies.iter().map(Policy::shape).collect();
+            Rules::new(policies.clone(), shapes, store.open(&policies), limits)
+        });
+        let rules = rules.transpose()?;
+        Ok(Self {
+            limit: Arc::new(Limit {
+                policies,
+                rules,
+                nesting: Arc::new(Nesting::new()),
+            }),
+            tier: None,
+        })
+    }
+
+    /// The same limit for requests of a tier of [its policy](Policy::tier) or [its limits](Limits::tier);
+    /// `None` if there is no tier of this name.
     ///
-    /// It shares what is used with this one and with those of other tiers. What it
-    /// [gives back](Self::refund) is given back to all.
+    /// Each tier counts apart. A tier that is stored for a key goes before this one.
     #[must_use]
-    pub fn tier(&self, name: &str) -> Option<&Self> {
-        let mut tiers = self.0.tiers.iter();
-        tiers.find(|limiter| limiter.0.tier.as_deref() == Some(name))
+    pub fn tier(&self, name: &str) -> Option<Self> {
+        Some(Self {
+            limit: self.limit.clone(),
+            tier: Some(self.known_tier(name)?),
+        })
+    }
+
+    /// The name of a tier that there is.
+    pub(crate) fn known_tier(&self, name: &str) -> Option<Arc<str>> {
+        self.limit.rules.as_ref()?.tier(name)
     }
 
     /// How the services of this limit are known when they are nested.
     pub(crate) fn nesting(&self) -> Arc<Nesting> {
-        self.0.nesting.clone()
+        self.limit.nesting.clone()
     }
 
-    #[cfg(feature = "config")]
-    pub(super) fn adjusted(&self) -> Option<&Adjusted> {
-        self.0.adjusted.as_deref()
+    pub(super) fn rules(&self) -> Option<&Rules> {
+        self.limit.rules.as_deref()
     }
 
-    /// One for each tier.
-    pub(crate) fn tiers(&self) -> impl Iterator<Item = (&str, &Self)> {
-        let tiers = self.0.tiers.iter();
-        tiers.filter_map(|limiter| Some((limiter.0.tier.as_deref()?, limiter)))
-    }
-
-    /// Changes what all keys may do that have no limits of their own, in every tier. What is used stays
-    /// used.
+    /// Sets the defaults and the tiers: what keys without an override may do. What is used stays used, however often
+    /// the policy is changed.
+    ///
+    /// Takes microseconds, whatever the number of overrides.
     ///
     /// # Errors
     ///
-    /// - [`SetPolicyError::Fixed`]: the limiter was made without [`Limits`], or all its quotas
-    ///   were off.
-    /// - [`SetPolicyError::Shape`]: the policy has not the names and tiers that the one at first had, in
-    ///   their order, or one of its quotas is [sliding](crate::Quota::sliding) where that was not,
-    ///   or off.
-    /// - [`SetPolicyError::TooOften`]: in memory, as each change keeps a table of the keys that it saw until
-    ///   they are as good as unused.
+    /// - [`SetPolicyError::Shape`]: the quotas have other names than those at first, or one is
+    ///   [sliding](crate::Quota::sliding) where that was not.
+    /// - [`SetPolicyError::TooManyTiers`]: the limiter has had [`Policy::MAX_TIERS`] tiers before.
+    /// - [`SetPolicyError::Fixed`]: the limiter was built with quotas that are all off and without
+    ///   [`Limits`], or its [store](RateStore) cannot change quotas.
     pub fn set_policy(&self, policy: impl Into<Policy>) -> Result<(), SetPolicyError> {
-        let adjusted = self.0.adjusted.as_ref().ok_or(SetPolicyError::Fixed)?;
-        let mut policies = adjusted.policies();
+        let rules = self.rules().ok_or(SetPolicyError::Fixed)?;
+        let mut policies = rules.policies();
         policies[0] = policy.into();
-        adjusted.set_policies(policies)
+        rules.set_policies(policies)
     }
 
-    /// The policies as they are now for keys that have no limits of their own.
+    /// The policies as they are now, in the tier of this limiter.
     #[must_use]
     pub fn current_policies(&self) -> Vec<Policy> {
-        let Some(adjusted) = &self.0.adjusted else {
-            return self.0.policies.clone();
-        };
-        let policies = adjusted.policies();
-        match &self.0.tier {
-            Some(tier) => policies.iter().map(|p| p.in_tier(tier)).collect(),
-            None => policies,
+        match self.rules() {
+            Some(rules) if self.tier.is_some() => rules.policies_in(self.tier.as_deref()),
+            Some(rules) => rules.policies(),
+            None => self.limit.policies.clone(),
         }
     }
 
-    /// Decides about a request of cost 1 and takes it from the key's buckets if it is admitted.
-    ///
-    /// # Panics
-    ///
-    /// When the store does not answer at once; the memory store does. Use
-    /// [`decide`](Self::decide) with one that does not.
+    /// Decides about a request of cost 1, and takes it from the key's buckets if it is admitted.
     #[inline]
-    #[must_use = "a request that goes on in spite of a rejection is not limited"]
-    pub fn check(&self, key: &Key) -> Decision {
+    pub fn check(&self, key: &Key) -> Reply<Decision> {
         self.check_n(key, 1)
     }
 
     /// As [`check`](Self::check), for a request of any cost.
     ///
     /// A cost of 0 is admitted, takes nothing and reports what is left. A cost above the burst of
-    /// a quota is refused, takes nothing and has no [`retry_after`](Decision::retry_after).
-    ///
-    /// # Panics
-    ///
-    /// As [`check`](Self::check).
+    /// a quota is rejected, takes nothing and has no [`retry_after`](Decision::retry_after).
+    #[inline]
+    pub fn check_n(&self, key: &Key, cost: u32) -> Reply<Decision> {
+        self.decide(slice::from_ref(key), cost)
+    }
+
+    /// As [`check`](Self::check), where the store answers at once; the memory store does. `None`: it
+    /// does not, and has decided nothing.
     #[inline]
     #[must_use = "a request that goes on in spite of a rejection is not limited"]
-    pub fn check_n(&self, key: &Key, cost: u32) -> Decision {
-        now(self.decide(slice::from_ref(key), cost))
+    pub fn check_now(&self, key: &Key) -> Option<Decision> {
+        self.check(key).now()
     }
 
     /// What [`check`](Self::check) would decide, taking nothing.
-    ///
-    /// # Panics
-    ///
-    /// As [`check`](Self::check).
-    #[must_use]
-    pub fn peek(&self, key: &Key) -> Decision {
-        now(self.peek_all(slice::from_ref(key), 1))
+    pub fn peek(&self, key: &Key) -> Reply<Decision> {
+        self.peek_all(slice::from_ref(key), 1)
     }
 
     /// Gives back what an admitted request took, because it turned out not to count.
     ///
     /// Never fills a bucket beyond its burst. Meant for soon after the request: what the bucket
-    /// has regained by itself since then is given back once more.
-    ///
-    /// # Panics
-    ///
-    /// As [`check`](Self::check).
-    pub fn refund(&self, key: &Key, cost: u32) {
-        now(self.refund_all(slice::from_ref(key), cost));
+    /// has regained since then is given back once more.
+    pub fn refund(&self, key: &Key, cost: u32) -> Reply<()> {
+        self.refund_all(slice::from_ref(key), cost)
     }
 
     /// Decides about a request with a key for each policy of a layer: its own, then those of
     /// [`and_by`](crate::RateLimitLayer::and_by). Policies without a key are left alone.
-    ///
-    /// The answer is there at once, or can be awaited, as the store is.
     #[inline]
     pub fn decide(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
-        match &self.0.buckets {
-            Some(buckets) => buckets.take(keys, cost),
-            None => Reply::Ready(Decision::unlimited()),
+        self.decide_in(self.tier.as_deref(), keys, cost)
+    }
+
+    /// As [`decide`](Self::decide), for a request of a tier.
+    #[inline]
+    pub(crate) fn decide_in(&self, tier: Option<&str>, keys: &[Key], cost: u32) -> Reply<Decision> {
+        match (&self.limit.rules, keys) {
+            (None, _) => Reply::Ready(Decision::unlimited()),
+            (Some(rules), [key]) => {
+                let charge = rules.charge(0, key, tier);
+                rules.buckets().take(slice::from_ref(&charge), cost)
+            }
+            (Some(rules), keys) => rules.buckets().take(&rules.charges(keys, tier), cost),
         }
     }
 
-    /// Takes 1 for a key if that can be done at once, and says whether it was; `false` decides
+    /// Takes 1 for a key if that can be done at once, and returns whether it was; `false` decides
     /// nothing.
     #[inline]
-    pub(crate) fn take_one(&self, key: &Key) -> bool {
-        match &self.0.buckets {
-            Some(buckets) => buckets.take_one(key),
+    pub(crate) fn take_one(&self, tier: Option<&str>, key: &Key) -> bool {
+        match &self.limit.rules {
+            Some(rules) => rules.buckets().take_one(&rules.charge(0, key, tier)),
             None => true,
         }
     }
 
     /// What [`decide`](Self::decide) would answer, taking nothing.
     pub fn peek_all(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
-        match &self.0.buckets {
-            Some(buckets) => buckets.peek(keys, cost),
+        self.peek_in(self.tier.as_deref(), keys, cost)
+    }
+
+    /// As [`peek_all`](Self::peek_all), for a request of a tier.
+    pub(crate) fn peek_in(&self, tier: Option<&str>, keys: &[Key], cost: u32) -> Reply<Decision> {
+        match &self.limit.rules {
+            Some(rules) => rules.buckets().peek(&rules.charges(keys, tier), cost),
             None => Reply::Ready(Decision::unlimited()),
         }
     }
 
     /// As [`refund`](Self::refund), to all keys of a [`decide`](Self::decide).
     pub fn refund_all(&self, keys: &[Key], cost: u32) -> Reply<()> {
-        match &self.0.buckets {
-            Some(buckets) => buckets.refund(keys, cost),
+        self.refund_in(self.tier.as_deref(), keys, cost)
+    }
+
+    /// As [`refund_all`](Self::refund_all), for a request of a tier.
+    pub(crate) fn refund_in(&self, tier: Option<&str>, keys: &[Key], cost: u32) -> Reply<()> {
+        match &self.limit.rules {
+            Some(rules) => rules.buckets().refund(&rules.charges(keys, tier), cost),
             None => Reply::Ready(()),
         }
     }
 
-    /// How many keys are held, and how many were given up at the store's bound. `None` when nothing
+    /// How many keys are held, and how many were evicted at the store's bound. `None` when nothing
     /// is limited, and of a store that does not know it; the memory store does.
     ///
     /// For metrics, now and then: it may take a lock for each part of the keys.
     #[must_use]
     pub fn stats(&self) -> Option<RateStats> {
-        self.0.buckets.as_ref()?.stats()
+        self.limit.rules.as_ref()?.buckets().stats()
     }
 
-    /// The policies that this limiter was made with, without the quotas that are off.
+    /// The policies that this limiter was built with. Without [`Limits`], quotas that are off are left out.
     #[must_use]
     pub fn policies(&self) -> &[Policy] {
-        &self.0.policies
+        &self.limit.policies
     }
 
-    /// Whether this limiter limits nothing, because every quota is off.
+    /// Whether this limiter limits nothing, because every quota is off and there are no [`Limits`].
     #[inline]
     #[must_use]
     pub fn is_off(&self) -> bool {
-        self.0.buckets.is_none()
+        self.limit.rules.is_none()
     }
 
-    /// The names of the quotas, in the order of a decision's usages.
+    /// The names of the quotas, by the place of a usage.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
-        let quotas = self.0.policies.iter().flat_map(Policy::quotas);
+        let quotas = self.policies().iter().flat_map(Policy::quotas);
         quotas.map(NamedQuota::name)
-    }
-}
-
-#[inline]
-fn now<T>(reply: Reply<T>) -> T {
-    match reply {
-        Reply::Ready(answer) => answer,
-        Reply::Pending(_) => panic!("this store answers later: await RateLimiter::decide"),
     }
 }
 
 impl fmt::Debug for RateLimiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RateLimiter")
-            .field("policies", &self.0.policies)
+            .field("policies", &self.limit.policies)
+            .field("tier", &self.tier)
             .finish_non_exhaustive()
     }
 }

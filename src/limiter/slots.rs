@@ -313,14 +313,23 @@ mod tests {
         assert!(slots.try_take().is_some(), "the line is closed again");
     }
 
+    /// A waiter in front, since those who went away are taken off the front whenever one joins.
     #[test]
-    fn the_line_forgets_those_who_went_away() {
+    fn the_line_forgets_those_who_went_away_behind_a_waiter() {
         let slots = Slots::new(1);
         let _held = slots.try_take().unwrap();
+        let mut first = slots.join_line(4).unwrap();
         for _ in 0..10_000 {
             drop(slots.join_line(4).unwrap());
         }
+        let mut last = slots.join_line(4).unwrap();
         assert!(lock(&slots.line).len() < 64);
+        // Those who wait stay in their order.
+        slots.set_limit(2);
+        let _slot = first.slot.try_recv().expect("the first is served");
+        assert!(last.slot.try_recv().is_err());
+        slots.set_limit(3);
+        assert!(last.slot.try_recv().is_ok());
     }
 
     #[test]

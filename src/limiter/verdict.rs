@@ -11,7 +11,9 @@ use crate::rejection::{Reason, Rejection};
 impl RateLimiter {
     /// The name of the quota that binds in a decision that admits; empty where none does.
     pub(crate) fn binding(&self, decision: &Decision) -> &str {
-        let name = decision.least().and_then(|at| self.names().nth(at));
+        let name = decision
+            .least()
+            .and_then(|least| self.names().nth(least.at()));
         name.unwrap_or("")
     }
 
@@ -22,21 +24,23 @@ impl RateLimiter {
     ///
     /// When there are no keys.
     pub(crate) fn deciding_key<'a>(&self, keys: &'a [Key], decision: &Decision) -> &'a Key {
-        let at = if decision.is_admitted() {
-            decision.least()
-        } else {
-            let mut usages = decision.usages().iter();
-            usages.position(|usage| !usage.fits())
+        let mut usages = decision.usages().iter();
+        let usage = match decision.is_admitted() {
+            true => decision.least(),
+            false => usages.find(|usage| !usage.fits()),
         };
-        let mut quotas = 0;
-        let policy = at.and_then(|at| {
-            self.policies().iter().position(|policy| {
-                quotas += policy.quotas().len();
-                at < quotas
-            })
-        });
         // A store that cannot be reached has no numbers.
+        let policy = usage.and_then(|usage| self.policy_of(usage));
         policy.and_then(|at| keys.get(at)).unwrap_or(&keys[0])
+    }
+
+    /// The place of the policy whose quota a usage is of.
+    fn policy_of(&self, usage: &Usage) -> Option<usize> {
+        let mut quotas = 0;
+        self.policies().iter().position(|policy| {
+            quotas += policy.quotas().len();
+            usage.at() < quotas
+        })
     }
 
     /// All keys whose quotas reject, of those that a decision is about.
@@ -45,16 +49,11 @@ impl RateLimiter {
         keys: &'a [Key],
         decision: &'a Decision,
     ) -> impl Iterator<Item = &'a Key> {
-        let mut usages = decision.usages().iter();
-        let rejects = move |(policy, key): (&Policy, &'a Key)| {
-            let usages = usages.by_ref().take(policy.quotas().len());
-            let rejecting = usages.filter(|usage| !usage.fits()).count();
-            (rejecting > 0).then_some(key)
-        };
-        self.policies().iter().zip(keys).filter_map(rejects)
+        let rejecting = decision.usages().iter().filter(|usage| !usage.fits());
+        rejecting.filter_map(|usage| keys.get(self.policy_of(usage)?))
     }
 
-    /// What a decision that refuses means, said for a limiter of this name.
+    /// What a decision that rejects means, for a limiter of this name.
     pub(crate) fn rejection(&self, name: &str, decision: Decision) -> Rejection {
         let reason = decision.rejection_reason();
         let reason = reason.unwrap_or(Reason::QuotaExceeded);
@@ -75,9 +74,8 @@ impl RateLimiter {
 
     /// Each usage of a decision, with the name of its quota.
     fn named<'a>(&'a self, decision: &'a Decision) -> impl Iterator<Item = (Arc<str>, &'a Usage)> {
-        let quotas = self.policies().iter().flat_map(Policy::quotas);
-        quotas
-            .map(|quota| quota.shared_name())
-            .zip(decision.usages())
+        let quotas = || self.policies().iter().flat_map(Policy::quotas);
+        let usages = decision.usages().iter();
+        usages.filter_map(move |usage| Some((quotas().nth(usage.at())?.shared_name(), usage)))
     }
 }

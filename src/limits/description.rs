@@ -1,17 +1,24 @@
-//! What replicas tell each other's tools of a limiter.
+//! The descriptions of limiters and tiers that replicas write down for tools.
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{Policy, PolicyError, Shape};
+use super::Limits;
+use crate::capacity::Capacity;
+use crate::limit::Limit;
+use crate::policy::{Policy, Shape};
 use crate::quota::Quota;
 
-/// A limiter that counts in a store, as it is written there for tools that are none of its replicas.
+/// A limiter that counts in a store, or a tier, as it is written there for tools that are none of its replicas.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "sort", rename_all = "lowercase")]
 pub(crate) enum Description {
     Rate(Rates),
     Concurrency(Slots),
     Lease(Slots),
+    /// A tier that an override can name.
+    Tier {
+        name: String,
+    },
 }
 
 /// A rate limiter.
@@ -54,6 +61,39 @@ pub(crate) struct Slots {
     /// For each place at which a key is counted, the most of a key that has no limit of its own;
     /// `None` where there is none.
     pub(crate) per_key: Vec<Option<u64>>,
+    /// The most of a key in each tier that names this limiter.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) tiers: Vec<SlotsTier>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SlotsTier {
+    name: String,
+    /// `None` for no limit.
+    limit: Option<u64>,
+}
+
+impl Slots {
+    /// What the tiers of some limits have for the limiter of a name.
+    pub(crate) fn tiers(limits: &Limits, name: &str) -> Vec<SlotsTier> {
+        let declared = limits.declared();
+        let tiers = declared.iter().filter_map(|tier| {
+            Some(SlotsTier {
+                name: tier.name.to_string(),
+                limit: tier.limit.concurrency(name)?.at_most(),
+            })
+        });
+        tiers.collect()
+    }
+
+    /// What a key may have that is in a tier; `None` for the default.
+    pub(crate) fn in_tier(&self, name: &str) -> Option<Capacity> {
+        let tier = self.tiers.iter().find(|tier| tier.name == name)?;
+        Some(match tier.limit {
+            Some(limit) => Capacity::AtMost(usize::try_from(limit).unwrap_or(usize::MAX)),
+            None => Capacity::Unlimited,
+        })
+    }
 }
 
 impl Description {
@@ -63,6 +103,7 @@ impl Description {
             Self::Rate(rates) => format!("rate {}", rates.place),
             Self::Concurrency(slots) => format!("concurrency {}", slots.name),
             Self::Lease(slots) => format!("lease {}", slots.name),
+            Self::Tier { name } => format!("tier {name}"),
         }
     }
 
@@ -77,34 +118,33 @@ impl Description {
 }
 
 impl Rates {
-    /// Of policies as they are now, with the shapes that they had at first.
-    pub(crate) fn new(place: &str, policies: &[Policy], shapes: &[Shape]) -> Self {
-        let mut tiers = Vec::new();
-        let mut own = Vec::new();
-        for (at, (policy, shape)) in policies.iter().zip(shapes).enumerate() {
-            let mut quotas = policy.all_quotas().enumerate();
-            let mut described = |count| {
-                let quotas = quotas.by_ref().take(count);
-                let quotas = quotas.map(|(at, quota)| DescribedQuota {
-                    name: quota.name().to_owned(),
-                    quota: quota.quota().to_string(),
-                    sliding: quota.quota().denies_all() && shape.is_sliding(at),
-                });
-                quotas.collect::<Vec<_>>()
-            };
-            own.push(described(policy.quotas().len()));
-            for tier in policy.tiers() {
-                tiers.push(DescribedTier {
-                    policy: at,
-                    name: tier.to_owned(),
-                    quotas: described(policy.in_tier(tier).quotas().len()),
-                });
-            }
-        }
+    /// Of policies as they are now with the shapes that their buckets were opened with, and of their tiers.
+    pub(crate) fn new<'a>(
+        place: &str,
+        policies: impl Iterator<Item = (&'a Policy, &'a Shape)>,
+        tiers: impl Iterator<Item = (usize, &'a str, Policy, &'a Shape)>,
+    ) -> Self {
+        let described = |policy: &Policy, shape: &Shape| {
+            let quotas = policy.quotas().iter().enumerate();
+            let quotas = quotas.map(|(at, quota)| DescribedQuota {
+                name: quota.name().to_owned(),
+                quota: quota.quota().to_string(),
+                sliding: quota.quota().rate().is_none() && shape.is_sliding(at),
+            });
+            quotas.collect()
+        };
         Self {
             place: place.to_owned(),
-            policies: own,
-            tiers,
+            policies: policies
+                .map(|(policy, shape)| described(policy, shape))
+                .collect(),
+            tiers: tiers
+                .map(|(policy, name, quotas, shape)| DescribedTier {
+                    policy,
+                    name: name.to_owned(),
+                    quotas: described(&quotas, shape),
+                })
+                .collect(),
         }
     }
 
@@ -113,15 +153,14 @@ impl Rates {
         self.read(|quota| quota.quota.parse().ok())
     }
 
-    /// What the policies were at first, as far as their shapes go.
-    pub(crate) fn shapes(&self) -> Option<Vec<Shape>> {
+    /// Policies that the buckets could have been opened with.
+    pub(crate) fn opened(&self) -> Option<Vec<Policy>> {
         let quota = |described: &DescribedQuota| {
             let quota: Quota = described.quota.parse().ok()?;
             let any = Quota::per_second(1).sliding();
             Some(if described.sliding { any } else { quota })
         };
-        let policies = self.read(quota)?;
-        Some(policies.iter().map(Policy::shape).collect())
+        self.read(quota)
     }
 
     fn read(&self, quota: impl Fn(&DescribedQuota) -> Option<Quota>) -> Option<Vec<Policy>> {
@@ -130,7 +169,10 @@ impl Rates {
             .map(|(at, quotas)| {
                 let mut tiers = self.tiers.iter().filter(|tier| tier.policy == at);
                 tiers.try_fold(policy(quotas, &quota)?, |all, tier| {
-                    all.try_tier(&tier.name, policy(&tier.quotas, &quota)?).ok()
+                    let quotas = policy(&tier.quotas, &quota)?;
+                    let named = quotas.quotas().iter();
+                    let named = named.map(|named| (named.name(), named.quota()));
+                    all.try_tier(&tier.name, Limit::of_quotas(named).ok()?).ok()
                 })
             })
             .collect()
@@ -141,16 +183,11 @@ fn policy(
     quotas: &[DescribedQuota],
     quota: impl Fn(&DescribedQuota) -> Option<Quota>,
 ) -> Option<Policy> {
-    let none = Policy::empty();
-    quotas.iter().try_fold(none, |policy, described| {
-        let quota = quota(described)?;
-        let added: Result<_, PolicyError> = policy.try_and(&described.name, quota);
-        // Off, it would be counted in no place of the store.
-        added.ok().filter(|policy| {
-            let last = policy.quotas().last();
-            last.is_some_and(|last| !last.quota().is_off())
+    quotas
+        .iter()
+        .try_fold(Policy::empty(), |policy, described| {
+            policy.try_and(&described.name, quota(described)?).ok()
         })
-    })
 }
 
 #[cfg(test)]
@@ -161,37 +198,60 @@ mod tests {
     fn is_read_as_it_is_written() {
         let burst = Policy::new("burst", Quota::per_second(10).burst(3));
         let daily = Policy::new("per day", Quota::per_day(100).sliding());
-        let burst = burst.and("denied", Quota::deny_all());
         let burst = burst
-            .tier("pro", Quota::per_second(9))
-            .tier("staff", Policy::empty());
-        let policies = vec![burst, daily.clone().tier("pro", daily)];
+            .and("denied", Quota::deny_all())
+            .and("off", Quota::off());
+        let burst = burst.tier("pro", "burst=9/s, denied=deny all, off=10/s");
+        let policies = vec![burst, daily];
         let shapes: Vec<_> = policies.iter().map(Policy::shape).collect();
-        let described = Description::Rate(Rates::new("app:rate:burst", &policies, &shapes));
-        assert_eq!(described.field(), "rate app:rate:burst");
-        let Some(Description::Rate(rates)) = Description::from_text(&described.to_text()) else {
-            panic!("{}", described.to_text());
+        let described = |policies: &[Policy]| {
+            let tier = policies[0].in_tier("pro");
+            let tier = (0, "pro", tier, &shapes[0]);
+            let rates = Rates::new(
+                "app:rate:burst",
+                policies.iter().zip(&shapes),
+                std::iter::once(tier),
+            );
+            let described = Description::Rate(rates);
+            assert_eq!(described.field(), "rate app:rate:burst");
+            match Description::from_text(&described.to_text()) {
+                Some(Description::Rate(rates)) => rates,
+                _ => panic!("{}", described.to_text()),
+            }
         };
-        assert_eq!(rates.policies(), Some(policies.clone()));
-        assert_eq!(rates.shapes(), Some(shapes.clone()));
+        let in_tier = |policies: Option<Vec<Policy>>| policies.unwrap()[0].in_tier("pro");
+        let rates = described(&policies);
+        let read = rates.policies().unwrap();
+        assert_eq!(read[0].quotas(), policies[0].quotas());
+        assert_eq!(read[1], policies[1]);
+        assert_eq!(in_tier(rates.policies()), policies[0].in_tier("pro"));
+        let read_shapes = |rates: &Rates| {
+            let policies = rates.opened().unwrap();
+            policies.iter().map(Policy::shape).collect::<Vec<_>>()
+        };
+        assert_eq!(read_shapes(&rates), shapes);
         // One that denies everything for now is still of its sort.
-        let denied = policies
-            .iter()
-            .map(|p| p.map_quotas(|_, _, _| Quota::deny_all()));
+        let denied = policies.iter().map(|p| p.map_quotas(|_| Quota::deny_all()));
         let denied: Vec<_> = denied.collect();
-        let rates = Rates::new("app:rate:burst", &denied, &shapes);
-        assert_eq!(rates.policies(), Some(denied));
-        assert_eq!(rates.shapes(), Some(shapes));
+        let rates = described(&denied);
+        assert_eq!(rates.policies().unwrap()[1], denied[1]);
+        assert_eq!(read_shapes(&rates), shapes);
 
         let slots = Slots {
             name: "jobs".to_owned(),
             place: "{app:lease:jobs}:total".to_owned(),
             total: None,
             per_key: vec![Some(5), None],
+            tiers: Slots::tiers(&Limits::new().tier("pro", "jobs=7 concurrent"), "jobs"),
         };
+        assert_eq!(slots.in_tier("pro"), Some(Capacity::AtMost(7)));
+        assert_eq!(slots.in_tier("other"), None);
         for described in [
             Description::Concurrency(slots.clone()),
             Description::Lease(slots),
+            Description::Tier {
+                name: "pro".to_owned(),
+            },
         ] {
             let read = Description::from_text(&described.to_text());
             assert_eq!(read, Some(described));
@@ -212,7 +272,6 @@ mod tests {
         }
         for quotas in [
             r#"{"name":"a","quota":"fast"}"#,
-            r#"{"name":"a","quota":"off"}"#,
             r#"{"name":"","quota":"1/s"}"#,
             r#"{"name":"a","quota":"1/s"},{"name":"a","quota":"1/s"}"#,
         ] {

@@ -1,4 +1,4 @@
-//! What limiters are to those who look after limits.
+//! What a limiter is to limits: what they apply to, and what they report.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -7,25 +7,32 @@ use std::sync::Arc;
 #[cfg(feature = "redis")]
 use super::Description;
 use crate::key::Key;
-use crate::limit::Limit;
 
 pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// A limiter, for [`Limits`](super::Limits).
-pub(crate) trait Limited: Send + Sync {
-    /// A key's limit was set or deleted.
-    fn set_own(&self, key: &Key, limit: Option<&Limit>);
+/// A limiter that [`Limits`](super::Limits) apply to.
+pub(crate) trait LimitTarget: Send + Sync {
+    /// The override of a key was set, changed or deleted. Default: it is looked up when it is needed.
+    fn changed(&self, _key: &Key) {}
+
+    /// A tier was declared, or has other limits. Default: it is looked up when it is needed.
+    fn tiers_changed(&self) {}
+
+    /// The tiers that it has.
+    fn tiers(&self) -> Vec<Arc<str>> {
+        Vec::new()
+    }
 
     /// How far a key has used it up.
     fn usage(&self, key: Key) -> BoxFuture<Vec<LimitUsage>>;
 
-    /// How far all have used it up together, if there is a limit on that.
+    /// How far all keys have used it up together, if there is a limit on that.
     fn total(&self) -> Option<LimitUsage>;
 
-    /// What an entry can be about.
+    /// The names that an override can have parts for.
     fn names(&self) -> Vec<Arc<str>>;
 
-    /// What others are told who ask the store how far it is used up; `None` of one that counts in no
+    /// The description for tools that ask the store how far it is used up; `None` of one that counts in no
     /// store that replicas share.
     #[cfg(feature = "redis")]
     fn description(&self) -> Option<Description>;
@@ -37,8 +44,7 @@ pub(crate) trait Limited: Send + Sync {
 pub struct LimitUsage {
     /// What the limit is called: a quota's name, or a limiter's.
     pub name: Arc<str>,
-    /// The [tier](crate::Policy::tier) that it is of, if it is of one: a key is told of in each, as it
-    /// may come in by any.
+    /// The [tier](crate::Limits::tier) whose buckets these are, if it is of one.
     pub tier: Option<Arc<str>>,
     /// What sort of limit it is: `"rate"`, `"concurrency"` or `"lease"`.
     pub sort: &'static str,
@@ -46,7 +52,7 @@ pub struct LimitUsage {
     pub used: u64,
     /// The most that may be; `None` where they are only counted.
     pub limit: Option<u64>,
-    /// Whether the limit is the key's own.
+    /// Whether the limit is an override of the key.
     pub is_own: bool,
 }
 

@@ -1,14 +1,18 @@
-//! Limits of single keys, changed at run time.
+//! Overrides of keys, changeable at run time, and tiers.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::ops::Bound;
 use std::sync::{Arc, Weak};
 
+use arc_swap::ArcSwap;
 use smallvec::SmallVec;
 
+use crate::capacity::Capacity;
 use crate::key::{Key, KeyMap, KeyName};
-use crate::limit::Limit;
+use crate::limit::{Limit, is_name};
+use crate::policy::{Policy, PolicyError, Tier};
+use crate::rule::Rule;
 use crate::sync::{Mutex, lock};
 
 #[cfg(feature = "redis")]
@@ -24,57 +28,67 @@ mod replica;
 pub(crate) use self::description::{Description, Rates, Slots};
 pub use self::error::LimitsError;
 pub use self::limited::LimitUsage;
-pub(crate) use self::limited::{BoxFuture, Limited};
+pub(crate) use self::limited::{BoxFuture, LimitTarget};
 
-/// What single keys may do, in place of what everybody may, changed at run time. Clones share it.
+/// Overrides per key, changeable at run time, and the tiers of a service. Clones share them.
 ///
 /// One value serves all limiters of a service: give it to
 /// [rate layers](crate::RateLimitLayer::limits), [concurrency layers](crate::ConcurrencyLimitLayer::limits)
-/// and [leases](crate::Leases::limits). An entry is a [`Limit`], which says by name what it is
-/// about where that is not everything.
+/// and [leases](crate::Leases::limits). An override is a [`Limit`], which names the limits that it is
+/// about.
 ///
 /// ```
 /// use tower_admission::{Key, Limits, Quota, RateLimiter, store::MemoryStore};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let limits = Limits::new();
+/// let limits = Limits::new().tier("pro", "100/min, jobs=20 concurrent");
 /// let calls = RateLimiter::with_limits(Quota::per_minute(10), &MemoryStore::new(), &limits);
 /// let acme = Key::id("org", "acme");
-/// assert_eq!(calls.check(&acme).remaining(), Some(9));
+/// assert_eq!(calls.check(&acme).await.remaining(), Some(9));
 ///
 /// limits.set(&"org:acme".parse()?, "1000/min".parse()?).await?;
 /// // One request stays spent.
-/// assert_eq!(calls.check(&acme).remaining(), Some(998));
+/// assert_eq!(calls.check(&acme).await.remaining(), Some(998));
+///
+/// limits.set(&"org:acme".parse()?, "tier=pro".parse()?).await?;
+/// // Each tier counts apart.
+/// assert_eq!(calls.check(&acme).await.remaining(), Some(99));
 ///
 /// limits.delete(&"org:acme".parse()?).await?;
-/// assert_eq!(calls.check(&acme).remaining(), Some(7));
+/// assert_eq!(calls.check(&acme).await.remaining(), Some(7));
 /// # Ok(())
 /// # }
 /// ```
 ///
+/// # Which numbers apply
+///
+/// For each limit: the key's override, else the tier that is stored for the key (`tier=pro`), else the tier that
+/// `tier_by` of a layer selects, else the default. A limit that a tier does not name keeps its default. A tier
+/// that is not declared is the default, and is logged.
+///
 /// # What a change does to what is used
 ///
-/// It stays used, in requests: raising a limit hands out no fresh burst, only the room that it adds.
-/// A [sliding](crate::Quota::sliding) window goes on counting what it counted. A bucket that is lowered owes in
+/// It stays used, in requests: a raise gives only the room that it adds.
+/// A [sliding](crate::Quota::sliding) window goes on counting what it counted. A bucket that is lowered lacks in
 /// memory no more than an empty one. In Redis, where replicas may go by different limits for a moment, it
-/// owes what it owed until a request is admitted again, and regains at the old rate until then: so nobody
-/// waits longer than the old bucket takes to be full. What is in flight goes on, and nobody new comes in until there is room.
-///
-/// What another thread decides about a key in the very moment in which it loses limits of its own may be
-/// forgotten.
+/// lacks what it lacked until a request is admitted again, and regains at the old rate until then: so no client
+/// waits longer than the old bucket takes to be full. What is in flight goes on, and nothing new is admitted until
+/// there is room.
 ///
 /// # What it costs
 ///
-/// A decision looks its key up in a table that readers take no lock for; while no key has limits
-/// of its own, it looks at a counter. Up to [`MOST`](Self::MOST) keys can have some; each takes about
-/// 300 bytes, and 100 more in each limiter that it is about.
+/// A decision looks its key up in a table that readers take no lock for; while no key has an override, it looks at a
+/// counter. Up to [`MOST`](Self::MOST) keys can have one, of about 400 bytes each.
 #[derive(Clone)]
 pub struct Limits(Arc<Inner>);
 
 struct Inner {
     /// For decisions.
     by_key: KeyMap<Own>,
+    tiers: ArcSwap<Vec<Tier>>,
+    /// Tiers of requests that are not declared here, to log each once.
+    unknown: Mutex<Vec<Box<str>>>,
     /// For people, and for the order of changes.
     state: Mutex<State>,
     /// Where replicas keep them together.
@@ -82,39 +96,62 @@ struct Inner {
     replica: Option<replica::Replica>,
 }
 
-/// What a key has of its own.
+/// Tiers that are logged.
+const MAX_UNKNOWN: usize = 16;
+
+/// The override of a key.
 struct Own {
-    limit: Limit,
-    /// What the key is called by who set it.
+    limit: Arc<Limit>,
+    /// What the key is called in the entry.
     name: KeyName,
 }
 
 #[derive(Default)]
 struct State {
-    entries: BTreeMap<KeyName, Limit>,
+    entries: BTreeMap<KeyName, Arc<Limit>>,
     /// The names of entries by their keys: one, unless replicas gave it two at a time.
     names: HashMap<Key, SmallVec<[KeyName; 1]>>,
     /// Changes that were made here and that are newer than what was read of the store.
     #[cfg(feature = "redis")]
     newer: HashMap<KeyName, u64>,
-    limited: Vec<Weak<dyn Limited>>,
+    targets: Vec<Weak<dyn LimitTarget>>,
+    /// How many parts of entries have a rate, by the length of its rule.
+    rates: HashMap<u64, usize>,
 }
 
 impl State {
     fn enter(&mut self, name: &KeyName, limit: Option<Limit>) -> Option<Limit> {
+        for length in limit.iter().flat_map(lengths) {
+            *self.rates.entry(length).or_default() += 1;
+        }
         let names = self.names.entry(name.key()).or_default();
         names.retain(|other| other != name);
         let before = match limit {
             Some(limit) => {
                 names.push(name.clone());
-                self.entries.insert(name.clone(), limit)
+                self.entries.insert(name.clone(), Arc::new(limit))
             }
             None => self.entries.remove(name),
         };
         if names.is_empty() {
             self.names.remove(&name.key());
         }
+        let before = before.map(Arc::unwrap_or_clone);
+        for length in before.iter().flat_map(lengths) {
+            if let Some(parts) = self.rates.get_mut(&length) {
+                *parts -= 1;
+                if *parts == 0 {
+                    self.rates.remove(&length);
+                }
+            }
+        }
         before
+    }
+
+    /// Whether another entry would have more distinct rates than buckets have numbers for.
+    fn has_too_many_rates(&self, limit: &Limit) -> bool {
+        let new = lengths(limit).filter(|length| !self.rates.contains_key(length));
+        self.rates.len() + new.count() > Limits::MAX_RATES
     }
 
     /// What counts for a key: of several names the last, which can be read.
@@ -127,25 +164,125 @@ impl State {
     }
 }
 
+/// The rates of a limit, by the lengths of their rules.
+fn lengths(limit: &Limit) -> impl Iterator<Item = u64> + '_ {
+    let rules = limit.quotas().map(Rule::new);
+    rules
+        .map(|rule| rule.length_nanos())
+        .filter(|length| *length > 0)
+}
+
 impl Limits {
-    /// How many keys can have limits of their own.
+    /// How many keys can have an override.
     pub const MOST: usize = 250_000;
 
-    /// No limits yet, in this process's memory.
+    /// How many distinct rates all overrides together can have: what is used is kept in requests, and for that a bucket
+    /// has the number of its rate.
+    pub const MAX_RATES: usize = 30_000;
+
+    /// No overrides and no tiers yet, in this process's memory.
     #[must_use]
     pub fn new() -> Self {
         Self(Arc::new(Inner {
             by_key: KeyMap::default(),
+            tiers: ArcSwap::default(),
+            unknown: Mutex::default(),
             state: Mutex::default(),
             #[cfg(feature = "redis")]
             replica: None,
         }))
     }
 
-    /// What a key has of its own, whatever name of it was used to set it.
+    /// Declares a tier: a named set of limits, which keys and requests refer to.
+    ///
+    /// `limit` names the limits that it is about as an override does: `"requests=600/min, jobs=20 concurrent"`. A limit
+    /// that it does not name keeps its default. **Rates count apart in each tier**, see [`Policy::tier`]. Permits and
+    /// leases have one count for a key in all tiers; the tier selects the number.
+    ///
+    /// A limiter that was built before knows the tier as well. Adding a tier changes nobody's usage. A tier of this name that
+    /// was declared before is replaced.
+    ///
+    /// ```
+    /// use tower_admission::{Limits, Policy, Quota, RateLimitByTokenLayer};
+    ///
+    /// #[derive(Clone)]
+    /// struct Plan(String);
+    ///
+    /// let limits = Limits::new().tier("pro", "requests=600/min, jobs=20 concurrent");
+    /// let layer = RateLimitByTokenLayer::new(Policy::new("requests", Quota::per_minute(10)))
+    ///     .limits(&limits)
+    ///     .tier_by(|head| Some(&head.extensions.get::<Plan>()?.0));
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// When `limit` cannot be read, and where [`try_tier`](Self::try_tier) returns an error.
+    #[must_use]
+    #[track_caller]
+    pub fn tier(self, name: &str, limit: impl TryInto<Limit, Error: fmt::Display>) -> Self {
+        let limit = match limit.try_into() {
+            Ok(limit) => limit,
+            Err(error) => panic!("{error}: tier {name:?}"),
+        };
+        match self.try_tier(name, limit) {
+            Ok(()) => self,
+            Err(error) => panic!("{error}: tier {name:?}"),
+        }
+    }
+
+    /// As [`tier`](Self::tier), for a tier that comes from outside.
+    ///
+    /// # Errors
+    ///
+    /// - [`PolicyError::Name`]: the name is empty, longer than 64 bytes or has anything but
+    ///   printable ASCII in it.
+    /// - [`PolicyError::TooManyTiers`]: there are [`Policy::MAX_TIERS`] already.
+    /// - [`PolicyError::Nested`]: the limit names a tier.
+    pub fn try_tier(&self, name: &str, limit: Limit) -> Result<(), PolicyError> {
+        if !is_name(name) {
+            return Err(PolicyError::Name);
+        }
+        if limit.tier().is_some() {
+            return Err(PolicyError::Nested);
+        }
+        let state = lock(&self.0.state);
+        let mut tiers = Vec::clone(&self.0.tiers.load());
+        match tiers.iter().position(|tier| *tier.name == *name) {
+            Some(at) => tiers[at].limit = limit,
+            None if tiers.len() == Policy::MAX_TIERS => return Err(PolicyError::TooManyTiers),
+            None => tiers.push(Tier {
+                name: name.into(),
+                limit,
+            }),
+        }
+        self.0.tiers.store(Arc::new(tiers));
+        drop(state);
+        for target in self.targets() {
+            target.tiers_changed();
+        }
+        Ok(())
+    }
+
+    /// The names of the tiers that are declared here or by a policy that uses these limits.
+    #[must_use]
+    pub fn tiers(&self) -> Vec<Arc<str>> {
+        let declared = self.declared();
+        let mut names: Vec<_> = declared.iter().map(|tier| tier.name.clone()).collect();
+        names.extend(self.targets().iter().flat_map(|target| target.tiers()));
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// The tiers that are declared here.
+    pub(crate) fn declared(&self) -> Arc<Vec<Tier>> {
+        self.0.tiers.load_full()
+    }
+
+    /// The override of a key, whatever name of it was used to set it.
     #[must_use]
     pub fn get(&self, key: &KeyName) -> Option<Limit> {
-        self.0.by_key.find(&key.key(), |own| own.limit.clone())
+        self.find(&key.key(), Limit::clone)
     }
 
     /// Everything that is set, in the order of the names.
@@ -154,7 +291,7 @@ impl Limits {
         let state = lock(&self.0.state);
         let entries = state.entries.iter();
         entries
-            .map(|(key, limit)| (key.clone(), limit.clone()))
+            .map(|(key, limit)| (key.clone(), Limit::clone(limit)))
             .collect()
     }
 
@@ -184,37 +321,40 @@ impl Limits {
         let entries = state.entries.range::<KeyName, _>((from, Bound::Unbounded));
         entries
             .take(count)
-            .map(|(key, limit)| (key.clone(), limit.clone()))
+            .map(|(key, limit)| (key.clone(), Limit::clone(limit)))
             .collect()
     }
 
-    /// How many keys have limits of their own.
+    /// How many keys have an override.
     #[must_use]
     pub fn len(&self) -> usize {
         lock(&self.0.state).entries.len()
     }
 
-    /// Whether no key has limits of its own.
+    /// Whether no key has an override.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Sets what a key may do, and returns what it had of its own.
+    /// Sets the override of a key, and returns the one before.
     ///
     /// A key has one entry, also where it has two names, as `org:acme` and the fingerprint that logs show of
     /// it: the entry keeps the name that can be read.
     ///
     /// # Errors
     ///
-    /// - [`LimitsError::TooMany`] for a new key when [`MOST`](Self::MOST) have some.
+    /// - [`LimitsError::TooMany`] for a new key when [`MOST`](Self::MOST) have one.
+    /// - [`LimitsError::TooManyRates`] when there would be more than [`MAX_RATES`](Self::MAX_RATES) distinct rates.
+    /// - [`LimitsError::UnknownTier`] when it names a tier that is not [declared](Self::tier). Not checked in a
+    ///   process that declares none.
     /// - [`LimitsError::Unavailable`] when they are kept in a store that cannot be reached, or
     ///   does not answer within two seconds: then it may have been set or not.
     pub async fn set(&self, key: &KeyName, limit: Limit) -> Result<Option<Limit>, LimitsError> {
         self.change(key, Some(limit)).await
     }
 
-    /// Makes a key one of all again, and returns what it had of its own.
+    /// Removes the override of a key, and returns it.
     ///
     /// # Errors
     ///
@@ -228,6 +368,9 @@ impl Limits {
         key: &KeyName,
         limit: Option<Limit>,
     ) -> Result<Option<Limit>, LimitsError> {
+        if let Some(limit) = &limit {
+            self.check_limit(limit)?;
+        }
         let before = self.get(key);
         let (name, others) = self.names_for(key, limit.is_some());
         let changed = self.change_entry(&name, limit).await?;
@@ -235,6 +378,22 @@ impl Limits {
             self.change_entry(other, None).await?;
         }
         Ok(changed.or(before.filter(|_| !others.is_empty())))
+    }
+
+    fn check_limit(&self, limit: &Limit) -> Result<(), LimitsError> {
+        if let Some(tier) = limit.tier() {
+            let tiers = self.tiers();
+            if !tiers.is_empty() && !tiers.iter().any(|name| **name == *tier) {
+                return Err(LimitsError::UnknownTier {
+                    tier: tier.into(),
+                    known: tiers,
+                });
+            }
+        }
+        if lock(&self.0.state).has_too_many_rates(limit) {
+            return Err(LimitsError::TooManyRates);
+        }
+        Ok(())
     }
 
     /// Under which name a change is made, and which other entries of the key go with it.
@@ -283,8 +442,8 @@ impl Limits {
     /// the first.
     pub async fn usage(&self, key: &KeyName) -> Vec<LimitUsage> {
         let mut usages = Vec::new();
-        for limited in self.limited() {
-            usages.extend(limited.usage(key.key()).await);
+        for target in self.targets() {
+            usages.extend(target.usage(key.key()).await);
         }
         usages
     }
@@ -293,27 +452,25 @@ impl Limits {
     /// later.
     #[must_use]
     pub fn totals(&self) -> Vec<LimitUsage> {
-        let limited = self.limited();
-        limited
-            .iter()
-            .filter_map(|limited| limited.total())
-            .collect()
+        let targets = self.targets();
+        targets.iter().filter_map(|target| target.total()).collect()
     }
 
     /// What limits are called that an entry can be about.
     #[must_use]
     pub fn names(&self) -> Vec<Arc<str>> {
         let mut names: Vec<_> = self
-            .limited()
+            .targets()
             .iter()
-            .flat_map(|limited| limited.names())
+            .flat_map(|target| target.names())
             .collect();
         names.sort_unstable();
         names.dedup();
         names
     }
 
-    /// Limits in memory that are as these are now.
+    /// Limits in memory with the overrides that these have now. Their tiers are those of the limiters that they are
+    /// given to.
     #[cfg(feature = "redis")]
     pub(crate) fn copied(&self) -> Self {
         let copy = Self::new();
@@ -323,10 +480,10 @@ impl Limits {
         copy
     }
 
-    fn limited(&self) -> Vec<Arc<dyn Limited>> {
+    fn targets(&self) -> Vec<Arc<dyn LimitTarget>> {
         let mut state = lock(&self.0.state);
-        state.limited.retain(|limited| limited.strong_count() > 0);
-        state.limited.iter().filter_map(Weak::upgrade).collect()
+        state.targets.retain(|target| target.strong_count() > 0);
+        state.targets.iter().filter_map(Weak::upgrade).collect()
     }
 
     fn apply(&self, state: &mut State, name: &KeyName, limit: Option<Limit>) -> Option<Limit> {
@@ -335,48 +492,83 @@ impl Limits {
         let own = state.own(&key);
         let is_same = |was: &Own| own.as_ref().is_some_and(|own| own.limit == was.limit);
         let was = self.0.by_key.find(&key, is_same);
-        if was == Some(true) || (was.is_none() && own.is_none()) {
-            // The name may have changed.
-            self.0.by_key.set(&key, own);
-            return before;
-        }
-        // Before it counts, so that whoever looks it up finds a limiter that knows it.
-        for limited in state.limited.iter().filter_map(Weak::upgrade) {
-            limited.set_own(&key, own.as_ref().map(|own| &own.limit));
-        }
+        let is_changed = was.map_or(own.is_some(), |is_same| !is_same);
+        // The name may have changed as well.
         self.0.by_key.set(&key, own);
+        if is_changed {
+            // Decisions go by it already. What the key used before is by it from now on, too.
+            for target in state.targets.iter().filter_map(Weak::upgrade) {
+                target.changed(&key);
+            }
+        }
         before
     }
 
-    /// Tells a limiter what is set, and from now on what is changed.
-    pub(crate) fn attach(&self, limited: &Arc<dyn Limited>) {
+    /// Has a limiter be told what is changed from now on.
+    pub(crate) fn attach(&self, target: &Arc<dyn LimitTarget>) {
         let mut state = lock(&self.0.state);
-        state.limited.retain(|limited| limited.strong_count() > 0);
-        state.limited.push(Arc::downgrade(limited));
-        for key in state.names.keys() {
-            let own = state.own(key);
-            limited.set_own(key, own.as_ref().map(|own| &own.limit));
-        }
+        state.targets.retain(|target| target.strong_count() > 0);
+        state.targets.push(Arc::downgrade(target));
     }
 
-    /// Changes what all keys may do that have no limits of their own, by `change`, and then what those
-    /// have that do, as it follows from both.
-    pub(crate) fn changed_for_all(&self, limited: &dyn Limited, change: impl FnOnce()) {
-        let state = lock(&self.0.state);
-        change();
-        for key in state.names.keys() {
-            let own = state.own(key);
-            limited.set_own(key, own.as_ref().map(|own| &own.limit));
-        }
-    }
-
-    /// How many a limiter of this name may give a key, where it has a limit of its own.
+    /// Whether no key has an override: by a look at a counter.
     #[inline]
-    pub(crate) fn concurrency(&self, key: &Key, name: &str) -> Option<u64> {
-        self.0
-            .by_key
-            .find(key, |own| own.limit.concurrency(name).map(u64::from))
-            .flatten()
+    pub(crate) fn has_no_overrides(&self) -> bool {
+        self.0.by_key.is_empty()
+    }
+
+    /// What `read` makes of a key's override.
+    #[inline]
+    pub(crate) fn find<R>(&self, key: &Key, read: impl FnOnce(&Limit) -> R) -> Option<R> {
+        self.0.by_key.find(key, |own| read(&own.limit))
+    }
+
+    /// How many a limiter of this name may admit for a key, whose request is of this tier, if that is not the
+    /// default.
+    #[inline]
+    pub(crate) fn concurrency(
+        &self,
+        key: &Key,
+        name: &str,
+        tier: Option<&str>,
+    ) -> Option<Capacity> {
+        if self.has_no_overrides() && tier.is_none() {
+            return None;
+        }
+        let found = self.find(key, |limit| {
+            let own = limit.concurrency(name);
+            own.or_else(|| self.concurrency_in(limit.tier().or(tier)?, name))
+        });
+        found.unwrap_or_else(|| self.concurrency_in(tier?, name))
+    }
+
+    fn concurrency_in(&self, tier: &str, name: &str) -> Option<Capacity> {
+        let tiers = self.0.tiers.load();
+        let Some(declared) = tiers.iter().find(|declared| *declared.name == *tier) else {
+            self.log_unknown(tier);
+            return None;
+        };
+        declared.limit.concurrency(name)
+    }
+
+    #[cold]
+    fn log_unknown(&self, tier: &str) {
+        let mut unknown = lock(&self.0.unknown);
+        if unknown.len() == MAX_UNKNOWN || unknown.iter().any(|known| **known == *tier) {
+            return;
+        }
+        unknown.push(tier.into());
+        drop(unknown);
+        // A policy may have declared it, and limiters of other sorts have their defaults in it.
+        if !self.tiers().iter().any(|known| **known == *tier) {
+            tracing::warn!(tier, "there is no tier of this name: the defaults apply");
+        }
+    }
+
+    /// Whether a key's override has a part about a limiter of this name.
+    pub(crate) fn overrides_concurrency(&self, key: &Key, name: &str) -> bool {
+        let overrides = self.find(key, |limit| limit.concurrency(name).is_some());
+        overrides.unwrap_or(false)
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Limits;
+use super::{Description, Limits};
 use crate::store::redis::{FailureKind, LimitTable, StoreError};
 
 /// How long what was written stands before it is written again: Redis may have lost it, which shows
@@ -32,9 +32,13 @@ impl Published {
         table: &LimitTable,
         all_read: Option<Instant>,
     ) {
-        let attached = limits.limited();
+        let attached = limits.targets();
         let described = attached.iter().filter_map(|limited| limited.description());
+        let tiers = limits.tiers().into_iter().map(|name| Description::Tier {
+            name: name.to_string(),
+        });
         let limiters: Vec<_> = described
+            .chain(tiers)
             .map(|description| (description.field(), description.to_text()))
             .collect();
         let stands = self.at.is_some_and(|at| at.elapsed() < STANDS);

@@ -68,6 +68,8 @@ impl Limits {
     pub fn in_store_with(store: &RedisStore, cache_ttl: Duration) -> Self {
         let limits = Self(Arc::new(Inner {
             by_key: KeyMap::default(),
+            tiers: Default::default(),
+            unknown: Default::default(),
             state: Mutex::default(),
             replica: Some(Replica {
                 table: store.limit_table(),

@@ -6,11 +6,11 @@ mod tier;
 use std::fmt;
 use std::sync::Arc;
 
+use crate::limit::{Limit, is_name};
 use crate::quota::Quota;
 
 pub(crate) use self::shape::Shape;
-use self::tier::Tier;
-pub(crate) use self::tier::{Binding, tiers_of};
+pub(crate) use self::tier::Tier;
 
 /// The name of a policy that was given as a bare [`Quota`].
 const DEFAULT_NAME: &str = "default";
@@ -51,7 +51,10 @@ impl Policy {
     #[must_use]
     #[track_caller]
     pub fn new(name: &str, quota: Quota) -> Self {
-        Self::try_new(name, quota).unwrap_or_else(|error| panic!("{error}: {name:?}"))
+        match Self::try_new(name, quota) {
+            Ok(policy) => policy,
+            Err(error) => panic!("{error}: {name:?}"),
+        }
     }
 
     /// As [`Policy::new`], for a name that comes from outside.
@@ -72,8 +75,10 @@ impl Policy {
     #[must_use]
     #[track_caller]
     pub fn and(self, name: &str, quota: Quota) -> Self {
-        self.try_and(name, quota)
-            .unwrap_or_else(|error| panic!("{error}: {name:?}"))
+        match self.try_and(name, quota) {
+            Ok(policy) => policy,
+            Err(error) => panic!("{error}: {name:?}"),
+        }
     }
 
     /// As [`Policy::and`], for a name that comes from outside.
@@ -100,7 +105,7 @@ impl Policy {
         Ok(self)
     }
 
-    /// The quotas, in the order they were given, without those of [tiers](Self::tier).
+    /// The quotas, in the order they were given.
     #[must_use]
     pub fn quotas(&self) -> &[NamedQuota] {
         &self.quotas
@@ -114,58 +119,69 @@ impl Policy {
         }
     }
 
-    /// One replica's share of it.
+    /// One replica's share of it, without tiers.
     #[cfg(feature = "redis")]
     pub(crate) fn share(&self, replicas: u32) -> Self {
-        let mut share = self.clone();
-        for quotas in share.lists_mut() {
-            for quota in quotas {
-                quota.quota = quota.quota.share(replicas);
-            }
-        }
-        share
+        self.map_quotas(|quota| quota.quota.share(replicas))
     }
 
-    /// The same names with other quotas. `map` is given the place of each, how many stand with it in the same
-    /// tier, and what it is.
-    pub(crate) fn map_quotas(
-        &self,
-        mut map: impl FnMut(usize, usize, &NamedQuota) -> Quota,
-    ) -> Self {
-        let mut mapped = self.clone();
-        let mut at = 0;
-        for quotas in mapped.lists_mut() {
-            let with = quotas.len();
-            for quota in quotas {
-                quota.quota = map(at, with, quota);
-                at += 1;
-            }
+    /// The same names with other quotas, and without tiers.
+    pub(crate) fn map_quotas(&self, mut map: impl FnMut(&NamedQuota) -> Quota) -> Self {
+        let quotas = self.quotas.iter().map(|quota| NamedQuota {
+            name: quota.name.clone(),
+            quota: map(quota),
+        });
+        Self {
+            quotas: quotas.collect(),
+            tiers: Vec::new(),
         }
-        mapped
     }
 
-    /// Without the quotas that are off.
+    /// The policy under a limit, which names some of its quotas; `None` if it names none of them.
+    pub(crate) fn under(&self, limit: &Limit) -> Option<Self> {
+        let mut names_any = false;
+        let is_single = self.quotas.len() == 1;
+        let under = self.map_quotas(|named| {
+            let quota = named.quota;
+            let slides = match quota.rate() {
+                Some(rate) => rate.is_sliding(),
+                // It has no algorithm to keep.
+                None => limit
+                    .quota(named.name())
+                    .is_some_and(|own| own.is_sliding()),
+            };
+            let rule = limit.rule(named.name(), is_single, slides);
+            names_any |= rule.is_some();
+            rule.map_or(quota, |rule| rule.quota())
+        });
+        names_any.then_some(under)
+    }
+
+    /// Without the quotas that are off, in every tier.
     pub(crate) fn limiting(mut self) -> Self {
-        for quotas in self.lists_mut() {
-            quotas.retain(|quota| !quota.quota.is_off());
-        }
+        let tiers: Vec<_> = self.tiers().map(|tier| self.in_tier(tier)).collect();
+        let mut at = 0;
+        self.quotas.retain(|quota| {
+            let is_off = |policy: &Self| policy.quotas[at].quota.is_off();
+            let keeps = !quota.quota.is_off() || !tiers.iter().all(is_off);
+            at += 1;
+            keeps
+        });
         self
     }
 
     /// With names that are none of `taken`: a second `default` becomes `default-2`.
     pub(crate) fn renamed_apart_from(mut self, taken: &[Policy]) -> Self {
-        let is_taken = |name: &str| taken.iter().any(|policy| policy.has_anywhere(name));
-        for quotas in self.lists_mut() {
-            for at in 0..quotas.len() {
-                let original = quotas[at].name.clone();
-                let mut n = 2;
-                while is_taken(&quotas[at].name) {
-                    let name = format!("{original}-{n}");
-                    if !has(quotas, &name) {
-                        quotas[at].name = name.into();
-                    }
-                    n += 1;
+        let is_taken = |name: &str| taken.iter().any(|policy| has(&policy.quotas, name));
+        for at in 0..self.quotas.len() {
+            let original = self.quotas[at].name.clone();
+            let mut n = 2;
+            while is_taken(&self.quotas[at].name) {
+                let name = format!("{original}-{n}");
+                if !has(&self.quotas, &name) {
+                    self.quotas[at].name = name.into();
                 }
+                n += 1;
             }
         }
         self
@@ -184,10 +200,6 @@ impl Policy {
 
 fn has(quotas: &[NamedQuota], name: &str) -> bool {
     quotas.iter().any(|quota| *quota.name == *name)
-}
-
-fn is_name(name: &str) -> bool {
-    (1..=64).contains(&name.len()) && name.bytes().all(|b| (b' '..=b'~').contains(&b))
 }
 
 impl NamedQuota {
@@ -227,9 +239,11 @@ pub enum PolicyError {
     TooMany,
     /// The policy has a tier of that name already.
     TierTaken,
-    /// The policy has 8 tiers already.
+    /// The policy has [`Policy::MAX_TIERS`] tiers already.
     TooManyTiers,
-    /// What is to be a tier has tiers itself.
+    /// A tier names a quota that the policy has not, or none that it has.
+    UnknownQuota,
+    /// A tier names a tier.
     Nested,
 }
 
@@ -240,8 +254,9 @@ impl fmt::Display for PolicyError {
             Self::NameTaken => "the policy has a quota of that name already",
             Self::TooMany => "a policy has at most 16 quotas",
             Self::TierTaken => "the policy has a tier of that name already",
-            Self::TooManyTiers => "a policy has at most 8 tiers",
-            Self::Nested => "a tier of a policy has no tiers itself",
+            Self::TooManyTiers => "a policy has at most 16 tiers",
+            Self::UnknownQuota => "a tier of a policy names quotas of the policy, and at least one",
+            Self::Nested => "a tier names no other tier",
         })
     }
 }

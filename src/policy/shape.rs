@@ -3,48 +3,59 @@
 use std::sync::Arc;
 
 use super::{NamedQuota, Policy};
+use crate::quota::Quota;
 
-/// The names of a policy's quotas and tiers, and whether each quota is counted in a sliding window: what a
-/// limiter was made with, and what its state is kept by. (One that denies everything is as a bucket.)
+/// The names of a policy's quotas, and whether each is counted in a sliding window: what the buckets of a limiter
+/// were opened with. (A quota that denies everything or is off counts as a bucket.)
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Shape {
-    quotas: Vec<(Arc<str>, bool)>,
-    /// How many of them each tier has, behind those of none.
-    tiers: Vec<(Arc<str>, usize)>,
-}
+pub(crate) struct Shape(Box<[(Arc<str>, bool)]>);
 
 impl Policy {
+    /// The policy with the algorithms of a shape. A quota that is out of the bounds of its algorithm is off: it is
+    /// above the highest rate that can be counted.
+    pub(crate) fn in_shape(&self, shape: &Shape) -> Self {
+        let mut sliding = shape.0.iter().map(|(_, sliding)| *sliding);
+        self.map_quotas(|quota| {
+            let sliding = sliding.next().unwrap_or_default();
+            let counted = quota.quota.counted_in(sliding);
+            counted.unwrap_or(Quota::off())
+        })
+    }
+
     /// What stays the same when its quotas are changed.
     pub(crate) fn shape(&self) -> Shape {
-        let quotas = self.all_quotas();
-        let tiers = self.tiers.iter();
-        Shape {
-            quotas: quotas
+        let quotas = self.quotas.iter();
+        Shape(
+            quotas
                 .map(|quota| (quota.name.clone(), quota.quota.is_sliding()))
                 .collect(),
-            tiers: tiers
-                .map(|tier| (tier.name.clone(), tier.quotas.len()))
-                .collect(),
-        }
+        )
     }
 }
 
 impl Shape {
-    /// Whether a policy could have been there from the beginning. One that denies everything for a
+    /// Whether the buckets could have been opened with a policy. One that is off or denies everything for a
     /// while could.
     pub(crate) fn fits(&self, policy: &Policy) -> bool {
         let fits = |((name, sliding), quota): (&(Arc<str>, bool), &NamedQuota)| {
-            let is_alike = quota.quota.denies_all() || quota.quota.is_sliding() == *sliding;
-            *name == quota.name && !quota.quota.is_off() && is_alike
+            let is_alike = quota
+                .quota
+                .rate()
+                .is_none_or(|rate| rate.is_sliding() == *sliding);
+            *name == quota.name && is_alike
         };
-        let other = policy.shape();
-        other.tiers == self.tiers
-            && other.quotas.len() == self.quotas.len()
-            && self.quotas.iter().zip(policy.all_quotas()).all(fits)
+        self.0.len() == policy.quotas.len() && self.0.iter().zip(&policy.quotas).all(fits)
+    }
+
+    /// The names and algorithms of the quotas, and whether there is a single one.
+    pub(crate) fn quotas(&self) -> (impl Iterator<Item = (&str, bool)>, bool) {
+        let quotas = self.0.iter().map(|(name, sliding)| (&**name, *sliding));
+        (quotas, self.0.len() == 1)
     }
 
     /// Whether the quota at this place slides.
+    #[cfg(feature = "redis")]
     pub(crate) fn is_sliding(&self, at: usize) -> bool {
-        self.quotas.get(at).is_some_and(|(_, sliding)| *sliding)
+        self.0.get(at).is_some_and(|(_, sliding)| *sliding)
     }
 }

@@ -46,3 +46,46 @@ impl Quota {
         .unwrap_or(Self::deny_all())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn quota(text: &str) -> Quota {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_quota_is_counted_in_a_window_or_a_bucket_with_its_burst_if_that_fits() {
+        for (text, sliding, counted) in [
+            ("10/s burst 5", true, Some("10/s burst 5 sliding")),
+            ("10/s burst 5 sliding", false, Some("10/s burst 5")),
+            ("1/day burst 4294967294 sliding", false, Some("1/day")),
+            ("4294967295/h burst 1", true, Some("4294967295/h sliding")),
+            ("off", true, Some("off")),
+            ("deny all", true, Some("deny all")),
+        ] {
+            let counted = counted.map(quota);
+            assert_eq!(quota(text).counted_in(sliding), counted, "{text}");
+        }
+    }
+
+    #[cfg(feature = "redis")]
+    #[test]
+    fn a_share_is_the_rate_and_the_burst_over_the_replicas() {
+        for (text, replicas, share) in [
+            ("10/s", 0, "10/s burst 10"),
+            ("10/s", 1, "10/s burst 10"),
+            ("10/s burst 7", 3, "10 per 3s burst 2"),
+            ("10/s burst 2", 3, "10 per 3s burst 1"),
+            ("10/s burst 5 sliding", 3, "5/s sliding"),
+            ("2/s sliding", 3, "1/s sliding"),
+            ("off", 3, "off"),
+            ("deny all", 3, "deny all"),
+            // Its share would take 200 years to fill.
+            ("1 per 36500d", 2, "deny all"),
+        ] {
+            assert_eq!(quota(text).share(replicas), quota(share), "{text}");
+        }
+    }
+}

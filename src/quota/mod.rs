@@ -357,11 +357,6 @@ impl Rate {
         self.period
     }
 
-    /// How long an empty bucket takes to fill, with the interval as it is rounded.
-    pub(crate) const fn refill(&self) -> Duration {
-        Duration::from_nanos(self.interval_nanos() as u64 * self.bucket() as u64)
-    }
-
     /// How long an empty bucket takes to fill, as asked for, in nanoseconds rounded down.
     pub(crate) const fn window_nanos(&self) -> u128 {
         self.period.as_nanos() * self.bucket() as u128 / self.count as u128
@@ -428,6 +423,70 @@ mod tests {
         // The bucket would take 4294967295 days to fill.
         let slow = Quota::per_day(1).sliding();
         assert_eq!(slow.burst(u32::MAX - 1).burst_size(), Some(u32::MAX));
+    }
+
+    #[test]
+    fn the_named_periods_are_what_they_are_called() {
+        for (quota, seconds) in [
+            (Quota::per_second(7), 1),
+            (Quota::per_minute(7), 60),
+            (Quota::per_hour(7), 3_600),
+            (Quota::per_day(7), 86_400),
+        ] {
+            assert_eq!(quota.period(), Some(Duration::from_secs(seconds)));
+            assert_eq!(quota.count(), Some(7));
+        }
+    }
+
+    #[test]
+    fn a_bucket_fills_within_a_hundred_years() {
+        let most = Duration::from_secs(3_153_600_000);
+        let too_long = most + Duration::from_nanos(1);
+        assert!(Quota::try_new(1, most).is_ok());
+        assert_eq!(Quota::try_new(1, too_long), Err(QuotaError::TooSlow));
+        let day = Quota::per_day(1);
+        assert!(day.try_burst(36_500).is_ok());
+        assert_eq!(day.try_burst(36_501), Err(QuotaError::TooSlow));
+        // A window, whatever its burst.
+        let day = day.sliding();
+        assert!(day.try_burst(36_501).is_ok());
+        let window = |period| Quota::new(2, period).burst(1).try_sliding();
+        assert!(window(most).is_ok());
+    }
+
+    #[test]
+    fn off_and_deny_all_have_no_numbers() {
+        let (off, none) = (Quota::off(), Quota::deny_all());
+        for quota in [off, none] {
+            assert_eq!(quota.count(), None);
+            assert_eq!(quota.period(), None);
+            assert_eq!(quota.burst_size(), None);
+            assert!(quota.rate().is_none());
+            assert_eq!(quota.try_burst(0), Ok(quota));
+        }
+        assert_eq!((off.is_off(), off.denies_all()), (true, false));
+        assert_eq!((none.is_off(), none.denies_all()), (false, true));
+        let quota = Quota::per_second(1);
+        assert_eq!((quota.is_off(), quota.denies_all()), (false, false));
+        assert_eq!(quota.try_burst(0), Err(QuotaError::NoBurst));
+    }
+
+    #[test]
+    fn an_interval_rounds_up_and_a_window_does_not() {
+        let rate = Quota::per_second(7).burst(14).rate().unwrap();
+        assert_eq!(rate.period(), SECOND);
+        assert_eq!(rate.interval(), Duration::from_nanos(142_857_143));
+        assert_eq!(rate.window_nanos(), 2_000_000_000);
+        let rate = Quota::per_second(3).burst(1).rate().unwrap();
+        assert_eq!(rate.window_nanos(), 333_333_333);
+    }
+
+    #[test]
+    fn an_error_says_what_is_wrong() {
+        let error = Quota::try_new(1, Duration::ZERO).unwrap_err();
+        assert!(error.to_string().contains("period is above 0"));
+        let shown = format!("{:?}", Quota::per_minute(5).burst(2));
+        assert_eq!(shown, "Quota(5/min burst 2)");
     }
 
     #[test]

@@ -180,6 +180,46 @@ mod tests {
     }
 
     #[test]
+    fn is_shown_in_the_largest_unit_that_is_exact() {
+        for text in [
+            "10/s",
+            "600/min burst 50",
+            "1000/h sliding",
+            "50000/day",
+            "5 per 30s",
+            "5 per 90s burst 2 sliding",
+            "1 per 1500ms",
+            "7 per 14285714286ns",
+            "1 per 1000001us",
+            "off",
+            "deny all",
+        ] {
+            let quota: Quota = text.parse().unwrap();
+            let shown = text.replace("1000001us", "1000001000ns");
+            assert_eq!(quota.to_string(), shown);
+        }
+    }
+
+    #[test]
+    fn knows_every_unit() {
+        for (units, nanos) in [
+            (&["ns"][..], 1),
+            (&["us", "µs"], 1_000),
+            (&["ms"], 1_000_000),
+            (&["s", "sec", "second", "seconds"], 1_000_000_000),
+            (&["m", "min", "minute", "minutes"], 60_000_000_000),
+            (&["h", "hr", "hour", "hours"], 3_600_000_000_000),
+            (&["d", "day", "days"], 86_400_000_000_000),
+        ] {
+            for unit in units {
+                let period = |text| parse_period(text).map(|period| period.as_nanos());
+                assert_eq!(period(unit), Ok(nanos), "{unit}");
+                assert_eq!(period(&format!("3 {unit}")), Ok(3 * nanos), "{unit}");
+            }
+        }
+    }
+
+    #[test]
     fn refuses_what_is_none() {
         use QuotaError::*;
         for (text, error) in [
@@ -219,7 +259,8 @@ mod tests {
         let json = serde_json::to_string(&quota).unwrap();
         assert_eq!(json, "\"600/min burst 50\"");
         assert_eq!(serde_json::from_str::<Quota>(&json).unwrap(), quota);
-        assert!(serde_json::from_str::<Quota>("10").is_err());
+        let error = serde_json::from_str::<Quota>("10").unwrap_err();
+        assert!(error.to_string().contains("a quota such as"), "{error}");
         let sliding = Quota::per_minute(60).burst(10).sliding();
         let json = serde_json::to_string(&sliding).unwrap();
         assert_eq!(json, "\"60/min burst 10 sliding\"");

@@ -9,7 +9,7 @@ use http::{HeaderMap, Response};
 use smallvec::SmallVec;
 
 use super::guard::rejects_credentials;
-use super::shared::Shared;
+use super::shared::{Asked, Shared};
 use crate::decision::Decision;
 use crate::extract::ResponseHead;
 use crate::key::Key;
@@ -32,6 +32,7 @@ pub(super) type Refund = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub(super) struct Account {
     shared: Arc<Shared>,
     keys: Keys,
+    tier: Option<Arc<str>>,
     cost: u32,
     /// The decision that the request was passed on after.
     decision: Decision,
@@ -75,17 +76,17 @@ impl Account {
     pub(super) fn new(
         shared: &Arc<Shared>,
         keys: &[Key],
-        cost: u32,
-        suspect: Option<Key>,
+        asked: Asked,
         decision: Decision,
     ) -> Arc<Self> {
         Arc::new(Self {
             shared: shared.clone(),
             keys: Keys::copy(keys),
-            cost,
+            tier: asked.tier,
+            cost: asked.cost,
             decision,
             changed: OnceLock::new(),
-            suspect: suspect.map(Box::new),
+            suspect: asked.guarded.map(Box::new),
         })
     }
 
@@ -105,7 +106,7 @@ impl Account {
     fn balance(&self) -> impl DerefMut<Target = Balance> + '_ {
         let balance = || {
             Box::new(Mutex::new(Balance {
-                charged: taken(self.limiter(), &self.decision, self.cost),
+                charged: taken(&self.decision, self.cost),
                 decision: self.decision.clone(),
             }))
         };
@@ -154,10 +155,10 @@ impl Account {
         }
         // At once, so that two refunds at the same time do not give back the same.
         balance.charged -= cost;
-        let limiter = self.limiter();
-        let refund = limiter.refund_all(&self.keys, cost);
+        let (limiter, tier) = (self.limiter(), self.tier.as_deref());
+        let refund = limiter.refund_in(tier, &self.keys, cost);
         if let Reply::Ready(()) = refund
-            && let Reply::Ready(decision) = limiter.peek_all(&self.keys, 0)
+            && let Reply::Ready(decision) = limiter.peek_in(tier, &self.keys, 0)
         {
             balance.update(decision);
             return Reply::Ready(());
@@ -165,7 +166,8 @@ impl Account {
         let account = self.clone();
         Reply::Pending(Box::pin(async move {
             refund.await;
-            let decision = account.limiter().peek_all(&account.keys, 0).await;
+            let tier = account.tier.as_deref();
+            let decision = account.limiter().peek_in(tier, &account.keys, 0).await;
             account.balance().update(decision);
         }))
     }
@@ -174,9 +176,10 @@ impl Account {
     pub(super) fn charge(self: &Arc<Self>, cost: u32) -> Reply<Result<(), Rejection>> {
         // Locked before the store decides, so that the numbers of a later decision stay.
         let mut balance = self.balance();
-        match self.limiter().decide(&self.keys, cost) {
+        let tier = self.tier.as_deref();
+        match self.limiter().decide_in(tier, &self.keys, cost) {
             Reply::Ready(decision) => {
-                let charged = balance.charge(self.limiter(), decision, cost);
+                let charged = balance.charge(decision, cost);
                 drop(balance);
                 Reply::Ready(charged.or_else(|decision| self.rejected(decision)))
             }
@@ -184,7 +187,7 @@ impl Account {
                 let account = self.clone();
                 Reply::Pending(Box::pin(async move {
                     let decision = decision.await;
-                    let charged = (account.balance()).charge(account.limiter(), decision, cost);
+                    let charged = account.balance().charge(decision, cost);
                     charged.or_else(|decision| account.rejected(decision))
                 }))
             }
@@ -205,16 +208,11 @@ impl Account {
 
 impl Balance {
     /// Adds what was taken in addition.
-    fn charge(
-        &mut self,
-        limiter: &RateLimiter,
-        decision: Decision,
-        cost: u32,
-    ) -> Result<(), Decision> {
+    fn charge(&mut self, decision: Decision, cost: u32) -> Result<(), Decision> {
         if !decision.is_admitted() {
             return Err(decision);
         }
-        let taken = taken(limiter, &decision, cost);
+        let taken = taken(&decision, cost);
         self.charged = self.charged.saturating_add(taken);
         self.update(decision);
         Ok(())
@@ -229,10 +227,8 @@ impl Balance {
 }
 
 /// What a decision took of a cost: nothing when it rejects, or when the store did not count.
-fn taken(limiter: &RateLimiter, decision: &Decision, cost: u32) -> u32 {
-    // In a tier without quotas there are no usages, and a request counts in the other tiers.
-    let is_counted = !decision.usages().is_empty() || limiter.names().next().is_none();
-    if decision.is_admitted() && is_counted {
+fn taken(decision: &Decision, cost: u32) -> u32 {
+    if decision.is_admitted() && !decision.usages().is_empty() {
         cost
     } else {
         0

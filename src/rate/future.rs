@@ -33,9 +33,8 @@ pin_project! {
     // What is not in the way of an admitted request is boxed, to keep the future small.
     #[project = StateProj]
     enum State<S, B, RB, F> {
-        Calling { #[pin] future: F, told: Told },
-        // A request that may meet the same limit again.
-        Passing { #[pin] future: F, told: Told, passing: Passing },
+        // A request may meet the same limit again on its way, see `Passing`.
+        Calling { #[pin] future: F, told: Told, passing: Passing },
         Rejected { response: Option<Box<Response<ResponseBody<RB>>>>, body: Option<Box<B>> },
         Deciding { request: Option<Box<Deciding<S, B>>> },
         Refunding { response: Option<Box<Refunding<RB>>> },
@@ -68,15 +67,9 @@ where
     S: Service<Request<B>>,
 {
     #[inline]
-    pub(super) fn calling(future: S::Future, told: Told) -> Self {
+    pub(super) fn calling(future: S::Future, told: Told, passing: Passing) -> Self {
         Self {
-            state: State::Calling { future, told },
-        }
-    }
-
-    pub(super) fn passing(future: S::Future, told: Told, passing: Passing) -> Self {
-        Self {
-            state: State::Passing {
+            state: State::Calling {
                 future,
                 told,
                 passing,
@@ -115,11 +108,19 @@ where
     /// When polled again after it was ready.
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let StateProj::Calling { future, told } = self.as_mut().project().state.project() else {
+        let StateProj::Calling {
+            future,
+            told,
+            passing,
+        } = self.as_mut().project().state.project()
+        else {
             // Apart, so that a response which was there at once is written to its place.
             return self.poll_slowly(cx);
         };
-        let result = ready!(future.poll(cx));
+        let listed = passing.list();
+        let polled = told.unless_it_panics(|| future.poll(cx));
+        drop(listed);
+        let result = ready!(polled);
         let told = std::mem::take(told);
         self.answered(told, result, cx)
     }
@@ -200,18 +201,6 @@ where
                 account.tell(response.headers_mut());
                 Poll::Ready(Ok(response.map(ResponseBody::inner)))
             }
-            StateProj::Passing {
-                future,
-                told,
-                passing,
-            } => {
-                let listed = passing.list();
-                let polled = told.unless_it_panics(|| future.poll(cx));
-                drop(listed);
-                let result = ready!(polled);
-                let told = std::mem::take(told);
-                self.answered(told, result, cx)
-            }
             StateProj::Calling { .. } => self.poll(cx),
         }
     }
@@ -248,7 +237,7 @@ where
                 let listed = passing.list();
                 let future = told.unless_it_panics(|| service.call(request));
                 drop(listed);
-                ResponseFuture::passing(future, told, passing)
+                ResponseFuture::calling(future, told, passing)
             }
             Verdict::Rejected(response) => ResponseFuture::rejected(response, request.into_body()),
         }

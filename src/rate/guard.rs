@@ -78,8 +78,8 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
 
     /// Guards with a limiter that exists already, and that answers at once.
     pub(crate) fn guard_resumed(self, client_ip: impl KeyExtractor, limiter: RateLimiter) -> Self {
-        self.with(|shared| {
-            shared.guard = (!limiter.is_off()).then(|| Guard {
+        self.with(|settings| {
+            settings.guard = (!limiter.is_off()).then(|| Guard {
                 client_ip: Extractor::new(client_ip),
                 limiter,
                 credentials: Vec::new(),
@@ -120,7 +120,10 @@ impl Shared {
         let Some(address) = guard.client_ip.known_key(head) else {
             return Ok(None);
         };
-        let decision = guard.limiter.peek(&address);
+        // A guard counts in memory, so the answer is there.
+        let Some(decision) = guard.limiter.peek(&address).now() else {
+            return Ok(Some(address));
+        };
         if decision.is_admitted() {
             return Ok(Some(address));
         }

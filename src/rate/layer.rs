@@ -1,21 +1,17 @@
-//! The layer: what is configured, and the limit that all its services share.
+//! The layer: what is configured, and the limit that all its services share, which is opened once.
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tower_layer::Layer;
 
 use super::service::RateLimit;
-use super::shared::Shared;
-use crate::enforce::Enforce;
+use super::shared::{Settings, Shared};
 use crate::extract::{ByToken, Extractor, KeyExtractor};
-use crate::headers::{Headers, RateLimitHeaders};
-use crate::limiter::RateLimiter;
+use crate::limiter::{RateLimiter, TiersUnsupported};
 use crate::limits::Limits;
-use crate::observe::Observers;
 use crate::policy::Policy;
-use crate::respond::Answers;
 use crate::store::{MemoryStore, RateStore, SecretMissing};
 
 /// Limits the rate of requests by bearer token, else `X-Api-Key`, else client address.
@@ -27,7 +23,7 @@ use crate::store::{MemoryStore, RateStore, SecretMissing};
 /// ```
 pub type RateLimitByTokenLayer = RateLimitLayer<ByToken>;
 
-/// Limits the rate of requests by key, and refuses those above it.
+/// Limits the rate of requests by key, and rejects those above it.
 ///
 /// ```
 /// use axum::{Router, routing::get};
@@ -43,7 +39,7 @@ pub type RateLimitByTokenLayer = RateLimitLayer<ByToken>;
 ///     );
 /// ```
 ///
-/// # What a refused client sees
+/// # What a rejected client sees
 ///
 /// `429 Too Many Requests` with a `Retry-After` after which the same request fits, unless others
 /// use the same key, and, unless it asks for something else, a problem (RFC 9457) that names the
@@ -52,8 +48,8 @@ pub type RateLimitByTokenLayer = RateLimitLayer<ByToken>;
 /// limited request has [headers](Self::headers) that say what is left, but for those of a
 /// [guard](Self::guard_by_ip).
 ///
-/// Where two rate layers are around one route, each speaks for itself: what the inner one refuses
-/// has been charged by the outer one. For one decision over both use [`and_by`](Self::and_by).
+/// Where two rate layers are around one route, each decides alone: the outer one has charged what the inner one
+/// rejects. For one decision over both use [`and_by`](Self::and_by).
 ///
 /// # One limit per layer value
 ///
@@ -79,8 +75,11 @@ pub struct RateLimitLayer<K> {
     policies: Vec<Policy>,
     store: Arc<dyn RateStore>,
     limits: Option<Limits>,
-    pub(super) dialect: RateLimitHeaders,
-    shared: Arc<Shared>,
+    settings: Settings,
+    /// The limit, opened when it is first needed. Clones share it.
+    limiter: Arc<OnceLock<Result<RateLimiter, TiersUnsupported>>>,
+    /// What the services of this layer share, made from the rest with the first of them.
+    shared: OnceLock<Arc<Shared>>,
     key: PhantomData<fn() -> K>,
 }
 
@@ -99,64 +98,40 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
     /// A quota of 0 is off, and a layer whose quotas are all off passes everything on. Requests
     /// without a key share [`Key::UNKNOWN`](crate::Key::UNKNOWN).
     pub fn by(key: K, policy: impl Into<Policy>) -> Self {
-        let policies = vec![policy.into()];
-        let store = Arc::new(MemoryStore::new());
-        let limiter = RateLimiter::with_policies(policies.clone(), &*store, None);
-        let dialect = RateLimitHeaders::default();
-        let layer = Self {
-            shared: Arc::new(Shared {
-                is_plain: false,
-                tells: false,
-                tells_clients: false,
-                tells_handlers: false,
-                keys: vec![Extractor::new(key)],
-                headers: Headers::new(dialect, &limiter),
-                nesting: limiter.nesting(),
-                limiter,
-                status: None,
-                cost: None,
-                skip: None,
-                tier_by: None,
-                tiers: Vec::new(),
-                count_if: None,
-                enforce: Enforce::default(),
-                guard: None,
-                name: "".into(),
-                answers: Answers::default(),
-                observers: Observers::default(),
-            }),
-            policies,
-            store,
+        Self {
+            policies: vec![policy.into()],
+            store: Arc::new(MemoryStore::new()),
             limits: None,
-            dialect,
+            settings: Settings::new(Extractor::new(key)),
+            limiter: Arc::default(),
+            shared: OnceLock::new(),
             key: PhantomData,
-        };
-        layer.with(|_| {})
+        }
     }
 
-    /// Changes what is configured, and works out what follows from it.
-    pub(super) fn with(mut self, change: impl FnOnce(&mut Shared)) -> Self {
-        let shared = Arc::make_mut(&mut self.shared);
-        change(shared);
-        shared.settle();
+    /// Changes what is configured.
+    pub(super) fn with(mut self, change: impl FnOnce(&mut Settings)) -> Self {
+        change(&mut self.settings);
+        self.shared = OnceLock::new();
         self
     }
 
-    /// Starts a new limit, after a change of what is counted or where.
-    fn reopened(mut self) -> Result<Self, SecretMissing> {
-        let shared = Arc::make_mut(&mut self.shared);
-        let fingerprints = shared.keys.iter().any(Extractor::makes_fingerprints);
-        if fingerprints && !self.store.agrees_on_fingerprints() {
+    /// Starts a new limit, as what is counted or where is about to change.
+    #[track_caller]
+    fn unopened(mut self, setter: &str) -> Self {
+        assert!(
+            self.limiter.get().is_none(),
+            "`{setter}` has to come before `limiter` and before the layer is applied: its limit counts already"
+        );
+        self.limiter = Arc::default();
+        self.with(|_| {})
+    }
+
+    fn check_secret(self) -> Result<Self, SecretMissing> {
+        let mut keys = self.settings.keys.iter();
+        if keys.any(Extractor::makes_fingerprints) && !self.store.agrees_on_fingerprints() {
             return Err(SecretMissing);
         }
-        // The old limit goes first, so that a store which knows limits by name has its name free.
-        shared.limiter = RateLimiter::off();
-        shared.tiers.clear();
-        let limits = self.limits.as_ref();
-        let limiter = RateLimiter::with_policies(self.policies.clone(), &*self.store, limits);
-        shared.headers = Headers::new(self.dialect, &limiter);
-        shared.limiter = limiter;
-        shared.settle();
         Ok(self)
     }
 
@@ -164,37 +139,40 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
     /// not takes nothing from either.
     ///
     /// Keys that are addresses are decided first, so that an address which is over its limit cannot fill the store
-    /// with made-up tokens. A quota whose name is taken gets a number behind it in headers. Starts a new limit: what
-    /// clones made before this have counted stays with them.
+    /// with made-up tokens. A quota whose name is taken gets a number behind it in headers.
     ///
     /// # Panics
     ///
-    /// When the layer has eight keys already, and where [`try_store`](Self::try_store) would return an
-    /// error or panic.
+    /// When the layer has eight keys already; when it or a clone of it was applied, or its [`limiter`](Self::limiter) was
+    /// taken; where
+    /// [`try_store`](Self::try_store) would return an error.
     #[track_caller]
-    pub fn and_by(mut self, key: impl KeyExtractor, policy: impl Into<Policy>) -> Self {
+    pub fn and_by(self, key: impl KeyExtractor, policy: impl Into<Policy>) -> Self {
         assert!(
             self.policies.len() < MAX_KEYS,
             "a layer has at most {MAX_KEYS} keys"
         );
-        let policy = policy.into().renamed_apart_from(&self.policies);
-        self.policies.push(policy);
-        self.with(|shared| shared.keys.push(Extractor::new(key)))
-            .reopened()
-            .unwrap_or_else(|error| panic!("{error}"))
+        let mut layer = self.unopened("and_by");
+        let policy = policy.into().renamed_apart_from(&layer.policies);
+        layer.policies.push(policy);
+        let layer = layer.with(|settings| settings.keys.push(Extractor::new(key)));
+        match layer.check_secret() {
+            Ok(layer) => layer,
+            Err(error) => panic!("{error}"),
+        }
     }
 
     /// Where to count. Default: [`MemoryStore`], with its default bound on keys.
-    ///
-    /// Starts a new limit: what clones made before this have counted stays with them.
     ///
     /// # Panics
     ///
     /// Where [`try_store`](Self::try_store) returns an error or panics.
     #[track_caller]
     pub fn store(self, store: impl RateStore) -> Self {
-        self.try_store(store)
-            .unwrap_or_else(|error| panic!("{error}"))
+        match self.try_store(store) {
+            Ok(layer) => layer,
+            Err(error) => panic!("{error}"),
+        }
     }
 
     /// As [`store`](Self::store), for a store that is configured from outside.
@@ -206,45 +184,72 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
     ///
     /// # Panics
     ///
-    /// When a policy has [tiers](Policy::tier) and the store [has none](crate::store::RateBuckets::tier).
-    pub fn try_store(mut self, store: impl RateStore) -> Result<Self, SecretMissing> {
-        self.store = Arc::new(store);
-        self.reopened()
+    /// When the layer or a clone of it was applied, or its [`limiter`](Self::limiter) was taken.
+    #[track_caller]
+    pub fn try_store(self, store: impl RateStore) -> Result<Self, SecretMissing> {
+        let mut layer = self.unopened("store");
+        layer.store = Arc::new(store);
+        layer.check_secret()
     }
 
-    /// What single keys may do, changed at run time. Default: what everybody may, for good.
+    /// Overrides per key and tiers, changeable at run time. Default: none.
     ///
-    /// Also lets the layer's policy be changed for all, by [`RateLimiter::set_policy`]. A quota that is off is off
-    /// for every key. Starts a new limit: what clones made before this have counted stays with them.
+    /// A quota that is off can be switched on by an override or a tier.
     ///
     /// # Panics
     ///
-    /// When the layer's store [cannot change quotas](RateStore::open_adjustable).
+    /// When the layer or a clone of it was applied, or its [`limiter`](Self::limiter) was taken.
     #[track_caller]
-    pub fn limits(mut self, limits: &Limits) -> Self {
-        self.limits = Some(limits.clone());
-        self.reopened().unwrap_or_else(|error| panic!("{error}"))
+    pub fn limits(self, limits: &Limits) -> Self {
+        let mut layer = self.unopened("limits");
+        layer.limits = Some(limits.clone());
+        layer
     }
 
     /// Goes on with a limit that is there already, of the same policies.
     #[cfg(feature = "config")]
     pub(crate) fn resumed(self, limiter: RateLimiter) -> Self {
-        let dialect = self.dialect;
-        self.with(|shared| {
-            shared.headers = Headers::new(dialect, &limiter);
-            shared.limiter = limiter;
-        })
+        let mut layer = self.unopened("resumed");
+        layer.limiter = Arc::new(Ok(limiter).into());
+        layer
     }
 
     /// The limiter behind the layer, which shares its counts: to look at a key, to charge it for
     /// something else, or to give back.
     ///
-    /// Take it when the layer is complete: [`store`](Self::store) and [`and_by`](Self::and_by) start a new limit. Its
-    /// methods for one key are about the layer's own; those for the keys of `and_by` as well take several, as
+    /// Opens the limit: [`store`](Self::store), [`limits`](Self::limits) and [`and_by`](Self::and_by) have to come
+    /// before. Its methods for one key are about the layer's own; those for the keys of `and_by` as well take several, as
     /// [`RateLimiter::decide`].
+    ///
+    /// # Panics
+    ///
+    /// When there are [tiers](Policy::tier) and the store [has none](crate::store::RateBuckets::add_tier).
     #[must_use]
+    #[track_caller]
     pub fn limiter(&self) -> RateLimiter {
-        self.shared.limiter.clone()
+        self.opened().clone()
+    }
+}
+
+impl<K> RateLimitLayer<K> {
+    /// The limit; opened here, if the layer is used for the first time.
+    #[track_caller]
+    fn opened(&self) -> &RateLimiter {
+        let opened = self.limiter.get_or_init(|| {
+            let limits = self.limits.as_ref();
+            RateLimiter::try_with_policies(self.policies.clone(), &*self.store, limits)
+        });
+        match opened {
+            Ok(limiter) => limiter,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    #[track_caller]
+    fn shared(&self) -> &Arc<Shared> {
+        let limiter = self.opened();
+        self.shared
+            .get_or_init(|| Arc::new(self.settings.with_limiter(limiter.clone())))
     }
 }
 
@@ -254,9 +259,14 @@ pub(super) const MAX_KEYS: usize = 8;
 impl<S, K> Layer<S> for RateLimitLayer<K> {
     type Service = RateLimit<S>;
 
+    /// # Panics
+    ///
+    /// As [`limiter`](Self::limiter).
+    #[track_caller]
     fn layer(&self, inner: S) -> Self::Service {
-        self.shared.nesting.apply();
-        RateLimit::new(inner, self.shared.clone())
+        let shared = self.shared();
+        shared.nesting.apply();
+        RateLimit::new(inner, shared.clone())
     }
 }
 
@@ -267,7 +277,8 @@ impl<K> Clone for RateLimitLayer<K> {
             policies: self.policies.clone(),
             store: self.store.clone(),
             limits: self.limits.clone(),
-            dialect: self.dialect,
+            settings: self.settings.clone(),
+            limiter: self.limiter.clone(),
             shared: self.shared.clone(),
             key: PhantomData,
         }

@@ -1,4 +1,4 @@
-//! Unlike `tower::limit::RateLimit`, which makes requests wait, this refuses what is above the
+//! Unlike `tower::limit::RateLimit`, which makes requests wait, this rejects what is above the
 //! quota: the request is answered 429 at once, and told when to come back.
 //!
 //! See [`RateLimitLayer`] and [`RateLimitByTokenLayer`].

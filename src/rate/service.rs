@@ -66,30 +66,84 @@ where
     #[inline]
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let shared = &*self.shared;
-        if !shared.is_plain || shared.nesting.is_possible() {
+        if !shared.is_plain {
             return call_with_options(&mut self.inner, &self.shared, request);
         }
-        // Nothing but a key and a quota. The request stays where it is until it is passed on:
-        // a move of it costs as much as the decision's compare-and-swap.
-        let head = RequestHead::from(&request);
-        let found = shared.keys[0].find(head);
-        let fallback;
+        let mut passing = shared.nesting.passing();
+        if passing.has_counted() {
+            return pass_on(&mut self.inner, request, passing);
+        }
+        // The usual: a key of a usual sort, and a quota. All else is apart, so that here the request
+        // stays where it is until it is passed on: a move of it costs as much as the decision's
+        // compare-and-swap.
+        let found = shared.keys[0].find_usual(RequestHead::from(&request));
         // By reference: to copy it as a whole so soon after it was written in parts would wait
         // for the writes to reach the cache.
-        let key = match &found {
-            Extracted::Key(key) => key,
-            missing => {
-                fallback = shared.keys[0].fallback(*missing, head);
-                fallback.as_key().unwrap_or(&Key::UNKNOWN)
-            }
+        let Extracted::Key(key) = &found else {
+            return self.call_unusual(request, passing);
         };
-        if !shared.tells && shared.limiter.take_one(key) {
-            return ResponseFuture::calling(self.inner.call(request), Told::default());
+        if shared.tells {
+            return self.call_and_tell(request, key, passing);
         }
+        if !shared.limiter.take_one(None, key) {
+            return self.call_and_tell(request, key, passing);
+        }
+        let told = Told::default();
+        if passing == Passing::NOT_LISTED {
+            // In one expression, so that the future is written to its place.
+            return ResponseFuture::calling(self.inner.call(request), told, passing);
+        }
+        let listed = passing.list();
+        let future = self.inner.call(request);
+        drop(listed);
+        ResponseFuture::calling(future, told, passing)
+    }
+}
+
+impl<S> RateLimit<S> {
+    /// Calls with a request whose key is to be looked for further.
+    #[inline(never)]
+    fn call_unusual<B, RB>(
+        &mut self,
+        request: Request<B>,
+        mut passing: Passing,
+    ) -> ResponseFuture<S, B, RB>
+    where
+        S: Service<Request<B>, Response = Response<RB>> + Clone,
+        RB: Body,
+    {
+        let shared = &*self.shared;
+        let key = shared.keys[0].key(RequestHead::from(&request));
+        if !shared.tells && shared.limiter.take_one(None, &key) {
+            let listed = passing.list();
+            let future = self.inner.call(request);
+            drop(listed);
+            return ResponseFuture::calling(future, Told::default(), passing);
+        }
+        self.call_and_tell(request, &key, passing)
+    }
+
+    /// Decides with numbers, and calls or rejects.
+    #[inline(never)]
+    fn call_and_tell<B, RB>(
+        &mut self,
+        mut request: Request<B>,
+        key: &Key,
+        mut passing: Passing,
+    ) -> ResponseFuture<S, B, RB>
+    where
+        S: Service<Request<B>, Response = Response<RB>> + Clone,
+        RB: Body,
+    {
         let keys = slice::from_ref(key);
-        match shared.limiter.decide(keys, 1) {
+        match self.shared.limiter.decide_in(None, keys, 1) {
             Reply::Ready(decision) if decision.is_admitted() => {
-                self.call_and_tell(request, keys, decision)
+                let asked = Asked::PLAIN;
+                let told = Shared::tell_later(&self.shared, &mut request, keys, asked, decision);
+                let listed = passing.list();
+                let future = self.inner.call(request);
+                drop(listed);
+                ResponseFuture::calling(future, told, passing)
             }
             reply => {
                 let asked = Asked::PLAIN;
@@ -99,23 +153,18 @@ where
     }
 }
 
-impl<S> RateLimit<S> {
-    /// Calls with a request that was admitted and whose numbers are reported.
-    // Apart, so that where no numbers are reported the request stays where it is.
-    #[inline(never)]
-    fn call_and_tell<B, RB>(
-        &mut self,
-        mut request: Request<B>,
-        keys: &[Key],
-        decision: Decision,
-    ) -> ResponseFuture<S, B, RB>
-    where
-        S: Service<Request<B>, Response = Response<RB>> + Clone,
-        RB: Body,
-    {
-        let told = Shared::tell_later(&self.shared, &mut request, keys, 1, None, decision);
-        ResponseFuture::calling(self.inner.call(request), told)
-    }
+/// Calls with a request that an outer service of the limit has counted.
+#[cold]
+#[inline(never)]
+fn pass_on<S, B, RB>(
+    inner: &mut S,
+    request: Request<B>,
+    passing: Passing,
+) -> ResponseFuture<S, B, RB>
+where
+    S: Service<Request<B>, Response = Response<RB>>,
+{
+    call(inner, request, Told::default(), passing)
 }
 
 #[inline(never)]
@@ -128,8 +177,9 @@ where
     S: Service<Request<B>, Response = Response<RB>> + Clone,
     RB: Body,
 {
-    if shared.nesting.has_counted() {
-        return call(inner, request, Told::default(), shared.nesting.passing());
+    let passing = shared.nesting.passing();
+    if passing.has_counted() {
+        return call(inner, request, Told::default(), passing);
     }
     let head = RequestHead::from(&request);
     if shared.passes(head) {
@@ -144,10 +194,14 @@ where
             return ResponseFuture::rejected(response, request.into_body());
         }
     };
-    let shared = Shared::in_tier(shared, head);
+    let tier = shared.tier_by.as_ref().and_then(|tier_by| tier_by(head));
     let cost = shared.cost.as_ref().map_or(1, |cost| cost(head));
     let asked = Asked {
         cost,
+        // Copied only where it is needed later, as that writes a count that all requests of the tier share.
+        tier: tier
+            .filter(|_| shared.tells)
+            .and_then(|tier| shared.limiter.known_tier(tier)),
         guarded,
         begun,
     };
@@ -155,13 +209,13 @@ where
     match &shared.keys[1..] {
         [] => {
             let keys = slice::from_ref(&key);
-            let reply = shared.limiter.decide(keys, cost);
+            let reply = shared.limiter.decide_in(tier, keys, cost);
             decided(inner, shared, request, keys, asked, reply)
         }
         more => {
             let mut keys: SmallVec<[Key; MAX_KEYS]> = smallvec![key];
             keys.extend(more.iter().map(|key| key.key(head)));
-            let reply = shared.limiter.decide(&keys, cost);
+            let reply = shared.limiter.decide_in(tier, &keys, cost);
             decided(inner, shared, request, &keys, asked, reply)
         }
     }
@@ -219,7 +273,7 @@ where
     let listed = passing.list();
     let future = told.unless_it_panics(|| inner.call(request));
     drop(listed);
-    ResponseFuture::passing(future, told, passing)
+    ResponseFuture::calling(future, told, passing)
 }
 
 /// Drops the service that was made ready and is not called.

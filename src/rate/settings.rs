@@ -1,4 +1,4 @@
-//! The settings of the layer that do not start a new limit.
+//! The settings of the layer that do not change what is counted.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,29 +7,28 @@ use super::layer::RateLimitLayer;
 use crate::drain::DrainRejectedLayer;
 use crate::enforce::Enforce;
 use crate::extract::{KeyExtractor, RequestHead, ResponseHead};
-use crate::headers::{Headers, RateLimitHeaders};
+use crate::headers::RateLimitHeaders;
 use crate::observe::Observer;
 use crate::respond::Responder;
 
 impl<K: KeyExtractor> RateLimitLayer<K> {
     /// Sets which response fields report the limits. Default: [`RateLimitHeaders::Draft`].
-    pub fn headers(mut self, headers: RateLimitHeaders) -> Self {
-        self.dialect = headers;
-        self.with(|shared| shared.headers = Headers::new(headers, &shared.limiter))
+    pub fn headers(self, headers: RateLimitHeaders) -> Self {
+        self.with(|settings| settings.dialect = headers)
     }
 
     /// Whether handlers find a [`RateLimitStatus`](super::RateLimitStatus) in the request's extensions. Default: they
     /// do unless headers are off. Costs an allocation or two.
     pub fn status(self, status: bool) -> Self {
-        self.with(|shared| shared.status = Some(status))
+        self.with(|settings| settings.status = Some(status))
     }
 
     /// What a request costs. Default: 1.
     ///
-    /// A request of cost 0 is admitted and takes nothing. One that costs more than the burst of a quota is refused
+    /// A request of cost 0 is admitted and takes nothing. One that costs more than the burst of a quota is rejected
     /// without `Retry-After`, because it can never fit, and takes nothing.
     pub fn cost(self, cost: impl Fn(RequestHead<'_>) -> u32 + Send + Sync + 'static) -> Self {
-        self.with(|shared| shared.cost = Some(Arc::new(cost)))
+        self.with(|settings| settings.cost = Some(Arc::new(cost)))
     }
 
     /// Lets requests through that this says `true` to; they are not counted and get no headers.
@@ -40,15 +39,16 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
     ///     .skip(|head| matches!(head.uri.path(), "/health" | "/metrics"));
     /// ```
     pub fn skip(self, skip: impl Fn(RequestHead<'_>) -> bool + Send + Sync + 'static) -> Self {
-        self.with(|shared| shared.skip = Some(Arc::new(skip)))
+        self.with(|settings| settings.skip = Some(Arc::new(skip)))
     }
 
-    /// Selects the [tier](crate::Policy::tier) of a request. Default: none, as for `None` and for a name that
-    /// no policy has.
+    /// Selects the [tier](crate::Limits::tier) of a request. Default: none, so that the defaults of the policy
+    /// apply. A tier that is not declared is none, too, and is logged.
     ///
-    /// Say only what the application knows to be so: a plan that authentication found, or a path, but no header that
-    /// the client may set. A request counts in every tier; a route with a budget that others do not
-    /// use up has a layer of its own, and one that is dearer a [`cost`](Self::cost).
+    /// **Each tier counts apart.** Select it by what the application knows, such as the plan that authentication
+    /// found, or the path of a route with a budget of its own; not by a header or a parameter that the client
+    /// can choose, since a client that tries all tiers has the numbers of all of them. A tier that is
+    /// stored for the key goes before this one.
     ///
     /// ```
     /// # use tower_admission::{Policy, Quota, RateLimitByTokenLayer};
@@ -63,7 +63,7 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
         self,
         tier: impl for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync + 'static,
     ) -> Self {
-        self.with(|shared| shared.tier_by = Some(Arc::new(tier)))
+        self.with(|settings| settings.tier_by = Some(Arc::new(tier)))
     }
 
     /// Counts only requests whose response `counts` accepts: only failures, only successes, or
@@ -109,7 +109,7 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
         self,
         counts: impl Fn(ResponseHead<'_>) -> bool + Send + Sync + 'static,
     ) -> Self {
-        self.with(|shared| shared.count_if = Some(Arc::new(counts)))
+        self.with(|settings| settings.count_if = Some(Arc::new(counts)))
     }
 
     /// Enforces only `percent` of the rejections, to introduce a limit gradually. Default: 100.
@@ -134,7 +134,7 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
     #[track_caller]
     pub fn enforce(self, percent: u8) -> Self {
         let enforce = Enforce::new(percent);
-        self.with(|shared| shared.enforce = enforce)
+        self.with(|settings| settings.enforce = enforce)
     }
 
     /// Decides and tells observers, but admits every request and adds no rate-limit fields.
@@ -152,12 +152,12 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
 
     /// What the limiter is called in metrics and logs. Default: nothing.
     pub fn name(self, name: &str) -> Self {
-        self.with(|shared| shared.name = name.into())
+        self.with(|settings| settings.name = name.into())
     }
 
     /// Sets how rejected requests are answered. Default: [`Negotiated`](crate::respond::Negotiated).
     pub fn respond(self, responder: impl Responder) -> Self {
-        self.with(|shared| shared.answers.set_responder(responder))
+        self.with(|settings| settings.answers.set_responder(responder))
     }
 
     /// Reads the rest of a rejected request's body before it sends the rejection, as
@@ -175,11 +175,11 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
     /// Clients of Azure and OpenAI read it first, so that a wait of 100 ms does not become a second.
     /// A responder that sets `Retry-After` itself gets no field beside it.
     pub fn retry_after_ms(self, retry_after_ms: bool) -> Self {
-        self.with(|shared| shared.answers.set_retry_after_ms(retry_after_ms))
+        self.with(|settings| settings.answers.set_retry_after_ms(retry_after_ms))
     }
 
     /// Adds an observer. Default: none.
     pub fn observe(self, observer: impl Observer) -> Self {
-        self.with(|shared| shared.observers.add(observer))
+        self.with(|settings| settings.observers.add(observer))
     }
 }

@@ -1,6 +1,7 @@
 //! What the services of a layer have in common, and what they decide with it.
 
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use http::{Request, Response};
@@ -15,7 +16,7 @@ use crate::body::ResponseBody;
 use crate::decision::Decision;
 use crate::enforce::Enforce;
 use crate::extract::{Extractor, RequestHead, ResponseHead};
-use crate::headers::Headers;
+use crate::headers::{Headers, RateLimitHeaders};
 use crate::key::Key;
 use crate::limiter::RateLimiter;
 use crate::nesting::Nesting;
@@ -23,22 +24,12 @@ use crate::observe::{Observer, Observers, Subject};
 use crate::rejection::{Reason, Rejection};
 use crate::respond::Answers;
 
-/// What the services of a layer have in common.
+/// What is configured of a layer, without what it counts.
 #[derive(Clone)]
-pub(super) struct Shared {
-    // What follows from the rest; see `settle`.
-    /// Whether a request has one key and costs 1, and nobody watches.
-    pub(super) is_plain: bool,
-    /// Whether anything needs the numbers of an admitted request.
-    pub(super) tells: bool,
-    pub(super) tells_clients: bool,
-    pub(super) tells_handlers: bool,
+pub(super) struct Settings {
     /// One for each of the limiter's policies.
     pub(super) keys: Vec<Extractor>,
-    pub(super) limiter: RateLimiter,
-    /// The same for all layers of one limiter, and for all of its tiers.
-    pub(super) nesting: Arc<Nesting>,
-    pub(super) headers: Headers,
+    pub(super) dialect: RateLimitHeaders,
     pub(super) status: Option<bool>,
     pub(super) cost: Option<Cost>,
     pub(super) skip: Option<Skip>,
@@ -49,8 +40,21 @@ pub(super) struct Shared {
     pub(super) name: Arc<str>,
     pub(super) answers: Answers,
     pub(super) observers: Observers,
-    /// The same for each tier of the policies, but for what it limits to. Follows from the rest as well.
-    pub(super) tiers: Vec<(Arc<str>, Arc<Shared>)>,
+}
+
+/// What the services of a layer have in common.
+pub(super) struct Shared {
+    settings: Settings,
+    pub(super) limiter: RateLimiter,
+    /// The same for all layers of one limiter.
+    pub(super) nesting: Arc<Nesting>,
+    pub(super) headers: Headers,
+    /// Whether a request has one key and costs 1, and there are no observers.
+    pub(super) is_plain: bool,
+    /// Whether anything needs the numbers of an admitted request.
+    pub(super) tells: bool,
+    pub(super) tells_clients: bool,
+    pub(super) tells_handlers: bool,
 }
 
 type TierBy = Arc<dyn for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync>;
@@ -58,52 +62,64 @@ type Cost = Arc<dyn Fn(RequestHead<'_>) -> u32 + Send + Sync>;
 type CountIf = Arc<dyn Fn(ResponseHead<'_>) -> bool + Send + Sync>;
 type Skip = Arc<dyn Fn(RequestHead<'_>) -> bool + Send + Sync>;
 
-impl Shared {
-    /// Works out what does not change from request to request.
-    pub(super) fn settle(&mut self) {
-        self.is_plain = self.keys.len() == 1
-            && !self.limiter.is_off()
-            && self.cost.is_none()
-            && self.skip.is_none()
-            && self.tier_by.is_none()
-            && self.guard.is_none()
-            && self.observers.is_empty();
-        self.nesting = self.limiter.nesting();
-        let limits = !self.limiter.is_off();
-        self.tells_clients = limits && !self.headers.are_off() && !self.enforce.is_dry_run();
-        self.tells_handlers = limits && self.status.unwrap_or(!self.headers.are_off());
-        let refunds = limits && self.count_if.is_some();
-        self.tells = self.tells_clients || self.tells_handlers || refunds;
-        if let Some(guard) = &mut self.guard {
-            guard.settle(&self.keys);
-        }
-        self.tiers.clear();
-        if self.tier_by.is_some() {
-            let tiers = self.limiter.tiers().map(|(name, limiter)| {
-                let tier = Self {
-                    headers: self.headers.of(limiter),
-                    limiter: limiter.clone(),
-                    ..self.clone()
-                };
-                (name.into(), Arc::new(tier))
-            });
-            self.tiers = tiers.collect();
+impl Settings {
+    pub(super) fn new(key: Extractor) -> Self {
+        Self {
+            keys: vec![key],
+            dialect: RateLimitHeaders::default(),
+            status: None,
+            cost: None,
+            skip: None,
+            tier_by: None,
+            count_if: None,
+            enforce: Enforce::default(),
+            guard: None,
+            name: "".into(),
+            answers: Answers::default(),
+            observers: Observers::default(),
         }
     }
 
-    /// What counts for the tier of a request.
+    /// The layer as its services have it.
+    pub(super) fn with_limiter(&self, limiter: RateLimiter) -> Shared {
+        let mut settings = self.clone();
+        let limits = !limiter.is_off();
+        let headers = Headers::new(settings.dialect, &limiter);
+        let tells_clients = limits && !headers.are_off() && !settings.enforce.is_dry_run();
+        let tells_handlers = limits && settings.status.unwrap_or(!headers.are_off());
+        let refunds = limits && settings.count_if.is_some();
+        if let Some(guard) = &mut settings.guard {
+            guard.settle(&settings.keys);
+        }
+        Shared {
+            is_plain: settings.keys.len() == 1
+                && limits
+                && settings.cost.is_none()
+                && settings.skip.is_none()
+                && settings.tier_by.is_none()
+                && settings.guard.is_none()
+                && settings.observers.is_empty(),
+            tells: tells_clients || tells_handlers || refunds,
+            tells_clients,
+            tells_handlers,
+            headers,
+            nesting: limiter.nesting(),
+            limiter,
+            settings,
+        }
+    }
+}
+
+impl Deref for Shared {
+    type Target = Settings;
+
     #[inline]
-    pub(super) fn in_tier<'a>(shared: &'a Arc<Self>, head: RequestHead<'_>) -> &'a Arc<Self> {
-        let Some(tier_by) = &shared.tier_by else {
-            return shared;
-        };
-        let tier = tier_by(head).and_then(|name| {
-            let mut tiers = shared.tiers.iter();
-            tiers.find(|(tier, _)| **tier == *name)
-        });
-        tier.map_or(shared, |(_, tier)| tier)
+    fn deref(&self) -> &Settings {
+        &self.settings
     }
+}
 
+impl Shared {
     /// Whether a request is none of this layer's business.
     #[inline]
     pub(super) fn passes(&self, head: RequestHead<'_>) -> bool {
@@ -119,11 +135,7 @@ impl Shared {
         asked: Asked,
         decision: Decision,
     ) -> Verdict<RB> {
-        let Asked {
-            cost,
-            guarded,
-            begun,
-        } = asked;
+        let begun = asked.begun;
         if decision.is_admitted() {
             if begun.is_some() {
                 shared.tell_admitted(keys, begun, &decision);
@@ -136,7 +148,7 @@ impl Shared {
             }
             shared.would_reject(&rejected, begun);
         }
-        let told = Self::tell_later(shared, request, keys, cost, guarded, decision);
+        let told = Self::tell_later(shared, request, keys, asked, decision);
         Verdict::Admitted(told)
     }
 
@@ -146,14 +158,13 @@ impl Shared {
         shared: &Arc<Self>,
         request: &mut Request<B>,
         keys: &[Key],
-        cost: u32,
-        guarded: Option<Key>,
+        asked: Asked,
         decision: Decision,
     ) -> Told {
-        if !shared.tells && guarded.is_none() {
+        if !shared.tells && asked.guarded.is_none() {
             return Told::default();
         }
-        let account = Account::new(shared, keys, cost, guarded, decision);
+        let account = Account::new(shared, keys, asked, decision);
         if shared.tells_handlers {
             let status = RateLimitStatus::new(account.clone());
             request.extensions_mut().insert(status);
@@ -265,6 +276,7 @@ pub(super) enum Verdict<RB> {
 /// What is known of a request besides its keys when its decision is asked for.
 pub(super) struct Asked {
     pub(super) cost: u32,
+    pub(super) tier: Option<Arc<str>>,
     /// The address to charge if the answer rejects its credentials.
     pub(super) guarded: Option<Key>,
     /// When that began, if observers are to be told how long it took.
@@ -272,9 +284,10 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    /// Of cost 1, without anything else.
+    /// Of cost 1 and no tier, without anything else.
     pub(super) const PLAIN: Self = Self {
         cost: 1,
+        tier: None,
         guarded: None,
         begun: None,
     };

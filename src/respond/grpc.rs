@@ -1,17 +1,13 @@
 //! gRPC: trailers-only, with RetryInfo.
 
-use std::time::Duration;
-
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD_NO_PAD;
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
-use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
-use prost::encoding::{bytes as pb_bytes, int32, int64, string};
 
 use super::Responder;
+use super::details::status_with_retry_info;
 use crate::extract::RequestHead;
+use crate::key::percent;
 use crate::rejection::{Reason, Rejection};
 
 /// Answers in gRPC: HTTP 200 with the status in the header and no body ("trailers-only").
@@ -66,14 +62,10 @@ impl Responder for Grpc {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert(&STATUS, u16::from(code).into());
-        insert(
-            headers,
-            &MESSAGE,
-            utf8_percent_encode(&message, UNSAFE).to_string(),
-        );
+        insert(headers, &MESSAGE, percent::encode(&message, is_safe).into());
         if let Some(wait) = rejection.retry_after() {
             let details = status_with_retry_info(code, &message, wait);
-            insert(headers, &DETAILS, STANDARD_NO_PAD.encode(details));
+            insert(headers, &DETAILS, details);
             let millis = wait.as_nanos().div_ceil(1_000_000);
             let millis = i32::try_from(millis).unwrap_or(i32::MAX);
             headers.insert(&PUSHBACK, millis.into());
@@ -84,7 +76,7 @@ impl Responder for Grpc {
     }
 }
 
-fn insert(headers: &mut HeaderMap, name: &HeaderName, value: String) {
+fn insert(headers: &mut HeaderMap, name: &HeaderName, value: Vec<u8>) {
     if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(value)) {
         headers.insert(name, value);
     }
@@ -102,34 +94,9 @@ pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
     start.eq_ignore_ascii_case(prefix) && matches!(rest.first(), None | Some(b'+' | b';'))
 }
 
-/// What `grpc-message` percent-encodes: all but printable ASCII, and the percent sign.
-const UNSAFE: &AsciiSet = &CONTROLS.add(b'%');
-
-/// A `google.rpc.Status` with one detail, a `google.rpc.RetryInfo`.
-fn status_with_retry_info(code: u8, message: &str, wait: Duration) -> Vec<u8> {
-    let mut duration = Vec::with_capacity(16);
-    // The longest google.protobuf.Duration: 10,000 years.
-    let seconds = wait.as_secs().min(315_576_000_000) as i64;
-    int64::encode(1, &seconds, &mut duration);
-    // Below a thousand million, so it fits.
-    int32::encode(2, &(wait.subsec_nanos() as i32), &mut duration);
-
-    let mut retry_info = Vec::with_capacity(duration.len() + 2);
-    pb_bytes::encode(1, &duration, &mut retry_info);
-
-    let mut any = Vec::with_capacity(retry_info.len() + 48);
-    string::encode(
-        1,
-        &"type.googleapis.com/google.rpc.RetryInfo".to_owned(),
-        &mut any,
-    );
-    pb_bytes::encode(2, &retry_info, &mut any);
-
-    let mut status = Vec::with_capacity(any.len() + message.len() + 8);
-    int32::encode(1, &i32::from(code), &mut status);
-    string::encode(2, &message.to_owned(), &mut status);
-    pb_bytes::encode(3, &any, &mut status);
-    status
+/// What `grpc-message` has as it is: printable ASCII without the percent sign.
+fn is_safe(byte: u8) -> bool {
+    matches!(byte, b' '..=b'~') && byte != b'%'
 }
 
 #[cfg(test)]

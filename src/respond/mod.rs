@@ -1,6 +1,8 @@
 //! How a rejected request is answered, in the protocol and format of the request.
 
+mod details;
 mod grpc;
+mod json;
 mod plain;
 mod problem;
 
@@ -215,7 +217,7 @@ pub(crate) fn is_denied<B>(response: &Response<B>) -> bool {
 ///
 /// async fn send_mail(State(mails): State<RateLimiter>) -> Result<&'static str, Rejection> {
 ///     let user = Key::id("user", "alice"); // from authentication
-///     mails.check(&user).into_result()?;
+///     mails.check(&user).await.into_result()?;
 ///     Ok("sent")
 /// }
 /// ```

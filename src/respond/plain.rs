@@ -14,7 +14,11 @@ pub struct Plain;
 
 impl Responder for Plain {
     fn respond(&self, rejection: &Rejection, _: RequestHead<'_>) -> Response<Bytes> {
-        let mut response = Response::new(Bytes::from(rejection.to_string()));
+        let sentence = match rejection.fixed_sentence() {
+            Some(sentence) => Bytes::from_static(sentence.as_bytes()),
+            None => rejection.to_string().into(),
+        };
+        let mut response = Response::new(sentence);
         *response.status_mut() = rejection.reason().status();
         response.headers_mut().insert(
             CONTENT_TYPE,

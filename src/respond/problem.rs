@@ -1,98 +1,20 @@
 //! Problem details (RFC 9457).
 
-use std::fmt;
+use std::fmt::Write;
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Response, StatusCode};
-use serde::{Serialize, Serializer};
 
 use super::Responder;
+use super::json::{Json, ToJson};
 use crate::extract::RequestHead;
-use crate::rejection::{Reason, Rejection};
+use crate::rejection::{Occupancy, Reason, Rejection};
 
 /// Answers with `application/problem+json` (RFC 9457), with the problem types of
 /// draft-ietf-httpapi-ratelimit-headers.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Problem;
-
-#[derive(Serialize)]
-struct Details<'a> {
-    r#type: &'static str,
-    title: &'static str,
-    status: u16,
-    #[serde(serialize_with = "display")]
-    detail: &'a Rejection,
-    #[serde(
-        rename = "violated-policies",
-        skip_serializing_if = "Violated::is_empty"
-    )]
-    violated: Violated<'a>,
-    #[serde(flatten)]
-    occupancy: Option<Occupied>,
-    /// Where no header can say it.
-    #[serde(rename = "retry-after", skip_serializing_if = "Option::is_none")]
-    retry_after: Option<u64>,
-}
-
-/// Which limit on what is at work is reached, and how many are and may be.
-#[derive(Serialize)]
-struct Occupied {
-    exceeded: &'static str,
-    usage: u64,
-    limit: u64,
-}
-
-impl Occupied {
-    fn of(rejection: &Rejection) -> Option<Self> {
-        let occupancy = rejection.occupancy()?;
-        Some(Self {
-            exceeded: match rejection.reason() {
-                Reason::KeyAtCapacity => "tenant",
-                _ => "total",
-            },
-            usage: occupancy.used,
-            limit: occupancy.allowed,
-        })
-    }
-}
-
-struct Violated<'a>(&'a Rejection);
-
-impl Violated<'_> {
-    fn is_empty(&self) -> bool {
-        self.0.violated_policies().len() == 0
-    }
-}
-
-impl Serialize for Violated<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(self.0.violated_policies())
-    }
-}
-
-fn display<S: Serializer>(text: &impl fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(text)
-}
-
-fn problem_type(reason: Reason) -> (&'static str, &'static str) {
-    match reason {
-        Reason::AtCapacity | Reason::Unavailable => (
-            "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity",
-            "Temporarily reduced capacity",
-        ),
-        Reason::AbnormalUsage => (
-            "https://iana.org/assignments/http-problem-types#abnormal-usage-detected",
-            "Abnormal usage detected",
-        ),
-        // No registered type fits. RFC 9457 §4.2.1: the title is then that of the status.
-        Reason::Denied => ("about:blank", "Forbidden"),
-        Reason::KeyAtCapacity | Reason::QuotaExceeded | Reason::CostExceedsQuota => (
-            "https://iana.org/assignments/http-problem-types#quota-exceeded",
-            "Quota exceeded",
-        ),
-    }
-}
 
 impl Responder for Problem {
     fn respond(&self, rejection: &Rejection, _: RequestHead<'_>) -> Response<Bytes> {
@@ -101,61 +23,42 @@ impl Responder for Problem {
 }
 
 pub(super) fn problem(rejection: &Rejection) -> Response<Bytes> {
-    let status = rejection.reason().status();
-    json(status, &details(rejection, status, rejection.reason()))
+    problem_for(rejection, rejection.reason())
 }
 
 /// A limit on what is at work told as the caller's own, also when it is that of all: 429.
 #[cfg(feature = "axum")]
 pub(crate) fn over_quota(rejection: &Rejection) -> Response<Bytes> {
-    let status = StatusCode::TOO_MANY_REQUESTS;
-    json(status, &details(rejection, status, Reason::KeyAtCapacity))
+    problem_for(rejection, Reason::KeyAtCapacity)
+}
+
+fn problem_for(rejection: &Rejection, reason: Reason) -> Response<Bytes> {
+    let details = Details {
+        rejection,
+        reason,
+        retry_after: None,
+    };
+    response(reason.status(), details.to_json())
 }
 
 /// A problem where there are no headers.
 #[cfg(feature = "ws")]
 pub(crate) fn problem_text(rejection: &Rejection) -> String {
-    let mut details = details(rejection, rejection.reason().status(), rejection.reason());
-    details.retry_after = rejection.retry_after_seconds();
-    serde_json::to_string(&details).expect("strings and numbers serialise")
-}
-
-/// The details of a rejection, with the problem type of a reason.
-fn details(rejection: &Rejection, status: StatusCode, reason: Reason) -> Details<'_> {
-    let (r#type, title) = problem_type(reason);
-    Details {
-        r#type,
-        title,
-        status: status.as_u16(),
-        detail: rejection,
-        violated: Violated(rejection),
-        occupancy: Occupied::of(rejection),
-        retry_after: None,
-    }
+    let details = Details {
+        rejection,
+        reason: rejection.reason(),
+        retry_after: rejection.retry_after_seconds(),
+    };
+    details.to_json()
 }
 
 /// A problem that is no refusal of a limit's: what the status says, and a sentence about it.
 #[cfg(feature = "axum")]
 pub(crate) fn plain_problem(status: StatusCode, detail: &str) -> Response<Bytes> {
-    #[derive(Serialize)]
-    struct About<'a> {
-        r#type: &'static str,
-        title: &'static str,
-        status: u16,
-        detail: &'a str,
-    }
-    let about = About {
-        r#type: "about:blank",
-        title: status.canonical_reason().unwrap_or_default(),
-        status: status.as_u16(),
-        detail,
-    };
-    json(status, &about)
+    response(status, PlainDetails { status, detail }.to_json())
 }
 
-fn json(status: StatusCode, details: &impl Serialize) -> Response<Bytes> {
-    let mut json = Vec::with_capacity(320);
-    serde_json::to_writer(&mut json, details).expect("strings and numbers serialise");
+fn response(status: StatusCode, json: String) -> Response<Bytes> {
     let mut response = Response::new(Bytes::from(json));
     *response.status_mut() = status;
     response.headers_mut().insert(
@@ -163,4 +66,185 @@ fn json(status: StatusCode, details: &impl Serialize) -> Response<Bytes> {
         HeaderValue::from_static("application/problem+json"),
     );
     response
+}
+
+struct Details<'a> {
+    rejection: &'a Rejection,
+    /// Which problem it is.
+    reason: Reason,
+    /// In seconds, where no header can say it.
+    retry_after: Option<u64>,
+}
+
+impl ToJson for Details<'_> {
+    fn write<W: Write>(&self, json: &mut Json<'_, W>) {
+        let rejection = self.rejection;
+        json.raw(beginning(self.reason));
+        match rejection.fixed_sentence() {
+            Some(sentence) => json.raw(sentence),
+            None => json.display(rejection),
+        }
+        json.raw("\"");
+        let violated = rejection.violated_policies();
+        if violated.len() > 0 {
+            let mut separator = r#","violated-policies":["#;
+            for name in violated {
+                json.raw(separator);
+                json.string(name);
+                separator = ",";
+            }
+            json.raw("]");
+        }
+        if let Some(Occupancy { used, allowed }) = rejection.occupancy() {
+            json.raw(match rejection.reason() {
+                Reason::KeyAtCapacity => r#","exceeded":"tenant","usage":"#,
+                _ => r#","exceeded":"total","usage":"#,
+            });
+            json.number(used);
+            json.raw(r#","limit":"#);
+            json.number(allowed);
+        }
+        if let Some(seconds) = self.retry_after {
+            json.raw(r#","retry-after":"#);
+            json.number(seconds);
+        }
+        json.raw("}");
+    }
+}
+
+#[cfg(feature = "axum")]
+struct PlainDetails<'a> {
+    status: StatusCode,
+    detail: &'a str,
+}
+
+#[cfg(feature = "axum")]
+impl ToJson for PlainDetails<'_> {
+    fn write<W: Write>(&self, json: &mut Json<'_, W>) {
+        json.raw(r#"{"type":"about:blank","title":"#);
+        json.string(self.status.canonical_reason().unwrap_or_default());
+        json.raw(r#","status":"#);
+        json.number(self.status.as_u16().into());
+        json.raw(r#","detail":"#);
+        json.string(self.detail);
+        json.raw("}");
+    }
+}
+
+/// The members that depend on the reason alone, up to the text of `detail`.
+fn beginning(reason: Reason) -> &'static str {
+    macro_rules! beginning {
+        ($type:literal, $title:literal, $status:literal) => {
+            concat!(
+                r#"{"type":""#,
+                $type,
+                r#"","title":""#,
+                $title,
+                r#"","status":"#,
+                $status,
+                r#","detail":""#
+            )
+        };
+    }
+    match reason {
+        Reason::AtCapacity | Reason::Unavailable => beginning!(
+            "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity",
+            "Temporarily reduced capacity",
+            503
+        ),
+        Reason::AbnormalUsage => beginning!(
+            "https://iana.org/assignments/http-problem-types#abnormal-usage-detected",
+            "Abnormal usage detected",
+            429
+        ),
+        // No registered type fits. RFC 9457 §4.2.1: the title is then that of the status.
+        Reason::Denied => beginning!("about:blank", "Forbidden", 403),
+        Reason::KeyAtCapacity | Reason::QuotaExceeded | Reason::CostExceedsQuota => beginning!(
+            "https://iana.org/assignments/http-problem-types#quota-exceeded",
+            "Quota exceeded",
+            429
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::decision::{Decision, Usage};
+
+    const REASONS: [Reason; 7] = [
+        Reason::AtCapacity,
+        Reason::KeyAtCapacity,
+        Reason::QuotaExceeded,
+        Reason::CostExceedsQuota,
+        Reason::Denied,
+        Reason::AbnormalUsage,
+        Reason::Unavailable,
+    ];
+
+    /// What a client reads, and that its length was counted right.
+    fn read(response: &Response<Bytes>) -> Value {
+        let problem: Value = serde_json::from_slice(response.body()).unwrap();
+        assert_eq!(problem["status"], response.status().as_u16());
+        problem
+    }
+
+    #[test]
+    fn every_reason_has_its_status_and_its_sentence() {
+        for reason in REASONS {
+            for name in ["", "AI Bridge", "\"\\\n\u{1f}ä\u{2028}🌉"] {
+                let rejection = Rejection::new(reason, name);
+                let response = problem(&rejection);
+                assert_eq!(response.status(), reason.status());
+                let problem = read(&response);
+                assert_eq!(problem["detail"], rejection.to_string());
+                assert_eq!(problem.as_object().unwrap().len(), 4, "{problem}");
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_and_names_are_members() {
+        let usage = Usage::rejected(1, 0, Duration::ZERO, Some(Duration::from_millis(1500)));
+        let decision = Decision::from_usages([usage, usage]);
+        let names = [r#"a "b" \"#, &"ä".repeat(10_000)].map(Arc::from);
+        let rejection = Rejection::new(Reason::QuotaExceeded, "");
+        let rejection = rejection.decided(decision, names.iter().cloned().collect());
+        let mut expected = json!({
+            "type": "https://iana.org/assignments/http-problem-types#quota-exceeded",
+            "title": "Quota exceeded",
+            "status": 429,
+            "detail": "Rate limit exceeded. Please try again later.",
+            "violated-policies": names.map(|name| name.to_string()),
+        });
+        assert_eq!(read(&problem(&rejection)), expected);
+        let details = Details {
+            rejection: &rejection,
+            reason: rejection.reason(),
+            retry_after: rejection.retry_after_seconds(),
+        };
+        expected["retry-after"] = 2.into();
+        let text: Value = serde_json::from_str(&details.to_json()).unwrap();
+        assert_eq!(text, expected);
+
+        for (reason, exceeded) in [
+            (Reason::KeyAtCapacity, "tenant"),
+            (Reason::AtCapacity, "total"),
+        ] {
+            let rejection = Rejection::new(reason, "jobs").occupied(u64::MAX, 0);
+            let problem = read(&problem_for(&rejection, Reason::KeyAtCapacity));
+            assert_eq!(problem["detail"], rejection.to_string());
+            assert_eq!(problem["exceeded"], exceeded);
+            assert_eq!(
+                (&problem["usage"], &problem["limit"]),
+                (&json!(u64::MAX), &json!(0))
+            );
+            assert_eq!(problem["title"], "Quota exceeded");
+        }
+    }
 }

@@ -160,10 +160,8 @@ impl SocketLimits {
             if let Some(limits) = &shared.limits {
                 connections = connections.limits(limits);
             }
-            shared.connections = match &shared.store {
-                Some(store) => connections.stored(&**store),
-                None => connections,
-            };
+            let opened = connections.open(shared.store.as_deref());
+            shared.connections = connections.opened(&opened);
         })
     }
 
@@ -212,7 +210,8 @@ impl SocketLimits {
     ///
     /// # Panics
     ///
-    /// When the store of messages [cannot change quotas](RateStore::open_adjustable).
+    /// When these or the policy of messages have [tiers](Limits::tier) and the store of messages
+    /// [has none](crate::store::RateBuckets::add_tier).
     #[must_use]
     #[track_caller]
     pub fn limits(self, limits: &Limits) -> Self {
@@ -235,7 +234,12 @@ impl SocketLimits {
     }
 
     /// How many messages a key may send over all its connections. Default: any number.
+    ///
+    /// # Panics
+    ///
+    /// As [`limits`](Self::limits).
     #[must_use]
+    #[track_caller]
     pub fn messages_per_key(self, policy: impl Into<Policy>) -> Self {
         self.with(|shared| shared.messages_of_key = Some(policy.into()))
             .with_messages_counted()
@@ -245,7 +249,7 @@ impl SocketLimits {
     ///
     /// # Panics
     ///
-    /// As [`store`](Self::store).
+    /// As [`store`](Self::store) and [`limits`](Self::limits).
     #[must_use]
     #[track_caller]
     pub fn message_store(self, store: impl RateStore) -> Self {
@@ -258,17 +262,20 @@ impl SocketLimits {
             .with_messages_counted()
     }
 
-    fn with_messages_counted(self) -> Self {
-        self.with(|shared| {
-            // The old limit goes first, so that a store which knows limits by name has it free.
-            shared.messages.per_key = None;
-            let policy = shared.messages_of_key.clone();
+    // Without closures, so that a panic names the caller's line.
+    #[track_caller]
+    fn with_messages_counted(mut self) -> Self {
+        let shared = Arc::make_mut(&mut self.0);
+        // The old limit goes first, so that a store which knows limits by name has it free.
+        shared.messages.per_key = None;
+        if let Some(policy) = shared.messages_of_key.clone() {
             let store = &*shared.message_store;
-            shared.messages.per_key = policy.map(|policy| match &shared.limits {
+            shared.messages.per_key = Some(match &shared.limits {
                 Some(limits) => RateLimiter::with_limits(policy, store, limits),
                 None => RateLimiter::with_store(policy, store),
             });
-        })
+        }
+        self
     }
 
     /// Closes a connection, with code 1008, at its so-and-so-many-th message above a limit; 0 is

@@ -96,8 +96,9 @@ impl Messages {
         if self.asked.is_none() {
             let mut policy = None;
             // The connection's first: it is here, and spares the key what does not fit anyway.
-            if let Some(limiter) = &self.limits.per_connection {
-                let decision = limiter.check(&self.connection);
+            if let Some(limiter) = &self.limits.per_connection
+                && let Some(decision) = limiter.check(&self.connection).now()
+            {
                 policy = binding(limiter, &decision);
                 if !decision.is_admitted() {
                     return Poll::Ready(Err(limiter.rejection(&self.name, decision)));
@@ -117,7 +118,7 @@ impl Messages {
             return Poll::Ready(Ok(binding(limiter, &decision)));
         }
         if let Some(limiter) = &self.limits.per_connection {
-            limiter.refund(&self.connection, 1);
+            let _ = limiter.refund(&self.connection, 1);
         }
         Poll::Ready(Err(limiter.rejection(&self.name, decision)))
     }

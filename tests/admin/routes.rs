@@ -164,7 +164,7 @@ async fn what_is_wrong_is_said() {
     for (limit, says) in [
         ("", "a limit is written as"),
         ("many", "a limit is written as"),
-        ("0 concurrent", "0 lifts no limit"),
+        ("0 concurrent", "write `unlimited` or `deny all`"),
         ("-1 concurrent", "there is no number"),
         ("1/h, 2/h", "about the same"),
         ("=1/h", "1 to 64 bytes"),
@@ -180,7 +180,13 @@ async fn what_is_wrong_is_said() {
         assert!(detail.contains(says), "{limit}: {detail}");
     }
     assert!(service.limits.is_empty());
-    for limit in ["calls=1/h", "chat=1 concurrent", "1 concurrent", "deny all"] {
+    for limit in [
+        "calls=1/h",
+        "chat=1 concurrent",
+        "1 concurrent",
+        "unlimited",
+        "deny all",
+    ] {
         assert_eq!(service.put("org:acme", limit).await.status, 200, "{limit}");
     }
 }
@@ -319,18 +325,24 @@ async fn usage_is_told_by_tier() {
     let policy = Policy::new("plan", Quota::per_hour(3)).tier("pro", Quota::per_hour(10));
     let limiter = RateLimiter::with_limits(policy, &MemoryStore::new(), &service.limits);
     let pro = limiter.tier("pro").unwrap();
-    assert!(pro.check_n(&Key::id("org", "acme"), 5).is_admitted());
+    assert!(
+        pro.check_n(&Key::id("org", "acme"), 5)
+            .now()
+            .unwrap()
+            .is_admitted()
+    );
     let usage = service.ask("GET", "/usage/org:acme", "").await;
     let used = usage.json["usage"].as_array().unwrap();
     let plan = |name, used, limit| json!({ "name": name, "sort": "rate", "used": used, "limit": limit, "is_own": false });
-    assert!(used.contains(&plan("plan", 3, 3)), "{used:?}");
-    let mut of_tier = plan("default", 5, 10);
+    assert!(used.contains(&plan("plan", 0, 3)), "{used:?}");
+    let mut of_tier = plan("plan", 5, 10);
     of_tier["tier"] = json!("pro");
     assert!(used.contains(&of_tier), "{used:?}");
-    // A limit of the key may be about either name.
-    for limit in ["plan=4/h", "default=4/h"] {
-        assert_eq!(service.put("org:acme", limit).await.status, 200);
-    }
+    assert_eq!(service.put("org:acme", "plan=4/h").await.status, 200);
+    assert_eq!(service.put("org:acme", "tier=pro").await.status, 200);
+    let unknown = service.put("org:acme", "tier=gold").await;
+    assert_eq!(unknown.status, 422);
+    assert!(unknown.text.contains("pro"), "{}", unknown.text);
 }
 
 #[tokio::test]

@@ -36,7 +36,10 @@ async fn each_command_does_what_it_does_in_redis() {
     let get = run(&["limits", "get", "org:acme"]).await.ok();
     assert_eq!(get, "org:acme: 1000/min (its own)");
     let refused = run(&["limits", "set", "org:acme", "0"]).await.failed(3);
-    assert!(refused.contains("say `deny all`"), "{refused}");
+    assert!(
+        refused.contains("write `unlimited` or `deny all`"),
+        "{refused}"
+    );
 
     let usage = run(&["usage", "org:acme", "--json"]).await.json();
     let calls = json!({"name": "calls", "sort": "rate", "used": 7, "limit": 10, "is_own": true});

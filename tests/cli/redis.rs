@@ -84,7 +84,7 @@ async fn what_is_not_there_and_what_is_refused() {
 
     for (limit, told) in [
         ("ten", "no limit: a limit is written as"),
-        ("0", "say `deny all`"),
+        ("0", "write `unlimited` or `deny all`"),
         ("10/s burst 0", "burst"),
     ] {
         let failed = run(&["limits", "set", "org:acme", limit]).await.failed(3);
@@ -193,10 +193,12 @@ impl Service {
 #[tokio::test]
 async fn usage_is_told_by_tier() {
     let server = Server::start().await;
-    let limits = Limits::in_store(&server.store());
-    let policy = Policy::new("plan", "3/day".parse().unwrap())
-        .tier("pro", Policy::new("plan", "10/day".parse().unwrap()));
+    let limits = Limits::in_store(&server.store()).tier("pro", "jobs=20 concurrent");
+    let policy = Policy::new("plan", "3/day".parse().unwrap()).tier("pro", "10/day");
     let limiter = RateLimiter::with_limits(policy, &server.store(), &limits);
+    let layer = ConcurrencyLimitLayer::new(50).name("jobs").limits(&limits);
+    let layer = layer.per_key(ByToken::default(), 2).store(server.store());
+    let _jobs = layer.limiter();
     let pro = limiter.tier("pro").unwrap();
     assert!(pro.decide(&[Key::id("org", "acme")], 5).await.is_admitted());
     until("it is written down", async || {
@@ -204,12 +206,33 @@ async fn usage_is_told_by_tier() {
         usage.ok().lines().map(str::trim_end).collect::<Vec<_>>()
             == [
                 "org:acme: no limit of its own",
-                "NAME        SORT  USED  LIMIT  PERCENT",
-                "plan        rate     3      3     100%  at the limit",
-                "plan (pro)  rate     5     10      50%",
+                "NAME        SORT         USED  LIMIT  PERCENT",
+                "jobs        concurrency     0      2       0%",
+                "plan        rate            0      3       0%",
+                "plan (pro)  rate            5     10      50%",
             ]
     })
     .await;
+    // One that no service has is refused, as it would be the default.
+    let set = async |limit: &str| run(&server, &["limits", "set", "org:acme", limit]).await;
+    let unknown = set("tier=max").await.failed(3);
+    assert!(
+        unknown.contains("there is no tier \"max\"; there are: pro") && !unknown.contains("delete"),
+        "{unknown}"
+    );
+    let stored = set("tier=pro").await.ok();
+    assert_eq!(stored, "org:acme: tier=pro (was the default)");
+    let usage = tell(&server, &["usage", "org:acme"]).await.ok();
+    let lines: Vec<_> = usage.lines().map(str::trim_end).collect();
+    assert_eq!(
+        lines,
+        [
+            "org:acme: tier=pro (its own)",
+            "NAME        SORT         USED  LIMIT  PERCENT",
+            "jobs        concurrency     0     20       0%",
+            "plan (pro)  rate            5     10      50%",
+        ]
+    );
 }
 
 #[tokio::test]

@@ -64,7 +64,8 @@ fn each_group_logs_which_of_its_limits_are_off() {
         concurrency_per_ip = 1
         rate = '1/s'
         tiers.pro.rate = '2/s'
-        tiers.staff = {}
+        tiers.staff.rate = 'off'
+        tiers.some.rates = { burst = '1/s', daily = '0' }
         rate_per_ip = '1/s'
         bad_credentials_per_ip = '1/s'",
     );
@@ -77,7 +78,7 @@ fn each_group_logs_which_of_its_limits_are_off() {
              concurrency_per_ip, rate, bad_credentials_per_ip\"",
             "INFO these limits are off group=\"several\" off=\"rates.daily, rate_per_ip, \
              bad_credentials_per_ip\"",
-            "INFO these limits are off group=\"tiers\" off=\"tiers.staff.rate\"",
+            "INFO these limits are off group=\"tiers\" off=\"tiers.some.rates.daily, tiers.staff.rate\"",
         ]
     );
 }

@@ -13,11 +13,12 @@ use super::{File, config};
 const TIERED: &str = r#"
     [groups.api]
     path = "/api"
-    rate = "3/h"
+    rates = { burst = "3/h", daily = "50/day" }
     rate_per_ip = "100/h"
     [groups.api.tiers.pro]
-    rates = { burst = "6/h", daily = "8/day sliding" }
+    rates = { burst = "6/h", weekly = "20 per 7d sliding" }
     [groups.api.tiers.staff]
+    rate = "off"
 "#;
 
 fn plan<'a>(head: RequestHead<'a>) -> Option<&'a str> {
@@ -54,21 +55,57 @@ async fn admitted(app: &Router, plan: &'static str) -> (u32, Option<HeaderValue>
 }
 
 #[tokio::test]
-async fn a_group_has_tiers() {
+async fn each_tier_of_a_group_counts_apart() {
     let app = app(&tiered(TIERED));
     let (free, told) = admitted(&app, "free").await;
     assert_eq!(free, 3);
-    assert_eq!(told.unwrap(), "\"api\";q=3;w=3600, \"api.ip\";q=100;w=3600");
-    let (pro, told) = admitted(&app, "pro").await;
-    assert_eq!(pro, 3);
-    let told = told.unwrap();
-    assert!(
-        told.to_str()
-            .unwrap()
-            .starts_with("\"api.burst\";q=6;w=3600, \"api.daily\";q=8")
+    assert_eq!(
+        told.unwrap(),
+        "\"api.burst\";q=3;w=3600, \"api.daily\";q=50;w=86400, \"api.ip\";q=100;w=3600"
     );
-    assert_eq!(admitted(&app, "staff").await.0, 20);
+    // A rate that the tier does not name keeps its default; one that only the tier names is off for the others.
+    let (pro, told) = admitted(&app, "pro").await;
+    assert_eq!(pro, 6);
+    assert_eq!(
+        told.unwrap(),
+        "\"api.burst\";q=6;w=3600, \"api.daily\";q=50;w=86400, \"api.weekly\";q=20;w=604800, \
+         \"api.ip\";q=100;w=3600"
+    );
+    let (staff, told) = admitted(&app, "staff").await;
+    assert_eq!(staff, 20);
+    assert_eq!(told.unwrap(), "\"api.ip\";q=100;w=3600");
     assert_eq!(admitted(&app, "free").await.0, 0);
+    assert_eq!(admitted(&app, "pro").await.0, 0);
+}
+
+#[tokio::test]
+async fn off_lifts_one_rate_or_all() {
+    for (tier, policy) in [
+        (
+            "rates = { burst = 'off' }",
+            Some("\"api.daily\";q=50;w=86400"),
+        ),
+        (
+            "rates = { daily = 'off' }",
+            Some("\"api.burst\";q=3;w=3600"),
+        ),
+        ("rate = 'off'", None),
+        ("rate = '0'", None),
+        (
+            "rate = '9/h'",
+            Some("\"api.burst\";q=3;w=3600, \"api.daily\";q=50;w=86400, \"api\";q=9;w=3600"),
+        ),
+    ] {
+        let text = "[groups.api]\npath = '/api'\nrates = { burst = '3/h', daily = '50/day' }";
+        let app = app(&tiered(&format!("{text}\n[groups.api.tiers.pro]\n{tier}")));
+        let (_, told) = admitted(&app, "pro").await;
+        let told = told.as_ref().map(|told| told.to_str().unwrap());
+        assert_eq!(told, policy, "{tier}");
+    }
+    let denied = "[groups.api]\npath = '/api'\nrate = '3/h'\ntiers.banned.rate = 'deny all'";
+    let app = app(&tiered(denied));
+    assert_eq!(admitted(&app, "banned").await.0, 0);
+    assert_eq!(admitted(&app, "free").await.0, 3);
 }
 
 #[tokio::test]
@@ -80,12 +117,36 @@ async fn a_changed_tier_keeps_what_is_used() {
         .reload(&config(&TIERED.replace("6/h", "7/h")))
         .unwrap();
     assert_eq!(admitted(&app, "pro").await.0, 1);
-    assert_eq!(admitted(&app, "free").await.0, 0);
-    // Without them it is another rate.
+    assert_eq!(admitted(&app, "free").await.0, 3);
+    // A tier that is added or taken out changes nothing for the others.
+    let other = "[groups.api.tiers.other]\nrates = { burst = '2/h' }";
     admission
-        .reload(&config("[groups.api]\npath = '/api'\nrate = '3/h'"))
+        .reload(&config(&format!("{TIERED}\n{other}")))
         .unwrap();
-    assert_eq!(admitted(&app, "pro").await.0, 3);
+    assert_eq!(admitted(&app, "other").await.0, 2);
+    for plan in ["pro", "free"] {
+        assert_eq!(admitted(&app, plan).await.0, 0, "{plan}");
+    }
+    admission.reload(&config(TIERED)).unwrap();
+    for plan in ["pro", "free", "other"] {
+        assert_eq!(admitted(&app, plan).await.0, 0, "{plan}");
+    }
+}
+
+/// A limiter has room for 16 tiers in its life. Beyond that a group begins with a new one, not with wrong numbers.
+#[tokio::test]
+async fn tiers_are_renamed_as_often_as_one_likes() {
+    let text = |n: u32| {
+        let group = "[groups.api]\npath = '/api'\nrate = '3/h'";
+        config(&format!("{group}\n[groups.api.tiers.t{n}]\nrate = '5/h'"))
+    };
+    let admission = Admission::builder(&text(0)).tier_by(plan).build().unwrap();
+    let app = app(&admission);
+    for n in 1..40 {
+        admission.reload(&text(n)).unwrap();
+        let plan: &'static str = format!("t{n}").leak();
+        assert_eq!(admitted(&app, plan).await.0, 5, "{plan}");
+    }
 }
 
 #[tokio::test]
@@ -113,6 +174,7 @@ fn what_is_wrong_in_a_tier_is_told() {
             "rates = { ip = '1/h' }",
             "groups.api.rate_per_ip: `groups.api.tiers.pro.rates.ip` is called",
         ),
+        ("", "groups.api.tiers.pro: this tier names no rate"),
         ("rates = { 'é' = '1/h' }", "groups.api.tiers.pro.rates.é: "),
     ] {
         let text = format!("[groups.api]\nrate_per_ip = '1/h'\n[groups.api.tiers.pro]\n{tier}");
@@ -121,11 +183,11 @@ fn what_is_wrong_in_a_tier_is_told() {
     }
     let error = Config::from_toml("[groups.api]\n[groups.api.tiers.'']\nrate = '1/h'").unwrap_err();
     assert!(error.to_string().contains("printable ASCII"), "{error}");
-    let many: String = (0..9)
+    let many: String = (0..17)
         .map(|n| format!("[groups.api.tiers.t{n}]\nrate = '1/h'\n"))
         .collect();
     let error = Config::from_toml(&many).unwrap_err();
-    assert!(error.to_string().contains("at most 8 tiers"), "{error}");
+    assert!(error.to_string().contains("at most 16 tiers"), "{error}");
 }
 
 #[test]

@@ -178,10 +178,20 @@ async fn absurd_quotas_count_right() {
         assert!(header(&admitted, "ratelimit").is_some());
         let left = layer_left(&layer);
         assert_eq!(left, admits - 1, "{quota}");
-        let rest = layer.limiter().check_n(&user_key("alice"), left as u32);
+        let rest = layer
+            .limiter()
+            .check_n(&user_key("alice"), left as u32)
+            .now()
+            .unwrap();
         assert!(rest.is_admitted(), "{quota}");
         assert_eq!(layer_left(&layer), 0, "{quota}");
-        if let Some(wait) = layer.limiter().peek(&user_key("alice")).retry_after() {
+        if let Some(wait) = layer
+            .limiter()
+            .peek(&user_key("alice"))
+            .now()
+            .unwrap()
+            .retry_after()
+        {
             let refused = send(&service, user("alice")).await;
             assert_eq!(refused.status(), 429, "{quota}");
             clock.advance(wait);
@@ -194,6 +204,8 @@ fn layer_left<K: KeyExtractor>(layer: &RateLimitLayer<K>) -> u64 {
     layer
         .limiter()
         .peek(&user_key("alice"))
+        .now()
+        .unwrap()
         .remaining()
         .unwrap()
         .into()

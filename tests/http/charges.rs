@@ -145,7 +145,7 @@ fn the_wait_of_a_rejected_charge_is_enough_once_the_request_is_refunded() {
 fn a_refund_is_at_most_what_the_request_was_charged() {
     let (layer, _clock) = timed(by_user, Quota::per_hour(10));
     let limiter = layer.limiter();
-    let _ = limiter.check_n(&user_key("alice"), 5);
+    let _ = limiter.check_n(&user_key("alice"), 5).now().unwrap();
     let mut service = layer.layer(handling(|status| {
         now(status.charge(2)).unwrap();
         now(status.refund(u32::MAX));

@@ -20,8 +20,8 @@ use tower::{BoxError, Service, ServiceExt};
 use tower_admission::extract::KeyExtractor;
 use tower_admission::observe::Subject;
 use tower_admission::store::{
-    FailureMode, LeaseLimits, LeaseName, LeaseSlots, LeaseStore, LeaseUsage, Leased, NamedLease,
-    NamedLeased, NamedLimits, RateBuckets, RateStore, Reply, Standing,
+    Charge, FailureMode, LeaseLimits, LeaseName, LeaseSlots, LeaseStore, LeaseUsage, Leased,
+    NamedLease, NamedLeased, NamedLimits, RateBuckets, RateStore, Reply, Standing,
 };
 use tower_admission::test_util::TestClock;
 use tower_admission::{
@@ -289,24 +289,26 @@ struct LaterBuckets {
 }
 
 impl RateBuckets for LaterBuckets {
-    fn take(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
-        let (inner, answers, keys) = (self.inner.clone(), self.answers.clone(), keys.to_vec());
+    fn take(&self, charges: &[Charge], cost: u32) -> Reply<Decision> {
+        let (inner, answers) = (self.inner.clone(), self.answers.clone());
+        let charges = charges.to_vec();
         Reply::Pending(Box::pin(async move {
             answers.acquire().await.unwrap().forget();
-            inner.take(&keys, cost).await
+            inner.take(&charges, cost).await
         }))
     }
 
-    fn peek(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
-        let (inner, keys) = (self.inner.clone(), keys.to_vec());
-        Reply::Pending(Box::pin(async move { inner.peek(&keys, cost).await }))
+    fn peek(&self, charges: &[Charge], cost: u32) -> Reply<Decision> {
+        let (inner, charges) = (self.inner.clone(), charges.to_vec());
+        Reply::Pending(Box::pin(async move { inner.peek(&charges, cost).await }))
     }
 
-    fn refund(&self, keys: &[Key], cost: u32) -> Reply<()> {
-        let (inner, answers, keys) = (self.inner.clone(), self.answers.clone(), keys.to_vec());
+    fn refund(&self, charges: &[Charge], cost: u32) -> Reply<()> {
+        let (inner, answers) = (self.inner.clone(), self.answers.clone());
+        let charges = charges.to_vec();
         Reply::Pending(Box::pin(async move {
             answers.acquire().await.unwrap().forget();
-            inner.refund(&keys, cost).await;
+            inner.refund(&charges, cost).await;
         }))
     }
 }
@@ -386,18 +388,18 @@ impl RateStore for Away {
 }
 
 impl RateBuckets for Away {
-    fn take(&self, _: &[Key], _: u32) -> Reply<Decision> {
+    fn take(&self, _: &[Charge], _: u32) -> Reply<Decision> {
         Reply::Ready(match self.0 {
             FailureMode::Open => Decision::unlimited(),
             _ => Decision::unavailable(),
         })
     }
 
-    fn peek(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
-        self.take(keys, cost)
+    fn peek(&self, charges: &[Charge], cost: u32) -> Reply<Decision> {
+        self.take(charges, cost)
     }
 
-    fn refund(&self, _: &[Key], _: u32) -> Reply<()> {
+    fn refund(&self, _: &[Charge], _: u32) -> Reply<()> {
         Reply::Ready(())
     }
 }

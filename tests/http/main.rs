@@ -42,6 +42,7 @@ mod servers_axum;
 mod servers_hyper;
 mod servers_tonic;
 mod sessions;
+mod setters;
 mod several;
 mod sockets;
 mod sockets_ends;

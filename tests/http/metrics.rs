@@ -293,7 +293,7 @@ fn keys_and_evictions_are_published() {
         let store = MemoryStore::new().max_keys(4).clock(TestClock::default());
         let limiter = RateLimitLayer::by(by_user, quota).store(store).limiter();
         for n in 0..4 {
-            let _ = limiter.check(&user_key(&n.to_string()));
+            let _ = limiter.check_now(&user_key(&n.to_string())).unwrap();
         }
         let stats = limiter.stats().expect("the memory store knows");
         assert_eq!((stats.tracked_keys, stats.evictions), (4, 0));
@@ -301,7 +301,7 @@ fn keys_and_evictions_are_published() {
         let mut more = 4..100_000;
         let stats = loop {
             let n = more.next().expect("some key is given up");
-            let _ = limiter.check(&user_key(&n.to_string()));
+            let _ = limiter.check_now(&user_key(&n.to_string())).unwrap();
             let stats = limiter.stats().unwrap();
             if stats.evictions > 0 {
                 break stats;
@@ -322,7 +322,7 @@ fn room_of_buckets_that_are_full_again_is_no_eviction() {
         let store = MemoryStore::new().max_keys(4).clock(clock.clone());
         let limiter = RateLimitLayer::by(by_user, quota).store(store).limiter();
         for n in 0..100 {
-            let _ = limiter.check(&user_key(&n.to_string()));
+            let _ = limiter.check_now(&user_key(&n.to_string())).unwrap();
             clock.advance(3 * SECOND);
         }
         let stats = limiter.stats().unwrap();

@@ -42,7 +42,10 @@ async fn nested_routers_count_a_request_once() {
         let fields = header(&response, "ratelimit").unwrap();
         assert!(fields.starts_with(&left), "{path}: {fields}");
     }
-    assert_eq!(rate.limiter().peek(&Key::SHARED).remaining(), Some(6));
+    assert_eq!(
+        rate.limiter().peek(&Key::SHARED).now().unwrap().remaining(),
+        Some(6)
+    );
     let acquired = seen
         .take()
         .into_iter()
@@ -106,7 +109,10 @@ async fn three_levels_count_a_request_once() {
         assert_eq!(response.status(), 200);
         assert!(header(&response, "ratelimit-policy").is_some(), "once");
     }
-    assert_eq!(rate.limiter().peek(&Key::SHARED).remaining(), Some(7));
+    assert_eq!(
+        rate.limiter().peek(&Key::SHARED).now().unwrap().remaining(),
+        Some(7)
+    );
     assert_eq!(layer.limiter().in_flight(), 0);
 }
 
@@ -132,7 +138,10 @@ async fn a_request_that_is_polled_for_long_still_counts_once() {
     let response = assert_ready_ok!(call.poll());
     assert_eq!(response.status(), 200);
     assert!(header(&response, "ratelimit").is_some());
-    assert_eq!(rate.limiter().peek(&Key::SHARED).remaining(), Some(9));
+    assert_eq!(
+        rate.limiter().peek(&Key::SHARED).now().unwrap().remaining(),
+        Some(9)
+    );
 }
 
 /// A handler that sends more requests through the same limit: they are requests of their own.
@@ -169,13 +178,23 @@ async fn a_skipped_request_is_counted_further_in() {
     let service = skipping.layer(rate.layer(Counting::default()));
     drop(skipping.layer(()));
     assert_eq!(status(&service, request()).await, 200);
-    assert_eq!(rate.limiter().peek(&Key::SHARED).remaining(), Some(9));
+    assert_eq!(
+        rate.limiter().peek(&Key::SHARED).now().unwrap().remaining(),
+        Some(9)
+    );
 }
 
 #[tokio::test]
 async fn the_settings_of_the_outer_service_apply() {
     let limit = || RateLimitLayer::by(Shared, Quota::per_hour(20));
-    let left = |limit: &RateLimitLayer<Shared>| limit.limiter().peek(&Key::SHARED).remaining();
+    let left = |limit: &RateLimitLayer<Shared>| {
+        limit
+            .limiter()
+            .peek(&Key::SHARED)
+            .now()
+            .unwrap()
+            .remaining()
+    };
     for (outer, expected) in [
         (limit(), 19),
         (limit().dry_run(true), 19),
@@ -199,7 +218,10 @@ async fn different_limits_each_count_a_request() {
     let service = a.layer(b.layer(c.layer(Counting::default())));
     assert_eq!(status(&service, request()).await, 200);
     for rate in &rates {
-        assert_eq!(rate.limiter().peek(&Key::SHARED).remaining(), Some(9));
+        assert_eq!(
+            rate.limiter().peek(&Key::SHARED).now().unwrap().remaining(),
+            Some(9)
+        );
     }
 }
 

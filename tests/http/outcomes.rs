@@ -8,7 +8,7 @@ use http::{Request, Response};
 use http_body_util::Full;
 use tokio_test::{assert_pending, assert_ready, assert_ready_ok, task};
 use tower::{Layer, Service, ServiceExt};
-use tower_admission::store::{RateBuckets, RateStore, Reply};
+use tower_admission::store::{Charge, RateBuckets, RateStore, Reply};
 use tower_admission::{
     ByToken, ClientIp, Decision, Key, Limits, Policy, Quota, RateLimitByTokenLayer,
     RateLimitHeaders, RateLimitLayer, RateLimiter,
@@ -194,7 +194,7 @@ async fn a_refund_is_for_the_tier_and_for_the_keys_own_limit() {
     let limiter = layer.limiter();
     let alice = [user_key("alice")];
     assert_eq!(left(&limiter, &alice), [5]);
-    assert_eq!(left(limiter.tier("pro").unwrap(), &alice), [50]);
+    assert_eq!(left(&limiter.tier("pro").unwrap(), &alice), [50]);
 
     limits
         .set(&user_key("bob").into(), "2/h".parse().unwrap())
@@ -207,21 +207,59 @@ async fn a_refund_is_for_the_tier_and_for_the_keys_own_limit() {
     assert_eq!(left(&limiter, &[user_key("bob")]), [2]);
 }
 
-/// Such a request counts in the other tiers, although its own decision has no numbers.
+/// A refund into buckets that were not charged would fill those that other requests have used up.
 #[tokio::test]
-async fn a_request_of_an_unlimited_tier_is_refunded_in_the_other_tiers() {
+async fn a_request_of_an_unlimited_tier_charges_and_refunds_no_other_tier() {
     let policy = Policy::from(Quota::per_hour(5)).tier("free", Quota::off());
     let (layer, _clock) = timed(by_user, policy);
     let layer = layer
-        .tier_by(|_| Some("free"))
+        .tier_by(|head| head.headers.get("tier")?.to_str().ok())
         .count_if(|response| response.status == 401);
     let service = layer.layer(answering(obeying));
-    for _ in 0..3 {
-        assert_eq!(status(&service, answered("alice", 200)).await, 200);
+    let free = |code| {
+        let mut request = answered("alice", code);
+        let tier = http::HeaderValue::from_static("free");
+        request.headers_mut().insert("tier", tier);
+        request
+    };
+    for _ in 0..2 {
+        assert_eq!(status(&service, answered("alice", 401)).await, 401);
     }
-    assert_eq!(left(&layer.limiter(), &[user_key("alice")]), [5]);
-    assert_eq!(status(&service, answered("alice", 401)).await, 401);
-    assert_eq!(left(&layer.limiter(), &[user_key("alice")]), [4]);
+    for _ in 0..10 {
+        assert_eq!(status(&service, free(200)).await, 200);
+        assert_eq!(status(&service, free(401)).await, 401);
+    }
+    assert_eq!(left(&layer.limiter(), &[user_key("alice")]), [3]);
+}
+
+/// When requests of all tiers shared buckets, refunds of the larger tier let the smaller one admit more than it allows.
+#[tokio::test]
+async fn refunds_in_a_tier_admit_nothing_in_another() {
+    let policy = Policy::from(Quota::per_hour(3)).tier("pro", Quota::per_hour(50));
+    let (layer, _clock) = timed(by_user, policy);
+    let layer = layer
+        .tier_by(|head| head.headers.get("tier")?.to_str().ok())
+        .count_if(|response| response.status == 401);
+    let service = layer.layer(answering(obeying));
+    let pro = |code| {
+        let mut request = answered("alice", code);
+        let tier = http::HeaderValue::from_static("pro");
+        request.headers_mut().insert("tier", tier);
+        request
+    };
+    let mut admitted = 0;
+    for _ in 0..40 {
+        assert_eq!(status(&service, pro(200)).await, 200);
+        if status(&service, answered("alice", 401)).await == 401 {
+            admitted += 1;
+        }
+        assert_eq!(status(&service, pro(401)).await, 401);
+    }
+    assert_eq!(admitted, 3);
+    let limiter = layer.limiter();
+    let alice = [user_key("alice")];
+    assert_eq!(left(&limiter, &alice), [0]);
+    assert_eq!(left(&limiter.tier("pro").unwrap(), &alice), [10]);
 }
 
 #[tokio::test]
@@ -275,15 +313,15 @@ async fn a_request_that_took_nothing_refunds_nothing() {
     }
 
     impl RateBuckets for Uncounted {
-        fn take(&self, _: &[Key], _: u32) -> Reply<Decision> {
+        fn take(&self, _: &[Charge], _: u32) -> Reply<Decision> {
             Reply::Ready(Decision::unlimited())
         }
 
-        fn peek(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
-            self.take(keys, cost)
+        fn peek(&self, charges: &[Charge], cost: u32) -> Reply<Decision> {
+            self.take(charges, cost)
         }
 
-        fn refund(&self, _: &[Key], _: u32) -> Reply<()> {
+        fn refund(&self, _: &[Charge], _: u32) -> Reply<()> {
             panic!("nothing was taken")
         }
     }

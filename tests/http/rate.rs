@@ -65,7 +65,8 @@ async fn the_service_that_was_made_ready_is_the_one_called() {
     }
 
     let later = LaterStore::new(&clock);
-    let mut service = layer.store(later.clone()).layer(Readied::default());
+    let layer = RateLimitLayer::by(by_user, Quota::per_hour(10)).store(later.clone());
+    let mut service = layer.layer(Readied::default());
     let mut deciding = Vec::new();
     for _ in 0..2 {
         let mut future = task::spawn(service.ready().await.unwrap().call(user("alice")));
@@ -179,7 +180,12 @@ async fn the_precise_wait_is_precise() {
         let (layer, clock) = timed(by_user, quota.parse::<Quota>().unwrap());
         let service = layer.layer(Counting::default());
         while status(&service, user("alice")).await == 200 {}
-        let wait = layer.limiter().peek(&user_key("alice")).retry_after();
+        let wait = layer
+            .limiter()
+            .peek(&user_key("alice"))
+            .now()
+            .unwrap()
+            .retry_after();
         clock.advance(wait.unwrap() - NANO);
         let refused = send(&service, user("alice")).await;
         assert_eq!(refused.status(), 429, "{quota}");
@@ -393,12 +399,12 @@ async fn what_did_not_count_is_given_back() {
     assert_eq!(status(&service, user("alice")).await, 200);
     assert_eq!(status(&service, user("alice")).await, 200);
     assert_eq!(status(&service, user("alice")).await, 429);
-    layer.limiter().refund(&alice, 1);
+    layer.limiter().refund(&alice, 1).now().unwrap();
     assert_eq!(status(&service, user("alice")).await, 200);
     assert_eq!(status(&service, user("alice")).await, 429);
-    layer.limiter().refund(&alice, 1000);
+    layer.limiter().refund(&alice, 1000).now().unwrap();
     assert_eq!(
-        layer.limiter().peek(&alice).remaining(),
+        layer.limiter().peek(&alice).now().unwrap().remaining(),
         Some(2),
         "not beyond the burst"
     );

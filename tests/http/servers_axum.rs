@@ -223,7 +223,10 @@ async fn the_peers_address_is_charged() {
     let address = serve(app).await;
     get(&http1(), address, "/", "t").await;
     let local = Key::ip([127, 0, 0, 1].into());
-    assert_eq!(layer.limiter().peek(&local).remaining(), Some(4));
+    assert_eq!(
+        layer.limiter().peek(&local).now().unwrap().remaining(),
+        Some(4)
+    );
 }
 
 #[tokio::test]

@@ -74,7 +74,10 @@ async fn over_http_1_and_2() {
         assert_eq!(inner.calls(), 2);
         assert_eq!(full.limiter().in_flight(), 0);
         let local = Key::ip([127, 0, 0, 1].into());
-        assert_eq!(rate.limiter().peek(&local).remaining(), Some(0));
+        assert_eq!(
+            rate.limiter().peek(&local).now().unwrap().remaining(),
+            Some(0)
+        );
     }
 }
 

@@ -145,8 +145,19 @@ async fn the_peers_address_is_charged() {
     let address = serve_grpc!(Server::builder().layer(layer.clone()).add_service(health()));
     client(address).await.check(check("a")).await.unwrap();
     let local = Key::ip([127, 0, 0, 1].into());
-    assert_eq!(layer.limiter().peek(&local).remaining(), Some(4));
-    assert_eq!(layer.limiter().peek(&Key::UNKNOWN).remaining(), Some(5));
+    assert_eq!(
+        layer.limiter().peek(&local).now().unwrap().remaining(),
+        Some(4)
+    );
+    assert_eq!(
+        layer
+            .limiter()
+            .peek(&Key::UNKNOWN)
+            .now()
+            .unwrap()
+            .remaining(),
+        Some(5)
+    );
 }
 
 #[tokio::test]

@@ -11,9 +11,9 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{pause, resume, timeout};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tower_admission::store::{RateBuckets, RateStore, Reply};
+use tower_admission::store::{Charge, RateBuckets, RateStore, Reply};
 use tower_admission::ws::{LimitedSocket, SocketLimits};
-use tower_admission::{Decision, Key, MemoryStore, Policy, Quota, Rejection};
+use tower_admission::{Decision, MemoryStore, Policy, Quota, Rejection};
 
 use crate::common::PATIENCE;
 use crate::servers::serve;
@@ -87,9 +87,9 @@ struct SlowBuckets {
 }
 
 impl RateBuckets for SlowBuckets {
-    fn take(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
+    fn take(&self, charges: &[Charge], cost: u32) -> Reply<Decision> {
         self.asked.fetch_add(1, Ordering::SeqCst);
-        let Reply::Ready(decision) = self.inner.take(keys, cost) else {
+        let Reply::Ready(decision) = self.inner.take(charges, cost) else {
             panic!("memory answers at once");
         };
         let mut looks = 0;
@@ -103,12 +103,12 @@ impl RateBuckets for SlowBuckets {
         })))
     }
 
-    fn peek(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
-        self.inner.peek(keys, cost)
+    fn peek(&self, charges: &[Charge], cost: u32) -> Reply<Decision> {
+        self.inner.peek(charges, cost)
     }
 
-    fn refund(&self, keys: &[Key], cost: u32) -> Reply<()> {
-        self.inner.refund(keys, cost)
+    fn refund(&self, charges: &[Charge], cost: u32) -> Reply<()> {
+        self.inner.refund(charges, cost)
     }
 }
 

@@ -20,7 +20,7 @@ fn small(quota: Quota) -> RateLimiter {
 }
 
 fn admits(limiter: &RateLimiter, key: &str, cost: u32) -> bool {
-    let decision = limiter.check_n(&Key::id("user", key), cost);
+    let decision = limiter.check_n(&Key::id("user", key), cost).now().unwrap();
     decision.is_admitted()
 }
 

@@ -1,10 +1,13 @@
-//! What a request has to fit may come from the request.
+//! Tiers: named sets of limits, of which each counts apart.
+
+use std::sync::{Arc, Mutex};
 
 use http::Request;
 use tower::Layer;
 use tower_admission::test_util::TestClock;
 use tower_admission::{
-    ClientIp, Limits, Policy, Quota, RateLimitHeaders, RateLimitLayer, RateLimitStatus, RequestHead,
+    ClientIp, ConcurrencyLimitLayer, KeyName, Limits, Policy, Quota, RateLimitHeaders,
+    RateLimitLayer, RateLimitStatus, RequestHead,
 };
 
 use crate::common::{
@@ -25,90 +28,276 @@ fn of_plan(plan: &'static str) -> Request<()> {
     request
 }
 
+/// Its daily quota is off, but for requests of the tier.
 fn free_and_pro() -> Policy {
-    let pro = Policy::new("pro", Quota::per_minute(60).burst(10));
-    Policy::new("free", Quota::per_minute(6).burst(3))
-        .tier("pro", pro.and("daily", Quota::per_day(20)))
+    Policy::new("calls", Quota::per_minute(6).burst(3))
+        .and("daily", Quota::off())
+        .tier("pro", "calls=60/min burst 10, daily=20/day")
+}
+
+/// The lines that are logged during `job`.
+fn logged(job: impl FnOnce()) -> Vec<String> {
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    tracing::subscriber::with_default(subscriber, job);
+    let bytes = lines.0.lock().unwrap().clone();
+    let text = String::from_utf8(bytes).unwrap();
+    text.lines().map(str::to_owned).collect()
+}
+
+async fn set(limits: &Limits, key: &str, limit: &str) {
+    let key: KeyName = key.parse().unwrap();
+    limits.set(&key, limit.parse().unwrap()).await.unwrap();
 }
 
 #[tokio::test]
-async fn each_tier_has_its_policy_and_tells_it() {
+async fn each_tier_has_its_numbers_and_counts_apart() {
     let (layer, clock) = timed(by_user, free_and_pro());
     let service = layer.tier_by(plan).layer(Counting::default());
-    let response = send(&service, user("alice")).await;
-    assert_eq!(
-        header(&response, "ratelimit-policy"),
-        Some("\"free\";q=3;w=30")
-    );
-    assert_eq!(header(&response, "ratelimit"), Some("\"free\";r=2;t=10"));
+    for left in [2, 1, 0] {
+        let response = send(&service, user("alice")).await;
+        assert_eq!(
+            header(&response, "ratelimit-policy"),
+            Some("\"calls\";q=3;w=30")
+        );
+        let field = format!("\"calls\";r={left};t={}", 10 * (3 - left));
+        assert_eq!(header(&response, "ratelimit"), Some(&*field));
+    }
+    let rejected = send(&service, user("alice")).await;
+    assert_eq!(rejected.status(), 429);
+    assert_eq!(retry_after(&rejected), Some(10));
+    let body = text(rejected).await;
+    assert!(body.contains("[\"calls\"]"), "{body}");
+
+    // Nothing of this counts in the other tier, nor the other way round.
     let response = send(&service, of_plan("pro")).await;
     assert_eq!(
         header(&response, "ratelimit-policy"),
-        Some("\"pro\";q=10;w=10, \"daily\";q=20;w=86400")
+        Some("\"calls\";q=10;w=10, \"daily\";q=20;w=86400")
     );
     assert_eq!(
         header(&response, "ratelimit"),
-        Some("\"pro\";r=8;t=2, \"daily\";r=18;t=8640")
+        Some("\"calls\";r=9;t=1, \"daily\";r=19;t=4320")
     );
-    assert_eq!(status(&service, user("alice")).await, 200);
-    let refused = send(&service, user("alice")).await;
-    assert_eq!(refused.status(), 429);
-    assert_eq!(retry_after(&refused), Some(10));
-    assert_eq!(
-        header(&refused, "ratelimit-policy"),
-        Some("\"free\";q=3;w=30")
-    );
-    let body = text(refused).await;
-    assert!(body.contains("[\"free\"]"), "{body}");
-
-    for _ in 0..7 {
+    for _ in 0..9 {
         assert_eq!(status(&service, of_plan("pro")).await, 200);
     }
-    let refused = send(&service, of_plan("pro")).await;
-    assert_eq!(retry_after(&refused), Some(1));
-    let body = text(refused).await;
-    assert!(body.contains("[\"pro\"]"), "{body}");
+    let rejected = send(&service, of_plan("pro")).await;
+    assert_eq!(retry_after(&rejected), Some(1));
     clock.advance(10 * SECOND);
+    assert_eq!(status(&service, user("alice")).await, 200);
+    assert_eq!(status(&service, user("alice")).await, 429);
     for _ in 0..10 {
         assert_eq!(status(&service, of_plan("pro")).await, 200);
     }
     clock.advance(10 * SECOND);
-    let refused = send(&service, of_plan("pro")).await;
-    assert_eq!(refused.status(), 429);
-    let body = text(refused).await;
+    let rejected = send(&service, of_plan("pro")).await;
+    assert_eq!(rejected.status(), 429);
+    let body = text(rejected).await;
     assert!(body.contains("[\"daily\"]"), "{body}");
+    assert_eq!(status(&service, user("alice")).await, 200);
 }
 
 #[tokio::test]
-async fn a_tier_that_is_none_is_none() {
+async fn an_unknown_tier_is_the_default() {
     let (layer, _clock) = timed(by_user, free_and_pro());
     let service = layer.clone().tier_by(plan).layer(Counting::default());
     for plan in ["", "PRO", "pro ", "free", "unknown"] {
         let response = send(&service, of_plan(plan)).await;
         let policy = header(&response, "ratelimit-policy");
-        assert_eq!(policy, Some("\"free\";q=3;w=30"), "{plan:?}");
+        assert_eq!(policy, Some("\"calls\";q=3;w=30"), "{plan:?}");
     }
-    // Without a way to know, all are of none.
+    // Without `tier_by` all requests are of the default.
     let untold = layer.layer(Counting::default());
-    let refused = send(&untold, of_plan("pro")).await;
-    assert_eq!(refused.status(), 429);
-    // Nor does a policy without tiers ask for more than that.
+    assert_eq!(status(&untold, of_plan("pro")).await, 429);
+    // As they are where the policy has no tiers.
     let (layer, _clock) = timed(by_user, Quota::per_minute(1));
     let service = layer.tier_by(plan).layer(Counting::default());
     assert_eq!(status(&service, of_plan("pro")).await, 200);
     assert_eq!(status(&service, of_plan("pro")).await, 429);
 }
 
+#[test]
+fn an_unknown_tier_is_logged_once() {
+    let (layer, _clock) = timed(by_user, free_and_pro());
+    let service = layer.tier_by(plan).layer(Counting::default());
+    let lines = logged(|| {
+        for plan in ["gold", "gold", "pro", "silver", "gold"] {
+            let _ = tokio_test::block_on(send(&service, of_plan(plan)));
+        }
+    });
+    let [gold, silver] = &lines[..] else {
+        panic!("{lines:?}")
+    };
+    assert!(gold.contains("WARN") && gold.contains("gold"), "{gold}");
+    assert!(silver.contains("silver"), "{silver}");
+}
+
+#[test]
+fn an_unknown_tier_is_logged_once_for_concurrency() {
+    let limits = Limits::new().tier("pro", "jobs=3 concurrent");
+    let policy = Policy::from(Quota::per_hour(9)).tier("staff", Quota::per_hour(90));
+    let rate = RateLimitLayer::by(by_user, policy).limits(&limits);
+    let _limiter = rate.limiter();
+    let service = ConcurrencyLimitLayer::new(10)
+        .name("jobs")
+        .per_key(by_user, 1)
+        .limits(&limits)
+        .tier_by(plan)
+        .layer(Counting::default());
+    let lines = logged(|| {
+        for plan in ["gold", "pro", "staff", "gold", "staff"] {
+            let _ = tokio_test::block_on(send(&service, of_plan(plan)));
+        }
+    });
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(
+        lines[0].contains("WARN") && lines[0].contains("gold"),
+        "{lines:?}"
+    );
+}
+
+/// The key's override, else the tier that is stored for it, else `tier_by`, else the default: quota by quota.
 #[tokio::test]
-async fn handlers_are_told_of_the_tier() {
+async fn the_numbers_are_resolved_quota_by_quota() {
+    let clock = TestClock::default();
+    let limits = Limits::new()
+        .tier("pro", "calls=60/h, daily=1000/day")
+        .tier("staff", "calls=600/h");
+    let policy = Policy::new("calls", Quota::per_hour(6)).and("daily", Quota::per_day(100));
+    let service = RateLimitLayer::by(by_user, policy)
+        .store(store(&clock))
+        .limits(&limits)
+        .tier_by(plan)
+        .layer(Counting::default());
+    let numbers = async |plan| {
+        let response = send(&service, of_plan(plan)).await;
+        let policy = header(&response, "ratelimit-policy").unwrap();
+        let quotas = policy.split(", ").map(|member| {
+            let q = member.split(';').find_map(|part| part.strip_prefix("q="));
+            q.unwrap().parse::<u32>().unwrap()
+        });
+        let quotas: Vec<_> = quotas.collect();
+        <[u32; 2]>::try_from(quotas).unwrap()
+    };
+    assert_eq!(numbers("").await, [6, 100]);
+    assert_eq!(numbers("pro").await, [60, 1000]);
+    // A quota that the tier does not name keeps its default.
+    assert_eq!(numbers("staff").await, [600, 100]);
+
+    set(&limits, "user:alice", "tier=pro").await;
+    assert_eq!(numbers("").await, [60, 1000]);
+    assert_eq!(numbers("staff").await, [60, 1000]);
+
+    set(&limits, "user:alice", "tier=staff, daily=7/day").await;
+    assert_eq!(numbers("pro").await, [600, 7]);
+
+    set(&limits, "user:alice", "calls=9/h").await;
+    assert_eq!(numbers("").await, [9, 100]);
+    assert_eq!(numbers("pro").await, [9, 1000]);
+
+    set(&limits, "user:alice", "calls=unlimited").await;
+    let response = send(&service, of_plan("pro")).await;
+    assert_eq!(
+        header(&response, "ratelimit-policy"),
+        Some("\"daily\";q=1000;w=86400")
+    );
+
+    set(&limits, "user:alice", "unlimited").await;
+    let response = send(&service, of_plan("pro")).await;
+    assert_eq!(response.status(), 200);
+    assert_eq!(header(&response, "ratelimit-policy"), None);
+
+    set(&limits, "user:alice", "deny all").await;
+    assert_eq!(status(&service, of_plan("pro")).await, 403);
+
+    let alice: KeyName = "user:alice".parse().unwrap();
+    limits.delete(&alice).await.unwrap();
+    assert_eq!(numbers("pro").await, [60, 1000]);
+}
+
+#[tokio::test]
+async fn a_key_that_moves_to_another_tier_finds_its_buckets_there() {
+    let clock = TestClock::default();
+    let limits = Limits::new().tier("pro", "60/h");
+    let service = RateLimitLayer::by(by_user, Quota::per_hour(2))
+        .store(store(&clock))
+        .limits(&limits)
+        .layer(Counting::default());
+    for code in [200, 200, 429] {
+        assert_eq!(status(&service, user("alice")).await, code);
+    }
+    set(&limits, "user:alice", "tier=pro").await;
+    for _ in 0..60 {
+        assert_eq!(status(&service, user("alice")).await, 200);
+    }
+    assert_eq!(status(&service, user("alice")).await, 429);
+    let alice: KeyName = "user:alice".parse().unwrap();
+    limits.delete(&alice).await.unwrap();
+    assert_eq!(status(&service, user("alice")).await, 429);
+    // As often as it moves, it gets nothing anew.
+    for _ in 0..10 {
+        set(&limits, "user:alice", "tier=pro").await;
+        assert_eq!(status(&service, user("alice")).await, 429);
+        limits.delete(&alice).await.unwrap();
+        assert_eq!(status(&service, user("alice")).await, 429);
+    }
+}
+
+#[tokio::test]
+async fn a_tier_that_is_declared_later_applies_and_changes_no_usage() {
+    let clock = TestClock::default();
+    let limits = Limits::new();
+    let service = RateLimitLayer::by(by_user, Quota::per_hour(2))
+        .store(store(&clock))
+        .limits(&limits)
+        .tier_by(plan)
+        .layer(Counting::default());
+    for code in [200, 200, 429] {
+        assert_eq!(status(&service, of_plan("pro")).await, code);
+    }
+    limits.try_tier("pro", "3/h".parse().unwrap()).unwrap();
+    for code in [200, 200, 200, 429] {
+        assert_eq!(status(&service, of_plan("pro")).await, code);
+    }
+    limits.try_tier("pro", "5/h".parse().unwrap()).unwrap();
+    for code in [200, 200, 429] {
+        assert_eq!(status(&service, of_plan("pro")).await, code);
+    }
+    assert_eq!(status(&service, user("alice")).await, 429);
+}
+
+#[tokio::test]
+async fn handlers_find_the_numbers_of_the_tier() {
     let (layer, _clock) = timed(by_user, free_and_pro());
     let handler = answering(|request: Request<()>| {
         let status = request.extensions().get::<RateLimitStatus>().unwrap();
         let told: Vec<_> = status
             .usages()
-            .map(|(name, u)| (name.to_owned(), u.limit()))
+            .map(|(name, u)| (name.to_owned(), u.limit(), u.remaining()))
             .collect();
-        assert_eq!(told, [("pro".to_owned(), 10), ("daily".to_owned(), 20)]);
+        assert_eq!(
+            told,
+            [("calls".to_owned(), 10, 9), ("daily".to_owned(), 20, 19)]
+        );
         ok()
     });
     let service = layer.tier_by(plan).layer(handler);
@@ -116,7 +305,41 @@ async fn handlers_are_told_of_the_tier() {
 }
 
 #[tokio::test]
-async fn the_other_policies_are_the_same_in_each() {
+async fn what_a_handler_charges_and_refunds_is_of_the_requests_tier() {
+    let (layer, _clock) = timed(by_user, free_and_pro());
+    let limiter = layer.limiter();
+    let left = move |tier: Option<&str>| {
+        let limiter = match tier {
+            Some(tier) => limiter.tier(tier).unwrap(),
+            None => limiter.clone(),
+        };
+        let decision = limiter.peek(&user_key("alice")).now().unwrap();
+        decision.usages()[0].remaining()
+    };
+    let seen = left.clone();
+    let handler = answering(move |request: Request<()>| {
+        let status = request.extensions().get::<RateLimitStatus>().unwrap();
+        status.charge(6).now().unwrap().unwrap();
+        assert_eq!((seen(None), seen(Some("pro"))), (3, 3));
+        // More than is left in the tier.
+        assert!(status.charge(4).now().unwrap().is_err());
+        status.refund(2).now().unwrap();
+        assert_eq!((seen(None), seen(Some("pro"))), (3, 5));
+        status.refund(u32::MAX).now().unwrap();
+        assert_eq!((seen(None), seen(Some("pro"))), (3, 10));
+        ok()
+    });
+    let service = layer.tier_by(plan).layer(handler);
+    let response = send(&service, of_plan("pro")).await;
+    assert_eq!(
+        header(&response, "ratelimit"),
+        Some("\"calls\";r=10;t=0, \"daily\";r=20;t=0")
+    );
+    assert_eq!((left(None), left(Some("pro"))), (3, 10));
+}
+
+#[tokio::test]
+async fn the_other_policies_are_the_same_in_each_tier() {
     let (layer, _clock) = timed(
         by_user,
         Policy::from(Quota::per_hour(2)).tier("pro", Quota::off()),
@@ -135,12 +358,13 @@ async fn the_other_policies_are_the_same_in_each() {
     }
     assert_eq!(status(&service, from("")).await, 429);
     let last = send(&service, from("pro")).await;
+    assert_eq!(header(&last, "ratelimit-policy"), Some("\"ip\";q=5;w=3600"));
     assert_eq!(header(&last, "ratelimit"), Some("\"ip\";r=0;t=3600"));
     assert_eq!(status(&service, from("pro")).await, 429);
 }
 
 #[tokio::test]
-async fn two_policies_with_tiers() {
+async fn each_of_two_policies_has_its_tiers() {
     let (layer, _clock) = timed(
         by_user,
         Policy::from(Quota::per_hour(2)).tier("pro", Quota::per_hour(9)),
@@ -155,8 +379,13 @@ async fn two_policies_with_tiers() {
         header(&response, "ratelimit"),
         Some("\"default\";r=8;t=400, \"default-2\";r=2;t=1200")
     );
+    let response = send(&service, user("alice")).await;
+    assert_eq!(
+        header(&response, "ratelimit"),
+        Some("\"default\";r=1;t=1800, \"default-2\";r=0;t=3600")
+    );
     assert_eq!(status(&service, user("alice")).await, 429);
-    // The first policy has no such tier, and is as in none.
+    // The first policy does not have this tier: its default applies.
     let response = send(&service, of_plan("staff")).await;
     assert_eq!(
         header(&response, "ratelimit"),
@@ -189,24 +418,61 @@ async fn a_tier_goes_with_all_that_a_layer_has() {
     let response = send(&service, to("/dear")).await;
     assert_eq!(header(&response, "x-ratelimit-limit"), Some("10"));
     assert_eq!(header(&response, "x-ratelimit-remaining"), Some("5"));
-    let pro = layer.limiter();
-    let pro = pro.tier("pro").unwrap();
-    assert_eq!(pro.check_n(&user_key("alice"), 0).remaining(), Some(5));
-    let key = "user:alice".parse().unwrap();
-    limits
-        .set(&key, "pro=100/min".parse().unwrap())
-        .await
-        .unwrap();
+    let pro = layer.limiter().tier("pro").unwrap();
+    let peeked = pro.peek(&user_key("alice")).now().unwrap();
+    assert_eq!(peeked.remaining(), Some(5));
+    set(&limits, "user:alice", "calls=100/min").await;
     let response = send(&service, to("/dear")).await;
-    // Its own of that name; of the other quota what all have.
+    // The override is of one quota; the other one has the numbers of the tier.
     assert_eq!(header(&response, "x-ratelimit-limit"), Some("20"));
     assert_eq!(header(&response, "x-ratelimit-remaining"), Some("10"));
-    assert_eq!(pro.peek(&user_key("alice")).usages()[0].limit(), 100);
+    let peeked = pro.peek(&user_key("alice")).now().unwrap();
+    assert_eq!(peeked.usages()[0].limit(), 100);
     assert_eq!(seen.take(), ["admitted http", "admitted http"]);
 }
 
 #[tokio::test]
-async fn a_dry_run_tells_of_the_tiers_limit() {
+async fn all_dialects_report_the_numbers_of_the_tier() {
+    let limits = Limits::new();
+    set(&limits, "user:bob", "calls=90/min burst 45").await;
+    let layer = RateLimitLayer::by(by_user, free_and_pro())
+        .store(store(&TestClock::default()))
+        .limits(&limits)
+        .tier_by(plan);
+    let bob = || {
+        let mut request = user("bob");
+        request.extensions_mut().insert(Plan("pro"));
+        request
+    };
+    let draft_6 = layer.clone().headers(RateLimitHeaders::Draft6);
+    let service = draft_6.layer(Counting::default());
+    for (request, limit, policy) in [
+        (user("alice"), "3", "3;w=30"),
+        (of_plan("pro"), "10", "10;w=10, 20;w=86400"),
+        (bob(), "20", "45;w=30, 20;w=86400"),
+    ] {
+        let response = send(&service, request).await;
+        assert_eq!(header(&response, "ratelimit-limit"), Some(limit));
+        assert_eq!(header(&response, "ratelimit-policy"), Some(policy));
+    }
+    let service = layer.clone().layer(Counting::default());
+    let response = send(&service, bob()).await;
+    assert_eq!(
+        header(&response, "ratelimit-policy"),
+        Some("\"calls\";q=45;w=30, \"daily\";q=20;w=86400")
+    );
+    for dialect in [RateLimitHeaders::Legacy, RateLimitHeaders::LegacyEpoch] {
+        let service = layer.clone().headers(dialect).layer(Counting::default());
+        for (request, limit) in [(user("alice"), "3"), (of_plan("pro"), "10"), (bob(), "20")] {
+            let response = send(&service, request).await;
+            assert_eq!(header(&response, "x-ratelimit-limit"), Some(limit));
+            assert_eq!(header(&response, "ratelimit-policy"), None);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_dry_run_goes_by_the_tiers_limit() {
     let (layer, _clock) = timed(by_user, free_and_pro());
     let (seen, _released) = Seen::new();
     let service = layer
@@ -214,15 +480,58 @@ async fn a_dry_run_tells_of_the_tiers_limit() {
         .dry_run(true)
         .observe(seen.clone())
         .layer(Counting::default());
-    for _ in 0..11 {
+    for _ in 0..10 {
         assert_eq!(status(&service, of_plan("pro")).await, 200);
     }
+    assert_eq!(seen.take(), ["admitted http"; 10]);
+    assert_eq!(status(&service, of_plan("pro")).await, 200);
     assert!(seen.take().pop().unwrap().starts_with("would reject"));
+}
+
+/// A key has one count in all tiers: the tier only selects the number.
+#[tokio::test]
+async fn a_tier_selects_how_many_of_a_key_may_be_in_flight() {
+    let limits = Limits::new().tier("pro", "jobs=3 concurrent");
+    let layer = ConcurrencyLimitLayer::new(10)
+        .name("jobs")
+        .per_key(by_user, 1)
+        .limits(&limits)
+        .tier_by(plan);
+    let service = layer.layer(Counting::default());
+    // A response holds its permit until its body is dropped.
+    let first = send(&service, user("alice")).await;
+    assert_eq!(first.status(), 200);
+    assert_eq!(status(&service, user("alice")).await, 429);
+    assert_eq!(status(&service, of_plan("unknown")).await, 429);
+    let second = send(&service, of_plan("pro")).await;
+    let third = send(&service, of_plan("pro")).await;
+    assert_eq!(
+        (second.status(), third.status()),
+        (200.try_into().unwrap(), 200.try_into().unwrap())
+    );
+    assert_eq!(status(&service, of_plan("pro")).await, 429);
+    drop(second);
+    assert_eq!(status(&service, user("alice")).await, 429);
+    assert_eq!(status(&service, of_plan("pro")).await, 200);
+
+    // What is stored goes before what `tier_by` selects, and an override before both.
+    set(&limits, "user:alice", "tier=pro").await;
+    let stored = send(&service, user("alice")).await;
+    assert_eq!(stored.status(), 200);
+    set(&limits, "user:alice", "tier=pro, jobs=2 concurrent").await;
+    drop(stored);
+    assert_eq!(status(&service, of_plan("pro")).await, 429);
+    drop(third);
+    assert_eq!(status(&service, of_plan("pro")).await, 200);
+    drop(first);
+    assert_eq!(layer.limiter().in_flight(), 0);
 }
 
 #[test]
 #[should_panic(expected = "this store has no tiers")]
-fn a_store_without_tiers_is_refused_at_construction() {
+fn a_store_without_tiers_is_refused_when_the_limit_is_opened() {
     let later = LaterStore::new(&TestClock::default());
-    let _ = RateLimitLayer::by(by_user, free_and_pro()).store(later);
+    let _ = RateLimitLayer::by(by_user, free_and_pro())
+        .store(later)
+        .limiter();
 }

@@ -4,6 +4,8 @@
 mod changes;
 mod layers;
 mod model;
+mod races;
+mod rules;
 mod tiers;
 
 use std::time::Duration;
@@ -38,7 +40,7 @@ impl Bench {
     /// How many requests of cost 1 are admitted now.
     pub(crate) fn burst(&self, key: &Key) -> u32 {
         let mut admitted = 0;
-        while self.limiter.check(key).is_admitted() {
+        while self.limiter.check_now(key).unwrap().is_admitted() {
             admitted += 1;
         }
         admitted

@@ -1,11 +1,12 @@
 //! Changes in any order against a naive model, and a key's own quota against everybody's.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use tower_admission::store::MemoryStore;
 use tower_admission::test_util::TestClock;
-use tower_admission::{Key, Quota, RateLimiter};
+use tower_admission::{Decision, Key, Quota, RateLimiter};
 
 use super::{Bench, SECOND};
 
@@ -18,15 +19,28 @@ pub(crate) fn numbers() -> impl Strategy<Value = Numbers> {
     (count, period, 1..20_u32).prop_map(|(count, period, burst)| (1 << count, 1 << period, burst))
 }
 
+/// Requests a period, and the period in seconds. Most intervals are no multiple of another one, so that what is
+/// used is rounded when it is converted.
+const RATES: [(u32, u32); 4] = [(7, 60), (11, 60), (13, 3600), (14, 60)];
+
+fn uneven_numbers() -> impl Strategy<Value = Numbers> {
+    let rate = prop::sample::select(&RATES[..]);
+    (rate, 1..20_u32).prop_map(|((count, period), burst)| (count, period, burst))
+}
+
 pub(crate) fn text((count, period, burst): Numbers) -> String {
     format!("{count} per {period}s burst {burst}")
+}
+
+fn check_n(limiter: &RateLimiter, key: &Key, cost: u32) -> Decision {
+    limiter.check_n(key, cost).now().unwrap()
 }
 
 #[derive(Clone, Debug)]
 enum Step {
     Take(usize, u32),
     Refund(usize, u32),
-    Pass(u32),
+    Pass(Duration),
     Set(usize, Numbers),
     Delete(usize),
     SetAll(Numbers),
@@ -34,21 +48,58 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     let key = 0..2_usize;
+    let nanos = prop_oneof![1..30_u64, 1..20_000_000_000_u64, 1..200_000_000_000_u64];
     prop_oneof![
         6 => (key.clone(), 0..6_u32).prop_map(|(key, cost)| Step::Take(key, cost)),
         1 => (key.clone(), 1..4_u32).prop_map(|(key, cost)| Step::Refund(key, cost)),
-        3 => (1..40_u32).prop_map(Step::Pass),
-        2 => (key.clone(), numbers()).prop_map(|(key, own)| Step::Set(key, own)),
+        3 => nanos.prop_map(|nanos| Step::Pass(Duration::from_nanos(nanos))),
+        2 => (key.clone(), uneven_numbers()).prop_map(|(key, own)| Step::Set(key, own)),
         1 => key.prop_map(Step::Delete),
-        1 => numbers().prop_map(Step::SetAll),
+        1 => uneven_numbers().prop_map(Step::SetAll),
     ]
 }
 
-/// What a key has spent, in requests.
+/// Nanoseconds between two requests, rounded up.
+fn interval((count, period, _): Numbers) -> u128 {
+    (u128::from(period) * 1_000_000_000).div_ceil(count.into())
+}
+
+/// A request in units of which each interval's nanosecond is a whole number.
+fn request() -> u128 {
+    let intervals = RATES.map(|(count, period)| interval((count, period, 1)));
+    intervals.into_iter().fold(1, |multiple, interval| {
+        let (mut a, mut b) = (multiple, interval);
+        while b > 0 {
+            (a, b) = (b, a % b);
+        }
+        multiple / a * interval
+    })
+}
+
+/// What a key has spent, in units of a [`request`]. Between the two is what a limiter may count.
+#[derive(Clone, Copy, Default)]
+struct Spent {
+    /// Exactly.
+    least: u128,
+    /// Rounded up to a nanosecond of the new interval whenever the quota changes.
+    most: u128,
+}
+
+impl Spent {
+    fn each(&mut self, change: impl Fn(u128) -> u128) {
+        (self.least, self.most) = (change(self.least), change(self.most));
+    }
+
+    fn contains(self, units: u128) -> bool {
+        (self.least..=self.most).contains(&units)
+    }
+}
+
 struct Model {
     all: Numbers,
     own: HashMap<usize, Numbers>,
-    spent: [f64; 2],
+    spent: [Spent; 2],
+    request: u128,
 }
 
 impl Model {
@@ -56,12 +107,43 @@ impl Model {
         self.own.get(&key).copied().unwrap_or(self.all)
     }
 
-    /// What a lowered limit does not hold is forgiven.
-    fn settle(&mut self) {
+    /// Units of a nanosecond of the key's quota.
+    fn nanosecond(&self, key: usize) -> u128 {
+        self.request / interval(self.of(key))
+    }
+
+    /// After a change: what a lowered limit does not hold is forgiven.
+    fn convert(&mut self) {
         for key in 0..2 {
             let (.., burst) = self.of(key);
-            self.spent[key] = self.spent[key].min(f64::from(burst));
+            let (full, unit) = (u128::from(burst) * self.request, self.nanosecond(key));
+            let spent = &mut self.spent[key];
+            spent.most = spent.most.div_ceil(unit) * unit;
+            spent.each(|spent| spent.min(full));
         }
+    }
+
+    fn take(&mut self, key: usize, cost: u32, decision: &Decision) -> Result<(), TestCaseError> {
+        let (.., burst) = self.of(key);
+        let unit = self.nanosecond(key);
+        let [full, weight] = [burst, cost].map(|requests| u128::from(requests) * self.request);
+        let spent = &mut self.spent[key];
+        if decision.is_admitted() {
+            prop_assert!(cost == 0 || spent.least + weight <= full);
+            spent.each(|spent| (spent + weight).min(full));
+        } else {
+            prop_assert!(spent.most + weight > full);
+        }
+        let left = |spent| u32::try_from((full - spent) / self.request).unwrap();
+        let left = left(spent.most)..=left(spent.least);
+        prop_assert!(left.contains(&decision.remaining().unwrap()));
+        prop_assert!(spent.contains(decision.reset().unwrap().as_nanos() * unit));
+        let waits = !decision.is_admitted() && cost <= burst;
+        prop_assert_eq!(decision.retry_after().is_some(), waits);
+        if let Some(wait) = decision.retry_after() {
+            prop_assert!(spent.contains(wait.as_nanos() * unit + full - weight));
+        }
+        Ok(())
     }
 }
 
@@ -69,55 +151,54 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 512, ..Default::default() })]
 
     #[test]
-    fn what_is_spent_stays_spent(all in numbers(), steps in prop::collection::vec(step(), 1..60)) {
+    fn what_is_spent_stays_spent(
+        all in uneven_numbers(),
+        steps in prop::collection::vec(step(), 1..60),
+    ) {
         let bench = Bench::new(text(all).parse::<Quota>().unwrap());
         let keys = ["0", "1"].map(|id| Key::id("org", id));
-        let mut model = Model { all, own: HashMap::new(), spent: [0.0; 2] };
+        let spent = [Spent::default(); 2];
+        let mut model = Model { all, own: HashMap::new(), spent, request: request() };
         for step in steps {
-            match step.clone() {
+            match step {
                 Step::Take(key, cost) => {
-                    let (.., burst) = model.of(key);
-                    let fits = model.spent[key] + f64::from(cost) <= f64::from(burst);
-                    let decision = bench.limiter.check_n(&keys[key], cost);
-                    prop_assert_eq!(decision.is_admitted(), fits || cost == 0, "{:?}", step);
-                    if fits {
-                        model.spent[key] += f64::from(cost);
-                    }
-                    let left = (f64::from(burst) - model.spent[key]).floor();
-                    prop_assert_eq!(decision.remaining().map(f64::from), Some(left), "{:?}", step);
+                    let decision = check_n(&bench.limiter, &keys[key], cost);
+                    model.take(key, cost, &decision)?;
                 }
                 Step::Refund(key, cost) => {
-                    bench.limiter.refund(&keys[key], cost);
-                    model.spent[key] = (model.spent[key] - f64::from(cost)).max(0.0);
+                    bench.limiter.refund(&keys[key], cost).now().unwrap();
+                    let given_back = u128::from(cost) * model.request;
+                    model.spent[key].each(|spent| spent.saturating_sub(given_back));
                 }
-                Step::Pass(quarters) => {
-                    bench.clock.advance(SECOND * quarters / 4);
+                Step::Pass(time) => {
+                    bench.clock.advance(time);
                     for key in 0..2 {
-                        let (count, period, _) = model.of(key);
-                        let regained = f64::from(quarters) / 4.0 * f64::from(count) / f64::from(period);
-                        model.spent[key] = (model.spent[key] - regained).max(0.0);
+                        let regained = time.as_nanos() * model.nanosecond(key);
+                        model.spent[key].each(|spent| spent.saturating_sub(regained));
                     }
                 }
                 Step::Set(key, own) => {
                     bench.set(&format!("org:{key}"), &text(own));
                     model.own.insert(key, own);
+                    model.convert();
                 }
                 Step::Delete(key) => {
                     bench.delete(&format!("org:{key}"));
                     model.own.remove(&key);
+                    model.convert();
                 }
                 Step::SetAll(all) => {
                     bench.limiter.set_policy(text(all).parse::<Quota>().unwrap()).unwrap();
                     model.all = all;
+                    model.convert();
                 }
             }
-            model.settle();
         }
     }
 
     #[test]
     fn a_keys_own_quota_counts_as_everybodys_does(
-        quota in numbers(),
+        quota in prop_oneof![numbers(), uneven_numbers()],
         sliding: bool,
         steps in prop::collection::vec((0..25_u32, 0..4_u8, 0..3_000_u64), 1..80),
     ) {
@@ -133,19 +214,20 @@ proptest! {
         for (cost, what, millis) in steps {
             match what {
                 0 => {
-                    bench.limiter.refund(&key, cost);
-                    plain.refund(&key, cost);
+                    bench.limiter.refund(&key, cost).now().unwrap();
+                    plain.refund(&key, cost).now().unwrap();
                 }
                 1 => {
-                    let (own, all) = (bench.limiter.peek(&key), plain.peek(&key));
+                    let (own, all) = (bench.limiter.peek(&key).now().unwrap(), plain.peek(&key).now().unwrap());
                     prop_assert_eq!(own.usages(), all.usages());
                 }
                 _ => {
-                    let (own, all) = (bench.limiter.check_n(&key, cost), plain.check_n(&key, cost));
+                    let own = check_n(&bench.limiter, &key, cost);
+                    let all = check_n(&plain, &key, cost);
                     prop_assert_eq!(own.usages(), all.usages());
                 }
             }
-            let passed = std::time::Duration::from_millis(millis);
+            let passed = Duration::from_millis(millis);
             bench.clock.advance(passed);
             clock.advance(passed);
         }

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
-use tower_admission::store::{LeaseLimits, LeaseStore, Leased, RateStore, suite};
-use tower_admission::{Key, Policy, Quota};
+use tower_admission::store::{Charge, LeaseLimits, LeaseStore, Leased, RateStore, suite};
+use tower_admission::{
+    ClientIp, Key, Limits, Policy, Quota, RateLimitLayer, RateLimiter, RequestHead,
+};
 
 use crate::server::{Server, store, until};
+use crate::user;
 
 struct Cluster {
     nodes: Vec<Server>,
@@ -81,7 +84,7 @@ async fn when_a_part_dies_the_others_count_on() {
     let mut cluster = Cluster::start().await;
     let store = store(&cluster.url()).deadline(Duration::from_millis(200));
     let buckets = store.open(&[Policy::new("calls", Quota::per_hour(1000))]);
-    let keys: Vec<_> = (0..30).map(|n| [Key::id("user", &n.to_string())]).collect();
+    let keys: Vec<_> = (0..30).map(|n| user(&n.to_string())).collect();
     for key in &keys {
         assert!(buckets.take(key, 1).await.remaining().is_some());
     }
@@ -117,9 +120,9 @@ async fn a_refusal_stands_when_the_part_of_another_key_is_down() {
         Policy::new("ip", Quota::per_hour(1)),
     ];
     let buckets = store.open(&policies);
-    let address = Key::ip([192, 0, 2, 1].into());
-    let token = |n: u32| Key::id("user", &n.to_string());
-    let first = buckets.take(&[token(0), address], 1).await;
+    let address = Charge::new(Key::ip([192, 0, 2, 1].into()), 1);
+    let both = |n: u32| [user(&n.to_string())[0].clone(), address.clone()];
+    let first = buckets.take(&both(0), 1).await;
     assert!(first.is_admitted());
     let mut with_address = None;
     for (n, node) in cluster.nodes.iter().enumerate() {
@@ -131,7 +134,7 @@ async fn a_refusal_stands_when_the_part_of_another_key_is_down() {
     cluster.nodes[dead].kill();
     let mut unknown = 0;
     for n in 1..30 {
-        let decision = buckets.take(&[token(n), address], 1).await;
+        let decision = buckets.take(&both(n), 1).await;
         // The failure mode is to admit.
         assert!(!decision.is_admitted(), "{decision:?}");
         let [of_token, of_address] = decision.usages() else {
@@ -140,7 +143,7 @@ async fn a_refusal_stands_when_the_part_of_another_key_is_down() {
         assert!(of_token.fits() && !of_address.fits());
         // Told as unused where nobody knows.
         assert_eq!(of_token.remaining(), 1000);
-        let known = buckets.peek(&[token(n)], 0).await.remaining().is_some();
+        let known = buckets.peek(&both(n)[..1], 0).await.remaining().is_some();
         unknown += u32::from(!known);
     }
     assert!(unknown > 0, "some lie where nobody answers");
@@ -164,7 +167,7 @@ async fn a_slot_that_moves_is_not_noticed() {
     let cluster = Cluster::start().await;
     let policy = Policy::new("a", Quota::per_hour(1000)).and("b", Quota::per_day(5000));
     let buckets = store(&cluster.url()).open(&[policy]);
-    let alice = [Key::id("user", "alice")];
+    let alice = user("alice");
     let left = async || buckets.take(&alice, 1).await.remaining();
     assert_eq!(left().await, Some(999));
 
@@ -202,4 +205,71 @@ async fn a_slot_that_moves_is_not_noticed() {
     }
     goes_on().await;
     assert!(!to.keys().await.is_empty() && from.keys().await.is_empty());
+}
+
+/// The keys of one decision lie in different parts, in each tier.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tiers_count_apart() {
+    let mut cluster = Cluster::start().await;
+    let store = store(&cluster.url()).deadline(Duration::from_millis(500));
+    let limits = Limits::new();
+    let by_token = Policy::new("token", Quota::per_hour(3)).tier("pro", "token=10/h");
+    let by_address = Policy::new("ip", Quota::per_hour(8)).tier("staff", "unlimited");
+    let both = || {
+        let layer = RateLimitLayer::by(|_: RequestHead<'_>| None, by_token.clone());
+        let layer = layer.and_by(ClientIp::peer(), by_address.clone());
+        layer.store(store.clone()).limits(&limits).limiter()
+    };
+    let limiter = both();
+    let [pro, staff] = ["pro", "staff"].map(|tier| limiter.tier(tier).unwrap());
+    let keys = |n: u32| {
+        let address = [192, 0, 2, n as u8];
+        [Key::id("user", &n.to_string()), Key::ip(address.into())]
+    };
+    let burst = async |limiter: &RateLimiter, n| {
+        let mut admitted = 0;
+        while limiter.decide(&keys(n), 1).await.is_admitted() {
+            admitted += 1;
+        }
+        admitted
+    };
+    for n in 0..5 {
+        assert_eq!(burst(&limiter, n).await, 3);
+        // The address has no quota of its own in that tier: 5 of the 8 are left.
+        assert_eq!(burst(&pro, n).await, 5);
+        // Nothing was charged of what the address rejected.
+        assert_eq!(pro.peek(&keys(n)[0]).await.remaining(), Some(5));
+        assert_eq!(
+            burst(&staff, n).await,
+            0,
+            "as the token's quota is the default"
+        );
+        limiter.refund_all(&keys(n), 2).await;
+        assert_eq!(staff.peek_all(&keys(n), 0).await.remaining(), Some(2));
+        assert_eq!(pro.decide(&keys(n), 0).await.usages().len(), 2);
+        assert_eq!(staff.decide(&keys(n), 0).await.usages().len(), 1);
+    }
+    // Whatever becomes of the part of a key that is not limited.
+    let unlimited = "token=unlimited".parse().unwrap();
+    limits
+        .set(&"user:9".parse().unwrap(), unlimited)
+        .await
+        .unwrap();
+    assert!(limiter.decide(&keys(9), 1).await.is_admitted());
+    let mut with_address = Vec::new();
+    for node in &cluster.nodes {
+        with_address.push(
+            node.keys()
+                .await
+                .iter()
+                .any(|key| key.ends_with(":192.0.2.9")),
+        );
+    }
+    for (n, is_there) in with_address.into_iter().enumerate() {
+        if !is_there {
+            cluster.nodes[n].kill();
+        }
+    }
+    let decision = limiter.decide(&keys(9), 1).await;
+    assert_eq!(decision.remaining(), Some(6), "{decision:?}");
 }

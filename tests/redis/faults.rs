@@ -13,12 +13,13 @@ use tokio::time::Instant;
 
 use tower_admission::store::redis::{FailureKind, StoreObserver};
 use tower_admission::store::{
-    FailureMode, LeaseLimits, LeaseStore, Leased, RateBuckets, RateStore, RedisStore,
+    FailureMode, LeaseLimits, LeaseStore, Leased, RateBuckets, RateStore, RedisStore, Reply,
 };
-use tower_admission::{Key, Policy, Quota};
+use tower_admission::{Policy, Quota};
 
 use crate::proxy::Proxy;
 use crate::server::{Server, free_port, store, until};
+use crate::user;
 
 /// Long next to what a busy machine holds a task up, short next to a test.
 const DEADLINE: Duration = Duration::from_millis(400);
@@ -67,7 +68,7 @@ impl Case {
     /// Whether a request was admitted, and what Redis says is left if it was Redis who decided.
     async fn take(&self) -> (bool, Option<u32>) {
         let started = Instant::now();
-        let decision = self.buckets.take(&[Key::id("user", "alice")], 1).await;
+        let decision = self.buckets.take(&user("alice"), 1).await;
         let took = started.elapsed();
         assert!(took < 2 * DEADLINE, "a call took {took:?}");
         (decision.is_admitted(), decision.remaining())
@@ -90,8 +91,8 @@ impl Case {
     /// The breaker is open: decisions are there at once, without a future.
     async fn decides_at_once(&self) {
         until("calls are no longer made", async || {
-            let reply = self.buckets.take(&[Key::id("user", "alice")], 1);
-            let at_once = matches!(reply, tower_admission::store::Reply::Ready(_));
+            let reply = self.buckets.take(&user("alice"), 1);
+            let at_once = matches!(reply, Reply::Ready(_));
             let _ = reply.await;
             at_once
         })
@@ -257,7 +258,7 @@ async fn nonsense_among_several_parts_is_left_alone() {
     let policy = Policy::new("a", Quota::per_hour(9)).and("b", Quota::per_hour(9).sliding());
     let store = server.store().on_failure(FailureMode::Closed);
     let buckets = store.open(&[policy]);
-    let alice = [Key::id("user", "alice")];
+    let alice = user("alice");
     assert!(buckets.take(&alice, 1).await.is_admitted());
     let [key] = &*server.keys().await else {
         panic!("one key for one caller");
@@ -313,12 +314,7 @@ async fn a_wrong_password_is_named_at_start_and_admits_nobody_else() {
         assert_eq!(error.kind(), kind, "{password:?}: {error:?}");
         assert!(!format!("{error:?} {error}").contains("wrong@"));
         let buckets = store.open(&[Quota::per_hour(1).into()]);
-        assert!(
-            buckets
-                .take(&[Key::id("user", "alice")], 1)
-                .await
-                .is_unavailable()
-        );
+        assert!(buckets.take(&user("alice"), 1).await.is_unavailable());
     }
     let url = format!("redis://:right@127.0.0.1:{}", server.port);
     store(&url).ping().await.unwrap();
@@ -329,13 +325,7 @@ async fn calls_in_flight_are_bounded() {
     let case = Case::with(Server::start().await, |store| store.max_in_flight(4)).await;
     case.server.signal("STOP");
     let calls: Vec<_> = (0..64)
-        .map(|_| {
-            tokio::spawn(
-                case.buckets
-                    .take(&[Key::id("user", "alice")], 1)
-                    .into_future(),
-            )
-        })
+        .map(|_| tokio::spawn(case.buckets.take(&user("alice"), 1).into_future()))
         .collect();
     for call in calls {
         assert!(
@@ -360,7 +350,7 @@ async fn a_local_share_survives_flapping() {
         .on_failure(mode)
         .observe(failures.clone());
     let buckets = store.open(&[Policy::new("calls", Quota::per_hour(20))]);
-    let alice = [Key::id("user", "alice")];
+    let alice = user("alice");
     let mut admitted = 0;
     for _ in 0..6 {
         admitted += u32::from(buckets.take(&alice, 1).await.is_admitted());
@@ -369,7 +359,7 @@ async fn a_local_share_survives_flapping() {
     for flap in 0..3 {
         server.kill();
         until("the share decides", async || {
-            buckets.peek(&alice, 0).await.limit() == Some(10)
+            buckets.peek(&alice, 0).await.remaining() <= Some(10)
         })
         .await;
         let mut more = 0;
@@ -380,7 +370,7 @@ async fn a_local_share_survives_flapping() {
         assert_eq!(more, if flap == 0 { 4 } else { 0 }, "flap {flap}");
         server.restart().await;
         until("Redis decides", async || {
-            buckets.peek(&alice, 0).await.limit() == Some(20)
+            buckets.peek(&alice, 0).await.remaining() == Some(20)
         })
         .await;
     }
@@ -394,7 +384,7 @@ async fn a_black_hole() {
     let store = store(&proxy.url()).deadline(DEADLINE);
     let leases = store.open_leases("jobs");
     let buckets = store.open(&[Policy::new("calls", Quota::per_hour(1000))]);
-    let alice = [Key::id("user", "alice")];
+    let alice = user("alice");
     until("Redis decides", async || {
         buckets.take(&alice, 1).await.remaining().is_some()
     })
@@ -418,7 +408,7 @@ async fn a_reset_in_the_middle_of_a_reply() {
         .on_failure(FailureMode::Closed);
     let buckets = store.open(&[Policy::new("calls", Quota::per_hour(1000))]);
     let leases = store.open_leases("jobs");
-    let alice = [Key::id("user", "alice")];
+    let alice = user("alice");
     let left = async || buckets.peek(&alice, 0).await.remaining();
     until("Redis decides", async || left().await == Some(1000)).await;
 
@@ -454,7 +444,7 @@ async fn a_failover_to_the_replica() {
         .deadline(DEADLINE)
         .on_failure(FailureMode::Closed);
     let buckets = store.open(&[Policy::new("calls", Quota::per_day(1000))]);
-    let alice = [Key::id("user", "alice")];
+    let alice = user("alice");
     let port = one.port.to_string();
     two.command(&["REPLICAOF", "127.0.0.1", &port])
         .await
@@ -498,7 +488,7 @@ async fn a_server_that_is_too_old_is_named() {
         .on_failure(FailureMode::Closed);
     assert_eq!(store.ping().await.unwrap_err().kind(), FailureKind::TooOld);
     let buckets = store.open(&[Quota::per_hour(1).into()]);
-    let alice = [Key::id("user", "alice")];
+    let alice = user("alice");
     assert!(buckets.take(&alice, 1).await.is_unavailable());
     assert!(failures.of(FailureKind::TooOld) > 0);
 }

@@ -9,6 +9,7 @@ use tower_admission::{Key, Quota};
 use crate::leases::{alice, from_address, limits, of_both, until_used, used};
 use crate::proxy::Proxy;
 use crate::server::{Server, store, until};
+use crate::user;
 
 /// As when Redis evicts it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -153,7 +154,7 @@ async fn requests_do_not_hold_up_heartbeats() {
     let mut others = crowd(32, move || {
         let buckets = buckets.clone();
         async move {
-            let _ = buckets.take(&[alice()], 1).await;
+            let _ = buckets.take(&user("alice"), 1).await;
             tokio::task::yield_now().await;
         }
     });

@@ -14,6 +14,7 @@ use tower_admission::{
 };
 
 use crate::server::{Server, free_port, store, until};
+use crate::user;
 
 async fn handler(_: Request<()>) -> Result<Response<Empty<Bytes>>, Infallible> {
     Ok(Response::new(Empty::new()))
@@ -141,7 +142,7 @@ async fn a_cost_above_a_share_has_to_wait_for_redis() {
     let buckets = store(&url)
         .on_failure(share)
         .open(&[Quota::per_hour(10).into()]);
-    let alice = [Key::id("user", "alice")];
+    let alice = user("alice");
     for _ in 0..2 {
         // First without the news that Redis is away, then with it.
         let decision = buckets.take(&alice, 5).await;
@@ -220,7 +221,7 @@ fn a_runtime_that_stands_still_is_not_waited_for() {
     let server = first.block_on(Server::start());
     let store = server.store().deadline(Duration::from_millis(200));
     let buckets = store.open(&[Quota::per_hour(1000).into()]);
-    let alice = [Key::id("user", "alice")];
+    let alice = user("alice");
     let is_counted = async || buckets.take(&alice, 1).await.remaining().is_some();
     first.block_on(until("Redis decides", is_counted));
     second.block_on(until("Redis decides again", is_counted));

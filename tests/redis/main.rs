@@ -18,3 +18,11 @@ mod proxy;
 mod rate;
 mod server;
 mod tiers;
+
+use tower_admission::Key;
+use tower_admission::store::Charge;
+
+/// What a request of a user charges, in a limiter of one policy.
+fn user(name: &str) -> [Charge; 1] {
+    [Charge::new(Key::id("user", name), 0)]
+}

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{Client, IntoConnectionInfo};
-use tower_admission::store::{RateBuckets, RateStore, RedisStore};
+use tower_admission::store::{Charge, RateBuckets, RateStore, RedisStore};
 use tower_admission::{Key, Policy, Quota, Secret};
 
 const ROUND: Duration = Duration::from_millis(500);
@@ -97,7 +97,7 @@ impl Contestant {
                     black_box(answer);
                 }
                 Self::Ours(buckets) => {
-                    let decision = buckets.take(&[*key], 1).await;
+                    let decision = buckets.take(&[Charge::new(*key, 0)], 1).await;
                     assert!(decision.remaining().is_some(), "decided by Redis");
                 }
             }
@@ -208,7 +208,7 @@ async fn compare(port: u16) {
 /// A key that Redis denied, denied again by the cache.
 async fn denied(store: &RedisStore) {
     let buckets = store.open(&[Policy::new("denied", Quota::per_day(1))]);
-    let key = [Key::id("user", "denied")];
+    let key = [Charge::new(Key::id("user", "denied"), 0)];
     let mut nanos = Vec::new();
     for _ in 0..ROUNDS {
         while buckets.take(&key, 1).await.is_admitted() {}

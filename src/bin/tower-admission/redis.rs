@@ -59,6 +59,15 @@ impl Redis {
                 error => format!("no limit: {error}"),
             })
         })?;
+        if let Some(tier) = limit.tier() {
+            let known = self.limiters().await?.tiers();
+            if !known.is_empty() && !known.iter().any(|known| **known == *tier) {
+                return Err(not_changed(LimitsError::UnknownTier {
+                    tier: tier.into(),
+                    known: known.to_vec(),
+                }));
+            }
+        }
         let before = self.limits.set(key, limit.clone()).await;
         Ok(Changed {
             limit: limit.to_string(),
@@ -86,11 +95,7 @@ impl Redis {
     }
 
     pub(crate) async fn usage(&self, key: Option<&KeyName>) -> Result<Report, Failure> {
-        let limiters = self.limiters.get_or_try_init(async || {
-            self.limits.refresh().await?;
-            SharedLimiters::read(&self.limits, &self.store).await
-        });
-        let limiters = limiters.await.map_err(not_changed)?;
+        let limiters = self.limiters().await?;
         let found = match key {
             Some(key) => limiters.usage(key).await,
             None => limiters.totals().await,
@@ -105,6 +110,14 @@ impl Redis {
             limit: key.and_then(|key| self.limits.get(key).map(|limit| limit.to_string())),
             usage: usage.collect(),
         })
+    }
+
+    async fn limiters(&self) -> Result<&SharedLimiters, Failure> {
+        let limiters = self.limiters.get_or_try_init(async || {
+            self.limits.refresh().await?;
+            SharedLimiters::read(&self.limits, &self.store).await
+        });
+        limiters.await.map_err(not_changed)
     }
 
     pub(crate) async fn clear_caches(&self) -> Result<(), Failure> {
@@ -127,6 +140,7 @@ fn shown(usage: LimitUsage) -> Usage {
 fn not_changed(error: LimitsError) -> Failure {
     match error {
         LimitsError::Unavailable(error) => failed(&error),
+        error @ LimitsError::UnknownTier { .. } => Failure::refused(error.to_string()),
         error => Failure::refused(format!("{error}: delete some first")),
     }
 }

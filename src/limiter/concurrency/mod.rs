@@ -6,8 +6,6 @@ mod occupied;
 mod reclaim;
 mod reconfigure;
 
-pub use self::capacity::Capacity;
-
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,13 +13,15 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
+pub(crate) use self::build::Opened;
 use super::per_key::{KeySlot, KeySlots, PerKey, Wanted, try_take_all};
 use super::permit::{Permit, Watched};
 use super::slots::{Slot, Slots, UNLIMITED};
 use super::stalled::Charged;
 use super::wait::{Acquire, Acquiring, Rejected, Wait};
+use crate::capacity::Capacity;
 use crate::key::Key;
-use crate::limits::{Limited, Limits};
+use crate::limits::{LimitTarget, Limits};
 use crate::nesting::Nesting;
 use crate::observe::Observer;
 use crate::rejection::{Reason, Rejection};
@@ -48,8 +48,8 @@ struct Limit {
     /// One for each place of a request's keys.
     per_key: Vec<Arc<PerKey>>,
     limits: Option<Limits>,
-    /// What the limits are told of this limiter; see `settled`.
-    limited: Option<Arc<dyn Limited>>,
+    /// What the limits are told of this limiter; see `open`.
+    limited: Option<Arc<dyn LimitTarget>>,
     retry_after: Option<Duration>,
     /// At most so much is added to the wait of a rejection at capacity.
     retry_after_jitter: Duration,
@@ -127,7 +127,7 @@ impl ConcurrencyLimiter {
     ///
     /// As those, and [`Reason::Unavailable`] when the store cannot be reached and fails closed.
     pub async fn acquire_for(&self, keys: &[Key]) -> Result<Permit, Rejection> {
-        let acquired = match self.acquire(keys, None) {
+        let acquired = match self.acquire(keys, None, None) {
             Acquire::Admitted(permit) => Ok(permit),
             Acquire::Refused(rejected) => Err(rejected),
             Acquire::Later(acquiring) => acquiring.await,
@@ -181,7 +181,7 @@ impl ConcurrencyLimiter {
     /// As [`try_acquire`](Self::try_acquire).
     pub fn try_acquire_for_all(&self, keys: &[Key]) -> Result<Permit, Rejection> {
         self.answers_at_once();
-        let keys = (self.take_keys(keys)).map_err(|rejected| rejected.rejection)?;
+        let keys = (self.take_keys(keys, None)).map_err(|rejected| rejected.rejection)?;
         match self.take_slot() {
             Some(slot) => Ok(self.permit(slot, keys)),
             None => Err(self.at_capacity()),
@@ -190,10 +190,10 @@ impl ConcurrencyLimiter {
 
     /// As [`try_acquire_for_all`](Self::try_acquire_for_all), waiting in line if that is configured.
     #[inline]
-    pub(crate) fn acquire(&self, keys: &[Key], wait: Option<Wait>) -> Acquire {
+    pub(crate) fn acquire(&self, keys: &[Key], tier: Option<&str>, wait: Option<Wait>) -> Acquire {
         // The keys' slots first: a key over its limit must not hold the service's capacity, not
         // even for a moment.
-        let keys = match self.take_keys(keys) {
+        let keys = match self.take_keys(keys, tier) {
             Ok(keys) => keys,
             Err(rejected) => return Acquire::Refused(rejected),
         };
@@ -292,16 +292,16 @@ impl ConcurrencyLimiter {
     }
 
     #[inline]
-    fn take_keys(&self, keys: &[Key]) -> Result<KeySlots, Rejected> {
+    fn take_keys(&self, keys: &[Key], tier: Option<&str>) -> Result<KeySlots, Rejected> {
         if keys.is_empty() {
             return Ok(KeySlots::new());
         }
-        let own = |key| (self.0.limits.as_ref())?.concurrency(key, &self.0.name);
+        let own = |key| (self.0.limits.as_ref())?.concurrency(key, &self.0.name, tier);
         let wanted = self.0.per_key.iter().zip(keys);
         let wanted = wanted.map(|(per_key, key)| Wanted {
             per_key,
             key: *key,
-            limit: own(key).unwrap_or_else(|| per_key.limit()),
+            limit: own(key).map_or_else(|| per_key.limit(), Capacity::slots),
         });
         let wanted: SmallVec<[_; 2]> = wanted.collect();
         let taken = try_take_all(&wanted).or_else(|place| self.take_stalled_keys(&wanted, place));

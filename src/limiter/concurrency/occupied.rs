@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use super::Counter;
+use crate::capacity::Capacity;
 use crate::key::Key;
-use crate::limit::Limit;
 use crate::limiter::per_key::PerKey;
 use crate::limiter::slots::UNLIMITED;
-use crate::limits::{BoxFuture, LimitUsage, Limited, Limits};
+use crate::limits::{BoxFuture, LimitTarget, LimitUsage, Limits};
 #[cfg(feature = "redis")]
 use crate::limits::{Description, Slots};
 #[cfg(feature = "redis")]
@@ -37,15 +37,13 @@ impl Occupied {
     }
 }
 
-impl Limited for Occupied {
-    // Looked up when it is needed.
-    fn set_own(&self, _: &Key, _: Option<&Limit>) {}
-
+impl LimitTarget for Occupied {
     fn usage(&self, key: Key) -> BoxFuture<Vec<LimitUsage>> {
-        let own = self.limits.concurrency(&key, &self.name);
+        let own = self.limits.concurrency(&key, &self.name, None);
+        let is_own = self.limits.overrides_concurrency(&key, &self.name);
         let usages = self.per_key.iter().map(|per_key| {
-            let limit = own.unwrap_or_else(|| per_key.limit());
-            self.usage_of(per_key.taken(&key), limit, own.is_some())
+            let limit = own.map_or_else(|| per_key.limit(), Capacity::slots);
+            self.usage_of(per_key.taken(&key), limit, is_own)
         });
         let usage = LimitUsage::of_places(usages);
         Box::pin(std::future::ready(usage.into_iter().collect()))
@@ -69,6 +67,7 @@ impl Limited for Occupied {
             place: self.leases.as_ref()?.place()?.to_owned(),
             total: limiting(self.counter.0.limit()),
             per_key: per_key.map(|per_key| limiting(per_key.limit())).collect(),
+            tiers: Slots::tiers(&self.limits, &self.name),
         }))
     }
 }

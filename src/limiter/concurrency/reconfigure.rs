@@ -1,6 +1,7 @@
 //! Limits that change at run time.
 
-use super::{Capacity, ConcurrencyLimiter, limit_of};
+use super::{ConcurrencyLimiter, limit_of};
+use crate::capacity::Capacity;
 use crate::observe::Observer;
 
 impl ConcurrencyLimiter {

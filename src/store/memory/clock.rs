@@ -1,35 +1,36 @@
 //! Where the memory store's time comes from, and the wall clock.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+#[cfg(feature = "test-util")]
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use governor::clock::{Clock, QuantaClock, Reference};
+use governor::clock::{Clock, QuantaClock, QuantaInstant, Reference};
 use governor::nanos::Nanos;
 
-/// The clock that [`Buckets`](super::governed::Buckets) run on: nanoseconds since it was made.
+/// The clock of buckets and windows: from the processor's counter where that can be trusted.
 ///
-/// Monotonic time, from the processor's counter where that can be trusted. Making one calibrates
-/// that counter, which takes microseconds, so it happens once per process.
+/// Making one calibrates that counter, which takes microseconds, so it happens once per process.
 #[derive(Clone, Debug)]
 pub(crate) struct RealClock {
     clock: QuantaClock,
+    zero: QuantaInstant,
 }
 
 impl RealClock {
-    pub(crate) fn new() -> Self {
+    fn new() -> Self {
         static CLOCK: std::sync::OnceLock<QuantaClock> = std::sync::OnceLock::new();
-        Self {
-            clock: CLOCK.get_or_init(QuantaClock::default).clone(),
-        }
+        let clock = CLOCK.get_or_init(QuantaClock::default).clone();
+        // As early as can be, so that a clock which steps back is not before it.
+        let zero = clock.now().saturating_sub(Nanos::from(u64::MAX));
+        Self { clock, zero }
     }
 }
 
-impl Clock for RealClock {
-    type Instant = <QuantaClock as Clock>::Instant;
-
+impl RealClock {
+    /// Nanoseconds since its zero.
     #[inline]
-    fn now(&self) -> Self::Instant {
-        self.clock.now()
+    fn now(&self) -> u64 {
+        self.clock.now().duration_since(self.zero).into()
     }
 }
 
@@ -42,88 +43,26 @@ pub(crate) fn since_epoch() -> Duration {
     now.unwrap_or_default()
 }
 
-/// What a store measures times to live with: nanoseconds since it was made.
+/// A clock that does not follow the wall clock.
 #[derive(Clone, Debug)]
-pub(super) enum Timer {
-    Real {
-        clock: RealClock,
-        start: <RealClock as Clock>::Instant,
-    },
+pub(crate) enum Timer {
+    Real(RealClock),
     #[cfg(feature = "test-util")]
     Test(TestClock),
 }
 
 impl Timer {
-    pub(super) fn real() -> Self {
-        let clock = RealClock::new();
-        let start = clock.now();
-        Self::Real { clock, start }
+    pub(crate) fn real() -> Self {
+        Self::Real(RealClock::new())
     }
 
+    /// Nanoseconds since a zero of its own.
+    #[inline]
     pub(super) fn now(&self) -> u64 {
         match self {
-            Self::Real { clock, start } => clock.now().duration_since(*start).into(),
+            Self::Real(clock) => clock.now(),
             #[cfg(feature = "test-util")]
-            Self::Test(clock) => clock.now().into(),
-        }
-    }
-}
-
-/// A clock as nanoseconds since its own zero, the same for all that are made from clones of it.
-#[derive(Debug)]
-pub(super) struct SinceZero<C: Clock> {
-    clock: C,
-    zero: C::Instant,
-}
-
-impl<C: Clock> SinceZero<C> {
-    pub(super) fn new(clock: C) -> Self {
-        Self {
-            zero: clock.now().saturating_sub(Nanos::from(u64::MAX)),
-            clock,
-        }
-    }
-
-    #[inline]
-    pub(super) fn now(&self) -> u64 {
-        self.clock.now().duration_since(self.zero).into()
-    }
-}
-
-/// A clock whose first reading, which governor takes for the beginning of time, is that of 0.
-///
-/// governor counts from when a limiter is made, and time before that stands still: a clock that
-/// steps back further would stop the limiter until it has caught up.
-#[derive(Debug)]
-pub(super) struct FromZero<C> {
-    clock: C,
-    started: AtomicBool,
-}
-
-impl<C> FromZero<C> {
-    pub(super) fn new(clock: C) -> Self {
-        Self {
-            clock,
-            started: AtomicBool::new(false),
-        }
-    }
-
-    /// From here on the clock tells the time.
-    pub(super) fn start(&self) {
-        self.started.store(true, Ordering::Release);
-    }
-}
-
-impl<C: Clock> Clock for FromZero<C> {
-    type Instant = C::Instant;
-
-    #[inline]
-    fn now(&self) -> C::Instant {
-        let now = self.clock.now();
-        if self.started.load(Ordering::Relaxed) {
-            now
-        } else {
-            now.saturating_sub(Nanos::from(u64::MAX))
+            Self::Test(clock) => clock.now(),
         }
     }
 }
@@ -141,10 +80,10 @@ impl<C: Clock> Clock for FromZero<C> {
 /// let limiter = RateLimiter::with_store(Quota::per_minute(1), &store);
 /// let key = Key::id("user", "alice");
 ///
-/// assert!(limiter.check(&key).is_admitted());
-/// assert!(!limiter.check(&key).is_admitted());
+/// assert!(limiter.check_now(&key).unwrap().is_admitted());
+/// assert!(!limiter.check_now(&key).unwrap().is_admitted());
 /// clock.advance(Duration::from_secs(60));
-/// assert!(limiter.check(&key).is_admitted());
+/// assert!(limiter.check_now(&key).unwrap().is_admitted());
 /// ```
 #[cfg(feature = "test-util")]
 #[derive(Clone, Debug, Default)]
@@ -152,7 +91,7 @@ pub struct TestClock(std::sync::Arc<std::sync::atomic::AtomicU64>);
 
 #[cfg(feature = "test-util")]
 mod test_clock {
-    use super::{Clock, Duration, Nanos, Ordering, TestClock};
+    use super::{Duration, Ordering, TestClock};
 
     impl TestClock {
         /// Moves the time forward.
@@ -183,11 +122,9 @@ mod test_clock {
         u64::try_from(duration.as_nanos()).expect("a duration below 584 years")
     }
 
-    impl Clock for TestClock {
-        type Instant = Nanos;
-
-        fn now(&self) -> Nanos {
-            self.0.load(Ordering::SeqCst).into()
+    impl TestClock {
+        pub(super) fn now(&self) -> u64 {
+            self.0.load(Ordering::SeqCst)
         }
     }
 }

@@ -47,28 +47,25 @@
 use std::fmt;
 use std::sync::Arc;
 
-use governor::clock::Clock;
-
-use super::{AdjustableBuckets, LeaseSlots, LeaseStore, RateBuckets, RateStore};
-#[cfg(feature = "redis")]
-use crate::key::Key;
+use super::{LeaseSlots, LeaseStore, RateBuckets, RateStore};
 use crate::policy::Policy;
 
-mod adjustable;
+mod bucket;
 mod buckets;
-mod charged;
 pub(crate) mod clock;
-mod generation;
-mod governed;
+mod gcra;
+mod intervals;
 mod leases;
-mod own;
-mod rate;
+mod phases;
+mod set;
 mod sliding;
 pub(crate) mod table;
 
-use self::adjustable::Adjustable;
+#[cfg(feature = "redis")]
+pub(crate) use self::buckets::MemoryBuckets;
+#[cfg(not(feature = "redis"))]
 use self::buckets::MemoryBuckets;
-use self::clock::{RealClock, Timer};
+use self::clock::Timer;
 
 /// Counts in this process's memory.
 ///
@@ -123,15 +120,8 @@ use self::clock::{RealClock, Timer};
 #[derive(Clone)]
 pub struct MemoryStore {
     max_keys: usize,
-    time: Time,
+    time: Timer,
     leases: leases::Names,
-}
-
-#[derive(Clone)]
-enum Time {
-    Real,
-    #[cfg(feature = "test-util")]
-    Test(clock::TestClock),
 }
 
 impl MemoryStore {
@@ -147,7 +137,7 @@ impl MemoryStore {
     pub fn new() -> Self {
         Self {
             max_keys: Self::DEFAULT_MAX_KEYS,
-            time: Time::Real,
+            time: Timer::real(),
             leases: leases::Names::default(),
         }
     }
@@ -167,53 +157,15 @@ impl MemoryStore {
     #[cfg(feature = "test-util")]
     #[must_use]
     pub fn clock(mut self, clock: clock::TestClock) -> Self {
-        self.time = Time::Test(clock);
+        self.time = Timer::Test(clock);
         self
     }
-
-    fn buckets<C>(&self, policies: &[Policy], clock: C) -> Arc<dyn RateBuckets>
-    where
-        C: Clock + Clone + Send + Sync + 'static,
-    {
-        Arc::new(MemoryBuckets::new(policies, self.max_keys, clock))
-    }
-
-    /// As those of [`RateStore::open_adjustable`].
-    pub(crate) fn adjustable(&self, policies: &[Policy]) -> Arc<dyn ChargedBuckets> {
-        match &self.time {
-            Time::Real => self.adjustable_by(policies, RealClock::new()),
-            #[cfg(feature = "test-util")]
-            Time::Test(clock) => self.adjustable_by(policies, clock.clone()),
-        }
-    }
-
-    fn adjustable_by<C>(&self, policies: &[Policy], clock: C) -> Arc<dyn ChargedBuckets>
-    where
-        C: Clock + Clone + Send + Sync + 'static,
-        C::Instant: Send + Sync,
-    {
-        Arc::new(Adjustable::new(policies, self.max_keys, clock))
-    }
-}
-
-/// Buckets that are told of what was admitted elsewhere.
-pub(crate) trait ChargedBuckets: AdjustableBuckets {
-    /// Charges a request in every tier, whether it fits or not.
-    #[cfg(feature = "redis")]
-    fn charge(&self, keys: &[Key], cost: u32);
 }
 
 impl RateStore for MemoryStore {
     fn open(&self, policies: &[Policy]) -> Arc<dyn RateBuckets> {
-        match &self.time {
-            Time::Real => self.buckets(policies, RealClock::new()),
-            #[cfg(feature = "test-util")]
-            Time::Test(clock) => self.buckets(policies, clock.clone()),
-        }
-    }
-
-    fn open_adjustable(&self, policies: &[Policy]) -> Option<Arc<dyn AdjustableBuckets>> {
-        Some(self.adjustable(policies))
+        let time = self.time.clone();
+        Arc::new(MemoryBuckets::new(policies, self.max_keys, time))
     }
 }
 
@@ -223,12 +175,7 @@ impl RateStore for MemoryStore {
 /// are counted; memory that most of is not in use goes back as well.
 impl LeaseStore for MemoryStore {
     fn open_leases(&self, name: &str) -> Arc<dyn LeaseSlots> {
-        let timer = match &self.time {
-            Time::Real => Timer::real(),
-            #[cfg(feature = "test-util")]
-            Time::Test(clock) => Timer::Test(clock.clone()),
-        };
-        self.leases.open(name, timer)
+        self.leases.open(name, self.time.clone())
     }
 }
 

@@ -1,13 +1,15 @@
-//! Denials that Redis gave, kept for as long as they hold, so that who is denied costs no calls.
+//! Denials that Redis gave, kept for as long as they hold, so that a denied key costs no calls.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use crate::decision::{Decision, Usage};
-use crate::key::Key;
+use crate::decision::Decision;
+use crate::rule::Rule;
+use crate::store::Charge;
 use crate::sync::lock;
 
 /// Denials that are kept at most: about half a MiB with two quotas each.
@@ -35,13 +37,23 @@ struct Place {
 }
 
 struct Denial {
-    /// The tier that the request was of.
-    tier: Option<Arc<str>>,
     fingerprint: [u64; 2],
+    /// The overrides that it was denied by: a request may have had another one than the next.
+    rules: SmallVec<[Override; 2]>,
     cost: u32,
     since: Instant,
     until: Instant,
     decision: Decision,
+}
+
+/// The override of a charge.
+type Override = Option<Arc<[Option<Rule>]>>;
+
+impl Denial {
+    fn is_of(&self, fingerprint: [u64; 2], charges: &[Charge]) -> bool {
+        let rules = || charges.iter().map(|charge| &charge.rules);
+        self.fingerprint == fingerprint && self.rules.iter().eq(rules())
+    }
 }
 
 impl Denials {
@@ -69,16 +81,11 @@ impl Denials {
     }
 
     /// The denial that still holds for these keys, its times counted down.
-    pub(super) fn find(
-        &self,
-        tier: Option<&Arc<str>>,
-        keys: &[Key],
-        cost: u32,
-    ) -> Option<Decision> {
-        let fingerprint = fingerprint(keys);
+    pub(super) fn find(&self, charges: &[Charge], cost: u32) -> Option<Decision> {
+        let fingerprint = fingerprint(charges);
         let mut place = lock(self.place(fingerprint));
         let denial = place.denial.as_deref();
-        let denial = denial.filter(|d| d.fingerprint == fingerprint && d.tier.as_ref() == tier)?;
+        let denial = denial.filter(|denial| denial.is_of(fingerprint, charges))?;
         let now = Instant::now();
         if now >= denial.until || !self.is_current(denial.since) {
             place.denial = None;
@@ -86,27 +93,20 @@ impl Denials {
         }
         // What does not fit at one cost fits at no higher one. At another cost the numbers would
         // be others, so these are asked for.
-        (cost == denial.cost).then(|| later(&denial.decision, now - denial.since))
+        (cost == denial.cost).then(|| denial.decision.later(now - denial.since))
     }
 
     /// Keeps a denial until the request would fit.
-    pub(super) fn keep(
-        &self,
-        tier: Option<&Arc<str>>,
-        keys: &[Key],
-        cost: u32,
-        asked: Instant,
-        decision: &Decision,
-    ) {
+    pub(super) fn keep(&self, charges: &[Charge], cost: u32, asked: Instant, decision: &Decision) {
         let holds = match decision.retry_after() {
             Some(wait) => wait.min(LONGEST),
             None if decision.is_hopeless() => LONGEST,
             None => return,
         };
-        let fingerprint = fingerprint(keys);
+        let fingerprint = fingerprint(charges);
         let denial = Denial {
-            tier: tier.cloned(),
             fingerprint,
+            rules: charges.iter().map(|charge| charge.rules.clone()).collect(),
             cost,
             // Counted from when it was asked for, so that it ends too soon rather than too late.
             since: asked,
@@ -120,8 +120,8 @@ impl Denials {
     }
 
     /// Forgets a denial, as something was given back.
-    pub(super) fn forget(&self, keys: &[Key]) {
-        let fingerprint = fingerprint(keys);
+    pub(super) fn forget(&self, charges: &[Charge]) {
+        let fingerprint = fingerprint(charges);
         let mut place = lock(self.place(fingerprint));
         place.forgotten = Some(Instant::now());
         let denial = place.denial.as_deref();
@@ -135,96 +135,93 @@ impl Denials {
     }
 }
 
-/// All the keys as one; that of a single key is its own.
-fn fingerprint(keys: &[Key]) -> [u64; 2] {
-    keys.iter().fold([0; 2], |[low, high], key| {
-        let [first, second] = key.place_bits();
-        // Odd multipliers keep the order of keys apart. The bits come from a keyed hash, so nobody
+/// All the keys and their sets as one.
+fn fingerprint(charges: &[Charge]) -> [u64; 2] {
+    charges.iter().fold([0; 2], |[low, high], charge| {
+        let [first, second] = charge.key.place_bits();
+        // Odd multipliers keep the order of keys apart, and sets. The bits come from a keyed hash, so nobody
         // can aim at a sum.
+        let set = (charge.set as u64).wrapping_mul(0xa076_1d64_78bd_642f);
         [
-            low.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(first),
+            low.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                .wrapping_add(first.wrapping_add(set)),
             high.wrapping_mul(0xd6e8_feb8_6659_fd93)
                 .wrapping_add(second),
         ]
     })
 }
 
-/// A decision as it stands when `time` has passed. (What is left may be more by now, which is told
-/// when it is asked for again.)
-fn later(decision: &Decision, time: Duration) -> Decision {
-    let later = Decision::from_usages(decision.usages().iter().map(|usage| {
-        let reset = usage.reset().saturating_sub(time);
-        let (limit, left) = (usage.limit(), usage.remaining());
-        if usage.fits() {
-            Usage::admitted(limit, left, reset)
-        } else {
-            let wait = usage.retry_after().map(|wait| wait.saturating_sub(time));
-            Usage::refused(limit, left, reset, wait)
-        }
-    }));
-    later.like(decision)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decision::Usage;
+    use crate::key::Key;
+
+    fn user(name: &str) -> Charge {
+        Charge::new(Key::id("user", name), 0)
+    }
 
     fn denied_for(millis: u64) -> Decision {
         let wait = Duration::from_millis(millis);
-        Decision::from_usages([Usage::refused(10, 0, 2 * wait, Some(wait))])
+        Decision::from_usages([Usage::rejected(10, 0, 2 * wait, Some(wait))])
     }
 
     #[tokio::test(start_paused = true)]
     async fn holds_until_the_request_fits() {
         let denials = Denials::new();
-        let keys = [Key::id("user", "alice")];
-        denials.keep(None, &keys, 1, Instant::now(), &denied_for(400));
+        let keys = [user("alice")];
+        denials.keep(&keys, 1, Instant::now(), &denied_for(400));
         tokio::time::advance(Duration::from_millis(300)).await;
-        let denial = denials.find(None, &keys, 1).unwrap();
+        let denial = denials.find(&keys, 1).unwrap();
         assert_eq!(denial.retry_after(), Some(Duration::from_millis(100)));
         assert_eq!(denial.reset(), Some(Duration::from_millis(500)));
-        assert!(denials.find(None, &keys, 2).is_none());
-        assert!(denials.find(None, &[Key::id("user", "bob")], 1).is_none());
+        assert!(denials.find(&keys, 2).is_none());
+        assert!(denials.find(&[user("bob")], 1).is_none());
         tokio::time::advance(Duration::from_millis(100)).await;
-        assert!(denials.find(None, &keys, 1).is_none());
+        assert!(denials.find(&keys, 1).is_none());
     }
 
     #[tokio::test(start_paused = true)]
     async fn holds_a_second_at_most_and_not_over_a_refund() {
         let denials = Denials::new();
-        let keys = [Key::id("user", "alice")];
-        denials.keep(None, &keys, 1, Instant::now(), &denied_for(60_000));
+        let keys = [user("alice")];
+        denials.keep(&keys, 1, Instant::now(), &denied_for(60_000));
         tokio::time::advance(LONGEST).await;
-        assert!(denials.find(None, &keys, 1).is_none());
-        denials.keep(None, &keys, 1, Instant::now(), &denied_for(60_000));
+        assert!(denials.find(&keys, 1).is_none());
+        denials.keep(&keys, 1, Instant::now(), &denied_for(60_000));
         let asked = Instant::now();
         denials.forget(&keys);
-        assert!(denials.find(None, &keys, 1).is_none());
+        assert!(denials.find(&keys, 1).is_none());
         // An answer that was under way.
-        denials.keep(None, &keys, 1, asked, &denied_for(60_000));
-        assert!(denials.find(None, &keys, 1).is_none());
+        denials.keep(&keys, 1, asked, &denied_for(60_000));
+        assert!(denials.find(&keys, 1).is_none());
         tokio::time::advance(Duration::from_millis(1)).await;
-        denials.keep(None, &keys, 1, Instant::now(), &denied_for(60_000));
-        assert!(denials.find(None, &keys, 1).is_some());
+        denials.keep(&keys, 1, Instant::now(), &denied_for(60_000));
+        assert!(denials.find(&keys, 1).is_some());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn holds_in_its_tier() {
+    async fn holds_for_the_buckets_that_denied() {
         let denials = Denials::new();
-        let keys = [Key::id("user", "alice")];
-        let tier = Arc::from("pro");
-        denials.keep(Some(&tier), &keys, 1, Instant::now(), &denied_for(400));
-        assert!(denials.find(None, &keys, 1).is_none());
-        assert!(denials.find(Some(&tier), &keys, 1).is_some());
-        // What is given back is given back in every tier.
+        let keys = [user("alice")];
+        let in_tier = [Charge::new(keys[0].key, 1)];
+        denials.keep(&in_tier, 1, Instant::now(), &denied_for(400));
+        assert!(denials.find(&keys, 1).is_none());
+        assert!(denials.find(&in_tier, 1).is_some());
         denials.forget(&keys);
-        assert!(denials.find(Some(&tier), &keys, 1).is_none());
+        assert!(denials.find(&in_tier, 1).is_some());
+        denials.forget(&in_tier);
+        assert!(denials.find(&in_tier, 1).is_none());
     }
 
     #[test]
     fn keys_in_another_order_are_others() {
-        let (one, two) = (Key::id("user", "1"), Key::id("user", "2"));
-        assert_ne!(fingerprint(&[one, two]), fingerprint(&[two, one]));
-        assert_ne!(fingerprint(&[one]), fingerprint(&[one, two]));
+        let (one, two) = (user("1"), user("2"));
+        let of = |charges: &[&Charge]| {
+            let charges: Vec<_> = charges.iter().map(|charge| (*charge).clone()).collect();
+            fingerprint(&charges)
+        };
+        assert_ne!(of(&[&one, &two]), of(&[&two, &one]));
+        assert_ne!(of(&[&one]), of(&[&one, &two]));
     }
 }

@@ -8,7 +8,7 @@ use super::failure::{FailureKind, StoreError};
 use super::limits::LimitTable;
 use super::rate::RedisBuckets;
 use crate::policy::Policy;
-use crate::store::AdjustableBuckets;
+use crate::store::RateBuckets;
 
 /// How long a limiter is known that no replica writes down any more.
 const KEPT: Duration = Duration::from_secs(24 * 3600);
@@ -41,14 +41,10 @@ impl LimitTable {
 }
 
 impl RedisStore {
-    /// The buckets that a limiter counts in which has this [place](AdjustableBuckets::place).
-    pub(crate) fn open_at(
-        &self,
-        place: &str,
-        policies: &[Policy],
-    ) -> Option<Arc<dyn AdjustableBuckets>> {
+    /// The buckets that a limiter counts in which has this [place](RateBuckets::place).
+    pub(crate) fn open_at(&self, place: &str, policies: &[Policy]) -> Option<Arc<dyn RateBuckets>> {
         let store = self.inner().clone();
-        let name = store.names.at(place, policies.len())?;
+        let name = store.names.at(place)?;
         Some(Arc::new(RedisBuckets::called(name, store, policies)))
     }
 

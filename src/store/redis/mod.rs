@@ -36,7 +36,7 @@ use self::names::Names;
 use self::rate::RedisBuckets;
 use self::script::Script;
 use self::url::Target;
-use super::{AdjustableBuckets, FailureMode, LeaseSlots, LeaseStore, RateBuckets, RateStore};
+use super::{FailureMode, LeaseSlots, LeaseStore, RateBuckets, RateStore};
 use crate::key::Secret;
 use crate::policy::Policy;
 
@@ -233,7 +233,9 @@ impl RedisStore {
     /// before. [`Secret::install`], called first, returns that as an error.
     #[track_caller]
     pub fn secret(self, secret: Secret) -> Self {
-        secret.install().unwrap_or_else(|error| panic!("{error}"));
+        if let Err(error) = secret.install() {
+            panic!("{error}");
+        }
         self.with(|store| store.has_secret = true)
     }
 
@@ -284,10 +286,6 @@ impl RedisStore {
 impl RateStore for RedisStore {
     fn open(&self, policies: &[Policy]) -> Arc<dyn RateBuckets> {
         Arc::new(RedisBuckets::new(self.inner().clone(), policies))
-    }
-
-    fn open_adjustable(&self, policies: &[Policy]) -> Option<Arc<dyn AdjustableBuckets>> {
-        Some(Arc::new(RedisBuckets::new(self.inner().clone(), policies)))
     }
 
     fn agrees_on_fingerprints(&self) -> bool {

@@ -17,11 +17,11 @@ const CHOOSES: &AsciiSet = &CONTROLS.add(b'{').add(b'}').add(b'%');
 
 /// The names that are in use by limiters of one store.
 ///
-/// A limiter is called by the names of its quotas, those that slide with a `~`, those of a tier behind its name
+/// A limiter is called by the names of its quotas, those that slide with a `~`,
 /// and with a `&` between policies: what buckets and windows keep differs, so a quota that changes its kind, or goes to another policy,
 /// counts in another place. A second limiter
 /// of the same name has a 2 behind it, and so on, in the order in which they are made: replicas run
-/// the same program.
+/// the same program. Tiers are no part of the name, so a tier more changes nobody's usage.
 #[derive(Clone)]
 pub(super) struct Names {
     prefix: Arc<str>,
@@ -34,8 +34,8 @@ pub(super) struct Name {
     name: String,
     /// Whether it is taken here, and not another process's, or given up.
     is_claimed: AtomicBool,
-    /// What the keys begin with, for each policy: two that are charged to the same key are apart.
-    begins: Vec<String>,
+    /// What all its keys begin with.
+    place: String,
 }
 
 impl Names {
@@ -56,21 +56,9 @@ impl Names {
             let slides = quota.quota().is_sliding();
             format!("{name}{}", if slides { "~" } else { "" })
         };
-        let of_quotas = |quotas: &[NamedQuota]| {
-            let limiting = quotas.iter().filter(|quota| !quota.quota().is_off());
-            limiting.map(of_quota).collect::<Vec<_>>().join("+")
-        };
         let of_policy = |policy: &Policy| {
-            let mut name = of_quotas(policy.quotas());
-            for tier in policy.tiers() {
-                let quotas = of_quotas(policy.in_tier(tier).quotas());
-                let _ = write!(
-                    name,
-                    "@{}={quotas}",
-                    utf8_percent_encode(tier, NON_ALPHANUMERIC)
-                );
-            }
-            name
+            let quotas = policy.quotas().iter().map(of_quota);
+            quotas.collect::<Vec<_>>().join("+")
         };
         // Apart by policy, as a key has a part for each quota of one.
         let first = policies.iter().map(of_policy).collect::<Vec<_>>().join("&");
@@ -82,24 +70,20 @@ impl Names {
             name = format!("{first}*{n}");
         }
         drop(taken);
-        let name = self.named(&name, policies.len());
+        let name = self.named(&name);
         name.is_claimed.store(true, Ordering::Relaxed);
         name
     }
 
     /// The limiter that has this place, if it is one of this prefix, where a process has claimed it.
-    pub(super) fn at(&self, place: &str, policies: usize) -> Option<Name> {
+    pub(super) fn at(&self, place: &str) -> Option<Name> {
         let begin = format!("{}:rate:", self.prefix);
-        Some(self.named(place.strip_prefix(&begin)?, policies))
+        Some(self.named(place.strip_prefix(&begin)?))
     }
 
-    fn named(&self, name: &str, policies: usize) -> Name {
-        let begins = (1..=policies).map(|policy| match policy {
-            1 => format!("{}:rate:{name}:", self.prefix),
-            n => format!("{}:rate:{name}/{n}:", self.prefix),
-        });
+    fn named(&self, name: &str) -> Name {
         Name {
-            begins: begins.collect(),
+            place: format!("{}:rate:{name}", self.prefix),
             names: self.clone(),
             name: name.to_owned(),
             is_claimed: AtomicBool::new(false),
@@ -167,13 +151,39 @@ impl LeaseNames {
 
 impl Name {
     /// What they all begin with.
-    pub(super) fn place(&self) -> Option<&str> {
-        self.begins.first()?.strip_suffix(':')
+    pub(super) fn place(&self) -> &str {
+        &self.place
     }
 
-    /// The Redis key that holds a key's buckets of the policy at this place.
-    pub(super) fn key(&self, policy: usize, key: &Key) -> String {
-        text(&self.begins[policy], "", key)
+    /// What the keys of one policy begin with. Two policies that are charged to the same key are apart.
+    pub(super) fn begin(&self, policy: usize) -> String {
+        self.begin_with(policy, self.place.clone())
+    }
+
+    /// The same in a tier. Its windows are named as well: a quota that is off by default is a bucket or a window as
+    /// its tier has it.
+    pub(super) fn begin_in(&self, policy: usize, tier: &str, quotas: &Policy) -> String {
+        let tier = utf8_percent_encode(tier, NON_ALPHANUMERIC);
+        let mut begin = format!("{}@{tier}", self.place);
+        for (at, quota) in quotas.quotas().iter().enumerate() {
+            if quota.quota().is_sliding() {
+                let _ = write!(begin, "~{}", at + 1);
+            }
+        }
+        self.begin_with(policy, begin)
+    }
+
+    fn begin_with(&self, policy: usize, mut begin: String) -> String {
+        if policy > 0 {
+            let _ = write!(begin, "/{}", policy + 1);
+        }
+        begin.push(':');
+        begin
+    }
+
+    /// The Redis key that holds a key's buckets.
+    pub(super) fn key(begin: &str, key: &Key) -> String {
+        text(begin, "", key)
     }
 }
 
@@ -219,39 +229,56 @@ mod tests {
         let one = names.claim(&policy);
         let two = names.claim(&policy);
         let address = Key::ip([192, 0, 2, 1].into());
-        assert_eq!(one.key(0, &address), "app:rate:per%20day:ip:192.0.2.1");
-        assert_eq!(two.key(0, &address), "app:rate:per%20day*2:ip:192.0.2.1");
+        let key = |name: &Name, policy| Name::key(&name.begin(policy), &address);
+        assert_eq!(key(&one, 0), "app:rate:per%20day:ip:192.0.2.1");
+        assert_eq!(key(&two, 0), "app:rate:per%20day*2:ip:192.0.2.1");
         let both = names.claim(&[policy[0].clone(), Quota::per_hour(1).into()]);
         assert_eq!(
-            [0, 1].map(|policy| both.key(policy, &address)),
+            [0, 1].map(|policy| key(&both, policy)),
             [
                 "app:rate:per%20day&default:ip:192.0.2.1",
                 "app:rate:per%20day&default/2:ip:192.0.2.1"
             ]
         );
-        let tiered = policy[0].clone().tier("a b", Quota::per_hour(1));
-        let tiered = names.claim(&[tiered.tier("staff", Quota::off())]);
         assert_eq!(
-            tiered.key(0, &address),
-            "app:rate:per%20day@a%20b=default@staff=:ip:192.0.2.1"
+            [0, 1].map(|policy| both.begin_in(policy, "a b", &Quota::per_hour(1).into())),
+            [
+                "app:rate:per%20day&default@a%20b:",
+                "app:rate:per%20day&default@a%20b/2:"
+            ]
+        );
+        let windows = Policy::from(Quota::per_day(1)).and("w", Quota::per_day(1).sliding());
+        assert_eq!(
+            one.begin_in(0, "~2", &windows),
+            "app:rate:per%20day@%7E2~2:"
         );
         let window = names.claim(&[Policy::new("per day", Quota::per_day(1).sliding())]);
-        assert_eq!(window.key(0, &address), "app:rate:per%20day~:ip:192.0.2.1");
+        assert_eq!(key(&window, 0), "app:rate:per%20day~:ip:192.0.2.1");
         // As others see it, which is no claim.
-        let two_there = names.at("app:rate:per%20day*2", 1).unwrap();
-        assert_eq!(two_there.key(0, &address), two.key(0, &address));
+        let two_there = names.at("app:rate:per%20day*2").unwrap();
+        assert_eq!(key(&two_there, 0), key(&two, 0));
         assert_eq!(two.place(), two_there.place());
         drop(two_there);
         let three = names.claim(&policy);
-        assert_eq!(three.place(), Some("app:rate:per%20day*3"));
-        assert!(names.at("other:rate:per%20day", 1).is_none());
+        assert_eq!(three.place(), "app:rate:per%20day*3");
+        assert!(names.at("other:rate:per%20day").is_none());
         one.give_up();
         let again = names.claim(&policy);
-        assert_eq!(again.key(0, &address), "app:rate:per%20day:ip:192.0.2.1");
+        assert_eq!(key(&again, 0), "app:rate:per%20day:ip:192.0.2.1");
         // It is not given up once more.
         drop(one);
         let four = names.claim(&policy);
-        assert_eq!(four.place(), Some("app:rate:per%20day*4"));
+        assert_eq!(four.place(), "app:rate:per%20day*4");
+    }
+
+    #[test]
+    fn a_tier_is_no_part_of_the_name() {
+        let names = Names::new("app");
+        let policy = Policy::from(Quota::per_day(1));
+        let name = names.claim(std::slice::from_ref(&policy));
+        name.give_up();
+        let tiered = names.claim(&[policy.tier("pro", Quota::per_day(2))]);
+        assert_eq!(name.place(), tiered.place());
     }
 
     #[test]
@@ -272,7 +299,7 @@ mod tests {
             assert_eq!(of_key(1), format!("{tag}of2:ip:192.0.2.1"));
             let name = names.claim(&[Policy::new("calls", Quota::per_day(1))]);
             let expected = format!("{escaped}:rate:calls:ip:192.0.2.1");
-            assert_eq!(name.key(0, &address), expected);
+            assert_eq!(Name::key(&name.begin(0), &address), expected);
         }
     }
 
@@ -292,7 +319,7 @@ mod tests {
     #[test]
     fn nothing_a_client_sends_is_in_a_key() {
         let name = Names::new("app").claim(&[Quota::per_day(1).into()]);
-        let key = name.key(0, &Key::new("bearer", b"{hunter2}"));
+        let key = Name::key(&name.begin(0), &Key::new("bearer", b"{hunter2}"));
         assert!(!key.contains("hunter2") && !key.contains('{'), "{key}");
     }
 }

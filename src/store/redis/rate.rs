@@ -1,14 +1,12 @@
 //! The buckets of one limiter in Redis.
 
-use std::borrow::Cow;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use arc_swap::{ArcSwap, Guard};
-use smallvec::SmallVec;
+use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
 use super::Inner;
-use super::charged::{Arguments, Charge, Charged, Mode};
+use super::charged::{Arguments, KeyRules, Mode, unused, usages};
 use super::client::Client;
 use super::denied::Denials;
 use super::failure::StoreError;
@@ -16,9 +14,11 @@ use super::names::Name;
 use super::script::Script;
 use super::share::Share;
 use crate::decision::{Decision, Usage};
-use crate::key::{Key, KeyMap};
-use crate::policy::{Binding, Policy};
-use crate::store::{AdjustableBuckets, FailureMode, InTier, RateBuckets, Reply, Tiered};
+use crate::policy::{NamedQuota, Policy};
+use crate::quota::Quota;
+use crate::rule::{Rule, RuleKind};
+use crate::store::{Charge, FailureMode, RateBuckets, Reply};
+use crate::sync::{Mutex, lock};
 
 /// Clones share the buckets.
 #[derive(Clone)]
@@ -27,15 +27,33 @@ pub(super) struct RedisBuckets(Arc<Buckets>);
 struct Buckets {
     store: Arc<Inner>,
     name: Name,
-    /// Of keys that have no quotas of their own.
-    all: ArcSwap<Charged>,
-    /// For each policy, what keys have of their own.
-    own: Box<[KeyMap<Policy>]>,
-    /// What binds a request of no tier.
-    binding: Binding,
+    /// Those of the policies that they were opened with, then those of tiers.
+    sets: Box<[OnceLock<Set>]>,
+    /// How many sets there are. Held while one is added.
+    adding: Mutex<usize>,
     denials: Denials,
     /// This replica's share, for when Redis is away.
     share: Option<Share>,
+}
+
+/// The buckets of one policy, or of one tier of it.
+struct Set {
+    /// What the Redis keys begin with.
+    begin: String,
+    /// The defaults.
+    rules: ArcSwap<KeyRules>,
+}
+
+impl Set {
+    fn new(begin: String, policy: &Policy) -> Self {
+        let quotas = policy.quotas().iter().map(NamedQuota::quota);
+        let rules = ArcSwap::from_pointee(quotas.map(Rule::new).collect());
+        Self { begin, rules }
+    }
+}
+
+fn is_limiting(rule: &Rule) -> bool {
+    rule.kind() != RuleKind::Unlimited
 }
 
 pub(super) fn script() -> Script {
@@ -54,11 +72,15 @@ impl RedisBuckets {
             FailureMode::LocalShare { replicas } => Some(Share::open(policies, replicas)),
             FailureMode::Open | FailureMode::Closed => None,
         };
+        let sets = policies.len() * (1 + Policy::MAX_TIERS);
+        let sets: Box<[OnceLock<Set>]> = (0..sets).map(|_| OnceLock::new()).collect();
+        for (at, policy) in policies.iter().enumerate() {
+            let _ = sets[at].set(Set::new(name.begin(at), policy));
+        }
         Self(Arc::new(Buckets {
             name,
-            all: ArcSwap::from_pointee(Charged::new(policies.to_vec(), false)),
-            own: policies.iter().map(|_| KeyMap::default()).collect(),
-            binding: Binding::of(policies, None),
+            sets,
+            adding: Mutex::new(policies.len()),
             denials: Denials::new(),
             share,
             store,
@@ -66,106 +88,92 @@ impl RedisBuckets {
     }
 
     /// Asks Redis, unless it is known to be away.
-    fn ask(&self, binding: &Binding, keys: &[Key], cost: u32, mode: Mode) -> Reply<Decision> {
+    fn ask(&self, charges: &[Charge], cost: u32, mode: Mode) -> Reply<Decision> {
+        if !self.0.limits(charges) {
+            return Reply::Ready(Decision::unlimited());
+        }
         if self.0.client().check().is_err() {
-            return self.0.without_redis(binding, keys, cost, mode);
+            return self.0.without_redis(charges, cost, mode);
         }
         let this = self.clone();
-        let binding = binding.clone();
-        let keys: Keys = keys.into();
+        let charges = charges.to_vec();
         Reply::Pending(Box::pin(async move {
             let asked = Instant::now();
-            let charged = this.0.charged(&keys);
-            match this.0.decide(&charged, &binding, &keys, cost, mode).await {
+            match this.0.decide(&charges, cost, mode).await {
                 Ok(decision) => {
-                    let decision = charged.tell(&binding, decision);
-                    this.0.learn(&binding, &keys, cost, mode, asked, &decision);
+                    this.0.learn(&charges, cost, mode, asked, &decision);
                     decision
                 }
-                Err(_) => this.0.without_redis(&binding, &keys, cost, mode).await,
+                Err(_) => this.0.without_redis(&charges, cost, mode).await,
             }
         }))
     }
 }
 
-type Keys = SmallVec<[Key; 2]>;
-
 impl RateBuckets for RedisBuckets {
-    fn take(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
-        self.take_in(&self.0.binding, keys, cost)
-    }
-
-    fn peek(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
-        self.peek_in(&self.0.binding, keys, cost)
-    }
-
-    fn tier(self: Arc<Self>, tier: &str) -> Option<Arc<dyn RateBuckets>> {
-        let binding = Binding::of_tier(&self.0.all.load().policies, tier)?;
-        let buckets = self;
-        Some(Arc::new(InTier { buckets, binding }))
-    }
-
-    fn refund(&self, keys: &[Key], cost: u32) -> Reply<()> {
-        self.0.denials.forget(keys);
-        if let Some(share) = &self.0.share {
-            let _ = share.buckets.refund(keys, cost);
-        }
-        if self.0.client().check().is_err() {
-            return Reply::Ready(());
-        }
-        let this = self.clone();
-        let keys: Keys = keys.into();
-        Reply::Pending(Box::pin(async move {
-            // What cannot be given back refills with time.
-            let _ = this.0.give_back(&keys, cost).await;
-            // Once more, as one that was denied in the meantime would be admitted now.
-            this.0.denials.forget(&keys);
-        }))
-    }
-}
-
-impl Tiered for RedisBuckets {
-    fn take_in(&self, binding: &Binding, keys: &[Key], cost: u32) -> Reply<Decision> {
-        if let Some(denied) = self.0.denials.find(binding.tier(), keys, cost) {
+    fn take(&self, charges: &[Charge], cost: u32) -> Reply<Decision> {
+        if let Some(denied) = self.0.denials.find(charges, cost) {
             self.0.client().events().denied_from_cache();
             return Reply::Ready(denied);
         }
-        self.ask(binding, keys, cost, Mode::Take)
+        self.ask(charges, cost, Mode::Take)
     }
 
-    fn peek_in(&self, binding: &Binding, keys: &[Key], cost: u32) -> Reply<Decision> {
-        self.ask(binding, keys, cost, Mode::Peek)
+    fn peek(&self, charges: &[Charge], cost: u32) -> Reply<Decision> {
+        self.ask(charges, cost, Mode::Peek)
     }
-}
 
-impl AdjustableBuckets for RedisBuckets {
-    fn set_policies(&self, policies: &[Policy]) -> bool {
-        let this = &*self.0;
-        if let Some(share) = &this.share
-            && !share.set_policies(policies)
-        {
-            return false;
+    fn refund(&self, charges: &[Charge], cost: u32) -> Reply<()> {
+        self.0.denials.forget(charges);
+        if let Some(share) = &self.0.share {
+            let _ = share.buckets.refund(&share.charges(charges), cost);
         }
-        this.all
-            .store(Arc::new(Charged::new(policies.to_vec(), true)));
+        if !self.0.limits(charges) || self.0.client().check().is_err() {
+            return Reply::Ready(());
+        }
+        let this = self.clone();
+        let charges = charges.to_vec();
+        Reply::Pending(Box::pin(async move {
+            // What cannot be given back refills with time.
+            let _ = this.0.give_back(&charges, cost).await;
+            // Once more, as one that was denied in the meantime would be admitted now.
+            this.0.denials.forget(&charges);
+        }))
+    }
+
+    /// In Redis the next decision converts what is used.
+    fn settle(&self, charges: &[Charge]) {
+        if let Some(share) = &self.0.share {
+            share.buckets.settle(&share.charges(charges));
+        }
+        self.0.denials.forget_all();
+    }
+
+    fn set_quotas(&self, set: usize, quotas: &[Quota]) -> bool {
+        let this = &*self.0;
+        let Some(found) = this.set(set) else {
+            return false;
+        };
+        let rules = quotas.iter().copied().map(Rule::new).collect();
+        found.rules.store(Arc::new(rules));
+        if let Some(share) = &this.share {
+            share.set_quotas(set, quotas);
+        }
         this.denials.forget_all();
         true
     }
 
-    fn can_set_policies(&self) -> bool {
-        let share = self.0.share.as_ref();
-        share.is_none_or(|share| share.buckets.can_set_policies())
-    }
-
-    fn set_own(&self, policy: usize, key: &Key, own: Option<&Policy>) {
+    fn add_tier(&self, policy: usize, tier: &str, quotas: &Policy) -> Option<usize> {
         let this = &*self.0;
-        if let Some(by_key) = this.own.get(policy) {
-            by_key.set(key, own.cloned());
-        }
+        let mut len = lock(&this.adding);
+        let begin = this.name.begin_in(policy, tier, quotas);
+        let set = this.sets.get(*len)?;
+        set.set(Set::new(begin, quotas)).ok()?;
         if let Some(share) = &this.share {
-            share.set_own(policy, key, own);
+            share.add_tier(policy, tier, quotas);
         }
-        this.denials.forget_all();
+        *len += 1;
+        Some(*len - 1)
     }
 
     fn retire(&self) {
@@ -173,7 +181,7 @@ impl AdjustableBuckets for RedisBuckets {
     }
 
     fn place(&self) -> Option<&str> {
-        self.0.name.place()
+        Some(self.0.name.place())
     }
 }
 
@@ -182,53 +190,68 @@ impl Buckets {
         &self.store.client
     }
 
-    /// What keys are charged to.
-    fn charged(&self, keys: &[Key]) -> Arc<Charged> {
-        let all = self.all.load();
-        let mut policies = Cow::Borrowed(&*all.policies);
-        for (at, (own, key)) in self.own.iter().zip(keys).enumerate() {
-            if let Some(own) = own.find(key, Policy::clone) {
-                policies.to_mut()[at] = own;
-            }
-        }
-        match policies {
-            Cow::Borrowed(_) => Guard::into_inner(all),
-            Cow::Owned(policies) => Arc::new(Charged::new(policies, true)),
-        }
+    fn set(&self, at: usize) -> Option<&Set> {
+        self.sets.get(at)?.get()
+    }
+
+    /// Whether there is a quota that is not off: else Redis has nothing to say.
+    fn limits(&self, charges: &[Charge]) -> bool {
+        charges.iter().any(|charge| {
+            let rules = self.set(charge.set).map(|set| set.rules.load());
+            let rules = rules.iter().flat_map(|rules| rules.iter().enumerate());
+            let mut rules = rules.map(|(at, default)| charge.rule(at).unwrap_or(default));
+            rules.any(is_limiting)
+        })
+    }
+
+    /// The effective rules of each charge.
+    fn rules(&self, charges: &[Charge]) -> Vec<KeyRules> {
+        let charges = charges.iter();
+        charges
+            .map(|charge| {
+                let Some(set) = self.set(charge.set) else {
+                    return KeyRules::new();
+                };
+                let defaults = set.rules.load();
+                let defaults = defaults.iter().enumerate();
+                defaults
+                    .map(|(at, default)| *charge.rule(at).unwrap_or(default))
+                    .collect()
+            })
+            .collect()
     }
 
     /// What the failure mode says.
     #[cold]
-    fn without_redis(
-        &self,
-        binding: &Binding,
-        keys: &[Key],
-        cost: u32,
-        mode: Mode,
-    ) -> Reply<Decision> {
+    fn without_redis(&self, charges: &[Charge], cost: u32, mode: Mode) -> Reply<Decision> {
+        let limiting = || {
+            let rules = self.rules(charges).into_iter().flatten();
+            rules.filter(is_limiting)
+        };
         match (&self.share, &self.store.options.on_failure) {
             (Some(share), _) => {
-                let charged = self.charged(keys);
-                let decided = if mode == Mode::Take {
-                    share.take(binding, keys, cost)
-                } else {
-                    share.peek(binding, keys, cost)
+                let shared = share.charges(charges);
+                let decided = match mode {
+                    Mode::Take => share.buckets.take(&shared, cost),
+                    Mode::Peek | Mode::Refund => share.buckets.peek(&shared, cost),
                 };
                 match decided {
                     // It never fits the share, and will fit when Redis is back.
                     Reply::Ready(decision)
-                        if decision.is_hopeless() && charged.holds(binding, keys, cost) =>
+                        if decision.is_hopeless()
+                            && limiting().all(|rule| cost <= rule.limit()) =>
                     {
                         Reply::Ready(Decision::unavailable())
                     }
                     // A client is told of its quota, not of this replica's share of it.
-                    Reply::Ready(decision) => Reply::Ready(charged.tell(binding, decision)),
+                    Reply::Ready(decision) => {
+                        let rules: Vec<_> = self.rules(charges).into_iter().flatten().collect();
+                        Reply::Ready(decision.reported_under(&rules))
+                    }
                     decided => decided,
                 }
             }
-            (None, FailureMode::Closed) if self.charged(keys).binds(binding, keys) => {
-                Reply::Ready(Decision::unavailable())
-            }
+            (None, FailureMode::Closed) => Reply::Ready(Decision::unavailable()),
             (None, _) => Reply::Ready(Decision::unlimited()),
         }
     }
@@ -236,157 +259,135 @@ impl Buckets {
     /// Keeps what Redis said for later.
     fn learn(
         &self,
-        binding: &Binding,
-        keys: &[Key],
+        charges: &[Charge],
         cost: u32,
         mode: Mode,
         asked: Instant,
         decision: &Decision,
     ) {
-        if mode == Mode::Peek {
+        if mode != Mode::Take {
             return;
         }
         if !decision.is_admitted() {
-            self.denials
-                .keep(binding.tier(), keys, cost, asked, decision);
+            self.denials.keep(charges, cost, asked, decision);
         } else if let Some(share) = &self.share
             && cost > 0
         {
             // So that the share is no fresh burst when Redis goes away.
-            share.buckets.charge(keys, cost);
+            share.buckets.charge(&share.charges(charges), cost);
         }
     }
 
     async fn decide(
         &self,
-        charged: &Charged,
-        binding: &Binding,
-        keys: &[Key],
+        charges: &[Charge],
         cost: u32,
         mode: Mode,
     ) -> Result<Decision, StoreError> {
         let deadline = self.client().deadline();
-        let charges = &charged.charges(binding, keys);
-        let keys = &keys[..charges.len()];
-        if keys.len() > 1 && self.client().is_cluster() {
-            return self.decide_apart(charges, keys, cost, mode, deadline).await;
+        let rules = self.rules(charges);
+        if charges.len() > 1 && self.client().is_cluster() {
+            return self
+                .decide_apart(charges, &rules, cost, mode, deadline)
+                .await;
         }
-        let usages = self.call(charges, 0, keys, cost, mode, deadline).await?;
+        let usages = self.call(charges, &rules, cost, mode, deadline).await?;
         Ok(Decision::from_usages(usages))
     }
 
     /// The keys of one decision lie in different parts of a cluster, where no script reaches all.
-    /// So they are charged in turn, addresses first, and what was charged before a refusal is
+    /// So they are charged in turn, addresses first, and what was charged before a rejection is
     /// given back.
     async fn decide_apart(
         &self,
-        charges: &[Charge<'_>],
-        keys: &[Key],
+        charges: &[Charge],
+        rules: &[KeyRules],
         cost: u32,
         mode: Mode,
         deadline: Instant,
     ) -> Result<Decision, StoreError> {
-        let mut order: Vec<usize> = (0..keys.len()).collect();
-        order.sort_by_key(|&at| !keys[at].is_ip());
-        let mut usages: Vec<Vec<Usage>> = vec![Vec::new(); keys.len()];
-        let mut refused = false;
-        let mut held = Vec::new();
+        let mut order: Vec<usize> = (0..charges.len()).collect();
+        order.sort_by_key(|&at| !charges[at].key.is_ip());
+        let mut found: Vec<Vec<Option<Usage>>> = vec![Vec::new(); charges.len()];
+        let mut rejected = false;
+        let mut taken = Vec::new();
+        let call =
+            |at: usize, mode| self.call(&charges[at..=at], &rules[at..=at], cost, mode, deadline);
         for at in order {
-            let mode = match mode {
-                Mode::Take if !refused => Mode::Hold,
-                _ => Mode::Peek,
-            };
-            usages[at] = match self
-                .call(charges, at, &keys[at..=at], cost, mode, deadline)
-                .await
-            {
-                Ok(found) => found,
-                // It is refused whatever this part of the cluster holds.
-                Err(_) if refused => charges[at].unused(),
-                Err(error) => return Err(error),
-            };
-            let fits = usages[at].iter().all(Usage::fits);
-            refused |= !fits;
-            if fits && mode == Mode::Hold {
-                held.push(at);
-            }
-        }
-        for at in held {
-            let key = &keys[at..=at];
-            if !refused {
-                if charges[at].has_others() && cost > 0 {
-                    // It is admitted, whether that can be counted or not; there is time for it.
-                    let deadline = self.client().deadline();
-                    let counted = self.call(charges, at, key, cost, Mode::Count, deadline);
-                    let _ = counted.await;
-                }
+            if !rules[at].iter().any(is_limiting) {
+                found[at] = unused(&rules[at]);
                 continue;
             }
-            // What cannot be given back refills with time, and is told as it was found.
-            if self
-                .call(charges, at, key, cost, Mode::Return, deadline)
-                .await
-                .is_ok()
-                && let Ok(found) = self
-                    .call(charges, at, key, cost, Mode::Peek, deadline)
-                    .await
-            {
-                usages[at] = found;
+            let mode = if rejected { Mode::Peek } else { mode };
+            found[at] = match call(at, mode).await {
+                Ok(found) => found,
+                // It is rejected whatever this part of the cluster holds.
+                Err(_) if rejected => unused(&rules[at]),
+                Err(error) => return Err(error),
+            };
+            let fits = found[at].iter().flatten().all(Usage::fits);
+            rejected |= !fits;
+            if fits && mode == Mode::Take {
+                taken.push(at);
             }
         }
-        Ok(Decision::from_usages(usages.into_iter().flatten()))
+        if rejected {
+            for at in taken {
+                // What cannot be given back refills with time, and is reported as it was found.
+                if call(at, Mode::Refund).await.is_ok()
+                    && let Ok(left) = call(at, Mode::Peek).await
+                {
+                    found[at] = left;
+                }
+            }
+        }
+        Ok(Decision::from_usages(found.into_iter().flatten()))
     }
 
-    async fn give_back(&self, keys: &[Key], cost: u32) -> Result<(), StoreError> {
+    async fn give_back(&self, charges: &[Charge], cost: u32) -> Result<(), StoreError> {
         let deadline = self.client().deadline();
-        let charged = self.charged(keys);
-        let charges = &charged.charges(&self.binding, keys);
-        let keys = &keys[..charges.len()];
+        let rules = self.rules(charges);
         if !self.client().is_cluster() {
-            return self
-                .call(charges, 0, keys, cost, Mode::Refund, deadline)
-                .await
-                .map(drop);
+            let given = self.call(charges, &rules, cost, Mode::Refund, deadline);
+            return given.await.map(drop);
         }
         // There the keys lie in different parts.
-        for at in 0..keys.len() {
-            self.call(charges, at, &keys[at..=at], cost, Mode::Refund, deadline)
+        for (charge, rules) in charges.iter().zip(&rules) {
+            if !rules.iter().any(is_limiting) {
+                continue;
+            }
+            let (charges, rules) = (std::slice::from_ref(charge), std::slice::from_ref(rules));
+            self.call(charges, rules, cost, Mode::Refund, deadline)
                 .await?;
         }
         Ok(())
     }
 
-    /// Charges keys to what those from `first` on are charged to.
     async fn call(
         &self,
-        charges: &[Charge<'_>],
-        first: usize,
-        keys: &[Key],
+        charges: &[Charge],
+        rules: &[KeyRules],
         cost: u32,
         mode: Mode,
         deadline: Instant,
-    ) -> Result<Vec<Usage>, StoreError> {
-        let charges = &charges[first..first + keys.len()];
-        let names = keys.iter().enumerate();
-        let keys: Vec<_> = names
-            .map(|(n, key)| self.name.key(first + n, key))
+    ) -> Result<Vec<Option<Usage>>, StoreError> {
+        let begin = |charge: &Charge| self.set(charge.set).map_or("", |set| &set.begin);
+        let keys = charges.iter();
+        let keys: Vec<_> = keys
+            .map(|charge| Name::key(begin(charge), &charge.key))
             .collect();
-        let arguments = &Arguments {
-            cost,
-            mode,
-            charges,
-        };
+        let arguments = &Arguments { cost, mode, rules };
         let call = self
             .client()
             .run(&self.store.rates, &keys, arguments, deadline);
         let numbers: Vec<i64> = call.await?;
         let mut numbers = &*numbers;
-        let mut usages = Vec::new();
-        for charge in charges {
-            let (of_key, rest) = numbers.split_at((3 * charge.len()).min(numbers.len()));
-            usages.extend(charge.usages(of_key));
+        let mut found = Vec::new();
+        for rules in rules {
+            let (of_key, rest) = numbers.split_at((3 * rules.len()).min(numbers.len()));
+            found.extend(usages(rules, of_key));
             numbers = rest;
         }
-        Ok(usages)
+        Ok(found)
     }
 }

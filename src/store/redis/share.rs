@@ -2,66 +2,49 @@
 
 use std::sync::Arc;
 
-use crate::decision::Decision;
-use crate::key::Key;
-use crate::policy::{Binding, Policy, tiers_of};
-use crate::store::memory::ChargedBuckets;
-use crate::store::{MemoryStore, RateBuckets, Reply};
+use crate::policy::Policy;
+use crate::quota::Quota;
+use crate::rule::Rule;
+use crate::store::memory::MemoryBuckets;
+use crate::store::memory::clock::Timer;
+use crate::store::{Charge, MemoryStore, RateBuckets};
 
-/// What one replica may admit by itself.
+/// What one replica may admit while it cannot ask. Its sets are numbered as those of the buckets are.
 pub(super) struct Share {
     replicas: u32,
-    pub(super) buckets: Arc<dyn ChargedBuckets>,
-    tiers: Vec<(Arc<str>, Arc<dyn RateBuckets>)>,
+    pub(super) buckets: MemoryBuckets,
 }
 
 impl Share {
     pub(super) fn open(policies: &[Policy], replicas: u32) -> Self {
         let policies: Vec<_> = policies.iter().map(|p| p.share(replicas)).collect();
-        let buckets = MemoryStore::new().adjustable(&policies);
-        let tiers = tiers_of(&policies).into_iter();
-        let tiers = tiers.filter_map(|tier| {
-            let buckets = buckets.clone().tier(&tier)?;
-            Some((tier, buckets))
-        });
+        let max_keys = MemoryStore::DEFAULT_MAX_KEYS;
         Self {
             replicas,
-            tiers: tiers.collect(),
-            buckets,
+            buckets: MemoryBuckets::new(&policies, max_keys, Timer::real()),
         }
     }
 
-    pub(super) fn take(&self, binding: &Binding, keys: &[Key], cost: u32) -> Reply<Decision> {
-        match self.tier(binding) {
-            Some(tier) => tier.take(keys, cost),
-            None => self.buckets.take(keys, cost),
-        }
+    /// The same charges by this replica's share of the rules.
+    pub(super) fn charges(&self, charges: &[Charge]) -> Vec<Charge> {
+        let share = |rule: &Rule| Rule::new(rule.quota().share(self.replicas));
+        let of_rules = |rules: &Arc<[Option<Rule>]>| -> Arc<[Option<Rule>]> {
+            rules.iter().map(|rule| rule.as_ref().map(share)).collect()
+        };
+        let charges = charges.iter().map(|charge| Charge {
+            rules: charge.rules.as_ref().map(of_rules),
+            ..charge.clone()
+        });
+        charges.collect()
     }
 
-    pub(super) fn peek(&self, binding: &Binding, keys: &[Key], cost: u32) -> Reply<Decision> {
-        match self.tier(binding) {
-            Some(tier) => tier.peek(keys, cost),
-            None => self.buckets.peek(keys, cost),
-        }
+    pub(super) fn set_quotas(&self, set: usize, quotas: &[Quota]) {
+        let quotas: Vec<_> = quotas.iter().map(|q| q.share(self.replicas)).collect();
+        self.buckets.set_quotas(set, &quotas);
     }
 
-    /// As [`AdjustableBuckets`](crate::store::AdjustableBuckets) has it.
-    pub(super) fn set_policies(&self, policies: &[Policy]) -> bool {
-        let policies: Vec<_> = policies.iter().map(|p| p.share(self.replicas)).collect();
-        self.buckets.set_policies(&policies)
-    }
-
-    /// As [`AdjustableBuckets`](crate::store::AdjustableBuckets) has it.
-    pub(super) fn set_own(&self, policy: usize, key: &Key, own: Option<&Policy>) {
-        let own = own.map(|own| own.share(self.replicas));
-        self.buckets.set_own(policy, key, own.as_ref());
-    }
-
-    fn tier(&self, binding: &Binding) -> Option<&dyn RateBuckets> {
-        let name = binding.tier()?;
-        let mut tiers = self.tiers.iter();
-        tiers
-            .find(|(tier, _)| tier == name)
-            .map(|(_, tier)| &**tier)
+    pub(super) fn add_tier(&self, policy: usize, tier: &str, quotas: &Policy) {
+        self.buckets
+            .add_tier(policy, tier, &quotas.share(self.replicas));
     }
 }

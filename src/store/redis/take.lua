@@ -11,16 +11,15 @@
 --                                             newest, and what was admitted in it and those before
 --           -                                 nothing: a quota that denies everything stores neither
 -- ARGV[1]   the cost; 0 is admitted, takes nothing, and reports what is left
--- ARGV[2]   take, look or give. In a cluster, where the keys of a decision are asked one after the other, also
---           hold: take without counting elsewhere; count: only that; back: give back what was held
--- ARGV[3..] for each key: how many quotas it has, then for each three numbers: 0 for a bucket and 1
---           for a window, which is 2 more for a quota that only counts what the others admit, its interval
---           or the length of its sub-windows, and the most requests it admits at once; 0 admits nothing, and
---           leaves what is stored as it is, whichever sort it is of
+-- ARGV[2]   take, look or give
+-- ARGV[3..] for each key: how many quotas it has, then for each three numbers: 0 for a bucket, 1 for a window and 2
+--           for one that is off, its interval or the length of its sub-windows, and the most requests it admits at
+--           once; 0 admits nothing. What is stored stays as it is then, and of one that is off, whichever sort it
+--           is of
 --
 -- Returns three numbers for each quota, in order: how many more would be admitted, the time until
--- it is as good as unused, and the time until the request fits: 0 now, -1 never. Those of a quota that only
--- counts mean nothing.
+-- it is as good as unused, and the time until the request fits: 0 now, -1 never. Those of a quota that is off
+-- mean nothing.
 --
 -- All times are whole microseconds. They stay below 2^53, where Lua's numbers are exact, but for what a
 -- bucket owes by a quota that holds less, which is only compared.
@@ -33,8 +32,8 @@ local now = time[1] * 1000000 + time[2]
 local cost = tonumber(ARGV[1])
 local cells = math.max(cost, 1)
 local mode = ARGV[2]
-local takes = mode == 'take' or mode == 'hold'
-local gives = mode == 'give' or mode == 'back'
+local takes = mode == 'take'
+local gives = mode == 'give'
 
 -- What a bucket owes until it is full, under which interval and limit, and whether that is not what is
 -- stored; nothing if it is none.
@@ -155,9 +154,8 @@ for n, key in ipairs(KEYS) do
     local stored = parts[quota] ~= '-' and parts[quota] or nil
     local left, reset, wait, left_after, reset_after
     local kind = tonumber(ARGV[at + 1])
-    local binds = kind < 2
-    local stays = limit == 0 or mode == 'count' and binds or (mode == 'hold' or mode == 'back') and not binds
-    if stays then
+    local off = kind == 2
+    if off or limit == 0 then
       parts[quota], reset = kept(stored)
       if not parts[quota] then
         return junk()
@@ -165,7 +163,7 @@ for n, key in ipairs(KEYS) do
       found[quota] = parts[quota]
       longest = math.max(longest, reset)
       left, wait, left_after, reset_after = 0, 0, 0, reset
-    elseif kind % 2 == 0 then
+    elseif kind == 0 then
       local debt, before, most, changed = debt_of(stored, length, limit)
       if not debt then
         return junk()
@@ -188,12 +186,8 @@ for n, key in ipairs(KEYS) do
         -- Likewise, a request is as long as it was when it was charged.
         reset_after = math.max(debt - cost * before, 0)
         parts[quota] = bucket_of(before, reset_after, most)
-      elseif not binds and owed >= full then
-        -- It owes as much as an empty bucket already, or more by another quota, and stays as it was charged.
-        reset_after = debt
-        parts[quota] = bucket_of(before, debt, most)
       else
-        reset_after = binds and owed + cells * length or math.min(owed + cells * length, full)
+        reset_after = owed + cells * length
         parts[quota] = bucket_of(length, reset_after, limit)
       end
       left_after = left - cells
@@ -243,10 +237,10 @@ for n, key in ipairs(KEYS) do
     if cells > limit then
       wait = -1
     end
-    if cost == 0 then
+    if cost == 0 or off then
       wait = 0
     end
-    fits = fits and (wait == 0 or not binds)
+    fits = fits and wait == 0
     local to = #reply
     reply[to + 1], reply[to + 2], reply[to + 3] = left, reset, wait
     after[to + 1], after[to + 2], after[to + 3] = left_after, reset_after, wait

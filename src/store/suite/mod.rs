@@ -14,7 +14,7 @@
 mod leases;
 mod named;
 mod rates;
-mod tiers;
+mod rules;
 
 use std::time::Duration;
 
@@ -22,14 +22,15 @@ use super::{LeaseStore, RateStore};
 use crate::key::Key;
 
 /// Runs the whole suite. `pass` lets the store's time pass: it moves a test clock, or sleeps. Of a store that
-/// has no [tiers](super::RateBuckets::tier) these are not asked for.
+/// cannot [change quotas](super::RateBuckets::set_quotas) or has no [tiers](super::RateBuckets::add_tier) that is not
+/// asked for.
 ///
 /// # Panics
 ///
 /// When the store does something else than [`RateStore`] and [`RateBuckets`](super::RateBuckets) say.
 pub async fn rate_store(store: &dyn RateStore, pass: impl AsyncFn(Duration)) {
     rates::run(store, &pass).await;
-    tiers::run(store, &pass).await;
+    rules::run(store, &pass).await;
 }
 
 /// Runs the suite for slots. `pass` is as for [`rate_store`].

@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use super::new_key;
 use crate::decision::Decision;
-use crate::key::Key;
 use crate::policy::Policy;
 use crate::quota::Quota;
-use crate::store::{RateBuckets, RateStore};
+use crate::store::{Charge, RateBuckets, RateStore};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -31,27 +30,27 @@ pub(super) async fn run(store: &dyn RateStore, pass: &impl AsyncFn(Duration)) {
     races_admit_what_a_window_does(store).await;
 }
 
-/// Buckets of one limiter, and the key that is charged.
+/// Buckets of one limiter, and a key that is charged for each policy.
 struct Case {
     buckets: Arc<dyn RateBuckets>,
-    keys: Vec<Key>,
+    charges: Vec<Charge>,
 }
 
 impl Case {
     fn new(store: &dyn RateStore, policies: &[Policy]) -> Self {
-        let keys = (0..policies.len()).map(|_| new_key());
+        let charges = (0..policies.len()).map(|set| Charge::new(new_key(), set));
         Self {
             buckets: store.open(policies),
-            keys: keys.collect(),
+            charges: charges.collect(),
         }
     }
 
     async fn take(&self, cost: u32) -> Decision {
-        self.buckets.take(&self.keys, cost).await
+        self.buckets.take(&self.charges, cost).await
     }
 
     async fn peek(&self, cost: u32) -> Decision {
-        self.buckets.peek(&self.keys, cost).await
+        self.buckets.peek(&self.charges, cost).await
     }
 
     async fn admits(&self, cost: u32) -> bool {
@@ -60,7 +59,7 @@ impl Case {
 
     /// How many requests are left to the first key.
     async fn left(&self) -> u32 {
-        let decision = self.buckets.peek(&self.keys[..1], 0).await;
+        let decision = self.buckets.peek(&self.charges[..1], 0).await;
         decision.remaining().expect("a quota that limits")
     }
 }
@@ -79,7 +78,7 @@ async fn burst_and_refill(store: &dyn RateStore, pass: &impl AsyncFn(Duration)) 
     }
     assert!(
         !case.admits(1).await,
-        "a request above the burst is refused"
+        "a request above the burst is rejected"
     );
     pass(SECOND).await;
     assert!(
@@ -99,19 +98,20 @@ async fn only_the_key_that_is_limited_is_charged(store: &dyn RateStore) {
     let off = Policy::new("off", Quota::per_hour(0));
     let policies = [off, Policy::new("on", Quota::per_hour(1))];
     let case = Case::new(store, &policies);
-    let (first, second) = (case.keys[0], case.keys[1]);
+    let (first, second) = (case.charges[0].clone(), case.charges[1].clone());
     assert!(case.admits(1).await);
-    let others = [new_key(), second];
+    let others = [Charge::new(new_key(), 0), second];
     assert!(
         !case.buckets.take(&others, 1).await.is_admitted(),
         "another first key does not make up for it"
     );
-    let others = [first, new_key()];
+    let others = [first.clone(), Charge::new(new_key(), 1)];
     assert!(case.buckets.take(&others, 1).await.is_admitted());
+    let first = [first];
     for _ in 0..3 {
-        assert!(!case.buckets.take_one(&first), "nothing is known of it");
-        let alone = case.buckets.take(&[first], 1).await;
+        let alone = case.buckets.take(&first, 1).await;
         assert!(alone.is_admitted(), "a policy without a key is left alone");
+        assert_eq!(alone.usages().len(), 0, "a quota that is off has no usage");
     }
 }
 
@@ -121,10 +121,10 @@ async fn one_without_the_numbers(store: &dyn RateStore) {
         let case = Case::new(store, &policies);
         let mut admitted = 0;
         for _ in 0..9 {
-            admitted += u32::from(case.buckets.take_one(&case.keys[0]) || case.admits(1).await);
+            admitted += u32::from(case.buckets.take_one(&case.charges[0]) || case.admits(1).await);
         }
         assert_eq!(admitted, 3, "the quick way to a yes takes as much");
-        assert!(!case.buckets.take_one(&case.keys[0]));
+        assert!(!case.buckets.take_one(&case.charges[0]));
     }
 }
 
@@ -132,11 +132,11 @@ async fn honest_retry_after(store: &dyn RateStore, pass: &impl AsyncFn(Duration)
     let case = Case::new(store, &[Quota::per_second(5).burst(4).into()]);
     assert!(case.admits(4).await);
     for cost in [1, 3] {
-        let refused = case.take(cost).await;
-        let wait = refused
+        let rejected = case.take(cost).await;
+        let wait = rejected
             .retry_after()
             .expect("a refusal that says when to come back");
-        assert!(wait > Duration::ZERO && wait <= refused.reset().expect("a quota that limits"));
+        assert!(wait > Duration::ZERO && wait <= rejected.reset().expect("a quota that limits"));
         pass(wait).await;
         assert!(case.admits(cost).await, "waiting what was said is enough");
     }
@@ -146,9 +146,9 @@ async fn several_windows_are_one(store: &dyn RateStore) {
     let policy = Policy::new("a", Quota::per_hour(10)).and("b", Quota::per_hour(2));
     let case = Case::new(store, &[policy]);
     assert!(case.admits(2).await);
-    let refused = case.take(1).await;
-    assert!(!refused.is_admitted());
-    let [a, b] = refused.usages() else {
+    let rejected = case.take(1).await;
+    assert!(!rejected.is_admitted());
+    let [a, b] = rejected.usages() else {
         panic!("a usage for each quota, in their order");
     };
     assert!(a.fits() && !b.fits());
@@ -165,11 +165,18 @@ async fn several_keys_are_one(store: &dyn RateStore) {
     for policies in [[tight.clone(), roomy.clone()], [roomy, tight]] {
         let case = Case::new(store, &policies);
         assert!(case.admits(1).await);
-        let refused = case.take(1).await;
-        assert!(!refused.is_admitted());
-        let left: u32 = refused.usages().iter().map(|usage| usage.remaining()).sum();
-        assert_eq!(left, 9, "a refusal by one key takes nothing from the other");
-        let first = case.buckets.take(&case.keys[..1], 0).await;
+        let rejected = case.take(1).await;
+        assert!(!rejected.is_admitted());
+        let left: u32 = rejected
+            .usages()
+            .iter()
+            .map(|usage| usage.remaining())
+            .sum();
+        assert_eq!(
+            left, 9,
+            "a rejection by one key takes nothing from the other"
+        );
+        let first = case.buckets.take(&case.charges[..1], 0).await;
         assert_eq!(
             first.usages().len(),
             1,
@@ -190,16 +197,16 @@ async fn a_key_of_two_policies_is_charged_to_both(store: &dyn RateStore) {
         let policies = quotas.map(|quota| Policy::new("same", quota));
         let buckets = store.open(&policies);
         let key = new_key();
-        let keys = [key, key];
+        let charges = [Charge::new(key, 0), Charge::new(key, 1)];
         for _ in 0..3 {
-            assert!(buckets.take(&keys, 1).await.is_admitted());
+            assert!(buckets.take(&charges, 1).await.is_admitted());
         }
         assert!(
-            !buckets.take(&keys, 1).await.is_admitted(),
+            !buckets.take(&charges, 1).await.is_admitted(),
             "both policies count what the one key takes"
         );
-        buckets.refund(&keys, 1).await;
-        let decision = buckets.peek(&keys, 0).await;
+        buckets.refund(&charges, 1).await;
+        let decision = buckets.peek(&charges, 0).await;
         let left = decision.usages().iter().map(|usage| usage.remaining());
         assert_eq!(left.sum::<u32>(), 9, "and both get back what is refunded");
     }
@@ -239,9 +246,9 @@ async fn peeks_and_refunds(store: &dyn RateStore) {
         !case.peek(1).await.is_admitted(),
         "a peek decides as a request would"
     );
-    case.buckets.refund(&case.keys, 2).await;
+    case.buckets.refund(&case.charges, 2).await;
     assert_eq!(case.left().await, 2);
-    case.buckets.refund(&case.keys, 100).await;
+    case.buckets.refund(&case.charges, 100).await;
     assert_eq!(
         case.left().await,
         3,
@@ -253,11 +260,11 @@ async fn keys_and_limiters_are_apart(store: &dyn RateStore) {
     let policy = [Policy::from(Quota::per_hour(1))];
     let case = Case::new(store, &policy);
     assert!(case.admits(1).await);
-    let other_key = [new_key()];
+    let other_key = [Charge::new(new_key(), 0)];
     assert!(case.buckets.take(&other_key, 1).await.is_admitted());
     let other_limiter = store.open(&policy);
     assert!(
-        other_limiter.take(&case.keys, 1).await.is_admitted(),
+        other_limiter.take(&case.charges, 1).await.is_admitted(),
         "limiters of one store do not share"
     );
 }
@@ -265,9 +272,9 @@ async fn keys_and_limiters_are_apart(store: &dyn RateStore) {
 async fn denies_all(store: &dyn RateStore) {
     let policy = Policy::new("a", Quota::per_hour(10)).and("b", Quota::deny_all());
     let case = Case::new(store, &[policy]);
-    let refused = case.take(1).await;
-    assert!(refused.is_hopeless());
-    assert_eq!(refused.usages()[0].remaining(), 10);
+    let rejected = case.take(1).await;
+    assert!(rejected.is_hopeless());
+    assert_eq!(rejected.usages()[0].remaining(), 10);
 }
 
 async fn races_admit_the_burst(store: &dyn RateStore) {
@@ -291,12 +298,12 @@ async fn sliding_windows(store: &dyn RateStore, pass: &impl AsyncFn(Duration)) {
     pass(period / 2).await;
     assert!(case.admits(2).await);
     for cost in [1, 5] {
-        let refused = case.take(cost).await;
-        assert!(!refused.is_admitted(), "a window admits count and burst");
-        let wait = refused
+        let rejected = case.take(cost).await;
+        assert!(!rejected.is_admitted(), "a window admits count and burst");
+        let wait = rejected
             .retry_after()
             .expect("a refusal that says when to come back");
-        assert!(wait > Duration::ZERO && wait <= refused.reset().expect("a quota that limits"));
+        assert!(wait > Duration::ZERO && wait <= rejected.reset().expect("a quota that limits"));
         assert!(cost > 1 || wait < period, "what is oldest is gone first");
         pass(wait).await;
         assert!(case.admits(cost).await, "waiting what was said is enough");
@@ -321,9 +328,9 @@ async fn sliding_costs_and_refunds(store: &dyn RateStore) {
     assert_eq!(case.left().await, 2, "a refusal takes nothing");
     assert!(case.admits(2).await && case.admits(0).await);
     assert!(!case.peek(1).await.is_admitted());
-    case.buckets.refund(&case.keys, 2).await;
+    case.buckets.refund(&case.charges, 2).await;
     assert_eq!(case.left().await, 2);
-    case.buckets.refund(&case.keys, 100).await;
+    case.buckets.refund(&case.charges, 100).await;
     assert_eq!(case.left().await, 5, "a refund gives back what was used");
 }
 

@@ -1,4 +1,4 @@
-//! The script for rates against a naive model, when replicas go by different quotas, in two tiers.
+//! The script for rates against a naive model, when replicas go by different quotas, some of which are off.
 //!
 //! The script is given the time, so that what it says of times is known to the microsecond.
 
@@ -14,10 +14,8 @@ type Quota = (u64, u64);
 
 #[derive(Clone, Debug)]
 struct Step {
-    /// Those of two tiers.
-    quotas: [Quota; 2],
-    /// Which of them the request has to fit.
-    tier: usize,
+    /// Those of one key; `None` is off.
+    quotas: [Option<Quota>; 2],
     cost: u64,
     is_refund: bool,
     /// How much time passes first.
@@ -27,14 +25,18 @@ struct Step {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     // Products of all these are exact in the script.
     let interval = prop_oneof![Just(1), 1..100_u64, 1..1_000_000_u64];
-    let quota = (interval, 1..200_u64);
+    let quota = proptest::option::weighted(0.8, (interval, 1..200_u64));
     let pass = prop_oneof![Just(0), 1..100_u64, 1..20_000_000_u64];
-    let quotas = [quota.clone(), quota];
-    let step = (quotas, 0..2_usize, 1..200_u64, 0..4_u8, pass);
-    let step = step.prop_map(|(quotas, tier, cost, refund, pass)| Step {
+    let step = ([quota.clone(), quota], 1..200_u64, 0..4_u8, pass);
+    let step = step.prop_map(|(quotas, cost, refund, pass)| Step {
         quotas,
-        tier,
-        cost: 1 + cost % quotas[tier].1,
+        cost: 1 + cost
+            % quotas
+                .iter()
+                .flatten()
+                .map(|quota| quota.1)
+                .min()
+                .unwrap_or(200),
         is_refund: refund == 0,
         pass,
     });
@@ -56,18 +58,6 @@ impl Model {
             debt => (debt * interval).div_ceil(self.interval),
         }
     }
-
-    /// A request that the other tier admitted.
-    fn count(&mut self, cost: u64, (interval, limit): Quota) {
-        let (owed, full) = (self.owed(interval), interval * limit);
-        // What owes more already, as others go by a higher quota, owes it still.
-        if owed < full {
-            *self = Self {
-                interval,
-                debt: full.min(owed + cost * interval),
-            };
-        }
-    }
 }
 
 struct Script {
@@ -77,23 +67,23 @@ struct Script {
 }
 
 impl Script {
-    /// What is left in the tier of a step, and how long to wait.
-    async fn run(&mut self, now: u64, mode: &str, step: &Step) -> [u64; 2] {
+    /// What is left of each quota, and how long to wait.
+    async fn run(&mut self, now: u64, mode: &str, step: &Step) -> [[u64; 2]; 2] {
         let mut run = redis::pipe();
         let run = run.atomic().cmd("EVAL").arg(&self.source);
         let run = run.arg(1).arg(&self.key).arg(step.cost).arg(mode).arg(2);
-        for (tier, (interval, limit)) in step.quotas.into_iter().enumerate() {
-            let only_counts = if tier == step.tier { 0 } else { 2 };
-            run.arg(&[only_counts, interval, limit]);
+        for quota in step.quotas {
+            match quota {
+                Some((interval, limit)) => run.arg(&[0, interval, limit]),
+                None => run.arg(&[2, 0, 0]),
+            };
         }
         let run = run.arg(&[now / 1_000_000, now % 1_000_000]);
         // The server's own time is another.
         run.cmd("PERSIST").arg(&self.key).ignore();
-        let (told,): ([i64; 6],) = run.query_async(&mut self.connection).await.unwrap();
-        let [left, _, wait] = told[3 * step.tier..][..3] else {
-            unreachable!("three numbers for each");
-        };
-        [left, wait].map(|number| number.max(0).unsigned_abs())
+        let (answer,): ([i64; 6],) = run.query_async(&mut self.connection).await.unwrap();
+        let number = |at: usize| answer[at].max(0).unsigned_abs();
+        [0, 1].map(|quota| [number(3 * quota), number(3 * quota + 2)])
     }
 
     async fn stored(&mut self) -> Option<String> {
@@ -104,44 +94,57 @@ impl Script {
 }
 
 async fn run(script: &mut Script, steps: &[Step]) -> Result<(), TestCaseError> {
-    let mut tiers = [Model::default(); 2];
+    let mut models = [Model::default(); 2];
     let mut now = 1_800_000_000_000_000;
     for step in steps {
-        let (quota, cost) = (step.quotas[step.tier], step.cost);
-        let (interval, limit) = quota;
+        let cost = step.cost;
         now += step.pass;
-        for model in &mut tiers {
+        for model in &mut models {
             model.debt = model.debt.saturating_sub(step.pass);
         }
+        // One that is off stays as it is.
+        let quotas = step.quotas.iter().enumerate();
+        let on: Vec<_> = quotas
+            .filter_map(|(at, quota)| Some((at, (*quota)?)))
+            .collect();
         if step.is_refund {
             script.run(now, "give", step).await;
-            for model in &mut tiers {
+            for (at, _) in on {
+                let model = &mut models[at];
                 model.debt = model.debt.saturating_sub(cost * model.interval);
             }
             continue;
         }
+        let fits = |models: &[Model; 2], (at, (interval, limit)): (usize, Quota)| {
+            models[at].owed(interval) + cost * interval <= limit * interval
+        };
+        let is_admitted = on.iter().all(|quota| fits(&models, *quota));
         let before = script.stored().await;
-        let [left, wait] = script.run(now, "take", step).await;
-        let other = 1 - step.tier;
-        let model = &mut tiers[step.tier];
-        let owed = model.owed(interval);
-        let fits = owed + cost * interval <= limit * interval;
-        prop_assert_eq!(wait == 0, fits, "{:?}", step);
-        if fits {
-            *model = Model {
-                interval,
-                debt: owed + cost * interval,
-            };
-            prop_assert_eq!(left, limit - model.debt.div_ceil(interval), "{:?}", step);
-            tiers[other].count(cost, step.quotas[other]);
-            continue;
+        let answer = script.run(now, "take", step).await;
+        for quota in &on {
+            let (at, (interval, limit)) = *quota;
+            let [left, wait] = answer[at];
+            let fits = fits(&models, *quota);
+            prop_assert_eq!(wait == 0, fits, "{:?}", step);
+            let owed = models[at].owed(interval);
+            if is_admitted {
+                models[at] = Model {
+                    interval,
+                    debt: owed + cost * interval,
+                };
+            }
+            let owed = models[at].owed(interval).div_ceil(interval);
+            prop_assert_eq!(left, limit.saturating_sub(owed), "{:?}", step);
+            if !fits {
+                prop_assert!(wait <= models[at].debt, "{:?}", step);
+                let early = script.run(now + wait - 1, "look", step).await[at];
+                let then = script.run(now + wait, "look", step).await[at];
+                prop_assert_eq!([early[1], then[1]], [1, 0], "{:?}", step);
+            }
         }
-        prop_assert_eq!(left, limit.saturating_sub(owed.div_ceil(interval)));
-        prop_assert_eq!(script.stored().await, before, "a refusal writes nothing");
-        prop_assert!(wait <= model.debt, "{:?}", step);
-        let [_, early] = script.run(now + wait - 1, "look", step).await;
-        let [_, then] = script.run(now + wait, "look", step).await;
-        prop_assert_eq!([early, then], [1, 0], "{:?}", step);
+        if !is_admitted {
+            prop_assert_eq!(script.stored().await, before, "a rejection writes nothing");
+        }
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-use super::window::{Numbers, Window};
+use super::window::{By, Window};
 
 /// Entries that are looked at to find room for a new key.
 const SAMPLE: usize = 8;
@@ -15,8 +15,8 @@ pub(super) struct Shard {
     max_keys: usize,
     /// The first entry of the next sample. It goes round, so that all are looked at in turn.
     hand: usize,
-    /// Shared by keys that find no room.
-    overflow: Window,
+    /// Shared by keys that find no room; `None` until then.
+    overflow: Option<Window>,
     /// Keys that were given up while something of theirs counted.
     evictions: u64,
 }
@@ -46,7 +46,7 @@ impl Shard {
             entries: Vec::new(),
             max_keys,
             hand: 0,
-            overflow: Window::default(),
+            overflow: None,
             evictions: 0,
         }
     }
@@ -59,41 +59,28 @@ impl Shard {
 
     /// The counters that a request of this key would be charged to: its own, those that are
     /// shared, or `None` for new ones.
-    pub(super) fn find(&mut self, key: u128, numbers: Numbers, now: u64) -> Option<&mut Window> {
+    pub(super) fn find(&mut self, key: u128, by: By<'_>, now: u64) -> Option<&mut Window> {
         if let Some(at) = self.places.get(&key) {
             return Some(&mut self.entries[*at as usize].window);
         }
-        match self.room(numbers, now) {
-            Room::None => Some(&mut self.overflow),
+        match self.room(by, now) {
+            Room::None => self.overflow.as_mut(),
             Room::Entry(_) | Room::Evicted(_) | Room::More => None,
         }
     }
 
-    /// The counters of a key, which is put in if it is new and there is room; not those that are shared.
-    pub(super) fn find_or_insert_own(
-        &mut self,
-        key: u128,
-        numbers: Numbers,
-        now: u64,
-    ) -> Option<&mut Window> {
-        if !self.places.contains_key(&key) && self.room(numbers, now) == Room::None {
-            return None;
-        }
-        Some(self.find_or_insert(key, numbers, now))
-    }
-
     /// As [`find`](Self::find), and puts a new key in.
-    pub(super) fn find_or_insert(&mut self, key: u128, numbers: Numbers, now: u64) -> &mut Window {
+    pub(super) fn find_or_insert(&mut self, key: u128, by: By<'_>, now: u64) -> &mut Window {
         if let Some(at) = self.places.get(&key) {
             return &mut self.entries[*at as usize].window;
         }
         let entry = Entry {
             key,
-            window: Window::default(),
+            window: Window::new(by),
         };
-        let room = self.room(numbers, now);
+        let room = self.room(by, now);
         let at = match room {
-            Room::None => return &mut self.overflow,
+            Room::None => return self.overflow.get_or_insert_with(|| Window::new(by)),
             Room::Entry(at) | Room::Evicted(at) => {
                 self.evictions += u64::from(room == Room::Evicted(at));
                 self.places.remove(&self.entries[at].key);
@@ -119,17 +106,20 @@ impl Shard {
 
     /// An entry that has nothing counted, else more memory, else the least used one that does
     /// not deny.
-    fn room(&self, numbers: Numbers, now: u64) -> Room {
+    fn room(&self, by: By<'_>, now: u64) -> Room {
         let len = self.entries.len();
         // Far apart: neighbours came in together and are used alike.
         let step = (len / SAMPLE).max(1);
         let sample = (0..SAMPLE.min(len)).map(|n| (self.hand + n * step) % len);
-        let used = sample.map(|at| (self.entries[at].window.used(numbers, now), at));
-        match used.min() {
+        let evictable = sample.filter_map(|at| {
+            let used = self.entries[at].window.evictable(by, now)?;
+            Some((used, at))
+        });
+        match evictable.min() {
             Some((0, at)) => Room::Entry(at),
             _ if len < self.max_keys => Room::More,
-            Some((used, at)) if used < numbers.limit => Room::Evicted(at),
-            _ => Room::None,
+            Some((_, at)) => Room::Evicted(at),
+            None => Room::None,
         }
     }
 

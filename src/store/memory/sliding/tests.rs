@@ -3,25 +3,67 @@
 use std::thread;
 use std::time::Duration;
 
-use governor::clock::FakeRelativeClock;
+use super::super::clock::TestClock;
 
-use super::window::PARTS;
+use super::super::phases::{Numbers, Phases};
 use super::*;
 use crate::quota::Quota;
+use crate::rule::Rule;
+
+/// Sub-windows of a period.
+const PARTS: u64 = 15;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-fn meter(quota: Quota, max_keys: usize) -> (SlidingMeter<FakeRelativeClock>, FakeRelativeClock) {
-    let clock = FakeRelativeClock::default();
-    let rate = quota.rate().unwrap();
-    (SlidingMeter::new(rate, max_keys, clock.clone()), clock)
+/// The windows of one quota that does not change.
+struct Meter {
+    windows: Windows,
+    phases: Phases,
+    time: Timer,
+}
+
+impl Meter {
+    fn by(&self) -> By<'_> {
+        By::default_of(&self.phases).unwrap()
+    }
+
+    fn take(&self, key: Key, cost: u32) -> Usage {
+        let taken = self.windows.decide(self.by(), &key, cost, true, &self.time);
+        taken.unwrap()
+    }
+
+    fn peek(&self, key: Key, cost: u32) -> Usage {
+        let peeked = self
+            .windows
+            .decide(self.by(), &key, cost, false, &self.time);
+        peeked.unwrap()
+    }
+
+    fn refund(&self, key: Key, cost: u32) {
+        let refunded = self.windows.refund(self.by(), &key, cost, &self.time);
+        refunded.unwrap();
+    }
+
+    fn len(&self) -> usize {
+        self.windows.len()
+    }
+}
+
+fn meter(quota: Quota, max_keys: usize) -> (Meter, TestClock) {
+    let clock = TestClock::default();
+    let meter = Meter {
+        windows: Windows::new(max_keys),
+        phases: Phases::starting(Numbers::of(&Rule::new(quota))),
+        time: Timer::Test(clock.clone()),
+    };
+    (meter, clock)
 }
 
 fn key(n: u64) -> Key {
     Key::new("test", &n.to_le_bytes())
 }
 
-fn used(meter: &SlidingMeter<FakeRelativeClock>, n: u64) -> u32 {
+fn used(meter: &Meter, n: u64) -> u32 {
     let usage = meter.peek(key(n), 0);
     usage.limit() - usage.remaining()
 }
@@ -159,5 +201,5 @@ fn a_window_of_any_length_is_counted() {
 /// What the documentation of the store says.
 #[test]
 fn an_entry_is_as_large_as_is_said() {
-    assert!(size_of::<Window>() == 72 && PARTS == 15);
+    assert!(size_of::<Window>() == 80 && PARTS == 15);
 }

@@ -1,8 +1,8 @@
 //! How a new key finds room.
 
-use super::level::{Entry, Level, Slot};
-use super::{Judge, Place, Stripe, Table, update_slot};
-use crate::sync::{AtomicU64, Ordering, lock};
+use super::level::{Entry, FINGERPRINT, Level, Slot};
+use super::{Judge, Place, State, Stripe, Table, update_slot};
+use crate::sync::{Ordering, lock};
 
 /// How long a bucket has to have been full before its slot is reused while there is other room.
 /// A key that is used now and then keeps its slot, which is cheaper than putting it in again.
@@ -16,29 +16,38 @@ const WIDER_LOOK: u64 = 4;
 struct Offers<'a> {
     /// A slot that holds no key, in the largest level that has one.
     free: Option<(&'a Slot, Entry)>,
-    /// The bucket with the earliest arrival time of those that are not denying. (One with a time
-    /// that cannot be, because the clock stepped back, is the last to be chosen.)
-    fullest: Option<(&'a Slot, Entry)>,
+    /// The fullest bucket of those that are not denying, and when it is full.
+    fullest: Option<Fullest<'a>>,
+}
+
+/// A bucket that may be evicted.
+#[derive(Clone, Copy)]
+struct Fullest<'a> {
+    slot: &'a Slot,
+    entry: Entry,
+    full_at: u64,
 }
 
 impl<'a> Offers<'a> {
-    fn consider(&mut self, slot: &'a Slot, judge: Judge) -> Entry {
+    fn consider(&mut self, slot: &'a Slot, judge: &impl Judge) -> Entry {
         let entry = slot.load();
         if entry.is_free() {
             self.free.get_or_insert((slot, entry));
-        } else if (entry.arrival <= judge.admits || entry.arrival > judge.latest)
-            && self
-                .fullest
-                .is_none_or(|(_, best)| entry.arrival < best.arrival)
+        } else if let Some(full_at) = judge.full_at(entry.state)
+            && self.fullest.is_none_or(|best| full_at < best.full_at)
         {
-            self.fullest = Some((slot, entry));
+            self.fullest = Some(Fullest {
+                slot,
+                entry,
+                full_at,
+            });
         }
         entry
     }
 
     /// The fullest bucket, if it has been full since `time`.
-    fn full_since(&self, time: u64) -> Option<(&'a Slot, Entry)> {
-        self.fullest.filter(|(_, entry)| entry.arrival <= time)
+    fn full_since(&self, time: u64) -> Option<Fullest<'a>> {
+        self.fullest.filter(|fullest| fullest.full_at <= time)
     }
 }
 
@@ -46,12 +55,12 @@ impl Table {
     /// Puts a key in, unless another thread did so first; then updates what that one put in.
     #[cold]
     #[inline(never)]
-    pub(super) fn insert<T, E>(
+    pub(super) fn insert<T>(
         &self,
         key: Place,
-        judge: Judge,
-        step: &impl Fn(Option<u64>) -> Result<(T, u64), E>,
-    ) -> Result<T, E> {
+        judge: &impl Judge,
+        step: &impl Fn(Option<State>) -> (T, Option<State>),
+    ) -> T {
         let stripe = self.stripe(key);
         let _inserting = lock(&stripe.insert);
         loop {
@@ -61,27 +70,30 @@ impl Table {
                 }
                 continue;
             }
-            let (value, arrival) = step(None)?;
+            let (result, state) = step(None);
+            let Some(state) = state else {
+                return result;
+            };
             let entry = Entry {
                 fingerprint: key.fingerprint,
-                arrival,
+                state,
             };
             match self.claim(key, judge, entry) {
-                Claim::Done => return Ok(value),
+                Claim::Done => return result,
                 Claim::Again => {}
-                Claim::NoRoom => return update_overflow(&stripe.overflow, judge, step),
+                Claim::NoRoom => return update_overflow(&stripe.overflow, step),
             }
         }
     }
 
-    fn claim(&self, key: Place, judge: Judge, entry: Entry) -> Claim {
+    fn claim(&self, key: Place, judge: &impl Judge, entry: Entry) -> Claim {
         let open = self.open.load(Ordering::Acquire);
         if self.is_crowded(open) && self.open_next_level(open) {
             return Claim::Again;
         }
         let offers = self.offers(key, judge);
-        if let Some((slot, old)) = offers.full_since(judge.now.saturating_sub(IDLE)) {
-            return self.claim_from(slot, old, judge, entry);
+        if let Some(full) = offers.full_since(judge.now().saturating_sub(IDLE)) {
+            return self.claim_from(full, judge, entry);
         }
         match offers.free {
             Some(free) if self.reserve() => return self.claim_free(free, entry),
@@ -92,20 +104,20 @@ impl Table {
         // can be forgotten without loss there may be a better one elsewhere, if there is a free
         // slot here to use its place in the count for.
         if let Some(free) = offers.free
-            && offers.full_since(judge.now).is_none()
+            && offers.full_since(judge.now()).is_none()
             && self.free_elsewhere(key, judge, offers.fullest)
         {
             return self.claim_free(free, entry);
         }
         match offers.fullest {
-            Some((slot, old)) => self.claim_from(slot, old, judge, entry),
+            Some(fullest) => self.claim_from(fullest, judge, entry),
             None => Claim::NoRoom,
         }
     }
 
-    /// Takes the slot of a bucket that is given up.
-    fn claim_from(&self, slot: &Slot, old: Entry, judge: Judge, entry: Entry) -> Claim {
-        if self.give_up(slot, old, judge, entry) {
+    /// Takes the slot of a bucket that is evicted.
+    fn claim_from(&self, fullest: Fullest<'_>, judge: &impl Judge, entry: Entry) -> Claim {
+        if self.evict(fullest, judge, entry) {
             Claim::Done
         } else {
             Claim::Again
@@ -113,9 +125,9 @@ impl Table {
     }
 
     /// Puts something else in the place of a bucket, unless that has changed meanwhile.
-    fn give_up(&self, slot: &Slot, old: Entry, judge: Judge, new: Entry) -> bool {
-        let is_done = slot.replace(old, new).is_ok();
-        if is_done && old.arrival > judge.now {
+    fn evict(&self, fullest: Fullest<'_>, judge: &impl Judge, new: Entry) -> bool {
+        let is_done = fullest.slot.replace(fullest.entry, new).is_ok();
+        if is_done && fullest.full_at > judge.now() {
             self.evictions.0.fetch_add(1, Ordering::Relaxed);
         }
         is_done
@@ -130,7 +142,7 @@ impl Table {
         claim
     }
 
-    fn offers(&self, key: Place, judge: Judge) -> Offers<'_> {
+    fn offers(&self, key: Place, judge: &impl Judge) -> Offers<'_> {
         let mut offers = Offers::default();
         let open = self.open.load(Ordering::Acquire);
         for level in self.levels[..open].iter().rev() {
@@ -144,17 +156,17 @@ impl Table {
         offers
     }
 
-    /// Gives up the fullest bucket of a few other rows, if it is fuller than `here`; its place in
+    /// Evicts the fullest bucket of a few other rows, if it is fuller than `here`; its place in
     /// the count is the caller's.
-    fn free_elsewhere(&self, key: Place, judge: Judge, here: Option<(&Slot, Entry)>) -> bool {
-        let here = here.map_or(u64::MAX, |(_, entry)| entry.arrival);
+    fn free_elsewhere(&self, key: Place, judge: &impl Judge, here: Option<Fullest<'_>>) -> bool {
+        let here = here.map_or(u64::MAX, |fullest| fullest.full_at);
         let victim = self.fullest_elsewhere(key, judge);
-        victim.is_some_and(|(slot, old)| {
-            old.arrival < here && self.give_up(slot, old, judge, Entry::VACANT)
+        victim.is_some_and(|fullest| {
+            fullest.full_at < here && self.evict(fullest, judge, Entry::VACANT)
         })
     }
 
-    fn fullest_elsewhere(&self, key: Place, judge: Judge) -> Option<(&Slot, Entry)> {
+    fn fullest_elsewhere(&self, key: Place, judge: &impl Judge) -> Option<Fullest<'_>> {
         let mut offers = Offers::default();
         let open = self.open.load(Ordering::Acquire);
         for look in 1..=WIDER_LOOK {
@@ -169,15 +181,15 @@ impl Table {
         offers.fullest
     }
 
-    /// The overflow bucket's arrival time, if that is what this new key would be charged to.
+    /// The overflow bucket's state, if that is what this new key would be charged to.
     #[cold]
-    pub(super) fn get_overflow(&self, key: Place, judge: Judge) -> Option<u64> {
-        let arrival = self.stripe(key).overflow.load(Ordering::Acquire);
-        (arrival != 0 && !self.has_room(key, judge)).then(|| believable(arrival, judge))
+    pub(super) fn get_overflow(&self, key: Place, judge: &impl Judge) -> Option<State> {
+        let overflow = self.stripe(key).overflow.load();
+        (!overflow.is_free() && !self.has_room(key, judge)).then_some(overflow.state)
     }
 
     /// Whether a new key would find room.
-    fn has_room(&self, key: Place, judge: Judge) -> bool {
+    fn has_room(&self, key: Place, judge: &impl Judge) -> bool {
         let offers = self.offers(key, judge);
         if offers.fullest.is_some() {
             return true;
@@ -188,14 +200,9 @@ impl Table {
         }
     }
 
-    /// Keeps the key from being put in until it is dropped.
-    pub(super) fn hold_inserts(&self, key: Place) -> impl Sized + '_ {
-        lock(&self.stripe(key).insert)
-    }
-
     fn stripe(&self, key: Place) -> &Stripe {
         // Other bits than those that choose rows.
-        &self.stripes[key.fingerprint as usize % self.stripes.len()].0
+        &self.stripes[(key.fingerprint >> 16) as usize % self.stripes.len()].0
     }
 
     /// Whether the first `open` levels are three quarters full.
@@ -225,34 +232,19 @@ impl Table {
     }
 }
 
-/// Steps the arrival time of the bucket that is shared by keys without room.
-fn update_overflow<T, E>(
-    overflow: &AtomicU64,
-    judge: Judge,
-    step: &impl Fn(Option<u64>) -> Result<(T, u64), E>,
-) -> Result<T, E> {
-    let mut arrival = overflow.load(Ordering::Acquire);
+/// Steps the state of the bucket that is shared by keys without room.
+fn update_overflow<T>(overflow: &Slot, step: &impl Fn(Option<State>) -> (T, Option<State>)) -> T {
+    let mut entry = overflow.load();
     loop {
-        let believed = believable(arrival, judge);
-        let (result, stepped) = match step((arrival != 0).then_some(believed)) {
-            Ok((value, stepped)) => (Ok(value), stepped),
-            Err(error) if believed == arrival => return Err(error),
-            // Refused, and put right.
-            Err(error) => (Err(error), believed),
+        let (result, state) = step((!entry.is_free()).then_some(entry.state));
+        let Some(state) = state else {
+            return result;
         };
-        match overflow.compare_exchange(arrival, stepped, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => return result,
-            Err(current) => arrival = current,
+        let fingerprint = FINGERPRINT;
+        match overflow.replace(entry, Entry { fingerprint, state }) {
+            Ok(()) => return result,
+            Err(current) => entry = current,
         }
-    }
-}
-
-/// An arrival time as it can be: one from before a clock stepped back is that of an empty bucket.
-fn believable(arrival: u64, judge: Judge) -> u64 {
-    if arrival > judge.latest {
-        judge.empty
-    } else {
-        arrival
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::OnceLock;
 
+use super::State;
 use crate::sync::{AtomicU128, Ordering};
 
 /// Slots in a row: two cache lines, which x86 fetches as a pair.
@@ -22,31 +23,35 @@ pub(super) struct Level {
 #[repr(align(128))]
 pub(super) struct Row(pub(super) [Slot; ROW]);
 
-/// A key's fingerprint and its theoretical arrival time, read and replaced as one.
+/// A key's fingerprint and its state, read and replaced as one.
 ///
-/// That the two change together is what makes the table simple: whoever replaces a slot has
+/// That the two change together is what makes the table simple: a thread that replaces a slot has
 /// proved, by the exchange, that it still held what was judged.
 #[derive(Debug)]
 pub(super) struct Slot(AtomicU128);
 
-/// What a slot holds.
+/// What a slot holds: 48 bits of fingerprint, the 16 bits of the state's number, and 64 bits of time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Entry {
+    /// The low 16 bits are 0.
     pub(super) fingerprint: u64,
-    pub(super) arrival: u64,
+    pub(super) state: State,
 }
+
+/// The bits of a fingerprint.
+pub(super) const FINGERPRINT: u64 = !0xffff;
 
 impl Entry {
     /// Never used. Nothing lies behind it in its row, because rows fill from the front.
     pub(super) const EMPTY: Self = Self {
         fingerprint: 0,
-        arrival: 0,
+        state: State::NONE,
     };
 
-    /// Used before and given up; what lies behind it in the row counts.
+    /// Used before and evicted; what lies behind it in the row counts.
     pub(super) const VACANT: Self = Self {
-        fingerprint: 1,
-        arrival: 0,
+        fingerprint: 1 << 16,
+        state: State::NONE,
     };
 
     pub(super) fn is_free(self) -> bool {
@@ -54,18 +59,27 @@ impl Entry {
     }
 
     fn pack(self) -> u128 {
-        (u128::from(self.fingerprint) << 64) | u128::from(self.arrival)
+        let high = self.fingerprint | u64::from(self.state.number);
+        (u128::from(high) << 64) | u128::from(self.state.full_at)
     }
 
     fn unpack(word: u128) -> Self {
+        let high = (word >> 64) as u64;
         Self {
-            fingerprint: (word >> 64) as u64,
-            arrival: word as u64,
+            fingerprint: high & FINGERPRINT,
+            state: State {
+                number: high as u16,
+                full_at: word as u64,
+            },
         }
     }
 }
 
 impl Slot {
+    pub(super) fn new() -> Self {
+        Self(AtomicU128::new(Entry::EMPTY.pack()))
+    }
+
     #[inline]
     pub(super) fn load(&self) -> Entry {
         Entry::unpack(self.0.load(Ordering::Acquire))
@@ -109,11 +123,7 @@ impl Level {
         let (chunk, row) = self.position(place);
         let rows = self.chunks[chunk].get_or_init(|| {
             let rows = CHUNK.min(self.rows - chunk * CHUNK);
-            let empty = || {
-                Row(std::array::from_fn(|_| {
-                    Slot(AtomicU128::new(Entry::EMPTY.pack()))
-                }))
-            };
+            let empty = || Row(std::array::from_fn(|_| Slot::new()));
             (0..rows).map(|_| empty()).collect()
         });
         &rows[row]

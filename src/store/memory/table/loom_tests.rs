@@ -6,26 +6,40 @@ use loom::thread;
 use super::*;
 
 const NOW: u64 = 1_000_000;
-const JUDGE: Judge = Judge {
-    now: NOW,
-    admits: NOW + 10,
-    empty: NOW + 11,
-    latest: NOW + 100,
-};
+
+struct OneRule;
+
+const JUDGE: &OneRule = &OneRule;
+
+impl Judge for OneRule {
+    fn now(&self) -> u64 {
+        NOW
+    }
+
+    fn full_at(&self, state: State) -> Option<u64> {
+        (state.full_at <= NOW + 10).then_some(state.full_at)
+    }
+}
+
+fn state(full_at: u64) -> State {
+    State { number: 7, full_at }
+}
 
 /// All keys in one row.
 fn key(n: u64) -> Place {
-    Place::new([n + 2, 0])
+    Place::new([(n + 2) << 16, 0])
 }
 
 fn add(table: &Table, key: Place, amount: u64) {
-    let step = |arrival: Option<u64>| Ok::<_, ()>(((), arrival.unwrap_or(NOW).max(NOW) + amount));
-    table.update(key, || JUDGE, step).unwrap();
+    table.update(key, JUDGE, |found| {
+        let full_at = found.map_or(NOW, |found| found.full_at.max(NOW));
+        ((), Some(state(full_at + amount)))
+    });
 }
 
 /// What is stored for a key itself.
 fn stored(table: &Table, key: Place) -> Option<u64> {
-    table.find(key).map(|(_, entry)| entry.arrival)
+    table.find(key).map(|(_, entry)| entry.state.full_at)
 }
 
 /// A thread with a key for which key 1 would have to go.
@@ -80,7 +94,10 @@ fn giving_back_never_touches_another_key() {
         let table = Arc::new(Table::new(1));
         add(&table, key(1), 1);
         let evicting = put_in_another(&table);
-        table.give_back(key(1), 1);
+        table.update_known(key(1), |found| {
+            let full_at = found.map_or(NOW, |found| found.full_at - 1);
+            ((), Some(state(full_at)))
+        });
         evicting.join().unwrap();
         assert_eq!(stored(&table, key(1)), None);
         assert_eq!(stored(&table, key(2)), Some(NOW + 3));

@@ -1,10 +1,11 @@
-//! A bounded table of arrival times, by fingerprint, that reads and updates without a lock.
+//! A bounded table of bucket states, by fingerprint, that reads and updates without a lock.
 //!
 //! # How it is laid out
 //!
 //! A pyramid of *levels*, each four times the one before; a key has one *row* of eight slots in
-//! each. A slot is one 128-bit atomic: 64 bits of fingerprint and 64 bits of arrival time. Slots
-//! never move and rows are never freed, so there is no resize: when the open levels are three
+//! each. A slot is one 128-bit atomic: 48 bits of fingerprint, a 16-bit number that says under which rule
+//! the key was charged, and the 64-bit time at which its bucket is full. The table never reads the number: what
+//! a state means is the caller's to say ([`Judge`]). Slots never move and rows are never freed, so there is no resize: when the open levels are three
 //! quarters full, or a key's rows are full in all of them, the next one is opened, and its memory
 //! is taken in chunks of 64 KiB as rows are first used.
 //!
@@ -14,15 +15,15 @@
 //!   never in the table twice), looks again, and claims a slot by compare-and-swap.
 //! - **Room** comes from slots whose bucket has been full again for over a second, then from
 //!   slots never used. At the bound it comes from any full bucket, then from the fullest one that
-//!   can be seen. A bucket that is denying right now is never given up: the compare-and-swap
-//!   names the very arrival time that was judged.
+//!   can be seen. A bucket that is denying right now is never evicted: the compare-and-swap
+//!   names the very state that was judged.
 //! - **When there is no room at all**, because everything in sight is denying, new keys of a
 //!   stripe share one overflow bucket.
 //!
 //! # Collisions
 //!
-//! Two keys are one to the table when their 64-bit fingerprints agree and they meet in a row,
-//! which other bits decide: below 3 in 10¹⁸ for a new key, whatever the table holds. All 128 bits come from a
+//! Two keys are one to the table when their 48-bit fingerprints agree and they meet in a row,
+//! which other bits decide: about 1 in 10¹³ for a new key in a table of a million. All 128 bits come from a
 //! keyed hash, so nobody without the secret can aim at a row, a stripe or another key.
 
 mod insert;
@@ -30,7 +31,7 @@ mod level;
 
 use std::fmt;
 
-use self::level::{Entry, Level, ROW, Slot};
+use self::level::{Entry, FINGERPRINT, Level, ROW, Slot};
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering};
 
 /// Rows of the first level: 2 KiB.
@@ -58,25 +59,39 @@ pub(crate) struct Place {
 impl Place {
     #[inline]
     pub(crate) fn new([fingerprint, place]: [u64; 2]) -> Self {
+        // The low values mark slots that hold no key.
+        let least = Entry::VACANT.fingerprint + (1 << 16);
         Self {
-            // 0 and 1 mark slots that hold no key.
-            fingerprint: fingerprint.max(Entry::VACANT.fingerprint + 1),
+            fingerprint: (fingerprint & FINGERPRINT).max(least),
             place,
         }
     }
 }
 
-/// What may be forgotten, as of one reading of the clock.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Judge {
-    /// The time. A bucket with an arrival time up to here is full.
-    pub(crate) now: u64,
-    /// The latest arrival time at which a bucket does not deny.
-    pub(crate) admits: u64,
-    /// The arrival time of an empty bucket.
-    pub(crate) empty: u64,
-    /// Arrival times above this come from a clock that has stepped back since.
-    pub(crate) latest: u64,
+/// The state of one bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct State {
+    /// Under which rule the key was charged.
+    pub(crate) number: u16,
+    /// When the bucket is full at the rate of that rule.
+    pub(crate) full_at: u64,
+}
+
+impl State {
+    /// Of no key.
+    pub(crate) const NONE: Self = Self {
+        number: 0,
+        full_at: 0,
+    };
+}
+
+/// Says what may be evicted, as of one reading of the clock.
+pub(crate) trait Judge {
+    /// The time. A bucket that is full up to here is full.
+    fn now(&self) -> u64;
+
+    /// When the bucket is full under the rules as they are now. `None`: it denies, and must not be evicted.
+    fn full_at(&self, state: State) -> Option<u64>;
 }
 
 /// The bounded table; see the module's documentation.
@@ -85,7 +100,7 @@ pub(crate) struct Table {
     /// How many of the levels are in use, from the smallest.
     open: AtomicUsize,
     keys: Padded<AtomicUsize>,
-    /// Buckets that were given up and not full.
+    /// Buckets that were evicted and not full.
     evictions: Padded<AtomicU64>,
     max_keys: usize,
     stripes: Box<[Padded<Stripe>]>,
@@ -98,8 +113,8 @@ struct Padded<T>(T);
 struct Stripe {
     /// Held while a key of this stripe is put in.
     insert: Mutex<()>,
-    /// The arrival time of the bucket for keys that found no room; 0 until then.
-    overflow: AtomicU64,
+    /// The bucket for keys that found no room. Its fingerprint is that of no key until then.
+    overflow: Slot,
 }
 
 impl Table {
@@ -120,7 +135,7 @@ impl Table {
                 .map(|_| {
                     Padded(Stripe {
                         insert: Mutex::new(()),
-                        overflow: AtomicU64::new(0),
+                        overflow: Slot::new(),
                     })
                 })
                 .collect(),
@@ -143,85 +158,48 @@ impl Table {
         size_of_val(&*self.stripes) + self.levels.iter().map(Level::bytes).sum::<usize>()
     }
 
-    /// The arrival time that an update of this key would find: its own, or that of the overflow
+    /// The state that an update of this key would find: its own, or that of the overflow
     /// bucket if there is no room for it.
     #[inline]
-    pub(crate) fn get(&self, key: Place, judge: impl FnOnce() -> Judge) -> Option<u64> {
+    pub(crate) fn get(&self, key: Place, judge: &impl Judge) -> Option<State> {
         match self.find(key) {
-            Some((_, entry)) => Some(entry.arrival),
-            None => self.get_overflow(key, judge()),
+            Some((_, entry)) => Some(entry.state),
+            None => self.get_overflow(key, judge),
         }
     }
 
-    /// Updates a key's arrival time by `step`, which is called with what the table has, if it has
-    /// anything, again whenever another thread came in between. An error changes nothing.
-    ///
-    /// `judge` is asked for only when the key is new and room has to be found.
+    /// Updates a key's state by `step`, which is called with what the table has, if it has
+    /// anything, again whenever another thread came in between. It returns a result and the state to store; `None`
+    /// stores nothing.
     #[inline]
-    pub(crate) fn update<T, E>(
+    pub(crate) fn update<T>(
         &self,
         key: Place,
-        judge: impl FnOnce() -> Judge,
-        step: impl Fn(Option<u64>) -> Result<(T, u64), E>,
-    ) -> Result<T, E> {
+        judge: &impl Judge,
+        step: impl Fn(Option<State>) -> (T, Option<State>),
+    ) -> T {
         if let Some((slot, entry)) = self.find(key)
             && let Some(result) = update_slot(slot, entry, &step)
         {
             return result;
         }
-        self.insert(key, judge(), &step)
+        self.insert(key, judge, &step)
     }
 
     /// As [`update`](Self::update) of a key that the table has; nothing of one that it has not.
     #[inline]
-    pub(crate) fn update_known<T, E>(
+    pub(crate) fn update_known<T>(
         &self,
         key: Place,
-        step: impl Fn(Option<u64>) -> Result<(T, u64), E>,
-    ) -> Option<Result<T, E>> {
+        step: impl Fn(Option<State>) -> (T, Option<State>),
+    ) -> Option<T> {
         let (slot, entry) = self.find(key)?;
+        // With another owner by now the bucket was evicted.
         update_slot(slot, entry, &step)
     }
 
-    /// Forgets a key, and returns its arrival time. Ordered with inserts of the key: one that comes after
-    /// this sees what was done before.
-    pub(crate) fn remove(&self, key: Place) -> Option<u64> {
-        let _inserting = self.hold_inserts(key);
-        loop {
-            let (slot, entry) = self.find(key)?;
-            if slot.replace(entry, Entry::VACANT).is_ok() {
-                self.keys.0.fetch_sub(1, Ordering::Relaxed);
-                return Some(entry.arrival);
-            }
-        }
-    }
-
-    /// Whether the table has the key.
-    pub(crate) fn has(&self, key: Place) -> bool {
-        self.find(key).is_some()
-    }
-
-    /// Takes `amount` off a key's arrival time, if the table has the key.
-    pub(crate) fn give_back(&self, key: Place, amount: u64) {
-        self.change(key, |arrival| arrival.saturating_sub(amount));
-    }
-
-    /// Lowers a key's arrival time to `arrival`, if the table has the key and a later one.
-    #[cold]
-    pub(crate) fn lower(&self, key: Place, arrival: u64) {
-        self.change(key, |current| current.min(arrival));
-    }
-
-    fn change(&self, key: Place, change: impl Fn(u64) -> u64) {
-        if let Some((slot, entry)) = self.find(key) {
-            // With another owner by now the bucket was forgotten, which gave back more than this.
-            let _ = update_slot(slot, entry, &|arrival: Option<u64>| {
-                Ok::<_, ()>(((), change(arrival.unwrap_or(0))))
-            });
-        }
-    }
-
-    #[inline]
+    // A call of its own would cost a tenth of a decision.
+    #[inline(always)]
     fn find(&self, key: Place) -> Option<(&Slot, Entry)> {
         let open = self.open.load(Ordering::Acquire);
         for level in self.levels[..open].iter().rev() {
@@ -242,25 +220,21 @@ impl Table {
     }
 }
 
-/// Steps the arrival time in a slot, or returns `None` when the slot has another owner by now.
-#[inline]
-fn update_slot<T, E>(
+/// Steps the state in a slot, or returns `None` when the slot has another owner by now.
+#[inline(always)]
+fn update_slot<T>(
     slot: &Slot,
     mut entry: Entry,
-    step: &impl Fn(Option<u64>) -> Result<(T, u64), E>,
-) -> Option<Result<T, E>> {
+    step: &impl Fn(Option<State>) -> (T, Option<State>),
+) -> Option<T> {
     let fingerprint = entry.fingerprint;
     loop {
-        let (value, arrival) = match step(Some(entry.arrival)) {
-            Ok(stepped) => stepped,
-            Err(error) => return Some(Err(error)),
+        let (result, state) = step(Some(entry.state));
+        let Some(state) = state else {
+            return Some(result);
         };
-        let stepped = Entry {
-            fingerprint,
-            arrival,
-        };
-        match slot.replace(entry, stepped) {
-            Ok(()) => return Some(Ok(value)),
+        match slot.replace(entry, Entry { fingerprint, state }) {
+            Ok(()) => return Some(result),
             Err(current) if current.fingerprint == fingerprint => entry = current,
             Err(_) => return None,
         }

@@ -4,16 +4,31 @@ use std::thread;
 
 use super::*;
 
-/// Two arrival times apart by a request; ten may be ahead of the time.
+/// The time of one request; an empty bucket lacks ten.
 const INTERVAL: u64 = 1_000;
 const TOLERANCE: u64 = 9 * INTERVAL;
 const NOW: u64 = 1 << 40;
-const JUDGE: Judge = Judge {
-    now: NOW,
-    admits: NOW + TOLERANCE,
-    empty: NOW + TOLERANCE + INTERVAL,
-    latest: NOW + 2 * TOLERANCE,
-};
+const ADMITS: u64 = NOW + TOLERANCE;
+
+/// Of one rule, that all buckets are charged by.
+struct OneRule;
+
+const JUDGE: &OneRule = &OneRule;
+
+impl Judge for OneRule {
+    fn now(&self) -> u64 {
+        NOW
+    }
+
+    fn full_at(&self, state: State) -> Option<u64> {
+        (state.full_at <= ADMITS).then_some(state.full_at)
+    }
+}
+
+/// A state of the only rule.
+fn state(full_at: u64) -> State {
+    State { number: 7, full_at }
+}
 
 /// A full bucket that has been full for long.
 const IDLE: u64 = NOW - 10_000_000_000;
@@ -34,19 +49,20 @@ impl From<[u64; 2]> for Place {
     }
 }
 
-/// Puts a key in with this arrival time, or sets it.
-fn set(table: &Table, key: Place, arrival: u64) {
-    let set = |_| Ok::<_, ()>(((), arrival));
-    table.update(key, || JUDGE, set).unwrap();
+/// Puts a key in with this time, or sets it.
+fn set(table: &Table, key: Place, full_at: u64) {
+    table.update(key, JUDGE, |_| ((), Some(state(full_at))));
 }
 
 /// What is stored for a key itself.
 fn get(table: &Table, key: Place) -> Option<u64> {
-    table.find(key).map(|(_, entry)| entry.arrival)
+    let (_, entry) = table.find(key)?;
+    assert_eq!(entry.state.number, 7);
+    Some(entry.state.full_at)
 }
 
 #[test]
-fn a_key_keeps_its_arrival_time() {
+fn a_key_keeps_its_state() {
     let table = Table::new(100_000);
     for n in 0..50_000 {
         set(&table, place(n), USED + n);
@@ -59,18 +75,12 @@ fn a_key_keeps_its_arrival_time() {
 }
 
 #[test]
-fn an_error_changes_nothing() {
+fn a_step_without_a_state_changes_nothing() {
     let table = Table::new(10);
-    assert_eq!(
-        table.update(place(1), || JUDGE, |_| Err::<((), u64), _>(7)),
-        Err(7)
-    );
+    assert_eq!(table.update(place(1), JUDGE, |_| (7, None)), 7);
     assert_eq!(table.len(), 0);
     set(&table, place(1), USED);
-    assert_eq!(
-        table.update(place(1), || JUDGE, |_| Err::<((), u64), _>(7)),
-        Err(7)
-    );
+    assert_eq!(table.update(place(1), JUDGE, |_| (8, None)), 8);
     assert_eq!(get(&table, place(1)), Some(USED));
 }
 
@@ -133,17 +143,17 @@ fn keys_without_room_share_the_overflow_bucket() {
     // Every bucket denies, so nothing of this is stored but in the overflow buckets, which deny
     // as well.
     let denies = (filled + 1..filled + 1_000).all(|n| {
-        let step = |arrival: Option<u64>| match arrival {
-            Some(DENYING) => Err(()),
-            _ => Ok(((), DENYING)),
+        let step = |found: Option<State>| match found {
+            Some(found) if found == state(DENYING) => (true, None),
+            _ => (false, Some(state(DENYING))),
         };
-        table.update(place(n), || JUDGE, step) == Err(())
+        table.update(place(n), JUDGE, step)
     });
     assert!(denies);
     assert_eq!(table.len(), 64);
     assert_eq!(
-        table.get(place(filled + 1), || JUDGE),
-        Some(DENYING),
+        table.get(place(filled + 1), JUDGE),
+        Some(state(DENYING)),
         "as an update finds it"
     );
 }
@@ -185,15 +195,27 @@ fn memory_grows_with_the_keys_and_not_with_the_bound() {
 }
 
 #[test]
-fn what_is_given_back_is_there_again() {
+fn only_a_known_key_is_updated_as_such() {
     let table = Table::new(10);
     set(&table, place(1), USED);
-    table.give_back(place(1), INTERVAL);
-    assert_eq!(get(&table, place(1)), Some(USED - INTERVAL));
-    table.give_back(place(1), u64::MAX);
-    assert_eq!(get(&table, place(1)), Some(0));
-    table.give_back(place(2), INTERVAL);
+    let halve = |found: Option<State>| ((), found.map(|found| state(found.full_at / 2)));
+    assert_eq!(table.update_known(place(1), halve), Some(()));
+    assert_eq!(get(&table, place(1)), Some(USED / 2));
+    assert_eq!(table.update_known(place(2), halve), None);
     assert_eq!(table.len(), 1);
+}
+
+#[test]
+fn an_entry_keeps_all_its_bits() {
+    let table = Table::new(10);
+    for bits in [[0; 2], [u64::MAX; 2], [1 << 16, 5]] {
+        let key = Place::new(bits);
+        for (number, full_at) in [(0, 0), (u16::MAX, u64::MAX), (1 << 15, 1)] {
+            let state = State { number, full_at };
+            table.update(key, JUDGE, |_| ((), Some(state)));
+            assert_eq!(table.find(key).unwrap().1.state, state);
+        }
+    }
 }
 
 /// Threads that meet on the same new keys, in rows that fill up meanwhile: a key that was put in
@@ -210,9 +232,11 @@ fn no_update_is_lost_among_threads() {
                 for round in 0..ROUNDS {
                     for n in 0..KEYS {
                         let n = (n * (2 * t + 1) + round) % KEYS;
-                        let step =
-                            |arrival: Option<u64>| Ok::<_, ()>(((), arrival.unwrap_or(NOW) + 1));
-                        table.update(place(n), || JUDGE, step).unwrap();
+                        let step = |found: Option<State>| {
+                            let full_at = found.map_or(NOW, |found| found.full_at);
+                            ((), Some(state(full_at + 1)))
+                        };
+                        table.update(place(n), JUDGE, step);
                     }
                 }
             });

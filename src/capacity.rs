@@ -1,0 +1,65 @@
+//! How many may be in flight or at work at a time.
+
+use std::fmt;
+
+/// How many permits there are at a time.
+///
+/// ```
+/// use tower_admission::{Capacity, ConcurrencyLimiter};
+///
+/// let jobs = ConcurrencyLimiter::new(4);
+/// jobs.set_limit(2);
+/// assert_eq!(jobs.limit(), 2);
+/// jobs.set_limit(0);
+/// assert!(jobs.try_acquire().is_err());
+/// jobs.set_limit(Capacity::Unlimited);
+/// assert!(jobs.try_acquire().is_ok());
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Capacity {
+    /// Any number: permits are only counted.
+    Unlimited,
+    /// At most so many; 0 admits nothing.
+    AtMost(usize),
+}
+
+impl Capacity {
+    /// The capacity of a setting in which 0 turns the limit off.
+    pub(crate) const fn or_off(limit: usize) -> Self {
+        match limit {
+            0 => Self::Unlimited,
+            limit => Self::AtMost(limit),
+        }
+    }
+}
+
+impl Capacity {
+    /// The number, if it is one.
+    pub(crate) fn at_most(self) -> Option<u64> {
+        match self {
+            Self::Unlimited => None,
+            Self::AtMost(limit) => Some(limit as u64),
+        }
+    }
+}
+
+impl From<usize> for Capacity {
+    fn from(limit: usize) -> Self {
+        Self::AtMost(limit)
+    }
+}
+
+impl PartialEq<usize> for Capacity {
+    fn eq(&self, other: &usize) -> bool {
+        *self == Self::AtMost(*other)
+    }
+}
+
+impl fmt::Display for Capacity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unlimited => f.write_str("unlimited"),
+            Self::AtMost(limit) => limit.fmt(f),
+        }
+    }
+}

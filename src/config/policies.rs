@@ -1,0 +1,138 @@
+//! What the rates of a group and its tiers charge.
+
+use std::collections::BTreeMap;
+
+use super::error::ConfigError;
+use super::model::{Group, Tier};
+use crate::limit::Limit;
+use crate::policy::{NamedQuota, Policy};
+use crate::quota::Quota;
+
+/// What each key and each address is charged.
+pub(super) struct Policies {
+    pub(super) by_key: Option<Policy>,
+    pub(super) by_ip: Option<Policy>,
+}
+
+impl Policies {
+    pub(super) fn list(&self) -> Vec<Policy> {
+        self.by_key.iter().chain(&self.by_ip).cloned().collect()
+    }
+}
+
+impl Group {
+    /// What each key and each address is charged, without what is off.
+    pub(super) fn policies(&self, group: &str) -> Result<Policies, ConfigError> {
+        let at = |field: &str| format!("groups.{group}.{field}");
+        let name = self.name(group);
+        let mut by_key = policy(name, &at(""), self.rate, &self.rates)?;
+        let mut tiers = Vec::new();
+        for (tier, settings) in &self.tiers {
+            let field = at(&format!("tiers.{tier}"));
+            let policy = policy(name, &format!("{field}."), settings.rate, &settings.rates)?;
+            if policy.quotas().is_empty() {
+                let problem = "this tier names no rate: give `rate` or `rates` (`rate = \"off\"` lifts all \
+                               rates of the group), or take the tier out";
+                return Err(ConfigError::at(field, problem));
+            }
+            if let Some(limit) = settings.for_all_rates()
+                && !by_key.quotas().is_empty()
+            {
+                tiers.push((tier, field, limit));
+                continue;
+            }
+            for quota in policy.quotas() {
+                let has = |other: &NamedQuota| other.name() == quota.name();
+                if !by_key.quotas().iter().any(has) {
+                    // Of the requests without this tier it is off.
+                    by_key = by_key
+                        .try_and(quota.name(), Quota::off())
+                        .map_err(|error| ConfigError::at(field.clone(), error))?;
+                }
+            }
+            let quotas = policy.quotas().iter();
+            let limit = Limit::of_quotas(quotas.map(|quota| (quota.name(), quota.quota())));
+            let limit = limit.map_err(|error| ConfigError::at(field.clone(), error))?;
+            tiers.push((tier, field, limit));
+        }
+        for (tier, field, limit) in tiers {
+            let added = by_key.try_tier(tier, limit);
+            by_key = added.map_err(|error| ConfigError::at(field, error))?;
+        }
+        let by_ip = self.rate_per_ip.map(|quota| {
+            let policy = Policy::try_new(&self.name_by_ip(group), quota);
+            policy.map_err(|error| ConfigError::at(at("rate_per_ip"), error))
+        });
+        let limiting = |policy: Policy| {
+            let policy = policy.limiting();
+            (!policy.quotas().is_empty()).then_some(policy)
+        };
+        Ok(Policies {
+            by_key: limiting(by_key),
+            by_ip: by_ip.transpose()?.and_then(limiting),
+        })
+    }
+
+    /// What quotas are called that are not called as the group is, each with its field. Quotas of tiers may be
+    /// called as others of the same group.
+    pub(super) fn names_in(&self, group: &str) -> BTreeMap<String, String> {
+        let name = self.name(group);
+        let mut names = BTreeMap::new();
+        for (tier, settings) in &self.tiers {
+            for rate in settings.rates.keys() {
+                names.insert(
+                    format!("{name}.{rate}"),
+                    format!("tiers.{tier}.rates.{rate}"),
+                );
+            }
+        }
+        for rate in self.rates.keys() {
+            names.insert(format!("{name}.{rate}"), format!("rates.{rate}"));
+        }
+        names
+    }
+
+    /// What the quota of addresses is called.
+    pub(super) fn name_by_ip(&self, group: &str) -> String {
+        format!("{}.ip", self.name(group))
+    }
+}
+
+impl Tier {
+    /// What `rate` says of all rates of the group: that they are off, or that they deny everything.
+    fn for_all_rates(&self) -> Option<Limit> {
+        let quota = self.rate?;
+        quota.rate().is_none().then(|| Limit::from(quota))
+    }
+}
+
+/// One quota called as the group is, or several.
+fn policy(
+    group: &str,
+    at: &str,
+    rate: Option<Quota>,
+    rates: &BTreeMap<String, Quota>,
+) -> Result<Policy, ConfigError> {
+    if rate.is_some() && !rates.is_empty() {
+        let problem = "give either `rate` or `rates`";
+        return Err(ConfigError::at(format!("{at}rate"), problem));
+    }
+    let mut policy = Policy::empty();
+    let mut add = |field: String, name: &str, quota| {
+        policy = std::mem::replace(&mut policy, Policy::empty())
+            .try_and(name, quota)
+            .map_err(|error| ConfigError::at(field, error))?;
+        Ok(())
+    };
+    if let Some(rate) = rate {
+        add(format!("{at}rate"), group, rate)?;
+    }
+    for (rate, quota) in rates {
+        add(
+            format!("{at}rates.{rate}"),
+            &format!("{group}.{rate}"),
+            *quota,
+        )?;
+    }
+    Ok(policy)
+}

@@ -1,0 +1,171 @@
+//! What the rules of a limiter report to its limits, and do when these change.
+
+use std::sync::Arc;
+
+use super::{Rules, with_override};
+use crate::decision::{Decision, Usage};
+use crate::key::Key;
+use crate::limits::{BoxFuture, LimitTarget, LimitUsage};
+#[cfg(feature = "redis")]
+use crate::limits::{Description, Rates};
+use crate::policy::{NamedQuota, Policy, Shape};
+#[cfg(feature = "redis")]
+use crate::rule::Rule;
+use crate::store::Charge;
+use crate::sync::{Ordering, lock};
+
+impl Rules {
+    fn rests(&self) -> bool {
+        self.rests.load(Ordering::Relaxed)
+    }
+
+    /// The tier that is stored for a key, if the first policy has it.
+    fn stored_tier(&self, key: &Key) -> Option<Arc<str>> {
+        let limits = self.limits.as_ref()?;
+        let stored: Option<Arc<str>> = limits.find(key, |limit| limit.tier().map(Arc::from))?;
+        stored.filter(|tier| self.in_tier(0, tier, |_| ()).is_some())
+    }
+
+    /// Whether the first policy limits a key whose requests are of no tier but the one that is stored for it.
+    #[cfg(feature = "redis")]
+    pub(in crate::limiter) fn is_limited(&self, key: &Key) -> bool {
+        let charge = self.charge(0, key, None);
+        let policies = self.policies_in(self.stored_tier(key).as_deref());
+        let quotas = policies[0].quotas().iter().enumerate();
+        let mut effective = quotas.map(|(at, named)| {
+            let own = charge.rule(at).map(Rule::quota);
+            own.unwrap_or(named.quota())
+        });
+        effective.any(|quota| !quota.is_off())
+    }
+
+    /// All buckets that a key may be charged to, by its override or the defaults, with the tiers and policies that
+    /// they are of.
+    fn all_charges(&self, key: &Key) -> Vec<(usize, Option<Arc<str>>, Charge)> {
+        let mut all = Vec::new();
+        let charge = |charge: Charge, shape: &Shape| {
+            let own = self.limits.as_ref().and_then(|limits| {
+                limits.find(key, |limit| with_override(charge.clone(), limit, shape))
+            });
+            own.unwrap_or(charge)
+        };
+        for (policy, shape) in self.shapes.iter().enumerate() {
+            all.push((policy, None, charge(Charge::new(*key, policy), shape)));
+        }
+        for tier in self.tiers.load().iter() {
+            for (policy, set) in tier.sets.iter().enumerate() {
+                if let Some(of) = set {
+                    let charge = charge(Charge::new(*key, of.set), &of.shape);
+                    all.push((policy, Some(tier.name.clone()), charge));
+                }
+            }
+        }
+        all
+    }
+}
+
+impl LimitTarget for Rules {
+    fn changed(&self, key: &Key) {
+        for (_, _, charge) in self.all_charges(key) {
+            self.buckets.settle(&[charge]);
+        }
+    }
+
+    fn tiers_changed(&self) {
+        if !self.open_tiers(&mut lock(&self.state)) {
+            tracing::error!(
+                "the store has no room for another tier: its requests have the defaults"
+            );
+        }
+    }
+
+    fn tiers(&self) -> Vec<Arc<str>> {
+        let tiers = self.tiers.load();
+        tiers.iter().map(|tier| tier.name.clone()).collect()
+    }
+
+    fn usage(&self, key: Key) -> BoxFuture<Vec<LimitUsage>> {
+        if self.rests() {
+            return Box::pin(std::future::ready(Vec::new()));
+        }
+        let stored = self.stored_tier(&key);
+        let policies = self.policies();
+        let asked = self
+            .all_charges(&key)
+            .into_iter()
+            .map(|(policy, tier, charge)| {
+                let asked = self.buckets.peek(std::slice::from_ref(&charge), 0);
+                (policy, tier, charge, asked)
+            });
+        let asked: Vec<_> = asked.collect();
+        Box::pin(async move {
+            let mut usages = Vec::new();
+            for (policy, tier, charge, asked) in asked {
+                let decision = asked.await;
+                let is_used = || decision.usages().iter().any(|usage| used(usage) > 0);
+                let is_first = policy == 0 && tier.as_deref() == stored.as_deref();
+                if is_first || charge.rules.is_some() && tier.is_none() || is_used() {
+                    usages.extend(report(&policies[policy], tier, &charge, &decision));
+                }
+            }
+            usages
+        })
+    }
+
+    fn total(&self) -> Option<LimitUsage> {
+        None
+    }
+
+    fn names(&self) -> Vec<Arc<str>> {
+        if self.rests() {
+            return Vec::new();
+        }
+        let policies = self.policies();
+        let quotas = policies.iter().flat_map(Policy::quotas);
+        quotas.map(NamedQuota::shared_name).collect()
+    }
+
+    #[cfg(feature = "redis")]
+    fn description(&self) -> Option<Description> {
+        let place = self.buckets.place().filter(|_| !self.rests())?;
+        let policies = self.policies();
+        let tiers = self.tiers.load();
+        let tiers = tiers.iter().flat_map(|tier| {
+            let sets = tier.sets.iter().enumerate();
+            let policies = &policies;
+            sets.filter_map(move |(at, set)| {
+                let policy = self.declared(&policies[at], &tier.name)?;
+                let shape = &set.as_ref()?.shape;
+                Some((at, &*tier.name, policy.in_shape(shape), shape))
+            })
+        });
+        let all = policies.iter().zip(&self.shapes);
+        Some(Description::Rate(Rates::new(place, all, tiers)))
+    }
+}
+
+fn used(usage: &Usage) -> u64 {
+    usage.limit().saturating_sub(usage.remaining()).into()
+}
+
+/// How far the quotas of a policy are used up.
+fn report(
+    policy: &Policy,
+    tier: Option<Arc<str>>,
+    charge: &Charge,
+    decision: &Decision,
+) -> Vec<LimitUsage> {
+    let usages = decision.usages().iter();
+    usages
+        .filter_map(|usage| {
+            Some(LimitUsage {
+                name: policy.quotas().get(usage.at())?.shared_name(),
+                tier: tier.clone(),
+                sort: "rate",
+                used: used(usage),
+                limit: Some(usage.limit().into()),
+                is_own: charge.rule(usage.at()).is_some(),
+            })
+        })
+        .collect()
+}

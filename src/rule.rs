@@ -1,0 +1,161 @@
+//! The compiled numbers of one quota.
+
+use std::time::Duration;
+
+use crate::quota::Quota;
+
+/// Sub-windows that the period of a sliding quota is divided into; see
+/// [`store::memory`](crate::store::memory#sliding-windows).
+const SUB_WINDOWS: u128 = 15;
+
+/// The compiled numbers of one [`Quota`]: what a store decides by.
+///
+/// A limiter resolves the rule of each quota before it asks its store: the key's
+/// [override](crate::Limits), else the default of the request's [tier](crate::Policy::tier).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rule {
+    quota: Quota,
+    kind: RuleKind,
+    limit: u32,
+    /// In nanoseconds.
+    length: u64,
+    window: u32,
+}
+
+/// How a rule counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RuleKind {
+    Unlimited,
+    DenyAll,
+    Bucket,
+    Window,
+}
+
+/// What [`Rule::window_seconds`] is of a window below one second.
+pub(crate) const SUB_SECOND: u32 = u32::MAX;
+
+impl Rule {
+    /// The rule of a quota. A quota that is off limits nothing.
+    #[must_use]
+    pub fn new(quota: Quota) -> Self {
+        let Some(rate) = quota.rate() else {
+            let denies = quota.denies_all();
+            return Self {
+                quota,
+                kind: if denies {
+                    RuleKind::DenyAll
+                } else {
+                    RuleKind::Unlimited
+                },
+                limit: 0,
+                length: 0,
+                window: SUB_SECOND,
+            };
+        };
+        let (kind, length, window) = if rate.is_sliding() {
+            let micros = rate.period().as_nanos().div_ceil(SUB_WINDOWS * 1_000);
+            // Rounded up: a client that keeps to it keeps to the quota.
+            let whole = u128::from(rate.period().as_secs() > 0);
+            let seconds = rate.period().as_nanos().div_ceil(NANOS_PER_SECOND) * whole;
+            (RuleKind::Window, micros * 1_000, seconds)
+        } else {
+            let window = rate.window_nanos();
+            let whole = u128::from(window >= NANOS_PER_SECOND);
+            let seconds = (window + NANOS_PER_SECOND / 2) / NANOS_PER_SECOND * whole;
+            (RuleKind::Bucket, rate.interval().as_nanos(), seconds)
+        };
+        Self {
+            quota,
+            kind,
+            limit: rate.limit(),
+            // A quota's periods are below 100 years.
+            length: length as u64,
+            window: u32::try_from(window)
+                .ok()
+                .filter(|window| *window > 0)
+                .unwrap_or(SUB_SECOND),
+        }
+    }
+
+    /// The quota that it was made of.
+    #[must_use]
+    pub fn quota(&self) -> Quota {
+        self.quota
+    }
+
+    /// The most requests that are admitted at once; 0 if the quota is off or denies everything.
+    #[must_use]
+    pub fn limit(&self) -> u32 {
+        self.limit
+    }
+
+    /// The time between two requests of a bucket at its rate, or the length of a sub-window;
+    /// zero if the quota is off or denies everything.
+    #[must_use]
+    pub fn length(&self) -> Duration {
+        Duration::from_nanos(self.length)
+    }
+
+    #[inline]
+    pub(crate) fn kind(&self) -> RuleKind {
+        self.kind
+    }
+
+    /// As [`length`](Self::length), in nanoseconds.
+    #[inline]
+    pub(crate) fn length_nanos(&self) -> u64 {
+        self.length
+    }
+
+    /// The time in which an empty bucket fills, in nanoseconds.
+    #[inline]
+    pub(crate) fn refill_nanos(&self) -> u64 {
+        self.length * u64::from(self.limit)
+    }
+
+    /// The time in which an empty bucket fills, to the nearest second, or the period, rounded up; [`SUB_SECOND`] if
+    /// that is below a second.
+    #[inline]
+    pub(crate) fn window_seconds(&self) -> u32 {
+        self.window
+    }
+}
+
+impl From<Quota> for Rule {
+    fn from(quota: Quota) -> Self {
+        Self::new(quota)
+    }
+}
+
+const NANOS_PER_SECOND: u128 = 1_000_000_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn has_the_numbers_of_its_quota() {
+        let numbers = |text: &str| {
+            let rule = Rule::new(text.parse().unwrap());
+            (rule.kind, rule.limit, rule.length, rule.window)
+        };
+        assert_eq!(
+            numbers("7/min burst 3"),
+            (RuleKind::Bucket, 3, 8_571_428_572, 26)
+        );
+        assert_eq!(
+            numbers("10/s burst 4"),
+            (RuleKind::Bucket, 4, 100_000_000, SUB_SECOND)
+        );
+        assert_eq!(
+            numbers("60/min burst 10 sliding"),
+            (RuleKind::Window, 70, 4_000_000_000, 60)
+        );
+        assert_eq!(
+            numbers("5 per 1ms sliding"),
+            (RuleKind::Window, 5, 67_000, SUB_SECOND)
+        );
+        assert_eq!(numbers("off"), (RuleKind::Unlimited, 0, 0, SUB_SECOND));
+        assert_eq!(numbers("deny all"), (RuleKind::DenyAll, 0, 0, SUB_SECOND));
+    }
+}
