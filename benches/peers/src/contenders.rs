@@ -3,8 +3,7 @@
 use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::num::NonZeroU32;
-use std::pin::pin;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -15,15 +14,13 @@ use tower::limit::ConcurrencyLimit;
 use tower::load_shed::LoadShed;
 use tower::{Layer, Service};
 use tower_admission::{
-    ConcurrencyLimitLayer, Key, KeyName, Limit, Limits, Quota, RateLimitByTokenLayer,
-    RateLimitHeaders,
+    ClientIp, ConcurrencyLimitLayer, Quota, RateLimitByTokenLayer, RateLimitHeaders, RateLimitLayer,
 };
 use tower_governor::GovernorError;
-use tower_governor::governor::GovernorConfigBuilder;
-use tower_governor::key_extractor::KeyExtractor;
+use tower_governor::key_extractor::{KeyExtractor, PeerIpKeyExtractor};
 
 use crate::drive::{Contender, Driven};
-use crate::requests::{Setting, token};
+use crate::requests::Setting;
 
 /// A contender and what it is called.
 pub struct Entry {
@@ -41,7 +38,7 @@ impl Entry {
     }
 }
 
-fn entry<S>(name: &'static str, service: S) -> Entry
+pub fn entry<S>(name: &'static str, service: S) -> Entry
 where
     Driven<S>: Contender + 'static,
 {
@@ -79,7 +76,7 @@ pub fn none(setting: Setting) -> Entry {
 }
 
 /// More than is ever in flight here.
-const ROOM: usize = 1024;
+pub const ROOM: usize = 1024;
 
 pub fn tower_concurrency() -> Entry {
     let service = ConcurrencyLimit::new(Trivial(Setting::Bare), ROOM);
@@ -156,27 +153,35 @@ impl KeyExtractor for UserToken {
     }
 }
 
+/// The layer of tower_governor. Its type names a trait of governor, which no function here can name.
+macro_rules! governor_layer {
+    ($allowance:expr, $key:expr $(, $use_headers:ident)?) => {{
+        let config = tower_governor::governor::GovernorConfigBuilder::default()
+            .period($allowance.interval)
+            .burst_size($allowance.burst)
+            .key_extractor($key)
+            $(.$use_headers())?
+            .finish()
+            .expect("a valid quota");
+        tower_governor::GovernorLayer::<_, _, axum::body::Body>::new(config)
+    }};
+}
+pub(crate) use governor_layer;
+
 pub fn tower_governor(allowance: Allowance, setting: Setting) -> Entry {
-    let config = GovernorConfigBuilder::default()
-        .period(allowance.interval)
-        .burst_size(allowance.burst)
-        .key_extractor(UserToken)
-        .finish()
-        .expect("a valid quota");
-    let layer = tower_governor::GovernorLayer::<_, _, Body>::new(config);
+    let layer = governor_layer!(allowance, UserToken);
     entry("tower_governor", layer.layer(Trivial(setting)))
 }
 
 pub fn tower_governor_headers(allowance: Allowance, setting: Setting) -> Entry {
-    let config = GovernorConfigBuilder::default()
-        .period(allowance.interval)
-        .burst_size(allowance.burst)
-        .key_extractor(UserToken)
-        .use_headers()
-        .finish()
-        .expect("a valid quota");
-    let layer = tower_governor::GovernorLayer::<_, _, Body>::new(config);
+    let layer = governor_layer!(allowance, UserToken, use_headers);
     entry("tower_governor, headers", layer.layer(Trivial(setting)))
+}
+
+/// By the address of the connection's peer, which only a request in a server has.
+pub fn tower_governor_by_address(allowance: Allowance) -> Entry {
+    let layer = governor_layer!(allowance, PeerIpKeyExtractor);
+    entry("tower_governor", layer.layer(Trivial(Setting::Served)))
 }
 
 /// Its key is the whole value of the header, as its own extractor has it. It always sends
@@ -204,45 +209,17 @@ pub fn ours_headers(allowance: Allowance, setting: Setting) -> Entry {
     )
 }
 
-fn our_layer(allowance: Allowance) -> RateLimitByTokenLayer {
+/// By the address of the connection's peer.
+pub fn ours_by_address(allowance: Allowance) -> Entry {
+    let layer = RateLimitLayer::by(ClientIp::peer(), quota(allowance));
+    let layer = layer.headers(RateLimitHeaders::Off);
+    entry("ours", layer.layer(Trivial(Setting::Served)))
+}
+
+pub fn our_layer(allowance: Allowance) -> RateLimitByTokenLayer {
     RateLimitByTokenLayer::new(quota(allowance))
 }
 
-fn quota(allowance: Allowance) -> Quota {
+pub fn quota(allowance: Allowance) -> Quota {
     Quota::new(1, allowance.interval).burst(allowance.burst)
-}
-
-/// Ours where keys may have limits of their own: none has, so many others have, or these clients have
-/// as well.
-pub fn ours_with_limits(
-    name: &'static str,
-    allowance: Allowance,
-    others: u64,
-    clients: u64,
-) -> Entry {
-    let limits = Limits::new();
-    let layer = our_layer(allowance)
-        .headers(RateLimitHeaders::Off)
-        .limits(&limits);
-    let own = Limit::rate(quota(Allowance {
-        burst: allowance.burst - 1,
-        ..allowance
-    }));
-    let own = own.expect("a quota that limits");
-    let set = |key: &KeyName| now(limits.set(key, own.clone())).expect("room for it");
-    for other in 0..others {
-        set(&KeyName::id("org", &other.to_string()).expect("a name"));
-    }
-    for client in 0..clients {
-        set(&KeyName::from(Key::new("bearer", token(client).as_bytes())));
-    }
-    entry(name, layer.layer(Trivial(Setting::Bare)))
-}
-
-/// Limits in memory are set at once.
-fn now<T>(future: impl Future<Output = T>) -> T {
-    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(done) => done,
-        Poll::Pending => unreachable!("nothing is waited for"),
-    }
 }

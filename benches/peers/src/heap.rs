@@ -2,6 +2,7 @@
 
 use http::StatusCode;
 
+use crate::Effort;
 use crate::alloc;
 use crate::contenders::*;
 use crate::measure::Task;
@@ -9,7 +10,7 @@ use crate::report::{Report, title};
 use crate::requests::{Clients, Setting, Setting::Bare, Setting::Served};
 use crate::tables::by_token;
 
-pub fn allocations(report: &mut Report) {
+pub fn allocations(_: Effort, report: &mut Report) {
     title("Allocations of one call, over no middleware");
     println!("{:44} {:>6} {:>10}", "", "bare", "in server");
     for (bare, served) in rows(Bare).into_iter().zip(rows(Served)) {
@@ -69,7 +70,7 @@ fn of_a_call(mut entry: Entry, setting: Setting) -> f64 {
     chunk() as f64 / CALLS as f64
 }
 
-pub fn memory(report: &mut Report) {
+pub fn memory(_: Effort, report: &mut Report) {
     title("Memory on default settings");
     for clients in [10_000, 1_000_000] {
         for make in [tower_governor, axum_governor, ours] {

@@ -1,19 +1,28 @@
-//! What one call through each layer costs over no middleware, next to its peers.
+//! What one call through each layer costs over no middleware, next to its peers, and what it costs a
+//! server.
 //!
 //! All contenders of a table run in turn in the same rounds, so that whatever else the machine
 //! does meets them alike. Times of different runs, or of different tables, do not compare.
 
 mod alloc;
+mod apps;
+mod changes;
 mod contenders;
+mod cores;
 mod drive;
 mod frames;
 mod growth;
 mod heap;
+mod instructions;
+mod load;
 mod measure;
 mod report;
 mod requests;
+mod served;
+mod server;
 mod tables;
 
+use apps::APPS;
 use report::Report;
 
 #[global_allocator]
@@ -28,48 +37,73 @@ pub struct Effort {
     pub growths: usize,
 }
 
+type Part = fn(Effort, &mut Report);
+
+/// What is measured, by the argument that asks for it alone.
+const PARTS: [(&str, &[Part]); 10] = [
+    (
+        "--limits",
+        &[changes::overrides, changes::policy_changes, changes::tiers],
+    ),
+    ("--concurrency", &[tables::concurrency]),
+    ("--frames", &[frames::reclaiming]),
+    ("--admitted", &[tables::admitted]),
+    ("--address", &[tables::by_address]),
+    ("--refused", &[tables::refused]),
+    ("--heap", &[heap::allocations, heap::memory]),
+    ("--growth", &[growth::slowest]),
+    ("--served", &[served::throughput]),
+    ("--instructions", &[instructions::per_request]),
+];
+
 fn main() {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
     let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
-    let only_limits = arguments.contains(&"--limits");
-    let only_frames = arguments.contains(&"--frames");
-    let mut others = arguments.iter();
-    let effort = match others.find(|argument| !["--limits", "--frames"].contains(argument)) {
-        None => Effort {
-            rounds: 600,
-            growths: 5,
-        },
-        Some(&"--quick") => Effort {
-            rounds: 150,
-            growths: 2,
-        },
-        Some(_) => {
-            eprintln!("usage: peers [--quick] [--limits | --frames]");
-            std::process::exit(2);
-        }
+    if let ["--serve", app, "--requests", requests] = *arguments {
+        let app = APPS.iter().find(|known| known.argument == app);
+        let (Some(app), Ok(requests)) = (app, requests.parse()) else {
+            usage();
+        };
+        return instructions::serve_and_exit(app, requests);
+    }
+
+    let mut effort = Effort {
+        rounds: 600,
+        growths: 5,
     };
+    let mut chosen = Vec::new();
+    for argument in arguments {
+        if argument == "--quick" {
+            effort = Effort {
+                rounds: 150,
+                growths: 2,
+            };
+        } else if PARTS.iter().any(|(part, _)| *part == argument) {
+            chosen.push(argument);
+        } else {
+            usage();
+        }
+    }
 
     println!("Nanoseconds of one call, medians; `over` is above no middleware in the same rounds.");
     println!(
         "tower-rate-limiter 0.2.0-alpha.0 needs Rust 1.96, does not build here and is missing."
     );
     let mut report = Report::default();
-    if only_frames {
-        frames::reclaiming(effort, &mut report);
-        report.print();
-        return;
+    for (argument, parts) in PARTS {
+        if chosen.is_empty() || chosen.contains(&argument) {
+            for part in parts {
+                part(effort, &mut report);
+            }
+        }
     }
-    tables::limits(effort, &mut report);
-    if only_limits {
-        report.print();
-        return;
-    }
-    tables::concurrency(effort, &mut report);
-    frames::reclaiming(effort, &mut report);
-    tables::admitted(effort, &mut report);
-    tables::refused(effort, &mut report);
-    heap::allocations(&mut report);
-    heap::memory(&mut report);
-    growth::slowest(effort, &mut report);
     report.print();
+}
+
+fn usage() -> ! {
+    let parts = PARTS.map(|(part, _)| part).join(" | ");
+    let apps = APPS.map(|app| app.argument).join(" | ");
+    eprintln!("usage: peers [--quick] [{parts}]...");
+    eprintln!("       peers --serve ({apps}) --requests NUMBER");
+    std::process::exit(2);
 }

@@ -59,7 +59,8 @@ pub fn timed(work: impl FnOnce()) -> Timed {
     }
 }
 
-fn cpu_time() -> Duration {
+/// How long this thread had a processor.
+pub fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::try_from(time).expect("a clock that counts from 0")
 }
@@ -205,9 +206,13 @@ impl Samples {
         if !self.are_enough() {
             samples.extend(&self.disturbed);
         }
-        samples.sort_by(f64::total_cmp);
-        (samples[samples.len() / 2], !self.are_enough())
+        (median(samples), !self.are_enough())
     }
+}
+
+pub fn median(mut samples: Vec<f64>) -> f64 {
+    samples.sort_by(f64::total_cmp);
+    samples[samples.len() / 2]
 }
 
 fn costs(entries: &[Entry], samples: &[Samples]) -> Vec<Cost> {

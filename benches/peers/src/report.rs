@@ -58,43 +58,54 @@ pub struct Report {
 struct Row {
     what: String,
     measured: f64,
-    at_most: Option<f64>,
+    bar: Bar,
+}
+
+/// What a figure has to be.
+enum Bar {
+    AtMost(f64),
+    AtLeast(f64),
+    Any,
 }
 
 impl Report {
-    pub fn at_most(&mut self, what: &str, measured: f64, at_most: f64) {
-        self.add(what, measured, Some(at_most));
+    pub fn at_most(&mut self, what: &str, measured: f64, most: f64) {
+        self.add(what, measured, Bar::AtMost(most));
+    }
+
+    pub fn at_least(&mut self, what: &str, measured: f64, least: f64) {
+        self.add(what, measured, Bar::AtLeast(least));
     }
 
     /// For comparison, without a target.
     pub fn measured(&mut self, what: &str, measured: f64) {
-        self.add(what, measured, None);
+        self.add(what, measured, Bar::Any);
     }
 
-    fn add(&mut self, what: &str, measured: f64, at_most: Option<f64>) {
+    fn add(&mut self, what: &str, measured: f64, bar: Bar) {
         self.rows.push(Row {
             what: what.into(),
             measured,
-            at_most,
+            bar,
         });
     }
 
     pub fn print(&self) {
         title("To reach");
-        println!("{:80} {:>9} {:>8}", "", "measured", "at most");
-        for Row {
-            what,
-            measured,
-            at_most,
-        } in &self.rows
-        {
-            match at_most {
-                Some(most) => {
-                    let verdict = if measured <= most { "ok" } else { "MISS" };
-                    println!("{what:80} {measured:9.3} {most:8.3} {verdict}");
-                }
-                None => println!("{what:80} {measured:9.3} {:>8}", "-"),
-            }
+        for row in &self.rows {
+            println!("{:84} {:9.3}  {}", row.what, row.measured, row.verdict());
         }
+    }
+}
+
+impl Row {
+    fn verdict(&self) -> String {
+        let (words, bar, reached) = match self.bar {
+            Bar::AtMost(most) => ("at most ", most, self.measured <= most),
+            Bar::AtLeast(least) => ("at least", least, self.measured >= least),
+            Bar::Any => return String::from("-"),
+        };
+        let verdict = if reached { "ok" } else { "MISS" };
+        format!("{words} {bar:7.3} {verdict}")
     }
 }

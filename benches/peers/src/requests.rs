@@ -1,6 +1,6 @@
 //! Requests with bearer tokens, made outside of what is measured.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use axum::extract::ConnectInfo;
 use http::header::AUTHORIZATION;
@@ -16,6 +16,9 @@ pub enum Setting {
     Served,
 }
 
+/// The address of client 0. The others have those after it.
+const FIRST_PEER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 0);
+
 /// A request of the client of this number, with a token of 40 bytes.
 pub fn request(client: u64, setting: Setting) -> Request<()> {
     let authorization = format!("Bearer {}", token(client));
@@ -24,7 +27,8 @@ pub fn request(client: u64, setting: Setting) -> Request<()> {
     let mut request = Request::new(());
     request.headers_mut().insert(AUTHORIZATION, authorization);
     if setting == Setting::Served {
-        let peer = ConnectInfo(SocketAddr::from(([192, 0, 2, 1], 50_000)));
+        let address = Ipv4Addr::from(u32::from(FIRST_PEER) + client as u32);
+        let peer = ConnectInfo(SocketAddr::from((address, 50_000)));
         request.extensions_mut().insert(peer);
     }
     request
