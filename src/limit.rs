@@ -4,6 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use smallvec::{SmallVec, smallvec};
+
 use crate::capacity::Capacity;
 use crate::quota::{Quota, QuotaError};
 use crate::rule::Rule;
@@ -44,7 +46,8 @@ use crate::rule::Rule;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Limit {
-    parts: Vec<Part>,
+    /// One part is next to the rest, as that is the usual case.
+    parts: SmallVec<[Part; 1]>,
     tier: Option<Arc<str>>,
 }
 
@@ -249,7 +252,7 @@ impl Value {
 impl From<Quota> for Limit {
     fn from(quota: Quota) -> Self {
         Self {
-            parts: vec![Part {
+            parts: smallvec![Part {
                 name: None,
                 value: Value::of_quota(quota),
             }],

@@ -1,20 +1,5 @@
 //! Overrides of keys, changeable at run time, and tiers.
 
-use std::collections::{BTreeMap, HashMap};
-use std::fmt;
-use std::ops::Bound;
-use std::sync::{Arc, Weak};
-
-use arc_swap::ArcSwap;
-use smallvec::SmallVec;
-
-use crate::capacity::Capacity;
-use crate::key::{Key, KeyMap, KeyName};
-use crate::limit::{Limit, is_name};
-use crate::policy::{Policy, PolicyError, Tier};
-use crate::rule::Rule;
-use crate::sync::{Mutex, lock};
-
 #[cfg(feature = "redis")]
 mod description;
 mod error;
@@ -23,12 +8,25 @@ mod limited;
 mod publish;
 #[cfg(feature = "redis")]
 mod replica;
+mod state;
+mod tiers;
+
+use std::fmt;
+use std::ops::Bound;
+use std::sync::{Arc, Weak};
+
+use arc_swap::ArcSwap;
 
 #[cfg(feature = "redis")]
 pub(crate) use self::description::{Description, Rates, Slots};
 pub use self::error::LimitsError;
 pub use self::limited::LimitUsage;
 pub(crate) use self::limited::{BoxFuture, LimitTarget};
+use self::state::{Own, State};
+use crate::key::{Key, KeyMap, KeyName};
+use crate::limit::Limit;
+use crate::policy::Tier;
+use crate::sync::{Mutex, lock};
 
 /// Overrides per key, changeable at run time, and the tiers of a service. Clones share them.
 ///
@@ -96,82 +94,6 @@ struct Inner {
     replica: Option<replica::Replica>,
 }
 
-/// Tiers that are logged.
-const MAX_UNKNOWN: usize = 16;
-
-/// The override of a key.
-struct Own {
-    limit: Arc<Limit>,
-    /// What the key is called in the entry.
-    name: KeyName,
-}
-
-#[derive(Default)]
-struct State {
-    entries: BTreeMap<KeyName, Arc<Limit>>,
-    /// The names of entries by their keys: one, unless replicas gave it two at a time.
-    names: HashMap<Key, SmallVec<[KeyName; 1]>>,
-    /// Changes that were made here and that are newer than what was read of the store.
-    #[cfg(feature = "redis")]
-    newer: HashMap<KeyName, u64>,
-    targets: Vec<Weak<dyn LimitTarget>>,
-    /// How many parts of entries have a rate, by the length of its rule.
-    rates: HashMap<u64, usize>,
-}
-
-impl State {
-    fn enter(&mut self, name: &KeyName, limit: Option<Limit>) -> Option<Limit> {
-        for length in limit.iter().flat_map(lengths) {
-            *self.rates.entry(length).or_default() += 1;
-        }
-        let names = self.names.entry(name.key()).or_default();
-        names.retain(|other| other != name);
-        let before = match limit {
-            Some(limit) => {
-                names.push(name.clone());
-                self.entries.insert(name.clone(), Arc::new(limit))
-            }
-            None => self.entries.remove(name),
-        };
-        if names.is_empty() {
-            self.names.remove(&name.key());
-        }
-        let before = before.map(Arc::unwrap_or_clone);
-        for length in before.iter().flat_map(lengths) {
-            if let Some(parts) = self.rates.get_mut(&length) {
-                *parts -= 1;
-                if *parts == 0 {
-                    self.rates.remove(&length);
-                }
-            }
-        }
-        before
-    }
-
-    /// Whether another entry would have more distinct rates than buckets have numbers for.
-    fn has_too_many_rates(&self, limit: &Limit) -> bool {
-        let new = lengths(limit).filter(|length| !self.rates.contains_key(length));
-        self.rates.len() + new.count() > Limits::MAX_RATES
-    }
-
-    /// What counts for a key: of several names the last, which can be read.
-    fn own(&self, key: &Key) -> Option<Own> {
-        let name = self.names.get(key)?.iter().max()?;
-        Some(Own {
-            limit: self.entries.get(name)?.clone(),
-            name: name.clone(),
-        })
-    }
-}
-
-/// The rates of a limit, by the lengths of their rules.
-fn lengths(limit: &Limit) -> impl Iterator<Item = u64> + '_ {
-    let rules = limit.quotas().map(Rule::new);
-    rules
-        .map(|rule| rule.length_nanos())
-        .filter(|length| *length > 0)
-}
-
 impl Limits {
     /// How many keys can have an override.
     pub const MOST: usize = 250_000;
@@ -191,92 +113,6 @@ impl Limits {
             #[cfg(feature = "redis")]
             replica: None,
         }))
-    }
-
-    /// Declares a tier: a named set of limits, which keys and requests refer to.
-    ///
-    /// `limit` names the limits that it is about as an override does: `"requests=600/min, jobs=20 concurrent"`. A limit
-    /// that it does not name keeps its default. **Rates count apart in each tier**, see [`Policy::tier`]. Permits and
-    /// leases have one count for a key in all tiers; the tier selects the number.
-    ///
-    /// A limiter that was built before knows the tier as well. Adding a tier changes nobody's usage. A tier of this name that
-    /// was declared before is replaced.
-    ///
-    /// ```
-    /// use tower_admission::{Limits, Policy, Quota, RateLimitByTokenLayer};
-    ///
-    /// #[derive(Clone)]
-    /// struct Plan(String);
-    ///
-    /// let limits = Limits::new().tier("pro", "requests=600/min, jobs=20 concurrent");
-    /// let layer = RateLimitByTokenLayer::new(Policy::new("requests", Quota::per_minute(10)))
-    ///     .limits(&limits)
-    ///     .tier_by(|head| Some(&head.extensions.get::<Plan>()?.0));
-    /// ```
-    ///
-    /// # Panics
-    ///
-    /// When `limit` cannot be read, and where [`try_tier`](Self::try_tier) returns an error.
-    #[must_use]
-    #[track_caller]
-    pub fn tier(self, name: &str, limit: impl TryInto<Limit, Error: fmt::Display>) -> Self {
-        let limit = match limit.try_into() {
-            Ok(limit) => limit,
-            Err(error) => panic!("{error}: tier {name:?}"),
-        };
-        match self.try_tier(name, limit) {
-            Ok(()) => self,
-            Err(error) => panic!("{error}: tier {name:?}"),
-        }
-    }
-
-    /// As [`tier`](Self::tier), for a tier that comes from outside.
-    ///
-    /// # Errors
-    ///
-    /// - [`PolicyError::Name`]: the name is empty, longer than 64 bytes or has anything but
-    ///   printable ASCII in it.
-    /// - [`PolicyError::TooManyTiers`]: there are [`Policy::MAX_TIERS`] already.
-    /// - [`PolicyError::Nested`]: the limit names a tier.
-    pub fn try_tier(&self, name: &str, limit: Limit) -> Result<(), PolicyError> {
-        if !is_name(name) {
-            return Err(PolicyError::Name);
-        }
-        if limit.tier().is_some() {
-            return Err(PolicyError::Nested);
-        }
-        let state = lock(&self.0.state);
-        let mut tiers = Vec::clone(&self.0.tiers.load());
-        match tiers.iter().position(|tier| *tier.name == *name) {
-            Some(at) => tiers[at].limit = limit,
-            None if tiers.len() == Policy::MAX_TIERS => return Err(PolicyError::TooManyTiers),
-            None => tiers.push(Tier {
-                name: name.into(),
-                limit,
-            }),
-        }
-        self.0.tiers.store(Arc::new(tiers));
-        drop(state);
-        for target in self.targets() {
-            target.tiers_changed();
-        }
-        Ok(())
-    }
-
-    /// The names of the tiers that are declared here or by a policy that uses these limits.
-    #[must_use]
-    pub fn tiers(&self) -> Vec<Arc<str>> {
-        let declared = self.declared();
-        let mut names: Vec<_> = declared.iter().map(|tier| tier.name.clone()).collect();
-        names.extend(self.targets().iter().flat_map(|target| target.tiers()));
-        names.sort_unstable();
-        names.dedup();
-        names
-    }
-
-    /// The tiers that are declared here.
-    pub(crate) fn declared(&self) -> Arc<Vec<Tier>> {
-        self.0.tiers.load_full()
     }
 
     /// The override of a key, whatever name of it was used to set it.
@@ -521,54 +357,6 @@ impl Limits {
     #[inline]
     pub(crate) fn find<R>(&self, key: &Key, read: impl FnOnce(&Limit) -> R) -> Option<R> {
         self.0.by_key.find(key, |own| read(&own.limit))
-    }
-
-    /// How many a limiter of this name may admit for a key, whose request is of this tier, if that is not the
-    /// default.
-    #[inline]
-    pub(crate) fn concurrency(
-        &self,
-        key: &Key,
-        name: &str,
-        tier: Option<&str>,
-    ) -> Option<Capacity> {
-        if self.has_no_overrides() && tier.is_none() {
-            return None;
-        }
-        let found = self.find(key, |limit| {
-            let own = limit.concurrency(name);
-            own.or_else(|| self.concurrency_in(limit.tier().or(tier)?, name))
-        });
-        found.unwrap_or_else(|| self.concurrency_in(tier?, name))
-    }
-
-    fn concurrency_in(&self, tier: &str, name: &str) -> Option<Capacity> {
-        let tiers = self.0.tiers.load();
-        let Some(declared) = tiers.iter().find(|declared| *declared.name == *tier) else {
-            self.log_unknown(tier);
-            return None;
-        };
-        declared.limit.concurrency(name)
-    }
-
-    #[cold]
-    fn log_unknown(&self, tier: &str) {
-        let mut unknown = lock(&self.0.unknown);
-        if unknown.len() == MAX_UNKNOWN || unknown.iter().any(|known| **known == *tier) {
-            return;
-        }
-        unknown.push(tier.into());
-        drop(unknown);
-        // A policy may have declared it, and limiters of other sorts have their defaults in it.
-        if !self.tiers().iter().any(|known| **known == *tier) {
-            tracing::warn!(tier, "there is no tier of this name: the defaults apply");
-        }
-    }
-
-    /// Whether a key's override has a part about a limiter of this name.
-    pub(crate) fn overrides_concurrency(&self, key: &Key, name: &str) -> bool {
-        let overrides = self.find(key, |limit| limit.concurrency(name).is_some());
-        overrides.unwrap_or(false)
     }
 }
 

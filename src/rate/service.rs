@@ -73,6 +73,9 @@ where
         if passing.has_counted() {
             return pass_on(&mut self.inner, request, passing);
         }
+        if shared.tier_by.is_some() {
+            return self.call_in_tier(request, passing);
+        }
         // The usual: a key of a usual sort, and a quota. All else is apart, so that here the request
         // stays where it is until it is passed on: a move of it costs as much as the decision's
         // compare-and-swap.
@@ -121,6 +124,33 @@ impl<S> RateLimit<S> {
             return ResponseFuture::calling(future, Told::default(), passing);
         }
         self.call_and_tell(request, &key, passing)
+    }
+
+    /// Calls with a request whose tier is selected.
+    #[inline(never)]
+    fn call_in_tier<B, RB>(
+        &mut self,
+        request: Request<B>,
+        mut passing: Passing,
+    ) -> ResponseFuture<S, B, RB>
+    where
+        S: Service<Request<B>, Response = Response<RB>> + Clone,
+        RB: Body,
+    {
+        let shared = &*self.shared;
+        let head = RequestHead::from(&request);
+        let tier = shared.tier(head);
+        let key = shared.keys[0].key(head);
+        if !shared.tells && shared.limiter.take_one(tier, &key) {
+            let listed = passing.list();
+            let future = self.inner.call(request);
+            drop(listed);
+            return ResponseFuture::calling(future, Told::default(), passing);
+        }
+        let asked = shared.asked_in(tier);
+        let keys = slice::from_ref(&key);
+        let reply = shared.limiter.decide_in(tier, keys, 1);
+        decided(&mut self.inner, &self.shared, request, keys, asked, reply)
     }
 
     /// Decides with numbers, and calls or rejects.
@@ -194,16 +224,13 @@ where
             return ResponseFuture::rejected(response, request.into_body());
         }
     };
-    let tier = shared.tier_by.as_ref().and_then(|tier_by| tier_by(head));
+    let tier = shared.tier(head);
     let cost = shared.cost.as_ref().map_or(1, |cost| cost(head));
     let asked = Asked {
         cost,
-        // Copied only where it is needed later, as that writes a count that all requests of the tier share.
-        tier: tier
-            .filter(|_| shared.tells)
-            .and_then(|tier| shared.limiter.known_tier(tier)),
         guarded,
         begun,
+        ..shared.asked_in(tier)
     };
     let key = shared.keys[0].key(head);
     match &shared.keys[1..] {

@@ -49,7 +49,7 @@ pub(super) struct Shared {
     /// The same for all layers of one limiter.
     pub(super) nesting: Arc<Nesting>,
     pub(super) headers: Headers,
-    /// Whether a request has one key and costs 1, and there are no observers.
+    /// Whether a request has one key and costs 1, and there are no observers and no guard.
     pub(super) is_plain: bool,
     /// Whether anything needs the numbers of an admitted request.
     pub(super) tells: bool,
@@ -96,7 +96,6 @@ impl Settings {
                 && limits
                 && settings.cost.is_none()
                 && settings.skip.is_none()
-                && settings.tier_by.is_none()
                 && settings.guard.is_none()
                 && settings.observers.is_empty(),
             tells: tells_clients || tells_handlers || refunds,
@@ -120,6 +119,23 @@ impl Deref for Shared {
 }
 
 impl Shared {
+    /// The tier that is selected for a request.
+    #[inline]
+    pub(super) fn tier<'a>(&self, head: RequestHead<'a>) -> Option<&'a str> {
+        self.tier_by.as_ref().and_then(|tier_by| tier_by(head))
+    }
+
+    /// What is known of a request of cost 1 in a tier.
+    #[inline]
+    pub(super) fn asked_in(&self, tier: Option<&str>) -> Asked {
+        // Copied only where it is needed later, as that writes a count that all requests of the tier share.
+        let tier = tier.filter(|_| self.tells);
+        Asked {
+            tier: tier.and_then(|tier| self.limiter.known_tier(tier)),
+            ..Asked::PLAIN
+        }
+    }
+
     /// Whether a request is none of this layer's business.
     #[inline]
     pub(super) fn passes(&self, head: RequestHead<'_>) -> bool {

@@ -78,8 +78,17 @@ pub struct Charge {
     pub key: Key,
     /// The number of the set of buckets.
     pub set: usize,
-    /// The key's override, for each quota of the set; `None` for a quota with the set's default.
-    pub rules: Option<Arc<[Option<Rule>]>>,
+    pub(crate) rules: OwnRules,
+}
+
+/// The override of a key, as far as it is about the quotas of a set.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum OwnRules {
+    None,
+    /// Of the only quota, the usual case, without an allocation.
+    One(Rule),
+    /// `None` for a quota with the set's default.
+    Several(Arc<[Option<Rule>]>),
 }
 
 impl Charge {
@@ -90,14 +99,18 @@ impl Charge {
         Self {
             key,
             set,
-            rules: None,
+            rules: OwnRules::None,
         }
     }
 
-    /// By an override.
+    /// By an override: a rule for each quota of the set; `None` for a quota with the set's default.
     #[must_use]
-    pub fn with_rules(mut self, rules: Arc<[Option<Rule>]>) -> Self {
-        self.rules = Some(rules);
+    pub fn with_rules(mut self, rules: &[Option<Rule>]) -> Self {
+        self.rules = match rules {
+            [Some(rule)] => OwnRules::One(*rule),
+            rules if rules.iter().all(Option::is_none) => OwnRules::None,
+            rules => OwnRules::Several(rules.into()),
+        };
         self
     }
 
@@ -105,7 +118,32 @@ impl Charge {
     #[inline]
     #[must_use]
     pub fn rule(&self, at: usize) -> Option<&Rule> {
-        self.rules.as_ref()?.get(at)?.as_ref()
+        match &self.rules {
+            OwnRules::None => None,
+            OwnRules::One(rule) => (at == 0).then_some(rule),
+            OwnRules::Several(rules) => rules.get(at)?.as_ref(),
+        }
+    }
+
+    /// Whether any quota has an override.
+    pub(crate) fn is_overridden(&self) -> bool {
+        self.rules != OwnRules::None
+    }
+
+    /// The same with another rule in place of each of the override.
+    #[cfg(feature = "redis")]
+    pub(crate) fn map_rules(&self, map: impl Fn(&Rule) -> Rule) -> Self {
+        let rules = match &self.rules {
+            OwnRules::None => OwnRules::None,
+            OwnRules::One(rule) => OwnRules::One(map(rule)),
+            OwnRules::Several(rules) => {
+                OwnRules::Several(rules.iter().map(|rule| rule.as_ref().map(&map)).collect())
+            }
+        };
+        Self {
+            rules,
+            ..self.clone()
+        }
     }
 }
 

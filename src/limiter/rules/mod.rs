@@ -299,13 +299,10 @@ impl Rules {
 /// A charge by the parts of a limit that are about its quotas.
 fn with_override(charge: Charge, limit: &Limit, shape: &Shape) -> Charge {
     let (quotas, is_single) = shape.quotas();
-    let rules: SmallVec<[_; 4]> = quotas
+    let rules: SmallVec<[_; 1]> = quotas
         .map(|(name, sliding)| limit.rule(name, is_single, sliding).copied())
         .collect();
-    if rules.iter().all(Option::is_none) {
-        return charge;
-    }
-    charge.with_rules(rules.as_slice().into())
+    charge.with_rules(&rules)
 }
 
 impl fmt::Debug for Rules {

@@ -104,7 +104,7 @@ impl LimitTarget for Rules {
                 let decision = asked.await;
                 let is_used = || decision.usages().iter().any(|usage| used(usage) > 0);
                 let is_first = policy == 0 && tier.as_deref() == stored.as_deref();
-                if is_first || charge.rules.is_some() && tier.is_none() || is_used() {
+                if is_first || charge.is_overridden() && tier.is_none() || is_used() {
                     usages.extend(report(&policies[policy], tier, &charge, &decision));
                 }
             }

@@ -1,15 +1,14 @@
 //! Denials that Redis gave, kept for as long as they hold, so that a denied key costs no calls.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use crate::decision::Decision;
-use crate::rule::Rule;
-use crate::store::Charge;
+use crate::store::{Charge, OwnRules};
 use crate::sync::lock;
 
 /// Denials that are kept at most: about half a MiB with two quotas each.
@@ -39,15 +38,12 @@ struct Place {
 struct Denial {
     fingerprint: [u64; 2],
     /// The overrides that it was denied by: a request may have had another one than the next.
-    rules: SmallVec<[Override; 2]>,
+    rules: SmallVec<[OwnRules; 2]>,
     cost: u32,
     since: Instant,
     until: Instant,
     decision: Decision,
 }
-
-/// The override of a charge.
-type Override = Option<Arc<[Option<Rule>]>>;
 
 impl Denial {
     fn is_of(&self, fingerprint: [u64; 2], charges: &[Charge]) -> bool {

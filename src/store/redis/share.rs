@@ -1,7 +1,5 @@
 //! This replica's share of the buckets, for when Redis is away.
 
-use std::sync::Arc;
-
 use crate::policy::Policy;
 use crate::quota::Quota;
 use crate::rule::Rule;
@@ -28,13 +26,7 @@ impl Share {
     /// The same charges by this replica's share of the rules.
     pub(super) fn charges(&self, charges: &[Charge]) -> Vec<Charge> {
         let share = |rule: &Rule| Rule::new(rule.quota().share(self.replicas));
-        let of_rules = |rules: &Arc<[Option<Rule>]>| -> Arc<[Option<Rule>]> {
-            rules.iter().map(|rule| rule.as_ref().map(share)).collect()
-        };
-        let charges = charges.iter().map(|charge| Charge {
-            rules: charge.rules.as_ref().map(of_rules),
-            ..charge.clone()
-        });
+        let charges = charges.iter().map(|charge| charge.map_rules(share));
         charges.collect()
     }
 

@@ -29,7 +29,7 @@ pub(super) async fn run(store: &dyn RateStore, pass: &impl AsyncFn(Duration)) {
 
 fn overridden(charge: &Charge, rules: &[Option<Quota>]) -> Charge {
     let rules = rules.iter().map(|rule| rule.map(Rule::new));
-    charge.clone().with_rules(rules.collect())
+    charge.clone().with_rules(&rules.collect::<Vec<_>>())
 }
 
 async fn left(buckets: &Arc<dyn RateBuckets>, charge: &Charge) -> Vec<u32> {
