@@ -75,6 +75,7 @@
 mod sync;
 
 mod nesting;
+mod per_thread;
 
 mod key;
 

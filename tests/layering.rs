@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// From the top; modules of one line do not use each other.
 const LEVELS: &[&[&str]] = &[
     &["sync"],
-    &["nesting"],
+    &["nesting", "per_thread"],
     &["key"],
     &["enforce"],
     &["quota"],

@@ -21,6 +21,7 @@ use crate::key::Key;
 use crate::limiter::RateLimiter;
 use crate::nesting::Nesting;
 use crate::observe::{Observer, Observers, Subject};
+use crate::per_thread::PerThread;
 use crate::rejection::{Reason, Rejection};
 use crate::respond::Answers;
 
@@ -55,6 +56,8 @@ pub(super) struct Shared {
     pub(super) tells: bool,
     pub(super) tells_clients: bool,
     pub(super) tells_handlers: bool,
+    /// The same, for what goes with a request: a thread counts the references to its own. Empty in a copy.
+    copies: Option<PerThread<Arc<Self>>>,
 }
 
 type TierBy = Arc<dyn for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync>;
@@ -82,6 +85,15 @@ impl Settings {
 
     /// The layer as its services have it.
     pub(super) fn with_limiter(&self, limiter: RateLimiter) -> Shared {
+        let mut shared = self.copy_with(limiter.clone());
+        if shared.tells {
+            let copy = || Arc::new(self.copy_with(limiter.clone()));
+            shared.copies = Some(PerThread::new(copy));
+        }
+        shared
+    }
+
+    fn copy_with(&self, limiter: RateLimiter) -> Shared {
         let mut settings = self.clone();
         let limits = !limiter.is_off();
         let headers = Headers::new(settings.dialect, &limiter);
@@ -105,6 +117,7 @@ impl Settings {
             nesting: limiter.nesting(),
             limiter,
             settings,
+            copies: None,
         }
     }
 }
@@ -180,7 +193,8 @@ impl Shared {
         if !shared.tells && asked.guarded.is_none() {
             return Told::default();
         }
-        let account = Account::new(shared, keys, asked, decision);
+        let own = shared.copies.as_ref().map_or(shared, PerThread::get);
+        let account = Account::new(own, keys, asked, decision);
         if shared.tells_handlers {
             let status = RateLimitStatus::new(account.clone());
             request.extensions_mut().insert(status);
