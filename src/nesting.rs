@@ -72,12 +72,6 @@ impl Nesting {
         self.0.store(id, Ordering::Relaxed);
     }
 
-    /// Whether the limit's services may be nested.
-    #[inline]
-    pub(crate) fn is_possible(&self) -> bool {
-        self.0.load(Ordering::Relaxed) > APPLIED_ONCE
-    }
-
     /// Whether an outer service of this limit has counted the request that is being called. It is
     /// to be asked once, because the answer takes the limit off the list.
     pub(crate) fn has_counted(&self) -> bool {
@@ -176,9 +170,9 @@ mod tests {
     fn nested() -> Nesting {
         let nesting = Nesting::new();
         nesting.apply();
-        assert!(!nesting.is_possible(), "applied once");
+        assert_eq!(nesting.passing(), Passing::NOT_LISTED, "applied once");
         nesting.apply();
-        assert!(nesting.is_possible());
+        assert_ne!(nesting.passing(), Passing::NOT_LISTED);
         nesting
     }
 

@@ -72,13 +72,27 @@ where
         let shared = &*self.shared;
         // The request stays where it is until it is passed on: a move of it costs as much as the
         // permit.
-        if shared.is_plain
-            && !asks_for_upgrade(&request)
-            && !shared.limiter.nesting().is_possible()
-            && let Some(permit) = shared.limiter.try_permit()
-        {
-            let until = shared.hold_until;
-            return ResponseFuture::calling(self.inner.call(request), permit, until);
+        if shared.is_plain && !asks_for_upgrade(&request) {
+            let mut passing = shared.limiter.nesting().passing();
+            if passing.has_counted() {
+                return self.pass(request, passing);
+            }
+            if let Some(permit) = shared.limiter.try_permit() {
+                let until = shared.hold_until;
+                if passing == Passing::NOT_LISTED {
+                    // In one expression, so that the future is written to its place.
+                    return ResponseFuture::calling(
+                        self.inner.call(request),
+                        permit,
+                        until,
+                        passing,
+                    );
+                }
+                let listed = passing.list();
+                let future = self.inner.call(request);
+                drop(listed);
+                return ResponseFuture::calling(future, permit, until, passing);
+            }
         }
         self.call_with_options(request)
     }
