@@ -38,7 +38,7 @@ pin_project! {
     // What is not in the way of an admitted request is boxed, to keep the future small.
     #[project = StateProj]
     enum State<S, B, RB, F> {
-        Calling { #[pin] future: F, permit: Permit, until: HoldUntil, passing: Passing },
+        Calling { #[pin] future: F, permit: Permit, until: HoldUntil },
         // With what few requests need.
         Watching { #[pin] future: F, admitted: Admitted },
         Rejected { response: Option<Box<Response<PermitBody<RB>>>>, body: Option<Box<B>> },
@@ -70,18 +70,12 @@ where
     S: Service<Request<B>>,
 {
     #[inline]
-    pub(super) fn calling(
-        future: S::Future,
-        permit: Permit,
-        until: HoldUntil,
-        passing: Passing,
-    ) -> Self {
+    pub(super) fn calling(future: S::Future, permit: Permit, until: HoldUntil) -> Self {
         Self {
             state: State::Calling {
                 future,
                 permit,
                 until,
-                passing,
             },
         }
     }
@@ -127,16 +121,12 @@ where
             future,
             permit,
             until,
-            passing,
         } = self.as_mut().project().state.project()
         else {
             // Apart, so that a response which was there at once is written to its place.
             return self.poll_slowly(cx);
         };
-        let listed = passing.list();
-        let polled = future.poll(cx);
-        drop(listed);
-        match ready!(polled) {
+        match ready!(future.poll(cx)) {
             Ok(response) => {
                 let permit = std::mem::replace(permit, Permit::none());
                 Poll::Ready(Ok(hold(response, permit, *until)))

@@ -80,18 +80,18 @@ where
             if let Some(permit) = shared.limiter.try_permit() {
                 let until = shared.hold_until;
                 if passing == Passing::NOT_LISTED {
-                    // In one expression, so that the future is written to its place.
-                    return ResponseFuture::calling(
-                        self.inner.call(request),
-                        permit,
-                        until,
-                        passing,
-                    );
+                    return ResponseFuture::calling(self.inner.call(request), permit, until);
                 }
                 let listed = passing.list();
                 let future = self.inner.call(request);
                 drop(listed);
-                return ResponseFuture::calling(future, permit, until, passing);
+                let admitted = Admitted {
+                    permit,
+                    until,
+                    passing,
+                    upgrade: None,
+                };
+                return ResponseFuture::watching(future, admitted);
             }
         }
         self.call_with_options(request)

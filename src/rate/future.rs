@@ -33,8 +33,9 @@ pin_project! {
     // What is not in the way of an admitted request is boxed, to keep the future small.
     #[project = StateProj]
     enum State<S, B, RB, F> {
-        // A request may meet the same limit again on its way, see `Passing`.
-        Calling { #[pin] future: F, told: Told, passing: Passing },
+        Calling { #[pin] future: F, told: Told },
+        // A request that may meet the same limit again on its way.
+        Passing { #[pin] future: F, told: Told, passing: Passing },
         Rejected { response: Option<Box<Response<ResponseBody<RB>>>>, body: Option<Box<B>> },
         Deciding { request: Option<Box<Deciding<S, B>>> },
         Refunding { response: Option<Box<Refunding<RB>>> },
@@ -69,10 +70,13 @@ where
     #[inline]
     pub(super) fn calling(future: S::Future, told: Told, passing: Passing) -> Self {
         Self {
-            state: State::Calling {
-                future,
-                told,
-                passing,
+            state: match passing {
+                Passing::NOT_LISTED => State::Calling { future, told },
+                passing => State::Passing {
+                    future,
+                    told,
+                    passing,
+                },
             },
         }
     }
@@ -108,18 +112,11 @@ where
     /// When polled again after it was ready.
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let StateProj::Calling {
-            future,
-            told,
-            passing,
-        } = self.as_mut().project().state.project()
-        else {
+        let StateProj::Calling { future, told } = self.as_mut().project().state.project() else {
             // Apart, so that a response which was there at once is written to its place.
             return self.poll_slowly(cx);
         };
-        let listed = passing.list();
         let polled = told.unless_it_panics(|| future.poll(cx));
-        drop(listed);
         let result = ready!(polled);
         let told = std::mem::take(told);
         self.answered(told, result, cx)
@@ -200,6 +197,18 @@ where
                 } = *refunding;
                 account.tell(response.headers_mut());
                 Poll::Ready(Ok(response.map(ResponseBody::inner)))
+            }
+            StateProj::Passing {
+                future,
+                told,
+                passing,
+            } => {
+                let listed = passing.list();
+                let polled = told.unless_it_panics(|| future.poll(cx));
+                drop(listed);
+                let result = ready!(polled);
+                let told = std::mem::take(told);
+                self.answered(told, result, cx)
             }
             StateProj::Calling { .. } => self.poll(cx),
         }
