@@ -202,7 +202,7 @@ impl Replica {
             state.newer.insert(key.clone(), before.version);
             limits.apply(&mut state, key, limit);
         }
-        Ok(before.limit.and_then(|limit| limit.parse().ok()))
+        Ok(before.limit.and_then(|text| from_stored(&text)))
     }
 
     /// Reads what was changed, or everything.
@@ -309,8 +309,32 @@ impl Replica {
             return;
         };
         if state.newer.get(&name).is_none_or(|newer| *newer < version) {
-            let limit = limit.and_then(|limit| limit.parse().ok());
+            let limit = limit.and_then(|text| from_stored(&text));
             limits.apply(state, &name, limit);
         }
+    }
+}
+
+/// The limit of an entry as it is stored: its first line. Lines behind it, `name: value`, are for an end, a note, an
+/// author and a time, which this version neither writes nor reads.
+fn from_stored(text: &str) -> Option<Limit> {
+    text.lines().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stored_limit_is_the_first_line() {
+        let limit: Limit = "tier=pro, daily=5/day".parse().unwrap();
+        for text in [
+            "tier=pro, daily=5/day",
+            "tier=pro, daily=5/day\nnote: until 5/day is enough",
+        ] {
+            assert_eq!(from_stored(text), Some(limit.clone()));
+        }
+        assert_eq!(from_stored(""), None);
+        assert_eq!(from_stored("fast\n5/day"), None);
     }
 }
