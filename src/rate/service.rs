@@ -109,7 +109,7 @@ impl<S> RateLimit<S> {
     fn call_unusual<B, RB>(
         &mut self,
         request: Request<B>,
-        mut passing: Passing,
+        passing: Passing,
     ) -> ResponseFuture<S, B, RB>
     where
         S: Service<Request<B>, Response = Response<RB>> + Clone,
@@ -118,10 +118,7 @@ impl<S> RateLimit<S> {
         let shared = &*self.shared;
         let key = shared.keys[0].key(RequestHead::from(&request));
         if !shared.tells && shared.limiter.take_one(None, &key) {
-            let listed = passing.list();
-            let future = self.inner.call(request);
-            drop(listed);
-            return ResponseFuture::calling(future, Told::default(), passing);
+            return call(&mut self.inner, request, Told::default(), passing);
         }
         self.call_and_tell(request, &key, passing)
     }
@@ -131,7 +128,7 @@ impl<S> RateLimit<S> {
     fn call_in_tier<B, RB>(
         &mut self,
         request: Request<B>,
-        mut passing: Passing,
+        passing: Passing,
     ) -> ResponseFuture<S, B, RB>
     where
         S: Service<Request<B>, Response = Response<RB>> + Clone,
@@ -142,10 +139,7 @@ impl<S> RateLimit<S> {
         let tier = shared.tier(head);
         let key = shared.keys[0].key(head);
         if !shared.tells && shared.limiter.take_one(tier, &key) {
-            let listed = passing.list();
-            let future = self.inner.call(request);
-            drop(listed);
-            return ResponseFuture::calling(future, Told::default(), passing);
+            return call(&mut self.inner, request, Told::default(), passing);
         }
         let asked = shared.asked_in(tier);
         let keys = slice::from_ref(&key);
