@@ -92,7 +92,8 @@ impl RateLimiter {
     /// # Panics
     ///
     /// When replicas share the store, and it has no [`Secret`](crate::Secret); when there are
-    /// [tiers](Policy::tier) and the store [has none](crate::store::RateBuckets::add_tier).
+    /// [tiers](Policy::tier) and the store [has none](crate::store::RateBuckets::add_tier), or more than
+    /// [`Policy::MAX_TIERS`] of the policy and the limits together.
     #[must_use]
     #[track_caller]
     pub fn with_limits(

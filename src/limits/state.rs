@@ -75,9 +75,11 @@ impl State {
     }
 }
 
-/// The rates of a limit, by the lengths of their rules.
+/// The rates of a limit, by the lengths of their rules. It is buckets that have numbers for them: windows of many
+/// rates have sub-windows of one length.
 fn lengths(limit: &Limit) -> impl Iterator<Item = u64> + '_ {
-    let rules = limit.quotas().map(Rule::new);
+    let quotas = limit.quotas().filter_map(|quota| quota.counted_in(false));
+    let rules = quotas.map(Rule::new);
     rules
         .map(|rule| rule.length_nanos())
         .filter(|length| *length > 0)

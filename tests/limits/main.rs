@@ -6,6 +6,7 @@ mod layers;
 mod model;
 mod races;
 mod rules;
+mod stale;
 mod tiers;
 
 use std::time::Duration;

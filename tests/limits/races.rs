@@ -15,14 +15,14 @@ fn check_n(limiter: &RateLimiter, key: &Key, cost: u32) -> Decision {
 }
 
 /// What is used of each quota.
-fn used(limiter: &RateLimiter, key: &Key) -> Vec<u32> {
+pub(crate) fn used(limiter: &RateLimiter, key: &Key) -> Vec<u32> {
     let decision = limiter.peek(key).now().unwrap();
     let usages = decision.usages().iter();
     usages.map(|u| u.limit() - u.remaining()).collect()
 }
 
 /// Runs what two threads do in each round, beginning every round at the same moment.
-fn together(rounds: usize, round: impl Fn(usize) + Sync) {
+pub(crate) fn together(rounds: usize, round: impl Fn(usize) + Sync) {
     const THREADS: usize = 2;
     let arrived = AtomicUsize::new(0);
     thread::scope(|scope| {

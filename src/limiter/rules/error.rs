@@ -7,13 +7,23 @@ use crate::limits::Limits;
 #[cfg(doc)]
 use crate::policy::Policy;
 
-/// A policy or the limits have tiers, and the store has none.
+/// A policy or the limits have tiers that the store has no buckets for.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct TiersUnsupported;
+pub(crate) enum TiersUnsupported {
+    /// It has none for any.
+    None,
+    /// A policy has [`Policy::MAX_TIERS`] tiers, and the limits have others.
+    TooMany,
+}
 
 impl fmt::Display for TiersUnsupported {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("this store has no tiers")
+        f.write_str(match self {
+            Self::None => "this store has no tiers",
+            Self::TooMany => {
+                "a limiter has at most 16 tiers, those of its policy and of its `Limits` together"
+            }
+        })
     }
 }
 

@@ -94,12 +94,15 @@ impl Rules {
             // Before the tiers are read, so that one which is declared meanwhile is not missed.
             limits.attach(&target);
         }
-        let has_all = rules.open_tiers(&mut lock(&rules.state));
-        if has_all {
-            Ok(rules)
-        } else {
-            Err(TiersUnsupported)
-        }
+        let mut state = lock(&rules.state);
+        let has_all = rules.open_tiers(&mut state);
+        let is_full = |at| opened_of(&state.opened, at) == Policy::MAX_TIERS;
+        let error = match (0..rules.shapes.len()).any(is_full) {
+            true => TiersUnsupported::TooMany,
+            false => TiersUnsupported::None,
+        };
+        drop(state);
+        if has_all { Ok(rules) } else { Err(error) }
     }
 
     pub(super) fn buckets(&self) -> &Arc<dyn RateBuckets> {

@@ -114,7 +114,8 @@ impl MemoryBuckets {
                 && usage.is_none_or(|usage| usage.fits())
             {
                 usages[at] = usage;
-                taken.push(at);
+                // Of a quota that is off nothing was taken.
+                taken.extend(usage.map(|_| at));
                 continue;
             }
             // Another request took the last of it in between, or the rules were changed. What this one took goes

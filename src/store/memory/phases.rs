@@ -4,7 +4,10 @@
 //! says in which phase it was charged. A decision of a later phase converts it along the phases in between, each as of
 //! the time when it began: as many requests stay used, and no more than an empty bucket lacks.
 
+use std::sync::Arc;
+
 use crate::rule::Rule;
+use crate::sync::{AtomicU64, Ordering};
 
 /// The number of a phase: below [`FIRST_OVERRIDE`], so that overrides have numbers as well.
 pub(super) type Number = u16;
@@ -22,8 +25,12 @@ const COUNTED: u64 = 17;
 /// The phases that an entry may have been charged in, the oldest first. The last one is in force.
 ///
 /// Empty while the default never was a rate.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Phases(Box<[Phase]>);
+#[derive(Clone, Debug)]
+pub(super) struct Phases {
+    list: Box<[Phase]>,
+    /// The number of the newest phase that there is, of these or of those after them.
+    newest: Arc<AtomicU64>,
+}
 
 /// The time in which one default rule was in force.
 #[derive(Clone, Copy, Debug)]
@@ -73,23 +80,27 @@ impl Phases {
     /// With the first phase.
     pub(super) fn starting(rule: Numbers) -> Self {
         let (number, since) = (0, 0);
-        Self(Box::new([Phase {
+        let first = Phase {
             number,
             since,
             rule,
-        }]))
+        };
+        Self {
+            list: Box::new([first]),
+            ..Self::default()
+        }
     }
 
     /// The number of the phase in force.
     #[inline]
     pub(super) fn number(&self) -> Number {
-        self.0.last().map_or(0, |phase| phase.number)
+        self.list.last().map_or(0, |phase| phase.number)
     }
 
     /// The numbers of the phase in force.
     #[inline]
     pub(super) fn rule(&self) -> Option<Numbers> {
-        self.0.last().map(|phase| phase.rule)
+        self.list.last().map(|phase| phase.rule)
     }
 
     #[inline]
@@ -102,20 +113,26 @@ impl Phases {
 
     #[cold]
     fn origin_of_past(&self, number: Number) -> Origin {
-        match self.0.iter().rposition(|phase| phase.number == number) {
+        match self.list.iter().rposition(|phase| phase.number == number) {
             Some(at) => Origin::Past(at),
-            None if is_after(number, self.number()) => Origin::Newer,
+            // Of so long ago that it looks as if it was to come, unless there are newer phases.
+            None if is_after(number, self.number()) && self.are_replaced() => Origin::Newer,
             None => Origin::Gone,
         }
+    }
+
+    /// Whether there are newer ones. Known before any entry has the number of one.
+    fn are_replaced(&self) -> bool {
+        self.newest.load(Ordering::Acquire) != u64::from(self.number())
     }
 
     /// When a bucket is full by the rule in force that was to be full at a time by the rule of a phase.
     #[cold]
     pub(super) fn carried(&self, from: usize, full_at: u64) -> u64 {
         let mut full_at = full_at;
-        for at in from + 1..self.0.len() {
-            let Phase { since, rule, .. } = self.0[at];
-            let debt = rescaled(full_at.saturating_sub(since), self.0[at - 1].rule, rule);
+        for at in from + 1..self.list.len() {
+            let Phase { since, rule, .. } = self.list[at];
+            let debt = rescaled(full_at.saturating_sub(since), self.list[at - 1].rule, rule);
             if debt == 0 {
                 return full_at.min(since);
             }
@@ -126,17 +143,17 @@ impl Phases {
 
     /// The phases from one on, as steps: the length of its sub-windows, that of the next phase's, and when that began.
     pub(super) fn steps(&self, from: usize) -> impl Iterator<Item = (u64, Numbers, u64)> + '_ {
-        let pairs = self.0[from..].windows(2);
+        let pairs = self.list[from..].windows(2);
         pairs.map(|pair| (pair[0].rule.length, pair[1].rule, pair[1].since))
     }
 
-    /// With another phase from `now` on, and without those that do not count any more.
+    /// With another phase from `now` on, and without those that do not count any more. These are replaced by then.
     pub(super) fn then(&self, rule: Numbers, now: u64, sliding: bool) -> Self {
-        let number = match self.0.last() {
+        let number = match self.list.last() {
             Some(last) => (last.number + 1) % FIRST_OVERRIDE,
             None => 0,
         };
-        let mut phases = self.0.to_vec();
+        let mut phases = self.list.to_vec();
         phases.push(Phase {
             number,
             since: now,
@@ -149,7 +166,11 @@ impl Phases {
         let last = phases.len() - 1;
         let first = (0..last).find(counts).unwrap_or(last);
         let first = first.max(phases.len().saturating_sub(MAX_PHASES));
-        Self(phases[first..].into())
+        self.newest.store(number.into(), Ordering::Release);
+        Self {
+            list: phases[first..].into(),
+            newest: self.newest.clone(),
+        }
     }
 
     /// Whether a bucket that was empty when the first of these phases ended is not full yet.
@@ -178,6 +199,15 @@ impl Phases {
             }
         }
         until > now
+    }
+}
+
+impl Default for Phases {
+    fn default() -> Self {
+        Self {
+            list: Box::default(),
+            newest: Arc::new(AtomicU64::new(0)),
+        }
     }
 }
 
@@ -240,6 +270,8 @@ mod tests {
         assert_eq!(phases.carried(first, 5 * SECOND), 7 * SECOND);
         assert_eq!(phases.carried(first, 2 * SECOND), 2 * SECOND);
         assert_eq!(phases.origin(2), Origin::Current);
+        assert_eq!(phases.origin(3), Origin::Gone, "there is none");
+        let _ = phases.then(numbers("3/s"), 9 * SECOND, false);
         assert_eq!(phases.origin(3), Origin::Newer);
     }
 
@@ -272,14 +304,14 @@ mod tests {
     fn phases_go_when_an_empty_bucket_is_full() {
         let kept = |second| {
             let changes = [(1, "2/s burst 10"), (second, "3/s burst 10")];
-            phases("1/s burst 10", &changes).0.len()
+            phases("1/s burst 10", &changes).list.len()
         };
         // Ten requests take five seconds, and that phase ended with an empty bucket itself.
         assert_eq!(kept(5), 3);
         assert_eq!(kept(6), 2);
         let windows = |second| {
             let changes = [(1, "11/min sliding"), (second, "11 per 30s sliding")];
-            phases("10/min sliding", &changes).0.len()
+            phases("10/min sliding", &changes).list.len()
         };
         assert_eq!(windows(68), 3);
         assert_eq!(windows(69), 2);
@@ -291,22 +323,26 @@ mod tests {
         for n in 1..=1_000 {
             let rule = numbers(if n % 2 == 0 { "1/s" } else { "2/s" });
             phases = phases.then(rule, n * SECOND / 10, false);
-            assert!(phases.0.len() <= 12, "{}", phases.0.len());
+            assert!(phases.list.len() <= 12, "{}", phases.list.len());
         }
         phases = phases.then(numbers("1/s"), 1_000 * SECOND, false);
-        assert_eq!(phases.0.len(), 2);
+        assert_eq!(phases.list.len(), 2);
         assert_eq!(phases.origin(5), Origin::Gone);
     }
 
     #[test]
     fn changes_without_end_keep_a_bounded_number_of_phases() {
+        let of = |phases: &Phases, list| Phases {
+            list,
+            newest: phases.newest.clone(),
+        };
         let mut phases = Phases::starting(numbers("1/day"));
         let all = 2 * u64::from(FIRST_OVERRIDE) + 7;
         for n in 1..=all {
             let rule = numbers(if n % 2 == 0 { "1/day" } else { "2/day" });
             // Of the bound alone: each of these copies what is kept.
-            let from = phases.0.len().saturating_sub(3);
-            phases = Phases(phases.0[from..].into()).then(rule, n, false);
+            let from = phases.list.len().saturating_sub(3);
+            phases = of(&phases, phases.list[from..].into()).then(rule, n, false);
         }
         assert_eq!(u64::from(phases.number()), all % u64::from(FIRST_OVERRIDE));
         let last = phases.number();
@@ -314,8 +350,14 @@ mod tests {
         assert_eq!(phases.origin(last), Origin::Current);
         assert_eq!(phases.origin(before(1)), Origin::Past(2));
         assert_eq!(phases.origin(before(9)), Origin::Gone);
-        assert_eq!(phases.origin((last + 9) % FIRST_OVERRIDE), Origin::Newer);
-        let many = Phases(vec![phases.0[0]; MAX_PHASES + 5].into());
-        assert_eq!(many.then(numbers("1/day"), all, false).0.len(), MAX_PHASES);
+        // As long ago as it may be.
+        for n in [9, FIRST_OVERRIDE / 2, FIRST_OVERRIDE - 9] {
+            assert_eq!(phases.origin(before(n)), Origin::Gone, "{n}");
+        }
+        let many = of(&phases, vec![phases.list[0]; MAX_PHASES + 5].into());
+        assert_eq!(
+            many.then(numbers("1/day"), all, false).list.len(),
+            MAX_PHASES
+        );
     }
 }

@@ -252,8 +252,12 @@ impl Meter<'_> {
     }
 
     /// Gives back what a request took, and has what the key used be by its effective rule from now on; with a cost of 0 no
-    /// more than that.
+    /// more than that. While the quota is off requests take nothing, and so nothing is given back.
     pub(super) fn refund(&self, cost: u32, time: &Timer) -> Result<(), Stale> {
+        let cost = match self.rule().kind() {
+            RuleKind::Unlimited => 0,
+            _ => cost,
+        };
         match self.slot {
             Slot::Buckets(buckets) => match self.bucket_by(buckets, time) {
                 Some(by) => buckets.refund(&by, self.key, cost),
