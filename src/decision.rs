@@ -34,6 +34,8 @@ pub struct Usage {
     window: u32,
     /// The place of the quota among those of the decision's charges.
     at: u16,
+    /// Whether the key's bucket is still by another rule than this decision.
+    is_unsettled: bool,
 }
 
 const FITS: u64 = 0;
@@ -174,6 +176,12 @@ impl Decision {
         self
     }
 
+    /// Whether it rejects, and a key's bucket is still by another rule than it was made by.
+    #[inline]
+    pub(crate) fn is_unsettled(&self) -> bool {
+        !self.admitted && self.usages.iter().any(|usage| usage.is_unsettled)
+    }
+
     /// The usage with the least left, which an admitted request is told.
     pub(crate) fn least(&self) -> Option<&Usage> {
         let usages = self.usages.iter();
@@ -214,6 +222,7 @@ impl Usage {
             wait: FITS,
             window: 0,
             at: 0,
+            is_unsettled: false,
         }
     }
 
@@ -227,6 +236,7 @@ impl Usage {
             wait: wait.map_or(NEVER, |wait| nanos(wait).clamp(FITS + 1, NEVER - 1)),
             window: 0,
             at: 0,
+            is_unsettled: false,
         }
     }
 
@@ -236,6 +246,14 @@ impl Usage {
     pub fn under(self, rule: &Rule) -> Self {
         Self {
             window: rule.window_seconds(),
+            ..self
+        }
+    }
+
+    /// Of a key whose bucket is still by another rule, which is not this decision's to change.
+    pub(crate) fn unsettled(self) -> Self {
+        Self {
+            is_unsettled: true,
             ..self
         }
     }

@@ -245,14 +245,22 @@ impl RateLimiter {
     /// As [`decide`](Self::decide), for a request of a tier.
     #[inline]
     pub(crate) fn decide_in(&self, tier: Option<&str>, keys: &[Key], cost: u32) -> Reply<Decision> {
-        match (&self.limit.rules, keys) {
-            (None, _) => Reply::Ready(Decision::unlimited()),
-            (Some(rules), [key]) => {
+        let Some(rules) = &self.limit.rules else {
+            return Reply::Ready(Decision::unlimited());
+        };
+        let decision = match keys {
+            [key] => {
                 let charge = rules.charge(0, key, tier);
                 rules.buckets().take(slice::from_ref(&charge), cost)
             }
-            (Some(rules), keys) => rules.buckets().take(&rules.charges(keys, tier), cost),
+            keys => rules.buckets().take(&rules.charges(keys, tier), cost),
+        };
+        if let Reply::Ready(decision) = &decision
+            && decision.is_unsettled()
+        {
+            rules.settle(keys);
         }
+        decision
     }
 
     /// Takes 1 for a key if that can be done at once, and returns whether it was; `false` decides

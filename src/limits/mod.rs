@@ -347,6 +347,12 @@ impl Limits {
         state.targets.push(Arc::downgrade(target));
     }
 
+    /// Does something while no override changes.
+    pub(crate) fn between_changes(&self, act: impl FnOnce()) {
+        let _state = lock(&self.0.state);
+        act();
+    }
+
     /// Whether no key has an override: by a look at a counter.
     #[inline]
     pub(crate) fn has_no_overrides(&self) -> bool {

@@ -1,11 +1,12 @@
 //! Decisions by what was replaced long ago or a moment ago, and what keys without a rate give back.
 
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use tower_admission::store::MemoryStore;
-use tower_admission::{Key, Limits, LimitsError, Policy, Quota, RateLimiter};
+use tower_admission::store::{Charge, MemoryStore, RateBuckets, RateStats, RateStore, Reply};
+use tower_admission::{Decision, Key, Limits, LimitsError, Policy, Quota, RateLimiter};
 
 use super::races::{together, used};
 use super::{Bench, SECOND, name, now};
@@ -94,6 +95,139 @@ fn a_request_that_loses_a_race_gives_back_only_what_it_took() {
     for n in 0..KEYS {
         bench.delete(&format!("org:{n}"));
         assert_eq!(used(&bench.limiter, &key(n)), [3, 3]);
+    }
+}
+
+/// At the bound keys without room share a bucket. Those with a smaller one find it used up, and leave it so.
+#[test]
+fn keys_that_share_a_bucket_do_not_empty_it_by_being_refused() {
+    let limits = Limits::new();
+    let store = MemoryStore::new().max_keys(1);
+    let limiter = RateLimiter::with_limits(quota("10/day"), &store, &limits);
+    let burst = |key: &Key| {
+        let checks = std::iter::from_fn(|| Some(limiter.check_now(key).unwrap().is_admitted()));
+        checks.take_while(|is_admitted| *is_admitted).count()
+    };
+    assert_eq!(burst(&Key::id("org", "first")), 10);
+    now(limits.set(&name("org:acme"), "1000/day".parse().unwrap())).unwrap();
+    assert_eq!(burst(&acme()), 1_000);
+    for n in 0..1_000 {
+        let _ = limiter.check_now(&Key::id("made up", &n.to_string()));
+    }
+    assert_eq!(burst(&acme()), 0);
+}
+
+type Hook = Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>;
+
+/// Does something once between the resolution of the rules and the decision by them.
+struct Late {
+    store: MemoryStore,
+    hook: Hook,
+}
+
+struct LateBuckets {
+    buckets: Arc<dyn RateBuckets>,
+    hook: Hook,
+}
+
+impl LateBuckets {
+    fn before(&self) {
+        let hook = self.hook.lock().unwrap().take();
+        hook.into_iter().for_each(|hook| hook());
+    }
+}
+
+impl RateStore for Late {
+    fn open(&self, policies: &[Policy]) -> Arc<dyn RateBuckets> {
+        Arc::new(LateBuckets {
+            buckets: self.store.open(policies),
+            hook: self.hook.clone(),
+        })
+    }
+}
+
+impl RateBuckets for LateBuckets {
+    fn take(&self, charges: &[Charge], cost: u32) -> Reply<Decision> {
+        self.before();
+        self.buckets.take(charges, cost)
+    }
+
+    fn peek(&self, charges: &[Charge], cost: u32) -> Reply<Decision> {
+        self.buckets.peek(charges, cost)
+    }
+
+    fn refund(&self, charges: &[Charge], cost: u32) -> Reply<()> {
+        self.before();
+        self.buckets.refund(charges, cost)
+    }
+
+    fn settle(&self, charges: &[Charge]) {
+        self.buckets.settle(charges);
+    }
+
+    fn set_quotas(&self, set: usize, quotas: &[Quota]) -> bool {
+        self.buckets.set_quotas(set, quotas)
+    }
+
+    fn stats(&self) -> Option<RateStats> {
+        self.buckets.stats()
+    }
+}
+
+/// A thread resolves a smaller rule and is held up; meanwhile the rule is replaced and used up to its end.
+fn late(
+    default: &str,
+    before: Option<&str>,
+    after: Option<&str>,
+    act: fn(&RateLimiter),
+) -> Vec<u32> {
+    let hook = Hook::default();
+    let store = Late {
+        store: MemoryStore::new(),
+        hook: hook.clone(),
+    };
+    let limits = Limits::new();
+    let limiter = RateLimiter::with_limits(quota(default), &store, &limits);
+    let change = |limits: &Limits, limit: Option<&str>| match limit {
+        Some(limit) => drop(now(limits.set(&name("org:acme"), limit.parse().unwrap())).unwrap()),
+        None => drop(now(limits.delete(&name("org:acme"))).unwrap()),
+    };
+    change(&limits, before);
+    let after = after.map(str::to_owned);
+    let (in_hook, admitted) = (limiter.clone(), Arc::new(AtomicU32::new(0)));
+    let counted = admitted.clone();
+    *hook.lock().unwrap() = Some(Box::new(move || {
+        change(&limits, after.as_deref());
+        while in_hook.check_now(&acme()).unwrap().is_admitted() {
+            counted.fetch_add(1, Ordering::Relaxed);
+        }
+    }));
+    act(&limiter);
+    assert_eq!(admitted.load(Ordering::Relaxed), 1_000);
+    used(&limiter, &acme())
+}
+
+#[test]
+fn a_decision_by_a_smaller_rule_that_was_replaced_forgives_nothing() {
+    for (default, before, after) in [
+        ("10/day", None, Some("1000/day")),
+        ("1000/day", Some("10/day"), None),
+        ("5/day", Some("10/day"), Some("1000/day")),
+        ("5/day", Some("1000/day burst 10"), Some("1000/day")),
+    ] {
+        let check =
+            |limiter: &RateLimiter| assert!(!limiter.check_now(&acme()).unwrap().is_admitted());
+        assert_eq!(
+            late(default, before, after, check),
+            [1_000],
+            "{default} {before:?} {after:?}"
+        );
+        let refund = |limiter: &RateLimiter| limiter.refund(&acme(), 1).now().unwrap();
+        assert_eq!(
+            late(default, before, after, refund),
+            [999],
+            "{default} {before:?} {after:?}"
+        );
     }
 }
 

@@ -128,6 +128,14 @@ impl Rules {
             .collect()
     }
 
+    /// Has what these keys used be by their rules, where a decision that was held up charged it by one that was replaced.
+    #[cold]
+    pub(super) fn settle(&self, keys: &[Key]) {
+        if let Some(limits) = &self.limits {
+            limits.between_changes(|| keys.iter().for_each(|key| self.changed(key)));
+        }
+    }
+
     fn overridden(&self, limits: &Limits, policy: usize, key: &Key, tier: Option<&str>) -> Charge {
         let own = limits.find(key, |limit| {
             let of_tier = limit.tier().or(tier).and_then(|tier| {

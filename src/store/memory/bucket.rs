@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::gcra::Gcra;
 use super::intervals::{Intervals, UNNUMBERED};
-use super::phases::{FIRST_OVERRIDE, Number, Numbers, Origin, Phases, rescaled};
+use super::phases::{FIRST_OVERRIDE, Number, Numbers, Origin, Phases, rescaled, rescaled_length};
 use super::table::{Judge, Place, State, Table};
 use crate::decision::Usage;
 use crate::key::Key;
@@ -31,6 +31,25 @@ pub(super) struct By<'a> {
     rule: Numbers,
     number: Number,
     now: u64,
+}
+
+/// What a key lacks by a rule.
+#[derive(Clone, Copy)]
+struct Debt {
+    nanos: u64,
+    found: Found,
+}
+
+/// How a debt was found.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Found {
+    /// As it is stored.
+    Stored,
+    /// It is another one than what is stored, whoever looks.
+    Changed,
+    /// It was charged by another rule, and one of the two is an override's. A decision is held up now and then, so this
+    /// may be the rule that was replaced.
+    Foreign { clamps: bool },
 }
 
 /// The rules that a decision was made by were replaced before it was done. It changed nothing and is made again.
@@ -87,43 +106,53 @@ impl Buckets {
     ) -> Result<Usage, Stale> {
         // A request that costs nothing asks what one of cost 1 would find, and takes nothing.
         let cells = NonZeroU32::new(cost).unwrap_or(NonZeroU32::MIN);
-        let (fits, debt) = if takes && cost > 0 && cost <= by.rule.limit {
+        let takes = takes && cost > 0 && cost <= by.rule.limit;
+        let (fits, debt) = if takes {
             self.take(by, key, cells)?
         } else {
             self.peek(by, key, cells)?
         };
         if fits || cost == 0 {
-            return Ok(by.admitted(debt));
+            return Ok(by.admitted(debt.nanos));
         }
         // More than a full bucket holds never fits.
         let wait = (cost <= by.rule.limit).then(|| {
             let weight = by.rule.length * u64::from(cost);
-            debt.saturating_add(weight).saturating_sub(by.rule.refill)
+            let lacks = debt.nanos.saturating_add(weight);
+            lacks.saturating_sub(by.rule.refill)
         });
-        Ok(by.rejected(debt, wait))
+        let rejected = by.rejected(debt.nanos, wait);
+        Ok(match debt.found {
+            Found::Foreign { clamps } if clamps || !takes => rejected.unsettled(),
+            _ => rejected,
+        })
     }
 
     /// Takes so much if it fits. Returns whether it did, and the debt after that.
     #[inline]
-    fn take(&self, by: &By<'_>, key: &Key, cells: NonZeroU32) -> Result<(bool, u64), Stale> {
+    fn take(&self, by: &By<'_>, key: &Key, cells: NonZeroU32) -> Result<(bool, Debt), Stale> {
         self.table.update(place(key), by, |state| {
-            let (debt, converted) = match self.debt(by, state) {
-                Ok(found) => found,
+            let debt = match self.debt(by, state) {
+                Ok(debt) => debt,
                 Err(stale) => return (Err(stale), None),
             };
-            match by.admit(debt, cells) {
-                Some(after) => (Ok((true, after)), Some(by.state(after))),
-                // A rejection charges nothing, but a conversion and a clamp are made once.
-                None => (Ok((false, debt)), converted.then(|| by.state(debt))),
+            if let Some(nanos) = by.admit(debt.nanos, cells) {
+                return (Ok((true, Debt { nanos, ..debt })), Some(by.state(nanos)));
             }
+            // A rejection charges nothing, but a conversion is made once. What it would forgive is not its to forgive.
+            let converts = matches!(
+                debt.found,
+                Found::Changed | Found::Foreign { clamps: false }
+            );
+            (Ok((false, debt)), converts.then(|| by.state(debt.nanos)))
         })
     }
 
     /// Returns whether so much fits, and the debt.
-    fn peek(&self, by: &By<'_>, key: &Key, cells: NonZeroU32) -> Result<(bool, u64), Stale> {
+    fn peek(&self, by: &By<'_>, key: &Key, cells: NonZeroU32) -> Result<(bool, Debt), Stale> {
         let state = self.table.get(place(key), by);
-        let (debt, _) = self.debt(by, state)?;
-        let fits = cells.get() <= by.rule.limit && by.admit(debt, cells).is_some();
+        let debt = self.debt(by, state)?;
+        let fits = cells.get() <= by.rule.limit && by.admit(debt.nanos, cells).is_some();
         Ok((fits, debt))
     }
 
@@ -133,48 +162,61 @@ impl Buckets {
         let amount = by.rule.length.saturating_mul(cost.into());
         self.table
             .update(place(key), by, |state| match self.debt(by, state) {
-                Ok((debt, _)) => {
-                    let debt = debt.saturating_add(amount).min(by.rule.refill);
-                    (Ok(()), Some(by.state(debt)))
+                Ok(debt) => {
+                    let nanos = debt.nanos.saturating_add(amount).min(by.rule.refill);
+                    let forgives = debt.found == Found::Foreign { clamps: true };
+                    (Ok(()), (!forgives).then(|| by.state(nanos)))
                 }
                 Err(stale) => (Err(stale), None),
             })
     }
 
-    /// Gives back what a request took. The key's bucket is by this rule from now on; with a cost of 0 it is that and no
-    /// more.
+    /// Gives back what a request took. With a cost of 0 the key's bucket is by this rule from now on; that is to be asked
+    /// for in the order in which the key's rules change.
     pub(super) fn refund(&self, by: &By<'_>, key: &Key, cost: u32) -> Result<(), Stale> {
-        let amount = by.rule.length.saturating_mul(cost.into());
-        let refunded = self
-            .table
-            .update_known(place(key), |state| match self.debt(by, state) {
-                Ok((debt, converted)) => {
-                    // An override of the same rate and a smaller burst has the same number.
-                    let clamped = debt.min(by.rule.refill);
-                    let changes = converted || clamped < debt || (debt > 0 && cost > 0);
-                    let state = changes.then(|| by.state(clamped.saturating_sub(amount)));
-                    (Ok(()), state)
-                }
-                Err(stale) => (Err(stale), None),
-            });
+        let step = |stored: State| {
+            let debt = self.debt(by, Some(stored))?;
+            if cost > 0 && debt.found == (Found::Foreign { clamps: true }) {
+                // In requests of the rule that it was charged by.
+                let (state, from) = self.charged(by, stored)?;
+                let amount = from.length.saturating_mul(cost.into());
+                let full_at = state.full_at.saturating_sub(amount);
+                return Ok(Some(State { full_at, ..state }));
+            }
+            // An override of the same rate and a smaller burst has the same number.
+            let clamped = debt.nanos.min(by.rule.refill);
+            let takes_off = debt.nanos > 0 && cost > 0;
+            let changes = debt.found != Found::Stored || clamped < debt.nanos || takes_off;
+            let amount = by.rule.length.saturating_mul(cost.into());
+            Ok(changes.then(|| by.state(clamped.saturating_sub(amount))))
+        };
+        let refunded =
+            self.table
+                .update_known(place(key), |stored| match stored.map(step).transpose() {
+                    Ok(state) => (Ok(()), state.flatten()),
+                    Err(stale) => (Err(stale), None),
+                });
         refunded.unwrap_or(Ok(()))
     }
 
-    /// The debt of a bucket by a rule, and whether that is not what is stored.
+    /// The debt of a bucket by a rule.
     #[inline]
-    fn debt(&self, by: &By<'_>, state: Option<State>) -> Result<(u64, bool), Stale> {
+    fn debt(&self, by: &By<'_>, state: Option<State>) -> Result<Debt, Stale> {
+        let stored = |nanos| Debt {
+            nanos,
+            found: Found::Stored,
+        };
         let Some(state) = state else {
-            return Ok((0, false));
+            return Ok(stored(0));
         };
         if state.number != by.number {
-            return Ok((self.converted(by, state)?, true));
+            return self.converted(by, state);
         }
         let debt = state.full_at.saturating_sub(by.now);
         if debt > by.rule.refill.saturating_add(SKEW) {
-            // The clock stepped back. Left alone, the key would be locked out for the step.
-            return Ok((by.rule.refill, true));
+            return Ok(by.too_far());
         }
-        Ok((debt, false))
+        Ok(stored(debt))
     }
 
     pub(super) fn stats(&self) -> RateStats {
@@ -183,26 +225,42 @@ impl Buckets {
 
     /// What is left of a debt that was charged by another rule, by this one.
     #[cold]
-    fn converted(&self, by: &By<'_>, state: State) -> Result<u64, Stale> {
-        let (full_at, from) = if state.number >= FIRST_OVERRIDE {
+    fn converted(&self, by: &By<'_>, state: State) -> Result<Debt, Stale> {
+        let (charged, from) = self.charged(by, state)?;
+        let debt = charged.full_at.saturating_sub(by.now);
+        let nanos = rescaled(debt, from, by.rule);
+        let found = if state.number.max(by.number) < FIRST_OVERRIDE {
+            Found::Changed
+        } else {
+            let clamps = rescaled_length(debt, from.length, by.rule.length) > nanos;
+            Found::Foreign { clamps }
+        };
+        Ok(Debt { nanos, found })
+    }
+
+    /// What is stored of a key, and the rule that it is by: one of an override, or the default as it is now.
+    #[cold]
+    fn charged(&self, by: &By<'_>, state: State) -> Result<(State, Numbers), Stale> {
+        if state.number == by.number {
+            return Ok((state, by.rule));
+        }
+        if state.number >= FIRST_OVERRIDE {
             let length = match state.number {
                 UNNUMBERED => None,
                 number => self.intervals.length(number),
             };
             let length = length.unwrap_or(by.rule.length);
-            (state.full_at, Numbers { length, ..by.rule })
-        } else {
-            let Some(from) = by.phases.rule() else {
-                return Ok(0);
-            };
-            match by.phases.origin(state.number) {
-                Origin::Current => (state.full_at, from),
-                Origin::Past(at) => (by.phases.carried(at, state.full_at), from),
-                Origin::Gone => return Ok(0),
-                Origin::Newer => return Err(Stale),
-            }
+            return Ok((state, Numbers { length, ..by.rule }));
+        }
+        let from = by.phases.rule().unwrap_or(by.rule);
+        let full_at = match by.phases.origin(state.number) {
+            Origin::Current => state.full_at,
+            Origin::Past(at) => by.phases.carried(at, state.full_at),
+            Origin::Gone => 0,
+            Origin::Newer => return Err(Stale),
         };
-        Ok(rescaled(full_at.saturating_sub(by.now), from, by.rule))
+        let number = by.phases.number();
+        Ok((State { number, full_at }, from))
     }
 }
 
@@ -218,6 +276,18 @@ impl By<'_> {
             Some(gcra) => gcra.admit(debt, cells),
             None => Gcra::new(self.rule).admit(debt, cells),
         }
+    }
+
+    /// A debt above that of an empty bucket. Of the default the clock stepped back: left alone, the key would be locked
+    /// out for the step. An override may also have replaced one of a larger burst.
+    #[cold]
+    fn too_far(&self) -> Debt {
+        let found = match self.number < FIRST_OVERRIDE {
+            true => Found::Changed,
+            false => Found::Foreign { clamps: true },
+        };
+        let nanos = self.rule.refill;
+        Debt { nanos, found }
     }
 
     /// A bucket that is charged by this rule, with a debt as of now.

@@ -224,8 +224,9 @@ pub(super) fn rescaled(debt: u64, from: Numbers, to: Numbers) -> u64 {
     rescaled_length(debt, from.length, to.length).min(to.refill)
 }
 
+/// The same without a bound.
 #[inline]
-fn rescaled_length(debt: u64, from: u64, to: u64) -> u64 {
+pub(super) fn rescaled_length(debt: u64, from: u64, to: u64) -> u64 {
     if from == to || from == 0 {
         return debt;
     }
