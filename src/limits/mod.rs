@@ -62,8 +62,9 @@ use crate::sync::{Mutex, lock};
 /// # Which numbers apply
 ///
 /// For each limit: the key's override, else the tier that is stored for the key (`tier=pro`), else the tier that
-/// `tier_by` of a layer selects, else the default. A limit that a tier does not name keeps its default. A tier
-/// that is not declared is the default, and is logged.
+/// `tier_by` of a layer selects, else the default. One tier counts: that of the key takes the place of the one that
+/// `tier_by` selects, also for limits that it does not name. A limit that the tier does not name keeps its default. A
+/// tier that is not declared is the default, and is logged.
 ///
 /// # What a change does to what is used
 ///

@@ -163,6 +163,29 @@ fn a_stored_tier_goes_before_that_of_the_request() {
 }
 
 #[test]
+fn a_stored_tier_takes_the_place_of_the_requests_also_for_what_it_does_not_name() {
+    let limits = Limits::new()
+        .tier("stored", "a=50/h, elsewhere=1/h")
+        .tier("asked", "a=70/h, b=90/h");
+    let policy = Policy::new("a", quota("5/h")).and("b", quota("7/h"));
+    let limiter = RateLimiter::with_limits(policy, &MemoryStore::new(), &limits);
+    let asked = limiter.tier("asked").unwrap();
+    let limits_of = |limiter: &RateLimiter| {
+        let decision = limiter.peek(&acme()).now().unwrap();
+        let usages = decision.usages().iter();
+        usages.map(|usage| usage.limit()).collect::<Vec<_>>()
+    };
+    assert_eq!(limits_of(&asked), [70, 90]);
+    bench_set(&limits, "tier=stored");
+    assert_eq!(limits_of(&asked), [50, 7]);
+    // Also where it names nothing that the limiter has.
+    limits
+        .try_tier("stored", "elsewhere=1/h".parse().unwrap())
+        .unwrap();
+    assert_eq!(limits_of(&asked), [5, 7]);
+}
+
+#[test]
 fn a_tier_that_is_not_declared_is_the_default_and_cannot_be_set() {
     let bench = Bench::new(Policy::from(quota("3/h")).tier("pro", "10/h"));
     let error = now(bench
