@@ -153,6 +153,15 @@ impl Limit {
         value.quota()
     }
 
+    /// Calls the parts for one limit as another one.
+    pub(crate) fn rename(&mut self, from: &str, to: &Arc<str>) {
+        for part in &mut self.parts {
+            if part.name.as_deref() == Some(from) {
+                part.name = Some(to.clone());
+            }
+        }
+    }
+
     /// How many a limiter of this name may admit at a time.
     #[must_use]
     pub fn concurrency(&self, name: &str) -> Option<Capacity> {

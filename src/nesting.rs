@@ -72,6 +72,13 @@ impl Nesting {
         self.0.store(id, Ordering::Relaxed);
     }
 
+    /// Notes that the limit's layer will be applied to several services, before the first request.
+    #[cfg(feature = "config")]
+    pub(crate) fn expect(&self) {
+        self.apply();
+        self.apply();
+    }
+
     /// Whether an outer service of this limit has counted the request that is being called. It is
     /// to be asked once, because the answer takes the limit off the list.
     pub(crate) fn has_counted(&self) -> bool {

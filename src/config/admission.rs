@@ -265,9 +265,9 @@ impl AdmissionBuilder<'_> {
         self
     }
 
-    /// Which tier of a group's rates a request is of, as
-    /// [`RateLimitLayer::tier_by`](crate::RateLimitLayer::tier_by) has it. Default: a configuration with
-    /// tiers is an error.
+    /// Which tier a request is of, as [`RateLimitLayer::tier_by`](crate::RateLimitLayer::tier_by) has it: one of
+    /// those that the configuration has for the rates of a group, or that are declared on
+    /// [the limits](Admission::limits). Default: a configuration with tiers is an error.
     pub fn tier_by(
         mut self,
         tier: impl for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync + 'static,

@@ -163,14 +163,21 @@ impl Stack {
         if let Some(limiter) = &bad_credentials {
             rate = rate.guard_resumed(config.clients.ip(), limiter.clone());
         }
-        if !settings.tiers.is_empty() {
-            let Some(tier_by) = says.tier_by.clone() else {
-                let field = format!("groups.{group}.tiers");
-                let problem = "this program does not say which tier a request is of \
-                               (AdmissionBuilder::tier_by): take them out";
-                return Err(ConfigError::at(field, problem));
-            };
-            rate = rate.tier_by(move |head| tier_by(head));
+        let has_tiers = !settings.tiers.is_empty();
+        if let Some(tier_by) = &says.tier_by {
+            // A tier that neither the group nor the limits have is none of this group's, and not logged.
+            let (of_rates, of_limits) = (tier_by.clone(), limits.clone());
+            rate = rate.tier_by(move |head| {
+                of_rates(head).filter(|tier| has_tiers || of_limits.declares(tier))
+            });
+            let (of_keys, of_limits) = (tier_by.clone(), limits.clone());
+            concurrency = concurrency
+                .tier_by(move |head| of_keys(head).filter(|tier| of_limits.declares(tier)));
+        } else if has_tiers {
+            let field = format!("groups.{group}.tiers");
+            let problem = "this program does not say which tier a request is of \
+                           (AdmissionBuilder::tier_by): take them out";
+            return Err(ConfigError::at(field, problem));
         }
         for observer in &says.observers {
             rate = rate.observe(observer.clone());
@@ -204,6 +211,9 @@ impl Stack {
             set_policies(limiter, vec![quota]);
         }
         let limiter = self.concurrency.limiter();
+        // The layers are applied to each request anew, and the first one may be nested already.
+        self.rate.limiter().nesting().expect();
+        limiter.nesting().expect();
         limiter.set_reclaim_after(change.reclaim_after);
         if change.resumes.1 {
             limiter.set_limit(change.concurrency);

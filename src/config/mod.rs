@@ -55,7 +55,7 @@
 //! | `groups.<name>.rate` | off | a [`Quota`], called as the group is: `600/min burst 50` |
 //! | `groups.<name>.rates` | none | or several, as one: `{ burst = "10/s", daily = "50000/day" }`, called `name.burst` and `name.daily` |
 //! | `groups.<name>.tiers.<tier>.rate` | | another quota for requests of a [tier](crate::Policy::tier), which the program [says](AdmissionBuilder::tier_by) |
-//! | `groups.<name>.tiers.<tier>.rates` | | or several; a rate that the tier does not name keeps its default, and `off` lifts it: `rate = "off"` all of them |
+//! | `groups.<name>.tiers.<tier>.rates` | | or several; a rate that the tier does not name keeps its default, and `off` lifts it: `rate = "off"` all of them. A rate that the group has as well is sliding in both or in none |
 //! | `groups.<name>.rate_per_ip` | off | a quota for the address in the same decision, called `name.ip` |
 //! | `groups.<name>.bad_credentials_per_ip` | off | a quota of 401 and 403 answers for each address, see [`guard_by_ip`] |
 //! | `groups.<name>.key` | `token` | which key is charged, see [below](#keys) |

@@ -50,6 +50,9 @@ impl Group {
                         .map_err(|error| ConfigError::at(field.clone(), error))?;
                 }
             }
+            for quota in policy.quotas() {
+                check_algorithm(&by_key, quota, &field)?;
+            }
             let quotas = policy.quotas().iter();
             let limit = Limit::of_quotas(quotas.map(|quota| (quota.name(), quota.quota())));
             let limit = limit.map_err(|error| ConfigError::at(field.clone(), error))?;
@@ -103,6 +106,26 @@ impl Tier {
     fn for_all_rates(&self) -> Option<Limit> {
         let quota = self.rate?;
         quota.rate().is_none().then(|| Limit::from(quota))
+    }
+}
+
+/// A tier's rate is counted as the group's is: what is written as a sliding window would be a bucket.
+fn check_algorithm(group: &Policy, own: &NamedQuota, field: &str) -> Result<(), ConfigError> {
+    let default = group
+        .quotas()
+        .iter()
+        .find(|default| default.name() == own.name());
+    let is_sliding = |quota: Quota| Some(quota.rate()?.is_sliding());
+    match (
+        default.and_then(|default| is_sliding(default.quota())),
+        is_sliding(own.quota()),
+    ) {
+        (Some(group), Some(tier)) if group != tier => {
+            let problem =
+                "a tier's rate is sliding if the group's is: write `sliding` in both or in none";
+            Err(ConfigError::at(field, problem))
+        }
+        _ => Ok(()),
     }
 }
 

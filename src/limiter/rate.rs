@@ -92,8 +92,7 @@ impl RateLimiter {
     /// # Panics
     ///
     /// When replicas share the store, and it has no [`Secret`](crate::Secret); when there are
-    /// [tiers](Policy::tier) and the store [has none](crate::store::RateBuckets::add_tier), or more than
-    /// [`Policy::MAX_TIERS`] of the policy and the limits together.
+    /// [tiers](Policy::tier) and the store [has none](crate::store::RateBuckets::add_tier).
     #[must_use]
     #[track_caller]
     pub fn with_limits(
@@ -177,9 +176,9 @@ impl RateLimiter {
     ///
     /// # Errors
     ///
-    /// - [`SetPolicyError::Shape`]: the quotas have other names than those at first, or one is
+    /// - [`SetPolicyError::Shape`]: the quotas have other names than those at first, or one, also in a tier, is
     ///   [sliding](crate::Quota::sliding) where that was not.
-    /// - [`SetPolicyError::TooManyTiers`]: the limiter has had [`Policy::MAX_TIERS`] tiers before.
+    /// - [`SetPolicyError::TooManyTiers`]: the policy has had [`Policy::MAX_TIERS`] tiers before.
     /// - [`SetPolicyError::Fixed`]: the limiter was built with quotas that are all off and without
     ///   [`Limits`], or its [store](RateStore) cannot change quotas.
     pub fn set_policy(&self, policy: impl Into<Policy>) -> Result<(), SetPolicyError> {

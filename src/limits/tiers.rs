@@ -21,7 +21,7 @@ impl Limits {
     /// leases have one count for a key in all tiers; the tier selects the number.
     ///
     /// A limiter that was built before knows the tier as well. Adding a tier changes nobody's usage. A tier of this name that
-    /// was declared before is replaced.
+    /// was declared before is replaced; a limiter that knows it counts it in buckets or in windows as it did before.
     ///
     /// ```
     /// use tower_admission::{Limits, Policy, Quota, RateLimitByTokenLayer};
@@ -98,6 +98,13 @@ impl Limits {
     /// The tiers that are declared here.
     pub(crate) fn declared(&self) -> Arc<Vec<Tier>> {
         self.0.tiers.load_full()
+    }
+
+    /// Whether a tier is declared here.
+    #[cfg(feature = "config")]
+    pub(crate) fn declares(&self, tier: &str) -> bool {
+        let tiers = self.0.tiers.load();
+        tiers.iter().any(|declared| *declared.name == *tier)
     }
 
     /// How many a limiter of this name may admit for a key, whose request is of this tier, if that is not the

@@ -183,6 +183,10 @@ impl Policy {
                 }
                 n += 1;
             }
+            let name = self.quotas[at].name.clone();
+            for tier in &mut self.tiers {
+                tier.limit.rename(&original, &name);
+            }
         }
         self
     }

@@ -17,6 +17,9 @@ impl Policy {
     /// Tiers that a policy may have.
     pub const MAX_TIERS: usize = 16;
 
+    /// Tiers that a limiter has room for in its life: those of its policy, and those of its limits.
+    pub(crate) const MAX_OPENED_TIERS: usize = 2 * Self::MAX_TIERS;
+
     /// Declares a tier: other numbers for some requests, such as those of a plan. A quota that `limit` does not name
     /// keeps its default.
     ///

@@ -223,8 +223,7 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
     ///
     /// # Panics
     ///
-    /// When there are [tiers](Policy::tier) and the store [has none](crate::store::RateBuckets::add_tier), or more than
-    /// [`Policy::MAX_TIERS`] of a policy and the limits together.
+    /// When there are [tiers](Policy::tier) and the store [has none](crate::store::RateBuckets::add_tier).
     #[must_use]
     #[track_caller]
     pub fn limiter(&self) -> RateLimiter {

@@ -5,8 +5,8 @@ use axum::body::Body;
 use axum::routing::any;
 use http::{HeaderValue, Request, StatusCode};
 use tower::ServiceExt;
-use tower_admission::RequestHead;
 use tower_admission::config::{Admission, Config};
+use tower_admission::{Limit, RequestHead};
 
 use super::{File, config};
 
@@ -175,9 +175,14 @@ fn what_is_wrong_in_a_tier_is_told() {
             "groups.api.rate_per_ip: `groups.api.tiers.pro.rates.ip` is called",
         ),
         ("", "groups.api.tiers.pro: this tier names no rate"),
+        (
+            "rate = '1/h sliding'",
+            "groups.api.tiers.pro: a tier's rate is sliding if the group's is",
+        ),
         ("rates = { 'é' = '1/h' }", "groups.api.tiers.pro.rates.é: "),
     ] {
-        let text = format!("[groups.api]\nrate_per_ip = '1/h'\n[groups.api.tiers.pro]\n{tier}");
+        let group = "rate = '1/h'\nrate_per_ip = '1/h'";
+        let text = format!("[groups.api]\n{group}\n[groups.api.tiers.pro]\n{tier}");
         let error = Config::from_toml(&text).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
@@ -200,4 +205,80 @@ fn tiers_that_nobody_is_in_are_an_error() {
     let untold = Admission::new(&config("[groups.api]\nrate = '3/h'")).unwrap();
     let error = untold.reload(&config(TIERED)).unwrap_err().to_string();
     assert!(error.contains("groups.api.tiers: "), "{error}");
+}
+
+/// Of the first request as well, which is there before the layers have been applied to another one.
+#[tokio::test]
+async fn nested_routers_count_each_request_once() {
+    let text = "[groups.api]\npath = '/api'\nrate = '3/h'\nconcurrency = 1";
+    let admission = Admission::new(&config(text)).unwrap();
+    let inner = Router::new().route("/api", any(|| async { "ok" }));
+    let inner = inner.layer(admission.layer_of("api").unwrap());
+    let app = Router::new()
+        .fallback_service(inner)
+        .layer(admission.layer());
+    assert_eq!(admitted(&app, "none").await.0, 3);
+    // Nor does the first of a limit that a reload begins.
+    let text = text.replace("rate = '3/h'", "rates = { burst = '4/h' }");
+    admission.reload(&config(&text)).unwrap();
+    assert_eq!(admitted(&app, "none").await.0, 4);
+}
+
+#[tokio::test]
+async fn tiers_of_the_limits_are_selected_as_well() {
+    let text = "[groups.api]\npath = '/api'\nrate = '3/h'\nconcurrency_per_key = 1";
+    for tiers in ["", "\ntiers.max.rate = '5/h'"] {
+        let admission = tiered(&format!("{text}{tiers}"));
+        let limits = admission.limits();
+        limits.try_tier("pro", "api=7/h".parse().unwrap()).unwrap();
+        let app = app(&admission);
+        assert_eq!(admitted(&app, "pro").await.0, 7);
+        assert_eq!(admitted(&app, "free").await.0, 3);
+        limits.try_tier("banned", Limit::deny_all()).unwrap();
+        let request = Request::get("/api").header("plan", "banned");
+        let response = app.oneshot(request.body(Body::empty()).unwrap()).await;
+        assert_eq!(response.unwrap().status(), StatusCode::FORBIDDEN);
+    }
+}
+
+/// All tiers of the limits and all of a group are within the bounds of both.
+#[tokio::test]
+async fn tiers_of_the_limits_leave_room_for_those_of_a_group() {
+    let text = |rates: &str| {
+        let tiers = (0..16).map(|n| format!("tiers.p{n}.rates = {{ {rates} = '5/h' }}\n"));
+        let tiers: String = tiers.collect();
+        config(&format!(
+            "[groups.api]\npath = '/api'\nrates = {{ {rates} = '3/h' }}\n{tiers}"
+        ))
+    };
+    let admission = Admission::builder(&text("a"))
+        .tier_by(plan)
+        .build()
+        .unwrap();
+    for n in 0..16 {
+        let limit = "api.a=7/h, api.b=8/h".parse().unwrap();
+        admission
+            .limits()
+            .try_tier(&format!("l{n}"), limit)
+            .unwrap();
+    }
+    let app = app(&admission);
+    assert_eq!(admitted(&app, "p15").await.0, 5);
+    assert_eq!(admitted(&app, "l15").await.0, 7);
+    admission.reload(&text("b")).unwrap();
+    assert_eq!(admitted(&app, "p15").await.0, 5);
+    assert_eq!(admitted(&app, "l15").await.0, 8);
+}
+
+#[tokio::test]
+async fn a_tier_that_becomes_sliding_is_counted_so() {
+    let text = |rate: &str| format!("[groups.api]\npath = '/api'\ntiers.pro.rate = '{rate}'");
+    let admission = tiered(&text("10/h"));
+    let app = app(&admission);
+    assert_eq!(admitted(&app, "pro").await.0, 10);
+    admission
+        .reload(&config(&text("10/h burst 5 sliding")))
+        .unwrap();
+    // A new rate, with nothing used.
+    assert_eq!(admitted(&app, "pro").await.0, 15);
 }

@@ -12,9 +12,12 @@ use http_body_util::Full;
 use tokio_test::{assert_pending, assert_ready_ok, task};
 use tower::util::BoxCloneSyncService;
 use tower::{Layer, Service, ServiceExt};
-use tower_admission::{ConcurrencyLimitLayer, Key, Quota, RateLimitLayer, RateLimitStatus, Shared};
+use tower_admission::{
+    ClientIp, ConcurrencyLimitLayer, Key, Quota, RateLimitHeaders, RateLimitLayer, RateLimitStatus,
+    Shared,
+};
 
-use crate::common::{Counting, Seen, boxed, header, request, send, status};
+use crate::common::{Counting, Seen, boxed, from_peer, header, request, send, status};
 use crate::servers::{get, http1, serve};
 
 #[tokio::test]
@@ -233,4 +236,55 @@ async fn the_handler_of_a_nested_router_has_the_status() {
     let address = serve(Router::new().nest("/nested", inner).layer(rate)).await;
     let response = get(&http1(), address, "/nested", "t").await;
     assert_eq!(crate::common::text(response).await, "9");
+}
+
+/// Without numbers to tell, and with the usual keys, which are found in a shorter way.
+#[tokio::test]
+async fn the_short_way_counts_a_request_once() {
+    let alice = || {
+        let mut request = from_peer("192.0.2.1");
+        let bearer = http::HeaderValue::from_static("Bearer alice");
+        request.headers_mut().insert("authorization", bearer);
+        request
+    };
+    let by_token = RateLimitLayer::new(Quota::per_hour(4)).headers(RateLimitHeaders::Off);
+    counts_once(&by_token, alice).await;
+    // A key that is looked for further.
+    let by_token = RateLimitLayer::new(Quota::per_hour(4)).headers(RateLimitHeaders::Off);
+    counts_once(&by_token, || from_peer("192.0.2.1")).await;
+    let by_ip = RateLimitLayer::by(ClientIp::peer(), Quota::per_hour(4));
+    counts_once(&by_ip.headers(RateLimitHeaders::Off), alice).await;
+    let told = RateLimitLayer::by(ClientIp::peer(), Quota::per_hour(4));
+    counts_once(&told, alice).await;
+}
+
+/// Of four: one through two services, one that panics further in, and two by a handler that sends three.
+async fn counts_once<K>(layer: &RateLimitLayer<K>, request: impl Fn() -> Request<()> + Copy) {
+    let inner = layer.layer(Counting::default());
+    let nested = layer.layer(inner.clone());
+    assert_eq!(status(&nested, request()).await, 200);
+
+    let panics = layer.layer(crate::common::answering(
+        |_: Request<()>| -> Response<Full<Bytes>> { panic!("the handler") },
+    ));
+    let panics = layer.layer(panics);
+    let panicked = tokio::spawn(panics.oneshot(request())).await;
+    assert!(panicked.is_err());
+
+    let admitted = Arc::new(AtomicUsize::new(0));
+    let counter = admitted.clone();
+    let batch = tower::service_fn(move |_: Request<()>| {
+        let (inner, counter) = (inner.clone(), counter.clone());
+        async move {
+            for _ in 0..4 {
+                tokio::task::yield_now().await;
+                let is_admitted = status(&inner, request()).await == 200;
+                counter.fetch_add(usize::from(is_admitted), Ordering::SeqCst);
+            }
+            Ok::<_, Infallible>(crate::common::ok())
+        }
+    });
+    assert_eq!(status(&layer.layer(batch), request()).await, 200);
+    assert_eq!(admitted.load(Ordering::SeqCst), 2);
+    assert_eq!(status(&nested, request()).await, 429);
 }

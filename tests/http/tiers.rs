@@ -535,3 +535,19 @@ fn a_store_without_tiers_is_refused_when_the_limit_is_opened() {
         .store(later)
         .limiter();
 }
+
+/// A policy that is renamed, since another has its name, keeps its tiers.
+#[tokio::test]
+async fn a_policy_that_is_renamed_keeps_its_tiers() {
+    let (layer, _clock) = timed(by_user, Policy::new("calls", Quota::per_hour(100)));
+    let ip = Policy::new("calls", Quota::per_hour(50))
+        .and("daily", Quota::per_hour(60))
+        .tier("pro", "calls=3/h");
+    let layer = layer.and_by(ClientIp::peer(), ip).tier_by(plan);
+    let service = layer.layer(Counting::default());
+    let response = send(&service, of_plan("pro")).await;
+    assert_eq!(
+        header(&response, "ratelimit"),
+        Some("\"calls\";r=99;t=36, \"calls-2\";r=2;t=1200, \"daily\";r=59;t=60")
+    );
+}

@@ -230,13 +230,3 @@ fn a_decision_by_a_smaller_rule_that_was_replaced_forgives_nothing() {
         );
     }
 }
-
-#[test]
-#[should_panic(expected = "at most 16 tiers")]
-fn more_tiers_than_a_limiter_has_are_called_that() {
-    let limits = (0..16).fold(Limits::new(), |limits, n| {
-        limits.tier(&n.to_string(), "5/s")
-    });
-    let policy = Policy::from(quota("1/s")).tier("pro", "2/s");
-    let _ = RateLimiter::with_limits(policy, &MemoryStore::new(), &limits);
-}

@@ -6,6 +6,7 @@ use tower_admission::store::MemoryStore;
 use tower_admission::test_util::TestClock;
 use tower_admission::{
     Capacity, Key, Leases, Limit, Limits, LimitsError, Policy, PolicyError, Quota, RateLimiter,
+    SetPolicyError,
 };
 
 use super::{Bench, SECOND, name, now};
@@ -352,5 +353,45 @@ fn threads_of_several_tiers_get_what_each_allows() {
             }
         });
         assert_eq!(admitted.map(AtomicU32::into_inner), [100, 1000, 3000]);
+    }
+}
+
+/// Sixteen of a policy and sixteen of the limits are within the bounds of both.
+#[test]
+fn tiers_of_a_policy_leave_room_for_those_of_the_limits() {
+    let clock = TestClock::default();
+    let store = MemoryStore::new().clock(clock.clone());
+    let limits = (0..16).fold(Limits::new(), |limits, n| {
+        limits.tier(&format!("l{n}"), "default=5/h")
+    });
+    let policy = (0..16).fold(Policy::from(quota("3/h")), |policy, n| {
+        policy.tier(&format!("p{n}"), "4/h")
+    });
+    let limiter = RateLimiter::with_limits(policy, &store, &limits);
+    for n in 0..16 {
+        let of_limits = limiter.tier(&format!("l{n}")).unwrap();
+        assert_eq!(burst(&of_limits, &acme()), 5, "{n}");
+        let of_policy = limiter.tier(&format!("p{n}")).unwrap();
+        assert_eq!(burst(&of_policy, &acme()), 4, "{n}");
+    }
+    assert_eq!(burst(&limiter, &acme()), 3);
+}
+
+/// Where the default has no algorithm, a tier's own is kept as it was at first.
+#[test]
+fn a_tier_stays_sliding_or_a_bucket() {
+    let tiered = |free, pro: &str| Policy::from(quota(free)).tier("pro", pro);
+    for (first, then) in [("60/min", "60/min sliding"), ("60/min sliding", "60/min")] {
+        let bench = Bench::new(tiered("off", first));
+        let changed = bench.limiter.set_policy(tiered("off", then));
+        assert_eq!(changed, Err(SetPolicyError::Shape), "{first}");
+        let pro = bench.limiter.tier("pro").unwrap();
+        assert_eq!(pro.current_policies(), [quota(first).into()]);
+        for same in ["unlimited", "deny all", first] {
+            bench.limiter.set_policy(tiered("off", same)).unwrap();
+        }
+        // Of a default that has one, the tier has it as well.
+        bench.limiter.set_policy(tiered("deny all", first)).unwrap();
+        assert_eq!(burst(&pro, &acme()), 60);
     }
 }

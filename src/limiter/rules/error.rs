@@ -7,23 +7,13 @@ use crate::limits::Limits;
 #[cfg(doc)]
 use crate::policy::Policy;
 
-/// A policy or the limits have tiers that the store has no buckets for.
+/// The store has no tiers, and the policy or the limits declare some.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum TiersUnsupported {
-    /// It has none for any.
-    None,
-    /// A policy has [`Policy::MAX_TIERS`] tiers, and the limits have others.
-    TooMany,
-}
+pub(crate) struct TiersUnsupported;
 
 impl fmt::Display for TiersUnsupported {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::None => "this store has no tiers",
-            Self::TooMany => {
-                "a limiter has at most 16 tiers, those of its policy and of its `Limits` together"
-            }
-        })
+        f.write_str("this store has no tiers")
     }
 }
 
@@ -33,11 +23,11 @@ impl fmt::Display for TiersUnsupported {
 pub enum SetPolicyError {
     /// All quotas of the limiter were off and it was built without [`Limits`], or its store cannot change quotas.
     Fixed,
-    /// The policy has other names than the one at first, or one of its quotas is
+    /// The policy has other names than the one at first, or one of its quotas, also in a tier, is
     /// [sliding](crate::Quota::sliding) where that was not.
     Shape,
-    /// There were [`Policy::MAX_TIERS`] tiers already since the limiter was built. Requests of the others have the
-    /// defaults.
+    /// The policy has had [`Policy::MAX_TIERS`] tiers already since the limiter was built. Requests of the others have
+    /// the defaults.
     TooManyTiers,
 }
 
@@ -49,7 +39,7 @@ impl fmt::Display for SetPolicyError {
                  fixed"
             }
             Self::Shape => "a policy keeps the names of its quotas and whether each is sliding",
-            Self::TooManyTiers => "a limiter has had at most 16 tiers since it was built",
+            Self::TooManyTiers => "a limiter's policy has had at most 16 tiers since it was built",
         })
     }
 }

@@ -15,9 +15,7 @@ pub(crate) use self::error::TiersUnsupported;
 use crate::key::Key;
 use crate::limit::Limit;
 use crate::limits::{LimitTarget, Limits};
-#[cfg(feature = "config")]
-use crate::policy::Tier;
-use crate::policy::{NamedQuota, Policy, Shape};
+use crate::policy::{NamedQuota, Policy, Shape, Tier};
 use crate::store::{Charge, RateBuckets};
 #[cfg(feature = "config")]
 use crate::sync::Ordering;
@@ -49,9 +47,20 @@ struct State {
 
 type Opened = HashMap<(usize, Arc<str>), Arc<TierSet>>;
 
-/// How many tiers of a policy there ever were.
-fn opened_of(opened: &Opened, policy: usize) -> usize {
-    opened.keys().filter(|(of, _)| *of == policy).count()
+/// How many tiers of a policy were opened because it declares them, or because the limits do. Each has room of its
+/// own, so that neither takes what the other is promised.
+fn opened_of(opened: &Opened, policy: usize, source: Source) -> usize {
+    let is_of = |((of, _), tier): &(&(usize, Arc<str>), &Arc<TierSet>)| {
+        *of == policy && tier.source == source
+    };
+    opened.iter().filter(is_of).count()
+}
+
+/// Who declared a tier when its buckets were opened.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Policy,
+    Limits,
 }
 
 /// Unknown tiers that are logged.
@@ -68,6 +77,23 @@ struct TierSets {
 struct TierSet {
     set: usize,
     shape: Shape,
+    source: Source,
+}
+
+impl TierSet {
+    /// Whether these buckets can count what a policy has in the tier. Where the default has an algorithm, the tier
+    /// has the same.
+    fn takes(&self, policy: &Policy, tier: &Tier) -> bool {
+        let Some(in_tier) = policy.under(&tier.limit) else {
+            return true;
+        };
+        let quotas = policy.quotas().iter().zip(in_tier.quotas());
+        let mut quotas = quotas.zip(self.shape.quotas().0);
+        quotas.all(|((default, own), (_, sliding))| {
+            let own = own.quota().rate();
+            default.quota().rate().is_some() || own.is_none_or(|own| own.is_sliding() == sliding)
+        })
+    }
 }
 
 impl Rules {
@@ -94,15 +120,12 @@ impl Rules {
             // Before the tiers are read, so that one which is declared meanwhile is not missed.
             limits.attach(&target);
         }
-        let mut state = lock(&rules.state);
-        let has_all = rules.open_tiers(&mut state);
-        let is_full = |at| opened_of(&state.opened, at) == Policy::MAX_TIERS;
-        let error = match (0..rules.shapes.len()).any(is_full) {
-            true => TiersUnsupported::TooMany,
-            false => TiersUnsupported::None,
-        };
-        drop(state);
-        if has_all { Ok(rules) } else { Err(error) }
+        let has_all = rules.open_tiers(&mut lock(&rules.state));
+        if has_all {
+            Ok(rules)
+        } else {
+            Err(TiersUnsupported)
+        }
     }
 
     pub(super) fn buckets(&self) -> &Arc<dyn RateBuckets> {
@@ -215,7 +238,23 @@ impl Rules {
     /// Whether these policies can take the place of those at first.
     pub(super) fn takes(&self, policies: &[Policy]) -> bool {
         let fits = |(shape, policy): (&Shape, &Policy)| shape.fits(policy);
-        policies.len() == self.shapes.len() && self.shapes.iter().zip(policies).all(fits)
+        policies.len() == self.shapes.len()
+            && self.shapes.iter().zip(policies).all(fits)
+            && self.takes_tiers(policies)
+    }
+
+    /// Whether the tiers that these policies declare anew can be counted as they say.
+    fn takes_tiers(&self, policies: &[Policy]) -> bool {
+        let state = lock(&self.state);
+        policies.iter().enumerate().all(|(at, policy)| {
+            let before = state.policies[at].declared();
+            let new = policy
+                .declared()
+                .iter()
+                .filter(|tier| !before.contains(tier));
+            new.filter_map(|tier| Some((tier, state.opened.get(&(at, tier.name.clone()))?)))
+                .all(|(tier, opened)| opened.takes(policy, tier))
+        })
     }
 
     /// Whether there is room for the buckets of these policies' tiers.
@@ -225,7 +264,7 @@ impl Rules {
         policies.iter().enumerate().all(|(at, policy)| {
             let is_new = |tier: &&Tier| !state.opened.contains_key(&(at, tier.name.clone()));
             let new = policy.declared().iter().filter(is_new).count();
-            opened_of(&state.opened, at) + new <= Policy::MAX_TIERS
+            opened_of(&state.opened, at, Source::Policy) + new <= Policy::MAX_TIERS
         })
     }
 
@@ -264,8 +303,8 @@ impl Rules {
         let tiers = names.into_iter().map(|name| {
             let policies = state.policies.iter().enumerate();
             let sets = policies.map(|(at, policy)| {
-                let policy = self.declared(policy, &name)?;
-                let set = self.tier_buckets(&mut state.opened, at, &name, &policy);
+                let in_tier = self.declared(policy, &name)?;
+                let set = self.tier_buckets(&mut state.opened, at, &name, policy, &in_tier);
                 has_all &= set.is_some();
                 set
             });
@@ -282,6 +321,7 @@ impl Rules {
         opened: &mut Opened,
         at: usize,
         name: &Arc<str>,
+        declared: &Policy,
         policy: &Policy,
     ) -> Option<Arc<TierSet>> {
         let place = (at, name.clone());
@@ -291,12 +331,16 @@ impl Rules {
             self.buckets.set_quotas(tier.set, &quotas);
             return Some(tier.clone());
         }
-        if opened_of(opened, at) == Policy::MAX_TIERS {
+        let source = match declared.tiers().any(|tier| *tier == **name) {
+            true => Source::Policy,
+            false => Source::Limits,
+        };
+        if opened_of(opened, at, source) == Policy::MAX_TIERS {
             return None;
         }
         let set = self.buckets.add_tier(at, name, policy)?;
         let shape = policy.shape();
-        let tier = Arc::new(TierSet { set, shape });
+        let tier = Arc::new(TierSet { set, shape, source });
         opened.insert(place, tier.clone());
         Some(tier)
     }

@@ -14,7 +14,7 @@ use crate::store::{Charge, RateBuckets, RateStats, Reply};
 use crate::sync::{Mutex, lock};
 
 /// Sets that a limiter may have for each of its policies: one for each tier, and one for the requests of none.
-const SETS: usize = 1 + Policy::MAX_TIERS;
+const SETS: usize = 1 + Policy::MAX_OPENED_TIERS;
 
 /// The buckets of one limiter.
 pub(crate) struct MemoryBuckets {

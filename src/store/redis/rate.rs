@@ -72,7 +72,7 @@ impl RedisBuckets {
             FailureMode::LocalShare { replicas } => Some(Share::open(policies, replicas)),
             FailureMode::Open | FailureMode::Closed => None,
         };
-        let sets = policies.len() * (1 + Policy::MAX_TIERS);
+        let sets = policies.len() * (1 + Policy::MAX_OPENED_TIERS);
         let sets: Box<[OnceLock<Set>]> = (0..sets).map(|_| OnceLock::new()).collect();
         for (at, policy) in policies.iter().enumerate() {
             let _ = sets[at].set(Set::new(name.begin(at), policy));
