@@ -28,6 +28,7 @@ pub use elsewhere::SharedLimiters;
 pub use lease::{KeptLease, Lease};
 pub use leases::Leases;
 pub use permit::Permit;
+pub(crate) use rate::Charged;
 pub use rate::RateLimiter;
 pub use rules::SetPolicyError;
 pub(crate) use rules::TiersUnsupported;

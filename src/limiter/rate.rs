@@ -4,7 +4,7 @@ use std::fmt;
 use std::slice;
 use std::sync::Arc;
 
-use super::rules::{Rules, SetPolicyError, TiersUnsupported};
+use super::rules::{Charges, Rules, SetPolicyError, TiersUnsupported};
 use crate::decision::Decision;
 use crate::key::Key;
 use crate::limits::Limits;
@@ -35,6 +35,12 @@ pub struct RateLimiter {
     limit: Arc<Limit>,
     /// The tier of its requests.
     tier: Option<Arc<str>>,
+}
+
+/// Which buckets a decision charged, for more of the same.
+pub(crate) struct Charged {
+    tier: Option<Arc<str>>,
+    sets: Option<Box<[usize]>>,
 }
 
 struct Limit {
@@ -274,11 +280,7 @@ impl RateLimiter {
 
     /// What [`decide`](Self::decide) would answer, taking nothing.
     pub fn peek_all(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
-        self.peek_in(self.tier.as_deref(), keys, cost)
-    }
-
-    /// As [`peek_all`](Self::peek_all), for a request of a tier.
-    pub(crate) fn peek_in(&self, tier: Option<&str>, keys: &[Key], cost: u32) -> Reply<Decision> {
+        let tier = self.tier.as_deref();
         match &self.limit.rules {
             Some(rules) => rules.buckets().peek(&rules.charges(keys, tier), cost),
             None => Reply::Ready(Decision::unlimited()),
@@ -287,13 +289,41 @@ impl RateLimiter {
 
     /// As [`refund`](Self::refund), to all keys of a [`decide`](Self::decide).
     pub fn refund_all(&self, keys: &[Key], cost: u32) -> Reply<()> {
-        self.refund_in(self.tier.as_deref(), keys, cost)
-    }
-
-    /// As [`refund_all`](Self::refund_all), for a request of a tier.
-    pub(crate) fn refund_in(&self, tier: Option<&str>, keys: &[Key], cost: u32) -> Reply<()> {
+        let tier = self.tier.as_deref();
         match &self.limit.rules {
             Some(rules) => rules.buckets().refund(&rules.charges(keys, tier), cost),
+            None => Reply::Ready(()),
+        }
+    }
+
+    /// Which buckets a decision about a request of this tier charges.
+    #[inline]
+    pub(crate) fn charged(&self, tier: Option<Arc<str>>, keys: &[Key]) -> Charged {
+        let rules = self.limit.rules.as_ref();
+        let sets = rules.and_then(|rules| rules.sets(keys, tier.as_deref()));
+        Charged { tier, sets }
+    }
+
+    /// Decides about more of a request that was charged.
+    pub(crate) fn decide_more(&self, of: &Charged, keys: &[Key], cost: u32) -> Reply<Decision> {
+        match &self.limit.rules {
+            Some(rules) => rules.buckets().take(&of.charges(rules, keys), cost),
+            None => Reply::Ready(Decision::unlimited()),
+        }
+    }
+
+    /// The numbers of a request that was charged.
+    pub(crate) fn peek_at(&self, of: &Charged, keys: &[Key]) -> Reply<Decision> {
+        match &self.limit.rules {
+            Some(rules) => rules.buckets().peek(&of.charges(rules, keys), 0),
+            None => Reply::Ready(Decision::unlimited()),
+        }
+    }
+
+    /// Gives back to where a request was charged.
+    pub(crate) fn give_back(&self, of: &Charged, keys: &[Key], cost: u32) -> Reply<()> {
+        match &self.limit.rules {
+            Some(rules) => rules.buckets().refund(&of.charges(rules, keys), cost),
             None => Reply::Ready(()),
         }
     }
@@ -324,6 +354,12 @@ impl RateLimiter {
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         let quotas = self.policies().iter().flat_map(Policy::quotas);
         quotas.map(NamedQuota::name)
+    }
+}
+
+impl Charged {
+    fn charges(&self, rules: &Rules, keys: &[Key]) -> Charges {
+        rules.charges_to(keys, self.tier.as_deref(), self.sets.as_deref())
     }
 }
 

@@ -13,7 +13,7 @@ use super::shared::{Asked, Shared};
 use crate::decision::Decision;
 use crate::extract::ResponseHead;
 use crate::key::Key;
-use crate::limiter::RateLimiter;
+use crate::limiter::{Charged, RateLimiter};
 use crate::rejection::Rejection;
 use crate::store::Reply;
 use crate::sync::{Mutex, lock};
@@ -32,7 +32,7 @@ pub(super) type Refund = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub(super) struct Account {
     shared: Arc<Shared>,
     keys: Keys,
-    tier: Option<Arc<str>>,
+    charged: Charged,
     cost: u32,
     /// The decision that the request was passed on after.
     decision: Decision,
@@ -82,7 +82,7 @@ impl Account {
         Arc::new(Self {
             shared: shared.clone(),
             keys: Keys::copy(keys),
-            tier: asked.tier,
+            charged: shared.limiter.charged(asked.tier, keys),
             cost: asked.cost,
             decision,
             changed: OnceLock::new(),
@@ -155,10 +155,10 @@ impl Account {
         }
         // At once, so that two refunds at the same time do not give back the same.
         balance.charged -= cost;
-        let (limiter, tier) = (self.limiter(), self.tier.as_deref());
-        let refund = limiter.refund_in(tier, &self.keys, cost);
+        let limiter = self.limiter();
+        let refund = limiter.give_back(&self.charged, &self.keys, cost);
         if let Reply::Ready(()) = refund
-            && let Reply::Ready(decision) = limiter.peek_in(tier, &self.keys, 0)
+            && let Reply::Ready(decision) = limiter.peek_at(&self.charged, &self.keys)
         {
             balance.update(decision);
             return Reply::Ready(());
@@ -166,8 +166,8 @@ impl Account {
         let account = self.clone();
         Reply::Pending(Box::pin(async move {
             refund.await;
-            let tier = account.tier.as_deref();
-            let decision = account.limiter().peek_in(tier, &account.keys, 0).await;
+            let peeked = account.limiter().peek_at(&account.charged, &account.keys);
+            let decision = peeked.await;
             account.balance().update(decision);
         }))
     }
@@ -176,8 +176,8 @@ impl Account {
     pub(super) fn charge(self: &Arc<Self>, cost: u32) -> Reply<Result<(), Rejection>> {
         // Locked before the store decides, so that the numbers of a later decision stay.
         let mut balance = self.balance();
-        let tier = self.tier.as_deref();
-        match self.limiter().decide_in(tier, &self.keys, cost) {
+        let limiter = self.limiter();
+        match limiter.decide_more(&self.charged, &self.keys, cost) {
             Reply::Ready(decision) => {
                 let charged = balance.charge(decision, cost);
                 drop(balance);

@@ -84,10 +84,13 @@ impl RateLimitStatus {
         self.0.read(Decision::clone)
     }
 
-    /// Every quota by name, and how far it is used up.
+    /// Every quota that limits the request, by name, and how far it is used up.
     pub fn usages(&self) -> impl Iterator<Item = (&str, Usage)> {
         let usages = self.0.read(|decision| decision.usages().to_vec());
-        self.0.limiter().names().zip(usages)
+        let limiter = self.0.limiter();
+        // A quota that is off has no usage.
+        let named = |usage: Usage| Some((limiter.names().nth(usage.at())?, usage));
+        usages.into_iter().filter_map(named)
     }
 
     /// Gives back a part of what the request was charged.

@@ -304,6 +304,29 @@ async fn handlers_find_the_numbers_of_the_tier() {
     assert_eq!(status(&service, of_plan("pro")).await, 200);
 }
 
+/// Where the first quota is off, the second has its own name all the same.
+#[tokio::test]
+async fn handlers_find_each_number_by_its_name() {
+    let policy = Policy::new("calls", Quota::off())
+        .and("daily", Quota::per_day(20))
+        .tier("pro", "calls=60/min burst 10, daily=unlimited");
+    let (layer, _clock) = timed(by_user, policy);
+    let numbers = |request: &Request<()>| {
+        let status = request.extensions().get::<RateLimitStatus>().unwrap();
+        let numbers = status.usages();
+        let numbers = numbers.map(|(name, usage)| format!("{name}={}", usage.limit()));
+        numbers.collect::<Vec<_>>()
+    };
+    for (plan, expected) in [("pro", "calls=10"), ("free", "daily=20")] {
+        let handler = answering(move |request: Request<()>| {
+            assert_eq!(numbers(&request), [expected], "{plan}");
+            ok()
+        });
+        let service = layer.clone().tier_by(self::plan).layer(handler);
+        assert_eq!(status(&service, of_plan(plan)).await, 200);
+    }
+}
+
 #[tokio::test]
 async fn what_a_handler_charges_and_refunds_is_of_the_requests_tier() {
     let (layer, _clock) = timed(by_user, free_and_pro());
@@ -550,4 +573,47 @@ async fn a_policy_that_is_renamed_keeps_its_tiers() {
         header(&response, "ratelimit"),
         Some("\"calls\";r=99;t=36, \"calls-2\";r=2;t=1200, \"daily\";r=59;t=60")
     );
+}
+
+/// Also after the key got another tier.
+#[tokio::test]
+async fn what_is_given_back_goes_where_it_was_taken() {
+    let clock = TestClock::default();
+    let limits = Limits::new().tier("pro", "10/h");
+    let layer = RateLimitLayer::by(by_user, Quota::per_hour(3))
+        .store(store(&clock))
+        .limits(&limits);
+    let limiter = layer.limiter();
+    let left = |tier: Option<&str>| {
+        let limiter = match tier {
+            Some(tier) => limiter.tier(tier).unwrap(),
+            None => limiter.clone(),
+        };
+        let decision = limiter.peek(&user_key("alice")).now().unwrap();
+        decision.usages()[0].remaining()
+    };
+    let statuses = Arc::new(Mutex::new(Vec::<RateLimitStatus>::new()));
+    let seen = statuses.clone();
+    let handler = answering(move |request: Request<()>| {
+        let status = request.extensions().get::<RateLimitStatus>().unwrap();
+        seen.lock().unwrap().push(status.clone());
+        ok()
+    });
+    let service = layer.layer(handler);
+    assert_eq!(status(&service, user("alice")).await, 200);
+    assert_eq!(status(&service, user("alice")).await, 200);
+    assert_eq!(left(None), 1);
+    set(&limits, "user:alice", "tier=pro").await;
+    for _ in 0..10 {
+        assert_eq!(status(&service, user("alice")).await, 200);
+    }
+    assert_eq!(status(&service, user("alice")).await, 429);
+    let first: Vec<_> = statuses.lock().unwrap().drain(..2).collect();
+    for status in first {
+        status.refund(1).now().unwrap();
+    }
+    // None was taken from the tier that is given back.
+    assert_eq!(status(&service, user("alice")).await, 429);
+    limits.delete(&"user:alice".parse().unwrap()).await.unwrap();
+    assert_eq!(left(None), 3);
 }
