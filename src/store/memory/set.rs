@@ -252,12 +252,9 @@ impl Meter<'_> {
     }
 
     /// Gives back what a request took, and has what the key used be by its effective rule from now on; with a cost of 0 no
-    /// more than that. While the quota is off requests take nothing, and so nothing is given back.
+    /// more than that. A rule that is off or denies everything took nothing.
     pub(super) fn refund(&self, cost: u32, time: &Timer) -> Result<(), Stale> {
-        let cost = match self.rule().kind() {
-            RuleKind::Unlimited => 0,
-            _ => cost,
-        };
+        let cost = if self.counts() { cost } else { 0 };
         match self.slot {
             Slot::Buckets(buckets) => match self.bucket_by(buckets, time) {
                 Some(by) => buckets.refund(&by, self.key, cost),
@@ -273,7 +270,7 @@ impl Meter<'_> {
     /// Charges a request that was admitted elsewhere, whether it fits or not.
     #[cfg(feature = "redis")]
     pub(super) fn charge(&self, cost: u32, time: &Timer) -> Result<(), Stale> {
-        if !matches!(self.rule().kind(), RuleKind::Bucket | RuleKind::Window) {
+        if !self.counts() {
             return Ok(());
         }
         match self.slot {
@@ -286,6 +283,10 @@ impl Meter<'_> {
                 None => Ok(()),
             },
         }
+    }
+
+    fn counts(&self) -> bool {
+        matches!(self.rule().kind(), RuleKind::Bucket | RuleKind::Window)
     }
 
     /// By the effective rule, or, while that is off or denies everything, by the last default that was a rate.

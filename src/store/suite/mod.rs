@@ -13,6 +13,7 @@
 
 mod leases;
 mod named;
+mod order;
 mod rates;
 mod rules;
 
@@ -30,6 +31,7 @@ use crate::key::Key;
 /// When the store does something else than [`RateStore`] and [`RateBuckets`](super::RateBuckets) say.
 pub async fn rate_store(store: &dyn RateStore, pass: impl AsyncFn(Duration)) {
     rates::run(store, &pass).await;
+    order::run(store).await;
     rules::run(store, &pass).await;
 }
 
