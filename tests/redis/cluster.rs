@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use tower_admission::store::{Charge, LeaseLimits, LeaseStore, Leased, RateStore, suite};
+use tower_admission::store::{
+    Charge, FailureMode, LeaseLimits, LeaseStore, Leased, RateStore, suite,
+};
 use tower_admission::{
     ClientIp, Key, Limits, Policy, Quota, RateLimitLayer, RateLimiter, RequestHead,
 };
@@ -272,4 +274,48 @@ async fn tiers_count_apart() {
     }
     let decision = limiter.decide(&keys(9), 1).await;
     assert_eq!(decision.remaining(), Some(6), "{decision:?}");
+}
+
+/// A part that is down takes only its own keys with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_is_not_charged_for_what_the_part_of_a_token_cannot_answer() {
+    let mut cluster = Cluster::start().await;
+    let store = store(&cluster.url())
+        .deadline(Duration::from_millis(500))
+        .on_failure(FailureMode::Closed);
+    let policies = [
+        Policy::new("token", Quota::per_hour(1000)),
+        Policy::new("ip", Quota::per_hour(5)),
+    ];
+    let buckets = store.open(&policies);
+    let address = Charge::new(Key::ip([192, 0, 2, 1].into()), 1);
+    let both = |n: u32| [user(&n.to_string())[0].clone(), address.clone()];
+    let left = async || buckets.peek(&[address.clone()], 0).await.remaining();
+    assert!(buckets.take(&both(0), 1).await.is_admitted());
+    let mut with_address = None;
+    for (n, node) in cluster.nodes.iter().enumerate() {
+        if node.keys().await.iter().any(|key| key.contains(":ip:")) {
+            with_address = Some(n);
+        }
+    }
+    let dead = (with_address.expect("a node that has it") + 1) % 3;
+    cluster.nodes[dead].kill();
+    let mut unavailable = Vec::new();
+    for n in 1..60 {
+        if unavailable.len() < 8 && buckets.peek(&both(n)[..1], 0).await.is_unavailable() {
+            unavailable.push(n);
+            assert!(buckets.take(&both(n), 1).await.is_unavailable());
+        }
+    }
+    assert_eq!(unavailable.len(), 8);
+    until("the address has back what was refused", async || {
+        left().await == Some(4)
+    })
+    .await;
+    // A refund reaches the keys that it can.
+    let broken = both(unavailable[0]);
+    let live = [address.clone()];
+    assert!(buckets.take(&live, 2).await.is_admitted());
+    buckets.refund(&broken, 2).await;
+    assert_eq!(left().await, Some(4));
 }

@@ -104,7 +104,14 @@ impl RedisBuckets {
                     this.0.learn(&charges, cost, mode, asked, &decision);
                     decision
                 }
-                Err(_) => this.0.without_redis(&charges, cost, mode).await,
+                Err(charged) => {
+                    let decision = this.0.without_redis(&charges, cost, mode).await;
+                    if !decision.is_admitted() && !charged.is_empty() {
+                        // Not waited for, as the deadline may be over.
+                        tokio::spawn(async move { this.0.give_back(&charged, cost).await });
+                    }
+                    decision
+                }
             }
         }))
     }
@@ -134,8 +141,7 @@ impl RateBuckets for RedisBuckets {
         let this = self.clone();
         let charges = charges.to_vec();
         Reply::Pending(Box::pin(async move {
-            // What cannot be given back refills with time.
-            let _ = this.0.give_back(&charges, cost).await;
+            this.0.give_back(&charges, cost).await;
             // Once more, as one that was denied in the meantime would be admitted now.
             this.0.denials.forget(&charges);
         }))
@@ -278,12 +284,13 @@ impl Buckets {
         }
     }
 
+    /// What Redis decides; when it cannot be asked, what was charged before that was known.
     async fn decide(
         &self,
         charges: &[Charge],
         cost: u32,
         mode: Mode,
-    ) -> Result<Decision, StoreError> {
+    ) -> Result<Decision, Vec<Charge>> {
         let deadline = self.client().deadline();
         let rules = self.rules(charges);
         if charges.len() > 1 && self.client().is_cluster() {
@@ -291,8 +298,8 @@ impl Buckets {
                 .decide_apart(charges, &rules, cost, mode, deadline)
                 .await;
         }
-        let usages = self.call(charges, &rules, cost, mode, deadline).await?;
-        Ok(Decision::from_usages(usages))
+        let usages = self.call(charges, &rules, cost, mode, deadline).await;
+        usages.map(Decision::from_usages).map_err(|_| Vec::new())
     }
 
     /// The keys of one decision lie in different parts of a cluster, where no script reaches all.
@@ -305,12 +312,12 @@ impl Buckets {
         cost: u32,
         mode: Mode,
         deadline: Instant,
-    ) -> Result<Decision, StoreError> {
+    ) -> Result<Decision, Vec<Charge>> {
         let mut order: Vec<usize> = (0..charges.len()).collect();
         order.sort_by_key(|&at| !charges[at].key.is_ip());
         let mut found: Vec<Vec<Option<Usage>>> = vec![Vec::new(); charges.len()];
         let mut rejected = false;
-        let mut taken = Vec::new();
+        let mut taken: Vec<usize> = Vec::new();
         let call =
             |at: usize, mode| self.call(&charges[at..=at], &rules[at..=at], cost, mode, deadline);
         for at in order {
@@ -323,7 +330,7 @@ impl Buckets {
                 Ok(found) => found,
                 // It is rejected whatever this part of the cluster holds.
                 Err(_) if rejected => unused(&rules[at]),
-                Err(error) => return Err(error),
+                Err(_) => return Err(taken.into_iter().map(|at| charges[at].clone()).collect()),
             };
             let fits = found[at].iter().flatten().all(Usage::fits);
             rejected |= !fits;
@@ -344,23 +351,21 @@ impl Buckets {
         Ok(Decision::from_usages(found.into_iter().flatten()))
     }
 
-    async fn give_back(&self, charges: &[Charge], cost: u32) -> Result<(), StoreError> {
+    /// What cannot be given back refills with time.
+    async fn give_back(&self, charges: &[Charge], cost: u32) {
         let deadline = self.client().deadline();
         let rules = self.rules(charges);
-        if !self.client().is_cluster() {
-            let given = self.call(charges, &rules, cost, Mode::Refund, deadline);
-            return given.await.map(drop);
-        }
-        // There the keys lie in different parts.
-        for (charge, rules) in charges.iter().zip(&rules) {
-            if !rules.iter().any(is_limiting) {
-                continue;
+        // In a cluster the keys lie in different parts, of which each may be down.
+        let at_a_time = match self.client().is_cluster() {
+            true => 1,
+            false => charges.len().max(1),
+        };
+        for (charges, rules) in charges.chunks(at_a_time).zip(rules.chunks(at_a_time)) {
+            if rules.iter().flatten().any(is_limiting) {
+                let given = self.call(charges, rules, cost, Mode::Refund, deadline);
+                let _ = given.await;
             }
-            let (charges, rules) = (std::slice::from_ref(charge), std::slice::from_ref(rules));
-            self.call(charges, rules, cost, Mode::Refund, deadline)
-                .await?;
         }
-        Ok(())
     }
 
     async fn call(
