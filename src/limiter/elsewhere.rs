@@ -151,7 +151,8 @@ impl Shared {
         let opened = rates.opened()?;
         let buckets = store.open_at(&rates.place, &opened)?;
         let shapes = opened.iter().map(Policy::shape).collect();
-        let rules = Rules::new(opened, shapes, buckets, Some(limits)).ok()?;
+        let tiers = rates.opened_tiers()?;
+        let rules = Rules::new(tiers, shapes, buckets, Some(limits)).ok()?;
         rules.set_policies(policies.clone()).ok()?;
         Some(Self::Rate { policies, rules })
     }

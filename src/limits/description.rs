@@ -73,6 +73,15 @@ pub(crate) struct SlotsTier {
     limit: Option<u64>,
 }
 
+impl DescribedQuota {
+    /// One that its bucket or window could have been opened with.
+    fn opened(&self) -> Option<Quota> {
+        let quota = self.quota.parse().ok()?;
+        let any = Quota::per_second(1).sliding();
+        Some(if self.sliding { any } else { quota })
+    }
+}
+
 impl Slots {
     /// What the tiers of some limits have for the limiter of a name.
     pub(crate) fn tiers(limits: &Limits, name: &str) -> Vec<SlotsTier> {
@@ -150,25 +159,31 @@ impl Rates {
 
     /// `None` for what is no policy of this crate.
     pub(crate) fn policies(&self) -> Option<Vec<Policy>> {
-        self.read(|quota| quota.quota.parse().ok())
+        let quota = |quota: &DescribedQuota| quota.quota.parse().ok();
+        self.read(quota, quota)
     }
 
     /// Policies that the buckets could have been opened with.
     pub(crate) fn opened(&self) -> Option<Vec<Policy>> {
-        let quota = |described: &DescribedQuota| {
-            let quota: Quota = described.quota.parse().ok()?;
-            let any = Quota::per_second(1).sliding();
-            Some(if described.sliding { any } else { quota })
-        };
-        self.read(quota)
+        self.read(DescribedQuota::opened, DescribedQuota::opened)
     }
 
-    fn read(&self, quota: impl Fn(&DescribedQuota) -> Option<Quota>) -> Option<Vec<Policy>> {
+    /// The same without defaults, to open the buckets of tiers with: they keep the algorithms that they have, and the
+    /// default may have another by now.
+    pub(crate) fn opened_tiers(&self) -> Option<Vec<Policy>> {
+        self.read(|_| Some(Quota::off()), DescribedQuota::opened)
+    }
+
+    fn read(
+        &self,
+        default: impl Fn(&DescribedQuota) -> Option<Quota>,
+        quota: impl Fn(&DescribedQuota) -> Option<Quota>,
+    ) -> Option<Vec<Policy>> {
         let policies = self.policies.iter().enumerate();
         policies
             .map(|(at, quotas)| {
                 let mut tiers = self.tiers.iter().filter(|tier| tier.policy == at);
-                tiers.try_fold(policy(quotas, &quota)?, |all, tier| {
+                tiers.try_fold(policy(quotas, &default)?, |all, tier| {
                     let quotas = policy(&tier.quotas, &quota)?;
                     let named = quotas.quotas().iter();
                     let named = named.map(|named| (named.name(), named.quota()));

@@ -531,3 +531,26 @@ async fn a_store_adds_tiers_to_each_policy() {
     let nowhere = [Charge::new(Key::SHARED, 99)];
     assert!(buckets.take(&nowhere, 1).await.is_admitted());
 }
+
+/// A tier keeps the algorithm that it was opened with, whatever the default has by now.
+#[tokio::test]
+async fn a_tool_sees_a_tier_whose_default_has_another_algorithm() {
+    let server = Server::start().await;
+    for (opened, tier, default, changed) in [
+        ("off", "10/h sliding", "3/h", "10/h sliding"),
+        ("3/h sliding", "deny all", "3/h sliding", "10/h sliding"),
+    ] {
+        server.clear().await;
+        let limits = Limits::in_store(&server.store()).tier("pro", tier);
+        let policy = |text: &str| Policy::new("free", quota(text));
+        let limiter = RateLimiter::with_limits(policy(opened), &server.store(), &limits);
+        limiter.set_policy(policy(default)).unwrap();
+        limits.try_tier("pro", changed.parse().unwrap()).unwrap();
+        let pro = limiter.tier("pro").unwrap();
+        assert!(pro.decide(&acme(), 2).await.is_admitted());
+        let tool = Limits::in_store(&server.store());
+        let free = (None, 0, Some(3), Some(3));
+        let in_pro = (Some("pro"), 2, Some(10), Some(10));
+        is_seen(&server, &tool, &[free, in_pro]).await;
+    }
+}
