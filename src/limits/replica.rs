@@ -251,12 +251,14 @@ impl Replica {
         epoch: Vec<u8>,
         version: u64,
     ) -> Result<(), StoreError> {
-        {
+        let before = {
             let mut state = lock(&limits.0.state);
+            let before = lock(&self.read).epoch.clone();
             // Of another epoch, versions say nothing.
-            let same = lock(&self.read).epoch == epoch;
+            let same = before == epoch;
             state.newer.retain(|_, newer| same && *newer > version);
-        }
+            before
+        };
         let mut found = HashSet::new();
         let mut cursor = 0;
         loop {
@@ -274,11 +276,15 @@ impl Replica {
             }
         }
         self.drop_all_but(limits, &found).await;
-        *lock(&self.read) = Read {
-            epoch,
-            version,
-            all: Some(Instant::now()),
-        };
+        let mut read = lock(&self.read);
+        // Else a change has found another epoch meanwhile, of which all is to be read.
+        if read.epoch == before {
+            *read = Read {
+                epoch,
+                version,
+                all: Some(Instant::now()),
+            };
+        }
         Ok(())
     }
 

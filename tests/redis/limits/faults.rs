@@ -84,3 +84,23 @@ async fn a_version_that_comes_again_is_noticed() {
     })
     .await;
 }
+
+/// Redis loses what was set while a replica read for the first time.
+#[tokio::test]
+async fn what_is_lost_while_all_is_read_is_gone() {
+    let server = Server::start().await;
+    let replica = async |n: usize| {
+        let prefix = format!("app{n}");
+        let mut connection = server.connection().await.unwrap();
+        // Read by a task, while this one sets.
+        let limits = Limits::in_store(&server.store().prefix(&prefix));
+        set(&limits, "5/h").await;
+        let mut lose = redis::cmd("DEL");
+        for part in ["of", "changes", "state"] {
+            lose.arg(format!("{{{prefix}:limits}}:{part}"));
+        }
+        lose.query_async::<()>(&mut connection).await.unwrap();
+        until("nothing is left", async || limits.is_empty()).await;
+    };
+    futures_util::future::join_all((0..50).map(replica)).await;
+}
