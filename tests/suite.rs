@@ -124,13 +124,13 @@ impl RateBuckets for WrongBuckets {
                 }
             }
             Flaw::PartUnderRules if !has_rules => {}
-            Flaw::Part | Flaw::PartUnderRules => {
-                if !inner.peek(charges, cost).now().unwrap().is_admitted() {
-                    for charge in charges {
-                        let _ = inner.take(slice::from_ref(charge), cost);
-                    }
-                    return inner.peek(charges, cost);
+            Flaw::Part | Flaw::PartUnderRules
+                if !inner.peek(charges, cost).now().unwrap().is_admitted() =>
+            {
+                for charge in charges {
+                    let _ = inner.take(slice::from_ref(charge), cost);
                 }
+                return inner.peek(charges, cost);
             }
             Flaw::UsagesInOtherOrder => {
                 let mut charges = charges.to_vec();

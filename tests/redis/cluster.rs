@@ -290,7 +290,12 @@ async fn an_address_is_not_charged_for_what_the_part_of_a_token_cannot_answer() 
     let buckets = store.open(&policies);
     let address = Charge::new(Key::ip([192, 0, 2, 1].into()), 1);
     let both = |n: u32| [user(&n.to_string())[0].clone(), address.clone()];
-    let left = async || buckets.peek(&[address.clone()], 0).await.remaining();
+    let left = async || {
+        buckets
+            .peek(std::slice::from_ref(&address), 0)
+            .await
+            .remaining()
+    };
     assert!(buckets.take(&both(0), 1).await.is_admitted());
     let mut with_address = None;
     for (n, node) in cluster.nodes.iter().enumerate() {
