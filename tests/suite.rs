@@ -112,13 +112,14 @@ impl RateBuckets for WrongBuckets {
     fn take(&self, charges: &[Charge], cost: u32) -> Reply<Decision> {
         let charges = &*self.seen(charges);
         let inner = self.inner();
-        let has_rules = charges.iter().any(|charge| charge.rules.is_some());
+        let has_rules = charges.iter().any(Charge::is_overridden);
         match self.flaw {
             Flaw::RulesOfOthers => {
                 for charge in charges {
-                    let rules = charge.rules.iter().flat_map(|rules| rules.iter());
-                    let quotas: Vec<_> = rules.flatten().map(|rule| rule.quota()).collect();
-                    if quotas.len() == self.policies[0].quotas().len() {
+                    let count = self.policies[0].quotas().len();
+                    let rules = (0..count).filter_map(|at| charge.rule(at));
+                    let quotas: Vec<_> = rules.map(|rule| rule.quota()).collect();
+                    if quotas.len() == count {
                         inner.set_quotas(charge.set, &quotas);
                     }
                 }

@@ -125,8 +125,9 @@ impl Charge {
         }
     }
 
-    /// Whether any quota has an override.
-    pub(crate) fn is_overridden(&self) -> bool {
+    /// Whether any quota of the set has an override.
+    #[must_use]
+    pub fn is_overridden(&self) -> bool {
         self.rules != OwnRules::None
     }
 
