@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::rules::Rules;
 use crate::key::{Key, KeyName};
-use crate::limits::{Description, LimitTarget, LimitUsage, Limits, LimitsError, Rates, Slots};
+use crate::limits::{Description, LimitUsage, Limits, LimitsError, Rates, Slots};
 use crate::policy::Policy;
 use crate::store::{LeaseSlots, LeaseStore, RedisStore};
 
@@ -172,10 +172,8 @@ impl Shared {
     async fn usage(&self, key: Key, limits: &Limits) -> Option<Vec<LimitUsage>> {
         match self {
             Self::Rate { rules, .. } => {
-                let usages = rules.usage(key).await;
-                // The first policy is always reported, if it limits the key.
-                let is_answered = !usages.is_empty() || !rules.is_limited(&key);
-                is_answered.then_some(usages)
+                let (usages, is_complete) = rules.asked(key).await;
+                is_complete.then_some(usages)
             }
             Self::Slots {
                 sort,

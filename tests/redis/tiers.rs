@@ -519,15 +519,15 @@ async fn a_store_adds_tiers_to_each_policy() {
     let buckets = store.open(&[free_and_pro(), Policy::new("ip", quota("3/h"))]);
     let mut sets = Vec::new();
     for policy in 0..2 {
-        for tier in 0..Policy::MAX_TIERS {
+        for tier in 0..2 * Policy::MAX_TIERS {
             let name = format!("tier {tier}");
             sets.extend(buckets.add_tier(policy, &name, &quota("3/h").into()));
         }
     }
-    assert_eq!(sets, (2..34).collect::<Vec<_>>());
+    assert_eq!(sets, (2..66).collect::<Vec<_>>());
     assert_eq!(buckets.add_tier(0, "more", &quota("3/h").into()), None);
     // Of a set that there is not.
-    assert!(!buckets.set_quotas(34, &[quota("3/h")]));
+    assert!(!buckets.set_quotas(66, &[quota("3/h")]));
     let nowhere = [Charge::new(Key::SHARED, 99)];
     assert!(buckets.take(&nowhere, 1).await.is_admitted());
 }
@@ -553,4 +553,39 @@ async fn a_tool_sees_a_tier_whose_default_has_another_algorithm() {
         let in_pro = (Some("pro"), 2, Some(10), Some(10));
         is_seen(&server, &tool, &[free, in_pro]).await;
     }
+}
+
+#[tokio::test]
+async fn a_tool_does_not_leave_out_a_tier_that_it_cannot_ask_about() {
+    let server = Server::start().await;
+    let limits = Limits::in_store(&server.store());
+    let policy = Policy::new("free", quota("3/h")).tier("pro", quota("10/h"));
+    let limiter = RateLimiter::with_limits(policy, &server.store(), &limits);
+    assert!(
+        limiter
+            .tier("pro")
+            .unwrap()
+            .decide(&acme(), 5)
+            .await
+            .is_admitted()
+    );
+    let tool = Limits::in_store(&server.store());
+    let free = (None, 0, Some(3), Some(3));
+    is_seen(
+        &server,
+        &tool,
+        &[free, (Some("pro"), 5, Some(10), Some(10))],
+    )
+    .await;
+    let key = server
+        .keys()
+        .await
+        .into_iter()
+        .find(|key| key.contains("@pro"))
+        .unwrap();
+    server.command(&["SET", &key, "junk"]).await.unwrap();
+    let store = server.store().on_failure(FailureMode::Closed);
+    let seen = SharedLimiters::read(&tool, &store).await.unwrap();
+    let usage = seen.usage(&org_acme()).await;
+    assert!(usage.is_err(), "{usage:?}");
 }

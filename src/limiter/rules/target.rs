@@ -9,7 +9,6 @@ use crate::limits::{BoxFuture, LimitTarget, LimitUsage};
 #[cfg(feature = "redis")]
 use crate::limits::{Description, Rates};
 use crate::policy::{NamedQuota, Policy, Shape};
-#[cfg(feature = "redis")]
 use crate::rule::Rule;
 use crate::store::Charge;
 use crate::sync::{Ordering, lock};
@@ -26,17 +25,40 @@ impl Rules {
         stored.filter(|tier| self.in_tier(0, tier, |_| ()).is_some())
     }
 
-    /// Whether the first policy limits a key whose requests are of no tier but the one that is stored for it.
-    #[cfg(feature = "redis")]
-    pub(in crate::limiter) fn is_limited(&self, key: &Key) -> bool {
-        let charge = self.charge(0, key, None);
-        let policies = self.policies_in(self.stored_tier(key).as_deref());
-        let quotas = policies[0].quotas().iter().enumerate();
-        let mut effective = quotas.map(|(at, named)| {
+    /// Whether a charge in a tier is limited at all: whether a decision about it has numbers.
+    fn is_limited(&self, policy: usize, tier: Option<&str>, charge: &Charge) -> bool {
+        let policies = self.policies_in(tier);
+        let mut quotas = policies[policy].quotas().iter().enumerate();
+        quotas.any(|(at, named)| {
             let own = charge.rule(at).map(Rule::quota);
-            own.unwrap_or(named.quota())
+            !own.unwrap_or(named.quota()).is_off()
+        })
+    }
+
+    /// How far a key has used it up, and whether the store answered about all of it.
+    pub(in crate::limiter) fn asked(&self, key: Key) -> BoxFuture<(Vec<LimitUsage>, bool)> {
+        let stored = self.stored_tier(&key);
+        let policies = self.policies();
+        let charges = self.all_charges(&key).into_iter();
+        let asked = charges.map(|(policy, tier, charge)| {
+            let is_limited = self.is_limited(policy, tier.as_deref(), &charge);
+            let asked = self.buckets.peek(std::slice::from_ref(&charge), 0);
+            (policy, tier, charge, is_limited, asked)
         });
-        effective.any(|quota| !quota.is_off())
+        let asked: Vec<_> = asked.collect();
+        Box::pin(async move {
+            let (mut usages, mut is_complete) = (Vec::new(), true);
+            for (policy, tier, charge, is_limited, asked) in asked {
+                let decision = asked.await;
+                is_complete &= !is_limited || !decision.usages().is_empty();
+                let is_used = || decision.usages().iter().any(|usage| used(usage) > 0);
+                let is_first = policy == 0 && tier.as_deref() == stored.as_deref();
+                if is_first || charge.is_overridden() && tier.is_none() || is_used() {
+                    usages.extend(report(&policies[policy], tier, &charge, &decision));
+                }
+            }
+            (usages, is_complete)
+        })
     }
 
     /// All buckets that a key may be charged to, by its override or the defaults, with the tiers and policies that
@@ -88,28 +110,8 @@ impl LimitTarget for Rules {
         if self.rests() {
             return Box::pin(std::future::ready(Vec::new()));
         }
-        let stored = self.stored_tier(&key);
-        let policies = self.policies();
-        let asked = self
-            .all_charges(&key)
-            .into_iter()
-            .map(|(policy, tier, charge)| {
-                let asked = self.buckets.peek(std::slice::from_ref(&charge), 0);
-                (policy, tier, charge, asked)
-            });
-        let asked: Vec<_> = asked.collect();
-        Box::pin(async move {
-            let mut usages = Vec::new();
-            for (policy, tier, charge, asked) in asked {
-                let decision = asked.await;
-                let is_used = || decision.usages().iter().any(|usage| used(usage) > 0);
-                let is_first = policy == 0 && tier.as_deref() == stored.as_deref();
-                if is_first || charge.is_overridden() && tier.is_none() || is_used() {
-                    usages.extend(report(&policies[policy], tier, &charge, &decision));
-                }
-            }
-            usages
-        })
+        let asked = self.asked(key);
+        Box::pin(async move { asked.await.0 })
     }
 
     fn total(&self) -> Option<LimitUsage> {
