@@ -107,10 +107,11 @@ impl Rule {
         self.length
     }
 
-    /// The time in which an empty bucket fills, in nanoseconds.
+    /// The time in which an empty bucket fills, in nanoseconds. Of a window it means nothing, and may be more than
+    /// there is.
     #[inline]
     pub(crate) fn refill_nanos(&self) -> u64 {
-        self.length * u64::from(self.limit)
+        self.length.saturating_mul(self.limit.into())
     }
 
     /// The time in which an empty bucket fills, to the nearest second, or the period, rounded up; [`SUB_SECOND`] if
@@ -157,5 +158,13 @@ mod tests {
         );
         assert_eq!(numbers("off"), (RuleKind::Unlimited, 0, 0, SUB_SECOND));
         assert_eq!(numbers("deny all"), (RuleKind::DenyAll, 0, 0, SUB_SECOND));
+    }
+
+    #[test]
+    fn a_window_of_many_requests_and_days_has_numbers() {
+        let quota: Quota = "4444015 per 21081600s sliding".parse().unwrap();
+        let rule = Rule::new(quota);
+        assert_eq!(rule.limit(), 4_444_015);
+        assert_eq!(rule.refill_nanos(), u64::MAX);
     }
 }
