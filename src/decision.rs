@@ -182,7 +182,7 @@ impl Decision {
         !self.admitted && self.usages.iter().any(|usage| usage.is_unsettled)
     }
 
-    /// The usage with the least left, which an admitted request is told.
+    /// The usage with the least left, which the response of an admitted request reports.
     pub(crate) fn least(&self) -> Option<&Usage> {
         let usages = self.usages.iter();
         usages.min_by_key(|usage| (usage.remaining, Reverse(usage.reset)))

@@ -14,7 +14,8 @@ pub(super) struct Changing {
     pub(super) kept: Kept,
     /// Where files lie, by what they were called at first. A folder may be a link to another one later.
     places: BTreeMap<PathBuf, PathBuf>,
-    /// What was read last of each file, also if it was rejected, so that it is told once; and what went before it.
+    /// The last text of each file, also if it was rejected, so that it is reported once; and the variables that
+    /// went before it.
     read: BTreeMap<PathBuf, (String, Variables)>,
     /// What went before the file that was read last.
     variables: Option<Variables>,

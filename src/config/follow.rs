@@ -37,8 +37,8 @@ impl Drop for Following {
 }
 
 impl Admission {
-    /// Reads a file every second and, when its text is another, [reloads](Self::reload) it. Each
-    /// change is told, with what is wrong if it was rejected; one that cannot be read as well, once.
+    /// Reads a file every second and, when its text is another, [reloads](Self::reload) it.
+    /// Reports each change, and what is wrong with one that is rejected. Reports once that the file cannot be read.
     ///
     /// The text is compared, not a time stamp, so that files which are replaced, as in a
     /// container's mounted configuration, are seen. It is another when it is not what was read of this

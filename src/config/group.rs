@@ -165,7 +165,7 @@ impl Stack {
         }
         let has_tiers = !settings.tiers.is_empty();
         if let Some(tier_by) = &says.tier_by {
-            // A tier that neither the group nor the limits have is none of this group's, and not logged.
+            // Another group may have this tier, so it is not logged here.
             let (of_rates, of_limits) = (tier_by.clone(), limits.clone());
             rate = rate.tier_by(move |head| {
                 of_rates(head).filter(|tier| has_tiers || of_limits.declares(tier))

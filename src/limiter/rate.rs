@@ -175,8 +175,7 @@ impl RateLimiter {
         self.limit.rules.as_deref()
     }
 
-    /// Sets the defaults and the tiers: what keys without an override may do. What is used stays used, however often
-    /// the policy is changed.
+    /// Sets the quotas of keys without an override, in every tier. Usage is kept, however often the policy changes.
     ///
     /// Takes microseconds, whatever the number of overrides.
     ///

@@ -313,7 +313,7 @@ mod tests {
         assert!(slots.try_take().is_some(), "the line is closed again");
     }
 
-    /// A waiter in front, since those who went away are taken off the front whenever one joins.
+    /// A live waiter stands in front, because waiters that are gone leave the front with each join.
     #[test]
     fn the_line_forgets_those_who_went_away_behind_a_waiter() {
         let slots = Slots::new(1);
@@ -324,7 +324,7 @@ mod tests {
         }
         let mut last = slots.join_line(4).unwrap();
         assert!(lock(&slots.line).len() < 64);
-        // Those who wait stay in their order.
+        // Live waiters stay in their order.
         slots.set_limit(2);
         let _slot = first.slot.try_recv().expect("the first is served");
         assert!(last.slot.try_recv().is_err());

@@ -99,8 +99,8 @@ impl Limits {
     /// How many keys can have an override.
     pub const MOST: usize = 250_000;
 
-    /// How many distinct rates all overrides together can have: what is used is kept in requests, and for that a bucket
-    /// has the number of its rate.
+    /// How many distinct rates all overrides together can have. A bucket stores a number for its rate, and there
+    /// are only so many numbers.
     pub const MAX_RATES: usize = 30_000;
 
     /// No overrides and no tiers yet, in this process's memory.

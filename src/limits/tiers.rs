@@ -20,7 +20,7 @@ impl Limits {
     /// that it does not name keeps its default. **Rates count apart in each tier**, see [`Policy::tier`]. Permits and
     /// leases have one count for a key in all tiers; the tier selects the number.
     ///
-    /// A limiter that was built before knows the tier as well. Adding a tier changes nobody's usage. A tier of this name that
+    /// A limiter that was built before knows the tier as well. Adding a tier changes no usage. A tier of this name that
     /// was declared before is replaced; a limiter that knows it counts it in buckets or in windows as it did before.
     ///
     /// ```

@@ -28,7 +28,7 @@ impl Policy {
     /// [`RateLimiter::tier`](crate::RateLimiter::tier) that of a decision.
     ///
     /// **Each tier counts apart**: a request checks and charges the buckets of its own tier and no others. Adding a
-    /// tier changes nobody's usage, and a key that moves to another tier finds the buckets of that tier as they are. So select
+    /// tier changes no usage, and a key that moves to another tier finds the buckets of that tier as they are. So select
     /// the tier by what the client cannot choose: a client that could would have the numbers of all tiers together.
     ///
     /// Each tier takes as much memory as a policy of its own for the keys that use it, and 20 KiB for each of its quotas

@@ -48,7 +48,7 @@ struct Limit {
     /// One for each place of a request's keys.
     per_key: Vec<Arc<PerKey>>,
     limits: Option<Limits>,
-    /// What the limits are told of this limiter; see `open`.
+    /// The target that the limits hold weakly; see `open`.
     limited: Option<Arc<dyn LimitTarget>>,
     retry_after: Option<Duration>,
     /// At most so much is added to the wait of a rejection at capacity.

@@ -21,7 +21,7 @@ const CHOOSES: &AsciiSet = &CONTROLS.add(b'{').add(b'}').add(b'%');
 /// and with a `&` between policies: what buckets and windows keep differs, so a quota that changes its kind, or goes to another policy,
 /// counts in another place. A second limiter
 /// of the same name has a 2 behind it, and so on, in the order in which they are made: replicas run
-/// the same program. Tiers are no part of the name, so a tier more changes nobody's usage.
+/// the same program. Tiers are no part of the name, so adding a tier changes no usage.
 #[derive(Clone)]
 pub(super) struct Names {
     prefix: Arc<str>,
