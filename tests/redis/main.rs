@@ -5,6 +5,7 @@
 #![cfg(all(feature = "redis", feature = "test-util"))]
 
 mod cluster;
+mod decisions;
 mod faults;
 mod gateway;
 mod keeper;

@@ -1,11 +1,8 @@
-//! What a decision is charged to, as the script takes it.
-
-use std::time::Duration;
+//! Requests to be decided, as the script takes them.
 
 use redis::{RedisWrite, ToRedisArgs};
 use smallvec::SmallVec;
 
-use crate::decision::Usage;
 use crate::rule::{Rule, RuleKind};
 
 /// The rules by which one key is charged, in the order of its quotas.
@@ -29,69 +26,136 @@ impl Mode {
     }
 }
 
-/// What the script takes next to its keys.
-pub(super) struct Arguments<'a> {
+/// Requests in a row of one cost that charge the same keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Run {
     pub(super) cost: u32,
+    /// How many requests; at least 1.
+    pub(super) count: u32,
+    /// Indexes of the call's keys, as many as the other runs have.
+    pub(super) keys: SmallVec<[u16; 2]>,
+}
+
+impl Run {
+    /// One request that charges all `keys` keys of its call.
+    pub(super) fn single(cost: u32, keys: usize) -> Self {
+        let keys = 0..u16::try_from(keys).expect("a request has few keys");
+        Self {
+            cost,
+            count: 1,
+            keys: keys.collect(),
+        }
+    }
+}
+
+/// What the script takes next to its keys.
+#[derive(Clone, Copy)]
+pub(super) struct Arguments<'a> {
     pub(super) mode: Mode,
     /// For each key.
     pub(super) rules: &'a [KeyRules],
+    /// In their order of arrival.
+    pub(super) runs: &'a [Run],
+}
+
+impl Arguments<'_> {
+    /// How many keys each run names: none if all charge all keys.
+    fn named(&self) -> usize {
+        let all = |run: &Run| {
+            let keys = run.keys.iter().map(|key| usize::from(*key));
+            keys.eq(0..self.rules.len())
+        };
+        match self.runs.first() {
+            Some(run) if !self.runs.iter().all(all) => run.keys.len(),
+            _ => 0,
+        }
+    }
 }
 
 impl ToRedisArgs for Arguments<'_> {
     fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
-        out.write_arg_fmt(self.cost);
+        let named = self.named();
         out.write_arg(self.mode.word().as_bytes());
+        out.write_arg_fmt(named);
+        let mut before = None;
         for rules in self.rules {
-            out.write_arg_fmt(rules.len());
+            if before == Some(rules) {
+                out.write_arg(b"=");
+                continue;
+            }
+            before = Some(rules);
+            let letters = rules.iter().map(|rule| match rule.kind() {
+                RuleKind::DenyAll | RuleKind::Bucket => b'b',
+                RuleKind::Window => b's',
+                RuleKind::Unlimited => b'-',
+            });
+            out.write_arg(&letters.collect::<SmallVec<[u8; 8]>>());
             for rule in rules {
-                let kind = match rule.kind() {
-                    RuleKind::DenyAll | RuleKind::Bucket => 0,
-                    RuleKind::Window => 1,
-                    RuleKind::Unlimited => 2,
-                };
-                out.write_arg_fmt(kind);
-                // Rounded up, so that no more is admitted than was promised.
-                out.write_arg_fmt(rule.length_nanos().div_ceil(1_000));
+                out.write_arg_fmt(micros_per_request(rule));
                 out.write_arg_fmt(rule.limit());
+            }
+        }
+        for run in self.runs {
+            out.write_arg_fmt(run.cost);
+            out.write_arg_fmt(run.count);
+            // The script counts from 1.
+            for key in run.keys.iter().take(named) {
+                out.write_arg_fmt(u32::from(*key) + 1);
             }
         }
     }
 }
 
-/// The usages that a script answered about the quotas of one key, in order; `None` of one that is off.
-pub(super) fn usages<'a>(
-    rules: &'a [Rule],
-    numbers: &'a [i64],
-) -> impl Iterator<Item = Option<Usage>> + 'a {
-    let numbers = numbers.chunks_exact(3);
-    rules
-        .iter()
-        .zip(numbers)
-        .map(|(rule, numbers)| usage(rule, numbers))
+/// The interval of a bucket or the length of a sub-window, rounded up, so that no more is admitted than was
+/// promised.
+pub(super) fn micros_per_request(rule: &Rule) -> u64 {
+    rule.length_nanos().div_ceil(1_000)
 }
 
-fn usage(rule: &Rule, numbers: &[i64]) -> Option<Usage> {
-    if rule.kind() == RuleKind::Unlimited {
-        return None;
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quota::Quota;
+
+    fn written(rules: &[KeyRules], runs: &[Run]) -> String {
+        let mode = Mode::Take;
+        let written = Arguments { mode, rules, runs }.to_redis_args();
+        let words = written
+            .into_iter()
+            .map(|word| String::from_utf8(word).unwrap());
+        words.collect::<Vec<_>>().join(" ")
     }
-    let micros = |number: i64| Duration::from_micros(number.max(0).unsigned_abs());
-    let (remaining, reset) = (numbers[0].max(0) as u32, micros(numbers[1]));
-    let usage = match numbers[2] {
-        0 => Usage::admitted(rule.limit(), remaining, reset),
-        wait => {
-            let wait = (wait > 0).then(|| micros(wait));
-            Usage::rejected(rule.limit(), remaining, reset, wait)
-        }
-    };
-    Some(usage.under(rule))
-}
 
-/// The usages of a key that cannot be asked about when others have rejected.
-pub(super) fn unused(rules: &[Rule]) -> Vec<Option<Usage>> {
-    let limiting = |rule: &Rule| rule.kind() != RuleKind::Unlimited;
-    let usage = |rule: &Rule| Usage::admitted(rule.limit(), rule.limit(), Duration::ZERO);
-    rules
-        .iter()
-        .map(|rule| limiting(rule).then(|| usage(rule).under(rule)))
-        .collect()
+    fn rules(quotas: &[Quota]) -> KeyRules {
+        quotas.iter().copied().map(Rule::new).collect()
+    }
+
+    #[test]
+    fn one_request_names_no_keys() {
+        let of_key = rules(&[Quota::per_second(10)]);
+        let one = std::slice::from_ref(&of_key);
+        assert_eq!(written(one, &[Run::single(3, 1)]), "take 0 b 100000 10 3 1");
+        let two = [
+            of_key,
+            rules(&[Quota::per_minute(15).sliding(), Quota::off()]),
+        ];
+        assert_eq!(
+            written(&two, &[Run::single(3, 2)]),
+            "take 0 b 100000 10 s- 4000000 15 0 0 3 1"
+        );
+    }
+
+    #[test]
+    fn runs_that_charge_different_keys_name_them() {
+        let of_key = rules(&[Quota::per_second(10)]);
+        let runs = [[0, 2], [1, 2]].map(|keys| Run {
+            cost: 1,
+            count: 5,
+            keys: keys.into_iter().collect(),
+        });
+        assert_eq!(
+            written(&[of_key.clone(), of_key.clone(), of_key], &runs),
+            "take 2 b 100000 10 = = 1 5 1 3 1 5 2 3"
+        );
+    }
 }

@@ -2,9 +2,11 @@
 //!
 //! See [`RedisStore`].
 
+mod answers;
 mod charged;
 mod client;
 mod connection;
+mod decide;
 mod denied;
 mod failure;
 mod keeper;

@@ -6,14 +6,13 @@ use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
 use super::Inner;
-use super::charged::{Arguments, KeyRules, Mode, unused, usages};
+use super::charged::{KeyRules, Mode};
 use super::client::Client;
 use super::denied::Denials;
-use super::failure::StoreError;
 use super::names::Name;
 use super::script::Script;
 use super::share::Share;
-use crate::decision::{Decision, Usage};
+use crate::decision::Decision;
 use crate::policy::{NamedQuota, Policy};
 use crate::quota::Quota;
 use crate::rule::{Rule, RuleKind};
@@ -24,8 +23,8 @@ use crate::sync::{Mutex, lock};
 #[derive(Clone)]
 pub(super) struct RedisBuckets(Arc<Buckets>);
 
-struct Buckets {
-    store: Arc<Inner>,
+pub(super) struct Buckets {
+    pub(super) store: Arc<Inner>,
     name: Name,
     /// Those of the policies that they were opened with, then those of tiers.
     sets: Box<[OnceLock<Set>]>,
@@ -52,7 +51,7 @@ impl Set {
     }
 }
 
-fn is_limiting(rule: &Rule) -> bool {
+pub(super) fn is_limiting(rule: &Rule) -> bool {
     rule.kind() != RuleKind::Unlimited
 }
 
@@ -192,12 +191,18 @@ impl RateBuckets for RedisBuckets {
 }
 
 impl Buckets {
-    fn client(&self) -> &Client {
+    pub(super) fn client(&self) -> &Client {
         &self.store.client
     }
 
     fn set(&self, at: usize) -> Option<&Set> {
         self.sets.get(at)?.get()
+    }
+
+    /// The Redis key of a charge.
+    pub(super) fn key(&self, charge: &Charge) -> String {
+        let begin = self.set(charge.set).map_or("", |set| &set.begin);
+        Name::key(begin, &charge.key)
     }
 
     /// Whether there is a quota that is not off: else Redis has nothing to say.
@@ -211,7 +216,7 @@ impl Buckets {
     }
 
     /// The effective rules of each charge.
-    fn rules(&self, charges: &[Charge]) -> Vec<KeyRules> {
+    pub(super) fn rules(&self, charges: &[Charge]) -> Vec<KeyRules> {
         let charges = charges.iter();
         charges
             .map(|charge| {
@@ -282,117 +287,5 @@ impl Buckets {
             // So that the share is no fresh burst when Redis goes away.
             share.buckets.charge(&share.charges(charges), cost);
         }
-    }
-
-    /// What Redis decides; when it cannot be asked, what was charged before that was known.
-    async fn decide(
-        &self,
-        charges: &[Charge],
-        cost: u32,
-        mode: Mode,
-    ) -> Result<Decision, Vec<Charge>> {
-        let deadline = self.client().deadline();
-        let rules = self.rules(charges);
-        if charges.len() > 1 && self.client().is_cluster() {
-            return self
-                .decide_apart(charges, &rules, cost, mode, deadline)
-                .await;
-        }
-        let usages = self.call(charges, &rules, cost, mode, deadline).await;
-        usages.map(Decision::from_usages).map_err(|_| Vec::new())
-    }
-
-    /// The keys of one decision lie in different parts of a cluster, where no script reaches all.
-    /// So they are charged in turn, addresses first, and what was charged before a rejection is
-    /// given back.
-    async fn decide_apart(
-        &self,
-        charges: &[Charge],
-        rules: &[KeyRules],
-        cost: u32,
-        mode: Mode,
-        deadline: Instant,
-    ) -> Result<Decision, Vec<Charge>> {
-        let mut order: Vec<usize> = (0..charges.len()).collect();
-        order.sort_by_key(|&at| !charges[at].key.is_ip());
-        let mut found: Vec<Vec<Option<Usage>>> = vec![Vec::new(); charges.len()];
-        let mut rejected = false;
-        let mut taken: Vec<usize> = Vec::new();
-        let call =
-            |at: usize, mode| self.call(&charges[at..=at], &rules[at..=at], cost, mode, deadline);
-        for at in order {
-            if !rules[at].iter().any(is_limiting) {
-                found[at] = unused(&rules[at]);
-                continue;
-            }
-            let mode = if rejected { Mode::Peek } else { mode };
-            found[at] = match call(at, mode).await {
-                Ok(found) => found,
-                // It is rejected whatever this part of the cluster holds.
-                Err(_) if rejected => unused(&rules[at]),
-                Err(_) => return Err(taken.into_iter().map(|at| charges[at].clone()).collect()),
-            };
-            let fits = found[at].iter().flatten().all(Usage::fits);
-            rejected |= !fits;
-            if fits && mode == Mode::Take {
-                taken.push(at);
-            }
-        }
-        if rejected {
-            for at in taken {
-                // What cannot be given back refills with time, and is reported as it was found.
-                if call(at, Mode::Refund).await.is_ok()
-                    && let Ok(left) = call(at, Mode::Peek).await
-                {
-                    found[at] = left;
-                }
-            }
-        }
-        Ok(Decision::from_usages(found.into_iter().flatten()))
-    }
-
-    /// What cannot be given back refills with time.
-    async fn give_back(&self, charges: &[Charge], cost: u32) {
-        let deadline = self.client().deadline();
-        let rules = self.rules(charges);
-        // In a cluster the keys lie in different parts, of which each may be down.
-        let at_a_time = match self.client().is_cluster() {
-            true => 1,
-            false => charges.len().max(1),
-        };
-        for (charges, rules) in charges.chunks(at_a_time).zip(rules.chunks(at_a_time)) {
-            if rules.iter().flatten().any(is_limiting) {
-                let given = self.call(charges, rules, cost, Mode::Refund, deadline);
-                let _ = given.await;
-            }
-        }
-    }
-
-    async fn call(
-        &self,
-        charges: &[Charge],
-        rules: &[KeyRules],
-        cost: u32,
-        mode: Mode,
-        deadline: Instant,
-    ) -> Result<Vec<Option<Usage>>, StoreError> {
-        let begin = |charge: &Charge| self.set(charge.set).map_or("", |set| &set.begin);
-        let keys = charges.iter();
-        let keys: Vec<_> = keys
-            .map(|charge| Name::key(begin(charge), &charge.key))
-            .collect();
-        let arguments = &Arguments { cost, mode, rules };
-        let call = self
-            .client()
-            .run(&self.store.rates, &keys, arguments, deadline);
-        let numbers: Vec<i64> = call.await?;
-        let mut numbers = &*numbers;
-        let mut found = Vec::new();
-        for rules in rules {
-            let (of_key, rest) = numbers.split_at((3 * rules.len()).min(numbers.len()));
-            found.extend(usages(rules, of_key));
-            numbers = rest;
-        }
-        Ok(found)
     }
 }

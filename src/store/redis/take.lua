@@ -1,7 +1,8 @@
--- Asks what is left of the quotas of one decision, takes from all of them if the request fits them
--- all, or gives back. A quota is a bucket, as GCRA's virtual scheduling algorithm has it (ITU-T I.371),
--- or a sliding window of 15 sub-windows (store/memory/mod.rs has its rule). The time is this
--- server's.
+-- Decides requests in their order of arrival, as if each was decided alone at one instant of this server's
+-- clock: takes their costs, asks what is left, or gives costs back. A request charges one or more keys, and is
+-- granted whole or not at all, over all quotas of all its keys. A quota is a bucket, as GCRA's virtual
+-- scheduling algorithm has it (ITU-T I.371), or a sliding window of 15 sub-windows (store/memory/mod.rs has its
+-- rule).
 --
 -- KEYS[n]   one for each charged entity: a part for each of its quotas, joined by semicolons. (Its
 --           name tells buckets from windows, so that a part is always of its quota's kind.)
@@ -10,270 +11,407 @@
 --           s <length> <newest> <count> ..    a window: the length of a sub-window, the number of the
 --                                             newest, and what was admitted in it and those before
 --           -                                 nothing: a quota that denies everything stores neither
--- ARGV[1]   the cost; 0 is admitted, takes nothing, and reports what is left
--- ARGV[2]   take, look or give
--- ARGV[3..] for each key: how many quotas it has, then for each three numbers: 0 for a bucket, 1 for a window and 2
---           for one that is off, its interval or the length of its sub-windows, and the most requests it admits at
---           once; 0 admits nothing. What is stored stays as it is then, and of one that is off, whichever sort it
---           is of
+-- ARGV[1]   take, look or give
+-- ARGV[2]   how many keys each run of requests names; 0 if each charges all keys
+-- ARGV[3..] the rules of each key: a letter for each quota, b for a bucket, s for a window and - for a quota that
+--           is off; then for each quota two numbers: its interval or the length of its sub-windows, and the most
+--           requests it admits at once. 0 admits nothing. What is stored stays as it is then, and of a quota that is
+--           off, whichever sort it is of. Instead of all this, = stands for the rules of the key before
+-- then      the runs, each of requests of one cost that charge the same keys: the cost, how many requests, and
+--           the places of their keys in KEYS if runs name keys. Cost 0 is admitted, takes nothing, and reports
+--           what is left
 --
--- Returns three numbers for each quota, in order: how many more would be admitted, the time until
--- it is as good as unused, and the time until the request fits: 0 now, -1 never. Those of a quota that is off
--- mean nothing.
+-- Returns for each run, one after the other:
+--   how many requests were granted, the first ones; -1 if a key holds something else than quotas. (If there is
+--     one run, that is an error.)
+--   if any was granted, two numbers for each of its quotas, in order, after the first grant: how many more would
+--     be admitted, and the time until it is as good as unused. Later grants follow from them
+--   if any was not granted, three numbers for each quota after the grants: the same two, and the time until the
+--     request fits: 0 now, -1 never. So it is for every request that takes nothing, and for a refund, after it
+-- The numbers of a quota that is off mean nothing.
 --
 -- All times are whole microseconds. They stay below 2^53, where Lua's numbers are exact, but for what a
 -- bucket owes by a quota that holds less, which is only compared.
 
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local mode = ARGV[1]
+
+-- The common call, without a table or a closure: one run, one key, one bucket whose quota did not change. All
+-- else is decided below, and so would this be.
+if ARGV[3] == 'b' and #ARGV == 7 and mode == 'take' then
+  local value = redis.call('GET', KEYS[1])
+  local interval, limit, cost = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+  local is_plain = cost > 0 and limit > 0
+  local debt = 0
+  if value then
+    local before, arrival, most = string.match(value, '^b (%d+) (%d+) (%d+)$')
+    if before == ARGV[4] then
+      debt = arrival - now
+      is_plain = is_plain and debt <= before * most
+    else
+      is_plain = false
+    end
+  end
+  if is_plain then
+    if debt < 0 then
+      debt = 0
+    end
+    local count = tonumber(ARGV[7])
+    local full, price = limit * interval, cost * interval
+    local room = full - debt
+    local left = room > 0 and (room - room % interval) / interval or 0
+    local granted = room > 0 and (room - room % price) / price or 0
+    if granted >= count then
+      granted = count
+    end
+    local reply
+    if granted > 0 then
+      reply = { granted, left - cost, debt + price }
+      debt = debt + granted * price
+      local stored = string.format('b %s %.0f %s', ARGV[4], now + debt, ARGV[5])
+      redis.call('SET', KEYS[1], stored, 'PX', math.ceil(debt / 1000) + 1)
+      if granted == count then
+        return reply
+      end
+      left = left - granted * cost
+    else
+      reply = { 0 }
+    end
+    local wait = debt - full + price
+    local to = #reply
+    reply[to + 1], reply[to + 2], reply[to + 3] = left, debt, cost > limit and -1 or wait
+    return reply
+  end
+end
+
 local PARTS = 16 -- sub-windows that are counted: 15, and the one in which the period began
 local WINDOW = '^s %d+ %d+[ %d]*$'
 
-local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2]
-local cost = tonumber(ARGV[1])
-local cells = math.max(cost, 1)
-local mode = ARGV[2]
-local takes = mode == 'take'
-local gives = mode == 'give'
+local takes, gives = mode == 'take', mode == 'give'
 
--- What a bucket owes until it is full, under which interval and limit, and whether that is not what is
--- stored; nothing if it is none.
-local function debt_of(stored, interval, limit)
+-- What is known of the quotas, which are numbered through all keys.
+local kinds, lengths, limits = {}, {}, {}
+local parts = {} -- what is stored, or - for nothing
+local debts, intervals, most = {}, {}, {} -- of buckets: what they owe, under which interval and limit
+local counts, newest, used = {}, {}, {} -- of windows: from 1 for the newest, its number, and their sum
+local resets = {} -- of those that stay as they are: the time until they are as good as unused
+local is_new = {} -- whether it is not what is stored
+-- And of the keys.
+local first = {} -- their first quota, and one more
+local is_wrong = {} -- whether a key holds something else
+-- Whether it has to be written though requests are rejected. It stays as it is then, unless the sub-windows of
+-- a window were changed or the clock stepped back: what that does to what is stored has to be once, and not anew
+-- from request to request. A bucket whose quota was changed stays as well. Other replicas may go by the other
+-- quota, and to a lower one a bucket cannot be brought without forgetting what is more than that one's empty
+-- bucket owes.
+local is_unsettled = {}
+local is_written = {}
+
+local function read_bucket(quota, stored)
   if not stored then
-    return 0, interval, limit, false
+    debts[quota], intervals[quota], most[quota] = 0, lengths[quota], limits[quota]
+    return true
   end
-  local before, arrival, most = string.match(stored, '^b (%d+) (%d+) (%d+)$')
+  local before, arrival, limit = string.match(stored, '^b (%d+) (%d+) (%d+)$')
   if not before then
-    return nil
+    return false
   end
   -- More than an empty bucket owed then means that the clock stepped back.
-  local empty = before * most
+  local empty = before * limit
   local debt = math.max(arrival - now, 0)
-  return math.min(debt, empty), tonumber(before), tonumber(most), debt > empty
+  debts[quota], intervals[quota], most[quota] = math.min(debt, empty), tonumber(before), tonumber(limit)
+  is_new[quota] = debt > empty
+  return true
 end
 
-local function bucket_of(interval, debt, limit)
-  return string.format('b %.0f %.0f %.0f', interval, now + debt, limit)
-end
-
--- The counters of a window as they are now, from 1 for the newest, the newest's number, and whether
--- they were in sub-windows of another length; nothing if it is none.
-local function counts_of(stored, length)
+local function read_window(quota, stored)
   if stored and not string.find(stored, WINDOW) then
-    return nil
+    return false
   end
-  local counts = {}
+  local length = lengths[quota]
+  local found = {}
   local index = math.floor(now / length)
   local numbers = string.gmatch(stored or '', '%d+')
-  local before, newest = tonumber(numbers() or length), tonumber(numbers() or index)
-  local age = 0
-  local passed = 0
+  local before, last = tonumber(numbers() or length), tonumber(numbers() or index)
+  local age, passed, sum = 0, 0, 0
   if before ~= length then
     -- The quota was changed: all that counts is as young as the youngest can be, which is
     -- from the end of its sub-window, or from now.
-    newest = math.min(math.floor(((newest + 1) * before - 1) / length), index)
+    last = math.min(math.floor(((last + 1) * before - 1) / length), index)
   end
-  if newest > index + 1 then
-    newest = index + 1
-  elseif newest < index then
-    passed = index - newest
-    newest = index
+  if last > index + 1 then
+    last = index + 1
+  elseif last < index then
+    passed = index - last
+    last = index
   end
   for n = 1, PARTS do
-    counts[n] = 0
+    found[n] = 0
   end
   for count in numbers do
-    local at = 1 + passed + (before == length and age or 0)
-    if at <= PARTS then
-      counts[at] = counts[at] + count
+    local to = 1 + passed + (before == length and age or 0)
+    if to <= PARTS then
+      found[to] = found[to] + count
+      sum = sum + count
     end
     age = age + 1
   end
-  return counts, newest, before ~= length
+  counts[quota], newest[quota], used[quota] = found, last, sum
+  is_new[quota] = before ~= length
+  return true
 end
 
-local function window_of(counts, length, newest)
-  local window = { string.format('s %.0f %.0f', length, newest) }
-  for age = 1, PARTS do
-    window[age + 1] = string.format('%.0f', counts[age])
-  end
-  return table.concat(window, ' ')
-end
-
--- What stays as it is, and the time until it is as good as unused; nothing if it is none.
-local function kept(stored)
+-- What stays as it is.
+local function read_kept(quota, stored)
   local arrival = string.match(stored or '', '^b %d+ (%d+) %d+$')
-  local length, newest = string.match(stored or '', '^s (%d+) (%d+)[ %d]*$')
+  local length, last = string.match(stored or '', '^s (%d+) (%d+)[ %d]*$')
+  resets[quota] = 0
   if arrival then
-    return stored, math.max(arrival - now, 0)
+    resets[quota] = math.max(arrival - now, 0)
   elseif length then
-    newest = math.min(tonumber(newest), math.floor(now / length) + 1)
-    return stored, math.max((newest + PARTS + 1) * length - now, 0)
-  elseif not stored then
-    return '-', 0
+    last = math.min(tonumber(last), math.floor(now / length) + 1)
+    resets[quota] = math.max((last + PARTS + 1) * length - now, 0)
   end
+  return arrival or length or not stored
 end
 
--- A value that is not of this script's making.
-local function junk()
-  return redis.error_reply('JUNK the value is not one of quotas')
-end
-
--- Everything is read before anything is written, as a script that fails is not rolled back.
-local reply = {}
-local after = {} -- the reply if the request is taken
-local writes = {}
-local expiries = {}
--- The same if it is not. It stays as it is then, unless the sub-windows of a window were changed or the
--- clock stepped back: what that does to what is stored has to be once, and not anew from request to
--- request. A bucket whose quota was changed stays as well. Other replicas may go by the other quota, and to
--- a lower one a bucket cannot be brought without forgetting what is more than that one's empty bucket owes.
-local settled = {}
-local settled_expiries = {}
-local fits = true
-local at = 3
-for n, key in ipairs(KEYS) do
-  local value = redis.call('GET', key)
-  local quotas = tonumber(ARGV[at])
-  local parts = {}
-  if value and quotas == 1 then
-    parts[1] = value
+-- Whether the key holds what this script stored. Everything is read before anything is written, as a script that
+-- fails is not rolled back.
+local function read(n, letters, numbers)
+  local from = first[n]
+  local to = from + #letters - 1
+  first[n + 1] = to + 1
+  local value = redis.pcall('GET', KEYS[n])
+  if type(value) == 'table' then
+    return string.find(value.err, 'WRONGTYPE', 1, true) and value or error(value)
+  end
+  if value and to == from then
+    parts[from] = value
   elseif value then
+    local quota = from
     for part in string.gmatch(value, '[^;]+') do
-      parts[#parts + 1] = part
+      parts[quota] = part
+      quota = quota + 1
     end
-    if #parts ~= quotas or table.concat(parts, ';') ~= value then
-      return junk()
+    if quota ~= to + 1 or table.concat(parts, ';', from, to) ~= value then
+      return false
     end
   end
-  local longest = 0
-  local longest_settled = 0
-  local found = {}
-  local unsettled = false
-  for quota = 1, quotas do
-    local length, limit = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
+  for quota = from, to do
     local stored = parts[quota] ~= '-' and parts[quota] or nil
-    local left, reset, wait, left_after, reset_after
-    local kind = tonumber(ARGV[at + 1])
-    local off = kind == 2
-    if off or limit == 0 then
-      parts[quota], reset = kept(stored)
-      if not parts[quota] then
-        return junk()
-      end
-      found[quota] = parts[quota]
-      longest = math.max(longest, reset)
-      left, wait, left_after, reset_after = 0, 0, 0, reset
-    elseif kind == 0 then
-      local debt, before, most, changed = debt_of(stored, length, limit)
-      if not debt then
-        return junk()
-      end
-      unsettled = unsettled or changed
-      found[quota] = changed and bucket_of(before, debt, most) or stored or '-'
-      -- As many requests stay spent when the quota was changed.
-      local full = limit * length
-      local rescaled = before ~= length and before > 0
-      local owed = rescaled and math.ceil(debt * length / before) or debt
-      left = math.max(math.floor((full - owed) / length), 0)
-      reset, wait = debt, 0
-      local room = full - cells * length
-      if owed > room then
-        -- Until it is charged by this quota it regains by the one that it was charged by last.
-        room = rescaled and math.floor(room * before / length) or room
-        wait = math.max(debt - room, 1)
-      end
-      if gives then
-        -- Likewise, a request is as long as it was when it was charged.
-        reset_after = math.max(debt - cost * before, 0)
-        parts[quota] = bucket_of(before, reset_after, most)
-      else
-        reset_after = owed + cells * length
-        parts[quota] = bucket_of(length, reset_after, limit)
-      end
-      left_after = left - cells
-      longest = math.max(longest, reset_after)
+    parts[quota] = parts[quota] or '-'
+    local kind = string.sub(letters, quota - from + 1, quota - from + 1)
+    kinds[quota] = kind
+    lengths[quota], limits[quota] = tonumber(ARGV[numbers]), tonumber(ARGV[numbers + 1])
+    numbers = numbers + 2
+    local is_ours
+    if kind == '-' or limits[quota] == 0 then
+      is_ours = read_kept(quota, stored)
+    elseif kind == 'b' then
+      is_ours = read_bucket(quota, stored)
     else
-      local counts, newest, changed = counts_of(stored, length)
-      if not counts then
-        return junk()
-      end
-      unsettled = unsettled or changed
-      found[quota] = changed and window_of(counts, length, newest) or stored or '-'
-      local used = 0
-      local youngest
-      for age = 1, PARTS do
-        used = used + counts[age]
-        youngest = youngest or counts[age] > 0 and age
-      end
-      local function gone(age)
-        return math.max((newest + PARTS + 1 - age) * length - now, 0)
-      end
-      left, reset = math.max(limit - used, 0), youngest and gone(youngest) or 0
-      wait = 0
-      local rest = used
-      for age = PARTS, 1, -1 do
-        if rest + cells > limit then
-          rest = rest - counts[age]
-          wait = gone(age)
-        end
-      end
-      if gives then
-        local given = cost
-        for age = 1, PARTS do
-          local from = math.min(given, counts[age])
-          counts[age] = counts[age] - from
-          given = given - from
-        end
-      else
-        counts[1] = counts[1] + cells
-      end
-      left_after, reset_after = left - cells, gone(1)
-      parts[quota] = window_of(counts, length, newest)
-      for age = 1, PARTS do
-        longest = counts[age] > 0 and math.max(longest, gone(age)) or longest
-      end
+      is_ours = read_window(quota, stored)
     end
-    longest_settled = math.max(longest_settled, reset)
-    if cells > limit then
-      wait = -1
+    if not is_ours then
+      return false
     end
-    if cost == 0 or off then
-      wait = 0
-    end
-    fits = fits and wait == 0
-    local to = #reply
-    reply[to + 1], reply[to + 2], reply[to + 3] = left, reset, wait
-    after[to + 1], after[to + 2], after[to + 3] = left_after, reset_after, wait
-    at = at + 3
+    is_unsettled[n] = is_unsettled[n] or is_new[quota]
   end
-  writes[n] = table.concat(parts, ';', 1, quotas)
-  expiries[n] = longest
-  if unsettled then
-    settled[n] = table.concat(found, ';', 1, quotas)
-    settled_expiries[n] = longest_settled
-  end
-  at = at + 1
+  return true
 end
 
-local function store(key, value, expiry)
+local function gone(quota, age)
+  return math.max((newest[quota] + PARTS + 1 - age) * lengths[quota] - now, 0)
+end
+
+-- The time until a quota is as good as unused.
+local function reset_of(quota)
+  if debts[quota] then
+    return debts[quota]
+  elseif resets[quota] then
+    return resets[quota]
+  end
+  for age = 1, PARTS do
+    if counts[quota][age] > 0 then
+      return gone(quota, age)
+    end
+  end
+  return 0
+end
+
+-- What a bucket owes by its quota: as many requests stay spent when the quota was changed.
+local function owed_of(quota)
+  local length, before = lengths[quota], intervals[quota]
+  if before ~= length and before > 0 then
+    return math.ceil(debts[quota] * length / before)
+  end
+  return debts[quota]
+end
+
+-- How many requests of a cost would be admitted.
+local function room_of(quota, cost)
+  local limit = limits[quota]
+  if resets[quota] then
+    return 0
+  elseif debts[quota] then
+    local length = lengths[quota]
+    return math.max(math.floor((limit * length - owed_of(quota)) / (cost * length)), 0)
+  end
+  return math.max(math.floor((limit - used[quota]) / cost), 0)
+end
+
+-- The time until a request fits: 0 now, -1 never.
+local function wait_of(quota, cost)
+  local limit = limits[quota]
+  if cost == 0 or kinds[quota] == '-' then
+    return 0
+  elseif cost > limit then
+    return -1
+  elseif debts[quota] then
+    local length, before = lengths[quota], intervals[quota]
+    local room = (limit - cost) * length
+    if owed_of(quota) <= room then
+      return 0
+    end
+    -- Until it is charged by this quota it regains by the one that it was charged by last.
+    room = before ~= length and before > 0 and math.floor(room * before / length) or room
+    return math.max(debts[quota] - room, 1)
+  end
+  local rest, wait = used[quota], 0
+  for age = PARTS, 1, -1 do
+    if rest + cost > limit then
+      rest = rest - counts[quota][age]
+      wait = gone(quota, age)
+    end
+  end
+  return wait
+end
+
+local function charge(quota, cost)
+  if debts[quota] then
+    debts[quota] = owed_of(quota) + cost * lengths[quota]
+    intervals[quota], most[quota] = lengths[quota], limits[quota]
+    is_new[quota] = true
+  elseif counts[quota] then
+    counts[quota][1] = counts[quota][1] + cost
+    used[quota] = used[quota] + cost
+    is_new[quota] = true
+  end
+end
+
+local function give_back(quota, cost)
+  if debts[quota] then
+    -- As with the wait, a request is as long as it was when it was charged.
+    debts[quota] = math.max(debts[quota] - cost * intervals[quota], 0)
+    is_new[quota] = true
+  elseif counts[quota] then
+    local found = counts[quota]
+    for age = 1, PARTS do
+      local from = math.min(cost, found[age])
+      found[age] = found[age] - from
+      used[quota] = used[quota] - from
+      cost = cost - from
+    end
+    is_new[quota] = true
+  end
+end
+
+local function write(n)
+  local expiry = 0
+  for quota = first[n], first[n + 1] - 1 do
+    expiry = math.max(expiry, reset_of(quota))
+    if is_new[quota] and debts[quota] then
+      local arrival = now + debts[quota]
+      parts[quota] = string.format('b %.0f %.0f %.0f', intervals[quota], arrival, most[quota])
+    elseif is_new[quota] then
+      local window = { string.format('s %.0f %.0f', lengths[quota], newest[quota]) }
+      for age = 1, PARTS do
+        window[age + 1] = string.format('%.0f', counts[quota][age])
+      end
+      parts[quota] = table.concat(window, ' ')
+    end
+  end
   if expiry > 0 then
-    redis.call('SET', key, value, 'PX', string.format('%.0f', math.ceil(expiry / 1000) + 1))
+    local value = table.concat(parts, ';', first[n], first[n + 1] - 1)
+    redis.call('SET', KEYS[n], value, 'PX', math.ceil(expiry / 1000) + 1)
   else
-    redis.call('DEL', key)
+    redis.call('DEL', KEYS[n])
   end
 end
 
-if cost == 0 or mode == 'look' or (takes and not fits) then
-  if takes then
-    for n, key in ipairs(KEYS) do
-      if settled[n] then
-        store(key, settled[n], settled_expiries[n])
+local at, numbers, letters = 3, 0, ''
+first[1] = 1
+for n = 1, #KEYS do
+  if ARGV[at] == '=' then
+    at = at + 1
+  else
+    letters, numbers = ARGV[at], at + 1
+    at = numbers + 2 * #letters
+  end
+  local found = read(n, letters, numbers)
+  is_wrong[n] = found ~= true and (found or redis.error_reply('JUNK the value is not one of quotas'))
+end
+
+local named = tonumber(ARGV[2])
+local is_single = at + 2 + named > #ARGV
+local charged = {}
+for n = 1, named == 0 and #KEYS or 0 do
+  charged[n] = n
+end
+local reply = {}
+local size = 0
+while at < #ARGV do
+  local cost, count = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
+  for n = 1, named do
+    charged[n] = tonumber(ARGV[at + 1 + n])
+  end
+  at = at + 2 + named
+  local granted = takes and cost > 0 and count or 0
+  local wrong
+  for _, n in ipairs(charged) do
+    wrong = wrong or is_wrong[n]
+    for quota = first[n], first[n + 1] - 1 do
+      if granted > 0 and not wrong and kinds[quota] ~= '-' then
+        granted = math.min(granted, room_of(quota, cost))
       end
     end
   end
-  return reply
+  if wrong and is_single then
+    return wrong
+  end
+  size = size + 1
+  reply[size] = wrong and -1 or granted
+  if not wrong and granted > 0 then
+    for _, n in ipairs(charged) do
+      is_written[n] = true
+      for quota = first[n], first[n + 1] - 1 do
+        local left = kinds[quota] ~= '-' and room_of(quota, 1) - cost or 0
+        charge(quota, cost)
+        reply[size + 1], reply[size + 2] = left, reset_of(quota)
+        size = size + 2
+        charge(quota, (granted - 1) * cost)
+      end
+    end
+  end
+  if not wrong and granted < count then
+    for _, n in ipairs(charged) do
+      is_written[n] = is_written[n] or takes and is_unsettled[n] or gives and cost > 0
+      for quota = first[n], first[n + 1] - 1 do
+        if gives then
+          give_back(quota, cost * count)
+        end
+        local left = kinds[quota] ~= '-' and room_of(quota, 1) or 0
+        reply[size + 1], reply[size + 2], reply[size + 3] = left, reset_of(quota), wait_of(quota, cost)
+        size = size + 3
+      end
+    end
+  end
 end
-for n, key in ipairs(KEYS) do
-  store(key, writes[n], expiries[n])
+
+for n = 1, #KEYS do
+  if is_written[n] then
+    write(n)
+  end
 end
-return after
+return reply
