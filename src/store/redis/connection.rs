@@ -1,54 +1,178 @@
-//! A connection to one server or to a cluster.
+//! Opens a connection to one server, ready for calls.
 
+use std::collections::HashMap;
+use std::io;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster_async::ClusterConnection;
-use redis::{AsyncConnectionConfig, Cmd, RedisFuture, Value};
+use redis::io::tcp::socket2::{SockRef, TcpKeepalive};
+use redis::{AsyncConnectionConfig, Cmd, RedisError, RedisFuture, Value};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, lookup_host};
+use tokio::task::JoinSet;
 
 use super::failure::{FailureKind, StoreError};
-use super::url::{Target, check_version};
+use super::url::{Address, Login, Servers, Target};
 
 /// How long it may take to connect, the server's first answer included.
 pub(super) const CONNECT_WITHIN: Duration = Duration::from_millis(500);
+
+/// Reads and writes a connection for as long as it is polled. It ends with the connection, also
+/// when the server closes an idle one.
+pub(super) type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+impl Target {
+    /// Opens one connection and logs in. The caller bounds the time, polls the driver, and drops
+    /// both to end the connection.
+    pub(super) async fn open(
+        &self,
+        address: &Address,
+    ) -> Result<(MultiplexedConnection, Driver), StoreError> {
+        if self.tls {
+            return Err(super::url::invalid("TLS is not built in".to_owned()));
+        }
+        match address {
+            Address::Tcp(host, port) => log_in(&self.login, tcp(host, *port).await?).await,
+            #[cfg(unix)]
+            Address::Unix(path) => {
+                let stream = tokio::net::UnixStream::connect(path).await;
+                log_in(&self.login, stream.map_err(RedisError::from)?).await
+            }
+            #[cfg(not(unix))]
+            Address::Unix(_) => Err(super::url::invalid(
+                "this system has no unix sockets".to_owned(),
+            )),
+        }
+    }
+
+    /// The address to connect to now.
+    pub(super) async fn master(&self) -> Result<Address, StoreError> {
+        match &self.servers {
+            Servers::Single(address) => Ok(address.clone()),
+            // Its nodes are found by slot.
+            Servers::Cluster(nodes) => Ok(nodes[0].clone()),
+        }
+    }
+
+    pub(super) async fn connect(&self) -> Result<Connection, StoreError> {
+        if let Some(client) = self.cluster_client.as_ref().filter(|_| !self.tls) {
+            return Ok(Connection::Cluster(client.get_async_connection().await?));
+        }
+        let (connection, driver) = self.open(&self.master().await?).await?;
+        tokio::spawn(driver);
+        Ok(Connection::Single(connection))
+    }
+}
+
+/// Connects to the first of a name's addresses that answers.
+async fn tcp(host: &str, port: u16) -> Result<TcpStream, StoreError> {
+    let mut tries = JoinSet::new();
+    for address in lookup_host((host, port)).await.map_err(RedisError::from)? {
+        tries.spawn(TcpStream::connect(address));
+    }
+    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+    while let Some(tried) = tries.join_next().await {
+        match tried.map_err(io::Error::other).and_then(|tried| tried) {
+            Ok(stream) => {
+                set_options(&stream).map_err(RedisError::from)?;
+                return Ok(stream);
+            }
+            Err(error) => failed = error,
+        }
+    }
+    Err(RedisError::from(failed).into())
+}
+
+/// Without Nagle's delay, which costs throughput. With keepalive, so that a peer that is gone is
+/// noticed on an idle connection too.
+fn set_options(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    let keepalive = TcpKeepalive::new()
+        .with_time(Duration::from_secs(10))
+        .with_interval(Duration::from_secs(5));
+    socket.set_tcp_keepalive(&keepalive)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(Duration::from_secs(5)))?;
+    Ok(())
+}
+
+/// Authenticates, selects the database, gives the connection its name and checks the server.
+async fn log_in<S>(login: &Login, stream: S) -> Result<(MultiplexedConnection, Driver), StoreError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    // Callers have deadlines of their own.
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(None)
+        .set_response_timeout(None);
+    let opened = MultiplexedConnection::new_with_config(&login.settings, stream, config);
+    let (connection, driver) = opened.await?;
+    let mut driver: Driver = Box::pin(driver);
+    let mut checked = pin!(check(login, connection.clone()));
+    tokio::select! {
+        checked = &mut checked => checked?,
+        // Everything that waited for the connection has failed, and says why.
+        () = &mut driver => checked.await?,
+    }
+    Ok((connection, driver))
+}
+
+async fn check(login: &Login, mut connection: MultiplexedConnection) -> Result<(), StoreError> {
+    // What the server says of itself, in either protocol and to every user: `INFO` needs a
+    // permission.
+    let mut naming = connection.clone();
+    let hello = redis::cmd("HELLO");
+    let mut set_name = redis::cmd("CLIENT");
+    set_name.arg("SETNAME").arg(&*login.client_name);
+    let (about, _) = tokio::join!(
+        hello.query_async::<Value>(&mut connection),
+        // A user without the permission has no name.
+        set_name.query_async::<Value>(&mut naming),
+    );
+    match about {
+        Ok(about) => {
+            let about: HashMap<String, Value> = redis::from_redis_value(about).unwrap_or_default();
+            match about.get("version") {
+                Some(Value::BulkString(version)) => {
+                    check_version(&String::from_utf8_lossy(version))
+                }
+                // A server that does not say is taken for a new one.
+                _ => Ok(()),
+            }
+        }
+        // Redis 5 and older do not know the command.
+        Err(error)
+            if error
+                .detail()
+                .is_some_and(|words| words.contains("unknown command")) =>
+        {
+            Err(StoreError::new(FailureKind::TooOld))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The oldest version that has every command that the scripts use.
+const OLDEST: (u32, u32) = (6, 2);
+
+fn check_version(version: &str) -> Result<(), StoreError> {
+    let mut numbers = version
+        .split('.')
+        .map_while(|number| number.trim().parse().ok());
+    let (major, minor): (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if !version.is_empty() && (major, minor) < OLDEST {
+        return Err(StoreError::new(FailureKind::TooOld));
+    }
+    Ok(())
+}
 
 #[derive(Clone)]
 pub(super) enum Connection {
     Single(MultiplexedConnection),
     Cluster(ClusterConnection),
-}
-
-impl Target {
-    pub(super) async fn connect(&self) -> Result<Connection, StoreError> {
-        let mut connection = match self {
-            Self::Single(client) => {
-                // Every call has a deadline of ours.
-                let config = AsyncConnectionConfig::new()
-                    .set_connection_timeout(Some(CONNECT_WITHIN))
-                    .set_response_timeout(None);
-                Connection::Single(
-                    client
-                        .get_multiplexed_async_connection_with_config(&config)
-                        .await?,
-                )
-            }
-            Self::Cluster(client) => Connection::Cluster(client.get_async_connection().await?),
-        };
-        if let Connection::Single(_) = connection {
-            let info: Result<Vec<u8>, _> = redis::cmd("INFO")
-                .arg("server")
-                .query_async(&mut connection)
-                .await;
-            match info {
-                // It holds paths, which need not be text.
-                Ok(info) => check_version(&String::from_utf8_lossy(&info))?,
-                // Whoever may not ask is let in; a script that the server cannot run says so.
-                Err(error) if FailureKind::of(&error) == FailureKind::Denied => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(connection)
-    }
 }
 
 impl ConnectionLike for Connection {
@@ -75,6 +199,130 @@ impl ConnectionLike for Connection {
         match self {
             Self::Single(connection) => connection.get_db(),
             Self::Cluster(connection) => connection.get_db(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use tokio::time::timeout;
+
+    use super::super::test_server::TestServer;
+
+    async fn opened(target: &Target) -> (MultiplexedConnection, Driver) {
+        let address = target.master().await.unwrap();
+        target.open(&address).await.unwrap()
+    }
+
+    /// Runs a command next to the driver.
+    async fn ask(
+        (connection, driver): &mut (MultiplexedConnection, Driver),
+        words: &[&str],
+    ) -> redis::RedisResult<String> {
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]);
+        tokio::select! {
+            answer = command.query_async(connection) => answer,
+            () = driver => panic!("the connection ended"),
+        }
+    }
+
+    const PROTOCOLS: [&str; 2] = ["/?protocol=resp2", "/?protocol=resp3"];
+
+    #[tokio::test]
+    async fn a_driver_ends_when_the_server_closes_an_idle_connection() {
+        let server = TestServer::start(&["--timeout", "1"]).await;
+        for protocol in PROTOCOLS {
+            let (connection, driver) = opened(&server.target(protocol)).await;
+            let ended = timeout(Duration::from_secs(30), driver).await;
+            assert!(ended.is_ok(), "{protocol}");
+            drop(connection);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_driver_ends_when_its_connection_is_killed() {
+        let server = TestServer::start(&[]).await;
+        for protocol in PROTOCOLS {
+            let mut killed = opened(&server.target(protocol)).await;
+            let id: i64 = {
+                let mut connection = killed.0.clone();
+                let mut id = redis::cmd("CLIENT");
+                id.arg("ID");
+                tokio::select! {
+                    id = id.query_async(&mut connection) => id.unwrap(),
+                    () = &mut killed.1 => panic!("the connection ended"),
+                }
+            };
+            let mut other = opened(&server.target("")).await;
+            let mut kill = redis::cmd("CLIENT");
+            kill.arg("KILL").arg("ID").arg(id);
+            let kill = async {
+                let _: i64 = kill.query_async(&mut other.0).await.unwrap();
+            };
+            tokio::select! { () = kill => {}, () = other.1 => panic!("the other ended") }
+            let ended = timeout(Duration::from_secs(30), killed.1).await;
+            assert!(ended.is_ok(), "{protocol}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_has_its_name_and_its_database() {
+        let server = TestServer::start(&[]).await;
+        for protocol in PROTOCOLS {
+            let url = format!("{protocol}&client_name=gateway").replace("/?", "/3?");
+            let mut opened = opened(&server.target(&url)).await;
+            let info = ask(&mut opened, &["CLIENT", "INFO"]).await.unwrap();
+            assert!(info.contains(" name=gateway "), "{info}");
+            assert!(info.contains(" db=3 "), "{info}");
+        }
+        let mut opened = opened(&server.target("")).await;
+        let info = ask(&mut opened, &["CLIENT", "INFO"]).await.unwrap();
+        assert!(info.contains(" name=tower-admission "), "{info}");
+    }
+
+    #[cfg(unix)]
+    #[tokio::test]
+    async fn a_unix_socket_has_a_database() {
+        let server = TestServer::start(&[]).await;
+        let path = server.folder.join("socket");
+        let url = format!("unix:{}?db=4&protocol=resp3", path.display());
+        let mut opened = opened(&Target::parse(&url, CONNECT_WITHIN).unwrap()).await;
+        let info = ask(&mut opened, &["CLIENT", "INFO"]).await.unwrap();
+        assert!(info.contains(" db=4 "), "{info}");
+        assert!(info.contains("socket:0"), "{info}");
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_cannot_be_used_is_an_error() {
+        let server = TestServer::start(&["--requirepass", "secret"]).await;
+        for (rest, kind) in [
+            ("", FailureKind::Denied),
+            ("/?protocol=resp3", FailureKind::Denied),
+        ] {
+            let target = server.target(rest);
+            let address = target.master().await.unwrap();
+            let error = target.open(&address).await.err().expect(rest);
+            assert_eq!(error.kind(), kind, "{error:?}");
+        }
+        let refused = Address::Tcp("127.0.0.1".into(), 1);
+        let error = server.target("").open(&refused).await.err().unwrap();
+        assert_eq!(error.kind(), FailureKind::Disconnected, "{error:?}");
+    }
+
+    #[test]
+    fn versions() {
+        for (version, ok) in [
+            ("6.2.0", true),
+            ("7.0.15", true),
+            ("10.0", true),
+            ("6.0.20", false),
+            ("5.0.14", false),
+            ("", true),
+        ] {
+            assert_eq!(check_version(version).is_ok(), ok, "{version:?}");
         }
     }
 }

@@ -20,6 +20,8 @@ mod rate;
 mod script;
 mod share;
 mod supervisor;
+#[cfg(test)]
+mod test_server;
 mod url;
 
 use std::fmt;

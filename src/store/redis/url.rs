@@ -1,71 +1,222 @@
-//! Where Redis is: one server, or a cluster.
+//! Where Redis is and how to log in: what a URL says.
 
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use percent_encoding::percent_decode_str;
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
-use redis::{Client, ConnectionInfo, IntoConnectionInfo, RedisResult};
+use redis::{
+    ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo, RedisConnectionInfo, RedisError,
+};
 
-use super::failure::{FailureKind, StoreError};
+use super::failure::StoreError;
 
 /// What a URL says.
 #[derive(Clone)]
-pub(super) enum Target {
-    Single(Box<Client>),
-    Cluster(Box<ClusterClient>),
+pub(super) struct Target {
+    pub(super) servers: Servers,
+    pub(super) login: Login,
+    pub(super) tls: bool,
+    pub(super) cluster_client: Option<Box<ClusterClient>>,
 }
+
+/// The servers to begin with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Servers {
+    Single(Address),
+    /// Some nodes of a cluster, which know the others.
+    Cluster(Vec<Address>),
+}
+
+/// The address of one server.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Address {
+    Tcp(Arc<str>, u16),
+    Unix(PathBuf),
+}
+
+/// What a connection begins with.
+#[derive(Clone)]
+pub(super) struct Login {
+    /// User, password, database and protocol.
+    pub(super) settings: RedisConnectionInfo,
+    /// The name in `CLIENT LIST`.
+    pub(super) client_name: Arc<str>,
+}
+
+pub(super) const DEFAULT_CLIENT_NAME: &str = "tower-admission";
 
 /// How long a cluster's client may try within one call; ours ends it sooner.
 const CLUSTER_RETRIES: u32 = 2;
 const CLUSTER_RETRY_WAIT_MILLIS: (u64, u64) = (1, 20);
 
+/// The parts of a URL.
+struct Parts<'a> {
+    /// `user:password@`, or nothing.
+    credentials: &'a str,
+    hosts: &'a str,
+    /// After the hosts, with its slash.
+    path: &'a str,
+    /// For the client library: with the question mark, and without what is ours.
+    query: String,
+    client_name: Arc<str>,
+}
+
 impl Target {
     /// Reads `redis://`, `rediss://`, `unix:` and `redis+cluster://h1,h2` URLs.
     pub(super) fn parse(url: &str, connect_within: Duration) -> Result<Self, StoreError> {
-        for (cluster, single) in [
-            ("redis+cluster://", "redis://"),
-            ("rediss+cluster://", "rediss://"),
-        ] {
-            if let Some(rest) = url.strip_prefix(cluster) {
-                return Ok(Self::cluster(single, rest, connect_within)?);
-            }
-        }
-        let info = settings(url.into_connection_info()?);
-        Ok(Self::Single(Box::new(Client::open(info)?)))
-    }
-
-    fn cluster(scheme: &str, rest: &str, connect_within: Duration) -> RedisResult<Self> {
-        let (credentials, hosts) = match rest.rsplit_once('@') {
-            Some((credentials, hosts)) => (format!("{credentials}@"), hosts),
-            None => (String::new(), rest),
+        let (scheme, rest) = url
+            .split_once(':')
+            .ok_or_else(|| invalid("a URL begins with its scheme, such as redis://".to_owned()))?;
+        // The names of the fork mean the same.
+        let scheme = scheme
+            .replacen("valkey", "redis", 1)
+            .replacen("redis+unix", "unix", 1);
+        let (scheme, tls) = match scheme.strip_prefix("rediss") {
+            Some(kind) => (format!("redis{kind}"), true),
+            None => (scheme, false),
         };
-        let nodes: RedisResult<Vec<ConnectionInfo>> = hosts
-            .trim_end_matches('/')
-            .split(',')
-            .map(|host| format!("{scheme}{credentials}{host}").into_connection_info())
-            .collect();
-        let (least, most) = CLUSTER_RETRY_WAIT_MILLIS;
-        let client = ClusterClientBuilder::new(nodes?)
-            .retries(CLUSTER_RETRIES)
-            .min_retry_wait(least)
-            .max_retry_wait(most)
-            .connection_timeout(connect_within)
-            .tcp_settings(tcp_settings())
-            .build()?;
-        Ok(Self::Cluster(Box::new(client)))
+        let parts = Parts::read(rest)?;
+        let (servers, info) = match scheme.as_str() {
+            "redis" | "unix" => {
+                let info = parts.info(&scheme, parts.hosts, parts.path)?;
+                (Servers::Single(address(&info)?), info)
+            }
+            "redis+cluster" => {
+                if !matches!(parts.path, "" | "/") {
+                    return Err(invalid("a cluster has one database and no path".to_owned()));
+                }
+                let nodes = parts.each_host("")?;
+                let addresses: Result<_, _> = nodes.iter().map(address).collect();
+                (Servers::Cluster(addresses?), nodes[0].clone())
+            }
+            _ => {
+                return Err(invalid(format!(
+                    "the scheme {scheme:?} is none of redis, rediss, unix, redis+cluster and \
+                     rediss+cluster"
+                )));
+            }
+        };
+        let cluster_client = match &servers {
+            Servers::Cluster(_) => {
+                let (least, most) = CLUSTER_RETRY_WAIT_MILLIS;
+                let client = ClusterClientBuilder::new(parts.each_host("")?)
+                    .retries(CLUSTER_RETRIES)
+                    .min_retry_wait(least)
+                    .max_retry_wait(most)
+                    .connection_timeout(connect_within)
+                    .tcp_settings(tcp_settings())
+                    .build()?;
+                Some(Box::new(client))
+            }
+            Servers::Single(_) => None,
+        };
+        Ok(Self {
+            servers,
+            login: Login {
+                settings: info.redis_settings().clone(),
+                client_name: parts.client_name,
+            },
+            tls,
+            cluster_client,
+        })
     }
 
     pub(super) fn is_cluster(&self) -> bool {
-        matches!(self, Self::Cluster(_))
+        matches!(self.servers, Servers::Cluster(_))
     }
 }
 
-fn settings(info: ConnectionInfo) -> ConnectionInfo {
-    info.set_tcp_settings(tcp_settings())
+impl<'a> Parts<'a> {
+    /// Reads what follows the scheme and its colon.
+    fn read(rest: &'a str) -> Result<Self, StoreError> {
+        let rest = rest.strip_prefix("//").unwrap_or(rest);
+        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+        if rest.contains('#') || query.contains('#') {
+            return Err(invalid(
+                "a fragment (#insecure) is not supported: a connection whose certificate is not \
+                 checked can be read by anybody in between; trust the CA of the server instead"
+                    .to_owned(),
+            ));
+        }
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let (credentials, hosts) = authority.split_at(authority.rfind('@').map_or(0, |at| at + 1));
+        let mut parts = Self {
+            credentials,
+            hosts,
+            path,
+            query: String::new(),
+            client_name: DEFAULT_CLIENT_NAME.into(),
+        };
+        for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
+            let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+            match name {
+                "client_name" => {
+                    parts.client_name = client_name(&percent_decode_str(value).decode_utf8_lossy());
+                }
+                "protocol" | "db" | "user" | "pass" => {
+                    parts
+                        .query
+                        .push(if parts.query.is_empty() { '?' } else { '&' });
+                    parts.query.push_str(parameter);
+                }
+                _ => {
+                    return Err(invalid(format!(
+                        "the parameter {name:?} is none of protocol and client_name, and for unix \
+                         sockets db, user and pass"
+                    )));
+                }
+            }
+        }
+        Ok(parts)
+    }
+
+    fn each_host(&self, path: &str) -> Result<Vec<ConnectionInfo>, StoreError> {
+        let hosts = self.hosts.split(',');
+        hosts.map(|host| self.info("redis", host, path)).collect()
+    }
+
+    fn info(&self, scheme: &str, host: &str, path: &str) -> Result<ConnectionInfo, StoreError> {
+        let Self {
+            credentials, query, ..
+        } = self;
+        let url = format!("{scheme}://{credentials}{host}{path}{query}");
+        Ok(url.into_connection_info()?)
+    }
 }
 
-/// Without delay: the client leaves Nagle's algorithm on, which costs throughput. With keepalive,
-/// so that a peer that is gone is noticed on an idle connection too.
+fn address(info: &ConnectionInfo) -> Result<Address, StoreError> {
+    match info.addr() {
+        ConnectionAddr::Tcp(host, port) => Ok(Address::Tcp(host.as_str().into(), *port)),
+        ConnectionAddr::Unix(path) => Ok(Address::Unix(path.clone())),
+        _ => Err(invalid("this kind of address is not supported".to_owned())),
+    }
+}
+
+/// What the server accepts as a name: printable characters without spaces.
+pub(super) fn client_name(name: &str) -> Arc<str> {
+    let allowed = |c: char| if c.is_ascii_graphic() { c } else { '_' };
+    name.chars().map(allowed).collect::<String>().into()
+}
+
+pub(super) fn invalid(reason: String) -> StoreError {
+    RedisError::from((ErrorKind::InvalidClientConfig, "invalid URL", reason)).into()
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Tcp(host, port) => write!(f, "{host}:{port}"),
+            Self::Unix(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// Of the client for clusters.
 fn tcp_settings() -> TcpSettings {
     let keepalive = TcpKeepalive::new()
         .with_time(Duration::from_secs(10))
@@ -78,40 +229,67 @@ fn tcp_settings() -> TcpSettings {
     settings
 }
 
-/// Fails unless `INFO server` names a version that has every command the scripts use.
-pub(super) fn check_version(info: &str) -> Result<(), StoreError> {
-    let version = info
-        .lines()
-        .find_map(|line| line.strip_prefix("redis_version:"))
-        .unwrap_or_default();
-    let mut numbers = version
-        .split('.')
-        .map_while(|number| number.trim().parse().ok());
-    let (major, minor): (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    // A server that does not say is taken for a new one.
-    if !version.is_empty() && (major, minor) < OLDEST {
-        return Err(StoreError::new(FailureKind::TooOld));
-    }
-    Ok(())
-}
-
-const OLDEST: (u32, u32) = (6, 2);
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn target(url: &str) -> Target {
+        Target::parse(url, Duration::from_secs(1)).unwrap()
+    }
+
+    fn tcp(host: &str, port: u16) -> Address {
+        Address::Tcp(host.into(), port)
+    }
+
     #[test]
-    fn versions() {
-        for (info, ok) in [
-            ("# Server\r\nredis_version:6.2.0\r\n", true),
-            ("redis_version:7.0.15", true),
-            ("redis_version:10.0", true),
-            ("redis_version:6.0.20\r\nvalkey_version:1", false),
-            ("redis_version:5.0.14\r\n", false),
-            ("", true),
+    fn a_url_names_one_server() {
+        for (url, address, db) in [
+            ("redis://example.org", tcp("example.org", 6379), 0),
+            ("valkey://u:p%40x@example.org:1/2", tcp("example.org", 1), 2),
+            ("redis://[::1]:7/", tcp("::1", 7), 0),
+            (
+                "unix:/run/redis.sock?db=3",
+                Address::Unix("/run/redis.sock".into()),
+                3,
+            ),
+            (
+                "redis+unix:///run/r.sock",
+                Address::Unix("/run/r.sock".into()),
+                0,
+            ),
         ] {
-            assert_eq!(check_version(info).is_ok(), ok, "{info:?}");
+            let target = target(url);
+            assert_eq!(target.servers, Servers::Single(address), "{url}");
+            assert_eq!(target.login.settings.db(), db, "{url}");
+            assert!(!target.tls, "{url}");
+        }
+        assert!(target("rediss://h").tls);
+        assert!(target("valkeys://h").tls);
+    }
+
+    #[test]
+    fn a_url_names_some_nodes_of_a_cluster() {
+        let target =
+            target("redis+cluster://user:secret@a:1,[::2]:2,c/?protocol=resp3&client_name=x%20y");
+        let nodes = vec![tcp("a", 1), tcp("::2", 2), tcp("c", 6379)];
+        assert_eq!(target.servers, Servers::Cluster(nodes));
+        assert_eq!(target.login.settings.username(), Some("user"));
+        assert_eq!(target.login.settings.password(), Some("secret"));
+        assert_eq!(
+            target.login.settings.protocol(),
+            redis::ProtocolVersion::RESP3
+        );
+        assert_eq!(&*target.login.client_name, "x_y");
+    }
+
+    #[test]
+    fn an_address_is_shown_as_it_is_written() {
+        for (address, shown) in [
+            (tcp("h", 1), "h:1"),
+            (tcp("::1", 1), "[::1]:1"),
+            (Address::Unix("/a/b".into()), "/a/b"),
+        ] {
+            assert_eq!(address.to_string(), shown);
         }
     }
 }
