@@ -9,12 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use redis::{Cmd, FromRedisValue, RedisError, ToRedisArgs, Value, from_redis_value};
+use redis::{Cmd, FromRedisValue, ToRedisArgs, Value, from_redis_value};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::connection::{CONNECT_WITHIN, Connection};
-use super::failure::{Events, FailureKind, StoreError};
+use super::events::Events;
+use super::failure::{FailureKind, StoreError};
 use super::post::Post;
 use super::script::Script;
 use super::supervisor::{Line, Link, supervise};
@@ -92,12 +93,13 @@ impl Client {
     /// Fails at once while the breaker is open, for callers who then need not build a call.
     #[inline]
     pub(super) fn check(&self) -> Result<(), StoreError> {
-        if matches!(*self.shared.link.borrow(), Link::Down) {
-            // One that ended with its runtime, or stands still with it, is replaced.
-            supervise(&self.shared);
-            return Err(self.failed(StoreError::new(FailureKind::Disconnected)));
-        }
-        Ok(())
+        let rejected = match &*self.shared.link.borrow() {
+            Link::Down(cause) => StoreError::breaker_open(cause),
+            Link::New | Link::Up(_) => return Ok(()),
+        };
+        // One that ended with its runtime, or stands still with it, is replaced.
+        supervise(&self.shared);
+        Err(self.failed(rejected))
     }
 
     /// Runs a script on the keys' shard, until `deadline`.
@@ -165,20 +167,21 @@ impl Client {
                 Ok(from_redis_value(answer)?)
             }
             Ok(Err(error)) => {
+                let error = StoreError::from(error).after_sending();
                 self.shared.after_error(&error, generation);
-                Err(StoreError::from(error).after_sending())
+                Err(error)
             }
             Err(_) => {
-                self.shared.after_timeout(generation);
-                Err(StoreError::new(FailureKind::Timeout).after_sending())
+                let error = StoreError::new(FailureKind::Timeout).after_sending();
+                self.shared.after_timeout(&error, generation);
+                Err(error)
             }
         }
     }
 
     /// Tells the observers.
     pub(super) fn failed(&self, error: StoreError) -> StoreError {
-        let now = self.shared.started.elapsed();
-        self.shared.options.events.failed(&error, now);
+        self.shared.options.events.failed(&error);
         error
     }
 }
@@ -191,6 +194,10 @@ impl Drop for Client {
 }
 
 impl Shared {
+    pub(super) fn events(&self) -> &Events {
+        &self.options.events
+    }
+
     /// Counts a call in, unless there are too many.
     fn enter(&self) -> Result<InFlight<'_>, StoreError> {
         let before = self.in_flight.fetch_add(1, Ordering::Relaxed);
@@ -211,7 +218,8 @@ impl Shared {
                 let tried = link.wait_for(|link| !matches!(link, Link::New));
                 match timeout_at(deadline, tried).await {
                     Ok(Ok(tried)) => tried.clone(),
-                    Ok(Err(_)) => Link::Down,
+                    // The sender is ours.
+                    Ok(Err(_)) => Link::Down(StoreError::new(FailureKind::Disconnected)),
                     Err(_) => return Err(StoreError::new(FailureKind::Timeout)),
                 }
             }
@@ -219,9 +227,10 @@ impl Shared {
         };
         match link {
             Link::Up(line) => Ok(line),
-            Link::New | Link::Down => {
+            Link::New => Err(StoreError::new(FailureKind::Disconnected)),
+            Link::Down(cause) => {
                 supervise(self);
-                Err(StoreError::new(FailureKind::Disconnected))
+                Err(StoreError::breaker_open(&cause))
             }
         }
     }
@@ -233,19 +242,15 @@ impl Shared {
             connection,
             generation: self.generation.fetch_add(1, Ordering::Relaxed),
         };
-        let before = self.link.send_replace(Link::Up(line));
-        if !matches!(before, Link::Up(_)) {
-            self.options.events.reachable(true);
-        }
+        self.link.send_replace(Link::Up(line));
+        self.options.events.reachable(true);
     }
 
     pub(super) fn not_connected(&self, error: &StoreError) {
         // Before the calls that wait for it go on.
-        self.options.events.failed(error, self.started.elapsed());
-        let before = self.link.send_replace(Link::Down);
-        if !matches!(before, Link::Down) {
-            self.options.events.reachable(false);
-        }
+        self.options.events.failed(error);
+        self.link.send_replace(Link::Down(error.clone()));
+        self.options.events.reachable(false);
     }
 
     /// The supervisor was here, or was called.
@@ -269,38 +274,42 @@ impl Shared {
         self.answered.store(self.micros(), Ordering::Relaxed);
     }
 
-    fn after_error(&self, error: &RedisError, generation: u64) {
-        match FailureKind::of(error) {
+    fn after_error(&self, error: &StoreError, generation: u64) {
+        match error.kind() {
             // Behind the same address another server may be the primary by now.
             FailureKind::ReadOnly => {
                 self.wake.send_replace(());
             }
             // A cluster's client looks after the connections to its nodes, and the others
             // are well.
-            FailureKind::Disconnected if !self.target.is_cluster() => self.lost(generation),
-            FailureKind::Disconnected | FailureKind::Timeout => self.after_timeout(generation),
+            kind if kind.is_lost_connection() && !self.target.is_cluster() => {
+                self.lost(error, generation);
+            }
+            FailureKind::Disconnected | FailureKind::Tls | FailureKind::Timeout => {
+                self.after_timeout(error, generation);
+            }
             // The server answers.
             _ => self.answered(),
         }
     }
 
-    fn after_timeout(&self, generation: u64) {
+    fn after_timeout(&self, error: &StoreError, generation: u64) {
         let timeouts = self.timeouts.fetch_add(1, Ordering::Relaxed) + 1;
         let answered = Duration::from_micros(self.answered.load(Ordering::Relaxed));
         // Of a cluster one part may be silent while the others answer.
         let silence = self.started.elapsed().saturating_sub(answered);
         if timeouts >= TIMEOUTS && silence >= 2 * self.options.deadline {
-            self.lost(generation);
+            self.lost(error, generation);
         }
     }
 
     /// Opens the breaker, if this connection is still the one in use.
-    fn lost(&self, generation: u64) {
+    fn lost(&self, cause: &StoreError, generation: u64) {
         let opened = self.link.send_if_modified(|link| {
             let in_use = matches!(link, Link::Up(line) if line.generation == generation);
             if in_use {
                 self.attended();
-                *link = Link::Down;
+                *link = Link::Down(cause.clone());
             }
             in_use
         });

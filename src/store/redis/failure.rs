@@ -1,11 +1,12 @@
-//! What can go wrong with Redis, and who is told.
+//! What can go wrong with Redis.
 
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use redis::{ErrorKind, ParsingError, RedisError, ServerErrorKind};
+
+use super::detail;
 
 /// What went wrong with a call to a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -13,6 +14,8 @@ use redis::{ErrorKind, ParsingError, RedisError, ServerErrorKind};
 pub enum FailureKind {
     /// There is no connection.
     Disconnected,
+    /// TLS failed: the certificate is not trusted or names another host, or the peer speaks no TLS.
+    Tls,
     /// No answer within the deadline.
     Timeout,
     /// As many calls are under way as may be.
@@ -30,18 +33,34 @@ pub enum FailureKind {
     WrongData,
     /// The server is older than Redis 6.2.
     TooOld,
-    /// The URL cannot be used.
+    /// The server does not know a command: it is a Sentinel or a proxy, or its commands are renamed.
+    Unsupported,
+    /// The URL cannot be used: it is invalid, the database does not exist, or the server is part of a
+    /// cluster.
     Configuration,
     /// Something else; the log line has the server's words.
     Other,
 }
 
 impl FailureKind {
+    pub(super) const COUNT: usize = Self::Other as usize + 1;
+
+    /// A number below [`COUNT`](Self::COUNT).
+    pub(super) fn index(self) -> usize {
+        self as usize
+    }
+
+    /// Whether the connection is of no more use.
+    pub(super) fn is_lost_connection(self) -> bool {
+        matches!(self, Self::Disconnected | Self::Tls)
+    }
+
     /// A word for logs and metric labels.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Disconnected => "disconnected",
+            Self::Tls => "tls",
             Self::Timeout => "timeout",
             Self::Overloaded => "overloaded",
             Self::Denied => "denied",
@@ -50,6 +69,7 @@ impl FailureKind {
             Self::Busy => "busy",
             Self::WrongData => "wrong_data",
             Self::TooOld => "too_old",
+            Self::Unsupported => "unsupported",
             Self::Configuration => "configuration",
             Self::Other => "other",
         }
@@ -57,12 +77,25 @@ impl FailureKind {
 
     /// What an error of the client's stands for.
     pub(super) fn of(error: &RedisError) -> Self {
-        // Codes that the client has no kind for.
+        // Codes and words that the client has no kind for.
         match error.code() {
             Some("OOM") => return Self::OutOfMemory,
             Some("BUSY") => return Self::Busy,
-            Some("NOAUTH" | "WRONGPASS") => return Self::Denied,
+            Some("NOAUTH" | "WRONGPASS" | "DENIED") => return Self::Denied,
             Some("WRONGTYPE" | "JUNK") => return Self::WrongData,
+            Some("NOPROTO") => return Self::Unsupported,
+            Some("ERR") => {
+                let detail = error.detail().unwrap_or_default();
+                if detail.starts_with("unknown command") {
+                    return Self::Unsupported;
+                }
+                if detail.contains("DB index is out of range") {
+                    return Self::Configuration;
+                }
+                if detail.starts_with("max number of clients") {
+                    return Self::Busy;
+                }
+            }
             _ => {}
         }
         match error.kind() {
@@ -76,14 +109,38 @@ impl FailureKind {
                 | ServerErrorKind::MasterDown
                 | ServerErrorKind::TryAgain,
             ) => Self::Busy,
-            ErrorKind::InvalidClientConfig => Self::Configuration,
+            // Only a client that takes the server for a single one lets these through.
+            ErrorKind::Server(
+                ServerErrorKind::Moved | ServerErrorKind::Ask | ServerErrorKind::CrossSlot,
+            )
+            | ErrorKind::InvalidClientConfig => Self::Configuration,
             ErrorKind::UnexpectedReturnType => Self::WrongData,
+            ErrorKind::RESP3NotSupported => Self::Unsupported,
             _ if error.is_timeout() => Self::Timeout,
+            _ if is_tls(error) => Self::Tls,
             ErrorKind::Io | ErrorKind::Parse | ErrorKind::ClusterConnectionNotFound => {
                 Self::Disconnected
             }
             _ => Self::Other,
         }
+    }
+}
+
+/// Whether TLS failed. The client passes its library's errors on as sources: by themselves, or as
+/// invalid data where they come out of the connection.
+fn is_tls(error: &RedisError) -> bool {
+    let source = std::error::Error::source(error);
+    match error.kind() {
+        ErrorKind::Io => {
+            let io = source.and_then(|source| source.downcast_ref::<std::io::Error>());
+            match io {
+                Some(io) => io.kind() == std::io::ErrorKind::InvalidData,
+                // A host name or roots that cannot be used.
+                None => source.is_some(),
+            }
+        }
+        ErrorKind::Client => source.is_some(),
+        _ => false,
     }
 }
 
@@ -95,22 +152,60 @@ impl fmt::Display for FailureKind {
 
 /// A call to a store that failed.
 ///
-/// Says what kind of failure it was, and in the server's words why. Holds no key.
+/// Says what kind of failure it was and, in the server's words, why. It holds no key, no argument of
+/// a call and no password: where the server quotes one, its words end.
 #[derive(Clone, Debug)]
 pub struct StoreError {
     kind: FailureKind,
-    source: Option<RedisError>,
+    detail: Option<Arc<str>>,
     /// Whether anything was sent: the server may have done what it was asked to.
     was_sent: bool,
+    is_no_script: bool,
+    is_from_breaker: bool,
 }
 
 impl StoreError {
     pub(super) fn new(kind: FailureKind) -> Self {
         Self {
             kind,
-            source: None,
+            detail: None,
             was_sent: false,
+            is_no_script: false,
+            is_from_breaker: false,
         }
+    }
+
+    /// The same, with the cause in our own words.
+    pub(super) fn because(kind: FailureKind, detail: impl Into<Arc<str>>) -> Self {
+        Self {
+            detail: Some(detail.into()),
+            ..Self::new(kind)
+        }
+    }
+
+    /// A call that was not made because the breaker is open, as of `cause`.
+    pub(super) fn breaker_open(cause: &Self) -> Self {
+        let detail = match &cause.detail {
+            Some(detail) => detail.clone(),
+            None => cause.kind.as_str().into(),
+        };
+        Self {
+            is_from_breaker: true,
+            ..Self::because(FailureKind::Disconnected, detail)
+        }
+    }
+
+    // For the task that connects.
+    #[cfg_attr(not(test), expect(dead_code))]
+    /// A library panicked. `payload` is from `catch_unwind`, or from the `JoinError` of a task.
+    pub(super) fn panicked(payload: Box<dyn Any + Send>) -> Self {
+        let words = payload.downcast_ref::<String>().map(String::as_str);
+        let words = words.or_else(|| payload.downcast_ref::<&str>().copied());
+        let words = words.unwrap_or("without a message");
+        Self::because(
+            FailureKind::Other,
+            detail::bounded(&format!("panicked: {words}")),
+        )
     }
 
     pub(super) fn after_sending(mut self) -> Self {
@@ -124,8 +219,11 @@ impl StoreError {
 
     /// Whether the server does not know a script yet.
     pub(super) fn is_no_script(&self) -> bool {
-        let kind = self.source.as_ref().map(RedisError::kind);
-        kind == Some(ErrorKind::Server(ServerErrorKind::NoScript))
+        self.is_no_script
+    }
+
+    pub(super) fn is_from_breaker(&self) -> bool {
+        self.is_from_breaker
     }
 
     /// What kind of failure it was.
@@ -133,14 +231,20 @@ impl StoreError {
     pub fn kind(&self) -> FailureKind {
         self.kind
     }
+
+    /// Why, in the words of the server or of the operating system, if they say more than the kind.
+    #[must_use]
+    pub fn detail(&self) -> Option<&str> {
+        self.detail.as_deref()
+    }
 }
 
 impl From<RedisError> for StoreError {
     fn from(error: RedisError) -> Self {
         Self {
-            kind: FailureKind::of(&error),
-            source: Some(error),
-            was_sent: false,
+            detail: Some(detail::of(&error)),
+            is_no_script: error.kind() == ErrorKind::Server(ServerErrorKind::NoScript),
+            ..Self::new(FailureKind::of(&error))
         }
     }
 }
@@ -151,131 +255,22 @@ impl From<ParsingError> for StoreError {
     fn from(error: ParsingError) -> Self {
         Self {
             kind: FailureKind::WrongData,
-            source: Some(error.into()),
-            was_sent: true,
+            ..Self::from(RedisError::from(error)).after_sending()
         }
     }
 }
 
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the store failed: {}", self.kind)
-    }
-}
-
-impl std::error::Error for StoreError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        let source = self.source.as_ref()?;
-        Some(source)
-    }
-}
-
-/// Sees how a store that is somewhere else fares. Every hook does nothing unless it is written.
-#[diagnostic::on_unimplemented(note = "implement `StoreObserver` and write the hooks you need")]
-pub trait StoreObserver: Send + Sync + 'static {
-    /// A call failed, or was not made because calls fail; the failure mode decided.
-    fn failed(&self, kind: FailureKind) {
-        let _ = kind;
-    }
-
-    /// The store can be reached again, or no longer.
-    fn reachable(&self, reachable: bool) {
-        let _ = reachable;
-    }
-
-    /// A key that was denied was denied again, without a call.
-    fn denied_from_cache(&self) {}
-}
-
-impl<O: StoreObserver + ?Sized> StoreObserver for Arc<O> {
-    fn failed(&self, kind: FailureKind) {
-        (**self).failed(kind);
-    }
-
-    fn reachable(&self, reachable: bool) {
-        (**self).reachable(reachable);
-    }
-
-    fn denied_from_cache(&self) {
-        (**self).denied_from_cache();
-    }
-}
-
-/// Tells observers and, at most once a second, the log.
-#[derive(Clone, Default)]
-pub(super) struct Events {
-    observers: Vec<Arc<dyn StoreObserver>>,
-    log: Arc<Log>,
-}
-
-#[derive(Default)]
-struct Log {
-    /// When the next line may be written, in milliseconds on the client's clock.
-    next: AtomicU64,
-    /// Failures since the last line.
-    silent: AtomicU64,
-}
-
-const LOG_INTERVAL: Duration = Duration::from_secs(1);
-
-impl Events {
-    pub(super) fn add(&mut self, observer: impl StoreObserver) {
-        self.observers.push(Arc::new(observer));
-    }
-
-    pub(super) fn failed(&self, error: &StoreError, now: Duration) {
-        for observer in &self.observers {
-            observer.failed(error.kind());
-        }
-        if let Some(silent) = self.log.line(now) {
-            log(error, silent);
-        }
-    }
-
-    pub(super) fn reachable(&self, reachable: bool) {
-        for observer in &self.observers {
-            observer.reachable(reachable);
-        }
-    }
-
-    pub(super) fn denied_from_cache(&self) {
-        for observer in &self.observers {
-            observer.denied_from_cache();
+        write!(f, "the store failed: {}", self.kind)?;
+        match &self.detail {
+            Some(detail) => write!(f, ": {detail}"),
+            None => Ok(()),
         }
     }
 }
 
-impl Log {
-    /// Whether a line may be written now; and how many failures had none since the last.
-    fn line(&self, now: Duration) -> Option<u64> {
-        let now = now.as_millis() as u64;
-        let next = self.next.load(Ordering::Relaxed);
-        let interval = LOG_INTERVAL.as_millis() as u64;
-        let ours = now >= next
-            && self
-                .next
-                .compare_exchange(next, now + interval, Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok();
-        if ours {
-            Some(self.silent.swap(0, Ordering::Relaxed))
-        } else {
-            self.silent.fetch_add(1, Ordering::Relaxed);
-            None
-        }
-    }
-}
-
-fn log(error: &StoreError, silent: u64) {
-    // The source may quote the command's arguments where a key of the wrong type is named; Redis
-    // itself names none.
-    let source = error.source.as_ref().and_then(RedisError::code);
-    tracing::warn!(
-        kind = error.kind.as_str(),
-        code = source,
-        since_last_line = silent,
-        "calls to Redis fail; the failure mode decides"
-    );
-}
+impl std::error::Error for StoreError {}
 
 #[cfg(test)]
 mod tests {
@@ -291,16 +286,5 @@ mod tests {
         // Unlike bytes that are no answer.
         let garbled = redis::parse_redis_value(b"?\r\n").unwrap_err();
         assert_eq!(FailureKind::of(&garbled), FailureKind::Disconnected);
-    }
-
-    #[test]
-    fn one_line_a_second() {
-        let log = Log::default();
-        let at = Duration::from_millis;
-        assert_eq!(log.line(at(0)), Some(0));
-        assert_eq!(log.line(at(1)), None);
-        assert_eq!(log.line(at(999)), None);
-        assert_eq!(log.line(at(1000)), Some(2));
-        assert_eq!(log.line(at(1001)), None);
     }
 }

@@ -14,8 +14,8 @@ use super::names::LeaseNames;
 use super::script::Script;
 use crate::key::Key;
 use crate::store::{
-    Held, LeaseLimits, LeaseName, LeaseSlots, LeaseUsage, Leased, NamedLease, NamedLeased,
-    NamedLimits, Reply, Standing,
+    FailureMode, Held, LeaseLimits, LeaseName, LeaseSlots, LeaseUsage, Leased, NamedLease,
+    NamedLeased, NamedLimits, Reply, Standing,
 };
 use crate::sync::lock;
 
@@ -124,12 +124,12 @@ impl RedisLeases {
 impl LeaseSlots for RedisLeases {
     fn acquire(&self, limits: LeaseLimits) -> Reply<Leased> {
         let slots = self.0.clone();
-        let unavailable = Leased::Unavailable(slots.store.options.on_failure);
         if slots.store.client.check().is_err() {
-            return Reply::Ready(unavailable);
+            return Reply::Ready(Leased::Unavailable(slots.failure_mode()));
         }
         Reply::Pending(Box::pin(async move {
-            slots.acquire(limits).await.unwrap_or(unavailable)
+            let leased = slots.clone().acquire(limits).await;
+            leased.unwrap_or_else(|_| Leased::Unavailable(slots.failure_mode()))
         }))
     }
 
@@ -141,16 +141,15 @@ impl LeaseSlots for RedisLeases {
 
     fn acquire_named(&self, lease: &NamedLease, limits: NamedLimits) -> Reply<NamedLeased> {
         let slots = self.0.clone();
-        let mode = slots.store.options.on_failure;
         if slots.store.client.check().is_err() {
-            return Reply::Ready(NamedLeased::NotAsked(mode));
+            return Reply::Ready(NamedLeased::NotAsked(slots.failure_mode()));
         }
         let lease = *lease;
         Reply::Pending(Box::pin(async move {
             let leased = slots.acquire_named(lease, limits).await;
             leased.unwrap_or_else(|error| match error.was_sent() {
-                true => NamedLeased::Unavailable(mode),
-                false => NamedLeased::NotAsked(mode),
+                true => NamedLeased::Unavailable(slots.failure_mode()),
+                false => NamedLeased::NotAsked(slots.failure_mode()),
             })
         }))
     }
@@ -214,7 +213,7 @@ impl Slots {
         Ok(match outcome {
             Outcome::Full => Leased::Full,
             Outcome::KeyFull { place } => Leased::KeyFull { place },
-            Outcome::Granted | Outcome::Late => Leased::Unavailable(slots.store.options.on_failure),
+            Outcome::Granted | Outcome::Late => Leased::Unavailable(slots.failure_mode()),
         })
     }
 
@@ -265,6 +264,13 @@ impl Slots {
             counts.first().copied().unwrap_or(0),
             counts.get(1).copied(),
         ))
+    }
+
+    /// How a request is decided that Redis does not decide. Reports one such decision.
+    pub(super) fn failure_mode(&self) -> FailureMode {
+        let mode = self.store.options.on_failure;
+        self.store.client.events().decided_without(mode);
+        mode
     }
 
     pub(super) fn ttl(&self) -> Duration {

@@ -8,6 +8,8 @@ mod client;
 mod connection;
 mod decide;
 mod denied;
+mod detail;
+mod events;
 mod failure;
 mod keeper;
 mod leases;
@@ -31,11 +33,12 @@ use std::time::Duration;
 pub(crate) use self::limits::{Change, LimitTable};
 pub(crate) use self::post::{Post, Term};
 
-pub use self::failure::{FailureKind, StoreError, StoreObserver};
+pub use self::events::StoreObserver;
+pub use self::failure::{FailureKind, StoreError};
 
 use self::client::Client;
 use self::connection::CONNECT_WITHIN;
-use self::failure::Events;
+use self::events::Events;
 use self::names::Names;
 use self::rate::RedisBuckets;
 use self::script::Script;

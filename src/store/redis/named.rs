@@ -42,7 +42,7 @@ impl Slots {
             (GRANTED, _) => NamedLeased::Granted,
             (FULL, taken) => NamedLeased::Full(taken),
             (KEY_FULL, taken) => NamedLeased::KeyFull(taken),
-            _ => NamedLeased::Unavailable(self.store.options.on_failure),
+            _ => NamedLeased::Unavailable(self.failure_mode()),
         })
     }
 

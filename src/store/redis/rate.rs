@@ -235,6 +235,11 @@ impl Buckets {
     /// What the failure mode says.
     #[cold]
     fn without_redis(&self, charges: &[Charge], cost: u32, mode: Mode) -> Reply<Decision> {
+        // A peek decides about no request.
+        if mode == Mode::Take {
+            let events = self.client().events();
+            events.decided_without(self.store.options.on_failure);
+        }
         let limiting = || {
             let rules = self.rules(charges).into_iter().flatten();
             rules.filter(is_limiting)

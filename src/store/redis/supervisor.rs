@@ -25,8 +25,8 @@ pub(super) enum Link {
     /// Nobody has tried to connect yet, so a call waits for the first try to end.
     New,
     Up(Line),
-    /// Calls fail until the supervisor has a connection again.
-    Down,
+    /// Calls fail until the supervisor has a connection again. Why there is none.
+    Down(StoreError),
 }
 
 /// A connection, and which one it is, so that a late failure of an old one does not
@@ -80,6 +80,7 @@ impl Supervised {
         let shared = &*self.shared;
         let mut wake = shared.wake.subscribe();
         let mut pause = FIRST_PAUSE;
+        shared.events().connecting();
         loop {
             let connected = timeout(CONNECT_WITHIN, shared.target.connect()).await;
             // What went wrong before is mended with this connection.
