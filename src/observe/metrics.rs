@@ -10,7 +10,10 @@ use crate::key::Key;
 use crate::rejection::Rejection;
 use crate::store::RateStats;
 #[cfg(feature = "redis")]
-use crate::store::redis::{FailureKind, StoreObserver};
+use crate::store::{
+    FailureMode,
+    redis::{FailureKind, StoreObserver},
+};
 
 /// Counts and measures with the [`metrics`] facade. No label holds anything a client sent: all are
 /// words of the program's, so there are as many series as it has limiters and quotas.
@@ -36,8 +39,9 @@ use crate::store::redis::{FailureKind, StoreObserver};
 ///
 /// | metric | labels | |
 /// |---|---|---|
-/// | `admission_store_errors_total` | `kind` | calls that failed, by kind of failure |
-/// | `admission_store_up` | | 1 while the store can be reached, else 0: the breaker is open then |
+/// | `admission_store_errors_total` | `kind` | calls that failed, by [kind of failure](FailureKind::as_str) |
+/// | `admission_store_up` | | 1 while the store can be reached, in a cluster all its masters, else 0. Exists from the first attempt to connect on |
+/// | `admission_failure_mode_decisions_total` | `mode` | requests that a [failure mode](FailureMode::as_str) decided, because the store did not: `open`, `closed` or `local_share` |
 /// | `admission_denial_cache_hits_total` | | refusals that took no call |
 ///
 /// A dashboard for Grafana and alerts for Prometheus on all of these are in the repository, as
@@ -192,7 +196,12 @@ fn describe_store() {
     );
     describe_gauge!(
         "admission_store_up",
-        "1 while the store can be reached, 0 while the breaker is open."
+        "1 while the store can be reached, else 0."
+    );
+    describe_counter!(
+        "admission_failure_mode_decisions_total",
+        Unit::Count,
+        "Requests that a failure mode decided, because the store did not."
     );
     describe_counter!(
         "admission_denial_cache_hits_total",
@@ -268,6 +277,10 @@ impl StoreObserver for MetricsObserver {
 
     fn reachable(&self, reachable: bool) {
         gauge!("admission_store_up").set(if reachable { 1.0 } else { 0.0 });
+    }
+
+    fn decided_without(&self, mode: FailureMode) {
+        counter!("admission_failure_mode_decisions_total", "mode" => mode.as_str()).increment(1);
     }
 
     fn denied_from_cache(&self) {

@@ -205,6 +205,18 @@ pub enum FailureMode {
     },
 }
 
+impl FailureMode {
+    /// A word for logs and metric labels.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Closed => "closed",
+            Self::LocalShare { .. } => "local_share",
+        }
+    }
+}
+
 impl fmt::Debug for Leased {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -10,6 +10,7 @@ use metrics_util::debugging::DebuggingRecorder;
 use serde_json::Value;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_admission::observe::MetricsObserver;
+use tower_admission::store::FailureMode;
 use tower_admission::store::redis::{FailureKind, StoreObserver};
 use tower_admission::{
     ConcurrencyLimitLayer, Key, MemoryStore, Observer, Policy, Quota, RateLimitLayer, RequestHead,
@@ -80,6 +81,7 @@ async fn exercise() {
     metrics.reachable(true);
     metrics.failed(FailureKind::Timeout);
     metrics.denied_from_cache();
+    metrics.decided_without(FailureMode::Open);
 }
 
 impl Metric {

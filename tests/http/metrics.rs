@@ -359,6 +359,7 @@ fn metrics_are_described() {
 #[cfg(feature = "redis")]
 #[test]
 fn the_metrics_of_a_store() {
+    use tower_admission::store::FailureMode;
     use tower_admission::store::redis::{FailureKind, StoreObserver};
 
     let recorder = DebuggingRecorder::new();
@@ -370,10 +371,18 @@ fn the_metrics_of_a_store() {
     observer.failed(FailureKind::Timeout);
     observer.failed(FailureKind::ReadOnly);
     observer.denied_from_cache();
+    observer.decided_without(FailureMode::Open);
+    observer.decided_without(FailureMode::LocalShare { replicas: 3 });
+    observer.decided_without(FailureMode::LocalShare { replicas: 3 });
     observer.reachable(false);
     let measured = measured(&snapshotter);
     let expected = [
         ("admission_denial_cache_hits_total ", 1.0),
+        (
+            "admission_failure_mode_decisions_total mode=local_share",
+            2.0,
+        ),
+        ("admission_failure_mode_decisions_total mode=open", 1.0),
         ("admission_store_errors_total kind=read_only", 1.0),
         ("admission_store_errors_total kind=timeout", 2.0),
         ("admission_store_up ", 0.0),

@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::task::JoinSet;
 
+use super::detail::bounded;
 use super::failure::{FailureKind, StoreError};
 use super::url::{Address, Login, Servers, Target};
 
@@ -164,7 +165,8 @@ fn check_version(version: &str) -> Result<(), StoreError> {
         .map_while(|number| number.trim().parse().ok());
     let (major, minor): (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     if !version.is_empty() && (major, minor) < OLDEST {
-        return Err(StoreError::new(FailureKind::TooOld));
+        let words = bounded(&format!("it is version {version}"));
+        return Err(StoreError::because(FailureKind::TooOld, words));
     }
     Ok(())
 }

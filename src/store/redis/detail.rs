@@ -128,3 +128,100 @@ pub(super) fn bounded(words: &str) -> String {
     }
     line
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(line: &str) -> String {
+        let answer = redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap();
+        of(&answer.extract_error().unwrap_err()).as_ref().to_owned()
+    }
+
+    #[test]
+    fn words_end_where_a_request_may_be_quoted() {
+        for (line, shown) in [
+            // Redis 7, 6 and 5; the first is a Sentinel's answer.
+            (
+                "ERR unknown command 'EVALSHA', with args beginning with: 'f00d' '1' \
+                 'admission:rate:calls:user#alice' ",
+                "ERR unknown command 'EVALSHA', with args beginning with: …",
+            ),
+            (
+                "ERR unknown command `EVALSHA`, with args beginning with: `f00d`, `1`, `secret`, ",
+                "ERR unknown command `EVALSHA`, with args beginning with: …",
+            ),
+            (
+                "ERR unknown command 'HELLO', with args beginning with: '3' 'AUTH' 'gateway' \
+                 'secret' ",
+                "ERR unknown command 'HELLO', with args beginning with: …",
+            ),
+            ("ERR unknown command 'secret'", "ERR unknown command …"),
+            (
+                "NOPERM User gateway has no permissions to run the 'cluster|slots' command",
+                "NOPERM User gateway has no permissions to run the 'cluster|slots' command",
+            ),
+            (
+                "NOPERM User gateway has no permissions to access the 'secret' key",
+                "NOPERM User gateway has no permissions to access the …",
+            ),
+            // A quotation that ends early.
+            (
+                "ERR no such thing: 'get' 'no' ' secret'",
+                "ERR no such thing: 'get' 'no' …",
+            ),
+            ("ERR no end: \"secret", "ERR no end: …"),
+            (
+                "READONLY You can't write against a read only replica.",
+                "READONLY You can't write against a read only replica.",
+            ),
+            ("ERR", "ERR"),
+            ("WHAT", "WHAT"),
+        ] {
+            assert_eq!(server(line), shown);
+        }
+    }
+
+    #[test]
+    fn an_answer_of_another_type_is_not_repeated() {
+        let text = redis::Value::BulkString(b"secret".to_vec());
+        let error = redis::from_redis_value::<u64>(text).unwrap_err();
+        assert_eq!(&*of(&error.into()), "the answer cannot be read");
+    }
+
+    #[test]
+    fn what_the_client_says_has_no_kind_in_it() {
+        let error = RedisError::from((ErrorKind::AuthenticationFailed, "no entry"));
+        assert_eq!(&*of(&error), "no entry");
+        let error = RedisError::from((ErrorKind::Io, "no entry", "for 'secret'".to_owned()));
+        assert_eq!(&*of(&error), "no entry: for …");
+    }
+
+    #[test]
+    fn a_long_cause_is_one_line_with_an_end() {
+        let long = bounded(&format!("one\r\ntwo{}\n", "…".repeat(1000)));
+        assert!(long.starts_with("one  two…"));
+        assert!(long.len() <= LONGEST + '…'.len_utf8());
+        assert_eq!(bounded("short\n"), "short");
+    }
+
+    #[test]
+    fn what_scripts_call_may_be_quoted() {
+        for script in [
+            include_str!("take.lua"),
+            include_str!("acquire.lua"),
+            include_str!("heartbeat.lua"),
+            include_str!("limits_set.lua"),
+            include_str!("limits_changes.lua"),
+            include_str!("limiters_publish.lua"),
+            include_str!("limiters_published.lua"),
+        ] {
+            let mut calls = script.split("call('").skip(1).peekable();
+            assert!(calls.peek().is_some(), "does this test still read scripts?");
+            for call in calls {
+                let command = call.split_once('\'').unwrap().0;
+                assert!(is_quotable(command), "{command}");
+            }
+        }
+    }
+}

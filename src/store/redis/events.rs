@@ -330,16 +330,250 @@ impl LineLimit {
 
 #[cfg(test)]
 mod tests {
+    use tracing_subscriber::layer::SubscriberExt;
+
     use super::*;
 
+    const MODES: [FailureMode; 3] = [
+        FailureMode::Open,
+        FailureMode::Closed,
+        FailureMode::LocalShare { replicas: 3 },
+    ];
+
+    /// What the log says, a line for each event with its fields.
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<String>>>);
+
+    struct Fields<'a>(&'a mut String);
+
+    impl tracing::field::Visit for Fields<'_> {
+        fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+            *self.0 += &format!("{field}={value:?} ");
+        }
+    }
+
+    impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Lines {
+        fn on_event(
+            &self,
+            event: &tracing::Event<'_>,
+            _: tracing_subscriber::layer::Context<'_, S>,
+        ) {
+            let mut line = format!("{} ", event.metadata().level());
+            event.record(&mut Fields(&mut line));
+            lock(&self.0).push(line.trim_end().to_owned());
+        }
+    }
+
+    impl Lines {
+        fn collect(&self) -> tracing::subscriber::DefaultGuard {
+            tracing::subscriber::set_default(tracing_subscriber::registry().with(self.clone()))
+        }
+
+        fn take(&self) -> Vec<String> {
+            std::mem::take(&mut lock(&self.0))
+        }
+    }
+
+    #[derive(Clone, Default)]
+    struct Seen(Arc<Mutex<Vec<bool>>>);
+
+    impl StoreObserver for Seen {
+        fn reachable(&self, reachable: bool) {
+            lock(&self.0).push(reachable);
+        }
+    }
+
+    impl Seen {
+        fn take(&self) -> Vec<bool> {
+            std::mem::take(&mut lock(&self.0))
+        }
+    }
+
+    async fn pass(millis: u64) {
+        tokio::time::advance(Duration::from_millis(millis)).await;
+    }
+
+    fn refused() -> StoreError {
+        StoreError::because(FailureKind::Disconnected, "connection refused")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_kind_has_one_line_a_second() {
+        let lines = Lines::default();
+        let _collecting = lines.collect();
+        let events = Events::default();
+        let busy = StoreError::because(FailureKind::Busy, "LOADING");
+        for _ in 0..3 {
+            events.failed(&refused());
+            events.failed(&busy);
+            pass(333).await;
+        }
+        let line = |kind, cause, silent| {
+            format!(
+                "WARN message=calls to Redis fail; the failure mode decides kind={kind:?} \
+                 cause={cause:?} since_last_line={silent}"
+            )
+        };
+        assert_eq!(
+            lines.take(),
+            [
+                line("disconnected", "connection refused", 0),
+                line("busy", "LOADING", 0)
+            ]
+        );
+        pass(1).await;
+        // Another client of the store has the same clock and the same lines.
+        events.clone().failed(&refused());
+        assert_eq!(
+            lines.take(),
+            [line("disconnected", "connection refused", 2)]
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_the_breaker_rejects_leaves_the_line_to_the_cause() {
+        let lines = Lines::default();
+        let _collecting = lines.collect();
+        let events = Events::default();
+        let rejected = StoreError::breaker_open(&refused());
+        assert_eq!(rejected.kind(), FailureKind::Disconnected);
+        assert_eq!(
+            rejected.to_string(),
+            "the store failed: disconnected: connection refused"
+        );
+        for _ in 0..1000 {
+            events.failed(&rejected);
+        }
+        assert_eq!(lines.take(), [""; 0]);
+        events.failed(&refused());
+        let line = lines.take().join("\n");
+        assert!(
+            line.ends_with("cause=\"connection refused\" since_last_line=0"),
+            "{line}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_ends_with_one_line_for_all_clients() {
+        let (lines, seen) = (Lines::default(), Seen::default());
+        let _collecting = lines.collect();
+        let mut events = Events::default();
+        events.add(seen.clone());
+        let clients = MODES.map(|mode| (mode, events.clone()));
+        for (_, client) in &clients {
+            client.connecting();
+            client.reachable(true);
+        }
+        assert_eq!(seen.take(), [false, true]);
+        // Before the outage.
+        clients[0].1.decided_without(FailureMode::Open);
+        for (at, (mode, client)) in clients.iter().enumerate() {
+            client.reachable(false);
+            client.reachable(false);
+            pass(100).await;
+            for _ in 0..=at {
+                client.decided_without(*mode);
+            }
+        }
+        for (_, client) in &clients {
+            client.connecting();
+            client.reachable(true);
+            pass(50).await;
+        }
+        assert_eq!(seen.take(), [false, true]);
+        assert_eq!(
+            lines.take(),
+            [
+                "INFO message=Redis is back away_ms=400 decided_open=1 decided_closed=2 \
+                 decided_local_share=3"
+            ]
+        );
+        clients[1].1.reachable(false);
+        clients[1].1.reachable(true);
+        assert_eq!(
+            lines.take(),
+            [
+                "INFO message=Redis is back away_ms=0 decided_open=0 decided_closed=0 \
+                 decided_local_share=0"
+            ]
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_first_connection_has_a_line_only_if_requests_did_not_wait_for_it() {
+        let (lines, seen) = (Lines::default(), Seen::default());
+        let _collecting = lines.collect();
+        for decided in [0, 2] {
+            let mut events = Events::default();
+            events.add(seen.clone());
+            events.connecting();
+            assert_eq!(seen.take(), [false]);
+            pass(40).await;
+            for _ in 0..decided {
+                events.decided_without(FailureMode::Closed);
+            }
+            events.reachable(true);
+            assert_eq!(seen.take(), [true]);
+        }
+        assert_eq!(
+            lines.take(),
+            [
+                "INFO message=Redis is back away_ms=40 decided_open=0 decided_closed=2 \
+                 decided_local_share=0"
+            ]
+        );
+    }
+
     #[test]
-    fn one_line_a_second() {
-        let line = LineLimit::default();
-        let at = Duration::from_millis;
-        assert_eq!(line.line(at(0)), Some(0));
-        assert_eq!(line.line(at(1)), None);
-        assert_eq!(line.line(at(999)), None);
-        assert_eq!(line.line(at(1000)), Some(2));
-        assert_eq!(line.line(at(1001)), None);
+    fn a_client_that_is_gone_is_not_away() {
+        let (lines, seen) = (Lines::default(), Seen::default());
+        let _collecting = lines.collect();
+        let mut events = Events::default();
+        events.add(seen.clone());
+        let (one, two) = (events.clone(), events.clone());
+        one.reachable(true);
+        two.reachable(false);
+        assert_eq!(seen.take(), [true, false]);
+        drop(two);
+        assert_eq!(seen.take(), [true], "the other one is up");
+        one.reachable(false);
+        drop(one);
+        assert_eq!(seen.take(), [false]);
+        assert_eq!(lines.take().len(), 1);
+        // Where none is left, none came back.
+        events.reachable(true);
+        assert_eq!(seen.take(), [true]);
+        assert_eq!(lines.take(), [""; 0]);
+    }
+
+    #[test]
+    fn connections_of_a_second_client_are_no_outage() {
+        let seen = Seen::default();
+        let mut events = Events::default();
+        events.add(seen.clone());
+        events.reachable(true);
+        let other = events.clone();
+        other.connecting();
+        other.reachable(true);
+        assert_eq!(seen.take(), [true]);
+    }
+
+    #[test]
+    fn each_failure_mode_is_counted() {
+        #[derive(Default)]
+        struct Modes(Mutex<Vec<FailureMode>>);
+        impl StoreObserver for Modes {
+            fn decided_without(&self, mode: FailureMode) {
+                lock(&self.0).push(mode);
+            }
+        }
+        let modes = Arc::new(Modes::default());
+        let mut events = Events::default();
+        events.add(modes.clone());
+        for mode in MODES {
+            events.decided_without(mode);
+        }
+        assert_eq!(*lock(&modes.0), MODES);
+        assert_eq!(events.health.decided.take(), [1, 1, 1]);
     }
 }

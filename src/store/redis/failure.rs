@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 
 use redis::{ErrorKind, ParsingError, RedisError, ServerErrorKind};
@@ -126,20 +127,22 @@ impl FailureKind {
     }
 }
 
-/// Whether TLS failed. The client passes its library's errors on as sources: by themselves, or as
-/// invalid data where they come out of the connection.
+/// Whether TLS failed. The client passes its library's errors on: as they are, or within an error
+/// of the connection where that is read and written.
 fn is_tls(error: &RedisError) -> bool {
-    let source = std::error::Error::source(error);
-    match error.kind() {
-        ErrorKind::Io => {
-            let io = source.and_then(|source| source.downcast_ref::<std::io::Error>());
-            match io {
-                Some(io) => io.kind() == std::io::ErrorKind::InvalidData,
-                // A host name or roots that cannot be used.
-                None => source.is_some(),
-            }
-        }
-        ErrorKind::Client => source.is_some(),
+    type Shared = Arc<dyn std::error::Error + Send + Sync>;
+    let Some(source) = std::error::Error::source(error) else {
+        return false;
+    };
+    // The client gives out the pointer that it holds.
+    let io = match source.downcast_ref::<Shared>() {
+        Some(shared) => shared.downcast_ref::<io::Error>(),
+        None => source.downcast_ref::<io::Error>(),
+    };
+    match (error.kind(), io) {
+        (ErrorKind::Io, Some(io)) => io.kind() == io::ErrorKind::InvalidData,
+        // Roots or a host name that cannot be used.
+        (ErrorKind::Io, None) | (ErrorKind::Client, _) => true,
         _ => false,
     }
 }
@@ -286,5 +289,137 @@ mod tests {
         // Unlike bytes that are no answer.
         let garbled = redis::parse_redis_value(b"?\r\n").unwrap_err();
         assert_eq!(FailureKind::of(&garbled), FailureKind::Disconnected);
+    }
+
+    /// What the server says, as the client reads it.
+    fn server(line: &str) -> StoreError {
+        let answer = redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap();
+        answer.extract_error().unwrap_err().into()
+    }
+
+    #[test]
+    fn each_error_of_the_server_has_a_kind_and_its_words() {
+        use FailureKind::*;
+        for (line, kind) in [
+            ("NOAUTH Authentication required.", Denied),
+            (
+                "WRONGPASS invalid username-password pair or user is disabled.",
+                Denied,
+            ),
+            (
+                "NOPERM User gateway has no permissions to run the 'evalsha' command",
+                Denied,
+            ),
+            ("NOPERM No permissions to access a key", Denied),
+            ("DENIED Redis is running in protected mode", Denied),
+            (
+                "READONLY You can't write against a read only replica.",
+                ReadOnly,
+            ),
+            (
+                "OOM command not allowed when used memory > 'maxmemory'.",
+                OutOfMemory,
+            ),
+            ("LOADING Redis is loading the dataset in memory", Busy),
+            (
+                "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN \
+                 NOSAVE.",
+                Busy,
+            ),
+            (
+                "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+                Busy,
+            ),
+            ("CLUSTERDOWN Hash slot not served", Busy),
+            (
+                "TRYAGAIN Multiple keys request during rehashing of slot",
+                Busy,
+            ),
+            ("ERR max number of clients reached", Busy),
+            (
+                "WRONGTYPE Operation against a key holding the wrong kind of value",
+                WrongData,
+            ),
+            ("JUNK under the key lies something else", WrongData),
+            ("ERR DB index is out of range", Configuration),
+            ("NOPROTO unsupported protocol version", Unsupported),
+            ("MISCONF Redis is configured to save RDB snapshots", Other),
+        ] {
+            let error = server(line);
+            assert_eq!((error.kind(), error.detail()), (kind, Some(line)));
+            assert_eq!(
+                error.to_string(),
+                format!("the store failed: {kind}: {line}")
+            );
+        }
+    }
+
+    #[test]
+    fn one_server_that_is_part_of_a_cluster_is_named() {
+        for line in [
+            "MOVED 5474 127.0.0.1:7001",
+            "ASK 5474 127.0.0.1:7001",
+            "CROSSSLOT Keys in request don't hash to the same slot",
+        ] {
+            let error = server(line);
+            assert_eq!(error.kind(), FailureKind::Configuration);
+            let advice = "this server is part of a cluster: use redis+cluster://";
+            assert_eq!(error.detail(), Some(&*format!("{line}: {advice}")));
+        }
+    }
+
+    #[test]
+    fn tls_has_a_kind() {
+        let untrusted = "invalid peer certificate: UnknownIssuer";
+        let error = StoreError::from(RedisError::from(io::Error::new(
+            io::ErrorKind::InvalidData,
+            untrusted,
+        )));
+        assert_eq!(error.kind(), FailureKind::Tls);
+        assert_eq!(error.detail(), Some(untrusted));
+        let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+        let error = StoreError::from(RedisError::from(refused));
+        assert_eq!(error.kind(), FailureKind::Disconnected);
+        assert_eq!(error.detail(), Some("connection refused"));
+        assert!(error.kind().is_lost_connection() && FailureKind::Tls.is_lost_connection());
+    }
+
+    #[test]
+    fn a_call_that_the_breaker_rejects_has_the_cause() {
+        let cause = server("WRONGPASS invalid username-password pair or user is disabled.");
+        let rejected = StoreError::breaker_open(&cause.after_sending());
+        assert_eq!(rejected.kind(), FailureKind::Disconnected);
+        assert!(!rejected.was_sent());
+        assert_eq!(
+            rejected.detail(),
+            Some("WRONGPASS invalid username-password pair or user is disabled.")
+        );
+        let rejected = StoreError::breaker_open(&StoreError::new(FailureKind::Timeout));
+        assert_eq!(rejected.detail(), Some("timeout"));
+    }
+
+    #[tokio::test]
+    async fn a_panic_has_its_words() {
+        let words = async |panics: fn()| {
+            let payload = tokio::spawn(async move { panics() }).await.unwrap_err();
+            let error = StoreError::panicked(payload.into_panic());
+            assert_eq!(error.kind(), FailureKind::Other);
+            error.detail().unwrap().to_owned()
+        };
+        assert_eq!(
+            words(|| panic!("no crypto\nprovider")).await,
+            "panicked: no crypto provider"
+        );
+        let formatted = words(|| panic!("no provider {}", std::hint::black_box(7))).await;
+        assert_eq!(formatted, "panicked: no provider 7");
+        let other = words(|| std::panic::panic_any(7)).await;
+        assert_eq!(other, "panicked: without a message");
+        let long = StoreError::panicked(Box::new("é".repeat(10_000)));
+        assert!(long.detail().unwrap().len() < 400);
+    }
+
+    #[test]
+    fn kinds_have_a_place_each() {
+        assert_eq!(FailureKind::Other.index() + 1, FailureKind::COUNT);
     }
 }
