@@ -71,7 +71,7 @@ impl fmt::Display for SecretMissing {
 impl std::error::Error for SecretMissing {}
 
 /// One key that a decision charges, and to what.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Charge {
     /// The key.

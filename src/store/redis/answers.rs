@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 
 use super::charged::{KeyRules, Run, micros_per_request};
 use super::failure::{FailureKind, StoreError};
-use crate::decision::{Decision, Usage};
+use crate::decision::Usage;
 use crate::rule::{Rule, RuleKind};
 
 /// What became of one run.
@@ -39,12 +39,8 @@ struct Room {
 }
 
 impl Outcome {
-    /// The decision of the run's request at this place, counted from 0.
-    pub(super) fn decision(&self, nth: u32) -> Decision {
-        Decision::from_usages(self.usages(nth))
-    }
-
-    /// What that decision has of each quota, in order; `None` of a quota that is off.
+    /// What the decision of the run's request at this place, counted from 0, has of each quota, in order; `None` of a
+    /// quota that is off.
     pub(super) fn usages(&self, nth: u32) -> impl Iterator<Item = Option<Usage>> {
         self.quotas.iter().map(move |quota| {
             let limits = quota.rule.kind() != RuleKind::Unlimited;
@@ -172,6 +168,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::decision::Decision;
     use crate::quota::Quota;
 
     fn rules() -> [KeyRules; 2] {
@@ -198,7 +195,8 @@ mod tests {
         let [Some(outcome)] = &*outcomes else {
             panic!("one outcome: {outcomes:?}");
         };
-        let second = outcome.decision(1);
+        let decision = |nth| Decision::from_usages(outcome.usages(nth));
+        let second = decision(1);
         assert!(second.is_admitted());
         let usages = |decision: &Decision| {
             let usages = decision.usages().iter();
@@ -207,7 +205,7 @@ mod tests {
         };
         let (bucket, window) = (micros(400_000), micros(60_000_000));
         assert_eq!(usages(&second), [(0, 6, bucket), (2, 56, window)]);
-        let third = outcome.decision(2);
+        let third = decision(2);
         assert_eq!(usages(&third), [(0, 6, bucket), (2, 56, window)]);
         assert_eq!(third.retry_after(), Some(micros(5)));
     }
@@ -232,7 +230,7 @@ mod tests {
             if let Ok(outcomes) = parse(&numbers, &rules(), &runs) {
                 for outcome in outcomes.iter().flatten() {
                     for nth in [0, 1, u32::MAX] {
-                        let _ = outcome.decision(nth);
+                        let _ = Decision::from_usages(outcome.usages(nth));
                     }
                 }
             }

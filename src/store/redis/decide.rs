@@ -1,56 +1,52 @@
 //! The calls that decide requests.
 
+use std::sync::Arc;
+
 use tokio::time::Instant;
 
 use super::answers::{Outcome, parse, unused};
 use super::charged::{Arguments, KeyRules, Mode, Run};
+use super::denied::fingerprint;
 use super::failure::{FailureKind, StoreError};
+use super::lanes;
 use super::rate::{Buckets, is_limiting};
+use super::takes::{SEVERAL, Take};
 use crate::decision::{Decision, Usage};
 use crate::store::Charge;
 
 impl Buckets {
     /// What Redis decides; when it cannot be asked, what was charged before that was known.
     pub(super) async fn decide(
-        &self,
+        self: &Arc<Self>,
         charges: &[Charge],
         cost: u32,
         mode: Mode,
     ) -> Result<Decision, Vec<Charge>> {
         let deadline = self.client().deadline();
-        let rules = self.rules(charges);
         if charges.len() > 1 && self.client().is_cluster() {
-            return self
-                .decide_apart(charges, &rules, cost, mode, deadline)
-                .await;
+            return self.decide_apart(charges, cost, mode, deadline).await;
         }
-        let outcome = self.request(charges, &rules, cost, mode, deadline).await;
-        outcome
-            .map(|outcome| outcome.decision(0))
-            .map_err(|_| Vec::new())
+        let usages = self.request(charges, cost, mode, deadline).await;
+        usages.map(Decision::from_usages).map_err(|_| Vec::new())
     }
 
     /// The keys of one decision lie in different parts of a cluster, where no script reaches all.
     /// So they are charged in turn, addresses first, and what was charged before a rejection is
     /// given back.
     async fn decide_apart(
-        &self,
+        self: &Arc<Self>,
         charges: &[Charge],
-        rules: &[KeyRules],
         cost: u32,
         mode: Mode,
         deadline: Instant,
     ) -> Result<Decision, Vec<Charge>> {
+        let rules = self.rules(charges);
         let mut order: Vec<usize> = (0..charges.len()).collect();
         order.sort_by_key(|&at| !charges[at].key.is_ip());
         let mut found: Vec<Vec<Option<Usage>>> = vec![Vec::new(); charges.len()];
         let mut rejected = false;
         let mut taken: Vec<usize> = Vec::new();
-        let call = async |at: usize, mode| -> Result<Vec<_>, StoreError> {
-            let (charges, rules) = (&charges[at..=at], &rules[at..=at]);
-            let outcome = self.request(charges, rules, cost, mode, deadline).await?;
-            Ok(outcome.usages(0).collect())
-        };
+        let call = |at: usize, mode| self.request(&charges[at..=at], cost, mode, deadline);
         for at in order {
             if !rules[at].iter().any(is_limiting) {
                 found[at] = unused(&rules[at]);
@@ -81,7 +77,7 @@ impl Buckets {
     }
 
     /// What cannot be given back refills with time.
-    pub(super) async fn give_back(&self, charges: &[Charge], cost: u32) {
+    pub(super) async fn give_back(self: &Arc<Self>, charges: &[Charge], cost: u32) {
         let deadline = self.client().deadline();
         let rules = self.rules(charges);
         // In a cluster the keys lie in different parts, of which each may be down.
@@ -91,31 +87,43 @@ impl Buckets {
         };
         for (charges, rules) in charges.chunks(at_a_time).zip(rules.chunks(at_a_time)) {
             if rules.iter().flatten().any(is_limiting) {
-                let given = self.request(charges, rules, cost, Mode::Refund, deadline);
+                let given = self.request(charges, cost, Mode::Refund, deadline);
                 let _ = given.await;
             }
         }
     }
 
-    /// Asks about one request that charges all these keys.
+    /// Asks about one request that charges all these keys: what it found of their quotas, in order.
     async fn request(
-        &self,
+        self: &Arc<Self>,
         charges: &[Charge],
-        rules: &[KeyRules],
         cost: u32,
         mode: Mode,
         deadline: Instant,
-    ) -> Result<Outcome, StoreError> {
+    ) -> Result<Vec<Option<Usage>>, StoreError> {
+        if mode == Mode::Take {
+            let lane = match charges.len() {
+                1 => fingerprint(charges),
+                _ => SEVERAL,
+            };
+            let charges = charges.into();
+            let taken = lanes::ask(self, lane, Take { charges, cost }, deadline).await;
+            let too_late = || self.client().failed(StoreError::new(FailureKind::Timeout));
+            return Ok(taken.ok_or_else(too_late)??.usages().collect());
+        }
         let keys: Vec<_> = charges.iter().map(|charge| self.key(charge)).collect();
         let runs = [Run::single(cost, keys.len())];
-        let outcomes = self.call(&keys, rules, &runs, mode, deadline).await?;
+        let rules = self.rules(charges);
+        let outcomes = self.ask(&keys, &rules, &runs, mode, deadline).await?;
         let outcome = outcomes.into_iter().next().flatten();
-        outcome.ok_or_else(|| StoreError::new(FailureKind::WrongData).after_sending())
+        let outcome =
+            outcome.ok_or_else(|| StoreError::new(FailureKind::WrongData).after_sending())?;
+        Ok(outcome.usages(0).collect())
     }
 
     /// Decides runs of requests in their order. `None` is what becomes of a run with a key that holds something
     /// else than quotas; of a single run it is an error.
-    async fn call(
+    pub(super) async fn ask(
         &self,
         keys: &[String],
         rules: &[KeyRules],

@@ -132,7 +132,7 @@ impl Denials {
 }
 
 /// All the keys and their sets as one.
-fn fingerprint(charges: &[Charge]) -> [u64; 2] {
+pub(super) fn fingerprint(charges: &[Charge]) -> [u64; 2] {
     charges.iter().fold([0; 2], |[low, high], charge| {
         let [first, second] = charge.key.place_bits();
         // Odd multipliers keep the order of keys apart, and sets. The bits come from a keyed hash, so nobody

@@ -12,6 +12,7 @@ mod detail;
 mod events;
 mod failure;
 mod keeper;
+mod lanes;
 mod leases;
 mod limiters;
 mod limits;
@@ -22,6 +23,7 @@ mod rate;
 mod script;
 mod share;
 mod supervisor;
+mod takes;
 #[cfg(test)]
 mod test_server;
 mod url;

@@ -9,6 +9,7 @@ use super::Inner;
 use super::charged::{KeyRules, Mode};
 use super::client::Client;
 use super::denied::Denials;
+use super::lanes::Lanes;
 use super::names::Name;
 use super::script::Script;
 use super::share::Share;
@@ -31,6 +32,7 @@ pub(super) struct Buckets {
     /// How many sets there are. Held while one is added.
     adding: Mutex<usize>,
     denials: Denials,
+    pub(super) lanes: Lanes<Self>,
     /// This replica's share, for when Redis is away.
     share: Option<Share>,
 }
@@ -81,6 +83,7 @@ impl RedisBuckets {
             sets,
             adding: Mutex::new(policies.len()),
             denials: Denials::new(),
+            lanes: Lanes::new(),
             share,
             store,
         }))
@@ -217,18 +220,17 @@ impl Buckets {
 
     /// The effective rules of each charge.
     pub(super) fn rules(&self, charges: &[Charge]) -> Vec<KeyRules> {
-        let charges = charges.iter();
-        charges
-            .map(|charge| {
-                let Some(set) = self.set(charge.set) else {
-                    return KeyRules::new();
-                };
-                let defaults = set.rules.load();
-                let defaults = defaults.iter().enumerate();
-                defaults
-                    .map(|(at, default)| *charge.rule(at).unwrap_or(default))
-                    .collect()
-            })
+        charges.iter().map(|charge| self.rules_of(charge)).collect()
+    }
+
+    pub(super) fn rules_of(&self, charge: &Charge) -> KeyRules {
+        let Some(set) = self.set(charge.set) else {
+            return KeyRules::new();
+        };
+        let defaults = set.rules.load();
+        let defaults = defaults.iter().enumerate();
+        defaults
+            .map(|(at, default)| *charge.rule(at).unwrap_or(default))
             .collect()
     }
 

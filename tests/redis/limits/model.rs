@@ -60,6 +60,9 @@ impl Model {
     }
 }
 
+/// Where the script finds the time.
+const CLOCK: &str = "clock";
+
 struct Script {
     connection: MultiplexedConnection,
     source: String,
@@ -70,20 +73,27 @@ impl Script {
     /// What is left of each quota, and how long to wait.
     async fn run(&mut self, now: u64, mode: &str, step: &Step) -> [[u64; 2]; 2] {
         let mut run = redis::pipe();
-        let run = run.atomic().cmd("EVAL").arg(&self.source);
-        let run = run.arg(1).arg(&self.key).arg(step.cost).arg(mode).arg(2);
+        let run = run.atomic().del(CLOCK).ignore();
+        let run = run.rpush(CLOCK, &[now / 1_000_000, now % 1_000_000]);
+        let run = run.ignore().cmd("EVAL").arg(&self.source);
+        let run = run.arg(1).arg(&self.key).arg(mode).arg(0);
+        let letters = step
+            .quotas
+            .map(|quota| if quota.is_some() { 'b' } else { '-' });
+        let run = run.arg(String::from_iter(letters));
         for quota in step.quotas {
-            match quota {
-                Some((interval, limit)) => run.arg(&[0, interval, limit]),
-                None => run.arg(&[2, 0, 0]),
-            };
+            let (interval, limit) = quota.unwrap_or_default();
+            run.arg(&[interval, limit]);
         }
-        let run = run.arg(&[now / 1_000_000, now % 1_000_000]);
+        run.arg(step.cost).arg(1);
         // The server's own time is another.
         run.cmd("PERSIST").arg(&self.key).ignore();
-        let (answer,): ([i64; 6],) = run.query_async(&mut self.connection).await.unwrap();
+        let (answer,): (Vec<i64>,) = run.query_async(&mut self.connection).await.unwrap();
         let number = |at: usize| answer[at].max(0).unsigned_abs();
-        [0, 1].map(|quota| [number(3 * quota), number(3 * quota + 2)])
+        [0, 1].map(|quota| match answer[0] {
+            0 => [number(1 + 3 * quota), number(3 + 3 * quota)],
+            _ => [number(1 + 2 * quota), 0],
+        })
     }
 
     async fn stored(&mut self) -> Option<String> {
@@ -161,7 +171,7 @@ fn buckets_are_what_a_naive_model_says_whatever_quota_replicas_go_by() {
     assert!(TAKE.contains(time));
     let script = std::cell::RefCell::new(Script {
         connection,
-        source: TAKE.replace(time, "{ ARGV[#ARGV - 1], ARGV[#ARGV] }"),
+        source: TAKE.replace(time, &format!("redis.call('LRANGE', '{CLOCK}', 0, 1)")),
         key: String::new(),
     });
     let config = ProptestConfig {

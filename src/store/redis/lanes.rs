@@ -1,0 +1,454 @@
+//! Requests on one key share calls: those that arrive while a call is under way wait for the next.
+//!
+//! So a burst on a key is one call or two, and a busy key costs the server a call for each round trip, however
+//! many requests there are. The answers are those of deciding one by one in the order of arrival.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, Mutex};
+
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
+
+use crate::sync::lock;
+
+/// What makes calls that decide several requests at once.
+pub(super) trait Calls: Send + Sync + Sized + 'static {
+    type Request: Send + Sync + 'static;
+    /// What one call asks.
+    type Batch: Send;
+    type Answer: Send + 'static;
+
+    fn lanes(&self) -> &Lanes<Self>;
+
+    /// As many of these requests as one call can decide, from the front, and how many they are: at least one.
+    fn batch<'a>(
+        self: &Arc<Self>,
+        requests: impl Iterator<Item = &'a Self::Request>,
+    ) -> (Self::Batch, usize);
+
+    /// One answer for each request, in their order.
+    fn call(self: &Arc<Self>, batch: Self::Batch)
+    -> impl Future<Output = Vec<Self::Answer>> + Send;
+}
+
+/// What requests have in common that share calls, as bits that no client can aim at.
+pub(super) type LaneKey = [u64; 2];
+
+/// The lanes that have a call under way. There are no more than requests.
+pub(super) struct Lanes<C: Calls> {
+    shards: Box<[Shard<C>]>,
+}
+
+type Shard<C> = Mutex<HashMap<LaneKey, Lane<C>>>;
+
+/// Few enough to be small, and enough for the threads of a large machine.
+const SHARDS: usize = 64;
+
+struct Lane<C: Calls> {
+    under_way: usize,
+    /// In the order of their arrival.
+    waiting: Vec<Waiting<C>>,
+    /// How often those who waited were taken into a call.
+    turns: u64,
+}
+
+struct Waiting<C: Calls> {
+    request: C::Request,
+    answer: oneshot::Sender<C::Answer>,
+}
+
+/// How a request begins.
+enum Turn<C: Calls> {
+    /// No call is under way, so it is the next.
+    Now(C::Request),
+    Later(oneshot::Receiver<C::Answer>, u64),
+}
+
+/// Asks for one request. `None` when the deadline is over, or the task that asked ended with its runtime.
+pub(super) async fn ask<C: Calls>(
+    calls: &Arc<C>,
+    key: LaneKey,
+    request: C::Request,
+    deadline: Instant,
+) -> Option<C::Answer> {
+    let (mut answer, turn) = match calls.lanes().join(key, request) {
+        Turn::Now(request) => {
+            let _under_way = UnderWay::new(calls, key);
+            let (batch, _) = calls.batch(std::iter::once(&request));
+            return calls.call(batch).await.pop();
+        }
+        Turn::Later(answer, turn) => (answer, turn),
+    };
+    // Whoever has waited for half of the time cannot wait for a call that takes so long, and then for another: the
+    // next is made next to it. The order stays, as they go over one connection.
+    let half = deadline - deadline.saturating_duration_since(Instant::now()) / 2;
+    if let Ok(answer) = timeout_at(half, &mut answer).await {
+        return answer.ok();
+    }
+    if let Some(waiting) = calls.lanes().hurry(key, turn) {
+        spawn(calls, key, waiting);
+    }
+    timeout_at(deadline, answer).await.ok()?.ok()
+}
+
+impl<C: Calls> Lanes<C> {
+    pub(super) fn new() -> Self {
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+        }
+    }
+
+    fn shard(&self, [low, _]: LaneKey) -> &Shard<C> {
+        &self.shards[low as usize % SHARDS]
+    }
+
+    fn join(&self, key: LaneKey, request: C::Request) -> Turn<C> {
+        let mut lanes = lock(self.shard(key));
+        match lanes.entry(key) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(Lane {
+                    under_way: 1,
+                    waiting: Vec::new(),
+                    turns: 0,
+                });
+                Turn::Now(request)
+            }
+            Entry::Occupied(mut lane) => {
+                let lane = lane.get_mut();
+                let (sender, answer) = oneshot::channel();
+                lane.waiting.push(Waiting {
+                    request,
+                    answer: sender,
+                });
+                Turn::Later(answer, lane.turns)
+            }
+        }
+    }
+
+    /// A call has ended. Those who wait for the next, if there are any.
+    fn next(&self, key: LaneKey) -> Option<Vec<Waiting<C>>> {
+        let mut lanes = lock(self.shard(key));
+        let lane = lanes.get_mut(&key)?;
+        if !lane.waiting.is_empty() {
+            return Some(lane.take());
+        }
+        lane.under_way -= 1;
+        if lane.under_way == 0 {
+            lanes.remove(&key);
+        }
+        None
+    }
+
+    /// Those who wait, for a call next to those under way, if whoever joined at this turn is among them.
+    fn hurry(&self, key: LaneKey, turn: u64) -> Option<Vec<Waiting<C>>> {
+        let mut lanes = lock(self.shard(key));
+        let lane = lanes.get_mut(&key)?;
+        if lane.turns != turn || lane.waiting.is_empty() {
+            return None;
+        }
+        lane.under_way += 1;
+        Some(lane.take())
+    }
+}
+
+impl<C: Calls> Lane<C> {
+    fn take(&mut self) -> Vec<Waiting<C>> {
+        self.turns += 1;
+        // As many may come again.
+        let room = Vec::with_capacity(self.waiting.len());
+        std::mem::replace(&mut self.waiting, room)
+    }
+}
+
+/// A call under way. However it ends, those who wait have theirs.
+struct UnderWay<C: Calls> {
+    calls: Arc<C>,
+    key: LaneKey,
+}
+
+impl<C: Calls> UnderWay<C> {
+    fn new(calls: &Arc<C>, key: LaneKey) -> Self {
+        Self {
+            calls: calls.clone(),
+            key,
+        }
+    }
+}
+
+impl<C: Calls> Drop for UnderWay<C> {
+    fn drop(&mut self) {
+        if let Some(waiting) = self.calls.lanes().next(self.key) {
+            spawn(&self.calls, self.key, waiting);
+        }
+    }
+}
+
+/// Answers those who wait, and then those who have come since, in a task of its own. Without a runtime they are
+/// not answered, and know it at once.
+fn spawn<C: Calls>(calls: &Arc<C>, key: LaneKey, waiting: Vec<Waiting<C>>) {
+    let under_way = UnderWay::new(calls, key);
+    if let Ok(runtime) = Handle::try_current() {
+        runtime.spawn(answer(under_way, waiting));
+    }
+}
+
+async fn answer<C: Calls>(under_way: UnderWay<C>, mut waiting: Vec<Waiting<C>>) {
+    let calls = &under_way.calls;
+    // Whoever has given up takes nothing.
+    waiting.retain(|waiting| !waiting.answer.is_closed());
+    while !waiting.is_empty() {
+        let (batch, size) = calls.batch(waiting.iter().map(|waiting| &waiting.request));
+        let rest = waiting.split_off(size.clamp(1, waiting.len()));
+        let asked = std::mem::replace(&mut waiting, rest);
+        for (answer, asked) in calls.call(batch).await.into_iter().zip(asked) {
+            // Dropped if nobody waits any more, which gives back what can be given back.
+            let _ = asked.answer.send(answer);
+        }
+        waiting.retain(|waiting| !waiting.answer.is_closed());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::sync::Semaphore;
+    use tokio::task::JoinHandle;
+
+    use super::*;
+
+    /// Answers a request with the number of the call that decided it, when it is let.
+    struct Fake {
+        lanes: Lanes<Self>,
+        made: Mutex<Vec<Vec<u32>>>,
+        /// Calls that may end.
+        ends: Semaphore,
+        most: usize,
+    }
+
+    impl Calls for Fake {
+        type Request = u32;
+        type Batch = Vec<u32>;
+        type Answer = usize;
+
+        fn lanes(&self) -> &Lanes<Self> {
+            &self.lanes
+        }
+
+        fn batch<'a>(
+            self: &Arc<Self>,
+            requests: impl Iterator<Item = &'a u32>,
+        ) -> (Vec<u32>, usize) {
+            let batch: Vec<_> = requests.take(self.most).copied().collect();
+            let size = batch.len();
+            (batch, size)
+        }
+
+        async fn call(self: &Arc<Self>, requests: Vec<u32>) -> Vec<usize> {
+            let number = {
+                let mut made = lock(&self.made);
+                made.push(requests.clone());
+                made.len()
+            };
+            self.ends.acquire().await.unwrap().forget();
+            assert!(!requests.contains(&PANICS));
+            vec![number; requests.len()]
+        }
+    }
+
+    const PANICS: u32 = 13;
+    const KEY: LaneKey = [1, 2];
+
+    fn fake(most: usize) -> Arc<Fake> {
+        Arc::new(Fake {
+            lanes: Lanes::new(),
+            made: Mutex::default(),
+            ends: Semaphore::new(0),
+            most,
+        })
+    }
+
+    impl Fake {
+        /// Asks, and waits until that has begun.
+        async fn ask(self: &Arc<Self>, key: LaneKey, request: u32) -> JoinHandle<Option<usize>> {
+            let fake = self.clone();
+            let deadline = Instant::now() + Duration::from_secs(10);
+            let asked = tokio::spawn(async move { ask(&fake, key, request, deadline).await });
+            tokio::task::yield_now().await;
+            asked
+        }
+
+        fn made(&self) -> Vec<Vec<u32>> {
+            lock(&self.made).clone()
+        }
+
+        fn is_empty(&self) -> bool {
+            self.lanes.shards.iter().all(|lanes| lock(lanes).is_empty())
+        }
+    }
+
+    /// Waits for calls that nothing holds up.
+    async fn until_made(fake: &Fake, calls: usize) {
+        while fake.made().len() < calls {
+            tokio::task::yield_now().await;
+        }
+        tokio::task::yield_now().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_who_arrive_while_a_call_is_under_way_share_the_next() {
+        let fake = fake(100);
+        let asked = [
+            fake.ask(KEY, 1).await,
+            fake.ask(KEY, 2).await,
+            fake.ask(KEY, 3).await,
+        ];
+        let other = fake.ask([7, 8], 4).await;
+        assert_eq!(fake.made(), [vec![1], vec![4]]);
+        fake.ends.add_permits(3);
+        let mut answers = Vec::new();
+        for asked in asked {
+            answers.push(asked.await.unwrap());
+        }
+        assert_eq!(answers, [Some(1), Some(3), Some(3)]);
+        assert_eq!(other.await.unwrap(), Some(2));
+        assert_eq!(fake.made()[2], [2, 3]);
+        tokio::task::yield_now().await;
+        assert!(fake.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_does_not_fit_one_call_is_asked_with_the_next_in_order() {
+        let fake = fake(2);
+        let mut asked = Vec::new();
+        for request in 1..=6 {
+            asked.push(fake.ask(KEY, request).await);
+        }
+        fake.ends.add_permits(10);
+        for asked in asked {
+            assert!(asked.await.unwrap().is_some());
+        }
+        assert_eq!(fake.made(), [vec![1], vec![2, 3], vec![4, 5], vec![6]]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_the_first_gives_up_the_others_are_asked_for() {
+        let fake = fake(100);
+        let first = fake.ask(KEY, 1).await;
+        let second = fake.ask(KEY, 2).await;
+        first.abort();
+        assert!(first.await.is_err());
+        fake.ends.add_permits(1);
+        assert_eq!(second.await.unwrap(), Some(2));
+        assert_eq!(fake.made(), [vec![1], vec![2]]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_given_up_takes_nothing() {
+        let fake = fake(100);
+        let first = fake.ask(KEY, 1).await;
+        let second = fake.ask(KEY, 2).await;
+        let third = fake.ask(KEY, 3).await;
+        second.abort();
+        assert!(second.await.is_err());
+        fake.ends.add_permits(2);
+        assert!(first.await.unwrap().is_some() && third.await.unwrap().is_some());
+        assert_eq!(fake.made(), [vec![1], vec![3]]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_takes_long_is_not_waited_for() {
+        let fake = fake(100);
+        let first = fake.ask(KEY, 1).await;
+        let others = [fake.ask(KEY, 2).await, fake.ask(KEY, 3).await];
+        // Time passes only when all others wait.
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        assert_eq!(fake.made(), [vec![1], vec![2, 3]]);
+        let later = fake.ask(KEY, 4).await;
+        fake.ends.add_permits(3);
+        for asked in others.into_iter().chain([first, later]) {
+            assert!(asked.await.unwrap().is_some());
+        }
+        assert_eq!(fake.made().len(), 3);
+        tokio::task::yield_now().await;
+        assert!(fake.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_in_vain_knows_when_the_deadline_is_over() {
+        let fake = fake(100);
+        let first = fake.ask(KEY, 1).await;
+        let second = fake.ask(KEY, 2).await;
+        let started = Instant::now();
+        assert_eq!(second.await.unwrap(), None);
+        assert_eq!(started.elapsed(), Duration::from_secs(10));
+        first.abort();
+        fake.ends.add_permits(1);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(fake.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_has_arrived_counts_when_it_is_looked_at_late() {
+        let fake = fake(100);
+        let first = fake.ask(KEY, 1).await;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let mut second = tokio_test::task::spawn(ask(&fake, KEY, 2, deadline));
+        assert!(second.poll().is_pending());
+        fake.ends.add_permits(2);
+        assert!(first.await.unwrap().is_some());
+        until_made(&fake, 2).await;
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert_eq!(second.poll(), std::task::Poll::Ready(Some(2)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_panics_ends_as_others_do() {
+        let fake = fake(100);
+        let first = fake.ask(KEY, 1).await;
+        let second = fake.ask(KEY, PANICS).await;
+        fake.ends.add_permits(1);
+        assert!(first.await.unwrap().is_some());
+        tokio::task::yield_now().await;
+        let third = fake.ask(KEY, 3).await;
+        fake.ends.add_permits(2);
+        assert_eq!(second.await.unwrap(), None);
+        assert_eq!(third.await.unwrap(), Some(3));
+        tokio::task::yield_now().await;
+        assert!(fake.is_empty());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn many_tasks_are_all_answered_whoever_gives_up() {
+        let fake = fake(7);
+        fake.ends.add_permits(1 << 20);
+        let tasks: Vec<_> = (0..64)
+            .map(|task| {
+                let fake = fake.clone();
+                tokio::spawn(async move {
+                    for n in 0..500 {
+                        let deadline = Instant::now() + Duration::from_secs(60);
+                        let asked = ask(&fake, [n % 3, 0], 100 + task, deadline);
+                        if n % 7 == 0 {
+                            let dropped = tokio::task::unconstrained(asked);
+                            tokio::select! { biased; () = std::future::ready(()) => {}, _ = dropped => {} }
+                        } else if n % 5 == 0 {
+                            tokio::select! { _ = asked => {}, () = tokio::task::yield_now() => {} }
+                        } else {
+                            assert!(asked.await.is_some());
+                        }
+                    }
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        while !fake.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        assert!(fake.made().len() < 64 * 500);
+    }
+}
