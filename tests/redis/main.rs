@@ -13,6 +13,7 @@ mod keeper;
 mod layers;
 mod leases;
 mod limits;
+mod lost;
 mod model;
 mod named;
 mod named_faults;

@@ -21,6 +21,7 @@ struct Faults {
     /// In milliseconds.
     delay: AtomicU64,
     reset_next: AtomicBool,
+    garble_next: AtomicBool,
     /// In milliseconds, or 0.
     hold_next: AtomicU64,
     /// What was held and the server has answered.
@@ -77,6 +78,11 @@ impl Proxy {
         self.faults.reset_next.store(true, Ordering::SeqCst);
     }
 
+    /// The next reply is no reply.
+    pub(crate) fn garble_next(&self) {
+        self.faults.garble_next.store(true, Ordering::SeqCst);
+    }
+
     /// What is sent next is passed on later, and its sender reset at once.
     pub(crate) fn hold_next(&self, by: Duration) {
         let millis = by.as_millis() as u64;
@@ -120,7 +126,12 @@ impl Faults {
                         let _ = client.set_zero_linger();
                         return;
                     }
-                    Ok(read @ 1..) => (&mut client, &replies[..read]),
+                    Ok(read @ 1..) => {
+                        if self.garble_next.swap(false, Ordering::SeqCst) {
+                            replies[0] = b'?';
+                        }
+                        (&mut client, &replies[..read])
+                    }
                     _ => return,
                 },
             };

@@ -1,34 +1,50 @@
-//! A connection that is looked after: each call has a deadline, and none waits for a repair.
+//! What a call goes through: the server of its keys, room, a connection, and at most one retry.
 //!
-//! Calls use the connection that is there. When it fails, the call that notices marks it as lost,
-//! which opens the breaker: later calls fail at once, without a wait. A task of its own, the
-//! [supervisor](super::supervisor), then tries to connect, again and again with a growing, jittered
-//! pause; its try is the one probe of the half-open breaker, and its success closes it.
+//! All of it is within one deadline. A call whose connection ends before the answer is made once
+//! more, on the next connection, if running twice does no harm. A call that is not answered in time
+//! is never made again. In a cluster a call follows its keys to another server, as a redirection
+//! has changed nothing.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use redis::{Cmd, FromRedisValue, ToRedisArgs, Value, from_redis_value};
+use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, ServerErrorKind, ToRedisArgs, Value};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout};
 
-use super::connection::{CONNECT_WITHIN, Connection};
+use super::attempt::{CONNECT_WITHIN, ask_once};
 use super::events::Events;
 use super::failure::{FailureKind, StoreError};
+use super::health::Health;
+use super::node::{Fault, Node};
 use super::post::Post;
+use super::router::Router;
 use super::script::Script;
-use super::supervisor::{Line, Link, supervise};
-use super::url::Target;
+use super::slots;
+use super::supervisor::supervise;
+use super::url::{Servers, Target};
 
-/// Calls in a row that have to time out before the connection is given up.
-const TIMEOUTS: u32 = 3;
+/// Servers that a call is sent on to at most.
+const HOPS: u32 = 3;
+
+/// The pauses between calls that a cluster has no answer for yet.
+const FIRST_PAUSE: Duration = Duration::from_millis(2);
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Clone)]
 pub(super) struct Options {
     pub(super) deadline: Duration,
+    /// For each server.
     pub(super) max_in_flight: usize,
     pub(super) events: Events,
+}
+
+/// Whether a call may be made again when its connection ended and it may have run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Again {
+    Once,
+    Never,
 }
 
 /// Dropping it ends the supervisor.
@@ -37,81 +53,132 @@ pub(super) struct Client {
 }
 
 pub(super) struct Shared {
-    pub(super) target: Target,
-    options: Options,
-    started: Instant,
-    pub(super) link: watch::Sender<Link>,
-    /// Who looks after the connection.
+    pub(super) context: Arc<Context>,
+    pub(super) route: Route,
+    /// Which task looks after the connections.
     pub(super) supervisor: Post,
+    pub(super) ended: AtomicBool,
+}
+
+/// Which server a key lies on.
+pub(super) enum Route {
+    One(Arc<Node>),
+    BySlot(Router),
+}
+
+/// What the servers of a store have in common.
+pub(super) struct Context {
+    pub(super) target: Target,
+    pub(super) options: Options,
+    pub(super) health: Health,
+    started: Instant,
     /// Wakes the supervisor, and one that lost the job as well.
     pub(super) wake: watch::Sender<()>,
+    /// Has a cluster's map asked for.
+    pub(super) trouble: watch::Sender<()>,
     /// When the supervisor was last seen or called, in microseconds since `started`.
     attended: AtomicU64,
-    pub(super) ended: AtomicBool,
     /// Of the last connection.
     generation: AtomicU64,
-    in_flight: AtomicUsize,
-    /// Calls that timed out since one was answered.
-    timeouts: AtomicU32,
-    /// When a call was answered last, in microseconds since `started`.
-    answered: AtomicU64,
 }
 
 impl Client {
     pub(super) fn new(target: Target, options: Options) -> Self {
+        let context = Arc::new(Context {
+            target,
+            options,
+            health: Health::default(),
+            started: Instant::now(),
+            wake: watch::Sender::new(()),
+            trouble: watch::Sender::new(()),
+            attended: AtomicU64::new(0),
+            generation: AtomicU64::new(0),
+        });
+        let route = match &context.target.servers {
+            Servers::Cluster(seeds) => Route::BySlot(Router::new(seeds.clone(), context.clone())),
+            _ => Route::One(Node::new(None, context.clone())),
+        };
         Self {
             shared: Arc::new(Shared {
-                target,
-                options,
-                started: Instant::now(),
-                link: watch::Sender::new(Link::New),
+                context,
+                route,
                 supervisor: Post::default(),
-                wake: watch::Sender::new(()),
-                attended: AtomicU64::new(0),
                 ended: AtomicBool::new(false),
-                generation: AtomicU64::new(0),
-                in_flight: AtomicUsize::new(0),
-                timeouts: AtomicU32::new(0),
-                answered: AtomicU64::new(0),
             }),
         }
     }
 
+    fn context(&self) -> &Context {
+        &self.shared.context
+    }
+
     pub(super) fn is_cluster(&self) -> bool {
-        self.shared.target.is_cluster()
+        matches!(self.shared.route, Route::BySlot(_))
     }
 
     pub(super) fn events(&self) -> &Events {
-        &self.shared.options.events
+        &self.context().options.events
     }
 
     /// When a call that begins now has to be done.
     pub(super) fn deadline(&self) -> Instant {
-        Instant::now() + self.shared.options.deadline
+        Instant::now() + self.context().options.deadline
     }
 
-    /// Fails at once while the breaker is open, for callers who then need not build a call.
+    /// Fails at once while the breaker of a key's server is open, for callers who then need not
+    /// build a call.
+    /// The key is asked for only while some breaker is open.
     #[inline]
-    pub(super) fn check(&self) -> Result<(), StoreError> {
-        let rejected = match &*self.shared.link.borrow() {
-            Link::Down(cause) => StoreError::breaker_open(cause),
-            Link::New | Link::Up(_) => return Ok(()),
+    pub(super) fn check(&self, key: impl FnOnce() -> String) -> Result<(), StoreError> {
+        self.check_any(|| [key()])
+    }
+
+    /// The same for several keys: fails while the breakers of all their servers are open.
+    #[inline]
+    pub(super) fn check_any<K: IntoIterator<Item = String>>(
+        &self,
+        keys: impl FnOnce() -> K,
+    ) -> Result<(), StoreError> {
+        if self.context().health.any_is_down() {
+            self.check_each(&mut keys().into_iter())
+        } else {
+            Ok(())
+        }
+    }
+
+    #[cold]
+    fn check_each(&self, keys: &mut dyn Iterator<Item = String>) -> Result<(), StoreError> {
+        let mut rejected = None;
+        for key in keys {
+            let of_key = match &self.shared.route {
+                Route::One(node) => node.rejects(),
+                Route::BySlot(router) => router.rejects(slots::slot(key.as_bytes())),
+            };
+            match of_key {
+                Some(error) => rejected = Some(error),
+                None => return Ok(()),
+            }
+        }
+        let Some(rejected) = rejected else {
+            return Ok(());
         };
         // One that ended with its runtime, or stands still with it, is replaced.
         supervise(&self.shared);
         Err(self.failed(rejected))
     }
 
-    /// Runs a script on the keys' shard, until `deadline`.
+    /// Runs a script on the server of its keys, until `deadline`. Waits for room first when too
+    /// many calls are under way.
     pub(super) async fn run<T: FromRedisValue>(
         &self,
         script: &Script,
         keys: &[String],
         arguments: impl ToRedisArgs + Copy,
         deadline: Instant,
+        again: Again,
     ) -> Result<T, StoreError> {
-        let _in_flight = self.shared.enter().map_err(|error| self.failed(error))?;
-        self.run_apart(script, keys, arguments, deadline).await
+        self.run_in(true, script, keys, arguments, deadline, again)
+            .await
     }
 
     /// The same, next to the calls that are bounded: for tasks in the background that make one at
@@ -122,66 +189,52 @@ impl Client {
         keys: &[String],
         arguments: impl ToRedisArgs + Copy,
         deadline: Instant,
+        again: Again,
     ) -> Result<T, StoreError> {
-        let call = script.call(keys, arguments);
-        match self.send(&call, deadline).await {
+        self.run_in(false, script, keys, arguments, deadline, again)
+            .await
+    }
+
+    async fn run_in<T: FromRedisValue>(
+        &self,
+        is_bounded: bool,
+        script: &Script,
+        keys: &[String],
+        arguments: impl ToRedisArgs + Copy,
+        deadline: Instant,
+        again: Again,
+    ) -> Result<T, StoreError> {
+        let mut call = Call::new(&self.shared, keys, deadline, again, is_bounded);
+        let answer = match call.make(&script.call(keys, arguments)).await {
             Err(error) if error.is_no_script() => {
                 // The source instead, which also puts it into the server's cache.
-                let call = script.call_with_source(keys, arguments);
-                self.send(&call, deadline).await
+                call.make(&script.call_with_source(keys, arguments)).await
             }
-            result => result,
-        }
-        .map_err(|error| self.failed(error))
+            answer => answer,
+        };
+        // What an answer says is looked at apart: if it is something else than was asked for, the
+        // connection has nothing to do with it.
+        answer
+            .and_then(|answer| Ok(redis::from_redis_value(answer)?))
+            .map_err(|error| self.failed(error))
     }
 
     /// Asks the server something simple, to find out early what is wrong.
     pub(super) async fn ping(&self) -> Result<(), StoreError> {
+        let target = &self.context().target;
         let ping = async {
-            let mut connection = self.shared.target.connect().await?;
-            redis::cmd("PING")
-                .query_async::<()>(&mut connection)
-                .await?;
-            Ok(())
+            let address = target.master().await?;
+            ask_once(target, &address, &redis::cmd("PING")).await
         };
-        timeout(CONNECT_WITHIN, ping)
-            .await
-            .unwrap_or_else(|_| Err(StoreError::new(FailureKind::Timeout)))
-    }
-
-    async fn send<T: FromRedisValue>(
-        &self,
-        command: &Cmd,
-        deadline: Instant,
-    ) -> Result<T, StoreError> {
-        let Line {
-            mut connection,
-            generation,
-        } = self.shared.line(deadline).await?;
-        // What an answer says is looked at apart: if it is something else than was asked for, the
-        // connection has nothing to do with it.
-        let answer = command.query_async::<Value>(&mut connection);
-        match timeout_at(deadline, answer).await {
-            Ok(Ok(answer)) => {
-                self.shared.answered();
-                Ok(from_redis_value(answer)?)
-            }
-            Ok(Err(error)) => {
-                let error = StoreError::from(error).after_sending();
-                self.shared.after_error(&error, generation);
-                Err(error)
-            }
-            Err(_) => {
-                let error = StoreError::new(FailureKind::Timeout).after_sending();
-                self.shared.after_timeout(&error, generation);
-                Err(error)
-            }
+        match timeout(CONNECT_WITHIN, ping).await {
+            Ok(answer) => answer.map(drop),
+            Err(_) => Err(StoreError::new(FailureKind::Timeout)),
         }
     }
 
     /// Tells the observers.
     pub(super) fn failed(&self, error: StoreError) -> StoreError {
-        self.shared.options.events.failed(&error);
+        self.context().failed(&error);
         error
     }
 }
@@ -189,68 +242,208 @@ impl Client {
 impl Drop for Client {
     fn drop(&mut self) {
         self.shared.ended.store(true, Ordering::Release);
-        self.shared.wake.send_replace(());
+        self.context().wake_supervisor();
     }
 }
 
-impl Shared {
-    pub(super) fn events(&self) -> &Events {
-        &self.options.events
-    }
+/// One call, over all the servers and connections that it takes.
+struct Call<'a> {
+    shared: &'a Arc<Shared>,
+    slot: u16,
+    deadline: Instant,
+    again: Again,
+    is_bounded: bool,
+    hops: u32,
+    pause: Duration,
+    /// Whether it may have run.
+    was_sent: bool,
+}
 
-    /// Counts a call in, unless there are too many.
-    fn enter(&self) -> Result<InFlight<'_>, StoreError> {
-        let before = self.in_flight.fetch_add(1, Ordering::Relaxed);
-        let counted = InFlight(&self.in_flight);
-        if before >= self.options.max_in_flight {
-            return Err(StoreError::new(FailureKind::Overloaded));
+impl<'a> Call<'a> {
+    fn new(
+        shared: &'a Arc<Shared>,
+        keys: &[String],
+        deadline: Instant,
+        again: Again,
+        is_bounded: bool,
+    ) -> Self {
+        let slot = match (&shared.route, keys.first()) {
+            (Route::BySlot(_), Some(key)) => slots::slot(key.as_bytes()),
+            _ => 0,
+        };
+        Self {
+            shared,
+            slot,
+            deadline,
+            again,
+            is_bounded,
+            hops: 0,
+            pause: FIRST_PAUSE,
+            was_sent: false,
         }
-        Ok(counted)
     }
 
-    async fn line(self: &Arc<Self>, deadline: Instant) -> Result<Line, StoreError> {
-        // Cloned, as the supervisor may change it while it is looked at.
-        let link = self.link.borrow().clone();
-        let link = match link {
-            Link::New => {
-                supervise(self);
-                let mut link = self.link.subscribe();
-                let tried = link.wait_for(|link| !matches!(link, Link::New));
-                match timeout_at(deadline, tried).await {
-                    Ok(Ok(tried)) => tried.clone(),
-                    // The sender is ours.
-                    Ok(Err(_)) => Link::Down(StoreError::new(FailureKind::Disconnected)),
-                    Err(_) => return Err(StoreError::new(FailureKind::Timeout)),
+    async fn make(&mut self, command: &Cmd) -> Result<Value, StoreError> {
+        let made = self.try_make(command).await;
+        made.map_err(|error| match self.was_sent {
+            true => error.after_sending(),
+            false => error,
+        })
+    }
+
+    async fn try_make(&mut self, command: &Cmd) -> Result<Value, StoreError> {
+        let mut asked = None;
+        loop {
+            let asking = asked.is_some();
+            let node = match asked.take() {
+                Some(node) => Some(node),
+                None => self.node().await?,
+            };
+            let refused = match node {
+                None => StoreError::because(FailureKind::Busy, "no server has the slot"),
+                Some(node) => match self.send(&node, command, asking).await? {
+                    Ok(answer) => return Ok(answer),
+                    Err(Fault::Refused(error)) => match self.after_refusal(&node, error)? {
+                        Next::Try => continue,
+                        Next::Ask(node) => {
+                            asked = Some(node);
+                            continue;
+                        }
+                        Next::Pause(error) => error,
+                    },
+                    Err(Fault::Dropped(error)) => {
+                        self.was_sent = true;
+                        if self.again == Again::Never {
+                            return Err(error.into());
+                        }
+                        self.again = Again::Never;
+                        continue;
+                    }
+                    Err(Fault::TimedOut) => {
+                        self.was_sent = true;
+                        return Err(StoreError::new(FailureKind::Timeout));
+                    }
+                },
+            };
+            // No server has the slot at the moment.
+            self.shared.context.is_in_trouble();
+            let next = Instant::now() + self.pause;
+            if next >= self.deadline {
+                return Err(refused);
+            }
+            sleep_until(next).await;
+            self.pause = (2 * self.pause).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// The server of the keys, if there is one.
+    async fn node(&self) -> Result<Option<Arc<Node>>, StoreError> {
+        match &self.shared.route {
+            Route::One(node) => Ok(Some(node.clone())),
+            Route::BySlot(router) => {
+                if !router.is_known() {
+                    supervise(self.shared);
+                    router.wait_for_map(self.deadline).await?;
                 }
-            }
-            link => link,
-        };
-        match link {
-            Link::Up(line) => Ok(line),
-            Link::New => Err(StoreError::new(FailureKind::Disconnected)),
-            Link::Down(cause) => {
-                supervise(self);
-                Err(StoreError::breaker_open(&cause))
+                Ok(router.node(self.slot))
             }
         }
     }
 
-    /// Takes the next connection into use.
-    pub(super) fn connected(&self, connection: Connection) {
-        self.timeouts.store(0, Ordering::Relaxed);
-        let line = Line {
-            connection,
-            generation: self.generation.fetch_add(1, Ordering::Relaxed),
+    async fn send(
+        &self,
+        node: &Node,
+        command: &Cmd,
+        asking: bool,
+    ) -> Result<Result<Value, Fault>, StoreError> {
+        let _room = match self.is_bounded {
+            true => Some(node.room(self.deadline).await?),
+            false => None,
         };
-        self.link.send_replace(Link::Up(line));
-        self.options.events.reachable(true);
+        let line = match node.line() {
+            Some(line) => line,
+            None => {
+                supervise(self.shared);
+                node.wait_for_line(self.deadline).await?
+            }
+        };
+        Ok(node.send(line, command, asking, self.deadline).await)
     }
 
-    pub(super) fn not_connected(&self, error: &StoreError) {
-        // Before the calls that wait for it go on.
+    /// What to do about an answer that is an error: an error again, unless it leads on.
+    fn after_refusal(&mut self, node: &Node, error: RedisError) -> Result<Next, StoreError> {
+        let Route::BySlot(router) = &self.shared.route else {
+            return Err(self.refused(error));
+        };
+        let kind = match error.kind() {
+            ErrorKind::Server(kind) => kind,
+            _ => return Err(self.refused(error)),
+        };
+        match kind {
+            ServerErrorKind::TryAgain | ServerErrorKind::ClusterDown => {
+                return Ok(Next::Pause(error.into()));
+            }
+            ServerErrorKind::Moved | ServerErrorKind::Ask => {}
+            _ => return Err(self.refused(error)),
+        }
+        if self.hops == HOPS {
+            let words = "the servers of the cluster do not agree on the one that has the slot";
+            return Err(StoreError::because(FailureKind::Busy, words));
+        }
+        self.hops += 1;
+        let to = error.redirect_node().zip(node.address());
+        let to = to.and_then(|((to, _), asked)| slots::redirection(to, asked));
+        let Some(to) = to else {
+            return Ok(Next::Pause(error.into()));
+        };
+        if kind == ServerErrorKind::Moved {
+            router.has_moved(self.slot, &to);
+            return Ok(Next::Try);
+        }
+        match router.node_at(&to) {
+            Some(node) => Ok(Next::Ask(node)),
+            None => Err(self.refused(error)),
+        }
+    }
+
+    fn refused(&self, error: RedisError) -> StoreError {
+        StoreError::from(error).after_sending()
+    }
+}
+
+/// How a call goes on after a server did not run it.
+enum Next {
+    Try,
+    /// The server takes the call if ASKING comes first.
+    Ask(Arc<Node>),
+    Pause(StoreError),
+}
+
+impl Context {
+    pub(super) fn failed(&self, error: &StoreError) {
         self.options.events.failed(error);
-        self.link.send_replace(Link::Down(error.clone()));
-        self.options.events.reachable(false);
+    }
+
+    pub(super) fn report_health(&self) {
+        self.health
+            .report(|reachable| self.options.events.reachable(reachable));
+    }
+
+    pub(super) fn wake_supervisor(&self) {
+        self.wake.send_replace(());
+    }
+
+    /// Something is not as it was, of which the map of a cluster may tell.
+    pub(super) fn is_in_trouble(&self) {
+        self.trouble.send_replace(());
+    }
+
+    pub(super) fn next_generation(&self) -> u64 {
+        self.generation.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(super) fn micros(&self) -> u64 {
+        self.started.elapsed().as_micros() as u64
     }
 
     /// The supervisor was here, or was called.
@@ -263,67 +456,5 @@ impl Shared {
             .micros()
             .saturating_sub(self.attended.load(Ordering::Relaxed));
         Duration::from_micros(since) > time
-    }
-
-    fn micros(&self) -> u64 {
-        self.started.elapsed().as_micros() as u64
-    }
-
-    fn answered(&self) {
-        self.timeouts.store(0, Ordering::Relaxed);
-        self.answered.store(self.micros(), Ordering::Relaxed);
-    }
-
-    fn after_error(&self, error: &StoreError, generation: u64) {
-        match error.kind() {
-            // Behind the same address another server may be the primary by now.
-            FailureKind::ReadOnly => {
-                self.wake.send_replace(());
-            }
-            // A cluster's client looks after the connections to its nodes, and the others
-            // are well.
-            kind if kind.is_lost_connection() && !self.target.is_cluster() => {
-                self.lost(error, generation);
-            }
-            FailureKind::Disconnected | FailureKind::Tls | FailureKind::Timeout => {
-                self.after_timeout(error, generation);
-            }
-            // The server answers.
-            _ => self.answered(),
-        }
-    }
-
-    fn after_timeout(&self, error: &StoreError, generation: u64) {
-        let timeouts = self.timeouts.fetch_add(1, Ordering::Relaxed) + 1;
-        let answered = Duration::from_micros(self.answered.load(Ordering::Relaxed));
-        // Of a cluster one part may be silent while the others answer.
-        let silence = self.started.elapsed().saturating_sub(answered);
-        if timeouts >= TIMEOUTS && silence >= 2 * self.options.deadline {
-            self.lost(error, generation);
-        }
-    }
-
-    /// Opens the breaker, if this connection is still the one in use.
-    fn lost(&self, cause: &StoreError, generation: u64) {
-        let opened = self.link.send_if_modified(|link| {
-            let in_use = matches!(link, Link::Up(line) if line.generation == generation);
-            if in_use {
-                self.attended();
-                *link = Link::Down(cause.clone());
-            }
-            in_use
-        });
-        if opened {
-            self.options.events.reachable(false);
-            self.wake.send_replace(());
-        }
-    }
-}
-
-struct InFlight<'a>(&'a AtomicUsize);
-
-impl Drop for InFlight<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use super::answers::{Outcome, parse, unused};
 use super::charged::{Arguments, KeyRules, Mode, Run};
+use super::client::Again;
 use super::denied::fingerprint;
 use super::failure::{FailureKind, StoreError};
 use super::lanes;
@@ -133,7 +134,12 @@ impl Buckets {
     ) -> Result<Vec<Option<Outcome>>, StoreError> {
         let arguments = Arguments { mode, rules, runs };
         let client = self.client();
-        let call = client.run(&self.store.rates, keys, arguments, deadline);
+        // Twice charged is too little admitted; twice refunded would be too much.
+        let again = match mode {
+            Mode::Take | Mode::Peek => Again::Once,
+            Mode::Refund => Again::Never,
+        };
+        let call = client.run(&self.store.rates, keys, arguments, deadline, again);
         let numbers: Vec<i64> = call.await?;
         parse(&numbers, rules, runs)
     }

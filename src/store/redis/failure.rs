@@ -51,11 +51,6 @@ impl FailureKind {
         self as usize
     }
 
-    /// Whether the connection is of no more use.
-    pub(super) fn is_lost_connection(self) -> bool {
-        matches!(self, Self::Disconnected | Self::Tls)
-    }
-
     /// A word for logs and metric labels.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -198,8 +193,6 @@ impl StoreError {
         }
     }
 
-    // For the task that connects.
-    #[cfg_attr(not(test), expect(dead_code))]
     /// A library panicked. `payload` is from `catch_unwind`, or from the `JoinError` of a task.
     pub(super) fn panicked(payload: Box<dyn Any + Send>) -> Self {
         let words = payload.downcast_ref::<String>().map(String::as_str);
@@ -381,7 +374,6 @@ mod tests {
         let error = StoreError::from(RedisError::from(refused));
         assert_eq!(error.kind(), FailureKind::Disconnected);
         assert_eq!(error.detail(), Some("connection refused"));
-        assert!(error.kind().is_lost_connection() && FailureKind::Tls.is_lost_connection());
     }
 
     #[test]

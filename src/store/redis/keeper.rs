@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use super::client::Again;
 use super::failure::{FailureKind, StoreError};
 use super::leases::{LATE, OfKeys, Slots};
 use super::post::{Post, Term};
@@ -148,7 +149,8 @@ impl Slots {
         let (keys, ids) = self.entries(batch.iter().map(|of| (of.id, &of.of_keys)));
         let client = &self.store.client;
         let script = &self.store.leases.release;
-        let released = client.run_apart(script, &keys, &*ids, client.deadline());
+        let deadline = client.deadline();
+        let released = client.run_apart(script, &keys, &*ids, deadline, Again::Once);
         match released.await {
             Ok(wrong) => {
                 self.found_wrong(wrong);
@@ -177,7 +179,8 @@ impl Slots {
             arguments.extend(ids.iter().map(u64::to_string));
             let client = &self.store.client;
             let script = &self.store.leases.heartbeat;
-            let answer = client.run_apart(script, &keys, &*arguments, client.deadline());
+            let deadline = client.deadline();
+            let answer = client.run_apart(script, &keys, &*arguments, deadline, Again::Once);
             let answer = answer.await.inspect_err(|_| {
                 // As soon as it can be done.
                 self.keeper.asserts.store(true, Ordering::Release);

@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::Inner;
+use super::client::Again;
 use super::failure::StoreError;
 use super::keeper::Keeper;
 use super::names::LeaseNames;
@@ -124,7 +125,7 @@ impl RedisLeases {
 impl LeaseSlots for RedisLeases {
     fn acquire(&self, limits: LeaseLimits) -> Reply<Leased> {
         let slots = self.0.clone();
-        if slots.store.client.check().is_err() {
+        if slots.check().is_err() {
             return Reply::Ready(Leased::Unavailable(slots.failure_mode()));
         }
         Reply::Pending(Box::pin(async move {
@@ -141,7 +142,7 @@ impl LeaseSlots for RedisLeases {
 
     fn acquire_named(&self, lease: &NamedLease, limits: NamedLimits) -> Reply<NamedLeased> {
         let slots = self.0.clone();
-        if slots.store.client.check().is_err() {
+        if slots.check().is_err() {
             return Reply::Ready(NamedLeased::NotAsked(slots.failure_mode()));
         }
         let lease = *lease;
@@ -229,7 +230,8 @@ impl Slots {
         arguments.extend(limits.keys().iter().map(|(_, limit)| limit.to_string()));
         let client = &self.store.client;
         let script = &self.store.leases.acquire;
-        let answer = client.run(script, keys, &*arguments, deadline);
+        // The id makes a second one the same as the first.
+        let answer = client.run(script, keys, &*arguments, deadline, Again::Once);
         let (outcome, time, epoch, place): (i64, u64, Vec<u8>, usize) = answer.await?;
         self.learn(time, epoch);
         Ok(match outcome {
@@ -258,12 +260,17 @@ impl Slots {
         let counts = self
             .store
             .client
-            .run(script, &keys, &[] as &[u64], deadline);
+            .run(script, &keys, &[] as &[u64], deadline, Again::Once);
         let counts: Vec<u64> = counts.await?;
         Ok(LeaseUsage::new(
             counts.first().copied().unwrap_or(0),
             counts.get(1).copied(),
         ))
+    }
+
+    /// Fails at once while the server of these slots cannot be reached.
+    fn check(&self) -> Result<(), StoreError> {
+        self.store.client.check(|| self.names.total.clone())
     }
 
     /// How a request is decided that Redis does not decide. Reports one such decision.

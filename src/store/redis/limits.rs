@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::client::Again;
 use super::failure::StoreError;
 use super::script::Script;
 use super::{Inner, RedisStore};
@@ -86,7 +87,9 @@ impl LimitTable {
             JOURNAL.to_string(),
             new_epoch(),
         ][..];
-        let answer: Vec<redis::Value> = self.call(&self.set, &self.keys, arguments).await?;
+        // A second one would find its own limit as the one before.
+        let set = self.call_again(Again::Never, &self.set, &self.keys, arguments);
+        let answer: Vec<redis::Value> = set.await?;
         let [epoch, version, before] = &answer[..] else {
             return Ok(None);
         };
@@ -145,9 +148,21 @@ impl LimitTable {
         keys: &[String],
         arguments: impl redis::ToRedisArgs + Copy,
     ) -> Result<T, StoreError> {
+        self.call_again(Again::Once, script, keys, arguments).await
+    }
+
+    async fn call_again<T: redis::FromRedisValue>(
+        &self,
+        again: Again,
+        script: &Script,
+        keys: &[String],
+        arguments: impl redis::ToRedisArgs + Copy,
+    ) -> Result<T, StoreError> {
         let deadline = Instant::now() + WITHIN;
         let client = &self.store.client;
-        client.run_apart(script, keys, arguments, deadline).await
+        client
+            .run_apart(script, keys, arguments, deadline, again)
+            .await
     }
 }
 

@@ -3,6 +3,7 @@
 //! See [`RedisStore`].
 
 mod answers;
+mod attempt;
 mod charged;
 mod client;
 mod connection;
@@ -11,6 +12,7 @@ mod denied;
 mod detail;
 mod events;
 mod failure;
+mod health;
 mod keeper;
 mod lanes;
 mod leases;
@@ -18,10 +20,13 @@ mod limiters;
 mod limits;
 mod named;
 mod names;
+mod node;
 mod post;
 mod rate;
+mod router;
 mod script;
 mod share;
+mod slots;
 mod supervisor;
 mod takes;
 #[cfg(test)]
@@ -39,7 +44,6 @@ pub use self::events::StoreObserver;
 pub use self::failure::{FailureKind, StoreError};
 
 use self::client::Client;
-use self::connection::CONNECT_WITHIN;
 use self::events::Events;
 use self::names::Names;
 use self::rate::RedisBuckets;
@@ -169,7 +173,7 @@ impl RedisStore {
     /// [`FailureKind::Configuration`] when the URL cannot be used.
     pub fn connect(url: &str) -> Result<Self, StoreError> {
         Ok(Self {
-            target: Target::parse(url, CONNECT_WITHIN)?,
+            target: Target::parse(url, attempt::CONNECT_WITHIN)?,
             names: Names::new(Self::DEFAULT_PREFIX),
             slots: leases::Opened::default(),
             has_secret: false,

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::client::Again;
 use super::failure::{FailureKind, StoreError};
 use super::leases::{FULL, GRANTED, KEY_FULL, LATE, Slots, or_none};
 use super::script::Script;
@@ -64,7 +65,7 @@ impl Slots {
         ]);
         let client = &self.store.client;
         let script = &self.store.named.acquire;
-        let answer = client.run(script, &keys, &*arguments, deadline);
+        let answer = client.run(script, &keys, &*arguments, deadline, Again::Once);
         let (outcome, time, epoch, taken): (i64, u64, Vec<u8>, u64) = answer.await?;
         self.learn(time, epoch);
         Ok((outcome, taken))
@@ -80,7 +81,8 @@ impl Slots {
         let arguments = [called, or_anybody(holder), in_millis(lifetime(ttl))];
         let client = &self.store.client;
         let script = &self.store.named.heartbeat;
-        let live = client.run_apart(script, &keys, &arguments[..], client.deadline());
+        let deadline = client.deadline();
+        let live = client.run_apart(script, &keys, &arguments[..], deadline, Again::Once);
         standing(live.await)
     }
 
@@ -93,7 +95,13 @@ impl Slots {
         let arguments = [called, or_anybody(holder), in_millis(lifetime(remembered))];
         let client = &self.store.client;
         let script = &self.store.named.release;
-        let live = client.run_apart(script, &keys, &arguments[..], client.deadline());
+        // Without its holder's name a second release may meet the lease of the next one.
+        let again = match holder {
+            Some(_) => Again::Once,
+            None => Again::Never,
+        };
+        let deadline = client.deadline();
+        let live = client.run_apart(script, &keys, &arguments[..], deadline, again);
         standing(live.await)
     }
 }

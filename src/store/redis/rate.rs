@@ -9,6 +9,7 @@ use super::Inner;
 use super::charged::{KeyRules, Mode};
 use super::client::Client;
 use super::denied::Denials;
+use super::failure::StoreError;
 use super::lanes::Lanes;
 use super::names::Name;
 use super::script::Script;
@@ -94,7 +95,7 @@ impl RedisBuckets {
         if !self.0.limits(charges) {
             return Reply::Ready(Decision::unlimited());
         }
-        if self.0.client().check().is_err() {
+        if self.0.check(charges).is_err() {
             return self.0.without_redis(charges, cost, mode);
         }
         let this = self.clone();
@@ -137,7 +138,7 @@ impl RateBuckets for RedisBuckets {
         if let Some(share) = &self.0.share {
             let _ = share.buckets.refund(&share.charges(charges), cost);
         }
-        if !self.0.limits(charges) || self.0.client().check().is_err() {
+        if !self.0.limits(charges) || self.0.check(charges).is_err() {
             return Reply::Ready(());
         }
         let this = self.clone();
@@ -196,6 +197,12 @@ impl RateBuckets for RedisBuckets {
 impl Buckets {
     pub(super) fn client(&self) -> &Client {
         &self.store.client
+    }
+
+    /// Fails at once when none of the keys can be reached.
+    fn check(&self, charges: &[Charge]) -> Result<(), StoreError> {
+        let keys = || charges.iter().map(|charge| self.key(charge));
+        self.client().check_any(keys)
     }
 
     fn set(&self, at: usize) -> Option<&Set> {

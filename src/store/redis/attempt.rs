@@ -1,0 +1,81 @@
+//! Attempts to connect: bounded in time, and with a panic of the library's as an error.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{Cmd, Value};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::client::Context;
+use super::connection::Driver;
+use super::failure::{FailureKind, StoreError};
+use super::url::{Address, Target};
+
+/// How long it may take to connect, the server's first answers included.
+pub(super) const CONNECT_WITHIN: Duration = Duration::from_millis(500);
+
+/// Connects to a server, or without an address to the master of the moment.
+pub(super) async fn connect(
+    context: Arc<Context>,
+    address: Option<Address>,
+) -> Result<(MultiplexedConnection, Driver), StoreError> {
+    attempt(async move {
+        let target = &context.target;
+        let address = match address {
+            Some(address) => address,
+            None => target.master().await?,
+        };
+        target.open(&address).await
+    })
+    .await
+}
+
+/// Asks one question, on a connection that is for nothing else.
+pub(super) async fn ask_once(
+    target: &Target,
+    address: &Address,
+    question: &Cmd,
+) -> Result<Value, StoreError> {
+    let (mut connection, mut driver) = target.open(address).await?;
+    let mut answer = std::pin::pin!(question.query_async(&mut connection));
+    tokio::select! {
+        answer = &mut answer => Ok(answer?),
+        // What waited for the connection has failed then, and is told why.
+        () = &mut driver => Ok(answer.await?),
+    }
+}
+
+/// Runs what may panic in a task of its own, which ends with this future.
+pub(super) async fn attempt<T: Send + 'static>(
+    attempted: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+) -> Result<T, StoreError> {
+    let mut task = JoinSet::new();
+    task.spawn(timeout(CONNECT_WITHIN, attempted));
+    match task.join_next().await {
+        Some(Ok(Ok(attempted))) => attempted,
+        Some(Ok(Err(_))) => Err(StoreError::new(FailureKind::Timeout)),
+        Some(Err(error)) if error.is_panic() => Err(StoreError::panicked(error.into_panic())),
+        // The runtime ends.
+        Some(Err(_)) | None => Err(StoreError::new(FailureKind::Disconnected)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_attempt_ends_in_an_answer_or_an_error() {
+        assert_eq!(attempt(async { Ok(7) }).await.unwrap(), 7);
+        let refused = attempt::<()>(async { Err(StoreError::new(FailureKind::Denied)) });
+        assert_eq!(refused.await.unwrap_err().kind(), FailureKind::Denied);
+        let panicked = attempt::<()>(async { panic!("no crypto provider") });
+        let error = panicked.await.unwrap_err();
+        assert_eq!(error.kind(), FailureKind::Other);
+        assert_eq!(error.detail(), Some("panicked: no crypto provider"));
+        let endless = attempt::<()>(std::future::pending());
+        assert_eq!(endless.await.unwrap_err().kind(), FailureKind::Timeout);
+    }
+}

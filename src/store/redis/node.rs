@@ -1,0 +1,380 @@
+//! One server: its connection, its breaker, and the room for calls to it.
+//!
+//! A call finds a [`Link`]. It waits, within its deadline, for the first connection of a process,
+//! and for the first attempt to replace one that the server closed. When that attempt fails, or
+//! calls are not answered, the breaker opens: later calls fail at once until the
+//! [supervisor](super::supervisor) has connected again.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::{Cmd, ErrorKind, Pipeline, RedisError, Value};
+use tokio::sync::{Semaphore, SemaphorePermit, oneshot, watch};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, timeout_at};
+
+use super::client::Context;
+use super::connection::Driver;
+use super::failure::{FailureKind, StoreError};
+use super::health::Condition;
+use super::url::Address;
+
+/// Calls in a row that have to time out before the breaker opens.
+const TIMEOUTS: u32 = 3;
+
+/// A connection that ended sooner is not replaced at once: a server that closes every connection
+/// would be asked for one after another.
+const SHORT_LIFE: Duration = Duration::from_millis(20);
+
+pub(super) struct Node {
+    /// `None` stands for the master of the moment, which is asked for with each attempt.
+    address: Option<Address>,
+    context: Arc<Context>,
+    pub(super) link: watch::Sender<Link>,
+    room: Semaphore,
+    /// Calls that timed out since one was answered.
+    timeouts: AtomicU32,
+    /// When a call was answered last, in microseconds on the context's clock.
+    answered: AtomicU64,
+}
+
+/// What a call finds.
+pub(super) enum Link {
+    /// No attempt is over yet: calls wait.
+    New,
+    Up(Line),
+    /// It can be used, and is to be replaced: behind its address another server may be the
+    /// master by now.
+    Stale(Line),
+    /// The server closed the last connection, and the first attempt to replace it is under way:
+    /// calls wait.
+    Reconnecting,
+    /// Calls fail. Why.
+    Down(StoreError),
+    /// Nothing connects again: the cluster has no such master any more.
+    Closed,
+}
+
+impl Link {
+    fn condition(&self) -> Condition {
+        match self {
+            Self::New => Condition::Unknown,
+            // A connection that is replaced at once is no outage.
+            Self::Up(_) | Self::Stale(_) | Self::Reconnecting => Condition::Up,
+            Self::Down(_) => Condition::Down,
+            Self::Closed => Condition::Closed,
+        }
+    }
+
+    fn line(&self) -> Option<&Line> {
+        match self {
+            Self::Up(line) | Self::Stale(line) => Some(line),
+            _ => None,
+        }
+    }
+
+    /// Whether a call need not wait to know what becomes of it.
+    fn is_decided(&self) -> bool {
+        !matches!(self, Self::New | Self::Reconnecting)
+    }
+}
+
+/// A connection, and which one it is, so that a late failure of an old one does not
+/// take down its successor.
+#[derive(Clone)]
+pub(super) struct Line {
+    connection: MultiplexedConnection,
+    generation: u64,
+    since: Instant,
+    driver: Arc<DriverTask>,
+}
+
+/// Ends a connection's task with the last call that uses it.
+struct DriverTask(AbortHandle);
+
+impl Drop for DriverTask {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// In a connection's task, to notice its end: also of an idle one, and when the library panics.
+struct NoticeEnd {
+    node: Weak<Node>,
+    generation: u64,
+}
+
+impl Drop for NoticeEnd {
+    fn drop(&mut self) {
+        if let Some(node) = self.node.upgrade() {
+            node.lost(self.generation, Loss::Ended);
+        }
+    }
+}
+
+/// How a connection was lost.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Loss {
+    Ended,
+    Silent,
+}
+
+/// Why a call has no answer that could be used.
+pub(super) enum Fault {
+    /// The server's answer is an error.
+    Refused(RedisError),
+    /// The connection ended before the answer, or what came was no answer.
+    Dropped(RedisError),
+    TimedOut,
+}
+
+impl Node {
+    pub(super) fn new(address: Option<Address>, context: Arc<Context>) -> Arc<Self> {
+        context.health.count(Condition::Closed, Condition::Unknown);
+        let room = context.options.max_in_flight.min(Semaphore::MAX_PERMITS);
+        Arc::new(Self {
+            address,
+            context,
+            link: watch::Sender::new(Link::New),
+            room: Semaphore::new(room),
+            timeouts: AtomicU32::new(0),
+            answered: AtomicU64::new(0),
+        })
+    }
+
+    pub(super) fn address(&self) -> Option<&Address> {
+        self.address.as_ref()
+    }
+
+    /// Why calls are not made, while the breaker is open.
+    pub(super) fn rejects(&self) -> Option<StoreError> {
+        match &*self.link.borrow() {
+            Link::Down(cause) => Some(StoreError::breaker_open(cause)),
+            _ => None,
+        }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        matches!(*self.link.borrow(), Link::Closed)
+    }
+
+    /// When a call was answered last, on the context's clock.
+    pub(super) fn answered_at(&self) -> u64 {
+        self.answered.load(Ordering::Relaxed)
+    }
+
+    /// Waits for room among the calls under way.
+    pub(super) async fn room(&self, deadline: Instant) -> Result<SemaphorePermit<'_>, StoreError> {
+        if let Ok(permit) = self.room.try_acquire() {
+            return Ok(permit);
+        }
+        match timeout_at(deadline, self.room.acquire()).await {
+            // A call that has no time left would only be in the way of others.
+            Ok(Ok(permit)) if Instant::now() < deadline => Ok(permit),
+            _ => Err(StoreError::new(FailureKind::Overloaded)),
+        }
+    }
+
+    /// The connection, if there is one.
+    pub(super) fn line(&self) -> Option<Line> {
+        self.link.borrow().line().cloned()
+    }
+
+    /// Waits until there is a connection, or there will be none soon.
+    pub(super) async fn wait_for_line(&self, deadline: Instant) -> Result<Line, StoreError> {
+        let mut link = self.link.subscribe();
+        match timeout_at(deadline, link.wait_for(Link::is_decided)).await {
+            Ok(Ok(link)) => match &*link {
+                Link::Up(line) | Link::Stale(line) => Ok(line.clone()),
+                Link::Down(cause) => Err(StoreError::breaker_open(cause)),
+                _ => Err(StoreError::new(FailureKind::Disconnected)),
+            },
+            // The sender is this node's.
+            Ok(Err(_)) => Err(StoreError::new(FailureKind::Disconnected)),
+            Err(_) => Err(StoreError::new(FailureKind::Timeout)),
+        }
+    }
+
+    /// Sends a command, and waits for its answer until `deadline`; with ASKING in front of it, in
+    /// the same message, where a slot is on its way to this server.
+    pub(super) async fn send(
+        &self,
+        line: Line,
+        command: &Cmd,
+        asking: bool,
+        deadline: Instant,
+    ) -> Result<Value, Fault> {
+        let mut connection = line.connection;
+        let answer = async {
+            if asking {
+                let mut both = Pipeline::new();
+                both.cmd("ASKING").add_command(command.clone());
+                let mut answers = connection.req_packed_commands(&both, 1, 1).await?;
+                answers.pop().unwrap_or(Value::Nil).extract_error()
+            } else {
+                command.query_async(&mut connection).await
+            }
+        };
+        match timeout_at(deadline, answer).await {
+            Ok(Ok(answer)) => {
+                self.has_answered();
+                Ok(answer)
+            }
+            Ok(Err(error)) if is_end(&error) => {
+                self.lost(line.generation, Loss::Ended);
+                Err(Fault::Dropped(error))
+            }
+            Ok(Err(error)) => {
+                self.has_answered();
+                if FailureKind::of(&error) == FailureKind::ReadOnly {
+                    self.outlived(line.generation);
+                }
+                Err(Fault::Refused(error))
+            }
+            Err(_) => {
+                self.after_timeout(line.generation);
+                Err(Fault::TimedOut)
+            }
+        }
+    }
+
+    /// Asks something that is no call, if there is a connection.
+    pub(super) async fn ask(&self, question: &Cmd, deadline: Instant) -> Option<Value> {
+        let mut connection = self.line()?.connection;
+        let answer = question.query_async(&mut connection);
+        timeout_at(deadline, answer).await.ok()?.ok()
+    }
+
+    /// Takes the next connection into use.
+    pub(super) fn connected(self: &Arc<Self>, connection: MultiplexedConnection, driver: Driver) {
+        let generation = self.context.next_generation();
+        let end = NoticeEnd {
+            node: Arc::downgrade(self),
+            generation,
+        };
+        // It begins when the connection is in use, so that its end is always noticed.
+        let (begin, begins) = oneshot::channel::<()>();
+        let task = tokio::spawn(async move {
+            let _end = end;
+            let _ = begins.await;
+            driver.await;
+        });
+        let line = Line {
+            connection,
+            generation,
+            since: Instant::now(),
+            driver: Arc::new(DriverTask(task.abort_handle())),
+        };
+        self.timeouts.store(0, Ordering::Relaxed);
+        self.change(|link| match link {
+            Link::Closed => None,
+            _ => Some(Link::Up(line)),
+        });
+        let _ = begin.send(());
+    }
+
+    pub(super) fn not_connected(&self, error: &StoreError) {
+        // Before the calls that wait for it go on.
+        self.context.failed(error);
+        self.change(|link| match link {
+            Link::Closed => None,
+            _ => Some(Link::Down(error.clone())),
+        });
+    }
+
+    /// After the end of the supervisor: the next call starts another.
+    pub(super) fn begin_anew(&self) {
+        self.change(|link| match link {
+            Link::Closed => None,
+            _ => Some(Link::New),
+        });
+    }
+
+    /// Calls under way keep the connection until they are done.
+    pub(super) fn close(&self) {
+        self.change(|_| Some(Link::Closed));
+    }
+
+    fn has_answered(&self) {
+        self.timeouts.store(0, Ordering::Relaxed);
+        self.answered
+            .store(self.context.micros(), Ordering::Relaxed);
+    }
+
+    fn after_timeout(&self, generation: u64) {
+        let timeouts = self.timeouts.fetch_add(1, Ordering::Relaxed) + 1;
+        let silence = self.context.micros().saturating_sub(self.answered_at());
+        let patience = 2 * self.context.options.deadline;
+        if timeouts >= TIMEOUTS && Duration::from_micros(silence) >= patience {
+            self.lost(generation, Loss::Silent);
+        }
+    }
+
+    /// Has a connection replaced, if it is still the one in use, and its calls go on until then.
+    fn outlived(&self, generation: u64) {
+        let before = self.change(|link| match link {
+            Link::Up(line) if line.generation == generation => Some(Link::Stale(line.clone())),
+            _ => None,
+        });
+        if before.is_some() {
+            self.context.is_in_trouble();
+        }
+    }
+
+    /// Notices the end of a connection, if it is still the one in use.
+    fn lost(&self, generation: u64, how: Loss) {
+        let before = self.change(|link| {
+            let line = link.line().filter(|line| line.generation == generation)?;
+            self.context.attended();
+            let is_replaced_at_once = how == Loss::Ended && line.since.elapsed() >= SHORT_LIFE;
+            Some(match is_replaced_at_once {
+                true => Link::Reconnecting,
+                false => Link::Down(StoreError::new(match how {
+                    Loss::Ended => FailureKind::Disconnected,
+                    Loss::Silent => FailureKind::Timeout,
+                })),
+            })
+        });
+        if let Some(before) = before {
+            if let Some(line) = before.line() {
+                // What was sent to a server that hangs need not wait for it.
+                line.driver.0.abort();
+            }
+            self.context.is_in_trouble();
+        }
+    }
+
+    /// Changes the link, and returns what it was before if it did.
+    fn change(&self, to: impl FnOnce(&Link) -> Option<Link>) -> Option<Link> {
+        // Taken out of the lock: what is dropped with a connection may come back to this link.
+        let mut before = None;
+        self.link.send_if_modified(|link| {
+            let Some(next) = to(link) else {
+                return false;
+            };
+            let health = &self.context.health;
+            health.count(link.condition(), next.condition());
+            before = Some(std::mem::replace(link, next));
+            true
+        });
+        if before.is_some() {
+            self.context.report_health();
+        }
+        before
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let link = self.link.borrow().condition();
+        self.context.health.count(link, Condition::Closed);
+    }
+}
+
+/// Whether a connection is of no more use after an error: it ended, or one can no longer tell
+/// where an answer begins.
+fn is_end(error: &RedisError) -> bool {
+    matches!(error.kind(), ErrorKind::Io | ErrorKind::Parse)
+}
