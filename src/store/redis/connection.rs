@@ -5,10 +5,9 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::time::Duration;
 
-use redis::aio::{ConnectionLike, MultiplexedConnection};
-use redis::cluster_async::ClusterConnection;
+use redis::aio::MultiplexedConnection;
 use redis::io::tcp::socket2::{SockRef, TcpKeepalive};
-use redis::{AsyncConnectionConfig, Cmd, RedisError, RedisFuture, Value};
+use redis::{AsyncConnectionConfig, RedisError, Value};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::task::JoinSet;
@@ -16,9 +15,6 @@ use tokio::task::JoinSet;
 use super::detail::bounded;
 use super::failure::{FailureKind, StoreError};
 use super::url::{Address, Login, Servers, Target};
-
-/// How long it may take to connect, the server's first answer included.
-pub(super) const CONNECT_WITHIN: Duration = Duration::from_millis(500);
 
 /// Reads and writes a connection for as long as it is polled. It ends with the connection, also
 /// when the server closes an idle one.
@@ -55,15 +51,6 @@ impl Target {
             // Its nodes are found by slot.
             Servers::Cluster(nodes) => Ok(nodes[0].clone()),
         }
-    }
-
-    pub(super) async fn connect(&self) -> Result<Connection, StoreError> {
-        if let Some(client) = self.cluster_client.as_ref().filter(|_| !self.tls) {
-            return Ok(Connection::Cluster(client.get_async_connection().await?));
-        }
-        let (connection, driver) = self.open(&self.master().await?).await?;
-        tokio::spawn(driver);
-        Ok(Connection::Single(connection))
     }
 }
 
@@ -171,40 +158,6 @@ fn check_version(version: &str) -> Result<(), StoreError> {
     Ok(())
 }
 
-#[derive(Clone)]
-pub(super) enum Connection {
-    Single(MultiplexedConnection),
-    Cluster(ClusterConnection),
-}
-
-impl ConnectionLike for Connection {
-    fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
-        match self {
-            Self::Single(connection) => connection.req_packed_command(cmd),
-            Self::Cluster(connection) => connection.req_packed_command(cmd),
-        }
-    }
-
-    fn req_packed_commands<'a>(
-        &'a mut self,
-        pipeline: &'a redis::Pipeline,
-        offset: usize,
-        count: usize,
-    ) -> RedisFuture<'a, Vec<Value>> {
-        match self {
-            Self::Single(connection) => connection.req_packed_commands(pipeline, offset, count),
-            Self::Cluster(connection) => connection.req_packed_commands(pipeline, offset, count),
-        }
-    }
-
-    fn get_db(&self) -> i64 {
-        match self {
-            Self::Single(connection) => connection.get_db(),
-            Self::Cluster(connection) => connection.get_db(),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -291,7 +244,7 @@ mod tests {
         let server = TestServer::start(&[]).await;
         let path = server.folder.join("socket");
         let url = format!("unix:{}?db=4&protocol=resp3", path.display());
-        let mut opened = opened(&Target::parse(&url, CONNECT_WITHIN).unwrap()).await;
+        let mut opened = opened(&Target::parse(&url).unwrap()).await;
         let info = ask(&mut opened, &["CLIENT", "INFO"]).await.unwrap();
         assert!(info.contains(" db=4 "), "{info}");
         assert!(info.contains("socket:0"), "{info}");

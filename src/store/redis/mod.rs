@@ -173,7 +173,7 @@ impl RedisStore {
     /// [`FailureKind::Configuration`] when the URL cannot be used.
     pub fn connect(url: &str) -> Result<Self, StoreError> {
         Ok(Self {
-            target: Target::parse(url, attempt::CONNECT_WITHIN)?,
+            target: Target::parse(url)?,
             names: Names::new(Self::DEFAULT_PREFIX),
             slots: leases::Opened::default(),
             has_secret: false,

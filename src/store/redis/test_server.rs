@@ -58,7 +58,7 @@ impl TestServer {
     /// What `redis://{credentials}127.0.0.1:{port}{rest}` says.
     pub(super) fn target(&self, rest: &str) -> Target {
         let url = format!("redis://127.0.0.1:{}{rest}", self.port);
-        Target::parse(&url, Duration::from_secs(5)).unwrap()
+        Target::parse(&url).unwrap()
     }
 }
 

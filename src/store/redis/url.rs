@@ -3,11 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
-use redis::cluster::{ClusterClient, ClusterClientBuilder};
-use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
 use redis::{
     ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo, RedisConnectionInfo, RedisError,
 };
@@ -20,7 +17,6 @@ pub(super) struct Target {
     pub(super) servers: Servers,
     pub(super) login: Login,
     pub(super) tls: bool,
-    pub(super) cluster_client: Option<Box<ClusterClient>>,
 }
 
 /// The servers to begin with.
@@ -49,10 +45,6 @@ pub(super) struct Login {
 
 pub(super) const DEFAULT_CLIENT_NAME: &str = "tower-admission";
 
-/// How long a cluster's client may try within one call; ours ends it sooner.
-const CLUSTER_RETRIES: u32 = 2;
-const CLUSTER_RETRY_WAIT_MILLIS: (u64, u64) = (1, 20);
-
 /// The parts of a URL.
 struct Parts<'a> {
     /// `user:password@`, or nothing.
@@ -67,7 +59,7 @@ struct Parts<'a> {
 
 impl Target {
     /// Reads `redis://`, `rediss://`, `unix:` and `redis+cluster://h1,h2` URLs.
-    pub(super) fn parse(url: &str, connect_within: Duration) -> Result<Self, StoreError> {
+    pub(super) fn parse(url: &str) -> Result<Self, StoreError> {
         let (scheme, rest) = url
             .split_once(':')
             .ok_or_else(|| invalid("a URL begins with its scheme, such as redis://".to_owned()))?;
@@ -100,20 +92,6 @@ impl Target {
                 )));
             }
         };
-        let cluster_client = match &servers {
-            Servers::Cluster(_) => {
-                let (least, most) = CLUSTER_RETRY_WAIT_MILLIS;
-                let client = ClusterClientBuilder::new(parts.each_host("")?)
-                    .retries(CLUSTER_RETRIES)
-                    .min_retry_wait(least)
-                    .max_retry_wait(most)
-                    .connection_timeout(connect_within)
-                    .tcp_settings(tcp_settings())
-                    .build()?;
-                Some(Box::new(client))
-            }
-            Servers::Single(_) => None,
-        };
         Ok(Self {
             servers,
             login: Login {
@@ -121,12 +99,7 @@ impl Target {
                 client_name: parts.client_name,
             },
             tls,
-            cluster_client,
         })
-    }
-
-    pub(super) fn is_cluster(&self) -> bool {
-        matches!(self.servers, Servers::Cluster(_))
     }
 }
 
@@ -216,25 +189,12 @@ impl fmt::Display for Address {
     }
 }
 
-/// Of the client for clusters.
-fn tcp_settings() -> TcpSettings {
-    let keepalive = TcpKeepalive::new()
-        .with_time(Duration::from_secs(10))
-        .with_interval(Duration::from_secs(5));
-    let settings = TcpSettings::default()
-        .set_nodelay(true)
-        .set_keepalive(keepalive);
-    #[cfg(target_os = "linux")]
-    let settings = settings.set_user_timeout(Duration::from_secs(5));
-    settings
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn target(url: &str) -> Target {
-        Target::parse(url, Duration::from_secs(1)).unwrap()
+        Target::parse(url).unwrap()
     }
 
     fn tcp(host: &str, port: u16) -> Address {
