@@ -12,25 +12,18 @@ use tower_admission::{
 use crate::server::{Server, store, until};
 use crate::user;
 
-struct Cluster {
-    nodes: Vec<Server>,
+pub(crate) struct Cluster {
+    /// Three masters, then their replicas, if they have any.
+    pub(crate) nodes: Vec<Server>,
 }
 
+pub(crate) const MASTERS: usize = 3;
+
 impl Cluster {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let mut nodes = Vec::new();
-        for _ in 0..3 {
-            nodes.push(
-                Server::start_with(&[
-                    "--cluster-enabled",
-                    "yes",
-                    "--cluster-node-timeout",
-                    "500",
-                    "--cluster-require-full-coverage",
-                    "no",
-                ])
-                .await,
-            );
+        for _ in 0..MASTERS {
+            nodes.push(start_node().await);
         }
         for (n, node) in nodes.iter().enumerate() {
             let slots = [(0, 5460), (5461, 10922), (10923, 16383)][n];
@@ -42,18 +35,34 @@ impl Cluster {
                 .await
                 .unwrap();
         }
-        for node in &nodes[1..] {
-            let port = nodes[0].port.to_string();
-            node.command(&["CLUSTER", "MEET", "127.0.0.1", &port])
-                .await
-                .unwrap();
-        }
         let cluster = Self { nodes };
-        until("the cluster has come together", async || {
+        cluster.meet().await;
+        cluster
+    }
+
+    /// With one replica for each master: that of `nodes[n]` is `nodes[MASTERS + n]`.
+    pub(crate) async fn start_with_replicas() -> Self {
+        let mut cluster = Self::start().await;
+        for _ in 0..MASTERS {
+            cluster.nodes.push(start_node().await);
+        }
+        cluster.meet().await;
+        let (masters, replicas) = cluster.nodes.split_at(MASTERS);
+        for (master, replica) in masters.iter().zip(replicas) {
+            let id = master.word(&["CLUSTER", "MYID"]).await;
+            replica.word(&["CLUSTER", "REPLICATE", &id]).await;
+        }
+        until("the replicas follow", async || {
+            for replica in replicas {
+                let info = replica.word(&["INFO", "replication"]).await;
+                if !info.contains("master_link_status:up") {
+                    return false;
+                }
+            }
+            // All know of all: a replica takes over only if most masters know it.
             for node in &cluster.nodes {
-                let info = node.command(&["CLUSTER", "INFO"]).await.unwrap();
-                let info: String = redis::from_redis_value(info).unwrap();
-                if !info.contains("cluster_state:ok") || !info.contains("cluster_known_nodes:3") {
+                let nodes = node.word(&["CLUSTER", "NODES"]).await;
+                if nodes.matches(" slave ").count() + nodes.matches(",slave ").count() < MASTERS {
                     return false;
                 }
             }
@@ -63,14 +72,41 @@ impl Cluster {
         cluster
     }
 
-    fn url(&self) -> String {
-        let nodes: Vec<_> = self
-            .nodes
+    async fn meet(&self) {
+        let port = self.nodes[0].port.to_string();
+        for node in &self.nodes[1..] {
+            node.command(&["CLUSTER", "MEET", "127.0.0.1", &port])
+                .await
+                .unwrap();
+        }
+        let known = format!("cluster_known_nodes:{}\r", self.nodes.len());
+        until("the cluster has come together", async || {
+            for node in &self.nodes {
+                let info = node.word(&["CLUSTER", "INFO"]).await;
+                if !info.contains("cluster_state:ok") || !info.contains(&known) {
+                    return false;
+                }
+            }
+            true
+        })
+        .await;
+    }
+
+    /// The masters that it began with.
+    pub(crate) fn url(&self) -> String {
+        let nodes: Vec<_> = self.nodes[..MASTERS]
             .iter()
             .map(|node| format!("127.0.0.1:{}", node.port))
             .collect();
         format!("redis+cluster://{}", nodes.join(","))
     }
+}
+
+async fn start_node() -> Server {
+    let options = "--cluster-enabled yes --cluster-node-timeout 500 \
+                   --cluster-require-full-coverage no --repl-diskless-sync-delay 0";
+    let options: Vec<_> = options.split_whitespace().collect();
+    Server::start_with(&options).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -179,16 +215,9 @@ async fn a_slot_that_moves_is_not_noticed() {
     }
     let (from, to) = (&cluster.nodes[from], &cluster.nodes[(from + 1) % 3]);
     let key = &from.keys().await[0];
-    let word = async |node: &Server, words: &[&str]| -> String {
-        let value = node.command(words).await.unwrap();
-        match value {
-            redis::Value::Int(number) => number.to_string(),
-            value => redis::from_redis_value(value).unwrap(),
-        }
-    };
-    let slot = word(from, &["CLUSTER", "KEYSLOT", key]).await;
-    let from_id = word(from, &["CLUSTER", "MYID"]).await;
-    let to_id = word(to, &["CLUSTER", "MYID"]).await;
+    let slot = from.word(&["CLUSTER", "KEYSLOT", key]).await;
+    let from_id = from.word(&["CLUSTER", "MYID"]).await;
+    let to_id = to.word(&["CLUSTER", "MYID"]).await;
     let port = to.port.to_string();
     let mut expected = 999;
     let mut goes_on = async || {
@@ -197,13 +226,17 @@ async fn a_slot_that_moves_is_not_noticed() {
             assert_eq!(left().await, Some(expected));
         }
     };
-    word(to, &["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_id]).await;
-    word(from, &["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id]).await;
+    to.word(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_id])
+        .await;
+    from.word(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id])
+        .await;
     goes_on().await;
-    word(from, &["MIGRATE", "127.0.0.1", &port, key, "0", "5000"]).await;
+    from.word(&["MIGRATE", "127.0.0.1", &port, key, "0", "5000"])
+        .await;
     goes_on().await;
     for node in [to, from] {
-        word(node, &["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]).await;
+        node.word(&["CLUSTER", "SETSLOT", &slot, "NODE", &to_id])
+            .await;
     }
     goes_on().await;
     assert!(!to.keys().await.is_empty() && from.keys().await.is_empty());

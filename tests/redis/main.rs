@@ -6,6 +6,7 @@
 
 mod bursts;
 mod cluster;
+mod cluster_faults;
 mod decisions;
 mod faults;
 mod gateway;

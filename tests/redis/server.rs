@@ -100,6 +100,14 @@ impl Server {
         command.query_async(&mut self.connection().await?).await
     }
 
+    /// The answer to a command, as text.
+    pub(crate) async fn word(&self, words: &[&str]) -> String {
+        match self.command(words).await.unwrap() {
+            redis::Value::Int(number) => number.to_string(),
+            value => redis::from_redis_value(value).unwrap(),
+        }
+    }
+
     pub(crate) async fn keys(&self) -> Vec<String> {
         let mut connection = self.connection().await.unwrap();
         let mut command = redis::cmd("KEYS");
