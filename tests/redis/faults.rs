@@ -525,7 +525,7 @@ async fn a_server_that_goes_silent_ends_a_ping() {
 }
 
 /// Something that answers commands, or does not, as the test has it. Returns where it is.
-async fn stand_in(answer: fn(&str) -> Option<&'static str>) -> String {
+pub(crate) async fn stand_in(answer: fn(&str) -> Option<&'static str>) -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("redis://{}", listener.local_addr().unwrap());
     tokio::spawn(async move {

@@ -8,6 +8,7 @@ mod bursts;
 mod cluster;
 mod cluster_faults;
 mod decisions;
+mod events;
 mod faults;
 mod gateway;
 mod keeper;

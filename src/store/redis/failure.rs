@@ -85,6 +85,10 @@ impl FailureKind {
                 if detail.starts_with("unknown command") {
                     return Self::Unsupported;
                 }
+                // A script calls what this user may not, or reaches a key that it may not.
+                if detail.starts_with("The user executing the script can't") {
+                    return Self::Denied;
+                }
                 if detail.contains("DB index is out of range") {
                     return Self::Configuration;
                 }
@@ -304,6 +308,11 @@ mod tests {
                 Denied,
             ),
             ("NOPERM No permissions to access a key", Denied),
+            (
+                "ERR The user executing the script can't run this command or subcommand script: \
+                 f00d, on @user_script:1.",
+                Denied,
+            ),
             ("DENIED Redis is running in protected mode", Denied),
             (
                 "READONLY You can't write against a read only replica.",
