@@ -157,6 +157,9 @@ impl Events {
 
     /// The client can reach the store, in a cluster all of its masters; or it cannot. Only changes
     /// are reported. Not for a connection that is closed and replaced at once: that is no outage.
+    ///
+    /// Call it where the state of the connections changes, under its lock: of two calls the later
+    /// one counts.
     pub(super) fn reachable(&self, reachable: bool) {
         self.change(|_| match reachable {
             true => State::Up,

@@ -253,6 +253,10 @@ impl RedisStore {
     }
 
     /// Adds an observer of the store's health. Default: none.
+    ///
+    /// The store and its clones are one to it: they can be reached when each of them can that has
+    /// tried. Add it before the store is cloned, because clones with other observers are another
+    /// store to it, and have lines of their own in the log.
     pub fn observe(self, observer: impl StoreObserver) -> Self {
         self.with(|store| store.options.client.events.add(observer))
     }
