@@ -26,6 +26,8 @@ pub use lease::{
 pub use memory::MemoryStore;
 #[cfg(feature = "redis")]
 pub use redis::RedisStore;
+#[cfg(feature = "redis-tls")]
+pub use redis::RedisTls;
 
 /// A place where rate limits are counted.
 ///

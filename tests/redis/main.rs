@@ -23,6 +23,8 @@ mod proxy;
 mod rate;
 mod server;
 mod tiers;
+#[cfg(feature = "redis-tls")]
+mod tls;
 
 use tower_admission::Key;
 use tower_admission::store::Charge;

@@ -27,11 +27,17 @@ impl Target {
         &self,
         address: &Address,
     ) -> Result<(MultiplexedConnection, Driver), StoreError> {
-        if self.tls {
-            return Err(super::url::invalid("TLS is not built in".to_owned()));
-        }
         match address {
-            Address::Tcp(host, port) => log_in(&self.login, tcp(host, *port).await?).await,
+            Address::Tcp(host, port) => {
+                #[cfg(feature = "redis-tls")]
+                if let Some(tls) = &self.tls {
+                    // What is wrong with it needs no connection to be known.
+                    let tls = tls.clone()?;
+                    let stream = tls.connect(host, tcp(host, *port).await?).await?;
+                    return log_in(&self.login, stream).await;
+                }
+                log_in(&self.login, tcp(host, *port).await?).await
+            }
             #[cfg(unix)]
             Address::Unix(path) => {
                 let stream = tokio::net::UnixStream::connect(path).await;

@@ -31,6 +31,8 @@ mod supervisor;
 mod takes;
 #[cfg(test)]
 mod test_server;
+#[cfg(feature = "redis-tls")]
+mod tls;
 mod url;
 
 use std::fmt;
@@ -42,6 +44,8 @@ pub(crate) use self::post::{Post, Term};
 
 pub use self::events::StoreObserver;
 pub use self::failure::{FailureKind, StoreError};
+#[cfg(feature = "redis-tls")]
+pub use self::tls::RedisTls;
 
 use self::client::Client;
 use self::events::Events;
@@ -195,6 +199,28 @@ impl RedisStore {
         change(&mut self);
         self.inner = Arc::default();
         self
+    }
+
+    /// The certificates of TLS connections. Default: the CAs of the system, and no certificate of
+    /// our own.
+    ///
+    /// # Errors
+    ///
+    /// [`FailureKind::Configuration`] when a certificate or the key cannot be used, or the URL has
+    /// no TLS (`redis://` in place of `rediss://`).
+    #[cfg(feature = "redis-tls")]
+    pub fn tls(mut self, certificates: RedisTls) -> Result<Self, StoreError> {
+        self.target.set_tls(&certificates)?;
+        Ok(self.with(|_| {}))
+    }
+
+    /// The name of the connections in `CLIENT LIST`. Default: `tower-admission`, or `?client_name=`
+    /// of the URL.
+    ///
+    /// Characters that Redis does not take in a name (spaces, and what is not printable ASCII)
+    /// become `_`.
+    pub fn client_name(self, name: &str) -> Self {
+        self.with(|store| store.target.login.client_name = url::client_name(name))
     }
 
     /// What keys in Redis begin with. Default: [`DEFAULT_PREFIX`](Self::DEFAULT_PREFIX).

@@ -5,18 +5,20 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use percent_encoding::percent_decode_str;
-use redis::{
-    ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo, RedisConnectionInfo, RedisError,
-};
+use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
 
-use super::failure::StoreError;
+use super::failure::{FailureKind, StoreError};
+#[cfg(feature = "redis-tls")]
+use super::tls::{RedisTls, Tls};
 
 /// What a URL says.
 #[derive(Clone)]
 pub(super) struct Target {
     pub(super) servers: Servers,
     pub(super) login: Login,
-    pub(super) tls: bool,
+    /// Of a `rediss` URL, or why it cannot be used.
+    #[cfg(feature = "redis-tls")]
+    pub(super) tls: Option<Result<Tls, StoreError>>,
 }
 
 /// The servers to begin with.
@@ -62,7 +64,7 @@ impl Target {
     pub(super) fn parse(url: &str) -> Result<Self, StoreError> {
         let (scheme, rest) = url
             .split_once(':')
-            .ok_or_else(|| invalid("a URL begins with its scheme, such as redis://".to_owned()))?;
+            .ok_or_else(|| invalid("a URL begins with its scheme, such as redis://"))?;
         // The names of the fork mean the same.
         let scheme = scheme
             .replacen("valkey", "redis", 1)
@@ -71,6 +73,10 @@ impl Target {
             Some(kind) => (format!("redis{kind}"), true),
             None => (scheme, false),
         };
+        if tls && !cfg!(feature = "redis-tls") {
+            let reason = "TLS needs a build with the feature redis-tls";
+            return Err(invalid(reason));
+        }
         let parts = Parts::read(rest)?;
         let (servers, info) = match scheme.as_str() {
             "redis" | "unix" => {
@@ -79,7 +85,7 @@ impl Target {
             }
             "redis+cluster" => {
                 if !matches!(parts.path, "" | "/") {
-                    return Err(invalid("a cluster has one database and no path".to_owned()));
+                    return Err(invalid("a cluster has one database and no path"));
                 }
                 let nodes = parts.each_host("")?;
                 let addresses: Result<_, _> = nodes.iter().map(address).collect();
@@ -98,8 +104,24 @@ impl Target {
                 settings: info.redis_settings().clone(),
                 client_name: parts.client_name,
             },
-            tls,
+            #[cfg(feature = "redis-tls")]
+            tls: tls.then(|| Tls::new(&RedisTls::new())),
         })
+    }
+
+    /// Takes other certificates than the system's CAs.
+    #[cfg(feature = "redis-tls")]
+    pub(super) fn set_tls(&mut self, certificates: &RedisTls) -> Result<(), StoreError> {
+        let tls = Tls::new(certificates)?;
+        match &mut self.tls {
+            Some(before) => *before = Ok(tls),
+            None => {
+                return Err(invalid(
+                    "certificates need a URL with TLS: rediss:// in place of redis://",
+                ));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -111,8 +133,7 @@ impl<'a> Parts<'a> {
         if rest.contains('#') || query.contains('#') {
             return Err(invalid(
                 "a fragment (#insecure) is not supported: a connection whose certificate is not \
-                 checked can be read by anybody in between; trust the CA of the server instead"
-                    .to_owned(),
+                 checked can be read by anybody in between; trust the CA of the server instead",
             ));
         }
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
@@ -165,7 +186,7 @@ fn address(info: &ConnectionInfo) -> Result<Address, StoreError> {
     match info.addr() {
         ConnectionAddr::Tcp(host, port) => Ok(Address::Tcp(host.as_str().into(), *port)),
         ConnectionAddr::Unix(path) => Ok(Address::Unix(path.clone())),
-        _ => Err(invalid("this kind of address is not supported".to_owned())),
+        _ => Err(invalid("this kind of address is not supported")),
     }
 }
 
@@ -175,8 +196,8 @@ pub(super) fn client_name(name: &str) -> Arc<str> {
     name.chars().map(allowed).collect::<String>().into()
 }
 
-pub(super) fn invalid(reason: String) -> StoreError {
-    RedisError::from((ErrorKind::InvalidClientConfig, "invalid URL", reason)).into()
+pub(super) fn invalid(reason: impl Into<Arc<str>>) -> StoreError {
+    StoreError::because(FailureKind::Configuration, reason)
 }
 
 impl fmt::Display for Address {
@@ -221,10 +242,17 @@ mod tests {
             let target = target(url);
             assert_eq!(target.servers, Servers::Single(address), "{url}");
             assert_eq!(target.login.settings.db(), db, "{url}");
-            assert!(!target.tls, "{url}");
+            #[cfg(feature = "redis-tls")]
+            assert!(target.tls.is_none(), "{url}");
         }
-        assert!(target("rediss://h").tls);
-        assert!(target("valkeys://h").tls);
+    }
+
+    #[cfg(feature = "redis-tls")]
+    #[test]
+    fn a_url_asks_for_tls() {
+        for url in ["rediss://h", "valkeys://h", "rediss+cluster://a,b"] {
+            assert!(target(url).tls.is_some(), "{url}");
+        }
     }
 
     #[test]

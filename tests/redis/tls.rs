@@ -1,0 +1,268 @@
+//! TLS, with certificates that the tests make.
+
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, date_time_ymd,
+};
+use rustls::crypto::{CryptoProvider, GetRandomFailed, SecureRandom, ring};
+use tower_admission::Quota;
+use tower_admission::store::redis::FailureKind;
+use tower_admission::store::{RateStore, RedisStore, RedisTls};
+
+use super::server::{Server, free_port, store};
+use super::user;
+
+/// A CA with its certificates, in files of a folder that is deleted when dropped.
+struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    folder: PathBuf,
+}
+
+/// A certificate and its key.
+struct Identity {
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
+impl Authority {
+    fn new() -> Self {
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let n = MADE.fetch_add(1, Ordering::Relaxed);
+        let name = format!("tower-admission-ca-{}-{n}", std::process::id());
+        let folder = std::env::temp_dir().join(&name);
+        std::fs::create_dir_all(&folder).unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let issuer = CertifiedIssuer::self_signed(params, key).unwrap();
+        std::fs::write(folder.join("ca.pem"), issuer.pem()).unwrap();
+        Self { issuer, folder }
+    }
+
+    fn ca(&self) -> PathBuf {
+        self.folder.join("ca.pem")
+    }
+
+    fn issue(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Identity {
+        let hosts = ["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let mut params = CertificateParams::new(hosts).unwrap();
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        change(&mut params);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let identity = Identity {
+            certificate: self.folder.join(format!("{name}.pem")),
+            key: self.folder.join(format!("{name}.key")),
+        };
+        std::fs::write(&identity.certificate, certificate.pem()).unwrap();
+        std::fs::write(&identity.key, key.serialize_pem()).unwrap();
+        identity
+    }
+
+    /// Trusts this CA alone.
+    fn trusted(&self) -> RedisTls {
+        RedisTls::new().ca(self.issuer.pem())
+    }
+
+    /// A server with this certificate, and its port for TLS.
+    async fn serve(&self, identity: &Identity, auth_clients: &str) -> (Server, u16) {
+        let port = free_port();
+        let text = |path: &Path| path.to_str().unwrap().to_owned();
+        let (certificate, key) = (text(&identity.certificate), text(&identity.key));
+        let (port_text, ca) = (port.to_string(), text(&self.ca()));
+        let options = [
+            "--tls-port",
+            &port_text,
+            "--tls-cert-file",
+            &certificate,
+            "--tls-key-file",
+            &key,
+            "--tls-ca-cert-file",
+            &ca,
+            "--tls-auth-clients",
+            auth_clients,
+        ];
+        (Server::start_with(&options).await, port)
+    }
+}
+
+impl Drop for Authority {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Why there is no connection. A busy machine may only find out on another try.
+async fn refusal(store: RedisStore) -> String {
+    loop {
+        let error = store.ping().await.expect_err("no connection");
+        if error.kind() != FailureKind::Timeout {
+            assert_eq!(error.kind(), FailureKind::Tls, "{error}");
+            return error.to_string();
+        }
+    }
+}
+
+/// Admits one request of a user, and no second one.
+async fn decides(store: &RedisStore, name: &str) {
+    let buckets = store.open(&[Quota::per_hour(1).into()]);
+    let user = user(name);
+    let first = buckets.take(&user, 1).await;
+    assert!(first.is_admitted() && !first.is_unavailable(), "{first:?}");
+    let second = buckets.take(&user, 1).await;
+    assert!(
+        !second.is_admitted() && !second.is_unavailable(),
+        "{second:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn decisions_are_made_over_tls() {
+    let authority = Authority::new();
+    let (_server, port) = authority
+        .serve(&authority.issue("server", |_| {}), "no")
+        .await;
+    for (name, url) in [
+        ("by name", format!("rediss://localhost:{port}")),
+        ("by address", format!("rediss://127.0.0.1:{port}/1")),
+        (
+            "resp3",
+            format!("rediss://localhost:{port}/2?protocol=resp3"),
+        ),
+    ] {
+        let store = store(&url).tls(authority.trusted()).unwrap();
+        store.ping().await.unwrap();
+        decides(&store, name).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_is_not_trusted_for_a_reason() {
+    let authority = Authority::new();
+    let (_server, port) = authority
+        .serve(&authority.issue("server", |_| {}), "no")
+        .await;
+    let expired = authority.issue("expired", |params| {
+        params.not_before = date_time_ymd(2001, 1, 1);
+        params.not_after = date_time_ymd(2002, 1, 1);
+    });
+    let (_expired, expired) = authority.serve(&expired, "no").await;
+    let (right, wrong) = (authority.trusted(), Authority::new().trusted());
+    for (port, certificates, cause) in [
+        (port, wrong, "UnknownIssuer: the CA"),
+        (
+            port,
+            right.clone().server_name("redis.internal"),
+            "not valid for name",
+        ),
+        (expired, right, "expired"),
+    ] {
+        let store = store(&format!("rediss://localhost:{port}"));
+        let words = refusal(store.tls(certificates).unwrap()).await;
+        assert!(words.contains(cause), "{words}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_is_given_stands_for_the_address() {
+    let authority = Authority::new();
+    let identity = authority.issue("named", |params| {
+        params.subject_alt_names = vec![rcgen::SanType::DnsName(
+            "redis.internal".try_into().unwrap(),
+        )];
+    });
+    let (_server, port) = authority.serve(&identity, "no").await;
+    let certificates = authority.trusted().server_name("redis.internal");
+    let store = store(&format!("rediss://127.0.0.1:{port}"));
+    decides(&store.tls(certificates).unwrap(), "alice").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_asks_for_a_certificate() {
+    let authority = Authority::new();
+    let (_server, port) = authority
+        .serve(&authority.issue("server", |_| {}), "yes")
+        .await;
+    let url = format!("rediss://localhost:{port}");
+    let words = refusal(store(&url).tls(authority.trusted()).unwrap()).await;
+    assert!(words.contains("CertificateRequired"), "{words}");
+
+    let client = authority.issue("client", |_| {});
+    let read = |path: &Path| std::fs::read(path).unwrap();
+    let with = |key: &Path| {
+        let tls = authority.trusted();
+        tls.client_certificate(read(&client.certificate), read(key))
+    };
+    let certified = store(&url).tls(with(&client.key)).unwrap();
+    decides(&certified, "alice").await;
+
+    let other = authority.issue("other", |_| {});
+    for unusable in [with(&other.key), with(&client.certificate)] {
+        let error = store(&url).tls(unusable).unwrap_err();
+        assert_eq!(error.kind(), FailureKind::Configuration);
+        assert!(error.to_string().contains("key"), "{error:?}");
+    }
+}
+
+#[test]
+fn certificates_need_tls() {
+    let authority = Authority::new();
+    for (url, reason) in [
+        ("redis://localhost", "rediss://"),
+        ("rediss://localhost/#insecure", "#insecure"),
+    ] {
+        let store = RedisStore::connect(url).and_then(|store| store.tls(authority.trusted()));
+        let error = store.unwrap_err();
+        assert_eq!(error.kind(), FailureKind::Configuration, "{url}");
+        assert!(error.to_string().contains(reason), "{error:?}");
+    }
+    let no_certificate = RedisTls::new().ca("no PEM");
+    let store = RedisStore::connect("rediss://localhost").unwrap();
+    assert!(store.tls(no_certificate).is_err());
+}
+
+thread_local! {
+    /// How often the application's provider was asked on this thread, by this test.
+    static ASKED: Cell<usize> = const { Cell::new(0) };
+}
+
+#[derive(Debug)]
+struct Counting;
+
+impl SecureRandom for Counting {
+    fn fill(&self, bytes: &mut [u8]) -> Result<(), GetRandomFailed> {
+        ASKED.set(ASKED.get() + 1);
+        ring::default_provider().secure_random.fill(bytes)
+    }
+}
+
+// On one thread, as its runtime is.
+#[tokio::test]
+async fn an_application_installs_its_crypto_provider_before_or_after() {
+    let authority = Authority::new();
+    let identity = authority.issue("server", |_| {});
+    let (_server, port) = authority.serve(&identity, "no").await;
+    let url = format!("rediss://localhost:{port}");
+    let connected = || store(&url).tls(authority.trusted()).unwrap();
+    let before = connected();
+    decides(&before, "before").await;
+
+    let provider = CryptoProvider {
+        secure_random: &Counting,
+        ..ring::default_provider()
+    };
+    provider.install_default().expect("no provider of ours");
+    before.ping().await.unwrap();
+    assert_eq!(ASKED.get(), 0);
+    let after = connected();
+    decides(&after, "after").await;
+    assert!(ASKED.get() > 0);
+}
