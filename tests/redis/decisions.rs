@@ -28,12 +28,9 @@ fn shimmed(script: &str) -> String {
 
 /// The script without its early branches.
 fn general(script: &str) -> String {
-    let reads = "local mode = ARGV[1]\n";
-    assert!(script.contains(reads));
-    let script = script.replace(reads, "local mode = ARGV[1]\nlocal early = nil\n");
-    let branches = script.matches("if ARGV[3] == '").count();
-    assert!(branches > 0);
-    script.replace("if ARGV[3] == '", "if early == '")
+    let early = "if head == '";
+    assert!(script.contains(early));
+    script.replace(early, "if head == 'not ")
 }
 
 /// The quotas of each key by their letters, which its name tells.
@@ -79,6 +76,8 @@ fn rule(letter: char) -> impl Strategy<Value = Rule> {
     let length = move |(letter, length, limit)| match limit {
         // A bucket fills in less than a century.
         4_294_967_295 => (letter, 3, limit),
+        // A quota that denies everything has no length.
+        0 => (letter, 0, 0),
         _ => (letter, length, limit),
     };
     (letter, lengths, limits).prop_map(length)
@@ -181,21 +180,26 @@ impl Way {
         for key in &charged {
             command.arg(self.key(*key));
         }
-        command.arg(step.mode);
-        command.arg(if is_named { runs[0].keys.len() } else { 0 });
+        let named = if is_named { runs[0].keys.len() } else { 0 };
+        let mut head = format!("{} {named}", step.mode);
+        let mut numbers = Vec::new();
         let mut before = None;
         for key in &charged {
             let rules = &step.rules[*key];
+            head.push(' ');
             if before == Some(rules) {
-                command.arg("=");
+                head.push('=');
                 continue;
             }
             before = Some(rules);
-            command.arg(rules.iter().map(|(letter, ..)| *letter).collect::<String>());
-            for (_, length, limit) in rules {
-                command.arg(length).arg(limit);
-            }
+            head.extend(rules.iter().map(|(letter, ..)| *letter));
+            numbers.extend(
+                rules
+                    .iter()
+                    .flat_map(|(_, length, limit)| [*length, *limit]),
+            );
         }
+        command.arg(head).arg(numbers);
         for run in runs {
             command.arg(run.cost).arg(run.count);
             for key in run.keys.iter().filter(|_| is_named) {

@@ -6,18 +6,16 @@ use crate::contestants::{COUNT, INTERVAL_MICROS};
 
 pub const SOURCE: &str = include_str!("../../../src/store/redis/take.lua");
 
-/// Adds the arguments behind the keys, of which each has one bucket.
+/// Adds the arguments behind the keys, of which each has one bucket, for one request that charges them all.
 pub fn add_arguments(command: &mut Cmd, keys: usize, cost: u32) {
-    command.arg(cost).arg("take");
+    command.arg("take").arg(0);
     for _ in 0..keys {
-        let (quotas, bucket) = (1, 0);
-        command.arg(quotas).arg(bucket);
-        command.arg(INTERVAL_MICROS).arg(COUNT);
+        command.arg("b").arg(INTERVAL_MICROS).arg(COUNT);
     }
+    command.arg(cost).arg(1);
 }
 
-/// Whether a reply says that all buckets had room: of each what is left, the time until it is full, and
-/// the time to wait.
+/// Whether a reply says that the request was granted, and of each bucket what is left and the time until it is full.
 pub fn is_admitted(reply: &[i64], keys: usize) -> bool {
-    reply.len() == 3 * keys && reply.chunks(3).all(|bucket| bucket[2] == 0)
+    reply.len() == 1 + 2 * keys && reply[0] == 1
 }

@@ -75,25 +75,25 @@ impl Arguments<'_> {
 impl ToRedisArgs for Arguments<'_> {
     fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
         let named = self.named();
-        out.write_arg(self.mode.word().as_bytes());
-        out.write_arg_fmt(named);
+        let mut head = format!("{} {named}", self.mode.word());
         let mut before = None;
         for rules in self.rules {
-            if before == Some(rules) {
-                out.write_arg(b"=");
-                continue;
+            head.push(' ');
+            match rules {
+                same if before == Some(same) => head.push('='),
+                rules if rules.is_empty() => head.push('.'),
+                rules => head.extend(rules.iter().map(letter)),
             }
             before = Some(rules);
-            let letters = rules.iter().map(|rule| match rule.kind() {
-                RuleKind::DenyAll | RuleKind::Bucket => b'b',
-                RuleKind::Window => b's',
-                RuleKind::Unlimited => b'-',
-            });
-            out.write_arg(&letters.collect::<SmallVec<[u8; 8]>>());
-            for rule in rules {
+        }
+        out.write_arg(head.as_bytes());
+        let mut before = None;
+        for rules in self.rules {
+            for rule in rules.iter().filter(|_| before != Some(rules)) {
                 out.write_arg_fmt(micros_per_request(rule));
                 out.write_arg_fmt(rule.limit());
             }
+            before = Some(rules);
         }
         for run in self.runs {
             out.write_arg_fmt(run.cost);
@@ -103,6 +103,14 @@ impl ToRedisArgs for Arguments<'_> {
                 out.write_arg_fmt(u32::from(*key) + 1);
             }
         }
+    }
+}
+
+fn letter(rule: &Rule) -> char {
+    match rule.kind() {
+        RuleKind::DenyAll | RuleKind::Bucket => 'b',
+        RuleKind::Window => 's',
+        RuleKind::Unlimited => '-',
     }
 }
 
@@ -123,7 +131,7 @@ mod tests {
         let words = written
             .into_iter()
             .map(|word| String::from_utf8(word).unwrap());
-        words.collect::<Vec<_>>().join(" ")
+        words.collect::<Vec<_>>().join(", ")
     }
 
     fn rules(quotas: &[Quota]) -> KeyRules {
@@ -134,14 +142,17 @@ mod tests {
     fn one_request_names_no_keys() {
         let of_key = rules(&[Quota::per_second(10)]);
         let one = std::slice::from_ref(&of_key);
-        assert_eq!(written(one, &[Run::single(3, 1)]), "take 0 b 100000 10 3 1");
+        assert_eq!(
+            written(one, &[Run::single(3, 1)]),
+            "take 0 b, 100000, 10, 3, 1"
+        );
         let two = [
             of_key,
             rules(&[Quota::per_minute(15).sliding(), Quota::off()]),
         ];
         assert_eq!(
             written(&two, &[Run::single(3, 2)]),
-            "take 0 b 100000 10 s- 4000000 15 0 0 3 1"
+            "take 0 b s-, 100000, 10, 4000000, 15, 0, 0, 3, 1"
         );
     }
 
@@ -155,7 +166,7 @@ mod tests {
         });
         assert_eq!(
             written(&[of_key.clone(), of_key.clone(), of_key], &runs),
-            "take 2 b 100000 10 = = 1 5 1 3 1 5 2 3"
+            "take 2 b = =, 100000, 10, 1, 5, 1, 3, 1, 5, 2, 3"
         );
     }
 }

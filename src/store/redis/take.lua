@@ -9,14 +9,15 @@
 --           b <interval> <arrival> <limit>    a bucket; it is full at the arrival time. The others are
 --                                             those of the quota by which it was charged last
 --           s <length> <newest> <count> ..    a window: the length of a sub-window, the number of the
---                                             newest, and what was admitted in it and those before
+--                                             newest, what was admitted in it and in the 15 before, and the
+--                                             sum of these (older versions stored no sum)
 --           -                                 nothing: a quota that denies everything stores neither
--- ARGV[1]   take, look or give
--- ARGV[2]   how many keys each run of requests names; 0 if each charges all keys
--- ARGV[3..] the rules of each key: a letter for each quota, b for a bucket, s for a window and - for a quota that
---           is off; then for each quota two numbers: its interval or the length of its sub-windows, and the most
+-- ARGV[1]   words: take, look or give; how many keys each run of requests names, 0 if each charges all keys; and for
+--           each key a letter for each of its quotas, b for a bucket, s for a window and - for a quota that is off.
+--           The word = stands for the rules of the key before, and . for no quotas
+-- ARGV[2..] for each quota of these two numbers: its interval or the length of its sub-windows, and the most
 --           requests it admits at once. 0 admits nothing. What is stored stays as it is then, and of a quota that is
---           off, whichever sort it is of. Instead of all this, = stands for the rules of the key before
+--           off, whichever sort it is of
 -- then      the runs, each of requests of one cost that charge the same keys: the cost, how many requests, and
 --           the places of their keys in KEYS if runs name keys. Cost 0 is admitted, takes nothing, and reports
 --           what is left
@@ -35,56 +36,95 @@
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local mode = ARGV[1]
+local head = ARGV[1]
 
--- The common call, without a table or a closure: one run, one key, one bucket whose quota did not change. All
--- else is decided below, and so would this be.
-if ARGV[3] == 'b' and #ARGV == 7 and mode == 'take' then
+-- A window with its sum. The counts before the newest are one capture.
+local SUMMED = '^s (%d+) (%d+) (%d+)( %d+ %d+ %d+ %d+ %d+ %d+ %d+ %d+ %d+ %d+ %d+ %d+ %d+ %d+ %d+ )(%d+)$'
+
+-- Early branches for the common calls, without tables and closures: one run, one key, quotas that did not change
+-- and of which all requests fit. All else is decided below, and so would these be.
+if head == 'take 0 b' and #ARGV == 5 then
   local value = redis.call('GET', KEYS[1])
-  local interval, limit, cost = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-  local is_plain = cost > 0 and limit > 0
+  local interval, limit, cost, count = ARGV[2] + 0, ARGV[3] + 0, ARGV[4] + 0, ARGV[5] + 0
   local debt = 0
+  local is_plain = cost > 0 and limit > 0
   if value then
     local before, arrival, most = string.match(value, '^b (%d+) (%d+) (%d+)$')
-    if before == ARGV[4] then
+    if before == ARGV[2] then
       debt = arrival - now
-      is_plain = is_plain and debt <= before * most
+      is_plain = is_plain and debt <= interval * most
+      debt = debt > 0 and debt or 0
     else
       is_plain = false
     end
   end
   if is_plain then
-    if debt < 0 then
-      debt = 0
-    end
-    local count = tonumber(ARGV[7])
     local full, price = limit * interval, cost * interval
     local room = full - debt
     local left = room > 0 and (room - room % interval) / interval or 0
-    local granted = room > 0 and (room - room % price) / price or 0
-    if granted >= count then
-      granted = count
+    local after = debt + count * price
+    if after <= full then
+      local stored = string.format('b %s %.0f %s', ARGV[2], now + after, ARGV[3])
+      redis.call('SET', KEYS[1], stored, 'PX', math.ceil(after / 1000) + 1)
+      return { count, left - cost, debt + price }
+    elseif room < price then
+      return { 0, left, debt, cost > limit and -1 or price - room }
     end
-    local reply
-    if granted > 0 then
-      reply = { granted, left - cost, debt + price }
-      debt = debt + granted * price
-      local stored = string.format('b %s %.0f %s', ARGV[4], now + debt, ARGV[5])
-      redis.call('SET', KEYS[1], stored, 'PX', math.ceil(debt / 1000) + 1)
-      if granted == count then
-        return reply
-      end
-      left = left - granted * cost
+  end
+elseif head == 'take 0 bb' and #ARGV == 7 then
+  local value = redis.call('GET', KEYS[1])
+  local first, first_limit, second, second_limit = ARGV[2] + 0, ARGV[3] + 0, ARGV[4] + 0, ARGV[5] + 0
+  local cost, count = ARGV[6] + 0, ARGV[7] + 0
+  local debt, owed = 0, 0
+  local is_plain = cost > 0 and first_limit > 0 and second_limit > 0
+  if value then
+    local before, arrival, most, before_second, arrival_second, most_second =
+      string.match(value, '^b (%d+) (%d+) (%d+);b (%d+) (%d+) (%d+)$')
+    if before == ARGV[2] and before_second == ARGV[4] then
+      debt, owed = arrival - now, arrival_second - now
+      is_plain = is_plain and debt <= first * most and owed <= second * most_second
+      debt = debt > 0 and debt or 0
+      owed = owed > 0 and owed or 0
     else
-      reply = { 0 }
+      is_plain = false
     end
-    local wait = debt - full + price
-    local to = #reply
-    reply[to + 1], reply[to + 2], reply[to + 3] = left, debt, cost > limit and -1 or wait
-    return reply
+  end
+  local after, owed_after = debt + count * cost * first, owed + count * cost * second
+  local room, room_second = first * first_limit - debt, second * second_limit - owed
+  if is_plain and after <= debt + room and owed_after <= owed + room_second then
+    local stored = string.format(
+      'b %s %.0f %s;b %s %.0f %s', ARGV[2], now + after, ARGV[3], ARGV[4], now + owed_after, ARGV[5]
+    )
+    local longest = after > owed_after and after or owed_after
+    redis.call('SET', KEYS[1], stored, 'PX', math.ceil(longest / 1000) + 1)
+    return {
+      count,
+      (room - room % first) / first - cost,
+      debt + cost * first,
+      (room_second - room_second % second) / second - cost,
+      owed + cost * second,
+    }
+  end
+elseif head == 'take 0 s' and #ARGV == 5 then
+  local value = redis.call('GET', KEYS[1])
+  if value then
+    local length, cost, count = ARGV[2] + 0, ARGV[4] + 0, ARGV[5] + 0
+    local before, newest, latest, others, sum = string.match(value, SUMMED)
+    if before == ARGV[2] and newest + 0 == (now - now % length) / length and cost > 0 then
+      local left = ARGV[3] - sum
+      local charge = count * cost
+      if charge <= left then
+        local reset = (newest + 16) * length - now
+        local stored = string.format('s %s %s %.0f%s%.0f', before, newest, latest + charge, others, sum + charge)
+        redis.call('SET', KEYS[1], stored, 'PX', math.ceil(reset / 1000) + 1)
+        return { count, left - cost, reset }
+      end
+    end
   end
 end
 
+local words = string.gmatch(head, '%S+')
+local mode, named = words(), tonumber(words())
 local PARTS = 16 -- sub-windows that are counted: 15, and the one in which the period began
 local WINDOW = '^s %d+ %d+[ %d]*$'
 
@@ -151,7 +191,7 @@ local function read_window(quota, stored)
   end
   for count in numbers do
     local to = 1 + passed + (before == length and age or 0)
-    if to <= PARTS then
+    if age < PARTS and to <= PARTS then
       found[to] = found[to] + count
       sum = sum + count
     end
@@ -329,6 +369,7 @@ local function write(n)
       for age = 1, PARTS do
         window[age + 1] = string.format('%.0f', counts[quota][age])
       end
+      window[PARTS + 2] = string.format('%.0f', used[quota])
       parts[quota] = table.concat(window, ' ')
     end
   end
@@ -340,21 +381,19 @@ local function write(n)
   end
 end
 
-local at, numbers, letters = 3, 0, ''
+local at, numbers, letters = 2, 0, ''
 first[1] = 1
 for n = 1, #KEYS do
-  if ARGV[at] == '=' then
-    at = at + 1
-  else
-    letters, numbers = ARGV[at], at + 1
-    at = numbers + 2 * #letters
+  local word = words()
+  if word ~= '=' then
+    letters, numbers = word == '.' and '' or word, at
+    at = at + 2 * #letters
   end
   local found = read(n, letters, numbers)
   is_wrong[n] = found ~= true and (found or redis.error_reply('JUNK the value is not one of quotas'))
 end
 
-local named = tonumber(ARGV[2])
-local is_single = at + 2 + named > #ARGV
+local is_single = at + 1 + named == #ARGV
 local charged = {}
 for n = 1, named == 0 and #KEYS or 0 do
   charged[n] = n
