@@ -1,4 +1,4 @@
-//! What is compared: the crate's store, and clients that do as little as possible.
+//! The contestants: the crate's store, and clients that do as little as possible.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -16,17 +16,17 @@ use crate::take;
 /// The keys of a table with many.
 pub const MANY: usize = 10_000;
 
-/// Of each quota, so that all requests are admitted: a hot key takes some millions of them in a run.
+/// Requests of each quota: enough to admit all, as a hot key takes some millions in a run.
 pub const COUNT: u32 = 1_000_000_000;
 
-/// Of the buckets. Refilling a request takes them so long that one which is in use is not full, and so
-/// missing, at the next decision.
+/// The period of the bucket quotas. It is long so that a bucket in use is not full, and so deleted, before its
+/// next decision.
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// How long a bucket takes to refill one request, rounded up as the store does.
 pub const INTERVAL_MICROS: u64 = (YEAR.as_micros() as u64).div_ceil(COUNT as u64);
 
-/// A limit of permits that all have room in.
+/// The limits of permits: enough to grant all.
 const PERMITS: u64 = 1_000_000;
 
 pub const OURS: &str = "ours, one bucket";
@@ -40,14 +40,14 @@ pub const BARE_PAIR: &str = "bare client, token and global";
 pub const SMALLEST: &str = "bare client, smallest GCRA";
 pub const INCR: &str = "bare client, INCR and EXPIRE";
 
-/// One that decides. Each task has a clone of its own.
+/// Decides about requests in its own way. Each task has a clone.
 #[derive(Clone)]
 pub struct Contestant {
     pub name: &'static str,
     way: Way,
 }
 
-/// How it decides. What a list has at a place is for the key with this number.
+/// Lists have one entry for each key number.
 #[derive(Clone)]
 enum Way {
     Ours {
@@ -75,9 +75,9 @@ enum Way {
     },
 }
 
-/// All of them: those with one key for each request, and those with two.
+/// The contestants with one key for each request, and those with two.
 pub async fn all(server: &Server) -> (Vec<Contestant>, Vec<Contestant>) {
-    // All is decided by Redis or the bench fails, so a busy machine gets time.
+    // The bench fails if Redis does not decide, so a busy machine gets time.
     let store = RedisStore::connect(&server.url())
         .expect("a URL")
         .deadline(Duration::from_secs(5))
@@ -90,11 +90,11 @@ pub async fn all(server: &Server) -> (Vec<Contestant>, Vec<Contestant>) {
             charges: (0..MANY).map(charges).collect(),
         },
     };
-    let permit = |name, limits: fn(usize) -> LeaseLimits| Contestant {
+    let permit = |name, limit, limits: fn(usize) -> LeaseLimits| Contestant {
         name,
         way: Way::Permit {
             store: store.clone(),
-            slots: store.open_leases(name),
+            slots: store.open_leases(limit),
             limits: (0..MANY).map(limits).collect(),
         },
     };
@@ -123,8 +123,10 @@ pub async fn all(server: &Server) -> (Vec<Contestant>, Vec<Contestant>) {
             &[Policy::new("slides", Quota::per_hour(COUNT).sliding())],
             |n| [of(n)].into(),
         ),
-        permit(OURS_PERMIT, |_| LeaseLimits::new(Some(PERMITS), [])),
-        permit(OURS_PERMIT_PER_KEY, |n| {
+        permit(OURS_PERMIT, "whole", |_| {
+            LeaseLimits::new(Some(PERMITS), [])
+        }),
+        permit(OURS_PERMIT_PER_KEY, "keys", |n| {
             LeaseLimits::new(Some(PERMITS), [(of(n).key, PERMITS)])
         }),
         Contestant {
@@ -160,13 +162,17 @@ fn of(n: usize) -> Charge {
     Charge::new(Key::id("user", &n.to_string()), 0)
 }
 
-/// About as long as the store's.
+/// As long as a key of the store.
 fn redis_key(name: &str, n: usize) -> String {
     format!("admission:rate:{name}:bare:{n:032}")
 }
 
 impl Contestant {
-    /// Decides about a request for the key with this number, which has to be admitted by Redis.
+    /// Decides about a request for the key with this number.
+    ///
+    /// # Panics
+    ///
+    /// When the request is rejected, or Redis did not decide.
     pub async fn decide(&mut self, key: usize, cost: u32) {
         match &mut self.way {
             Way::Ours { buckets, charges } => {
@@ -212,7 +218,7 @@ impl Contestant {
         }
     }
 
-    /// Waits for what is still under way after the last decision: releases of permits.
+    /// Waits until the permits of the last decisions are released.
     pub async fn finish(&self) {
         if let Way::Permit { store, .. } = &self.way {
             store.flush().await.expect("the permits are released");

@@ -22,7 +22,7 @@ const fn with(tasks: usize, keys: Keys) -> Setting {
     Setting { tasks, keys }
 }
 
-/// What is measured, by the argument that asks for it alone. A setting that is in two parts is measured once.
+/// The settings of each part, by its argument. A setting of two parts is measured once.
 const PARTS: [(&str, &[Setting]); 6] = [
     ("--latency", &[with(1, Keys::One), with(1, Keys::Many)]),
     ("--hot", &[with(64, Keys::One), with(512, Keys::One)]),
@@ -80,14 +80,16 @@ fn main() {
         effort.rounds,
         effort.time.as_millis()
     );
-    println!("Server, script and calls are for each decision: the processor time of the server's");
-    println!("process, the time in commands that clients sent, and their number.");
+    println!(
+        "For each decision: `server` is the processor time of the server, `script` its time in the"
+    );
+    println!("commands of clients, and `calls` their number.");
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
         .enable_all()
         .build()
         .expect("a runtime");
-    // On a worker, as this thread is not one.
+    // On a worker thread; this one is not.
     let run = runtime.spawn(async move { run(effort, &settings, with_denied).await });
     runtime.block_on(run).expect("a whole run");
 }

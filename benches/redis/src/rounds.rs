@@ -8,18 +8,18 @@ use redis::aio::MultiplexedConnection;
 use crate::contestants::{Contestant, MANY};
 use crate::server;
 
-/// How much is measured.
+/// How long to measure.
 #[derive(Clone, Copy)]
 pub struct Effort {
     pub rounds: usize,
-    /// Of one contestant in one round.
+    /// The time of one contestant in one round.
     pub time: Duration,
 }
 
-/// What the contestants of a table do.
+/// The load of a table.
 #[derive(Clone, Copy, PartialEq)]
 pub struct Setting {
-    /// Each asks again as soon as it is answered.
+    /// Tasks that decide at the same time, each one decision after the other.
     pub tasks: usize,
     pub keys: Keys,
 }
@@ -28,8 +28,15 @@ pub struct Setting {
 pub enum Keys {
     One,
     Many,
-    /// Each request has one of many keys, and one that all requests share.
+    /// Each request has one of many keys, and a key that all requests share.
     ManyAndGlobal,
+}
+
+impl Figures {
+    /// Whether the server had to wait for a processor.
+    pub fn are_disturbed(&self) -> bool {
+        self.script > self.server
+    }
 }
 
 impl fmt::Display for Setting {
@@ -52,14 +59,15 @@ pub struct Figures {
     pub p99: f64,
     /// The processor time of the server's process for each decision, by `INFO cpu`.
     pub server: f64,
-    /// How long the server executed commands for each decision, by `INFO commandstats`.
+    /// The time of the server in the commands of clients for each decision, by `INFO commandstats`. It is
+    /// wall time, so it exceeds the processor time only if the server had to wait for a processor.
     pub script: f64,
-    /// The calls for each decision.
+    /// Commands of clients for each decision.
     pub calls: f64,
 }
 
-/// What each key is charged before a table: minutes until its bucket is full, so that it is stored until the
-/// end of the table and each decision finds it, as that of a client in use.
+/// Requests that each key is charged before a table. Its bucket takes minutes to fill then, so that each
+/// decision of the table finds it stored, as for a client in use.
 const DEBT: u32 = 5_000;
 
 impl Setting {
@@ -121,7 +129,7 @@ impl Setting {
         let started = now();
         let end = started + time;
         let tasks: Vec<_> = (0..self.tasks)
-            .map(|task| tokio::spawn(self.ask_until(end, contestant.clone(), task)))
+            .map(|task| tokio::spawn(self.decide_until(end, contestant.clone(), task)))
             .collect();
         let mut nanos = Vec::new();
         for task in tasks {
@@ -146,15 +154,15 @@ impl Setting {
         }
     }
 
-    /// Asks for one key after the other, and returns the nanoseconds of each decision.
-    fn ask_until(
+    /// Decides for one key after the other, and returns the nanoseconds of each decision.
+    fn decide_until(
         &self,
         end: Instant,
         mut contestant: Contestant,
         task: usize,
     ) -> impl Future<Output = Vec<u32>> + Send + use<> {
         let keys = self.key_count();
-        // Far from each other, so that tasks meet at a key only if it is the only one.
+        // Tasks start far apart, so that two of them rarely share a key unless there is only one.
         let mut key = task * keys / self.tasks;
         async move {
             let mut nanos = Vec::new();

@@ -1,4 +1,4 @@
-//! Tables of figures, and their ratios next to what is to be reached.
+//! Tables of figures, and their ratios with the bars.
 
 use crate::contestants::{
     BARE, BARE_PAIR, INCR, OURS, OURS_PAIR, OURS_PERMIT, OURS_PERMIT_PER_KEY, OURS_SLIDING,
@@ -6,7 +6,7 @@ use crate::contestants::{
 };
 use crate::rounds::{Figures, Keys, Setting};
 
-/// What was measured in one setting.
+/// The figures of one setting.
 pub struct Table {
     pub setting: Setting,
     pub rows: Vec<(&'static str, Figures)>,
@@ -20,8 +20,13 @@ impl Table {
             "", "decisions/s", "p50 us", "p99 us", "server us", "script us", "calls"
         );
         for (name, figures) in &self.rows {
+            let hint = if figures.are_disturbed() {
+                "  (machine too busy)"
+            } else {
+                ""
+            };
             println!(
-                "{name:36} {:11.0} {:10.1} {:10.1} {:9.3} {:9.3} {:7.3}",
+                "{name:36} {:11.0} {:10.1} {:10.1} {:9.3} {:9.3} {:7.3}{hint}",
                 figures.per_second,
                 figures.p50,
                 figures.p99,
@@ -47,7 +52,7 @@ struct Ratio {
     bar: Bar,
 }
 
-/// What is compared, and how to find it.
+/// A figure to compare.
 struct Figure {
     what: &'static str,
     value: fn(&Figures) -> f64,
@@ -96,15 +101,15 @@ const P50: Figure = Figure {
     value: |figures| figures.p50,
 };
 
-/// Where costs are compared.
+/// The setting in which costs are compared.
 const COST: (usize, Keys) = (64, Keys::Many);
 
-const RATIOS: [Ratio; 24] = [
+const RATIOS: &[Ratio] = &[
     ratio(SCRIPT, OURS, SMALLEST, COST, AtMost(1.3)),
     ratio(SCRIPT, OURS_TWO, SMALLEST, COST, AtMost(1.9)),
     ratio(SCRIPT, OURS_SLIDING, SMALLEST, COST, AtMost(1.9)),
     ratio(SCRIPT, OURS_PERMIT, SMALLEST, COST, AtMost(1.4)),
-    // Tasks of one limit may share calls, and a task alone cannot.
+    // Tasks of one limit may share calls; one task cannot.
     ratio(SCRIPT, OURS_PERMIT, SMALLEST, (1, Keys::Many), Any),
     ratio(SCRIPT, OURS_PERMIT_PER_KEY, SMALLEST, COST, Any),
     ratio(SCRIPT, BARE, SMALLEST, COST, Any),
@@ -133,10 +138,10 @@ const RATIOS: [Ratio; 24] = [
     ),
 ];
 
-/// Prints the ratios of what was measured.
+/// Prints the ratios of the tables that were measured.
 pub fn print_ratios(tables: &[Table]) {
     println!("\nTo reach");
-    for ratio in &RATIOS {
+    for ratio in RATIOS {
         let Some(table) = tables.iter().find(|table| table.setting == ratio.setting) else {
             continue;
         };

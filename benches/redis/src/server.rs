@@ -1,33 +1,32 @@
-//! A redis-server of the bench's own, and what it counts.
+//! Starts a redis-server, and reads its counters.
 
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use redis::Client;
-use redis::IntoConnectionInfo;
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
+use redis::{Client, IntoConnectionInfo};
 
-/// Ends with this.
+/// A running redis-server. Dropping it ends the process.
 pub struct Server {
     process: Child,
     port: u16,
 }
 
-/// What the server did since its counters were reset.
+/// The counters of the server since they were reset.
 #[derive(Clone, Copy)]
 pub struct Usage {
     /// The processor time of the process so far, in seconds. It is not reset.
     pub processor: f64,
-    /// The commands and scripts that decide and release.
+    /// Commands that clients sent to decide and to release.
     pub calls: f64,
     /// How long they took, in microseconds.
     pub micros: f64,
 }
 
-/// What clients send. The commands of scripts are counted as well, under their own names and in the time
-/// of their script.
+/// What clients send. The server also counts the commands that scripts call, under their own names; their time
+/// is part of the script's.
 const COMMANDS: [&str; 4] = ["evalsha", "eval", "incr", "expire"];
 
 impl Server {
