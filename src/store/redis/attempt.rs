@@ -55,7 +55,7 @@ pub(super) async fn attempt<T: Send + 'static>(
     task.spawn(timeout(CONNECT_WITHIN, attempted));
     match task.join_next().await {
         Some(Ok(Ok(attempted))) => attempted,
-        Some(Ok(Err(_))) => Err(StoreError::new(FailureKind::Timeout)),
+        Some(Ok(Err(_))) => Err(StoreError::not_connected()),
         Some(Err(error)) if error.is_panic() => Err(StoreError::panicked(error.into_panic())),
         // The runtime ends.
         Some(Err(_)) | None => Err(StoreError::new(FailureKind::Disconnected)),

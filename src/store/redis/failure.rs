@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use redis::{ErrorKind, ParsingError, RedisError, ServerErrorKind};
 
+use super::attempt::CONNECT_WITHIN;
 use super::detail;
 
 /// What went wrong with a call to a store.
@@ -183,6 +184,13 @@ impl StoreError {
             detail: Some(detail.into()),
             ..Self::new(kind)
         }
+    }
+
+    /// An attempt to connect that took too long: a name that is not found, a network that drops
+    /// what is sent, or a server that stands still.
+    pub(super) fn not_connected() -> Self {
+        let words = format!("no connection within {CONNECT_WITHIN:?}");
+        Self::because(FailureKind::Timeout, words)
     }
 
     /// A call that was not made because the breaker is open, as of `cause`.
