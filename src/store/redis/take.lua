@@ -38,8 +38,8 @@ local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local head = ARGV[1]
 
--- A window with its sum. The counts before the newest are one capture.
-local SUMMED = '^s (%d+) (%d+) (%d+)( %d+ %d+ %d+ %d+ %d+ %d+ %d+ %d+ %d+ %d+ %d+ %d+ %d+ %d+ %d+ )(%d+)$'
+-- A window with its sum.
+local SUMMED = '^s (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$'
 
 -- Early branches for the common calls, without tables and closures: one run, one key, quotas that did not change
 -- and of which all requests fit. All else is decided below, and so would these be.
@@ -107,18 +107,34 @@ elseif head == 'take 0 bb' and #ARGV == 7 then
   end
 elseif head == 'take 0 s' and #ARGV == 5 then
   local value = redis.call('GET', KEYS[1])
-  if value then
-    local length, cost, count = ARGV[2] + 0, ARGV[4] + 0, ARGV[5] + 0
-    local before, newest, latest, others, sum = string.match(value, SUMMED)
-    if before == ARGV[2] and newest + 0 == (now - now % length) / length and cost > 0 then
-      local left = ARGV[3] - sum
-      local charge = count * cost
-      if charge <= left then
-        local reset = (newest + 16) * length - now
-        local stored = string.format('s %s %s %.0f%s%.0f', before, newest, latest + charge, others, sum + charge)
-        redis.call('SET', KEYS[1], stored, 'PX', math.ceil(reset / 1000) + 1)
-        return { count, left - cost, reset }
+  local length, cost = ARGV[2] + 0, ARGV[4] + 0
+  local newest = (now - now % length) / length
+  -- Its length, the newest, 16 counts, and the sum.
+  local found = value and { string.match(value, SUMMED) }
+    or { ARGV[2], newest, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+  if found[1] == ARGV[2] then
+    local charge = ARGV[5] * cost
+    local passed = newest - found[2]
+    local sum = found[19] + 0
+    if passed > 0 and passed < 16 then
+      for from = 18, 3, -1 do
+        local to = from + passed
+        if to > 18 then
+          sum = sum - found[from]
+        else
+          found[to] = found[from]
+        end
+        if from < passed + 3 then
+          found[from] = 0
+        end
       end
+    end
+    if passed >= 0 and passed < 16 and cost > 0 and sum + charge <= ARGV[3] + 0 then
+      local reset = (newest + 16) * length - now
+      found[2] = string.format('%.0f', newest)
+      found[3], found[19] = found[3] + charge, sum + charge
+      redis.call('SET', KEYS[1], 's ' .. table.concat(found, ' '), 'PX', math.ceil(reset / 1000) + 1)
+      return { ARGV[5] + 0, ARGV[3] - sum - cost, reset }
     end
   end
 end
