@@ -76,11 +76,11 @@ impl Script {
         let run = run.atomic().del(CLOCK).ignore();
         let run = run.rpush(CLOCK, &[now / 1_000_000, now % 1_000_000]);
         let run = run.ignore().cmd("EVAL").arg(&self.source);
-        let run = run.arg(1).arg(&self.key).arg(mode).arg(0);
         let letters = step
             .quotas
             .map(|quota| if quota.is_some() { 'b' } else { '-' });
-        let run = run.arg(String::from_iter(letters));
+        let head = format!("{mode} 0 {}", String::from_iter(letters));
+        let run = run.arg(1).arg(&self.key).arg(head);
         for quota in step.quotas {
             let (interval, limit) = quota.unwrap_or_default();
             run.arg(&[interval, limit]);
