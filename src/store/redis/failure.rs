@@ -127,24 +127,13 @@ impl FailureKind {
     }
 }
 
-/// Whether TLS failed. The client passes its library's errors on: as they are, or within an error
-/// of the connection where that is read and written.
+/// Whether TLS failed: its library's errors come out of the connection as invalid data.
 fn is_tls(error: &RedisError) -> bool {
-    type Shared = Arc<dyn std::error::Error + Send + Sync>;
-    let Some(source) = std::error::Error::source(error) else {
-        return false;
-    };
-    // The client gives out the pointer that it holds.
-    let io = match source.downcast_ref::<Shared>() {
-        Some(shared) => shared.downcast_ref::<io::Error>(),
-        None => source.downcast_ref::<io::Error>(),
-    };
-    match (error.kind(), io) {
-        (ErrorKind::Io, Some(io)) => io.kind() == io::ErrorKind::InvalidData,
-        // Roots or a host name that cannot be used.
-        (ErrorKind::Io, None) | (ErrorKind::Client, _) => true,
-        _ => false,
-    }
+    // As the client holds it.
+    let source = std::error::Error::source(error)
+        .and_then(|source| source.downcast_ref::<Arc<dyn std::error::Error + Send + Sync>>());
+    let io = source.and_then(|source| source.downcast_ref::<std::io::Error>());
+    io.is_some_and(|io| io.kind() == std::io::ErrorKind::InvalidData)
 }
 
 impl fmt::Display for FailureKind {
@@ -430,5 +419,18 @@ mod tests {
     #[test]
     fn kinds_have_a_place_each() {
         assert_eq!(FailureKind::Other.index() + 1, FailureKind::COUNT);
+    }
+    #[test]
+    fn errors_of_the_operating_system_are_no_errors_of_tls() {
+        use std::io::ErrorKind;
+
+        for (kind, failure) in [
+            (ErrorKind::ConnectionRefused, FailureKind::Disconnected),
+            (ErrorKind::TimedOut, FailureKind::Timeout),
+            (ErrorKind::InvalidData, FailureKind::Tls),
+        ] {
+            let error = RedisError::from(std::io::Error::from(kind));
+            assert_eq!(FailureKind::of(&error), failure, "{kind:?}");
+        }
     }
 }
