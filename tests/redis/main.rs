@@ -21,6 +21,7 @@ mod named;
 mod named_faults;
 mod proxy;
 mod rate;
+mod sentinel;
 mod server;
 mod tiers;
 #[cfg(feature = "redis-tls")]

@@ -27,6 +27,15 @@ impl Target {
         &self,
         address: &Address,
     ) -> Result<(MultiplexedConnection, Driver), StoreError> {
+        self.open_with(&self.login, address).await
+    }
+
+    /// The same, with another login.
+    pub(super) async fn open_with(
+        &self,
+        login: &Login,
+        address: &Address,
+    ) -> Result<(MultiplexedConnection, Driver), StoreError> {
         match address {
             Address::Tcp(host, port) => {
                 #[cfg(feature = "redis-tls")]
@@ -34,26 +43,25 @@ impl Target {
                     // What is wrong with it needs no connection to be known.
                     let tls = tls.clone()?;
                     let stream = tls.connect(host, tcp(host, *port).await?).await?;
-                    return log_in(&self.login, stream).await;
+                    return log_in(login, stream).await;
                 }
-                log_in(&self.login, tcp(host, *port).await?).await
+                log_in(login, tcp(host, *port).await?).await
             }
             #[cfg(unix)]
             Address::Unix(path) => {
                 let stream = tokio::net::UnixStream::connect(path).await;
-                log_in(&self.login, stream.map_err(RedisError::from)?).await
+                log_in(login, stream.map_err(RedisError::from)?).await
             }
             #[cfg(not(unix))]
-            Address::Unix(_) => Err(super::url::invalid(
-                "this system has no unix sockets".to_owned(),
-            )),
+            Address::Unix(_) => Err(super::url::invalid("this system has no unix sockets")),
         }
     }
 
-    /// The address to connect to now.
+    /// The address to connect to now: with Sentinel, that of the server that is the master now.
     pub(super) async fn master(&self) -> Result<Address, StoreError> {
         match &self.servers {
             Servers::Single(address) => Ok(address.clone()),
+            Servers::Sentinel(sentinels) => sentinels.master(self).await,
             // Its nodes are found by slot.
             Servers::Cluster(nodes) => Ok(nodes[0].clone()),
         }
@@ -105,13 +113,18 @@ where
     let opened = MultiplexedConnection::new_with_config(&login.settings, stream, config);
     let (connection, driver) = opened.await?;
     let mut driver: Driver = Box::pin(driver);
-    let mut checked = pin!(check(login, connection.clone()));
-    tokio::select! {
-        checked = &mut checked => checked?,
-        // Everything that waited for the connection has failed, and says why.
-        () = &mut driver => checked.await?,
-    }
+    beside(&mut driver, check(login, connection.clone())).await?;
     Ok((connection, driver))
+}
+
+/// Waits for what needs the connection, and polls the connection meanwhile.
+pub(super) async fn beside<T>(driver: &mut Driver, answer: impl Future<Output = T>) -> T {
+    let mut answer = pin!(answer);
+    tokio::select! {
+        answer = &mut answer => answer,
+        // Everything that waited for the connection has failed, and says why.
+        () = driver => answer.await,
+    }
 }
 
 async fn check(login: &Login, mut connection: MultiplexedConnection) -> Result<(), StoreError> {
@@ -129,13 +142,19 @@ async fn check(login: &Login, mut connection: MultiplexedConnection) -> Result<(
     match about {
         Ok(about) => {
             let about: HashMap<String, Value> = redis::from_redis_value(about).unwrap_or_default();
-            match about.get("version") {
-                Some(Value::BulkString(version)) => {
-                    check_version(&String::from_utf8_lossy(version))
-                }
-                // A server that does not say is taken for a new one.
-                _ => Ok(()),
+            // A server that does not say is taken for a new one, and for a master.
+            let says = |name| match about.get(name) {
+                Some(Value::BulkString(said)) => String::from_utf8_lossy(said),
+                _ => "".into(),
+            };
+            check_version(&says("version"))?;
+            if login.needs_master && !matches!(&*says("role"), "" | "master") {
+                return Err(StoreError::because(
+                    FailureKind::ReadOnly,
+                    "the server that Sentinel names is no master yet or any more",
+                ));
             }
+            Ok(())
         }
         // Redis 5 and older do not know the command.
         Err(error)

@@ -25,6 +25,7 @@ mod post;
 mod rate;
 mod router;
 mod script;
+mod sentinel;
 mod share;
 mod slots;
 mod supervisor;
@@ -220,7 +221,7 @@ impl RedisStore {
     /// Characters that Redis does not take in a name (spaces, and what is not printable ASCII)
     /// become `_`.
     pub fn client_name(self, name: &str) -> Self {
-        self.with(|store| store.target.login.client_name = url::client_name(name))
+        self.with(|store| store.target.set_client_name(name))
     }
 
     /// What keys in Redis begin with. Default: [`DEFAULT_PREFIX`](Self::DEFAULT_PREFIX).

@@ -1,5 +1,6 @@
 //! Where Redis is and how to log in: what a URL says.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use percent_encoding::percent_decode_str;
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
 
 use super::failure::{FailureKind, StoreError};
+use super::sentinel::Sentinels;
 #[cfg(feature = "redis-tls")]
 use super::tls::{RedisTls, Tls};
 
@@ -22,9 +24,11 @@ pub(super) struct Target {
 }
 
 /// The servers to begin with.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone)]
 pub(super) enum Servers {
     Single(Address),
+    /// They know which server to connect to.
+    Sentinel(Sentinels),
     /// Some nodes of a cluster, which know the others.
     Cluster(Vec<Address>),
 }
@@ -43,11 +47,17 @@ pub(super) struct Login {
     pub(super) settings: RedisConnectionInfo,
     /// The name in `CLIENT LIST`.
     pub(super) client_name: Arc<str>,
+    /// Whether a replica is an error.
+    pub(super) needs_master: bool,
 }
 
-pub(super) const DEFAULT_CLIENT_NAME: &str = "tower-admission";
+const DEFAULT_CLIENT_NAME: &str = "tower-admission";
+
+/// Where Sentinels listen by default.
+const SENTINEL_PORT: u16 = 26379;
 
 /// The parts of a URL.
+#[derive(Default)]
 struct Parts<'a> {
     /// `user:password@`, or nothing.
     credentials: &'a str,
@@ -56,11 +66,13 @@ struct Parts<'a> {
     path: &'a str,
     /// For the client library: with the question mark, and without what is ours.
     query: String,
-    client_name: Arc<str>,
+    client_name: Option<Arc<str>>,
+    sentinel_user: Option<Cow<'a, str>>,
+    sentinel_password: Option<Cow<'a, str>>,
 }
 
 impl Target {
-    /// Reads `redis://`, `rediss://`, `unix:` and `redis+cluster://h1,h2` URLs.
+    /// Reads a URL as [`RedisStore::connect`](super::RedisStore::connect) describes them.
     pub(super) fn parse(url: &str) -> Result<Self, StoreError> {
         let (scheme, rest) = url
             .split_once(':')
@@ -74,10 +86,9 @@ impl Target {
             None => (scheme, false),
         };
         if tls && !cfg!(feature = "redis-tls") {
-            let reason = "TLS needs a build with the feature redis-tls";
-            return Err(invalid(reason));
+            return Err(invalid("TLS needs a build with the feature redis-tls"));
         }
-        let parts = Parts::read(rest)?;
+        let parts = Parts::read(&scheme, rest)?;
         let (servers, info) = match scheme.as_str() {
             "redis" | "unix" => {
                 let info = parts.info(&scheme, parts.hosts, parts.path)?;
@@ -91,19 +102,21 @@ impl Target {
                 let addresses: Result<_, _> = nodes.iter().map(address).collect();
                 (Servers::Cluster(addresses?), nodes[0].clone())
             }
+            "redis+sentinel" => {
+                let (sentinels, info) = parts.sentinels()?;
+                (Servers::Sentinel(sentinels), info)
+            }
             _ => {
                 return Err(invalid(format!(
-                    "the scheme {scheme:?} is none of redis, rediss, unix, redis+cluster and \
-                     rediss+cluster"
+                    "the scheme {scheme} is none of redis, rediss, unix, redis+cluster, \
+                     rediss+cluster, redis+sentinel and rediss+sentinel"
                 )));
             }
         };
+        let needs_master = matches!(servers, Servers::Sentinel(_));
         Ok(Self {
             servers,
-            login: Login {
-                settings: info.redis_settings().clone(),
-                client_name: parts.client_name,
-            },
+            login: parts.login(info.redis_settings().clone(), needs_master),
             #[cfg(feature = "redis-tls")]
             tls: tls.then(|| Tls::new(&RedisTls::new())),
         })
@@ -112,9 +125,8 @@ impl Target {
     /// Takes other certificates than the system's CAs.
     #[cfg(feature = "redis-tls")]
     pub(super) fn set_tls(&mut self, certificates: &RedisTls) -> Result<(), StoreError> {
-        let tls = Tls::new(certificates)?;
         match &mut self.tls {
-            Some(before) => *before = Ok(tls),
+            Some(tls) => *tls = Ok(Tls::new(certificates)?),
             None => {
                 return Err(invalid(
                     "certificates need a URL with TLS: rediss:// in place of redis://",
@@ -123,49 +135,109 @@ impl Target {
         }
         Ok(())
     }
+
+    /// Gives all connections a name.
+    pub(super) fn set_client_name(&mut self, name: &str) {
+        let name = client_name(name);
+        if let Servers::Sentinel(sentinels) = &mut self.servers {
+            sentinels.login.client_name = name.clone();
+        }
+        self.login.client_name = name;
+    }
 }
 
 impl<'a> Parts<'a> {
     /// Reads what follows the scheme and its colon.
-    fn read(rest: &'a str) -> Result<Self, StoreError> {
+    fn read(scheme: &str, rest: &'a str) -> Result<Self, StoreError> {
         let rest = rest.strip_prefix("//").unwrap_or(rest);
-        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
-        if rest.contains('#') || query.contains('#') {
+        if rest.contains('#') {
             return Err(invalid(
                 "a fragment (#insecure) is not supported: a connection whose certificate is not \
-                 checked can be read by anybody in between; trust the CA of the server instead",
+                 checked can be read by anybody in between; trust the CA of the server instead \
+                 (a # in a password is written %23)",
             ));
         }
+        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let (credentials, hosts) = authority.split_at(authority.rfind('@').map_or(0, |at| at + 1));
         let mut parts = Self {
             credentials,
             hosts,
             path,
-            query: String::new(),
-            client_name: DEFAULT_CLIENT_NAME.into(),
+            ..Self::default()
         };
         for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
             let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
-            match name {
-                "client_name" => {
-                    parts.client_name = client_name(&percent_decode_str(value).decode_utf8_lossy());
-                }
-                "protocol" | "db" | "user" | "pass" => {
-                    parts
-                        .query
-                        .push(if parts.query.is_empty() { '?' } else { '&' });
+            let value = decoded(value);
+            match (name, scheme) {
+                ("client_name", _) => parts.client_name = Some(client_name(&value)),
+                ("sentinel_user", "redis+sentinel") => parts.sentinel_user = Some(value),
+                ("sentinel_password", "redis+sentinel") => parts.sentinel_password = Some(value),
+                ("protocol", _) | ("db" | "user" | "pass", "unix") => {
+                    let separator = if parts.query.is_empty() { '?' } else { '&' };
+                    parts.query.push(separator);
                     parts.query.push_str(parameter);
                 }
                 _ => {
                     return Err(invalid(format!(
-                        "the parameter {name:?} is none of protocol and client_name, and for unix \
-                         sockets db, user and pass"
+                        "the parameter {name} is not known here: there are protocol and \
+                         client_name, with unix sockets db, user and pass, and with Sentinel \
+                         sentinel_user and sentinel_password"
                     )));
                 }
             }
         }
         Ok(parts)
+    }
+
+    /// The Sentinels, and what to log in with to the servers that they name.
+    fn sentinels(&self) -> Result<(Sentinels, ConnectionInfo), StoreError> {
+        let path = self.path.trim_matches('/');
+        let (service, database) = path.split_once('/').unwrap_or((path, ""));
+        if service.is_empty() {
+            return Err(invalid(
+                "the name of the service is missing: redis+sentinel://host,host/service",
+            ));
+        }
+        let mut addresses = Vec::new();
+        let mut server = None;
+        for host in self.hosts.split(',') {
+            // The port is what follows the last colon, but not one within [an IPv6 address].
+            let has_port = host.rfind(':') > host.rfind(']');
+            let port = if has_port {
+                String::new()
+            } else {
+                format!(":{SENTINEL_PORT}")
+            };
+            let info = self.info("redis", &format!("{host}{port}"), &format!("/{database}"))?;
+            addresses.push(address(&info)?);
+            server = Some(info);
+        }
+        // A split yields at least one part.
+        let server = server.ok_or_else(|| invalid("no host"))?;
+        let mut settings =
+            RedisConnectionInfo::default().set_protocol(server.redis_settings().protocol());
+        if let Some(user) = &self.sentinel_user {
+            settings = settings.set_username(user);
+        }
+        if let Some(password) = &self.sentinel_password {
+            settings = settings.set_password(password);
+        }
+        let sentinels = Sentinels {
+            addresses,
+            service: decoded(service).into(),
+            login: self.login(settings, false),
+        };
+        Ok((sentinels, server))
+    }
+
+    fn login(&self, settings: RedisConnectionInfo, needs_master: bool) -> Login {
+        let client_name = self.client_name.clone();
+        Login {
+            settings,
+            client_name: client_name.unwrap_or_else(|| DEFAULT_CLIENT_NAME.into()),
+            needs_master,
+        }
     }
 
     fn each_host(&self, path: &str) -> Result<Vec<ConnectionInfo>, StoreError> {
@@ -182,6 +254,10 @@ impl<'a> Parts<'a> {
     }
 }
 
+fn decoded(text: &str) -> Cow<'_, str> {
+    percent_decode_str(text).decode_utf8_lossy()
+}
+
 fn address(info: &ConnectionInfo) -> Result<Address, StoreError> {
     match info.addr() {
         ConnectionAddr::Tcp(host, port) => Ok(Address::Tcp(host.as_str().into(), *port)),
@@ -191,7 +267,7 @@ fn address(info: &ConnectionInfo) -> Result<Address, StoreError> {
 }
 
 /// What the server accepts as a name: printable characters without spaces.
-pub(super) fn client_name(name: &str) -> Arc<str> {
+fn client_name(name: &str) -> Arc<str> {
     let allowed = |c: char| if c.is_ascii_graphic() { c } else { '_' };
     name.chars().map(allowed).collect::<String>().into()
 }
@@ -240,7 +316,10 @@ mod tests {
             ),
         ] {
             let target = target(url);
-            assert_eq!(target.servers, Servers::Single(address), "{url}");
+            let Servers::Single(is) = target.servers else {
+                panic!("{url}");
+            };
+            assert_eq!(is, address, "{url}");
             assert_eq!(target.login.settings.db(), db, "{url}");
             #[cfg(feature = "redis-tls")]
             assert!(target.tls.is_none(), "{url}");
@@ -260,7 +339,10 @@ mod tests {
         let target =
             target("redis+cluster://user:secret@a:1,[::2]:2,c/?protocol=resp3&client_name=x%20y");
         let nodes = vec![tcp("a", 1), tcp("::2", 2), tcp("c", 6379)];
-        assert_eq!(target.servers, Servers::Cluster(nodes));
+        let Servers::Cluster(are) = target.servers else {
+            panic!("no cluster");
+        };
+        assert_eq!(are, nodes);
         assert_eq!(target.login.settings.username(), Some("user"));
         assert_eq!(target.login.settings.password(), Some("secret"));
         assert_eq!(
@@ -268,6 +350,49 @@ mod tests {
             redis::ProtocolVersion::RESP3
         );
         assert_eq!(&*target.login.client_name, "x_y");
+    }
+
+    #[test]
+    fn a_url_names_sentinels_and_their_service() {
+        let url = "redis+sentinel://user:secret@a,[::2],c:7/my%20service/3\
+                   ?sentinel_password=p%26w&client_name=gateway";
+        let target = target(url);
+        let Servers::Sentinel(sentinels) = target.servers else {
+            panic!("no Sentinel");
+        };
+        let addresses = [tcp("a", 26379), tcp("::2", 26379), tcp("c", 7)];
+        assert_eq!(sentinels.addresses, addresses);
+        assert_eq!(&*sentinels.service, "my service");
+        let settings = &sentinels.login.settings;
+        assert_eq!(settings.username(), None);
+        assert_eq!(settings.password(), Some("p&w"));
+        assert_eq!(settings.db(), 0);
+        assert_eq!(&*sentinels.login.client_name, "gateway");
+        let settings = &target.login.settings;
+        assert_eq!(settings.username(), Some("user"));
+        assert_eq!(settings.password(), Some("secret"));
+        assert_eq!(settings.db(), 3);
+    }
+
+    #[test]
+    fn a_url_that_cannot_be_used_is_an_error_that_says_why() {
+        for (url, reason) in [
+            ("127.0.0.1", "scheme"),
+            ("http://h", "http"),
+            ("redis://h/?db=3", "db"),
+            ("redis://h/?protcol=resp3", "protcol"),
+            ("redis://h/?protocol=4", "protocol"),
+            ("redis://h/x", "database"),
+            ("redis://h#insecure", "#insecure"),
+            ("redis+cluster://a,b/3", "one database"),
+            ("redis+sentinel://a,b", "service"),
+            ("redis+sentinel://a,b/", "service"),
+        ] {
+            let error = Target::parse(url).err().expect(url);
+            assert_eq!(error.kind(), FailureKind::Configuration, "{url}");
+            let detail = error.detail().expect(url);
+            assert!(detail.contains(reason), "{url}: {detail}");
+        }
     }
 
     #[test]
