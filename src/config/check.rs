@@ -134,11 +134,14 @@ mod redis {
         }
 
         pub(in crate::config) fn redis(&self, url: &Hidden) -> Result<RedisStore, ConfigError> {
-            let store = RedisStore::connect(&url.0);
-            // Without what is there, which may have a password in it.
-            let problem = "this is no URL of Redis, such as \"redis://127.0.0.1:6379/0\" or \
-                           \"redis+cluster://10.0.0.1:6379,10.0.0.2:6379\"";
-            let mut store = store.map_err(|_| ConfigError::at("store.url", problem))?;
+            let mut store = RedisStore::connect(&url.0).map_err(|error| {
+                // Without what is there, which may have a password in it.
+                let problem = "this is no URL of Redis, such as \"redis://127.0.0.1:6379/0\" or \
+                               \"redis+cluster://10.0.0.1:6379,10.0.0.2:6379\"";
+                let reason = error.detail().unwrap_or_default();
+                ConfigError::at("store.url", format!("{problem}: {reason}"))
+            })?;
+            store = self.with_tls(store)?;
             if let Some(prefix) = &self.prefix {
                 store = store.prefix(prefix);
             }
@@ -157,6 +160,82 @@ mod redis {
                 },
             }
         }
+    }
+}
+
+#[cfg(feature = "redis")]
+mod tls {
+    use super::{ConfigError, Store};
+    use crate::store::RedisStore;
+
+    impl Store {
+        #[cfg(feature = "redis-tls")]
+        pub(super) fn with_tls(&self, mut store: RedisStore) -> Result<RedisStore, ConfigError> {
+            use crate::store::RedisTls;
+
+            let (ca, certificate) = ("store.tls_ca_file", "store.tls_certificate_file");
+            let mut tls = RedisTls::new();
+            if let Some(file) = &self.tls_ca_file {
+                tls = tls.ca(read(file, ca)?);
+                // Each on its own, so that an error names the field.
+                store = apply(store, &tls, ca)?;
+            }
+            match (&self.tls_certificate_file, &self.tls_key_file) {
+                (Some(chain), Some(key)) => {
+                    let (chain, key) =
+                        (read(chain, certificate)?, read(key, "store.tls_key_file")?);
+                    tls = tls.client_certificate(chain, key);
+                    store = apply(store, &tls, certificate)?;
+                }
+                (None, None) => {}
+                (Some(_), None) => {
+                    let problem = "a certificate needs its key in `store.tls_key_file`";
+                    return Err(ConfigError::at(certificate, problem));
+                }
+                (None, Some(_)) => {
+                    let problem = "a key needs its certificate in `store.tls_certificate_file`";
+                    return Err(ConfigError::at("store.tls_key_file", problem));
+                }
+            }
+            if let Some(name) = &self.tls_server_name {
+                tls = tls.server_name(name);
+                store = apply(store, &tls, "store.tls_server_name")?;
+            }
+            Ok(store)
+        }
+
+        #[cfg(not(feature = "redis-tls"))]
+        pub(super) fn with_tls(&self, store: RedisStore) -> Result<RedisStore, ConfigError> {
+            for (field, value) in [
+                ("store.tls_ca_file", &self.tls_ca_file),
+                ("store.tls_certificate_file", &self.tls_certificate_file),
+                ("store.tls_key_file", &self.tls_key_file),
+                ("store.tls_server_name", &self.tls_server_name),
+            ] {
+                if value.is_some() {
+                    let problem = "this program was built without the feature `redis-tls`";
+                    return Err(ConfigError::at(field, problem));
+                }
+            }
+            Ok(store)
+        }
+    }
+
+    #[cfg(feature = "redis-tls")]
+    fn read(file: &str, field: &str) -> Result<Vec<u8>, ConfigError> {
+        std::fs::read(file).map_err(|error| ConfigError::at(field, format!("{file}: {error}")))
+    }
+
+    #[cfg(feature = "redis-tls")]
+    fn apply(
+        store: RedisStore,
+        tls: &crate::store::RedisTls,
+        field: &str,
+    ) -> Result<RedisStore, ConfigError> {
+        store.tls(tls.clone()).map_err(|error| {
+            let reason = error.detail().unwrap_or("it cannot be used");
+            ConfigError::at(field, reason)
+        })
     }
 }
 

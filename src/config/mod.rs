@@ -34,7 +34,11 @@
 //!
 //! | field | default | |
 //! |---|---|---|
-//! | `store.url` | in memory | `redis://..` or `redis+cluster://..`, as [`RedisStore::connect`] takes it (feature `redis`) |
+//! | `store.url` | in memory | `redis://..`, `redis+cluster://..` or `redis+sentinel://..`, as [`RedisStore::connect`] takes it (feature `redis`); `rediss..` with TLS (feature `redis-tls`) |
+//! | `store.tls_ca_file` | the system's CAs | a file of CA certificates in PEM, which are trusted in place of the system's. Files are read at start |
+//! | `store.tls_certificate_file` | none | a file with the certificate that is shown to Redis, and its chain, in PEM |
+//! | `store.tls_key_file` | | a file with its private key in PEM |
+//! | `store.tls_server_name` | the host | the name that the certificates of the servers have to be for |
 //! | `store.secret` | | 32 hexadecimal digits, the same in all replicas; needed with a URL |
 //! | `store.prefix` | `admission` | what keys in Redis begin with |
 //! | `store.deadline` | `25ms` | how long a call may take |

@@ -47,6 +47,14 @@ pub(super) struct Store {
     #[serde(deserialize_with = "some_text")]
     pub(super) url: Option<Hidden>,
     #[serde(deserialize_with = "some_text")]
+    pub(super) tls_ca_file: Option<String>,
+    #[serde(deserialize_with = "some_text")]
+    pub(super) tls_certificate_file: Option<String>,
+    #[serde(deserialize_with = "some_text")]
+    pub(super) tls_key_file: Option<String>,
+    #[serde(deserialize_with = "some_text")]
+    pub(super) tls_server_name: Option<String>,
+    #[serde(deserialize_with = "some_text")]
     pub(super) secret: Option<SecretBits>,
     #[serde(deserialize_with = "some_text")]
     pub(super) prefix: Option<String>,

@@ -1,6 +1,10 @@
 //! The program, as a process, on real Redis servers and against a service that is none.
 
 mod admin;
+#[cfg(feature = "redis-tls")]
+#[path = "../redis/certificates.rs"]
+#[allow(dead_code, reason = "other tests need more of it")]
+mod certificates;
 mod line;
 mod redis;
 mod run;
@@ -8,3 +12,5 @@ mod run;
 #[allow(dead_code, reason = "other tests need more of it")]
 mod server;
 mod stub;
+#[cfg(feature = "redis-tls")]
+mod tls;

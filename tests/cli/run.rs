@@ -17,7 +17,15 @@ pub(crate) struct Ran {
 pub(crate) fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tower-admission"));
     command.stdin(Stdio::null()).kill_on_drop(true);
-    for name in ["REDIS", "ADMIN", "SECRET", "TOKEN"] {
+    for name in [
+        "REDIS",
+        "REDIS_CA",
+        "REDIS_CERTIFICATE",
+        "REDIS_KEY",
+        "ADMIN",
+        "SECRET",
+        "TOKEN",
+    ] {
         command.env_remove(format!("ADMISSION_{name}"));
     }
     command.env_remove("CLICOLOR_FORCE").env_remove("NO_COLOR");

@@ -5,6 +5,8 @@
 #![cfg(all(feature = "redis", feature = "test-util"))]
 
 mod bursts;
+#[cfg(feature = "redis-tls")]
+mod certificates;
 mod cluster;
 mod cluster_faults;
 mod decisions;

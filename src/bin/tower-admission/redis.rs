@@ -9,6 +9,7 @@ use tower_admission::{
     KeyName, Limit, LimitError, LimitUsage, Limits, LimitsError, QuotaError, Secret, SharedLimiters,
 };
 
+use crate::args::ServerArgs;
 use crate::failure::Failure;
 use crate::server::{Changed, Entry};
 use crate::usage::{Report, Usage};
@@ -23,18 +24,20 @@ pub(crate) struct Redis {
 impl Redis {
     pub(crate) async fn open(
         url: &str,
-        prefix: &str,
+        args: &ServerArgs,
         secret: Option<Secret>,
         wait: Duration,
     ) -> Result<Self, Failure> {
-        let mut store = RedisStore::connect(url)
-            .map_err(|_| {
-                Failure::usage(
-                    "--redis cannot be used: write it as redis://[user:password@]host[:port][/db]; \
-                     rediss:// needs a build with the feature redis-tls",
-                )
-            })?
-            .prefix(prefix)
+        let store = RedisStore::connect(url).map_err(|error| {
+            Failure::usage(format!(
+                "--redis cannot be used: write it as redis://[user:password@]host[:port][/db] ({})",
+                error.detail().unwrap_or_default()
+            ))
+        })?;
+        #[cfg(feature = "redis-tls")]
+        let store = tls::with_certificates(store, args)?;
+        let mut store = store
+            .prefix(&args.prefix)
             .deadline(wait)
             // What cannot be asked is not to look as if nothing was used.
             .on_failure(FailureMode::Closed);
@@ -122,6 +125,48 @@ impl Redis {
 
     pub(crate) async fn clear_caches(&self) -> Result<(), Failure> {
         self.limits.clear_caches().await.map_err(not_changed)
+    }
+}
+
+#[cfg(feature = "redis-tls")]
+mod tls {
+    use std::path::Path;
+
+    use tower_admission::store::{RedisStore, RedisTls};
+
+    use crate::args::ServerArgs;
+    use crate::failure::Failure;
+
+    pub(super) fn with_certificates(
+        store: RedisStore,
+        args: &ServerArgs,
+    ) -> Result<RedisStore, Failure> {
+        let mut tls = RedisTls::new();
+        if let Some(file) = &args.redis_ca {
+            tls = tls.ca(read(file)?);
+        }
+        tls = match (&args.redis_certificate, &args.redis_key) {
+            (Some(certificate), Some(key)) => {
+                tls.client_certificate(read(certificate)?, read(key)?)
+            }
+            (None, None) if args.redis_ca.is_none() => return Ok(store),
+            (None, None) => tls,
+            _ => {
+                return Err(Failure::usage(
+                    "--redis-certificate and --redis-key belong together",
+                ));
+            }
+        };
+        store.tls(tls).map_err(|error| {
+            let reason = error.detail().unwrap_or_default();
+            Failure::usage(format!(
+                "the certificates for --redis cannot be used: {reason}"
+            ))
+        })
+    }
+
+    fn read(file: &Path) -> Result<Vec<u8>, Failure> {
+        std::fs::read(file).map_err(|error| Failure::usage(format!("{}: {error}", file.display())))
     }
 }
 

@@ -44,7 +44,7 @@ impl Server {
         let wait = Duration::from_secs(args.timeout);
         let kind = match place {
             Place::Redis(url) => {
-                let redis = Redis::open(url, &args.prefix, keys.secret(), wait);
+                let redis = Redis::open(url, args, keys.secret(), wait);
                 Kind::Redis(Box::new(within(wait, redis).await?))
             }
             Place::Admin(url) => Kind::Admin(Admin::new(url, args.token.as_deref())?),

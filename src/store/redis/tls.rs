@@ -9,6 +9,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{CertificateError, ClientConfig, RootCertStore};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -115,9 +116,22 @@ impl Tls {
             None => server_name(host)?,
         };
         let connector = TlsConnector::from(self.config.clone());
-        let connected = connector.connect(name, stream).await;
-        connected.map_err(not_connected)
+        let mut stream = connector
+            .connect(name, stream)
+            .await
+            .map_err(not_connected)?;
+        greet(&mut stream).await.map_err(not_connected)?;
+        Ok(stream)
     }
+}
+
+/// Waits for one line from the server, whatever it says: one that rejects our certificate does it
+/// after the handshake, and the client library would lose the reason.
+async fn greet(stream: &mut TlsStream<TcpStream>) -> io::Result<()> {
+    // The reason can be read also where nothing can be written any more.
+    let written = stream.write_all(b"PING\r\n").await;
+    while stream.read_u8().await? != b'\n' {}
+    written
 }
 
 fn config(certificates: &RedisTls) -> Result<ClientConfig, String> {

@@ -107,10 +107,11 @@ impl Target {
                 (Servers::Sentinel(sentinels), info)
             }
             _ => {
-                return Err(invalid(format!(
-                    "the scheme {scheme} is none of redis, rediss, unix, redis+cluster, \
-                     rediss+cluster, redis+sentinel and rediss+sentinel"
-                )));
+                // Without what is there, which may be a password.
+                return Err(invalid(
+                    "the scheme is none of redis, rediss, unix, redis+cluster, rediss+cluster, \
+                     redis+sentinel and rediss+sentinel",
+                ));
             }
         };
         let needs_master = matches!(servers, Servers::Sentinel(_));
@@ -159,6 +160,13 @@ impl<'a> Parts<'a> {
         }
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        // Else a part of the password would be taken for a path or a parameter, and be shown.
+        if scheme != "unix" && (path.contains('@') || query.contains('@')) {
+            return Err(invalid(
+                "an @ after the host: in passwords and parameters, write %2F for /, %3F for ? \
+                 and %40 for @",
+            ));
+        }
         let (credentials, hosts) = authority.split_at(authority.rfind('@').map_or(0, |at| at + 1));
         let mut parts = Self {
             credentials,
@@ -234,7 +242,8 @@ impl<'a> Parts<'a> {
     fn login(&self, settings: RedisConnectionInfo, needs_master: bool) -> Login {
         let client_name = self.client_name.clone();
         Login {
-            settings,
+            // The client name says it, and takes one permission less.
+            settings: settings.set_skip_set_lib_name(),
             client_name: client_name.unwrap_or_else(|| DEFAULT_CLIENT_NAME.into()),
             needs_master,
         }
@@ -378,7 +387,9 @@ mod tests {
     fn a_url_that_cannot_be_used_is_an_error_that_says_why() {
         for (url, reason) in [
             ("127.0.0.1", "scheme"),
-            ("http://h", "http"),
+            ("http://h", "scheme"),
+            ("redis://:a/b@h", "%2F"),
+            ("redis://:a?b@h", "%3F"),
             ("redis://h/?db=3", "db"),
             ("redis://h/?protcol=resp3", "protcol"),
             ("redis://h/?protocol=4", "protocol"),
