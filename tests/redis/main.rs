@@ -21,6 +21,7 @@ mod lost;
 mod model;
 mod named;
 mod named_faults;
+mod ping;
 mod proxy;
 mod rate;
 mod sentinel;

@@ -12,15 +12,15 @@ use super::server::{Server, free_port, store, until};
 use super::user;
 
 /// Three Sentinels of a service. They end when dropped.
-struct Sentinels {
-    ports: [u16; 3],
+pub(crate) struct Sentinels {
+    pub(crate) ports: [u16; 3],
     processes: Vec<Child>,
     folder: PathBuf,
 }
 
 impl Sentinels {
     /// Looks after `gateway`, and takes its master for dead after half a second.
-    fn start(master: u16, password: &str) -> Self {
+    pub(crate) fn start(master: u16, password: &str) -> Self {
         let ports = [free_port(), free_port(), free_port()];
         let folder = std::env::temp_dir().join(format!("tower-admission-sentinel-{}", ports[0]));
         std::fs::create_dir_all(&folder).unwrap();
@@ -58,7 +58,11 @@ impl Sentinels {
         format!("redis+sentinel://{hosts}/{service}?sentinel_password={password}")
     }
 
-    async fn ask(&self, password: &str, words: &[&str]) -> redis::RedisResult<redis::Value> {
+    pub(crate) async fn ask(
+        &self,
+        password: &str,
+        words: &[&str],
+    ) -> redis::RedisResult<redis::Value> {
         let url = format!("redis://:{password}@127.0.0.1:{}", self.ports[0]);
         let client = redis::Client::open(url)?;
         let mut connection = client.get_multiplexed_async_connection().await?;

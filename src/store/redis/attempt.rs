@@ -47,15 +47,25 @@ pub(super) async fn ask_once(
     }
 }
 
-/// Runs what may panic in a task of its own, which ends with this future.
+/// Connects, in a task of its own, as a library may panic.
 pub(super) async fn attempt<T: Send + 'static>(
     attempted: impl Future<Output = Result<T, StoreError>> + Send + 'static,
 ) -> Result<T, StoreError> {
+    apart(async {
+        let attempted = timeout(CONNECT_WITHIN, attempted).await;
+        attempted.unwrap_or_else(|_| Err(StoreError::not_connected()))
+    })
+    .await
+}
+
+/// Runs what may panic in a task of its own, which ends with this future.
+pub(super) async fn apart<T: Send + 'static>(
+    attempted: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+) -> Result<T, StoreError> {
     let mut task = JoinSet::new();
-    task.spawn(timeout(CONNECT_WITHIN, attempted));
+    task.spawn(attempted);
     match task.join_next().await {
-        Some(Ok(Ok(attempted))) => attempted,
-        Some(Ok(Err(_))) => Err(StoreError::not_connected()),
+        Some(Ok(attempted)) => attempted,
         Some(Err(error)) if error.is_panic() => Err(StoreError::panicked(error.into_panic())),
         // The runtime ends.
         Some(Err(_)) | None => Err(StoreError::new(FailureKind::Disconnected)),

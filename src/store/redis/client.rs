@@ -11,9 +11,8 @@ use std::time::Duration;
 
 use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, ServerErrorKind, ToRedisArgs, Value};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 
-use super::attempt::{CONNECT_WITHIN, ask_once};
 use super::events::Events;
 use super::failure::{FailureKind, StoreError};
 use super::health::Health;
@@ -120,9 +119,22 @@ impl Client {
         &self.context().options.events
     }
 
+    pub(super) fn target(&self) -> &Target {
+        &self.context().target
+    }
+
+    pub(super) fn route(&self) -> &Route {
+        &self.shared.route
+    }
+
+    /// How long a call may take.
+    pub(super) fn patience(&self) -> Duration {
+        self.context().options.deadline
+    }
+
     /// When a call that begins now has to be done.
     pub(super) fn deadline(&self) -> Instant {
-        Instant::now() + self.context().options.deadline
+        Instant::now() + self.patience()
     }
 
     /// Fails at once while the breaker of a key's server is open, for callers who then need not
@@ -217,19 +229,6 @@ impl Client {
         answer
             .and_then(|answer| Ok(redis::from_redis_value(answer)?))
             .map_err(|error| self.failed(error))
-    }
-
-    /// Asks the server something simple, to find out early what is wrong.
-    pub(super) async fn ping(&self) -> Result<(), StoreError> {
-        let target = &self.context().target;
-        let ping = async {
-            let address = target.master().await?;
-            ask_once(target, &address, &redis::cmd("PING")).await
-        };
-        match timeout(CONNECT_WITHIN, ping).await {
-            Ok(answer) => answer.map(drop),
-            Err(_) => Err(StoreError::new(FailureKind::Timeout)),
-        }
     }
 
     /// Tells the observers.

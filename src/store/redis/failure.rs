@@ -2,13 +2,13 @@
 
 use std::any::Any;
 use std::fmt;
-use std::io;
 use std::sync::Arc;
 
 use redis::{ErrorKind, ParsingError, RedisError, ServerErrorKind};
 
 use super::attempt::CONNECT_WITHIN;
 use super::detail;
+use super::url::Address;
 
 /// What went wrong with a call to a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -205,6 +205,13 @@ impl StoreError {
         )
     }
 
+    /// Of the server at an address.
+    pub(super) fn at(mut self, address: &Address) -> Self {
+        let words = self.detail.as_deref().unwrap_or(self.kind.as_str());
+        self.detail = Some(detail::bounded(&format!("{address}: {words}")).into());
+        self
+    }
+
     pub(super) fn after_sending(mut self) -> Self {
         self.was_sent = true;
         self
@@ -271,6 +278,8 @@ impl std::error::Error for StoreError {}
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
     #[test]

@@ -21,6 +21,7 @@ mod limits;
 mod named;
 mod names;
 mod node;
+mod ping;
 mod post;
 mod rate;
 mod router;
@@ -295,7 +296,7 @@ impl RedisStore {
     ///
     /// What is wrong: a server that is not there, refuses the credentials or is too old.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        self.inner().client.ping().await
+        ping::ping(self.inner()).await
     }
 
     /// Waits until Redis has back the slots that were freed, for the end of a process: what is freed in

@@ -236,7 +236,7 @@ impl Router {
     }
 
     /// Asks all seeds at once, so that none that hangs is waited for.
-    async fn ask_seeds(&self) -> Result<Vec<Range>, StoreError> {
+    pub(super) async fn ask_seeds(&self) -> Result<Vec<Range>, StoreError> {
         let mut asked = JoinSet::new();
         for seed in self.seeds.clone() {
             let context = self.context.clone();

@@ -1,0 +1,177 @@
+//! Whether decisions can be made: asks each server for one, as a request would.
+
+use std::collections::HashMap;
+use std::pin::pin;
+use std::sync::Arc;
+
+use redis::aio::MultiplexedConnection;
+use redis::{ErrorKind, ServerErrorKind, Value};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::Inner;
+use super::answers::parse;
+use super::attempt::{CONNECT_WITHIN, apart};
+use super::charged::{Arguments, KeyRules, Mode, Run};
+use super::client::Route;
+use super::connection::Driver;
+use super::failure::{FailureKind, StoreError};
+use super::slots::{Range, SLOTS, ranges, slot};
+use super::url::Address;
+use crate::quota::Quota;
+use crate::rule::Rule;
+
+/// Fails with the first thing that is wrong. Its connections are new ones, as what those that are open may do can
+/// have changed since.
+pub(super) async fn ping(store: &Arc<Inner>) -> Result<(), StoreError> {
+    let mut probes = JoinSet::new();
+    match store.client.route() {
+        Route::One(_) => {
+            let key = key_of(store);
+            probes.spawn(probe(store.clone(), None, key));
+        }
+        Route::BySlot(router) => {
+            for (master, of_slots) in masters(router.ask_seeds().await?)? {
+                let key = key_in(&key_of(store), of_slots);
+                probes.spawn(probe(store.clone(), Some(master), key));
+            }
+        }
+    }
+    while let Some(probed) = probes.join_next().await {
+        // A panic is told by the probe.
+        probed.unwrap_or_else(|_| Err(StoreError::new(FailureKind::Disconnected)))?;
+    }
+    Ok(())
+}
+
+/// Each master with one of its slots.
+fn masters(found: Vec<Range>) -> Result<HashMap<Address, u16>, StoreError> {
+    let slots = |range: &Range| usize::from(range.last - range.first) + 1;
+    let covered: usize = found.iter().map(slots).sum();
+    if covered < SLOTS {
+        let words = format!("{} slots of the cluster have no master", SLOTS - covered);
+        return Err(StoreError::because(FailureKind::Busy, words));
+    }
+    let masters = found.into_iter().map(|range| (range.master, range.first));
+    Ok(masters.collect())
+}
+
+/// A key under the prefix that belongs to no limiter.
+fn key_of(store: &Inner) -> String {
+    format!("{}:ping", store.names.prefix())
+}
+
+/// The same in a slot. The tag is short: there are about as many numbers to try as slots.
+fn key_in(key: &str, of_slot: u16) -> String {
+    let mut keys = (0_u64..).map(|n| format!("{key}:{{{n}}}"));
+    let found = keys.find(|key| slot(key.as_bytes()) == of_slot);
+    found.expect("numbers do not end")
+}
+
+/// Asks one server, or without an address the master of the moment.
+async fn probe(store: Arc<Inner>, address: Option<Address>, key: String) -> Result<(), StoreError> {
+    let probed = apart(async move {
+        let is_alone = address.is_none();
+        let opened = timeout(CONNECT_WITHIN, open(&store, address)).await;
+        let (address, connection, mut driver) =
+            opened.unwrap_or_else(|_| Err(StoreError::not_connected()))?;
+        let mut checked = pin!(async {
+            check_role(connection.clone(), &address, is_alone).await?;
+            decide(&store, connection, key).await
+        });
+        let within = store.client.patience();
+        let checked = timeout(within, async {
+            tokio::select! {
+                checked = &mut checked => checked,
+                // What waited for the connection has failed then, and says why.
+                () = &mut driver => checked.await,
+            }
+        });
+        let late = || format!("no answer within {within:?}");
+        let checked = checked
+            .await
+            .unwrap_or_else(|_| Err(StoreError::because(FailureKind::Timeout, late())));
+        checked.map_err(|error| error.at(&address))
+    });
+    probed.await
+}
+
+async fn open(
+    store: &Inner,
+    address: Option<Address>,
+) -> Result<(Address, MultiplexedConnection, Driver), StoreError> {
+    let target = store.client.target();
+    let address = match address {
+        Some(address) => address,
+        None => target.master().await?,
+    };
+    let (connection, driver) = target.open(&address).await?;
+    Ok((address, connection, driver))
+}
+
+/// Fails unless it is a master, and has all keys if it is the only server.
+async fn check_role(
+    mut connection: MultiplexedConnection,
+    asked: &Address,
+    is_alone: bool,
+) -> Result<(), StoreError> {
+    let about: Value = redis::cmd("HELLO").query_async(&mut connection).await?;
+    let about: HashMap<String, Value> = redis::from_redis_value(about).unwrap_or_default();
+    let is = |field: &str, value: &str| {
+        let found = about.get(field).cloned();
+        found.is_some_and(|found| {
+            redis::from_redis_value(found).is_ok_and(|found: String| found == value)
+        })
+    };
+    if is("mode", "sentinel") {
+        let words = "it is a Sentinel: use redis+sentinel://";
+        return Err(StoreError::because(FailureKind::Configuration, words));
+    }
+    if is("role", "replica") {
+        return Err(StoreError::because(
+            FailureKind::ReadOnly,
+            "it is a replica",
+        ));
+    }
+    if is("mode", "cluster") && is_alone {
+        // Who may not ask finds out with the first key of another server.
+        let slots: Result<Value, _> = redis::cmd("CLUSTER")
+            .arg("SLOTS")
+            .query_async(&mut connection)
+            .await;
+        let found = slots.map(|slots| ranges(&slots, asked)).unwrap_or_default();
+        if masters(found).is_ok_and(|masters| masters.len() > 1) {
+            let words = "it is one server of a cluster: use redis+cluster://";
+            return Err(StoreError::because(FailureKind::Configuration, words));
+        }
+    }
+    Ok(())
+}
+
+/// Has a request of cost 1 decided, as requests are.
+async fn decide(
+    store: &Inner,
+    mut connection: MultiplexedConnection,
+    key: String,
+) -> Result<(), StoreError> {
+    // It is stored for a few milliseconds.
+    let rules = [KeyRules::from_iter([Rule::new(Quota::per_second(1_000))])];
+    let runs = [Run::single(1, 1)];
+    let arguments = Arguments {
+        mode: Mode::Take,
+        rules: &rules,
+        runs: &runs,
+    };
+    let keys = [key];
+    let call = store.rates.call(&keys, arguments);
+    let mut answer = call.query_async::<Value>(&mut connection).await;
+    if answer
+        .as_ref()
+        .is_err_and(|error| error.kind() == ErrorKind::Server(ServerErrorKind::NoScript))
+    {
+        let call = store.rates.call_with_source(&keys, arguments);
+        answer = call.query_async(&mut connection).await;
+    }
+    let numbers: Vec<i64> = redis::from_redis_value(answer?)?;
+    parse(&numbers, &rules, &runs).map(drop)
+}
