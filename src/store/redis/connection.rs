@@ -304,5 +304,10 @@ mod tests {
         ] {
             assert_eq!(check_version(version).is_ok(), ok, "{version:?}");
         }
+        let old = check_version("6.0.20").unwrap_err();
+        assert_eq!(
+            old.to_string(),
+            "the store failed: too_old: it is version 6.0.20"
+        );
     }
 }

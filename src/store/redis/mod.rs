@@ -86,10 +86,12 @@ use crate::policy::Policy;
 /// # When Redis is away
 ///
 /// A call waits for the [deadline](Self::deadline) at most, and then the
-/// [failure mode](Self::on_failure) decides. When the connection is lost, or three calls in a row
-/// are not answered, later calls are not made until a task in the background has
-/// connected again: they are decided in microseconds. The connection is lazy, so a service starts
-/// and serves while Redis is down; [`ping`](Self::ping) is for those who would rather know.
+/// [failure mode](Self::on_failure) decides. When Redis closes the connection, the store connects
+/// again at once, calls wait for that, and those whose answer is lost are made once more (but no
+/// refunds). When that attempt fails, or three calls in a row are not answered, later calls are not
+/// made until a task in the background has connected again: they are decided in microseconds. In a
+/// cluster this is so for each master. The connection is lazy, so a service starts and serves while
+/// Redis is down; [`ping`](Self::ping) finds out at start.
 ///
 /// # What replicas have to agree on
 ///
@@ -239,9 +241,10 @@ impl RedisStore {
         self.with(|store| store.options.client.deadline = deadline.min(LONGEST_DEADLINE))
     }
 
-    /// How many calls may be under way at a time; for those above it the failure mode decides at
-    /// once. Default: [`DEFAULT_MAX_IN_FLIGHT`](Self::DEFAULT_MAX_IN_FLIGHT). What keeps slots alive and
-    /// gives them back is not counted, so that requests do not keep it from being told in time. It is one
+    /// How many calls may be under way at a time, in a cluster for each master. A call above it waits
+    /// for room until its deadline; then the failure mode decides. Default:
+    /// [`DEFAULT_MAX_IN_FLIGHT`](Self::DEFAULT_MAX_IN_FLIGHT). What keeps slots alive and gives them
+    /// back is not counted, so that requests do not keep it from being told in time. It is one
     /// call at a time for each concurrency limit; of [`Leases`](crate::Leases) up to 64 for those that were
     /// dropped, one for each that is kept alive, and one for each caller who sends a heartbeat or
     /// releases by id: bound these callers where they come from.

@@ -110,9 +110,13 @@ impl Supervised {
             tokio::select! {
                 // It ends with what it belongs to.
                 _ = wake.changed() => {}
-                // Of a server that is no longer needed; or an observer panicked. The next call
-                // starts over then.
-                Some(Err(_)) = tasks.join_next() => return,
+                // Of a server that is no longer needed; or an observer panicked, and the next call
+                // starts over.
+                ended = tasks.join_next(), if !tasks.is_empty() => {
+                    if matches!(ended, Some(Err(_))) {
+                        return;
+                    }
+                }
             }
         }
     }
