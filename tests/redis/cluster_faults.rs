@@ -1,17 +1,18 @@
 //! A cluster whose master hangs or dies, or whose slots move: only the calls that need it wait.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
-use tower_admission::store::{RateBuckets, RateStore};
+use tower_admission::store::{RateBuckets, RateStore, Reply};
 use tower_admission::{Policy, Quota};
 
 use crate::cluster::{Cluster, MASTERS};
+use crate::faults::stand_in;
 use crate::server::{Server, store, until};
 use crate::user;
 
@@ -308,4 +309,113 @@ async fn slots_that_move_under_load_lose_no_request_and_count_none_twice() {
         // One more was made to find its owner.
         assert_eq!(left, Some(1000 - 1 - of_key), "{key}");
     }
+}
+
+/// A node of a cluster that has all slots, and answers calls as the test has it. Returns where it
+/// is, and how many calls it got.
+async fn node_that_answers(
+    answer: impl Fn(u16, u32) -> String + Clone + Send + Sync + 'static,
+) -> (String, Arc<AtomicU32>) {
+    let (port, calls) = (Arc::<OnceLock<u16>>::default(), Arc::<AtomicU32>::default());
+    let (known, counted) = (port.clone(), calls.clone());
+    let url = stand_in(move |command| {
+        let port = *known.wait();
+        Some(match command {
+            "HELLO" => "*2\r\n$7\r\nversion\r\n$5\r\n7.0.0\r\n".to_owned(),
+            // Its host is where it was asked.
+            "CLUSTER" => format!("*1\r\n*3\r\n:0\r\n:16383\r\n*2\r\n$0\r\n\r\n:{port}\r\n"),
+            "EVALSHA" | "EVAL" => answer(port, counted.fetch_add(1, Ordering::Relaxed)),
+            _ => "+OK\r\n".to_owned(),
+        })
+    })
+    .await;
+    port.set(url.rsplit_once(':').unwrap().1.parse().unwrap())
+        .unwrap();
+    (url.replace("redis:", "redis+cluster:"), calls)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn servers_that_send_a_call_in_circles_end_it() {
+    for redirection in ["MOVED", "ASK"] {
+        let (url, calls) =
+            node_that_answers(move |port, _| format!("-{redirection} 7 :{port}\r\n")).await;
+        let buckets = store(&url).open(&[Quota::per_hour(9).into()]);
+        assert!(!take(&*buckets, 0).await);
+        // The first, and three that followed.
+        assert_eq!(calls.load(Ordering::Relaxed), 4, "{redirection}");
+    }
+}
+
+/// While a replica takes over, or the keys of a slot are in two places.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_that_has_no_answer_yet_is_asked_again_within_the_deadline() {
+    // As `take.lua` answers.
+    let counted = "*3\r\n:8\r\n:1\r\n:0\r\n";
+    for refusal in [
+        "CLUSTERDOWN The cluster is down",
+        "TRYAGAIN Multiple keys request",
+    ] {
+        let (url, calls) = node_that_answers(move |_, calls| match calls {
+            0..5 => format!("-{refusal}\r\n"),
+            _ => counted.to_owned(),
+        })
+        .await;
+        let buckets = store(&url).open(&[Quota::per_hour(9).into()]);
+        assert!(take(&*buckets, 0).await);
+        assert_eq!(calls.load(Ordering::Relaxed), 6, "{refusal}");
+
+        let refuses = Arc::<AtomicBool>::default();
+        let does_refuse = refuses.clone();
+        let (url, calls) =
+            node_that_answers(move |_, _| match does_refuse.load(Ordering::Relaxed) {
+                false => counted.to_owned(),
+                true => format!("-{refusal}\r\n"),
+            })
+            .await;
+        let store = store(&url).deadline(Duration::from_millis(50));
+        let buckets = store.open(&[Quota::per_hour(9).into()]);
+        until("it is connected", async || take(&*buckets, 0).await).await;
+        refuses.store(true, Ordering::Relaxed);
+        let before = calls.load(Ordering::Relaxed);
+        assert!(!take(&*buckets, 0).await);
+        // With a growing pause: after 2, 4, 8 and 16 milliseconds.
+        let more = calls.load(Ordering::Relaxed) - before;
+        assert!((1..=5).contains(&more), "{more} {refusal}");
+    }
+}
+
+/// What one server has no room for is nothing to the others, and calls to it fail at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_that_hangs_takes_no_room_of_others() {
+    let cluster = Cluster::start().await;
+    let policy = Policy::new("calls", Quota::per_day(1000));
+    let store = store(&cluster.url()).deadline(DEADLINE).max_in_flight(2);
+    let buckets = store.open(&[policy]);
+    let owners = owners(&cluster, &*buckets).await;
+    cluster.nodes[0].signal("STOP");
+    let requests: Vec<_> = (0..KEYS)
+        .map(|key| {
+            let buckets = buckets.clone();
+            tokio::spawn(async move { take(&*buckets, key).await })
+        })
+        .collect();
+    for (key, request) in requests.into_iter().enumerate() {
+        assert_eq!(request.await.unwrap(), owners[key].0 != 0, "{key}");
+    }
+    until("the breaker of one is open", async || {
+        let keys = 0..KEYS;
+        let decided = keys.map(|key| {
+            let reply = buckets.peek(&user(&key.to_string()), 0);
+            matches!(reply, Reply::Ready(_))
+        });
+        let decided: Vec<_> = decided.collect();
+        let opened = owners.iter().map(|(owner, _)| *owner == 0);
+        take(
+            &*buckets,
+            owners.iter().position(|(owner, _)| *owner == 0).unwrap(),
+        )
+        .await;
+        decided.into_iter().eq(opened)
+    })
+    .await;
 }

@@ -182,9 +182,10 @@ async fn a_wrong_database() {
 #[tokio::test]
 async fn a_password_that_is_missing_or_wrong() {
     let server = Server::start_with(&["--requirepass", "right"]).await;
-    assert_eq!(
-        line_of(server.store()).await,
-        line("denied", "NOAUTH Authentication required.")
+    let denied = line_of(server.store()).await;
+    assert!(
+        denied.contains("kind=\"denied\" cause=\"NOAUTH "),
+        "{denied}"
     );
     let url = format!("redis://:hunter2@127.0.0.1:{}", server.port);
     let denied = line_of(store(&url)).await;
@@ -283,7 +284,7 @@ async fn a_server_that_is_no_single_one() {
 
     let sentinel = stand_in(|command| {
         Some(match command {
-            "INFO" => "$21\r\nredis_version:7.0.0\r\n\r\n",
+            "HELLO" => "*2\r\n$7\r\nversion\r\n$5\r\n7.0.0\r\n",
             _ => {
                 "-ERR unknown command 'EVALSHA', with args beginning with: 'f00d' '1' \
                  'admission:rate:default:user#alice' \r\n"

@@ -525,18 +525,23 @@ async fn a_server_that_goes_silent_ends_a_ping() {
 }
 
 /// Something that answers commands, or does not, as the test has it. Returns where it is.
-pub(crate) async fn stand_in(answer: fn(&str) -> Option<&'static str>) -> String {
+pub(crate) async fn stand_in<A: AsRef<str> + Send + 'static>(
+    answer: impl Fn(&str) -> Option<A> + Clone + Send + Sync + 'static,
+) -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("redis://{}", listener.local_addr().unwrap());
     tokio::spawn(async move {
         while let Ok((connection, _)) = listener.accept().await {
-            tokio::spawn(answer_commands(connection, answer));
+            tokio::spawn(answer_commands(connection, answer.clone()));
         }
     });
     url
 }
 
-async fn answer_commands(connection: TcpStream, answer: fn(&str) -> Option<&'static str>) {
+async fn answer_commands<A: AsRef<str> + Send>(
+    connection: TcpStream,
+    answer: impl Fn(&str) -> Option<A>,
+) {
     let (read, mut write) = connection.into_split();
     let mut lines = BufReader::new(read).lines();
     while let Ok(Some(line)) = lines.next_line().await {
@@ -549,8 +554,9 @@ async fn answer_commands(connection: TcpStream, answer: fn(&str) -> Option<&'sta
             let _length = lines.next_line().await;
             command.extend(lines.next_line().await.ok().flatten());
         }
-        if let Some(answer) = answer(command.first().map_or("", String::as_str))
-            && write.write_all(answer.as_bytes()).await.is_err()
+        let answer = answer(command.first().map_or("", String::as_str));
+        if let Some(answer) = answer
+            && write.write_all(answer.as_ref().as_bytes()).await.is_err()
         {
             return;
         }
