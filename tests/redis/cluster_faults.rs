@@ -350,7 +350,7 @@ async fn servers_that_send_a_call_in_circles_end_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_that_has_no_answer_yet_is_asked_again_within_the_deadline() {
     // As `take.lua` answers.
-    let counted = "*3\r\n:8\r\n:1\r\n:0\r\n";
+    let counted = "*3\r\n:1\r\n:8\r\n:1\r\n";
     for refusal in [
         "CLUSTERDOWN The cluster is down",
         "TRYAGAIN Multiple keys request",

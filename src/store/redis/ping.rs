@@ -105,8 +105,10 @@ async fn open(
         Some(address) => address,
         None => target.master().await?,
     };
-    let (connection, driver) = target.open(&address).await?;
-    Ok((address, connection, driver))
+    match target.open(&address).await {
+        Ok((connection, driver)) => Ok((address, connection, driver)),
+        Err(error) => Err(error.at(&address)),
+    }
 }
 
 /// Fails unless it is a master, and has all keys if it is the only server.
