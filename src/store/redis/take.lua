@@ -139,297 +139,292 @@ elseif head == 'take 0 s' and #ARGV == 5 then
   end
 end
 
-local words = string.gmatch(head, '%S+')
-local mode, named = words(), tonumber(words())
 local PARTS = 16 -- sub-windows that are counted: 15, and the one in which the period began
 local WINDOW = '^s %d+ %d+[ %d]*$'
 
+local words = string.gmatch(head, '%S+')
+local mode, named = words(), tonumber(words())
 local takes, gives = mode == 'take', mode == 'give'
 
--- What is known of the quotas, which are numbered through all keys.
-local kinds, lengths, limits = {}, {}, {}
-local parts = {} -- what is stored, or - for nothing
-local debts, intervals, most = {}, {}, {} -- of buckets: what they owe, under which interval and limit
-local counts, newest, used = {}, {}, {} -- of windows: from 1 for the newest, its number, and their sum
-local resets = {} -- of those that stay as they are: the time until they are as good as unused
-local is_new = {} -- whether it is not what is stored
--- And of the keys.
-local first = {} -- their first quota, and one more
-local is_wrong = {} -- whether a key holds something else
--- Whether it has to be written though requests are rejected. It stays as it is then, unless the sub-windows of
--- a window were changed or the clock stepped back: what that does to what is stored has to be once, and not anew
--- from request to request. A bucket whose quota was changed stays as well. Other replicas may go by the other
--- quota, and to a lower one a bucket cannot be brought without forgetting what is more than that one's empty
--- bucket owes.
-local is_unsettled = {}
-local is_written = {}
-
-local function read_bucket(quota, stored)
-  if not stored then
-    debts[quota], intervals[quota], most[quota] = 0, lengths[quota], limits[quota]
-    return true
+-- A bucket: what it owes under which interval and limit, which are those of the quota by which it was charged
+-- last, and what it owes by its own.
+local function bucket_of(stored, length, limit)
+  local debt, owed, before, most, is_new = 0, 0, length, limit, false
+  if stored then
+    local arrival
+    before, arrival, most = string.match(stored, '^b (%d+) (%d+) (%d+)$')
+    if not before then
+      return nil
+    end
+    before, most = before + 0, most + 0
+    debt = math.max(arrival - now, 0)
+    if debt > before * most then
+      -- More than an empty bucket owed then means that the clock stepped back.
+      debt, is_new = before * most, true
+    end
+    owed = debt
+    if before ~= length and before > 0 then
+      -- As many requests stay spent when the quota was changed.
+      owed = math.ceil(debt * length / before)
+    end
   end
-  local before, arrival, limit = string.match(stored, '^b (%d+) (%d+) (%d+)$')
-  if not before then
-    return false
-  end
-  -- More than an empty bucket owed then means that the clock stepped back.
-  local empty = before * limit
-  local debt = math.max(arrival - now, 0)
-  debts[quota], intervals[quota], most[quota] = math.min(debt, empty), tonumber(before), tonumber(limit)
-  is_new[quota] = debt > empty
-  return true
+  return {
+    kind = 'bucket', part = stored or '-', is_new = is_new, length = length, limit = limit,
+    debt = debt, owed = owed, interval = before, most = most,
+  }
 end
 
-local function read_window(quota, stored)
+-- A window: its counts from 1 for the newest sub-window, that one's number, and their sum.
+local function window_of(stored, length, limit)
   if stored and not string.find(stored, WINDOW) then
-    return false
+    return nil
   end
-  local length = lengths[quota]
-  local found = {}
+  local counts = { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
   local index = math.floor(now / length)
   local numbers = string.gmatch(stored or '', '%d+')
-  local before, last = tonumber(numbers() or length), tonumber(numbers() or index)
+  local before, newest = tonumber(numbers() or length), tonumber(numbers() or index)
   local age, passed, sum = 0, 0, 0
   if before ~= length then
     -- The quota was changed: all that counts is as young as the youngest can be, which is
     -- from the end of its sub-window, or from now.
-    last = math.min(math.floor(((last + 1) * before - 1) / length), index)
+    newest = math.min(math.floor(((newest + 1) * before - 1) / length), index)
   end
-  if last > index + 1 then
-    last = index + 1
-  elseif last < index then
-    passed = index - last
-    last = index
-  end
-  for n = 1, PARTS do
-    found[n] = 0
+  if newest > index + 1 then
+    newest = index + 1
+  elseif newest < index then
+    passed = index - newest
+    newest = index
   end
   for count in numbers do
     local to = 1 + passed + (before == length and age or 0)
-    if age < PARTS and to <= PARTS then
-      found[to] = found[to] + count
+    -- The sum comes after the counts.
+    if age < PARTS and to <= PARTS and count ~= '0' then
+      counts[to] = counts[to] + count
       sum = sum + count
     end
     age = age + 1
   end
-  counts[quota], newest[quota], used[quota] = found, last, sum
-  is_new[quota] = before ~= length
-  return true
+  return {
+    kind = 'window', part = stored or '-', is_new = before ~= length, length = length, limit = limit,
+    counts = counts, newest = newest, sum = sum,
+  }
 end
 
--- What stays as it is.
-local function read_kept(quota, stored)
-  local arrival = string.match(stored or '', '^b %d+ (%d+) %d+$')
-  local length, last = string.match(stored or '', '^s (%d+) (%d+)[ %d]*$')
-  resets[quota] = 0
-  if arrival then
-    resets[quota] = math.max(arrival - now, 0)
-  elseif length then
-    last = math.min(tonumber(last), math.floor(now / length) + 1)
-    resets[quota] = math.max((last + PARTS + 1) * length - now, 0)
-  end
-  return arrival or length or not stored
-end
-
--- Whether the key holds what this script stored. Everything is read before anything is written, as a script that
--- fails is not rolled back.
-local function read(n, letters, numbers)
-  local from = first[n]
-  local to = from + #letters - 1
-  first[n + 1] = to + 1
-  local value = redis.pcall('GET', KEYS[n])
-  if type(value) == 'table' then
-    return string.find(value.err, 'WRONGTYPE', 1, true) and value or error(value)
-  end
-  if value and to == from then
-    parts[from] = value
-  elseif value then
-    local quota = from
-    for part in string.gmatch(value, '[^;]+') do
-      parts[quota] = part
-      quota = quota + 1
-    end
-    if quota ~= to + 1 or table.concat(parts, ';', from, to) ~= value then
-      return false
-    end
-  end
-  for quota = from, to do
-    local stored = parts[quota] ~= '-' and parts[quota] or nil
-    parts[quota] = parts[quota] or '-'
-    local kind = string.sub(letters, quota - from + 1, quota - from + 1)
-    kinds[quota] = kind
-    lengths[quota], limits[quota] = tonumber(ARGV[numbers]), tonumber(ARGV[numbers + 1])
-    numbers = numbers + 2
-    local is_ours
-    if kind == '-' or limits[quota] == 0 then
-      is_ours = read_kept(quota, stored)
-    elseif kind == 'b' then
-      is_ours = read_bucket(quota, stored)
+-- A quota whose part stays as it is, and when it is as good as unused.
+local function kept_of(kind, stored, limit)
+  local reset = 0
+  if stored then
+    local arrival = string.match(stored, '^b %d+ (%d+) %d+$')
+    local length, newest = string.match(stored, '^s (%d+) (%d+)[ %d]*$')
+    if arrival then
+      reset = math.max(arrival - now, 0)
+    elseif length then
+      newest = math.min(newest + 0, math.floor(now / length) + 1)
+      reset = math.max((newest + PARTS + 1) * length - now, 0)
     else
-      is_ours = read_window(quota, stored)
+      return nil
     end
-    if not is_ours then
-      return false
-    end
-    is_unsettled[n] = is_unsettled[n] or is_new[quota]
   end
-  return true
+  return { kind = kind, part = stored or '-', is_new = false, limit = limit, reset = reset }
 end
 
-local function gone(quota, age)
-  return math.max((newest[quota] + PARTS + 1 - age) * lengths[quota] - now, 0)
+local function junk()
+  return redis.error_reply('JUNK the value is not one of quotas')
+end
+
+-- A key: its quotas by their places, or what is wrong with what it holds. Everything is read before anything is
+-- written, as a script that fails is not rolled back.
+local function key_of(name, letters, numbers)
+  local value = redis.pcall('GET', name)
+  if type(value) == 'table' then
+    return string.find(value.err, 'WRONGTYPE', 1, true) and { wrong = value } or error(value)
+  end
+  -- It has to be written though requests are rejected when it is unsettled: the sub-windows of a window were
+  -- changed, or the clock stepped back. What that does to what is stored has to be once, and not anew from request
+  -- to request. A bucket whose quota was changed stays as it is. Other replicas may go by the other quota, and to a
+  -- lower one a bucket cannot be brought without forgetting what is more than that one's empty bucket owes.
+  local key = { name = name, is_unsettled = false, is_written = false }
+  local parts = value and #letters > 1 and string.gmatch(value .. ';', '([^;]+);')
+  local size = 0
+  for at = 1, #letters do
+    local part = value
+    if parts then
+      part = parts()
+      if not part then
+        return { wrong = junk() }
+      end
+      size = size + #part + 1
+    end
+    local letter = string.sub(letters, at, at)
+    local length, limit = ARGV[numbers] + 0, ARGV[numbers + 1] + 0
+    local stored = part ~= '-' and part or nil
+    local quota
+    if letter == '-' then
+      quota = kept_of('off', stored, limit)
+    elseif limit == 0 then
+      quota = kept_of('closed', stored, limit)
+    elseif letter == 'b' then
+      quota = bucket_of(stored, length, limit)
+    else
+      quota = window_of(stored, length, limit)
+    end
+    if not quota then
+      return { wrong = junk() }
+    end
+    key.is_unsettled = key.is_unsettled or quota.is_new
+    key[at] = quota
+    numbers = numbers + 2
+  end
+  if parts and size ~= #value + 1 then
+    return { wrong = junk() }
+  end
+  return key
+end
+
+local function gone(window, age)
+  return math.max((window.newest + PARTS + 1 - age) * window.length - now, 0)
 end
 
 -- The time until a quota is as good as unused.
 local function reset_of(quota)
-  if debts[quota] then
-    return debts[quota]
-  elseif resets[quota] then
-    return resets[quota]
-  end
-  for age = 1, PARTS do
-    if counts[quota][age] > 0 then
-      return gone(quota, age)
+  if quota.kind == 'bucket' then
+    return quota.debt
+  elseif quota.kind == 'window' then
+    for age = 1, PARTS do
+      if quota.counts[age] > 0 then
+        return gone(quota, age)
+      end
     end
+    return 0
   end
-  return 0
-end
-
--- What a bucket owes by its quota: as many requests stay spent when the quota was changed.
-local function owed_of(quota)
-  local length, before = lengths[quota], intervals[quota]
-  if before ~= length and before > 0 then
-    return math.ceil(debts[quota] * length / before)
-  end
-  return debts[quota]
+  return quota.reset
 end
 
 -- How many requests of a cost would be admitted.
 local function room_of(quota, cost)
-  local limit = limits[quota]
-  if resets[quota] then
-    return 0
-  elseif debts[quota] then
-    local length = lengths[quota]
-    return math.max(math.floor((limit * length - owed_of(quota)) / (cost * length)), 0)
+  local kind, room = quota.kind, 0
+  if kind == 'bucket' then
+    room = math.floor((quota.limit * quota.length - quota.owed) / (cost * quota.length))
+  elseif kind == 'window' then
+    room = math.floor((quota.limit - quota.sum) / cost)
+  elseif kind == 'off' then
+    room = 4294967295
   end
-  return math.max(math.floor((limit - used[quota]) / cost), 0)
+  return room > 0 and room or 0
 end
 
 -- The time until a request fits: 0 now, -1 never.
 local function wait_of(quota, cost)
-  local limit = limits[quota]
-  if cost == 0 or kinds[quota] == '-' then
+  local kind = quota.kind
+  if cost == 0 or kind == 'off' then
     return 0
-  elseif cost > limit then
+  elseif cost > quota.limit then
     return -1
-  elseif debts[quota] then
-    local length, before = lengths[quota], intervals[quota]
-    local room = (limit - cost) * length
-    if owed_of(quota) <= room then
+  elseif kind == 'bucket' then
+    local length, before = quota.length, quota.interval
+    local room = (quota.limit - cost) * length
+    if quota.owed <= room then
       return 0
     end
     -- Until it is charged by this quota it regains by the one that it was charged by last.
     room = before ~= length and before > 0 and math.floor(room * before / length) or room
-    return math.max(debts[quota] - room, 1)
+    return math.max(quota.debt - room, 1)
   end
-  local rest, wait = used[quota], 0
+  local rest, wait = quota.sum, 0
   for age = PARTS, 1, -1 do
-    if rest + cost > limit then
-      rest = rest - counts[quota][age]
-      wait = gone(quota, age)
+    if rest + cost <= quota.limit then
+      break
     end
+    rest = rest - quota.counts[age]
+    wait = gone(quota, age)
   end
   return wait
 end
 
 local function charge(quota, cost)
-  if debts[quota] then
-    debts[quota] = owed_of(quota) + cost * lengths[quota]
-    intervals[quota], most[quota] = lengths[quota], limits[quota]
-    is_new[quota] = true
-  elseif counts[quota] then
-    counts[quota][1] = counts[quota][1] + cost
-    used[quota] = used[quota] + cost
-    is_new[quota] = true
+  if quota.kind == 'bucket' then
+    quota.owed = quota.owed + cost * quota.length
+    quota.debt, quota.interval, quota.most = quota.owed, quota.length, quota.limit
+    quota.is_new = true
+  elseif quota.kind == 'window' then
+    quota.counts[1] = quota.counts[1] + cost
+    quota.sum = quota.sum + cost
+    quota.is_new = true
   end
 end
 
 local function give_back(quota, cost)
-  if debts[quota] then
+  if quota.kind == 'bucket' then
     -- As with the wait, a request is as long as it was when it was charged.
-    debts[quota] = math.max(debts[quota] - cost * intervals[quota], 0)
-    is_new[quota] = true
-  elseif counts[quota] then
-    local found = counts[quota]
+    local length, before = quota.length, quota.interval
+    quota.debt = math.max(quota.debt - cost * before, 0)
+    quota.owed = before ~= length and before > 0 and math.ceil(quota.debt * length / before) or quota.debt
+    quota.is_new = true
+  elseif quota.kind == 'window' then
+    local counts = quota.counts
     for age = 1, PARTS do
-      local from = math.min(cost, found[age])
-      found[age] = found[age] - from
-      used[quota] = used[quota] - from
+      local from = math.min(cost, counts[age])
+      counts[age] = counts[age] - from
+      quota.sum = quota.sum - from
       cost = cost - from
     end
-    is_new[quota] = true
+    quota.is_new = true
   end
 end
 
-local function write(n)
-  local expiry = 0
-  for quota = first[n], first[n + 1] - 1 do
-    expiry = math.max(expiry, reset_of(quota))
-    if is_new[quota] and debts[quota] then
-      local arrival = now + debts[quota]
-      parts[quota] = string.format('b %.0f %.0f %.0f', intervals[quota], arrival, most[quota])
-    elseif is_new[quota] then
-      local window = { string.format('s %.0f %.0f', lengths[quota], newest[quota]) }
-      for age = 1, PARTS do
-        window[age + 1] = string.format('%.0f', counts[quota][age])
-      end
-      window[PARTS + 2] = string.format('%.0f', used[quota])
-      parts[quota] = table.concat(window, ' ')
-    end
+local function part_of(quota)
+  if not quota.is_new then
+    return quota.part
+  elseif quota.kind == 'bucket' then
+    return string.format('b %.0f %.0f %.0f', quota.interval, now + quota.debt, quota.most)
   end
-  if expiry > 0 then
-    local value = table.concat(parts, ';', first[n], first[n + 1] - 1)
-    redis.call('SET', KEYS[n], value, 'PX', math.ceil(expiry / 1000) + 1)
+  local counts = table.concat(quota.counts, ' ')
+  return string.format('s %.0f %.0f %s %.0f', quota.length, quota.newest, counts, quota.sum)
+end
+
+local function write(key)
+  local value, expiry
+  for at = 1, #key do
+    local part, reset = part_of(key[at]), reset_of(key[at])
+    value = value and value .. ';' .. part or part
+    expiry = math.max(expiry or 0, reset)
+  end
+  if expiry and expiry > 0 then
+    redis.call('SET', key.name, value, 'PX', math.ceil(expiry / 1000) + 1)
   else
-    redis.call('DEL', KEYS[n])
+    redis.call('DEL', key.name)
   end
 end
 
+local keys = {}
 local at, numbers, letters = 2, 0, ''
-first[1] = 1
 for n = 1, #KEYS do
   local word = words()
   if word ~= '=' then
     letters, numbers = word == '.' and '' or word, at
     at = at + 2 * #letters
   end
-  local found = read(n, letters, numbers)
-  is_wrong[n] = found ~= true and (found or redis.error_reply('JUNK the value is not one of quotas'))
+  keys[n] = key_of(KEYS[n], letters, numbers)
 end
 
 local is_single = at + 1 + named == #ARGV
-local charged = {}
-for n = 1, named == 0 and #KEYS or 0 do
-  charged[n] = n
-end
+local charged = named == 0 and keys or {}
 local reply = {}
 local size = 0
 while at < #ARGV do
-  local cost, count = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
+  local cost, count = ARGV[at] + 0, ARGV[at + 1] + 0
   for n = 1, named do
-    charged[n] = tonumber(ARGV[at + 1 + n])
+    charged[n] = keys[ARGV[at + 1 + n] + 0]
   end
   at = at + 2 + named
   local granted = takes and cost > 0 and count or 0
   local wrong
-  for _, n in ipairs(charged) do
-    wrong = wrong or is_wrong[n]
-    for quota = first[n], first[n + 1] - 1 do
-      if granted > 0 and not wrong and kinds[quota] ~= '-' then
-        granted = math.min(granted, room_of(quota, cost))
-      end
+  for n = 1, #charged do
+    local key = charged[n]
+    wrong = wrong or key.wrong
+    for quota = 1, granted > 0 and #key or 0 do
+      local room = room_of(key[quota], cost)
+      granted = room < granted and room or granted
     end
   end
   if wrong and is_single then
@@ -437,36 +432,40 @@ while at < #ARGV do
   end
   size = size + 1
   reply[size] = wrong and -1 or granted
-  if not wrong and granted > 0 then
-    for _, n in ipairs(charged) do
-      is_written[n] = true
-      for quota = first[n], first[n + 1] - 1 do
-        local left = kinds[quota] ~= '-' and room_of(quota, 1) - cost or 0
+  for n = 1, wrong and 0 or #charged do
+    local key = charged[n]
+    if granted > 0 then
+      key.is_written = true
+      for at = 1, #key do
+        local quota = key[at]
+        reply[size + 1] = room_of(quota, 1) - cost
         charge(quota, cost)
-        reply[size + 1], reply[size + 2] = left, reset_of(quota)
+        reply[size + 2] = reset_of(quota)
         size = size + 2
         charge(quota, (granted - 1) * cost)
       end
+    else
+      key.is_written = key.is_written or takes and key.is_unsettled or gives and cost > 0
     end
   end
   if not wrong and granted < count then
-    for _, n in ipairs(charged) do
-      is_written[n] = is_written[n] or takes and is_unsettled[n] or gives and cost > 0
-      for quota = first[n], first[n + 1] - 1 do
+    for n = 1, #charged do
+      local key = charged[n]
+      for at = 1, #key do
+        local quota = key[at]
         if gives then
           give_back(quota, cost * count)
         end
-        local left = kinds[quota] ~= '-' and room_of(quota, 1) or 0
-        reply[size + 1], reply[size + 2], reply[size + 3] = left, reset_of(quota), wait_of(quota, cost)
+        reply[size + 1], reply[size + 2], reply[size + 3] = room_of(quota, 1), reset_of(quota), wait_of(quota, cost)
         size = size + 3
       end
     end
   end
 end
 
-for n = 1, #KEYS do
-  if is_written[n] then
-    write(n)
+for n = 1, #keys do
+  if keys[n].is_written then
+    write(keys[n])
   end
 end
 return reply
