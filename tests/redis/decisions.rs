@@ -8,7 +8,10 @@ use redis::aio::MultiplexedConnection;
 
 use crate::server::Server;
 
-const TAKE: &str = include_str!("../../src/store/redis/take.lua");
+const TAKE: &str = concat!(
+    include_str!("../../src/store/redis/take.lua"),
+    include_str!("../../src/store/redis/take_general.lua")
+);
 
 /// Puts the script on a clock of the test's, and what it stores on a clock that never ends it.
 fn shimmed(script: &str) -> String {

@@ -4,14 +4,16 @@ use redis::Cmd;
 
 use crate::contestants::{COUNT, INTERVAL_MICROS};
 
-pub const SOURCE: &str = include_str!("../../../src/store/redis/take.lua");
+pub const SOURCE: &str = concat!(
+    include_str!("../../../src/store/redis/take.lua"),
+    include_str!("../../../src/store/redis/take_general.lua"),
+);
 
 /// Adds the arguments behind the keys, of which each has one bucket, for one request that charges them all.
 pub fn add_arguments(command: &mut Cmd, keys: usize, cost: u32) {
-    command.arg("take").arg(0);
-    for _ in 0..keys {
-        command.arg("b").arg(INTERVAL_MICROS).arg(COUNT);
-    }
+    let rules = if keys == 1 { "b" } else { "b =" };
+    command.arg(format!("take 0 {rules}"));
+    command.arg(INTERVAL_MICROS).arg(COUNT);
     command.arg(cost).arg(1);
 }
 

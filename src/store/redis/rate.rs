@@ -59,7 +59,10 @@ pub(super) fn is_limiting(rule: &Rule) -> bool {
 }
 
 pub(super) fn script() -> Script {
-    Script::new(include_str!("take.lua"))
+    Script::new(concat!(
+        include_str!("take.lua"),
+        include_str!("take_general.lua")
+    ))
 }
 
 impl RedisBuckets {
