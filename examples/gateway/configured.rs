@@ -45,6 +45,12 @@ pub(crate) async fn serve(flags: &Flags, file: &Path) -> Result<(), String> {
     let cannot = |error| format!("cannot serve on {}: {error}", flags.listen);
     let listener = TcpListener::bind(flags.listen).await.map_err(cannot)?;
     let address = listener.local_addr().map_err(cannot)?;
+    // The service starts all the same: the failure mode decides until Redis does.
+    if let Some(store) = admission.store()
+        && let Err(error) = store.ping().await
+    {
+        error!(%error, "Redis cannot decide");
+    }
     // Limits of single keys, as far as they can be had now.
     if let Err(error) = admission.limits().refresh().await {
         error!(%error, "limits of single keys are not known yet");

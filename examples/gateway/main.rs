@@ -19,7 +19,7 @@ use axum::Router;
 use clap::Parser;
 use tokio::net::TcpListener;
 use tower_admission::store::RedisStore;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::flags::Flags;
 use crate::listener::GuardedListener;
@@ -58,6 +58,12 @@ async fn serve(flags: &Flags) -> io::Result<()> {
     let store = flags.store();
     let app = Limits::new(store.clone()).app(flags.max_concurrency, quota);
 
+    // It starts all the same: the failure mode decides until Redis does.
+    if let Some(store) = &store
+        && let Err(error) = store.ping().await
+    {
+        error!(%error, "Redis cannot decide");
+    }
     greeting::print(address, flags.max_concurrency, quota);
     run(listener, app, store.as_ref()).await;
     Ok(())

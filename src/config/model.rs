@@ -276,6 +276,18 @@ impl Config {
         self.admin.token.as_ref().map(|token| &*token.0)
     }
 
+    /// The store that limits are counted in; `None` if that is in memory. It is for checks before a service starts,
+    /// such as [`ping`](RedisStore::ping): an [`Admission`](super::Admission) opens its own.
+    ///
+    /// # Errors
+    ///
+    /// When the URL or a certificate cannot be used.
+    #[cfg(feature = "redis")]
+    pub fn store(&self) -> Result<Option<RedisStore>, super::ConfigError> {
+        let url = self.store.url.as_ref();
+        url.map(|url| self.store.redis(url)).transpose()
+    }
+
     /// The names of the groups, in alphabetical order.
     pub fn groups(&self) -> impl Iterator<Item = &str> {
         self.groups.keys().map(String::as_str)

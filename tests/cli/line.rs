@@ -138,6 +138,14 @@ async fn a_configuration_is_checked() {
         wrong.starts_with(&format!("{path}: groups.api.rate: ")),
         "{wrong}"
     );
+    // In memory there is nothing to connect to.
+    std::fs::write(&file, "[groups.api]\nrate = '10/s'").unwrap();
+    assert_eq!(check(&["--connect"]).await.ok(), format!("{path}: ok: api"));
+    let store = "[store]\nurl = 'redis://127.0.0.1:1'\nsecret = '00112233445566778899aabbccddeeff'";
+    std::fs::write(&file, store).unwrap();
+    assert_eq!(check(&[]).await.ok(), format!("{path}: ok: no groups"));
+    let away = check(&["--connect"]).await.failed(4);
+    assert!(away.contains("127.0.0.1:1: "), "{away}");
     std::fs::remove_file(&file).unwrap();
     let missing = check(&[]).await.failed(3);
     assert!(missing.starts_with(path), "{missing}");

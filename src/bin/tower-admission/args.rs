@@ -159,6 +159,9 @@ pub(crate) enum ConfigCommand {
     Check {
         /// The file
         file: PathBuf,
+        /// Connect to the store, too, and have it make a decision under the prefix
+        #[arg(long)]
+        connect: bool,
     },
 }
 

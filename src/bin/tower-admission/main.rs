@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches};
 use serde_json::json;
-use tower_admission::config::Config;
+use tower_admission::config::{Config, ConfigError};
 
 use self::args::{Cli, Command, ConfigCommand};
 use self::failure::Failure;
@@ -35,7 +35,7 @@ fn main() -> ExitCode {
     let output = Output::new(cli.json);
     let done = match &cli.command {
         Command::Completions { shell } => output.completions(*shell),
-        Command::Config(ConfigCommand::Check { file }) => check(file, &output),
+        Command::Config(ConfigCommand::Check { file, connect }) => check(file, *connect, &output),
         command => at_server(&cli, &matches, command, &output),
     };
     match done {
@@ -69,9 +69,12 @@ fn not_parsed(error: &clap::Error) -> ExitCode {
     failure.code()
 }
 
-/// Whether a service could run with a configuration.
-fn check(file: &Path, output: &Output) -> Result<(), Failure> {
+/// Whether a service could run with a configuration, and decide in its store if that is asked for.
+fn check(file: &Path, connect: bool, output: &Output) -> Result<(), Failure> {
     let config = Config::load(file).map_err(|error| Failure::refused(error.to_string()))?;
+    if connect {
+        ask_store(&config)?;
+    }
     let groups: Vec<_> = config.groups().collect();
     let listed = if groups.is_empty() {
         "no groups".to_owned()
@@ -85,6 +88,17 @@ fn check(file: &Path, output: &Output) -> Result<(), Failure> {
     )
 }
 
+fn ask_store(config: &Config) -> Result<(), Failure> {
+    let refused = |error: ConfigError| Failure::refused(error.to_string());
+    let Some(store) = config.store().map_err(refused)? else {
+        return Ok(());
+    };
+    within_runtime(async {
+        let ping = store.ping().await;
+        ping.map_err(|error| redis::not_deciding(&error))
+    })
+}
+
 /// Does what needs a server.
 fn at_server(
     cli: &Cli,
@@ -95,14 +109,18 @@ fn at_server(
     let place = cli.server.place(matches)?;
     // Before any key is made.
     let keys = Keys::new(cli.server.secret.as_deref())?;
+    within_runtime(async {
+        let server = Server::open(&place, &cli.server, &keys).await?;
+        commands::run(command, &server, &keys, output).await
+    })
+}
+
+fn within_runtime(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::unreachable(format!("no network: {error}")))?;
-    let done = runtime.block_on(async {
-        let server = Server::open(&place, &cli.server, &keys).await?;
-        commands::run(command, &server, &keys, output).await
-    });
+    let done = runtime.block_on(work);
     // Without waiting for a name that is still looked up.
     runtime.shutdown_background();
     done

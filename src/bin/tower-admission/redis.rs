@@ -190,6 +190,15 @@ fn not_changed(error: LimitsError) -> Failure {
     }
 }
 
+/// Why the store of a configuration makes no decisions.
+pub(crate) fn not_deciding(error: &StoreError) -> Failure {
+    let failure = match error.kind() {
+        FailureKind::Disconnected | FailureKind::Timeout | FailureKind::Tls => Failure::unreachable,
+        _ => Failure::refused,
+    };
+    failure(format!("store: {error}"))
+}
+
 /// What to do about it, and the cause; never the URL, which may have a password in it.
 fn failed(error: &StoreError) -> Failure {
     let (failure, advice): (fn(String) -> Failure, _) = match error.kind() {

@@ -7,7 +7,10 @@ use redis::aio::MultiplexedConnection;
 
 use crate::server::Server;
 
-const TAKE: &str = include_str!("../../../src/store/redis/take.lua");
+const TAKE: &str = concat!(
+    include_str!("../../../src/store/redis/take.lua"),
+    include_str!("../../../src/store/redis/take_general.lua")
+);
 
 /// An interval in microseconds, and the most that is admitted at once.
 type Quota = (u64, u64);
