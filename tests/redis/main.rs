@@ -11,6 +11,7 @@ mod cluster;
 mod cluster_faults;
 mod decisions;
 mod events;
+mod connecting;
 mod faults;
 mod gateway;
 mod keeper;

@@ -171,8 +171,19 @@ impl RedisStore {
     /// How long a slot stays taken by a replica that is gone.
     pub const DEFAULT_LEASE_TTL: Duration = Duration::from_secs(15);
 
-    /// A store at a URL: `redis://[user:password@]host[:port][/db]`, `rediss://` for TLS (feature
-    /// `redis-tls`), `unix:/path`, or `redis+cluster://[user:password@]host,host` for a cluster.
+    /// A store at a URL:
+    ///
+    /// - `redis://[user:password@]host[:6379][/db]`: one server
+    /// - `unix:/path[?db=1&user=..&pass=..]`: one server on a unix socket
+    /// - `redis+cluster://[user:password@]host,host`: a cluster
+    /// - `redis+sentinel://[user:password@]host[:26379],host/service[/db]`: the master that Sentinel
+    ///   names
+    /// - `rediss://`, `rediss+cluster://` and `rediss+sentinel://`: the same over TLS (feature
+    ///   `redis-tls`), which trusts the CAs of the system unless `tls` names others
+    ///
+    /// `?protocol=resp3` speaks RESP3 in place of RESP2, and `?client_name=..` is
+    /// [`client_name`](Self::client_name). [The chapter on replicas](crate::replicas#connecting) has
+    /// more, such as the permissions of an ACL user.
     ///
     /// Does not connect; the first call does.
     ///
