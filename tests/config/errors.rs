@@ -228,6 +228,24 @@ fn what_is_wrong_says_where_and_what_would_be_right() {
             "[store]\nurl = 'http://hunter2@x'\nsecret = '000102030405060708090a0b0c0d0e0f'",
             "store.url: this is no URL of Redis, such as \"redis://",
         ),
+        #[cfg(feature = "redis-tls")]
+        (
+            "[store]\nurl = 'rediss://x'\nsecret = '000102030405060708090a0b0c0d0e0f'\n\
+             tls_ca_file = '/nowhere/ca.pem'",
+            "store.tls_ca_file: /nowhere/ca.pem: No such file",
+        ),
+        #[cfg(feature = "redis-tls")]
+        (
+            "[store]\nurl = 'rediss://x'\nsecret = '000102030405060708090a0b0c0d0e0f'\n\
+             tls_key_file = '/nowhere/key.pem'",
+            "store.tls_key_file: a key needs its certificate in `store.tls_certificate_file`",
+        ),
+        #[cfg(feature = "redis-tls")]
+        (
+            "[store]\nurl = 'redis://x'\nsecret = '000102030405060708090a0b0c0d0e0f'\n\
+             tls_server_name = 'x'",
+            "store.tls_server_name: certificates need a URL with TLS: rediss://",
+        ),
         (
             "[store]\ndeadline = '25'",
             "store.deadline: \"25\" is no time, such as \"25ms\"",

@@ -1,5 +1,9 @@
 //! Limits from a file and the environment.
 
+#[cfg(feature = "redis-tls")]
+#[path = "../redis/certificates.rs"]
+#[allow(dead_code)]
+mod certificates;
 mod errors;
 mod follow;
 mod keys;
@@ -13,6 +17,8 @@ mod routes;
 #[allow(dead_code)]
 mod server;
 mod tiers;
+#[cfg(feature = "redis-tls")]
+mod tls;
 mod values;
 
 use axum::Router;

@@ -73,6 +73,15 @@ impl Authority {
 
     /// A server with this certificate, and its port for TLS.
     pub(crate) async fn serve(&self, identity: &Identity, auth_clients: &str) -> (Server, u16) {
+        self.serve_with(identity, auth_clients, &[]).await
+    }
+
+    pub(crate) async fn serve_with(
+        &self,
+        identity: &Identity,
+        auth_clients: &str,
+        more: &[&str],
+    ) -> (Server, u16) {
         let port = free_port();
         let text = |path: &Path| path.to_str().unwrap().to_owned();
         let (certificate, key) = (text(&identity.certificate), text(&identity.key));
@@ -89,7 +98,7 @@ impl Authority {
             "--tls-auth-clients",
             auth_clients,
         ];
-        (Server::start_with(&options).await, port)
+        (Server::start_with(&[&options, more].concat()).await, port)
     }
 }
 

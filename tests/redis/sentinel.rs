@@ -21,6 +21,11 @@ pub(crate) struct Sentinels {
 impl Sentinels {
     /// Looks after `gateway`, and takes its master for dead after half a second.
     pub(crate) fn start(master: u16, password: &str) -> Self {
+        Self::start_with(master, password, |port| format!("port {port}"))
+    }
+
+    /// With these lines about their own port.
+    fn start_with(master: u16, password: &str, listen: impl Fn(u16) -> String) -> Self {
         let ports = [free_port(), free_port(), free_port()];
         let folder = std::env::temp_dir().join(format!("tower-admission-sentinel-{}", ports[0]));
         std::fs::create_dir_all(&folder).unwrap();
@@ -28,11 +33,12 @@ impl Sentinels {
             // They write what they find out into it.
             let file = folder.join(format!("{port}.conf"));
             let settings = format!(
-                "port {port}\nbind 127.0.0.1\ndir {}\nrequirepass {password}\n\
+                "{}\nbind 127.0.0.1\ndir {}\nrequirepass {password}\n\
                  sentinel sentinel-pass {password}\n\
                  sentinel monitor gateway 127.0.0.1 {master} 2\n\
                  sentinel down-after-milliseconds gateway 500\n\
                  sentinel failover-timeout gateway 2000\n",
+                listen(port),
                 folder.display()
             );
             std::fs::write(&file, settings).unwrap();
@@ -183,4 +189,26 @@ async fn sentinels_that_name_no_master_are_an_error_that_says_why() {
         assert_eq!(error.kind(), kind, "{error}");
         assert!(error.to_string().contains(reason), "{error}");
     }
+}
+
+#[cfg(feature = "redis-tls")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sentinels_and_servers_are_asked_over_tls() {
+    let authority = super::certificates::Authority::new();
+    let identity = authority.issue("server", |_| {});
+    let (_master, port) = authority.serve(&identity, "no").await;
+    let sentinels = Sentinels::start_with(port, "watch", |port| {
+        format!(
+            "port 0\ntls-port {port}\ntls-replication yes\ntls-auth-clients no\n\
+             tls-cert-file {}\ntls-key-file {}\ntls-ca-cert-file {}",
+            identity.certificate.display(),
+            identity.key.display(),
+            authority.ca().display()
+        )
+    });
+    let url = sentinels.url("gateway", "watch");
+    let store = store(&url.replace("redis+", "rediss+")).on_failure(FailureMode::Closed);
+    let store = store.tls(authority.trusted()).unwrap();
+    let buckets = store.open(&[Quota::per_hour(5).into()]);
+    assert_eq!(take_all(&*buckets, "alice").await, 5);
 }

@@ -10,7 +10,7 @@ use tower_admission::store::redis::FailureKind;
 use tower_admission::store::{RateStore, RedisStore, RedisTls};
 
 use super::certificates::Authority;
-use super::server::store;
+use super::server::{store, until};
 use super::user;
 
 /// Why there is no connection. A busy machine may only find out on another try.
@@ -122,6 +122,52 @@ async fn a_server_asks_for_a_certificate() {
         let error = store(&url).tls(unusable).unwrap_err();
         assert_eq!(error.kind(), FailureKind::Configuration);
         assert!(error.to_string().contains("key"), "{error:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_is_reached_over_tls() {
+    let authority = Authority::new();
+    let identity = authority.issue("server", |_| {});
+    let cluster = ["--cluster-enabled", "yes", "--tls-cluster", "yes"];
+    let (server, port) = authority.serve_with(&identity, "no", &cluster).await;
+    server
+        .word(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"])
+        .await;
+    until("the cluster is there", async || {
+        let info = server.word(&["CLUSTER", "INFO"]).await;
+        info.contains("cluster_state:ok")
+    })
+    .await;
+    let store = store(&format!("rediss+cluster://localhost:{port}"));
+    let store = store.tls(authority.trusted()).unwrap();
+    store.ping().await.unwrap();
+    decides(&store, "alice").await;
+}
+
+/// Over TLS the end of a connection is noticed without a call, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_connection_is_replaced_while_it_is_idle() {
+    let authority = Authority::new();
+    let identity = authority.issue("server", |_| {});
+    let (server, port) = authority.serve(&identity, "no").await;
+    for protocol in ["resp2", "resp3"] {
+        let url = format!("rediss://localhost:{port}/?protocol={protocol}&client_name={protocol}");
+        let store = store(&url).tls(authority.trusted()).unwrap();
+        decides(&store, protocol).await;
+        let connection = async || {
+            let clients = server.word(&["CLIENT", "LIST"]).await;
+            let name = format!(" name={protocol} ");
+            let client = clients.lines().find(|client| client.contains(&name))?;
+            let id = client.strip_prefix("id=")?.split(' ').next()?;
+            Some(id.to_owned())
+        };
+        let first = connection().await.unwrap();
+        server.word(&["CLIENT", "KILL", "ID", &first]).await;
+        until("the store has another connection", async || {
+            connection().await.is_some_and(|id| id != first)
+        })
+        .await;
     }
 }
 
