@@ -8,8 +8,8 @@ use redis::{Cmd, Value};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::client::Context;
 use super::connection::Driver;
+use super::context::Context;
 use super::failure::{FailureKind, StoreError};
 use super::url::{Address, Target};
 

@@ -4,9 +4,11 @@
 
 mod answers;
 mod attempt;
+mod call;
 mod charged;
 mod client;
 mod connection;
+mod context;
 mod decide;
 mod denied;
 mod detail;

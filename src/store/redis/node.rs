@@ -15,8 +15,8 @@ use tokio::sync::{Semaphore, SemaphorePermit, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 
-use super::client::Context;
 use super::connection::Driver;
+use super::context::Context;
 use super::failure::{FailureKind, StoreError};
 use super::health::Condition;
 use super::url::Address;

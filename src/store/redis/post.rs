@@ -16,9 +16,11 @@ impl Post {
     /// Takes the job unless somebody has it.
     pub(crate) fn take(&self) -> Option<Term> {
         // Read first, as this is asked much more often than it is so.
-        (self.0.load(Ordering::Acquire) == VACANT)
-            .then(|| self.replace(VACANT))
-            .flatten()
+        self.is_vacant().then(|| self.replace(VACANT)).flatten()
+    }
+
+    pub(crate) fn is_vacant(&self) -> bool {
+        self.0.load(Ordering::Acquire) == VACANT
     }
 
     /// Takes the job from whoever has it.

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use super::attempt::{ask_once, attempt};
-use super::client::Context;
+use super::context::Context;
 use super::failure::{FailureKind, StoreError};
 use super::health::Condition;
 use super::node::Node;
@@ -160,15 +160,21 @@ impl Router {
 
     /// The server at an address, which is to take a call for a slot that it does not have yet.
     pub(super) fn node_at(&self, address: &Address) -> Option<Arc<Node>> {
-        self.change(|map, context| {
-            if map.at(address).is_some() {
-                return None;
-            }
-            let mut nodes = map.nodes.clone();
-            join(&mut nodes, address, context)?;
-            let slots = map.slots.clone();
-            Some(Map { slots, nodes })
-        });
+        self.known_node_at(address).or_else(|| {
+            self.change(|map, context| {
+                let mut nodes = map.nodes.clone();
+                // Unless another call has added it.
+                if map.at(address).is_none() {
+                    join(&mut nodes, address, context)?;
+                }
+                let slots = map.slots.clone();
+                Some(Map { slots, nodes })
+            });
+            self.known_node_at(address)
+        })
+    }
+
+    fn known_node_at(&self, address: &Address) -> Option<Arc<Node>> {
         let map = self.map.load();
         let map = map.as_ref()?;
         let member = &map.nodes[map.at(address)?];
@@ -184,6 +190,8 @@ impl Router {
             let changed = map.and_then(|map| to(&map, &self.context));
             let is_changed = changed.is_some();
             if let Some(map) = changed {
+                // Before calls find a new server, as the supervisor needs time to connect to it.
+                self.context.attended();
                 self.map.store(Some(Arc::new(map)));
             }
             is_changed
@@ -292,6 +300,7 @@ impl Router {
                     false => left.push(member.node.clone()),
                 }
             }
+            self.context.attended();
             self.map.store(Some(Arc::new(Map { slots, nodes })));
             left
         };

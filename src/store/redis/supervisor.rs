@@ -38,6 +38,8 @@ pub(super) fn supervise(shared: &Arc<Shared>) {
         return;
     };
     context.attended();
+    // One that lost the job ends, if it can.
+    context.wake_supervisor();
     context.options.events.connecting();
     let supervised = Supervised(Arc::new(Watch {
         shared: shared.clone(),

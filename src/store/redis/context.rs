@@ -1,0 +1,81 @@
+//! What the servers of a store have in common.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::client::Options;
+use super::failure::StoreError;
+use super::health::Health;
+use super::url::Target;
+
+pub(super) struct Context {
+    pub(super) target: Target,
+    pub(super) options: Options,
+    pub(super) health: Health,
+    started: Instant,
+    /// Wakes the supervisor, and one that lost the job as well.
+    pub(super) wake: watch::Sender<()>,
+    /// Has a cluster's map asked for.
+    pub(super) trouble: watch::Sender<()>,
+    /// When the supervisor was last seen or called, in microseconds since `started`.
+    attended: AtomicU64,
+    /// Of the last connection.
+    generation: AtomicU64,
+}
+
+impl Context {
+    pub(super) fn new(target: Target, options: Options) -> Arc<Self> {
+        Arc::new(Self {
+            target,
+            options,
+            health: Health::default(),
+            started: Instant::now(),
+            wake: watch::Sender::new(()),
+            trouble: watch::Sender::new(()),
+            attended: AtomicU64::new(0),
+            generation: AtomicU64::new(0),
+        })
+    }
+
+    pub(super) fn failed(&self, error: &StoreError) {
+        self.options.events.failed(error);
+    }
+
+    pub(super) fn report_health(&self) {
+        self.health
+            .report(|reachable| self.options.events.reachable(reachable));
+    }
+
+    pub(super) fn wake_supervisor(&self) {
+        self.wake.send_replace(());
+    }
+
+    /// Something is not as it was, of which the map of a cluster may tell.
+    pub(super) fn is_in_trouble(&self) {
+        self.trouble.send_replace(());
+    }
+
+    pub(super) fn next_generation(&self) -> u64 {
+        self.generation.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(super) fn micros(&self) -> u64 {
+        self.started.elapsed().as_micros() as u64
+    }
+
+    /// The supervisor was here, or was called.
+    pub(super) fn attended(&self) {
+        self.attended.store(self.micros(), Ordering::Relaxed);
+    }
+
+    pub(super) fn is_unattended_for(&self, time: Duration) -> bool {
+        let since = self
+            .micros()
+            .saturating_sub(self.attended.load(Ordering::Relaxed));
+        Duration::from_micros(since) > time
+    }
+}
