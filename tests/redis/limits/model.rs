@@ -63,9 +63,6 @@ impl Model {
     }
 }
 
-/// Where the script finds the time.
-const CLOCK: &str = "clock";
-
 struct Script {
     connection: MultiplexedConnection,
     source: String,
@@ -75,28 +72,29 @@ struct Script {
 impl Script {
     /// What is left of each quota, and how long to wait.
     async fn run(&mut self, now: u64, mode: &str, step: &Step) -> [[u64; 2]; 2] {
-        let mut run = redis::pipe();
-        let run = run.atomic().del(CLOCK).ignore();
-        let run = run.rpush(CLOCK, &[now / 1_000_000, now % 1_000_000]);
-        let run = run.ignore().cmd("EVAL").arg(&self.source);
         let letters = step
             .quotas
             .map(|quota| if quota.is_some() { 'b' } else { '-' });
-        let head = format!("{mode} 0 {}", String::from_iter(letters));
+        let head = format!("{mode} 0 {}", letters.iter().collect::<String>());
+        let numbers = step.quotas.map(|quota| quota.unwrap_or((0, 0)));
+        let mut run = redis::pipe();
+        let run = run.atomic().del("clock").ignore();
+        let run = run.rpush("clock", &[now / 1_000_000, now % 1_000_000]);
+        let run = run.ignore().cmd("EVAL").arg(&self.source);
         let run = run.arg(1).arg(&self.key).arg(head);
-        for quota in step.quotas {
-            let (interval, limit) = quota.unwrap_or_default();
-            run.arg(&[interval, limit]);
+        for (interval, limit) in numbers {
+            run.arg(interval).arg(limit);
         }
-        run.arg(step.cost).arg(1);
+        let run = run.arg(step.cost).arg(1);
         // The server's own time is another.
         run.cmd("PERSIST").arg(&self.key).ignore();
         let (answer,): (Vec<i64>,) = run.query_async(&mut self.connection).await.unwrap();
-        let number = |at: usize| answer[at].max(0).unsigned_abs();
-        [0, 1].map(|quota| match answer[0] {
-            0 => [number(1 + 3 * quota), number(3 + 3 * quota)],
-            _ => [number(1 + 2 * quota), 0],
-        })
+        let numbers = match *answer {
+            [1, left, _, second, _] => [[left, 0], [second, 0]],
+            [0, left, _, wait, second, _, then] => [[left, wait], [second, then]],
+            _ => panic!("the answer about a request: {answer:?}"),
+        };
+        numbers.map(|quota| quota.map(|number| number.max(0).unsigned_abs()))
     }
 
     async fn stored(&mut self) -> Option<String> {
@@ -174,7 +172,7 @@ fn buckets_are_what_a_naive_model_says_whatever_quota_replicas_go_by() {
     assert!(TAKE.contains(time));
     let script = std::cell::RefCell::new(Script {
         connection,
-        source: TAKE.replace(time, &format!("redis.call('LRANGE', '{CLOCK}', 0, 1)")),
+        source: TAKE.replace(time, "redis.call('LRANGE', 'clock', 0, 1)"),
         key: String::new(),
     });
     let config = ProptestConfig {
