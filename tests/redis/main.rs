@@ -16,6 +16,7 @@ mod faults;
 mod gateway;
 mod keeper;
 mod layers;
+mod lease_clock;
 mod leases;
 mod limits;
 mod lost;

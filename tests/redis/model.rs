@@ -11,8 +11,14 @@ use redis::aio::MultiplexedConnection;
 
 use crate::server::Server;
 
-const ACQUIRE: &str = include_str!("../../src/store/redis/acquire.lua");
-const HEARTBEAT: &str = include_str!("../../src/store/redis/heartbeat.lua");
+const ACQUIRE: &str = concat!(
+    include_str!("../../src/store/redis/lease_clock.lua"),
+    include_str!("../../src/store/redis/acquire.lua")
+);
+const HEARTBEAT: &str = concat!(
+    include_str!("../../src/store/redis/lease_clock.lua"),
+    include_str!("../../src/store/redis/heartbeat.lua")
+);
 const RELEASE: &str = include_str!("../../src/store/redis/release.lua");
 
 const TOTAL: usize = 4;
@@ -117,8 +123,9 @@ impl Scripts {
         let mut command = redis::cmd("EVAL");
         command.arg(ACQUIRE).arg(3).arg(&self.keys(lease));
         command.arg("epoch").arg(TTL).arg(not_after);
-        command.arg(lease).arg(TOTAL).arg(OF_TENANT).arg(OF_ADDRESS);
-        let (outcome, now, _, place): (i64, u64, String, usize) =
+        command.arg(lease).arg(TOTAL).arg(2);
+        command.arg(OF_TENANT).arg(OF_ADDRESS);
+        let (now, _, outcome, place): (u64, String, i64, usize) =
             command.query_async(&mut self.connection).await.unwrap();
         ((outcome, place), now)
     }

@@ -13,11 +13,6 @@
 -- The first write is one that a server without memory allows, and which lets the others pass. A key
 -- that holds something else keeps it, and is no harm to the other leases.
 
-local time = redis.call('TIME')
-local now = math.floor(time[1] * 1000 + time[2] / 1000)
-local function text(number)
-  return string.format('%.0f', number)
-end
 local ttl = tonumber(ARGV[2])
 local not_after = tonumber(ARGV[3])
 local epoch = redis.call('ZRANGEBYSCORE', KEYS[1], '+inf', '+inf')[1]
@@ -25,8 +20,8 @@ if not_after > 0 and now > not_after then
   return { -2, now, epoch or '', 0 }
 end
 
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', text(now))
-local expires = text(now + ttl)
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+local expires = now + ttl
 local wrong = 0
 for n = 2, #KEYS do
   local id = ARGV[n + 2]
@@ -47,4 +42,5 @@ end
 if redis.call('PTTL', KEYS[1]) < ttl then
   redis.call('PEXPIRE', KEYS[1], ARGV[2])
 end
+bring_back(KEYS[1], ttl)
 return { 1, now, epoch, wrong }

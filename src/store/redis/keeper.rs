@@ -176,7 +176,7 @@ impl Slots {
         for batch in held.chunks(BATCH) {
             let (keys, ids) = self.entries(batch.iter().map(|(id, of_keys)| (*id, of_keys)));
             let mut arguments = self.arguments(Instant::now(), self.ttl());
-            arguments.extend(ids.iter().map(u64::to_string));
+            arguments.extend(ids);
             let client = &self.store.client;
             let script = &self.store.leases.heartbeat;
             let deadline = client.deadline();
@@ -214,13 +214,13 @@ impl Slots {
     fn entries<'a>(
         &self,
         leases: impl Iterator<Item = (u64, &'a OfKeys)>,
-    ) -> (Vec<String>, Vec<u64>) {
+    ) -> (Vec<String>, Vec<String>) {
         let (mut keys, mut ids) = (vec![self.names.total.clone()], Vec::new());
         for (id, of_keys) in leases {
             let total = std::slice::from_ref(&self.names.total);
             let in_keys = if of_keys.is_empty() { total } else { of_keys };
             keys.extend_from_slice(in_keys);
-            ids.extend(in_keys.iter().map(|_| id));
+            ids.extend(in_keys.iter().map(|_| self.member(id)));
         }
         (keys, ids)
     }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::Inner;
 use super::client::Again;
-use super::failure::StoreError;
+use super::failure::{FailureKind, StoreError};
 use super::keeper::Keeper;
 use super::names::LeaseNames;
 use super::script::Script;
@@ -54,6 +54,14 @@ impl Opened {
     }
 }
 
+/// A script that goes by the server's clock.
+macro_rules! on_clock {
+    ($script:literal) => {
+        concat!(include_str!("lease_clock.lua"), include_str!($script))
+    };
+}
+pub(super) use on_clock;
+
 pub(super) struct Scripts {
     acquire: Script,
     pub(super) heartbeat: Script,
@@ -64,10 +72,10 @@ pub(super) struct Scripts {
 impl Scripts {
     pub(super) fn new() -> Self {
         Self {
-            acquire: Script::new(include_str!("acquire.lua")),
-            heartbeat: Script::new(include_str!("heartbeat.lua")),
+            acquire: Script::new(on_clock!("acquire.lua")),
+            heartbeat: Script::new(on_clock!("heartbeat.lua")),
             release: Script::new(include_str!("release.lua")),
-            usage: Script::new(include_str!("usage.lua")),
+            usage: Script::new(on_clock!("usage.lua")),
         }
     }
 }
@@ -100,14 +108,44 @@ pub(super) const GRANTED: i64 = 1;
 pub(super) const FULL: i64 = 0;
 pub(super) const KEY_FULL: i64 = -1;
 pub(super) const LATE: i64 = -2;
+const WRONG: i64 = -3;
 
 /// The same, of a lease without a name.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Outcome {
     Granted,
     Full,
-    KeyFull { place: usize },
+    KeyFull {
+        place: usize,
+    },
     Late,
+    /// One of its keys holds something else.
+    Wrong,
+}
+
+impl Outcome {
+    fn parse(numbers: &[redis::Value]) -> Option<Self> {
+        let [redis::Value::Int(outcome), redis::Value::Int(place)] = *numbers else {
+            return None;
+        };
+        match outcome {
+            GRANTED => Some(Self::Granted),
+            FULL => Some(Self::Full),
+            KEY_FULL => usize::try_from(place)
+                .ok()
+                .map(|place| Self::KeyFull { place }),
+            LATE => Some(Self::Late),
+            WRONG => Some(Self::Wrong),
+            _ => None,
+        }
+    }
+}
+
+/// A lease that is asked for.
+struct Asked<'a> {
+    id: u64,
+    of_keys: &'a [String],
+    limits: &'a LeaseLimits,
 }
 
 impl RedisLeases {
@@ -193,19 +231,22 @@ impl Slots {
         };
         let slots = lease.slots.clone();
         let deadline = slots.store.client.deadline();
-        let mut keys = vec![slots.names.total.clone()];
-        keys.extend(of_keys);
         let id = lease.id;
-        let asked = slots.ask(&keys, id, &limits, deadline).await;
-        let mut outcome = asked.inspect_err(|error| {
+        let asked = [Asked {
+            id,
+            of_keys: &of_keys,
+            limits: &limits,
+        }];
+        let mut outcomes = slots.ask(&asked, deadline).await.inspect_err(|error| {
             // If it was not sent, there is nothing to give back.
             lease.may_be_taken = error.was_sent();
         })?;
-        if outcome == Outcome::Late {
+        if outcomes[0] == Outcome::Late {
             // But here is its asker, waiting. So it is the first, or the clocks have drifted apart
             // since the last answer, and with this one's time it is in time.
-            outcome = slots.ask(&keys, id, &limits, deadline).await?;
+            outcomes = slots.ask(&asked, deadline).await?;
         }
+        let outcome = outcomes[0];
         if outcome == Outcome::Granted {
             slots.hold(id, lease.of_keys.clone());
             return Ok(Leased::Granted(Box::new(lease)));
@@ -214,32 +255,52 @@ impl Slots {
         Ok(match outcome {
             Outcome::Full => Leased::Full,
             Outcome::KeyFull { place } => Leased::KeyFull { place },
-            Outcome::Granted | Outcome::Late => Leased::Unavailable(slots.failure_mode()),
+            Outcome::Granted | Outcome::Late | Outcome::Wrong => {
+                Leased::Unavailable(slots.failure_mode())
+            }
         })
     }
 
+    /// Asks for leases in their order of arrival.
     async fn ask(
         &self,
-        keys: &[String],
-        id: u64,
-        limits: &LeaseLimits,
+        leases: &[Asked<'_>],
         deadline: Instant,
-    ) -> Result<Outcome, StoreError> {
+    ) -> Result<Vec<Outcome>, StoreError> {
+        let mut keys = vec![self.names.total.clone()];
         let mut arguments = self.arguments(Instant::now(), self.ttl());
-        arguments.extend([id.to_string(), or_none(limits.total)]);
-        arguments.extend(limits.keys().iter().map(|(_, limit)| limit.to_string()));
+        for lease in leases {
+            let limits = lease.limits.keys();
+            keys.extend_from_slice(lease.of_keys);
+            arguments.extend([self.member(lease.id), or_none(lease.limits.total)]);
+            arguments.push(limits.len().to_string());
+            arguments.extend(limits.iter().map(|(_, limit)| limit.to_string()));
+        }
         let client = &self.store.client;
         let script = &self.store.leases.acquire;
-        // The id makes a second one the same as the first.
-        let answer = client.run(script, keys, &*arguments, deadline, Again::Once);
-        let (outcome, time, epoch, place): (i64, u64, Vec<u8>, usize) = answer.await?;
+        // The ids make a second one the same as the first.
+        let answer = client.run(script, &keys, &*arguments, deadline, Again::Once);
+        let wrong = || client.failed(StoreError::new(FailureKind::WrongData).after_sending());
+        let answer: Vec<redis::Value> = answer.await?;
+        let [time, epoch, outcomes @ ..] = &*answer else {
+            return Err(wrong());
+        };
+        let time = redis::from_redis_value_ref(time).map_err(|_| wrong())?;
+        let epoch = redis::from_redis_value_ref(epoch).map_err(|_| wrong())?;
         self.learn(time, epoch);
-        Ok(match outcome {
-            GRANTED => Outcome::Granted,
-            FULL => Outcome::Full,
-            KEY_FULL => Outcome::KeyFull { place },
-            _ => Outcome::Late,
-        })
+        let outcomes: Vec<_> = outcomes.chunks(2).map_while(Outcome::parse).collect();
+        if outcomes.len() != leases.len() {
+            return Err(wrong());
+        }
+        if outcomes.contains(&Outcome::Wrong) {
+            wrong();
+        }
+        Ok(outcomes)
+    }
+
+    /// What a lease without a name is called in Redis.
+    pub(super) fn member(&self, id: u64) -> String {
+        format!("{id} {}", self.ttl().as_millis())
     }
 
     /// What scripts that take leases take first: a word for the epoch, the time to live, and until
@@ -257,10 +318,13 @@ impl Slots {
         keys.extend(of_key);
         let script = &self.store.leases.usage;
         let deadline = self.store.client.deadline();
-        let counts = self
-            .store
-            .client
-            .run(script, &keys, &[] as &[u64], deadline, Again::Once);
+        let counts = self.store.client.run(
+            script,
+            &keys,
+            self.ttl().as_millis() as u64,
+            deadline,
+            Again::Once,
+        );
         let counts: Vec<u64> = counts.await?;
         Ok(LeaseUsage::new(
             counts.first().copied().unwrap_or(0),

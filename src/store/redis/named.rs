@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::client::Again;
 use super::failure::{FailureKind, StoreError};
-use super::leases::{FULL, GRANTED, KEY_FULL, LATE, Slots, or_none};
+use super::leases::{FULL, GRANTED, KEY_FULL, LATE, Slots, on_clock, or_none};
 use super::script::Script;
 use crate::store::lease::lifetime;
 use crate::store::{LeaseName, NamedLease, NamedLeased, NamedLimits, Standing};
@@ -20,9 +20,9 @@ pub(super) struct Scripts {
 impl Scripts {
     pub(super) fn new() -> Self {
         Self {
-            acquire: Script::new(include_str!("named_acquire.lua")),
-            heartbeat: Script::new(include_str!("named_heartbeat.lua")),
-            release: Script::new(include_str!("named_release.lua")),
+            acquire: Script::new(on_clock!("named_acquire.lua")),
+            heartbeat: Script::new(on_clock!("named_heartbeat.lua")),
+            release: Script::new(on_clock!("named_release.lua")),
         }
     }
 }

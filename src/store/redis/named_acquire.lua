@@ -3,7 +3,7 @@
 --
 -- KEYS[1]      the leases of all, and the epoch, as in acquire.lua
 -- KEYS[2]      the tenant's leases
--- KEYS[3]      who holds this lease
+-- KEYS[3]      who holds this lease: a word, and how long the lease lives, in milliseconds
 -- KEYS[4]      there when this holder has given it back already, as one that gave up
 -- ARGV[1..3]   as in acquire.lua
 -- ARGV[4]      the lease, as it is called in KEYS[1] and KEYS[2]
@@ -17,11 +17,7 @@
 -- Everything is read before anything is written. The first write is one that a server without memory
 -- refuses.
 
-local time = redis.call('TIME')
-local now = math.floor(time[1] * 1000 + time[2] / 1000)
-local function text(number)
-  return string.format('%.0f', number)
-end
+local ttl = tonumber(ARGV[2])
 local not_after = tonumber(ARGV[3])
 local epoch = redis.call('ZRANGEBYSCORE', KEYS[1], '+inf', '+inf')[1]
 local function answer(outcome, taken)
@@ -31,7 +27,7 @@ end
 if not_after > 0 and now > not_after then
   return answer(-2, 0)
 end
-local live = '(' .. text(now)
+local live = '(' .. now
 local held = redis.call('ZSCORE', KEYS[1], ARGV[4])
 local in_all = redis.call('ZCOUNT', KEYS[1], live, '(+inf')
 local of_tenant = redis.call('ZCOUNT', KEYS[2], live, '+inf')
@@ -41,19 +37,18 @@ if redis.call('GET', KEYS[4]) then
 end
 if not (held and tonumber(held) > now) then
   local total_limit, tenant_limit = tonumber(ARGV[5]), tonumber(ARGV[6])
-  if tenant_limit >= 0 and of_tenant >= tenant_limit then
-    return answer(-1, of_tenant)
-  end
-  if total_limit >= 0 and in_all >= total_limit then
-    return answer(0, in_all)
+  local of_tenant_full = tenant_limit >= 0 and of_tenant >= tenant_limit
+  if of_tenant_full or total_limit >= 0 and in_all >= total_limit then
+    bring_back(KEYS[1], ttl)
+    bring_back(KEYS[2], ttl)
+    return answer(of_tenant_full and -1 or 0, of_tenant_full and of_tenant or in_all)
   end
 end
 
-local ttl = tonumber(ARGV[2])
-redis.call('SET', KEYS[3], ARGV[7], 'PX', ARGV[2])
+redis.call('SET', KEYS[3], ARGV[7] .. ' ' .. ARGV[2], 'PX', ARGV[2])
 for n = 1, 2 do
-  redis.call('ZADD', KEYS[n], text(now + ttl), ARGV[4])
-  redis.call('ZREMRANGEBYSCORE', KEYS[n], '-inf', text(now))
+  redis.call('ZADD', KEYS[n], now + ttl, ARGV[4])
+  redis.call('ZREMRANGEBYSCORE', KEYS[n], '-inf', now)
   if redis.call('PTTL', KEYS[n]) < ttl then
     redis.call('PEXPIRE', KEYS[n], ARGV[2])
   end

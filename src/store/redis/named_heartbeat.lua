@@ -10,11 +10,10 @@
 -- Everything is read before anything is written. The first write is one that a server without memory
 -- allows, and which lets the others pass.
 
-local time = redis.call('TIME')
-local now = math.floor(time[1] * 1000 + time[2] / 1000)
 local held = redis.call('ZSCORE', KEYS[1], ARGV[1])
 local of_tenant = redis.call('ZSCORE', KEYS[2], ARGV[1])
-local holder = redis.call('GET', KEYS[3]) -- fails when it is something else
+local stored = redis.call('GET', KEYS[3]) -- fails when it is something else
+local holder = stored and string.match(stored, '^%d+')
 if not (held and tonumber(held) > now and of_tenant) then
   return 0
 end
@@ -26,11 +25,12 @@ end
 
 local ttl = tonumber(ARGV[3])
 redis.call('PEXPIRE', KEYS[3], ARGV[3])
-if is_lost then
-  redis.call('SET', KEYS[3], ARGV[2], 'PX', ARGV[3])
+local whose = is_lost and ARGV[2] or holder
+if whose and stored ~= whose .. ' ' .. ARGV[3] then
+  redis.call('SET', KEYS[3], whose .. ' ' .. ARGV[3], 'PX', ARGV[3])
 end
 for n = 1, 2 do
-  redis.call('ZADD', KEYS[n], 'XX', string.format('%.0f', now + ttl), ARGV[1])
+  redis.call('ZADD', KEYS[n], 'XX', now + ttl, ARGV[1])
   if redis.call('PTTL', KEYS[n]) < ttl then
     redis.call('PEXPIRE', KEYS[n], ARGV[3])
   end

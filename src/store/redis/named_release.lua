@@ -11,11 +11,10 @@
 -- Everything is read before anything is written. The first write is one that a server without memory
 -- allows, and which lets the others pass.
 
-local time = redis.call('TIME')
-local now = math.floor(time[1] * 1000 + time[2] / 1000)
 local held = redis.call('ZSCORE', KEYS[1], ARGV[1])
 redis.call('ZSCORE', KEYS[2], ARGV[1]) -- fails when it is something else
-local holder = redis.call('GET', KEYS[3])
+local stored = redis.call('GET', KEYS[3])
+local holder = stored and string.match(stored, '^%d+')
 -- One whose holder was lost, as Redis evicts keys, is that of the first to say so.
 local is_theirs = ARGV[2] == '' or not holder or holder == ARGV[2]
 if KEYS[4] then

@@ -4,10 +4,10 @@
 --
 -- Returns how many there are in each.
 
-local time = redis.call('TIME')
-local live = '(' .. string.format('%.0f', math.floor(time[1] * 1000 + time[2] / 1000))
+local live = '(' .. now
 local counts = {}
 for n, key in ipairs(KEYS) do
   counts[n] = redis.call('ZCOUNT', key, live, '(+inf')
+  bring_back(key, ARGV[1] + 0)
 end
 return counts
