@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_test::task;
-use tower_admission::store::{Charge, RateBuckets, RateStore, RedisStore};
+use tower_admission::store::{
+    Charge, LeaseLimits, LeaseSlots, LeaseStore, Leased, RateBuckets, RateStore, RedisStore,
+};
 use tower_admission::{Key, Policy, Quota};
 
-use crate::server::Server;
+use crate::server::{Server, until};
 use crate::user;
 
 /// As many requests at once as overran a limit when each made a call of its own.
@@ -173,4 +175,39 @@ async fn requests_that_were_dropped_while_they_waited_take_nothing() {
     assert_eq!(first.await.remaining(), Some(998));
     let left = buckets.peek(&alice, 0).await.remaining();
     assert_eq!(left, Some(998));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_burst_on_a_concurrency_limit_grants_what_it_has() {
+    let server = Server::start().await;
+    let slots: Arc<dyn LeaseSlots> = patient(&server).open_leases("jobs");
+    let limits = |n: usize| {
+        let of_key = (Key::id("user", &(n % 500).to_string()), 3);
+        LeaseLimits::new(Some(100), Some(of_key))
+    };
+    let tasks: Vec<_> = (0..BURST)
+        .map(|n| {
+            let slots = slots.clone();
+            tokio::spawn(async move { slots.acquire(limits(n)).await })
+        })
+        .collect();
+    let mut held = Vec::new();
+    for task in tasks {
+        match task.await.unwrap() {
+            Leased::Granted(lease) => held.push(lease),
+            refused => assert!(
+                matches!(refused, Leased::Full | Leased::KeyFull { .. }),
+                "{refused:?}"
+            ),
+        }
+    }
+    assert_eq!(held.len(), 100);
+    assert_eq!(slots.usage(None).await.unwrap().total, 100);
+    let calls = calls(&server).await;
+    assert!(calls < BURST as u64 / 10, "{calls} calls");
+    drop(held);
+    until("all slots are free", async || {
+        slots.usage(None).await.unwrap().total == 0
+    })
+    .await;
 }

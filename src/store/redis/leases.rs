@@ -8,15 +8,17 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::Inner;
+use super::acquire::LANE;
 use super::client::Again;
 use super::failure::{FailureKind, StoreError};
 use super::keeper::Keeper;
+use super::lanes::{self, Lanes};
 use super::names::LeaseNames;
 use super::script::Script;
 use crate::key::Key;
 use crate::store::{
-    FailureMode, Held, LeaseLimits, LeaseName, LeaseSlots, LeaseUsage, Leased, NamedLease,
-    NamedLeased, NamedLimits, Reply, Standing,
+    FailureMode, LeaseLimits, LeaseName, LeaseSlots, LeaseUsage, Leased, NamedLease, NamedLeased,
+    NamedLimits, Reply, Standing,
 };
 use crate::sync::lock;
 
@@ -26,6 +28,7 @@ pub(super) struct Slots {
     pub(super) store: Arc<Inner>,
     pub(super) names: LeaseNames,
     pub(super) keeper: Keeper,
+    pub(super) lanes: Lanes<Self>,
     /// The server's time at a moment of ours, by the last answer.
     clock: Mutex<Option<(Instant, u64)>>,
     /// The last answer's.
@@ -63,7 +66,7 @@ macro_rules! on_clock {
 pub(super) use on_clock;
 
 pub(super) struct Scripts {
-    acquire: Script,
+    pub(super) acquire: Script,
     pub(super) heartbeat: Script,
     pub(super) release: Script,
     usage: Script,
@@ -83,70 +86,11 @@ impl Scripts {
 /// The Redis keys that hold the leases of the keys of one lease.
 pub(super) type OfKeys = SmallVec<[String; 2]>;
 
-/// A lease, from before it is asked for: however its story ends, it is given back.
-struct Lease {
-    slots: Arc<Slots>,
-    id: u64,
-    of_keys: OfKeys,
-    /// Whether the store was asked and has not said no.
-    may_be_taken: bool,
-}
-
-impl Held for Lease {}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        if self.may_be_taken {
-            let of_keys = std::mem::take(&mut self.of_keys);
-            self.slots.give_back(self.id, of_keys);
-        }
-    }
-}
-
 /// What `acquire.lua` answers.
 pub(super) const GRANTED: i64 = 1;
 pub(super) const FULL: i64 = 0;
 pub(super) const KEY_FULL: i64 = -1;
 pub(super) const LATE: i64 = -2;
-const WRONG: i64 = -3;
-
-/// The same, of a lease without a name.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Outcome {
-    Granted,
-    Full,
-    KeyFull {
-        place: usize,
-    },
-    Late,
-    /// One of its keys holds something else.
-    Wrong,
-}
-
-impl Outcome {
-    fn parse(numbers: &[redis::Value]) -> Option<Self> {
-        let [redis::Value::Int(outcome), redis::Value::Int(place)] = *numbers else {
-            return None;
-        };
-        match outcome {
-            GRANTED => Some(Self::Granted),
-            FULL => Some(Self::Full),
-            KEY_FULL => usize::try_from(place)
-                .ok()
-                .map(|place| Self::KeyFull { place }),
-            LATE => Some(Self::Late),
-            WRONG => Some(Self::Wrong),
-            _ => None,
-        }
-    }
-}
-
-/// A lease that is asked for.
-struct Asked<'a> {
-    id: u64,
-    of_keys: &'a [String],
-    limits: &'a LeaseLimits,
-}
 
 impl RedisLeases {
     fn new(store: Arc<Inner>, name: &str) -> Self {
@@ -154,6 +98,7 @@ impl RedisLeases {
             names: store.names.leases(name),
             store,
             keeper: Keeper::default(),
+            lanes: Lanes::new(),
             clock: Mutex::new(None),
             epoch: Mutex::default(),
         }))
@@ -167,8 +112,15 @@ impl LeaseSlots for RedisLeases {
             return Reply::Ready(Leased::Unavailable(slots.failure_mode()));
         }
         Reply::Pending(Box::pin(async move {
-            let leased = slots.clone().acquire(limits).await;
-            leased.unwrap_or_else(|_| Leased::Unavailable(slots.failure_mode()))
+            let deadline = slots.store.client.deadline();
+            match lanes::ask(&slots, LANE, limits, deadline).await {
+                Some(leased) => leased,
+                None => {
+                    let error = StoreError::new(FailureKind::Timeout);
+                    slots.store.client.failed(error);
+                    Leased::Unavailable(slots.failure_mode())
+                }
+            }
         }))
     }
 
@@ -219,85 +171,6 @@ impl Drop for RedisLeases {
 }
 
 impl Slots {
-    async fn acquire(self: Arc<Self>, limits: LeaseLimits) -> Result<Leased, StoreError> {
-        let of_keys = limits.keys().iter().enumerate();
-        let of_keys = of_keys.map(|(place, (key, _))| self.names.of_key(place, key));
-        let of_keys: OfKeys = of_keys.collect();
-        let mut lease = Lease {
-            id: new_id(),
-            of_keys: of_keys.clone(),
-            may_be_taken: true,
-            slots: self,
-        };
-        let slots = lease.slots.clone();
-        let deadline = slots.store.client.deadline();
-        let id = lease.id;
-        let asked = [Asked {
-            id,
-            of_keys: &of_keys,
-            limits: &limits,
-        }];
-        let mut outcomes = slots.ask(&asked, deadline).await.inspect_err(|error| {
-            // If it was not sent, there is nothing to give back.
-            lease.may_be_taken = error.was_sent();
-        })?;
-        if outcomes[0] == Outcome::Late {
-            // But here is its asker, waiting. So it is the first, or the clocks have drifted apart
-            // since the last answer, and with this one's time it is in time.
-            outcomes = slots.ask(&asked, deadline).await?;
-        }
-        let outcome = outcomes[0];
-        if outcome == Outcome::Granted {
-            slots.hold(id, lease.of_keys.clone());
-            return Ok(Leased::Granted(Box::new(lease)));
-        }
-        lease.may_be_taken = false;
-        Ok(match outcome {
-            Outcome::Full => Leased::Full,
-            Outcome::KeyFull { place } => Leased::KeyFull { place },
-            Outcome::Granted | Outcome::Late | Outcome::Wrong => {
-                Leased::Unavailable(slots.failure_mode())
-            }
-        })
-    }
-
-    /// Asks for leases in their order of arrival.
-    async fn ask(
-        &self,
-        leases: &[Asked<'_>],
-        deadline: Instant,
-    ) -> Result<Vec<Outcome>, StoreError> {
-        let mut keys = vec![self.names.total.clone()];
-        let mut arguments = self.arguments(Instant::now(), self.ttl());
-        for lease in leases {
-            let limits = lease.limits.keys();
-            keys.extend_from_slice(lease.of_keys);
-            arguments.extend([self.member(lease.id), or_none(lease.limits.total)]);
-            arguments.push(limits.len().to_string());
-            arguments.extend(limits.iter().map(|(_, limit)| limit.to_string()));
-        }
-        let client = &self.store.client;
-        let script = &self.store.leases.acquire;
-        // The ids make a second one the same as the first.
-        let answer = client.run(script, &keys, &*arguments, deadline, Again::Once);
-        let wrong = || client.failed(StoreError::new(FailureKind::WrongData).after_sending());
-        let answer: Vec<redis::Value> = answer.await?;
-        let [time, epoch, outcomes @ ..] = &*answer else {
-            return Err(wrong());
-        };
-        let time = redis::from_redis_value_ref(time).map_err(|_| wrong())?;
-        let epoch = redis::from_redis_value_ref(epoch).map_err(|_| wrong())?;
-        self.learn(time, epoch);
-        let outcomes: Vec<_> = outcomes.chunks(2).map_while(Outcome::parse).collect();
-        if outcomes.len() != leases.len() {
-            return Err(wrong());
-        }
-        if outcomes.contains(&Outcome::Wrong) {
-            wrong();
-        }
-        Ok(outcomes)
-    }
-
     /// What a lease without a name is called in Redis.
     pub(super) fn member(&self, id: u64) -> String {
         format!("{id} {}", self.ttl().as_millis())
@@ -380,7 +253,7 @@ pub(super) fn or_none(limit: Option<u64>) -> String {
 }
 
 /// A number that no other lease of any replica has: random, and counted on from there.
-fn new_id() -> u64 {
+pub(super) fn new_id() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     if NEXT.load(Ordering::Relaxed) == 0 {
         let mut bits = [0; 8];

@@ -2,6 +2,7 @@
 //!
 //! See [`RedisStore`].
 
+mod acquire;
 mod answers;
 mod attempt;
 mod call;
