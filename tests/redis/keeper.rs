@@ -288,7 +288,10 @@ async fn data_that_is_lost_amid_a_heartbeat_is_told_again() {
 #[tokio::test]
 async fn what_was_never_asked_for_is_not_given_back() {
     let server = Server::start().await;
-    let store = server.store().max_in_flight(0);
+    let store = server
+        .store()
+        .deadline(Duration::from_millis(10))
+        .max_in_flight(0);
     let leases = store.open_leases("jobs");
     for _ in 0..50 {
         let leased = leases.acquire(limits(9, 9)).await;

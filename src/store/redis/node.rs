@@ -328,7 +328,10 @@ impl Node {
         let before = self.change(|link| {
             let line = link.line().filter(|line| line.generation == generation)?;
             self.context.attended();
-            let is_replaced_at_once = how == Loss::Ended && line.since.elapsed() >= SHORT_LIFE;
+            // The supervisor may be in a pause before it replaces a stale one.
+            let is_replaced_at_once = how == Loss::Ended
+                && matches!(link, Link::Up(_))
+                && line.since.elapsed() >= SHORT_LIFE;
             Some(match is_replaced_at_once {
                 true => Link::Reconnecting,
                 false => Link::Down(StoreError::new(match how {

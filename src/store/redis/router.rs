@@ -1,5 +1,6 @@
 //! Which master of a cluster has a slot: a map that is read without a lock, and kept up to date.
 
+use std::cmp::Reverse;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -209,7 +210,7 @@ impl Router {
                 Ok(found) => self.replace(found),
                 Err(error) => {
                     self.context.failed(&error);
-                    self.is_first(FirstMap::Unknown(error));
+                    self.set_first(FirstMap::Unknown(error));
                 }
             },
         }
@@ -226,7 +227,8 @@ impl Router {
     /// Asks one master after another; the one that answered a call last is the likeliest to answer.
     async fn ask_masters(&self) -> Option<Vec<Range>> {
         let mut nodes = self.nodes();
-        nodes.sort_by_key(|node| std::cmp::Reverse(node.answered_at()));
+        // Read once each, as calls go on meanwhile: an order that changes makes sorting panic.
+        nodes.sort_by_cached_key(|node| Reverse(node.answered_at()));
         for node in nodes {
             let Some(asked) = node.address() else {
                 continue;
@@ -307,11 +309,11 @@ impl Router {
         for node in left {
             node.close();
         }
-        self.is_first(FirstMap::Known);
+        self.set_first(FirstMap::Known);
         self.context.wake_supervisor();
     }
 
-    fn is_first(&self, now: FirstMap) {
+    fn set_first(&self, now: FirstMap) {
         let changed = self.first.send_if_modified(|first| {
             // A map that is known stays, also when no newer one can be had.
             if matches!(first, FirstMap::Known) {
@@ -329,7 +331,7 @@ impl Router {
 
     /// After the end of the supervisor: the next call starts another.
     pub(super) fn begin_anew(&self) {
-        self.is_first(FirstMap::New);
+        self.set_first(FirstMap::New);
         for node in self.nodes() {
             node.begin_anew();
         }
