@@ -258,6 +258,28 @@ async fn calls_above_the_bound_wait_for_room() {
     assert_eq!(told.failures(), []);
 }
 
+/// An observer is the application's, and may have an error.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_panic_of_an_observer_does_not_end_the_store() {
+    struct Panics(AtomicU32);
+    impl StoreObserver for Panics {
+        fn reachable(&self, reachable: bool) {
+            let seen = self.0.fetch_add(u32::from(reachable), Ordering::Relaxed);
+            assert!(!reachable || seen > 0, "the first time");
+        }
+    }
+    let server = Server::start().await;
+    let store = server.store().observe(Panics(AtomicU32::new(0)));
+    let buckets = store.open(&calls());
+    for _ in 0..3 {
+        until("Redis decides", async || {
+            buckets.take(&user("alice"), 1).await.remaining().is_some()
+        })
+        .await;
+        close_connections(&server).await;
+    }
+}
+
 /// A server that closes every connection is not asked for one after another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_closes_every_connection_is_an_outage() {

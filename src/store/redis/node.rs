@@ -381,3 +381,97 @@ impl Drop for Node {
 fn is_end(error: &RedisError) -> bool {
     matches!(error.kind(), ErrorKind::Io | ErrorKind::Parse)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::attempt::connect;
+    use super::super::client::Options;
+    use super::super::events::Events;
+    use super::super::test_server::TestServer;
+    use super::super::url::Target;
+    use super::*;
+
+    async fn node() -> (TestServer, Arc<Node>) {
+        let server = TestServer::start(&[]).await;
+        let node = node_at(server.target(""));
+        (server, node)
+    }
+
+    fn node_at(target: Target) -> Arc<Node> {
+        let options = Options {
+            deadline: Duration::from_secs(2),
+            max_in_flight: 1,
+            events: Events::default(),
+        };
+        Node::new(None, Context::new(target, options))
+    }
+
+    /// Connects, and returns the number of the connection.
+    async fn connected(node: &Arc<Node>) -> u64 {
+        let (connection, driver) = connect(node.context.clone(), None).await.unwrap();
+        node.connected(connection, driver);
+        node.line().unwrap().generation
+    }
+
+    #[tokio::test]
+    async fn a_late_failure_of_a_connection_leaves_its_successor_alone() {
+        let (_server, node) = node().await;
+        let first = connected(&node).await;
+        node.lost(first, Loss::Silent);
+        assert!(node.rejects().is_some() && node.line().is_none());
+        let second = connected(&node).await;
+        for how in [Loss::Silent, Loss::Ended] {
+            node.lost(first, how);
+        }
+        node.outlived(first);
+        assert!(matches!(&*node.link.borrow(), Link::Up(line) if line.generation == second));
+        node.outlived(second);
+        assert!(node.line().is_some(), "it is used until it is replaced");
+        node.lost(second, Loss::Ended);
+        assert!(node.rejects().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_driver_that_panics_is_the_end_of_its_connection() {
+        let (_server, node) = node().await;
+        let (connection, driver) = connect(node.context.clone(), None).await.unwrap();
+        let panics = async move {
+            drop(driver);
+            panic!("the library has an error");
+        };
+        node.connected(connection, Box::pin(panics));
+        let mut link = node.link.subscribe();
+        let lost = link.wait_for(|link| link.line().is_none());
+        let lost = tokio::time::timeout(Duration::from_secs(30), lost);
+        assert!(lost.await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_no_longer_needed_stays_closed() {
+        let (_server, node) = node().await;
+        connected(&node).await;
+        let line = node.line().unwrap();
+        node.close();
+        let (connection, driver) = connect(node.context.clone(), None).await.unwrap();
+        node.connected(connection, driver);
+        node.not_connected(&StoreError::new(FailureKind::Timeout));
+        node.begin_anew();
+        assert!(node.is_closed() && node.line().is_none());
+        // Calls under way are answered.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let pong = node.send(line, &redis::cmd("PING"), false, deadline).await;
+        assert!(matches!(pong, Ok(Value::SimpleString(pong)) if pong == "PONG"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn room_is_waited_for_until_the_deadline() {
+        let node = node_at(Target::parse("redis://127.0.0.1").unwrap());
+        let first = node.room(Instant::now()).await.unwrap();
+        let deadline = Instant::now() + Duration::from_millis(10);
+        let error = node.room(deadline).await.unwrap_err();
+        assert_eq!(error.kind(), FailureKind::Overloaded);
+        let deadline = Instant::now() + Duration::from_millis(10);
+        let (second, ()) = tokio::join!(node.room(deadline), async { drop(first) });
+        assert!(second.is_ok());
+    }
+}

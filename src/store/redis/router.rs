@@ -355,3 +355,102 @@ fn question() -> Cmd {
     question.arg("SLOTS");
     question
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::client::Options;
+    use super::super::events::Events;
+    use super::super::url::Target;
+    use super::*;
+
+    fn router() -> Router {
+        let options = Options {
+            deadline: Duration::from_secs(1),
+            max_in_flight: 1,
+            events: Events::default(),
+        };
+        let target = Target::parse("redis+cluster://seed:1").unwrap();
+        Router::new(vec![tcp(1)], Context::new(target, options))
+    }
+
+    fn tcp(port: u16) -> Address {
+        Address::Tcp("node".into(), port)
+    }
+
+    fn range(first: u16, last: u16, port: u16) -> Range {
+        let master = tcp(port);
+        Range {
+            first,
+            last,
+            master,
+        }
+    }
+
+    fn address(router: &Router, slot: u16) -> Option<Address> {
+        router.node(slot)?.address().cloned()
+    }
+
+    #[test]
+    fn a_map_keeps_the_servers_that_stay_and_closes_the_others() {
+        let router = router();
+        assert!(!router.is_known() && router.node(0).is_none());
+        router.replace(vec![range(0, 9, 1), range(10, 19, 2), range(20, 29, 1)]);
+        assert!(router.is_known());
+        assert_eq!(router.nodes().len(), 2);
+        for (slot, port) in [
+            (0, Some(1)),
+            (9, Some(1)),
+            (10, Some(2)),
+            (29, Some(1)),
+            (30, None),
+        ] {
+            assert_eq!(address(&router, slot), port.map(tcp), "{slot}");
+        }
+        let [one, two] = [0, 10].map(|slot| router.node(slot).unwrap());
+        router.replace(vec![range(0, 29, 1)]);
+        assert!(Arc::ptr_eq(&one, &router.node(10).unwrap()));
+        assert!(two.is_closed() && !one.is_closed());
+    }
+
+    #[test]
+    fn a_redirection_moves_one_slot() {
+        let router = router();
+        router.has_moved(5, &tcp(2));
+        assert!(router.node(5).is_none(), "there is no map to change");
+        router.replace(vec![range(0, 9, 1)]);
+        router.has_moved(5, &tcp(2));
+        router.has_moved(5, &tcp(2));
+        router.has_moved(u16::MAX, &tcp(3));
+        let ports = [4, 5, 6].map(|slot| address(&router, slot));
+        assert_eq!(ports, [tcp(1), tcp(2), tcp(1)].map(Some));
+        assert_eq!(router.nodes().len(), 2);
+        let added = router.node(5).unwrap();
+        router.replace(vec![range(0, 4, 1), range(5, 9, 2)]);
+        assert!(Arc::ptr_eq(&added, &router.node(5).unwrap()));
+    }
+
+    #[test]
+    fn a_server_without_slots_stays_while_calls_are_sent_there() {
+        let router = router();
+        router.replace(vec![range(0, 9, 1)]);
+        let importing = router.node_at(&tcp(2)).unwrap();
+        assert!(Arc::ptr_eq(&importing, &router.node_at(&tcp(2)).unwrap()));
+        router.replace(vec![range(0, 9, 1)]);
+        assert!(!importing.is_closed());
+        router.replace(vec![range(0, 9, 1)]);
+        assert!(importing.is_closed());
+        assert_eq!(router.nodes().len(), 1);
+    }
+
+    #[test]
+    fn a_map_is_bounded() {
+        let router = router();
+        let ranges = (0..MAX_NODES as u16 + 5).map(|n| range(n, n, n + 1));
+        router.replace(ranges.collect());
+        assert_eq!(router.nodes().len(), MAX_NODES);
+        assert!(address(&router, MAX_NODES as u16).is_none());
+        router.has_moved(0, &tcp(20_000));
+        assert_eq!(address(&router, 0), Some(tcp(1)));
+        assert!(router.node_at(&tcp(20_000)).is_none());
+    }
+}
