@@ -188,7 +188,7 @@ impl RedisStore {
     /// [`client_name`](Self::client_name). [The chapter on replicas](crate::replicas#connecting) has
     /// more, such as the permissions of an ACL user.
     ///
-    /// Does not connect; the first call does.
+    /// Does not connect; the first call does. With TLS it reads the CAs of the system.
     ///
     /// # Errors
     ///
