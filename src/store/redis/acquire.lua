@@ -18,9 +18,29 @@
 -- write is one that a server without memory refuses.
 
 local ttl = ARGV[2] + 0
-local live = '(' .. now
 local is_late = ARGV[3] + 0 > 0 and now > ARGV[3] + 0
 local is_single = not ARGV[7 + ARGV[6]]
+
+-- The common call: one lease, which has room even if all that are there are live. What has expired is left to
+-- heartbeats, and to calls that find less room.
+if is_single and not is_late then
+  local last = redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')
+  local has_room = last[2] == 'inf' and (ARGV[5] == '-1' or redis.call('ZCARD', KEYS[1]) <= ARGV[5] + 0)
+  for n = 2, #KEYS do
+    has_room = has_room and redis.call('ZCARD', KEYS[n]) < ARGV[n + 5] + 0
+  end
+  if has_room then
+    for n = 1, #KEYS do
+      redis.call('ZADD', KEYS[n], now + ttl, ARGV[4])
+      if redis.call('PTTL', KEYS[n]) < ttl then
+        redis.call('PEXPIRE', KEYS[n], ARGV[2])
+      end
+    end
+    return { now, last[1], 1, 0 }
+  end
+end
+
+local live = '(' .. now
 local epoch = redis.call('ZRANGEBYSCORE', KEYS[1], '+inf', '+inf')[1]
 local in_all = redis.call('ZCOUNT', KEYS[1], live, '(+inf')
 local counts = {} -- of keys, by their names

@@ -8,11 +8,10 @@
 -- Returns how many of the keys hold something else than leases. They keep it, and are no harm to the
 -- other leases.
 
+redis.call('ZREM', KEYS[1], unpack(ARGV))
 local wrong = 0
 for n = 2, #KEYS do
-  local id = ARGV[n - 1]
-  redis.call('ZREM', KEYS[1], id)
-  if KEYS[n] ~= KEYS[1] and type(redis.pcall('ZREM', KEYS[n], id)) == 'table' then
+  if KEYS[n] ~= KEYS[1] and type(redis.pcall('ZREM', KEYS[n], ARGV[n - 1])) == 'table' then
     wrong = wrong + 1
   end
 end
