@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -32,6 +33,10 @@ pub(super) trait Calls: Send + Sync + Sized + 'static {
     fn call(self: &Arc<Self>, batch: Self::Batch)
     -> impl Future<Output = Vec<Self::Answer>> + Send;
 }
+
+/// How long requests for the next call are gathered at most, once the one before has ended: a part of the shortest
+/// deadlines, and enough for a thousand tasks to run.
+const GATHERED: Duration = Duration::from_millis(1);
 
 /// What requests have in common that share calls, as bits that no client can aim at.
 pub(super) type LaneKey = [u64; 2];
@@ -141,6 +146,11 @@ impl<C: Calls> Lanes<C> {
         None
     }
 
+    fn waiting(&self, key: LaneKey) -> usize {
+        let lanes = lock(self.shard(key));
+        lanes.get(&key).map_or(0, |lane| lane.waiting.len())
+    }
+
     /// Those who wait, for a call next to those under way, if whoever joined at this turn is among them.
     fn hurry(&self, key: LaneKey, turn: u64) -> Option<Vec<Waiting<C>>> {
         let mut lanes = lock(self.shard(key));
@@ -173,6 +183,21 @@ impl<C: Calls> UnderWay<C> {
         Self {
             calls: calls.clone(),
             key,
+        }
+    }
+
+    /// Lets others run for as long as they come with requests for the next call: those who were answered may ask
+    /// again at once.
+    async fn gather(&self) {
+        let until = Instant::now() + GATHERED;
+        let mut before = 0;
+        loop {
+            tokio::task::yield_now().await;
+            let waiting = self.calls.lanes().waiting(self.key);
+            if waiting <= before || Instant::now() >= until {
+                return;
+            }
+            before = waiting;
         }
     }
 }
@@ -208,12 +233,11 @@ async fn answer<C: Calls>(under_way: UnderWay<C>, mut waiting: Vec<Waiting<C>>) 
         }
         waiting.retain(|waiting| !waiting.answer.is_closed());
     }
+    under_way.gather().await;
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::sync::Semaphore;
     use tokio::task::JoinHandle;
 
