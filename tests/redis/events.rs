@@ -175,7 +175,10 @@ async fn a_wrong_database() {
     let error = store(&url).ping().await.unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the store failed: configuration: ERR DB index is out of range"
+        format!(
+            "the store failed: configuration: 127.0.0.1:{}: ERR DB index is out of range",
+            server.port
+        )
     );
 }
 
