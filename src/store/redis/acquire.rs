@@ -1,6 +1,7 @@
 //! Slots that are asked for, as many as share a call.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -83,6 +84,10 @@ impl Calls for Slots {
 
     fn lanes(&self) -> &Lanes<Self> {
         &self.lanes
+    }
+
+    fn patience(&self) -> Duration {
+        self.store.client.patience()
     }
 
     fn batch<'a>(

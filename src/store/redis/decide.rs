@@ -22,12 +22,12 @@ impl Buckets {
         charges: &[Charge],
         cost: u32,
         mode: Mode,
+        asked: Instant,
     ) -> Result<Decision, Vec<Charge>> {
-        let deadline = self.client().deadline();
         if charges.len() > 1 && self.client().is_cluster() {
-            return self.decide_apart(charges, cost, mode, deadline).await;
+            return self.decide_apart(charges, cost, mode, asked).await;
         }
-        let usages = self.request(charges, cost, mode, deadline).await;
+        let usages = self.request(charges, cost, mode, asked).await;
         usages.map(Decision::from_usages).map_err(|_| Vec::new())
     }
 
@@ -39,7 +39,7 @@ impl Buckets {
         charges: &[Charge],
         cost: u32,
         mode: Mode,
-        deadline: Instant,
+        asked: Instant,
     ) -> Result<Decision, Vec<Charge>> {
         let rules = self.rules(charges);
         let mut order: Vec<usize> = (0..charges.len()).collect();
@@ -47,7 +47,7 @@ impl Buckets {
         let mut found: Vec<Vec<Option<Usage>>> = vec![Vec::new(); charges.len()];
         let mut rejected = false;
         let mut taken: Vec<usize> = Vec::new();
-        let call = |at: usize, mode| self.request(&charges[at..=at], cost, mode, deadline);
+        let call = |at: usize, mode| self.request(&charges[at..=at], cost, mode, asked);
         for at in order {
             if !rules[at].iter().any(is_limiting) {
                 found[at] = unused(&rules[at]);
@@ -79,7 +79,7 @@ impl Buckets {
 
     /// What cannot be given back refills with time.
     pub(super) async fn give_back(self: &Arc<Self>, charges: &[Charge], cost: u32) {
-        let deadline = self.client().deadline();
+        let asked = Instant::now();
         let rules = self.rules(charges);
         // In a cluster the keys lie in different parts, of which each may be down.
         let at_a_time = match self.client().is_cluster() {
@@ -88,7 +88,7 @@ impl Buckets {
         };
         for (charges, rules) in charges.chunks(at_a_time).zip(rules.chunks(at_a_time)) {
             if rules.iter().flatten().any(is_limiting) {
-                let given = self.request(charges, cost, Mode::Refund, deadline);
+                let given = self.request(charges, cost, Mode::Refund, asked);
                 let _ = given.await;
             }
         }
@@ -100,7 +100,7 @@ impl Buckets {
         charges: &[Charge],
         cost: u32,
         mode: Mode,
-        deadline: Instant,
+        asked: Instant,
     ) -> Result<Vec<Option<Usage>>, StoreError> {
         if mode == Mode::Take {
             let lane = match charges.len() {
@@ -108,13 +108,14 @@ impl Buckets {
                 _ => SEVERAL,
             };
             let charges = charges.into();
-            let taken = lanes::ask(self, lane, Take { charges, cost }, deadline).await;
+            let taken = lanes::ask(self, lane, Take { charges, cost }, asked).await;
             let too_late = || self.client().failed(StoreError::new(FailureKind::Timeout));
             return Ok(taken.ok_or_else(too_late)??.usages().collect());
         }
         let keys: Vec<_> = charges.iter().map(|charge| self.key(charge)).collect();
         let runs = [Run::single(cost, keys.len())];
         let rules = self.rules(charges);
+        let deadline = asked + self.client().patience();
         let outcomes = self.ask(&keys, &rules, &runs, mode, deadline).await?;
         let outcome = outcomes.into_iter().next().flatten();
         let outcome =

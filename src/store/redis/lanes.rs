@@ -23,6 +23,9 @@ pub(super) trait Calls: Send + Sync + Sized + 'static {
 
     fn lanes(&self) -> &Lanes<Self>;
 
+    /// How long a request waits for its answer at most.
+    fn patience(&self) -> Duration;
+
     /// As many of these requests as one call can decide, from the front, and how many they are: at least one.
     fn batch<'a>(
         self: &Arc<Self>,
@@ -71,31 +74,32 @@ enum Turn<C: Calls> {
     Later(oneshot::Receiver<C::Answer>, u64),
 }
 
-/// Asks for one request. `None` when the deadline is over, or the task that asked ended with its runtime.
+/// Asks for one request, which came in when it is `asked`. `None` when its patience is over, or the task that asked ended with its runtime.
 pub(super) async fn ask<C: Calls>(
     calls: &Arc<C>,
     key: LaneKey,
     request: C::Request,
-    deadline: Instant,
+    asked: Instant,
 ) -> Option<C::Answer> {
     let (mut answer, turn) = match calls.lanes().join(key, request) {
         Turn::Now(request) => {
             let _under_way = UnderWay::new(calls, key);
             let (batch, _) = calls.batch(std::iter::once(&request));
-            return calls.call(batch).await.pop();
+            // In a box of its own, as those who wait need no room for it.
+            return Box::pin(calls.call(batch)).await.pop();
         }
         Turn::Later(answer, turn) => (answer, turn),
     };
     // Whoever has waited for half of the time cannot wait for a call that takes so long, and then for another: the
     // next is made next to it. The order stays, as they go over one connection.
-    let half = deadline - deadline.saturating_duration_since(Instant::now()) / 2;
-    if let Ok(answer) = timeout_at(half, &mut answer).await {
+    let patience = calls.patience();
+    if let Ok(answer) = timeout_at(asked + patience / 2, &mut answer).await {
         return answer.ok();
     }
     if let Some(waiting) = calls.lanes().hurry(key, turn) {
         spawn(calls, key, waiting);
     }
-    timeout_at(deadline, answer).await.ok()?.ok()
+    timeout_at(asked + patience, answer).await.ok()?.ok()
 }
 
 impl<C: Calls> Lanes<C> {
@@ -270,6 +274,10 @@ mod tests {
             (batch, size)
         }
 
+        fn patience(&self) -> Duration {
+            Duration::from_secs(10)
+        }
+
         async fn call(self: &Arc<Self>, requests: Vec<u32>) -> Vec<usize> {
             let number = {
                 let mut made = lock(&self.made);
@@ -298,8 +306,8 @@ mod tests {
         /// Asks, and waits until that has begun.
         async fn ask(self: &Arc<Self>, key: LaneKey, request: u32) -> JoinHandle<Option<usize>> {
             let fake = self.clone();
-            let deadline = Instant::now() + Duration::from_secs(10);
-            let asked = tokio::spawn(async move { ask(&fake, key, request, deadline).await });
+            let asked = Instant::now();
+            let asked = tokio::spawn(async move { ask(&fake, key, request, asked).await });
             tokio::task::yield_now().await;
             asked
         }
@@ -418,8 +426,7 @@ mod tests {
     async fn an_answer_that_has_arrived_counts_when_it_is_looked_at_late() {
         let fake = fake(100);
         let first = fake.ask(KEY, 1).await;
-        let deadline = Instant::now() + Duration::from_secs(10);
-        let mut second = tokio_test::task::spawn(ask(&fake, KEY, 2, deadline));
+        let mut second = tokio_test::task::spawn(ask(&fake, KEY, 2, Instant::now()));
         assert!(second.poll().is_pending());
         fake.ends.add_permits(2);
         assert!(first.await.unwrap().is_some());
@@ -453,8 +460,7 @@ mod tests {
                 let fake = fake.clone();
                 tokio::spawn(async move {
                     for n in 0..500 {
-                        let deadline = Instant::now() + Duration::from_secs(60);
-                        let asked = ask(&fake, [n % 3, 0], 100 + task, deadline);
+                        let asked = ask(&fake, [n % 3, 0], 100 + task, Instant::now());
                         if n % 7 == 0 {
                             let dropped = tokio::task::unconstrained(asked);
                             tokio::select! { biased; () = std::future::ready(()) => {}, _ = dropped => {} }

@@ -112,8 +112,7 @@ impl LeaseSlots for RedisLeases {
             return Reply::Ready(Leased::Unavailable(slots.failure_mode()));
         }
         Reply::Pending(Box::pin(async move {
-            let deadline = slots.store.client.deadline();
-            match lanes::ask(&slots, LANE, limits, deadline).await {
+            match lanes::ask(&slots, LANE, limits, Instant::now()).await {
                 Some(leased) => leased,
                 None => {
                     let error = StoreError::new(FailureKind::Timeout);

@@ -105,7 +105,7 @@ impl RedisBuckets {
         let charges = charges.to_vec();
         Reply::Pending(Box::pin(async move {
             let asked = Instant::now();
-            match this.0.decide(&charges, cost, mode).await {
+            match this.0.decide(&charges, cost, mode, asked).await {
                 Ok(decision) => {
                     this.0.learn(&charges, cost, mode, asked, &decision);
                     decision

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use smallvec::SmallVec;
 
@@ -55,6 +56,10 @@ impl Calls for Buckets {
 
     fn lanes(&self) -> &Lanes<Self> {
         &self.lanes
+    }
+
+    fn patience(&self) -> Duration {
+        self.client().patience()
     }
 
     fn batch<'a>(self: &Arc<Self>, requests: impl Iterator<Item = &'a Take>) -> (Takes, usize) {
