@@ -27,10 +27,11 @@ impl Cluster {
         }
         for (n, node) in nodes.iter().enumerate() {
             let slots = [(0, 5460), (5461, 10922), (10923, 16383)][n];
-            let (first, last) = (slots.0.to_string(), slots.1.to_string());
-            node.command(&["CLUSTER", "ADDSLOTSRANGE", &first, &last])
-                .await
-                .unwrap();
+            // One by one: Redis 6.2 knows no ranges.
+            let slots: Vec<_> = (slots.0..=slots.1).map(|slot| slot.to_string()).collect();
+            let slots = slots.iter().map(String::as_str);
+            let words: Vec<_> = ["CLUSTER", "ADDSLOTS"].into_iter().chain(slots).collect();
+            node.command(&words).await.unwrap();
             node.command(&["CLUSTER", "SET-CONFIG-EPOCH", &(n + 1).to_string()])
                 .await
                 .unwrap();

@@ -87,7 +87,10 @@ impl FailureKind {
                     return Self::Unsupported;
                 }
                 // A script calls what this user may not, or reaches a key that it may not.
-                if detail.starts_with("The user executing the script can't") {
+                // Redis 6.2 writes the script's name before it, and Valkey has other words.
+                if detail.contains("The user executing the script can't")
+                    || detail.starts_with("ACL failure in script")
+                {
                     return Self::Denied;
                 }
                 if detail.contains("DB index is out of range") {
@@ -314,6 +317,16 @@ mod tests {
                 Denied,
             ),
             ("NOPERM No permissions to access a key", Denied),
+            (
+                "ERR Error running script (call to f_f00d): @user_script:1: @user_script: 1: The \
+                 user executing the script can't run this command or subcommand",
+                Denied,
+            ),
+            (
+                "ERR ACL failure in script: User gateway has no permissions to run the 'set' \
+                 command script: on @user_script:1.",
+                Denied,
+            ),
             (
                 "ERR The user executing the script can't run this command or subcommand script: \
                  f00d, on @user_script:1.",
