@@ -84,7 +84,8 @@ impl Cluster {
         until("the cluster has come together", async || {
             for node in &self.nodes {
                 let info = node.word(&["CLUSTER", "INFO"]).await;
-                if !info.contains("cluster_state:ok") || !info.contains(&known) {
+                let state = ["cluster_state:ok", "cluster_slots_assigned:16384", &known];
+                if !state.iter().all(|state| info.contains(state)) {
                     return false;
                 }
             }

@@ -43,6 +43,7 @@ const QUOTABLE: &[&str] = &[
     "zcard",
     "zcount",
     "zpopmin",
+    "zrange",
     "zrangebyscore",
     "zrem",
     "zremrangebyscore",
