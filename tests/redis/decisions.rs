@@ -411,7 +411,7 @@ fn a_call_for_many_requests_decides_as_calls_for_each_do() {
     });
     let ways = std::cell::RefCell::new(ways);
     let config = ProptestConfig {
-        cases: 30,
+        cases: 20,
         failure_persistence: None,
         ..ProptestConfig::default()
     };

@@ -235,7 +235,7 @@ fn a_call_for_several_leases_answers_as_calls_for_each_do() {
     let server = runtime.block_on(Server::start());
     let ways = ["one", "batch"].map(|name| runtime.block_on(Scripts::new(&server, name)));
     let config = ProptestConfig {
-        cases: 60,
+        cases: 40,
         failure_persistence: None,
         ..ProptestConfig::default()
     };

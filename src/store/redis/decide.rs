@@ -142,6 +142,10 @@ impl Buckets {
         };
         let call = client.run(&self.store.rates, keys, arguments, deadline, again);
         let numbers: Vec<i64> = call.await?;
-        parse(&numbers, rules, runs)
+        let outcomes = parse(&numbers, rules, runs).map_err(|error| client.failed(error))?;
+        for _ in outcomes.iter().filter(|outcome| outcome.is_none()) {
+            client.failed(StoreError::new(FailureKind::WrongData));
+        }
+        Ok(outcomes)
     }
 }
