@@ -359,3 +359,33 @@ async fn an_address_is_not_charged_for_what_the_part_of_a_token_cannot_answer() 
     buckets.refund(&broken, 2).await;
     assert_eq!(left().await, Some(4));
 }
+
+/// What is given back is reported with the answer about it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rejection_reports_what_is_left_after_its_refund_in_three_calls() {
+    let cluster = Cluster::start().await;
+    let store = store(&cluster.url());
+    let policies = [
+        Policy::new("token", Quota::per_hour(1)),
+        Policy::new("ip", Quota::per_hour(5)),
+    ];
+    let buckets = store.open(&policies);
+    let address = Charge::new(Key::ip([192, 0, 2, 1].into()), 1);
+    let both = [user("alice")[0].clone(), address];
+    assert!(buckets.take(&both, 1).await.is_admitted());
+    let calls = async || {
+        let mut calls = 0;
+        for node in &cluster.nodes {
+            calls += crate::rate::calls(node).await;
+        }
+        calls
+    };
+    let before = calls().await;
+    let rejected = buckets.take(&both, 1).await;
+    let [of_token, of_address] = rejected.usages() else {
+        panic!("a usage for each quota: {rejected:?}");
+    };
+    assert!(!of_token.fits() && of_address.fits());
+    assert_eq!(of_address.remaining(), 4);
+    assert_eq!(calls().await - before, 3);
+}

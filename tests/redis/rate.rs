@@ -162,7 +162,7 @@ async fn a_key_that_is_denied_costs_no_calls() {
 }
 
 /// Script calls that the server has run.
-async fn calls(server: &Server) -> u64 {
+pub(crate) async fn calls(server: &Server) -> u64 {
     let mut connection = server.connection().await.unwrap();
     let mut command = redis::cmd("INFO");
     let info: String = command
