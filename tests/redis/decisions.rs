@@ -31,13 +31,20 @@ fn shimmed(script: &str) -> String {
 
 /// The script without its early branches.
 fn general(script: &str) -> String {
-    let early = "if head == '";
-    assert!(script.contains(early));
-    script.replace(early, "if head == 'not ")
+    let early = [
+        ("if head == '", "if head == 'not "),
+        ("string.find(head, '^take", "string.find('', '^take"),
+    ];
+    early
+        .iter()
+        .fold(script.to_owned(), |script, (early, never)| {
+            assert!(script.contains(early));
+            script.replace(early, never)
+        })
 }
 
 /// The quotas of each key by their letters, which its name tells.
-const SHAPES: [&str; 6] = ["b", "b", "bb", "s", "sb", "bs"];
+const SHAPES: [&str; 7] = ["b", "b", "b", "bb", "s", "sb", "bs"];
 
 /// A quota of a key: its letter, its length and its limit.
 type Rule = (char, u64, u64);

@@ -41,8 +41,8 @@ local head = ARGV[1]
 -- A window with its sum.
 local SUMMED = '^s (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$'
 
--- Early branches for the common calls, without closures and almost without tables: one run, one key, quotas that did
--- not change and of which all requests fit. All else is decided by take_general.lua, and so would these be.
+-- Early branches for the common calls, without closures: quotas that did not change, on a clock that did not step
+-- back. The first three are for one run over one key. All else is decided by take_general.lua, and so would these be.
 if head == 'take 0 b' and #ARGV == 5 then
   local value = redis.call('GET', KEYS[1])
   local interval, limit, cost, count = ARGV[2] + 0, ARGV[3] + 0, ARGV[4] + 0, ARGV[5] + 0
@@ -137,4 +137,67 @@ elseif head == 'take 0 s' and #ARGV == 5 then
       return { ARGV[5] + 0, ARGV[3] - sum - cost, reset }
     end
   end
+elseif string.find(head, '^take %d+ b[ b=]*$') and not string.find(head, 'bb', 1, true) then
+  -- Any runs over keys of one bucket each. Nothing is written before it is known that all is plain.
+  local is_plain = true
+  local intervals, limits, debts, is_charged = {}, {}, {}, {}
+  local at, interval, limit = 2, nil, nil
+  for n = 1, #KEYS do
+    if string.sub(head, 2 * (n - #KEYS) - 1, 2 * (n - #KEYS) - 1) == 'b' then
+      interval, limit = ARGV[at], ARGV[at + 1]
+      at = at + 2
+    end
+    intervals[n], limits[n], debts[n] = interval, limit, 0
+    local value = redis.pcall('GET', KEYS[n])
+    if type(value) == 'string' then
+      local before, arrival, most = string.match(value, '^b (%d+) (%d+) (%d+)$')
+      local debt = before and arrival - now
+      is_plain = is_plain and before == interval and debt <= before * most
+      debts[n] = is_plain and debt > 0 and debt or 0
+    end
+    is_plain = is_plain and type(value) ~= 'table' and limit ~= '0'
+  end
+  local named = string.match(head, '%d+') + 0
+  local charged = named == 0 and #KEYS or named
+  local reply, size = {}, 0
+  while is_plain and at < #ARGV do
+    local cost, count = ARGV[at] + 0, ARGV[at + 1] + 0
+    local granted = count
+    is_plain = cost > 0
+    for place = 1, is_plain and charged or 0 do
+      local n = named == 0 and place or ARGV[at + 1 + place] + 0
+      local room, price = limits[n] * intervals[n] - debts[n], cost * intervals[n]
+      if granted * price > room then
+        granted = room > 0 and (room - room % price) / price or 0
+      end
+    end
+    size = size + 1
+    reply[size] = granted
+    for place = 1, is_plain and granted > 0 and charged or 0 do
+      local n = named == 0 and place or ARGV[at + 1 + place] + 0
+      local interval, debt = intervals[n] + 0, debts[n]
+      local room = limits[n] * interval - debt
+      reply[size + 1], reply[size + 2] = (room - room % interval) / interval - cost, debt + cost * interval
+      size = size + 2
+      debts[n], is_charged[n] = debt + granted * cost * interval, true
+    end
+    for place = 1, is_plain and granted < count and charged or 0 do
+      local n = named == 0 and place or ARGV[at + 1 + place] + 0
+      local interval, debt = intervals[n] + 0, debts[n]
+      local room = limits[n] * interval - debt
+      local missing = cost * interval - room
+      reply[size + 1], reply[size + 2] = room > 0 and (room - room % interval) / interval or 0, debt
+      reply[size + 3] = cost > limits[n] + 0 and -1 or missing > 0 and missing or 0
+      size = size + 3
+    end
+    at = at + 2 + named
+  end
+  if is_plain then
+    for n in pairs(is_charged) do
+      local stored = string.format('b %s %.0f %s', intervals[n], now + debts[n], limits[n])
+      redis.call('SET', KEYS[n], stored, 'PX', math.ceil(debts[n] / 1000) + 1)
+    end
+    return reply
+  end
 end
+
