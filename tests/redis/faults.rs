@@ -323,6 +323,29 @@ async fn a_wrong_password_is_named_at_start_and_admits_nobody_else() {
     store(&url).ping().await.unwrap();
 }
 
+/// As one whose processor time is used up: its timers fire late, and together with what arrived in time.
+#[tokio::test]
+async fn a_process_that_stood_still_takes_the_answers_that_have_arrived() {
+    let server = Server::start().await;
+    let store = server.store().deadline(Duration::from_millis(100));
+    let buckets = store.open(&[Quota::per_hour(1_000).into()]);
+    let alice = user("alice");
+    until("there is a connection", async || {
+        buckets.peek(&alice, 0).await.remaining().is_some()
+    })
+    .await;
+    for _ in 0..20 {
+        let mut asked = tokio_test::task::spawn(buckets.take(&alice, 1).into_future());
+        assert!(asked.poll().is_pending());
+        // The command is written.
+        for _ in 0..3 {
+            tokio::task::yield_now().await;
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(asked.await.remaining().is_some());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_in_flight_are_bounded() {
     let case = Case::with(Server::start().await, |store| store.max_in_flight(4)).await;

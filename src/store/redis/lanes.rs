@@ -12,6 +12,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
+use super::patience::answered_by;
 use crate::sync::lock;
 
 /// What makes calls that decide several requests at once.
@@ -99,7 +100,7 @@ pub(super) async fn ask<C: Calls>(
     if let Some(waiting) = calls.lanes().hurry(key, turn) {
         spawn(calls, key, waiting);
     }
-    timeout_at(asked + patience, answer).await.ok()?.ok()
+    answered_by(asked + patience, answer).await?.ok()
 }
 
 impl<C: Calls> Lanes<C> {

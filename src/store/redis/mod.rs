@@ -24,6 +24,7 @@ mod limits;
 mod named;
 mod names;
 mod node;
+mod patience;
 mod ping;
 mod post;
 mod rate;

@@ -19,6 +19,7 @@ use super::connection::Driver;
 use super::context::Context;
 use super::failure::{FailureKind, StoreError};
 use super::health::Condition;
+use super::patience::answered_by;
 use super::url::Address;
 
 /// Calls in a row that have to time out before the breaker opens.
@@ -217,23 +218,23 @@ impl Node {
                 command.query_async(&mut connection).await
             }
         };
-        match timeout_at(deadline, answer).await {
-            Ok(Ok(answer)) => {
+        match answered_by(deadline, answer).await {
+            Some(Ok(answer)) => {
                 self.has_answered();
                 Ok(answer)
             }
-            Ok(Err(error)) if is_end(&error) => {
+            Some(Err(error)) if is_end(&error) => {
                 self.lost(line.generation, Loss::Ended);
                 Err(Fault::Dropped(error))
             }
-            Ok(Err(error)) => {
+            Some(Err(error)) => {
                 self.has_answered();
                 if FailureKind::of(&error) == FailureKind::ReadOnly {
                     self.outlived(line.generation);
                 }
                 Err(Fault::Refused(error))
             }
-            Err(_) => {
+            None => {
                 self.after_timeout(line.generation);
                 Err(Fault::TimedOut)
             }
