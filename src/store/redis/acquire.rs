@@ -100,8 +100,7 @@ impl Calls for Slots {
         (wanted, size)
     }
 
-    async fn call(self: &Arc<Self>, mut wanted: Vec<Wanted>) -> Vec<Leased> {
-        let deadline = self.store.client.deadline();
+    async fn call(self: &Arc<Self>, mut wanted: Vec<Wanted>, deadline: Instant) -> Vec<Leased> {
         let mut outcomes = self.ask(&wanted, deadline).await;
         if outcomes
             .as_ref()

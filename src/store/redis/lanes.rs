@@ -3,9 +3,12 @@
 //! So a burst on a key is one call or two, and a busy key costs the server a call for each round trip, however
 //! many requests there are. The answers are those of deciding one by one in the order of arrival.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -33,10 +36,17 @@ pub(super) trait Calls: Send + Sync + Sized + 'static {
         requests: impl Iterator<Item = &'a Self::Request>,
     ) -> (Self::Batch, usize);
 
-    /// One answer for each request, in their order.
-    fn call(self: &Arc<Self>, batch: Self::Batch)
-    -> impl Future<Output = Vec<Self::Answer>> + Send;
+    /// One answer for each request, in their order, at the deadline at the latest.
+    fn call(
+        self: &Arc<Self>,
+        batch: Self::Batch,
+        deadline: Instant,
+    ) -> impl Future<Output = Vec<Self::Answer>> + Send;
 }
+
+/// Calls of one lane that are under way at once, because they take long or because one call cannot decide all who
+/// wait. Each lane leaves room for others: what the server decides for one delays them all.
+const SIDE_BY_SIDE: usize = 8;
 
 /// How long requests for the next call are gathered at most, once the one before has ended: a part of the shortest
 /// deadlines, and enough for a thousand tasks to run.
@@ -58,10 +68,12 @@ const SHARDS: usize = 64;
 struct Lane<C: Calls> {
     under_way: usize,
     /// In the order of their arrival.
-    waiting: Vec<Waiting<C>>,
+    waiting: Queue<C>,
     /// How often those who waited were taken into a call.
     turns: u64,
 }
+
+type Queue<C> = VecDeque<Waiting<C>>;
 
 struct Waiting<C: Calls> {
     request: C::Request,
@@ -87,14 +99,16 @@ pub(super) async fn ask<C: Calls>(
             let _under_way = UnderWay::new(calls, key);
             let (batch, _) = calls.batch(std::iter::once(&request));
             // In a box of its own, as those who wait need no room for it.
-            return Box::pin(calls.call(batch)).await.pop();
+            let deadline = asked + calls.patience();
+            return Box::pin(calls.call(batch, deadline)).await.pop();
         }
         Turn::Later(answer, turn) => (answer, turn),
     };
-    // Whoever has waited for half of the time cannot wait for a call that takes so long, and then for another: the
-    // next is made next to it. The order stays, as they go over one connection.
+    // A call that takes long is not waited for: with another one after it the time would be over. The next is made
+    // next to it. The order stays, as they go over one connection.
     let patience = calls.patience();
-    if let Ok(answer) = timeout_at(asked + patience / 2, &mut answer).await {
+    let hurries = asked + patience / SIDE_BY_SIDE as u32;
+    if let Ok(answer) = timeout_at(hurries, &mut answer).await {
         return answer.ok();
     }
     if let Some(waiting) = calls.lanes().hurry(key, turn) {
@@ -120,7 +134,7 @@ impl<C: Calls> Lanes<C> {
             Entry::Vacant(vacant) => {
                 vacant.insert(Lane {
                     under_way: 1,
-                    waiting: Vec::new(),
+                    waiting: Queue::new(),
                     turns: 0,
                 });
                 Turn::Now(request)
@@ -128,7 +142,7 @@ impl<C: Calls> Lanes<C> {
             Entry::Occupied(mut lane) => {
                 let lane = lane.get_mut();
                 let (sender, answer) = oneshot::channel();
-                lane.waiting.push(Waiting {
+                lane.waiting.push_back(Waiting {
                     request,
                     answer: sender,
                 });
@@ -138,7 +152,7 @@ impl<C: Calls> Lanes<C> {
     }
 
     /// A call has ended. Those who wait for the next, if there are any.
-    fn next(&self, key: LaneKey) -> Option<Vec<Waiting<C>>> {
+    fn next(&self, key: LaneKey) -> Option<Queue<C>> {
         let mut lanes = lock(self.shard(key));
         let lane = lanes.get_mut(&key)?;
         if !lane.waiting.is_empty() {
@@ -151,13 +165,43 @@ impl<C: Calls> Lanes<C> {
         None
     }
 
+    /// Those who wait, for a call next to those under way, if there is room for it.
+    fn next_to_others(&self, key: LaneKey) -> Option<Queue<C>> {
+        let mut lanes = lock(self.shard(key));
+        let lane = lanes.get_mut(&key)?;
+        if lane.under_way >= SIDE_BY_SIDE || lane.waiting.is_empty() {
+            return None;
+        }
+        lane.under_way += 1;
+        Some(lane.take())
+    }
+
+    fn take(&self, key: LaneKey) -> Queue<C> {
+        let mut lanes = lock(self.shard(key));
+        let lane = lanes.get_mut(&key);
+        lane.map(Lane::take).unwrap_or_default()
+    }
+
+    /// Lets those who were taken wait again, in front of those who came since.
+    fn put_back(&self, key: LaneKey, mut rest: Queue<C>) {
+        if rest.is_empty() {
+            return;
+        }
+        let mut lanes = lock(self.shard(key));
+        // It is there as long as a call of it is under way.
+        if let Some(lane) = lanes.get_mut(&key) {
+            rest.append(&mut lane.waiting);
+            lane.waiting = rest;
+        }
+    }
+
     fn waiting(&self, key: LaneKey) -> usize {
         let lanes = lock(self.shard(key));
         lanes.get(&key).map_or(0, |lane| lane.waiting.len())
     }
 
     /// Those who wait, for a call next to those under way, if whoever joined at this turn is among them.
-    fn hurry(&self, key: LaneKey, turn: u64) -> Option<Vec<Waiting<C>>> {
+    fn hurry(&self, key: LaneKey, turn: u64) -> Option<Queue<C>> {
         let mut lanes = lock(self.shard(key));
         let lane = lanes.get_mut(&key)?;
         if lane.turns != turn || lane.waiting.is_empty() {
@@ -169,10 +213,10 @@ impl<C: Calls> Lanes<C> {
 }
 
 impl<C: Calls> Lane<C> {
-    fn take(&mut self) -> Vec<Waiting<C>> {
+    fn take(&mut self) -> Queue<C> {
         self.turns += 1;
         // As many may come again.
-        let room = Vec::with_capacity(self.waiting.len());
+        let room = Queue::with_capacity(self.waiting.len());
         std::mem::replace(&mut self.waiting, room)
     }
 }
@@ -217,26 +261,43 @@ impl<C: Calls> Drop for UnderWay<C> {
 
 /// Answers those who wait, and then those who have come since, in a task of its own. Without a runtime they are
 /// not answered, and know it at once.
-fn spawn<C: Calls>(calls: &Arc<C>, key: LaneKey, waiting: Vec<Waiting<C>>) {
+fn spawn<C: Calls>(calls: &Arc<C>, key: LaneKey, waiting: Queue<C>) {
     let under_way = UnderWay::new(calls, key);
     if let Ok(runtime) = Handle::try_current() {
         runtime.spawn(answer(under_way, waiting));
     }
 }
 
-async fn answer<C: Calls>(under_way: UnderWay<C>, mut waiting: Vec<Waiting<C>>) {
-    let calls = &under_way.calls;
-    // Whoever has given up takes nothing.
-    waiting.retain(|waiting| !waiting.answer.is_closed());
-    while !waiting.is_empty() {
+async fn answer<C: Calls>(under_way: UnderWay<C>, mut waiting: Queue<C>) {
+    let (calls, key) = (&under_way.calls, under_way.key);
+    loop {
+        // Whoever has given up takes nothing.
+        waiting.retain(|waiting| !waiting.answer.is_closed());
+        if waiting.is_empty() {
+            break;
+        }
         let (batch, size) = calls.batch(waiting.iter().map(|waiting| &waiting.request));
-        let rest = waiting.split_off(size.clamp(1, waiting.len()));
-        let asked = std::mem::replace(&mut waiting, rest);
-        for (answer, asked) in calls.call(batch).await.into_iter().zip(asked) {
+        let asked: Vec<_> = waiting.drain(..size.clamp(1, waiting.len())).collect();
+        let is_all = waiting.is_empty();
+        calls.lanes().put_back(key, std::mem::take(&mut waiting));
+        let mut call = pin!(calls.call(batch, Instant::now() + calls.patience()));
+        // Once it is on its way the rest need not wait for it.
+        let begun = poll_fn(|context| Poll::Ready(call.as_mut().poll(context))).await;
+        if !is_all && let Some(rest) = calls.lanes().next_to_others(key) {
+            spawn(calls, key, rest);
+        }
+        let answers = match begun {
+            Poll::Ready(answers) => answers,
+            Poll::Pending => call.await,
+        };
+        for (answer, asked) in answers.into_iter().zip(asked) {
             // Dropped if nobody waits any more, which gives back what can be given back.
             let _ = asked.answer.send(answer);
         }
-        waiting.retain(|waiting| !waiting.answer.is_closed());
+        if is_all {
+            break;
+        }
+        waiting = calls.lanes().take(key);
     }
     under_way.gather().await;
 }
@@ -252,6 +313,9 @@ mod tests {
     struct Fake {
         lanes: Lanes<Self>,
         made: Mutex<Vec<Vec<u32>>>,
+        deadlines: Mutex<Vec<Instant>>,
+        /// How long each call takes, if it is not to be let.
+        takes: Option<Duration>,
         /// Calls that may end.
         ends: Semaphore,
         most: usize,
@@ -279,13 +343,17 @@ mod tests {
             Duration::from_secs(10)
         }
 
-        async fn call(self: &Arc<Self>, requests: Vec<u32>) -> Vec<usize> {
+        async fn call(self: &Arc<Self>, requests: Vec<u32>, deadline: Instant) -> Vec<usize> {
             let number = {
                 let mut made = lock(&self.made);
                 made.push(requests.clone());
                 made.len()
             };
-            self.ends.acquire().await.unwrap().forget();
+            lock(&self.deadlines).push(deadline);
+            match self.takes {
+                Some(time) => tokio::time::sleep(time).await,
+                None => self.ends.acquire().await.unwrap().forget(),
+            }
             assert!(!requests.contains(&PANICS));
             vec![number; requests.len()]
         }
@@ -295,9 +363,15 @@ mod tests {
     const KEY: LaneKey = [1, 2];
 
     fn fake(most: usize) -> Arc<Fake> {
+        taking(None, most)
+    }
+
+    fn taking(takes: Option<Duration>, most: usize) -> Arc<Fake> {
         Arc::new(Fake {
             lanes: Lanes::new(),
             made: Mutex::default(),
+            deadlines: Mutex::default(),
+            takes,
             ends: Semaphore::new(0),
             most,
         })
@@ -407,6 +481,44 @@ mod tests {
         assert_eq!(fake.made().len(), 3);
         tokio::task::yield_now().await;
         assert!(fake.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_server_answers_whoever_shares_a_call() {
+        let fake = taking(Some(Duration::from_secs(8)), 100);
+        let mut asked = Vec::new();
+        for request in 100..120 {
+            asked.push(fake.ask(KEY, request).await);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        for asked in asked {
+            assert!(asked.await.unwrap().is_some());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_does_not_fit_one_call_does_not_wait_for_its_answer() {
+        let fake = taking(Some(Duration::from_secs(3)), 2);
+        let mut asked = Vec::new();
+        for request in 100..115 {
+            asked.push(fake.ask(KEY, request).await);
+        }
+        for asked in asked {
+            assert!(asked.await.unwrap().is_some());
+        }
+        let made = fake.made().concat();
+        assert!(made.is_sorted(), "{made:?}");
+        tokio::task::yield_now().await;
+        assert!(fake.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_has_taken_a_part_of_its_time_has_the_rest() {
+        let fake = taking(Some(Duration::from_secs(1)), 2);
+        let asked = Instant::now();
+        tokio::time::advance(Duration::from_secs(9)).await;
+        assert!(ask(&fake, KEY, 1, asked).await.is_some());
+        assert_eq!(*lock(&fake.deadlines), [asked + fake.patience()]);
     }
 
     #[tokio::test(start_paused = true)]

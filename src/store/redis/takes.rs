@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use smallvec::SmallVec;
+use tokio::time::Instant;
 
 use super::answers::Outcome;
 use super::charged::{KeyRules, Mode, Run};
@@ -81,9 +82,12 @@ impl Calls for Buckets {
         (takes, size)
     }
 
-    async fn call(self: &Arc<Self>, takes: Takes) -> Vec<Result<Taken, StoreError>> {
+    async fn call(
+        self: &Arc<Self>,
+        takes: Takes,
+        deadline: Instant,
+    ) -> Vec<Result<Taken, StoreError>> {
         let Takes { names, rules, runs } = takes;
-        let deadline = self.client().deadline();
         let answer = self.ask(&names, &rules, &runs, Mode::Take, deadline).await;
         let outcomes: Vec<_> = match answer {
             Ok(outcomes) => outcomes.into_iter().map(of_run).collect(),
