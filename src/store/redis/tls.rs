@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use redis::RedisError;
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{CertificateError, ClientConfig, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -148,8 +148,8 @@ fn config(certificates: &RedisTls) -> Result<ClientConfig, String> {
         return Ok(builder.with_no_client_auth());
     };
     let chain = read_certificates(chain, "the client certificate")?;
-    let key = PrivateKeyDer::from_pem_slice(key)
-        .map_err(|error| format!("the client key cannot be read: {error}"))?;
+    let key =
+        PrivateKeyDer::from_pem_slice(key).map_err(|error| unreadable("the client key", &error))?;
     let config = builder.with_client_auth_cert(chain, key);
     config.map_err(|error| format!("the client certificate and its key cannot be used: {error}"))
 }
@@ -180,11 +180,26 @@ fn roots(ca: &[Vec<u8>]) -> Result<RootCertStore, String> {
 
 fn read_certificates(pem: &[u8], what: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    let read = read.map_err(|error| format!("{what} cannot be read: {error}"))?;
+    let read = read.map_err(|error| unreadable(what, &error))?;
     if read.is_empty() {
         return Err(format!("{what} is no certificate in PEM"));
     }
     Ok(read)
+}
+
+/// Without the line that is wrong, which the library quotes: it may have the key in it.
+fn unreadable(what: &str, error: &pem::Error) -> String {
+    let reason = match error {
+        pem::Error::NoItemsFound => {
+            "there is no private key in PEM (one with a passphrase is not supported)"
+        }
+        pem::Error::MissingSectionEnd { .. } | pem::Error::IllegalSectionStart { .. } => {
+            "it needs -----BEGIN ..----- and -----END ..----- as lines of their own (were newlines lost?)"
+        }
+        pem::Error::Base64Decode(_) => "it has characters that are not base64",
+        _ => "it is not PEM",
+    };
+    format!("{what} cannot be read: {reason}")
 }
 
 fn server_name(host: &str) -> Result<ServerName<'static>, StoreError> {
@@ -211,5 +226,37 @@ fn not_connected(error: io::Error) -> StoreError {
             ),
         ),
         _ => RedisError::from(error).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_a_key_is_told_without_the_key() {
+        for (key, told) in [
+            ("", "no private key"),
+            (
+                "-----BEGIN ENCRYPTED PRIVATE KEY-----\nSECRET==\n-----END ENCRYPTED PRIVATE KEY-----",
+                "passphrase",
+            ),
+            (
+                "-----BEGIN PRIVATE KEY----- SECRET -----END PRIVATE KEY-----",
+                "newlines",
+            ),
+            ("-----BEGIN PRIVATE KEY-----\nSECRET\n", "END"),
+            (
+                "-----BEGIN PRIVATE KEY-----\nSE!CRET\n-----END PRIVATE KEY-----",
+                "base64",
+            ),
+        ] {
+            let error = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap_err();
+            let words = unreadable("the key", &error);
+            assert!(words.contains(told), "{words}");
+            for secret in ["SECRET", "83, 69, 67"] {
+                assert!(!words.contains(secret), "{words}");
+            }
+        }
     }
 }
