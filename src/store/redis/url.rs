@@ -53,6 +53,9 @@ pub(super) struct Login {
 
 const DEFAULT_CLIENT_NAME: &str = "tower-admission";
 
+const NO_PASSWORD: &str = "a user without a password: write user:password, or :password where there is \
+                           no user (for a user with nopass any password will do)";
+
 /// Where Sentinels listen by default.
 const SENTINEL_PORT: u16 = 26379;
 
@@ -74,7 +77,9 @@ struct Parts<'a> {
 impl Target {
     /// Reads a URL as [`RedisStore::connect`](super::RedisStore::connect) describes them.
     pub(super) fn parse(url: &str) -> Result<Self, StoreError> {
+        // A file or a variable may end in a new line.
         let (scheme, rest) = url
+            .trim()
             .split_once(':')
             .ok_or_else(|| invalid("a URL begins with its scheme, such as redis://"))?;
         // The names of the fork mean the same.
@@ -123,6 +128,14 @@ impl Target {
         })
     }
 
+    pub(super) fn has_tls(&self) -> bool {
+        #[cfg(feature = "redis-tls")]
+        let has_tls = self.tls.is_some();
+        #[cfg(not(feature = "redis-tls"))]
+        let has_tls = false;
+        has_tls
+    }
+
     /// Takes other certificates than the system's CAs.
     #[cfg(feature = "redis-tls")]
     pub(super) fn set_tls(&mut self, certificates: &RedisTls) -> Result<(), StoreError> {
@@ -168,6 +181,12 @@ impl<'a> Parts<'a> {
             ));
         }
         let (credentials, hosts) = authority.split_at(authority.rfind('@').map_or(0, |at| at + 1));
+        if scheme.contains('+') && credentials.matches('@').count() > 1 {
+            return Err(invalid(
+                "more than one @: a login is written once, before the first host, and is that of \
+                 all of them (an @ in a password is written %40)",
+            ));
+        }
         let mut parts = Self {
             credentials,
             hosts,
@@ -184,16 +203,25 @@ impl<'a> Parts<'a> {
                 ("protocol", _) | ("db" | "user" | "pass", "unix") => {
                     let separator = if parts.query.is_empty() { '?' } else { '&' };
                     parts.query.push(separator);
-                    parts.query.push_str(parameter);
+                    // A plus stands for itself, as it does before the host.
+                    parts.query.push_str(&parameter.replace('+', "%2B"));
                 }
                 _ => {
+                    // The rest of a password is not told.
+                    let shown = match query.contains("pass=") || query.contains("password=") {
+                        true => String::new(),
+                        false => format!("{name} "),
+                    };
                     return Err(invalid(format!(
-                        "the parameter {name} is not known here: there are protocol and \
+                        "the parameter {shown}is not known here: there are protocol and \
                          client_name, with unix sockets db, user and pass, and with Sentinel \
-                         sentinel_user and sentinel_password"
+                         sentinel_user and sentinel_password (an & in a password is written %26)"
                     )));
                 }
             }
+        }
+        if parts.sentinel_user.is_some() && parts.sentinel_password.is_none() {
+            return Err(invalid(NO_PASSWORD));
         }
         Ok(parts)
     }
@@ -211,6 +239,7 @@ impl<'a> Parts<'a> {
         let mut server = None;
         for host in self.hosts.split(',') {
             // The port is what follows the last colon, but not one within [an IPv6 address].
+            let host = host.strip_suffix(':').unwrap_or(host);
             let has_port = host.rfind(':') > host.rfind(']');
             let port = if has_port {
                 String::new()
@@ -259,7 +288,18 @@ impl<'a> Parts<'a> {
             credentials, query, ..
         } = self;
         let url = format!("{scheme}://{credentials}{host}{path}{query}");
-        Ok(url.into_connection_info()?)
+        let url = redis::parse_redis_url(&url).ok_or_else(|| {
+            invalid(
+                "a host or a port cannot be read: write host:port, and an IPv6 address as [::1]:port",
+            )
+        })?;
+        let info = url.into_connection_info()?;
+        let settings = info.redis_settings();
+        // The client would log nobody in, and be the default user.
+        if settings.username().is_some() && settings.password().is_none() {
+            return Err(invalid(NO_PASSWORD));
+        }
+        Ok(info)
     }
 }
 
@@ -363,7 +403,7 @@ mod tests {
 
     #[test]
     fn a_url_names_sentinels_and_their_service() {
-        let url = "redis+sentinel://user:secret@a,[::2],c:7/my%20service/3\
+        let url = "redis+sentinel://user:secret@a:,[::2],c:7/my%20service/3\
                    ?sentinel_password=p%26w&client_name=gateway";
         let target = target(url);
         let Servers::Sentinel(sentinels) = target.servers else {
@@ -398,11 +438,49 @@ mod tests {
             ("redis+cluster://a,b/3", "one database"),
             ("redis+sentinel://a,b", "service"),
             ("redis+sentinel://a,b/", "service"),
+            ("redis://user@h", "without a password"),
+            ("unix:/run/r?user=a", "without a password"),
+            ("redis+sentinel://a/s?sentinel_user=a", "without a password"),
+            ("redis+cluster://u:p@a,u:p@b", "more than one @"),
+            ("redis://::1:6379", "[::1]"),
+            ("redis://h:65536", "port"),
         ] {
             let error = Target::parse(url).err().expect(url);
             assert_eq!(error.kind(), FailureKind::Configuration, "{url}");
             let detail = error.detail().expect(url);
             assert!(detail.contains(reason), "{url}: {detail}");
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_password_is_not_shown() {
+        for url in [
+            "unix:/run/r?pass=hun&ter2",
+            "redis+sentinel://h/s?sentinel_password=hun&ter2=x",
+            "redis://:hun/ter2@h",
+            "redis://:hun?ter2@h",
+            "redis://:hun#ter2@h",
+            "redis+cluster://:hun@ter2@h",
+            "ter2:hun@h",
+        ] {
+            let error = Target::parse(url).err().expect(url);
+            assert!(!error.to_string().contains("ter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_plus_in_a_password_is_one() {
+        for url in [
+            "redis://u:a+b%2Bc@h",
+            "unix:/run/r?user=u&pass=a+b%2Bc",
+            "redis+sentinel://u:a+b%2Bc@h/s?sentinel_password=a+b%2Bc\n",
+        ] {
+            let target = target(url);
+            assert_eq!(target.login.settings.password(), Some("a+b+c"), "{url}");
+            if let Servers::Sentinel(sentinels) = target.servers {
+                let settings = &sentinels.login.settings;
+                assert_eq!(settings.password(), Some("a+b+c"), "{url}");
+            }
         }
     }
 
