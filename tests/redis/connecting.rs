@@ -5,6 +5,7 @@ use std::path::Path;
 use std::slice;
 use std::time::Duration;
 
+use tower_admission::store::redis::FailureKind;
 use tower_admission::store::{
     FailureMode, LeaseLimits, LeaseStore, Leased, RateStore, RedisStore, Standing, suite,
 };
@@ -180,6 +181,13 @@ async fn a_user_with_the_permissions_of_the_recipe_does_everything() {
     overrides(&store).await;
     let denied = denied(&server).await;
     assert_eq!(denied, "array([])");
+    // Another database is one permission more.
+    let elsewhere = as_user(&format!("{}/3", server.url()));
+    let error = elsewhere.ping().await.unwrap_err();
+    assert_eq!(error.kind(), FailureKind::Denied, "{error}");
+    let select = ["ACL", "SETUSER", "gateway", "+select"];
+    server.command(&select).await.unwrap();
+    elsewhere.ping().await.unwrap();
     // A name is not worth an outage.
     let unnamed = ["ACL", "SETUSER", "gateway", "-client"];
     server.command(&unnamed).await.unwrap();

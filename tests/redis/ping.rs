@@ -60,6 +60,14 @@ async fn a_server_of_a_cluster() {
 }
 
 #[tokio::test]
+async fn a_server_that_is_no_cluster() {
+    let server = Server::start().await;
+    let url = format!("redis+cluster://127.0.0.1:{}", server.port);
+    let error = refused(&store(&url), FailureKind::Configuration, "use redis://").await;
+    assert!(error.to_string().contains("127.0.0.1:"), "{error}");
+}
+
+#[tokio::test]
 async fn a_cluster_without_one_of_its_masters() {
     let mut cluster = Cluster::start().await;
     cluster.nodes[1].kill();

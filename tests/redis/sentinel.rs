@@ -184,10 +184,16 @@ async fn sentinels_that_name_no_master_are_an_error_that_says_why() {
             FailureKind::Denied,
             "auth",
         ),
+        (
+            format!("redis+sentinel://127.0.0.1:{}/gateway", master.port),
+            FailureKind::Configuration,
+            "it is no Sentinel",
+        ),
     ] {
         let error = store(&url).ping().await.unwrap_err();
         assert_eq!(error.kind(), kind, "{error}");
         assert!(error.to_string().contains(reason), "{error}");
+        assert!(error.to_string().contains("127.0.0.1:"), "{error}");
     }
 }
 

@@ -10,7 +10,7 @@ use tower_admission::store::redis::FailureKind;
 use tower_admission::store::{RateStore, RedisStore, RedisTls};
 
 use super::certificates::Authority;
-use super::server::{store, until};
+use super::server::{Server, store, until};
 use super::user;
 
 /// Why there is no connection. A busy machine may only find out on another try.
@@ -122,6 +122,28 @@ async fn a_server_asks_for_a_certificate() {
         let error = store(&url).tls(unusable).unwrap_err();
         assert_eq!(error.kind(), FailureKind::Configuration);
         assert!(error.to_string().contains("key"), "{error:?}");
+    }
+}
+
+/// Redis waits for the end of a line, and says nothing to one that is TLS.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_without_tls_is_suspected() {
+    let server = Server::start().await;
+    for scheme in ["rediss", "rediss+cluster", "rediss+sentinel"] {
+        let url = format!("{scheme}://127.0.0.1:{}", server.port);
+        let url = url
+            + if scheme.ends_with("sentinel") {
+                "/s"
+            } else {
+                ""
+            };
+        let store = store(&url).tls(Authority::new().trusted()).unwrap();
+        let error = store.ping().await.unwrap_err();
+        match error.kind() {
+            FailureKind::Timeout => assert!(error.to_string().contains("port for TLS"), "{error}"),
+            // A random byte was the end of a line.
+            kind => assert_eq!(kind, FailureKind::Tls, "{error}"),
+        }
     }
 }
 

@@ -21,7 +21,7 @@ pub(super) async fn connect(
     context: Arc<Context>,
     address: Option<Address>,
 ) -> Result<(MultiplexedConnection, Driver), StoreError> {
-    attempt(async move {
+    attempt(context.target.has_tls(), async move {
         let target = &context.target;
         let address = match address {
             Some(address) => address,
@@ -49,11 +49,13 @@ pub(super) async fn ask_once(
 
 /// Connects, in a task of its own, as a library may panic.
 pub(super) async fn attempt<T: Send + 'static>(
+    has_tls: bool,
     attempted: impl Future<Output = Result<T, StoreError>> + Send + 'static,
 ) -> Result<T, StoreError> {
+    let late = StoreError::not_connected(has_tls);
     apart(async {
         let attempted = timeout(CONNECT_WITHIN, attempted).await;
-        attempted.unwrap_or_else(|_| Err(StoreError::not_connected()))
+        attempted.unwrap_or(Err(late))
     })
     .await
 }
@@ -78,14 +80,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_attempt_ends_in_an_answer_or_an_error() {
-        assert_eq!(attempt(async { Ok(7) }).await.unwrap(), 7);
-        let refused = attempt::<()>(async { Err(StoreError::new(FailureKind::Denied)) });
+        assert_eq!(attempt(false, async { Ok(7) }).await.unwrap(), 7);
+        let refused = attempt::<()>(false, async { Err(StoreError::new(FailureKind::Denied)) });
         assert_eq!(refused.await.unwrap_err().kind(), FailureKind::Denied);
-        let panicked = attempt::<()>(async { panic!("no crypto provider") });
+        let panicked = attempt::<()>(false, async { panic!("no crypto provider") });
         let error = panicked.await.unwrap_err();
         assert_eq!(error.kind(), FailureKind::Other);
         assert_eq!(error.detail(), Some("panicked: no crypto provider"));
-        let endless = attempt::<()>(std::future::pending());
+        let endless = attempt::<()>(false, std::future::pending());
         assert_eq!(endless.await.unwrap_err().kind(), FailureKind::Timeout);
     }
 }

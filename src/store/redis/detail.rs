@@ -65,6 +65,12 @@ pub(super) fn of(error: &RedisError) -> Arc<str> {
             of_server(error)
         )
         .into(),
+        _ if error
+            .detail()
+            .is_some_and(|words| words.contains("cluster support disabled")) =>
+        {
+            format!("{}: use redis://", of_server(error)).into()
+        }
         ErrorKind::Server(_) | ErrorKind::Extension => of_server(error).into(),
         // These repeat the answer.
         ErrorKind::Parse => "the answer cannot be read".into(),

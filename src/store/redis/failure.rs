@@ -16,7 +16,8 @@ use super::url::Address;
 pub enum FailureKind {
     /// There is no connection.
     Disconnected,
-    /// TLS failed: the certificate is not trusted or names another host, or the peer speaks no TLS.
+    /// TLS failed: the certificate is not trusted or is for another host. (A Redis that gets TLS on a
+    /// port without it does not answer: that is mostly a [`Timeout`](Self::Timeout).)
     Tls,
     /// No answer within the deadline.
     Timeout,
@@ -37,8 +38,8 @@ pub enum FailureKind {
     TooOld,
     /// The server does not know a command: it is a Sentinel or a proxy, or its commands are renamed.
     Unsupported,
-    /// The URL cannot be used: it is invalid, the database does not exist, or the server is part of a
-    /// cluster.
+    /// The URL cannot be used: it is invalid, the database does not exist, or the server is of another
+    /// kind than the URL says (a node of a cluster, a Sentinel, or neither).
     Configuration,
     /// Something else; the log line has the server's words.
     Other,
@@ -88,12 +89,16 @@ impl FailureKind {
                 }
                 // A script calls what this user may not, or reaches a key that it may not.
                 // Redis 6.2 writes the script's name before it, and Valkey has other words.
+                // The client drops the code when a database is selected.
                 if detail.contains("The user executing the script can't")
                     || detail.starts_with("ACL failure in script")
+                    || detail.contains("has no permissions to run the")
                 {
                     return Self::Denied;
                 }
-                if detail.contains("DB index is out of range") {
+                if detail.contains("DB index is out of range")
+                    || detail.contains("cluster support disabled")
+                {
                     return Self::Configuration;
                 }
                 if detail.starts_with("max number of clients") {
@@ -179,9 +184,12 @@ impl StoreError {
     }
 
     /// An attempt to connect that took too long: a name that is not found, a network that drops
-    /// what is sent, or a server that stands still.
-    pub(super) fn not_connected() -> Self {
-        let words = format!("no connection within {CONNECT_WITHIN:?}");
+    /// what is sent, or a server that stands still. Redis says nothing to TLS on a port without it.
+    pub(super) fn not_connected(has_tls: bool) -> Self {
+        let words = match has_tls {
+            true => format!("no TLS connection within {CONNECT_WITHIN:?}: is it a port for TLS?"),
+            false => format!("no connection within {CONNECT_WITHIN:?}"),
+        };
         Self::because(FailureKind::Timeout, words)
     }
 
@@ -363,6 +371,10 @@ mod tests {
             ),
             ("JUNK under the key lies something else", WrongData),
             ("ERR DB index is out of range", Configuration),
+            (
+                "ERR this user has no permissions to run the 'select' command",
+                Denied,
+            ),
             ("NOPROTO unsupported protocol version", Unsupported),
             ("MISCONF Redis is configured to save RDB snapshots", Other),
         ] {
@@ -387,6 +399,14 @@ mod tests {
             let advice = "this server is part of a cluster: use redis+cluster://";
             assert_eq!(error.detail(), Some(&*format!("{line}: {advice}")));
         }
+    }
+
+    #[test]
+    fn a_server_that_is_no_cluster_is_named() {
+        let line = "ERR This instance has cluster support disabled";
+        let error = server(line);
+        assert_eq!(error.kind(), FailureKind::Configuration);
+        assert_eq!(error.detail(), Some(&*format!("{line}: use redis://")));
     }
 
     #[test]

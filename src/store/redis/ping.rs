@@ -72,9 +72,10 @@ fn key_in(key: &str, of_slot: u16) -> String {
 async fn probe(store: Arc<Inner>, address: Option<Address>, key: String) -> Result<(), StoreError> {
     let probed = apart(async move {
         let is_alone = address.is_none();
+        let has_tls = store.client.target().has_tls();
         let opened = timeout(CONNECT_WITHIN, open(&store, address)).await;
         let (address, connection, mut driver) =
-            opened.unwrap_or_else(|_| Err(StoreError::not_connected()))?;
+            opened.unwrap_or_else(|_| Err(StoreError::not_connected(has_tls)))?;
         let mut checked = pin!(async {
             check_role(connection.clone(), &address, is_alone).await?;
             decide(&store, connection, key).await

@@ -250,20 +250,30 @@ impl Router {
         let mut asked = JoinSet::new();
         for seed in self.seeds.clone() {
             let context = self.context.clone();
-            asked.spawn(attempt(async move {
+            let address = seed.clone();
+            let asking = attempt(context.target.has_tls(), async move {
                 let answer = ask_once(&context.target, &seed, &question()).await?;
                 Ok(ranges(&answer, &seed))
-            }));
+            });
+            asked.spawn(async move { asking.await.map_err(|error| error.at(&address)) });
         }
-        let mut failed = StoreError::new(FailureKind::Busy);
+        let mut failed: Option<StoreError> = None;
         while let Some(answer) = asked.join_next().await {
             match answer {
                 Ok(Ok(found)) if !found.is_empty() => return Ok(found),
-                Ok(Err(error)) => failed = error,
-                Ok(Ok(_)) | Err(_) => {}
+                // What a server says tells more than that another is not there.
+                Ok(Err(error))
+                    if failed
+                        .as_ref()
+                        .is_none_or(|failed| failed.kind() == FailureKind::Disconnected) =>
+                {
+                    failed = Some(error);
+                }
+                Ok(_) | Err(_) => {}
             }
         }
-        Err(failed)
+        let words = "no server that was asked knows the slots of the cluster";
+        Err(failed.unwrap_or_else(|| StoreError::because(FailureKind::Busy, words)))
     }
 
     /// Takes a map into use. Servers that are in it keep their connections.

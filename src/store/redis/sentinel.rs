@@ -33,7 +33,10 @@ impl Sentinels {
         let mut tasks = JoinSet::new();
         for address in &self.addresses {
             let (sentinels, target, address) = (self.clone(), target.clone(), address.clone());
-            tasks.spawn(async move { sentinels.ask(&target, &address).await });
+            tasks.spawn(async move {
+                let asked = sentinels.ask(&target, &address).await;
+                asked.map_err(|error| error.at(&address))
+            });
         }
         let mut named = Vec::new();
         let mut failure = StoreError::new(FailureKind::Disconnected);
@@ -44,8 +47,10 @@ impl Sentinels {
                     named.push(address.clone());
                     let target = target.clone();
                     tasks.spawn(async move {
-                        target.open(&address).await.map(drop)?;
-                        Ok(Finding::Confirmed(address))
+                        match target.open(&address).await {
+                            Ok(_) => Ok(Finding::Confirmed(address)),
+                            Err(error) => Err(error.at(&address)),
+                        }
                     });
                 }
                 Ok(Ok(Finding::Confirmed(address))) => return Ok(address),
@@ -66,16 +71,22 @@ impl Sentinels {
         let (mut connection, mut driver) = target.open_with(&self.login, address).await?;
         let mut question = redis::cmd("SENTINEL");
         question.arg("GET-MASTER-ADDR-BY-NAME").arg(&*self.service);
-        let named = beside(&mut driver, question.query_async(&mut connection)).await?;
-        let Some((host, port)): Option<(String, u16)> = named else {
-            return Err(StoreError::because(
-                FailureKind::Configuration,
-                format!(
-                    "the Sentinel at {address} knows no service {}",
-                    self.service
-                ),
-            ));
+        let named = beside(&mut driver, question.query_async(&mut connection)).await;
+        let named: Option<(String, u16)> = named.map_err(|error| {
+            let error = StoreError::from(error);
+            match error.kind() {
+                FailureKind::Unsupported => unusable("it is no Sentinel".to_owned()),
+                _ => error,
+            }
+        })?;
+        let Some((host, port)) = named else {
+            let words = format!("this Sentinel knows no service {}", self.service);
+            return Err(unusable(words));
         };
         Ok(Finding::Named(Address::Tcp(host.into(), port)))
     }
+}
+
+fn unusable(words: String) -> StoreError {
+    StoreError::because(FailureKind::Configuration, words)
 }
