@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::connection::Driver;
 use super::context::Context;
-use super::failure::{FailureKind, StoreError};
+use super::failure::{FailureKind, OrFailure, StoreError};
 use super::url::{Address, Target};
 
 /// How long it may take to connect, the server's first answers included.
@@ -41,9 +41,9 @@ pub(super) async fn ask_once(
     let (mut connection, mut driver) = target.open(address).await?;
     let mut answer = std::pin::pin!(question.query_async(&mut connection));
     tokio::select! {
-        answer = &mut answer => Ok(answer?),
+        answer = &mut answer => answer.or_failure(),
         // What waited for the connection has failed then, and is told why.
-        () = &mut driver => Ok(answer.await?),
+        () = &mut driver => answer.await.or_failure(),
     }
 }
 

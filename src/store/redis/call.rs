@@ -11,7 +11,7 @@ use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
 use tokio::time::{Instant, sleep_until};
 
 use super::client::{Again, Route, Shared};
-use super::failure::{FailureKind, StoreError};
+use super::failure::{ClientError, FailureKind, StoreError};
 use super::node::{Fault, Node};
 use super::slots;
 use super::supervisor::supervise;
@@ -140,7 +140,7 @@ impl<'a> Call<'a> {
                 self.was_sent = true;
                 match std::mem::replace(&mut self.again, Again::Never) {
                     Again::Once => Ok(Step::Try),
-                    Again::Never => Err(error.into()),
+                    Again::Never => Err(error.into_failure()),
                 }
             }
             Err(Fault::TimedOut) => {
@@ -161,7 +161,7 @@ impl<'a> Call<'a> {
         };
         match kind {
             ServerErrorKind::TryAgain | ServerErrorKind::ClusterDown => {
-                return Ok(Step::Pause(error.into()));
+                return Ok(Step::Pause(error.into_failure()));
             }
             ServerErrorKind::Moved | ServerErrorKind::Ask => {}
             _ => return Err(self.refused(error)),
@@ -174,7 +174,7 @@ impl<'a> Call<'a> {
         let to = error.redirect_node().zip(node.address());
         let to = to.and_then(|((to, _), asked)| slots::redirection(to, asked));
         let Some(to) = to else {
-            return Ok(Step::Pause(error.into()));
+            return Ok(Step::Pause(error.into_failure()));
         };
         if kind == ServerErrorKind::Moved {
             router.has_moved(self.slot, &to);
@@ -187,7 +187,7 @@ impl<'a> Call<'a> {
     }
 
     fn refused(&self, error: RedisError) -> StoreError {
-        StoreError::from(error).after_sending()
+        error.into_failure().after_sending()
     }
 }
 

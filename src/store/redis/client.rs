@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::call::Call;
 use super::context::Context;
 use super::events::Events;
-use super::failure::StoreError;
+use super::failure::{OrFailure, StoreError};
 use super::node::Node;
 use super::post::Post;
 use super::router::Router;
@@ -189,7 +189,7 @@ impl Client {
         // What an answer says is looked at apart: if it is something else than was asked for, the
         // connection has nothing to do with it.
         answer
-            .and_then(|answer| Ok(redis::from_redis_value(answer)?))
+            .and_then(|answer| redis::from_redis_value(answer).or_failure())
             .map_err(|error| self.failed(error))
     }
 

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::socket2::{SockRef, TcpKeepalive};
-use redis::{AsyncConnectionConfig, RedisError, Value};
+use redis::{AsyncConnectionConfig, Value};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::task::JoinSet;
 
 use super::detail::bounded;
-use super::failure::{FailureKind, StoreError};
+use super::failure::{ClientError, FailureKind, OrFailure, StoreError};
 use super::url::{Address, Login, Servers, Target};
 
 /// Reads and writes a connection for as long as it is polled. It ends with the connection, also
@@ -50,7 +50,7 @@ impl Target {
             #[cfg(unix)]
             Address::Unix(path) => {
                 let stream = tokio::net::UnixStream::connect(path).await;
-                log_in(login, stream.map_err(RedisError::from)?).await
+                log_in(login, stream.or_failure()?).await
             }
             #[cfg(not(unix))]
             Address::Unix(_) => Err(super::url::invalid("this system has no unix sockets")),
@@ -71,20 +71,20 @@ impl Target {
 /// Connects to the first of a name's addresses that answers.
 async fn tcp(host: &str, port: u16) -> Result<TcpStream, StoreError> {
     let mut tries = JoinSet::new();
-    for address in lookup_host((host, port)).await.map_err(RedisError::from)? {
+    for address in lookup_host((host, port)).await.or_failure()? {
         tries.spawn(TcpStream::connect(address));
     }
     let mut failed = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
     while let Some(tried) = tries.join_next().await {
         match tried.map_err(io::Error::other).and_then(|tried| tried) {
             Ok(stream) => {
-                set_options(&stream).map_err(RedisError::from)?;
+                set_options(&stream).or_failure()?;
                 return Ok(stream);
             }
             Err(error) => failed = error,
         }
     }
-    Err(RedisError::from(failed).into())
+    Err(failed.into_failure())
 }
 
 /// Without Nagle's delay, which costs throughput. With keepalive, so that a peer that is gone is
@@ -111,7 +111,7 @@ where
         .set_connection_timeout(None)
         .set_response_timeout(None);
     let opened = MultiplexedConnection::new_with_config(&login.settings, stream, config);
-    let (connection, driver) = opened.await?;
+    let (connection, driver) = opened.await.or_failure()?;
     let mut driver: Driver = Box::pin(driver);
     beside(&mut driver, check(login, connection.clone())).await?;
     Ok((connection, driver))
@@ -164,7 +164,7 @@ async fn check(login: &Login, mut connection: MultiplexedConnection) -> Result<(
         {
             Err(StoreError::new(FailureKind::TooOld))
         }
-        Err(error) => Err(error.into()),
+        Err(error) => Err(error.into_failure()),
     }
 }
 

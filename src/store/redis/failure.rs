@@ -254,24 +254,47 @@ impl StoreError {
     }
 }
 
-impl From<RedisError> for StoreError {
-    fn from(error: RedisError) -> Self {
-        Self {
-            detail: Some(detail::of(&error)),
-            is_no_script: error.kind() == ErrorKind::Server(ServerErrorKind::NoScript),
-            ..Self::new(FailureKind::of(&error))
+/// An error of the client library, which is no part of this crate's interface: so no `From`, which
+/// would be public.
+pub(super) trait ClientError {
+    fn into_failure(self) -> StoreError;
+}
+
+impl ClientError for RedisError {
+    fn into_failure(self) -> StoreError {
+        StoreError {
+            detail: Some(detail::of(&self)),
+            is_no_script: self.kind() == ErrorKind::Server(ServerErrorKind::NoScript),
+            ..StoreError::new(FailureKind::of(&self))
         }
     }
 }
 
 /// An answer that arrived and is not what was asked for: the connection is none the worse. (Of an
 /// answer that cannot be told from the next one the client says so itself, in a [`RedisError`].)
-impl From<ParsingError> for StoreError {
-    fn from(error: ParsingError) -> Self {
-        Self {
+impl ClientError for ParsingError {
+    fn into_failure(self) -> StoreError {
+        StoreError {
             kind: FailureKind::WrongData,
-            ..Self::from(RedisError::from(error)).after_sending()
+            ..RedisError::from(self).into_failure().after_sending()
         }
+    }
+}
+
+/// What was awaited from the operating system.
+impl ClientError for std::io::Error {
+    fn into_failure(self) -> StoreError {
+        RedisError::from(self).into_failure()
+    }
+}
+
+pub(super) trait OrFailure<T> {
+    fn or_failure(self) -> Result<T, StoreError>;
+}
+
+impl<T, E: ClientError> OrFailure<T> for Result<T, E> {
+    fn or_failure(self) -> Result<T, StoreError> {
+        self.map_err(E::into_failure)
     }
 }
 
@@ -297,7 +320,7 @@ mod tests {
     fn an_answer_of_another_type_is_no_lost_connection() {
         let text = redis::Value::BulkString(b"\xff\xfe".to_vec());
         let error = redis::from_redis_value::<String>(text).unwrap_err();
-        let error = StoreError::from(error);
+        let error = error.into_failure();
         assert_eq!(error.kind(), FailureKind::WrongData);
         assert!(error.was_sent());
         // Unlike bytes that are no answer.
@@ -308,7 +331,7 @@ mod tests {
     /// What the server says, as the client reads it.
     fn server(line: &str) -> StoreError {
         let answer = redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap();
-        answer.extract_error().unwrap_err().into()
+        answer.extract_error().unwrap_err().into_failure()
     }
 
     #[test]
@@ -412,14 +435,11 @@ mod tests {
     #[test]
     fn tls_has_a_kind() {
         let untrusted = "invalid peer certificate: UnknownIssuer";
-        let error = StoreError::from(RedisError::from(io::Error::new(
-            io::ErrorKind::InvalidData,
-            untrusted,
-        )));
+        let error = io::Error::new(io::ErrorKind::InvalidData, untrusted).into_failure();
         assert_eq!(error.kind(), FailureKind::Tls);
         assert_eq!(error.detail(), Some(untrusted));
         let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
-        let error = StoreError::from(RedisError::from(refused));
+        let error = refused.into_failure();
         assert_eq!(error.kind(), FailureKind::Disconnected);
         assert_eq!(error.detail(), Some("connection refused"));
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::client::Again;
-use super::failure::StoreError;
+use super::failure::{OrFailure, StoreError};
 use super::script::Script;
 use super::{Inner, RedisStore};
 
@@ -93,10 +93,10 @@ impl LimitTable {
         let [epoch, version, before] = &answer[..] else {
             return Ok(None);
         };
-        let before: Option<Bytes> = redis::from_redis_value_ref(before)?;
+        let before: Option<Bytes> = redis::from_redis_value_ref(before).or_failure()?;
         Ok(Some(Before {
-            epoch: redis::from_redis_value_ref(epoch)?,
-            version: redis::from_redis_value_ref(version)?,
+            epoch: redis::from_redis_value_ref(epoch).or_failure()?,
+            version: redis::from_redis_value_ref(version).or_failure()?,
             limit: before.and_then(text),
         }))
     }

@@ -15,7 +15,7 @@ use super::attempt::{CONNECT_WITHIN, apart};
 use super::charged::{Arguments, KeyRules, Mode, Run};
 use super::client::Route;
 use super::connection::Driver;
-use super::failure::{FailureKind, StoreError};
+use super::failure::{FailureKind, OrFailure, StoreError};
 use super::slots::{Range, SLOTS, ranges, slot};
 use super::url::Address;
 use crate::quota::Quota;
@@ -118,7 +118,10 @@ async fn check_role(
     asked: &Address,
     is_alone: bool,
 ) -> Result<(), StoreError> {
-    let about: Value = redis::cmd("HELLO").query_async(&mut connection).await?;
+    let about: Value = redis::cmd("HELLO")
+        .query_async(&mut connection)
+        .await
+        .or_failure()?;
     let about: HashMap<String, Value> = redis::from_redis_value(about).unwrap_or_default();
     let is = |field: &str, value: &str| {
         let found = about.get(field).cloned();
@@ -175,6 +178,6 @@ async fn decide(
         let call = store.rates.call_with_source(&keys, arguments);
         answer = call.query_async(&mut connection).await;
     }
-    let numbers: Vec<i64> = redis::from_redis_value(answer?)?;
+    let numbers: Vec<i64> = redis::from_redis_value(answer.or_failure()?).or_failure()?;
     parse(&numbers, &rules, &runs).map(drop)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::task::JoinSet;
 
 use super::connection::beside;
-use super::failure::{FailureKind, StoreError};
+use super::failure::{ClientError, FailureKind, StoreError};
 use super::url::{Address, Login, Target};
 
 /// The Sentinels of a service, and how to log in to them.
@@ -73,7 +73,7 @@ impl Sentinels {
         question.arg("GET-MASTER-ADDR-BY-NAME").arg(&*self.service);
         let named = beside(&mut driver, question.query_async(&mut connection)).await;
         let named: Option<(String, u16)> = named.map_err(|error| {
-            let error = StoreError::from(error);
+            let error = error.into_failure();
             match error.kind() {
                 FailureKind::Unsupported => unusable("it is no Sentinel".to_owned()),
                 _ => error,

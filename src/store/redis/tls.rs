@@ -4,7 +4,6 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-use redis::RedisError;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -14,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::failure::{FailureKind, StoreError};
+use super::failure::{ClientError, FailureKind, StoreError};
 
 /// The certificates of TLS connections to Redis, for [`RedisStore::tls`](super::RedisStore::tls).
 ///
@@ -225,7 +224,7 @@ fn not_connected(error: io::Error) -> StoreError {
                  or set SSL_CERT_FILE"
             ),
         ),
-        _ => RedisError::from(error).into(),
+        _ => error.into_failure(),
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use percent_encoding::percent_decode_str;
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
 
-use super::failure::{FailureKind, StoreError};
+use super::failure::{FailureKind, OrFailure, StoreError};
 use super::sentinel::Sentinels;
 #[cfg(feature = "redis-tls")]
 use super::tls::{RedisTls, Tls};
@@ -293,7 +293,7 @@ impl<'a> Parts<'a> {
                 "a host or a port cannot be read: write host:port, and an IPv6 address as [::1]:port",
             )
         })?;
-        let info = url.into_connection_info()?;
+        let info = url.into_connection_info().or_failure()?;
         let settings = info.redis_settings();
         // The client would log nobody in, and be the default user.
         if settings.username().is_some() && settings.password().is_none() {
