@@ -122,8 +122,12 @@ pub(super) async fn beside<T>(driver: &mut Driver, answer: impl Future<Output = 
     let mut answer = pin!(answer);
     tokio::select! {
         answer = &mut answer => answer,
-        // Everything that waited for the connection has failed, and says why.
-        () = driver => answer.await,
+        // Everything that waited for the connection has its answer, or has failed and says why.
+        () = &mut *driver => {
+            // Callers poll it again, which one that has ended does not allow.
+            *driver = Box::pin(async {});
+            answer.await
+        }
     }
 }
 
@@ -187,6 +191,7 @@ fn check_version(version: &str) -> Result<(), StoreError> {
 mod tests {
     use super::*;
 
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::time::timeout;
 
     use super::super::test_server::TestServer;
@@ -290,6 +295,28 @@ mod tests {
         let refused = Address::Tcp("127.0.0.1".into(), 1);
         let error = server.target("").open(&refused).await.err().unwrap();
         assert_eq!(error.kind(), FailureKind::Disconnected, "{error:?}");
+    }
+
+    /// When all answers and the end come at once, either is noticed first.
+    #[tokio::test]
+    async fn a_connection_that_ends_as_it_begins_has_an_end() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("redis://{}", listener.local_addr().unwrap());
+        let server = async {
+            loop {
+                let (mut connection, _) = listener.accept().await.unwrap();
+                let _ = connection.read(&mut [0; 1024]).await;
+                let answers = b"*2\r\n$7\r\nversion\r\n$5\r\n7.0.0\r\n+OK\r\n";
+                let _ = connection.write_all(answers).await;
+            }
+        };
+        let client = async {
+            for _ in 0..100 {
+                let (_connection, driver) = opened(&Target::parse(&url).unwrap()).await;
+                driver.await;
+            }
+        };
+        tokio::select! { () = client => {}, () = server => {} }
     }
 
     #[test]
