@@ -80,7 +80,8 @@ impl Outcome {
 impl Calls for Slots {
     type Request = LeaseLimits;
     type Batch = Vec<Wanted>;
-    type Answer = Leased;
+    /// `None` where the failure mode decides: whoever waits for the answer counts that, if anybody does.
+    type Answer = Option<Leased>;
 
     fn lanes(&self) -> &Lanes<Self> {
         &self.lanes
@@ -100,7 +101,11 @@ impl Calls for Slots {
         (wanted, size)
     }
 
-    async fn call(self: &Arc<Self>, mut wanted: Vec<Wanted>, deadline: Instant) -> Vec<Leased> {
+    async fn call(
+        self: &Arc<Self>,
+        mut wanted: Vec<Wanted>,
+        deadline: Instant,
+    ) -> Vec<Option<Leased>> {
         let mut outcomes = self.ask(&wanted, deadline).await;
         if outcomes
             .as_ref()
@@ -121,7 +126,7 @@ impl Calls for Slots {
                 let unavailable = wanted.iter_mut().map(|wanted| {
                     // If it was not sent, there is nothing to give back.
                     wanted.lease.may_be_taken = error.was_sent();
-                    Leased::Unavailable(self.failure_mode())
+                    None
                 });
                 unavailable.collect()
             }
@@ -130,16 +135,16 @@ impl Calls for Slots {
 }
 
 impl Lease {
-    fn after(mut self, outcome: Outcome) -> Leased {
+    fn after(mut self, outcome: Outcome) -> Option<Leased> {
         self.may_be_taken = outcome == Outcome::Granted;
         match outcome {
             Outcome::Granted => {
                 self.slots.hold(self.id, self.of_keys.clone());
-                Leased::Granted(Box::new(self))
+                Some(Leased::Granted(Box::new(self)))
             }
-            Outcome::Full => Leased::Full,
-            Outcome::KeyFull { place } => Leased::KeyFull { place },
-            Outcome::Late | Outcome::Wrong => Leased::Unavailable(self.slots.failure_mode()),
+            Outcome::Full => Some(Leased::Full),
+            Outcome::KeyFull { place } => Some(Leased::KeyFull { place }),
+            Outcome::Late | Outcome::Wrong => None,
         }
     }
 }

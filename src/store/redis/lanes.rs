@@ -76,37 +76,84 @@ struct Lane<C: Calls> {
 type Queue<C> = VecDeque<Waiting<C>>;
 
 struct Waiting<C: Calls> {
-    request: C::Request,
-    answer: oneshot::Sender<C::Answer>,
+    request: Option<C::Request>,
+    answer: Option<oneshot::Sender<Answered<C>>>,
+}
+
+/// What who waits is told.
+enum Answered<C: Calls> {
+    By(C::Answer),
+    /// The runtime that was to answer has ended.
+    Not(C::Request),
+}
+
+impl<C: Calls> Waiting<C> {
+    fn is_given_up(&self) -> bool {
+        self.answer.as_ref().is_none_or(oneshot::Sender::is_closed)
+    }
+
+    fn answer(mut self, with: C::Answer) {
+        if let Some(answer) = self.answer.take() {
+            // Dropped if nobody waits any more, which gives back what can be given back.
+            let _ = answer.send(Answered::By(with));
+        }
+    }
+}
+
+impl<C: Calls> Drop for Waiting<C> {
+    fn drop(&mut self) {
+        // A request whose call panics is not made again.
+        if let (Some(answer), Some(request)) = (self.answer.take(), self.request.take())
+            && !std::thread::panicking()
+        {
+            let _ = answer.send(Answered::Not(request));
+        }
+    }
 }
 
 /// How a request begins.
 enum Turn<C: Calls> {
     /// No call is under way, so it is the next.
     Now(C::Request),
-    Later(oneshot::Receiver<C::Answer>, u64),
+    Later(oneshot::Receiver<Answered<C>>, u64),
 }
 
-/// Asks for one request, which came in when it is `asked`. `None` when its patience is over, or the task that asked ended with its runtime.
+/// Asks for one request, which came in when it is `asked`. `None` when its patience is over, or its call panicked.
 pub(super) async fn ask<C: Calls>(
     calls: &Arc<C>,
     key: LaneKey,
     request: C::Request,
     asked: Instant,
 ) -> Option<C::Answer> {
+    match ask_once(calls, key, request, asked).await? {
+        Answered::By(answer) => Some(answer),
+        // Others' runtimes end, and this one goes on.
+        Answered::Not(request) => match ask_once(calls, key, request, asked).await? {
+            Answered::By(answer) => Some(answer),
+            Answered::Not(_) => None,
+        },
+    }
+}
+
+async fn ask_once<C: Calls>(
+    calls: &Arc<C>,
+    key: LaneKey,
+    request: C::Request,
+    asked: Instant,
+) -> Option<Answered<C>> {
+    let patience = calls.patience();
     let (mut answer, turn) = match calls.lanes().join(key, request) {
         Turn::Now(request) => {
             let _under_way = UnderWay::new(calls, key);
             let (batch, _) = calls.batch(std::iter::once(&request));
             // In a box of its own, as those who wait need no room for it.
-            let deadline = asked + calls.patience();
-            return Box::pin(calls.call(batch, deadline)).await.pop();
+            let mut answers = Box::pin(calls.call(batch, asked + patience)).await;
+            return answers.pop().map(Answered::By);
         }
         Turn::Later(answer, turn) => (answer, turn),
     };
     // A call that takes long is not waited for: with another one after it the time would be over. The next is made
     // next to it. The order stays, as they go over one connection.
-    let patience = calls.patience();
     let hurries = asked + patience / SIDE_BY_SIDE as u32;
     if let Ok(answer) = timeout_at(hurries, &mut answer).await {
         return answer.ok();
@@ -143,8 +190,8 @@ impl<C: Calls> Lanes<C> {
                 let lane = lane.get_mut();
                 let (sender, answer) = oneshot::channel();
                 lane.waiting.push_back(Waiting {
-                    request,
-                    answer: sender,
+                    request: Some(request),
+                    answer: Some(sender),
                 });
                 Turn::Later(answer, lane.turns)
             }
@@ -260,7 +307,7 @@ impl<C: Calls> Drop for UnderWay<C> {
 }
 
 /// Answers those who wait, and then those who have come since, in a task of its own. Without a runtime they are
-/// not answered, and know it at once.
+/// not answered, and ask again.
 fn spawn<C: Calls>(calls: &Arc<C>, key: LaneKey, waiting: Queue<C>) {
     let under_way = UnderWay::new(calls, key);
     if let Ok(runtime) = Handle::try_current() {
@@ -272,11 +319,14 @@ async fn answer<C: Calls>(under_way: UnderWay<C>, mut waiting: Queue<C>) {
     let (calls, key) = (&under_way.calls, under_way.key);
     loop {
         // Whoever has given up takes nothing.
-        waiting.retain(|waiting| !waiting.answer.is_closed());
+        waiting.retain(|waiting| !waiting.is_given_up());
         if waiting.is_empty() {
             break;
         }
-        let (batch, size) = calls.batch(waiting.iter().map(|waiting| &waiting.request));
+        let requests = waiting
+            .iter()
+            .filter_map(|waiting| waiting.request.as_ref());
+        let (batch, size) = calls.batch(requests);
         let asked: Vec<_> = waiting.drain(..size.clamp(1, waiting.len())).collect();
         let is_all = waiting.is_empty();
         calls.lanes().put_back(key, std::mem::take(&mut waiting));
@@ -291,8 +341,7 @@ async fn answer<C: Calls>(under_way: UnderWay<C>, mut waiting: Queue<C>) {
             Poll::Pending => call.await,
         };
         for (answer, asked) in answers.into_iter().zip(asked) {
-            // Dropped if nobody waits any more, which gives back what can be given back.
-            let _ = asked.answer.send(answer);
+            asked.answer(answer);
         }
         if is_all {
             break;
@@ -562,6 +611,29 @@ mod tests {
         assert_eq!(third.await.unwrap(), Some(3));
         tokio::task::yield_now().await;
         assert!(fake.is_empty());
+    }
+
+    #[test]
+    fn who_waits_for_a_runtime_that_ends_asks_again() {
+        let fake = fake(100);
+        let runtime = || {
+            tokio::runtime::Builder::new_current_thread()
+                .enable_time()
+                .build()
+        };
+        let (one, two) = (runtime().unwrap(), runtime().unwrap());
+        let first = one.block_on(fake.ask(KEY, 1));
+        let second = two.block_on(fake.ask(KEY, 2));
+        let third = two.block_on(fake.ask(KEY, 3));
+        drop((one, first));
+        fake.ends.add_permits(3);
+        let (second, third) = two.block_on(async { (second.await, third.await) });
+        assert!(second.unwrap().is_some() && third.unwrap().is_some());
+        two.block_on(async {
+            while !fake.is_empty() {
+                tokio::task::yield_now().await;
+            }
+        });
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -112,14 +112,15 @@ impl LeaseSlots for RedisLeases {
             return Reply::Ready(Leased::Unavailable(slots.failure_mode()));
         }
         Reply::Pending(Box::pin(async move {
-            match lanes::ask(&slots, LANE, limits, Instant::now()).await {
-                Some(leased) => leased,
-                None => {
-                    let error = StoreError::new(FailureKind::Timeout);
-                    slots.store.client.failed(error);
-                    Leased::Unavailable(slots.failure_mode())
-                }
-            }
+            let leased = lanes::ask(&slots, LANE, limits, Instant::now()).await;
+            let leased = leased.unwrap_or_else(|| {
+                slots
+                    .store
+                    .client
+                    .failed(StoreError::new(FailureKind::Timeout));
+                None
+            });
+            leased.unwrap_or_else(|| Leased::Unavailable(slots.failure_mode()))
         }))
     }
 
