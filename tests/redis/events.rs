@@ -28,7 +28,7 @@ const MODES: [FailureMode; 3] = [
 
 /// The lines of the log: a level, and fields in order.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<String>>>);
+pub(crate) struct Log(Arc<Mutex<Vec<String>>>);
 
 struct Fields(String);
 
@@ -50,21 +50,21 @@ impl<S: tracing::Subscriber> Layer<S> for Log {
 
 impl Log {
     /// Of this thread, so the runtime must have no other.
-    fn collect(&self) -> tracing::subscriber::DefaultGuard {
+    pub(crate) fn collect(&self) -> tracing::subscriber::DefaultGuard {
         tracing::subscriber::set_default(tracing_subscriber::registry().with(self.clone()))
     }
 
-    fn take(&self) -> Vec<String> {
+    pub(crate) fn take(&self) -> Vec<String> {
         std::mem::take(&mut self.0.lock().unwrap())
     }
 }
 
 /// What observers see.
 #[derive(Clone, Default)]
-struct Seen(Arc<Mutex<Counts>>);
+pub(crate) struct Seen(Arc<Mutex<Counts>>);
 
 #[derive(Default)]
-struct Counts {
+pub(crate) struct Counts {
     failed: Vec<FailureKind>,
     reachable: Vec<bool>,
     decided: Vec<FailureMode>,
@@ -85,11 +85,15 @@ impl StoreObserver for Seen {
 }
 
 impl Seen {
-    fn reachable(&self) -> Vec<bool> {
+    pub(crate) fn reachable(&self) -> Vec<bool> {
         self.0.lock().unwrap().reachable.clone()
     }
 
-    fn decided(&self, mode: FailureMode) -> usize {
+    pub(crate) fn failed(&self) -> Vec<FailureKind> {
+        self.0.lock().unwrap().failed.clone()
+    }
+
+    pub(crate) fn decided(&self, mode: FailureMode) -> usize {
         let seen = self.0.lock().unwrap();
         seen.decided.iter().filter(|seen| **seen == mode).count()
     }

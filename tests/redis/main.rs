@@ -23,6 +23,7 @@ mod lost;
 mod model;
 mod named;
 mod named_faults;
+mod network;
 mod ping;
 mod proxy;
 mod rate;

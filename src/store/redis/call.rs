@@ -107,8 +107,8 @@ impl<'a> Call<'a> {
             Route::One(node) => Ok(Some(node.clone())),
             Route::BySlot(router) => {
                 if !router.is_known() {
-                    supervise(self.shared);
-                    router.wait_for_map(self.deadline).await?;
+                    let supervise = || supervise(self.shared);
+                    router.wait_for_map(self.deadline, supervise).await?;
                 }
                 Ok(router.node(self.slot))
             }
@@ -123,8 +123,8 @@ impl<'a> Call<'a> {
         let line = match node.line() {
             Some(line) => Ok(line),
             None => {
-                supervise(self.shared);
-                node.wait_for_line(self.deadline).await
+                let supervise = || supervise(self.shared);
+                node.wait_for_line(self.deadline, supervise).await
             }
         };
         let line = match line {

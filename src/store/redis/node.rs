@@ -75,11 +75,6 @@ impl Link {
             _ => None,
         }
     }
-
-    /// Whether a call need not wait to know what becomes of it.
-    fn is_decided(&self) -> bool {
-        !matches!(self, Self::New | Self::Reconnecting)
-    }
 }
 
 /// A connection, and which one it is, so that a late failure of an old one does not
@@ -183,18 +178,26 @@ impl Node {
         self.link.borrow().line().cloned()
     }
 
-    /// Waits until there is a connection, or there will be none soon.
-    pub(super) async fn wait_for_line(&self, deadline: Instant) -> Result<Line, StoreError> {
+    /// Waits until there is a connection, or there will be none soon. Sees to it that there is a
+    /// supervisor, also when the one that is waited for ends.
+    pub(super) async fn wait_for_line(
+        &self,
+        deadline: Instant,
+        supervise: impl Fn(),
+    ) -> Result<Line, StoreError> {
         let mut link = self.link.subscribe();
-        match timeout_at(deadline, link.wait_for(Link::is_decided)).await {
-            Ok(Ok(link)) => match &*link {
-                Link::Up(line) | Link::Stale(line) => Ok(line.clone()),
-                Link::Down(cause) => Err(StoreError::breaker_open(cause)),
-                _ => Err(StoreError::new(FailureKind::Disconnected)),
-            },
-            // The sender is this node's.
-            Ok(Err(_)) => Err(StoreError::new(FailureKind::Disconnected)),
-            Err(_) => Err(StoreError::new(FailureKind::Timeout)),
+        loop {
+            supervise();
+            match &*link.borrow_and_update() {
+                Link::Up(line) | Link::Stale(line) => return Ok(line.clone()),
+                Link::Down(cause) => return Err(StoreError::breaker_open(cause)),
+                Link::Closed => return Err(StoreError::new(FailureKind::Disconnected)),
+                Link::New | Link::Reconnecting => {}
+            }
+            // The sender is this node's, so it is there.
+            if timeout_at(deadline, link.changed()).await.is_err() {
+                return Err(StoreError::new(FailureKind::Timeout));
+            }
         }
     }
 
@@ -293,6 +296,11 @@ impl Node {
         });
     }
 
+    /// Has those look again who wait for a connection.
+    pub(super) fn wake(&self) {
+        self.link.send_modify(|_| {});
+    }
+
     /// Calls under way keep the connection until they are done.
     pub(super) fn close(&self) {
         self.change(|_| Some(Link::Closed));
@@ -326,6 +334,7 @@ impl Node {
 
     /// Notices the end of a connection, if it is still the one in use.
     fn lost(&self, generation: u64, how: Loss) {
+        let mut outage = None;
         let before = self.change(|link| {
             let line = link.line().filter(|line| line.generation == generation)?;
             self.context.attended();
@@ -333,13 +342,17 @@ impl Node {
             let is_replaced_at_once = how == Loss::Ended
                 && matches!(link, Link::Up(_))
                 && line.since.elapsed() >= SHORT_LIFE;
-            Some(match is_replaced_at_once {
-                true => Link::Reconnecting,
-                false => Link::Down(StoreError::new(match how {
-                    Loss::Ended => FailureKind::Disconnected,
-                    Loss::Silent => FailureKind::Timeout,
-                })),
-            })
+            if is_replaced_at_once {
+                return Some(Link::Reconnecting);
+            }
+            let cause = match how {
+                Loss::Ended => {
+                    StoreError::because(FailureKind::Disconnected, "the connection was closed")
+                }
+                Loss::Silent => StoreError::new(FailureKind::Timeout),
+            };
+            outage = Some(cause.clone());
+            Some(Link::Down(cause))
         });
         if let Some(before) = before {
             if let Some(line) = before.line() {
@@ -347,6 +360,10 @@ impl Node {
                 line.driver.0.abort();
             }
             self.context.is_in_trouble();
+        }
+        // Of a silent one the calls tell that were not answered. One that ended may have had none.
+        if let Some(cause) = outage.filter(|_| how == Loss::Ended) {
+            self.context.failed(&cause);
         }
     }
 

@@ -104,20 +104,25 @@ impl Router {
         self.map.load().is_some()
     }
 
-    pub(super) async fn wait_for_map(&self, deadline: Instant) -> Result<(), StoreError> {
+    /// Waits for the first map. Sees to it that there is a supervisor, also when the one that is
+    /// waited for ends.
+    pub(super) async fn wait_for_map(
+        &self,
+        deadline: Instant,
+        supervise: impl Fn(),
+    ) -> Result<(), StoreError> {
         let mut first = self.first.subscribe();
-        let known = timeout_at(
-            deadline,
-            first.wait_for(|map| !matches!(map, FirstMap::New)),
-        );
-        match known.await {
-            Ok(Ok(map)) => match &*map {
-                FirstMap::Unknown(cause) => Err(StoreError::breaker_open(cause)),
-                FirstMap::New | FirstMap::Known => Ok(()),
-            },
-            // The sender is this router's.
-            Ok(Err(_)) => Err(StoreError::new(FailureKind::Disconnected)),
-            Err(_) => Err(StoreError::new(FailureKind::Timeout)),
+        loop {
+            supervise();
+            match &*first.borrow_and_update() {
+                FirstMap::Known => return Ok(()),
+                FirstMap::Unknown(cause) => return Err(StoreError::breaker_open(cause)),
+                FirstMap::New => {}
+            }
+            // The sender is this router's, so it is there.
+            if timeout_at(deadline, first.changed()).await.is_err() {
+                return Err(StoreError::new(FailureKind::Timeout));
+            }
         }
     }
 
@@ -344,6 +349,14 @@ impl Router {
         self.set_first(FirstMap::New);
         for node in self.nodes() {
             node.begin_anew();
+        }
+    }
+
+    /// Has those look again who wait for the map or a connection.
+    pub(super) fn wake(&self) {
+        self.first.send_modify(|_| {});
+        for node in self.nodes() {
+            node.wake();
         }
     }
 }

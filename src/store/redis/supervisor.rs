@@ -78,6 +78,11 @@ impl Drop for Supervised {
                 Route::BySlot(router) => router.begin_anew(),
             }
             shared.supervisor.leave(*term);
+            // Only now can calls that wait for a connection start another.
+            match &shared.route {
+                Route::One(node) => node.wake(),
+                Route::BySlot(router) => router.wake(),
+            }
         }
     }
 }
