@@ -75,7 +75,10 @@ fn rule(letter: char) -> impl Strategy<Value = Rule> {
         4 => Just(1_000_000_u64),
         2 => Just(700_001),
         1 => Just(3),
+        1 => Just(1),
+        1 => Just(999_999_937),
         1 => Just(86_400_000_000),
+        1 => Just(250_000_000_000_000),
     ];
     let limits = prop_oneof![
         1 => Just(0_u64),
@@ -83,9 +86,9 @@ fn rule(letter: char) -> impl Strategy<Value = Rule> {
         1 => Just(u64::from(u32::MAX)),
     ];
     let letter = prop_oneof![9 => Just(letter), 1 => Just('-')];
-    let length = move |(letter, length, limit)| match limit {
+    let length = move |(letter, length, limit): (char, u64, u64)| match limit {
         // A bucket fills in less than a century.
-        4_294_967_295 => (letter, 3, limit),
+        4_294_967_295 => (letter, length.min(700_001), limit),
         // A quota that denies everything has no length.
         0 => (letter, 0, 0),
         _ => (letter, length, limit),
@@ -115,7 +118,7 @@ fn runs() -> impl Strategy<Value = Vec<Run>> {
     ];
     named.prop_flat_map(|tuples| {
         let run = (
-            prop_oneof![1 => Just(0_u64), 9 => 1..6_u64],
+            prop_oneof![1 => Just(0_u64), 9 => 1..6_u64, 1 => Just(4_294_967_295_u64), 1 => 1..4_294_967_295_u64],
             1..5_u64,
             0..tuples.len(),
         );

@@ -12,6 +12,7 @@ mod cluster_faults;
 mod connecting;
 mod decisions;
 mod events;
+mod exact;
 mod faults;
 mod gateway;
 mod keeper;

@@ -32,7 +32,7 @@
 -- The numbers of a quota that is off mean nothing.
 --
 -- All times are whole microseconds. They stay below 2^53, where Lua's numbers are exact, but for what a
--- bucket owes by a quota that holds less, which is only compared.
+-- bucket owes by a quota that holds less, which is only compared. A key with longer ones holds something else.
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -52,7 +52,7 @@ if head == 'take 0 b' and #ARGV == 5 then
     local before, arrival, most = string.match(value, '^b (%d+) (%d+) (%d+)$')
     if before == ARGV[2] then
       debt = arrival - now
-      is_plain = is_plain and debt <= interval * most
+      is_plain = is_plain and debt <= interval * most and debt < 2^53
       debt = debt > 0 and debt or 0
     else
       is_plain = false
@@ -152,7 +152,7 @@ elseif string.find(head, '^take %d+ b[ b=]*$') and not string.find(head, 'bb', 1
     if type(value) == 'string' then
       local before, arrival, most = string.match(value, '^b (%d+) (%d+) (%d+)$')
       local debt = before and arrival - now
-      is_plain = is_plain and before == interval and debt <= before * most
+      is_plain = is_plain and before == interval and debt <= before * most and debt < 2^53
       debts[n] = is_plain and debt > 0 and debt or 0
     end
     is_plain = is_plain and type(value) ~= 'table' and limit ~= '0'

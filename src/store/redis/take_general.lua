@@ -23,6 +23,9 @@ local function bucket_of(stored, length, limit)
       -- More than an empty bucket owed then means that the clock stepped back.
       debt, is_new = before * most, true
     end
+    if debt >= 2^53 then
+      return nil
+    end
     owed = debt
     if before ~= length and before > 0 then
       -- As many requests stay spent when the quota was changed.
@@ -82,7 +85,8 @@ local function kept_of(kind, stored, limit)
     elseif length then
       newest = math.min(newest + 0, math.floor(now / length) + 1)
       reset = math.max((newest + PARTS + 1) * length - now, 0)
-    else
+    end
+    if not (arrival or length) or reset >= 2^53 then
       return nil
     end
   end
