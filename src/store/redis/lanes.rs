@@ -78,6 +78,8 @@ type Queue<C> = VecDeque<Waiting<C>>;
 struct Waiting<C: Calls> {
     request: Option<C::Request>,
     answer: Option<oneshot::Sender<Answered<C>>>,
+    /// Where it waits, of the first in the queue: that runtime is at work, and others may not be.
+    runtime: Option<Handle>,
 }
 
 /// What who waits is told.
@@ -189,9 +191,12 @@ impl<C: Calls> Lanes<C> {
             Entry::Occupied(mut lane) => {
                 let lane = lane.get_mut();
                 let (sender, answer) = oneshot::channel();
+                let is_first = lane.waiting.is_empty();
+                let runtime = is_first.then(Handle::try_current);
                 lane.waiting.push_back(Waiting {
                     request: Some(request),
                     answer: Some(sender),
+                    runtime: runtime.and_then(Result::ok),
                 });
                 Turn::Later(answer, lane.turns)
             }
@@ -308,9 +313,10 @@ impl<C: Calls> Drop for UnderWay<C> {
 
 /// Answers those who wait, and then those who have come since, in a task of its own. Without a runtime they are
 /// not answered, and ask again.
-fn spawn<C: Calls>(calls: &Arc<C>, key: LaneKey, waiting: Queue<C>) {
+fn spawn<C: Calls>(calls: &Arc<C>, key: LaneKey, mut waiting: Queue<C>) {
     let under_way = UnderWay::new(calls, key);
-    if let Ok(runtime) = Handle::try_current() {
+    let theirs = waiting.iter_mut().find_map(|first| first.runtime.take());
+    if let Some(runtime) = theirs.or_else(|| Handle::try_current().ok()) {
         runtime.spawn(answer(under_way, waiting));
     }
 }
@@ -634,6 +640,32 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         });
+    }
+
+    /// A runtime that nobody drives any more, and none at all, are no harm to those who wait elsewhere.
+    #[test]
+    fn who_waits_is_asked_for_on_a_runtime_at_work() {
+        let runtime = || {
+            let mut builder = tokio::runtime::Builder::new_current_thread();
+            builder.enable_time().start_paused(true);
+            builder.build().unwrap()
+        };
+        for is_dropped in [false, true] {
+            let fake = fake(100);
+            let (left, at_work) = (runtime(), runtime());
+            let mut first = tokio_test::task::spawn(ask(&fake, KEY, 1, Instant::now()));
+            assert!(first.poll().is_pending());
+            let second = at_work.block_on(fake.ask(KEY, 2));
+            fake.ends.add_permits(2);
+            if is_dropped {
+                drop(first);
+            } else {
+                assert_eq!(left.block_on(first), Some(1));
+            }
+            assert_eq!(at_work.block_on(second).unwrap(), Some(2));
+            at_work.block_on(tokio::task::yield_now());
+            assert!(fake.is_empty());
+        }
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
