@@ -211,6 +211,7 @@ impl Node {
         deadline: Instant,
     ) -> Result<Value, Fault> {
         let mut connection = line.connection;
+        let left = deadline.saturating_duration_since(Instant::now());
         let answer = async {
             if asking {
                 let mut both = Pipeline::new();
@@ -238,7 +239,10 @@ impl Node {
                 Err(Fault::Refused(error))
             }
             None => {
-                self.after_timeout(line.generation);
+                // What was sent with no time left, after another server took it, says nothing of this one.
+                if left >= self.context.options.deadline / 8 {
+                    self.after_timeout(line.generation);
+                }
                 Err(Fault::TimedOut)
             }
         }
@@ -447,6 +451,26 @@ mod tests {
         assert!(node.line().is_some(), "it is used until it is replaced");
         node.lost(second, Loss::Ended);
         assert!(node.rejects().is_some());
+    }
+
+    #[tokio::test]
+    async fn calls_that_come_with_no_time_left_do_not_open_the_breaker() {
+        let server = TestServer::start(&[]).await;
+        let options = Options {
+            deadline: Duration::from_micros(10),
+            max_in_flight: 1,
+            events: Events::default(),
+        };
+        let node = Node::new(None, Context::new(server.target(""), options));
+        connected(&node).await;
+        let over = Instant::now() - Duration::from_secs(1);
+        for _ in 0..2 * TIMEOUTS {
+            let line = node.line().expect("it is in use");
+            let ping = redis::cmd("PING");
+            let sent = node.send(line, &ping, false, over).await;
+            assert!(matches!(sent, Err(Fault::TimedOut)));
+        }
+        assert!(node.rejects().is_none());
     }
 
     #[tokio::test]
