@@ -46,10 +46,13 @@ pub(super) async fn ping(store: &Arc<Inner>) -> Result<(), StoreError> {
 
 /// Each master with one of its slots.
 fn masters(found: Vec<Range>) -> Result<HashMap<Address, u16>, StoreError> {
-    let slots = |range: &Range| usize::from(range.last - range.first) + 1;
-    let covered: usize = found.iter().map(slots).sum();
-    if covered < SLOTS {
-        let words = format!("{} slots of the cluster have no master", SLOTS - covered);
+    let mut have_one = vec![false; SLOTS];
+    for range in &found {
+        have_one[usize::from(range.first)..=usize::from(range.last)].fill(true);
+    }
+    let without = have_one.iter().filter(|has_one| !**has_one).count();
+    if without > 0 {
+        let words = format!("{without} slots of the cluster have no master");
         return Err(StoreError::because(FailureKind::Busy, words));
     }
     let masters = found.into_iter().map(|range| (range.master, range.first));
@@ -180,4 +183,31 @@ async fn decide(
     }
     let numbers: Vec<i64> = redis::from_redis_value(answer.or_failure()?).or_failure()?;
     parse(&numbers, &rules, &runs).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_without_a_master_are_found() {
+        let range = |first, last, port| Range {
+            first,
+            last,
+            master: Address::Tcp("h".into(), port),
+        };
+        let last = SLOTS as u16 - 1;
+        let found = vec![range(0, 99, 1), range(100, last, 2)];
+        assert_eq!(masters(found).unwrap().len(), 2);
+        for (found, without) in [
+            (vec![], "16384 slots"),
+            (vec![range(0, 99, 1), range(101, last, 2)], "1 slots"),
+            // Two claim the same.
+            (vec![range(1, last, 1), range(1, last, 2)], "1 slots"),
+        ] {
+            let error = masters(found).unwrap_err();
+            assert_eq!(error.kind(), FailureKind::Busy);
+            assert!(error.detail().unwrap().starts_with(without), "{error}");
+        }
+    }
 }
