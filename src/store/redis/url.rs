@@ -485,6 +485,37 @@ mod tests {
     }
 
     #[test]
+    fn a_url_that_cannot_be_used_shows_no_part_of_a_password() {
+        for url in [
+            "hunter2",
+            "hunter2:hunter2@h",
+            "redis://:hunter2@h:port",
+            "redis://:hunter2@",
+            "redis://:%FFhunter2@h",
+            "redis://:a/hunter2@h",
+            "redis://:a?hunter2@h",
+            "redis://:a?b=hunter2&hunter2@h",
+            "redis://:a#hunter2@h",
+            "redis://:hunter2@h/db",
+            "redis://:hunter2@h?db=1",
+            "redis://:hunter2@h?protocol=9",
+            "redis+cluster://:hunter2@a,b/1",
+            "redis+cluster://:hunter2@a,,b",
+            "redis+sentinel://:hunter2@a",
+            "redis+sentinel://:hunter2@a/s/db",
+            "redis+sentinel://a/s?sentinel_password=x&hunter2",
+            "redis+sentinel://a/s?sentinel_password=x&hunter2=y",
+            "unix:/s?pass=x&hunter2",
+            "unix:/s?hunter2&pass=x",
+            "unix:/s?pass=hunter2&db=x",
+        ] {
+            let error = Target::parse(url).err().expect(url);
+            let shown = format!("{error} {error:?}");
+            assert!(!shown.contains("hunter2"), "{url}: {shown}");
+        }
+    }
+
+    #[test]
     fn an_address_is_shown_as_it_is_written() {
         for (address, shown) in [
             (tcp("h", 1), "h:1"),
