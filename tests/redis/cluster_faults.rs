@@ -313,7 +313,7 @@ async fn slots_that_move_under_load_lose_no_request_and_count_none_twice() {
 
 /// A node of a cluster that has all slots, and answers calls as the test has it. Returns where it
 /// is, and how many calls it got.
-async fn node_that_answers(
+pub(crate) async fn node_that_answers(
     answer: impl Fn(u16, u32) -> String + Clone + Send + Sync + 'static,
 ) -> (String, Arc<AtomicU32>) {
     let (port, calls) = (Arc::<OnceLock<u16>>::default(), Arc::<AtomicU32>::default());
