@@ -1,7 +1,7 @@
 //! Networks and servers that half work: what is counted, and what is told of it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::poll;
@@ -88,28 +88,27 @@ async fn a_slot_that_nobody_waits_for_is_no_decision() {
 }
 
 /// A call that waits for a connection has nobody who makes one, when the runtime of the supervisor ends.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_call_that_waits_for_a_connection_outlives_the_runtime_that_makes_it() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("redis://{}", listener.local_addr().unwrap());
-    let accepted = Arc::new(AtomicU32::new(0));
-    let count = accepted.clone();
-    tokio::spawn(async move {
-        while let Ok((mut connection, _)) = listener.accept().await {
-            let is_first = count.fetch_add(1, Ordering::SeqCst) == 0;
-            tokio::spawn(async move {
-                let mut bytes = [0; 4096];
-                let mut hello = format!("{HELLO}+OK\r\n");
-                while let Ok(1..) = connection.read(&mut bytes).await {
-                    if !is_first {
-                        let answer = std::mem::replace(&mut hello, COUNTED.to_owned());
-                        let _ = connection.write_all(answer.as_bytes()).await;
-                    }
-                }
-            });
+async fn outlives_another_runtime(scheme: &str) {
+    let asked = Arc::new(AtomicU32::new(0));
+    let port = Arc::<OnceLock<u16>>::default();
+    let (count, known) = (asked.clone(), port.clone());
+    let url = stand_in(move |command| match command {
+        // Of the first connection there will be no more.
+        "HELLO" if count.fetch_add(1, Ordering::SeqCst) == 0 => None,
+        "HELLO" => Some(HELLO.to_owned()),
+        "CLUSTER" => {
+            let port = known.wait();
+            Some(format!(
+                "*1\r\n*3\r\n:0\r\n:16383\r\n*2\r\n$0\r\n\r\n:{port}\r\n"
+            ))
         }
-    });
-    let store = store(&url)
+        "EVALSHA" => Some(COUNTED.to_owned()),
+        _ => Some("+OK\r\n".to_owned()),
+    })
+    .await;
+    port.set(url.rsplit_once(':').unwrap().1.parse().unwrap())
+        .unwrap();
+    let store = store(&url.replace("redis:", scheme))
         .deadline(Duration::from_secs(20))
         .on_failure(FailureMode::Closed);
     let buckets = store.open(&[Quota::per_hour(9).into()]);
@@ -125,12 +124,19 @@ async fn a_call_that_waits_for_a_connection_outlives_the_runtime_that_makes_it()
             let _ = ends.await;
         });
     });
-    until("it connects", async || accepted.load(Ordering::SeqCst) > 0).await;
+    until("it connects", async || asked.load(Ordering::SeqCst) > 0).await;
     let mut waits = Box::pin(buckets.take(&user("bob"), 1).into_future());
     assert!(poll!(&mut waits).is_pending());
     end.send(()).unwrap();
     thread.join().unwrap();
     assert!(waits.await.is_admitted());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_waits_for_a_connection_outlives_the_runtime_that_makes_it() {
+    for scheme in ["redis:", "redis+cluster:"] {
+        outlives_another_runtime(scheme).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
