@@ -236,6 +236,27 @@ async fn absurd_parameters_are_refused_or_cut_down() {
 }
 
 #[test]
+fn secrets_in_flags_are_not_told() {
+    let digits = "000102030405060708090a0b0c0d0e0f";
+    for (store, secret, told) in [
+        ("redis://:hunter2@127.0.0.1/x", digits, "--store"),
+        ("nothing://:hunter2@127.0.0.1", digits, "--store"),
+        ("redis://127.0.0.1", "hunter2", "--secret"),
+    ] {
+        let mut command = command();
+        let refused = command.env("STORE", store).env("SECRET", secret).output();
+        let refused = refused.unwrap();
+        assert_eq!(refused.status.code(), Some(2));
+        let words = String::from_utf8(refused.stderr).unwrap();
+        assert!(words.contains(told), "{words}");
+        assert!(!words.contains("hunter2"), "{words}");
+        let help = command.arg("--help").output().unwrap();
+        let help = String::from_utf8(help.stdout).unwrap();
+        assert!(!help.contains("hunter2"), "{help}");
+    }
+}
+
+#[test]
 fn bad_flags_are_told_and_nothing_starts() {
     for (flags, told) in [
         (&["--rate", "ten"][..], "a quota is written like `10/s`"),

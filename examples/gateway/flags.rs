@@ -1,17 +1,17 @@
 //! What the gateway is told at start, by flag or by environment variable.
 
+use std::fmt::Display;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
-use tower_admission::store::redis::StoreError;
 use tower_admission::store::{FailureMode, RedisStore};
 use tower_admission::{Quota, QuotaError, Secret};
 
 /// An HTTP and gRPC gateway on one port, with one set of limits
-#[derive(Clone, Debug, Parser)]
+#[derive(Clone, Parser)]
 #[command(name = "gateway")]
 pub(crate) struct Flags {
     /// Where to listen; port 0 takes a free one
@@ -38,12 +38,13 @@ pub(crate) struct Flags {
 
     /// Where replicas share the limits: redis://host, redis+cluster://host,host; without it each
     /// has its own
-    #[arg(long, env, requires = "secret", value_parser = store)]
-    store: Option<RedisStore>,
+    // Not read by clap, which would repeat a password.
+    #[arg(long, env, requires = "secret", hide_env_values = true)]
+    store: Option<String>,
 
     /// What replicas fingerprint tokens with, the same for all: 32 hexadecimal digits
-    #[arg(long, env, hide_env_values = true, value_parser = secret)]
-    secret: Option<Secret>,
+    #[arg(long, env, hide_env_values = true)]
+    secret: Option<String>,
 
     /// How many replicas there are: each grants its share while the store is away; 0 limits no
     /// rates then
@@ -70,9 +71,12 @@ impl Flags {
 }
 
 impl Flags {
-    /// The store that replicas share, if there is one.
+    /// The store that replicas share, if there is one. Exits when it or the secret cannot be used.
     pub(crate) fn store(&self) -> Option<RedisStore> {
-        let (store, secret) = (self.store.clone()?, self.secret?);
+        let url = self.store.as_deref()?;
+        let store = RedisStore::connect(url).unwrap_or_else(|error| wrong("--store", &error));
+        let secret = secret(self.secret.as_deref()?);
+        let secret = secret.unwrap_or_else(|error| wrong("--secret", &error));
         let mode = match self.replicas {
             0 => FailureMode::Open,
             replicas => FailureMode::LocalShare { replicas },
@@ -95,15 +99,18 @@ fn rate(text: &str) -> Result<Rate, QuotaError> {
     })
 }
 
-fn store(url: &str) -> Result<RedisStore, StoreError> {
-    RedisStore::connect(url)
+/// Says what is wrong with a flag, without what is there.
+fn wrong(flag: &str, error: &dyn Display) -> ! {
+    Flags::command()
+        .error(ErrorKind::ValueValidation, format!("{flag}: {error}"))
+        .exit()
 }
 
-fn secret(digits: &str) -> Result<Secret, String> {
+fn secret(digits: &str) -> Result<Secret, &'static str> {
     let bits = u128::from_str_radix(digits, 16)
         .ok()
         .filter(|_| digits.len() == 32);
-    let bits = bits.ok_or("not 32 hexadecimal digits")?;
+    let bits = bits.ok_or("it is 32 hexadecimal digits")?;
     Ok(Secret::new(bits.to_be_bytes()))
 }
 

@@ -51,11 +51,10 @@ async fn main() -> ExitCode {
 }
 
 async fn serve(flags: &Flags) -> io::Result<()> {
-    // Before the limits are made, so that a bad quota is told without a port being open.
-    let quota = flags.quota();
+    // Before the limits are made, so that a bad flag is told without a port being open.
+    let (quota, store) = (flags.quota(), flags.store());
     let listener = TcpListener::bind(flags.listen).await?;
     let address = listener.local_addr()?;
-    let store = flags.store();
     let app = Limits::new(store.clone()).app(flags.max_concurrency, quota);
 
     // It starts all the same: the failure mode decides until Redis does.
