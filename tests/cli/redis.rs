@@ -462,3 +462,22 @@ async fn junk_in_redis_ends_in_words() {
     let other = run(&server, &["limits", "list", "--prefix", "other"]).await;
     assert_eq!(other.ok(), "no key has a limit of its own");
 }
+
+/// A server that may be ready in a moment is not a configuration that is wrong.
+#[tokio::test]
+async fn a_store_that_is_not_ready_is_no_wrong_configuration() {
+    let server = Server::start_with(&["--cluster-enabled", "yes"]).await;
+    let name = format!("tower-admission-store-{}.toml", std::process::id());
+    let file = std::env::temp_dir().join(name);
+    for (url, code) in [
+        (server.url().replace("redis:", "redis+cluster:"), 4),
+        (format!("{}/99", server.url()), 3),
+    ] {
+        let store = format!("[store]\nurl = '{url}'\nsecret = '{SECRET}'");
+        std::fs::write(&file, store).unwrap();
+        let mut command = program();
+        command.args(["config", "check", "--connect"]).arg(&file);
+        end(command).await.failed(code);
+    }
+    std::fs::remove_file(&file).unwrap();
+}

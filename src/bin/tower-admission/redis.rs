@@ -193,7 +193,9 @@ fn not_changed(error: LimitsError) -> Failure {
 /// Why the store of a configuration makes no decisions.
 pub(crate) fn not_deciding(error: &StoreError) -> Failure {
     let failure = match error.kind() {
-        FailureKind::Disconnected | FailureKind::Timeout | FailureKind::Tls => Failure::unreachable,
+        FailureKind::Disconnected | FailureKind::Timeout | FailureKind::Tls | FailureKind::Busy => {
+            Failure::unreachable
+        }
         _ => Failure::refused,
     };
     failure(format!("store: {error}"))
