@@ -272,7 +272,7 @@ async fn maps_that_are_nonsense_end_in_the_failure_mode() {
         format!("*3\r\n:{first}\r\n:{last}\r\n*2\r\n${length}\r\n{host}\r\n:{port}\r\n")
     };
     let disabled = "-ERR This instance has cluster support disabled\r\n";
-    let (busy, empty) = (FailureKind::Busy, "know no slots");
+    let (busy, empty) = (FailureKind::Busy, "knows the slots");
     for (map, kind, cause) in [
         ("*0\r\n".to_owned(), busy, empty),
         ("+OK\r\n".to_owned(), busy, empty),

@@ -66,8 +66,8 @@ use crate::policy::Policy;
 /// Counts in Redis, so that replicas of a service share one limit.
 ///
 /// A decision is one script call: one round trip, atomic over all quotas and keys, on the server's
-/// clock. Redis from 6.2 and Valkey will do, as one server, as a primary with replicas behind an
-/// address that follows it, or as a cluster.
+/// clock. It takes Redis from 6.2 or Valkey: one server, a primary with replicas behind Sentinel or behind
+/// an address that follows it, or a cluster.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -307,8 +307,9 @@ impl RedisStore {
         self.with(|store| store.options.client.events.add(observer))
     }
 
-    /// Connects and asks for a sign of life, to find out at start what would else be left to
-    /// the failure mode.
+    /// Connects and has a rate decision made, in a cluster by each master, to find out at start what would
+    /// else be left to the failure mode. What only concurrency limits, leases and overrides may not do
+    /// shows with their first call.
     ///
     /// # Errors
     ///
