@@ -19,15 +19,16 @@ impl Buckets {
     /// What Redis decides; when it cannot be asked, what was charged before that was known.
     pub(super) async fn decide(
         self: &Arc<Self>,
-        charges: &[Charge],
+        charges: &Arc<[Charge]>,
         cost: u32,
         mode: Mode,
         asked: Instant,
     ) -> Result<Decision, Vec<Charge>> {
         if charges.len() > 1 && self.client().is_cluster() {
-            return self.decide_apart(charges, cost, mode, asked).await;
+            // In a box of its own, as other requests need no room for it.
+            return Box::pin(self.decide_apart(charges, cost, mode, asked)).await;
         }
-        let usages = self.request(charges, cost, mode, asked).await;
+        let usages = self.request(charges.clone(), cost, mode, asked).await;
         usages.map(Decision::from_usages).map_err(|_| Vec::new())
     }
 
@@ -47,7 +48,7 @@ impl Buckets {
         let mut found: Vec<Vec<Option<Usage>>> = vec![Vec::new(); charges.len()];
         let mut rejected = false;
         let mut taken: Vec<usize> = Vec::new();
-        let call = |at: usize, mode| self.request(&charges[at..=at], cost, mode, asked);
+        let call = |at: usize, mode| self.request(charges[at..=at].into(), cost, mode, asked);
         for at in order {
             if !rules[at].iter().any(is_limiting) {
                 found[at] = unused(&rules[at]);
@@ -88,7 +89,7 @@ impl Buckets {
         };
         for (charges, rules) in charges.chunks(at_a_time).zip(rules.chunks(at_a_time)) {
             if rules.iter().flatten().any(is_limiting) {
-                let given = self.request(charges, cost, Mode::Refund, asked);
+                let given = self.request(charges.into(), cost, Mode::Refund, asked);
                 let _ = given.await;
             }
         }
@@ -97,21 +98,31 @@ impl Buckets {
     /// Asks about one request that charges all these keys: what it found of their quotas, in order.
     async fn request(
         self: &Arc<Self>,
-        charges: &[Charge],
+        charges: Arc<[Charge]>,
         cost: u32,
         mode: Mode,
         asked: Instant,
     ) -> Result<Vec<Option<Usage>>, StoreError> {
         if mode == Mode::Take {
             let lane = match charges.len() {
-                1 => fingerprint(charges),
+                1 => fingerprint(&charges),
                 _ => SEVERAL,
             };
-            let charges = charges.into();
             let taken = lanes::ask(self, lane, Take { charges, cost }, asked).await;
             let too_late = || self.client().failed(StoreError::new(FailureKind::Timeout));
             return Ok(taken.ok_or_else(too_late)??.usages().collect());
         }
+        Box::pin(self.request_alone(&charges, cost, mode, asked)).await
+    }
+
+    /// The same in a call of its own.
+    async fn request_alone(
+        &self,
+        charges: &[Charge],
+        cost: u32,
+        mode: Mode,
+        asked: Instant,
+    ) -> Result<Vec<Option<Usage>>, StoreError> {
         let keys: Vec<_> = charges.iter().map(|charge| self.key(charge)).collect();
         let runs = [Run::single(cost, keys.len())];
         let rules = self.rules(charges);

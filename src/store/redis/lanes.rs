@@ -130,7 +130,7 @@ pub(super) async fn ask<C: Calls>(
     match ask_once(calls, key, request, asked).await? {
         Answered::By(answer) => Some(answer),
         // Others' runtimes end, and this one goes on.
-        Answered::Not(request) => match ask_once(calls, key, request, asked).await? {
+        Answered::Not(request) => match Box::pin(ask_once(calls, key, request, asked)).await? {
             Answered::By(answer) => Some(answer),
             Answered::Not(_) => None,
         },

@@ -102,7 +102,7 @@ impl RedisBuckets {
             return self.0.without_redis(charges, cost, mode);
         }
         let this = self.clone();
-        let charges = charges.to_vec();
+        let charges: Arc<[Charge]> = charges.into();
         Reply::Pending(Box::pin(async move {
             let asked = Instant::now();
             match this.0.decide(&charges, cost, mode, asked).await {

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::answers::Outcome;
@@ -18,7 +17,7 @@ use crate::store::{Charge, OwnRules};
 
 /// What one request asks.
 pub(super) struct Take {
-    pub(super) charges: SmallVec<[Charge; 1]>,
+    pub(super) charges: Arc<[Charge]>,
     pub(super) cost: u32,
 }
 
@@ -118,7 +117,7 @@ impl Takes {
         known: &mut HashMap<(Key, usize), (u16, &'a OwnRules)>,
         take: &'a Take,
     ) -> bool {
-        let charges = &take.charges;
+        let charges = &*take.charges;
         if let Some(run) = self.runs.first() {
             // A call names as many keys for each run.
             if self.runs.len() == MOST || run.keys.len() != charges.len() {
