@@ -398,10 +398,6 @@ mod tests {
                 "ERR this user has no permissions to run the 'select' command",
                 Denied,
             ),
-            (
-                "ERR This instance has cluster support disabled",
-                Configuration,
-            ),
             ("NOPROTO unsupported protocol version", Unsupported),
             ("MISCONF Redis is configured to save RDB snapshots", Other),
         ] {

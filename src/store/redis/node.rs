@@ -466,8 +466,10 @@ mod tests {
         let over = Instant::now() - Duration::from_secs(1);
         for _ in 0..2 * TIMEOUTS {
             let line = node.line().expect("it is in use");
-            let ping = redis::cmd("PING");
-            let sent = node.send(line, &ping, false, over).await;
+            // It has no answer.
+            let mut waits = redis::cmd("BLPOP");
+            waits.arg("nothing").arg(0);
+            let sent = node.send(line, &waits, false, over).await;
             assert!(matches!(sent, Err(Fault::TimedOut)));
         }
         assert!(node.rejects().is_none());
