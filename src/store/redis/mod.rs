@@ -21,6 +21,7 @@ mod lanes;
 mod leases;
 mod limiters;
 mod limits;
+mod link;
 mod named;
 mod names;
 mod node;

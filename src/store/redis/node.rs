@@ -12,13 +12,13 @@ use std::time::Duration;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{Cmd, ErrorKind, Pipeline, RedisError, Value};
 use tokio::sync::{Semaphore, SemaphorePermit, oneshot, watch};
-use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 
 use super::connection::Driver;
 use super::context::Context;
 use super::failure::{FailureKind, StoreError};
 use super::health::Condition;
+use super::link::{DriverTask, Line, Link};
 use super::patience::answered_by;
 use super::url::Address;
 
@@ -39,61 +39,6 @@ pub(super) struct Node {
     timeouts: AtomicU32,
     /// When a call was answered last, in microseconds on the context's clock.
     answered: AtomicU64,
-}
-
-/// What a call finds.
-pub(super) enum Link {
-    /// No attempt is over yet: calls wait.
-    New,
-    Up(Line),
-    /// It can be used, and is to be replaced: behind its address another server may be the
-    /// master by now.
-    Stale(Line),
-    /// The server closed the last connection, and the first attempt to replace it is under way:
-    /// calls wait.
-    Reconnecting,
-    /// Calls fail. Why.
-    Down(StoreError),
-    /// Nothing connects again: the cluster has no such master any more.
-    Closed,
-}
-
-impl Link {
-    fn condition(&self) -> Condition {
-        match self {
-            Self::New => Condition::Unknown,
-            // A connection that is replaced at once is no outage.
-            Self::Up(_) | Self::Stale(_) | Self::Reconnecting => Condition::Up,
-            Self::Down(_) => Condition::Down,
-            Self::Closed => Condition::Closed,
-        }
-    }
-
-    fn line(&self) -> Option<&Line> {
-        match self {
-            Self::Up(line) | Self::Stale(line) => Some(line),
-            _ => None,
-        }
-    }
-}
-
-/// A connection, and which one it is, so that a late failure of an old one does not
-/// take down its successor.
-#[derive(Clone)]
-pub(super) struct Line {
-    connection: MultiplexedConnection,
-    generation: u64,
-    since: Instant,
-    driver: Arc<DriverTask>,
-}
-
-/// Ends a connection's task with the last call that uses it.
-struct DriverTask(AbortHandle);
-
-impl Drop for DriverTask {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }
 
 /// In a connection's task, to notice its end: also of an idle one, and when the library panics.

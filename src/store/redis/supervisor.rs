@@ -9,7 +9,8 @@ use tokio::time::{Instant, sleep};
 
 use super::attempt::connect;
 use super::client::{Route, Shared};
-use super::node::{Link, Node};
+use super::link::Link;
+use super::node::Node;
 use super::post::Term;
 
 /// The pauses between two attempts.
