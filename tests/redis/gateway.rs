@@ -8,6 +8,7 @@
 ))]
 
 use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use http::{Request, Response};
@@ -86,6 +87,32 @@ impl Drop for Replica {
     }
 }
 
+/// A file for gateways, with a deadline that a busy machine keeps. Is removed when dropped.
+struct Config(PathBuf);
+
+impl Config {
+    fn write(server: &Server, limits: &str) -> Self {
+        let file = std::env::temp_dir().join(format!("gateway-{}.toml", server.port));
+        let text = format!(
+            "[store]\nurl = '{}'\nsecret = '00112233445566778899aabbccddeeff'\nprefix = 'gateway'\n\
+             deadline = '2s'\n[groups.api]\npath = '/api'\n{limits}",
+            server.url()
+        );
+        std::fs::write(&file, text).unwrap();
+        Self(file)
+    }
+
+    fn path(&self) -> &str {
+        self.0.to_str().unwrap()
+    }
+}
+
+impl Drop for Config {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
 /// Goes on for longer than any test.
 const LONG_STREAM: &str = "/api/stream?chunks=1000&ms=1000";
 
@@ -100,12 +127,8 @@ async fn begin(replica: &Replica, token: &str) -> Incoming {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_admit_together_what_one_would() {
     let server = Server::start().await;
-    let flags = ["--rate", "100/h", "--burst", "20", "--max-concurrency", "0"];
-    let replicas = [0, 1].map(|_| Replica::start(&server, &flags));
-    // So that no request falls into the time before the first connection is there.
-    for replica in &replicas {
-        assert_eq!(replica.status("/api/slow?ms=0", "warm-up").await, 200);
-    }
+    let file = Config::write(&server, "rate = '100/h burst 20'");
+    let replicas = [0, 1].map(|_| Replica::spawn(&["--config", file.path()]));
     let mut requests = Vec::new();
     for n in 0..60 {
         let replica = &replicas[n % 2];
@@ -165,15 +188,8 @@ async fn program(server: &Server, arguments: &[&str]) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_limit_set_at_the_command_line_counts_in_both() {
     let server = Server::start().await;
-    let file = std::env::temp_dir().join(format!("gateway-{}.toml", server.port));
-    let text = format!(
-        "[store]\nurl = '{}'\nsecret = '00112233445566778899aabbccddeeff'\nprefix = 'gateway'\n\
-         deadline = '2s'\n[groups.api]\npath = '/api'\nrate = '2/h'",
-        server.url()
-    );
-    std::fs::write(&file, text).unwrap();
-    let path = file.to_str().unwrap();
-    let replicas = [0, 1].map(|_| Replica::spawn(&["--config", path]));
+    let file = Config::write(&server, "rate = '2/h'");
+    let replicas = [0, 1].map(|_| Replica::spawn(&["--config", file.path()]));
     for (n, expected) in [200, 200, 429, 429].into_iter().enumerate() {
         let status = replicas[n % 2].status("/api/slow?ms=0", "alice").await;
         assert_eq!(status, expected);
@@ -207,5 +223,4 @@ async fn a_limit_set_at_the_command_line_counts_in_both() {
         })
         .await;
     }
-    std::fs::remove_file(file).unwrap();
 }

@@ -6,6 +6,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
@@ -60,7 +61,25 @@ pub(super) struct Lanes<C: Calls> {
     shards: Box<[Shard<C>]>,
 }
 
-type Shard<C> = Mutex<HashMap<LaneKey, Lane<C>>>;
+type Shard<C> = Mutex<HashMap<LaneKey, Lane<C>, BuildHasherDefault<AsItIs>>>;
+
+/// Lane keys need no hash, as they are the bits of one already.
+#[derive(Default)]
+struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn write(&mut self, bytes: &[u8]) {
+        for word in bytes.chunks(8) {
+            let mut whole = [0; 8];
+            whole[..word.len()].copy_from_slice(word);
+            self.0 = self.0.rotate_left(23) ^ u64::from_le_bytes(whole);
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
 
 /// Few enough to be small, and enough for the threads of a large machine.
 const SHARDS: usize = 64;

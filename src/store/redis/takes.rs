@@ -64,7 +64,10 @@ impl Calls for Buckets {
 
     fn batch<'a>(self: &Arc<Self>, requests: impl Iterator<Item = &'a Take>) -> (Takes, usize) {
         let mut takes = Takes::default();
-        let mut known: HashMap<(Key, usize), (u16, &OwnRules)> = HashMap::new();
+        let mut requests = requests.peekable();
+        // Most calls are about the keys of their first request only, which need no table.
+        let first = requests.peek().copied();
+        let mut known = HashMap::new();
         let mut before: Option<&Take> = None;
         let mut size = 0;
         for take in requests {
@@ -72,7 +75,7 @@ impl Calls for Buckets {
             let run = takes.runs.last_mut();
             if let Some(run) = run.filter(|run| is_same && run.cost == take.cost) {
                 run.count += 1;
-            } else if !takes.begins(self, &mut known, take) {
+            } else if !takes.begins(self, &mut known, first, take) {
                 break;
             }
             before = Some(take);
@@ -115,14 +118,27 @@ impl Takes {
         &mut self,
         buckets: &Buckets,
         known: &mut HashMap<(Key, usize), (u16, &'a OwnRules)>,
+        first: Option<&'a Take>,
         take: &'a Take,
     ) -> bool {
         let charges = &*take.charges;
-        if let Some(run) = self.runs.first() {
-            // A call names as many keys for each run.
-            if self.runs.len() == MOST || run.keys.len() != charges.len() {
-                return false;
-            }
+        let Some(run) = self.runs.first() else {
+            self.names = charges.iter().map(|charge| buckets.key(charge)).collect();
+            self.rules = buckets.rules(charges);
+            self.runs.push(Run::single(take.cost, charges.len()));
+            return true;
+        };
+        // A call names as many keys for each run.
+        if self.runs.len() == MOST || run.keys.len() != charges.len() {
+            return false;
+        }
+        if known.is_empty() {
+            let first = first.iter().flat_map(|first| first.charges.iter());
+            known.extend(
+                first
+                    .enumerate()
+                    .map(|(at, charge)| ((charge.key, charge.set), (at as u16, &charge.rules))),
+            );
         }
         let mut is_new = 0;
         for charge in charges {
@@ -132,7 +148,7 @@ impl Takes {
                 None => is_new += 1,
             }
         }
-        if !self.names.is_empty() && self.names.len() + is_new > MOST {
+        if self.names.len() + is_new > MOST {
             return false;
         }
         let places = charges.iter().map(|charge| {
