@@ -99,7 +99,7 @@ fn rate(text: &str) -> Result<Rate, QuotaError> {
     })
 }
 
-/// Says what is wrong with a flag, without what is there.
+/// Says what is wrong with a flag. It does not repeat the value, which may be a secret.
 fn wrong(flag: &str, error: &dyn Display) -> ! {
     Flags::command()
         .error(ErrorKind::ValueValidation, format!("{flag}: {error}"))

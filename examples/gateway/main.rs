@@ -51,7 +51,7 @@ async fn main() -> ExitCode {
 }
 
 async fn serve(flags: &Flags) -> io::Result<()> {
-    // Before the limits are made, so that a bad flag is told without a port being open.
+    // Flags are checked first: a wrong one ends the program before it opens a port.
     let (quota, store) = (flags.quota(), flags.store());
     let listener = TcpListener::bind(flags.listen).await?;
     let address = listener.local_addr()?;

@@ -4,7 +4,7 @@
 -- ARGV[1]  what the request costs, in microseconds
 -- ARGV[2]  what a full bucket holds, in microseconds
 --
--- Returns what is left in the bucket. A request is rejected if that is negative, and takes nothing then.
+-- Returns what is left in the bucket. If that is negative, the request is rejected and takes nothing.
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]

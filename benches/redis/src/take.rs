@@ -17,7 +17,7 @@ pub fn add_arguments(command: &mut Cmd, keys: usize, cost: u32) {
     command.arg(cost).arg(1);
 }
 
-/// Whether a reply says that the request was granted, and of each bucket what is left and the time until it is full.
+/// Whether a reply grants the request. It also has two numbers for each bucket: what is left, and the time until it is full.
 pub fn is_admitted(reply: &[i64], keys: usize) -> bool {
     reply.len() == 1 + 2 * keys && reply[0] == 1
 }

@@ -80,7 +80,7 @@ impl Outcome {
 impl Calls for Slots {
     type Request = LeaseLimits;
     type Batch = Vec<Wanted>;
-    /// `None` where the failure mode decides: whoever waits for the answer counts that, if anybody does.
+    /// `None` if the failure mode decides. The request that waits for the answer reports that decision.
     type Answer = Option<Leased>;
 
     fn lanes(&self) -> &Lanes<Self> {

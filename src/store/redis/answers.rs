@@ -103,7 +103,7 @@ pub(super) fn parse(
         .ok_or_else(|| StoreError::new(FailureKind::WrongData).after_sending())
 }
 
-/// The outer `None` is an answer that is none.
+/// The outer `None` means that the answer cannot be read.
 fn outcome(
     numbers: &mut impl Iterator<Item = i64>,
     rules: &[KeyRules],

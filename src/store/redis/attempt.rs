@@ -42,7 +42,7 @@ pub(super) async fn ask_once(
     let mut answer = std::pin::pin!(question.query_async(&mut connection));
     tokio::select! {
         answer = &mut answer => answer.or_failure(),
-        // What waited for the connection has failed then, and is told why.
+        // The connection ended. The answer is then an error with the cause.
         () = &mut driver => answer.await.or_failure(),
     }
 }

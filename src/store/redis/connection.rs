@@ -40,7 +40,7 @@ impl Target {
             Address::Tcp(host, port) => {
                 #[cfg(feature = "redis-tls")]
                 if let Some(tls) = &self.tls {
-                    // What is wrong with it needs no connection to be known.
+                    // A wrong certificate or key is an error before any connection is opened.
                     let tls = tls.clone()?;
                     let stream = tls.connect(host, tcp(host, *port).await?).await?;
                     return log_in(login, stream).await;

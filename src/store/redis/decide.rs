@@ -25,7 +25,7 @@ impl Buckets {
         asked: Instant,
     ) -> Result<Decision, Vec<Charge>> {
         if charges.len() > 1 && self.client().is_cluster() {
-            // In a box of its own, as other requests need no room for it.
+            // Boxed, so that the futures of other requests stay small.
             return Box::pin(self.decide_apart(charges, cost, mode, asked)).await;
         }
         let usages = self.request(charges.clone(), cost, mode, asked).await;

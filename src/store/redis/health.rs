@@ -20,7 +20,7 @@ pub(super) struct Health {
     unknown: AtomicUsize,
     down: AtomicUsize,
     changed: AtomicBool,
-    /// What observers were told last. Held while they are told, and never waited for.
+    /// What observers were told last. The lock is held while they are called, and nobody waits for it.
     told: Mutex<Option<bool>>,
 }
 

@@ -88,7 +88,7 @@ struct Lane<C: Calls> {
     under_way: usize,
     /// In the order of their arrival.
     waiting: Queue<C>,
-    /// How often those who waited were taken into a call.
+    /// How often the waiting requests were taken into a call.
     turns: u64,
 }
 
@@ -101,7 +101,7 @@ struct Waiting<C: Calls> {
     runtime: Option<Handle>,
 }
 
-/// What who waits is told.
+/// What a waiting request receives.
 enum Answered<C: Calls> {
     By(C::Answer),
     /// The runtime that was to answer has ended.
@@ -115,7 +115,7 @@ impl<C: Calls> Waiting<C> {
 
     fn answer(mut self, with: C::Answer) {
         if let Some(answer) = self.answer.take() {
-            // Dropped if nobody waits any more, which gives back what can be given back.
+            // If nobody waits any more, the answer is dropped. A slot in it is then released.
             let _ = answer.send(Answered::By(with));
         }
     }
@@ -167,7 +167,7 @@ async fn ask_once<C: Calls>(
         Turn::Now(request) => {
             let _under_way = UnderWay::new(calls, key);
             let (batch, _) = calls.batch(std::iter::once(&request));
-            // In a box of its own, as those who wait need no room for it.
+            // Boxed, so that the futures of waiting requests stay small.
             let mut answers = Box::pin(calls.call(batch, asked + patience)).await;
             return answers.pop().map(Answered::By);
         }
