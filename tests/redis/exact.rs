@@ -158,12 +158,7 @@ fn requests_that_share_calls_are_decided_as_if_each_had_its_own() {
         .build()
         .unwrap();
     let server = runtime.block_on(Server::start());
-    let config = ProptestConfig {
-        cases: 20,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    };
-    let mut runner = proptest::test_runner::TestRunner::new(config);
+    let mut runner = crate::random_histories(20);
     let n = std::cell::Cell::new(0);
     let ran = runner.run(&(steps(), any::<bool>()), |(steps, is_several)| {
         n.set(n.get() + 1);

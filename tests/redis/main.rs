@@ -34,10 +34,20 @@ mod tiers;
 #[cfg(feature = "redis-tls")]
 mod tls;
 
+use proptest::test_runner::{Config, TestRunner};
 use tower_admission::Key;
 use tower_admission::store::Charge;
 
 /// What a request of a user charges, in a limiter of one policy.
 fn user(name: &str) -> [Charge; 1] {
     [Charge::new(Key::id("user", name), 0)]
+}
+
+/// Runs a test on random histories. Writes no file of failures, as a failure prints its history.
+fn random_histories(cases: u32) -> TestRunner {
+    TestRunner::new(Config {
+        cases,
+        failure_persistence: None,
+        ..Config::default()
+    })
 }

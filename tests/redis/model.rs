@@ -248,12 +248,7 @@ fn leases_are_what_a_naive_model_says() {
         .build()
         .unwrap();
     let server = runtime.block_on(Server::start());
-    let config = ProptestConfig {
-        cases: 40,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    };
-    let mut runner = proptest::test_runner::TestRunner::new(config);
+    let mut runner = crate::random_histories(40);
     let namespace = std::cell::Cell::new(0);
     let ran = runner.run(&steps(), |steps| {
         namespace.set(namespace.get() + 1);

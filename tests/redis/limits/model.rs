@@ -175,12 +175,7 @@ fn buckets_are_what_a_naive_model_says_whatever_quota_replicas_go_by() {
         source: TAKE.replace(time, "redis.call('LRANGE', 'clock', 0, 1)"),
         key: String::new(),
     });
-    let config = ProptestConfig {
-        cases: 200,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    };
-    let mut runner = proptest::test_runner::TestRunner::new(config);
+    let mut runner = crate::random_histories(200);
     let case = std::cell::Cell::new(0);
     let ran = runner.run(&steps(), |steps| {
         case.set(case.get() + 1);
