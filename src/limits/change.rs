@@ -5,9 +5,10 @@ use std::time::SystemTime;
 #[cfg(feature = "redis")]
 use serde::{Deserialize, Serialize};
 
-use super::Override;
 use super::entry::time;
+use super::{Limits, LimitsError, Override};
 use crate::key::KeyName;
+use crate::sync::lock;
 
 /// A change of an override; of [`Limits::changes`](super::Limits::changes).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +29,23 @@ pub struct LimitChange {
     pub origin: Option<Box<str>>,
     /// Whether the override has ended, so that no one changed it.
     pub has_ended: bool,
+}
+
+impl Limits {
+    /// The last changes of overrides, the newest first: up to `count` of the last [`MAX_CHANGES`](Self::MAX_CHANGES).
+    ///
+    /// # Errors
+    ///
+    /// [`LimitsError::Unavailable`] when they are kept in a store that cannot be reached.
+    pub async fn changes(&self, count: usize) -> Result<Vec<LimitChange>, LimitsError> {
+        self.remove_ended();
+        #[cfg(feature = "redis")]
+        if let Some(replica) = &self.0.replica {
+            return replica.last_changes(count).await;
+        }
+        let state = lock(&self.0.state);
+        Ok(state.changes.iter().rev().take(count).cloned().collect())
+    }
 }
 
 impl LimitChange {

@@ -1,6 +1,6 @@
 //! Removes overrides that have ended, when a decision or a person looks.
 
-use super::state::{Own, Source, State};
+use super::state::{Own, State};
 use super::{LimitChange, Limits};
 use crate::key::Key;
 use crate::sync::{lock, try_lock};
@@ -39,7 +39,9 @@ impl Limits {
         while let Some((source, name)) = state.ended(now) {
             let before = self.apply(state, source, &name, None);
             #[cfg(feature = "redis")]
-            if let (Some(_), Some(before), Source::RunTime) = (&self.0.replica, &before, source) {
+            if let (Some(_), Some(before), super::state::Source::RunTime) =
+                (&self.0.replica, &before, source)
+            {
                 // The store has it until a replica deletes it there.
                 state.ended_in_store(name, before.clone());
                 continue;

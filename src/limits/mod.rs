@@ -235,21 +235,6 @@ impl Limits {
         LimitEdit::new(self, key)
     }
 
-    /// The last changes of overrides, the newest first: up to `count` of the last [`MAX_CHANGES`](Self::MAX_CHANGES).
-    ///
-    /// # Errors
-    ///
-    /// [`LimitsError::Unavailable`] when they are kept in a store that cannot be reached.
-    pub async fn changes(&self, count: usize) -> Result<Vec<LimitChange>, LimitsError> {
-        self.remove_ended();
-        #[cfg(feature = "redis")]
-        if let Some(replica) = &self.0.replica {
-            return replica.last_changes(count).await;
-        }
-        let state = lock(&self.0.state);
-        Ok(state.changes.iter().rev().take(count).cloned().collect())
-    }
-
     fn check_limit(&self, limit: &Limit) -> Result<(), LimitsError> {
         self.check_tier(limit)?;
         if lock(&self.0.state).has_too_many_rates(limit) {
