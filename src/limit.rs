@@ -80,6 +80,10 @@ const UNLIMITED: &str = "unlimited";
 /// What stands before the name of a tier. No limit can be called so.
 const TIER: &str = "tier";
 
+/// What [`is_name`] asks for.
+pub(crate) const NAME: &str = "a name is 1 to 64 bytes of printable ASCII without `,` and `=`, with no \
+                               space at its ends, and not `tier`";
+
 impl Limit {
     /// At most so many in flight or at work.
     ///
@@ -218,9 +222,11 @@ impl Limit {
     }
 }
 
-/// What a limit and a tier may be called.
+/// What a limit and a tier may be called: what is read in `name=10/s` as it is written there.
 pub(crate) fn is_name(name: &str) -> bool {
-    (1..=64).contains(&name.len()) && name.bytes().all(|b| (b' '..=b'~').contains(&b))
+    let is_in_names = |b: u8| (b' '..=b'~').contains(&b) && !b",=".contains(&b);
+    let is_text = (1..=64).contains(&name.len()) && name.bytes().all(is_in_names);
+    is_text && name.trim() == name && name != TIER
 }
 
 impl Value {
@@ -354,7 +360,8 @@ pub enum LimitError {
     Concurrency,
     /// A 0, or a quota that is `off`.
     Zero,
-    /// A name is empty, longer than 64 bytes or has anything but printable ASCII in it.
+    /// A name is empty, longer than 64 bytes or `tier`, has a space at an end, or has anything but printable
+    /// ASCII without `,` and `=` in it.
     Name,
     /// Two parts are about the same limit, or two name a tier.
     Twice,
@@ -371,7 +378,7 @@ impl fmt::Display for LimitError {
             }
             Self::Concurrency => "there is no number before `concurrent`",
             Self::Zero => "0 is ambiguous here: write `unlimited` or `deny all`",
-            Self::Name => "a name is 1 to 64 bytes of printable ASCII",
+            Self::Name => NAME,
             Self::Twice => "two parts of the limit are about the same",
             Self::TooMany => "a limit has at most 16 parts",
         })
@@ -429,6 +436,8 @@ mod tests {
             ("", Quota(QuotaError::Syntax)),
             ("10", Quota(QuotaError::Syntax)),
             ("10/s,", Quota(QuotaError::Syntax)),
+            ("10/fortnight", Quota(QuotaError::Unit)),
+            ("daily=-5/s", Quota(QuotaError::Count)),
             ("10/s burst 0", Quota(QuotaError::NoBurst)),
             ("0", Zero),
             ("off", Zero),
@@ -441,6 +450,8 @@ mod tests {
             ("10/s, 20/s", Twice),
             ("10/s, unlimited", Twice),
             ("tier=", Name),
+            ("tier=a=b", Name),
+            ("tier=tier", Name),
             ("tier=a, tier=b", Twice),
             ("tier", Quota(QuotaError::Syntax)),
             ("a=10/s, a=20/s", Twice),

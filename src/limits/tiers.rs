@@ -55,8 +55,8 @@ impl Limits {
     ///
     /// # Errors
     ///
-    /// - [`PolicyError::Name`]: the name is empty, longer than 64 bytes or has anything but
-    ///   printable ASCII in it.
+    /// - [`PolicyError::Name`]: the name is not 1 to 64 bytes of printable ASCII without `,` and `=`, has a
+    ///   space at an end, or is `tier`.
     /// - [`PolicyError::TooManyTiers`]: there are [`Policy::MAX_TIERS`] already.
     /// - [`PolicyError::Nested`]: the limit names a tier.
     pub fn try_tier(&self, name: &str, limit: Limit) -> Result<(), PolicyError> {

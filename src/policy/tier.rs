@@ -66,8 +66,8 @@ impl Policy {
     ///
     /// # Errors
     ///
-    /// - [`PolicyError::Name`]: the name is empty, longer than 64 bytes or has anything but
-    ///   printable ASCII in it.
+    /// - [`PolicyError::Name`]: the name is not 1 to 64 bytes of printable ASCII without `,` and `=`, has a
+    ///   space at an end, or is `tier`.
     /// - [`PolicyError::TierTaken`]: the policy has a tier of that name already.
     /// - [`PolicyError::TooManyTiers`]: the policy has [`MAX_TIERS`](Self::MAX_TIERS) already.
     /// - [`PolicyError::UnknownQuota`]: the limit names a quota that the policy has not, or none that it has.

@@ -16,6 +16,10 @@ pub enum QuotaError {
     NoBurst,
     /// A count above [`u32::MAX`] (with the burst, if sliding), or a period above [`u64::MAX`] of its unit.
     TooLarge,
+    /// What stands for a count is not one: it is negative, a fraction or not a number.
+    Count,
+    /// What stands for a unit is not one.
+    Unit,
     /// Not a quota as its [`FromStr`](std::str::FromStr) reads it.
     Syntax,
 }
@@ -28,7 +32,13 @@ impl QuotaError {
             Self::TooSlow => "a quota's bucket must fill within 100 years",
             Self::NoBurst => "a quota with a burst of 0 would admit nothing",
             Self::TooLarge => "a quota counts up to 4294967295, with its burst if it is sliding",
-            Self::Syntax => "a quota is written like `10/s` or `600/min burst 50`",
+            Self::Count => {
+                "a count is a whole number such as 10, 1_000 or 1k, per s, min, h, day or week"
+            }
+            Self::Unit => "units are s, min, h, day and week, as in `10/s` or `5 per 30s`",
+            Self::Syntax => {
+                "a quota is written like `10/s` or `600/min burst 50`: a number per s, min, h, day or week"
+            }
         }
     }
 }

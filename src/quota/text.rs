@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::{DAY, HOUR, Kind, MINUTE, Quota, QuotaError, SECOND};
+use super::{DAY, HOUR, Kind, MINUTE, Quota, QuotaError, SECOND, WEEK};
 
 impl fmt::Display for Quota {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -19,6 +19,7 @@ impl fmt::Display for Quota {
             MINUTE => f.write_str("/min")?,
             HOUR => f.write_str("/h")?,
             DAY => f.write_str("/day")?,
+            WEEK => f.write_str("/week")?,
             period if period.subsec_nanos() == 0 => write!(f, " per {}s", period.as_secs())?,
             period if period.subsec_nanos() % 1_000_000 == 0 => {
                 write!(f, " per {}ms", period.as_millis())?;
@@ -41,8 +42,12 @@ impl FromStr for Quota {
 
     /// Reads `COUNT/UNIT`, `COUNT per PERIOD` or `COUNT per UNIT`, each optionally followed by
     /// `burst COUNT` and by `sliding`, in this order; or `0`, `off`, `deny all`. With a count of 0 it is off,
-    /// whatever follows. Units are `ns`, `us`, `ms`, `s`, `sec`, `m`, `min`, `h`, `hr`, `d`, `day`, and `second`,
-    /// `minute`, `hour`, `day` with or without an `s`; a period is a whole number above 0 with one of these.
+    /// whatever follows. Units are `ns`, `us`, `ms`, `s`, `sec`, `m`, `min`, `h`, `hr`, `d`, `day`, `w`, and `second`,
+    /// `minute`, `hour`, `day`, `week` with or without an `s`; a period is a whole number above 0 with one of these.
+    ///
+    /// A count may have underscores between its digits, and `k` for thousand or `M` for million behind them:
+    /// `1_000/h`, `1k/min`. As in other systems it may count requests, `10r/s`, `10 req/s`, and its unit may be short:
+    /// `10rps`, `600 rpm`, `600rph`, `600rpd`.
     fn from_str(text: &str) -> Result<Self, QuotaError> {
         let text = text.trim();
         match text {
@@ -55,33 +60,64 @@ impl FromStr for Quota {
             _ => (text, false),
         };
         let (rate, burst) = match text.split_once("burst") {
-            Some((rate, burst)) => (rate.trim_end(), Some(number(burst)?)),
+            Some((rate, burst)) => (rate.trim_end(), Some(count(burst)?)),
             None => (text, None),
         };
-        let (count, period) = rate
-            .split_once('/')
-            .or_else(|| rate.split_once(" per "))
-            .ok_or(QuotaError::Syntax)?;
-        let quota = Self::try_new(number(count)?, parse_period(period)?)?;
+        let (number, period) = parse_rate(rate)?;
+        let quota = Self::try_new(number, period)?;
         // First, because a bucket's bounds are others.
         let quota = if sliding { quota.try_sliding()? } else { quota };
         burst.map_or(Ok(quota), |burst| quota.try_burst(burst))
     }
 }
 
-fn number<N: FromStr>(text: &str) -> Result<N, QuotaError> {
-    let text = text.trim();
-    // `FromStr` of integers would also take a sign.
-    if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(QuotaError::Syntax);
+/// What other systems write for requests per unit.
+const SHORT: [(&str, Duration); 4] = [
+    ("rps", SECOND),
+    ("rpm", MINUTE),
+    ("rph", HOUR),
+    ("rpd", DAY),
+];
+
+fn parse_rate(text: &str) -> Result<(u32, Duration), QuotaError> {
+    if let Some((number, period)) = text.split_once('/').or_else(|| text.split_once(" per ")) {
+        let number = number.trim_end();
+        let mut requests = ["requests", "req", "r"].into_iter();
+        let plain = requests.find_map(|word| number.strip_suffix(word));
+        return Ok((count(plain.unwrap_or(number))?, parse_period(period)?));
     }
-    text.parse().map_err(|_| QuotaError::TooLarge)
+    let mut short = SHORT.into_iter();
+    let short = short.find_map(|(word, unit)| Some((text.strip_suffix(word)?, unit)));
+    let (number, unit) = short.ok_or(QuotaError::Syntax)?;
+    Ok((count(number)?, unit))
+}
+
+/// A number as people write it: `1000`, `1_000` or `1k`.
+fn count(text: &str) -> Result<u32, QuotaError> {
+    let text = text.trim();
+    let (digits, factor) = match text.strip_suffix(['k', 'M']) {
+        Some(digits) if text.ends_with('k') => (digits, 1_000),
+        Some(digits) => (digits, 1_000_000),
+        None => (text, 1),
+    };
+    // Each underscore is between two digits.
+    if digits.split('_').any(|part| !is_number(part)) {
+        return Err(QuotaError::Count);
+    }
+    let number: Option<u32> = digits.replace('_', "").parse().ok();
+    let number = number.and_then(|number| number.checked_mul(factor));
+    number.ok_or(QuotaError::TooLarge)
+}
+
+/// `FromStr` of integers would also take a sign.
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
 }
 
 fn parse_period(text: &str) -> Result<Duration, QuotaError> {
     let text = text.trim();
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (count, unit) = text.split_at(digits);
+    let (number, unit) = text.split_at(digits);
     let unit = match unit.trim_start() {
         "ns" => Duration::from_nanos(1),
         "us" | "µs" => Duration::from_micros(1),
@@ -90,12 +126,14 @@ fn parse_period(text: &str) -> Result<Duration, QuotaError> {
         "m" | "min" | "minute" | "minutes" => MINUTE,
         "h" | "hr" | "hour" | "hours" => HOUR,
         "d" | "day" | "days" => DAY,
-        _ => return Err(QuotaError::Syntax),
+        "w" | "week" | "weeks" => WEEK,
+        _ => return Err(QuotaError::Unit),
     };
-    if count.is_empty() {
+    if number.is_empty() {
         return Ok(unit);
     }
-    let nanos = unit.as_nanos().checked_mul(number::<u64>(count)?.into());
+    let number: u64 = number.parse().map_err(|_| QuotaError::TooLarge)?;
+    let nanos = unit.as_nanos().checked_mul(number.into());
     // 584 years; the bucket would not fill within 100.
     let nanos = nanos.and_then(|nanos| u64::try_from(nanos).ok());
     match nanos {
@@ -173,6 +211,19 @@ mod tests {
                 "1/day burst 4294967294 sliding",
                 Quota::per_day(1).sliding().burst(u32::MAX - 1),
             ),
+            // As other systems have it.
+            ("10r/s", Quota::per_second(10)),
+            ("10 req/s", Quota::per_second(10)),
+            ("10 requests per minute", Quota::per_minute(10)),
+            ("10rps", Quota::per_second(10)),
+            ("600 rpm burst 1k", Quota::per_minute(600).burst(1000)),
+            ("600rph sliding", Quota::per_hour(600).sliding()),
+            ("600rpd", Quota::per_day(600)),
+            ("1_000/h", Quota::per_hour(1000)),
+            ("1k/min", Quota::per_minute(1000)),
+            ("2Mr/day", Quota::per_day(2_000_000)),
+            ("10/week", Quota::new(10, 7 * DAY)),
+            ("0 rps", Quota::off()),
         ] {
             assert_eq!(text.parse(), Ok(quota), "{text}");
             assert_eq!(quota.to_string().parse(), Ok(quota), "{quota}");
@@ -186,6 +237,7 @@ mod tests {
             "600/min burst 50",
             "1000/h sliding",
             "50000/day",
+            "50000/week",
             "5 per 30s",
             "5 per 90s burst 2 sliding",
             "1 per 1500ms",
@@ -210,6 +262,7 @@ mod tests {
             (&["m", "min", "minute", "minutes"], 60_000_000_000),
             (&["h", "hr", "hour", "hours"], 3_600_000_000_000),
             (&["d", "day", "days"], 86_400_000_000_000),
+            (&["w", "week", "weeks"], 7 * 86_400_000_000_000),
         ] {
             for unit in units {
                 let period = |text| parse_period(text).map(|period| period.as_nanos());
@@ -225,19 +278,31 @@ mod tests {
         for (text, error) in [
             ("", Syntax),
             ("10", Syntax),
-            ("/s", Syntax),
-            ("10/", Syntax),
-            ("10/fortnight", Syntax),
-            ("-1/s", Syntax),
-            ("+1/s", Syntax),
-            ("1.5/s", Syntax),
-            ("10/s burst", Syntax),
+            ("ten", Syntax),
+            ("/s", Count),
+            ("10/", Unit),
+            ("10/fortnight", Unit),
+            ("10/S", Unit),
+            ("-5/s", Count),
+            ("+1/s", Count),
+            ("1.5/s", Count),
+            ("_1/s", Count),
+            ("1__0/s", Count),
+            ("1_/s", Count),
+            ("k/s", Count),
+            ("1kk/s", Count),
+            ("1K/s", Count),
+            ("r/s", Count),
+            ("rps", Count),
+            ("5 000/s", Count),
+            ("4294968k/day", TooLarge),
+            ("10/s burst", Count),
             ("10/s burst 0", NoBurst),
             ("sliding", Syntax),
-            ("10/ssliding", Syntax),
-            ("10/s sliding burst 5", Syntax),
-            ("10/s sliding sliding", Syntax),
-            ("10/s burst sliding", Syntax),
+            ("10/ssliding", Unit),
+            ("10/s sliding burst 5", Unit),
+            ("10/s sliding sliding", Unit),
+            ("10/s burst sliding", Count),
             ("1/s burst 4294967295 sliding", TooLarge),
             ("4294967296/s", TooLarge),
             ("4294967295/ns", TooFast),
