@@ -15,6 +15,7 @@ use super::key::NamedKeys;
 use super::layer::AdmissionLayer;
 use super::model::Config;
 use super::path::{Prefix, has_dot_segments, readings};
+use super::reloaded::Reloads;
 use super::stores::Stores;
 use crate::extract::{KeyExtractor, RequestHead};
 use crate::limits::Limits;
@@ -36,6 +37,7 @@ struct Inner {
     limits: Limits,
     stores: Stores,
     says: Says,
+    reloads: Reloads,
     /// Held while they change.
     changing: Mutex<Changing>,
 }
@@ -46,6 +48,8 @@ pub(super) struct Says {
     pub(super) observers: Vec<Arc<dyn Observer>>,
     pub(super) tier_by: Option<TierBy>,
     pub(super) keys: NamedKeys,
+    /// Whether a configuration with warnings is rejected.
+    denies_warnings: bool,
 }
 
 type TierBy = Arc<dyn for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync>;
@@ -94,7 +98,11 @@ impl Admission {
     /// It has to see the path that the configuration is about: around the router of a service, not
     /// inside of what is nested. It looks at the path as the client wrote it, escapes and all, as
     /// axum's router does.
+    ///
+    /// This, and [`follow`](Self::follow), log which groups have neither a path nor a layer of their own: call them
+    /// after [`layer_of`](Self::layer_of).
     pub fn layer(&self) -> AdmissionLayer {
+        self.warn_of_groups();
         AdmissionLayer::new(self.clone(), None)
     }
 
@@ -107,6 +115,7 @@ impl Admission {
     /// There is no group of that name.
     pub fn layer_of(&self, group: &str) -> Result<AdmissionLayer, ConfigError> {
         if self.0.groups.load().by_name.contains_key(group) {
+            lock(&self.0.changing).note_layer(group);
             Ok(AdmissionLayer::new(self.clone(), Some(group.into())))
         } else {
             let field = format!("groups.{group}");
@@ -123,6 +132,7 @@ impl Admission {
                 metrics.publish(&stack.name, stats);
             }
         }
+        self.0.reloads.publish();
     }
 
     /// What single keys may do in these groups.
@@ -142,15 +152,23 @@ impl Admission {
     ///
     /// # Errors
     ///
-    /// Something in it is wrong, or its `store` is not that of the start. What is running goes on then.
+    /// Something in it is wrong, or its `store` is not that of the start. It has no groups, and does not
+    /// [mean it](super#changes); or it is from a file, and a group has none of its limits any more, not even as 0.
+    /// What is running goes on then.
     pub fn reload(&self, config: &Config) -> Result<(), ConfigError> {
         let mut running = lock(&self.0.changing);
         running.note(&config.origin);
-        self.change(&mut running, config)
-            .map_err(|error| config.wrong(error))
+        let changed = self.change(&mut running, config);
+        let changed = changed.map_err(|error| config.wrong(error));
+        self.0.reloads.note(&changed);
+        changed
     }
 
     fn change(&self, running: &mut Changing, config: &Config) -> Result<(), ConfigError> {
+        config.check_loss(&running.written)?;
+        if self.0.says.denies_warnings {
+            config.deny_warnings()?;
+        }
         if !running.store.is(&config.store) {
             let problem = "the store cannot be changed while the service runs: restart it";
             return Err(ConfigError::at("store", problem));
@@ -160,6 +178,9 @@ impl Admission {
         let groups = self.0.groups_of(config, &before, &mut kept)?;
         self.0.groups.store(Arc::new(groups));
         running.kept = kept;
+        config.written.log_changes(&running.written);
+        running.warn(config);
+        running.written = config.written.clone();
         Ok(())
     }
 
@@ -172,7 +193,22 @@ impl Admission {
     pub(super) fn apply(&self, file: &Path, text: String) -> Result<(), ConfigError> {
         // Noted here as well, since what is wrong does not come to be reloaded.
         let origin = lock(&self.0.changing).reads(file, text);
-        self.reload(&Config::read(origin)?)
+        match Config::read(origin) {
+            Ok(config) => self.reload(&config),
+            Err(error) => {
+                let rejected = Err(error);
+                self.0.reloads.note(&rejected);
+                rejected
+            }
+        }
+    }
+
+    pub(super) fn warn_of_groups(&self) {
+        lock(&self.0.changing).warn_of_groups();
+    }
+
+    pub(super) fn reloads(&self) -> &Reloads {
+        &self.0.reloads
     }
 
     pub(super) fn groups(&self) -> arc_swap::Guard<Arc<Groups>> {
@@ -303,6 +339,13 @@ impl AdmissionBuilder<'_> {
         self
     }
 
+    /// Rejects a configuration that has [warnings](Config::warnings), here and when it is changed. Default: they
+    /// are logged.
+    pub fn deny_warnings(mut self) -> Self {
+        self.says.denies_warnings = true;
+        self
+    }
+
     /// Adds an observer of the store's health, if there is a store.
     #[cfg(feature = "redis")]
     pub fn observe_store(mut self, observer: impl StoreObserver) -> Self {
@@ -325,6 +368,9 @@ impl AdmissionBuilder<'_> {
 
     fn build_inner(self) -> Result<Admission, ConfigError> {
         self.says.keys.check()?;
+        if self.says.denies_warnings {
+            self.config.deny_warnings()?;
+        }
         #[cfg(feature = "redis")]
         let stores = Stores::open(&self.config.store, &self.store_observers)?;
         #[cfg(not(feature = "redis"))]
@@ -335,11 +381,13 @@ impl AdmissionBuilder<'_> {
             limits: stores.limits(),
             stores,
             says: self.says,
+            reloads: Reloads::new(),
             changing: Mutex::new(changing),
         };
         let groups = inner.groups_of(self.config, &Groups::none(), &mut Kept::default())?;
         inner.groups.store(Arc::new(groups));
         self.config.log_limits_off();
+        lock(&inner.changing).warn_at_start(self.config);
         Ok(Admission(Arc::new(inner)))
     }
 }

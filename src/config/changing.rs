@@ -1,16 +1,20 @@
 //! What a change is compared with.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::kept::Kept;
-use super::load::Variables;
-use super::model::{Config, Origin, Store};
+use super::model::{Config, Store};
+use super::origin::Origin;
 use super::text::Hidden;
+use super::variables::Variables;
+use super::warning::ConfigWarning;
+use super::written::Written;
 
 /// What a change is compared with.
 pub(super) struct Changing {
     pub(super) store: Store,
+    pub(super) written: Written,
     pub(super) kept: Kept,
     /// Where files lie, by what they were called at first. A folder may be a link to another one later.
     places: BTreeMap<PathBuf, PathBuf>,
@@ -19,6 +23,10 @@ pub(super) struct Changing {
     read: BTreeMap<PathBuf, (String, Variables)>,
     /// What went before the file that was read last.
     variables: Option<Variables>,
+    /// Groups that the program has made a layer of.
+    layers: BTreeSet<String>,
+    /// Warnings of groups without a path, until it is known which of them have a layer.
+    held_back: Vec<ConfigWarning>,
 }
 
 impl Changing {
@@ -26,13 +34,45 @@ impl Changing {
     pub(super) fn new(config: &Config) -> Self {
         let mut changing = Self {
             store: config.store.clone(),
+            written: config.written.clone(),
             kept: Kept::default(),
             places: BTreeMap::new(),
             read: BTreeMap::new(),
             variables: None,
+            layers: BTreeSet::new(),
+            held_back: Vec::new(),
         };
         changing.note(&config.origin);
         changing
+    }
+
+    /// Logs what is without effect at first. A program may make layers of groups without a path afterwards.
+    pub(super) fn warn_at_start(&mut self, config: &Config) {
+        let warnings = config.warnings().into_iter();
+        let (held_back, told): (Vec<_>, Vec<_>) =
+            warnings.partition(|warning| warning.group_without_path().is_some());
+        told.iter().for_each(ConfigWarning::log);
+        self.held_back = held_back;
+    }
+
+    /// Logs what is without effect, now that all layers are made.
+    pub(super) fn warn(&mut self, config: &Config) {
+        self.held_back = config.warnings();
+        self.warn_of_groups();
+    }
+
+    /// Logs which groups have neither a path nor a layer, once.
+    pub(super) fn warn_of_groups(&mut self) {
+        for warning in std::mem::take(&mut self.held_back) {
+            let group = warning.group_without_path();
+            if group.is_none_or(|group| !self.layers.contains(group)) {
+                warning.log();
+            }
+        }
+    }
+
+    pub(super) fn note_layer(&mut self, group: &str) {
+        self.layers.insert(group.to_owned());
     }
 
     pub(super) fn note(&mut self, origin: &Origin) {

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use super::error::ConfigError;
 use super::model::{Clients, Config, KeySource, OnFailure, Store};
+use super::written::Written;
+use crate::limit::{NAME, is_name};
 
 /// As the admin endpoints have it, which may not be built.
 const SHORTEST_TOKEN: usize = 16;
@@ -12,6 +14,29 @@ impl Config {
     /// Whether it could be run.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         self.check_inner().map_err(|error| self.wrong(error))
+    }
+
+    /// Whether limits would be gone that nobody took out: the file may have been emptied, or be half-written.
+    pub(super) fn check_loss(&self, running: &Written) -> Result<(), ConfigError> {
+        let groups = running.group_names();
+        if !groups.is_empty() && self.groups.is_empty() && !self.is_empty_on_purpose() {
+            let groups = groups.join(", ");
+            let problem = format!(
+                "there are none, and with them would go the limits of: {groups}. If all limits are to go, \
+                 write `allow_empty = true` and `groups = {{}}`"
+            );
+            return Err(ConfigError::at("groups", problem));
+        }
+        let is_cut =
+            |group: &&&String| running.has_limits(group) && !self.written.has_limits(group);
+        match self.groups.keys().find(|group| is_cut(&group)) {
+            Some(group) if self.origin.file.is_some() => {
+                let problem = "none of this group's limits is there any more: what is to be off is written as 0, \
+                               as in `rate = \"0\"`";
+                Err(ConfigError::at(format!("groups.{group}"), problem))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn check_inner(&self) -> Result<(), ConfigError> {
@@ -25,16 +50,20 @@ impl Config {
         let (mut paths, mut names) = (BTreeMap::new(), BTreeMap::new());
         for (group, settings) in &self.groups {
             let at = |field: &str| format!("groups.{group}.{field}");
+            let name = settings.name(group);
+            if !is_name(name) {
+                let field = match settings.name {
+                    Some(_) => at("name"),
+                    None => format!("groups.{group}"),
+                };
+                return Err(ConfigError::at(field, NAME));
+            }
             settings.policies(group)?;
             for path in &settings.path {
                 if let Some(other) = paths.insert(path, group) {
                     let problem = format!("group `{other}` has this path already");
                     return Err(ConfigError::at(at("path"), problem));
                 }
-            }
-            let name = settings.name(group);
-            if name.is_empty() {
-                return Err(ConfigError::at(at("name"), "a group's name is not empty"));
             }
             if let Some(other) = names.insert(name.to_owned(), format!("group `{group}`")) {
                 let problem = format!("{other} is called `{name}` already");

@@ -3,21 +3,30 @@
 use std::fmt;
 use std::path::Path;
 
-use super::load::Variables;
-
-/// What is wrong with a configuration: the file or variable, the field, and what would be right.
+/// What is wrong with a configuration: the file with line and column, or the variable; the field; what is
+/// written there, if it cannot be a secret; and what would be right.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
     /// The file or the variable.
     source: Option<String>,
+    place: Option<Place>,
     field: Option<String>,
     problem: String,
+}
+
+/// A place in a text; the first is 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) line: usize,
+    /// In characters.
+    pub(super) column: usize,
 }
 
 impl ConfigError {
     pub(super) fn new(problem: impl fmt::Display) -> Self {
         Self {
             source: None,
+            place: None,
             field: None,
             problem: problem.to_string(),
         }
@@ -31,25 +40,23 @@ impl ConfigError {
         }
     }
 
-    /// Names the file, or the variable if that is where the field is from.
-    pub(super) fn of(self, file: Option<&Path>, variables: &Variables) -> Self {
-        let variable = self.field.as_deref().and_then(|field| variables.of(field));
-        let variable = variable.map(str::to_owned);
-        self.found_in(variable.or_else(|| file.map(|file| file.display().to_string())))
-    }
-
-    /// Names the file or the variable, unless that is done.
-    pub(super) fn found_in(mut self, source: Option<String>) -> Self {
-        self.source = self.source.or(source);
+    /// Names the file, unless it is known where this is from.
+    pub(super) fn in_file(mut self, file: Option<&Path>) -> Self {
+        let file = file.map(|file| file.display().to_string());
+        self.source = self.source.or(file);
         self
     }
 
-    /// The path of what was not read: the field, or what is in it and is no field.
-    pub(super) fn path(&self) -> Option<String> {
-        let unknown = self.problem.strip_prefix("unknown field `");
-        let unknown = unknown.and_then(|rest| Some(rest.split_once('`')?.0));
-        let path: Vec<_> = self.field.as_deref().into_iter().chain(unknown).collect();
-        (!path.is_empty()).then(|| path.join("."))
+    /// Names the variable, unless it is known where this is from.
+    pub(super) fn in_variable(mut self, variable: &str) -> Self {
+        self.source.get_or_insert_with(|| variable.to_owned());
+        self
+    }
+
+    /// Names the place in the text, if it is known.
+    pub(super) fn found_at(mut self, place: Option<Place>) -> Self {
+        self.place = self.place.or(place);
+        self
     }
 
     /// The field, such as `groups.api.rate`.
@@ -57,14 +64,40 @@ impl ConfigError {
     pub fn field(&self) -> Option<&str> {
         self.field.as_deref()
     }
+
+    /// The line of the file, from 1 on, where the file has the field.
+    #[must_use]
+    pub fn line(&self) -> Option<usize> {
+        self.place.map(|place| place.line)
+    }
+
+    /// The character of the line, from 1 on.
+    #[must_use]
+    pub fn column(&self) -> Option<usize> {
+        self.place.map(|place| place.column)
+    }
 }
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for part in [&self.source, &self.field].into_iter().flatten() {
-            write!(f, "{part}: ")?;
+        match (&self.source, self.place) {
+            (Some(source), Some(place)) => write!(f, "{source}:{place}: ")?,
+            (Some(source), None) => write!(f, "{source}: ")?,
+            // Of a text without a file, the field says more.
+            (None, Some(place)) if self.field.is_none() => write!(f, "{place}: ")?,
+            (None, _) => {}
+        }
+        if let Some(field) = &self.field {
+            write!(f, "{field}: ")?;
         }
         f.write_str(&self.problem)
+    }
+}
+
+/// As compilers have it.
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.line, self.column)
     }
 }
 

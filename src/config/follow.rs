@@ -9,7 +9,6 @@ use tokio::time::sleep;
 
 use super::admission::Admission;
 use super::error::ConfigError;
-use super::load::Variables;
 #[cfg(doc)]
 use super::model::Config;
 
@@ -59,6 +58,7 @@ impl Admission {
         file: impl Into<PathBuf>,
         mut told: impl FnMut(Result<(), ConfigError>) + Send + 'static,
     ) -> Following {
+        self.warn_of_groups();
         let (admission, file) = (self.clone(), file.into());
         Following(Some(tokio::spawn(async move {
             let mut told = |reloaded| {
@@ -81,7 +81,9 @@ impl Admission {
                 }
                 match now {
                     Ok(text) => {
-                        unreadable = None;
+                        if unreadable.take().is_some() {
+                            admission.reloads().note_readable();
+                        }
                         if !admission.has_read(&file, &text) {
                             told(admission.apply(&file, text));
                         }
@@ -89,8 +91,9 @@ impl Admission {
                     Err((kind, error)) => {
                         if unreadable != Some(kind) {
                             unreadable = Some(kind);
-                            let error = ConfigError::new(error);
-                            told(Err(error.of(Some(&file), &Variables::default())));
+                            let error = ConfigError::new(error).in_file(Some(&file));
+                            admission.reloads().note_unreadable(&error);
+                            told(Err(error));
                         }
                     }
                 }

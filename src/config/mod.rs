@@ -42,16 +42,17 @@
 //! | `store.secret` | | 32 hexadecimal digits, the same in all replicas; needed with a URL |
 //! | `store.prefix` | `admission` | what keys in Redis begin with |
 //! | `store.deadline` | `25ms` | how long a call may take |
-//! | `store.on_failure` | `open` | `open`, `closed` or `local share` |
+//! | `store.on_failure` | `open` | `open`, `closed` or `local share` (or `local_share`) |
 //! | `store.replicas` | | how many there are; needed for `local share` |
 //! | `clients.trusted_proxies` | none | networks whose `X-Forwarded-For` is believed, see [`ClientIp::forwarded_by`] |
 //! | `clients.trust_unix_socket` | false | believe peers on a Unix socket as well, see [`ClientIp::trust_unix_socket`] |
 //! | `clients.trusted_hops` | none | or believe this number of proxies, wherever they are, see [`ClientIp::forwarded_hops`] |
-//! | `clients.forwarded_header` | `x-forwarded-for` | or `forwarded` (RFC 7239), or `single X-Real-IP`: a header with one address, see [`ForwardingHeader::single_address`] |
+//! | `clients.forwarded_header` | `x-forwarded-for` | or `forwarded` (RFC 7239), in any case, or `single X-Real-IP`: a header with one address, see [`ForwardingHeader::single_address`] |
 //! | `clients.ipv6_prefix` | 64 | how much of an IPv6 address counts |
 //! | `admin.token` | | what [`Config::admin_token`] tells; at least 16 bytes |
-//! | `groups.<name>.path` | none | requests whose path begins with it, in whole segments, or with one of a list; the longest that fits decides |
-//! | `groups.<name>.name` | the group's | what clients read: "`name` is currently at capacity."; what metrics and [`Limits`](crate::Limits) call it |
+//! | `allow_empty` | false | with `groups = {}`: the file means to have no groups, and a reload may take all limits away, see [below](#changes) |
+//! | `groups.<name>.path` | none | requests whose path begins with it, in whole segments, or with one of a list; the longest that fits decides. `off`: only a layer that the program makes for the group ([`Admission::layer_of`]) puts requests in it |
+//! | `groups.<name>.name` | the group's | what clients read: "`name` is currently at capacity."; what metrics and [`Limits`](crate::Limits) call it, see [below](#names) |
 //! | `groups.<name>.concurrency` | 0, off | how many may be in flight |
 //! | `groups.<name>.concurrency_per_key` | 0, off | and of each key |
 //! | `groups.<name>.concurrency_per_ip` | 0, off | and of each address, however many keys it uses; requests that were admitted while it is off do not count in it |
@@ -70,6 +71,12 @@
 //! | `groups.<name>.count` | all | count only requests that are answered so, see [`count_if`]: `4xx`, `401, 403`, or all others with `!2xx`; of several parts any without a `!`, and none with one: `4xx, !404` |
 //! | `groups.<name>.dry_run` | false | decide, tell observers, and admit every request |
 //! | `groups.<name>.enforce` | 100 | the percentage of keys for which the group's limits are enforced, see [`enforce`]; not next to `dry_run = true` |
+//!
+//! # Names
+//!
+//! Limits of single keys name groups, rates and tiers, as in `api=20/s, tier=pro`. So a group's `name`, with a dot and
+//! a rate's behind it where it has `rates`, and a tier's name have 1 to 64 bytes of printable ASCII without `,` and
+//! `=`, with no space at their ends, and are not `tier`. Any other is an error.
 //!
 //! # Keys
 //!
@@ -116,6 +123,7 @@
 //! underscores for a dot: `ADMISSION_GROUPS__API__RATE="20/s"`,
 //! `ADMISSION_CLIENTS__TRUSTED_PROXIES="10.0.0.0/8, 192.168.0.0/16"`. So names of groups,
 //! rates and tiers that the environment is to reach are lowercase. Variables without two underscores are not read.
+//! They set no field at the top, such as `allow_empty`.
 //!
 //! A variable is text, which is read as its field is: a token is as it stands there, a number is digits, and
 //! a boolean is `true` or `false`. Nothing else is made of what is written: in the file
@@ -124,14 +132,42 @@
 //! # What is wrong is told at start
 //!
 //! An unknown field, a quota that is none, a network that is none, two groups of one path, two groups or
-//! quotas of one name: loading is an error that names the file or variable, the field, and what would be
-//! right. What is written there is not told where it may be a secret.
+//! quotas of one name: loading is an error that names the file with line and column, or the variable; the field; what is
+//! written there; and what would be right: `gateway.toml:3:8: groups.api.rate: "10/fortnight" is no quota: units are ..`.
+//! What is written there is not told where it may be a secret.
+//!
+//! # What has no effect is warned of
+//!
+//! [`Config::warnings`] lists it. It is logged when limits are made and on reload, as `tracing` events of level WARN,
+//! and `tower-admission config check` prints it. With [`AdmissionBuilder::deny_warnings`] and `config check --strict` it
+//! is an error.
+//!
+//! - There are no groups. `groups = {}` with `allow_empty = true` means it.
+//! - A group has no path. The program may put requests in it all the same, by [`Admission::layer_of`], which no
+//!   configuration shows: `path = "off"` means it. So this is not logged before [`Admission::layer`] or
+//!   [`Admission::follow`] is called, and not of groups that have a layer then.
+//! - A group has no limit. One that is 0 or `off` is switched off, and only [logged](#limits-that-are-off).
+//! - A path of `exclude` is outside of its group's paths, or it is all of them.
+//! - A variable makes a group that the file does not name, without a path; or one that differs from a group of the file
+//!   in case alone, as `ADMISSION_GROUPS__UPPER__RATE` does from `[groups.Upper]`.
+//! - A variable has single underscores: `ADMISSION_GROUPS_API_RATE`.
+//! - `store` has settings, such as a secret, and no URL.
 //!
 //! # Changes
 //!
 //! [`Admission::reload`] and [`Admission::follow`] apply a changed file whole or not at all: with a bad
 //! file what is running goes on. A file that is followed counts once it is the same twice in a row, a second
 //! apart, so one that is empty or half-written for a moment changes nothing.
+//!
+//! A change takes no limits away by accident:
+//!
+//! - From some groups to none is an error, unless `allow_empty = true` and `groups = {}` are written.
+//! - In a file, so is a group that had limits and has none any more, not even as 0.
+//! - What appears, disappears and changes is logged, group by group, with fields and values; of `store` and
+//!   `admin` without the values.
+//! - [`Admission::last_reload`] says how the last one went, also of a file that is followed, and so do the metrics
+//!   `admission_config_last_reload_successful` and `admission_config_last_reload_success_timestamp_seconds` (feature
+//!   `metrics`).
 //!
 //! Requests in flight are not touched, and what is used stays used: of a bucket that is lowered as much as it
 //! holds then, where it is counted in memory. A group is known by its `name`, whatever it
@@ -159,6 +195,7 @@
 mod admission;
 mod changing;
 mod check;
+mod document;
 mod error;
 mod follow;
 mod group;
@@ -168,14 +205,21 @@ mod layer;
 mod load;
 mod model;
 mod off;
+mod origin;
 mod path;
 mod policies;
+mod reloaded;
 mod statuses;
 mod stores;
 mod text;
+mod variables;
+mod warning;
+mod written;
 
 pub use self::admission::{Admission, AdmissionBuilder};
 pub use self::error::ConfigError;
 pub use self::follow::Following;
 pub use self::layer::{AdmissionLayer, AdmissionService};
 pub use self::model::Config;
+pub use self::reloaded::LastReload;
+pub use self::warning::{ConfigWarning, WarningKind};

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::load::Variables;
-use super::path::Prefix;
+use super::origin::Origin;
+use super::path::{Prefix, paths};
 use super::statuses::Statuses;
 use super::text::{
     Hidden, OrOff, SecretBits, Text, Time, list, shown, some_list, some_text, some_whole, table,
     tables, text, texts, truth, whole,
 };
+use super::written::Written;
 use crate::extract::{ForwardingHeader, IpNet};
 use crate::headers::RateLimitHeaders;
 use crate::quota::Quota;
@@ -29,16 +30,12 @@ pub struct Config {
     admin: Admin,
     #[serde(deserialize_with = "tables")]
     pub(super) groups: BTreeMap<String, Group>,
-    /// Where it is from, for errors that are found later.
+    #[serde(deserialize_with = "truth")]
+    pub(super) allow_empty: bool,
     #[serde(skip)]
     pub(super) origin: Origin,
-}
-
-#[derive(Clone, Debug, Default)]
-pub(super) struct Origin {
-    pub(super) file: Option<std::path::PathBuf>,
-    pub(super) text: Hidden,
-    pub(super) variables: Variables,
+    #[serde(skip)]
+    pub(super) written: Written,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -110,7 +107,7 @@ struct Admin {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Group {
-    #[serde(deserialize_with = "some_list")]
+    #[serde(deserialize_with = "paths")]
     pub(super) path: Vec<Prefix>,
     #[serde(deserialize_with = "some_text")]
     pub(super) name: Option<String>,
@@ -167,7 +164,9 @@ trait Words: Copy + 'static {
 
 impl<T: Words> Text for T {
     fn read(text: &str) -> Result<Self, String> {
-        let found = T::WORDS.iter().find(|(word, _)| *word == text);
+        // `local_share` is the same as `local share`.
+        let plain = text.replace('_', " ");
+        let found = T::WORDS.iter().find(|(word, _)| *word == plain);
         found.map(|(_, value)| *value).ok_or_else(|| {
             let words: Vec<_> = T::WORDS
                 .iter()
@@ -208,7 +207,7 @@ impl Text for ForwardedHeader {
     fn read(text: &str) -> Result<Self, String> {
         let single = text.strip_prefix("single ");
         let single = single.and_then(|name| name.trim().parse().ok());
-        Ok(Self(match (text, single) {
+        Ok(Self(match (&*text.to_ascii_lowercase(), single) {
             ("x-forwarded-for", _) => ForwardingHeader::XForwardedFor,
             ("forwarded", _) => ForwardingHeader::Forwarded,
             (_, Some(name)) => ForwardingHeader::SingleAddress(name),
@@ -286,6 +285,18 @@ impl Config {
     pub fn store(&self) -> Result<Option<RedisStore>, super::ConfigError> {
         let url = self.store.url.as_ref();
         url.map(|url| self.store.redis(url)).transpose()
+    }
+
+    /// The names of the tables and fields at the top.
+    pub(super) fn tables() -> Vec<String> {
+        // What is expected in place of a field that there is none of.
+        let none = toml::Table::from_iter([(String::new(), toml::Value::Boolean(true))]);
+        let expected = none.try_into::<Self>().err();
+        let expected = expected.map(|error| error.message().to_owned());
+        let expected = expected
+            .iter()
+            .flat_map(|problem| problem.split('`').skip(3).step_by(2));
+        expected.map(str::to_owned).collect()
     }
 
     /// The names of the groups, in alphabetical order.

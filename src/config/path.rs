@@ -1,8 +1,10 @@
 //! Which paths a group covers, and which of them it excludes.
 
+use std::fmt;
+
 use percent_encoding::percent_decode_str;
 
-use super::text::{Text, shown};
+use super::text::{Text, list_or_off, shown};
 
 /// A path that requests may begin with.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,8 +22,18 @@ impl Prefix {
         self.covers(path) && !has_dot_segments(path)
     }
 
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+
     pub(super) fn len(&self) -> usize {
         self.0.len()
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_empty() { "/" } else { &self.0 })
     }
 }
 
@@ -45,6 +57,11 @@ impl Text for Prefix {
         }
         Ok(Self(text.trim_end_matches('/').to_owned()))
     }
+}
+
+/// The paths of a group; none, if it is `off`.
+pub(super) fn paths<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Prefix>, D::Error> {
+    list_or_off(from)
 }
 
 /// The paths that a request may be for, the likeliest first.

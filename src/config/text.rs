@@ -120,6 +120,18 @@ pub(super) fn some_list<'de, D: Deserializer<'de>, T: Text>(from: D) -> Result<V
     Ok(list)
 }
 
+/// As [`some_list`], or none with the word `off`.
+pub(super) fn list_or_off<'de, D: Deserializer<'de>, T: Text>(from: D) -> Result<Vec<T>, D::Error> {
+    let list: Vec<OrOff<T>> = some_list(from)?;
+    match &*list {
+        [OrOff(None)] => Ok(Vec::new()),
+        _ => list
+            .into_iter()
+            .map(|part| part.0.ok_or_else(|| Error::custom("`off` is alone here")))
+            .collect(),
+    }
+}
+
 pub(super) fn text<'de, D: Deserializer<'de>, T: Text>(from: D) -> Result<T, D::Error> {
     match Scalar::deserialize(from)? {
         Plain::Text(text) => T::read(&text).map_err(Error::custom),
@@ -141,8 +153,10 @@ pub(super) fn whole<'de, D: Deserializer<'de>, T: TryFrom<u64>>(from: D) -> Resu
         Plain::Text(text) if text.bytes().all(|b| b.is_ascii_digit()) => text.parse().ok(),
         _ => None,
     };
+    let number = number.filter(|number| i64::try_from(*number).is_ok());
     number.and_then(|n| T::try_from(n).ok()).ok_or_else(|| {
-        let most = u64::MAX >> (64 - 8 * size_of::<T>());
+        // As in TOML.
+        let most = (u64::MAX >> (64 - 8 * size_of::<T>())).min(i64::MAX as u64);
         Error::custom(format!("a whole number from 0 to {most} belongs here"))
     })
 }
@@ -226,7 +240,8 @@ impl Text for String {
 
 impl Text for Quota {
     fn read(text: &str) -> Result<Self, String> {
-        text.parse().map_err(|error: QuotaError| error.to_string())
+        let quota = text.parse();
+        quota.map_err(|error: QuotaError| format!("{} is no quota: {error}", shown(text)))
     }
 }
 

@@ -30,6 +30,13 @@ use crate::store::{
 /// | `admission_tracked_keys` | `limiter` | keys that a limiter's store holds, see [`publish`](Self::publish) |
 /// | `admission_evictions_total` | `limiter` | keys given up at the store's bound that had used something, see [`publish`](Self::publish) |
 ///
+/// With feature `config` an [`Admission`](crate::config::Admission) has two more, whether it has an observer or not:
+///
+/// | metric | labels | |
+/// |---|---|---|
+/// | `admission_config_last_reload_successful` | | 1 when the last reload of the configuration succeeded, or the start, and 0 when it was rejected |
+/// | `admission_config_last_reload_success_timestamp_seconds` | | when what is running was applied, since the Unix epoch |
+///
 /// `limiter` is the name of a layer, `policy` that of the quota which
 /// [binds](Subject::policy), and `limit_type` one of `http`, `concurrency`, `ws_connection`,
 /// `ws_message` and `lease`, see [`Subject::limit_type`]. In flight are the permits of this process,

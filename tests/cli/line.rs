@@ -129,21 +129,77 @@ async fn a_configuration_is_checked() {
         command.args(["config", "check", path]).args(arguments);
         end(command).await
     };
-    std::fs::write(&file, "[groups.api]\nrate = '10/s'\n[groups.batch]").unwrap();
+    let batch = "[groups.batch]\npath = 'off'\nrate = '1/s'\n";
+    std::fs::write(
+        &file,
+        format!("[groups.api]\npath = '/'\nrate = '10/s'\n{batch}"),
+    )
+    .unwrap();
     assert_eq!(check(&[]).await.ok(), format!("{path}: ok: api, batch"));
-    assert_eq!(check(&["--json"]).await.json()["groups"][1], "batch");
+    assert_eq!(
+        check(&["--strict"]).await.ok(),
+        format!("{path}: ok: api, batch")
+    );
+    let json = check(&["--json"]).await.json();
+    assert_eq!(
+        (&json["groups"][1], &json["warnings"]),
+        (&"batch".into(), &serde_json::json!([]))
+    );
     std::fs::write(&file, "[groups.api]\nrate = '10/0s'").unwrap();
     let wrong = check(&[]).await.failed(3);
     assert!(
-        wrong.starts_with(&format!("{path}: groups.api.rate: ")),
+        wrong.starts_with(&format!(
+            "{path}:2:8: groups.api.rate: \"10/0s\" is no quota: "
+        )),
         "{wrong}"
     );
+    // What has no effect.
+    std::fs::write(
+        &file,
+        "[groups.api]\nrate = '10/s'\n[groups.batch]\npath = '/batch'",
+    )
+    .unwrap();
+    let warned = check(&[]).await;
+    assert_eq!(
+        (warned.code, warned.out.trim_end()),
+        (0, &*format!("{path}: ok: api, batch"))
+    );
+    let [no_path, no_limit] = &warned.err.lines().collect::<Vec<_>>()[..] else {
+        panic!("{warned:?}")
+    };
+    assert!(no_path.starts_with(&format!(
+        "warning: {path}:1:9: groups.api: this group has no path"
+    )));
+    assert!(no_limit.starts_with(&format!(
+        "warning: {path}:3:9: groups.batch: this group has no limit"
+    )));
+    let json = check(&["--json"]).await.json();
+    assert_eq!(json["warnings"][1]["kind"], "no_limit");
+    let strict = check(&["--strict"]).await.failed(3);
+    assert!(
+        strict.starts_with(&format!("{path}:1:9: groups.api: ")),
+        "{strict}"
+    );
+    assert!(
+        strict.contains(&format!("; {path}:3:9: groups.batch: ")),
+        "{strict}"
+    );
     // In memory there is nothing to connect to.
-    std::fs::write(&file, "[groups.api]\nrate = '10/s'").unwrap();
+    std::fs::write(&file, "[groups.api]\npath = '/'\nrate = '10/s'").unwrap();
     assert_eq!(check(&["--connect"]).await.ok(), format!("{path}: ok: api"));
     let store = "[store]\nurl = 'redis://127.0.0.1:1'\nsecret = '00112233445566778899aabbccddeeff'";
     std::fs::write(&file, store).unwrap();
-    assert_eq!(check(&[]).await.ok(), format!("{path}: ok: no groups"));
+    let warned = check(&[]).await;
+    assert_eq!(
+        (warned.code, warned.out.trim_end()),
+        (0, &*format!("{path}: ok: no groups"))
+    );
+    assert!(
+        warned
+            .err
+            .contains("there are no groups, so no request is limited"),
+        "{warned:?}"
+    );
     let away = check(&["--connect"]).await.failed(4);
     assert!(away.contains("127.0.0.1:1: "), "{away}");
     std::fs::remove_file(&file).unwrap();

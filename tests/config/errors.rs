@@ -70,11 +70,11 @@ fn what_is_wrong_says_where_and_what_would_be_right() {
         ),
         (
             "[groups.api]\nrate = '1/0s'",
-            "groups.api.rate: a quota's period is above 0, as in `10/s`",
+            "groups.api.rate: \"1/0s\" is no quota: a quota's period is above 0, as in `10/s`",
         ),
         (
             "[groups.api]\nrate = '0/0s'",
-            "groups.api.rate: a quota's period is above 0, as in `10/s`",
+            "groups.api.rate: \"0/0s\" is no quota: a quota's period is above 0, as in `10/s`",
         ),
         (
             "[admin]\ntoken = 'short'",
@@ -102,7 +102,7 @@ fn what_is_wrong_says_where_and_what_would_be_right() {
         ),
         (
             "[groups.api]\nrates = { 'ä' = '1/s' }",
-            "groups.api.rates.ä: a policy's name is",
+            "groups.api.rates.ä: a name is 1 to 64 bytes",
         ),
         (
             "[groups.api]\nrate = '1/s'\nrates = { a = '1/s' }",
@@ -206,7 +206,7 @@ fn what_is_wrong_says_where_and_what_would_be_right() {
         ),
         (
             "[groups.a]\nname = ''\n[groups.b]",
-            "groups.a.name: a group's name is not empty",
+            "groups.a.name: a name is 1 to 64 bytes",
         ),
         (
             "[clients]\ntrusted_proxies = ['10.0.0.0/33']",
@@ -262,21 +262,13 @@ fn what_is_wrong_says_where_and_what_would_be_right() {
             "[groups.a]\non_failure = 'local share'",
             "groups.a.on_failure: for a local share",
         ),
-        (
-            "[groups.api\n",
-            "TOML parse error at line 1, column 12: unclosed table",
-        ),
-        (
-            "[admin]\ntoken = 'hunter2\n",
-            "TOML parse error at line 2, column 17: ",
-        ),
+        ("[groups.api\n", "this is no TOML: unclosed table"),
+        ("[admin]\ntoken = 'hunter2\n", "this is no TOML: "),
     ] {
         let file = File::new(text);
         let error = file.load(&[]).unwrap_err().to_string();
-        let place = format!("{}: ", file.path().display());
-        assert!(error.starts_with(&place), "{text}: {error}");
         assert!(
-            error[place.len()..].starts_with(expected),
+            in_file(&file, &error).starts_with(expected),
             "{text}: {error}"
         );
         assert!(!error.contains("hunter2"), "{error}");
@@ -366,19 +358,19 @@ fn the_environment_goes_before_the_file() {
         ),
         (
             "ADMISSION_groups__api__rate",
-            "ADMISSION_groups__api__rate: groups.api.rate: a quota is written like",
+            "ADMISSION_groups__api__rate: groups.api.rate: \"1 s\" is no quota: a quota is written like",
         ),
         (
             "ADMISSION_GROUPS__A.B__RATE",
-            "ADMISSION_GROUPS__A.B__RATE: groups.a: unknown field `b`",
+            "ADMISSION_GROUPS__A.B__RATE: groups.a.b.rate: \"1 s\" is no quota",
         ),
         (
             "ADMISSION_GROUPS__API.RATE__X",
-            "ADMISSION_GROUPS__API.RATE__X: groups.api.rate: a text belongs here",
+            "ADMISSION_GROUPS__API.RATE__X: groups.api.rate: unknown field `x`",
         ),
         (
             "ADMISSION_GROUPS__A[0]__RATE",
-            "ADMISSION_GROUPS__A[0]__RATE: groups.a: a table belongs here",
+            "ADMISSION_GROUPS__A[0]__RATE: groups.a[0].rate: \"1 s\" is no quota",
         ),
         (
             "ADMISSION_STORE__URL__X",
@@ -391,8 +383,140 @@ fn the_environment_goes_before_the_file() {
     let file = File::new("[groups.api]\nrta = '10/s'");
     let variable = ("ADMISSION_GROUPS__API__RATE", "1/s");
     let error = file.load(&[variable]).unwrap_err().to_string();
-    let expected = format!("{}: groups.api: unknown field `rta`", file.path().display());
-    assert!(error.starts_with(&expected), "{error}");
+    let told = in_file(&file, &error);
+    assert!(
+        told.starts_with("groups.api: unknown field `rta`"),
+        "{error}"
+    );
+}
+
+/// What is told behind the file, the line and the column.
+fn in_file<'a>(file: &File, error: &'a str) -> &'a str {
+    let told = error.strip_prefix(&*file.path().display().to_string());
+    let told = told.unwrap_or_else(|| panic!("{error}"));
+    let told = told.trim_start_matches(|c: char| c == ':' || c.is_ascii_digit());
+    told.strip_prefix(' ').unwrap_or_else(|| panic!("{error}"))
+}
+
+#[test]
+fn an_error_names_line_and_column_and_what_is_written() {
+    let units = "units are s, min, h, day and week, as in `10/s` or `5 per 30s`";
+    let count = "a count is a whole number such as 10, 1_000 or 1k, per s, min, h, day or week";
+    for (text, expected) in [
+        (
+            "[groups.api]\npath = '/api'\nrate = '10/fortnight'",
+            format!("3:8: groups.api.rate: \"10/fortnight\" is no quota: {units}"),
+        ),
+        (
+            "[groups.api]\nrates = { a = '1/s', b = '-5/s' }",
+            format!("2:26: groups.api.rates.b: \"-5/s\" is no quota: {count}"),
+        ),
+        (
+            "# ä\ngroups.'a b'.tiers.pro.rate = 5",
+            "2:31: groups.a b.tiers.pro.rate: a text belongs here, not 5".to_owned(),
+        ),
+        (
+            "[groups.api]\nconcurrency = 99_999_999_999_999_999_999",
+            "2:15: groups.api.concurrency: a whole number from 0 to 9223372036854775807 belongs here, not \
+             99_999_999_999_999_999_999"
+                .to_owned(),
+        ),
+        (
+            "[groups.api]\nrate = '5000000000/s'",
+            "2:8: groups.api.rate: \"5000000000/s\" is no quota: a quota counts up to 4294967295, with its burst \
+             if it is sliding"
+                .to_owned(),
+        ),
+        (
+            "[clients]\nipv6_prefix = 300",
+            "2:15: clients.ipv6_prefix: a whole number from 0 to 255 belongs here, not 300".to_owned(),
+        ),
+        (
+            "[groups.api]\nconcurrency = 'many'",
+            "2:15: groups.api.concurrency: a whole number from 0 to 9223372036854775807 belongs here, not 'many'"
+                .to_owned(),
+        ),
+        // What is found later, or is not there.
+        (
+            "[groups.a]\npath = '/x'\n\n[groups.b]\n  path = ['/x', '/y']",
+            "5:10: groups.b.path: group `a` has this path already".to_owned(),
+        ),
+        (
+            "[groups.a]\n[groups.b]\nname = 'a'",
+            "3:8: groups.b.name: group `a` is called `a` already".to_owned(),
+        ),
+        (
+            "\n[store]\nurl = 'redis://127.0.0.1'",
+            "2:2: store.secret: replicas that share a store need `store.secret`, 32 hexadecimal digits that are \
+             the same in all"
+                .to_owned(),
+        ),
+        // It is the name that is wrong.
+        (
+            "[groups.api]\nraet = '1/s'",
+            "2:1: groups.api: unknown field `raet`, expected one of".to_owned(),
+        ),
+        ("[groups.api]\n[group.b]", "2:2: unknown field `group`, expected one of".to_owned()),
+        ("[groups.api\n", "1:12: this is no TOML: unclosed table".to_owned()),
+    ] {
+        let file = File::new(text);
+        let error = file.load(&[]).unwrap_err();
+        let place = format!("{}:{expected}", file.path().display());
+        assert!(error.to_string().starts_with(&place), "{text}: {error}");
+        let from_text = Config::from_toml(text).unwrap_err();
+        let place = (error.line(), error.column());
+        assert_eq!((from_text.line(), from_text.column()), place, "{text}");
+    }
+    // Without a file there is nothing to open.
+    let error = Config::from_toml("[groups.api]\nrate = '10/fortnight'").unwrap_err();
+    assert!(
+        error.to_string().starts_with("groups.api.rate: "),
+        "{error}"
+    );
+    assert_eq!((error.line(), error.column()), (Some(2), Some(8)));
+    let error = Config::from_toml("[groups.api").unwrap_err().to_string();
+    assert!(error.starts_with("1:12: this is no TOML: "), "{error}");
+}
+
+#[test]
+fn a_typing_error_is_told_with_what_is_meant() {
+    for (text, meant) in [
+        ("[groups.api]\nraet = '1/s'", "; is `rate` meant?"),
+        ("[groups.api]\nPath = '/'", "; is `path` meant?"),
+        ("[group.api]", "; is `groups` meant?"),
+        ("[stor]", "; is `store` meant?"),
+        ("[groups.api.tiers.pro]\nratess = {}", "; is `rates` meant?"),
+    ] {
+        let error = Config::from_toml(text).unwrap_err().to_string();
+        assert!(error.ends_with(meant), "{error}");
+    }
+    let error = Config::from_toml("[groups.api]\nburst = 5").unwrap_err();
+    assert!(!error.to_string().contains("meant"), "{error}");
+}
+
+#[test]
+fn names_are_those_that_the_program_can_address() {
+    let unnameable = "a name is 1 to 64 bytes of printable ASCII without `,` and `=`";
+    let long = "x".repeat(65);
+    for name in ["a,b", "a=b", "tier", " a", "a ", "ä", "a\\nb", &long] {
+        for (text, field) in [
+            (format!("[groups.\"{name}\"]\nconcurrency = 1"), None),
+            (
+                format!("[groups.api]\nname = \"{name}\""),
+                Some("groups.api.name"),
+            ),
+            (format!("[groups.api.tiers.\"{name}\"]\nrate = '1/s'"), None),
+        ] {
+            let error = Config::from_toml(&text).unwrap_err();
+            assert!(error.to_string().contains(unnameable), "{text}: {error}");
+            if let Some(field) = field {
+                assert_eq!(error.field(), Some(field));
+            }
+        }
+    }
+    for name in ["AI Bridge", "a.b", "tiers", "a/b:c"] {
+        Config::from_toml(&format!("[groups.api]\nname = '{name}'\nrate = '1/s'")).unwrap();
+    }
 }
 
 #[test]

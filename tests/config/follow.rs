@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::StatusCode;
 use tower_admission::config::Admission;
 
-use super::{File, admitted, app, config, status};
+use super::{File, NOTHING, admitted, app, config, status};
 
 fn seconds(n: u64) -> tokio::time::Sleep {
     tokio::time::sleep(Duration::from_secs(n))
@@ -58,13 +58,13 @@ async fn a_file_is_followed() {
         status(&app, "/api", "alice").await,
         StatusCode::TOO_MANY_REQUESTS
     );
-    let place = format!("{}: ", file.path().display());
+    let place = format!("{}:", file.path().display());
     let told = told.lock().unwrap();
     let [None, Some(bad), Some(missing), None] = &told[..] else {
         panic!("{told:?}")
     };
     assert!(
-        bad.starts_with(&format!("{place}groups.api.rate: ")),
+        bad.starts_with(&format!("{place}2:8: groups.api.rate: ")),
         "{bad}"
     );
     assert!(missing.starts_with(&place), "{missing}");
@@ -102,10 +102,14 @@ async fn what_is_half_written_is_not_seen() {
     assert_eq!(*told.lock().unwrap(), []);
     seconds(1).await;
     assert_eq!(*told.lock().unwrap(), [None]);
-    // What stays empty is meant so.
+    // What stays empty is not meant so, unless it says that it is.
     file.write("");
     seconds(3).await;
-    assert_eq!(*told.lock().unwrap(), [None, None]);
+    assert!(matches!(&told.lock().unwrap()[..], [None, Some(_)]));
+    assert_eq!(admitted(&app, "/api", "alice").await, 0);
+    file.write(NOTHING);
+    seconds(3).await;
+    assert!(matches!(&told.lock().unwrap()[..], [None, Some(_), None]));
     assert_eq!(status(&app, "/api", "alice").await, StatusCode::OK);
 }
 
@@ -181,7 +185,7 @@ async fn each_file_has_the_variables_that_went_before_it() {
 async fn a_file_is_the_same_by_another_path() {
     let file = File::new("[groups.api]\npath = '/api'\nrate = '5/h'\n");
     let admission = Admission::new(&file.load(&[]).unwrap()).unwrap();
-    admission.reload(&config("")).unwrap();
+    admission.reload(&config(NOTHING)).unwrap();
     let (told, tell) = told();
     let folder = file.path().parent().unwrap();
     let within = folder.join("..").join(folder.file_name().unwrap());
@@ -225,7 +229,7 @@ async fn a_file_is_the_same_when_its_folder_is_linked_elsewhere() {
     let variables = [("ADMISSION_GROUPS__API__RATE".to_owned(), "8/h".to_owned())];
     let loaded = tower_admission::config::Config::load_with(&followed, variables).unwrap();
     let admission = Admission::new(&loaded).unwrap();
-    admission.reload(&config("")).unwrap();
+    admission.reload(&config(NOTHING)).unwrap();
     let (told, tell) = told();
     let _following = admission.follow(followed, tell);
     seconds(5).await;
@@ -233,6 +237,7 @@ async fn a_file_is_the_same_when_its_folder_is_linked_elsewhere() {
     seconds(5).await;
     assert_eq!(*told.lock().unwrap(), []);
     // It has the same variables, too.
+    place.write(NOTHING);
     admission.reload(&place.load(&[]).unwrap()).unwrap();
     second.write(&format!("{text}# changed\n"));
     seconds(5).await;

@@ -7,6 +7,7 @@ mod certificates;
 mod errors;
 mod follow;
 mod keys;
+mod loss;
 mod off;
 mod outcomes;
 mod paths;
@@ -20,6 +21,7 @@ mod tiers;
 #[cfg(feature = "redis-tls")]
 mod tls;
 mod values;
+mod warnings;
 
 use axum::Router;
 use axum::body::Body;
@@ -73,6 +75,9 @@ impl Drop for File {
 pub(crate) fn agree() {
     tower_admission::Secret::new([7; 16]).install().unwrap();
 }
+
+/// A configuration that means to have no groups.
+pub(crate) const NOTHING: &str = "allow_empty = true\ngroups = {}\n";
 
 pub(crate) fn config(text: &str) -> Config {
     agree();

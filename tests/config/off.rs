@@ -1,18 +1,23 @@
 //! Limits that are off are logged at start.
 
+use std::cell::RefCell;
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex};
+use std::sync::Once;
 
 use tower_admission::config::Admission;
 
 use crate::config;
 
-#[derive(Clone, Default)]
-struct Captured(Arc<Mutex<Vec<u8>>>);
+thread_local! {
+    static CAPTURED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
-impl Write for Captured {
+struct Capture;
+
+impl Write for Capture {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
+        CAPTURED.with_borrow_mut(|captured| captured.extend_from_slice(bytes));
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -20,17 +25,21 @@ impl Write for Captured {
     }
 }
 
-fn logged(job: impl FnOnce()) -> Vec<String> {
-    let captured = Captured::default();
-    let writer = captured.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_writer(move || writer.clone())
-        .with_ansi(false)
-        .without_time()
-        .with_target(false)
-        .finish();
-    tracing::subscriber::with_default(subscriber, job);
-    let log = String::from_utf8(captured.0.lock().unwrap().clone()).unwrap();
+/// The lines that this thread logs meanwhile.
+pub(crate) fn logged(job: impl FnOnce()) -> Vec<String> {
+    static ONCE: Once = Once::new();
+    // One for all threads: what a thread without one logs first would else be off in all.
+    ONCE.call_once(|| {
+        tracing_subscriber::fmt()
+            .with_writer(|| Capture)
+            .with_ansi(false)
+            .without_time()
+            .with_target(false)
+            .init();
+    });
+    CAPTURED.take();
+    job();
+    let log = String::from_utf8(CAPTURED.take()).unwrap();
     log.lines().map(|line| line.trim().to_owned()).collect()
 }
 

@@ -10,11 +10,11 @@ use tokio::task::JoinHandle;
 use tower_admission::config::{Admission, Config};
 
 use super::server::Server;
-use super::{admitted, app, config, status};
+use super::{NOTHING, admitted, app, config, status};
 
 fn in_redis(server: &Server, groups: &str) -> Config {
     config(&format!(
-        "[store]\nurl = '{}'\nsecret = '07070707070707070707070707070707'\ndeadline = '2s'\n{groups}",
+        "store = {{ url = '{}', secret = '07070707070707070707070707070707', deadline = '2s' }}\n{groups}",
         server.url()
     ))
 }
@@ -120,7 +120,7 @@ async fn a_rate_that_is_off_for_a_while_goes_on() {
     };
     let admission = Admission::new(&rate("5/h")).unwrap();
     let app = app(&admission);
-    for between in [rate("0"), in_redis(&server, "")] {
+    for between in [rate("0"), in_redis(&server, NOTHING)] {
         let held = Held::new(&admission).await;
         admission.reload(&between).unwrap();
         admission.reload(&rate("5/h")).unwrap();
@@ -181,7 +181,7 @@ async fn a_group_that_comes_back_with_another_way_to_fail_counts_in_its_place() 
     let admission = Admission::new(&group("open")).unwrap();
     let app = app(&admission);
     assert_eq!(admitted(&app, "/api", "alice").await, 5);
-    admission.reload(&in_redis(&server, "")).unwrap();
+    admission.reload(&in_redis(&server, NOTHING)).unwrap();
     admission.reload(&group("closed")).unwrap();
     assert_eq!(admitted(&app, "/api", "alice").await, 0);
     assert_eq!(limiters(&server).await, ["api"]);

@@ -15,7 +15,7 @@ use tower::ServiceExt;
 use tower_admission::config::Admission;
 use tower_admission::{Key, PeerAddr};
 
-use super::{admitted, app, config, status};
+use super::{NOTHING, admitted, app, config, status};
 
 #[tokio::test]
 async fn what_is_used_stays_used() {
@@ -33,7 +33,7 @@ async fn what_is_used_stays_used() {
         .unwrap();
     assert_eq!(admitted(&app, "/api", "alice").await, 2);
     // A group that is gone limits nothing, and is new when it comes back with other rates.
-    admission.reload(&config("")).unwrap();
+    admission.reload(&config(NOTHING)).unwrap();
     assert_eq!(status(&app, "/api", "alice").await, StatusCode::OK);
     admission.reload(&group("rate = '1/h'")).unwrap();
     assert_eq!(admitted(&app, "/api", "alice").await, 1);
@@ -493,7 +493,7 @@ async fn in_memory_nothing_is_forgotten_for_how_a_store_would_fail() {
     let admission = Admission::new(&group("open")).unwrap();
     let app = app(&admission);
     assert_eq!(admitted(&app, "/api", "alice").await, 5);
-    admission.reload(&config("")).unwrap();
+    admission.reload(&config(NOTHING)).unwrap();
     admission.reload(&group("closed")).unwrap();
     assert_eq!(admitted(&app, "/api", "alice").await, 0);
 }

@@ -162,6 +162,9 @@ pub(crate) enum ConfigCommand {
         /// Connect to the store, too, and have it make a decision under the prefix
         #[arg(long)]
         connect: bool,
+        /// Reject what has no effect, too, which is only warned of otherwise
+        #[arg(long)]
+        strict: bool,
     },
 }
 

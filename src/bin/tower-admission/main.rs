@@ -16,8 +16,8 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches};
-use serde_json::json;
-use tower_admission::config::{Config, ConfigError};
+use serde_json::{Value, json};
+use tower_admission::config::{Config, ConfigError, ConfigWarning};
 
 use self::args::{Cli, Command, ConfigCommand};
 use self::failure::Failure;
@@ -35,7 +35,11 @@ fn main() -> ExitCode {
     let output = Output::new(cli.json);
     let done = match &cli.command {
         Command::Completions { shell } => output.completions(*shell),
-        Command::Config(ConfigCommand::Check { file, connect }) => check(file, *connect, &output),
+        Command::Config(ConfigCommand::Check {
+            file,
+            connect,
+            strict,
+        }) => check(file, *connect, *strict, &output),
         command => at_server(&cli, &matches, command, &output),
     };
     match done {
@@ -69,11 +73,20 @@ fn not_parsed(error: &clap::Error) -> ExitCode {
     failure.code()
 }
 
-/// Whether a service could run with a configuration, and decide in its store if that is asked for.
-fn check(file: &Path, connect: bool, output: &Output) -> Result<(), Failure> {
+/// Whether a service could run with a configuration, and decide in its store if that is asked for; and what of it
+/// has no effect.
+fn check(file: &Path, connect: bool, strict: bool, output: &Output) -> Result<(), Failure> {
     let config = Config::load(file).map_err(|error| Failure::refused(error.to_string()))?;
+    let warnings = config.warnings();
+    if strict && !warnings.is_empty() {
+        let all: Vec<_> = warnings.iter().map(ToString::to_string).collect();
+        return Err(Failure::refused(all.join("; ")));
+    }
     if connect {
         ask_store(&config)?;
+    }
+    for warning in &warnings {
+        output.warning(&warning.to_string());
     }
     let groups: Vec<_> = config.groups().collect();
     let listed = if groups.is_empty() {
@@ -84,8 +97,16 @@ fn check(file: &Path, connect: bool, output: &Output) -> Result<(), Failure> {
     let text = format!("{}: ok: {listed}", file.display());
     output.done(
         &clean(&text),
-        json!({ "file": file.display().to_string(), "groups": groups }),
+        json!({
+            "file": file.display().to_string(),
+            "groups": groups,
+            "warnings": warnings.iter().map(warning_json).collect::<Vec<_>>(),
+        }),
     )
+}
+
+fn warning_json(warning: &ConfigWarning) -> Value {
+    json!({ "kind": warning.kind().as_str(), "message": clean(&warning.to_string()) })
 }
 
 fn ask_store(config: &Config) -> Result<(), Failure> {

@@ -1,0 +1,110 @@
+//! The variables that set fields.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use toml::{Table, Value};
+
+use super::text::Hidden;
+
+/// What the names of variables begin with.
+const PREFIX: &str = "ADMISSION_";
+
+/// What stands for a dot in them.
+const SEPARATOR: &str = "__";
+
+/// Variables that are for configuration, by their names.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Variables {
+    /// Those that set fields.
+    fields: BTreeMap<String, Hidden>,
+    /// The names of others that begin as these do.
+    others: BTreeSet<String>,
+}
+
+impl Variables {
+    pub(super) fn new(variables: impl IntoIterator<Item = (String, String)>) -> Self {
+        let variables = variables.into_iter();
+        let (fields, others): (BTreeMap<_, _>, BTreeMap<_, _>) = variables
+            .filter(|(name, _)| name.starts_with(PREFIX))
+            // Those of this crate's program have no path in their names.
+            .partition(|(name, _)| name[PREFIX.len()..].contains(SEPARATOR));
+        // Of those that differ only in case, the one in capitals comes first and counts.
+        let mut seen = BTreeSet::new();
+        let fields = fields.into_iter();
+        let fields = fields.filter(|(name, _)| seen.insert(name.to_uppercase()));
+        Self {
+            fields: fields.map(|(name, value)| (name, Hidden(value))).collect(),
+            others: others.into_keys().collect(),
+        }
+    }
+
+    /// Those of the process.
+    pub(super) fn of_process() -> Self {
+        // What is no Unicode is nobody's field.
+        let variables = std::env::vars_os();
+        Self::new(variables.filter_map(|(name, value)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        }))
+    }
+
+    /// Sets the fields, over those of a file.
+    pub(super) fn set(&self, fields: &mut Table) {
+        for (name, value) in &self.fields {
+            let path = name[PREFIX.len()..].to_lowercase();
+            let (parents, field) = path.rsplit_once(SEPARATOR).unwrap_or(("", &path));
+            let mut table = &mut *fields;
+            for parent in parents.split(SEPARATOR) {
+                let entry = table.entry(parent);
+                let inner = entry.or_insert_with(|| Value::Table(Table::new()));
+                if !inner.is_table() {
+                    // Which is an error, as no field is a text and a table.
+                    *inner = Value::Table(Table::new());
+                }
+                let Value::Table(inner) = inner else {
+                    unreachable!("it is a table now");
+                };
+                table = inner;
+            }
+            table.insert(field.to_owned(), Value::String(value.0.clone()));
+        }
+    }
+
+    /// The one that sets a field.
+    pub(super) fn of(&self, field: &str) -> Option<&str> {
+        let field = variable_of(field);
+        self.find(|name| name == field)
+    }
+
+    /// The one that sets a field or something in it.
+    pub(super) fn within(&self, field: &str) -> Option<&str> {
+        let within = variable_of(field) + SEPARATOR;
+        let within = |name: &str| name.starts_with(&within);
+        self.of(field).or_else(|| self.find(within))
+    }
+
+    /// What the one that sets a field says.
+    pub(super) fn value(&self, field: &str) -> Option<&str> {
+        Some(&self.fields.get(self.of(field)?)?.0)
+    }
+
+    /// Those that set no field, with what is behind the prefix.
+    pub(super) fn unread(&self) -> impl Iterator<Item = (&str, &str)> {
+        let names = self.others.iter().map(String::as_str);
+        names.map(|name| (name, &name[PREFIX.len()..]))
+    }
+
+    fn find(&self, is_it: impl Fn(&str) -> bool) -> Option<&str> {
+        let mut names = self.fields.keys().map(String::as_str);
+        names.find(|name| is_it(&as_variable(name)))
+    }
+}
+
+/// The variable that sets a field.
+fn variable_of(field: &str) -> String {
+    format!("{PREFIX}{}", as_variable(field))
+}
+
+/// With a dot written in one way; in names of groups and of variables it may be one.
+fn as_variable(name: &str) -> String {
+    name.replace('.', SEPARATOR).to_uppercase()
+}

@@ -1,0 +1,219 @@
+//! What a configuration has without effect.
+
+use std::fmt;
+
+use toml::Value;
+
+use super::error::ConfigError;
+use super::model::Config;
+use super::origin::nearest;
+use super::path::Prefix;
+
+/// Something in a configuration that has no effect, or not the one that it seems to have. It is logged when limits
+/// are made and when they change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigWarning {
+    kind: WarningKind,
+    told: ConfigError,
+}
+
+/// What a [`ConfigWarning`] is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WarningKind {
+    /// There is no group, and no `allow_empty = true` that means it.
+    NoGroups,
+    /// A group has no path, and no `path = "off"` that means it.
+    NoPath,
+    /// A group has none of the fields that limit. One that is 0 is switched off, and is not warned of.
+    NoLimit,
+    /// A path that is excluded is outside of the group's, or it is all of the group's.
+    Exclude,
+    /// A variable makes a group that no file names, and gives it no path.
+    UnknownGroup,
+    /// A variable sets nothing: it has single underscores.
+    UnreadVariable,
+    /// Settings of a store, and no URL.
+    NoStore,
+}
+
+impl WarningKind {
+    /// In words, for programs: `no_path`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoGroups => "no_groups",
+            Self::NoPath => "no_path",
+            Self::NoLimit => "no_limit",
+            Self::Exclude => "exclude",
+            Self::UnknownGroup => "unknown_group",
+            Self::UnreadVariable => "unread_variable",
+            Self::NoStore => "no_store",
+        }
+    }
+}
+
+impl ConfigWarning {
+    fn new(kind: WarningKind, told: ConfigError) -> Self {
+        Self { kind, told }
+    }
+
+    /// What it is about.
+    #[must_use]
+    pub fn kind(&self) -> WarningKind {
+        self.kind
+    }
+
+    /// The group of which only the program can know whether requests are in it, because it makes a layer for it.
+    pub(super) fn group_without_path(&self) -> Option<&str> {
+        let is_of_path = matches!(self.kind, WarningKind::NoPath | WarningKind::UnknownGroup);
+        self.field().filter(|_| is_of_path)?.strip_prefix("groups.")
+    }
+
+    pub(super) fn log(&self) {
+        tracing::warn!(warning = %self, "this has no effect");
+    }
+
+    /// The field, such as `groups.api.exclude`.
+    #[must_use]
+    pub fn field(&self) -> Option<&str> {
+        self.told.field()
+    }
+}
+
+/// The file with line and column, or the variable; the field; and what is without effect.
+impl fmt::Display for ConfigWarning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.told.fmt(f)
+    }
+}
+
+impl Config {
+    /// What is written without effect. [`Admission`](super::Admission) logs it at start and when it
+    /// [reloads](super::Admission::reload), and rejects it with
+    /// [`deny_warnings`](super::AdmissionBuilder::deny_warnings).
+    ///
+    /// ```
+    /// use tower_admission::config::{Config, WarningKind};
+    ///
+    /// let config = Config::from_toml("[groups.api]\nrate = '10/s'")?;
+    /// assert_eq!(config.warnings()[0].kind(), WarningKind::NoPath);
+    /// # Ok::<_, tower_admission::config::ConfigError>(())
+    /// ```
+    #[must_use]
+    pub fn warnings(&self) -> Vec<ConfigWarning> {
+        let mut warnings = Vec::new();
+        let mut warn = |kind, told: ConfigError| {
+            warnings.push(ConfigWarning::new(kind, self.wrong(told)));
+        };
+        if self.groups.is_empty() && !self.is_empty_on_purpose() {
+            let problem = "there are no groups, so no request is limited";
+            warn(WarningKind::NoGroups, ConfigError::new(problem));
+        }
+        if self.store.url.is_none()
+            && let Some(store) = self.written.0.get("store").and_then(Value::as_table)
+            && let Some(field) = store.keys().next()
+        {
+            let problem = "without `store.url` limits are counted in memory, and no setting of the store has an effect";
+            warn(
+                WarningKind::NoStore,
+                ConfigError::at(format!("store.{field}"), problem),
+            );
+        }
+        let in_file = self.origin.file_values().unwrap_or_default();
+        let in_file = in_file.get("groups").and_then(Value::as_table);
+        let in_file: Vec<_> = in_file
+            .into_iter()
+            .flatten()
+            .map(|(group, _)| &**group)
+            .collect();
+        for (group, settings) in &self.groups {
+            let at = |field: &str| format!("groups.{group}{field}");
+            let has_path = self
+                .written
+                .group(group)
+                .is_some_and(|group| group.contains_key("path"));
+            let meant = nearest(group, in_file.iter().copied());
+            if !in_file.contains(&&**group)
+                && (!has_path || meant.is_some_and(|meant| meant.eq_ignore_ascii_case(group)))
+            {
+                let problem = unknown_group(group, meant);
+                warn(WarningKind::UnknownGroup, ConfigError::at(at(""), problem));
+                continue;
+            }
+            if !has_path {
+                let problem = "this group has no path, so no request is in it but those of a layer that the \
+                               program makes for it (`Admission::layer_of`): with `path = \"off\"` that is meant";
+                warn(WarningKind::NoPath, ConfigError::at(at(""), problem));
+            }
+            if !self.written.has_limits(group) {
+                let problem =
+                    "this group has no limit: give it a rate or a concurrency, were it 0 for off";
+                warn(WarningKind::NoLimit, ConfigError::at(at(""), problem));
+            }
+            for exclude in &settings.exclude {
+                if let Some(problem) = without_effect(exclude, &settings.path) {
+                    warn(
+                        WarningKind::Exclude,
+                        ConfigError::at(at(".exclude"), problem),
+                    );
+                }
+            }
+        }
+        let tables = Self::tables();
+        for (variable, rest) in self.origin.variables.unread() {
+            let Some((table, _)) = rest.split_once('_') else {
+                continue;
+            };
+            let is_near = |word| nearest(word, tables.iter().map(String::as_str)).is_some();
+            if is_near(table) || is_near(rest) {
+                let problem = "this variable is not read: two underscores stand for a dot, as in \
+                               `ADMISSION_GROUPS__API__RATE`";
+                let told = ConfigError::new(problem).in_variable(variable);
+                warn(WarningKind::UnreadVariable, told);
+            }
+        }
+        warnings
+    }
+
+    /// What is without effect, as an error.
+    pub(super) fn deny_warnings(&self) -> Result<(), ConfigError> {
+        let mut warnings = self.warnings().into_iter();
+        warnings.next().map_or(Ok(()), |first| Err(first.told))
+    }
+
+    /// Whether it says that it has no groups.
+    pub(super) fn is_empty_on_purpose(&self) -> bool {
+        self.groups.is_empty() && self.allow_empty && self.written.has_groups_table()
+    }
+}
+
+fn unknown_group(group: &str, meant: Option<&str>) -> String {
+    match meant {
+        Some(meant) if meant.eq_ignore_ascii_case(group) => format!(
+            "the file calls it `{meant}`, and variables reach only what is written in lowercase: this is another group"
+        ),
+        Some(meant) => format!(
+            "no group of the file is called so, and this one has no path: is `{meant}` meant?"
+        ),
+        None => "no group of the file is called so, and this one has no path: no request is in it"
+            .to_owned(),
+    }
+}
+
+/// Why a path that is excluded changes nothing, or everything.
+fn without_effect(exclude: &Prefix, paths: &[Prefix]) -> Option<String> {
+    if paths.is_empty() {
+        // What the layer of the program sees is not known here.
+        return None;
+    }
+    if paths.iter().all(|path| exclude.covers(path.as_str())) {
+        return Some(format!(
+            "`{exclude}` is all of this group, so nothing of it is limited"
+        ));
+    }
+    let touches = |path: &Prefix| path.covers(exclude.as_str()) || exclude.covers(path.as_str());
+    let is_outside = !paths.iter().any(touches);
+    is_outside
+        .then(|| format!("`{exclude}` is outside of this group's paths, so nothing is excluded"))
+}

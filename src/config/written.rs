@@ -1,0 +1,153 @@
+//! What is written in a configuration, as it is compared with the next one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use toml::{Table, Value};
+
+use super::origin::SHOWN;
+use super::text::shown;
+
+/// Fields that limit requests. A group without any of them limits nothing.
+const LIMITS: [&str; 8] = [
+    "bad_credentials_per_ip",
+    "concurrency",
+    "concurrency_per_ip",
+    "concurrency_per_key",
+    "rate",
+    "rate_per_ip",
+    "rates",
+    "tiers",
+];
+
+/// The fields of a file, with those of variables over them.
+#[derive(Clone, Default)]
+pub(super) struct Written(pub(super) Table);
+
+impl Written {
+    /// The fields of a group.
+    pub(super) fn group(&self, group: &str) -> Option<&Table> {
+        self.0.get("groups")?.get(group)?.as_table()
+    }
+
+    /// Whether a group has a limit, were it 0.
+    pub(super) fn has_limits(&self, group: &str) -> bool {
+        let group = self.group(group);
+        group.is_some_and(|group| LIMITS.iter().any(|limit| group.contains_key(*limit)))
+    }
+
+    pub(super) fn group_names(&self) -> Vec<&str> {
+        self.groups().into_keys().collect()
+    }
+
+    /// Whether it says that there are to be no groups.
+    pub(super) fn has_groups_table(&self) -> bool {
+        self.0.contains_key("groups")
+    }
+
+    /// Logs how this differs from what was before, group by group.
+    pub(super) fn log_changes(&self, before: &Self) {
+        let (old, new) = (before.groups(), self.groups());
+        for (group, fields) in &old {
+            if !new.contains_key(group) {
+                let fields = listed(fields);
+                tracing::warn!(group, fields, "this group is gone, with its limits");
+            }
+        }
+        for (group, fields) in &new {
+            match old.get(group) {
+                None => tracing::info!(group, fields = listed(fields), "this group is new"),
+                Some(before) if before != fields => {
+                    let changes = changes(before, fields);
+                    tracing::info!(group, changes, "this group changes");
+                }
+                Some(_) => {}
+            }
+        }
+        let (old, new) = (before.others(), self.others());
+        let changes = changes(&old, &new);
+        if !changes.is_empty() {
+            tracing::info!(changes, "settings change");
+        }
+    }
+
+    fn groups(&self) -> BTreeMap<&str, Fields> {
+        let groups = self.0.get("groups").and_then(Value::as_table);
+        let groups = groups.into_iter().flatten();
+        let fields = groups.map(|(group, value)| (group.as_str(), fields(value, "", true)));
+        fields.collect()
+    }
+
+    /// The fields of all but groups.
+    fn others(&self) -> Fields {
+        let tables = self.0.iter().filter(|(table, _)| *table != "groups");
+        let of_table = |(table, value): (&String, &Value)| {
+            let is_shown = SHOWN.contains(&&*format!("{table}."));
+            fields(value, table, is_shown)
+        };
+        tables.flat_map(of_table).collect()
+    }
+}
+
+impl fmt::Debug for Written {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // There are secrets in it.
+        f.write_str("Written(..)")
+    }
+}
+
+/// Fields by their paths.
+type Fields = BTreeMap<String, Field>;
+
+#[derive(Clone, Debug, PartialEq)]
+struct Field {
+    value: Value,
+    is_shown: bool,
+}
+
+impl fmt::Display for Field {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = self.value.to_string();
+        match &self.value {
+            _ if !self.is_shown => f.write_str("(not shown)"),
+            Value::String(text) => f.write_str(&shown(text)),
+            _ if text.contains("://") || text.contains('@') => f.write_str("(not shown)"),
+            _ => f.write_str(&text),
+        }
+    }
+}
+
+fn fields(value: &Value, at: &str, is_shown: bool) -> Fields {
+    let Value::Table(table) = value else {
+        let value = value.clone();
+        return BTreeMap::from([(at.to_owned(), Field { value, is_shown })]);
+    };
+    let inner = table.iter().flat_map(|(key, value)| {
+        let dot = if at.is_empty() { "" } else { "." };
+        fields(value, &format!("{at}{dot}{key}"), is_shown)
+    });
+    inner.collect()
+}
+
+fn listed(fields: &Fields) -> String {
+    let fields = fields
+        .iter()
+        .map(|(field, value)| format!("{field} = {value}"));
+    fields.collect::<Vec<_>>().join(", ")
+}
+
+fn changes(before: &Fields, after: &Fields) -> String {
+    let names: BTreeSet<_> = before.keys().chain(after.keys()).collect();
+    let changes = names.into_iter().filter_map(|name| {
+        let (old, new) = (before.get(name), after.get(name));
+        (old != new).then(|| match (old, new) {
+            (Some(old), Some(new)) => format!("{name} from {old} to {new}"),
+            (Some(old), None) => format!("{name} from {old} to its default"),
+            (None, new) => {
+                let new = new.map(ToString::to_string).unwrap_or_default();
+                format!("{name} from its default to {new}")
+            }
+        })
+    });
+    changes.collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,237 @@
+//! A reload takes no limits away by accident, and says what it changes and how it went.
+
+use std::time::{Duration, SystemTime};
+
+use tower_admission::config::Admission;
+
+use super::off::logged;
+use super::{File, NOTHING, admitted, app, config};
+
+const API: &str = "[groups.api]\npath = '/api'\nrate = '5/h'\n";
+
+#[tokio::test]
+async fn a_reload_to_no_groups_is_rejected_unless_it_is_meant() {
+    let file = File::new(API);
+    let admission = Admission::new(&file.load(&[]).unwrap()).unwrap();
+    let app = app(&admission);
+    for nothing in [
+        "",
+        "# limits\n",
+        "[groups]\n",
+        "groups = {}",
+        "allow_empty = true",
+        "allow_empty = false\ngroups = {}",
+        "[clients]\nipv6_prefix = 56\n",
+    ] {
+        file.write(nothing);
+        let read = file.load(&[]).unwrap();
+        let error = admission.reload(&read).unwrap_err().to_string();
+        assert!(
+            error.contains("would go the limits of: api"),
+            "{nothing}: {error}"
+        );
+        assert!(
+            error.contains("`allow_empty = true` and `groups = {}`"),
+            "{error}"
+        );
+        // The same where it is no file.
+        admission.reload(&config(nothing)).unwrap_err();
+    }
+    assert_eq!(admitted(&app, "/api", "alice").await, 5);
+    // Variables make groups as well.
+    file.write("");
+    let variables = [
+        ("ADMISSION_GROUPS__API__PATH", "/api"),
+        ("ADMISSION_GROUPS__API__RATE", "6/h"),
+    ];
+    admission.reload(&file.load(&variables).unwrap()).unwrap();
+    assert_eq!(admitted(&app, "/api", "alice").await, 1);
+    admission.reload(&config(NOTHING)).unwrap();
+    // From none to none nothing is lost.
+    admission.reload(&config("")).unwrap();
+}
+
+/// Each line of a file may be the last one that was written.
+#[tokio::test]
+async fn a_half_written_file_takes_no_limits_away() {
+    let whole =
+        "[clients]\nipv6_prefix = 56\n[groups.api]\npath = '/api'\nconcurrency = 9\nrate = '5/h'\n";
+    let file = File::new(whole);
+    let admission = Admission::new(&file.load(&[]).unwrap()).unwrap();
+    let app = app(&admission);
+    assert_eq!(admitted(&app, "/api", "alice").await, 5);
+    for end in 0..whole.find("concurrency").unwrap() {
+        file.write(&whole[..end]);
+        if let Ok(half) = file.load(&[]) {
+            admission.reload(&half).unwrap_err();
+        }
+    }
+    file.write("[groups.api]\npath = '/api'\n");
+    let error = admission.reload(&file.load(&[]).unwrap()).unwrap_err();
+    assert_eq!(error.field(), Some("groups.api"));
+    assert_eq!(error.line(), Some(1));
+    assert_eq!(admitted(&app, "/api", "alice").await, 0);
+    // What is off is written.
+    file.write("[groups.api]\npath = '/api'\nrate = '0'\n");
+    admission.reload(&file.load(&[]).unwrap()).unwrap();
+    // It has a limit, were it off.
+    file.write("[groups.api]\npath = '/api'\nconcurrency = 0\n");
+    admission.reload(&file.load(&[]).unwrap()).unwrap();
+}
+
+#[test]
+fn what_appears_disappears_and_changes_is_logged() {
+    let before = "[store]\nprefix = 'admission'\n[admin]\ntoken = 'hunter2hunter2hunter2'\n\
+                  [groups.api]\npath = '/api'\nrate = '5/h'\nconcurrency = 5\n\
+                  [groups.old]\npath = '/old'\nrates = { a = '1/s', b = '2/s' }";
+    let after = "[admin]\ntoken = 'changedchangedchanged'\n[clients]\ntrusted_proxies = ['10.0.0.0/8']\n\
+                 [groups.api]\npath = ['/api', '/v2']\nrate = '6/h'\nheaders = 'off'\n\
+                 [groups.new]\npath = '/new'\nconcurrency = 7";
+    let admission = Admission::new(&config(before)).unwrap();
+    let log = logged(|| admission.reload(&config(after)).unwrap());
+    for line in [
+        r#"WARN this group is gone, with its limits group="old" fields="path = \"/old\", rates.a = \"1/s\", rates.b = \"2/s\"""#,
+        r#"INFO this group is new group="new" fields="concurrency = 7, path = \"/new\"""#,
+        r#"INFO this group changes group="api" changes="concurrency from 5 to its default, headers from its default to \"off\", path from \"/api\" to [\"/api\", \"/v2\"], rate from \"5/h\" to \"6/h\"""#,
+        r#"INFO settings change changes="admin.token from (not shown) to (not shown), clients.trusted_proxies from its default to [\"10.0.0.0/8\"], store.prefix from (not shown) to its default""#,
+        "INFO the new configuration is applied",
+    ] {
+        assert!(log.iter().any(|logged| logged == line), "{line}\n{log:#?}");
+    }
+    let all = log.join("\n");
+    assert!(
+        !all.contains("hunter2") && !all.contains("changedchanged"),
+        "{all}"
+    );
+    // Nothing is logged of what stays.
+    let log = logged(|| admission.reload(&config(after)).unwrap());
+    assert_eq!(log, ["INFO the new configuration is applied"]);
+    // What does not come to be is not.
+    let log = logged(|| drop(admission.reload(&config("")).unwrap_err()));
+    let [line] = &log[..] else { panic!("{log:?}") };
+    assert!(
+        line.starts_with("ERROR the new configuration is rejected; limits stay as they are"),
+        "{line}"
+    );
+    assert!(line.contains("would go the limits of: api, new"), "{line}");
+}
+
+#[test]
+fn a_url_in_a_group_is_not_logged() {
+    let group = |name: &str| config(&format!("[groups.api]\nrate = '1/s'\nname = '{name}'"));
+    let admission = Admission::new(&group("one")).unwrap();
+    let log = logged(|| admission.reload(&group("redis://:hunter2@h")).unwrap());
+    assert!(
+        log.iter().any(|line| line.contains("this group changes")),
+        "{log:?}"
+    );
+    assert!(!log.join("\n").contains("hunter2"), "{log:?}");
+}
+
+/// Seconds of the last reload that succeeded, and whether the last one did.
+#[cfg(feature = "metrics")]
+fn gauges(job: impl FnOnce()) -> (f64, f64) {
+    use metrics_util::debugging::{DebugValue, DebuggingRecorder};
+
+    let recorder = DebuggingRecorder::new();
+    metrics::with_local_recorder(&recorder, job);
+    let all = recorder.snapshotter().snapshot().into_vec();
+    let gauge = |name: &str| {
+        let found = all.iter().find(|(key, ..)| key.key().name() == name);
+        match found.map(|(.., value)| value) {
+            Some(DebugValue::Gauge(value)) => value.into_inner(),
+            _ => panic!("no {name}"),
+        }
+    };
+    let success = gauge("admission_config_last_reload_successful");
+    (
+        gauge("admission_config_last_reload_success_timestamp_seconds"),
+        success,
+    )
+}
+
+#[tokio::test(start_paused = true)]
+async fn how_the_last_reload_went_is_known() {
+    let file = File::new(API);
+    let before = SystemTime::now();
+    let admission = Admission::new(&file.load(&[]).unwrap()).unwrap();
+    let start = admission.last_reload();
+    assert!(start.error.is_none());
+    assert!(start.at >= before && start.succeeded_at == start.at);
+    let _following = admission.follow(file.path(), |_| {});
+    let pass = || tokio::time::sleep(Duration::from_secs(10));
+
+    file.write("[groups.api]\nrate = '3 in an hour'");
+    pass().await;
+    let wrong = admission.last_reload();
+    let error = wrong.error.unwrap();
+    assert_eq!(
+        (error.field(), error.line()),
+        (Some("groups.api.rate"), Some(2))
+    );
+    assert_eq!(wrong.succeeded_at, start.succeeded_at);
+    assert!(wrong.at >= start.at);
+
+    file.write("");
+    pass().await;
+    assert_eq!(
+        admission.last_reload().error.unwrap().field(),
+        Some("groups")
+    );
+
+    let fixed = API.replace("5/h", "6/h");
+    file.write(&fixed);
+    pass().await;
+    let right = admission.last_reload();
+    assert!(right.error.is_none());
+    assert!(right.succeeded_at >= wrong.at);
+
+    // It comes back as it was.
+    std::fs::remove_file(file.path()).unwrap();
+    pass().await;
+    let away = admission.last_reload();
+    assert!(away.error.unwrap().to_string().contains("No such file"));
+    assert_eq!(away.succeeded_at, right.succeeded_at);
+    file.write(&fixed);
+    pass().await;
+    assert!(admission.last_reload().error.is_none());
+    assert_eq!(admission.last_reload().succeeded_at, right.succeeded_at);
+
+    // What was wrong before it went away still is.
+    file.write("[groups.api]\nraet = '3/h'");
+    pass().await;
+    std::fs::remove_file(file.path()).unwrap();
+    pass().await;
+    file.write("[groups.api]\nraet = '3/h'");
+    pass().await;
+    assert_eq!(
+        admission.last_reload().error.unwrap().field(),
+        Some("groups.api")
+    );
+}
+
+#[cfg(feature = "metrics")]
+#[test]
+fn metrics_have_the_last_reload() {
+    use tower_admission::observe::MetricsObserver;
+
+    let now = || {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        now.unwrap().as_secs_f64()
+    };
+    let before = now();
+    let admission = Admission::new(&config(API)).unwrap();
+    let publish = || gauges(|| admission.publish(&MetricsObserver::new()));
+    let (start, success) = publish();
+    assert!(start >= before && start <= now(), "{start}");
+    assert_eq!(success, 1.0);
+    let (at, success) = gauges(|| drop(admission.reload(&config("")).unwrap_err()));
+    assert_eq!((at, success), (start, 0.0));
+    assert_eq!(publish(), (start, 0.0));
+    let (at, success) = gauges(|| admission.reload(&config(API)).unwrap());
+    assert!(at >= start);
+    assert_eq!(success, 1.0);
+    // At the start, too, on a recorder that is there already.
+    let (_, success) = gauges(|| drop(Admission::new(&config(API)).unwrap()));
+    assert_eq!(success, 1.0);
+}

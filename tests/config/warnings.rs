@@ -1,0 +1,241 @@
+//! What is without effect is warned of, and can be made an error.
+
+use tower_admission::config::{Admission, Config, WarningKind};
+
+use super::off::logged;
+use super::{File, NOTHING, config};
+
+fn warnings(config: &Config) -> Vec<(WarningKind, String)> {
+    let warnings = config.warnings().into_iter();
+    warnings
+        .map(|warning| (warning.kind(), warning.to_string()))
+        .collect()
+}
+
+/// What is warned of, behind the name of the file.
+fn told(text: &str, variables: &[(&str, &str)]) -> Vec<(WarningKind, String)> {
+    let file = File::new(text);
+    let place = file.path().display().to_string();
+    let all = warnings(&file.load(variables).unwrap()).into_iter();
+    all.map(|(kind, told)| (kind, told.replace(&place, "F")))
+        .collect()
+}
+
+#[test]
+fn each_warning_says_where_it_is_from() {
+    use WarningKind::*;
+    for (text, kind, expected) in [
+        ("", NoGroups, "F: there are no groups"),
+        (
+            "[groups.api]\nrate = '1/s'",
+            NoPath,
+            "F:1:9: groups.api: this group has no path",
+        ),
+        (
+            "[groups.api]\npath = '/'",
+            NoLimit,
+            "F:1:9: groups.api: this group has no limit",
+        ),
+        (
+            "[groups.api]\npath = '/api'\nrate = '1/s'\nexclude = ['/api/a', '/health']",
+            Exclude,
+            "F:4:11: groups.api.exclude: `/health` is outside of this group's paths",
+        ),
+        (
+            "[groups.api]\npath = ['/api/a', '/api/b']\nrate = '1/s'\nexclude = '/api'",
+            Exclude,
+            "F:4:11: groups.api.exclude: `/api` is all of this group",
+        ),
+        (
+            "[store]\nsecret = '000102030405060708090a0b0c0d0e0f'\n[groups.api]\npath = '/'\nrate = '1/s'",
+            NoStore,
+            "F:2:10: store.secret: without `store.url` limits are counted in memory",
+        ),
+    ] {
+        let told = told(text, &[]);
+        let [(found, told)] = &told[..] else {
+            panic!("{told:?}")
+        };
+        assert_eq!(*found, kind);
+        assert!(told.starts_with(expected), "{told}");
+    }
+}
+
+#[test]
+fn what_is_meant_is_not_warned_of() {
+    for text in [
+        NOTHING,
+        "[groups.api]\npath = ['/api', '/v2']\nrate = '1/s'\nexclude = ['/api/a', '/v2']",
+        // Switched off.
+        "[groups.api]\npath = '/'\nrate = '0'",
+        "[groups.api]\npath = '/'\nconcurrency = 0",
+        "[groups.api]\npath = '/'\nrates = { a = 'off' }",
+        // The program puts it on routes.
+        "[groups.api]\npath = 'off'\nrate = '1/s'\nexclude = '/health'",
+        "[groups.api]\npath = ['off']\nbad_credentials_per_ip = '1/s'",
+    ] {
+        assert_eq!(told(text, &[]), [], "{text}");
+    }
+    let error = Config::from_toml("[groups.api]\npath = ['off', '/api']")
+        .unwrap_err()
+        .to_string();
+    assert_eq!(
+        error,
+        "groups.api.path: `off` is alone here, not ['off', '/api']"
+    );
+}
+
+#[test]
+fn groups_that_only_variables_make_are_warned_of() {
+    use WarningKind::*;
+    let file =
+        "[groups.Upper]\npath = '/upper'\nrate = '1/s'\n[groups.api]\npath = '/api'\nrate = '1/s'";
+    for (variable, expected) in [
+        (
+            ("ADMISSION_GROUPS__UPPER__RATE", "5/s"),
+            "ADMISSION_GROUPS__UPPER__RATE: groups.upper: the file calls it `Upper`, and variables reach only",
+        ),
+        (
+            ("ADMISSION_GROUPS__UPPER__PATH", "/x"),
+            "ADMISSION_GROUPS__UPPER__PATH: groups.upper: the file calls it `Upper`",
+        ),
+        (
+            ("ADMISSION_GROUPS__APY__RATE", "5/s"),
+            "ADMISSION_GROUPS__APY__RATE: groups.apy: no group of the file is called so, and this one has no \
+             path: is `api` meant?",
+        ),
+        (
+            ("ADMISSION_GROUPS__BATCH__RATE", "5/s"),
+            "ADMISSION_GROUPS__BATCH__RATE: groups.batch: no group of the file is called so, and this one has \
+             no path: no request",
+        ),
+    ] {
+        let told = told(file, &[variable]);
+        let [(UnknownGroup, told)] = &told[..] else {
+            panic!("{told:?}")
+        };
+        assert!(told.starts_with(expected), "{told}");
+    }
+    // With a path it is a group like others.
+    let whole = [
+        ("ADMISSION_GROUPS__BATCH__RATE", "5/s"),
+        ("ADMISSION_GROUPS__BATCH__PATH", "/batch"),
+    ];
+    assert_eq!(told(file, &whole), []);
+    assert_eq!(told(file, &[("ADMISSION_GROUPS__API__RATE", "5/s")]), []);
+}
+
+#[test]
+fn variables_that_set_nothing_are_warned_of() {
+    let file = "[groups.api]\npath = '/api'\nrate = '1/s'";
+    for variable in [
+        "ADMISSION_GROUPS_API_RATE",
+        "ADMISSION_groups_api_rate",
+        "ADMISSION_GROUP_API_RATE",
+        "ADMISSION_STORE_URL",
+        "ADMISSION_ADMIN_TOKEN",
+        "ADMISSION_CLIENTS_TRUSTED_PROXIES",
+        "ADMISSION_ALLOW_EMPTY",
+    ] {
+        let told = told(file, &[(variable, "hunter2")]);
+        let expected = format!(
+            "{variable}: this variable is not read: two underscores stand for a dot, as in \
+             `ADMISSION_GROUPS__API__RATE`"
+        );
+        assert_eq!(told, [(WarningKind::UnreadVariable, expected)]);
+    }
+    // The program's own, and others'.
+    for variable in [
+        "ADMISSION_REDIS",
+        "ADMISSION_REDIS_CA",
+        "ADMISSION_REDIS_CERTIFICATE",
+        "ADMISSION_REDIS_KEY",
+        "ADMISSION_ADMIN",
+        "ADMISSION_TOKEN",
+        "ADMISSION_SECRET",
+        "ADMISSION_PREFIX",
+        "ADMISSION_MODE_X",
+        "ADMISSIONS_GROUPS_API_RATE",
+        "OTHER_GROUPS_API_RATE",
+    ] {
+        assert_eq!(told(file, &[(variable, "x")]), [], "{variable}");
+    }
+}
+
+#[test]
+fn warnings_are_logged_at_start_and_on_reload() {
+    let good = config("[groups.api]\npath = '/api'\nrate = '1/s'");
+    let bad = config("[groups.api]\npath = '/api'\nrate = '1/s'\nexclude = '/health'");
+    let warned = |log: Vec<String>| {
+        let of_it = |line: &&String| line.contains("this has no effect");
+        let told: Vec<_> = log.iter().filter(of_it).collect();
+        for line in &told {
+            assert!(
+                line.starts_with("WARN ") && line.contains("groups.api.exclude: `/health`"),
+                "{line}"
+            );
+        }
+        told.len()
+    };
+    assert_eq!(warned(logged(|| drop(Admission::new(&bad).unwrap()))), 1);
+    let admission = Admission::new(&good).unwrap();
+    assert_eq!(warned(logged(|| admission.reload(&bad).unwrap())), 1);
+    assert_eq!(warned(logged(|| admission.reload(&good).unwrap())), 0);
+}
+
+/// Whether a program makes a layer of a group is known only once it has made its layers.
+#[test]
+fn a_group_without_a_path_is_warned_of_unless_it_has_a_layer() {
+    let text = "[groups.api]\nrate = '1/s'\n[groups.batch]\nrate = '1/s'";
+    let groups = |log: Vec<String>| {
+        let of_it = |line: &String| {
+            line.contains("has no path")
+                .then(|| line.contains("groups.api: "))
+        };
+        log.iter().filter_map(of_it).collect::<Vec<_>>()
+    };
+    let mut admission = None;
+    let start = logged(|| admission = Some(Admission::new(&config(text)).unwrap()));
+    assert!(
+        start
+            .iter()
+            .all(|line| line.starts_with("INFO these limits are off")),
+        "{start:?}"
+    );
+    let admission = admission.unwrap();
+    let _batch = admission.layer_of("batch").unwrap();
+    assert_eq!(groups(logged(|| drop(admission.layer()))), [true]);
+    assert_eq!(groups(logged(|| drop(admission.layer()))), [] as [bool; 0]);
+    // From then on all are made.
+    assert_eq!(
+        groups(logged(|| admission.reload(&config(text)).unwrap())),
+        [true]
+    );
+    let _api = admission.layer_of("api").unwrap();
+    assert_eq!(
+        groups(logged(|| admission.reload(&config(text)).unwrap())),
+        [] as [bool; 0]
+    );
+    let error = Admission::builder(&config(text))
+        .deny_warnings()
+        .build()
+        .unwrap_err();
+    assert_eq!(error.field(), Some("groups.api"));
+}
+
+#[test]
+fn warnings_can_be_errors() {
+    let good = config("[groups.api]\npath = '/api'\nrate = '1/s'");
+    let bad = config("[groups.api]\npath = '/api'\nrate = '1/s'\nexclude = '/health'");
+    let error = Admission::builder(&bad)
+        .deny_warnings()
+        .build()
+        .unwrap_err();
+    assert_eq!(error.field(), Some("groups.api.exclude"));
+    let admission = Admission::builder(&good).deny_warnings().build().unwrap();
+    let error = admission.reload(&bad).unwrap_err();
+    assert_eq!(error.field(), Some("groups.api.exclude"));
+    assert_eq!(error.line(), Some(4));
+    assert!(admission.last_reload().error.is_some());
+    admission.reload(&good).unwrap();
+}
