@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -30,16 +29,16 @@ use crate::sync::{Mutex, lock};
 
 /// The limits of a service as configured, at work. Clones share them.
 #[derive(Clone)]
-pub struct Admission(Arc<Inner>);
+pub struct Admission(pub(super) Arc<Inner>);
 
-struct Inner {
-    groups: ArcSwap<Groups>,
+pub(super) struct Inner {
+    pub(super) groups: ArcSwap<Groups>,
     limits: Limits,
     stores: Stores,
-    says: Says,
-    reloads: Reloads,
+    pub(super) says: Says,
+    pub(super) reloads: Reloads,
     /// Held while they change.
-    changing: Mutex<Changing>,
+    pub(super) changing: Mutex<Changing>,
 }
 
 /// What the application says and no file can.
@@ -49,7 +48,7 @@ pub(super) struct Says {
     pub(super) tier_by: Option<TierBy>,
     pub(super) keys: NamedKeys,
     /// Whether a configuration with warnings is rejected.
-    denies_warnings: bool,
+    pub(super) denies_warnings: bool,
 }
 
 type TierBy = Arc<dyn for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync>;
@@ -148,76 +147,13 @@ impl Admission {
         self.0.stores.of(None)
     }
 
-    /// Changes what is running to another configuration, whole or not at all.
-    ///
-    /// # Errors
-    ///
-    /// Something in it is wrong, or its `store` is not that of the start. It has no groups, and does not
-    /// [mean it](super#changes); or it is from a file, and a group has none of its limits any more, not even as 0.
-    /// What is running goes on then.
-    pub fn reload(&self, config: &Config) -> Result<(), ConfigError> {
-        let mut running = lock(&self.0.changing);
-        running.note(&config.origin);
-        let changed = self.change(&mut running, config);
-        let changed = changed.map_err(|error| config.wrong(error));
-        self.0.reloads.note(&changed);
-        changed
-    }
-
-    fn change(&self, running: &mut Changing, config: &Config) -> Result<(), ConfigError> {
-        config.check_loss(&running.written)?;
-        if self.0.says.denies_warnings {
-            config.deny_warnings()?;
-        }
-        if !running.store.is(&config.store) {
-            let problem = "the store cannot be changed while the service runs: restart it";
-            return Err(ConfigError::at("store", problem));
-        }
-        let before = self.0.groups.load_full();
-        let mut kept = running.kept.with(&before);
-        let groups = self.0.groups_of(config, &before, &mut kept)?;
-        self.0.groups.store(Arc::new(groups));
-        running.kept = kept;
-        config.written.log_changes(&running.written);
-        running.warn(config);
-        running.written = config.written.clone();
-        Ok(())
-    }
-
-    /// Whether this is what was read last of a file, and is not to be tried again.
-    pub(super) fn has_read(&self, file: &Path, text: &str) -> bool {
-        lock(&self.0.changing).has_read(file, text)
-    }
-
-    /// Applies what was read of a file, with the variables that went before the last one.
-    pub(super) fn apply(&self, file: &Path, text: String) -> Result<(), ConfigError> {
-        // Noted here as well, since what is wrong does not come to be reloaded.
-        let origin = lock(&self.0.changing).reads(file, text);
-        match Config::read(origin) {
-            Ok(config) => self.reload(&config),
-            Err(error) => {
-                let rejected = Err(error);
-                self.0.reloads.note(&rejected);
-                rejected
-            }
-        }
-    }
-
-    pub(super) fn warn_of_groups(&self) {
-        lock(&self.0.changing).warn_of_groups();
-    }
-
-    pub(super) fn reloads(&self) -> &Reloads {
-        &self.0.reloads
-    }
-
     pub(super) fn groups(&self) -> arc_swap::Guard<Arc<Groups>> {
         self.0.groups.load()
     }
 }
 
 impl Inner {
-    fn groups_of(
+    pub(super) fn groups_of(
         &self,
         config: &Config,
         before: &Groups,

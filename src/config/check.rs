@@ -78,8 +78,8 @@ impl Config {
             if settings.on_failure == Some(OnFailure::LocalShare) {
                 self.store.check_replicas(&at("on_failure"))?;
             }
-            if settings.enforce.is_some_and(|percent| percent > 100) {
-                let problem = "this is a percentage: use 0 to 100";
+            if let Some(percent @ 101..) = settings.enforce {
+                let problem = format!("this is a percentage: use 0 to 100, not {percent}");
                 return Err(ConfigError::at(at("enforce"), problem));
             }
             if settings.dry_run && settings.enforce.is_some() {
@@ -107,8 +107,8 @@ impl Config {
 
 impl Clients {
     fn check(&self) -> Result<(), ConfigError> {
-        if self.ipv6_prefix.is_some_and(|prefix| prefix > 128) {
-            let problem = "an IPv6 address has 128 bits: give 0 to 128";
+        if let Some(prefix @ 129..) = self.ipv6_prefix {
+            let problem = format!("an IPv6 address has 128 bits: give 0 to 128, not {prefix}");
             return Err(ConfigError::at("clients.ipv6_prefix", problem));
         }
         if self.trusted_hops.is_some() && self.trusts_proxies() {

@@ -91,9 +91,7 @@ impl Admission {
                     Err((kind, error)) => {
                         if unreadable != Some(kind) {
                             unreadable = Some(kind);
-                            let error = ConfigError::new(error).in_file(Some(&file));
-                            admission.reloads().note_unreadable(&error);
-                            told(Err(error));
+                            told(Err(admission.cannot_read(&file, error)));
                         }
                     }
                 }

@@ -73,7 +73,7 @@ impl Group {
         let guards = self
             .bad_credentials_per_ip
             .is_some_and(|quota| !quota.is_off());
-        let by_rate = guards || policies.by_key.is_some() || policies.by_ip.is_some();
+        let by_rate = guards || policies.limit();
         let per_key = self.concurrency_per_key();
         let by_concurrency = self.concurrency > 0 || per_key.iter().any(|limit| *limit > 0);
         usize::from(by_rate) + usize::from(by_concurrency)

@@ -208,6 +208,7 @@ mod off;
 mod origin;
 mod path;
 mod policies;
+mod reload;
 mod reloaded;
 mod statuses;
 mod stores;

@@ -56,6 +56,11 @@ impl Origin {
         let document = Document::parse(&self.text.0).ok();
         let problem = if unknown {
             with_suggestion(problem)
+        } else if variable.is_some() && problem.starts_with("a table belongs here") {
+            // `ADMISSION_GROUPS__API_RATE`
+            format!(
+                "{problem}: two underscores stand for each dot, as in `ADMISSION_GROUPS__API__RATE`"
+            )
         } else {
             let value = match variable {
                 Some(_) => self.variables.value(&whole).map(shown),

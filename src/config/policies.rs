@@ -18,10 +18,16 @@ impl Policies {
     pub(super) fn list(&self) -> Vec<Policy> {
         self.by_key.iter().chain(&self.by_ip).cloned().collect()
     }
+
+    /// Whether any of them limits by default.
+    pub(super) fn limit(&self) -> bool {
+        let mut limiting = self.list().into_iter().map(Policy::limiting);
+        limiting.any(|policy| !policy.quotas().is_empty())
+    }
 }
 
 impl Group {
-    /// What each key and each address is charged, without what is off.
+    /// What each key and each address is charged.
     pub(super) fn policies(&self, group: &str) -> Result<Policies, ConfigError> {
         let at = |field: &str| format!("groups.{group}.{field}");
         let name = self.name(group);
@@ -66,13 +72,11 @@ impl Group {
             let policy = Policy::try_new(&self.name_by_ip(group), quota);
             policy.map_err(|error| ConfigError::at(at("rate_per_ip"), error))
         });
-        let limiting = |policy: Policy| {
-            let policy = policy.limiting();
-            (!policy.quotas().is_empty()).then_some(policy)
-        };
+        // What is written as 0 stays, as a limit of a single key may switch it on.
+        let by_key = (!by_key.quotas().is_empty()).then_some(by_key);
         Ok(Policies {
-            by_key: limiting(by_key),
-            by_ip: by_ip.transpose()?.and_then(limiting),
+            by_key,
+            by_ip: by_ip.transpose()?,
         })
     }
 

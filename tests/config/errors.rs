@@ -373,6 +373,10 @@ fn the_environment_goes_before_the_file() {
             "ADMISSION_GROUPS__A[0]__RATE: groups.a[0].rate: \"1 s\" is no quota",
         ),
         (
+            "ADMISSION_GROUPS__API_RATE",
+            "ADMISSION_GROUPS__API_RATE: groups.api_rate: a table belongs here: two underscores stand for each dot",
+        ),
+        (
             "ADMISSION_STORE__URL__X",
             "ADMISSION_STORE__URL__X: store.url: a text belongs here",
         ),

@@ -153,11 +153,11 @@ fn gauges(job: impl FnOnce()) -> (f64, f64) {
 #[tokio::test(start_paused = true)]
 async fn how_the_last_reload_went_is_known() {
     let file = File::new(API);
-    let before = SystemTime::now();
+    let written = file.path().metadata().unwrap().modified().unwrap();
     let admission = Admission::new(&file.load(&[]).unwrap()).unwrap();
     let start = admission.last_reload();
     assert!(start.error.is_none());
-    assert!(start.at >= before && start.succeeded_at == start.at);
+    assert!(start.at >= written && start.succeeded_at == start.at);
     let _following = admission.follow(file.path(), |_| {});
     let pass = || tokio::time::sleep(Duration::from_secs(10));
 
@@ -210,20 +210,43 @@ async fn how_the_last_reload_went_is_known() {
     );
 }
 
+/// As on a signal.
+#[test]
+fn a_file_is_reloaded_at_once() {
+    let file = File::new(API);
+    let given = [("ADMISSION_GROUPS__API__RATE", "8/h")];
+    let admission = Admission::new(&file.load(&given).unwrap()).unwrap();
+    file.write(&API.replace("[groups.api]", "[groups.api]\nraet = '1/s'"));
+    let error = admission.reload_file(file.path()).unwrap_err();
+    assert_eq!(admission.last_reload().error, Some(error));
+    std::fs::remove_file(file.path()).unwrap();
+    let error = admission.reload_file(file.path()).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .starts_with(&format!("{}: ", file.path().display()))
+    );
+    assert_eq!(admission.last_reload().error, Some(error));
+    file.write(&API.replace("5/h", "7/h"));
+    // The variables of the start go before it.
+    let log = logged(|| admission.reload_file(file.path()).unwrap());
+    assert_eq!(log, ["INFO the new configuration is applied"]);
+    assert!(admission.last_reload().error.is_none());
+}
+
 #[cfg(feature = "metrics")]
 #[test]
 fn metrics_have_the_last_reload() {
     use tower_admission::observe::MetricsObserver;
 
-    let now = || {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        now.unwrap().as_secs_f64()
-    };
-    let before = now();
     let admission = Admission::new(&config(API)).unwrap();
     let publish = || gauges(|| admission.publish(&MetricsObserver::new()));
     let (start, success) = publish();
-    assert!(start >= before && start <= now(), "{start}");
+    let since_epoch = admission
+        .last_reload()
+        .at
+        .duration_since(SystemTime::UNIX_EPOCH);
+    assert_eq!(start, since_epoch.unwrap().as_secs_f64());
     assert_eq!(success, 1.0);
     let (at, success) = gauges(|| drop(admission.reload(&config("")).unwrap_err()));
     assert_eq!((at, success), (start, 0.0));

@@ -52,14 +52,18 @@ async fn a_rate_that_was_off_goes_on() {
         let names = admission.limits().names().into_iter();
         names.map(|name| name.to_string()).collect::<Vec<_>>()
     };
-    for off in ["", "rate = '0'\nrate_per_ip = '0'"] {
+    for (off, rates) in [
+        ("", &["api"][..]),
+        ("rate = '0'\nrate_per_ip = '0'", &["api", "api.ip"]),
+    ] {
         admission.reload(&group(off)).unwrap();
         assert_eq!(status(&app, "/api", "alice").await, StatusCode::OK);
-        // Nobody is told of it meanwhile.
-        assert_eq!(names(), ["api"]);
+        // What is not there is not told of meanwhile.
+        assert_eq!(names(), rates);
         let alice: tower_admission::KeyName = "bearer:alice".parse().unwrap();
         let usage = admission.limits().usage(&alice).await;
-        assert!(usage.iter().all(|usage| usage.sort != "rate"), "{usage:?}");
+        let limited = usage.iter().filter(|usage| usage.limit.is_some());
+        assert_eq!(limited.count(), 0, "{usage:?}");
         admission
             .reload(&group("rate = '5/h'\nrate_per_ip = '100/h'"))
             .unwrap();
@@ -87,6 +91,32 @@ async fn a_rate_that_was_off_goes_on() {
     assert_eq!(admitted(&app, "/api", "alice").await, 5);
     admission.reload(&group("rates = { r50 = '5/h' }")).unwrap();
     assert_eq!(admitted(&app, "/api", "bob").await, 0);
+}
+
+/// As in a program without a file.
+#[tokio::test]
+async fn an_override_switches_on_what_is_off_in_the_file() {
+    for off in [
+        "rate = '0'",
+        "rates = { burst = '0', daily = '9/h' }",
+        "rate = 'off'\nrate_per_ip = '9/h'",
+    ] {
+        let text = format!("[groups.api]\npath = '/api'\n{off}");
+        let admission = Admission::new(&config(&text)).unwrap();
+        let app = app(&admission);
+        let name = if off.contains("burst") {
+            "api.burst"
+        } else {
+            "api"
+        };
+        let limit = format!("{name}=2/h").parse().unwrap();
+        let alice = "bearer:alice".parse().unwrap();
+        admission.limits().set(&alice, limit).await.unwrap();
+        assert_eq!(admitted(&app, "/api", "alice").await, 2, "{off}");
+        assert_eq!(status(&app, "/api", "bob").await, StatusCode::OK);
+        admission.limits().delete(&alice).await.unwrap();
+        assert_eq!(status(&app, "/api", "alice").await, StatusCode::OK);
+    }
 }
 
 #[tokio::test]
