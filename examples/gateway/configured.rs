@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use tower_admission::admin::{self, Recorder, Token};
 use tower_admission::config::{Admission, Config};
 use tower_admission::observe::{MetricsObserver, TracingObserver};
-use tracing::{error, info};
+use tracing::error;
 
 use crate::flags::Flags;
 use crate::routes::unlimited;
@@ -55,10 +55,8 @@ pub(crate) async fn serve(flags: &Flags, file: &Path) -> Result<(), String> {
     if let Err(error) = admission.limits().refresh().await {
         error!(%error, "limits of single keys are not known yet");
     }
-    let _following = admission.follow(file, |reloaded| match reloaded {
-        Ok(()) => info!("the changed configuration is applied"),
-        Err(error) => error!(%error, "the changed configuration is refused"),
-    });
+    // It logs what changes, or why nothing does.
+    let _following = admission.follow(file, |_| {});
     let groups: Vec<_> = config.groups().collect();
     println!("Listening on http://{address}");
     println!("Limits from {}: {}", file.display(), groups.join(", "));

@@ -38,6 +38,7 @@ impl Drop for Following {
 impl Admission {
     /// Reads a file every second and, when its text is another, [reloads](Self::reload) it.
     /// Reports each change, and what is wrong with one that is rejected. Reports once that the file cannot be read.
+    /// All of that is logged, and in [`last_reload`](Self::last_reload), too.
     ///
     /// The text is compared, not a time stamp, so that files which are replaced, as in a
     /// container's mounted configuration, are seen. It is another when it is not what was read of this
@@ -61,10 +62,6 @@ impl Admission {
         self.warn_of_groups();
         let (admission, file) = (self.clone(), file.into());
         Following(Some(tokio::spawn(async move {
-            let mut told = |reloaded| {
-                // Whatever becomes of that, the file is followed.
-                let _ = catch_unwind(AssertUnwindSafe(|| told(reloaded)));
-            };
             let (mut before, mut unreadable) = (None, None);
             loop {
                 sleep(EVERY).await;
@@ -85,17 +82,22 @@ impl Admission {
                             admission.reloads().note_readable();
                         }
                         if !admission.has_read(&file, &text) {
-                            told(admission.apply(&file, text));
+                            outlive(|| told(admission.apply(&file, text)));
                         }
                     }
                     Err((kind, error)) => {
                         if unreadable != Some(kind) {
                             unreadable = Some(kind);
-                            told(Err(admission.cannot_read(&file, error)));
+                            outlive(|| told(Err(admission.cannot_read(&file, error))));
                         }
                     }
                 }
             }
         })))
     }
+}
+
+/// Follows the file on whatever becomes of a change: what logs it, counts it or is told of it may panic.
+fn outlive(change: impl FnOnce()) {
+    let _ = catch_unwind(AssertUnwindSafe(change));
 }

@@ -20,12 +20,8 @@
 //! let app: Router = Router::new()
 //!     .route("/api/chat", post(|| async { "hello" }))
 //!     .layer(admission.layer());
-//! // From now on a changed file is applied.
-//! let following = admission.follow("gateway.toml", |reloaded| {
-//!     if let Err(error) = reloaded {
-//!         eprintln!("{error}");
-//!     }
-//! });
+//! // From now on a changed file is applied. What changes, or why nothing does, is logged.
+//! let following = admission.follow("gateway.toml", |_| {});
 //! # Ok(())
 //! # }
 //! ```

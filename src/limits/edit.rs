@@ -68,6 +68,8 @@ impl<'a> LimitEdit<'a> {
     ///   does not answer within two seconds: then it may have been set or not.
     pub async fn set(self, to: impl Into<Override>) -> Result<Option<Override>, LimitsError> {
         let to = to.into();
+        #[cfg(feature = "redis")]
+        self.limits.read_first().await?;
         self.limits.check_limit(to.limit())?;
         let now = self.limits.0.clock.seconds();
         let to = to.made(self.by.author.as_deref(), now);

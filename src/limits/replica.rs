@@ -100,6 +100,15 @@ impl Limits {
         read.map_err(LimitsError::Unavailable)
     }
 
+    /// Reads all unless that was done: whether there is room for a further rate depends on it.
+    pub(super) async fn read_first(&self) -> Result<(), LimitsError> {
+        let is_unread = |replica: &Replica| lock(&replica.read).all.is_none();
+        if self.0.replica.as_ref().is_some_and(is_unread) {
+            self.refresh().await?;
+        }
+        Ok(())
+    }
+
     /// Has all replicas read everything anew, within a second. In memory there is nothing to read.
     ///
     /// # Errors

@@ -58,6 +58,28 @@ async fn a_key_has_its_own_quota() {
     }
 }
 
+/// Of one process, such as a program for operators, that has read nothing yet.
+#[tokio::test]
+async fn no_process_sets_more_rates_than_there_may_be() {
+    const PARTS: usize = 16;
+    let server = Server::start().await;
+    let limits = Limits::in_store(&server.store());
+    let keys = Limits::MAX_RATES / PARTS;
+    for n in 0..keys {
+        let rates = (0..PARTS).map(|part| format!("q{part}={}/day", n * PARTS + part + 1));
+        let limit = rates.collect::<Vec<_>>().join(", ").parse().unwrap();
+        let key = format!("org:{n}").parse().unwrap();
+        limits.set(&key, limit).await.unwrap();
+    }
+    let other = Limits::in_store(&server.store());
+    let key: KeyName = "org:one-more".parse().unwrap();
+    let new = "1000000/day".parse().unwrap();
+    let error = other.set(&key, new).await.unwrap_err();
+    assert!(matches!(error, LimitsError::TooManyRates), "{error:?}");
+    // One that is there already.
+    other.set(&key, "5/day".parse().unwrap()).await.unwrap();
+}
+
 /// Retry-After is kept when nobody else uses the key, and what is told of as left is.
 #[tokio::test]
 async fn a_lowered_limit_comes_back_when_it_says() {
