@@ -363,6 +363,50 @@ async fn a_changed_file_is_applied_and_a_bad_one_is_not() {
     assert_eq!(statuses(2).await, [200, 429]);
 }
 
+#[tokio::test]
+async fn an_emptied_file_takes_no_limits_away_and_metrics_show_it() {
+    let text = "[groups.api]\npath = '/api'\nrate = '1/h'\nexclude = '/health'\n";
+    let file = File::new("emptied.toml", text);
+    let gateway = Gateway::start(&["--config", file.path()]);
+    let metrics = async || text_of(&gateway, "/metrics").await;
+    let right = "admission_config_last_reload_successful 1\n";
+    let wrong = "admission_config_last_reload_successful 0\n";
+    assert!(metrics().await.contains(right));
+    assert_eq!(gateway.get("/api/slow?ms=0", "alice").await, 200);
+    let until = async |expected: &str| {
+        while !metrics().await.contains(expected) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    file.write("");
+    soon(until(wrong)).await;
+    assert_eq!(gateway.get("/api/slow?ms=0", "alice").await, 429);
+    file.write(&text.replace("1/h", "2/h"));
+    soon(until(right)).await;
+    assert_eq!(gateway.get("/api/slow?ms=0", "alice").await, 200);
+    assert_eq!(gateway.get("/api/slow?ms=0", "alice").await, 429);
+    let at = metrics().await;
+    let at = at
+        .split("\nadmission_config_last_reload_success_timestamp_seconds ")
+        .nth(1);
+    let at: f64 = at.unwrap().lines().next().unwrap().parse().unwrap();
+    assert!(at > 1.7e9, "{at}");
+
+    let log = gateway.stop();
+    let file = file.path();
+    for line in [
+        format!("{file}:4:11: groups.api.exclude: `/health` is outside of this group's paths"),
+        format!("{file}: groups: there are none, and with them would go the limits of: api."),
+        "rate from \\\"1/h\\\" to \\\"2/h\\\"".to_owned(),
+    ] {
+        assert!(log.contains(&line), "{line}\n{log}");
+    }
+}
+
+async fn text_of(gateway: &Gateway, path: &str) -> String {
+    text(gateway.send(Method::GET, path, "alice", "").await).await
+}
+
 /// Whoever has the token changes what a key may do, and nobody else does.
 #[tokio::test]
 async fn limits_are_changed_at_the_admin_endpoints() {
@@ -407,7 +451,10 @@ fn a_bad_file_is_told_at_start() {
     let output = command().args(["--config", file.path()]).output().unwrap();
     assert!(!output.status.success());
     let told = String::from_utf8(output.stderr).unwrap();
-    let expected = format!("error: {}: groups.api.rate: ", file.path());
+    let expected = format!(
+        "error: {}:2:8: groups.api.rate: \"10/0s\" is no quota: ",
+        file.path()
+    );
     assert!(told.starts_with(&expected), "{told}");
 }
 
