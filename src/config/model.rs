@@ -164,9 +164,9 @@ trait Words: Copy + 'static {
 
 impl<T: Words> Text for T {
     fn read(text: &str) -> Result<Self, String> {
-        // `local_share` is the same as `local share`.
-        let plain = text.replace('_', " ");
-        let found = T::WORDS.iter().find(|(word, _)| *word == plain);
+        // `local_share` and `local-share` are the same as `local share`.
+        let plain = |text: &str| text.replace(['_', '-'], " ");
+        let found = T::WORDS.iter().find(|(word, _)| plain(word) == plain(text));
         found.map(|(_, value)| *value).ok_or_else(|| {
             let words: Vec<_> = T::WORDS
                 .iter()

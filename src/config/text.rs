@@ -58,23 +58,7 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for PlainVisitor<T> {
         Ok(u64::try_from(number).map_or(Plain::Other, Plain::Whole))
     }
 
-    fn visit_u64<E>(self, number: u64) -> Result<Plain<T>, E> {
-        Ok(Plain::Whole(number))
-    }
-
-    fn visit_i128<E>(self, _: i128) -> Result<Plain<T>, E> {
-        Ok(Plain::Other)
-    }
-
-    fn visit_u128<E>(self, _: u128) -> Result<Plain<T>, E> {
-        Ok(Plain::Other)
-    }
-
     fn visit_f64<E>(self, _: f64) -> Result<Plain<T>, E> {
-        Ok(Plain::Other)
-    }
-
-    fn visit_unit<E>(self) -> Result<Plain<T>, E> {
         Ok(Plain::Other)
     }
 

@@ -54,14 +54,12 @@ impl Variables {
             let (parents, field) = path.rsplit_once(SEPARATOR).unwrap_or(("", &path));
             let mut table = &mut *fields;
             for parent in parents.split(SEPARATOR) {
-                let entry = table.entry(parent);
-                let inner = entry.or_insert_with(|| Value::Table(Table::new()));
-                if !inner.is_table() {
-                    // Which is an error, as no field is a text and a table.
-                    *inner = Value::Table(Table::new());
+                // In place of a text it is an error, as no field is a text and a table.
+                if !table.get(parent).is_some_and(Value::is_table) {
+                    table.insert(parent.to_owned(), Value::Table(Table::new()));
                 }
-                let Value::Table(inner) = inner else {
-                    unreachable!("it is a table now");
+                let Some(Value::Table(inner)) = table.get_mut(parent) else {
+                    return;
                 };
                 table = inner;
             }

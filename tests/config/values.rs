@@ -13,6 +13,30 @@ fn read(text: &str) -> String {
 }
 
 #[test]
+fn what_other_systems_write_is_read() {
+    for field in [
+        "[store]\nreplicas = 2\non_failure = 'local_share'",
+        "[store]\nreplicas = 2\non_failure = 'local-share'",
+        "[clients]\nforwarded_header = 'X-Forwarded-For'",
+        "[clients]\nforwarded_header = 'Forwarded'",
+        "[clients]\nforwarded_header = 'single x-real-ip'",
+        "[clients]\ntrusted_proxies = '10.0.0.0/8'\n[groups.api]\nkey = 'header x-user'",
+        "[groups.api]\nheaders = 'legacy_epoch'",
+        "[groups.api]\nrate = '10r/s'",
+        "[groups.api]\nrate = '10rps'",
+        "[groups.api]\nrate = '600 rpm burst 1k'",
+        "[groups.api]\nrates = { a = '1_000/h', b = '1k/min', c = '10/week' }",
+    ] {
+        let shown = read(field);
+        assert!(shown.starts_with("Config"), "{field}: {shown}");
+    }
+    let local = "on_failure: LocalShare, replicas: Some(2)";
+    assert!(read("[store]\nreplicas = 2\non_failure = 'local_share'").contains(local));
+    let header = "ForwardedHeader(Forwarded)";
+    assert!(read("[clients]\nforwarded_header = 'FORWARDED'").contains(header));
+}
+
+#[test]
 fn variables_are_text() {
     let file = File::new("");
     for prefix in [
