@@ -148,6 +148,7 @@
 //!   in case alone, as `ADMISSION_GROUPS__UPPER__RATE` does from `[groups.Upper]`.
 //! - A variable has single underscores: `ADMISSION_GROUPS_API_RATE`.
 //! - `store` has settings, such as a secret, and no URL.
+//! - `clients.forwarded_header` is given, and no proxy is trusted.
 //!
 //! # Changes
 //!

@@ -35,6 +35,8 @@ pub enum WarningKind {
     UnreadVariable,
     /// Settings of a store, and no URL.
     NoStore,
+    /// A header of proxies, and none of them is trusted.
+    NoProxies,
 }
 
 impl WarningKind {
@@ -49,15 +51,12 @@ impl WarningKind {
             Self::UnknownGroup => "unknown_group",
             Self::UnreadVariable => "unread_variable",
             Self::NoStore => "no_store",
+            Self::NoProxies => "no_proxies",
         }
     }
 }
 
 impl ConfigWarning {
-    fn new(kind: WarningKind, told: ConfigError) -> Self {
-        Self { kind, told }
-    }
-
     /// What it is about.
     #[must_use]
     pub fn kind(&self) -> WarningKind {
@@ -102,78 +101,96 @@ impl Config {
     /// ```
     #[must_use]
     pub fn warnings(&self) -> Vec<ConfigWarning> {
-        let mut warnings = Vec::new();
-        let mut warn = |kind, told: ConfigError| {
-            warnings.push(ConfigWarning::new(kind, self.wrong(told)));
-        };
-        if self.groups.is_empty() && !self.is_empty_on_purpose() {
-            let problem = "there are no groups, so no request is limited";
-            warn(WarningKind::NoGroups, ConfigError::new(problem));
-        }
-        if self.store.url.is_none()
-            && let Some(store) = self.written.0.get("store").and_then(Value::as_table)
-            && let Some(field) = store.keys().next()
-        {
-            let problem = "without `store.url` limits are counted in memory, and no setting of the store has an effect";
-            warn(
-                WarningKind::NoStore,
-                ConfigError::at(format!("store.{field}"), problem),
-            );
-        }
+        let mut found = self.warnings_of_settings();
         let in_file = self.origin.file_values().unwrap_or_default();
         let in_file = in_file.get("groups").and_then(Value::as_table);
-        let in_file: Vec<_> = in_file
-            .into_iter()
-            .flatten()
-            .map(|(group, _)| &**group)
-            .collect();
-        for (group, settings) in &self.groups {
-            let at = |field: &str| format!("groups.{group}{field}");
-            let has_path = self
-                .written
-                .group(group)
-                .is_some_and(|group| group.contains_key("path"));
-            let meant = nearest(group, in_file.iter().copied());
-            if !in_file.contains(&&**group)
-                && (!has_path || meant.is_some_and(|meant| meant.eq_ignore_ascii_case(group)))
-            {
-                let problem = unknown_group(group, meant);
-                warn(WarningKind::UnknownGroup, ConfigError::at(at(""), problem));
-                continue;
-            }
-            if !has_path {
-                let problem = "this group has no path, so no request is in it but those of a layer that the \
-                               program makes for it (`Admission::layer_of`): with `path = \"off\"` that is meant";
-                warn(WarningKind::NoPath, ConfigError::at(at(""), problem));
-            }
-            if !self.written.has_limits(group) {
-                let problem =
-                    "this group has no limit: give it a rate or a concurrency, were it 0 for off";
-                warn(WarningKind::NoLimit, ConfigError::at(at(""), problem));
-            }
-            for exclude in &settings.exclude {
-                if let Some(problem) = without_effect(exclude, &settings.path) {
-                    warn(
-                        WarningKind::Exclude,
-                        ConfigError::at(at(".exclude"), problem),
-                    );
-                }
-            }
+        let in_file = in_file.into_iter().flatten();
+        let in_file: Vec<_> = in_file.map(|(group, _)| group.as_str()).collect();
+        for group in self.groups() {
+            found.extend(self.warnings_of_group(group, &in_file));
         }
+        found.extend(self.warnings_of_variables());
+        let found = found.into_iter();
+        let warning = |(kind, told)| ConfigWarning {
+            kind,
+            told: self.wrong(told),
+        };
+        found.map(warning).collect()
+    }
+
+    fn warnings_of_settings(&self) -> Vec<(WarningKind, ConfigError)> {
+        let mut found = Vec::new();
+        if self.groups.is_empty() && !self.is_empty_on_purpose() {
+            let problem = "there are no groups, so no request is limited";
+            found.push((WarningKind::NoGroups, ConfigError::new(problem)));
+        }
+        let first_of = |table: &str| self.written.0.get(table)?.as_table()?.keys().next();
+        if self.store.url.is_none()
+            && let Some(field) = first_of("store")
+        {
+            let problem = "without `store.url` limits are counted in memory, and no setting of the store has an effect";
+            let told = ConfigError::at(format!("store.{field}"), problem);
+            found.push((WarningKind::NoStore, told));
+        }
+        let clients = self.written.0.get("clients");
+        if clients.is_some_and(|clients| clients.get("forwarded_header").is_some())
+            && !self.clients.trusts_proxies()
+            && self.clients.trusted_hops.is_none()
+        {
+            let problem = "this header is not read, as no proxy is trusted: list the proxies in \
+                           `clients.trusted_proxies`, or give their number in `clients.trusted_hops`";
+            let told = ConfigError::at("clients.forwarded_header", problem);
+            found.push((WarningKind::NoProxies, told));
+        }
+        found
+    }
+
+    /// What has no effect in a group, of which the file may have others.
+    fn warnings_of_group(&self, group: &str, in_file: &[&str]) -> Vec<(WarningKind, ConfigError)> {
+        let field = format!("groups.{group}");
+        let written = self.written.group(group);
+        let has_path = written.is_some_and(|group| group.contains_key("path"));
+        let meant = nearest(group, in_file.iter().copied());
+        let is_other_case = meant.is_some_and(|meant| meant.eq_ignore_ascii_case(group));
+        if !in_file.contains(&group) && (!has_path || is_other_case) {
+            let told = ConfigError::at(field, unknown_group(meant, is_other_case));
+            return vec![(WarningKind::UnknownGroup, told)];
+        }
+        let mut found = Vec::new();
+        if !has_path {
+            let problem = "this group has no path, so no request is in it but those of a layer that the \
+                           program makes for it (`Admission::layer_of`): with `path = \"off\"` that is meant";
+            found.push((WarningKind::NoPath, ConfigError::at(&*field, problem)));
+        }
+        if !self.written.has_limits(group) {
+            let problem =
+                "this group has no limit: give it a rate or a concurrency, were it 0 for off";
+            found.push((WarningKind::NoLimit, ConfigError::at(&*field, problem)));
+        }
+        let settings = &self.groups[group];
+        let problems = settings.exclude.iter();
+        let problems = problems.filter_map(|exclude| without_effect(exclude, &settings.path));
+        let told = problems.map(|problem| ConfigError::at(format!("{field}.exclude"), problem));
+        found.extend(told.map(|told| (WarningKind::Exclude, told)));
+        found
+    }
+
+    fn warnings_of_variables(&self) -> Vec<(WarningKind, ConfigError)> {
         let tables = Self::tables();
-        for (variable, rest) in self.origin.variables.unread() {
-            let Some((table, _)) = rest.split_once('_') else {
-                continue;
-            };
-            let is_near = |word| nearest(word, tables.iter().map(String::as_str)).is_some();
-            if is_near(table) || is_near(rest) {
-                let problem = "this variable is not read: two underscores stand for a dot, as in \
-                               `ADMISSION_GROUPS__API__RATE`";
-                let told = ConfigError::new(problem).in_variable(variable);
-                warn(WarningKind::UnreadVariable, told);
-            }
-        }
-        warnings
+        let is_near = |word: &str| nearest(word, tables.iter().map(String::as_str)).is_some();
+        let names_field = |rest: &str| {
+            let table = rest.split_once('_').map(|(table, _)| table);
+            table.is_some_and(|table| is_near(table) || is_near(rest))
+        };
+        let unread = self.origin.variables.unread();
+        let unread = unread.filter(|(_, rest)| names_field(rest));
+        let told = unread.map(|(variable, _)| {
+            let problem = "this variable is not read: two underscores stand for a dot, as in \
+                           `ADMISSION_GROUPS__API__RATE`";
+            let told = ConfigError::new(problem).in_variable(variable);
+            (WarningKind::UnreadVariable, told)
+        });
+        told.collect()
     }
 
     /// What is without effect, as an error.
@@ -188,9 +205,9 @@ impl Config {
     }
 }
 
-fn unknown_group(group: &str, meant: Option<&str>) -> String {
+fn unknown_group(meant: Option<&str>, is_other_case: bool) -> String {
     match meant {
-        Some(meant) if meant.eq_ignore_ascii_case(group) => format!(
+        Some(meant) if is_other_case => format!(
             "the file calls it `{meant}`, and variables reach only what is written in lowercase: this is another group"
         ),
         Some(meant) => format!(

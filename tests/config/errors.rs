@@ -536,6 +536,7 @@ fn the_readme_shows_the_file_of_the_example() {
     let file = include_str!("../../examples/gateway/gateway.toml");
     let readme = include_str!("../../README.md");
     assert!(readme.contains(&format!("```toml\n{}\n```", file.trim_end())));
+    assert_eq!(Config::from_toml(file).unwrap().warnings(), []);
     // Also with what is commented out.
     let all = file.lines().map(|line| {
         let line = line.strip_prefix("# ").unwrap_or(line);
@@ -544,6 +545,7 @@ fn the_readme_shows_the_file_of_the_example() {
     });
     let config = Config::from_toml(&all.collect::<Vec<_>>().join("\n")).unwrap();
     assert!(config.admin_token().is_some());
+    assert_eq!(config.warnings(), []);
 }
 
 /// The numbers in the comments of the example.

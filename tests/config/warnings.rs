@@ -51,6 +51,11 @@ fn each_warning_says_where_it_is_from() {
             NoStore,
             "F:2:10: store.secret: without `store.url` limits are counted in memory",
         ),
+        (
+            "[clients]\nforwarded_header = 'forwarded'\n[groups.api]\npath = '/'\nrate = '1/s'",
+            NoProxies,
+            "F:2:20: clients.forwarded_header: this header is not read, as no proxy is trusted",
+        ),
     ] {
         let told = told(text, &[]);
         let [(found, told)] = &told[..] else {
