@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tower_admission::store::FailureMode;
-use tower_admission::{Key, KeyName, Limits, Policy, Quota, RateLimiter};
+use tower_admission::{Key, KeyName, Limits, LimitsError, Policy, Quota, RateLimiter};
 
 use crate::server::{Server, store, until};
 
