@@ -80,7 +80,7 @@ const UNLIMITED: &str = "unlimited";
 /// What stands before the name of a tier. No limit can be called so.
 const TIER: &str = "tier";
 
-/// What [`is_name`] asks for.
+/// What [`is_addressable`] asks for.
 pub(crate) const NAME: &str = "a name is 1 to 64 bytes of printable ASCII without `,` and `=`, with no \
                                space at its ends, and not `tier`";
 
@@ -141,7 +141,7 @@ impl Limit {
     }
 
     fn with_tier(mut self, name: &str) -> Result<Self, LimitError> {
-        if !is_name(name) {
+        if !is_addressable(name) {
             return Err(LimitError::Name);
         }
         if self.tier.replace(name.into()).is_some() {
@@ -222,11 +222,14 @@ impl Limit {
     }
 }
 
-/// What a limit and a tier may be called: what is read in `name=10/s` as it is written there.
+/// What a limit may be called. It is sent in headers.
 pub(crate) fn is_name(name: &str) -> bool {
-    let is_in_names = |b: u8| (b' '..=b'~').contains(&b) && !b",=".contains(&b);
-    let is_text = (1..=64).contains(&name.len()) && name.bytes().all(is_in_names);
-    is_text && name.trim() == name && name != TIER
+    (1..=64).contains(&name.len()) && name.bytes().all(|b| (b' '..=b'~').contains(&b))
+}
+
+/// What a tier may be called, and a limit that is to be named in overrides: what `name=10/s` is read as.
+pub(crate) fn is_addressable(name: &str) -> bool {
+    is_name(name) && !name.contains([',', '=']) && name.trim() == name && name != TIER
 }
 
 impl Value {

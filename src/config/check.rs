@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::error::ConfigError;
 use super::model::{Clients, Config, KeySource, OnFailure, Store};
 use super::written::Written;
-use crate::limit::{NAME, is_name};
+use crate::limit::{NAME, is_addressable};
 
 /// As the admin endpoints have it, which may not be built.
 const SHORTEST_TOKEN: usize = 16;
@@ -51,7 +51,7 @@ impl Config {
         for (group, settings) in &self.groups {
             let at = |field: &str| format!("groups.{group}.{field}");
             let name = settings.name(group);
-            if !is_name(name) {
+            if !is_addressable(name) {
                 let field = match settings.name {
                     Some(_) => at("name"),
                     None => format!("groups.{group}"),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::error::ConfigError;
 use super::model::{Group, Tier};
-use crate::limit::Limit;
+use crate::limit::{Limit, NAME, is_addressable};
 use crate::policy::{NamedQuota, Policy};
 use crate::quota::Quota;
 
@@ -35,6 +35,9 @@ impl Group {
         let mut tiers = Vec::new();
         for (tier, settings) in &self.tiers {
             let field = at(&format!("tiers.{tier}"));
+            if !is_addressable(tier) {
+                return Err(ConfigError::at(field, NAME));
+            }
             let policy = policy(name, &format!("{field}."), settings.rate, &settings.rates)?;
             if policy.quotas().is_empty() {
                 let problem = "this tier names no rate: give `rate` or `rates` (`rate = \"off\"` lifts all \
@@ -146,6 +149,9 @@ fn policy(
     }
     let mut policy = Policy::empty();
     let mut add = |field: String, name: &str, quota| {
+        if !is_addressable(name) {
+            return Err(ConfigError::at(field, NAME));
+        }
         policy = std::mem::replace(&mut policy, Policy::empty())
             .try_and(name, quota)
             .map_err(|error| ConfigError::at(field, error))?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::Limits;
 use crate::capacity::Capacity;
 use crate::key::Key;
-use crate::limit::{Limit, is_name};
+use crate::limit::{Limit, is_addressable};
 use crate::policy::{Policy, PolicyError, Tier};
 use crate::sync::lock;
 
@@ -60,7 +60,7 @@ impl Limits {
     /// - [`PolicyError::TooManyTiers`]: there are [`Policy::MAX_TIERS`] already.
     /// - [`PolicyError::Nested`]: the limit names a tier.
     pub fn try_tier(&self, name: &str, limit: Limit) -> Result<(), PolicyError> {
-        if !is_name(name) {
+        if !is_addressable(name) {
             return Err(PolicyError::Name);
         }
         if limit.tier().is_some() {

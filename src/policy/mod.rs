@@ -6,7 +6,7 @@ mod tier;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::limit::{Limit, NAME, is_name};
+use crate::limit::{Limit, is_name};
 use crate::quota::Quota;
 
 pub(crate) use self::shape::Shape;
@@ -61,8 +61,8 @@ impl Policy {
     ///
     /// # Errors
     ///
-    /// [`PolicyError::Name`]: the name is not 1 to 64 bytes of printable ASCII without `,` and `=`, has a
-    /// space at an end, or is `tier`. It is sent in headers.
+    /// [`PolicyError::Name`]: the name is empty, longer than 64 bytes or has anything but
+    /// printable ASCII in it. It is sent in headers.
     pub fn try_new(name: &str, quota: Quota) -> Result<Self, PolicyError> {
         Self::empty().try_and(name, quota)
     }
@@ -235,7 +235,8 @@ impl From<Quota> for Policy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PolicyError {
-    /// The name is not 1 to 64 bytes of printable ASCII without `,` and `=`, has a space at an end, or is `tier`.
+    /// The name is empty, longer than 64 bytes or has anything but printable ASCII in it; or it is a tier's, and has
+    /// a `,` or a `=` in it or a space at an end, or is `tier`.
     Name,
     /// The policy has a quota of that name already.
     NameTaken,
@@ -254,7 +255,9 @@ pub enum PolicyError {
 impl fmt::Display for PolicyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Name => NAME,
+            Self::Name => {
+                "a policy's name is 1 to 64 bytes of printable ASCII, and a tier's has no `,` and no `=` in it"
+            }
             Self::NameTaken => "the policy has a quota of that name already",
             Self::TooMany => "a policy has at most 16 quotas",
             Self::TierTaken => "the policy has a tier of that name already",

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::sync::Arc;
 
 use super::{Policy, PolicyError, has};
-use crate::limit::{Limit, is_name};
+use crate::limit::{Limit, is_addressable};
 
 /// A named set of limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,7 +73,7 @@ impl Policy {
     /// - [`PolicyError::UnknownQuota`]: the limit names a quota that the policy has not, or none that it has.
     /// - [`PolicyError::Nested`]: the limit names a tier.
     pub fn try_tier(mut self, name: &str, limit: Limit) -> Result<Self, PolicyError> {
-        if !is_name(name) {
+        if !is_addressable(name) {
             return Err(PolicyError::Name);
         }
         if limit.tier().is_some() {
