@@ -8,19 +8,23 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use super::changing::Changing;
+use super::cost::Costs;
 use super::error::ConfigError;
 use super::group::Stack;
 use super::kept::Kept;
 use super::key::NamedKeys;
 use super::layer::AdmissionLayer;
 use super::model::Config;
-use super::path::{Prefix, has_dot_segments, readings};
+use super::path::{has_dot_segments, readings};
+use super::routes::Routes;
+use super::selectors;
 use super::stores::Stores;
 use crate::extract::{KeyExtractor, RequestHead};
 use crate::limits::Limits;
 #[cfg(feature = "metrics")]
 use crate::observe::MetricsObserver;
 use crate::observe::Observer;
+use crate::respond::Responder;
 #[cfg(feature = "redis")]
 use crate::store::RedisStore;
 #[cfg(feature = "redis")]
@@ -46,6 +50,8 @@ pub(super) struct Says {
     pub(super) observers: Vec<Arc<dyn Observer>>,
     pub(super) tier_by: Option<TierBy>,
     pub(super) keys: NamedKeys,
+    pub(super) costs: Costs,
+    pub(super) responder: Option<Arc<dyn Responder>>,
 }
 
 type TierBy = Arc<dyn for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync>;
@@ -62,8 +68,7 @@ pub struct AdmissionBuilder<'a> {
 /// All groups.
 pub(super) struct Groups {
     by_name: BTreeMap<String, Arc<Stack>>,
-    /// By their paths, the longest first.
-    by_path: Vec<(Prefix, Arc<Stack>)>,
+    routes: Routes<Arc<Stack>>,
     /// For what is in no group.
     none: Arc<Stack>,
 }
@@ -88,8 +93,7 @@ impl Admission {
         }
     }
 
-    /// A layer that puts each request under the limits of the group whose path it begins with;
-    /// a request of none is passed on.
+    /// A layer that puts each request under the limits of [its group](super#groups); a request of none is passed on.
     ///
     /// It has to see the path that the configuration is about: around the router of a service, not
     /// inside of what is nested. It looks at the path as the client wrote it, escapes and all, as
@@ -202,15 +206,10 @@ impl Inner {
             )?;
             let stack = Arc::new(stack);
             changes.push((stack.clone(), change));
-            let paths = stack.paths.iter();
-            groups
-                .by_path
-                .extend(paths.map(|path| (path.clone(), stack.clone())));
+            // A configuration with a conflict is not read.
+            let _ = groups.routes.insert(&config.groups[group], &stack);
             groups.by_name.insert(group.to_owned(), stack);
         }
-        groups
-            .by_path
-            .sort_by_key(|(path, _)| std::cmp::Reverse(path.len()));
         // Nothing can go wrong any more.
         for (stack, change) in changes {
             stack.apply(change);
@@ -224,7 +223,7 @@ impl Groups {
     fn none() -> Self {
         Self {
             by_name: BTreeMap::new(),
-            by_path: Vec::new(),
+            routes: Routes::default(),
             none: Arc::new(Stack::off()),
         }
     }
@@ -234,27 +233,42 @@ impl Groups {
     }
 
     /// The limits of a request.
-    pub(super) fn find(&self, group: Option<&str>, path: &str) -> &Stack {
+    pub(super) fn find(&self, group: Option<&str>, head: RequestHead<'_>) -> &Stack {
         let found = match group {
             Some(group) => self.by_name.get(group),
-            None if has_dot_segments(path) => self.strictest(&readings(path)),
-            None => self.covering(path),
+            None => self.of(head),
         };
         found.unwrap_or(&self.none)
     }
 
-    /// The group of an ambiguous path: one with all sorts of limits goes before one without, and then an
-    /// earlier reading before a later one.
-    fn strictest(&self, readings: &[String]) -> Option<&Arc<Stack>> {
-        let covering = readings.iter().filter_map(|path| self.covering(path));
-        // Of equals, `min_by_key` returns the first one.
-        covering.min_by_key(|stack| std::cmp::Reverse(stack.sorts_of_limits))
+    fn of(&self, head: RequestHead<'_>) -> Option<&Arc<Stack>> {
+        let path = head.uri.path();
+        let hosts = || selectors::hosts(head).take_while(|_| self.routes.have_hosts());
+        let host = hosts().next();
+        let is_other = |other: &[u8]| !host.is_some_and(|host| host.eq_ignore_ascii_case(other));
+        let is_ambiguous = hosts().skip(1).any(is_other);
+        match (has_dot_segments(path), is_ambiguous) {
+            (false, false) => self.routes.find(host, path, head.method),
+            (false, true) => self.strictest(head, hosts().map(Some), &[path.to_owned()]),
+            (true, false) => self.strictest(head, [host], &readings(path)),
+            (true, true) => self.strictest(head, hosts().map(Some), &readings(path)),
+        }
     }
 
-    fn covering(&self, path: &str) -> Option<&Arc<Stack>> {
-        let mut paths = self.by_path.iter();
-        let found = paths.find(|(prefix, _)| prefix.covers(path));
-        found.map(|(_, stack)| stack)
+    /// The group of an ambiguous request: one with all sorts of limits goes before one without, and then an
+    /// earlier host or reading before a later one.
+    fn strictest<'a>(
+        &self,
+        head: RequestHead<'_>,
+        hosts: impl IntoIterator<Item = Option<&'a [u8]>>,
+        readings: &[String],
+    ) -> Option<&Arc<Stack>> {
+        let read = hosts.into_iter().flat_map(|host| {
+            let paths = readings.iter();
+            paths.filter_map(move |path| self.routes.find(host, path, head.method))
+        });
+        // Of equals, `min_by_key` returns the first one.
+        read.min_by_key(|stack| std::cmp::Reverse(stack.sorts_of_limits))
     }
 }
 
@@ -303,6 +317,46 @@ impl AdmissionBuilder<'_> {
         self
     }
 
+    /// Sets what a request costs, in groups without a `cost`. Default: 1.
+    ///
+    /// As [`RateLimitLayer::cost`](crate::RateLimitLayer::cost): for rates; a permit is one for each request.
+    pub fn cost(mut self, cost: impl Fn(RequestHead<'_>) -> u32 + Send + Sync + 'static) -> Self {
+        self.says.costs.default = Some(Arc::new(cost));
+        self
+    }
+
+    /// Names a cost that configuration refers to as `cost = "name"`. Default: none; a configuration that refers to
+    /// a name which is not there is an error.
+    ///
+    /// ```
+    /// use tower_admission::config::{Admission, Config};
+    ///
+    /// let config = Config::from_toml("[groups.api]\npath = '/api'\nrate = '100/s'\ncost = 'kilobytes'")?;
+    /// let admission = Admission::builder(&config)
+    ///     .cost_by("kilobytes", |head| {
+    ///         let length = head.headers.get("content-length");
+    ///         let length = length.and_then(|length| length.to_str().ok()?.parse::<u32>().ok());
+    ///         1 + length.unwrap_or(0) / 1_000
+    ///     })
+    ///     .build()?;
+    /// # Ok::<_, tower_admission::config::ConfigError>(())
+    /// ```
+    pub fn cost_by(
+        mut self,
+        name: &str,
+        cost: impl Fn(RequestHead<'_>) -> u32 + Send + Sync + 'static,
+    ) -> Self {
+        self.says.costs.add(name, Arc::new(cost));
+        self
+    }
+
+    /// Sets how rejected requests of all groups are answered; [`Rejection::limiter`](crate::Rejection::limiter) is the
+    /// name of the group. Default: [`Negotiated`](crate::respond::Negotiated).
+    pub fn respond(mut self, responder: impl Responder) -> Self {
+        self.says.responder = Some(Arc::new(responder));
+        self
+    }
+
     /// Adds an observer of the store's health, if there is a store.
     #[cfg(feature = "redis")]
     pub fn observe_store(mut self, observer: impl StoreObserver) -> Self {
@@ -317,7 +371,8 @@ impl AdmissionBuilder<'_> {
     ///
     /// The store's URL cannot be used, the process has another
     /// [secret](crate::Secret) already, a group has tiers and nothing says which a request is of, a group's
-    /// `key` is not there, or a name of [`key_by`](Self::key_by) is built in or there twice.
+    /// `key` or `cost` is not there, or a name of [`key_by`](Self::key_by) or [`cost_by`](Self::cost_by) is built in
+    /// or there twice.
     pub fn build(self) -> Result<Admission, ConfigError> {
         let config = self.config;
         self.build_inner().map_err(|error| config.wrong(error))
@@ -325,6 +380,7 @@ impl AdmissionBuilder<'_> {
 
     fn build_inner(self) -> Result<Admission, ConfigError> {
         self.says.keys.check()?;
+        self.says.costs.check()?;
         #[cfg(feature = "redis")]
         let stores = Stores::open(&self.config.store, &self.store_observers)?;
         #[cfg(not(feature = "redis"))]

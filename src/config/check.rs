@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::error::ConfigError;
 use super::model::{Clients, Config, KeySource, OnFailure, Store};
+use super::routes::Routes;
 
 /// As the admin endpoints have it, which may not be built.
 const SHORTEST_TOKEN: usize = 16;
@@ -22,15 +23,12 @@ impl Config {
             return Err(ConfigError::at("admin.token", problem));
         }
         self.store.check()?;
-        let (mut paths, mut names) = (BTreeMap::new(), BTreeMap::new());
+        let (mut routes, mut names) = (Routes::default(), BTreeMap::new());
         for (group, settings) in &self.groups {
             let at = |field: &str| format!("groups.{group}.{field}");
             settings.policies(group)?;
-            for path in &settings.path {
-                if let Some(other) = paths.insert(path, group) {
-                    let problem = format!("group `{other}` has this path already");
-                    return Err(ConfigError::at(at("path"), problem));
-                }
+            if let Err(conflict) = routes.insert(settings, group) {
+                return Err(ConfigError::at(at(conflict.field), conflict));
             }
             let name = settings.name(group);
             if name.is_empty() {

@@ -21,12 +21,12 @@ use crate::limits::Limits;
 use crate::policy::Policy;
 use crate::quota::Quota;
 use crate::rate::RateLimitLayer;
+use crate::rejection::Rejection;
 use crate::store::MemoryStore;
 
 /// A group at work.
 #[derive(Clone)]
 pub(super) struct Stack {
-    pub(super) paths: Vec<Prefix>,
     pub(super) name: String,
     /// How many sorts of limits reject requests here.
     pub(super) sorts_of_limits: usize,
@@ -49,6 +49,14 @@ pub(super) struct Change {
 impl Group {
     pub(super) fn name<'a>(&'a self, group: &'a str) -> &'a str {
         self.name.as_deref().unwrap_or(group)
+    }
+
+    /// Whether it selects requests, and is not only known by its name.
+    pub(super) fn has_selectors(&self) -> bool {
+        !self.path.is_empty()
+            || !self.methods.is_empty()
+            || !self.hosts.is_empty()
+            || !self.grpc.is_empty()
     }
 
     /// How many each key may have in flight, and each address; 0 for any number.
@@ -84,7 +92,6 @@ impl Stack {
     /// Passes everything on.
     pub(super) fn off() -> Self {
         Self {
-            paths: Vec::new(),
             name: String::new(),
             sorts_of_limits: 0,
             on_failure: OnFailure::default(),
@@ -155,6 +162,21 @@ impl Stack {
             rate = rate.skip(move |head| skip(head, &excluded));
             concurrency = concurrency.skip(move |head| skip(head, &exclude));
         }
+        let cost = says.costs.of(settings.cost.as_ref());
+        let cost = cost.map_err(|error| ConfigError::at(format!("groups.{group}.cost"), error))?;
+        if let Some(cost) = cost {
+            rate = rate.cost(move |head| cost(head));
+        }
+        if let Some(responder) = &says.responder {
+            let (of_rates, of_permits) = (responder.clone(), responder.clone());
+            rate = rate.respond(move |rejection: &Rejection, head: RequestHead<'_>| {
+                of_rates.respond(rejection, head)
+            });
+            concurrency =
+                concurrency.respond(move |rejection: &Rejection, head: RequestHead<'_>| {
+                    of_permits.respond(rejection, head)
+                });
+        }
         let quota = settings
             .bad_credentials_per_ip
             .filter(|quota| !quota.is_off());
@@ -192,7 +214,6 @@ impl Stack {
             resumes: (rate_resumes, concurrency_resumes),
         };
         let stack = Self {
-            paths: settings.path.clone(),
             name: name.to_owned(),
             sorts_of_limits: settings.sorts_of_limits(&policies),
             on_failure,

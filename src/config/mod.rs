@@ -50,7 +50,10 @@
 //! | `clients.forwarded_header` | `x-forwarded-for` | or `forwarded` (RFC 7239), or `single X-Real-IP`: a header with one address, see [`ForwardingHeader::single_address`] |
 //! | `clients.ipv6_prefix` | 64 | how much of an IPv6 address counts |
 //! | `admin.token` | | what [`Config::admin_token`] tells; at least 16 bytes |
-//! | `groups.<name>.path` | none | requests whose path begins with it, in whole segments, or with one of a list; the longest that fits decides |
+//! | `groups.<name>.path` | any | requests whose path begins with it, in whole segments, or with one of a list: `/api`, `/users/{id}`, see [below](#groups) |
+//! | `groups.<name>.methods` | all | only requests with these methods: `["POST", "PUT"]` |
+//! | `groups.<name>.hosts` | all | only requests to these hosts: `["api.example.com", "*.example.com"]` |
+//! | `groups.<name>.grpc` | none | calls of these gRPC methods: `["pkg.Service/Method", "pkg.Service/*", "pkg.*"]`; next to `path`, requests that fit either |
 //! | `groups.<name>.name` | the group's | what clients read: "`name` is currently at capacity."; what metrics and [`Limits`](crate::Limits) call it |
 //! | `groups.<name>.concurrency` | 0, off | how many may be in flight |
 //! | `groups.<name>.concurrency_per_key` | 0, off | and of each key |
@@ -63,6 +66,7 @@
 //! | `groups.<name>.rate_per_ip` | off | a quota for the address in the same decision, called `name.ip` |
 //! | `groups.<name>.bad_credentials_per_ip` | off | a quota of 401 and 403 answers for each address, see [`guard_by_ip`] |
 //! | `groups.<name>.key` | `token` | which key is charged, see [below](#keys) |
+//! | `groups.<name>.cost` | the program's, else `one` | what a request costs: `one`, or a cost that the program [names](AdmissionBuilder::cost_by) |
 //! | `groups.<name>.exclude` | none | paths that are not limited, with the paths below them, see [below](#paths) |
 //! | `groups.<name>.headers` | `draft` | or `draft-6`, `legacy`, `legacy-epoch`, `off`: see [`RateLimitHeaders`] |
 //! | `groups.<name>.retry_after_ms` | false | whether rejections have `retry-after-ms`, in milliseconds, next to `Retry-After` |
@@ -70,6 +74,36 @@
 //! | `groups.<name>.count` | all | count only requests that are answered so, see [`count_if`]: `4xx`, `401, 403`, or all others with `!2xx`; of several parts any without a `!`, and none with one: `4xx, !404` |
 //! | `groups.<name>.dry_run` | false | decide, tell observers, and admit every request |
 //! | `groups.<name>.enforce` | 100 | the percentage of keys for which the group's limits are enforced, see [`enforce`]; not next to `dry_run = true` |
+//!
+//! # Groups
+//!
+//! A request is in at most one group: the most specific of those that select it, whatever their order in the file.
+//! A group that has none of `path`, `methods`, `hosts` and `grpc` selects nothing; it is for
+//! [`Admission::layer_of`].
+//!
+//! 1. **The host** decides first: a name before a `*.`, a longer `*.` before a shorter one, and these before groups
+//!    without `hosts`. `*.example.com` are all hosts below `example.com`, at any depth, and not `example.com` itself.
+//! 2. **Then the path**, segment by segment from the left: a text before a gRPC package, that before a `{parameter}`, that before
+//!    `{*rest}`, and all of them before a path that has ended. So of prefixes the longest decides. A group
+//!    without a path comes last.
+//! 3. **Then the method**: a group that names it before one that does not. `GET` is also `HEAD`, as in axum, unless
+//!    a group of the same path names `HEAD`.
+//!
+//! Two groups that are equal in all three are an error.
+//!
+//! **A path is a prefix**, also with parameters: `/users/{id}` is `/users/7`, `/users/7/` and `/users/7/orders`, and not
+//! `/users`. `{id}` stands for one segment that is not empty, and `{*rest}` for all that is left, which is not empty: `/files/{*rest}`
+//! is not `/files`. Names of parameters mean nothing.
+//!
+//! **Methods of gRPC are paths** with two segments, `/package.Service/Method`. Whether a request says that it is gRPC
+//! does not matter: servers answer also where `content-type` says otherwise. `pkg.*` includes the packages below `pkg`.
+//!
+//! **A host is compared** without its port and in any case. It is that of `:authority`, of a URI in absolute form, or of
+//! `Host`; no other header is read. A request that names several hosts (two `Host` headers, or one that differs from
+//! the URI) is a request for each of them, as servers differ in which they take. It is in the group that limits
+//! both rate and concurrency before one that limits only one of them, and that before one that rejects nothing, as a path with dot segments
+//! [below](#paths). A client can send any host: unless a proxy or your router answers only for
+//! those in the file, have a group without `hosts` for the others.
 //!
 //! # Keys
 //!
@@ -123,7 +157,7 @@
 //!
 //! # What is wrong is told at start
 //!
-//! An unknown field, a quota that is none, a network that is none, two groups of one path, two groups or
+//! An unknown field, a quota that is none, a network that is none, two groups that select the same, two groups or
 //! quotas of one name: loading is an error that names the file or variable, the field, and what would be
 //! right. What is written there is not told where it may be a secret.
 //!
@@ -159,6 +193,7 @@
 mod admission;
 mod changing;
 mod check;
+mod cost;
 mod error;
 mod follow;
 mod group;
@@ -170,6 +205,8 @@ mod model;
 mod off;
 mod path;
 mod policies;
+mod routes;
+mod selectors;
 mod statuses;
 mod stores;
 mod text;

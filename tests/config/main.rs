@@ -1,5 +1,6 @@
 //! Limits from a file and the environment.
 
+mod builder;
 #[cfg(feature = "redis-tls")]
 #[path = "../redis/certificates.rs"]
 #[allow(dead_code)]
@@ -13,6 +14,7 @@ mod paths;
 mod redis;
 mod reload;
 mod routes;
+mod selectors;
 #[path = "../redis/server.rs"]
 #[allow(dead_code)]
 mod server;
