@@ -7,28 +7,23 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use super::builder::{AdmissionBuilder, Says};
 use super::changing::Changing;
-use super::cost::Costs;
 use super::error::ConfigError;
 use super::group::Stack;
 use super::kept::Kept;
-use super::key::NamedKeys;
 use super::layer::AdmissionLayer;
 use super::model::Config;
 use super::path::{has_dot_segments, readings};
 use super::routes::Routes;
 use super::selectors;
 use super::stores::Stores;
-use crate::extract::{KeyExtractor, RequestHead};
+use crate::extract::RequestHead;
 use crate::limits::Limits;
 #[cfg(feature = "metrics")]
 use crate::observe::MetricsObserver;
-use crate::observe::Observer;
-use crate::respond::Responder;
 #[cfg(feature = "redis")]
 use crate::store::RedisStore;
-#[cfg(feature = "redis")]
-use crate::store::redis::StoreObserver;
 use crate::sync::{Mutex, lock};
 
 /// The limits of a service as configured, at work. Clones share them.
@@ -42,27 +37,6 @@ struct Inner {
     says: Says,
     /// Held while they change.
     changing: Mutex<Changing>,
-}
-
-/// What the application says and no file can.
-#[derive(Default)]
-pub(super) struct Says {
-    pub(super) observers: Vec<Arc<dyn Observer>>,
-    pub(super) tier_by: Option<TierBy>,
-    pub(super) keys: NamedKeys,
-    pub(super) costs: Costs,
-    pub(super) responder: Option<Arc<dyn Responder>>,
-}
-
-type TierBy = Arc<dyn for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync>;
-
-/// What is to be known before the limits are made.
-#[must_use = "a builder makes nothing until `build` is called"]
-pub struct AdmissionBuilder<'a> {
-    config: &'a Config,
-    says: Says,
-    #[cfg(feature = "redis")]
-    store_observers: Vec<Arc<dyn StoreObserver>>,
 }
 
 /// All groups.
@@ -85,12 +59,20 @@ impl Admission {
 
     /// The same, with observers.
     pub fn builder(config: &Config) -> AdmissionBuilder<'_> {
-        AdmissionBuilder {
-            config,
-            says: Says::default(),
-            #[cfg(feature = "redis")]
-            store_observers: Vec::new(),
-        }
+        AdmissionBuilder::new(config)
+    }
+
+    pub(super) fn start(config: &Config, stores: Stores, says: Says) -> Result<Self, ConfigError> {
+        let inner = Inner {
+            groups: ArcSwap::from_pointee(Groups::none()),
+            limits: stores.limits(),
+            stores,
+            says,
+            changing: Mutex::new(Changing::new(config)),
+        };
+        let groups = inner.groups_of(config, &Groups::none(), &mut Kept::default())?;
+        inner.groups.store(Arc::new(groups));
+        Ok(Self(Arc::new(inner)))
     }
 
     /// A layer that puts each request under the limits of [its group](super#groups); a request of none is passed on.
@@ -123,7 +105,7 @@ impl Admission {
     #[cfg(feature = "metrics")]
     pub fn publish(&self, metrics: &MetricsObserver) {
         for stack in self.0.groups.load().stacks() {
-            if let Some(stats) = stack.rate.limiter().stats() {
+            if let Some(stats) = stack.limiter.stats() {
                 metrics.publish(&stack.name, stats);
             }
         }
@@ -192,7 +174,7 @@ impl Inner {
         kept: &mut Kept,
     ) -> Result<Groups, ConfigError> {
         let mut groups = Groups::none();
-        let mut changes = Vec::new();
+        let (mut stacks, mut changes) = (BTreeMap::new(), Vec::new());
         for group in config.groups() {
             let name = config.groups[group].name(group);
             let (stack, change) = Stack::new(
@@ -204,15 +186,20 @@ impl Inner {
                 before.stacks().find(|stack| stack.name == name),
                 kept,
             )?;
-            let stack = Arc::new(stack);
-            changes.push((stack.clone(), change));
+            stacks.insert(group, stack);
+            changes.push((group, change));
+        }
+        for group in config.groups() {
+            let also = config.also(group)?;
+            let also: Vec<_> = also.iter().filter_map(|other| stacks.get(other)).collect();
+            let stack = Arc::new(stacks[group].joined(group, &also)?);
             // A configuration with a conflict is not read.
             let _ = groups.routes.insert(&config.groups[group], &stack);
             groups.by_name.insert(group.to_owned(), stack);
         }
         // Nothing can go wrong any more.
-        for (stack, change) in changes {
-            stack.apply(change);
+        for (group, change) in changes {
+            groups.by_name[group].apply(change);
         }
         kept.settle(&groups);
         Ok(groups)
@@ -268,135 +255,7 @@ impl Groups {
             paths.filter_map(move |path| self.routes.find(host, path, head.method))
         });
         // Of equals, `min_by_key` returns the first one.
-        read.min_by_key(|stack| std::cmp::Reverse(stack.sorts_of_limits))
-    }
-}
-
-impl AdmissionBuilder<'_> {
-    /// Adds an observer to all groups.
-    pub fn observe(mut self, observer: impl Observer) -> Self {
-        self.says.observers.push(Arc::new(observer));
-        self
-    }
-
-    /// Which tier a request is of, as [`RateLimitLayer::tier_by`](crate::RateLimitLayer::tier_by) has it: one of
-    /// those that the configuration has for the rates of a group, or that are declared on
-    /// [the limits](Admission::limits). Default: a configuration with tiers is an error.
-    pub fn tier_by(
-        mut self,
-        tier: impl for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync + 'static,
-    ) -> Self {
-        self.says.tier_by = Some(Arc::new(tier));
-        self
-    }
-
-    /// Names a key that configuration refers to as `key = "name"`, such as the user that an
-    /// authentication layer outside of this one has put into the request's extensions.
-    ///
-    /// An [absent](crate::Extracted::Absent) or [unusable](crate::Extracted::Unusable) key falls back to
-    /// the client address of `[clients]`. Default: none; a configuration that refers to a name which is not
-    /// there is an error.
-    ///
-    /// ```
-    /// use tower_admission::config::{Admission, Config};
-    /// use tower_admission::{Key, RequestHead};
-    ///
-    /// #[derive(Clone)]
-    /// struct User { id: String }
-    ///
-    /// let config = Config::from_toml("[groups.api]\npath = '/api'\nrate = '10/s'\nkey = 'user'")?;
-    /// let admission = Admission::builder(&config)
-    ///     .key_by("user", |head: RequestHead<'_>| {
-    ///         head.extensions.get::<User>().map(|user| Key::id("user", &user.id))
-    ///     })
-    ///     .build()?;
-    /// # Ok::<_, tower_admission::config::ConfigError>(())
-    /// ```
-    pub fn key_by(mut self, name: &str, key: impl KeyExtractor) -> Self {
-        self.says.keys.add(name, key);
-        self
-    }
-
-    /// Sets what a request costs, in groups without a `cost`. Default: 1.
-    ///
-    /// As [`RateLimitLayer::cost`](crate::RateLimitLayer::cost): for rates; a permit is one for each request.
-    pub fn cost(mut self, cost: impl Fn(RequestHead<'_>) -> u32 + Send + Sync + 'static) -> Self {
-        self.says.costs.default = Some(Arc::new(cost));
-        self
-    }
-
-    /// Names a cost that configuration refers to as `cost = "name"`. Default: none; a configuration that refers to
-    /// a name which is not there is an error.
-    ///
-    /// ```
-    /// use tower_admission::config::{Admission, Config};
-    ///
-    /// let config = Config::from_toml("[groups.api]\npath = '/api'\nrate = '100/s'\ncost = 'kilobytes'")?;
-    /// let admission = Admission::builder(&config)
-    ///     .cost_by("kilobytes", |head| {
-    ///         let length = head.headers.get("content-length");
-    ///         let length = length.and_then(|length| length.to_str().ok()?.parse::<u32>().ok());
-    ///         1 + length.unwrap_or(0) / 1_000
-    ///     })
-    ///     .build()?;
-    /// # Ok::<_, tower_admission::config::ConfigError>(())
-    /// ```
-    pub fn cost_by(
-        mut self,
-        name: &str,
-        cost: impl Fn(RequestHead<'_>) -> u32 + Send + Sync + 'static,
-    ) -> Self {
-        self.says.costs.add(name, Arc::new(cost));
-        self
-    }
-
-    /// Sets how rejected requests of all groups are answered; [`Rejection::limiter`](crate::Rejection::limiter) is the
-    /// name of the group. Default: [`Negotiated`](crate::respond::Negotiated).
-    pub fn respond(mut self, responder: impl Responder) -> Self {
-        self.says.responder = Some(Arc::new(responder));
-        self
-    }
-
-    /// Adds an observer of the store's health, if there is a store.
-    #[cfg(feature = "redis")]
-    pub fn observe_store(mut self, observer: impl StoreObserver) -> Self {
-        self.store_observers.push(Arc::new(observer));
-        self
-    }
-
-    /// Makes the limits. With a store this has to be in a tokio runtime, or
-    /// [`Limits::refresh`] has to be called in one, for limits of single keys to be read.
-    ///
-    /// # Errors
-    ///
-    /// The store's URL cannot be used, the process has another
-    /// [secret](crate::Secret) already, a group has tiers and nothing says which a request is of, a group's
-    /// `key` or `cost` is not there, or a name of [`key_by`](Self::key_by) or [`cost_by`](Self::cost_by) is built in
-    /// or there twice.
-    pub fn build(self) -> Result<Admission, ConfigError> {
-        let config = self.config;
-        self.build_inner().map_err(|error| config.wrong(error))
-    }
-
-    fn build_inner(self) -> Result<Admission, ConfigError> {
-        self.says.keys.check()?;
-        self.says.costs.check()?;
-        #[cfg(feature = "redis")]
-        let stores = Stores::open(&self.config.store, &self.store_observers)?;
-        #[cfg(not(feature = "redis"))]
-        let stores = Stores::default();
-        let changing = Changing::new(self.config);
-        let inner = Inner {
-            groups: ArcSwap::from_pointee(Groups::none()),
-            limits: stores.limits(),
-            stores,
-            says: self.says,
-            changing: Mutex::new(changing),
-        };
-        let groups = inner.groups_of(self.config, &Groups::none(), &mut Kept::default())?;
-        inner.groups.store(Arc::new(groups));
-        self.config.log_limits_off();
-        Ok(Admission(Arc::new(inner)))
+        read.min_by_key(|stack| std::cmp::Reverse(stack.sorts_of_limits.count()))
     }
 }
 
@@ -404,14 +263,6 @@ impl fmt::Debug for Admission {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Admission")
             .field("groups", &self.0.groups.load().by_name.keys())
-            .finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for AdmissionBuilder<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AdmissionBuilder")
-            .field("config", &self.config)
             .finish_non_exhaustive()
     }
 }

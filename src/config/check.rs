@@ -57,6 +57,9 @@ impl Config {
                 return Err(ConfigError::at(at("enforce"), problem));
             }
         }
+        for group in self.groups() {
+            self.check_also(group)?;
+        }
         // Limits of single keys, metrics and Redis know all of them by these alone.
         for (group, settings) in &self.groups {
             let by_ip = settings.rate_per_ip.iter();

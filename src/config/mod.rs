@@ -191,6 +191,8 @@
 //! [`reclaim_after`]: crate::ConcurrencyLimitLayer::reclaim_after
 
 mod admission;
+mod also;
+mod builder;
 mod changing;
 mod check;
 mod cost;
@@ -211,7 +213,8 @@ mod statuses;
 mod stores;
 mod text;
 
-pub use self::admission::{Admission, AdmissionBuilder};
+pub use self::admission::Admission;
+pub use self::builder::AdmissionBuilder;
 pub use self::error::ConfigError;
 pub use self::follow::Following;
 pub use self::layer::{AdmissionLayer, AdmissionService};

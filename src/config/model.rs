@@ -121,6 +121,8 @@ pub(super) struct Group {
     pub(super) hosts: Vec<HostPattern>,
     #[serde(deserialize_with = "some_list")]
     pub(super) grpc: Vec<GrpcPattern>,
+    #[serde(deserialize_with = "list")]
+    pub(super) also: Vec<String>,
     #[serde(deserialize_with = "some_text")]
     pub(super) name: Option<String>,
     #[serde(deserialize_with = "whole")]

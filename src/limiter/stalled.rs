@@ -13,7 +13,7 @@ use super::permit::Permit;
 use super::slots::Slots;
 use super::stall_clock::{instant, now};
 use crate::key::Key;
-use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering, lock};
+use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering, lock};
 
 /// How many responses may be reclaimed and not gone yet, as a multiple of the limit, or of what is
 /// in flight where there is no limit in total.
@@ -52,33 +52,40 @@ pub(super) struct StalledResponses {
 /// The part of a parked response that a search looks at.
 trait Reclaim: Send + Sync {
     /// Since when the response waits for its client, or 0 while it does not.
-    fn parked_at(&self) -> u64;
+    fn parked_at(&self, of: &StalledResponses) -> u64;
 
-    /// The keys that it counts for, by place.
-    fn keys(&self) -> &[Key];
+    /// The keys that it counts for in this limiter, by place.
+    fn keys(&self, of: &StalledResponses) -> &[Key];
 
-    /// Takes the permit away if the response is still parked since this time, and ends it unless it
-    /// is to be spared.
-    fn reclaim(&self, parked_at: u64, spare: bool) -> bool;
+    /// Takes the permits away if the response is still parked since this time, and ends it; unless it
+    /// is to be spared, when it goes on without the permit of this limiter.
+    fn reclaim(&self, of: &StalledResponses, parked_at: u64, spare: bool) -> bool;
 }
 
 /// What a response holds, shared with the requests that may need it.
 struct Parked<T> {
-    slots: &'static Slots,
+    lists: SmallVec<[List; 1]>,
     shard: usize,
-    /// Its place in the shard, once it is there.
-    entry: OnceLock<usize>,
     parked_at: AtomicU64,
     /// There while the response waits for its client, unless it was reclaimed.
     content: Mutex<Content<T>>,
+}
+
+/// A response in the list of one limiter that it holds a permit of.
+struct List {
+    slots: &'static Slots,
+    /// Its place in the shard, once it is there.
+    entry: OnceLock<usize>,
     keys: SmallVec<[Key; 2]>,
+    /// Whether it goes on without the permit of this limiter.
+    is_spared: AtomicBool,
 }
 
 enum Content<T> {
     /// With the response, which is being polled or waits for its handler.
     Out,
     Parked(T, Permit),
-    Reclaimed,
+    Reclaimed(&'static StalledResponses),
 }
 
 /// A response in the list of those that may be stalled. Dropping it removes the response.
@@ -186,13 +193,13 @@ impl StalledResponses {
             {
                 // Counted first, so that the response cannot be gone before it is counted.
                 self.reclaimed.fetch_add(1, Ordering::Relaxed);
-                let is_reclaimed = response.reclaim(parked_at, spare);
+                let is_reclaimed = response.reclaim(self, parked_at, spare);
                 if spare || !is_reclaimed {
                     self.reclaimed.fetch_sub(1, Ordering::Relaxed);
                 }
                 if is_reclaimed {
                     return Search::Found(Reclaimed {
-                        keys: response.keys().into(),
+                        keys: response.keys(self).into(),
                         stalled: Duration::from_millis(now - parked_at),
                     });
                 }
@@ -238,14 +245,14 @@ impl StalledResponses {
         let mut found: Option<Found> = None;
         for shard in &self.shards {
             for (_, response) in lock(shard).iter() {
-                let parked_at = response.parked_at();
+                let parked_at = response.parked_at(self);
                 if parked_at == 0 {
                     continue;
                 }
                 oldest = Some(oldest.map_or(parked_at, |oldest: u64| oldest.min(parked_at)));
                 let is_older = found.as_ref().is_none_or(|(found, _)| parked_at < *found);
                 let counts = |Charged { place, key }: Charged<'_>| {
-                    response.keys().get(place).is_some_and(|own| own == key)
+                    response.keys(self).get(place).is_some_and(|own| own == key)
                 };
                 if is_older && charged.is_none_or(counts) {
                     found = Some((parked_at, response.clone()));
@@ -262,23 +269,30 @@ impl<T: Send + 'static> Parking<T> {
     ///
     /// Returns both if the permit cannot be reclaimed: it holds no slot, or that is off.
     pub(crate) fn new(content: T, permit: Permit) -> Result<Self, (T, Permit)> {
-        let Some(slots) = permit.slots() else {
-            return Err((content, permit));
-        };
-        if !slots.stalled.is_on() {
+        let lists = permit.all().filter_map(|permit| {
+            let slots = permit.slots().filter(|slots| slots.stalled.is_on())?;
+            Some(List {
+                slots,
+                entry: OnceLock::new(),
+                keys: permit.keys().collect(),
+                is_spared: AtomicBool::new(false),
+            })
+        });
+        let lists: SmallVec<_> = lists.collect();
+        if lists.is_empty() {
             return Err((content, permit));
         }
         let shard = shard_of_thread();
         let parked = Arc::new(Parked {
-            slots,
+            lists,
             shard,
-            entry: OnceLock::new(),
             parked_at: AtomicU64::new(now()),
-            keys: permit.keys().collect(),
             content: Mutex::new(Content::Parked(content, permit)),
         });
-        let entry = lock(&slots.stalled.shards[shard]).insert(parked.clone());
-        let _ = parked.entry.set(entry);
+        for list in &parked.lists {
+            let entry = lock(&list.slots.stalled.shards[shard]).insert(parked.clone());
+            let _ = list.entry.set(entry);
+        }
         Ok(Self(parked))
     }
 
@@ -297,8 +311,8 @@ impl<T: Send + 'static> Parking<T> {
         match std::mem::replace(&mut *content, Content::Out) {
             Content::Parked(parked, permit) => Unparked::Content(parked, permit),
             Content::Out => Unparked::Out,
-            Content::Reclaimed => {
-                *content = Content::Reclaimed;
+            Content::Reclaimed(of) => {
+                *content = Content::Reclaimed(of);
                 Unparked::Reclaimed
             }
         }
@@ -307,49 +321,66 @@ impl<T: Send + 'static> Parking<T> {
 
 impl<T> Drop for Parking<T> {
     fn drop(&mut self) {
-        let Parked {
-            slots,
-            shard,
-            entry,
-            ..
-        } = &*self.0;
-        let stalled = &slots.stalled;
-        let entry = entry
-            .get()
-            .and_then(|entry| lock(&stalled.shards[*shard]).try_remove(*entry));
-        let content = std::mem::replace(&mut *lock(&self.0.content), Content::Out);
-        if matches!(content, Content::Reclaimed) {
-            stalled.reclaimed.fetch_sub(1, Ordering::Relaxed);
+        let parked = &*self.0;
+        let entries = parked.lists.iter().map(|List { slots, entry, .. }| {
+            let entry = entry.get()?;
+            lock(&slots.stalled.shards[parked.shard]).try_remove(*entry)
+        });
+        let entries: SmallVec<[_; 1]> = entries.collect();
+        let content = std::mem::replace(&mut *lock(&parked.content), Content::Out);
+        if let Content::Reclaimed(of) = content {
+            of.reclaimed.fetch_sub(1, Ordering::Relaxed);
         }
         // Outside of the locks: a body's end may run code of any kind.
-        drop((content, entry));
+        drop((content, entries));
+    }
+}
+
+impl<T> Parked<T> {
+    fn list(&self, of: &StalledResponses) -> Option<&List> {
+        let mut lists = self.lists.iter();
+        lists.find(|list| std::ptr::eq(&list.slots.stalled, of))
     }
 }
 
 impl<T: Send + 'static> Reclaim for Parked<T> {
-    fn parked_at(&self) -> u64 {
-        self.parked_at.load(Ordering::Acquire)
+    fn parked_at(&self, of: &StalledResponses) -> u64 {
+        match self.list(of) {
+            Some(list) if !list.is_spared.load(Ordering::Relaxed) => {
+                self.parked_at.load(Ordering::Acquire)
+            }
+            _ => 0,
+        }
     }
 
-    fn keys(&self) -> &[Key] {
-        &self.keys
+    fn keys(&self, of: &StalledResponses) -> &[Key] {
+        self.list(of).map_or(&[], |list| &list.keys)
     }
 
-    fn reclaim(&self, parked_at: u64, spare: bool) -> bool {
+    fn reclaim(&self, of: &StalledResponses, parked_at: u64, spare: bool) -> bool {
+        let Some(list) = self.list(of) else {
+            return false;
+        };
         let (content, permit) = {
             let mut content = lock(&self.content);
             if self.parked_at.load(Ordering::Acquire) != parked_at {
                 return false;
             }
+            if list.is_spared.load(Ordering::Relaxed) {
+                return false;
+            }
             if spare && let Content::Parked(_, permit) = &mut *content {
-                let permit = std::mem::replace(permit, Permit::none());
-                self.parked_at.store(0, Ordering::Release);
+                let taken = permit.take_of(list.slots);
+                list.is_spared.store(true, Ordering::Relaxed);
+                if !permit.is_held() {
+                    self.parked_at.store(0, Ordering::Release);
+                }
                 // After the lock: an observer sees it go.
                 drop(content);
-                drop(permit);
+                drop(taken);
                 return true;
             }
-            match std::mem::replace(&mut *content, Content::Reclaimed) {
+            match std::mem::replace(&mut *content, Content::Reclaimed(&list.slots.stalled)) {
                 Content::Parked(parked, permit) => (parked, permit),
                 other => {
                     *content = other;

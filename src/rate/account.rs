@@ -9,11 +9,12 @@ use http::{HeaderMap, Response};
 use smallvec::SmallVec;
 
 use super::guard::rejects_credentials;
+use super::joint::Joint;
 use super::shared::{Asked, Shared};
 use crate::decision::Decision;
 use crate::extract::ResponseHead;
 use crate::key::Key;
-use crate::limiter::{Charged, RateLimiter};
+use crate::limiter::{Charged, Parts, RateLimiter};
 use crate::rejection::Rejection;
 use crate::store::Reply;
 use crate::sync::{Mutex, lock};
@@ -82,7 +83,7 @@ impl Account {
         Arc::new(Self {
             shared: shared.clone(),
             keys: Keys::copy(keys),
-            charged: shared.limiter.charged(asked.tier, keys),
+            charged: shared.limiter.charged(asked.tier, keys, asked.left_out),
             cost: asked.cost,
             decision,
             changed: OnceLock::new(),
@@ -117,7 +118,7 @@ impl Account {
     #[inline]
     pub(super) fn tell(&self, headers: &mut HeaderMap) {
         if self.shared.tells_clients {
-            self.read(|decision| self.shared.headers.tell(decision, headers));
+            self.read(|decision| self.shared.tell(decision, headers));
         }
     }
 
@@ -174,34 +175,65 @@ impl Account {
 
     /// Takes more, if it fits.
     pub(super) fn charge(self: &Arc<Self>, cost: u32) -> Reply<Result<(), Rejection>> {
+        self.charge_without(Parts::NONE, cost)
+    }
+
+    /// The same without some of the limits that are decided as one.
+    fn charge_without(
+        self: &Arc<Self>,
+        left_out: Parts,
+        cost: u32,
+    ) -> Reply<Result<(), Rejection>> {
+        let charged = match left_out.is_empty() {
+            true => None,
+            false => Some(self.charged.without(left_out)),
+        };
         // Locked before the store decides, so that the numbers of a later decision stay.
         let mut balance = self.balance();
         let limiter = self.limiter();
-        match limiter.decide_more(&self.charged, &self.keys, cost) {
+        match limiter.decide_more(charged.as_ref().unwrap_or(&self.charged), &self.keys, cost) {
             Reply::Ready(decision) => {
                 let charged = balance.charge(decision, cost);
                 drop(balance);
-                Reply::Ready(charged.or_else(|decision| self.rejected(decision)))
+                match charged {
+                    Ok(()) => Reply::Ready(Ok(())),
+                    Err(decision) => self.rejected(decision, left_out, cost),
+                }
             }
             Reply::Pending(decision) => {
                 let account = self.clone();
                 Reply::Pending(Box::pin(async move {
                     let decision = decision.await;
                     let charged = account.balance().charge(decision, cost);
-                    charged.or_else(|decision| account.rejected(decision))
+                    match charged {
+                        Ok(()) => Ok(()),
+                        Err(decision) => account.rejected(decision, left_out, cost).await,
+                    }
                 }))
             }
         }
     }
 
     #[cold]
-    fn rejected(&self, decision: Decision) -> Result<(), Rejection> {
-        let rejected = self.shared.rejected(&self.keys, decision);
-        if self.shared.enforces(&self.keys, &rejected) {
-            Err(self.shared.report(rejected))
+    fn rejected(
+        self: &Arc<Self>,
+        decision: Decision,
+        left_out: Parts,
+        cost: u32,
+    ) -> Reply<Result<(), Rejection>> {
+        let shared = &self.shared;
+        if !shared.parts.is_empty() {
+            return match shared.joint(&self.keys, &decision) {
+                Joint::Enforced(rejected) => Reply::Ready(Err(shared.report(rejected))),
+                Joint::Without(parts) => self.charge_without(left_out.with(parts), cost),
+            };
+        }
+        let rejected = shared.rejected(&self.keys, decision);
+        if shared.enforces(&self.keys, &rejected) {
+            Reply::Ready(Err(shared.report(rejected)))
         } else {
-            self.shared.would_reject(&rejected, None);
-            Ok(())
+            shared.would_reject(&rejected, None);
+            Reply::Ready(Ok(()))
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Limits from a file and the environment.
 
+mod also;
 mod builder;
 #[cfg(feature = "redis-tls")]
 #[path = "../redis/certificates.rs"]
