@@ -54,6 +54,7 @@
 //! | `groups.<name>.methods` | all | only requests with these methods: `["POST", "PUT"]` |
 //! | `groups.<name>.hosts` | all | only requests to these hosts: `["api.example.com", "*.example.com"]` |
 //! | `groups.<name>.grpc` | none | calls of these gRPC methods: `["pkg.Service/Method", "pkg.Service/*", "pkg.*"]`; next to `path`, requests that fit either |
+//! | `groups.<name>.also` | none | groups whose limits its requests are under as well, see [below](#several-groups-for-one-request) |
 //! | `groups.<name>.name` | the group's | what clients read: "`name` is currently at capacity."; what metrics and [`Limits`](crate::Limits) call it |
 //! | `groups.<name>.concurrency` | 0, off | how many may be in flight |
 //! | `groups.<name>.concurrency_per_key` | 0, off | and of each key |
@@ -79,7 +80,7 @@
 //!
 //! A request is in at most one group: the most specific of those that select it, whatever their order in the file.
 //! A group that has none of `path`, `methods`, `hosts` and `grpc` selects nothing; it is for
-//! [`Admission::layer_of`].
+//! [`Admission::layer_of`] and for `also`.
 //!
 //! 1. **The host** decides first: a name before a `*.`, a longer `*.` before a shorter one, and these before groups
 //!    without `hosts`. `*.example.com` are all hosts below `example.com`, at any depth, and not `example.com` itself.
@@ -104,6 +105,35 @@
 //! both rate and concurrency before one that limits only one of them, and that before one that rejects nothing, as a path with dot segments
 //! [below](#paths). A client can send any host: unless a proxy or your router answers only for
 //! those in the file, have a group without `hosts` for the others.
+//!
+//! # Several groups for one request
+//!
+//! ```toml
+//! [groups.global]
+//! concurrency = 500
+//! rate_per_ip = "100/s"
+//!
+//! [groups.api]
+//! path = "/api"
+//! rate = "10/s"
+//! also = ["global"]
+//! ```
+//!
+//! A request to `/api` is under the limits of `api`, then of `global`, then of the groups that `global` names in its `also`: at most
+//! 4 groups. Each group has one limit, which all that name it share. An unknown group, one that is there
+//! twice, and a circle are errors.
+//!
+//! - **Rates are one decision**: a request that does not fit all of them takes nothing from any. Rate-limit fields
+//!   report all.
+//! - **Permits are taken in order**, and given back together. If one is missing, those before it are given back.
+//! - **A rejection names the group** whose limit rejects, in its answer, in logs and in metrics. An admitted request is
+//!   counted for its own group.
+//! - **The limits of a named group stay as they are there**: its `key`, `tiers`, `dry_run` and `enforce`,
+//!   `bad_credentials_per_ip`, and what its `exclude` takes out of its rates and permits. So `dry_run = true` tries out a `global`
+//!   limit while those of `api` are enforced.
+//! - **What is done with a request is up to its own group**: `headers`, `retry_after_ms`, `cost`; and what its
+//!   `exclude` covers is under none of the groups.
+//! - `count` and `on_failure` have to be the same in groups that have rates.
 //!
 //! # Keys
 //!
@@ -130,7 +160,8 @@
 //! - Its group is the one of the path that it leads to: first with all of it decoded, then with only its
 //!   dots decoded, each with the segments resolved (RFC 3986 §5.2.4). Otherwise it is the group of the path as
 //!   written. A group that limits both rate and concurrency goes before one that limits only one of them, and
-//!   that before one that rejects nothing, as in a dry run. `bad_credentials_per_ip` counts as a rate.
+//!   that before one that rejects nothing, as in a dry run. `bad_credentials_per_ip` counts as a rate, and the
+//!   limits of groups in `also` count as well.
 //! - It counts in one group only, though a router may send it to a route of another one. So limit the same sorts
 //!   of things in all groups with routes that accept any path below them.
 //! - When no group covers any of these, it is in no group, like any other path outside of all groups: no
@@ -176,7 +207,7 @@
 //! for this. Any other rate is a new one, and in memory begins with nothing used, and so does the `concurrency` of
 //! a group that was gone. What addresses used of `bad_credentials_per_ip` stays used until that is switched off, or changed
 //! to sliding or back, or its group is gone. The `store`, a group's `on_failure` and what the program made of
-//! `admin.token` are those of the start.
+//! `admin.token` are those of the start. So does what is used of a group that others name, when they begin or cease to.
 //!
 //! [`ClientIp::forwarded_by`]: crate::ClientIp::forwarded_by
 //! [`ClientIp::forwarded_hops`]: crate::ClientIp::forwarded_hops

@@ -167,9 +167,9 @@ impl Shared {
     }
 }
 
+#[cfg(feature = "config")]
 impl Settings {
     /// The guards of this layer, for one that is joined with it.
-    #[cfg(feature = "config")]
     pub(super) fn owned_guards(&self) -> impl Iterator<Item = Guard> {
         self.guards.iter().map(|guard| Guard {
             owner: Some((self.name.clone(), self.enforce.clone())),

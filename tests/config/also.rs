@@ -64,10 +64,12 @@ fn seen(config: &Config) -> (Admission, Seen) {
 }
 
 fn app(admission: &Admission) -> Router {
+    let more = any(|status: RateLimitStatus| async move { status.charge(1).await });
     let free = any(|status: RateLimitStatus| async move { status.refund(1).await });
     Router::new()
         .route("/{*path}", any(|| async { "ok" }))
         .route("/api/free", free)
+        .route("/api/more", more)
         .route("/api/login", any(|| async { StatusCode::UNAUTHORIZED }))
         .layer(admission.layer())
 }
@@ -251,6 +253,44 @@ async fn hold(
     });
     let service = tower::Layer::layer(&admission.layer(), endless);
     service.oneshot(request(path, "alice")).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_dry_run_hides_no_limit_from_what_a_handler_charges() {
+    let groups = DRY.replace("'2/h'", "'1/h'").replace("'3/h'", "'4/h'");
+    let server = Server::start().await;
+    for config in [config(&groups), in_redis(&server, &groups)] {
+        let (admission, seen) = seen(&config);
+        // Two for each request.
+        let app = app(&admission);
+        assert_eq!(admitted(&app, "/api/more", "alice").await, by(2, "api"));
+        let seen = seen.take();
+        assert_eq!(seen[1], "would reject trial trial.ip", "{seen:?}");
+    }
+}
+
+#[cfg(feature = "redis")]
+#[tokio::test]
+async fn groups_of_one_decision_fail_together() {
+    let away = |mode: &str| {
+        let groups = GROUPS.replace("3/h", "8/h").replace("5/h", "12/h");
+        let config = config(&format!(
+            "[store]\nurl = 'redis://127.0.0.1:1'\nsecret = '07070707070707070707070707070707'\n\
+             on_failure = '{mode}'\nreplicas = 2\n{groups}"
+        ));
+        app(&seen(&config).0)
+    };
+    assert_eq!(
+        admitted(&away("closed"), "/api", "alice").await,
+        by(0, "api")
+    );
+    let shares = away("local share");
+    assert_eq!(admitted(&shares, "/api", "alice").await, by(4, "api"));
+    assert_eq!(admitted(&shares, "/batch", "alice").await, by(2, "All"));
+    let open = away("open");
+    for _ in 0..20 {
+        assert_eq!(send(&open, "/api", "alice").await.status(), StatusCode::OK);
+    }
 }
 
 const PERMITS: &str = "
