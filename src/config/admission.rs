@@ -231,7 +231,12 @@ impl Groups {
     fn of(&self, head: RequestHead<'_>) -> Option<&Arc<Stack>> {
         let path = head.uri.path();
         let have_hosts = self.routes.have_hosts();
-        let hosts = || have_hosts.then(|| selectors::hosts(head)).into_iter().flatten();
+        let hosts = || {
+            have_hosts
+                .then(|| selectors::hosts(head))
+                .into_iter()
+                .flatten()
+        };
         let host = hosts().next();
         let is_other = |other: &[u8]| !host.is_some_and(|host| host.eq_ignore_ascii_case(other));
         let is_ambiguous = hosts().skip(1).any(is_other);

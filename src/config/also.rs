@@ -77,12 +77,6 @@ impl Config {
             if !has_rates(other)? {
                 continue;
             }
-            if settings.count != own.count {
-                let problem = format!(
-                    "group `{other}` has another `count`: one decision is about both, so give both the same"
-                );
-                return Err(at(group, problem));
-            }
             let mode = |on_failure: Option<_>| on_failure.unwrap_or(self.store.on_failure);
             let differs = mode(settings.on_failure) != mode(own.on_failure);
             if self.store.url.is_some() && differs {

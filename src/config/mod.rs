@@ -128,12 +128,12 @@
 //! - **Permits are taken in order**, and given back together. If one is missing, those before it are given back.
 //! - **A rejection names the group** whose limit rejects, in its answer, in logs and in metrics. An admitted request is
 //!   counted for its own group.
-//! - **The limits of a named group stay as they are there**: its `key`, `tiers`, `dry_run` and `enforce`,
+//! - **The limits of a named group stay as they are there**: its `key`, `tiers`, `count`, `dry_run` and `enforce`,
 //!   `bad_credentials_per_ip`, and what its `exclude` takes out of its rates and permits. So `dry_run = true` tries out a `global`
 //!   limit while those of `api` are enforced.
 //! - **What is done with a request is up to its own group**: `headers`, `retry_after_ms`, `cost`; and what its
 //!   `exclude` covers is under none of the groups.
-//! - `count` and `on_failure` have to be the same in groups that have rates.
+//! - `on_failure` has to be the same in groups that have rates.
 //!
 //! # Keys
 //!

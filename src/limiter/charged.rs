@@ -75,6 +75,11 @@ impl Charged {
         (self.tier.as_deref(), self.sets.as_deref(), self.left_out)
     }
 
+    /// The limiters that do not count it.
+    pub(crate) fn left_out(&self) -> Parts {
+        self.left_out
+    }
+
     /// The same without some more of the limiters that are joined.
     pub(crate) fn without(&self, left_out: Parts) -> Self {
         let sets = self.sets.clone();

@@ -54,6 +54,15 @@ impl Parts {
         Self(self.0 | other.0)
     }
 
+    /// The others of so many.
+    pub(crate) fn others(self, parts: usize) -> Self {
+        let mut others = Self::NONE;
+        for place in (0..parts).filter(|place| !self.contains(*place)) {
+            others.add(place);
+        }
+        others
+    }
+
     /// Whether these are all of so many.
     pub(crate) fn are_all(self, parts: usize) -> bool {
         (0..parts).all(|place| self.contains(place))

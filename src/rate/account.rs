@@ -46,6 +46,8 @@ pub(super) struct Account {
 struct Balance {
     /// The cost that was taken and not given back.
     charged: u32,
+    /// The limits that have got all of it back, as they do not count the response.
+    given_back: Parts,
     /// With the numbers after the last change by this request.
     decision: Decision,
 }
@@ -108,6 +110,7 @@ impl Account {
         let balance = || {
             Box::new(Mutex::new(Balance {
                 charged: taken(&self.decision, self.cost),
+                given_back: Parts::NONE,
                 decision: self.decision.clone(),
             }))
         };
@@ -129,11 +132,18 @@ impl Account {
         if self.suspect.is_some() && rejects_credentials(response) {
             self.charge_suspect();
         }
-        let count_if = self.shared.count_if.as_ref()?;
-        if count_if(ResponseHead::from(response)) {
-            return None;
-        }
-        match self.refund(u32::MAX) {
+        let head = ResponseHead::from(response);
+        let refund = match &*self.shared.parts {
+            [] => {
+                let counts = self.shared.count_if.as_ref()?;
+                match counts(head) {
+                    true => return None,
+                    false => self.refund(u32::MAX),
+                }
+            }
+            _ => self.refund_to(self.shared.not_counting(head)),
+        };
+        match refund {
             Reply::Ready(()) => None,
             Reply::Pending(refund) => Some(refund),
         }
@@ -156,8 +166,37 @@ impl Account {
         }
         // At once, so that two refunds at the same time do not give back the same.
         balance.charged -= cost;
+        let given_back = balance.given_back;
+        self.give_back(balance, given_back, cost)
+    }
+
+    /// Gives everything back to some of the limits that are decided as one.
+    fn refund_to(self: &Arc<Self>, parts: Parts) -> Reply<()> {
+        let counting = parts.others(self.shared.parts.len());
+        if counting.with(self.charged.left_out()) == self.charged.left_out() {
+            return self.refund(u32::MAX);
+        }
+        let mut balance = self.balance();
+        let cost = balance.charged;
+        if parts.is_empty() || cost == 0 {
+            return Reply::Ready(());
+        }
+        balance.given_back = balance.given_back.with(parts);
+        self.give_back(balance, counting, cost)
+    }
+
+    /// Gives back to all limits but those that are left out, and takes over the numbers.
+    fn give_back(
+        self: &Arc<Self>,
+        mut balance: impl DerefMut<Target = Balance>,
+        left_out: Parts,
+        cost: u32,
+    ) -> Reply<()> {
         let limiter = self.limiter();
-        let refund = limiter.give_back(&self.charged, &self.keys, cost);
+        let refund = match left_out.is_empty() {
+            true => limiter.give_back(&self.charged, &self.keys, cost),
+            false => limiter.give_back(&self.charged.without(left_out), &self.keys, cost),
+        };
         if let Reply::Ready(()) = refund
             && let Reply::Ready(decision) = limiter.peek_at(&self.charged, &self.keys)
         {

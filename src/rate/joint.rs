@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 #[cfg(feature = "config")]
 use super::layer::RateLimitLayer;
-use super::shared::{Asked, Rejected, Settings, Shared, Skip};
+use super::shared::{Asked, CountIf, Rejected, Settings, Shared, Skip};
 use crate::decision::{Decision, Usage};
 use crate::enforce::Enforce;
 #[cfg(feature = "config")]
 use crate::extract::KeyExtractor;
-use crate::extract::RequestHead;
+use crate::extract::{RequestHead, ResponseHead};
 use crate::key::Key;
 use crate::limiter::Parts;
 #[cfg(feature = "config")]
@@ -22,6 +22,7 @@ pub(super) struct Part {
     name: Arc<str>,
     pub(super) enforce: Enforce,
     skip: Option<Skip>,
+    count_if: Option<CountIf>,
     /// How many policies it has, each with a key.
     policies: usize,
 }
@@ -36,8 +37,9 @@ pub(super) enum Joint {
 #[cfg(feature = "config")]
 impl<K: KeyExtractor> RateLimitLayer<K> {
     /// This layer, whose requests are decided by the limits of `others` as well: each fits all, or takes
-    /// nothing from any. How responses report limits, what a request costs and which responses count are those of this layer;
-    /// each limit keeps its name and how far it is enforced, and what it skips. What this layer skips passes all.
+    /// nothing from any. How responses report limits and what a request costs are those of this layer;
+    /// each limit keeps its name, how far it is enforced, what it skips and what it counts. What this layer skips
+    /// passes all.
     ///
     /// `None`: they count in different stores, or in one that cannot.
     pub(crate) fn joined(self, others: &[Self]) -> Option<Self> {
@@ -53,6 +55,7 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
                 name: settings.name.clone(),
                 enforce: settings.enforce.clone(),
                 skip: settings.skip.clone().filter(|_| !is_own),
+                count_if: settings.count_if.clone(),
                 policies: limiter.policies().len(),
             }
         });
@@ -89,7 +92,28 @@ impl Settings {
     }
 }
 
+impl Settings {
+    /// Whether a response may lead to a refund.
+    pub(super) fn refunds(&self) -> bool {
+        match &*self.parts {
+            [] => self.count_if.is_some(),
+            parts => parts.iter().any(|part| part.count_if.is_some()),
+        }
+    }
+}
+
 impl Shared {
+    /// The limits that do not count a request with this response.
+    pub(super) fn not_counting(&self, head: ResponseHead<'_>) -> Parts {
+        let mut not_counting = Parts::NONE;
+        for (place, part) in self.parts.iter().enumerate() {
+            if part.count_if.as_ref().is_some_and(|counts| !counts(head)) {
+                not_counting.add(place);
+            }
+        }
+        not_counting
+    }
+
     /// The limits that skip a request.
     pub(super) fn skipping(&self, head: RequestHead<'_>) -> Parts {
         let mut skipping = Parts::NONE;

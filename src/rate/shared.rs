@@ -67,7 +67,7 @@ pub(super) struct Shared {
 
 type TierBy = Arc<dyn for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync>;
 type Cost = Arc<dyn Fn(RequestHead<'_>) -> u32 + Send + Sync>;
-type CountIf = Arc<dyn Fn(ResponseHead<'_>) -> bool + Send + Sync>;
+pub(super) type CountIf = Arc<dyn Fn(ResponseHead<'_>) -> bool + Send + Sync>;
 pub(super) type Skip = Arc<dyn Fn(RequestHead<'_>) -> bool + Send + Sync>;
 
 impl Settings {
@@ -105,7 +105,7 @@ impl Settings {
         let headers = Headers::new(settings.dialect, &limiter);
         let tells_clients = limits && !headers.are_off() && !settings.is_dry_run();
         let tells_handlers = limits && settings.status.unwrap_or(!headers.are_off());
-        let refunds = limits && settings.count_if.is_some();
+        let refunds = limits && settings.refunds();
         for guard in &mut settings.guards {
             guard.settle(&settings.keys);
         }

@@ -486,6 +486,61 @@ async fn refunds_go_to_all_groups() {
     assert_eq!(admitted(&app, "/batch", "alice").await, by(2, "All"));
 }
 
+async fn each_group_counts_what_it_counts(config: &dyn Fn(&str) -> Config) {
+    let groups = GROUPS.replace("rate = '3/h'", "rate = '3/h'\ncount = '401'");
+    let (admission, _) = seen(&config(&groups));
+    let app = app(&admission);
+    // These count in the named group only.
+    let response = send(&app, "/api", "alice").await;
+    let left = response.headers()["ratelimit"].to_str().unwrap();
+    assert!(left.starts_with("\"api\";r=3;"), "{left}");
+    assert!(left.contains("\"All.ip\";r=4;"), "{left}");
+    assert_eq!(send(&app, "/api/login", "alice").await.status(), 401);
+    assert_eq!(admitted(&app, "/api", "alice").await, by(3, "All"));
+    assert_eq!(used(&admission, "api").await, 1);
+
+    let groups = GROUPS.replace("rate_per_ip = '5/h'", "rate_per_ip = '5/h'\ncount = '401'");
+    let (admission, _) = seen(&config(&groups.replace("api", "web")));
+    let app = self::app(&admission);
+    assert_eq!(admitted(&app, "/web", "alice").await, by(3, "web"));
+    assert_eq!(used(&admission, "web").await, 3);
+    assert_eq!(admitted(&app, "/batch", "alice").await, by(9, "batch"));
+}
+
+/// How much alice's token has used of a rate.
+async fn used(admission: &Admission, name: &str) -> u64 {
+    let usage = admission
+        .limits()
+        .usage(&Key::new("bearer", b"alice").into())
+        .await;
+    let found = usage
+        .iter()
+        .find(|usage| &*usage.name == name && usage.sort == "rate");
+    found.map_or(0, |usage| usage.used)
+}
+
+#[tokio::test]
+async fn each_group_counts_what_it_counts_in_memory() {
+    each_group_counts_what_it_counts(&|groups| config(groups)).await;
+}
+
+#[tokio::test]
+async fn each_group_counts_what_it_counts_in_redis() {
+    let server = Server::start().await;
+    // Two configurations with limits of one name would count together.
+    let name = |groups: &str| {
+        groups.replace(
+            "'All'",
+            if groups.contains("web") {
+                "'Every'"
+            } else {
+                "'All'"
+            },
+        )
+    };
+    each_group_counts_what_it_counts(&|groups| in_redis(&server, &name(groups))).await;
+}
+
 #[tokio::test]
 async fn each_group_has_its_own_tiers() {
     let groups = GROUPS.replace("rate = '3/h'", "rate = '3/h'\ntiers.pro.rate = '4/h'");
@@ -591,11 +646,6 @@ fn circles_and_unknown_names_are_errors() {
             "[groups.a]\nalso = ['b', 'c', 'd', 'e']\n[groups.b]\n[groups.c]\n[groups.d]\n[groups.e]",
             "groups.a.also",
             "at most 4 groups, and these are 5",
-        ),
-        (
-            "[groups.a]\nrate = '1/s'\ncount = '401'\nalso = ['b']\n[groups.b]\nrate = '1/s'",
-            "groups.a.also",
-            "group `b` has another `count`",
         ),
         ("[groups.a]\nalso = 7", "groups.a.also", "a list of texts"),
     ] {
