@@ -306,3 +306,96 @@ impl<T> Default for ByMethod<T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::config::path::Prefix;
+
+    /// How specific a path is: the smallest goes first.
+    fn rank(path: &Prefix) -> Vec<u8> {
+        let ranks = path.segments().iter().map(|segment| match segment {
+            Segment::Text(_) => 0,
+            Segment::Any => 1,
+            Segment::Rest => 2,
+        });
+        ranks.chain([3]).collect()
+    }
+
+    fn method_rank(group: &Group, method: &Method) -> Option<u8> {
+        let has = |method: &Method| group.methods.contains(method);
+        match method {
+            _ if has(method) => Some(0),
+            &Method::HEAD if has(&Method::GET) => Some(1),
+            _ => group.methods.is_empty().then_some(2),
+        }
+    }
+
+    fn host_rank(group: &Group, host: &str) -> Option<usize> {
+        let ranks = group.hosts.iter().filter_map(|pattern| match pattern {
+            HostPattern::Exact(name) => (**name == *host).then_some(0),
+            HostPattern::Below(name) => host
+                .strip_suffix(&**name)
+                .is_some_and(|rest| rest.ends_with('.'))
+                .then(|| 1000 - name.len()),
+        });
+        let any = group.hosts.is_empty().then_some(1000);
+        ranks.min().or(any)
+    }
+
+    fn one_of<'a>(of: &[&'a str]) -> &'a str {
+        of[fastrand::usize(..of.len())]
+    }
+
+    fn path(segments: &[&str]) -> String {
+        let segments = (0..fastrand::usize(0..4)).map(|_| format!("/{}", one_of(segments)));
+        segments.collect()
+    }
+
+    #[test]
+    fn the_most_specific_of_all_groups_is_found() {
+        fastrand::seed(14);
+        let mut found_some = 0;
+        for _ in 0..300 {
+            let groups = (0..12).map(|number| {
+                let rest = one_of(&["", "", "/{*rest}"]);
+                let prefix = path(&["a", "b", "a", "{x}"]) + rest;
+                let prefix = if prefix.is_empty() { "/" } else { &prefix };
+                let methods = one_of(&["", "methods = 'GET'", "methods = ['POST', 'HEAD']"]);
+                let hosts = one_of(&["", "hosts = 'a.b.c'", "hosts = '*.c'", "hosts = '*.b.c'"]);
+                format!("[groups.g{number}]\npath = '{prefix}'\n{methods}\n{hosts}\n")
+            });
+            let mut text = String::new();
+            for group in groups {
+                // Without those that would be the same as another one.
+                if Config::from_toml(&(text.clone() + &group)).is_ok() {
+                    text += &group;
+                }
+            }
+            let config = Config::from_toml(&text).unwrap();
+            let mut routes = Routes::default();
+            for (name, group) in &config.groups {
+                assert!(routes.insert(group, name).is_ok());
+            }
+            for _ in 0..60 {
+                let path = path(&["a", "b", "c", ""]);
+                let host = one_of(&["a.b.c", "x.b.c", "b.c", "x.c", "c"]);
+                let method = [Method::GET, Method::HEAD, Method::POST, Method::PUT];
+                let method = &method[fastrand::usize(..method.len())];
+                let fitting = config.groups.iter().filter_map(|(name, group)| {
+                    let prefix = &group.path[0];
+                    let host = host_rank(group, host)?;
+                    let method = method_rank(group, method)?;
+                    let fits = prefix.covers(&path);
+                    fits.then(|| ((host, rank(prefix), method), name))
+                });
+                let expected = fitting.min().map(|(_, name)| name);
+                let found = routes.find(Some(host.as_bytes()), &path, method);
+                assert_eq!(found, expected, "{method} {host} {path}\n{text}");
+                found_some += usize::from(found.is_some());
+            }
+        }
+        assert!(found_some > 5_000, "{found_some}");
+    }
+}

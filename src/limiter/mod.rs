@@ -15,6 +15,7 @@ mod key_search;
 mod lease;
 mod lease_limits;
 mod leases;
+mod parking;
 mod per_key;
 mod permit;
 mod rate;
@@ -40,5 +41,5 @@ pub use rate::RateLimiter;
 pub use rules::SetPolicyError;
 pub(crate) use rules::TiersUnsupported;
 
-pub(crate) use stalled::{Parking, Unparked};
+pub(crate) use parking::{Parking, Unparked};
 pub(crate) use wait::{Acquire, Acquiring, Rejected, Wait};

@@ -87,11 +87,11 @@ impl MemoryBuckets {
     /// changes nothing where it returns [`Stale`].
     fn with<T>(&self, charges: &[Charge], act: impl Fn(&[Meter<'_>]) -> Result<T, Stale>) -> T {
         loop {
-            let sets: SmallVec<[_; 2]> = charges
+            let sets: SmallVec<[_; 4]> = charges
                 .iter()
                 .filter_map(|charge| Some((self.set(charge.set)?, charge)))
                 .collect();
-            let rules: SmallVec<[InForce<'_>; 2]> =
+            let rules: SmallVec<[InForce<'_>; 4]> =
                 sets.iter().map(|(set, _)| set.rules()).collect();
             let charged = sets.iter().zip(&rules);
             let meters: SmallVec<[Meter<'_>; 4]> = charged
