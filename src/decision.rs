@@ -88,6 +88,26 @@ impl Decision {
         }
     }
 
+    /// The same with usages of other places.
+    pub(crate) fn placed(mut self, places: &[u16]) -> Self {
+        for usage in &mut self.usages {
+            usage.at = places
+                .get(usize::from(usage.at))
+                .copied()
+                .unwrap_or(usage.at);
+        }
+        self
+    }
+
+    /// The same with some of the usages.
+    pub(crate) fn filtered(&self, is_kept: impl Fn(&Usage) -> bool) -> Self {
+        let usages = self.usages.iter().filter(|usage| is_kept(usage));
+        Self {
+            admitted: self.admitted,
+            usages: usages.copied().collect(),
+        }
+    }
+
     /// Whether the request may come in.
     #[inline]
     #[must_use]

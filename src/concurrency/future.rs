@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tower_service::Service;
 
 use super::body::PermitBody;
+use super::joint::Taken;
 use super::layer::{HoldUntil, Shared};
 use super::service::Keys;
 use super::upgrade::Upgrade;
@@ -63,6 +64,8 @@ pub(super) struct InLine<S, B> {
     /// When it came, if observers are to be told how long the decision took.
     pub(super) begun: Option<Instant>,
     pub(super) shared: Arc<Shared>,
+    /// What it has of several limits.
+    pub(super) taken: Option<Taken>,
 }
 
 impl<S, B, RB> ResponseFuture<S, B, RB>
@@ -196,7 +199,13 @@ impl<S, B> InLine<S, B>
 where
     S: Service<Request<B>>,
 {
-    fn decided<RB: Body>(self, acquired: Result<Permit, Rejected>) -> ResponseFuture<S, B, RB> {
+    fn decided<RB: Body>(mut self, acquired: Result<Permit, Rejected>) -> ResponseFuture<S, B, RB>
+    where
+        S: Service<Request<B>, Response = Response<RB>>,
+    {
+        if let Some(taken) = self.taken.take() {
+            return self.decided_jointly(taken, acquired);
+        }
         let Self {
             mut service,
             mut request,

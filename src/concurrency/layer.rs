@@ -77,6 +77,8 @@ pub(super) struct Shared {
     pub(super) tier_by: Option<TierBy>,
     pub(super) answers: Answers,
     pub(super) observers: Observers,
+    /// The limits whose permits a request needs as well.
+    pub(super) others: Vec<Arc<Shared>>,
     /// Whether a permit is all that a request needs.
     pub(super) is_plain: bool,
 }
@@ -139,6 +141,7 @@ impl ConcurrencyLimitLayer {
                 tier_by: None,
                 answers: Answers::default(),
                 observers: Observers::default(),
+                others: Vec::new(),
                 is_plain: true,
             },
             opened: Arc::default(),
@@ -157,6 +160,7 @@ impl ConcurrencyLimitLayer {
         shared.is_plain = shared.keys.is_empty()
             && shared.skip.is_none()
             && shared.store.is_none()
+            && shared.others.is_empty()
             && shared.observers.is_empty();
         self
     }
@@ -301,7 +305,7 @@ impl ConcurrencyLimitLayer {
     }
 
     /// What the services share; the limit is opened here, if the layer is used for the first time.
-    fn shared(&self) -> &Arc<Shared> {
+    pub(super) fn shared(&self) -> &Arc<Shared> {
         let described = &self.described;
         let opened = self.opened.get_or_init(|| {
             let store = described.store.as_deref();

@@ -5,6 +5,7 @@
 
 mod body;
 mod future;
+mod joint;
 mod layer;
 mod service;
 mod settings;

@@ -24,7 +24,7 @@ use crate::observe::Subject;
 #[derive(Clone, Debug)]
 pub struct ConcurrencyLimit<S> {
     inner: S,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 /// What a request is charged to.
@@ -115,6 +115,9 @@ impl<S> ConcurrencyLimit<S> {
             return self.pass(request, Passing::NOT_LISTED);
         }
         let begun = shared.observers.begin();
+        if !shared.others.is_empty() {
+            return self.call_jointly(request, begun);
+        }
         let keys: Keys = shared.keys.iter().map(|key| key.key(head)).collect();
         let wait = shared.wait.filter(|_| !shared.enforce.is_dry_run());
         let tier = shared.tier_by.as_ref().and_then(|tier_by| tier_by(head));
@@ -145,6 +148,7 @@ impl<S> ConcurrencyLimit<S> {
                     keys,
                     begun,
                     shared: self.shared.clone(),
+                    taken: None,
                 })
             }
         }
@@ -163,7 +167,7 @@ impl<S> ConcurrencyLimit<S> {
     }
 
     /// The service that was made ready. A clone that is not ready takes its place.
-    fn take_ready(&mut self) -> S
+    pub(super) fn take_ready(&mut self) -> S
     where
         S: Clone,
     {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::error::ConfigError;
 use super::model::{Clients, Config, KeySource, OnFailure, Store};
+use super::routes::Routes;
 use super::written::Written;
 use crate::limit::{NAME, is_addressable};
 
@@ -47,7 +48,7 @@ impl Config {
             return Err(ConfigError::at("admin.token", problem));
         }
         self.store.check()?;
-        let (mut paths, mut names) = (BTreeMap::new(), BTreeMap::new());
+        let (mut routes, mut names) = (Routes::default(), BTreeMap::new());
         for (group, settings) in &self.groups {
             let at = |field: &str| format!("groups.{group}.{field}");
             let name = settings.name(group);
@@ -59,11 +60,8 @@ impl Config {
                 return Err(ConfigError::at(field, NAME));
             }
             settings.policies(group)?;
-            for path in &settings.path {
-                if let Some(other) = paths.insert(path, group) {
-                    let problem = format!("group `{other}` has this path already");
-                    return Err(ConfigError::at(at("path"), problem));
-                }
+            if let Err(conflict) = routes.insert(settings, group) {
+                return Err(ConfigError::at(at(conflict.field), conflict));
             }
             if let Some(other) = names.insert(name.to_owned(), format!("group `{group}`")) {
                 let problem = format!("{other} is called `{name}` already");
@@ -87,6 +85,9 @@ impl Config {
                     "a dry run enforces nothing: use either `enforce` or `dry_run = true`";
                 return Err(ConfigError::at(at("enforce"), problem));
             }
+        }
+        for group in self.groups() {
+            self.check_also(group)?;
         }
         // Limits of single keys, metrics and Redis know all of them by these alone.
         for (group, settings) in &self.groups {

@@ -3,7 +3,7 @@
 use std::iter;
 use std::time::Duration;
 
-use super::admission::Says;
+use super::builder::Says;
 use super::error::ConfigError;
 use super::kept::Kept;
 use super::key::GroupKey;
@@ -21,19 +21,40 @@ use crate::limits::Limits;
 use crate::policy::Policy;
 use crate::quota::Quota;
 use crate::rate::RateLimitLayer;
+use crate::rejection::Rejection;
 use crate::store::MemoryStore;
 
 /// A group at work.
 #[derive(Clone)]
 pub(super) struct Stack {
-    pub(super) paths: Vec<Prefix>,
     pub(super) name: String,
-    /// How many sorts of limits reject requests here.
-    pub(super) sorts_of_limits: usize,
+    pub(super) sorts_of_limits: SortsOfLimits,
+    /// The limiter of its own rates, which `rate` may join with those of other groups.
+    pub(super) limiter: RateLimiter,
     pub(super) on_failure: OnFailure,
     pub(super) concurrency: ConcurrencyLimitLayer,
     pub(super) rate: RateLimitLayer<GroupKey>,
     bad_credentials: Option<RateLimiter>,
+}
+
+/// Which sorts of limits reject requests.
+#[derive(Clone, Copy, Default)]
+pub(super) struct SortsOfLimits {
+    by_rate: bool,
+    by_concurrency: bool,
+}
+
+impl SortsOfLimits {
+    fn or(self, other: Self) -> Self {
+        Self {
+            by_rate: self.by_rate || other.by_rate,
+            by_concurrency: self.by_concurrency || other.by_concurrency,
+        }
+    }
+
+    pub(super) fn count(self) -> usize {
+        usize::from(self.by_rate) + usize::from(self.by_concurrency)
+    }
 }
 
 /// What a changed group does with limits that go on, once all groups are known to be right.
@@ -51,6 +72,14 @@ impl Group {
         self.name.as_deref().unwrap_or(group)
     }
 
+    /// Whether it selects requests, and is not only known by its name.
+    pub(super) fn has_selectors(&self) -> bool {
+        !self.path.is_empty()
+            || !self.methods.is_empty()
+            || !self.hosts.is_empty()
+            || !self.grpc.is_empty()
+    }
+
     /// How many each key may have in flight, and each address; 0 for any number.
     fn concurrency_per_key(&self) -> [usize; 2] {
         [self.concurrency_per_key, self.concurrency_per_ip]
@@ -65,10 +94,9 @@ impl Group {
             .map(|Time(after)| after)
     }
 
-    /// How many sorts of limits reject requests: of rate, and of concurrency.
-    fn sorts_of_limits(&self, policies: &Policies) -> usize {
+    fn sorts_of_limits(&self, policies: &Policies) -> SortsOfLimits {
         if self.dry_run || self.enforce == Some(0) {
-            return 0;
+            return SortsOfLimits::default();
         }
         let guards = self
             .bad_credentials_per_ip
@@ -76,20 +104,24 @@ impl Group {
         let by_rate = guards || policies.limit();
         let per_key = self.concurrency_per_key();
         let by_concurrency = self.concurrency > 0 || per_key.iter().any(|limit| *limit > 0);
-        usize::from(by_rate) + usize::from(by_concurrency)
+        SortsOfLimits {
+            by_rate,
+            by_concurrency,
+        }
     }
 }
 
 impl Stack {
     /// Passes everything on.
     pub(super) fn off() -> Self {
+        let rate = RateLimitLayer::by(GroupKey::new(Shared), Quota::off());
         Self {
-            paths: Vec::new(),
             name: String::new(),
-            sorts_of_limits: 0,
+            sorts_of_limits: SortsOfLimits::default(),
+            limiter: rate.limiter(),
             on_failure: OnFailure::default(),
             concurrency: ConcurrencyLimitLayer::new(0),
-            rate: RateLimitLayer::by(GroupKey::new(Shared), Quota::off()),
+            rate,
             bad_credentials: None,
         }
     }
@@ -155,6 +187,21 @@ impl Stack {
             rate = rate.skip(move |head| skip(head, &excluded));
             concurrency = concurrency.skip(move |head| skip(head, &exclude));
         }
+        let cost = says.costs.of(settings.cost.as_ref());
+        let cost = cost.map_err(|error| ConfigError::at(format!("groups.{group}.cost"), error))?;
+        if let Some(cost) = cost {
+            rate = rate.cost(move |head| cost(head));
+        }
+        if let Some(responder) = &says.responder {
+            let (of_rates, of_permits) = (responder.clone(), responder.clone());
+            rate = rate.respond(move |rejection: &Rejection, head: RequestHead<'_>| {
+                of_rates.respond(rejection, head)
+            });
+            concurrency =
+                concurrency.respond(move |rejection: &Rejection, head: RequestHead<'_>| {
+                    of_permits.respond(rejection, head)
+                });
+        }
         let quota = settings
             .bad_credentials_per_ip
             .filter(|quota| !quota.is_off());
@@ -163,11 +210,14 @@ impl Stack {
         if let Some(limiter) = &bad_credentials {
             rate = rate.guard_resumed(config.clients.ip(), limiter.clone());
         }
+        let mut also = config.also(group)?.into_iter();
         let has_tiers = !settings.tiers.is_empty();
+        let has_tiers_also = also.any(|other| !config.groups[other].tiers.is_empty());
         if let Some(tier_by) = &says.tier_by {
             // Another group may have this tier, so it is not logged here.
             let (of_rates, of_limits) = (tier_by.clone(), limits.clone());
             rate = rate.tier_by(move |head| {
+                let has_tiers = has_tiers || has_tiers_also;
                 of_rates(head).filter(|tier| has_tiers || of_limits.declares(tier))
             });
             let (of_keys, of_limits) = (tier_by.clone(), limits.clone());
@@ -192,9 +242,9 @@ impl Stack {
             resumes: (rate_resumes, concurrency_resumes),
         };
         let stack = Self {
-            paths: settings.path.clone(),
             name: name.to_owned(),
             sorts_of_limits: settings.sorts_of_limits(&policies),
+            limiter: rate.limiter(),
             on_failure,
             concurrency,
             rate,
@@ -203,15 +253,35 @@ impl Stack {
         Ok((stack, change))
     }
 
+    /// This group, whose requests are under the limits of others as well.
+    pub(super) fn joined(&self, group: &str, also: &[&Self]) -> Result<Self, ConfigError> {
+        let mut stack = self.clone();
+        if also.is_empty() {
+            return Ok(stack);
+        }
+        let rates: Vec<_> = also.iter().map(|other| other.rate.clone()).collect();
+        stack.rate = stack.rate.joined(&rates).ok_or_else(|| {
+            let problem = "the rates of these groups count in different stores";
+            ConfigError::at(format!("groups.{group}.also"), problem)
+        })?;
+        let permits: Vec<_> = also.iter().map(|other| other.concurrency.clone()).collect();
+        stack.concurrency = stack.concurrency.joined(&permits);
+        for other in also {
+            stack.sorts_of_limits = stack.sorts_of_limits.or(other.sorts_of_limits);
+        }
+        Ok(stack)
+    }
+
     pub(super) fn apply(&self, change: Change) {
         if change.resumes.0 {
-            set_policies(&self.rate.limiter(), change.policies);
+            set_policies(&self.limiter, change.policies);
         }
         if let (Some(limiter), Some(quota)) = (&self.bad_credentials, change.bad_credentials) {
             set_policies(limiter, vec![quota]);
         }
         let limiter = self.concurrency.limiter();
         // The layers are applied to each request anew, and the first one may be nested already.
+        self.limiter.nesting().expect();
         self.rate.limiter().nesting().expect();
         limiter.nesting().expect();
         limiter.set_reclaim_after(change.reclaim_after);

@@ -30,7 +30,7 @@ impl Kept {
     pub(super) fn with(&self, running: &Groups) -> Self {
         let mut kept = self.clone();
         for stack in running.stacks() {
-            let limiter = stack.rate.limiter();
+            let limiter = stack.limiter.clone();
             if !limiter.is_off() {
                 let on_failure = stack.on_failure;
                 kept.rates.push(Rate {
@@ -62,9 +62,9 @@ impl Kept {
     /// Lets go of those whose names others have now, and of the oldest that are too many. Of the rest
     /// nobody is told while they limit nobody.
     pub(super) fn settle(&mut self, running: &Groups) {
-        let running: Vec<_> = running.stacks().map(|stack| stack.rate.limiter()).collect();
+        let running: Vec<_> = running.stacks().map(|stack| &stack.limiter).collect();
         let is_taken = |name: &str| {
-            let mut names = running.iter().flat_map(RateLimiter::all_names);
+            let mut names = running.iter().flat_map(|limiter| limiter.all_names());
             names.any(|taken| taken == name)
         };
         let rates = std::mem::take(&mut self.rates).into_iter();

@@ -14,6 +14,7 @@ use tower_service::Service;
 use super::admission::Admission;
 use crate::body::ResponseBody;
 use crate::concurrency::{self, ConcurrencyLimit, PermitBody};
+use crate::extract::RequestHead;
 use crate::rate::RateLimit;
 
 /// Puts requests under the limits of their group; made by [`Admission::layer`] and
@@ -74,7 +75,7 @@ where
         let next = self.inner.clone();
         let ready = mem::replace(&mut self.inner, next);
         let groups = self.admission.groups();
-        let stack = groups.find(self.group.as_deref(), request.uri().path());
+        let stack = groups.find(self.group.as_deref(), RequestHead::from(&request));
         let mut limited: ConcurrencyLimit<_> = stack.concurrency.layer(stack.rate.layer(ready));
         limited.call(request)
     }

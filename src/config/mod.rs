@@ -47,7 +47,11 @@
 //! | `clients.ipv6_prefix` | 64 | how much of an IPv6 address counts |
 //! | `admin.token` | | what [`Config::admin_token`] tells; at least 16 bytes |
 //! | `allow_empty` | false | with `groups = {}`: the file means to have no groups, and a reload may take all limits away, see [below](#changes) |
-//! | `groups.<name>.path` | none | requests whose path begins with it, in whole segments, or with one of a list; the longest that fits decides. `off`: only a layer that the program makes for the group ([`Admission::layer_of`]) puts requests in it |
+//! | `groups.<name>.path` | any | requests whose path begins with it, in whole segments, or with one of a list: `/api`, `/users/{id}`, see [below](#groups). `off`: only a layer that the program makes for the group ([`Admission::layer_of`]) puts requests in it, or `also` |
+//! | `groups.<name>.methods` | all | only requests with these methods: `["POST", "PUT"]` |
+//! | `groups.<name>.hosts` | all | only requests to these hosts: `["api.example.com", "*.example.com"]` |
+//! | `groups.<name>.grpc` | none | calls of these gRPC methods: `["pkg.Service/Method", "pkg.Service/*", "pkg.*"]`; next to `path`, requests that fit either |
+//! | `groups.<name>.also` | none | groups whose limits its requests are under as well, see [below](#several-groups-for-one-request) |
 //! | `groups.<name>.name` | the group's | what clients read: "`name` is currently at capacity."; what metrics and [`Limits`](crate::Limits) call it, see [below](#names) |
 //! | `groups.<name>.concurrency` | 0, off | how many may be in flight |
 //! | `groups.<name>.concurrency_per_key` | 0, off | and of each key |
@@ -60,6 +64,7 @@
 //! | `groups.<name>.rate_per_ip` | off | a quota for the address in the same decision, called `name.ip` |
 //! | `groups.<name>.bad_credentials_per_ip` | off | a quota of 401 and 403 answers for each address, see [`guard_by_ip`] |
 //! | `groups.<name>.key` | `token` | which key is charged, see [below](#keys) |
+//! | `groups.<name>.cost` | the program's, else `one` | what a request costs: `one`, or a cost that the program [names](AdmissionBuilder::cost_by) |
 //! | `groups.<name>.exclude` | none | paths that are not limited, with the paths below them, see [below](#paths) |
 //! | `groups.<name>.headers` | `draft` | or `draft-6`, `legacy`, `legacy-epoch`, `off`: see [`RateLimitHeaders`] |
 //! | `groups.<name>.retry_after_ms` | false | whether rejections have `retry-after-ms`, in milliseconds, next to `Retry-After` |
@@ -68,6 +73,64 @@
 //! | `groups.<name>.dry_run` | false | decide, tell observers, and admit every request |
 //! | `groups.<name>.enforce` | 100 | the percentage of keys for which the group's limits are enforced, see [`enforce`]; not next to `dry_run = true` |
 //!
+//! # Groups
+//!
+//! A request is in at most one group: the most specific of those that select it, whatever their order in the file.
+//! A group that has none of `path`, `methods`, `hosts` and `grpc` selects nothing; it is for
+//! [`Admission::layer_of`] and for `also`.
+//!
+//! 1. **The host** decides first: a name before a `*.`, a longer `*.` before a shorter one, and these before groups
+//!    without `hosts`. `*.example.com` are all hosts below `example.com`, at any depth, and not `example.com` itself.
+//! 2. **Then the path**, segment by segment from the left: a text before a gRPC package, that before a `{parameter}`, that before
+//!    `{*rest}`, and all of them before a path that has ended. So of prefixes the longest decides. A group
+//!    without a path comes last.
+//! 3. **Then the method**: a group that names it before one that does not. `GET` is also `HEAD`, as in axum, unless
+//!    a group of the same path names `HEAD`.
+//!
+//! Two groups that are equal in all three are an error.
+//!
+//! **A path is a prefix**, also with parameters: `/users/{id}` is `/users/7`, `/users/7/` and `/users/7/orders`, and not
+//! `/users`. `{id}` stands for one segment that is not empty, and `{*rest}` for all that is left, which is not empty: `/files/{*rest}`
+//! is not `/files`. Names of parameters mean nothing.
+//!
+//! **Methods of gRPC are paths** with two segments, `/package.Service/Method`. Whether a request says that it is gRPC
+//! does not matter: servers answer also where `content-type` says otherwise. `pkg.*` includes the packages below `pkg`.
+//!
+//! **A host is compared** without its port and in any case. It is that of `:authority`, of a URI in absolute form, or of
+//! `Host`; no other header is read. A request that names several hosts (two `Host` headers, or one that differs from
+//! the URI) is a request for each of them, as servers differ in which they take. It is in the group that limits
+//! both rate and concurrency before one that limits only one of them, and that before one that rejects nothing, as a path with dot segments
+//! [below](#paths). A client can send any host: unless a proxy or your router answers only for
+//! those in the file, have a group without `hosts` for the others.
+//!
+//! # Several groups for one request
+//!
+//! ```toml
+//! [groups.global]
+//! concurrency = 500
+//! rate_per_ip = "100/s"
+//!
+//! [groups.api]
+//! path = "/api"
+//! rate = "10/s"
+//! also = ["global"]
+//! ```
+//!
+//! A request to `/api` is under the limits of `api`, then of `global`, then of the groups that `global` names in its `also`: at most
+//! 4 groups. Each group has one limit, which all that name it share. An unknown group, one that is there
+//! twice, and a circle are errors.
+//!
+//! - **Rates are one decision**: a request that does not fit all of them takes nothing from any. Rate-limit fields
+//!   report all.
+//! - **Permits are taken in order**, and given back together. If one is missing, those before it are given back.
+//! - **A rejection names the group** whose limit rejects, in its answer, in logs and in metrics. An admitted request is
+//!   counted for its own group.
+//! - **The limits of a named group stay as they are there**: its `key`, `tiers`, `count`, `dry_run` and `enforce`,
+//!   `bad_credentials_per_ip`, and what its `exclude` takes out of its rates and permits. So `dry_run = true` tries out a `global`
+//!   limit while those of `api` are enforced.
+//! - **What is done with a request is up to its own group**: `headers`, `retry_after_ms`, `cost`; and what its
+//!   `exclude` covers is under none of the groups.
+//! - `on_failure` has to be the same in groups that have rates.
 //! # Names
 //!
 //! Limits of single keys name groups, rates and tiers, as in `api=20/s, tier=pro`. So a group's `name`, with a dot and
@@ -99,7 +162,8 @@
 //! - Its group is the one of the path that it leads to: first with all of it decoded, then with only its
 //!   dots decoded, each with the segments resolved (RFC 3986 §5.2.4). Otherwise it is the group of the path as
 //!   written. A group that limits both rate and concurrency goes before one that limits only one of them, and
-//!   that before one that rejects nothing, as in a dry run. `bad_credentials_per_ip` counts as a rate.
+//!   that before one that rejects nothing, as in a dry run. `bad_credentials_per_ip` counts as a rate, and the
+//!   limits of groups in `also` count as well.
 //! - It counts in one group only, though a router may send it to a route of another one. So limit the same sorts
 //!   of things in all groups with routes that accept any path below them.
 //! - When no group covers any of these, it is in no group, like any other path outside of all groups: no
@@ -127,7 +191,7 @@
 //!
 //! # What is wrong is told at start
 //!
-//! An unknown field, a quota that is none, a network that is none, two groups of one path, two groups or
+//! An unknown field, a quota that is none, a network that is none, two groups that select the same, two groups or
 //! quotas of one name: loading is an error that names the file with line and column, or the variable; the field; what is
 //! written there; and what would be right: `gateway.toml:3:8: groups.api.rate: "10/fortnight" is no quota: units are ..`.
 //! What is written there is not told where it may be a secret.
@@ -139,13 +203,14 @@
 //! is an error.
 //!
 //! - There are no groups. `groups = {}` with `allow_empty = true` means it.
-//! - A group has no path. The program may put requests in it all the same, by [`Admission::layer_of`], which no
+//! - A group selects no requests: it has none of `path`, `methods`, `hosts` and `grpc`, and no group has it in `also`.
+//!   The program may put requests in it all the same, by [`Admission::layer_of`], which no
 //!   configuration shows: `path = "off"` means it. So this is not logged before [`Admission::layer`] or
 //!   [`Admission::follow`] is called, and not of groups that have a layer then.
 //! - A group has no limit. One that is 0 or `off` is switched off, and only [logged](#limits-that-are-off).
 //! - A path of `exclude` is outside of its group's paths, or it is all of them.
-//! - A variable makes a group that the file does not name, without a path; or one that differs from a group of the file
-//!   in case alone, as `ADMISSION_GROUPS__UPPER__RATE` does from `[groups.Upper]`.
+//! - A variable makes a group that the file does not name, and that selects no requests; or one that differs from a group
+//!   of the file in case alone, as `ADMISSION_GROUPS__UPPER__RATE` does from `[groups.Upper]`.
 //! - A variable has single underscores: `ADMISSION_GROUPS_API_RATE`.
 //! - `store` has settings, such as a secret, and no URL.
 //! - `clients.forwarded_header` is given, and no proxy is trusted.
@@ -175,7 +240,7 @@
 //! for this. Any other rate is a new one, and in memory begins with nothing used, and so does the `concurrency` of
 //! a group that was gone. What addresses used of `bad_credentials_per_ip` stays used until that is switched off, or changed
 //! to sliding or back, or its group is gone. The `store`, a group's `on_failure` and what the program made of
-//! `admin.token` are those of the start.
+//! `admin.token` are those of the start. So does what is used of a group that others name, when they begin or cease to.
 //!
 //! [`ClientIp::forwarded_by`]: crate::ClientIp::forwarded_by
 //! [`ClientIp::forwarded_hops`]: crate::ClientIp::forwarded_hops
@@ -190,8 +255,11 @@
 //! [`reclaim_after`]: crate::ConcurrencyLimitLayer::reclaim_after
 
 mod admission;
+mod also;
+mod builder;
 mod changing;
 mod check;
+mod cost;
 mod document;
 mod error;
 mod follow;
@@ -207,6 +275,8 @@ mod path;
 mod policies;
 mod reload;
 mod reloaded;
+mod routes;
+mod selectors;
 mod statuses;
 mod stores;
 mod text;
@@ -214,7 +284,8 @@ mod variables;
 mod warning;
 mod written;
 
-pub use self::admission::{Admission, AdmissionBuilder};
+pub use self::admission::Admission;
+pub use self::builder::AdmissionBuilder;
 pub use self::error::ConfigError;
 pub use self::follow::Following;
 pub use self::layer::{AdmissionLayer, AdmissionService};

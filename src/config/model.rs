@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use http::Method;
 use serde::Deserialize;
 
+use super::cost::CostSource;
 use super::origin::Origin;
 use super::path::{Prefix, paths};
+use super::selectors::{GrpcPattern, HostPattern};
 use super::statuses::Statuses;
 use super::text::{
     Hidden, OrOff, SecretBits, Text, Time, list, shown, some_list, some_text, some_whole, table,
@@ -109,6 +112,14 @@ struct Admin {
 pub(super) struct Group {
     #[serde(deserialize_with = "paths")]
     pub(super) path: Vec<Prefix>,
+    #[serde(deserialize_with = "some_list")]
+    pub(super) methods: Vec<Method>,
+    #[serde(deserialize_with = "some_list")]
+    pub(super) hosts: Vec<HostPattern>,
+    #[serde(deserialize_with = "some_list")]
+    pub(super) grpc: Vec<GrpcPattern>,
+    #[serde(deserialize_with = "list")]
+    pub(super) also: Vec<String>,
     #[serde(deserialize_with = "some_text")]
     pub(super) name: Option<String>,
     #[serde(deserialize_with = "whole")]
@@ -133,6 +144,8 @@ pub(super) struct Group {
     pub(super) key: KeySource,
     #[serde(deserialize_with = "list")]
     pub(super) exclude: Vec<Prefix>,
+    #[serde(deserialize_with = "some_text")]
+    pub(super) cost: Option<CostSource>,
     #[serde(deserialize_with = "text")]
     pub(super) headers: Dialect,
     #[serde(deserialize_with = "truth")]

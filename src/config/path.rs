@@ -1,4 +1,4 @@
-//! Which paths a group covers, and which of them it excludes.
+//! Which paths a group covers, and which of them it excludes: prefixes of whole segments, with parameters.
 
 use std::fmt;
 
@@ -6,15 +6,40 @@ use percent_encoding::percent_decode_str;
 
 use super::text::{Text, list_or_off, shown};
 
-/// A path that requests may begin with.
+/// A path that requests may begin with, in whole segments. The names of parameters are not kept: patterns that cover
+/// the same paths are equal.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Prefix(String);
+pub(super) struct Prefix(Vec<Segment>);
+
+/// What a segment of a path is compared with.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Segment {
+    Text(Box<str>),
+    /// `{id}`: any segment that is not empty.
+    Any,
+    /// `{*rest}`: all that is left, which is not empty.
+    Rest,
+}
 
 impl Prefix {
     /// Whether a path is this one or below it.
     pub(super) fn covers(&self, path: &str) -> bool {
-        let rest = path.strip_prefix(&*self.0);
-        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        let mut rest = path;
+        for segment in &self.0 {
+            let Some((first, more)) = split_first(rest) else {
+                return false;
+            };
+            let fits = match segment {
+                Segment::Text(text) => first == &**text,
+                Segment::Any => !first.is_empty(),
+                Segment::Rest => return rest.len() > 1,
+            };
+            if !fits {
+                return false;
+            }
+            rest = more;
+        }
+        rest.is_empty() || rest.starts_with('/')
     }
 
     /// Whether a path is this one or below it, and has no dot segments that could lead out of it.
@@ -22,18 +47,44 @@ impl Prefix {
         self.covers(path) && !has_dot_segments(path)
     }
 
-    pub(super) fn as_str(&self) -> &str {
-        &self.0
+    /// Whether it covers all paths that another one covers.
+    pub(super) fn covers_all_of(&self, other: &Self) -> bool {
+        for (at, segment) in self.0.iter().enumerate() {
+            match (segment, other.0.get(at)) {
+                (Segment::Rest, Some(_)) => return true,
+                (Segment::Text(text), Some(Segment::Text(other))) if text == other => {}
+                (Segment::Any, Some(Segment::Text(_) | Segment::Any)) => {}
+                _ => return false,
+            }
+        }
+        true
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.0.len()
+    /// Whether a path can be covered by it and by another one.
+    pub(super) fn overlaps(&self, other: &Self) -> bool {
+        let mut both = self.0.iter().zip(&other.0);
+        both.all(|both| match both {
+            (Segment::Text(text), Segment::Text(other)) => text == other,
+            _ => true,
+        })
+    }
+
+    pub(super) fn segments(&self) -> &[Segment] {
+        &self.0
     }
 }
 
+/// As it is written, with other names of parameters.
 impl fmt::Display for Prefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_empty() { "/" } else { &self.0 })
+        if self.0.is_empty() {
+            return f.write_str("/");
+        }
+        self.0.iter().try_for_each(|segment| match segment {
+            Segment::Text(text) => write!(f, "/{text}"),
+            Segment::Any => f.write_str("/{..}"),
+            Segment::Rest => f.write_str("/{*..}"),
+        })
     }
 }
 
@@ -45,23 +96,59 @@ impl Text for Prefix {
                 "{text} is no path: one begins with `/`, such as \"/api\""
             ));
         }
-        // As requests have it: escaped, and without patterns.
+        // As requests have it: escaped.
         let is_plain = text.bytes().all(|b| b.is_ascii_graphic());
         let is_path = is_plain && !text.contains("//");
-        if !is_path || text.contains(['?', '#', '*', '{', '}']) {
+        if !is_path || text.contains(['?', '#']) {
             return Err(format!("{} is no path, such as \"/api\"", shown(text)));
         }
         if has_dot_segments(text) {
             let text = shown(text);
             return Err(format!("{text} has a `.` or `..` segment: leave it out"));
         }
-        Ok(Self(text.trim_end_matches('/').to_owned()))
+        let segments = text.trim_end_matches('/').split('/').skip(1);
+        let segments: Option<Vec<_>> = segments.map(Segment::read).collect();
+        let before_last =
+            |segments: &Vec<Segment>| segments.split_last().map(|(_, rest)| rest.to_vec());
+        match segments {
+            Some(segments)
+                if !before_last(&segments).is_some_and(|rest| rest.contains(&Segment::Rest)) =>
+            {
+                Ok(Self(segments))
+            }
+            _ => Err(format!(
+                "{} is no pattern: a parameter is a whole segment, as in \"/users/{{id}}\", and \
+                 `{{*rest}}` is the last one",
+                shown(text)
+            )),
+        }
     }
 }
 
 /// The paths of a group; none, if it is `off`.
 pub(super) fn paths<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Prefix>, D::Error> {
     list_or_off(from)
+}
+
+impl Segment {
+    fn read(text: &str) -> Option<Self> {
+        if !text.contains(['{', '}', '*']) {
+            return Some(Self::Text(text.into()));
+        }
+        let name = text.strip_prefix('{')?.strip_suffix('}')?;
+        let (name, segment) = match name.strip_prefix('*') {
+            Some(name) => (name, Self::Rest),
+            None => (name, Self::Any),
+        };
+        let is_name = !name.is_empty() && !name.contains(['{', '}', '*']);
+        is_name.then_some(segment)
+    }
+}
+
+/// The first segment of a path, and the rest, which is empty or begins with `/`.
+pub(super) fn split_first(path: &str) -> Option<(&str, &str)> {
+    let path = path.strip_prefix('/')?;
+    Some(path.split_at(path.find('/').unwrap_or(path.len())))
 }
 
 /// The paths that a request may be for, the likeliest first.
@@ -122,6 +209,19 @@ mod tests {
             ("/", "/anything", true),
             ("/", "/", true),
             ("/", "*", false),
+            ("/users/{id}", "/users/7", true),
+            ("/users/{id}", "/users/7/orders", true),
+            ("/users/{id}", "/users/7/", true),
+            ("/users/{id}", "/users/", false),
+            ("/users/{id}", "/users", false),
+            ("/users/{id}/orders", "/users/7/orders/1", true),
+            ("/users/{id}/orders", "/users//orders", false),
+            ("/users/{id}/orders", "/users/7/ordersx", false),
+            ("/files/{*rest}", "/files/a/b", true),
+            ("/files/{*rest}", "/files/", false),
+            ("/files/{*rest}", "/files", false),
+            ("/{*rest}", "/", false),
+            ("/{*rest}", "/a", true),
         ] {
             assert_eq!(prefix(text).covers(path), covers, "{text} {path}");
         }
@@ -134,7 +234,13 @@ mod tests {
             "//",
             "/a//b",
             "/ä",
-            "/users/{id}",
+            "/users/{}",
+            "/users/{*}",
+            "/users/*",
+            "/users/{id}.png",
+            "/users/{{id}}",
+            "/users/{id",
+            "/{*rest}/more",
             "/a/../b",
             "/a/%2e",
         ] {

@@ -5,9 +5,10 @@ use std::fmt;
 use toml::Value;
 
 use super::error::ConfigError;
-use super::model::Config;
+use super::model::{Config, Group};
 use super::origin::nearest;
 use super::path::Prefix;
+use super::selectors::GrpcPattern;
 
 /// Something in a configuration that has no effect, or not the one that it seems to have. It is logged when limits
 /// are made and when they change.
@@ -87,6 +88,9 @@ impl fmt::Display for ConfigWarning {
     }
 }
 
+/// The fields by which a group selects requests.
+const SELECTORS: [&str; 4] = ["path", "methods", "hosts", "grpc"];
+
 impl Config {
     /// What is written without effect. [`Admission`](super::Admission) logs it at start and when it
     /// [reloads](super::Admission::reload), and rejects it with
@@ -149,7 +153,9 @@ impl Config {
     fn warnings_of_group(&self, group: &str, in_file: &[&str]) -> Vec<(WarningKind, ConfigError)> {
         let field = format!("groups.{group}");
         let written = self.written.group(group);
-        let has_path = written.is_some_and(|group| group.contains_key("path"));
+        let selects = |field: &&str| written.is_some_and(|group| group.contains_key(*field));
+        let is_also = |other: &Group| other.also.iter().any(|name| name == group);
+        let has_path = SELECTORS.iter().any(selects) || self.groups.values().any(is_also);
         let meant = nearest(group, in_file.iter().copied());
         let is_other_case = meant.is_some_and(|meant| meant.eq_ignore_ascii_case(group));
         if !in_file.contains(&group) && (!has_path || is_other_case) {
@@ -158,8 +164,9 @@ impl Config {
         }
         let mut found = Vec::new();
         if !has_path {
-            let problem = "this group has no path, so no request is in it but those of a layer that the \
-                           program makes for it (`Admission::layer_of`): with `path = \"off\"` that is meant";
+            let problem = "this group selects no requests (by `path`, `methods`, `hosts` or `grpc`), and no group \
+                           names it in `also`; if the program makes a layer for it (`Admission::layer_of`), \
+                           write `path = \"off\"`";
             found.push((WarningKind::NoPath, ConfigError::at(&*field, problem)));
         }
         if !self.written.has_limits(group) {
@@ -169,7 +176,8 @@ impl Config {
         }
         let settings = &self.groups[group];
         let problems = settings.exclude.iter();
-        let problems = problems.filter_map(|exclude| without_effect(exclude, &settings.path));
+        let problems =
+            problems.filter_map(|exclude| without_effect(exclude, &settings.path, &settings.grpc));
         let told = problems.map(|problem| ConfigError::at(format!("{field}.exclude"), problem));
         found.extend(told.map(|told| (WarningKind::Exclude, told)));
         found
@@ -219,18 +227,17 @@ fn unknown_group(meant: Option<&str>, is_other_case: bool) -> String {
 }
 
 /// Why a path that is excluded changes nothing, or everything.
-fn without_effect(exclude: &Prefix, paths: &[Prefix]) -> Option<String> {
-    if paths.is_empty() {
-        // What the layer of the program sees is not known here.
+fn without_effect(exclude: &Prefix, paths: &[Prefix], grpc: &[GrpcPattern]) -> Option<String> {
+    if paths.is_empty() || !grpc.is_empty() {
+        // What the layer of the program sees is not known here, nor what methods gRPC services have.
         return None;
     }
-    if paths.iter().all(|path| exclude.covers(path.as_str())) {
+    if paths.iter().all(|path| exclude.covers_all_of(path)) {
         return Some(format!(
             "`{exclude}` is all of this group, so nothing of it is limited"
         ));
     }
-    let touches = |path: &Prefix| path.covers(exclude.as_str()) || exclude.covers(path.as_str());
-    let is_outside = !paths.iter().any(touches);
+    let is_outside = !paths.iter().any(|path| path.overlaps(exclude));
     is_outside
         .then(|| format!("`{exclude}` is outside of this group's paths, so nothing is excluded"))
 }

@@ -9,7 +9,8 @@ use super::origin::SHOWN;
 use super::text::shown;
 
 /// Fields that limit requests. A group without any of them limits nothing.
-const LIMITS: [&str; 8] = [
+const LIMITS: [&str; 9] = [
+    "also",
     "bad_credentials_per_ip",
     "concurrency",
     "concurrency_per_ip",

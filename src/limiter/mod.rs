@@ -1,14 +1,21 @@
 //! Limiters: they ask a store, and are usable without HTTP, for a message or a job.
 
+mod charged;
 mod concurrency;
 #[cfg(feature = "config")]
 mod configured;
 #[cfg(feature = "redis")]
 mod elsewhere;
+#[cfg_attr(
+    not(feature = "config"),
+    expect(dead_code, reason = "only configuration joins limiters")
+)]
+mod joined;
 mod key_search;
 mod lease;
 mod lease_limits;
 mod leases;
+mod parking;
 mod per_key;
 mod permit;
 mod rate;
@@ -21,17 +28,18 @@ mod stalled;
 mod verdict;
 mod wait;
 
+pub(crate) use charged::Charged;
 pub use concurrency::ConcurrencyLimiter;
 pub(crate) use concurrency::Opened;
 #[cfg(feature = "redis")]
 pub use elsewhere::SharedLimiters;
+pub(crate) use joined::Parts;
 pub use lease::{KeptLease, Lease};
 pub use leases::Leases;
 pub use permit::Permit;
-pub(crate) use rate::Charged;
 pub use rate::RateLimiter;
 pub use rules::SetPolicyError;
 pub(crate) use rules::TiersUnsupported;
 
-pub(crate) use stalled::{Parking, Unparked};
+pub(crate) use parking::{Parking, Unparked};
 pub(crate) use wait::{Acquire, Acquiring, Rejected, Wait};

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::per_key::{KeySlot, KeySlots};
@@ -25,6 +26,8 @@ pub(super) struct Extra {
     pub(super) watched: Option<Watched>,
     /// The same slot where other replicas see it.
     lease: Option<Box<dyn Held>>,
+    /// Those of other limiters, which are given back together with this one.
+    others: SmallVec<[Permit; 1]>,
 }
 
 /// Tells an observer when the permit is given back.
@@ -61,6 +64,43 @@ impl Permit {
         self
     }
 
+    /// Holds a permit of another limiter as well.
+    pub(crate) fn and(mut self, other: Self) -> Self {
+        if !self.is_held() {
+            return other;
+        }
+        self.extra.get_or_insert_default().others.push(other);
+        self
+    }
+
+    /// The permits of the limiters that this one is of.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Self> {
+        let others = self.extra.iter().flat_map(|extra| &extra.others);
+        std::iter::once(self).chain(others)
+    }
+
+    /// Takes out the permit of one limiter.
+    pub(super) fn take_of(&mut self, slots: &'static Slots) -> Self {
+        let is_of = |permit: &Self| permit.slots().is_some_and(|own| std::ptr::eq(own, slots));
+        if !is_of(self) {
+            let others = self.extra.as_mut().map(|extra| &mut extra.others);
+            let taken = others.and_then(|others| {
+                let at = others.iter().position(is_of)?;
+                Some(others.remove(at))
+            });
+            return taken.unwrap_or(Self::none());
+        }
+        let mut others = match &mut self.extra {
+            Some(extra) => std::mem::take(&mut extra.others),
+            None => SmallVec::new(),
+        };
+        let first = match others.is_empty() {
+            true => Self::none(),
+            false => others.remove(0),
+        };
+        std::mem::replace(self, others.into_iter().fold(first, Self::and))
+    }
+
     /// Permission for what does not count.
     #[inline]
     pub(crate) fn none() -> Self {
@@ -88,7 +128,8 @@ impl Permit {
 
     /// Whether a request that needs the permit may take it from a client that does not read.
     pub(crate) fn is_reclaimable(&self) -> bool {
-        self.slots().is_some_and(|slots| slots.stalled.is_on())
+        let mut slots = self.all().filter_map(Self::slots);
+        slots.any(|slots| slots.stalled.is_on())
     }
 
     /// Gives the permit back, if that was not done before.

@@ -4,7 +4,8 @@ use std::fmt;
 use std::slice;
 use std::sync::Arc;
 
-use super::rules::{Charges, Rules, SetPolicyError, TiersUnsupported};
+use super::joined::{Joined, Parts};
+use super::rules::{Rules, SetPolicyError, TiersUnsupported};
 use crate::decision::Decision;
 use crate::key::Key;
 use crate::limits::Limits;
@@ -37,17 +38,12 @@ pub struct RateLimiter {
     tier: Option<Arc<str>>,
 }
 
-/// Which buckets a decision charged, for more of the same.
-pub(crate) struct Charged {
-    tier: Option<Arc<str>>,
-    sets: Option<Box<[usize]>>,
-}
-
 struct Limit {
     /// As it was built.
     policies: Vec<Policy>,
-    /// `None` when nothing is limited and nothing can be.
+    /// `None` when nothing is limited and nothing can be, and where limiters are joined.
     rules: Option<Arc<Rules>>,
+    joined: Option<Joined>,
     nesting: Arc<Nesting>,
 }
 
@@ -143,10 +139,34 @@ impl RateLimiter {
             limit: Arc::new(Limit {
                 policies,
                 rules,
+                joined: None,
                 nesting: Arc::new(Nesting::new()),
             }),
             tier: None,
         })
+    }
+
+    #[cfg(feature = "config")]
+    pub(super) fn of_joined(joined: Joined, parts: &[(Arc<Rules>, &[Policy])]) -> Self {
+        let policies = parts.iter().flat_map(|(_, policies)| *policies);
+        Self {
+            limit: Arc::new(Limit {
+                policies: policies.cloned().collect(),
+                rules: None,
+                joined: Some(joined),
+                nesting: Arc::new(Nesting::new()),
+            }),
+            tier: None,
+        }
+    }
+
+    pub(super) fn joined(&self) -> Option<&Joined> {
+        self.limit.joined.as_ref()
+    }
+
+    #[cfg(feature = "config")]
+    pub(super) fn rules_and_policies(&self) -> Option<(Arc<Rules>, &[Policy])> {
+        Some((self.limit.rules.clone()?, &self.limit.policies))
     }
 
     /// The same limit for requests of a tier of [its policy](Policy::tier) or [its limits](Limits::tier);
@@ -163,7 +183,10 @@ impl RateLimiter {
 
     /// The name of a tier that there is.
     pub(crate) fn known_tier(&self, name: &str) -> Option<Arc<str>> {
-        self.limit.rules.as_ref()?.tier(name)
+        match self.joined() {
+            Some(joined) => joined.known_tier(name),
+            None => self.limit.rules.as_ref()?.tier(name),
+        }
     }
 
     /// How the services of this limit are known when they are nested.
@@ -250,7 +273,10 @@ impl RateLimiter {
     #[inline]
     pub(crate) fn decide_in(&self, tier: Option<&str>, keys: &[Key], cost: u32) -> Reply<Decision> {
         let Some(rules) = &self.limit.rules else {
-            return Reply::Ready(Decision::unlimited());
+            return match self.joined() {
+                Some(joined) => joined.decide(keys, tier, cost, Parts::NONE),
+                None => Reply::Ready(Decision::unlimited()),
+            };
         };
         let decision = match keys {
             [key] => {
@@ -273,7 +299,7 @@ impl RateLimiter {
     pub(crate) fn take_one(&self, tier: Option<&str>, key: &Key) -> bool {
         match &self.limit.rules {
             Some(rules) => rules.buckets().take_one(&rules.charge(0, key, tier)),
-            None => true,
+            None => self.is_off(),
         }
     }
 
@@ -291,38 +317,6 @@ impl RateLimiter {
         let tier = self.tier.as_deref();
         match &self.limit.rules {
             Some(rules) => rules.buckets().refund(&rules.charges(keys, tier), cost),
-            None => Reply::Ready(()),
-        }
-    }
-
-    /// Which buckets a decision about a request of this tier charges.
-    #[inline]
-    pub(crate) fn charged(&self, tier: Option<Arc<str>>, keys: &[Key]) -> Charged {
-        let rules = self.limit.rules.as_ref();
-        let sets = rules.and_then(|rules| rules.sets(keys, tier.as_deref()));
-        Charged { tier, sets }
-    }
-
-    /// Decides about more of a request that was charged.
-    pub(crate) fn decide_more(&self, of: &Charged, keys: &[Key], cost: u32) -> Reply<Decision> {
-        match &self.limit.rules {
-            Some(rules) => rules.buckets().take(&of.charges(rules, keys), cost),
-            None => Reply::Ready(Decision::unlimited()),
-        }
-    }
-
-    /// The numbers of a request that was charged.
-    pub(crate) fn peek_at(&self, of: &Charged, keys: &[Key]) -> Reply<Decision> {
-        match &self.limit.rules {
-            Some(rules) => rules.buckets().peek(&of.charges(rules, keys), 0),
-            None => Reply::Ready(Decision::unlimited()),
-        }
-    }
-
-    /// Gives back to where a request was charged.
-    pub(crate) fn give_back(&self, of: &Charged, keys: &[Key], cost: u32) -> Reply<()> {
-        match &self.limit.rules {
-            Some(rules) => rules.buckets().refund(&of.charges(rules, keys), cost),
             None => Reply::Ready(()),
         }
     }
@@ -346,19 +340,13 @@ impl RateLimiter {
     #[inline]
     #[must_use]
     pub fn is_off(&self) -> bool {
-        self.limit.rules.is_none()
+        self.limit.rules.is_none() && self.limit.joined.is_none()
     }
 
     /// The names of the quotas, by the place of a usage.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         let quotas = self.policies().iter().flat_map(Policy::quotas);
         quotas.map(NamedQuota::name)
-    }
-}
-
-impl Charged {
-    fn charges(&self, rules: &Rules, keys: &[Key]) -> Charges {
-        rules.charges_to(keys, self.tier.as_deref(), self.sets.as_deref())
     }
 }
 

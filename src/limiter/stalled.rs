@@ -1,7 +1,6 @@
 //! Responses that their client does not read, and how a request that needs their permit gets it.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use slab::Slab;
@@ -9,8 +8,6 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::key_search::{KeySearch, REMEMBERED_KEYS};
-use super::permit::Permit;
-use super::slots::Slots;
 use super::stall_clock::{instant, now};
 use crate::key::Key;
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering, lock};
@@ -26,7 +23,7 @@ const MAX_RECLAIMED_PER_SLOT: u64 = 4;
 /// that a single connection cannot hold all capacity.
 const MIN_MAX_RECLAIMED: u64 = 256;
 
-const SHARDS: usize = 8;
+pub(super) const SHARDS: usize = 8;
 
 /// How often a search that finds nothing is repeated at most, as a part of the stall limit.
 const SEARCHES_PER_LIMIT: u64 = 64;
@@ -43,54 +40,23 @@ pub(super) struct StalledResponses {
     /// to reclaim, while other requests need what is stalled.
     key_searches: [AtomicU64; REMEMBERED_KEYS],
     /// Reclaimed responses that their server has not dropped yet.
-    reclaimed: AtomicUsize,
+    pub(super) reclaimed: AtomicUsize,
     /// When the last warning was logged that there are too many of them.
     warned_at: AtomicU64,
-    shards: [Mutex<Slab<Arc<dyn Reclaim>>>; SHARDS],
+    pub(super) shards: [Mutex<Slab<Arc<dyn Reclaim>>>; SHARDS],
 }
 
 /// The part of a parked response that a search looks at.
-trait Reclaim: Send + Sync {
+pub(super) trait Reclaim: Send + Sync {
     /// Since when the response waits for its client, or 0 while it does not.
-    fn parked_at(&self) -> u64;
+    fn parked_at(&self, of: &StalledResponses) -> u64;
 
-    /// The keys that it counts for, by place.
-    fn keys(&self) -> &[Key];
+    /// The keys that it counts for in this limiter, by place.
+    fn keys(&self, of: &StalledResponses) -> &[Key];
 
-    /// Takes the permit away if the response is still parked since this time, and ends it unless it
-    /// is to be spared.
-    fn reclaim(&self, parked_at: u64, spare: bool) -> bool;
-}
-
-/// What a response holds, shared with the requests that may need it.
-struct Parked<T> {
-    slots: &'static Slots,
-    shard: usize,
-    /// Its place in the shard, once it is there.
-    entry: OnceLock<usize>,
-    parked_at: AtomicU64,
-    /// There while the response waits for its client, unless it was reclaimed.
-    content: Mutex<Content<T>>,
-    keys: SmallVec<[Key; 2]>,
-}
-
-enum Content<T> {
-    /// With the response, which is being polled or waits for its handler.
-    Out,
-    Parked(T, Permit),
-    Reclaimed,
-}
-
-/// A response in the list of those that may be stalled. Dropping it removes the response.
-// One pointer, since every response body has room for it.
-pub(crate) struct Parking<T>(Arc<Parked<T>>);
-
-/// What was parked.
-pub(crate) enum Unparked<T> {
-    Content(T, Permit),
-    /// It was not parked.
-    Out,
-    Reclaimed,
+    /// Takes the permits away if the response is still parked since this time, and ends it; unless it
+    /// is to be spared, when it goes on without the permit of this limiter.
+    fn reclaim(&self, of: &StalledResponses, parked_at: u64, spare: bool) -> bool;
 }
 
 /// A permit that was taken from a stalled response.
@@ -186,13 +152,13 @@ impl StalledResponses {
             {
                 // Counted first, so that the response cannot be gone before it is counted.
                 self.reclaimed.fetch_add(1, Ordering::Relaxed);
-                let is_reclaimed = response.reclaim(parked_at, spare);
+                let is_reclaimed = response.reclaim(self, parked_at, spare);
                 if spare || !is_reclaimed {
                     self.reclaimed.fetch_sub(1, Ordering::Relaxed);
                 }
                 if is_reclaimed {
                     return Search::Found(Reclaimed {
-                        keys: response.keys().into(),
+                        keys: response.keys(self).into(),
                         stalled: Duration::from_millis(now - parked_at),
                     });
                 }
@@ -238,14 +204,14 @@ impl StalledResponses {
         let mut found: Option<Found> = None;
         for shard in &self.shards {
             for (_, response) in lock(shard).iter() {
-                let parked_at = response.parked_at();
+                let parked_at = response.parked_at(self);
                 if parked_at == 0 {
                     continue;
                 }
                 oldest = Some(oldest.map_or(parked_at, |oldest: u64| oldest.min(parked_at)));
                 let is_older = found.as_ref().is_none_or(|(found, _)| parked_at < *found);
                 let counts = |Charged { place, key }: Charged<'_>| {
-                    response.keys().get(place).is_some_and(|own| own == key)
+                    response.keys(self).get(place).is_some_and(|own| own == key)
                 };
                 if is_older && charged.is_none_or(counts) {
                     found = Some((parked_at, response.clone()));
@@ -256,129 +222,8 @@ impl StalledResponses {
     }
 }
 
-impl<T: Send + 'static> Parking<T> {
-    /// Parks a response that has handed over a frame: until its client has taken that, a request
-    /// that needs the permit may have it after the stall limit.
-    ///
-    /// Returns both if the permit cannot be reclaimed: it holds no slot, or that is off.
-    pub(crate) fn new(content: T, permit: Permit) -> Result<Self, (T, Permit)> {
-        let Some(slots) = permit.slots() else {
-            return Err((content, permit));
-        };
-        if !slots.stalled.is_on() {
-            return Err((content, permit));
-        }
-        let shard = shard_of_thread();
-        let parked = Arc::new(Parked {
-            slots,
-            shard,
-            entry: OnceLock::new(),
-            parked_at: AtomicU64::new(now()),
-            keys: permit.keys().collect(),
-            content: Mutex::new(Content::Parked(content, permit)),
-        });
-        let entry = lock(&slots.stalled.shards[shard]).insert(parked.clone());
-        let _ = parked.entry.set(entry);
-        Ok(Self(parked))
-    }
-
-    /// Parks again, after another frame.
-    pub(crate) fn park(&self, content: T, permit: Permit) {
-        // One that lost its permit and was spared has nothing to reclaim.
-        let parked_at = if permit.is_held() { now() } else { 0 };
-        *lock(&self.0.content) = Content::Parked(content, permit);
-        self.0.parked_at.store(parked_at, Ordering::Release);
-    }
-
-    /// Takes back what was parked, as the client has taken the frame.
-    pub(crate) fn unpark(&self) -> Unparked<T> {
-        let mut content = lock(&self.0.content);
-        self.0.parked_at.store(0, Ordering::Release);
-        match std::mem::replace(&mut *content, Content::Out) {
-            Content::Parked(parked, permit) => Unparked::Content(parked, permit),
-            Content::Out => Unparked::Out,
-            Content::Reclaimed => {
-                *content = Content::Reclaimed;
-                Unparked::Reclaimed
-            }
-        }
-    }
-}
-
-impl<T> Drop for Parking<T> {
-    fn drop(&mut self) {
-        let Parked {
-            slots,
-            shard,
-            entry,
-            ..
-        } = &*self.0;
-        let stalled = &slots.stalled;
-        let entry = entry
-            .get()
-            .and_then(|entry| lock(&stalled.shards[*shard]).try_remove(*entry));
-        let content = std::mem::replace(&mut *lock(&self.0.content), Content::Out);
-        if matches!(content, Content::Reclaimed) {
-            stalled.reclaimed.fetch_sub(1, Ordering::Relaxed);
-        }
-        // Outside of the locks: a body's end may run code of any kind.
-        drop((content, entry));
-    }
-}
-
-impl<T: Send + 'static> Reclaim for Parked<T> {
-    fn parked_at(&self) -> u64 {
-        self.parked_at.load(Ordering::Acquire)
-    }
-
-    fn keys(&self) -> &[Key] {
-        &self.keys
-    }
-
-    fn reclaim(&self, parked_at: u64, spare: bool) -> bool {
-        let (content, permit) = {
-            let mut content = lock(&self.content);
-            if self.parked_at.load(Ordering::Acquire) != parked_at {
-                return false;
-            }
-            if spare && let Content::Parked(_, permit) = &mut *content {
-                let permit = std::mem::replace(permit, Permit::none());
-                self.parked_at.store(0, Ordering::Release);
-                // After the lock: an observer sees it go.
-                drop(content);
-                drop(permit);
-                return true;
-            }
-            match std::mem::replace(&mut *content, Content::Reclaimed) {
-                Content::Parked(parked, permit) => (parked, permit),
-                other => {
-                    *content = other;
-                    return false;
-                }
-            }
-        };
-        self.parked_at.store(0, Ordering::Release);
-        // A body that panics when it is dropped must not end the request that needs its permit.
-        let dropped = catch_unwind(AssertUnwindSafe(move || {
-            let _permit = permit;
-            drop(content);
-        }));
-        drop(dropped);
-        true
-    }
-}
-
 /// A time that no client waits for. Longer ones would overflow the clock.
 const MAX_LIMIT: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-
-/// Spreads threads over the shards, so that threads that stream do not wait for each other.
-fn shard_of_thread() -> usize {
-    static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
-    thread_local! {
-        static SHARD: usize = NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS;
-    }
-    SHARD.with(|shard| *shard)
-}
 
 /// The most that may be reclaimed and not gone, for so many slots.
 pub(super) fn max_reclaimed(slots: u64) -> u64 {
@@ -390,6 +235,9 @@ pub(super) fn max_reclaimed(slots: u64) -> u64 {
 #[cfg(all(test, not(admission_loom)))]
 mod tests {
     use super::*;
+    use crate::limiter::parking::{Parking, Unparked};
+    use crate::limiter::permit::Permit;
+    use crate::limiter::slots::Slots;
 
     fn parked(slots: &'static Slots) -> Parking<&'static str> {
         let permit = Permit::new(slots.try_take().unwrap());
@@ -447,6 +295,9 @@ mod tests {
 #[cfg(all(test, admission_loom))]
 mod loom_tests {
     use super::*;
+    use crate::limiter::parking::{Parking, Unparked};
+    use crate::limiter::permit::Permit;
+    use crate::limiter::slots::Slots;
     use loom::thread;
 
     #[test]

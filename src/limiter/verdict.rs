@@ -35,7 +35,7 @@ impl RateLimiter {
     }
 
     /// The place of the policy whose quota a usage is of.
-    fn policy_of(&self, usage: &Usage) -> Option<usize> {
+    pub(crate) fn policy_of(&self, usage: &Usage) -> Option<usize> {
         let mut quotas = 0;
         self.policies().iter().position(|policy| {
             quotas += policy.quotas().len();

@@ -9,11 +9,12 @@ use http::{HeaderMap, Response};
 use smallvec::SmallVec;
 
 use super::guard::rejects_credentials;
+use super::joint::Joint;
 use super::shared::{Asked, Shared};
 use crate::decision::Decision;
 use crate::extract::ResponseHead;
 use crate::key::Key;
-use crate::limiter::{Charged, RateLimiter};
+use crate::limiter::{Charged, Parts, RateLimiter};
 use crate::rejection::Rejection;
 use crate::store::Reply;
 use crate::sync::{Mutex, lock};
@@ -45,6 +46,8 @@ pub(super) struct Account {
 struct Balance {
     /// The cost that was taken and not given back.
     charged: u32,
+    /// The limits that have got all of it back, as they do not count the response.
+    given_back: Parts,
     /// With the numbers after the last change by this request.
     decision: Decision,
 }
@@ -82,7 +85,7 @@ impl Account {
         Arc::new(Self {
             shared: shared.clone(),
             keys: Keys::copy(keys),
-            charged: shared.limiter.charged(asked.tier, keys),
+            charged: shared.limiter.charged(asked.tier, keys, asked.left_out),
             cost: asked.cost,
             decision,
             changed: OnceLock::new(),
@@ -107,6 +110,7 @@ impl Account {
         let balance = || {
             Box::new(Mutex::new(Balance {
                 charged: taken(&self.decision, self.cost),
+                given_back: Parts::NONE,
                 decision: self.decision.clone(),
             }))
         };
@@ -117,7 +121,7 @@ impl Account {
     #[inline]
     pub(super) fn tell(&self, headers: &mut HeaderMap) {
         if self.shared.tells_clients {
-            self.read(|decision| self.shared.headers.tell(decision, headers));
+            self.read(|decision| self.shared.tell(decision, headers));
         }
     }
 
@@ -128,11 +132,18 @@ impl Account {
         if self.suspect.is_some() && rejects_credentials(response) {
             self.charge_suspect();
         }
-        let count_if = self.shared.count_if.as_ref()?;
-        if count_if(ResponseHead::from(response)) {
-            return None;
-        }
-        match self.refund(u32::MAX) {
+        let head = ResponseHead::from(response);
+        let refund = match &*self.shared.parts {
+            [] => {
+                let counts = self.shared.count_if.as_ref()?;
+                match counts(head) {
+                    true => return None,
+                    false => self.refund(u32::MAX),
+                }
+            }
+            _ => self.refund_to(self.shared.not_counting(head)),
+        };
+        match refund {
             Reply::Ready(()) => None,
             Reply::Pending(refund) => Some(refund),
         }
@@ -155,8 +166,37 @@ impl Account {
         }
         // At once, so that two refunds at the same time do not give back the same.
         balance.charged -= cost;
+        let given_back = balance.given_back;
+        self.give_back(balance, given_back, cost)
+    }
+
+    /// Gives everything back to some of the limits that are decided as one.
+    fn refund_to(self: &Arc<Self>, parts: Parts) -> Reply<()> {
+        let counting = parts.others(self.shared.parts.len());
+        if counting.with(self.charged.left_out()) == self.charged.left_out() {
+            return self.refund(u32::MAX);
+        }
+        let mut balance = self.balance();
+        let cost = balance.charged;
+        if parts.is_empty() || cost == 0 {
+            return Reply::Ready(());
+        }
+        balance.given_back = balance.given_back.with(parts);
+        self.give_back(balance, counting, cost)
+    }
+
+    /// Gives back to all limits but those that are left out, and takes over the numbers.
+    fn give_back(
+        self: &Arc<Self>,
+        mut balance: impl DerefMut<Target = Balance>,
+        left_out: Parts,
+        cost: u32,
+    ) -> Reply<()> {
         let limiter = self.limiter();
-        let refund = limiter.give_back(&self.charged, &self.keys, cost);
+        let refund = match left_out.is_empty() {
+            true => limiter.give_back(&self.charged, &self.keys, cost),
+            false => limiter.give_back(&self.charged.without(left_out), &self.keys, cost),
+        };
         if let Reply::Ready(()) = refund
             && let Reply::Ready(decision) = limiter.peek_at(&self.charged, &self.keys)
         {
@@ -174,34 +214,65 @@ impl Account {
 
     /// Takes more, if it fits.
     pub(super) fn charge(self: &Arc<Self>, cost: u32) -> Reply<Result<(), Rejection>> {
+        self.charge_without(Parts::NONE, cost)
+    }
+
+    /// The same without some of the limits that are decided as one.
+    fn charge_without(
+        self: &Arc<Self>,
+        left_out: Parts,
+        cost: u32,
+    ) -> Reply<Result<(), Rejection>> {
+        let charged = match left_out.is_empty() {
+            true => None,
+            false => Some(self.charged.without(left_out)),
+        };
         // Locked before the store decides, so that the numbers of a later decision stay.
         let mut balance = self.balance();
         let limiter = self.limiter();
-        match limiter.decide_more(&self.charged, &self.keys, cost) {
+        match limiter.decide_more(charged.as_ref().unwrap_or(&self.charged), &self.keys, cost) {
             Reply::Ready(decision) => {
                 let charged = balance.charge(decision, cost);
                 drop(balance);
-                Reply::Ready(charged.or_else(|decision| self.rejected(decision)))
+                match charged {
+                    Ok(()) => Reply::Ready(Ok(())),
+                    Err(decision) => self.rejected(decision, left_out, cost),
+                }
             }
             Reply::Pending(decision) => {
                 let account = self.clone();
                 Reply::Pending(Box::pin(async move {
                     let decision = decision.await;
                     let charged = account.balance().charge(decision, cost);
-                    charged.or_else(|decision| account.rejected(decision))
+                    match charged {
+                        Ok(()) => Ok(()),
+                        Err(decision) => account.rejected(decision, left_out, cost).await,
+                    }
                 }))
             }
         }
     }
 
     #[cold]
-    fn rejected(&self, decision: Decision) -> Result<(), Rejection> {
-        let rejected = self.shared.rejected(&self.keys, decision);
-        if self.shared.enforces(&self.keys, &rejected) {
-            Err(self.shared.report(rejected))
+    fn rejected(
+        self: &Arc<Self>,
+        decision: Decision,
+        left_out: Parts,
+        cost: u32,
+    ) -> Reply<Result<(), Rejection>> {
+        let shared = &self.shared;
+        if !shared.parts.is_empty() {
+            return match shared.joint(&self.keys, &decision) {
+                Joint::Enforced(rejected) => Reply::Ready(Err(shared.report(rejected))),
+                Joint::Without(parts) => self.charge_without(left_out.with(parts), cost),
+            };
+        }
+        let rejected = shared.rejected(&self.keys, decision);
+        if shared.enforces(&self.keys, &rejected) {
+            Reply::Ready(Err(shared.report(rejected)))
         } else {
-            self.shared.would_reject(&rejected, None);
-            Ok(())
+            shared.would_reject(&rejected, None);
+            Reply::Ready(Ok(()))
         }
     }
 }

@@ -249,6 +249,14 @@ where
                 ResponseFuture::calling(future, told, passing)
             }
             Verdict::Rejected(response) => ResponseFuture::rejected(response, request.into_body()),
+            Verdict::Later(asked, decision) => ResponseFuture::deciding(Self {
+                decision,
+                service,
+                request,
+                keys,
+                asked,
+                shared,
+            }),
         }
     }
 }

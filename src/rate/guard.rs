@@ -1,10 +1,15 @@
 //! The guard against made-up credentials.
 
+use std::sync::Arc;
+
 use http::header::AUTHORIZATION;
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 
 use super::layer::RateLimitLayer;
+#[cfg(feature = "config")]
+use super::shared::Settings;
 use super::shared::{Rejected, Shared};
+use crate::enforce::Enforce;
 use crate::extract::{ClientIp, Extractor, KeyExtractor, RequestHead};
 use crate::key::Key;
 use crate::limiter::RateLimiter;
@@ -20,6 +25,8 @@ pub(super) struct Guard {
     limiter: RateLimiter,
     /// Which headers hold a credential, besides `Authorization`.
     credentials: Vec<HeaderName>,
+    /// The layer that it is of, where several are decided as one.
+    owner: Option<(Arc<str>, Enforce)>,
 }
 
 impl<K: KeyExtractor> RateLimitLayer<K> {
@@ -79,11 +86,13 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
     /// Guards with a limiter that exists already, and that answers at once.
     pub(crate) fn guard_resumed(self, client_ip: impl KeyExtractor, limiter: RateLimiter) -> Self {
         self.with(|settings| {
-            settings.guard = (!limiter.is_off()).then(|| Guard {
+            let guard = (!limiter.is_off()).then(|| Guard {
                 client_ip: Extractor::new(client_ip),
                 limiter,
                 credentials: Vec::new(),
+                owner: None,
             });
+            settings.guards = guard.into_iter().collect();
         })
     }
 }
@@ -110,9 +119,15 @@ impl Shared {
     /// quota of those.
     #[inline]
     pub(super) fn guarded(&self, head: RequestHead<'_>) -> Result<Option<Key>, Rejected> {
-        let Some(guard) = &self.guard else {
-            return Ok(None);
-        };
+        // Guards of several layers find the same address.
+        let mut suspect = None;
+        for guard in &self.guards {
+            suspect = self.guarded_by(guard, head)?.or(suspect);
+        }
+        Ok(suspect)
+    }
+
+    fn guarded_by(&self, guard: &Guard, head: RequestHead<'_>) -> Result<Option<Key>, Rejected> {
         if !guard.has_credential(head) {
             return Ok(None);
         }
@@ -127,12 +142,16 @@ impl Shared {
         if decision.is_admitted() {
             return Ok(Some(address));
         }
+        let (name, enforce) = match &guard.owner {
+            Some((name, enforce)) => (name, enforce),
+            None => (&self.name, &self.enforce),
+        };
         let reason = Reason::AbnormalUsage;
         let rejected = Rejected {
-            rejection: guard.limiter.rejection_for(reason, &self.name, decision),
+            rejection: guard.limiter.rejection_for(reason, name, decision),
             key: address,
         };
-        if self.enforces_for(&rejected.key) {
+        if enforce.decides(Some(&rejected.key)) {
             return Err(rejected);
         }
         // Without a duration, because the limit itself has not decided yet.
@@ -142,9 +161,20 @@ impl Shared {
 
     /// Charges an address for credentials that were not accepted.
     pub(super) fn charge_suspect(&self, address: &Key) {
-        if let Some(guard) = &self.guard {
+        for guard in &self.guards {
             let _ = guard.limiter.check(address);
         }
+    }
+}
+
+#[cfg(feature = "config")]
+impl Settings {
+    /// The guards of this layer, for one that is joined with it.
+    pub(super) fn owned_guards(&self) -> impl Iterator<Item = Guard> {
+        self.guards.iter().map(|guard| Guard {
+            owner: Some((self.name.clone(), self.enforce.clone())),
+            ..guard.clone()
+        })
     }
 }
 

@@ -214,6 +214,19 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
         layer
     }
 
+    /// Decides by a limiter that is there already.
+    #[cfg(feature = "config")]
+    pub(super) fn decided_by(mut self, limiter: RateLimiter) -> Self {
+        self.limiter = Arc::new(Ok(limiter).into());
+        self
+    }
+
+    /// What is configured.
+    #[cfg(feature = "config")]
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     /// The limiter behind the layer, which shares its counts: to look at a key, to charge it for
     /// something else, or to give back.
     ///

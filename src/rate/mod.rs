@@ -6,6 +6,7 @@
 mod account;
 mod future;
 mod guard;
+mod joint;
 mod layer;
 mod service;
 mod settings;

@@ -1,5 +1,6 @@
 //! The service: decides in `call`, then calls the inner service or rejects.
 
+use std::pin::Pin;
 use std::slice;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -224,9 +225,15 @@ where
         cost,
         guarded,
         begun,
+        left_out: shared.skipping(head),
         ..shared.asked_in(tier)
     };
     let key = shared.keys[0].key(head);
+    if !shared.parts.is_empty() {
+        let keys: SmallVec<[Key; MAX_KEYS]> = shared.keys.iter().map(|key| key.key(head)).collect();
+        let reply = shared.decide(&keys, &asked);
+        return decided(inner, shared, request, &keys, asked, reply);
+    }
     match &shared.keys[1..] {
         [] => {
             let keys = slice::from_ref(&key);
@@ -258,18 +265,7 @@ where
     let decision = match reply {
         Reply::Ready(decision) => decision,
         Reply::Pending(decision) => {
-            // The service that was made ready is the one to be called, so it goes along and
-            // a clone that is not ready stays here.
-            let unready = inner.clone();
-            let service = std::mem::replace(inner, unready);
-            return ResponseFuture::deciding(Deciding {
-                decision,
-                service,
-                request,
-                keys: Keys::copy(keys),
-                asked,
-                shared: shared.clone(),
-            });
+            return decided_later(inner, shared, request, keys, asked, decision);
         }
     };
     match Shared::verdict(shared, &mut request, keys, asked, decision) {
@@ -278,7 +274,35 @@ where
             drop_ready(inner);
             ResponseFuture::rejected(response, request.into_body())
         }
+        Verdict::Later(asked, decision) => {
+            decided_later(inner, shared, request, keys, asked, decision)
+        }
     }
+}
+
+fn decided_later<S, B, RB>(
+    inner: &mut S,
+    shared: &Arc<Shared>,
+    request: Request<B>,
+    keys: &[Key],
+    asked: Asked,
+    decision: Pin<Box<dyn Future<Output = Decision> + Send>>,
+) -> ResponseFuture<S, B, RB>
+where
+    S: Service<Request<B>, Response = Response<RB>> + Clone,
+{
+    // The service that was made ready is the one to be called, so it goes along and
+    // a clone that is not ready stays here.
+    let unready = inner.clone();
+    let service = std::mem::replace(inner, unready);
+    ResponseFuture::deciding(Deciding {
+        decision,
+        service,
+        request,
+        keys: Keys::copy(keys),
+        asked,
+        shared: shared.clone(),
+    })
 }
 
 /// Calls the inner service with a request that was counted, or that is not to be.

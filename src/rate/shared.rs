@@ -2,15 +2,17 @@
 
 use std::fmt;
 use std::ops::Deref;
+use std::pin::Pin;
 use std::sync::Arc;
 
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use http_body::Body;
 use tokio::time::Instant;
 
 use super::account::Account;
 use super::future::Told;
 use super::guard::Guard;
+use super::joint::{Joint, Part};
 use super::status::RateLimitStatus;
 use crate::body::ResponseBody;
 use crate::decision::Decision;
@@ -18,12 +20,13 @@ use crate::enforce::Enforce;
 use crate::extract::{Extractor, RequestHead, ResponseHead};
 use crate::headers::{Headers, RateLimitHeaders};
 use crate::key::Key;
-use crate::limiter::RateLimiter;
+use crate::limiter::{Parts, RateLimiter};
 use crate::nesting::Nesting;
 use crate::observe::{Observer, Observers, Subject};
 use crate::per_thread::PerThread;
 use crate::rejection::{Reason, Rejection};
 use crate::respond::Answers;
+use crate::store::Reply;
 
 /// What is configured of a layer, without what it counts.
 #[derive(Clone)]
@@ -37,7 +40,9 @@ pub(super) struct Settings {
     pub(super) tier_by: Option<TierBy>,
     pub(super) count_if: Option<CountIf>,
     pub(super) enforce: Enforce,
-    pub(super) guard: Option<Guard>,
+    pub(super) guards: Vec<Guard>,
+    /// The limits, where several are decided as one.
+    pub(super) parts: Arc<[Part]>,
     pub(super) name: Arc<str>,
     pub(super) answers: Answers,
     pub(super) observers: Observers,
@@ -62,8 +67,8 @@ pub(super) struct Shared {
 
 type TierBy = Arc<dyn for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync>;
 type Cost = Arc<dyn Fn(RequestHead<'_>) -> u32 + Send + Sync>;
-type CountIf = Arc<dyn Fn(ResponseHead<'_>) -> bool + Send + Sync>;
-type Skip = Arc<dyn Fn(RequestHead<'_>) -> bool + Send + Sync>;
+pub(super) type CountIf = Arc<dyn Fn(ResponseHead<'_>) -> bool + Send + Sync>;
+pub(super) type Skip = Arc<dyn Fn(RequestHead<'_>) -> bool + Send + Sync>;
 
 impl Settings {
     pub(super) fn new(key: Extractor) -> Self {
@@ -76,7 +81,8 @@ impl Settings {
             tier_by: None,
             count_if: None,
             enforce: Enforce::default(),
-            guard: None,
+            guards: Vec::new(),
+            parts: Arc::default(),
             name: "".into(),
             answers: Answers::default(),
             observers: Observers::default(),
@@ -97,10 +103,10 @@ impl Settings {
         let mut settings = self.clone();
         let limits = !limiter.is_off();
         let headers = Headers::new(settings.dialect, &limiter);
-        let tells_clients = limits && !headers.are_off() && !settings.enforce.is_dry_run();
+        let tells_clients = limits && !headers.are_off() && !settings.is_dry_run();
         let tells_handlers = limits && settings.status.unwrap_or(!headers.are_off());
-        let refunds = limits && settings.count_if.is_some();
-        if let Some(guard) = &mut settings.guard {
+        let refunds = limits && settings.refunds();
+        for guard in &mut settings.guards {
             guard.settle(&settings.keys);
         }
         Shared {
@@ -108,7 +114,8 @@ impl Settings {
                 && limits
                 && settings.cost.is_none()
                 && settings.skip.is_none()
-                && settings.guard.is_none()
+                && settings.guards.is_empty()
+                && settings.parts.is_empty()
                 && settings.observers.is_empty(),
             tells: tells_clients || tells_handlers || refunds,
             tells_clients,
@@ -142,7 +149,7 @@ impl Shared {
     #[inline]
     pub(super) fn asked_in(&self, tier: Option<&str>) -> Asked {
         // Copied only where it is needed later, as that writes a count that all requests of the tier share.
-        let tier = tier.filter(|_| self.tells);
+        let tier = tier.filter(|_| self.tells || !self.parts.is_empty());
         Asked {
             tier: tier.and_then(|tier| self.limiter.known_tier(tier)),
             ..Asked::PLAIN
@@ -152,7 +159,7 @@ impl Shared {
     /// Whether a request is none of this layer's business.
     #[inline]
     pub(super) fn passes(&self, head: RequestHead<'_>) -> bool {
-        (self.limiter.is_off() && self.guard.is_none())
+        (self.limiter.is_off() && self.guards.is_empty())
             || self.skip.as_ref().is_some_and(|skip| skip(head))
     }
 
@@ -161,12 +168,25 @@ impl Shared {
         shared: &Arc<Self>,
         request: &mut Request<B>,
         keys: &[Key],
-        asked: Asked,
-        decision: Decision,
+        mut asked: Asked,
+        mut decision: Decision,
     ) -> Verdict<RB> {
         let begun = asked.begun;
+        while !decision.is_admitted() && !shared.parts.is_empty() {
+            match shared.joint(keys, &decision) {
+                Joint::Enforced(rejected) => {
+                    let head = RequestHead::from(&*request);
+                    return Verdict::Rejected(shared.reject(&rejected, begun, head));
+                }
+                Joint::Without(parts) => asked.left_out = asked.left_out.with(parts),
+            }
+            decision = match shared.decide(keys, &asked) {
+                Reply::Ready(decision) => decision,
+                Reply::Pending(decision) => return Verdict::Later(asked, decision),
+            };
+        }
         if decision.is_admitted() {
-            if begun.is_some() {
+            if begun.is_some() && !shared.has_left_out_all(asked.left_out) {
                 shared.tell_admitted(keys, begun, &decision);
             }
         } else {
@@ -213,7 +233,7 @@ impl Shared {
     pub(super) fn rejected(&self, keys: &[Key], decision: Decision) -> Rejected {
         Rejected {
             key: *self.limiter.deciding_key(keys, &decision),
-            rejection: self.limiter.rejection(&self.name, decision),
+            rejection: (self.limiter).rejection(self.rejecting_name(&decision), decision.clone()),
         }
     }
 
@@ -250,7 +270,7 @@ impl Shared {
         head: RequestHead<'_>,
     ) -> Response<ResponseBody<RB>> {
         let Rejected { rejection, key } = rejected;
-        let subject = self.subject(key, rejection.policy());
+        let subject = Self::rejecting(rejection, key);
         (self.observers).decided(begun, &subject, |observer| {
             observer.rejected(&subject, rejection);
         });
@@ -259,15 +279,24 @@ impl Shared {
         if rejection.reason() != Reason::AbnormalUsage
             && let Some(decision) = rejection.decision()
         {
-            self.headers.tell(decision, response.headers_mut());
+            self.tell(decision, response.headers_mut());
         }
         response.map(ResponseBody::rejection)
+    }
+
+    /// Adds the rate-limit fields.
+    #[inline]
+    pub(super) fn tell(&self, decision: &Decision, headers: &mut HeaderMap) {
+        match self.told(decision) {
+            Some(told) => self.headers.tell(&told, headers),
+            None => self.headers.tell(decision, headers),
+        }
     }
 
     /// Tells observers of a rejection that the handler answers.
     pub(super) fn report(&self, rejected: Rejected) -> Rejection {
         let Rejected { rejection, key } = rejected;
-        let subject = self.subject(&key, rejection.policy());
+        let subject = Self::rejecting(&rejection, &key);
         self.observers
             .tell(|observer| observer.rejected(&subject, &rejection));
         rejection
@@ -278,11 +307,21 @@ impl Shared {
     #[cold]
     pub(super) fn would_reject(&self, rejected: &Rejected, begun: Option<Instant>) {
         let Rejected { rejection, key } = rejected;
-        let subject = self.subject(key, rejection.policy());
+        let subject = Self::rejecting(rejection, key);
         let tell = |observer: &dyn Observer| observer.would_reject(&subject, rejection);
         match begun {
             Some(_) => self.observers.decided(begun, &subject, tell),
             None => self.observers.tell(tell),
+        }
+    }
+
+    /// What a rejection is about.
+    fn rejecting<'a>(rejection: &'a Rejection, key: &'a Key) -> Subject<'a> {
+        Subject {
+            limit_type: "http",
+            limiter: rejection.limiter(),
+            policy: rejection.policy(),
+            key: Some(key),
         }
     }
 
@@ -301,6 +340,8 @@ pub(super) enum Verdict<RB> {
     /// It is passed on, and this is done with its response.
     Admitted(Told),
     Rejected(Response<ResponseBody<RB>>),
+    /// The store has been asked again, without limits that are not enforced.
+    Later(Asked, Pin<Box<dyn Future<Output = Decision> + Send>>),
 }
 
 /// What is known of a request besides its keys when its decision is asked for.
@@ -311,6 +352,8 @@ pub(super) struct Asked {
     pub(super) guarded: Option<Key>,
     /// When that began, if observers are to be told how long it took.
     pub(super) begun: Option<Instant>,
+    /// The limits that the request is not under, of several that are decided as one.
+    pub(super) left_out: Parts,
 }
 
 impl Asked {
@@ -320,6 +363,7 @@ impl Asked {
         tier: None,
         guarded: None,
         begun: None,
+        left_out: Parts::NONE,
     };
 }
 

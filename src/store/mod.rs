@@ -1,5 +1,6 @@
 //! Where the counting happens: in memory, or wherever a [`RateStore`] of your own counts.
 
+use std::any::Any;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -160,7 +161,7 @@ impl Charge {
 /// **Conversion.** A key may be charged by one rule and decided about by another, after its override or the
 /// default was changed. As many requests stay used then. In memory a bucket lacks no more than an empty one by the new
 /// rule does.
-pub trait RateBuckets: Send + Sync + 'static {
+pub trait RateBuckets: Any + Send + Sync {
     /// Admits a request if it fits every quota of every charge, and takes its cost from all of them;
     /// or takes nothing from any.
     ///
@@ -201,6 +202,13 @@ pub trait RateBuckets: Send + Sync + 'static {
         None
     }
 
+    /// These buckets and those of other limiters of the same store as one, so that one decision charges all or none.
+    /// The sets of these keep their numbers, and those of `others[n]` are numbered from `(n + 1) << 16` on; tiers that
+    /// are added later are found as well. Default: this store cannot.
+    fn join(&self, _others: &[Arc<dyn RateBuckets>]) -> Option<Arc<dyn RateBuckets>> {
+        None
+    }
+
     /// Marks these buckets as superseded: others that are opened with the same names may
     /// count in their place. Default: nothing has to be done for that.
     fn retire(&self) {}
@@ -215,6 +223,15 @@ pub trait RateBuckets: Send + Sync + 'static {
     fn stats(&self) -> Option<RateStats> {
         None
     }
+}
+
+/// How far the place of a limiter is shifted in the numbers of joined sets.
+pub(crate) const PLACE_SHIFT: u32 = 16;
+
+/// The place of a limiter among those that are joined, and the number of its set.
+#[inline]
+pub(crate) fn place_and_set(joined: usize) -> (usize, usize) {
+    (joined >> PLACE_SHIFT, joined & ((1 << PLACE_SHIFT) - 1))
 }
 
 /// What a [`RateStore`] holds for one limiter.

@@ -168,7 +168,7 @@ async fn a_configuration_is_checked() {
         panic!("{warned:?}")
     };
     assert!(no_path.starts_with(&format!(
-        "warning: {path}:1:9: groups.api: this group has no path"
+        "warning: {path}:1:9: groups.api: this group selects no requests"
     )));
     assert!(no_limit.starts_with(&format!(
         "warning: {path}:3:9: groups.batch: this group has no limit"

@@ -123,7 +123,7 @@ fn what_is_wrong_says_where_and_what_would_be_right() {
         ),
         (
             "[groups.api]\nexclude = ['/a/*']",
-            "groups.api.exclude: \"/a/*\" is no path, such as \"/api\"",
+            "groups.api.exclude: \"/a/*\" is no pattern: a parameter is a whole segment",
         ),
         (
             "[groups.api]\nkey = 'a cookie'",

@@ -1,5 +1,7 @@
 //! Limits from a file and the environment.
 
+mod also;
+mod builder;
 #[cfg(feature = "redis-tls")]
 #[path = "../redis/certificates.rs"]
 #[allow(dead_code)]
@@ -14,6 +16,7 @@ mod paths;
 mod redis;
 mod reload;
 mod routes;
+mod selectors;
 #[path = "../redis/server.rs"]
 #[allow(dead_code)]
 mod server;

@@ -29,7 +29,7 @@ fn each_warning_says_where_it_is_from() {
         (
             "[groups.api]\nrate = '1/s'",
             NoPath,
-            "F:1:9: groups.api: this group has no path",
+            "F:1:9: groups.api: this group selects no requests",
         ),
         (
             "[groups.api]\npath = '/'",
@@ -194,7 +194,7 @@ fn a_group_without_a_path_is_warned_of_unless_it_has_a_layer() {
     let text = "[groups.api]\nrate = '1/s'\n[groups.batch]\nrate = '1/s'";
     let groups = |log: Vec<String>| {
         let of_it = |line: &String| {
-            line.contains("has no path")
+            line.contains("selects no requests")
                 .then(|| line.contains("groups.api: "))
         };
         log.iter().filter_map(of_it).collect::<Vec<_>>()

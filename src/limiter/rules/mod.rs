@@ -210,6 +210,11 @@ impl Rules {
         tier.map(|tier| tier.name.clone())
     }
 
+    /// Whether there is a tier of this name.
+    pub(super) fn has_tier(&self, name: &str) -> bool {
+        self.tiers.load().iter().any(|tier| *tier.name == *name)
+    }
+
     /// The policies as they are now, with their tiers.
     pub(super) fn policies(&self) -> Vec<Policy> {
         lock(&self.state).policies.clone()

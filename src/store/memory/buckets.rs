@@ -1,6 +1,7 @@
 //! The buckets of one limiter: several quotas of several keys as one decision.
 
-use std::sync::OnceLock;
+use std::any::Any;
+use std::sync::{Arc, OnceLock};
 
 use smallvec::SmallVec;
 
@@ -10,16 +11,20 @@ use super::set::{InForce, Meter, Set};
 use crate::decision::{Decision, Usage};
 use crate::policy::Policy;
 use crate::quota::Quota;
-use crate::store::{Charge, RateBuckets, RateStats, Reply};
+use crate::store::{Charge, RateBuckets, RateStats, Reply, place_and_set};
 use crate::sync::{Mutex, lock};
 
 /// Sets that a limiter may have for each of its policies: one for each tier, and one for the requests of none.
 const SETS: usize = 1 + Policy::MAX_OPENED_TIERS;
 
-/// The buckets of one limiter.
+type Sets = Arc<[OnceLock<Box<Set>>]>;
+
+/// The buckets of one limiter, or of several that are joined.
 pub(crate) struct MemoryBuckets {
     /// Those of the policies that they were opened with, then those that were added.
-    sets: Box<[OnceLock<Box<Set>>]>,
+    sets: Sets,
+    /// Those of the limiters that are joined to this one.
+    others: Box<[Sets]>,
     max_keys: usize,
     time: Timer,
     /// Held while a set is added.
@@ -32,6 +37,7 @@ impl MemoryBuckets {
             sets: (0..policies.len() * SETS)
                 .map(|_| OnceLock::new())
                 .collect(),
+            others: Box::default(),
             max_keys,
             time,
             adding: Mutex::new(0),
@@ -52,18 +58,40 @@ impl MemoryBuckets {
 
     #[inline]
     fn set(&self, at: usize) -> Option<&Set> {
-        self.sets.get(at)?.get().map(|set| &**set)
+        let set = match self.sets.get(at) {
+            Some(set) => set,
+            None => self.set_of_other(at)?,
+        };
+        set.get().map(|set| &**set)
+    }
+
+    #[inline(never)]
+    fn set_of_other(&self, at: usize) -> Option<&OnceLock<Box<Set>>> {
+        let (place, set) = place_and_set(at);
+        self.others.get(place.checked_sub(1)?)?.get(set)
+    }
+
+    /// These and others as one.
+    pub(crate) fn joined<'a>(&self, others: impl Iterator<Item = &'a Self>) -> Self {
+        Self {
+            sets: self.sets.clone(),
+            others: others.map(|other| other.sets.clone()).collect(),
+            max_keys: self.max_keys,
+            time: self.time.clone(),
+            // Tiers are added to the parts.
+            adding: Mutex::new(self.sets.len()),
+        }
     }
 
     /// What a decision charges, by the rules that are in force; again when they were changed meanwhile. `act`
     /// changes nothing where it returns [`Stale`].
     fn with<T>(&self, charges: &[Charge], act: impl Fn(&[Meter<'_>]) -> Result<T, Stale>) -> T {
         loop {
-            let sets: SmallVec<[_; 2]> = charges
+            let sets: SmallVec<[_; 4]> = charges
                 .iter()
                 .filter_map(|charge| Some((self.set(charge.set)?, charge)))
                 .collect();
-            let rules: SmallVec<[InForce<'_>; 2]> =
+            let rules: SmallVec<[InForce<'_>; 4]> =
                 sets.iter().map(|(set, _)| set.rules()).collect();
             let charged = sets.iter().zip(&rules);
             let meters: SmallVec<[Meter<'_>; 4]> = charged
@@ -206,6 +234,15 @@ impl RateBuckets for MemoryBuckets {
     fn set_quotas(&self, set: usize, quotas: &[Quota]) -> bool {
         let set = self.set(set);
         set.is_some_and(|set| set.set_quotas(quotas, self.time.now()))
+    }
+
+    fn join(&self, others: &[Arc<dyn RateBuckets>]) -> Option<Arc<dyn RateBuckets>> {
+        let others = others.iter().map(|other| {
+            let other: &dyn Any = &**other;
+            other.downcast_ref::<Self>()
+        });
+        let others: Vec<_> = others.collect::<Option<_>>()?;
+        Some(Arc::new(self.joined(others.into_iter())))
     }
 
     fn stats(&self) -> Option<RateStats> {

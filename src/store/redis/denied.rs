@@ -1,7 +1,7 @@
 //! Denials that Redis gave, kept for as long as they hold, so that a denied key costs no calls.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use smallvec::SmallVec;
@@ -25,6 +25,9 @@ pub(super) struct Denials {
     /// When quotas were changed last, in microseconds since `started`: what was asked before may be
     /// denied because they were not yet.
     changed: AtomicU64,
+    /// Those of limiters that are joined here: a change of theirs is one of these. (A refund by another of
+    /// them is seen as one in another process is.)
+    parts: Vec<Arc<Self>>,
 }
 
 #[derive(Default)]
@@ -58,6 +61,15 @@ impl Denials {
             places: (0..ENTRIES).map(|_| Mutex::default()).collect(),
             started: Instant::now(),
             changed: AtomicU64::new(0),
+            parts: Vec::new(),
+        }
+    }
+
+    /// Those of limiters that are joined.
+    pub(super) fn joined(parts: Vec<Arc<Self>>) -> Self {
+        Self {
+            parts,
+            ..Self::new()
         }
     }
 
@@ -69,7 +81,9 @@ impl Denials {
     }
 
     fn is_current(&self, asked: Instant) -> bool {
+        let mut parts = self.parts.iter();
         self.micros(asked) >= self.changed.load(Ordering::Acquire)
+            && parts.all(|part| part.is_current(asked))
     }
 
     fn micros(&self, time: Instant) -> u64 {

@@ -1,5 +1,6 @@
 //! The buckets of one limiter in Redis.
 
+use std::any::Any;
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
@@ -18,7 +19,7 @@ use crate::decision::Decision;
 use crate::policy::{NamedQuota, Policy};
 use crate::quota::Quota;
 use crate::rule::{Rule, RuleKind};
-use crate::store::{Charge, FailureMode, RateBuckets, Reply};
+use crate::store::{Charge, FailureMode, RateBuckets, Reply, place_and_set};
 use crate::sync::{Mutex, lock};
 
 /// Clones share the buckets.
@@ -27,12 +28,15 @@ pub(super) struct RedisBuckets(Arc<Buckets>);
 
 pub(super) struct Buckets {
     pub(super) store: Arc<Inner>,
-    name: Name,
+    /// None of joined ones.
+    name: Option<Name>,
+    /// The limiters that are joined here.
+    parts: Box<[Arc<Self>]>,
     /// Those of the policies that they were opened with, then those of tiers.
     sets: Box<[OnceLock<Set>]>,
     /// How many sets there are. Held while one is added.
     adding: Mutex<usize>,
-    denials: Denials,
+    denials: Arc<Denials>,
     pub(super) lanes: Lanes<Self>,
     /// This replica's share, for when Redis is away.
     share: Option<Share>,
@@ -83,10 +87,11 @@ impl RedisBuckets {
             let _ = sets[at].set(Set::new(name.begin(at), policy));
         }
         Self(Arc::new(Buckets {
-            name,
+            name: Some(name),
+            parts: Box::default(),
             sets,
             adding: Mutex::new(policies.len()),
-            denials: Denials::new(),
+            denials: Arc::new(Denials::new()),
             lanes: Lanes::new(),
             share,
             store,
@@ -178,7 +183,7 @@ impl RateBuckets for RedisBuckets {
     fn add_tier(&self, policy: usize, tier: &str, quotas: &Policy) -> Option<usize> {
         let this = &*self.0;
         let mut len = lock(&this.adding);
-        let begin = this.name.begin_in(policy, tier, quotas);
+        let begin = this.name.as_ref()?.begin_in(policy, tier, quotas);
         let set = this.sets.get(*len)?;
         set.set(Set::new(begin, quotas)).ok()?;
         if let Some(share) = &this.share {
@@ -189,11 +194,39 @@ impl RateBuckets for RedisBuckets {
     }
 
     fn retire(&self) {
-        self.0.name.give_up();
+        if let Some(name) = &self.0.name {
+            name.give_up();
+        }
     }
 
     fn place(&self) -> Option<&str> {
-        Some(self.0.name.place())
+        Some(self.0.name.as_ref()?.place())
+    }
+
+    fn join(&self, others: &[Arc<dyn RateBuckets>]) -> Option<Arc<dyn RateBuckets>> {
+        let others = others.iter().map(|other| {
+            let other: &dyn Any = &**other;
+            let other = &other.downcast_ref::<Self>()?.0;
+            let is_same = Arc::ptr_eq(&other.store, &self.0.store);
+            is_same.then(|| other.clone())
+        });
+        let others: Vec<_> = others.collect::<Option<_>>()?;
+        let share = self.0.share.as_ref().and_then(|share| {
+            let others = others.iter().map(|other| other.share.as_ref());
+            Some(share.joined(&others.collect::<Option<Vec<_>>>()?))
+        });
+        let parts: Box<[_]> = std::iter::once(self.0.clone()).chain(others).collect();
+        let denials = parts.iter().map(|part| part.denials.clone()).collect();
+        Some(Arc::new(Self(Arc::new(Buckets {
+            store: self.0.store.clone(),
+            name: None,
+            parts,
+            sets: Box::default(),
+            adding: Mutex::new(0),
+            denials: Arc::new(Denials::joined(denials)),
+            lanes: Lanes::new(),
+            share,
+        }))))
     }
 }
 
@@ -209,7 +242,11 @@ impl Buckets {
     }
 
     fn set(&self, at: usize) -> Option<&Set> {
-        self.sets.get(at)?.get()
+        if self.parts.is_empty() {
+            return self.sets.get(at)?.get();
+        }
+        let (place, set) = place_and_set(at);
+        self.parts.get(place)?.set(set)
     }
 
     /// The Redis key of a charge.

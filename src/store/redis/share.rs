@@ -23,6 +23,15 @@ impl Share {
         }
     }
 
+    /// This and others as one.
+    pub(super) fn joined(&self, others: &[&Self]) -> Self {
+        let others = others.iter().map(|other| &other.buckets);
+        Self {
+            replicas: self.replicas,
+            buckets: self.buckets.joined(others),
+        }
+    }
+
     /// The same charges by this replica's share of the rules.
     pub(super) fn charges(&self, charges: &[Charge]) -> Vec<Charge> {
         let share = |rule: &Rule| Rule::new(rule.quota().share(self.replicas));

@@ -1,0 +1,95 @@
+//! Groups whose limits a request is under besides those of its own group.
+
+use super::error::ConfigError;
+use super::model::Config;
+
+/// How many groups one request may be under. Each has a key and an address to charge.
+const MAX_GROUPS: usize = 4;
+
+impl Config {
+    /// The groups that a group names in `also`, each followed by those that it names itself.
+    pub(super) fn also(&self, group: &str) -> Result<Vec<&str>, ConfigError> {
+        let mut found = Vec::new();
+        let Some((group, _)) = self.groups.get_key_value(group) else {
+            return Ok(found);
+        };
+        let mut way = vec![&**group];
+        self.add_also(group, &mut way, &mut found)?;
+        if found.len() >= MAX_GROUPS {
+            let problem = format!(
+                "a request is under the limits of at most {MAX_GROUPS} groups, and these are {}",
+                found.len() + 1
+            );
+            return Err(at(group, problem));
+        }
+        Ok(found)
+    }
+
+    fn add_also<'a>(
+        &'a self,
+        group: &str,
+        way: &mut Vec<&'a str>,
+        found: &mut Vec<&'a str>,
+    ) -> Result<(), ConfigError> {
+        let Some(settings) = self.groups.get(group) else {
+            return Ok(());
+        };
+        for other in &settings.also {
+            let Some((other, _)) = self.groups.get_key_value(other) else {
+                let names: Vec<_> = self.groups().map(|name| format!("`{name}`")).collect();
+                let problem = format!(
+                    "there is no group {other:?}; there are {}",
+                    names.join(", ")
+                );
+                return Err(at(group, problem));
+            };
+            if let Some(start) = way.iter().position(|name| name == other) {
+                let circle: Vec<_> = way[start..]
+                    .iter()
+                    .map(|name| format!("`{name}`"))
+                    .collect();
+                let problem = format!(
+                    "a group cannot be under its own limits again: {} names `{other}`",
+                    circle.join(" names ")
+                );
+                return Err(at(group, problem));
+            }
+            if found.contains(&&**other) {
+                let problem = format!("group `{other}` is there twice: name it in one place");
+                return Err(at(way[0], problem));
+            }
+            found.push(other);
+            way.push(other);
+            self.add_also(other, way, found)?;
+            way.pop();
+        }
+        Ok(())
+    }
+
+    /// Whether the groups that a request is under can be decided about as one.
+    pub(super) fn check_also(&self, group: &str) -> Result<(), ConfigError> {
+        let own = &self.groups[group];
+        let has_rates = |name: &str| -> Result<bool, ConfigError> {
+            Ok(!self.groups[name].policies(name)?.list().is_empty())
+        };
+        for other in self.also(group)? {
+            let settings = &self.groups[other];
+            if !has_rates(other)? {
+                continue;
+            }
+            let mode = |on_failure: Option<_>| on_failure.unwrap_or(self.store.on_failure);
+            let differs = mode(settings.on_failure) != mode(own.on_failure);
+            if self.store.url.is_some() && differs {
+                let problem = format!(
+                    "group `{other}` has another `on_failure`: one decision is about both, so give both the same"
+                );
+                return Err(at(group, problem));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn at(group: &str, problem: impl std::fmt::Display) -> ConfigError {
+    ConfigError::at(format!("groups.{group}.also"), problem)
+}

@@ -1,0 +1,196 @@
+//! A response that waits for its client, in the lists of the limiters that it holds permits of.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, OnceLock};
+
+use smallvec::SmallVec;
+
+use super::permit::Permit;
+use super::slots::Slots;
+use super::stall_clock::now;
+use super::stalled::{Reclaim, SHARDS, StalledResponses};
+use crate::key::Key;
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, lock};
+
+/// What a response holds, shared with the requests that may need it.
+struct Parked<T> {
+    lists: SmallVec<[List; 1]>,
+    shard: usize,
+    parked_at: AtomicU64,
+    /// There while the response waits for its client, unless it was reclaimed.
+    content: Mutex<Content<T>>,
+}
+
+/// A response in the list of one limiter that it holds a permit of.
+struct List {
+    slots: &'static Slots,
+    /// Its place in the shard, once it is there.
+    entry: OnceLock<usize>,
+    keys: SmallVec<[Key; 2]>,
+    /// Whether it goes on without the permit of this limiter.
+    is_spared: AtomicBool,
+}
+
+enum Content<T> {
+    /// With the response, which is being polled or waits for its handler.
+    Out,
+    Parked(T, Permit),
+    Reclaimed(&'static StalledResponses),
+}
+
+/// A response in the list of those that may be stalled. Dropping it removes the response.
+// One pointer, since every response body has room for it.
+pub(crate) struct Parking<T>(Arc<Parked<T>>);
+
+/// What was parked.
+pub(crate) enum Unparked<T> {
+    Content(T, Permit),
+    /// It was not parked.
+    Out,
+    Reclaimed,
+}
+
+impl<T: Send + 'static> Parking<T> {
+    /// Parks a response that has handed over a frame: until its client has taken that, a request
+    /// that needs the permit may have it after the stall limit.
+    ///
+    /// Returns both if the permit cannot be reclaimed: it holds no slot, or that is off.
+    pub(crate) fn new(content: T, permit: Permit) -> Result<Self, (T, Permit)> {
+        let lists = permit.all().filter_map(|permit| {
+            let slots = permit.slots().filter(|slots| slots.stalled.is_on())?;
+            Some(List {
+                slots,
+                entry: OnceLock::new(),
+                keys: permit.keys().collect(),
+                is_spared: AtomicBool::new(false),
+            })
+        });
+        let lists: SmallVec<_> = lists.collect();
+        if lists.is_empty() {
+            return Err((content, permit));
+        }
+        let shard = shard_of_thread();
+        let parked = Arc::new(Parked {
+            lists,
+            shard,
+            parked_at: AtomicU64::new(now()),
+            content: Mutex::new(Content::Parked(content, permit)),
+        });
+        for list in &parked.lists {
+            let entry = lock(&list.slots.stalled.shards[shard]).insert(parked.clone());
+            let _ = list.entry.set(entry);
+        }
+        Ok(Self(parked))
+    }
+
+    /// Parks again, after another frame.
+    pub(crate) fn park(&self, content: T, permit: Permit) {
+        // One that lost its permit and was spared has nothing to reclaim.
+        let parked_at = if permit.is_held() { now() } else { 0 };
+        *lock(&self.0.content) = Content::Parked(content, permit);
+        self.0.parked_at.store(parked_at, Ordering::Release);
+    }
+
+    /// Takes back what was parked, as the client has taken the frame.
+    pub(crate) fn unpark(&self) -> Unparked<T> {
+        let mut content = lock(&self.0.content);
+        self.0.parked_at.store(0, Ordering::Release);
+        match std::mem::replace(&mut *content, Content::Out) {
+            Content::Parked(parked, permit) => Unparked::Content(parked, permit),
+            Content::Out => Unparked::Out,
+            Content::Reclaimed(of) => {
+                *content = Content::Reclaimed(of);
+                Unparked::Reclaimed
+            }
+        }
+    }
+}
+
+impl<T> Drop for Parking<T> {
+    fn drop(&mut self) {
+        let parked = &*self.0;
+        let entries = parked.lists.iter().map(|List { slots, entry, .. }| {
+            let entry = entry.get()?;
+            lock(&slots.stalled.shards[parked.shard]).try_remove(*entry)
+        });
+        let entries: SmallVec<[_; 1]> = entries.collect();
+        let content = std::mem::replace(&mut *lock(&parked.content), Content::Out);
+        if let Content::Reclaimed(of) = content {
+            of.reclaimed.fetch_sub(1, Ordering::Relaxed);
+        }
+        // Outside of the locks: a body's end may run code of any kind.
+        drop((content, entries));
+    }
+}
+
+impl<T> Parked<T> {
+    fn list(&self, of: &StalledResponses) -> Option<&List> {
+        let mut lists = self.lists.iter();
+        lists.find(|list| std::ptr::eq(&list.slots.stalled, of))
+    }
+}
+
+impl<T: Send + 'static> Reclaim for Parked<T> {
+    fn parked_at(&self, of: &StalledResponses) -> u64 {
+        match self.list(of) {
+            Some(list) if !list.is_spared.load(Ordering::Relaxed) => {
+                self.parked_at.load(Ordering::Acquire)
+            }
+            _ => 0,
+        }
+    }
+
+    fn keys(&self, of: &StalledResponses) -> &[Key] {
+        self.list(of).map_or(&[], |list| &list.keys)
+    }
+
+    fn reclaim(&self, of: &StalledResponses, parked_at: u64, spare: bool) -> bool {
+        let Some(list) = self.list(of) else {
+            return false;
+        };
+        let (content, permit) = {
+            let mut content = lock(&self.content);
+            if self.parked_at.load(Ordering::Acquire) != parked_at {
+                return false;
+            }
+            if list.is_spared.load(Ordering::Relaxed) {
+                return false;
+            }
+            if spare && let Content::Parked(_, permit) = &mut *content {
+                let taken = permit.take_of(list.slots);
+                list.is_spared.store(true, Ordering::Relaxed);
+                if !permit.is_held() {
+                    self.parked_at.store(0, Ordering::Release);
+                }
+                // After the lock: an observer sees it go.
+                drop(content);
+                drop(taken);
+                return true;
+            }
+            match std::mem::replace(&mut *content, Content::Reclaimed(&list.slots.stalled)) {
+                Content::Parked(parked, permit) => (parked, permit),
+                other => {
+                    *content = other;
+                    return false;
+                }
+            }
+        };
+        self.parked_at.store(0, Ordering::Release);
+        // A body that panics when it is dropped must not end the request that needs its permit.
+        let dropped = catch_unwind(AssertUnwindSafe(move || {
+            let _permit = permit;
+            drop(content);
+        }));
+        drop(dropped);
+        true
+    }
+}
+
+/// Spreads threads over the shards, so that threads that stream do not wait for each other.
+fn shard_of_thread() -> usize {
+    static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+    thread_local! {
+        static SHARD: usize = NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS;
+    }
+    SHARD.with(|shard| *shard)
+}
