@@ -205,7 +205,7 @@ async fn a_refused_key_is_warned_of_once() {
     assert_eq!(lines("quota_exceeded"), 1, "{log}");
     assert_eq!(lines("bearer#"), 1, "{log}");
     assert_eq!(lines("at_capacity"), 1, "{log}");
-    assert_eq!(lines("request refused"), 2, "{log}");
+    assert_eq!(lines("request rejected"), 2, "{log}");
     assert_eq!(lines("alice"), 0, "a token is in the log: {log}");
 }
 

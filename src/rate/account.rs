@@ -200,7 +200,7 @@ impl Account {
         if self.shared.enforces(&self.keys, &rejected) {
             Err(self.shared.report(rejected))
         } else {
-            self.shared.would_reject(&rejected, None);
+            self.shared.would_reject(&rejected, None, None);
             Ok(())
         }
     }

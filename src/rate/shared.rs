@@ -20,7 +20,7 @@ use crate::headers::{Headers, RateLimitHeaders};
 use crate::key::Key;
 use crate::limiter::RateLimiter;
 use crate::nesting::Nesting;
-use crate::observe::{Observer, Observers, Subject};
+use crate::observe::{Decided, Observer, Observers, Subject};
 use crate::per_thread::PerThread;
 use crate::rejection::{Reason, Rejection};
 use crate::respond::Answers;
@@ -167,7 +167,7 @@ impl Shared {
         let begun = asked.begun;
         if decision.is_admitted() {
             if begun.is_some() {
-                shared.tell_admitted(keys, begun, &decision);
+                shared.tell_admitted(keys, begun, &decision, RequestHead::from(&*request));
             }
         } else {
             let rejected = shared.rejected(keys, decision.clone());
@@ -175,7 +175,10 @@ impl Shared {
                 let head = RequestHead::from(&*request);
                 return Verdict::Rejected(shared.reject(&rejected, begun, head));
             }
-            shared.would_reject(&rejected, begun);
+            shared.would_reject(&rejected, begun, Some(RequestHead::from(&*request)));
+        }
+        if shared.observers.mark_requests() {
+            request.extensions_mut().insert(Decided);
         }
         let told = Self::tell_later(shared, request, keys, asked, decision);
         Verdict::Admitted(told)
@@ -202,9 +205,15 @@ impl Shared {
         Told::of(account)
     }
 
-    fn tell_admitted(&self, keys: &[Key], begun: Option<Instant>, decision: &Decision) {
+    fn tell_admitted(
+        &self,
+        keys: &[Key],
+        begun: Option<Instant>,
+        decision: &Decision,
+        head: RequestHead<'_>,
+    ) {
         let key = self.limiter.deciding_key(keys, decision);
-        let subject = self.subject(key, self.limiter.binding(decision));
+        let subject = self.subject(key, self.limiter.binding(decision), Some(head));
         self.observers
             .decided(begun, &subject, |observer| observer.admitted(&subject));
     }
@@ -250,11 +259,15 @@ impl Shared {
         head: RequestHead<'_>,
     ) -> Response<ResponseBody<RB>> {
         let Rejected { rejection, key } = rejected;
-        let subject = self.subject(key, rejection.policy());
-        (self.observers).decided(begun, &subject, |observer| {
-            observer.rejected(&subject, rejection);
-        });
+        let took = begun.map(|begun| begun.elapsed());
         let mut response = self.answers.answer(rejection, head);
+        if let Some(took) = took {
+            let mut subject = self.subject(key, rejection.policy(), Some(head));
+            subject.status = Some(response.status().as_u16());
+            (self.observers).decided_in(took, &subject, |observer| {
+                observer.rejected(&subject, rejection);
+            });
+        }
         // The guard's numbers would help a client that guesses credentials.
         if rejection.reason() != Reason::AbnormalUsage
             && let Some(decision) = rejection.decision()
@@ -267,7 +280,7 @@ impl Shared {
     /// Tells observers of a rejection that the handler answers.
     pub(super) fn report(&self, rejected: Rejected) -> Rejection {
         let Rejected { rejection, key } = rejected;
-        let subject = self.subject(&key, rejection.policy());
+        let subject = self.subject(&key, rejection.policy(), None);
         self.observers
             .tell(|observer| observer.rejected(&subject, &rejection));
         rejection
@@ -276,9 +289,14 @@ impl Shared {
     /// Tells observers of a rejection that is not enforced; and how long the decision took, if it
     /// has a beginning.
     #[cold]
-    pub(super) fn would_reject(&self, rejected: &Rejected, begun: Option<Instant>) {
+    pub(super) fn would_reject(
+        &self,
+        rejected: &Rejected,
+        begun: Option<Instant>,
+        head: Option<RequestHead<'_>>,
+    ) {
         let Rejected { rejection, key } = rejected;
-        let subject = self.subject(key, rejection.policy());
+        let subject = self.subject(key, rejection.policy(), head);
         let tell = |observer: &dyn Observer| observer.would_reject(&subject, rejection);
         match begun {
             Some(_) => self.observers.decided(begun, &subject, tell),
@@ -286,12 +304,16 @@ impl Shared {
         }
     }
 
-    fn subject<'a>(&'a self, key: &'a Key, policy: &'a str) -> Subject<'a> {
-        Subject {
-            limit_type: "http",
-            limiter: &self.name,
-            policy,
-            key: Some(key),
+    fn subject<'a>(
+        &'a self,
+        key: &'a Key,
+        policy: &'a str,
+        head: Option<RequestHead<'a>>,
+    ) -> Subject<'a> {
+        let subject = Subject::new("http", &self.name, policy, Some(key));
+        match head {
+            Some(head) => subject.of(head, &self.observers),
+            None => subject,
         }
     }
 }

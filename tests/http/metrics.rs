@@ -72,6 +72,8 @@ async fn refusals_are_counted_by_their_sort_and_never_by_key() {
         counted(&snapshotter),
         counts(&[
             ("rate_limit_hits_total limit_type=http", 3.0),
+            ("admission_requests_total limiter=api", 7.0),
+            ("admission_requests_rejected_total limiter=api", 3.0),
             (&format!("{decisions}admitted"), 3.0),
             (&format!("{decisions}quota_exceeded"), 3.0),
             (&format!("{decisions}dry_run"), 1.0),
