@@ -14,8 +14,6 @@ use crate::rejection::Rejection;
 #[cfg(feature = "metrics")]
 mod metrics;
 #[cfg(feature = "tracing")]
-mod request_id;
-#[cfg(feature = "tracing")]
 mod tracing;
 #[cfg(feature = "tracing")]
 mod warned;

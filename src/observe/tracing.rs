@@ -8,9 +8,9 @@ use tokio::time::Instant;
 use tracing::field::display;
 use tracing::{Span, debug, warn};
 
-use super::request_id::{Path, method, request_id, trace_id};
 use super::warned::{LONGEST, Warned};
 use super::{Observer, Subject};
+use crate::extract::logged::{Path, method, request_id, trace_id};
 use crate::key::{Key, KeyName};
 use crate::rejection::{Reason, Rejection};
 

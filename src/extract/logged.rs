@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write};
 
-use crate::extract::RequestHead;
+use super::RequestHead;
 
 /// The longest `X-Request-Id` that is logged: twice a UUID in hexadecimal digits.
 const MAX_REQUEST_ID: usize = 64;
@@ -12,7 +12,7 @@ const MAX_PATH: usize = 256;
 
 /// The trace id of a `traceparent` header of W3C's Trace Context: 32 hexadecimal digits in lower
 /// case that are not all 0. `None` for anything else.
-pub(super) fn trace_id(head: RequestHead<'_>) -> Option<&str> {
+pub(crate) fn trace_id(head: RequestHead<'_>) -> Option<&str> {
     let value = only(head, "traceparent")?;
     let [version, trace, parent, flags] = fields(value)?;
     let is_right = is_hex(version, 2)
@@ -26,7 +26,7 @@ pub(super) fn trace_id(head: RequestHead<'_>) -> Option<&str> {
 
 /// `X-Request-Id`, if it is there once, has at most 64 characters, and these are letters, digits or
 /// some of `-_.:=+/`: enough for UUIDs, ULIDs, Base64 and the ids of load balancers.
-pub(super) fn request_id(head: RequestHead<'_>) -> Option<&str> {
+pub(crate) fn request_id(head: RequestHead<'_>) -> Option<&str> {
     let value = only(head, "x-request-id")?;
     let is_known = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:=+/".contains(&byte);
     let is_right = (1..=MAX_REQUEST_ID).contains(&value.len()) && value.bytes().all(is_known);
@@ -34,7 +34,7 @@ pub(super) fn request_id(head: RequestHead<'_>) -> Option<&str> {
 }
 
 /// The method, or `_OTHER` for one that is not standard, as OpenTelemetry has it.
-pub(super) fn method(head: RequestHead<'_>) -> &str {
+pub(crate) fn method(head: RequestHead<'_>) -> &str {
     const KNOWN: [&str; 10] = [
         "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY",
     ];
@@ -47,7 +47,7 @@ pub(super) fn method(head: RequestHead<'_>) -> &str {
 }
 
 /// A path without its query: at most 256 bytes of it, and percent-encoded what is not printable ASCII.
-pub(super) struct Path<'a>(pub(super) &'a str);
+pub(crate) struct Path<'a>(pub(crate) &'a str);
 
 impl fmt::Display for Path<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
