@@ -45,7 +45,7 @@ use crate::rejection::{Reason, Rejection};
 /// | `admission.retry_after` | the wait, in seconds |
 /// | `http.response.status_code` | the status of the rejection's response |
 /// | `http.request.method` | the method; `_OTHER` if it is not standard |
-/// | `url.path` | the path without the query: at most 256 bytes, percent-encoded where it is not printable ASCII |
+/// | `url.path` | the path without the query: at most 256 bytes, percent-encoded where it is not printable ASCII. A layer on a nested axum router sees it without the prefix of that router |
 /// | `client.address` | the [client's address](Subject::client_address) |
 /// | `trace_id` | the trace id of a valid `traceparent` header |
 /// | `http.request.header.x-request-id` | the header, if it is there once, with at most 64 letters, digits and `-_.:=+/`. Else it is left out |
