@@ -102,7 +102,8 @@ use crate::store::{
 /// `PrometheusHandle::run_upkeep` every few seconds in a task of your own, as `examples/gateway` does.
 /// `PrometheusBuilder::install` starts such a task, with an HTTP endpoint; `install_recorder` does not.
 ///
-/// Costs one look at the clock before and one after each decision, and for each permit.
+/// Costs one look at the clock before and one after each decision, and for each permit; and an entry in the
+/// extensions of each admitted request, by which layers further in know that it is counted.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct MetricsObserver;

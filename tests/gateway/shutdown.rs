@@ -1,7 +1,7 @@
 //! How the gateway ends: what is in progress, new connections, and permits in Redis.
 
 use futures_util::stream;
-use http::Request;
+use http::{Method, Request};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Bytes, Frame};
 use hyper_util::client::legacy::Client;
@@ -9,7 +9,7 @@ use hyper_util::rt::TokioExecutor;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
-use crate::process::{Gateway, LONG_STREAM, soon, text};
+use crate::process::{File, Gateway, LONG_STREAM, soon, text};
 use crate::server::Server;
 
 /// Waits until the gateway takes no connections.
@@ -19,8 +19,10 @@ async fn until_refused(address: &str) {
 
 #[tokio::test]
 async fn a_request_in_progress_finishes_and_new_connections_are_refused() {
+    let limits = "[groups.api]\npath = '/api'\nconcurrency = 4";
+    let config = File::new("shutdown.toml", limits);
     for signal in ["TERM", "INT"] {
-        let gateway = Gateway::start(&["--max-concurrency", "1"]);
+        let gateway = Gateway::start(&["--config", config.path()]);
         let (chunks, mut body) = mpsc::unbounded_channel::<Bytes>();
         let body = stream::poll_fn(move |cx| body.poll_recv(cx));
         let body =
@@ -31,7 +33,12 @@ async fn a_request_in_progress_finishes_and_new_connections_are_refused() {
             .unwrap();
         let answer = tokio::spawn(client.request(request));
         chunks.send("before, ".into()).unwrap();
-        soon(async { while gateway.get("/api/slow?ms=0", "bob").await != 503 {} }).await;
+        let in_flight = async {
+            let expected = "admission_in_flight{limiter=\"api\"} 1\n";
+            let metrics = || gateway.send(Method::GET, "/metrics", "bob", "");
+            while !text(metrics().await).await.contains(expected) {}
+        };
+        soon(in_flight).await;
 
         gateway.signal(signal);
         until_refused(&gateway.address).await;
@@ -59,28 +66,20 @@ async fn a_stream_ends_before_a_gateway_that_is_terminated() {
 #[tokio::test]
 async fn a_hanging_request_is_cut_and_its_permit_in_redis_is_gone() {
     let redis = Server::start().await;
-    let url = redis.url();
-    let store = [
-        "--store",
-        &url,
-        "--secret",
-        "00112233445566778899aabbccddeeff",
-    ];
-    let limits = [
-        "--rate",
-        "0",
-        "--max-concurrency",
-        "2",
-        "--grace-seconds",
-        "1",
-    ];
-    let start = || Gateway::start(&[&store[..], &limits[..]].concat());
+    // With a deadline that a busy machine keeps.
+    let limits = format!(
+        "[store]\nurl = '{}'\nsecret = '00112233445566778899aabbccddeeff'\ndeadline = '2s'\n\
+         [groups.api]\npath = '/api'\nconcurrency = 2",
+        redis.url()
+    );
+    let config = File::new("shutdown-redis.toml", &limits);
+    let start = || Gateway::start(&["--config", config.path(), "--grace-seconds", "1"]);
     let (gateway, other) = (start(), start());
     let first = gateway.begin(LONG_STREAM, "alice").await;
     let http2 = Client::builder(TokioExecutor::new())
         .http2_only(true)
         .build_http();
-    let request = gateway.request(http::Method::GET, LONG_STREAM, "bob", "");
+    let request = gateway.request(Method::GET, LONG_STREAM, "bob", "");
     let mut second = soon(http2.request(request)).await.unwrap();
     soon(second.frame()).await.unwrap().unwrap();
     assert_eq!(other.get("/api/slow?ms=0", "carol").await, 503);
@@ -96,6 +95,7 @@ async fn a_hanging_request_is_cut_and_its_permit_in_redis_is_gone() {
     // At once, and not when leases expire. Both of them.
     let _first = other.begin(LONG_STREAM, "carol").await;
     let _second = other.begin(LONG_STREAM, "carol").await;
+    assert_eq!(other.get("/api/slow?ms=0", "carol").await, 503);
 }
 
 #[tokio::test]
