@@ -125,6 +125,9 @@ impl From<LimitsError> for Failed {
             LimitsError::TooMany | LimitsError::TooManyRates => {
                 Self::new(StatusCode::CONFLICT, format!("{error}."))
             }
+            LimitsError::Changed { .. } => {
+                Self::new(StatusCode::PRECONDITION_FAILED, format!("{error}."))
+            }
             LimitsError::UnknownTier { .. } => {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, format!("{error}."))
             }

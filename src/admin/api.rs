@@ -75,7 +75,7 @@ pub(super) async fn list(State(api): Shared, page: Result<Query<Page>, QueryReje
     let list = List {
         limits: entries
             .iter()
-            .map(|(key, limit)| Entry::new(key, limit))
+            .map(|(key, entry)| Entry::new(key, entry.limit()))
             .collect(),
         names: names.iter().map(|name| &**name).collect(),
         next: last.map(|(key, _)| key.as_str()),

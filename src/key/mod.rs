@@ -13,6 +13,7 @@ mod siphash;
 pub(crate) use self::map::KeyMap;
 #[cfg(feature = "config")]
 pub(crate) use self::name::interned;
+pub(crate) use self::name::is_unseen;
 pub use self::name::{KeyName, KeyNameError};
 pub(crate) use self::siphash::siphash128;
 

@@ -166,7 +166,7 @@ fn check(name: &str) -> Result<(), KeyNameError> {
 }
 
 /// What cannot be seen, or has a text shown otherwise than it is written.
-fn is_unseen(char: char) -> bool {
+pub(crate) fn is_unseen(char: char) -> bool {
     let is_format = matches!(char,
         '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
     char.is_control() || is_format

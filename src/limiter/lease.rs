@@ -30,6 +30,8 @@ pub struct Lease {
     holder: u64,
     /// Before it was asked for: the store counts its time to live from later on.
     since: Instant,
+    /// How long it lives without a heartbeat: that of when it was asked for.
+    ttl: Duration,
     /// Whether it was granted; until then it may have been.
     pub(super) is_granted: bool,
     /// What it takes of this process's share, for as long as this process holds it.
@@ -50,6 +52,7 @@ pub(super) enum Place {
 impl Lease {
     pub(super) fn new(leases: Leases, id: &str, name: LeaseName, place: Place) -> Self {
         Self {
+            ttl: leases.time_to_live(),
             leases,
             id: id.into(),
             name,
@@ -62,7 +65,7 @@ impl Lease {
     }
 
     pub(super) fn named(&self) -> NamedLease {
-        NamedLease::new(self.name, self.holder, self.leases.shared().ttl)
+        NamedLease::new(self.name, self.holder, self.ttl)
     }
 
     /// What the tenant knows it by.
@@ -115,7 +118,7 @@ impl Lease {
                 name: self.name,
                 holder: self.holder,
                 since: self.since,
-                ttl: self.leases.shared().ttl,
+                ttl: self.ttl,
                 // Apart from what others have started at the same time.
                 jitter: 0.8 + (self.holder % 1000) as f64 / 5000.0,
             };
@@ -151,7 +154,7 @@ impl Drop for Lease {
                 name: self.name,
                 holder: self.holder,
                 was_held: self.is_granted,
-                until: Instant::now() + shared.ttl,
+                until: Instant::now() + self.ttl,
             });
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::lease::{Lease, Place};
-use super::lease_limits::TenantLimits;
+use super::lease_limits::{LeaseNumbers, TenantLimits};
 use super::reaper::Reaper;
 use super::share::Share;
 use crate::key::Key;
@@ -71,10 +71,9 @@ pub struct Leases(Arc<Shared>);
 #[derive(Clone)]
 pub(super) struct Shared {
     pub(super) name: Arc<str>,
-    pub(super) per_tenant: Option<u64>,
-    pub(super) total: Option<u64>,
+    /// What can change at run time.
+    pub(super) numbers: Arc<LeaseNumbers>,
     pub(super) limits: Option<TenantLimits>,
-    pub(super) ttl: Duration,
     store: Arc<dyn LeaseStore>,
     pub(super) slots: Arc<dyn LeaseSlots>,
     pub(super) share: Share,
@@ -101,10 +100,8 @@ impl Leases {
         let store = MemoryStore::new();
         Self(Arc::new(Shared {
             name: "".into(),
-            per_tenant: None,
-            total: None,
+            numbers: Arc::default(),
             limits: None,
-            ttl: Self::DEFAULT_TTL,
             slots: store.open_leases(""),
             share: Share::default(),
             store: Arc::new(store),
@@ -115,6 +112,8 @@ impl Leases {
 
     pub(super) fn with(mut self, change: impl FnOnce(&mut Shared)) -> Self {
         let shared = Arc::make_mut(&mut self.0);
+        // What is made with a setter has numbers of its own.
+        shared.numbers = Arc::new(LeaseNumbers::clone(&shared.numbers));
         change(shared);
         shared.tell_limits();
         self
@@ -136,13 +135,13 @@ impl Leases {
     /// At most so many of a tenant's at a time; 0 turns this part off, which is the default.
     #[must_use]
     pub fn per_tenant(self, limit: u64) -> Self {
-        self.with(|shared| shared.per_tenant = Some(limit).filter(|limit| *limit > 0))
+        self.with(|shared| shared.numbers.set_per_tenant(or_off(limit)))
     }
 
     /// At most so many in all at a time; 0 turns this part off, which is the default.
     #[must_use]
     pub fn total(self, limit: u64) -> Self {
-        self.with(|shared| shared.total = Some(limit).filter(|limit| *limit > 0))
+        self.with(|shared| shared.numbers.set_total(or_off(limit)))
     }
 
     /// How long a lease lives without a heartbeat. Default: [`DEFAULT_TTL`](Self::DEFAULT_TTL);
@@ -152,7 +151,7 @@ impl Leases {
     /// heartbeats it is the longest that work may take.
     #[must_use]
     pub fn ttl(self, ttl: Duration) -> Self {
-        self.with(|shared| shared.ttl = ttl.clamp(MIN_TTL, Self::MAX_TTL))
+        self.with(|shared| shared.numbers.set_ttl(ttl))
     }
 
     /// The longest time to live: 365 days.
@@ -294,7 +293,7 @@ impl Leases {
     }
 
     fn limits_for(&self, tenant: &Key) -> NamedLimits {
-        NamedLimits::new(self.0.total, self.0.limit_of(tenant))
+        NamedLimits::new(self.0.numbers.total(), self.0.limit_of(tenant))
     }
 
     /// Lets a tenant's work of this id live for another time to live. One that is not at work,
@@ -306,8 +305,9 @@ impl Leases {
     /// have been released in another process. Acquire it again to have it counted.
     pub async fn heartbeat(&self, tenant: &Key, id: &str) -> Standing {
         let name = name_of(tenant, id);
-        let here = self.0.share.slots.heartbeat(&name, None, self.0.ttl).await;
-        match self.0.slots.heartbeat(&name, None, self.0.ttl).await {
+        let ttl = self.0.numbers.ttl();
+        let here = self.0.share.slots.heartbeat(&name, None, ttl).await;
+        match self.0.slots.heartbeat(&name, None, ttl).await {
             Standing::Unavailable if here == Standing::Live => here,
             Standing::Gone => {
                 self.0.share.slots.release(&name, None).await;
@@ -349,7 +349,7 @@ impl Leases {
     /// How long a lease lives without a heartbeat.
     #[must_use]
     pub fn time_to_live(&self) -> Duration {
-        self.0.ttl
+        self.0.numbers.ttl()
     }
 
     /// What is counted, as in [`name`](Self::name).
@@ -367,8 +367,10 @@ impl Leases {
     }
 }
 
-/// Below this, heartbeats would come too late on any network.
-const MIN_TTL: Duration = Duration::from_millis(100);
+/// The limit of a setting in which 0 turns it off.
+fn or_off(limit: u64) -> Option<u64> {
+    Some(limit).filter(|limit| *limit > 0)
+}
 
 /// Ids are the application's words: they are fingerprinted as tenants are, so that a store holds
 /// none of them and nothing in them has a meaning there.
@@ -386,9 +388,7 @@ impl fmt::Debug for Leases {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Leases")
             .field("name", &self.0.name)
-            .field("per_tenant", &self.0.per_tenant)
-            .field("total", &self.0.total)
-            .field("ttl", &self.0.ttl)
+            .field("numbers", &self.0.numbers)
             .finish_non_exhaustive()
     }
 }

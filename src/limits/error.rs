@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::Limits;
+use super::{Limits, Override};
 #[cfg(feature = "redis")]
 use crate::store::redis::StoreError;
 
@@ -22,9 +22,22 @@ pub enum LimitsError {
         /// The tiers that are declared.
         known: Vec<Arc<str>>,
     },
+    /// The override is not the one that [`LimitEdit::only_if`](super::LimitEdit::only_if) said.
+    Changed {
+        /// The override as it is.
+        current: Option<Box<Override>>,
+    },
     /// Redis, where they are kept, cannot be reached.
     #[cfg(feature = "redis")]
     Unavailable(StoreError),
+}
+
+impl LimitsError {
+    pub(super) fn changed(current: Option<Override>) -> Self {
+        Self::Changed {
+            current: current.map(Box::new),
+        }
+    }
 }
 
 impl fmt::Display for LimitsError {
@@ -45,6 +58,10 @@ impl fmt::Display for LimitsError {
                     known.join(", ")
                 )
             }
+            Self::Changed { current: Some(own) } => {
+                write!(f, "the override was changed meanwhile, to {}", own.limit())
+            }
+            Self::Changed { current: None } => f.write_str("the override was deleted meanwhile"),
             #[cfg(feature = "redis")]
             Self::Unavailable(_) => {
                 f.write_str("the store that keeps the limits cannot be reached")
@@ -56,7 +73,10 @@ impl fmt::Display for LimitsError {
 impl std::error::Error for LimitsError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::TooMany | Self::TooManyRates | Self::UnknownTier { .. } => None,
+            Self::TooMany
+            | Self::TooManyRates
+            | Self::UnknownTier { .. }
+            | Self::Changed { .. } => None,
             #[cfg(feature = "redis")]
             Self::Unavailable(error) => Some(error),
         }

@@ -1,31 +1,41 @@
 //! Overrides of keys, changeable at run time, and tiers.
 
+mod base;
+mod change;
 #[cfg(feature = "redis")]
 mod description;
+mod edit;
+mod ends;
+mod entry;
 mod error;
 mod limited;
 #[cfg(feature = "redis")]
 mod publish;
+#[cfg(feature = "redis")]
+mod reading;
 #[cfg(feature = "redis")]
 mod replica;
 mod state;
 mod tiers;
 
 use std::fmt;
-use std::ops::Bound;
 use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwap;
 
+pub use self::change::LimitChange;
 #[cfg(feature = "redis")]
 pub(crate) use self::description::{Description, Rates, Slots};
+pub use self::edit::LimitEdit;
+pub use self::entry::Override;
 pub use self::error::LimitsError;
 pub use self::limited::LimitUsage;
 pub(crate) use self::limited::{BoxFuture, LimitTarget};
-use self::state::{Own, State};
+use self::state::{Own, Source, State};
 use crate::key::{Key, KeyMap, KeyName};
 use crate::limit::Limit;
 use crate::policy::Tier;
+use crate::store::memory::clock::WallClock;
 use crate::sync::{Mutex, lock};
 
 /// Overrides per key, changeable at run time, and the tiers of a service. Clones share them.
@@ -90,6 +100,8 @@ struct Inner {
     unknown: Mutex<Vec<Box<str>>>,
     /// For people, and for the order of changes.
     state: Mutex<State>,
+    /// When overrides end.
+    clock: WallClock,
     /// Where replicas keep them together.
     #[cfg(feature = "redis")]
     replica: Option<replica::Replica>,
@@ -103,6 +115,9 @@ impl Limits {
     /// are only so many numbers.
     pub const MAX_RATES: usize = 30_000;
 
+    /// How many changes are kept for [`changes`](Self::changes).
+    pub const MAX_CHANGES: usize = 1_000;
+
     /// No overrides and no tiers yet, in this process's memory.
     #[must_use]
     pub fn new() -> Self {
@@ -111,29 +126,48 @@ impl Limits {
             tiers: ArcSwap::default(),
             unknown: Mutex::default(),
             state: Mutex::default(),
+            clock: WallClock::Real,
             #[cfg(feature = "redis")]
             replica: None,
         }))
     }
 
-    /// The override of a key, whatever name of it was used to set it.
+    /// Takes the time at which overrides [end](Override#the-end) from a clock for tests.
+    ///
+    /// # Panics
+    ///
+    /// When there are clones of these limits already.
+    #[cfg(feature = "test-util")]
+    #[must_use]
+    pub fn clock(mut self, clock: crate::test_util::TestClock) -> Self {
+        let inner = Arc::get_mut(&mut self.0).expect("the clock is set before limits are cloned");
+        inner.clock = WallClock::Test(clock);
+        self
+    }
+
+    /// The numbers of a key's override, whatever name of it was used to set it.
     #[must_use]
     pub fn get(&self, key: &KeyName) -> Option<Limit> {
         self.find(&key.key(), Limit::clone)
     }
 
-    /// Everything that is set, in the order of the names.
+    /// The override of a key, with what is noted about it.
+    #[must_use]
+    pub fn get_override(&self, key: &KeyName) -> Option<Override> {
+        self.find_own(&key.key(), |own| Override::clone(&own.entry))
+    }
+
+    /// The numbers of all overrides, in the order of the names.
     #[must_use]
     pub fn list(&self) -> Vec<(KeyName, Limit)> {
-        let state = lock(&self.0.state);
-        let entries = state.entries.iter();
+        let entries = self.list_after(None, usize::MAX).into_iter();
         entries
-            .map(|(key, limit)| (key.clone(), Limit::clone(limit)))
+            .map(|(key, entry)| (key, entry.limit().clone()))
             .collect()
     }
 
-    /// What is set for the next keys, at most `count` of them, in the order of the names: those after
-    /// a name, which need not be set itself, or the first. For pages of a list that may be long.
+    /// The next overrides, at most `count`, in the order of the names: those after
+    /// a name, which need not have one itself, or the first. For pages of a list that may be long.
     ///
     /// ```
     /// # use tower_admission::Limits;
@@ -141,8 +175,8 @@ impl Limits {
     /// let mut after = None;
     /// loop {
     ///     let page = limits.list_after(after.as_ref(), 100);
-    ///     for (key, limit) in &page {
-    ///         println!("{key}: {limit}");
+    ///     for (key, entry) in &page {
+    ///         println!("{key}: {}", entry.limit());
     ///     }
     ///     match page.last() {
     ///         Some((key, _)) => after = Some(key.clone()),
@@ -152,72 +186,64 @@ impl Limits {
     /// # }
     /// ```
     #[must_use]
-    pub fn list_after(&self, after: Option<&KeyName>, count: usize) -> Vec<(KeyName, Limit)> {
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let state = lock(&self.0.state);
-        let entries = state.entries.range::<KeyName, _>((from, Bound::Unbounded));
+    pub fn list_after(&self, after: Option<&KeyName>, count: usize) -> Vec<(KeyName, Override)> {
+        self.remove_ended();
+        let entries = lock(&self.0.state).after(after, count).into_iter();
         entries
-            .take(count)
-            .map(|(key, limit)| (key.clone(), Limit::clone(limit)))
+            .map(|(key, entry)| (key, Arc::unwrap_or_clone(entry)))
             .collect()
     }
 
-    /// How many keys have an override.
+    /// How many overrides were set at run time.
     #[must_use]
     pub fn len(&self) -> usize {
-        lock(&self.0.state).entries.len()
+        self.remove_ended();
+        lock(&self.0.state).len()
     }
 
-    /// Whether no key has an override.
+    /// Whether no override was set at run time.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Sets the override of a key, and returns the one before.
+    /// Sets the override of a key, and returns the numbers before. With an end, a note or an author: [`edit`](Self::edit).
     ///
-    /// A key has one entry, also where it has two names, as `org:acme` and the fingerprint that logs show of
-    /// it: the entry keeps the name that can be read.
+    /// A key has one override, also where it has two names, as `org:acme` and the fingerprint that logs show of
+    /// it: the override keeps the name that can be read.
     ///
     /// # Errors
     ///
-    /// - [`LimitsError::TooMany`] for a new key when [`MOST`](Self::MOST) have one.
-    /// - [`LimitsError::TooManyRates`] when there would be more than [`MAX_RATES`](Self::MAX_RATES) distinct rates.
-    /// - [`LimitsError::UnknownTier`] when it names a tier that is not [declared](Self::tier). Not checked in a
-    ///   process that declares none.
-    /// - [`LimitsError::Unavailable`] when they are kept in a store that cannot be reached, or
-    ///   does not answer within two seconds: then it may have been set or not.
+    /// As [`LimitEdit::set`].
     pub async fn set(&self, key: &KeyName, limit: Limit) -> Result<Option<Limit>, LimitsError> {
-        self.change(key, Some(limit)).await
+        let before = self.edit(key).set(limit).await?;
+        Ok(before.map(|before| before.limit().clone()))
     }
 
-    /// Removes the override of a key, and returns it.
+    /// Deletes the override of a key, and returns its numbers.
     ///
     /// # Errors
     ///
-    /// With a store that cannot be reached, as [`set`](Self::set).
+    /// As [`LimitEdit::delete`].
     pub async fn delete(&self, key: &KeyName) -> Result<Option<Limit>, LimitsError> {
-        self.change(key, None).await
+        let before = self.edit(key).delete().await?;
+        Ok(before.map(|before| before.limit().clone()))
     }
 
-    async fn change(
-        &self,
-        key: &KeyName,
-        limit: Option<Limit>,
-    ) -> Result<Option<Limit>, LimitsError> {
-        if let Some(limit) = &limit {
-            self.check_limit(limit)?;
-        }
-        let before = self.get(key);
-        let (name, others) = self.names_for(key, limit.is_some());
-        let changed = self.change_entry(&name, limit).await?;
-        for other in &others {
-            self.change_entry(other, None).await?;
-        }
-        Ok(changed.or(before.filter(|_| !others.is_empty())))
+    /// Begins a change of a key's override by a known author, or under a condition.
+    pub fn edit<'a>(&'a self, key: &'a KeyName) -> LimitEdit<'a> {
+        LimitEdit::new(self, key)
     }
 
     fn check_limit(&self, limit: &Limit) -> Result<(), LimitsError> {
+        self.check_tier(limit)?;
+        if lock(&self.0.state).has_too_many_rates(limit) {
+            return Err(LimitsError::TooManyRates);
+        }
+        Ok(())
+    }
+
+    fn check_tier(&self, limit: &Limit) -> Result<(), LimitsError> {
         if let Some(tier) = limit.tier() {
             let tiers = self.tiers();
             if !tiers.is_empty() && !tiers.iter().any(|name| **name == *tier) {
@@ -227,18 +253,12 @@ impl Limits {
                 });
             }
         }
-        if lock(&self.0.state).has_too_many_rates(limit) {
-            return Err(LimitsError::TooManyRates);
-        }
         Ok(())
     }
 
     /// Under which name a change is made, and which other entries of the key go with it.
     fn names_for(&self, key: &KeyName, sets: bool) -> (KeyName, Vec<KeyName>) {
-        let state = lock(&self.0.state);
-        let named = state.names.get(&key.key());
-        let mut names: Vec<_> = named.into_iter().flatten().cloned().collect();
-        names.sort_unstable();
+        let mut names = lock(&self.0.state).names_of(&key.key());
         let is_readable = *key != KeyName::from(key.key());
         let name = match names.last() {
             Some(last) if !(sets && is_readable) => last.clone(),
@@ -246,23 +266,6 @@ impl Limits {
         };
         names.retain(|other| *other != name);
         (name, names)
-    }
-
-    async fn change_entry(
-        &self,
-        key: &KeyName,
-        limit: Option<Limit>,
-    ) -> Result<Option<Limit>, LimitsError> {
-        #[cfg(feature = "redis")]
-        if let Some(replica) = &self.0.replica {
-            return replica.change(self, key, limit).await;
-        }
-        let mut state = lock(&self.0.state);
-        let is_new = limit.is_some() && !state.entries.contains_key(key);
-        if is_new && state.entries.len() >= Self::MOST {
-            return Err(LimitsError::TooMany);
-        }
-        Ok(self.apply(&mut state, key, limit))
     }
 
     /// What a key is called: as it was called when it got limits of its own, if it has some, else an
@@ -311,8 +314,8 @@ impl Limits {
     #[cfg(feature = "redis")]
     pub(crate) fn copied(&self) -> Self {
         let copy = Self::new();
-        for (key, limit) in self.list() {
-            copy.apply(&mut lock(&copy.0.state), &key, Some(limit));
+        for (key, own) in self.list_after(None, usize::MAX) {
+            copy.apply(&mut lock(&copy.0.state), Source::RunTime, &key, Some(own));
         }
         copy
     }
@@ -323,11 +326,18 @@ impl Limits {
         state.targets.iter().filter_map(Weak::upgrade).collect()
     }
 
-    fn apply(&self, state: &mut State, name: &KeyName, limit: Option<Limit>) -> Option<Limit> {
+    fn apply(
+        &self,
+        state: &mut State,
+        source: Source,
+        name: &KeyName,
+        entry: Option<Override>,
+    ) -> Option<Override> {
         let key = name.key();
-        let before = state.enter(name, limit);
+        let before = state.enter(source, name, entry);
         let own = state.own(&key);
-        let is_same = |was: &Own| own.as_ref().is_some_and(|own| own.limit == was.limit);
+        let limit = own.as_ref().map(|own| own.entry.limit());
+        let is_same = |was: &Own| limit == Some(was.entry.limit());
         let was = self.0.by_key.find(&key, is_same);
         let is_changed = was.map_or(own.is_some(), |is_same| !is_same);
         // The name may have changed as well.
@@ -363,7 +373,7 @@ impl Limits {
     /// What `read` makes of a key's override.
     #[inline]
     pub(crate) fn find<R>(&self, key: &Key, read: impl FnOnce(&Limit) -> R) -> Option<R> {
-        self.0.by_key.find(key, |own| read(&own.limit))
+        self.find_own(key, |own| read(own.entry.limit()))
     }
 }
 

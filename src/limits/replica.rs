@@ -1,43 +1,44 @@
 //! Limits that replicas keep together in Redis: each has all of them, and reads what is changed.
 
-use std::collections::HashSet;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
 
+use super::edit::EntryChange;
 use super::publish::Published;
-use super::{Inner, Limits, LimitsError, State};
+use super::state::Source;
+use super::{Inner, LimitChange, Limits, LimitsError, Override};
 use crate::key::{KeyMap, KeyName};
-use crate::limit::Limit;
 use crate::store::RedisStore;
-use crate::store::redis::{Change, LimitTable, Post, StoreError};
-use crate::sync::{Mutex, lock};
+use crate::store::memory::clock::WallClock;
+use crate::store::redis::{Found, LimitTable, Post, Renewal, SetOutcome, SetOverride, StoreError};
+use crate::sync::{AtomicUsize, Mutex, Ordering, lock};
 
 /// How often changes are asked for, so that each is known everywhere within a second.
 const EVERY: Duration = Duration::from_millis(400);
 
-/// Limits that are looked at between two looks at what else there is to do.
-const DROPPED_AT_A_TIME: usize = 1_000;
+/// Overrides that have ended and are deleted in the store between two looks at what was changed.
+const ENDED_AT_A_TIME: usize = 100;
 
 /// What is read of the store, and whether anybody does.
 pub(super) struct Replica {
-    table: LimitTable,
+    pub(super) table: LimitTable,
     post: Arc<Post>,
-    read: Mutex<Read>,
+    pub(super) read: Mutex<Read>,
     /// Held while it is read, so that two readers do not mix what they found.
-    reading: tokio::sync::Mutex<()>,
-    reads_all_after: Duration,
+    pub(super) reading: tokio::sync::Mutex<()>,
+    pub(super) reads_all_after: Duration,
+    /// Overrides that are kept though the store has lost them.
+    pub(super) lost: AtomicUsize,
 }
 
 /// How far the store was read.
 #[derive(Default)]
-struct Read {
-    epoch: Vec<u8>,
-    version: u64,
+pub(super) struct Read {
+    pub(super) known: Found,
     /// When all of it was read last.
-    all: Option<Instant>,
+    pub(super) all: Option<Instant>,
 }
 
 impl Limits {
@@ -71,12 +72,14 @@ impl Limits {
             tiers: Default::default(),
             unknown: Default::default(),
             state: Mutex::default(),
+            clock: WallClock::Real,
             replica: Some(Replica {
                 table: store.limit_table(),
                 post: Arc::default(),
                 read: Mutex::default(),
                 reading: tokio::sync::Mutex::default(),
                 reads_all_after: cache_ttl.max(Duration::from_secs(1)),
+                lost: AtomicUsize::new(0),
             }),
         }));
         limits.follow();
@@ -106,7 +109,31 @@ impl Limits {
         let Some(replica) = &self.0.replica else {
             return Ok(());
         };
-        let renewed = replica.table.renew().await;
+        let renewed = replica.table.renew(Renewal::Asked).await;
+        renewed.map_err(LimitsError::Unavailable)?;
+        self.refresh().await
+    }
+
+    /// How many overrides this replica keeps although the store has lost them, as after a restart of a Redis that
+    /// saves nothing. They go on to count here, and each loss is logged as an error, until an operator sets them again
+    /// or [accepts the loss](Self::accept_loss). In memory nothing is lost.
+    #[must_use]
+    pub fn lost(&self) -> usize {
+        let replica = self.0.replica.as_ref();
+        replica.map_or(0, |replica| replica.lost.load(Ordering::Relaxed))
+    }
+
+    /// Has all replicas drop the overrides that the store has [lost](Self::lost), within a second. In memory nothing is
+    /// lost.
+    ///
+    /// # Errors
+    ///
+    /// [`LimitsError::Unavailable`].
+    pub async fn accept_loss(&self) -> Result<(), LimitsError> {
+        let Some(replica) = &self.0.replica else {
+            return Ok(());
+        };
+        let renewed = replica.table.renew(Renewal::LossAccepted).await;
         renewed.map_err(LimitsError::Unavailable)?;
         self.refresh().await
     }
@@ -148,6 +175,7 @@ async fn follow(limits: Weak<Inner>, _leaves: Leaves) {
         if let Some(replica) = &limits.0.replica {
             // What cannot be read now is read later.
             if replica.read(&limits).await.is_ok() {
+                replica.delete_ended(&limits).await;
                 let all_read = lock(&replica.read).all;
                 published.publish(&limits, &replica.table, all_read).await;
             }
@@ -161,186 +189,150 @@ impl Replica {
     pub(super) async fn change(
         &self,
         limits: &Limits,
-        key: &KeyName,
-        limit: Option<Limit>,
-    ) -> Result<Option<Limit>, LimitsError> {
+        change: EntryChange<'_>,
+    ) -> Result<Option<Override>, LimitsError> {
         limits.follow();
-        let text = limit.as_ref().map(Limit::to_string);
-        let (known, known_version) = {
-            let read = lock(&self.read);
-            (read.epoch.clone(), read.version)
+        let to = change.to.as_ref().map(Override::to_stored);
+        let call = SetOverride {
+            name: change.name.as_str(),
+            to: to.as_deref(),
+            author: change.by.author.as_deref().unwrap_or_default(),
+            origin: change.by.origin.as_deref().unwrap_or_default(),
+            at_most: [Limits::MOST, Limits::MAX_CHANGES],
+            ..SetOverride::default()
         };
-        let set = self
-            .table
-            .set(key.as_str(), text.as_deref(), Limits::MOST)
-            .await;
-        let before = set
-            .map_err(LimitsError::Unavailable)?
-            .ok_or(LimitsError::TooMany)?;
+        let set = self.set(limits, call, change.expected, change.name, &change.to);
+        match set.await.map_err(LimitsError::Unavailable)? {
+            Outcome::Made(before) => {
+                if let Some(made) = change.made(before.clone(), limits.0.clock.seconds()) {
+                    made.report();
+                }
+                Ok(before)
+            }
+            Outcome::Changed(current) => Err(LimitsError::changed(current)),
+            Outcome::Full => Err(LimitsError::TooMany),
+        }
+    }
+
+    /// Makes a change in the store, and then here.
+    async fn set(
+        &self,
+        limits: &Limits,
+        mut call: SetOverride<'_>,
+        expected: Option<&Option<Override>>,
+        key: &KeyName,
+        to: &Option<Override>,
+    ) -> Result<Outcome, StoreError> {
+        let known = lock(&self.read).known.clone();
+        let text = expected.map(|expected| expected.as_ref().map(Override::to_stored));
+        let text = text.map(Option::unwrap_or_default);
+        call.expected = text.as_deref();
+        let mut set = self.table.set(call.clone()).await?;
+        // It may be written otherwise than this version of the crate writes it.
+        if let (SetOutcome::Changed(Some(stored)), Some(expected)) = (&set, expected)
+            && Override::from_stored(stored) == *expected
+        {
+            let stored = stored.clone();
+            call.expected = Some(&stored);
+            set = self.table.set(call).await?;
+        }
+        let (epoch, version, table, before) = match set {
+            SetOutcome::Set {
+                epoch,
+                version,
+                table,
+                before,
+            } => (epoch, version, table, before),
+            SetOutcome::Full | SetOutcome::Early => return Ok(Outcome::Full),
+            SetOutcome::Changed(current) => {
+                let current = current.and_then(|text| Override::from_stored(&text));
+                return Ok(Outcome::Changed(current));
+            }
+        };
         // It has to be above what was read before: else Redis has lost writes, as in a failover, and
-        // whoever read these would not miss them.
-        let is_repeated = known == before.epoch && known_version >= before.version;
+        // the replicas that read these would not miss them.
+        let is_repeated = known.epoch == epoch && known.version >= version;
         if is_repeated {
             // What cannot be told to the others now they find when they read all anew.
-            let _ = self.table.renew().await;
+            let _ = self.table.renew(Renewal::LossFound).await;
         }
         let mut state = lock(&limits.0.state);
         let mut read = lock(&self.read);
-        if is_repeated || read.epoch != before.epoch {
-            // Of data that nobody has read here yet.
-            *read = Read {
-                epoch: before.epoch,
-                ..Read::default()
-            };
+        if is_repeated || read.known.epoch != epoch {
+            // Of data that nobody has read here yet. What is known of the table stays: another one tells of a loss.
+            read.known.epoch = epoch;
+            read.known.version = 0;
+            read.all = None;
             state.newer.clear();
         }
+        if read.known.table.is_empty() {
+            read.known.table = table;
+        }
         // Unless a later change was read already.
-        let is_read = read.version >= before.version;
+        let is_read = read.known.version >= version;
         drop(read);
         let newer = state.newer.get(key).copied().unwrap_or(0);
-        if !is_read && newer < before.version {
-            state.newer.insert(key.clone(), before.version);
-            limits.apply(&mut state, key, limit);
+        if !is_read && newer < version {
+            state.newer.insert(key.clone(), version);
+            limits.apply(&mut state, Source::RunTime, key, to.clone());
         }
-        Ok(before.limit.and_then(|text| from_stored(&text)))
+        let before = before.and_then(|text| Override::from_stored(&text));
+        Ok(Outcome::Made(before))
     }
 
-    /// Reads what was changed, or everything.
-    async fn read(&self, limits: &Limits) -> Result<(), StoreError> {
-        let _reading = self.reading.lock().await;
-        loop {
-            let (epoch, version) = {
-                let read = lock(&self.read);
-                let is_due = read
-                    .all
-                    .is_none_or(|all| all.elapsed() >= self.reads_all_after);
-                // No store has that epoch, so it answers that all is to be read.
-                let epoch = if is_due {
-                    b"-".to_vec()
-                } else {
-                    read.epoch.clone()
-                };
-                (epoch, read.version)
-            };
-            let found = self.table.changes(&epoch, version).await?;
-            let Some(changes) = found.changes else {
-                self.read_all(limits, found.epoch, found.version).await?;
-                continue;
-            };
-            let upto = found.upto.unwrap_or(found.version);
-            let mut state = lock(&limits.0.state);
-            for (name, version, limit) in changes {
-                self.apply_read(limits, &mut state, (name, version, limit));
-            }
-            let mut read = lock(&self.read);
-            if read.epoch == found.epoch {
-                state.newer.retain(|_, version| *version > upto);
-                read.version = upto;
-            }
-            if found.upto.is_none() {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Reads everything, of which this is the epoch and at least the version: page by page, as the runtime
-    /// has other things to do.
-    async fn read_all(
-        &self,
-        limits: &Limits,
-        epoch: Vec<u8>,
-        version: u64,
-    ) -> Result<(), StoreError> {
-        let before = {
-            let mut state = lock(&limits.0.state);
-            let before = lock(&self.read).epoch.clone();
-            // Of another epoch, versions say nothing.
-            let same = before == epoch;
-            state.newer.retain(|_, newer| same && *newer > version);
-            before
-        };
-        let mut found = HashSet::new();
-        let mut cursor = 0;
-        loop {
-            let (next, page) = self.table.page(cursor).await?;
-            let mut state = lock(&limits.0.state);
-            for (name, limit) in page {
-                if let Ok(name) = name.parse::<KeyName>() {
-                    found.insert(name);
-                }
-                self.apply_read(limits, &mut state, (name, version, limit));
-            }
-            cursor = next;
-            if cursor == 0 {
+    /// Deletes overrides in the store that have ended. What fails is done later, here or by another replica.
+    async fn delete_ended(&self, limits: &Limits) {
+        limits.remove_ended();
+        let mut later = Vec::new();
+        for _ in 0..ENDED_AT_A_TIME {
+            let ended = lock(&limits.0.state).ended.pop_first();
+            let Some((name, entry)) = ended else {
                 break;
-            }
-        }
-        self.drop_all_but(limits, &found).await;
-        let mut read = lock(&self.read);
-        // Else a change has found another epoch meanwhile, of which all is to be read.
-        if read.epoch == before {
-            *read = Read {
-                epoch,
-                version,
-                all: Some(Instant::now()),
             };
-        }
-        Ok(())
-    }
-
-    async fn drop_all_but(&self, limits: &Limits, found: &HashSet<KeyName>) {
-        let mut after = None;
-        loop {
-            let page = limits.list_after(after.as_ref(), DROPPED_AT_A_TIME);
-            let Some((last, _)) = page.last() else {
-                return;
+            let call = SetOverride {
+                name: name.as_str(),
+                ended: entry.end_seconds(),
+                at_most: [Limits::MOST, Limits::MAX_CHANGES],
+                ..SetOverride::default()
             };
-            after = Some(last.clone());
-            {
-                let mut state = lock(&limits.0.state);
-                for (name, _) in &page {
-                    if !found.contains(name) && !state.newer.contains_key(name) {
-                        limits.apply(&mut state, name, None);
-                    }
+            let expected = Some(entry.clone());
+            match self.set(limits, call, Some(&expected), &name, &None).await {
+                Ok(Outcome::Made(_)) => {
+                    let now = limits.0.clock.seconds();
+                    LimitChange::ended(name, Some(entry), now).report();
+                }
+                // Another replica has deleted it, or an operator has set another one.
+                Ok(Outcome::Changed(_)) => {}
+                // The clock of the store is behind.
+                Ok(Outcome::Full) => later.push((name, entry)),
+                Err(_) => {
+                    later.push((name, entry));
+                    break;
                 }
             }
-            yield_now().await;
+        }
+        let mut state = lock(&limits.0.state);
+        for (name, entry) in later {
+            state.ended.entry(name).or_insert(entry);
         }
     }
 
-    /// Applies what was read, unless what was changed here is newer. What this version of the crate
-    /// cannot read is as if it was not there.
-    fn apply_read(&self, limits: &Limits, state: &mut State, (name, version, limit): Change) {
-        let Ok(name) = name.parse() else {
-            return;
-        };
-        if state.newer.get(&name).is_none_or(|newer| *newer < version) {
-            let limit = limit.and_then(|text| from_stored(&text));
-            limits.apply(state, &name, limit);
-        }
+    /// The last changes, the newest first.
+    pub(super) async fn last_changes(&self, count: usize) -> Result<Vec<LimitChange>, LimitsError> {
+        let changes = self.table.audit(count.min(Limits::MAX_CHANGES)).await;
+        let changes = changes.map_err(LimitsError::Unavailable)?.into_iter();
+        Ok(changes
+            .filter_map(|text| LimitChange::from_stored(&text))
+            .collect())
     }
 }
 
-/// The limit of an entry as it is stored: its first line. Lines behind it, `name: value`, are for an end, a note, an
-/// author and a time, which this version neither writes nor reads.
-fn from_stored(text: &str) -> Option<Limit> {
-    text.lines().next()?.parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_stored_limit_is_the_first_line() {
-        let limit: Limit = "tier=pro, daily=5/day".parse().unwrap();
-        for text in [
-            "tier=pro, daily=5/day",
-            "tier=pro, daily=5/day\nnote: until 5/day is enough",
-        ] {
-            assert_eq!(from_stored(text), Some(limit.clone()));
-        }
-        assert_eq!(from_stored(""), None);
-        assert_eq!(from_stored("fast\n5/day"), None);
-    }
+/// What became of a change.
+enum Outcome {
+    /// It was made; with the override before.
+    Made(Option<Override>),
+    /// The override is another one.
+    Changed(Option<Override>),
+    /// It cannot be made now.
+    Full,
 }

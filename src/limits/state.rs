@@ -1,53 +1,120 @@
 //! The overrides as they are set, for people and for the order of changes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::ops::Bound;
 use std::sync::{Arc, Weak};
 
 use smallvec::SmallVec;
 
-use super::{LimitTarget, Limits};
+use super::{LimitChange, LimitTarget, Limits, Override};
 use crate::key::{Key, KeyName};
 use crate::limit::Limit;
 use crate::rule::Rule;
 
-/// The override of a key.
+/// The override that counts for a key.
 pub(super) struct Own {
-    pub(super) limit: Arc<Limit>,
+    pub(super) entry: Arc<Override>,
     /// What the key is called in the entry.
     pub(super) name: KeyName,
 }
 
+/// Where an override is from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Source {
+    /// Set at run time.
+    RunTime,
+    /// The configuration: it counts where none was set at run time.
+    Base,
+}
+
 #[derive(Default)]
 pub(super) struct State {
-    pub(super) entries: BTreeMap<KeyName, Arc<Limit>>,
-    /// The names of entries by their keys: one, unless replicas gave it two at a time.
-    pub(super) names: HashMap<Key, SmallVec<[KeyName; 1]>>,
+    set: Entries,
+    base: Entries,
+    /// When overrides end: in seconds since the Unix epoch.
+    ends: BTreeSet<(u64, Source, KeyName)>,
+    /// Overrides that have ended, and are to be deleted in the store: the text of each, by name.
+    #[cfg(feature = "redis")]
+    pub(super) ended: BTreeMap<KeyName, Override>,
     /// Changes that were made here and that are newer than what was read of the store.
     #[cfg(feature = "redis")]
     pub(super) newer: HashMap<KeyName, u64>,
     pub(super) targets: Vec<Weak<dyn LimitTarget>>,
-    /// How many parts of entries have a rate, by the length of its rule.
+    /// The last changes, the oldest first. With a store they are kept there.
+    pub(super) changes: VecDeque<LimitChange>,
+    /// How many parts of overrides have a rate, by the length of its rule.
     rates: HashMap<u64, usize>,
 }
 
-impl State {
-    pub(super) fn enter(&mut self, name: &KeyName, limit: Option<Limit>) -> Option<Limit> {
-        for length in limit.iter().flat_map(lengths) {
-            *self.rates.entry(length).or_default() += 1;
-        }
+/// Overrides of one source.
+#[derive(Default)]
+struct Entries {
+    by_name: BTreeMap<KeyName, Arc<Override>>,
+    /// The names of entries by their keys: one, unless replicas gave it two at a time.
+    names: HashMap<Key, SmallVec<[KeyName; 1]>>,
+}
+
+impl Entries {
+    fn enter(&mut self, name: &KeyName, entry: Option<Arc<Override>>) -> Option<Arc<Override>> {
         let names = self.names.entry(name.key()).or_default();
         names.retain(|other| other != name);
-        let before = match limit {
-            Some(limit) => {
+        let before = match entry {
+            Some(entry) => {
                 names.push(name.clone());
-                self.entries.insert(name.clone(), Arc::new(limit))
+                self.by_name.insert(name.clone(), entry)
             }
-            None => self.entries.remove(name),
+            None => self.by_name.remove(name),
         };
         if names.is_empty() {
             self.names.remove(&name.key());
         }
+        before
+    }
+
+    /// The entry of a key: of several names the last, which can be read.
+    fn of(&self, key: &Key) -> Option<Own> {
+        let name = self.names.get(key)?.iter().max()?;
+        Some(Own {
+            entry: self.by_name.get(name)?.clone(),
+            name: name.clone(),
+        })
+    }
+
+    fn after(
+        &self,
+        after: Option<&KeyName>,
+    ) -> impl Iterator<Item = (&KeyName, &Arc<Override>)> + '_ {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.by_name.range::<KeyName, _>((from, Bound::Unbounded))
+    }
+}
+
+impl State {
+    fn entries(&mut self, source: Source) -> &mut Entries {
+        match source {
+            Source::RunTime => &mut self.set,
+            Source::Base => &mut self.base,
+        }
+    }
+
+    pub(super) fn enter(
+        &mut self,
+        source: Source,
+        name: &KeyName,
+        entry: Option<Override>,
+    ) -> Option<Override> {
+        for length in entry.iter().flat_map(lengths) {
+            *self.rates.entry(length).or_default() += 1;
+        }
+        let end = entry.as_ref().and_then(Override::end_seconds);
+        let before = self.entries(source).enter(name, entry.map(Arc::new));
         let before = before.map(Arc::unwrap_or_clone);
+        if let Some(end) = before.as_ref().and_then(Override::end_seconds) {
+            self.ends.remove(&(end, source, name.clone()));
+        }
+        if let Some(end) = end {
+            self.ends.insert((end, source, name.clone()));
+        }
         for length in before.iter().flat_map(lengths) {
             if let Some(parts) = self.rates.get_mut(&length) {
                 *parts -= 1;
@@ -59,25 +126,119 @@ impl State {
         before
     }
 
+    /// What was set at run time for a key, under whatever name.
+    pub(super) fn own_at_run_time(&self, key: &Key) -> Option<Override> {
+        self.set.of(key).map(|own| Override::clone(&own.entry))
+    }
+
+    /// Has an override deleted in the store that has ended.
+    #[cfg(feature = "redis")]
+    pub(super) fn ended_in_store(&mut self, name: KeyName, entry: Override) {
+        self.ended.insert(name, entry);
+    }
+
+    /// Keeps a change for the audit trail.
+    pub(super) fn note(&mut self, change: LimitChange) {
+        if self.changes.len() == Limits::MAX_CHANGES {
+            self.changes.pop_front();
+        }
+        self.changes.push_back(change);
+    }
+
+    /// What was set at run time under a name.
+    pub(super) fn get(&self, name: &KeyName) -> Option<&Override> {
+        self.set.by_name.get(name).map(|entry| &**entry)
+    }
+
+    /// How many overrides were set at run time.
+    pub(super) fn len(&self) -> usize {
+        self.set.by_name.len()
+    }
+
+    /// The names of overrides of a key that were set at run time.
+    pub(super) fn names_of(&self, key: &Key) -> Vec<KeyName> {
+        let names = self.set.names.get(key).into_iter().flatten();
+        let mut names: Vec<_> = names.cloned().collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// The override of a key, which may have ended.
+    pub(super) fn own(&self, key: &Key) -> Option<Own> {
+        self.set.of(key).or_else(|| self.base.of(key))
+    }
+
+    /// The next overrides, at most `count`, in the order of their names.
+    pub(super) fn after(
+        &self,
+        after: Option<&KeyName>,
+        count: usize,
+    ) -> Vec<(KeyName, Arc<Override>)> {
+        let is_replaced = |name: &KeyName| self.set.names.contains_key(&name.key());
+        let base = self.base.after(after);
+        let base = base.filter(|(name, _)| !is_replaced(name)).take(count);
+        // Most services have no or few of the one and many of the other.
+        let mut found: BTreeMap<_, _> = base.collect();
+        found.extend(self.set.after(after).take(count));
+        let found = found.into_iter().take(count);
+        found
+            .map(|(name, entry)| (name.clone(), entry.clone()))
+            .collect()
+    }
+
+    /// The next names of one source, at most `count`.
+    pub(super) fn names_after(
+        &self,
+        source: Source,
+        after: Option<&KeyName>,
+        count: usize,
+    ) -> Vec<KeyName> {
+        let entries = match source {
+            Source::RunTime => &self.set,
+            Source::Base => &self.base,
+        };
+        let names = entries.after(after).map(|(name, _)| name.clone());
+        names.take(count).collect()
+    }
+
+    /// The next override that has ended.
+    pub(super) fn ended(&self, now: u64) -> Option<(Source, KeyName)> {
+        let (end, source, name) = self.ends.first()?;
+        (now >= *end).then(|| (*source, name.clone()))
+    }
+
     /// Whether another entry would have more distinct rates than buckets have numbers for.
     pub(super) fn has_too_many_rates(&self, limit: &Limit) -> bool {
-        let new = lengths(limit).filter(|length| !self.rates.contains_key(length));
+        let new = lengths_of(limit).filter(|length| !self.rates.contains_key(length));
         self.rates.len() + new.count() > Limits::MAX_RATES
     }
 
-    /// What counts for a key: of several names the last, which can be read.
-    pub(super) fn own(&self, key: &Key) -> Option<Own> {
-        let name = self.names.get(key)?.iter().max()?;
-        Some(Own {
-            limit: self.entries.get(name)?.clone(),
-            name: name.clone(),
-        })
+    /// Whether these in place of those of the configuration have too many rates.
+    pub(super) fn has_too_many_rates_with<'a>(
+        &self,
+        base: impl Iterator<Item = &'a Override>,
+    ) -> bool {
+        let mut rates: HashMap<u64, usize> = self.rates.clone();
+        for length in self.base.by_name.values().flat_map(|own| lengths(own)) {
+            if let Some(parts) = rates.get_mut(&length) {
+                *parts -= 1;
+            }
+        }
+        rates.retain(|_, parts| *parts > 0);
+        for length in base.flat_map(lengths) {
+            *rates.entry(length).or_default() += 1;
+        }
+        rates.len() > Limits::MAX_RATES
     }
+}
+
+fn lengths(entry: &Override) -> impl Iterator<Item = u64> + '_ {
+    lengths_of(entry.limit())
 }
 
 /// The rates of a limit, by the lengths of their rules. It is buckets that have numbers for them: windows of many
 /// rates have sub-windows of one length.
-fn lengths(limit: &Limit) -> impl Iterator<Item = u64> + '_ {
+fn lengths_of(limit: &Limit) -> impl Iterator<Item = u64> + '_ {
     let quotas = limit.quotas().filter_map(|quota| quota.counted_in(false));
     let rules = quotas.map(Rule::new);
     rules

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::ws::{Message, WebSocketUpgrade};
+use axum::extract::ws::WebSocketUpgrade;
 use axum::response::{IntoResponse, Response};
 
 use super::goodbye::close;
@@ -15,11 +15,10 @@ use super::pings::PingInterval;
 use super::refusal::Refusal;
 use super::socket::LimitedSocket;
 use crate::key::Key;
-use crate::limiter::{ConcurrencyLimiter, RateLimiter};
+use crate::limiter::ConcurrencyLimiter;
 use crate::limits::Limits;
 use crate::observe::{Observer, Observers, Subject};
 use crate::policy::Policy;
-use crate::rejection::Rejection;
 use crate::store::{LeaseStore, MemoryStore, RateStore};
 
 /// Limits on the WebSockets of one endpoint: connections in all and for each key, and messages.
@@ -94,10 +93,10 @@ use crate::store::{LeaseStore, MemoryStore, RateStore};
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct SocketLimits(Arc<Shared>);
+pub struct SocketLimits(pub(super) Arc<Shared>);
 
 #[derive(Clone)]
-struct Shared {
+pub(super) struct Shared {
     name: Arc<str>,
     limit: usize,
     per_key: usize,
@@ -107,12 +106,12 @@ struct Shared {
     refusal: Refusal,
     /// Those who are told by a close frame that they are refused.
     closing: ConcurrencyLimiter,
-    messages: MessageLimits,
+    pub(super) messages: MessageLimits,
     /// What `messages.per_key` is made of.
-    messages_of_key: Option<Policy>,
-    message_store: Arc<dyn RateStore>,
+    pub(super) messages_of_key: Option<Policy>,
+    pub(super) message_store: Arc<dyn RateStore>,
     /// The overrides per key of both.
-    limits: Option<Limits>,
+    pub(super) limits: Option<Limits>,
     pings: Option<PingInterval>,
     observers: Observers,
 }
@@ -141,7 +140,7 @@ impl SocketLimits {
         }))
     }
 
-    fn with(mut self, change: impl FnOnce(&mut Shared)) -> Self {
+    pub(super) fn with(mut self, change: impl FnOnce(&mut Shared)) -> Self {
         change(Arc::make_mut(&mut self.0));
         self
     }
@@ -223,79 +222,6 @@ impl SocketLimits {
     #[must_use]
     pub fn refuse_by(self, refusal: Refusal) -> Self {
         self.with(|shared| shared.refusal = refusal)
-    }
-
-    /// How many messages a connection may send. Default: any number.
-    ///
-    /// Counted in this process, as the connection is in it.
-    #[must_use]
-    pub fn messages(self, policy: impl Into<Policy>) -> Self {
-        self.with(|shared| shared.messages.per_connection = Some(RateLimiter::new(policy)))
-    }
-
-    /// How many messages a key may send over all its connections. Default: any number.
-    ///
-    /// # Panics
-    ///
-    /// As [`limits`](Self::limits).
-    #[must_use]
-    #[track_caller]
-    pub fn messages_per_key(self, policy: impl Into<Policy>) -> Self {
-        self.with(|shared| shared.messages_of_key = Some(policy.into()))
-            .with_messages_counted()
-    }
-
-    /// Where the messages of a key are counted. Default: in this process's memory.
-    ///
-    /// # Panics
-    ///
-    /// As [`store`](Self::store) and [`limits`](Self::limits).
-    #[must_use]
-    #[track_caller]
-    pub fn message_store(self, store: impl RateStore) -> Self {
-        assert!(
-            store.agrees_on_fingerprints(),
-            "{}",
-            crate::store::SecretMissing
-        );
-        self.with(|shared| shared.message_store = Arc::new(store))
-            .with_messages_counted()
-    }
-
-    // Without closures, so that a panic names the caller's line.
-    #[track_caller]
-    fn with_messages_counted(mut self) -> Self {
-        let shared = Arc::make_mut(&mut self.0);
-        // The old limit goes first, so that a store which knows limits by name has it free.
-        shared.messages.per_key = None;
-        if let Some(policy) = shared.messages_of_key.clone() {
-            let store = &*shared.message_store;
-            shared.messages.per_key = Some(match &shared.limits {
-                Some(limits) => RateLimiter::with_limits(policy, store, limits),
-                None => RateLimiter::with_store(policy, store),
-            });
-        }
-        self
-    }
-
-    /// Closes a connection, with code 1008, at its so-and-so-many-th message above a limit; 0 is
-    /// taken for 1. Default: never, each is answered and that is all. The client has two seconds
-    /// to answer the close frame, during which [`recv`](LimitedSocket::recv) is not ready.
-    ///
-    /// A message that is refused because its store [fails closed](crate::store::FailureMode::Closed)
-    /// is answered as unavailable (503), and is none of them.
-    #[must_use]
-    pub fn close_after(self, violations: u32) -> Self {
-        self.with(|shared| shared.messages.close_after = Some(violations.max(1)))
-    }
-
-    /// What answers a message above a limit, instead of a problem as JSON; `None` for nothing.
-    #[must_use]
-    pub fn notice(
-        self,
-        notice: impl Fn(&Rejection) -> Option<Message> + Send + Sync + 'static,
-    ) -> Self {
-        self.with(|shared| shared.messages.notice = Some(Arc::new(notice)))
     }
 
     /// Sends a ping at intervals of `every`, and ends a connection whose client sends nothing for

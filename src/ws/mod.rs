@@ -5,6 +5,7 @@
 mod goodbye;
 mod handshake;
 mod limits;
+mod message_settings;
 mod messages;
 mod pings;
 mod refusal;

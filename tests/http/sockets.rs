@@ -423,3 +423,33 @@ async fn an_outage_of_the_message_store_is_no_violation() {
         assert_eq!(answer["retry-after"], 1);
     }
 }
+
+#[tokio::test]
+async fn the_policy_of_messages_changes_for_connections_that_are_there() {
+    let limits = SocketLimits::new()
+        .messages(Quota::off())
+        .limits(&Limits::new())
+        .messages_per_key(Quota::off());
+    let address = server(&limits).await;
+    let mut socket = connect(address, "alice").await;
+    limits.set_messages(Quota::per_hour(1)).unwrap();
+    assert_eq!(exchange(&mut socket, "one").await, "one");
+    let problem: Value = serde_json::from_str(&exchange(&mut socket, "two").await).unwrap();
+    assert_eq!(problem["status"], 429);
+    limits.set_messages(Quota::off()).unwrap();
+    assert_eq!(exchange(&mut socket, "three").await, "three");
+
+    limits.set_messages_per_key(Quota::per_hour(1)).unwrap();
+    let mut other = try_connect(address, "alice").await.unwrap();
+    assert_eq!(exchange(&mut other, "one").await, "one");
+    let problem: Value = serde_json::from_str(&exchange(&mut socket, "two").await).unwrap();
+    assert_eq!(problem["status"], 429);
+
+    // The algorithm of a limiter cannot change.
+    assert!(limits.set_messages(Quota::per_hour(1).sliding()).is_err());
+    assert!(
+        SocketLimits::new()
+            .set_messages(Quota::per_hour(1))
+            .is_err()
+    );
+}

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tower_admission::store::Standing;
-use tower_admission::{Leases, Reason};
+use tower_admission::{Capacity, Leases, Reason};
 
 use crate::{SECOND, on_clock, tenant, total, used};
 
@@ -204,4 +204,48 @@ async fn races_use_all_of_the_limits_and_no_more() {
     }
     drop(held);
     assert_eq!(total(&leases).await, 0);
+}
+
+#[tokio::test]
+async fn new_numbers_apply_to_all_clones_at_once() {
+    let (leases, clock) = on_clock(Leases::new().per_tenant(2).total(3));
+    let clone = leases.clone();
+    let acme = tenant("acme");
+    let taken = async |id| {
+        leases
+            .acquire(&acme, id)
+            .await
+            .map(tower_admission::Lease::detach)
+    };
+    taken("1").await.unwrap();
+    taken("2").await.unwrap();
+    let rejected = taken("3").await.unwrap_err();
+    assert_eq!(rejected.occupancy().unwrap().allowed, 2);
+    clone.set_per_tenant(4);
+    taken("3").await.unwrap();
+    let rejected = taken("4").await.unwrap_err();
+    assert_eq!(rejected.reason(), Reason::AtCapacity);
+    clone.set_total(Capacity::Unlimited);
+    taken("4").await.unwrap();
+    // Lowered below what is at work: that goes on.
+    clone.set_per_tenant(1);
+    let rejected = taken("5").await.unwrap_err();
+    let occupancy = rejected.occupancy().unwrap();
+    assert_eq!((occupancy.used, occupancy.allowed), (4, 1));
+    clone.set_per_tenant(0);
+    assert_eq!(taken("5").await.unwrap_err().reason(), Reason::Denied);
+
+    // What is made with a setter has numbers of its own.
+    let other = leases.clone().per_tenant(9);
+    other.set_total(7);
+    clone.set_per_tenant(Capacity::Unlimited);
+    taken("5").await.unwrap();
+
+    clone.set_ttl(120 * SECOND);
+    assert_eq!(leases.time_to_live(), 120 * SECOND);
+    assert_eq!(leases.heartbeat(&acme, "1").await, Standing::Live);
+    clock.advance(61 * SECOND);
+    assert_eq!(used(&leases, "acme").await, 1);
+    clock.advance(60 * SECOND);
+    assert_eq!(used(&leases, "acme").await, 0);
 }

@@ -1,7 +1,10 @@
 //! Limits of single keys, and of all, changed while they are in use.
 #![cfg(feature = "test-util")]
 
+mod base;
 mod changes;
+mod edits;
+mod ends;
 mod layers;
 mod model;
 mod races;
@@ -30,7 +33,7 @@ impl Bench {
         // So that the clock can step back.
         clock.advance(1_000_000 * SECOND);
         let store = MemoryStore::new().clock(clock.clone());
-        let limits = Limits::new();
+        let limits = Limits::new().clock(clock.clone());
         Self {
             limiter: RateLimiter::with_limits(policy, &store, &limits),
             limits,
@@ -67,4 +70,8 @@ pub(crate) fn now<T>(future: impl Future<Output = T>) -> T {
         std::task::Poll::Ready(answer) => answer,
         std::task::Poll::Pending => panic!("the answer is not there"),
     }
+}
+
+pub(crate) fn acme() -> Key {
+    Key::id("org", "acme")
 }

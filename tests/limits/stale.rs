@@ -9,14 +9,10 @@ use tower_admission::store::{Charge, MemoryStore, RateBuckets, RateStats, RateSt
 use tower_admission::{Decision, Key, Limits, LimitsError, Policy, Quota, RateLimiter};
 
 use super::races::{together, used};
-use super::{Bench, SECOND, name, now};
+use super::{Bench, SECOND, acme, name, now};
 
 fn quota(text: &str) -> Quota {
     text.parse().unwrap()
-}
-
-fn acme() -> Key {
-    Key::id("org", "acme")
 }
 
 /// Entries have the number of a change modulo 2^15, so that one of long ago looks as if it was of one to come.

@@ -9,7 +9,7 @@ use tower_admission::{
     SetPolicyError,
 };
 
-use super::{Bench, SECOND, name, now};
+use super::{Bench, SECOND, acme, name, now};
 
 fn quota(text: &str) -> Quota {
     text.parse().unwrap()
@@ -38,10 +38,6 @@ fn burst(limiter: &RateLimiter, key: &Key) -> u32 {
 
 fn left(limiter: &RateLimiter, key: &Key) -> Option<u32> {
     limiter.peek(key).now().unwrap().remaining()
-}
-
-fn acme() -> Key {
-    Key::id("org", "acme")
 }
 
 #[test]

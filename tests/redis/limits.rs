@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use tower_admission::store::FailureMode;
-use tower_admission::{Key, KeyName, Limits, LimitsError, Policy, Quota, RateLimiter};
+use tower_admission::{Key, KeyName, Limits, Policy, Quota, RateLimiter};
 
 use crate::server::{Server, store, until};
 
 mod faults;
+mod lost;
 mod model;
+mod overrides;
 mod tools;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -186,37 +188,6 @@ async fn a_change_reaches_every_replica() {
 }
 
 #[tokio::test]
-async fn what_redis_lost_is_gone_and_what_is_away_stays() {
-    let mut server = Server::start().await;
-    let limits = Limits::in_store(&server.store());
-    for n in 0..3 {
-        let key = name(&format!("org:{n}"));
-        limits.set(&key, "25/h".parse().unwrap()).await.unwrap();
-    }
-    server.kill();
-    until("it is away", async || limits.refresh().await.is_err()).await;
-    assert_eq!(limits.len(), 3);
-    let failed = limits.set(&name("org:x"), "1/h".parse().unwrap()).await;
-    assert!(
-        matches!(failed, Err(LimitsError::Unavailable(_))),
-        "{failed:?}"
-    );
-    assert_eq!(limits.len(), 3);
-    server.restart().await;
-    until("nothing is left", async || limits.is_empty()).await;
-    // Versions begin anew, and are not taken for old ones.
-    let other = Limits::in_store(&server.store());
-    other
-        .set(&name("org:0"), "7/h".parse().unwrap())
-        .await
-        .unwrap();
-    until("it is known", async || {
-        shown(&limits, "org:0").await.as_deref() == Some("7/h")
-    })
-    .await;
-}
-
-#[tokio::test]
 async fn more_than_a_page_is_read_and_what_is_missed_as_well() {
     let server = Server::start().await;
     let [here, there] = [(); 2].map(|()| Limits::in_store(&server.store()));
@@ -351,16 +322,4 @@ fn a_runtime_that_ends_does_not_end_the_reading() {
             .unwrap();
         until("it is read", async || limits.len() == 2).await;
     });
-}
-
-#[tokio::test]
-async fn what_was_lost_before_it_was_read_is_gone() {
-    let server = Server::start().await;
-    let limits = Limits::in_store(&server.store());
-    limits.refresh().await.unwrap();
-    let key = name("org:acme");
-    limits.set(&key, "5/h".parse().unwrap()).await.unwrap();
-    // On a runtime of one thread nothing was read in between.
-    server.clear().await;
-    until("nothing is left", async || limits.is_empty()).await;
 }

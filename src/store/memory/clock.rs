@@ -43,6 +43,26 @@ pub(crate) fn since_epoch() -> Duration {
     now.unwrap_or_default()
 }
 
+/// The wall clock for the ends of overrides, which have to mean the same in all replicas and after a restart.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum WallClock {
+    #[default]
+    Real,
+    #[cfg(feature = "test-util")]
+    Test(TestClock),
+}
+
+impl WallClock {
+    /// Whole seconds since the Unix epoch.
+    pub(crate) fn seconds(&self) -> u64 {
+        match self {
+            Self::Real => since_epoch().as_secs(),
+            #[cfg(feature = "test-util")]
+            Self::Test(clock) => clock.since_epoch().as_secs(),
+        }
+    }
+}
+
 /// A clock that does not follow the wall clock.
 #[derive(Clone, Debug)]
 pub(crate) enum Timer {
@@ -91,7 +111,9 @@ pub struct TestClock(std::sync::Arc<std::sync::atomic::AtomicU64>);
 
 #[cfg(feature = "test-util")]
 mod test_clock {
-    use super::{Duration, Ordering, TestClock};
+    use super::{Duration, Ordering, SystemTime, TestClock, UNIX_EPOCH};
+
+    const WALL_CLOCK_BEGINS: Duration = Duration::from_secs(1_000_000_000);
 
     impl TestClock {
         /// Moves the time forward.
@@ -101,6 +123,12 @@ mod test_clock {
         /// When `by` is over 584 years.
         pub fn advance(&self, by: Duration) {
             self.0.fetch_add(nanos(by), Ordering::SeqCst);
+        }
+
+        /// The time as a wall clock, which begins 10^9 seconds after the Unix epoch.
+        #[must_use]
+        pub fn wall_clock(&self) -> SystemTime {
+            UNIX_EPOCH + self.since_epoch()
         }
 
         /// Moves the time back, as broken clocks do; not beyond the time when it was made.
@@ -125,6 +153,10 @@ mod test_clock {
     impl TestClock {
         pub(super) fn now(&self) -> u64 {
             self.0.load(Ordering::SeqCst)
+        }
+
+        pub(super) fn since_epoch(&self) -> Duration {
+            Duration::from_nanos(self.now()).saturating_add(WALL_CLOCK_BEGINS)
         }
     }
 }

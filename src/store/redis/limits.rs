@@ -1,4 +1,4 @@
-//! The limits of single keys in Redis, where all replicas find them.
+//! Overrides in Redis, where all replicas find them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::{Inner, RedisStore};
 /// What the scripts of limits read and write.
 pub(crate) struct LimitTable {
     store: Arc<Inner>,
-    keys: [String; 3],
+    keys: [String; 4],
     pub(super) limiters: [String; 1],
     pub(super) publish: Script,
     pub(super) published: Script,
@@ -21,6 +21,7 @@ pub(crate) struct LimitTable {
     changes: Script,
     page: Script,
     epoch: Script,
+    audit: Script,
 }
 
 /// One change: whose limit, as of which version, and what it is, if it was not deleted and is text.
@@ -31,19 +32,67 @@ type Bytes = Vec<u8>;
 
 /// What was changed since a version.
 pub(crate) struct Changes {
-    pub(crate) epoch: Bytes,
-    pub(crate) version: u64,
+    pub(crate) found: Found,
     /// What can be read of them; nothing when all has to be read anew.
     pub(crate) changes: Option<Vec<Change>>,
     /// Up to which version these are, when there are more than fit one answer.
     pub(crate) upto: Option<u64>,
 }
 
-/// What a change found.
-pub(crate) struct Before {
+/// What tells whether data was lost.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Found {
+    /// Changes whenever all has to be read anew.
     pub(crate) epoch: Bytes,
     pub(crate) version: u64,
-    pub(crate) limit: Option<String>,
+    /// The id of the table, which is lost with it; empty if there is no table.
+    pub(crate) table: Bytes,
+    /// The last loss that an operator accepted.
+    pub(crate) accepted: Bytes,
+}
+
+/// A change that is to be made.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SetOverride<'a> {
+    pub(crate) name: &'a str,
+    /// The override; `None` deletes it.
+    pub(crate) to: Option<&'a str>,
+    /// What it has to be; `None` for anything, `Some("")` for none.
+    pub(crate) expected: Option<&'a str>,
+    /// Its end, before which it is not deleted.
+    pub(crate) ended: Option<u64>,
+    pub(crate) author: &'a str,
+    pub(crate) origin: &'a str,
+    /// How many overrides there may be, and how many changes the audit trail keeps.
+    pub(crate) at_most: [usize; 2],
+}
+
+/// What became of a change.
+#[derive(Debug)]
+pub(crate) enum SetOutcome {
+    Set {
+        epoch: Bytes,
+        version: u64,
+        table: Bytes,
+        before: Option<String>,
+    },
+    /// There are as many overrides as there may be.
+    Full,
+    /// The override is not what it had to be.
+    Changed(Option<String>),
+    /// It has not ended by the clock of the store.
+    Early,
+}
+
+/// Why all is to be read anew.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Renewal {
+    /// An operator asks for it.
+    Asked,
+    /// A replica found that writes were lost, which the others are to see.
+    LossFound,
+    /// An operator accepts that overrides were lost: replicas drop what is not found.
+    LossAccepted,
 }
 
 /// These calls are few, and nobody's request waits for them.
@@ -68,43 +117,65 @@ impl RedisStore {
             changes: Script::new(include_str!("limits_changes.lua")),
             page: Script::new(include_str!("limits_page.lua")),
             epoch: Script::new(include_str!("limits_epoch.lua")),
+            audit: Script::new(include_str!("limits_audit.lua")),
         }
     }
 }
 
 impl LimitTable {
-    /// Sets a limit, or deletes it; `None` when there are too many.
-    pub(crate) async fn set(
-        &self,
-        name: &str,
-        limit: Option<&str>,
-        most: usize,
-    ) -> Result<Option<Before>, StoreError> {
+    /// The name under which the id of the table lies among the overrides. It is the name of no key.
+    pub(crate) const ID: &str = "#table";
+
+    /// Makes a change.
+    pub(crate) async fn set(&self, change: SetOverride<'_>) -> Result<SetOutcome, StoreError> {
+        let [overrides, audited] = change.at_most;
+        let expected = change.expected.map(|text| format!("={text}"));
+        let ended = change.ended.map(|end| end.to_string());
         let arguments = &[
-            name.to_owned(),
-            limit.unwrap_or_default().to_owned(),
-            most.to_string(),
+            change.name.to_owned(),
+            change.to.unwrap_or_default().to_owned(),
+            overrides.to_string(),
             JOURNAL.to_string(),
             new_epoch(),
+            expected.unwrap_or_else(|| "*".to_owned()),
+            ended.unwrap_or_default(),
+            change.author.to_owned(),
+            change.origin.to_owned(),
+            audited.to_string(),
         ][..];
-        // A second one would find its own limit as the one before.
+        // A second one would find its own override as the one before.
         let set = self.call_again(Again::Never, &self.set, &self.keys, arguments);
         let answer: Vec<redis::Value> = set.await?;
-        let [epoch, version, before] = &answer[..] else {
-            return Ok(None);
+        let text_at = |at: usize| {
+            let value = answer
+                .get(at)
+                .map(redis::from_redis_value_ref::<Option<Bytes>>);
+            value.transpose().or_failure().map(|bytes| bytes.flatten())
         };
-        let before: Option<Bytes> = redis::from_redis_value_ref(before).or_failure()?;
-        Ok(Some(Before {
-            epoch: redis::from_redis_value_ref(epoch).or_failure()?,
-            version: redis::from_redis_value_ref(version).or_failure()?,
-            limit: before.and_then(text),
-        }))
+        let word = text_at(0)?.unwrap_or_default();
+        Ok(match (&word[..], &answer[..]) {
+            (b"set", [_, epoch, version, table, _]) => SetOutcome::Set {
+                epoch: redis::from_redis_value_ref(epoch).or_failure()?,
+                version: redis::from_redis_value_ref(version).or_failure()?,
+                table: redis::from_redis_value_ref(table).or_failure()?,
+                before: text_at(4)?.and_then(text),
+            },
+            (b"changed", _) => SetOutcome::Changed(text_at(1)?.and_then(text)),
+            (b"early", _) => SetOutcome::Early,
+            _ => SetOutcome::Full,
+        })
     }
 
-    pub(crate) async fn changes(&self, epoch: &[u8], since: u64) -> Result<Changes, StoreError> {
-        let (since, page) = (since.to_string(), PAGE.to_string());
-        let arguments = &[epoch, since.as_bytes(), page.as_bytes()][..];
-        let (epoch, version, all, found): (Bytes, u64, u8, Vec<(Bytes, Bytes, Bytes)>) =
+    pub(crate) async fn changes(&self, known: &Found) -> Result<Changes, StoreError> {
+        let (since, page) = (known.version.to_string(), PAGE.to_string());
+        let arguments = &[
+            &known.epoch[..],
+            since.as_bytes(),
+            page.as_bytes(),
+            &known.table,
+        ][..];
+        type Answer = (Bytes, u64, u8, Vec<(Bytes, Bytes, Bytes)>, Bytes, Bytes);
+        let (epoch, version, all, found, table, accepted): Answer =
             self.call(&self.changes, &self.keys, arguments).await?;
         let is_full = found.len() >= PAGE;
         let last = found.last().and_then(|(_, version, _)| whole(version));
@@ -112,14 +183,25 @@ impl LimitTable {
             let limit = text(limit).filter(|limit| !limit.is_empty());
             Some((text(name)?, whole(&version)?, limit))
         });
-        // Who cannot tell where to go on reads everything.
+        // A replica that cannot tell where to go on reads everything.
         let is_readable = all == 0 && !(is_full && last.is_none());
         Ok(Changes {
-            epoch,
-            version,
+            found: Found {
+                epoch,
+                version,
+                table,
+                accepted,
+            },
             changes: is_readable.then(|| changes.collect()),
             upto: last.filter(|_| is_full),
         })
+    }
+
+    /// The last changes, the newest first, as they are stored.
+    pub(crate) async fn audit(&self, count: usize) -> Result<Vec<Bytes>, StoreError> {
+        let arguments = &[count.to_string()][..];
+        let key = std::slice::from_ref(&self.keys[3]);
+        self.call(&self.audit, key, arguments).await
     }
 
     /// Limits, and where to go on; 0 at the beginning and the end.
@@ -136,8 +218,13 @@ impl LimitTable {
     }
 
     /// Has all replicas read everything anew.
-    pub(crate) async fn renew(&self) -> Result<(), StoreError> {
-        let arguments = &[new_epoch()][..];
+    pub(crate) async fn renew(&self, why: Renewal) -> Result<(), StoreError> {
+        let why = match why {
+            Renewal::Asked => "",
+            Renewal::LossFound => "lost",
+            Renewal::LossAccepted => "accept",
+        };
+        let arguments = &[new_epoch(), why.to_owned()][..];
         let renewed = self.call::<u8>(&self.epoch, &self.keys, arguments).await;
         renewed.map(drop)
     }

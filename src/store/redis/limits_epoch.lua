@@ -1,7 +1,14 @@
--- Has everybody read all limits anew.
+-- Has all replicas read all overrides anew.
 --
 -- KEYS[1..3]  as in limits_set.lua
 -- ARGV[1]     the next epoch
+-- ARGV[2]     `accept` when an operator accepts that overrides were lost, so that replicas drop those that are not here;
+--             `lost` when a replica found that writes were lost, so that all of them see it; or nothing
 
+if ARGV[2] == 'lost' then
+  redis.call('HSET', KEYS[1], '#table', ARGV[1])
+elseif ARGV[2] == 'accept' then
+  redis.call('HSET', KEYS[3], 'accepted', ARGV[1])
+end
 redis.call('HSET', KEYS[3], 'epoch', ARGV[1])
 return 1

@@ -1,30 +1,51 @@
--- Sets the limit of one key, or deletes it, and notes that it was changed.
+-- Sets the override of one key, or deletes it, and notes that it was changed.
 --
--- KEYS[1]  the limits, a hash by name
+-- KEYS[1]  the overrides, a hash by name; under `#table` lies the id of this table, which is lost with it
 -- KEYS[2]  the names that were changed, by the version of their last change
--- KEYS[3]  a hash: the version, the epoch (which tells data that was lost from data that is older), and
---          the floor: up to which version changes may have been forgotten
+-- KEYS[3]  a hash: the version, the epoch (which tells data that was lost from data that is older),
+--          the floor (up to which version changes may have been forgotten), and the last loss that an operator accepted
+-- KEYS[4]  the audit trail, a list of the last changes, the newest first
 -- ARGV[1]  the name
--- ARGV[2]  the limit, or nothing to delete it
+-- ARGV[2]  the override, or nothing to delete it
 -- ARGV[3]  how many there may be
--- ARGV[4]  how many changes are kept
--- ARGV[5]  the epoch, if there is none yet
+-- ARGV[4]  how many changes are kept for replicas
+-- ARGV[5]  the epoch and the id of the table, if there is none yet
+-- ARGV[6]  `*`, or `=` and what the override has to be: nothing when there must be none
+-- ARGV[7]  nothing, or the end of the override, in seconds since the Unix epoch: it is deleted only after that
+-- ARGV[8]  who makes the change
+-- ARGV[9]  from where
+-- ARGV[10] how many changes the audit trail keeps
 --
--- Returns the epoch, the version, and what the limit was before, or nothing as it may be no more.
+-- Returns `set`, the epoch, the version, the id of the table and what the override was before; `full`;
+-- `changed` and what the override is; or `early`.
 --
 -- Everything is read before anything is written.
 
+local now = tonumber(redis.call('TIME')[1])
 local before = redis.call('HGET', KEYS[1], ARGV[1])
-local full = redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[3])
+local table_id = redis.call('HGET', KEYS[1], '#table')
+-- One of them is the id.
+local full = redis.call('HLEN', KEYS[1]) > tonumber(ARGV[3])
 local changes = redis.call('ZCARD', KEYS[2])
 local epoch = redis.call('HGET', KEYS[3], 'epoch')
+redis.call('LLEN', KEYS[4])
+if ARGV[6] ~= '*' and ARGV[6] ~= '=' .. (before or '') then
+  return { 'changed', before }
+end
+if ARGV[7] ~= '' and now < tonumber(ARGV[7]) then
+  return { 'early' }
+end
 if ARGV[2] ~= '' and not before and full then
-  return {}
+  return { 'full' }
 end
 
 if not epoch then
   epoch = ARGV[5]
   redis.call('HSET', KEYS[3], 'epoch', epoch)
+end
+if not table_id then
+  table_id = ARGV[5]
+  redis.call('HSET', KEYS[1], '#table', table_id)
 end
 local version = redis.call('HINCRBY', KEYS[3], 'version', 1)
 if ARGV[2] ~= '' then
@@ -38,4 +59,17 @@ if over > 0 then
   local forgotten = redis.call('ZPOPMIN', KEYS[2], over)
   redis.call('HSET', KEYS[3], 'floor', forgotten[#forgotten])
 end
-return { epoch, version, before }
+if before or ARGV[2] ~= '' then
+  local change = {
+    at = now,
+    key = ARGV[1],
+    before = before or '',
+    after = ARGV[2],
+    author = ARGV[8],
+    origin = ARGV[9],
+    ended = ARGV[7] ~= '',
+  }
+  redis.call('LPUSH', KEYS[4], cjson.encode(change))
+  redis.call('LTRIM', KEYS[4], 0, tonumber(ARGV[10]) - 1)
+end
+return { 'set', epoch, version, table_id, before }

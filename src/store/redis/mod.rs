@@ -46,7 +46,7 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-pub(crate) use self::limits::{Change, LimitTable};
+pub(crate) use self::limits::{Change, Found, LimitTable, Renewal, SetOutcome, SetOverride};
 pub(crate) use self::post::{Post, Term};
 
 pub use self::events::StoreObserver;

@@ -110,11 +110,11 @@ impl Names {
 }
 
 impl Names {
-    /// The limits of single keys, which were changed, and the version. All lie in one part of a
+    /// The overrides, which were changed, the version, and the audit trail. All lie in one part of a
     /// cluster.
-    pub(super) fn limits(&self) -> [String; 3] {
+    pub(super) fn limits(&self) -> [String; 4] {
         let begin = format!("{{{}:limits}}:", self.prefix);
-        ["of", "changes", "state"].map(|name| format!("{begin}{name}"))
+        ["of", "changes", "state", "audit"].map(|name| format!("{begin}{name}"))
     }
 
     /// Which limiters there are, next to their limits.

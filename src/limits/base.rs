@@ -1,0 +1,44 @@
+//! Overrides of the configuration, which count under those that are set at run time.
+
+use std::collections::BTreeMap;
+
+use super::state::Source;
+use super::{Limits, LimitsError, Override};
+use crate::key::KeyName;
+use crate::sync::lock;
+
+impl Limits {
+    /// Replaces the overrides that come from the configuration. They count for keys that have no override which was set
+    /// at run time. Default: none.
+    ///
+    /// # Errors
+    ///
+    /// [`LimitsError::TooMany`], [`LimitsError::TooManyRates`] and [`LimitsError::UnknownTier`], as
+    /// [`set`](Self::set): then nothing changes.
+    pub fn set_base(
+        &self,
+        base: impl IntoIterator<Item = (KeyName, Override)>,
+    ) -> Result<(), LimitsError> {
+        let now = self.0.clock.seconds();
+        let base = base.into_iter();
+        let base: BTreeMap<_, _> = base.filter(|(_, own)| !own.has_ended(|| now)).collect();
+        if base.len() > Self::MOST {
+            return Err(LimitsError::TooMany);
+        }
+        for own in base.values() {
+            self.check_tier(own.limit())?;
+        }
+        let mut state = lock(&self.0.state);
+        if state.has_too_many_rates_with(base.values()) {
+            return Err(LimitsError::TooManyRates);
+        }
+        let names = state.names_after(Source::Base, None, usize::MAX);
+        for name in names.iter().filter(|name| !base.contains_key(name)) {
+            self.apply(&mut state, Source::Base, name, None);
+        }
+        for (name, own) in base {
+            self.apply(&mut state, Source::Base, &name, Some(own));
+        }
+        Ok(())
+    }
+}

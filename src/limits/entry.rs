@@ -1,0 +1,285 @@
+//! Overrides with what is noted about them, and how they are stored.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::limit::Limit;
+
+/// The override of a key: a [`Limit`], and optionally an end, a note, an author and a time.
+///
+/// ```
+/// use std::time::{Duration, SystemTime};
+/// use tower_admission::{Limits, Override};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let limits = Limits::new();
+/// let in_an_hour = SystemTime::now() + Duration::from_secs(3600);
+/// let banned = Override::new("deny all".parse()?)
+///     .with_end(in_an_hour)
+///     .with_note("ticket 4711");
+/// limits
+///     .edit(&"ip:192.0.2.1".parse()?)
+///     .author("anna")
+///     .set(banned)
+///     .await?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # The end
+///
+/// Ends are in whole seconds of the wall clock, rounded up, since replicas and restarts share no other clock. An
+/// override has no effect from its end on, and the key has its default again. A decision finds that out by itself: no task
+/// has to run. In a shared store an override is deleted once the store's clock has reached the end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Override {
+    limit: Limit,
+    /// In seconds since the Unix epoch, as all times here.
+    end: Option<u64>,
+    // Most overrides have none of these.
+    notes: Option<Arc<Notes>>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Notes {
+    note: Option<Box<str>>,
+    author: Option<Box<str>>,
+    changed_at: Option<u64>,
+}
+
+impl Override {
+    /// The longest note and the longest name of an author, in bytes. What is longer is cut.
+    pub const MAX_NOTE: usize = 256;
+
+    /// A limit without an end and without a note.
+    #[must_use]
+    pub fn new(limit: Limit) -> Self {
+        Self {
+            limit,
+            end: None,
+            notes: None,
+        }
+    }
+
+    /// Sets when it ends. Default: never.
+    #[must_use]
+    pub fn with_end(mut self, end: SystemTime) -> Self {
+        let since = end.duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.end = Some(since.as_secs() + u64::from(since.subsec_nanos() > 0));
+        self
+    }
+
+    /// Sets a note for other operators, up to [`MAX_NOTE`](Self::MAX_NOTE) bytes. Clients never see it. Default: none.
+    #[must_use]
+    pub fn with_note(self, note: &str) -> Self {
+        let note = line(note);
+        self.noted(|notes| notes.note = note)
+    }
+
+    /// Sets who made the change, and when.
+    pub(super) fn made(self, author: Option<&str>, at: u64) -> Self {
+        let author = author.and_then(line);
+        self.noted(|notes| {
+            notes.author = author;
+            notes.changed_at = Some(at);
+        })
+    }
+
+    fn noted(mut self, note: impl FnOnce(&mut Notes)) -> Self {
+        let mut notes = self.notes.map_or_else(Notes::default, Arc::unwrap_or_clone);
+        note(&mut notes);
+        self.notes = (notes != Notes::default()).then(|| Arc::new(notes));
+        self
+    }
+
+    /// The numbers.
+    #[must_use]
+    pub fn limit(&self) -> &Limit {
+        &self.limit
+    }
+
+    /// When it ends.
+    #[must_use]
+    pub fn end(&self) -> Option<SystemTime> {
+        self.end.map(time)
+    }
+
+    /// The note.
+    #[must_use]
+    pub fn note(&self) -> Option<&str> {
+        self.notes.as_ref()?.note.as_deref()
+    }
+
+    /// Who set it, if that was [said](super::LimitEdit::author).
+    #[must_use]
+    pub fn author(&self) -> Option<&str> {
+        self.notes.as_ref()?.author.as_deref()
+    }
+
+    /// When it was set.
+    #[must_use]
+    pub fn changed_at(&self) -> Option<SystemTime> {
+        self.notes.as_ref()?.changed_at.map(time)
+    }
+
+    /// The end in seconds since the Unix epoch.
+    pub(crate) fn end_seconds(&self) -> Option<u64> {
+        self.end
+    }
+
+    /// Whether it has no effect any more.
+    #[inline]
+    pub(crate) fn has_ended(&self, now: impl FnOnce() -> u64) -> bool {
+        self.end.is_some_and(|end| now() >= end)
+    }
+
+    /// The text that is kept in a store: the limit, and a line for each of the rest that is there.
+    #[cfg(any(feature = "admin", feature = "redis", test))]
+    pub(crate) fn to_stored(&self) -> String {
+        let mut text = self.limit.to_string();
+        let mut add = |name: &str, value: &str| {
+            text.push('\n');
+            text.push_str(name);
+            text.push_str(": ");
+            text.push_str(value);
+        };
+        let mut number = itoa::Buffer::new();
+        if let Some(end) = self.end {
+            add(names::END, number.format(end));
+        }
+        if let Some(notes) = &self.notes {
+            if let Some(note) = &notes.note {
+                add(names::NOTE, note);
+            }
+            if let Some(author) = &notes.author {
+                add(names::AUTHOR, author);
+            }
+            if let Some(at) = notes.changed_at {
+                add(names::CHANGED_AT, number.format(at));
+            }
+        }
+        text
+    }
+
+    /// `None` for what this version of the crate cannot read: also for an end that is no number, since an override must
+    /// not hold for longer than it was meant to.
+    #[cfg(any(feature = "redis", test))]
+    pub(crate) fn from_stored(text: &str) -> Option<Self> {
+        let mut lines = text.lines();
+        let mut read = Self::new(lines.next()?.parse().ok()?);
+        let mut notes = Notes::default();
+        for (name, value) in lines.filter_map(|line| line.split_once(": ")) {
+            match name {
+                names::END => read.end = Some(value.parse().ok()?),
+                names::NOTE => notes.note = line(value),
+                names::AUTHOR => notes.author = line(value),
+                names::CHANGED_AT => notes.changed_at = value.parse().ok(),
+                // Of a later version.
+                _ => {}
+            }
+        }
+        read.notes = (notes != Notes::default()).then(|| Arc::new(notes));
+        Some(read)
+    }
+}
+
+/// The names of the lines of a stored override.
+#[cfg(any(feature = "admin", feature = "redis", test))]
+mod names {
+    pub(super) const END: &str = "end";
+    pub(super) const NOTE: &str = "note";
+    pub(super) const AUTHOR: &str = "author";
+    pub(super) const CHANGED_AT: &str = "changed_at";
+}
+
+impl From<Limit> for Override {
+    fn from(limit: Limit) -> Self {
+        Self::new(limit)
+    }
+}
+
+/// A text that fits one line: what would end it, or cannot be seen, becomes a space.
+pub(super) fn line(text: &str) -> Option<Box<str>> {
+    let mut end = text.len().min(Override::MAX_NOTE);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    let is_unseen = crate::key::is_unseen;
+    let line = text[..end].replace(is_unseen, " ");
+    let line = line.trim();
+    (!line.is_empty()).then(|| line.into())
+}
+
+/// The time that is so many seconds after the Unix epoch, or the latest that there is.
+pub(crate) fn time(seconds: u64) -> SystemTime {
+    let latest = Duration::from_secs(MAX_SECONDS);
+    UNIX_EPOCH + Duration::from_secs(seconds).min(latest)
+}
+
+/// The last second of the year 9999, which all systems can represent.
+const MAX_SECONDS: u64 = 253_402_300_799;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limit() -> Limit {
+        "tier=pro, daily=5/day".parse().unwrap()
+    }
+
+    #[test]
+    fn a_stored_override_is_read_as_it_was_written() {
+        let plain = Override::new(limit());
+        let ending = plain.clone().with_end(time(1_800_000_000));
+        let noted = ending.clone().with_note("ticket 4711: too many\ncalls");
+        let made = noted.clone().made(Some("anna"), 1_700_000_000);
+        for (entry, text) in [
+            (&plain, "tier=pro, daily=5/day"),
+            (&ending, "tier=pro, daily=5/day\nend: 1800000000"),
+            (
+                &made,
+                "tier=pro, daily=5/day\nend: 1800000000\nnote: ticket 4711: too many calls\n\
+                 author: anna\nchanged_at: 1700000000",
+            ),
+        ] {
+            assert_eq!(entry.to_stored(), text);
+            assert_eq!(Override::from_stored(text).as_ref(), Some(entry));
+        }
+        assert_eq!(made.note(), Some("ticket 4711: too many calls"));
+        assert_eq!(made.author(), Some("anna"));
+        assert_eq!(made.changed_at(), Some(time(1_700_000_000)));
+    }
+
+    #[test]
+    fn what_a_later_version_adds_is_left_out_and_what_is_no_override_is_none() {
+        let read = Override::from_stored("5/day\ncolour: red\nnonsense\nend: 7");
+        assert_eq!(read.unwrap().end(), Some(time(7)));
+        for text in ["", "fast\nend: 7", "5/day\nend: soon", "5/day\nend: -1"] {
+            assert_eq!(Override::from_stored(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_end_is_rounded_up_and_no_time_panics() {
+        let half = UNIX_EPOCH + Duration::from_millis(2_500);
+        let entry = Override::new(limit()).with_end(half);
+        assert_eq!(entry.end(), Some(time(3)));
+        assert!(!entry.has_ended(|| 2) && entry.has_ended(|| 3));
+        let before = UNIX_EPOCH - Duration::from_secs(5);
+        assert_eq!(Override::new(limit()).with_end(before).end(), Some(time(0)));
+        let forever = Override::from_stored(&format!("5/day\nend: {}", u64::MAX));
+        assert_eq!(forever.unwrap().end(), Some(time(MAX_SECONDS)));
+    }
+
+    #[test]
+    fn notes_are_cut_to_one_line() {
+        let note = |text: &str| Override::new(limit()).with_note(text);
+        let long = "ä".repeat(200);
+        assert_eq!(note(&long).note().unwrap().len(), Override::MAX_NOTE);
+        assert_eq!(note(" \n ").note(), None);
+        let forged = note("ok\nend: 9\u{202e}");
+        assert_eq!(forged.note(), Some("ok end: 9"));
+        assert_eq!(Override::from_stored(&forged.to_stored()), Some(forged));
+    }
+}

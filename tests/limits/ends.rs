@@ -1,0 +1,127 @@
+//! Overrides that end.
+
+use std::time::Duration;
+
+use tower_admission::{ConcurrencyLimitLayer, Key, Limits, Override, Policy, Quota};
+
+use crate::{Bench, SECOND, acme, name, now};
+
+impl Bench {
+    /// Sets an override that ends after `lasts`.
+    fn set_for(&self, key: &str, limit: &str, lasts: Duration) {
+        let end = self.clock.wall_clock() + lasts;
+        let entry = Override::new(limit.parse().unwrap()).with_end(end);
+        now(self.limits.edit(&name(key)).set(entry)).unwrap();
+    }
+}
+
+#[test]
+fn a_key_has_its_default_again_after_the_end() {
+    for kind in ["", " sliding"] {
+        let bench = Bench::new(Policy::new(
+            "calls",
+            format!("10/h{kind}").parse::<Quota>().unwrap(),
+        ));
+        bench.set_for("org:acme", "25/h", 60 * SECOND);
+        assert_eq!(bench.burst(&acme()), 25);
+        bench.clock.advance(59 * SECOND);
+        assert!(bench.limits.get(&name("org:acme")).is_some());
+        bench.clock.advance(SECOND);
+        // All 25 stay used.
+        assert_eq!(bench.burst(&acme()), 0);
+        let peeked = now(async { bench.limiter.peek(&acme()).await });
+        assert_eq!(peeked.limit(), Some(10));
+        assert_eq!(bench.limits.get(&name("org:acme")), None);
+        assert!(bench.limits.is_empty());
+    }
+}
+
+#[test]
+fn a_decision_finds_the_end_without_anyone_looking() {
+    let bench = Bench::new(Quota::per_hour(10));
+    bench.set_for("org:acme", "deny all", 60 * SECOND);
+    assert_eq!(bench.burst(&acme()), 0);
+    bench.clock.advance(60 * SECOND);
+    assert_eq!(bench.burst(&acme()), 10);
+}
+
+#[test]
+fn a_later_override_has_an_end_of_its_own() {
+    let bench = Bench::new(Quota::per_hour(10));
+    bench.set_for("org:acme", "20/h", 60 * SECOND);
+    bench.set_for("org:acme", "30/h", 90 * SECOND);
+    bench.clock.advance(60 * SECOND);
+    assert_eq!(bench.burst(&acme()), 30);
+    bench.set_for("org:acme", "40/h", 60 * SECOND);
+    bench.set("org:acme", "50/h");
+    bench.clock.advance(1_000_000 * SECOND);
+    assert_eq!(bench.limits.len(), 1);
+}
+
+#[test]
+fn an_end_in_the_past_is_an_override_that_never_counts() {
+    let bench = Bench::new(Quota::per_hour(10));
+    let past = bench.clock.wall_clock() - SECOND;
+    let ended = Override::new("deny all".parse().unwrap()).with_end(past);
+    now(bench.limits.edit(&name("org:acme")).set(ended)).unwrap();
+    assert_eq!(bench.burst(&acme()), 10);
+    assert!(bench.limits.is_empty());
+}
+
+#[test]
+fn a_permit_limit_ends_as_well() {
+    let bench = Bench::new(Quota::per_hour(10));
+    let limiter = ConcurrencyLimitLayer::new(0)
+        .per_key(|_: tower_admission::RequestHead<'_>| Some(acme()), 2)
+        .limits(&bench.limits)
+        .limiter();
+    let admitted = || {
+        let held: Vec<_> = std::iter::from_fn(|| limiter.try_acquire_for(&acme()).ok())
+            .take(9)
+            .collect();
+        held.len()
+    };
+    assert_eq!(admitted(), 2);
+    bench.set_for("org:acme", "5 concurrent", 60 * SECOND);
+    assert_eq!(admitted(), 5);
+    bench.clock.advance(60 * SECOND);
+    assert_eq!(admitted(), 2);
+}
+
+/// Threads that decide while overrides end neither wait for each other nor see one that has ended.
+#[test]
+fn threads_agree_on_an_end() {
+    let bench = Bench::new(Quota::per_hour(1_000_000));
+    let keys: Vec<_> = (0..100).map(|n| Key::id("org", &n.to_string())).collect();
+    for n in 0..100 {
+        bench.set_for(&format!("org:{n}"), "deny all", 60 * SECOND);
+    }
+    bench.clock.advance(60 * SECOND);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for key in &keys {
+                    // While another thread removes them an override may still count, and no longer.
+                    while !bench.limiter.check_now(key).unwrap().is_admitted() {
+                        std::thread::yield_now();
+                    }
+                }
+            });
+        }
+    });
+    assert!(bench.limits.is_empty());
+}
+
+#[tokio::test]
+async fn an_end_is_in_the_audit_trail() {
+    let bench = Bench::new(Quota::per_hour(10));
+    bench.set_for("org:acme", "5/h", 60 * SECOND);
+    bench.clock.advance(61 * SECOND);
+    let changes = bench.limits.changes(9).await.unwrap();
+    let [ended, set] = &changes[..] else {
+        panic!("{changes:?}")
+    };
+    assert!(ended.has_ended && ended.after.is_none() && !set.has_ended);
+    assert_eq!(ended.before, set.after);
+    assert_eq!(Limits::new().changes(9).await.unwrap(), []);
+}
