@@ -31,6 +31,8 @@ use crate::store::{
 /// | `admission_reclaimed_total` | `limiter` | permits that were taken from a response which its client did not read |
 /// | `admission_tracked_keys` | `limiter` | keys that a limiter's store holds, see [`publish`](Self::publish) |
 /// | `admission_evictions_total` | `limiter` | keys given up at the store's bound that had used something, see [`publish`](Self::publish) |
+/// | `admission_limit_changes_total` | `change` | changes of overrides; without an observer |
+/// | `admission_limits_lost` | | overrides that a shared store has lost; without an observer |
 ///
 /// `limiter` is the name of a layer, `policy` that of the quota which
 /// [binds](Subject::policy), and `limit_type` one of `http`, `concurrency`, `ws_connection`,

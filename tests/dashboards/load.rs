@@ -2,12 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use http::Method;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Method};
 use http_body_util::BodyExt;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 
 use crate::process::{File, Gateway, soon, text};
+
+/// Of the operators of the gateways.
+pub(crate) const ADMIN_TOKEN: &str = "b5b0ea1ed0924ab5";
 
 /// A gateway, and how many requests of each limiter it admitted and rejected.
 pub(crate) struct Loaded {
@@ -47,6 +51,17 @@ impl Loaded {
         text(response).await;
         *self.answers.entry((limiter, status)).or_default() += 1;
         status
+    }
+
+    /// Sets the limit of a key at the admin endpoints.
+    pub(crate) async fn set_limit(&self, key: &str, limit: &str) {
+        let path = format!("/admin/limits/{key}");
+        let body = format!(r#"{{"limit": "{limit}"}}"#);
+        let mut request = (self.gateway).request(Method::PUT, &path, ADMIN_TOKEN, &body);
+        let json = HeaderValue::from_static("application/json");
+        request.headers_mut().insert(CONTENT_TYPE, json);
+        let set = soon(self.gateway.client.request(request)).await.unwrap();
+        assert_eq!(set.status(), 200);
     }
 
     /// Of each of 100 tokens as many as the quota holds, and two more.
