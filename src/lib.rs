@@ -79,6 +79,9 @@ mod per_thread;
 
 mod key;
 
+// What limiters charge and observers see of a request.
+pub mod extract;
+
 mod enforce;
 
 mod capacity;
@@ -99,10 +102,9 @@ mod limits;
 
 mod limiter;
 
-// The HTTP boundary: above it no http types, below it no algorithms.
+// The HTTP boundary: above it no http types but in `extract`, below it no algorithms.
 mod body;
 pub mod drain;
-pub mod extract;
 mod headers;
 pub mod respond;
 
