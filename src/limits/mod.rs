@@ -29,12 +29,13 @@ pub(crate) use self::description::{Description, Rates, Slots};
 pub use self::edit::LimitEdit;
 pub use self::entry::Override;
 pub use self::error::LimitsError;
-pub use self::limited::LimitUsage;
 pub(crate) use self::limited::{BoxFuture, LimitTarget};
+pub use self::limited::{CountedIn, LimitUsage};
 use self::state::{Own, Source, State};
 use crate::key::{Key, KeyMap, KeyName};
 use crate::limit::Limit;
 use crate::policy::Tier;
+use crate::store::StoreStatus;
 use crate::store::memory::clock::WallClock;
 use crate::sync::{Mutex, lock};
 
@@ -288,12 +289,46 @@ impl Limits {
         usages
     }
 
-    /// How far the limits are used up that are not of any one key. Not of leases in a store that answers
-    /// later.
+    /// How far the limits are used up that are not of any one key. Where limiters count in a store, it is asked.
+    pub async fn totals(&self) -> Vec<LimitUsage> {
+        let mut totals = Vec::new();
+        for target in self.targets() {
+            totals.extend(target.total().await);
+        }
+        totals
+    }
+
+    /// Whether the stores decide in which these limits are kept and their limiters count; `None` without a store that
+    /// replicas share. Makes no call.
     #[must_use]
-    pub fn totals(&self) -> Vec<LimitUsage> {
+    pub fn store_status(&self) -> Option<StoreStatus> {
         let targets = self.targets();
-        targets.iter().filter_map(|target| target.total()).collect()
+        let of_targets = targets.iter().filter_map(|target| target.store_status());
+        #[cfg(feature = "redis")]
+        let of_targets = of_targets.chain(self.0.replica.as_ref().map(replica::Replica::status));
+        of_targets.reduce(StoreStatus::and)
+    }
+
+    /// The override that was set at run time, whatever the configuration says.
+    #[cfg(feature = "admin")]
+    pub(crate) fn override_at_run_time(&self, key: &KeyName) -> Option<Override> {
+        self.remove_ended();
+        lock(&self.0.state).own_at_run_time(&key.key())
+    }
+
+    /// How many overrides there are, set at run time or by the configuration.
+    #[cfg(feature = "admin")]
+    pub(crate) fn count(&self) -> usize {
+        self.remove_ended();
+        lock(&self.0.state).count()
+    }
+
+    /// A number that another one follows when an override changes, so that a list that is shown can be read anew. Each
+    /// process counts for itself.
+    #[cfg(feature = "admin")]
+    pub(crate) fn revision(&self) -> u64 {
+        self.remove_ended();
+        lock(&self.0.state).revision
     }
 
     /// What limits are called that an entry can be about.

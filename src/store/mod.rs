@@ -16,6 +16,7 @@ mod lease;
 pub mod memory;
 #[cfg(feature = "redis")]
 pub mod redis;
+mod status;
 #[cfg(feature = "test-util")]
 pub mod suite;
 
@@ -28,6 +29,7 @@ pub use memory::MemoryStore;
 pub use redis::RedisStore;
 #[cfg(feature = "redis-tls")]
 pub use redis::RedisTls;
+pub use status::{StoreFailure, StoreStatus};
 
 /// A place where rate limits are counted.
 ///
@@ -207,6 +209,11 @@ pub trait RateBuckets: Send + Sync + 'static {
 
     /// What these buckets are called in a store where other processes find them. Default: none do.
     fn place(&self) -> Option<&str> {
+        None
+    }
+
+    /// Whether a store that replicas share decides; asked for operators, without a call. Default: it is in this process.
+    fn status(&self) -> Option<StoreStatus> {
         None
     }
 

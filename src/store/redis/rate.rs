@@ -18,7 +18,7 @@ use crate::decision::Decision;
 use crate::policy::{NamedQuota, Policy};
 use crate::quota::Quota;
 use crate::rule::{Rule, RuleKind};
-use crate::store::{Charge, FailureMode, RateBuckets, Reply};
+use crate::store::{Charge, FailureMode, RateBuckets, Reply, StoreStatus};
 use crate::sync::{Mutex, lock};
 
 /// Clones share the buckets.
@@ -194,6 +194,10 @@ impl RateBuckets for RedisBuckets {
 
     fn place(&self) -> Option<&str> {
         Some(self.0.name.place())
+    }
+
+    fn status(&self) -> Option<StoreStatus> {
+        Some(self.0.store.status())
     }
 }
 
