@@ -41,7 +41,7 @@ const TOO_FAINT: &str = r#"(() => {
     const text = texts.currentNode.textContent.trim();
     if (text && element.checkVisibility()) check(element, getComputedStyle(element), text);
   }
-  for (const input of document.querySelectorAll('input')) {
+  for (const input of document.querySelectorAll('input, select')) {
     if (!input.checkVisibility()) continue;
     check(input, getComputedStyle(input), input.id);
     if (input.placeholder) check(input, getComputedStyle(input, '::placeholder'), `${input.id} placeholder`);
@@ -80,7 +80,7 @@ async fn it_fits_each_screen_and_is_readable_by_day_and_night() {
     sign_in(&mut page).await;
     page.until("at('limits').rows.length", "2").await;
     page.until("at('refused-keys').rows.length", "3").await;
-    let fits = "document.documentElement.scrollWidth <= innerWidth";
+    let fits = "document.documentElement.scrollWidth <= document.documentElement.clientWidth";
     let dialog = "(({ left, right, width }) => left >= 0 && right <= innerWidth && width > 200)\
         (document.querySelector('dialog[open]').getBoundingClientRect())";
     for (width, height) in [(1400, 900), (800, 1000), (390, 844)] {

@@ -40,10 +40,11 @@ pub(crate) async fn sign_in(page: &mut Page) {
     page.until("at('state').textContent", "Live").await;
 }
 
-/// Cells of the first row of a table.
+/// Cells of the first row of a table, without what is noted about its limit.
 fn cells(table: &str) -> String {
     format!(
-        "[...(at({table:?}).rows[0]?.cells ?? [])].map((cell) => cell.textContent).slice(0, 5).join('|')"
+        "[...(at({table:?}).rows[0]?.cells ?? [])].map((cell) => \
+            (cell.className === 'limit' ? cell.firstChild : cell).textContent).slice(0, 5).join('|')"
     )
 }
 
@@ -159,6 +160,9 @@ async fn rejections_and_what_is_in_flight_are_shown() {
     page.until("at('edit-limit').value", "deny all").await;
     page.until("at('edit-had').textContent", "It has calls=9/h now.")
         .await;
+    page.until("at('edit-for').selectedOptions[0].text", "for 1 hour")
+        .await;
+    fill(&mut page, "#edit-note", "ticket 4711").await;
     page.click("#edit-form .primary").await;
     page.until(
         &cells("limits"),
@@ -166,6 +170,29 @@ async fn rejections_and_what_is_in_flight_are_shown() {
     )
     .await;
     assert!(!service.calls("acme").await);
+    let noted = "at('limits').rows[0].cells[1].lastChild.textContent";
+    let noted = page.evaluate(noted).await;
+    assert!(
+        noted.starts_with("until ") && noted.contains(" · ticket 4711 · set "),
+        "{noted}"
+    );
+    // An edit keeps the end and the note, unless they are changed as well.
+    let path = format!("/limits/{}", super::encoded(&key));
+    let before = service.ask("GET", &path, "").await.json;
+    page.click("#limits tr button:nth-of-type(2)").await;
+    page.until("at('edit-for').value", "keep").await;
+    fill(&mut page, "#edit-limit", "calls=8/h").await;
+    page.click("#edit-form .primary").await;
+    page.until(
+        &cells("limits"),
+        &format!("{key}|calls=8/h|UsageEdit…Delete…"),
+    )
+    .await;
+    let after = service.ask("GET", &path, "").await.json;
+    assert_eq!(
+        (&after["end"], &after["note"]),
+        (&before["end"], &before["note"])
+    );
     assert!(
         page.errors.iter().all(|error| error.contains("404")),
         "{:?}",
@@ -331,13 +358,11 @@ async fn one_of_a_thousand_limits_is_found() {
     let mut page = open(&service).await;
     sign_in(&mut page).await;
     let count = "at('limits-count').textContent";
-    page.until(count, "200 shown, and there are more; of 1,000")
-        .await;
+    page.until(count, "200 of 1,000 shown").await;
     page.click("#more").await;
-    page.until(count, "400 shown, and there are more; of 1,000")
-        .await;
+    page.until(count, "400 of 1,000 shown").await;
     fill(&mut page, "#search", "TENANT-0731").await;
-    page.until(count, "1 found of 1,000").await;
+    page.until(count, "1 of 1,000 found").await;
     page.until(
         &cells("limits"),
         "org:tenant-0731|calls=10731/h|UsageEdit…Delete…",
@@ -345,7 +370,7 @@ async fn one_of_a_thousand_limits_is_found() {
     .await;
     // The search stays while others change limits.
     service.put("org:other", "calls=1/h").await;
-    page.until(count, "1 found of 1,001").await;
+    page.until(count, "1 of 1,001 found").await;
     fill(&mut page, "#search", "nothing like it").await;
     page.until(
         "at('no-limits').textContent",

@@ -154,13 +154,6 @@ impl Page {
         self.call("Emulation.setEmulatedMedia", media).await;
     }
 
-    /// The page as a picture, in PNG.
-    pub(crate) async fn screenshot(&mut self) -> String {
-        let whole = json!({ "captureBeyondViewport": true });
-        let taken = self.call("Page.captureScreenshot", whole).await;
-        taken["data"].as_str().unwrap().to_owned()
-    }
-
     /// Calls a method, and takes note of errors that are told in the meantime.
     pub(crate) async fn call(&mut self, method: &str, params: Value) -> Value {
         self.calls += 1;

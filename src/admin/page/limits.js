@@ -23,19 +23,29 @@ async function load(after) {
 }
 
 function showLimits(total) {
-  const rows = overrides.map(({ key, limit }) => make('tr', '',
-    make('td', 'key', key), make('td', 'limit', limit),
-    make('td', 'actions',
-      button('Usage', `Usage of ${key}`, () => showUsage(key)),
-      button('Edit…', `Edit ${key}`, () => edit(key)),
-      button('Delete…', `Delete ${key}`, () => confirmDelete(key)))));
+  const rows = overrides.map((entry) => {
+    const { key, limit } = entry;
+    return make('tr', '', make('td', 'key', key), make('td', 'limit', limit, make('span', 'type', notes(entry))),
+      make('td', 'actions',
+        button('Usage', `Usage of ${key}`, () => showUsage(key)),
+        button('Edit…', `Edit ${key}`, () => edit(key)),
+        button('Delete…', `Delete ${key}`, () => confirmDelete(key))));
+  });
   replaceRows(at('limits'), rows);
   const isSearch = at('search').value.trim() !== '';
   at('no-limits').hidden = rows.length > 0;
   at('no-limits').textContent = total > 0 ? 'No key or limit has this text.' : 'No key has limits of its own.';
-  at('limits-count').textContent = total === 0 ? ''
-    : `${number(rows.length)} ${isSearch ? 'found' : 'shown'}${next === null ? '' : ', and there are more;'} of ${number(total)}`;
+  const count = `${number(rows.length)} of ${number(total)} ${isSearch ? 'found' : 'shown'}`;
+  at('limits-count').textContent = total === 0 ? '' : count + (isSearch && next !== null ? ', and there are more' : '');
   at('more').hidden = next === null;
+}
+
+const time = (seconds) => new Date(seconds * 1000).toLocaleString('en-GB', { dateStyle: 'medium', timeStyle: 'short' });
+
+// What is noted about a limit: its end, its note, and who set it.
+function notes({ end, note, author, changed_at: at }) {
+  const set = [at && time(at), author && `by ${author}`].filter(Boolean).join(' ');
+  return [end && `until ${time(end)}`, note, set && `set ${set}`].filter(Boolean).join(' · ');
 }
 
 let searching;
@@ -58,7 +68,7 @@ at('add').addEventListener('click', () => edit(''));
 async function current(key) {
   try {
     const response = await ask('GET', of('limits', key));
-    return { limit: (await response.json()).limit, tag: response.headers.get('etag') };
+    return { ...await response.json(), tag: response.headers.get('etag') };
   } catch (error) {
     if (error.status === 404) return { limit: null, tag: null };
     throw error;
@@ -89,9 +99,31 @@ function onSubmit(what, task) {
 
 let edited = { key: '', tag: null };
 
-const edit = (key, limit) => attempt(async () => {
+// For how long, in seconds.
+const SPANS = [['without an end', ''], ['for 15 minutes', 900], ['for 1 hour', 3600], ['for 1 day', 86400], ['for 1 week', 604800]];
+
+// The end that a key has stays unless another one is chosen.
+function showSpans(end, chosen) {
+  const spans = end ? [[`until ${time(end)}`, 'keep'], ...SPANS] : SPANS;
+  at('edit-for').replaceChildren(...spans.map(([text, value]) => new Option(text, value)));
+  at('edit-for').value = chosen ?? (end ? 'keep' : '');
+}
+
+function whatIsEdited() {
+  const body = { limit: at('edit-limit').value };
+  const note = at('edit-note').value.trim();
+  if (note) body.note = note;
+  const span = at('edit-for').value;
+  if (span === 'keep') body.end = edited.end;
+  else if (span) body.for_seconds = Number(span);
+  return body;
+}
+
+const edit = (key, limit, span) => attempt(async () => {
   const now = key ? await current(key) : { limit: null, tag: null };
-  edited = { key, tag: now.tag };
+  edited = { key, tag: now.tag, end: now.end };
+  showSpans(now.end, span);
+  at('edit-note').value = now.note ?? '';
   at('edit-title').textContent = !key ? 'Add a limit' : now.tag ? 'Edit a limit' : 'Set a limit';
   at('edit-key').value = key;
   at('edit-key').readOnly = key !== '';
@@ -108,19 +140,25 @@ const edit = (key, limit) => attempt(async () => {
   if (key) at('edit-usage').replaceChildren(...bars((await json('GET', of('usage', key))).usage));
 });
 
-const ban = (key) => edit(key, 'deny all');
+// An hour, so that a ban that is forgotten ends.
+const ban = (key) => edit(key, 'deny all', 3600);
 
 onSubmit('edit', async () => {
   const key = at('edit-key').value.trim();
-  const body = { limit: at('edit-limit').value };
+  const body = whatIsEdited();
   try {
     await ask('PUT', of('limits', key), { body, headers: only(edited.tag) });
   } catch (error) {
     if (error.status !== 412) throw error;
     // The next click is about what is shown now.
     edited.tag = error.tag;
-    at('conflict-theirs').textContent = error.problem.current ?? 'no limit of its own';
-    at('conflict-mine').textContent = body.limit;
+    const { current: theirs, wanted } = error.problem;
+    edited.end = theirs?.end;
+    if (at('edit-for').value === 'keep') showSpans(edited.end);
+    at('conflict-theirs').textContent = theirs?.limit ?? 'no limit of its own';
+    at('conflict-theirs-notes').textContent = theirs ? notes(theirs) : '';
+    at('conflict-mine').textContent = wanted.limit;
+    at('conflict-mine-notes').textContent = notes(wanted);
     at('edit-conflict').hidden = false;
     at('keep-theirs').focus();
     return false;
@@ -153,7 +191,7 @@ onSubmit('delete', async () => {
     if (error.status === 404 || (error.status === 412 && error.problem.current === null)) return true;
     if (error.status !== 412) throw error;
     deleting.tag = error.tag;
-    at('delete-limit').textContent = error.problem.current;
+    at('delete-limit').textContent = error.problem.current.limit;
     at('delete-wrong').textContent = 'It was changed meanwhile: see what it has now.';
     return false;
   }
@@ -182,7 +220,8 @@ function showUsage(key) {
     at('usage-of').textContent = limit === null ? 'It has no limit of its own: the default applies.' : `Its own limit: ${limit}`;
     at('usage').replaceChildren(...bars(usage));
     at('no-usage').hidden = usage.length > 0;
-    at('usage-from').textContent = `“This process” is ${replica.host} (pid ${replica.pid}).`
+    const isHere = usage.some((used) => used.here !== null);
+    at('usage-from').textContent = (isHere ? `“This process” is ${replica.host} (pid ${replica.pid}).` : '')
       + (store?.status === 'failing' ? ' The store does not answer: what it counts is not known.' : '');
     if (!at('usage-dialog').open) at('usage-dialog').showModal();
   });
