@@ -31,9 +31,9 @@ pub use self::recorder::Recorder;
 /// | request | answer |
 /// |---|---|
 /// | `GET /` | the page, which asks for a token |
-/// | `GET /limits?after=..&count=..&q=..` | what single keys have of their own, 1000 unless told otherwise and at most 10,000, those with a text in their key or limit (`q`); the `names` that limits have, the `total` of entries, and with what to ask on, `next` |
+/// | `GET /limits?after=..&count=..&q=..` | what single keys have of their own, 1000 unless told otherwise and at most 10,000, those with a text in their key, limit, note or author (`q`); the `names` that limits have, the `total` of entries, and with what to ask on, `next` |
 /// | `GET /limits/{key}` | what the key has of its own, with its `ETag`, or 404 |
-/// | `PUT /limits/{key}` with `{"limit": "1000/min burst 50"}` | sets it; what was `before` |
+/// | `PUT /limits/{key}` with `{"limit": "1000/min burst 50"}` and perhaps `note`, and `for_seconds` or `end` | sets it, until it ends; what was `before` |
 /// | `DELETE /limits/{key}` | removes it; what was `before`, or 404 |
 /// | `GET /usage` | how far the limits are used up that are not of any one key |
 /// | `GET /usage/{key}` | how far each limit is used up by the key |

@@ -42,6 +42,7 @@ async fn answers_are_as_they_are_described() {
         ("GET", "/usage", "/usage"),
         ("GET", "/usage/org:acme", "/usage/{key}"),
         ("GET", "/now", "/now"),
+        ("DELETE if", "/limits/org:acme", "/limits/{key}"),
         ("DELETE", "/limits/org:acme", "/limits/{key}"),
         ("DELETE", "/limits/org:acme", "/limits/{key}"),
         ("PUT", "/limits/acme", "/limits/{key}"),
@@ -51,8 +52,13 @@ async fn answers_are_as_they_are_described() {
         } else {
             ""
         };
-        let answer = service.ask(method, path, body).await;
-        let method = method.to_lowercase();
+        let mut request = super::operator(method.trim_end_matches(" if"), path, body);
+        if method.ends_with(" if") {
+            let other = "\"other\"".parse().unwrap();
+            request.headers_mut().insert("if-match", other);
+        }
+        let answer = service.answer(request).await;
+        let method = method.trim_end_matches(" if").to_lowercase();
         let status = answer.status.to_string();
         let described = &description["paths"][route][&method]["responses"][&status];
         let content = &resolved(&description, described)["content"];
@@ -85,6 +91,9 @@ fn conforms(description: &Value, schema: &Value, value: &Value, at: &str) -> usi
     while let Some(part) = parts.pop() {
         let part = resolved(description, part);
         parts.extend(part["allOf"].as_array().into_iter().flatten());
+        // Of these one is null.
+        let of_several = part["oneOf"].as_array().into_iter().flatten();
+        parts.extend(of_several.filter(|one| (one["type"] == "null") == value.is_null()));
         members.extend(part["properties"].as_object().cloned().unwrap_or_default());
         required.extend(part["required"].as_array().into_iter().flatten());
         items = part.get("items").or(items);

@@ -282,3 +282,37 @@ async fn a_page_behind_a_balancer_shows_all_replicas_and_whether_the_store_decid
     gone.process.kill().unwrap();
     page.until(replicas, "1").await;
 }
+
+/// A replica that has not read the change of another yet decides by what the store has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_condition_is_about_what_the_store_has() {
+    let fleet = Fleet::start().await;
+    let put = async |gateway: usize, limit: &str, tag: Option<&str>| {
+        let request = http::Request::put("/admin/limits/org:acme")
+            .header("authorization", format!("Bearer {TOKEN}"))
+            .header("content-type", "application/json")
+            .header("if-match", tag.unwrap_or("*"));
+        let mut request = request
+            .body(Body::from(json!({ "limit": limit }).to_string()))
+            .unwrap();
+        if tag.is_none() {
+            request.headers_mut().remove("if-match");
+        }
+        let address = &fleet.gateways[gateway].address;
+        let answer = forward(&fleet.client, address, request).await;
+        let tag = answer.headers().get("etag").cloned();
+        let tag = tag.map(|tag| tag.to_str().unwrap().to_owned());
+        (answer.status().as_u16(), tag.unwrap_or_default())
+    };
+    let (status, mut tag) = put(0, "1/h", None).await;
+    assert_eq!(status, 200);
+    // From one to the other and back, faster than they read changes.
+    for n in 2..10 {
+        let (gateway, limit) = (n % 2, format!("{n}/h"));
+        let (status, new) = put(gateway, &limit, Some(&tag)).await;
+        assert_eq!(status, 200, "{limit}");
+        let (status, current) = put(1 - gateway, "99/h", Some(&tag)).await;
+        assert_eq!((status, &current), (412, &new), "{limit}");
+        tag = new;
+    }
+}
