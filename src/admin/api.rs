@@ -217,10 +217,8 @@ impl Api {
             after = Some(last.clone());
             let has = |text: &str| text.to_lowercase().contains(search);
             let is_found = |(key, entry): &(KeyName, Override)| {
-                let notes = [entry.note(), entry.author()].into_iter().flatten();
-                has(key.as_str())
-                    || has(&entry.limit().to_string())
-                    || notes.map(has).any(|has| has)
+                let mut notes = [entry.note(), entry.author()].into_iter().flatten();
+                has(key.as_str()) || has(&entry.limit().to_string()) || notes.any(has)
             };
             found.extend(page.into_iter().filter(is_found));
             if found.len() >= count {
