@@ -68,17 +68,10 @@ function chooseLines(rows) {
   }
 }
 
-const SVG = 'http://www.w3.org/2000/svg';
-
 function swatch(n) {
-  const image = document.createElementNS(SVG, 'svg');
-  const line = document.createElementNS(SVG, 'line');
-  image.setAttribute('class', `swatch s${n}`);
-  image.setAttribute('aria-hidden', 'true');
-  for (const [name, value] of Object.entries({ x1: 0, x2: 26, y1: 5, y2: 5, 'stroke-dasharray': DASHES[n] ?? '' })) {
-    line.setAttribute(name, value);
-  }
-  image.append(line);
+  const image = at('swatch').content.firstElementChild.cloneNode(true);
+  image.classList.add(`s${n}`);
+  image.firstElementChild.setAttribute('stroke-dasharray', DASHES[n] ?? '');
   return image;
 }
 
