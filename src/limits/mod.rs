@@ -17,6 +17,7 @@ mod reading;
 mod replica;
 mod state;
 mod tiers;
+mod usage;
 
 use std::fmt;
 use std::sync::{Arc, Weak};
@@ -35,7 +36,6 @@ use self::state::{Own, Source, State};
 use crate::key::{Key, KeyMap, KeyName};
 use crate::limit::Limit;
 use crate::policy::Tier;
-use crate::store::StoreStatus;
 use crate::store::memory::clock::WallClock;
 use crate::sync::{Mutex, lock};
 
@@ -275,60 +275,6 @@ impl Limits {
     pub fn name_of(&self, key: &Key) -> KeyName {
         let name = self.0.by_key.find(key, |own| own.name.clone());
         name.unwrap_or_else(|| KeyName::from(*key))
-    }
-
-    /// How far each limit is used up by a key, in the order in which the limiters were made.
-    ///
-    /// Of a limiter with several policies those are told of which the key has used anything, and
-    /// the first.
-    pub async fn usage(&self, key: &KeyName) -> Vec<LimitUsage> {
-        let mut usages = Vec::new();
-        for target in self.targets() {
-            usages.extend(target.usage(key.key()).await);
-        }
-        usages
-    }
-
-    /// How far the limits are used up that are not of any one key. Where limiters count in a store, it is asked.
-    pub async fn totals(&self) -> Vec<LimitUsage> {
-        let mut totals = Vec::new();
-        for target in self.targets() {
-            totals.extend(target.total().await);
-        }
-        totals
-    }
-
-    /// Whether the stores decide in which these limits are kept and their limiters count; `None` without a store that
-    /// replicas share. Makes no call.
-    #[must_use]
-    pub fn store_status(&self) -> Option<StoreStatus> {
-        let targets = self.targets();
-        let of_targets = targets.iter().filter_map(|target| target.store_status());
-        #[cfg(feature = "redis")]
-        let of_targets = of_targets.chain(self.0.replica.as_ref().map(replica::Replica::status));
-        of_targets.reduce(StoreStatus::and)
-    }
-
-    /// The override that was set at run time, whatever the configuration says.
-    #[cfg(feature = "admin")]
-    pub(crate) fn override_at_run_time(&self, key: &KeyName) -> Option<Override> {
-        self.remove_ended();
-        lock(&self.0.state).own_at_run_time(&key.key())
-    }
-
-    /// How many overrides there are, set at run time or by the configuration.
-    #[cfg(feature = "admin")]
-    pub(crate) fn count(&self) -> usize {
-        self.remove_ended();
-        lock(&self.0.state).count()
-    }
-
-    /// A number that another one follows when an override changes, so that a list that is shown can be read anew. Each
-    /// process counts for itself.
-    #[cfg(feature = "admin")]
-    pub(crate) fn revision(&self) -> u64 {
-        self.remove_ended();
-        lock(&self.0.state).revision
     }
 
     /// What limits are called that an entry can be about.
