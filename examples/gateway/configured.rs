@@ -40,7 +40,7 @@ pub(crate) async fn serve(signals: Signals, flags: &Flags, file: &Path) -> Resul
         let token = Token::new(token).map_err(|error| format!("admin.token: {error}"))?;
         // After the layer, so that who repairs a limit is not held up by it.
         let admin = admin::router(admission.limits(), &recorder, token);
-        app = app.nest("/admin", admin);
+        app = app.nest_service("/admin", admin);
     }
 
     let cannot = |error| format!("cannot serve on {}: {error}", flags.listen);

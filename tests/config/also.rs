@@ -312,8 +312,8 @@ const PERMITS: &str = "
     also = 'global'
 ";
 
-fn in_flight(admission: &Admission) -> Vec<(String, u64)> {
-    let totals = admission.limits().totals().into_iter();
+async fn in_flight(admission: &Admission) -> Vec<(String, u64)> {
+    let totals = admission.limits().totals().await.into_iter();
     let mut totals: Vec<_> = totals
         .map(|total| (total.name.to_string(), total.used))
         .collect();
@@ -329,7 +329,7 @@ async fn permits_are_taken_of_all_groups(config: Config) {
     let second = hold(&admission, "/batch").await;
     assert_eq!(first.status(), StatusCode::OK);
     assert_eq!(
-        in_flight(&admission),
+        in_flight(&admission).await,
         counts([("api", 1), ("batch", 1), ("global", 2), ("keys", 1)])
     );
     // The last of them rejects, and what was taken of the first ones is given back.
@@ -338,7 +338,7 @@ async fn permits_are_taken_of_all_groups(config: Config) {
     let name = rejected.into_body().collect().await.unwrap().to_bytes();
     assert_eq!(name, "global");
     assert_eq!(
-        in_flight(&admission),
+        in_flight(&admission).await,
         counts([("api", 1), ("batch", 1), ("global", 2), ("keys", 1)])
     );
     // The own group is asked first.
@@ -346,12 +346,12 @@ async fn permits_are_taken_of_all_groups(config: Config) {
     assert_eq!(seen.take(), ["rejected global", "rejected batch"]);
     drop(second);
     assert_eq!(
-        in_flight(&admission),
+        in_flight(&admission).await,
         counts([("api", 1), ("batch", 0), ("global", 1), ("keys", 1)])
     );
     drop(first);
     assert_eq!(
-        in_flight(&admission),
+        in_flight(&admission).await,
         counts([("api", 0), ("batch", 0), ("global", 0), ("keys", 0)])
     );
     // A store is told of it in the background.
@@ -389,7 +389,7 @@ async fn a_stalled_response_loses_the_permits_of_all_groups() {
     // The group that has no room reclaims, also what is in flight of another group.
     let third = send(&app, "/api", "bob").await;
     assert_eq!(third.status(), StatusCode::OK);
-    let in_flight: u64 = in_flight(&admission).iter().map(|(_, used)| used).sum();
+    let in_flight: u64 = in_flight(&admission).await.iter().map(|(_, used)| used).sum();
     drop(third);
     assert!(in_flight <= 3 + 3, "{in_flight}");
     let ended = [
@@ -398,7 +398,7 @@ async fn a_stalled_response_loses_the_permits_of_all_groups() {
     ];
     assert_eq!(ended.iter().filter(|ended| **ended).count(), 1);
     drop((first, second));
-    let left: u64 = self::in_flight(&admission)
+    let left: u64 = self::in_flight(&admission).await
         .iter()
         .map(|(_, used)| used)
         .sum();
@@ -422,7 +422,7 @@ async fn a_dry_run_spares_a_stalled_response_and_what_it_holds_of_other_groups()
     tokio::time::advance(ConcurrencyLimiter::DEFAULT_RECLAIM_AFTER).await;
     let _second = hold(&admission, "/api").await;
     assert_eq!(
-        in_flight(&admission),
+        in_flight(&admission).await,
         [("api".to_owned(), 2), ("trial".to_owned(), 1)]
     );
     // It goes on, and counts in its own group until it ends.
@@ -430,7 +430,7 @@ async fn a_dry_run_spares_a_stalled_response_and_what_it_holds_of_other_groups()
     assert_eq!(admitted(&app(&admission), "/api", "bob").await.1, "api");
     drop(first);
     assert_eq!(
-        in_flight(&admission),
+        in_flight(&admission).await,
         [("api".to_owned(), 1), ("trial".to_owned(), 1)]
     );
 }
