@@ -26,7 +26,8 @@ const LEVELS: &[&[&str]] = &[
     &["body", "drain"],
     &["concurrency", "rate"],
     &["endpoint"],
-    &["admin", "config", "sessions", "ws"],
+    &["admin", "sessions", "ws"],
+    &["config"],
 ];
 
 const FIRST_WITH_HTTP: &str = "extract";

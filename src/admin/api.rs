@@ -3,18 +3,21 @@
 use std::sync::Arc;
 
 use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{Extension, Path, Query, Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, StatusCode};
 use serde::Deserialize;
 
-use super::Auth;
 use super::answer::{
     Changed, Deleted, Entry, KeyUsage, List, Totals, no_limit, no_such_name, wrong,
 };
+use super::auth::Role;
+use super::groups::RequestGroups;
 use super::recorder::Recorder;
+use super::resolve::Resolver;
+use super::sign_in::{SignIns, SignedIn};
 use crate::endpoint::{Failed, body, json, member, no_content, not_stored};
 use crate::extract::RequestHead;
 use crate::key::KeyName;
@@ -34,7 +37,9 @@ const LONGEST_PAGE: usize = 10_000;
 pub(super) struct Api {
     pub(super) limits: Limits,
     pub(super) recorder: Recorder,
-    pub(super) auth: Box<dyn Auth>,
+    pub(super) sign_ins: SignIns,
+    pub(super) resolver: Arc<Resolver>,
+    pub(super) groups: Option<Box<dyn RequestGroups>>,
 }
 
 type Shared = State<Arc<Api>>;
@@ -47,7 +52,7 @@ pub(super) struct InPath {
 
 type KeyInPath = Result<Path<InPath>, PathRejection>;
 
-type Answer = Result<Response, Failed>;
+pub(super) type Answer = Result<Response, Failed>;
 
 /// Which page of a list.
 #[derive(Deserialize)]
@@ -56,10 +61,13 @@ pub(super) struct Page {
     count: Option<String>,
 }
 
-pub(super) async fn admit(State(api): Shared, request: Request, next: Next) -> Answer {
-    if !api.auth.admits(RequestHead::from(&request)) {
-        return Err(Failed::unauthorized());
-    }
+pub(super) async fn admit(
+    State((api, role)): State<(Arc<Api>, Role)>,
+    mut request: Request,
+    next: Next,
+) -> Answer {
+    let signed_in = api.sign_ins.admit(RequestHead::from(&request), role)?;
+    request.extensions_mut().insert(signed_in);
     Ok(next.run(request).await)
 }
 
@@ -84,29 +92,39 @@ pub(super) async fn list(State(api): Shared, page: Result<Query<Page>, QueryReje
 }
 
 pub(super) async fn limit(State(api): Shared, key: KeyInPath) -> Answer {
-    let key = named(key)?;
+    let key = api.named(key).await?;
     let limit = api.limits.get(&key).ok_or_else(no_limit)?;
     Ok(json(StatusCode::OK, &Entry::new(&key, &limit)))
 }
 
-pub(super) async fn set(State(api): Shared, key: KeyInPath, request: Request) -> Answer {
-    let key = named(key)?;
+pub(super) async fn set(
+    State(api): Shared,
+    Extension(by): Extension<SignedIn>,
+    key: KeyInPath,
+    request: Request,
+) -> Answer {
+    let key = api.named(key).await?;
     let limit = api.read_limit(request).await?;
-    let before = api.limits.set(&key, limit.clone()).await?;
+    let before = by.edit(&api.limits, &key).set(limit.clone()).await?;
     let changed = Changed {
         key: key.as_str(),
         limit: limit.to_string(),
-        before: before.map(|before| before.to_string()),
+        before: before.map(|before| before.limit().to_string()),
     };
     Ok(json(StatusCode::OK, &changed))
 }
 
-pub(super) async fn unset(State(api): Shared, key: KeyInPath) -> Answer {
-    let key = named(key)?;
-    let before = api.limits.delete(&key).await?.ok_or_else(no_limit)?;
+pub(super) async fn unset(
+    State(api): Shared,
+    Extension(by): Extension<SignedIn>,
+    key: KeyInPath,
+) -> Answer {
+    let key = api.named(key).await?;
+    let before = by.edit(&api.limits, &key).delete().await?;
+    let before = before.ok_or_else(no_limit)?;
     let deleted = Deleted {
         key: key.as_str(),
-        before: before.to_string(),
+        before: before.limit().to_string(),
     };
     Ok(json(StatusCode::OK, &deleted))
 }
@@ -118,14 +136,8 @@ pub(super) async fn totals(State(api): Shared) -> Response {
 }
 
 pub(super) async fn usage(State(api): Shared, key: KeyInPath) -> Answer {
-    let key = named(key)?;
-    let usage = api.limits.usage(&key).await;
-    let usage = KeyUsage {
-        key: key.as_str(),
-        limit: api.limits.get(&key).map(|limit| limit.to_string()),
-        usage: usage.iter().map(Into::into).collect(),
-    };
-    Ok(json(StatusCode::OK, &usage))
+    let key = api.named(key).await?;
+    Ok(json(StatusCode::OK, &api.usage_of(&key).await))
 }
 
 /// In memory there is no other place that limits could be read from.
@@ -158,6 +170,25 @@ impl Page {
 }
 
 impl Api {
+    /// How far each limit is used up by a key.
+    pub(super) async fn usage_of(&self, key: &KeyName) -> serde_json::Value {
+        let usage = self.limits.usage(key).await;
+        let usage = KeyUsage {
+            key: key.as_str(),
+            limit: self.limits.get(key).map(|limit| limit.to_string()),
+            usage: usage.iter().map(Into::into).collect(),
+        };
+        serde_json::to_value(usage).expect("strings and numbers serialise")
+    }
+
+    /// The key in a path.
+    async fn named(&self, key: KeyInPath) -> Result<KeyName, Failed> {
+        match key {
+            Ok(Path(InPath { key })) => self.key(&key).await,
+            Err(_) => Err(wrong("The key in the path is no percent-encoded UTF-8.")),
+        }
+    }
+
     /// The limit in a body, if limiters know what it is about.
     async fn read_limit(&self, request: Request) -> Result<Limit, Failed> {
         let text = member(&body(request).await?, "limit")?;
@@ -171,13 +202,6 @@ impl Api {
             return Err(no_such_name(unknown, &names));
         }
         Ok(limit)
-    }
-}
-
-fn named(key: KeyInPath) -> Result<KeyName, Failed> {
-    match key {
-        Ok(Path(InPath { key })) => parse(&key),
-        Err(_) => Err(wrong("The key in the path is no percent-encoded UTF-8.")),
     }
 }
 
