@@ -27,7 +27,8 @@ const LEVELS: &[&[&str]] = &[
     &["body", "drain"],
     &["concurrency", "rate"],
     &["endpoint"],
-    &["admin", "config", "sessions", "ws"],
+    &["admin", "sessions", "ws"],
+    &["config"],
 ];
 
 const FIRST_WITH_HTTP: &str = "headers";

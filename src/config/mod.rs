@@ -45,7 +45,9 @@
 //! | `clients.trusted_hops` | none | or believe this number of proxies, wherever they are, see [`ClientIp::forwarded_hops`] |
 //! | `clients.forwarded_header` | `x-forwarded-for` | or `forwarded` (RFC 7239), in any case, or `single X-Real-IP`: a header with one address, see [`ForwardingHeader::single_address`] |
 //! | `clients.ipv6_prefix` | 64 | how much of an IPv6 address counts |
-//! | `admin.token` | | what [`Config::admin_token`] tells; at least 16 bytes |
+//! | `admin.token` | | the token of an operator of the admin endpoints who is called `admin` and may write, see [`Admission::admin`](Admission#method.admin); at least 16 bytes |
+//! | `admin.tokens.<name>.token` | | the token of an operator of this name |
+//! | `admin.tokens.<name>.role` | | what the operator may do: `read` or `write` |
 //! | `allow_empty` | false | with `groups = {}`: the file means to have no groups, and a reload may take all limits away, see [below](#changes) |
 //! | `groups.<name>.path` | any | requests whose path begins with it, in whole segments, or with one of a list: `/api`, `/users/{id}`, see [below](#groups). `off`: only a layer that the program makes for the group ([`Admission::layer_of`]) puts requests in it, or `also` |
 //! | `groups.<name>.methods` | all | only requests with these methods: `["POST", "PUT"]` |
@@ -239,8 +241,9 @@
 //! their group was gone, unless a rate of one of these names was used with others meanwhile; the last 64 are kept
 //! for this. Any other rate is a new one, and in memory begins with nothing used, and so does the `concurrency` of
 //! a group that was gone. What addresses used of `bad_credentials_per_ip` stays used until that is switched off, or changed
-//! to sliding or back, or its group is gone. The `store`, a group's `on_failure` and what the program made of
-//! `admin.token` are those of the start. So does what is used of a group that others name, when they begin or cease to.
+//! to sliding or back, or its group is gone. So does what is used of a group that others name, when they begin or cease
+//! to. The `store` and a group's `on_failure` are those of the start. Changed `admin` tokens count from the next request
+//! on.
 //!
 //! [`ClientIp::forwarded_by`]: crate::ClientIp::forwarded_by
 //! [`ClientIp::forwarded_hops`]: crate::ClientIp::forwarded_hops
@@ -254,6 +257,7 @@
 //! [`enforce`]: crate::RateLimitLayer::enforce
 //! [`reclaim_after`]: crate::ConcurrencyLimitLayer::reclaim_after
 
+mod admin;
 mod admission;
 mod also;
 mod builder;
@@ -262,6 +266,8 @@ mod check;
 mod cost;
 mod document;
 mod error;
+#[cfg(feature = "admin")]
+mod explain;
 mod follow;
 mod group;
 mod kept;

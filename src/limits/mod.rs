@@ -8,6 +8,7 @@ mod edit;
 mod ends;
 mod entry;
 mod error;
+mod explanation;
 mod limited;
 #[cfg(feature = "redis")]
 mod publish;
@@ -30,6 +31,8 @@ pub(crate) use self::description::{Description, Rates, Slots};
 pub use self::edit::LimitEdit;
 pub use self::entry::Override;
 pub use self::error::LimitsError;
+pub(crate) use self::explanation::{ExplainedSlots, UNLIMITED};
+pub use self::explanation::{LimitExplanation, LimitSource, LimitVerdict};
 pub(crate) use self::limited::{BoxFuture, LimitTarget};
 pub use self::limited::{CountedIn, LimitUsage};
 use self::state::{Own, Source, State};

@@ -389,7 +389,11 @@ async fn a_stalled_response_loses_the_permits_of_all_groups() {
     // The group that has no room reclaims, also what is in flight of another group.
     let third = send(&app, "/api", "bob").await;
     assert_eq!(third.status(), StatusCode::OK);
-    let in_flight: u64 = in_flight(&admission).await.iter().map(|(_, used)| used).sum();
+    let in_flight: u64 = in_flight(&admission)
+        .await
+        .iter()
+        .map(|(_, used)| used)
+        .sum();
     drop(third);
     assert!(in_flight <= 3 + 3, "{in_flight}");
     let ended = [
@@ -398,7 +402,8 @@ async fn a_stalled_response_loses_the_permits_of_all_groups() {
     ];
     assert_eq!(ended.iter().filter(|ended| **ended).count(), 1);
     drop((first, second));
-    let left: u64 = self::in_flight(&admission).await
+    let left: u64 = self::in_flight(&admission)
+        .await
         .iter()
         .map(|(_, used)| used)
         .sum();
