@@ -69,6 +69,7 @@ impl Config {
         config.origin = origin;
         config.written = Written(written);
         config.check()?;
+        config.switch_off();
         Ok(config)
     }
 
