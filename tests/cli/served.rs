@@ -129,10 +129,29 @@ async fn names_of_the_application_are_keys_and_slips_are_rejected() {
         "{set}"
     );
     let get = run(&["limits", "get", "Acme Inc."]).await.ok();
-    let expected = "org:42: tier=pro (its own)\n\
-                    NAME         LIMIT   FROM\n\
-                    calls (pro)  50/day  its own tier";
-    assert_eq!(get, expected);
+    let lines: Vec<_> = get.lines().collect();
+    assert_eq!(lines[0], "org:42: tier=pro (its own)");
+    assert!(lines[1].starts_with("set by anna at 2"), "{get}");
+    assert_eq!(lines[3], "calls (pro)  50/day  its own tier");
+    // With an end and a note, which the service keeps.
+    let words = [
+        "limits",
+        "set",
+        "Acme Inc.",
+        "deny",
+        "all",
+        "--until",
+        "2126-12-01T00:00:00Z",
+        "--note",
+        "ticket 4711",
+    ];
+    let set = run(&words).await.ok();
+    let expected = "org:42: deny all until 2126-12-01T00:00:00Z (was tier=pro)";
+    assert!(set.starts_with(expected), "{set}");
+    let exported = run(&["limits", "export"]).await.ok();
+    let expected = "\"org:42\" = { limit = \"deny all\", end = \"2126-12-01T00:00:00Z\", \
+                    note = \"ticket 4711\", author = \"anna\" }";
+    assert_eq!(exported.lines().last(), Some(expected));
     for (words, code, told) in [
         (
             &["limits", "set", "org:a", "cals=1/s"][..],
