@@ -14,6 +14,7 @@ use super::kept::Kept;
 use super::layer::AdmissionLayer;
 use super::leases::ConfiguredLeases;
 use super::model::Config;
+use super::overrides::LimitsTable;
 use super::path::{has_dot_segments, readings};
 use super::reloaded::Reloads;
 use super::routes::Routes;
@@ -85,6 +86,9 @@ impl Admission {
             admin: super::admin::AdminState::new(config)?,
             changing: Mutex::new(Changing::new(config)),
         };
+        let base = LimitsTable::read(&config.limits.0)?;
+        inner.set_base(&base)?;
+        lock(&inner.changing).base = base;
         let groups = inner.groups_of(config, &Groups::none(), &mut Kept::default())?;
         inner.groups.store(Arc::new(groups));
         inner.apply_tables(config);
@@ -159,6 +163,12 @@ impl Admission {
 }
 
 impl Inner {
+    /// Replaces the overrides of the file.
+    pub(super) fn set_base(&self, base: &LimitsTable) -> Result<(), ConfigError> {
+        let set = self.limits.set_base(base.clone());
+        set.map_err(|error| ConfigError::at("limits", error))
+    }
+
     /// Whether what is no group can change to this.
     pub(super) fn check_tables(&self, config: &Config) -> Result<(), ConfigError> {
         lock(&self.leases).check(config)?;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::kept::Kept;
 use super::model::{Config, Store};
 use super::origin::Origin;
+use super::overrides::LimitsTable;
 use super::text::Hidden;
 use super::variables::Variables;
 use super::warning::ConfigWarning;
@@ -16,6 +17,8 @@ pub(super) struct Changing {
     pub(super) store: Store,
     pub(super) written: Written,
     pub(super) kept: Kept,
+    /// The overrides of the file.
+    pub(super) base: LimitsTable,
     /// Where files lie, by what they were called at first. A folder may be a link to another one later.
     places: BTreeMap<PathBuf, PathBuf>,
     /// The last text of each file, also if it was rejected, so that it is reported once; and the variables that
@@ -36,6 +39,7 @@ impl Changing {
             store: config.store.clone(),
             written: config.written.clone(),
             kept: Kept::default(),
+            base: LimitsTable::default(),
             places: BTreeMap::new(),
             read: BTreeMap::new(),
             variables: None,

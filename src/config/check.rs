@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::error::ConfigError;
 use super::model::{Clients, Config, KeySource, OnFailure, Store};
+use super::overrides::LimitsTable;
 use super::routes::Routes;
 use super::written::Written;
 use crate::limit::{NAME, is_addressable};
@@ -123,6 +124,7 @@ impl Config {
         for (name, table) in &self.leases {
             table.check(name)?;
         }
+        LimitsTable::check(&self.limits.0)?;
         #[cfg(not(feature = "ws"))]
         if let Some(name) = self.sockets.keys().next() {
             let problem = "this program was built without the feature `ws`";

@@ -84,6 +84,7 @@
 //! | `sockets.<name>.messages_per_key` | off | and of each key over all its connections |
 //! | `leases.<name>.on_failure`, `sockets.<name>.on_failure` | the store's | what becomes of them when the store is away. Connections are often worth `closed` where requests are `open` |
 //! | `leases.<name>.enabled`, `sockets.<name>.enabled` | true | `false` switches off their limits |
+//! | `limits."<key>"` | none | overrides under those that are set at run time: `"org:acme" = "1000/min"`, or a table as [`LimitsTable`] has it. `tower-admission limits export` writes them |
 //! | `enabled` | true | `false` switches off all limits of the file. The variable is `ADMISSION_ENABLED` |
 //!
 //! # Groups

@@ -40,6 +40,9 @@ pub struct Config {
     pub(super) leases: BTreeMap<String, LeaseTable>,
     #[serde(deserialize_with = "tables")]
     pub(super) sockets: BTreeMap<String, SocketTable>,
+    /// Read once the secret is known by which credentials become keys.
+    #[serde(deserialize_with = "table")]
+    pub(super) limits: HiddenTable,
     #[serde(deserialize_with = "some_truth")]
     enabled: Option<bool>,
     #[serde(deserialize_with = "truth")]
@@ -48,6 +51,17 @@ pub struct Config {
     pub(super) origin: Origin,
     #[serde(skip)]
     pub(super) written: Written,
+}
+
+/// A table that may have credentials in it.
+#[derive(Clone, Default, Deserialize)]
+#[serde(transparent)]
+pub(super) struct HiddenTable(pub(super) toml::Table);
+
+impl std::fmt::Debug for HiddenTable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("HiddenTable(..)")
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]

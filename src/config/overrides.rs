@@ -1,6 +1,6 @@
 //! Overrides as the table `[limits]` of a file has them: read, and written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use toml::{Table, Value};
@@ -33,6 +33,9 @@ pub struct LimitsTable(BTreeMap<KeyName, Override>);
 
 /// What the table is called.
 const TABLE: &str = "limits";
+
+/// What keys begin with that are credentials.
+const CREDENTIALS: [&str; 2] = ["bearer:", "api-key:"];
 
 /// The fields of an override that has more than a limit.
 const FIELDS: [&str; 4] = ["limit", "end", "note", "author"];
@@ -75,6 +78,37 @@ impl LimitsTable {
             }
         }
         Ok(Self(overrides))
+    }
+
+    /// Checks the table without reading credentials, since their keys depend on a secret that may not be installed yet.
+    pub(crate) fn check(table: &Table) -> Result<(), ConfigError> {
+        let is_credential = |key: &str| CREDENTIALS.iter().any(|kind| key.trim().starts_with(kind));
+        for (key, value) in table {
+            if is_credential(key) {
+                let at = format!("{TABLE}.{}", kind_of(key));
+                read(value).map_err(|problem| ConfigError::at(at, problem))?;
+            }
+        }
+        let others = table.iter().filter(|(key, _)| !is_credential(key));
+        let others = others.map(|(key, value)| (key.clone(), value.clone()));
+        Self::read(&others.collect()).map(drop)
+    }
+
+    /// Logs how this differs from what was before.
+    pub(super) fn log_changes(&self, before: &Self) {
+        let shown = |own: Option<&Override>| own.map(|own| own.limit().to_string());
+        let names: BTreeSet<_> = before.0.keys().chain(self.0.keys()).collect();
+        for name in names {
+            let (old, new) = (before.0.get(name), self.0.get(name));
+            if old != new {
+                tracing::info!(
+                    key = name.as_str(),
+                    before = shown(old).as_deref().unwrap_or("none"),
+                    after = shown(new).as_deref().unwrap_or("none"),
+                    "an override of the file changes"
+                );
+            }
+        }
     }
 
     /// The overrides, in the order of their keys.

@@ -8,6 +8,7 @@ use super::admission::Admission;
 use super::changing::Changing;
 use super::error::ConfigError;
 use super::model::Config;
+use super::overrides::LimitsTable;
 use super::reloaded::Reloads;
 use crate::sync::lock;
 
@@ -62,7 +63,17 @@ impl Admission {
         let mut kept = running.kept.with(&before);
         #[cfg(feature = "admin")]
         let tokens = config.admin.tokens()?;
-        let groups = self.0.groups_of(config, &before, &mut kept)?;
+        let base = LimitsTable::read(&config.limits.0)?;
+        self.0.set_base(&base)?;
+        let groups = match self.0.groups_of(config, &before, &mut kept) {
+            Ok(groups) => groups,
+            Err(error) => {
+                // It was there before, so there is room for it.
+                self.0.set_base(&running.base)?;
+                return Err(error);
+            }
+        };
+        base.log_changes(&mem::replace(&mut running.base, base.clone()));
         self.0.groups.store(Arc::new(groups));
         self.0.apply_tables(config);
         #[cfg(feature = "admin")]

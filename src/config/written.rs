@@ -81,7 +81,9 @@ impl Written {
 
     /// The fields of all but groups.
     fn others(&self) -> Fields {
-        let tables = self.0.iter().filter(|(table, _)| *table != "groups");
+        // The keys of overrides may be credentials.
+        let is_other = |table: &str| !["groups", "limits"].contains(&table);
+        let tables = self.0.iter().filter(|(table, _)| is_other(table));
         let of_table = |(table, value): (&String, &Value)| {
             let is_shown = SHOWN
                 .iter()

@@ -14,6 +14,7 @@ mod keys;
 mod loss;
 mod off;
 mod outcomes;
+mod overrides;
 mod paths;
 mod redis;
 mod reload;
