@@ -28,6 +28,10 @@ use crate::rule::Rule;
 /// | `tier=pro` | the limits of this tier |
 /// | `tier=pro, daily=100000/day` | the same, but for one quota |
 ///
+/// An entry of [`Limits`](crate::Limits) that is `unlimited` or `deny all` and nothing else also puts its key on the
+/// allow or deny list of an [`AccessLayer`](crate::AccessLayer). It may be that of a network, which takes no other
+/// limit.
+///
 /// A part with a name goes before one without. Where a policy has several quotas, a part without a name is
 /// about none of them, unless it is `unlimited` or `deny all`: `daily=100000/day` names one. A limit that no part is
 /// about keeps its default. An override cannot change the algorithm: a [sliding](Quota::sliding) quota stays
@@ -67,6 +71,13 @@ enum Value {
         rules: [Option<Rule>; 2],
     },
     Concurrency(u32),
+}
+
+/// What a limit that is wholly `deny all` or `unlimited` makes of its key's entry: see [`access`](crate::access).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Listing {
+    Denied,
+    Exempt,
 }
 
 /// Parts that a limit may have.
@@ -214,6 +225,18 @@ impl Limit {
         parts
             .filter(move |part| part.name.as_deref() == name)
             .map(|part| &part.value)
+    }
+
+    /// On which list its key is; `None` where it has anything but one part without a name.
+    #[inline]
+    pub(crate) fn listing(&self) -> Option<Listing> {
+        match (&*self.parts, &self.tier) {
+            ([Part { name: None, value }], None) => match value.for_all()? {
+                Capacity::Unlimited => Some(Listing::Exempt),
+                Capacity::AtMost(_) => Some(Listing::Denied),
+            },
+            _ => None,
+        }
     }
 
     /// The rates that it has parts for.

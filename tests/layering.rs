@@ -24,6 +24,7 @@ const LEVELS: &[&[&str]] = &[
     &["headers"],
     &["respond"],
     &["body", "drain"],
+    &["access"],
     &["concurrency", "rate"],
     &["endpoint"],
     &["admin", "config", "sessions", "ws"],

@@ -7,11 +7,10 @@ use http::{HeaderMap, HeaderName};
 
 use super::forwarded::{self, Hops};
 use super::head::{Field, single};
-use super::network::IpNet;
 use super::peer::Peer;
 use super::proxies::TrustedProxies;
 use super::{Extracted, KeyExtractor, RequestHead};
-use crate::key::Key;
+use crate::key::{IpNet, Key};
 
 /// Charges the client's address.
 ///
@@ -204,7 +203,8 @@ impl ClientIp {
         self
     }
 
-    fn address(&self, head: RequestHead<'_>) -> Option<IpAddr> {
+    /// The address itself, whatever prefix of it is charged.
+    pub(crate) fn address(&self, head: RequestHead<'_>) -> Option<IpAddr> {
         let peer = Peer::of(head.extensions);
         match &self.forwarding {
             Some(forwarding) => forwarding.client(peer, head.headers),

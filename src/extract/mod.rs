@@ -6,17 +6,16 @@ mod by_token;
 mod client_ip;
 mod forwarded;
 mod head;
-mod network;
 mod peer;
 mod proxies;
 mod trusted_header;
 
+pub use crate::key::{IpNet, IpNetError};
 pub use api_key::ApiKey;
 pub use bearer::BearerToken;
 pub use by_token::ByToken;
 pub use client_ip::{ClientIp, ForwardingHeader};
 pub use head::{RequestHead, ResponseHead};
-pub use network::{IpNet, IpNetError};
 pub use peer::{PeerAddr, UnixPeer};
 pub use trusted_header::TrustedHeader;
 

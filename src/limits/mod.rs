@@ -9,6 +9,7 @@ mod ends;
 mod entry;
 mod error;
 mod limited;
+mod lists;
 #[cfg(feature = "redis")]
 mod publish;
 #[cfg(feature = "redis")]
@@ -31,6 +32,8 @@ pub use self::entry::Override;
 pub use self::error::LimitsError;
 pub use self::limited::LimitUsage;
 pub(crate) use self::limited::{BoxFuture, LimitTarget};
+use self::lists::ListIndex;
+pub(crate) use self::lists::{Listed, Listing};
 use self::state::{Own, Source, State};
 use crate::key::{Key, KeyMap, KeyName};
 use crate::limit::Limit;
@@ -85,6 +88,11 @@ use crate::sync::{Mutex, lock};
 /// waits longer than the old bucket takes to be full. What is in flight goes on, and nothing new is admitted until
 /// there is room.
 ///
+/// # Allow and deny lists
+///
+/// An entry that is wholly `deny all` or `unlimited` is one of the deny list or of the allow list: see
+/// [`access`](crate::access). Such an entry can also be that of a network, as `ip:203.0.113.0/24`.
+///
 /// # What it costs
 ///
 /// A decision looks its key up in a table that readers take no lock for; while no key has an override, it looks at a
@@ -95,6 +103,8 @@ pub struct Limits(Arc<Inner>);
 struct Inner {
     /// For decisions.
     by_key: KeyMap<Own>,
+    /// Which of them are on a list.
+    lists: ListIndex,
     tiers: ArcSwap<Vec<Tier>>,
     /// Tiers of requests that are not declared here, to log each once.
     unknown: Mutex<Vec<Box<str>>>,
@@ -123,6 +133,7 @@ impl Limits {
     pub fn new() -> Self {
         Self(Arc::new(Inner {
             by_key: KeyMap::default(),
+            lists: ListIndex::default(),
             tiers: ArcSwap::default(),
             unknown: Mutex::default(),
             state: Mutex::default(),
@@ -340,8 +351,13 @@ impl Limits {
         let is_same = |was: &Own| limit == Some(was.entry.limit());
         let was = self.0.by_key.find(&key, is_same);
         let is_changed = was.map_or(own.is_some(), |is_same| !is_same);
-        // The name may have changed as well.
-        self.0.by_key.set(&key, own);
+        let listing = |own: &Own| own.entry.limit().listing();
+        let listed = own.as_ref().and_then(listing).map(|_| &key);
+        let was_listed = self.0.by_key.find(&key, listing).flatten().map(|_| &key);
+        self.0.lists.change(was_listed, listed, || {
+            // The name may have changed as well.
+            self.0.by_key.set(&key, own);
+        });
         if is_changed {
             // Decisions go by it already. What the key used before is by it from now on, too.
             for target in state.targets.iter().filter_map(Weak::upgrade) {

@@ -21,6 +21,7 @@ use crate::store::{
 /// | metric | labels | |
 /// |---|---|---|
 /// | `admission_decisions_total` | `limiter`, `policy`, `limit_type`, `outcome` | `outcome` is `admitted`, a [`Reason`](crate::Reason) in words, or `dry_run` |
+/// | `admission_requests_exempt_total` | `limiter` | requests that an allow list exempted, see [`access`](crate::access) |
 /// | `rate_limit_hits_total` | `limit_type` | refusals, by sort of limit |
 /// | `admission_decision_seconds` | `limiter` | how long a decision took, with its store's round trip and a wait in line |
 /// | `admission_in_flight` | `limiter` | permits given out and not back yet |
@@ -38,7 +39,7 @@ use crate::store::{
 /// | `admission_config_last_reload_success_timestamp_seconds` | | when what is running was applied, since the Unix epoch |
 ///
 /// `limiter` is the name of a layer, `policy` that of the quota which
-/// [binds](Subject::policy), and `limit_type` one of `http`, `concurrency`, `ws_connection`,
+/// [binds](Subject::policy), and `limit_type` one of `http`, `concurrency`, `access`, `ws_connection`,
 /// `ws_message` and `lease`, see [`Subject::limit_type`]. In flight are the permits of this process,
 /// also where replicas share a limit.
 ///
@@ -128,6 +129,11 @@ impl MetricsObserver {
             "rate_limit_hits_total",
             Unit::Count,
             "Requests that were refused, by sort of limit."
+        );
+        describe_counter!(
+            "admission_requests_exempt_total",
+            Unit::Count,
+            "Requests that an allow list exempted from rates and limits per key."
         );
         describe_histogram!(
             "admission_decision_seconds",
@@ -236,6 +242,11 @@ impl Observer for MetricsObserver {
     fn rejected(&self, subject: &Subject<'_>, rejection: &Rejection) {
         counter!("rate_limit_hits_total", "limit_type" => subject.limit_type).increment(1);
         decision(subject, rejection.reason().as_str());
+    }
+
+    fn exempted(&self, subject: &Subject<'_>) {
+        let limiter = subject.limiter.to_owned();
+        counter!("admission_requests_exempt_total", "limiter" => limiter).increment(1);
     }
 
     fn would_reject(&self, subject: &Subject<'_>, _: &Rejection) {

@@ -185,7 +185,9 @@ fn shown(usage: LimitUsage) -> Usage {
 fn not_changed(error: LimitsError) -> Failure {
     match error {
         LimitsError::Unavailable(error) => failed(&error),
-        error @ LimitsError::UnknownTier { .. } => Failure::refused(error.to_string()),
+        error @ (LimitsError::UnknownTier { .. } | LimitsError::Network { .. }) => {
+            Failure::refused(error.to_string())
+        }
         error => Failure::refused(format!("{error}: delete some first")),
     }
 }
