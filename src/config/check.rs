@@ -47,6 +47,7 @@ impl Config {
             let problem = "a token has at least 16 bytes: `openssl rand -hex 32` makes one";
             return Err(ConfigError::at("admin.token", problem));
         }
+        self.lists.check(&self.clients)?;
         self.store.check()?;
         let (mut routes, mut names) = (Routes::default(), BTreeMap::new());
         for (group, settings) in &self.groups {

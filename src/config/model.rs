@@ -6,6 +6,7 @@ use http::Method;
 use serde::Deserialize;
 
 use super::cost::CostSource;
+use super::lists::Lists;
 use super::origin::Origin;
 use super::path::{Prefix, paths};
 use super::selectors::{GrpcPattern, HostPattern};
@@ -31,6 +32,8 @@ pub struct Config {
     pub(super) clients: Clients,
     #[serde(deserialize_with = "table")]
     admin: Admin,
+    #[serde(deserialize_with = "table")]
+    pub(super) lists: Lists,
     #[serde(deserialize_with = "tables")]
     pub(super) groups: BTreeMap<String, Group>,
     #[serde(deserialize_with = "truth")]
