@@ -4,6 +4,7 @@
 mod answers;
 mod exempt;
 mod header;
+mod model;
 mod servers;
 mod specific;
 
