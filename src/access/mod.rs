@@ -3,7 +3,7 @@
 //! An entry of [`Limits`](crate::Limits) that is `deny all` or `unlimited`, and nothing else, is one of the deny list
 //! or of the allow list. An [`AccessLayer`] outside of all other layers applies both. Entries change at run time:
 //! by [`Limits::set`](crate::Limits::set), by the admin endpoints, and by the program,
-//! `tower-admission limits set ip:203.0.113.0/24 "deny all"`. [`config`](crate::config) has such a layer built in, and
+//! `tower-admission limits set ip:203.0.113.0/24 "deny all"`. The module `config` has such a layer built in, and
 //! lists in the file as well.
 //!
 //! ```
