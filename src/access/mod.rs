@@ -38,6 +38,10 @@
 //! A ban of an address or a network covers requests with tokens, so a made-up token changes nothing. Only a key that is
 //! on the allow list goes before it.
 //!
+//! Of one key in one [`Limits`](crate::Limits), what was set at run time takes the place of what the
+//! [configuration](crate::Limits::set_base) has as an override. The lists of a file are apart from both, so that nobody lifts
+//! their bans at run time by accident.
+//!
 //! | entry | applies to |
 //! |---|---|
 //! | `org:acme`, `bearer#..` | requests in which one of the layer's extractors finds this key |
@@ -51,7 +55,8 @@
 //!
 //! # What a banned client sees
 //!
-//! `403 Forbidden` with a problem (RFC 9457) of the type `about:blank`, or PERMISSION_DENIED in gRPC. Observers and
+//! `403 Forbidden` with a problem (RFC 9457) of the type `about:blank`, or PERMISSION_DENIED in gRPC, with `Retry-After`
+//! if the entry has an [end](crate::Override#the-end). Of its note and its author the client learns nothing. Observers and
 //! metrics see a rejection with [`Reason::Banned`](crate::Reason::Banned). A response with this 403 is no answer to
 //! credentials for a [`guard_by_ip`](crate::RateLimitLayer::guard_by_ip) further out.
 //!

@@ -170,11 +170,11 @@ fn counted(snapshotter: &Snapshotter) -> BTreeMap<String, u64> {
 
 #[test]
 fn both_are_counted_without_what_a_client_sent() {
+    let limits = exempting("ip:192.0.2.1");
+    set(&limits, "ip:203.0.113.0/24", "deny all");
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     let _recording = set_default_local_recorder(&recorder);
-    let limits = exempting("ip:192.0.2.1");
-    set(&limits, "ip:203.0.113.0/24", "deny all");
     let service = AccessLayer::new(&limits)
         .name("lists")
         .observe(MetricsObserver::new())

@@ -2,6 +2,7 @@
 #![cfg(all(feature = "axum", feature = "metrics", feature = "test-util"))]
 
 mod answers;
+mod ends;
 mod exempt;
 mod header;
 mod model;
