@@ -38,9 +38,9 @@
 //! A ban of an address or a network covers requests with tokens, so a made-up token changes nothing. Only a key that is
 //! on the allow list goes before it.
 //!
-//! Of one key in one [`Limits`](crate::Limits), what was set at run time takes the place of what the
-//! [configuration](crate::Limits::set_base) has as an override. The lists of a file are apart from both, so that nobody lifts
-//! their bans at run time by accident.
+//! Of one key in one [`Limits`](crate::Limits), an override that was set at run time takes the place of one of the
+//! [base](crate::Limits::set_base). The `[lists]` of a file are apart from both: an exemption of the same key at run time
+//! does not lift a ban of the file.
 //!
 //! | entry | applies to |
 //! |---|---|
