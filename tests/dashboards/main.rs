@@ -13,7 +13,8 @@ use tower_admission::observe::MetricsObserver;
 use tower_admission::store::FailureMode;
 use tower_admission::store::redis::{FailureKind, StoreObserver};
 use tower_admission::{
-    ConcurrencyLimitLayer, Key, MemoryStore, Observer, Policy, Quota, RateLimitLayer, RequestHead,
+    AccessLayer, ConcurrencyLimitLayer, Key, Limit, Limits, MemoryStore, Observer, Override,
+    Policy, Quota, RateLimitLayer, RequestHead,
 };
 
 use self::promql::Expression;
@@ -76,6 +77,18 @@ async fn exercise() {
     let dry = rate.clone().dry_run(true).layer(handler);
     let _ = dry.oneshot(request("/b")).await;
     let _ = in_flight.layer(handler).oneshot(request("/")).await;
+    let limits = Limits::new();
+    let by_user = |_: RequestHead<'_>| Some(Key::id("user", "eve"));
+    for list in [Limit::deny_all(), Limit::unlimited()] {
+        let eve = ("user:eve".parse().unwrap(), Override::new(list));
+        limits.set_base([eve]).unwrap();
+        let lists = AccessLayer::new(&limits).key(by_user).name("lists");
+        let _ = lists
+            .observe(metrics)
+            .layer(handler)
+            .oneshot(request("/"))
+            .await;
+    }
     metrics.publish("api", rate.limiter().stats().unwrap());
     metrics.reclaimed("ai", None, std::time::Duration::from_secs(61));
     metrics.reachable(true);
