@@ -69,6 +69,9 @@
 //! service itself, whoever asks. Use [`skip`](crate::ConcurrencyLimitLayer::skip) for what must not count there, such as
 //! health checks. Limits of WebSockets and leases are not exempted.
 //!
+//! To lift the limits of a key alone, name them: `api=unlimited` is no entry of the allow list, so the limits of the
+//! request's address still count.
+//!
 //! The layers inside find a private mark in the request's extensions, which nothing that a client sends can make up.
 //! [`is_exempt`] reads it for limiters that are used by hand.
 //!
