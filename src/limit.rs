@@ -28,9 +28,7 @@ use crate::rule::Rule;
 /// | `tier=pro` | the limits of this tier |
 /// | `tier=pro, daily=100000/day` | the same, but for one quota |
 ///
-/// An entry of [`Limits`](crate::Limits) that is `unlimited` or `deny all` and nothing else also puts its key on the
-/// allow or deny list of an [`AccessLayer`](crate::AccessLayer). It may be that of a network, which takes no other
-/// limit.
+/// What is wholly `unlimited` or `deny all` is also an entry of a list, see [`access`](crate::access).
 ///
 /// A part with a name goes before one without. Where a policy has several quotas, a part without a name is
 /// about none of them, unless it is `unlimited` or `deny all`: `daily=100000/day` names one. A limit that no part is
@@ -71,13 +69,6 @@ enum Value {
         rules: [Option<Rule>; 2],
     },
     Concurrency(u32),
-}
-
-/// What a limit that is wholly `deny all` or `unlimited` makes of its key's entry: see [`access`](crate::access).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Listing {
-    Denied,
-    Exempt,
 }
 
 /// Parts that a limit may have.
@@ -227,14 +218,10 @@ impl Limit {
             .map(|part| &part.value)
     }
 
-    /// On which list its key is; `None` where it has anything but one part without a name.
-    #[inline]
-    pub(crate) fn listing(&self) -> Option<Listing> {
+    /// What it has for all limits, if it is wholly `unlimited` or `deny all`.
+    pub(crate) fn for_all(&self) -> Option<Capacity> {
         match (&*self.parts, &self.tier) {
-            ([Part { name: None, value }], None) => match value.for_all()? {
-                Capacity::Unlimited => Some(Listing::Exempt),
-                Capacity::AtMost(_) => Some(Listing::Denied),
-            },
+            ([Part { name: None, value }], None) => value.for_all(),
             _ => None,
         }
     }

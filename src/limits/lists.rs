@@ -3,11 +3,28 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Limits, LimitsError};
+use super::{Limits, LimitsError, Own};
+use crate::capacity::Capacity;
 use crate::key::{IpNet, Key, KeyName};
 use crate::limit::Limit;
-pub(crate) use crate::limit::Listing;
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering, lock};
+
+/// Which list an entry is on: see [`access`](crate::access).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Listing {
+    Denied,
+    Exempt,
+}
+
+impl Listing {
+    /// That of a key with this limit.
+    fn of(limit: &Limit) -> Option<Self> {
+        Some(match limit.for_all()? {
+            Capacity::Unlimited => Self::Exempt,
+            Capacity::AtMost(_) => Self::Denied,
+        })
+    }
+}
 
 /// An entry of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,7 +164,7 @@ impl Limits {
             let now = || self.0.clock.seconds();
             let ends_in = own.entry.end_seconds().map(|end| end.saturating_sub(now()));
             Some(Listed {
-                listing: own.entry.limit().listing()?,
+                listing: Listing::of(own.entry.limit())?,
                 key: *key,
                 ends_in: ends_in.map(Duration::from_secs),
             })
@@ -165,10 +182,19 @@ impl Limits {
         })
     }
 
+    /// Sets what counts for a key, or that nothing does. Changes are the caller's to keep apart.
+    pub(super) fn set_own(&self, key: &Key, own: Option<Own>) {
+        let listing = |own: &Own| Listing::of(own.entry.limit());
+        let is_listed = own.as_ref().and_then(listing).map(|_| key);
+        let was_listed = self.0.by_key.find(key, listing).flatten().map(|_| key);
+        let by_key = &self.0.by_key;
+        (self.0.lists).change(was_listed, is_listed, || by_key.set(key, own));
+    }
+
     /// Whether an entry is one that a network may have.
     pub(super) fn check_network(name: &KeyName, limit: &Limit) -> Result<(), LimitsError> {
         match name.key().uncharged_network() {
-            Some(network) if limit.listing().is_none() => Err(LimitsError::Network { network }),
+            Some(network) if Listing::of(limit).is_none() => Err(LimitsError::Network { network }),
             _ => Ok(()),
         }
     }

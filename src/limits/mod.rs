@@ -46,7 +46,7 @@ use crate::sync::{Mutex, lock};
 /// One value serves all limiters of a service: give it to
 /// [rate layers](crate::RateLimitLayer::limits), [concurrency layers](crate::ConcurrencyLimitLayer::limits)
 /// and [leases](crate::Leases::limits). An override is a [`Limit`], which names the limits that it is
-/// about.
+/// about. One that is wholly `deny all` or `unlimited` is also an entry of a list, see [`access`](crate::access).
 ///
 /// ```
 /// use tower_admission::{Key, Limits, Quota, RateLimiter, store::MemoryStore};
@@ -87,11 +87,6 @@ use crate::sync::{Mutex, lock};
 /// lacks what it lacked until a request is admitted again, and regains at the old rate until then: so no client
 /// waits longer than the old bucket takes to be full. What is in flight goes on, and nothing new is admitted until
 /// there is room.
-///
-/// # Allow and deny lists
-///
-/// An entry that is wholly `deny all` or `unlimited` is one of the deny list or of the allow list: see
-/// [`access`](crate::access). Such an entry can also be that of a network, as `ip:203.0.113.0/24`.
 ///
 /// # What it costs
 ///
@@ -351,13 +346,8 @@ impl Limits {
         let is_same = |was: &Own| limit == Some(was.entry.limit());
         let was = self.0.by_key.find(&key, is_same);
         let is_changed = was.map_or(own.is_some(), |is_same| !is_same);
-        let listing = |own: &Own| own.entry.limit().listing();
-        let listed = own.as_ref().and_then(listing).map(|_| &key);
-        let was_listed = self.0.by_key.find(&key, listing).flatten().map(|_| &key);
-        self.0.lists.change(was_listed, listed, || {
-            // The name may have changed as well.
-            self.0.by_key.set(&key, own);
-        });
+        // The name may have changed as well.
+        self.set_own(&key, own);
         if is_changed {
             // Decisions go by it already. What the key used before is by it from now on, too.
             for target in state.targets.iter().filter_map(Weak::upgrade) {

@@ -226,3 +226,27 @@ fn without_a_peer_address_a_key_still_counts() {
     assert_eq!(send(&service, eve).status(), 403);
     assert_eq!(status(&service, http::Request::new(())), 200);
 }
+
+/// Of an entry that stays, and of one that is replaced, no request sees a gap.
+#[test]
+fn a_ban_holds_while_others_change() {
+    let limits = Limits::new();
+    set(&limits, "ip:203.0.113.0/24", "deny all");
+    set(&limits, "ip:2001:db8::7", "deny all");
+    let service = AccessLayer::new(&limits).layer(Counting::default());
+    let changing = limits.clone();
+    let changes = std::thread::spawn(move || {
+        for _ in 0..500 {
+            for key in ["ip:203.0.113.7", "ip:203.0.113.0/25", "ip:203.0.112.0/23"] {
+                set(&changing, key, "deny all");
+                now(changing.delete(&name(key))).unwrap();
+            }
+            set(&changing, "ip:2001:db8::7", "deny all");
+        }
+    });
+    while !changes.is_finished() {
+        assert_eq!(status(&service, from("203.0.113.7")), 403);
+        assert_eq!(status(&service, from("2001:db8::7")), 403);
+    }
+    changes.join().unwrap();
+}
