@@ -145,7 +145,7 @@ impl Limits {
     /// When there are clones of these limits already.
     #[cfg(feature = "test-util")]
     #[must_use]
-    pub fn clock(mut self, clock: crate::test_util::TestClock) -> Self {
+    pub fn clock(mut self, clock: crate::store::memory::clock::TestClock) -> Self {
         let inner = Arc::get_mut(&mut self.0).expect("the clock is set before limits are cloned");
         inner.clock = WallClock::Test(clock);
         self
