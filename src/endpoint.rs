@@ -73,6 +73,31 @@ impl IntoResponse for Failed {
     }
 }
 
+/// Problem details with members of their own (RFC 9457 §3.2).
+#[cfg(feature = "admin")]
+pub(crate) fn problem(status: StatusCode, detail: &str, members: &impl Serialize) -> Response {
+    #[derive(Serialize)]
+    struct Problem<'a, M> {
+        r#type: &'static str,
+        title: &'a str,
+        status: u16,
+        detail: &'a str,
+        #[serde(flatten)]
+        members: &'a M,
+    }
+    let problem = Problem {
+        r#type: "about:blank",
+        title: status.canonical_reason().unwrap_or_default(),
+        status: status.as_u16(),
+        detail,
+        members,
+    };
+    let mut response = json(status, &problem);
+    let content_type = HeaderValue::from_static("application/problem+json");
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
+    response
+}
+
 pub(crate) fn not_stored(response: http::Response<Bytes>) -> Response {
     let mut response = response.map(Body::from);
     let no_store = HeaderValue::from_static("no-store");

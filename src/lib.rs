@@ -80,6 +80,9 @@ mod per_thread;
 
 mod key;
 
+// What limiters charge and observers see of a request.
+pub mod extract;
+
 mod enforce;
 
 mod capacity;
@@ -100,10 +103,9 @@ mod limits;
 
 mod limiter;
 
-// The HTTP boundary: above it no http types, below it no algorithms.
+// The HTTP boundary: above it no http types but in `extract`, below it no algorithms.
 mod body;
 pub mod drain;
-pub mod extract;
 mod headers;
 pub mod respond;
 
@@ -143,7 +145,7 @@ pub use limiter::SharedLimiters;
 pub use limiter::{
     ConcurrencyLimiter, KeptLease, Lease, Leases, Permit, RateLimiter, SetPolicyError,
 };
-pub use limits::{LimitChange, LimitEdit, LimitUsage, Limits, LimitsError, Override};
+pub use limits::{CountedIn, LimitChange, LimitEdit, LimitUsage, Limits, LimitsError, Override};
 pub use observe::Observer;
 pub use policy::{NamedQuota, Policy, PolicyError};
 pub use quota::{Quota, QuotaError};

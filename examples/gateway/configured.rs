@@ -13,8 +13,9 @@ use tracing::error;
 
 use crate::flags::Flags;
 use crate::routes::unlimited;
+use crate::shutdown::Signals;
 
-pub(crate) async fn serve(flags: &Flags, file: &Path) -> Result<(), String> {
+pub(crate) async fn serve(signals: Signals, flags: &Flags, file: &Path) -> Result<(), String> {
     // Before a port is open.
     let config = Config::load(file).map_err(|error| error.to_string())?;
     let metrics = recorder().map_err(|error| error.to_string())?;
@@ -39,7 +40,7 @@ pub(crate) async fn serve(flags: &Flags, file: &Path) -> Result<(), String> {
         let token = Token::new(token).map_err(|error| format!("admin.token: {error}"))?;
         // After the layer, so that who repairs a limit is not held up by it.
         let admin = admin::router(admission.limits(), &recorder, token);
-        app = app.nest("/admin", admin);
+        app = app.nest_service("/admin", admin);
     }
 
     let cannot = |error| format!("cannot serve on {}: {error}", flags.listen);
@@ -64,7 +65,7 @@ pub(crate) async fn serve(flags: &Flags, file: &Path) -> Result<(), String> {
         println!("To look at them and to change them: http://{address}/admin");
     }
     tokio::spawn(keep_up(metrics));
-    crate::run(listener, app, admission.store()).await;
+    crate::run(signals, listener, app, admission.store(), flags.grace()).await;
     Ok(())
 }
 

@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
@@ -50,9 +51,19 @@ pub(crate) struct Flags {
     /// rates then
     #[arg(long, env, default_value_t = 0)]
     replicas: u32,
+
+    /// How many seconds requests in progress get to finish after SIGTERM or SIGINT; then they are
+    /// cut. A second signal cuts them at once
+    #[arg(long, env, default_value_t = 10)]
+    grace_seconds: u64,
 }
 
 impl Flags {
+    /// What requests in progress get to finish.
+    pub(crate) fn grace(&self) -> Duration {
+        Duration::from_secs(self.grace_seconds)
+    }
+
     /// The rate with its burst. Exits when the two do not go together.
     pub(crate) fn quota(&self) -> Quota {
         if self.rate.has_burst || self.burst == 0 {

@@ -10,6 +10,7 @@ mod handlers;
 mod listener;
 mod routes;
 mod server;
+mod shutdown;
 
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
@@ -18,15 +19,14 @@ use std::time::Duration;
 use axum::Router;
 use clap::Parser;
 use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 use tower_admission::store::RedisStore;
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
 use crate::flags::Flags;
 use crate::listener::GuardedListener;
 use crate::routes::Limits;
-
-/// What a response in progress gets to end after ctrl-c or SIGTERM. A health watch would never end.
-const GRACE: Duration = Duration::from_secs(10);
+use crate::shutdown::Signals;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -35,9 +35,16 @@ async fn main() -> ExitCode {
         .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr)
         .init();
+    let signals = match Signals::new() {
+        Ok(signals) => signals,
+        Err(error) => {
+            eprintln!("error: cannot hear signals: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let served = match &flags.config {
-        Some(file) => configured::serve(&flags, file).await,
-        None => serve(&flags)
+        Some(file) => configured::serve(signals, &flags, file).await,
+        None => serve(signals, &flags)
             .await
             .map_err(|error| format!("cannot serve on {}: {error}", flags.listen)),
     };
@@ -50,7 +57,7 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn serve(flags: &Flags) -> io::Result<()> {
+async fn serve(signals: Signals, flags: &Flags) -> io::Result<()> {
     // Flags are checked first: a wrong one ends the program before it opens a port.
     let (quota, store) = (flags.quota(), flags.store());
     let listener = TcpListener::bind(flags.listen).await?;
@@ -64,50 +71,30 @@ async fn serve(flags: &Flags) -> io::Result<()> {
         error!(%error, "Redis cannot decide");
     }
     greeting::print(address, flags.max_concurrency, quota);
-    run(listener, app, store.as_ref()).await;
+    run(signals, listener, app, store.as_ref(), flags.grace()).await;
     Ok(())
 }
 
-/// Serves until ctrl-c or SIGTERM.
-async fn run(listener: TcpListener, app: Router, store: Option<&RedisStore>) {
+/// Serves until SIGTERM or SIGINT, and then what is in progress, within the time of grace.
+async fn run(
+    signals: Signals,
+    listener: TcpListener,
+    app: Router,
+    store: Option<&RedisStore>,
+    grace: Duration,
+) {
     let listener = GuardedListener::new(listener);
-    tokio::select! {
-        () = server::serve(listener, app, interrupted()) => {}
-        () = out_of_patience() => {}
-    }
-    if let Some(store) = store
-        && let Err(error) = store.flush().await
-    {
-        warn!(%error, "slots of the last requests stay taken for a while");
-    }
-}
-
-async fn interrupted() {
-    tokio::select! {
-        Ok(()) = tokio::signal::ctrl_c() => {}
-        () = terminated() => {}
-    }
-}
-
-/// Ends when a service manager or a container ends the process.
-#[cfg(unix)]
-async fn terminated() {
-    use tokio::signal::unix::{SignalKind, signal};
-
-    match signal(SignalKind::terminate()) {
-        Ok(mut signals) => drop(signals.recv().await),
-        // It cannot be heard here, so it never comes.
-        Err(_) => std::future::pending().await,
-    }
-}
-
-#[cfg(not(unix))]
-async fn terminated() {
-    std::future::pending().await
-}
-
-async fn out_of_patience() {
-    interrupted().await;
-    info!("shutting down");
-    tokio::time::sleep(GRACE).await;
+    let serve = async |stopped: oneshot::Receiver<()>| {
+        let stopped = async {
+            let _ = stopped.await;
+        };
+        // The limits in it are flushed below, so they have to be there until then.
+        server::serve(listener, app.clone(), stopped, grace).await;
+        if let Some(store) = store
+            && let Err(error) = store.flush().await
+        {
+            warn!(%error, "slots of the last requests stay taken for a while");
+        }
+    };
+    signals.run(serve).await;
 }

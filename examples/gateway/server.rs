@@ -14,14 +14,17 @@ use axum::extract::ConnectInfo;
 use axum::http::{Method, Request, StatusCode};
 use axum::serve::Listener;
 use hyper::body::Incoming;
+use hyper::rt::Executor;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tower::{Layer, ServiceExt};
 use tower_admission::ConcurrencyLimitLayer;
 use tower_http::timeout::{RequestBodyDeadlineLayer, RequestBodyTimeoutLayer};
+use tracing::warn;
 
 use crate::listener::{GuardedListener, GuardedStream};
 
@@ -47,34 +50,62 @@ pub(crate) fn with_body_timeouts(routes: Router) -> Router {
         .layer(RequestBodyDeadlineLayer::new(BODY_TIMEOUT))
 }
 
-/// Serves until `shutdown`, and then what is in progress.
+/// How long it may take to drop what is cut. Only a handler that blocks its thread takes longer.
+const CUT_WITHIN: Duration = Duration::from_secs(1);
+
+/// Serves until `shutdown`, and then what is in progress: a connection without a request ends at once, and
+/// one with a request after it. What takes longer than `grace`, such as a health watch, is cut.
+///
+/// When this returns, the requests are gone, and so are their permits.
 pub(crate) async fn serve(
     mut listener: GuardedListener,
     app: Router,
     shutdown: impl Future<Output = ()>,
+    grace: Duration,
 ) {
-    // Each connection has a receiver: it sees the shutdown, and is gone with the connection.
-    let (stop, running) = watch::channel(());
+    let tasks = Tasks::default();
     let mut shutdown = pin!(shutdown);
     loop {
         tokio::select! {
             (stream, peer) = listener.accept() => {
-                tokio::spawn(connection(stream, peer, app.clone(), running.clone()));
+                tasks.execute(connection(stream, peer, app.clone(), tasks.clone()));
             }
             () = &mut shutdown => break,
         }
     }
-    drop((listener, running));
-    stop.send_replace(());
-    stop.closed().await;
+    // From here on the system refuses connections.
+    drop(listener);
+    tasks.stopping.cancel();
+    tasks.running.close();
+    if timeout(grace, tasks.running.wait()).await.is_err() {
+        warn!("requests that took too long to finish are cut");
+        tasks.cut.cancel();
+        let _ = timeout(CUT_WITHIN, tasks.running.wait()).await;
+    }
 }
 
-async fn connection(
-    stream: GuardedStream,
-    peer: SocketAddr,
-    app: Router,
-    mut running: watch::Receiver<()>,
-) {
+/// The tasks of all connections: one for each connection, and one for each request of HTTP/2.
+#[derive(Clone, Default)]
+struct Tasks {
+    running: TaskTracker,
+    /// Connections are to end when their requests have ended.
+    stopping: CancellationToken,
+    /// Tasks are to end now.
+    cut: CancellationToken,
+}
+
+impl<F> Executor<F> for Tasks
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, task: F) {
+        let cut = self.cut.clone();
+        let task = async move { drop(cut.run_until_cancelled(task).await) };
+        self.running.spawn(task);
+    }
+}
+
+async fn connection(stream: GuardedStream, peer: SocketAddr, app: Router, tasks: Tasks) {
     let tunnel = stream.tunnel();
     // Without a limit it counts what is in flight, to the end of the response's body.
     let counting = ConcurrencyLimitLayer::new(0);
@@ -97,7 +128,7 @@ async fn connection(
             Ok::<_, Infallible>(response)
         }
     });
-    let mut builder = Builder::new(TokioExecutor::new());
+    let mut builder = Builder::new(tasks.clone());
     builder
         .http1()
         .timer(TokioTimer::new())
@@ -119,7 +150,7 @@ async fn connection(
         tokio::select! {
             // An error is the client's, or a timeout.
             _ = &mut connection => break,
-            _ = running.changed(), if !is_stopping => {
+            () = tasks.stopping.cancelled(), if !is_stopping => {
                 is_stopping = true;
                 connection.as_mut().graceful_shutdown();
             }

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use http::{Extensions, Response};
+use http::{Request, Response};
+use tokio::time::Instant;
 
 use super::exempt;
 use crate::extract::{ClientIp, KeyExtractor, RequestHead, TrustedHeader};
 use crate::key::Key;
 use crate::limits::{Limits, Listed, Listing};
-use crate::observe::{Observer, Observers, Subject};
+use crate::observe::{Decided, Observer, Observers, Subject};
 use crate::rejection::{Reason, Rejection};
 use crate::respond::Answers;
 
@@ -21,7 +22,7 @@ use crate::respond::Answers;
 pub(crate) struct Gate {
     /// Those that change at run time, and those of a file, if there are such.
     pub(crate) lists: Vec<Limits>,
-    pub(crate) client_ip: ClientIp,
+    client_ip: ClientIp,
     pub(crate) keys: Vec<Arc<dyn KeyExtractor>>,
     pub(crate) allow_header: Option<Arc<AllowHeader>>,
     pub(crate) name: Arc<str>,
@@ -34,15 +35,6 @@ pub(crate) struct AllowHeader {
     header: TrustedHeader,
     value: Box<str>,
     has_warned: AtomicBool,
-}
-
-/// What becomes of a request.
-pub(crate) enum Checked {
-    /// It goes on to the limits inside.
-    Unlisted,
-    /// It goes on, and is to be [marked](Gate::exempt).
-    Exempt,
-    Banned(Rejection),
 }
 
 /// What a list says of a request.
@@ -71,38 +63,52 @@ impl Gate {
         self.allow_header.is_none() && self.lists.iter().all(Limits::has_no_lists)
     }
 
-    /// Decides about a request, and tells observers.
-    pub(crate) fn check(&self, head: RequestHead<'_>) -> Checked {
-        match self.find(head) {
-            None => Checked::Unlisted,
-            Some(Found::Exempt(listed)) => {
-                // Of two layers, one inside of the other, the outer one has told.
-                if !exempt::is_exempt(head.extensions) {
-                    let subject = self.subject(listed.as_ref());
-                    self.observers.tell(|observer| observer.exempted(&subject));
-                }
-                Checked::Exempt
-            }
-            Some(Found::Banned(listed)) => {
-                let rejection = Rejection::new(Reason::Banned, String::from(&*self.name))
-                    .with_retry_after(listed.ends_in);
-                let subject = self.subject(Some(&listed));
-                self.observers
-                    .tell(|observer| observer.rejected(&subject, &rejection));
-                Checked::Banned(rejection)
+    /// Decides about a request, and tells observers: marks an exempt request for the layers inside, and returns the
+    /// response to a banned one.
+    pub(crate) fn check<B>(&self, request: &mut Request<B>) -> Option<Response<Bytes>> {
+        let begun = self.observers.begin();
+        match self.find(RequestHead::from(&*request))? {
+            Found::Banned(listed) => Some(self.ban(&listed, RequestHead::from(&*request), begun)),
+            Found::Exempt(listed) => {
+                self.exempt(listed.as_ref(), request, begun);
+                None
             }
         }
     }
 
-    /// Marks a request for the layers inside.
-    pub(crate) fn exempt(extensions: &mut Extensions) {
-        exempt::mark(extensions);
+    #[cold]
+    fn ban(
+        &self,
+        listed: &Listed,
+        head: RequestHead<'_>,
+        begun: Option<Instant>,
+    ) -> Response<Bytes> {
+        let rejection = Rejection::new(Reason::Banned, String::from(&*self.name))
+            .with_retry_after(listed.ends_in);
+        let took = begun.map(|begun| begun.elapsed());
+        let response = self.answers.answer(&rejection, head);
+        if let Some(took) = took {
+            let mut subject = self.subject(Some(listed), head);
+            subject.status = Some(response.status().as_u16());
+            (self.observers).decided_in(took, &subject, |observer| {
+                observer.rejected(&subject, &rejection);
+            });
+        }
+        response
     }
 
-    /// The response to a banned request.
-    #[cold]
-    pub(crate) fn answer(&self, rejection: &Rejection, head: RequestHead<'_>) -> Response<Bytes> {
-        self.answers.answer(rejection, head)
+    fn exempt<B>(&self, listed: Option<&Listed>, request: &mut Request<B>, begun: Option<Instant>) {
+        // Of two layers, one inside of the other, the outer one has told.
+        if exempt::is_exempt(request.extensions()) {
+            return;
+        }
+        let subject = self.subject(listed, RequestHead::from(&*request));
+        self.observers
+            .decided(begun, &subject, |observer| observer.exempted(&subject));
+        if self.observers.mark_requests() {
+            request.extensions_mut().insert(Decided);
+        }
+        exempt::mark(request.extensions_mut());
     }
 
     fn find(&self, head: RequestHead<'_>) -> Option<Found> {
@@ -151,13 +157,15 @@ impl Gate {
             .or(found)
     }
 
-    fn subject<'a>(&'a self, listed: Option<&'a Listed>) -> Subject<'a> {
-        Subject {
-            limit_type: "access",
-            limiter: &self.name,
-            policy: "",
-            key: listed.map(|listed| &listed.key),
-        }
+    fn subject<'a>(&'a self, listed: Option<&'a Listed>, head: RequestHead<'a>) -> Subject<'a> {
+        let key = listed.map(|listed| &listed.key);
+        Subject::new("access", &self.name, "", key).of(head, &self.observers)
+    }
+
+    /// Sets how the client address is found, for the lists and for observers.
+    pub(crate) fn set_client_ip(&mut self, client_ip: ClientIp) {
+        self.observers.set_client_ip(client_ip.clone());
+        self.client_ip = client_ip;
     }
 
     pub(crate) fn observe(&mut self, observer: impl Observer) {

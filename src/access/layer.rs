@@ -56,7 +56,7 @@ impl AccessLayer {
     /// Sets how the client address is found. Default: [`ClientIp::peer`]. Its
     /// [`v6_prefix`](ClientIp::v6_prefix) does not matter here: entries have prefixes of their own.
     pub fn client_ip(self, client_ip: ClientIp) -> Self {
-        self.with(|gate| gate.client_ip = client_ip)
+        self.with(|gate| gate.set_client_ip(client_ip))
     }
 
     /// Looks up the key that this extractor finds as well; of a second call both. Default: addresses alone.

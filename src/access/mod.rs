@@ -89,6 +89,6 @@ mod service;
 pub use self::exempt::is_exempt;
 pub use self::future::ResponseFuture;
 #[cfg(feature = "config")]
-pub(crate) use self::gate::{AllowHeader, Checked, Gate};
+pub(crate) use self::gate::{AllowHeader, Gate};
 pub use self::layer::AccessLayer;
 pub use self::service::Access;

@@ -8,9 +8,8 @@ use http_body::Body;
 use tower_service::Service;
 
 use super::future::ResponseFuture;
-use super::gate::{Checked, Gate};
+use super::gate::Gate;
 use crate::body::ResponseBody;
-use crate::extract::RequestHead;
 
 /// A service with allow and deny lists; made by [`AccessLayer`](super::AccessLayer).
 #[derive(Clone, Debug)]
@@ -70,17 +69,12 @@ impl<S> Access<S> {
         S: Service<Request<B>, Response = Response<RB>> + Clone,
         RB: Body,
     {
-        match self.gate.check(RequestHead::from(&request)) {
-            Checked::Unlisted => {}
-            Checked::Exempt => Gate::exempt(request.extensions_mut()),
-            Checked::Banned(rejection) => {
-                let response = self.gate.answer(&rejection, RequestHead::from(&request));
-                // What the service reserved when it was made ready, such as a place in a buffer, is given back: this
-                // clone may not be called again for long.
-                self.inner = self.inner.clone();
-                let response = response.map(ResponseBody::rejection);
-                return ResponseFuture::rejected(response, request.into_body());
-            }
+        if let Some(response) = self.gate.check(&mut request) {
+            // What the service reserved when it was made ready, such as a place in a buffer, is given back: this
+            // clone may not be called again for long.
+            self.inner = self.inner.clone();
+            let response = response.map(ResponseBody::rejection);
+            return ResponseFuture::rejected(response, request.into_body());
         }
         ResponseFuture::calling(self.inner.call(request))
     }

@@ -2,14 +2,16 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::StatusCode;
 use serde::Serialize;
 
+use super::now::Store;
+use super::replica::Replica;
 use crate::endpoint::Failed;
 use crate::key::KeyName;
-use crate::limit::Limit;
-use crate::limits::{LimitUsage, LimitsError};
+use crate::limits::{LimitUsage, LimitsError, Override};
 
 /// A page of what single keys have.
 #[derive(Serialize)]
@@ -17,6 +19,8 @@ pub(super) struct List<'a> {
     pub(super) limits: Vec<Entry<'a>>,
     /// What limits are called that an entry can be about.
     pub(super) names: Vec<&'a str>,
+    /// How many keys have a limit of their own, found or not.
+    pub(super) total: usize,
     /// After what to ask for the next page; nothing on the last.
     pub(super) next: Option<&'a str>,
 }
@@ -24,13 +28,28 @@ pub(super) struct List<'a> {
 #[derive(Serialize)]
 pub(super) struct Entry<'a> {
     key: &'a str,
+    #[serde(flatten)]
+    noted: Noted<'a>,
+}
+
+/// An override with what is noted about it. Times are in seconds since the Unix epoch.
+#[derive(Serialize)]
+pub(super) struct Noted<'a> {
     limit: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    end: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    author: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    changed_at: Option<u64>,
 }
 
 #[derive(Serialize)]
 pub(super) struct Changed<'a> {
-    pub(super) key: &'a str,
-    pub(super) limit: String,
+    #[serde(flatten)]
+    pub(super) entry: Entry<'a>,
     pub(super) before: Option<String>,
 }
 
@@ -42,20 +61,28 @@ pub(super) struct Deleted<'a> {
 
 #[derive(Serialize)]
 pub(super) struct Totals<'a> {
+    pub(super) replica: &'a Replica,
+    pub(super) store: Option<Store>,
     pub(super) usage: Vec<Total<'a>>,
 }
 
 /// How far a limit is used up by all.
 #[derive(Serialize)]
 pub(super) struct Total<'a> {
-    name: &'a str,
-    sort: &'static str,
-    used: u64,
-    limit: Option<u64>,
+    pub(super) name: &'a str,
+    pub(super) sort: &'static str,
+    /// Of all replicas, if a store counts.
+    pub(super) used: u64,
+    /// How many of them this process holds.
+    pub(super) here: Option<u64>,
+    pub(super) counted_in: &'static str,
+    pub(super) limit: Option<u64>,
 }
 
 #[derive(Serialize)]
 pub(super) struct KeyUsage<'a> {
+    pub(super) replica: &'a Replica,
+    pub(super) store: Option<Store>,
     pub(super) key: &'a str,
     pub(super) limit: Option<String>,
     pub(super) usage: Vec<Used<'a>>,
@@ -72,10 +99,26 @@ pub(super) struct Used<'a> {
 }
 
 impl<'a> Entry<'a> {
-    pub(super) fn new(key: &'a KeyName, limit: &Limit) -> Self {
+    pub(super) fn new(key: &'a KeyName, entry: &'a Override) -> Self {
         Self {
             key: key.as_str(),
-            limit: limit.to_string(),
+            noted: entry.into(),
+        }
+    }
+}
+
+impl<'a> From<&'a Override> for Noted<'a> {
+    fn from(entry: &'a Override) -> Self {
+        let seconds = |time: SystemTime| {
+            let since = time.duration_since(UNIX_EPOCH);
+            since.unwrap_or_default().as_secs()
+        };
+        Self {
+            limit: entry.limit().to_string(),
+            end: entry.end().map(seconds),
+            note: entry.note(),
+            author: entry.author(),
+            changed_at: entry.changed_at().map(seconds),
         }
     }
 }
@@ -86,6 +129,8 @@ impl<'a> From<&'a LimitUsage> for Total<'a> {
             name: &usage.name,
             sort: usage.sort,
             used: usage.used,
+            here: usage.here,
+            counted_in: usage.counted_in.as_str(),
             limit: usage.limit,
         }
     }

@@ -1,25 +1,29 @@
 //! What the endpoints do.
 
 use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use http::header::CONTENT_TYPE;
-use http::{HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::Deserialize;
 
 use super::Auth;
 use super::answer::{
     Changed, Deleted, Entry, KeyUsage, List, Totals, no_limit, no_such_name, wrong,
 };
+use super::condition::{change_if, tagged};
+use super::now::Store;
 use super::recorder::Recorder;
 use crate::endpoint::{Failed, body, json, member, no_content, not_stored};
 use crate::extract::RequestHead;
 use crate::key::KeyName;
 use crate::limit::{Limit, LimitError};
-use crate::limits::Limits;
+use crate::limits::{Limits, Override};
+use crate::store::memory::clock::since_epoch;
 
 /// All endpoints, for programs.
 pub(super) const DESCRIPTION: &str = include_str!("openapi.json");
@@ -37,7 +41,7 @@ pub(super) struct Api {
     pub(super) auth: Box<dyn Auth>,
 }
 
-type Shared = State<Arc<Api>>;
+pub(super) type Shared = State<Arc<Api>>;
 
 /// A key in a path, decoded. By its name: where this is nested there may be parameters before it.
 #[derive(Deserialize)]
@@ -47,13 +51,14 @@ pub(super) struct InPath {
 
 type KeyInPath = Result<Path<InPath>, PathRejection>;
 
-type Answer = Result<Response, Failed>;
+pub(super) type Answer = Result<Response, Failed>;
 
 /// Which page of a list.
 #[derive(Deserialize)]
 pub(super) struct Page {
     after: Option<String>,
     count: Option<String>,
+    q: Option<String>,
 }
 
 pub(super) async fn admit(State(api): Shared, request: Request, next: Next) -> Answer {
@@ -65,9 +70,13 @@ pub(super) async fn admit(State(api): Shared, request: Request, next: Next) -> A
 
 pub(super) async fn list(State(api): Shared, page: Result<Query<Page>, QueryRejection>) -> Answer {
     let Query(page) = page.map_err(|_| wrong(QUERY))?;
+    let search = page.q.as_deref().unwrap_or_default().trim().to_lowercase();
     let (after, count) = page.read()?;
     // One more, to know whether there is one more.
-    let mut entries = api.limits.list_after(after.as_ref(), count + 1);
+    let mut entries = match &*search {
+        "" => api.limits.list_after(after.as_ref(), count + 1),
+        search => api.search(search, after, count + 1).await,
+    };
     let more = entries.len() > count;
     entries.truncate(count);
     let names = api.limits.names();
@@ -75,9 +84,10 @@ pub(super) async fn list(State(api): Shared, page: Result<Query<Page>, QueryReje
     let list = List {
         limits: entries
             .iter()
-            .map(|(key, entry)| Entry::new(key, entry.limit()))
+            .map(|(key, entry)| Entry::new(key, entry))
             .collect(),
         names: names.iter().map(|name| &**name).collect(),
+        total: api.limits.count(),
         next: last.map(|(key, _)| key.as_str()),
     };
     Ok(json(StatusCode::OK, &list))
@@ -85,42 +95,59 @@ pub(super) async fn list(State(api): Shared, page: Result<Query<Page>, QueryReje
 
 pub(super) async fn limit(State(api): Shared, key: KeyInPath) -> Answer {
     let key = named(key)?;
-    let limit = api.limits.get(&key).ok_or_else(no_limit)?;
-    Ok(json(StatusCode::OK, &Entry::new(&key, &limit)))
+    let entry = api.limits.get_override(&key).ok_or_else(no_limit)?;
+    let answer = json(StatusCode::OK, &Entry::new(&key, &entry));
+    Ok(tagged(answer, &entry))
 }
 
 pub(super) async fn set(State(api): Shared, key: KeyInPath, request: Request) -> Answer {
     let key = named(key)?;
-    let limit = api.read_limit(request).await?;
-    let before = api.limits.set(&key, limit.clone()).await?;
-    let changed = Changed {
-        key: key.as_str(),
-        limit: limit.to_string(),
-        before: before.map(|before| before.to_string()),
+    let headers = request.headers().clone();
+    let entry = api.read_override(request).await?;
+    let edit = || api.limits.edit(&key);
+    let before = match change_if(&api.limits, &key, &headers, Some(&entry), edit).await? {
+        Ok(before) => before,
+        Err(changed) => return Ok(changed),
     };
-    Ok(json(StatusCode::OK, &changed))
+    // With its author and time, unless another change came since.
+    let entry = api.limits.get_override(&key).unwrap_or(entry);
+    let changed = Changed {
+        entry: Entry::new(&key, &entry),
+        before: before.map(|before| before.limit().to_string()),
+    };
+    Ok(tagged(json(StatusCode::OK, &changed), &entry))
 }
 
-pub(super) async fn unset(State(api): Shared, key: KeyInPath) -> Answer {
+pub(super) async fn unset(State(api): Shared, key: KeyInPath, headers: HeaderMap) -> Answer {
     let key = named(key)?;
-    let before = api.limits.delete(&key).await?.ok_or_else(no_limit)?;
+    let edit = || api.limits.edit(&key);
+    let before = match change_if(&api.limits, &key, &headers, None, edit).await? {
+        Ok(before) => before.ok_or_else(no_limit)?,
+        Err(changed) => return Ok(changed),
+    };
     let deleted = Deleted {
         key: key.as_str(),
-        before: before.to_string(),
+        before: before.limit().to_string(),
     };
     Ok(json(StatusCode::OK, &deleted))
 }
 
 pub(super) async fn totals(State(api): Shared) -> Response {
-    let totals = api.limits.totals();
-    let usage = totals.iter().map(Into::into).collect();
-    json(StatusCode::OK, &Totals { usage })
+    let totals = api.limits.totals().await;
+    let totals = Totals {
+        replica: api.recorder.replica(),
+        store: api.limits.store_status().map(Store::from),
+        usage: totals.iter().map(Into::into).collect(),
+    };
+    json(StatusCode::OK, &totals)
 }
 
 pub(super) async fn usage(State(api): Shared, key: KeyInPath) -> Answer {
     let key = named(key)?;
     let usage = api.limits.usage(&key).await;
     let usage = KeyUsage {
+        replica: api.recorder.replica(),
+        store: api.limits.store_status().map(Store::from),
         key: key.as_str(),
         limit: api.limits.get(&key).map(|limit| limit.to_string()),
         usage: usage.iter().map(Into::into).collect(),
@@ -143,6 +170,22 @@ pub(super) async fn description() -> Response {
     not_stored(response)
 }
 
+/// What a change says besides the limit.
+#[derive(Deserialize)]
+struct Notes {
+    note: Option<String>,
+    /// In seconds since the Unix epoch.
+    end: Option<u64>,
+    for_seconds: Option<u64>,
+}
+
+/// What is wrong with them.
+const NOTES: &str = "`note` is a text; `end` is a time in seconds since the Unix epoch, or `for_seconds` a number from 1 \
+                     to 315360000, and not both.";
+
+/// Ten years, in seconds.
+const LONGEST: u64 = 315_360_000;
+
 /// What is wrong with a query.
 const QUERY: &str = "`after` is a key and `count` a number from 1 to 10000.";
 
@@ -158,9 +201,55 @@ impl Page {
 }
 
 impl Api {
-    /// The limit in a body, if limiters know what it is about.
-    async fn read_limit(&self, request: Request) -> Result<Limit, Failed> {
-        let text = member(&body(request).await?, "limit")?;
+    /// Entries with a lower-case text in their key or limit. The runtime has other things to do between two pages.
+    async fn search(
+        &self,
+        search: &str,
+        mut after: Option<KeyName>,
+        count: usize,
+    ) -> Vec<(KeyName, Override)> {
+        let mut found = Vec::new();
+        loop {
+            let page = self.limits.list_after(after.as_ref(), PAGE);
+            let Some((last, _)) = page.last() else {
+                return found;
+            };
+            after = Some(last.clone());
+            let has = |text: &str| text.to_lowercase().contains(search);
+            let is_found = |(key, entry): &(KeyName, Override)| {
+                let mut notes = [entry.note(), entry.author()].into_iter().flatten();
+                has(key.as_str()) || has(&entry.limit().to_string()) || notes.any(has)
+            };
+            found.extend(page.into_iter().filter(is_found));
+            if found.len() >= count {
+                return found;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// The override in a body, if limiters know what it is about.
+    async fn read_override(&self, request: Request) -> Result<Override, Failed> {
+        let body = body(request).await?;
+        let entry = Override::new(self.read_limit(&member(&body, "limit")?)?);
+        // It is an object, as it has a limit.
+        let notes: Notes = serde_json::from_slice(&body).map_err(|_| wrong(NOTES))?;
+        let entry = match notes.note {
+            Some(note) => entry.with_note(&note),
+            None => entry,
+        };
+        let after = |start, seconds| UNIX_EPOCH.checked_add(start + Duration::from_secs(seconds));
+        let end = match (notes.end, notes.for_seconds) {
+            (None, None) => return Ok(entry),
+            (Some(end), None) => after(Duration::ZERO, end),
+            (None, Some(0)) | (Some(_), Some(_)) => None,
+            (None, Some(seconds)) if seconds <= LONGEST => after(since_epoch(), seconds),
+            (None, Some(_)) => None,
+        };
+        Ok(entry.with_end(end.ok_or_else(|| wrong(NOTES))?))
+    }
+
+    fn read_limit(&self, text: &str) -> Result<Limit, Failed> {
         let limit: Limit = text.parse().map_err(|error| match error {
             LimitError::Quota(quota) => wrong(format!("{error}: {quota}.")),
             error => wrong(format!("{error}.")),

@@ -15,7 +15,9 @@ use serde::Serialize;
 
 use super::answer::too_many_listeners;
 use super::api::Api;
+use super::now::Store;
 use super::recorder::{Counted, Listener, SECONDS, Sample};
+use super::replica::Replica;
 use crate::endpoint::Failed;
 use crate::key::KeyName;
 
@@ -25,13 +27,14 @@ const MOST_KEYS: usize = 10;
 /// What limiters decided in each of some seconds.
 #[derive(Serialize)]
 struct History<'a> {
+    replica: &'a Replica,
     /// The last of them; each follows the one before.
     second: i64,
     limiters: Vec<LimiterHistory<'a>>,
 }
 
 #[derive(Serialize)]
-struct LimiterHistory<'a> {
+pub(super) struct LimiterHistory<'a> {
     name: &'a str,
     limit_type: &'static str,
     admitted: &'a [u32],
@@ -42,6 +45,8 @@ struct LimiterHistory<'a> {
 /// What there is to say of a second.
 #[derive(Serialize)]
 struct Second<'a> {
+    replica: &'a Replica,
+    store: Option<Store>,
     second: u32,
     limiters: Vec<Limiter<'a>>,
     in_flight: Vec<InFlight<'a>>,
@@ -64,11 +69,27 @@ struct InFlight<'a> {
     limit: Option<u64>,
 }
 
+/// A key, and the limit that refused it.
 #[derive(Serialize)]
-struct RefusedKey {
+pub(super) struct RefusedKey {
     #[serde(serialize_with = "as_text")]
     key: KeyName,
+    name: Box<str>,
+    limit_type: &'static str,
+    policy: Box<str>,
     count: u64,
+}
+
+pub(super) fn refused_most(api: &Api) -> Vec<RefusedKey> {
+    let refused = api.recorder.refused_most(MOST_KEYS).into_iter();
+    let told = refused.map(|refused| RefusedKey {
+        key: api.limits.name_of(&refused.key),
+        name: refused.source.limiter.clone(),
+        limit_type: refused.source.limit_type,
+        policy: refused.source.policy.clone(),
+        count: refused.count,
+    });
+    told.collect()
 }
 
 #[derive(Serialize)]
@@ -148,6 +169,7 @@ impl Watch {
         let seconds = self.second.saturating_sub(SECONDS - 1)..self.second;
         let counted = self.api.recorder.counted(seconds);
         let history = History {
+            replica: self.api.recorder.replica(),
             second: i64::from(self.second) - 1,
             limiters: counted.iter().map(LimiterHistory::from).collect(),
         };
@@ -159,8 +181,9 @@ impl Watch {
         let recorder = &self.api.recorder;
         let counted = recorder.counted(over..self.second);
         let in_flight = recorder.in_flight();
-        let refused = recorder.refused_most(MOST_KEYS).into_iter();
         let told = Second {
+            replica: recorder.replica(),
+            store: self.api.limits.store_status().map(Store::from),
             second: over,
             limiters: counted.iter().map(Limiter::from).collect(),
             in_flight: in_flight
@@ -171,12 +194,7 @@ impl Watch {
                     limit: held.limit,
                 })
                 .collect(),
-            refused_keys: refused
-                .map(|(key, count)| RefusedKey {
-                    key: self.api.limits.name_of(&key),
-                    count,
-                })
-                .collect(),
+            refused_keys: refused_most(&self.api),
         };
         event("second", &told)
     }

@@ -5,9 +5,12 @@
 mod answer;
 mod api;
 mod auth;
+mod condition;
 mod events;
+mod now;
 mod page;
 mod recorder;
+mod replica;
 
 use std::sync::Arc;
 
@@ -28,15 +31,19 @@ pub use self::recorder::Recorder;
 /// | request | answer |
 /// |---|---|
 /// | `GET /` | the page, which asks for a token |
-/// | `GET /limits?after=..&count=..` | what single keys have of their own, 1000 unless told otherwise and at most 10,000, the `names` that limits have, and with what to ask on, `next` |
-/// | `GET /limits/{key}` | what the key has of its own, or 404 |
-/// | `PUT /limits/{key}` with `{"limit": "1000/min burst 50"}` | sets it; what was `before` |
-/// | `DELETE /limits/{key}` | makes the key one of all again; what was `before`, or 404 |
+/// | `GET /limits?after=..&count=..&q=..` | what single keys have of their own, 1000 unless told otherwise and at most 10,000, those with a text in their key, limit, note or author (`q`); the `names` that limits have, the `total` of entries, and with what to ask on, `next` |
+/// | `GET /limits/{key}` | what the key has of its own, with its `ETag`, or 404 |
+/// | `PUT /limits/{key}` with `{"limit": "1000/min burst 50"}` and perhaps `note`, and `for_seconds` or `end` | sets it, until it ends; what was `before` |
+/// | `DELETE /limits/{key}` | removes it; what was `before`, or 404 |
 /// | `GET /usage` | how far the limits are used up that are not of any one key |
 /// | `GET /usage/{key}` | how far each limit is used up by the key |
 /// | `POST /cache/clear` | 204; all replicas read their limits anew |
+/// | `GET /now?seen=..` | what the replica that answers decided since it was last asked, what is in flight, the keys rejected most, and whether its store decides |
 /// | `GET /events` | what happens, as server-sent events |
 /// | `GET /openapi.json` | all of this, for programs |
+///
+/// Changes take `If-Match` with the tag of what they are made for, or `If-None-Match: *` for a key that has nothing of
+/// its own. Another operator was faster: 412, with what the key has (`current`) and what it was to have (`wanted`).
 ///
 /// A key is written as a [`KeyName`](crate::KeyName), percent-encoded, and a limit as a
 /// [`Limit`](crate::Limit).
@@ -58,7 +65,8 @@ pub use self::recorder::Recorder;
 ///     .route("/api", get(|| async { "hello" }))
 ///     .layer(layer)
 ///     // After the layer, so that who repairs a limit is not held up by it.
-///     .nest("/admin", admin::router(&limits, &recorder, Token::new(token_of_operators)?));
+///     // A service, so that it is at `/admin/` as well.
+///     .nest_service("/admin", admin::router(&limits, &recorder, Token::new(token_of_operators)?));
 /// # Ok(app)
 /// # }
 /// # app("b5b0ea1ed0924ab5").unwrap();
@@ -80,15 +88,23 @@ pub use self::recorder::Recorder;
 /// - 401 without credentials, or with wrong ones.
 /// - 404 when a key has no limits of its own.
 /// - 409 when as many keys have some [as can](Limits::MOST).
+/// - 412 when a limit is not the one that the change was made for.
 /// - 422 for what is no key, no limit or no number, and for a limit with a name that no limiter has.
 /// - 503 with `Retry-After` when the store that keeps the limits cannot be reached, or when 16 listen to
 ///   events already.
+///
+/// # Several replicas
+///
+/// `used` is what the store counts, where one does, and so the same from all replicas; `here` is what the replica that
+/// answers holds of it, and `counted_in` says which of the two `used` is. `replica` names the process by host and pid, and
+/// `store` says whether the store decides or its [failure mode](crate::store::FailureMode) does. The page asks `/now`
+/// each second. Behind a load balancer it hears of all replicas in turn and adds up what they decided.
 ///
 /// # Events
 ///
 /// First `history`: what limiters decided in each of the last 119 seconds. Then, each second, `second`: what they
 /// decided in it, what is in flight in this process, and the ten keys that were refused most in the last one or two
-/// minutes. In between `decision`: single decisions, at most 20 a second. As something is sent each second,
+/// minutes, each with the limit that refused it: the address, where a limit of addresses did. In between `decision`: single decisions, at most 20 a second. As something is sent each second,
 /// nothing else is needed to keep the connection alive, and who has gone is noticed.
 ///
 /// # Deployment
@@ -98,7 +114,7 @@ pub use self::recorder::Recorder;
 ///   needs none.
 /// - What a key is shown as holds nothing of a credential. A credential in a path, as in
 ///   `/limits/bearer:..`, lies in logs of paths; its fingerprint, `bearer#..`, does no harm there.
-/// - Each replica tells its own events. Limits are the same on all replicas
+/// - Each replica tells its own events, with its name. Limits are the same on all replicas
 ///   when they are kept in a store.
 /// - Listeners keep their connections, also while the server shuts down gracefully: give that a deadline.
 pub fn router<S>(limits: &Limits, recorder: &Recorder, auth: impl Auth) -> Router<S>
@@ -129,7 +145,7 @@ where
 type Route = (&'static str, &'static str, MethodRouter<Arc<Api>>);
 
 /// What is only for operators.
-fn endpoints() -> [Route; 9] {
+fn endpoints() -> [Route; 10] {
     [
         ("get", "/limits", get(api::list)),
         ("get", "/limits/{key}", get(api::limit)),
@@ -138,6 +154,7 @@ fn endpoints() -> [Route; 9] {
         ("get", "/usage", get(api::totals)),
         ("get", "/usage/{key}", get(api::usage)),
         ("post", "/cache/clear", post(api::clear_caches)),
+        ("get", "/now", get(now::now)),
         ("get", "/events", get(events::events)),
         ("get", "/openapi.json", get(api::description)),
     ]

@@ -13,7 +13,9 @@ const HTML: &str = include_str!("page/admin.html");
 const CSS: &str = include_str!("page/admin.css");
 const JS: &str = concat!(
     include_str!("page/server.js"),
+    include_str!("page/poll.js"),
     include_str!("page/traffic.js"),
+    include_str!("page/now.js"),
     include_str!("page/limits.js"),
 );
 

@@ -222,7 +222,7 @@ where
                 drop(listed);
                 ResponseFuture::watching(future, admitted)
             }
-            Err(rejected) if !shared.enforces(&rejected, &keys, begun) => {
+            Err(rejected) if !shared.enforces(&rejected, &mut request, &keys, begun) => {
                 let mut admitted = Admitted::uncounted(shared.limiter.nesting().passing());
                 let listed = admitted.passing.list();
                 let future = service.call(request);

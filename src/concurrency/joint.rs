@@ -87,13 +87,14 @@ impl Shared {
     }
 
     /// Takes the permits that are missing.
-    fn take_rest(
+    fn take_rest<B>(
         self: &Arc<Self>,
         mut taken: Taken,
-        head: RequestHead<'_>,
+        request: &mut Request<B>,
         begun: Option<Instant>,
     ) -> Step {
         while let Some(limit) = self.limit_at(taken.next) {
+            let head = RequestHead::from(&*request);
             let skips = limit.skip.as_ref().filter(|_| taken.next > 0);
             if skips.is_some_and(|skip| skip(head)) {
                 taken = taken.without();
@@ -104,7 +105,7 @@ impl Shared {
             let tier = limit.tier_by.as_ref().and_then(|tier_by| tier_by(head));
             taken = match limit.limiter.acquire(&keys, tier, wait) {
                 Acquire::Admitted(permit) => taken.with(permit),
-                Acquire::Refused(rejected) if !limit.enforces(&rejected, &keys, begun) => {
+                Acquire::Refused(rejected) if !limit.enforces(&rejected, request, &keys, begun) => {
                     taken.without()
                 }
                 Acquire::Refused(rejected) => {
@@ -129,7 +130,7 @@ impl<S> ConcurrencyLimit<S> {
     #[inline(never)]
     pub(super) fn call_jointly<B, RB>(
         &mut self,
-        request: Request<B>,
+        mut request: Request<B>,
         begun: Option<Instant>,
     ) -> ResponseFuture<S, B, RB>
     where
@@ -137,7 +138,7 @@ impl<S> ConcurrencyLimit<S> {
         RB: Body,
     {
         let shared = self.shared.clone();
-        let step = shared.take_rest(Taken::nothing(), RequestHead::from(&request), begun);
+        let step = shared.take_rest(Taken::nothing(), &mut request, begun);
         // A service that is not called gives back what it reserved; see `take_ready`.
         advance(self.take_ready(), &shared, request, step, begun)
     }
@@ -158,7 +159,7 @@ where
     {
         let Self {
             service,
-            request,
+            mut request,
             keys,
             begun,
             shared,
@@ -166,7 +167,7 @@ where
         } = self;
         let limit = shared.limit_at(taken.next).unwrap_or(&shared);
         let step = match acquired {
-            Err(rejected) if limit.enforces(&rejected, &keys, begun) => {
+            Err(rejected) if limit.enforces(&rejected, &mut request, &keys, begun) => {
                 let by = limit.clone();
                 Step::Rejected { by, keys, rejected }
             }
@@ -175,7 +176,7 @@ where
                     Ok(permit) => taken.with(permit),
                     Err(_) => taken.without(),
                 };
-                shared.take_rest(taken, RequestHead::from(&request), begun)
+                shared.take_rest(taken, &mut request, begun)
             }
         };
         advance(service, &shared, request, step, begun)

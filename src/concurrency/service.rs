@@ -18,7 +18,7 @@ use crate::extract::RequestHead;
 use crate::key::Key;
 use crate::limiter::{Acquire, Permit, Rejected};
 use crate::nesting::Passing;
-use crate::observe::Subject;
+use crate::observe::{Decided, Subject};
 
 /// A service with a limit on requests in flight; made by
 /// [`ConcurrencyLimitLayer`](super::ConcurrencyLimitLayer).
@@ -130,10 +130,13 @@ impl<S> ConcurrencyLimit<S> {
                 drop(listed);
                 ResponseFuture::watching(future, admitted)
             }
-            Acquire::Refused(rejected) if !shared.enforces(&rejected, &keys, begun) => {
+            Acquire::Refused(rejected)
+                if !shared.enforces(&rejected, &mut request, &keys, begun) =>
+            {
                 self.pass(request, nesting.passing())
             }
             Acquire::Refused(rejected) => {
+                let head = RequestHead::from(&request);
                 let response = shared.reject(&rejected, head, &keys, begun);
                 // What the service reserved when it was made ready, such as a place in a buffer,
                 // is given back: this clone may not be called again for long.
@@ -196,9 +199,12 @@ impl Shared {
         key: Option<&Key>,
         begun: Option<Instant>,
     ) -> Admitted {
-        let subject = self.subject(key);
-        self.observers
-            .decided(begun, &subject, |observer| observer.admitted(&subject));
+        if begun.is_some() {
+            let subject = self.subject(key, RequestHead::from(&*request));
+            self.observers
+                .decided(begun, &subject, |observer| observer.admitted(&subject));
+            self.mark(request);
+        }
         Admitted {
             permit,
             until: self.hold_until,
@@ -207,21 +213,30 @@ impl Shared {
         }
     }
 
+    /// Notes on the request that it was decided about, if an observer goes by that.
+    fn mark<B>(&self, request: &mut Request<B>) {
+        if self.observers.mark_requests() {
+            request.extensions_mut().insert(Decided);
+        }
+    }
+
     /// Whether to enforce a rejection. If not, observers see what would have been rejected.
     #[cold]
-    pub(super) fn enforces(
+    pub(super) fn enforces<B>(
         &self,
         rejected: &Rejected,
+        request: &mut Request<B>,
         keys: &[Key],
         begun: Option<Instant>,
     ) -> bool {
         let key = rejected.key_place.and_then(|place| keys.get(place));
         let enforces = self.enforce.decides(key);
         if !enforces {
-            let subject = self.subject(key.or(keys.first()));
+            let subject = self.subject(key.or(keys.first()), RequestHead::from(&*request));
             (self.observers).decided(begun, &subject, |observer| {
                 observer.would_reject(&subject, &rejected.rejection);
             });
+            self.mark(request);
         }
         enforces
     }
@@ -235,22 +250,20 @@ impl Shared {
         begun: Option<Instant>,
     ) -> Response<PermitBody<B>> {
         let rejection = &rejected.rejection;
-        let subject = self.subject(keys.get(rejected.key_place.unwrap_or(0)));
-        (self.observers).decided(begun, &subject, |observer| {
-            observer.rejected(&subject, rejection);
-        });
-        self.answers
-            .answer(rejection, head)
-            .map(PermitBody::rejection)
+        let took = begun.map(|begun| begun.elapsed());
+        let response = self.answers.answer(rejection, head);
+        if let Some(took) = took {
+            let mut subject = self.subject(keys.get(rejected.key_place.unwrap_or(0)), head);
+            subject.status = Some(response.status().as_u16());
+            (self.observers).decided_in(took, &subject, |observer| {
+                observer.rejected(&subject, rejection);
+            });
+        }
+        response.map(PermitBody::rejection)
     }
 
-    fn subject<'a>(&'a self, key: Option<&'a Key>) -> Subject<'a> {
-        Subject {
-            limit_type: "concurrency",
-            limiter: self.limiter.name(),
-            policy: "",
-            key,
-        }
+    fn subject<'a>(&'a self, key: Option<&'a Key>, head: RequestHead<'a>) -> Subject<'a> {
+        Subject::new("concurrency", self.limiter.name(), "", key).of(head, &self.observers)
     }
 }
 

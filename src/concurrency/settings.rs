@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::layer::{ConcurrencyLimitLayer, HoldUntil};
 use crate::drain::DrainRejectedLayer;
 use crate::enforce::Enforce;
-use crate::extract::RequestHead;
+use crate::extract::{ClientIp, RequestHead};
 use crate::limiter::Wait;
 use crate::observe::Observer;
 use crate::respond::Responder;
@@ -208,5 +208,12 @@ impl ConcurrencyLimitLayer {
             let observers = Arc::new(shared.observers.clone());
             shared.limiter = shared.limiter.clone().observed(observers);
         })
+    }
+
+    /// Sets how [observers](Self::observe) find the address of a request's client, for
+    /// [`Subject::client_address`](crate::observe::Subject::client_address). Default: the connection's
+    /// peer. Behind a proxy, give it what the layer's keys go by. It does not change what is charged.
+    pub fn client_ip(self, client_ip: ClientIp) -> Self {
+        self.with(|shared| shared.observers.set_client_ip(client_ip))
     }
 }

@@ -229,6 +229,8 @@ impl Stack {
                            (AdmissionBuilder::tier_by): take them out";
             return Err(ConfigError::at(field, problem));
         }
+        rate = rate.client_ip(config.clients.ip());
+        concurrency = concurrency.client_ip(config.clients.ip());
         for observer in &says.observers {
             rate = rate.observe(observer.clone());
             concurrency = concurrency.observe(observer.clone());

@@ -12,7 +12,6 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::admission::Admission;
-use crate::access::{Checked, Gate};
 use crate::body::ResponseBody;
 use crate::concurrency::{self, ConcurrencyLimit, PermitBody};
 use crate::extract::RequestHead;
@@ -78,16 +77,10 @@ where
         let ready = mem::replace(&mut self.inner, next);
         let groups = self.admission.groups();
         let gate = groups.gate();
-        if !gate.is_idle() {
-            match gate.check(RequestHead::from(&request)) {
-                Checked::Unlisted => {}
-                Checked::Exempt => Gate::exempt(request.extensions_mut()),
-                Checked::Banned(rejection) => {
-                    let response = gate.answer(&rejection, RequestHead::from(&request));
-                    let response = response.map(PermitBody::rejection);
-                    return concurrency::ResponseFuture::rejected(response, request.into_body());
-                }
-            }
+        let banned = (!gate.is_idle()).then(|| gate.check(&mut request));
+        if let Some(response) = banned.flatten() {
+            let response = response.map(PermitBody::rejection);
+            return concurrency::ResponseFuture::rejected(response, request.into_body());
         }
         let stack = groups.find(self.group.as_deref(), RequestHead::from(&request));
         let mut limited: ConcurrencyLimit<_> = stack.concurrency.layer(stack.rate.layer(ready));

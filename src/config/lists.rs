@@ -79,7 +79,7 @@ impl Lists {
         ] {
             gate.lists.push(listed(limits, field, list, &limit)?);
         }
-        gate.client_ip = clients.ip();
+        gate.set_client_ip(clients.ip());
         gate.name = NAME.into();
         gate.keys = keys(config, says)?;
         gate.allow_header = self

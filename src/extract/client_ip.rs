@@ -203,8 +203,9 @@ impl ClientIp {
         self
     }
 
-    /// The address itself, whatever prefix of it is charged.
-    pub(crate) fn address(&self, head: RequestHead<'_>) -> Option<IpAddr> {
+    /// The client's address, without the grouping by [prefix](Self::v6_prefix).
+    #[must_use]
+    pub fn address(&self, head: RequestHead<'_>) -> Option<IpAddr> {
         let peer = Peer::of(head.extensions);
         match &self.forwarding {
             Some(forwarding) => forwarding.client(peer, head.headers),

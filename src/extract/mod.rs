@@ -6,6 +6,8 @@ mod by_token;
 mod client_ip;
 mod forwarded;
 mod head;
+#[cfg(feature = "tracing")]
+pub(crate) mod logged;
 mod peer;
 mod proxies;
 mod trusted_header;

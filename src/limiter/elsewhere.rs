@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::rules::Rules;
 use crate::key::{Key, KeyName};
-use crate::limits::{Description, LimitUsage, Limits, LimitsError, Rates, Slots};
+use crate::limits::{CountedIn, Description, LimitUsage, Limits, LimitsError, Rates, Slots};
 use crate::policy::Policy;
 use crate::store::{LeaseSlots, LeaseStore, RedisStore};
 
@@ -129,6 +129,8 @@ impl SharedLimiters {
                 tier: None,
                 sort,
                 used: usage.total,
+                here: None,
+                counted_in: CountedIn::Store,
                 limit: described.total,
                 is_own: false,
             });
@@ -198,6 +200,8 @@ impl Shared {
                         tier: None,
                         sort,
                         used: usage.key.unwrap_or(0),
+                        here: None,
+                        counted_in: CountedIn::Store,
                         limit,
                         is_own: limits.overrides_concurrency(&key, &described.name),
                     });

@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::leases::{Leases, Shared};
+use super::share::Share;
 use crate::capacity::Capacity;
 use crate::key::Key;
-use crate::limits::{BoxFuture, LimitTarget, LimitUsage, Limits};
+use crate::limits::{BoxFuture, CountedIn, LimitTarget, LimitUsage, Limits};
 #[cfg(feature = "redis")]
 use crate::limits::{Description, Slots};
-use crate::store::{LeaseSlots, Reply};
+use crate::store::{LeaseSlots, StoreStatus};
 
 /// What a limiter of leases allows, as it is now.
 pub(super) struct LeaseNumbers {
@@ -162,6 +163,7 @@ impl Shared {
                 name: self.name.clone(),
                 numbers: self.numbers.clone(),
                 slots: self.slots.clone(),
+                share: self.share.clone(),
                 limits: limits.clone(),
             });
             limits.attach(&worked);
@@ -175,19 +177,35 @@ struct AtWork {
     name: Arc<str>,
     numbers: Arc<LeaseNumbers>,
     slots: Arc<dyn LeaseSlots>,
+    share: Share,
     limits: Limits,
 }
 
 impl AtWork {
+    /// Whether the slots are in a store that replicas share.
+    fn is_shared(&self) -> bool {
+        self.slots.place().is_some()
+    }
+
     fn usage_of(&self, used: u64, limit: Option<u64>, is_own: bool) -> LimitUsage {
         LimitUsage {
             name: self.name.clone(),
             tier: None,
             sort: "lease",
             used,
+            here: Some(used),
+            counted_in: CountedIn::Process,
             limit,
             is_own,
         }
+    }
+}
+
+/// What slots in a store count is next to what this process holds; what slots in memory count is what it holds.
+fn of_slots(usage: LimitUsage, is_shared: bool, here: u64, counted: Option<u64>) -> LimitUsage {
+    match is_shared {
+        true => usage.counted(here, counted),
+        false => usage.counted(counted.unwrap_or(0), None),
     }
 }
 
@@ -196,25 +214,34 @@ impl LimitTarget for AtWork {
         let own = self.limits.concurrency(&key, &self.name, None);
         let is_own = self.limits.overrides_concurrency(&key, &self.name);
         let limit = own.map_or_else(|| self.numbers.per_tenant(), Capacity::at_most);
-        let mut usage = self.usage_of(0, limit, is_own);
+        let usage = self.usage_of(0, limit, is_own);
+        let (is_shared, here) = (self.is_shared(), self.share.held(Some(&key)));
         let asked = self.slots.usage(Some(&key));
         Box::pin(async move {
-            let used = asked.await.and_then(|used| used.key);
-            usage.used = used.unwrap_or(0);
-            // Nothing to tell of one that is neither limited nor at work, or of a store that is away.
-            let told = used.is_some() && (usage.limit.is_some() || usage.used > 0);
+            let usage = of_slots(
+                usage,
+                is_shared,
+                here,
+                asked.await.and_then(|used| used.key),
+            );
+            // Nothing to tell of one that is neither limited nor at work.
+            let told = usage.limit.is_some() || usage.used > 0;
             told.then_some(usage).into_iter().collect()
         })
     }
 
-    /// Of a store that answers at once.
-    fn total(&self) -> Option<LimitUsage> {
-        match self.slots.usage(None) {
-            Reply::Ready(Some(used)) => {
-                Some(self.usage_of(used.total, self.numbers.total(), false))
-            }
-            Reply::Ready(None) | Reply::Pending(_) => None,
-        }
+    fn total(&self) -> BoxFuture<Option<LimitUsage>> {
+        let usage = self.usage_of(0, self.numbers.total(), false);
+        let (is_shared, here) = (self.is_shared(), self.share.held(None));
+        let asked = self.slots.usage(None);
+        Box::pin(async move {
+            let counted = asked.await.map(|used| used.total);
+            Some(of_slots(usage, is_shared, here, counted))
+        })
+    }
+
+    fn store_status(&self) -> Option<StoreStatus> {
+        self.slots.status()
     }
 
     fn names(&self) -> Vec<Arc<str>> {

@@ -363,12 +363,7 @@ impl Leases {
     }
 
     fn subject<'a>(&'a self, tenant: &'a Key) -> Subject<'a> {
-        Subject {
-            limit_type: "lease",
-            limiter: &self.0.name,
-            policy: "",
-            key: Some(tenant),
-        }
+        Subject::new("lease", &self.0.name, "", Some(tenant))
     }
 }
 

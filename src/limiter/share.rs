@@ -44,6 +44,22 @@ impl Default for Share {
 }
 
 impl Share {
+    /// How many slots guards of this process hold in the store, and were granted while it was away: in all, or of a tenant.
+    pub(super) fn held(&self, tenant: Option<&Key>) -> u64 {
+        // In this process's memory, and so known at once.
+        let granted = self.slots.usage(tenant).now().flatten();
+        let granted = granted.map_or(0, |usage| match tenant {
+            Some(_) => usage.key.unwrap_or(0),
+            None => usage.total,
+        });
+        let held = lock(&self.held);
+        granted
+            + match tenant {
+                Some(tenant) => held.by_tenant.get(tenant).copied().unwrap_or(0),
+                None => held.total,
+            }
+    }
+
     /// Notes what the store has granted. A copy of it that was granted here before has an end.
     pub(super) fn also_held(&self, name: &LeaseName) -> AlsoHeld {
         // In this process's memory, and so done at once.

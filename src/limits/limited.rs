@@ -7,6 +7,7 @@ use std::sync::Arc;
 #[cfg(feature = "redis")]
 use super::Description;
 use crate::key::Key;
+use crate::store::StoreStatus;
 
 pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
@@ -27,7 +28,12 @@ pub(crate) trait LimitTarget: Send + Sync {
     fn usage(&self, key: Key) -> BoxFuture<Vec<LimitUsage>>;
 
     /// How far all keys have used it up together, if there is a limit on that.
-    fn total(&self) -> Option<LimitUsage>;
+    fn total(&self) -> BoxFuture<Option<LimitUsage>>;
+
+    /// Whether the store that it counts in decides. Default: it counts in this process alone.
+    fn store_status(&self) -> Option<StoreStatus> {
+        None
+    }
 
     /// The names that an override can have parts for.
     fn names(&self) -> Vec<Arc<str>>;
@@ -48,15 +54,54 @@ pub struct LimitUsage {
     pub tier: Option<Arc<str>>,
     /// What sort of limit it is: `"rate"`, `"concurrency"` or `"lease"`.
     pub sort: &'static str,
-    /// Requests that are spent, or that are in flight.
+    /// Requests that are spent, or that are in flight: of all replicas where a store [counts](Self::counted_in) them.
     pub used: u64,
+    /// How many of them this process holds. `None` of a rate in a store, where a spent request is nobody's, and of what
+    /// was read by a tool.
+    pub here: Option<u64>,
+    /// Where `used` was counted.
+    pub counted_in: CountedIn,
     /// The most that may be; `None` where they are only counted.
     pub limit: Option<u64>,
     /// Whether the limit is an override of the key.
     pub is_own: bool,
 }
 
+/// Where a limit was counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CountedIn {
+    /// In a store that replicas share.
+    Store,
+    /// In this process: it counts there alone, or its store does not answer at the moment.
+    Process,
+}
+
+impl CountedIn {
+    /// Words for JSON and for people: `"store"` or `"this process"`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Store => "store",
+            Self::Process => "this process",
+        }
+    }
+}
+
 impl LimitUsage {
+    /// What this process holds becomes what is told, next to what the store has if it answers.
+    pub(crate) fn counted(self, here: u64, in_store: Option<u64>) -> Self {
+        Self {
+            used: in_store.unwrap_or(here),
+            here: Some(here),
+            counted_in: match in_store {
+                Some(_) => CountedIn::Store,
+                None => CountedIn::Process,
+            },
+            ..self
+        }
+    }
+
     /// What a key has used of a limiter that may charge it at several places: where it is counted now,
     /// at the place that has the fewest left. A key that is counted nowhere has the limit of the first
     /// place that limits it.

@@ -18,6 +18,7 @@ mod reading;
 mod replica;
 mod state;
 mod tiers;
+mod usage;
 
 use std::fmt;
 use std::sync::{Arc, Weak};
@@ -30,8 +31,8 @@ pub(crate) use self::description::{Description, Rates, Slots};
 pub use self::edit::LimitEdit;
 pub use self::entry::Override;
 pub use self::error::LimitsError;
-pub use self::limited::LimitUsage;
 pub(crate) use self::limited::{BoxFuture, LimitTarget};
+pub use self::limited::{CountedIn, LimitUsage};
 use self::lists::ListIndex;
 pub(crate) use self::lists::{Listed, Listing};
 use self::state::{Own, Source, State};
@@ -280,26 +281,6 @@ impl Limits {
     pub fn name_of(&self, key: &Key) -> KeyName {
         let name = self.0.by_key.find(key, |own| own.name.clone());
         name.unwrap_or_else(|| KeyName::from(*key))
-    }
-
-    /// How far each limit is used up by a key, in the order in which the limiters were made.
-    ///
-    /// Of a limiter with several policies those are told of which the key has used anything, and
-    /// the first.
-    pub async fn usage(&self, key: &KeyName) -> Vec<LimitUsage> {
-        let mut usages = Vec::new();
-        for target in self.targets() {
-            usages.extend(target.usage(key.key()).await);
-        }
-        usages
-    }
-
-    /// How far the limits are used up that are not of any one key. Not of leases in a store that answers
-    /// later.
-    #[must_use]
-    pub fn totals(&self) -> Vec<LimitUsage> {
-        let targets = self.targets();
-        targets.iter().filter_map(|target| target.total()).collect()
     }
 
     /// What limits are called that an entry can be about.

@@ -10,9 +10,9 @@ use super::publish::Published;
 use super::state::Source;
 use super::{Inner, LimitChange, Limits, LimitsError, Override};
 use crate::key::{KeyMap, KeyName};
-use crate::store::RedisStore;
 use crate::store::memory::clock::WallClock;
 use crate::store::redis::{Found, LimitTable, Post, Renewal, SetOutcome, SetOverride, StoreError};
+use crate::store::{RedisStore, StoreStatus};
 use crate::sync::{AtomicUsize, Mutex, Ordering, lock};
 
 /// How often changes are asked for, so that each is known everywhere within a second.
@@ -196,6 +196,10 @@ async fn follow(limits: Weak<Inner>, _leaves: Leaves) {
 }
 
 impl Replica {
+    pub(super) fn status(&self) -> StoreStatus {
+        self.table.status()
+    }
+
     pub(super) async fn change(
         &self,
         limits: &Limits,

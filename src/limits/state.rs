@@ -39,6 +39,8 @@ pub(super) struct State {
     /// Changes that were made here and that are newer than what was read of the store.
     #[cfg(feature = "redis")]
     pub(super) newer: HashMap<KeyName, u64>,
+    /// How often an entry was set, changed or removed.
+    pub(super) revision: u64,
     pub(super) targets: Vec<Weak<dyn LimitTarget>>,
     /// The last changes, the oldest first. With a store they are kept there.
     pub(super) changes: VecDeque<LimitChange>,
@@ -108,6 +110,7 @@ impl State {
         }
         let end = entry.as_ref().and_then(Override::end_seconds);
         let before = self.entries(source).enter(name, entry.map(Arc::new));
+        self.revision += 1;
         let before = before.map(Arc::unwrap_or_clone);
         if let Some(end) = before.as_ref().and_then(Override::end_seconds) {
             self.ends.remove(&(end, source, name.clone()));
@@ -166,6 +169,14 @@ impl State {
     /// The override of a key, which may have ended.
     pub(super) fn own(&self, key: &Key) -> Option<Own> {
         self.set.of(key).or_else(|| self.base.of(key))
+    }
+
+    /// How many overrides there are, set at run time or by the configuration.
+    #[cfg(feature = "admin")]
+    pub(super) fn count(&self) -> usize {
+        let base = self.base.by_name.keys();
+        let is_replaced = |name: &&KeyName| self.set.names.contains_key(&name.key());
+        self.set.by_name.len() + base.filter(|name| !is_replaced(name)).count()
     }
 
     /// The next overrides, at most `count`, in the order of their names.

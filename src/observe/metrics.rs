@@ -20,9 +20,11 @@ use crate::store::{
 ///
 /// | metric | labels | |
 /// |---|---|---|
-/// | `admission_decisions_total` | `limiter`, `policy`, `limit_type`, `outcome` | `outcome` is `admitted`, a [`Reason`](crate::Reason) in words, or `dry_run` |
-/// | `admission_requests_exempt_total` | `limiter` | requests that an allow list exempted, see [`access`](crate::access) |
-/// | `rate_limit_hits_total` | `limit_type` | refusals, by sort of limit |
+/// | `admission_requests_total` | `limiter` | requests, each once: by the outermost limiter that decided about it |
+/// | `admission_requests_rejected_total` | `limiter` | those of them that a layer rejected, by the limiter that did |
+/// | `admission_requests_exempt_total` | `limiter` | those of them that an allow list exempted, see [`access`](crate::access) |
+/// | `admission_decisions_total` | `limiter`, `policy`, `limit_type`, `outcome` | decisions of each limiter; `outcome` is `admitted`, a [`Reason`](crate::Reason) in words, or `dry_run` |
+/// | `rate_limit_hits_total` | `limit_type` | rejections, by sort of limit |
 /// | `admission_decision_seconds` | `limiter` | how long a decision took, with its store's round trip and a wait in line |
 /// | `admission_in_flight` | `limiter` | permits given out and not back yet |
 /// | `admission_in_flight_limit` | `limiter` | how many there may be; `+Inf` when the limit is off |
@@ -30,6 +32,8 @@ use crate::store::{
 /// | `admission_reclaimed_total` | `limiter` | permits that were taken from a response which its client did not read |
 /// | `admission_tracked_keys` | `limiter` | keys that a limiter's store holds, see [`publish`](Self::publish) |
 /// | `admission_evictions_total` | `limiter` | keys given up at the store's bound that had used something, see [`publish`](Self::publish) |
+/// | `admission_limit_changes_total` | `change` | changes of overrides; without an observer |
+/// | `admission_limits_lost` | | overrides that a shared store has lost; without an observer |
 ///
 /// With feature `config` an [`Admission`](crate::config::Admission) has two more, whether it has an observer or not:
 ///
@@ -43,6 +47,21 @@ use crate::store::{
 /// `ws_message` and `lease`, see [`Subject::limit_type`]. In flight are the permits of this process,
 /// also where replicas share a limit.
 ///
+/// # How many requests were admitted
+///
+/// A request that passes a concurrency limit and a rate limit is two decisions, and both are counted as
+/// `admitted`. Requests that were admitted by all limits are `admission_requests_total` without
+/// `admission_requests_rejected_total`, each summed over `limiter`: where limiters with different names are
+/// around one another, one counts the request and another one rejects it. WebSockets, their messages and
+/// leases are decisions and no requests.
+///
+/// `rate_limit_hits_total` has the name and the label of the metric in services that had a limiter of
+/// their own before, so that their dashboards and alerts go on. It counts what
+/// `admission_decisions_total` counts with an `outcome` other than `admitted` and `dry_run`, summed by
+/// `limit_type`. Use either of them, and add up neither with the other.
+///
+/// # Stores
+///
 /// With feature `redis` it observes [stores](crate::store::redis::RedisStore::observe), too:
 ///
 /// | metric | labels | |
@@ -50,7 +69,9 @@ use crate::store::{
 /// | `admission_store_errors_total` | `kind` | calls that failed, by [kind of failure](FailureKind::as_str) |
 /// | `admission_store_up` | | 1 while the store can be reached, in a cluster all its masters, else 0. Exists from the first attempt to connect on |
 /// | `admission_failure_mode_decisions_total` | `mode` | requests that a [failure mode](FailureMode::as_str) decided, because the store did not: `open`, `closed` or `local_share` |
-/// | `admission_denial_cache_hits_total` | | refusals that took no call |
+/// | `admission_denial_cache_hits_total` | | rejections that took no call |
+///
+/// All of these begin at 0 with the first attempt to connect, so that Prometheus sees the first failure as an increase.
 ///
 /// A dashboard for Grafana and alerts for Prometheus on all of these are in the repository, as
 /// `dashboards/grafana.json` and `dashboards/alerts.yaml`.
@@ -91,7 +112,8 @@ use crate::store::{
 /// `PrometheusHandle::run_upkeep` every few seconds in a task of your own, as `examples/gateway` does.
 /// `PrometheusBuilder::install` starts such a task, with an HTTP endpoint; `install_recorder` does not.
 ///
-/// Costs one look at the clock before and one after each decision, and for each permit.
+/// Costs one look at the clock before and one after each decision, and for each permit; and an entry in the
+/// extensions of each admitted request, by which layers further in know that it is counted.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct MetricsObserver;
@@ -121,6 +143,16 @@ impl MetricsObserver {
     /// one that was installed after the observer was made.
     pub fn describe() {
         describe_counter!(
+            "admission_requests_total",
+            Unit::Count,
+            "Requests, each once, by the outermost limiter that decided about it."
+        );
+        describe_counter!(
+            "admission_requests_rejected_total",
+            Unit::Count,
+            "Requests that were rejected, by the limiter that did."
+        );
+        describe_counter!(
             "admission_decisions_total",
             Unit::Count,
             "Decisions about requests, by quota and outcome."
@@ -128,7 +160,7 @@ impl MetricsObserver {
         describe_counter!(
             "rate_limit_hits_total",
             Unit::Count,
-            "Requests that were refused, by sort of limit."
+            "Rejections, by sort of limit."
         );
         describe_counter!(
             "admission_requests_exempt_total",
@@ -219,7 +251,7 @@ fn describe_store() {
     describe_counter!(
         "admission_denial_cache_hits_total",
         Unit::Count,
-        "Refusals of keys that the store had refused, without a call."
+        "Rejections of keys that the store had rejected, without a call."
     );
 }
 
@@ -241,6 +273,10 @@ impl Observer for MetricsObserver {
 
     fn rejected(&self, subject: &Subject<'_>, rejection: &Rejection) {
         counter!("rate_limit_hits_total", "limit_type" => subject.limit_type).increment(1);
+        if subject.request.is_some() {
+            counter!("admission_requests_rejected_total", "limiter" => subject.limiter.to_owned())
+                .increment(1);
+        }
         decision(subject, rejection.reason().as_str());
     }
 
@@ -256,6 +292,15 @@ impl Observer for MetricsObserver {
     fn decided(&self, subject: &Subject<'_>, took: Duration) {
         histogram!("admission_decision_seconds", "limiter" => subject.limiter.to_owned())
             .record(took);
+        // Here, because this is told once for each decision.
+        if subject.is_first() {
+            counter!("admission_requests_total", "limiter" => subject.limiter.to_owned())
+                .increment(1);
+        }
+    }
+
+    fn counts_requests(&self) -> bool {
+        true
     }
 
     fn acquired(&self, limiter: &str, _: u64) {
@@ -295,6 +340,15 @@ impl StoreObserver for MetricsObserver {
 
     fn reachable(&self, reachable: bool) {
         gauge!("admission_store_up").set(if reachable { 1.0 } else { 0.0 });
+        for kind in FailureKind::ALL {
+            counter!("admission_store_errors_total", "kind" => kind.as_str()).increment(0);
+        }
+        let share = FailureMode::LocalShare { replicas: 1 };
+        for mode in [FailureMode::Open, FailureMode::Closed, share] {
+            counter!("admission_failure_mode_decisions_total", "mode" => mode.as_str())
+                .increment(0);
+        }
+        counter!("admission_denial_cache_hits_total").increment(0);
     }
 
     fn decided_without(&self, mode: FailureMode) {

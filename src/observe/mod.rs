@@ -1,11 +1,13 @@
 //! Hooks that see what limiters decide.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::extract::{ClientIp, RequestHead};
 use crate::key::Key;
 use crate::rejection::Rejection;
 
@@ -20,6 +22,10 @@ mod warned;
 pub use self::metrics::MetricsObserver;
 #[cfg(feature = "tracing")]
 pub use self::tracing::TracingObserver;
+/// For [`admission_span!`](crate::admission_span).
+#[cfg(feature = "tracing")]
+#[doc(hidden)]
+pub use ::tracing as __tracing;
 
 /// Sees what limiters decide. Every hook does nothing unless it is written.
 ///
@@ -75,6 +81,13 @@ pub trait Observer: Send + Sync + 'static {
         let _ = (limiter, in_flight);
     }
 
+    /// Whether layers mark each request that they decide about, so that
+    /// [`Subject::is_first`] is true at the outermost of these layers only. Default: false, which
+    /// spares each admitted request an entry in its extensions.
+    fn counts_requests(&self) -> bool {
+        false
+    }
+
     /// How many a concurrency limiter lets in flight, `None` for any number: told with each permit
     /// that is given out, and whenever it is [set](crate::ConcurrencyLimiter::set_limit).
     fn limit(&self, limiter: &str, limit: Option<u64>) {
@@ -120,6 +133,10 @@ impl<O: Observer + ?Sized> Observer for Arc<O> {
         (**self).decided(subject, took);
     }
 
+    fn counts_requests(&self) -> bool {
+        (**self).counts_requests()
+    }
+
     fn acquired(&self, limiter: &str, in_flight: u64) {
         (**self).acquired(limiter, in_flight);
     }
@@ -158,19 +175,98 @@ pub struct Subject<'a> {
     /// The key whose quota decides, or whose entry of a list does: of several keys, the one that [`policy`](Self::policy) limits.
     /// Use it in logs, but not as the label of a metric: the number of keys is unbounded.
     pub key: Option<&'a Key>,
+    /// The head of the request that a layer decides about. `None` for leases, WebSockets and their
+    /// messages, and for what a handler charges itself.
+    ///
+    /// All of it comes from the client: bound its length and check its characters before it goes into
+    /// a log.
+    pub request: Option<RequestHead<'a>>,
+    /// The HTTP status of the response that rejects the request: 200 for gRPC, whose status is
+    /// elsewhere. `None` where the request is admitted, or [`request`](Self::request) is.
+    pub status: Option<u16>,
+    client_ip: Option<&'a ClientIp>,
 }
+
+impl<'a> Subject<'a> {
+    /// A decision that is not about an HTTP request.
+    pub(crate) const fn new(
+        limit_type: &'static str,
+        limiter: &'a str,
+        policy: &'a str,
+        key: Option<&'a Key>,
+    ) -> Self {
+        Self {
+            limit_type,
+            limiter,
+            policy,
+            key,
+            request: None,
+            status: None,
+            client_ip: None,
+        }
+    }
+
+    /// The same about this request, of a layer with these observers.
+    pub(crate) fn of(self, request: RequestHead<'a>, observers: &'a Observers) -> Self {
+        Self {
+            request: Some(request),
+            client_ip: observers.client_ip.as_deref(),
+            ..self
+        }
+    }
+
+    /// The address of the client, found as the layer's
+    /// [`client_ip`](crate::RateLimitLayer::client_ip) says. `None` without a
+    /// [`request`](Self::request), or when the server does not pass the peer's address on.
+    #[must_use]
+    pub fn client_address(&self) -> Option<IpAddr> {
+        let head = self.request?;
+        match self.client_ip {
+            Some(client_ip) => client_ip.address(head),
+            None => ClientIp::peer().address(head),
+        }
+    }
+
+    /// Whether the request has not been decided about further out, by a layer with an observer that
+    /// [counts requests](Observer::counts_requests). Of several layers around one another, it is true
+    /// at the outermost. False without a [`request`](Self::request).
+    #[must_use]
+    pub fn is_first(&self) -> bool {
+        self.request
+            .is_some_and(|head| head.extensions.get::<Decided>().is_none())
+    }
+}
+
+/// Marks a request that a layer has decided about. It has no size, so it takes no allocation of its own.
+#[derive(Clone, Copy)]
+pub(crate) struct Decided;
 
 /// The observers of one layer.
 #[derive(Clone, Default)]
-pub(crate) struct Observers(Vec<Arc<dyn Observer>>);
+pub(crate) struct Observers {
+    all: Vec<Arc<dyn Observer>>,
+    counts_requests: bool,
+    /// Default: the peer.
+    client_ip: Option<Arc<ClientIp>>,
+}
 
 impl Observers {
     pub(crate) fn add(&mut self, observer: impl Observer) {
-        self.0.push(Arc::new(observer));
+        self.counts_requests |= observer.counts_requests();
+        self.all.push(Arc::new(observer));
+    }
+
+    pub(crate) fn set_client_ip(&mut self, client_ip: ClientIp) {
+        self.client_ip = Some(Arc::new(client_ip));
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.all.is_empty()
+    }
+
+    /// Whether an admitted request is to be marked with [`Decided`].
+    pub(crate) fn mark_requests(&self) -> bool {
+        self.counts_requests
     }
 
     /// When a decision begins that [`decided`](Self::decided) is to be told of; no clock is read
@@ -191,7 +287,17 @@ impl Observers {
         let Some(begun) = begun else {
             return;
         };
-        let took = begun.elapsed();
+        self.decided_in(begun.elapsed(), subject, tell);
+    }
+
+    /// As [`decided`](Self::decided), with a duration that was measured before.
+    #[inline]
+    pub(crate) fn decided_in(
+        &self,
+        took: Duration,
+        subject: &Subject<'_>,
+        tell: impl Fn(&dyn Observer),
+    ) {
         self.tell(|observer| {
             tell(observer);
             observer.decided(subject, took);
@@ -200,7 +306,7 @@ impl Observers {
 
     #[inline]
     pub(crate) fn tell(&self, tell: impl Fn(&dyn Observer)) {
-        for observer in &self.0 {
+        for observer in &self.all {
             tell(&**observer);
         }
     }
@@ -231,6 +337,6 @@ impl Observer for Observers {
 
 impl fmt::Debug for Observers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} observers", self.0.len())
+        write!(f, "{} observers", self.all.len())
     }
 }

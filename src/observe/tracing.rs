@@ -1,38 +1,109 @@
-//! Refusals as tracing events.
+//! Decisions as tracing events, and rejections on the current span.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::{debug, warn};
+use tracing::field::display;
+use tracing::{Span, debug, warn};
 
 use super::warned::{LONGEST, Warned};
 use super::{Observer, Subject};
+use crate::extract::logged::{Path, method, request_id, trace_id};
 use crate::key::{Key, KeyName};
 use crate::rejection::{Reason, Rejection};
 
-/// Logs a warning for the first refusal of a key, and debug events for the next ones and for
-/// those of a dry run.
+/// Logs a warning for the first rejection of a key, and debug events for the next ones, for
+/// those of a dry run, and for what is admitted.
 ///
 /// A key that was warned of is not warned of again until it may come back: until its wait has
 /// passed, else until its quota is unused, but for at least one second and at most sixty. Each
-/// sort of limit and each limiter warns by itself; refusals without a key, as those for capacity,
+/// sort of limit and each limiter warns by itself; rejections without a key, as those for capacity,
 /// count as of one.
 ///
 /// All clones together log at most ten warnings a second, however many keys there are, and remember
-/// those warned of in 17 KiB. `suppressed` in a warning says how many refusals had none since the
+/// those warned of in 17 KiB. `suppressed` in a warning says how many rejections had none since the
 /// one before: repeats, and what was above the ten.
 ///
 /// It also logs a warning when a permit is reclaimed from a response that its client does not read, at
 /// most once a minute for each key.
 ///
-/// The key is in it as its [`KeyName`]: an address, or the fingerprint of a credential or a name, by
-/// which [`Limits`](crate::Limits) can be set; never the credential.
+/// # Fields
+///
+/// The target of all events is `tower_admission::decision`. Where OpenTelemetry has a name for a
+/// field, it is that one.
+///
+/// | field | |
+/// |---|---|
+/// | `admission.limit_type` | the [sort of limit](Subject::limit_type) |
+/// | `admission.limiter` | the name of the limiter |
+/// | `admission.policy` | the quota that [binds](Subject::policy), if a quota decided |
+/// | `admission.key` | the [`KeyName`] of the key: an address, or the fingerprint of a credential or a name, by which [`Limits`](crate::Limits) can be set; never the credential |
+/// | `error.type` | why: the [`Reason`](crate::Reason) in words |
+/// | `admission.limit`, `admission.remaining` | the numbers of the quota |
+/// | `admission.retry_after` | the wait, in seconds |
+/// | `http.response.status_code` | the status of the rejection's response |
+/// | `http.request.method` | the method; `_OTHER` if it is not standard |
+/// | `url.path` | the path without the query: at most 256 bytes, percent-encoded where it is not printable ASCII. A layer on a nested axum router sees it without the prefix of that router |
+/// | `client.address` | the [client's address](Subject::client_address) |
+/// | `trace_id` | the trace id of a valid `traceparent` header |
+/// | `http.request.header.x-request-id` | the header, if it is there once, with at most 64 letters, digits and `-_.:=+/`. Else it is left out |
+///
+/// The last six are those of a request that a layer rejects, or would reject. An event about an admitted
+/// request has the first four.
+///
+/// # Spans
+///
+/// With `tracing-opentelemetry` each event becomes an event of the current span, with these attributes.
+/// Admitted requests are debug events, so let that layer have `tower_admission::decision` at debug.
+///
+/// A rejection of a request is also recorded on the span itself, in the fields `error.type`,
+/// `admission.limit_type`, `admission.limiter`, `admission.policy` and `admission.key`. tracing
+/// records only fields that the span declared when it was made, and ignores all others without a
+/// word: make the span with [`admission_span!`](crate::admission_span), which declares them. An admitted
+/// request leaves them empty, because it may meet another limit further in, and an attribute is to be
+/// there once.
+///
+/// `examples/otlp.rs` exports both by OTLP.
 #[derive(Clone)]
 pub struct TracingObserver {
     warned: Arc<Warned>,
     started: Instant,
+}
+
+/// Makes a span that [`TracingObserver`](crate::observe::TracingObserver) records rejections on: a
+/// `tracing::span!` of this level and name, with your fields, that declares `error.type` and the fields
+/// `admission.*`.
+///
+/// ```
+/// use tower_http::trace::TraceLayer;
+/// use tower_admission::admission_span;
+///
+/// let layer = TraceLayer::new_for_http().make_span_with(|request: &http::Request<()>| {
+///     admission_span!(
+///         tracing::Level::INFO,
+///         "request",
+///         http.request.method = %request.method(),
+///         url.path = request.uri().path(),
+///     )
+/// });
+/// # let _ = layer.on_request(());
+/// ```
+#[macro_export]
+macro_rules! admission_span {
+    ($level:expr, $name:expr $(, $($fields:tt)*)?) => {
+        $crate::observe::__tracing::span!(
+            $level,
+            $name,
+            "error.type" = $crate::observe::__tracing::field::Empty,
+            "admission.limit_type" = $crate::observe::__tracing::field::Empty,
+            "admission.limiter" = $crate::observe::__tracing::field::Empty,
+            "admission.policy" = $crate::observe::__tracing::field::Empty,
+            "admission.key" = $crate::observe::__tracing::field::Empty,
+            $($($fields)*)?
+        )
+    };
 }
 
 impl TracingObserver {
@@ -46,40 +117,64 @@ impl TracingObserver {
     }
 }
 
-macro_rules! event {
-    ($level:ident, $subject:ident, $rejection:ident, $($field:ident = $value:expr,)? $message:literal) => {
+macro_rules! rejection_event {
+    ($level:ident, $subject:ident, $rejection:ident, $($field:ident = $value:expr,)? $message:literal) => {{
+        let decision = $rejection.decision();
         $level!(
-            limit_type = $subject.limit_type,
-            limiter = $subject.limiter,
-            policy = Some($subject.policy).filter(|policy| !policy.is_empty()),
-            reason = $rejection.reason().as_str(),
-            key = $subject.key.map(|key| tracing::field::display(KeyName::from(*key))),
-            limit = $rejection.decision().and_then(|decision| decision.limit()),
-            remaining = $rejection
-                .decision()
-                .and_then(|decision| decision.remaining()),
-            retry_after = $rejection.retry_after_seconds(),
+            target: "tower_admission::decision",
+            {
+            "admission.limit_type" = $subject.limit_type,
+            "admission.limiter" = $subject.limiter,
+            "admission.policy" = policy($subject),
+            "admission.key" = $subject.key.map(|key| display(KeyName::from(*key))),
+            "error.type" = $rejection.reason().as_str(),
+            "admission.limit" = decision.and_then(|decision| decision.limit()),
+            "admission.remaining" = decision.and_then(|decision| decision.remaining()),
+            "admission.retry_after" = $rejection.retry_after_seconds(),
+            "http.response.status_code" = $subject.status,
+            "http.request.method" = $subject.request.map(method),
+            "url.path" = $subject.request.map(|head| display(Path(head.uri.path()))),
+            "client.address" = $subject.client_address().map(display),
+            trace_id = $subject.request.and_then(trace_id),
+            "http.request.header.x-request-id" = $subject.request.and_then(request_id),
             $($field = $value,)?
+            },
             $message
         )
-    };
+    }};
 }
 
 impl Observer for TracingObserver {
+    fn admitted(&self, subject: &Subject<'_>) {
+        debug!(
+            target: "tower_admission::decision",
+            {
+            "admission.limit_type" = subject.limit_type,
+            "admission.limiter" = subject.limiter,
+            "admission.policy" = policy(subject),
+            "admission.key" = subject.key.map(|key| display(KeyName::from(*key))),
+            },
+            "request admitted"
+        );
+    }
+
     fn rejected(&self, subject: &Subject<'_>, rejection: &Rejection) {
+        if subject.request.is_some() {
+            record(&Span::current(), subject, rejection);
+        }
         let who = (subject.limit_type, subject.limiter, subject.key);
         let now = self.started.elapsed();
         match self.warned.warns(who, now, window(rejection)) {
             Some(suppressed) => {
-                event!(
+                rejection_event!(
                     warn,
                     subject,
                     rejection,
                     suppressed = suppressed,
-                    "request refused"
+                    "request rejected"
                 );
             }
-            None => event!(debug, subject, rejection, "request refused"),
+            None => rejection_event!(debug, subject, rejection, "request rejected"),
         }
     }
 
@@ -88,17 +183,40 @@ impl Observer for TracingObserver {
         let now = self.started.elapsed();
         if let Some(suppressed) = self.warned.warns(who, now, Duration::from_secs(60)) {
             warn!(
-                limiter,
-                key = key.map(|key| tracing::field::display(KeyName::from(*key))),
-                stalled_seconds = stalled.as_secs(),
+                target: "tower_admission::decision",
+                {
+                "admission.limiter" = limiter,
+                "admission.key" = key.map(|key| display(KeyName::from(*key))),
+                "admission.stalled_seconds" = stalled.as_secs(),
                 suppressed,
+                },
                 "a client did not read its response, and another request got its permit"
             );
         }
     }
 
     fn would_reject(&self, subject: &Subject<'_>, rejection: &Rejection) {
-        event!(debug, subject, rejection, "request would be refused");
+        rejection_event!(debug, subject, rejection, "request would be rejected");
+    }
+}
+
+fn policy<'a>(subject: &Subject<'a>) -> Option<&'a str> {
+    Some(subject.policy).filter(|policy| !policy.is_empty())
+}
+
+/// Records a rejection on a span, in the fields that [`admission_span!`](crate::admission_span) declares.
+fn record(span: &Span, subject: &Subject<'_>, rejection: &Rejection) {
+    if span.is_disabled() {
+        return;
+    }
+    span.record("error.type", rejection.reason().as_str());
+    span.record("admission.limit_type", subject.limit_type);
+    span.record("admission.limiter", subject.limiter);
+    if let Some(policy) = policy(subject) {
+        span.record("admission.policy", policy);
+    }
+    if let Some(key) = subject.key {
+        span.record("admission.key", display(KeyName::from(*key)));
     }
 }
 

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::slice;
 use std::sync::{Arc, OnceLock};
 
-use http::{HeaderMap, Response};
+use http::{HeaderMap, Request, Response};
 use smallvec::SmallVec;
 
 use super::guard::rejects_credentials;
@@ -262,7 +262,7 @@ impl Account {
     ) -> Reply<Result<(), Rejection>> {
         let shared = &self.shared;
         if !shared.parts.is_empty() {
-            return match shared.joint(&self.keys, &decision) {
+            return match shared.joint(None::<&mut Request<()>>, &self.keys, &decision) {
                 Joint::Enforced(rejected) => Reply::Ready(Err(shared.report(rejected))),
                 Joint::Without(parts) => self.charge_without(left_out.with(parts), cost),
             };
@@ -271,7 +271,7 @@ impl Account {
         if shared.enforces(&self.keys, &rejected) {
             Reply::Ready(Err(shared.report(rejected)))
         } else {
-            shared.would_reject(&rejected, None);
+            shared.would_reject(&rejected, None, None);
             Reply::Ready(Ok(()))
         }
     }

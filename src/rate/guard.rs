@@ -155,7 +155,7 @@ impl Shared {
             return Err(rejected);
         }
         // Without a duration, because the limit itself has not decided yet.
-        self.would_reject(&rejected, None);
+        self.would_reject(&rejected, None, Some(head));
         Ok(Some(address))
     }
 

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use http::Request;
+
 #[cfg(feature = "config")]
 use super::layer::RateLimitLayer;
 use super::shared::{Asked, CountIf, Rejected, Settings, Shared, Skip};
@@ -144,7 +146,19 @@ impl Shared {
 
     /// What becomes of a decision that rejects. Those of its limits that are not enforced are reported.
     #[cold]
-    pub(super) fn joint(&self, keys: &[Key], decision: &Decision) -> Joint {
+    pub(super) fn joint<B>(
+        &self,
+        mut request: Option<&mut Request<B>>,
+        keys: &[Key],
+        decision: &Decision,
+    ) -> Joint {
+        let mut would_reject = |rejected: &Rejected| {
+            let head = request.as_deref().map(RequestHead::from);
+            self.would_reject(rejected, None, head);
+            if let Some(request) = &mut request {
+                self.mark(request);
+            }
+        };
         let (mut enforced, mut others) = (Parts::NONE, Parts::NONE);
         for usage in decision.usages().iter().filter(|usage| !usage.fits()) {
             let key = self.limiter.policy_of(usage).and_then(|at| keys.get(at));
@@ -159,7 +173,7 @@ impl Shared {
         }
         if decision.usages().is_empty() && self.is_dry_run() {
             // A store that cannot be reached has no numbers.
-            self.would_reject(&self.rejected(keys, decision.clone()), None);
+            would_reject(&self.rejected(keys, decision.clone()));
             (0..self.parts.len()).for_each(|place| others.add(place));
         }
         let mut unenforced = Parts::NONE;
@@ -169,7 +183,7 @@ impl Shared {
                 let is_of = |usage: &Usage| self.part_of(usage).is_some_and(|(at, _)| at == place);
                 let own = decision.filtered(is_of);
                 if !own.usages().is_empty() {
-                    self.would_reject(&self.rejected(keys, own), None);
+                    would_reject(&self.rejected(keys, own));
                 }
             }
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::layer::RateLimitLayer;
 use crate::drain::DrainRejectedLayer;
 use crate::enforce::Enforce;
-use crate::extract::{KeyExtractor, RequestHead, ResponseHead};
+use crate::extract::{ClientIp, KeyExtractor, RequestHead, ResponseHead};
 use crate::headers::RateLimitHeaders;
 use crate::observe::Observer;
 use crate::respond::Responder;
@@ -181,5 +181,12 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
     /// Adds an observer. Default: none.
     pub fn observe(self, observer: impl Observer) -> Self {
         self.with(|settings| settings.observers.add(observer))
+    }
+
+    /// Sets how [observers](Self::observe) find the address of a request's client, for
+    /// [`Subject::client_address`](crate::observe::Subject::client_address). Default: the connection's
+    /// peer. Behind a proxy, give it what the layer's keys go by. It does not change what is charged.
+    pub fn client_ip(self, client_ip: ClientIp) -> Self {
+        self.with(|settings| settings.observers.set_client_ip(client_ip))
     }
 }

@@ -22,7 +22,7 @@ use crate::headers::{Headers, RateLimitHeaders};
 use crate::key::Key;
 use crate::limiter::{Parts, RateLimiter};
 use crate::nesting::Nesting;
-use crate::observe::{Observer, Observers, Subject};
+use crate::observe::{Decided, Observer, Observers, Subject};
 use crate::per_thread::PerThread;
 use crate::rejection::{Reason, Rejection};
 use crate::respond::Answers;
@@ -173,7 +173,7 @@ impl Shared {
     ) -> Verdict<RB> {
         let begun = asked.begun;
         while !decision.is_admitted() && !shared.parts.is_empty() {
-            match shared.joint(keys, &decision) {
+            match shared.joint(Some(request), keys, &decision) {
                 Joint::Enforced(rejected) => {
                     let head = RequestHead::from(&*request);
                     return Verdict::Rejected(shared.reject(&rejected, begun, head));
@@ -187,7 +187,7 @@ impl Shared {
         }
         if decision.is_admitted() {
             if begun.is_some() && !shared.has_left_out_all(asked.left_out) {
-                shared.tell_admitted(keys, begun, &decision);
+                shared.tell_admitted(keys, begun, &decision, RequestHead::from(&*request));
             }
         } else {
             let rejected = shared.rejected(keys, decision.clone());
@@ -195,10 +195,18 @@ impl Shared {
                 let head = RequestHead::from(&*request);
                 return Verdict::Rejected(shared.reject(&rejected, begun, head));
             }
-            shared.would_reject(&rejected, begun);
+            shared.would_reject(&rejected, begun, Some(RequestHead::from(&*request)));
         }
+        shared.mark(request);
         let told = Self::tell_later(shared, request, keys, asked, decision);
         Verdict::Admitted(told)
+    }
+
+    /// Notes on the request that it was decided about, if an observer goes by that.
+    pub(super) fn mark<B>(&self, request: &mut Request<B>) {
+        if self.observers.mark_requests() {
+            request.extensions_mut().insert(Decided);
+        }
     }
 
     /// Gives an admitted request's status to its handler, and keeps what its response needs.
@@ -222,9 +230,15 @@ impl Shared {
         Told::of(account)
     }
 
-    fn tell_admitted(&self, keys: &[Key], begun: Option<Instant>, decision: &Decision) {
+    fn tell_admitted(
+        &self,
+        keys: &[Key],
+        begun: Option<Instant>,
+        decision: &Decision,
+        head: RequestHead<'_>,
+    ) {
         let key = self.limiter.deciding_key(keys, decision);
-        let subject = self.subject(key, self.limiter.binding(decision));
+        let subject = self.subject(key, self.limiter.binding(decision), Some(head));
         self.observers
             .decided(begun, &subject, |observer| observer.admitted(&subject));
     }
@@ -270,11 +284,15 @@ impl Shared {
         head: RequestHead<'_>,
     ) -> Response<ResponseBody<RB>> {
         let Rejected { rejection, key } = rejected;
-        let subject = Self::rejecting(rejection, key);
-        (self.observers).decided(begun, &subject, |observer| {
-            observer.rejected(&subject, rejection);
-        });
+        let took = begun.map(|begun| begun.elapsed());
         let mut response = self.answers.answer(rejection, head);
+        if let Some(took) = took {
+            let mut subject = self.rejecting(rejection, key, Some(head));
+            subject.status = Some(response.status().as_u16());
+            (self.observers).decided_in(took, &subject, |observer| {
+                observer.rejected(&subject, rejection);
+            });
+        }
         // The guard's numbers would help a client that guesses credentials.
         if rejection.reason() != Reason::AbnormalUsage
             && let Some(decision) = rejection.decision()
@@ -296,7 +314,7 @@ impl Shared {
     /// Tells observers of a rejection that the handler answers.
     pub(super) fn report(&self, rejected: Rejected) -> Rejection {
         let Rejected { rejection, key } = rejected;
-        let subject = Self::rejecting(&rejection, &key);
+        let subject = self.rejecting(&rejection, &key, None);
         self.observers
             .tell(|observer| observer.rejected(&subject, &rejection));
         rejection
@@ -305,9 +323,14 @@ impl Shared {
     /// Tells observers of a rejection that is not enforced; and how long the decision took, if it
     /// has a beginning.
     #[cold]
-    pub(super) fn would_reject(&self, rejected: &Rejected, begun: Option<Instant>) {
+    pub(super) fn would_reject(
+        &self,
+        rejected: &Rejected,
+        begun: Option<Instant>,
+        head: Option<RequestHead<'_>>,
+    ) {
         let Rejected { rejection, key } = rejected;
-        let subject = Self::rejecting(rejection, key);
+        let subject = self.rejecting(rejection, key, head);
         let tell = |observer: &dyn Observer| observer.would_reject(&subject, rejection);
         match begun {
             Some(_) => self.observers.decided(begun, &subject, tell),
@@ -316,21 +339,35 @@ impl Shared {
     }
 
     /// What a rejection is about.
-    fn rejecting<'a>(rejection: &'a Rejection, key: &'a Key) -> Subject<'a> {
-        Subject {
-            limit_type: "http",
-            limiter: rejection.limiter(),
-            policy: rejection.policy(),
-            key: Some(key),
-        }
+    fn rejecting<'a>(
+        &'a self,
+        rejection: &'a Rejection,
+        key: &'a Key,
+        head: Option<RequestHead<'a>>,
+    ) -> Subject<'a> {
+        self.about(rejection.limiter(), key, rejection.policy(), head)
     }
 
-    fn subject<'a>(&'a self, key: &'a Key, policy: &'a str) -> Subject<'a> {
-        Subject {
-            limit_type: "http",
-            limiter: &self.name,
-            policy,
-            key: Some(key),
+    fn subject<'a>(
+        &'a self,
+        key: &'a Key,
+        policy: &'a str,
+        head: Option<RequestHead<'a>>,
+    ) -> Subject<'a> {
+        self.about(&self.name, key, policy, head)
+    }
+
+    fn about<'a>(
+        &'a self,
+        limiter: &'a str,
+        key: &'a Key,
+        policy: &'a str,
+        head: Option<RequestHead<'a>>,
+    ) -> Subject<'a> {
+        let subject = Subject::new("http", limiter, policy, Some(key));
+        match head {
+            Some(head) => subject.of(head, &self.observers),
+            None => subject,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::Reply;
+use super::{Reply, StoreStatus};
 use crate::key::Key;
 
 /// A place where slots are counted for several processes.
@@ -69,6 +69,11 @@ pub trait LeaseSlots: Send + Sync + 'static {
 
     /// What these slots are called in the store where other processes find them. Default: none do.
     fn place(&self) -> Option<&str> {
+        None
+    }
+
+    /// Whether a store that replicas share decides; asked for operators, without a call. Default: it is in this process.
+    fn status(&self) -> Option<StoreStatus> {
         None
     }
 }

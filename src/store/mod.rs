@@ -17,6 +17,7 @@ mod lease;
 pub mod memory;
 #[cfg(feature = "redis")]
 pub mod redis;
+mod status;
 #[cfg(feature = "test-util")]
 pub mod suite;
 
@@ -29,6 +30,7 @@ pub use memory::MemoryStore;
 pub use redis::RedisStore;
 #[cfg(feature = "redis-tls")]
 pub use redis::RedisTls;
+pub use status::{StoreFailure, StoreStatus};
 
 /// A place where rate limits are counted.
 ///
@@ -215,6 +217,11 @@ pub trait RateBuckets: Any + Send + Sync {
 
     /// What these buckets are called in a store where other processes find them. Default: none do.
     fn place(&self) -> Option<&str> {
+        None
+    }
+
+    /// Whether a store that replicas share decides; asked for operators, without a call. Default: it is in this process.
+    fn status(&self) -> Option<StoreStatus> {
         None
     }
 

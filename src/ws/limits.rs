@@ -299,12 +299,7 @@ impl SocketLimits {
     }
 
     fn subject<'a>(&'a self, key: &'a Key) -> Subject<'a> {
-        Subject {
-            limit_type: "ws_connection",
-            limiter: &self.0.name,
-            policy: "",
-            key: Some(key),
-        }
+        Subject::new("ws_connection", &self.0.name, "", Some(key))
     }
 }
 

@@ -131,12 +131,7 @@ impl Messages {
             Ok(Some(policy)) => policy,
             Err(rejection) => rejection.policy(),
         };
-        let subject = Subject {
-            limit_type: "ws_message",
-            limiter: &self.name,
-            policy,
-            key: Some(&self.key),
-        };
+        let subject = Subject::new("ws_message", &self.name, policy, Some(&self.key));
         (self.observers).decided(begun, &subject, |observer| match charged {
             Ok(_) => observer.admitted(&subject),
             Err(rejection) => observer.rejected(&subject, rejection),

@@ -191,6 +191,8 @@ fn both_are_counted_without_what_a_client_sent() {
     let banned = "admission_decisions_total limiter=lists policy= limit_type=access outcome=banned";
     let expected = [
         (banned, 2),
+        ("admission_requests_total limiter=lists", 4),
+        ("admission_requests_rejected_total limiter=lists", 2),
         ("admission_requests_exempt_total limiter=lists", 2),
         ("rate_limit_hits_total limit_type=access", 2),
     ];

@@ -68,6 +68,11 @@ async fn call(service: &Service, path: &str, header: &str, value: &str) -> u16 {
     response.status().as_u16()
 }
 
+/// A key that the limiter of calls has refused.
+fn refused_key(key: &str, count: u64) -> Value {
+    json!({ "key": key, "name": "api", "limit_type": "http", "policy": "calls", "count": count })
+}
+
 fn limiter<'a>(data: &'a Value, name: &str) -> &'a Value {
     let limiters = data["limiters"].as_array().unwrap();
     limiters
@@ -81,7 +86,11 @@ async fn each_second_is_told() {
     let service = Service::new();
     let mut events = Events::open(&service).await;
     let (history, _) = events.until("history").await;
-    assert_eq!(history, json!({ "second": -1, "limiters": [] }));
+    let replica = &history["replica"];
+    assert_eq!(replica["pid"], std::process::id());
+    assert!(!replica["host"].as_str().unwrap().is_empty(), "{history}");
+    let expected = json!({ "replica": replica, "second": -1, "limiters": [] });
+    assert_eq!(history, expected);
 
     for _ in 0..5 {
         service.calls("acme").await;
@@ -91,6 +100,8 @@ async fn each_second_is_told() {
     let held = service.chat.try_acquire().unwrap();
     let (second, _) = events.until("second").await;
     assert_eq!(second["second"], 0);
+    assert_eq!(second["replica"], *replica);
+    assert_eq!(second["store"], json!(null));
     let api = json!({
         "name": "api", "limit_type": "http", "admitted": 2, "refused": 3, "would_refuse": 0,
     });
@@ -115,8 +126,7 @@ async fn each_second_is_told() {
     assert_eq!(second["second"], 1);
     assert_eq!(limiter(&second, "api")["refused"], 0);
     assert_eq!(second["in_flight"][0]["used"], 0);
-    let refused = json!([{ "key": "org:acme", "count": 3 }]);
-    assert_eq!(second["refused_keys"], refused);
+    assert_eq!(second["refused_keys"], json!([refused_key("org:acme", 3)]));
 
     // Who comes later is told what was.
     let (history, _) = Events::open(&service).await.until("history").await;
@@ -189,9 +199,9 @@ async fn addresses_and_other_keys_refused_most_are_told_in_order() {
     events.until("history").await;
     let (second, _) = events.until("second").await;
     let expected = json!([
-        { "key": "org:b", "count": 5 },
-        { "key": "org:c", "count": 3 },
-        { "key": "org:a", "count": 1 },
+        refused_key("org:b", 5),
+        refused_key("org:c", 3),
+        refused_key("org:a", 1),
     ]);
     assert_eq!(second["refused_keys"], expected);
 }
@@ -213,7 +223,7 @@ async fn the_key_of_an_event_is_the_one_whose_limit_rejected() {
     let service = Service {
         app: Router::new()
             .route("/call", get(|| async { "hello" }).layer(calls))
-            .nest("/admin", admin::router(&limits, &recorder, token)),
+            .nest_service("/admin", admin::router(&limits, &recorder, token)),
         limits,
         chat: ConcurrencyLimitLayer::new(1).limiter(),
     };
@@ -233,8 +243,9 @@ async fn the_key_of_an_event_is_the_one_whose_limit_rejected() {
         assert_eq!(decision["key"], "ip:192.0.2.1");
     }
     let (second, _) = events.until("second").await;
-    let refused = json!([{ "key": "ip:192.0.2.1", "count": 3 }]);
-    assert_eq!(second["refused_keys"], refused);
+    let mut refused = refused_key("ip:192.0.2.1", 3);
+    refused["policy"] = json!("ip");
+    assert_eq!(second["refused_keys"], json!([refused]));
 }
 
 #[tokio::test(start_paused = true)]

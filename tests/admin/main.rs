@@ -2,9 +2,27 @@
 
 #[path = "../chromium/mod.rs"]
 mod chromium;
+mod described;
+mod edits;
 mod events;
+mod looks;
+mod now;
 mod page;
 mod routes;
+#[cfg(feature = "redis")]
+#[path = "../redis/server.rs"]
+#[allow(dead_code)] // not everything is needed here
+mod server;
+// The example gateway takes these.
+#[cfg(all(
+    feature = "config",
+    feature = "metrics",
+    feature = "redis",
+    feature = "tonic",
+    feature = "tracing"
+))]
+mod shared;
+mod tabs;
 
 use axum::Router;
 use axum::body::Body;
@@ -40,7 +58,7 @@ pub(crate) struct Answer {
 }
 
 /// The organisation says who it is, or somebody has a token.
-fn caller(head: RequestHead<'_>) -> Option<Key> {
+pub(crate) fn caller(head: RequestHead<'_>) -> Option<Key> {
     let header = |name: &str| head.headers.get(name)?.to_str().ok();
     match header("org") {
         Some(org) => Some(Key::id("org", org)),
@@ -74,7 +92,7 @@ impl Service {
                 .route("/call", get(|| async { "hello" }).layer(calls))
                 .route("/dry", get(|| async { "hello" }).layer(dry))
                 .route("/chat", get(|| async { "hello" }).layer(chat))
-                .nest("/admin", admin::router(&limits, &recorder, token)),
+                .nest_service("/admin", admin::router(&limits, &recorder, token)),
             limits,
             chat: limiter,
         }
@@ -143,4 +161,20 @@ pub(crate) fn encoded(key: &str) -> String {
         byte => format!("%{byte:02X}"),
     });
     bytes.collect()
+}
+
+/// An answer without the times at which limits were changed.
+pub(crate) fn untimed(json: &Value) -> Value {
+    let mut json = json.clone();
+    match &mut json {
+        Value::Object(members) => {
+            members.remove("changed_at");
+            members
+                .values_mut()
+                .for_each(|value| *value = untimed(value));
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| *item = untimed(item)),
+        _ => {}
+    }
+    json
 }

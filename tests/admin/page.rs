@@ -1,43 +1,36 @@
 //! The page, in a real browser.
 
+use std::net::SocketAddr;
+
 use axum::Router;
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 
 use super::chromium::Page;
 use super::{Service, TOKEN};
 
-/// A server with a page, and the page, nested as it should not have to know of.
-async fn open(service: &Service) -> Page {
-    open_app(service.app.clone()).await
+/// A server on a free port, or on the one that it had before.
+pub(crate) async fn serve(app: Router, address: &str) -> (SocketAddr, JoinHandle<()>) {
+    let listener = TcpListener::bind(address).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+    (address, server)
 }
 
-pub(crate) async fn open_app(app: Router) -> Page {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move { axum::serve(listener, app).await });
+/// A server with a page, and the page, nested as it should not have to know of.
+pub(crate) async fn open(service: &Service) -> Page {
+    let (address, _) = serve(service.app.clone(), "127.0.0.1:0").await;
     Page::open(&format!("http://{address}/admin")).await
 }
 
-async fn fill(page: &mut Page, selector: &str, text: &str) {
+pub(crate) async fn fill(page: &mut Page, selector: &str, text: &str) {
     let fill = format!("(document.querySelector({selector:?}).value = {text:?})");
     page.evaluate(&fill).await;
     let told = format!(
         "document.querySelector({selector:?}).dispatchEvent(new Event('input', {{ bubbles: true }}))"
     );
     page.evaluate(&told).await;
-}
-
-async fn press(page: &mut Page, key: &str, code: u32, text: &str) {
-    for kind in ["keyDown", "keyUp"] {
-        let mut press = json!({
-            "type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code,
-        });
-        if kind == "keyDown" && !text.is_empty() {
-            press["text"] = text.into();
-        }
-        page.call("Input.dispatchKeyEvent", press).await;
-    }
 }
 
 pub(crate) async fn sign_in(page: &mut Page) {
@@ -47,15 +40,16 @@ pub(crate) async fn sign_in(page: &mut Page) {
     page.until("at('state').textContent", "Live").await;
 }
 
-/// Cells of the first row of a table.
+/// Cells of the first row of a table, without what is noted about its limit.
 fn cells(table: &str) -> String {
     format!(
-        "[...(at({table:?}).rows[0]?.cells ?? [])].map((cell) => cell.textContent).slice(0, 5).join('|')"
+        "[...(at({table:?}).rows[0]?.cells ?? [])].map((cell) => \
+            (cell.className === 'limit' ? cell.firstChild : cell).textContent).slice(0, 5).join('|')"
     )
 }
 
 #[tokio::test]
-async fn the_page_shows_refusals_and_changes_limits() {
+async fn a_token_is_asked_for_and_kept_for_the_tab() {
     let service = Service::new();
     let mut page = open(&service).await;
     // With a token that is wrong, and with one that could not be sent.
@@ -83,28 +77,52 @@ async fn the_page_shows_refusals_and_changes_limits() {
         "1,0,",
     )
     .await;
+    let replica = page.evaluate("at('replicas').textContent").await;
+    let pid = std::process::id();
+    assert!(replica.ends_with(&format!(" (pid {pid})")), "{replica}");
 
-    // What is refused is plotted.
-    for _ in 0..9 {
+    // A reload keeps the token, signing out does not.
+    page.call("Page.reload", json!({})).await;
+    page.until("at('state').textContent", "Live").await;
+    page.click("#sign-out").await;
+    page.until(
+        "at('token-dialog').open && sessionStorage.length === 0",
+        "true",
+    )
+    .await;
+    page.until("at('state').textContent", "Not connected").await;
+    assert!(page.errors.is_empty(), "{:?}", page.errors);
+}
+
+/// Also at an address that ends in a slash.
+#[tokio::test]
+async fn rejections_and_what_is_in_flight_are_shown() {
+    let service = Service::new();
+    let (address, _) = serve(service.app.clone(), "127.0.0.1:0").await;
+    let mut page = Page::open(&format!("http://{address}/admin/")).await;
+    sign_in(&mut page).await;
+
+    // What is rejected is plotted.
+    for _ in 0..1_236 {
         service.calls("acme").await;
     }
-    let seven = "[...at('limiters').rows].map((row) => [...row.cells].slice(3).map((cell) => cell.textContent).join()).join()";
-    page.until(seven, "2,7,0").await;
-    assert_eq!(
-        page.evaluate("Number(at('refused').dataset.peak) > 0")
-            .await,
-        "true"
-    );
-    let painted = "(() => { const c = at('refused'); const s = series.values().next().value; \
-        plot('refused'); const p = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; \
-        const e = document.createElement('i'); e.className = `s${s.colour}`; document.body.append(e); \
-        const [r, g, b] = getComputedStyle(e).backgroundColor.match(/\\d+/g).map(Number); e.remove(); \
+    let sums = "[...at('limiters').rows].map((row) => [...row.cells].slice(3).map((cell) => cell.textContent).join('|')).join()";
+    page.until(sums, "2|1,234|0").await;
+    page.until("Number(at('refused').dataset.peak) > 0", "true")
+        .await;
+    let painted = "(() => { const c = at('refused'); plot('refused'); \
+        const p = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; \
+        const s = getComputedStyle(document.documentElement).getPropertyValue('--s0').trim(); \
+        const [r, g, b] = [1, 3, 5].map((n) => parseInt(s.slice(n, n + 2), 16)); \
         let n = 0; for (let i = 0; i < p.length; i += 4) \
         if (p[i + 3] === 255 && p[i] === r && p[i + 1] === g && p[i + 2] === b) n += 1; \
         return n > 50; })()";
     assert_eq!(page.evaluate(painted).await, "true");
-    page.until("at('refused-keys').rows[0]?.cells[1].textContent", "7")
-        .await;
+    page.until(
+        "[...at('refused-keys').rows[0].cells].slice(1, 4).map((cell) => cell.textContent).join('|')",
+        "api: callshttp|1,234|UsageLimit…Ban…",
+    )
+    .await;
 
     // In flight: green, amber, red.
     let mut held = Vec::new();
@@ -112,13 +130,85 @@ async fn the_page_shows_refusals_and_changes_limits() {
         while held.len() < count {
             held.push(service.chat.try_acquire().unwrap());
         }
-        let shown = "at('in-flight').textContent + at('in-flight').firstChild?.className";
-        page.until(shown, &format!("chat{count} of 10{level}"))
-            .await;
+        let shown = "(at('in-flight').querySelector('.of')?.textContent ?? '') + at('in-flight').firstChild?.className";
+        page.until(shown, &format!("{count} of 10{level}")).await;
     }
+    let note = page
+        .evaluate("at('in-flight').querySelector('.note').textContent")
+        .await;
+    assert!(note.starts_with("in this process: "), "{note}");
 
-    // A limit that is added counts, and is shown as what it is called.
+    // From the list of rejections to a limit, and to a ban.
+    page.click("#refused-keys tr button:nth-of-type(2)").await;
+    page.until("document.activeElement.id", "edit-limit").await;
+    let key = page.evaluate("at('edit-key').value").await;
+    assert!(key.starts_with("org#"), "{key}");
+    page.until(
+        "at('edit-usage').querySelector('.of').textContent",
+        "2 of 2",
+    )
+    .await;
+    fill(&mut page, "#edit-limit", "calls=9/h").await;
+    page.click("#edit-form .primary").await;
+    page.until(
+        &cells("limits"),
+        &format!("{key}|calls=9/h|UsageEdit…Delete…"),
+    )
+    .await;
+    assert!(service.calls("acme").await);
+    page.click("#refused-keys tr button:nth-of-type(3)").await;
+    page.until("at('edit-limit').value", "deny all").await;
+    page.until("at('edit-had').textContent", "It has calls=9/h now.")
+        .await;
+    page.until("at('edit-for').selectedOptions[0].text", "for 1 hour")
+        .await;
+    fill(&mut page, "#edit-note", "ticket 4711").await;
+    page.click("#edit-form .primary").await;
+    page.until(
+        &cells("limits"),
+        &format!("{key}|deny all|UsageEdit…Delete…"),
+    )
+    .await;
     assert!(!service.calls("acme").await);
+    let noted = "at('limits').rows[0].cells[1].lastChild.textContent";
+    let noted = page.evaluate(noted).await;
+    assert!(
+        noted.starts_with("until ") && noted.contains(" · ticket 4711 · set "),
+        "{noted}"
+    );
+    // An edit keeps the end and the note, unless they are changed as well.
+    let path = format!("/limits/{}", super::encoded(&key));
+    let before = service.ask("GET", &path, "").await.json;
+    page.click("#limits tr button:nth-of-type(2)").await;
+    page.until("at('edit-for').value", "keep").await;
+    fill(&mut page, "#edit-limit", "calls=8/h").await;
+    page.click("#edit-form .primary").await;
+    page.until(
+        &cells("limits"),
+        &format!("{key}|calls=8/h|UsageEdit…Delete…"),
+    )
+    .await;
+    let after = service.ask("GET", &path, "").await.json;
+    assert_eq!(
+        (&after["end"], &after["note"]),
+        (&before["end"], &before["note"])
+    );
+    assert!(
+        page.errors.iter().all(|error| error.contains("404")),
+        "{:?}",
+        page.errors
+    );
+}
+
+#[tokio::test]
+async fn limits_are_added_changed_and_deleted() {
+    let service = Service::new();
+    let mut page = open(&service).await;
+    sign_in(&mut page).await;
+    for _ in 0..3 {
+        service.calls("acme").await;
+    }
+    // A limit that is added counts, and is shown as what it is called.
     page.click("#add").await;
     page.until("document.activeElement.id", "edit-key").await;
     fill(&mut page, "#edit-key", "org:acme").await;
@@ -139,36 +229,26 @@ async fn the_page_shows_refusals_and_changes_limits() {
         "org:acme",
     )
     .await;
-    // The same by keys alone: the row's second button, and Enter in the form.
-    let edit = "document.querySelector('[aria-label=\"Edit org:acme\"]').focus()";
-    page.evaluate(edit).await;
-    press(&mut page, "Enter", 13, "\r").await;
-    page.until("document.activeElement.id", "edit-limit").await;
-    fill(&mut page, "#edit-limit", "calls=4/h").await;
-    press(&mut page, "Enter", 13, "\r").await;
-    page.until(&cells("limits"), "org:acme|calls=4/h|UsageEdit…Delete…")
-        .await;
-    assert!(service.calls("acme").await);
-    assert!(!service.calls("acme").await);
 
-    // The usage of a key.
+    // The usage of a key, from its row and from the form above it.
     page.click("[aria-label='Usage of org:acme']").await;
-    page.until("at('usage-of').textContent", "org:acme: calls=4/h")
+    page.until("at('usage-of').textContent", "Its own limit: calls=100/h")
         .await;
-    page.until(
-        "at('usage').firstChild.textContent",
-        "callsrate, its own4 of 4",
-    )
-    .await;
+    let usage = "at('usage').firstChild.textContent";
+    page.until(usage, "callsrate, its own3 of 100in this process")
+        .await;
+    page.click("#usage-close").await;
+    fill(&mut page, "#search", "org:acme").await;
+    page.click("#find-form button").await;
+    page.until("at('usage-dialog').open", "true").await;
+    page.click("#usage-close").await;
+    fill(&mut page, "#search", "").await;
 
-    // The search, and text that is none of the page's.
+    // Text that is none of the page's; and the list shows by itself what others change.
     let markup = "org:<img src=x onerror=alert(1)>";
     assert_eq!(service.put(markup, "1/h").await.status, 200);
-    page.evaluate("load()").await;
     page.until("at('limits').rows.length", "2").await;
     assert_eq!(page.evaluate("document.images.length").await, "0");
-    fill(&mut page, "#search", "ACME").await;
-    page.until("at('limits').rows.length", "1").await;
 
     // Deleting asks first.
     let delete = "[aria-label='Delete org:acme']";
@@ -180,75 +260,122 @@ async fn the_page_shows_refusals_and_changes_limits() {
         page.evaluate("document.activeElement.id").await,
         "delete-cancel"
     );
-    press(&mut page, "Escape", 27, "").await;
+    page.press("Escape", 27, "").await;
     page.until("at('delete-dialog').open", "false").await;
     assert_eq!(service.limits.len(), 2);
     page.click(delete).await;
+    page.until("at('delete-dialog').open", "true").await;
     page.click("#delete-form .danger").await;
-    page.until("at('limits').rows.length", "0").await;
+    page.until("at('limits').rows.length", "1").await;
     assert_eq!(service.limits.len(), 1);
     assert!(!service.calls("acme").await, "the default applies again");
-
-    // A reload keeps the token, signing out does not.
-    let refusal = |error: &String| error.contains("422");
+    let refusal = |error: &String| error.contains("422") || error.contains("404");
     assert!(page.errors.iter().all(refusal), "{:?}", page.errors);
-    page.errors.clear();
-    page.call("Page.reload", json!({})).await;
-    page.until("at('state').textContent", "Live").await;
-    page.click("#sign-out").await;
-    page.until(
-        "at('token-dialog').open && sessionStorage.length === 0",
-        "true",
-    )
-    .await;
-    assert!(page.errors.is_empty(), "{:?}", page.errors);
 }
 
 #[tokio::test]
-async fn the_page_fits_a_phone_and_the_night() {
+async fn an_edit_of_what_was_changed_meanwhile_shows_both_values() {
     let service = Service::new();
+    service.put("org:acme", "1/h").await;
     let mut page = open(&service).await;
     sign_in(&mut page).await;
-    let long = "x".repeat(200);
-    service
-        .put(&format!("org:{long}"), "calls=1/h, chat=1 concurrent")
-        .await;
-    service.put("org:acme", "2/h").await;
-    for _ in 0..5 {
-        service.calls(&long).await;
-        service.calls("acme").await;
-    }
-    page.evaluate("load()").await;
-    page.until("at('limits').rows.length", "2").await;
-    page.until("at('refused-keys').rows.length", "2").await;
-    let wide = "document.documentElement.scrollWidth <= innerWidth";
-    for (width, height) in [(360, 640), (768, 1024), (1280, 800)] {
-        page.resize(width, height, width < 700).await;
-        page.until(&format!("innerWidth === {width} && {wide}"), "true")
-            .await;
-        page.evaluate("edit('', '')").await;
-        page.until(wide, "true").await;
-        page.click("#edit-cancel").await;
-    }
-    let back = "getComputedStyle(document.body).backgroundColor";
-    for scheme in ["light", "dark"] {
-        let features = json!([{ "name": "prefers-color-scheme", "value": scheme }]);
-        page.call(
-            "Emulation.setEmulatedMedia",
-            json!({ "features": features }),
+    let shown = "[at('edit-conflict').hidden, at('conflict-theirs').textContent, at('conflict-mine').textContent].join()";
+    for keeps in [true, false] {
+        page.until("at('limits').rows.length", "1").await;
+        page.click("[aria-label='Edit org:acme']").await;
+        page.until("at('edit-dialog').open", "true").await;
+        let theirs = if keeps { "2/h" } else { "3/h" };
+        service.put("org:acme", theirs).await;
+        fill(&mut page, "#edit-limit", "9/h").await;
+        page.click("#edit-form .primary").await;
+        page.until(shown, &format!("false,{theirs},9/h")).await;
+        page.until("document.activeElement.id", "keep-theirs").await;
+        assert_eq!(page.evaluate("at('edit-dialog').open").await, "true");
+        let chosen = if keeps {
+            "#keep-theirs"
+        } else {
+            "#edit-form .primary"
+        };
+        page.click(chosen).await;
+        page.until("at('edit-dialog').open", "false").await;
+        let counts = if keeps { theirs } else { "9/h" };
+        page.until(
+            &cells("limits"),
+            &format!("org:acme|{counts}|UsageEdit…Delete…"),
         )
         .await;
-        let expected = if scheme == "dark" {
-            "rgb(20, 23, 26)"
-        } else {
-            "rgb(246, 247, 248)"
-        };
-        page.until(back, expected).await;
+        let limit = service.ask("GET", "/limits/org:acme", "").await;
+        assert_eq!(limit.json["limit"], counts);
     }
-    // Whoever goes by keys sees where they are.
-    page.click("#edit-cancel").await;
-    press(&mut page, "Tab", 9, "").await;
-    let outline = "getComputedStyle(document.activeElement).outlineStyle";
-    page.until(outline, "solid").await;
+    // A limit is deleted that was changed since the question.
+    page.click("[aria-label='Delete org:acme']").await;
+    page.until("at('delete-dialog').open", "true").await;
+    service.put("org:acme", "4/h").await;
+    page.click("#delete-form .danger").await;
+    page.until("at('delete-limit').textContent", "4/h").await;
+    assert_eq!(service.limits.len(), 1);
+    page.click("#delete-form .danger").await;
+    page.until("at('limits').rows.length", "0").await;
+    assert!(
+        page.errors.iter().all(|error| error.contains("412")),
+        "{:?}",
+        page.errors
+    );
+}
+
+#[tokio::test]
+async fn it_is_live_only_while_data_arrives() {
+    let service = Service::new();
+    let (address, server) = serve(service.app.clone(), "127.0.0.1:0").await;
+    let mut page = Page::open(&format!("http://{address}/admin")).await;
+    sign_in(&mut page).await;
+    page.until("at('state').className", "live").await;
+    // A server that takes requests and never answers.
+    server.abort();
+    let _ = server.await;
+    let silent = TcpListener::bind(address).await.unwrap();
+    // Connections that were open go on being served.
+    page.evaluate("(fetch = () => new Promise(() => {}))").await;
+    page.until("at('state').className", "lost").await;
+    page.until("at('state').textContent.startsWith('No data: ')", "true")
+        .await;
+    page.until("at('silent').textContent.startsWith('for ')", "true")
+        .await;
+    page.until("at('main').classList.contains('old')", "true")
+        .await;
+    drop(silent);
+    page.call("Page.reload", json!({})).await;
+}
+
+#[tokio::test]
+async fn one_of_a_thousand_limits_is_found() {
+    let service = Service::new();
+    for n in 0..1_000 {
+        let key = format!("org:tenant-{n:04}").parse().unwrap();
+        let limit = format!("calls={}/h", 10_000 + n).parse().unwrap();
+        service.limits.set(&key, limit).await.unwrap();
+    }
+    let mut page = open(&service).await;
+    sign_in(&mut page).await;
+    let count = "at('limits-count').textContent";
+    page.until(count, "200 of 1,000 shown").await;
+    page.click("#more").await;
+    page.until(count, "400 of 1,000 shown").await;
+    fill(&mut page, "#search", "TENANT-0731").await;
+    page.until(count, "1 of 1,000 found").await;
+    page.until(
+        &cells("limits"),
+        "org:tenant-0731|calls=10731/h|UsageEdit…Delete…",
+    )
+    .await;
+    // The search stays while others change limits.
+    service.put("org:other", "calls=1/h").await;
+    page.until(count, "1 of 1,001 found").await;
+    fill(&mut page, "#search", "nothing like it").await;
+    page.until(
+        "at('no-limits').textContent",
+        "No key or limit has this text.",
+    )
+    .await;
     assert!(page.errors.is_empty(), "{:?}", page.errors);
 }

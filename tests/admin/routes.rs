@@ -8,9 +8,9 @@ use tower::ServiceExt;
 use tower_admission::admin::{self, Recorder};
 use tower_admission::{Key, Limits, MemoryStore, Policy, Quota, RateLimiter, RequestHead};
 
-use super::{Service, TOKEN, operator};
+use super::{Service, TOKEN, operator, untimed};
 
-const ENDPOINTS: [(&str, &str); 9] = [
+const ENDPOINTS: [(&str, &str); 10] = [
     ("GET", "/limits"),
     ("GET", "/limits/org:acme"),
     ("PUT", "/limits/org:acme"),
@@ -18,6 +18,7 @@ const ENDPOINTS: [(&str, &str); 9] = [
     ("GET", "/usage"),
     ("GET", "/usage/org:acme"),
     ("POST", "/cache/clear"),
+    ("GET", "/now"),
     ("GET", "/events"),
     ("GET", "/openapi.json"),
 ];
@@ -86,17 +87,17 @@ async fn a_limit_is_set_and_changed_and_deleted_and_counts() {
     assert_eq!(set.status, 200);
     let limit = "3/h, calls=3/h burst 3";
     let expected = json!({ "key": "org:acme", "limit": limit, "before": null });
-    assert_eq!(set.json, expected);
+    assert_eq!(untimed(&set.json), expected);
     assert!(service.calls("acme").await);
     assert!(!service.calls("acme").await);
 
     let set = service.put("org:acme", "4/h").await;
     let expected = json!({ "key": "org:acme", "limit": "4/h", "before": limit });
-    assert_eq!((set.status, set.json), (200, expected));
+    assert_eq!((set.status, untimed(&set.json)), (200, expected));
     assert!(service.calls("acme").await);
     let read = service.ask("GET", path, "").await;
     let expected = json!({ "key": "org:acme", "limit": "4/h" });
-    assert_eq!((read.status, read.json), (200, expected));
+    assert_eq!((read.status, untimed(&read.json)), (200, expected));
 
     let deleted = service.ask("DELETE", path, "").await;
     let expected = json!({ "key": "org:acme", "before": "4/h" });
@@ -265,7 +266,7 @@ async fn junk_gets_its_4xx() {
 async fn the_list_comes_in_pages() {
     let service = Service::new();
     let list = service.ask("GET", "/limits", "").await;
-    let expected = json!({ "limits": [], "names": ["calls", "chat"], "next": null });
+    let expected = json!({ "limits": [], "names": ["calls", "chat"], "total": 0, "next": null });
     assert_eq!((list.status, list.json), (200, expected));
 
     for n in 0..1_234 {
@@ -300,7 +301,7 @@ async fn the_list_comes_in_pages() {
         for (n, entry) in found.iter().enumerate() {
             let expected =
                 json!({ "key": format!("org:a/{n:04}"), "limit": format!("{}/h", n + 1) });
-            assert_eq!(*entry, expected);
+            assert_eq!(untimed(entry), expected);
         }
     }
     for query in [
@@ -325,10 +326,14 @@ async fn usage_is_told_of_a_key_and_of_all() {
         .map(|_| service.chat.try_acquire().unwrap())
         .collect();
     let all = service.ask("GET", "/usage", "").await;
-    let expected = json!({ "usage": [
-        { "name": "chat", "sort": "concurrency", "used": 3, "limit": 10 },
-    ] });
-    assert_eq!((all.status, all.json), (200, expected));
+    let replica = &all.json["replica"];
+    assert_eq!(replica["pid"], std::process::id());
+    let chat = json!({
+        "name": "chat", "sort": "concurrency", "used": 3, "here": 3, "counted_in": "this process",
+        "limit": 10,
+    });
+    let expected = json!({ "replica": replica, "store": null, "usage": [chat] });
+    assert_eq!((all.status, &all.json), (200, &expected));
     drop(held);
 
     assert!(service.calls("acme").await);
@@ -336,12 +341,16 @@ async fn usage_is_told_of_a_key_and_of_all() {
     assert_eq!(usage.status, 200);
     assert_eq!(usage.json["key"], "org:acme");
     assert_eq!(usage.json["limit"], json!(null));
-    let calls = json!({ "name": "calls", "sort": "rate", "used": 1, "limit": 2, "is_own": false });
+    let mut calls = json!({
+        "name": "calls", "sort": "rate", "used": 1, "here": 1, "counted_in": "this process",
+        "limit": 2, "is_own": false,
+    });
     assert_eq!(usage.json["usage"][0], calls);
 
     service.put("org:acme", "5/h").await;
     let usage = service.ask("GET", "/usage/org:acme", "").await;
-    let calls = json!({ "name": "calls", "sort": "rate", "used": 1, "limit": 5, "is_own": true });
+    calls["limit"] = json!(5);
+    calls["is_own"] = json!(true);
     assert_eq!(usage.json["limit"], "5/h");
     assert_eq!(usage.json["usage"][0], calls);
 }
@@ -360,7 +369,12 @@ async fn usage_is_told_by_tier() {
     );
     let usage = service.ask("GET", "/usage/org:acme", "").await;
     let used = usage.json["usage"].as_array().unwrap();
-    let plan = |name, used, limit| json!({ "name": name, "sort": "rate", "used": used, "limit": limit, "is_own": false });
+    let plan = |name, used, limit| {
+        json!({
+            "name": name, "sort": "rate", "used": used, "here": used,
+            "counted_in": "this process", "limit": limit, "is_own": false,
+        })
+    };
     assert!(used.contains(&plan("plan", 0, 3)), "{used:?}");
     let mut of_tier = plan("plan", 5, 10);
     of_tier["tier"] = json!("pro");
@@ -387,6 +401,7 @@ async fn the_page_is_for_everybody_and_runs_nothing_but_itself() {
     let service = Service::new();
     for (path, content_type) in [
         ("/admin", "text/html; charset=utf-8"),
+        ("/admin/", "text/html; charset=utf-8"),
         ("/admin/admin.css", "text/css; charset=utf-8"),
         ("/admin/admin.js", "text/javascript; charset=utf-8"),
     ] {
@@ -401,6 +416,9 @@ async fn the_page_is_for_everybody_and_runs_nothing_but_itself() {
         );
         assert_eq!(answer.headers["x-content-type-options"], "nosniff");
         assert!(!answer.text.contains(TOKEN));
+        if path == "/admin/" {
+            assert!(answer.text.contains("\"./admin.js\""), "{}", answer.text);
+        }
         if path == "/admin" {
             assert!(
                 answer.text.contains("\"admin/admin.js\""),

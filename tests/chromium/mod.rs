@@ -48,10 +48,13 @@ impl Drop for Process {
     }
 }
 
+/// A window of a browser.
+pub(crate) struct Window(String);
+
 /// A page in headless Chromium, over the DevTools protocol.
 pub(crate) struct Page {
     protocol: WebSocketStream<MaybeTlsStream<TcpStream>>,
-    /// Of the page, once it is there.
+    /// Of the page that calls are about, once it is there.
     session: Option<String>,
     calls: u64,
     /// What the page wrote to the console as an error, or threw.
@@ -101,17 +104,54 @@ impl Page {
             profile,
             browser,
         };
-        let blank = json!({ "url": "about:blank" });
-        let target = page.call("Target.createTarget", blank).await;
-        let attach = json!({ "targetId": target["targetId"], "flatten": true });
-        let attached = page.call("Target.attachToTarget", attach).await;
-        page.session = Some(attached["sessionId"].as_str().unwrap().to_owned());
-        for domain in ["Runtime.enable", "Log.enable", "Page.enable"] {
-            page.call(domain, json!({})).await;
-        }
-        page.call("Page.navigate", json!({ "url": url })).await;
-        page.until("document.readyState", "complete").await;
+        page.open_window(url).await;
         page
+    }
+
+    /// Another page of the same browser, in a window of its own, so that both are visible. What follows is about it.
+    pub(crate) async fn open_window(&mut self, url: &str) -> Window {
+        self.session = None;
+        let blank = json!({ "url": "about:blank", "newWindow": true });
+        let target = self.call("Target.createTarget", blank).await;
+        let attach = json!({ "targetId": target["targetId"], "flatten": true });
+        let attached = self.call("Target.attachToTarget", attach).await;
+        let session = attached["sessionId"].as_str().unwrap().to_owned();
+        self.session = Some(session.clone());
+        for domain in ["Runtime.enable", "Log.enable", "Page.enable"] {
+            self.call(domain, json!({})).await;
+        }
+        self.call("Page.navigate", json!({ "url": url })).await;
+        self.until("document.readyState", "complete").await;
+        Window(session)
+    }
+
+    /// What follows is about this window.
+    pub(crate) fn look_at(&mut self, window: &Window) {
+        self.session = Some(window.0.clone());
+    }
+
+    /// A key that is pressed, and the text that it types.
+    pub(crate) async fn press(&mut self, key: &str, code: u32, text: &str) {
+        for kind in ["keyDown", "keyUp"] {
+            let mut press = json!({
+                "type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code,
+            });
+            if kind == "keyDown" && !text.is_empty() {
+                press["text"] = text.into();
+            }
+            self.call("Input.dispatchKeyEvent", press).await;
+        }
+    }
+
+    /// Text that is typed where the focus is.
+    pub(crate) async fn type_text(&mut self, text: &str) {
+        self.call("Input.insertText", json!({ "text": text })).await;
+    }
+
+    pub(crate) async fn colours(&mut self, scheme: &str) {
+        let features = json!([{ "name": "prefers-color-scheme", "value": scheme }]);
+        let media = json!({ "features": features });
+        self.call("Emulation.setEmulatedMedia", media).await;
     }
 
     /// Calls a method, and takes note of errors that are told in the meantime.

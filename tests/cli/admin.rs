@@ -52,6 +52,27 @@ async fn each_command_does_what_it_does_in_redis() {
         usage.contains("jobs  concurrency     3      -        -"),
         "{usage}"
     );
+    assert!(
+        usage.contains("in the store, 1 of them by gw-1 (pid 4711)"),
+        "{usage}"
+    );
+    let usage = run(&["usage", "--json"]).await.json();
+    assert_eq!(usage["replica"]["host"], "gw-1");
+    assert_eq!(usage["store"], json!({"status": "ok"}));
+    assert_eq!(usage["usage"][0]["here"], 1);
+    // Of a store that does not answer its numbers are not shown, which is said.
+    let failing = run_at(&format!("{}/failing", stub.url), &["usage"]).await;
+    assert!(
+        failing.err.contains("timeout: no answer") && failing.err.contains("(closed)"),
+        "{}",
+        failing.err
+    );
+    assert_eq!(failing.code, 0);
+    assert!(
+        failing.out.contains("in gw-1 (pid 4711)"),
+        "{}",
+        failing.out
+    );
     run(&["cache", "clear"]).await.ok();
     run(&["limits", "delete", "org:acme"]).await.failed(2);
     let deleted = run(&["limits", "delete", "org:acme", "--force"]).await.ok();

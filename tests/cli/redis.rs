@@ -207,9 +207,9 @@ async fn usage_is_told_by_tier() {
             == [
                 "org:acme: no limit of its own",
                 "NAME        SORT         USED  LIMIT  PERCENT",
-                "jobs        concurrency     0      2       0%",
-                "plan        rate            0      3       0%",
-                "plan (pro)  rate            5     10      50%",
+                "jobs        concurrency     0      2       0%  in the store",
+                "plan        rate            0      3       0%  in the store",
+                "plan (pro)  rate            5     10      50%  in the store",
             ]
     })
     .await;
@@ -229,8 +229,8 @@ async fn usage_is_told_by_tier() {
         [
             "org:acme: tier=pro (its own)",
             "NAME        SORT         USED  LIMIT  PERCENT",
-            "jobs        concurrency     0     20       0%",
-            "plan (pro)  rate            5     10      50%",
+            "jobs        concurrency     0     20       0%  in the store",
+            "plan (pro)  rate            5     10      50%  in the store",
         ]
     );
 }
@@ -247,14 +247,19 @@ async fn usage_is_what_is_used() {
         [
             "org:acme: no limit of its own",
             "NAME    SORT         USED  LIMIT  PERCENT",
-            "jobs    concurrency     2      2     100%  at the limit",
-            "bucket  rate            7     10      70%",
-            "window  rate            7      8      87%",
+            "jobs    concurrency     2      2     100%  at the limit  in the store",
+            "bucket  rate            7     10      70%  in the store",
+            "window  rate            7      8      87%  in the store",
         ]
     );
     service.set("bucket=20/day, 5 concurrent").await;
     let usage = tell(&["usage", "org:acme", "--json"]).await.json();
-    let entry = |name, sort, used, limit, is_own| json!({"name": name, "sort": sort, "used": used, "limit": limit, "is_own": is_own});
+    let entry = |name, sort, used, limit, is_own| {
+        json!({
+            "name": name, "sort": sort, "used": used, "counted_in": "store", "limit": limit,
+            "is_own": is_own,
+        })
+    };
     let expected = json!({
         "key": "org:acme",
         "limit": "bucket=20/day, 5 concurrent",
@@ -274,7 +279,9 @@ async fn usage_is_what_is_used() {
     );
     // Needs no secret.
     let totals = run(&server, &["usage", "--json"]).await.json();
-    let expected = json!({"name": "jobs", "sort": "concurrency", "used": 2, "limit": 50});
+    let expected = json!({
+        "name": "jobs", "sort": "concurrency", "used": 2, "counted_in": "store", "limit": 50,
+    });
     assert_eq!(totals, json!({"usage": [expected]}));
     let other = run(&server, &["usage", "ip:192.0.2.1", "--json"])
         .await

@@ -61,6 +61,21 @@ impl Stub {
                 }),
             )
             .route(
+                "/failing/usage",
+                get(async || {
+                    let usage = json!({
+                        "name": "jobs", "sort": "lease", "used": 1, "here": 1,
+                        "counted_in": "this process", "limit": 2,
+                    });
+                    let store = json!({
+                        "status": "failing", "failure_mode": "closed", "since": 1,
+                        "cause": "timeout: no answer",
+                    });
+                    let replica = json!({"id": "a1", "host": "gw-1", "pid": 4711});
+                    Json(json!({"replica": replica, "store": store, "usage": [usage]}))
+                }),
+            )
+            .route(
                 "/loop/limits",
                 get(async || Json(json!({"limits": [], "names": [], "next": "org:a"}))),
             )
@@ -159,8 +174,12 @@ async fn delete(State(held): State<Held>, Path(key): Path<String>) -> Response {
 }
 
 async fn totals() -> Json<Value> {
-    let jobs = json!({"name": "jobs", "sort": "concurrency", "used": 3, "limit": null});
-    Json(json!({"usage": [jobs]}))
+    let jobs = json!({
+        "name": "jobs", "sort": "concurrency", "used": 3, "here": 1, "counted_in": "store",
+        "limit": null,
+    });
+    let replica = json!({"id": "a1", "host": "gw-1", "pid": 4711});
+    Json(json!({"replica": replica, "store": {"status": "ok"}, "usage": [jobs]}))
 }
 
 async fn usage(State(held): State<Held>, Path(key): Path<String>) -> Json<Value> {

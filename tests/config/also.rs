@@ -312,8 +312,8 @@ const PERMITS: &str = "
     also = 'global'
 ";
 
-fn in_flight(admission: &Admission) -> Vec<(String, u64)> {
-    let totals = admission.limits().totals().into_iter();
+async fn in_flight(admission: &Admission) -> Vec<(String, u64)> {
+    let totals = admission.limits().totals().await.into_iter();
     let mut totals: Vec<_> = totals
         .map(|total| (total.name.to_string(), total.used))
         .collect();
@@ -329,7 +329,7 @@ async fn permits_are_taken_of_all_groups(config: Config) {
     let second = hold(&admission, "/batch").await;
     assert_eq!(first.status(), StatusCode::OK);
     assert_eq!(
-        in_flight(&admission),
+        in_flight(&admission).await,
         counts([("api", 1), ("batch", 1), ("global", 2), ("keys", 1)])
     );
     // The last of them rejects, and what was taken of the first ones is given back.
@@ -338,7 +338,7 @@ async fn permits_are_taken_of_all_groups(config: Config) {
     let name = rejected.into_body().collect().await.unwrap().to_bytes();
     assert_eq!(name, "global");
     assert_eq!(
-        in_flight(&admission),
+        in_flight(&admission).await,
         counts([("api", 1), ("batch", 1), ("global", 2), ("keys", 1)])
     );
     // The own group is asked first.
@@ -346,12 +346,12 @@ async fn permits_are_taken_of_all_groups(config: Config) {
     assert_eq!(seen.take(), ["rejected global", "rejected batch"]);
     drop(second);
     assert_eq!(
-        in_flight(&admission),
+        in_flight(&admission).await,
         counts([("api", 1), ("batch", 0), ("global", 1), ("keys", 1)])
     );
     drop(first);
     assert_eq!(
-        in_flight(&admission),
+        in_flight(&admission).await,
         counts([("api", 0), ("batch", 0), ("global", 0), ("keys", 0)])
     );
     // A store is told of it in the background.
@@ -375,6 +375,40 @@ async fn permits_in_redis_are_all_or_none() {
     permits_are_taken_of_all_groups(in_redis(&server, PERMITS)).await;
 }
 
+#[tokio::test]
+async fn an_exempt_request_is_counted_by_the_capacity_of_all_groups_alone() {
+    for (own, global, full) in [(2, 3, "api"), (3, 2, "global")] {
+        let limits =
+            "concurrency_per_key = 1\nconcurrency_per_ip = 1\nrate = '1/h'\nrate_per_ip = '1/h'";
+        let config = config(&format!(
+            "[lists]\nallow = 'bearer:alice'
+            [groups.global]\nconcurrency = {global}\n{limits}
+            [groups.api]\npath = '/api'\nalso = 'global'\nconcurrency = {own}\n{limits}"
+        ));
+        let (admission, seen) = seen(&config);
+        let app = app(&admission);
+        let mut held = Vec::new();
+        for _ in 0..2 {
+            let response = hold(&admission, "/api").await;
+            assert_eq!(response.status(), StatusCode::OK);
+            assert!(!response.headers().contains_key("ratelimit"));
+            held.push(response);
+        }
+        let counted = |count| ["api", "global"].map(|name| (name.to_owned(), count));
+        assert_eq!(in_flight(&admission).await, counted(2));
+        assert_eq!(admitted(&app, "/api", "alice").await, by(0, full));
+        drop(held);
+        assert_eq!(in_flight(&admission).await, counted(0));
+        for _ in 0..3 {
+            let status = send(&app, "/api", "alice").await.status();
+            assert_eq!(status, StatusCode::OK);
+        }
+        // No rate decided about it, and none was charged for it, that of its address neither.
+        assert_eq!(seen.take(), [format!("rejected {full}")]);
+        assert_eq!(admitted(&app, "/api", "bob").await, by(1, "api"));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_stalled_response_loses_the_permits_of_all_groups() {
     let (admission, _) = seen(&config(PERMITS));
@@ -389,7 +423,11 @@ async fn a_stalled_response_loses_the_permits_of_all_groups() {
     // The group that has no room reclaims, also what is in flight of another group.
     let third = send(&app, "/api", "bob").await;
     assert_eq!(third.status(), StatusCode::OK);
-    let in_flight: u64 = in_flight(&admission).iter().map(|(_, used)| used).sum();
+    let in_flight: u64 = in_flight(&admission)
+        .await
+        .iter()
+        .map(|(_, used)| used)
+        .sum();
     drop(third);
     assert!(in_flight <= 3 + 3, "{in_flight}");
     let ended = [
@@ -399,6 +437,7 @@ async fn a_stalled_response_loses_the_permits_of_all_groups() {
     assert_eq!(ended.iter().filter(|ended| **ended).count(), 1);
     drop((first, second));
     let left: u64 = self::in_flight(&admission)
+        .await
         .iter()
         .map(|(_, used)| used)
         .sum();
@@ -422,7 +461,7 @@ async fn a_dry_run_spares_a_stalled_response_and_what_it_holds_of_other_groups()
     tokio::time::advance(ConcurrencyLimiter::DEFAULT_RECLAIM_AFTER).await;
     let _second = hold(&admission, "/api").await;
     assert_eq!(
-        in_flight(&admission),
+        in_flight(&admission).await,
         [("api".to_owned(), 2), ("trial".to_owned(), 1)]
     );
     // It goes on, and counts in its own group until it ends.
@@ -430,7 +469,7 @@ async fn a_dry_run_spares_a_stalled_response_and_what_it_holds_of_other_groups()
     assert_eq!(admitted(&app(&admission), "/api", "bob").await.1, "api");
     drop(first);
     assert_eq!(
-        in_flight(&admission),
+        in_flight(&admission).await,
         [("api".to_owned(), 1), ("trial".to_owned(), 1)]
     );
 }

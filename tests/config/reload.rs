@@ -187,7 +187,7 @@ async fn permits_count_on() {
     assert_eq!(hold("dave").await.status(), StatusCode::SERVICE_UNAVAILABLE);
     drop(held);
     drop(more);
-    let [total] = &admission.limits().totals()[..] else {
+    let [total] = &admission.limits().totals().await[..] else {
         panic!()
     };
     assert_eq!((total.used, total.limit), (0, Some(4)));
@@ -259,7 +259,7 @@ async fn permits_of_an_address_count_on() {
         StatusCode::TOO_MANY_REQUESTS
     );
     drop(held);
-    assert_eq!(admission.limits().totals()[0].used, 0);
+    assert_eq!(admission.limits().totals().await[0].used, 0);
 }
 
 #[tokio::test(start_paused = true)]

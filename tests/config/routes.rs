@@ -195,6 +195,6 @@ async fn single_keys_have_limits_of_their_own() {
         .map(|usage| (&*usage.name, usage.used))
         .collect();
     assert_eq!(used, [("api", 4)]);
-    let totals = limits.totals();
+    let totals = limits.totals().await;
     assert_eq!((&*totals[0].name, totals[0].limit), ("api", Some(9)));
 }

@@ -1,155 +1,99 @@
-//! The dashboard and the alerts use what is exported, and all of it.
+//! The dashboard and the alerts on a Prometheus that scrapes gateways under load.
 
-mod promql;
-mod yaml;
+mod load;
+#[path = "../gateway/process.rs"]
+mod process;
+mod prometheus;
+// Its own tests use all of it.
+#[allow(dead_code)]
+#[path = "../redis/server.rs"]
+mod server;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::process::Command;
+use std::time::Duration;
 
-use metrics_util::MetricKind;
-use metrics_util::debugging::DebuggingRecorder;
+use http::Method;
 use serde_json::Value;
-use tower::{Layer, ServiceExt, service_fn};
-use tower_admission::observe::MetricsObserver;
-use tower_admission::store::FailureMode;
-use tower_admission::store::redis::{FailureKind, StoreObserver};
-use tower_admission::{
-    AccessLayer, ConcurrencyLimitLayer, Key, Limit, Limits, MemoryStore, Observer, Override,
-    Policy, Quota, RateLimitLayer, RequestHead,
-};
 
-use self::promql::Expression;
+use self::load::Loaded;
+use self::process::{soon, text};
+use self::prometheus::Prometheus;
+use self::server::Server;
 
 const DASHBOARD: &str = include_str!("../../dashboards/grafana.json");
-const ALERTS: &str = include_str!("../../dashboards/alerts.yaml");
-const OBSERVER: &str = include_str!("../../src/observe/metrics.rs");
+const ALERTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/dashboards/alerts.yaml");
+const ALERTS_TEST: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/tests/dashboards/alerts_test.yaml"
+);
 
-/// Labels that Prometheus gives to what it scrapes.
-const TARGET: &[&str] = &["instance", "job"];
+/// Metrics that the dashboard and the alerts use, and that nothing exports yet.
+const NOT_YET: [&str; 1] = ["admission_admin_sign_in_failures_total"];
 
-/// A metric as it is exported: with labels and the values that they had.
-struct Metric {
-    kind: MetricKind,
-    labels: BTreeMap<String, BTreeSet<String>>,
+/// In place of `$__rate_interval`: all of the test.
+const INTERVAL: &str = "[1m]";
+
+const MEMORY: &str = "
+[admin]
+token = 'b5b0ea1ed0924ab5'
+[lists]
+deny = 'bearer:eve'
+allow = 'bearer:probe'
+[groups.api]
+path = '/api/slow'
+rate = '3/h'
+concurrency = 16
+[groups.dry]
+path = '/batch'
+rate = '1/h'
+dry_run = true
+[groups.stream]
+path = '/api/stream'
+concurrency = 1
+reclaim_after = '200ms'
+";
+
+const REDIS: &str = "
+[store]
+url = 'URL'
+secret = '00112233445566778899aabbccddeeff'
+deadline = '2s'
+[groups.api]
+path = '/api/slow'
+rate = '3/h'
+concurrency = 16
+";
+
+fn panels() -> Vec<Value> {
+    let dashboard: Value = serde_json::from_str(DASHBOARD).expect("the dashboard is JSON");
+    dashboard["panels"].as_array().expect("panels").clone()
 }
 
-type Exported = BTreeMap<String, Metric>;
-
-/// What limiters that do all sorts of things export.
-fn exported() -> Exported {
-    let recorder = DebuggingRecorder::new();
-    let snapshotter = recorder.snapshotter();
-    metrics::with_local_recorder(&recorder, || {
-        let mut runtime = tokio::runtime::Builder::new_current_thread();
-        runtime.build().unwrap().block_on(exercise());
-    });
-    let mut exported = Exported::new();
-    for (key, _, _, _) in snapshotter.snapshot().into_vec() {
-        let name = key.key().name().to_owned();
-        let metric = exported.entry(name).or_insert_with(|| Metric {
-            kind: key.kind(),
-            labels: BTreeMap::new(),
-        });
-        for label in key.key().labels() {
-            let values = metric.labels.entry(label.key().to_owned()).or_default();
-            values.insert(label.value().to_owned());
-        }
-    }
-    exported
+/// The queries of the panel with this title, with all jobs, instances and limiters chosen.
+fn queries(title: &str) -> Vec<String> {
+    let panels = panels();
+    let mut panels = panels
+        .iter()
+        .filter(|panel| panel["title"] == title && panel["type"] != "row");
+    let panel = panels.next().unwrap_or_else(|| panic!("no panel {title}"));
+    let targets = panel["targets"].as_array().expect("targets").iter();
+    targets
+        .map(|target| chosen(target["expr"].as_str().unwrap(), ".*"))
+        .collect()
 }
 
-async fn exercise() {
-    let metrics = MetricsObserver::new();
-    let handler = service_fn(async |_: http::Request<()>| {
-        Ok::<_, std::convert::Infallible>(http::Response::new(String::new()))
-    });
-    let by_path = |head: RequestHead<'_>| Some(Key::id("path", head.uri.path()));
-    let rate = RateLimitLayer::by(by_path, Policy::new("burst", Quota::per_hour(1)))
-        .store(MemoryStore::new().max_keys(1))
-        .name("api")
-        .observe(metrics);
-    let in_flight = ConcurrencyLimitLayer::new(1).name("ai").observe(metrics);
-    let _permit = in_flight.limiter().try_acquire().unwrap();
-    let request = |path: &str| http::Request::get(path).body(()).unwrap();
-    for path in ["/a", "/b", "/b"] {
-        let service = rate.clone().layer(handler);
-        let _ = service.oneshot(request(path)).await;
-    }
-    let dry = rate.clone().dry_run(true).layer(handler);
-    let _ = dry.oneshot(request("/b")).await;
-    let _ = in_flight.layer(handler).oneshot(request("/")).await;
-    let limits = Limits::new();
-    let by_user = |_: RequestHead<'_>| Some(Key::id("user", "eve"));
-    for list in [Limit::deny_all(), Limit::unlimited()] {
-        let eve = ("user:eve".parse().unwrap(), Override::new(list));
-        limits.set_base([eve]).unwrap();
-        let lists = AccessLayer::new(&limits).key(by_user).name("lists");
-        let _ = lists
-            .observe(metrics)
-            .layer(handler)
-            .oneshot(request("/"))
-            .await;
-    }
-    metrics.publish("api", rate.limiter().stats().unwrap());
-    metrics.reclaimed("ai", None, std::time::Duration::from_secs(61));
-    metrics.reachable(true);
-    metrics.failed(FailureKind::Timeout);
-    metrics.denied_from_cache();
-    metrics.decided_without(FailureMode::Open);
+fn chosen(expression: &str, instance: &str) -> String {
+    expression
+        .replace("[$__rate_interval]", INTERVAL)
+        .replace("$instance", instance)
+        .replace("$job", ".*")
+        .replace("$limiter", ".*")
 }
 
-impl Metric {
-    /// Whether a series has the label: Prometheus adds `le` to buckets.
-    fn has(&self, label: &str, is_bucket: bool) -> bool {
-        self.labels.contains_key(label) || TARGET.contains(&label) || (label == "le" && is_bucket)
-    }
-}
-
-/// The metric that a name in an expression stands for, and whether it is that of buckets.
-fn find<'a>(exported: &'a Exported, name: &str) -> Option<(&'a str, &'a Metric, bool)> {
-    let is_bucket = name.ends_with("_bucket");
-    let suffixes = ["_bucket", "_sum", "_count"];
-    let of_histogram = suffixes.iter().find_map(|end| name.strip_suffix(end));
-    let (name, metric) = exported.get_key_value(of_histogram.unwrap_or(name))?;
-    let is_histogram = metric.kind == MetricKind::Histogram;
-    (is_histogram == of_histogram.is_some()).then_some((name, metric, is_bucket))
-}
-
-/// Checks an expression, and the labels that what it gives is named by. Returns its metrics.
-fn check<'a>(exported: &'a Exported, expression: &str, named_by: &[&str]) -> Vec<&'a str> {
-    let parsed = promql::parse(expression);
-    assert!(!parsed.selectors.is_empty(), "{expression}: no metric");
-    let Expression {
-        selectors,
-        by,
-        is_aggregated,
-    } = &parsed;
-    let mut used = Vec::new();
-    for selector in selectors {
-        let Some((name, metric, is_bucket)) = find(exported, &selector.metric) else {
-            panic!("{expression}: {} is not exported", selector.metric);
-        };
-        used.push(name);
-        for (label, values) in &selector.labels {
-            let had = metric.labels.get(label);
-            let had = had.unwrap_or_else(|| panic!("{expression}: {name} has no {label}"));
-            for value in values.iter().filter(|value| !value.starts_with('$')) {
-                assert!(had.contains(value), "{expression}: no {label} is {value}");
-            }
-        }
-        let all = by
-            .iter()
-            .map(String::as_str)
-            .chain(named_by.iter().copied());
-        for label in all {
-            let has = metric.has(label, is_bucket);
-            assert!(has, "{expression}: {name} has no {label}");
-        }
-    }
-    for label in named_by {
-        let is_left = !is_aggregated || by.iter().any(|by| by == label);
-        assert!(is_left, "{expression}: leaves no {label}");
-    }
-    used
+/// The same about all that was counted, and not about how much a second.
+fn totals(expression: &str) -> String {
+    expression.replace("rate(", "(").replace(INTERVAL, "")
 }
 
 /// What stands between each `open` and `close`.
@@ -160,92 +104,295 @@ fn between<'a>(text: &'a str, open: &str, close: &str) -> Vec<&'a str> {
         .collect()
 }
 
-fn panels() -> (Value, Vec<Value>) {
-    let dashboard: Value = serde_json::from_str(DASHBOARD).expect("the dashboard is JSON");
-    let panels = dashboard["panels"].as_array().expect("panels").clone();
-    (dashboard, panels)
+fn waits_for_a_metric(expression: &str) -> bool {
+    NOT_YET.iter().any(|metric| expression.contains(metric))
 }
 
-#[test]
-fn the_dashboard_shows_what_is_exported_and_all_of_it() {
-    let exported = exported();
-    let (_, panels) = panels();
-    let mut shown = BTreeSet::new();
-    for panel in panels.iter().filter(|panel| panel["type"] != "row") {
-        let targets = panel["targets"].as_array().expect("targets");
-        assert!(!targets.is_empty(), "{panel}");
-        for target in targets {
-            let expression = target["expr"].as_str().expect("an expression");
+const fn is_admitted(status: u16) -> bool {
+    status < 300
+}
+
+const fn is_rejected(status: u16) -> bool {
+    !is_admitted(status)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_dashboard_and_the_alerts_tell_what_the_load_was() {
+    let mut redis = Server::start().await;
+    let mut memory = Loaded::start("memory.toml", MEMORY);
+    let mut shared = Loaded::start("shared.toml", &REDIS.replace("URL", &redis.url()));
+    let instances = [&memory, &shared].map(|loaded| loaded.gateway.address.clone());
+    let instances = instances.each_ref().map(String::as_str);
+    let prometheus = Prometheus::start(&instances, ALERTS).await;
+
+    // Twice, as a rate is the increase since the first sample.
+    for round in ["first", "second"] {
+        memory.spend(round).await;
+        memory.stall().await;
+        for _ in 0..3 {
+            let status = memory
+                .send("dry", Method::POST, "/batch/echo", "alice")
+                .await;
+            assert_eq!(status, 200);
+        }
+        for (token, expected) in [("eve", 403), ("probe", 200)] {
+            for _ in 0..5 {
+                let status = memory
+                    .send("lists", Method::GET, "/api/slow?ms=1", token)
+                    .await;
+                assert_eq!(status, expected);
+            }
+        }
+        let guess = memory.gateway.get("/admin/limits", "not the token").await;
+        assert_eq!(guess, 401);
+        memory.set_limit("bearer:alice", "api=3/h").await;
+        shared.spend(round).await;
+        if round == "second" {
+            redis.kill();
+            // The failure mode admits meanwhile.
+            let down = async {
+                while !metrics_of(&shared)
+                    .await
+                    .contains("\nadmission_store_up 0\n")
+                {
+                    let status = shared
+                        .send("api", Method::GET, "/api/slow?ms=1", "bob")
+                        .await;
+                    assert_eq!(status, 200);
+                }
+            };
+            soon(down).await;
+            for _ in 0..100 {
+                let status = shared
+                    .send("api", Method::GET, "/api/slow?ms=0", "bob")
+                    .await;
+                assert_eq!(status, 200);
+            }
+        }
+        prometheus.sampled().await;
+    }
+
+    every_query_has_an_answer(&prometheus).await;
+    every_metric_is_shown(&[&memory, &shared]).await;
+    sums_are_those_of_the_load(&prometheus, &memory, &shared).await;
+    variables_have_values(&prometheus, &instances).await;
+    alerts_are_evaluated(&prometheus).await;
+}
+
+async fn metrics_of(loaded: &Loaded) -> String {
+    let response = loaded.gateway.send(Method::GET, "/metrics", "", "").await;
+    text(response).await
+}
+
+async fn every_query_has_an_answer(prometheus: &Prometheus) {
+    let mut queried = 0;
+    for panel in panels().iter().filter(|panel| panel["type"] != "row") {
+        for target in panel["targets"].as_array().expect("targets") {
+            let expression = chosen(target["expr"].as_str().expect("an expression"), ".*");
+            if waits_for_a_metric(&expression) {
+                continue;
+            }
+            let series = prometheus.query(&expression).await;
+            assert!(!series.is_empty(), "{expression}: no data");
+            queried += 1;
             let legend = target["legendFormat"].as_str().expect("a legend");
-            let named_by = between(legend, "{{", "}}");
-            shown.extend(check(&exported, expression, &named_by));
+            let numbers = series.iter().all(|(_, value)| !value.is_nan());
+            assert!(numbers, "{expression}: {series:?}");
+            for label in between(legend, "{{", "}}") {
+                // An empty label is none, such as the policy of a concurrency limit.
+                let has = series.iter().any(|(labels, _)| labels.contains_key(label));
+                assert!(has, "{expression}: no {label}");
+            }
         }
     }
-    let all: BTreeSet<_> = exported.keys().map(String::as_str).collect();
-    assert_eq!(shown, all);
+    assert!(queried > 20, "{queried}");
 }
 
-#[test]
-fn the_dashboard_goes_by_its_variables() {
-    let exported = exported();
-    let (dashboard, panels) = panels();
-    let variables = dashboard["templating"]["list"].as_array().expect("a list");
-    let named = |name: &str| {
-        let variable = variables.iter().find(|variable| variable["name"] == name);
-        variable.unwrap_or_else(|| panic!("no variable {name}"))
-    };
-    assert_eq!(named("datasource")["type"], "datasource");
-    let query = named("limiter")["query"]["query"].as_str().unwrap();
-    check(&exported, query, &["limiter"]);
-    // No data source but the one that was chosen.
-    for uid in between(DASHBOARD, "\"uid\":", "\n") {
-        assert_eq!(uid.trim_end_matches(','), "\"${datasource}\"");
+async fn every_metric_is_shown(all: &[&Loaded]) {
+    for loaded in all {
+        for line in metrics_of(loaded).await.lines() {
+            let Some(metric) = line.strip_prefix("# TYPE ") else {
+                continue;
+            };
+            let (metric, _) = metric.split_once(' ').unwrap();
+            let is_shown = ["", "_bucket"]
+                .iter()
+                .any(|end| DASHBOARD.contains(&format!("{metric}{end}{{")));
+            assert!(is_shown, "{metric} is not shown");
+            let is_new = NOT_YET.contains(&metric);
+            assert!(!is_new, "{metric} is exported: take it out of NOT_YET");
+        }
     }
+}
+
+async fn sums_are_those_of_the_load(prometheus: &Prometheus, memory: &Loaded, shared: &Loaded) {
+    let all = |limiter: Option<&str>, status: fn(u16) -> bool| {
+        (memory.count(limiter, status) + shared.count(limiter, status)) as f64
+    };
+    let admitted = all(None, is_admitted);
+    let rejected = all(None, is_rejected);
+    let [of_admitted, of_rejected] = &queries("Requests")[..] else {
+        panic!("two queries");
+    };
+    assert_eq!(prometheus.number(&totals(of_admitted)).await, admitted);
+    assert_eq!(prometheus.number(&totals(of_rejected)).await, rejected);
+    assert!(prometheus.number(of_admitted).await > 0.0);
+    assert!(prometheus.number(of_rejected).await > 0.0);
+    // Of one instance.
+    let panels = panels();
+    let panel = panels
+        .iter()
+        .find(|panel| panel["title"] == "Requests" && panel["type"] != "row");
+    let query = panel.unwrap()["targets"][0]["expr"].as_str().unwrap();
+    let query = totals(&chosen(query, &shared.gateway.address));
+    let of_shared = shared.count(None, is_admitted) as f64;
+    assert_eq!(prometheus.number(&query).await, of_shared);
+
+    for (title, status) in [
+        ("Rejected requests", is_rejected as fn(u16) -> bool),
+        ("Decided first", |_| true),
+    ] {
+        for (labels, value) in prometheus.query(&totals(&queries(title)[0])).await {
+            let limiter = labels["limiter"].as_str();
+            assert_eq!(value, all(Some(limiter), status), "{title}: {labels:?}");
+        }
+    }
+    for (labels, value) in prometheus
+        .query(&totals(&queries("Admitted by each limiter")[0]))
+        .await
+    {
+        let of_load = match (&*labels["limiter"], &*labels["limit_type"]) {
+            // The outer one admits what the inner one rejects, and what is exempt from that.
+            ("api", "concurrency") => all(Some("api"), |_| true) + all(Some("lists"), is_admitted),
+            // Dry runs have an outcome of their own.
+            ("dry", "http") => 1.0,
+            (limiter, _) => all(Some(limiter), is_admitted),
+        };
+        assert_eq!(value, of_load, "{labels:?}");
+    }
+    let hits = totals(&queries("Rejections by sort of limit")[0]);
+    assert_eq!(prometheus.number(&format!("sum({hits})")).await, rejected);
+    let [of_banned, of_exempt] = &queries("Banned and exempt requests")[..] else {
+        panic!("two queries");
+    };
+    for (query, status) in [
+        (of_banned, is_rejected as fn(u16) -> bool),
+        (of_exempt, is_admitted),
+    ] {
+        let on_lists = all(Some("lists"), status);
+        assert_eq!(on_lists, 10.0);
+        assert_eq!(prometheus.number(&totals(query)).await, on_lists);
+    }
+    let changes = "sum(admission_limit_changes_total)";
+    assert_eq!(prometheus.number(changes).await, 2.0);
+    let dry_run = all(Some("dry"), is_admitted) - 1.0;
+    let decisions = totals(&queries("Rejections by policy and outcome")[0]);
+    let decisions = prometheus.number(&format!("sum({decisions})")).await;
+    assert_eq!(decisions, rejected + dry_run);
+}
+
+async fn variables_have_values(prometheus: &Prometheus, instances: &[&str]) {
+    let dashboard: Value = serde_json::from_str(DASHBOARD).unwrap();
+    let uid = dashboard["uid"].as_str().expect("a uid");
+    assert!(!uid.is_empty());
+    // No data source but the one that was chosen.
+    for found in between(DASHBOARD, "\"uid\": \"", "\"") {
+        assert!(found == uid || found == "${datasource}", "{found}");
+    }
+    let panels = panels();
     let ids: BTreeSet<_> = panels.iter().map(|panel| panel["id"].as_u64()).collect();
     assert_eq!(ids.len(), panels.len(), "ids are there once");
+    for panel in panels.iter().filter(|panel| panel["type"] != "row") {
+        assert_eq!(panel["datasource"]["uid"], "${datasource}");
+    }
+    let variables = dashboard["templating"]["list"].as_array().expect("a list");
+    for (name, expected) in [
+        ("job", &["gateway"][..]),
+        ("instance", instances),
+        ("limiter", &["api", "dry", "lists", "stream"]),
+    ] {
+        let variable = variables.iter().find(|variable| variable["name"] == name);
+        let query = variable.expect(name)["query"]["query"].as_str().unwrap();
+        let [list] = between(query, "label_values(", ")")[..] else {
+            panic!("{query}");
+        };
+        let (selector, label) = list.rsplit_once(", ").unwrap();
+        let query = format!("count by ({label}) ({})", chosen(selector, ".*"));
+        let values = prometheus.query(&query).await;
+        let values: BTreeSet<_> = values.iter().map(|(labels, _)| &*labels[label]).collect();
+        assert_eq!(values, expected.iter().copied().collect(), "{name}");
+    }
 }
 
-#[test]
-fn alerts_are_about_what_is_exported() {
-    let exported = exported();
-    let alerts = yaml::parse(ALERTS);
-    let mut names = BTreeSet::new();
-    for group in alerts.at("groups").list() {
-        assert!(!group.at("name").text().is_empty());
-        for rule in group.at("rules").list() {
-            let name = rule.at("alert").text();
-            assert!(names.insert(name.to_owned()), "{name} is there twice");
-            let minutes = rule.at("for").text().strip_suffix('m');
-            assert!(minutes.is_some_and(|minutes| minutes.parse::<u8>().is_ok()));
-            let severity = rule.at("labels").at("severity").text();
-            assert!(["critical", "warning"].contains(&severity), "{severity}");
-            let annotations = rule.at("annotations");
-            let mut named_by = Vec::new();
-            for annotation in ["summary", "description"] {
-                for value in between(annotations.at(annotation).text(), "{{", "}}") {
-                    let label = value.strip_prefix("$labels.");
-                    assert!(label.is_some() || value.starts_with("$value"), "{value}");
-                    named_by.extend(label);
-                }
-            }
-            check(&exported, rule.at("expr").text(), &named_by);
+async fn alerts_are_evaluated(prometheus: &Prometheus) {
+    for rule in prometheus.rules().await {
+        let name = rule["name"].as_str().unwrap();
+        assert_eq!(rule["health"], "ok", "{rule}");
+        let expression = rule["query"].as_str().unwrap();
+        if waits_for_a_metric(expression) {
+            continue;
+        }
+        // What is compared is there, whether it alerts or not.
+        for part in expression.split(" and ") {
+            let (compared, _) = part.rsplit_once([' ']).unwrap();
+            let compared = compared.trim_end_matches(['>', '=', ' ']);
+            // There as well, without what it is above.
+            let compared = compared.replace(">= 10", "> 0");
+            let series = prometheus.query(&compared).await;
+            assert!(!series.is_empty(), "{name}: {compared}: no data");
         }
     }
-    assert!(names.len() >= 5, "{names:?}");
+    // They fire only after minutes.
+    let pending = async {
+        let pending = |rule: &Value, name| rule["name"] == name && rule["state"] == "pending";
+        for name in [
+            "AdmissionRejectsMany",
+            "AdmissionStoreDown",
+            "AdmissionDecidesWithoutStore",
+        ] {
+            while !prometheus
+                .rules()
+                .await
+                .iter()
+                .any(|rule| pending(rule, name))
+            {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    };
+    soon(pending).await;
 }
 
+/// Each alert fires on series that it is for, and is silent on others.
 #[test]
-fn the_exercise_exports_everything_that_the_observer_can() {
-    let exported = exported();
-    let prefixes = ["\"admission_", "\"rate_limit_"];
-    let named = prefixes.iter().flat_map(|prefix| {
-        let names = between(OBSERVER, prefix, "\"").into_iter();
-        names.map(|name| format!("{}{name}", &prefix[1..]))
-    });
-    let named: BTreeSet<_> = named.collect();
-    assert!(named.len() > 5, "does this test still read the code?");
-    for name in &named {
-        assert!(exported.contains_key(name), "{name}");
+fn each_alert_fires_and_is_silent() {
+    for arguments in [["check", "rules", ALERTS], ["test", "rules", ALERTS_TEST]] {
+        let output = Command::new("promtool").args(arguments).output();
+        let output = output.expect("this test needs promtool, which is a part of prometheus");
+        assert!(output.status.success(), "{output:?}");
     }
-    assert_eq!(named.len(), exported.len());
+    let alerts = std::fs::read_to_string(ALERTS).unwrap();
+    let tests = std::fs::read_to_string(ALERTS_TEST).unwrap();
+    let alerts: Vec<_> = alerts.split("- alert: ").skip(1).collect();
+    assert!(alerts.len() > 10, "{alerts:?}");
+    for alert in alerts {
+        let name = alert.lines().next().unwrap();
+        for tested in ["fires", "is silent"] {
+            let has_test = tests.contains(&format!("- name: {name} {tested}\n"));
+            assert!(has_test, "{name} {tested}");
+        }
+        // What its annotations name is among the labels that it fires with.
+        let fires = format!("'ALERTS{{alertname=\"{name}\"");
+        let [labels] = between(&tests, &fires, "}'")[..] else {
+            panic!("{name} fires once");
+        };
+        for value in between(alert, "{{", "}}") {
+            let label = value.strip_prefix("$labels.");
+            let has = label.map(|label| labels.contains(&format!("{label}=\"")));
+            assert!(
+                has.unwrap_or(value.starts_with("$value")),
+                "{name}: {value}"
+            );
+        }
+    }
 }

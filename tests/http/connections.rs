@@ -36,6 +36,7 @@ async fn start(app: Router) -> SocketAddr {
         GuardedListener::new(listener),
         app,
         pending(),
+        SECOND,
     ));
     address
 }
@@ -358,9 +359,8 @@ async fn a_shutdown_waits_for_what_is_in_progress() {
         });
         let app = Router::new().route("/", handler);
         let listener = GuardedListener::new(listener);
-        let serving = tokio::spawn(server::serve(listener, app, async {
-            let _ = stopped.await;
-        }));
+        let stopped = async { drop(stopped.await) };
+        let serving = tokio::spawn(server::serve(listener, app, stopped, 60 * SECOND));
         let idle = connect(address, b"").await;
         let asking = tokio::spawn(async move { get(&client, address, "/", "t").await });
         soon(handling.recv()).await.unwrap();
@@ -402,9 +402,9 @@ async fn a_shutdown_does_not_wait_for_a_websocket() {
         upgrade.on_upgrade(|mut socket| async move { while socket.recv().await.is_some() {} })
     });
     let app = Router::new().route("/", handler);
-    let serving = tokio::spawn(server::serve(GuardedListener::new(listener), app, async {
-        let _ = stopped.await;
-    }));
+    let listener = GuardedListener::new(listener);
+    let stopped = async { drop(stopped.await) };
+    let serving = tokio::spawn(server::serve(listener, app, stopped, 60 * SECOND));
     let (mut socket, _) = connect_async(format!("ws://{address}/")).await.unwrap();
     socket.send(Message::text("hello")).await.unwrap();
     stop.send(()).unwrap();

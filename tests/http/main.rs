@@ -33,6 +33,7 @@ mod keys;
 mod metrics;
 mod nested;
 mod observe;
+mod observed_requests;
 mod outcomes;
 mod per_key;
 mod proxies;

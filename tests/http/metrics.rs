@@ -72,6 +72,8 @@ async fn refusals_are_counted_by_their_sort_and_never_by_key() {
         counted(&snapshotter),
         counts(&[
             ("rate_limit_hits_total limit_type=http", 3.0),
+            ("admission_requests_total limiter=api", 7.0),
+            ("admission_requests_rejected_total limiter=api", 3.0),
             (&format!("{decisions}admitted"), 3.0),
             (&format!("{decisions}quota_exceeded"), 3.0),
             (&format!("{decisions}dry_run"), 1.0),
@@ -375,7 +377,11 @@ fn the_metrics_of_a_store() {
     observer.decided_without(FailureMode::LocalShare { replicas: 3 });
     observer.decided_without(FailureMode::LocalShare { replicas: 3 });
     observer.reachable(false);
-    let measured = measured(&snapshotter);
+    let mut measured = measured(&snapshotter);
+    let zeros = measured.len();
+    // What has not happened yet is there as 0, so that the first time is an increase.
+    measured.retain(|name, values| name == "admission_store_up " || values[0] > 0.0);
+    assert_eq!(zeros - measured.len(), 12, "{measured:?}");
     let expected = [
         ("admission_denial_cache_hits_total ", 1.0),
         (

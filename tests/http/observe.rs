@@ -197,22 +197,29 @@ async fn each_refusal_is_one_event_without_the_credential() {
         let mut again = request();
         *again.headers_mut() = secret.headers().clone();
         assert_eq!(status(&service, secret).await, 200);
-        assert_eq!(events.take(), []);
+        let [event] = &events.take()[..] else {
+            panic!("one event");
+        };
+        assert_eq!(event["level"], "DEBUG");
+        assert_eq!(event["message"], "request admitted");
+        assert!(!format!("{event:?}").contains("hunter2"));
         assert_eq!(status(&service, again).await, 429);
         let [event] = &events.take()[..] else {
             panic!("one event");
         };
         assert_eq!(event["level"], "WARN");
-        assert_eq!(event["message"], "request refused");
-        assert_eq!(event["limit_type"], "\"http\"");
-        assert_eq!(event["limiter"], "\"api\"");
-        assert_eq!(event["reason"], "\"quota_exceeded\"");
-        assert_eq!(event["limit"], "1");
-        assert_eq!(event["remaining"], "0");
-        assert_eq!(event["retry_after"], "3600");
-        assert_eq!(event["policy"], "\"default\"");
+        assert_eq!(event["message"], "request rejected");
+        assert_eq!(event["admission.limit_type"], "\"http\"");
+        assert_eq!(event["admission.limiter"], "\"api\"");
+        assert_eq!(event["error.type"], "\"quota_exceeded\"");
+        assert_eq!(event["admission.limit"], "1");
+        assert_eq!(event["admission.remaining"], "0");
+        assert_eq!(event["admission.retry_after"], "3600");
+        assert_eq!(event["admission.policy"], "\"default\"");
         let kinds = ["bearer#", "api-key#"];
-        let kind = kinds.iter().any(|kind| event["key"].starts_with(kind));
+        let kind = kinds
+            .iter()
+            .any(|kind| event["admission.key"].starts_with(kind));
         assert!(kind, "{event:?}");
         assert!(!format!("{event:?}").contains("hunter2"));
     }
@@ -231,6 +238,7 @@ async fn a_key_is_warned_of_once_until_it_may_come_back() {
     let levels = || -> Vec<String> {
         let events = events.take().into_iter();
         events
+            .filter(|event| event["message"] != "request admitted")
             .map(|event| match event.get("suppressed") {
                 Some(suppressed) => format!("{} {suppressed}", event["level"]),
                 None => event["level"].clone(),
@@ -292,7 +300,9 @@ async fn an_address_is_logged_as_it_is() {
         status(&service, crate::common::from_peer("192.0.2.1")).await,
         403
     );
-    assert_eq!(events.take()[0]["key"], "ip:192.0.2.1");
+    let event = &events.take()[0];
+    assert_eq!(event["admission.key"], "ip:192.0.2.1");
+    assert_eq!(event["client.address"], "192.0.2.1");
 }
 
 #[tokio::test(start_paused = true)]
@@ -307,7 +317,7 @@ async fn a_denied_key_is_logged_as_denied_and_warned_of_once_a_minute() {
     for _ in 0..120 {
         assert_eq!(status(&service, user("eve")).await, 403);
         for event in events.take() {
-            assert_eq!(event["reason"], "\"denied\"");
+            assert_eq!(event["error.type"], "\"denied\"");
             warnings += u32::from(event["level"] == "WARN");
         }
         tokio::time::advance(crate::common::SECOND).await;
@@ -330,7 +340,7 @@ async fn a_dry_run_is_logged_at_debug() {
         panic!("one event");
     };
     assert_eq!(event["level"], "DEBUG");
-    assert_eq!(event["message"], "request would be refused");
+    assert_eq!(event["message"], "request would be rejected");
 }
 
 #[tokio::test]
@@ -345,10 +355,11 @@ async fn capacity_is_logged_with_its_name() {
     let [event] = &events.take()[..] else {
         panic!("one event");
     };
-    assert_eq!(event["limiter"], "\"AI Bridge\"");
-    assert_eq!(event["reason"], "\"at_capacity\"");
-    assert_eq!(event["retry_after"], "1");
-    assert!(!event.contains_key("key"), "nobody in particular");
+    assert_eq!(event["admission.limiter"], "\"AI Bridge\"");
+    assert_eq!(event["error.type"], "\"at_capacity\"");
+    assert_eq!(event["admission.retry_after"], "1");
+    assert_eq!(event["http.response.status_code"], "503");
+    assert!(!event.contains_key("admission.key"), "nobody in particular");
 }
 
 #[tokio::test(start_paused = true)]
@@ -372,8 +383,11 @@ async fn clients_that_do_not_read_are_logged_and_that_they_hold_capacity_too() {
             held.push((frames, response));
         }
         for event in events.take() {
+            if event["message"] == "request admitted" {
+                continue;
+            }
             assert_eq!(event["level"], "WARN");
-            assert_eq!(event["limiter"], "\"api\"");
+            assert!(event.values().any(|value| value == "\"api\""), "{event:?}");
             *messages.entry(event["message"].clone()).or_default() += 1;
         }
         tokio::time::advance(stall / 4 * 5).await;
@@ -387,5 +401,5 @@ async fn clients_that_do_not_read_are_logged_and_that_they_hold_capacity_too() {
     };
     assert_eq!(count("another request got its permit"), 256, "{messages:?}");
     assert_eq!(count("hold capacity"), 3, "{messages:?}");
-    assert_eq!(count("request refused"), 3, "{messages:?}");
+    assert_eq!(count("request rejected"), 3, "{messages:?}");
 }

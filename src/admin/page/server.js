@@ -1,12 +1,15 @@
 // How the page asks the server. Text comes in by `textContent` only.
 //
-// These files are one script, in this order: server.js, traffic.js, limits.js.
+// These files are one script, in this order: server.js, poll.js, traffic.js, now.js, limits.js.
 'use strict';
 
 const TOKEN = 'admission-token';
 const BASE = new URL('.', document.currentScript.src);
 
 const at = (id) => document.getElementById(id);
+
+// With separators: 1234567 is hard to read at three in the morning.
+const number = new Intl.NumberFormat('en').format;
 
 function make(name, className, ...content) {
   const element = document.createElement(name);
@@ -23,24 +26,33 @@ function button(text, label, click) {
   return made;
 }
 
+// Replaces the rows of a list, and leaves the focus on the button that had it.
+function replaceRows(list, rows) {
+  const label = list.contains(document.activeElement) && document.activeElement.getAttribute('aria-label');
+  list.replaceChildren(...rows);
+  if (label) [...list.querySelectorAll('button')].find((one) => one.getAttribute('aria-label') === label)?.focus();
+}
+
 // What the server is asked.
 
 class Refused extends Error {
-  constructor(status, detail) {
-    super(detail);
+  constructor(status, problem, tag) {
+    super(problem.detail ?? `The server answers ${status}.`);
     this.status = status;
+    this.problem = problem;
+    this.tag = tag;
   }
 }
 
-async function ask(method, path, { body, signal } = {}) {
-  const headers = { authorization: `Bearer ${sessionStorage.getItem(TOKEN) ?? ''}` };
+async function ask(method, path, { body, signal, headers: more } = {}) {
+  const headers = { authorization: `Bearer ${sessionStorage.getItem(TOKEN) ?? ''}`, ...more };
   if (body !== undefined) headers['content-type'] = 'application/json';
   const response = await fetch(new URL(path, BASE), {
     method, headers, signal, body: body && JSON.stringify(body), cache: 'no-store',
   });
   if (response.ok) return response;
   const problem = await response.json().catch(() => ({}));
-  throw new Refused(response.status, problem.detail ?? `The server answers ${response.status}.`);
+  throw new Refused(response.status, problem, response.headers.get('etag'));
 }
 
 const json = async (method, path, options) => (await ask(method, path, options)).json();
@@ -74,7 +86,7 @@ async function attempt(task) {
 
 function signOut(why = '') {
   sessionStorage.removeItem(TOKEN);
-  stopListening();
+  stopAsking();
   at('main').hidden = true;
   at('sign-out').hidden = true;
   for (const dialog of document.querySelectorAll('dialog[open]')) dialog.close();
@@ -86,8 +98,7 @@ function signOut(why = '') {
 function signIn() {
   at('main').hidden = false;
   at('sign-out').hidden = false;
-  listen();
-  attempt(() => load());
+  startAsking();
 }
 
 at('sign-out').addEventListener('click', () => signOut());
@@ -106,62 +117,3 @@ at('token-form').addEventListener('submit', (event) => {
   at('token-dialog').close();
   signIn();
 });
-
-// Events.
-
-let listening = null;
-
-function stopListening() {
-  listening?.abort();
-  listening = null;
-  state('', 'Not connected');
-}
-
-function state(className, text) {
-  if (at('state').textContent === text) return;
-  at('state').className = className;
-  at('state').textContent = text;
-}
-
-async function listen() {
-  listening?.abort();
-  const mine = new AbortController();
-  listening = mine;
-  state('', 'Connecting');
-  while (!mine.signal.aborted) {
-    try {
-      const response = await ask('GET', 'events', { signal: mine.signal });
-      await read(response.body);
-      state('lost', 'Connection lost, connecting again');
-    } catch (error) {
-      if (mine.signal.aborted) return;
-      if (error instanceof Refused && error.status === 401) return fail(error);
-      state('lost', `${told(error)} Trying again`);
-    }
-    await new Promise((done) => setTimeout(done, 2000));
-  }
-}
-
-// Server-sent events out of a body, as they come in.
-async function read(body) {
-  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-  let text = '';
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    text += value;
-    const events = text.split('\n\n');
-    text = events.pop();
-    for (const event of events) take(event);
-  }
-}
-
-function take(event) {
-  const fields = { event: 'message', data: '' };
-  for (const line of event.split('\n')) {
-    const colon = line.indexOf(':');
-    if (colon > 0) fields[line.slice(0, colon)] = line.slice(colon + 1).trimStart();
-  }
-  if (fields.event === 'history') takeHistory(JSON.parse(fields.data));
-  if (fields.event === 'second') takeSecond(JSON.parse(fields.data));
-}

@@ -15,11 +15,13 @@ use tokio::time::{Instant, sleep_until};
 
 use self::named::Named;
 use self::refused::Refused;
+pub(super) use self::refused::RefusedMost;
+use self::refused::Source;
 use self::samples::Samples;
 pub(super) use self::samples::{Outcome, Sample};
 pub(super) use self::seconds::SECONDS;
 use self::seconds::Seconds;
-use crate::key::Key;
+use super::replica::Replica;
 use crate::observe::{Observer, Subject};
 use crate::rejection::Rejection;
 
@@ -49,7 +51,9 @@ struct Inner {
     limiters: Named<Series>,
     in_flight: Named<InFlight>,
     refused: Refused,
+    sources: Named<Source>,
     samples: Samples,
+    replica: Replica,
 }
 
 /// The decisions of a limiter.
@@ -102,7 +106,9 @@ impl Recorder {
             limiters: Named::default(),
             in_flight: Named::default(),
             refused: Refused::default(),
+            sources: Named::default(),
             samples: Samples::new(),
+            replica: Replica::this(),
         }))
     }
 
@@ -142,8 +148,13 @@ impl Recorder {
         held.collect()
     }
 
-    /// The keys that were refused most, and how often at least.
-    pub(super) fn refused_most(&self, most: usize) -> Vec<(Key, u64)> {
+    /// The process that this records.
+    pub(super) fn replica(&self) -> &Replica {
+        &self.0.replica
+    }
+
+    /// The keys that were refused most, by which limit, and how often at least.
+    pub(super) fn refused_most(&self, most: usize) -> Vec<RefusedMost> {
         self.0.refused.most(self.second(), most)
     }
 
@@ -177,7 +188,11 @@ impl Recorder {
             },
         );
         if let (Outcome::Refused, Some(key)) = (outcome, subject.key) {
-            self.0.refused.count(key, second);
+            self.0.sources.with(
+                |source| source.is_of(subject),
+                || Source::of(subject),
+                |source| self.0.refused.count(key, source, second),
+            );
         }
         self.0.samples.tell(subject, outcome, rejection, second);
     }
@@ -190,7 +205,7 @@ impl Recorder {
                 used: AtomicU64::new(0),
                 limit: AtomicU64::new(NO_LIMIT),
             },
-            with,
+            |in_flight| with(in_flight),
         );
     }
 }

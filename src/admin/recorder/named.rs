@@ -14,7 +14,12 @@ impl<T> Named<T> {
     /// Has `with` see the one that `is` says yes to, and makes it if there is none.
     ///
     /// There are few and they do not change after the first requests, so they are looked through in turn.
-    pub(super) fn with(&self, is: impl Fn(&T) -> bool, make: impl Fn() -> T, with: impl Fn(&T)) {
+    pub(super) fn with(
+        &self,
+        is: impl Fn(&T) -> bool,
+        make: impl Fn() -> T,
+        with: impl Fn(&Arc<T>),
+    ) {
         let items = self.0.load();
         if let Some(found) = items.iter().find(|item| is(item)) {
             return with(found);
@@ -64,8 +69,8 @@ mod tests {
                         named.with(
                             |(other, _)| *other == name,
                             || (name, AtomicU32::new(0)),
-                            |(_, count)| {
-                                count.fetch_add(1, Ordering::Relaxed);
+                            |item| {
+                                item.1.fetch_add(1, Ordering::Relaxed);
                             },
                         );
                     }

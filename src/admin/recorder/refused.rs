@@ -1,6 +1,9 @@
 //! The keys that are refused most, of any number of keys.
 
+use std::sync::Arc;
+
 use crate::key::Key;
+use crate::observe::Subject;
 use crate::sync::{Mutex, lock};
 
 /// Keys that are remembered.
@@ -31,32 +34,75 @@ struct Counts {
     counts: Vec<Count>,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Count {
     key: Key,
+    source: Arc<Source>,
     /// Not all of them this key's.
     count: u64,
     others: u64,
 }
 
+/// Which limit refused.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::admin) struct Source {
+    pub(in crate::admin) limiter: Box<str>,
+    pub(in crate::admin) limit_type: &'static str,
+    pub(in crate::admin) policy: Box<str>,
+}
+
+/// A key that a limit refused.
+pub(in crate::admin) struct RefusedMost {
+    pub(in crate::admin) key: Key,
+    pub(in crate::admin) source: Arc<Source>,
+    /// At least so often.
+    pub(in crate::admin) count: u64,
+}
+
+impl Source {
+    pub(super) fn of(subject: &Subject<'_>) -> Self {
+        Self {
+            limiter: subject.limiter.into(),
+            limit_type: subject.limit_type,
+            policy: subject.policy.into(),
+        }
+    }
+
+    pub(super) fn is_of(&self, subject: &Subject<'_>) -> bool {
+        *self.limiter == *subject.limiter
+            && self.limit_type == subject.limit_type
+            && *self.policy == *subject.policy
+    }
+}
+
+impl Count {
+    fn is_of(&self, key: &Key, source: &Arc<Source>) -> bool {
+        self.key == *key && Arc::ptr_eq(&self.source, source)
+    }
+}
+
 impl Refused {
-    /// One more refusal of a key. One that would have to wait for another thread is left out.
-    pub(super) fn count(&self, key: &Key, second: u32) {
+    /// One more refusal of a key by a limit. One that would have to wait for another thread is left out.
+    pub(super) fn count(&self, key: &Key, source: &Arc<Source>, second: u32) {
         if let Ok(mut spans) = self.0.try_lock() {
             spans.turn(second);
-            spans.now.count(key);
+            spans.now.count(key, source);
         }
     }
 
     /// The keys that were refused most, and how often at least, the most often first.
-    pub(super) fn most(&self, second: u32, most: usize) -> Vec<(Key, u64)> {
+    pub(super) fn most(&self, second: u32, most: usize) -> Vec<RefusedMost> {
         let mut keys = {
             let mut spans = lock(&self.0);
             spans.turn(second);
             spans.told()
         };
         // In an order that does not change while the counts do not.
-        keys.sort_unstable_by_key(|(key, count)| (std::cmp::Reverse(*count), key.bits()));
+        keys.sort_by(|one, two| {
+            let order = two.count.cmp(&one.count);
+            let order = order.then_with(|| one.key.bits().cmp(&two.key.bits()));
+            order.then_with(|| one.source.cmp(&two.source))
+        });
         keys.truncate(most);
         keys
     }
@@ -73,13 +119,20 @@ impl Spans {
         }
     }
 
-    fn told(&self) -> Vec<(Key, u64)> {
-        let mut told: Vec<(Key, u64)> = Vec::with_capacity(2 * MOST);
+    fn told(&self) -> Vec<RefusedMost> {
+        let mut told: Vec<RefusedMost> = Vec::with_capacity(2 * MOST);
         for count in self.now.counts.iter().chain(&self.before.counts) {
             let own = count.count - count.others;
-            match told.iter_mut().find(|(key, _)| *key == count.key) {
-                Some((_, sum)) => *sum += own,
-                None => told.push((count.key, own)),
+            match told
+                .iter_mut()
+                .find(|told| count.is_of(&told.key, &told.source))
+            {
+                Some(told) => told.count += own,
+                None => told.push(RefusedMost {
+                    key: count.key,
+                    source: count.source.clone(),
+                    count: own,
+                }),
             }
         }
         told
@@ -87,14 +140,17 @@ impl Spans {
 }
 
 impl Counts {
-    fn count(&mut self, key: &Key) {
+    fn count(&mut self, key: &Key, source: &Arc<Source>) {
         let bits = key.bits();
-        if let Some(at) = self.bits.iter().position(|other| *other == bits) {
-            self.counts[at].count += 1;
+        let mut places = self.bits.iter().zip(&mut self.counts);
+        let found = places.find(|(other, count)| **other == bits && count.is_of(key, source));
+        if let Some((_, count)) = found {
+            count.count += 1;
             return;
         }
         let new = Count {
             key: *key,
+            source: source.clone(),
             count: 1,
             others: 0,
         };
@@ -124,37 +180,67 @@ mod tests {
         Key::id("org", &n.to_string())
     }
 
+    fn source(policy: &str) -> Arc<Source> {
+        Arc::new(Source {
+            limiter: "api".into(),
+            limit_type: "http",
+            policy: policy.into(),
+        })
+    }
+
+    fn most(refused: &Refused, second: u32) -> Vec<(Key, Box<str>, u64)> {
+        let most = refused.most(second, 64).into_iter();
+        most.map(|most| (most.key, most.source.policy.clone(), most.count))
+            .collect()
+    }
+
     #[test]
     fn finds_the_keys_refused_most_in_a_flood_of_others() {
         let refused = Refused::default();
+        let source = source("burst");
         for n in 0..100_000 {
-            refused.count(&key(1_000 + n), 0);
+            refused.count(&key(1_000 + n), &source, 0);
             if n % 10 == 0 {
-                refused.count(&key(1), 0);
+                refused.count(&key(1), &source, 0);
             }
             if n % 20 == 0 {
-                refused.count(&key(2), 0);
+                refused.count(&key(2), &source, 0);
             }
         }
-        let most = refused.most(0, 64);
+        let most = most(&refused, 0);
         assert_eq!(most.len(), MOST);
         assert_eq!([most[0].0, most[1].0], [key(1), key(2)]);
         // Never too much, and the flood is what it is.
-        assert!((9_000..=10_000).contains(&most[0].1), "{most:?}");
-        assert!((4_000..=5_000).contains(&most[1].1), "{most:?}");
-        assert!(most[2..].iter().all(|(_, count)| *count <= 2), "{most:?}");
+        assert!((9_000..=10_000).contains(&most[0].2), "{most:?}");
+        assert!((4_000..=5_000).contains(&most[1].2), "{most:?}");
+        assert!(most[2..].iter().all(|most| most.2 <= 2), "{most:?}");
+    }
+
+    #[test]
+    fn a_key_is_counted_for_each_limit_that_refuses_it() {
+        let refused = Refused::default();
+        let (burst, daily) = (source("burst"), source("daily"));
+        for _ in 0..3 {
+            refused.count(&key(1), &daily, 59);
+        }
+        refused.count(&key(1), &burst, 59);
+        refused.count(&key(1), &burst, 60);
+        let expected = [(key(1), "daily".into(), 3), (key(1), "burst".into(), 2)];
+        assert_eq!(most(&refused, 60), expected);
     }
 
     #[test]
     fn what_is_old_is_let_go() {
         let refused = Refused::default();
-        refused.count(&key(1), 0);
-        refused.count(&key(1), 59);
-        refused.count(&key(1), 60);
-        assert_eq!(refused.most(119, 9), [(key(1), 3)]);
-        assert_eq!(refused.most(120, 9), [(key(1), 1)]);
-        assert_eq!(refused.most(180, 9), []);
-        refused.count(&key(2), 200);
-        assert_eq!(refused.most(1_000, 9), []);
+        let source = source("burst");
+        let told = |second| most(&refused, second).first().map(|most| most.2);
+        refused.count(&key(1), &source, 0);
+        refused.count(&key(1), &source, 59);
+        refused.count(&key(1), &source, 60);
+        assert_eq!(told(119), Some(3));
+        assert_eq!(told(120), Some(1));
+        assert_eq!(told(180), None);
+        refused.count(&key(2), &source, 200);
+        assert_eq!(told(1_000), None);
     }
 }

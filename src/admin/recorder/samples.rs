@@ -130,12 +130,7 @@ mod tests {
     use super::*;
 
     fn subject() -> Subject<'static> {
-        Subject {
-            limit_type: "http",
-            limiter: "calls",
-            policy: "burst",
-            key: None,
-        }
+        Subject::new("http", "calls", "burst", None)
     }
 
     #[test]

@@ -189,8 +189,11 @@ async fn usage(
         counted(key, server, keys)?;
     }
     let report = server.usage(key.as_ref()).await?;
+    if let Some(warning) = report.warning() {
+        output.warning(&warning);
+    }
     let mut text = String::new();
-    let json = match &key {
+    let mut json = match &key {
         Some(key) => {
             let own = report.limit.as_deref();
             let own = own.map_or("no limit of its own".to_owned(), |own| {
@@ -201,10 +204,14 @@ async fn usage(
         }
         None => json!({ "usage": report.usage }),
     };
+    if let Some(replica) = &report.replica {
+        json["replica"] = json!(replica);
+        json["store"] = json!(report.store);
+    }
     text += &match (&*report.usage, &key) {
         ([], Some(_)) => "no limits are known that are counted by key".to_owned(),
         ([], None) => "no limits are known that are not of any one key".to_owned(),
-        (usages, _) => table(usages),
+        _ => table(&report),
     };
     output.done(&text, json)
 }

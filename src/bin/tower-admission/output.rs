@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::args::Cli;
 use crate::failure::Failure;
-use crate::usage::{Level, Usage};
+use crate::usage::{Level, Report};
 
 pub(crate) struct Output {
     is_json: bool,
@@ -113,7 +113,8 @@ pub(crate) fn clean(text: &str) -> String {
 }
 
 /// Columns, the last ones coloured by how far each row is used up.
-pub(crate) fn table(usages: &[Usage]) -> String {
+pub(crate) fn table(report: &Report) -> String {
+    let usages = &report.usage;
     let number = |number: Option<String>| number.unwrap_or_else(|| "-".to_owned());
     let heads = ["NAME", "SORT", "USED", "LIMIT", "PERCENT"].map(str::to_owned);
     let rows: Vec<_> = usages
@@ -147,6 +148,9 @@ pub(crate) fn table(usages: &[Usage]) -> String {
         }
         if usage.is_own == Some(true) {
             text.push_str("  its own");
+        }
+        if let Some(counted) = report.counted(usage) {
+            let _ = write!(text, "  {counted}");
         }
         text.push('\n');
     }

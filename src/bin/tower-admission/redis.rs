@@ -112,6 +112,8 @@ impl Redis {
         Ok(Report {
             limit: key.and_then(|key| self.limits.get(key).map(|limit| limit.to_string())),
             usage: usage.collect(),
+            replica: None,
+            store: None,
         })
     }
 
@@ -176,6 +178,8 @@ fn shown(usage: LimitUsage) -> Usage {
         tier: usage.tier.as_deref().map(str::to_owned),
         sort: usage.sort.to_owned(),
         used: usage.used,
+        here: usage.here,
+        counted_in: Some(usage.counted_in.as_str().to_owned()),
         limit: usage.limit,
         is_own: None,
         default: None,

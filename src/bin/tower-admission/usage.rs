@@ -13,6 +13,12 @@ pub(crate) struct Usage {
     pub(crate) tier: Option<String>,
     pub(crate) sort: String,
     pub(crate) used: u64,
+    /// How many of them the process that answers holds, where it is one of those that count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) here: Option<u64>,
+    /// Where they were counted; a service of an older version does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) counted_in: Option<String>,
     #[serde(default)]
     pub(crate) limit: Option<u64>,
     /// Not of totals, which are nobody's own.
@@ -30,6 +36,59 @@ pub(crate) struct Report {
     #[serde(default)]
     pub(crate) limit: Option<String>,
     pub(crate) usage: Vec<Usage>,
+    /// The process that answers, where one does.
+    #[serde(default)]
+    pub(crate) replica: Option<Replica>,
+    /// Whether its store decides.
+    #[serde(default)]
+    pub(crate) store: Option<Store>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Replica {
+    pub(crate) host: String,
+    pub(crate) pid: u32,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Store {
+    pub(crate) status: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) failure_mode: Option<String>,
+    /// In seconds since the Unix epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) since: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cause: Option<String>,
+}
+
+impl Report {
+    /// Where these are counted, for people.
+    pub(crate) fn counted(&self, usage: &Usage) -> Option<String> {
+        let replica = self.replica.as_ref();
+        let replica =
+            replica.map(|replica| clean(&format!("{} (pid {})", replica.host, replica.pid)));
+        let replica = replica.as_deref().unwrap_or("one process");
+        Some(match (usage.counted_in.as_deref()?, usage.here) {
+            ("store", Some(here)) => format!("in the store, {here} of them by {replica}"),
+            ("store", None) => "in the store".to_owned(),
+            _ => format!("in {replica}"),
+        })
+    }
+
+    /// What is missing in the numbers while the store does not answer.
+    pub(crate) fn warning(&self) -> Option<String> {
+        let store = self
+            .store
+            .as_ref()
+            .filter(|store| store.status == "failing")?;
+        let mode = store.failure_mode.as_deref().unwrap_or("unknown");
+        let cause = store.cause.as_deref().unwrap_or("unknown");
+        Some(format!(
+            "the store of the service does not answer ({cause}), its failure mode decides ({mode}): \
+             what the store counts is not shown"
+        ))
+    }
 }
 
 /// How near it is to being refused.
@@ -92,6 +151,8 @@ mod tests {
             tier: None,
             sort: String::new(),
             used,
+            here: None,
+            counted_in: None,
             limit,
             is_own: None,
             default: None,

@@ -52,7 +52,6 @@ impl ConcurrencyLimiter {
                 counter: limit.counter.clone(),
                 per_key: limit.per_key.clone(),
                 limits: limits.clone(),
-                #[cfg(feature = "redis")]
                 leases: leases.clone(),
             });
             limits.attach(&limited);

@@ -7,11 +7,10 @@ use crate::capacity::Capacity;
 use crate::key::Key;
 use crate::limiter::per_key::PerKey;
 use crate::limiter::slots::UNLIMITED;
-use crate::limits::{BoxFuture, LimitTarget, LimitUsage, Limits};
+use crate::limits::{BoxFuture, CountedIn, LimitTarget, LimitUsage, Limits};
 #[cfg(feature = "redis")]
 use crate::limits::{Description, Slots};
-#[cfg(feature = "redis")]
-use crate::store::LeaseSlots;
+use crate::store::{LeaseSlots, StoreStatus};
 
 /// A limiter as [`Limits`] see it.
 pub(super) struct Occupied {
@@ -20,7 +19,6 @@ pub(super) struct Occupied {
     pub(super) per_key: Vec<Arc<PerKey>>,
     pub(super) limits: Limits,
     /// Where it counts as well, if replicas share it.
-    #[cfg(feature = "redis")]
     pub(super) leases: Option<Arc<dyn LeaseSlots>>,
 }
 
@@ -31,6 +29,8 @@ impl Occupied {
             tier: None,
             sort: "concurrency",
             used,
+            here: Some(used),
+            counted_in: CountedIn::Process,
             limit: Some(limit).filter(|limit| *limit != UNLIMITED),
             is_own,
         }
@@ -41,17 +41,46 @@ impl LimitTarget for Occupied {
     fn usage(&self, key: Key) -> BoxFuture<Vec<LimitUsage>> {
         let own = self.limits.concurrency(&key, &self.name, None);
         let is_own = self.limits.overrides_concurrency(&key, &self.name);
-        let usages = self.per_key.iter().map(|per_key| {
+        let usages = self.per_key.iter().enumerate().map(|(place, per_key)| {
             let limit = own.map_or_else(|| per_key.limit(), Capacity::slots);
-            self.usage_of(per_key.taken(&key), limit, is_own)
+            let usage = self.usage_of(per_key.taken(&key), limit, is_own);
+            // A place without a limit is not counted in the store.
+            let asked = usage.limit.and(self.leases.as_ref());
+            (
+                usage,
+                asked.map(|leases| leases.usage_at(Some(&key), place)),
+            )
         });
-        let usage = LimitUsage::of_places(usages);
-        Box::pin(std::future::ready(usage.into_iter().collect()))
+        let usages: Vec<_> = usages.collect();
+        Box::pin(async move {
+            let mut places = Vec::new();
+            for (usage, asked) in usages {
+                let in_store = match asked {
+                    Some(asked) => asked.await.and_then(|usage| usage.key),
+                    None => None,
+                };
+                places.push(LimitUsage::counted(usage.clone(), usage.used, in_store));
+            }
+            LimitUsage::of_places(places).into_iter().collect()
+        })
     }
 
-    fn total(&self) -> Option<LimitUsage> {
+    fn total(&self) -> BoxFuture<Option<LimitUsage>> {
         let slots = self.counter.0;
-        Some(self.usage_of(slots.in_flight(), slots.limit(), false))
+        let usage = self.usage_of(slots.in_flight(), slots.limit(), false);
+        let asked = self.leases.as_ref().map(|leases| leases.usage(None));
+        Box::pin(async move {
+            let in_store = match asked {
+                Some(asked) => asked.await.map(|usage| usage.total),
+                None => None,
+            };
+            let here = usage.used;
+            Some(usage.counted(here, in_store))
+        })
+    }
+
+    fn store_status(&self) -> Option<StoreStatus> {
+        self.leases.as_ref()?.status()
     }
 
     fn names(&self) -> Vec<Arc<str>> {

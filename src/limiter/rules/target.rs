@@ -5,12 +5,12 @@ use std::sync::Arc;
 use super::{Rules, with_override};
 use crate::decision::{Decision, Usage};
 use crate::key::Key;
-use crate::limits::{BoxFuture, LimitTarget, LimitUsage};
+use crate::limits::{BoxFuture, CountedIn, LimitTarget, LimitUsage};
 #[cfg(feature = "redis")]
 use crate::limits::{Description, Rates};
 use crate::policy::{NamedQuota, Policy, Shape};
 use crate::rule::Rule;
-use crate::store::Charge;
+use crate::store::{Charge, StoreStatus};
 use crate::sync::{Ordering, lock};
 
 impl Rules {
@@ -46,15 +46,27 @@ impl Rules {
             (policy, tier, charge, is_limited, asked)
         });
         let asked: Vec<_> = asked.collect();
+        let buckets = self.buckets.clone();
         Box::pin(async move {
             let (mut usages, mut is_complete) = (Vec::new(), true);
             for (policy, tier, charge, is_limited, asked) in asked {
                 let decision = asked.await;
+                // A store that fails leaves the answer to this process's share.
+                let counted_in = match buckets.status() {
+                    Some(StoreStatus::Ok) => CountedIn::Store,
+                    Some(StoreStatus::Failing(_)) | None => CountedIn::Process,
+                };
                 is_complete &= !is_limited || !decision.usages().is_empty();
                 let is_used = || decision.usages().iter().any(|usage| used(usage) > 0);
                 let is_first = policy == 0 && tier.as_deref() == stored.as_deref();
                 if is_first || charge.is_overridden() && tier.is_none() || is_used() {
-                    usages.extend(report(&policies[policy], tier, &charge, &decision));
+                    usages.extend(report(
+                        &policies[policy],
+                        tier,
+                        &charge,
+                        &decision,
+                        counted_in,
+                    ));
                 }
             }
             (usages, is_complete)
@@ -114,8 +126,12 @@ impl LimitTarget for Rules {
         Box::pin(async move { asked.await.0 })
     }
 
-    fn total(&self) -> Option<LimitUsage> {
-        None
+    fn total(&self) -> BoxFuture<Option<LimitUsage>> {
+        Box::pin(std::future::ready(None))
+    }
+
+    fn store_status(&self) -> Option<StoreStatus> {
+        self.buckets.status().filter(|_| !self.rests())
     }
 
     fn names(&self) -> Vec<Arc<str>> {
@@ -156,6 +172,7 @@ fn report(
     tier: Option<Arc<str>>,
     charge: &Charge,
     decision: &Decision,
+    counted_in: CountedIn,
 ) -> Vec<LimitUsage> {
     let usages = decision.usages().iter();
     usages
@@ -165,6 +182,8 @@ fn report(
                 tier: tier.clone(),
                 sort: "rate",
                 used: used(usage),
+                here: Some(used(usage)).filter(|_| counted_in == CountedIn::Process),
+                counted_in,
                 limit: Some(usage.limit().into()),
                 is_own: charge.rule(usage.at()).is_some(),
             })

@@ -7,7 +7,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::failure::{FailureKind, StoreError};
-use crate::store::FailureMode;
+use super::trouble::Trouble;
+use crate::store::{FailureMode, StoreStatus};
 use crate::sync::lock;
 
 /// Sees how a store that is somewhere else fares. Every hook does nothing unless it is written.
@@ -71,6 +72,7 @@ struct Health {
     lines: [LineLimit; FailureKind::COUNT],
     clients: Mutex<Clients>,
     decided: Decided,
+    trouble: Trouble,
 }
 
 /// Where a client is.
@@ -136,6 +138,7 @@ impl Events {
         if error.is_from_breaker() {
             return;
         }
+        self.health.trouble.note(Some(error));
         let now = self.health.started.elapsed();
         if let Some(silent) = self.health.lines[error.kind().index()].line(now) {
             tracing::warn!(
@@ -177,9 +180,22 @@ impl Events {
             FailureMode::LocalShare { .. } => &decided.local_share,
         };
         of_mode.fetch_add(1, Ordering::Relaxed);
+        self.health.trouble.note(None);
         for observer in &self.observers {
             observer.decided_without(mode);
         }
+    }
+
+    /// Whether the store decides, for those who operate the service.
+    pub(super) fn status(&self, mode: FailureMode) -> StoreStatus {
+        let clients = lock(&self.health.clients);
+        let outage = clients
+            .outage
+            .as_ref()
+            .filter(|outage| outage.is_failure)
+            .map(|outage| outage.since);
+        drop(clients);
+        self.health.trouble.status(outage, mode)
     }
 
     pub(super) fn denied_from_cache(&self) {
@@ -252,6 +268,7 @@ impl Default for Health {
             lines: Default::default(),
             clients: Mutex::default(),
             decided: Decided::default(),
+            trouble: Trouble::default(),
         }
     }
 }

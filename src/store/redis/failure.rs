@@ -48,6 +48,24 @@ pub enum FailureKind {
 impl FailureKind {
     pub(super) const COUNT: usize = Self::Other as usize + 1;
 
+    /// All of them.
+    #[cfg(feature = "metrics")]
+    pub(crate) const ALL: [Self; Self::COUNT] = [
+        Self::Disconnected,
+        Self::Tls,
+        Self::Timeout,
+        Self::Overloaded,
+        Self::Denied,
+        Self::ReadOnly,
+        Self::OutOfMemory,
+        Self::Busy,
+        Self::WrongData,
+        Self::TooOld,
+        Self::Unsupported,
+        Self::Configuration,
+        Self::Other,
+    ];
+
     /// A number below [`COUNT`](Self::COUNT).
     pub(super) fn index(self) -> usize {
         self as usize

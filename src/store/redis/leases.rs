@@ -18,7 +18,7 @@ use super::script::Script;
 use crate::key::Key;
 use crate::store::{
     FailureMode, LeaseLimits, LeaseName, LeaseSlots, LeaseUsage, Leased, NamedLease, NamedLeased,
-    NamedLimits, Reply, Standing,
+    NamedLimits, Reply, Standing, StoreStatus,
 };
 use crate::sync::lock;
 
@@ -161,6 +161,10 @@ impl LeaseSlots for RedisLeases {
 
     fn place(&self) -> Option<&str> {
         Some(&self.0.names.total)
+    }
+
+    fn status(&self) -> Option<StoreStatus> {
+        Some(self.0.store.status())
     }
 }
 

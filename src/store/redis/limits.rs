@@ -9,6 +9,7 @@ use super::client::Again;
 use super::failure::{OrFailure, StoreError};
 use super::script::Script;
 use super::{Inner, RedisStore};
+use crate::store::StoreStatus;
 
 /// What the scripts of limits read and write.
 pub(crate) struct LimitTable {
@@ -103,6 +104,13 @@ const JOURNAL: usize = 100_000;
 
 /// Limits in one answer.
 const PAGE: usize = 1_000;
+
+impl LimitTable {
+    /// Whether the store that has them decides.
+    pub(crate) fn status(&self) -> StoreStatus {
+        self.store.status()
+    }
+}
 
 impl RedisStore {
     pub(crate) fn limit_table(&self) -> LimitTable {

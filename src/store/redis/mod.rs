@@ -40,6 +40,7 @@ mod takes;
 mod test_server;
 #[cfg(feature = "redis-tls")]
 mod tls;
+mod trouble;
 mod url;
 
 use std::fmt;
@@ -60,7 +61,7 @@ use self::names::Names;
 use self::rate::RedisBuckets;
 use self::script::Script;
 use self::url::Target;
-use super::{FailureMode, LeaseSlots, LeaseStore, RateBuckets, RateStore};
+use super::{FailureMode, LeaseSlots, LeaseStore, RateBuckets, RateStore, StoreStatus};
 use crate::key::Secret;
 use crate::policy::Policy;
 
@@ -334,6 +335,13 @@ impl RedisStore {
         self.slots.flush().await
     }
 
+    /// Whether Redis decides about requests, or the [failure mode](Self::on_failure) does. Makes no call: it is what the
+    /// calls of this store and its clones have found.
+    #[must_use]
+    pub fn status(&self) -> StoreStatus {
+        self.inner().status()
+    }
+
     fn inner(&self) -> &Arc<Inner> {
         self.inner.get_or_init(|| {
             Arc::new(Inner {
@@ -345,6 +353,12 @@ impl RedisStore {
                 options: self.options.clone(),
             })
         })
+    }
+}
+
+impl Inner {
+    fn status(&self) -> StoreStatus {
+        self.client.events().status(self.options.on_failure)
     }
 }
 

@@ -19,7 +19,7 @@ use crate::decision::Decision;
 use crate::policy::{NamedQuota, Policy};
 use crate::quota::Quota;
 use crate::rule::{Rule, RuleKind};
-use crate::store::{Charge, FailureMode, RateBuckets, Reply, place_and_set};
+use crate::store::{Charge, FailureMode, RateBuckets, Reply, StoreStatus, place_and_set};
 use crate::sync::{Mutex, lock};
 
 /// Clones share the buckets.
@@ -227,6 +227,10 @@ impl RateBuckets for RedisBuckets {
             lanes: Lanes::new(),
             share,
         }))))
+    }
+
+    fn status(&self) -> Option<StoreStatus> {
+        Some(self.0.store.status())
     }
 }
 

@@ -1,8 +1,9 @@
 //! What tools see of limiters that count in Redis.
 
+use tower_admission::store::StoreStatus;
 use tower_admission::{
-    ByToken, ClientIp, ConcurrencyLimitLayer, Key, Limits, LimitsError, Policy, Quota, RateLimiter,
-    SharedLimiters,
+    ByToken, ClientIp, ConcurrencyLimitLayer, CountedIn, Key, Leases, LimitUsage, Limits,
+    LimitsError, Policy, Quota, RateLimiter, SharedLimiters,
 };
 
 use super::{acme, calls, name, set};
@@ -156,4 +157,29 @@ async fn limiters_that_nobody_writes_down_are_forgotten_and_junk_is_passed_over(
     assert!(matches!(read, Err(LimitsError::Unavailable(_))), "{read:?}");
     // The limits themselves are none the worse.
     set(&limits, "25/h").await;
+}
+
+/// Leases are work of any replica, and a lease that another one holds is none of here.
+#[tokio::test]
+async fn leases_in_a_store_are_counted_there_and_here() {
+    let server = Server::start().await;
+    let replica = || {
+        let store = server.store();
+        let limits = Limits::in_store(&store);
+        let leases = Leases::new().name("jobs").per_tenant(5).total(9);
+        (leases.store(store).limits(&limits), limits)
+    };
+    let ((one, limits), (other, _)) = (replica(), replica());
+    let acme = Key::id("org", "acme");
+    let _held = (
+        one.acquire(&acme, "1").await.unwrap(),
+        other.acquire(&acme, "2").await.unwrap(),
+        other.acquire(&Key::id("org", "other"), "3").await.unwrap(),
+    );
+    let numbers = |usage: &LimitUsage| (usage.used, usage.here, usage.counted_in, usage.limit);
+    let totals = limits.totals().await;
+    assert_eq!(numbers(&totals[0]), (3, Some(1), CountedIn::Store, Some(9)));
+    let usage = limits.usage(&"org:acme".parse().unwrap()).await;
+    assert_eq!(numbers(&usage[0]), (2, Some(1), CountedIn::Store, Some(5)));
+    assert_eq!(limits.store_status(), Some(StoreStatus::Ok));
 }

@@ -8,29 +8,26 @@
     feature = "tracing"
 ))]
 
-use std::io::{BufRead, BufReader, Read};
-use std::path::PathBuf;
-use std::process::{Child, ChildStdout, Command, Stdio};
-use std::thread::{self, JoinHandle};
+mod process;
+// Its own tests use all of it.
+#[allow(dead_code)]
+#[path = "../redis/server.rs"]
+mod server;
+#[cfg(unix)]
+mod shutdown;
+
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
-use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use http::Method;
+use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http_body_util::BodyExt;
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use tonic::Code;
-use tonic::transport::Endpoint;
-use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
-use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt;
 
-/// A stream that goes on for as long as any test.
-const LONG_STREAM: &str = "/api/stream?chunks=1000&ms=1000";
+use self::process::{File, Gateway, LONG_STREAM, command, header, soon, text};
 
 #[tokio::test]
 async fn health_is_never_limited() {
@@ -101,18 +98,6 @@ async fn a_stream_counts_until_it_has_ended() {
     let rest = text(stream).await;
     assert!(rest.ends_with("chunk 10\n"), "{rest:?}");
     assert_eq!(gateway.get("/api/slow?ms=0", "bob").await, 200);
-}
-
-#[cfg(unix)]
-#[tokio::test]
-async fn a_stream_ends_before_a_gateway_that_is_terminated() {
-    let mut gateway = Gateway::start(&[]);
-    let path = "/api/stream?chunks=5&ms=100";
-    let stream = gateway.begin(path, "alice").await;
-    gateway.terminate();
-    assert!(text(stream).await.ends_with("chunk 5\n"));
-    let ended = tokio::task::spawn_blocking(move || gateway.child.wait().unwrap().success());
-    assert!(soon(ended).await.unwrap());
 }
 
 #[tokio::test]
@@ -205,7 +190,7 @@ async fn a_refused_key_is_warned_of_once() {
     assert_eq!(lines("quota_exceeded"), 1, "{log}");
     assert_eq!(lines("bearer#"), 1, "{log}");
     assert_eq!(lines("at_capacity"), 1, "{log}");
-    assert_eq!(lines("request refused"), 2, "{log}");
+    assert_eq!(lines("request rejected"), 2, "{log}");
     assert_eq!(lines("alice"), 0, "a token is in the log: {log}");
 }
 
@@ -272,32 +257,6 @@ fn bad_flags_are_told_and_nothing_starts() {
         assert_eq!(output.status.code(), Some(2), "{error}");
         assert!(error.contains(told), "{error}");
         assert!(output.stdout.is_empty());
-    }
-}
-
-/// A file in the folder of this process, gone at the end.
-struct File(PathBuf);
-
-impl File {
-    fn new(name: &str, text: &str) -> Self {
-        let name = format!("tower-admission-{}-{name}", std::process::id());
-        let file = Self(std::env::temp_dir().join(name));
-        file.write(text);
-        file
-    }
-
-    fn write(&self, text: &str) {
-        std::fs::write(&self.0, text).unwrap();
-    }
-
-    fn path(&self) -> &str {
-        self.0.to_str().unwrap()
-    }
-}
-
-impl Drop for File {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
     }
 }
 
@@ -468,166 +427,4 @@ async fn a_variable_changes_a_field() {
     let gateway = Gateway::spawn(command);
     assert_eq!(gateway.get("/api/slow?ms=0", "alice").await, 200);
     assert_eq!(gateway.get("/api/slow?ms=0", "alice").await, 429);
-}
-
-/// A gateway that runs until this is dropped.
-struct Gateway {
-    child: Child,
-    // Open as long as it runs, though all that is read of it is the address.
-    _stdout: BufReader<ChildStdout>,
-    log: Option<JoinHandle<String>>,
-    address: String,
-    client: Client<HttpConnector, Full<Bytes>>,
-}
-
-impl Gateway {
-    fn start(flags: &[&str]) -> Self {
-        let mut command = command();
-        command.args(flags);
-        Self::spawn(command)
-    }
-
-    fn spawn(mut command: Command) -> Self {
-        let mut child = command
-            .args(["--listen", "127.0.0.1:0"])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut stderr = child.stderr.take().unwrap();
-        let log = thread::spawn(move || {
-            let mut log = String::new();
-            stderr.read_to_string(&mut log).unwrap();
-            log
-        });
-        let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut line = String::new();
-        stdout.read_line(&mut line).unwrap();
-        let Some(address) = line.trim_end().strip_prefix("Listening on http://") else {
-            panic!("{line:?}, and {}", log.join().unwrap());
-        };
-        Self {
-            child,
-            _stdout: stdout,
-            log: Some(log),
-            address: address.to_owned(),
-            client: Client::builder(TokioExecutor::new()).build_http(),
-        }
-    }
-
-    /// Asks it to end, as a service manager does.
-    #[cfg(unix)]
-    fn terminate(&self) {
-        let id = self.child.id().to_string();
-        let sent = Command::new("kill").args(["-TERM", &id]).status();
-        assert!(sent.unwrap().success());
-    }
-
-    /// Ends it, and returns all that it logged.
-    fn stop(mut self) -> String {
-        self.child.kill().unwrap();
-        self.log.take().unwrap().join().unwrap()
-    }
-
-    fn request(&self, method: Method, path: &str, token: &str, body: &str) -> Request<Full<Bytes>> {
-        Request::builder()
-            .method(method)
-            .uri(format!("http://{}{path}", self.address))
-            .header(AUTHORIZATION, format!("Bearer {token}"))
-            .body(Bytes::copy_from_slice(body.as_bytes()).into())
-            .unwrap()
-    }
-
-    async fn send(
-        &self,
-        method: Method,
-        path: &str,
-        token: &str,
-        body: &str,
-    ) -> Response<Incoming> {
-        let request = self.request(method, path, token, body);
-        soon(self.client.request(request)).await.unwrap()
-    }
-
-    /// The status of a response that is read to its end.
-    async fn get(&self, path: &str, token: &str) -> StatusCode {
-        let response = self.send(Method::GET, path, token, "").await;
-        let status = response.status();
-        text(response).await;
-        status
-    }
-
-    /// A response of which something was read, and something was not.
-    async fn begin(&self, path: &str, token: &str) -> Response<Incoming> {
-        let mut response = self.send(Method::GET, path, token, "").await;
-        assert_eq!(response.status(), 200);
-        soon(response.frame()).await.unwrap().unwrap();
-        response
-    }
-
-    /// The health check, by gRPC.
-    async fn check(&self, token: &str) -> Result<ServingStatus, tonic::Status> {
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
-        let mut request = tonic::Request::new(HealthCheckRequest::default());
-        let authorization = format!("Bearer {token}").parse().unwrap();
-        request
-            .metadata_mut()
-            .insert("authorization", authorization);
-        let mut client = HealthClient::new(endpoint.connect_lazy());
-        let response = soon(client.check(request)).await?;
-        Ok(response.into_inner().status())
-    }
-}
-
-impl Drop for Gateway {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// The example that cargo built next to this test, with nothing from the environment.
-fn command() -> Command {
-    let mut path: PathBuf = std::env::current_exe().unwrap();
-    path.pop();
-    path.pop();
-    path.extend(["examples", "gateway"]);
-    path.set_extension(std::env::consts::EXE_EXTENSION);
-    assert!(
-        path.exists(),
-        "`cargo test --test gateway` builds no examples; \
-         run `cargo build --all-features --example gateway` before it"
-    );
-    let mut command = Command::new(path);
-    for flag in [
-        "CONFIG",
-        "LISTEN",
-        "MAX_CONCURRENCY",
-        "RATE",
-        "BURST",
-        "STORE",
-        "SECRET",
-        "REPLICAS",
-    ] {
-        command.env_remove(flag);
-    }
-    command
-}
-
-/// Bounds how long a test that fails hangs.
-async fn soon<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), future)
-        .await
-        .expect("it happens at all")
-}
-
-fn header<'a>(response: &'a Response<Incoming>, name: &str) -> &'a str {
-    let value = response.headers().get(name);
-    value.expect(name).to_str().unwrap()
-}
-
-/// What is left of the body.
-async fn text(response: Response<Incoming>) -> String {
-    let body = soon(response.into_body().collect()).await.unwrap();
-    String::from_utf8(body.to_bytes().into()).unwrap()
 }

@@ -1,0 +1,73 @@
+// What is in flight, and the keys that are rejected most.
+
+function bar(name, details, used, limit, note = '') {
+  const share = limit === null ? 0 : used >= limit ? 1 : used / limit;
+  const level = share >= 0.9 ? 'red' : share >= 0.7 ? 'amber' : '';
+  const fill = make('div', 'fill');
+  fill.style.width = `${share * 100}%`;
+  const track = make('div', 'track', fill);
+  track.setAttribute('aria-hidden', 'true');
+  const row = make('li', level, make('span', 'key', name, make('span', 'type', details)),
+    make('span', 'of', limit === null ? number(used) : `${number(used)} of ${number(limit)}`), track);
+  if (note) row.append(make('span', 'note', note));
+  return row;
+}
+
+// What the store counts is the same from all replicas; what processes count alone is shown for each.
+function showInFlight() {
+  const answering = live();
+  const newest = answering.toSorted((one, two) => two.at - one.at);
+  const rows = new Map();
+  for (const replica of newest) {
+    for (const entry of replica.now.in_flight) {
+      const isShared = entry.counted_in === 'store';
+      const id = JSON.stringify([entry.name, entry.sort, isShared ? '' : nameOf(replica)]);
+      if (!rows.has(id)) rows.set(id, { ...entry, isShared, held: [] });
+      if (entry.here !== null) rows.get(id).held.push([nameOf(replica), entry.here]);
+    }
+  }
+  const sorted = [...rows.values()].sort((one, two) => one.name.localeCompare(two.name) || one.sort.localeCompare(two.sort)
+    || (one.held[0]?.[0] ?? '').localeCompare(two.held[0]?.[0] ?? ''));
+  const bars = sorted.map(({ name, sort, used, limit, isShared, held }) => {
+    held.sort();
+    const here = held.map(([who, count]) => `${number(count)} in ${who}`).join(', ');
+    const note = isShared ? `in the store, of these ${here || 'none here'}` : `in this process: ${held[0]?.[0] ?? ''}`;
+    return bar(name || '(no name)', sort, used, limit, note);
+  });
+  at('in-flight').replaceChildren(...bars);
+  at('no-in-flight').hidden = bars.length > 0;
+}
+
+const MOST_KEYS = 10;
+let refusedShown = '';
+
+function showRefusedKeys() {
+  const all = new Map();
+  for (const { now } of live()) {
+    for (const { count, ...refused } of now.refused_keys) {
+      const id = JSON.stringify(refused);
+      const entry = all.get(id) ?? { ...refused, count: 0 };
+      entry.count += count;
+      all.set(id, entry);
+    }
+  }
+  const rows = [...all.entries()].map(([id, entry]) => ({ id, ...entry }))
+    .sort((one, two) => two.count - one.count || one.id.localeCompare(two.id)).slice(0, MOST_KEYS);
+  const body = at('refused-keys');
+  const ids = rows.map(({ id }) => id).join('\n');
+  // Rows are kept while they are the same, so that a click does not miss its button.
+  if (ids !== refusedShown) {
+    refusedShown = ids;
+    replaceRows(body, rows.map(({ key, name, limit_type: type, policy }) => {
+      const by = policy && policy !== name ? `${name || '(no name)'}: ${policy}` : name || '(no name)';
+      const which = `${key}, rejected by ${by}`;
+      return make('tr', '', make('td', 'key', key), make('td', '', by, make('span', 'type', type)), make('td', 'number'),
+        make('td', 'actions',
+          button('Usage', `Usage of ${which}`, () => showUsage(key)),
+          button('Limit…', `Limit ${which}`, () => edit(key)),
+          button('Ban…', `Ban ${which}`, () => ban(key))));
+    }));
+  }
+  rows.forEach(({ count }, n) => { body.rows[n].cells[2].textContent = number(count); });
+  at('no-refused-keys').hidden = rows.length > 0;
+}

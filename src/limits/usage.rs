@@ -1,0 +1,67 @@
+//! How far limits are used up, and what the admin endpoints ask besides.
+
+#[cfg(feature = "admin")]
+use super::Override;
+#[cfg(feature = "redis")]
+use super::replica::Replica;
+use super::{LimitUsage, Limits};
+use crate::key::KeyName;
+use crate::store::StoreStatus;
+#[cfg(feature = "admin")]
+use crate::sync::lock;
+
+impl Limits {
+    /// How far each limit is used up by a key, in the order in which the limiters were made.
+    ///
+    /// Of a limiter with several policies those are told of which the key has used anything, and
+    /// the first.
+    pub async fn usage(&self, key: &KeyName) -> Vec<LimitUsage> {
+        let mut usages = Vec::new();
+        for target in self.targets() {
+            usages.extend(target.usage(key.key()).await);
+        }
+        usages
+    }
+
+    /// How far the limits are used up that are not of any one key. Where limiters count in a store, it is asked.
+    pub async fn totals(&self) -> Vec<LimitUsage> {
+        let mut totals = Vec::new();
+        for target in self.targets() {
+            totals.extend(target.total().await);
+        }
+        totals
+    }
+
+    /// Whether the stores decide in which these limits are kept and their limiters count; `None` without a store that
+    /// replicas share. Makes no call.
+    #[must_use]
+    pub fn store_status(&self) -> Option<StoreStatus> {
+        let targets = self.targets();
+        let of_targets = targets.iter().filter_map(|target| target.store_status());
+        #[cfg(feature = "redis")]
+        let of_targets = of_targets.chain(self.0.replica.as_ref().map(Replica::status));
+        of_targets.reduce(StoreStatus::and)
+    }
+
+    /// The override that was set at run time, whatever the configuration says.
+    #[cfg(feature = "admin")]
+    pub(crate) fn override_at_run_time(&self, key: &KeyName) -> Option<Override> {
+        self.remove_ended();
+        lock(&self.0.state).own_at_run_time(&key.key())
+    }
+
+    /// How many overrides there are, set at run time or by the configuration.
+    #[cfg(feature = "admin")]
+    pub(crate) fn count(&self) -> usize {
+        self.remove_ended();
+        lock(&self.0.state).count()
+    }
+
+    /// A number that another one follows when an override changes, so that a list that is shown can be read anew. Each
+    /// process counts for itself.
+    #[cfg(feature = "admin")]
+    pub(crate) fn revision(&self) -> u64 {
+        self.remove_ended();
+        lock(&self.0.state).revision
+    }
+}

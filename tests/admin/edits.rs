@@ -1,0 +1,183 @@
+//! Changes by several operators, and the search.
+
+use serde_json::{Value, json};
+
+use super::{Answer, Service, operator};
+
+const PATH: &str = "/limits/org:acme";
+
+/// A request of an operator with a condition.
+async fn ask_if(
+    service: &Service,
+    method: &str,
+    condition: (&'static str, &str),
+    limit: &str,
+) -> Answer {
+    let body = match limit {
+        "" => String::new(),
+        limit => json!({ "limit": limit }).to_string(),
+    };
+    let mut request = operator(method, PATH, &body);
+    let value = condition.1.parse().unwrap();
+    request.headers_mut().insert(condition.0, value);
+    service.answer(request).await
+}
+
+fn tag(answer: &Answer) -> String {
+    answer.headers["etag"].to_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_change_of_what_was_changed_meanwhile_is_refused_with_both_values() {
+    let service = Service::new();
+    let set = service.put("org:acme", "5/h").await;
+    let read = service.ask("GET", PATH, "").await;
+    assert_eq!(tag(&set), tag(&read));
+
+    // Another operator is faster.
+    let theirs = ask_if(&service, "PUT", ("if-match", &tag(&read)), "6/h").await;
+    assert_eq!(
+        (theirs.status, &theirs.json["before"]),
+        (200, &json!("5/h"))
+    );
+    let mine = ask_if(&service, "PUT", ("if-match", &tag(&read)), "7/h").await;
+    assert_eq!(mine.status, 412);
+    assert_eq!(
+        (
+            &mine.json["current"]["limit"],
+            &mine.json["wanted"]["limit"]
+        ),
+        (&json!("6/h"), &json!("7/h"))
+    );
+    let deleted = ask_if(&service, "DELETE", ("if-match", &tag(&read)), "").await;
+    assert_eq!(deleted.status, 412);
+    assert_eq!(
+        (&deleted.json["current"]["limit"], &deleted.json["wanted"]),
+        (&json!("6/h"), &Value::Null)
+    );
+    assert_eq!(service.ask("GET", PATH, "").await.json["limit"], "6/h");
+
+    // The answer has the tag to insist with.
+    assert_eq!(tag(&mine), tag(&theirs));
+    let mine = ask_if(&service, "PUT", ("if-match", &tag(&mine)), "7/h").await;
+    assert_eq!((mine.status, &mine.json["before"]), (200, &json!("6/h")));
+    let deleted = ask_if(&service, "DELETE", ("if-match", &tag(&mine)), "").await;
+    assert_eq!(deleted.status, 200);
+
+    // What was deleted meanwhile does not come back.
+    let late = ask_if(&service, "PUT", ("if-match", &tag(&mine)), "8/h").await;
+    assert_eq!((late.status, &late.json["current"]), (412, &Value::Null));
+    assert!(!late.headers.contains_key("etag"));
+    assert_eq!(service.ask("GET", PATH, "").await.status, 404);
+}
+
+#[tokio::test]
+async fn a_new_limit_replaces_none_that_is_there() {
+    let service = Service::new();
+    let first = ask_if(&service, "PUT", ("if-none-match", "*"), "5/h").await;
+    assert_eq!(first.status, 200);
+    let second = ask_if(&service, "PUT", ("if-none-match", "*"), "6/h").await;
+    assert_eq!(
+        (second.status, &second.json["current"]["limit"]),
+        (412, &json!("5/h"))
+    );
+    // Without a condition the last one counts, as ever.
+    assert_eq!(service.put("org:acme", "7/h").await.status, 200);
+}
+
+#[tokio::test]
+async fn limits_are_found_by_a_part_of_their_key_or_limit() {
+    let service = Service::new();
+    for n in 0..1_000 {
+        let key = format!("org:Tenant-{n:04}").parse().unwrap();
+        let limit = format!("{}/h", 10_000 + n).parse().unwrap();
+        service.limits.set(&key, limit).await.unwrap();
+    }
+    let found = async |query: &str| {
+        service
+            .ask("GET", &format!("/limits?{query}"), "")
+            .await
+            .json
+    };
+    let keys = |page: &Value| -> Vec<String> {
+        let limits = page["limits"].as_array().unwrap();
+        let keys = limits
+            .iter()
+            .map(|entry| entry["key"].as_str().unwrap().to_owned());
+        keys.collect()
+    };
+    assert_eq!(keys(&found("q=tenant-0731").await), ["org:Tenant-0731"]);
+    assert_eq!(keys(&found("q=TENANT-0731").await), ["org:Tenant-0731"]);
+    assert_eq!(keys(&found("q=10042%2Fh").await), ["org:Tenant-0042"]);
+    let page = found("q=nothing").await;
+    assert_eq!((keys(&page).len(), &page["total"]), (0, &json!(1_000)));
+    assert_eq!(keys(&found("q=").await).len(), 1_000);
+
+    // In pages: those that end in 7.
+    let mut all = Vec::new();
+    let mut after = String::new();
+    loop {
+        let page = found(&format!("q=7/h&count=30{after}")).await;
+        all.extend(keys(&page));
+        match page["next"].as_str() {
+            Some(next) => after = format!("&after={}", super::encoded(next)),
+            None => break,
+        }
+    }
+    let expected: Vec<_> = (0..1_000)
+        .filter(|n| n % 10 == 7)
+        .map(|n| format!("org:Tenant-{n:04}"))
+        .collect();
+    assert_eq!(all, expected);
+}
+
+#[tokio::test]
+async fn a_limit_has_an_end_and_a_note() {
+    let service = Service::new();
+    let put = async |body: Value| service.ask("PUT", PATH, &body.to_string()).await;
+    let set = put(json!({ "limit": "deny all", "for_seconds": 3600, "note": "ticket 4711" })).await;
+    assert_eq!(set.status, 200, "{}", set.text);
+    let read = service.ask("GET", PATH, "").await.json;
+    assert_eq!(
+        (&read["limit"], &read["note"]),
+        (&json!("deny all"), &json!("ticket 4711"))
+    );
+    let (end, changed_at) = (read["end"].as_u64(), read["changed_at"].as_u64());
+    // Rounded up to a second, and the clock went on between the two.
+    let span = end.unwrap() - changed_at.unwrap();
+    assert!((3_600..=3_602).contains(&span), "{read}");
+    let found = service.ask("GET", "/limits?q=TICKET", "").await.json;
+    assert_eq!(found["limits"], json!([read]));
+    let again = put(json!({ "limit": "deny all", "end": end })).await.json;
+    assert_eq!((again["end"].as_u64(), &again["note"]), (end, &Value::Null));
+    // One that is over already has no effect.
+    assert_eq!(put(json!({ "limit": "5/h", "end": 1 })).await.status, 200);
+    assert_eq!(service.ask("GET", PATH, "").await.status, 404);
+    for wrong in [
+        json!({ "limit": "5/h", "end": "tomorrow" }),
+        json!({ "limit": "5/h", "end": -1 }),
+        json!({ "limit": "5/h", "end": u64::MAX }),
+        json!({ "limit": "5/h", "for_seconds": 0 }),
+        json!({ "limit": "5/h", "for_seconds": u64::MAX }),
+        json!({ "limit": "5/h", "end": 1, "for_seconds": 1 }),
+        json!({ "limit": "5/h", "note": 7 }),
+    ] {
+        let refused = put(wrong.clone()).await;
+        assert_eq!(refused.status, 422, "{wrong} {}", refused.text);
+    }
+    assert!(service.limits.is_empty());
+}
+
+/// The note of a limit is part of what an operator has seen.
+#[tokio::test]
+async fn another_note_is_a_change() {
+    let service = Service::new();
+    let noted = |note: &str| json!({ "limit": "5/h", "note": note }).to_string();
+    let set = service.ask("PUT", PATH, &noted("one")).await;
+    service.ask("PUT", PATH, &noted("two")).await;
+    let late = ask_if(&service, "PUT", ("if-match", &tag(&set)), "5/h").await;
+    assert_eq!(
+        (late.status, &late.json["current"]["note"]),
+        (412, &json!("two"))
+    );
+}
