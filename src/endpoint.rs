@@ -6,7 +6,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Request};
 use axum::response::{IntoResponse, Response};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::Serialize;
 
 use crate::respond::plain_problem;
@@ -36,6 +36,7 @@ pub(crate) fn no_content() -> Response {
 pub(crate) struct Failed {
     status: StatusCode,
     detail: Cow<'static, str>,
+    header: Option<(HeaderName, HeaderValue)>,
 }
 
 impl Failed {
@@ -43,7 +44,15 @@ impl Failed {
         Self {
             status,
             detail: detail.into(),
+            header: None,
         }
+    }
+
+    /// With a header in place of that which its status has by default.
+    #[cfg(feature = "admin")]
+    pub(crate) fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.header = Some((name, value));
+        self
     }
 
     pub(crate) fn unauthorized() -> Self {
@@ -59,14 +68,14 @@ impl Failed {
 impl IntoResponse for Failed {
     fn into_response(self) -> Response {
         let mut response = not_stored(plain_problem(self.status, &self.detail));
-        let header = match self.status {
+        let default = |name, value| Some((name, HeaderValue::from_static(value)));
+        let header = self.header.or_else(|| match self.status {
             // RFC 9110 §11.6.1: a 401 names a scheme.
-            StatusCode::UNAUTHORIZED => Some((WWW_AUTHENTICATE, "Bearer")),
-            StatusCode::SERVICE_UNAVAILABLE => Some((RETRY_AFTER, "1")),
+            StatusCode::UNAUTHORIZED => default(WWW_AUTHENTICATE, "Bearer"),
+            StatusCode::SERVICE_UNAVAILABLE => default(RETRY_AFTER, "1"),
             _ => None,
-        };
+        });
         if let Some((name, value)) = header {
-            let value = HeaderValue::from_static(value);
             response.headers_mut().insert(name, value);
         }
         response

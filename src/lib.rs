@@ -145,7 +145,10 @@ pub use limiter::SharedLimiters;
 pub use limiter::{
     ConcurrencyLimiter, KeptLease, Lease, Leases, Permit, RateLimiter, SetPolicyError,
 };
-pub use limits::{CountedIn, LimitChange, LimitEdit, LimitUsage, Limits, LimitsError, Override};
+pub use limits::{
+    CountedIn, LimitChange, LimitEdit, LimitExplanation, LimitSource, LimitUsage, LimitVerdict,
+    Limits, LimitsError, Override,
+};
 pub use observe::Observer;
 pub use policy::{NamedQuota, Policy, PolicyError};
 pub use quota::{Quota, QuotaError};

@@ -28,7 +28,8 @@ const LEVELS: &[&[&str]] = &[
     &["access"],
     &["concurrency", "rate"],
     &["endpoint"],
-    &["admin", "config", "sessions", "ws"],
+    &["admin", "sessions", "ws"],
+    &["config"],
 ];
 
 const FIRST_WITH_HTTP: &str = "headers";

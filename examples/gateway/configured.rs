@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::routing::get;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
-use tower_admission::admin::{self, Recorder, Token};
+use tower_admission::admin::Recorder;
 use tower_admission::config::{Admission, Config};
 use tower_admission::observe::{MetricsObserver, TracingObserver};
 use tracing::error;
@@ -33,15 +33,12 @@ pub(crate) async fn serve(signals: Signals, flags: &Flags, file: &Path) -> Resul
         published.publish(&MetricsObserver::new());
         rendering.render()
     };
-    let mut app = unlimited()
+    let app = unlimited()
         .route("/metrics", get(scrape))
-        .layer(admission.layer());
-    if let Some(token) = config.admin_token() {
-        let token = Token::new(token).map_err(|error| format!("admin.token: {error}"))?;
-        // After the layer, so that who repairs a limit is not held up by it.
-        let admin = admin::router(admission.limits(), &recorder, token);
-        app = app.nest_service("/admin", admin);
-    }
+        .layer(admission.layer())
+        // After the layer, so that an operator who repairs a limit is not rejected by it. Without a token nobody is
+        // admitted; a changed file may add one.
+        .nest_service("/admin", admission.admin(&recorder).build());
 
     let cannot = |error| format!("cannot serve on {}: {error}", flags.listen);
     let listener = TcpListener::bind(flags.listen).await.map_err(cannot)?;
@@ -61,7 +58,7 @@ pub(crate) async fn serve(signals: Signals, flags: &Flags, file: &Path) -> Resul
     let groups: Vec<_> = config.groups().collect();
     println!("Listening on http://{address}");
     println!("Limits from {}: {}", file.display(), groups.join(", "));
-    if config.admin_token().is_some() {
+    if config.admin_tokens().next().is_some() {
         println!("To look at them and to change them: http://{address}/admin");
     }
     tokio::spawn(keep_up(metrics));

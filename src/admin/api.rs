@@ -4,20 +4,23 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{Extension, Path, Query, Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::Deserialize;
 
-use super::Auth;
 use super::answer::{
     Changed, Deleted, Entry, KeyUsage, List, Totals, no_limit, no_such_name, wrong,
 };
+use super::auth::Role;
 use super::condition::{change_if, tagged};
+use super::groups::RequestGroups;
 use super::now::Store;
 use super::recorder::Recorder;
+use super::resolve::Resolver;
+use super::sign_in::{SignIns, SignedIn};
 use crate::endpoint::{Failed, body, json, member, no_content, not_stored};
 use crate::extract::RequestHead;
 use crate::key::KeyName;
@@ -38,7 +41,9 @@ const LONGEST_PAGE: usize = 10_000;
 pub(super) struct Api {
     pub(super) limits: Limits,
     pub(super) recorder: Recorder,
-    pub(super) auth: Box<dyn Auth>,
+    pub(super) sign_ins: SignIns,
+    pub(super) resolver: Arc<Resolver>,
+    pub(super) groups: Option<Box<dyn RequestGroups>>,
 }
 
 pub(super) type Shared = State<Arc<Api>>;
@@ -61,10 +66,13 @@ pub(super) struct Page {
     q: Option<String>,
 }
 
-pub(super) async fn admit(State(api): Shared, request: Request, next: Next) -> Answer {
-    if !api.auth.admits(RequestHead::from(&request)) {
-        return Err(Failed::unauthorized());
-    }
+pub(super) async fn admit(
+    State((api, role)): State<(Arc<Api>, Role)>,
+    mut request: Request,
+    next: Next,
+) -> Answer {
+    let signed_in = api.sign_ins.admit(RequestHead::from(&request), role)?;
+    request.extensions_mut().insert(signed_in);
     Ok(next.run(request).await)
 }
 
@@ -94,17 +102,22 @@ pub(super) async fn list(State(api): Shared, page: Result<Query<Page>, QueryReje
 }
 
 pub(super) async fn limit(State(api): Shared, key: KeyInPath) -> Answer {
-    let key = named(key)?;
+    let key = api.named(key).await?;
     let entry = api.limits.get_override(&key).ok_or_else(no_limit)?;
     let answer = json(StatusCode::OK, &Entry::new(&key, &entry));
     Ok(tagged(answer, &entry))
 }
 
-pub(super) async fn set(State(api): Shared, key: KeyInPath, request: Request) -> Answer {
-    let key = named(key)?;
+pub(super) async fn set(
+    State(api): Shared,
+    Extension(by): Extension<SignedIn>,
+    key: KeyInPath,
+    request: Request,
+) -> Answer {
+    let key = api.named(key).await?;
     let headers = request.headers().clone();
     let entry = api.read_override(request).await?;
-    let edit = || api.limits.edit(&key);
+    let edit = || by.edit(&api.limits, &key);
     let before = match change_if(&api.limits, &key, &headers, Some(&entry), edit).await? {
         Ok(before) => before,
         Err(changed) => return Ok(changed),
@@ -118,9 +131,14 @@ pub(super) async fn set(State(api): Shared, key: KeyInPath, request: Request) ->
     Ok(tagged(json(StatusCode::OK, &changed), &entry))
 }
 
-pub(super) async fn unset(State(api): Shared, key: KeyInPath, headers: HeaderMap) -> Answer {
-    let key = named(key)?;
-    let edit = || api.limits.edit(&key);
+pub(super) async fn unset(
+    State(api): Shared,
+    Extension(by): Extension<SignedIn>,
+    key: KeyInPath,
+    headers: HeaderMap,
+) -> Answer {
+    let key = api.named(key).await?;
+    let edit = || by.edit(&api.limits, &key);
     let before = match change_if(&api.limits, &key, &headers, None, edit).await? {
         Ok(before) => before.ok_or_else(no_limit)?,
         Err(changed) => return Ok(changed),
@@ -143,16 +161,8 @@ pub(super) async fn totals(State(api): Shared) -> Response {
 }
 
 pub(super) async fn usage(State(api): Shared, key: KeyInPath) -> Answer {
-    let key = named(key)?;
-    let usage = api.limits.usage(&key).await;
-    let usage = KeyUsage {
-        replica: api.recorder.replica(),
-        store: api.limits.store_status().map(Store::from),
-        key: key.as_str(),
-        limit: api.limits.get(&key).map(|limit| limit.to_string()),
-        usage: usage.iter().map(Into::into).collect(),
-    };
-    Ok(json(StatusCode::OK, &usage))
+    let key = api.named(key).await?;
+    Ok(json(StatusCode::OK, &api.usage_of(&key).await))
 }
 
 /// In memory there is no other place that limits could be read from.
@@ -201,6 +211,27 @@ impl Page {
 }
 
 impl Api {
+    /// How far each limit is used up by a key.
+    pub(super) async fn usage_of(&self, key: &KeyName) -> serde_json::Value {
+        let usage = self.limits.usage(key).await;
+        let usage = KeyUsage {
+            replica: self.recorder.replica(),
+            store: self.limits.store_status().map(Store::from),
+            key: key.as_str(),
+            limit: self.limits.get(key).map(|limit| limit.to_string()),
+            usage: usage.iter().map(Into::into).collect(),
+        };
+        serde_json::to_value(usage).expect("strings and numbers serialise")
+    }
+
+    /// The key in a path.
+    async fn named(&self, key: KeyInPath) -> Result<KeyName, Failed> {
+        match key {
+            Ok(Path(InPath { key })) => self.key(&key).await,
+            Err(_) => Err(wrong("The key in the path is no percent-encoded UTF-8.")),
+        }
+    }
+
     /// Entries with a lower-case text in their key or limit. The runtime has other things to do between two pages.
     async fn search(
         &self,
@@ -260,13 +291,6 @@ impl Api {
             return Err(no_such_name(unknown, &names));
         }
         Ok(limit)
-    }
-}
-
-fn named(key: KeyInPath) -> Result<KeyName, Failed> {
-    match key {
-        Ok(Path(InPath { key })) => parse(&key),
-        Err(_) => Err(wrong("The key in the path is no percent-encoded UTF-8.")),
     }
 }
 

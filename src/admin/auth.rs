@@ -1,137 +1,122 @@
-//! Who may look at limits and change them.
+//! Decides which requests come from operators, and what these may do.
 
 use std::fmt;
+use std::sync::Arc;
 
-use crate::extract::{RequestHead, bearer};
-use crate::key::siphash128;
+use crate::extract::RequestHead;
 
-/// Says who may look at limits and change them: a [`Token`], or a closure of the application's.
+/// Recognises operators: [`Tokens`](super::Tokens), one [`Token`](super::Token), or a closure of the application's.
+///
+/// A closure returns an [`Operator`], or a `bool` for an application that does not tell its operators apart.
 ///
 /// ```
 /// use tower_admission::{Limits, RequestHead};
-/// use tower_admission::admin::{self, Recorder};
+/// use tower_admission::admin::{self, Operator, Recorder, Role};
 ///
 /// #[derive(Clone)]
-/// struct User { is_operator: bool } // put into the extensions by authentication, further out
+/// struct User { name: String, may_edit: bool } // put into the extensions by authentication, further out
 ///
 /// let operators = |head: RequestHead<'_>| {
-///     head.extensions.get::<User>().is_some_and(|user| user.is_operator)
+///     let user = head.extensions.get::<User>()?;
+///     let role = if user.may_edit { Role::Write } else { Role::Read };
+///     Some(Operator::new(&user.name, role))
 /// };
 /// let router: axum::Router = admin::router(&Limits::new(), &Recorder::new(), operators);
 /// ```
 #[diagnostic::on_unimplemented(
-    note = "use `tower_admission::admin::Token`, or a closure `|head: RequestHead<'_>| -> bool`"
+    note = "use `tower_admission::admin::Tokens`, or a closure `|head: RequestHead<'_>| -> bool` or \
+            `-> Option<Operator>`"
 )]
 pub trait Auth: Send + Sync + 'static {
-    /// Whether the request may be served.
-    fn admits(&self, head: RequestHead<'_>) -> bool;
+    /// The operator who sent the request; `None` rejects it.
+    fn operator(&self, head: RequestHead<'_>) -> Option<Operator>;
 }
 
-impl<F> Auth for F
+impl<F, O> Auth for F
 where
-    F: Fn(RequestHead<'_>) -> bool + Send + Sync + 'static,
+    F: Fn(RequestHead<'_>) -> O + Send + Sync + 'static,
+    O: IntoOperator,
 {
-    fn admits(&self, head: RequestHead<'_>) -> bool {
-        self(head)
+    fn operator(&self, head: RequestHead<'_>) -> Option<Operator> {
+        self(head).into_operator()
     }
 }
 
-/// A bearer token that operators send: `Authorization: Bearer ..` (RFC 6750 §2.1).
-///
-/// The token is not kept, but its fingerprint, of 128 bits under a secret that is drawn for it. What a
-/// request sends becomes one as well, and of two fingerprints all bits are compared. So how long an answer takes
-/// tells nothing of the token.
-///
-/// ```
-/// use tower_admission::admin::Token;
-///
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let from_environment = "b5b0ea1ed0924ab5";
-/// let token = Token::new(from_environment)?;
-/// assert!(Token::new("").is_err());
-/// # Ok(())
-/// # }
-/// ```
-pub struct Token {
-    secret: [u64; 2],
-    fingerprint: [u64; 2],
+/// What a closure for [`Auth`] returns.
+pub trait IntoOperator {
+    /// The operator, if it is one.
+    fn into_operator(self) -> Option<Operator>;
 }
 
-impl Token {
-    /// The shortest token, in bytes: below that it could be guessed.
-    pub const SHORTEST: usize = 16;
+/// `true` is an operator called `operator` who may write.
+impl IntoOperator for bool {
+    fn into_operator(self) -> Option<Operator> {
+        self.then(|| Operator::new("operator", Role::Write))
+    }
+}
 
-    /// Admits requests with this token, which should be random:
-    /// `openssl rand -hex 32` makes one.
-    ///
-    /// # Errors
-    ///
-    /// - [`TokenError::Short`] below [`SHORTEST`](Self::SHORTEST), so also when a setting is empty.
-    /// - [`TokenError::Characters`] when it could not be sent.
-    ///
-    /// # Panics
-    ///
-    /// When the operating system has no randomness to give.
-    pub fn new(token: impl AsRef<str>) -> Result<Self, TokenError> {
-        let token = token.as_ref().as_bytes();
-        if token.len() < Self::SHORTEST {
-            return Err(TokenError::Short);
+impl IntoOperator for Option<Operator> {
+    fn into_operator(self) -> Option<Operator> {
+        self
+    }
+}
+
+/// Somebody who may look at limits, and perhaps change them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Operator {
+    name: Arc<str>,
+    role: Role,
+}
+
+impl Operator {
+    /// An operator. The name is the author of the changes that the operator makes, in logs and in the record of changes.
+    #[must_use]
+    pub fn new(name: &str, role: Role) -> Self {
+        Self {
+            name: name.into(),
+            role,
         }
-        if !bearer::is_b64token(token) {
-            return Err(TokenError::Characters);
-        }
-        let random = || getrandom::u64().expect("the operating system gives random bytes");
-        let secret = [random(), random()];
-        Ok(Self {
-            fingerprint: fingerprint(secret, token),
-            secret,
-        })
     }
 
-    fn is(&self, token: &[u8]) -> bool {
-        // Of fixed length, and without a secret nobody can make up one that begins like it.
-        let [first, second] = fingerprint(self.secret, token);
-        (first ^ self.fingerprint[0]) | (second ^ self.fingerprint[1]) == 0
+    /// The name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What the operator may do.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.role
     }
 }
 
-fn fingerprint(secret: [u64; 2], token: &[u8]) -> [u64; 2] {
-    siphash128::<2, 4>(secret, token)
-}
-
-impl Auth for Token {
-    fn admits(&self, head: RequestHead<'_>) -> bool {
-        bearer::token(head.headers).is_some_and(|token| self.is(token))
-    }
-}
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Token(..)")
-    }
-}
-
-/// Why a text cannot be a [`Token`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What an operator may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
-pub enum TokenError {
-    /// It has fewer than 16 bytes.
-    Short,
-    /// There is something in it that a bearer token cannot have (RFC 6750 §2.1): it consists of letters, digits
-    /// and `-._~+/`, and may end in `=`.
-    Characters,
+pub enum Role {
+    /// Look at limits and usage.
+    Read,
+    /// Change limits as well.
+    Write,
 }
 
-impl fmt::Display for TokenError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Short => "a token has at least 16 bytes",
-            Self::Characters => "a token consists of letters, digits and -._~+/, and may end in =",
-        })
+impl Role {
+    /// A word for logs and configuration: `read` or `write`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+        }
     }
 }
 
-impl std::error::Error for TokenError {}
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -139,67 +124,19 @@ mod tests {
 
     use super::*;
 
-    const TOKEN: &str = "0123456789abcdef";
-
-    fn admits(token: &Token, authorization: &str) -> bool {
-        let request = Request::builder().header("authorization", authorization);
-        let request = request.body(()).unwrap();
-        token.admits(RequestHead::from(&request))
-    }
-
     #[test]
-    fn admits_what_it_is_and_nothing_else() {
-        let token = Token::new(TOKEN).unwrap();
-        assert!(admits(&token, &format!("Bearer {TOKEN}")));
-        assert!(admits(&token, &format!("bearer  {TOKEN}")));
-        for other in [
-            "",
-            "Bearer",
-            "Bearer ",
-            TOKEN,
-            "Basic 0123456789abcdef",
-            "Bearer 0123456789abcde",
-            "Bearer 0123456789abcdef0",
-            "Bearer 0123456789ABCDEF",
-            "Bearer 1123456789abcdef",
-            "Bearer 0123456789abcdef 0123456789abcdef",
-        ] {
-            assert!(!admits(&token, other), "{other:?}");
-        }
-    }
-
-    #[test]
-    fn what_could_be_guessed_or_not_be_sent_is_refused() {
-        for (text, error) in [
-            ("", TokenError::Short),
-            ("0123456789abcde", TokenError::Short),
-            ("                ", TokenError::Characters),
-            ("0123456789abcdef\n", TokenError::Characters),
-            ("correct horse battery", TokenError::Characters),
-            ("================", TokenError::Characters),
-        ] {
-            assert_eq!(Token::new(text).unwrap_err(), error, "{text:?}");
-        }
-    }
-
-    /// What is compared has one length, and differs as a whole where tokens differ in a byte; so there is no
-    /// beginning that could be found byte by byte.
-    #[test]
-    fn a_fingerprint_tells_nothing_of_a_beginning() {
-        let token = Token::new(TOKEN).unwrap();
-        let mut differing = 0;
-        for at in 0..TOKEN.len() {
-            let mut near = TOKEN.as_bytes().to_vec();
-            near[at] ^= 1;
-            let [first, second] = fingerprint(token.secret, &near);
-            differing += (first ^ token.fingerprint[0]).count_ones();
-            differing += (second ^ token.fingerprint[1]).count_ones();
-        }
-        // 16 times 64, give or take eight standard deviations of 22.6.
-        assert!((843..=1205).contains(&differing), "{differing}");
-        // And in two processes one token is two fingerprints.
-        let again = Token::new(TOKEN).unwrap();
-        assert_ne!(token.fingerprint, again.fingerprint);
-        assert_eq!(format!("{token:?}"), "Token(..)");
+    fn a_closure_answers_with_an_operator_or_a_bool() {
+        let request = Request::new(());
+        let operator = |auth: &dyn Auth| auth.operator(RequestHead::from(&request));
+        let everybody = |_: RequestHead<'_>| true;
+        let expected = Operator::new("operator", Role::Write);
+        assert_eq!(operator(&everybody), Some(expected));
+        assert_eq!(operator(&|_: RequestHead<'_>| false), None);
+        let anna = Operator::new("anna", Role::Read);
+        let closure = {
+            let anna = anna.clone();
+            move |_: RequestHead<'_>| Some(anna.clone())
+        };
+        assert_eq!(operator(&closure), Some(anna));
     }
 }

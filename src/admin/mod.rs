@@ -5,26 +5,35 @@
 mod answer;
 mod api;
 mod auth;
+mod builder;
+mod changes;
 mod condition;
 mod events;
+mod explain;
+mod groups;
 mod now;
 mod page;
 mod recorder;
 mod replica;
+mod resolve;
+mod sign_in;
+mod tokens;
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, delete, get, post, put};
 
 use self::api::Api;
-use crate::endpoint::MAX_BODY;
 use crate::limits::Limits;
 
-pub use self::auth::{Auth, Token, TokenError};
+pub use self::auth::{Auth, IntoOperator, Operator, Role};
+pub use self::builder::AdminRouter;
+pub use self::groups::{RequestGroup, RequestGroups};
 pub use self::recorder::Recorder;
+pub use self::resolve::Resolved;
+pub use self::tokens::{Token, TokenError, Tokens};
 
 /// Endpoints to look at limits and to change them, and a page that uses them.
 ///
@@ -35,8 +44,11 @@ pub use self::recorder::Recorder;
 /// | `GET /limits/{key}` | what the key has of its own, with its `ETag`, or 404 |
 /// | `PUT /limits/{key}` with `{"limit": "1000/min burst 50"}` and perhaps `note`, and `for_seconds` or `end` | sets it, until it ends; what was `before` |
 /// | `DELETE /limits/{key}` | removes it; what was `before`, or 404 |
+/// | `GET /changes?count=..` | the last changes of limits, the newest first: who made them, from where, what was before and what is after; 100 unless told otherwise and at most 1000 |
 /// | `GET /usage` | how far the limits are used up that are not of any one key |
 /// | `GET /usage/{key}` | how far each limit is used up by the key |
+/// | `POST /keys/resolve` with `{"key": ".."}` or `{"credential": ".."}` | how the key is called that is meant, what it has of its own, and how far it has used up each limit |
+/// | `POST /explain` with `{"key": ".."}` and perhaps `tier`, `path`, `method`, `host`, `address` | which limits apply to the key, where their numbers come from, and what a request would get now |
 /// | `POST /cache/clear` | 204; all replicas read their limits anew |
 /// | `GET /now?seen=..` | what the replica that answers decided since it was last asked, what is in flight, the keys rejected most, and whether its store decides |
 /// | `GET /events` | what happens, as server-sent events |
@@ -72,12 +84,17 @@ pub use self::recorder::Recorder;
 /// # app("b5b0ea1ed0924ab5").unwrap();
 /// ```
 ///
-/// # Who is let in
+/// # Operators
 ///
-/// Who `auth` says yes to, a [`Token`] or a closure of the application's; all others get 401 from each of
-/// these. (Other paths are the application's fallback.) The page's three files hold nothing and are
-/// given to everybody. The page keeps the token for as long as its tab is open, and sends it as
-/// `Authorization: Bearer`.
+/// `auth` recognises them: [`Tokens`], one [`Token`] or a closure of the application's. All other requests get 401.
+/// (Other paths are the application's fallback.) An operator with the role [`Read`](Role::Read) gets 403 from `PUT`,
+/// `DELETE` and `POST /cache/clear`. The page's three files hold nothing and need no token. The page keeps the token
+/// for as long as its tab is open, and sends it as `Authorization: Bearer`.
+///
+/// An address that keeps sending wrong credentials is slowed down, see
+/// [`sign_in_failures`](AdminRouter::sign_in_failures). Failures are logged once a minute for each address, and
+/// counted in `admission_admin_sign_in_failures_total` (feature `metrics`), whose label `outcome` is `wrong`, or
+/// `slowed` for those that were answered 429.
 ///
 /// # What a refused client sees
 ///
@@ -85,10 +102,13 @@ pub use self::recorder::Recorder;
 ///
 /// - 400 for a body that is not what is said above, 413 for one of over 4 KiB, 415 for one that is not
 ///   `application/json`.
-/// - 401 without credentials, or with wrong ones.
+/// - 401 without credentials, or with wrong ones; `WWW-Authenticate` has `error="invalid_token"` for a wrong bearer
+///   token (RFC 6750 section 3).
+/// - 403 when the operator may only read.
 /// - 404 when a key has no limits of its own.
 /// - 409 when as many keys have some [as can](Limits::MOST).
 /// - 412 when a limit is not the one that the change was made for.
+/// - 429 with `Retry-After` when too many wrong credentials came from the address.
 /// - 422 for what is no key, no limit or no number, and for a limit with a name that no limiter has.
 /// - 503 with `Retry-After` when the store that keeps the limits cannot be reached, or when 16 listen to
 ///   events already.
@@ -113,7 +133,8 @@ pub use self::recorder::Recorder;
 /// - A closure that goes by a cookie needs the application's protection against forged requests. A bearer token
 ///   needs none.
 /// - What a key is shown as holds nothing of a credential. A credential in a path, as in
-///   `/limits/bearer:..`, lies in logs of paths; its fingerprint, `bearer#..`, does no harm there.
+///   `/limits/bearer:..`, lies in logs of paths; its fingerprint, `bearer#..`, does no harm there. So send a credential
+///   to `POST /keys/resolve`, in the body, and use the name in its answer.
 /// - Each replica tells its own events, with its name. Limits are the same on all replicas
 ///   when they are kept in a store.
 /// - Listeners keep their connections, also while the server shuts down gracefully: give that a deadline.
@@ -121,47 +142,41 @@ pub fn router<S>(limits: &Limits, recorder: &Recorder, auth: impl Auth) -> Route
 where
     S: Clone + Send + Sync + 'static,
 {
-    let api = Arc::new(Api {
-        limits: limits.clone(),
-        recorder: recorder.clone(),
-        auth: Box::new(auth),
-    });
-    let closed = endpoints()
-        .into_iter()
-        .fold(Router::new(), |router, (_, path, endpoint)| {
-            router.route(path, endpoint)
-        })
-        .layer(DefaultBodyLimit::max(MAX_BODY))
-        // Last, so that it is asked first.
-        .route_layer(from_fn_with_state(api.clone(), api::admit));
-    let open = pages()
-        .into_iter()
-        .fold(Router::new(), |router, (_, path, file)| {
-            router.route(path, file)
-        });
-    closed.merge(open).with_state(api)
+    AdminRouter::new(limits, recorder, auth).build()
 }
 
-type Route = (&'static str, &'static str, MethodRouter<Arc<Api>>);
+/// The most bytes of a body that may hold a credential.
+const MAX_CREDENTIAL_BODY: usize = 16 * 1024;
 
-/// What is only for operators.
-fn endpoints() -> [Route; 10] {
+type Endpoint = (&'static str, &'static str, Role, MethodRouter<Arc<Api>>);
+
+/// What is only for operators, with the role that they need.
+fn endpoints() -> [Endpoint; 13] {
+    use Role::{Read, Write};
+    // A credential may be as long as the header that it is sent in.
+    let [resolve, explain] = [post(resolve::resolve), post(explain::explain)]
+        .map(|endpoint| endpoint.layer(DefaultBodyLimit::max(MAX_CREDENTIAL_BODY)));
     [
-        ("get", "/limits", get(api::list)),
-        ("get", "/limits/{key}", get(api::limit)),
-        ("put", "/limits/{key}", put(api::set)),
-        ("delete", "/limits/{key}", delete(api::unset)),
-        ("get", "/usage", get(api::totals)),
-        ("get", "/usage/{key}", get(api::usage)),
-        ("post", "/cache/clear", post(api::clear_caches)),
-        ("get", "/now", get(now::now)),
-        ("get", "/events", get(events::events)),
-        ("get", "/openapi.json", get(api::description)),
+        ("get", "/limits", Read, get(api::list)),
+        ("get", "/limits/{key}", Read, get(api::limit)),
+        ("put", "/limits/{key}", Write, put(api::set)),
+        ("delete", "/limits/{key}", Write, delete(api::unset)),
+        ("get", "/changes", Read, get(changes::changes)),
+        ("get", "/usage", Read, get(api::totals)),
+        ("get", "/usage/{key}", Read, get(api::usage)),
+        ("post", "/keys/resolve", Read, resolve),
+        ("post", "/explain", Read, explain),
+        ("post", "/cache/clear", Write, post(api::clear_caches)),
+        ("get", "/now", Read, get(now::now)),
+        ("get", "/events", Read, get(events::events)),
+        ("get", "/openapi.json", Read, get(api::description)),
     ]
 }
 
+type Page = (&'static str, &'static str, MethodRouter<Arc<Api>>);
+
 /// What is for everybody, and the same for all.
-fn pages() -> [Route; 3] {
+fn pages() -> [Page; 3] {
     [
         ("get", "/", get(page::html)),
         ("get", "/admin.css", get(page::css)),
@@ -188,12 +203,23 @@ mod tests {
                 methods.map(|method| (method.clone(), path.clone()))
             })
             .collect();
-        let routed: BTreeSet<_> = endpoints()
+        let (endpoints, files) = (endpoints(), pages());
+        let endpoints = endpoints
             .iter()
-            .chain(&pages())
-            .map(|(method, path, _)| ((*method).to_owned(), (*path).to_owned()))
-            .collect();
-        assert_eq!(described, routed);
+            .map(|(method, path, role, _)| (method, path, Some(*role)));
+        let files = files.iter().map(|(method, path, _)| (method, path, None));
+        let routes: Vec<_> = endpoints.chain(files).collect();
+        let routed = routes
+            .iter()
+            .map(|(method, path, _)| ((**method).to_owned(), (**path).to_owned()));
+        assert_eq!(described, routed.collect());
+        for (method, path, role) in routes {
+            let responses = &description["paths"][path][method]["responses"];
+            // A token that may only read is rejected, and an address with many wrong ones is slowed down.
+            let has = |status: &str| responses.get(status).is_some();
+            assert_eq!(has("403"), role == Some(Role::Write), "{method} {path}");
+            assert_eq!(has("429"), role.is_some(), "{method} {path}");
+        }
         // Only the page is open.
         for (method, path) in &described {
             let operation = &description["paths"][path][method];

@@ -38,6 +38,8 @@ pub(super) struct Inner {
     stores: Stores,
     pub(super) says: Says,
     pub(super) reloads: Reloads,
+    #[cfg(feature = "admin")]
+    pub(super) admin: super::admin::AdminState,
     /// Held while they change.
     pub(super) changing: Mutex<Changing>,
 }
@@ -74,6 +76,8 @@ impl Admission {
             stores,
             says,
             reloads: Reloads::new(),
+            #[cfg(feature = "admin")]
+            admin: super::admin::AdminState::new(config)?,
             changing: Mutex::new(Changing::new(config)),
         };
         let groups = inner.groups_of(config, &Groups::none(), &mut Kept::default())?;
@@ -140,6 +144,11 @@ impl Admission {
 
     pub(super) fn groups(&self) -> arc_swap::Guard<Arc<Groups>> {
         self.0.groups.load()
+    }
+
+    #[cfg(feature = "admin")]
+    pub(super) fn admin_state(&self) -> &super::admin::AdminState {
+        &self.0.admin
     }
 }
 

@@ -8,9 +8,6 @@ use super::routes::Routes;
 use super::written::Written;
 use crate::limit::{NAME, is_addressable};
 
-/// As the admin endpoints have it, which may not be built.
-const SHORTEST_TOKEN: usize = 16;
-
 impl Config {
     /// Whether it could be run.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
@@ -42,11 +39,7 @@ impl Config {
 
     fn check_inner(&self) -> Result<(), ConfigError> {
         self.clients.check()?;
-        let is_short = |token: &str| token.len() < SHORTEST_TOKEN;
-        if self.admin_token().is_some_and(is_short) {
-            let problem = "a token has at least 16 bytes: `openssl rand -hex 32` makes one";
-            return Err(ConfigError::at("admin.token", problem));
-        }
+        self.admin.check()?;
         self.lists.check(&self.clients)?;
         self.store.check()?;
         let (mut routes, mut names) = (Routes::default(), BTreeMap::new());

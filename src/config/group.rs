@@ -35,6 +35,8 @@ pub(super) struct Stack {
     pub(super) concurrency: ConcurrencyLimitLayer,
     pub(super) rate: RateLimitLayer<GroupKey>,
     bad_credentials: Option<RateLimiter>,
+    #[cfg(feature = "admin")]
+    pub(super) explained: Vec<super::explain::Explained>,
 }
 
 /// Which sorts of limits reject requests.
@@ -123,6 +125,8 @@ impl Stack {
             concurrency: ConcurrencyLimitLayer::new(0),
             rate,
             bad_credentials: None,
+            #[cfg(feature = "admin")]
+            explained: Vec::new(),
         }
     }
 
@@ -251,6 +255,8 @@ impl Stack {
             concurrency,
             rate,
             bad_credentials,
+            #[cfg(feature = "admin")]
+            explained: vec![super::explain::Explained::new(name, settings, &policies)],
         };
         Ok((stack, change))
     }
@@ -270,6 +276,8 @@ impl Stack {
         stack.concurrency = stack.concurrency.joined(&permits);
         for other in also {
             stack.sorts_of_limits = stack.sorts_of_limits.or(other.sorts_of_limits);
+            #[cfg(feature = "admin")]
+            stack.explained.extend(other.explained.iter().cloned());
         }
         Ok(stack)
     }

@@ -48,7 +48,9 @@
 //! | `lists.deny` | none | keys, addresses and networks that are answered 403, see [below](#lists) |
 //! | `lists.allow` | none | keys, addresses and networks that are exempt from rates and from limits per key |
 //! | `lists.allow_header` | none | a header and a value by which a trusted proxy exempts requests: `X-Internal: probe`. Needs `clients.trusted_proxies` or `clients.trust_unix_socket` |
-//! | `admin.token` | | what [`Config::admin_token`] tells; at least 16 bytes |
+//! | `admin.token` | | the token of an operator of the admin endpoints who is called `admin` and may write, see [`Admission::admin`](Admission#method.admin); at least 16 bytes |
+//! | `admin.tokens.<name>.token` | | the token of an operator of this name |
+//! | `admin.tokens.<name>.role` | | what the operator may do: `read` or `write` |
 //! | `allow_empty` | false | with `groups = {}`: the file means to have no groups, and a reload may take all limits away, see [below](#changes) |
 //! | `groups.<name>.path` | any | requests whose path begins with it, in whole segments, or with one of a list: `/api`, `/users/{id}`, see [below](#groups). `off`: only a layer that the program makes for the group ([`Admission::layer_of`]) puts requests in it, or `also` |
 //! | `groups.<name>.methods` | all | only requests with these methods: `["POST", "PUT"]` |
@@ -259,8 +261,9 @@
 //! their group was gone, unless a rate of one of these names was used with others meanwhile; the last 64 are kept
 //! for this. Any other rate is a new one, and in memory begins with nothing used, and so does the `concurrency` of
 //! a group that was gone. What addresses used of `bad_credentials_per_ip` stays used until that is switched off, or changed
-//! to sliding or back, or its group is gone. The `store`, a group's `on_failure` and what the program made of
-//! `admin.token` are those of the start. So does what is used of a group that others name, when they begin or cease to.
+//! to sliding or back, or its group is gone. So does what is used of a group that others name, when they begin or cease
+//! to. The `store` and a group's `on_failure` are those of the start. Changed `admin` tokens count from the next request
+//! on.
 //!
 //! [`ClientIp::forwarded_by`]: crate::ClientIp::forwarded_by
 //! [`ClientIp::forwarded_hops`]: crate::ClientIp::forwarded_hops
@@ -274,6 +277,7 @@
 //! [`enforce`]: crate::RateLimitLayer::enforce
 //! [`reclaim_after`]: crate::ConcurrencyLimitLayer::reclaim_after
 
+mod admin;
 mod admission;
 mod also;
 mod builder;
@@ -282,6 +286,8 @@ mod check;
 mod cost;
 mod document;
 mod error;
+#[cfg(feature = "admin")]
+mod explain;
 mod follow;
 mod group;
 mod kept;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use http::Method;
 use serde::Deserialize;
 
+use super::admin::Admin;
 use super::cost::CostSource;
 use super::lists::Lists;
 use super::origin::Origin;
@@ -31,7 +32,7 @@ pub struct Config {
     #[serde(deserialize_with = "table")]
     pub(super) clients: Clients,
     #[serde(deserialize_with = "table")]
-    admin: Admin,
+    pub(super) admin: Admin,
     #[serde(deserialize_with = "table")]
     pub(super) lists: Lists,
     #[serde(deserialize_with = "tables")]
@@ -105,13 +106,6 @@ pub(super) struct Clients {
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct Admin {
-    #[serde(deserialize_with = "some_text")]
-    token: Option<Hidden>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
 pub(super) struct Group {
     #[serde(deserialize_with = "paths")]
     pub(super) path: Vec<Prefix>,
@@ -174,7 +168,7 @@ pub(super) struct Tier {
 }
 
 /// One of a few words.
-trait Words: Copy + 'static {
+pub(super) trait Words: Copy + 'static {
     const WORDS: &[(&str, Self)];
 }
 
@@ -285,12 +279,6 @@ impl From<Dialect> for RateLimitHeaders {
 }
 
 impl Config {
-    /// The token of an admin API, if one is configured.
-    #[must_use]
-    pub fn admin_token(&self) -> Option<&str> {
-        self.admin.token.as_ref().map(|token| &*token.0)
-    }
-
     /// The store that limits are counted in; `None` if that is in memory. It is for checks before a service starts,
     /// such as [`ping`](RedisStore::ping): an [`Admission`](super::Admission) opens its own.
     ///

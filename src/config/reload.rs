@@ -59,8 +59,12 @@ impl Admission {
         }
         let before = self.0.groups.load_full();
         let mut kept = running.kept.with(&before);
+        #[cfg(feature = "admin")]
+        let tokens = config.admin.tokens()?;
         let groups = self.0.groups_of(config, &before, &mut kept)?;
         self.0.groups.store(Arc::new(groups));
+        #[cfg(feature = "admin")]
+        self.0.admin.reload(config, tokens);
         running.kept = kept;
         let before = mem::replace(&mut running.written, config.written.clone());
         config.written.log_changes(&before);

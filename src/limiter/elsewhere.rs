@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use super::rules::Rules;
 use crate::key::{Key, KeyName};
-use crate::limits::{CountedIn, Description, LimitUsage, Limits, LimitsError, Rates, Slots};
+use crate::limits::{
+    CountedIn, Description, ExplainedSlots, LimitExplanation, LimitSource, LimitUsage,
+    LimitVerdict, Limits, LimitsError, Rates, Slots,
+};
 use crate::policy::Policy;
 use crate::store::{LeaseSlots, LeaseStore, RedisStore};
 
@@ -103,6 +106,30 @@ impl SharedLimiters {
             }
         }
         Ok(usages)
+    }
+
+    /// Explains each limit for a key, as [`Limits::explain`] does it.
+    ///
+    /// # Errors
+    ///
+    /// [`LimitsError::Unavailable`].
+    pub async fn explain(
+        &self,
+        key: &KeyName,
+        tier: Option<&str>,
+    ) -> Result<Vec<LimitExplanation>, LimitsError> {
+        let mut explained = Vec::new();
+        for limiter in &self.limiters {
+            explained.extend(limiter.explain(key.key(), tier, &self.limits).await);
+        }
+        if explained
+            .iter()
+            .any(|limit| limit.verdict == LimitVerdict::Unknown)
+        {
+            return Err(LimitsError::Unavailable(self.store.trouble().await));
+        }
+        explained.retain(LimitExplanation::applies);
+        Ok(explained)
     }
 
     /// How far the limits are used up that are not of any one key.
@@ -209,6 +236,52 @@ impl Shared {
                 Some(LimitUsage::of_places(usages).into_iter().collect())
             }
         }
+    }
+
+    async fn explain(
+        &self,
+        key: Key,
+        tier: Option<&str>,
+        limits: &Limits,
+    ) -> Vec<LimitExplanation> {
+        let (sort, described, slots) = match self {
+            Self::Rate { rules, .. } => return rules.explained(key, tier).await,
+            Self::Slots {
+                sort,
+                described,
+                slots,
+            } => (*sort, described, slots),
+        };
+        let explained = ExplainedSlots {
+            name: described.name.as_str().into(),
+            sort,
+            // What a service tells its clients is not written down.
+            retry_after: None,
+        };
+        let stored = limits.find(&key, |limit| limit.tier().map(Arc::<str>::from));
+        let (stored, source) = match stored.flatten() {
+            Some(stored) => (Some(stored), LimitSource::StoredTier),
+            // A lease is not acquired by a request.
+            None => {
+                let tier = tier.filter(|_| sort != "lease");
+                (tier.map(Arc::from), LimitSource::RequestTier)
+            }
+        };
+        let (own, _) = limits.concurrency_source(&key, &described.name, None);
+        let in_tier = stored.and_then(|tier| Some((described.in_tier(&tier)?, tier)));
+        let own = match (own, in_tier) {
+            (Some(own), in_tier) => (Some(own), in_tier.map(|(_, tier)| tier)),
+            (None, Some((capacity, tier))) => (Some((capacity, source)), Some(tier)),
+            (None, None) => (None, None),
+        };
+        let mut all = Vec::new();
+        for (place, per_key) in described.per_key.iter().enumerate() {
+            let used = slots.usage_at(Some(&key), place).await;
+            all.push(explained.of_key(place, *per_key, &own, used.and_then(|used| used.key)));
+        }
+        let used = slots.usage(None).await;
+        all.push(explained.of_all(described.total, used.map(|used| used.total)));
+        all
     }
 
     fn default_limit(&self, usage: &LimitUsage) -> Option<u64> {

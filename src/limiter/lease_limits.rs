@@ -9,7 +9,9 @@ use super::leases::{Leases, Shared};
 use super::share::Share;
 use crate::capacity::Capacity;
 use crate::key::Key;
-use crate::limits::{BoxFuture, CountedIn, LimitTarget, LimitUsage, Limits};
+use crate::limits::{
+    BoxFuture, CountedIn, ExplainedSlots, LimitExplanation, LimitTarget, LimitUsage, Limits,
+};
 #[cfg(feature = "redis")]
 use crate::limits::{Description, Slots};
 use crate::store::{LeaseSlots, StoreStatus};
@@ -227,6 +229,24 @@ impl LimitTarget for AtWork {
             // Nothing to tell of one that is neither limited nor at work.
             let told = usage.limit.is_some() || usage.used > 0;
             told.then_some(usage).into_iter().collect()
+        })
+    }
+
+    /// A lease is not acquired by a request, so only the tier that is stored for the key counts.
+    fn explain(&self, key: Key, _: Option<Arc<str>>) -> BoxFuture<Vec<LimitExplanation>> {
+        let own = self.limits.concurrency_source(&key, &self.name, None);
+        let slots = ExplainedSlots {
+            name: self.name.clone(),
+            sort: "lease",
+            retry_after: None,
+        };
+        let (per_tenant, total) = (self.numbers.per_tenant(), self.numbers.total());
+        let asked = self.slots.usage(Some(&key));
+        Box::pin(async move {
+            let used = asked.await;
+            let of_key = slots.of_key(0, per_tenant, &own, used.as_ref().and_then(|used| used.key));
+            let of_all = slots.of_all(total, used.map(|used| used.total));
+            vec![of_key, of_all]
         })
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 #[cfg(feature = "redis")]
 use super::Description;
+use super::LimitExplanation;
 use crate::key::Key;
 use crate::store::StoreStatus;
 
@@ -26,6 +27,9 @@ pub(crate) trait LimitTarget: Send + Sync {
 
     /// How far a key has used it up.
     fn usage(&self, key: Key) -> BoxFuture<Vec<LimitUsage>>;
+
+    /// Which number applies to a key in a request of a tier, and what the request would get now.
+    fn explain(&self, key: Key, tier: Option<Arc<str>>) -> BoxFuture<Vec<LimitExplanation>>;
 
     /// How far all keys have used it up together, if there is a limit on that.
     fn total(&self) -> BoxFuture<Option<LimitUsage>>;

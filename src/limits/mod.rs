@@ -8,6 +8,7 @@ mod edit;
 mod ends;
 mod entry;
 mod error;
+mod explanation;
 mod limited;
 mod lists;
 #[cfg(feature = "redis")]
@@ -31,6 +32,8 @@ pub(crate) use self::description::{Description, Rates, Slots};
 pub use self::edit::LimitEdit;
 pub use self::entry::Override;
 pub use self::error::LimitsError;
+pub(crate) use self::explanation::{ExplainedSlots, UNLIMITED};
+pub use self::explanation::{LimitExplanation, LimitSource, LimitVerdict};
 pub(crate) use self::limited::{BoxFuture, LimitTarget};
 pub use self::limited::{CountedIn, LimitUsage};
 use self::lists::ListIndex;

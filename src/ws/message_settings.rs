@@ -90,7 +90,7 @@ impl SocketLimits {
 
     /// Closes a connection, with code 1008, at its so-and-so-many-th message above a limit; 0 is
     /// taken for 1. Default: never, each is answered and that is all. The client has two seconds
-    /// to answer the close frame, during which [`recv`](LimitedSocket::recv) is not ready.
+    /// to answer the close frame, during which [`recv`](super::LimitedSocket::recv) is not ready.
     ///
     /// A message that is refused because its store [fails closed](crate::store::FailureMode::Closed)
     /// is answered as unavailable (503), and is none of them.

@@ -10,13 +10,16 @@ use tower_admission::{Key, Limits, MemoryStore, Policy, Quota, RateLimiter, Requ
 
 use super::{Service, TOKEN, operator, untimed};
 
-const ENDPOINTS: [(&str, &str); 10] = [
+const ENDPOINTS: [(&str, &str); 13] = [
     ("GET", "/limits"),
     ("GET", "/limits/org:acme"),
     ("PUT", "/limits/org:acme"),
     ("DELETE", "/limits/org:acme"),
+    ("GET", "/changes"),
     ("GET", "/usage"),
     ("GET", "/usage/org:acme"),
+    ("POST", "/keys/resolve"),
+    ("POST", "/explain"),
     ("POST", "/cache/clear"),
     ("GET", "/now"),
     ("GET", "/events"),
@@ -45,7 +48,8 @@ async fn nobody_is_let_in_without_the_token() {
             }
             let answer = service.answer(request).await;
             assert_eq!(answer.status, 401, "{method} {path} {credentials}");
-            assert_eq!(answer.headers["www-authenticate"], "Bearer");
+            let challenge = answer.headers["www-authenticate"].to_str().unwrap();
+            assert!(challenge.starts_with("Bearer realm="), "{challenge}");
             assert_eq!(answer.headers["cache-control"], "no-store");
             assert_eq!(answer.json["title"], "Unauthorized");
         }

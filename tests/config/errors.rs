@@ -48,7 +48,7 @@ fn each_field_is_read() {
     );
     let config = file.load(&[]).unwrap();
     assert_eq!(config.groups().collect::<Vec<_>>(), ["api", "batch"]);
-    assert_eq!(config.admin_token(), Some("hunter2hunter2hunter2"));
+    assert_eq!(config.admin_tokens().collect::<Vec<_>>(), ["admin"]);
     let shown = format!("{config:?}");
     assert!(!shown.contains("hunter2"), "{shown}");
 }
@@ -544,7 +544,7 @@ fn the_readme_shows_the_file_of_the_example() {
         if is_field { line } else { "" }
     });
     let config = Config::from_toml(&all.collect::<Vec<_>>().join("\n")).unwrap();
-    assert!(config.admin_token().is_some());
+    assert!(config.admin_tokens().next().is_some());
     assert_eq!(config.warnings(), []);
 }
 

@@ -1,5 +1,7 @@
 //! Limits from a file and the environment.
 
+#[cfg(feature = "admin")]
+mod admin;
 mod also;
 mod builder;
 #[cfg(feature = "redis-tls")]

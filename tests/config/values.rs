@@ -61,7 +61,7 @@ fn variables_are_text() {
     }
     let token = "01234567890123456789";
     let config = file.load(&[("ADMISSION_ADMIN__TOKEN", token)]).unwrap();
-    assert_eq!(config.admin_token(), Some(token));
+    assert_eq!(config.admin_tokens().collect::<Vec<_>>(), ["admin"]);
     for secret in [
         "00000000000000000000000000000012",
         "12345678901234567890123456789012",
@@ -76,8 +76,7 @@ fn variables_are_text() {
 fn a_token_is_one_of_the_admin_endpoints() {
     let shortest = tower_admission::admin::Token::SHORTEST;
     let with = |length: usize| format!("[admin]\ntoken = '{}'", "x".repeat(length));
-    let config = tower_admission::config::Config::from_toml(&with(shortest)).unwrap();
-    assert_eq!(config.admin_token().unwrap().len(), shortest);
+    tower_admission::config::Config::from_toml(&with(shortest)).unwrap();
     tower_admission::config::Config::from_toml(&with(shortest - 1)).unwrap_err();
 }
 

@@ -28,9 +28,6 @@ const ALERTS_TEST: &str = concat!(
     "/tests/dashboards/alerts_test.yaml"
 );
 
-/// Metrics that the dashboard and the alerts use, and that nothing exports yet.
-const NOT_YET: [&str; 1] = ["admission_admin_sign_in_failures_total"];
-
 /// In place of `$__rate_interval`: all of the test.
 const INTERVAL: &str = "[1m]";
 
@@ -102,10 +99,6 @@ fn between<'a>(text: &'a str, open: &str, close: &str) -> Vec<&'a str> {
     parts
         .map(|part| part.split_once(close).expect("it is closed").0.trim())
         .collect()
-}
-
-fn waits_for_a_metric(expression: &str) -> bool {
-    NOT_YET.iter().any(|metric| expression.contains(metric))
 }
 
 const fn is_admitted(status: u16) -> bool {
@@ -189,9 +182,6 @@ async fn every_query_has_an_answer(prometheus: &Prometheus) {
     for panel in panels().iter().filter(|panel| panel["type"] != "row") {
         for target in panel["targets"].as_array().expect("targets") {
             let expression = chosen(target["expr"].as_str().expect("an expression"), ".*");
-            if waits_for_a_metric(&expression) {
-                continue;
-            }
             let series = prometheus.query(&expression).await;
             assert!(!series.is_empty(), "{expression}: no data");
             queried += 1;
@@ -219,8 +209,6 @@ async fn every_metric_is_shown(all: &[&Loaded]) {
                 .iter()
                 .any(|end| DASHBOARD.contains(&format!("{metric}{end}{{")));
             assert!(is_shown, "{metric} is not shown");
-            let is_new = NOT_YET.contains(&metric);
-            assert!(!is_new, "{metric} is exported: take it out of NOT_YET");
         }
     }
 }
@@ -329,9 +317,6 @@ async fn alerts_are_evaluated(prometheus: &Prometheus) {
         let name = rule["name"].as_str().unwrap();
         assert_eq!(rule["health"], "ok", "{rule}");
         let expression = rule["query"].as_str().unwrap();
-        if waits_for_a_metric(expression) {
-            continue;
-        }
         // What is compared is there, whether it alerts or not.
         for part in expression.split(" and ") {
             let (compared, _) = part.rsplit_once([' ']).unwrap();

@@ -5,6 +5,7 @@ mod base;
 mod changes;
 mod edits;
 mod ends;
+mod explain;
 mod layers;
 mod model;
 mod races;

@@ -7,6 +7,7 @@ use tower_admission::{Key, KeyName, Limits, LimitsError, Policy, Quota, RateLimi
 
 use crate::server::{Server, store, until};
 
+mod explain;
 mod faults;
 mod lost;
 mod model;

@@ -52,6 +52,7 @@ impl ConcurrencyLimiter {
                 counter: limit.counter.clone(),
                 per_key: limit.per_key.clone(),
                 limits: limits.clone(),
+                retry_after: limit.retry_after,
                 leases: leases.clone(),
             });
             limits.attach(&limited);

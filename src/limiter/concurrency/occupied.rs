@@ -1,13 +1,16 @@
 //! A concurrency limiter as those who look after limits see it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Counter;
 use crate::capacity::Capacity;
 use crate::key::Key;
 use crate::limiter::per_key::PerKey;
 use crate::limiter::slots::UNLIMITED;
-use crate::limits::{BoxFuture, CountedIn, LimitTarget, LimitUsage, Limits};
+use crate::limits::{
+    BoxFuture, CountedIn, ExplainedSlots, LimitExplanation, LimitTarget, LimitUsage, Limits,
+};
 #[cfg(feature = "redis")]
 use crate::limits::{Description, Slots};
 use crate::store::{LeaseSlots, StoreStatus};
@@ -18,6 +21,8 @@ pub(super) struct Occupied {
     pub(super) counter: Arc<Counter>,
     pub(super) per_key: Vec<Arc<PerKey>>,
     pub(super) limits: Limits,
+    /// What a rejection for want of a slot tells the client.
+    pub(super) retry_after: Option<Duration>,
     /// Where it counts as well, if replicas share it.
     pub(super) leases: Option<Arc<dyn LeaseSlots>>,
 }
@@ -31,7 +36,7 @@ impl Occupied {
             used,
             here: Some(used),
             counted_in: CountedIn::Process,
-            limit: Some(limit).filter(|limit| *limit != UNLIMITED),
+            limit: limiting(limit),
             is_own,
         }
     }
@@ -65,6 +70,45 @@ impl LimitTarget for Occupied {
         })
     }
 
+    fn explain(&self, key: Key, tier: Option<Arc<str>>) -> BoxFuture<Vec<LimitExplanation>> {
+        let slots = ExplainedSlots {
+            name: self.name.clone(),
+            sort: "concurrency",
+            retry_after: self.retry_after,
+        };
+        let own = (self.limits).concurrency_source(&key, &self.name, tier.as_deref());
+        let places = self.per_key.iter().enumerate().map(|(place, per_key)| {
+            let default = limiting(per_key.limit());
+            let asked = self.leases.as_ref();
+            let asked = asked.map(|leases| leases.usage_at(Some(&key), place));
+            (place, default, per_key.taken(&key), asked)
+        });
+        let places: Vec<_> = places.collect();
+        let counter = self.counter.0;
+        let (total, in_flight) = (limiting(counter.limit()), counter.in_flight());
+        let all = self.leases.as_ref().map(|leases| leases.usage(None));
+        Box::pin(async move {
+            let mut explained = Vec::new();
+            for (place, default, taken, asked) in places {
+                // A request has to fit here, and where replicas share the limit in the store as well.
+                let used = match asked {
+                    None => Some(taken),
+                    Some(asked) => asked
+                        .await
+                        .and_then(|used| used.key)
+                        .map(|used| used.max(taken)),
+                };
+                explained.push(slots.of_key(place, default, &own, used));
+            }
+            let used = match all {
+                None => Some(in_flight),
+                Some(asked) => asked.await.map(|used| used.total.max(in_flight)),
+            };
+            explained.push(slots.of_all(total, used));
+            explained
+        })
+    }
+
     fn total(&self) -> BoxFuture<Option<LimitUsage>> {
         let slots = self.counter.0;
         let usage = self.usage_of(slots.in_flight(), slots.limit(), false);
@@ -89,7 +133,6 @@ impl LimitTarget for Occupied {
 
     #[cfg(feature = "redis")]
     fn description(&self) -> Option<Description> {
-        let limiting = |limit: u64| Some(limit).filter(|limit| *limit != UNLIMITED);
         let per_key = self.per_key.iter();
         Some(Description::Concurrency(Slots {
             name: self.name.to_string(),
@@ -99,4 +142,8 @@ impl LimitTarget for Occupied {
             tiers: Slots::tiers(&self.limits, &self.name),
         }))
     }
+}
+
+fn limiting(limit: u64) -> Option<u64> {
+    Some(limit).filter(|limit| *limit != UNLIMITED)
 }

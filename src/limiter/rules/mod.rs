@@ -1,6 +1,7 @@
 //! Which rules and which buckets apply to a request.
 
 mod error;
+mod explain;
 mod more;
 mod target;
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Rules, with_override};
 use crate::decision::{Decision, Usage};
 use crate::key::Key;
-use crate::limits::{BoxFuture, CountedIn, LimitTarget, LimitUsage};
+use crate::limits::{BoxFuture, CountedIn, LimitExplanation, LimitTarget, LimitUsage};
 #[cfg(feature = "redis")]
 use crate::limits::{Description, Rates};
 use crate::policy::{NamedQuota, Policy, Shape};
@@ -124,6 +124,13 @@ impl LimitTarget for Rules {
         }
         let asked = self.asked(key);
         Box::pin(async move { asked.await.0 })
+    }
+
+    fn explain(&self, key: Key, tier: Option<Arc<str>>) -> BoxFuture<Vec<LimitExplanation>> {
+        if self.rests() {
+            return Box::pin(std::future::ready(Vec::new()));
+        }
+        self.explained(key, tier.as_deref())
     }
 
     fn total(&self) -> BoxFuture<Option<LimitUsage>> {

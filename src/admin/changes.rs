@@ -1,0 +1,103 @@
+//! The audit trail: who changed which override, and from where.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+
+use super::answer::wrong;
+use super::api::{Answer, Api};
+use super::sign_in::SignedIn;
+use crate::endpoint::json;
+use crate::key::KeyName;
+use crate::limits::{LimitChange, LimitEdit, Limits, Override};
+
+/// Changes in an answer, unless asked otherwise.
+const COUNT: usize = 100;
+
+#[derive(Deserialize)]
+pub(super) struct Which {
+    count: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Changes<'a> {
+    changes: Vec<Change<'a>>,
+}
+
+#[derive(Serialize)]
+struct Change<'a> {
+    /// In seconds since the Unix epoch, as all times here.
+    at: u64,
+    key: &'a str,
+    before: Option<Noted<'a>>,
+    after: Option<Noted<'a>>,
+    author: Option<&'a str>,
+    origin: Option<&'a str>,
+    has_ended: bool,
+}
+
+#[derive(Serialize)]
+struct Noted<'a> {
+    limit: String,
+    end: Option<u64>,
+    note: Option<&'a str>,
+}
+
+impl<'a> From<&'a LimitChange> for Change<'a> {
+    fn from(change: &'a LimitChange) -> Self {
+        Self {
+            at: seconds(change.at),
+            key: change.key.as_str(),
+            before: change.before.as_ref().map(Noted::from),
+            after: change.after.as_ref().map(Noted::from),
+            author: change.author.as_deref(),
+            origin: change.origin.as_deref(),
+            has_ended: change.has_ended,
+        }
+    }
+}
+
+impl<'a> From<&'a Override> for Noted<'a> {
+    fn from(entry: &'a Override) -> Self {
+        Self {
+            limit: entry.limit().to_string(),
+            end: entry.end().map(seconds),
+            note: entry.note(),
+        }
+    }
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}
+
+impl SignedIn {
+    /// A change that this operator makes.
+    pub(super) fn edit<'a>(&self, limits: &'a Limits, key: &'a KeyName) -> LimitEdit<'a> {
+        let edit = limits.edit(key).author(self.operator.name());
+        match &self.address {
+            Some(address) => edit.origin(address.as_str()),
+            None => edit,
+        }
+    }
+}
+
+pub(super) async fn changes(
+    State(api): State<Arc<Api>>,
+    which: Result<Query<Which>, QueryRejection>,
+) -> Answer {
+    const QUERY: &str = "`count` is a number from 1 to 1000.";
+
+    let Query(which) = which.map_err(|_| wrong(QUERY))?;
+    let count = which.count.map_or(Ok(COUNT), |count| count.parse());
+    let count = count.ok().filter(|n| (1..=Limits::MAX_CHANGES).contains(n));
+    let count = count.ok_or_else(|| wrong(QUERY))?;
+    let changes = api.limits.changes(count).await?;
+    let changes = changes.iter().map(Change::from).collect();
+    Ok(json(StatusCode::OK, &Changes { changes }))
+}

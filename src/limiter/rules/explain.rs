@@ -1,0 +1,145 @@
+//! Explains which rules of a rate limiter apply to a key.
+
+use std::sync::Arc;
+
+use super::Rules;
+use crate::decision::{Decision, Usage};
+use crate::key::Key;
+use crate::limit::Limit;
+use crate::limits::{BoxFuture, LimitExplanation, LimitSource, LimitVerdict, Limits, UNLIMITED};
+use crate::policy::{NamedQuota, Policy};
+use crate::quota::Quota;
+use crate::rejection::Reason;
+
+/// One policy for one request, before the store is asked.
+struct Applied {
+    place: usize,
+    tier: Option<Arc<str>>,
+    /// The name, number and source of each quota.
+    quotas: Vec<(Arc<str>, Quota, LimitSource)>,
+}
+
+impl Rules {
+    /// Each quota for a key in a request of this tier.
+    pub(in crate::limiter) fn explained(
+        &self,
+        key: Key,
+        tier: Option<&str>,
+    ) -> BoxFuture<Vec<LimitExplanation>> {
+        // Not by a name that only an operator wrote, which would be logged as an unknown tier of requests.
+        let tier = tier.and_then(|tier| self.tier(tier));
+        let policies = self.policies().into_iter().enumerate();
+        let asked = policies.map(|(at, policy)| {
+            let charge = self.charge(at, &key, tier.as_deref());
+            let applied = self.applied(at, &policy, &key, tier.as_ref(), |at| {
+                charge.rule(at).map(|rule| rule.quota())
+            });
+            (applied, self.buckets.peek(std::slice::from_ref(&charge), 1))
+        });
+        let asked: Vec<_> = asked.collect();
+        Box::pin(async move {
+            let mut explained = Vec::new();
+            for (applied, asked) in asked {
+                applied.explain(&asked.await, &mut explained);
+            }
+            explained
+        })
+    }
+
+    fn applied(
+        &self,
+        place: usize,
+        policy: &Policy,
+        key: &Key,
+        requested: Option<&Arc<str>>,
+        own: impl Fn(usize) -> Option<Quota>,
+    ) -> Applied {
+        let limits = self.limits.as_ref();
+        let stored = limits
+            .and_then(|limits| limits.find(key, |limit| limit.tier().map(Arc::<str>::from))?);
+        let (tier, source) = match &stored {
+            Some(stored) => (Some(stored), LimitSource::StoredTier),
+            None => (requested, LimitSource::RequestTier),
+        };
+        let tier = tier.and_then(|tier| self.tier(tier));
+        let limit = tier.as_ref().and_then(|tier| self.limit_of(policy, tier));
+        let in_tier = limit.as_ref().and_then(|limit| policy.under(limit));
+        let quotas = policy.quotas().iter().enumerate();
+        let quotas = quotas.map(|(at, named)| {
+            let name = named.shared_name();
+            if let Some(own) = own(at) {
+                return (name, own, LimitSource::Override);
+            }
+            let of_tier = in_tier.as_ref().and_then(|policy| policy.quotas().get(at));
+            let of_tier = of_tier.map(NamedQuota::quota);
+            // The tiers of services are written down for tools with all quotas, so the same number is the default's.
+            match of_tier.filter(|of_tier| *of_tier != named.quota()) {
+                Some(of_tier) => (name, of_tier, source),
+                None => (name, named.quota(), LimitSource::Default),
+            }
+        });
+        Applied {
+            place,
+            quotas: quotas.collect(),
+            tier: tier.filter(|_| in_tier.is_some()),
+        }
+    }
+
+    /// What a tier has for a policy: by the policy itself, else by the limits.
+    fn limit_of(&self, policy: &Policy, tier: &str) -> Option<Limit> {
+        let own = policy.declared().iter().find(|known| *known.name == *tier);
+        if let Some(own) = own {
+            return Some(own.limit.clone());
+        }
+        let declared = self.limits.as_ref().map(Limits::declared)?;
+        let declared = declared.iter().find(|known| *known.name == *tier);
+        declared.map(|known| known.limit.clone())
+    }
+}
+
+impl Applied {
+    fn explain(self, decision: &Decision, explained: &mut Vec<LimitExplanation>) {
+        for (at, (name, quota, source)) in self.quotas.into_iter().enumerate() {
+            let usage = decision.usages().iter().find(|usage| usage.at() == at);
+            let (used, verdict) = match usage {
+                Some(usage) => (Some(used(usage)), verdict(usage)),
+                None if quota.is_off() => (None, LimitVerdict::Admitted { remaining: None }),
+                None => (None, LimitVerdict::Unknown),
+            };
+            explained.push(LimitExplanation {
+                name,
+                sort: "rate",
+                is_total: false,
+                place: self.place,
+                limit: match quota.is_off() {
+                    true => UNLIMITED.to_owned(),
+                    false => quota.to_string(),
+                },
+                source,
+                tier: self.tier.clone(),
+                used,
+                verdict,
+            });
+        }
+    }
+}
+
+fn used(usage: &Usage) -> u64 {
+    usage.limit().saturating_sub(usage.remaining()).into()
+}
+
+fn verdict(usage: &Usage) -> LimitVerdict {
+    match usage.fits() {
+        true => LimitVerdict::Admitted {
+            // A peek takes nothing, and so does not count the request that it decides about.
+            remaining: Some(usage.remaining().saturating_sub(1).into()),
+        },
+        false => LimitVerdict::Rejected {
+            reason: match usage.limit() {
+                0 => Reason::Denied,
+                _ => Reason::QuotaExceeded,
+            },
+            retry_after: usage.retry_after(),
+        },
+    }
+}
