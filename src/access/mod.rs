@@ -69,6 +69,8 @@
 //! service itself, whoever asks. Use [`skip`](crate::ConcurrencyLimitLayer::skip) for what must not count there, such as
 //! health checks. Limits of WebSockets and leases are not exempted.
 //!
+//! In `admission_requests_total` this layer counts an exempt request, unless a layer further out did.
+//!
 //! To lift the limits of a key alone, name them: `api=unlimited` is no entry of the allow list, so the limits of the
 //! request's address still count.
 //!
