@@ -12,12 +12,15 @@ use super::error::ConfigError;
 use super::group::Stack;
 use super::kept::Kept;
 use super::layer::AdmissionLayer;
+use super::leases::ConfiguredLeases;
 use super::lists;
 use super::model::Config;
 use super::path::{has_dot_segments, readings};
 use super::reloaded::Reloads;
 use super::routes::Routes;
 use super::selectors;
+#[cfg(feature = "ws")]
+use super::sockets::ConfiguredSockets;
 use super::stores::Stores;
 use crate::access::Gate;
 use crate::extract::RequestHead;
@@ -40,6 +43,9 @@ pub(super) struct Inner {
     pub(super) reloads: Reloads,
     #[cfg(feature = "admin")]
     pub(super) admin: super::admin::AdminState,
+    pub(super) leases: Mutex<ConfiguredLeases>,
+    #[cfg(feature = "ws")]
+    pub(super) sockets: Mutex<ConfiguredSockets>,
     /// Held while they change.
     pub(super) changing: Mutex<Changing>,
 }
@@ -76,12 +82,16 @@ impl Admission {
             stores,
             says,
             reloads: Reloads::new(),
+            leases: Mutex::default(),
+            #[cfg(feature = "ws")]
+            sockets: Mutex::default(),
             #[cfg(feature = "admin")]
             admin: super::admin::AdminState::new(config)?,
             changing: Mutex::new(Changing::new(config)),
         };
         let groups = inner.groups_of(config, &Groups::none(), &mut Kept::default())?;
         inner.groups.store(Arc::new(groups));
+        inner.apply_tables(config);
         config.log_limits_off();
         lock(&inner.changing).warn_at_start(config);
         Ok(Self(Arc::new(inner)))
@@ -153,6 +163,22 @@ impl Admission {
 }
 
 impl Inner {
+    /// Whether what is no group can change to this.
+    pub(super) fn check_tables(&self, config: &Config) -> Result<(), ConfigError> {
+        lock(&self.leases).check(config)?;
+        #[cfg(feature = "ws")]
+        lock(&self.sockets).check(config)?;
+        Ok(())
+    }
+
+    /// Goes by the tables of what is no group.
+    pub(super) fn apply_tables(&self, config: &Config) {
+        let (stores, limits, says) = (&self.stores, &self.limits, &self.says);
+        lock(&self.leases).apply(config, stores, limits, says);
+        #[cfg(feature = "ws")]
+        lock(&self.sockets).apply(config, stores, limits, says);
+    }
+
     pub(super) fn groups_of(
         &self,
         config: &Config,

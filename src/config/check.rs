@@ -83,6 +83,7 @@ impl Config {
         for group in self.groups() {
             self.check_also(group)?;
         }
+        self.check_tables(&mut names)?;
         // Limits of single keys, metrics and Redis know all of them by these alone.
         for (group, settings) in &self.groups {
             let by_ip = settings.rate_per_ip.iter();
@@ -95,6 +96,38 @@ impl Config {
                 }
                 names.insert(name, format!("`{field}`"));
             }
+        }
+        Ok(())
+    }
+}
+
+impl Config {
+    /// Checks the tables of what is no group, which share the names of limits with groups.
+    fn check_tables(&self, names: &mut BTreeMap<String, String>) -> Result<(), ConfigError> {
+        let leases = self.leases.iter();
+        let leases = leases.map(|(name, table)| ("leases", name, table.on_failure));
+        let sockets = self.sockets.iter();
+        let sockets = sockets.map(|(name, table)| ("sockets", name, table.on_failure));
+        for (table, name, on_failure) in leases.chain(sockets) {
+            let field = format!("{table}.{name}");
+            if !is_addressable(name) {
+                return Err(ConfigError::at(field, NAME));
+            }
+            if on_failure == Some(OnFailure::LocalShare) {
+                self.store.check_replicas(&format!("{field}.on_failure"))?;
+            }
+            if let Some(other) = names.insert(name.clone(), format!("`{field}`")) {
+                let problem = format!("{other} is called `{name}` already");
+                return Err(ConfigError::at(field, problem));
+            }
+        }
+        for (name, table) in &self.leases {
+            table.check(name)?;
+        }
+        #[cfg(not(feature = "ws"))]
+        if let Some(name) = self.sockets.keys().next() {
+            let problem = "this program was built without the feature `ws`";
+            return Err(ConfigError::at(format!("sockets.{name}"), problem));
         }
         Ok(())
     }

@@ -144,11 +144,7 @@ impl Stack {
         let settings = &config.groups[group];
         let name = settings.name(group);
         let policies = settings.policies(group)?;
-        let on_failure = match &config.store.url {
-            Some(_) => settings.on_failure.unwrap_or(config.store.on_failure),
-            // Nothing fails in memory.
-            None => OnFailure::default(),
-        };
+        let on_failure = config.on_failure(settings.on_failure);
         if before.is_some_and(|before| before.on_failure != on_failure) {
             let field = format!("groups.{group}.on_failure");
             let problem = "this cannot be changed while the service runs: restart it";

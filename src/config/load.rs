@@ -33,9 +33,23 @@ impl Config {
         Self::load_over(file.as_ref(), Variables::new(variables))
     }
 
+    /// As [`load`](Self::load), for a text that was read from elsewhere, such as standard input. Errors name it as a file
+    /// of this name.
+    ///
+    /// # Errors
+    ///
+    /// Something in it or in the environment is wrong.
+    pub fn load_text(name: impl AsRef<Path>, text: String) -> Result<Self, ConfigError> {
+        Self::read_over(name.as_ref(), text, Variables::of_process())
+    }
+
     fn load_over(file: &Path, variables: Variables) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(file);
         let text = text.map_err(|error| ConfigError::new(error).in_file(Some(file)))?;
+        Self::read_over(file, text, variables)
+    }
+
+    fn read_over(file: &Path, text: String, variables: Variables) -> Result<Self, ConfigError> {
         Self::read(Origin {
             file: Some(file.to_owned()),
             text: Hidden(text),
@@ -69,6 +83,7 @@ impl Config {
         config.origin = origin;
         config.written = Written(written);
         config.check()?;
+        config.switch_off();
         Ok(config)
     }
 

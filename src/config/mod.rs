@@ -77,6 +77,17 @@
 //! | `groups.<name>.count` | all | count only requests that are answered so, see [`count_if`]: `4xx`, `401, 403`, or all others with `!2xx`; of several parts any without a `!`, and none with one: `4xx, !404` |
 //! | `groups.<name>.dry_run` | false | decide, tell observers, and admit every request |
 //! | `groups.<name>.enforce` | 100 | the percentage of keys for which the group's limits are enforced, see [`enforce`]; not next to `dry_run = true` |
+//! | `groups.<name>.enabled` | true | `false` switches off the limits of the group, but not those of `also` |
+//! | `leases.<name>.per_tenant` | 0, off | how much work of a tenant may run at a time, see [`Admission::leases`] |
+//! | `leases.<name>.total` | 0, off | and in all |
+//! | `leases.<name>.ttl` | `60s` | how long work counts without a heartbeat |
+//! | `sockets.<name>.connections` | 0, off | how many WebSockets there may be, see [`Admission::sockets`] (feature `ws`) |
+//! | `sockets.<name>.connections_per_key` | 0, off | and of each key |
+//! | `sockets.<name>.messages` | off | a quota for the messages of each connection: `100/min` |
+//! | `sockets.<name>.messages_per_key` | off | and of each key over all its connections |
+//! | `leases.<name>.on_failure`, `sockets.<name>.on_failure` | the store's | what becomes of them when the store is away. Connections are often worth `closed` where requests are `open` |
+//! | `leases.<name>.enabled`, `sockets.<name>.enabled` | true | `false` switches off their limits |
+//! | `enabled` | true | `false` switches off all limits of the file. The variable is `ADMISSION_ENABLED` |
 //!
 //! # Groups
 //!
@@ -293,17 +304,20 @@ mod group;
 mod kept;
 mod key;
 mod layer;
+mod leases;
 mod lists;
 mod load;
 mod model;
 mod off;
 mod origin;
+mod overrides;
 mod path;
 mod policies;
 mod reload;
 mod reloaded;
 mod routes;
 mod selectors;
+mod sockets;
 mod statuses;
 mod stores;
 mod text;
@@ -318,5 +332,6 @@ pub use self::error::ConfigError;
 pub use self::follow::Following;
 pub use self::layer::{AdmissionLayer, AdmissionService};
 pub use self::model::Config;
+pub use self::overrides::LimitsTable;
 pub use self::reloaded::LastReload;
 pub use self::warning::{ConfigWarning, WarningKind};

@@ -7,14 +7,16 @@ use serde::Deserialize;
 
 use super::admin::Admin;
 use super::cost::CostSource;
+use super::leases::LeaseTable;
 use super::lists::Lists;
 use super::origin::Origin;
 use super::path::{Prefix, paths};
 use super::selectors::{GrpcPattern, HostPattern};
+use super::sockets::SocketTable;
 use super::statuses::Statuses;
 use super::text::{
-    Hidden, OrOff, SecretBits, Text, Time, list, shown, some_list, some_text, some_whole, table,
-    tables, text, texts, truth, whole,
+    Hidden, OrOff, SecretBits, Text, Time, list, shown, some_list, some_text, some_truth,
+    some_whole, table, tables, text, texts, truth, whole,
 };
 use super::written::Written;
 use crate::extract::{ForwardingHeader, IpNet};
@@ -37,6 +39,12 @@ pub struct Config {
     pub(super) lists: Lists,
     #[serde(deserialize_with = "tables")]
     pub(super) groups: BTreeMap<String, Group>,
+    #[serde(deserialize_with = "tables")]
+    pub(super) leases: BTreeMap<String, LeaseTable>,
+    #[serde(deserialize_with = "tables")]
+    pub(super) sockets: BTreeMap<String, SocketTable>,
+    #[serde(deserialize_with = "some_truth")]
+    enabled: Option<bool>,
     #[serde(deserialize_with = "truth")]
     pub(super) allow_empty: bool,
     #[serde(skip)]
@@ -117,6 +125,8 @@ pub(super) struct Group {
     pub(super) grpc: Vec<GrpcPattern>,
     #[serde(deserialize_with = "list")]
     pub(super) also: Vec<String>,
+    #[serde(deserialize_with = "some_truth")]
+    enabled: Option<bool>,
     #[serde(deserialize_with = "some_text")]
     pub(super) name: Option<String>,
     #[serde(deserialize_with = "whole")]
@@ -155,6 +165,19 @@ pub(super) struct Group {
     pub(super) enforce: Option<u8>,
     #[serde(deserialize_with = "some_list")]
     pub(super) count: Vec<Statuses>,
+}
+
+impl Group {
+    fn switch_off(&mut self) {
+        self.concurrency = 0;
+        self.concurrency_per_key = 0;
+        self.concurrency_per_ip = 0;
+        self.rate = None;
+        self.rates.clear();
+        self.tiers.clear();
+        self.rate_per_ip = None;
+        self.bad_credentials_per_ip = None;
+    }
 }
 
 /// What other numbers some requests have. A rate that is not named keeps the group's.
@@ -301,6 +324,30 @@ impl Config {
             .iter()
             .flat_map(|problem| problem.split('`').skip(3).step_by(2));
         expected.map(str::to_owned).collect()
+    }
+
+    /// Whether limits are on, which may be said of all and of one table.
+    pub(super) fn is_enabled(&self, table: Option<bool>) -> bool {
+        self.enabled.unwrap_or(true) && table.unwrap_or(true)
+    }
+
+    /// Switches off the limits of groups that are not enabled.
+    pub(super) fn switch_off(&mut self) {
+        let is_on = self.enabled.unwrap_or(true);
+        for group in self.groups.values_mut() {
+            if !(is_on && group.enabled.unwrap_or(true)) {
+                group.switch_off();
+            }
+        }
+    }
+
+    /// What becomes of limits when the store is away.
+    pub(super) fn on_failure(&self, table: Option<OnFailure>) -> OnFailure {
+        match &self.store.url {
+            Some(_) => table.unwrap_or(self.store.on_failure),
+            // Nothing fails in memory.
+            None => OnFailure::default(),
+        }
     }
 
     /// The names of the groups, in alphabetical order.

@@ -87,7 +87,7 @@ impl Origin {
 }
 
 /// Tables without secrets.
-pub(super) const SHOWN: [&str; 2] = ["groups.", "clients."];
+pub(super) const SHOWN: [&str; 5] = ["groups.", "clients.", "leases.", "sockets.", "enabled"];
 
 /// Adds what is written to what belongs there, unless it may be a secret.
 fn with_input(problem: &str, field: &str, value: Option<String>) -> String {

@@ -57,12 +57,14 @@ impl Admission {
             let problem = "the store cannot be changed while the service runs: restart it";
             return Err(ConfigError::at("store", problem));
         }
+        self.0.check_tables(config)?;
         let before = self.0.groups.load_full();
         let mut kept = running.kept.with(&before);
         #[cfg(feature = "admin")]
         let tokens = config.admin.tokens()?;
         let groups = self.0.groups_of(config, &before, &mut kept)?;
         self.0.groups.store(Arc::new(groups));
+        self.0.apply_tables(config);
         #[cfg(feature = "admin")]
         self.0.admin.reload(config, tokens);
         running.kept = kept;

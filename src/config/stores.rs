@@ -12,6 +12,7 @@ use super::model::OnFailure;
 #[cfg(feature = "redis")]
 use super::model::Store;
 use crate::concurrency::ConcurrencyLimitLayer;
+use crate::limiter::Leases;
 use crate::limits::Limits;
 use crate::rate::RateLimitLayer;
 #[cfg(feature = "redis")]
@@ -93,6 +94,29 @@ impl Stores {
         }
         let _ = on_failure;
         layer
+    }
+
+    pub(super) fn leases(&self, on_failure: Option<OnFailure>, leases: Leases) -> Leases {
+        #[cfg(feature = "redis")]
+        if let Some(store) = self.of(on_failure) {
+            return leases.store(store.clone());
+        }
+        let _ = on_failure;
+        leases
+    }
+
+    #[cfg(feature = "ws")]
+    pub(super) fn sockets(
+        &self,
+        on_failure: Option<OnFailure>,
+        sockets: crate::ws::SocketLimits,
+    ) -> crate::ws::SocketLimits {
+        #[cfg(feature = "redis")]
+        if let Some(store) = self.of(on_failure) {
+            return sockets.store(store.clone()).message_store(store.clone());
+        }
+        let _ = on_failure;
+        sockets
     }
 
     pub(super) fn limits(&self) -> Limits {

@@ -161,6 +161,10 @@ pub(super) fn truth<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error
     }
 }
 
+pub(super) fn some_truth<'de, D: Deserializer<'de>>(from: D) -> Result<Option<bool>, D::Error> {
+    truth(from).map(Some)
+}
+
 /// A table, and nothing that could be taken for one, as a list is by what is derived.
 pub(super) fn table<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     from: D,

@@ -12,6 +12,9 @@ const PREFIX: &str = "ADMISSION_";
 /// What stands for a dot in them.
 const SEPARATOR: &str = "__";
 
+/// The one field that is in no table and that a variable sets.
+const ENABLED: &str = "enabled";
+
 /// Variables that are for configuration, by their names.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Variables {
@@ -27,7 +30,10 @@ impl Variables {
         let (fields, others): (BTreeMap<_, _>, BTreeMap<_, _>) = variables
             .filter(|(name, _)| name.starts_with(PREFIX))
             // Those of this crate's program have no path in their names.
-            .partition(|(name, _)| name[PREFIX.len()..].contains(SEPARATOR));
+            .partition(|(name, _)| {
+                let field = &name[PREFIX.len()..];
+                field.contains(SEPARATOR) || field.eq_ignore_ascii_case(ENABLED)
+            });
         // Of those that differ only in case, the one in capitals comes first and counts.
         let mut seen = BTreeSet::new();
         let fields = fields.into_iter();
@@ -53,7 +59,7 @@ impl Variables {
             let path = name[PREFIX.len()..].to_lowercase();
             let (parents, field) = path.rsplit_once(SEPARATOR).unwrap_or(("", &path));
             let mut table = &mut *fields;
-            for parent in parents.split(SEPARATOR) {
+            for parent in parents.split(SEPARATOR).filter(|_| path != ENABLED) {
                 // In place of a text it is an error, as no field is a text and a table.
                 if !table.get(parent).is_some_and(Value::is_table) {
                     table.insert(parent.to_owned(), Value::Table(Table::new()));

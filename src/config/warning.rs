@@ -124,7 +124,8 @@ impl Config {
 
     fn warnings_of_settings(&self) -> Vec<(WarningKind, ConfigError)> {
         let mut found = Vec::new();
-        if self.groups.is_empty() && !self.is_empty_on_purpose() {
+        let has_tables = !(self.leases.is_empty() && self.sockets.is_empty());
+        if self.groups.is_empty() && !has_tables && !self.is_empty_on_purpose() {
             let problem = "there are no groups, so no request is limited";
             found.push((WarningKind::NoGroups, ConfigError::new(problem)));
         }

@@ -83,7 +83,9 @@ impl Written {
     fn others(&self) -> Fields {
         let tables = self.0.iter().filter(|(table, _)| *table != "groups");
         let of_table = |(table, value): (&String, &Value)| {
-            let is_shown = SHOWN.contains(&&*format!("{table}."));
+            let is_shown = SHOWN
+                .iter()
+                .any(|shown| shown.trim_end_matches('.') == table);
             fields(value, table, is_shown)
         };
         tables.flat_map(of_table).collect()

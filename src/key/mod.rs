@@ -302,6 +302,14 @@ impl Secret {
         }
     }
 
+    /// A check value of the process's secret, by which tools find that theirs is another one. It has 32 of the 128 bits
+    /// of a fingerprint, so it tells less of the secret than the fingerprint of one known credential.
+    #[cfg(feature = "redis")]
+    pub(crate) fn check_value() -> String {
+        let [_, bits] = fingerprint("check value of the secret", b"tower-admission");
+        format!("{:08x}", bits as u32)
+    }
+
     /// # Panics
     ///
     /// When the operating system has no randomness to give.
@@ -363,6 +371,17 @@ mod tests {
         assert!(!shown.contains("hunter2"));
         assert!(!shown.contains(&format!("{:x}", key.bits[0])));
         assert!(!shown.contains(&key.bits[0].to_string()));
+    }
+
+    #[cfg(feature = "redis")]
+    #[test]
+    fn the_check_value_is_less_than_a_fingerprint() {
+        let check = Secret::check_value();
+        assert_eq!(check, Secret::check_value());
+        assert_eq!(check.len(), 8);
+        let Secret([k0, k1]) = *SECRET.get().unwrap();
+        let other = siphash128::<1, 3>([k0, k1], b"tower-admission");
+        assert_ne!(check, format!("{:08x}", other[1] as u32));
     }
 
     #[test]

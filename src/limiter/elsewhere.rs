@@ -36,13 +36,16 @@ use crate::store::{LeaseSlots, LeaseStore, RedisStore};
 /// Without the services' [`Secret`](crate::Secret) all but addresses and fingerprints are other keys,
 /// of which nothing is used.
 pub struct SharedLimiters {
-    limiters: Vec<Shared>,
-    tiers: Vec<Arc<str>>,
+    pub(super) limiters: Vec<Shared>,
+    pub(super) tiers: Vec<Arc<str>>,
+    pub(super) names: Vec<Arc<str>>,
+    /// Check values of the services' secrets.
+    pub(super) checks: Vec<String>,
     limits: Limits,
     store: RedisStore,
 }
 
-enum Shared {
+pub(super) enum Shared {
     Rate {
         policies: Vec<Policy>,
         rules: Arc<Rules>,
@@ -68,7 +71,7 @@ impl SharedLimiters {
         // Of their own, so that they are not taken for limiters of this process.
         let limits = limits.copied();
         let described = texts.iter().filter_map(|text| Description::from_text(text));
-        let mut tiers = Vec::new();
+        let (mut tiers, mut names, mut checks) = (Vec::new(), Vec::new(), Vec::new());
         let limiters = described.filter_map(|described| match described {
             Description::Rate(rates) => Shared::rate(&rates, store, &limits),
             Description::Concurrency(slots) => Shared::slots("concurrency", slots, store),
@@ -77,10 +80,20 @@ impl SharedLimiters {
                 tiers.push(name.into());
                 None
             }
+            Description::Name { name } => {
+                names.push(name.into());
+                None
+            }
+            Description::Secret { check } => {
+                checks.push(check);
+                None
+            }
         });
         Ok(Self {
             limiters: limiters.collect(),
             tiers,
+            names,
+            checks,
             limits,
             store: store.clone(),
         })

@@ -18,6 +18,8 @@ mod leases;
 mod parking;
 mod per_key;
 mod permit;
+#[cfg(feature = "redis")]
+mod published;
 mod rate;
 mod reaper;
 mod rules;

@@ -19,6 +19,14 @@ pub(crate) enum Description {
     Tier {
         name: String,
     },
+    /// The name of a limit that an override can have parts for, also of one that counts in memory.
+    Name {
+        name: String,
+    },
+    /// The [check value](crate::Secret::check_value) of the services' secret.
+    Secret {
+        check: String,
+    },
 }
 
 /// A rate limiter.
@@ -113,6 +121,9 @@ impl Description {
             Self::Concurrency(slots) => format!("concurrency {}", slots.name),
             Self::Lease(slots) => format!("lease {}", slots.name),
             Self::Tier { name } => format!("tier {name}"),
+            Self::Name { name } => format!("name {name}"),
+            // Of each, so that services that change to another secret do not hide each other's.
+            Self::Secret { check } => format!("secret {check}"),
         }
     }
 
@@ -296,5 +307,16 @@ mod tests {
             };
             assert_eq!(rates.policies(), None, "{text}");
         }
+    }
+
+    #[test]
+    fn what_a_later_version_writes_is_left_out() {
+        let name = Description::Name {
+            name: "jobs".to_owned(),
+        };
+        assert_eq!(name.to_text(), r#"{"sort":"name","name":"jobs"}"#);
+        assert_eq!(Description::from_text(&name.to_text()), Some(name));
+        let text = r#"{"sort":"colour","name":"red"}"#;
+        assert_eq!(Description::from_text(text), None);
     }
 }

@@ -77,6 +77,14 @@ impl Override {
         self.noted(|notes| notes.note = note)
     }
 
+    /// Sets who is noted as its author, up to [`MAX_NOTE`](Self::MAX_NOTE) bytes. An [edit](super::LimitEdit::author) sets its
+    /// own. Default: not known.
+    #[must_use]
+    pub fn with_author(self, author: &str) -> Self {
+        let author = line(author);
+        self.noted(|notes| notes.author = author)
+    }
+
     /// Sets who made the change, and when.
     pub(super) fn made(self, author: Option<&str>, at: u64) -> Self {
         let author = author.and_then(line);

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{Description, Limits};
+use crate::key::Secret;
 use crate::store::redis::{FailureKind, LimitTable, StoreError};
 
 /// How long what was written stands before it is written again: Redis may have lost it, which shows
@@ -37,8 +38,16 @@ impl Published {
         let tiers = limits.tiers().into_iter().map(|name| Description::Tier {
             name: name.to_string(),
         });
+        let names = limits.names().into_iter().map(|name| Description::Name {
+            name: name.to_string(),
+        });
+        let mut described: Vec<_> = described.chain(tiers).chain(names).collect();
+        if table.has_secret && !described.is_empty() {
+            let check = Secret::check_value();
+            described.push(Description::Secret { check });
+        }
         let limiters: Vec<_> = described
-            .chain(tiers)
+            .iter()
             .map(|description| (description.field(), description.to_text()))
             .collect();
         let stands = self.at.is_some_and(|at| at.elapsed() < STANDS);

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::run::{Ran, end, program};
+use crate::run::{Ran, end, end_with, program};
 use crate::stub::Stub;
 
 async fn run_at(url: &str, words: &[&str]) -> Ran {
@@ -22,19 +22,28 @@ async fn run(stub: &Stub, words: &[&str]) -> Ran {
 async fn each_command_does_what_it_does_in_redis() {
     let stub = Stub::start().await;
     let run = async |words: &[&str]| run(&stub, words).await;
-    run(&["limits", "get", "org:acme"]).await.failed(1);
+    let get = run(&["limits", "get", "org:acme"]).await.ok();
+    assert_eq!(
+        get,
+        "org:acme: no limit of its own\nNAME   LIMIT   FROM\ncalls  10/min  default"
+    );
     run(&["limits", "delete", "org:acme", "--force"])
         .await
         .failed(1);
     let set = run(&["limits", "set", "org:acme", "10/min"]).await.ok();
-    assert_eq!(set, "org:acme: 10/min (was the default)");
-    let set = run(&["limits", "set", "org:acme", "1000 per minute", "--json"]).await;
     assert_eq!(
-        set.json(),
-        json!({"key": "org:acme", "limit": "1000/min", "before": "10/min"})
+        set,
+        "org:acme: 10/min (was the default)\nused: calls 7 of 10 (70%)"
     );
+    let set = run(&["limits", "set", "org:acme", "1000 per minute", "--json"]).await;
+    let set = set.json();
+    let shown = [&set["key"], &set["limit"], &set["before"], &set["warnings"]];
+    assert_eq!(json!(shown), json!(["org:acme", "1000/min", "10/min", []]));
     let get = run(&["limits", "get", "org:acme"]).await.ok();
-    assert_eq!(get, "org:acme: 1000/min (its own)");
+    assert_eq!(
+        get,
+        "org:acme: 1000/min (its own)\nNAME   LIMIT     FROM\ncalls  1000/min  its own"
+    );
     let refused = run(&["limits", "set", "org:acme", "0"]).await.failed(3);
     assert!(
         refused.contains("write `unlimited` or `deny all`"),
@@ -76,7 +85,10 @@ async fn each_command_does_what_it_does_in_redis() {
     run(&["cache", "clear"]).await.ok();
     run(&["limits", "delete", "org:acme"]).await.failed(2);
     let deleted = run(&["limits", "delete", "org:acme", "--force"]).await.ok();
-    assert_eq!(deleted, "org:acme: the default (was 1000/min)");
+    assert_eq!(
+        deleted,
+        "org:acme: the default (was 1000/min): calls 10/min"
+    );
 }
 
 #[tokio::test]
@@ -94,7 +106,7 @@ async fn all_pages_are_listed() {
         "{list}"
     );
     let asked = stub.held.asked.lock().unwrap();
-    assert_eq!(asked[0], "PUT /limits/org%3Aa%2Fb%20c");
+    assert_eq!(asked[1], "PUT /limits/org%3Aa%2Fb%20c");
     assert!(
         asked
             .iter()
@@ -102,26 +114,114 @@ async fn all_pages_are_listed() {
     );
 }
 
+/// The service has the secret, so the program needs none: the credential is sent to it, in a body.
 #[tokio::test]
-async fn credentials_are_not_sent() {
+async fn credentials_are_in_no_path_and_on_no_screen() {
     let stub = Stub::start().await;
-    let words = ["limits", "set", "bearer:correct-horse", "10/min"];
-    run(&stub, &words).await.failed(2);
-    assert!(stub.held.asked.lock().unwrap().is_empty());
-    let mut command = program();
-    command
-        .args(words)
-        .args([
-            "--admin",
-            &format!("{}/admin", stub.url),
-            "--token",
-            "hunter2",
-        ])
-        .env("ADMISSION_SECRET", "07070707070707070707070707070707");
-    let set = end(command).await.ok();
+    let key = "bearer#07070707070707070707070707070707";
+    let mut shown = String::new();
+    for (words, stdin) in [
+        (&["limits", "set", "bearer:correct-horse", "10/min"][..], ""),
+        (
+            &["limits", "set", "--key-stdin", "20/min"],
+            "Authorization: Bearer correct-horse",
+        ),
+        (&["limits", "get", "--key-stdin"], "bearer:correct-horse\n"),
+        (&["usage", "--key-stdin"], "bearer:correct-horse"),
+        (&["explain", "--key-stdin"], "bearer:correct-horse"),
+        (
+            &["limits", "delete", "--key-stdin", "--force"],
+            "bearer:correct-horse",
+        ),
+    ] {
+        let mut command = program();
+        command
+            .args(words)
+            .env("ADMISSION_ADMIN", format!("{}/admin", stub.url))
+            .env("ADMISSION_TOKEN", "hunter2");
+        let printed = end_with(command, stdin).await.ok();
+        assert!(printed.starts_with(key), "{printed}");
+        shown += &printed;
+    }
     let asked = stub.held.asked.lock().unwrap();
-    assert!(asked[0].starts_with("PUT /limits/bearer%23"), "{asked:?}");
-    assert!(!format!("{asked:?}{set}").contains("horse"));
+    assert!(asked.contains(&"PUT /limits/bearer%2307070707070707070707070707070707".to_owned()));
+    assert!(!format!("{asked:?}{shown}").contains("horse"));
+}
+
+#[tokio::test]
+async fn an_application_knows_names_of_its_own() {
+    let stub = Stub::start().await;
+    let set = run(&stub, &["limits", "set", "Acme Inc.", "10/min"])
+        .await
+        .ok();
+    assert!(set.starts_with("org:acme: 10/min"), "{set}");
+}
+
+#[tokio::test]
+async fn an_end_and_a_note_are_set_or_it_fails() {
+    let stub = Stub::start().await;
+    let words = [
+        "limits",
+        "set",
+        "org:acme",
+        "deny",
+        "all",
+        "--until",
+        "2126-12-01T00:00:00Z",
+        "--note",
+        "spam",
+    ];
+    let set = run(&stub, &words).await.ok();
+    assert!(
+        set.starts_with("org:acme: deny all until 2126-12-01T00:00:00Z (was the default)"),
+        "{set}"
+    );
+    let list = run(&stub, &["limits", "ls"]).await.ok();
+    assert_eq!(
+        list,
+        "org:acme  deny all until 2126-12-01T00:00:00Z  # spam"
+    );
+    // A service that does not know ends.
+    let old = run_at(&format!("{}/old", stub.url), &words).await.failed(3);
+    assert!(old.contains("without its end"), "{old}");
+    let named = run(&stub, &["limits", "set", "org:a", "1/s", "--as", "anna"]).await;
+    assert!(named.failed(2).contains("name of the token"));
+}
+
+#[tokio::test]
+async fn what_applies_and_what_changed_is_shown() {
+    let stub = Stub::start().await;
+    let words = [
+        "explain",
+        "org:acme",
+        "--path",
+        "/api/chat",
+        "--tier",
+        "pro",
+    ];
+    let explained = run(&stub, &words).await.ok();
+    assert_eq!(
+        explained,
+        "org:acme: no limit of its own\n\
+         group api\n\
+         NAME           SORT         LIMIT          FROM     USED  A REQUEST NOW\n\
+         calls (pro)    rate         10/min         default  7     admitted, 2 more after it\n\
+         jobs           concurrency  2 concurrent   default  2     rejected: key at capacity, fits in 1s 500ms\n\
+         all, all keys  concurrency  64 concurrent  default  2     admitted\n\
+         not shown: calls.ip, on the client's address, which --address gives\n\
+         a request now: rejected: key at capacity, fits in 1s 500ms (jobs)"
+    );
+    let changes = run(&stub, &["limits", "changes"]).await.ok();
+    assert_eq!(
+        changes,
+        "2026-11-28T04:32:13Z  org:acme: none -> deny all until 2026-12-01T00:00:00Z, by anna, \
+         from 192.0.2.7: spam\n\
+         2026-11-28T04:30:00Z  org:b: 5/min -> none, as it ended"
+    );
+    let json = run(&stub, &["limits", "changes", "-n", "7", "-o", "json"]).await;
+    assert_eq!(json.json()["changes"][0]["after"]["note"], "spam");
+    let asked = stub.held.asked.lock().unwrap();
+    assert!(asked.contains(&"GET /changes?count=7".to_owned()));
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! The command line, without a server.
 
-use crate::run::{end, program};
+use crate::run::{end, end_with, program};
 
 async fn failed(words: &[&str], environment: &[(&str, &str)]) -> String {
     let mut command = program();
@@ -89,16 +89,45 @@ async fn what_is_written_goes_before_the_environment() {
 }
 
 #[tokio::test]
-async fn shells_have_completions() {
-    for shell in ["bash", "zsh", "fish"] {
-        let mut command = program();
-        command.args(["completions", shell]);
-        let script = end(command).await.ok();
-        for word in ["limits", "delete", "--force", "usage"] {
-            let word = word.trim_start_matches("--");
-            assert!(script.contains(word), "{shell}: {word}");
-        }
+async fn a_wrong_word_is_named_with_the_right_one() {
+    for (words, told) in [
+        (&["limts", "list"][..], "did you mean \"limits\"?"),
+        (&["limits", "lst"], "did you mean \"ls\"?"),
+        (&["limits", "list", "--usag"], "did you mean --usage?"),
+        (
+            &["limits", "list", "--colour"],
+            "there is no option --colour",
+        ),
+        (
+            &["limits", "set", "org:a", "1/s", "--for", "soon"],
+            "'soon'",
+        ),
+        (
+            &["limits", "set", "org:a", "1/s", "--until", "soon"],
+            "'soon'",
+        ),
+    ] {
+        let redis = [("ADMISSION_REDIS", "redis://127.0.0.1:1")];
+        let err = failed(words, &redis).await;
+        assert!(err.contains(told), "{words:?}: {err}");
     }
+}
+
+#[tokio::test]
+async fn the_manual_is_of_this_version() {
+    let mut command = program();
+    command.arg("man");
+    let page = end(command).await.ok();
+    let title = format!("\"tower-admission {}\"", env!("CARGO_PKG_VERSION"));
+    assert!(page.contains(&title), "{page}");
+    let folder = std::env::temp_dir().join(format!("tower-admission-man-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let mut command = program();
+    command.arg("man").arg("--dir").arg(&folder);
+    end(command).await.ok();
+    let page = std::fs::read_to_string(folder.join("tower-admission-limits-set.1")).unwrap();
+    assert!(page.contains("key\\-stdin"), "{page}");
+    std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[tokio::test]
@@ -205,6 +234,22 @@ async fn a_configuration_is_checked() {
     std::fs::remove_file(&file).unwrap();
     let missing = check(&[]).await.failed(3);
     assert!(missing.starts_with(path), "{missing}");
+}
+
+#[tokio::test]
+async fn a_configuration_is_checked_from_standard_input() {
+    let check = async |text: &str| {
+        let mut command = program();
+        command.args(["config", "check", "-"]);
+        end_with(command, text).await
+    };
+    let right = check("[groups.api]\npath = '/'\nrate = '10/s'").await;
+    assert_eq!(right.ok(), "standard input: ok: api");
+    let wrong = check("[groups.api]\nrate = '10/0s'").await.failed(3);
+    assert!(
+        wrong.starts_with("standard input:2:8: groups.api.rate: "),
+        "{wrong}"
+    );
 }
 
 /// A credential that is given a word too far.

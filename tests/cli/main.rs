@@ -5,12 +5,18 @@ mod admin;
 #[path = "../redis/certificates.rs"]
 #[allow(dead_code, reason = "other tests need more of it")]
 mod certificates;
+mod checked;
 mod line;
 mod redis;
 mod run;
+#[cfg(feature = "admin")]
+mod served;
 #[path = "../redis/server.rs"]
 #[allow(dead_code, reason = "other tests need more of it")]
 mod server;
+#[cfg(unix)]
+mod shells;
 mod stub;
 #[cfg(feature = "redis-tls")]
 mod tls;
+mod transfer;

@@ -17,6 +17,11 @@ async fn run(server: &Server, words: &[&str]) -> Ran {
     end(command).await
 }
 
+/// Where no service runs.
+async fn unchecked(server: &Server, words: &[&str]) -> Ran {
+    run(server, &[words, &["--unchecked"]].concat()).await
+}
+
 /// With the services' secret.
 async fn tell(server: &Server, words: &[&str]) -> Ran {
     let mut command = program();
@@ -30,7 +35,7 @@ async fn tell(server: &Server, words: &[&str]) -> Ran {
 #[tokio::test]
 async fn limits_are_set_shown_and_deleted() {
     let server = Server::start().await;
-    let run = async |words: &[&str]| run(&server, words).await;
+    let run = async |words: &[&str]| unchecked(&server, words).await;
     let none = run(&["limits", "list"]).await.ok();
     assert_eq!(none, "no key has a limit of its own");
     let set = run(&["limits", "set", "org:acme", "10/min"]).await.ok();
@@ -38,16 +43,17 @@ async fn limits_are_set_shown_and_deleted() {
     let set = run(&["limits", "set", "org:acme", "1000/min", "burst", "50"]).await;
     assert_eq!(set.ok(), "org:acme: 1000/min burst 50 (was 10/min)");
     let set = run(&["limits", "set", "ip:192.0.2.1", "5 concurrent", "--json"]).await;
-    let expected = json!({"key": "ip:192.0.2.1", "limit": "5 concurrent", "before": null});
-    assert_eq!(set.json(), expected);
+    let set = set.json();
+    let shown = [&set["key"], &set["limit"], &set["before"]];
+    assert_eq!(json!(shown), json!(["ip:192.0.2.1", "5 concurrent", null]));
 
     let get = run(&["limits", "get", "org:acme"]).await.ok();
-    assert_eq!(get, "org:acme: 1000/min burst 50 (its own)");
-    let get = run(&["--json", "limits", "get", "org:acme"]).await.json();
-    assert_eq!(
-        get,
-        json!({"key": "org:acme", "limit": "1000/min burst 50"})
-    );
+    assert!(get.starts_with("org:acme: 1000/min burst 50 (its own)\nset by "));
+    let get = run(&["-o", "json", "limits", "get", "org:acme"])
+        .await
+        .json();
+    let shown = [&get["key"], &get["limit"], &get["applies"]];
+    assert_eq!(json!(shown), json!(["org:acme", "1000/min burst 50", []]));
     let list = run(&["limits", "list"]).await.ok();
     assert_eq!(
         list,
@@ -70,7 +76,7 @@ async fn limits_are_set_shown_and_deleted() {
 #[tokio::test]
 async fn what_is_not_there_and_what_is_refused() {
     let server = Server::start().await;
-    let run = async |words: &[&str]| run(&server, words).await;
+    let run = async |words: &[&str]| unchecked(&server, words).await;
     let none = run(&["limits", "get", "org:acme"]).await.failed(1);
     assert!(none.contains("org:acme has no limit of its own"), "{none}");
     run(&["limits", "delete", "org:acme", "--force"])
@@ -99,7 +105,7 @@ async fn what_is_not_there_and_what_is_refused() {
 #[tokio::test]
 async fn who_cannot_be_asked_does_not_delete() {
     let server = Server::start().await;
-    let run = async |words: &[&str]| run(&server, words).await;
+    let run = async |words: &[&str]| unchecked(&server, words).await;
     run(&["limits", "set", "org:acme", "10/min"]).await.ok();
     let refused = run(&["limits", "delete", "org:acme"]).await.failed(2);
     assert!(refused.contains("--force"), "{refused}");
@@ -125,11 +131,11 @@ async fn services_see_a_change_within_a_second() {
         let waited = tokio::time::timeout(Duration::from_secs(2), waited).await;
         waited.expect("within a second");
     };
-    run(&server, &["limits", "set", "org:acme", "10/min"])
+    unchecked(&server, &["limits", "set", "org:acme", "10/min"])
         .await
         .ok();
     all_have(Some("10/min")).await;
-    run(&server, &["limits", "delete", "org:acme", "--force"])
+    unchecked(&server, &["limits", "delete", "org:acme", "--force"])
         .await
         .ok();
     all_have(None).await;
@@ -137,7 +143,9 @@ async fn services_see_a_change_within_a_second() {
     // What nobody was told of is found when caches are cleared.
     let behind = ["HSET", "{admission:limits}:of", "org:acme", "7/h"];
     server.command(&behind).await.unwrap();
-    let cleared = run(&server, &["cache", "clear", "--json"]).await.json();
+    let cleared = unchecked(&server, &["cache", "clear", "--json"])
+        .await
+        .json();
     assert_eq!(cleared, json!({"cleared": true}));
     all_have(Some("7/h")).await;
 }
@@ -173,7 +181,7 @@ impl Service {
         }
         let hash = "{admission:limits}:limiters";
         until("it is written down", async || {
-            server.command(&["HLEN", hash]).await.unwrap() == redis::Value::Int(2)
+            server.command(&["HLEN", hash]).await.unwrap() == redis::Value::Int(6)
         })
         .await;
         Self {
@@ -217,7 +225,7 @@ async fn usage_is_told_by_tier() {
     let set = async |limit: &str| run(&server, &["limits", "set", "org:acme", limit]).await;
     let unknown = set("tier=max").await.failed(3);
     assert!(
-        unknown.contains("there is no tier \"max\"; there are: pro") && !unknown.contains("delete"),
+        unknown.contains("no tier is called \"max\": there are pro"),
         "{unknown}"
     );
     let stored = set("tier=pro").await.ok();
@@ -376,8 +384,10 @@ async fn credentials_are_nowhere() {
         &["limits", "get", "bearer: hunter22"],
         &["limits", "set", "bearer:hunter2", "ten"],
         &["limits", "delete", "bearer:hunter2"],
+        &["limits", "changes"],
+        &["limits", "export"],
     ] {
-        let ran = tell(&server, words).await;
+        let ran = tell(&server, &[words, &["--unchecked"]].concat()).await;
         shown += &ran.out;
         shown += &ran.err;
     }
@@ -394,8 +404,12 @@ async fn credentials_are_nowhere() {
     ] {
         held += &format!("{:?}", server.command(&command).await.unwrap());
     }
-    let changes = ["ZRANGE", "{admission:limits}:changes", "0", "-1"];
-    held += &format!("{:?}", server.command(&changes).await.unwrap());
+    for command in [
+        ["ZRANGE", "{admission:limits}:changes", "0", "-1"],
+        ["LRANGE", "{admission:limits}:audit", "0", "-1"],
+    ] {
+        held += &format!("{:?}", server.command(&command).await.unwrap());
+    }
     assert!(
         held.contains("bearer#") && !held.contains("hunter2"),
         "{held}"
@@ -414,7 +428,7 @@ async fn redis_that_cannot_be_asked() {
     assert!(!denied.contains("wrong"), "{denied}");
     let mut command = program();
     let url = format!("redis://:hunter2@127.0.0.1:{}", server.port);
-    command.args(["limits", "list", "--redis", &url]);
+    command.args(["limits", "list", "--unchecked", "--redis", &url]);
     end(command).await.ok();
 
     server.signal("STOP");
@@ -443,15 +457,16 @@ async fn junk_in_redis_ends_in_words() {
     ] {
         server.command(junk).await.unwrap();
     }
-    let list = tell(&server, &["limits", "list", "--usage"]).await.ok();
+    let tell = async |words: &[&str]| tell(&server, &[words, &["--unchecked"]].concat()).await;
+    let list = tell(&["limits", "list", "--usage"]).await.ok();
     assert_eq!(list, "org:acme  5/h");
-    let usage = tell(&server, &["usage", "org:acme"]).await.ok();
+    let usage = tell(&["usage", "org:acme"]).await.ok();
     assert_eq!(
         usage,
         "org:acme: 5/h (its own)\nno limits are known that are counted by key"
     );
     server.command(&["SET", hash, "junk"]).await.unwrap();
-    let failed = tell(&server, &["usage"]).await.failed(3);
+    let failed = tell(&["usage"]).await.failed(3);
     assert!(failed.contains("--prefix"), "{failed}");
     server
         .command(&["DEL", "{admission:limits}:of"])
@@ -463,10 +478,10 @@ async fn junk_in_redis_ends_in_words() {
         &["limits", "list"][..],
         &["limits", "set", "org:acme", "1/h"],
     ] {
-        run(&server, words).await.failed(3);
+        unchecked(&server, words).await.failed(3);
     }
     // Nothing of that is anything to another prefix.
-    let other = run(&server, &["limits", "list", "--prefix", "other"]).await;
+    let other = unchecked(&server, &["limits", "list", "--prefix", "other"]).await;
     assert_eq!(other.ok(), "no key has a limit of its own");
 }
 

@@ -1,8 +1,9 @@
 //! Runs the program.
 
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 
 use serde_json::Value;
+use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 /// What the program printed, and how it ended.
@@ -23,6 +24,7 @@ pub(crate) fn program() -> Command {
         "REDIS_CERTIFICATE",
         "REDIS_KEY",
         "ADMIN",
+        "PREFIX",
         "SECRET",
         "TOKEN",
     ] {
@@ -33,7 +35,10 @@ pub(crate) fn program() -> Command {
 }
 
 pub(crate) async fn end(mut command: Command) -> Ran {
-    let output = command.output().await.unwrap();
+    ran(command.output().await.unwrap())
+}
+
+fn ran(output: Output) -> Ran {
     let ran = Ran {
         code: output.status.code().expect("it ends by itself"),
         out: String::from_utf8(output.stdout).unwrap(),
@@ -41,6 +46,21 @@ pub(crate) async fn end(mut command: Command) -> Ran {
     };
     assert!(!ran.err.contains("panicked"), "{ran:?}");
     ran
+}
+
+/// With something on standard input.
+pub(crate) async fn end_with(mut command: Command, stdin: &str) -> Ran {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    // It may end without reading it.
+    let _ = input.write_all(stdin.as_bytes()).await;
+    drop(input);
+    ran(child.wait_with_output().await.unwrap())
 }
 
 impl Ran {

@@ -9,7 +9,7 @@ use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use serde_json::{Value, json};
 use tower_admission::Limit;
 
@@ -22,7 +22,8 @@ pub(crate) struct Stub {
 
 #[derive(Clone, Default)]
 pub(crate) struct Held {
-    pub(crate) limits: Arc<Mutex<BTreeMap<String, String>>>,
+    /// What keys have of their own, by key.
+    pub(crate) limits: Arc<Mutex<BTreeMap<String, Value>>>,
     /// What was asked, with the paths as they were sent.
     pub(crate) asked: Arc<Mutex<Vec<String>>>,
 }
@@ -35,12 +36,22 @@ impl Stub {
             .route("/limits/{key}", get(one).put(set).delete(delete))
             .route("/usage", get(totals))
             .route("/usage/{key}", get(usage))
+            .route("/keys/resolve", post(resolve))
+            .route("/explain", post(explain))
+            .route("/changes", get(changes))
             .route("/cache/clear", post(async || StatusCode::NO_CONTENT))
             .layer(from_fn_with_state(held.clone(), admit))
             .with_state(held.clone());
         let app = Router::new()
             .nest("/admin", admin)
             .route("/text/{*rest}", get("hello"))
+            .route("/old/keys/resolve", post(resolve))
+            .route(
+                "/old/limits/{key}",
+                put(async |Path(key): Path<String>, Json(body): Json<Value>| {
+                    Json(json!({"key": key, "limit": body["limit"], "before": null}))
+                }),
+            )
             .route("/odd/limits", get(async || Json(json!({"limits": 7}))))
             .route("/odd/cache/clear", post(async || Json(json!({"hello": 1}))))
             .route(
@@ -135,16 +146,13 @@ async fn list(
         .collect();
     let last = page.last().map(|(key, _)| key.to_string());
     let next = last.filter(|last| limits.keys().any(|key| key > last));
-    let page: Vec<_> = page
-        .iter()
-        .map(|(key, limit)| json!({"key": key, "limit": limit}))
-        .collect();
+    let page: Vec<_> = page.iter().map(|(key, own)| entry(key, own)).collect();
     Json(json!({"limits": page, "names": ["calls"], "next": next}))
 }
 
 async fn one(State(held): State<Held>, Path(key): Path<String>) -> Response {
     match held.limits.lock().unwrap().get(&key) {
-        Some(limit) => Json(json!({"key": key, "limit": limit})).into_response(),
+        Some(own) => Json(entry(&key, own)).into_response(),
         None => problem(StatusCode::NOT_FOUND, "none"),
     }
 }
@@ -154,21 +162,87 @@ async fn set(
     Path(key): Path<String>,
     Json(body): Json<Value>,
 ) -> Response {
-    let limit = match body["limit"].as_str().unwrap().parse::<Limit>() {
-        Ok(limit) => limit.to_string(),
+    let mut own = body.clone();
+    match body["limit"].as_str().unwrap().parse::<Limit>() {
+        Ok(limit) => own["limit"] = json!(limit.to_string()),
         Err(error) => return problem(StatusCode::UNPROCESSABLE_ENTITY, &error.to_string()),
+    }
+    let before = held.limits.lock().unwrap().insert(key.clone(), own.clone());
+    let mut answer = entry(&key, &own);
+    answer["before"] = json!(before.map(|before| before["limit"].clone()));
+    Json(answer).into_response()
+}
+
+fn entry(key: &str, own: &Value) -> Value {
+    let mut entry = own.clone();
+    entry["key"] = json!(key);
+    entry
+}
+
+/// A service that knows its own secret, and its application's names.
+async fn resolve(Json(body): Json<Value>) -> Json<Value> {
+    let key = match body["key"].as_str().unwrap() {
+        "Acme Inc." => "org:acme".to_owned(),
+        text if text.starts_with("bearer:") => format!("bearer#{}", "07".repeat(16)),
+        text => text.to_owned(),
     };
-    let before = held
-        .limits
-        .lock()
-        .unwrap()
-        .insert(key.clone(), limit.clone());
-    Json(json!({"key": key, "limit": limit, "before": before})).into_response()
+    Json(json!({"keys": [{"key": key, "limit": null, "usage": []}]}))
+}
+
+async fn explain(State(held): State<Held>, Json(body): Json<Value>) -> Json<Value> {
+    let key = &body["key"];
+    let own = held.limits.lock().unwrap();
+    let own = own.get(key.as_str().unwrap());
+    let limit = own.map_or(json!("10/min"), |own| own["limit"].clone());
+    let source = if own.is_some() { "override" } else { "default" };
+    let calls = json!({
+        "name": "calls", "sort": "rate", "key": key, "limit": limit, "source": source,
+        "tier": body["tier"], "used": 7, "verdict": "admitted", "remaining": 2,
+    });
+    if body["path"].is_null() {
+        let now = json!({"limit": "calls", "verdict": "admitted", "remaining": 2});
+        return Json(json!({
+            "key": key, "address": null, "limit": own.map(|own| &own["limit"]), "limits": [calls],
+            "address_limits": [], "now": now,
+        }));
+    }
+    let jobs = json!({
+        "name": "jobs", "sort": "concurrency", "key": key, "limit": "2 concurrent", "source": "default",
+        "tier": null, "used": 2, "verdict": "rejected", "reason": "key_at_capacity",
+        "retry_after_ms": 1500,
+    });
+    let all = json!({
+        "name": "all", "sort": "concurrency", "key": null, "limit": "64 concurrent",
+        "source": "default", "tier": null, "used": 2, "verdict": "admitted",
+    });
+    let now = json!({
+        "limit": "jobs", "verdict": "rejected", "reason": "key_at_capacity",
+        "retry_after_ms": 1500, "is_enforced": true,
+    });
+    Json(json!({
+        "key": key, "address": null, "limit": null,
+        "groups": [{"name": "api", "enforce": 100, "is_excluded": false}],
+        "limits": [calls, jobs, all], "address_limits": ["calls.ip"], "now": now,
+    }))
+}
+
+async fn changes() -> Json<Value> {
+    Json(json!({"changes": [
+        {
+            "at": "2026-11-28T04:32:13Z", "key": "org:acme", "before": null,
+            "after": {"limit": "deny all", "end": "2026-12-01T00:00:00Z", "note": "spam"},
+            "author": "anna", "origin": "192.0.2.7", "has_ended": false,
+        },
+        {
+            "at": "2026-11-28T04:30:00Z", "key": "org:b", "before": "5/min", "after": null,
+            "author": null, "origin": null, "has_ended": true,
+        },
+    ]}))
 }
 
 async fn delete(State(held): State<Held>, Path(key): Path<String>) -> Response {
     match held.limits.lock().unwrap().remove(&key) {
-        Some(before) => Json(json!({"key": key, "before": before})).into_response(),
+        Some(before) => Json(json!({"key": key, "before": before["limit"]})).into_response(),
         None => problem(StatusCode::NOT_FOUND, "none"),
     }
 }
@@ -184,6 +258,7 @@ async fn totals() -> Json<Value> {
 
 async fn usage(State(held): State<Held>, Path(key): Path<String>) -> Json<Value> {
     let own = held.limits.lock().unwrap().get(&key).cloned();
+    let own = own.map(|own| own["limit"].clone());
     let calls = json!({
         "name": "calls", "sort": "rate", "used": 7, "limit": 10, "is_own": own.is_some()
     });

@@ -23,6 +23,7 @@ mod selectors;
 #[path = "../redis/server.rs"]
 #[allow(dead_code)]
 mod server;
+mod tables;
 mod tiers;
 #[cfg(feature = "redis-tls")]
 mod tls;

@@ -7,8 +7,12 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tower_admission::KeyName;
 
+use crate::args::RequestArgs;
+use crate::changes::Change;
+use crate::explained::Explained;
 use crate::failure::Failure;
 use crate::http::{Answer, Client};
+use crate::own::{Answered, Own};
 use crate::server::{Changed, Entry};
 use crate::usage::Report;
 
@@ -19,25 +23,35 @@ const PAGE: usize = 1000;
 
 #[derive(Deserialize)]
 struct Page {
-    limits: Vec<Own>,
+    limits: Vec<Entry>,
     next: Option<String>,
 }
 
 #[derive(Deserialize)]
-struct Own {
-    key: String,
-    limit: String,
-}
-
-#[derive(Deserialize)]
 struct Set {
-    limit: String,
-    before: Option<String>,
+    #[serde(flatten)]
+    own: Own,
+    before: Option<Answered>,
 }
 
 #[derive(Deserialize)]
 struct Deleted {
-    before: String,
+    before: Answered,
+}
+
+#[derive(Deserialize)]
+struct Resolved {
+    keys: Vec<ResolvedKey>,
+}
+
+#[derive(Deserialize)]
+struct ResolvedKey {
+    key: String,
+}
+
+#[derive(Deserialize)]
+struct Changes {
+    changes: Vec<Change>,
 }
 
 impl Admin {
@@ -45,22 +59,37 @@ impl Admin {
         Ok(Self(Client::new(url, token)?))
     }
 
-    pub(crate) async fn set(&self, key: &KeyName, limit: &str) -> Result<Changed, Failure> {
-        let body = json!({ "limit": limit });
+    /// The key that a text means. In a body, as the text may be a credential.
+    pub(crate) async fn resolve(&self, text: &str) -> Result<KeyName, Failure> {
+        let body = json!({ "key": text });
+        let answer = self.0.send(Method::POST, "/keys/resolve", Some(&body));
+        let resolved: Resolved = read(answer.await?)?;
+        let key = resolved.keys.first().ok_or_else(no_api)?;
+        key.key.parse().map_err(|_| no_api())
+    }
+
+    pub(crate) async fn set(&self, key: &KeyName, own: &Own) -> Result<Changed, Failure> {
         let path = of_key("limits", key);
+        let body = own.to_json();
         let answer = self.0.send(Method::PUT, &path, Some(&body));
         let set: Set = read(answer.await?)?;
+        if own.end != set.own.end || own.note != set.own.note {
+            return Err(Failure::refused(format!(
+                "the service has set the limit of {key} without its end or note, as it is an older version: \
+                 delete the limit, or set it by --redis"
+            )));
+        }
         Ok(Changed {
-            limit: set.limit,
-            before: set.before,
+            own: set.own,
+            before: set.before.map(Own::from),
         })
     }
 
-    pub(crate) async fn get(&self, key: &KeyName) -> Result<Option<String>, Failure> {
+    pub(crate) async fn get(&self, key: &KeyName) -> Result<Option<Own>, Failure> {
         let path = of_key("limits", key);
         let answer = self.0.send(Method::GET, &path, None);
-        let own: Option<Own> = found(answer.await?)?;
-        Ok(own.map(|own| own.limit))
+        let entry: Option<Entry> = found(answer.await?)?;
+        Ok(entry.map(|entry| entry.own))
     }
 
     pub(crate) async fn list(&self) -> Result<Vec<Entry>, Failure> {
@@ -73,10 +102,7 @@ impl Admin {
                 _ => format!("/limits?after={from}&count={PAGE}"),
             };
             let page: Page = read(self.0.send(Method::GET, &path, None).await?)?;
-            entries.extend(page.limits.into_iter().map(|own| Entry {
-                key: own.key,
-                limit: own.limit,
-            }));
+            entries.extend(page.limits);
             match page.next {
                 // Or it would go on for ever.
                 Some(next) if next > after => after = next,
@@ -86,11 +112,11 @@ impl Admin {
         }
     }
 
-    pub(crate) async fn delete(&self, key: &KeyName) -> Result<Option<String>, Failure> {
+    pub(crate) async fn delete(&self, key: &KeyName) -> Result<Option<Own>, Failure> {
         let path = of_key("limits", key);
         let answer = self.0.send(Method::DELETE, &path, None);
         let deleted: Option<Deleted> = found(answer.await?)?;
-        Ok(deleted.map(|deleted| deleted.before))
+        Ok(deleted.map(|deleted| deleted.before.into()))
     }
 
     pub(crate) async fn usage(&self, key: Option<&KeyName>) -> Result<Report, Failure> {
@@ -99,6 +125,32 @@ impl Admin {
             None => "/usage".to_owned(),
         };
         read(self.0.send(Method::GET, &path, None).await?)
+    }
+
+    pub(crate) async fn explain(
+        &self,
+        key: &KeyName,
+        request: &RequestArgs,
+    ) -> Result<Explained, Failure> {
+        let mut body = json!({ "key": key.as_str() });
+        for (name, value) in [
+            ("tier", &request.tier),
+            ("path", &request.path),
+            ("method", &request.method),
+            ("host", &request.host),
+            ("address", &request.address),
+        ] {
+            if let Some(value) = value {
+                body[name] = json!(value);
+            }
+        }
+        read(self.0.send(Method::POST, "/explain", Some(&body)).await?)
+    }
+
+    pub(crate) async fn changes(&self, count: u16) -> Result<Vec<Change>, Failure> {
+        let path = format!("/changes?count={count}");
+        let changes: Changes = read(self.0.send(Method::GET, &path, None).await?)?;
+        Ok(changes.changes)
     }
 
     pub(crate) async fn clear_caches(&self) -> Result<(), Failure> {
@@ -138,8 +190,13 @@ fn succeeded(answer: &Answer) -> Result<(), Failure> {
     if status.is_success() {
         return Ok(());
     }
-    if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+    if status == StatusCode::UNAUTHORIZED {
         let refused = "the admin endpoints refuse the token: check --token or ADMISSION_TOKEN";
+        return Err(Failure::refused(refused));
+    }
+    if status == StatusCode::FORBIDDEN {
+        let said = detail.map_or(String::new(), |detail| format!(" ({detail})"));
+        let refused = format!("the token may not do that: use one with the role `write`{said}");
         return Err(Failure::refused(refused));
     }
     let said = detail.map_or_else(|| status.to_string(), str::to_owned);

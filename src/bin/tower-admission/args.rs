@@ -1,18 +1,30 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 
 use clap::parser::ValueSource;
-use clap::{ArgMatches, Args, Parser, Subcommand};
+use clap::{ArgMatches, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::failure::Failure;
 
-/// Changes what single keys may do, and shows what is used.
+/// Changes the limits of single keys, and shows what is used
 #[derive(Parser)]
 #[command(name = "tower-admission", version, after_help = AFTER_HELP)]
 pub(crate) struct Cli {
-    /// Print JSON, for programs
+    /// Print a table for people, or JSON for programs
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_enum,
+        value_name = "FORMAT",
+        default_value = "table"
+    )]
+    pub(crate) output: Format,
+
+    /// The same as --output json
     #[arg(long, global = true)]
     pub(crate) json: bool,
 
@@ -21,6 +33,12 @@ pub(crate) struct Cli {
 
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    Table,
+    Json,
 }
 
 const AFTER_HELP: &str = "\
@@ -32,7 +50,7 @@ Exit codes:
   0  done
   1  not there: the key has no limit of its own
   2  the command line is wrong
-  3  what was given is refused: an invalid limit, a wrong token, a wrong configuration
+  3  what was given is rejected: an invalid limit, an unknown name, a wrong token or secret, a wrong file
   4  the server cannot be reached
   5  what was done cannot be printed";
 
@@ -71,7 +89,12 @@ pub(crate) struct ServerArgs {
     pub(crate) redis_key: Option<PathBuf>,
 
     /// What keys in Redis begin with
-    #[arg(long, global = true, default_value = "admission")]
+    #[arg(
+        long,
+        global = true,
+        env = "ADMISSION_PREFIX",
+        default_value = "admission"
+    )]
     pub(crate) prefix: String,
 
     /// The admin endpoints of a service: http://host:port/path
@@ -88,10 +111,18 @@ pub(crate) struct ServerArgs {
     #[arg(long, global = true, env = "ADMISSION_TOKEN", hide_env_values = true)]
     pub(crate) token: Option<String>,
 
-    /// The secret that the services share, as 32 hexadecimal digits: for keys that are credentials,
-    /// and for what is used in Redis
+    /// The secret that the services share, as 32 hexadecimal digits: with --redis, for keys that are credentials
+    /// and for what is used
     #[arg(long, global = true, env = "ADMISSION_SECRET", hide_env_values = true)]
     pub(crate) secret: Option<String>,
+
+    /// Who makes the change, for the audit trail; user@host by default, with --admin the token's name
+    #[arg(long = "as", global = true, value_name = "NAME")]
+    pub(crate) author: Option<String>,
+
+    /// Take names, prefixes and secrets that no service has, for services that do not run yet
+    #[arg(long, global = true)]
+    pub(crate) unchecked: bool,
 
     /// How long to wait for the server, in seconds
     #[arg(long, global = true, value_name = "SECONDS", default_value_t = 5)]
@@ -108,6 +139,16 @@ pub(crate) enum Command {
     Usage {
         /// Whose; without one, those that are not of any one key
         key: Option<String>,
+        /// Read the key from standard input, such as bearer:<token>
+        #[arg(long, conflicts_with = "key")]
+        key_stdin: bool,
+    },
+    /// Show which limits apply to a key, where each number comes from, and what a request would get now
+    Explain {
+        #[command(flatten)]
+        key: KeyArgs,
+        #[command(flatten)]
+        request: RequestArgs,
     },
     /// What services hold of the limits in their memory
     #[command(subcommand)]
@@ -120,44 +161,135 @@ pub(crate) enum Command {
         /// For which shell
         shell: Shell,
     },
+    /// Print the manual page
+    Man {
+        /// Write this page and one for each command into a folder
+        #[arg(long, value_name = "FOLDER")]
+        dir: Option<PathBuf>,
+    },
+}
+
+/// A key, as an argument or from standard input.
+#[derive(Args)]
+pub(crate) struct KeyArgs {
+    /// Whose, such as org:acme
+    #[arg(required_unless_present = "key_stdin")]
+    pub(crate) key: Option<String>,
+    /// Read the key from standard input, such as bearer:<token>
+    #[arg(long, conflicts_with = "key")]
+    pub(crate) key_stdin: bool,
+}
+
+/// The request that is asked about.
+#[derive(Args, Default)]
+pub(crate) struct RequestArgs {
+    /// The tier of the request
+    #[arg(long)]
+    pub(crate) tier: Option<String>,
+    /// The path of the request, such as /api/chat; with --admin
+    #[arg(long)]
+    pub(crate) path: Option<String>,
+    /// The method of the request, such as POST
+    #[arg(long, requires = "path")]
+    pub(crate) method: Option<String>,
+    /// The host of the request
+    #[arg(long, requires = "path")]
+    pub(crate) host: Option<String>,
+    /// The address of the client, for limits on addresses; with --admin
+    #[arg(long)]
+    pub(crate) address: Option<String>,
 }
 
 #[derive(Subcommand)]
 pub(crate) enum LimitsCommand {
-    /// Set what a key may do, in place of what everybody may
-    Set {
-        /// Whose, such as org:acme
-        key: String,
-        /// The limit, such as 1000/min burst 50
-        #[arg(required = true, num_args = 1..)]
-        limit: Vec<String>,
-    },
-    /// Show what a key has of its own
+    /// Set the limit of a key, in place of the default
+    Set(SetArgs),
+    /// Show the limit of a key, and what else applies to it
     Get {
-        /// Whose, such as org:acme
-        key: String,
+        #[command(flatten)]
+        key: KeyArgs,
     },
     /// Show all keys that have limits of their own
+    #[command(visible_alias = "ls")]
     List {
         /// How far they are used up, as well
         #[arg(long)]
         usage: bool,
     },
-    /// Make a key one of all again
+    /// Delete the limit of a key, so that its default applies
     Delete {
-        /// Whose, such as org:acme
-        key: String,
+        #[command(flatten)]
+        key: KeyArgs,
+        /// Do not ask
+        #[arg(long)]
+        force: bool,
+    },
+    /// Show the last changes: who made them, when and from where
+    Changes {
+        /// How many, up to 1000
+        #[arg(short = 'n', long, default_value_t = 20)]
+        #[arg(value_parser = clap::value_parser!(u16).range(1..=1000))]
+        count: u16,
+    },
+    /// Write all limits of keys as a table [limits] of TOML
+    Export {
+        /// Where to, `-` is standard output
+        #[arg(default_value = "-")]
+        file: PathBuf,
+    },
+    /// Set the limits of a table [limits] of TOML; accepts what the store has lost
+    Import {
+        /// Where from, `-` is standard input
+        file: PathBuf,
+        /// Delete the limits that are not in the file
+        #[arg(long)]
+        replace: bool,
+        /// Show what would change
+        #[arg(long)]
+        dry_run: bool,
+        /// Do not ask before limits are deleted
+        #[arg(long)]
+        force: bool,
+    },
+    /// Have services drop the limits that they keep although the store has lost them
+    AcceptLoss {
         /// Do not ask
         #[arg(long)]
         force: bool,
     },
 }
 
+#[derive(Args)]
+#[command(
+    override_usage = "tower-admission limits set [OPTIONS] <KEY> <LIMIT>...\n       \
+                      tower-admission limits set [OPTIONS] --key-stdin <LIMIT>..."
+)]
+pub(crate) struct SetArgs {
+    /// Whose, such as org:acme
+    pub(crate) key: String,
+    /// The limit, such as 1000/min burst 50
+    #[arg(required_unless_present = "key_stdin", num_args = 1..)]
+    pub(crate) limit: Vec<String>,
+    /// Read the key from standard input, such as bearer:<token>
+    #[arg(long)]
+    pub(crate) key_stdin: bool,
+    /// End it after this time, such as 1h or 7days
+    #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub(crate) lasts: Option<Duration>,
+    /// End it at this time, such as 2026-12-01T00:00:00Z
+    #[arg(long, value_name = "TIME", conflicts_with = "lasts")]
+    #[arg(value_parser = humantime::parse_rfc3339_weak)]
+    pub(crate) until: Option<SystemTime>,
+    /// A note for other operators, which clients never see
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) note: Option<String>,
+}
+
 #[derive(Subcommand)]
 pub(crate) enum ConfigCommand {
     /// Read a file, with the ADMISSION_.. variables over it, and say what is wrong in it
     Check {
-        /// The file
+        /// The file, `-` is standard input
         file: PathBuf,
         /// Connect to the store, too, and have it make a decision under the prefix
         #[arg(long)]
@@ -178,6 +310,12 @@ pub(crate) enum CacheCommand {
 pub(crate) enum Place {
     Redis(String),
     Admin(String),
+}
+
+impl Cli {
+    pub(crate) fn is_json(&self) -> bool {
+        self.json || self.output == Format::Json
+    }
 }
 
 impl ServerArgs {

@@ -20,7 +20,7 @@ impl Failure {
         Self::new(2, message)
     }
 
-    /// The server says no.
+    /// What was given is rejected, here or by the server.
     pub(crate) fn refused(message: impl Into<String>) -> Self {
         Self::new(3, message)
     }
@@ -33,6 +33,14 @@ impl Failure {
     /// What was done could not be printed.
     pub(crate) fn unwritten(message: impl Into<String>) -> Self {
         Self::new(5, message)
+    }
+
+    /// Names what it is about.
+    pub(crate) fn about(self, what: &str) -> Self {
+        Self {
+            message: format!("{what}: {}", self.message),
+            ..self
+        }
     }
 
     fn new(code: u8, message: impl Into<String>) -> Self {

@@ -1,44 +1,72 @@
 //! Keys as they are given, and the secret that some of them need.
 
-use tower_admission::{KeyName, Secret};
+use std::io::{IsTerminal, Write as _};
+
+use tower_admission::{Key, KeyName, KeyNameError, Secret};
 
 use crate::failure::Failure;
+use crate::suggest::nearest;
+
+/// The kinds whose text is a credential.
+const CREDENTIALS: [&str; 2] = ["bearer", "api-key"];
 
 /// Reads keys, once the secret is known.
 pub(crate) struct Keys {
     secret: Option<Secret>,
+    takes_any_kind: bool,
 }
 
 impl Keys {
     /// Before any key is made: the secret becomes the process's. Its text is never shown.
-    pub(crate) fn new(secret: Option<&str>) -> Result<Self, Failure> {
+    pub(crate) fn new(secret: Option<&str>, takes_any_kind: bool) -> Result<Self, Failure> {
         let secret = secret.map(str::trim).filter(|secret| !secret.is_empty());
         let secret = secret.map(read).transpose()?;
         if let Some(secret) = secret {
             let installed = secret.install();
             installed.map_err(|error| Failure::usage(error.to_string()))?;
         }
-        Ok(Self { secret })
+        Ok(Self {
+            secret,
+            takes_any_kind,
+        })
     }
 
     pub(crate) fn secret(&self) -> Option<Secret> {
         self.secret
     }
 
+    /// Rejects a kind that is a slip: what follows it may be a credential, which is not to be kept as a name.
+    pub(crate) fn check_kind(&self, text: &str) -> Result<(), Failure> {
+        let Some((kind, _)) = text.trim().split_once([':', '#']) else {
+            return Ok(());
+        };
+        let is_known = kind == "ip" || CREDENTIALS.contains(&kind);
+        let meant = match kind.to_ascii_lowercase().as_str() {
+            "ip" | "ipv4" | "ipv6" => Some("ip"),
+            "x-api-key" => Some("api-key"),
+            _ => nearest(kind, CREDENTIALS),
+        };
+        match meant {
+            Some(meant) if !is_known && !self.takes_any_kind => Err(Failure::usage(format!(
+                "no key: {kind:?} is probably not the kind that was meant: did you mean {meant:?}? \
+                 (--unchecked takes other kinds)"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// Reads a key. A credential becomes its fingerprint, here: it is neither shown nor sent.
     pub(crate) fn read(&self, text: &str) -> Result<KeyName, Failure> {
-        let name: KeyName = text
-            .parse()
-            .map_err(|error| Failure::usage(format!("no key: {error}")))?;
-        // It was written as a name and is a fingerprint now.
-        let is_credential = separator(text) == Some(':') && separator(name.as_str()) == Some('#');
-        if is_credential && self.secret.is_none() {
-            return Err(Failure::usage(
+        self.check_kind(text)?;
+        match credential(text) {
+            Some(_) if self.secret.is_none() => Err(Failure::usage(
                 "a key that is a credential needs the services' secret: set ADMISSION_SECRET, or give \
                  its fingerprint as kind#digits",
-            ));
+            )),
+            // It may be longer than the name of a key.
+            Some((kind, credential)) => Ok(Key::new(kind, credential.as_bytes()).into()),
+            None => text.parse().map_err(no_key),
         }
-        Ok(name)
     }
 
     /// Whether it is known what the key is counted as.
@@ -46,6 +74,53 @@ impl Keys {
         let is_readable = separator(name.as_str()) != Some(':') || name.key().is_ip();
         is_readable || self.secret.is_some()
     }
+}
+
+pub(crate) fn no_key(error: KeyNameError) -> Failure {
+    Failure::usage(format!("no key: {error}"))
+}
+
+/// A credential, and its kind.
+fn credential(text: &str) -> Option<(&'static str, &str)> {
+    let (kind, credential) = text.trim().split_once(':')?;
+    let kind = CREDENTIALS.into_iter().find(|known| *known == kind)?;
+    let credential = credential.trim();
+    (!credential.is_empty()).then_some((kind, credential))
+}
+
+/// Reads a key from standard input, so that it is neither an argument nor in the history of a shell.
+pub(crate) fn from_stdin() -> Result<String, Failure> {
+    let stdin = std::io::stdin();
+    if stdin.is_terminal() {
+        let mut stderr = std::io::stderr();
+        let _ = write!(stderr, "Key: ");
+        let _ = stderr.flush();
+    }
+    let mut line = String::new();
+    let read = stdin.read_line(&mut line);
+    read.map_err(|error| Failure::usage(format!("standard input cannot be read: {error}")))?;
+    match as_key(&line) {
+        key if key.is_empty() => Err(Failure::usage(
+            "there is no key on standard input: write it there, such as bearer:<token>",
+        )),
+        key => Ok(key),
+    }
+}
+
+/// A header that was copied is the key of its token.
+fn as_key(line: &str) -> String {
+    let line = line.trim();
+    let lower = line.to_ascii_lowercase();
+    for (begin, kind) in [
+        ("authorization: bearer ", "bearer"),
+        ("bearer ", "bearer"),
+        ("x-api-key: ", "api-key"),
+    ] {
+        if lower.starts_with(begin) {
+            return format!("{kind}:{}", line[begin.len()..].trim());
+        }
+    }
+    line.to_owned()
 }
 
 /// What stands behind the kind.
@@ -71,6 +146,43 @@ fn bytes(digits: &str) -> Option<[u8; 16]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kind_that_is_a_slip_is_rejected_with_the_right_one_and_without_the_name() {
+        let keys = |takes_any_kind| Keys {
+            secret: None,
+            takes_any_kind,
+        };
+        for (text, meant) in [
+            ("barer:hunter2", "bearer"),
+            ("Bearer:hunter2", "bearer"),
+            ("api_key:hunter2", "api-key"),
+            ("X-Api-Key:hunter2", "api-key"),
+            ("ipv4:192.0.2.1", "ip"),
+        ] {
+            let error = keys(false).read(text).unwrap_err();
+            assert!(error.message().contains(meant), "{}", error.message());
+            assert!(!error.message().contains("hunter2"));
+        }
+        for text in ["org:acme", "id:7", "vip:7", "user:a", "bearer#x", "shared"] {
+            assert!(keys(false).check_kind(text).is_ok(), "{text}");
+        }
+        assert!(keys(true).check_kind("barer:x").is_ok());
+    }
+
+    #[test]
+    fn a_copied_header_is_a_key() {
+        for (line, key) in [
+            ("bearer:abc\n", "bearer:abc"),
+            (" Bearer  abc ", "bearer:abc"),
+            ("Authorization: Bearer abc", "bearer:abc"),
+            ("X-API-Key: abc", "api-key:abc"),
+            ("org:acme", "org:acme"),
+            ("\n", ""),
+        ] {
+            assert_eq!(as_key(line), key);
+        }
+    }
 
     #[test]
     fn a_secret_is_its_bytes_in_order() {

@@ -2,19 +2,26 @@
 
 mod admin;
 mod args;
+mod changes;
 mod commands;
+mod explain;
+mod explained;
 mod failure;
 mod http;
 mod keys;
 mod output;
+mod own;
 mod redis;
 mod server;
+mod store_error;
+mod suggest;
+mod transfer;
 mod usage;
+mod wrong;
 
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches};
 use serde_json::{Value, json};
 use tower_admission::config::{Config, ConfigError, ConfigWarning};
@@ -24,17 +31,19 @@ use self::failure::Failure;
 use self::keys::Keys;
 use self::output::{Output, clean};
 use self::server::Server;
+use self::transfer::STANDARD_INPUT;
 
 fn main() -> ExitCode {
     let parsed = Cli::command().try_get_matches();
     let parsed = parsed.and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
     let (cli, matches) = match parsed {
         Ok(parsed) => parsed,
-        Err(error) => return not_parsed(&error),
+        Err(error) => return wrong::not_parsed(&error),
     };
-    let output = Output::new(cli.json);
+    let output = Output::new(cli.is_json());
     let done = match &cli.command {
         Command::Completions { shell } => output.completions(*shell),
+        Command::Man { dir } => output.manual(dir.as_deref()),
         Command::Config(ConfigCommand::Check {
             file,
             connect,
@@ -51,32 +60,18 @@ fn main() -> ExitCode {
     }
 }
 
-/// Help, or what is wrong with the command line.
-fn not_parsed(error: &clap::Error) -> ExitCode {
-    let is_json = std::env::args_os().any(|argument| argument == "--json");
-    if let ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand = error.kind() {
-        // Not shown: it may be a credential, given a word too far.
-        let failure = Failure::usage("there is an argument too much, or a wrong one: see --help");
-        Output::new(is_json).failure(&failure);
-        return failure.code();
-    }
-    if !is_json || !error.use_stderr() {
-        error.exit();
-    }
-    // The first paragraph, which names what is wrong; the others are for people.
-    let text = error.to_string();
-    let lines = text.lines().map(str::trim);
-    let message: Vec<_> = lines.take_while(|line| !line.is_empty()).collect();
-    let message = message.join(" ");
-    let failure = Failure::usage(message.strip_prefix("error: ").unwrap_or(&message));
-    Output::new(true).failure(&failure);
-    failure.code()
-}
-
 /// Whether a service could run with a configuration, and decide in its store if that is asked for; and what of it
 /// has no effect.
 fn check(file: &Path, connect: bool, strict: bool, output: &Output) -> Result<(), Failure> {
-    let config = Config::load(file).map_err(|error| Failure::refused(error.to_string()))?;
+    let (name, config) = match transfer::is_standard(file) {
+        true => {
+            let text = transfer::read(file)
+                .map_err(|error| Failure::refused(format!("{STANDARD_INPUT}: {error}")))?;
+            (STANDARD_INPUT, Config::load_text(STANDARD_INPUT, text))
+        }
+        false => (&*file.to_string_lossy(), Config::load(file)),
+    };
+    let config = config.map_err(|error| Failure::refused(error.to_string()))?;
     let warnings = config.warnings();
     if strict && !warnings.is_empty() {
         let all: Vec<_> = warnings.iter().map(ToString::to_string).collect();
@@ -94,11 +89,11 @@ fn check(file: &Path, connect: bool, strict: bool, output: &Output) -> Result<()
     } else {
         groups.join(", ")
     };
-    let text = format!("{}: ok: {listed}", file.display());
+    let text = format!("{name}: ok: {listed}");
     output.done(
         &clean(&text),
         json!({
-            "file": file.display().to_string(),
+            "file": name,
             "groups": groups,
             "warnings": warnings.iter().map(warning_json).collect::<Vec<_>>(),
         }),
@@ -116,7 +111,7 @@ fn ask_store(config: &Config) -> Result<(), Failure> {
     };
     within_runtime(async {
         let ping = store.ping().await;
-        ping.map_err(|error| redis::not_deciding(&error))
+        ping.map_err(|error| store_error::not_deciding(&error))
     })
 }
 
@@ -129,7 +124,7 @@ fn at_server(
 ) -> Result<(), Failure> {
     let place = cli.server.place(matches)?;
     // Before any key is made.
-    let keys = Keys::new(cli.server.secret.as_deref())?;
+    let keys = Keys::new(cli.server.secret.as_deref(), cli.server.unchecked)?;
     within_runtime(async {
         let server = Server::open(&place, &cli.server, &keys).await?;
         commands::run(command, &server, &keys, output).await

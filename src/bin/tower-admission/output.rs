@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
+use std::path::Path;
 
 use anstyle::{AnsiColor, Style};
 use clap::CommandFactory;
@@ -68,7 +69,35 @@ impl Output {
     pub(crate) fn completions(&self, shell: Shell) -> Result<(), Failure> {
         let mut script = Vec::new();
         clap_complete::generate(shell, &mut Cli::command(), "tower-admission", &mut script);
-        written(std::io::stdout().write_all(&script))
+        // What clap_complete 4.6 gets wrong, which tests on a terminal have found.
+        let (wrong, right) = match shell {
+            // The hyphen is written in two ways, so that nothing is completed behind a command.
+            Shell::Bash => ("tower__subcmd__admission", "tower__admission"),
+            // Behind a key no option is completed.
+            Shell::Zsh => ("'*::limit ", "'*:limit "),
+            _ => return self.raw(&script),
+        };
+        let script = String::from_utf8_lossy(&script).replace(wrong, right);
+        self.raw(script.as_bytes())
+    }
+
+    /// The manual page, or all of them into a folder.
+    pub(crate) fn manual(&self, folder: Option<&Path>) -> Result<(), Failure> {
+        let not_written =
+            |error| Failure::unwritten(format!("the manual cannot be written: {error}"));
+        let Some(folder) = folder else {
+            let mut page = Vec::new();
+            let manual = clap_mangen::Man::new(Cli::command());
+            manual.render(&mut page).map_err(not_written)?;
+            return self.raw(&page);
+        };
+        clap_mangen::generate_to(Cli::command(), folder).map_err(not_written)
+    }
+
+    /// What is for another program, as it is.
+    pub(crate) fn raw(&self, bytes: &[u8]) -> Result<(), Failure> {
+        let mut stdout = std::io::stdout();
+        written(stdout.write_all(bytes).and_then(|()| stdout.flush()))
     }
 }
 
@@ -110,6 +139,30 @@ pub(crate) const WIDEST: usize = 64;
 pub(crate) fn clean(text: &str) -> String {
     let clean = |c: char| if steers(c) { ' ' } else { c };
     text.chars().map(clean).collect()
+}
+
+/// Lines of cells in columns, two spaces apart.
+pub(crate) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
+    let rows: Vec<_> = rows
+        .iter()
+        .map(|row| row.each_ref().map(|cell| clean(cell)))
+        .collect();
+    let mut widths = [0; N];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count().min(WIDEST));
+        }
+    }
+    let mut text = String::new();
+    for row in &rows {
+        for (cell, width) in row.iter().zip(widths) {
+            // Writing to a string does not fail.
+            let _ = write!(text, "{cell:width$}  ");
+        }
+        text.truncate(text.trim_end().len());
+        text.push('\n');
+    }
+    text
 }
 
 /// Columns, the last ones coloured by how far each row is used up.

@@ -1,24 +1,33 @@
 //! Limits where Redis has them.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::OnceCell;
-use tower_admission::store::redis::{FailureKind, StoreError};
 use tower_admission::store::{FailureMode, RedisStore};
 use tower_admission::{
-    KeyName, Limit, LimitError, LimitUsage, Limits, LimitsError, QuotaError, Secret, SharedLimiters,
+    KeyName, Limit, LimitError, LimitUsage, Limits, Override, QuotaError, Secret, SharedLimiters,
 };
 
-use crate::args::ServerArgs;
+use crate::args::{RequestArgs, ServerArgs};
+use crate::changes::Change;
+use crate::explained::Explained;
 use crate::failure::Failure;
+use crate::own::Own;
 use crate::server::{Changed, Entry};
+use crate::store_error::{failed, not_changed};
+use crate::suggest::advice;
 use crate::usage::{Report, Usage};
 
 pub(crate) struct Redis {
     store: RedisStore,
     limits: Limits,
-    /// Read once, for a command that asks about many keys.
-    limiters: OnceCell<SharedLimiters>,
+    /// Read once, for a command that asks about many keys, and again after a change.
+    limiters: Mutex<Option<Arc<SharedLimiters>>>,
+    prefix: String,
+    has_secret: bool,
+    is_unchecked: bool,
+    author: String,
+    origin: String,
 }
 
 impl Redis {
@@ -45,60 +54,158 @@ impl Redis {
             store = store.secret(secret);
         }
         store.ping().await.map_err(|error| failed(&error))?;
-        Ok(Self {
+        let host = gethostname::gethostname();
+        let host = host.to_string_lossy();
+        let redis = Self {
             limits: Limits::in_store(&store),
             store,
-            limiters: OnceCell::new(),
-        })
+            limiters: Mutex::default(),
+            prefix: args.prefix.clone(),
+            has_secret: secret.is_some(),
+            is_unchecked: args.unchecked,
+            author: args
+                .author
+                .clone()
+                .unwrap_or_else(|| format!("{}@{host}", user())),
+            origin: format!("tower-admission on {host}"),
+        };
+        if redis.has_secret && !redis.is_unchecked {
+            redis.check_secret().await?;
+        }
+        Ok(redis)
     }
 
-    pub(crate) async fn set(&self, key: &KeyName, limit: &str) -> Result<Changed, Failure> {
-        let limit: Limit = limit.parse().map_err(|error| {
-            Failure::refused(match error {
-                // Of what is written as a quota it says more.
-                LimitError::Quota(quota) if quota != QuotaError::Syntax => {
-                    format!("no limit: {quota}")
-                }
-                error => format!("no limit: {error}"),
-            })
-        })?;
-        if let Some(tier) = limit.tier() {
-            let known = self.limiters().await?.tiers();
-            if !known.is_empty() && !known.iter().any(|known| **known == *tier) {
-                return Err(not_changed(LimitsError::UnknownTier {
-                    tier: tier.into(),
-                    known: known.to_vec(),
-                }));
+    /// A wrong secret finds none of the services' keys.
+    async fn check_secret(&self) -> Result<(), Failure> {
+        if self.limiters().await?.has_their_secret() == Some(false) {
+            return Err(Failure::refused(format!(
+                "the secret is not the one of the services under the prefix {:?}: check ADMISSION_SECRET \
+                 and --prefix (--unchecked takes it)",
+                self.prefix
+            )));
+        }
+        Ok(())
+    }
+
+    /// What services count here, if there are any and this program finds their keys.
+    async fn services(&self) -> Result<Arc<SharedLimiters>, Failure> {
+        let services = self.limiters().await?;
+        if self.is_unchecked {
+            return Ok(services);
+        }
+        if services.is_empty() {
+            return Err(Failure::refused(format!(
+                "no service has published its limits under the prefix {:?} in the last day: check --prefix, or \
+                 ADMISSION_PREFIX (--unchecked goes on, for services that do not run yet)",
+                self.prefix
+            )));
+        }
+        Ok(services)
+    }
+
+    /// Rejects an override that no service would go by.
+    pub(crate) async fn check(&self, own: &Own) -> Result<(), Failure> {
+        let limit = read(&own.limit)?;
+        let services = self.services().await?;
+        if self.is_unchecked {
+            return Ok(());
+        }
+        let known = services.tiers().iter().map(|tier| &**tier);
+        if let Some(tier) = limit.tier()
+            && !known.clone().any(|known| known == tier)
+        {
+            let advice = advice(tier, known);
+            return Err(Failure::refused(format!(
+                "no tier is called {tier:?}{advice}"
+            )));
+        }
+        let known = services.names().iter().map(|name| &**name);
+        for name in limit.names() {
+            if !known.clone().any(|known| known == name) {
+                let advice = advice(name, known);
+                return Err(Failure::refused(format!(
+                    "no limit is called {name:?}{advice}"
+                )));
             }
         }
-        let before = self.limits.set(key, limit.clone()).await;
+        // Each part by itself, as no name has a comma in it.
+        for part in own.limit.split(',').map(str::trim) {
+            if services.applies(&read(part)?) {
+                continue;
+            }
+            let value = part.split_once('=').map_or(part, |(_, value)| value.trim());
+            let named = known.clone().map(|name| format!("{name}={value}"));
+            let named =
+                named.filter(|named| read(named).is_ok_and(|named| services.applies(&named)));
+            let named: Vec<_> = named.collect();
+            return Err(Failure::refused(match &named[..] {
+                [] => format!("{part:?} is about no limit that services have"),
+                named => format!(
+                    "{part:?} is about no limit that services have: write {}",
+                    named.join(" or ")
+                ),
+            }));
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn set(&self, key: &KeyName, own: &Own) -> Result<Changed, Failure> {
+        self.check(own).await?;
+        if key.as_str().contains('#')
+            && !self.is_unchecked
+            && self.limiters().await?.has_their_secret().is_none()
+        {
+            return Err(Failure::refused(format!(
+                "no service under the prefix {:?} has a secret of its own, so none finds the key of a credential \
+                 (--unchecked takes it)",
+                self.prefix
+            )));
+        }
+        let own = own.to_override()?;
+        let edit = self.limits.edit(key).author(&self.author);
+        let before = edit.origin(&self.origin).set(own).await;
+        self.forget();
+        let set = self.limits.get_override(key);
+        let before = before.map_err(not_changed)?;
         Ok(Changed {
-            limit: limit.to_string(),
-            before: before.map_err(not_changed)?.map(|limit| limit.to_string()),
+            own: set.as_ref().map(Own::from).ok_or_else(|| {
+                Failure::refused("the limit has ended, or another one was set, at the same time")
+            })?,
+            before: before.as_ref().map(Own::from),
         })
     }
 
-    pub(crate) async fn get(&self, key: &KeyName) -> Result<Option<String>, Failure> {
+    pub(crate) async fn get(&self, key: &KeyName) -> Result<Option<Own>, Failure> {
         self.limits.refresh().await.map_err(not_changed)?;
-        Ok(self.limits.get(key).map(|limit| limit.to_string()))
+        Ok(self.limits.get_override(key).as_ref().map(Own::from))
     }
 
     pub(crate) async fn list(&self) -> Result<Vec<Entry>, Failure> {
         self.limits.refresh().await.map_err(not_changed)?;
-        let entries = self.limits.list().into_iter().map(|(key, limit)| Entry {
-            key: key.to_string(),
-            limit: limit.to_string(),
-        });
+        let entries = self.limits.list_after(None, usize::MAX);
+        if entries.is_empty() {
+            // None under a wrong prefix is not to look like none.
+            self.services().await?;
+        }
+        let entries = entries
+            .into_iter()
+            .map(|(key, own): (KeyName, Override)| Entry {
+                key: key.to_string(),
+                own: Own::from(&own),
+            });
         Ok(entries.collect())
     }
 
-    pub(crate) async fn delete(&self, key: &KeyName) -> Result<Option<String>, Failure> {
-        let before = self.limits.delete(key).await.map_err(not_changed)?;
-        Ok(before.map(|limit| limit.to_string()))
+    pub(crate) async fn delete(&self, key: &KeyName) -> Result<Option<Own>, Failure> {
+        self.limits.refresh().await.map_err(not_changed)?;
+        let edit = self.limits.edit(key).author(&self.author);
+        let before = edit.origin(&self.origin).delete().await;
+        self.forget();
+        Ok(before.map_err(not_changed)?.as_ref().map(Own::from))
     }
 
     pub(crate) async fn usage(&self, key: Option<&KeyName>) -> Result<Report, Failure> {
-        let limiters = self.limiters().await?;
+        let limiters = self.services().await?;
         let found = match key {
             Some(key) => limiters.usage(key).await,
             None => limiters.totals().await,
@@ -117,17 +224,90 @@ impl Redis {
         })
     }
 
-    async fn limiters(&self) -> Result<&SharedLimiters, Failure> {
-        let limiters = self.limiters.get_or_try_init(async || {
-            self.limits.refresh().await?;
-            SharedLimiters::read(&self.limits, &self.store).await
-        });
-        limiters.await.map_err(not_changed)
+    pub(crate) async fn explain(
+        &self,
+        key: &KeyName,
+        request: &RequestArgs,
+    ) -> Result<Explained, Failure> {
+        if request.path.is_some() || request.address.is_some() {
+            return Err(Failure::usage(
+                "a service knows which limits a path and an address have: give one by --admin",
+            ));
+        }
+        let limiters = self.services().await?;
+        if let Some(tier) = request.tier.as_deref() {
+            let known = limiters.tiers().iter().map(|tier| &**tier);
+            if !self.is_unchecked && !known.clone().any(|known| known == tier) {
+                let advice = advice(tier, known);
+                return Err(Failure::refused(format!(
+                    "no tier is called {tier:?}{advice}"
+                )));
+            }
+        }
+        let explained = limiters.explain(key, request.tier.as_deref()).await;
+        let own = self.limits.get(key).map(|limit| limit.to_string());
+        Ok(Explained::new(key, own, &explained.map_err(not_changed)?))
+    }
+
+    pub(crate) async fn changes(&self, count: u16) -> Result<Vec<Change>, Failure> {
+        let changes = self.limits.changes(count.into()).await;
+        let changes = changes.map_err(not_changed)?;
+        if changes.is_empty() {
+            self.services().await?;
+        }
+        Ok(changes.iter().map(Change::from).collect())
+    }
+
+    pub(crate) async fn accept_loss(&self) -> Result<(), Failure> {
+        self.services().await?;
+        self.limits.accept_loss().await.map_err(not_changed)
     }
 
     pub(crate) async fn clear_caches(&self) -> Result<(), Failure> {
+        self.services().await?;
         self.limits.clear_caches().await.map_err(not_changed)
     }
+
+    async fn limiters(&self) -> Result<Arc<SharedLimiters>, Failure> {
+        let known = self.known().clone();
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        self.limits.refresh().await.map_err(not_changed)?;
+        let read = SharedLimiters::read(&self.limits, &self.store).await;
+        let read = Arc::new(read.map_err(not_changed)?);
+        *self.known() = Some(read.clone());
+        Ok(read)
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, Option<Arc<SharedLimiters>>> {
+        self.limiters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn forget(&self) {
+        *self.known() = None;
+    }
+}
+
+/// Who runs this program, as far as the environment says so.
+fn user() -> String {
+    let names = ["USER", "LOGNAME", "USERNAME"];
+    let user = names.iter().find_map(|name| std::env::var(name).ok());
+    user.filter(|user| !user.is_empty())
+        .unwrap_or_else(|| "unknown".to_owned())
+}
+
+/// Reads a limit.
+pub(crate) fn read(limit: &str) -> Result<Limit, Failure> {
+    limit.parse().map_err(|error| {
+        Failure::refused(match error {
+            // Of what is written as a quota it says more.
+            LimitError::Quota(quota) if quota != QuotaError::Syntax => {
+                format!("no limit: {quota}")
+            }
+            error => format!("no limit: {error}"),
+        })
+    })
 }
 
 #[cfg(feature = "redis-tls")]
@@ -184,83 +364,4 @@ fn shown(usage: LimitUsage) -> Usage {
         is_own: None,
         default: None,
     }
-}
-
-fn not_changed(error: LimitsError) -> Failure {
-    match error {
-        LimitsError::Unavailable(error) => failed(&error),
-        error @ (LimitsError::UnknownTier { .. } | LimitsError::Network { .. }) => {
-            Failure::refused(error.to_string())
-        }
-        error => Failure::refused(format!("{error}: delete some first")),
-    }
-}
-
-/// Why the store of a configuration makes no decisions.
-pub(crate) fn not_deciding(error: &StoreError) -> Failure {
-    let failure = match error.kind() {
-        FailureKind::Disconnected | FailureKind::Timeout | FailureKind::Tls | FailureKind::Busy => {
-            Failure::unreachable
-        }
-        _ => Failure::refused,
-    };
-    failure(format!("store: {error}"))
-}
-
-/// What to do about it, and the cause; never the URL, which may have a password in it.
-fn failed(error: &StoreError) -> Failure {
-    let (failure, advice): (fn(String) -> Failure, _) = match error.kind() {
-        FailureKind::Configuration => (
-            Failure::usage,
-            "--redis cannot be used: write it as redis://host:port, or redis+cluster:// for a cluster",
-        ),
-        FailureKind::Denied => (
-            Failure::refused,
-            "redis refuses the credentials, or this user the commands: check --redis and the ACL",
-        ),
-        FailureKind::ReadOnly => (
-            Failure::refused,
-            "this redis is a replica: give the primary by --redis",
-        ),
-        FailureKind::OutOfMemory => (
-            Failure::refused,
-            "redis has no memory left: raise maxmemory, or free some",
-        ),
-        FailureKind::WrongData => (
-            Failure::refused,
-            "redis has something else under these names: check --prefix",
-        ),
-        FailureKind::TooOld => (
-            Failure::refused,
-            "this redis is too old: it takes 6.2 or later",
-        ),
-        FailureKind::Unsupported => (
-            Failure::refused,
-            "this server does not know the commands: check that --redis names no sentinel or proxy",
-        ),
-        FailureKind::Busy => (
-            Failure::unreachable,
-            "redis is busy (it loads its data, or a script): try again",
-        ),
-        FailureKind::Timeout => (
-            Failure::unreachable,
-            "redis does not answer in time: check --redis, and that it is not overloaded",
-        ),
-        FailureKind::Tls => (
-            Failure::unreachable,
-            "no TLS with redis: check the port, the host name and the certificate authority",
-        ),
-        FailureKind::Disconnected | FailureKind::Overloaded => (
-            Failure::unreachable,
-            "redis cannot be reached: check --redis, and that it runs",
-        ),
-        _ => (
-            Failure::refused,
-            "redis refuses, or its data cannot be read: check --prefix and its log",
-        ),
-    };
-    failure(match error.detail() {
-        Some(detail) => format!("{advice} ({detail})"),
-        None => advice.to_owned(),
-    })
 }

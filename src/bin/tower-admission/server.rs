@@ -3,13 +3,17 @@
 use std::future::Future;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 use tower_admission::KeyName;
 
 use crate::admin::Admin;
-use crate::args::{Place, ServerArgs};
+use crate::args::{Place, RequestArgs, ServerArgs};
+use crate::changes::Change;
+use crate::explained::Explained;
 use crate::failure::Failure;
 use crate::keys::Keys;
+use crate::own::Own;
 use crate::redis::Redis;
 use crate::usage::Report;
 
@@ -23,16 +27,28 @@ enum Kind {
     Admin(Admin),
 }
 
-/// A limit that was set: as the server writes it, and what was there before.
+/// A limit that was set: as the server has it, and what was there before.
 pub(crate) struct Changed {
-    pub(crate) limit: String,
-    pub(crate) before: Option<String>,
+    pub(crate) own: Own,
+    pub(crate) before: Option<Own>,
 }
 
 /// One key that has a limit of its own.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Entry {
     pub(crate) key: String,
-    pub(crate) limit: String,
+    #[serde(flatten)]
+    pub(crate) own: Own,
+}
+
+/// Calls the same of the server, within the time for it.
+macro_rules! ask {
+    ($self:ident, $server:ident => $answer:expr) => {
+        match &$self.kind {
+            Kind::Redis($server) => within($self.timeout, $answer).await,
+            Kind::Admin($server) => within($self.timeout, $answer).await,
+        }
+    };
 }
 
 impl Server {
@@ -47,6 +63,11 @@ impl Server {
                 let redis = Redis::open(url, args, keys.secret(), wait);
                 Kind::Redis(Box::new(within(wait, redis).await?))
             }
+            Place::Admin(_) if args.author.is_some() => {
+                return Err(Failure::usage(
+                    "--as is for --redis: with --admin the author is the name of the token",
+                ));
+            }
             Place::Admin(url) => Kind::Admin(Admin::new(url, args.token.as_deref())?),
         };
         Ok(Self {
@@ -55,47 +76,76 @@ impl Server {
         })
     }
 
-    pub(crate) async fn set(&self, key: &KeyName, limit: &str) -> Result<Changed, Failure> {
+    /// The key that a text means. A service knows its own secret, and the names that its application has for keys.
+    pub(crate) async fn key(&self, text: &str, keys: &Keys) -> Result<KeyName, Failure> {
         match &self.kind {
-            Kind::Redis(redis) => within(self.timeout, redis.set(key, limit)).await,
-            Kind::Admin(admin) => within(self.timeout, admin.set(key, limit)).await,
+            Kind::Redis(_) => keys.read(text),
+            Kind::Admin(admin) => {
+                keys.check_kind(text)?;
+                within(self.timeout, admin.resolve(text)).await
+            }
         }
     }
 
-    pub(crate) async fn get(&self, key: &KeyName) -> Result<Option<String>, Failure> {
-        match &self.kind {
-            Kind::Redis(redis) => within(self.timeout, redis.get(key)).await,
-            Kind::Admin(admin) => within(self.timeout, admin.get(key)).await,
-        }
+    pub(crate) async fn set(&self, key: &KeyName, own: &Own) -> Result<Changed, Failure> {
+        ask!(self, server => server.set(key, own))
+    }
+
+    pub(crate) async fn get(&self, key: &KeyName) -> Result<Option<Own>, Failure> {
+        ask!(self, server => server.get(key))
     }
 
     pub(crate) async fn list(&self) -> Result<Vec<Entry>, Failure> {
-        match &self.kind {
-            Kind::Redis(redis) => within(self.timeout, redis.list()).await,
-            Kind::Admin(admin) => within(self.timeout, admin.list()).await,
-        }
+        ask!(self, server => server.list())
     }
 
     /// Returns what there was.
-    pub(crate) async fn delete(&self, key: &KeyName) -> Result<Option<String>, Failure> {
-        match &self.kind {
-            Kind::Redis(redis) => within(self.timeout, redis.delete(key)).await,
-            Kind::Admin(admin) => within(self.timeout, admin.delete(key)).await,
-        }
+    pub(crate) async fn delete(&self, key: &KeyName) -> Result<Option<Own>, Failure> {
+        ask!(self, server => server.delete(key))
     }
 
     pub(crate) async fn usage(&self, key: Option<&KeyName>) -> Result<Report, Failure> {
+        ask!(self, server => server.usage(key))
+    }
+
+    pub(crate) async fn explain(
+        &self,
+        key: &KeyName,
+        request: &RequestArgs,
+    ) -> Result<Explained, Failure> {
+        ask!(self, server => server.explain(key, request))
+    }
+
+    /// The last changes, the newest first.
+    pub(crate) async fn changes(&self, count: u16) -> Result<Vec<Change>, Failure> {
+        ask!(self, server => server.changes(count))
+    }
+
+    /// Rejects an override that changes nothing.
+    pub(crate) async fn check(&self, own: &Own) -> Result<(), Failure> {
         match &self.kind {
-            Kind::Redis(redis) => within(self.timeout, redis.usage(key)).await,
-            Kind::Admin(admin) => within(self.timeout, admin.usage(key)).await,
+            Kind::Redis(redis) => within(self.timeout, redis.check(own)).await,
+            // The service checks it before it sets it.
+            Kind::Admin(_) => Ok(()),
+        }
+    }
+
+    /// Whether it can be told that a loss is accepted.
+    pub(crate) fn takes_losses(&self) -> bool {
+        matches!(self.kind, Kind::Redis(_))
+    }
+
+    pub(crate) async fn accept_loss(&self) -> Result<(), Failure> {
+        match &self.kind {
+            Kind::Redis(redis) => within(self.timeout, redis.accept_loss()).await,
+            Kind::Admin(_) => Err(Failure::usage(
+                "a loss is accepted in the store: give it by --redis",
+            )),
         }
     }
 
     pub(crate) async fn clear_caches(&self) -> Result<(), Failure> {
-        match &self.kind {
-            Kind::Redis(redis) => within(self.timeout, redis.clear_caches()).await,
-            Kind::Admin(admin) => within(self.timeout, admin.clear_caches()).await,
-        }
+        ask!(self, server => server.clear_caches())
     }
 
     /// Whether it has to be told what keys are counted as.

@@ -14,6 +14,8 @@ use crate::store::StoreStatus;
 /// What the scripts of limits read and write.
 pub(crate) struct LimitTable {
     store: Arc<Inner>,
+    /// Whether the secret of this process is that of the replicas.
+    pub(crate) has_secret: bool,
     keys: [String; 4],
     pub(super) limiters: [String; 1],
     pub(super) publish: Script,
@@ -116,6 +118,7 @@ impl RedisStore {
     pub(crate) fn limit_table(&self) -> LimitTable {
         let store = self.inner().clone();
         LimitTable {
+            has_secret: self.has_secret,
             keys: store.names.limits(),
             limiters: [store.names.limiters()],
             store,

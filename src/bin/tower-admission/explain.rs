@@ -1,0 +1,105 @@
+//! Shows which limits apply to a key, where their numbers come from, and what a request would get.
+
+use std::fmt::Write as _;
+
+use serde_json::json;
+use tower_admission::KeyName;
+
+use crate::args::RequestArgs;
+use crate::explained::{Explained, Row};
+use crate::failure::Failure;
+use crate::output::{Output, clean, columns};
+use crate::server::Server;
+
+pub(crate) async fn explain(
+    key: &KeyName,
+    request: &RequestArgs,
+    server: &Server,
+    output: &Output,
+) -> Result<(), Failure> {
+    let explained = server.explain(key, request).await?;
+    let mut text = String::new();
+    let own = match &explained.limit {
+        Some(limit) => format!("{limit} (its own)"),
+        None => "no limit of its own".to_owned(),
+    };
+    let _ = writeln!(text, "{}", clean(&format!("{}: {own}", explained.key)));
+    for group in explained.groups.iter().flatten() {
+        let note = match (group.is_excluded, group.enforce) {
+            (true, _) => " (the request is excluded from it)".to_owned(),
+            (_, 100) => String::new(),
+            (_, 0) => " (a dry run: its rejections are not enforced)".to_owned(),
+            (_, percent) => format!(" (enforced for {percent}% of keys)"),
+        };
+        let _ = writeln!(text, "group {}{note}", clean(&group.name));
+    }
+    if explained.groups.as_ref().is_some_and(Vec::is_empty) {
+        text.push_str("the path is in no group\n");
+    }
+    text += &table(&explained);
+    if !explained.address_limits.is_empty() {
+        let names = explained.address_limits.join(", ");
+        let names = clean(&names);
+        let _ = writeln!(
+            text,
+            "not shown: {names}, on the client's address, which --address gives"
+        );
+    }
+    let now = &explained.now;
+    let by = now.limit.as_ref();
+    let by = by.map_or(String::new(), |name| format!(" ({name})"));
+    let enforced = match now.is_enforced {
+        Some(false) => ", which is not enforced for this key",
+        _ => "",
+    };
+    let now = clean(&format!("{}{by}{enforced}", now.verdict.text()));
+    let _ = writeln!(text, "a request now: {now}");
+    output.done(&text, json!(explained))
+}
+
+fn table(explained: &Explained) -> String {
+    if explained.limits.is_empty() {
+        return "no limits apply\n".to_owned();
+    }
+    let has_keys = explained.address.is_some();
+    let mut rows =
+        vec![["NAME", "SORT", "LIMIT", "FROM", "USED", "A REQUEST NOW"].map(str::to_owned)];
+    rows.extend(explained.limits.iter().map(|row| {
+        [
+            name(row, has_keys),
+            row.sort.clone(),
+            row.limit.clone(),
+            row.source().to_owned(),
+            row.used.map_or("-".to_owned(), |used| used.to_string()),
+            row.verdict.text(),
+        ]
+    }));
+    // A limit that charges a key at several places may be the same at all.
+    rows.dedup();
+    columns(&rows)
+}
+
+/// What the limit is called, and what it is on where that is not the key.
+fn name(row: &Row, has_keys: bool) -> String {
+    let mut name = row.name.clone();
+    if let Some(tier) = &row.tier {
+        name = format!("{name} ({tier})");
+    }
+    match &row.key {
+        None => format!("{name}, all keys"),
+        Some(key) if has_keys => format!("{name}, {key}"),
+        Some(_) => name,
+    }
+}
+
+/// The limits that apply and where they come from, without what is used.
+pub(crate) fn sources(explained: &Explained) -> String {
+    let mut rows = vec![["NAME", "LIMIT", "FROM"].map(str::to_owned)];
+    let of_key = explained.limits.iter().filter(|row| row.key.is_some());
+    rows.extend(of_key.map(|row| [name(row, false), row.limit.clone(), row.source().to_owned()]));
+    rows.dedup();
+    match rows.len() {
+        1 => String::new(),
+        _ => columns(&rows),
+    }
+}

@@ -1,0 +1,230 @@
+//! Writes all limits of keys to a file, and sets those of a file.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{IsTerminal, Read as _};
+use std::path::Path;
+
+use serde_json::json;
+use tower_admission::KeyName;
+use tower_admission::config::LimitsTable;
+
+use crate::failure::Failure;
+use crate::keys::no_key;
+use crate::output::{Output, clean};
+use crate::own::{Own, now};
+use crate::server::{Entry, Server};
+
+pub(crate) async fn export(file: &Path, server: &Server, output: &Output) -> Result<(), Failure> {
+    let entries = server.list().await?;
+    let count = entries.len();
+    let table = entries
+        .into_iter()
+        .map(|Entry { key, own }| {
+            let name = key.parse().map_err(no_key)?;
+            Ok((name, own.to_override()?))
+        })
+        .collect::<Result<LimitsTable, Failure>>()?;
+    let text = table.to_toml();
+    if is_standard(file) {
+        return output.raw(text.as_bytes());
+    }
+    let shown = file.display();
+    std::fs::write(file, text)
+        .map_err(|error| Failure::unwritten(format!("{shown} cannot be written: {error}")))?;
+    let json = json!({ "file": shown.to_string(), "limits": count });
+    output.done(&clean(&format!("{shown}: {} written", limits(count))), json)
+}
+
+/// How a table is set.
+pub(crate) struct Import<'a> {
+    pub(crate) file: &'a Path,
+    /// Whether limits that are not in it are deleted.
+    pub(crate) replaces: bool,
+    pub(crate) is_dry_run: bool,
+    pub(crate) is_forced: bool,
+}
+
+/// One key whose limit changes.
+struct Step {
+    key: KeyName,
+    before: Option<Own>,
+    after: Option<Own>,
+}
+
+impl Import<'_> {
+    pub(crate) async fn run(&self, server: &Server, output: &Output) -> Result<(), Failure> {
+        let shown = match is_standard(self.file) {
+            true => STANDARD_INPUT.to_owned(),
+            false => self.file.display().to_string(),
+        };
+        let text = read(self.file)
+            .map_err(|error| Failure::refused(format!("{shown} cannot be read: {error}")))?;
+        let table = LimitsTable::from_toml(&text)
+            .map_err(|error| Failure::refused(format!("{shown}: {error}")))?;
+        let (steps, same, ended) = self.steps(table, &server.list().await?)?;
+        for step in &steps {
+            if let Some(own) = &step.after {
+                let checked = server.check(own).await;
+                checked.map_err(|failure| failure.about(step.key.as_str()))?;
+            }
+        }
+        for key in &ended {
+            output.warning(&format!("{key}: the end is in the past, so it is left out"));
+        }
+        let deleted = steps.iter().filter(|step| step.after.is_none()).count();
+        if deleted > 0 && !self.is_dry_run && !self.is_forced {
+            if is_standard(self.file) || !std::io::stdin().is_terminal() {
+                return Err(Failure::usage(format!(
+                    "there is no terminal to ask on: say --force to delete {}, or --dry-run to see them",
+                    limits(deleted)
+                )));
+            }
+            let question = format!("Delete {} that are not in {shown}?", limits(deleted));
+            if !output.ask(&question) {
+                let json = json!({ "changes": [], "imported": false });
+                return output.done("nothing was changed", json);
+            }
+        }
+        if !self.is_dry_run {
+            for (done, step) in steps.iter().enumerate() {
+                let made = step.make(server).await;
+                made.map_err(|failure| {
+                    let all = steps.len();
+                    failure.about(&format!("{} ({done} of {all} changes were made)", step.key))
+                })?;
+            }
+            if server.takes_losses() {
+                // All that is to be there is there again.
+                server.accept_loss().await?;
+            } else {
+                output.warning(
+                    "replicas keep what the store has lost, if it has: see `limits accept-loss`, with --redis",
+                );
+            }
+        }
+        self.tell(&steps, same, &ended, output)
+    }
+
+    fn tell(
+        &self,
+        steps: &[Step],
+        same: usize,
+        ended: &[KeyName],
+        output: &Output,
+    ) -> Result<(), Failure> {
+        let mut text = String::new();
+        for step in steps {
+            let _ = writeln!(text, "{}", clean(&step.line()));
+        }
+        let did = match self.is_dry_run {
+            true => "would be ",
+            false => "",
+        };
+        let deleted = steps.iter().filter(|step| step.after.is_none()).count();
+        let set = steps.len() - deleted;
+        let _ = write!(
+            text,
+            "{} {did}set, {deleted} {did}deleted, {same} as they are",
+            limits(set)
+        );
+        let changes = steps.iter().map(
+            |step| json!({ "key": step.key.as_str(), "before": step.before, "after": step.after }),
+        );
+        let json = json!({
+            "changes": changes.collect::<Vec<_>>(),
+            "unchanged": same,
+            "ended": ended.iter().map(KeyName::as_str).collect::<Vec<_>>(),
+            "imported": !self.is_dry_run,
+        });
+        output.done(&text, json)
+    }
+
+    /// What changes, how many limits do not, and which are in the file but have ended.
+    fn steps(
+        &self,
+        table: LimitsTable,
+        current: &[Entry],
+    ) -> Result<(Vec<Step>, usize, Vec<KeyName>), Failure> {
+        let mut current: BTreeMap<_, _> = current
+            .iter()
+            .map(|entry| (entry.key.as_str(), &entry.own))
+            .collect();
+        let now = now();
+        let (mut steps, mut same, mut ended) = (Vec::new(), 0, Vec::new());
+        for (key, own) in table {
+            if own.end().is_some_and(|end| end <= now) {
+                ended.push(key);
+                continue;
+            }
+            let before = current.remove(key.as_str());
+            let mut after = Own::from(&own);
+            // Of whom imports it.
+            after.author = None;
+            if before.is_some_and(|before| before.is_same(&after)) {
+                same += 1;
+                continue;
+            }
+            steps.push(Step {
+                key,
+                before: before.cloned(),
+                after: Some(after),
+            });
+        }
+        if self.replaces {
+            for (key, own) in current {
+                steps.push(Step {
+                    key: key.parse().map_err(no_key)?,
+                    before: Some(own.clone()),
+                    after: None,
+                });
+            }
+        }
+        Ok((steps, same, ended))
+    }
+}
+
+impl Step {
+    async fn make(&self, server: &Server) -> Result<(), Failure> {
+        match &self.after {
+            Some(own) => server.set(&self.key, own).await.map(drop),
+            None => server.delete(&self.key).await.map(drop),
+        }
+    }
+
+    fn line(&self) -> String {
+        let key = &self.key;
+        match (&self.before, &self.after) {
+            (None, Some(after)) => format!("+ {key}: {}", after.brief()),
+            (Some(before), Some(after)) => {
+                format!("~ {key}: {} -> {}", before.brief(), after.brief())
+            }
+            (Some(before), None) => format!("- {key}: {}", before.brief()),
+            (None, None) => format!("  {key}"),
+        }
+    }
+}
+
+/// A number of limits, in words.
+fn limits(count: usize) -> String {
+    match count {
+        1 => "1 limit".to_owned(),
+        count => format!("{count} limits"),
+    }
+}
+
+/// What standard input is called in messages.
+pub(crate) const STANDARD_INPUT: &str = "standard input";
+
+pub(crate) fn is_standard(file: &Path) -> bool {
+    file.as_os_str() == "-"
+}
+
+pub(crate) fn read(file: &Path) -> std::io::Result<String> {
+    if !is_standard(file) {
+        return std::fs::read_to_string(file);
+    }
+    let mut text = String::new();
+    std::io::stdin().read_to_string(&mut text)?;
+    Ok(text)
+}

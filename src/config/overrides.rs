@@ -1,0 +1,254 @@
+//! Overrides as the table `[limits]` of a file has them: read, and written.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use toml::{Table, Value};
+
+use super::error::ConfigError;
+use crate::key::KeyName;
+use crate::limits::Override;
+
+/// Overrides per key, as the table `[limits]` of a TOML file has them.
+///
+/// ```toml
+/// [limits]
+/// "org:acme" = "1000/min burst 50"
+/// "ip:203.0.113.7" = { limit = "deny all", end = "2026-12-01T00:00:00Z", note = "ticket 4711", author = "anna" }
+/// ```
+///
+/// `end` is a time in RFC 3339, in UTC. `note` and `author` are for operators.
+///
+/// ```
+/// use tower_admission::config::LimitsTable;
+///
+/// let text = "[limits]\n\"org:acme\" = \"1000/min\"\n";
+/// let table = LimitsTable::from_toml(text)?;
+/// assert_eq!(table.overrides().count(), 1);
+/// assert_eq!(table.to_toml(), text);
+/// # Ok::<_, tower_admission::config::ConfigError>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LimitsTable(BTreeMap<KeyName, Override>);
+
+/// What the table is called.
+const TABLE: &str = "limits";
+
+/// The fields of an override that has more than a limit.
+const FIELDS: [&str; 4] = ["limit", "end", "note", "author"];
+
+impl LimitsTable {
+    /// Reads the table `[limits]` of a file. Other tables are not looked at.
+    ///
+    /// # Errors
+    ///
+    /// The text is not TOML or has no table `[limits]`, or the table has what is no override in it.
+    pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
+        let file: Table = text.parse().map_err(|error: toml::de::Error| {
+            // Without the line itself, which may have a credential in it.
+            let line = error.span().map(|span| line_of(text, span.start));
+            let line = line.map_or(String::new(), |line| format!(" in line {line}"));
+            ConfigError::new(format!("this is no TOML{line}: {}", error.message()))
+        })?;
+        match file.get(TABLE) {
+            Some(Value::Table(table)) => Self::read(table),
+            Some(_) => Err(ConfigError::at(TABLE, "this is no table")),
+            // An emptied file must not look like one without overrides.
+            None => Err(ConfigError::new(
+                "there is no table [limits]: write an empty one for no overrides",
+            )),
+        }
+    }
+
+    /// Reads the table.
+    pub(crate) fn read(table: &Table) -> Result<Self, ConfigError> {
+        let mut overrides = BTreeMap::new();
+        for (key, value) in table {
+            let name: KeyName = key.parse().map_err(|error| {
+                // Without the key, which may be a credential.
+                ConfigError::at(format!("{TABLE}.{}", kind_of(key)), error)
+            })?;
+            let wrong = |problem| ConfigError::at(format!("{TABLE}.\"{name}\""), problem);
+            let own = read(value).map_err(wrong)?;
+            if overrides.insert(name.clone(), own).is_some() {
+                return Err(wrong("this key is there twice".to_owned()));
+            }
+        }
+        Ok(Self(overrides))
+    }
+
+    /// The overrides, in the order of their keys.
+    pub fn overrides(&self) -> impl Iterator<Item = (&KeyName, &Override)> {
+        self.0.iter()
+    }
+
+    /// Writes the table, as [`from_toml`](Self::from_toml) reads it.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        let mut text = format!("[{TABLE}]\n");
+        let string = |text: &str| Value::String(text.to_owned()).to_string();
+        for (name, own) in &self.0 {
+            let limit = string(&own.limit().to_string());
+            let end = own.end().map(|end| format_time(end).to_string());
+            let rest = [
+                ("end", end.as_deref()),
+                ("note", own.note()),
+                ("author", own.author()),
+            ];
+            let rest = rest.map(|(field, value)| {
+                value.map_or(String::new(), |value| {
+                    format!(", {field} = {}", string(value))
+                })
+            });
+            let rest = rest.concat();
+            // Writing to a string does not fail.
+            let _ = match &*rest {
+                "" => writeln!(text, "{} = {limit}", string(name.as_str())),
+                rest => writeln!(
+                    text,
+                    "{} = {{ limit = {limit}{rest} }}",
+                    string(name.as_str())
+                ),
+            };
+        }
+        text
+    }
+}
+
+impl FromIterator<(KeyName, Override)> for LimitsTable {
+    fn from_iter<I: IntoIterator<Item = (KeyName, Override)>>(overrides: I) -> Self {
+        Self(overrides.into_iter().collect())
+    }
+}
+
+impl IntoIterator for LimitsTable {
+    type Item = (KeyName, Override);
+    type IntoIter = std::collections::btree_map::IntoIter<KeyName, Override>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
+/// A time as it is written: RFC 3339 in UTC, in whole seconds.
+fn format_time(time: std::time::SystemTime) -> humantime::Rfc3339Timestamp {
+    humantime::format_rfc3339_seconds(time)
+}
+
+fn read(value: &Value) -> Result<Override, String> {
+    let table = match value {
+        Value::String(limit) => return Ok(Override::new(read_limit(limit)?)),
+        Value::Table(table) => table,
+        _ => return Err("write a limit, or a table with `limit`".to_owned()),
+    };
+    if let Some(unknown) = table.keys().find(|field| !FIELDS.contains(&&***field)) {
+        let fields = FIELDS.join("`, `");
+        return Err(format!("unknown field `{unknown}`: there are `{fields}`"));
+    }
+    let text = |field: &str| match table.get(field) {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.clone())),
+        // TOML has a type for it.
+        Some(Value::Datetime(time)) if field == "end" => Ok(Some(time.to_string())),
+        Some(_) => Err(format!("`{field}` is no text")),
+    };
+    let limit = text("limit")?.ok_or("there is no `limit`")?;
+    let mut own = Override::new(read_limit(&limit)?);
+    if let Some(end) = text("end")? {
+        let end = humantime::parse_rfc3339(&end).map_err(|error| {
+            format!("{end:?} is no `end`, write it in UTC as \"2026-12-01T00:00:00Z\": {error}")
+        })?;
+        own = own.with_end(end);
+    }
+    if let Some(note) = text("note")? {
+        own = own.with_note(&note);
+    }
+    if let Some(author) = text("author")? {
+        own = own.with_author(&author);
+    }
+    Ok(own)
+}
+
+fn read_limit(text: &str) -> Result<crate::limit::Limit, String> {
+    text.parse().map_err(|error| match error {
+        crate::limit::LimitError::Quota(quota) => format!("{text:?} is no limit: {quota}"),
+        error => format!("{text:?} is no limit: {error}"),
+    })
+}
+
+/// A key without what may be a credential.
+fn kind_of(key: &str) -> String {
+    match key.find([':', '#']) {
+        Some(at) => format!("\"{}..\"", &key[..=at]),
+        None => "\"..\"".to_owned(),
+    }
+}
+
+fn line_of(text: &str, at: usize) -> usize {
+    let before = text.get(..at).unwrap_or(text);
+    before.matches('\n').count() + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_read_as_it_is_written() {
+        let text = r#"[limits]
+"ip:203.0.113.7" = { limit = "deny all", end = "2026-12-01T00:00:00Z", note = 'of "x"', author = "anna" }
+"org:a 'b' c" = "1000/min burst 50"
+"org:acme" = { limit = "tier=pro, 5/day", note = "ä" }
+"#;
+        let table = LimitsTable::from_toml(text).unwrap();
+        assert_eq!(table.to_toml(), text);
+        let banned = table.overrides().next().unwrap().1;
+        assert_eq!(banned.author(), Some("anna"));
+        assert_eq!(
+            LimitsTable::from_toml("[limits]").unwrap(),
+            LimitsTable::default()
+        );
+    }
+
+    #[test]
+    fn an_end_may_be_a_time_of_toml_and_other_tables_are_left_out() {
+        let text =
+            "[groups.api]\n[limits]\n\"org:a\" = { limit = '1/s', end = 2026-12-01T00:00:00Z }";
+        let table = LimitsTable::from_toml(text).unwrap();
+        let written = "[limits]\n\"org:a\" = { limit = \"1/s\", end = \"2026-12-01T00:00:00Z\" }\n";
+        assert_eq!(table.to_toml(), written);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_without_credentials() {
+        for (text, told) in [
+            ("", "there is no table [limits]"),
+            ("limits = 7", "limits: this is no table"),
+            ("[limits]\n\"a\" == 7", "no TOML in line 2"),
+            ("[limits]\n'org:a' = 7", "limits.\"org:a\": write a limit"),
+            ("[limits]\n'org:a' = '1/s x'", "\"1/s x\" is no limit"),
+            (
+                "[limits]\n'org:a' = { end = '2026-12-01T00:00:00Z' }",
+                "there is no `limit`",
+            ),
+            (
+                "[limits]\n'org:a' = { limit = '1/s', end = 'soon' }",
+                "\"soon\" is no `end`",
+            ),
+            (
+                "[limits]\n'org:a' = { limit = '1/s', until = '7' }",
+                "unknown field `until`: there are `limit`",
+            ),
+            ("[limits]\n'Bearer:hunter2' = '1/s'", "limits.\"Bearer:..\""),
+            ("[limits]\n'hunter2' = '1/s'", "limits.\"..\": a key is"),
+            (
+                "[limits]\n'bearer:hunter2' = '1/s'\n'bearer: hunter2' = '1/s'",
+                "twice",
+            ),
+        ] {
+            let error = LimitsTable::from_toml(text).unwrap_err().to_string();
+            assert!(error.contains(told), "{text}: {error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+}

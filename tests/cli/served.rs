@@ -1,0 +1,178 @@
+//! With the admin endpoints of a real service: from the complaint of a client to the answer.
+
+use std::net::SocketAddr;
+
+use axum::Router;
+use serde_json::json;
+use tower_admission::admin::{AdminRouter, Recorder, RequestGroup, Role, Token, Tokens};
+use tower_admission::store::MemoryStore;
+use tower_admission::{Key, KeyName, Limits, Policy, RateLimiter, RequestHead};
+
+use crate::run::{Ran, end_with, program};
+
+const ANNA: &str = "the-token-of-anna";
+const SUPPORT: &str = "the-token-of-support";
+
+struct Service {
+    url: String,
+    calls: RateLimiter,
+    serving: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+impl Service {
+    async fn start() -> Self {
+        let limits = Limits::new();
+        let calls = Policy::new("calls", "10/day".parse().unwrap()).tier("pro", "50/day");
+        let calls = RateLimiter::with_limits(calls, &MemoryStore::new(), &limits);
+        let tokens = Tokens::new([
+            Token::named("anna", ANNA).unwrap(),
+            Token::named("support", SUPPORT).unwrap().role(Role::Read),
+        ]);
+        let admin = AdminRouter::new(&limits, &Recorder::new(), tokens)
+            .resolve_by(async |name: String| {
+                (name == "Acme Inc.").then(|| "org:42".parse::<KeyName>().unwrap())
+            })
+            .groups(|head: RequestHead<'_>| {
+                let group = RequestGroup::new("api").limit("calls");
+                let is_api = head.uri.path().starts_with("/api");
+                is_api.then_some(group).into_iter().collect::<Vec<_>>()
+            });
+        let app: Router = Router::new().nest("/admin", admin.build());
+        let app = app.into_make_service_with_connect_info::<SocketAddr>();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/admin", listener.local_addr().unwrap());
+        let serving = tokio::spawn(async { axum::serve(listener, app).await.unwrap() });
+        Self {
+            url,
+            calls,
+            serving,
+        }
+    }
+
+    async fn run(&self, token: &str, words: &[&str], stdin: &str) -> Ran {
+        let mut command = program();
+        command
+            .args(words)
+            .env("ADMISSION_ADMIN", &self.url)
+            .env("ADMISSION_TOKEN", token);
+        end_with(command, stdin).await
+    }
+}
+
+#[tokio::test]
+async fn a_complaint_is_answered_without_the_token_in_an_argument() {
+    let service = Service::start().await;
+    let key = Key::new("bearer", b"sk-horse");
+    assert!(service.calls.decide(&[key], 10).await.is_admitted());
+    let stdin = "Authorization: Bearer sk-horse\n";
+    let name = KeyName::from(key).to_string();
+
+    let words = ["explain", "--key-stdin", "--path", "/api/chat"];
+    let explained = service.run(SUPPORT, &words, stdin).await.ok();
+    let lines: Vec<_> = explained.lines().collect();
+    assert_eq!(
+        lines[..2],
+        [&*format!("{name}: no limit of its own"), "group api"]
+    );
+    assert!(
+        lines[3].starts_with(
+            "calls  rate  10/day  default  10    rejected: quota exceeded, fits in 2h"
+        )
+    );
+    assert!(lines[4].starts_with("a request now: rejected: quota exceeded, fits in 2h"));
+    assert!(lines[4].ends_with(" (calls)"), "{explained}");
+
+    let get = service
+        .run(SUPPORT, &["limits", "get", "--key-stdin"], stdin)
+        .await;
+    let expected =
+        format!("{name}: no limit of its own\nNAME   LIMIT   FROM\ncalls  10/day  default");
+    assert_eq!(get.ok(), expected);
+    let set = ["limits", "set", "--key-stdin", "calls=20/day"];
+    let denied = service.run(SUPPORT, &set, stdin).await.failed(3);
+    assert!(denied.contains("the role `write`"), "{denied}");
+    let set = service.run(ANNA, &set, stdin).await.ok();
+    let expected = format!("{name}: calls=20/day (was the default)\nused: calls 10 of 20 (50%)");
+    assert_eq!(set, expected);
+    let explained = service.run(SUPPORT, &words, stdin).await.ok();
+    let last = explained.lines().last().unwrap();
+    assert_eq!(last, "a request now: admitted, 9 more after it (calls)");
+
+    let changes = service
+        .run(SUPPORT, &["limits", "changes", "-o", "json"], "")
+        .await;
+    let change = &changes.json()["changes"][0];
+    assert_eq!(change["author"], "anna");
+    assert_eq!(change["origin"], "ip:127.0.0.1");
+    assert_eq!(change["after"], json!({"limit": "calls=20/day"}));
+    assert!(change["at"].as_str().unwrap().ends_with('Z'), "{change}");
+    let deleted = service
+        .run(ANNA, &["limits", "delete", "--key-stdin", "--force"], stdin)
+        .await;
+    let expected = format!("{name}: the default (was calls=20/day): calls 10/day");
+    assert_eq!(deleted.ok(), expected);
+}
+
+#[tokio::test]
+async fn names_of_the_application_are_keys_and_slips_are_rejected() {
+    let service = Service::start().await;
+    let run = async |words: &[&str]| service.run(ANNA, words, "").await;
+    let set = run(&["limits", "set", "Acme Inc.", "tier=pro"]).await.ok();
+    assert!(
+        set.starts_with("org:42: tier=pro (was the default)"),
+        "{set}"
+    );
+    let get = run(&["limits", "get", "Acme Inc."]).await.ok();
+    let lines: Vec<_> = get.lines().collect();
+    assert_eq!(lines[0], "org:42: tier=pro (its own)");
+    assert!(lines[1].starts_with("set by anna at 2"), "{get}");
+    assert_eq!(lines[3], "calls (pro)  50/day  its own tier");
+    // With an end and a note, which the service keeps.
+    let words = [
+        "limits",
+        "set",
+        "Acme Inc.",
+        "deny",
+        "all",
+        "--until",
+        "2126-12-01T00:00:00Z",
+        "--note",
+        "ticket 4711",
+    ];
+    let set = run(&words).await.ok();
+    let expected = "org:42: deny all until 2126-12-01T00:00:00Z (was tier=pro)";
+    assert!(set.starts_with(expected), "{set}");
+    let exported = run(&["limits", "export"]).await.ok();
+    let expected = "\"org:42\" = { limit = \"deny all\", end = \"2126-12-01T00:00:00Z\", \
+                    note = \"ticket 4711\", author = \"anna\" }";
+    assert_eq!(exported.lines().last(), Some(expected));
+    for (words, code, told) in [
+        (
+            &["limits", "set", "org:a", "cals=1/s"][..],
+            3,
+            "there are calls",
+        ),
+        (&["limits", "set", "org:a", "tier=por"], 3, "there are: pro"),
+        (&["limits", "get", "Acme"], 3, "kind:name"),
+        (&["explain", "org:a", "--tier", "por"], 3, "pro"),
+        (
+            &["limits", "get", "barer:horse"],
+            2,
+            "did you mean \"bearer\"?",
+        ),
+    ] {
+        let rejected = run(words).await.failed(code);
+        assert!(rejected.contains(told), "{words:?}: {rejected}");
+        assert!(!rejected.contains("horse"), "{rejected}");
+    }
+    let wrong = service
+        .run("not-a-token-of-any", &["limits", "list"], "")
+        .await;
+    assert!(wrong.failed(3).contains("refuse the token"));
+}

@@ -1,0 +1,206 @@
+//! Limits in a file: out of a store, and into it again.
+
+use serde_json::json;
+use tower_admission::{Limits, Policy, RateLimiter};
+
+use crate::run::{Ran, end, end_with, program};
+use crate::server::{Server, until};
+use crate::stub::Stub;
+
+struct Service {
+    limits: Limits,
+    _calls: RateLimiter,
+}
+
+impl Service {
+    async fn start(server: &Server) -> Self {
+        let limits = Limits::in_store(&server.store());
+        let calls = Policy::new("calls", "10/day".parse().unwrap());
+        let calls = RateLimiter::with_limits(calls, &server.store(), &limits);
+        until("it is written down", async || {
+            let names = server
+                .command(&["HKEYS", "{admission:limits}:limiters"])
+                .await;
+            format!("{names:?}").contains("name calls")
+        })
+        .await;
+        Self {
+            limits,
+            _calls: calls,
+        }
+    }
+
+    /// Waits until it has this limit for acme.
+    async fn has(&self, limit: Option<&str>) {
+        let key = "org:acme".parse().unwrap();
+        until("the service knows", async || {
+            let own = self.limits.get(&key).map(|limit| limit.to_string());
+            own.as_deref() == limit
+        })
+        .await;
+    }
+}
+
+async fn run(server: &Server, words: &[&str], stdin: &str) -> Ran {
+    let mut command = program();
+    command.args(words).env("ADMISSION_REDIS", server.url());
+    end_with(command, stdin).await
+}
+
+#[tokio::test]
+async fn a_lost_table_is_imported_again() {
+    let server = Server::start().await;
+    let service = Service::start(&server).await;
+    let run = async |words: &[&str], stdin: &str| run(&server, words, stdin).await;
+    let set = [
+        "limits",
+        "set",
+        "org:acme",
+        "20/day",
+        "--note",
+        "a \"big\" one",
+        "--as",
+        "anna",
+    ];
+    run(&set, "").await.ok();
+    run(&["limits", "set", "org:b", "5/day"], "").await.ok();
+    service.has(Some("20/day")).await;
+    let exported = run(&["limits", "export", "-"], "").await.ok();
+    let first = exported.lines().nth(1).unwrap();
+    assert_eq!(
+        first,
+        r#""org:acme" = { limit = "20/day", note = 'a "big" one', author = "anna" }"#
+    );
+
+    server.command(&["FLUSHALL"]).await.unwrap();
+    until("the service has noticed", async || {
+        service.limits.lost() == 2
+    })
+    .await;
+    service.has(Some("20/day")).await;
+    // It writes down its limits again.
+    let dry = ["limits", "import", "-", "--dry-run"];
+    until("it is written down", async || {
+        run(&dry, &exported).await.code == 0
+    })
+    .await;
+    let dry = run(&dry, &exported).await.ok();
+    let [acme, b, count] = &dry.lines().collect::<Vec<_>>()[..] else {
+        panic!("{dry}");
+    };
+    assert_eq!((*acme, *b), ("+ org:acme: 20/day", "+ org:b: 5/day"));
+    assert_eq!(
+        *count,
+        "2 limits would be set, 0 would be deleted, 0 as they are"
+    );
+    assert_eq!(service.limits.lost(), 2);
+
+    let imported = run(&["limits", "import", "-", "-o", "json"], &exported)
+        .await
+        .json();
+    assert_eq!(imported["changes"][0]["after"]["limit"], "20/day");
+    until("the loss is over", async || service.limits.lost() == 0).await;
+    service.has(Some("20/day")).await;
+    let again = run(&["limits", "import", "-"], &exported).await.ok();
+    assert_eq!(again, "0 limits set, 0 deleted, 2 as they are");
+}
+
+#[tokio::test]
+async fn a_loss_is_accepted() {
+    let server = Server::start().await;
+    let service = Service::start(&server).await;
+    run(&server, &["limits", "set", "org:acme", "20/day"], "")
+        .await
+        .ok();
+    service.has(Some("20/day")).await;
+    server.command(&["FLUSHALL"]).await.unwrap();
+    until("the service has noticed", async || {
+        service.limits.lost() == 1
+    })
+    .await;
+    let asked = run(&server, &["limits", "accept-loss"], "").await.failed(2);
+    assert!(asked.contains("--force"), "{asked}");
+    let accept = ["limits", "accept-loss", "--force"];
+    until("it is written down", async || {
+        run(&server, &accept, "").await.code == 0
+    })
+    .await;
+    service.has(None).await;
+    until("the loss is over", async || service.limits.lost() == 0).await;
+}
+
+#[tokio::test]
+async fn limits_that_are_not_in_the_file_are_deleted_on_request() {
+    let server = Server::start().await;
+    let service = Service::start(&server).await;
+    let run = async |words: &[&str], stdin: &str| run(&server, words, stdin).await;
+    run(&["limits", "set", "org:acme", "20/day"], "").await.ok();
+    run(&["limits", "set", "org:b", "5/day"], "").await.ok();
+    let file = std::env::temp_dir().join(format!("tower-admission-{}.limits", std::process::id()));
+    let path = file.to_str().unwrap();
+    let written = run(&["limits", "export", path], "").await.ok();
+    assert_eq!(written, format!("{path}: 2 limits written"));
+    let text = "[limits]\n\"org:b\" = \"6/day\"\n'org:c' = { limit = '1/day', end = '2020-01-01T00:00:00Z' }";
+    std::fs::write(&file, text).unwrap();
+    let asked = run(&["limits", "import", path, "--replace"], "").await;
+    assert!(asked.err.contains("--force to delete 1 limit"), "{asked:?}");
+    assert_eq!(asked.code, 2);
+    let done = run(&["limits", "import", path, "--replace", "--force"], "").await;
+    assert_eq!(
+        done.out,
+        "~ org:b: 5/day -> 6/day\n- org:acme: 20/day\n1 limit set, 1 deleted, 0 as they are\n"
+    );
+    assert!(
+        done.err.contains("org:c: the end is in the past"),
+        "{done:?}"
+    );
+    service.has(None).await;
+
+    for (text, told) in [
+        ("", "there is no table [limits]"),
+        (
+            "[limits]\n'org:a' = '1/x'",
+            "limits.\"org:a\": \"1/x\" is no limit",
+        ),
+        (
+            "[limits]\n'org:a' = 'cals=1/s'",
+            "org:a: no limit is called \"cals\": did you mean \"calls\"?",
+        ),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        let wrong = run(&["limits", "import", path, "--replace", "--force"], "").await;
+        let wrong = wrong.failed(3);
+        assert!(wrong.contains(told), "{wrong}");
+    }
+    std::fs::remove_file(&file).unwrap();
+    let list = run(&["limits", "list", "--json"], "").await.json();
+    assert_eq!(list["limits"][0]["key"], "org:b");
+    let gone = run(&["limits", "import", path], "").await.failed(3);
+    assert!(gone.contains("cannot be read"), "{gone}");
+}
+
+#[tokio::test]
+async fn a_service_takes_an_import_too() {
+    let stub = Stub::start().await;
+    let at = |words: &[&str]| {
+        let mut command = program();
+        command
+            .args(words)
+            .env("ADMISSION_ADMIN", format!("{}/admin", stub.url))
+            .env("ADMISSION_TOKEN", "hunter2");
+        command
+    };
+    let text = "[limits]\n\"org:acme\" = { limit = \"20/day\", note = \"big\" }\n";
+    let done = end_with(at(&["limits", "import", "-"]), text).await;
+    assert_eq!(
+        done.out,
+        "+ org:acme: 20/day\n1 limit set, 0 deleted, 0 as they are\n"
+    );
+    assert!(done.err.contains("limits accept-loss"), "{done:?}");
+    assert_eq!(end(at(&["limits", "export"])).await.ok(), text.trim_end());
+    let list = end(at(&["limits", "list", "--json"])).await.json();
+    assert_eq!(
+        list["limits"],
+        json!([{"key": "org:acme", "limit": "20/day", "note": "big"}])
+    );
+}
