@@ -42,6 +42,7 @@
 //! - [`RateLimiter`] and [`ConcurrencyLimiter`]: the same without HTTP.
 //! - [`Leases`]: work that outlives its request, such as sessions and jobs.
 //! - [`Limits`]: what single keys may do, changed at run time.
+//! - [`access`]: allow and deny lists of keys, addresses and networks.
 //! - `config` (feature `config`): limits by route group, from a file that may change.
 //! - `admin` (feature `admin`): limits looked at and changed while they are in use.
 //! - [`store`]: where the counting happens, and what it costs in memory.
@@ -108,6 +109,7 @@ pub mod drain;
 mod headers;
 pub mod respond;
 
+pub mod access;
 pub mod concurrency;
 pub mod rate;
 
@@ -123,6 +125,7 @@ pub mod sessions;
 #[cfg(feature = "ws")]
 pub mod ws;
 
+pub use access::AccessLayer;
 pub use body::ResponseBody;
 pub use capacity::Capacity;
 pub use concurrency::{

@@ -28,6 +28,8 @@ use crate::rule::Rule;
 /// | `tier=pro` | the limits of this tier |
 /// | `tier=pro, daily=100000/day` | the same, but for one quota |
 ///
+/// What is wholly `unlimited` or `deny all` is also an entry of a list, see [`access`](crate::access).
+///
 /// A part with a name goes before one without. Where a policy has several quotas, a part without a name is
 /// about none of them, unless it is `unlimited` or `deny all`: `daily=100000/day` names one. A limit that no part is
 /// about keeps its default. An override cannot change the algorithm: a [sliding](Quota::sliding) quota stays
@@ -214,6 +216,14 @@ impl Limit {
         parts
             .filter(move |part| part.name.as_deref() == name)
             .map(|part| &part.value)
+    }
+
+    /// What it has for all limits, if it is wholly `unlimited` or `deny all`.
+    pub(crate) fn for_all(&self) -> Option<Capacity> {
+        match (&*self.parts, &self.tier) {
+            ([Part { name: None, value }], None) => value.for_all(),
+            _ => None,
+        }
     }
 
     /// The rates that it has parts for.

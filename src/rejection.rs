@@ -63,6 +63,9 @@ pub enum Reason {
     CostExceedsQuota,
     /// The limit of this caller admits nothing, as with `deny all`: 403, and no use in retrying.
     Denied,
+    /// The caller's key, its address or a network that it is in is on a [deny list](crate::access): 403, and no use
+    /// in retrying before the ban ends, if it has an end.
+    Banned,
     /// Too many requests with credentials that were not accepted came from this address: 429.
     AbnormalUsage,
     /// The store that counts cannot be reached, and the limit is set to refuse then. Not the
@@ -79,7 +82,7 @@ impl Reason {
 
     /// Whether the same request can fit later, without a change of limits.
     pub(crate) fn is_retryable(self) -> bool {
-        !matches!(self, Self::CostExceedsQuota | Self::Denied)
+        !matches!(self, Self::CostExceedsQuota | Self::Denied | Self::Banned)
     }
 
     /// A word for logs and metric labels.
@@ -91,6 +94,7 @@ impl Reason {
             Self::QuotaExceeded => "quota_exceeded",
             Self::CostExceedsQuota => "cost_exceeds_quota",
             Self::Denied => "denied",
+            Self::Banned => "banned",
             Self::AbnormalUsage => "abnormal_usage",
             Self::Unavailable => "unavailable",
         }
@@ -198,6 +202,7 @@ impl Rejection {
                 "This request costs more than its rate limit ever grants at once."
             }
             Reason::Denied => "Access denied: no requests are admitted for this client.",
+            Reason::Banned => "Access denied: this client is banned.",
             Reason::AbnormalUsage => {
                 "Too many requests with invalid credentials. Please try again later."
             }

@@ -25,6 +25,7 @@ const LEVELS: &[&[&str]] = &[
     &["headers"],
     &["respond"],
     &["body", "drain"],
+    &["access"],
     &["concurrency", "rate"],
     &["endpoint"],
     &["admin", "sessions", "ws"],

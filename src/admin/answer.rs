@@ -173,7 +173,7 @@ impl From<LimitsError> for Failed {
             LimitsError::Changed { .. } => {
                 Self::new(StatusCode::PRECONDITION_FAILED, format!("{error}."))
             }
-            LimitsError::UnknownTier { .. } => {
+            LimitsError::UnknownTier { .. } | LimitsError::Network { .. } => {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, format!("{error}."))
             }
             #[cfg(feature = "redis")]

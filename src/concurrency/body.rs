@@ -107,7 +107,7 @@ impl<B> PermitBody<B> {
         Self::inline(body, Permit::none())
     }
 
-    pub(super) fn rejection(text: Bytes) -> Self {
+    pub(crate) fn rejection(text: Bytes) -> Self {
         Self::rare(Rare::Rejection(RejectionText::new(text)))
     }
 

@@ -90,7 +90,7 @@ where
     }
 
     /// Keeps the body of the rejected request, for [`DrainRejected`](crate::drain::DrainRejected).
-    pub(super) fn rejected(response: Response<PermitBody<RB>>, body: B) -> Self {
+    pub(crate) fn rejected(response: Response<PermitBody<RB>>, body: B) -> Self {
         Self {
             state: State::Rejected {
                 response: Some(Box::new(response)),

@@ -79,10 +79,6 @@ impl Taken {
 }
 
 impl Shared {
-    fn keys_of(&self, head: RequestHead<'_>) -> Keys {
-        self.keys.iter().map(|key| key.key(head)).collect()
-    }
-
     fn limit_at(self: &Arc<Self>, place: usize) -> Option<&Arc<Self>> {
         match place.checked_sub(1) {
             None => Some(self),
@@ -104,7 +100,7 @@ impl Shared {
                 taken = taken.without();
                 continue;
             }
-            let keys = limit.keys_of(head);
+            let keys = limit.charged_keys(head);
             let wait = limit.wait.filter(|_| !limit.enforce.is_dry_run());
             let tier = limit.tier_by.as_ref().and_then(|tier_by| tier_by(head));
             taken = match limit.limiter.acquire(&keys, tier, wait) {

@@ -13,6 +13,7 @@ use super::body::PermitBody;
 use super::future::{Admitted, InLine, ResponseFuture};
 use super::layer::Shared;
 use super::upgrade::{Upgrade, asks_for_upgrade};
+use crate::access::is_exempt;
 use crate::extract::RequestHead;
 use crate::key::Key;
 use crate::limiter::{Acquire, Permit, Rejected};
@@ -118,7 +119,7 @@ impl<S> ConcurrencyLimit<S> {
         if !shared.others.is_empty() {
             return self.call_jointly(request, begun);
         }
-        let keys: Keys = shared.keys.iter().map(|key| key.key(head)).collect();
+        let keys = shared.charged_keys(head);
         let wait = shared.wait.filter(|_| !shared.enforce.is_dry_run());
         let tier = shared.tier_by.as_ref().and_then(|tier_by| tier_by(head));
         match shared.limiter.acquire(&keys, tier, wait) {
@@ -180,6 +181,15 @@ impl<S> ConcurrencyLimit<S> {
 }
 
 impl Shared {
+    /// The keys that a request is charged to: none of one that is exempt, which capacity counts nevertheless.
+    #[inline]
+    pub(super) fn charged_keys(&self, head: RequestHead<'_>) -> Keys {
+        if is_exempt(head.extensions) {
+            return Keys::new();
+        }
+        self.keys.iter().map(|key| key.key(head)).collect()
+    }
+
     /// What an admitted request holds.
     #[inline]
     pub(super) fn admit<B>(

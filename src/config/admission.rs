@@ -13,6 +13,7 @@ use super::group::Stack;
 use super::kept::Kept;
 use super::layer::AdmissionLayer;
 use super::leases::ConfiguredLeases;
+use super::lists;
 use super::model::Config;
 use super::overrides::LimitsTable;
 use super::path::{has_dot_segments, readings};
@@ -22,6 +23,7 @@ use super::selectors;
 #[cfg(feature = "ws")]
 use super::sockets::ConfiguredSockets;
 use super::stores::Stores;
+use crate::access::Gate;
 use crate::extract::RequestHead;
 use crate::limits::Limits;
 #[cfg(feature = "metrics")]
@@ -55,6 +57,8 @@ pub(super) struct Groups {
     routes: Routes<Arc<Stack>>,
     /// For what is in no group.
     none: Arc<Stack>,
+    /// Allow and deny lists, for all requests.
+    gate: Gate,
 }
 
 impl Admission {
@@ -192,6 +196,7 @@ impl Inner {
         kept: &mut Kept,
     ) -> Result<Groups, ConfigError> {
         let mut groups = Groups::none();
+        groups.gate = config.lists.gate(config, &self.limits, &self.says)?;
         let (mut stacks, mut changes) = (BTreeMap::new(), Vec::new());
         for group in config.groups() {
             let name = config.groups[group].name(group);
@@ -216,6 +221,7 @@ impl Inner {
             groups.by_name.insert(group.to_owned(), stack);
         }
         // Nothing can go wrong any more.
+        lists::log_changes(&before.gate, &groups.gate);
         for (group, change) in changes {
             groups.by_name[group].apply(change);
         }
@@ -230,7 +236,12 @@ impl Groups {
             by_name: BTreeMap::new(),
             routes: Routes::default(),
             none: Arc::new(Stack::off()),
+            gate: Gate::new(&Limits::new()),
         }
+    }
+
+    pub(super) fn gate(&self) -> &Gate {
+        &self.gate
     }
 
     pub(super) fn stacks(&self) -> impl Iterator<Item = &Stack> {

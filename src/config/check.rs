@@ -41,6 +41,7 @@ impl Config {
     fn check_inner(&self) -> Result<(), ConfigError> {
         self.clients.check()?;
         self.admin.check()?;
+        self.lists.check(&self.clients)?;
         self.store.check()?;
         let (mut routes, mut names) = (Routes::default(), BTreeMap::new());
         for (group, settings) in &self.groups {

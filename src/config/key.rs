@@ -68,6 +68,11 @@ impl NamedKeys {
         Ok(())
     }
 
+    /// The extractors.
+    pub(super) fn extractors(&self) -> impl Iterator<Item = &GroupKey> {
+        self.0.iter().map(|(_, key)| key)
+    }
+
     fn find(&self, name: &str) -> Result<GroupKey, String> {
         let found = self.0.iter().find(|(known, _)| known == name);
         found.map(|(_, key)| key.clone()).ok_or_else(|| {

@@ -21,7 +21,8 @@ use crate::rate::RateLimit;
 /// [`Admission::layer_of`].
 ///
 /// What a rejected client sees is what [`ConcurrencyLimitLayer`](crate::ConcurrencyLimitLayer) and
-/// [`RateLimitLayer`](crate::RateLimitLayer) say, the first being the outer one. Where the peer's address
+/// [`RateLimitLayer`](crate::RateLimitLayer) say, the first being the outer one. Outside of both are the lists of an
+/// [`AccessLayer`](crate::AccessLayer), for all requests, also of no group. Where the peer's address
 /// comes from is said there, too. The service inside is cloned for each request.
 #[derive(Clone)]
 #[must_use = "a layer does nothing until it is added to a service"]
@@ -70,11 +71,17 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
         // The one that was made ready is the one that is called.
         let next = self.inner.clone();
         let ready = mem::replace(&mut self.inner, next);
         let groups = self.admission.groups();
+        let gate = groups.gate();
+        let banned = (!gate.is_idle()).then(|| gate.check(&mut request));
+        if let Some(response) = banned.flatten() {
+            let response = response.map(PermitBody::rejection);
+            return concurrency::ResponseFuture::rejected(response, request.into_body());
+        }
         let stack = groups.find(self.group.as_deref(), RequestHead::from(&request));
         let mut limited: ConcurrencyLimit<_> = stack.concurrency.layer(stack.rate.layer(ready));
         limited.call(request)

@@ -45,6 +45,9 @@
 //! | `clients.trusted_hops` | none | or believe this number of proxies, wherever they are, see [`ClientIp::forwarded_hops`] |
 //! | `clients.forwarded_header` | `x-forwarded-for` | or `forwarded` (RFC 7239), in any case, or `single X-Real-IP`: a header with one address, see [`ForwardingHeader::single_address`] |
 //! | `clients.ipv6_prefix` | 64 | how much of an IPv6 address counts |
+//! | `lists.deny` | none | keys, addresses and networks that are answered 403, see [below](#lists) |
+//! | `lists.allow` | none | keys, addresses and networks that are exempt from rates and from limits per key |
+//! | `lists.allow_header` | none | a header and a value by which a trusted proxy exempts requests: `X-Internal: probe`. Needs `clients.trusted_proxies` or `clients.trust_unix_socket` |
 //! | `admin.token` | | the token of an operator of the admin endpoints who is called `admin` and may write, see [`Admission::admin`](Admission#method.admin); at least 16 bytes |
 //! | `admin.tokens.<name>.token` | | the token of an operator of this name |
 //! | `admin.tokens.<name>.role` | | what the operator may do: `read` or `write` |
@@ -166,6 +169,23 @@
 //! | `header X-User` | the identity that a trusted proxy wrote into this header: [`TrustedHeader`](crate::TrustedHeader). Needs `clients.trusted_proxies` or `clients.trust_unix_socket` |
 //! | any other word | the key that the program names so: [`AdmissionBuilder::key_by`] |
 //!
+//! # Lists
+//!
+//! ```toml
+//! [lists]
+//! deny = ["ip:203.0.113.0/24", "bearer#5f0e9a3c1d2b4a6978877665544332ff", "org:acme"]
+//! allow = ["ip:203.0.113.7", "ip:2001:db8::/32"]
+//! allow_header = "X-Internal: probe"
+//! ```
+//!
+//! An entry is a [`KeyName`](crate::KeyName), and optionally an end in RFC 3339:
+//! `"ip:203.0.113.7 until 2026-12-01T00:00:00Z"`. A ban with an end answers with `Retry-After`. The lists apply to all requests that pass the layer, also of no group, on
+//! `exclude`d paths and in a dry run, next to the entries of [`Admission::limits`] that change at run time: see
+//! [`access`](crate::access) for which entry decides, and what an exemption is. Keys are looked up by the bearer token,
+//! by `X-Api-Key`, by all keys that the program [names](AdmissionBuilder::key_by), and by the headers that groups have
+//! as `header X-User`. A reload applies changed lists at once and logs what was added and removed. In metrics they are
+//! the limiter `lists`.
+//!
 //! # Paths
 //!
 //! A path is compared as the client wrote it, in whole segments. The only exception is a path with a `.` or
@@ -286,6 +306,7 @@ mod kept;
 mod key;
 mod layer;
 mod leases;
+mod lists;
 mod load;
 mod model;
 mod off;
@@ -301,6 +322,7 @@ mod sockets;
 mod statuses;
 mod stores;
 mod text;
+mod time;
 mod variables;
 mod warning;
 mod written;

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use super::admin::Admin;
 use super::cost::CostSource;
 use super::leases::LeaseTable;
+use super::lists::Lists;
 use super::origin::Origin;
 use super::path::{Prefix, paths};
 use super::selectors::{GrpcPattern, HostPattern};
@@ -34,6 +35,8 @@ pub struct Config {
     pub(super) clients: Clients,
     #[serde(deserialize_with = "table")]
     pub(super) admin: Admin,
+    #[serde(deserialize_with = "table")]
+    pub(super) lists: Lists,
     #[serde(deserialize_with = "tables")]
     pub(super) groups: BTreeMap<String, Group>,
     #[serde(deserialize_with = "tables")]

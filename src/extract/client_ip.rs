@@ -7,11 +7,10 @@ use http::{HeaderMap, HeaderName};
 
 use super::forwarded::{self, Hops};
 use super::head::{Field, single};
-use super::network::IpNet;
 use super::peer::Peer;
 use super::proxies::TrustedProxies;
 use super::{Extracted, KeyExtractor, RequestHead};
-use crate::key::Key;
+use crate::key::{IpNet, Key};
 
 /// Charges the client's address.
 ///

@@ -8,17 +8,16 @@ mod forwarded;
 mod head;
 #[cfg(feature = "tracing")]
 pub(crate) mod logged;
-mod network;
 mod peer;
 mod proxies;
 mod trusted_header;
 
+pub use crate::key::{IpNet, IpNetError};
 pub use api_key::ApiKey;
 pub use bearer::BearerToken;
 pub use by_token::ByToken;
 pub use client_ip::{ClientIp, ForwardingHeader};
 pub use head::{RequestHead, ResponseHead};
-pub use network::{IpNet, IpNetError};
 pub use peer::{PeerAddr, UnixPeer};
 pub use trusted_header::TrustedHeader;
 

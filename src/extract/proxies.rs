@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::network::IpNet;
 use super::peer::Peer;
+use crate::key::IpNet;
 
 /// The proxies whose headers are believed.
 #[derive(Clone, Debug)]

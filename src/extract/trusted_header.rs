@@ -3,11 +3,10 @@
 use http::HeaderName;
 
 use super::head::{Field, single};
-use super::network::IpNet;
 use super::peer::Peer;
 use super::proxies::TrustedProxies;
 use super::{Extracted, KeyExtractor, RequestHead};
-use crate::key::Key;
+use crate::key::{IpNet, Key};
 
 /// Charges the identity that a trusted proxy wrote into a header, such as `X-User`.
 ///
@@ -44,9 +43,18 @@ impl TrustedHeader {
     /// When `name` is not the name of a header in lower case.
     #[must_use]
     pub fn new(name: &'static str, trusted: impl IntoIterator<Item = IpNet>) -> Self {
+        Self::of_kind(name, HeaderName::from_static(name), trusted)
+    }
+
+    /// The same, with keys of this kind.
+    pub(crate) fn of_kind(
+        kind: &'static str,
+        name: HeaderName,
+        trusted: impl IntoIterator<Item = IpNet>,
+    ) -> Self {
         Self {
-            name: HeaderName::from_static(name),
-            kind: name,
+            name,
+            kind,
             proxies: TrustedProxies::new(trusted),
         }
     }
@@ -57,6 +65,20 @@ impl TrustedHeader {
     pub fn trust_unix_socket(mut self) -> Self {
         self.proxies = self.proxies.and_unix_sockets();
         self
+    }
+
+    /// The key of a value.
+    pub(crate) fn key_of(&self, value: &str) -> Key {
+        Key::new(self.kind, value.as_bytes())
+    }
+
+    pub(crate) fn name(&self) -> &HeaderName {
+        &self.name
+    }
+
+    /// Whether the header is there, and not from a trusted proxy.
+    pub(crate) fn is_made_up(&self, head: RequestHead<'_>) -> bool {
+        head.headers.contains_key(&self.name) && !self.proxies.trusts(Peer::of(head.extensions))
     }
 }
 

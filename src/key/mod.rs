@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 mod address;
 mod map;
 mod name;
+mod network;
 pub(crate) mod percent;
 mod siphash;
 
@@ -15,6 +16,7 @@ pub(crate) use self::map::KeyMap;
 pub(crate) use self::name::interned;
 pub(crate) use self::name::is_unseen;
 pub use self::name::{KeyName, KeyNameError};
+pub use self::network::{IpNet, IpNetError};
 pub(crate) use self::siphash::siphash128;
 
 /// Who a request is charged to: a kind and 128 bits.
@@ -46,8 +48,8 @@ enum Identity {
     /// None: one key for everyone.
     Shared,
     Fingerprint,
-    /// An IPv4 address, in the low bits.
-    V4,
+    /// An IPv4 network with a prefix of this length, in the low bits.
+    V4(u8),
     /// An IPv6 network with a prefix of this length.
     V6(u8),
 }
@@ -110,7 +112,7 @@ impl Key {
         // The IPv4 address first: masking ::ffff:192.0.2.1 to a /64 would put every IPv4 client of
         // a dual-stack socket into one bucket.
         let (identity, bits) = match address::counted(address) {
-            IpAddr::V4(v4) => (Identity::V4, u128::from(v4.to_bits())),
+            IpAddr::V4(v4) => (Identity::V4(32), u128::from(v4.to_bits())),
             IpAddr::V6(v6) => {
                 let prefix = v6_prefix.min(128);
                 let mask = u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0);
@@ -130,10 +132,55 @@ impl Key {
         self.kind
     }
 
-    /// Whether this is an address, which a client cannot make up.
+    /// The key of a whole network, as it is: no address inside of another one counts. It is the key of an entry
+    /// of [`Limits`](crate::Limits), which no request is charged to.
+    pub(crate) fn network(network: IpNet) -> Self {
+        let (identity, bits) = match network.address() {
+            IpAddr::V4(v4) => (Identity::V4(network.prefix()), u128::from(v4.to_bits())),
+            IpAddr::V6(v6) => (Identity::V6(network.prefix()), v6.to_bits()),
+        };
+        Self {
+            kind: "ip",
+            identity,
+            bits: [bits as u64, (bits >> 64) as u64],
+        }
+    }
+
+    /// The addresses that an address or a network stands for.
+    pub(crate) fn as_network(&self) -> Option<IpNet> {
+        let (address, prefix) = match self.identity {
+            Identity::V4(prefix) => (Ipv4Addr::from_bits(self.bits[0] as u32).into(), prefix),
+            Identity::V6(prefix) => (Ipv6Addr::from_bits(self.address_bits()).into(), prefix),
+            Identity::Fingerprint | Identity::Shared => return None,
+        };
+        IpNet::new(address, prefix).ok()
+    }
+
+    /// The IPv4 address that an IPv6 address stands for in NAT64, 6to4 or Teredo.
+    pub(crate) fn embedded_v4(address: IpAddr) -> Option<IpAddr> {
+        let counted = address::counted(address);
+        (address.is_ipv6() && counted.is_ipv4()).then_some(counted)
+    }
+
+    /// The network that this is, if no request can be charged to it.
+    ///
+    /// [`ClientIp`](crate::extract::ClientIp) charges IPv4 addresses, and IPv6 addresses or what one customer
+    /// has of them: providers give a /64, a /56 or a /48.
+    pub(crate) fn uncharged_network(&self) -> Option<IpNet> {
+        let network = self.as_network()?;
+        let is_charged = match network.address() {
+            IpAddr::V4(_) => network.prefix() == 32,
+            IpAddr::V6(v6) => {
+                matches!(network.prefix(), 48..=64 | 128) && Self::embedded_v4(v6.into()).is_none()
+            }
+        };
+        (!is_charged).then_some(network)
+    }
+
+    /// Whether this is an address or a network, which a client cannot make up.
     #[must_use]
     pub fn is_ip(&self) -> bool {
-        matches!(self.identity, Identity::V4 | Identity::V6(_))
+        matches!(self.identity, Identity::V4(_) | Identity::V6(_))
     }
 
     /// 128 bits that nobody outside the process can predict, for a place in a table.
@@ -142,7 +189,9 @@ impl Key {
         let prefix = match self.identity {
             Identity::Fingerprint => return self.bits,
             Identity::Shared => return fingerprint(self.kind, b""),
-            Identity::V4 => 32,
+            Identity::V4(32) => 32,
+            // Apart from those of IPv6: 0.0.0.0/0 is not ::/0.
+            Identity::V4(prefix) => 200 + prefix,
             Identity::V6(prefix) => prefix,
         };
         let mut bytes = [prefix; 17];
@@ -174,7 +223,15 @@ impl Key {
         let _ = match self.identity {
             Identity::Shared => Ok(()),
             Identity::Fingerprint => write!(text, "{:016x}{:016x}", self.bits[0], self.bits[1]),
-            Identity::V4 => write!(text, "{}", Ipv4Addr::from_bits(self.bits[0] as u32)),
+            Identity::V4(prefix) => {
+                let address = Ipv4Addr::from_bits(self.bits[0] as u32);
+                let written = write!(text, "{address}");
+                if prefix < 32 {
+                    written.and_then(|()| write!(text, "/{prefix}"))
+                } else {
+                    written
+                }
+            }
             Identity::V6(prefix) => {
                 let address = Ipv6Addr::from_bits(self.address_bits());
                 write!(text, "{address}/{prefix}")
@@ -191,17 +248,25 @@ impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.identity {
             // Only 32 bits of it are set.
-            Identity::V4 => write!(f, "Key(ip {})", Ipv4Addr::from_bits(self.bits[0] as u32)),
+            Identity::V4(prefix) => {
+                let address = Ipv4Addr::from_bits(self.bits[0] as u32);
+                write_ip(f, address.into(), (prefix < 32).then_some(prefix))
+            }
             Identity::V6(prefix) => {
-                write!(f, "Key(ip {}", Ipv6Addr::from_bits(self.address_bits()))?;
-                if prefix < 128 {
-                    write!(f, "/{prefix}")?;
-                }
-                f.write_str(")")
+                let address = Ipv6Addr::from_bits(self.address_bits());
+                write_ip(f, address.into(), (prefix < 128).then_some(prefix))
             }
             Identity::Fingerprint | Identity::Shared => write!(f, "Key({})", self.kind),
         }
     }
+}
+
+fn write_ip(f: &mut fmt::Formatter<'_>, address: IpAddr, prefix: Option<u8>) -> fmt::Result {
+    write!(f, "Key(ip {address}")?;
+    if let Some(prefix) = prefix {
+        write!(f, "/{prefix}")?;
+    }
+    f.write_str(")")
 }
 
 /// The secret that fingerprints are keyed with.

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Identity, Key, percent};
+use super::{Identity, IpNet, Key, percent};
 
 /// What a [`Key`] is called by people: in commands, in configuration, and where limits are kept.
 ///
@@ -14,6 +14,7 @@ use super::{Identity, Key, percent};
 /// |---|---|
 /// | `org:acme` | [`Key::id("org", "acme")`](Key::id): the name stays readable |
 /// | `ip:192.0.2.1`, `ip:2001:db8::/64` | an address; an IPv6 one without a prefix is its /64, as [`ClientIp`](crate::extract::ClientIp) has it |
+/// | `ip:203.0.113.0/24`, `ip:2001:db8::/32` | a network, for [`deny all` and `unlimited`](crate::access) alone; `/32` of IPv4 and `/128` of IPv6 are the address |
 /// | `bearer:<token>`, `api-key:<key>` | the credential's fingerprint; the credential is not kept |
 /// | `bearer#<32 digits>` | a fingerprint, as it is shown for keys whose name is not known |
 /// | `unknown`, `shared` | [`Key::UNKNOWN`], [`Key::SHARED`] |
@@ -85,6 +86,17 @@ impl KeyName {
         })
     }
 
+    /// Whether a text is a name, as far as that shows without a fingerprint: so the process's secret can come later.
+    #[cfg(feature = "config")]
+    pub(crate) fn check(text: &str) -> Result<(), KeyNameError> {
+        match Parts::read(text)? {
+            Parts::Key(_) => Ok(()),
+            Parts::Fingerprint { kind, .. } | Parts::Named { kind, .. } => {
+                interned(kind).map(|_| ())
+            }
+        }
+    }
+
     /// The key of this name.
     #[must_use]
     pub fn key(&self) -> Key {
@@ -105,7 +117,7 @@ impl From<Key> for KeyName {
         match key.identity {
             Identity::Shared => {}
             Identity::Fingerprint => text.push('#'),
-            Identity::V4 | Identity::V6(_) => text.push(':'),
+            Identity::V4(_) | Identity::V6(_) => text.push(':'),
         }
         key.write_text(&mut text);
         Self {
@@ -119,14 +131,34 @@ impl FromStr for KeyName {
     type Err = KeyNameError;
 
     fn from_str(text: &str) -> Result<Self, KeyNameError> {
+        // Kinds live on, so those of names that are refused are not kept.
+        match Parts::read(text)? {
+            Parts::Key(key) => Ok(key.into()),
+            Parts::Fingerprint { kind, bits } => {
+                Ok(Key::from_fingerprint(interned(kind)?, bits).into())
+            }
+            Parts::Named { kind, name } => Self::named(interned(kind)?, name),
+        }
+    }
+}
+
+/// What a name is made of.
+enum Parts<'a> {
+    Key(Key),
+    Fingerprint { kind: &'a str, bits: [u64; 2] },
+    Named { kind: &'a str, name: &'a str },
+}
+
+impl<'a> Parts<'a> {
+    fn read(text: &'a str) -> Result<Self, KeyNameError> {
         let text = text.trim();
         if text.len() > LONGEST || text.chars().any(is_unseen) {
             return Err(KeyNameError::Name);
         }
         let Some(at) = text.find([':', '#']) else {
             return match text {
-                "unknown" => Ok(Key::UNKNOWN.into()),
-                "shared" => Ok(Key::SHARED.into()),
+                "unknown" => Ok(Self::Key(Key::UNKNOWN)),
+                "shared" => Ok(Self::Key(Key::SHARED)),
                 _ => Err(KeyNameError::Shape),
             };
         };
@@ -136,15 +168,14 @@ impl FromStr for KeyName {
         }
         let is_fingerprint = text[at..].starts_with('#');
         if kind == "ip" && !is_fingerprint {
-            return Ok(address(name)?.into());
+            return address(name).map(Self::Key);
         }
-        // Kinds live on, so those of names that are refused are not kept.
         if is_fingerprint {
             let bits = fingerprint(name)?;
-            return Ok(Key::from_fingerprint(interned(kind)?, bits).into());
+            return Ok(Self::Fingerprint { kind, bits });
         }
         check(name)?;
-        Self::named(interned(kind)?, name)
+        Ok(Self::Named { kind, name })
     }
 }
 
@@ -173,25 +204,22 @@ pub(crate) fn is_unseen(char: char) -> bool {
 }
 
 fn address(text: &str) -> Result<Key, KeyNameError> {
-    let (address, prefix) = match text.split_once('/') {
-        Some((address, prefix)) => (address, Some(prefix)),
-        None => (text, None),
+    let Some((address, prefix)) = text.split_once('/') else {
+        let address = text.parse().map_err(|_| KeyNameError::Address)?;
+        return Ok(Key::ip_network(address, V6_PREFIX));
     };
     let address: IpAddr = address.parse().map_err(|_| KeyNameError::Address)?;
-    let most = match super::address::counted(address) {
-        IpAddr::V4(_) => 32,
-        IpAddr::V6(_) => 128,
-    };
-    let prefix = match prefix {
-        None => V6_PREFIX,
-        Some(prefix) => prefix
-            .parse()
-            .ok()
-            // Of IPv4 there is a key for each address and none for networks.
-            .filter(|prefix| *prefix <= most && (most == 128 || *prefix == 32))
-            .ok_or(KeyNameError::Address)?,
-    };
-    Ok(Key::ip_network(address, prefix))
+    let network: IpNet = text.parse().map_err(|_| KeyNameError::Address)?;
+    let is_address = prefix == if address.is_ipv4() { "32" } else { "128" };
+    if is_address {
+        return Ok(Key::ip(address));
+    }
+    let network = network.unmapped();
+    // A slip in either number would ban others.
+    if network.address() != address.to_canonical() {
+        return Err(KeyNameError::HostBits { network });
+    }
+    Ok(Key::network(network))
 }
 
 fn fingerprint(digits: &str) -> Result<[u64; 2], KeyNameError> {
@@ -281,8 +309,13 @@ pub enum KeyNameError {
     Kind,
     /// The name is empty, longer than 256 bytes or has control characters in it.
     Name,
-    /// What follows `ip:` is neither an address nor a network of IPv6.
+    /// What follows `ip:` is neither an address nor a network.
     Address,
+    /// The address of a network has bits behind its prefix.
+    HostBits {
+        /// The network that the address is in.
+        network: IpNet,
+    },
     /// What follows `#` is not 32 hexadecimal digits.
     Fingerprint,
     /// The process has read 1,024 kinds of keys from text already, which are kept.
@@ -292,10 +325,16 @@ pub enum KeyNameError {
 impl fmt::Display for KeyNameError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::HostBits { network } => {
+                return write!(
+                    f,
+                    "the address has bits behind the prefix: the network is ip:{network}"
+                );
+            }
             Self::Shape => "a key is written as kind:name, such as org:acme or ip:192.0.2.1",
             Self::Kind => "a key's kind is 1 to 64 bytes, such as org, ip, bearer or api-key",
             Self::Name => "a key's name is 1 to 256 bytes without control characters",
-            Self::Address => "an address is written as ip:192.0.2.1 or ip:2001:db8::/64",
+            Self::Address => "an address is written as ip:192.0.2.1 or ip:2001:db8::/64, a network as ip:192.0.2.0/24",
             Self::Fingerprint => "a fingerprint is 32 hexadecimal digits",
             Self::TooManyKinds => "keys of 1,024 kinds have been named already",
         })
@@ -362,6 +401,66 @@ mod tests {
     }
 
     #[test]
+    fn a_name_may_be_that_of_a_network() {
+        for (text, shown) in [
+            ("ip:203.0.113.0/24", "ip:203.0.113.0/24"),
+            ("ip:0.0.0.0/0", "ip:0.0.0.0/0"),
+            ("ip:::/0", "ip:::/0"),
+            ("ip:203.0.113.7/32", "ip:203.0.113.7"),
+            ("ip:2001:DB8::/32", "ip:2001:db8::/32"),
+            ("ip:2001:db8::7/128", "ip:2001:db8::7/128"),
+            // IPv4-mapped.
+            ("ip:::ffff:203.0.113.0/120", "ip:203.0.113.0/24"),
+            ("ip:::ffff:203.0.113.7/128", "ip:203.0.113.7"),
+            // All of 6to4, and not an IPv4 address.
+            ("ip:2002::/16", "ip:2002::/16"),
+        ] {
+            assert_eq!(name(text).to_string(), shown, "{text}");
+            assert_eq!(name(shown).key(), name(text).key(), "{text}");
+            assert_eq!(KeyName::from(name(text).key()), name(text), "{text}");
+        }
+        assert_ne!(
+            name("ip:0.0.0.0/0").key().bits(),
+            name("ip:::/0").key().bits()
+        );
+        for (text, network) in [
+            ("ip:203.0.113.7/24", "ip:203.0.113.0/24"),
+            ("ip:2001:db8::1/32", "ip:2001:db8::/32"),
+            ("ip:2001:db8::1/64", "ip:2001:db8::/64"),
+            ("ip:::ffff:203.0.113.7/120", "ip:203.0.113.0/24"),
+        ] {
+            let error = text.parse::<KeyName>().unwrap_err().to_string();
+            assert!(error.ends_with(&format!("is {network}")), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_network_is_charged_only_where_it_is_one_clients() {
+        let network = |text| name(text).key().uncharged_network().is_some();
+        for text in [
+            "ip:203.0.113.0/24",
+            "ip:0.0.0.0/0",
+            "ip:2001:db8::/32",
+            "ip:2001:db8::/47",
+            "ip:2001:db8::/65",
+            "ip:2002:c000:201::/48",
+        ] {
+            assert!(network(text), "{text}");
+        }
+        for text in [
+            "ip:203.0.113.7",
+            "ip:2001:db8::1",
+            "ip:2001:db8::/48",
+            "ip:2001:db8::/56",
+            "ip:2001:db8::1/128",
+            "org:acme",
+            "shared",
+        ] {
+            assert!(!network(text), "{text}");
+        }
+    }
+
+    #[test]
     fn what_is_no_name_is_refused() {
         use KeyNameError::*;
         for (text, error) in [
@@ -379,9 +478,10 @@ mod tests {
             ("x-api-key:hunter2", Kind),
             ("IP:192.0.2.1", Kind),
             ("ip:nowhere", Address),
-            ("ip:192.0.2.0/24", Address),
+            ("ip:192.0.2.0/33", Address),
+            ("ip:192.0.2.0/+8", Address),
+            ("ip:192.0.2.0/", Address),
             ("ip:2001:db8::/129", Address),
-            ("ip:2002:c000:201::/48", Address),
             ("bearer#12", Fingerprint),
             (&*format!("bearer#+{}", "1".repeat(31)), Fingerprint),
         ] {

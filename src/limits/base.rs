@@ -13,7 +13,8 @@ impl Limits {
     ///
     /// # Errors
     ///
-    /// [`LimitsError::TooMany`], [`LimitsError::TooManyRates`] and [`LimitsError::UnknownTier`], as
+    /// [`LimitsError::TooMany`], [`LimitsError::TooManyRates`], [`LimitsError::Network`] and
+    /// [`LimitsError::UnknownTier`], as
     /// [`set`](Self::set): then nothing changes.
     pub fn set_base(
         &self,
@@ -25,7 +26,8 @@ impl Limits {
         if base.len() > Self::MOST {
             return Err(LimitsError::TooMany);
         }
-        for own in base.values() {
+        for (name, own) in &base {
+            Self::check_network(name, own.limit())?;
             self.check_tier(own.limit())?;
         }
         let mut state = lock(&self.0.state);

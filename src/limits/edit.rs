@@ -62,12 +62,14 @@ impl<'a> LimitEdit<'a> {
     /// - [`LimitsError::Changed`] when it is not what [`only_if`](Self::only_if) said.
     /// - [`LimitsError::TooMany`] for a new key when [`MOST`](Limits::MOST) have one.
     /// - [`LimitsError::TooManyRates`] when there would be more than [`MAX_RATES`](Limits::MAX_RATES) distinct rates.
+    /// - [`LimitsError::Network`] when the key is a network, and the limit is anything but `deny all` or `unlimited`.
     /// - [`LimitsError::UnknownTier`] when it names a tier that is not [declared](Limits::tier). Not checked in a
     ///   process that declares none.
     /// - [`LimitsError::Unavailable`] when they are kept in a store that cannot be reached, or
     ///   does not answer within two seconds: then it may have been set or not.
     pub async fn set(self, to: impl Into<Override>) -> Result<Option<Override>, LimitsError> {
         let to = to.into();
+        Limits::check_network(self.key, to.limit())?;
         #[cfg(feature = "redis")]
         self.limits.read_first().await?;
         self.limits.check_limit(to.limit())?;

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::{Limits, Override};
+use crate::key::IpNet;
 #[cfg(feature = "redis")]
 use crate::store::redis::StoreError;
 
@@ -21,6 +22,11 @@ pub enum LimitsError {
         tier: Arc<str>,
         /// The tiers that are declared.
         known: Vec<Arc<str>>,
+    },
+    /// A network takes `deny all` and `unlimited` only, since no request is charged to it.
+    Network {
+        /// The network.
+        network: IpNet,
     },
     /// The override is not the one that [`LimitEdit::only_if`](super::LimitEdit::only_if) said.
     Changed {
@@ -58,6 +64,10 @@ impl fmt::Display for LimitsError {
                     known.join(", ")
                 )
             }
+            Self::Network { network } => write!(
+                f,
+                "ip:{network} is a network, which takes `deny all` or `unlimited` only"
+            ),
             Self::Changed { current: Some(own) } => {
                 write!(f, "the override was changed meanwhile, to {}", own.limit())
             }
@@ -76,6 +86,7 @@ impl std::error::Error for LimitsError {
             Self::TooMany
             | Self::TooManyRates
             | Self::UnknownTier { .. }
+            | Self::Network { .. }
             | Self::Changed { .. } => None,
             #[cfg(feature = "redis")]
             Self::Unavailable(error) => Some(error),

@@ -10,6 +10,7 @@ mod entry;
 mod error;
 mod explanation;
 mod limited;
+mod lists;
 #[cfg(feature = "redis")]
 mod publish;
 #[cfg(feature = "redis")]
@@ -35,6 +36,8 @@ pub(crate) use self::explanation::{ExplainedSlots, UNLIMITED};
 pub use self::explanation::{LimitExplanation, LimitSource, LimitVerdict};
 pub(crate) use self::limited::{BoxFuture, LimitTarget};
 pub use self::limited::{CountedIn, LimitUsage};
+use self::lists::ListIndex;
+pub(crate) use self::lists::{Listed, Listing};
 use self::state::{Own, Source, State};
 use crate::key::{Key, KeyMap, KeyName};
 use crate::limit::Limit;
@@ -47,7 +50,7 @@ use crate::sync::{Mutex, lock};
 /// One value serves all limiters of a service: give it to
 /// [rate layers](crate::RateLimitLayer::limits), [concurrency layers](crate::ConcurrencyLimitLayer::limits)
 /// and [leases](crate::Leases::limits). An override is a [`Limit`], which names the limits that it is
-/// about.
+/// about. One that is wholly `deny all` or `unlimited` is also an entry of a list, see [`access`](crate::access).
 ///
 /// ```
 /// use tower_admission::{Key, Limits, Quota, RateLimiter, store::MemoryStore};
@@ -99,6 +102,8 @@ pub struct Limits(Arc<Inner>);
 struct Inner {
     /// For decisions.
     by_key: KeyMap<Own>,
+    /// Which of them are on a list.
+    lists: ListIndex,
     tiers: ArcSwap<Vec<Tier>>,
     /// Tiers of requests that are not declared here, to log each once.
     unknown: Mutex<Vec<Box<str>>>,
@@ -127,6 +132,7 @@ impl Limits {
     pub fn new() -> Self {
         Self(Arc::new(Inner {
             by_key: KeyMap::default(),
+            lists: ListIndex::default(),
             tiers: ArcSwap::default(),
             unknown: Mutex::default(),
             state: Mutex::default(),
@@ -325,7 +331,7 @@ impl Limits {
         let was = self.0.by_key.find(&key, is_same);
         let is_changed = was.map_or(own.is_some(), |is_same| !is_same);
         // The name may have changed as well.
-        self.0.by_key.set(&key, own);
+        self.set_own(&key, own);
         if is_changed {
             // Decisions go by it already. What the key used before is by it from now on, too.
             for target in state.targets.iter().filter_map(Weak::upgrade) {

@@ -164,6 +164,7 @@ impl Replica {
         };
         if state.newer.get(&name).is_none_or(|newer| *newer < version) {
             let entry = limit.and_then(|text| Override::from_stored(&text));
+            let entry = entry.filter(|entry| Limits::fits_network(&name, entry.limit()));
             let now = || limits.0.clock.seconds();
             let entry = match entry {
                 Some(ended) if ended.has_ended(now) => {

@@ -69,6 +69,7 @@ impl Limits {
     pub fn in_store_with(store: &RedisStore, cache_ttl: Duration) -> Self {
         let limits = Self(Arc::new(Inner {
             by_key: KeyMap::default(),
+            lists: Default::default(),
             tiers: Default::default(),
             unknown: Default::default(),
             state: Mutex::default(),

@@ -22,6 +22,7 @@ use crate::store::{
 /// |---|---|---|
 /// | `admission_requests_total` | `limiter` | requests, each once: by the outermost limiter that decided about it |
 /// | `admission_requests_rejected_total` | `limiter` | those of them that a layer rejected, by the limiter that did |
+/// | `admission_requests_exempt_total` | `limiter` | those of them that an allow list exempted, see [`access`](crate::access) |
 /// | `admission_decisions_total` | `limiter`, `policy`, `limit_type`, `outcome` | decisions of each limiter; `outcome` is `admitted`, a [`Reason`](crate::Reason) in words, or `dry_run` |
 /// | `rate_limit_hits_total` | `limit_type` | rejections, by sort of limit |
 /// | `admission_decision_seconds` | `limiter` | how long a decision took, with its store's round trip and a wait in line |
@@ -42,7 +43,7 @@ use crate::store::{
 /// | `admission_config_last_reload_success_timestamp_seconds` | | when what is running was applied, since the Unix epoch |
 ///
 /// `limiter` is the name of a layer, `policy` that of the quota which
-/// [binds](Subject::policy), and `limit_type` one of `http`, `concurrency`, `ws_connection`,
+/// [binds](Subject::policy), and `limit_type` one of `http`, `concurrency`, `access`, `ws_connection`,
 /// `ws_message` and `lease`, see [`Subject::limit_type`]. In flight are the permits of this process,
 /// also where replicas share a limit.
 ///
@@ -161,6 +162,11 @@ impl MetricsObserver {
             Unit::Count,
             "Rejections, by sort of limit."
         );
+        describe_counter!(
+            "admission_requests_exempt_total",
+            Unit::Count,
+            "Requests that an allow list exempted from rates and limits per key."
+        );
         describe_histogram!(
             "admission_decision_seconds",
             Unit::Seconds,
@@ -272,6 +278,11 @@ impl Observer for MetricsObserver {
                 .increment(1);
         }
         decision(subject, rejection.reason().as_str());
+    }
+
+    fn exempted(&self, subject: &Subject<'_>) {
+        let limiter = subject.limiter.to_owned();
+        counter!("admission_requests_exempt_total", "limiter" => limiter).increment(1);
     }
 
     fn would_reject(&self, subject: &Subject<'_>, _: &Rejection) {

@@ -57,6 +57,12 @@ pub trait Observer: Send + Sync + 'static {
         let _ = (subject, rejection);
     }
 
+    /// An [`AccessLayer`](crate::AccessLayer) exempted a request from rates and from limits per key: once for each
+    /// such request. What is decided about it otherwise, such as capacity, other hooks see.
+    fn exempted(&self, subject: &Subject<'_>) {
+        let _ = subject;
+    }
+
     /// A layer admitted a request that does not fit, because it is on a dry run or
     /// [enforces](crate::RateLimitLayer::enforce) only a part of its rejections.
     fn would_reject(&self, subject: &Subject<'_>, rejection: &Rejection) {
@@ -115,6 +121,10 @@ impl<O: Observer + ?Sized> Observer for Arc<O> {
         (**self).rejected(subject, rejection);
     }
 
+    fn exempted(&self, subject: &Subject<'_>) {
+        (**self).exempted(subject);
+    }
+
     fn would_reject(&self, subject: &Subject<'_>, rejection: &Rejection) {
         (**self).would_reject(subject, rejection);
     }
@@ -153,7 +163,7 @@ impl<O: Observer + ?Sized> Observer for Arc<O> {
 #[non_exhaustive]
 pub struct Subject<'a> {
     /// What sort of limit decided: `"http"` for the rate of requests, `"concurrency"` for requests
-    /// in flight, `"ws_connection"` and `"ws_message"` for WebSockets, `"lease"` for
+    /// in flight, `"access"` for allow and deny lists, `"ws_connection"` and `"ws_message"` for WebSockets, `"lease"` for
     /// [`Leases`](crate::Leases).
     pub limit_type: &'static str,
     /// The name of the limiter, as configured; may be empty.
@@ -162,7 +172,7 @@ pub struct Subject<'a> {
     /// that an admitted one fits the one with the least left. Empty where no quota decided. It is
     /// the program's word, so there are as many as quotas.
     pub policy: &'a str,
-    /// The key whose quota decides: of several keys, the one that [`policy`](Self::policy) limits.
+    /// The key whose quota decides, or whose entry of a list does: of several keys, the one that [`policy`](Self::policy) limits.
     /// Use it in logs, but not as the label of a metric: the number of keys is unbounded.
     pub key: Option<&'a Key>,
     /// The head of the request that a layer decides about. `None` for leases, WebSockets and their

@@ -222,7 +222,7 @@ fn record(span: &Span, subject: &Subject<'_>, rejection: &Rejection) {
 
 /// How long a key needs no second warning.
 fn window(rejection: &Rejection) -> Duration {
-    if rejection.reason() == Reason::Denied {
+    if matches!(rejection.reason(), Reason::Denied | Reason::Banned) {
         return LONGEST;
     }
     let reset = || rejection.decision().and_then(|decision| decision.reset());

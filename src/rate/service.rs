@@ -14,6 +14,8 @@ use super::account::Keys;
 use super::future::{Deciding, ResponseFuture, Told};
 use super::layer::MAX_KEYS;
 use super::shared::{Asked, Shared, Verdict};
+use super::status::RateLimitStatus;
+use crate::access::is_exempt;
 use crate::body::ResponseBody;
 use crate::decision::Decision;
 use crate::extract::{Extracted, RequestHead};
@@ -67,6 +69,9 @@ where
     #[inline]
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let shared = &*self.shared;
+        if is_exempt(request.extensions()) {
+            return self.call_exempt(request);
+        }
         if !shared.is_plain {
             return call_with_options(&mut self.inner, &self.shared, request);
         }
@@ -105,6 +110,24 @@ where
 }
 
 impl<S> RateLimit<S> {
+    /// Calls with a request that is not counted, whose handler may ask for its status.
+    #[cold]
+    #[inline(never)]
+    fn call_exempt<B, RB>(&mut self, mut request: Request<B>) -> ResponseFuture<S, B, RB>
+    where
+        S: Service<Request<B>, Response = Response<RB>>,
+    {
+        if self.shared.tells_handlers {
+            request.extensions_mut().insert(RateLimitStatus::UNLIMITED);
+        }
+        call(
+            &mut self.inner,
+            request,
+            Told::default(),
+            Passing::NOT_LISTED,
+        )
+    }
+
     /// Calls with a request whose key is to be looked for further.
     #[inline(never)]
     fn call_unusual<B, RB>(

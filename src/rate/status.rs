@@ -41,6 +41,8 @@ use crate::store::Reply;
 /// # }
 /// ```
 ///
+/// Of a request that is [exempt](crate::access) nothing limits, and refunds and charges change nothing.
+///
 /// # Refunds and charges
 ///
 /// [`refund`](Self::refund) and [`charge`](Self::charge) apply to all keys and quotas of the
@@ -52,44 +54,54 @@ use crate::store::Reply;
 /// where the store may answer later. A reply that is dropped before it is ready may have changed
 /// nothing: then a refund is lost, and the request stays charged. A charge may have been counted.
 #[derive(Clone)]
-pub struct RateLimitStatus(Arc<Account>);
+pub struct RateLimitStatus(Option<Arc<Account>>);
 
 impl RateLimitStatus {
+    /// Of a request that is [exempt](crate::access).
+    pub(super) const UNLIMITED: Self = Self(None);
+
     pub(super) fn new(account: Arc<Account>) -> Self {
-        Self(account)
+        Self(Some(account))
+    }
+
+    fn read<T>(&self, read: impl FnOnce(&Decision) -> T) -> T {
+        match &self.0 {
+            Some(account) => account.read(read),
+            None => read(&Decision::unlimited()),
+        }
     }
 
     /// How many requests a full bucket of the tightest quota holds; `None` when nothing limits.
     #[must_use]
     pub fn limit(&self) -> Option<u32> {
-        self.0.read(Decision::limit)
+        self.read(Decision::limit)
     }
 
     /// How many more requests the tightest quota would admit, after the refunds and charges of
     /// this request; `None` when nothing limits.
     #[must_use]
     pub fn remaining(&self) -> Option<u32> {
-        self.0.read(Decision::remaining)
+        self.read(Decision::remaining)
     }
 
     /// The time until the tightest quota is as good as unused; `None` when nothing limits.
     #[must_use]
     pub fn reset(&self) -> Option<Duration> {
-        self.0.read(Decision::reset)
+        self.read(Decision::reset)
     }
 
     /// The decision that admitted the request, with the numbers after its last refund or charge.
     /// (On a dry run it may be one that rejects.)
     pub fn decision(&self) -> Decision {
-        self.0.read(Decision::clone)
+        self.read(Decision::clone)
     }
 
     /// Every quota that limits the request, by name, and how far it is used up.
     pub fn usages(&self) -> impl Iterator<Item = (&str, Usage)> {
-        let usages = self.0.read(|decision| decision.usages().to_vec());
-        let limiter = self.0.limiter();
+        let usages = self.read(|decision| decision.usages().to_vec());
+        let limiter = self.0.as_ref().map(|account| account.limiter());
         // A quota that is off has no usage.
-        let named = |usage: Usage| Some((limiter.names().nth(usage.at())?, usage));
+        let named = move |usage: Usage| Some((limiter?.names().nth(usage.at())?, usage));
         usages.into_iter().filter_map(named)
     }
 
@@ -98,7 +110,10 @@ impl RateLimitStatus {
     /// Gives back at most what the request was charged and still has: its cost, and what
     /// [`charge`](Self::charge) added.
     pub fn refund(&self, cost: u32) -> Reply<()> {
-        self.0.refund(cost)
+        match &self.0 {
+            Some(account) => account.refund(cost),
+            None => Reply::Ready(()),
+        }
     }
 
     /// Charges the request more, if it fits.
@@ -115,7 +130,10 @@ impl RateLimitStatus {
     /// observers see what would have been rejected; likewise for a key for which the limit is not
     /// [enforced](super::RateLimitLayer::enforce).
     pub fn charge(&self, cost: u32) -> Reply<Result<(), Rejection>> {
-        self.0.charge(cost)
+        match &self.0 {
+            Some(account) => account.charge(cost),
+            None => Reply::Ready(Ok(())),
+        }
     }
 }
 

@@ -24,7 +24,7 @@ pub struct Grpc {
 
 impl Grpc {
     /// Sets the status code for a limit of the caller's. Default: RESOURCE_EXHAUSTED (8). A request
-    /// that is [denied](Reason::Denied) keeps PERMISSION_DENIED (7).
+    /// that is [denied](Reason::Denied) or [banned](Reason::Banned) keeps PERMISSION_DENIED (7).
     #[must_use]
     pub fn callers_code(mut self, code: u8) -> Self {
         self.callers = Some(code);
@@ -41,7 +41,7 @@ impl Grpc {
     fn code(&self, reason: Reason) -> u8 {
         let code = match reason {
             // Clients retry other codes.
-            Reason::Denied => None,
+            Reason::Denied | Reason::Banned => None,
             reason if reason.is_callers() => self.callers,
             _ => self.capacity,
         };

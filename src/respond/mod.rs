@@ -147,7 +147,7 @@ impl Reason {
 
     fn codes(self) -> (StatusCode, u8) {
         match self {
-            Self::Denied => (StatusCode::FORBIDDEN, 7),
+            Self::Denied | Self::Banned => (StatusCode::FORBIDDEN, 7),
             Self::KeyAtCapacity
             | Self::QuotaExceeded
             | Self::CostExceedsQuota
@@ -194,7 +194,7 @@ pub(crate) fn complete<B>(rejection: &Rejection, response: &mut Response<B>) {
     headers
         .entry(CACHE_CONTROL)
         .or_insert(HeaderValue::from_static("no-store"));
-    if rejection.reason() == Reason::Denied {
+    if matches!(rejection.reason(), Reason::Denied | Reason::Banned) {
         response.extensions_mut().insert(Denied);
     }
 }

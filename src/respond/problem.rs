@@ -158,7 +158,7 @@ fn beginning(reason: Reason) -> &'static str {
             429
         ),
         // No registered type fits. RFC 9457 §4.2.1: the title is then that of the status.
-        Reason::Denied => beginning!("about:blank", "Forbidden", 403),
+        Reason::Denied | Reason::Banned => beginning!("about:blank", "Forbidden", 403),
         Reason::KeyAtCapacity | Reason::QuotaExceeded | Reason::CostExceedsQuota => beginning!(
             "https://iana.org/assignments/http-problem-types#quota-exceeded",
             "Quota exceeded",

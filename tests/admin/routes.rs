@@ -116,7 +116,7 @@ async fn keys_are_percent_encoded() {
     let service = Service::new();
     for (key, shown) in [
         ("ip:192.0.2.1", "ip:192.0.2.1"),
-        ("ip:2001:db8::1/64", "ip:2001:db8::/64"),
+        ("ip:2001:db8::1", "ip:2001:db8::/64"),
         ("org:a/b c?d#e%2F", "org:a/b c?d#e%2F"),
         ("a%3Ab:c", "a%3Ab:c"),
         ("org:Zoë", "org:Zoë"),
@@ -184,7 +184,34 @@ async fn what_is_wrong_is_said() {
         let detail = answer.json["detail"].as_str().unwrap();
         assert!(detail.contains(says), "{limit}: {detail}");
     }
+    for (key, limit, says) in [
+        (
+            "ip:203.0.113.0/24",
+            "1/h",
+            "takes `deny all` or `unlimited` only",
+        ),
+        (
+            "ip:203.0.113.7/24",
+            "deny all",
+            "the network is ip:203.0.113.0/24",
+        ),
+    ] {
+        let answer = service.put(key, limit).await;
+        assert_eq!(answer.status, 422, "{key}");
+        let detail = answer.json["detail"].as_str().unwrap();
+        assert!(detail.contains(says), "{key}: {detail}");
+    }
     assert!(service.limits.is_empty());
+    let banned = service.put("ip:203.0.113.0/24", "deny all").await;
+    assert_eq!(
+        (banned.status, &banned.json["key"]),
+        (200, &json!("ip:203.0.113.0/24"))
+    );
+    service
+        .limits
+        .delete(&"ip:203.0.113.0/24".parse().unwrap())
+        .await
+        .unwrap();
     for limit in [
         "calls=1/h",
         "chat=1 concurrent",

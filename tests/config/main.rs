@@ -11,6 +11,7 @@ mod certificates;
 mod errors;
 mod follow;
 mod keys;
+mod lists;
 mod loss;
 mod off;
 mod outcomes;

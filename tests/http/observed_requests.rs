@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
 
-use metrics_util::debugging::{DebugValue, DebuggingRecorder};
+use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use tower::Layer;
 use tower_admission::observe::{MetricsObserver, TracingObserver};
 use tower_admission::{
-    ClientIp, ConcurrencyLimitLayer, PeerAddr, Policy, Quota, RateLimitByTokenLayer,
-    RateLimitLayer, admission_span,
+    AccessLayer, BearerToken, ClientIp, ConcurrencyLimitLayer, Limit, Limits, Override, PeerAddr,
+    Policy, Quota, RateLimitByTokenLayer, RateLimitLayer, admission_span,
 };
 use tracing::field::{Field, Visit};
 use tracing::{Instrument, Level, Subscriber, span};
@@ -72,6 +72,13 @@ impl Collected {
     }
 }
 
+fn listed(key: &str, limit: Limit) -> Limits {
+    let limits = Limits::new();
+    let entry = (key.parse().unwrap(), Override::new(limit));
+    limits.set_base([entry]).unwrap();
+    limits
+}
+
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 
 fn through_proxy(path: &str) -> http::Request<()> {
@@ -97,7 +104,18 @@ async fn a_rejection_is_logged_with_its_request() {
     let in_flight = ConcurrencyLimitLayer::deny_all()
         .client_ip(trusted())
         .observe(TracingObserver::new());
+    let lists = AccessLayer::new(&listed("ip:2001:db8::/32", Limit::deny_all()))
+        .client_ip(trusted())
+        .observe(TracingObserver::new());
     for (rejected, expected) in [
+        (
+            status(
+                &lists.layer(Counting::default()),
+                through_proxy("/v1/chat?key=hunter2"),
+            )
+            .await,
+            403,
+        ),
         (
             status(
                 &rate.layer(Counting::default()),
@@ -118,8 +136,8 @@ async fn a_rejection_is_logged_with_its_request() {
         assert_eq!(rejected, expected);
     }
     let events = std::mem::take(&mut collected.0.lock().unwrap().0);
-    assert_eq!(events.len(), 2);
-    for (event, expected) in events.iter().zip(["403", "503"]) {
+    assert_eq!(events.len(), 3);
+    for (event, expected) in events.iter().zip(["403", "403", "503"]) {
         assert_eq!(event["http.response.status_code"], expected);
         assert_eq!(event["http.request.method"], "POST");
         assert_eq!(event["url.path"], "/v1/chat");
@@ -218,6 +236,18 @@ async fn a_request_is_counted_once_by_all_limits_together() {
     *skipped.uri_mut() = "/skipped".parse().unwrap();
     assert_eq!(status(&service, skipped).await, 200);
 
+    assert_eq!(
+        requests(&snapshotter),
+        counts([
+            ("_total outermost", 5),
+            ("_total outer", 1),
+            ("_rejected_total inner", 3),
+        ])
+    );
+}
+
+/// The counts of requests, as `metric limiter`.
+fn requests(snapshotter: &Snapshotter) -> BTreeMap<String, u64> {
     let mut counts = BTreeMap::new();
     for (key, _, _, value) in snapshotter.snapshot().into_vec() {
         if let (Some(name), DebugValue::Counter(count)) =
@@ -227,10 +257,49 @@ async fn a_request_is_counted_once_by_all_limits_together() {
             counts.insert(format!("{name} {limiter}"), count);
         }
     }
-    let expected = [
-        ("_total outermost".to_owned(), 5),
-        ("_total outer".to_owned(), 1),
-        ("_rejected_total inner".to_owned(), 3),
-    ];
-    assert_eq!(counts, BTreeMap::from(expected));
+    counts
+}
+
+fn counts<const N: usize>(counts: [(&str, u64); N]) -> BTreeMap<String, u64> {
+    let counts = counts.map(|(name, count)| (name.to_owned(), count));
+    counts.into()
+}
+
+#[tokio::test]
+async fn a_request_on_a_list_is_counted_once_wherever_the_lists_are() {
+    let observer = MetricsObserver::new();
+    let in_flight = ConcurrencyLimitLayer::new(9)
+        .name("capacity")
+        .observe(observer);
+    let rate = RateLimitByTokenLayer::new(Quota::per_hour(1))
+        .name("rate")
+        .observe(observer);
+    let limited = rate.layer(Counting::default());
+    for (limit, answer, outcome) in [
+        (Limit::unlimited(), 200, "_exempt_total lists"),
+        (Limit::deny_all(), 403, "_rejected_total lists"),
+    ] {
+        let lists = AccessLayer::new(&listed("bearer:alice", limit))
+            .key(BearerToken)
+            .name("lists")
+            .observe(observer);
+        for (is_outermost, first) in [(true, "_total lists"), (false, "_total capacity")] {
+            let recorder = DebuggingRecorder::new();
+            let _recording = metrics::set_default_local_recorder(&recorder);
+            for _ in 0..3 {
+                let answered = if is_outermost {
+                    let service = lists.layer(in_flight.layer(limited.clone()));
+                    status(&service, bearer("alice")).await
+                } else {
+                    let service = in_flight.layer(lists.layer(limited.clone()));
+                    status(&service, bearer("alice")).await
+                };
+                assert_eq!(answered, answer);
+            }
+            assert_eq!(
+                requests(&recorder.snapshotter()),
+                counts([(first, 3), (outcome, 3)])
+            );
+        }
+    }
 }

@@ -13,7 +13,8 @@ use tonic_health::server::health_reporter;
 use tonic_types::StatusExt;
 use tower::Layer;
 use tower_admission::{
-    ByToken, ClientIp, ConcurrencyLimitLayer, Key, Quota, RateLimitByTokenLayer, RateLimitLayer,
+    AccessLayer, ByToken, ClientIp, ConcurrencyLimitLayer, Key, Limit, Limits, Quota,
+    RateLimitByTokenLayer, RateLimitLayer,
 };
 
 use crate::common::{Seen, timed};
@@ -158,6 +159,30 @@ async fn the_peers_address_is_charged() {
             .remaining(),
         Some(5)
     );
+}
+
+#[tokio::test]
+async fn lists_around_a_server_and_around_a_single_service() {
+    let limits = Limits::new();
+    let network = "ip:127.0.0.0/8".parse().unwrap();
+    let layer = AccessLayer::new(&limits).key(ByToken::default());
+    let rate = RateLimitByTokenLayer::new(Quota::per_hour(1));
+    let mut whole = Server::builder().layer(layer.clone());
+    let whole = serve_grpc!(whole.add_service(rate.layer(health())));
+    let single = layer.layer(rate.layer(health()));
+    let single = serve_grpc!(Server::builder().add_service(single));
+    let probe = "bearer:probe".parse().unwrap();
+    limits.set(&probe, Limit::unlimited()).await.unwrap();
+    limits.set(&network, Limit::deny_all()).await.unwrap();
+    for address in [whole, single] {
+        let mut client = client(address).await;
+        let refused = client.check(check("made-up")).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied);
+        assert_eq!(refused.message(), "Access denied: this client is banned.");
+        for _ in 0..3 {
+            client.check(check("probe")).await.unwrap();
+        }
+    }
 }
 
 #[tokio::test]

@@ -11,11 +11,11 @@ use tower::{Layer, Service};
 use tower_admission::respond::{Grpc, Negotiated, Plain, Problem};
 use tower_admission::store::{RateBuckets, RateStore, Reply};
 use tower_admission::{
-    ApiKey, BearerToken, ByToken, ClientIp, ConcurrencyLimit, ConcurrencyLimitLayer,
-    ConcurrencyLimiter, Decision, HoldUntil, Key, MemoryStore, PeerAddr, Permit, Policy, Quota,
-    QuotaError, RateLimit, RateLimitByTokenLayer, RateLimitHeaders, RateLimitLayer,
+    AccessLayer, ApiKey, BearerToken, ByToken, ClientIp, ConcurrencyLimit, ConcurrencyLimitLayer,
+    ConcurrencyLimiter, Decision, HoldUntil, Key, Limits, MemoryStore, PeerAddr, Permit, Policy,
+    Quota, QuotaError, RateLimit, RateLimitByTokenLayer, RateLimitHeaders, RateLimitLayer,
     RateLimitStatus, RateLimiter, Rejection, ResponseBody, Secret, Shared, UpgradePermit, Usage,
-    concurrency, rate,
+    access, concurrency, rate,
 };
 
 use crate::common::{ok, request, status};
@@ -27,6 +27,8 @@ fn sent<T: Send + 'static>() {}
 #[test]
 fn types_go_between_threads() {
     shared::<(
+        AccessLayer,
+        access::Access<()>,
         ConcurrencyLimitLayer,
         RateLimitByTokenLayer,
         RateLimitLayer<ClientIp>,
@@ -98,6 +100,8 @@ fn futures_of_services_that_can_be_sent_can_be_sent() {
     type Inner = tower::util::BoxCloneService<Request<Body>, Response<Full<Bytes>>, Infallible>;
     sent::<concurrency::ResponseFuture<Inner, Body, Full<Bytes>>>();
     sent::<rate::ResponseFuture<Inner, Body, Full<Bytes>>>();
+    type Answer = <Inner as Service<Request<Body>>>::Future;
+    sent::<access::ResponseFuture<Answer, Body, Full<Bytes>>>();
 }
 
 #[tokio::test]
@@ -118,6 +122,9 @@ fn the_service_inside_can_be_reached() {
     let mut two = RateLimitByTokenLayer::new(Quota::per_hour(1)).layer(7);
     *two.get_mut() += 1;
     assert_eq!((*two.get_ref(), two.into_inner()), (8, 8));
+    let mut three = AccessLayer::new(&Limits::new()).layer(7);
+    *three.get_mut() += 1;
+    assert_eq!((*three.get_ref(), three.into_inner()), (8, 8));
 }
 
 #[test]

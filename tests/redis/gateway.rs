@@ -183,6 +183,40 @@ async fn program(server: &Server, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// A network that is banned at the command line is banned by both replicas, whatever token a client makes up.
+#[cfg(feature = "cli")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ban_at_the_command_line_counts_in_both() {
+    let server = Server::start().await;
+    let file = Config::write(&server, "rate = '100/h'");
+    let replicas = [0, 1].map(|_| Replica::spawn(&["--config", file.path()]));
+    assert_eq!(replicas[0].status("/api/slow?ms=0", "made-up").await, 200);
+    program(&server, &["limits", "set", "ip:127.0.0.0/8", "deny all"]).await;
+    for (n, replica) in replicas.iter().enumerate() {
+        until("it bans", async || {
+            replica
+                .status("/api/slow?ms=0", &format!("made-up-{n}"))
+                .await
+                == 403
+        })
+        .await;
+    }
+    program(&server, &["limits", "set", "bearer:probe", "unlimited"]).await;
+    for replica in &replicas {
+        until("it exempts", async || {
+            replica.status("/api/slow?ms=0", "probe").await == 200
+        })
+        .await;
+    }
+    program(&server, &["limits", "delete", "ip:127.0.0.0/8", "--force"]).await;
+    for replica in &replicas {
+        until("it admits", async || {
+            replica.status("/api/slow?ms=0", "made-up").await == 200
+        })
+        .await;
+    }
+}
+
 /// Two replicas with one configuration, and limits that are changed at the command line.
 #[cfg(feature = "cli")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,6 +4,7 @@
 //! long_` runs them alone, and with `-- --skip long_` they are left out.
 #![cfg(all(feature = "redis", feature = "test-util"))]
 
+mod access;
 mod bursts;
 #[cfg(feature = "redis-tls")]
 mod certificates;

@@ -66,7 +66,7 @@ impl IpNet {
     }
 
     /// The IPv4 network, if this is a network of IPv4-mapped addresses, such as `::ffff:10.0.0.0/104`.
-    pub(super) fn unmapped(self) -> Self {
+    pub(crate) fn unmapped(self) -> Self {
         let v4 = match self.address {
             IpAddr::V6(v6) => v6.to_ipv4_mapped(),
             IpAddr::V4(_) => None,

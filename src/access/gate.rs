@@ -1,0 +1,225 @@
+//! Which entry decides about a request, and what observers and clients are told of it.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use tokio::time::Instant;
+
+use super::exempt;
+use crate::extract::{ClientIp, KeyExtractor, RequestHead, TrustedHeader};
+use crate::key::Key;
+use crate::limits::{Limits, Listed, Listing};
+use crate::observe::{Decided, Observer, Observers, Subject};
+use crate::rejection::{Reason, Rejection};
+use crate::respond::Answers;
+
+/// The lists, and how requests are found on them.
+#[derive(Clone)]
+pub(crate) struct Gate {
+    /// Those that change at run time, and those of a file, if there are such.
+    pub(crate) lists: Vec<Limits>,
+    client_ip: ClientIp,
+    pub(crate) keys: Vec<Arc<dyn KeyExtractor>>,
+    pub(crate) allow_header: Option<Arc<AllowHeader>>,
+    pub(crate) name: Arc<str>,
+    pub(crate) answers: Answers,
+    pub(crate) observers: Observers,
+}
+
+/// A header that exempts requests, with the value that does.
+pub(crate) struct AllowHeader {
+    header: TrustedHeader,
+    value: Box<str>,
+    has_warned: AtomicBool,
+}
+
+/// What a list says of a request.
+enum Found {
+    Banned(Listed),
+    /// By this entry, or by a header.
+    Exempt(Option<Listed>),
+}
+
+impl Gate {
+    pub(crate) fn new(limits: &Limits) -> Self {
+        Self {
+            lists: vec![limits.clone()],
+            client_ip: ClientIp::peer(),
+            keys: Vec::new(),
+            allow_header: None,
+            name: "".into(),
+            answers: Answers::default(),
+            observers: Observers::default(),
+        }
+    }
+
+    /// Whether no request is on a list.
+    #[inline]
+    pub(crate) fn is_idle(&self) -> bool {
+        self.allow_header.is_none() && self.lists.iter().all(Limits::has_no_lists)
+    }
+
+    /// Decides about a request, and tells observers: marks an exempt request for the layers inside, and returns the
+    /// response to a banned one.
+    pub(crate) fn check<B>(&self, request: &mut Request<B>) -> Option<Response<Bytes>> {
+        let begun = self.observers.begin();
+        match self.find(RequestHead::from(&*request))? {
+            Found::Banned(listed) => Some(self.ban(&listed, RequestHead::from(&*request), begun)),
+            Found::Exempt(listed) => {
+                self.exempt(listed.as_ref(), request, begun);
+                None
+            }
+        }
+    }
+
+    #[cold]
+    fn ban(
+        &self,
+        listed: &Listed,
+        head: RequestHead<'_>,
+        begun: Option<Instant>,
+    ) -> Response<Bytes> {
+        let rejection = Rejection::new(Reason::Banned, String::from(&*self.name))
+            .with_retry_after(listed.ends_in);
+        let took = begun.map(|begun| begun.elapsed());
+        let response = self.answers.answer(&rejection, head);
+        if let Some(took) = took {
+            let mut subject = self.subject(Some(listed), head);
+            subject.status = Some(response.status().as_u16());
+            (self.observers).decided_in(took, &subject, |observer| {
+                observer.rejected(&subject, &rejection);
+            });
+        }
+        response
+    }
+
+    fn exempt<B>(&self, listed: Option<&Listed>, request: &mut Request<B>, begun: Option<Instant>) {
+        // Of two layers, one inside of the other, the outer one has told.
+        if exempt::is_exempt(request.extensions()) {
+            return;
+        }
+        let subject = self.subject(listed, RequestHead::from(&*request));
+        self.observers
+            .decided(begun, &subject, |observer| observer.exempted(&subject));
+        if self.observers.mark_requests() {
+            request.extensions_mut().insert(Decided);
+        }
+        exempt::mark(request.extensions_mut());
+    }
+
+    fn find(&self, head: RequestHead<'_>) -> Option<Found> {
+        let of_key = self.find_key(head);
+        if of_key.is_some() {
+            return of_key;
+        }
+        let address = self.client_ip.address(head);
+        let of_address = address.and_then(|address| self.find_address(address));
+        let of_header = || {
+            self.allow_header
+                .as_ref()?
+                .allows(head)
+                .then_some(Found::Exempt(None))
+        };
+        of_address.map(Found::from).or_else(of_header)
+    }
+
+    /// The entry of a request's key; of several that of one which is denied.
+    fn find_key(&self, head: RequestHead<'_>) -> Option<Found> {
+        if !self.lists.iter().any(Limits::lists_keys) {
+            return None;
+        }
+        // An address is looked up as such, with all networks that it is in.
+        let keys = self.keys.iter();
+        let keys = keys
+            .filter_map(|key| key.extract(head).key())
+            .filter(|key| !key.is_ip());
+        let entries =
+            keys.flat_map(|key| self.lists.iter().filter_map(move |list| list.listed(&key)));
+        decisive(entries, |_| 0).map(Found::from)
+    }
+
+    fn find_address(&self, address: IpAddr) -> Option<Listed> {
+        let address = address.to_canonical();
+        let in_lists = |address| {
+            let entries = self.lists.iter();
+            let entries = entries.filter_map(move |list| list.listed_address(address));
+            decisive(entries, Listed::prefix)
+        };
+        let found = in_lists(address);
+        // Whoever can send a packet through a relay chooses the address inside, so it bans and does not exempt.
+        let inside = Key::embedded_v4(address).and_then(in_lists);
+        inside
+            .filter(|listed| listed.listing == Listing::Denied)
+            .or(found)
+    }
+
+    fn subject<'a>(&'a self, listed: Option<&'a Listed>, head: RequestHead<'a>) -> Subject<'a> {
+        let key = listed.map(|listed| &listed.key);
+        Subject::new("access", &self.name, "", key).of(head, &self.observers)
+    }
+
+    /// Sets how the client address is found, for the lists and for observers.
+    pub(crate) fn set_client_ip(&mut self, client_ip: ClientIp) {
+        self.observers.set_client_ip(client_ip.clone());
+        self.client_ip = client_ip;
+    }
+
+    pub(crate) fn observe(&mut self, observer: impl Observer) {
+        self.observers.add(observer);
+    }
+}
+
+/// The most specific entry; of equals one that is denied.
+fn decisive(
+    entries: impl Iterator<Item = Listed>,
+    specific: impl Fn(&Listed) -> u8,
+) -> Option<Listed> {
+    entries.max_by_key(|entry| (specific(entry), entry.listing == Listing::Denied))
+}
+
+impl From<Listed> for Found {
+    fn from(listed: Listed) -> Self {
+        match listed.listing {
+            Listing::Denied => Self::Banned(listed),
+            Listing::Exempt => Self::Exempt(Some(listed)),
+        }
+    }
+}
+
+impl AllowHeader {
+    pub(crate) fn new(header: TrustedHeader, value: &str) -> Self {
+        Self {
+            header,
+            value: value.trim().into(),
+            has_warned: AtomicBool::new(false),
+        }
+    }
+
+    fn allows(&self, head: RequestHead<'_>) -> bool {
+        if let Some(key) = self.header.extract(head).key() {
+            // By fingerprints, so that the time it takes tells nothing of the value.
+            return key == self.header.key_of(&self.value);
+        }
+        if self.header.is_made_up(head) && !self.has_warned.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                header = %self.header.name(),
+                "a request has the header that exempts from limits, and its peer is no trusted proxy: the header is \
+                 ignored. This is logged once"
+            );
+        }
+        false
+    }
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate")
+            .field("lists", &self.lists)
+            .field("client_ip", &self.client_ip)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,249 @@
+//! Allow and deny lists from the file.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use http::{HeaderName, HeaderValue};
+use serde::Deserialize;
+
+use super::builder::Says;
+use super::error::ConfigError;
+use super::model::{Clients, Config, KeySource};
+use super::text::{Text, list, shown, some_text};
+use super::time::read_time;
+use crate::access::{AllowHeader, Gate};
+use crate::extract::{ApiKey, BearerToken, KeyExtractor, TrustedHeader};
+use crate::key::{KeyName, KeyNameError};
+use crate::limit::Limit;
+use crate::limits::{Limits, Override};
+
+/// What the gate is called in metrics and logs.
+const NAME: &str = "lists";
+
+const DENY: &str = "lists.deny";
+const ALLOW: &str = "lists.allow";
+
+/// The most names in one line of the log.
+const MOST_LOGGED: usize = 20;
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Lists {
+    #[serde(deserialize_with = "list")]
+    deny: Vec<Entry>,
+    #[serde(deserialize_with = "list")]
+    allow: Vec<Entry>,
+    #[serde(deserialize_with = "some_text")]
+    allow_header: Option<HeaderText>,
+}
+
+/// The name of a key, and when the entry ends. The name becomes a key when the process has its secret, and may be a
+/// credential until then.
+#[derive(Clone)]
+struct Entry {
+    key: String,
+    end: Option<SystemTime>,
+}
+
+/// `X-Internal: probe`
+#[derive(Clone)]
+struct HeaderText {
+    name: HeaderName,
+    value: String,
+}
+
+impl Lists {
+    pub(super) fn check(&self, clients: &Clients) -> Result<(), ConfigError> {
+        if self.allow_header.is_some() && !clients.trusts_proxies() {
+            let problem = "a client can make this header up: list the proxies that write it in \
+                           `clients.trusted_proxies`, or set `clients.trust_unix_socket`";
+            return Err(ConfigError::at("lists.allow_header", problem));
+        }
+        Ok(())
+    }
+
+    /// The lists at work, next to those that change at run time. The secret of the process is there by now.
+    pub(super) fn gate(
+        &self,
+        config: &Config,
+        limits: &Limits,
+        says: &Says,
+    ) -> Result<Gate, ConfigError> {
+        let clients = &config.clients;
+        let mut gate = Gate::new(limits);
+        for (field, list, limit) in [
+            (DENY, &self.deny, Limit::deny_all()),
+            (ALLOW, &self.allow, Limit::unlimited()),
+        ] {
+            gate.lists.push(listed(limits, field, list, &limit)?);
+        }
+        gate.set_client_ip(clients.ip());
+        gate.name = NAME.into();
+        gate.keys = keys(config, says)?;
+        gate.allow_header = self
+            .allow_header
+            .as_ref()
+            .map(|HeaderText { name, value }| {
+                let proxies = clients.trusted_proxies.iter().copied();
+                let mut header = TrustedHeader::of_kind("header", name.clone(), proxies);
+                if clients.trust_unix_socket {
+                    header = header.trust_unix_socket();
+                }
+                Arc::new(AllowHeader::new(header, value))
+            });
+        for observer in &says.observers {
+            gate.observe(observer.clone());
+        }
+        Ok(gate)
+    }
+}
+
+/// All keys that a request may have: its credentials, whatever a group charges, and what the application or a trusted
+/// proxy says of it.
+fn keys(config: &Config, says: &Says) -> Result<Vec<Arc<dyn KeyExtractor>>, ConfigError> {
+    let mut keys: Vec<Arc<dyn KeyExtractor>> =
+        vec![Arc::new(BearerToken), Arc::new(ApiKey::default())];
+    let named = says.keys.extractors();
+    keys.extend(named.map(|key| Arc::new(key.clone()) as Arc<dyn KeyExtractor>));
+    let sources = config.groups.values().map(|group| &group.key);
+    let headers: BTreeSet<_> = sources
+        .filter_map(|source| match source {
+            KeySource::Header(name) => Some(*name),
+            _ => None,
+        })
+        .collect();
+    for name in headers {
+        let source = KeySource::Header(name);
+        let key = config.clients.key(&source, &says.keys);
+        keys.push(Arc::new(key.map_err(ConfigError::new)?));
+    }
+    Ok(keys)
+}
+
+/// The entries of one list. They end by the clock of those that change at run time.
+fn listed(
+    limits: &Limits,
+    field: &str,
+    list: &[Entry],
+    limit: &Limit,
+) -> Result<Limits, ConfigError> {
+    let mut entries = Vec::new();
+    for entry in list {
+        let name = entry.key.parse::<KeyName>();
+        let name = name.map_err(|error| ConfigError::at(field, entry.no_name(error)))?;
+        let listed = Override::new(limit.clone());
+        let listed = match entry.end {
+            Some(end) => listed.with_end(end),
+            None => listed,
+        };
+        entries.push((name, listed));
+    }
+    let names: BTreeSet<_> = entries.iter().map(|(name, _)| name.clone()).collect();
+    let limits = limits.beside();
+    let set = limits.set_base(entries);
+    set.map_err(|error| ConfigError::at(field, error))?;
+    let (ended, more) = shortened(names.iter().filter(|name| limits.get(name).is_none()));
+    if !ended.is_empty() {
+        tracing::warn!(
+            list = field,
+            ended,
+            more,
+            "entries of a list have ended and have no effect"
+        );
+    }
+    Ok(limits)
+}
+
+/// Logs what a reload adds to a list and removes from it.
+pub(super) fn log_changes(before: &Gate, now: &Gate) {
+    // The first are those of run time.
+    for (place, list) in [(1, DENY), (2, ALLOW)] {
+        let entries = |gate: &Gate| -> BTreeSet<_> {
+            let entries = gate
+                .lists
+                .get(place)
+                .map(|list| list.list_after(None, usize::MAX));
+            let entries = entries.into_iter().flatten();
+            entries.map(|(name, entry)| (name, entry.end())).collect()
+        };
+        let (before, now) = (entries(before), entries(now));
+        for (names, what) in [
+            (now.difference(&before), "entries were added to a list"),
+            (before.difference(&now), "entries were removed from a list"),
+        ] {
+            let (entries, more) = shortened(names.map(|(name, _)| name));
+            if !entries.is_empty() {
+                tracing::info!(list, entries, more, "{what}");
+            }
+        }
+    }
+}
+
+/// The first names, and how many more there are.
+fn shortened<'a>(names: impl Iterator<Item = &'a KeyName>) -> (String, usize) {
+    let names: Vec<_> = names.map(KeyName::as_str).collect();
+    let (first, more) = names.split_at(names.len().min(MOST_LOGGED));
+    (first.join(", "), more.len())
+}
+
+impl Entry {
+    fn no_name(&self, error: KeyNameError) -> String {
+        let text = self.key.trim();
+        // What stands behind another kind may be a credential.
+        match text.split_once([':', '#']) {
+            Some(("ip", _)) => format!("{text:?}: {error}"),
+            Some((kind, _)) => format!("a key of the kind {}: {error}", shown(kind)),
+            None => format!("what is written here: {error}"),
+        }
+    }
+}
+
+/// What stands between a key and an end.
+const UNTIL: &str = " until ";
+
+impl Text for Entry {
+    fn read(text: &str) -> Result<Self, String> {
+        let (key, end) = match text.rsplit_once(UNTIL) {
+            Some((key, end)) => (key, Some(read_time(end.trim())?)),
+            None => (text, None),
+        };
+        let entry = Self {
+            key: key.to_owned(),
+            end,
+        };
+        KeyName::check(key).map_err(|error| entry.no_name(error))?;
+        Ok(entry)
+    }
+}
+
+impl Text for HeaderText {
+    fn read(text: &str) -> Result<Self, String> {
+        let parts = text.split_once(':');
+        let parts = parts.and_then(|(name, value)| {
+            let (name, value) = (name.trim().parse().ok()?, value.trim());
+            let is_value = !value.is_empty() && HeaderValue::from_str(value).is_ok();
+            is_value.then(|| Self {
+                name,
+                value: value.to_owned(),
+            })
+        });
+        // What was written is not told: the value may be a secret.
+        parts.ok_or_else(|| {
+            "a header and its value belong here, such as \"X-Internal: probe\"".to_owned()
+        })
+    }
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Entry(..)")
+    }
+}
+
+impl fmt::Debug for HeaderText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ..", self.name)
+    }
+}

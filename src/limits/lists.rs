@@ -1,0 +1,211 @@
+//! Which entries are on the allow and deny lists, and the one of them that an address is in.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::{Limits, LimitsError, Own};
+use crate::capacity::Capacity;
+use crate::key::{IpNet, Key, KeyName};
+use crate::limit::Limit;
+use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering, lock};
+
+/// Which list an entry is on: see [`access`](crate::access).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Listing {
+    Denied,
+    Exempt,
+}
+
+impl Listing {
+    /// That of a key with this limit.
+    fn of(limit: &Limit) -> Option<Self> {
+        Some(match limit.for_all()? {
+            Capacity::Unlimited => Self::Exempt,
+            Capacity::AtMost(_) => Self::Denied,
+        })
+    }
+}
+
+/// An entry of a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Listed {
+    pub(crate) listing: Listing,
+    /// That of the entry: a client's key, its address, or a network that it is in.
+    pub(crate) key: Key,
+    /// How long it is there, in whole seconds, rounded up.
+    pub(crate) ends_in: Option<Duration>,
+}
+
+impl Listed {
+    /// How long the prefix of a network is; of a key 0.
+    pub(crate) fn prefix(&self) -> u8 {
+        self.key.as_network().map_or(0, |network| network.prefix())
+    }
+}
+
+/// Which lengths the prefixes of listed networks have, so that an address is looked up once for each of them. Of
+/// each length the networks are in the table of all entries.
+#[derive(Default)]
+pub(super) struct ListIndex {
+    /// Entries of all sorts.
+    len: AtomicUsize,
+    /// Those of keys that are no addresses.
+    keys: AtomicUsize,
+    v4: Lengths,
+    v6: Lengths,
+}
+
+/// Lengths of prefixes, from 0 to 128.
+#[derive(Default)]
+struct Lengths {
+    /// A bit for each length.
+    used: [AtomicU64; 3],
+    /// How many networks have a length.
+    networks: Mutex<Vec<usize>>,
+}
+
+impl ListIndex {
+    /// Exchanges an entry for another one, or adds or removes it. Changes are the caller's to keep apart.
+    ///
+    /// Both count while `exchange` does it, so that a request which finds an entry is not told that there are none.
+    pub(super) fn change(&self, was: Option<&Key>, is: Option<&Key>, exchange: impl FnOnce()) {
+        if let Some(key) = is {
+            self.len.fetch_add(1, Ordering::Relaxed);
+            match self.lengths(key) {
+                Some((lengths, prefix)) => lengths.add(prefix),
+                None => _ = self.keys.fetch_add(1, Ordering::Relaxed),
+            }
+        }
+        exchange();
+        if let Some(key) = was {
+            match self.lengths(key) {
+                Some((lengths, prefix)) => lengths.remove(prefix),
+                None => _ = self.keys.fetch_sub(1, Ordering::Relaxed),
+            }
+            self.len.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    fn lengths(&self, key: &Key) -> Option<(&Lengths, u8)> {
+        let network = key.as_network()?;
+        Some((self.of_family(network.address()), network.prefix()))
+    }
+
+    fn of_family(&self, address: IpAddr) -> &Lengths {
+        match address {
+            IpAddr::V4(_) => &self.v4,
+            IpAddr::V6(_) => &self.v6,
+        }
+    }
+}
+
+impl Lengths {
+    fn add(&self, prefix: u8) {
+        let mut networks = lock(&self.networks);
+        let place = usize::from(prefix);
+        if networks.len() <= place {
+            networks.resize(place + 1, 0);
+        }
+        networks[place] += 1;
+        self.used[place / 64].fetch_or(1 << (place % 64), Ordering::Relaxed);
+    }
+
+    fn remove(&self, prefix: u8) {
+        let mut networks = lock(&self.networks);
+        let place = usize::from(prefix);
+        if let Some(networks) = networks.get_mut(place) {
+            *networks -= 1;
+            if *networks == 0 {
+                self.used[place / 64].fetch_and(!(1 << (place % 64)), Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// The lengths, the longest first.
+    fn longest_first(&self) -> impl Iterator<Item = u8> {
+        let words = (0..self.used.len()).rev();
+        words.flat_map(|word| {
+            let mut left = self.used[word].load(Ordering::Relaxed);
+            std::iter::from_fn(move || {
+                let bit = left.checked_ilog2()?;
+                left &= !(1 << bit);
+                // At most 128.
+                Some((word * 64) as u8 + bit as u8)
+            })
+        })
+    }
+}
+
+impl Limits {
+    /// Other limits in memory, whose overrides end by the same clock.
+    #[cfg(feature = "config")]
+    pub(crate) fn beside(&self) -> Self {
+        let mut limits = Self::new();
+        if let Some(inner) = std::sync::Arc::get_mut(&mut limits.0) {
+            inner.clock = self.0.clock.clone();
+        }
+        limits
+    }
+
+    /// Whether no entry is on a list: by a look at a counter.
+    #[inline]
+    pub(crate) fn has_no_lists(&self) -> bool {
+        self.0.lists.len.load(Ordering::Relaxed) == 0
+    }
+
+    /// Whether entries on a list are those of other keys than addresses.
+    pub(crate) fn lists_keys(&self) -> bool {
+        self.0.lists.keys.load(Ordering::Relaxed) > 0
+    }
+
+    /// The entry of a key, if it is on a list.
+    pub(crate) fn listed(&self, key: &Key) -> Option<Listed> {
+        self.find_own(key, |own| {
+            let now = || self.0.clock.seconds();
+            let ends_in = own.entry.end_seconds().map(|end| end.saturating_sub(now()));
+            Some(Listed {
+                listing: Listing::of(own.entry.limit())?,
+                key: *key,
+                ends_in: ends_in.map(Duration::from_secs),
+            })
+        })?
+    }
+
+    /// The entry of the longest listed network that an address is in, the address itself being the longest.
+    ///
+    /// Costs a look-up for each length of prefix that an entry has, which are at most 33 or 129.
+    pub(crate) fn listed_address(&self, address: IpAddr) -> Option<Listed> {
+        let mut lengths = self.0.lists.of_family(address).longest_first();
+        lengths.find_map(|prefix| {
+            let network = IpNet::new(address, prefix).ok()?;
+            self.listed(&Key::network(network))
+        })
+    }
+
+    /// Sets what counts for a key, or that nothing does. Changes are the caller's to keep apart.
+    pub(super) fn set_own(&self, key: &Key, own: Option<Own>) {
+        let listing = |own: &Own| Listing::of(own.entry.limit());
+        let is_listed = own.as_ref().and_then(listing).map(|_| key);
+        let was_listed = self.0.by_key.find(key, listing).flatten().map(|_| key);
+        let by_key = &self.0.by_key;
+        (self.0.lists).change(was_listed, is_listed, || by_key.set(key, own));
+    }
+
+    /// Whether an entry is one that a network may have.
+    pub(super) fn check_network(name: &KeyName, limit: &Limit) -> Result<(), LimitsError> {
+        match name.key().uncharged_network() {
+            Some(network) if Listing::of(limit).is_none() => Err(LimitsError::Network { network }),
+            _ => Ok(()),
+        }
+    }
+
+    /// As [`check_network`](Self::check_network), of what a store has, where it is logged.
+    #[cfg(feature = "redis")]
+    pub(super) fn fits_network(name: &KeyName, limit: &Limit) -> bool {
+        let checked = Self::check_network(name, limit);
+        if let Err(error) = &checked {
+            tracing::warn!(%error, "a stored limit is ignored");
+        }
+        checked.is_ok()
+    }
+}
