@@ -31,7 +31,12 @@ async fn a_credential_in_a_body_is_the_key_that_it_is_charged_to() {
     let key = json!({
         "key": fingerprint(),
         "limit": "9/h",
-        "usage": [{ "name": "calls", "sort": "rate", "used": 1, "limit": 9, "is_own": true }],
+        "usage": [{
+            "name": "calls", "sort": "rate", "used": 1, "here": 1, "counted_in": "this process",
+            "limit": 9, "is_own": true,
+        }],
+        "replica": service.ask("GET", "/now", "").await.json["replica"],
+        "store": null,
     });
     let body = json!({ "key": format!("bearer:{SECRET}") }).to_string();
     let found = service.ask("POST", "/keys/resolve", &body).await;

@@ -376,7 +376,7 @@ async fn limits_are_changed_at_the_admin_endpoints() {
     let told = String::from_utf8(output.stderr).unwrap();
     let errors = told
         .lines()
-        .filter(|line| line.contains("short.toml: admin.token: a token consists of"));
+        .filter(|line| line.contains("admin.token: a token consists of"));
     assert_eq!(errors.count(), 1, "{told}");
     assert!(!told.contains("operators"), "{told}");
 
