@@ -173,6 +173,17 @@ pub(super) async fn clear_caches(State(api): Shared) -> Answer {
     Ok(no_content())
 }
 
+/// In memory nothing is lost.
+pub(super) async fn accept_loss(State(api): Shared, Extension(by): Extension<SignedIn>) -> Answer {
+    #[cfg(feature = "redis")]
+    api.limits.accept_loss().await?;
+    tracing::warn!(
+        operator = by.operator.name(),
+        "an operator has accepted that overrides are lost"
+    );
+    Ok(no_content())
+}
+
 pub(super) async fn description() -> Response {
     let mut response = http::Response::new(DESCRIPTION.into());
     let json = HeaderValue::from_static("application/json");

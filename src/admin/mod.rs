@@ -50,6 +50,7 @@ pub use self::tokens::{Token, TokenError, Tokens};
 /// | `POST /keys/resolve` with `{"key": ".."}` or `{"credential": ".."}` | how the key is called that is meant, what it has of its own, and how far it has used up each limit |
 /// | `POST /explain` with `{"key": ".."}` and perhaps `tier`, `path`, `method`, `host`, `address` | which limits apply to the key, where their numbers come from, and what a request would get now |
 /// | `POST /cache/clear` | 204; all replicas read their limits anew |
+/// | `POST /loss/accept` | 204; all replicas drop the limits that the store has [lost](Limits::lost) |
 /// | `GET /now?seen=..` | what the replica that answers decided since it was last asked, what is in flight, the keys rejected most, and whether its store decides |
 /// | `GET /events` | what happens, as server-sent events |
 /// | `GET /openapi.json` | all of this, for programs |
@@ -151,7 +152,7 @@ const MAX_CREDENTIAL_BODY: usize = 16 * 1024;
 type Endpoint = (&'static str, &'static str, Role, MethodRouter<Arc<Api>>);
 
 /// What is only for operators, with the role that they need.
-fn endpoints() -> [Endpoint; 13] {
+fn endpoints() -> [Endpoint; 14] {
     use Role::{Read, Write};
     // A credential may be as long as the header that it is sent in.
     let [resolve, explain] = [post(resolve::resolve), post(explain::explain)]
@@ -167,6 +168,7 @@ fn endpoints() -> [Endpoint; 13] {
         ("post", "/keys/resolve", Read, resolve),
         ("post", "/explain", Read, explain),
         ("post", "/cache/clear", Write, post(api::clear_caches)),
+        ("post", "/loss/accept", Write, post(api::accept_loss)),
         ("get", "/now", Read, get(now::now)),
         ("get", "/events", Read, get(events::events)),
         ("get", "/openapi.json", Read, get(api::description)),

@@ -31,6 +31,8 @@ struct Now<'a> {
     store: Option<Store>,
     /// Another number, and an override was changed.
     revision: u64,
+    /// Overrides that this replica keeps although the store has lost them.
+    lost_overrides: usize,
     /// The last second that is over; -1 when none is. The last count of each list is of it.
     second: i64,
     limiters: Vec<LimiterHistory<'a>>,
@@ -102,6 +104,7 @@ pub(super) async fn now(State(api): Shared, seen: Result<Query<Seen>, QueryRejec
         replica: recorder.replica(),
         store: api.limits.store_status().map(Store::from),
         revision: api.limits.revision(),
+        lost_overrides: api.limits.lost(),
         second: i64::from(running) - 1,
         limiters: counted.iter().map(LimiterHistory::from).collect(),
         in_flight: totals.iter().map(Total::from).chain(others).collect(),

@@ -217,6 +217,18 @@ impl Limits {
         self.len() == 0
     }
 
+    /// How many overrides this replica keeps although the store has lost them, as after a restart of a Redis that
+    /// saves nothing. They go on to count here, and each loss is logged as an error, until an operator sets them again
+    /// or accepts the loss. In memory nothing is lost.
+    #[must_use]
+    pub fn lost(&self) -> usize {
+        #[cfg(feature = "redis")]
+        if let Some(replica) = &self.0.replica {
+            return replica.lost();
+        }
+        0
+    }
+
     /// Sets the override of a key, and returns the numbers before. With an end, a note or an author: [`edit`](Self::edit).
     ///
     /// A key has one override, also where it has two names, as `org:acme` and the fingerprint that logs show of

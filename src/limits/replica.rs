@@ -124,15 +124,6 @@ impl Limits {
         self.refresh().await
     }
 
-    /// How many overrides this replica keeps although the store has lost them, as after a restart of a Redis that
-    /// saves nothing. They go on to count here, and each loss is logged as an error, until an operator sets them again
-    /// or [accepts the loss](Self::accept_loss). In memory nothing is lost.
-    #[must_use]
-    pub fn lost(&self) -> usize {
-        let replica = self.0.replica.as_ref();
-        replica.map_or(0, |replica| replica.lost.load(Ordering::Relaxed))
-    }
-
     /// Has all replicas drop the overrides that the store has [lost](Self::lost), within a second. In memory nothing is
     /// lost.
     ///
@@ -196,6 +187,10 @@ async fn follow(limits: Weak<Inner>, _leaves: Leaves) {
 }
 
 impl Replica {
+    pub(super) fn lost(&self) -> usize {
+        self.lost.load(Ordering::Relaxed)
+    }
+
     pub(super) fn status(&self) -> StoreStatus {
         self.table.status()
     }

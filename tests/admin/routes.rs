@@ -10,7 +10,7 @@ use tower_admission::{Key, Limits, MemoryStore, Policy, Quota, RateLimiter, Requ
 
 use super::{Service, TOKEN, operator, untimed};
 
-const ENDPOINTS: [(&str, &str); 13] = [
+const ENDPOINTS: [(&str, &str); 14] = [
     ("GET", "/limits"),
     ("GET", "/limits/org:acme"),
     ("PUT", "/limits/org:acme"),
@@ -21,6 +21,7 @@ const ENDPOINTS: [(&str, &str); 13] = [
     ("POST", "/keys/resolve"),
     ("POST", "/explain"),
     ("POST", "/cache/clear"),
+    ("POST", "/loss/accept"),
     ("GET", "/now"),
     ("GET", "/events"),
     ("GET", "/openapi.json"),
@@ -477,6 +478,7 @@ async fn a_store_that_is_away_is_503() {
         ("PUT", "/limits/org:acme", "{\"limit\":\"1/h\"}"),
         ("DELETE", "/limits/org:acme", ""),
         ("POST", "/cache/clear", ""),
+        ("POST", "/loss/accept", ""),
     ] {
         let answer = service.ask(method, path, body).await;
         assert_eq!(answer.status, 503, "{method} {path}");

@@ -316,3 +316,49 @@ async fn a_condition_is_about_what_the_store_has() {
         tag = new;
     }
 }
+
+/// A Redis that saves nothing has started again: each replica keeps the limits that it knows, and says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_store_lost_is_shown_until_an_operator_accepts_it() {
+    let fleet = Fleet::start().await;
+    let send = async |method: &str, path: &str, body: &'static str| {
+        let request = http::Request::builder().method(method).uri(path);
+        let request = request
+            .header("authorization", format!("Bearer {TOKEN}"))
+            .header("content-type", "application/json");
+        let request = request.body(Body::from(body)).unwrap();
+        let answer = forward(&fleet.client, &fleet.gateways[0].address, request).await;
+        assert!(answer.status().is_success(), "{path}: {}", answer.status());
+    };
+    send("PUT", "/admin/limits/org:acme", "{\"limit\":\"5/h\"}").await;
+    let lost = async |expected: u64| {
+        for gateway in &fleet.gateways {
+            let answer = fleet.get(&gateway.address, "/admin/now", TOKEN).await;
+            let body = answer.into_body().collect().await.unwrap().to_bytes();
+            let now: Value = serde_json::from_slice(&body).unwrap();
+            if now["lost_overrides"] != expected {
+                return false;
+            }
+        }
+        true
+    };
+    until("both know the limit", async || {
+        let mut known = 0;
+        for gateway in &fleet.gateways {
+            let answer = fleet
+                .get(&gateway.address, "/admin/limits/org:acme", TOKEN)
+                .await;
+            known += usize::from(answer.status().is_success());
+        }
+        known == 2
+    })
+    .await;
+    fleet.server.clear().await;
+    until("both have seen the loss", async || lost(1).await).await;
+    let kept = fleet
+        .get(&fleet.gateways[1].address, "/admin/limits/org:acme", TOKEN)
+        .await;
+    assert!(kept.status().is_success());
+    send("POST", "/admin/loss/accept", "").await;
+    until("both go by what is there", async || lost(0).await).await;
+}

@@ -101,6 +101,18 @@ function showState() {
   at('replicas').textContent = live().map(nameOf).join(', ');
   at('main').classList.toggle('old', silent > LATE);
   showStore(failing);
+  showLost();
+}
+
+function showLost() {
+  const losing = live().filter(({ now }) => now.lost_overrides > 0);
+  at('lost').hidden = losing.length === 0;
+  if (losing.length === 0) return;
+  const most = Math.max(...losing.map(({ now }) => now.lost_overrides));
+  const text = `The store has lost ${most} limits of keys. ${losing.map(nameOf).join(', ')} keeps to the last that it `
+    + 'knows. Set them again (tower-admission limits export and import), or accept the loss '
+    + '(tower-admission limits accept-loss).';
+  if (at('lost').textContent !== text) at('lost').textContent = text;
 }
 
 function showStore(failing) {

@@ -154,7 +154,15 @@ impl Admin {
     }
 
     pub(crate) async fn clear_caches(&self) -> Result<(), Failure> {
-        let answer = self.0.send(Method::POST, "/cache/clear", None).await?;
+        self.post_nothing("/cache/clear").await
+    }
+
+    pub(crate) async fn accept_loss(&self) -> Result<(), Failure> {
+        self.post_nothing("/loss/accept").await
+    }
+
+    async fn post_nothing(&self, path: &str) -> Result<(), Failure> {
+        let answer = self.0.send(Method::POST, path, None).await?;
         succeeded(&answer)?;
         // Others answer something else.
         if answer.status == StatusCode::NO_CONTENT {

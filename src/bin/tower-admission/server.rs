@@ -130,18 +130,8 @@ impl Server {
         }
     }
 
-    /// Whether it can be told that a loss is accepted.
-    pub(crate) fn takes_losses(&self) -> bool {
-        matches!(self.kind, Kind::Redis(_))
-    }
-
     pub(crate) async fn accept_loss(&self) -> Result<(), Failure> {
-        match &self.kind {
-            Kind::Redis(redis) => within(self.timeout, redis.accept_loss()).await,
-            Kind::Admin(_) => Err(Failure::usage(
-                "a loss is accepted in the store: give it by --redis",
-            )),
-        }
+        ask!(self, server => server.accept_loss())
     }
 
     pub(crate) async fn clear_caches(&self) -> Result<(), Failure> {

@@ -94,14 +94,8 @@ impl Import<'_> {
                     failure.about(&format!("{} ({done} of {all} changes were made)", step.key))
                 })?;
             }
-            if server.takes_losses() {
-                // All that is to be there is there again.
-                server.accept_loss().await?;
-            } else {
-                output.warning(
-                    "replicas keep what the store has lost, if it has: see `limits accept-loss`, with --redis",
-                );
-            }
+            // All that is to be there is there again.
+            server.accept_loss().await?;
         }
         self.tell(&steps, same, &ended, output)
     }
