@@ -77,8 +77,16 @@ fn a_network_is_named_by_its_lowest_address_and_read_back() {
             let lowest = Ipv6Addr::from_bits(edges(address, prefix).0);
             let name = KeyName::from(network).to_string();
             assert_eq!(name, format!("ip:{lowest}/{prefix}"));
-            let read: KeyName = format!("ip:{address}/{prefix}").parse().unwrap();
+            let read: KeyName = name.parse().unwrap();
             assert_eq!(KeyName::from(network), read);
+            if address != lowest {
+                let error = format!("ip:{address}/{prefix}").parse::<KeyName>();
+                let error = error.unwrap_err().to_string();
+                assert!(
+                    error.ends_with(&format!("is ip:{lowest}/{prefix}")),
+                    "{error}"
+                );
+            }
         }
     }
 }

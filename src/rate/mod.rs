@@ -8,6 +8,7 @@ mod future;
 mod guard;
 mod joint;
 mod layer;
+mod reporting;
 mod service;
 mod settings;
 mod shared;

@@ -91,15 +91,13 @@ async fn a_limit_is_set_and_changed_and_deleted_and_counts() {
     let set = service.put("org:acme", " 3/h,calls = 3/h burst 3").await;
     assert_eq!(set.status, 200);
     let limit = "3/h, calls=3/h burst 3";
-    let expected =
-        json!({ "key": "org:acme", "limit": limit, "author": "admin", "before": null });
+    let expected = json!({ "key": "org:acme", "limit": limit, "author": "admin", "before": null });
     assert_eq!(untimed(&set.json), expected);
     assert!(service.calls("acme").await);
     assert!(!service.calls("acme").await);
 
     let set = service.put("org:acme", "4/h").await;
-    let expected =
-        json!({ "key": "org:acme", "limit": "4/h", "author": "admin", "before": limit });
+    let expected = json!({ "key": "org:acme", "limit": "4/h", "author": "admin", "before": limit });
     assert_eq!((set.status, untimed(&set.json)), (200, expected));
     assert!(service.calls("acme").await);
     let read = service.ask("GET", path, "").await;
