@@ -5,7 +5,7 @@ use std::fmt;
 use super::NAME;
 use crate::quota::QuotaError;
 
-/// Why a text is no [`Limit`].
+/// Why a text is no [`Limit`](super::Limit).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LimitError {
