@@ -28,6 +28,16 @@ const LONGEST_ERROR: usize = 512;
 /// The kinds whose text is a credential, which the application is not asked about.
 const CREDENTIALS: [&str; 2] = ["bearer", "api-key"];
 
+/// What people may write in place of these.
+const LIKE_CREDENTIALS: [&str; 6] = [
+    "authorization",
+    "apikey",
+    "x-api-key",
+    "token",
+    "cookie",
+    "basic",
+];
+
 /// What an application makes of a name, see [`resolve_by`](super::AdminRouter::resolve_by).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -152,9 +162,15 @@ impl Resolver {
 /// Whether a text can only mean a key of this crate, or may have a credential in it.
 fn is_for_this_crate(text: &str, is_key: bool) -> bool {
     let Some(at) = text.find([':', '#']) else {
-        return is_key;
+        let scheme = text.split_whitespace().next().unwrap_or_default();
+        return is_key || scheme.eq_ignore_ascii_case("bearer");
     };
-    let is_kind = CREDENTIALS.contains(&&text[..at]) || &text[..at] == "ip";
+    // A slip in a kind does not make a credential a name that the application may log.
+    let kind = text[..at].trim();
+    let kinds = CREDENTIALS.iter().chain(&LIKE_CREDENTIALS);
+    let is_kind = kinds
+        .chain(&["ip"])
+        .any(|known| known.eq_ignore_ascii_case(kind));
     is_kind || is_key && text[at..].starts_with('#')
 }
 
@@ -260,6 +276,11 @@ mod tests {
             ("org#00000000000000000000000000000000", true),
             ("shared", true),
             ("unknown", true),
+            ("Bearer:sk-123", true),
+            ("bearer sk-123", true),
+            ("X-Api-Key: sk-123", true),
+            ("Authorization: Bearer sk-123", true),
+            ("token:sk-123", true),
             ("org:acme", false),
             ("Acme Inc.", false),
             ("42", false),

@@ -91,9 +91,8 @@ impl Admission {
             changing: Mutex::new(Changing::new(config)),
         };
         let base = LimitsTable::read(&config.limits.0)?;
-        inner.set_base(&base)?;
+        let groups = inner.groups_of(config, &Groups::none(), &mut Kept::default(), &base)?;
         lock(&inner.changing).base = base;
-        let groups = inner.groups_of(config, &Groups::none(), &mut Kept::default())?;
         inner.groups.store(Arc::new(groups));
         inner.apply_tables(config);
         config.log_limits_off();
@@ -167,10 +166,20 @@ impl Admission {
 }
 
 impl Inner {
-    /// Replaces the overrides of the file.
-    pub(super) fn set_base(&self, base: &LimitsTable) -> Result<(), ConfigError> {
-        let set = self.limits.set_base(base.clone());
-        set.map_err(|error| ConfigError::at("limits", error))
+    /// Whether the overrides of a file can be set, with the tiers that it has.
+    fn check_base(&self, config: &Config, base: &LimitsTable) -> Result<(), ConfigError> {
+        let tiers = config.groups.values().flat_map(|group| group.tiers.keys());
+        let tiers: Vec<_> = tiers.map(String::as_str).collect();
+        let checked = self.limits.check_base(base.overrides(), &tiers);
+        checked.map_err(|error| ConfigError::at("limits", error))
+    }
+
+    /// Replaces the overrides of the file, of which it was checked that they can be set.
+    fn set_base(&self, base: &LimitsTable) {
+        if let Err(error) = self.limits.set_base(base.clone()) {
+            // An operator has set the last rate that there was room for in between.
+            tracing::error!(%error, "the overrides of the file cannot be set: those from before stay");
+        }
     }
 
     /// Whether what is no group can change to this.
@@ -194,6 +203,7 @@ impl Inner {
         config: &Config,
         before: &Groups,
         kept: &mut Kept,
+        base: &LimitsTable,
     ) -> Result<Groups, ConfigError> {
         let mut groups = Groups::none();
         groups.gate = config.lists.gate(config, &self.limits, &self.says)?;
@@ -220,11 +230,13 @@ impl Inner {
             let _ = groups.routes.insert(&config.groups[group], &stack);
             groups.by_name.insert(group.to_owned(), stack);
         }
+        self.check_base(config, base)?;
         // Nothing can go wrong any more.
         lists::log_changes(&before.gate, &groups.gate);
         for (group, change) in changes {
             groups.by_name[group].apply(change);
         }
+        self.set_base(base);
         kept.settle(&groups);
         Ok(groups)
     }

@@ -16,6 +16,8 @@ use super::written::Written;
 pub(super) struct Changing {
     pub(super) store: Store,
     pub(super) written: Written,
+    /// The fields of the file alone.
+    pub(super) file: Written,
     pub(super) kept: Kept,
     /// The overrides of the file.
     pub(super) base: LimitsTable,
@@ -38,6 +40,7 @@ impl Changing {
         let mut changing = Self {
             store: config.store.clone(),
             written: config.written.clone(),
+            file: config.file(),
             kept: Kept::default(),
             base: LimitsTable::default(),
             places: BTreeMap::new(),

@@ -15,10 +15,18 @@ impl Config {
         self.check_inner().map_err(|error| self.wrong(error))
     }
 
-    /// Whether limits would be gone that nobody took out: the file may have been emptied, or be half-written.
+    /// Whether limits would be gone that no one took out: the file may have been emptied, or be half-written. Files are
+    /// compared, as what variables add would hide that.
     pub(super) fn check_loss(&self, running: &Written) -> Result<(), ConfigError> {
-        let groups = running.group_names();
-        if !groups.is_empty() && self.groups.is_empty() && !self.is_empty_on_purpose() {
+        let file = self.file();
+        let is_meant = self.allow_empty && file.has_groups_table();
+        // Unless variables make the same groups.
+        let is_lost = |group: &&str| {
+            let selects = !running.has_selectors(group) || self.written.has_selectors(group);
+            !selects || !self.written.has_limits(group)
+        };
+        let groups: Vec<_> = running.group_names().into_iter().filter(is_lost).collect();
+        if !groups.is_empty() && file.group_names().is_empty() && !is_meant {
             let groups = groups.join(", ");
             let problem = format!(
                 "there are none, and with them would go the limits of: {groups}. If all limits are to go, \
@@ -26,16 +34,37 @@ impl Config {
             );
             return Err(ConfigError::at("groups", problem));
         }
-        let is_cut =
-            |group: &&&String| running.has_limits(group) && !self.written.has_limits(group);
-        match self.groups.keys().find(|group| is_cut(&group)) {
-            Some(group) if self.origin.file.is_some() => {
+        if self.origin.file.is_none() {
+            return Ok(());
+        }
+        for table in ["leases", "limits", "lists", "sockets"] {
+            if running.has_entries(table) && !file.0.contains_key(table) {
+                let problem = format!(
+                    "this table is gone, and with it would go its limits: if that is meant, write an empty one, `[{table}]`"
+                );
+                return Err(ConfigError::at(table, problem));
+            }
+        }
+        for group in file.group_names() {
+            let field = format!("groups.{group}");
+            if running.has_limits(group) && !file.has_limits(group) {
                 let problem = "none of this group's limits is there any more: what is to be off is written as 0, \
                                as in `rate = \"0\"`";
-                Err(ConfigError::at(format!("groups.{group}"), problem))
+                return Err(ConfigError::at(field, problem));
             }
-            _ => Ok(()),
+            if running.has_selectors(group) && !file.has_selectors(group) {
+                let problem = "nothing selects the requests of this group any more: if that is meant, write \
+                               `path = \"off\"`";
+                return Err(ConfigError::at(field, problem));
+            }
         }
+        Ok(())
+    }
+
+    /// The fields of the file, without those of variables.
+    pub(super) fn file(&self) -> Written {
+        // It was read before, so it can be.
+        Written(self.origin.file_values().unwrap_or_default())
     }
 
     fn check_inner(&self) -> Result<(), ConfigError> {

@@ -50,7 +50,7 @@ impl Admission {
     }
 
     fn change(&self, running: &mut Changing, config: &Config) -> Result<(), ConfigError> {
-        config.check_loss(&running.written)?;
+        config.check_loss(&running.file)?;
         if self.0.says.denies_warnings {
             config.deny_warnings()?;
         }
@@ -64,21 +64,14 @@ impl Admission {
         #[cfg(feature = "admin")]
         let tokens = config.admin.tokens()?;
         let base = LimitsTable::read(&config.limits.0)?;
-        self.0.set_base(&base)?;
-        let groups = match self.0.groups_of(config, &before, &mut kept) {
-            Ok(groups) => groups,
-            Err(error) => {
-                // It was there before, so there is room for it.
-                self.0.set_base(&running.base)?;
-                return Err(error);
-            }
-        };
+        let groups = self.0.groups_of(config, &before, &mut kept, &base)?;
         base.log_changes(&mem::replace(&mut running.base, base.clone()));
         self.0.groups.store(Arc::new(groups));
         self.0.apply_tables(config);
         #[cfg(feature = "admin")]
         self.0.admin.reload(config, tokens);
         running.kept = kept;
+        running.file = config.file();
         let before = mem::replace(&mut running.written, config.written.clone());
         config.written.log_changes(&before);
         running.warn(config);

@@ -88,9 +88,6 @@ impl fmt::Display for ConfigWarning {
     }
 }
 
-/// The fields by which a group selects requests.
-const SELECTORS: [&str; 4] = ["path", "methods", "hosts", "grpc"];
-
 impl Config {
     /// What is written without effect. [`Admission`](super::Admission) logs it at start and when it
     /// [reloads](super::Admission::reload), and rejects it with
@@ -153,10 +150,8 @@ impl Config {
     /// What has no effect in a group, of which the file may have others.
     fn warnings_of_group(&self, group: &str, in_file: &[&str]) -> Vec<(WarningKind, ConfigError)> {
         let field = format!("groups.{group}");
-        let written = self.written.group(group);
-        let selects = |field: &&str| written.is_some_and(|group| group.contains_key(*field));
         let is_also = |other: &Group| other.also.iter().any(|name| name == group);
-        let has_path = SELECTORS.iter().any(selects) || self.groups.values().any(is_also);
+        let has_path = self.written.has_selectors(group) || self.groups.values().any(is_also);
         let meant = nearest(group, in_file.iter().copied());
         let is_other_case = meant.is_some_and(|meant| meant.eq_ignore_ascii_case(group));
         if !in_file.contains(&group) && (!has_path || is_other_case) {

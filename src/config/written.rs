@@ -21,6 +21,9 @@ const LIMITS: [&str; 9] = [
     "tiers",
 ];
 
+/// The fields by which a group selects requests.
+pub(super) const SELECTORS: [&str; 4] = ["path", "methods", "hosts", "grpc"];
+
 /// The fields of a file, with those of variables over them.
 #[derive(Clone, Default)]
 pub(super) struct Written(pub(super) Table);
@@ -33,8 +36,26 @@ impl Written {
 
     /// Whether a group has a limit, were it 0.
     pub(super) fn has_limits(&self, group: &str) -> bool {
+        self.has_one_of(group, &LIMITS)
+    }
+
+    /// Whether a group says which requests it selects, were it `off`.
+    pub(super) fn has_selectors(&self, group: &str) -> bool {
+        self.has_one_of(group, &SELECTORS)
+    }
+
+    fn has_one_of(&self, group: &str, fields: &[&str]) -> bool {
         let group = self.group(group);
-        group.is_some_and(|group| LIMITS.iter().any(|limit| group.contains_key(*limit)))
+        group.is_some_and(|group| {
+            fields
+                .iter()
+                .any(|field| group.get(*field).is_some_and(has_value))
+        })
+    }
+
+    /// Whether a table has something in it.
+    pub(super) fn has_entries(&self, table: &str) -> bool {
+        self.0.get(table).is_some_and(has_value)
     }
 
     pub(super) fn group_names(&self) -> Vec<&str> {
@@ -98,6 +119,16 @@ impl fmt::Debug for Written {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // There are secrets in it.
         f.write_str("Written(..)")
+    }
+}
+
+/// Whether there is a value in a table, a list or a text.
+fn has_value(value: &Value) -> bool {
+    match value {
+        Value::Table(table) => table.values().any(has_value),
+        Value::Array(values) => !values.is_empty(),
+        Value::String(text) => !text.is_empty(),
+        _ => true,
     }
 }
 

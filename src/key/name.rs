@@ -239,7 +239,19 @@ pub(crate) fn interned(kind: &str) -> Result<&'static str, KeyNameError> {
         return Err(KeyNameError::Kind);
     }
     // Of no key that this crate makes, and what follows would be kept though it may be a secret.
-    let meant = ["ip", "bearer", "api-key", "apikey", "x-api-key"];
+    let meant = [
+        "ip",
+        "bearer",
+        "api-key",
+        "apikey",
+        "x-api-key",
+        "authorization",
+        "proxy-authorization",
+        "cookie",
+        "token",
+        "api_key",
+        "jwt",
+    ];
     if meant.contains(&&*kind.to_ascii_lowercase()) && !KINDS_OF_THIS_CRATE.contains(&&*kind) {
         return Err(KeyNameError::Kind);
     }

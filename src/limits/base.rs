@@ -23,14 +23,9 @@ impl Limits {
         let now = self.0.clock.seconds();
         let base = base.into_iter();
         let base: BTreeMap<_, _> = base.filter(|(_, own)| !own.has_ended(|| now)).collect();
-        if base.len() > Self::MOST {
-            return Err(LimitsError::TooMany);
-        }
-        for (name, own) in &base {
-            Self::check_network(name, own.limit())?;
-            self.check_tier(own.limit())?;
-        }
+        self.check_base(base.iter(), &[])?;
         let mut state = lock(&self.0.state);
+        // Again, as an override may have been set in between.
         if state.has_too_many_rates_with(base.values()) {
             return Err(LimitsError::TooManyRates);
         }
@@ -40,6 +35,30 @@ impl Limits {
         }
         for (name, own) in base {
             self.apply(&mut state, Source::Base, &name, Some(own));
+        }
+        Ok(())
+    }
+
+    /// Whether [`set_base`](Self::set_base) would take these, with tiers that are not declared yet.
+    pub(crate) fn check_base<'a>(
+        &self,
+        base: impl Iterator<Item = (&'a KeyName, &'a Override)>,
+        more_tiers: &[&str],
+    ) -> Result<(), LimitsError> {
+        let base: Vec<_> = base.collect();
+        if base.len() > Self::MOST {
+            return Err(LimitsError::TooMany);
+        }
+        for (name, own) in &base {
+            Self::check_network(name, own.limit())?;
+            let is_new = |tier| more_tiers.contains(&tier);
+            if !own.limit().tier().is_some_and(is_new) {
+                self.check_tier(own.limit())?;
+            }
+        }
+        let entries = base.iter().map(|(_, own)| *own);
+        if lock(&self.0.state).has_too_many_rates_with(entries) {
+            return Err(LimitsError::TooManyRates);
         }
         Ok(())
     }

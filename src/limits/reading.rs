@@ -48,6 +48,7 @@ impl Replica {
             let found = read.found;
             let upto = read.upto.unwrap_or(found.version);
             let mut state = lock(&limits.0.state);
+            let has_changes = !changes.is_empty();
             for (name, version, limit) in changes {
                 self.apply_read(limits, &mut state, (name, version, limit));
             }
@@ -56,6 +57,10 @@ impl Replica {
                 state.newer.retain(|_, version| *version > upto);
                 known.known.version = upto;
                 known.known.table = found.table;
+            }
+            if has_changes && self.lost.load(Ordering::Relaxed) > 0 {
+                // What is lost may be less now.
+                known.all = None;
             }
             if read.upto.is_none() {
                 return Ok(());
@@ -66,14 +71,16 @@ impl Replica {
     /// Reads everything, of which this is the epoch and at least the version: page by page, as the runtime
     /// has other things to do.
     async fn read_all(&self, limits: &Limits, found: Found) -> Result<(), StoreError> {
-        let before = {
+        let (before, is_rolled_back) = {
             let mut state = lock(&limits.0.state);
-            let before = lock(&self.read).known.clone();
+            let read = lock(&self.read);
+            let (before, is_rolled_back) = (read.known.clone(), read.is_rolled_back);
+            drop(read);
             // Of another epoch, versions say nothing.
             let same = before.epoch == found.epoch;
             let version = found.version;
             state.newer.retain(|_, newer| same && *newer > version);
-            before
+            (before, is_rolled_back)
         };
         let mut names = HashSet::new();
         let mut table = String::new();
@@ -100,10 +107,11 @@ impl Replica {
             // It was lost, or begun, while it was read: it is to be read again, and nothing is missing yet.
             return Ok(());
         }
-        let is_accepted = found.accepted != before.accepted && !found.accepted.is_empty();
+        // One that is older is of a backup.
+        let is_accepted = found.accepted > before.accepted;
         let is_other = !before.table.is_empty() && before.table != found.table;
-        let has_lost =
-            self.lost.load(Ordering::Relaxed) > 0 || is_other || found.version < before.version;
+        let is_older = found.version < before.version || is_rolled_back;
+        let has_lost = self.lost.load(Ordering::Relaxed) > 0 || is_other || is_older;
         let keeps = has_lost && !is_accepted;
         let lost = self.missing(limits, &names, keeps).await;
         self.report_lost(if keeps { lost } else { 0 });
@@ -113,6 +121,7 @@ impl Replica {
             *read = Read {
                 known: found,
                 all: Some(Instant::now()),
+                is_rolled_back: false,
             };
         }
         Ok(())

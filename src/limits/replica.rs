@@ -39,6 +39,8 @@ pub(super) struct Read {
     pub(super) known: Found,
     /// When all of it was read last.
     pub(super) all: Option<Instant>,
+    /// Whether a version came again, so that writes were lost since.
+    pub(super) is_rolled_back: bool,
 }
 
 impl Limits {
@@ -236,7 +238,15 @@ impl Replica {
         let text = expected.map(|expected| expected.as_ref().map(Override::to_stored));
         let text = text.map(Option::unwrap_or_default);
         call.expected = text.as_deref();
+        call.marks_deletion = self.lost() > 0;
         let mut set = self.table.set(call.clone()).await?;
+        // What this replica keeps is what an operator saw, and the store has lost it.
+        let kept = lock(&limits.0.state).get(key).cloned();
+        let kept = kept.filter(|_| self.lost() > 0);
+        if matches!(set, SetOutcome::Changed(None)) && kept.is_some() && expected == Some(&kept) {
+            call.expected = Some("");
+            set = self.table.set(call.clone()).await?;
+        }
         // It may be written otherwise than this version of the crate writes it.
         if let (SetOutcome::Changed(Some(stored)), Some(expected)) = (&set, expected)
             && Override::from_stored(stored) == *expected
@@ -272,6 +282,7 @@ impl Replica {
             read.known.epoch = epoch;
             read.known.version = 0;
             read.all = None;
+            read.is_rolled_back |= is_repeated;
             state.newer.clear();
         }
         if read.known.table.is_empty() {
@@ -286,7 +297,7 @@ impl Replica {
             limits.apply(&mut state, Source::RunTime, key, to.clone());
         }
         let before = before.and_then(|text| Override::from_stored(&text));
-        Ok(Outcome::Made(before))
+        Ok(Outcome::Made(before.or(kept)))
     }
 
     /// Deletes overrides in the store that have ended. What fails is done later, here or by another replica.

@@ -40,6 +40,7 @@ impl Stub {
             .route("/explain", post(explain))
             .route("/changes", get(changes))
             .route("/cache/clear", post(async || StatusCode::NO_CONTENT))
+            .route("/now", get(async || Json(json!({"lost_overrides": 0}))))
             .route("/loss/accept", post(async || StatusCode::NO_CONTENT))
             .layer(from_fn_with_state(held.clone(), admit))
             .with_state(held.clone());

@@ -258,3 +258,55 @@ fn metrics_have_the_last_reload() {
     let (_, success) = gauges(|| drop(Admission::new(&config(API)).unwrap()));
     assert_eq!(success, 1.0);
 }
+
+/// What variables set is there also when the file is empty.
+#[tokio::test]
+async fn variables_hide_no_emptied_file() {
+    let text = "[groups.api]\npath = '/api'\nrate = '5/h'\n[groups.batch]\npath = '/batch'\nrate = '1/h'\n";
+    let file = File::new(text);
+    let variables = [("ADMISSION_GROUPS__API__RATE", "6/h")];
+    let admission = Admission::new(&file.load(&variables).unwrap()).unwrap();
+    file.write("");
+    let error = admission.reload(&file.load(&variables).unwrap());
+    let error = error.unwrap_err().to_string();
+    assert!(
+        error.contains("with them would go the limits of: api, batch"),
+        "{error}"
+    );
+    assert_eq!(admitted(&app(&admission), "/api", "alice").await, 6);
+}
+
+#[test]
+fn what_is_cut_behind_a_header_or_before_a_selector_is_a_loss() {
+    for (whole, cut, field) in [
+        (
+            "[groups.api]\nrate = '5/h'\npath = '/api'\n",
+            "[groups.api]\nrate = '5/h'\n",
+            "groups.api",
+        ),
+        (
+            "[groups.api]\npath = '/api'\n[groups.api.rates]\na = '5/h'\n",
+            "[groups.api]\npath = '/api'\n[groups.api.rates]\n",
+            "groups.api",
+        ),
+        (
+            "[groups.api]\npath = '/api'\nrate = '5/h'\n",
+            "[groups.api]\npath = '/api'\nalso = []\n",
+            "groups.api",
+        ),
+        ("[leases.jobs]\nper_tenant = 1\n", "", "leases"),
+        ("[limits]\n'org:acme' = '5/h'\n", "", "limits"),
+        ("[lists]\ndeny = ['ip:192.0.2.1']\n", "", "lists"),
+    ] {
+        let file = File::new(whole);
+        let admission = Admission::new(&file.load(&[]).unwrap()).unwrap();
+        file.write(cut);
+        let error = admission.reload(&file.load(&[]).unwrap()).unwrap_err();
+        assert_eq!(error.field(), Some(field), "{cut}");
+        // What is written is meant.
+        file.write(&format!("{cut}\n[{field}]\n"));
+        if !field.contains('.') {
+            admission.reload(&file.load(&[]).unwrap()).unwrap();
+        }
+    }
+}

@@ -113,3 +113,34 @@ async fn an_exported_table_is_part_of_a_file() {
         .get_override(&"org:acme".parse().unwrap());
     assert_eq!(read, Some(entry));
 }
+
+fn of_plans(text: &str) -> Result<Admission, tower_admission::config::ConfigError> {
+    let config = config(text);
+    Admission::builder(&config).tier_by(|_| None).build()
+}
+
+const PLANS: &str = "[groups.api]\npath = '/api'\nrate = '3/h'\ntiers.pro.rate = '5/h'\n";
+
+#[tokio::test]
+async fn a_tier_and_an_override_that_names_it_come_together() {
+    let wrong = of_plans(&format!("{PLANS}[limits]\n'org:a' = 'tier=prro'"));
+    assert!(wrong.unwrap_err().to_string().contains("prro"));
+    let admission = of_plans(PLANS).unwrap();
+    let both = format!("{PLANS}tiers.max.rate = '9/h'\n[limits]\n'bearer:a' = 'tier=max'");
+    admission.reload(&config(&both)).unwrap();
+    assert_eq!(admitted(&admission, "a").await, 9);
+}
+
+/// Whatever is wrong with a file, nothing of it is in force for a moment.
+#[tokio::test]
+async fn a_rejected_file_keeps_what_was_used_of_an_override() {
+    let with =
+        |limit: &str, more: &str| config(&format!("{GROUP}{more}[limits]\n'bearer:a' = '{limit}'"));
+    let admission = Admission::new(&with("8/h", "")).unwrap();
+    assert_eq!(admitted(&admission, "a").await, 8);
+    admission
+        .reload(&with("2/h", "key = 'nobody'\n"))
+        .unwrap_err();
+    assert_eq!(admitted(&admission, "a").await, 0);
+    assert_eq!(admission.limits().list()[0].1.to_string(), "8/h");
+}

@@ -137,7 +137,11 @@ const edit = (key, limit, span) => attempt(async () => {
   at('usage-dialog').close();
   at('edit-dialog').showModal();
   at(key ? 'edit-limit' : 'edit-key').focus();
-  if (key) at('edit-usage').replaceChildren(...bars((await json('GET', of('usage', key))).usage));
+  if (!key) return;
+  const mine = edited;
+  const { usage } = await json('GET', of('usage', key));
+  // Another key may be edited by now.
+  if (edited === mine) at('edit-usage').replaceChildren(...bars(usage));
 });
 
 // An hour, so that a ban that is forgotten ends.
@@ -153,8 +157,6 @@ onSubmit('edit', async () => {
     // The next click is about what is shown now.
     edited.tag = error.tag;
     const { current: theirs, wanted } = error.problem;
-    edited.end = theirs?.end;
-    if (at('edit-for').value === 'keep') showSpans(edited.end);
     at('conflict-theirs').textContent = theirs?.limit ?? 'no limit of its own';
     at('conflict-theirs-notes').textContent = theirs ? notes(theirs) : '';
     at('conflict-mine').textContent = wanted.limit;
@@ -187,8 +189,13 @@ onSubmit('delete', async () => {
   try {
     await ask('DELETE', of('limits', deleting.key), { headers: only(deleting.tag) });
   } catch (error) {
-    // Somebody else was first.
-    if (error.status === 404 || (error.status === 412 && error.problem.current === null)) return true;
+    // Another operator was first.
+    if (error.status === 412 && error.problem.current === null) return true;
+    if (error.status === 404) {
+      if ((await current(deleting.key)).limit === null) return true;
+      at('delete-wrong').textContent = 'It comes from the configuration of the service and stays: set another limit over it.';
+      return false;
+    }
     if (error.status !== 412) throw error;
     deleting.tag = error.tag;
     at('delete-limit').textContent = error.problem.current.limit;

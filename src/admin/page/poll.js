@@ -6,6 +6,8 @@
 const EVERY = 1000;
 // After this, what is shown is old.
 const LATE = 3000;
+// A replica that has not answered for this long is forgotten: it was stopped, or another took its place.
+const FORGOTTEN = 120_000;
 
 // By id: the replicas that have answered, each with its last answer, its counts, and when it answered.
 const replicas = new Map();
@@ -17,6 +19,9 @@ const nameOf = ({ now: { replica } }) => `${replica.host} (pid ${replica.pid})`;
 
 // Those that still answer: of several each is asked more seldom.
 function live() {
+  for (const [id, { at: when }] of replicas) {
+    if (performance.now() - when > FORGOTTEN) replicas.delete(id);
+  }
   const patience = Math.max(5000, 3 * EVERY * replicas.size);
   return [...replicas.values()].filter(({ at: when }) => performance.now() - when < patience)
     .sort((one, two) => nameOf(one).localeCompare(nameOf(two)));

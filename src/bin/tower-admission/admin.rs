@@ -157,6 +157,11 @@ impl Admin {
         self.post_nothing("/cache/clear").await
     }
 
+    pub(crate) async fn lost(&self) -> Result<u64, Failure> {
+        let now: Now = read(self.0.send(Method::GET, "/now", None).await?)?;
+        Ok(now.lost_overrides)
+    }
+
     pub(crate) async fn accept_loss(&self) -> Result<(), Failure> {
         self.post_nothing("/loss/accept").await
     }
@@ -171,6 +176,12 @@ impl Admin {
             Err(no_api())
         }
     }
+}
+
+/// What an import has to know of the moment.
+#[derive(serde::Deserialize)]
+struct Now {
+    lost_overrides: u64,
 }
 
 fn of_key(what: &str, key: &KeyName) -> String {

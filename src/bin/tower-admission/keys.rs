@@ -44,6 +44,7 @@ impl Keys {
         let meant = match kind.to_ascii_lowercase().as_str() {
             "ip" | "ipv4" | "ipv6" => Some("ip"),
             "x-api-key" => Some("api-key"),
+            "authorization" | "auth" | "token" | "jwt" => Some("bearer"),
             _ => nearest(kind, CREDENTIALS),
         };
         match meant {

@@ -130,6 +130,14 @@ impl Server {
         }
     }
 
+    /// How many limits a service keeps although the store has lost them. The store itself does not know.
+    pub(crate) async fn lost(&self) -> Result<u64, Failure> {
+        match &self.kind {
+            Kind::Redis(_) => Ok(0),
+            Kind::Admin(admin) => within(self.timeout, admin.lost()).await,
+        }
+    }
+
     pub(crate) async fn accept_loss(&self) -> Result<(), Failure> {
         ask!(self, server => server.accept_loss())
     }

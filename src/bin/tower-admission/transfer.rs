@@ -62,7 +62,9 @@ impl Import<'_> {
             .map_err(|error| Failure::refused(format!("{shown} cannot be read: {error}")))?;
         let table = LimitsTable::from_toml(&text)
             .map_err(|error| Failure::refused(format!("{shown}: {error}")))?;
-        let (steps, same, ended) = self.steps(table, &server.list().await?)?;
+        // What a service keeps in its memory is not in the store then, so it is set whether it is the same or not.
+        let lost = server.lost().await?;
+        let (steps, same, ended) = self.steps(table, &server.list().await?, lost > 0)?;
         for step in &steps {
             if let Some(own) = &step.after {
                 let checked = server.check(own).await;
@@ -94,8 +96,14 @@ impl Import<'_> {
                     failure.about(&format!("{} ({done} of {all} changes were made)", step.key))
                 })?;
             }
-            // All that is to be there is there again.
-            server.accept_loss().await?;
+            if self.replaces {
+                // The file is all that is to be there.
+                server.accept_loss().await?;
+            } else if lost > 0 {
+                output.warning(
+                    "services keep what the store has lost and is not in the file: see `limits accept-loss`",
+                );
+            }
         }
         self.tell(&steps, same, &ended, output)
     }
@@ -139,6 +147,7 @@ impl Import<'_> {
         &self,
         table: LimitsTable,
         current: &[Entry],
+        sets_all: bool,
     ) -> Result<(Vec<Step>, usize, Vec<KeyName>), Failure> {
         let mut current: BTreeMap<_, _> = current
             .iter()
@@ -155,7 +164,7 @@ impl Import<'_> {
             let mut after = Own::from(&own);
             // Of whom imports it.
             after.author = None;
-            if before.is_some_and(|before| before.is_same(&after)) {
+            if !sets_all && before.is_some_and(|before| before.is_same(&after)) {
                 same += 1;
                 continue;
             }

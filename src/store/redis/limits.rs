@@ -66,6 +66,8 @@ pub(crate) struct SetOverride<'a> {
     pub(crate) ended: Option<u64>,
     pub(crate) author: &'a str,
     pub(crate) origin: &'a str,
+    /// Whether a deletion of what is not there is to be told from a loss.
+    pub(crate) marks_deletion: bool,
     /// How many overrides there may be, and how many changes the audit trail keeps.
     pub(crate) at_most: [usize; 2],
 }
@@ -153,6 +155,7 @@ impl LimitTable {
             change.author.to_owned(),
             change.origin.to_owned(),
             audited.to_string(),
+            u8::from(change.marks_deletion).to_string(),
         ][..];
         // A second one would find its own override as the one before.
         let set = self.call_again(Again::Never, &self.set, &self.keys, arguments);
@@ -224,7 +227,9 @@ impl LimitTable {
         let (next, found): (u64, Vec<(Bytes, Bytes)>) =
             self.call(&self.page, &self.keys, arguments).await?;
         let found = found.into_iter();
-        let found = found.filter_map(|(name, limit)| Some((text(name)?, text(limit))));
+        // An empty text is a deletion.
+        let limit = |limit| text(limit).filter(|limit| !limit.is_empty());
+        let found = found.filter_map(|(name, found)| Some((text(name)?, limit(found))));
         Ok((next, found.collect()))
     }
 

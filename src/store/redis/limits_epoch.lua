@@ -8,7 +8,9 @@
 if ARGV[2] == 'lost' then
   redis.call('HSET', KEYS[1], '#table', ARGV[1])
 elseif ARGV[2] == 'accept' then
-  redis.call('HSET', KEYS[3], 'accepted', ARGV[1])
+  -- By time, so that one of an older backup is older. Digits of one length compare as numbers do.
+  local now = redis.call('TIME')
+  redis.call('HSET', KEYS[3], 'accepted', string.format('%012d%06d', now[1], now[2]))
 end
 redis.call('HSET', KEYS[3], 'epoch', ARGV[1])
 return 1

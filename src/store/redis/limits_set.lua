@@ -15,6 +15,8 @@
 -- ARGV[8]  who makes the change
 -- ARGV[9]  from where
 -- ARGV[10] how many changes the audit trail keeps
+-- ARGV[11] 1 when replicas keep overrides that were lost: a deletion of one that is not here leaves an empty text, which
+--          tells it from one that was lost
 --
 -- Returns `set`, the epoch, the version, the id of the table and what the override was before; `full`;
 -- `changed` and what the override is; or `early`.
@@ -23,6 +25,9 @@
 
 local now = tonumber(redis.call('TIME')[1])
 local before = redis.call('HGET', KEYS[1], ARGV[1])
+if before == '' then
+  before = false
+end
 local table_id = redis.call('HGET', KEYS[1], '#table')
 -- One of them is the id.
 local full = redis.call('HLEN', KEYS[1]) > tonumber(ARGV[3])
@@ -50,6 +55,8 @@ end
 local version = redis.call('HINCRBY', KEYS[3], 'version', 1)
 if ARGV[2] ~= '' then
   redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+elseif ARGV[11] == '1' and not before and not full then
+  redis.call('HSET', KEYS[1], ARGV[1], '')
 else
   redis.call('HDEL', KEYS[1], ARGV[1])
 end

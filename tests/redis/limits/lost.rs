@@ -154,3 +154,41 @@ async fn writes_that_a_failover_lost_are_kept() {
         .await
         .unwrap();
 }
+
+#[tokio::test]
+async fn an_override_that_is_deleted_while_it_is_lost_is_gone_in_all_replicas() {
+    let server = Server::start().await;
+    let [here, there] = [(); 2].map(|()| Limits::in_store(&server.store()));
+    set(&here, "ip:192.0.2.1", "deny all").await;
+    set(&here, "org:b", "5/h").await;
+    there.refresh().await.unwrap();
+    server.clear().await;
+    until("the loss is seen", async || {
+        here.lost() == 2 && there.lost() == 2
+    })
+    .await;
+    let banned = name("ip:192.0.2.1");
+    let kept = here.get_override(&banned);
+    // It is what was kept that is deleted, and that was there before.
+    let edit = here.edit(&banned).only_if(kept.as_ref());
+    assert_eq!(edit.delete().await.unwrap(), kept);
+    until("there as well", async || {
+        there.get(&banned).is_none() && there.lost() == 1 && here.lost() == 1
+    })
+    .await;
+    let late = Limits::in_store(&server.store());
+    late.refresh().await.unwrap();
+    assert!(late.is_empty());
+    // It can be set again, and be edited under a condition.
+    let entry = Override::new("6/h".parse().unwrap());
+    here.edit(&banned).only_if(None).set(entry).await.unwrap();
+    let other = name("org:b");
+    let kept = there.get_override(&other);
+    let entry = Override::new("7/h".parse().unwrap());
+    let edit = there.edit(&other).only_if(kept.as_ref());
+    assert_eq!(edit.set(entry).await.unwrap(), kept);
+    until("nothing is lost", async || {
+        here.lost() == 0 && there.lost() == 0 && here.len() == 2
+    })
+    .await;
+}
