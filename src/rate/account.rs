@@ -262,7 +262,7 @@ impl Account {
     ) -> Reply<Result<(), Rejection>> {
         let shared = &self.shared;
         if !shared.parts.is_empty() {
-            return match shared.joint(None::<&mut Request<()>>, &self.keys, &decision) {
+            return match shared.joint(None::<&mut Request<()>>, &self.keys, &decision, left_out) {
                 Joint::Enforced(rejected) => Reply::Ready(Err(shared.report(rejected))),
                 Joint::Without(parts) => self.charge_without(left_out.with(parts), cost),
             };

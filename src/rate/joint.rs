@@ -151,6 +151,7 @@ impl Shared {
         mut request: Option<&mut Request<B>>,
         keys: &[Key],
         decision: &Decision,
+        left_out: Parts,
     ) -> Joint {
         let mut would_reject = |rejected: &Rejected| {
             let head = request.as_deref().map(RequestHead::from);
@@ -171,10 +172,23 @@ impl Shared {
                 }
             }
         }
-        if decision.usages().is_empty() && self.is_dry_run() {
-            // A store that cannot be reached has no numbers.
-            would_reject(&self.rejected(keys, decision.clone()));
-            (0..self.parts.len()).for_each(|place| others.add(place));
+        if decision.usages().is_empty() {
+            // A store that cannot be reached has no numbers: each limit is enforced for its own part of the keys.
+            let mut first = 0;
+            for (place, part) in self.parts.iter().enumerate() {
+                let key = keys.get(first);
+                first += part.policies;
+                if left_out.contains(place) {
+                    continue;
+                }
+                match part.enforce.decides(key) {
+                    true => enforced.add(place),
+                    false => others.add(place),
+                }
+            }
+            if enforced.is_empty() {
+                would_reject(&self.rejected(keys, decision.clone()));
+            }
         }
         let mut unenforced = Parts::NONE;
         for place in (0..self.parts.len()).filter(|place| others.contains(*place)) {

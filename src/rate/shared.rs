@@ -173,7 +173,7 @@ impl Shared {
     ) -> Verdict<RB> {
         let begun = asked.begun;
         while !decision.is_admitted() && !shared.parts.is_empty() {
-            match shared.joint(Some(request), keys, &decision) {
+            match shared.joint(Some(request), keys, &decision, asked.left_out) {
                 Joint::Enforced(rejected) => {
                     let head = RequestHead::from(&*request);
                     return Verdict::Rejected(shared.reject(&rejected, begun, head));

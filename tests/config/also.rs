@@ -13,7 +13,7 @@ use tower_admission::config::{Admission, Config, ConfigError};
 use tower_admission::observe::Subject;
 use tower_admission::{ConcurrencyLimiter, Key, Observer, PeerAddr, RateLimitStatus, Rejection};
 
-use super::config;
+use super::{config, status};
 use super::server::Server;
 
 /// What observers were told, as `event limiter policy`.
@@ -731,4 +731,38 @@ fn groups_of_one_decision_fail_in_the_same_way() {
     );
     Config::from_toml(&text.replace("rate = '1/s'", "concurrency = 1")).unwrap();
     Config::from_toml(&text.replace("[store]", "[store]\non_failure = 'closed'")).unwrap();
+}
+
+/// While a store that fails closed is away, no more keys are rejected than without the other group.
+#[tokio::test]
+async fn a_part_of_the_keys_is_enforced_while_the_store_is_away() {
+    let away = "store = { url = 'redis://127.0.0.1:1', secret = '07070707070707070707070707070707', \
+                on_failure = 'closed' }\n";
+    let groups = |enforce: &str, also: &str| {
+        let text = format!(
+            "{away}[groups.api]\npath = '/api'\nrate = '9/h'\n{enforce}\n{also}\n\
+             [groups.global]\npath = 'off'\nrate = '9/h'\n{enforce}\n"
+        );
+        super::app(&Admission::new(&config(&text)).unwrap())
+    };
+    for enforce in ["enforce = 10", "dry_run = true"] {
+        let [alone, joined] = ["", "also = 'global'"].map(|also| groups(enforce, also));
+        let mut rejected = 0;
+        for n in 0..100 {
+            let token = format!("t{n}");
+            let expected = status(&alone, "/api", &token).await;
+            assert_eq!(
+                status(&joined, "/api", &token).await,
+                expected,
+                "{enforce} {token}"
+            );
+            rejected += usize::from(!expected.is_success());
+        }
+        let some = if enforce == "dry_run = true" {
+            0..=0
+        } else {
+            1..=50
+        };
+        assert!(some.contains(&rejected), "{enforce}: {rejected}");
+    }
 }
