@@ -13,7 +13,7 @@ use crate::key::Key;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, lock};
 
 /// What a response holds, shared with the requests that may need it.
-struct Parked<T> {
+pub(super) struct Parked<T> {
     lists: SmallVec<[List; 1]>,
     shard: usize,
     parked_at: AtomicU64,
@@ -40,7 +40,7 @@ enum Content<T> {
 
 /// A response in the list of those that may be stalled. Dropping it removes the response.
 // One pointer, since every response body has room for it.
-pub(crate) struct Parking<T>(Arc<Parked<T>>);
+pub(crate) struct Parking<T>(pub(super) Arc<Parked<T>>);
 
 /// What was parked.
 pub(crate) enum Unparked<T> {

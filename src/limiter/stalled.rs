@@ -310,10 +310,10 @@ mod loom_tests {
                 panic!("reclaiming is on");
             };
             let parked = parking.0.clone();
-            let parked_at = parked.parked_at();
+            let parked_at = parked.parked_at(&slots.stalled);
             let reclaiming = thread::spawn(move || {
                 slots.stalled.reclaimed.fetch_add(1, Ordering::Relaxed);
-                let is_reclaimed = parked.reclaim(parked_at, false);
+                let is_reclaimed = parked.reclaim(&slots.stalled, parked_at, false);
                 if !is_reclaimed {
                     slots.stalled.reclaimed.fetch_sub(1, Ordering::Relaxed);
                 }

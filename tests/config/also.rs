@@ -13,8 +13,8 @@ use tower_admission::config::{Admission, Config, ConfigError};
 use tower_admission::observe::Subject;
 use tower_admission::{ConcurrencyLimiter, Key, Observer, PeerAddr, RateLimitStatus, Rejection};
 
-use super::{config, status};
 use super::server::Server;
+use super::{config, status};
 
 /// What observers were told, as `event limiter policy`.
 #[derive(Clone, Default)]
