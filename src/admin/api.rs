@@ -177,6 +177,7 @@ pub(super) async fn clear_caches(State(api): Shared) -> Answer {
 pub(super) async fn accept_loss(State(api): Shared, Extension(by): Extension<SignedIn>) -> Answer {
     #[cfg(feature = "redis")]
     api.limits.accept_loss().await?;
+    let _ = api;
     tracing::warn!(
         operator = by.operator.name(),
         "an operator has accepted that overrides are lost"
