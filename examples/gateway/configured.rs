@@ -36,7 +36,7 @@ pub(crate) async fn serve(signals: Signals, flags: &Flags, file: &Path) -> Resul
     let app = unlimited()
         .route("/metrics", get(scrape))
         .layer(admission.layer())
-        // After the layer, so that an operator who repairs a limit is not rejected by it. Without a token nobody is
+        // After the layer, so that an operator who repairs a limit is not rejected by it. Without a token no request is
         // admitted; a changed file may add one.
         .nest_service("/admin", admission.admin(&recorder).build());
 

@@ -1,4 +1,4 @@
-//! Which entry decides about a request, and what observers and clients are told of it.
+//! Finds the list entry that decides about a request, answers banned clients and informs observers.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -150,7 +150,7 @@ impl Gate {
             decisive(entries, Listed::prefix)
         };
         let found = in_lists(address);
-        // Whoever can send a packet through a relay chooses the address inside, so it bans and does not exempt.
+        // Any client of a relay can choose the address inside, so that address bans and does not exempt.
         let inside = Key::embedded_v4(address).and_then(in_lists);
         inside
             .filter(|listed| listed.listing == Listing::Denied)

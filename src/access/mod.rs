@@ -66,7 +66,7 @@
 //! limits [per key](crate::ConcurrencyLimitLayer::per_key) do not count it. It gets no rate-limit fields; a handler's
 //! [`RateLimitStatus`](crate::RateLimitStatus) is unlimited. **It still counts in the capacity of the service**
 //! ([`ConcurrencyLimitLayer::new`](crate::ConcurrencyLimitLayer::new)), and can be answered 503: capacity protects the
-//! service itself, whoever asks. Use [`skip`](crate::ConcurrencyLimitLayer::skip) for what must not count there, such as
+//! service itself, whichever client asks. Use [`skip`](crate::ConcurrencyLimitLayer::skip) for what must not count there, such as
 //! health checks. Limits of WebSockets and leases are not exempted.
 //!
 //! In `admission_requests_total` this layer counts an exempt request, unless a layer further out did.

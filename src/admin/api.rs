@@ -201,7 +201,7 @@ struct Notes {
     for_seconds: Option<u64>,
 }
 
-/// What is wrong with them.
+/// The error for a wrong note or end.
 const NOTES: &str = "`note` is a text; `end` is a time in seconds since the Unix epoch, or `for_seconds` a number from 1 \
                      to 315360000, and not both.";
 

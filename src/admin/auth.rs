@@ -61,7 +61,7 @@ impl IntoOperator for Option<Operator> {
     }
 }
 
-/// Somebody who may look at limits, and perhaps change them.
+/// A person or program that may read limits and, with [`Role::Write`], change them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Operator {
     name: Arc<str>,

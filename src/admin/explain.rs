@@ -287,7 +287,7 @@ fn limit<'a>(applied: &'a Applied<'_>) -> Limit<'a> {
     }
 }
 
-/// A permit is taken before a rate is charged, and of several rates the one with the longest wait is told.
+/// A permit is taken before a rate is charged, and of several rates the one with the longest wait is reported.
 fn now<'a>(applied: &'a [Applied<'_>]) -> Now<'a> {
     let passes = applied
         .iter()

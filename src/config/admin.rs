@@ -158,7 +158,7 @@ mod endpoints {
 
     impl Admission {
         /// The admin endpoints for these limits: with the tokens of `[admin]` and the client addresses of `[clients]`,
-        /// which follow each reload, and with the groups for `POST /explain`. Without a token nobody is admitted.
+        /// which follow each reload, and with the groups for `POST /explain`. Without a token every request gets 401.
         ///
         /// ```
         /// use tower_admission::admin::Recorder;
