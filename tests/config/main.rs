@@ -12,6 +12,8 @@ mod errors;
 mod follow;
 mod keys;
 mod lists;
+#[path = "../logged/mod.rs"]
+mod logged;
 mod loss;
 mod off;
 mod outcomes;
