@@ -8,6 +8,7 @@ mod builder;
 #[path = "../redis/certificates.rs"]
 #[allow(dead_code)]
 mod certificates;
+mod enabled;
 mod errors;
 mod follow;
 mod keys;
