@@ -68,14 +68,9 @@ impl Shared {
 
     fn applies(&self, limit: &Limit) -> bool {
         match self {
-            Self::Rate { policies, .. } => policies.iter().any(|policy| {
-                let is_single = policy.quotas().len() == 1;
-                let mut quotas = policy.quotas().iter();
-                quotas.any(|quota| {
-                    let is_sliding = quota.quota().is_sliding();
-                    limit.rule(quota.name(), is_single, is_sliding).is_some()
-                })
-            }),
+            Self::Rate { policies, .. } => {
+                policies.iter().any(|policy| policy.is_changed_by(limit))
+            }
             Self::Slots { described, .. } => limit.concurrency(&described.name).is_some(),
         }
     }
