@@ -208,7 +208,7 @@ async fn a_ban_is_undone_by_a_service() {
     run(&plan).await.ok();
     let ban = run(&["limits", "set", "org:a", "deny all", "--for", "1h"]).await;
     assert_eq!(ban.code, 0, "{ban:?}");
-    let told = "warning: tier=pro does not come back when this ends: then, or before it, run \
+    let told = "warning: tier=pro does not come back when this ends; to restore it then, run \
                 `tower-admission limits undo org:a`, or: tower-admission limits set org:a tier=pro \
                 --note 'a plan'\n";
     assert_eq!(ban.err, told);

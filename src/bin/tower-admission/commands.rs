@@ -277,7 +277,11 @@ async fn delete(
     for warning in &warnings {
         output.warning(warning);
     }
-    let question = format!("Delete the limit of {key} ({limit})? The default applies then.");
+    let then = match &entry.in_file {
+        Some(below) => format!("{} of the file", below.brief()),
+        None => "The default".to_owned(),
+    };
+    let question = format!("Delete the limit of {key} ({limit})? {then} applies then.");
     if !is_forced && !output.ask(&question) {
         let json = json!({ "key": key.as_str(), "before": entry.own, "deleted": false });
         return output.done(&clean(&format!("{key}: {limit} (not deleted)")), json);

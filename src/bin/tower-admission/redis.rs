@@ -13,7 +13,7 @@ use crate::args::{RequestArgs, ServerArgs};
 use crate::changes::Change;
 use crate::explained::Explained;
 use crate::failure::Failure;
-use crate::own::{Own, now};
+use crate::own::Own;
 use crate::server::{Changed, Entry, Wanted, changed_meanwhile};
 use crate::store_error::{failed, not_changed, not_read};
 use crate::suggest::advice;
@@ -162,12 +162,11 @@ impl Redis {
                 self.prefix
             )));
         }
-        let mut own = to.own.to_override()?;
-        if let Some(lasts) = to.lasts {
-            let end = now().checked_add(lasts);
-            own = own.with_end(end.ok_or_else(|| Failure::usage("the end is out of all bounds"))?);
-        }
+        let own = to.own.to_override()?;
         let mut edit = self.edit(key);
+        if let Some(lasts) = to.lasts {
+            edit = edit.lasting(lasts);
+        }
         if let Some(shown) = to.only_if {
             edit = edit.only_if(self.current(key, shown).await?.as_ref());
         }
@@ -212,6 +211,10 @@ impl Redis {
     pub(crate) async fn get(&self, key: &KeyName) -> Result<Option<Entry>, Failure> {
         self.limits.refresh().await.map_err(not_read)?;
         let own = self.limits.get_override(key);
+        if own.is_none() {
+            // None under a wrong prefix is not to look like none.
+            self.services().await?;
+        }
         Ok(own.map(|own| entry(key, &own)))
     }
 
@@ -390,6 +393,7 @@ fn entry(key: &KeyName, own: &Override) -> Entry {
         key: key.to_string(),
         own: Own::from(own),
         source: None,
+        in_file: None,
     }
 }
 

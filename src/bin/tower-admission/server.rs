@@ -43,6 +43,9 @@ pub(crate) struct Entry {
     /// do not say, and Redis has those that were set at run time alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) source: Option<String>,
+    /// What the configuration has for the key, under what was set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) in_file: Option<Own>,
 }
 
 impl Entry {

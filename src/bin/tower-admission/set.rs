@@ -108,7 +108,7 @@ fn gone(key: &KeyName, before: &Own, after: &Own) -> Option<String> {
     };
     if outlasts && (before.end.is_none() || before.limit != after.limit) {
         return Some(format!(
-            "{} does not come back when this ends: then, or before it, run `tower-admission limits undo {key}`, or: {}",
+            "{} does not come back when this ends; to restore it then, run `tower-admission limits undo {key}`, or: {}",
             before.brief(),
             before.command(key.as_str())
         ));
@@ -130,11 +130,11 @@ fn gone(key: &KeyName, before: &Own, after: &Own) -> Option<String> {
         ..after.clone()
     };
     let keeps = match crate::redis::read(&both.limit) {
-        Ok(_) => format!("to keep both, run: {}", both.command(key.as_str())),
+        Ok(_) => format!("to keep it, run: {}", both.command(key.as_str())),
         Err(_) => format!("to go back, run: tower-admission limits undo {key}"),
     };
     Some(format!(
-        "this is all of the limit now: {gone} of the one before does not apply any more; {keeps}"
+        "this replaces the whole limit: {gone} no longer applies; {keeps}"
     ))
 }
 

@@ -173,7 +173,7 @@ impl Import<'_> {
                 server.accept_loss().await?;
             } else if lost > 0 {
                 output.warning(
-                    "services keep what the store has lost and is not in the file: see `limits accept-loss`",
+                    "services still keep limits that the store has lost, if they are not in the file: see `limits accept-loss`",
                 );
             }
         }
