@@ -298,6 +298,7 @@ mod changing;
 mod check;
 mod cost;
 mod document;
+mod entries;
 mod error;
 #[cfg(feature = "admin")]
 mod explain;
@@ -320,6 +321,7 @@ mod reloaded;
 mod routes;
 mod selectors;
 mod sockets;
+mod sorts;
 mod statuses;
 mod stores;
 mod text;
