@@ -63,7 +63,7 @@ impl LimitsTable {
             Some(Value::Table(table)) => Self::read(table).map_err(|wrong| {
                 let document = Document::parse(text).ok();
                 let place = document.and_then(|it| it.place_of_entry(TABLE, &wrong.key));
-                wrong.error.found_at(place)
+                wrong.error().found_at(place)
             }),
             Some(_) => Err(ConfigError::at(TABLE, "this is no table")),
             // An emptied file must not look like one without overrides.
@@ -154,15 +154,19 @@ impl LimitsTable {
 /// What is wrong with an entry, and its key, by which it is found in the file.
 struct WrongEntry {
     key: String,
-    error: ConfigError,
+    problem: String,
 }
 
 impl WrongEntry {
     fn new(key: &str, problem: String) -> Self {
         Self {
             key: key.to_owned(),
-            error: ConfigError::at(field_of(key), problem),
+            problem,
         }
+    }
+
+    fn error(&self) -> ConfigError {
+        ConfigError::at(field_of(&self.key), &self.problem)
     }
 }
 
@@ -171,7 +175,7 @@ impl Config {
     /// Reads them. The secret of the process is there by now.
     pub(super) fn read_limits(&self) -> Result<LimitsTable, ConfigError> {
         LimitsTable::read(&self.limits.0)
-            .map_err(|wrong| self.place_of_limit(&wrong.key, wrong.error))
+            .map_err(|wrong| self.place_of_limit(&wrong.key, wrong.error()))
     }
 
     /// Checks them without making keys, since these depend on a secret that may not be installed yet.

@@ -47,6 +47,9 @@ pub enum WarningKind {
     NoProxies,
 }
 
+/// What is told, and its kind.
+type Told = (WarningKind, ConfigError);
+
 impl WarningKind {
     /// In words, for programs: `no_path`.
     #[must_use]
@@ -145,7 +148,7 @@ impl Config {
     }
 
     /// Where a failure mode has no effect, as nothing fails in memory.
-    fn warnings_of_stores(&self) -> Vec<(WarningKind, ConfigError)> {
+    fn warnings_of_stores(&self) -> Vec<Told> {
         if self.store.url.is_some() {
             return Vec::new();
         }
@@ -163,12 +166,7 @@ impl Config {
 
     /// Parts of overrides about limits that are not there: those that are likely a typing error, and those that the
     /// program may have.
-    fn warnings_of_limits(
-        &self,
-    ) -> (
-        Vec<(WarningKind, ConfigError)>,
-        Vec<(WarningKind, ConfigError)>,
-    ) {
+    fn warnings_of_limits(&self) -> (Vec<Told>, Vec<Told>) {
         let known = self.limit_names();
         let (mut near, mut others) = (Vec::new(), Vec::new());
         let unknown = self.limits_named().into_iter();
@@ -204,7 +202,7 @@ impl Config {
     }
 
     /// Fields of the file that a variable sets to something else. No value is shown.
-    fn warnings_of_hidden_fields(&self) -> Vec<(WarningKind, ConfigError)> {
+    fn warnings_of_hidden_fields(&self) -> Vec<Told> {
         let file = self.file();
         let hidden = self.origin.variables.hide(&file.0).into_iter();
         let told = hidden.map(|(field, variable)| {
@@ -219,7 +217,7 @@ impl Config {
         told.collect()
     }
 
-    fn warnings_of_settings(&self) -> Vec<(WarningKind, ConfigError)> {
+    fn warnings_of_settings(&self) -> Vec<Told> {
         let mut found = Vec::new();
         if let Some(told) = self.no_groups() {
             found.push((WarningKind::NoGroups, told));
@@ -246,7 +244,7 @@ impl Config {
     }
 
     /// What has no effect in a group, of which the file may have others.
-    fn warnings_of_group(&self, group: &str, in_file: &[&str]) -> Vec<(WarningKind, ConfigError)> {
+    fn warnings_of_group(&self, group: &str, in_file: &[&str]) -> Vec<Told> {
         let field = format!("groups.{group}");
         let is_also = |other: &Group| other.also.iter().any(|name| name == group);
         let has_path = self.written.has_selectors(group) || self.groups.values().any(is_also);
@@ -277,7 +275,7 @@ impl Config {
         found
     }
 
-    fn warnings_of_variables(&self) -> Vec<(WarningKind, ConfigError)> {
+    fn warnings_of_variables(&self) -> Vec<Told> {
         let tables = Self::tables();
         let is_near = |word: &str| nearest(word, tables.iter().map(String::as_str)).is_some();
         let names_field = |rest: &str| {
