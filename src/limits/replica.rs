@@ -43,6 +43,19 @@ pub(super) struct Read {
     pub(super) is_rolled_back: bool,
 }
 
+/// The gauges of overrides in a store, which exist from the start.
+#[cfg(feature = "metrics")]
+const GAUGES: [(&str, &str); 2] = [
+    (
+        "admission_limits_lost",
+        "Overrides that the store has lost and this process keeps.",
+    ),
+    (
+        "admission_limits_unreadable",
+        "Overrides in the store that this version cannot read.",
+    ),
+];
+
 impl Limits {
     /// How long a replica goes on with what it has read before it reads all anew: 10 minutes.
     /// Changes are read within a second; this mends what nobody knows to be wrong.
@@ -71,7 +84,8 @@ impl Limits {
     pub fn in_store_with(store: &RedisStore, cache_ttl: Duration) -> Self {
         LimitChange::count_from_zero();
         #[cfg(feature = "metrics")]
-        for gauge in ["admission_limits_lost", "admission_limits_unreadable"] {
+        for (gauge, description) in GAUGES {
+            metrics::describe_gauge!(gauge, metrics::Unit::Count, description);
             metrics::gauge!(gauge).set(0.0);
         }
         let limits = Self(Arc::new(Inner {

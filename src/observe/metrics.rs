@@ -76,7 +76,7 @@ use crate::store::{
 /// |---|---|---|
 /// | `admission_store_errors_total` | `kind` | calls that failed, by [kind of failure](FailureKind::as_str) |
 /// | `admission_store_up` | | 1 while the store can be reached, in a cluster all its masters, else 0. Exists from the first attempt to connect on |
-/// | `admission_failure_mode_decisions_total` | `mode` | requests that a [failure mode](FailureMode::as_str) decided, because the store did not: `open`, `closed` or `local_share` |
+/// | `admission_failure_mode_decisions_total` | `mode` | decisions of a [failure mode](FailureMode::as_str), because the store did not decide: `open`, `closed` or `local_share`. A request under a rate and a concurrency limit has two |
 /// | `admission_denial_cache_hits_total` | | rejections that took no call |
 ///
 /// All of these begin at 0 with the first attempt to connect, so that Prometheus sees the first failure as an increase.
@@ -254,7 +254,7 @@ fn describe_store() {
     describe_counter!(
         "admission_failure_mode_decisions_total",
         Unit::Count,
-        "Requests that a failure mode decided, because the store did not."
+        "Decisions of a failure mode, because the store did not decide."
     );
     describe_counter!(
         "admission_denial_cache_hits_total",
