@@ -286,6 +286,7 @@ impl Stack {
             set_policies(limiter, vec![quota]);
         }
         let limiter = self.concurrency.limiter();
+        self.rate.tell_attached();
         // The layers are applied to each request anew, and the first one may be nested already.
         self.limiter.nesting().expect();
         self.rate.limiter().nesting().expect();

@@ -298,6 +298,8 @@ mod check;
 mod cost;
 mod document;
 mod error;
+#[cfg(feature = "metrics")]
+mod evictions;
 #[cfg(feature = "admin")]
 mod explain;
 mod follow;
