@@ -138,26 +138,40 @@ impl LimitChange {
 
     pub(super) fn count(&self, made: Made) {
         #[cfg(feature = "metrics")]
-        metrics::counter!(
-            "admission_limit_changes_total",
-            "change" => self.word(), "origin" => made.as_str()
-        )
-        .increment(1);
+        Self::counter(self.word(), made).increment(1);
         let _ = made;
+    }
+
+    #[cfg(feature = "metrics")]
+    fn counter(word: &'static str, made: Made) -> metrics::Counter {
+        let origin = made.as_str();
+        metrics::counter!("admission_limit_changes_total", "change" => word, "origin" => origin)
     }
 
     /// Creates the counters of [`report`](Self::report) with 0. Without that Prometheus sees no increase at the first
     /// change of each kind.
-    pub(super) fn count_from_zero() {
+    pub(super) fn count_from_zero(in_store: bool) {
+        let _ = in_store;
         #[cfg(feature = "metrics")]
         {
             metrics::describe_counter!(
                 "admission_limit_changes_total",
                 metrics::Unit::Count,
-                "Changes of overrides that this process made or ended."
+                "Changes of overrides that this process made, or that another one made in its store."
             );
-            for word in [SET, DELETED, ENDED] {
-                metrics::counter!("admission_limit_changes_total", "change" => word).increment(0);
+            let words = [SET, DELETED, ENDED, ACCEPTED];
+            let of_all = words.map(|word| (word, Made::Here));
+            #[cfg(feature = "redis")]
+            let elsewhere = words.map(|word| (word, Made::Elsewhere));
+            #[cfg(not(feature = "redis"))]
+            let elsewhere = [];
+            // In memory there are no other processes, and nothing is lost.
+            let (here, elsewhere) = match in_store {
+                true => (&of_all[..], &elsewhere[..]),
+                false => (&of_all[..3], &elsewhere[..0]),
+            };
+            for (word, made) in here.iter().chain(elsewhere) {
+                Self::counter(word, *made).increment(0);
             }
         }
     }

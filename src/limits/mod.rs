@@ -144,7 +144,7 @@ impl Limits {
     /// No overrides and no tiers yet, in this process's memory.
     #[must_use]
     pub fn new() -> Self {
-        LimitChange::count_from_zero();
+        LimitChange::count_from_zero(false);
         Self(Arc::new(Inner {
             by_key: KeyMap::default(),
             lists: ListIndex::default(),
@@ -219,7 +219,7 @@ impl Limits {
             .collect()
     }
 
-    /// How many overrides were set at run time.
+    /// How many overrides were set at run time and have not ended.
     #[must_use]
     pub fn len(&self) -> usize {
         self.turn_ends();

@@ -82,7 +82,7 @@ impl Limits {
     /// As [`in_store`](Self::in_store), reading all anew after `cache_ttl`, at least a second.
     #[must_use]
     pub fn in_store_with(store: &RedisStore, cache_ttl: Duration) -> Self {
-        LimitChange::count_from_zero();
+        LimitChange::count_from_zero(true);
         let limits = Self(Arc::new(Inner {
             by_key: KeyMap::default(),
             lists: Default::default(),
