@@ -116,8 +116,14 @@ pub(super) async fn set(
 ) -> Answer {
     let key = api.named(key).await?;
     let headers = request.headers().clone();
-    let entry = api.read_override(request).await?;
-    let edit = || by.edit(&api.limits, &key);
+    let (entry, lasting) = api.read_override(request).await?;
+    let edit = || {
+        let edit = by.edit(&api.limits, &key);
+        match lasting {
+            Some(time) => edit.lasting(time),
+            None => edit,
+        }
+    };
     let before = match change_if(&api.limits, &key, &headers, Some(&entry), edit).await? {
         Ok(before) => before,
         Err(changed) => return Ok(changed),
@@ -176,12 +182,8 @@ pub(super) async fn clear_caches(State(api): Shared) -> Answer {
 /// In memory nothing is lost.
 pub(super) async fn accept_loss(State(api): Shared, Extension(by): Extension<SignedIn>) -> Answer {
     #[cfg(feature = "redis")]
-    api.limits.accept_loss().await?;
-    let _ = api;
-    tracing::warn!(
-        operator = by.operator.name(),
-        "an operator has accepted that overrides are lost"
-    );
+    by.accept_loss(&api.limits).await?;
+    let _ = (api, by);
     Ok(no_content())
 }
 
@@ -271,8 +273,12 @@ impl Api {
         }
     }
 
-    /// The override in a body, if limiters know what it is about.
-    async fn read_override(&self, request: Request) -> Result<Override, Failed> {
+    /// The override in a body, if limiters know what it is about, and how long it lasts by the clock of the store. Its
+    /// end is then by the clock of this process.
+    async fn read_override(
+        &self,
+        request: Request,
+    ) -> Result<(Override, Option<Duration>), Failed> {
         let body = body(request).await?;
         let entry = Override::new(self.read_limit(&member(&body, "limit")?)?);
         // It is an object, as it has a limit.
@@ -283,13 +289,14 @@ impl Api {
         };
         let after = |start, seconds| UNIX_EPOCH.checked_add(start + Duration::from_secs(seconds));
         let end = match (notes.end, notes.for_seconds) {
-            (None, None) => return Ok(entry),
+            (None, None) => return Ok((entry, None)),
             (Some(end), None) => after(Duration::ZERO, end),
             (None, Some(0)) | (Some(_), Some(_)) => None,
             (None, Some(seconds)) if seconds <= LONGEST => after(since_epoch(), seconds),
             (None, Some(_)) => None,
         };
-        Ok(entry.with_end(end.ok_or_else(|| wrong(NOTES))?))
+        let entry = entry.with_end(end.ok_or_else(|| wrong(NOTES))?);
+        Ok((entry, notes.for_seconds.map(Duration::from_secs)))
     }
 
     fn read_limit(&self, text: &str) -> Result<Limit, Failed> {
