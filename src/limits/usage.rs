@@ -59,14 +59,14 @@ impl Limits {
     /// The override that was set at run time, whatever the configuration says.
     #[cfg(feature = "admin")]
     pub(crate) fn override_at_run_time(&self, key: &KeyName) -> Option<Override> {
-        self.remove_ended();
+        self.turn_ends();
         lock(&self.0.state).own_at_run_time(&key.key())
     }
 
     /// How many overrides there are, set at run time or by the configuration.
     #[cfg(feature = "admin")]
     pub(crate) fn count(&self) -> usize {
-        self.remove_ended();
+        self.turn_ends();
         lock(&self.0.state).count()
     }
 
@@ -74,7 +74,7 @@ impl Limits {
     /// process counts for itself.
     #[cfg(feature = "admin")]
     pub(crate) fn revision(&self) -> u64 {
-        self.remove_ended();
+        self.turn_ends();
         lock(&self.0.state).revision
     }
 }

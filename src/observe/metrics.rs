@@ -32,7 +32,7 @@ use crate::store::{
 /// | `admission_reclaimed_total` | `limiter` | permits that were taken from a response which its client did not read |
 /// | `admission_tracked_keys` | `limiter` | keys that a limiter's store holds, see [`publish`](Self::publish) |
 /// | `admission_evictions_total` | `limiter` | keys given up at the store's bound that had used something, see [`publish`](Self::publish) |
-/// | `admission_limit_changes_total` | `change` | changes of overrides that this process made or ended; without an observer |
+/// | `admission_limit_changes_total` | `change`, `origin` | changes of overrides, see [below](#changes-of-overrides); without an observer |
 /// | `admission_limits_lost` | | overrides that a shared store has lost; without an observer |
 /// | `admission_limits_unreadable` | | overrides in a shared store that this version cannot read; without an observer |
 ///
@@ -55,6 +55,20 @@ use crate::store::{
 /// counter appears with 1. For that install the recorder before you make [`Limits`](crate::Limits), layers and an
 /// [`Admission`](crate::config::Admission).
 ///
+/// # Changes of overrides
+///
+/// `change` is `override set`, `override deleted`, `override ended` or `loss of overrides accepted`. `origin` is `here` for
+/// a change that this process made, and `elsewhere` for one that another process made in the shared store, such as
+/// another replica or `tower-admission --redis`. Each process counts each change once, so **the sum over replicas counts a
+/// change as often as there are replicas**. For the number of changes, sum `origin` in each process and take the largest:
+///
+/// ```text
+/// max by (change) (sum by (instance, change) (increase(admission_limit_changes_total[1h])))
+/// ```
+///
+/// The sum over replicas of `origin="here"` is the number of changes that services made. Two changes of one key that come
+/// within half a second of more than 1,000 others may count as one.
+///
 /// # How many requests were admitted
 ///
 /// A request that passes a concurrency limit and a rate limit is two decisions, and both are counted as
@@ -76,7 +90,7 @@ use crate::store::{
 /// |---|---|---|
 /// | `admission_store_errors_total` | `kind` | calls that failed, by [kind of failure](FailureKind::as_str) |
 /// | `admission_store_up` | | 1 while the store can be reached, in a cluster all its masters, else 0. Exists from the first attempt to connect on |
-/// | `admission_failure_mode_decisions_total` | `mode` | requests that a [failure mode](FailureMode::as_str) decided, because the store did not: `open`, `closed` or `local_share` |
+/// | `admission_failure_mode_decisions_total` | `mode` | decisions of a [failure mode](FailureMode::as_str), because the store did not decide: `open`, `closed` or `local_share`. A request under a rate and a concurrency limit has two |
 /// | `admission_denial_cache_hits_total` | | rejections that took no call |
 ///
 /// All of these begin at 0 with the first attempt to connect, so that Prometheus sees the first failure as an increase.
@@ -254,7 +268,7 @@ fn describe_store() {
     describe_counter!(
         "admission_failure_mode_decisions_total",
         Unit::Count,
-        "Requests that a failure mode decided, because the store did not."
+        "Decisions of a failure mode, because the store did not decide."
     );
     describe_counter!(
         "admission_denial_cache_hits_total",

@@ -71,7 +71,7 @@ async fn the_guide_shows_what_the_gateway_answers() {
         serde_json::from_str(&body).unwrap()
     };
 
-    // The complaint: the client has used its day, in bursts of 50.
+    // The complaint: the client has used its day.
     const CLIENT: &str = "sk-of-a-client-that-complains";
     let used_up = async {
         let mut admitted = 0;

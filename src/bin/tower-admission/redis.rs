@@ -296,7 +296,9 @@ impl Redis {
 
     pub(crate) async fn accept_loss(&self) -> Result<(), Failure> {
         self.services().await?;
-        self.limits.accept_loss().await.map_err(not_read)
+        let (author, origin) = (Some(&*self.author), Some(&*self.origin));
+        let accepted = self.limits.accept_loss_by(author, origin).await;
+        accepted.map_err(not_read)
     }
 
     pub(crate) async fn clear_caches(&self) -> Result<(), Failure> {
