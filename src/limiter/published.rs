@@ -14,10 +14,20 @@ impl SharedLimiters {
         &self.names
     }
 
+    /// Whether a service looks its requests up on the [allow and deny lists](crate::access) of these limits. Without
+    /// one, an override of a network has no effect.
+    #[must_use]
+    pub fn has_lists(&self) -> bool {
+        self.has_lists
+    }
+
     /// Whether no service has written down any limit in the last day: there is none, or it has another prefix.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.names.is_empty() && self.limiters.is_empty() && self.tiers.is_empty()
+        self.names.is_empty()
+            && self.limiters.is_empty()
+            && self.tiers.is_empty()
+            && !self.has_lists
     }
 
     /// Whether the [secret](crate::Secret) of this process is that of a service. `None` when no service has one.

@@ -23,6 +23,8 @@ pub(crate) enum Description {
     Name {
         name: String,
     },
+    /// A service looks its requests up on the lists of these limits.
+    Lists,
     /// The [check value](crate::Secret::check_value) of the services' secret.
     Secret {
         check: String,
@@ -122,6 +124,7 @@ impl Description {
             Self::Lease(slots) => format!("lease {}", slots.name),
             Self::Tier { name } => format!("tier {name}"),
             Self::Name { name } => format!("name {name}"),
+            Self::Lists => "lists".to_owned(),
             // Of each, so that services that change to another secret do not hide each other's.
             Self::Secret { check } => format!("secret {check}"),
         }

@@ -5,7 +5,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use tower_admission::KeyName;
+use tower_admission::{KeyName, Limit};
 
 use crate::args::RequestArgs;
 use crate::changes::Change;
@@ -69,6 +69,11 @@ impl Admin {
     }
 
     pub(crate) async fn set(&self, key: &KeyName, own: &Own) -> Result<Changed, Failure> {
+        if key.is_embedded() && own.limit.parse() == Ok(Limit::unlimited()) {
+            return Err(Failure::refused(format!(
+                "this IPv6 address stands for an IPv4 address, which is another client's: to exempt that one, write {key}"
+            )));
+        }
         let path = of_key("limits", key);
         let body = own.to_json();
         let answer = self.0.send(Method::PUT, &path, Some(&body));
@@ -132,7 +137,8 @@ impl Admin {
         key: &KeyName,
         request: &RequestArgs,
     ) -> Result<Explained, Failure> {
-        let mut body = json!({ "key": key.as_str() });
+        let key = request.written.as_deref().unwrap_or(key.as_str());
+        let mut body = json!({ "key": key });
         for (name, value) in [
             ("tier", &request.tier),
             ("path", &request.path),

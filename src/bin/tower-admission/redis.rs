@@ -1,16 +1,19 @@
 //! Limits where Redis has them.
 
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tower_admission::extract::IpNet;
 use tower_admission::store::{FailureMode, RedisStore};
 use tower_admission::{
-    KeyName, Limit, LimitError, LimitUsage, Limits, Override, QuotaError, Secret, SharedLimiters,
+    KeyName, Limit, LimitError, LimitUsage, Limits, ListEntry, Override, QuotaError, Secret,
+    SharedLimiters,
 };
 
 use crate::args::{RequestArgs, ServerArgs};
 use crate::changes::Change;
-use crate::explained::Explained;
+use crate::explained::{Explained, Listed};
 use crate::failure::Failure;
 use crate::own::Own;
 use crate::server::{Changed, Entry};
@@ -218,6 +221,10 @@ impl Redis {
         });
         Ok(Report {
             limit: key.and_then(|key| self.limits.get(key).map(|limit| limit.to_string())),
+            listed: key
+                .and_then(|key| self.listed(&limiters, key, None))
+                .as_ref()
+                .map(Listed::from),
             usage: usage.collect(),
             replica: None,
             store: None,
@@ -229,12 +236,21 @@ impl Redis {
         key: &KeyName,
         request: &RequestArgs,
     ) -> Result<Explained, Failure> {
-        if request.path.is_some() || request.address.is_some() {
+        if request.path.is_some() {
             return Err(Failure::usage(
-                "a service knows which limits a path and an address have: give one by --admin",
+                "a service knows which limits a path has: give one by --admin",
             ));
         }
         let limiters = self.services().await?;
+        if request.address.is_some() && !limiters.has_lists() {
+            return Err(Failure::refused(
+                "no service has allow and deny lists for these limits, and which limits an address has is known to a \
+                 service: give one by --admin",
+            ));
+        }
+        let address = request.address.as_deref().map(network).transpose()?;
+        let written = request.written.as_deref();
+        let address = address.or_else(|| network(written?).ok());
         if let Some(tier) = request.tier.as_deref() {
             let known = limiters.tiers().iter().map(|tier| &**tier);
             if !self.is_unchecked && !known.clone().any(|known| known == tier) {
@@ -246,7 +262,23 @@ impl Redis {
         }
         let explained = limiters.explain(key, request.tier.as_deref()).await;
         let own = self.limits.get(key).map(|limit| limit.to_string());
-        Ok(Explained::new(key, own, &explained.map_err(not_changed)?))
+        let listed = self.listed(&limiters, key, address);
+        let explained = explained.map_err(not_changed)?;
+        let mut explained = Explained::new(key, own, &explained, listed.as_ref());
+        explained.address = request.address.clone();
+        explained.not_known = Some(NOT_KNOWN.to_owned());
+        Ok(explained)
+    }
+
+    /// The entry of the lists in Redis that decides about a key, where a service looks it up.
+    fn listed(
+        &self,
+        limiters: &SharedLimiters,
+        key: &KeyName,
+        address: Option<IpNet>,
+    ) -> Option<ListEntry> {
+        let has_lists = limiters.has_lists();
+        has_lists.then(|| self.limits.list_entry(key, address))?
     }
 
     pub(crate) async fn changes(&self, count: u16) -> Result<Vec<Change>, Failure> {
@@ -287,6 +319,20 @@ impl Redis {
     fn forget(&self) {
         *self.known() = None;
     }
+}
+
+/// What services know and do not write down.
+const NOT_KNOWN: &str = "the [lists], [limits] and guards of the services' files";
+
+/// The address of a client, or a network.
+fn network(text: &str) -> Result<IpNet, Failure> {
+    let text = text.trim().trim_start_matches("ip:").trim();
+    let address = text.parse().map(|ip: IpAddr| IpNet::from(ip));
+    address.or_else(|_| text.parse()).map_err(|error| {
+        Failure::usage(format!(
+            "the address is neither an IP address nor a network: {error}"
+        ))
+    })
 }
 
 /// Who runs this program, as far as the environment says so.

@@ -82,6 +82,10 @@ impl Server {
             Kind::Redis(_) => keys.read(text),
             Kind::Admin(admin) => {
                 keys.check_kind(text)?;
+                // An address is the same everywhere.
+                if let Some(key) = text.parse().ok().filter(|key: &KeyName| key.key().is_ip()) {
+                    return Ok(key);
+                }
                 within(self.timeout, admin.resolve(text)).await
             }
         }
@@ -144,6 +148,11 @@ impl Server {
 
     pub(crate) async fn clear_caches(&self) -> Result<(), Failure> {
         ask!(self, server => server.clear_caches())
+    }
+
+    /// Whether it knows which limits a path has.
+    pub(crate) fn knows_paths(&self) -> bool {
+        matches!(self.kind, Kind::Admin(_))
     }
 
     /// Whether it has to be told what keys are counted as.

@@ -9,9 +9,9 @@ use crate::failure::Failure;
 pub(crate) fn not_changed(error: LimitsError) -> Failure {
     match error {
         LimitsError::Unavailable(error) => failed(&error),
-        error @ (LimitsError::UnknownTier { .. } | LimitsError::Network { .. }) => {
-            Failure::refused(error.to_string())
-        }
+        error @ (LimitsError::UnknownTier { .. }
+        | LimitsError::Network { .. }
+        | LimitsError::Embedded { .. }) => Failure::refused(error.to_string()),
         error => Failure::refused(format!("{error}: delete some first")),
     }
 }
