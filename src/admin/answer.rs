@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use http::StatusCode;
 use serde::Serialize;
 
+use super::explanation::Listed;
 use super::now::Store;
 use super::replica::Replica;
 use crate::endpoint::Failed;
@@ -86,6 +87,8 @@ pub(super) struct KeyUsage<'a> {
     pub(super) store: Option<Store>,
     pub(super) key: &'a str,
     pub(super) limit: Option<String>,
+    /// The entry of a list that decides about the key, before any limit.
+    pub(super) listed: Option<Listed<'a>>,
     pub(super) usage: Vec<Used<'a>>,
 }
 
@@ -194,7 +197,9 @@ impl From<LimitsError> for Failed {
             LimitsError::Changed { .. } => {
                 Self::new(StatusCode::PRECONDITION_FAILED, format!("{error}."))
             }
-            LimitsError::UnknownTier { .. } | LimitsError::Network { .. } => {
+            LimitsError::UnknownTier { .. }
+            | LimitsError::Network { .. }
+            | LimitsError::Embedded { .. } => {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, format!("{error}."))
             }
             #[cfg(feature = "redis")]

@@ -16,6 +16,8 @@ use super::answer::{
 };
 use super::auth::Role;
 use super::condition::{change_if, tagged};
+use super::explain::written;
+use super::explanation::Listed;
 use super::groups::RequestGroups;
 use super::now::Store;
 use super::recorder::Recorder;
@@ -23,7 +25,7 @@ use super::resolve::Resolver;
 use super::sign_in::{SignIns, SignedIn};
 use crate::endpoint::{Failed, body, json, member, no_content, not_stored};
 use crate::extract::RequestHead;
-use crate::key::KeyName;
+use crate::key::{IpNet, KeyName};
 use crate::limit::{Limit, LimitError};
 use crate::limits::{Limits, Override};
 use crate::store::memory::clock::since_epoch;
@@ -117,6 +119,10 @@ pub(super) async fn set(
     let key = api.named(key).await?;
     let headers = request.headers().clone();
     let (entry, lasting) = api.read_override(request).await?;
+    Limits::check_network(&key, entry.limit())?;
+    if key.key().uncharged_network().is_some() && !api.limits.are_lists_applied_anywhere().await {
+        return Err(wrong(NO_LISTS));
+    }
     let edit = || {
         let edit = by.edit(&api.limits, &key);
         match lasting {
@@ -167,8 +173,9 @@ pub(super) async fn totals(State(api): Shared) -> Response {
 }
 
 pub(super) async fn usage(State(api): Shared, key: KeyInPath) -> Answer {
+    let client = key.as_ref().ok().and_then(|Path(key)| written(&key.key));
     let key = api.named(key).await?;
-    Ok(json(StatusCode::OK, &api.usage_of(&key).await))
+    Ok(json(StatusCode::OK, &api.usage_of(&key, client).await))
 }
 
 /// In memory there is no other place that limits could be read from.
@@ -214,6 +221,10 @@ const NOTES: &str = "`note` is a text; `end` is a time in seconds since the Unix
 /// Ten years, in seconds.
 const LONGEST: u64 = 315_360_000;
 
+/// The error for a network where nothing looks it up.
+const NO_LISTS: &str = "No service has allow and deny lists for these limits (AccessLayer, or the layer of Admission), so \
+                        a network has no effect.";
+
 /// What is wrong with a query.
 const QUERY: &str = "`after` is a key and `count` a number from 1 to 10000.";
 
@@ -229,14 +240,16 @@ impl Page {
 }
 
 impl Api {
-    /// How far each limit is used up by a key.
-    pub(super) async fn usage_of(&self, key: &KeyName) -> serde_json::Value {
+    /// How far each limit is used up by a key, and the list that it is on, with the address that it was written as.
+    pub(super) async fn usage_of(&self, key: &KeyName, client: Option<IpNet>) -> serde_json::Value {
         let usage = self.limits.usage(key).await;
+        let listed = self.list_entry(key, client);
         let usage = KeyUsage {
             replica: self.recorder.replica(),
             store: self.limits.store_status().map(Store::from),
             key: key.as_str(),
             limit: self.limits.get(key).map(|limit| limit.to_string()),
+            listed: listed.as_ref().map(Listed::from),
             usage: usage.iter().map(Into::into).collect(),
         };
         serde_json::to_value(usage).expect("strings and numbers serialise")

@@ -111,8 +111,8 @@ impl AdminRouter {
     }
 
     /// Sets how `POST /explain` finds the limits that a request for a `path` passes. Default: it explains all limits, and
-    /// takes no `path`. [`Admission::admin`](crate::config::Admission::admin) sets it. Limits that are not those of
-    /// [`Limits`], such as the guard against made-up credentials, are not explained.
+    /// takes no `path`. [`Admission::admin`](crate::config::Admission::admin) sets it.
+    /// The guard against made-up credentials of a layer that is made by hand is not explained.
     ///
     /// ```
     /// use tower_admission::RequestHead;

@@ -10,6 +10,7 @@ mod changes;
 mod condition;
 mod events;
 mod explain;
+mod explanation;
 mod groups;
 mod now;
 mod page;

@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 
 use super::answer::wrong;
 use super::api::{Answer, Api};
+use super::explain::written;
 use crate::endpoint::{Failed, Object, body, json};
 use crate::key::{Key, KeyName};
 
@@ -229,6 +230,7 @@ struct ResolvedKeys {
 pub(super) async fn resolve(State(api): State<Arc<Api>>, request: Request) -> Answer {
     let body = body(request).await?;
     let [key, credential] = texts(&body, ["key", "credential"])?;
+    let client = key.as_deref().and_then(written);
     let keys = match (key, credential) {
         (Some(key), None) => vec![api.key_or_credential(&key).await?],
         (None, Some(credential)) => of_credential(&credential)?,
@@ -239,7 +241,7 @@ pub(super) async fn resolve(State(api): State<Arc<Api>>, request: Request) -> An
     };
     let mut usages = Vec::new();
     for key in &keys {
-        usages.push(api.usage_of(key).await);
+        usages.push(api.usage_of(key, client).await);
     }
     Ok(json(StatusCode::OK, &ResolvedKeys { keys: usages }))
 }

@@ -36,6 +36,8 @@ use super::{Identity, IpNet, Key, percent};
 pub struct KeyName {
     text: Arc<str>,
     key: Key,
+    /// Whether it was written as an IPv6 address that has the key's IPv4 address inside.
+    is_embedded: bool,
 }
 
 /// The kinds whose text is a credential, which is not to be kept.
@@ -83,6 +85,7 @@ impl KeyName {
         Ok(Self {
             text: text.into(),
             key,
+            is_embedded: false,
         })
     }
 
@@ -101,6 +104,13 @@ impl KeyName {
     #[must_use]
     pub fn key(&self) -> Key {
         self.key
+    }
+
+    /// Whether the name was written as an IPv6 address whose key is that of the IPv4 address inside: NAT64, 6to4 or
+    /// Teredo. Such a name cannot be exempted, as the IPv4 address is another client's.
+    #[must_use]
+    pub fn is_embedded(&self) -> bool {
+        self.is_embedded
     }
 
     /// The name as text.
@@ -123,6 +133,7 @@ impl From<Key> for KeyName {
         Self {
             text: text.into(),
             key,
+            is_embedded: false,
         }
     }
 }
@@ -133,7 +144,10 @@ impl FromStr for KeyName {
     fn from_str(text: &str) -> Result<Self, KeyNameError> {
         // Kinds live on, so those of names that are refused are not kept.
         match Parts::read(text)? {
-            Parts::Key(key) => Ok(key.into()),
+            Parts::Key(key) => Ok(Self {
+                is_embedded: is_embedded(text, &key),
+                ..key.into()
+            }),
             Parts::Fingerprint { kind, bits } => {
                 Ok(Key::from_fingerprint(interned(kind)?, bits).into())
             }
@@ -220,6 +234,15 @@ fn address(text: &str) -> Result<Key, KeyNameError> {
         return Err(KeyNameError::HostBits { network });
     }
     Ok(Key::network(network))
+}
+
+/// Whether a name that was read as this key is an IPv6 address with an IPv4 address inside.
+fn is_embedded(text: &str, key: &Key) -> bool {
+    let written = text.trim().strip_prefix("ip:").map(str::trim);
+    let address = written.and_then(|text| text.split('/').next()?.parse().ok());
+    // A mapped one is the IPv4 address, and has no other owner.
+    let has_v4 = address.is_some_and(|ip: IpAddr| Key::embedded_v4(ip.to_canonical()).is_some());
+    has_v4 && matches!(key.identity, Identity::V4(_))
 }
 
 fn fingerprint(digits: &str) -> Result<[u64; 2], KeyNameError> {
@@ -402,6 +425,25 @@ mod tests {
             assert_eq!(KeyName::id("org", id), Err(KeyNameError::Name), "{id:?}");
         }
         assert_eq!(KeyName::id("ip", "x"), Err(KeyNameError::Kind));
+    }
+
+    #[test]
+    fn a_name_that_has_an_ipv4_address_inside_is_known() {
+        for (text, is_embedded) in [
+            ("ip:2002:cb00:7107::1", true),
+            ("ip: 2002:cb00:7107::1/128 ", true),
+            ("ip:64:ff9b::203.0.113.7", true),
+            ("ip:2001:0:4136:e378:8000:63bf:3fff:fdde", true),
+            // One client.
+            ("ip:::ffff:203.0.113.7", false),
+            ("ip:203.0.113.7", false),
+            ("ip:2001:db8::1", false),
+            ("ip:2002::/16", false),
+            ("ip:203.0.113.0/24", false),
+            ("org:2002:cb00:7107::1", false),
+        ] {
+            assert_eq!(name(text).is_embedded(), is_embedded, "{text}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod entry;
 mod error;
 mod explanation;
 mod limited;
+mod list_entry;
 mod lists;
 #[cfg(feature = "redis")]
 mod publish;
@@ -36,8 +37,13 @@ pub(crate) use self::explanation::{ExplainedSlots, UNLIMITED};
 pub use self::explanation::{LimitExplanation, LimitSource, LimitVerdict};
 pub(crate) use self::limited::{BoxFuture, LimitTarget};
 pub use self::limited::{CountedIn, LimitUsage};
+pub use self::list_entry::ListEntry;
+#[cfg(feature = "admin")]
+pub(crate) use self::list_entry::list_entry;
+pub(crate) use self::list_entry::{listed_address, listed_key};
 use self::lists::ListIndex;
-pub(crate) use self::lists::{Listed, Listing};
+pub(crate) use self::lists::Listed;
+pub use self::lists::Listing;
 use self::state::{Own, Source, State};
 use crate::key::{Key, KeyMap, KeyName};
 use crate::limit::Limit;

@@ -4,9 +4,11 @@ use axum::Router;
 use axum::body::Body;
 use http::Request;
 use serde_json::{Value, json};
-use tower::ServiceExt;
+use tower::{Layer, ServiceExt};
 use tower_admission::admin::{self, Recorder};
-use tower_admission::{Key, Limits, MemoryStore, Policy, Quota, RateLimiter, RequestHead};
+use tower_admission::{
+    AccessLayer, Key, Limits, MemoryStore, Policy, Quota, RateLimiter, RequestHead,
+};
 
 use super::{Service, TOKEN, operator, untimed};
 
@@ -196,6 +198,16 @@ async fn what_is_wrong_is_said() {
             "deny all",
             "the network is ip:203.0.113.0/24",
         ),
+        (
+            "ip:203.0.113.0/24",
+            "deny all",
+            "No service has allow and deny lists",
+        ),
+        (
+            "ip:2002:cb00:7107::1",
+            "unlimited",
+            "to exempt that one, write ip:203.0.113.7",
+        ),
     ] {
         let answer = service.put(key, limit).await;
         assert_eq!(answer.status, 422, "{key}");
@@ -203,6 +215,8 @@ async fn what_is_wrong_is_said() {
         assert!(detail.contains(says), "{key}: {detail}");
     }
     assert!(service.limits.is_empty());
+    let lists = AccessLayer::new(&service.limits);
+    let _service = lists.layer(service.app.clone());
     let banned = service.put("ip:203.0.113.0/24", "deny all").await;
     assert_eq!(
         (banned.status, &banned.json["key"]),

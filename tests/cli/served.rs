@@ -104,6 +104,15 @@ async fn a_complaint_is_answered_without_the_token_in_an_argument() {
     let last = explained.lines().last().unwrap();
     assert_eq!(last, "a request now: admitted, 9 more after it (calls)");
 
+    // Without a path, of all groups.
+    let of_all = service.run(SUPPORT, &["explain", "org:other"], "").await;
+    let of_all = of_all.ok();
+    let last = of_all.lines().last().unwrap();
+    assert!(
+        last.starts_with("a request now: its path decides: give it by --path"),
+        "{of_all}"
+    );
+
     let changes = service
         .run(SUPPORT, &["limits", "changes", "-o", "json"], "")
         .await;
@@ -161,6 +170,21 @@ async fn names_of_the_application_are_keys_and_slips_are_rejected() {
         (&["limits", "set", "org:a", "tier=por"], 3, "there are: pro"),
         (&["limits", "get", "Acme"], 3, "kind:name"),
         (&["explain", "org:a", "--tier", "por"], 3, "pro"),
+        (
+            &["explain", "org:a", "--address", "192.0.2.1"],
+            3,
+            "`address` needs a `path`",
+        ),
+        (
+            &["limits", "set", "ip:203.0.113.0/24", "deny all"],
+            3,
+            "a network has no effect",
+        ),
+        (
+            &["limits", "set", "ip:2002:cb00:7107::1", "unlimited"],
+            3,
+            "write ip:203.0.113.7",
+        ),
         (
             &["limits", "get", "barer:horse"],
             2,

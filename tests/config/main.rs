@@ -9,6 +9,8 @@ mod builder;
 #[allow(dead_code)]
 mod certificates;
 mod errors;
+#[cfg(feature = "admin")]
+mod explained;
 mod follow;
 mod keys;
 mod lists;

@@ -23,9 +23,9 @@ pub(crate) fn not_changed(error: LimitsError, key: &KeyName) -> Failure {
             changed_meanwhile(key, current.as_ref())
         }
         LimitsError::Unavailable(error) => failed(&error),
-        error @ (LimitsError::UnknownTier { .. } | LimitsError::Network { .. }) => {
-            Failure::refused(error.to_string())
-        }
+        error @ (LimitsError::UnknownTier { .. }
+        | LimitsError::Network { .. }
+        | LimitsError::Embedded { .. }) => Failure::refused(error.to_string()),
         error => Failure::refused(format!("{error}: delete some first")),
     }
 }
