@@ -14,7 +14,7 @@ use super::explanation::{Applied, Explanation, Group, Limit, Listed, Scope, now}
 use super::groups::RequestGroup;
 use super::resolve::texts;
 use crate::endpoint::{Failed, body, json};
-use crate::extract::RequestHead;
+use crate::extract::{ClientIp, RequestHead};
 use crate::key::{IpNet, Key, KeyName};
 use crate::limits::{LimitExplanation, ListEntry, Listing, list_entry};
 
@@ -27,9 +27,14 @@ pub(super) async fn explain(State(api): State<Arc<Api>>, request: Request) -> An
         return Err(Failed::new(StatusCode::BAD_REQUEST, detail));
     };
     let key = api.key_or_credential(&named).await?;
+    let key = written(&named).map_or(key, |client| api.charged(client));
     let address = address.map(|text| format!("ip:{}", text.trim().trim_start_matches("ip:")));
     let client = address.as_deref().or(Some(&named)).and_then(written);
-    let address = address.as_deref().map(ip).transpose()?;
+    let address = match (address, client) {
+        (Some(_), Some(client)) => Some(api.charged(client)),
+        (Some(network), None) => Some(ip(&network)?),
+        (None, _) => None,
+    };
     let client = client.or_else(|| address.as_ref()?.key().as_network());
     let tiers = api.limits.tiers();
     if let Some(tier) = &tier
@@ -108,6 +113,15 @@ fn is_address(key: &Key) -> bool {
 }
 
 impl Api {
+    /// The key that a client's address is charged to.
+    fn charged(&self, client: IpNet) -> KeyName {
+        let address = client.address();
+        let groups = self.groups.as_ref();
+        let key = groups.map(|groups| groups.address_key(address));
+        key.unwrap_or_else(|| Key::ip_network(address, ClientIp::DEFAULT_V6_PREFIX))
+            .into()
+    }
+
     /// The entry of the lists, also of those of a file, that decides about a client.
     pub(super) fn list_entry(&self, key: &KeyName, client: Option<IpNet>) -> Option<ListEntry> {
         if !self.limits.are_lists_applied() {

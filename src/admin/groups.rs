@@ -1,10 +1,11 @@
 //! Which limits a request passes, as the application knows it.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::enforce::Enforce;
-use crate::extract::RequestHead;
+use crate::extract::{ClientIp, RequestHead};
 use crate::key::Key;
 use crate::limiter::RateLimiter;
 use crate::limits::{LimitExplanation, LimitVerdict, Limits};
@@ -21,6 +22,12 @@ pub(super) const GUARD: &str = "guard";
 pub trait RequestGroups: Send + Sync + 'static {
     /// The groups whose limits the request passes, in this order.
     fn groups(&self, head: RequestHead<'_>) -> Vec<RequestGroup>;
+
+    /// The key that a client with this address is charged to. Default: as [`ClientIp`] has it, an IPv6 address as its
+    /// /64.
+    fn address_key(&self, address: IpAddr) -> Key {
+        Key::ip_network(address, ClientIp::DEFAULT_V6_PREFIX)
+    }
 
     /// Limits whose allow and deny lists decide about requests, besides those of the router: such as the lists of a
     /// file. Default: none.

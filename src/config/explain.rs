@@ -1,11 +1,14 @@
 //! Tells the admin endpoints which limits a request passes.
 
+use std::net::IpAddr;
+
 use super::admission::Admission;
 use super::model::Group;
 use super::path::Prefix;
 use super::policies::Policies;
 use crate::admin::{RequestGroup, RequestGroups};
 use crate::extract::RequestHead;
+use crate::key::Key;
 use crate::limiter::RateLimiter;
 use crate::limits::Limits;
 use crate::policy::{NamedQuota, Policy};
@@ -67,6 +70,10 @@ impl RequestGroups for Admission {
         let groups = self.groups();
         let explained = groups.find(None, head).explained.iter();
         explained.map(|group| group.of(head.uri.path())).collect()
+    }
+
+    fn address_key(&self, address: IpAddr) -> Key {
+        self.admin_state().client_ip.load().key_of(address)
     }
 
     fn lists(&self) -> Vec<Limits> {

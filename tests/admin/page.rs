@@ -6,6 +6,8 @@ use axum::Router;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+use tower::Layer;
+use tower_admission::AccessLayer;
 
 use super::chromium::Page;
 use super::{Service, TOKEN};
@@ -377,5 +379,30 @@ async fn one_of_a_thousand_limits_is_found() {
         "No key or limit has this text.",
     )
     .await;
+    assert!(page.errors.is_empty(), "{:?}", page.errors);
+}
+
+#[tokio::test]
+async fn the_usage_of_a_banned_client_names_the_ban() {
+    let service = Service::new();
+    let _listed = AccessLayer::new(&service.limits).layer(service.app.clone());
+    service.put("ip:203.0.113.0/24", "deny all").await;
+    let mut page = open(&service).await;
+    sign_in(&mut page).await;
+    for (key, listed) in [
+        (
+            "ip:203.0.113.7",
+            "Banned by ip:203.0.113.0/24 (set at run time).",
+        ),
+        ("ip:203.0.112.7", ""),
+    ] {
+        fill(&mut page, "#search", key).await;
+        page.click("#find-form button").await;
+        page.until("at('usage-key').textContent", key).await;
+        page.until("at('usage-listed').textContent", listed).await;
+        page.until("at('usage-listed').hidden", &listed.is_empty().to_string())
+            .await;
+        page.click("#usage-close").await;
+    }
     assert!(page.errors.is_empty(), "{:?}", page.errors);
 }

@@ -309,6 +309,24 @@ async fn the_guard_is_explained_for_an_address() {
 }
 
 #[tokio::test]
+async fn an_address_is_charged_as_the_file_says() {
+    let service = Service::new(
+        "[clients]
+        ipv6_prefix = 56
+        [groups.api]
+        path = '/api'
+        rate_per_ip = '2/h'",
+    );
+    for ip in ["2001:db8:0:1::7", "2001:db8:0:2::7", "2001:db8:0:3::7"] {
+        service.agree(client(Some("a"), ip, "/api")).await;
+        service.agree(client(None, ip, "/api")).await;
+    }
+    let other = service.agree(client(None, "2001:db8:1::7", "/api")).await;
+    assert_eq!(other["key"], "ip:2001:db8:1::/56");
+    assert_eq!(other["now"]["verdict"], "admitted");
+}
+
+#[tokio::test]
 async fn an_enforced_limit_goes_before_one_that_is_tried() {
     let service = Service::new(
         "[groups.api]

@@ -217,14 +217,23 @@ function bars(usage) {
   });
 }
 
+// The list entry that decides about a key, before any limit.
+function listing({ key, list, source, end }) {
+  const what = list === 'deny' ? 'Banned' : 'Exempt from rates and from limits per key';
+  const until = end ? ` until ${time(end)}` : '';
+  return `${what} by ${key}${until} (${source === 'file' ? 'of the configuration' : 'set at run time'}).`;
+}
+
 let lookedAt = '';
 
 function showUsage(key) {
   return attempt(async () => {
-    const { key: shownKey, limit, usage, replica, store } = await json('GET', of('usage', key));
+    const { key: shownKey, limit, listed, usage, replica, store } = await json('GET', of('usage', key));
     lookedAt = shownKey;
     at('usage-key').textContent = shownKey;
     at('usage-of').textContent = limit === null ? 'It has no limit of its own: the default applies.' : `Its own limit: ${limit}`;
+    at('usage-listed').textContent = listed === null ? '' : listing(listed);
+    at('usage-listed').hidden = listed === null;
     at('usage').replaceChildren(...bars(usage));
     at('no-usage').hidden = usage.length > 0;
     const isHere = usage.some((used) => used.here !== null);
