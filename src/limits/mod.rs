@@ -39,6 +39,8 @@ pub use self::limited::{CountedIn, LimitUsage};
 use self::lists::ListIndex;
 pub(crate) use self::lists::{Listed, Listing};
 use self::state::{Own, Source, State};
+#[cfg(feature = "admin")]
+pub(crate) use self::usage::Sourced;
 use crate::key::{Key, KeyMap, KeyName};
 use crate::limit::Limit;
 use crate::policy::Tier;

@@ -85,7 +85,7 @@ function take(now) {
   showTraffic();
   showInFlight();
   showRefusedKeys();
-  if (isChanged) attempt(() => load());
+  if (isChanged || areListsOld) refresh();
 }
 
 function state(className, text) {
