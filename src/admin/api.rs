@@ -180,7 +180,7 @@ impl Notes {
         let end = match (self.end, self.for_seconds) {
             (None, None) => return Ok(None),
             (Some(_), Some(_)) => {
-                return Err(wrong("`end` and `for_seconds` exclude each other."));
+                return Err(wrong("A limit takes `end` or `for_seconds`, not both."));
             }
             (None, Some(seconds @ 1..=LONGEST)) => since_epoch() + Duration::from_secs(seconds),
             (None, Some(_)) => {
