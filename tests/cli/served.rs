@@ -6,7 +6,7 @@ use axum::Router;
 use serde_json::json;
 use tower_admission::admin::{AdminRouter, Recorder, RequestGroup, Role, Token, Tokens};
 use tower_admission::store::MemoryStore;
-use tower_admission::{Key, KeyName, Limits, Policy, RateLimiter, RequestHead};
+use tower_admission::{Key, KeyName, Limits, Override, Policy, RateLimiter, RequestHead};
 
 use crate::run::{Ran, end_with, program};
 
@@ -30,6 +30,10 @@ impl Service {
         let limits = Limits::new();
         let calls = Policy::new("calls", "10/day".parse().unwrap()).tier("pro", "50/day");
         let calls = RateLimiter::with_limits(calls, &MemoryStore::new(), &limits);
+        let of_file = Override::new("5/day".parse().unwrap());
+        limits
+            .set_base([("org:f".parse().unwrap(), of_file)])
+            .unwrap();
         let tokens = Tokens::new([
             Token::named("anna", ANNA).unwrap(),
             Token::named("support", SUPPORT).unwrap().role(Role::Read),
@@ -272,4 +276,36 @@ async fn only_what_was_shown_is_deleted() {
         let get = run(&["limits", "get", "org:a"]).await.ok();
         assert!(get.starts_with(&format!("org:a: {limit} (its own)")));
     }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_limit_of_the_file_stays_under_what_is_set() {
+    let service = Service::start().await;
+    let run = async |words: &[&str]| service.run(ANNA, words, "").await;
+    let get = run(&["limits", "get", "org:f"]).await.ok();
+    assert!(get.starts_with("org:f: 5/day (of the file)"), "{get}");
+    let deleted = run(&["limits", "delete", "org:f", "--force"]).await;
+    assert!(deleted.failed(3).contains("of the configuration file"));
+    assert_eq!(run(&["limits", "export"]).await.ok(), "[limits]");
+    let set = run(&["limits", "set", "org:f", "6/day"]).await.ok();
+    assert!(
+        set.starts_with("org:f: 6/day (was 5/day of the file)"),
+        "{set}"
+    );
+    let environment = [
+        ("ADMISSION_ADMIN", &*service.url),
+        ("ADMISSION_TOKEN", ANNA),
+    ];
+    let asking = crate::run::ask("limits delete org:f", &environment).await;
+    let printed = asking.answer("y\n").await;
+    let question = "Delete the limit of org:f (6/day)? 5/day of the file applies then.";
+    assert!(printed.contains(question), "{printed}");
+    assert!(
+        printed.contains("org:f: 5/day of the file (was 6/day)"),
+        "{printed}"
+    );
+    // What was there before can be restored.
+    let undone = run(&["limits", "undo", "org:f", "--force"]).await.ok();
+    assert_eq!(undone, "org:f: 6/day (was none)");
 }
