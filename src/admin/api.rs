@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::Deserialize;
 
 use super::answer::{
-    Changed, Deleted, Entry, KeyUsage, List, Totals, no_limit, no_such_name, wrong,
+    Changed, Deleted, Entry, KeyUsage, List, Totals, no_effect, no_limit, no_such_name, wrong,
 };
 use super::auth::Role;
 use super::condition::{change_if, tagged};
@@ -308,6 +308,12 @@ impl Api {
         let is_unknown = |name: &&str| !names.iter().any(|known| **known == **name);
         if let Some(unknown) = limit.names().find(is_unknown) {
             return Err(no_such_name(unknown, &names));
+        }
+        // Each part by itself, as no name has a comma in it.
+        for part in text.split(',').map(str::trim) {
+            if part.parse().is_ok_and(|part| !self.limits.applies(&part)) {
+                return Err(no_effect(part, &names, |named| self.limits.applies(named)));
+            }
         }
         Ok(limit)
     }

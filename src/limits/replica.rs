@@ -83,6 +83,10 @@ impl Limits {
     #[must_use]
     pub fn in_store_with(store: &RedisStore, cache_ttl: Duration) -> Self {
         LimitChange::count_from_zero(true);
+        #[cfg(feature = "metrics")]
+        for gauge in ["admission_limits_lost", "admission_limits_unreadable"] {
+            metrics::gauge!(gauge).set(0.0);
+        }
         let limits = Self(Arc::new(Inner {
             by_key: KeyMap::default(),
             lists: Default::default(),
