@@ -177,7 +177,9 @@ impl Redis {
         if set.is_none() {
             // It has ended by the clock of this machine; what counts is that of the store, which may be behind.
             let changes = self.limits.changes(1).await.map_err(not_read)?;
-            let last = changes.into_iter().find(|change| change.key.as_ref() == Some(key));
+            let last = changes
+                .into_iter()
+                .find(|change| change.key.as_ref() == Some(key));
             set = last.and_then(|change| change.after);
         }
         Ok(Changed {
