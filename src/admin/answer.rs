@@ -238,6 +238,8 @@ impl From<LimitsError> for Failed {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, format!("{error}."))
             }
             #[cfg(feature = "redis")]
+            LimitsError::Unreadable => Self::new(StatusCode::CONFLICT, format!("{error}.")),
+            #[cfg(feature = "redis")]
             LimitsError::Unavailable(_) => {
                 Self::unavailable("The store that keeps the limits cannot be reached.")
             }

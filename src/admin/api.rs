@@ -158,12 +158,8 @@ pub(super) async fn clear_caches(State(api): Shared) -> Answer {
 /// In memory nothing is lost.
 pub(super) async fn accept_loss(State(api): Shared, Extension(by): Extension<SignedIn>) -> Answer {
     #[cfg(feature = "redis")]
-    api.limits.accept_loss().await?;
-    let _ = api;
-    tracing::warn!(
-        operator = by.operator.name(),
-        "an operator has accepted that overrides are lost"
-    );
+    by.accept_loss(&api.limits).await?;
+    let _ = (api, by);
     Ok(no_content())
 }
 

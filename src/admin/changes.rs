@@ -13,6 +13,8 @@ use super::api::{Answer, Api};
 use super::sign_in::SignedIn;
 use crate::endpoint::json;
 use crate::key::KeyName;
+#[cfg(feature = "redis")]
+use crate::limits::LimitsError;
 use crate::limits::{LimitChange, LimitEdit, Limits};
 
 /// Changes in an answer, unless asked otherwise.
@@ -32,7 +34,8 @@ struct Changes<'a> {
 struct Change<'a> {
     /// In seconds since the Unix epoch, as all times here.
     at: u64,
-    key: &'a str,
+    /// `None` when an operator accepted that overrides were lost.
+    key: Option<&'a str>,
     before: Option<Noted<'a>>,
     after: Option<Noted<'a>>,
     author: Option<&'a str>,
@@ -44,7 +47,7 @@ impl<'a> From<&'a LimitChange> for Change<'a> {
     fn from(change: &'a LimitChange) -> Self {
         Self {
             at: seconds(change.at),
-            key: change.key.as_str(),
+            key: change.key.as_ref().map(KeyName::as_str),
             before: change.before.as_ref().map(Noted::from),
             after: change.after.as_ref().map(Noted::from),
             author: change.author.as_deref(),
@@ -67,6 +70,16 @@ impl SignedIn {
             Some(address) => edit.origin(address.as_str()),
             None => edit,
         }
+    }
+}
+
+#[cfg(feature = "redis")]
+impl SignedIn {
+    /// Accepts that the store lost overrides.
+    pub(super) async fn accept_loss(&self, limits: &Limits) -> Result<(), LimitsError> {
+        let origin = self.address.as_ref().map(KeyName::as_str);
+        let author = Some(self.operator.name());
+        limits.accept_loss_by(author, origin).await
     }
 }
 

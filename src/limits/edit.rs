@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::entry::{line, time};
-use super::state::Source;
+use super::state::{Source, State};
 use super::{LimitChange, Limits, LimitsError, Override};
 use crate::key::KeyName;
 use crate::sync::lock;
@@ -84,6 +84,8 @@ impl<'a> LimitEdit<'a> {
     /// # Errors
     ///
     /// - [`LimitsError::Changed`] when it is not what [`only_if`](Self::only_if) said.
+    /// - [`LimitsError::Unreadable`] when it depends on what the override is, and this version of the crate cannot read
+    ///   the one that is in the store.
     /// - [`LimitsError::TooMany`] for a new key when [`MOST`](Limits::MOST) have one.
     /// - [`LimitsError::TooManyRates`] when there would be more than [`MAX_RATES`](Limits::MAX_RATES) distinct rates.
     /// - [`LimitsError::Network`] when the key is a network, and the limit is anything but `deny all` or `unlimited`.
@@ -97,7 +99,7 @@ impl<'a> LimitEdit<'a> {
         Limits::check_network(self.key, to.limit())?;
         #[cfg(feature = "redis")]
         self.limits.read_first().await?;
-        self.limits.check_limit(to.limit())?;
+        self.limits.check_tier(to.limit())?;
         let now = self.limits.0.clock.since_epoch();
         let to = to.made(self.by.author.as_deref(), now.as_secs());
         let to = match self.lasting {
@@ -111,14 +113,16 @@ impl<'a> LimitEdit<'a> {
     ///
     /// # Errors
     ///
-    /// [`LimitsError::Changed`] and [`LimitsError::Unavailable`], as [`set`](Self::set).
+    /// [`LimitsError::Changed`], [`LimitsError::Unreadable`] and [`LimitsError::Unavailable`], as [`set`](Self::set).
     pub async fn delete(self) -> Result<Option<Override>, LimitsError> {
+        #[cfg(feature = "redis")]
+        self.limits.read_first().await?;
         self.change(None).await
     }
 
     async fn change(self, to: Option<Override>) -> Result<Option<Override>, LimitsError> {
         let limits = self.limits;
-        limits.remove_ended();
+        limits.turn_ends();
         let (name, others) = limits.names_for(self.key, to.is_some());
         // What is known of the key under another name is what goes.
         let before = lock(&limits.0.state).own_at_run_time(&self.key.key());
@@ -168,9 +172,11 @@ impl EntryChange<'_> {
     async fn make(self, limits: &Limits) -> Result<Option<Override>, LimitsError> {
         #[cfg(feature = "redis")]
         if let Some(replica) = &limits.0.replica {
+            self.check_rates(&lock(&limits.0.state))?;
             return replica.change(limits, self).await;
         }
         let mut state = lock(&limits.0.state);
+        self.check_rates(&state)?;
         let current = state.get(self.name).cloned();
         if self.expected.is_some_and(|expected| *expected != current) {
             return Err(LimitsError::changed(current));
@@ -179,21 +185,36 @@ impl EntryChange<'_> {
         if is_new && state.len() >= Limits::MOST {
             return Err(LimitsError::TooMany);
         }
-        let change = self.made(current, limits.0.clock.seconds());
-        let before = limits.apply(&mut state, Source::RunTime, self.name, self.to);
+        if is_new
+            && state.kept() >= Limits::MOST
+            && let Some(ended) = state.ends.first_ended()
+        {
+            limits.apply(&mut state, Source::RunTime, &ended, None);
+        }
+        let change = self.made(current.clone(), limits.0.clock.seconds());
+        limits.apply(&mut state, Source::RunTime, self.name, self.to);
         if let Some(change) = change {
             state.note(change.clone());
             drop(state);
             change.report();
         }
-        Ok(before)
+        Ok(current)
+    }
+
+    fn check_rates(&self, state: &State) -> Result<(), LimitsError> {
+        match &self.to {
+            Some(to) if state.has_too_many_rates(self.name, to.limit()) => {
+                Err(LimitsError::TooManyRates)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The change for the audit trail, unless it deleted nothing.
     pub(super) fn made(&self, before: Option<Override>, at: u64) -> Option<LimitChange> {
         (before.is_some() || self.to.is_some()).then(|| LimitChange {
             at: time(at),
-            key: self.name.clone(),
+            key: Some(self.name.clone()),
             before,
             after: self.to.clone(),
             author: self.by.author.clone(),

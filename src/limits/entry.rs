@@ -31,7 +31,12 @@ use crate::limit::Limit;
 ///
 /// Ends are in whole seconds of the wall clock, rounded up, since replicas and restarts share no other clock. An
 /// override has no effect from its end on, and the key has its default again. A decision finds that out by itself: no task
-/// has to run. In a shared store an override is deleted once the store's clock has reached the end.
+/// has to run.
+///
+/// A wall clock may step forward for a moment, so an override that has ended is kept, and is in force again when the clock
+/// is set back before the end. In memory it is kept for an hour by another clock, and one of the
+/// [configuration](super::Limits::set_base) until it is replaced. A shared store deletes an override once the store's own
+/// clock has reached the end. A process whose clock is ahead of that logs a warning every ten minutes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Override {
     limit: Limit,

@@ -39,6 +39,11 @@ pub enum LimitsError {
         /// The override as it is.
         current: Option<Box<Override>>,
     },
+    /// The store has an override of the key that this version of the crate cannot read, as one of a later version, so
+    /// that it is not known whether it is the one that [`LimitEdit::only_if`](super::LimitEdit::only_if) said. A change
+    /// without this condition replaces it.
+    #[cfg(feature = "redis")]
+    Unreadable,
     /// Redis, where they are kept, cannot be reached.
     #[cfg(feature = "redis")]
     Unavailable(StoreError),
@@ -87,6 +92,10 @@ impl fmt::Display for LimitsError {
             }
             Self::Changed { current: None } => f.write_str("the override was deleted meanwhile"),
             #[cfg(feature = "redis")]
+            Self::Unreadable => f.write_str(
+                "the store has an override of this key that this version cannot read, so it was not changed",
+            ),
+            #[cfg(feature = "redis")]
             Self::Unavailable(_) => {
                 f.write_str("the store that keeps the limits cannot be reached")
             }
@@ -103,6 +112,8 @@ impl std::error::Error for LimitsError {
             | Self::Network { .. }
             | Self::Embedded { .. }
             | Self::Changed { .. } => None,
+            #[cfg(feature = "redis")]
+            Self::Unreadable => None,
             #[cfg(feature = "redis")]
             Self::Unavailable(error) => Some(error),
         }

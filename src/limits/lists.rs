@@ -5,7 +5,7 @@ use std::time::Duration;
 
 #[cfg(all(feature = "admin", feature = "redis"))]
 use super::Description;
-use super::{Limits, LimitsError, Own};
+use super::{Limits, LimitsError, Owns};
 use crate::capacity::Capacity;
 use crate::key::{IpNet, Key, KeyName};
 use crate::limit::Limit;
@@ -160,7 +160,7 @@ impl Limits {
     pub(crate) fn beside(&self) -> Self {
         let mut limits = Self::new();
         if let Some(inner) = std::sync::Arc::get_mut(&mut limits.0) {
-            inner.clock = self.0.clock.clone();
+            inner.set_clock(self.0.clock.clone());
         }
         limits
     }
@@ -235,13 +235,18 @@ impl Limits {
         })
     }
 
-    /// Sets what counts for a key, or that nothing does. Changes are the caller's to keep apart.
-    pub(super) fn set_own(&self, key: &Key, own: Option<Own>) {
-        let listing = |own: &Own| Listing::of(own.entry.limit());
-        let is_listed = own.as_ref().and_then(listing).map(|_| key);
-        let was_listed = self.0.by_key.find(key, listing).flatten().map(|_| key);
+    /// Sets the overrides of a key, or that there are none. Changes are the caller's to keep apart.
+    pub(super) fn set_owns(&self, key: &Key, owns: Option<Owns>) {
+        // Also one that has ended, as the clock may be set back.
+        let is_listed = |owns: &Owns| {
+            let mut all = owns.all();
+            all.any(|own| Listing::of(own.entry.limit()).is_some())
+        };
+        let is = owns.as_ref().is_some_and(is_listed).then_some(key);
+        let was = self.0.by_key.find(key, is_listed);
+        let was = was.unwrap_or_default().then_some(key);
         let by_key = &self.0.by_key;
-        (self.0.lists).change(was_listed, is_listed, || by_key.set(key, own));
+        (self.0.lists).change(was, is, || by_key.set(key, owns));
     }
 
     /// Whether an entry is one that a network may have, or an IPv6 address with an IPv4 address inside.
@@ -256,15 +261,5 @@ impl Limits {
             Some(network) if Listing::of(limit).is_none() => Err(LimitsError::Network { network }),
             _ => Ok(()),
         }
-    }
-
-    /// As [`check_network`](Self::check_network), of what a store has, where it is logged.
-    #[cfg(feature = "redis")]
-    pub(super) fn fits_network(name: &KeyName, limit: &Limit) -> bool {
-        let checked = Self::check_network(name, limit);
-        if let Err(error) = &checked {
-            tracing::warn!(%error, "a stored limit is ignored");
-        }
-        checked.is_ok()
     }
 }

@@ -71,14 +71,14 @@ impl Limits {
     /// The override that was set at run time, whatever the configuration says.
     #[cfg(feature = "admin")]
     pub(crate) fn override_at_run_time(&self, key: &KeyName) -> Option<Override> {
-        self.remove_ended();
+        self.turn_ends();
         lock(&self.0.state).own_at_run_time(&key.key())
     }
 
     /// The override of a key, and where it comes from.
     #[cfg(feature = "admin")]
     pub(crate) fn sourced(&self, key: &KeyName) -> Option<Sourced> {
-        self.remove_ended();
+        self.turn_ends();
         let entry = self.get_override(key)?;
         Some(Sourced::new(&lock(&self.0.state), key, entry))
     }
@@ -90,7 +90,7 @@ impl Limits {
         after: Option<&KeyName>,
         count: usize,
     ) -> Vec<(KeyName, Sourced)> {
-        self.remove_ended();
+        self.turn_ends();
         let state = lock(&self.0.state);
         let entries = state.after(after, count).into_iter();
         entries
@@ -104,7 +104,7 @@ impl Limits {
     /// How many overrides there are, set at run time or by the configuration.
     #[cfg(feature = "admin")]
     pub(crate) fn count(&self) -> usize {
-        self.remove_ended();
+        self.turn_ends();
         lock(&self.0.state).count()
     }
 
@@ -112,7 +112,7 @@ impl Limits {
     /// process counts for itself.
     #[cfg(feature = "admin")]
     pub(crate) fn revision(&self) -> u64 {
-        self.remove_ended();
+        self.turn_ends();
         lock(&self.0.state).revision
     }
 }

@@ -32,7 +32,7 @@ use crate::store::{
 /// | `admission_reclaimed_total` | `limiter` | permits that were taken from a response which its client did not read |
 /// | `admission_tracked_keys` | `limiter` | keys that a limiter's store holds, see [`publish`](Self::publish) |
 /// | `admission_evictions_total` | `limiter` | keys given up at the store's bound that had used something, see [`publish`](Self::publish) |
-/// | `admission_limit_changes_total` | `change` | changes of overrides that this process made or ended; without an observer |
+/// | `admission_limit_changes_total` | `change`, `origin` | changes of overrides, see [below](#changes-of-overrides); without an observer |
 /// | `admission_limits_lost` | | overrides that a shared store has lost; without an observer |
 /// | `admission_limits_unreadable` | | overrides in a shared store that this version cannot read; without an observer |
 ///
@@ -54,6 +54,20 @@ use crate::store::{
 /// `quota_exceeded`, `at_capacity`, `key_at_capacity`, `banned` and `dry_run`. Prometheus does not see an increase where a
 /// counter appears with 1. For that install the recorder before you make [`Limits`](crate::Limits), layers and an
 /// [`Admission`](crate::config::Admission).
+///
+/// # Changes of overrides
+///
+/// `change` is `override set`, `override deleted`, `override ended` or `loss of overrides accepted`. `origin` is `here` for
+/// a change that this process made, and `elsewhere` for one that another process made in the shared store, such as
+/// another replica or `tower-admission --redis`. Each process counts each change once, so **the sum over replicas counts a
+/// change as often as there are replicas**. For the number of changes, sum `origin` in each process and take the largest:
+///
+/// ```text
+/// max by (change) (sum by (instance, change) (increase(admission_limit_changes_total[1h])))
+/// ```
+///
+/// The sum over replicas of `origin="here"` is the number of changes that services made. Two changes of one key that come
+/// within half a second of more than 1,000 others may count as one.
 ///
 /// # How many requests were admitted
 ///

@@ -273,7 +273,7 @@ async fn sums_are_those_of_the_load(prometheus: &Prometheus, memory: &Loaded, sh
         assert_eq!(on_lists, 10.0);
         assert_eq!(prometheus.number(&totals(query)).await, on_lists);
     }
-    let changes = "sum(admission_limit_changes_total)";
+    let changes = "sum(admission_limit_changes_total{origin='here'})";
     assert_eq!(prometheus.number(changes).await, 2.0);
     let dry_run = all(Some("dry"), is_admitted) - 1.0;
     let decisions = totals(&queries("Rejections by policy and outcome")[0]);

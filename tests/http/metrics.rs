@@ -64,9 +64,9 @@ async fn counters_exist_before_the_first_decision() {
     let limits = Limits::new();
     let changes = "admission_limit_changes_total change=override";
     let of_limits = [
-        format!("{changes} deleted"),
-        format!("{changes} ended"),
-        format!("{changes} set"),
+        format!("{changes} deleted origin=here"),
+        format!("{changes} ended origin=here"),
+        format!("{changes} set origin=here"),
     ];
     assert!(counters(&snapshotter).into_keys().eq(of_limits));
 

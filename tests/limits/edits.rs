@@ -35,7 +35,7 @@ async fn a_change_tells_who_made_it_and_what_was_before() {
     assert_eq!((&first.before, &first.after), (&None, &Some(set.clone())));
     assert_eq!((&deleted.before, &deleted.after), (&Some(set), &None));
     for change in &changes {
-        assert_eq!(change.key, acme);
+        assert_eq!(change.key.as_ref(), Some(&acme));
         assert_eq!(change.author.as_deref(), Some("anna"));
         assert_eq!(change.origin.as_deref(), Some("192.0.2.1"));
         assert_eq!(change.at, bench.clock.wall_clock());

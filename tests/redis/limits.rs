@@ -10,6 +10,7 @@ use crate::server::{Server, store, until};
 
 mod explain;
 mod faults;
+mod heard;
 mod lost;
 mod model;
 mod overrides;

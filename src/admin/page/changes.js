@@ -16,9 +16,10 @@ const limitCell = (noted) => make('td', 'limit', noted?.limit ?? '–', make('sp
 
 // Only the last change of a key is undone: an older one would take others with it.
 function canUndo(change, last) {
-  const { before, has_ended: hasEnded } = change;
+  const { key, before, has_ended: hasEnded } = change;
   const isOver = before?.end && before.end * 1000 <= Date.now();
-  return change === last && !hasEnded && !isOver;
+  // Without a key an operator has accepted a loss.
+  return key !== null && change === last && !hasEnded && !isOver;
 }
 
 function showChanges(changes) {
@@ -27,7 +28,7 @@ function showChanges(changes) {
     const { key, before, after, author, origin, has_ended: hasEnded } = change;
     const by = hasEnded ? 'its end' : author ?? 'not known';
     const undo = button('Undo…', `Undo the change of ${key}`, () => confirmUndo(change));
-    return make('tr', '', make('td', '', time(change.at)), make('td', 'key', key), limitCell(bare(before)),
+    return make('tr', '', make('td', '', time(change.at)), make('td', 'key', key ?? 'A loss was accepted'), limitCell(bare(before)),
       limitCell(bare(after)), make('td', '', by, make('span', 'type', origin ?? '')),
       make('td', 'actions', ...(canUndo(change, last.get(key)) ? [undo] : [])));
   });

@@ -132,7 +132,9 @@ impl Redis {
         if set.is_none() {
             // It has ended by the clock of this machine; what counts is that of the store, which may be behind.
             let changes = self.limits.changes(1).await.map_err(not_read)?;
-            let last = changes.into_iter().find(|change| change.key == *key);
+            let last = changes
+                .into_iter()
+                .find(|change| change.key.as_ref() == Some(key));
             set = last.and_then(|change| change.after);
         }
         Ok(Changed {
@@ -286,7 +288,9 @@ impl Redis {
 
     pub(crate) async fn accept_loss(&self) -> Result<(), Failure> {
         self.services().await?;
-        self.limits.accept_loss().await.map_err(not_read)
+        let (author, origin) = (Some(&*self.author), Some(&*self.origin));
+        let accepted = self.limits.accept_loss_by(author, origin).await;
+        accepted.map_err(not_read)
     }
 
     pub(crate) async fn clear_caches(&self) -> Result<(), Failure> {

@@ -25,7 +25,8 @@ pub(crate) fn not_changed(error: LimitsError, key: &KeyName) -> Failure {
         LimitsError::Unavailable(error) => failed(&error),
         error @ (LimitsError::UnknownTier { .. }
         | LimitsError::Network { .. }
-        | LimitsError::Embedded { .. }) => Failure::refused(error.to_string()),
+        | LimitsError::Embedded { .. }
+        | LimitsError::Unreadable) => Failure::refused(error.to_string()),
         error => Failure::refused(format!("{error}: delete some first")),
     }
 }

@@ -96,7 +96,9 @@ fn last_of<'a>(key: &KeyName, changes: &'a [Change]) -> Result<(&'a Change, &'a 
             "no change of {key} is among the last {ALL}, so there is nothing to undo: see `limits changes`"
         ))
     };
-    let mut of_key = changes.iter().filter(|change| change.key == key.as_str());
+    let mut of_key = changes
+        .iter()
+        .filter(|change| change.key.as_deref() == Some(key.as_str()));
     let last = of_key.next().ok_or_else(none)?;
     if !last.has_ended {
         return Ok((last, last));

@@ -58,6 +58,15 @@ impl WallClock {
         self.since_epoch().as_secs()
     }
 
+    /// A time that does not follow the wall clock, since a zero of its own.
+    pub(crate) fn uptime(&self) -> Duration {
+        Duration::from_nanos(match self {
+            Self::Real => Timer::real().now(),
+            #[cfg(feature = "test-util")]
+            Self::Test(clock) => clock.now(),
+        })
+    }
+
     pub(crate) fn since_epoch(&self) -> Duration {
         match self {
             Self::Real => since_epoch(),
