@@ -240,9 +240,14 @@ impl Stack {
             on_failure,
             concurrency,
             rate,
-            bad_credentials,
             #[cfg(feature = "admin")]
-            explained: vec![super::explain::Explained::new(name, settings, &policies)],
+            explained: vec![super::explain::Explained::new(
+                name,
+                settings,
+                &policies,
+                bad_credentials.as_ref(),
+            )],
+            bad_credentials,
         };
         Ok((stack, change))
     }

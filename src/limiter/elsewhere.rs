@@ -43,6 +43,7 @@ pub struct SharedLimiters {
     pub(super) checks: Vec<String>,
     /// The most overrides that a service keeps although the store has lost them.
     pub(super) lost: u64,
+    pub(super) has_lists: bool,
     limits: Limits,
     store: RedisStore,
 }
@@ -75,6 +76,7 @@ impl SharedLimiters {
         let described = texts.iter().filter_map(|text| Description::from_text(text));
         let (mut tiers, mut names, mut checks) = (Vec::new(), Vec::new(), Vec::new());
         let mut lost = 0;
+        let mut has_lists = false;
         let limiters = described.filter_map(|described| match described {
             Description::Rate(rates) => Shared::rate(&rates, store, &limits),
             Description::Concurrency(slots) => Shared::slots("concurrency", slots, store),
@@ -85,6 +87,10 @@ impl SharedLimiters {
             }
             Description::Name { name } => {
                 names.push(name.into());
+                None
+            }
+            Description::Lists => {
+                has_lists = true;
                 None
             }
             Description::Secret { check } => {
@@ -102,6 +108,7 @@ impl SharedLimiters {
             names,
             checks,
             lost,
+            has_lists,
             limits,
             store: store.clone(),
         })

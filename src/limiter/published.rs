@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::elsewhere::{Shared, SharedLimiters};
-use crate::key::Secret;
+use crate::key::{KeyName, Secret};
 use crate::limit::Limit;
 use crate::policy::{NamedQuota, Policy};
 
@@ -14,10 +14,27 @@ impl SharedLimiters {
         &self.names
     }
 
+    /// Whether a service looks its requests up on the [allow and deny lists](crate::access) of these limits. Without
+    /// one, an override of a network has no effect.
+    #[must_use]
+    pub fn has_lists(&self) -> bool {
+        self.has_lists
+    }
+
+    /// Whether an override of a key can have an effect: false for a network where no service [has lists](Self::has_lists),
+    /// since no request is charged to a network.
+    #[must_use]
+    pub fn reaches(&self, key: &KeyName) -> bool {
+        self.has_lists || key.key().uncharged_network().is_none()
+    }
+
     /// Whether no service has written down any limit in the last day: there is none, or it has another prefix.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.names.is_empty() && self.limiters.is_empty() && self.tiers.is_empty()
+        self.names.is_empty()
+            && self.limiters.is_empty()
+            && self.tiers.is_empty()
+            && !self.has_lists
     }
 
     /// Whether the [secret](crate::Secret) of this process is that of a service. `None` when no service has one.
@@ -50,6 +67,7 @@ impl SharedLimiters {
             None => self.names.iter().any(|name| is_other(name)),
         };
         limit.tier().is_some()
+            || self.has_lists && limit.for_all().is_some()
             || is_for_others
             || self.limiters.iter().any(|limiter| limiter.applies(limit))
     }

@@ -23,6 +23,8 @@ pub(crate) enum Description {
     Name {
         name: String,
     },
+    /// A service looks its requests up on the lists of these limits.
+    Lists,
     /// The [check value](crate::Secret::check_value) of the services' secret.
     Secret {
         check: String,
@@ -127,6 +129,7 @@ impl Description {
             Self::Lease(slots) => format!("lease {}", slots.name),
             Self::Tier { name } => format!("tier {name}"),
             Self::Name { name } => format!("name {name}"),
+            Self::Lists => "lists".to_owned(),
             // Of each, so that services that change to another secret do not hide each other's.
             Self::Secret { check } => format!("secret {check}"),
             // Known for minutes and not for a day, by this word: see limiters_publish.lua.

@@ -45,7 +45,9 @@ impl Published {
         let names = limits.names().into_iter().map(|name| Description::Name {
             name: name.to_string(),
         });
-        let mut described: Vec<_> = described.chain(tiers).chain(names).collect();
+        let lists = limits.are_lists_applied().then_some(Description::Lists);
+        let described = described.chain(tiers).chain(names).chain(lists);
+        let mut described: Vec<_> = described.collect();
         if table.has_secret && !described.is_empty() {
             let check = Secret::check_value();
             described.push(Description::Secret { check });

@@ -59,7 +59,7 @@ async fn each_command_does_what_it_does_in_redis() {
     let calls = json!({"name": "calls", "sort": "rate", "used": 7, "limit": 10, "is_own": true});
     assert_eq!(
         usage,
-        json!({"key": "org:acme", "limit": "1000/min", "usage": [calls]})
+        json!({"key": "org:acme", "limit": "1000/min", "listed": null, "usage": [calls]})
     );
     let usage = run(&["usage"]).await.ok();
     assert!(

@@ -10,6 +10,8 @@ mod builder;
 mod certificates;
 mod enabled;
 mod errors;
+#[cfg(feature = "admin")]
+mod explained;
 mod follow;
 mod keys;
 mod lists;

@@ -5,7 +5,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tower_admission::KeyName;
+use tower_admission::{KeyName, Limit};
 
 use crate::args::RequestArgs;
 use crate::changes::Change;
@@ -64,11 +64,16 @@ impl Admin {
     }
 
     pub(crate) async fn set(&self, key: &KeyName, to: &Wanted<'_>) -> Result<Changed, Failure> {
+        let own = to.own;
+        if key.is_embedded() && own.limit.parse() == Ok(Limit::unlimited()) {
+            return Err(Failure::refused(format!(
+                "this IPv6 address stands for an IPv4 address, which is another client's: to exempt that one, write {key}"
+            )));
+        }
         let condition = match to.only_if {
             Some(shown) => Some(self.condition(key, shown).await?),
             None => None,
         };
-        let own = to.own;
         let mut body = own.to_json();
         if let Some(lasts) = to.lasts {
             // In whole seconds, as ends are.
@@ -165,7 +170,8 @@ impl Admin {
         key: &KeyName,
         request: &RequestArgs,
     ) -> Result<Explained, Failure> {
-        let mut body = json!({ "key": key.as_str() });
+        let key = request.written.as_deref().unwrap_or(key.as_str());
+        let mut body = json!({ "key": key });
         for (name, value) in [
             ("tier", &request.tier),
             ("path", &request.path),

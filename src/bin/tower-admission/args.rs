@@ -181,7 +181,7 @@ pub(crate) struct KeyArgs {
 }
 
 /// The request that is asked about.
-#[derive(Args, Default)]
+#[derive(Args, Clone, Default)]
 pub(crate) struct RequestArgs {
     /// The tier of the request
     #[arg(long)]
@@ -195,9 +195,12 @@ pub(crate) struct RequestArgs {
     /// The host of the request
     #[arg(long, requires = "path")]
     pub(crate) host: Option<String>,
-    /// The address of the client, for limits on addresses; with --admin
+    /// The address of the client, for lists, and for limits on addresses with --admin and --path
     #[arg(long)]
     pub(crate) address: Option<String>,
+    /// The key, where that is an address: of one in IPv6 more than the network that is charged
+    #[arg(skip)]
+    pub(crate) written: Option<String>,
 }
 
 #[derive(Subcommand)]

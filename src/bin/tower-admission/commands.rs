@@ -78,9 +78,14 @@ pub(crate) async fn run(
             usage(key, server, keys, output).await
         }
         Command::Explain { key, request } => {
-            let key = read(key, server, keys).await?;
-            let key = counted(&key, server, keys)?;
-            explain::explain(key, request, server, output).await
+            let name = read(key, server, keys).await?;
+            let name = counted(&name, server, keys)?;
+            let written = key.key.clone().filter(|_| name.key().is_ip());
+            let request = RequestArgs {
+                written,
+                ..request.clone()
+            };
+            explain::explain(name, &request, server, output).await
         }
         Command::Cache(CacheCommand::Clear) => {
             server.clear_caches().await?;
@@ -116,7 +121,7 @@ async fn get(key: &KeyName, server: &Server, output: &Output) -> Result<(), Fail
         // What it has of its own is known also where no service runs.
         Err(failure) if entry.is_some() => {
             output.warning(failure.message());
-            Explained::new(key, None, &[])
+            Explained::new(key, None, &[], None)
         }
         Err(failure) => return Err(failure),
     };
@@ -129,12 +134,18 @@ async fn get(key: &KeyName, server: &Server, output: &Output) -> Result<(), Fail
             let noted = noted.map_or(String::new(), |noted| format!("\n{}", clean(&noted)));
             clean(&format!("{key}: {} ({})", own.brief(), entry.origin())) + &noted
         }
-        None if explained.limits.is_empty() => return Err(none_of(key, output)),
+        None if explained.limits.is_empty() && explained.listed.is_none() => {
+            return Err(none_of(key, output));
+        }
         None if output.is_incomplete() => {
             clean(&format!("{key}: no limit of its own in the store"))
         }
         None => clean(&format!("{key}: no limit of its own")),
     };
+    json["listed"] = json!(explained.listed);
+    if let Some(listed) = &explained.listed {
+        let _ = write!(text, "\n{}", clean(&listed.text()));
+    }
     let _ = write!(text, "\n{}", explain::sources(&explained));
     let applies = explained.limits.iter().map(|row| {
         json!({ "name": row.name, "sort": row.sort, "limit": row.limit, "source": row.source, "tier": row.tier })
@@ -345,7 +356,12 @@ async fn usage(
                 format!("{own} (its own)")
             });
             let _ = writeln!(text, "{}", clean(&format!("{key}: {own}")));
-            json!({ "key": key.as_str(), "limit": report.limit, "usage": report.usage })
+            if let Some(listed) = &report.listed {
+                let _ = writeln!(text, "{}", clean(&listed.text()));
+            }
+            json!({
+                "key": key.as_str(), "limit": report.limit, "listed": report.listed, "usage": report.usage,
+            })
         }
         None => json!({ "usage": report.usage }),
     };

@@ -2,8 +2,11 @@
 
 mod admin;
 mod args;
+#[cfg(feature = "redis-tls")]
+mod certificates;
 mod changes;
 mod commands;
+mod effect;
 mod explain;
 mod explained;
 mod failure;

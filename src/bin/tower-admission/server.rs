@@ -131,6 +131,10 @@ impl Server {
             Kind::Redis(_) => keys.read(text),
             Kind::Admin(admin) => {
                 let text = keys.check(text)?;
+                // An address is the same everywhere.
+                if let Some(key) = text.parse().ok().filter(|key: &KeyName| key.key().is_ip()) {
+                    return Ok(key);
+                }
                 within(self.timeout, admin.resolve(&text)).await
             }
         }
@@ -178,6 +182,18 @@ impl Server {
             Kind::Redis(redis) => within(self.timeout, redis.check(key, own)).await,
             // The service checks it before it sets it.
             Kind::Admin(_) => Ok(()),
+        }
+    }
+
+    /// Whether no request is looked up on lists, as far as that is known.
+    pub(crate) async fn has_no_lists(&self) -> bool {
+        match &self.kind {
+            Kind::Redis(redis) => {
+                let known = within(self.timeout, async { Ok(redis.has_no_lists().await) });
+                known.await.unwrap_or(false)
+            }
+            // The service rejects what has no effect.
+            Kind::Admin(_) => false,
         }
     }
 

@@ -40,7 +40,7 @@ pub(crate) async fn set(
     // First, as an error of the limit repeats what may be of a key that was cut in two.
     let key = named(key, server, keys).await?;
     // As it is stored, which rounds the end and cuts the note.
-    let mut own = Override::new(crate::redis::read(&limit.join(" "))?);
+    let mut own = Override::new(crate::effect::read(&limit.join(" "))?);
     if let Some(end) = args.until {
         own = own.with_end(end);
     }
@@ -71,6 +71,13 @@ pub(crate) async fn set(
         .and_then(|before| gone(&key, &before, &changed.own))
         .into_iter()
         .collect();
+    let is_listed = matches!(&*changed.own.limit, "deny all" | "unlimited");
+    if key.key().is_ip() && is_listed && server.has_no_lists().await {
+        warnings.push(format!(
+            "no service has allow and deny lists for these limits: this applies to requests that are charged to {key}, \
+             and not to those from there that are charged to a token"
+        ));
+    }
     // That it cannot be known is no reason not to say what was done.
     let used = match counted(&key, server, keys) {
         Ok(key) => server.usage(Some(key)).await.ok(),
@@ -129,7 +136,7 @@ fn gone(key: &KeyName, before: &Own, after: &Own) -> Option<String> {
         limit: format!("{gone}, {}", after.limit),
         ..after.clone()
     };
-    let keeps = match crate::redis::read(&both.limit) {
+    let keeps = match crate::effect::read(&both.limit) {
         Ok(_) => format!("to keep it, run: {}", both.command(key.as_str())),
         Err(_) => format!("to go back, run: tower-admission limits undo {key}"),
     };

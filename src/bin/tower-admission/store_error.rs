@@ -25,6 +25,7 @@ pub(crate) fn not_changed(error: LimitsError, key: &KeyName) -> Failure {
         LimitsError::Unavailable(error) => failed(&error),
         error @ (LimitsError::UnknownTier { .. }
         | LimitsError::Network { .. }
+        | LimitsError::Embedded { .. }
         | LimitsError::Unreadable) => Failure::refused(error.to_string()),
         error => Failure::refused(format!("{error}: delete some first")),
     }

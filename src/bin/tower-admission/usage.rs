@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::explained::Listed;
 use crate::output::clean;
 use crate::own::Time;
 
@@ -36,6 +37,9 @@ pub(crate) struct Report {
     /// What the key has of its own.
     #[serde(default)]
     pub(crate) limit: Option<String>,
+    /// The entry of a list that decides about the key, before any limit.
+    #[serde(default)]
+    pub(crate) listed: Option<Listed>,
     pub(crate) usage: Vec<Usage>,
     /// The process that answers, where one does.
     #[serde(default)]
