@@ -271,6 +271,7 @@ async fn usage_is_what_is_used() {
     let expected = json!({
         "key": "org:acme",
         "limit": "bucket=20/day, 5 concurrent",
+        "listed": null,
         "usage": [
             entry("jobs", "concurrency", 2, 5, true),
             entry("bucket", "rate", 7, 20, true),
