@@ -43,6 +43,19 @@ pub struct KeyName {
 /// The kinds whose text is a credential, which is not to be kept.
 const CREDENTIALS: [&str; 2] = ["bearer", "api-key"];
 
+/// What people write in place of these. No key has such a kind, as what follows would be kept though it may be a secret.
+const LIKE_CREDENTIALS: [&str; 9] = [
+    "apikey",
+    "api_key",
+    "x-api-key",
+    "authorization",
+    "proxy-authorization",
+    "basic",
+    "cookie",
+    "jwt",
+    "token",
+];
+
 /// The kinds that this crate makes keys of.
 const KINDS_OF_THIS_CRATE: [&str; 3] = ["ip", "bearer", "api-key"];
 
@@ -149,7 +162,7 @@ impl FromStr for KeyName {
                 ..key.into()
             }),
             Parts::Fingerprint { kind, bits } => {
-                Ok(Key::from_fingerprint(interned(kind)?, bits).into())
+                Ok(Key::from_fingerprint(kept(kind)?, bits).into())
             }
             Parts::Named { kind, name } => Self::named(interned(kind)?, name),
         }
@@ -254,28 +267,35 @@ fn fingerprint(digits: &str) -> Result<[u64; 2], KeyNameError> {
     Ok([half(&digits[..16])?, half(&digits[16..])?])
 }
 
-/// A kind that lives as long as the process; so there is a bound on how many are taken from text.
+/// Whether what follows a kind is a credential, however the kind is written.
+pub(crate) fn means_credential(kind: &str) -> bool {
+    let mut kinds = CREDENTIALS.iter().chain(&LIKE_CREDENTIALS);
+    kinds.any(|known| known.eq_ignore_ascii_case(kind.trim()))
+}
+
+/// The kind of a key with a readable name.
 pub(crate) fn interned(kind: &str) -> Result<&'static str, KeyNameError> {
+    let decoded = percent::decode(kind).map_err(|_| KeyNameError::Kind)?;
+    if means_credential(&decoded) && !CREDENTIALS.contains(&&*decoded) {
+        return Err(KeyNameError::Kind);
+    }
+    kept(kind)
+}
+
+/// A kind that lives as long as the process; so there is a bound on how many are taken from text.
+fn kept(kind: &str) -> Result<&'static str, KeyNameError> {
     static KINDS: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
     let kind = percent::decode(kind).map_err(|_| KeyNameError::Kind)?;
     if kind.is_empty() || kind.len() > 64 || kind.trim() != kind {
         return Err(KeyNameError::Kind);
     }
-    // Of no key that this crate makes, and what follows would be kept though it may be a secret.
-    let meant = [
-        "ip",
-        "bearer",
-        "api-key",
-        "apikey",
-        "x-api-key",
-        "authorization",
-        "proxy-authorization",
-        "cookie",
-        "token",
-        "api_key",
-        "jwt",
-    ];
-    if meant.contains(&&*kind.to_ascii_lowercase()) && !KINDS_OF_THIS_CRATE.contains(&&*kind) {
+    let is_meant = |known: &&&str| known.eq_ignore_ascii_case(&kind);
+    // No key of this crate has a kind that is written otherwise.
+    if KINDS_OF_THIS_CRATE
+        .iter()
+        .find(is_meant)
+        .is_some_and(|known| *known != kind)
+    {
         return Err(KeyNameError::Kind);
     }
     if let Some(known) = CREDENTIALS.into_iter().find(|known| *known == kind) {
@@ -416,6 +436,9 @@ mod tests {
             assert_eq!(name(KeyName::from(key).as_str()).key(), key, "{text}");
         }
         assert_eq!(KeyName::id("a:b", "c"), Ok(name("a%3Ab:c")));
+        // There is no secret in a fingerprint.
+        let token = KeyName::from(Key::new("token", b"hunter2"));
+        assert_eq!(name(token.as_str()), token);
         let odd = Key::id("ip", "x");
         assert_eq!(name(KeyName::from(odd).as_str()).key(), odd);
         for (kind, id) in [("org", "a b"), ("bearer", " x "), ("org", "ä")] {
@@ -530,6 +553,9 @@ mod tests {
             ("%ff:a", Kind),
             ("Bearer:hunter2", Kind),
             ("x-api-key:hunter2", Kind),
+            ("token:hunter2", Kind),
+            ("Basic:hunter2", Kind),
+            (&*format!("Bearer#{}", "1".repeat(32)), Kind),
             ("IP:192.0.2.1", Kind),
             ("ip:nowhere", Address),
             ("ip:192.0.2.0/33", Address),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::elsewhere::{Shared, SharedLimiters};
-use crate::key::Secret;
+use crate::key::{KeyName, Secret};
 use crate::limit::Limit;
 use crate::policy::{NamedQuota, Policy};
 
@@ -19,6 +19,13 @@ impl SharedLimiters {
     #[must_use]
     pub fn has_lists(&self) -> bool {
         self.has_lists
+    }
+
+    /// Whether an override of a key can have an effect: false for a network where no service [has lists](Self::has_lists),
+    /// since no request is charged to a network.
+    #[must_use]
+    pub fn reaches(&self, key: &KeyName) -> bool {
+        self.has_lists || key.key().uncharged_network().is_none()
     }
 
     /// Whether no service has written down any limit in the last day: there is none, or it has another prefix.
@@ -37,6 +44,14 @@ impl SharedLimiters {
         (!self.checks.is_empty()).then(|| self.checks.contains(&check()))
     }
 
+    /// How many overrides services keep although the store has [lost](crate::Limits::lost) them, as the service that
+    /// keeps the most of them says. While it is not 0, services go by overrides that are not in the store. Known within a
+    /// second of the loss, and for 3 minutes after the last service that keeps some is gone.
+    #[must_use]
+    pub fn lost_overrides(&self) -> u64 {
+        self.lost
+    }
+
     /// Whether an override changes anything: false when no part of it is about a limit of a service, as `5 concurrent`
     /// where nothing limits concurrency, or `10/min` where each policy has several quotas.
     #[must_use]
@@ -52,6 +67,7 @@ impl SharedLimiters {
             None => self.names.iter().any(|name| is_other(name)),
         };
         limit.tier().is_some()
+            || self.has_lists && limit.for_all().is_some()
             || is_for_others
             || self.limiters.iter().any(|limiter| limiter.applies(limit))
     }
@@ -70,14 +86,9 @@ impl Shared {
 
     fn applies(&self, limit: &Limit) -> bool {
         match self {
-            Self::Rate { policies, .. } => policies.iter().any(|policy| {
-                let is_single = policy.quotas().len() == 1;
-                let mut quotas = policy.quotas().iter();
-                quotas.any(|quota| {
-                    let is_sliding = quota.quota().is_sliding();
-                    limit.rule(quota.name(), is_single, is_sliding).is_some()
-                })
-            }),
+            Self::Rate { policies, .. } => {
+                policies.iter().any(|policy| policy.is_changed_by(limit))
+            }
             Self::Slots { described, .. } => limit.concurrency(&described.name).is_some(),
         }
     }

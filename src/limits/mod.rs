@@ -45,6 +45,8 @@ use self::lists::ListIndex;
 pub(crate) use self::lists::Listed;
 pub use self::lists::Listing;
 use self::state::{Own, Source, State};
+#[cfg(feature = "admin")]
+pub(crate) use self::usage::Sourced;
 use crate::key::{Key, KeyMap, KeyName};
 use crate::limit::Limit;
 use crate::policy::Tier;

@@ -134,6 +134,18 @@ impl State {
         self.set.of(key).map(|own| Override::clone(&own.entry))
     }
 
+    /// Whether an override was set at run time for a key, under whatever name.
+    #[cfg(feature = "admin")]
+    pub(super) fn has_at_run_time(&self, key: &Key) -> bool {
+        self.set.names.contains_key(key)
+    }
+
+    /// The override that the configuration has for a key, under whatever name.
+    #[cfg(feature = "admin")]
+    pub(super) fn own_at_base(&self, key: &Key) -> Option<Arc<Override>> {
+        self.base.of(key).map(|own| own.entry)
+    }
+
     /// Has an override deleted in the store that has ended.
     #[cfg(feature = "redis")]
     pub(super) fn ended_in_store(&mut self, name: KeyName, entry: Override) {

@@ -5,7 +5,6 @@ mod changes;
 mod chromium;
 mod described;
 mod edits;
-mod events;
 mod explain;
 mod looks;
 mod now;
@@ -27,6 +26,8 @@ mod server;
 mod shared;
 mod sign_in;
 mod tabs;
+mod typed;
+mod undo;
 
 use std::cell::RefCell;
 use std::io::{self, Write};

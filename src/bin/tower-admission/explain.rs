@@ -53,7 +53,7 @@ pub(crate) async fn explain(
     }
     let now = match &explained.now {
         Some(now) => verdict(now),
-        None if server.knows_paths() => {
+        None if !server.is_store() => {
             "its path decides: give it by --path. No request passes all of these limits".to_owned()
         }
         None => "its path decides, as no request passes all of these limits".to_owned(),
