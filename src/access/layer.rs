@@ -106,6 +106,7 @@ impl<S> Layer<S> for AccessLayer {
 
     fn layer(&self, inner: S) -> Access<S> {
         self.gate.apply();
+        self.gate.tell_attached();
         Access::new(inner, self.gate.clone())
     }
 }

@@ -70,6 +70,11 @@ impl Limits {
     /// As [`in_store`](Self::in_store), reading all anew after `cache_ttl`, at least a second.
     #[must_use]
     pub fn in_store_with(store: &RedisStore, cache_ttl: Duration) -> Self {
+        LimitChange::count_from_zero();
+        #[cfg(feature = "metrics")]
+        for gauge in ["admission_limits_lost", "admission_limits_unreadable"] {
+            metrics::gauge!(gauge).set(0.0);
+        }
         let limits = Self(Arc::new(Inner {
             by_key: KeyMap::default(),
             lists: Default::default(),

@@ -169,7 +169,7 @@ fn failures_are_logged_once_for_an_address_and_counted() {
     let snapshotter = recorder.snapshotter();
     let runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = { runtime }.enable_all().build().unwrap();
-    let log = super::logged(|| {
+    let log = crate::logged::logged(|| {
         metrics::with_local_recorder(&recorder, || {
             runtime.block_on(async {
                 let app: Router = admin().sign_in_failures(Quota::per_hour(4)).build();

@@ -8,12 +8,15 @@ mod builder;
 #[path = "../redis/certificates.rs"]
 #[allow(dead_code)]
 mod certificates;
+mod enabled;
 mod errors;
 #[cfg(feature = "admin")]
 mod explained;
 mod follow;
 mod keys;
 mod lists;
+#[path = "../logged/mod.rs"]
+mod logged;
 mod loss;
 mod off;
 mod outcomes;

@@ -30,6 +30,7 @@ pub(crate) async fn undo(
     let (last, undone) = last_of(key, &changes)?;
     let entry = server.get(key).await?;
     let current = entry.filter(|entry| !entry.is_of_file());
+    let below = current.as_ref().and_then(|entry| entry.in_file.clone());
     let current = current.map(|entry| entry.own);
     if !is_same(current.as_ref(), last.after.as_ref()) {
         let current = current.map_or("none".to_owned(), |own| own.brief());
@@ -53,8 +54,11 @@ pub(crate) async fn undo(
         let none = "nothing is to be undone: it is what it was before";
         return Err(Failure::missing(format!("{key}: {none}")));
     }
-    let brief =
-        |own: Option<&Own>| own.map_or("none, so that the default applies".to_owned(), Own::brief);
+    let brief = |own: Option<&Own>| match (own, &below) {
+        (Some(own), _) => own.brief(),
+        (None, Some(below)) => format!("{} of the file", below.brief()),
+        (None, None) => "none, so that the default applies".to_owned(),
+    };
     let question = format!(
         "Undo the change at {}? The limit of {key} is {} then.",
         undone.at,

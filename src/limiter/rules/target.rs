@@ -15,7 +15,7 @@ use crate::store::{Charge, StoreStatus};
 use crate::sync::{Ordering, lock};
 
 impl Rules {
-    fn rests(&self) -> bool {
+    pub(in crate::limiter) fn rests(&self) -> bool {
         self.rests.load(Ordering::Relaxed)
     }
 
