@@ -57,6 +57,11 @@ impl Gate {
         }
     }
 
+    /// Tells observers that the lists are in force.
+    pub(crate) fn tell_attached(&self) {
+        self.observers.attached("access", &self.name, [""]);
+    }
+
     /// Whether no request is on a list.
     #[inline]
     pub(crate) fn is_idle(&self) -> bool {

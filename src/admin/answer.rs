@@ -12,6 +12,7 @@ use super::now::Store;
 use super::replica::Replica;
 use crate::endpoint::{Failed, problem};
 use crate::key::KeyName;
+use crate::limit::Limit;
 use crate::limits::{LimitUsage, LimitsError, Override, Sourced};
 
 /// A page of what single keys have.
@@ -197,6 +198,26 @@ pub(super) fn no_such_name(name: &str, names: &[Arc<str>]) -> Failed {
         names => format!("the names are {}", names.join(", ")),
     };
     wrong(format!("There is no limit named {name}: {known}."))
+}
+
+/// No limiter goes by a part of a limit.
+pub(super) fn no_effect(
+    part: &str,
+    names: &[Arc<str>],
+    applies: impl Fn(&Limit) -> bool,
+) -> Failed {
+    let value = part
+        .split_once('=')
+        .map_or(part, |(_, value)| value.trim_start());
+    let named = names.iter().map(|name| format!("{name}={value}"));
+    let named: Vec<_> = named
+        .filter(|named| named.parse().is_ok_and(|named| applies(&named)))
+        .collect();
+    let instead = match &*named {
+        [] => String::new(),
+        named => format!(": write {}", named.join(" or ")),
+    };
+    wrong(format!("{part} changes no limit of this service{instead}."))
 }
 
 impl From<LimitsError> for Failed {

@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::Deserialize;
 
 use super::answer::{
-    Changed, Deleted, Entry, KeyUsage, Noted, OVERRIDE, Totals, no_limit, no_such_name,
+    Changed, Deleted, Entry, KeyUsage, Noted, OVERRIDE, Totals, no_effect, no_limit, no_such_name,
     set_in_file, wrong,
 };
 use super::auth::Role;
@@ -78,8 +78,14 @@ pub(super) async fn set(
 ) -> Answer {
     let key = api.named(key).await?;
     let headers = request.headers().clone();
-    let entry = api.read_override(request).await?;
-    let edit = || by.edit(&api.limits, &key);
+    let (entry, lasting) = api.read_override(request).await?;
+    let edit = || {
+        let edit = by.edit(&api.limits, &key);
+        match lasting {
+            Some(time) => edit.lasting(time),
+            None => edit,
+        }
+    };
     let before = match change_if(&api.limits, &key, &headers, Some(&entry), edit).await? {
         Ok(before) => before,
         Err(changed) => return Ok(changed),
@@ -228,8 +234,12 @@ impl Api {
         }
     }
 
-    /// The override in a body, if limiters know what it is about.
-    async fn read_override(&self, request: Request) -> Result<Override, Failed> {
+    /// The override in a body, if limiters know what it is about, and how long it lasts by the clock of the store. Its
+    /// end is then by the clock of this process.
+    async fn read_override(
+        &self,
+        request: Request,
+    ) -> Result<(Override, Option<Duration>), Failed> {
         let body = body(request).await?;
         let entry = Override::new(self.read_limit(&member(&body, "limit")?)?);
         // It is an object, as it has a limit.
@@ -240,10 +250,11 @@ impl Api {
             Some(note) => entry.with_note(note),
             None => entry,
         };
-        Ok(match notes.end()? {
+        let entry = match notes.end()? {
             Some(end) => entry.with_end(end),
             None => entry,
-        })
+        };
+        Ok((entry, notes.for_seconds.map(Duration::from_secs)))
     }
 
     fn read_limit(&self, text: &str) -> Result<Limit, Failed> {
@@ -255,6 +266,12 @@ impl Api {
         let is_unknown = |name: &&str| !names.iter().any(|known| **known == **name);
         if let Some(unknown) = limit.names().find(is_unknown) {
             return Err(no_such_name(unknown, &names));
+        }
+        // Each part by itself, as no name has a comma in it.
+        for part in text.split(',').map(str::trim) {
+            if part.parse().is_ok_and(|part| !self.limits.applies(&part)) {
+                return Err(no_effect(part, &names, |named| self.limits.applies(named)));
+            }
         }
         Ok(limit)
     }

@@ -61,6 +61,10 @@ impl SignIns {
             metrics::Unit::Count,
             "Requests to admin endpoints with wrong credentials, and those from an address that had too many."
         );
+        // So that Prometheus sees the first failure as an increase.
+        for outcome in [WRONG, SLOWED] {
+            failures(outcome, 0);
+        }
         Self {
             auth: Box::new(auth),
             client_ip: Extractor::new(ClientIp::peer()),
@@ -115,7 +119,7 @@ impl SignIns {
         let wait = self.failures.peek(address).now();
         match wait.and_then(|decision| decision.retry_after()) {
             Some(wait) => {
-                count("slowed");
+                failures(SLOWED, 1);
                 Err(too_many_failures(wait))
             }
             None => Ok(()),
@@ -123,7 +127,7 @@ impl SignIns {
     }
 
     fn note_failure(&self, address: Option<&Key>) {
-        count("wrong");
+        failures(WRONG, 1);
         let key = address.copied().unwrap_or(Key::UNKNOWN);
         if address.is_some() {
             let _ = self.failures.check_now(&key);
@@ -160,10 +164,14 @@ fn logged() -> RateLimiter {
     }
 }
 
-fn count(outcome: &'static str) {
+const WRONG: &str = "wrong";
+const SLOWED: &str = "slowed";
+
+fn failures(outcome: &'static str, more: u64) {
     #[cfg(feature = "metrics")]
-    metrics::counter!("admission_admin_sign_in_failures_total", "outcome" => outcome).increment(1);
-    let _ = outcome;
+    metrics::counter!("admission_admin_sign_in_failures_total", "outcome" => outcome)
+        .increment(more);
+    let _ = (outcome, more);
 }
 
 /// RFC 6750 §3: a request without credentials of this scheme is told of no error.

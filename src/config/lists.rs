@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::builder::Says;
 use super::error::ConfigError;
 use super::model::{Clients, Config, KeySource};
-use super::text::{Text, list, shown, some_text};
+use super::text::{Text, list, shown, some_text, some_truth};
 use super::time::read_time;
 use crate::access::{AllowHeader, Gate};
 use crate::extract::{ApiKey, BearerToken, KeyExtractor, TrustedHeader};
@@ -31,6 +31,8 @@ const MOST_LOGGED: usize = 20;
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Lists {
+    #[serde(deserialize_with = "some_truth")]
+    enabled: Option<bool>,
     #[serde(deserialize_with = "list")]
     deny: Vec<Entry>,
     #[serde(deserialize_with = "list")]
@@ -71,6 +73,10 @@ impl Lists {
         limits: &Limits,
         says: &Says,
     ) -> Result<Gate, ConfigError> {
+        if self.enabled == Some(false) {
+            // Neither these lists nor the entries of run time apply.
+            return Ok(Gate::new(&Limits::new()));
+        }
         let clients = &config.clients;
         let mut gate = Gate::new(limits);
         for (field, list, limit) in [

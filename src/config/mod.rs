@@ -292,12 +292,15 @@
 mod admin;
 mod admission;
 mod also;
+mod ambiguous;
 mod builder;
 mod changing;
 mod check;
 mod cost;
 mod document;
 mod error;
+#[cfg(feature = "metrics")]
+mod evictions;
 #[cfg(feature = "admin")]
 mod explain;
 mod follow;

@@ -41,6 +41,8 @@ pub struct SharedLimiters {
     pub(super) names: Vec<Arc<str>>,
     /// Check values of the services' secrets.
     pub(super) checks: Vec<String>,
+    /// The most overrides that a service keeps although the store has lost them.
+    pub(super) lost: u64,
     limits: Limits,
     store: RedisStore,
 }
@@ -72,6 +74,7 @@ impl SharedLimiters {
         let limits = limits.copied();
         let described = texts.iter().filter_map(|text| Description::from_text(text));
         let (mut tiers, mut names, mut checks) = (Vec::new(), Vec::new(), Vec::new());
+        let mut lost = 0;
         let limiters = described.filter_map(|described| match described {
             Description::Rate(rates) => Shared::rate(&rates, store, &limits),
             Description::Concurrency(slots) => Shared::slots("concurrency", slots, store),
@@ -88,12 +91,17 @@ impl SharedLimiters {
                 checks.push(check);
                 None
             }
+            Description::Lost { overrides, .. } => {
+                lost = overrides.max(lost);
+                None
+            }
         });
         Ok(Self {
             limiters: limiters.collect(),
             tiers,
             names,
             checks,
+            lost,
             limits,
             store: store.clone(),
         })

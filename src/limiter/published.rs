@@ -27,6 +27,14 @@ impl SharedLimiters {
         (!self.checks.is_empty()).then(|| self.checks.contains(&check()))
     }
 
+    /// How many overrides services keep although the store has [lost](crate::Limits::lost) them, as the service that
+    /// keeps the most of them says. While it is not 0, services go by overrides that are not in the store. Known within a
+    /// second of the loss, and for 3 minutes after the last service that keeps some is gone.
+    #[must_use]
+    pub fn lost_overrides(&self) -> u64 {
+        self.lost
+    }
+
     /// Whether an override changes anything: false when no part of it is about a limit of a service, as `5 concurrent`
     /// where nothing limits concurrency, or `10/min` where each policy has several quotas.
     #[must_use]
@@ -60,14 +68,9 @@ impl Shared {
 
     fn applies(&self, limit: &Limit) -> bool {
         match self {
-            Self::Rate { policies, .. } => policies.iter().any(|policy| {
-                let is_single = policy.quotas().len() == 1;
-                let mut quotas = policy.quotas().iter();
-                quotas.any(|quota| {
-                    let is_sliding = quota.quota().is_sliding();
-                    limit.rule(quota.name(), is_single, is_sliding).is_some()
-                })
-            }),
+            Self::Rate { policies, .. } => {
+                policies.iter().any(|policy| policy.is_changed_by(limit))
+            }
             Self::Slots { described, .. } => limit.concurrency(&described.name).is_some(),
         }
     }

@@ -12,6 +12,8 @@ use crate::limits::Limits;
 use crate::nesting::Nesting;
 use crate::policy::{NamedQuota, Policy};
 use crate::store::{MemoryStore, RateStats, RateStore, Reply, SecretMissing};
+#[cfg(all(feature = "config", feature = "metrics"))]
+use crate::sync::{AtomicU64, Ordering};
 
 /// Decides by key whether a request fits its quotas. Clones share one limit.
 ///
@@ -45,6 +47,9 @@ struct Limit {
     rules: Option<Arc<Rules>>,
     joined: Option<Joined>,
     nesting: Arc<Nesting>,
+    /// Those that [`new_evictions`](RateLimiter::new_evictions) has returned.
+    #[cfg(all(feature = "config", feature = "metrics"))]
+    evictions: AtomicU64,
 }
 
 impl RateLimiter {
@@ -141,6 +146,8 @@ impl RateLimiter {
                 rules,
                 joined: None,
                 nesting: Arc::new(Nesting::new()),
+                #[cfg(all(feature = "config", feature = "metrics"))]
+                evictions: AtomicU64::new(0),
             }),
             tier: None,
         })
@@ -155,6 +162,8 @@ impl RateLimiter {
                 rules: None,
                 joined: Some(joined),
                 nesting: Arc::new(Nesting::new()),
+                #[cfg(all(feature = "config", feature = "metrics"))]
+                evictions: AtomicU64::new(0),
             }),
             tier: None,
         }
@@ -328,6 +337,14 @@ impl RateLimiter {
     #[must_use]
     pub fn stats(&self) -> Option<RateStats> {
         self.limit.rules.as_ref()?.buckets().stats()
+    }
+
+    /// How many keys were evicted since the last call, for a counter that outlives this limiter.
+    #[cfg(all(feature = "config", feature = "metrics"))]
+    pub(crate) fn new_evictions(&self) -> Option<u64> {
+        let evictions = self.stats()?.evictions;
+        let before = (self.limit.evictions).fetch_max(evictions, Ordering::Relaxed);
+        Some(evictions.saturating_sub(before))
     }
 
     /// The policies that this limiter was built with. Without [`Limits`], quotas that are off are left out.

@@ -10,6 +10,10 @@ use super::{Limits, LimitsError, Override};
 use crate::key::KeyName;
 use crate::sync::lock;
 
+const SET: &str = "override set";
+const DELETED: &str = "override deleted";
+const ENDED: &str = "override ended";
+
 /// A change of an override; of [`Limits::changes`](super::Limits::changes).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -83,11 +87,27 @@ impl LimitChange {
         metrics::counter!("admission_limit_changes_total", "change" => self.word()).increment(1);
     }
 
+    /// Creates the counters of [`report`](Self::report) with 0. Without that Prometheus sees no increase at the first
+    /// change of each kind.
+    pub(super) fn count_from_zero() {
+        #[cfg(feature = "metrics")]
+        {
+            metrics::describe_counter!(
+                "admission_limit_changes_total",
+                metrics::Unit::Count,
+                "Changes of overrides that this process made or ended."
+            );
+            for word in [SET, DELETED, ENDED] {
+                metrics::counter!("admission_limit_changes_total", "change" => word).increment(0);
+            }
+        }
+    }
+
     fn word(&self) -> &'static str {
         match self.after {
-            _ if self.has_ended => "override ended",
-            Some(_) => "override set",
-            None => "override deleted",
+            _ if self.has_ended => ENDED,
+            Some(_) => SET,
+            None => DELETED,
         }
     }
 }

@@ -27,6 +27,11 @@ pub(crate) enum Description {
     Secret {
         check: String,
     },
+    /// How many overrides a replica keeps that the store has lost. A tool sees the store alone.
+    Lost {
+        replica: String,
+        overrides: u64,
+    },
 }
 
 /// A rate limiter.
@@ -124,6 +129,8 @@ impl Description {
             Self::Name { name } => format!("name {name}"),
             // Of each, so that services that change to another secret do not hide each other's.
             Self::Secret { check } => format!("secret {check}"),
+            // Known for minutes and not for a day, by this word: see limiters_publish.lua.
+            Self::Lost { replica, .. } => format!("lost {replica}"),
         }
     }
 

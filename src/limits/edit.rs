@@ -1,5 +1,7 @@
 //! A change of an override, with who makes it and under what condition.
 
+use std::time::Duration;
+
 use super::entry::{line, time};
 use super::state::Source;
 use super::{LimitChange, Limits, LimitsError, Override};
@@ -14,6 +16,7 @@ pub struct LimitEdit<'a> {
     key: &'a KeyName,
     pub(super) by: By,
     expected: Option<Option<Override>>,
+    lasting: Option<Duration>,
 }
 
 /// Who makes a change, and from where.
@@ -30,6 +33,7 @@ impl<'a> LimitEdit<'a> {
             key,
             by: By::default(),
             expected: None,
+            lasting: None,
         }
     }
 
@@ -53,6 +57,26 @@ impl<'a> LimitEdit<'a> {
         self
     }
 
+    /// Sets how long the override that is [set](Self::set) lasts, in place of its [end](Override::with_end): the end is
+    /// computed by the clock of the store, or of this process if there is no store. So the clock of the caller need not
+    /// be right. Rounded up to whole seconds. Default: the end of the override, if it has one.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_admission::{Limit, Limits};
+    /// # async fn ban(limits: &Limits) -> Result<(), Box<dyn std::error::Error>> {
+    /// let banned: Limit = "deny all".parse()?;
+    /// let key = "ip:192.0.2.1".parse()?;
+    /// let hour = Duration::from_secs(3600);
+    /// limits.edit(&key).author("anna").lasting(hour).set(banned).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn lasting(mut self, time: Duration) -> Self {
+        self.lasting = Some(time);
+        self
+    }
+
     /// Sets the override, and returns the one before.
     ///
     /// When the future is dropped before it is ready, the override may have been set or not.
@@ -66,15 +90,20 @@ impl<'a> LimitEdit<'a> {
     /// - [`LimitsError::UnknownTier`] when it names a tier that is not [declared](Limits::tier). Not checked in a
     ///   process that declares none.
     /// - [`LimitsError::Unavailable`] when they are kept in a store that cannot be reached, or
-    ///   does not answer within two seconds: then it may have been set or not.
+    ///   does not answer within two seconds, or the store's [deadline](crate::store::RedisStore::deadline) if that is
+    ///   longer: then it may have been set or not.
     pub async fn set(self, to: impl Into<Override>) -> Result<Option<Override>, LimitsError> {
         let to = to.into();
         Limits::check_network(self.key, to.limit())?;
         #[cfg(feature = "redis")]
         self.limits.read_first().await?;
         self.limits.check_limit(to.limit())?;
-        let now = self.limits.0.clock.seconds();
-        let to = to.made(self.by.author.as_deref(), now);
+        let now = self.limits.0.clock.since_epoch();
+        let to = to.made(self.by.author.as_deref(), now.as_secs());
+        let to = match self.lasting {
+            Some(time) => to.lasting(time, now),
+            None => to,
+        };
         self.change(Some(to)).await
     }
 
@@ -106,6 +135,7 @@ impl<'a> LimitEdit<'a> {
             to,
             by: &self.by,
             expected,
+            lasting: self.lasting,
         };
         let changed = change.make(limits).await?;
         for name in &others {
@@ -114,6 +144,7 @@ impl<'a> LimitEdit<'a> {
                 to: None,
                 by: &self.by,
                 expected: None,
+                lasting: None,
             };
             change.make(limits).await?;
         }
@@ -128,6 +159,9 @@ pub(super) struct EntryChange<'a> {
     pub(super) by: &'a By,
     /// What the entry has to be, if that matters.
     pub(super) expected: Option<&'a Option<Override>>,
+    /// After what time it ends, if the end in `to` is only this clock's.
+    #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "one clock"))]
+    pub(super) lasting: Option<Duration>,
 }
 
 impl EntryChange<'_> {

@@ -66,7 +66,13 @@ impl Override {
     #[must_use]
     pub fn with_end(mut self, end: SystemTime) -> Self {
         let since = end.duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.end = Some(since.as_secs() + u64::from(since.subsec_nanos() > 0));
+        self.end = Some(whole_seconds(since));
+        self
+    }
+
+    /// Sets the end as a time after another one, which is given as the time since the Unix epoch.
+    pub(super) fn lasting(mut self, time: Duration, from: Duration) -> Self {
+        self.end = Some(whole_seconds(from.saturating_add(time)));
         self
     }
 
@@ -217,6 +223,14 @@ pub(super) fn line(text: &str) -> Option<Box<str>> {
     let line = text[..end].replace(is_unseen, " ");
     let line = line.trim();
     (!line.is_empty()).then(|| line.into())
+}
+
+/// Rounded up.
+pub(super) fn whole_seconds(time: Duration) -> u64 {
+    let seconds = time
+        .as_secs()
+        .saturating_add(u64::from(time.subsec_nanos() > 0));
+    seconds.min(MAX_SECONDS)
 }
 
 /// The time that is so many seconds after the Unix epoch, or the latest that there is.

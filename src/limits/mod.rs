@@ -132,6 +132,7 @@ impl Limits {
     /// No overrides and no tiers yet, in this process's memory.
     #[must_use]
     pub fn new() -> Self {
+        LimitChange::count_from_zero();
         Self(Arc::new(Inner {
             by_key: KeyMap::default(),
             lists: ListIndex::default(),

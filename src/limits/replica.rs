@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::edit::EntryChange;
+use super::entry::whole_seconds;
 use super::publish::Published;
 use super::state::Source;
 use super::{Inner, LimitChange, Limits, LimitsError, Override};
@@ -69,6 +70,11 @@ impl Limits {
     /// As [`in_store`](Self::in_store), reading all anew after `cache_ttl`, at least a second.
     #[must_use]
     pub fn in_store_with(store: &RedisStore, cache_ttl: Duration) -> Self {
+        LimitChange::count_from_zero();
+        #[cfg(feature = "metrics")]
+        for gauge in ["admission_limits_lost", "admission_limits_unreadable"] {
+            metrics::gauge!(gauge).set(0.0);
+        }
         let limits = Self(Arc::new(Inner {
             by_key: KeyMap::default(),
             lists: Default::default(),
@@ -207,14 +213,19 @@ impl Replica {
         let call = SetOverride {
             name: change.name.as_str(),
             to: to.as_deref(),
+            lasting: change.lasting.map(whole_seconds),
             author: change.by.author.as_deref().unwrap_or_default(),
             origin: change.by.origin.as_deref().unwrap_or_default(),
             at_most: [Limits::MOST, Limits::MAX_CHANGES],
             ..SetOverride::default()
         };
-        let set = self.set(limits, call, change.expected, change.name, &change.to);
+        let set = self.set(limits, call, change.expected, change.name);
         match set.await.map_err(LimitsError::Unavailable)? {
-            Outcome::Made(before) => {
+            Outcome::Made { before, after } => {
+                let change = EntryChange {
+                    to: after,
+                    ..change
+                };
                 if let Some(made) = change.made(before.clone(), limits.0.clock.seconds()) {
                     made.report();
                 }
@@ -232,7 +243,6 @@ impl Replica {
         mut call: SetOverride<'_>,
         expected: Option<&Option<Override>>,
         key: &KeyName,
-        to: &Option<Override>,
     ) -> Result<Outcome, StoreError> {
         let known = lock(&self.read).known.clone();
         let text = expected.map(|expected| expected.as_ref().map(Override::to_stored));
@@ -255,13 +265,14 @@ impl Replica {
             call.expected = Some(&stored);
             set = self.table.set(call).await?;
         }
-        let (epoch, version, table, before) = match set {
+        let (epoch, version, table, before, after) = match set {
             SetOutcome::Set {
                 epoch,
                 version,
                 table,
                 before,
-            } => (epoch, version, table, before),
+                after,
+            } => (epoch, version, table, before, after),
             SetOutcome::Full | SetOutcome::Early => return Ok(Outcome::Full),
             SetOutcome::Changed(current) => {
                 let current = current.and_then(|text| Override::from_stored(&text));
@@ -288,16 +299,20 @@ impl Replica {
         if read.known.table.is_empty() {
             read.known.table = table;
         }
+        let after = after.and_then(|text| Override::from_stored(&text));
         // Unless a later change was read already.
         let is_read = read.known.version >= version;
         drop(read);
         let newer = state.newer.get(key).copied().unwrap_or(0);
         if !is_read && newer < version {
             state.newer.insert(key.clone(), version);
-            limits.apply(&mut state, Source::RunTime, key, to.clone());
+            limits.apply(&mut state, Source::RunTime, key, after.clone());
         }
         let before = before.and_then(|text| Override::from_stored(&text));
-        Ok(Outcome::Made(before.or(kept)))
+        Ok(Outcome::Made {
+            before: before.or(kept),
+            after,
+        })
     }
 
     /// Deletes overrides in the store that have ended. What fails is done later, here or by another replica.
@@ -316,8 +331,8 @@ impl Replica {
                 ..SetOverride::default()
             };
             let expected = Some(entry.clone());
-            match self.set(limits, call, Some(&expected), &name, &None).await {
-                Ok(Outcome::Made(_)) => {
+            match self.set(limits, call, Some(&expected), &name).await {
+                Ok(Outcome::Made { .. }) => {
                     let now = limits.0.clock.seconds();
                     LimitChange::ended(name, Some(entry), now).report();
                 }
@@ -349,8 +364,11 @@ impl Replica {
 
 /// What became of a change.
 enum Outcome {
-    /// It was made; with the override before.
-    Made(Option<Override>),
+    /// It was made.
+    Made {
+        before: Option<Override>,
+        after: Option<Override>,
+    },
     /// The override is another one.
     Changed(Option<Override>),
     /// It cannot be made now.

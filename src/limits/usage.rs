@@ -8,6 +8,8 @@ use super::replica::Replica;
 use super::state::State;
 use super::{LimitUsage, Limits};
 use crate::key::KeyName;
+#[cfg(feature = "admin")]
+use crate::limit::Limit;
 use crate::store::StoreStatus;
 #[cfg(feature = "admin")]
 use crate::sync::lock;
@@ -33,6 +35,17 @@ impl Limits {
             usages.extend(target.usage(key.key()).await);
         }
         usages
+    }
+
+    /// Whether an override changes anything: false when no part of it is about a limiter that has these limits, as
+    /// `5 concurrent` where nothing limits concurrency, or `10/min` where each policy has several quotas. True where no
+    /// limiter has them.
+    #[cfg(feature = "admin")]
+    pub(crate) fn applies(&self, limit: &Limit) -> bool {
+        let targets = self.targets();
+        // A list takes what is for all limits.
+        let is_for_all = limit.tier().is_some() || limit.for_all().is_some();
+        targets.is_empty() || is_for_all || targets.iter().any(|target| target.applies(limit))
     }
 
     /// How far the limits are used up that are not of any one key. Where limiters count in a store, it is asked.

@@ -169,7 +169,7 @@ fn failures_are_logged_once_for_an_address_and_counted() {
     let snapshotter = recorder.snapshotter();
     let runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = { runtime }.enable_all().build().unwrap();
-    let log = super::logged(|| {
+    let log = crate::logged::logged(|| {
         metrics::with_local_recorder(&recorder, || {
             runtime.block_on(async {
                 let app: Router = admin().sign_in_failures(Quota::per_hour(4)).build();
@@ -322,7 +322,7 @@ fn the_log_of_replaced_tokens_names_each_change() {
     let ben = Token::named("ben", TOKEN).unwrap();
     let tokens = Tokens::new([one.clone()]);
     let replace = |with: Vec<Token>| {
-        let log = super::logged(|| tokens.replace(with));
+        let log = crate::logged::logged(|| tokens.replace(with));
         let words = log.iter().map(|line| {
             let line = line.trim_start_matches("INFO ");
             line.trim_end_matches(|char| char != '\"').to_owned()

@@ -183,16 +183,20 @@ async fn a_limit_that_no_service_has_is_rejected() {
     assert!(rejected.contains("did you mean \"bearer\"?"), "{rejected}");
     assert!(!rejected.contains("hunter2"));
     assert!(service.limits.is_empty());
-    for limit in [
-        "local=7/s",
-        "jobs=5 concurrent, calls=20/day",
-        "tier=pro",
-        "3/day",
+    for (key, limit) in [
+        ("org:a", "local=7/s"),
+        ("org:b", "jobs=5 concurrent, calls=20/day"),
+        ("org:c", "tier=pro"),
+        ("org:d", "3/day"),
     ] {
-        run(&server, &["limits", "set", "org:acme", limit])
-            .await
-            .ok();
+        run(&server, &["limits", "set", key, limit]).await.ok();
     }
+    // A name that is written is all of the limit.
+    let set = ["limits", "set", "org:b", "calls=30/day"];
+    let warned = run(&server, &set).await;
+    let told = "warning: this replaces the whole limit: jobs=5 concurrent no longer applies; to keep it, run: \
+                tower-admission limits set org:b 'jobs=5 concurrent, calls=30/day'\n";
+    assert_eq!((warned.code, &*warned.err), (0, told));
 }
 
 #[tokio::test]
@@ -305,9 +309,12 @@ async fn a_limit_ends_and_its_changes_are_kept() {
     let words = [&ban[..], &["--for", "1h", "--note", "ticket 4711"]].concat();
     let set = run(&server, &words).await.ok();
     assert!(set.starts_with("ip:192.0.2.1: deny all until 2"), "{set}");
-    for wrong in [["--for", "0s"], ["--until", "2020-01-01T00:00:00Z"]] {
+    for (wrong, told) in [
+        (["--for", "0s"], "at least a second"),
+        (["--until", "2020-01-01T00:00:00Z"], "in the past"),
+    ] {
         let past = run(&server, &[&ban[..], &wrong].concat()).await.failed(2);
-        assert!(past.contains("in the past"), "{past}");
+        assert!(past.contains(told), "{past}");
     }
     let key = "ip:192.0.2.1".parse().unwrap();
     until("the service knows", async || {
@@ -316,7 +323,12 @@ async fn a_limit_ends_and_its_changes_are_kept() {
     .await;
     let own = service.limits.get_override(&key).unwrap();
     assert_eq!(own.note(), Some("ticket 4711"));
-    assert!(own.end().is_some());
+    // The end that is printed is the one that Redis has.
+    let end = humantime::format_rfc3339_seconds(own.end().unwrap());
+    assert!(
+        set.starts_with(&format!("ip:192.0.2.1: deny all until {end} (")),
+        "{set}"
+    );
 
     let words = ["limits", "delete", "ip:192.0.2.1", "--force", "--as", "bob"];
     run(&server, &words).await.ok();

@@ -145,7 +145,7 @@ async fn names_of_the_application_are_keys_and_slips_are_rejected() {
         "--note",
         "ticket 4711",
     ];
-    let set = run(&words).await.ok();
+    let set = run(&words).await.warned();
     let expected = "org:42: deny all until 2126-12-01T00:00:00Z (was tier=pro)";
     assert!(set.starts_with(expected), "{set}");
     let exported = run(&["limits", "export"]).await.ok();
@@ -175,4 +175,77 @@ async fn names_of_the_application_are_keys_and_slips_are_rejected() {
         .run("not-a-token-of-any", &["limits", "list"], "")
         .await;
     assert!(wrong.failed(3).contains("refuse the token"));
+}
+
+#[tokio::test]
+async fn what_changes_no_limit_is_rejected() {
+    let service = Service::start().await;
+    for (limit, told) in [
+        (
+            "5 concurrent",
+            "5 concurrent changes no limit of this service.",
+        ),
+        (
+            "calls=5 concurrent, calls=1/s",
+            "calls=5 concurrent changes no limit of this service.",
+        ),
+    ] {
+        let words = ["limits", "set", "org:a", limit];
+        let rejected = service.run(ANNA, &words, "").await.failed(3);
+        assert!(rejected.contains(told), "{rejected}");
+    }
+    for limit in ["9/day", "deny all", "tier=pro, calls=1/s"] {
+        let words = ["limits", "set", "org:a", limit];
+        assert_eq!(service.run(ANNA, &words, "").await.code, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_ban_is_undone_by_a_service() {
+    let service = Service::start().await;
+    let run = async |words: &[&str]| service.run(ANNA, words, "").await;
+    let plan = ["limits", "set", "org:a", "tier=pro", "--note", "a plan"];
+    run(&plan).await.ok();
+    let ban = run(&["limits", "set", "org:a", "deny all", "--for", "1h"]).await;
+    assert_eq!(ban.code, 0, "{ban:?}");
+    let told = "warning: tier=pro does not come back when this ends; to restore it then, run \
+                `tower-admission limits undo org:a`, or: tower-admission limits set org:a tier=pro \
+                --note 'a plan'\n";
+    assert_eq!(ban.err, told);
+    let undone = run(&["limits", "undo", "org:a", "--force"]).await.ok();
+    assert!(
+        undone.starts_with("org:a: tier=pro (was deny all until "),
+        "{undone}"
+    );
+    let get = run(&["limits", "get", "org:a"]).await.ok();
+    assert!(get.contains("set by anna") && get.contains(": a plan\n"));
+    // Of another operator, as support may not change anything.
+    let denied = service
+        .run(SUPPORT, &["limits", "undo", "org:a", "--force"], "")
+        .await;
+    assert!(denied.failed(3).contains("the role `write`"));
+    let none = run(&["limits", "undo", "org:b", "--force"]).await.failed(1);
+    assert!(none.contains("nothing to undo"), "{none}");
+}
+
+/// What another operator sets while the question is read is not deleted with it.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn only_what_was_shown_is_deleted() {
+    let service = Service::start().await;
+    let run = async |words: &[&str]| service.run(ANNA, words, "").await;
+    run(&["limits", "set", "org:a", "9/day"]).await.ok();
+    let environment = [
+        ("ADMISSION_ADMIN", &*service.url),
+        ("ADMISSION_TOKEN", ANNA),
+    ];
+    for (words, limit) in [("delete", "8/day"), ("undo", "7/day")] {
+        let asking = crate::run::ask(&format!("limits {words} org:a"), &environment).await;
+        run(&["limits", "set", "org:a", limit]).await.ok();
+        let printed = asking.answer("y\n").await;
+        let told = format!("was changed meanwhile, to {limit}");
+        assert!(printed.contains(&told), "{printed}");
+        let get = run(&["limits", "get", "org:a"]).await.ok();
+        assert!(get.starts_with(&format!("org:a: {limit} (its own)")));
+    }
 }

@@ -10,8 +10,8 @@ use tower::ServiceExt;
 use tower_admission::config::{Admission, Config};
 use tower_admission::{Key, KeyName, PeerAddr, RequestHead};
 
-use super::off::logged;
 use super::{File, agree, app, config};
+use crate::logged::logged;
 
 fn from(ip: &str, headers: &[(&str, &str)]) -> Request<Body> {
     let address: IpAddr = ip.parse().unwrap();

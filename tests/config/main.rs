@@ -8,10 +8,13 @@ mod builder;
 #[path = "../redis/certificates.rs"]
 #[allow(dead_code)]
 mod certificates;
+mod enabled;
 mod errors;
 mod follow;
 mod keys;
 mod lists;
+#[path = "../logged/mod.rs"]
+mod logged;
 mod loss;
 mod off;
 mod outcomes;

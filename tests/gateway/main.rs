@@ -8,6 +8,7 @@
     feature = "tracing"
 ))]
 
+mod guide;
 mod process;
 // Its own tests use all of it.
 #[allow(dead_code)]

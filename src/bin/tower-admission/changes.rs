@@ -49,7 +49,7 @@ impl From<&LimitChange> for Change {
 }
 
 impl Change {
-    fn line(&self) -> String {
+    pub(crate) fn line(&self) -> String {
         let brief = |own: &Option<Own>| own.as_ref().map_or("none".to_owned(), Own::brief);
         let (before, after) = (brief(&self.before), brief(&self.after));
         let mut line = format!("{}  {}: {before} -> {after}", self.at, self.key);

@@ -13,10 +13,13 @@ mod output;
 mod own;
 mod redis;
 mod server;
+mod set;
 mod store_error;
 mod suggest;
 mod transfer;
+mod undo;
 mod usage;
+mod written;
 mod wrong;
 
 use std::path::Path;

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tower_admission::store::{FailureMode, RedisStore};
 use tower_admission::{
-    KeyName, Limit, LimitError, LimitUsage, Limits, Override, QuotaError, Secret, SharedLimiters,
+    KeyName, Limit, LimitEdit, LimitError, LimitUsage, Limits, Override, QuotaError, Secret,
+    SharedLimiters,
 };
 
 use crate::args::{RequestArgs, ServerArgs};
@@ -13,8 +14,8 @@ use crate::changes::Change;
 use crate::explained::Explained;
 use crate::failure::Failure;
 use crate::own::Own;
-use crate::server::{Changed, Entry};
-use crate::store_error::{failed, not_changed};
+use crate::server::{Changed, Entry, Wanted, changed_meanwhile};
+use crate::store_error::{failed, not_changed, not_read};
 use crate::suggest::advice;
 use crate::usage::{Report, Usage};
 
@@ -104,7 +105,7 @@ impl Redis {
     }
 
     /// Rejects an override that no service would go by.
-    pub(crate) async fn check(&self, own: &Own) -> Result<(), Failure> {
+    pub(crate) async fn check(&self, key: &KeyName, own: &Own) -> Result<(), Failure> {
         let limit = read(&own.limit)?;
         let services = self.services().await?;
         if self.is_unchecked {
@@ -149,8 +150,8 @@ impl Redis {
         Ok(())
     }
 
-    pub(crate) async fn set(&self, key: &KeyName, own: &Own) -> Result<Changed, Failure> {
-        self.check(own).await?;
+    pub(crate) async fn set(&self, key: &KeyName, to: &Wanted<'_>) -> Result<Changed, Failure> {
+        self.check(key, to.own).await?;
         if key.as_str().contains('#')
             && !self.is_unchecked
             && self.limiters().await?.has_their_secret().is_none()
@@ -161,12 +162,24 @@ impl Redis {
                 self.prefix
             )));
         }
-        let own = own.to_override()?;
-        let edit = self.limits.edit(key).author(&self.author);
-        let before = edit.origin(&self.origin).set(own).await;
+        let own = to.own.to_override()?;
+        let mut edit = self.edit(key);
+        if let Some(lasts) = to.lasts {
+            edit = edit.lasting(lasts);
+        }
+        if let Some(shown) = to.only_if {
+            edit = edit.only_if(self.current(key, shown).await?.as_ref());
+        }
+        let before = edit.set(own).await;
         self.forget();
-        let set = self.limits.get_override(key);
-        let before = before.map_err(not_changed)?;
+        let before = before.map_err(|error| not_changed(error, key))?;
+        let mut set = self.limits.get_override(key);
+        if set.is_none() {
+            // It has ended by the clock of this machine; what counts is that of the store, which may be behind.
+            let changes = self.limits.changes(1).await.map_err(not_read)?;
+            let last = changes.into_iter().find(|change| change.key == *key);
+            set = last.and_then(|change| change.after);
+        }
         Ok(Changed {
             own: set.as_ref().map(Own::from).ok_or_else(|| {
                 Failure::refused("the limit has ended, or another one was set, at the same time")
@@ -175,33 +188,56 @@ impl Redis {
         })
     }
 
-    pub(crate) async fn get(&self, key: &KeyName) -> Result<Option<Own>, Failure> {
-        self.limits.refresh().await.map_err(not_changed)?;
-        Ok(self.limits.get_override(key).as_ref().map(Own::from))
+    fn edit<'a>(&'a self, key: &'a KeyName) -> LimitEdit<'a> {
+        let edit = self.limits.edit(key).author(&self.author);
+        edit.origin(&self.origin)
+    }
+
+    /// What a key has, if that is what was shown of it.
+    async fn current(
+        &self,
+        key: &KeyName,
+        shown: Option<&Own>,
+    ) -> Result<Option<Override>, Failure> {
+        self.limits.refresh().await.map_err(not_read)?;
+        let current = self.limits.get_override(key);
+        let own = current.as_ref().map(Own::from);
+        if own.as_ref() != shown {
+            return Err(changed_meanwhile(key, own.as_ref()));
+        }
+        Ok(current)
+    }
+
+    pub(crate) async fn get(&self, key: &KeyName) -> Result<Option<Entry>, Failure> {
+        self.limits.refresh().await.map_err(not_read)?;
+        let own = self.limits.get_override(key);
+        if own.is_none() {
+            // None under a wrong prefix is not to look like none.
+            self.services().await?;
+        }
+        Ok(own.map(|own| entry(key, &own)))
     }
 
     pub(crate) async fn list(&self) -> Result<Vec<Entry>, Failure> {
-        self.limits.refresh().await.map_err(not_changed)?;
+        self.limits.refresh().await.map_err(not_read)?;
         let entries = self.limits.list_after(None, usize::MAX);
         if entries.is_empty() {
             // None under a wrong prefix is not to look like none.
             self.services().await?;
         }
-        let entries = entries
-            .into_iter()
-            .map(|(key, own): (KeyName, Override)| Entry {
-                key: key.to_string(),
-                own: Own::from(&own),
-            });
+        let entries = entries.iter().map(|(key, own)| entry(key, own));
         Ok(entries.collect())
     }
 
-    pub(crate) async fn delete(&self, key: &KeyName) -> Result<Option<Own>, Failure> {
-        self.limits.refresh().await.map_err(not_changed)?;
-        let edit = self.limits.edit(key).author(&self.author);
-        let before = edit.origin(&self.origin).delete().await;
+    pub(crate) async fn delete(&self, key: &KeyName, shown: &Own) -> Result<(), Failure> {
+        let current = self.current(key, Some(shown)).await?;
+        let deleted = self.edit(key).only_if(current.as_ref()).delete().await;
         self.forget();
-        Ok(before.map_err(not_changed)?.as_ref().map(Own::from))
+        deleted.map_err(|error| not_changed(error, key)).map(drop)
+    }
+
+    pub(crate) async fn lost(&self) -> Result<u64, Failure> {
+        Ok(self.limiters().await?.lost_overrides())
     }
 
     pub(crate) async fn usage(&self, key: Option<&KeyName>) -> Result<Report, Failure> {
@@ -210,7 +246,7 @@ impl Redis {
             Some(key) => limiters.usage(key).await,
             None => limiters.totals().await,
         };
-        let usage = found.map_err(not_changed)?;
+        let usage = found.map_err(not_read)?;
         let usage = usage.into_iter().map(|usage| Usage {
             is_own: key.map(|_| usage.is_own),
             default: limiters.default_limit(&usage),
@@ -246,12 +282,12 @@ impl Redis {
         }
         let explained = limiters.explain(key, request.tier.as_deref()).await;
         let own = self.limits.get(key).map(|limit| limit.to_string());
-        Ok(Explained::new(key, own, &explained.map_err(not_changed)?))
+        Ok(Explained::new(key, own, &explained.map_err(not_read)?))
     }
 
     pub(crate) async fn changes(&self, count: u16) -> Result<Vec<Change>, Failure> {
         let changes = self.limits.changes(count.into()).await;
-        let changes = changes.map_err(not_changed)?;
+        let changes = changes.map_err(not_read)?;
         if changes.is_empty() {
             self.services().await?;
         }
@@ -260,12 +296,12 @@ impl Redis {
 
     pub(crate) async fn accept_loss(&self) -> Result<(), Failure> {
         self.services().await?;
-        self.limits.accept_loss().await.map_err(not_changed)
+        self.limits.accept_loss().await.map_err(not_read)
     }
 
     pub(crate) async fn clear_caches(&self) -> Result<(), Failure> {
         self.services().await?;
-        self.limits.clear_caches().await.map_err(not_changed)
+        self.limits.clear_caches().await.map_err(not_read)
     }
 
     async fn limiters(&self) -> Result<Arc<SharedLimiters>, Failure> {
@@ -273,9 +309,9 @@ impl Redis {
         if let Some(known) = known {
             return Ok(known);
         }
-        self.limits.refresh().await.map_err(not_changed)?;
+        self.limits.refresh().await.map_err(not_read)?;
         let read = SharedLimiters::read(&self.limits, &self.store).await;
-        let read = Arc::new(read.map_err(not_changed)?);
+        let read = Arc::new(read.map_err(not_read)?);
         *self.known() = Some(read.clone());
         Ok(read)
     }
@@ -349,6 +385,15 @@ mod tls {
 
     fn read(file: &Path) -> Result<Vec<u8>, Failure> {
         std::fs::read(file).map_err(|error| Failure::usage(format!("{}: {error}", file.display())))
+    }
+}
+
+fn entry(key: &KeyName, own: &Override) -> Entry {
+    Entry {
+        key: key.to_string(),
+        own: Own::from(own),
+        source: None,
+        in_file: None,
     }
 }
 

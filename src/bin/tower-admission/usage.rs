@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::output::clean;
+use crate::own::Time;
 
 /// One limit, in the form that the admin endpoints have.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -55,9 +56,8 @@ pub(crate) struct Store {
     pub(crate) status: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) failure_mode: Option<String>,
-    /// In seconds since the Unix epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) since: Option<u64>,
+    pub(crate) since: Option<Time>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) cause: Option<String>,
 }

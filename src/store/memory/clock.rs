@@ -55,10 +55,14 @@ pub(crate) enum WallClock {
 impl WallClock {
     /// Whole seconds since the Unix epoch.
     pub(crate) fn seconds(&self) -> u64 {
+        self.since_epoch().as_secs()
+    }
+
+    pub(crate) fn since_epoch(&self) -> Duration {
         match self {
-            Self::Real => since_epoch().as_secs(),
+            Self::Real => since_epoch(),
             #[cfg(feature = "test-util")]
-            Self::Test(clock) => clock.since_epoch().as_secs(),
+            Self::Test(clock) => clock.since_epoch(),
         }
     }
 }

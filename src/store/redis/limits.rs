@@ -60,6 +60,8 @@ pub(crate) struct SetOverride<'a> {
     pub(crate) name: &'a str,
     /// The override; `None` deletes it.
     pub(crate) to: Option<&'a str>,
+    /// After how many seconds it ends by the clock of the store, in place of the end in `to`.
+    pub(crate) lasting: Option<u64>,
     /// What it has to be; `None` for anything, `Some("")` for none.
     pub(crate) expected: Option<&'a str>,
     /// Its end, before which it is not deleted.
@@ -80,6 +82,8 @@ pub(crate) enum SetOutcome {
         version: u64,
         table: Bytes,
         before: Option<String>,
+        /// The override as it was set.
+        after: Option<String>,
     },
     /// There are as many overrides as there may be.
     Full,
@@ -100,7 +104,8 @@ pub(crate) enum Renewal {
     LossAccepted,
 }
 
-/// These calls are few, and nobody's request waits for them.
+/// The least that these calls wait, which are few, and which no request waits for. A store with a longer deadline waits for
+/// that.
 const WITHIN: Duration = Duration::from_secs(2);
 
 /// Changes that are kept for replicas that have not seen them: one that missed more reads all anew.
@@ -144,6 +149,7 @@ impl LimitTable {
         let [overrides, audited] = change.at_most;
         let expected = change.expected.map(|text| format!("={text}"));
         let ended = change.ended.map(|end| end.to_string());
+        let lasting = change.lasting.map(|seconds| seconds.to_string());
         let arguments = &[
             change.name.to_owned(),
             change.to.unwrap_or_default().to_owned(),
@@ -156,6 +162,7 @@ impl LimitTable {
             change.origin.to_owned(),
             audited.to_string(),
             u8::from(change.marks_deletion).to_string(),
+            lasting.unwrap_or_default(),
         ][..];
         // A second one would find its own override as the one before.
         let set = self.call_again(Again::Never, &self.set, &self.keys, arguments);
@@ -168,11 +175,12 @@ impl LimitTable {
         };
         let word = text_at(0)?.unwrap_or_default();
         Ok(match (&word[..], &answer[..]) {
-            (b"set", [_, epoch, version, table, _]) => SetOutcome::Set {
+            (b"set", [_, epoch, version, table, _, _]) => SetOutcome::Set {
                 epoch: redis::from_redis_value_ref(epoch).or_failure()?,
                 version: redis::from_redis_value_ref(version).or_failure()?,
                 table: redis::from_redis_value_ref(table).or_failure()?,
                 before: text_at(4)?.and_then(text),
+                after: text_at(5)?.and_then(text).filter(|text| !text.is_empty()),
             },
             (b"changed", _) => SetOutcome::Changed(text_at(1)?.and_then(text)),
             (b"early", _) => SetOutcome::Early,
@@ -261,8 +269,8 @@ impl LimitTable {
         keys: &[String],
         arguments: impl redis::ToRedisArgs + Copy,
     ) -> Result<T, StoreError> {
-        let deadline = Instant::now() + WITHIN;
         let client = &self.store.client;
+        let deadline = Instant::now() + client.patience().max(WITHIN);
         client
             .run_apart(script, keys, arguments, deadline, again)
             .await

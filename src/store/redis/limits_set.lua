@@ -17,13 +17,22 @@
 -- ARGV[10] how many changes the audit trail keeps
 -- ARGV[11] 1 when replicas keep overrides that were lost: a deletion of one that is not here leaves an empty text, which
 --          tells it from one that was lost
+-- ARGV[12] nothing, or after how many seconds the override ends, in place of the end that it has
 --
--- Returns `set`, the epoch, the version, the id of the table and what the override was before; `full`;
+-- Returns `set`, the epoch, the version, the id of the table, what the override was before and what it is now; `full`;
 -- `changed` and what the override is; or `early`.
 --
 -- Everything is read before anything is written.
 
-local now = tonumber(redis.call('TIME')[1])
+local time = redis.call('TIME')
+local now = tonumber(time[1])
+local after = ARGV[2]
+if ARGV[12] ~= '' then
+  -- Rounded up, as all ends.
+  local from = tonumber(time[2]) > 0 and now + 1 or now
+  local stored_end = string.format('\nend: %d', from + tonumber(ARGV[12]))
+  after = string.gsub(after, '\nend: %d+', stored_end, 1)
+end
 local before = redis.call('HGET', KEYS[1], ARGV[1])
 if before == '' then
   before = false
@@ -40,7 +49,7 @@ end
 if ARGV[7] ~= '' and now < tonumber(ARGV[7]) then
   return { 'early' }
 end
-if ARGV[2] ~= '' and not before and full then
+if after ~= '' and not before and full then
   return { 'full' }
 end
 
@@ -53,8 +62,8 @@ if not table_id then
   redis.call('HSET', KEYS[1], '#table', table_id)
 end
 local version = redis.call('HINCRBY', KEYS[3], 'version', 1)
-if ARGV[2] ~= '' then
-  redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+if after ~= '' then
+  redis.call('HSET', KEYS[1], ARGV[1], after)
 elseif ARGV[11] == '1' and not before and not full then
   redis.call('HSET', KEYS[1], ARGV[1], '')
 else
@@ -66,12 +75,12 @@ if over > 0 then
   local forgotten = redis.call('ZPOPMIN', KEYS[2], over)
   redis.call('HSET', KEYS[3], 'floor', forgotten[#forgotten])
 end
-if before or ARGV[2] ~= '' then
+if before or after ~= '' then
   local change = {
     at = now,
     key = ARGV[1],
     before = before or '',
-    after = ARGV[2],
+    after = after,
     author = ARGV[8],
     origin = ARGV[9],
     ended = ARGV[7] ~= '',
@@ -79,4 +88,4 @@ if before or ARGV[2] ~= '' then
   redis.call('LPUSH', KEYS[4], cjson.encode(change))
   redis.call('LTRIM', KEYS[4], 0, tonumber(ARGV[10]) - 1)
 end
-return { 'set', epoch, version, table_id, before }
+return { 'set', epoch, version, table_id, before, after }

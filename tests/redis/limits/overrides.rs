@@ -2,9 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
+use tower_admission::test_util::TestClock;
 use tower_admission::{LimitChange, Limits, LimitsError, Override};
 
-use super::{name, set, shown};
+use super::{name, set, shown, with_clock};
 use crate::server::{Server, until};
 
 fn entry(limit: &str) -> Override {
@@ -54,6 +55,36 @@ async fn all_that_is_noted_reaches_the_other_replicas() {
         (Some("ben"), &None)
     );
     assert!(first.at <= second.at && !first.has_ended);
+}
+
+#[tokio::test]
+async fn an_override_that_lasts_ends_by_the_clock_of_redis() {
+    let server = Server::start().await;
+    // The clock of this replica is decades behind.
+    let limits = with_clock(server.store(), TestClock::default());
+    let acme = name("org:acme");
+    let hour = Duration::from_secs(3600);
+    let earliest = end_after(hour);
+    let edit = limits.edit(&acme).lasting(hour);
+    let noted = entry("20/h").with_note("end: 7");
+    edit.set(noted).await.unwrap();
+    let set = limits.get_override(&acme).unwrap();
+    let is_right = |end: SystemTime| earliest <= end && end <= end_after(hour + hour / 60);
+    assert!(set.end().is_some_and(is_right), "{:?}", set.end());
+    assert_eq!(set.note(), Some("end: 7"));
+
+    // The other replicas and the audit trail have the same, also of what was before.
+    let other = Limits::in_store(&server.store());
+    other.refresh().await.unwrap();
+    assert_eq!(other.get_override(&acme).as_ref(), Some(&set));
+    let edit = other.edit(&acme).only_if(Some(&set));
+    assert_eq!(
+        edit.set(entry("deny all")).await.unwrap().as_ref(),
+        Some(&set)
+    );
+    let changes = last_changes(&limits).await;
+    assert_eq!(changes[0].before.as_ref(), Some(&set));
+    assert_eq!(changes[1].after.as_ref(), Some(&set));
 }
 
 #[tokio::test]
