@@ -270,8 +270,9 @@ impl Replica {
         let set = self.set(limits, call, change.expected, change.name);
         match set.await.map_err(LimitsError::Unavailable)? {
             Outcome::Made { before, after } => {
+                let before = before.map(|before| *before);
                 let change = EntryChange {
-                    to: after,
+                    to: after.map(|after| *after),
                     ..change
                 };
                 if let Some(made) = change.made(before.clone(), limits.0.clock.seconds()) {
@@ -364,7 +365,10 @@ impl Replica {
             limits.apply(&mut state, Source::RunTime, key, after.clone());
         }
         let before = before.and_then(|text| Override::from_stored(&text));
-        Ok(Outcome::Made { before, after })
+        Ok(Outcome::Made {
+            before: before.map(Box::new),
+            after: after.map(Box::new),
+        })
     }
 
     /// The last changes, the newest first.
@@ -382,8 +386,8 @@ impl Replica {
 pub(super) enum Outcome {
     /// It was made.
     Made {
-        before: Option<Override>,
-        after: Option<Override>,
+        before: Option<Box<Override>>,
+        after: Option<Box<Override>>,
     },
     /// The override is another one.
     Changed(Option<Override>),
