@@ -63,6 +63,14 @@ impl Gate {
         }
     }
 
+    /// Notes the same after a reload, if requests were looked up before it: the configuration may have other keys.
+    #[cfg(feature = "config")]
+    pub(crate) fn reapply(&self) {
+        if self.lists.iter().any(Limits::are_lists_applied) {
+            self.apply();
+        }
+    }
+
     /// Tells observers that the lists are in force.
     pub(crate) fn tell_attached(&self) {
         self.observers.attached("access", &self.name, [""]);

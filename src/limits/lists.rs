@@ -178,7 +178,7 @@ impl Limits {
     }
 
     /// Whether a service of this process looks its requests up on these lists.
-    #[cfg(any(feature = "admin", feature = "redis"))]
+    #[cfg(any(feature = "admin", feature = "config", feature = "redis"))]
     pub(crate) fn are_lists_applied(&self) -> bool {
         self.0.lists.applied.load(Ordering::Relaxed) & BY_ADDRESS != 0
     }
