@@ -51,12 +51,17 @@ impl Replica {
                     report_elsewhere(&audited);
                 }
                 if read_whole == READ_WHOLE_AT_A_TIME {
-                    return Err(LimitTable::not_settled());
+                    let error = LimitTable::not_settled();
+                    if !self.is_unsettled.swap(true, Ordering::Relaxed) {
+                        tracing::warn!(%error, "not all overrides can be read; they are read again");
+                    }
+                    return Err(error);
                 }
                 read_whole += 1;
                 self.read_all(limits, read.found, made).await?;
                 continue;
             };
+            self.is_unsettled.store(false, Ordering::Relaxed);
             let found = read.found;
             let upto = read.upto.unwrap_or(found.version);
             let mut heard = Vec::new();

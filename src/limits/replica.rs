@@ -17,7 +17,7 @@ use crate::key::{KeyMap, KeyName};
 use crate::store::memory::clock::WallClock;
 use crate::store::redis::{Found, LimitTable, Post, Renewal, SetOutcome, SetOverride, StoreError};
 use crate::store::{RedisStore, StoreStatus};
-use crate::sync::{AtomicUsize, Mutex, Ordering, lock};
+use crate::sync::{AtomicBool, AtomicUsize, Mutex, Ordering, lock};
 
 /// How often changes are asked for, so that each is known everywhere within a second.
 const EVERY: Duration = Duration::from_millis(400);
@@ -33,6 +33,8 @@ pub(super) struct Replica {
     /// Overrides that are kept though the store has lost them.
     pub(super) lost: AtomicUsize,
     pub(super) seen: Mutex<SeenChanges>,
+    /// Whether it was logged that not all can be read.
+    pub(super) is_unsettled: AtomicBool,
 }
 
 /// How far the store was read.
@@ -105,6 +107,7 @@ impl Limits {
                 reads_all_after: cache_ttl.max(Duration::from_secs(1)),
                 lost: AtomicUsize::new(0),
                 seen: Mutex::default(),
+                is_unsettled: AtomicBool::new(false),
             }),
         }));
         limits.follow();
@@ -184,14 +187,6 @@ impl Limits {
         begun.done();
         LimitChange::loss_accepted(author, origin, self.0.clock.seconds()).report();
         self.refresh().await
-    }
-
-    /// The names of overrides in the store that this version of the crate cannot read. The last that it has read of each
-    /// stays in force. Each is logged once, and the gauge `admission_limits_unreadable` has how many there are.
-    #[must_use]
-    pub fn unreadable(&self) -> Vec<Box<str>> {
-        let state = lock(&self.0.state);
-        state.unreadable.names().map(Box::from).collect()
     }
 
     /// Starts the task that reads changes, unless it runs.

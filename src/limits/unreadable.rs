@@ -4,10 +4,21 @@ use std::collections::BTreeSet;
 
 use super::Limits;
 use super::entry::line;
+use crate::sync::lock;
 
 /// Their names. The gauge `admission_limits_unreadable` has how many there are.
 #[derive(Default)]
 pub(super) struct Unreadable(BTreeSet<Box<str>>);
+
+impl Limits {
+    /// The names of overrides in the store that this version of the crate cannot read. The last that it has read of each
+    /// stays in force. Each is logged once, and the gauge `admission_limits_unreadable` has how many there are.
+    #[must_use]
+    pub fn unreadable(&self) -> Vec<Box<str>> {
+        let state = lock(&self.0.state);
+        state.unreadable.names().map(Box::from).collect()
+    }
+}
 
 impl Unreadable {
     /// Each is logged once, as long as it stays one.

@@ -152,3 +152,20 @@ async fn a_replacement_accepts_the_loss_after_it_has_asked() {
     service.publishes(&server, false).await;
     assert_eq!(service.limits.list().len(), 1);
 }
+
+#[tokio::test]
+async fn each_command_names_limits_that_this_version_cannot_read() {
+    let server = Server::start().await;
+    let service = Service::start(&server).await;
+    let key = "org:acme".parse().unwrap();
+    let limit = "20/day".parse().unwrap();
+    service.limits.set(&key, limit).await.unwrap();
+    service.publishes(&server, false).await;
+    let write = ["HSET", "{admission:limits}:of", "org:b", "5/h per shard"];
+    server.command(&write).await.unwrap();
+    let listed = run(&server, &["limits", "list"]).await;
+    assert!(listed.out.contains("org:acme") && !listed.out.contains("org:b"));
+    let warned = "warning: 1 limit in the store cannot be read by this version";
+    assert!(listed.err.contains(warned), "{}", listed.err);
+    assert!(listed.err.contains("org:b"), "{}", listed.err);
+}

@@ -27,6 +27,7 @@ pub(crate) async fn run(
     if server.is_store() {
         // What services keep is not in it.
         output.lost(server.lost().await?);
+        output.unreadable(&server.unreadable());
     }
     match command {
         Command::Limits(LimitsCommand::Set(args)) => set(args, server, keys, output).await,

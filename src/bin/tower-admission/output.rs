@@ -44,6 +44,25 @@ impl Output {
         }
     }
 
+    /// Says which limits in the store are missing in what is printed, as this version cannot read them.
+    pub(crate) fn unreadable(&self, names: &[Box<str>]) {
+        const SHOWN: usize = 5;
+
+        if names.is_empty() {
+            return;
+        }
+        let shown = names[..names.len().min(SHOWN)].join(", ");
+        let more = match names.len() > SHOWN {
+            true => ", ..",
+            false => "",
+        };
+        self.warning(&format!(
+            "{} in the store cannot be read by this version, and what is shown here is without them: {shown}{more}. Use \
+             the program of the version that has set them",
+            limits(names.len() as u64)
+        ));
+    }
+
     /// Whether limits are missing in what is printed.
     pub(crate) fn is_incomplete(&self) -> bool {
         self.lost.get() > 0

@@ -203,6 +203,11 @@ impl Redis {
         Ok(self.limiters().await?.lost_overrides())
     }
 
+    /// Limits that this version cannot read, of those that were read for this command.
+    pub(crate) fn unreadable(&self) -> Vec<Box<str>> {
+        self.limits.unreadable()
+    }
+
     pub(crate) async fn usage(&self, key: Option<&KeyName>) -> Result<Report, Failure> {
         let limiters = self.services().await?;
         let found = match key {

@@ -202,6 +202,14 @@ impl Server {
         ask!(self, server => server.lost())
     }
 
+    /// Limits in the store that this version cannot read. A service logs its own.
+    pub(crate) fn unreadable(&self) -> Vec<Box<str>> {
+        match &self.kind {
+            Kind::Redis(redis) => redis.unreadable(),
+            Kind::Admin(_) => Vec::new(),
+        }
+    }
+
     pub(crate) async fn accept_loss(&self) -> Result<(), Failure> {
         let accepted = ask!(self, server => server.accept_loss());
         accepted.map_err(Failure::of_change)
