@@ -8,14 +8,14 @@ use axum::extract::{Query, State};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 
-use super::answer::wrong;
+use super::answer::{Noted, wrong};
 use super::api::{Answer, Api};
 use super::sign_in::SignedIn;
 use crate::endpoint::json;
 use crate::key::KeyName;
 #[cfg(feature = "redis")]
 use crate::limits::LimitsError;
-use crate::limits::{LimitChange, LimitEdit, Limits, Override};
+use crate::limits::{LimitChange, LimitEdit, Limits};
 
 /// Changes in an answer, unless asked otherwise.
 const COUNT: usize = 100;
@@ -43,13 +43,6 @@ struct Change<'a> {
     has_ended: bool,
 }
 
-#[derive(Serialize)]
-struct Noted<'a> {
-    limit: String,
-    end: Option<u64>,
-    note: Option<&'a str>,
-}
-
 impl<'a> From<&'a LimitChange> for Change<'a> {
     fn from(change: &'a LimitChange) -> Self {
         Self {
@@ -60,16 +53,6 @@ impl<'a> From<&'a LimitChange> for Change<'a> {
             author: change.author.as_deref(),
             origin: change.origin.as_deref(),
             has_ended: change.has_ended,
-        }
-    }
-}
-
-impl<'a> From<&'a Override> for Noted<'a> {
-    fn from(entry: &'a Override) -> Self {
-        Self {
-            limit: entry.limit().to_string(),
-            end: entry.end().map(seconds),
-            note: entry.note(),
         }
     }
 }

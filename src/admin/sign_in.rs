@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::header::{AUTHORIZATION, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{HeaderValue, StatusCode};
+use http::{HeaderName, HeaderValue, StatusCode};
 
 use super::auth::{Auth, Operator, Role};
 use crate::endpoint::Failed;
@@ -32,6 +32,8 @@ macro_rules! challenge {
 pub(super) struct SignIns {
     auth: Box<dyn Auth>,
     client_ip: Extractor,
+    /// The headers that credentials are sent in.
+    credentials: Vec<HeaderName>,
     failures: RateLimiter,
     /// By address, and all together.
     logged: RateLimiter,
@@ -66,6 +68,7 @@ impl SignIns {
         Self {
             auth: Box::new(auth),
             client_ip: Extractor::new(ClientIp::peer()),
+            credentials: vec![AUTHORIZATION],
             failures: limiter(Quota::per_minute(Self::DEFAULT_FAILURES)),
             logged: logged(),
             unlogged: AtomicU64::new(0),
@@ -76,6 +79,10 @@ impl SignIns {
         self.client_ip = Extractor::new(client_ip);
     }
 
+    pub(super) fn add_credentials(&mut self, header: HeaderName) {
+        self.credentials.push(header);
+    }
+
     pub(super) fn set_failures(&mut self, quota: Quota) {
         self.failures = limiter(quota);
     }
@@ -84,7 +91,8 @@ impl SignIns {
     pub(super) fn admit(&self, head: RequestHead<'_>, role: Role) -> Result<SignedIn, Failed> {
         let address = self.client_ip.known_key(head);
         // Only a credential can be guessed; a request without one is only unauthorised.
-        let guesses = head.headers.contains_key(AUTHORIZATION);
+        let is_sent = |header| head.headers.contains_key(header);
+        let guesses = self.credentials.iter().any(is_sent);
         // Without an address, one client that guesses would lock out all operators.
         let suspect = address.filter(|_| guesses);
         if let Some(address) = &suspect {
@@ -94,7 +102,7 @@ impl SignIns {
             if guesses {
                 self.note_failure(suspect.as_ref());
             }
-            return Err(unauthorized(head));
+            return Err(unauthorized(head, guesses));
         };
         if operator.role() < role {
             return Err(not_allowed(&operator));
@@ -167,7 +175,7 @@ fn failures(outcome: &'static str, more: u64) {
 }
 
 /// RFC 6750 §3: a request without credentials of this scheme is told of no error.
-fn unauthorized(head: RequestHead<'_>) -> Failed {
+fn unauthorized(head: RequestHead<'_>, guesses: bool) -> Failed {
     let sent = head.headers.get(AUTHORIZATION).map(HeaderValue::as_bytes);
     let scheme = sent.and_then(|value| value.split(|byte| *byte == b' ').next());
     let is_bearer = scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"bearer"));
@@ -176,6 +184,7 @@ fn unauthorized(head: RequestHead<'_>) -> Failed {
             "The token is not accepted: it is wrong, or was replaced.",
             challenge!(", error=\"invalid_token\""),
         ),
+        false if guesses => ("The credentials are not accepted.", challenge!("")),
         false => ("Credentials are needed.", challenge!("")),
     };
     let challenge = HeaderValue::from_static(challenge);

@@ -1,11 +1,14 @@
 //! Groups at work, and how they change.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use smallvec::SmallVec;
 
+use super::ambiguous::{MAX_HOSTS, Segments, has_dot_segments, is_ambiguous, readings};
 use super::builder::{AdmissionBuilder, Says};
 use super::changing::Changing;
 use super::error::ConfigError;
@@ -18,7 +21,6 @@ use super::leases::ConfiguredLeases;
 use super::lists;
 use super::model::Config;
 use super::overrides::LimitsTable;
-use super::path::{has_dot_segments, readings};
 use super::reloaded::Reloads;
 use super::routes::Routes;
 use super::selectors;
@@ -283,38 +285,54 @@ impl Groups {
 
     fn of(&self, head: RequestHead<'_>) -> Option<&Arc<Stack>> {
         let path = head.uri.path();
-        let have_hosts = self.routes.have_hosts();
-        let hosts = || {
-            have_hosts
-                .then(|| selectors::hosts(head))
-                .into_iter()
-                .flatten()
-        };
-        let host = hosts().next();
+        let mut hosts = self.hosts(head);
+        let host = hosts.next();
         let is_other = |other: &[u8]| !host.is_some_and(|host| host.eq_ignore_ascii_case(other));
-        let is_ambiguous = hosts().skip(1).any(is_other);
-        match (has_dot_segments(path), is_ambiguous) {
-            (false, false) => self.routes.find(host, path, head.method),
-            (false, true) => self.strictest(head, hosts().map(Some), &[path.to_owned()]),
-            (true, false) => self.strictest(head, [host], &readings(path)),
-            (true, true) => self.strictest(head, hosts().map(Some), &readings(path)),
+        // The first one is taken out, so that one above the bound is the last that is looked at.
+        let has_several = hosts
+            .enumerate()
+            .any(|(before, other)| before + 1 == MAX_HOSTS || is_other(other));
+        if !has_several && !is_ambiguous(path) {
+            return self.routes.find(host, path, head.method);
         }
+        self.strictest(head)
     }
 
-    /// The group of an ambiguous request: one with all sorts of limits goes before one without, and then an
-    /// earlier host or reading before a later one.
-    fn strictest<'a>(
-        &self,
-        head: RequestHead<'_>,
-        hosts: impl IntoIterator<Item = Option<&'a [u8]>>,
-        readings: &[String],
-    ) -> Option<&Arc<Stack>> {
-        let read = hosts.into_iter().flat_map(|host| {
+    /// The hosts that a request names, if any group selects by them.
+    fn hosts<'a>(&self, head: RequestHead<'a>) -> impl Iterator<Item = &'a [u8]> {
+        let have_hosts = self.routes.have_hosts();
+        let hosts = have_hosts.then(|| selectors::hosts(head));
+        hosts.into_iter().flatten()
+    }
+
+    /// The group of an ambiguous request: of all that some server may take it for, one with all sorts of limits goes
+    /// before one without. Of equals the one of the earliest host and of the likeliest path is the first, and the
+    /// others are in the order of their names, so that all replicas find the same.
+    #[cold]
+    fn strictest(&self, head: RequestHead<'_>) -> Option<&Arc<Stack>> {
+        let path = head.uri.path();
+        let hosts: SmallVec<[_; MAX_HOSTS + 1]> = self.hosts(head).take(MAX_HOSTS + 1).collect();
+        let names = hosts.iter().copied().map(Some);
+        let names = names.chain(hosts.is_empty().then_some(None));
+        let readings: Vec<Cow<'_, str>> = match is_ambiguous(path) {
+            true => readings(path).map(Cow::Owned).into(),
+            false => vec![path.into()],
+        };
+        let likely = names.flat_map(|host| {
             let paths = readings.iter();
             paths.filter_map(move |path| self.routes.find(host, path, head.method))
         });
+        let of_any_host = hosts.len() > MAX_HOSTS;
+        let segments = (of_any_host || has_dot_segments(path)).then(|| Segments::of(path));
+        let hosts = (!of_any_host).then_some(&*hosts);
+        let may_select = |stack: &&Arc<Stack>| {
+            let segments = segments.as_ref();
+            segments.is_some_and(|it| stack.selectors.may_select(hosts, it, head.method))
+        };
+        let others = self.by_name.values().filter(may_select);
         // Of equals, `min_by_key` returns the first one.
-        read.min_by_key(|stack| std::cmp::Reverse(stack.sorts_of_limits.count()))
+        let found = likely.chain(others);
+        found.min_by_key(|stack| std::cmp::Reverse(stack.sorts_of_limits.count()))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::iter;
 use std::time::Duration;
 
+use super::ambiguous::Selectors;
 use super::builder::Says;
 use super::error::ConfigError;
 use super::kept::Kept;
@@ -28,6 +29,7 @@ use crate::store::MemoryStore;
 #[derive(Clone)]
 pub(super) struct Stack {
     pub(super) name: String,
+    pub(super) selectors: Selectors,
     pub(super) sorts_of_limits: SortsOfLimits,
     /// The limiter of its own rates, which `rate` may join with those of other groups.
     pub(super) limiter: RateLimiter,
@@ -67,6 +69,7 @@ pub(super) struct Change {
     concurrency_per_key: [Capacity; 2],
     reclaim_after: Option<Duration>,
     resumes: (bool, bool),
+    is_on: bool,
 }
 
 impl Group {
@@ -119,6 +122,7 @@ impl Stack {
         let rate = RateLimitLayer::by(GroupKey::new(Shared), Quota::off());
         Self {
             name: String::new(),
+            selectors: Selectors::default(),
             sorts_of_limits: SortsOfLimits::default(),
             limiter: rate.limiter(),
             on_failure: OnFailure::default(),
@@ -242,17 +246,24 @@ impl Stack {
             concurrency_per_key: settings.concurrency_per_key().map(Capacity::or_off),
             reclaim_after: settings.reclaim_after(),
             resumes: (rate_resumes, concurrency_resumes),
+            is_on: config.is_enabled(settings.enabled),
         };
         let stack = Self {
             name: name.to_owned(),
+            selectors: Selectors::of(settings),
             sorts_of_limits: settings.sorts_of_limits(&policies),
             limiter: rate.limiter(),
             on_failure,
             concurrency,
             rate,
-            bad_credentials,
             #[cfg(feature = "admin")]
-            explained: vec![super::explain::Explained::new(name, settings, &policies)],
+            explained: vec![super::explain::Explained::new(
+                name,
+                settings,
+                &policies,
+                bad_credentials.as_ref(),
+            )],
+            bad_credentials,
         };
         Ok((stack, change))
     }
@@ -292,6 +303,7 @@ impl Stack {
         self.rate.limiter().nesting().expect();
         limiter.nesting().expect();
         limiter.set_reclaim_after(change.reclaim_after);
+        limiter.rest(!change.is_on);
         if change.resumes.1 {
             limiter.set_limit(change.concurrency);
             for (place, limit) in change.concurrency_per_key.into_iter().enumerate() {

@@ -11,13 +11,14 @@ use serde::Deserialize;
 use super::builder::Says;
 use super::error::ConfigError;
 use super::model::{Clients, Config, KeySource};
-use super::text::{Text, list, shown, some_text};
+use super::text::{Text, list, shown, some_text, some_truth};
 use super::time::read_time;
 use crate::access::{AllowHeader, Gate};
-use crate::extract::{ApiKey, BearerToken, KeyExtractor, TrustedHeader};
+use crate::extract::{ApiKey, BearerToken, KeyExtractor, RequestHead, TrustedHeader};
 use crate::key::{KeyName, KeyNameError};
 use crate::limit::Limit;
 use crate::limits::{Limits, Override};
+use crate::rejection::Rejection;
 
 /// What the gate is called in metrics and logs.
 const NAME: &str = "lists";
@@ -31,6 +32,8 @@ const MOST_LOGGED: usize = 20;
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Lists {
+    #[serde(deserialize_with = "some_truth")]
+    enabled: Option<bool>,
     #[serde(deserialize_with = "list")]
     deny: Vec<Entry>,
     #[serde(deserialize_with = "list")]
@@ -61,6 +64,9 @@ impl Lists {
                            `clients.trusted_proxies`, or set `clients.trust_unix_socket`";
             return Err(ConfigError::at("lists.allow_header", problem));
         }
+        for entry in &self.allow {
+            entry.check_exempt()?;
+        }
         Ok(())
     }
 
@@ -71,6 +77,10 @@ impl Lists {
         limits: &Limits,
         says: &Says,
     ) -> Result<Gate, ConfigError> {
+        if self.enabled == Some(false) {
+            // Neither these lists nor the entries of run time apply.
+            return Ok(Gate::new(&Limits::new()));
+        }
         let clients = &config.clients;
         let mut gate = Gate::new(limits);
         for (field, list, limit) in [
@@ -93,6 +103,13 @@ impl Lists {
                 }
                 Arc::new(AllowHeader::new(header, value))
             });
+        if let Some(responder) = &says.responder {
+            let responder = responder.clone();
+            gate.answers
+                .set_responder(move |rejection: &Rejection, head: RequestHead<'_>| {
+                    responder.respond(rejection, head)
+                });
+        }
         for observer in &says.observers {
             gate.observe(observer.clone());
         }
@@ -189,6 +206,16 @@ fn shortened<'a>(names: impl Iterator<Item = &'a KeyName>) -> (String, usize) {
 }
 
 impl Entry {
+    /// Whether it can be on the allow list, as far as that shows without the process's secret.
+    fn check_exempt(&self) -> Result<(), ConfigError> {
+        if !self.key.trim().starts_with("ip:") {
+            return Ok(());
+        }
+        let wrong = |error: &dyn fmt::Display| ConfigError::at(ALLOW, error);
+        let name = self.key.parse().map_err(|error| wrong(&error))?;
+        Limits::check_network(&name, &Limit::unlimited()).map_err(|error| wrong(&error))
+    }
+
     fn no_name(&self, error: KeyNameError) -> String {
         let text = self.key.trim();
         // What stands behind another kind may be a credential.

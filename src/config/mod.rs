@@ -292,6 +292,7 @@
 mod admin;
 mod admission;
 mod also;
+mod ambiguous;
 mod builder;
 mod changing;
 mod check;

@@ -140,7 +140,7 @@ pub(super) struct Group {
     #[serde(deserialize_with = "list")]
     pub(super) also: Vec<String>,
     #[serde(deserialize_with = "some_truth")]
-    enabled: Option<bool>,
+    pub(super) enabled: Option<bool>,
     #[serde(deserialize_with = "some_text")]
     pub(super) name: Option<String>,
     #[serde(deserialize_with = "whole")]

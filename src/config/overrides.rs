@@ -7,7 +7,7 @@ use toml::{Table, Value};
 
 use super::error::ConfigError;
 use crate::key::KeyName;
-use crate::limits::Override;
+use crate::limits::{Limits, Override};
 
 /// Overrides per key, as the table `[limits]` of a TOML file has them.
 ///
@@ -73,6 +73,7 @@ impl LimitsTable {
             })?;
             let wrong = |problem| ConfigError::at(format!("{TABLE}.\"{name}\""), problem);
             let own = read(value).map_err(wrong)?;
+            Limits::check_network(&name, own.limit()).map_err(|error| wrong(error.to_string()))?;
             if overrides.insert(name.clone(), own).is_some() {
                 return Err(wrong("this key is there twice".to_owned()));
             }

@@ -2,8 +2,7 @@
 
 use std::fmt;
 
-use percent_encoding::percent_decode_str;
-
+use super::ambiguous::{has_dot_segments, is_ambiguous};
 use super::text::{Text, list_or_off, shown};
 
 /// A path that requests may begin with, in whole segments. The names of parameters are not kept: patterns that cover
@@ -42,9 +41,9 @@ impl Prefix {
         rest.is_empty() || rest.starts_with('/')
     }
 
-    /// Whether a path is this one or below it, and has no dot segments that could lead out of it.
+    /// Whether a path is this one or below it, and no server could take it for another one.
     pub(super) fn excludes(&self, path: &str) -> bool {
-        self.covers(path) && !has_dot_segments(path)
+        self.covers(path) && !is_ambiguous(path)
     }
 
     /// Whether it covers all paths that another one covers.
@@ -151,48 +150,6 @@ pub(super) fn split_first(path: &str) -> Option<(&str, &str)> {
     Some(path.split_at(path.find('/').unwrap_or(path.len())))
 }
 
-/// The paths that a request may be for, the likeliest first.
-///
-/// A path with dot segments is read in three ways, since servers differ: with all of it decoded and
-/// the segments resolved, with only the dots decoded and the segments resolved, and as written.
-pub(super) fn readings(path: &str) -> Vec<String> {
-    let dots = path.replace("%2e", ".").replace("%2E", ".");
-    vec![
-        resolved(&decoded(path), &['/', '\\']),
-        resolved(&dots, &['/']),
-        path.to_owned(),
-    ]
-}
-
-/// Whether a path has a `.` or `..` segment, plain or percent-encoded.
-pub(super) fn has_dot_segments(path: &str) -> bool {
-    // Most paths have neither, and need no decoding.
-    let may_have = path.contains('.') || path.contains("%2e") || path.contains("%2E");
-    may_have && decoded(path).split(['/', '\\']).any(is_dot_segment)
-}
-
-fn is_dot_segment(segment: &str) -> bool {
-    // Some servers take what follows a `;` for a parameter: `/api/..;/admin`.
-    matches!(segment.split(';').next(), Some("." | ".."))
-}
-
-fn decoded(path: &str) -> std::borrow::Cow<'_, str> {
-    percent_decode_str(path).decode_utf8_lossy()
-}
-
-/// Removes dot segments (RFC 3986 §5.2.4).
-fn resolved(path: &str, separators: &[char]) -> String {
-    let mut segments = Vec::new();
-    for segment in path.split(separators).skip(1) {
-        if !is_dot_segment(segment) {
-            segments.push(segment);
-        } else if segment.starts_with("..") {
-            segments.pop();
-        }
-    }
-    format!("/{}", segments.join("/"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -246,61 +203,5 @@ mod tests {
         ] {
             assert!(Prefix::read(text).is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn a_dot_segment_is_seen_however_it_is_encoded() {
-        for path in [
-            "/..",
-            "/a/../b",
-            "/a/./b",
-            "/a/%2e%2e/b",
-            "/a/%2E%2e/b",
-            "/a/.%2E/b",
-            "/a/%2e/b",
-            "/a/..%2fb",
-            "/a%2F../b",
-            "/a%2f%2e%2e%2fb",
-            "/a/..%5cb",
-            "/a\\..\\b",
-            "/a/..;x=1/b",
-            "/a/b/..",
-        ] {
-            assert!(has_dot_segments(path), "{path}");
-        }
-        for path in [
-            "/",
-            "*",
-            "",
-            "/a/b",
-            "/a.b/c",
-            "/a/...",
-            "/a/..b",
-            "/a/b..",
-            "/a/%2e%2e%2e",
-            "/%2f",
-            "/a%2fb",
-            "/a/.b",
-            "/a/%252e%252e/b",
-        ] {
-            assert!(!has_dot_segments(path), "{path}");
-        }
-    }
-
-    #[test]
-    fn dot_segments_are_resolved_as_rfc_3986_has_it() {
-        for (path, expected) in [
-            ("/a/b/c/./../../g", "/a/g"),
-            ("/a/../../b", "/b"),
-            ("/a/%2e%2E/b", "/b"),
-            ("/x/..%2fapi/chat", "/api/chat"),
-            ("/x/..%5capi", "/api"),
-            ("/x/../%61pi", "/api"),
-            ("/x/..;y/api", "/api"),
-            ("/a/..", "/"),
-        ] {
-            assert_eq!(readings(path)[0], expected, "{path}");
-        }
-        assert_eq!(readings("/x%2Fy/../api")[1], "/api");
     }
 }

@@ -53,6 +53,22 @@ impl Text for HostPattern {
     }
 }
 
+impl HostPattern {
+    /// Whether this is the host of a request, or one below it.
+    pub(super) fn fits(&self, host: &[u8]) -> bool {
+        match self {
+            Self::Exact(name) => host.eq_ignore_ascii_case(name.as_bytes()),
+            Self::Below(name) => {
+                let Some(before) = host.len().checked_sub(name.len()) else {
+                    return false;
+                };
+                let (below, end) = host.split_at(before);
+                below.ends_with(b".") && end.eq_ignore_ascii_case(name.as_bytes())
+            }
+        }
+    }
+}
+
 /// How long the name of a host can be (RFC 1035 §2.3.4).
 pub(super) const MAX_HOST: usize = 253;
 

@@ -108,16 +108,25 @@ mod running {
                     are_sliding: table.are_sliding(),
                 });
                 match config.is_enabled(table.enabled) {
-                    true => set(name, &configured.limits, table),
-                    false => set(name, &configured.limits, &SocketTable::default()),
+                    true => {
+                        set(name, &configured.limits, table);
+                        configured.limits.rest(false);
+                    }
+                    false => switch_off(name, &configured.limits),
                 }
             }
             for (name, configured) in &self.0 {
                 if !config.sockets.contains_key(name) {
-                    set(name, &configured.limits, &SocketTable::default());
+                    switch_off(name, &configured.limits);
                 }
             }
         }
+    }
+
+    /// Has connections and messages only be counted, also those of keys with an override.
+    fn switch_off(name: &str, sockets: &SocketLimits) {
+        sockets.rest(true);
+        set(name, sockets, &SocketTable::default());
     }
 
     fn open(

@@ -24,6 +24,12 @@ impl RateLimiter {
         }
     }
 
+    /// Whether it [rests](Self::rest).
+    #[cfg(feature = "ws")]
+    pub(crate) fn rests(&self) -> bool {
+        self.rules().is_some_and(Rules::rests)
+    }
+
     /// Lets another limiter count in its place in a store that replicas share, where requests in flight may
     /// go on to use this one.
     pub(crate) fn retire(&self) {

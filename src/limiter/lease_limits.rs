@@ -2,13 +2,14 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::leases::{Leases, Shared};
 use super::share::Share;
 use crate::capacity::Capacity;
 use crate::key::Key;
+use crate::limit::Limit;
 use crate::limits::{
     BoxFuture, CountedIn, ExplainedSlots, LimitExplanation, LimitTarget, LimitUsage, Limits,
 };
@@ -22,6 +23,8 @@ pub(super) struct LeaseNumbers {
     per_tenant: AtomicU64,
     total: AtomicU64,
     ttl_nanos: AtomicU64,
+    /// Whether overrides and tiers are ignored for now, because these leases are switched off.
+    rests: AtomicBool,
 }
 
 const UNLIMITED: u64 = u64::MAX;
@@ -58,6 +61,10 @@ impl LeaseNumbers {
         let ttl = u64::try_from(ttl).unwrap_or(u64::MAX);
         self.ttl_nanos.store(ttl, Ordering::Relaxed);
     }
+
+    fn rests(&self) -> bool {
+        self.rests.load(Ordering::Relaxed)
+    }
 }
 
 fn limited(limit: u64) -> Option<u64> {
@@ -71,6 +78,7 @@ impl Default for LeaseNumbers {
             per_tenant: AtomicU64::new(UNLIMITED),
             total: AtomicU64::new(UNLIMITED),
             ttl_nanos: AtomicU64::default(),
+            rests: AtomicBool::default(),
         };
         numbers.set_ttl(Leases::DEFAULT_TTL);
         numbers
@@ -83,6 +91,7 @@ impl Clone for LeaseNumbers {
         numbers.set_per_tenant(self.per_tenant());
         numbers.set_total(self.total());
         numbers.set_ttl(self.ttl());
+        numbers.rests.store(self.rests(), Ordering::Relaxed);
         numbers
     }
 }
@@ -138,6 +147,12 @@ impl Leases {
         self.shared().numbers.set_ttl(ttl);
     }
 
+    /// Sets whether overrides and tiers are ignored, because the leases are switched off. Default: they count.
+    #[cfg(feature = "config")]
+    pub(crate) fn rest(&self, rests: bool) {
+        self.shared().numbers.rests.store(rests, Ordering::Relaxed);
+    }
+
     /// How many single tenants may have at work, changed at run time: in place of
     /// [`per_tenant`](Self::per_tenant), which need not be set for that. Default: what every tenant may.
     #[must_use]
@@ -155,6 +170,7 @@ impl Shared {
     pub(super) fn limit_of(&self, tenant: &Key) -> Option<u64> {
         let limits = self.limits.as_ref();
         let own = limits.and_then(|limits| limits.limits.concurrency(tenant, &self.name, None));
+        let own = own.filter(|_| !self.numbers.rests());
         own.map_or_else(|| self.numbers.per_tenant(), Capacity::at_most)
     }
 
@@ -214,7 +230,8 @@ fn of_slots(usage: LimitUsage, is_shared: bool, here: u64, counted: Option<u64>)
 impl LimitTarget for AtWork {
     fn usage(&self, key: Key) -> BoxFuture<Vec<LimitUsage>> {
         let own = self.limits.concurrency(&key, &self.name, None);
-        let is_own = self.limits.overrides_concurrency(&key, &self.name);
+        let own = own.filter(|_| !self.numbers.rests());
+        let is_own = own.is_some() && self.limits.overrides_concurrency(&key, &self.name);
         let limit = own.map_or_else(|| self.numbers.per_tenant(), Capacity::at_most);
         let usage = self.usage_of(0, limit, is_own);
         let (is_shared, here) = (self.is_shared(), self.share.held(Some(&key)));
@@ -234,7 +251,10 @@ impl LimitTarget for AtWork {
 
     /// A lease is not acquired by a request, so only the tier that is stored for the key counts.
     fn explain(&self, key: Key, _: Option<Arc<str>>) -> BoxFuture<Vec<LimitExplanation>> {
-        let own = self.limits.concurrency_source(&key, &self.name, None);
+        let own = match self.numbers.rests() {
+            true => Default::default(),
+            false => self.limits.concurrency_source(&key, &self.name, None),
+        };
         let slots = ExplainedSlots {
             name: self.name.clone(),
             sort: "lease",
@@ -268,8 +288,15 @@ impl LimitTarget for AtWork {
         vec![self.name.clone()]
     }
 
+    fn applies(&self, limit: &Limit) -> bool {
+        limit.concurrency(&self.name).is_some()
+    }
+
     #[cfg(feature = "redis")]
     fn description(&self) -> Option<Description> {
+        if self.numbers.rests() {
+            return None;
+        }
         Some(Description::Lease(Slots {
             name: self.name.to_string(),
             place: self.slots.place()?.to_owned(),

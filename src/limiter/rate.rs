@@ -8,6 +8,8 @@ use super::joined::{Joined, Parts};
 use super::rules::{Rules, SetPolicyError, TiersUnsupported};
 use crate::decision::Decision;
 use crate::key::Key;
+#[cfg(feature = "admin")]
+use crate::limits::LimitExplanation;
 use crate::limits::Limits;
 use crate::nesting::Nesting;
 use crate::policy::{NamedQuota, Policy};
@@ -201,6 +203,15 @@ impl RateLimiter {
     /// How the services of this limit are known when they are nested.
     pub(crate) fn nesting(&self) -> Arc<Nesting> {
         self.limit.nesting.clone()
+    }
+
+    /// Explains each quota for a key.
+    #[cfg(feature = "admin")]
+    pub(crate) async fn explained(&self, key: Key) -> Vec<LimitExplanation> {
+        match self.rules() {
+            Some(rules) => rules.explained(key, None).await,
+            None => Vec::new(),
+        }
     }
 
     pub(super) fn rules(&self) -> Option<&Rules> {

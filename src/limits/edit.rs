@@ -92,7 +92,8 @@ impl<'a> LimitEdit<'a> {
     /// - [`LimitsError::UnknownTier`] when it names a tier that is not [declared](Limits::tier). Not checked in a
     ///   process that declares none.
     /// - [`LimitsError::Unavailable`] when they are kept in a store that cannot be reached, or
-    ///   does not answer within two seconds: then it may have been set or not.
+    ///   does not answer within two seconds, or the store's [deadline](crate::store::RedisStore::deadline) if that is
+    ///   longer: then it may have been set or not.
     pub async fn set(self, to: impl Into<Override>) -> Result<Option<Override>, LimitsError> {
         let to = to.into();
         Limits::check_network(self.key, to.limit())?;

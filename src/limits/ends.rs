@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::state::{Own, Source, State};
+use super::in_force::Own;
+use super::state::{Source, State};
 use super::{LimitChange, Limits};
 use crate::key::{Key, KeyName};
 use crate::sync::{lock, try_lock};

@@ -28,6 +28,12 @@ pub enum LimitsError {
         /// The network.
         network: IpNet,
     },
+    /// An address that is written as NAT64, 6to4 or Teredo is not exempted: its key is that of the IPv4 address inside,
+    /// which any client of a relay can choose. See [`access`](crate::access).
+    Embedded {
+        /// The network of the IPv4 address.
+        network: IpNet,
+    },
     /// The override is not the one that [`LimitEdit::only_if`](super::LimitEdit::only_if) said.
     Changed {
         /// The override as it is.
@@ -73,6 +79,14 @@ impl fmt::Display for LimitsError {
                 f,
                 "ip:{network} is a network, which takes `deny all` or `unlimited` only"
             ),
+            Self::Embedded { network } => {
+                let address = network.address();
+                write!(
+                    f,
+                    "this IPv6 address stands for the IPv4 address {address}, which is another client's: to exempt that \
+                     one, write ip:{address}"
+                )
+            }
             Self::Changed { current: Some(own) } => {
                 write!(f, "the override was changed meanwhile, to {}", own.limit())
             }
@@ -96,6 +110,7 @@ impl std::error::Error for LimitsError {
             | Self::TooManyRates
             | Self::UnknownTier { .. }
             | Self::Network { .. }
+            | Self::Embedded { .. }
             | Self::Changed { .. } => None,
             #[cfg(feature = "redis")]
             Self::Unreadable => None,

@@ -1,5 +1,7 @@
 //! Overrides of keys, changeable at run time, and tiers.
 
+#[cfg(feature = "redis")]
+mod ahead;
 mod base;
 mod change;
 #[cfg(feature = "redis")]
@@ -9,7 +11,9 @@ mod ends;
 mod entry;
 mod error;
 mod explanation;
+mod in_force;
 mod limited;
+mod list_entry;
 mod lists;
 #[cfg(feature = "redis")]
 mod missing;
@@ -40,11 +44,19 @@ pub use self::entry::Override;
 pub use self::error::LimitsError;
 pub(crate) use self::explanation::{ExplainedSlots, UNLIMITED};
 pub use self::explanation::{LimitExplanation, LimitSource, LimitVerdict};
+use self::in_force::Owns;
 pub(crate) use self::limited::{BoxFuture, LimitTarget};
 pub use self::limited::{CountedIn, LimitUsage};
+pub use self::list_entry::ListEntry;
+#[cfg(feature = "admin")]
+pub(crate) use self::list_entry::list_entry;
+pub(crate) use self::list_entry::{listed_address, listed_key};
 use self::lists::ListIndex;
-pub(crate) use self::lists::{Listed, Listing};
-use self::state::{Owns, Source, State};
+pub(crate) use self::lists::Listed;
+pub use self::lists::Listing;
+use self::state::{Source, State};
+#[cfg(feature = "admin")]
+pub(crate) use self::usage::Sourced;
 use crate::key::{Key, KeyMap, KeyName};
 use crate::limit::Limit;
 use crate::policy::Tier;
@@ -333,34 +345,6 @@ impl Limits {
         let mut state = lock(&self.0.state);
         state.targets.retain(|target| target.strong_count() > 0);
         state.targets.iter().filter_map(Weak::upgrade).collect()
-    }
-
-    fn apply(
-        &self,
-        state: &mut State,
-        source: Source,
-        name: &KeyName,
-        entry: Option<Override>,
-    ) -> Option<Override> {
-        let before = state.enter(source, name, entry);
-        self.show(state, &name.key());
-        before
-    }
-
-    /// Has decisions go by what is in force for a key.
-    fn show(&self, state: &State, key: &Key) {
-        let owns = state.owns(key);
-        let entry = |owns: &Owns| owns.in_force().map(|own| own.entry.clone());
-        let is = owns.as_ref().and_then(entry);
-        let was = self.0.by_key.find(key, entry).flatten();
-        // Names and ends may have changed as well.
-        self.set_owns(key, owns);
-        if is.as_deref().map(Override::limit) != was.as_deref().map(Override::limit) {
-            // Decisions go by it already. What the key used before is by it from now on, too.
-            for target in state.targets.iter().filter_map(Weak::upgrade) {
-                target.changed(key);
-            }
-        }
     }
 
     /// Has a limiter be told what is changed from now on.

@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 use smallvec::SmallVec;
 
 use super::ends::Ends;
+use super::in_force::Own;
 #[cfg(feature = "redis")]
 use super::unreadable::Unreadable;
 use super::{LimitChange, LimitTarget, Limits, Override};
@@ -14,68 +15,6 @@ use crate::key::{Key, KeyName};
 use crate::limit::Limit;
 use crate::rule::Rule;
 use crate::store::memory::clock::WallClock;
-
-/// An override of a key.
-pub(super) struct Own {
-    pub(super) entry: Arc<Override>,
-    /// What the key is called in the entry.
-    pub(super) name: KeyName,
-}
-
-/// The overrides of a key. The first one that has not ended is in force.
-pub(super) struct Owns {
-    first: Own,
-    /// That of the configuration under one that was set at run time.
-    second: Option<Own>,
-    /// The place of the one that limiters know to be in force.
-    pub(super) in_force: u8,
-}
-
-impl Owns {
-    /// The place of the override that is in force. One past the last if there is none.
-    #[inline]
-    pub(super) fn place(&self, now: impl FnOnce() -> u64) -> u8 {
-        match self.first.entry.end_seconds() {
-            None => 0,
-            Some(end) => self.place_at(end, now()),
-        }
-    }
-
-    #[cold]
-    fn place_at(&self, end: u64, now: u64) -> u8 {
-        let second = self.second.as_ref();
-        match second.map(|second| second.entry.has_ended(|| now)) {
-            _ if now < end => 0,
-            Some(false) => 1,
-            Some(true) | None => 2,
-        }
-    }
-
-    #[inline]
-    pub(super) fn at(&self, place: u8) -> Option<&Own> {
-        match place {
-            0 => Some(&self.first),
-            1 => self.second.as_ref(),
-            _ => None,
-        }
-    }
-
-    pub(super) fn in_force(&self) -> Option<&Own> {
-        self.at(self.in_force)
-    }
-
-    /// What the key is called.
-    pub(super) fn name(&self) -> &KeyName {
-        &self.first.name
-    }
-
-    /// All of them, also those that have ended.
-    pub(super) fn all(&self) -> impl Iterator<Item = &Own> {
-        [Some(&self.first), self.second.as_ref()]
-            .into_iter()
-            .flatten()
-    }
-}
 
 /// Where an override is from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -88,8 +27,8 @@ pub(super) enum Source {
 
 #[derive(Default)]
 pub(super) struct State {
-    set: Entries,
-    base: Entries,
+    pub(super) set: Entries,
+    pub(super) base: Entries,
     pub(super) ends: Ends,
     /// That of the limits.
     pub(super) clock: WallClock,
@@ -113,7 +52,7 @@ pub(super) struct State {
 
 /// Overrides of one source.
 #[derive(Default)]
-struct Entries {
+pub(super) struct Entries {
     by_name: BTreeMap<KeyName, Arc<Override>>,
     /// The names of entries by their keys: one, unless replicas gave it two at a time.
     names: HashMap<Key, SmallVec<[KeyName; 1]>>,
@@ -137,7 +76,7 @@ impl Entries {
     }
 
     /// The entry of a key: of several names the last, which can be read.
-    fn of(&self, key: &Key) -> Option<Own> {
+    pub(super) fn of(&self, key: &Key) -> Option<Own> {
         let name = self.names.get(key)?.iter().max()?;
         Some(Own {
             entry: self.by_name.get(name)?.clone(),
@@ -205,6 +144,20 @@ impl State {
         !entry.has_ended(|| self.clock.seconds())
     }
 
+    /// Whether an override that was set at run time is in force for a key, under whatever name.
+    pub(super) fn has_at_run_time(&self, key: &Key) -> bool {
+        // Most services have no or few of these and many of the configuration.
+        self.set.names.contains_key(key)
+            && (self.set.of(key)).is_some_and(|own| self.has_effect(&own.entry))
+    }
+
+    /// The override that the configuration has for a key, under whatever name, unless it has ended.
+    #[cfg(feature = "admin")]
+    pub(super) fn own_at_base(&self, key: &Key) -> Option<Arc<Override>> {
+        let entry = self.base.of(key)?.entry;
+        self.has_effect(&entry).then_some(entry)
+    }
+
     /// Has an override deleted in the store that has ended.
     #[cfg(feature = "redis")]
     pub(super) fn ended_in_store(&mut self, name: KeyName, entry: Option<Override>) {
@@ -270,38 +223,14 @@ impl State {
         names
     }
 
-    /// The overrides of a key.
-    pub(super) fn owns(&self, key: &Key) -> Option<Owns> {
-        let (set, base) = (self.set.of(key), self.base.of(key));
-        let (first, second) = match (set, base) {
-            (Some(set), base) => (set, base),
-            (None, base) => (base?, None),
-        };
-        let mut owns = Owns {
-            first,
-            second,
-            in_force: 0,
-        };
-        owns.in_force = owns.place(|| self.clock.seconds());
-        Some(owns)
-    }
-
     /// How many overrides there are, set at run time or by the configuration.
     #[cfg(feature = "admin")]
     pub(super) fn count(&self) -> usize {
         let base = self.base.by_name.iter();
         let counts = |(name, entry): &(&KeyName, &Arc<Override>)| {
-            self.has_effect(entry) && !self.is_replaced(name)
+            self.has_effect(entry) && !self.has_at_run_time(&name.key())
         };
         self.len() + base.filter(counts).count()
-    }
-
-    /// Whether an override that was set at run time is in force for a key.
-    fn is_replaced(&self, name: &KeyName) -> bool {
-        let key = name.key();
-        // Most services have no or few of the one and many of the other.
-        self.set.names.contains_key(&key)
-            && (self.set.of(&key)).is_some_and(|own| self.has_effect(&own.entry))
     }
 
     /// The next overrides, at most `count`, in the order of their names.
@@ -311,7 +240,8 @@ impl State {
         count: usize,
     ) -> Vec<(KeyName, Arc<Override>)> {
         let base = self.base.after(after);
-        let base = base.filter(|(name, entry)| self.has_effect(entry) && !self.is_replaced(name));
+        let base = base
+            .filter(|(name, entry)| self.has_effect(entry) && !self.has_at_run_time(&name.key()));
         let mut found: BTreeMap<_, _> = base.take(count).collect();
         let set = self.set.after(after);
         found.extend(set.filter(|(_, entry)| self.has_effect(entry)).take(count));

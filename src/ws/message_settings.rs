@@ -55,6 +55,15 @@ impl SocketLimits {
         set_policy(self.0.messages.per_key.as_ref(), policy)
     }
 
+    /// Sets whether overrides and tiers are ignored, because the limits are switched off.
+    #[cfg(feature = "config")]
+    pub(crate) fn rest(&self, rests: bool) {
+        self.limiter().rest(rests);
+        if let Some(per_key) = &self.0.messages.per_key {
+            per_key.rest(rests);
+        }
+    }
+
     /// Where the messages of a key are counted. Default: in this process's memory.
     ///
     /// # Panics

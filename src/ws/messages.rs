@@ -27,6 +27,16 @@ pub(super) struct MessageLimits {
     pub(super) notice: Option<Notice>,
 }
 
+impl MessageLimits {
+    /// The limit of the key, unless it is switched off.
+    fn per_key_now(&self) -> Option<&RateLimiter> {
+        let per_key = self.per_key.as_ref();
+        #[cfg(feature = "config")]
+        let per_key = per_key.filter(|limiter| !limiter.rests());
+        per_key
+    }
+}
+
 /// The messages of one connection.
 pub(super) struct Messages {
     limits: MessageLimits,
@@ -92,7 +102,7 @@ impl Messages {
         let binding = |limiter: &RateLimiter, decision: &Decision| {
             watched.then(|| Arc::from(limiter.binding(decision)))
         };
-        let per_key = self.limits.per_key.as_ref();
+        let per_key = self.limits.per_key_now();
         if self.asked.is_none() {
             let mut policy = None;
             // The connection's first: it is here, and spares the key what does not fit anyway.
@@ -110,6 +120,8 @@ impl Messages {
             self.asked = Some(limiter.decide(&[self.key], 1).into_future());
         }
         let (Some(limiter), Some(asked)) = (per_key, &mut self.asked) else {
+            // Switched off meanwhile.
+            self.asked = None;
             return Poll::Ready(Ok(None));
         };
         let decision = ready!(Pin::new(asked).poll(cx));

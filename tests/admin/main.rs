@@ -5,7 +5,6 @@ mod changes;
 mod chromium;
 mod described;
 mod edits;
-mod events;
 mod explain;
 #[path = "../logged/mod.rs"]
 mod logged;
@@ -29,6 +28,8 @@ mod server;
 mod shared;
 mod sign_in;
 mod tabs;
+mod typed;
+mod undo;
 
 use axum::Router;
 use axum::body::Body;

@@ -309,6 +309,10 @@ fn what_is_wrong_is_told_without_what_may_be_a_secret() {
             "such as \"X-Internal: probe\"",
         ),
         ("block = 'ip:203.0.113.7'", "unknown field `block`"),
+        (
+            "allow = ['ip:2002:cb00:7107::1 until 2126-01-01T00:00:00Z']",
+            "to exempt that one, write ip:203.0.113.7",
+        ),
     ] {
         let error = Config::from_toml(&format!("[lists]\n{lists}")).unwrap_err();
         let error = error.to_string();

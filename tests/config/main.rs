@@ -8,7 +8,10 @@ mod builder;
 #[path = "../redis/certificates.rs"]
 #[allow(dead_code)]
 mod certificates;
+mod enabled;
 mod errors;
+#[cfg(feature = "admin")]
+mod explained;
 mod follow;
 mod keys;
 mod lists;

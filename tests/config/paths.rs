@@ -196,3 +196,48 @@ async fn dot_segments_do_not_get_past_a_limit() {
     }
     assert_eq!(admitted, 2);
 }
+
+/// Whatever of a path a server decodes, resolves, or takes for a separator.
+#[tokio::test]
+async fn no_reading_of_dot_segments_gets_past_a_group() {
+    let address = serve(
+        "[groups.login]\npath = '/x/login'\nrate = '1000/h'\n\
+         [groups.top]\npath = '/top'\nrate = '1000/h'\n\
+         [groups.other]\npath = '/other'\nrate = '0'",
+    )
+    .await;
+    for path in [
+        "/x/..;a/../login",
+        "/x/a%2fb/../%6cogin",
+        "/x/a%5cb/../%6cogin",
+        "/x/%2e%2e/../login",
+        "/x/..;a/..;b/login",
+        "/other/../x/./login",
+    ] {
+        assert_eq!(group(&answer(address, path).await), Some("login"), "{path}");
+    }
+    for path in [
+        "/x//../top",
+        "//top",
+        "//top//x",
+        "/./top",
+        "/other/..//top",
+    ] {
+        assert_eq!(group(&answer(address, path).await), Some("top"), "{path}");
+    }
+    // Of more segments than are looked at any group may be meant.
+    let long = format!("/.{}", "/a".repeat(1000));
+    assert_eq!(group(&answer(address, &long).await), Some("login"));
+    for path in ["/x/../elsewhere", "/a//b", "/https://x//login", "/topp//x"] {
+        assert_eq!(group(&answer(address, path).await), None, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_path_with_empty_segments_is_never_excluded() {
+    let address = serve(GROUPS).await;
+    assert_eq!(group(&answer(address, "/api/status/").await), None);
+    for path in ["/api//status", "//api/status", "/api/status//deep"] {
+        assert_eq!(group(&answer(address, path).await), Some("api"), "{path}");
+    }
+}

@@ -64,6 +64,7 @@ async fn parameters_stand_for_segments() {
         ("/users/me", Some("me")),
         ("/users/me/orders", Some("me")),
         ("/users/meme/orders", Some("orders")),
+        // A server may leave out what is empty.
         ("/users//orders", Some("users")),
         ("/files", None),
         ("/files/", None),
@@ -198,6 +199,32 @@ async fn a_request_that_names_several_hosts_is_in_the_strictest_group() {
         let found = group(&app, request).await;
         assert_eq!(found.as_deref(), Some(expected), "{uri} {hosts:?}");
     }
+}
+
+/// However many hosts a request names, a few are looked at, and none of them hides a group.
+#[tokio::test]
+async fn many_hosts_are_in_the_strictest_group_of_all() {
+    let text = groups(&[
+        ("a", "hosts = 'a.example'"),
+        ("b", "hosts = 'b.example'\npath = '/b'\nconcurrency = 9"),
+    ]);
+    let app = app(&text);
+    let of =
+        async |path: &str, host: String| group(&app, Request::get(path).header("host", host)).await;
+    let same = |count| vec!["a.example"; count].join(",");
+    assert_eq!(of("/", same(4)).await.as_deref(), Some("a"));
+    assert_eq!(of("/b", same(4)).await.as_deref(), Some("a"));
+    // The fifth may be another one.
+    assert_eq!(of("/b", same(5)).await.as_deref(), Some("b"));
+    assert_eq!(of("/c", same(5)).await.as_deref(), Some("a"));
+    assert_eq!(of("/b", ",".repeat(400_000)).await.as_deref(), Some("b"));
+    assert_eq!(
+        of("/b/./c", ",".repeat(400_000)).await.as_deref(),
+        Some("b")
+    );
+    // No host is as long.
+    let long = format!("{}.a.example", "x".repeat(300));
+    assert_eq!(of("/", long).await, None);
 }
 
 #[tokio::test]

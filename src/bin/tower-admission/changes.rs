@@ -50,7 +50,7 @@ impl From<&LimitChange> for Change {
 }
 
 impl Change {
-    fn line(&self) -> String {
+    pub(crate) fn line(&self) -> String {
         let brief = |own: &Option<Own>| own.as_ref().map_or("none".to_owned(), Own::brief);
         let (before, after) = (brief(&self.before), brief(&self.after));
         let mut line = match &self.key {

@@ -26,6 +26,7 @@ use crate::nesting::Nesting;
 use crate::observe::Observer;
 use crate::rejection::{Reason, Rejection};
 use crate::store::{FailureMode, LeaseLimits, LeaseSlots, Leased, Reply};
+use crate::sync::{AtomicBool, Ordering};
 
 /// Limits how many are in flight, in total and for each key. Clones share one limit.
 ///
@@ -61,11 +62,28 @@ struct Limit {
 }
 
 /// Lets go of the counter with the last limiter that uses it.
-pub(super) struct Counter(pub(super) &'static Slots);
+pub(super) struct Counter {
+    pub(super) slots: &'static Slots,
+    /// Whether overrides and tiers are ignored for now, because the limiter is switched off.
+    rests: AtomicBool,
+}
+
+impl Counter {
+    fn new(slots: u64) -> Self {
+        Self {
+            slots: Slots::new(slots),
+            rests: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn rests(&self) -> bool {
+        self.rests.load(Ordering::Relaxed)
+    }
+}
 
 impl Drop for Counter {
     fn drop(&mut self) {
-        self.0.retire();
+        self.slots.retire();
     }
 }
 
@@ -88,7 +106,7 @@ impl ConcurrencyLimiter {
 
     fn with_slots(slots: u64) -> Self {
         let limiter = Self(Arc::new(Limit {
-            counter: Arc::new(Counter(Slots::new(slots))),
+            counter: Arc::new(Counter::new(slots)),
             name: "".into(),
             per_key: Vec::new(),
             limits: None,
@@ -296,7 +314,11 @@ impl ConcurrencyLimiter {
         if keys.is_empty() {
             return Ok(KeySlots::new());
         }
-        let own = |key| (self.0.limits.as_ref())?.concurrency(key, &self.0.name, tier);
+        let own = |key| {
+            let own = (self.0.limits.as_ref())?.concurrency(key, &self.0.name, tier);
+            // Asked last, as most keys have no override.
+            own.filter(|_| !self.0.counter.rests())
+        };
         let wanted = self.0.per_key.iter().zip(keys);
         let wanted = wanted.map(|(per_key, key)| Wanted {
             per_key,
@@ -377,7 +399,7 @@ impl ConcurrencyLimiter {
 
     #[inline]
     fn slots(&self) -> &'static Slots {
-        self.0.counter.0
+        self.0.counter.slots
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::Counter;
 use crate::capacity::Capacity;
 use crate::key::Key;
+use crate::limit::Limit;
 use crate::limiter::per_key::PerKey;
 use crate::limiter::slots::UNLIMITED;
 use crate::limits::{
@@ -28,6 +29,12 @@ pub(super) struct Occupied {
 }
 
 impl Occupied {
+    /// What a key's override or its tier says, unless the limiter is switched off.
+    fn own(&self, key: &Key) -> Option<Capacity> {
+        let own = self.limits.concurrency(key, &self.name, None);
+        own.filter(|_| !self.counter.rests())
+    }
+
     fn usage_of(&self, used: u64, limit: u64, is_own: bool) -> LimitUsage {
         LimitUsage {
             name: self.name.clone(),
@@ -44,8 +51,8 @@ impl Occupied {
 
 impl LimitTarget for Occupied {
     fn usage(&self, key: Key) -> BoxFuture<Vec<LimitUsage>> {
-        let own = self.limits.concurrency(&key, &self.name, None);
-        let is_own = self.limits.overrides_concurrency(&key, &self.name);
+        let own = self.own(&key);
+        let is_own = own.is_some() && self.limits.overrides_concurrency(&key, &self.name);
         let usages = self.per_key.iter().enumerate().map(|(place, per_key)| {
             let limit = own.map_or_else(|| per_key.limit(), Capacity::slots);
             let usage = self.usage_of(per_key.taken(&key), limit, is_own);
@@ -76,7 +83,10 @@ impl LimitTarget for Occupied {
             sort: "concurrency",
             retry_after: self.retry_after,
         };
-        let own = (self.limits).concurrency_source(&key, &self.name, tier.as_deref());
+        let own = match self.counter.rests() {
+            true => Default::default(),
+            false => (self.limits).concurrency_source(&key, &self.name, tier.as_deref()),
+        };
         let places = self.per_key.iter().enumerate().map(|(place, per_key)| {
             let default = limiting(per_key.limit());
             let asked = self.leases.as_ref();
@@ -84,7 +94,7 @@ impl LimitTarget for Occupied {
             (place, default, per_key.taken(&key), asked)
         });
         let places: Vec<_> = places.collect();
-        let counter = self.counter.0;
+        let counter = self.counter.slots;
         let (total, in_flight) = (limiting(counter.limit()), counter.in_flight());
         let all = self.leases.as_ref().map(|leases| leases.usage(None));
         Box::pin(async move {
@@ -110,7 +120,7 @@ impl LimitTarget for Occupied {
     }
 
     fn total(&self) -> BoxFuture<Option<LimitUsage>> {
-        let slots = self.counter.0;
+        let slots = self.counter.slots;
         let usage = self.usage_of(slots.in_flight(), slots.limit(), false);
         let asked = self.leases.as_ref().map(|leases| leases.usage(None));
         Box::pin(async move {
@@ -131,13 +141,20 @@ impl LimitTarget for Occupied {
         vec![self.name.clone()]
     }
 
+    fn applies(&self, limit: &Limit) -> bool {
+        limit.concurrency(&self.name).is_some()
+    }
+
     #[cfg(feature = "redis")]
     fn description(&self) -> Option<Description> {
+        if self.counter.rests() {
+            return None;
+        }
         let per_key = self.per_key.iter();
         Some(Description::Concurrency(Slots {
             name: self.name.to_string(),
             place: self.leases.as_ref()?.place()?.to_owned(),
-            total: limiting(self.counter.0.limit()),
+            total: limiting(self.counter.slots.limit()),
             per_key: per_key.map(|per_key| limiting(per_key.limit())).collect(),
             tiers: Slots::tiers(&self.limits, &self.name),
         }))

@@ -3,6 +3,8 @@
 use super::{ConcurrencyLimiter, limit_of};
 use crate::capacity::Capacity;
 use crate::observe::Observer;
+#[cfg(feature = "config")]
+use crate::sync::Ordering;
 
 impl ConcurrencyLimiter {
     /// How many may be in flight.
@@ -37,6 +39,12 @@ impl ConcurrencyLimiter {
                 changed => limit = changed,
             }
         }
+    }
+
+    /// Sets whether overrides and tiers are ignored, because the limiter is switched off. Default: they count.
+    #[cfg(feature = "config")]
+    pub(crate) fn rest(&self, rests: bool) {
+        self.0.counter.rests.store(rests, Ordering::Relaxed);
     }
 
     /// Changes how many each key may have in flight that has no limit of its own, at one of the places

@@ -126,7 +126,8 @@ pub(crate) enum Renewal<'a> {
     },
 }
 
-/// These calls are few, and nobody's request waits for them.
+/// The least that these calls wait, which are few, and which no request waits for. A store with a longer deadline waits for
+/// that.
 const WITHIN: Duration = Duration::from_secs(2);
 
 /// Changes that are kept for replicas that have not seen them: one that missed more reads all anew.
@@ -329,8 +330,8 @@ impl LimitTable {
         keys: &[String],
         arguments: impl redis::ToRedisArgs + Copy,
     ) -> Result<T, StoreError> {
-        let deadline = Instant::now() + WITHIN;
         let client = &self.store.client;
+        let deadline = Instant::now() + client.patience().max(WITHIN);
         client
             .run_apart(script, keys, arguments, deadline, again)
             .await

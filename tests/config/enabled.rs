@@ -1,0 +1,131 @@
+//! A switch that is off switches off limits of all sorts, with the overrides of keys, and leaves bans.
+
+use http::StatusCode;
+use tower_admission::Key;
+use tower_admission::config::Admission;
+
+use super::{app, config, status};
+
+const TEXT: &str = "
+    [groups.api]
+    path = '/api'
+    rate = '9/h'
+    concurrency_per_key = 9
+
+    [leases.jobs]
+    per_tenant = 9
+
+    [limits]
+    'bearer:slow' = 'api=1/h'
+    'bearer:denied' = 'api=deny all'
+    'bearer:banned' = 'deny all'
+    'org:acme' = 'jobs=1 concurrent, web=1 concurrent'
+";
+
+fn acme() -> Key {
+    Key::id("org", "acme")
+}
+
+/// Whether limits of a request and of leases admit more than overrides do.
+async fn are_off(admission: &Admission) -> [bool; 3] {
+    let app = app(admission);
+    status(&app, "/api", "slow").await;
+    let rate = status(&app, "/api", "slow").await == StatusCode::OK;
+    let concurrency = status(&app, "/api", "denied").await == StatusCode::OK;
+    let jobs = admission.leases("jobs").unwrap();
+    let _one = jobs.acquire(&acme(), "1").await.unwrap();
+    let leases = jobs.acquire(&acme(), "2").await.is_ok();
+    [rate, concurrency, leases]
+}
+
+#[tokio::test]
+async fn what_is_switched_off_has_no_overrides_and_bans_stay() {
+    let admission = Admission::new(&config(TEXT)).unwrap();
+    for (text, off) in [
+        (TEXT.to_owned(), [false; 3]),
+        (format!("enabled = false\n{TEXT}"), [true; 3]),
+        (TEXT.to_owned(), [false; 3]),
+        (
+            TEXT.replace("[leases.jobs]", "enabled = false\n[leases.jobs]"),
+            [true, true, false],
+        ),
+        (
+            TEXT.replace("[limits]", "enabled = false\n[limits]"),
+            [false, false, true],
+        ),
+        // Their table is gone.
+        (
+            TEXT.replace("[leases.jobs]", "[leases.other]"),
+            [false, false, true],
+        ),
+    ] {
+        admission.reload(&config(&text)).unwrap();
+        assert_eq!(are_off(&admission).await, off, "{text}");
+        let banned = status(&app(&admission), "/api", "banned").await;
+        assert_eq!(banned, StatusCode::FORBIDDEN, "{text}");
+    }
+}
+
+#[tokio::test]
+async fn lists_have_a_switch_of_their_own() {
+    let lists = "[lists]\ndeny = ['bearer:eve']\n";
+    let admission = Admission::new(&config(&format!("{TEXT}{lists}"))).unwrap();
+    let statuses = async || {
+        let app = app(&admission);
+        [
+            status(&app, "/", "eve").await,
+            status(&app, "/", "banned").await,
+        ]
+    };
+    assert_eq!(statuses().await, [StatusCode::FORBIDDEN; 2]);
+    admission
+        .reload(&config(&format!("enabled = false\n{TEXT}{lists}")))
+        .unwrap();
+    assert_eq!(statuses().await, [StatusCode::FORBIDDEN; 2]);
+    let off = format!("{TEXT}{lists}enabled = false");
+    admission.reload(&config(&off)).unwrap();
+    assert!(!statuses().await.contains(&StatusCode::FORBIDDEN));
+    // Where a group limits, the entry of a key is a limit as any other.
+    let denied = status(&app(&admission), "/api", "banned").await;
+    assert_eq!(denied, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn usage_has_no_limit_that_is_switched_off() {
+    let admission = Admission::new(&config(TEXT)).unwrap();
+    let jobs = admission.leases("jobs").unwrap();
+    let _lease = jobs.acquire(&acme(), "1").await.unwrap();
+    let usage = async || {
+        let usage = admission.limits().usage(&acme().into()).await;
+        let jobs = usage.into_iter().find(|usage| &*usage.name == "jobs");
+        jobs.map(|usage| (usage.limit, usage.is_own))
+    };
+    assert_eq!(usage().await, Some((Some(1), true)));
+    let off = format!("enabled = false\n{TEXT}");
+    admission.reload(&config(&off)).unwrap();
+    assert_eq!(usage().await, Some((None, false)));
+}
+
+#[cfg(feature = "ws")]
+#[tokio::test]
+async fn sockets_that_are_switched_off_only_count() {
+    let text = format!("{TEXT}[sockets.web]\nconnections_per_key = 5\n");
+    let admission = Admission::new(&config(&text)).unwrap();
+    let limiter = admission.sockets("web").unwrap().limiter();
+    let connected = || {
+        let permits = std::iter::from_fn(|| limiter.try_acquire_for(&acme()).ok());
+        permits.take(7).collect::<Vec<_>>().len()
+    };
+    assert_eq!(connected(), 1);
+    let off = format!("{text}enabled = false");
+    admission.reload(&config(&off)).unwrap();
+    assert_eq!(connected(), 7);
+    admission.reload(&config(&text)).unwrap();
+    assert_eq!(connected(), 1);
+    admission
+        .reload(&config(&format!("enabled = false\n{text}")))
+        .unwrap();
+    assert_eq!(connected(), 7);
+    admission.reload(&config(TEXT)).unwrap();
+    assert_eq!(connected(), 7);
+}
