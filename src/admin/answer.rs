@@ -149,6 +149,17 @@ impl<'a> From<&'a Override> for Noted<'a> {
     }
 }
 
+impl Noted<'_> {
+    /// Without its author and time, where these are those of the change that it is told with.
+    pub(super) fn of_change(self) -> Self {
+        Self {
+            author: None,
+            changed_at: None,
+            ..self
+        }
+    }
+}
+
 impl<'a> From<&'a LimitUsage> for Total<'a> {
     fn from(usage: &'a LimitUsage) -> Self {
         Self {

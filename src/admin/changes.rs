@@ -15,7 +15,7 @@ use crate::endpoint::json;
 use crate::key::KeyName;
 #[cfg(feature = "redis")]
 use crate::limits::LimitsError;
-use crate::limits::{LimitChange, LimitEdit, Limits};
+use crate::limits::{LimitChange, LimitEdit, Limits, Override};
 
 /// Changes in an answer, unless asked otherwise.
 const COUNT: usize = 100;
@@ -45,11 +45,12 @@ struct Change<'a> {
 
 impl<'a> From<&'a LimitChange> for Change<'a> {
     fn from(change: &'a LimitChange) -> Self {
+        let noted = |entry: &'a Option<Override>| Some(Noted::from(entry.as_ref()?).of_change());
         Self {
             at: seconds(change.at),
             key: change.key.as_ref().map(KeyName::as_str),
-            before: change.before.as_ref().map(Noted::from),
-            after: change.after.as_ref().map(Noted::from),
+            before: noted(&change.before),
+            after: noted(&change.after),
             author: change.author.as_deref(),
             origin: change.origin.as_deref(),
             has_ended: change.has_ended,

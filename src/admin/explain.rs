@@ -16,7 +16,7 @@ use super::resolve::texts;
 use crate::endpoint::{Failed, body, json};
 use crate::extract::{ClientIp, RequestHead};
 use crate::key::{IpNet, Key, KeyName};
-use crate::limits::{LimitExplanation, ListEntry, Listing, list_entry};
+use crate::limits::{LimitExplanation, Limits, ListEntry, Listing, list_entry};
 
 pub(super) async fn explain(State(api): State<Arc<Api>>, request: Request) -> Answer {
     let body = body(request).await?;
@@ -122,13 +122,24 @@ impl Api {
             .into()
     }
 
-    /// The entry of the lists, also of those of a file, that decides about a client.
-    pub(super) fn list_entry(&self, key: &KeyName, client: Option<IpNet>) -> Option<ListEntry> {
+    /// The lists that requests are looked up on, also those of a file.
+    fn lists(&self) -> Vec<Limits> {
         if !self.limits.are_lists_applied() {
-            return None;
+            return Vec::new();
         }
         let mut lists = vec![self.limits.clone()];
         lists.extend(self.groups.iter().flat_map(|groups| groups.lists()));
+        lists
+    }
+
+    /// Whether any client is on a list.
+    fn has_listed(&self) -> bool {
+        !self.lists().iter().all(Limits::has_no_lists)
+    }
+
+    /// The entry that decides about a client.
+    pub(super) fn list_entry(&self, key: &KeyName, client: Option<IpNet>) -> Option<ListEntry> {
+        let lists = self.lists();
         let key = key.key();
         let is_looked_up = key.is_ip() || self.limits.are_lists_applied_to_keys();
         list_entry(&lists, Some(&key).filter(|_| is_looked_up), client)
@@ -232,6 +243,10 @@ fn explanation(
     let is_address_known = address.is_some() || is_address(&key.key());
     let address_limits = groups.into_iter().flatten();
     let address_limits = address_limits.filter(|group| !group.is_excluded() && !is_address_known);
+    let address_limits = address_limits.flat_map(RequestGroup::address_limits);
+    // A key that is listed goes before its address.
+    let lists = !is_address_known && listed.is_none() && api.has_listed();
+    let lists = lists.then_some("lists");
     let scope = match groups {
         Some(_) => Scope::Path,
         None => Scope::AllPaths,
@@ -244,9 +259,7 @@ fn explanation(
         scope,
         groups: groups.map(|groups| groups.iter().map(Group::from).collect()),
         limits: applied.iter().map(Limit::from).collect(),
-        address_limits: address_limits
-            .flat_map(RequestGroup::address_limits)
-            .collect(),
+        address_limits: lists.into_iter().chain(address_limits).collect(),
         now: now(applied, listed, scope, api.groups.is_some()),
     };
     json(StatusCode::OK, &explanation)

@@ -22,7 +22,7 @@ pub(super) struct Explanation<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) groups: Option<Vec<Group<'a>>>,
     pub(super) limits: Vec<Limit<'a>>,
-    /// Limits on the client's address, which was not given.
+    /// What depends on the client's address, which was not given: limits, and `lists`.
     pub(super) address_limits: Vec<&'a str>,
     /// `None` where that depends on the path, which was not given.
     pub(super) now: Option<Now<'a>>,

@@ -48,9 +48,9 @@ pub use self::tokens::{Token, TokenError, Tokens};
 /// | `DELETE /limits/{key}` | deletes it; with the override `before`, or 404 |
 /// | `GET /changes?count=..` | the last changes of limits, the newest first: who made them, from where, the limit before and after; 100 unless told otherwise and at most 1000 |
 /// | `GET /usage` | how far the limits on all keys together are used up |
-/// | `GET /usage/{key}` | how far the key has used up each limit |
-/// | `POST /keys/resolve` with `{"key": ".."}` or `{"credential": ".."}` | the name of the key, its limit, and how far it has used up each limit |
-/// | `POST /explain` with `{"key": ".."}` and perhaps `tier`, `path`, `method`, `host`, `address` | which limits apply to the key, where their numbers come from, and what a request would get now |
+/// | `GET /usage/{key}` | how far the key has used up each limit, and the list entry that it is banned or exempt by (`listed`) |
+/// | `POST /keys/resolve` with `{"key": ".."}` or `{"credential": ".."}` | the name of the key, its limit, the list entry that it is banned or exempt by, and how far it has used up each limit |
+/// | `POST /explain` with `{"key": ".."}` and perhaps `tier`, `path`, `method`, `host`, `address` | the list entry that the client is banned or exempt by (`listed`), which limits apply to the key, where their numbers come from, and what a request would get `now` |
 /// | `POST /cache/clear` | 204; all replicas read their limits again |
 /// | `POST /loss/accept` | 204; all replicas drop the limits that the store has [lost](Limits::lost) |
 /// | `GET /now?seen=..` | the decisions of the replica that answers since it was last asked, what is in flight, the keys rejected most, and whether the store decides |
@@ -122,6 +122,24 @@ pub use self::tokens::{Token, TokenError, Tokens};
 /// - 422 for a wrong key, limit, number or time, for a limit with a name that no limiter has, and for a credential in a
 ///   URL.
 /// - 503 with `Retry-After` when the store that keeps the limits cannot be reached.
+///
+/// # What is explained
+///
+/// `POST /explain` answers what a request of cost 1 with this key, from this address, for this path would get:
+///
+/// - **Lists decide first**, by the key and by the `address`, with networks and the lists of a file. A banned client is
+///   rejected whatever its limits have left. An exempt one passes all limits but the capacity of the service; limits
+///   that it does not get to have `is_skipped`. The address of the client matters also where its key is a token.
+/// - **Without a `path`** the limits of all paths are explained, and `scope` is `all_paths`. No single request passes all
+///   of these, so `now` is null if the service knows which limits a path has, unless the client is banned. If it does not,
+///   `now` is null where one of several limits rejects.
+/// - **The guard against made-up credentials** of a configuration (`bad_credentials_per_ip`) is explained for the
+///   `address`. It counts for keys that are no addresses: such a request has a credential.
+/// - **Headers are not known.** A request that `allow_header` exempts is explained as one without the header, and a
+///   request with a second credential as one without it.
+///
+/// `PUT` of a network is answered 422 where no service is known to look requests up on the lists of these limits: the
+/// process itself, or with a store any that wrote so down in the last day.
 ///
 /// # Several replicas
 ///

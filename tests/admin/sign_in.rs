@@ -322,7 +322,7 @@ fn the_log_of_replaced_tokens_names_each_change() {
     let ben = Token::named("ben", TOKEN).unwrap();
     let tokens = Tokens::new([one.clone()]);
     let replace = |with: Vec<Token>| {
-        let log = super::logged(|| tokens.replace(with));
+        let log = crate::logged::logged(|| tokens.replace(with));
         let words = log.iter().map(|line| {
             let line = line.trim_start_matches("INFO ");
             line.trim_end_matches(|char| char != '\"').to_owned()

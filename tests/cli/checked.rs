@@ -365,6 +365,9 @@ async fn lists_in_redis_are_explained() {
     assert_eq!(of_six.json()["listed"]["key"], "ip:2001:db8::7/128");
     let of_six = run(&server, &["explain", "ip:2001:db8::8", "--json"]).await;
     assert_eq!(of_six.json()["listed"], json!(null));
+    let unknown = run(&server, &["explain", "org:other"]).await.ok();
+    let note = "not shown: lists, on the client's address, which --address gives";
+    assert!(unknown.lines().any(|line| line == note), "{unknown}");
     // An exempt request counts in the capacity of the service alone.
     let exempt = run(&server, &["explain", "org:probe"]).await.ok();
     assert!(exempt.contains("exempt from rates and from limits per key by org:probe"));

@@ -362,8 +362,11 @@ async fn without_a_path_there_is_no_verdict_over_all_groups() {
         .await;
     assert_eq!(explained["scope"], "path");
     assert_eq!(explained["now"]["verdict"], "rejected");
+    assert_eq!(explained["address_limits"], json!([]));
     // An address without a path is looked up on the lists.
     service.set("ip:203.0.113.0/24", "deny all").await;
+    let explained = service.explain(json!({ "key": "bearer:a" })).await;
+    assert_eq!(explained["address_limits"], json!(["lists"]));
     let body = json!({ "key": "bearer:a", "address": "203.0.113.7" });
     assert_eq!(service.explain(body).await["now"]["reason"], "banned");
 }

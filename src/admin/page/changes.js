@@ -14,11 +14,10 @@ async function loadChanges() {
 
 const limitCell = (noted) => make('td', 'limit', noted?.limit ?? '–', make('span', 'type', noted ? notes(noted) : ''));
 
-// Only the last change of a key is undone: an older one would take others with it.
+// Only the last change of a key is undone: an older one would take later ones with it.
 function canUndo(change, last) {
   const { key, before, has_ended: hasEnded } = change;
   const isOver = before?.end && before.end * 1000 <= Date.now();
-  // Without a key an operator has accepted a loss.
   return key !== null && change === last && !hasEnded && !isOver;
 }
 
@@ -28,8 +27,10 @@ function showChanges(changes) {
     const { key, before, after, author, origin, has_ended: hasEnded } = change;
     const by = hasEnded ? 'its end' : author ?? 'not known';
     const undo = button('Undo…', `Undo the change of ${key}`, () => confirmUndo(change));
-    return make('tr', '', make('td', '', time(change.at)), make('td', 'key', key ?? 'A loss was accepted'), limitCell(bare(before)),
-      limitCell(bare(after)), make('td', '', by, make('span', 'type', origin ?? '')),
+    // Without a key an operator has accepted that limits were lost.
+    const what = key === null ? make('td', '', 'lost limits were given up') : make('td', 'key', key);
+    return make('tr', '', make('td', 'time', time(change.at)), what, limitCell(bare(before)), limitCell(bare(after)),
+      make('td', '', by, make('span', 'type', origin ?? '')),
       make('td', 'actions', ...(canUndo(change, last.get(key)) ? [undo] : [])));
   });
   replaceRows(at('changes'), rows);

@@ -25,7 +25,7 @@ pub(crate) struct Explained {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) groups: Option<Vec<Group>>,
     pub(crate) limits: Vec<Row>,
-    /// Limits on the client's address, which was not given.
+    /// What depends on the client's address, which was not given: limits, and `lists`.
     #[serde(default)]
     pub(crate) address_limits: Vec<String>,
     /// `None` where the path decides, which was not given.

@@ -262,6 +262,11 @@ impl Redis {
         let explained = explained.map_err(not_read)?;
         let mut explained = Explained::new(key, own, &explained, listed.as_ref());
         explained.address = request.address.clone();
+        // A key that is listed goes before its address.
+        let may_be_listed = limiters.has_lists() && !self.limits.is_empty();
+        if may_be_listed && listed.is_none() && address.is_none() && !key.key().is_ip() {
+            explained.address_limits.push("lists".to_owned());
+        }
         explained.not_known = Some(NOT_KNOWN.to_owned());
         Ok(explained)
     }
