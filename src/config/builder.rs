@@ -129,8 +129,8 @@ impl AdmissionBuilder<'_> {
         self
     }
 
-    /// Sets how rejected requests of all groups are answered; [`Rejection::limiter`](crate::Rejection::limiter) is the
-    /// name of the group. Default: [`Negotiated`](crate::respond::Negotiated).
+    /// Sets how rejected requests of all groups are answered, and banned ones; [`Rejection::limiter`](crate::Rejection::limiter)
+    /// is the name of the group, or `lists`. Default: [`Negotiated`](crate::respond::Negotiated).
     pub fn respond(mut self, responder: impl Responder) -> Self {
         self.says.responder = Some(Arc::new(responder));
         self

@@ -15,10 +15,11 @@ use super::model::{Config, KeySource};
 use super::text::{Text, list, shown, some_text, some_truth};
 use super::time::read_time;
 use crate::access::{AllowHeader, Gate};
-use crate::extract::{ApiKey, BearerToken, KeyExtractor, TrustedHeader};
+use crate::extract::{ApiKey, BearerToken, KeyExtractor, RequestHead, TrustedHeader};
 use crate::key::{KeyName, KeyNameError};
 use crate::limit::Limit;
 use crate::limits::{Limits, Override};
+use crate::rejection::Rejection;
 
 /// What the gate is called in metrics and logs.
 const NAME: &str = "lists";
@@ -118,6 +119,12 @@ impl Lists {
             });
         for observer in &says.observers {
             gate.observe(observer.clone());
+        }
+        if let Some(responder) = says.responder.clone() {
+            let respond = move |rejection: &Rejection, head: RequestHead<'_>| {
+                responder.respond(rejection, head)
+            };
+            gate.answers.set_responder(respond);
         }
         Ok(gate)
     }
