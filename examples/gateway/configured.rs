@@ -25,6 +25,8 @@ pub(crate) async fn serve(signals: Signals, flags: &Flags, file: &Path) -> Resul
         .observe(recorder.clone())
         .observe(MetricsObserver::new())
         .observe_store(MetricsObserver::new())
+        // A file that is cut has groups without paths or limits: they are an error, at start as well.
+        .deny_warnings()
         .build()
         .map_err(|error| error.to_string())?;
     let published = admission.clone();

@@ -118,9 +118,11 @@ fn wrong(flag: &str, error: &dyn Display) -> ! {
 }
 
 fn secret(digits: &str) -> Result<Secret, &'static str> {
+    // `from_str_radix` takes a sign as well.
+    let is_hexadecimal = digits.len() == 32 && digits.bytes().all(|b| b.is_ascii_hexdigit());
     let bits = u128::from_str_radix(digits, 16)
         .ok()
-        .filter(|_| digits.len() == 32);
+        .filter(|_| is_hexadecimal);
     let bits = bits.ok_or("it is 32 hexadecimal digits")?;
     Ok(Secret::new(bits.to_be_bytes()))
 }

@@ -100,7 +100,7 @@ impl Admission {
             admin: super::admin::AdminState::new(config)?,
             changing: Mutex::new(Changing::new(config)),
         };
-        let base = LimitsTable::read(&config.limits.0)?;
+        let base = config.read_limits()?;
         let groups = inner.groups_of(config, &Groups::none(), &mut Kept::default(), &base)?;
         lock(&inner.changing).base = base;
         inner.groups.store(Arc::new(groups));
@@ -178,7 +178,7 @@ impl Inner {
         let tiers = config.groups.values().flat_map(|group| group.tiers.keys());
         let tiers: Vec<_> = tiers.map(String::as_str).collect();
         let checked = self.limits.check_base(base.overrides(), &tiers);
-        checked.map_err(|error| ConfigError::at("limits", error))
+        checked.map_err(|error| ConfigError::at("limits", error).that_may_pass())
     }
 
     /// Replaces the overrides of the file, of which it was checked that they can be set.
@@ -214,16 +214,24 @@ impl Inner {
     ) -> Result<Groups, ConfigError> {
         let mut groups = Groups::none();
         groups.gate = config.lists.gate(config, &self.limits, &self.says)?;
+        let running = |group: &str| {
+            let name = config.groups[group].name(group);
+            before.stacks().find(|stack| stack.name == name)
+        };
+        // First, as a limiter that another one takes the place of gives up its name in the store.
+        for group in config.groups() {
+            Stack::check(config, group, &self.says, running(group))?;
+        }
+        self.check_base(config, base)?;
         let (mut stacks, mut changes) = (BTreeMap::new(), Vec::new());
         for group in config.groups() {
-            let name = config.groups[group].name(group);
             let (stack, change) = Stack::new(
                 config,
                 group,
                 &self.stores,
                 &self.limits,
                 &self.says,
-                before.stacks().find(|stack| stack.name == name),
+                running(group),
                 kept,
             )?;
             stacks.insert(group, stack);
@@ -237,7 +245,6 @@ impl Inner {
             let _ = groups.routes.insert(&config.groups[group], &stack);
             groups.by_name.insert(group.to_owned(), stack);
         }
-        self.check_base(config, base)?;
         // Nothing can go wrong any more.
         lists::log_changes(&before.gate, &groups.gate);
         groups.gate.tell_attached();

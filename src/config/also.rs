@@ -1,5 +1,7 @@
 //! Groups whose limits a request is under besides those of its own group.
 
+use std::iter;
+
 use super::error::ConfigError;
 use super::model::Config;
 
@@ -68,20 +70,20 @@ impl Config {
 
     /// Whether the groups that a request is under can be decided about as one.
     pub(super) fn check_also(&self, group: &str) -> Result<(), ConfigError> {
-        let own = &self.groups[group];
         let has_rates = |name: &str| -> Result<bool, ConfigError> {
             Ok(!self.groups[name].policies(name)?.list().is_empty())
         };
-        for other in self.also(group)? {
-            let settings = &self.groups[other];
-            if !has_rates(other)? {
+        let mut first = None;
+        for name in iter::once(group).chain(self.also(group)?) {
+            if !has_rates(name)? {
                 continue;
             }
-            let mode = |on_failure: Option<_>| on_failure.unwrap_or(self.store.on_failure);
-            let differs = mode(settings.on_failure) != mode(own.on_failure);
-            if self.store.url.is_some() && differs {
+            let mode = self.on_failure(self.groups[name].on_failure);
+            let (first, expected) = *first.get_or_insert((name, mode));
+            if mode != expected {
                 let problem = format!(
-                    "group `{other}` has another `on_failure`: one decision is about both, so give both the same"
+                    "groups `{first}` and `{name}` have rates, and differ in `on_failure`: one decision is about \
+                     both, so give both the same"
                 );
                 return Err(at(group, problem));
             }

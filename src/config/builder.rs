@@ -167,6 +167,7 @@ impl AdmissionBuilder<'_> {
     fn build_inner(self) -> Result<Admission, ConfigError> {
         self.says.keys.check()?;
         self.says.costs.check()?;
+        self.config.check_start()?;
         if self.says.denies_warnings {
             self.config.deny_warnings()?;
         }

@@ -114,7 +114,7 @@ impl Changing {
         origin
     }
 
-    fn place(&mut self, file: &Path) -> PathBuf {
+    pub(super) fn place(&mut self, file: &Path) -> PathBuf {
         let place = self.places.entry(file.to_owned());
         place.or_insert_with(|| place_of(file)).clone()
     }

@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 
 use super::error::ConfigError;
 use super::model::{Clients, Config, KeySource, OnFailure, Store};
-use super::overrides::LimitsTable;
 use super::routes::Routes;
-use super::written::Written;
+use super::written::{NUMBERS, PROXIES, Written};
 use crate::limit::{NAME, is_addressable};
 
 impl Config {
@@ -40,9 +39,32 @@ impl Config {
         for table in ["leases", "limits", "lists", "sockets"] {
             if running.has_entries(table) && !file.0.contains_key(table) {
                 let problem = format!(
-                    "this table is gone, and with it would go its limits: if that is meant, write an empty one, `[{table}]`"
+                    "this table is gone, with all that it had: if that is meant, write an empty one, `[{table}]`"
                 );
                 return Err(ConfigError::at(table, problem));
+            }
+        }
+        // Each line may be the last one that was written, also that of a header.
+        for (table, fields, off) in [
+            ("lists", &["deny"][..], "deny = []"),
+            ("clients", &PROXIES, "trusted_proxies = []"),
+        ] {
+            if running.has_one_of(&[table], fields) && !file.names_one_of(table, fields) {
+                let problem = format!(
+                    "this table has no `{}` any more: if that is meant, write `{off}`",
+                    fields.join("`, `")
+                );
+                return Err(ConfigError::at(table, problem));
+            }
+        }
+        for table in ["leases", "sockets"] {
+            for name in file.names_in(table) {
+                if running.has_one_of(&[table, name], &NUMBERS)
+                    && !file.has_one_of(&[table, name], &NUMBERS)
+                {
+                    let problem = "this table has none of its limits any more: what is to be off is written as 0";
+                    return Err(ConfigError::at(format!("{table}.{name}"), problem));
+                }
             }
         }
         for group in file.group_names() {
@@ -70,7 +92,7 @@ impl Config {
     fn check_inner(&self) -> Result<(), ConfigError> {
         self.clients.check()?;
         self.admin.check()?;
-        self.lists.check(&self.clients)?;
+        self.lists.check(self)?;
         self.store.check()?;
         let (mut routes, mut names) = (Routes::default(), BTreeMap::new());
         for (group, settings) in &self.groups {
@@ -154,7 +176,7 @@ impl Config {
         for (name, table) in &self.leases {
             table.check(name)?;
         }
-        LimitsTable::check(&self.limits.0)?;
+        self.check_limits()?;
         #[cfg(not(feature = "ws"))]
         if let Some(name) = self.sockets.keys().next() {
             let problem = "this program was built without the feature `ws`";
@@ -218,10 +240,15 @@ mod redis {
 
     impl Store {
         pub(super) fn check_url(&self, url: &Hidden) -> Result<(), ConfigError> {
-            self.redis(url).map(drop)
+            self.check_tls(self.connect(url)?)
         }
 
+        /// The store, with the files of its certificates, which are read here.
         pub(in crate::config) fn redis(&self, url: &Hidden) -> Result<RedisStore, ConfigError> {
+            self.with_tls(self.connect(url)?)
+        }
+
+        fn connect(&self, url: &Hidden) -> Result<RedisStore, ConfigError> {
             let mut store = RedisStore::connect(&url.0).map_err(|error| {
                 // Without what is there, which may have a password in it.
                 let problem = "this is no URL of Redis, such as \"redis://127.0.0.1:6379/0\" or \
@@ -229,7 +256,6 @@ mod redis {
                 let reason = error.detail().unwrap_or_default();
                 ConfigError::at("store.url", format!("{problem}: {reason}"))
             })?;
-            store = self.with_tls(store)?;
             if let Some(prefix) = &self.prefix {
                 store = store.prefix(prefix);
             }
@@ -255,12 +281,33 @@ mod redis {
 mod tls {
     use super::{ConfigError, Store};
     use crate::store::RedisStore;
+    #[cfg(feature = "redis-tls")]
+    use crate::store::RedisTls;
 
     impl Store {
+        /// Whether the fields are complete. Their files are not read, as they may be gone, or for other eyes only, when
+        /// a running service reads its configuration again.
+        #[cfg(feature = "redis-tls")]
+        pub(super) fn check_tls(&self, store: RedisStore) -> Result<(), ConfigError> {
+            if let Some(name) = &self.tls_server_name {
+                let tls = RedisTls::new().server_name(name);
+                apply(store, &tls, "store.tls_server_name").map(drop)?;
+            }
+            match (&self.tls_certificate_file, &self.tls_key_file) {
+                (Some(_), None) => {
+                    let problem = "a certificate needs its key in `store.tls_key_file`";
+                    Err(ConfigError::at("store.tls_certificate_file", problem))
+                }
+                (None, Some(_)) => {
+                    let problem = "a key needs its certificate in `store.tls_certificate_file`";
+                    Err(ConfigError::at("store.tls_key_file", problem))
+                }
+                _ => Ok(()),
+            }
+        }
+
         #[cfg(feature = "redis-tls")]
         pub(super) fn with_tls(&self, mut store: RedisStore) -> Result<RedisStore, ConfigError> {
-            use crate::store::RedisTls;
-
             let (ca, certificate) = ("store.tls_ca_file", "store.tls_certificate_file");
             let mut tls = RedisTls::new();
             if let Some(file) = &self.tls_ca_file {
@@ -268,22 +315,10 @@ mod tls {
                 // Each on its own, so that an error names the field.
                 store = apply(store, &tls, ca)?;
             }
-            match (&self.tls_certificate_file, &self.tls_key_file) {
-                (Some(chain), Some(key)) => {
-                    let (chain, key) =
-                        (read(chain, certificate)?, read(key, "store.tls_key_file")?);
-                    tls = tls.client_certificate(chain, key);
-                    store = apply(store, &tls, certificate)?;
-                }
-                (None, None) => {}
-                (Some(_), None) => {
-                    let problem = "a certificate needs its key in `store.tls_key_file`";
-                    return Err(ConfigError::at(certificate, problem));
-                }
-                (None, Some(_)) => {
-                    let problem = "a key needs its certificate in `store.tls_certificate_file`";
-                    return Err(ConfigError::at("store.tls_key_file", problem));
-                }
+            if let (Some(chain), Some(key)) = (&self.tls_certificate_file, &self.tls_key_file) {
+                let (chain, key) = (read(chain, certificate)?, read(key, "store.tls_key_file")?);
+                tls = tls.client_certificate(chain, key);
+                store = apply(store, &tls, certificate)?;
             }
             if let Some(name) = &self.tls_server_name {
                 tls = tls.server_name(name);
@@ -294,6 +329,11 @@ mod tls {
 
         #[cfg(not(feature = "redis-tls"))]
         pub(super) fn with_tls(&self, store: RedisStore) -> Result<RedisStore, ConfigError> {
+            Ok(store)
+        }
+
+        #[cfg(not(feature = "redis-tls"))]
+        pub(super) fn check_tls(&self, _: RedisStore) -> Result<(), ConfigError> {
             for (field, value) in [
                 ("store.tls_ca_file", &self.tls_ca_file),
                 ("store.tls_certificate_file", &self.tls_certificate_file),
@@ -305,7 +345,7 @@ mod tls {
                     return Err(ConfigError::at(field, problem));
                 }
             }
-            Ok(store)
+            Ok(())
         }
     }
 
@@ -315,11 +355,7 @@ mod tls {
     }
 
     #[cfg(feature = "redis-tls")]
-    fn apply(
-        store: RedisStore,
-        tls: &crate::store::RedisTls,
-        field: &str,
-    ) -> Result<RedisStore, ConfigError> {
+    fn apply(store: RedisStore, tls: &RedisTls, field: &str) -> Result<RedisStore, ConfigError> {
         store.tls(tls.clone()).map_err(|error| {
             let reason = error.detail().unwrap_or("it cannot be used");
             ConfigError::at(field, reason)

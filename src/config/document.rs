@@ -52,6 +52,17 @@ impl<'a> Document<'a> {
         Some(place(self.text, key.start))
     }
 
+    /// Where an entry of a table is written.
+    pub(super) fn place_of_entry(&self, table: &str, key: &str) -> Option<Place> {
+        let mut tables = self.table.get_ref().iter();
+        let (_, table) = tables.find(|(name, _)| **name.get_ref() == *table)?;
+        let DeValue::Table(table) = table.get_ref() else {
+            return None;
+        };
+        let (key, _) = table.iter().find(|(name, _)| **name.get_ref() == *key)?;
+        Some(place(self.text, key.span().start))
+    }
+
     /// What a field has, as it is written.
     pub(super) fn written(&self, field: &str) -> Option<&'a str> {
         let (_, value) = find(self.table.get_ref(), field)?;

@@ -23,17 +23,21 @@ impl<'a> Entries<'a> {
     /// Why an entry is wrong next to those before it, without what may be a credential.
     pub(super) fn check(&mut self, key: &str) -> Result<(), String> {
         let key = key.trim();
-        let (kind, name) = key.split_once([':', '#']).unwrap_or((key, ""));
-        let header = self.headers.iter().find(|header| kind.eq_ignore_ascii_case(header));
+        let kind = key.split([':', '#']).next().unwrap_or(key);
+        let header = self
+            .headers
+            .iter()
+            .find(|header| kind.eq_ignore_ascii_case(header));
         if let Some(header) = header.filter(|header| **header != kind) {
             return Err(format!(
                 "keys of `header {kind}` are named in lowercase: write `{header}:..`"
             ));
         }
-        // Addresses have several names. What is behind another kind stays as it is.
-        let name = match kind {
-            "ip" => key.parse::<KeyName>().map(|name| name.to_string()).ok(),
-            _ => Some(format!("{kind}{}{}", &key[kind.len()..].chars().take(1).collect::<String>(), name.trim())),
+        // An address can be written in several ways, and a name may have spaces in front.
+        let name = match (kind, key.split_at_checked(kind.len() + 1)) {
+            ("ip", _) => key.parse::<KeyName>().map(|name| name.to_string()).ok(),
+            (_, Some((kind, name))) => Some(format!("{kind}{}", name.trim())),
+            _ => None,
         };
         if !self.seen.insert(name.unwrap_or_else(|| key.to_owned())) {
             return Err("this key is there twice".to_owned());

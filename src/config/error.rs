@@ -12,6 +12,8 @@ pub struct ConfigError {
     place: Option<Place>,
     field: Option<String>,
     problem: String,
+    /// Whether it is also about what is not in the configuration, and may be right later.
+    may_pass: bool,
 }
 
 /// A place in a text; the first is 1.
@@ -29,6 +31,7 @@ impl ConfigError {
             place: None,
             field: None,
             problem: problem.to_string(),
+            may_pass: false,
         }
     }
 
@@ -57,6 +60,16 @@ impl ConfigError {
     pub(super) fn found_at(mut self, place: Option<Place>) -> Self {
         self.place = self.place.or(place);
         self
+    }
+
+    /// Says that what is wrong may be right later, with the same configuration.
+    pub(super) fn that_may_pass(mut self) -> Self {
+        self.may_pass = true;
+        self
+    }
+
+    pub(super) fn may_pass(&self) -> bool {
+        self.may_pass
     }
 
     /// The field, such as `groups.api.rate`.

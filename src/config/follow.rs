@@ -15,6 +15,9 @@ use super::model::Config;
 /// How often the file is looked at.
 const EVERY: Duration = Duration::from_secs(1);
 
+/// After how many looks a file is applied again that was rejected for what is not in it.
+const RETRY_AFTER: u64 = 10;
+
 /// A file is followed until this is dropped.
 #[derive(Debug)]
 #[must_use = "a file is followed until this is dropped"]
@@ -47,6 +50,10 @@ impl Admission {
     /// counts, so that a file which is empty or half-written for a moment takes no limits away; a
     /// change is applied within two seconds.
     ///
+    /// A file that was rejected is not tried again before it changes, with one exception: its `[limits]` may not fit to
+    /// what is not in it, the tiers that the program declares and the rates of overrides that were set at run time. It
+    /// is tried every ten seconds, and reported again when the outcome is another.
+    ///
     /// What went before the file when it was loaded, the environment or the variables of
     /// [`load_with`](Config::load_with), goes before it still; before the first file of a service that
     /// was configured otherwise, the environment.
@@ -62,13 +69,11 @@ impl Admission {
         self.warn_of_groups();
         let (admission, file) = (self.clone(), file.into());
         Following(Some(tokio::spawn(async move {
-            let (mut before, mut unreadable) = (None, None);
-            loop {
+            let (mut before, mut unreadable, mut waiting) = (None, None, None);
+            for look in 0_u64.. {
                 sleep(EVERY).await;
                 let path = file.clone();
-                // On a thread that may block.
-                let read = tokio::task::spawn_blocking(move || std::fs::read_to_string(path));
-                let Ok(read) = read.await else {
+                let Ok(read) = unblocked(move || std::fs::read_to_string(path)).await else {
                     continue;
                 };
                 let now = read.map_err(|error| (error.kind(), error.to_string()));
@@ -78,11 +83,21 @@ impl Admission {
                 }
                 match now {
                     Ok(text) => {
-                        if unreadable.take().is_some() {
-                            admission.reloads().note_readable();
-                        }
-                        if !admission.has_read(&file, &text) {
-                            outlive(|| told(admission.apply(&file, text)));
+                        unreadable = None;
+                        let is_time = look % RETRY_AFTER == 0;
+                        let (admission, file) = (admission.clone(), file.clone());
+                        let error = waiting.clone().filter(|_| is_time);
+                        let applied = unblocked(move || {
+                            admission.note_readable(&file);
+                            match (admission.has_read(&file, &text), error) {
+                                (false, _) => Some(admission.apply(&file, text)),
+                                (true, Some(error)) => admission.retry(&file, text, &error),
+                                (true, None) => None,
+                            }
+                        });
+                        if let Ok(Some(applied)) = applied.await {
+                            waiting = applied.clone().err().filter(ConfigError::may_pass);
+                            outlive(|| told(applied));
                         }
                     }
                     Err((kind, error)) => {
@@ -95,6 +110,13 @@ impl Admission {
             }
         })))
     }
+}
+
+/// Runs what blocks on a thread that may, as it may be long: a file can have 250,000 overrides.
+async fn unblocked<T: Send + 'static>(
+    job: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, tokio::task::JoinError> {
+    tokio::task::spawn_blocking(job).await
 }
 
 /// Follows the file on whatever becomes of a change: what logs it, counts it or is told of it may panic.

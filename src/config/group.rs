@@ -8,9 +8,11 @@ use super::builder::Says;
 use super::error::ConfigError;
 use super::kept::Kept;
 use super::key::GroupKey;
+use super::leases::CANNOT_CHANGE;
 use super::model::{Config, Group, OnFailure};
 use super::path::Prefix;
 use super::policies::Policies;
+use super::sorts::SortsOfLimits;
 use super::statuses::Statuses;
 use super::stores::Stores;
 use super::text::{OrOff, Time};
@@ -41,26 +43,6 @@ pub(super) struct Stack {
     pub(super) explained: Vec<super::explain::Explained>,
 }
 
-/// Which sorts of limits reject requests.
-#[derive(Clone, Copy, Default)]
-pub(super) struct SortsOfLimits {
-    by_rate: bool,
-    by_concurrency: bool,
-}
-
-impl SortsOfLimits {
-    fn or(self, other: Self) -> Self {
-        Self {
-            by_rate: self.by_rate || other.by_rate,
-            by_concurrency: self.by_concurrency || other.by_concurrency,
-        }
-    }
-
-    pub(super) fn count(self) -> usize {
-        usize::from(self.by_rate) + usize::from(self.by_concurrency)
-    }
-}
-
 /// What a changed group does with limits that go on, once all groups are known to be right.
 pub(super) struct Change {
     policies: Vec<Policy>,
@@ -86,7 +68,7 @@ impl Group {
     }
 
     /// How many each key may have in flight, and each address; 0 for any number.
-    fn concurrency_per_key(&self) -> [usize; 2] {
+    pub(super) fn concurrency_per_key(&self) -> [usize; 2] {
         [self.concurrency_per_key, self.concurrency_per_ip]
     }
 
@@ -97,22 +79,6 @@ impl Group {
             .unwrap_or(default)
             .0
             .map(|Time(after)| after)
-    }
-
-    fn sorts_of_limits(&self, policies: &Policies) -> SortsOfLimits {
-        if self.dry_run || self.enforce == Some(0) {
-            return SortsOfLimits::default();
-        }
-        let guards = self
-            .bad_credentials_per_ip
-            .is_some_and(|quota| !quota.is_off());
-        let by_rate = guards || policies.limit();
-        let per_key = self.concurrency_per_key();
-        let by_concurrency = self.concurrency > 0 || per_key.iter().any(|limit| *limit > 0);
-        SortsOfLimits {
-            by_rate,
-            by_concurrency,
-        }
     }
 }
 
@@ -134,6 +100,35 @@ impl Stack {
         }
     }
 
+    /// Whether a group's layers can be made. Nothing of what is running changes.
+    pub(super) fn check(
+        config: &Config,
+        group: &str,
+        says: &Says,
+        before: Option<&Self>,
+    ) -> Result<(), ConfigError> {
+        let settings = &config.groups[group];
+        let at = |field: &str, problem: &str| {
+            Err(ConfigError::at(format!("groups.{group}.{field}"), problem))
+        };
+        let on_failure = config.on_failure(settings.on_failure);
+        if before.is_some_and(|before| before.on_failure != on_failure) {
+            return at("on_failure", CANNOT_CHANGE);
+        }
+        if let Err(problem) = config.clients.key(&settings.key, &says.keys) {
+            return at("key", &problem);
+        }
+        if let Err(problem) = says.costs.of(settings.cost.as_ref()) {
+            return at("cost", &problem);
+        }
+        if !settings.tiers.is_empty() && says.tier_by.is_none() {
+            let problem = "this program does not say which tier a request is of \
+                           (AdmissionBuilder::tier_by): take them out";
+            return at("tiers", problem);
+        }
+        Ok(())
+    }
+
     /// A group's layers; what goes on of those `before`, and of what is kept, is changed by
     /// [`apply`](Self::apply).
     pub(super) fn new(
@@ -149,12 +144,6 @@ impl Stack {
         let name = settings.name(group);
         let policies = settings.policies(group)?;
         let on_failure = config.on_failure(settings.on_failure);
-        if before.is_some_and(|before| before.on_failure != on_failure) {
-            let field = format!("groups.{group}.on_failure");
-            let problem = "this cannot be changed while the service runs: restart it";
-            return Err(ConfigError::at(field, problem));
-        }
-
         let key = config.clients.key(&settings.key, &says.keys);
         let key = key.map_err(|error| ConfigError::at(format!("groups.{group}.key"), error))?;
 
@@ -227,11 +216,6 @@ impl Stack {
             let (of_keys, of_limits) = (tier_by.clone(), limits.clone());
             concurrency = concurrency
                 .tier_by(move |head| of_keys(head).filter(|tier| of_limits.declares(tier)));
-        } else if has_tiers {
-            let field = format!("groups.{group}.tiers");
-            let problem = "this program does not say which tier a request is of \
-                           (AdmissionBuilder::tier_by): take them out";
-            return Err(ConfigError::at(field, problem));
         }
         rate = rate.client_ip(config.clients.ip());
         concurrency = concurrency.client_ip(config.clients.ip());

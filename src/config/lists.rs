@@ -1,6 +1,6 @@
 //! Allow and deny lists from the file.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -9,8 +9,9 @@ use http::{HeaderName, HeaderValue};
 use serde::Deserialize;
 
 use super::builder::Says;
+use super::entries::Entries;
 use super::error::ConfigError;
-use super::model::{Clients, Config, KeySource};
+use super::model::{Config, KeySource};
 use super::text::{Text, list, shown, some_text, some_truth};
 use super::time::read_time;
 use crate::access::{AllowHeader, Gate};
@@ -58,7 +59,23 @@ struct HeaderText {
 }
 
 impl Lists {
-    pub(super) fn check(&self, clients: &Clients) -> Result<(), ConfigError> {
+    pub(super) fn check(&self, config: &Config) -> Result<(), ConfigError> {
+        let headers = config.identity_headers();
+        for (field, list) in [(DENY, &self.deny), (ALLOW, &self.allow)] {
+            let mut entries = Entries::new(&headers);
+            for entry in list {
+                let key = entry.key.trim();
+                let checked = match key {
+                    "shared" | "unknown" => {
+                        Err("requests are looked up by their own keys and addresses".to_owned())
+                    }
+                    _ => entries.check(key),
+                };
+                let problem = |problem| format!("{}: {problem}", entry.shown());
+                checked.map_err(|error| ConfigError::at(field, problem(error)))?;
+            }
+        }
+        let clients = &config.clients;
         if self.allow_header.is_some() && !clients.trusts_proxies() {
             let problem = "a client can make this header up: list the proxies that write it in \
                            `clients.trusted_proxies`, or set `clients.trust_unix_socket`";
@@ -113,6 +130,12 @@ impl Lists {
         for observer in &says.observers {
             gate.observe(observer.clone());
         }
+        if let Some(responder) = says.responder.clone() {
+            let respond = move |rejection: &Rejection, head: RequestHead<'_>| {
+                responder.respond(rejection, head)
+            };
+            gate.answers.set_responder(respond);
+        }
         Ok(gate)
     }
 }
@@ -124,14 +147,7 @@ fn keys(config: &Config, says: &Says) -> Result<Vec<Arc<dyn KeyExtractor>>, Conf
         vec![Arc::new(BearerToken), Arc::new(ApiKey::default())];
     let named = says.keys.extractors();
     keys.extend(named.map(|key| Arc::new(key.clone()) as Arc<dyn KeyExtractor>));
-    let sources = config.groups.values().map(|group| &group.key);
-    let headers: BTreeSet<_> = sources
-        .filter_map(|source| match source {
-            KeySource::Header(name) => Some(*name),
-            _ => None,
-        })
-        .collect();
-    for name in headers {
+    for name in config.identity_headers() {
         let source = KeySource::Header(name);
         let key = config.clients.key(&source, &says.keys);
         keys.push(Arc::new(key.map_err(ConfigError::new)?));
@@ -146,10 +162,15 @@ fn listed(
     list: &[Entry],
     limit: &Limit,
 ) -> Result<Limits, ConfigError> {
-    let mut entries = Vec::new();
+    let (mut entries, mut keys) = (Vec::new(), HashSet::new());
     for entry in list {
         let name = entry.key.parse::<KeyName>();
         let name = name.map_err(|error| ConfigError::at(field, entry.no_name(error)))?;
+        // As a credential and as its fingerprint.
+        if !keys.insert(name.key()) {
+            let problem = format!("{}: this key is there twice", entry.shown());
+            return Err(ConfigError::at(field, problem));
+        }
         let listed = Override::new(limit.clone());
         let listed = match entry.end {
             Some(end) => listed.with_end(end),
@@ -217,12 +238,17 @@ impl Entry {
     }
 
     fn no_name(&self, error: KeyNameError) -> String {
+        format!("{}: {error}", self.shown())
+    }
+
+    /// What of it may be shown: what stands behind another kind than that of addresses may be a credential.
+    fn shown(&self) -> String {
         let text = self.key.trim();
-        // What stands behind another kind may be a credential.
         match text.split_once([':', '#']) {
-            Some(("ip", _)) => format!("{text:?}: {error}"),
-            Some((kind, _)) => format!("a key of the kind {}: {error}", shown(kind)),
-            None => format!("what is written here: {error}"),
+            Some(("ip", _)) => format!("{text:?}"),
+            Some((kind, _)) => format!("a key of the kind {}", shown(kind)),
+            None if ["shared", "unknown"].contains(&text) => format!("{text:?}"),
+            None => "what is written here".to_owned(),
         }
     }
 }

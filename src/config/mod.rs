@@ -31,7 +31,7 @@
 //! | field | default | |
 //! |---|---|---|
 //! | `store.url` | in memory | `redis://..`, `redis+cluster://..` or `redis+sentinel://..`, as [`RedisStore::connect`] takes it (feature `redis`); `rediss..` with TLS (feature `redis-tls`) |
-//! | `store.tls_ca_file` | the system's CAs | a file of CA certificates in PEM, which are trusted in place of the system's. Files are read at start |
+//! | `store.tls_ca_file` | the system's CAs | a file of CA certificates in PEM, which are trusted in place of the system's. Files are read at start only, and by `config check` |
 //! | `store.tls_certificate_file` | none | a file with the certificate that is shown to Redis, and its chain, in PEM |
 //! | `store.tls_key_file` | | a file with its private key in PEM |
 //! | `store.tls_server_name` | the host | the name that the certificates of the servers have to be for |
@@ -40,13 +40,14 @@
 //! | `store.deadline` | `25ms` | how long a call may take |
 //! | `store.on_failure` | `open` | `open`, `closed` or `local share` (or `local_share`) |
 //! | `store.replicas` | | how many there are; needed for `local share` |
-//! | `clients.trusted_proxies` | none | networks whose `X-Forwarded-For` is believed, see [`ClientIp::forwarded_by`] |
+//! | `clients.trusted_proxies` | none | networks whose `X-Forwarded-For` is believed, with no bits behind the prefix, see [`ClientIp::forwarded_by`] |
 //! | `clients.trust_unix_socket` | false | believe peers on a Unix socket as well, see [`ClientIp::trust_unix_socket`] |
 //! | `clients.trusted_hops` | none | or believe this number of proxies, wherever they are, see [`ClientIp::forwarded_hops`] |
 //! | `clients.forwarded_header` | `x-forwarded-for` | or `forwarded` (RFC 7239), in any case, or `single X-Real-IP`: a header with one address, see [`ForwardingHeader::single_address`] |
 //! | `clients.ipv6_prefix` | 64 | how much of an IPv6 address counts |
 //! | `lists.deny` | none | keys, addresses and networks that are answered 403, see [below](#lists) |
 //! | `lists.allow` | none | keys, addresses and networks that are exempt from rates and from limits per key |
+//! | `lists.enabled` | true | `false` switches off all bans and exemptions, also those that are set at run time |
 //! | `lists.allow_header` | none | a header and a value by which a trusted proxy exempts requests: `X-Internal: probe`. Needs `clients.trusted_proxies` or `clients.trust_unix_socket` |
 //! | `admin.token` | | the token of an operator of the admin endpoints who is called `admin` and may write, see [`Admission::admin`](Admission#method.admin); at least 16 bytes |
 //! | `admin.tokens.<name>.token` | | the token of an operator of this name |
@@ -77,7 +78,7 @@
 //! | `groups.<name>.count` | all | count only requests that are answered so, see [`count_if`]: `4xx`, `401, 403`, or all others with `!2xx`; of several parts any without a `!`, and none with one: `4xx, !404` |
 //! | `groups.<name>.dry_run` | false | decide, tell observers, and admit every request |
 //! | `groups.<name>.enforce` | 100 | the percentage of keys for which the group's limits are enforced, see [`enforce`]; not next to `dry_run = true` |
-//! | `groups.<name>.enabled` | true | `false` switches off the limits of the group, but not those of `also` |
+//! | `groups.<name>.enabled` | true | `false` switches off the limits of the group, but not those of `also`, see [below](#switches) |
 //! | `leases.<name>.per_tenant` | 0, off | how much work of a tenant may run at a time, see [`Admission::leases`] |
 //! | `leases.<name>.total` | 0, off | and in all |
 //! | `leases.<name>.ttl` | `60s` | how long work counts without a heartbeat |
@@ -88,7 +89,7 @@
 //! | `leases.<name>.on_failure`, `sockets.<name>.on_failure` | the store's | what becomes of them when the store is away. Connections are often worth `closed` where requests are `open` |
 //! | `leases.<name>.enabled`, `sockets.<name>.enabled` | true | `false` switches off their limits |
 //! | `limits."<key>"` | none | overrides under those that are set at run time: `"org:acme" = "1000/min"`, or a table as [`LimitsTable`] has it. `tower-admission limits export` writes them |
-//! | `enabled` | true | `false` switches off all limits of the file. The variable is `ADMISSION_ENABLED` |
+//! | `enabled` | true | `false` switches off all limits of the file, see [below](#switches). The variable is `ADMISSION_ENABLED` |
 //!
 //! # Groups
 //!
@@ -116,8 +117,8 @@
 //! **A host is compared** without its port and in any case. It is that of `:authority`, of a URI in absolute form, or of
 //! `Host`; no other header is read. A request that names several hosts (two `Host` headers, or one that differs from
 //! the URI) is a request for each of them, as servers differ in which they take. It is in the group that limits
-//! both rate and concurrency before one that limits only one of them, and that before one that rejects nothing, as a path with dot segments
-//! [below](#paths). A client can send any host: unless a proxy or your router answers only for
+//! both rate and concurrency before one that limits only one of them, and that before one that rejects nothing, as an ambiguous path
+//! [below](#paths). Four names are looked at: a request with more of them may be for any host. A client can send any host: unless a proxy or your router answers only for
 //! those in the file, have a group without `hosts` for the others.
 //!
 //! # Several groups for one request
@@ -147,7 +148,8 @@
 //!   limit while those of `api` are enforced.
 //! - **What is done with a request is up to its own group**: `headers`, `retry_after_ms`, `cost`; and what its
 //!   `exclude` covers is under none of the groups.
-//! - `on_failure` has to be the same in groups that have rates.
+//! - **`on_failure` has to be the same** in those of these groups that have rates, since one decision is about them.
+//!
 //! # Names
 //!
 //! Limits of single keys name groups, rates and tiers, as in `api=20/s, tier=pro`. So a group's `name`, with a dot and
@@ -186,25 +188,42 @@
 //! as `header X-User`. A reload applies changed lists at once and logs what was added and removed. In metrics they are
 //! the limiter `lists`.
 //!
+//! A key that is in one list twice is an error, and so are `shared` and `unknown`, by which no request is looked up. Of a
+//! key in both lists the ban counts. Keys of a header are named in lowercase, as `x-user:eve`; another spelling is an
+//! error, also in `[limits]`.
+//!
 //! # Paths
 //!
-//! A path is compared as the client wrote it, in whole segments. The only exception is a path with a `.` or
-//! `..` segment, plain or percent-encoded (`%2e`, `..%2f`, `..%5c`, `..\`, `..;x`), since a server may take it
-//! for another path. Such a request counts as limited:
+//! A path is compared as the client wrote it, in whole segments. A path is *ambiguous* if it has a `.` or `..`
+//! segment, plain or percent-encoded (`%2e`, `..%2f`, `..%5c`, `..\`, `..;x`), or an empty segment before its end
+//! (`//api`): servers differ in which path they take it for. Such a request counts as limited:
 //!
 //! - `exclude` never covers it.
-//! - Its group is the one of the path that it leads to: first with all of it decoded, then with only its
-//!   dots decoded, each with the segments resolved (RFC 3986 §5.2.4). Otherwise it is the group of the path as
-//!   written. A group that limits both rate and concurrency goes before one that limits only one of them, and
-//!   that before one that rejects nothing, as in a dry run. `bad_credentials_per_ip` counts as a rate, and the
-//!   limits of groups in `also` count as well.
+//! - **With dot segments** it is in the strictest group that it may reach: of the groups whose paths have only segments
+//!   that occur in it, in any order and decoded. A server can drop, decode and split segments, but it adds none, so
+//!   each group that any server may take it for is among these. With more than 128 segments it may reach all groups.
+//! - **With empty segments alone** it is in the stricter of two groups: that of the path as written, and that of the path
+//!   without them.
+//! - The strictest group is one that limits both rate and concurrency, then one that limits only one of them, then one
+//!   that rejects nothing, as in a dry run. `bad_credentials_per_ip` counts as a rate, and the limits of groups in
+//!   `also` count as well. Of equals it is the group of the decoded path with its dot segments resolved (RFC 3986
+//!   §5.2.4), then that of the path as written, then the first one by its name in the file.
 //! - It counts in one group only, though a router may send it to a route of another one. So limit the same sorts
 //!   of things in all groups with routes that accept any path below them.
-//! - When no group covers any of these, it is in no group, like any other path outside of all groups: no
-//!   reading of it leads to a route that is limited.
 //!
 //! With `path = "/api"` and `exclude = "/api/status"`, these are limited: `/api/status/../chat`,
-//! `/static/%2e%2e/api/chat`, `/api/../health`.
+//! `/static/%2e%2e/api/chat`, `/api/../health`, `/api//status`.
+//!
+//! # Switches
+//!
+//! `enabled = false` is for incidents: what it covers rejects nothing and goes on to count. Its rates, concurrency,
+//! leases, connections and messages are unlimited, **also for keys with an override and for tiers**, whether they are of
+//! the file or were set at run time. A part such as `api=deny all` is a limit as well. What is used stays used, and
+//! what is in flight stays counted.
+//!
+//! **Bans are no limits, and stay**: the entries of `[lists]`, and keys that are wholly `deny all` or `unlimited` at run
+//! time. `lists.enabled = false`, or `ADMISSION_LISTS__ENABLED=false`, switches these off. A key's `deny all` then is a
+//! limit as any other, in groups that limit.
 //!
 //! # Limits that are off
 //!
@@ -246,8 +265,13 @@
 //! - A variable makes a group that the file does not name, and that selects no requests; or one that differs from a group
 //!   of the file in case alone, as `ADMISSION_GROUPS__UPPER__RATE` does from `[groups.Upper]`.
 //! - A variable has single underscores: `ADMISSION_GROUPS_API_RATE`.
-//! - `store` has settings, such as a secret, and no URL.
+//! - `store` has settings, such as a secret, and no URL; or there is an `on_failure` without one.
+//! - An override of `[limits]` has a part about a limit that the configuration does not have, as `apii=10/s`.
+//! - A variable hides a field of the file that has another value. In a reload, a change of such a field is logged.
 //! - `clients.forwarded_header` is given, and no proxy is trusted.
+//!
+//! Two of these [may be meant](ConfigWarning::may_be_meant), and are never errors: a hidden field, and the name of a limit
+//! that is like no other one, as the program may have limits of its own.
 //!
 //! # Changes
 //!
@@ -257,8 +281,16 @@
 //!
 //! A change takes no limits away by accident:
 //!
-//! - From some groups to none is an error, unless `allow_empty = true` and `groups = {}` are written.
-//! - In a file, so is a group that had limits and has none any more, not even as 0.
+//! - From some groups to none is an error, unless `allow_empty = true` and `groups = {}` are written. Files are compared
+//!   with files: what variables set does not hide that a file was emptied.
+//! - In a file, so is a group, a `[leases.<name>]` or a `[sockets.<name>]` that had limits and has none any more, not even as
+//!   0; and a group that selects nothing any more, if that is not `path = "off"`.
+//! - So is a file without `[limits]`, `[lists]`, `[leases]` or `[sockets]` that had entries there: an empty table
+//!   means it. `deny = []` means that there are no bans any more, and `trusted_proxies = []` that there are no proxies.
+//! - A service does not start with a file that has none of these tables and no groups. At start there is nothing to
+//!   compare it with, so a file that is cut later is only [warned of](#what-has-no-effect-is-warned-of):
+//!   [`AdmissionBuilder::deny_warnings`] makes that an error, and `tower-admission config check --strict` finds it
+//!   before.
 //! - What appears, disappears and changes is logged, group by group, with fields and values; of `store` and
 //!   `admin` without the values.
 //! - [`Admission::last_reload`] says how the last one went, also of a file that is followed, and so do the metrics
@@ -298,6 +330,7 @@ mod changing;
 mod check;
 mod cost;
 mod document;
+mod entries;
 mod error;
 #[cfg(feature = "metrics")]
 mod evictions;
@@ -322,6 +355,7 @@ mod reloaded;
 mod routes;
 mod selectors;
 mod sockets;
+mod sorts;
 mod statuses;
 mod stores;
 mod text;

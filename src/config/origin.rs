@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use toml::Table;
 
 use super::document::Document;
-use super::error::ConfigError;
+use super::error::{ConfigError, Place};
 use super::text::{Hidden, shown};
 use super::variables::Variables;
 
@@ -42,6 +42,18 @@ impl Origin {
                 error.in_file(self.file.as_deref()).found_at(place)
             }
         }
+    }
+
+    /// Where a field is written in the file.
+    pub(super) fn place_of(&self, field: &str) -> Option<Place> {
+        Document::parse(&self.text.0).ok()?.exact_place_of(field)
+    }
+
+    /// Where an entry of a table is written in the file.
+    pub(super) fn place_of_entry(&self, table: &str, key: &str) -> Option<Place> {
+        Document::parse(&self.text.0)
+            .ok()?
+            .place_of_entry(table, key)
     }
 
     /// What is wrong with a field that could not be read, or that there is none of this name.

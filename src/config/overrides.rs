@@ -1,12 +1,15 @@
 //! Overrides as the table `[limits]` of a file has them: read, and written.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt::Write;
 
 use toml::{Table, Value};
 
+use super::document::Document;
+use super::entries::Entries;
 use super::error::ConfigError;
-use crate::key::KeyName;
+use super::model::Config;
+use crate::key::{KeyName, KeyNameError};
 use crate::limits::{Limits, Override};
 
 /// Overrides per key, as the table `[limits]` of a TOML file has them.
@@ -37,6 +40,9 @@ const TABLE: &str = "limits";
 /// What keys begin with that are credentials.
 const CREDENTIALS: [&str; 2] = ["bearer:", "api-key:"];
 
+/// The most overrides of which a reload logs a line each.
+const MOST_LOGGED: usize = 20;
+
 /// The fields of an override that has more than a limit.
 const FIELDS: [&str; 4] = ["limit", "end", "note", "author"];
 
@@ -54,7 +60,11 @@ impl LimitsTable {
             ConfigError::new(format!("this is no TOML{line}: {}", error.message()))
         })?;
         match file.get(TABLE) {
-            Some(Value::Table(table)) => Self::read(table),
+            Some(Value::Table(table)) => Self::read(table).map_err(|wrong| {
+                let document = Document::parse(text).ok();
+                let place = document.and_then(|it| it.place_of_entry(TABLE, &wrong.key));
+                wrong.error().found_at(place)
+            }),
             Some(_) => Err(ConfigError::at(TABLE, "this is no table")),
             // An emptied file must not look like one without overrides.
             None => Err(ConfigError::new(
@@ -64,51 +74,43 @@ impl LimitsTable {
     }
 
     /// Reads the table.
-    pub(crate) fn read(table: &Table) -> Result<Self, ConfigError> {
-        let mut overrides = BTreeMap::new();
+    fn read(table: &Table) -> Result<Self, WrongEntry> {
+        let (mut overrides, mut keys) = (BTreeMap::new(), HashSet::new());
         for (key, value) in table {
-            let name: KeyName = key.parse().map_err(|error| {
-                // Without the key, which may be a credential.
-                ConfigError::at(format!("{TABLE}.{}", kind_of(key)), error)
-            })?;
-            let wrong = |problem| ConfigError::at(format!("{TABLE}.\"{name}\""), problem);
+            let wrong = |problem| WrongEntry::new(key, problem);
+            let name: KeyName = key
+                .parse()
+                .map_err(|error: KeyNameError| wrong(error.to_string()))?;
             let own = read(value).map_err(wrong)?;
             Limits::check_network(&name, own.limit()).map_err(|error| wrong(error.to_string()))?;
-            if overrides.insert(name.clone(), own).is_some() {
+            // Also as a credential and as its fingerprint.
+            if !keys.insert(name.key()) {
                 return Err(wrong("this key is there twice".to_owned()));
             }
+            overrides.insert(name, own);
         }
         Ok(Self(overrides))
-    }
-
-    /// Checks the table without reading credentials, since their keys depend on a secret that may not be installed yet.
-    pub(crate) fn check(table: &Table) -> Result<(), ConfigError> {
-        let is_credential = |key: &str| CREDENTIALS.iter().any(|kind| key.trim().starts_with(kind));
-        for (key, value) in table {
-            if is_credential(key) {
-                let at = format!("{TABLE}.{}", kind_of(key));
-                read(value).map_err(|problem| ConfigError::at(at, problem))?;
-            }
-        }
-        let others = table.iter().filter(|(key, _)| !is_credential(key));
-        let others = others.map(|(key, value)| (key.clone(), value.clone()));
-        Self::read(&others.collect()).map(drop)
     }
 
     /// Logs how this differs from what was before.
     pub(super) fn log_changes(&self, before: &Self) {
         let shown = |own: Option<&Override>| own.map(|own| own.limit().to_string());
         let names: BTreeSet<_> = before.0.keys().chain(self.0.keys()).collect();
-        for name in names {
+        let changes = names.into_iter().filter_map(|name| {
             let (old, new) = (before.0.get(name), self.0.get(name));
-            if old != new {
-                tracing::info!(
-                    key = name.as_str(),
-                    before = shown(old).as_deref().unwrap_or("none"),
-                    after = shown(new).as_deref().unwrap_or("none"),
-                    "an override of the file changes"
-                );
-            }
+            (old != new).then_some((name, old, new))
+        });
+        let changes: Vec<_> = changes.collect();
+        for (name, old, new) in changes.iter().take(MOST_LOGGED) {
+            tracing::info!(
+                key = name.as_str(),
+                before = shown(*old).as_deref().unwrap_or("none"),
+                after = shown(*new).as_deref().unwrap_or("none"),
+                "an override of the file changes"
+            );
+        }
+        if let more @ 1.. = changes.len().saturating_sub(MOST_LOGGED) {
+            tracing::info!(more, "more overrides of the file change");
         }
     }
 
@@ -147,6 +149,71 @@ impl LimitsTable {
             };
         }
         text
+    }
+}
+
+/// What is wrong with an entry, and its key, by which it is found in the file.
+struct WrongEntry {
+    key: String,
+    problem: String,
+}
+
+impl WrongEntry {
+    fn new(key: &str, problem: String) -> Self {
+        Self {
+            key: key.to_owned(),
+            problem,
+        }
+    }
+
+    fn error(&self) -> ConfigError {
+        ConfigError::at(field_of(&self.key), &self.problem)
+    }
+}
+
+/// The overrides of a configuration, and what is wrong with them.
+impl Config {
+    /// Reads them. The secret of the process is there by now.
+    pub(super) fn read_limits(&self) -> Result<LimitsTable, ConfigError> {
+        LimitsTable::read(&self.limits.0)
+            .map_err(|wrong| self.place_of_limit(&wrong.key, wrong.error()))
+    }
+
+    /// Checks them without making keys, since these depend on a secret that may not be installed yet.
+    pub(super) fn check_limits(&self) -> Result<(), ConfigError> {
+        let headers = self.identity_headers();
+        let mut entries = Entries::new(&headers);
+        for (key, value) in &self.limits.0 {
+            let checked = KeyName::check(key).map_err(|error| error.to_string());
+            let checked = checked.and_then(|()| entries.check(key));
+            let checked = checked.and_then(|()| read(value).map(drop));
+            checked.map_err(|problem| {
+                self.place_of_limit(key, ConfigError::at(field_of(key), problem))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The limits that overrides name, each with the first key that does.
+    pub(super) fn limits_named(&self) -> BTreeMap<String, &str> {
+        let mut named = BTreeMap::new();
+        for (key, value) in &self.limits.0 {
+            // They were checked.
+            let Ok(own) = read(value) else { continue };
+            for name in own.limit().names() {
+                named.entry(name.to_owned()).or_insert(&**key);
+            }
+        }
+        named
+    }
+
+    /// Adds the place of an entry to what is told of it: the entry cannot be found by a field that does not name a
+    /// credential.
+    pub(super) fn place_of_limit(&self, key: &str, error: ConfigError) -> ConfigError {
+        match self.origin.place_of_entry(TABLE, key) {
+            None => error,
+            place => error.in_file(self.origin.file.as_deref()).found_at(place),
+        }
     }
 }
 
@@ -211,11 +278,15 @@ fn read_limit(text: &str) -> Result<crate::limit::Limit, String> {
     })
 }
 
-/// A key without what may be a credential.
-fn kind_of(key: &str) -> String {
+/// The field of an override, without what may be a credential.
+pub(super) fn field_of(key: &str) -> String {
+    let is_credential = CREDENTIALS.iter().any(|kind| key.trim().starts_with(kind));
     match key.find([':', '#']) {
-        Some(at) => format!("\"{}..\"", &key[..=at]),
-        None => "\"..\"".to_owned(),
+        Some(_) if !is_credential && KeyName::check(key).is_ok() => {
+            format!("{TABLE}.\"{}\"", key.trim())
+        }
+        Some(at) => format!("{TABLE}.\"{}..\"", &key[..=at]),
+        None => format!("{TABLE}.\"..\""),
     }
 }
 

@@ -8,7 +8,6 @@ use super::admission::Admission;
 use super::changing::Changing;
 use super::error::ConfigError;
 use super::model::Config;
-use super::overrides::LimitsTable;
 use super::reloaded::Reloads;
 use crate::sync::lock;
 
@@ -22,11 +21,15 @@ impl Admission {
     /// What is running goes on then.
     pub fn reload(&self, config: &Config) -> Result<(), ConfigError> {
         let mut running = lock(&self.0.changing);
-        running.note(&config.origin);
-        let changed = self.change(&mut running, config);
-        let changed = changed.map_err(|error| config.wrong(error));
+        let changed = self.change_to(&mut running, config);
         self.reloads().note(&changed);
         changed
+    }
+
+    fn change_to(&self, running: &mut Changing, config: &Config) -> Result<(), ConfigError> {
+        running.note(&config.origin);
+        let changed = self.change(running, config);
+        changed.map_err(|error| config.wrong(error))
     }
 
     /// Reads a file, and [reloads](Self::reload) it: at once, where [`follow`](Self::follow) waits until it is
@@ -42,7 +45,7 @@ impl Admission {
         let file = file.as_ref();
         match std::fs::read_to_string(file) {
             Ok(text) => {
-                self.reloads().note_readable();
+                self.note_readable(file);
                 self.apply(file, text)
             }
             Err(error) => Err(self.cannot_read(file, error)),
@@ -63,7 +66,7 @@ impl Admission {
         let mut kept = running.kept.with(&before);
         #[cfg(feature = "admin")]
         let tokens = config.admin.tokens()?;
-        let base = LimitsTable::read(&config.limits.0)?;
+        let base = config.read_limits()?;
         let groups = self.0.groups_of(config, &before, &mut kept, &base)?;
         base.log_changes(&mem::replace(&mut running.base, base.clone()));
         #[cfg(feature = "metrics")]
@@ -73,7 +76,9 @@ impl Admission {
         #[cfg(feature = "admin")]
         self.0.admin.reload(config, tokens);
         running.kept = kept;
-        running.file = config.file();
+        let file = config.file();
+        file.log_hidden_changes(&running.file, &config.origin.variables);
+        running.file = file;
         let before = mem::replace(&mut running.written, config.written.clone());
         config.written.log_changes(&before);
         running.warn(config);
@@ -99,11 +104,36 @@ impl Admission {
         }
     }
 
+    /// Applies a file once more that was rejected for what is not in it. `None`: it is rejected for the same.
+    pub(super) fn retry(
+        &self,
+        file: &Path,
+        text: String,
+        before: &ConfigError,
+    ) -> Option<Result<(), ConfigError>> {
+        let origin = lock(&self.0.changing).reads(file, text);
+        let config = Config::read(origin);
+        let changed =
+            config.and_then(|config| self.change_to(&mut lock(&self.0.changing), &config));
+        if changed.as_ref().err() == Some(before) {
+            return None;
+        }
+        self.reloads().note(&changed);
+        Some(changed)
+    }
+
     /// Notes that a file cannot be read.
     pub(super) fn cannot_read(&self, file: &Path, error: impl std::fmt::Display) -> ConfigError {
         let error = ConfigError::new(error).in_file(Some(file));
-        self.reloads().note_unreadable(&error);
+        let place = lock(&self.0.changing).place(file);
+        self.reloads().note_unreadable(&place, &error);
         error
+    }
+
+    /// Notes that a file was read.
+    pub(super) fn note_readable(&self, file: &Path) {
+        let place = lock(&self.0.changing).place(file);
+        self.reloads().note_readable(&place);
     }
 
     pub(super) fn warn_of_groups(&self) {

@@ -1,5 +1,7 @@
 //! How the last reload went.
 
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -17,7 +19,8 @@ pub struct LastReload {
     pub at: SystemTime,
     /// When what is running was applied.
     pub succeeded_at: SystemTime,
-    /// Why it was rejected, or why a file that is [followed](Admission::follow) cannot be read now. `None`:
+    /// Why it was rejected, or why a file cannot be read that was [followed](Admission::follow) or
+    /// [reloaded](Admission::reload_file), until it is read again. `None`:
     /// it succeeded.
     pub error: Option<ConfigError>,
 }
@@ -31,8 +34,8 @@ struct State {
     at: Duration,
     succeeded_at: Duration,
     rejected: Option<ConfigError>,
-    /// A file is away, whatever is applied meanwhile.
-    unreadable: Option<ConfigError>,
+    /// Files that are away, whatever is applied meanwhile.
+    unreadable: BTreeMap<PathBuf, ConfigError>,
 }
 
 impl Reloads {
@@ -43,7 +46,7 @@ impl Reloads {
             at: now,
             succeeded_at: now,
             rejected: None,
-            unreadable: None,
+            unreadable: BTreeMap::new(),
         }));
         reloads.publish();
         reloads
@@ -68,18 +71,21 @@ impl Reloads {
         }
     }
 
-    /// Notes and logs that a followed file cannot be read.
-    pub(super) fn note_unreadable(&self, error: &ConfigError) {
+    /// Notes and logs that a file cannot be read.
+    pub(super) fn note_unreadable(&self, file: &Path, error: &ConfigError) {
         let now = since_epoch();
         self.change(|state| {
             state.at = now;
-            state.unreadable = Some(error.clone());
+            state.unreadable.insert(file.to_owned(), error.clone());
         });
         tracing::error!(%error, "the configuration cannot be read; limits stay as they are");
     }
 
-    pub(super) fn note_readable(&self) {
-        self.change(|state| state.unreadable = None);
+    /// Notes that a file was read.
+    pub(super) fn note_readable(&self, file: &Path) {
+        if self.0.load().unreadable.contains_key(file) {
+            self.change(|state| _ = state.unreadable.remove(file));
+        }
     }
 
     fn change(&self, change: impl Fn(&mut State)) {
@@ -129,7 +135,8 @@ impl Reloads {
 
 impl State {
     fn error(&self) -> Option<&ConfigError> {
-        self.unreadable.as_ref().or(self.rejected.as_ref())
+        let mut unreadable = self.unreadable.values();
+        unreadable.next().or(self.rejected.as_ref())
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -279,8 +280,24 @@ impl Text for Time {
 /// A network, or one address.
 impl Text for IpNet {
     fn read(text: &str) -> Result<Self, String> {
-        let network = Self::from_str(text).or_else(|_| text.parse().map(std::net::IpAddr::into));
-        network.map_err(|_| format!("{} is no network, such as \"10.0.0.0/8\"", shown(text)))
+        if let Ok(address) = text.parse::<IpAddr>() {
+            return Ok(address.into());
+        }
+        let network = Self::from_str(text);
+        let network = network
+            .map_err(|_| format!("{} is no network, such as \"10.0.0.0/8\"", shown(text)))?;
+        let address = text
+            .split('/')
+            .next()
+            .and_then(|address| address.parse().ok());
+        // A slip in either number would be another network.
+        if address != Some(network.address()) {
+            let text = shown(text);
+            return Err(format!(
+                "{text}: the address has bits behind the prefix, the network is \"{network}\""
+            ));
+        }
+        Ok(network)
     }
 }
 

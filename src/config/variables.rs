@@ -73,6 +73,21 @@ impl Variables {
         }
     }
 
+    /// The fields of a file that they set to something else, and which does.
+    pub(super) fn hide(&self, file: &Table) -> Vec<(String, &str)> {
+        let hidden = self.fields.iter().filter_map(|(name, value)| {
+            let path = name[PREFIX.len()..].to_lowercase();
+            let path: Vec<_> = path.split(SEPARATOR).collect();
+            let written = value_at(file, &path)?;
+            let is_same = match written {
+                Value::String(text) => *text == value.0,
+                other => other.to_string() == value.0,
+            };
+            (!is_same).then(|| (path.join("."), &**name))
+        });
+        hidden.collect()
+    }
+
     /// The one that sets a field.
     pub(super) fn of(&self, field: &str) -> Option<&str> {
         let field = variable_of(field);
@@ -101,6 +116,16 @@ impl Variables {
         let mut names = self.fields.keys().map(String::as_str);
         names.find(|name| is_it(&as_variable(name)))
     }
+}
+
+/// What a table has at a path.
+pub(super) fn value_at<'a>(table: &'a Table, path: &[&str]) -> Option<&'a Value> {
+    let (field, parents) = path.split_last()?;
+    let mut table = table;
+    for parent in parents {
+        table = table.get(*parent)?.as_table()?;
+    }
+    table.get(*field)
 }
 
 /// The variable that sets a field.

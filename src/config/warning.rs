@@ -1,5 +1,6 @@
 //! What a configuration has without effect.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use toml::Value;
@@ -7,6 +8,7 @@ use toml::Value;
 use super::error::ConfigError;
 use super::model::{Config, Group};
 use super::origin::nearest;
+use super::overrides::field_of;
 use super::path::Prefix;
 use super::selectors::GrpcPattern;
 
@@ -16,6 +18,7 @@ use super::selectors::GrpcPattern;
 pub struct ConfigWarning {
     kind: WarningKind,
     told: ConfigError,
+    may_be_meant: bool,
 }
 
 /// What a [`ConfigWarning`] is about.
@@ -36,9 +39,16 @@ pub enum WarningKind {
     UnreadVariable,
     /// Settings of a store, and no URL.
     NoStore,
+    /// A variable sets a field that the file sets, too, to another value.
+    HiddenByVariable,
+    /// An override of `[limits]` names a limit that the configuration does not have.
+    UnknownLimit,
     /// A header of proxies, and none of them is trusted.
     NoProxies,
 }
+
+/// What is told, and its kind.
+type Told = (WarningKind, ConfigError);
 
 impl WarningKind {
     /// In words, for programs: `no_path`.
@@ -52,6 +62,8 @@ impl WarningKind {
             Self::UnknownGroup => "unknown_group",
             Self::UnreadVariable => "unread_variable",
             Self::NoStore => "no_store",
+            Self::HiddenByVariable => "hidden_by_variable",
+            Self::UnknownLimit => "unknown_limit",
             Self::NoProxies => "no_proxies",
         }
     }
@@ -62,6 +74,14 @@ impl ConfigWarning {
     #[must_use]
     pub fn kind(&self) -> WarningKind {
         self.kind
+    }
+
+    /// Whether it is likely to be meant: a variable hides a field of the file, as variables are made to do, or an override
+    /// of `[limits]` may be about a limit that the program has next to the configuration. It is logged, and
+    /// [`deny_warnings`](super::AdmissionBuilder::deny_warnings) and `config check --strict` do not reject it.
+    #[must_use]
+    pub fn may_be_meant(&self) -> bool {
+        self.may_be_meant
     }
 
     /// The group of which only the program can know whether requests are in it, because it makes a layer for it.
@@ -110,21 +130,97 @@ impl Config {
         for group in self.groups() {
             found.extend(self.warnings_of_group(group, &in_file));
         }
+        found.extend(self.warnings_of_stores());
         found.extend(self.warnings_of_variables());
-        let found = found.into_iter();
-        let warning = |(kind, told)| ConfigWarning {
-            kind,
-            told: self.wrong(told),
+        let warning = |may_be_meant| {
+            move |(kind, told)| ConfigWarning {
+                kind,
+                told: self.wrong(told),
+                may_be_meant,
+            }
         };
-        found.map(warning).collect()
+        let mut warnings: Vec<_> = found.into_iter().map(warning(false)).collect();
+        let (near, others) = self.warnings_of_limits();
+        warnings.extend(near.into_iter().map(warning(false)));
+        let hidden = self.warnings_of_hidden_fields();
+        warnings.extend(others.into_iter().chain(hidden).map(warning(true)));
+        warnings
     }
 
-    fn warnings_of_settings(&self) -> Vec<(WarningKind, ConfigError)> {
+    /// Where a failure mode has no effect, as nothing fails in memory.
+    fn warnings_of_stores(&self) -> Vec<Told> {
+        if self.store.url.is_some() {
+            return Vec::new();
+        }
+        let tables = ["groups", "leases", "sockets"].into_iter();
+        let fields = tables.flat_map(|table| {
+            let settings = self.written.0.get(table).and_then(Value::as_table);
+            let settings = settings.into_iter().flatten();
+            let with_mode = settings.filter(|(_, fields)| fields.get("on_failure").is_some());
+            with_mode.map(move |(name, _)| format!("{table}.{name}.on_failure"))
+        });
+        let problem = "without `store.url` limits are counted in memory, which does not fail";
+        let told = fields.map(|field| ConfigError::at(field, problem));
+        told.map(|told| (WarningKind::NoStore, told)).collect()
+    }
+
+    /// Parts of overrides about limits that are not there: those that are likely a typing error, and those that the
+    /// program may have.
+    fn warnings_of_limits(&self) -> (Vec<Told>, Vec<Told>) {
+        let known = self.limit_names();
+        let (mut near, mut others) = (Vec::new(), Vec::new());
+        let unknown = self.limits_named().into_iter();
+        for (name, key) in unknown.filter(|(name, _)| !known.contains(name)) {
+            let meant = nearest(&name, known.iter().map(String::as_str));
+            let (problem, found) = match meant {
+                Some(meant) => (
+                    format!("there is no limit `{name}`: is `{meant}` meant?"),
+                    &mut near,
+                ),
+                None => (
+                    format!(
+                        "there is no limit `{name}` in this configuration, and no effect unless the program has one"
+                    ),
+                    &mut others,
+                ),
+            };
+            let told = self.place_of_limit(key, ConfigError::at(field_of(key), problem));
+            found.push((WarningKind::UnknownLimit, told));
+        }
+        (near, others)
+    }
+
+    /// What limits of the configuration are called.
+    fn limit_names(&self) -> BTreeSet<String> {
+        let tables = self.leases.keys().chain(self.sockets.keys()).cloned();
+        let of_groups = self.groups.iter().flat_map(|(group, settings)| {
+            let by_ip = settings.rate_per_ip.map(|_| settings.name_by_ip(group));
+            let names = settings.names_in(group).into_keys().chain(by_ip);
+            names.chain([settings.name(group).to_owned()])
+        });
+        tables.chain(of_groups).collect()
+    }
+
+    /// Fields of the file that a variable sets to something else. No value is shown.
+    fn warnings_of_hidden_fields(&self) -> Vec<Told> {
+        let file = self.file();
+        let hidden = self.origin.variables.hide(&file.0).into_iter();
+        let told = hidden.map(|(field, variable)| {
+            let problem = format!("the variable {variable} goes before this value");
+            let place = self.origin.place_of(&field);
+            let told = ConfigError::at(field, problem);
+            (
+                WarningKind::HiddenByVariable,
+                told.in_file(self.origin.file.as_deref()).found_at(place),
+            )
+        });
+        told.collect()
+    }
+
+    fn warnings_of_settings(&self) -> Vec<Told> {
         let mut found = Vec::new();
-        let has_tables = !(self.leases.is_empty() && self.sockets.is_empty());
-        if self.groups.is_empty() && !has_tables && !self.is_empty_on_purpose() {
-            let problem = "there are no groups, so no request is limited";
-            found.push((WarningKind::NoGroups, ConfigError::new(problem)));
+        if let Some(told) = self.no_groups() {
+            found.push((WarningKind::NoGroups, told));
         }
         let first_of = |table: &str| self.written.0.get(table)?.as_table()?.keys().next();
         if self.store.url.is_none()
@@ -148,7 +244,7 @@ impl Config {
     }
 
     /// What has no effect in a group, of which the file may have others.
-    fn warnings_of_group(&self, group: &str, in_file: &[&str]) -> Vec<(WarningKind, ConfigError)> {
+    fn warnings_of_group(&self, group: &str, in_file: &[&str]) -> Vec<Told> {
         let field = format!("groups.{group}");
         let is_also = |other: &Group| other.also.iter().any(|name| name == group);
         let has_path = self.written.has_selectors(group) || self.groups.values().any(is_also);
@@ -179,7 +275,7 @@ impl Config {
         found
     }
 
-    fn warnings_of_variables(&self) -> Vec<(WarningKind, ConfigError)> {
+    fn warnings_of_variables(&self) -> Vec<Told> {
         let tables = Self::tables();
         let is_near = |word: &str| nearest(word, tables.iter().map(String::as_str)).is_some();
         let names_field = |rest: &str| {
@@ -197,9 +293,30 @@ impl Config {
         told.collect()
     }
 
+    /// What is told of a configuration in which nothing limits. A file that has nothing may have been emptied.
+    fn no_groups(&self) -> Option<ConfigError> {
+        let tables = ["groups", "leases", "limits", "lists", "sockets"];
+        let has_any = tables.iter().any(|table| self.written.has_entries(table));
+        // Also with tables that are empty, such as leases that are only counted.
+        let has_any = has_any
+            || !self.groups.is_empty()
+            || !self.leases.is_empty()
+            || !self.sockets.is_empty();
+        let problem = "there are no groups, so no request is limited: if that is meant, write \
+                       `allow_empty = true` and `groups = {}`";
+        (!has_any && !self.is_empty_on_purpose()).then(|| ConfigError::new(problem))
+    }
+
+    /// Whether a service may start with this. The text of a program may be without groups, but a file is not.
+    pub(super) fn check_start(&self) -> Result<(), ConfigError> {
+        let told = self.no_groups().filter(|_| self.origin.file.is_some());
+        told.map_or(Ok(()), Err)
+    }
+
     /// What is without effect, as an error.
     pub(super) fn deny_warnings(&self) -> Result<(), ConfigError> {
-        let mut warnings = self.warnings().into_iter();
+        let warnings = self.warnings().into_iter();
+        let mut warnings = warnings.filter(|warning| !warning.may_be_meant);
         warnings.next().map_or(Ok(()), |first| Err(first.told))
     }
 

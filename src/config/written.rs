@@ -7,6 +7,7 @@ use toml::{Table, Value};
 
 use super::origin::SHOWN;
 use super::text::shown;
+use super::variables::{Variables, value_at};
 
 /// Fields that limit requests. A group without any of them limits nothing.
 const LIMITS: [&str; 9] = [
@@ -21,6 +22,19 @@ const LIMITS: [&str; 9] = [
     "tiers",
 ];
 
+/// Fields that limit leases and sockets.
+pub(super) const NUMBERS: [&str; 6] = [
+    "per_tenant",
+    "total",
+    "connections",
+    "connections_per_key",
+    "messages",
+    "messages_per_key",
+];
+
+/// Fields that say which peers are proxies.
+pub(super) const PROXIES: [&str; 3] = ["trusted_proxies", "trust_unix_socket", "trusted_hops"];
+
 /// The fields by which a group selects requests.
 pub(super) const SELECTORS: [&str; 4] = ["path", "methods", "hosts", "grpc"];
 
@@ -29,28 +43,41 @@ pub(super) const SELECTORS: [&str; 4] = ["path", "methods", "hosts", "grpc"];
 pub(super) struct Written(pub(super) Table);
 
 impl Written {
-    /// The fields of a group.
-    pub(super) fn group(&self, group: &str) -> Option<&Table> {
-        self.0.get("groups")?.get(group)?.as_table()
-    }
-
     /// Whether a group has a limit, were it 0.
     pub(super) fn has_limits(&self, group: &str) -> bool {
-        self.has_one_of(group, &LIMITS)
+        self.has_one_of(&["groups", group], &LIMITS)
     }
 
     /// Whether a group says which requests it selects, were it `off`.
     pub(super) fn has_selectors(&self, group: &str) -> bool {
-        self.has_one_of(group, &SELECTORS)
+        self.has_one_of(&["groups", group], &SELECTORS)
     }
 
-    fn has_one_of(&self, group: &str, fields: &[&str]) -> bool {
-        let group = self.group(group);
-        group.is_some_and(|group| {
+    /// Whether a table has a value in one of these fields, were it 0.
+    pub(super) fn has_one_of(&self, table: &[&str], fields: &[&str]) -> bool {
+        let table = value_at(&self.0, table).and_then(Value::as_table);
+        let has = |table: &Table| {
             fields
                 .iter()
-                .any(|field| group.get(*field).is_some_and(has_value))
-        })
+                .any(|field| table.get(*field).is_some_and(has_value))
+        };
+        table.is_some_and(has)
+    }
+
+    /// Whether a table has one of these fields, were it an empty list.
+    pub(super) fn names_one_of(&self, table: &str, fields: &[&str]) -> bool {
+        let table = self.0.get(table).and_then(Value::as_table);
+        table.is_some_and(|table| fields.iter().any(|field| table.contains_key(*field)))
+    }
+
+    /// What is in a table of tables.
+    pub(super) fn names_in(&self, table: &str) -> Vec<&str> {
+        let table = self.0.get(table).and_then(Value::as_table);
+        table
+            .into_iter()
+            .flat_map(|table| table.keys())
+            .map(String::as_str)
+            .collect()
     }
 
     /// Whether a table has something in it.
@@ -90,6 +117,20 @@ impl Written {
         let changes = changes(&old, &new);
         if !changes.is_empty() {
             tracing::info!(changes, "settings change");
+        }
+    }
+
+    /// Logs what changes in a file and has no effect, since a variable sets it.
+    pub(super) fn log_hidden_changes(&self, before: &Self, variables: &Variables) {
+        for (field, variable) in variables.hide(&self.0) {
+            let path: Vec<_> = field.split('.').collect();
+            if value_at(&self.0, &path) != value_at(&before.0, &path) {
+                tracing::warn!(
+                    field,
+                    variable,
+                    "this field of the file changes without effect: a variable sets it"
+                );
+            }
         }
     }
 

@@ -1,6 +1,7 @@
 //! Overrides of the configuration, which count under those that are set at run time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::state::Source;
 use super::{Limits, LimitsError, Override};
@@ -48,12 +49,14 @@ impl Limits {
         if base.len() > Self::MOST {
             return Err(LimitsError::TooMany);
         }
+        let mut tiers = BTreeSet::new();
         for (name, own) in &base {
             Self::check_network(name, own.limit())?;
-            let is_new = |tier| more_tiers.contains(&tier);
-            if !own.limit().tier().is_some_and(is_new) {
-                self.check_tier(own.limit())?;
-            }
+            tiers.extend(own.limit().tier());
+        }
+        for tier in tiers {
+            let more = more_tiers.iter().map(|tier| Arc::from(*tier));
+            Self::check_tier_in(tier, self.tiers().into_iter().chain(more).collect())?;
         }
         let entries = base.iter().map(|(_, own)| *own);
         if lock(&self.0.state).has_too_many_rates_with(entries) {

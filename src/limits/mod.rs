@@ -285,16 +285,21 @@ impl Limits {
     }
 
     fn check_tier(&self, limit: &Limit) -> Result<(), LimitsError> {
-        if let Some(tier) = limit.tier() {
-            let tiers = self.tiers();
-            if !tiers.is_empty() && !tiers.iter().any(|name| **name == *tier) {
-                return Err(LimitsError::UnknownTier {
-                    tier: tier.into(),
-                    known: tiers,
-                });
-            }
+        match limit.tier() {
+            Some(tier) => Self::check_tier_in(tier, self.tiers()),
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Whether a tier is one of those that are known, if any is.
+    fn check_tier_in(tier: &str, known: Vec<Arc<str>>) -> Result<(), LimitsError> {
+        if known.is_empty() || known.iter().any(|name| **name == *tier) {
+            return Ok(());
+        }
+        Err(LimitsError::UnknownTier {
+            tier: tier.into(),
+            known,
+        })
     }
 
     /// Under which name a change is made, and which other entries of the key go with it.

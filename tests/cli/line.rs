@@ -213,22 +213,43 @@ async fn a_configuration_is_checked() {
         strict.contains(&format!("; {path}:3:9: groups.batch: ")),
         "{strict}"
     );
+    // A variable is made to hide a field.
+    std::fs::write(&file, "[groups.api]\npath = '/'\nrate = '10/s'").unwrap();
+    let mut command = program();
+    command.args(["config", "check", path, "--strict"]);
+    command.env("ADMISSION_GROUPS__API__RATE", "9/s");
+    let hidden = end(command).await;
+    assert_eq!(hidden.code, 0, "{hidden:?}");
+    let told = "groups.api.rate: the variable ADMISSION_GROUPS__API__RATE goes before this value";
+    assert!(hidden.err.contains(told), "{hidden:?}");
     // In memory there is nothing to connect to.
     std::fs::write(&file, "[groups.api]\npath = '/'\nrate = '10/s'").unwrap();
     assert_eq!(check(&["--connect"]).await.ok(), format!("{path}: ok: api"));
     let store = "[store]\nurl = 'redis://127.0.0.1:1'\nsecret = '00112233445566778899aabbccddeeff'";
+    // No service starts without limits that does not mean it.
     std::fs::write(&file, store).unwrap();
-    let warned = check(&[]).await;
-    assert_eq!(
-        (warned.code, warned.out.trim_end()),
-        (0, &*format!("{path}: ok: no groups"))
-    );
+    let nothing = check(&[]).await.failed(3);
     assert!(
-        warned
-            .err
-            .contains("there are no groups, so no request is limited"),
-        "{warned:?}"
+        nothing.contains("there are no groups, so no request is limited"),
+        "{nothing}"
     );
+    let meant = format!("allow_empty = true\ngroups = {{}}\n{store}");
+    std::fs::write(&file, &meant).unwrap();
+    assert_eq!(check(&[]).await.ok(), format!("{path}: ok: no groups"));
+    #[cfg(feature = "redis-tls")]
+    {
+        let tls = format!(
+            "{}\ntls_ca_file = '/nowhere/ca.pem'",
+            meant.replace("redis:", "rediss:")
+        );
+        std::fs::write(&file, tls).unwrap();
+        let missing = check(&[]).await.failed(3);
+        assert!(
+            missing.contains("store.tls_ca_file: /nowhere/ca.pem: No such file"),
+            "{missing}"
+        );
+        std::fs::write(&file, &meant).unwrap();
+    }
     let away = check(&["--connect"]).await.failed(4);
     assert!(away.contains("127.0.0.1:1: "), "{away}");
     std::fs::remove_file(&file).unwrap();

@@ -496,7 +496,8 @@ async fn a_store_that_is_not_ready_is_no_wrong_configuration() {
         (server.url().replace("redis:", "redis+cluster:"), 4),
         (format!("{}/99", server.url()), 3),
     ] {
-        let store = format!("[store]\nurl = '{url}'\nsecret = '{SECRET}'");
+        let nothing = "allow_empty = true\ngroups = {}";
+        let store = format!("{nothing}\n[store]\nurl = '{url}'\nsecret = '{SECRET}'");
         std::fs::write(&file, store).unwrap();
         let mut command = program();
         command.args(["config", "check", "--connect"]).arg(&file);

@@ -717,19 +717,22 @@ fn groups_of_one_decision_fail_in_the_same_way() {
         url = 'redis://127.0.0.1:1'
         secret = '07070707070707070707070707070707'
         [groups.a]
+        rate = '2/s'
         also = ['b']
         [groups.b]
         rate = '1/s'
         on_failure = 'closed'
     ";
-    let error = Config::from_toml(text).unwrap_err();
+    let error = Config::from_toml(text).unwrap_err().to_string();
     assert!(
-        error
-            .to_string()
-            .contains("group `b` has another `on_failure`"),
+        error.contains("groups `a` and `b` have rates, and differ in `on_failure`"),
         "{error}"
     );
+    // One decision is about rates only.
+    let one = Config::from_toml(&text.replace("rate = '2/s'", "concurrency = 1")).unwrap();
     Config::from_toml(&text.replace("rate = '1/s'", "concurrency = 1")).unwrap();
+    super::agree();
+    Admission::new(&one).unwrap();
     Config::from_toml(&text.replace("[store]", "[store]\non_failure = 'closed'")).unwrap();
 }
 

@@ -213,6 +213,46 @@ fn what_is_wrong_says_where_and_what_would_be_right() {
             "clients.trusted_proxies: \"10.0.0.0/33\" is no network, such as",
         ),
         (
+            "[clients]\ntrusted_proxies = ['10.0.0.5/3']",
+            "clients.trusted_proxies: \"10.0.0.5/3\": the address has bits behind the prefix, the network is \
+             \"0.0.0.0/3\"",
+        ),
+        (
+            "[clients]\ntrusted_proxies = '2001:db8::1/32'",
+            "clients.trusted_proxies: \"2001:db8::1/32\": the address has bits behind the prefix",
+        ),
+        (
+            "[lists]\ndeny = ['ip:192.0.2.1', 'ip:192.0.2.1/32 until 2026-12-01T00:00:00Z']",
+            "lists.deny: \"ip:192.0.2.1/32\": this key is there twice",
+        ),
+        (
+            "[lists]\nallow = ['bearer:hunter2', 'bearer: hunter2']",
+            "lists.allow: a key of the kind \"bearer\": this key is there twice",
+        ),
+        (
+            "[lists]\ndeny = ['shared']",
+            "lists.deny: \"shared\": requests are looked up by their own keys",
+        ),
+        (
+            "[lists]\nallow = ['unknown']",
+            "lists.allow: \"unknown\": requests are looked up by their own keys",
+        ),
+        (
+            "[lists]\ndeny = ['X-User:eve']\n[clients]\ntrust_unix_socket = true\n\
+             [groups.api]\nkey = 'header X-User'",
+            "lists.deny: a key of the kind \"X-User\": keys of `header X-User` are named in lowercase: write \
+             `x-user:..`",
+        ),
+        (
+            "[clients]\ntrust_unix_socket = true\n[groups.api]\nkey = 'header X-User'\n[limits]\n\
+             'org:acme' = '1/s'\n'X-User:eve' = '1/s'",
+            "limits.\"X-User:eve\": keys of `header X-User` are named in lowercase",
+        ),
+        (
+            "[limits]\n'org:acme' = '1/s'\n'org: acme' = '2/s'",
+            "limits.\"org:acme\": this key is there twice",
+        ),
+        (
             "[clients]\nipv6_prefix = 129",
             "clients.ipv6_prefix: an IPv6 address has 128 bits",
         ),
@@ -227,12 +267,6 @@ fn what_is_wrong_says_where_and_what_would_be_right() {
         (
             "[store]\nurl = 'http://hunter2@x'\nsecret = '000102030405060708090a0b0c0d0e0f'",
             "store.url: this is no URL of Redis, such as \"redis://",
-        ),
-        #[cfg(feature = "redis-tls")]
-        (
-            "[store]\nurl = 'rediss://x'\nsecret = '000102030405060708090a0b0c0d0e0f'\n\
-             tls_ca_file = '/nowhere/ca.pem'",
-            "store.tls_ca_file: /nowhere/ca.pem: No such file",
         ),
         #[cfg(feature = "redis-tls")]
         (

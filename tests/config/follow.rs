@@ -244,3 +244,24 @@ async fn a_file_is_the_same_when_its_folder_is_linked_elsewhere() {
     assert_eq!(*told.lock().unwrap(), [None]);
     assert_eq!(admitted(&app(&admission), "/api", "alice").await, 8);
 }
+
+/// What a file does not fit to may change without it.
+#[tokio::test(start_paused = true)]
+async fn a_file_is_tried_again_that_was_rejected_for_what_is_not_in_it() {
+    let text = "[groups.api]\npath = '/api'\nrate = '5/h'\n";
+    let file = File::new(text);
+    let admission = Admission::new(&file.load(&[]).unwrap()).unwrap();
+    let limits = admission.limits();
+    limits.try_tier("pro", "api=9/h".parse().unwrap()).unwrap();
+    let (told, tell) = told();
+    let _following = admission.follow(file.path(), tell);
+    file.write(&format!("{text}[limits]\n'bearer:alice' = 'tier=max'\n"));
+    seconds(60).await;
+    let unknown = |told: &Option<String>| told.as_ref().is_some_and(|told| told.contains("max"));
+    assert!(matches!(&told.lock().unwrap()[..], [told] if unknown(told)));
+    limits.try_tier("max", "api=7/h".parse().unwrap()).unwrap();
+    seconds(30).await;
+    assert!(matches!(&told.lock().unwrap()[..], [told, None] if unknown(told)));
+    assert!(admission.last_reload().error.is_none());
+    assert_eq!(admitted(&app(&admission), "/api", "alice").await, 7);
+}

@@ -230,7 +230,14 @@ fn a_file_is_reloaded_at_once() {
     file.write(&API.replace("5/h", "7/h"));
     // The variables of the start go before it.
     let log = logged(|| admission.reload_file(file.path()).unwrap());
-    assert_eq!(log, ["INFO the new configuration is applied"]);
+    let [changes, hidden, applied] = &log[..] else {
+        panic!("{log:?}")
+    };
+    let expected = "WARN this field of the file changes without effect: a variable sets it \
+                    field=\"groups.api.rate\" variable=\"ADMISSION_GROUPS__API__RATE\"";
+    assert_eq!(changes, expected);
+    assert!(hidden.starts_with("WARN this has no effect"), "{hidden}");
+    assert_eq!(applied, "INFO the new configuration is applied");
     assert!(admission.last_reload().error.is_none());
 }
 
@@ -297,6 +304,32 @@ fn what_is_cut_behind_a_header_or_before_a_selector_is_a_loss() {
         ("[leases.jobs]\nper_tenant = 1\n", "", "leases"),
         ("[limits]\n'org:acme' = '5/h'\n", "", "limits"),
         ("[lists]\ndeny = ['ip:192.0.2.1']\n", "", "lists"),
+        (
+            "[lists]\nallow = ['ip:192.0.2.2']\ndeny = ['ip:192.0.2.1']\n",
+            "[lists]\nallow = ['ip:192.0.2.2']\n",
+            "lists",
+        ),
+        (
+            "[leases.jobs]\nttl = '2s'\nper_tenant = 1\n",
+            "[leases.jobs]\nttl = '2s'\n",
+            "leases.jobs",
+        ),
+        #[cfg(feature = "ws")]
+        (
+            "[sockets.web]\nmessages = '1/s'\n",
+            "[sockets.web]\n",
+            "sockets.web",
+        ),
+        (
+            "[groups.api]\npath = '/'\nrate = '1/s'\n[clients]\ntrusted_proxies = ['10.0.0.0/8']\n",
+            "[groups.api]\npath = '/'\nrate = '1/s'\n",
+            "clients",
+        ),
+        (
+            "[groups.api]\npath = '/'\nrate = '1/s'\n[clients]\nipv6_prefix = 60\ntrusted_hops = 1\n",
+            "[groups.api]\npath = '/'\nrate = '1/s'\n[clients]\nipv6_prefix = 60\n",
+            "clients",
+        ),
     ] {
         let file = File::new(whole);
         let admission = Admission::new(&file.load(&[]).unwrap()).unwrap();
@@ -304,9 +337,81 @@ fn what_is_cut_behind_a_header_or_before_a_selector_is_a_loss() {
         let error = admission.reload(&file.load(&[]).unwrap()).unwrap_err();
         assert_eq!(error.field(), Some(field), "{cut}");
         // What is written is meant.
-        file.write(&format!("{cut}\n[{field}]\n"));
-        if !field.contains('.') {
-            admission.reload(&file.load(&[]).unwrap()).unwrap();
-        }
+        let meant = match field {
+            "lists" => "lists.deny = []",
+            "clients" => "clients.trusted_proxies = []",
+            "leases.jobs" => "leases.jobs.total = 0",
+            "sockets.web" => "sockets.web.connections = 0",
+            "groups.api" => continue,
+            table => &format!("[{table}]"),
+        };
+        let table = format!("[{field}]\n");
+        let meant = match cut.contains(&table) {
+            true => cut.replace(
+                &table,
+                &format!("{table}{}\n", meant.rsplit('.').next().unwrap()),
+            ),
+            false => format!("{meant}\n{cut}"),
+        };
+        file.write(&meant);
+        admission.reload(&file.load(&[]).unwrap()).unwrap();
     }
+}
+
+/// At start there is nothing to compare a file with.
+#[test]
+fn a_service_does_not_start_with_an_emptied_file() {
+    for nothing in [
+        "",
+        "# limits\n",
+        "groups = {}",
+        "allow_empty = true",
+        "[limits]",
+        "[clients]\nipv6_prefix = 56",
+    ] {
+        let file = File::new(nothing);
+        let error = Admission::new(&file.load(&[]).unwrap()).unwrap_err();
+        let error = error.to_string();
+        assert!(
+            error.starts_with(&file.path().display().to_string()),
+            "{error}"
+        );
+        assert!(
+            error.contains("`allow_empty = true` and `groups = {}`"),
+            "{error}"
+        );
+        // The text of a program is no file that may have been emptied.
+        Admission::new(&config(nothing)).unwrap();
+    }
+    for meant in [
+        NOTHING,
+        "[leases.jobs]",
+        "[lists]\ndeny = 'ip:192.0.2.1'",
+        "limits = {'org:a' = '1/s'}",
+    ] {
+        Admission::new(&File::new(meant).load(&[]).unwrap()).unwrap();
+    }
+}
+
+/// By two ways a file is read, and by each it is known that it is there again.
+#[tokio::test(start_paused = true)]
+async fn a_file_that_is_back_is_no_failure_any_more() {
+    let file = File::new(API);
+    let other = File::new(API);
+    let admission = Admission::new(&file.load(&[]).unwrap()).unwrap();
+    std::fs::remove_file(file.path()).unwrap();
+    admission.reload_file(file.path()).unwrap_err();
+    file.write(API);
+    let _following = admission.follow(file.path(), |_| {});
+    let pass = || tokio::time::sleep(Duration::from_secs(10));
+    pass().await;
+    assert!(admission.last_reload().error.is_none());
+    // Another file does not hide that one is away.
+    std::fs::remove_file(file.path()).unwrap();
+    pass().await;
+    admission.reload_file(other.path()).unwrap();
+    assert!(admission.last_reload().error.is_some());
+    file.write(API);
+    pass().await;
+    assert!(admission.last_reload().error.is_none());
 }

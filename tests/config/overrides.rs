@@ -144,3 +144,43 @@ async fn a_rejected_file_keeps_what_was_used_of_an_override() {
     assert_eq!(admitted(&admission, "a").await, 0);
     assert_eq!(admission.limits().list()[0].1.to_string(), "8/h");
 }
+
+#[test]
+fn an_error_is_at_the_entry_also_of_a_credential() {
+    for (limits, line) in [
+        ("'bearer:alice' = '1/s'\n'bearer:hunter22' = 'fast'", 6),
+        ("'org:acme' = 'fast'", 5),
+        ("'ip:192.0.2.1' = '1/s'\n'ip:192.0.2.1/32' = '2/s'", 6),
+        ("'org:acme' = '1/s'\n\n'acme' = '1/s'", 7),
+    ] {
+        let file = super::File::new(&format!("{GROUP}[limits]\n{limits}"));
+        let error = file.load(&[]).unwrap_err();
+        assert_eq!(
+            (error.line(), error.column()),
+            (Some(line), Some(1)),
+            "{error}"
+        );
+        let place = format!("{}:{line}:1: limits.", file.path().display());
+        assert!(error.to_string().starts_with(&place), "{error}");
+        assert!(!error.to_string().contains("hunter22"), "{error}");
+    }
+    let error = LimitsTable::from_toml("[limits]\n'org:a' = '1/s'\n'bearer:hunter22' = 'x'");
+    assert_eq!(error.unwrap_err().line(), Some(3));
+}
+
+#[test]
+fn the_first_of_many_changes_are_logged() {
+    let many: String = (0..50).map(|n| format!("'org:o{n}' = '1/s'\n")).collect();
+    let admission = Admission::new(&config(GROUP)).unwrap();
+    let lines = logged(|| admission.reload(&with(&many)).unwrap());
+    let changes = lines
+        .iter()
+        .filter(|line| line.contains("an override of the file changes"));
+    assert_eq!(changes.count(), 20);
+    assert!(
+        lines
+            .iter()
+            .any(|line| line.ends_with("more overrides of the file change more=30")),
+        "{lines:?}"
+    );
+}

@@ -16,8 +16,8 @@ async fn certificates_are_read_from_files() {
         .serve(&authority.issue("server", |_| {}), "yes")
         .await;
     let client = authority.issue("client", |_| {});
-    let config = |ca: &Path, key: &Path| -> Result<_, ConfigError> {
-        File::new(&format!(
+    let config = |ca: &Path, key: &Path| {
+        format!(
             "[store]\nurl = 'rediss://127.0.0.1:{port}'\ndeadline = '5s'\non_failure = 'closed'\n\
              secret = '07070707070707070707070707070707'\n\
              tls_ca_file = '{}'\ntls_certificate_file = '{}'\ntls_key_file = '{}'\n\
@@ -26,10 +26,20 @@ async fn certificates_are_read_from_files() {
             ca.display(),
             client.certificate.display(),
             key.display(),
-        ))
-        .load(&[])
+        )
     };
-    let admission = Admission::new(&config(&authority.ca(), &client.key).unwrap()).unwrap();
+    let started = |ca: &Path, key: &Path| -> Result<_, ConfigError> {
+        Admission::new(&File::new(&config(ca, key)).load(&[])?)
+    };
+    let key = client.key.with_file_name("key.of-a-start.pem");
+    std::fs::copy(&client.key, &key).unwrap();
+    let file = File::new(&config(&authority.ca(), &key));
+    let admission = Admission::new(&file.load(&[]).unwrap()).unwrap();
+    // A service may not be able to read them again, and need not.
+    std::fs::remove_file(&key).unwrap();
+    admission.reload_file(file.path()).unwrap();
+    let error = started(&authority.ca(), &key).unwrap_err();
+    assert_eq!(error.field(), Some("store.tls_key_file"), "{error}");
     let app = app(&admission);
     assert_eq!(status(&app, "/api", "alice").await, StatusCode::OK);
     let second = status(&app, "/api", "alice").await;
@@ -43,7 +53,7 @@ async fn certificates_are_read_from_files() {
             "store.tls_certificate_file",
         ),
     ] {
-        let error = config(ca, key).unwrap_err();
+        let error = started(ca, key).unwrap_err();
         assert_eq!(error.field(), Some(field), "{error}");
     }
 }

@@ -56,6 +56,16 @@ fn each_warning_says_where_it_is_from() {
             NoProxies,
             "F:2:20: clients.forwarded_header: this header is not read, as no proxy is trusted",
         ),
+        (
+            "[groups.api]\npath = '/'\nrate = '1/s'\non_failure = 'closed'",
+            NoStore,
+            "F:4:14: groups.api.on_failure: without `store.url` limits are counted in memory, which does not fail",
+        ),
+        (
+            "[leases.jobs]\ntotal = 1\non_failure = 'closed'",
+            NoStore,
+            "F:3:14: leases.jobs.on_failure: without `store.url`",
+        ),
     ] {
         let told = told(text, &[]);
         let [(found, told)] = &told[..] else {
@@ -127,7 +137,80 @@ fn groups_that_only_variables_make_are_warned_of() {
         ("ADMISSION_GROUPS__BATCH__PATH", "/batch"),
     ];
     assert_eq!(told(file, &whole), []);
-    assert_eq!(told(file, &[("ADMISSION_GROUPS__API__RATE", "5/s")]), []);
+    let same = [("ADMISSION_GROUPS__API__RATE", "1/s")];
+    assert_eq!(told(file, &same), []);
+}
+
+/// That is what variables are for, so it is no error.
+#[test]
+fn a_field_that_a_variable_hides_is_warned_of_without_its_value() {
+    let file = File::new(
+        "[admin]\ntoken = 'hunter2hunter2hunter2'\n[groups.api]\npath = '/api'\nconcurrency = 5",
+    );
+    let variables = [
+        ("ADMISSION_ADMIN__TOKEN", "leakedleakedleaked"),
+        ("ADMISSION_GROUPS__API__CONCURRENCY", "5"),
+        ("ADMISSION_GROUPS__API__RATE", "5/s"),
+    ];
+    let config = file.load(&variables).unwrap();
+    let [warning] = &config.warnings()[..] else {
+        panic!("{:?}", config.warnings())
+    };
+    assert_eq!(warning.kind(), WarningKind::HiddenByVariable);
+    assert!(warning.may_be_meant());
+    let expected = format!(
+        "{}:2:9: admin.token: the variable ADMISSION_ADMIN__TOKEN goes before this value",
+        file.path().display()
+    );
+    assert_eq!(warning.to_string(), expected);
+    let admission = Admission::builder(&config).deny_warnings().build().unwrap();
+    // A token that is changed in vain.
+    file.write(
+        "[admin]\ntoken = 'changedchangedchanged'\n[groups.api]\npath = '/api'\nconcurrency = 5",
+    );
+    let log = logged(|| admission.reload(&file.load(&variables).unwrap()).unwrap());
+    let changes = log
+        .iter()
+        .filter(|line| line.contains("changes without effect"));
+    let changes: Vec<_> = changes.collect();
+    assert!(
+        matches!(&changes[..], [line] if line.contains("field=\"admin.token\" variable=\"ADMISSION_ADMIN__TOKEN\"")),
+        "{log:?}"
+    );
+    let all = log.join("\n");
+    assert!(
+        !all.contains("hunter2") && !all.contains("leaked") && !all.contains("changedchanged"),
+        "{all}"
+    );
+}
+
+#[test]
+fn parts_of_overrides_about_no_limit_are_warned_of() {
+    let limits = |limits: &str| {
+        config(&format!(
+            "[groups.api]\npath = '/'\nrates = {{ burst = '1/s' }}\nrate_per_ip = '9/s'\n\
+             [leases.jobs]\ntotal = 9\n[limits]\n{limits}"
+        ))
+    };
+    let right = "'org:a' = '1/s, jobs=1 concurrent, api=2 concurrent'\n\
+                 'org:b' = 'api.burst=2/s'\n'ip:192.0.2.1' = 'api.ip=1/s'";
+    assert_eq!(warnings(&limits(right)), []);
+    let found =
+        limits("'org:a' = 'jbos=1 concurrent'\n'bearer:hunter2' = 'uploads=1/s'").warnings();
+    let found: Vec<_> = found
+        .iter()
+        .map(|found| (found.to_string(), found.may_be_meant()))
+        .collect();
+    let [(near, false), (other, true)] = &found[..] else {
+        panic!("{found:?}")
+    };
+    assert_eq!(
+        near,
+        "limits.\"org:a\": there is no limit `jbos`: is `jobs` meant?"
+    );
+    let expected =
+        "limits.\"bearer:..\": there is no limit `uploads` in this configuration, and no effect";
+    assert!(other.starts_with(expected), "{other}");
 }
 
 #[test]

@@ -30,7 +30,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches};
 use serde_json::{Value, json};
-use tower_admission::config::{Config, ConfigError, ConfigWarning};
+use tower_admission::config::{Config, ConfigError, ConfigWarning, WarningKind};
 
 use self::args::{Cli, Command, ConfigCommand};
 use self::failure::Failure;
@@ -79,13 +79,17 @@ fn check(file: &Path, connect: bool, strict: bool, output: &Output) -> Result<()
     };
     let config = config.map_err(|error| Failure::refused(error.to_string()))?;
     let warnings = config.warnings();
-    if strict && !warnings.is_empty() {
-        let all: Vec<_> = warnings.iter().map(ToString::to_string).collect();
+    let is_denied = |warning: &&ConfigWarning| match strict {
+        true => !warning.may_be_meant(),
+        // No service starts with such a file.
+        false => warning.kind() == WarningKind::NoGroups,
+    };
+    let denied = warnings.iter().filter(is_denied);
+    let all: Vec<_> = denied.map(ToString::to_string).collect();
+    if !all.is_empty() {
         return Err(Failure::refused(all.join("; ")));
     }
-    if connect {
-        ask_store(&config)?;
-    }
+    ask_store(&config, connect)?;
     for warning in &warnings {
         output.warning(&warning.to_string());
     }
@@ -110,9 +114,11 @@ fn warning_json(warning: &ConfigWarning) -> Value {
     json!({ "kind": warning.kind().as_str(), "message": clean(&warning.to_string()) })
 }
 
-fn ask_store(config: &Config) -> Result<(), Failure> {
+/// Opens the store, which reads the files of its certificates, and asks it whether it decides.
+fn ask_store(config: &Config, connect: bool) -> Result<(), Failure> {
     let refused = |error: ConfigError| Failure::refused(error.to_string());
-    let Some(store) = config.store().map_err(refused)? else {
+    let store = config.store().map_err(refused)?;
+    let Some(store) = store.filter(|_| connect) else {
         return Ok(());
     };
     within_runtime(async {
