@@ -147,7 +147,7 @@ pub use limiter::{
 };
 pub use limits::{
     CountedIn, LimitChange, LimitEdit, LimitExplanation, LimitSource, LimitUsage, LimitVerdict,
-    Limits, LimitsError, Override,
+    Limits, LimitsError, ListEntry, Listing, Override,
 };
 pub use observe::Observer;
 pub use policy::{NamedQuota, Policy, PolicyError};

@@ -1,7 +1,6 @@
 //! Finds the list entry that decides about a request, answers banned clients and informs observers.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,8 +10,8 @@ use tokio::time::Instant;
 
 use super::exempt;
 use crate::extract::{ClientIp, KeyExtractor, RequestHead, TrustedHeader};
-use crate::key::Key;
-use crate::limits::{Limits, Listed, Listing};
+use crate::key::IpNet;
+use crate::limits::{Limits, Listed, Listing, listed_address, listed_key};
 use crate::observe::{Decided, Observer, Observers, Subject};
 use crate::rejection::{Reason, Rejection};
 use crate::respond::Answers;
@@ -55,6 +54,26 @@ impl Gate {
             answers: Answers::default(),
             observers: Observers::default(),
         }
+    }
+
+    /// Notes that requests are looked up on these lists.
+    pub(crate) fn apply(&self) {
+        for list in &self.lists {
+            list.apply_lists(!self.keys.is_empty());
+        }
+    }
+
+    /// Notes the same after a reload, if requests were looked up before it: the configuration may have other keys.
+    #[cfg(feature = "config")]
+    pub(crate) fn reapply(&self) {
+        if self.lists.iter().any(Limits::are_lists_applied) {
+            self.apply();
+        }
+    }
+
+    /// Tells observers that the lists are in force.
+    pub(crate) fn tell_attached(&self) {
+        self.observers.attached("access", &self.name, [""]);
     }
 
     /// Whether no request is on a list.
@@ -117,7 +136,7 @@ impl Gate {
             return of_key;
         }
         let address = self.client_ip.address(head);
-        let of_address = address.and_then(|address| self.find_address(address));
+        let of_address = address.and_then(|ip| listed_address(&self.lists, IpNet::from(ip)));
         let of_header = || {
             self.allow_header
                 .as_ref()?
@@ -137,24 +156,7 @@ impl Gate {
         let keys = keys
             .filter_map(|key| key.extract(head).key())
             .filter(|key| !key.is_ip());
-        let entries =
-            keys.flat_map(|key| self.lists.iter().filter_map(move |list| list.listed(&key)));
-        decisive(entries, |_| 0).map(Found::from)
-    }
-
-    fn find_address(&self, address: IpAddr) -> Option<Listed> {
-        let address = address.to_canonical();
-        let in_lists = |address| {
-            let entries = self.lists.iter();
-            let entries = entries.filter_map(move |list| list.listed_address(address));
-            decisive(entries, Listed::prefix)
-        };
-        let found = in_lists(address);
-        // Any client of a relay can choose the address inside, so that address bans and does not exempt.
-        let inside = Key::embedded_v4(address).and_then(in_lists);
-        inside
-            .filter(|listed| listed.listing == Listing::Denied)
-            .or(found)
+        listed_key(&self.lists, keys).map(Found::from)
     }
 
     fn subject<'a>(&'a self, listed: Option<&'a Listed>, head: RequestHead<'a>) -> Subject<'a> {
@@ -171,14 +173,6 @@ impl Gate {
     pub(crate) fn observe(&mut self, observer: impl Observer) {
         self.observers.add(observer);
     }
-}
-
-/// The most specific entry; of equals one that is denied.
-fn decisive(
-    entries: impl Iterator<Item = Listed>,
-    specific: impl Fn(&Listed) -> u8,
-) -> Option<Listed> {
-    entries.max_by_key(|entry| (specific(entry), entry.listing == Listing::Denied))
 }
 
 impl From<Listed> for Found {

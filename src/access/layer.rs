@@ -105,6 +105,8 @@ impl<S> Layer<S> for AccessLayer {
     type Service = Access<S>;
 
     fn layer(&self, inner: S) -> Access<S> {
+        self.gate.apply();
+        self.gate.tell_attached();
         Access::new(inner, self.gate.clone())
     }
 }

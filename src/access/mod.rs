@@ -32,8 +32,11 @@
 //!
 //! The most specific one: the [key](AccessLayer::key) of the request, then its
 //! [address](AccessLayer::client_ip), then the longest network that the address is in. On a tie deny wins: of two
-//! entries for one network in a file and at run time, and of a request with two keys. An entry with any other limit,
-//! such as `10/s`, is on no list and does not count here.
+//! entries for one network in a file and at run time, and of a request with two keys. Of two bans for one network, the
+//! client is told the end of the later one. An entry with any other limit, such as `10/s`, is on no list and does not
+//! count here.
+//!
+//! [`Limits::list_entry`](crate::Limits::list_entry) finds the entry that decides about a client.
 //!
 //! A ban of an address or a network covers requests with tokens, so a made-up token changes nothing. Only a key that is
 //! on the allow list goes before it.
@@ -51,7 +54,8 @@
 //!
 //! An IPv4-mapped IPv6 address (`::ffff:203.0.113.7`) is the IPv4 address. Of NAT64, 6to4 and Teredo, the IPv4 address
 //! inside counts for bans next to the IPv6 address, and not for exemptions, because anyone who can send a packet through
-//! a relay chooses it.
+//! a relay chooses it. So `unlimited` for such an address, as in `ip:2002:cb00:7107::1`, is an error: it would exempt the
+//! IPv4 client.
 //!
 //! # What a banned client sees
 //!
@@ -67,7 +71,8 @@
 //! [`RateLimitStatus`](crate::RateLimitStatus) is unlimited. **It still counts in the capacity of the service**
 //! ([`ConcurrencyLimitLayer::new`](crate::ConcurrencyLimitLayer::new)), and can be answered 503: capacity protects the
 //! service itself, whichever client asks. Use [`skip`](crate::ConcurrencyLimitLayer::skip) for what must not count there, such as
-//! health checks. Limits of WebSockets and leases are not exempted.
+//! health checks. Limits of WebSockets and leases are not exempted: they know a key, and no
+//! address or header of a request.
 //!
 //! In `admission_requests_total` this layer counts an exempt request, unless a layer further out did.
 //!

@@ -4,14 +4,17 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use axum::response::Response;
 use http::StatusCode;
 use serde::Serialize;
 
+use super::explanation::Listed;
 use super::now::Store;
 use super::replica::Replica;
-use crate::endpoint::Failed;
+use crate::endpoint::{Failed, problem};
 use crate::key::KeyName;
-use crate::limits::{LimitUsage, LimitsError, Override};
+use crate::limit::Limit;
+use crate::limits::{LimitUsage, LimitsError, Override, Sourced};
 
 /// A page of what single keys have.
 #[derive(Serialize)]
@@ -19,10 +22,15 @@ pub(super) struct List<'a> {
     pub(super) limits: Vec<Entry<'a>>,
     /// What limits are called that an entry can be about.
     pub(super) names: Vec<&'a str>,
+    /// The tiers that a key can be assigned to.
+    pub(super) tiers: Vec<&'a str>,
     /// How many keys have a limit of their own, found or not.
     pub(super) total: usize,
     /// After what to ask for the next page; nothing on the last.
     pub(super) next: Option<&'a str>,
+    /// The key that the text of a search means, where that is a credential.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) key: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -30,6 +38,10 @@ pub(super) struct Entry<'a> {
     key: &'a str,
     #[serde(flatten)]
     noted: Noted<'a>,
+    source: &'static str,
+    /// What the configuration has for the key under an override.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    in_file: Option<Noted<'a>>,
 }
 
 /// An override with what is noted about it. Times are in seconds since the Unix epoch.
@@ -50,14 +62,24 @@ pub(super) struct Noted<'a> {
 pub(super) struct Changed<'a> {
     #[serde(flatten)]
     pub(super) entry: Entry<'a>,
-    pub(super) before: Option<String>,
+    pub(super) before: Option<Noted<'a>>,
 }
 
 #[derive(Serialize)]
 pub(super) struct Deleted<'a> {
     pub(super) key: &'a str,
-    pub(super) before: String,
+    pub(super) source: &'static str,
+    pub(super) before: Noted<'a>,
+    /// What the configuration has for the key, which applies now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) in_file: Option<Noted<'a>>,
 }
+
+/// The source of what was set at run time.
+pub(super) const OVERRIDE: &str = "override";
+
+/// The source of what the configuration has.
+const FILE: &str = "file";
 
 #[derive(Serialize)]
 pub(super) struct Totals<'a> {
@@ -85,6 +107,8 @@ pub(super) struct KeyUsage<'a> {
     pub(super) store: Option<Store>,
     pub(super) key: &'a str,
     pub(super) limit: Option<String>,
+    /// The entry of a list that decides about the key, before any limit.
+    pub(super) listed: Option<Listed<'a>>,
     pub(super) usage: Vec<Used<'a>>,
 }
 
@@ -99,10 +123,12 @@ pub(super) struct Used<'a> {
 }
 
 impl<'a> Entry<'a> {
-    pub(super) fn new(key: &'a KeyName, entry: &'a Override) -> Self {
+    pub(super) fn new(key: &'a KeyName, sourced: &'a Sourced) -> Self {
         Self {
             key: key.as_str(),
-            noted: entry.into(),
+            noted: (&sourced.entry).into(),
+            source: if sourced.is_set { OVERRIDE } else { FILE },
+            in_file: sourced.below.as_ref().map(Noted::from),
         }
     }
 }
@@ -119,6 +145,17 @@ impl<'a> From<&'a Override> for Noted<'a> {
             note: entry.note(),
             author: entry.author(),
             changed_at: entry.changed_at().map(seconds),
+        }
+    }
+}
+
+impl Noted<'_> {
+    /// Without its author and time, where these are those of the change that it is told with.
+    pub(super) fn of_change(self) -> Self {
+        Self {
+            author: None,
+            changed_at: None,
+            ..self
         }
     }
 }
@@ -146,22 +183,55 @@ impl<'a> From<&'a LimitUsage> for Used<'a> {
     }
 }
 
-/// There is nothing wrong with how it is written, but with what it says.
+/// The syntax is right, and a value is wrong.
 pub(super) fn wrong(detail: impl Into<Cow<'static, str>>) -> Failed {
     Failed::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
 }
 
 pub(super) fn no_limit() -> Failed {
-    Failed::new(StatusCode::NOT_FOUND, "The key has no limits of its own.")
+    Failed::new(StatusCode::NOT_FOUND, "The key has no limit of its own.")
 }
 
-/// A limit is called as no limiter is.
-pub(super) fn no_such_name(name: &str, names: &[Arc<str>]) -> Failed {
-    let there_are = match names {
-        [] => "there are none".to_owned(),
-        names => format!("there are {}", names.join(", ")),
+/// The answer to a deletion of what the configuration has.
+pub(super) fn set_in_file() -> Response {
+    #[derive(Serialize)]
+    struct Code {
+        code: &'static str,
+    }
+    let detail = "The limit of this key is set in the configuration of the service and can only be deleted there. To \
+                  replace it now, set another limit, such as `unlimited`.";
+    let code = Code {
+        code: "set_in_file",
     };
-    wrong(format!("No limit is called {name}: {there_are}."))
+    problem(StatusCode::CONFLICT, detail, &code)
+}
+
+pub(super) fn no_such_name(name: &str, names: &[Arc<str>]) -> Failed {
+    let known = match names {
+        [] => "this service has no named limits".to_owned(),
+        names => format!("the names are {}", names.join(", ")),
+    };
+    wrong(format!("There is no limit named {name}: {known}."))
+}
+
+/// No limiter goes by a part of a limit.
+pub(super) fn no_effect(
+    part: &str,
+    names: &[Arc<str>],
+    applies: impl Fn(&Limit) -> bool,
+) -> Failed {
+    let value = part
+        .split_once('=')
+        .map_or(part, |(_, value)| value.trim_start());
+    let named = names.iter().map(|name| format!("{name}={value}"));
+    let named: Vec<_> = named
+        .filter(|named| named.parse().is_ok_and(|named| applies(&named)))
+        .collect();
+    let instead = match &*named {
+        [] => String::new(),
+        named => format!(": write {}", named.join(" or ")),
+    };
+    wrong(format!("{part} changes no limit of this service{instead}."))
 }
 
 impl From<LimitsError> for Failed {
@@ -173,19 +243,19 @@ impl From<LimitsError> for Failed {
             LimitsError::Changed { .. } => {
                 Self::new(StatusCode::PRECONDITION_FAILED, format!("{error}."))
             }
-            LimitsError::UnknownTier { .. } | LimitsError::Network { .. } => {
+            LimitsError::UnknownTier { .. }
+            | LimitsError::Network { .. }
+            | LimitsError::Embedded { .. } => {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, format!("{error}."))
             }
+            #[cfg(feature = "redis")]
+            LimitsError::Unreadable => Self::new(StatusCode::CONFLICT, format!("{error}.")),
             #[cfg(feature = "redis")]
             LimitsError::Unavailable(_) => {
                 Self::unavailable("The store that keeps the limits cannot be reached.")
             }
         }
     }
-}
-
-pub(super) fn too_many_listeners() -> Failed {
-    Failed::unavailable("As many listen to events already as may.")
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! What the endpoints do.
 
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Extension, Path, Query, Request, State};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Extension, Path, Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use http::header::CONTENT_TYPE;
@@ -12,10 +12,13 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::Deserialize;
 
 use super::answer::{
-    Changed, Deleted, Entry, KeyUsage, List, Totals, no_limit, no_such_name, wrong,
+    Changed, Deleted, Entry, KeyUsage, Noted, OVERRIDE, Totals, no_effect, no_limit, no_such_name,
+    set_in_file, wrong,
 };
 use super::auth::Role;
 use super::condition::{change_if, tagged};
+use super::explain::written;
+use super::explanation::Listed;
 use super::groups::RequestGroups;
 use super::now::Store;
 use super::recorder::Recorder;
@@ -23,19 +26,13 @@ use super::resolve::Resolver;
 use super::sign_in::{SignIns, SignedIn};
 use crate::endpoint::{Failed, body, json, member, no_content, not_stored};
 use crate::extract::RequestHead;
-use crate::key::KeyName;
+use crate::key::{IpNet, KeyName};
 use crate::limit::{Limit, LimitError};
-use crate::limits::{Limits, Override};
+use crate::limits::{Limits, Override, Sourced};
 use crate::store::memory::clock::since_epoch;
 
 /// All endpoints, for programs.
 pub(super) const DESCRIPTION: &str = include_str!("openapi.json");
-
-/// Entries on a page, unless told otherwise.
-const PAGE: usize = 1_000;
-
-/// Entries on a page at most.
-const LONGEST_PAGE: usize = 10_000;
 
 /// What the endpoints share.
 pub(super) struct Api {
@@ -58,14 +55,6 @@ type KeyInPath = Result<Path<InPath>, PathRejection>;
 
 pub(super) type Answer = Result<Response, Failed>;
 
-/// Which page of a list.
-#[derive(Deserialize)]
-pub(super) struct Page {
-    after: Option<String>,
-    count: Option<String>,
-    q: Option<String>,
-}
-
 pub(super) async fn admit(
     State((api, role)): State<(Arc<Api>, Role)>,
     mut request: Request,
@@ -76,36 +65,11 @@ pub(super) async fn admit(
     Ok(next.run(request).await)
 }
 
-pub(super) async fn list(State(api): Shared, page: Result<Query<Page>, QueryRejection>) -> Answer {
-    let Query(page) = page.map_err(|_| wrong(QUERY))?;
-    let search = page.q.as_deref().unwrap_or_default().trim().to_lowercase();
-    let (after, count) = page.read()?;
-    // One more, to know whether there is one more.
-    let mut entries = match &*search {
-        "" => api.limits.list_after(after.as_ref(), count + 1),
-        search => api.search(search, after, count + 1).await,
-    };
-    let more = entries.len() > count;
-    entries.truncate(count);
-    let names = api.limits.names();
-    let last = entries.last().filter(|_| more);
-    let list = List {
-        limits: entries
-            .iter()
-            .map(|(key, entry)| Entry::new(key, entry))
-            .collect(),
-        names: names.iter().map(|name| &**name).collect(),
-        total: api.limits.count(),
-        next: last.map(|(key, _)| key.as_str()),
-    };
-    Ok(json(StatusCode::OK, &list))
-}
-
 pub(super) async fn limit(State(api): Shared, key: KeyInPath) -> Answer {
     let key = api.named(key).await?;
-    let entry = api.limits.get_override(&key).ok_or_else(no_limit)?;
-    let answer = json(StatusCode::OK, &Entry::new(&key, &entry));
-    Ok(tagged(answer, &entry))
+    let sourced = api.limits.sourced(&key).ok_or_else(no_limit)?;
+    let answer = json(StatusCode::OK, &Entry::new(&key, &sourced));
+    Ok(tagged(answer, &sourced.entry))
 }
 
 pub(super) async fn set(
@@ -116,19 +80,30 @@ pub(super) async fn set(
 ) -> Answer {
     let key = api.named(key).await?;
     let headers = request.headers().clone();
-    let entry = api.read_override(request).await?;
-    let edit = || by.edit(&api.limits, &key);
+    let (entry, lasting) = api.read_override(request).await?;
+    Limits::check_network(&key, entry.limit())?;
+    if key.key().uncharged_network().is_some() && !api.limits.are_lists_applied_anywhere().await {
+        return Err(wrong(NO_LISTS));
+    }
+    let edit = || {
+        let edit = by.edit(&api.limits, &key);
+        match lasting {
+            Some(time) => edit.lasting(time),
+            None => edit,
+        }
+    };
     let before = match change_if(&api.limits, &key, &headers, Some(&entry), edit).await? {
         Ok(before) => before,
         Err(changed) => return Ok(changed),
     };
     // With its author and time, unless another change came since.
-    let entry = api.limits.get_override(&key).unwrap_or(entry);
+    let sourced = api.limits.sourced(&key);
+    let sourced = sourced.unwrap_or_else(|| Sourced::set(entry));
     let changed = Changed {
-        entry: Entry::new(&key, &entry),
-        before: before.map(|before| before.limit().to_string()),
+        entry: Entry::new(&key, &sourced),
+        before: before.as_ref().map(Noted::from),
     };
-    Ok(tagged(json(StatusCode::OK, &changed), &entry))
+    Ok(tagged(json(StatusCode::OK, &changed), &sourced.entry))
 }
 
 pub(super) async fn unset(
@@ -140,12 +115,18 @@ pub(super) async fn unset(
     let key = api.named(key).await?;
     let edit = || by.edit(&api.limits, &key);
     let before = match change_if(&api.limits, &key, &headers, None, edit).await? {
-        Ok(before) => before.ok_or_else(no_limit)?,
+        Ok(before) => before,
         Err(changed) => return Ok(changed),
+    };
+    let in_file = api.limits.sourced(&key).filter(|now| !now.is_set);
+    let Some(before) = before else {
+        return in_file.map(|_| set_in_file()).ok_or_else(no_limit);
     };
     let deleted = Deleted {
         key: key.as_str(),
-        before: before.limit().to_string(),
+        source: OVERRIDE,
+        before: Noted::from(&before),
+        in_file: in_file.as_ref().map(|now| Noted::from(&now.entry)),
     };
     Ok(json(StatusCode::OK, &deleted))
 }
@@ -161,8 +142,9 @@ pub(super) async fn totals(State(api): Shared) -> Response {
 }
 
 pub(super) async fn usage(State(api): Shared, key: KeyInPath) -> Answer {
+    let client = key.as_ref().ok().and_then(|Path(key)| written(&key.key));
     let key = api.named(key).await?;
-    Ok(json(StatusCode::OK, &api.usage_of(&key).await))
+    Ok(json(StatusCode::OK, &api.usage_of(&key, client).await))
 }
 
 /// In memory there is no other place that limits could be read from.
@@ -176,12 +158,8 @@ pub(super) async fn clear_caches(State(api): Shared) -> Answer {
 /// In memory nothing is lost.
 pub(super) async fn accept_loss(State(api): Shared, Extension(by): Extension<SignedIn>) -> Answer {
     #[cfg(feature = "redis")]
-    api.limits.accept_loss().await?;
-    let _ = api;
-    tracing::warn!(
-        operator = by.operator.name(),
-        "an operator has accepted that overrides are lost"
-    );
+    by.accept_loss(&api.limits).await?;
+    let _ = (api, by);
     Ok(no_content())
 }
 
@@ -201,36 +179,57 @@ struct Notes {
     for_seconds: Option<u64>,
 }
 
-/// The error for a wrong note or end.
-const NOTES: &str = "`note` is a text; `end` is a time in seconds since the Unix epoch, or `for_seconds` a number from 1 \
-                     to 315360000, and not both.";
-
 /// Ten years, in seconds.
 const LONGEST: u64 = 315_360_000;
 
-/// What is wrong with a query.
-const QUERY: &str = "`after` is a key and `count` a number from 1 to 10000.";
+/// The error for a network where nothing looks it up.
+const NO_LISTS: &str = "No service has allow and deny lists for these limits (AccessLayer, or the layer of Admission), so \
+                        a network has no effect.";
 
-impl Page {
-    fn read(self) -> Result<(Option<KeyName>, usize), Failed> {
-        let after = self.after.map(|after| parse(&after)).transpose()?;
-        let count = self.count.map_or(Ok(PAGE), |count| count.parse());
-        match count {
-            Ok(count) if (1..=LONGEST_PAGE).contains(&count) => Ok((after, count)),
-            _ => Err(wrong(QUERY)),
-        }
+impl Notes {
+    /// The time at which a limit ends, if it does.
+    fn end(&self) -> Result<Option<SystemTime>, Failed> {
+        let now = since_epoch().as_secs();
+        let end = match (self.end, self.for_seconds) {
+            (None, None) => return Ok(None),
+            (Some(_), Some(_)) => {
+                return Err(wrong("A limit takes `end` or `for_seconds`, not both."));
+            }
+            (None, Some(seconds @ 1..=LONGEST)) => since_epoch() + Duration::from_secs(seconds),
+            (None, Some(_)) => {
+                return Err(wrong(format!(
+                    "`for_seconds` is a number from 1 to {LONGEST}."
+                )));
+            }
+            (Some(end), None) if end <= now => {
+                return Err(wrong(format!(
+                    "`end` is in the past: it is a time in seconds since the Unix epoch, and it is {now} now."
+                )));
+            }
+            // Ends are rounded up to seconds, and the end of one that was just set may be sent again.
+            (Some(end), None) if end - now > LONGEST + 1 => {
+                return Err(wrong(format!(
+                    "`end` is more than ten years away: it is a time in seconds since the Unix epoch, and it is {now} \
+                     now."
+                )));
+            }
+            (Some(end), None) => Duration::from_secs(end),
+        };
+        Ok(Some(UNIX_EPOCH + end))
     }
 }
 
 impl Api {
-    /// How far each limit is used up by a key.
-    pub(super) async fn usage_of(&self, key: &KeyName) -> serde_json::Value {
+    /// How far each limit is used up by a key, and the list that it is on, with the address that it was written as.
+    pub(super) async fn usage_of(&self, key: &KeyName, client: Option<IpNet>) -> serde_json::Value {
         let usage = self.limits.usage(key).await;
+        let listed = self.list_entry(key, client);
         let usage = KeyUsage {
             replica: self.recorder.replica(),
             store: self.limits.store_status().map(Store::from),
             key: key.as_str(),
             limit: self.limits.get(key).map(|limit| limit.to_string()),
+            listed: listed.as_ref().map(Listed::from),
             usage: usage.iter().map(Into::into).collect(),
         };
         serde_json::to_value(usage).expect("strings and numbers serialise")
@@ -240,56 +239,31 @@ impl Api {
     async fn named(&self, key: KeyInPath) -> Result<KeyName, Failed> {
         match key {
             Ok(Path(InPath { key })) => self.key(&key).await,
-            Err(_) => Err(wrong("The key in the path is no percent-encoded UTF-8.")),
+            Err(_) => Err(wrong("The key in the path is not percent-encoded UTF-8.")),
         }
     }
 
-    /// Entries with a lower-case text in their key or limit. The runtime has other things to do between two pages.
-    async fn search(
+    /// The override in a body, if limiters know what it is about, and how long it lasts by the clock of the store. Its
+    /// end is then by the clock of this process.
+    async fn read_override(
         &self,
-        search: &str,
-        mut after: Option<KeyName>,
-        count: usize,
-    ) -> Vec<(KeyName, Override)> {
-        let mut found = Vec::new();
-        loop {
-            let page = self.limits.list_after(after.as_ref(), PAGE);
-            let Some((last, _)) = page.last() else {
-                return found;
-            };
-            after = Some(last.clone());
-            let has = |text: &str| text.to_lowercase().contains(search);
-            let is_found = |(key, entry): &(KeyName, Override)| {
-                let mut notes = [entry.note(), entry.author()].into_iter().flatten();
-                has(key.as_str()) || has(&entry.limit().to_string()) || notes.any(has)
-            };
-            found.extend(page.into_iter().filter(is_found));
-            if found.len() >= count {
-                return found;
-            }
-            tokio::task::yield_now().await;
-        }
-    }
-
-    /// The override in a body, if limiters know what it is about.
-    async fn read_override(&self, request: Request) -> Result<Override, Failed> {
+        request: Request,
+    ) -> Result<(Override, Option<Duration>), Failed> {
         let body = body(request).await?;
         let entry = Override::new(self.read_limit(&member(&body, "limit")?)?);
         // It is an object, as it has a limit.
-        let notes: Notes = serde_json::from_slice(&body).map_err(|_| wrong(NOTES))?;
-        let entry = match notes.note {
-            Some(note) => entry.with_note(&note),
+        let notes: Notes = serde_json::from_slice(&body).map_err(|_| {
+            wrong("`note` is a text; `end` is a time in seconds since the Unix epoch; `for_seconds` is a number.")
+        })?;
+        let entry = match notes.note.as_deref() {
+            Some(note) => entry.with_note(note),
             None => entry,
         };
-        let after = |start, seconds| UNIX_EPOCH.checked_add(start + Duration::from_secs(seconds));
-        let end = match (notes.end, notes.for_seconds) {
-            (None, None) => return Ok(entry),
-            (Some(end), None) => after(Duration::ZERO, end),
-            (None, Some(0)) | (Some(_), Some(_)) => None,
-            (None, Some(seconds)) if seconds <= LONGEST => after(since_epoch(), seconds),
-            (None, Some(_)) => None,
+        let entry = match notes.end()? {
+            Some(end) => entry.with_end(end),
+            None => entry,
         };
-        Ok(entry.with_end(end.ok_or_else(|| wrong(NOTES))?))
+        Ok((entry, notes.for_seconds.map(Duration::from_secs)))
     }
 
     fn read_limit(&self, text: &str) -> Result<Limit, Failed> {
@@ -302,10 +276,12 @@ impl Api {
         if let Some(unknown) = limit.names().find(is_unknown) {
             return Err(no_such_name(unknown, &names));
         }
+        // Each part by itself, as no name has a comma in it.
+        for part in text.split(',').map(str::trim) {
+            if part.parse().is_ok_and(|part| !self.limits.applies(&part)) {
+                return Err(no_effect(part, &names, |named| self.limits.applies(named)));
+            }
+        }
         Ok(limit)
     }
-}
-
-fn parse(key: &str) -> Result<KeyName, Failed> {
-    key.parse().map_err(|error| wrong(format!("{error}.")))
 }

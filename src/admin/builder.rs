@@ -8,6 +8,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn_with_state;
+use http::HeaderName;
 
 use super::api::{self, Api};
 use super::groups::RequestGroups;
@@ -61,7 +62,8 @@ impl AdminRouter {
         self
     }
 
-    /// Sets how many requests with wrong credentials an address may send; after that its requests with
+    /// Sets how many requests with wrong credentials, in `Authorization` or in
+    /// [another header](Self::credentials_in), an address may send; after that its requests with
     /// credentials get 429, right ones as well. Other addresses are not affected. An address whose requests are slowed
     /// down is not locked out: it has another try when `Retry-After` says so.
     ///
@@ -69,6 +71,17 @@ impl AdminRouter {
     /// down, as one client could lock out all operators. Default: 10 a minute. [`Quota::off`] switches it off.
     pub fn sign_in_failures(mut self, quota: Quota) -> Self {
         self.sign_ins.set_failures(quota);
+        self
+    }
+
+    /// Adds a header in which `auth` looks for credentials, such as `Cookie` or `X-Admin-Key`. A request that has it and
+    /// is rejected counts as one with wrong credentials, see [`sign_in_failures`](Self::sign_in_failures). Default:
+    /// `Authorization` alone.
+    ///
+    /// A browser sends its cookies with each request, so with `Cookie` the requests of an expired session count as well.
+    /// An operator that authentication further out has put into the extensions needs no header here.
+    pub fn credentials_in(mut self, header: HeaderName) -> Self {
+        self.sign_ins.add_credentials(header);
         self
     }
 
@@ -111,8 +124,8 @@ impl AdminRouter {
     }
 
     /// Sets how `POST /explain` finds the limits that a request for a `path` passes. Default: it explains all limits, and
-    /// takes no `path`. [`Admission::admin`](crate::config::Admission::admin) sets it. Limits that are not those of
-    /// [`Limits`], such as the guard against made-up credentials, are not explained.
+    /// takes no `path`. [`Admission::admin`](crate::config::Admission::admin) sets it.
+    /// The guard against made-up credentials of a layer that is made by hand is not explained.
     ///
     /// ```
     /// use tower_admission::RequestHead;

@@ -8,11 +8,13 @@ use axum::extract::{Query, State};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 
-use super::answer::wrong;
+use super::answer::{Noted, wrong};
 use super::api::{Answer, Api};
 use super::sign_in::SignedIn;
 use crate::endpoint::json;
 use crate::key::KeyName;
+#[cfg(feature = "redis")]
+use crate::limits::LimitsError;
 use crate::limits::{LimitChange, LimitEdit, Limits, Override};
 
 /// Changes in an answer, unless asked otherwise.
@@ -32,7 +34,8 @@ struct Changes<'a> {
 struct Change<'a> {
     /// In seconds since the Unix epoch, as all times here.
     at: u64,
-    key: &'a str,
+    /// `None` when an operator accepted that overrides were lost.
+    key: Option<&'a str>,
     before: Option<Noted<'a>>,
     after: Option<Noted<'a>>,
     author: Option<&'a str>,
@@ -40,33 +43,17 @@ struct Change<'a> {
     has_ended: bool,
 }
 
-#[derive(Serialize)]
-struct Noted<'a> {
-    limit: String,
-    end: Option<u64>,
-    note: Option<&'a str>,
-}
-
 impl<'a> From<&'a LimitChange> for Change<'a> {
     fn from(change: &'a LimitChange) -> Self {
+        let noted = |entry: &'a Option<Override>| Some(Noted::from(entry.as_ref()?).of_change());
         Self {
             at: seconds(change.at),
-            key: change.key.as_str(),
-            before: change.before.as_ref().map(Noted::from),
-            after: change.after.as_ref().map(Noted::from),
+            key: change.key.as_ref().map(KeyName::as_str),
+            before: noted(&change.before),
+            after: noted(&change.after),
             author: change.author.as_deref(),
             origin: change.origin.as_deref(),
             has_ended: change.has_ended,
-        }
-    }
-}
-
-impl<'a> From<&'a Override> for Noted<'a> {
-    fn from(entry: &'a Override) -> Self {
-        Self {
-            limit: entry.limit().to_string(),
-            end: entry.end().map(seconds),
-            note: entry.note(),
         }
     }
 }
@@ -84,6 +71,16 @@ impl SignedIn {
             Some(address) => edit.origin(address.as_str()),
             None => edit,
         }
+    }
+}
+
+#[cfg(feature = "redis")]
+impl SignedIn {
+    /// Accepts that the store lost overrides.
+    pub(super) async fn accept_loss(&self, limits: &Limits) -> Result<(), LimitsError> {
+        let origin = self.address.as_ref().map(KeyName::as_str);
+        let author = Some(self.operator.name());
+        limits.accept_loss_by(author, origin).await
     }
 }
 

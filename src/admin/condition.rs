@@ -125,7 +125,7 @@ fn changed_meanwhile(current: Option<&Override>, wanted: Option<&Override>) -> R
         current: Option<Noted<'a>>,
         wanted: Option<Noted<'a>>,
     }
-    let detail = "The limit is not the one that this change was made for.";
+    let detail = "The limit was changed meanwhile, so this change was not made.";
     let values = Values {
         current: current.map(Noted::from),
         wanted: wanted.map(Noted::from),

@@ -1,127 +1,41 @@
 //! Explains which limits apply to a key, where their numbers come from, and what a request would get now.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::response::Response;
 use http::header::HOST;
 use http::{Method, StatusCode, Uri};
-use serde::Serialize;
 
 use super::answer::wrong;
 use super::api::{Answer, Api};
+use super::explanation::{Applied, Explanation, Group, Limit, Listed, Scope, now};
 use super::groups::RequestGroup;
 use super::resolve::texts;
 use crate::endpoint::{Failed, body, json};
-use crate::extract::RequestHead;
-use crate::key::{Key, KeyName};
-use crate::limits::{LimitExplanation, LimitVerdict};
-
-#[derive(Serialize)]
-struct Explanation<'a> {
-    key: &'a str,
-    address: Option<&'a str>,
-    limit: Option<String>,
-    /// Absent where no path was given.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    groups: Option<Vec<Group<'a>>>,
-    limits: Vec<Limit<'a>>,
-    /// Limits on the client's address, which was not given.
-    address_limits: Vec<&'a str>,
-    now: Now<'a>,
-}
-
-#[derive(Serialize)]
-struct Group<'a> {
-    name: &'a str,
-    enforce: u8,
-    is_excluded: bool,
-}
-
-/// One limit.
-#[derive(Serialize)]
-struct Limit<'a> {
-    name: &'a str,
-    sort: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    group: Option<&'a str>,
-    key: Option<&'a str>,
-    limit: &'a str,
-    source: &'static str,
-    tier: Option<&'a str>,
-    used: Option<u64>,
-    #[serde(flatten)]
-    verdict: Verdict,
-}
-
-#[derive(Serialize)]
-struct Verdict {
-    verdict: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    remaining: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    retry_after_ms: Option<u64>,
-}
-
-/// What the next request would get.
-#[derive(Serialize)]
-struct Now<'a> {
-    /// The limit that decides.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    limit: Option<&'a str>,
-    #[serde(flatten)]
-    verdict: Verdict,
-    /// Whether a rejection is enforced for this key.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    is_enforced: Option<bool>,
-}
-
-/// A limit that applies, to which key, in which group.
-struct Applied<'a> {
-    limit: LimitExplanation,
-    key: &'a KeyName,
-    group: Option<&'a RequestGroup>,
-}
-
-impl From<LimitVerdict> for Verdict {
-    fn from(verdict: LimitVerdict) -> Self {
-        let none = |verdict| Self {
-            verdict,
-            remaining: None,
-            reason: None,
-            retry_after_ms: None,
-        };
-        match verdict {
-            LimitVerdict::Admitted { remaining } => Self {
-                remaining,
-                ..none("admitted")
-            },
-            LimitVerdict::Rejected {
-                reason,
-                retry_after,
-            } => Self {
-                reason: Some(reason.as_str()),
-                // Rounded up, so that waiting so long is enough.
-                retry_after_ms: retry_after.map(|wait| wait.as_nanos().div_ceil(1_000_000) as u64),
-                ..none("rejected")
-            },
-            LimitVerdict::Unknown => none("unknown"),
-        }
-    }
-}
+use crate::extract::{ClientIp, RequestHead};
+use crate::key::{IpNet, Key, KeyName};
+use crate::limits::{LimitExplanation, Limits, ListEntry, Listing, list_entry};
 
 pub(super) async fn explain(State(api): State<Arc<Api>>, request: Request) -> Answer {
     let body = body(request).await?;
     let members = ["key", "address", "tier", "method", "host", "path"];
-    let [key, address, tier, method, host, path] = texts(&body, members)?;
-    let Some(key) = key else {
+    let [named, address, tier, method, host, path] = texts(&body, members)?;
+    let Some(named) = named else {
         let detail = "The body is not a JSON object with a `key`.";
         return Err(Failed::new(StatusCode::BAD_REQUEST, detail));
     };
-    let key = api.key_or_credential(&key).await?;
-    let address = address.as_deref().map(ip).transpose()?;
+    let key = api.key_or_credential(&named).await?;
+    let key = written(&named).map_or(key, |client| api.charged(client));
+    let address = address.map(|text| format!("ip:{}", text.trim().trim_start_matches("ip:")));
+    let client = address.as_deref().or(Some(&named)).and_then(written);
+    let address = match (address, client) {
+        (Some(_), Some(client)) => Some(api.charged(client)),
+        (Some(network), None) => Some(ip(&network)?),
+        (None, _) => None,
+    };
+    let client = client.or_else(|| address.as_ref()?.key().as_network());
     let tiers = api.limits.tiers();
     if let Some(tier) = &tier
         && !tiers.iter().any(|known| **known == **tier)
@@ -132,19 +46,44 @@ pub(super) async fn explain(State(api): State<Arc<Api>>, request: Request) -> An
         None if method.is_some() || host.is_some() => {
             return Err(wrong("`method` and `host` need a `path`."));
         }
+        None if address.is_some() && !api.limits.are_lists_applied() => {
+            return Err(wrong(match &api.groups {
+                Some(_) => "`address` needs a `path`: which limits an address has depends on it.",
+                None => {
+                    "This service does not say which limits are on addresses: leave `address` out."
+                }
+            }));
+        }
         None => None,
         Some(path) => Some(api.groups_of(method.as_deref(), host.as_deref(), &path)?),
     };
-    let applied = api
+    let listed = api.list_entry(&key, client);
+    let mut applied = api
         .applied(&key, address.as_ref(), tier.as_deref(), groups.as_deref())
         .await;
+    for applied in &mut applied {
+        applied.is_skipped |= is_skipped(&applied.limit, listed.as_ref());
+    }
     Ok(explanation(
         &key,
         address.as_ref(),
-        api.limits.get(&key).map(|limit| limit.to_string()),
+        &api,
+        listed.as_ref(),
         groups.as_deref(),
         &applied,
     ))
+}
+
+/// Whether a request that is on a list does not get to a limit. Of one that is exempt, the capacity of the service
+/// counts.
+fn is_skipped(limit: &LimitExplanation, listed: Option<&ListEntry>) -> bool {
+    let is_capacity = limit.is_total && limit.sort == "concurrency";
+    match listed.map(|entry| entry.listing) {
+        None => false,
+        Some(_) if limit.sort == "lease" => false,
+        Some(Listing::Denied) => true,
+        Some(Listing::Exempt) => !is_capacity,
+    }
 }
 
 fn no_such_tier(tiers: &[Arc<str>]) -> Failed {
@@ -157,10 +96,16 @@ fn no_such_tier(tiers: &[Arc<str>]) -> Failed {
     }
 }
 
-/// The address of a client.
+/// The key of a client's address.
 fn ip(text: &str) -> Result<KeyName, Failed> {
-    let key = format!("ip:{}", text.trim().trim_start_matches("ip:")).parse();
-    key.map_err(|error| wrong(format!("{error}.")))
+    text.parse().map_err(|error| wrong(format!("{error}.")))
+}
+
+/// The address that a key is written as. In IPv6 that is more than its key, which is that of the network that is
+/// charged.
+pub(super) fn written(key: &str) -> Option<IpNet> {
+    let address = key.trim().strip_prefix("ip:")?;
+    address.trim().parse::<IpAddr>().ok().map(IpNet::from)
 }
 
 fn is_address(key: &Key) -> bool {
@@ -168,6 +113,38 @@ fn is_address(key: &Key) -> bool {
 }
 
 impl Api {
+    /// The key that a client's address is charged to.
+    fn charged(&self, client: IpNet) -> KeyName {
+        let address = client.address();
+        let groups = self.groups.as_ref();
+        let key = groups.map(|groups| groups.address_key(address));
+        key.unwrap_or_else(|| Key::ip_network(address, ClientIp::DEFAULT_V6_PREFIX))
+            .into()
+    }
+
+    /// The lists that requests are looked up on, also those of a file.
+    fn lists(&self) -> Vec<Limits> {
+        if !self.limits.are_lists_applied() {
+            return Vec::new();
+        }
+        let mut lists = vec![self.limits.clone()];
+        lists.extend(self.groups.iter().flat_map(|groups| groups.lists()));
+        lists
+    }
+
+    /// Whether any client is on a list.
+    fn has_listed(&self) -> bool {
+        !self.lists().iter().all(Limits::has_no_lists)
+    }
+
+    /// The entry that decides about a client.
+    pub(super) fn list_entry(&self, key: &KeyName, client: Option<IpNet>) -> Option<ListEntry> {
+        let lists = self.lists();
+        let key = key.key();
+        let is_looked_up = key.is_ip() || self.limits.are_lists_applied_to_keys();
+        list_entry(&lists, Some(&key).filter(|_| is_looked_up), client)
+    }
+
     fn groups_of(
         &self,
         method: Option<&str>,
@@ -224,6 +201,7 @@ impl Api {
                     limit,
                     key,
                     group: None,
+                    is_skipped: false,
                 }),
                 Some(groups) => {
                     let group = groups
@@ -233,9 +211,22 @@ impl Api {
                         limit,
                         key,
                         group: Some(group),
+                        is_skipped: false,
                     }));
                 }
             }
+        }
+        let groups = groups.into_iter().flatten();
+        for group in groups.filter(|group| !group.is_excluded()) {
+            let Some(address) = address else { break };
+            let guards = group.explain_guard(&address.key()).await;
+            applied.extend(guards.into_iter().map(|limit| Applied {
+                limit,
+                key: address,
+                group: Some(group),
+                // Without a credential there is nothing to guard against.
+                is_skipped: is_address(&key.key()),
+            }));
         }
         applied
     }
@@ -244,87 +235,32 @@ impl Api {
 fn explanation(
     key: &KeyName,
     address: Option<&KeyName>,
-    own: Option<String>,
+    api: &Api,
+    listed: Option<&ListEntry>,
     groups: Option<&[RequestGroup]>,
     applied: &[Applied<'_>],
 ) -> Response {
     let is_address_known = address.is_some() || is_address(&key.key());
     let address_limits = groups.into_iter().flatten();
     let address_limits = address_limits.filter(|group| !group.is_excluded() && !is_address_known);
+    let address_limits = address_limits.flat_map(RequestGroup::address_limits);
+    // A key that is listed goes before its address.
+    let lists = !is_address_known && listed.is_none() && api.has_listed();
+    let lists = lists.then_some("lists");
+    let scope = match groups {
+        Some(_) => Scope::Path,
+        None => Scope::AllPaths,
+    };
     let explanation = Explanation {
         key: key.as_str(),
         address: address.map(KeyName::as_str),
-        limit: own,
-        groups: groups.map(|groups| {
-            let groups = groups.iter().map(|group| Group {
-                name: group.name(),
-                enforce: group.percent(),
-                is_excluded: group.is_excluded(),
-            });
-            groups.collect()
-        }),
-        limits: applied.iter().map(limit).collect(),
-        address_limits: address_limits
-            .flat_map(RequestGroup::address_limits)
-            .collect(),
-        now: now(applied),
+        limit: api.limits.get(key).map(|limit| limit.to_string()),
+        listed: listed.map(Listed::from),
+        scope,
+        groups: groups.map(|groups| groups.iter().map(Group::from).collect()),
+        limits: applied.iter().map(Limit::from).collect(),
+        address_limits: lists.into_iter().chain(address_limits).collect(),
+        now: now(applied, listed, scope, api.groups.is_some()),
     };
     json(StatusCode::OK, &explanation)
-}
-
-fn limit<'a>(applied: &'a Applied<'_>) -> Limit<'a> {
-    let limit = &applied.limit;
-    Limit {
-        name: &limit.name,
-        sort: limit.sort,
-        group: applied.group.map(RequestGroup::name),
-        key: (!limit.is_total).then(|| applied.key.as_str()),
-        limit: &limit.limit,
-        source: limit.source.as_str(),
-        tier: limit.tier.as_deref(),
-        used: limit.used,
-        verdict: limit.verdict.into(),
-    }
-}
-
-/// A permit is taken before a rate is charged, and of several rates the one with the longest wait is reported.
-fn now<'a>(applied: &'a [Applied<'_>]) -> Now<'a> {
-    let passes = applied
-        .iter()
-        .filter(|applied| applied.limit.sort != "lease");
-    let rejected = passes
-        .clone()
-        .filter_map(|applied| match applied.limit.verdict {
-            LimitVerdict::Rejected { retry_after, .. } => {
-                let is_permit = applied.limit.sort == "concurrency";
-                // Without a time there is no use in waiting.
-                Some((is_permit, retry_after.is_none(), retry_after, applied))
-            }
-            _ => None,
-        });
-    let rejected = rejected.max_by_key(|(is_permit, never, wait, _)| (*is_permit, *never, *wait));
-    let unknown = passes
-        .clone()
-        .find(|applied| applied.limit.verdict == LimitVerdict::Unknown);
-    let decides = rejected.map(|(.., applied)| applied).or(unknown);
-    let least = || {
-        let left = passes.filter_map(|applied| match applied.limit.verdict {
-            LimitVerdict::Admitted { remaining } => Some((remaining?, applied)),
-            _ => None,
-        });
-        left.min_by_key(|(remaining, _)| *remaining)
-    };
-    let decides = decides.or_else(|| least().map(|(_, applied)| applied));
-    let verdict = decides.map_or(LimitVerdict::Admitted { remaining: None }, |applied| {
-        applied.limit.verdict
-    });
-    let rejects = matches!(verdict, LimitVerdict::Rejected { .. });
-    Now {
-        limit: decides.map(|applied| &*applied.limit.name),
-        verdict: verdict.into(),
-        is_enforced: decides.filter(|_| rejects).and_then(|applied| {
-            let group = applied.group?;
-            Some(group.enforces(&applied.key.key()))
-        }),
-    }
 }

@@ -1,12 +1,18 @@
 //! Which limits a request passes, as the application knows it.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::enforce::Enforce;
-use crate::extract::RequestHead;
+use crate::extract::{ClientIp, RequestHead};
 use crate::key::Key;
-use crate::limits::LimitExplanation;
+use crate::limiter::RateLimiter;
+use crate::limits::{LimitExplanation, LimitVerdict, Limits};
+use crate::rejection::Reason;
+
+/// What the guard against made-up credentials is called, and its sort.
+pub(super) const GUARD: &str = "guard";
 
 /// Tells which limits a request passes: for [`explain`](super::AdminRouter::groups). An
 /// [`Admission`](crate::config::Admission) knows it of its groups; a closure is one as well.
@@ -16,6 +22,18 @@ use crate::limits::LimitExplanation;
 pub trait RequestGroups: Send + Sync + 'static {
     /// The groups whose limits the request passes, in this order.
     fn groups(&self, head: RequestHead<'_>) -> Vec<RequestGroup>;
+
+    /// The key that a client with this address is charged to. Default: as [`ClientIp`] has it, an IPv6 address as its
+    /// /64.
+    fn address_key(&self, address: IpAddr) -> Key {
+        Key::ip_network(address, ClientIp::DEFAULT_V6_PREFIX)
+    }
+
+    /// Limits whose allow and deny lists decide about requests, besides those of the router: such as the lists of a
+    /// file. Default: none.
+    fn lists(&self) -> Vec<Limits> {
+        Vec::new()
+    }
 }
 
 impl<F> RequestGroups for F
@@ -32,6 +50,7 @@ where
 pub struct RequestGroup {
     name: Arc<str>,
     limits: Vec<RequestLimit>,
+    guard: Option<RateLimiter>,
     enforce: u8,
     is_excluded: bool,
 }
@@ -50,6 +69,7 @@ impl RequestGroup {
         Self {
             name: name.into(),
             limits: Vec::new(),
+            guard: None,
             enforce: Enforce::ALL,
             is_excluded: false,
         }
@@ -65,6 +85,14 @@ impl RequestGroup {
     #[must_use]
     pub fn address_limit(self, name: &str, place: usize) -> Self {
         self.with(name, place, true)
+    }
+
+    /// Adds the guard against made-up credentials, which rejects requests with a credential by the client's address.
+    #[cfg(feature = "config")]
+    #[must_use]
+    pub(crate) fn guard(mut self, limiter: &RateLimiter) -> Self {
+        self.guard = Some(limiter.clone());
+        self
     }
 
     fn with(mut self, name: &str, place: usize, charges_address: bool) -> Self {
@@ -121,10 +149,27 @@ impl RequestGroup {
         })
     }
 
-    /// The limits on addresses.
+    /// The limits on addresses, with the guard.
     pub(super) fn address_limits(&self) -> impl Iterator<Item = &str> {
         let limits = self.limits.iter().filter(|limit| limit.charges_address);
-        limits.map(|limit| &*limit.name)
+        let guard = self.guard.as_ref().map(|_| GUARD);
+        limits.map(|limit| &*limit.name).chain(guard)
+    }
+
+    /// What the guard has counted of an address.
+    pub(super) async fn explain_guard(&self, address: &Key) -> Vec<LimitExplanation> {
+        let Some(guard) = &self.guard else {
+            return Vec::new();
+        };
+        let mut explained = guard.explained(*address).await;
+        for limit in &mut explained {
+            limit.name = GUARD.into();
+            limit.sort = GUARD;
+            if let LimitVerdict::Rejected { reason, .. } = &mut limit.verdict {
+                *reason = Reason::AbnormalUsage;
+            }
+        }
+        explained
     }
 }
 

@@ -8,9 +8,10 @@ mod auth;
 mod builder;
 mod changes;
 mod condition;
-mod events;
 mod explain;
+mod explanation;
 mod groups;
+mod list;
 mod now;
 mod page;
 mod recorder;
@@ -35,28 +36,33 @@ pub use self::recorder::Recorder;
 pub use self::resolve::Resolved;
 pub use self::tokens::{Token, TokenError, Tokens};
 
-/// Endpoints to look at limits and to change them, and a page that uses them.
+/// Endpoints that show and change limits, and a page that uses them.
 ///
 /// | request | answer |
 /// |---|---|
 /// | `GET /` | the page, which asks for a token |
-/// | `GET /limits?after=..&count=..&q=..` | what single keys have of their own, 1000 unless told otherwise and at most 10,000, those with a text in their key, limit, note or author (`q`); the `names` that limits have, the `total` of entries, and with what to ask on, `next` |
-/// | `GET /limits/{key}` | what the key has of its own, with its `ETag`, or 404 |
-/// | `PUT /limits/{key}` with `{"limit": "1000/min burst 50"}` and perhaps `note`, and `for_seconds` or `end` | sets it, until it ends; what was `before` |
-/// | `DELETE /limits/{key}` | removes it; what was `before`, or 404 |
-/// | `GET /changes?count=..` | the last changes of limits, the newest first: who made them, from where, what was before and what is after; 100 unless told otherwise and at most 1000 |
-/// | `GET /usage` | how far the limits are used up that are not of any one key |
-/// | `GET /usage/{key}` | how far each limit is used up by the key |
-/// | `POST /keys/resolve` with `{"key": ".."}` or `{"credential": ".."}` | how the key is called that is meant, what it has of its own, and how far it has used up each limit |
-/// | `POST /explain` with `{"key": ".."}` and perhaps `tier`, `path`, `method`, `host`, `address` | which limits apply to the key, where their numbers come from, and what a request would get now |
-/// | `POST /cache/clear` | 204; all replicas read their limits anew |
+/// | `GET /limits?after=..&count=..` | the limits of single keys, 1000 unless told otherwise and at most 10,000; the `names` of limits and the `tiers` that they can be about, the `total` of entries, and the `after` of the next page, `next` |
+/// | `POST /search` with `{"q": ".."}` and perhaps `after`, `count` | as `GET /limits`, those with this text in their key, limit, note or author |
+/// | `GET /limits/{key}` | the limit of the key, with its `ETag`, or 404 |
+/// | `PUT /limits/{key}` with `{"limit": "1000/min burst 50"}` and perhaps `note`, and `for_seconds` or `end` | sets it, until it ends; with the override `before` |
+/// | `DELETE /limits/{key}` | deletes it; with the override `before`, or 404 |
+/// | `GET /changes?count=..` | the last changes of limits, the newest first: who made them, from where, the limit before and after; 100 unless told otherwise and at most 1000 |
+/// | `GET /usage` | how far the limits on all keys together are used up |
+/// | `GET /usage/{key}` | how far the key has used up each limit, and the list entry that it is banned or exempt by (`listed`) |
+/// | `POST /keys/resolve` with `{"key": ".."}` or `{"credential": ".."}` | the name of the key, its limit, the list entry that it is banned or exempt by, and how far it has used up each limit |
+/// | `POST /explain` with `{"key": ".."}` and perhaps `tier`, `path`, `method`, `host`, `address` | the list entry that the client is banned or exempt by (`listed`), which limits apply to the key, where their numbers come from, and what a request would get `now` |
+/// | `POST /cache/clear` | 204; all replicas read their limits again |
 /// | `POST /loss/accept` | 204; all replicas drop the limits that the store has [lost](Limits::lost) |
-/// | `GET /now?seen=..` | what the replica that answers decided since it was last asked, what is in flight, the keys rejected most, and whether its store decides |
-/// | `GET /events` | what happens, as server-sent events |
-/// | `GET /openapi.json` | all of this, for programs |
+/// | `GET /now?seen=..` | the decisions of the replica that answers since it was last asked, what is in flight, the keys rejected most, and whether the store decides |
+/// | `GET /openapi.json` | a description of all this, for programs |
 ///
-/// Changes take `If-Match` with the tag of what they are made for, or `If-None-Match: *` for a key that has nothing of
-/// its own. Another operator was faster: 412, with what the key has (`current`) and what it was to have (`wanted`).
+/// Each limit of a key has a `source`: `override` for one that was set at run time, `file` for one of the
+/// [configuration](Limits::set_base). An override applies in place of the configuration's limit for the same key, which
+/// its answer shows as `in_file`. A limit of the configuration is not deleted here: 409 with the `code` `set_in_file`.
+///
+/// Changes take `If-Match` with the tag of the limit that they are made for, or `If-None-Match: *` for a key that has
+/// none. If another operator was faster, the answer is 412, with the limit that the key has (`current`) and the one it
+/// was to have (`wanted`).
 ///
 /// A key is written as a [`KeyName`](crate::KeyName), percent-encoded, and a limit as a
 /// [`Limit`](crate::Limit).
@@ -88,12 +94,14 @@ pub use self::tokens::{Token, TokenError, Tokens};
 /// # Operators
 ///
 /// `auth` recognises them: [`Tokens`], one [`Token`] or a closure of the application's. All other requests get 401.
-/// (Other paths are the application's fallback.) An operator with the role [`Read`](Role::Read) gets 403 from `PUT`,
-/// `DELETE` and `POST /cache/clear`. The page's three files hold nothing and need no token. The page keeps the token
-/// for as long as its tab is open, and sends it as `Authorization: Bearer`.
+/// (Other paths are the application's fallback, and a wrong method gets 405.) An operator with the role
+/// [`Read`](Role::Read) gets 403 from `PUT`, `DELETE`, `POST /cache/clear` and `POST /loss/accept`. The page's three
+/// files hold no data and need no token. The page keeps the token until its tab is closed, and sends it as
+/// `Authorization: Bearer`.
 ///
 /// An address that keeps sending wrong credentials is slowed down, see
-/// [`sign_in_failures`](AdminRouter::sign_in_failures). Failures are logged once a minute for each address, and
+/// [`sign_in_failures`](AdminRouter::sign_in_failures). Credentials are looked for in `Authorization`; name other headers
+/// that `auth` reads with [`credentials_in`](AdminRouter::credentials_in). Failures are logged once a minute for each address, and
 /// counted in `admission_admin_sign_in_failures_total` (feature `metrics`), whose label `outcome` is `wrong`, or
 /// `slowed` for those that were answered 429.
 ///
@@ -101,18 +109,37 @@ pub use self::tokens::{Token, TokenError, Tokens};
 ///
 /// Problem details (RFC 9457):
 ///
-/// - 400 for a body that is not what is said above, 413 for one of over 4 KiB, 415 for one that is not
-///   `application/json`.
+/// - 400 for a body that is not as described above, 413 for one of over 4 KiB (16 KiB where it may hold a credential),
+///   415 for one that is not `application/json`.
 /// - 401 without credentials, or with wrong ones; `WWW-Authenticate` has `error="invalid_token"` for a wrong bearer
 ///   token (RFC 6750 section 3).
 /// - 403 when the operator may only read.
-/// - 404 when a key has no limits of its own.
-/// - 409 when as many keys have some [as can](Limits::MOST).
-/// - 412 when a limit is not the one that the change was made for.
+/// - 404 when a key has no limit of its own.
+/// - 409 when [as many keys as can](Limits::MOST) have a limit of their own, when there would be more than
+///   [`MAX_RATES`](Limits::MAX_RATES) distinct rates, and for the deletion of a limit of the configuration.
+/// - 412 when a limit has changed since the operator read it.
 /// - 429 with `Retry-After` when too many wrong credentials came from the address.
-/// - 422 for what is no key, no limit or no number, and for a limit with a name that no limiter has.
-/// - 503 with `Retry-After` when the store that keeps the limits cannot be reached, or when 16 listen to
-///   events already.
+/// - 422 for a wrong key, limit, number or time, for a limit with a name that no limiter has, and for a credential in a
+///   URL.
+/// - 503 with `Retry-After` when the store that keeps the limits cannot be reached.
+///
+/// # What is explained
+///
+/// `POST /explain` answers what a request of cost 1 with this key, from this address, for this path would get:
+///
+/// - **Lists decide first**, by the key and by the `address`, with networks and the lists of a file. A banned client is
+///   rejected whatever its limits have left. An exempt one passes all limits but the capacity of the service; limits
+///   that it does not get to have `is_skipped`. The address of the client matters also where its key is a token.
+/// - **Without a `path`** the limits of all paths are explained, and `scope` is `all_paths`. No single request passes all
+///   of these, so `now` is null if the service knows which limits a path has, unless the client is banned. If it does not,
+///   `now` is null where one of several limits rejects.
+/// - **The guard against made-up credentials** of a configuration (`bad_credentials_per_ip`) is explained for the
+///   `address`. It counts for keys that are no addresses: such a request has a credential.
+/// - **Headers are not known.** A request that `allow_header` exempts is explained as one without the header, and a
+///   request with a second credential as one without it.
+///
+/// `PUT` of a network is answered 422 where no service is known to look requests up on the lists of these limits: the
+/// process itself, or with a store any that wrote so down in the last day.
 ///
 /// # Several replicas
 ///
@@ -121,24 +148,17 @@ pub use self::tokens::{Token, TokenError, Tokens};
 /// `store` says whether the store decides or its [failure mode](crate::store::FailureMode) does. The page asks `/now`
 /// each second. Behind a load balancer it hears of all replicas in turn and adds up what they decided.
 ///
-/// # Events
-///
-/// First `history`: what limiters decided in each of the last 119 seconds. Then, each second, `second`: what they
-/// decided in it, what is in flight in this process, and the ten keys that were refused most in the last one or two
-/// minutes, each with the limit that refused it: the address, where a limit of addresses did. In between `decision`: single decisions, at most 20 a second. As something is sent each second,
-/// nothing else is needed to keep the connection alive, and who has gone is noticed.
-///
 /// # Deployment
 ///
-/// - Behind TLS, or on an address that only operators reach: who has the token may deny service to anybody.
-/// - A closure that goes by a cookie needs the application's protection against forged requests. A bearer token
-///   needs none.
-/// - What a key is shown as holds nothing of a credential. A credential in a path, as in
-///   `/limits/bearer:..`, lies in logs of paths; its fingerprint, `bearer#..`, does no harm there. So send a credential
-///   to `POST /keys/resolve`, in the body, and use the name in its answer.
-/// - Each replica tells its own events, with its name. Limits are the same on all replicas
-///   when they are kept in a store.
-/// - Listeners keep their connections, also while the server shuts down gracefully: give that a deadline.
+/// - Serve it behind TLS, or on an address that only operators reach: a client with the token can deny service to all
+///   others.
+/// - A closure that reads a cookie needs the application's protection against forged requests. A bearer token needs
+///   none.
+/// - No answer holds a credential: a key that is one is shown by its fingerprint, `bearer#..`. URLs are logged by
+///   proxies, so a credential in a URL, as in `/limits/bearer:..`, is rejected. Send it to `POST /keys/resolve`, in the
+///   body, and use the name in its answer. The page sends all text that an operator types in bodies.
+/// - Each replica reports its own decisions, with its name. Limits are the same on all replicas when they are kept in a
+///   store.
 pub fn router<S>(limits: &Limits, recorder: &Recorder, auth: impl Auth) -> Router<S>
 where
     S: Clone + Send + Sync + 'static,
@@ -155,22 +175,26 @@ type Endpoint = (&'static str, &'static str, Role, MethodRouter<Arc<Api>>);
 fn endpoints() -> [Endpoint; 14] {
     use Role::{Read, Write};
     // A credential may be as long as the header that it is sent in.
-    let [resolve, explain] = [post(resolve::resolve), post(explain::explain)]
-        .map(|endpoint| endpoint.layer(DefaultBodyLimit::max(MAX_CREDENTIAL_BODY)));
+    let [search, resolve, explain] = [
+        post(list::search),
+        post(resolve::resolve),
+        post(explain::explain),
+    ]
+    .map(|endpoint| endpoint.layer(DefaultBodyLimit::max(MAX_CREDENTIAL_BODY)));
     [
-        ("get", "/limits", Read, get(api::list)),
+        ("get", "/limits", Read, get(list::list)),
         ("get", "/limits/{key}", Read, get(api::limit)),
         ("put", "/limits/{key}", Write, put(api::set)),
         ("delete", "/limits/{key}", Write, delete(api::unset)),
         ("get", "/changes", Read, get(changes::changes)),
         ("get", "/usage", Read, get(api::totals)),
         ("get", "/usage/{key}", Read, get(api::usage)),
+        ("post", "/search", Read, search),
         ("post", "/keys/resolve", Read, resolve),
         ("post", "/explain", Read, explain),
         ("post", "/cache/clear", Write, post(api::clear_caches)),
         ("post", "/loss/accept", Write, post(api::accept_loss)),
         ("get", "/now", Read, get(now::now)),
-        ("get", "/events", Read, get(events::events)),
         ("get", "/openapi.json", Read, get(api::description)),
     ]
 }

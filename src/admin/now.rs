@@ -1,7 +1,6 @@
 //! What happens at the moment, for a page that asks each second.
 //!
-//! The page asks and does not listen: a browser has six connections to a host over HTTP/1.1, which six open tabs that
-//! listen would take. Behind a load balancer it hears of all replicas, because each answer names its own.
+//! It asks, as a stream would keep one of the six connections that a browser has to a host over HTTP/1.1. Behind a load balancer it hears of all replicas, because each answer names its own.
 
 use std::time::UNIX_EPOCH;
 
@@ -11,11 +10,11 @@ use http::StatusCode;
 use serde::{Deserialize, Serialize};
 
 use super::answer::{Total, wrong};
-use super::api::{Answer, Shared};
-use super::events::{LimiterHistory, RefusedKey, refused_most};
-use super::recorder::{Held, SECONDS};
+use super::api::{Answer, Api, Shared};
+use super::recorder::{Counted, Held, SECONDS};
 use super::replica::Replica;
 use crate::endpoint::json;
+use crate::key::KeyName;
 use crate::limits::CountedIn;
 use crate::store::StoreStatus;
 
@@ -38,6 +37,27 @@ struct Now<'a> {
     limiters: Vec<LimiterHistory<'a>>,
     in_flight: Vec<Total<'a>>,
     refused_keys: Vec<RefusedKey>,
+}
+
+/// What a limiter decided in each of the seconds that are asked for.
+#[derive(Serialize)]
+struct LimiterHistory<'a> {
+    name: &'a str,
+    limit_type: &'static str,
+    admitted: &'a [u32],
+    refused: &'a [u32],
+    would_refuse: &'a [u32],
+}
+
+/// A key, and the limit that refused it.
+#[derive(Serialize)]
+struct RefusedKey {
+    #[serde(serialize_with = "as_text")]
+    key: KeyName,
+    name: Box<str>,
+    limit_type: &'static str,
+    policy: Box<str>,
+    count: u64,
 }
 
 /// Whether the store decides.
@@ -75,6 +95,9 @@ impl From<StoreStatus> for Store {
     }
 }
 
+/// Rejected keys in an answer.
+const MOST_KEYS: usize = 10;
+
 /// What is wrong with a query.
 const QUERY: &str = "`seen` is written as replica:second, with commas between several.";
 
@@ -111,6 +134,34 @@ pub(super) async fn now(State(api): Shared, seen: Result<Query<Seen>, QueryRejec
         refused_keys: refused_most(&api),
     };
     Ok(json(StatusCode::OK, &now))
+}
+
+impl<'a> From<&'a Counted> for LimiterHistory<'a> {
+    fn from(counted: &'a Counted) -> Self {
+        Self {
+            name: &counted.limiter,
+            limit_type: counted.limit_type,
+            admitted: &counted.admitted,
+            refused: &counted.refused,
+            would_refuse: &counted.would_refuse,
+        }
+    }
+}
+
+fn as_text<S: serde::Serializer>(key: &KeyName, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(key.as_str())
+}
+
+fn refused_most(api: &Api) -> Vec<RefusedKey> {
+    let refused = api.recorder.refused_most(MOST_KEYS).into_iter();
+    let told = refused.map(|refused| RefusedKey {
+        key: api.limits.name_of(&refused.key),
+        name: refused.source.limiter.clone(),
+        limit_type: refused.source.limit_type,
+        policy: refused.source.policy.clone(),
+        count: refused.count,
+    });
+    told.collect()
 }
 
 impl Seen {

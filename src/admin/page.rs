@@ -17,6 +17,7 @@ const JS: &str = concat!(
     include_str!("page/traffic.js"),
     include_str!("page/now.js"),
     include_str!("page/limits.js"),
+    include_str!("page/changes.js"),
 );
 
 /// What stands in the page for the folder that its other files are in.

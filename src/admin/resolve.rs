@@ -13,8 +13,9 @@ use tokio::task::JoinHandle;
 
 use super::answer::wrong;
 use super::api::{Answer, Api};
+use super::explain::written;
 use crate::endpoint::{Failed, Object, body, json};
-use crate::key::{Key, KeyName};
+use crate::key::{Key, KeyName, means_credential};
 
 /// How long the application may take, unless configured otherwise.
 pub(super) const DEFAULT_DEADLINE: Duration = Duration::from_secs(2);
@@ -27,16 +28,6 @@ const LONGEST_ERROR: usize = 512;
 
 /// The kinds whose text is a credential, which the application is not asked about.
 const CREDENTIALS: [&str; 2] = ["bearer", "api-key"];
-
-/// What people may write in place of these.
-const LIKE_CREDENTIALS: [&str; 6] = [
-    "authorization",
-    "apikey",
-    "x-api-key",
-    "token",
-    "cookie",
-    "basic",
-];
 
 /// What an application makes of a name, see [`resolve_by`](super::AdminRouter::resolve_by).
 #[derive(Clone, Debug)]
@@ -107,7 +98,7 @@ impl Resolver {
         self.deadline = deadline;
     }
 
-    /// The key that a text in a path means.
+    /// The key that a text means.
     async fn key(self: &Arc<Self>, text: &str) -> Result<KeyName, Failed> {
         let text = text.trim();
         let parsed = text.parse::<KeyName>();
@@ -162,37 +153,76 @@ impl Resolver {
 /// Whether a text can only mean a key of this crate, or may have a credential in it.
 fn is_for_this_crate(text: &str, is_key: bool) -> bool {
     let Some(at) = text.find([':', '#']) else {
-        let scheme = text.split_whitespace().next().unwrap_or_default();
-        return is_key || scheme.eq_ignore_ascii_case("bearer");
+        return is_key || has_credential(text);
     };
     // A slip in a kind does not make a credential a name that the application may log.
     let kind = text[..at].trim();
-    let kinds = CREDENTIALS.iter().chain(&LIKE_CREDENTIALS);
-    let is_kind = kinds
-        .chain(&["ip"])
-        .any(|known| known.eq_ignore_ascii_case(kind));
-    is_kind || is_key && text[at..].starts_with('#')
+    let is_kind = means_credential(kind) || kind.eq_ignore_ascii_case("ip");
+    is_kind || has_credential(text) || is_key && text[at..].starts_with('#')
 }
 
-/// A credential that is written with its kind, as a key. It may be longer than the name of a key.
-fn credential(text: &str) -> Option<KeyName> {
-    let (kind, credential) = text.trim().split_once(':')?;
-    let kind = CREDENTIALS.into_iter().find(|known| *known == kind)?;
+/// Whether a text looks as if there were a credential in it: `bearer:..`, or a copied header. Fingerprints have none.
+pub(super) fn has_credential(text: &str) -> bool {
+    let text = text.trim();
+    let mut words = text.split_whitespace();
+    let has_scheme = words
+        .next()
+        .is_some_and(|word| word.eq_ignore_ascii_case("bearer"));
+    if has_scheme && words.next().is_some() {
+        return true;
+    }
+    let parts = text.split_once(':');
+    parts.is_some_and(|(kind, rest)| means_credential(kind) && !rest.trim().is_empty())
+}
+
+/// The key of a credential that is written with its kind, or as the header that it is sent in. It may be longer than
+/// the name of a key.
+pub(super) fn credential(text: &str) -> Option<KeyName> {
+    let is = |word: &str, known: &str| word.trim().eq_ignore_ascii_case(known);
+    let text = match text.trim().split_once(':') {
+        Some((header, value)) if is(header, "authorization") => value.trim(),
+        _ => text.trim(),
+    };
+    let (kind, credential) = match text.split_once(char::is_whitespace) {
+        Some((scheme, token)) if is(scheme, "bearer") => (CREDENTIALS[0], token),
+        _ => {
+            let (kind, credential) = text.split_once(':')?;
+            let kind = if is(kind, "x-api-key") {
+                "api-key"
+            } else {
+                kind
+            };
+            let known = CREDENTIALS.into_iter().find(|known| is(kind, known))?;
+            (known, credential)
+        }
+    };
     let credential = credential.trim();
     (!credential.is_empty()).then(|| Key::new(kind, credential.as_bytes()).into())
+}
+
+/// A text from a URL that may be the name of a key. One with a credential in it is rejected, so that no program goes on
+/// to send what proxies log.
+pub(super) fn without_credential(text: &str) -> Result<&str, Failed> {
+    if has_credential(text) {
+        return Err(wrong(
+            "This looks like a credential, and URLs are logged. Send it to POST /keys/resolve, and use the name in the \
+             answer.",
+        ));
+    }
+    Ok(text)
 }
 
 impl Api {
     /// The key that a text in a path means.
     pub(super) async fn key(&self, text: &str) -> Result<KeyName, Failed> {
-        self.resolver.key(text).await
+        self.resolver.key(without_credential(text)?).await
     }
 
     /// The key that a text in a body means, which may hold a credential of any length.
     pub(super) async fn key_or_credential(&self, text: &str) -> Result<KeyName, Failed> {
         match credential(text) {
             Some(key) => Ok(key),
-            None => self.key(text).await,
+            None => self.resolver.key(text).await,
         }
     }
 }
@@ -229,6 +259,7 @@ struct ResolvedKeys {
 pub(super) async fn resolve(State(api): State<Arc<Api>>, request: Request) -> Answer {
     let body = body(request).await?;
     let [key, credential] = texts(&body, ["key", "credential"])?;
+    let client = key.as_deref().and_then(written);
     let keys = match (key, credential) {
         (Some(key), None) => vec![api.key_or_credential(&key).await?],
         (None, Some(credential)) => of_credential(&credential)?,
@@ -239,7 +270,7 @@ pub(super) async fn resolve(State(api): State<Arc<Api>>, request: Request) -> An
     };
     let mut usages = Vec::new();
     for key in &keys {
-        usages.push(api.usage_of(key).await);
+        usages.push(api.usage_of(key, client).await);
     }
     Ok(json(StatusCode::OK, &ResolvedKeys { keys: usages }))
 }
@@ -281,6 +312,8 @@ mod tests {
             ("X-Api-Key: sk-123", true),
             ("Authorization: Bearer sk-123", true),
             ("token:sk-123", true),
+            ("Basic: dTpw", true),
+            ("jwt: ey.ey.x", true),
             ("org:acme", false),
             ("Acme Inc.", false),
             ("42", false),
@@ -297,9 +330,30 @@ mod tests {
         let token = "x".repeat(8_000);
         let key = credential(&format!(" bearer: {token} ")).unwrap();
         assert_eq!(key.key(), Key::new("bearer", token.as_bytes()));
-        let short: KeyName = "api-key:abc".parse().unwrap();
-        assert_eq!(credential("api-key:abc"), Some(short));
-        for text in ["bearer:", "bearer#12", "org:acme", "acme", ""] {
+        let [token, short] = ["bearer", "api-key"].map(|kind| Key::new(kind, b"abc").into());
+        for text in ["api-key:abc", "X-Api-Key: abc", "API-Key:abc"] {
+            assert_eq!(credential(text).as_ref(), Some(&short), "{text}");
+        }
+        for text in [
+            "bearer:abc",
+            "Bearer: abc",
+            "bearer  abc",
+            "Authorization: Bearer abc",
+            "authorization:bearer\tabc",
+        ] {
+            assert_eq!(credential(text).as_ref(), Some(&token), "{text}");
+            assert!(has_credential(text), "{text}");
+        }
+        for text in [
+            "bearer:",
+            "bearer ",
+            "Authorization:",
+            "Authorization: Basic abc",
+            "bearer#12",
+            "org:acme",
+            "acme",
+            "",
+        ] {
             assert_eq!(credential(text), None, "{text}");
         }
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::header::{AUTHORIZATION, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{HeaderValue, StatusCode};
+use http::{HeaderName, HeaderValue, StatusCode};
 
 use super::auth::{Auth, Operator, Role};
 use crate::endpoint::Failed;
@@ -32,6 +32,8 @@ macro_rules! challenge {
 pub(super) struct SignIns {
     auth: Box<dyn Auth>,
     client_ip: Extractor,
+    /// The headers that credentials are sent in.
+    credentials: Vec<HeaderName>,
     failures: RateLimiter,
     /// By address, and all together.
     logged: RateLimiter,
@@ -59,9 +61,14 @@ impl SignIns {
             metrics::Unit::Count,
             "Requests to admin endpoints with wrong credentials, and those from an address that had too many."
         );
+        // So that Prometheus sees the first failure as an increase.
+        for outcome in [WRONG, SLOWED] {
+            failures(outcome, 0);
+        }
         Self {
             auth: Box::new(auth),
             client_ip: Extractor::new(ClientIp::peer()),
+            credentials: vec![AUTHORIZATION],
             failures: limiter(Quota::per_minute(Self::DEFAULT_FAILURES)),
             logged: logged(),
             unlogged: AtomicU64::new(0),
@@ -72,6 +79,10 @@ impl SignIns {
         self.client_ip = Extractor::new(client_ip);
     }
 
+    pub(super) fn add_credentials(&mut self, header: HeaderName) {
+        self.credentials.push(header);
+    }
+
     pub(super) fn set_failures(&mut self, quota: Quota) {
         self.failures = limiter(quota);
     }
@@ -80,7 +91,8 @@ impl SignIns {
     pub(super) fn admit(&self, head: RequestHead<'_>, role: Role) -> Result<SignedIn, Failed> {
         let address = self.client_ip.known_key(head);
         // Only a credential can be guessed; a request without one is only unauthorised.
-        let guesses = head.headers.contains_key(AUTHORIZATION);
+        let is_sent = |header| head.headers.contains_key(header);
+        let guesses = self.credentials.iter().any(is_sent);
         // Without an address, one client that guesses would lock out all operators.
         let suspect = address.filter(|_| guesses);
         if let Some(address) = &suspect {
@@ -90,7 +102,7 @@ impl SignIns {
             if guesses {
                 self.note_failure(suspect.as_ref());
             }
-            return Err(unauthorized(head));
+            return Err(unauthorized(head, guesses));
         };
         if operator.role() < role {
             return Err(not_allowed(&operator));
@@ -107,7 +119,7 @@ impl SignIns {
         let wait = self.failures.peek(address).now();
         match wait.and_then(|decision| decision.retry_after()) {
             Some(wait) => {
-                count("slowed");
+                failures(SLOWED, 1);
                 Err(too_many_failures(wait))
             }
             None => Ok(()),
@@ -115,7 +127,7 @@ impl SignIns {
     }
 
     fn note_failure(&self, address: Option<&Key>) {
-        count("wrong");
+        failures(WRONG, 1);
         let key = address.copied().unwrap_or(Key::UNKNOWN);
         if address.is_some() {
             let _ = self.failures.check_now(&key);
@@ -152,14 +164,18 @@ fn logged() -> RateLimiter {
     }
 }
 
-fn count(outcome: &'static str) {
+const WRONG: &str = "wrong";
+const SLOWED: &str = "slowed";
+
+fn failures(outcome: &'static str, more: u64) {
     #[cfg(feature = "metrics")]
-    metrics::counter!("admission_admin_sign_in_failures_total", "outcome" => outcome).increment(1);
-    let _ = outcome;
+    metrics::counter!("admission_admin_sign_in_failures_total", "outcome" => outcome)
+        .increment(more);
+    let _ = (outcome, more);
 }
 
 /// RFC 6750 §3: a request without credentials of this scheme is told of no error.
-fn unauthorized(head: RequestHead<'_>) -> Failed {
+fn unauthorized(head: RequestHead<'_>, guesses: bool) -> Failed {
     let sent = head.headers.get(AUTHORIZATION).map(HeaderValue::as_bytes);
     let scheme = sent.and_then(|value| value.split(|byte| *byte == b' ').next());
     let is_bearer = scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"bearer"));
@@ -168,6 +184,7 @@ fn unauthorized(head: RequestHead<'_>) -> Failed {
             "The token is not accepted: it is wrong, or was replaced.",
             challenge!(", error=\"invalid_token\""),
         ),
+        false if guesses => ("The credentials are not accepted.", challenge!("")),
         false => ("Credentials are needed.", challenge!("")),
     };
     let challenge = HeaderValue::from_static(challenge);

@@ -119,7 +119,7 @@ impl fmt::Debug for Token {
     }
 }
 
-/// The tokens of several operators, replaceable at run time. Clones share them.
+/// The tokens of several operators, replaceable at run time. An operator may have several. Clones share them.
 ///
 /// Of no tokens it admits nobody.
 ///
@@ -158,28 +158,31 @@ impl Tokens {
     pub fn replace(&self, tokens: impl IntoIterator<Item = Token>) {
         let tokens: Vec<_> = tokens.into_iter().collect();
         let before = self.0.swap(Arc::new(tokens.clone()));
-        let of = |tokens: &[Token], name: &str| {
-            let token = tokens.iter().find(|token| token.operator.name() == name);
-            token.cloned()
+        let is_one = |one: &Token, other: &Token| {
+            one.fingerprint == other.fingerprint && one.operator.name() == other.operator.name()
         };
+        let gone = before.iter();
+        let gone = gone.filter(|was| !tokens.iter().any(|token| is_one(was, token)));
+        let mut gone: Vec<_> = gone.collect();
         for token in &tokens {
             let (name, role) = (token.operator.name(), token.operator.role().as_str());
-            match of(&before, name) {
-                None => tracing::info!(name, role, "an admin token was added"),
-                Some(was) if was.fingerprint != token.fingerprint => {
-                    tracing::info!(name, role, "an admin token was changed");
-                }
-                Some(was) if was != *token => {
+            if let Some(was) = before.iter().find(|was| is_one(was, token)) {
+                if was != token {
                     tracing::info!(name, role, "the role of an admin token was changed");
                 }
-                Some(_) => {}
+                continue;
+            }
+            // An operator may have several tokens, so one that is gone was replaced by one that is new.
+            match gone.iter().position(|was| was.operator.name() == name) {
+                Some(at) => {
+                    gone.swap_remove(at);
+                    tracing::info!(name, role, "an admin token was changed");
+                }
+                None => tracing::info!(name, role, "an admin token was added"),
             }
         }
-        for token in before.iter() {
-            let name = token.operator.name();
-            if of(&tokens, name).is_none() {
-                tracing::info!(name, "an admin token was removed");
-            }
+        for token in gone {
+            tracing::info!(name = token.operator.name(), "an admin token was removed");
         }
     }
 }

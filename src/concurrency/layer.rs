@@ -312,8 +312,10 @@ impl ConcurrencyLimitLayer {
             described.limiter.open(store)
         });
         self.shared.get_or_init(|| {
+            let limiter = described.limiter.clone().opened(opened);
+            (described.observers).attached("concurrency", limiter.name(), [""]);
             Arc::new(Shared {
-                limiter: described.limiter.clone().opened(opened),
+                limiter,
                 ..described.clone()
             })
         })

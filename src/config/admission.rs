@@ -12,6 +12,8 @@ use super::ambiguous::{MAX_HOSTS, Segments, has_dot_segments, is_ambiguous, read
 use super::builder::{AdmissionBuilder, Says};
 use super::changing::Changing;
 use super::error::ConfigError;
+#[cfg(feature = "metrics")]
+use super::evictions::Evictions;
 use super::group::Stack;
 use super::kept::Kept;
 use super::layer::AdmissionLayer;
@@ -27,6 +29,8 @@ use super::sockets::ConfiguredSockets;
 use super::stores::Stores;
 use crate::access::Gate;
 use crate::extract::RequestHead;
+#[cfg(feature = "metrics")]
+use crate::limiter::RateLimiter;
 use crate::limits::Limits;
 #[cfg(feature = "metrics")]
 use crate::observe::MetricsObserver;
@@ -44,6 +48,8 @@ pub(super) struct Inner {
     stores: Stores,
     pub(super) says: Says,
     pub(super) reloads: Reloads,
+    #[cfg(feature = "metrics")]
+    pub(super) evictions: Mutex<Evictions>,
     #[cfg(feature = "admin")]
     pub(super) admin: super::admin::AdminState,
     pub(super) leases: Mutex<ConfiguredLeases>,
@@ -85,6 +91,8 @@ impl Admission {
             stores,
             says,
             reloads: Reloads::new(),
+            #[cfg(feature = "metrics")]
+            evictions: Mutex::default(),
             leases: Mutex::default(),
             #[cfg(feature = "ws")]
             sockets: Mutex::default(),
@@ -136,11 +144,8 @@ impl Admission {
     /// each scrape.
     #[cfg(feature = "metrics")]
     pub fn publish(&self, metrics: &MetricsObserver) {
-        for stack in self.0.groups.load().stacks() {
-            if let Some(stats) = stack.limiter.stats() {
-                metrics.publish(&stack.name, stats);
-            }
-        }
+        let groups = self.0.groups.load();
+        lock(&self.0.evictions).publish(groups.rates(), metrics);
         self.0.reloads.publish();
     }
 
@@ -242,6 +247,8 @@ impl Inner {
         }
         // Nothing can go wrong any more.
         lists::log_changes(&before.gate, &groups.gate);
+        groups.gate.reapply();
+        groups.gate.tell_attached();
         for (group, change) in changes {
             groups.by_name[group].apply(change);
         }
@@ -263,6 +270,12 @@ impl Groups {
 
     pub(super) fn gate(&self) -> &Gate {
         &self.gate
+    }
+
+    /// The limiters of rates, with the names of their groups.
+    #[cfg(feature = "metrics")]
+    pub(super) fn rates(&self) -> impl Iterator<Item = (&str, &RateLimiter)> {
+        self.stacks().map(|stack| (&*stack.name, &stack.limiter))
     }
 
     pub(super) fn stacks(&self) -> impl Iterator<Item = &Stack> {

@@ -130,7 +130,7 @@ impl AdmissionBuilder<'_> {
     }
 
     /// Sets how rejected requests of all groups are answered, and banned ones; [`Rejection::limiter`](crate::Rejection::limiter)
-    /// is the name of the group, or `lists`. Default: [`Negotiated`](crate::respond::Negotiated).
+    /// is the name of the group, and `lists` of a ban. Default: [`Negotiated`](crate::respond::Negotiated).
     pub fn respond(mut self, responder: impl Responder) -> Self {
         self.says.responder = Some(Arc::new(responder));
         self

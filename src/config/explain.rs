@@ -1,11 +1,16 @@
 //! Tells the admin endpoints which limits a request passes.
 
+use std::net::IpAddr;
+
 use super::admission::Admission;
 use super::model::Group;
 use super::path::Prefix;
 use super::policies::Policies;
 use crate::admin::{RequestGroup, RequestGroups};
 use crate::extract::RequestHead;
+use crate::key::Key;
+use crate::limiter::RateLimiter;
+use crate::limits::Limits;
 use crate::policy::{NamedQuota, Policy};
 
 /// What of a group is explained.
@@ -16,7 +21,12 @@ pub(super) struct Explained {
 }
 
 impl Explained {
-    pub(super) fn new(name: &str, settings: &Group, policies: &Policies) -> Self {
+    pub(super) fn new(
+        name: &str,
+        settings: &Group,
+        policies: &Policies,
+        guard: Option<&RateLimiter>,
+    ) -> Self {
         let names = |policy: &Option<Policy>| -> Vec<String> {
             let quotas = policy.iter().flat_map(Policy::quotas);
             quotas.map(NamedQuota::name).map(str::to_owned).collect()
@@ -40,6 +50,9 @@ impl Explained {
         for quota in names(&policies.by_ip) {
             group = group.address_limit(&quota, place);
         }
+        if let Some(guard) = guard {
+            group = group.guard(guard);
+        }
         Self {
             group,
             exclude: settings.exclude.clone(),
@@ -57,5 +70,13 @@ impl RequestGroups for Admission {
         let groups = self.groups();
         let explained = groups.find(None, head).explained.iter();
         explained.map(|group| group.of(head.uri.path())).collect()
+    }
+
+    fn address_key(&self, address: IpAddr) -> Key {
+        self.admin_state().client_ip.load().key_of(address)
+    }
+
+    fn lists(&self) -> Vec<Limits> {
+        self.groups().gate().lists.clone()
     }
 }

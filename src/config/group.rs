@@ -240,9 +240,14 @@ impl Stack {
             on_failure,
             concurrency,
             rate,
-            bad_credentials,
             #[cfg(feature = "admin")]
-            explained: vec![super::explain::Explained::new(name, settings, &policies)],
+            explained: vec![super::explain::Explained::new(
+                name,
+                settings,
+                &policies,
+                bad_credentials.as_ref(),
+            )],
+            bad_credentials,
         };
         Ok((stack, change))
     }
@@ -276,6 +281,7 @@ impl Stack {
             set_policies(limiter, vec![quota]);
         }
         let limiter = self.concurrency.limiter();
+        self.rate.tell_attached();
         // The layers are applied to each request anew, and the first one may be nested already.
         self.limiter.nesting().expect();
         self.rate.limiter().nesting().expect();

@@ -41,6 +41,7 @@ pub struct AdmissionService<S> {
 
 impl AdmissionLayer {
     pub(super) fn new(admission: Admission, group: Option<Arc<str>>) -> Self {
+        admission.groups().gate().apply();
         Self { admission, group }
     }
 }

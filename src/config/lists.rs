@@ -81,6 +81,9 @@ impl Lists {
                            `clients.trusted_proxies`, or set `clients.trust_unix_socket`";
             return Err(ConfigError::at("lists.allow_header", problem));
         }
+        for entry in &self.allow {
+            entry.check_exempt()?;
+        }
         Ok(())
     }
 
@@ -117,14 +120,15 @@ impl Lists {
                 }
                 Arc::new(AllowHeader::new(header, value))
             });
+        if let Some(responder) = &says.responder {
+            let responder = responder.clone();
+            gate.answers
+                .set_responder(move |rejection: &Rejection, head: RequestHead<'_>| {
+                    responder.respond(rejection, head)
+                });
+        }
         for observer in &says.observers {
             gate.observe(observer.clone());
-        }
-        if let Some(responder) = says.responder.clone() {
-            let respond = move |rejection: &Rejection, head: RequestHead<'_>| {
-                responder.respond(rejection, head)
-            };
-            gate.answers.set_responder(respond);
         }
         Ok(gate)
     }
@@ -217,6 +221,16 @@ fn shortened<'a>(names: impl Iterator<Item = &'a KeyName>) -> (String, usize) {
 }
 
 impl Entry {
+    /// Whether it can be on the allow list, as far as that shows without the process's secret.
+    fn check_exempt(&self) -> Result<(), ConfigError> {
+        if !self.key.trim().starts_with("ip:") {
+            return Ok(());
+        }
+        let wrong = |error: &dyn fmt::Display| ConfigError::at(ALLOW, error);
+        let name = self.key.parse().map_err(|error| wrong(&error))?;
+        Limits::check_network(&name, &Limit::unlimited()).map_err(|error| wrong(&error))
+    }
+
     fn no_name(&self, error: KeyNameError) -> String {
         format!("{}: {error}", self.shown())
     }

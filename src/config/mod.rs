@@ -332,6 +332,8 @@ mod cost;
 mod document;
 mod entries;
 mod error;
+#[cfg(feature = "metrics")]
+mod evictions;
 #[cfg(feature = "admin")]
 mod explain;
 mod follow;

@@ -10,7 +10,7 @@ use super::entries::Entries;
 use super::error::ConfigError;
 use super::model::Config;
 use crate::key::{KeyName, KeyNameError};
-use crate::limits::Override;
+use crate::limits::{Limits, Override};
 
 /// Overrides per key, as the table `[limits]` of a TOML file has them.
 ///
@@ -82,6 +82,7 @@ impl LimitsTable {
                 .parse()
                 .map_err(|error: KeyNameError| wrong(error.to_string()))?;
             let own = read(value).map_err(wrong)?;
+            Limits::check_network(&name, own.limit()).map_err(|error| wrong(error.to_string()))?;
             // Also as a credential and as its fingerprint.
             if !keys.insert(name.key()) {
                 return Err(wrong("this key is there twice".to_owned()));

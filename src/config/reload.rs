@@ -69,6 +69,8 @@ impl Admission {
         let base = config.read_limits()?;
         let groups = self.0.groups_of(config, &before, &mut kept, &base)?;
         base.log_changes(&mem::replace(&mut running.base, base.clone()));
+        #[cfg(feature = "metrics")]
+        lock(&self.0.evictions).collect(before.rates());
         self.0.groups.store(Arc::new(groups));
         self.0.apply_tables(config);
         #[cfg(feature = "admin")]

@@ -203,6 +203,12 @@ impl ClientIp {
         self
     }
 
+    /// The key that a client with this address is charged to.
+    #[cfg(all(feature = "admin", feature = "config"))]
+    pub(crate) fn key_of(&self, address: IpAddr) -> Key {
+        Key::ip_network(address, self.v6_prefix)
+    }
+
     /// The client's address, without the grouping by [prefix](Self::v6_prefix).
     #[must_use]
     pub fn address(&self, head: RequestHead<'_>) -> Option<IpAddr> {

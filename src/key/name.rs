@@ -36,10 +36,25 @@ use super::{Identity, IpNet, Key, percent};
 pub struct KeyName {
     text: Arc<str>,
     key: Key,
+    /// Whether it was written as an IPv6 address that has the key's IPv4 address inside.
+    is_embedded: bool,
 }
 
 /// The kinds whose text is a credential, which is not to be kept.
 const CREDENTIALS: [&str; 2] = ["bearer", "api-key"];
+
+/// What people write in place of these. No key has such a kind, as what follows would be kept though it may be a secret.
+const LIKE_CREDENTIALS: [&str; 9] = [
+    "apikey",
+    "api_key",
+    "x-api-key",
+    "authorization",
+    "proxy-authorization",
+    "basic",
+    "cookie",
+    "jwt",
+    "token",
+];
 
 /// The kinds that this crate makes keys of.
 const KINDS_OF_THIS_CRATE: [&str; 3] = ["ip", "bearer", "api-key"];
@@ -83,6 +98,7 @@ impl KeyName {
         Ok(Self {
             text: text.into(),
             key,
+            is_embedded: false,
         })
     }
 
@@ -101,6 +117,13 @@ impl KeyName {
     #[must_use]
     pub fn key(&self) -> Key {
         self.key
+    }
+
+    /// Whether the name was written as an IPv6 address whose key is that of the IPv4 address inside: NAT64, 6to4 or
+    /// Teredo. Such a name cannot be exempted, as the IPv4 address is another client's.
+    #[must_use]
+    pub fn is_embedded(&self) -> bool {
+        self.is_embedded
     }
 
     /// The name as text.
@@ -123,6 +146,7 @@ impl From<Key> for KeyName {
         Self {
             text: text.into(),
             key,
+            is_embedded: false,
         }
     }
 }
@@ -133,9 +157,12 @@ impl FromStr for KeyName {
     fn from_str(text: &str) -> Result<Self, KeyNameError> {
         // Kinds live on, so those of names that are refused are not kept.
         match Parts::read(text)? {
-            Parts::Key(key) => Ok(key.into()),
+            Parts::Key(key) => Ok(Self {
+                is_embedded: is_embedded(text, &key),
+                ..key.into()
+            }),
             Parts::Fingerprint { kind, bits } => {
-                Ok(Key::from_fingerprint(interned(kind)?, bits).into())
+                Ok(Key::from_fingerprint(kept(kind)?, bits).into())
             }
             Parts::Named { kind, name } => Self::named(interned(kind)?, name),
         }
@@ -222,6 +249,15 @@ fn address(text: &str) -> Result<Key, KeyNameError> {
     Ok(Key::network(network))
 }
 
+/// Whether a name that was read as this key is an IPv6 address with an IPv4 address inside.
+fn is_embedded(text: &str, key: &Key) -> bool {
+    let written = text.trim().strip_prefix("ip:").map(str::trim);
+    let address = written.and_then(|text| text.split('/').next()?.parse().ok());
+    // A mapped one is the IPv4 address, and has no other owner.
+    let has_v4 = address.is_some_and(|ip: IpAddr| Key::embedded_v4(ip.to_canonical()).is_some());
+    has_v4 && matches!(key.identity, Identity::V4(_))
+}
+
 fn fingerprint(digits: &str) -> Result<[u64; 2], KeyNameError> {
     let hexadecimal = digits.len() == 32 && digits.bytes().all(|b| b.is_ascii_hexdigit());
     let half = |digits| u64::from_str_radix(digits, 16).map_err(|_| KeyNameError::Fingerprint);
@@ -231,28 +267,35 @@ fn fingerprint(digits: &str) -> Result<[u64; 2], KeyNameError> {
     Ok([half(&digits[..16])?, half(&digits[16..])?])
 }
 
-/// A kind that lives as long as the process; so there is a bound on how many are taken from text.
+/// Whether what follows a kind is a credential, however the kind is written.
+pub(crate) fn means_credential(kind: &str) -> bool {
+    let mut kinds = CREDENTIALS.iter().chain(&LIKE_CREDENTIALS);
+    kinds.any(|known| known.eq_ignore_ascii_case(kind.trim()))
+}
+
+/// The kind of a key with a readable name.
 pub(crate) fn interned(kind: &str) -> Result<&'static str, KeyNameError> {
+    let decoded = percent::decode(kind).map_err(|_| KeyNameError::Kind)?;
+    if means_credential(&decoded) && !CREDENTIALS.contains(&&*decoded) {
+        return Err(KeyNameError::Kind);
+    }
+    kept(kind)
+}
+
+/// A kind that lives as long as the process; so there is a bound on how many are taken from text.
+fn kept(kind: &str) -> Result<&'static str, KeyNameError> {
     static KINDS: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
     let kind = percent::decode(kind).map_err(|_| KeyNameError::Kind)?;
     if kind.is_empty() || kind.len() > 64 || kind.trim() != kind {
         return Err(KeyNameError::Kind);
     }
-    // Of no key that this crate makes, and what follows would be kept though it may be a secret.
-    let meant = [
-        "ip",
-        "bearer",
-        "api-key",
-        "apikey",
-        "x-api-key",
-        "authorization",
-        "proxy-authorization",
-        "cookie",
-        "token",
-        "api_key",
-        "jwt",
-    ];
-    if meant.contains(&&*kind.to_ascii_lowercase()) && !KINDS_OF_THIS_CRATE.contains(&&*kind) {
+    let is_meant = |known: &&&str| known.eq_ignore_ascii_case(&kind);
+    // No key of this crate has a kind that is written otherwise.
+    if KINDS_OF_THIS_CRATE
+        .iter()
+        .find(is_meant)
+        .is_some_and(|known| *known != kind)
+    {
         return Err(KeyNameError::Kind);
     }
     if let Some(known) = CREDENTIALS.into_iter().find(|known| *known == kind) {
@@ -393,6 +436,9 @@ mod tests {
             assert_eq!(name(KeyName::from(key).as_str()).key(), key, "{text}");
         }
         assert_eq!(KeyName::id("a:b", "c"), Ok(name("a%3Ab:c")));
+        // There is no secret in a fingerprint.
+        let token = KeyName::from(Key::new("token", b"hunter2"));
+        assert_eq!(name(token.as_str()), token);
         let odd = Key::id("ip", "x");
         assert_eq!(name(KeyName::from(odd).as_str()).key(), odd);
         for (kind, id) in [("org", "a b"), ("bearer", " x "), ("org", "ä")] {
@@ -402,6 +448,25 @@ mod tests {
             assert_eq!(KeyName::id("org", id), Err(KeyNameError::Name), "{id:?}");
         }
         assert_eq!(KeyName::id("ip", "x"), Err(KeyNameError::Kind));
+    }
+
+    #[test]
+    fn a_name_that_has_an_ipv4_address_inside_is_known() {
+        for (text, is_embedded) in [
+            ("ip:2002:cb00:7107::1", true),
+            ("ip: 2002:cb00:7107::1/128 ", true),
+            ("ip:64:ff9b::203.0.113.7", true),
+            ("ip:2001:0:4136:e378:8000:63bf:3fff:fdde", true),
+            // One client.
+            ("ip:::ffff:203.0.113.7", false),
+            ("ip:203.0.113.7", false),
+            ("ip:2001:db8::1", false),
+            ("ip:2002::/16", false),
+            ("ip:203.0.113.0/24", false),
+            ("org:2002:cb00:7107::1", false),
+        ] {
+            assert_eq!(name(text).is_embedded(), is_embedded, "{text}");
+        }
     }
 
     #[test]
@@ -488,6 +553,9 @@ mod tests {
             ("%ff:a", Kind),
             ("Bearer:hunter2", Kind),
             ("x-api-key:hunter2", Kind),
+            ("token:hunter2", Kind),
+            ("Basic:hunter2", Kind),
+            (&*format!("Bearer#{}", "1".repeat(32)), Kind),
             ("IP:192.0.2.1", Kind),
             ("ip:nowhere", Address),
             ("ip:192.0.2.0/33", Address),

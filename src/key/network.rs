@@ -65,6 +65,11 @@ impl IpNet {
         self.prefix
     }
 
+    /// Whether this is a single address.
+    pub(crate) fn is_one_address(&self) -> bool {
+        *self == Self::from(self.address)
+    }
+
     /// The IPv4 network, if this is a network of IPv4-mapped addresses, such as `::ffff:10.0.0.0/104`.
     pub(crate) fn unmapped(self) -> Self {
         let v4 = match self.address {

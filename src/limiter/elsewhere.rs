@@ -41,6 +41,9 @@ pub struct SharedLimiters {
     pub(super) names: Vec<Arc<str>>,
     /// Check values of the services' secrets.
     pub(super) checks: Vec<String>,
+    /// The most overrides that a service keeps although the store has lost them.
+    pub(super) lost: u64,
+    pub(super) has_lists: bool,
     limits: Limits,
     store: RedisStore,
 }
@@ -72,6 +75,8 @@ impl SharedLimiters {
         let limits = limits.copied();
         let described = texts.iter().filter_map(|text| Description::from_text(text));
         let (mut tiers, mut names, mut checks) = (Vec::new(), Vec::new(), Vec::new());
+        let mut lost = 0;
+        let mut has_lists = false;
         let limiters = described.filter_map(|described| match described {
             Description::Rate(rates) => Shared::rate(&rates, store, &limits),
             Description::Concurrency(slots) => Shared::slots("concurrency", slots, store),
@@ -84,8 +89,16 @@ impl SharedLimiters {
                 names.push(name.into());
                 None
             }
+            Description::Lists => {
+                has_lists = true;
+                None
+            }
             Description::Secret { check } => {
                 checks.push(check);
+                None
+            }
+            Description::Lost { overrides, .. } => {
+                lost = overrides.max(lost);
                 None
             }
         });
@@ -94,6 +107,8 @@ impl SharedLimiters {
             tiers,
             names,
             checks,
+            lost,
+            has_lists,
             limits,
             store: store.clone(),
         })

@@ -9,6 +9,7 @@ use super::leases::{Leases, Shared};
 use super::share::Share;
 use crate::capacity::Capacity;
 use crate::key::Key;
+use crate::limit::Limit;
 use crate::limits::{
     BoxFuture, CountedIn, ExplainedSlots, LimitExplanation, LimitTarget, LimitUsage, Limits,
 };
@@ -285,6 +286,10 @@ impl LimitTarget for AtWork {
 
     fn names(&self) -> Vec<Arc<str>> {
         vec![self.name.clone()]
+    }
+
+    fn applies(&self, limit: &Limit) -> bool {
+        limit.concurrency(&self.name).is_some()
     }
 
     #[cfg(feature = "redis")]

@@ -116,6 +116,10 @@ impl Leases {
         shared.numbers = Arc::new(LeaseNumbers::clone(&shared.numbers));
         change(shared);
         shared.tell_limits();
+        // The name may be set later.
+        if !shared.name.is_empty() {
+            (shared.observers).attached("lease", &shared.name, [""]);
+        }
         self
     }
 

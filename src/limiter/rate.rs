@@ -8,10 +8,14 @@ use super::joined::{Joined, Parts};
 use super::rules::{Rules, SetPolicyError, TiersUnsupported};
 use crate::decision::Decision;
 use crate::key::Key;
+#[cfg(feature = "admin")]
+use crate::limits::LimitExplanation;
 use crate::limits::Limits;
 use crate::nesting::Nesting;
 use crate::policy::{NamedQuota, Policy};
 use crate::store::{MemoryStore, RateStats, RateStore, Reply, SecretMissing};
+#[cfg(all(feature = "config", feature = "metrics"))]
+use crate::sync::{AtomicU64, Ordering};
 
 /// Decides by key whether a request fits its quotas. Clones share one limit.
 ///
@@ -45,6 +49,9 @@ struct Limit {
     rules: Option<Arc<Rules>>,
     joined: Option<Joined>,
     nesting: Arc<Nesting>,
+    /// Those that [`new_evictions`](RateLimiter::new_evictions) has returned.
+    #[cfg(all(feature = "config", feature = "metrics"))]
+    evictions: AtomicU64,
 }
 
 impl RateLimiter {
@@ -141,6 +148,8 @@ impl RateLimiter {
                 rules,
                 joined: None,
                 nesting: Arc::new(Nesting::new()),
+                #[cfg(all(feature = "config", feature = "metrics"))]
+                evictions: AtomicU64::new(0),
             }),
             tier: None,
         })
@@ -155,6 +164,8 @@ impl RateLimiter {
                 rules: None,
                 joined: Some(joined),
                 nesting: Arc::new(Nesting::new()),
+                #[cfg(all(feature = "config", feature = "metrics"))]
+                evictions: AtomicU64::new(0),
             }),
             tier: None,
         }
@@ -192,6 +203,15 @@ impl RateLimiter {
     /// How the services of this limit are known when they are nested.
     pub(crate) fn nesting(&self) -> Arc<Nesting> {
         self.limit.nesting.clone()
+    }
+
+    /// Explains each quota for a key.
+    #[cfg(feature = "admin")]
+    pub(crate) async fn explained(&self, key: Key) -> Vec<LimitExplanation> {
+        match self.rules() {
+            Some(rules) => rules.explained(key, None).await,
+            None => Vec::new(),
+        }
     }
 
     pub(super) fn rules(&self) -> Option<&Rules> {
@@ -328,6 +348,14 @@ impl RateLimiter {
     #[must_use]
     pub fn stats(&self) -> Option<RateStats> {
         self.limit.rules.as_ref()?.buckets().stats()
+    }
+
+    /// How many keys were evicted since the last call, for a counter that outlives this limiter.
+    #[cfg(all(feature = "config", feature = "metrics"))]
+    pub(crate) fn new_evictions(&self) -> Option<u64> {
+        let evictions = self.stats()?.evictions;
+        let before = (self.limit.evictions).fetch_max(evictions, Ordering::Relaxed);
+        Some(evictions.saturating_sub(before))
     }
 
     /// The policies that this limiter was built with. Without [`Limits`], quotas that are off are left out.

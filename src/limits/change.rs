@@ -3,22 +3,29 @@
 use std::time::SystemTime;
 
 #[cfg(feature = "redis")]
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::entry::time;
 use super::{Limits, LimitsError, Override};
 use crate::key::KeyName;
 use crate::sync::lock;
 
-/// A change of an override; of [`Limits::changes`](super::Limits::changes).
+const SET: &str = "override set";
+const DELETED: &str = "override deleted";
+const ENDED: &str = "override ended";
+const ACCEPTED: &str = "loss of overrides accepted";
+
+/// A change of an override, or of what replicas keep; of [`Limits::changes`](super::Limits::changes).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LimitChange {
     /// When it was made: by the clock of the store, or of this process.
     pub at: SystemTime,
-    /// Whose override was changed.
-    pub key: KeyName,
-    /// The override before; `None` if there was none, or it cannot be read.
+    /// Whose override was changed. `None` when an operator [accepted](super::Limits::accept_loss) that overrides were
+    /// lost, with which all of these go.
+    pub key: Option<KeyName>,
+    /// The override before, with its end and note, so that it can be set again; `None` if there was none, or it cannot
+    /// be read.
     pub before: Option<Override>,
     /// The override now; `None` if it was deleted, or has ended.
     pub after: Option<Override>,
@@ -38,7 +45,7 @@ impl Limits {
     ///
     /// [`LimitsError::Unavailable`] when they are kept in a store that cannot be reached.
     pub async fn changes(&self, count: usize) -> Result<Vec<LimitChange>, LimitsError> {
-        self.remove_ended();
+        self.turn_ends();
         #[cfg(feature = "redis")]
         if let Some(replica) = &self.0.replica {
             return replica.last_changes(count).await;
@@ -53,7 +60,7 @@ impl LimitChange {
     pub(super) fn ended(key: KeyName, before: Option<Override>, at: u64) -> Self {
         Self {
             at: time(at),
-            key,
+            key: Some(key),
             before,
             after: None,
             author: None,
@@ -62,44 +69,162 @@ impl LimitChange {
         }
     }
 
-    /// Logs and counts the change.
+    /// An override that had ended is in force again.
+    pub(super) fn back(key: KeyName, after: Option<Override>, at: u64) -> Self {
+        Self {
+            at: time(at),
+            key: Some(key),
+            before: None,
+            after,
+            author: None,
+            origin: Some("the clock was set back before the end".into()),
+            has_ended: false,
+        }
+    }
+
+    /// An operator has accepted that overrides were lost.
+    #[cfg(feature = "redis")]
+    pub(super) fn loss_accepted(
+        author: Option<Box<str>>,
+        origin: Option<Box<str>>,
+        at: u64,
+    ) -> Self {
+        Self {
+            at: time(at),
+            key: None,
+            before: None,
+            after: None,
+            author,
+            origin,
+            has_ended: false,
+        }
+    }
+
+    /// Logs and counts a change that was made here.
     pub(super) fn report(&self) {
+        self.count(Made::Here);
+        self.log(Made::Here);
+    }
+
+    pub(super) fn log(&self, made: Made) {
+        let made = made.as_str();
+        let Some(key) = &self.key else {
+            tracing::warn!(
+                author = self.author.as_deref(),
+                origin = self.origin.as_deref(),
+                made,
+                "{}",
+                self.word(),
+            );
+            return;
+        };
         let shown =
             |entry: &Option<Override>| entry.as_ref().map(|entry| entry.limit().to_string());
         let (before, after) = (shown(&self.before), shown(&self.after));
         let after_entry = self.after.as_ref();
         tracing::info!(
-            key = self.key.as_str(),
+            key = key.as_str(),
             before = before.as_deref().unwrap_or("none"),
             after = after.as_deref().unwrap_or("none"),
             end = after_entry.and_then(Override::end_seconds),
             note = after_entry.and_then(Override::note),
             author = self.author.as_deref(),
             origin = self.origin.as_deref(),
+            made,
             "{}",
             self.word(),
         );
+    }
+
+    pub(super) fn count(&self, made: Made) {
         #[cfg(feature = "metrics")]
-        metrics::counter!("admission_limit_changes_total", "change" => self.word()).increment(1);
+        Self::counter(self.word(), made).increment(1);
+        let _ = made;
+    }
+
+    #[cfg(feature = "metrics")]
+    fn counter(word: &'static str, made: Made) -> metrics::Counter {
+        let origin = made.as_str();
+        metrics::counter!("admission_limit_changes_total", "change" => word, "origin" => origin)
+    }
+
+    /// Creates the counters of [`report`](Self::report) with 0. Without that Prometheus sees no increase at the first
+    /// change of each kind.
+    pub(super) fn count_from_zero(in_store: bool) {
+        let _ = in_store;
+        #[cfg(feature = "metrics")]
+        {
+            metrics::describe_counter!(
+                "admission_limit_changes_total",
+                metrics::Unit::Count,
+                "Changes of overrides that this process made, or that another one made in its store."
+            );
+            let words = [SET, DELETED, ENDED, ACCEPTED];
+            let of_all = words.map(|word| (word, Made::Here));
+            #[cfg(feature = "redis")]
+            let elsewhere = words.map(|word| (word, Made::Elsewhere));
+            #[cfg(not(feature = "redis"))]
+            let elsewhere = [];
+            // In memory there are no other processes, and nothing is lost.
+            let (here, elsewhere) = match in_store {
+                true => (&of_all[..], &elsewhere[..]),
+                false => (&of_all[..3], &elsewhere[..0]),
+            };
+            for (word, made) in here.iter().chain(elsewhere) {
+                Self::counter(word, *made).increment(0);
+            }
+        }
     }
 
     fn word(&self) -> &'static str {
         match self.after {
-            _ if self.has_ended => "override ended",
-            Some(_) => "override set",
-            None => "override deleted",
+            _ if self.key.is_none() => ACCEPTED,
+            _ if self.has_ended => ENDED,
+            Some(_) => SET,
+            None => DELETED,
         }
     }
 }
 
-/// A change as it lies in a store.
+/// Where a change was made.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Made {
+    /// In this process.
+    Here,
+    /// In another one, so that this process read it of the store.
+    #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "one process"))]
+    Elsewhere,
+}
+
+impl Made {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Here => "here",
+            Self::Elsewhere => "elsewhere",
+        }
+    }
+}
+
+/// A change as it lies in a store, in the list `{prefix:limits}:audit`: JSON.
 #[cfg(feature = "redis")]
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Stored {
+    /// 16 hexadecimal digits, random.
+    #[serde(default)]
+    id: String,
+    /// Its place in the order of changes.
+    #[serde(default)]
+    version: u64,
+    /// In seconds since the Unix epoch, by the clock of the store.
     at: u64,
+    /// Nothing when a loss was accepted.
+    #[serde(default)]
     key: String,
+    /// The override before, or nothing: the limit, then lines `end: SECONDS`, `note: ..`, `author: ..`,
+    /// `changed_at: SECONDS`, as far as it has these.
     #[serde(default)]
     before: String,
+    /// The override after, in the same way; nothing when it was deleted.
     #[serde(default)]
     after: String,
     #[serde(default)]
@@ -108,22 +233,40 @@ struct Stored {
     origin: String,
     #[serde(default)]
     ended: bool,
+    #[serde(default)]
+    loss_accepted: bool,
+}
+
+/// A change with its place in the audit trail of a store.
+#[cfg(feature = "redis")]
+pub(super) struct Audited {
+    pub(super) id: Option<u64>,
+    pub(super) version: u64,
+    pub(super) change: LimitChange,
 }
 
 #[cfg(feature = "redis")]
-impl LimitChange {
+impl Audited {
     /// `None` for what is none.
     pub(super) fn from_stored(text: &[u8]) -> Option<Self> {
         let stored: Stored = serde_json::from_str(&String::from_utf8_lossy(text)).ok()?;
         let line = |text: &str| super::entry::line(text);
+        let key = match stored.loss_accepted {
+            true => None,
+            false => Some(stored.key.parse().ok()?),
+        };
         Some(Self {
-            at: time(stored.at),
-            key: stored.key.parse().ok()?,
-            before: Override::from_stored(&stored.before),
-            after: Override::from_stored(&stored.after),
-            author: line(&stored.author),
-            origin: line(&stored.origin),
-            has_ended: stored.ended,
+            id: u64::from_str_radix(&stored.id, 16).ok(),
+            version: stored.version,
+            change: LimitChange {
+                at: time(stored.at),
+                key,
+                before: Override::from_stored(&stored.before),
+                after: Override::from_stored(&stored.after),
+                author: line(&stored.author),
+                origin: line(&stored.origin),
+                has_ended: stored.ended,
+            },
         })
     }
 }

@@ -23,9 +23,16 @@ pub(crate) enum Description {
     Name {
         name: String,
     },
+    /// A service looks its requests up on the lists of these limits.
+    Lists,
     /// The [check value](crate::Secret::check_value) of the services' secret.
     Secret {
         check: String,
+    },
+    /// How many overrides a replica keeps that the store has lost. A tool sees the store alone.
+    Lost {
+        replica: String,
+        overrides: u64,
     },
 }
 
@@ -122,8 +129,11 @@ impl Description {
             Self::Lease(slots) => format!("lease {}", slots.name),
             Self::Tier { name } => format!("tier {name}"),
             Self::Name { name } => format!("name {name}"),
+            Self::Lists => "lists".to_owned(),
             // Of each, so that services that change to another secret do not hide each other's.
             Self::Secret { check } => format!("secret {check}"),
+            // Known for minutes and not for a day, by this word: see limiters_publish.lua.
+            Self::Lost { replica, .. } => format!("lost {replica}"),
         }
     }
 

@@ -1,7 +1,9 @@
 //! A change of an override, with who makes it and under what condition.
 
+use std::time::Duration;
+
 use super::entry::{line, time};
-use super::state::Source;
+use super::state::{Source, State};
 use super::{LimitChange, Limits, LimitsError, Override};
 use crate::key::KeyName;
 use crate::sync::lock;
@@ -14,6 +16,7 @@ pub struct LimitEdit<'a> {
     key: &'a KeyName,
     pub(super) by: By,
     expected: Option<Option<Override>>,
+    lasting: Option<Duration>,
 }
 
 /// Who makes a change, and from where.
@@ -30,6 +33,7 @@ impl<'a> LimitEdit<'a> {
             key,
             by: By::default(),
             expected: None,
+            lasting: None,
         }
     }
 
@@ -53,6 +57,26 @@ impl<'a> LimitEdit<'a> {
         self
     }
 
+    /// Sets how long the override that is [set](Self::set) lasts, in place of its [end](Override::with_end): the end is
+    /// computed by the clock of the store, or of this process if there is no store. So the clock of the caller need not
+    /// be right. Rounded up to whole seconds. Default: the end of the override, if it has one.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_admission::{Limit, Limits};
+    /// # async fn ban(limits: &Limits) -> Result<(), Box<dyn std::error::Error>> {
+    /// let banned: Limit = "deny all".parse()?;
+    /// let key = "ip:192.0.2.1".parse()?;
+    /// let hour = Duration::from_secs(3600);
+    /// limits.edit(&key).author("anna").lasting(hour).set(banned).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn lasting(mut self, time: Duration) -> Self {
+        self.lasting = Some(time);
+        self
+    }
+
     /// Sets the override, and returns the one before.
     ///
     /// When the future is dropped before it is ready, the override may have been set or not.
@@ -60,21 +84,28 @@ impl<'a> LimitEdit<'a> {
     /// # Errors
     ///
     /// - [`LimitsError::Changed`] when it is not what [`only_if`](Self::only_if) said.
+    /// - [`LimitsError::Unreadable`] when it depends on what the override is, and this version of the crate cannot read
+    ///   the one that is in the store.
     /// - [`LimitsError::TooMany`] for a new key when [`MOST`](Limits::MOST) have one.
     /// - [`LimitsError::TooManyRates`] when there would be more than [`MAX_RATES`](Limits::MAX_RATES) distinct rates.
     /// - [`LimitsError::Network`] when the key is a network, and the limit is anything but `deny all` or `unlimited`.
     /// - [`LimitsError::UnknownTier`] when it names a tier that is not [declared](Limits::tier). Not checked in a
     ///   process that declares none.
     /// - [`LimitsError::Unavailable`] when they are kept in a store that cannot be reached, or
-    ///   does not answer within two seconds: then it may have been set or not.
+    ///   does not answer within two seconds, or the store's [deadline](crate::store::RedisStore::deadline) if that is
+    ///   longer: then it may have been set or not.
     pub async fn set(self, to: impl Into<Override>) -> Result<Option<Override>, LimitsError> {
         let to = to.into();
         Limits::check_network(self.key, to.limit())?;
         #[cfg(feature = "redis")]
         self.limits.read_first().await?;
-        self.limits.check_limit(to.limit())?;
-        let now = self.limits.0.clock.seconds();
-        let to = to.made(self.by.author.as_deref(), now);
+        self.limits.check_tier(to.limit())?;
+        let now = self.limits.0.clock.since_epoch();
+        let to = to.made(self.by.author.as_deref(), now.as_secs());
+        let to = match self.lasting {
+            Some(time) => to.lasting(time, now),
+            None => to,
+        };
         self.change(Some(to)).await
     }
 
@@ -82,14 +113,16 @@ impl<'a> LimitEdit<'a> {
     ///
     /// # Errors
     ///
-    /// [`LimitsError::Changed`] and [`LimitsError::Unavailable`], as [`set`](Self::set).
+    /// [`LimitsError::Changed`], [`LimitsError::Unreadable`] and [`LimitsError::Unavailable`], as [`set`](Self::set).
     pub async fn delete(self) -> Result<Option<Override>, LimitsError> {
+        #[cfg(feature = "redis")]
+        self.limits.read_first().await?;
         self.change(None).await
     }
 
     async fn change(self, to: Option<Override>) -> Result<Option<Override>, LimitsError> {
         let limits = self.limits;
-        limits.remove_ended();
+        limits.turn_ends();
         let (name, others) = limits.names_for(self.key, to.is_some());
         // What is known of the key under another name is what goes.
         let before = lock(&limits.0.state).own_at_run_time(&self.key.key());
@@ -106,6 +139,7 @@ impl<'a> LimitEdit<'a> {
             to,
             by: &self.by,
             expected,
+            lasting: self.lasting,
         };
         let changed = change.make(limits).await?;
         for name in &others {
@@ -114,6 +148,7 @@ impl<'a> LimitEdit<'a> {
                 to: None,
                 by: &self.by,
                 expected: None,
+                lasting: None,
             };
             change.make(limits).await?;
         }
@@ -128,15 +163,20 @@ pub(super) struct EntryChange<'a> {
     pub(super) by: &'a By,
     /// What the entry has to be, if that matters.
     pub(super) expected: Option<&'a Option<Override>>,
+    /// After what time it ends, if the end in `to` is only this clock's.
+    #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "one clock"))]
+    pub(super) lasting: Option<Duration>,
 }
 
 impl EntryChange<'_> {
     async fn make(self, limits: &Limits) -> Result<Option<Override>, LimitsError> {
         #[cfg(feature = "redis")]
         if let Some(replica) = &limits.0.replica {
+            self.check_rates(&lock(&limits.0.state))?;
             return replica.change(limits, self).await;
         }
         let mut state = lock(&limits.0.state);
+        self.check_rates(&state)?;
         let current = state.get(self.name).cloned();
         if self.expected.is_some_and(|expected| *expected != current) {
             return Err(LimitsError::changed(current));
@@ -145,21 +185,36 @@ impl EntryChange<'_> {
         if is_new && state.len() >= Limits::MOST {
             return Err(LimitsError::TooMany);
         }
-        let change = self.made(current, limits.0.clock.seconds());
-        let before = limits.apply(&mut state, Source::RunTime, self.name, self.to);
+        if is_new
+            && state.kept() >= Limits::MOST
+            && let Some(ended) = state.ends.first_ended()
+        {
+            limits.apply(&mut state, Source::RunTime, &ended, None);
+        }
+        let change = self.made(current.clone(), limits.0.clock.seconds());
+        limits.apply(&mut state, Source::RunTime, self.name, self.to);
         if let Some(change) = change {
             state.note(change.clone());
             drop(state);
             change.report();
         }
-        Ok(before)
+        Ok(current)
+    }
+
+    fn check_rates(&self, state: &State) -> Result<(), LimitsError> {
+        match &self.to {
+            Some(to) if state.has_too_many_rates(self.name, to.limit()) => {
+                Err(LimitsError::TooManyRates)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The change for the audit trail, unless it deleted nothing.
     pub(super) fn made(&self, before: Option<Override>, at: u64) -> Option<LimitChange> {
         (before.is_some() || self.to.is_some()).then(|| LimitChange {
             at: time(at),
-            key: self.name.clone(),
+            key: Some(self.name.clone()),
             before,
             after: self.to.clone(),
             author: self.by.author.clone(),

@@ -31,7 +31,12 @@ use crate::limit::Limit;
 ///
 /// Ends are in whole seconds of the wall clock, rounded up, since replicas and restarts share no other clock. An
 /// override has no effect from its end on, and the key has its default again. A decision finds that out by itself: no task
-/// has to run. In a shared store an override is deleted once the store's clock has reached the end.
+/// has to run.
+///
+/// A wall clock may step forward for a moment, so an override that has ended is kept, and is in force again when the clock
+/// is set back before the end. In memory it is kept for an hour by another clock, and one of the
+/// [configuration](super::Limits::set_base) until it is replaced. A shared store deletes an override once the store's own
+/// clock has reached the end. A process whose clock is ahead of that logs a warning every ten minutes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Override {
     limit: Limit,
@@ -66,7 +71,13 @@ impl Override {
     #[must_use]
     pub fn with_end(mut self, end: SystemTime) -> Self {
         let since = end.duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.end = Some(since.as_secs() + u64::from(since.subsec_nanos() > 0));
+        self.end = Some(whole_seconds(since));
+        self
+    }
+
+    /// Sets the end as a time after another one, which is given as the time since the Unix epoch.
+    pub(super) fn lasting(mut self, time: Duration, from: Duration) -> Self {
+        self.end = Some(whole_seconds(from.saturating_add(time)));
         self
     }
 
@@ -217,6 +228,14 @@ pub(super) fn line(text: &str) -> Option<Box<str>> {
     let line = text[..end].replace(is_unseen, " ");
     let line = line.trim();
     (!line.is_empty()).then(|| line.into())
+}
+
+/// Rounded up.
+pub(super) fn whole_seconds(time: Duration) -> u64 {
+    let seconds = time
+        .as_secs()
+        .saturating_add(u64::from(time.subsec_nanos() > 0));
+    seconds.min(MAX_SECONDS)
 }
 
 /// The time that is so many seconds after the Unix epoch, or the latest that there is.

@@ -28,11 +28,22 @@ pub enum LimitsError {
         /// The network.
         network: IpNet,
     },
+    /// An address that is written as NAT64, 6to4 or Teredo is not exempted: its key is that of the IPv4 address inside,
+    /// which any client of a relay can choose. See [`access`](crate::access).
+    Embedded {
+        /// The network of the IPv4 address.
+        network: IpNet,
+    },
     /// The override is not the one that [`LimitEdit::only_if`](super::LimitEdit::only_if) said.
     Changed {
         /// The override as it is.
         current: Option<Box<Override>>,
     },
+    /// The store has an override of the key that this version of the crate cannot read, as one of a later version, so
+    /// that it is not known whether it is the one that [`LimitEdit::only_if`](super::LimitEdit::only_if) said. A change
+    /// without this condition replaces it.
+    #[cfg(feature = "redis")]
+    Unreadable,
     /// Redis, where they are kept, cannot be reached.
     #[cfg(feature = "redis")]
     Unavailable(StoreError),
@@ -68,10 +79,22 @@ impl fmt::Display for LimitsError {
                 f,
                 "ip:{network} is a network, which takes `deny all` or `unlimited` only"
             ),
+            Self::Embedded { network } => {
+                let address = network.address();
+                write!(
+                    f,
+                    "this IPv6 address stands for the IPv4 address {address}, which is another client's: to exempt that \
+                     one, write ip:{address}"
+                )
+            }
             Self::Changed { current: Some(own) } => {
                 write!(f, "the override was changed meanwhile, to {}", own.limit())
             }
             Self::Changed { current: None } => f.write_str("the override was deleted meanwhile"),
+            #[cfg(feature = "redis")]
+            Self::Unreadable => f.write_str(
+                "the store has an override of this key that this version cannot read, so it was not changed",
+            ),
             #[cfg(feature = "redis")]
             Self::Unavailable(_) => {
                 f.write_str("the store that keeps the limits cannot be reached")
@@ -87,7 +110,10 @@ impl std::error::Error for LimitsError {
             | Self::TooManyRates
             | Self::UnknownTier { .. }
             | Self::Network { .. }
+            | Self::Embedded { .. }
             | Self::Changed { .. } => None,
+            #[cfg(feature = "redis")]
+            Self::Unreadable => None,
             #[cfg(feature = "redis")]
             Self::Unavailable(error) => Some(error),
         }

@@ -52,12 +52,12 @@ pub enum LimitSource {
 }
 
 impl LimitSource {
-    /// A word for programs: `override`, `base`, `stored_tier`, `request_tier` or `default`.
+    /// A word for programs: `override`, `file`, `stored_tier`, `request_tier` or `default`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Override => "override",
-            Self::Base => "base",
+            Self::Base => "file",
             Self::StoredTier => "stored_tier",
             Self::RequestTier => "request_tier",
             Self::Default => "default",
@@ -90,7 +90,8 @@ impl Limits {
     /// In the order in which the limiters were made. Charges nothing.
     ///
     /// `tier` is that of the request, which `tier_by` of a layer would select. A tier that is not declared is the
-    /// default. Which limiters a request passes is up to the application, so all of them are explained.
+    /// default. Which limiters a request passes is up to the application, so all of them are explained. Before any of
+    /// them, allow and deny lists decide: [`list_entry`](Self::list_entry).
     ///
     /// ```
     /// use tower_admission::store::MemoryStore;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::Description;
 use super::LimitExplanation;
 use crate::key::Key;
+use crate::limit::Limit;
 use crate::store::StoreStatus;
 
 pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -41,6 +42,13 @@ pub(crate) trait LimitTarget: Send + Sync {
 
     /// The names that an override can have parts for.
     fn names(&self) -> Vec<Arc<str>>;
+
+    /// Whether an override changes anything for it.
+    #[cfg_attr(
+        not(feature = "admin"),
+        allow(dead_code, reason = "the admin endpoints ask")
+    )]
+    fn applies(&self, limit: &Limit) -> bool;
 
     /// The description for tools that ask the store how far it is used up; `None` of one that counts in no
     /// store that replicas share.

@@ -3,7 +3,9 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Limits, LimitsError, Own};
+#[cfg(all(feature = "admin", feature = "redis"))]
+use super::Description;
+use super::{Limits, LimitsError, Owns};
 use crate::capacity::Capacity;
 use crate::key::{IpNet, Key, KeyName};
 use crate::limit::Limit;
@@ -11,14 +13,25 @@ use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering, lock};
 
 /// Which list an entry is on: see [`access`](crate::access).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Listing {
+pub enum Listing {
+    /// The deny list: requests are rejected.
     Denied,
+    /// The allow list: requests are exempt from rates and from limits per key.
     Exempt,
 }
 
 impl Listing {
+    /// A word for programs: `deny` or `allow`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Denied => "deny",
+            Self::Exempt => "allow",
+        }
+    }
+
     /// That of a key with this limit.
-    fn of(limit: &Limit) -> Option<Self> {
+    pub(super) fn of(limit: &Limit) -> Option<Self> {
         Some(match limit.for_all()? {
             Capacity::Unlimited => Self::Exempt,
             Capacity::AtMost(_) => Self::Denied,
@@ -53,7 +66,12 @@ pub(super) struct ListIndex {
     keys: AtomicUsize,
     v4: Lengths,
     v6: Lengths,
+    /// Whether services look requests up here: [`BY_ADDRESS`], and [`BY_KEY`] as well.
+    applied: AtomicU64,
 }
+
+const BY_ADDRESS: u64 = 1;
+const BY_KEY: u64 = 2;
 
 /// Lengths of prefixes, from 0 to 128.
 #[derive(Default)]
@@ -142,7 +160,7 @@ impl Limits {
     pub(crate) fn beside(&self) -> Self {
         let mut limits = Self::new();
         if let Some(inner) = std::sync::Arc::get_mut(&mut limits.0) {
-            inner.clock = self.0.clock.clone();
+            inner.set_clock(self.0.clock.clone());
         }
         limits
     }
@@ -153,13 +171,46 @@ impl Limits {
         self.0.lists.len.load(Ordering::Relaxed) == 0
     }
 
+    /// Notes that a service looks its requests up on these lists, by their keys as well or by their addresses alone.
+    pub(crate) fn apply_lists(&self, by_key: bool) {
+        let how = BY_ADDRESS | if by_key { BY_KEY } else { 0 };
+        self.0.lists.applied.fetch_or(how, Ordering::Relaxed);
+    }
+
+    /// Whether a service of this process looks its requests up on these lists.
+    #[cfg(any(feature = "admin", feature = "config", feature = "redis"))]
+    pub(crate) fn are_lists_applied(&self) -> bool {
+        self.0.lists.applied.load(Ordering::Relaxed) & BY_ADDRESS != 0
+    }
+
+    /// Whether a service looks its requests up on these lists: of this process, or with a store any that wrote so down in
+    /// the last day. A store that does not answer is no reason to say that there is none.
+    #[cfg(feature = "admin")]
+    pub(crate) async fn are_lists_applied_anywhere(&self) -> bool {
+        #[cfg(feature = "redis")]
+        if let (false, Some(replica)) = (self.are_lists_applied(), &self.0.replica) {
+            let written = replica.table.limiters().await;
+            return written.map_or(true, |written| {
+                let described = written.iter().map(|text| Description::from_text(text));
+                described.flatten().any(|one| one == Description::Lists)
+            });
+        }
+        self.are_lists_applied()
+    }
+
+    /// Whether it does so by the keys of requests as well.
+    #[cfg(feature = "admin")]
+    pub(crate) fn are_lists_applied_to_keys(&self) -> bool {
+        self.0.lists.applied.load(Ordering::Relaxed) & BY_KEY != 0
+    }
+
     /// Whether entries on a list are those of other keys than addresses.
     pub(crate) fn lists_keys(&self) -> bool {
         self.0.lists.keys.load(Ordering::Relaxed) > 0
     }
 
     /// The entry of a key, if it is on a list.
-    pub(crate) fn listed(&self, key: &Key) -> Option<Listed> {
+    pub(super) fn listed(&self, key: &Key) -> Option<Listed> {
         self.find_own(key, |own| {
             let now = || self.0.clock.seconds();
             let ends_in = own.entry.end_seconds().map(|end| end.saturating_sub(now()));
@@ -171,41 +222,44 @@ impl Limits {
         })?
     }
 
-    /// The entry of the longest listed network that an address is in, the address itself being the longest.
+    /// The entry of the longest listed network that an address is in, the address itself being the longest. Of a
+    /// network, those count that it is in as a whole.
     ///
     /// Costs a look-up for each length of prefix that an entry has, which are at most 33 or 129.
-    pub(crate) fn listed_address(&self, address: IpAddr) -> Option<Listed> {
-        let mut lengths = self.0.lists.of_family(address).longest_first();
+    pub(super) fn listed_address(&self, address: IpNet) -> Option<Listed> {
+        let lengths = self.0.lists.of_family(address.address()).longest_first();
+        let mut lengths = lengths.filter(|prefix| *prefix <= address.prefix());
         lengths.find_map(|prefix| {
-            let network = IpNet::new(address, prefix).ok()?;
+            let network = IpNet::new(address.address(), prefix).ok()?;
             self.listed(&Key::network(network))
         })
     }
 
-    /// Sets what counts for a key, or that nothing does. Changes are the caller's to keep apart.
-    pub(super) fn set_own(&self, key: &Key, own: Option<Own>) {
-        let listing = |own: &Own| Listing::of(own.entry.limit());
-        let is_listed = own.as_ref().and_then(listing).map(|_| key);
-        let was_listed = self.0.by_key.find(key, listing).flatten().map(|_| key);
+    /// Sets the overrides of a key, or that there are none. Changes are the caller's to keep apart.
+    pub(super) fn set_owns(&self, key: &Key, owns: Option<Owns>) {
+        // Also one that has ended, as the clock may be set back.
+        let is_listed = |owns: &Owns| {
+            let mut all = owns.all();
+            all.any(|own| Listing::of(own.entry.limit()).is_some())
+        };
+        let is = owns.as_ref().is_some_and(is_listed).then_some(key);
+        let was = self.0.by_key.find(key, is_listed);
+        let was = was.unwrap_or_default().then_some(key);
         let by_key = &self.0.by_key;
-        (self.0.lists).change(was_listed, is_listed, || by_key.set(key, own));
+        (self.0.lists).change(was, is, || by_key.set(key, owns));
     }
 
-    /// Whether an entry is one that a network may have.
-    pub(super) fn check_network(name: &KeyName, limit: &Limit) -> Result<(), LimitsError> {
+    /// Whether an entry is one that a network may have, or an IPv6 address with an IPv4 address inside.
+    pub(crate) fn check_network(name: &KeyName, limit: &Limit) -> Result<(), LimitsError> {
+        let embedded = name.key().as_network().filter(|_| name.is_embedded());
+        if let Some(network) = embedded
+            && Listing::of(limit) == Some(Listing::Exempt)
+        {
+            return Err(LimitsError::Embedded { network });
+        }
         match name.key().uncharged_network() {
             Some(network) if Listing::of(limit).is_none() => Err(LimitsError::Network { network }),
             _ => Ok(()),
         }
-    }
-
-    /// As [`check_network`](Self::check_network), of what a store has, where it is logged.
-    #[cfg(feature = "redis")]
-    pub(super) fn fits_network(name: &KeyName, limit: &Limit) -> bool {
-        let checked = Self::check_network(name, limit);
-        if let Err(error) = &checked {
-            tracing::warn!(%error, "a stored limit is ignored");
-        }
-        checked.is_ok()
     }
 }

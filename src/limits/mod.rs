@@ -1,5 +1,7 @@
 //! Overrides of keys, changeable at run time, and tiers.
 
+#[cfg(feature = "redis")]
+mod ahead;
 mod base;
 mod change;
 #[cfg(feature = "redis")]
@@ -9,16 +11,24 @@ mod ends;
 mod entry;
 mod error;
 mod explanation;
+mod in_force;
 mod limited;
+mod list_entry;
 mod lists;
+#[cfg(feature = "redis")]
+mod missing;
 #[cfg(feature = "redis")]
 mod publish;
 #[cfg(feature = "redis")]
 mod reading;
 #[cfg(feature = "redis")]
 mod replica;
+#[cfg(feature = "redis")]
+mod seen;
 mod state;
 mod tiers;
+#[cfg(feature = "redis")]
+mod unreadable;
 mod usage;
 
 use std::fmt;
@@ -34,11 +44,19 @@ pub use self::entry::Override;
 pub use self::error::LimitsError;
 pub(crate) use self::explanation::{ExplainedSlots, UNLIMITED};
 pub use self::explanation::{LimitExplanation, LimitSource, LimitVerdict};
+use self::in_force::Owns;
 pub(crate) use self::limited::{BoxFuture, LimitTarget};
 pub use self::limited::{CountedIn, LimitUsage};
+pub use self::list_entry::ListEntry;
+#[cfg(feature = "admin")]
+pub(crate) use self::list_entry::list_entry;
+pub(crate) use self::list_entry::{listed_address, listed_key};
 use self::lists::ListIndex;
-pub(crate) use self::lists::{Listed, Listing};
-use self::state::{Own, Source, State};
+pub(crate) use self::lists::Listed;
+pub use self::lists::Listing;
+use self::state::{Source, State};
+#[cfg(feature = "admin")]
+pub(crate) use self::usage::Sourced;
 use crate::key::{Key, KeyMap, KeyName};
 use crate::limit::Limit;
 use crate::policy::Tier;
@@ -101,7 +119,7 @@ pub struct Limits(Arc<Inner>);
 
 struct Inner {
     /// For decisions.
-    by_key: KeyMap<Own>,
+    by_key: KeyMap<Owns>,
     /// Which of them are on a list.
     lists: ListIndex,
     tiers: ArcSwap<Vec<Tier>>,
@@ -114,6 +132,14 @@ struct Inner {
     /// Where replicas keep them together.
     #[cfg(feature = "redis")]
     replica: Option<replica::Replica>,
+}
+
+impl Inner {
+    #[cfg(any(feature = "test-util", feature = "config"))]
+    fn set_clock(&mut self, clock: WallClock) {
+        lock(&self.state).clock = clock.clone();
+        self.clock = clock;
+    }
 }
 
 impl Limits {
@@ -130,6 +156,7 @@ impl Limits {
     /// No overrides and no tiers yet, in this process's memory.
     #[must_use]
     pub fn new() -> Self {
+        LimitChange::count_from_zero(false);
         Self(Arc::new(Inner {
             by_key: KeyMap::default(),
             lists: ListIndex::default(),
@@ -151,7 +178,7 @@ impl Limits {
     #[must_use]
     pub fn clock(mut self, clock: crate::store::memory::clock::TestClock) -> Self {
         let inner = Arc::get_mut(&mut self.0).expect("the clock is set before limits are cloned");
-        inner.clock = WallClock::Test(clock);
+        inner.set_clock(WallClock::Test(clock));
         self
     }
 
@@ -197,17 +224,17 @@ impl Limits {
     /// ```
     #[must_use]
     pub fn list_after(&self, after: Option<&KeyName>, count: usize) -> Vec<(KeyName, Override)> {
-        self.remove_ended();
+        self.turn_ends();
         let entries = lock(&self.0.state).after(after, count).into_iter();
         entries
             .map(|(key, entry)| (key, Arc::unwrap_or_clone(entry)))
             .collect()
     }
 
-    /// How many overrides were set at run time.
+    /// How many overrides were set at run time and have not ended.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.remove_ended();
+        self.turn_ends();
         lock(&self.0.state).len()
     }
 
@@ -257,14 +284,6 @@ impl Limits {
         LimitEdit::new(self, key)
     }
 
-    fn check_limit(&self, limit: &Limit) -> Result<(), LimitsError> {
-        self.check_tier(limit)?;
-        if lock(&self.0.state).has_too_many_rates(limit) {
-            return Err(LimitsError::TooManyRates);
-        }
-        Ok(())
-    }
-
     fn check_tier(&self, limit: &Limit) -> Result<(), LimitsError> {
         match limit.tier() {
             Some(tier) => Self::check_tier_in(tier, self.tiers()),
@@ -299,7 +318,7 @@ impl Limits {
     /// address or a fingerprint. For observers, which are told keys.
     #[must_use]
     pub fn name_of(&self, key: &Key) -> KeyName {
-        let name = self.0.by_key.find(key, |own| own.name.clone());
+        let name = self.0.by_key.find(key, |owns| owns.name().clone());
         name.unwrap_or_else(|| KeyName::from(*key))
     }
 
@@ -331,31 +350,6 @@ impl Limits {
         let mut state = lock(&self.0.state);
         state.targets.retain(|target| target.strong_count() > 0);
         state.targets.iter().filter_map(Weak::upgrade).collect()
-    }
-
-    fn apply(
-        &self,
-        state: &mut State,
-        source: Source,
-        name: &KeyName,
-        entry: Option<Override>,
-    ) -> Option<Override> {
-        let key = name.key();
-        let before = state.enter(source, name, entry);
-        let own = state.own(&key);
-        let limit = own.as_ref().map(|own| own.entry.limit());
-        let is_same = |was: &Own| limit == Some(was.entry.limit());
-        let was = self.0.by_key.find(&key, is_same);
-        let is_changed = was.map_or(own.is_some(), |is_same| !is_same);
-        // The name may have changed as well.
-        self.set_own(&key, own);
-        if is_changed {
-            // Decisions go by it already. What the key used before is by it from now on, too.
-            for target in state.targets.iter().filter_map(Weak::upgrade) {
-                target.changed(&key);
-            }
-        }
-        before
     }
 
     /// Has a limiter be told what is changed from now on.

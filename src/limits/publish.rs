@@ -16,6 +16,10 @@ const STANDS: Duration = Duration::from_secs(60);
 #[derive(Default)]
 pub(super) struct Published {
     limiters: Vec<(String, String)>,
+    /// What it said of overrides that the store lost is known by, while it says so.
+    lost: Option<String>,
+    /// What this replica is called there.
+    replica: Option<String>,
     /// When all limits had been read then.
     as_of: Option<Instant>,
     at: Option<Instant>,
@@ -41,10 +45,22 @@ impl Published {
         let names = limits.names().into_iter().map(|name| Description::Name {
             name: name.to_string(),
         });
-        let mut described: Vec<_> = described.chain(tiers).chain(names).collect();
+        let lists = limits.are_lists_applied().then_some(Description::Lists);
+        let described = described.chain(tiers).chain(names).chain(lists);
+        let mut described: Vec<_> = described.collect();
         if table.has_secret && !described.is_empty() {
             let check = Secret::check_value();
             described.push(Description::Secret { check });
+        }
+        let mut lost = None;
+        if let overrides @ 1.. = limits.lost() {
+            let replica = || format!("{:016x}", fastrand::u64(..));
+            let description = Description::Lost {
+                replica: self.replica.get_or_insert_with(replica).clone(),
+                overrides: overrides as u64,
+            };
+            lost = Some(description.field());
+            described.push(description);
         }
         let limiters: Vec<_> = described
             .iter()
@@ -54,16 +70,23 @@ impl Published {
         if stands && self.limiters == limiters && self.as_of == all_read {
             return;
         }
-        let written = if limiters.is_empty() {
+        let mut changes = limiters.clone();
+        if lost.is_none()
+            && let Some(over) = &self.lost
+        {
+            changes.push((over.clone(), String::new()));
+        }
+        let written = if changes.is_empty() {
             Ok(())
         } else {
-            table.publish(&limiters).await
+            table.publish(&changes).await
         };
         if written.is_err_and(|error| passes(&error)) {
             return;
         }
         // What cannot be written at all is tried again in a minute.
         self.limiters = limiters;
+        self.lost = lost;
         self.as_of = all_read;
         self.at = Some(Instant::now());
     }

@@ -2,21 +2,29 @@
 
 use std::collections::HashSet;
 
-use tokio::task::yield_now;
 use tokio::time::Instant;
 
+use super::change::Audited;
+use super::entry::time;
+use super::missing::Expected;
 use super::replica::{Read, Replica};
+use super::seen::report_elsewhere;
 use super::state::{Source, State};
-use super::{Limits, Override};
+use super::{LimitChange, Limits, Override};
 use crate::key::KeyName;
-use crate::store::redis::{Change, Found, LimitTable, StoreError};
+use crate::store::redis::{Change, Changes, Found, LimitTable, StoreError};
 use crate::sync::{Ordering, lock};
 
 /// How often all is read anew at a time, when it is lost or renewed while it is read.
 const READ_WHOLE_AT_A_TIME: usize = 3;
 
-/// Limits that are looked at between two looks at what else there is to do.
-const DROPPED_AT_A_TIME: usize = 1_000;
+/// All names that were found in the store.
+#[derive(Default)]
+pub(super) struct Names {
+    pub(super) keys: HashSet<KeyName>,
+    /// As they are stored: not all need be names of keys.
+    pub(super) stored: HashSet<Vec<u8>>,
+}
 
 impl Replica {
     /// Reads what was changed, or everything.
@@ -24,33 +32,40 @@ impl Replica {
         let _reading = self.reading.lock().await;
         let mut read_whole = 0;
         loop {
-            let known = {
+            let (mut known, made, is_first) = {
                 let read = lock(&self.read);
-                let is_due = read
-                    .all
-                    .is_none_or(|all| all.elapsed() >= self.reads_all_after);
-                let mut known = read.known.clone();
-                if is_due {
-                    // No store has that epoch, so it answers that all is to be read.
-                    known.epoch = b"-".to_vec();
-                }
-                known
+                let is_first = read.all.is_none() && read.known.epoch.is_empty();
+                (read.known.clone(), read.made, is_first)
             };
-            let read = self.table.changes(&known).await?;
-            let Some(changes) = read.changes else {
+            let epoch = known.epoch.clone();
+            if self.is_due() {
+                // No store has that epoch, so it answers that all is to be read.
+                known.epoch = b"-".to_vec();
+            }
+            let mut read = self.table.changes(&known, Limits::MAX_CHANGES).await?;
+            let is_older = read.found.epoch == epoch && read.found.version < made;
+            let changes = read.changes.take().filter(|_| !is_older);
+            let (audited, versions) = self.audited(&read);
+            let Some(changes) = changes else {
+                if !is_first {
+                    report_elsewhere(&audited);
+                }
                 if read_whole == READ_WHOLE_AT_A_TIME {
-                    return Ok(());
+                    return Err(LimitTable::not_settled());
                 }
                 read_whole += 1;
-                self.read_all(limits, read.found).await?;
+                self.read_all(limits, read.found, made).await?;
                 continue;
             };
             let found = read.found;
             let upto = read.upto.unwrap_or(found.version);
+            let mut heard = Vec::new();
             let mut state = lock(&limits.0.state);
             let has_changes = !changes.is_empty();
-            for (name, version, limit) in changes {
-                self.apply_read(limits, &mut state, (name, version, limit));
+            for change in changes {
+                let is_audited = versions.contains(&change.1);
+                let heard_of = self.apply_read(limits, &mut state, change);
+                heard.extend(heard_of.filter(|_| !is_audited));
             }
             let mut known = lock(&self.read);
             if known.known.epoch == found.epoch {
@@ -62,41 +77,67 @@ impl Replica {
                 // What is lost may be less now.
                 known.all = None;
             }
+            drop(known);
+            drop(state);
+            heard.extend(audited);
+            report_elsewhere(&heard);
             if read.upto.is_none() {
                 return Ok(());
             }
         }
     }
 
+    /// Whether all is to be read.
+    fn is_due(&self) -> bool {
+        let all = lock(&self.read).all;
+        all.is_none_or(|all| all.elapsed() >= self.reads_all_after)
+    }
+
+    /// The changes of the audit trail that were not seen before, the oldest first, and the versions of all of them.
+    fn audited(&self, read: &Changes) -> (Vec<LimitChange>, HashSet<u64>) {
+        let audited = read.audited.iter().rev();
+        let audited: Vec<_> = audited
+            .filter_map(|text| Audited::from_stored(text))
+            .collect();
+        let versions = audited.iter().map(|audited| audited.version).collect();
+        let mut seen = lock(&self.seen);
+        let new = audited.into_iter().filter(|audited| {
+            // Those of the next page are told with it.
+            let is_reached = read.upto.is_none_or(|upto| audited.version <= upto);
+            is_reached && audited.id.is_some_and(|id| seen.is_new(id))
+        });
+        (new.map(|audited| audited.change).collect(), versions)
+    }
+
     /// Reads everything, of which this is the epoch and at least the version: page by page, as the runtime
-    /// has other things to do.
-    async fn read_all(&self, limits: &Limits, found: Found) -> Result<(), StoreError> {
-        let (before, is_rolled_back) = {
+    /// has other things to do. `made` is the last version of a change that was made here before.
+    async fn read_all(&self, limits: &Limits, found: Found, made: u64) -> Result<(), StoreError> {
+        let before = {
             let mut state = lock(&limits.0.state);
-            let read = lock(&self.read);
-            let (before, is_rolled_back) = (read.known.clone(), read.is_rolled_back);
-            drop(read);
-            // Of another epoch, versions say nothing.
+            let before = lock(&self.read).known.clone();
+            // Of another epoch, versions say nothing. Of this one they may be of writes that were lost.
             let same = before.epoch == found.epoch;
-            let version = found.version;
+            let version = found.version.max(made);
             state.newer.retain(|_, newer| same && *newer > version);
-            (before, is_rolled_back)
+            before
         };
-        let mut names = HashSet::new();
+        let mut names = Names::default();
         let mut table = String::new();
         let mut cursor = 0;
         loop {
             let (next, page) = self.table.page(cursor).await?;
             let mut state = lock(&limits.0.state);
-            for (name, limit) in page {
+            for (stored, limit) in page {
+                let name = String::from_utf8_lossy(&stored).into_owned();
                 if name == LimitTable::ID {
                     table = limit.unwrap_or_default();
-                    continue;
+                } else {
+                    names.keys.extend(name.parse::<KeyName>().ok());
+                    if str::from_utf8(&stored).is_ok() {
+                        self.apply_read(limits, &mut state, (name, found.version, limit));
+                    }
                 }
-                if let Ok(name) = name.parse::<KeyName>() {
-                    names.insert(name);
-                }
-                self.apply_read(limits, &mut state, (name, found.version, limit));
+                names.stored.insert(stored);
             }
             cursor = next;
             if cursor == 0 {
@@ -110,18 +151,31 @@ impl Replica {
         // One that is older is of a backup.
         let is_accepted = found.accepted > before.accepted;
         let is_other = !before.table.is_empty() && before.table != found.table;
-        let is_older = found.version < before.version || is_rolled_back;
+        let is_same = before.epoch == found.epoch;
+        let is_older = found.version < before.version || is_same && found.version < made;
         let has_lost = self.lost.load(Ordering::Relaxed) > 0 || is_other || is_older;
-        let keeps = has_lost && !is_accepted;
-        let lost = self.missing(limits, &names, keeps).await;
-        self.report_lost(if keeps { lost } else { 0 });
+        let expected = Expected {
+            names,
+            since: before.version,
+            found: &found,
+            is_accepted,
+            keeps: has_lost && !is_accepted,
+        };
+        let Some(lost) = self.missing(limits, &expected).await? else {
+            return Ok(());
+        };
+        self.report_lost(lost);
         let mut read = lock(&self.read);
         // Else a change has found another epoch meanwhile, of which all is to be read.
         if read.known.epoch == before.epoch {
             *read = Read {
                 known: found,
                 all: Some(Instant::now()),
-                is_rolled_back: false,
+                made: if read.made > made && is_same {
+                    read.made
+                } else {
+                    0
+                },
             };
         }
         Ok(())
@@ -141,48 +195,56 @@ impl Replica {
         metrics::gauge!("admission_limits_lost").set(lost as f64);
     }
 
-    /// How many overrides are here that were not found. They are dropped unless they are to be kept.
-    async fn missing(&self, limits: &Limits, found: &HashSet<KeyName>, keeps: bool) -> usize {
-        let (mut after, mut missing) = (None, 0);
-        loop {
-            {
-                let mut state = lock(&limits.0.state);
-                let page = state.names_after(Source::RunTime, after.as_ref(), DROPPED_AT_A_TIME);
-                let Some(last) = page.last() else {
-                    return missing;
-                };
-                after = Some(last.clone());
-                for name in &page {
-                    if !found.contains(name) && !state.newer.contains_key(name) {
-                        missing += 1;
-                        if !keeps {
-                            limits.apply(&mut state, Source::RunTime, name, None);
-                        }
-                    }
-                }
+    /// Applies what was read, unless what was changed here is newer, and returns what it changed. What this version of
+    /// the crate cannot read leaves what was read before.
+    pub(super) fn apply_read(
+        &self,
+        limits: &Limits,
+        state: &mut State,
+        (name, version, stored): Change,
+    ) -> Option<LimitChange> {
+        let Ok(key) = name.parse::<KeyName>() else {
+            match stored {
+                Some(_) => state.unreadable.add(&name, "its name is no key's"),
+                None => state.unreadable.remove(&name),
             }
-            yield_now().await;
-        }
-    }
-
-    /// Applies what was read, unless what was changed here is newer. What this version of the crate
-    /// cannot read is as if it was not there.
-    fn apply_read(&self, limits: &Limits, state: &mut State, (name, version, limit): Change) {
-        let Ok(name) = name.parse() else {
-            return;
+            return None;
         };
-        if state.newer.get(&name).is_none_or(|newer| *newer < version) {
-            let entry = limit.and_then(|text| Override::from_stored(&text));
-            let entry = entry.filter(|entry| Limits::fits_network(&name, entry.limit()));
-            let now = || limits.0.clock.seconds();
-            let entry = match entry {
-                Some(ended) if ended.has_ended(now) => {
-                    state.ended_in_store(name.clone(), ended);
-                    None
-                }
-                entry => entry,
-            };
-            limits.apply(state, Source::RunTime, &name, entry);
+        if state.newer.get(&key).is_some_and(|newer| *newer >= version) {
+            return None;
         }
+        let after = match stored.as_deref().map(|text| read_entry(&key, text)) {
+            Some(Err(why)) => {
+                state.unreadable.add(&name, &why);
+                return None;
+            }
+            Some(Ok(entry)) => Some(entry),
+            None => None,
+        };
+        state.unreadable.remove(&name);
+        let now = limits.0.clock.seconds();
+        let before = limits.apply(state, Source::RunTime, &key, after.clone());
+        if after.as_ref().is_some_and(|entry| entry.has_ended(|| now)) {
+            state.ended_in_store(key.clone(), after.clone());
+        }
+        (before != after).then(|| LimitChange {
+            at: time(now),
+            key: Some(key),
+            author: after.as_ref().and_then(Override::author).map(Box::from),
+            before,
+            after,
+            origin: None,
+            has_ended: false,
+        })
     }
+}
+
+/// An override as it is stored, or why it is none.
+fn read_entry(key: &KeyName, text: &str) -> Result<Override, String> {
+    let Some(entry) = Override::from_stored(text) else {
+        return Err("it is written in another way than this version writes it".to_owned());
+    };
+    let checked = Limits::check_network(key, entry.limit());
+    checked.map_err(|error| error.to_string())?;
+    Ok(entry)
 }

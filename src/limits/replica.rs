@@ -5,8 +5,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use super::ahead::Ahead;
+use super::change::Audited;
 use super::edit::EntryChange;
+use super::entry::{line, whole_seconds};
 use super::publish::Published;
+use super::seen::SeenChanges;
 use super::state::Source;
 use super::{Inner, LimitChange, Limits, LimitsError, Override};
 use crate::key::{KeyMap, KeyName};
@@ -18,9 +22,6 @@ use crate::sync::{AtomicUsize, Mutex, Ordering, lock};
 /// How often changes are asked for, so that each is known everywhere within a second.
 const EVERY: Duration = Duration::from_millis(400);
 
-/// Overrides that have ended and are deleted in the store between two looks at what was changed.
-const ENDED_AT_A_TIME: usize = 100;
-
 /// What is read of the store, and whether anybody does.
 pub(super) struct Replica {
     pub(super) table: LimitTable,
@@ -31,6 +32,7 @@ pub(super) struct Replica {
     pub(super) reads_all_after: Duration,
     /// Overrides that are kept though the store has lost them.
     pub(super) lost: AtomicUsize,
+    pub(super) seen: Mutex<SeenChanges>,
 }
 
 /// How far the store was read.
@@ -39,9 +41,22 @@ pub(super) struct Read {
     pub(super) known: Found,
     /// When all of it was read last.
     pub(super) all: Option<Instant>,
-    /// Whether a version came again, so that writes were lost since.
-    pub(super) is_rolled_back: bool,
+    /// The last version of a change that was made here in this epoch.
+    pub(super) made: u64,
 }
+
+/// The gauges of overrides in a store, which exist from the start.
+#[cfg(feature = "metrics")]
+const GAUGES: [(&str, &str); 2] = [
+    (
+        "admission_limits_lost",
+        "Overrides that the store has lost and this process keeps.",
+    ),
+    (
+        "admission_limits_unreadable",
+        "Overrides in the store that this version cannot read.",
+    ),
+];
 
 impl Limits {
     /// How long a replica goes on with what it has read before it reads all anew: 10 minutes.
@@ -69,6 +84,12 @@ impl Limits {
     /// As [`in_store`](Self::in_store), reading all anew after `cache_ttl`, at least a second.
     #[must_use]
     pub fn in_store_with(store: &RedisStore, cache_ttl: Duration) -> Self {
+        LimitChange::count_from_zero(true);
+        #[cfg(feature = "metrics")]
+        for (gauge, description) in GAUGES {
+            metrics::describe_gauge!(gauge, metrics::Unit::Count, description);
+            metrics::gauge!(gauge).set(0.0);
+        }
         let limits = Self(Arc::new(Inner {
             by_key: KeyMap::default(),
             lists: Default::default(),
@@ -83,6 +104,7 @@ impl Limits {
                 reading: tokio::sync::Mutex::default(),
                 reads_all_after: cache_ttl.max(Duration::from_secs(1)),
                 lost: AtomicUsize::new(0),
+                seen: Mutex::default(),
             }),
         }));
         limits.follow();
@@ -121,24 +143,55 @@ impl Limits {
         let Some(replica) = &self.0.replica else {
             return Ok(());
         };
-        let renewed = replica.table.renew(Renewal::Asked).await;
+        let renewed = replica.table.renew(fastrand::u64(..), Renewal::Asked).await;
         renewed.map_err(LimitsError::Unavailable)?;
         self.refresh().await
     }
 
-    /// Has all replicas drop the overrides that the store has [lost](Self::lost), within a second. In memory nothing is
-    /// lost.
+    /// Has all replicas drop the overrides that the store has [lost](Self::lost), within a second. Each logs how many
+    /// these were, and the first of their names. In memory nothing is lost.
     ///
     /// # Errors
     ///
     /// [`LimitsError::Unavailable`].
     pub async fn accept_loss(&self) -> Result<(), LimitsError> {
+        self.accept_loss_by(None, None).await
+    }
+
+    /// As [`accept_loss`](Self::accept_loss), by a known author and from a known place: for the
+    /// [audit trail](Self::changes), as in [`edit`](Self::edit).
+    ///
+    /// # Errors
+    ///
+    /// [`LimitsError::Unavailable`].
+    pub async fn accept_loss_by(
+        &self,
+        author: Option<&str>,
+        origin: Option<&str>,
+    ) -> Result<(), LimitsError> {
         let Some(replica) = &self.0.replica else {
             return Ok(());
         };
-        let renewed = replica.table.renew(Renewal::LossAccepted).await;
+        let (author, origin) = (author.and_then(line), origin.and_then(line));
+        let begun = SeenChanges::begin(&replica.seen);
+        let why = Renewal::LossAccepted {
+            author: author.as_deref().unwrap_or_default(),
+            origin: origin.as_deref().unwrap_or_default(),
+            audited: Self::MAX_CHANGES,
+        };
+        let renewed = replica.table.renew(begun.id, why).await;
         renewed.map_err(LimitsError::Unavailable)?;
+        begun.done();
+        LimitChange::loss_accepted(author, origin, self.0.clock.seconds()).report();
         self.refresh().await
+    }
+
+    /// The names of overrides in the store that this version of the crate cannot read. The last that it has read of each
+    /// stays in force. Each is logged once, and the gauge `admission_limits_unreadable` has how many there are.
+    #[must_use]
+    pub fn unreadable(&self) -> Vec<Box<str>> {
+        let state = lock(&self.0.state);
+        state.unreadable.names().map(Box::from).collect()
     }
 
     /// Starts the task that reads changes, unless it runs.
@@ -173,12 +226,13 @@ impl Drop for Leaves {
 
 async fn follow(limits: Weak<Inner>, _leaves: Leaves) {
     let mut published = Published::default();
+    let mut ahead = Ahead::default();
     while let Some(inner) = limits.upgrade() {
         let limits = Limits(inner);
         if let Some(replica) = &limits.0.replica {
             // What cannot be read now is read later.
             if replica.read(&limits).await.is_ok() {
-                replica.delete_ended(&limits).await;
+                replica.delete_ended(&limits, &mut ahead).await;
                 let all_read = lock(&replica.read).all;
                 published.publish(&limits, &replica.table, all_read).await;
             }
@@ -207,134 +261,114 @@ impl Replica {
         let call = SetOverride {
             name: change.name.as_str(),
             to: to.as_deref(),
+            lasting: change.lasting.map(whole_seconds),
             author: change.by.author.as_deref().unwrap_or_default(),
             origin: change.by.origin.as_deref().unwrap_or_default(),
             at_most: [Limits::MOST, Limits::MAX_CHANGES],
             ..SetOverride::default()
         };
-        let set = self.set(limits, call, change.expected, change.name, &change.to);
+        let set = self.set(limits, call, change.expected, change.name);
         match set.await.map_err(LimitsError::Unavailable)? {
-            Outcome::Made(before) => {
+            Outcome::Made { before, after } => {
+                let before = before.map(|before| *before);
+                let change = EntryChange {
+                    to: after.map(|after| *after),
+                    ..change
+                };
                 if let Some(made) = change.made(before.clone(), limits.0.clock.seconds()) {
                     made.report();
                 }
                 Ok(before)
             }
             Outcome::Changed(current) => Err(LimitsError::changed(current)),
-            Outcome::Full => Err(LimitsError::TooMany),
+            Outcome::Unreadable => Err(LimitsError::Unreadable),
+            Outcome::Full | Outcome::Early(_) => Err(LimitsError::TooMany),
         }
     }
 
     /// Makes a change in the store, and then here.
-    async fn set(
+    pub(super) async fn set(
         &self,
         limits: &Limits,
         mut call: SetOverride<'_>,
         expected: Option<&Option<Override>>,
         key: &KeyName,
-        to: &Option<Override>,
     ) -> Result<Outcome, StoreError> {
-        let known = lock(&self.read).known.clone();
+        let known = {
+            let read = lock(&self.read);
+            let version = read.known.version.max(read.made);
+            Found {
+                version,
+                ..read.known.clone()
+            }
+        };
+        // What this replica has is what an operator saw: the store may have lost it.
+        let kept = lock(&limits.0.state).get(key).map(Override::to_stored);
         let text = expected.map(|expected| expected.as_ref().map(Override::to_stored));
         let text = text.map(Option::unwrap_or_default);
         call.expected = text.as_deref();
-        call.marks_deletion = self.lost() > 0;
+        call.known = Some(&known);
+        call.keeps_lost = self.lost() > 0;
+        call.kept = kept.as_deref();
+        let begun = SeenChanges::begin(&self.seen);
+        call.id = begun.id;
         let mut set = self.table.set(call.clone()).await?;
-        // What this replica keeps is what an operator saw, and the store has lost it.
-        let kept = lock(&limits.0.state).get(key).cloned();
-        let kept = kept.filter(|_| self.lost() > 0);
-        if matches!(set, SetOutcome::Changed(None)) && kept.is_some() && expected == Some(&kept) {
-            call.expected = Some("");
-            set = self.table.set(call.clone()).await?;
+        if let (SetOutcome::Changed(Some(stored)), Some(expected)) = (&set, expected) {
+            let Some(current) = Override::from_stored(stored) else {
+                return Ok(Outcome::Unreadable);
+            };
+            // It may be written otherwise than this version of the crate writes it.
+            if Some(&current) == expected.as_ref() {
+                let stored = stored.clone();
+                call.expected = Some(&stored);
+                set = self.table.set(call).await?;
+            }
         }
-        // It may be written otherwise than this version of the crate writes it.
-        if let (SetOutcome::Changed(Some(stored)), Some(expected)) = (&set, expected)
-            && Override::from_stored(stored) == *expected
-        {
-            let stored = stored.clone();
-            call.expected = Some(&stored);
-            set = self.table.set(call).await?;
-        }
-        let (epoch, version, table, before) = match set {
+        let (epoch, version, table, before, after) = match set {
             SetOutcome::Set {
                 epoch,
                 version,
                 table,
                 before,
-            } => (epoch, version, table, before),
-            SetOutcome::Full | SetOutcome::Early => return Ok(Outcome::Full),
+                after,
+            } => (epoch, version, table, before, after),
+            SetOutcome::Full => return Ok(Outcome::Full),
+            SetOutcome::Early(now) => return Ok(Outcome::Early(now)),
             SetOutcome::Changed(current) => {
                 let current = current.and_then(|text| Override::from_stored(&text));
                 return Ok(Outcome::Changed(current));
             }
         };
-        // It has to be above what was read before: else Redis has lost writes, as in a failover, and
-        // the replicas that read these would not miss them.
-        let is_repeated = known.epoch == epoch && known.version >= version;
-        if is_repeated {
-            // What cannot be told to the others now they find when they read all anew.
-            let _ = self.table.renew(Renewal::LossFound).await;
-        }
+        begun.done();
         let mut state = lock(&limits.0.state);
         let mut read = lock(&self.read);
-        if is_repeated || read.known.epoch != epoch {
+        if read.known.epoch != epoch {
             // Of data that nobody has read here yet. What is known of the table stays: another one tells of a loss.
             read.known.epoch = epoch;
             read.known.version = 0;
+            read.made = 0;
             read.all = None;
-            read.is_rolled_back |= is_repeated;
             state.newer.clear();
         }
+        read.made = read.made.max(version);
         if read.known.table.is_empty() {
             read.known.table = table;
         }
+        let after = after.and_then(|text| Override::from_stored(&text));
         // Unless a later change was read already.
         let is_read = read.known.version >= version;
         drop(read);
+        state.unreadable.remove(key.as_str());
         let newer = state.newer.get(key).copied().unwrap_or(0);
         if !is_read && newer < version {
             state.newer.insert(key.clone(), version);
-            limits.apply(&mut state, Source::RunTime, key, to.clone());
+            limits.apply(&mut state, Source::RunTime, key, after.clone());
         }
         let before = before.and_then(|text| Override::from_stored(&text));
-        Ok(Outcome::Made(before.or(kept)))
-    }
-
-    /// Deletes overrides in the store that have ended. What fails is done later, here or by another replica.
-    async fn delete_ended(&self, limits: &Limits) {
-        limits.remove_ended();
-        let mut later = Vec::new();
-        for _ in 0..ENDED_AT_A_TIME {
-            let ended = lock(&limits.0.state).ended.pop_first();
-            let Some((name, entry)) = ended else {
-                break;
-            };
-            let call = SetOverride {
-                name: name.as_str(),
-                ended: entry.end_seconds(),
-                at_most: [Limits::MOST, Limits::MAX_CHANGES],
-                ..SetOverride::default()
-            };
-            let expected = Some(entry.clone());
-            match self.set(limits, call, Some(&expected), &name, &None).await {
-                Ok(Outcome::Made(_)) => {
-                    let now = limits.0.clock.seconds();
-                    LimitChange::ended(name, Some(entry), now).report();
-                }
-                // Another replica has deleted it, or an operator has set another one.
-                Ok(Outcome::Changed(_)) => {}
-                // The clock of the store is behind.
-                Ok(Outcome::Full) => later.push((name, entry)),
-                Err(_) => {
-                    later.push((name, entry));
-                    break;
-                }
-            }
-        }
-        let mut state = lock(&limits.0.state);
-        for (name, entry) in later {
-            state.ended.entry(name).or_insert(entry);
-        }
+        Ok(Outcome::Made {
+            before: before.map(Box::new),
+            after: after.map(Box::new),
+        })
     }
 
     /// The last changes, the newest first.
@@ -342,17 +376,25 @@ impl Replica {
         let changes = self.table.audit(count.min(Limits::MAX_CHANGES)).await;
         let changes = changes.map_err(LimitsError::Unavailable)?.into_iter();
         Ok(changes
-            .filter_map(|text| LimitChange::from_stored(&text))
+            .filter_map(|text| Audited::from_stored(&text))
+            .map(|audited| audited.change)
             .collect())
     }
 }
 
 /// What became of a change.
-enum Outcome {
-    /// It was made; with the override before.
-    Made(Option<Override>),
+pub(super) enum Outcome {
+    /// It was made.
+    Made {
+        before: Option<Box<Override>>,
+        after: Option<Box<Override>>,
+    },
     /// The override is another one.
     Changed(Option<Override>),
-    /// It cannot be made now.
+    /// The override cannot be read, so that it is not known whether it is another one.
+    Unreadable,
+    /// There are as many overrides as there may be.
     Full,
+    /// The override has not ended by the clock of the store, which is this in seconds since the Unix epoch.
+    Early(u64),
 }

@@ -1,22 +1,20 @@
 //! The overrides as they are set, for people and for the order of changes.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ops::Bound;
 use std::sync::{Arc, Weak};
 
 use smallvec::SmallVec;
 
+use super::ends::Ends;
+use super::in_force::Own;
+#[cfg(feature = "redis")]
+use super::unreadable::Unreadable;
 use super::{LimitChange, LimitTarget, Limits, Override};
 use crate::key::{Key, KeyName};
 use crate::limit::Limit;
 use crate::rule::Rule;
-
-/// The override that counts for a key.
-pub(super) struct Own {
-    pub(super) entry: Arc<Override>,
-    /// What the key is called in the entry.
-    pub(super) name: KeyName,
-}
+use crate::store::memory::clock::WallClock;
 
 /// Where an override is from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,16 +27,20 @@ pub(super) enum Source {
 
 #[derive(Default)]
 pub(super) struct State {
-    set: Entries,
-    base: Entries,
-    /// When overrides end: in seconds since the Unix epoch.
-    ends: BTreeSet<(u64, Source, KeyName)>,
-    /// Overrides that have ended, and are to be deleted in the store: the text of each, by name.
+    pub(super) set: Entries,
+    pub(super) base: Entries,
+    pub(super) ends: Ends,
+    /// That of the limits.
+    pub(super) clock: WallClock,
+    /// Overrides that have ended, and are to be deleted in the store, the first that ended first.
     #[cfg(feature = "redis")]
-    pub(super) ended: BTreeMap<KeyName, Override>,
+    pub(super) ended: BTreeMap<(u64, KeyName), Override>,
     /// Changes that were made here and that are newer than what was read of the store.
     #[cfg(feature = "redis")]
     pub(super) newer: HashMap<KeyName, u64>,
+    /// What the store has and this version of the crate cannot read.
+    #[cfg(feature = "redis")]
+    pub(super) unreadable: Unreadable,
     /// How often an entry was set, changed or removed.
     pub(super) revision: u64,
     pub(super) targets: Vec<Weak<dyn LimitTarget>>,
@@ -50,7 +52,7 @@ pub(super) struct State {
 
 /// Overrides of one source.
 #[derive(Default)]
-struct Entries {
+pub(super) struct Entries {
     by_name: BTreeMap<KeyName, Arc<Override>>,
     /// The names of entries by their keys: one, unless replicas gave it two at a time.
     names: HashMap<Key, SmallVec<[KeyName; 1]>>,
@@ -74,7 +76,7 @@ impl Entries {
     }
 
     /// The entry of a key: of several names the last, which can be read.
-    fn of(&self, key: &Key) -> Option<Own> {
+    pub(super) fn of(&self, key: &Key) -> Option<Own> {
         let name = self.names.get(key)?.iter().max()?;
         Some(Own {
             entry: self.by_name.get(name)?.clone(),
@@ -113,10 +115,11 @@ impl State {
         self.revision += 1;
         let before = before.map(Arc::unwrap_or_clone);
         if let Some(end) = before.as_ref().and_then(Override::end_seconds) {
-            self.ends.remove(&(end, source, name.clone()));
+            self.ends.remove(end, source, name);
         }
         if let Some(end) = end {
-            self.ends.insert((end, source, name.clone()));
+            let (now, at) = (self.clock.seconds(), self.clock.uptime());
+            self.ends.add(end, source, name, now, at);
         }
         for length in before.iter().flat_map(lengths) {
             if let Some(parts) = self.rates.get_mut(&length) {
@@ -129,15 +132,53 @@ impl State {
         before
     }
 
-    /// What was set at run time for a key, under whatever name.
+    /// What was set at run time for a key, under whatever name, and has not ended.
     pub(super) fn own_at_run_time(&self, key: &Key) -> Option<Override> {
-        self.set.of(key).map(|own| Override::clone(&own.entry))
+        let own = self.set.of(key)?;
+        self.has_effect(&own.entry)
+            .then(|| Override::clone(&own.entry))
+    }
+
+    /// Whether an override has not ended.
+    pub(super) fn has_effect(&self, entry: &Override) -> bool {
+        !entry.has_ended(|| self.clock.seconds())
+    }
+
+    /// Whether an override that was set at run time is in force for a key, under whatever name.
+    pub(super) fn has_at_run_time(&self, key: &Key) -> bool {
+        // Most services have no or few of these and many of the configuration.
+        self.set.names.contains_key(key)
+            && (self.set.of(key)).is_some_and(|own| self.has_effect(&own.entry))
+    }
+
+    /// The override that the configuration has for a key, under whatever name, unless it has ended.
+    #[cfg(feature = "admin")]
+    pub(super) fn own_at_base(&self, key: &Key) -> Option<Arc<Override>> {
+        let entry = self.base.of(key)?.entry;
+        self.has_effect(&entry).then_some(entry)
     }
 
     /// Has an override deleted in the store that has ended.
     #[cfg(feature = "redis")]
-    pub(super) fn ended_in_store(&mut self, name: KeyName, entry: Override) {
-        self.ended.insert(name, entry);
+    pub(super) fn ended_in_store(&mut self, name: KeyName, entry: Option<Override>) {
+        if let Some(entry) = entry
+            && let Some(end) = entry.end_seconds()
+        {
+            self.ended.insert((end, name), entry);
+        }
+    }
+
+    /// When the overrides of a key end.
+    pub(super) fn ends_of(&self, key: &Key) -> SmallVec<[(u64, Source, KeyName); 2]> {
+        let sources = [(Source::RunTime, &self.set), (Source::Base, &self.base)];
+        let named = sources.into_iter().flat_map(|(source, entries)| {
+            let names = entries.names.get(key).into_iter().flatten();
+            names.filter_map(move |name| {
+                let end = entries.by_name.get(name)?.end_seconds()?;
+                Some((end, source, name.clone()))
+            })
+        });
+        named.collect()
     }
 
     /// Keeps a change for the audit trail.
@@ -148,17 +189,33 @@ impl State {
         self.changes.push_back(change);
     }
 
-    /// What was set at run time under a name.
+    /// What was set at run time under a name, and has not ended.
     pub(super) fn get(&self, name: &KeyName) -> Option<&Override> {
-        self.set.by_name.get(name).map(|entry| &**entry)
+        let entry = self.entry(Source::RunTime, name);
+        entry.filter(|entry| self.has_effect(entry))
     }
 
-    /// How many overrides were set at run time.
+    /// What is there under a name, also if it has ended.
+    pub(super) fn entry(&self, source: Source, name: &KeyName) -> Option<&Override> {
+        let entries = match source {
+            Source::RunTime => &self.set,
+            Source::Base => &self.base,
+        };
+        entries.by_name.get(name).map(|entry| &**entry)
+    }
+
+    /// How many overrides were set at run time and have not ended.
     pub(super) fn len(&self) -> usize {
+        let ended = self.ends.ended_at_run_time(self.clock.seconds());
+        self.set.by_name.len() - ended
+    }
+
+    /// How many overrides were set at run time, with those that have ended.
+    pub(super) fn kept(&self) -> usize {
         self.set.by_name.len()
     }
 
-    /// The names of overrides of a key that were set at run time.
+    /// The names of overrides of a key that were set at run time, also of those that have ended.
     pub(super) fn names_of(&self, key: &Key) -> Vec<KeyName> {
         let names = self.set.names.get(key).into_iter().flatten();
         let mut names: Vec<_> = names.cloned().collect();
@@ -166,17 +223,14 @@ impl State {
         names
     }
 
-    /// The override of a key, which may have ended.
-    pub(super) fn own(&self, key: &Key) -> Option<Own> {
-        self.set.of(key).or_else(|| self.base.of(key))
-    }
-
     /// How many overrides there are, set at run time or by the configuration.
     #[cfg(feature = "admin")]
     pub(super) fn count(&self) -> usize {
-        let base = self.base.by_name.keys();
-        let is_replaced = |name: &&KeyName| self.set.names.contains_key(&name.key());
-        self.set.by_name.len() + base.filter(|name| !is_replaced(name)).count()
+        let base = self.base.by_name.iter();
+        let counts = |(name, entry): &(&KeyName, &Arc<Override>)| {
+            self.has_effect(entry) && !self.has_at_run_time(&name.key())
+        };
+        self.len() + base.filter(counts).count()
     }
 
     /// The next overrides, at most `count`, in the order of their names.
@@ -185,12 +239,12 @@ impl State {
         after: Option<&KeyName>,
         count: usize,
     ) -> Vec<(KeyName, Arc<Override>)> {
-        let is_replaced = |name: &KeyName| self.set.names.contains_key(&name.key());
         let base = self.base.after(after);
-        let base = base.filter(|(name, _)| !is_replaced(name)).take(count);
-        // Most services have no or few of the one and many of the other.
-        let mut found: BTreeMap<_, _> = base.collect();
-        found.extend(self.set.after(after).take(count));
+        let base = base
+            .filter(|(name, entry)| self.has_effect(entry) && !self.has_at_run_time(&name.key()));
+        let mut found: BTreeMap<_, _> = base.take(count).collect();
+        let set = self.set.after(after);
+        found.extend(set.filter(|(_, entry)| self.has_effect(entry)).take(count));
         let found = found.into_iter().take(count);
         found
             .map(|(name, entry)| (name.clone(), entry.clone()))
@@ -212,16 +266,24 @@ impl State {
         names.take(count).collect()
     }
 
-    /// The next override that has ended.
-    pub(super) fn ended(&self, now: u64) -> Option<(Source, KeyName)> {
-        let (end, source, name) = self.ends.first()?;
-        (now >= *end).then(|| (*source, name.clone()))
-    }
-
-    /// Whether another entry would have more distinct rates than buckets have numbers for.
-    pub(super) fn has_too_many_rates(&self, limit: &Limit) -> bool {
-        let new = lengths_of(limit).filter(|length| !self.rates.contains_key(length));
-        self.rates.len() + new.count() > Limits::MAX_RATES
+    /// Whether all would have more distinct rates than buckets have numbers for, with this limit in place of the
+    /// override that was set at run time under the name.
+    pub(super) fn has_too_many_rates(&self, name: &KeyName, limit: &Limit) -> bool {
+        let new: HashSet<u64> = lengths_of(limit).collect();
+        let more = new.iter().filter(|length| !self.rates.contains_key(length));
+        let rates = self.rates.len() + more.count();
+        if rates <= Limits::MAX_RATES {
+            return false;
+        }
+        let mut parts: HashMap<u64, usize> = HashMap::new();
+        let replaced = self.entry(Source::RunTime, name).into_iter();
+        for length in replaced.flat_map(lengths) {
+            *parts.entry(length).or_default() += 1;
+        }
+        let is_freed = |(length, parts): &(&u64, &usize)| {
+            !new.contains(length) && self.rates.get(length) == Some(parts)
+        };
+        rates - parts.iter().filter(is_freed).count() > Limits::MAX_RATES
     }
 
     /// Whether these in place of those of the configuration have too many rates.

@@ -4,11 +4,25 @@
 use super::Override;
 #[cfg(feature = "redis")]
 use super::replica::Replica;
+#[cfg(feature = "admin")]
+use super::state::State;
 use super::{LimitUsage, Limits};
 use crate::key::KeyName;
+#[cfg(feature = "admin")]
+use crate::limit::Limit;
 use crate::store::StoreStatus;
 #[cfg(feature = "admin")]
 use crate::sync::lock;
+
+/// An override, and where it comes from.
+#[cfg(feature = "admin")]
+pub(crate) struct Sourced {
+    pub(crate) entry: Override,
+    /// Whether it was set at run time.
+    pub(crate) is_set: bool,
+    /// The override of the configuration that applies when the one that was set is deleted.
+    pub(crate) below: Option<Override>,
+}
 
 impl Limits {
     /// How far each limit is used up by a key, in the order in which the limiters were made.
@@ -21,6 +35,17 @@ impl Limits {
             usages.extend(target.usage(key.key()).await);
         }
         usages
+    }
+
+    /// Whether an override changes anything: false when no part of it is about a limiter that has these limits, as
+    /// `5 concurrent` where nothing limits concurrency, or `10/min` where each policy has several quotas. True where no
+    /// limiter has them.
+    #[cfg(feature = "admin")]
+    pub(crate) fn applies(&self, limit: &Limit) -> bool {
+        let targets = self.targets();
+        // A list takes what is for all limits.
+        let is_for_all = limit.tier().is_some() || limit.for_all().is_some();
+        targets.is_empty() || is_for_all || targets.iter().any(|target| target.applies(limit))
     }
 
     /// How far the limits are used up that are not of any one key. Where limiters count in a store, it is asked.
@@ -46,14 +71,40 @@ impl Limits {
     /// The override that was set at run time, whatever the configuration says.
     #[cfg(feature = "admin")]
     pub(crate) fn override_at_run_time(&self, key: &KeyName) -> Option<Override> {
-        self.remove_ended();
+        self.turn_ends();
         lock(&self.0.state).own_at_run_time(&key.key())
+    }
+
+    /// The override of a key, and where it comes from.
+    #[cfg(feature = "admin")]
+    pub(crate) fn sourced(&self, key: &KeyName) -> Option<Sourced> {
+        self.turn_ends();
+        let entry = self.get_override(key)?;
+        Some(Sourced::new(&lock(&self.0.state), key, entry))
+    }
+
+    /// The next overrides, as [`list_after`](Self::list_after) has them, and where they come from.
+    #[cfg(feature = "admin")]
+    pub(crate) fn sourced_after(
+        &self,
+        after: Option<&KeyName>,
+        count: usize,
+    ) -> Vec<(KeyName, Sourced)> {
+        self.turn_ends();
+        let state = lock(&self.0.state);
+        let entries = state.after(after, count).into_iter();
+        entries
+            .map(|(key, entry)| {
+                let sourced = Sourced::new(&state, &key, Override::clone(&entry));
+                (key, sourced)
+            })
+            .collect()
     }
 
     /// How many overrides there are, set at run time or by the configuration.
     #[cfg(feature = "admin")]
     pub(crate) fn count(&self) -> usize {
-        self.remove_ended();
+        self.turn_ends();
         lock(&self.0.state).count()
     }
 
@@ -61,7 +112,29 @@ impl Limits {
     /// process counts for itself.
     #[cfg(feature = "admin")]
     pub(crate) fn revision(&self) -> u64 {
-        self.remove_ended();
+        self.turn_ends();
         lock(&self.0.state).revision
+    }
+}
+
+#[cfg(feature = "admin")]
+impl Sourced {
+    /// An override that was just set at run time.
+    pub(crate) fn set(entry: Override) -> Self {
+        Self {
+            entry,
+            is_set: true,
+            below: None,
+        }
+    }
+
+    fn new(state: &State, key: &KeyName, entry: Override) -> Self {
+        let is_set = state.has_at_run_time(&key.key());
+        let below = is_set.then(|| state.own_at_base(&key.key())).flatten();
+        Self {
+            entry,
+            is_set,
+            below: below.map(|below| Override::clone(&below)),
+        }
     }
 }

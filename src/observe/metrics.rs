@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram};
+use metrics::{Counter, Unit, counter, describe_counter, describe_gauge, describe_histogram};
 use metrics::{gauge, histogram};
 
 use super::{Observer, Subject};
@@ -32,8 +32,9 @@ use crate::store::{
 /// | `admission_reclaimed_total` | `limiter` | permits that were taken from a response which its client did not read |
 /// | `admission_tracked_keys` | `limiter` | keys that a limiter's store holds, see [`publish`](Self::publish) |
 /// | `admission_evictions_total` | `limiter` | keys given up at the store's bound that had used something, see [`publish`](Self::publish) |
-/// | `admission_limit_changes_total` | `change` | changes of overrides; without an observer |
+/// | `admission_limit_changes_total` | `change`, `origin` | changes of overrides, see [below](#changes-of-overrides); without an observer |
 /// | `admission_limits_lost` | | overrides that a shared store has lost; without an observer |
+/// | `admission_limits_unreadable` | | overrides in a shared store that this version cannot read; without an observer |
 ///
 /// With feature `config` an [`Admission`](crate::config::Admission) has two more, whether it has an observer or not:
 ///
@@ -46,6 +47,27 @@ use crate::store::{
 /// [binds](Subject::policy), and `limit_type` one of `http`, `concurrency`, `access`, `ws_connection`,
 /// `ws_message` and `lease`, see [`Subject::limit_type`]. In flight are the permits of this process,
 /// also where replicas share a limit.
+///
+/// # From the start
+///
+/// Counters of a limiter exist with 0 before its first decision, for the outcomes that it usually has: `admitted`,
+/// `quota_exceeded`, `at_capacity`, `key_at_capacity`, `banned` and `dry_run`. Prometheus does not see an increase where a
+/// counter appears with 1. For that install the recorder before you make [`Limits`](crate::Limits), layers and an
+/// [`Admission`](crate::config::Admission).
+///
+/// # Changes of overrides
+///
+/// `change` is `override set`, `override deleted`, `override ended` or `loss of overrides accepted`. `origin` is `here` for
+/// a change that this process made, and `elsewhere` for one that another process made in the shared store, such as
+/// another replica or `tower-admission --redis`. Each process counts each change once, so **the sum over replicas counts a
+/// change as often as there are replicas**. For the number of changes, sum `origin` in each process and take the largest:
+///
+/// ```text
+/// max by (change) (sum by (instance, change) (increase(admission_limit_changes_total[1h])))
+/// ```
+///
+/// The sum over replicas of `origin="here"` is the number of changes that services made. Two changes of one key that come
+/// within half a second of more than 1,000 others may count as one.
 ///
 /// # How many requests were admitted
 ///
@@ -68,7 +90,7 @@ use crate::store::{
 /// |---|---|---|
 /// | `admission_store_errors_total` | `kind` | calls that failed, by [kind of failure](FailureKind::as_str) |
 /// | `admission_store_up` | | 1 while the store can be reached, in a cluster all its masters, else 0. Exists from the first attempt to connect on |
-/// | `admission_failure_mode_decisions_total` | `mode` | requests that a [failure mode](FailureMode::as_str) decided, because the store did not: `open`, `closed` or `local_share` |
+/// | `admission_failure_mode_decisions_total` | `mode` | decisions of a [failure mode](FailureMode::as_str), because the store did not decide: `open`, `closed` or `local_share`. A request under a rate and a concurrency limit has two |
 /// | `admission_denial_cache_hits_total` | | rejections that took no call |
 ///
 /// All of these begin at 0 with the first attempt to connect, so that Prometheus sees the first failure as an increase.
@@ -246,7 +268,7 @@ fn describe_store() {
     describe_counter!(
         "admission_failure_mode_decisions_total",
         Unit::Count,
-        "Requests that a failure mode decided, because the store did not."
+        "Decisions of a failure mode, because the store did not decide."
     );
     describe_counter!(
         "admission_denial_cache_hits_total",
@@ -255,7 +277,7 @@ fn describe_store() {
     );
 }
 
-fn decision(subject: &Subject<'_>, outcome: &'static str) {
+fn decisions(subject: &Subject<'_>, outcome: &'static str) -> Counter {
     counter!(
         "admission_decisions_total",
         "limiter" => subject.limiter.to_owned(),
@@ -263,10 +285,43 @@ fn decision(subject: &Subject<'_>, outcome: &'static str) {
         "limit_type" => subject.limit_type,
         "outcome" => outcome,
     )
-    .increment(1);
+}
+
+fn decision(subject: &Subject<'_>, outcome: &'static str) {
+    decisions(subject, outcome).increment(1);
+}
+
+/// The outcomes that a limiter of this type usually has; they exist from the start.
+fn usual_outcomes(limit_type: &str) -> &'static [&'static str] {
+    match limit_type {
+        "access" => &["banned"],
+        "http" | "ws_message" => &["admitted", "quota_exceeded", "dry_run"],
+        _ => &["admitted", "at_capacity", "key_at_capacity", "dry_run"],
+    }
 }
 
 impl Observer for MetricsObserver {
+    fn attached(&self, subject: &Subject<'_>) {
+        let limiter = || subject.limiter.to_owned();
+        for outcome in usual_outcomes(subject.limit_type) {
+            decisions(subject, outcome).increment(0);
+        }
+        counter!("rate_limit_hits_total", "limit_type" => subject.limit_type).increment(0);
+        if matches!(subject.limit_type, "http" | "concurrency" | "access") {
+            counter!("admission_requests_total", "limiter" => limiter()).increment(0);
+            counter!("admission_requests_rejected_total", "limiter" => limiter()).increment(0);
+        }
+        match subject.limit_type {
+            "access" => {
+                counter!("admission_requests_exempt_total", "limiter" => limiter()).increment(0);
+            }
+            "concurrency" => {
+                counter!("admission_reclaimed_total", "limiter" => limiter()).increment(0);
+            }
+            _ => {}
+        }
+    }
+
     fn admitted(&self, subject: &Subject<'_>) {
         decision(subject, "admitted");
     }

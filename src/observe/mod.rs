@@ -47,6 +47,13 @@ pub use ::tracing as __tracing;
 /// ```
 #[diagnostic::on_unimplemented(note = "implement `Observer` and write the hooks you need")]
 pub trait Observer: Send + Sync + 'static {
+    /// A limiter is ready to decide. Called before its first decision, once for each of its quotas: when a layer is
+    /// first applied, when a configuration applies, and when [`Leases`](crate::Leases) or limits of WebSockets with a
+    /// name are set up. The subject has no key and no request. For metrics that have to exist before the first decision.
+    fn attached(&self, subject: &Subject<'_>) {
+        let _ = subject;
+    }
+
     /// A layer admitted a request.
     fn admitted(&self, subject: &Subject<'_>) {
         let _ = subject;
@@ -113,6 +120,10 @@ pub trait Observer: Send + Sync + 'static {
 }
 
 impl<O: Observer + ?Sized> Observer for Arc<O> {
+    fn attached(&self, subject: &Subject<'_>) {
+        (**self).attached(subject);
+    }
+
     fn admitted(&self, subject: &Subject<'_>) {
         (**self).admitted(subject);
     }
@@ -267,6 +278,22 @@ impl Observers {
     /// Whether an admitted request is to be marked with [`Decided`].
     pub(crate) fn mark_requests(&self) -> bool {
         self.counts_requests
+    }
+
+    /// Tells observers that a limiter with these quotas is ready to decide.
+    pub(crate) fn attached<'a>(
+        &self,
+        limit_type: &'static str,
+        limiter: &str,
+        policies: impl IntoIterator<Item = &'a str>,
+    ) {
+        if self.is_empty() {
+            return;
+        }
+        for policy in policies {
+            let subject = Subject::new(limit_type, limiter, policy, None);
+            self.tell(|observer| observer.attached(&subject));
+        }
     }
 
     /// When a decision begins that [`decided`](Self::decided) is to be told of; no clock is read

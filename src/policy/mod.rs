@@ -137,6 +137,16 @@ impl Policy {
         }
     }
 
+    /// Whether an override has numbers for one of the quotas.
+    pub(crate) fn is_changed_by(&self, limit: &Limit) -> bool {
+        let is_single = self.quotas().len() == 1;
+        let mut quotas = self.quotas().iter();
+        quotas.any(|quota| {
+            let is_sliding = quota.quota().is_sliding();
+            limit.rule(quota.name(), is_single, is_sliding).is_some()
+        })
+    }
+
     /// The policy under a limit, which names some of its quotas; `None` if it names none of them.
     pub(crate) fn under(&self, limit: &Limit) -> Option<Self> {
         let mut names_any = false;

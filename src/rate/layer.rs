@@ -245,6 +245,12 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
 }
 
 impl<K> RateLimitLayer<K> {
+    /// Tells observers that the limit is ready to decide, unless they know it.
+    #[cfg(feature = "config")]
+    pub(crate) fn tell_attached(&self) {
+        self.shared();
+    }
+
     /// The limit; opened here, if the layer is used for the first time.
     #[track_caller]
     fn opened(&self) -> &RateLimiter {
@@ -261,8 +267,10 @@ impl<K> RateLimitLayer<K> {
     #[track_caller]
     fn shared(&self) -> &Arc<Shared> {
         let limiter = self.opened();
-        self.shared
-            .get_or_init(|| Arc::new(self.settings.with_limiter(limiter.clone())))
+        self.shared.get_or_init(|| {
+            self.settings.tell_attached(limiter);
+            Arc::new(self.settings.with_limiter(limiter.clone()))
+        })
     }
 }
 

@@ -2,12 +2,25 @@
 
 use tokio::time::Instant;
 
-use super::shared::{Rejected, Shared};
+use super::shared::{Rejected, Settings, Shared};
 use crate::decision::Decision;
 use crate::extract::RequestHead;
 use crate::key::Key;
+use crate::limiter::RateLimiter;
 use crate::observe::{Observer, Subject};
+use crate::policy::{NamedQuota, Policy};
 use crate::rejection::Rejection;
+
+impl Settings {
+    /// Tells observers that a layer with these settings is ready to decide.
+    pub(super) fn tell_attached(&self, limiter: &RateLimiter) {
+        if !limiter.is_off() {
+            let quotas = limiter.policies().iter().flat_map(Policy::quotas);
+            let names = quotas.map(NamedQuota::name);
+            self.observers.attached("http", &self.name, names);
+        }
+    }
+}
 
 impl Shared {
     pub(super) fn tell_admitted(

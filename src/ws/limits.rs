@@ -161,6 +161,10 @@ impl SocketLimits {
             }
             let opened = connections.open(shared.store.as_deref());
             shared.connections = connections.opened(&opened);
+            // The name may be set later.
+            if !shared.name.is_empty() {
+                (shared.observers).attached("ws_connection", &shared.name, [""]);
+            }
         })
     }
 

@@ -3,7 +3,7 @@
 use tower::Layer;
 use tower_admission::extract::ClientIp;
 use tower_admission::{
-    AccessLayer, ApiKey, BearerToken, ByToken, Limits, LimitsError, Quota, RateLimitLayer,
+    AccessLayer, ApiKey, BearerToken, ByToken, Limit, Limits, LimitsError, Quota, RateLimitLayer,
 };
 
 use crate::{Counting, bearer, from, name, now, send, set, status, with};
@@ -129,6 +129,19 @@ fn an_address_inside_of_another_one_is_banned_and_not_exempt() {
         assert_eq!(treated(&limits, from(ip)), Banned, "{ip}");
     }
     now(limits.delete(&name("ip:203.0.113.0/24"))).unwrap();
+    // The other way round: what would be exempt is the IPv4 address, which is another client's.
+    for ip in inside {
+        let name = name(&format!("ip:{ip}"));
+        let exempt = now(limits.set(&name, Limit::unlimited()));
+        assert!(matches!(exempt, Err(LimitsError::Embedded { .. })), "{ip}");
+        let error = exempt.unwrap_err().to_string();
+        assert!(error.ends_with("write ip:203.0.113.7"), "{error}");
+        now(limits.set(&name, Limit::deny_all())).unwrap();
+        assert_eq!(treated(&limits, from(ip)), Banned, "{ip}");
+        now(limits.delete(&name)).unwrap();
+    }
+    set(&limits, "ip:2002::/16", "unlimited");
+    assert_eq!(treated(&limits, from("2002:cb00:7107::1")), Exempt);
     set(&limits, "ip:2002::/16", "deny all");
     assert_eq!(treated(&limits, from("2002:cb00:7107::1")), Banned);
     assert_eq!(treated(&limits, from("203.0.113.7")), Unlisted);

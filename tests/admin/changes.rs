@@ -71,7 +71,9 @@ async fn a_change_is_recorded_with_its_operator_and_address() {
         .unwrap();
 
     let (_, answer) = ask(&app, BEN, "GET", "/changes", "").await;
-    let noted = |limit: &str| json!({ "limit": limit, "end": null, "note": null });
+    let noted = |limit: &str| json!({ "limit": limit });
+    let [anna, ben] = [json!("anna"), json!("ben")];
+    let address = json!("ip:192.0.2.7");
     let expected = [
         (
             "org:other",
@@ -84,28 +86,22 @@ async fn a_change_is_recorded_with_its_operator_and_address() {
             "org:acme",
             noted("deny all"),
             Value::Null,
-            json!("anna"),
-            json!("ip:192.0.2.7"),
+            anna.clone(),
+            address.clone(),
         ),
         (
             "org:acme",
             noted("5/h"),
             noted("deny all"),
-            json!("ben"),
-            json!("ip:192.0.2.7"),
+            ben,
+            address.clone(),
         ),
-        (
-            "org:acme",
-            Value::Null,
-            noted("5/h"),
-            json!("anna"),
-            json!("ip:192.0.2.7"),
-        ),
+        ("org:acme", Value::Null, noted("5/h"), anna, address),
     ];
     let changes = answer["changes"].as_array().unwrap();
     assert_eq!(changes.len(), expected.len(), "{answer}");
     for (change, (key, before, after, author, origin)) in changes.iter().zip(expected) {
-        let mut change = change.clone();
+        let mut change = super::untimed(change);
         let at = change.as_object_mut().unwrap().remove("at").unwrap();
         // A time of this century.
         assert!(at.as_u64().unwrap() > 1_700_000_000, "{at}");

@@ -1,6 +1,7 @@
 //! The description of the endpoints: valid, and true of what they answer.
 
 use serde_json::Value;
+use tower_admission::Override;
 
 use super::Service;
 
@@ -34,6 +35,9 @@ async fn answers_are_as_they_are_described() {
         service.calls("acme").await;
     }
     service.put("org:acme", "calls=1/h").await;
+    let filed = Override::new("5/h".parse().unwrap()).with_note("in the file");
+    let base = [("org:filed".parse().unwrap(), filed)];
+    service.limits.set_base(base).unwrap();
     let mut checked = 0;
     for (method, path, route) in [
         ("GET", "/limits", "/limits"),
@@ -46,11 +50,20 @@ async fn answers_are_as_they_are_described() {
         ("DELETE", "/limits/org:acme", "/limits/{key}"),
         ("DELETE", "/limits/org:acme", "/limits/{key}"),
         ("PUT", "/limits/acme", "/limits/{key}"),
+        ("GET", "/changes", "/changes"),
+        ("GET", "/limits/org:filed", "/limits/{key}"),
+        ("DELETE", "/limits/org:filed", "/limits/{key}"),
+        ("PUT", "/limits/org:filed", "/limits/{key}"),
+        ("GET", "/limits", "/limits"),
+        ("POST", "/search", "/search"),
+        ("POST", "/keys/resolve", "/keys/resolve"),
+        ("DELETE", "/limits/org:filed", "/limits/{key}"),
     ] {
-        let body = if method == "PUT" {
-            "{\"limit\":\"2/h\"}"
-        } else {
-            ""
+        let body = match (method, path) {
+            ("PUT", _) => "{\"limit\":\"2/h\"}",
+            (_, "/search") => "{\"q\":\"bearer:hunter2\"}",
+            (_, "/keys/resolve") => "{\"key\":\"org:acme\"}",
+            _ => "",
         };
         let mut request = super::operator(method.trim_end_matches(" if"), path, body);
         if method.ends_with(" if") {

@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use tower_admission::{Key, KeyName, Override};
+
 use super::{Answer, Service, operator};
 
 const PATH: &str = "/limits/org:acme";
@@ -37,7 +39,7 @@ async fn a_change_of_what_was_changed_meanwhile_is_refused_with_both_values() {
     // Another operator is faster.
     let theirs = ask_if(&service, "PUT", ("if-match", &tag(&read)), "6/h").await;
     assert_eq!(
-        (theirs.status, &theirs.json["before"]),
+        (theirs.status, &theirs.json["before"]["limit"]),
         (200, &json!("5/h"))
     );
     let mine = ask_if(&service, "PUT", ("if-match", &tag(&read)), "7/h").await;
@@ -60,7 +62,10 @@ async fn a_change_of_what_was_changed_meanwhile_is_refused_with_both_values() {
     // The answer has the tag to insist with.
     assert_eq!(tag(&mine), tag(&theirs));
     let mine = ask_if(&service, "PUT", ("if-match", &tag(&mine)), "7/h").await;
-    assert_eq!((mine.status, &mine.json["before"]), (200, &json!("6/h")));
+    assert_eq!(
+        (mine.status, &mine.json["before"]["limit"]),
+        (200, &json!("6/h"))
+    );
     let deleted = ask_if(&service, "DELETE", ("if-match", &tag(&mine)), "").await;
     assert_eq!(deleted.status, 200);
 
@@ -93,11 +98,10 @@ async fn limits_are_found_by_a_part_of_their_key_or_limit() {
         let limit = format!("{}/h", 10_000 + n).parse().unwrap();
         service.limits.set(&key, limit).await.unwrap();
     }
-    let found = async |query: &str| {
-        service
-            .ask("GET", &format!("/limits?{query}"), "")
-            .await
-            .json
+    let found = async |body: Value| {
+        let answer = service.ask("POST", "/search", &body.to_string()).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        answer.json
     };
     let keys = |page: &Value| -> Vec<String> {
         let limits = page["limits"].as_array().unwrap();
@@ -106,21 +110,22 @@ async fn limits_are_found_by_a_part_of_their_key_or_limit() {
             .map(|entry| entry["key"].as_str().unwrap().to_owned());
         keys.collect()
     };
-    assert_eq!(keys(&found("q=tenant-0731").await), ["org:Tenant-0731"]);
-    assert_eq!(keys(&found("q=TENANT-0731").await), ["org:Tenant-0731"]);
-    assert_eq!(keys(&found("q=10042%2Fh").await), ["org:Tenant-0042"]);
-    let page = found("q=nothing").await;
+    let q = |text: &str| json!({ "q": text });
+    assert_eq!(keys(&found(q("tenant-0731")).await), ["org:Tenant-0731"]);
+    assert_eq!(keys(&found(q(" TENANT-0731 ")).await), ["org:Tenant-0731"]);
+    assert_eq!(keys(&found(q("10042/h")).await), ["org:Tenant-0042"]);
+    let page = found(q("nothing")).await;
     assert_eq!((keys(&page).len(), &page["total"]), (0, &json!(1_000)));
-    assert_eq!(keys(&found("q=").await).len(), 1_000);
+    assert_eq!(keys(&found(q("")).await).len(), 1_000);
 
     // In pages: those that end in 7.
     let mut all = Vec::new();
-    let mut after = String::new();
+    let mut body = json!({ "q": "7/h", "count": 30 });
     loop {
-        let page = found(&format!("q=7/h&count=30{after}")).await;
+        let page = found(body.clone()).await;
         all.extend(keys(&page));
         match page["next"].as_str() {
-            Some(next) => after = format!("&after={}", super::encoded(next)),
+            Some(next) => body["after"] = json!(next),
             None => break,
         }
     }
@@ -146,14 +151,18 @@ async fn a_limit_has_an_end_and_a_note() {
     // Rounded up to a second, and the clock went on between the two.
     let span = end.unwrap() - changed_at.unwrap();
     assert!((3_600..=3_602).contains(&span), "{read}");
-    let found = service.ask("GET", "/limits?q=TICKET", "").await.json;
+    let found = service.ask("POST", "/search", "{\"q\":\"TICKET\"}");
+    let found = found.await.json;
     assert_eq!(found["limits"], json!([read]));
     let again = put(json!({ "limit": "deny all", "end": end })).await.json;
     assert_eq!((again["end"].as_u64(), &again["note"]), (end, &Value::Null));
-    // One that is over already has no effect.
-    assert_eq!(put(json!({ "limit": "5/h", "end": 1 })).await.status, 200);
-    assert_eq!(service.ask("GET", PATH, "").await.status, 404);
+    let now = changed_at.unwrap();
     for wrong in [
+        // It would take the place of the ban, and have no effect.
+        json!({ "limit": "5/h", "end": 1 }),
+        json!({ "limit": "5/h", "end": now - 1 }),
+        // In milliseconds.
+        json!({ "limit": "5/h", "end": (now + 3_600) * 1_000 }),
         json!({ "limit": "5/h", "end": "tomorrow" }),
         json!({ "limit": "5/h", "end": -1 }),
         json!({ "limit": "5/h", "end": u64::MAX }),
@@ -165,7 +174,117 @@ async fn a_limit_has_an_end_and_a_note() {
         let refused = put(wrong.clone()).await;
         assert_eq!(refused.status, 422, "{wrong} {}", refused.text);
     }
-    assert!(service.limits.is_empty());
+    let read = service.ask("GET", PATH, "").await.json;
+    assert_eq!(read["limit"], "deny all", "nothing was changed");
+    let longest = put(json!({ "limit": "5/h", "for_seconds": 315_360_000 })).await;
+    let end = &longest.json["end"];
+    let again = put(json!({ "limit": "5/h", "end": end })).await;
+    assert_eq!((longest.status, again.status), (200, 200), "{}", again.text);
+}
+
+/// A token that an operator has pasted finds the limit of its key, and stands in no URL and no answer.
+#[tokio::test]
+async fn a_credential_finds_the_limit_of_its_key() {
+    let service = Service::new();
+    let key = KeyName::from(Key::new("bearer", b"hunter2-hunter2")).to_string();
+    service.put(&key, "9/h").await;
+    service.put("org:acme", "1/h").await;
+    for written in [
+        "bearer:hunter2-hunter2",
+        " Bearer hunter2-hunter2",
+        "authorization: Bearer hunter2-hunter2",
+    ] {
+        let body = json!({ "q": written }).to_string();
+        let found = service.ask("POST", "/search", &body).await;
+        assert_eq!(
+            found.json["limits"].as_array().unwrap().len(),
+            1,
+            "{written}"
+        );
+        assert_eq!(
+            (&found.json["key"], &found.json["limits"][0]["key"]),
+            (&json!(key), &json!(key))
+        );
+        assert!(!found.text.contains("hunter2"), "{}", found.text);
+    }
+    for (body, status) in [
+        (json!({}), 400),
+        (json!([]), 400),
+        (json!({ "q": "a", "hunter2": 1 }), 400),
+        (json!({ "q": "a", "count": "hunter2" }), 400),
+        (json!({ "q": "a", "count": 0 }), 422),
+        (json!({ "q": "a", "count": 10_001 }), 422),
+        (json!({ "q": "a", "after": "hunter2" }), 422),
+        (json!({ "q": "hunter2".repeat(3_000) }), 413),
+    ] {
+        let answer = service.ask("POST", "/search", &body.to_string()).await;
+        assert_eq!(answer.status, status, "{body}");
+        assert!(!answer.text.contains("hunter2"), "{}", answer.text);
+    }
+}
+
+/// A limit of the configuration is not deleted here, and comes back when the one over it is.
+#[tokio::test]
+async fn a_limit_of_the_configuration_is_shown_as_one() {
+    let service = Service::new();
+    let base = [("org:acme", "5/h"), ("org:other", "deny all")];
+    let base = base.map(|(key, limit)| {
+        (
+            key.parse().unwrap(),
+            Override::new(limit.parse().unwrap()).with_note("in the file"),
+        )
+    });
+    service.limits.set_base(base).unwrap();
+    let read = service.ask("GET", PATH, "").await;
+    let file =
+        json!({ "key": "org:acme", "limit": "5/h", "note": "in the file", "source": "file" });
+    assert_eq!((read.status, &read.json), (200, &file));
+    for condition in [("if-match", &*tag(&read)), ("x-none", "")] {
+        let deleted = ask_if(&service, "DELETE", condition, "").await;
+        assert_eq!(
+            (deleted.status, &deleted.json["code"]),
+            (409, &json!("set_in_file"))
+        );
+    }
+    assert_eq!(
+        service.ask("DELETE", "/limits/org:none", "").await.status,
+        404
+    );
+
+    // Another one over it.
+    let set = ask_if(&service, "PUT", ("if-match", &tag(&read)), "9/h").await;
+    let in_file = json!({ "limit": "5/h", "note": "in the file" });
+    assert_eq!(
+        (set.status, &set.json["source"], &set.json["in_file"]),
+        (200, &json!("override"), &in_file)
+    );
+    let list = service.ask("GET", "/limits", "").await.json;
+    let sources: Vec<_> = list["limits"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| {
+            (
+                entry["key"].as_str().unwrap(),
+                entry["source"].as_str().unwrap(),
+                entry["in_file"].is_object(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        sources,
+        [("org:acme", "override", true), ("org:other", "file", false)]
+    );
+    let deleted = service.ask("DELETE", PATH, "").await;
+    assert_eq!(
+        (
+            deleted.status,
+            &deleted.json["before"]["limit"],
+            &deleted.json["in_file"]
+        ),
+        (200, &json!("9/h"), &in_file)
+    );
+    assert_eq!(service.ask("GET", PATH, "").await.json, file);
 }
 
 /// The note of a limit is part of what an operator has seen.

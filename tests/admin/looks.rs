@@ -80,6 +80,7 @@ async fn it_fits_each_screen_and_is_readable_by_day_and_night() {
     sign_in(&mut page).await;
     page.until("at('limits').rows.length", "2").await;
     page.until("at('refused-keys').rows.length", "3").await;
+    page.until("at('changes').rows.length", "2").await;
     let fits = "document.documentElement.scrollWidth <= document.documentElement.clientWidth";
     let dialog = "(({ left, right, width }) => left >= 0 && right <= innerWidth && width > 200)\
         (document.querySelector('dialog[open]').getBoundingClientRect())";
@@ -110,6 +111,20 @@ async fn it_fits_each_screen_and_is_readable_by_day_and_night() {
             page.until(dialog, "true").await;
             is_readable(&mut page, &at).await;
             page.click("#usage-close").await;
+            for what in ["delete", "undo"] {
+                let button = format!(
+                    "#{} button:last-child",
+                    if what == "undo" { "changes" } else { "limits" }
+                );
+                page.click(&button).await;
+                page.until(&format!("at('{what}-dialog').open"), "true")
+                    .await;
+                page.evaluate(&format!("(at('{what}-wrong').textContent = 'Wrong.')"))
+                    .await;
+                page.until(dialog, "true").await;
+                is_readable(&mut page, &at).await;
+                page.click(&format!("#{what}-cancel")).await;
+            }
         }
     }
     assert!(page.errors.is_empty(), "{:?}", page.errors);
@@ -175,6 +190,13 @@ async fn keys_alone_are_enough() {
     page.press("Tab", 9, "").await;
     enter(&mut page).await;
     page.until("at('limits').rows.length", "1").await;
+
+    tab_to(&mut page, "[aria-label='Undo the change of org:acme']").await;
+    enter(&mut page).await;
+    page.until("document.activeElement.id", "undo-cancel").await;
+    page.press("Tab", 9, "").await;
+    enter(&mut page).await;
+    page.until("at('limits').rows.length", "2").await;
 
     tab_to(&mut page, "#search").await;
     page.type_text("org:zebra").await;

@@ -5,8 +5,9 @@ mod changes;
 mod chromium;
 mod described;
 mod edits;
-mod events;
 mod explain;
+#[path = "../logged/mod.rs"]
+mod logged;
 mod looks;
 mod now;
 mod page;
@@ -27,10 +28,8 @@ mod server;
 mod shared;
 mod sign_in;
 mod tabs;
-
-use std::cell::RefCell;
-use std::io::{self, Write};
-use std::sync::Once;
+mod typed;
+mod undo;
 
 use axum::Router;
 use axum::body::Body;
@@ -160,41 +159,6 @@ pub(crate) fn operator(method: &str, path: &str, body: &str) -> Request<Body> {
         _ => request.header("content-type", "application/json"),
     };
     request.body(Body::from(body.to_owned())).unwrap()
-}
-
-thread_local! {
-    static CAPTURED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-struct Capture;
-
-impl Write for Capture {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        CAPTURED.with_borrow_mut(|captured| captured.extend_from_slice(bytes));
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// What this thread logs meanwhile, line by line.
-pub(crate) fn logged(job: impl FnOnce()) -> Vec<String> {
-    static ONCE: Once = Once::new();
-    // One for all threads: what a thread without one logs first would else be off in all.
-    ONCE.call_once(|| {
-        tracing_subscriber::fmt()
-            .with_writer(|| Capture)
-            .with_ansi(false)
-            .without_time()
-            .with_target(false)
-            .init();
-    });
-    CAPTURED.take();
-    job();
-    let log = String::from_utf8(CAPTURED.take()).unwrap();
-    log.lines().map(|line| line.trim().to_owned()).collect()
 }
 
 /// As JavaScript's `encodeURIComponent` does it, or stricter.

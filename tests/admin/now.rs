@@ -2,7 +2,16 @@
 
 use std::time::Duration;
 
+use axum::Router;
+use axum::body::Body;
+use axum::routing::get;
+use http::Request;
 use serde_json::{Value, json};
+use tower_admission::admin::{self, Recorder, Token};
+use tower_admission::{
+    ClientIp, ConcurrencyLimitLayer, Key, Limits, PeerAddr, Policy, Quota, RateLimitLayer,
+    RequestHead,
+};
 
 use super::Service;
 
@@ -96,4 +105,62 @@ async fn a_change_of_an_override_has_another_revision() {
     revisions.push(now(&service, "").await["revision"].clone());
     revisions.dedup();
     assert_eq!(revisions.len(), 4);
+}
+
+/// A key that the limiter of calls has rejected.
+fn refused_key(key: &str, policy: &str, count: u64) -> Value {
+    json!({ "key": key, "name": "api", "limit_type": "http", "policy": policy, "count": count })
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_keys_rejected_most_come_first() {
+    let service = Service::new();
+    for (org, refusals) in [("a", 1), ("b", 5), ("c", 3)] {
+        service.put(&format!("org:{org}"), "calls=1/h").await;
+        for _ in 0..=refusals {
+            service.calls(org).await;
+        }
+    }
+    let expected = json!([
+        refused_key("org:b", "calls", 5),
+        refused_key("org:c", "calls", 3),
+        refused_key("org:a", "calls", 1),
+    ]);
+    assert_eq!(now(&service, "").await["refused_keys"], expected);
+}
+
+/// An attack with made-up tokens comes from an address.
+#[tokio::test(start_paused = true)]
+async fn a_rejection_names_the_key_whose_limit_rejected() {
+    let recorder = Recorder::new();
+    let by_token = |head: RequestHead<'_>| {
+        let token = head.headers.get("secret")?;
+        Some(Key::new("bearer", token.as_bytes()))
+    };
+    let calls = RateLimitLayer::by(by_token, Policy::new("token", Quota::per_hour(100)))
+        .and_by(ClientIp::peer(), Policy::new("ip", Quota::per_hour(2)))
+        .name("api")
+        .observe(recorder.clone());
+    let limits = Limits::new();
+    let token = Token::new(super::TOKEN).unwrap();
+    let service = Service {
+        app: Router::new()
+            .route("/call", get(|| async { "hello" }).layer(calls))
+            .nest_service("/admin", admin::router(&limits, &recorder, token)),
+        limits,
+        chat: ConcurrencyLimitLayer::new(1).limiter(),
+    };
+    for n in 0..5 {
+        let peer = std::net::SocketAddr::from(([192, 0, 2, 1], 1));
+        let request = Request::get("/call")
+            .header("secret", format!("made-up-{n}"))
+            .extension(PeerAddr(peer));
+        service.send(request.body(Body::empty()).unwrap()).await;
+    }
+    let told = now(&service, "").await;
+    assert_eq!(
+        told["refused_keys"],
+        json!([refused_key("ip:192.0.2.1", "ip", 3)])
+    );
+    assert!(!told.to_string().contains("made-up"), "{told}");
 }

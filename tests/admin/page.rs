@@ -6,6 +6,8 @@ use axum::Router;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+use tower::Layer;
+use tower_admission::AccessLayer;
 
 use super::chromium::Page;
 use super::{Service, TOKEN};
@@ -158,8 +160,11 @@ async fn rejections_and_what_is_in_flight_are_shown() {
     assert!(service.calls("acme").await);
     page.click("#refused-keys tr button:nth-of-type(3)").await;
     page.until("at('edit-limit').value", "deny all").await;
-    page.until("at('edit-had').textContent", "It has calls=9/h now.")
-        .await;
+    page.until(
+        "at('edit-had').textContent.startsWith('It has calls=9/h now, which does not come back')",
+        "true",
+    )
+    .await;
     page.until("at('edit-for').selectedOptions[0].text", "for 1 hour")
         .await;
     fill(&mut page, "#edit-note", "ticket 4711").await;
@@ -216,7 +221,7 @@ async fn limits_are_added_changed_and_deleted() {
     page.click("#edit-form .primary").await;
     page.until(
         "at('edit-wrong').textContent",
-        "No limit is called call: there are calls, chat.",
+        "There is no limit named call: the names are calls, chat.",
     )
     .await;
     fill(&mut page, "#edit-limit", "calls=100/h").await;
@@ -377,5 +382,30 @@ async fn one_of_a_thousand_limits_is_found() {
         "No key or limit has this text.",
     )
     .await;
+    assert!(page.errors.is_empty(), "{:?}", page.errors);
+}
+
+#[tokio::test]
+async fn the_usage_of_a_banned_client_names_the_ban() {
+    let service = Service::new();
+    let _listed = AccessLayer::new(&service.limits).layer(service.app.clone());
+    service.put("ip:203.0.113.0/24", "deny all").await;
+    let mut page = open(&service).await;
+    sign_in(&mut page).await;
+    for (key, listed) in [
+        (
+            "ip:203.0.113.7",
+            "Banned by ip:203.0.113.0/24 (set at run time).",
+        ),
+        ("ip:203.0.112.7", ""),
+    ] {
+        fill(&mut page, "#search", key).await;
+        page.click("#find-form button").await;
+        page.until("at('usage-key').textContent", key).await;
+        page.until("at('usage-listed').textContent", listed).await;
+        page.until("at('usage-listed').hidden", &listed.is_empty().to_string())
+            .await;
+        page.click("#usage-close").await;
+    }
     assert!(page.errors.is_empty(), "{:?}", page.errors);
 }

@@ -31,6 +31,7 @@ async fn a_credential_in_a_body_is_the_key_that_it_is_charged_to() {
     let key = json!({
         "key": fingerprint(),
         "limit": "9/h",
+        "listed": null,
         "usage": [{
             "name": "calls", "sort": "rate", "used": 1, "here": 1, "counted_in": "this process",
             "limit": 9, "is_own": true,
@@ -75,6 +76,11 @@ async fn junk_is_an_error_that_repeats_no_credential() {
         (json!({ "key": "org:acme", SECRET: SECRET }), 400),
         (json!([SECRET]), 400),
         (json!({ "key": SECRET }), 422),
+        (
+            json!({ "key": format!("Authorization: Basic {SECRET}") }),
+            422,
+        ),
+        (json!({ "key": format!("token:{SECRET}") }), 422),
         (json!({ "key": "bearer:" }), 422),
         (json!({ "credential": " " }), 422),
         (json!({ "credential": "Bearer " }), 422),
@@ -181,13 +187,24 @@ async fn the_application_never_sees_a_credential() {
         "shared".to_owned(),
     ] {
         let path = format!("/usage/{}", encoded(&key));
-        assert_eq!(app.ask("GET", &path, "").await.0, 200, "{key}");
+        let status = if key.contains(SECRET) { 422 } else { 200 };
+        assert_eq!(app.ask("GET", &path, "").await.0, status, "{key}");
         let body = json!({ "key": key }).to_string();
         assert_eq!(
             app.ask("POST", "/keys/resolve", &body).await.0,
             200,
             "{key}"
         );
+    }
+    for key in [
+        format!("Bearer {SECRET}"),
+        format!("x-api-key: {SECRET}"),
+        format!("authorization: bearer {SECRET}"),
+    ] {
+        let body = json!({ "key": key }).to_string();
+        let (status, answer) = app.ask("POST", "/keys/resolve", &body).await;
+        assert_eq!(status, 200, "{key}");
+        assert!(!answer.to_string().contains(SECRET));
     }
     let body = json!({ "credential": SECRET }).to_string();
     assert_eq!(app.ask("POST", "/keys/resolve", &body).await.0, 200);

@@ -4,9 +4,11 @@ use axum::Router;
 use axum::body::Body;
 use http::Request;
 use serde_json::{Value, json};
-use tower::ServiceExt;
+use tower::{Layer, ServiceExt};
 use tower_admission::admin::{self, Recorder};
-use tower_admission::{Key, Limits, MemoryStore, Policy, Quota, RateLimiter, RequestHead};
+use tower_admission::{
+    AccessLayer, Key, Limits, MemoryStore, Policy, Quota, RateLimiter, RequestHead,
+};
 
 use super::{Service, TOKEN, operator, untimed};
 
@@ -23,7 +25,7 @@ const ENDPOINTS: [(&str, &str); 14] = [
     ("POST", "/cache/clear"),
     ("POST", "/loss/accept"),
     ("GET", "/now"),
-    ("GET", "/events"),
+    ("POST", "/search"),
     ("GET", "/openapi.json"),
 ];
 
@@ -91,22 +93,30 @@ async fn a_limit_is_set_and_changed_and_deleted_and_counts() {
     let set = service.put("org:acme", " 3/h,calls = 3/h burst 3").await;
     assert_eq!(set.status, 200);
     let limit = "3/h, calls=3/h burst 3";
-    let expected = json!({ "key": "org:acme", "limit": limit, "author": "admin", "before": null });
+    let expected = json!({
+        "key": "org:acme", "limit": limit, "author": "admin", "source": "override", "before": null,
+    });
     assert_eq!(untimed(&set.json), expected);
     assert!(service.calls("acme").await);
     assert!(!service.calls("acme").await);
 
     let set = service.put("org:acme", "4/h").await;
-    let expected = json!({ "key": "org:acme", "limit": "4/h", "author": "admin", "before": limit });
+    let expected = json!({
+        "key": "org:acme", "limit": "4/h", "author": "admin", "source": "override",
+        "before": { "limit": limit, "author": "admin" },
+    });
     assert_eq!((set.status, untimed(&set.json)), (200, expected));
     assert!(service.calls("acme").await);
     let read = service.ask("GET", path, "").await;
-    let expected = json!({ "key": "org:acme", "limit": "4/h", "author": "admin" });
+    let expected =
+        json!({ "key": "org:acme", "limit": "4/h", "author": "admin", "source": "override" });
     assert_eq!((read.status, untimed(&read.json)), (200, expected));
 
     let deleted = service.ask("DELETE", path, "").await;
-    let expected = json!({ "key": "org:acme", "before": "4/h" });
-    assert_eq!((deleted.status, deleted.json), (200, expected));
+    let expected = json!({
+        "key": "org:acme", "source": "override", "before": { "limit": "4/h", "author": "admin" },
+    });
+    assert_eq!((deleted.status, untimed(&deleted.json)), (200, expected));
     assert!(!service.calls("acme").await);
     assert_eq!(service.ask("GET", path, "").await.status, 404);
     assert_eq!(service.ask("DELETE", path, "").await.status, 404);
@@ -176,9 +186,12 @@ async fn what_is_wrong_is_said() {
         ("=1/h", "1 to 64 bytes"),
         (
             "call=1/h",
-            "No limit is called call: there are calls, chat.",
+            "There is no limit named call: the names are calls, chat.",
         ),
-        ("calls=1/h, Chat=1 concurrent", "No limit is called Chat"),
+        (
+            "calls=1/h, Chat=1 concurrent",
+            "There is no limit named Chat",
+        ),
     ] {
         let answer = service.put("org:acme", limit).await;
         assert_eq!(answer.status, 422, "{limit}");
@@ -196,6 +209,16 @@ async fn what_is_wrong_is_said() {
             "deny all",
             "the network is ip:203.0.113.0/24",
         ),
+        (
+            "ip:203.0.113.0/24",
+            "deny all",
+            "No service has allow and deny lists",
+        ),
+        (
+            "ip:2002:cb00:7107::1",
+            "unlimited",
+            "to exempt that one, write ip:203.0.113.7",
+        ),
     ] {
         let answer = service.put(key, limit).await;
         assert_eq!(answer.status, 422, "{key}");
@@ -203,6 +226,8 @@ async fn what_is_wrong_is_said() {
         assert!(detail.contains(says), "{key}: {detail}");
     }
     assert!(service.limits.is_empty());
+    let lists = AccessLayer::new(&service.limits);
+    let _service = lists.layer(service.app.clone());
     let banned = service.put("ip:203.0.113.0/24", "deny all").await;
     assert_eq!(
         (banned.status, &banned.json["key"]),
@@ -271,7 +296,9 @@ async fn junk_gets_its_4xx() {
 async fn the_list_comes_in_pages() {
     let service = Service::new();
     let list = service.ask("GET", "/limits", "").await;
-    let expected = json!({ "limits": [], "names": ["calls", "chat"], "total": 0, "next": null });
+    let expected = json!({
+        "limits": [], "names": ["calls", "chat"], "tiers": [], "total": 0, "next": null,
+    });
     assert_eq!((list.status, list.json), (200, expected));
 
     for n in 0..1_234 {
@@ -304,8 +331,9 @@ async fn the_list_comes_in_pages() {
         assert_eq!(found.len(), expected);
         assert_eq!(pages, expected.div_ceil(count));
         for (n, entry) in found.iter().enumerate() {
-            let expected =
-                json!({ "key": format!("org:a/{n:04}"), "limit": format!("{}/h", n + 1) });
+            let expected = json!({
+                "key": format!("org:a/{n:04}"), "limit": format!("{}/h", n + 1), "source": "override",
+            });
             assert_eq!(untimed(entry), expected);
         }
     }
@@ -317,6 +345,8 @@ async fn the_list_comes_in_pages() {
         "count=",
         "after=acme",
         "after=%ff",
+        "after=bearer:hunter2",
+        "q=acme",
     ] {
         let path = format!("/limits?{query}");
         let answer = service.ask("GET", &path, "").await;
@@ -434,33 +464,49 @@ async fn the_page_is_for_everybody_and_runs_nothing_but_itself() {
     }
 }
 
+/// URLs are logged, and what is rejected is not repeated.
 #[tokio::test]
-async fn no_answer_holds_a_credential() {
+async fn a_credential_in_a_url_is_rejected() {
     const CREDENTIAL: &str = "hunter2-hunter2";
     let service = Service::new();
-    let key = format!("bearer:{CREDENTIAL}");
-    let mut answers = vec![service.put(&key, "1/h").await];
-    let shown = answers[0].json["key"].as_str().unwrap().to_owned();
-    assert!(shown.starts_with("bearer#"), "{shown}");
-    answers.push(service.put(&key, CREDENTIAL).await);
-    answers.push(service.put(&key, &format!("{CREDENTIAL}/h")).await);
-    answers.push(service.put(&format!("api-key:{CREDENTIAL}\n"), "1/h").await);
-    for (method, path) in [
-        ("GET", "/limits".to_owned()),
-        ("GET", format!("/limits/{key}")),
-        ("GET", format!("/usage/{key}")),
-        ("GET", format!("/limits/api-key:{CREDENTIAL}")),
-        ("GET", format!("/limits?after={key}&count=x")),
-        ("PUT", format!("/limits/{key}")),
-        ("DELETE", format!("/limits/{key}")),
-        ("DELETE", format!("/limits/{key}")),
+    let body = json!({ "limit": "1/h" }).to_string();
+    for written in [
+        "bearer:hunter2-hunter2",
+        "Bearer:hunter2-hunter2",
+        "Bearer hunter2-hunter2",
+        "api-key:hunter2-hunter2",
+        "api-key:hunter2-hunter2\n",
+        "x-api-key: hunter2-hunter2",
+        "Authorization: Basic hunter2-hunter2",
+        "token:hunter2-hunter2",
     ] {
-        answers.push(service.ask(method, &path, "").await);
+        let key = super::encoded(written);
+        for (method, path) in [
+            ("GET", format!("/limits/{key}")),
+            ("PUT", format!("/limits/{key}")),
+            ("DELETE", format!("/limits/{key}")),
+            ("GET", format!("/usage/{key}")),
+            ("GET", format!("/limits?after={key}")),
+            ("GET", format!("/limits?q={key}")),
+        ] {
+            let answer = service.ask(method, &path, &body).await;
+            assert_eq!(answer.status, 422, "{method} {path}");
+            assert!(!answer.text.contains(CREDENTIAL), "{}", answer.text);
+            assert!(!format!("{:?}", answer.headers).contains(CREDENTIAL));
+        }
     }
-    for answer in answers {
-        assert!(!answer.text.contains("hunter2"), "{}", answer.text);
-        assert!(!answer.text.contains(TOKEN), "{}", answer.text);
-        assert!(!format!("{:?}", answer.headers).contains("hunter2"));
+    assert!(service.limits.is_empty());
+    let rejected = service.ask("GET", "/usage/bearer:hunter2", "").await;
+    assert!(
+        rejected.text.contains("POST /keys/resolve"),
+        "{}",
+        rejected.text
+    );
+    // A wrong limit may be one as well.
+    for limit in [CREDENTIAL, "hunter2-hunter2/h", "hunter2-hunter2=1/h/h"] {
+        let answer = service.put("org:acme", limit).await;
+        assert_eq!(answer.status, 422);
+        assert!(!answer.text.contains(CREDENTIAL), "{}", answer.text);
     }
 }
 
@@ -477,6 +523,7 @@ async fn a_store_that_is_away_is_503() {
         ("DELETE", "/limits/org:acme", ""),
         ("POST", "/cache/clear", ""),
         ("POST", "/loss/accept", ""),
+        ("GET", "/changes", ""),
     ] {
         let answer = service.ask(method, path, body).await;
         assert_eq!(answer.status, 503, "{method} {path}");

@@ -146,6 +146,21 @@ impl Fleet {
         serde_json::from_slice(&body).unwrap_or_default()
     }
 
+    /// The path of a client's usage, by the name that its token has.
+    async fn usage_of(&self, token: &str) -> String {
+        let uri = format!("http://{}/admin/keys/resolve", self.balancer);
+        let request = http::Request::post(uri)
+            .header("authorization", format!("Bearer {TOKEN}"))
+            .header("content-type", "application/json");
+        let body = json!({ "key": format!("bearer:{token}") }).to_string();
+        let answer = self.client.request(request.body(Body::from(body)).unwrap());
+        let body = answer.await.unwrap().into_body();
+        let body = body.collect().await.unwrap().to_bytes();
+        let found: Value = serde_json::from_slice(&body).unwrap();
+        let key = found["keys"][0]["key"].as_str().unwrap();
+        format!("/usage/{}", super::encoded(key))
+    }
+
     /// A stream that a gateway serves until it is dropped.
     async fn hold(&self, gateway: usize, token: &str) -> Body {
         let path = "/api/stream?chunks=1000&ms=1000";
@@ -190,8 +205,9 @@ async fn each_replica_shows_what_the_store_counts_and_what_it_holds() {
     here.sort_unstable();
     assert_eq!(here, [1, 2]);
     assert_ne!(hosts[0], hosts[1]);
+    let path = fleet.usage_of("alice").await;
     for _ in 0..2 {
-        let usage = fleet.ask("/usage/bearer:alice").await;
+        let usage = fleet.ask(&path).await;
         let rates = usage["usage"].as_array().unwrap();
         let rate = rates.iter().find(|used| used["sort"] == "rate").unwrap();
         assert_eq!(
@@ -240,10 +256,10 @@ async fn a_page_behind_a_balancer_shows_all_replicas_and_whether_the_store_decid
     }
 
     // A change that one replica makes is shown, whichever answers.
-    let path = "limits/bearer:carol";
-    page.evaluate(&format!(
-        "void ask('PUT', {path:?}, {{ body: {{ limit: '99/h' }} }})"
-    ))
+    page.evaluate(
+        "void resolve('bearer:carol').then(({ key }) => \
+         ask('PUT', of('limits', key), { body: { limit: '99/h' } }))",
+    )
     .await;
     page.until(
         "at('limits').rows[0]?.cells[1].firstChild.textContent",

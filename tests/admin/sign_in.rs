@@ -169,7 +169,7 @@ fn failures_are_logged_once_for_an_address_and_counted() {
     let snapshotter = recorder.snapshotter();
     let runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = { runtime }.enable_all().build().unwrap();
-    let log = super::logged(|| {
+    let log = crate::logged::logged(|| {
         metrics::with_local_recorder(&recorder, || {
             runtime.block_on(async {
                 let app: Router = admin().sign_in_failures(Quota::per_hour(4)).build();
@@ -240,7 +240,7 @@ async fn an_operator_who_may_only_read_changes_nothing() {
         ("GET", "/limits/org:acme", 404),
         ("GET", "/usage", 200),
         ("GET", "/usage/org:acme", 200),
-        ("GET", "/events", 200),
+        ("GET", "/changes", 200),
         ("GET", "/openapi.json", 200),
     ] {
         assert_eq!(status(method, path, reader).await, may, "{method} {path}");
@@ -273,5 +273,88 @@ async fn a_closure_names_its_operators() {
         let request = request.body(Body::empty()).unwrap();
         let response = app.clone().oneshot(request).await.unwrap();
         assert_eq!(response.status().as_u16(), expected, "{name}");
+    }
+}
+
+/// What a closure looks for may be guessed as well.
+#[tokio::test]
+async fn wrong_credentials_in_another_header_count() {
+    let auth = |head: RequestHead<'_>| {
+        let key = head.headers.get("x-admin-key");
+        key.is_some_and(|key| key == TOKEN)
+    };
+    let key = http::HeaderName::from_static("x-admin-key");
+    let app: Router = AdminRouter::new(&Limits::new(), &Recorder::new(), auth)
+        .sign_in_failures(Quota::per_hour(2))
+        .credentials_in(key.clone())
+        .build();
+    let status = async |value: Option<&str>| {
+        let mut request = Request::get("/limits").body(Body::empty()).unwrap();
+        let peer: SocketAddr = "192.0.2.1:1234".parse().unwrap();
+        request.extensions_mut().insert(PeerAddr(peer));
+        if let Some(value) = value {
+            request
+                .headers_mut()
+                .insert(key.clone(), value.parse().unwrap());
+        }
+        app.clone()
+            .oneshot(request)
+            .await
+            .unwrap()
+            .status()
+            .as_u16()
+    };
+    assert_eq!(status(Some(TOKEN)).await, 200);
+    for _ in 0..3 {
+        assert_eq!(status(None).await, 401);
+    }
+    for expected in [401, 401, 429] {
+        assert_eq!(status(Some("a-guess")).await, expected);
+    }
+    assert_eq!(status(Some(TOKEN)).await, 429);
+}
+
+/// During a rotation an operator has two tokens.
+#[test]
+fn the_log_of_replaced_tokens_names_each_change() {
+    let [one, two, three] = ["one", "two", "three"]
+        .map(|token| Token::named("anna", format!("the-token-that-is-{token}")).unwrap());
+    let ben = Token::named("ben", TOKEN).unwrap();
+    let tokens = Tokens::new([one.clone()]);
+    let replace = |with: Vec<Token>| {
+        let log = crate::logged::logged(|| tokens.replace(with));
+        let words = log.iter().map(|line| {
+            let line = line.trim_start_matches("INFO ");
+            line.trim_end_matches(|char| char != '\"').to_owned()
+        });
+        words.collect::<Vec<_>>()
+    };
+    for (with, says) in [
+        (
+            vec![one.clone(), two.clone()],
+            &["an admin token was added name=\"anna\" role=\"write\""][..],
+        ),
+        (
+            vec![two.clone()],
+            &["an admin token was removed name=\"anna\""],
+        ),
+        (vec![two.clone()], &[]),
+        (
+            vec![three.clone()],
+            &["an admin token was changed name=\"anna\" role=\"write\""],
+        ),
+        (
+            vec![three.clone().role(Role::Read)],
+            &["the role of an admin token was changed name=\"anna\" role=\"read\""],
+        ),
+        (
+            vec![ben],
+            &[
+                "an admin token was added name=\"ben\" role=\"write\"",
+                "an admin token was removed name=\"anna\"",
+            ],
+        ),
+    ] {
+        assert_eq!(replace(with), says);
     }
 }

@@ -37,7 +37,12 @@ async fn each_command_does_what_it_does_in_redis() {
     );
     let set = run(&["limits", "set", "org:acme", "1000 per minute", "--json"]).await;
     let set = set.json();
-    let shown = [&set["key"], &set["limit"], &set["before"], &set["warnings"]];
+    let shown = [
+        &set["key"],
+        &set["limit"],
+        &set["before"]["limit"],
+        &set["warnings"],
+    ];
     assert_eq!(json!(shown), json!(["org:acme", "1000/min", "10/min", []]));
     let get = run(&["limits", "get", "org:acme"]).await.ok();
     assert_eq!(
@@ -54,7 +59,7 @@ async fn each_command_does_what_it_does_in_redis() {
     let calls = json!({"name": "calls", "sort": "rate", "used": 7, "limit": 10, "is_own": true});
     assert_eq!(
         usage,
-        json!({"key": "org:acme", "limit": "1000/min", "usage": [calls]})
+        json!({"key": "org:acme", "limit": "1000/min", "listed": null, "usage": [calls]})
     );
     let usage = run(&["usage"]).await.ok();
     assert!(
@@ -106,7 +111,7 @@ async fn all_pages_are_listed() {
         "{list}"
     );
     let asked = stub.held.asked.lock().unwrap();
-    assert_eq!(asked[1], "PUT /limits/org%3Aa%2Fb%20c");
+    assert_eq!(asked[2], "PUT /limits/org%3Aa%2Fb%20c");
     assert!(
         asked
             .iter()
@@ -310,4 +315,73 @@ async fn what_cannot_be_printed_is_a_failure() {
         .stdout(full);
     let status = command.status().await.unwrap();
     assert_eq!(status.code(), Some(5));
+}
+
+/// What a file of the service has is changed there.
+#[tokio::test]
+async fn limits_of_a_file_are_told_from_those_that_were_set() {
+    let stub = Stub::start().await;
+    let of_file = json!({"limit": "5/min", "source": "file"});
+    let held = || stub.held.limits.lock().unwrap();
+    held().insert("org:f".to_owned(), of_file.clone());
+    let run = async |words: &[&str]| run(&stub, words).await;
+    let get = run(&["limits", "get", "org:f"]).await.ok();
+    assert!(get.starts_with("org:f: 5/min (of the file)\n"), "{get}");
+    let list = run(&["limits", "ls"]).await.ok();
+    assert_eq!(list, "org:f  5/min  of the file");
+    let list = run(&["limits", "ls", "-o", "json"]).await.json();
+    assert_eq!(list["limits"][0]["source"], "file");
+    let deleted = run(&["limits", "delete", "org:f", "--force"]).await;
+    let deleted = deleted.failed(3);
+    assert!(deleted.contains("of the configuration file"), "{deleted}");
+    let undone = run(&["limits", "undo", "org:f", "--force"]).await;
+    assert!(undone.failed(1).contains("nothing to undo"));
+
+    assert_eq!(run(&["limits", "export"]).await.ok(), "[limits]");
+    let all = run(&["limits", "export", "--all"]).await.ok();
+    assert_eq!(all, "[limits]\n\"org:f\" = \"5/min\"");
+    let mut command = program();
+    command
+        .args(["limits", "import", "-", "--replace", "--force"])
+        .env("ADMISSION_ADMIN", format!("{}/admin", stub.url))
+        .env("ADMISSION_TOKEN", "hunter2");
+    let imported = end_with(command, "[limits]\n\"org:a\" = \"1/min\"").await;
+    assert_eq!(
+        imported.ok(),
+        "+ org:a: 1/min\n1 limit set, 0 deleted, 0 as they are"
+    );
+    assert_eq!(held().get("org:f"), Some(&of_file));
+    let set = run(&["limits", "set", "org:f", "6/min"]).await.ok();
+    assert!(
+        set.starts_with("org:f: 6/min (was 5/min of the file)"),
+        "{set}"
+    );
+}
+
+#[tokio::test]
+async fn a_time_is_by_the_clock_of_the_service() {
+    let stub = Stub::start().await;
+    let words = ["limits", "set", "org:a", "deny all", "--for", "1h"];
+    let set = run(&stub, &words).await.ok();
+    assert!(
+        set.starts_with("org:a: deny all until 2096-10-02T08:06:40Z ("),
+        "{set}"
+    );
+}
+
+#[tokio::test]
+async fn a_change_without_an_answer_may_have_been_made() {
+    let stub = Stub::start().await;
+    let words = ["limits", "set", "org:down", "1/min"];
+    let failed = run(&stub, &words).await.failed(4);
+    assert!(failed.contains("may have been made"), "{failed}");
+    let mut command = program();
+    command
+        .args(["limits", "import", "-"])
+        .env("ADMISSION_ADMIN", format!("{}/admin", stub.url))
+        .env("ADMISSION_TOKEN", "hunter2");
+    let text = "[limits]\n'org:a' = '1/s'\n'org:down' = '1/s'\n'org:z' = '1/s'";
+    let failed = end_with(command, text).await.failed(4);
+    let told = "org:down (1 or 2 of 3 changes were made): ";
+    assert!(failed.contains(told), "{failed}");
 }

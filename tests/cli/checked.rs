@@ -1,8 +1,11 @@
 //! What would have no effect is rejected, and what is shown is what applies.
 
 use serde_json::json;
+use tower::Layer;
 use tower_admission::store::MemoryStore;
-use tower_admission::{ByToken, ConcurrencyLimitLayer, Key, Limits, Policy, RateLimiter};
+use tower_admission::{
+    AccessLayer, ByToken, ConcurrencyLimitLayer, Key, Limits, Policy, RateLimiter, SharedLimiters,
+};
 
 use crate::run::{Ran, end, end_with, program};
 use crate::server::{Server, until};
@@ -183,16 +186,20 @@ async fn a_limit_that_no_service_has_is_rejected() {
     assert!(rejected.contains("did you mean \"bearer\"?"), "{rejected}");
     assert!(!rejected.contains("hunter2"));
     assert!(service.limits.is_empty());
-    for limit in [
-        "local=7/s",
-        "jobs=5 concurrent, calls=20/day",
-        "tier=pro",
-        "3/day",
+    for (key, limit) in [
+        ("org:a", "local=7/s"),
+        ("org:b", "jobs=5 concurrent, calls=20/day"),
+        ("org:c", "tier=pro"),
+        ("org:d", "3/day"),
     ] {
-        run(&server, &["limits", "set", "org:acme", limit])
-            .await
-            .ok();
+        run(&server, &["limits", "set", key, limit]).await.ok();
     }
+    // A name that is written is all of the limit.
+    let set = ["limits", "set", "org:b", "calls=30/day"];
+    let warned = run(&server, &set).await;
+    let told = "warning: this replaces the whole limit: jobs=5 concurrent no longer applies; to keep it, run: \
+                tower-admission limits set org:b 'jobs=5 concurrent, calls=30/day'\n";
+    assert_eq!((warned.code, &*warned.err), (0, told));
 }
 
 #[tokio::test]
@@ -281,14 +288,22 @@ async fn what_applies_is_explained() {
             ["calls", "10/day", "default", 10, "rejected"],
         ])
     );
-    assert_eq!(explained["now"]["limit"], "calls");
+    // A request need not pass both.
+    assert_eq!(explained["scope"], "all_paths");
+    assert_eq!(explained["now"], json!(null));
     let text = run(&server, &["explain", "org:acme"]).await.ok();
-    let last = text.lines().last().unwrap();
+    let lines: Vec<_> = text.lines().rev().take(3).collect();
+    assert_eq!(
+        lines[..2],
+        [
+            "a request now: its path decides, as no request passes all of these limits",
+            "not known here: the [lists], [limits] and guards of the services' files",
+        ]
+    );
     assert!(
-        last.starts_with("a request now: rejected: quota exceeded, fits in "),
+        lines[2].contains("rejected: quota exceeded, fits in "),
         "{text}"
     );
-    assert!(last.ends_with(" (calls)"), "{text}");
     let wrong = run(&server, &["explain", "org:acme", "--tier", "por"])
         .await
         .failed(3);
@@ -298,16 +313,82 @@ async fn what_applies_is_explained() {
 }
 
 #[tokio::test]
+async fn lists_in_redis_are_explained() {
+    let server = Server::start().await;
+    let service = Service::start(&server).await;
+    let address = ["explain", "org:acme", "--address", "203.0.113.7"];
+    let without = run(&server, &address).await.failed(3);
+    assert!(without.contains("no service has allow and deny lists"));
+    // A network would have no effect, and an address less than it seems.
+    let network = ["limits", "set", "ip:203.0.113.0/24", "deny all"];
+    let without = run(&server, &network).await.failed(3);
+    assert!(without.contains("ip:203.0.113.0/24 is a network, and no service has"));
+    let address_alone = ["limits", "set", "ip:192.0.2.1", "deny all"];
+    let warned = run(&server, &address_alone).await;
+    assert!(
+        warned
+            .err
+            .starts_with("warning: no service has allow and deny lists")
+    );
+    assert_eq!(warned.code, 0);
+    let layer = AccessLayer::new(&service.limits).key(ByToken::default());
+    let _service = layer.layer(tower::service_fn(async |_: http::Request<()>| {
+        Ok::<_, std::convert::Infallible>(http::Response::new(()))
+    }));
+    until("it is written down", async || {
+        let read = SharedLimiters::read(&service.limits, &server.store()).await;
+        read.unwrap().has_lists()
+    })
+    .await;
+    for (key, limit) in [
+        ("ip:203.0.113.0/24", "deny all"),
+        ("ip:2001:db8::7/128", "deny all"),
+        ("org:probe", "unlimited"),
+    ] {
+        run(&server, &["limits", "set", key, limit]).await.ok();
+    }
+    let banned = "banned by ip:203.0.113.0/24 (set at run time)";
+    let explained = run(&server, &["explain", "ip:203.0.113.7"]).await.ok();
+    let lines: Vec<_> = explained.lines().collect();
+    assert_eq!(lines[..2], ["ip:203.0.113.7: no limit of its own", banned]);
+    assert!(lines[3].ends_with("skipped"), "{explained}");
+    assert_eq!(lines.last(), Some(&"a request now: rejected: banned"));
+    for words in [
+        &address[..],
+        &["limits", "get", "ip:203.0.113.7"],
+        &["usage", "ip:203.0.113.7"],
+    ] {
+        let shown = run(&server, words).await.ok();
+        assert!(shown.lines().any(|line| line == banned), "{shown}");
+    }
+    let of_six = run(&server, &["explain", "ip:2001:db8::7", "--json"]).await;
+    assert_eq!(of_six.json()["listed"]["key"], "ip:2001:db8::7/128");
+    let of_six = run(&server, &["explain", "ip:2001:db8::8", "--json"]).await;
+    assert_eq!(of_six.json()["listed"], json!(null));
+    let unknown = run(&server, &["explain", "org:other"]).await.ok();
+    let note = "not shown: lists, on the client's address, which --address gives";
+    assert!(unknown.lines().any(|line| line == note), "{unknown}");
+    // An exempt request counts in the capacity of the service alone.
+    let exempt = run(&server, &["explain", "org:probe"]).await.ok();
+    assert!(exempt.contains("exempt from rates and from limits per key by org:probe"));
+    let last = exempt.lines().last().unwrap();
+    assert_eq!(last, "a request now: admitted, 49 more after it (jobs)");
+}
+
+#[tokio::test]
 async fn a_limit_ends_and_its_changes_are_kept() {
     let server = Server::start().await;
     let service = Service::start(&server).await;
     let ban = ["limits", "set", "ip:192.0.2.1", "deny all"];
     let words = [&ban[..], &["--for", "1h", "--note", "ticket 4711"]].concat();
-    let set = run(&server, &words).await.ok();
+    let set = run(&server, &words).await.warned();
     assert!(set.starts_with("ip:192.0.2.1: deny all until 2"), "{set}");
-    for wrong in [["--for", "0s"], ["--until", "2020-01-01T00:00:00Z"]] {
+    for (wrong, told) in [
+        (["--for", "0s"], "at least a second"),
+        (["--until", "2020-01-01T00:00:00Z"], "in the past"),
+    ] {
         let past = run(&server, &[&ban[..], &wrong].concat()).await.failed(2);
-        assert!(past.contains("in the past"), "{past}");
+        assert!(past.contains(told), "{past}");
     }
     let key = "ip:192.0.2.1".parse().unwrap();
     until("the service knows", async || {
@@ -316,7 +397,12 @@ async fn a_limit_ends_and_its_changes_are_kept() {
     .await;
     let own = service.limits.get_override(&key).unwrap();
     assert_eq!(own.note(), Some("ticket 4711"));
-    assert!(own.end().is_some());
+    // The end that is printed is the one that Redis has.
+    let end = humantime::format_rfc3339_seconds(own.end().unwrap());
+    assert!(
+        set.starts_with(&format!("ip:192.0.2.1: deny all until {end} (")),
+        "{set}"
+    );
 
     let words = ["limits", "delete", "ip:192.0.2.1", "--force", "--as", "bob"];
     run(&server, &words).await.ok();

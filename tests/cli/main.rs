@@ -7,6 +7,7 @@ mod admin;
 mod certificates;
 mod checked;
 mod line;
+mod lost;
 mod redis;
 mod run;
 #[cfg(feature = "admin")]
@@ -20,3 +21,4 @@ mod stub;
 #[cfg(feature = "redis-tls")]
 mod tls;
 mod transfer;
+mod undo;

@@ -67,7 +67,7 @@ async fn limits_are_set_shown_and_deleted() {
     assert_eq!(deleted, "org:acme: the default (was 1000/min burst 50)");
     let deleted = run(&["limits", "delete", "ip:192.0.2.1", "--force", "--json"]).await;
     let deleted = deleted.json();
-    assert_eq!(deleted["before"], "5 concurrent");
+    assert_eq!(deleted["before"]["limit"], "5 concurrent");
     assert_eq!(deleted["deleted"], true);
     let none = run(&["limits", "list", "--json"]).await.json();
     assert_eq!(none, json!({"limits": []}));
@@ -271,6 +271,7 @@ async fn usage_is_what_is_used() {
     let expected = json!({
         "key": "org:acme",
         "limit": "bucket=20/day, 5 concurrent",
+        "listed": null,
         "usage": [
             entry("jobs", "concurrency", 2, 5, true),
             entry("bucket", "rate", 7, 20, true),

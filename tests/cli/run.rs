@@ -63,11 +63,64 @@ pub(crate) async fn end_with(mut command: Command, stdin: &str) -> Ran {
     ran(child.wait_with_output().await.unwrap())
 }
 
+/// The program on a terminal, which is that of `script`, once it has asked a question.
+#[cfg(target_os = "linux")]
+pub(crate) struct Asking {
+    child: tokio::process::Child,
+    printed: String,
+}
+
+#[cfg(target_os = "linux")]
+pub(crate) async fn ask(words: &str, environment: &[(&str, &str)]) -> Asking {
+    use tokio::io::AsyncReadExt;
+
+    let program = env!("CARGO_BIN_EXE_tower-admission");
+    let mut child = Command::new("script")
+        .args(["-qec", &format!("'{program}' {words}"), "/dev/null"])
+        .env_remove("ADMISSION_ADMIN")
+        .env("NO_COLOR", "1")
+        .envs(environment.iter().copied())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut printed = String::new();
+    while !printed.contains("[y/N]") {
+        let mut bytes = [0; 1024];
+        let count = child.stdout.as_mut().unwrap().read(&mut bytes).await;
+        let count = count.unwrap();
+        assert!(count > 0, "it has not asked: {printed}");
+        printed += &String::from_utf8_lossy(&bytes[..count]);
+    }
+    Asking { child, printed }
+}
+
+#[cfg(target_os = "linux")]
+impl Asking {
+    /// All that is printed, once the question is answered.
+    pub(crate) async fn answer(mut self, answer: &str) -> String {
+        let mut stdin = self.child.stdin.take().unwrap();
+        stdin.write_all(answer.as_bytes()).await.unwrap();
+        let output = self.child.wait_with_output().await.unwrap();
+        drop(stdin);
+        self.printed + &String::from_utf8_lossy(&output.stdout)
+    }
+}
+
 impl Ran {
     /// What was printed when all went well.
     #[track_caller]
     pub(crate) fn ok(self) -> String {
         assert_eq!((self.code, &*self.err), (0, ""), "{}", self.out);
+        self.out.trim_end().to_owned()
+    }
+
+    /// The same where it also warned, once or more.
+    #[track_caller]
+    pub(crate) fn warned(self) -> String {
+        assert_eq!(self.code, 0, "{self:?}");
+        assert!(self.err.starts_with("warning: "), "{self:?}");
         self.out.trim_end().to_owned()
     }
 

@@ -3,10 +3,9 @@
 use std::net::SocketAddr;
 
 use axum::Router;
-use serde_json::json;
 use tower_admission::admin::{AdminRouter, Recorder, RequestGroup, Role, Token, Tokens};
 use tower_admission::store::MemoryStore;
-use tower_admission::{Key, KeyName, Limits, Policy, RateLimiter, RequestHead};
+use tower_admission::{Key, KeyName, Limits, Override, Policy, RateLimiter, RequestHead};
 
 use crate::run::{Ran, end_with, program};
 
@@ -30,6 +29,10 @@ impl Service {
         let limits = Limits::new();
         let calls = Policy::new("calls", "10/day".parse().unwrap()).tier("pro", "50/day");
         let calls = RateLimiter::with_limits(calls, &MemoryStore::new(), &limits);
+        let of_file = Override::new("5/day".parse().unwrap());
+        limits
+            .set_base([("org:f".parse().unwrap(), of_file)])
+            .unwrap();
         let tokens = Tokens::new([
             Token::named("anna", ANNA).unwrap(),
             Token::named("support", SUPPORT).unwrap().role(Role::Read),
@@ -104,13 +107,22 @@ async fn a_complaint_is_answered_without_the_token_in_an_argument() {
     let last = explained.lines().last().unwrap();
     assert_eq!(last, "a request now: admitted, 9 more after it (calls)");
 
+    // Without a path, of all groups.
+    let of_all = service.run(SUPPORT, &["explain", "org:other"], "").await;
+    let of_all = of_all.ok();
+    let last = of_all.lines().last().unwrap();
+    assert!(
+        last.starts_with("a request now: its path decides: give it by --path"),
+        "{of_all}"
+    );
+
     let changes = service
         .run(SUPPORT, &["limits", "changes", "-o", "json"], "")
         .await;
     let change = &changes.json()["changes"][0];
     assert_eq!(change["author"], "anna");
     assert_eq!(change["origin"], "ip:127.0.0.1");
-    assert_eq!(change["after"], json!({"limit": "calls=20/day"}));
+    assert_eq!(change["after"]["limit"], "calls=20/day");
     assert!(change["at"].as_str().unwrap().ends_with('Z'), "{change}");
     let deleted = service
         .run(ANNA, &["limits", "delete", "--key-stdin", "--force"], stdin)
@@ -141,26 +153,41 @@ async fn names_of_the_application_are_keys_and_slips_are_rejected() {
         "deny",
         "all",
         "--until",
-        "2126-12-01T00:00:00Z",
+        "2035-12-01T00:00:00Z",
         "--note",
         "ticket 4711",
     ];
-    let set = run(&words).await.ok();
-    let expected = "org:42: deny all until 2126-12-01T00:00:00Z (was tier=pro)";
+    let set = run(&words).await.warned();
+    let expected = "org:42: deny all until 2035-12-01T00:00:00Z (was tier=pro)";
     assert!(set.starts_with(expected), "{set}");
     let exported = run(&["limits", "export"]).await.ok();
-    let expected = "\"org:42\" = { limit = \"deny all\", end = \"2126-12-01T00:00:00Z\", \
+    let expected = "\"org:42\" = { limit = \"deny all\", end = \"2035-12-01T00:00:00Z\", \
                     note = \"ticket 4711\", author = \"anna\" }";
     assert_eq!(exported.lines().last(), Some(expected));
     for (words, code, told) in [
         (
             &["limits", "set", "org:a", "cals=1/s"][..],
             3,
-            "there are calls",
+            "the names are calls",
         ),
         (&["limits", "set", "org:a", "tier=por"], 3, "there are: pro"),
         (&["limits", "get", "Acme"], 3, "kind:name"),
         (&["explain", "org:a", "--tier", "por"], 3, "pro"),
+        (
+            &["explain", "org:a", "--address", "192.0.2.1"],
+            3,
+            "`address` needs a `path`",
+        ),
+        (
+            &["limits", "set", "ip:203.0.113.0/24", "deny all"],
+            3,
+            "a network has no effect",
+        ),
+        (
+            &["limits", "set", "ip:2002:cb00:7107::1", "unlimited"],
+            3,
+            "write ip:203.0.113.7",
+        ),
         (
             &["limits", "get", "barer:horse"],
             2,
@@ -175,4 +202,113 @@ async fn names_of_the_application_are_keys_and_slips_are_rejected() {
         .run("not-a-token-of-any", &["limits", "list"], "")
         .await;
     assert!(wrong.failed(3).contains("refuse the token"));
+}
+
+#[tokio::test]
+async fn what_changes_no_limit_is_rejected() {
+    let service = Service::start().await;
+    for (limit, told) in [
+        (
+            "5 concurrent",
+            "5 concurrent changes no limit of this service.",
+        ),
+        (
+            "calls=5 concurrent, calls=1/s",
+            "calls=5 concurrent changes no limit of this service.",
+        ),
+    ] {
+        let words = ["limits", "set", "org:a", limit];
+        let rejected = service.run(ANNA, &words, "").await.failed(3);
+        assert!(rejected.contains(told), "{rejected}");
+    }
+    for limit in ["9/day", "deny all", "tier=pro, calls=1/s"] {
+        let words = ["limits", "set", "org:a", limit];
+        assert_eq!(service.run(ANNA, &words, "").await.code, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_ban_is_undone_by_a_service() {
+    let service = Service::start().await;
+    let run = async |words: &[&str]| service.run(ANNA, words, "").await;
+    let plan = ["limits", "set", "org:a", "tier=pro", "--note", "a plan"];
+    run(&plan).await.ok();
+    let ban = run(&["limits", "set", "org:a", "deny all", "--for", "1h"]).await;
+    assert_eq!(ban.code, 0, "{ban:?}");
+    let told = "warning: tier=pro does not come back when this ends; to restore it then, run \
+                `tower-admission limits undo org:a`, or: tower-admission limits set org:a tier=pro \
+                --note 'a plan'\n";
+    assert_eq!(ban.err, told);
+    let undone = run(&["limits", "undo", "org:a", "--force"]).await.ok();
+    assert!(
+        undone.starts_with("org:a: tier=pro (was deny all until "),
+        "{undone}"
+    );
+    let get = run(&["limits", "get", "org:a"]).await.ok();
+    assert!(get.contains("set by anna") && get.contains(": a plan\n"));
+    // Of another operator, as support may not change anything.
+    let denied = service
+        .run(SUPPORT, &["limits", "undo", "org:a", "--force"], "")
+        .await;
+    assert!(denied.failed(3).contains("the role `write`"));
+    let none = run(&["limits", "undo", "org:b", "--force"]).await.failed(1);
+    assert!(none.contains("nothing to undo"), "{none}");
+}
+
+/// What another operator sets while the question is read is not deleted with it.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn only_what_was_shown_is_deleted() {
+    let service = Service::start().await;
+    let run = async |words: &[&str]| service.run(ANNA, words, "").await;
+    run(&["limits", "set", "org:a", "9/day"]).await.ok();
+    let environment = [
+        ("ADMISSION_ADMIN", &*service.url),
+        ("ADMISSION_TOKEN", ANNA),
+    ];
+    for (words, limit) in [("delete", "8/day"), ("undo", "7/day")] {
+        let asking = crate::run::ask(&format!("limits {words} org:a"), &environment).await;
+        run(&["limits", "set", "org:a", limit]).await.ok();
+        let printed = asking.answer("y\n").await;
+        let told = format!("was changed meanwhile, to {limit}");
+        assert!(printed.contains(&told), "{printed}");
+        let get = run(&["limits", "get", "org:a"]).await.ok();
+        assert!(get.starts_with(&format!("org:a: {limit} (its own)")));
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_limit_of_the_file_stays_under_what_is_set() {
+    let service = Service::start().await;
+    let run = async |words: &[&str]| service.run(ANNA, words, "").await;
+    let get = run(&["limits", "get", "org:f"]).await.ok();
+    assert!(get.starts_with("org:f: 5/day (of the file)"), "{get}");
+    let deleted = run(&["limits", "delete", "org:f", "--force"]).await;
+    assert!(deleted.failed(3).contains("of the configuration file"));
+    assert_eq!(run(&["limits", "export"]).await.ok(), "[limits]");
+    let set = run(&["limits", "set", "org:f", "6/day"]).await.ok();
+    assert!(
+        set.starts_with("org:f: 6/day (was 5/day of the file)"),
+        "{set}"
+    );
+    let environment = [
+        ("ADMISSION_ADMIN", &*service.url),
+        ("ADMISSION_TOKEN", ANNA),
+    ];
+    let asking = crate::run::ask("limits delete org:f", &environment).await;
+    let printed = asking.answer("y\n").await;
+    let question = "Delete the limit of org:f (6/day)? 5/day of the file applies then.";
+    assert!(printed.contains(question), "{printed}");
+    assert!(
+        printed.contains("org:f: 5/day of the file (was 6/day)"),
+        "{printed}"
+    );
+    // What was there before can be restored.
+    let undo = ["limits", "undo", "org:f", "--force"];
+    assert_eq!(run(&undo).await.ok(), "org:f: 6/day (was none)");
+    assert_eq!(
+        run(&undo).await.ok(),
+        "org:f: 5/day of the file (was 6/day)"
+    );
 }

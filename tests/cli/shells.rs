@@ -84,6 +84,8 @@ async fn all(shell: &str, load: &str) {
         ("tower-admission exp", "explain"),
         ("tower-admission limits exp", "export"),
         ("tower-admission limits acc", "accept-loss"),
+        ("tower-admission limits und", "undo"),
+        ("tower-admission limits export --fo", "--force"),
         ("tower-admission limits set org:acme --key", "--key-stdin"),
         ("tower-admission limits list --usa", "--usage"),
         ("tower-admission limits list -o js", "json"),

@@ -154,22 +154,46 @@ async fn list(
 
 async fn one(State(held): State<Held>, Path(key): Path<String>) -> Response {
     match held.limits.lock().unwrap().get(&key) {
-        Some(own) => Json(entry(&key, own)).into_response(),
+        Some(own) => ([(header::ETAG, tag(own))], Json(entry(&key, own))).into_response(),
         None => problem(StatusCode::NOT_FOUND, "none"),
     }
+}
+
+fn tag(own: &Value) -> String {
+    format!("\"{}\"", own.to_string().replace('"', "'"))
+}
+
+/// Whether a change is made to what its author has seen.
+fn admits(headers: &HeaderMap, current: Option<&Value>) -> bool {
+    let has = |name, tag: String| headers.get(name).is_none_or(|one| *one == *tag);
+    has(header::IF_MATCH, current.map(tag).unwrap_or_default())
+        && !(headers.contains_key(header::IF_NONE_MATCH) && current.is_some())
 }
 
 async fn set(
     State(held): State<Held>,
     Path(key): Path<String>,
+    headers: HeaderMap,
     Json(body): Json<Value>,
 ) -> Response {
+    if key == "org:down" {
+        return problem(StatusCode::SERVICE_UNAVAILABLE, "redis is away");
+    }
     let mut own = body.clone();
+    if let Some(seconds) = own.as_object_mut().unwrap().remove("for_seconds") {
+        // By a clock of its own.
+        own["end"] = json!(4_000_000_000 + seconds.as_u64().unwrap());
+    }
     match body["limit"].as_str().unwrap().parse::<Limit>() {
         Ok(limit) => own["limit"] = json!(limit.to_string()),
         Err(error) => return problem(StatusCode::UNPROCESSABLE_ENTITY, &error.to_string()),
     }
-    let before = held.limits.lock().unwrap().insert(key.clone(), own.clone());
+    let mut limits = held.limits.lock().unwrap();
+    if !admits(&headers, limits.get(&key)) {
+        return problem(StatusCode::PRECONDITION_FAILED, "another one");
+    }
+    let before = limits.insert(key.clone(), own.clone());
+    let before = before.filter(|before| before["source"] != "file");
     let mut answer = entry(&key, &own);
     answer["before"] = json!(before.map(|before| before["limit"].clone()));
     Json(answer).into_response()
@@ -242,8 +266,12 @@ async fn changes() -> Json<Value> {
     ]}))
 }
 
-async fn delete(State(held): State<Held>, Path(key): Path<String>) -> Response {
-    match held.limits.lock().unwrap().remove(&key) {
+async fn delete(State(held): State<Held>, Path(key): Path<String>, headers: HeaderMap) -> Response {
+    let mut limits = held.limits.lock().unwrap();
+    if !admits(&headers, limits.get(&key)) {
+        return problem(StatusCode::PRECONDITION_FAILED, "another one");
+    }
+    match limits.remove(&key) {
         Some(before) => Json(json!({"key": key, "before": before["limit"]})).into_response(),
         None => problem(StatusCode::NOT_FOUND, "none"),
     }

@@ -84,7 +84,7 @@ async fn a_lost_table_is_imported_again() {
         run(&dry, &exported).await.code == 0
     })
     .await;
-    let dry = run(&dry, &exported).await.ok();
+    let dry = run(&dry, &exported).await.warned();
     let [acme, b, count] = &dry.lines().collect::<Vec<_>>()[..] else {
         panic!("{dry}");
     };
@@ -118,8 +118,9 @@ async fn a_loss_is_accepted() {
         service.limits.lost() == 1
     })
     .await;
-    let asked = run(&server, &["limits", "accept-loss"], "").await.failed(2);
-    assert!(asked.contains("--force"), "{asked}");
+    let asked = run(&server, &["limits", "accept-loss"], "").await;
+    assert_eq!(asked.code, 2);
+    assert!(asked.err.contains("--force"), "{asked:?}");
     let accept = ["limits", "accept-loss", "--force"];
     until("it is written down", async || {
         run(&server, &accept, "").await.code == 0
@@ -203,4 +204,27 @@ async fn a_service_takes_an_import_too() {
         list["limits"],
         json!([{"key": "org:acme", "limit": "20/day", "note": "big"}])
     );
+}
+
+#[tokio::test]
+async fn a_file_with_something_in_it_is_not_replaced_by_an_empty_table() {
+    let server = Server::start().await;
+    let _service = Service::start(&server).await;
+    let name = format!("tower-admission-empty-{}.toml", std::process::id());
+    let file = std::env::temp_dir().join(name);
+    let path = file.to_str().unwrap();
+    for text in ["[limits]\n'org:a' = '1/s'\n", "[groups.api]\npath = '/'\n"] {
+        std::fs::write(&file, text).unwrap();
+        let refused = run(&server, &["limits", "export", path], "").await;
+        assert!(refused.failed(3).contains("--force"));
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), text);
+    }
+    let forced = run(&server, &["limits", "export", path, "--force"], "").await;
+    assert_eq!(forced.ok(), format!("{path}: 0 limits written"));
+    let again = run(&server, &["limits", "export", path, "--json"], "").await;
+    assert_eq!(again.json()["limits"], 0);
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "[limits]\n");
+    std::fs::remove_file(&file).unwrap();
+    let toml = run(&server, &["limits", "export", "--json"], "").await;
+    assert!(toml.failed(2).contains("limits list -o json"));
 }

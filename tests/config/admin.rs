@@ -7,8 +7,8 @@ use tower::ServiceExt;
 use tower_admission::admin::Recorder;
 use tower_admission::config::{Admission, Config};
 
-use super::off::logged;
 use super::{File, config};
+use crate::logged::logged;
 
 const ANNA: &str = "the-token-of-anna";
 const BEN: &str = "the-token-of-ben-";

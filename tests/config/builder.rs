@@ -124,4 +124,9 @@ async fn rejections_are_answered_as_the_application_says() {
     let _held = send(&app, "/full", "1").await;
     let rejected = send(&app, "/full", "1").await;
     assert_eq!(text(rejected).await, "full at /full");
+    let peer = "ip:192.0.2.1".parse().unwrap();
+    let ban = "deny all".parse().unwrap();
+    admission.limits().set(&peer, ban).await.unwrap();
+    let banned = send(&app, "/other", "1").await;
+    assert_eq!(text(banned).await, "lists at /other");
 }

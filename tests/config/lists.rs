@@ -8,10 +8,10 @@ use axum::routing::any;
 use http::Request;
 use tower::ServiceExt;
 use tower_admission::config::{Admission, Config};
-use tower_admission::{Key, KeyName, PeerAddr, Rejection, RequestHead};
+use tower_admission::{Key, KeyName, PeerAddr, RequestHead};
 
-use super::off::logged;
 use super::{File, agree, app, config};
+use crate::logged::logged;
 
 fn from(ip: &str, headers: &[(&str, &str)]) -> Request<Body> {
     let address: IpAddr = ip.parse().unwrap();
@@ -309,6 +309,10 @@ fn what_is_wrong_is_told_without_what_may_be_a_secret() {
             "such as \"X-Internal: probe\"",
         ),
         ("block = 'ip:203.0.113.7'", "unknown field `block`"),
+        (
+            "allow = ['ip:2002:cb00:7107::1 until 2126-01-01T00:00:00Z']",
+            "to exempt that one, write ip:203.0.113.7",
+        ),
     ] {
         let error = Config::from_toml(&format!("[lists]\n{lists}")).unwrap_err();
         let error = error.to_string();
@@ -345,19 +349,4 @@ async fn the_layer_of_one_group_has_the_lists_too() {
     for _ in 0..3 {
         assert_eq!(with_token(&app, "192.0.2.1", "x").await, 200);
     }
-}
-
-#[tokio::test]
-async fn bans_are_answered_as_other_rejections() {
-    let admission = Admission::builder(&lists("deny = 'ip:203.0.113.7'"))
-        .respond(|rejection: &Rejection, _: RequestHead<'_>| {
-            let own = http::Response::builder().status(418);
-            own.body(rejection.limiter().to_owned()).unwrap()
-        })
-        .build()
-        .unwrap();
-    assert_eq!(
-        status(&app(&admission), from("203.0.113.7", &[])).await,
-        418
-    );
 }

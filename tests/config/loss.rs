@@ -4,8 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use tower_admission::config::Admission;
 
-use super::off::logged;
 use super::{File, NOTHING, admitted, app, config};
+use crate::logged::logged;
 
 const API: &str = "[groups.api]\npath = '/api'\nrate = '5/h'\n";
 

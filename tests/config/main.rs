@@ -10,9 +10,13 @@ mod builder;
 mod certificates;
 mod enabled;
 mod errors;
+#[cfg(feature = "admin")]
+mod explained;
 mod follow;
 mod keys;
 mod lists;
+#[path = "../logged/mod.rs"]
+mod logged;
 mod loss;
 mod off;
 mod outcomes;

@@ -1,47 +1,9 @@
 //! Limits that are off are logged at start.
 
-use std::cell::RefCell;
-use std::io::{self, Write};
-use std::sync::Once;
-
 use tower_admission::config::Admission;
 
 use crate::config;
-
-thread_local! {
-    static CAPTURED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-struct Capture;
-
-impl Write for Capture {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        CAPTURED.with_borrow_mut(|captured| captured.extend_from_slice(bytes));
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// The lines that this thread logs meanwhile.
-pub(crate) fn logged(job: impl FnOnce()) -> Vec<String> {
-    static ONCE: Once = Once::new();
-    // One for all threads: what a thread without one logs first would else be off in all.
-    ONCE.call_once(|| {
-        tracing_subscriber::fmt()
-            .with_writer(|| Capture)
-            .with_ansi(false)
-            .without_time()
-            .with_target(false)
-            .init();
-    });
-    CAPTURED.take();
-    job();
-    let log = String::from_utf8(CAPTURED.take()).unwrap();
-    log.lines().map(|line| line.trim().to_owned()).collect()
-}
+use crate::logged::logged;
 
 #[test]
 fn each_group_logs_which_of_its_limits_are_off() {

@@ -3,8 +3,8 @@
 use tower_admission::config::{Admission, Config, LimitsTable};
 use tower_admission::{Key, Override};
 
-use super::off::logged;
 use super::{app, config, status};
+use crate::logged::logged;
 
 const GROUP: &str = "[groups.api]\npath = '/api'\nrate = '1/h'\n";
 

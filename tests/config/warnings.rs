@@ -2,8 +2,8 @@
 
 use tower_admission::config::{Admission, Config, WarningKind};
 
-use super::off::logged;
 use super::{File, NOTHING, config};
+use crate::logged::logged;
 
 fn warnings(config: &Config) -> Vec<(WarningKind, String)> {
     let warnings = config.warnings().into_iter();

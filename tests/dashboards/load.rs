@@ -55,7 +55,7 @@ impl Loaded {
 
     /// Sets the limit of a key at the admin endpoints.
     pub(crate) async fn set_limit(&self, key: &str, limit: &str) {
-        let path = format!("/admin/limits/{key}");
+        let path = self.gateway.limit_path(key, ADMIN_TOKEN).await;
         let body = format!(r#"{{"limit": "{limit}"}}"#);
         let mut request = (self.gateway).request(Method::PUT, &path, ADMIN_TOKEN, &body);
         let json = HeaderValue::from_static("application/json");

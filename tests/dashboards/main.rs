@@ -28,6 +28,8 @@ const ALERTS_TEST: &str = concat!(
     "/tests/dashboards/alerts_test.yaml"
 );
 
+const RUNBOOK: &str = include_str!("../../docs/runbook.md");
+
 /// In place of `$__rate_interval`: all of the test.
 const INTERVAL: &str = "[1m]";
 
@@ -258,7 +260,7 @@ async fn sums_are_those_of_the_load(prometheus: &Prometheus, memory: &Loaded, sh
         };
         assert_eq!(value, of_load, "{labels:?}");
     }
-    let hits = totals(&queries("Rejections by sort of limit")[0]);
+    let hits = totals(&queries("Rejections by type of limit")[0]);
     assert_eq!(prometheus.number(&format!("sum({hits})")).await, rejected);
     let [of_banned, of_exempt] = &queries("Banned and exempt requests")[..] else {
         panic!("two queries");
@@ -271,7 +273,7 @@ async fn sums_are_those_of_the_load(prometheus: &Prometheus, memory: &Loaded, sh
         assert_eq!(on_lists, 10.0);
         assert_eq!(prometheus.number(&totals(query)).await, on_lists);
     }
-    let changes = "sum(admission_limit_changes_total)";
+    let changes = "sum(admission_limit_changes_total{origin='here'})";
     assert_eq!(prometheus.number(changes).await, 2.0);
     let dry_run = all(Some("dry"), is_admitted) - 1.0;
     let decisions = totals(&queries("Rejections by policy and outcome")[0]);
@@ -292,6 +294,11 @@ async fn variables_have_values(prometheus: &Prometheus, instances: &[&str]) {
     assert_eq!(ids.len(), panels.len(), "ids are there once");
     for panel in panels.iter().filter(|panel| panel["type"] != "row") {
         assert_eq!(panel["datasource"]["uid"], "${datasource}");
+    }
+    // A range would show the last value of processes that are gone.
+    for panel in panels.iter().filter(|panel| panel["type"] == "stat") {
+        assert_eq!(panel["targets"][0]["instant"], true, "{panel}");
+        assert_eq!(panel["fieldConfig"]["defaults"]["noValue"], "no data");
     }
     let variables = dashboard["templating"]["list"].as_array().expect("a list");
     for (name, expected) in [
@@ -348,6 +355,34 @@ async fn alerts_are_evaluated(prometheus: &Prometheus) {
     soon(pending).await;
 }
 
+/// The links of the runbook lead to headings that exist.
+#[test]
+fn links_of_the_runbook_have_a_target() {
+    let links = between(RUNBOOK, "](", ")");
+    assert!(links.len() > 30, "{links:?}");
+    for link in links {
+        let (file, heading) = link.split_once('#').unwrap_or((link, ""));
+        let file = if file.is_empty() { "runbook.md" } else { file };
+        let path = format!("{}/docs/{file}", env!("CARGO_MANIFEST_DIR"));
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|_| panic!("{link}: no {path}"));
+        let mut headings = text
+            .lines()
+            .filter(|line| line.starts_with('#'))
+            .map(anchor);
+        let has_target = heading.is_empty() || headings.any(|anchor| anchor == heading);
+        assert!(has_target, "{link}");
+    }
+}
+
+/// The fragment by which a heading is linked.
+fn anchor(heading: &str) -> String {
+    let heading = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = heading
+        .chars()
+        .filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+    kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
 /// Each alert fires on series that it is for, and is silent on others.
 #[test]
 fn each_alert_fires_and_is_silent() {
@@ -366,6 +401,10 @@ fn each_alert_fires_and_is_silent() {
             let has_test = tests.contains(&format!("- name: {name} {tested}\n"));
             assert!(has_test, "{name} {tested}");
         }
+        let section = format!("runbook_url: docs/runbook.md#{}\n", name.to_lowercase());
+        assert!(alert.contains(&section), "{name}: {section}");
+        let heading = format!("\n## {name}\n");
+        assert!(RUNBOOK.contains(&heading), "{name} has no section");
         // What its annotations name is among the labels that it fires with.
         let fires = format!("'ALERTS{{alertname=\"{name}\"");
         let [labels] = between(&tests, &fires, "}'")[..] else {

@@ -8,6 +8,7 @@
     feature = "tracing"
 ))]
 
+mod guide;
 mod process;
 // Its own tests use all of it.
 #[allow(dead_code)]
@@ -383,13 +384,10 @@ async fn limits_are_changed_at_the_admin_endpoints() {
     let gateway = Gateway::start(&["--config", file.path()]);
     assert_eq!(gateway.get("/api/slow?ms=0", "alice").await, 200);
     assert_eq!(gateway.get("/api/slow?ms=0", "alice").await, 429);
+    let path = gateway.limit_path("bearer:alice", "b5b0ea1ed0924ab5").await;
     let put = |token: &str| {
-        let mut request = gateway.request(
-            Method::PUT,
-            "/admin/limits/bearer%3Aalice",
-            token,
-            r#"{"limit": "api=3/h"}"#,
-        );
+        let body = r#"{"limit": "api=3/h"}"#;
+        let mut request = gateway.request(Method::PUT, &path, token, body);
         let json = "application/json".parse().unwrap();
         request.headers_mut().insert(CONTENT_TYPE, json);
         soon(gateway.client.request(request))

@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::AUTHORIZATION;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -152,6 +152,18 @@ impl Gateway {
         let status = response.status();
         text(response).await;
         status
+    }
+
+    /// The path of a key's limit. The key may be a credential, which is in no URL, so the answer of a body has its name.
+    pub(crate) async fn limit_path(&self, key: &str, operator: &str) -> String {
+        let body = serde_json::json!({ "key": key }).to_string();
+        let mut request = self.request(Method::POST, "/admin/keys/resolve", operator, &body);
+        let json = HeaderValue::from_static("application/json");
+        request.headers_mut().insert(CONTENT_TYPE, json);
+        let answer = soon(self.client.request(request)).await.unwrap();
+        let found: serde_json::Value = serde_json::from_str(&text(answer).await).unwrap();
+        let name = found["keys"][0]["key"].as_str().unwrap();
+        format!("/admin/limits/{}", name.replace('#', "%23"))
     }
 
     /// A response of which something was read, and something was not.

@@ -1,6 +1,6 @@
 //! What a recorder of metrics has after requests, permits and messages.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use ::metrics::{Unit, set_default_local_recorder};
@@ -10,8 +10,8 @@ use tower::{Layer, Service};
 use tower_admission::observe::MetricsObserver;
 use tower_admission::test_util::TestClock;
 use tower_admission::{
-    Capacity, ClientIp, ConcurrencyLimitLayer, Key, Leases, MemoryStore, Policy, Quota,
-    RateLimitByTokenLayer, RateLimitLayer,
+    AccessLayer, Capacity, ClientIp, ConcurrencyLimitLayer, Key, Leases, Limits, MemoryStore,
+    Policy, Quota, RateLimitByTokenLayer, RateLimitLayer,
 };
 
 use crate::common::{
@@ -38,11 +38,91 @@ fn measured(snapshotter: &Snapshotter) -> BTreeMap<String, Vec<f64>> {
     named.collect()
 }
 
-/// The counters alone.
+/// The counters that have counted something.
 fn counted(snapshotter: &Snapshotter) -> BTreeMap<String, f64> {
+    let mut all = counters(snapshotter);
+    all.retain(|_, count| *count > 0.0);
+    all
+}
+
+/// The counters that exist.
+fn counters(snapshotter: &Snapshotter) -> BTreeMap<String, f64> {
     let mut all = measured(snapshotter);
     all.retain(|name, _| name.split(' ').next().unwrap().ends_with("_total"));
     all.into_iter().map(|(name, of)| (name, of[0])).collect()
+}
+
+/// Prometheus sees no increase of a counter that begins at 1.
+#[tokio::test]
+async fn counters_exist_before_the_first_decision() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _recording = set_default_local_recorder(&recorder);
+    let observer = MetricsObserver::new();
+    assert_eq!(counters(&snapshotter), counts(&[]));
+
+    let limits = Limits::new();
+    let changes = "admission_limit_changes_total change=override";
+    let of_limits = [
+        format!("{changes} deleted origin=here"),
+        format!("{changes} ended origin=here"),
+        format!("{changes} set origin=here"),
+    ];
+    assert!(counters(&snapshotter).into_keys().eq(of_limits));
+
+    let rate = Policy::new("burst", Quota::per_hour(2)).and("daily", Quota::per_day(3));
+    let _rate = RateLimitByTokenLayer::new(rate)
+        .name("rate")
+        .observe(observer)
+        .layer(Counting::default());
+    let _off = RateLimitByTokenLayer::new(Quota::off())
+        .name("off")
+        .observe(observer)
+        .layer(Counting::default());
+    let _concurrency = ConcurrencyLimitLayer::new(1)
+        .name("flight")
+        .observe(observer)
+        .layer(Counting::default());
+    let _access = AccessLayer::new(&limits)
+        .name("lists")
+        .observe(observer)
+        .layer(Counting::default());
+    let _jobs = Leases::new().observe(observer).name("jobs");
+    let mut exists = counters(&snapshotter);
+    exists.retain(|name, _| !name.starts_with(changes));
+    let exists: Vec<_> = exists.into_keys().collect();
+    assert_eq!(
+        exists,
+        [
+            "admission_decisions_total limiter=flight policy= limit_type=concurrency outcome=admitted",
+            "admission_decisions_total limiter=flight policy= limit_type=concurrency outcome=at_capacity",
+            "admission_decisions_total limiter=flight policy= limit_type=concurrency outcome=dry_run",
+            "admission_decisions_total limiter=flight policy= limit_type=concurrency outcome=key_at_capacity",
+            "admission_decisions_total limiter=jobs policy= limit_type=lease outcome=admitted",
+            "admission_decisions_total limiter=jobs policy= limit_type=lease outcome=at_capacity",
+            "admission_decisions_total limiter=jobs policy= limit_type=lease outcome=dry_run",
+            "admission_decisions_total limiter=jobs policy= limit_type=lease outcome=key_at_capacity",
+            "admission_decisions_total limiter=lists policy= limit_type=access outcome=banned",
+            "admission_decisions_total limiter=rate policy=burst limit_type=http outcome=admitted",
+            "admission_decisions_total limiter=rate policy=burst limit_type=http outcome=dry_run",
+            "admission_decisions_total limiter=rate policy=burst limit_type=http outcome=quota_exceeded",
+            "admission_decisions_total limiter=rate policy=daily limit_type=http outcome=admitted",
+            "admission_decisions_total limiter=rate policy=daily limit_type=http outcome=dry_run",
+            "admission_decisions_total limiter=rate policy=daily limit_type=http outcome=quota_exceeded",
+            "admission_reclaimed_total limiter=flight",
+            "admission_requests_exempt_total limiter=lists",
+            "admission_requests_rejected_total limiter=flight",
+            "admission_requests_rejected_total limiter=lists",
+            "admission_requests_rejected_total limiter=rate",
+            "admission_requests_total limiter=flight",
+            "admission_requests_total limiter=lists",
+            "admission_requests_total limiter=rate",
+            "rate_limit_hits_total limit_type=access",
+            "rate_limit_hits_total limit_type=concurrency",
+            "rate_limit_hits_total limit_type=http",
+            "rate_limit_hits_total limit_type=lease",
+        ]
+    );
 }
 
 fn counts(expected: &[(&str, f64)]) -> BTreeMap<String, f64> {
@@ -346,16 +426,16 @@ fn metrics_are_described() {
     let _recording = set_default_local_recorder(&recorder);
     let layer = ConcurrencyLimitLayer::new(1).observe(MetricsObserver::new());
     drop(layer.limiter().try_acquire().unwrap());
-    let mut described = 0;
+    let mut described = BTreeSet::new();
     for (key, unit, description, _) in snapshotter.snapshot().into_vec() {
         let name = key.key().name().to_owned();
         let seconds = name.ends_with("_seconds");
         let expected = if seconds { Unit::Seconds } else { Unit::Count };
         assert_eq!(unit, Some(expected), "{name}");
         assert!(description.is_some(), "{name}");
-        described += 1;
+        described.insert(name);
     }
-    assert_eq!(described, 3, "in flight, its limit, and time held");
+    assert_eq!(described.len(), 8, "{described:?}");
 }
 
 #[cfg(feature = "redis")]

@@ -1,8 +1,10 @@
 //! Changes by a known author, and under a condition.
 
+use std::time::Duration;
+
 use tower_admission::{Limits, LimitsError, Override, Quota};
 
-use crate::{Bench, name, now};
+use crate::{Bench, SECOND, name, now};
 
 fn entry(limit: &str) -> Override {
     Override::new(limit.parse().unwrap())
@@ -33,11 +35,33 @@ async fn a_change_tells_who_made_it_and_what_was_before() {
     assert_eq!((&first.before, &first.after), (&None, &Some(set.clone())));
     assert_eq!((&deleted.before, &deleted.after), (&Some(set), &None));
     for change in &changes {
-        assert_eq!(change.key, acme);
+        assert_eq!(change.key.as_ref(), Some(&acme));
         assert_eq!(change.author.as_deref(), Some("anna"));
         assert_eq!(change.origin.as_deref(), Some("192.0.2.1"));
         assert_eq!(change.at, bench.clock.wall_clock());
     }
+}
+
+#[test]
+fn an_override_that_lasts_ends_by_the_clock_of_the_process() {
+    let bench = Bench::new(Quota::per_hour(10));
+    bench.clock.advance(SECOND / 2);
+    let acme = name("org:acme");
+    let noted = entry("20/h").with_note("ticket 4711");
+    let edit = || bench.limits.edit(&acme).lasting(60 * SECOND);
+    now(edit().set(noted.clone().with_end(bench.clock.wall_clock()))).unwrap();
+    let set = bench.limits.get_override(&acme).unwrap();
+    let end = bench.clock.wall_clock() + 60 * SECOND + SECOND / 2;
+    assert_eq!((set.end(), set.note()), (Some(end), Some("ticket 4711")));
+    // No time panics.
+    now(edit().lasting(Duration::MAX).set(noted)).unwrap();
+    assert!(bench.limits.get_override(&acme).unwrap().end() > Some(end));
+
+    // What was before is in the audit trail as it was, so that it can be set again.
+    now(bench.limits.edit(&acme).set(set.clone())).unwrap();
+    now(bench.limits.edit(&acme).set(entry("deny all"))).unwrap();
+    let before = now(bench.limits.changes(1)).unwrap()[0].before.clone();
+    assert_eq!(before.unwrap().end(), set.end());
 }
 
 #[tokio::test]

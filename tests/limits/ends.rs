@@ -125,3 +125,106 @@ async fn an_end_is_in_the_audit_trail() {
     assert_eq!(ended.before, set.after);
     assert_eq!(Limits::new().changes(9).await.unwrap(), []);
 }
+
+/// As after a virtual machine was resumed, until its time is right again.
+#[tokio::test]
+async fn a_clock_that_steps_forward_for_a_moment_ends_nothing_for_good() {
+    let bench = Bench::new(Quota::per_hour(10));
+    let end = bench.clock.wall_clock() + 60 * SECOND;
+    let of_file = Override::new("deny all".parse().unwrap()).with_end(end);
+    let base = [(name("org:file"), of_file)];
+    bench.limits.set_base(base.clone()).unwrap();
+    bench.set_for("org:acme", "deny all", 60 * SECOND);
+    bench.set_for("org:other", "deny all", 60 * SECOND);
+    let (other, file) = (Key::id("org", "other"), Key::id("org", "file"));
+    let admits = |key: &Key| bench.limiter.check_now(key).unwrap().is_admitted();
+    for _ in 0..2 {
+        bench.clock.advance(3 * 3600 * SECOND);
+        // One is found by a decision, another one by nothing.
+        assert!(admits(&acme()) && admits(&file));
+        assert_eq!((bench.limits.len(), bench.limits.list().len()), (0, 0));
+        // A file that is read meanwhile has the same.
+        bench.limits.set_base(base.clone()).unwrap();
+        bench.clock.step_back(3 * 3600 * SECOND);
+        for key in [acme(), other, file] {
+            assert!(!admits(&key));
+        }
+        assert_eq!((bench.limits.len(), bench.limits.list().len()), (2, 3));
+        bench.clock.advance(2 * SECOND);
+    }
+    let changes = bench.limits.changes(9).await.unwrap();
+    let origin = changes[0].origin.as_deref().unwrap();
+    assert!(
+        changes[0].after.is_some() && origin.contains("set back"),
+        "{changes:?}"
+    );
+}
+
+#[test]
+fn an_override_that_has_ended_is_forgotten_after_an_hour() {
+    let bench = Bench::new(Quota::per_hour(10));
+    bench.set_for("org:acme", "deny all", 60 * SECOND);
+    bench.clock.advance(60 * SECOND);
+    assert_eq!(bench.burst(&acme()), 10);
+    assert!(bench.limits.is_empty());
+    bench.clock.advance(3600 * SECOND);
+    assert!(bench.limits.is_empty());
+    bench.clock.step_back(3600 * SECOND + 30 * SECOND);
+    assert!(bench.limits.is_empty());
+    assert_eq!(bench.limits.get(&name("org:acme")), None);
+}
+
+#[test]
+fn an_override_of_the_configuration_applies_where_one_of_run_time_has_ended() {
+    let bench = Bench::new(Quota::per_hour(10));
+    let lasting = |limit: &str| Override::new(limit.parse().unwrap());
+    let end = bench.clock.wall_clock() + 90 * SECOND;
+    let base = lasting("20/h").with_end(end);
+    bench.limits.set_base([(name("org:acme"), base)]).unwrap();
+    bench.set_for("org:acme", "30/h", 60 * SECOND);
+    let limit = || {
+        bench
+            .limits
+            .get(&name("org:acme"))
+            .map(|own| own.to_string())
+    };
+    for (expected, listed) in [("30/h", 1), ("20/h", 1), ("none", 0)] {
+        assert_eq!(limit().unwrap_or("none".to_owned()), expected);
+        assert_eq!(bench.limits.list().len(), listed);
+        bench.clock.advance(60 * SECOND);
+    }
+}
+
+/// A decision that finds one does not turn all.
+#[cfg(feature = "metrics")]
+#[test]
+fn a_decision_removes_a_few_of_many_overrides_that_have_ended() {
+    use metrics_util::debugging::{DebugValue, DebuggingRecorder};
+
+    const KEYS: u64 = 200;
+    let bench = Bench::new(Quota::per_hour(10));
+    for n in 0..KEYS {
+        bench.set_for(&format!("org:{n}"), "20/h", 60 * SECOND);
+    }
+    bench.clock.advance(60 * SECOND);
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    // A snapshot takes the counts away.
+    let ended = || {
+        let metrics = snapshotter.snapshot().into_vec().into_iter();
+        let counts = metrics.map(|(_, _, _, value)| match value {
+            DebugValue::Counter(count) => count,
+            other => panic!("{other:?}"),
+        });
+        counts.sum::<u64>()
+    };
+    metrics::with_local_recorder(&recorder, || {
+        assert_eq!(bench.burst(&Key::id("org", "123")), 10);
+        let by_decision = ended();
+        assert!((1..=10).contains(&by_decision), "{by_decision}");
+        // All have no effect, also those that nothing has looked at.
+        assert_eq!(bench.burst(&Key::id("org", "99")), 10);
+        assert_eq!((bench.limits.len(), bench.limits.list().len()), (0, 0));
+        assert!(by_decision + ended() == KEYS);
+    });
+}

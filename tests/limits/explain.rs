@@ -109,7 +109,7 @@ async fn the_source_of_a_rate_is_the_one_that_decisions_go_by() {
     limits.delete(&acme()).await.unwrap();
     let base = Override::new("daily=9/day".parse().unwrap());
     limits.set_base([(acme(), base)]).unwrap();
-    assert_eq!(of(&limits, None, "daily").await, ["9/day base"]);
+    assert_eq!(of(&limits, None, "daily").await, ["9/day file"]);
     set(&limits, "daily=8/day").await;
     assert_eq!(of(&limits, None, "daily").await, ["8/day override"]);
     drop(calls);

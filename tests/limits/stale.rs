@@ -50,6 +50,16 @@ fn rates_of_windows_count_as_the_rates_that_buckets_have_of_them() {
     }
     let error = set(Limits::MAX_RATES + 1).unwrap_err();
     assert!(matches!(error, LimitsError::TooManyRates), "{error:?}");
+
+    // One in place of another one is no further rate, also if it is there twice.
+    let replace = |limit: &str| now(limits.set(&name("org:1"), limit.parse().unwrap()));
+    replace("a=5/day, b=5/day").unwrap();
+    replace("a=6/day, b=6/day").unwrap();
+    let error = replace("a=6/day, b=7/day").unwrap_err();
+    assert!(matches!(error, LimitsError::TooManyRates), "{error:?}");
+    // A rate that another override has as well frees none.
+    replace("2/min sliding").unwrap();
+    set(1).unwrap();
 }
 
 #[test]

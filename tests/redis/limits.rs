@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use tower_admission::store::FailureMode;
+use tower_admission::store::{FailureMode, RedisStore};
+use tower_admission::test_util::TestClock;
 use tower_admission::{Key, KeyName, Limits, LimitsError, Policy, Quota, RateLimiter};
 
 use crate::server::{Server, store, until};
 
 mod explain;
 mod faults;
+mod heard;
 mod lost;
 mod model;
 mod overrides;
@@ -35,6 +37,13 @@ pub(crate) async fn burst(limiter: &RateLimiter) -> u32 {
         admitted += 1;
     }
     admitted
+}
+
+/// Limits of a replica whose wall clock is this one.
+fn with_clock(store: RedisStore, clock: TestClock) -> Limits {
+    // Where there is no runtime, so that no task follows them yet.
+    let made = std::thread::spawn(move || Limits::in_store(&store).clock(clock));
+    made.join().unwrap()
 }
 
 #[tokio::test]

@@ -5,36 +5,45 @@ const LONGEST_PAGE = 10000;
 
 let overrides = [];
 let names = [];
+let tiers = [];
 let next = null;
 let loads = 0;
 
-// Reads what is shown anew, or more of it. Of answers that overtake each other the last one counts.
+// Reads the list again, or more of it. If answers overtake each other, the last one counts. All text that an operator
+// types is sent in bodies: it may be a credential, and URLs are logged.
 async function load(after) {
   loads += 1;
   const mine = loads;
+  const q = at('search').value.trim();
   const count = after ? PAGE : Math.min(Math.max(PAGE, overrides.length), LONGEST_PAGE);
-  const query = new URLSearchParams({ count, q: at('search').value.trim() });
-  if (after) query.set('after', after);
-  const page = await json('GET', `limits?${query}`);
+  const page = await json('POST', 'search', { body: { q, count, after } });
   if (mine !== loads) return;
   overrides = after ? overrides.concat(page.limits) : page.limits;
-  ({ names, next } = page);
+  ({ names, tiers, next } = page);
   showLimits(page.total);
+  if (page.key && isTyped) nameSearch(q, page.key);
+}
+
+// A credential does not stay in sight: its key has a name.
+function nameSearch(typed, key) {
+  if (at('search').value.trim() === typed) at('search').value = key;
 }
 
 function showLimits(total) {
   const rows = overrides.map((entry) => {
-    const { key, limit } = entry;
+    const { key, limit, source } = entry;
+    const buttons = [
+      button('Usage', `Usage of ${key}`, () => showUsage(key)),
+      button('Edit…', `Edit ${key}`, () => edit(key)),
+    ];
+    if (source === 'override') buttons.push(button('Delete…', `Delete ${key}`, () => confirmDelete(key)));
     return make('tr', '', make('td', 'key', key), make('td', 'limit', limit, make('span', 'type', notes(entry))),
-      make('td', 'actions',
-        button('Usage', `Usage of ${key}`, () => showUsage(key)),
-        button('Edit…', `Edit ${key}`, () => edit(key)),
-        button('Delete…', `Delete ${key}`, () => confirmDelete(key))));
+      make('td', 'actions', ...buttons));
   });
   replaceRows(at('limits'), rows);
   const isSearch = at('search').value.trim() !== '';
   at('no-limits').hidden = rows.length > 0;
-  at('no-limits').textContent = total > 0 ? 'No key or limit has this text.' : 'No key has limits of its own.';
+  at('no-limits').textContent = total > 0 ? 'No key or limit has this text.' : 'No key has a limit of its own.';
   const count = `${number(rows.length)} of ${number(total)} ${isSearch ? 'found' : 'shown'}`;
   at('limits-count').textContent = total === 0 ? '' : count + (isSearch && next !== null ? ', and there are more' : '');
   at('more').hidden = next === null;
@@ -42,27 +51,51 @@ function showLimits(total) {
 
 const time = (seconds) => new Date(seconds * 1000).toLocaleString('en-GB', { dateStyle: 'medium', timeStyle: 'short' });
 
-// What is noted about a limit: its end, its note, and who set it.
-function notes({ end, note, author, changed_at: at }) {
+// What is noted about a limit: where it is set, its end, its note, and its author.
+function notes({ source, in_file: inFile, end, note, author, changed_at: at }) {
   const set = [at && time(at), author && `by ${author}`].filter(Boolean).join(' ');
-  return [end && `until ${time(end)}`, note, set && `set ${set}`].filter(Boolean).join(' · ');
+  return [source === 'file' && 'in the configuration', end && `until ${time(end)}`, note, set && `set ${set}`,
+    inFile && `in place of ${inFile.limit} in the configuration`].filter(Boolean).join(' · ');
 }
 
+// Whether the text to search for is complete: it was pasted, or the field was left.
+let isTyped = true;
 let searching;
-at('search').addEventListener('input', () => {
+function search(delay) {
   clearTimeout(searching);
   searching = setTimeout(() => {
     overrides = [];
     attempt(() => load());
-  }, 150);
+  }, delay);
+}
+at('search').addEventListener('input', (event) => {
+  isTyped = event.inputType === 'insertFromPaste';
+  search(150);
+});
+at('search').addEventListener('change', () => {
+  isTyped = true;
+  search(0);
 });
 at('find-form').addEventListener('submit', (event) => {
   event.preventDefault();
-  const key = at('search').value.trim();
-  if (key) showUsage(key);
+  const typed = at('search').value.trim();
+  if (!typed) return;
+  clearTimeout(searching);
+  isTyped = true;
+  overrides = [];
+  attempt(async () => {
+    const [found] = await Promise.all([resolve(typed), load()]);
+    presentUsage(found);
+  });
 });
 at('more').addEventListener('click', () => attempt(() => load(next)));
 at('add').addEventListener('click', () => edit(''));
+
+// The key of a text that an operator has typed, and its usage.
+async function resolve(text) {
+  const { keys: [found] } = await json('POST', 'keys/resolve', { body: { key: text } });
+  return found;
+}
 
 // What a key has now, with the tag that a change of it is made by.
 async function current(key) {
@@ -87,7 +120,7 @@ function onSubmit(what, task) {
     try {
       if (await task() === false) return;
       at(`${what}-dialog`).close();
-      await load();
+      await refresh();
     } catch (error) {
       if (error instanceof Refused && error.status === 401) fail(error);
       else at(`${what}-wrong`).textContent = told(error);
@@ -119,6 +152,13 @@ function whatIsEdited() {
   return body;
 }
 
+// What becomes of the limit that a key has when another one is to be set.
+function had(now, limit) {
+  if (now.source === 'file') return `The configuration has ${now.limit}. This applies in place of it.`;
+  if (!now.limit || !limit || limit === now.limit) return '';
+  return `It has ${now.limit} now, which does not come back when the new limit ends: set it again then.`;
+}
+
 const edit = (key, limit, span) => attempt(async () => {
   const now = key ? await current(key) : { limit: null, tag: null };
   edited = { key, tag: now.tag, end: now.end };
@@ -130,9 +170,10 @@ const edit = (key, limit, span) => attempt(async () => {
   at('edit-limit').value = limit ?? now.limit ?? '';
   at('edit-wrong').textContent = '';
   at('edit-conflict').hidden = true;
-  at('edit-had').textContent = now.limit && limit && limit !== now.limit ? `It has ${now.limit} now.` : '';
+  at('edit-had').textContent = had(now, limit);
   at('edit-names').textContent = 'A quota, a number and “concurrent”, or “deny all”; with commas between several.'
-    + (names.length ? ` For one limit only: ${names[0]}=…; there are ${names.join(', ')}.` : '');
+    + (names.length ? ` For one limit only: ${names[0]}=…; the names are ${names.join(', ')}.` : '')
+    + (tiers.length ? ` For a tier: tier=${tiers[0]}; the tiers are ${tiers.join(', ')}.` : '');
   at('edit-usage').replaceChildren();
   at('usage-dialog').close();
   at('edit-dialog').showModal();
@@ -148,7 +189,8 @@ const edit = (key, limit, span) => attempt(async () => {
 const ban = (key) => edit(key, 'deny all', 3600);
 
 onSubmit('edit', async () => {
-  const key = at('edit-key').value.trim();
+  const key = edited.key || (await resolve(at('edit-key').value.trim())).key;
+  at('edit-key').value = key;
   const body = whatIsEdited();
   try {
     await ask('PUT', of('limits', key), { body, headers: only(edited.tag) });
@@ -169,17 +211,25 @@ onSubmit('edit', async () => {
 });
 at('keep-theirs').addEventListener('click', () => {
   at('edit-dialog').close();
-  attempt(() => load());
+  refresh();
 });
 
 let deleting = { key: '', tag: null };
 
+// What applies to a key after its override is deleted.
+function below({ in_file: inFile }) {
+  if (inFile) return `After this the limit of the configuration applies: ${inFile.limit}.`;
+  if (tiers.length > 0) return 'After this the limit of its tier applies, or the default if it has none.';
+  return 'After this the default applies.';
+}
+
 const confirmDelete = (key) => attempt(async () => {
-  const { limit, tag } = await current(key);
-  if (limit === null) return load();
-  deleting = { key, tag };
+  const now = await current(key);
+  if (now.source !== 'override') return refresh();
+  deleting = { key, tag: now.tag };
   at('delete-key').textContent = key;
-  at('delete-limit').textContent = limit;
+  at('delete-limit').textContent = now.limit;
+  at('delete-after').textContent = below(now);
   at('delete-wrong').textContent = '';
   at('delete-dialog').showModal();
   return undefined;
@@ -190,16 +240,11 @@ onSubmit('delete', async () => {
     await ask('DELETE', of('limits', deleting.key), { headers: only(deleting.tag) });
   } catch (error) {
     // Another operator was first.
-    if (error.status === 412 && error.problem.current === null) return true;
-    if (error.status === 404) {
-      if ((await current(deleting.key)).limit === null) return true;
-      at('delete-wrong').textContent = 'It comes from the configuration of the service and stays: set another limit over it.';
-      return false;
-    }
+    if (error.status === 404 || (error.status === 412 && error.problem.current === null)) return true;
     if (error.status !== 412) throw error;
     deleting.tag = error.tag;
     at('delete-limit').textContent = error.problem.current.limit;
-    at('delete-wrong').textContent = 'It was changed meanwhile: see what it has now.';
+    at('delete-wrong').textContent = 'It was changed meanwhile: the limit above is the new one.';
     return false;
   }
   return true;
@@ -217,27 +262,32 @@ function bars(usage) {
   });
 }
 
+// The list entry that decides about a key, before any limit.
+function listing({ key, list, source, end }) {
+  const what = list === 'deny' ? 'Banned' : 'Exempt from rates and from limits per key';
+  const until = end ? ` until ${time(end)}` : '';
+  return `${what} by ${key}${until} (${source === 'file' ? 'of the configuration' : 'set at run time'}).`;
+}
+
 let lookedAt = '';
 
-function showUsage(key) {
-  return attempt(async () => {
-    const { key: shownKey, limit, usage, replica, store } = await json('GET', of('usage', key));
-    lookedAt = shownKey;
-    at('usage-key').textContent = shownKey;
-    at('usage-of').textContent = limit === null ? 'It has no limit of its own: the default applies.' : `Its own limit: ${limit}`;
-    at('usage').replaceChildren(...bars(usage));
-    at('no-usage').hidden = usage.length > 0;
-    const isHere = usage.some((used) => used.here !== null);
-    at('usage-from').textContent = (isHere ? `“This process” is ${replica.host} (pid ${replica.pid}).` : '')
-      + (store?.status === 'failing' ? ' The store does not answer: what it counts is not known.' : '');
-    if (!at('usage-dialog').open) at('usage-dialog').showModal();
-  });
+const showUsage = (key) => attempt(async () => presentUsage(await json('GET', of('usage', key))));
+
+function presentUsage({ key, limit, listed, usage, replica, store }) {
+  lookedAt = key;
+  at('usage-key').textContent = key;
+  at('usage-of').textContent = limit === null ? 'It has no limit of its own: the default applies.' : `Its own limit: ${limit}`;
+  at('usage-listed').textContent = listed ? listing(listed) : '';
+  at('usage-listed').hidden = !listed;
+  at('usage').replaceChildren(...bars(usage));
+  at('no-usage').hidden = usage.length > 0;
+  const isHere = usage.some((used) => used.here !== null);
+  at('usage-from').textContent = (isHere ? `“This process” is ${replica.host} (pid ${replica.pid}).` : '')
+    + (store?.status === 'failing' ? ' The store does not answer, so its counts are not known.' : '');
+  if (!at('usage-dialog').open) at('usage-dialog').showModal();
 }
 
 at('usage-close').addEventListener('click', () => at('usage-dialog').close());
 at('usage-again').addEventListener('click', () => showUsage(lookedAt));
 at('usage-edit').addEventListener('click', () => edit(lookedAt));
 at('usage-ban').addEventListener('click', () => ban(lookedAt));
-
-if (sessionStorage.getItem(TOKEN)) signIn();
-else signOut();

@@ -85,7 +85,7 @@ function take(now) {
   showTraffic();
   showInFlight();
   showRefusedKeys();
-  if (isChanged) attempt(() => load());
+  if (isChanged || areListsOld) refresh();
 }
 
 function state(className, text) {
@@ -114,9 +114,9 @@ function showLost() {
   at('lost').hidden = losing.length === 0;
   if (losing.length === 0) return;
   const most = Math.max(...losing.map(({ now }) => now.lost_overrides));
-  const text = `The store has lost ${most} limits of keys. ${losing.map(nameOf).join(', ')} keeps to the last that it `
-    + 'knows. Set them again (tower-admission limits export and import), or accept the loss '
-    + '(tower-admission limits accept-loss).';
+  const text = `The store has lost ${number(most)} limits of keys, which are still enforced by ${losing.map(nameOf).join(', ')}. `
+    + 'Do not restart these processes. Export the limits from one of them (tower-admission limits export, --admin), and '
+    + 'import the file (limits import, --redis); or accept the loss (limits accept-loss).';
   if (at('lost').textContent !== text) at('lost').textContent = text;
 }
 

@@ -1,6 +1,6 @@
-// How the page asks the server. Text comes in by `textContent` only.
+// How the page asks the server. Text is shown by `textContent` only.
 //
-// These files are one script, in this order: server.js, poll.js, traffic.js, now.js, limits.js.
+// These files are one script, in this order: server.js, poll.js, traffic.js, now.js, limits.js, changes.js.
 'use strict';
 
 const TOKEN = 'admission-token';
@@ -44,6 +44,9 @@ class Refused extends Error {
   }
 }
 
+// An error with a text for the operator.
+class Told extends Error {}
+
 async function ask(method, path, { body, signal, headers: more } = {}) {
   const headers = { authorization: `Bearer ${sessionStorage.getItem(TOKEN) ?? ''}`, ...more };
   if (body !== undefined) headers['content-type'] = 'application/json';
@@ -59,7 +62,7 @@ const json = async (method, path, options) => (await ask(method, path, options))
 const of = (folder, key) => `${folder}/${encodeURIComponent(key)}`;
 
 function told(error) {
-  if (error instanceof Refused) return error.message;
+  if (error instanceof Refused || error instanceof Told) return error.message;
   return 'The server cannot be reached.';
 }
 
@@ -72,7 +75,7 @@ function fail(error) {
   at('error').hidden = false;
 }
 
-// Runs what a click asks for, and says what went wrong.
+// Runs what a click asks for, and shows its error.
 async function attempt(task) {
   at('error').hidden = true;
   try {
@@ -80,6 +83,18 @@ async function attempt(task) {
   } catch (error) {
     fail(error);
   }
+}
+
+// Reads the lists again. It runs also without a click, so it leaves the error of the last click where it is.
+let areListsOld = false;
+async function refresh() {
+  const results = await Promise.allSettled([load(), loadChanges()]);
+  const failed = results.find(({ status }) => status === 'rejected');
+  areListsOld = Boolean(failed);
+  if (failed?.reason.status === 401) return fail(failed.reason);
+  at('lists').hidden = !failed;
+  if (failed) at('lists').textContent = `The lists of limits and changes may be old. ${told(failed.reason)} Trying again.`;
+  return undefined;
 }
 
 // The token.
@@ -91,6 +106,7 @@ function signOut(why = '') {
   at('sign-out').hidden = true;
   for (const dialog of document.querySelectorAll('dialog[open]')) dialog.close();
   at('token').value = '';
+  at('search').value = '';
   at('token-wrong').textContent = why;
   at('token-dialog').showModal();
 }
@@ -106,7 +122,7 @@ at('token-dialog').addEventListener('cancel', (event) => event.preventDefault())
 at('token-form').addEventListener('submit', (event) => {
   event.preventDefault();
   const token = at('token').value.trim();
-  // What no header can hold would be told as a server that cannot be reached.
+  // For a token that no header can hold, the error would be that of a server that cannot be reached.
   if (!/^[A-Za-z0-9\-._~+/]+=*$/.test(token)) {
     at('token-wrong').textContent = 'A token consists of letters, digits and -._~+/=.';
     return;

@@ -1,31 +1,26 @@
-//! What happened in the last two minutes, for those who watch.
+//! Counts the decisions of the last two minutes, for the page.
 
 mod named;
 mod refused;
-mod samples;
 mod seconds;
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
-use tokio::sync::broadcast;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use self::named::Named;
 use self::refused::Refused;
 pub(super) use self::refused::RefusedMost;
 use self::refused::Source;
-use self::samples::Samples;
-pub(super) use self::samples::{Outcome, Sample};
 pub(super) use self::seconds::SECONDS;
 use self::seconds::Seconds;
 use super::replica::Replica;
 use crate::observe::{Observer, Subject};
 use crate::rejection::Rejection;
 
-/// Counts what limiters decide, for the [page](super::router) and its `events`. Clones share what is
+/// Counts what limiters decide, for the [page](super::router) and `GET /now`. Clones share what is
 /// counted: give one to each layer that is to be seen, and one to the router.
 ///
 /// ```
@@ -52,7 +47,6 @@ struct Inner {
     in_flight: Named<InFlight>,
     refused: Refused,
     sources: Named<Source>,
-    samples: Samples,
     replica: Replica,
 }
 
@@ -91,10 +85,11 @@ pub(super) struct Held {
     pub(super) limit: Option<u64>,
 }
 
-/// Somebody who watches.
-pub(super) struct Listener {
-    recorder: Recorder,
-    samples: broadcast::Receiver<Sample>,
+#[derive(Clone, Copy, PartialEq)]
+enum Outcome {
+    Admitted,
+    Refused,
+    WouldRefuse,
 }
 
 impl Recorder {
@@ -107,7 +102,6 @@ impl Recorder {
             in_flight: Named::default(),
             refused: Refused::default(),
             sources: Named::default(),
-            samples: Samples::new(),
             replica: Replica::this(),
         }))
     }
@@ -158,16 +152,7 @@ impl Recorder {
         self.0.refused.most(self.second(), most)
     }
 
-    /// Somebody more who watches, unless there are too many.
-    pub(super) fn listen(&self) -> Option<Listener> {
-        let samples = self.0.samples.join()?;
-        Some(Listener {
-            recorder: self.clone(),
-            samples,
-        })
-    }
-
-    fn decided(&self, subject: &Subject<'_>, outcome: Outcome, rejection: Option<&Rejection>) {
+    fn decided(&self, subject: &Subject<'_>, outcome: Outcome) {
         let second = self.second();
         self.0.limiters.with(
             |series| series.limit_type == subject.limit_type && *series.limiter == *subject.limiter,
@@ -194,7 +179,6 @@ impl Recorder {
                 |source| self.0.refused.count(key, source, second),
             );
         }
-        self.0.samples.tell(subject, outcome, rejection, second);
     }
 
     fn permits(&self, limiter: &str, with: impl Fn(&InFlight)) {
@@ -212,15 +196,15 @@ impl Recorder {
 
 impl Observer for Recorder {
     fn admitted(&self, subject: &Subject<'_>) {
-        self.decided(subject, Outcome::Admitted, None);
+        self.decided(subject, Outcome::Admitted);
     }
 
-    fn rejected(&self, subject: &Subject<'_>, rejection: &Rejection) {
-        self.decided(subject, Outcome::Refused, Some(rejection));
+    fn rejected(&self, subject: &Subject<'_>, _: &Rejection) {
+        self.decided(subject, Outcome::Refused);
     }
 
-    fn would_reject(&self, subject: &Subject<'_>, rejection: &Rejection) {
-        self.decided(subject, Outcome::WouldRefuse, Some(rejection));
+    fn would_reject(&self, subject: &Subject<'_>, _: &Rejection) {
+        self.decided(subject, Outcome::WouldRefuse);
     }
 
     fn acquired(&self, limiter: &str, _: u64) {
@@ -254,31 +238,5 @@ impl Default for Recorder {
 impl fmt::Debug for Recorder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Recorder").finish_non_exhaustive()
-    }
-}
-
-impl Listener {
-    /// Waits until a second is over.
-    pub(super) async fn over(recorder: &Recorder, second: u32) {
-        let seconds = Duration::from_secs(u64::from(second) + 1);
-        sleep_until(recorder.0.start + seconds).await;
-    }
-
-    /// The next decision that is told.
-    pub(super) async fn decision(&mut self) -> Sample {
-        loop {
-            match self.samples.recv().await {
-                Ok(sample) => return sample,
-                Err(broadcast::error::RecvError::Lagged(_)) => {}
-                // The recorder outlives its listeners.
-                Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
-            }
-        }
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        self.recorder.0.samples.leave();
     }
 }

@@ -4,16 +4,16 @@ use hyper::{Method, StatusCode};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::json;
-use tower_admission::KeyName;
+use serde_json::{Value, json};
+use tower_admission::{KeyName, Limit};
 
 use crate::args::RequestArgs;
 use crate::changes::Change;
 use crate::explained::Explained;
 use crate::failure::Failure;
-use crate::http::{Answer, Client};
+use crate::http::{Answer, Client, Condition};
 use crate::own::{Answered, Own};
-use crate::server::{Changed, Entry};
+use crate::server::{Changed, Entry, Wanted, changed_meanwhile};
 use crate::usage::Report;
 
 pub(crate) struct Admin(Client);
@@ -32,11 +32,6 @@ struct Set {
     #[serde(flatten)]
     own: Own,
     before: Option<Answered>,
-}
-
-#[derive(Deserialize)]
-struct Deleted {
-    before: Answered,
 }
 
 #[derive(Deserialize)]
@@ -68,12 +63,34 @@ impl Admin {
         key.key.parse().map_err(|_| no_api())
     }
 
-    pub(crate) async fn set(&self, key: &KeyName, own: &Own) -> Result<Changed, Failure> {
+    pub(crate) async fn set(&self, key: &KeyName, to: &Wanted<'_>) -> Result<Changed, Failure> {
+        let own = to.own;
+        if key.is_embedded() && own.limit.parse() == Ok(Limit::unlimited()) {
+            return Err(Failure::refused(format!(
+                "this IPv6 address stands for an IPv4 address, which is another client's: to exempt that one, write {key}"
+            )));
+        }
+        let condition = match to.only_if {
+            Some(shown) => Some(self.condition(key, shown).await?),
+            None => None,
+        };
+        let mut body = own.to_json();
+        if let Some(lasts) = to.lasts {
+            // In whole seconds, as ends are.
+            let seconds = lasts.as_secs() + u64::from(lasts.subsec_nanos() > 0);
+            body["for_seconds"] = json!(seconds);
+        }
         let path = of_key("limits", key);
-        let body = own.to_json();
-        let answer = self.0.send(Method::PUT, &path, Some(&body));
-        let set: Set = read(answer.await?)?;
-        if own.end != set.own.end || own.note != set.own.note {
+        let answer = self
+            .0
+            .send_if(Method::PUT, &path, Some(&body), condition)
+            .await?;
+        let set: Set = read(checked(key, answer)?)?;
+        let has_end = match to.lasts {
+            Some(_) => set.own.end.is_some(),
+            None => own.end == set.own.end,
+        };
+        if !has_end || own.note != set.own.note {
             return Err(Failure::refused(format!(
                 "the service has set the limit of {key} without its end or note, as it is an older version: \
                  delete the limit, or set it by --redis"
@@ -85,11 +102,28 @@ impl Admin {
         })
     }
 
-    pub(crate) async fn get(&self, key: &KeyName) -> Result<Option<Own>, Failure> {
+    pub(crate) async fn get(&self, key: &KeyName) -> Result<Option<Entry>, Failure> {
         let path = of_key("limits", key);
         let answer = self.0.send(Method::GET, &path, None);
-        let entry: Option<Entry> = found(answer.await?)?;
-        Ok(entry.map(|entry| entry.own))
+        found(answer.await?)
+    }
+
+    /// The condition that the key has what was shown of it.
+    async fn condition(&self, key: &KeyName, shown: Option<&Own>) -> Result<Condition, Failure> {
+        let path = of_key("limits", key);
+        let answer = self.0.send(Method::GET, &path, None).await?;
+        let tag = answer.tag.clone();
+        let entry: Option<Entry> = found(answer)?;
+        let at_run_time = entry.as_ref().filter(|entry| !entry.is_of_file());
+        let current = at_run_time.map(|entry| &entry.own);
+        if current != shown {
+            return Err(changed_meanwhile(key, current));
+        }
+        match (entry, tag) {
+            (None, _) => Ok(Condition::IsNone),
+            (Some(_), Some(tag)) => Ok(Condition::Is(tag)),
+            (Some(_), None) => Err(no_api()),
+        }
     }
 
     pub(crate) async fn list(&self) -> Result<Vec<Entry>, Failure> {
@@ -112,11 +146,15 @@ impl Admin {
         }
     }
 
-    pub(crate) async fn delete(&self, key: &KeyName) -> Result<Option<Own>, Failure> {
+    pub(crate) async fn delete(&self, key: &KeyName, shown: &Own) -> Result<(), Failure> {
+        let condition = self.condition(key, Some(shown)).await?;
         let path = of_key("limits", key);
-        let answer = self.0.send(Method::DELETE, &path, None);
-        let deleted: Option<Deleted> = found(answer.await?)?;
-        Ok(deleted.map(|deleted| deleted.before.into()))
+        let answer = self.0.send_if(Method::DELETE, &path, None, Some(condition));
+        let deleted: Option<Value> = found(checked(key, answer.await?)?)?;
+        match deleted {
+            Some(_) => Ok(()),
+            None => Err(changed_meanwhile(key, None)),
+        }
     }
 
     pub(crate) async fn usage(&self, key: Option<&KeyName>) -> Result<Report, Failure> {
@@ -132,7 +170,8 @@ impl Admin {
         key: &KeyName,
         request: &RequestArgs,
     ) -> Result<Explained, Failure> {
-        let mut body = json!({ "key": key.as_str() });
+        let key = request.written.as_deref().unwrap_or(key.as_str());
+        let mut body = json!({ "key": key });
         for (name, value) in [
             ("tier", &request.tier),
             ("path", &request.path),
@@ -184,6 +223,15 @@ struct Now {
     lost_overrides: u64,
 }
 
+/// Rejects the answer to a change of what was changed meanwhile.
+fn checked(key: &KeyName, answer: Answer) -> Result<Answer, Failure> {
+    if answer.status != StatusCode::PRECONDITION_FAILED {
+        return Ok(answer);
+    }
+    let current: Option<Answered> = serde_json::from_value(answer.body["current"].clone()).ok();
+    Err(changed_meanwhile(key, current.map(Own::from).as_ref()))
+}
+
 fn of_key(what: &str, key: &KeyName) -> String {
     let key = utf8_percent_encode(key.as_str(), NON_ALPHANUMERIC);
     format!("/{what}/{key}")
@@ -221,7 +269,7 @@ fn succeeded(answer: &Answer) -> Result<(), Failure> {
     let said = detail.map_or_else(|| status.to_string(), str::to_owned);
     if status.is_server_error() {
         let failed = format!("the service cannot do it now: {said}: try again, or see its log");
-        return Err(Failure::unreachable(failed));
+        return Err(Failure::unanswered(failed));
     }
     if status.is_client_error() && answer.is_problem {
         return Err(Failure::refused(format!("the service refuses: {said}")));

@@ -181,7 +181,7 @@ pub(crate) struct KeyArgs {
 }
 
 /// The request that is asked about.
-#[derive(Args, Default)]
+#[derive(Args, Clone, Default)]
 pub(crate) struct RequestArgs {
     /// The tier of the request
     #[arg(long)]
@@ -195,9 +195,12 @@ pub(crate) struct RequestArgs {
     /// The host of the request
     #[arg(long, requires = "path")]
     pub(crate) host: Option<String>,
-    /// The address of the client, for limits on addresses; with --admin
+    /// The address of the client, for lists, and for limits on addresses with --admin and --path
     #[arg(long)]
     pub(crate) address: Option<String>,
+    /// The key, where that is an address: of one in IPv6 more than the network that is charged
+    #[arg(skip)]
+    pub(crate) written: Option<String>,
 }
 
 #[derive(Subcommand)]
@@ -231,13 +234,27 @@ pub(crate) enum LimitsCommand {
         #[arg(value_parser = clap::value_parser!(u16).range(1..=1000))]
         count: u16,
     },
-    /// Write all limits of keys as a table [limits] of TOML
+    /// Undo the last change of a key's limit, unless it was changed since
+    Undo {
+        #[command(flatten)]
+        key: KeyArgs,
+        /// Do not ask
+        #[arg(long)]
+        force: bool,
+    },
+    /// Write all limits of keys that were set at run time as a table [limits] of TOML
     Export {
         /// Where to, `-` is standard output
         #[arg(default_value = "-")]
         file: PathBuf,
+        /// Those of a service's configuration file as well; with --admin
+        #[arg(long)]
+        all: bool,
+        /// Write also what is not all: after a loss of the store, or over a file with more in it
+        #[arg(long)]
+        force: bool,
     },
-    /// Set the limits of a table [limits] of TOML; accepts what the store has lost
+    /// Set the limits of a table [limits] of TOML
     Import {
         /// Where from, `-` is standard input
         file: PathBuf,

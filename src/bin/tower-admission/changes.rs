@@ -15,7 +15,8 @@ use crate::server::Server;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Change {
     pub(crate) at: Time,
-    pub(crate) key: String,
+    /// `None` when an operator accepted that overrides were lost.
+    pub(crate) key: Option<String>,
     #[serde(default, deserialize_with = "answered")]
     pub(crate) before: Option<Own>,
     #[serde(default, deserialize_with = "answered")]
@@ -38,7 +39,7 @@ impl From<&LimitChange> for Change {
     fn from(change: &LimitChange) -> Self {
         Self {
             at: Time(change.at),
-            key: change.key.to_string(),
+            key: change.key.as_ref().map(ToString::to_string),
             before: change.before.as_ref().map(Own::from),
             after: change.after.as_ref().map(Own::from),
             author: change.author.as_deref().map(str::to_owned),
@@ -49,10 +50,13 @@ impl From<&LimitChange> for Change {
 }
 
 impl Change {
-    fn line(&self) -> String {
+    pub(crate) fn line(&self) -> String {
         let brief = |own: &Option<Own>| own.as_ref().map_or("none".to_owned(), Own::brief);
         let (before, after) = (brief(&self.before), brief(&self.after));
-        let mut line = format!("{}  {}: {before} -> {after}", self.at, self.key);
+        let mut line = match &self.key {
+            Some(key) => format!("{}  {key}: {before} -> {after}", self.at),
+            None => format!("{}  the loss of overrides was accepted", self.at),
+        };
         if self.has_ended {
             line += ", as it ended";
         }

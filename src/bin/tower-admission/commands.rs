@@ -3,19 +3,20 @@
 use std::fmt::Write as _;
 use std::io::IsTerminal;
 
-use serde_json::{Value, json};
-use tower_admission::{KeyName, Override};
+use serde_json::json;
+use tower_admission::KeyName;
 
-use crate::args::{CacheCommand, Command, KeyArgs, LimitsCommand, RequestArgs, SetArgs};
+use crate::args::{CacheCommand, Command, KeyArgs, LimitsCommand, RequestArgs};
 use crate::explained::Explained;
 use crate::failure::Failure;
 use crate::keys::{Keys, from_stdin};
 use crate::output::{Output, WIDEST, clean, style, table};
-use crate::own::{Own, now};
 use crate::server::{Entry, Server};
-use crate::transfer::Import;
-use crate::usage::{Level, Usage};
-use crate::{changes, explain, transfer};
+use crate::set::{merge, set};
+use crate::transfer::{Export, Import};
+use crate::undo::undo;
+use crate::usage::Usage;
+use crate::{changes, explain};
 
 pub(crate) async fn run(
     command: &Command,
@@ -23,6 +24,10 @@ pub(crate) async fn run(
     keys: &Keys,
     output: &Output,
 ) -> Result<(), Failure> {
+    if server.is_store() {
+        // What services keep is not in it.
+        output.lost(server.lost().await?);
+    }
     match command {
         Command::Limits(LimitsCommand::Set(args)) => set(args, server, keys, output).await,
         Command::Limits(LimitsCommand::Get { key }) => {
@@ -36,8 +41,17 @@ pub(crate) async fn run(
         Command::Limits(LimitsCommand::Changes { count }) => {
             changes::changes(*count, server, output).await
         }
-        Command::Limits(LimitsCommand::Export { file }) => {
-            transfer::export(file, server, output).await
+        Command::Limits(LimitsCommand::Undo { key, force }) => {
+            let key = read(key, server, keys).await?;
+            undo(&key, *force, server, output).await
+        }
+        Command::Limits(LimitsCommand::Export { file, all, force }) => {
+            let export = Export {
+                file,
+                has_all: *all,
+                is_forced: *force,
+            };
+            export.run(server, output).await
         }
         Command::Limits(LimitsCommand::Import {
             file,
@@ -64,9 +78,14 @@ pub(crate) async fn run(
             usage(key, server, keys, output).await
         }
         Command::Explain { key, request } => {
-            let key = read(key, server, keys).await?;
-            let key = counted(&key, server, keys)?;
-            explain::explain(key, request, server, output).await
+            let name = read(key, server, keys).await?;
+            let name = counted(&name, server, keys)?;
+            let written = key.key.clone().filter(|_| name.key().is_ip());
+            let request = RequestArgs {
+                written,
+                ..request.clone()
+            };
+            explain::explain(name, &request, server, output).await
         }
         Command::Cache(CacheCommand::Clear) => {
             server.clear_caches().await?;
@@ -83,111 +102,50 @@ async fn read(key: &KeyArgs, server: &Server, keys: &Keys) -> Result<KeyName, Fa
 }
 
 /// The key that a text means: an argument, or else what is on standard input.
-async fn named(key: Option<&str>, server: &Server, keys: &Keys) -> Result<KeyName, Failure> {
+pub(crate) async fn named(
+    key: Option<&str>,
+    server: &Server,
+    keys: &Keys,
+) -> Result<KeyName, Failure> {
     match key {
         Some(key) => server.key(key, keys).await,
         None => server.key(&from_stdin()?, keys).await,
     }
 }
 
-async fn set(args: &SetArgs, server: &Server, keys: &Keys, output: &Output) -> Result<(), Failure> {
-    let mut limit = args.limit.clone();
-    let key = match args.key_stdin {
-        true => {
-            // What stands in the place of the key is of the limit.
-            limit.insert(0, args.key.clone());
-            None
-        }
-        false => Some(&*args.key),
-    };
-    let now = now();
-    let end = args.until.or_else(|| now.checked_add(args.lasts?));
-    if args.lasts.is_some() && end.is_none() || end.is_some_and(|end| end <= now) {
-        return Err(Failure::usage(
-            "the end is in the past, or out of all bounds",
-        ));
-    }
-    let limit = limit.join(" ");
-    // As it is stored, which rounds the end and cuts the note.
-    let mut own = Override::new(crate::redis::read(&limit)?);
-    if let Some(end) = end {
-        own = own.with_end(end);
-    }
-    if let Some(note) = &args.note {
-        own = own.with_note(note);
-    }
-    let key = named(key, server, keys).await?;
-    let changed = server.set(&key, &Own::from(&own)).await?;
-    let before = match &changed.before {
-        Some(before) => format!("was {}", before.brief()),
-        None => "was the default".to_owned(),
-    };
-    let mut text = clean(&format!("{key}: {} ({before})", changed.own.brief()));
-    let mut json = json!({
-        "key": key.as_str(),
-        "before": changed.before.as_ref().map(|before| &before.limit),
-    });
-    merge(&mut json, json!(changed.own));
-    // That it cannot be known is no reason not to say what was done.
-    let used = match counted(&key, server, keys) {
-        Ok(key) => server.usage(Some(key)).await.ok(),
-        Err(_) => None,
-    };
-    if let Some(used) = used {
-        let warnings = full(&key, &used.usage);
-        for warning in &warnings {
-            output.warning(warning);
-        }
-        let brief: Vec<_> = used.usage.iter().map(brief).collect();
-        if !brief.is_empty() {
-            let _ = write!(text, "\nused: {}", brief.join(", "));
-        }
-        json["usage"] = json!(used.usage);
-        json["warnings"] = json!(warnings);
-    }
-    output.done(&text, json)
-}
-
-/// The limits that a key is at or above.
-fn full(key: &KeyName, usages: &[Usage]) -> Vec<String> {
-    let full = usages.iter().filter(|usage| usage.level() == Level::Full);
-    let full = full.filter(|usage| usage.limit != Some(0));
-    let warnings = full.map(|usage| {
-        let (name, used, limit) = (usage.title(), usage.used, usage.limit.unwrap_or(0));
-        format!("{name}: {used} are used and the limit is {limit}, so {key} is rejected until they are fewer")
-    });
-    warnings.collect()
-}
-
-fn merge(json: &mut Value, with: Value) {
-    if let (Value::Object(json), Value::Object(with)) = (json, with) {
-        json.extend(with);
-    }
-}
-
 async fn get(key: &KeyName, server: &Server, output: &Output) -> Result<(), Failure> {
-    let own = server.get(key).await?;
+    let entry = server.get(key).await?;
     let explained = server.explain(key, &RequestArgs::default()).await;
     let explained = match explained {
         Ok(explained) => explained,
         // What it has of its own is known also where no service runs.
-        Err(failure) if own.is_some() => {
+        Err(failure) if entry.is_some() => {
             output.warning(failure.message());
-            Explained::new(key, None, &[])
+            Explained::new(key, None, &[], None)
         }
         Err(failure) => return Err(failure),
     };
     let mut json = json!({ "key": key.as_str(), "limit": null });
-    let mut text = match &own {
-        Some(own) => {
-            merge(&mut json, json!(own));
+    let mut text = match &entry {
+        Some(entry) => {
+            merge(&mut json, json!(entry));
+            let own = &entry.own;
             let noted = own.noted();
             let noted = noted.map_or(String::new(), |noted| format!("\n{}", clean(&noted)));
-            clean(&format!("{key}: {} (its own)", own.brief())) + &noted
+            clean(&format!("{key}: {} ({})", own.brief(), entry.origin())) + &noted
         }
-        None if explained.limits.is_empty() => return Err(none_of(key)),
+        None if explained.limits.is_empty() && explained.listed.is_none() => {
+            return Err(none_of(key, output));
+        }
+        None if output.is_incomplete() => {
+            clean(&format!("{key}: no limit of its own in the store"))
+        }
         None => clean(&format!("{key}: no limit of its own")),
     };
+    json["listed"] = json!(explained.listed);
+    if let Some(listed) = &explained.listed {
+        let _ = write!(text, "\n{}", clean(&listed.text()));
+    }
     let _ = write!(text, "\n{}", explain::sources(&explained));
     let applies = explained.limits.iter().map(|row| {
         json!({ "name": row.name, "sort": row.sort, "limit": row.limit, "source": row.source, "tier": row.tier })
@@ -196,10 +154,16 @@ async fn get(key: &KeyName, server: &Server, output: &Output) -> Result<(), Fail
     output.done(&text, json)
 }
 
-fn none_of(key: &KeyName) -> Failure {
-    Failure::missing(format!(
-        "{key} has no limit of its own, so the default applies: see `limits list` for those that have"
-    ))
+fn none_of(key: &KeyName, output: &Output) -> Failure {
+    Failure::missing(match output.is_incomplete() {
+        true => format!(
+            "{key} has no limit in the store, which has lost limits that services keep: this may be one of \
+             them. Ask a service by --admin"
+        ),
+        false => format!(
+            "{key} has no limit of its own, so the default applies: see `limits list` for those that have"
+        ),
+    })
 }
 
 async fn accept_loss(is_forced: bool, server: &Server, output: &Output) -> Result<(), Failure> {
@@ -250,6 +214,9 @@ async fn list(
             let _ = write!(text, "  {}", brief.join(", "));
             shown["usage"] = json!(usages);
         }
+        if entry.is_of_file() {
+            text.push_str("  of the file");
+        }
         if let Some(note) = &entry.own.note {
             let _ = write!(text, "  # {}", clean(note));
         }
@@ -258,13 +225,20 @@ async fn list(
         json.push(shown);
     }
     if entries.is_empty() {
-        text.push_str("no key has a limit of its own");
+        text.push_str(match output.is_incomplete() {
+            true => "no key has a limit of its own in the store",
+            false => "no key has a limit of its own",
+        });
     }
     output.done(&text, json!({ "limits": json }))
 }
 
 /// The key, if what is used by it can be known.
-fn counted<'a>(key: &'a KeyName, server: &Server, keys: &Keys) -> Result<&'a KeyName, Failure> {
+pub(crate) fn counted<'a>(
+    key: &'a KeyName,
+    server: &Server,
+    keys: &Keys,
+) -> Result<&'a KeyName, Failure> {
     if server.wants_fingerprints() && !keys.can_count(key) {
         return Err(Failure::usage(
             "what is used in redis is found with the services' secret only: set ADMISSION_SECRET",
@@ -273,7 +247,7 @@ fn counted<'a>(key: &'a KeyName, server: &Server, keys: &Keys) -> Result<&'a Key
     Ok(key)
 }
 
-fn brief(usage: &Usage) -> String {
+pub(crate) fn brief(usage: &Usage) -> String {
     let style = style(usage.level());
     let name = match usage.title() {
         title if title.is_empty() => clean(&usage.sort),
@@ -301,26 +275,43 @@ async fn delete(
             "there is no terminal to ask on: say --force to delete the limit of {key}"
         )));
     }
-    let own = server.get(key).await?.ok_or_else(|| none_of(key))?;
-    let limit = own.brief();
+    let entry = server.get(key).await?;
+    let entry = entry.ok_or_else(|| none_of(key, output))?;
+    let limit = entry.own.brief();
+    if entry.is_of_file() {
+        return Err(Failure::refused(format!(
+            "{key}: {limit} is of the configuration file of the service: delete it there, in [limits], or set \
+             another one over it by `limits set`"
+        )));
+    }
     let warnings = warnings(key, server, keys).await;
     for warning in &warnings {
         output.warning(warning);
     }
-    let question = format!("Delete the limit of {key} ({limit})? The default applies then.");
+    let then = match &entry.in_file {
+        Some(below) => format!("{} of the file", below.brief()),
+        None => "The default".to_owned(),
+    };
+    let question = format!("Delete the limit of {key} ({limit})? {then} applies then.");
     if !is_forced && !output.ask(&question) {
-        let json = json!({ "key": key.as_str(), "before": limit, "deleted": false });
+        let json = json!({ "key": key.as_str(), "before": entry.own, "deleted": false });
         return output.done(&clean(&format!("{key}: {limit} (not deleted)")), json);
     }
-    let before = server.delete(key).await?.ok_or_else(|| none_of(key))?;
+    server.delete(key, &entry.own).await?;
+    // That it cannot be known is no reason not to say what was done.
+    let below = server.get(key).await.ok().flatten();
+    let below = below.filter(Entry::is_of_file);
     let explained = server.explain(key, &RequestArgs::default()).await;
     let applies = explained.map_or(String::new(), |explained| explained.brief());
-    let mut text = format!("{key}: the default (was {})", before.brief());
+    let mut text = match below {
+        Some(below) => format!("{key}: {} of the file (was {limit})", below.own.brief()),
+        None => format!("{key}: the default (was {limit})"),
+    };
     if !applies.is_empty() {
         let _ = write!(text, ": {applies}");
     }
     let json = json!({
-        "key": key.as_str(), "before": before.limit, "applies": applies, "deleted": true,
+        "key": key.as_str(), "before": entry.own, "applies": applies, "deleted": true,
         "warnings": warnings,
     });
     output.done(&clean(&text), json)
@@ -365,7 +356,12 @@ async fn usage(
                 format!("{own} (its own)")
             });
             let _ = writeln!(text, "{}", clean(&format!("{key}: {own}")));
-            json!({ "key": key.as_str(), "limit": report.limit, "usage": report.usage })
+            if let Some(listed) = &report.listed {
+                let _ = writeln!(text, "{}", clean(&listed.text()));
+            }
+            json!({
+                "key": key.as_str(), "limit": report.limit, "listed": report.listed, "usage": report.usage,
+            })
         }
         None => json!({ "usage": report.usage }),
     };

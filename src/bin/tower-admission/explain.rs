@@ -6,7 +6,7 @@ use serde_json::json;
 use tower_admission::KeyName;
 
 use crate::args::RequestArgs;
-use crate::explained::{Explained, Row};
+use crate::explained::{Explained, Now, Row};
 use crate::failure::Failure;
 use crate::output::{Output, clean, columns};
 use crate::server::Server;
@@ -24,6 +24,9 @@ pub(crate) async fn explain(
         None => "no limit of its own".to_owned(),
     };
     let _ = writeln!(text, "{}", clean(&format!("{}: {own}", explained.key)));
+    if let Some(listed) = &explained.listed {
+        let _ = writeln!(text, "{}", clean(&listed.text()));
+    }
     for group in explained.groups.iter().flatten() {
         let note = match (group.is_excluded, group.enforce) {
             (true, _) => " (the request is excluded from it)".to_owned(),
@@ -45,16 +48,28 @@ pub(crate) async fn explain(
             "not shown: {names}, on the client's address, which --address gives"
         );
     }
-    let now = &explained.now;
+    if let Some(not_known) = &explained.not_known {
+        let _ = writeln!(text, "not known here: {}", clean(not_known));
+    }
+    let now = match &explained.now {
+        Some(now) => verdict(now),
+        None if !server.is_store() => {
+            "its path decides: give it by --path. No request passes all of these limits".to_owned()
+        }
+        None => "its path decides, as no request passes all of these limits".to_owned(),
+    };
+    let _ = writeln!(text, "a request now: {now}");
+    output.done(&text, json!(explained))
+}
+
+fn verdict(now: &Now) -> String {
     let by = now.limit.as_ref();
     let by = by.map_or(String::new(), |name| format!(" ({name})"));
     let enforced = match now.is_enforced {
         Some(false) => ", which is not enforced for this key",
         _ => "",
     };
-    let now = clean(&format!("{}{by}{enforced}", now.verdict.text()));
-    let _ = writeln!(text, "a request now: {now}");
-    output.done(&text, json!(explained))
+    clean(&format!("{}{by}{enforced}", now.verdict.text()))
 }
 
 fn table(explained: &Explained) -> String {
@@ -71,7 +86,10 @@ fn table(explained: &Explained) -> String {
             row.limit.clone(),
             row.source().to_owned(),
             row.used.map_or("-".to_owned(), |used| used.to_string()),
-            row.verdict.text(),
+            match row.is_skipped {
+                true => "skipped".to_owned(),
+                false => row.verdict.text(),
+            },
         ]
     }));
     // A limit that charges a key at several places may be the same at all.

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tower_admission::{KeyName, LimitExplanation, LimitVerdict};
+use tower_admission::{KeyName, LimitExplanation, LimitVerdict, ListEntry, Listing, Reason};
+
+use crate::own::Time;
 
 /// Which limits apply, and what a request would get.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -14,13 +16,36 @@ pub(crate) struct Explained {
     /// The limit that the key has of its own.
     #[serde(default)]
     pub(crate) limit: Option<String>,
+    /// The entry of a list that decides, before any limit.
+    #[serde(default)]
+    pub(crate) listed: Option<Listed>,
+    /// `path` or `all_paths`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) scope: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) groups: Option<Vec<Group>>,
     pub(crate) limits: Vec<Row>,
-    /// Limits on the client's address, which was not given.
+    /// What depends on the client's address, which was not given: limits, and `lists`.
     #[serde(default)]
     pub(crate) address_limits: Vec<String>,
-    pub(crate) now: Now,
+    /// `None` where the path decides, which was not given.
+    #[serde(default)]
+    pub(crate) now: Option<Now>,
+    /// What may decide as well, and is not known where it was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) not_known: Option<String>,
+}
+
+/// An entry of an allow or deny list.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Listed {
+    pub(crate) key: String,
+    /// `deny` or `allow`.
+    pub(crate) list: String,
+    /// `override` or `file`.
+    pub(crate) source: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) end: Option<Time>,
 }
 
 /// A group of a service's configuration that the request is in.
@@ -47,6 +72,9 @@ pub(crate) struct Row {
     pub(crate) tier: Option<String>,
     #[serde(default)]
     pub(crate) used: Option<u64>,
+    /// Whether the next request does not get to it, or is exempt from it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) is_skipped: bool,
     #[serde(flatten)]
     pub(crate) verdict: Verdict,
 }
@@ -78,17 +106,26 @@ pub(crate) struct Now {
 
 impl Explained {
     /// Of limits that are all on one key, without the configuration of a service.
-    pub(crate) fn new(key: &KeyName, own: Option<String>, limits: &[LimitExplanation]) -> Self {
-        let rows: Vec<_> = limits.iter().map(|limit| Row::new(key, limit)).collect();
-        let now = now(&rows);
+    pub(crate) fn new(
+        key: &KeyName,
+        own: Option<String>,
+        limits: &[LimitExplanation],
+        listed: Option<&ListEntry>,
+    ) -> Self {
+        let rows = limits.iter().map(|limit| Row::new(key, limit, listed));
+        let rows: Vec<_> = rows.collect();
+        let now = now(&rows, listed);
         Self {
             key: key.to_string(),
             address: None,
             limit: own,
+            listed: listed.map(Listed::from),
+            scope: Some("all_paths".to_owned()),
             groups: None,
             limits: rows,
             address_limits: Vec::new(),
             now,
+            not_known: None,
         }
     }
 
@@ -106,9 +143,43 @@ impl Explained {
     }
 }
 
-impl Row {
-    fn new(key: &KeyName, limit: &LimitExplanation) -> Self {
+impl From<&ListEntry> for Listed {
+    fn from(entry: &ListEntry) -> Self {
         Self {
+            key: entry.key.to_string(),
+            list: entry.listing.as_str().to_owned(),
+            source: entry.source.as_str().to_owned(),
+            end: entry.end.map(Time),
+        }
+    }
+}
+
+impl Listed {
+    /// For people.
+    pub(crate) fn text(&self) -> String {
+        let what = match &*self.list {
+            "deny" => "banned",
+            _ => "exempt from rates and from limits per key",
+        };
+        let end = self
+            .end
+            .map_or(String::new(), |end| format!(" until {end}"));
+        let source = match &*self.source {
+            "file" => "of the file",
+            _ => "set at run time",
+        };
+        format!("{what} by {}{end} ({source})", self.key)
+    }
+}
+
+impl Row {
+    fn new(key: &KeyName, limit: &LimitExplanation, listed: Option<&ListEntry>) -> Self {
+        let is_capacity = limit.is_total && limit.sort == "concurrency";
+        let is_exempt = |entry: &ListEntry| entry.listing == Listing::Exempt;
+        Self {
+            // Lists know no leases, and the capacity of a service counts exempt requests.
+            is_skipped: limit.sort != "lease"
+                && listed.is_some_and(|entry| !(is_exempt(entry) && is_capacity)),
             name: limit.name.to_string(),
             sort: limit.sort.to_owned(),
             group: None,
@@ -179,8 +250,27 @@ impl Verdict {
 
 /// A permit is taken before a rate is charged, and of several rates the one with the longest wait is told, as a service
 /// does it.
-fn now(rows: &[Row]) -> Now {
-    let passes = rows.iter().filter(|row| row.sort != "lease");
+///
+/// `None` where it depends on which of the limits a request passes.
+fn now(rows: &[Row], listed: Option<&ListEntry>) -> Option<Now> {
+    if let Some(banned) = listed.filter(|entry| entry.listing == Listing::Denied) {
+        return Some(Now {
+            limit: None,
+            verdict: Verdict::new(LimitVerdict::Rejected {
+                reason: Reason::Banned,
+                retry_after: banned.ends_in,
+            }),
+            is_enforced: Some(true),
+        });
+    }
+    let passes = rows
+        .iter()
+        .filter(|row| row.sort != "lease" && !row.is_skipped);
+    let first = passes.clone().next().map(|row| &row.name);
+    let is_one = passes.clone().all(|row| Some(&row.name) == first);
+    if !is_one && passes.clone().any(|row| row.verdict.is_rejected()) {
+        return None;
+    }
     let rejected = passes.clone().filter(|row| row.verdict.is_rejected());
     let rejected = rejected.max_by_key(|row| {
         let wait = row.verdict.retry_after_ms;
@@ -196,9 +286,9 @@ fn now(rows: &[Row]) -> Now {
         || Verdict::new(LimitVerdict::Admitted { remaining: None }),
         |row| row.verdict.clone(),
     );
-    Now {
+    Some(Now {
         limit: decides.map(|row| row.name.clone()),
         verdict,
         is_enforced: None,
-    }
+    })
 }

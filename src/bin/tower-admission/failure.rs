@@ -7,6 +7,8 @@ use std::process::ExitCode;
 pub(crate) struct Failure {
     code: u8,
     message: String,
+    /// Whether the server may have done it, as its answer is missing.
+    is_unanswered: bool,
 }
 
 impl Failure {
@@ -30,6 +32,14 @@ impl Failure {
         Self::new(4, message)
     }
 
+    /// The same after something was sent: it may have been done.
+    pub(crate) fn unanswered(message: impl Into<String>) -> Self {
+        Self {
+            is_unanswered: true,
+            ..Self::new(4, message)
+        }
+    }
+
     /// What was done could not be printed.
     pub(crate) fn unwritten(message: impl Into<String>) -> Self {
         Self::new(5, message)
@@ -43,10 +53,24 @@ impl Failure {
         }
     }
 
+    /// The failure of a change, which may have been made.
+    pub(crate) fn of_change(mut self) -> Self {
+        if self.is_unanswered {
+            self.message += "; the change may have been made: look before you repeat it";
+        }
+        self
+    }
+
+    /// Whether the server may have done it.
+    pub(crate) fn is_unanswered(&self) -> bool {
+        self.is_unanswered
+    }
+
     fn new(code: u8, message: impl Into<String>) -> Self {
         Self {
             code,
             message: message.into(),
+            is_unanswered: false,
         }
     }
 

@@ -3,7 +3,9 @@
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
+use hyper::header::{
+    AUTHORIZATION, CONTENT_TYPE, ETAG, HOST, HeaderValue, IF_MATCH, IF_NONE_MATCH,
+};
 use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
@@ -30,6 +32,16 @@ pub(crate) struct Answer {
     pub(crate) is_problem: bool,
     /// `Null` for what is no JSON.
     pub(crate) body: Value,
+    /// What tells this from what it becomes by a change.
+    pub(crate) tag: Option<HeaderValue>,
+}
+
+/// What has to be there for a change to be made.
+pub(crate) enum Condition {
+    /// What had this tag.
+    Is(HeaderValue),
+    /// Nothing.
+    IsNone,
 }
 
 impl Client {
@@ -80,6 +92,16 @@ impl Client {
         path: &str,
         body: Option<&Value>,
     ) -> Result<Answer, Failure> {
+        self.send_if(method, path, body, None).await
+    }
+
+    pub(crate) async fn send_if(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        condition: Option<Condition>,
+    ) -> Result<Answer, Failure> {
         let mut request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.base))
@@ -87,6 +109,11 @@ impl Client {
         if let Some(authorization) = &self.authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
+        request = match condition {
+            Some(Condition::Is(tag)) => request.header(IF_MATCH, tag),
+            Some(Condition::IsNone) => request.header(IF_NONE_MATCH, "*"),
+            None => request,
+        };
         if body.is_some() {
             request = request.header(CONTENT_TYPE, "application/json");
         }
@@ -94,31 +121,37 @@ impl Client {
         let request = request.body(Full::new(Bytes::from(body))).map_err(|_| {
             Failure::usage("--admin cannot be used: write it as http://host:port/path")
         })?;
-        self.exchange(request).await.map_err(|_| {
+        let address = (&*self.host, self.port);
+        let stream = TcpStream::connect(address).await.map_err(|_| {
             Failure::unreachable(
                 "the admin endpoints cannot be reached: check --admin, and that it runs",
             )
+        })?;
+        exchange(stream, request).await.map_err(|_| {
+            Failure::unanswered(
+                "the admin endpoints do not answer: check --admin, and that it runs",
+            )
         })
     }
+}
 
-    async fn exchange(
-        &self,
-        request: Request<Full<Bytes>>,
-    ) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
-        let stream = TcpStream::connect((&*self.host, self.port)).await?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        // Ends with the sender, or with the runtime.
-        tokio::spawn(connection);
-        let answer = sender.send_request(request).await?;
-        let (head, body) = answer.into_parts();
-        let body = Limited::new(body, LONGEST_ANSWER).collect().await?;
-        let content_type = head.headers.get(CONTENT_TYPE);
-        let is_problem = content_type
-            .is_some_and(|value| value.as_bytes().starts_with(b"application/problem+json"));
-        Ok(Answer {
-            status: head.status,
-            is_problem,
-            body: serde_json::from_slice(&body.to_bytes()).unwrap_or(Value::Null),
-        })
-    }
+async fn exchange(
+    stream: TcpStream,
+    request: Request<Full<Bytes>>,
+) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    // Ends with the sender, or with the runtime.
+    tokio::spawn(connection);
+    let answer = sender.send_request(request).await?;
+    let (head, body) = answer.into_parts();
+    let body = Limited::new(body, LONGEST_ANSWER).collect().await?;
+    let content_type = head.headers.get(CONTENT_TYPE);
+    let is_problem =
+        content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/problem+json"));
+    Ok(Answer {
+        status: head.status,
+        is_problem,
+        body: serde_json::from_slice(&body.to_bytes()).unwrap_or(Value::Null),
+        tag: head.headers.get(ETAG).cloned(),
+    })
 }

@@ -36,15 +36,22 @@ impl Keys {
     }
 
     /// Rejects a kind that is a slip: what follows it may be a credential, which is not to be kept as a name.
-    pub(crate) fn check_kind(&self, text: &str) -> Result<(), Failure> {
+    fn check_kind(&self, text: &str) -> Result<(), Failure> {
         let Some((kind, _)) = text.trim().split_once([':', '#']) else {
             return Ok(());
         };
         let is_known = kind == "ip" || CREDENTIALS.contains(&kind);
         let meant = match kind.to_ascii_lowercase().as_str() {
             "ip" | "ipv4" | "ipv6" => Some("ip"),
-            "x-api-key" => Some("api-key"),
-            "authorization" | "auth" | "token" | "jwt" => Some("bearer"),
+            "x-api-key" | "x-apikey" => Some("api-key"),
+            "authorization"
+            | "proxy-authorization"
+            | "auth"
+            | "token"
+            | "jwt"
+            | "basic"
+            | "cookie" => Some("bearer"),
+            "key" => Some("api-key"),
             _ => nearest(kind, CREDENTIALS),
         };
         match meant {
@@ -56,9 +63,16 @@ impl Keys {
         }
     }
 
+    /// A key as it was given, once it cannot be a slip that would make a credential a name.
+    pub(crate) fn check(&self, text: &str) -> Result<String, Failure> {
+        let key = as_key(text)?;
+        self.check_kind(&key)?;
+        Ok(key)
+    }
+
     /// Reads a key. A credential becomes its fingerprint, here: it is neither shown nor sent.
     pub(crate) fn read(&self, text: &str) -> Result<KeyName, Failure> {
-        self.check_kind(text)?;
+        let text = &*self.check(text)?;
         match credential(text) {
             Some(_) if self.secret.is_none() => Err(Failure::usage(
                 "a key that is a credential needs the services' secret: set ADMISSION_SECRET, or give \
@@ -100,28 +114,39 @@ pub(crate) fn from_stdin() -> Result<String, Failure> {
     let mut line = String::new();
     let read = stdin.read_line(&mut line);
     read.map_err(|error| Failure::usage(format!("standard input cannot be read: {error}")))?;
-    match as_key(&line) {
-        key if key.is_empty() => Err(Failure::usage(
+    match line.trim() {
+        "" => Err(Failure::usage(
             "there is no key on standard input: write it there, such as bearer:<token>",
         )),
-        key => Ok(key),
+        key => Ok(key.to_owned()),
     }
 }
 
-/// A header that was copied is the key of its token.
-fn as_key(line: &str) -> String {
-    let line = line.trim();
-    let lower = line.to_ascii_lowercase();
-    for (begin, kind) in [
-        ("authorization: bearer ", "bearer"),
-        ("bearer ", "bearer"),
-        ("x-api-key: ", "api-key"),
-    ] {
-        if lower.starts_with(begin) {
-            return format!("{kind}:{}", line[begin.len()..].trim());
+/// A header that was copied is the key of its token, wherever it is given. Of one that has no token nothing is shown.
+fn as_key(text: &str) -> Result<String, Failure> {
+    let text = text.trim();
+    let header = text.split_once(':');
+    let header = header.map(|(name, value)| (name.trim_end().to_ascii_lowercase(), value.trim()));
+    let (is_header, value) = match &header {
+        Some((name, value)) if name == "x-api-key" => return Ok(format!("api-key:{value}")),
+        Some((name, value)) if matches!(&**name, "authorization" | "proxy-authorization") => {
+            (true, *value)
         }
+        _ => (false, text),
+    };
+    let (scheme, credential) = value.split_once(char::is_whitespace).unwrap_or((value, ""));
+    match scheme.to_ascii_lowercase().as_str() {
+        "bearer" if !credential.is_empty() => Ok(format!("bearer:{}", credential.trim())),
+        "basic" | "digest" | "negotiate" => Err(not_bearer()),
+        _ if is_header => Err(not_bearer()),
+        _ => Ok(text.to_owned()),
     }
-    line.to_owned()
+}
+
+fn not_bearer() -> Failure {
+    Failure::usage(
+        "no key: of a header Authorization the token behind Bearer is the key: write bearer:<token>",
+    )
 }
 
 /// What stands behind the kind.
@@ -158,7 +183,12 @@ mod tests {
             ("barer:hunter2", "bearer"),
             ("Bearer:hunter2", "bearer"),
             ("api_key:hunter2", "api-key"),
-            ("X-Api-Key:hunter2", "api-key"),
+            ("x-apikey:hunter2", "api-key"),
+            ("token:hunter2", "bearer"),
+            ("JWT:hunter2", "bearer"),
+            ("basic:hunter2", "bearer"),
+            ("Cookie:hunter2", "bearer"),
+            ("key:hunter2", "api-key"),
             ("ipv4:192.0.2.1", "ip"),
         ] {
             let error = keys(false).read(text).unwrap_err();
@@ -173,15 +203,31 @@ mod tests {
 
     #[test]
     fn a_copied_header_is_a_key() {
-        for (line, key) in [
+        for (text, key) in [
             ("bearer:abc\n", "bearer:abc"),
             (" Bearer  abc ", "bearer:abc"),
             ("Authorization: Bearer abc", "bearer:abc"),
+            ("authorization:bearer abc", "bearer:abc"),
+            ("AUTHORIZATION : BEARER\tabc", "bearer:abc"),
+            ("Proxy-Authorization: Bearer abc", "bearer:abc"),
             ("X-API-Key: abc", "api-key:abc"),
+            ("x-api-key:abc", "api-key:abc"),
             ("org:acme", "org:acme"),
+            ("Acme Inc.: Berlin", "Acme Inc.: Berlin"),
             ("\n", ""),
         ] {
-            assert_eq!(as_key(line), key);
+            assert_eq!(as_key(text).unwrap(), key);
+        }
+        for text in [
+            "Authorization: Basic aHVudGVyMg==",
+            "authorization:basic hunter2",
+            "Basic hunter2",
+            "Authorization: hunter2",
+            "Authorization:",
+        ] {
+            let message = as_key(text).unwrap_err();
+            assert!(message.message().contains("write bearer:<token>"));
+            assert!(!message.message().contains("hunter2"));
         }
     }
 

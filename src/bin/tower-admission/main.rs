@@ -2,8 +2,11 @@
 
 mod admin;
 mod args;
+#[cfg(feature = "redis-tls")]
+mod certificates;
 mod changes;
 mod commands;
+mod effect;
 mod explain;
 mod explained;
 mod failure;
@@ -13,10 +16,13 @@ mod output;
 mod own;
 mod redis;
 mod server;
+mod set;
 mod store_error;
 mod suggest;
 mod transfer;
+mod undo;
 mod usage;
+mod written;
 mod wrong;
 
 use std::path::Path;

@@ -1,5 +1,6 @@
 //! What is printed: text for people, JSON for programs.
 
+use std::cell::Cell;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::path::Path;
@@ -15,18 +16,51 @@ use crate::usage::{Level, Report};
 
 pub(crate) struct Output {
     is_json: bool,
+    /// Limits that services keep although the store has lost them; what is printed tells of the store alone.
+    lost: Cell<u64>,
 }
 
 impl Output {
     pub(crate) fn new(is_json: bool) -> Self {
-        Self { is_json }
+        Self {
+            is_json,
+            lost: Cell::new(0),
+        }
+    }
+
+    pub(crate) fn is_json(&self) -> bool {
+        self.is_json
+    }
+
+    /// Says with all that is printed that the store has lost limits which services keep.
+    pub(crate) fn lost(&self, lost: u64) {
+        self.lost.set(lost);
+        if lost > 0 {
+            self.warning(&format!(
+                "the store has lost up to {}, which services keep and go by: what is shown here is \
+                 without them. Ask a service by --admin, and see docs/runbook.md, \"Redis came up empty\"",
+                limits(lost)
+            ));
+        }
+    }
+
+    /// Whether limits are missing in what is printed.
+    pub(crate) fn is_incomplete(&self) -> bool {
+        self.lost.get() > 0
+    }
+
+    fn with_lost(&self, mut json: Value) -> Value {
+        if self.is_incomplete() {
+            json["lost_overrides"] = json!(self.lost.get());
+        }
+        json
     }
 
     /// What was done, as text or as JSON.
     pub(crate) fn done(&self, text: &str, json: Value) -> Result<(), Failure> {
         let mut stdout = anstream::stdout();
         let printed = if self.is_json {
-            writeln!(stdout, "{}", plain(&json))
+            writeln!(stdout, "{}", plain(&self.with_lost(json)))
         } else {
             writeln!(stdout, "{}", text.trim_end())
         };
@@ -39,7 +73,7 @@ impl Output {
             writeln!(
                 anstream::stderr(),
                 "{}",
-                plain(&json!({ "error": message }))
+                plain(&self.with_lost(json!({ "error": message })))
             )
         } else {
             let style = AnsiColor::Red.on_default().bold();
@@ -98,6 +132,14 @@ impl Output {
     pub(crate) fn raw(&self, bytes: &[u8]) -> Result<(), Failure> {
         let mut stdout = std::io::stdout();
         written(stdout.write_all(bytes).and_then(|()| stdout.flush()))
+    }
+}
+
+/// A number of limits, in words.
+pub(crate) fn limits(count: u64) -> String {
+    match count {
+        1 => "1 limit".to_owned(),
+        count => format!("{count} limits"),
     }
 }
 

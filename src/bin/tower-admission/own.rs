@@ -100,6 +100,26 @@ impl Own {
         (!noted.is_empty()).then_some(noted)
     }
 
+    /// The command that sets it, for a shell.
+    pub(crate) fn command(&self, key: &str) -> String {
+        let (key, limit) = (quoted(key), quoted(&self.limit));
+        let mut command = format!("tower-admission limits set {key} {limit}");
+        if let Some(end) = self.end {
+            command += &format!(" --until {end}");
+        }
+        if let Some(note) = &self.note {
+            command += &format!(" --note {}", quoted(note));
+        }
+        command
+    }
+
+    /// Its parts: each with the name of the limit that it is about, if it has one.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = (Option<&str>, &str)> {
+        // No name has a comma in it.
+        let parts = self.limit.split(',').map(str::trim);
+        parts.map(|part| (part.split_once('=').map(|(name, _)| name.trim()), part))
+    }
+
     /// Whether both have the same effect and the same note.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         (&self.limit, self.end, &self.note) == (&other.limit, other.end, &other.note)
@@ -124,6 +144,15 @@ impl From<Answered> for Own {
             Answered::Limit(limit) => Self::limit(limit),
             Answered::Own(own) => own,
         }
+    }
+}
+
+/// A word of a command.
+fn quoted(text: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b":._/=#@%+-".contains(&byte);
+    match text.bytes().all(is_plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', r"'\''")),
     }
 }
 
@@ -172,6 +201,18 @@ impl<'de> Deserialize<'de> for Time {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_command_is_quoted() {
+        let mut own = Own::limit("20/s burst 50, tier=pro".to_owned());
+        own.note = Some("anna's $(plan)".to_owned());
+        assert_eq!(
+            own.command("bearer#00ff"),
+            "tower-admission limits set bearer#00ff '20/s burst 50, tier=pro' --note 'anna'\\''s $(plan)'"
+        );
+        let parts: Vec<_> = own.parts().collect();
+        assert_eq!(parts, [(None, "20/s burst 50"), (Some("tier"), "tier=pro")]);
+    }
 
     #[test]
     fn a_time_is_read_as_text_and_as_seconds() {

@@ -1,20 +1,22 @@
 //! Limits where Redis has them.
 
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tower_admission::extract::IpNet;
 use tower_admission::store::{FailureMode, RedisStore};
 use tower_admission::{
-    KeyName, Limit, LimitError, LimitUsage, Limits, Override, QuotaError, Secret, SharedLimiters,
+    KeyName, LimitEdit, LimitUsage, Limits, ListEntry, Override, Secret, SharedLimiters,
 };
 
 use crate::args::{RequestArgs, ServerArgs};
 use crate::changes::Change;
-use crate::explained::Explained;
+use crate::explained::{Explained, Listed};
 use crate::failure::Failure;
 use crate::own::Own;
-use crate::server::{Changed, Entry};
-use crate::store_error::{failed, not_changed};
+use crate::server::{Changed, Entry, Wanted, changed_meanwhile};
+use crate::store_error::{failed, not_changed, not_read};
 use crate::suggest::advice;
 use crate::usage::{Report, Usage};
 
@@ -25,7 +27,7 @@ pub(crate) struct Redis {
     limiters: Mutex<Option<Arc<SharedLimiters>>>,
     prefix: String,
     has_secret: bool,
-    is_unchecked: bool,
+    pub(crate) is_unchecked: bool,
     author: String,
     origin: String,
 }
@@ -44,7 +46,7 @@ impl Redis {
             ))
         })?;
         #[cfg(feature = "redis-tls")]
-        let store = tls::with_certificates(store, args)?;
+        let store = crate::certificates::with_certificates(store, args)?;
         let mut store = store
             .prefix(&args.prefix)
             .deadline(wait)
@@ -88,7 +90,7 @@ impl Redis {
     }
 
     /// What services count here, if there are any and this program finds their keys.
-    async fn services(&self) -> Result<Arc<SharedLimiters>, Failure> {
+    pub(crate) async fn services(&self) -> Result<Arc<SharedLimiters>, Failure> {
         let services = self.limiters().await?;
         if self.is_unchecked {
             return Ok(services);
@@ -103,54 +105,8 @@ impl Redis {
         Ok(services)
     }
 
-    /// Rejects an override that no service would go by.
-    pub(crate) async fn check(&self, own: &Own) -> Result<(), Failure> {
-        let limit = read(&own.limit)?;
-        let services = self.services().await?;
-        if self.is_unchecked {
-            return Ok(());
-        }
-        let known = services.tiers().iter().map(|tier| &**tier);
-        if let Some(tier) = limit.tier()
-            && !known.clone().any(|known| known == tier)
-        {
-            let advice = advice(tier, known);
-            return Err(Failure::refused(format!(
-                "no tier is called {tier:?}{advice}"
-            )));
-        }
-        let known = services.names().iter().map(|name| &**name);
-        for name in limit.names() {
-            if !known.clone().any(|known| known == name) {
-                let advice = advice(name, known);
-                return Err(Failure::refused(format!(
-                    "no limit is called {name:?}{advice}"
-                )));
-            }
-        }
-        // Each part by itself, as no name has a comma in it.
-        for part in own.limit.split(',').map(str::trim) {
-            if services.applies(&read(part)?) {
-                continue;
-            }
-            let value = part.split_once('=').map_or(part, |(_, value)| value.trim());
-            let named = known.clone().map(|name| format!("{name}={value}"));
-            let named =
-                named.filter(|named| read(named).is_ok_and(|named| services.applies(&named)));
-            let named: Vec<_> = named.collect();
-            return Err(Failure::refused(match &named[..] {
-                [] => format!("{part:?} is about no limit that services have"),
-                named => format!(
-                    "{part:?} is about no limit that services have: write {}",
-                    named.join(" or ")
-                ),
-            }));
-        }
-        Ok(())
-    }
-
-    pub(crate) async fn set(&self, key: &KeyName, own: &Own) -> Result<Changed, Failure> {
-        self.check(own).await?;
+    pub(crate) async fn set(&self, key: &KeyName, to: &Wanted<'_>) -> Result<Changed, Failure> {
+        self.check(key, to.own).await?;
         if key.as_str().contains('#')
             && !self.is_unchecked
             && self.limiters().await?.has_their_secret().is_none()
@@ -161,12 +117,26 @@ impl Redis {
                 self.prefix
             )));
         }
-        let own = own.to_override()?;
-        let edit = self.limits.edit(key).author(&self.author);
-        let before = edit.origin(&self.origin).set(own).await;
+        let own = to.own.to_override()?;
+        let mut edit = self.edit(key);
+        if let Some(lasts) = to.lasts {
+            edit = edit.lasting(lasts);
+        }
+        if let Some(shown) = to.only_if {
+            edit = edit.only_if(self.current(key, shown).await?.as_ref());
+        }
+        let before = edit.set(own).await;
         self.forget();
-        let set = self.limits.get_override(key);
-        let before = before.map_err(not_changed)?;
+        let before = before.map_err(|error| not_changed(error, key))?;
+        let mut set = self.limits.get_override(key);
+        if set.is_none() {
+            // It has ended by the clock of this machine; what counts is that of the store, which may be behind.
+            let changes = self.limits.changes(1).await.map_err(not_read)?;
+            let last = changes
+                .into_iter()
+                .find(|change| change.key.as_ref() == Some(key));
+            set = last.and_then(|change| change.after);
+        }
         Ok(Changed {
             own: set.as_ref().map(Own::from).ok_or_else(|| {
                 Failure::refused("the limit has ended, or another one was set, at the same time")
@@ -175,33 +145,62 @@ impl Redis {
         })
     }
 
-    pub(crate) async fn get(&self, key: &KeyName) -> Result<Option<Own>, Failure> {
-        self.limits.refresh().await.map_err(not_changed)?;
-        Ok(self.limits.get_override(key).as_ref().map(Own::from))
+    fn edit<'a>(&'a self, key: &'a KeyName) -> LimitEdit<'a> {
+        let edit = self.limits.edit(key).author(&self.author);
+        edit.origin(&self.origin)
+    }
+
+    /// What a key has, if that is what was shown of it.
+    async fn current(
+        &self,
+        key: &KeyName,
+        shown: Option<&Own>,
+    ) -> Result<Option<Override>, Failure> {
+        self.limits.refresh().await.map_err(not_read)?;
+        let current = self.limits.get_override(key);
+        let own = current.as_ref().map(Own::from);
+        if own.as_ref() != shown {
+            return Err(changed_meanwhile(key, own.as_ref()));
+        }
+        Ok(current)
+    }
+
+    pub(crate) async fn get(&self, key: &KeyName) -> Result<Option<Entry>, Failure> {
+        self.limits.refresh().await.map_err(not_read)?;
+        let own = self.limits.get_override(key);
+        if own.is_none() {
+            // None under a wrong prefix is not to look like none.
+            self.services().await?;
+        }
+        Ok(own.map(|own| entry(key, &own)))
     }
 
     pub(crate) async fn list(&self) -> Result<Vec<Entry>, Failure> {
-        self.limits.refresh().await.map_err(not_changed)?;
+        self.limits.refresh().await.map_err(not_read)?;
         let entries = self.limits.list_after(None, usize::MAX);
         if entries.is_empty() {
             // None under a wrong prefix is not to look like none.
             self.services().await?;
         }
-        let entries = entries
-            .into_iter()
-            .map(|(key, own): (KeyName, Override)| Entry {
-                key: key.to_string(),
-                own: Own::from(&own),
-            });
+        let entries = entries.iter().map(|(key, own)| entry(key, own));
         Ok(entries.collect())
     }
 
-    pub(crate) async fn delete(&self, key: &KeyName) -> Result<Option<Own>, Failure> {
-        self.limits.refresh().await.map_err(not_changed)?;
-        let edit = self.limits.edit(key).author(&self.author);
-        let before = edit.origin(&self.origin).delete().await;
+    pub(crate) async fn delete(&self, key: &KeyName, shown: &Own) -> Result<(), Failure> {
+        let current = self.current(key, Some(shown)).await?;
+        let deleted = self.edit(key).only_if(current.as_ref()).delete().await;
         self.forget();
-        Ok(before.map_err(not_changed)?.as_ref().map(Own::from))
+        deleted.map_err(|error| not_changed(error, key)).map(drop)
+    }
+
+    /// Whether no request is looked up on lists, so that an address is only what requests are charged to.
+    pub(crate) async fn has_no_lists(&self) -> bool {
+        let limiters = self.limiters().await;
+        limiters.is_ok_and(|limiters| !limiters.is_empty() && !limiters.has_lists())
+    }
+
+    pub(crate) async fn lost(&self) -> Result<u64, Failure> {
+        Ok(self.limiters().await?.lost_overrides())
     }
 
     pub(crate) async fn usage(&self, key: Option<&KeyName>) -> Result<Report, Failure> {
@@ -210,7 +209,7 @@ impl Redis {
             Some(key) => limiters.usage(key).await,
             None => limiters.totals().await,
         };
-        let usage = found.map_err(not_changed)?;
+        let usage = found.map_err(not_read)?;
         let usage = usage.into_iter().map(|usage| Usage {
             is_own: key.map(|_| usage.is_own),
             default: limiters.default_limit(&usage),
@@ -218,6 +217,10 @@ impl Redis {
         });
         Ok(Report {
             limit: key.and_then(|key| self.limits.get(key).map(|limit| limit.to_string())),
+            listed: key
+                .and_then(|key| self.listed(&limiters, key, None))
+                .as_ref()
+                .map(Listed::from),
             usage: usage.collect(),
             replica: None,
             store: None,
@@ -229,12 +232,21 @@ impl Redis {
         key: &KeyName,
         request: &RequestArgs,
     ) -> Result<Explained, Failure> {
-        if request.path.is_some() || request.address.is_some() {
+        if request.path.is_some() {
             return Err(Failure::usage(
-                "a service knows which limits a path and an address have: give one by --admin",
+                "a service knows which limits a path has: give one by --admin",
             ));
         }
         let limiters = self.services().await?;
+        if request.address.is_some() && !limiters.has_lists() {
+            return Err(Failure::refused(
+                "no service has allow and deny lists for these limits, and which limits an address has is known to a \
+                 service: give one by --admin",
+            ));
+        }
+        let address = request.address.as_deref().map(network).transpose()?;
+        let written = request.written.as_deref();
+        let address = address.or_else(|| network(written?).ok());
         if let Some(tier) = request.tier.as_deref() {
             let known = limiters.tiers().iter().map(|tier| &**tier);
             if !self.is_unchecked && !known.clone().any(|known| known == tier) {
@@ -246,12 +258,33 @@ impl Redis {
         }
         let explained = limiters.explain(key, request.tier.as_deref()).await;
         let own = self.limits.get(key).map(|limit| limit.to_string());
-        Ok(Explained::new(key, own, &explained.map_err(not_changed)?))
+        let listed = self.listed(&limiters, key, address);
+        let explained = explained.map_err(not_read)?;
+        let mut explained = Explained::new(key, own, &explained, listed.as_ref());
+        explained.address = request.address.clone();
+        // A key that is listed goes before its address.
+        let may_be_listed = limiters.has_lists() && !self.limits.is_empty();
+        if may_be_listed && listed.is_none() && address.is_none() && !key.key().is_ip() {
+            explained.address_limits.push("lists".to_owned());
+        }
+        explained.not_known = Some(NOT_KNOWN.to_owned());
+        Ok(explained)
+    }
+
+    /// The entry of the lists in Redis that decides about a key, where a service looks it up.
+    fn listed(
+        &self,
+        limiters: &SharedLimiters,
+        key: &KeyName,
+        address: Option<IpNet>,
+    ) -> Option<ListEntry> {
+        let has_lists = limiters.has_lists();
+        has_lists.then(|| self.limits.list_entry(key, address))?
     }
 
     pub(crate) async fn changes(&self, count: u16) -> Result<Vec<Change>, Failure> {
         let changes = self.limits.changes(count.into()).await;
-        let changes = changes.map_err(not_changed)?;
+        let changes = changes.map_err(not_read)?;
         if changes.is_empty() {
             self.services().await?;
         }
@@ -260,12 +293,14 @@ impl Redis {
 
     pub(crate) async fn accept_loss(&self) -> Result<(), Failure> {
         self.services().await?;
-        self.limits.accept_loss().await.map_err(not_changed)
+        let (author, origin) = (Some(&*self.author), Some(&*self.origin));
+        let accepted = self.limits.accept_loss_by(author, origin).await;
+        accepted.map_err(not_read)
     }
 
     pub(crate) async fn clear_caches(&self) -> Result<(), Failure> {
         self.services().await?;
-        self.limits.clear_caches().await.map_err(not_changed)
+        self.limits.clear_caches().await.map_err(not_read)
     }
 
     async fn limiters(&self) -> Result<Arc<SharedLimiters>, Failure> {
@@ -273,9 +308,9 @@ impl Redis {
         if let Some(known) = known {
             return Ok(known);
         }
-        self.limits.refresh().await.map_err(not_changed)?;
+        self.limits.refresh().await.map_err(not_read)?;
         let read = SharedLimiters::read(&self.limits, &self.store).await;
-        let read = Arc::new(read.map_err(not_changed)?);
+        let read = Arc::new(read.map_err(not_read)?);
         *self.known() = Some(read.clone());
         Ok(read)
     }
@@ -289,6 +324,20 @@ impl Redis {
     }
 }
 
+/// What services know and do not write down.
+const NOT_KNOWN: &str = "the [lists], [limits] and guards of the services' files";
+
+/// The address of a client, or a network.
+fn network(text: &str) -> Result<IpNet, Failure> {
+    let text = text.trim().trim_start_matches("ip:").trim();
+    let address = text.parse().map(|ip: IpAddr| IpNet::from(ip));
+    address.or_else(|_| text.parse()).map_err(|error| {
+        Failure::usage(format!(
+            "the address is neither an IP address nor a network: {error}"
+        ))
+    })
+}
+
 /// Who runs this program, as far as the environment says so.
 fn user() -> String {
     let names = ["USER", "LOGNAME", "USERNAME"];
@@ -297,58 +346,12 @@ fn user() -> String {
         .unwrap_or_else(|| "unknown".to_owned())
 }
 
-/// Reads a limit.
-pub(crate) fn read(limit: &str) -> Result<Limit, Failure> {
-    limit.parse().map_err(|error| {
-        Failure::refused(match error {
-            // Of what is written as a quota it says more.
-            LimitError::Quota(quota) if quota != QuotaError::Syntax => {
-                format!("no limit: {quota}")
-            }
-            error => format!("no limit: {error}"),
-        })
-    })
-}
-
-#[cfg(feature = "redis-tls")]
-mod tls {
-    use std::path::Path;
-
-    use tower_admission::store::{RedisStore, RedisTls};
-
-    use crate::args::ServerArgs;
-    use crate::failure::Failure;
-
-    pub(super) fn with_certificates(
-        store: RedisStore,
-        args: &ServerArgs,
-    ) -> Result<RedisStore, Failure> {
-        let mut tls = RedisTls::new();
-        if let Some(file) = &args.redis_ca {
-            tls = tls.ca(read(file)?);
-        }
-        tls = match (&args.redis_certificate, &args.redis_key) {
-            (Some(certificate), Some(key)) => {
-                tls.client_certificate(read(certificate)?, read(key)?)
-            }
-            (None, None) if args.redis_ca.is_none() => return Ok(store),
-            (None, None) => tls,
-            _ => {
-                return Err(Failure::usage(
-                    "--redis-certificate and --redis-key belong together",
-                ));
-            }
-        };
-        store.tls(tls).map_err(|error| {
-            let reason = error.detail().unwrap_or_default();
-            Failure::usage(format!(
-                "the certificates for --redis cannot be used: {reason}"
-            ))
-        })
-    }
-
-    fn read(file: &Path) -> Result<Vec<u8>, Failure> {
-        std::fs::read(file).map_err(|error| Failure::usage(format!("{}: {error}", file.display())))
+fn entry(key: &KeyName, own: &Override) -> Entry {
+    Entry {
+        key: key.to_string(),
+        own: Own::from(own),
+        source: None,
+        in_file: None,
     }
 }
 

@@ -39,6 +39,55 @@ pub(crate) struct Entry {
     pub(crate) key: String,
     #[serde(flatten)]
     pub(crate) own: Own,
+    /// `override` when it was set at run time, `file` when it is of a service's configuration; services of older versions
+    /// do not say, and Redis has those that were set at run time alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) source: Option<String>,
+    /// What the configuration has for the key, under what was set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) in_file: Option<Own>,
+}
+
+impl Entry {
+    /// Whether it is of the configuration of a service, where nothing but that file changes it.
+    pub(crate) fn is_of_file(&self) -> bool {
+        self.source.as_deref() == Some("file")
+    }
+
+    /// Where it is from, for people.
+    pub(crate) fn origin(&self) -> &'static str {
+        match self.is_of_file() {
+            true => "of the file",
+            false => "its own",
+        }
+    }
+}
+
+/// A limit that is to be set.
+pub(crate) struct Wanted<'a> {
+    pub(crate) own: &'a Own,
+    /// How long it lasts, by the clock of the server.
+    pub(crate) lasts: Option<Duration>,
+    /// What the key has to have; by default whatever it has.
+    pub(crate) only_if: Option<Option<&'a Own>>,
+}
+
+impl<'a> Wanted<'a> {
+    pub(crate) fn new(own: &'a Own) -> Self {
+        Self {
+            own,
+            lasts: None,
+            only_if: None,
+        }
+    }
+}
+
+/// The limit of a key is not what was shown of it.
+pub(crate) fn changed_meanwhile(key: &KeyName, current: Option<&Own>) -> Failure {
+    let current = current.map_or("none".to_owned(), Own::brief);
+    Failure::refused(format!(
+        "the limit of {key} was changed meanwhile, to {current}: nothing was changed now, see `limits changes`"
+    ))
 }
 
 /// Calls the same of the server, within the time for it.
@@ -81,17 +130,22 @@ impl Server {
         match &self.kind {
             Kind::Redis(_) => keys.read(text),
             Kind::Admin(admin) => {
-                keys.check_kind(text)?;
-                within(self.timeout, admin.resolve(text)).await
+                let text = keys.check(text)?;
+                // An address is the same everywhere.
+                if let Some(key) = text.parse().ok().filter(|key: &KeyName| key.key().is_ip()) {
+                    return Ok(key);
+                }
+                within(self.timeout, admin.resolve(&text)).await
             }
         }
     }
 
-    pub(crate) async fn set(&self, key: &KeyName, own: &Own) -> Result<Changed, Failure> {
-        ask!(self, server => server.set(key, own))
+    pub(crate) async fn set(&self, key: &KeyName, to: Wanted<'_>) -> Result<Changed, Failure> {
+        let set = ask!(self, server => server.set(key, &to));
+        set.map_err(Failure::of_change)
     }
 
-    pub(crate) async fn get(&self, key: &KeyName) -> Result<Option<Own>, Failure> {
+    pub(crate) async fn get(&self, key: &KeyName) -> Result<Option<Entry>, Failure> {
         ask!(self, server => server.get(key))
     }
 
@@ -99,9 +153,10 @@ impl Server {
         ask!(self, server => server.list())
     }
 
-    /// Returns what there was.
-    pub(crate) async fn delete(&self, key: &KeyName) -> Result<Option<Own>, Failure> {
-        ask!(self, server => server.delete(key))
+    /// Deletes a limit if it is what was shown of it.
+    pub(crate) async fn delete(&self, key: &KeyName, shown: &Own) -> Result<(), Failure> {
+        let deleted = ask!(self, server => server.delete(key, shown));
+        deleted.map_err(Failure::of_change)
     }
 
     pub(crate) async fn usage(&self, key: Option<&KeyName>) -> Result<Report, Failure> {
@@ -122,33 +177,48 @@ impl Server {
     }
 
     /// Rejects an override that changes nothing.
-    pub(crate) async fn check(&self, own: &Own) -> Result<(), Failure> {
+    pub(crate) async fn check(&self, key: &KeyName, own: &Own) -> Result<(), Failure> {
         match &self.kind {
-            Kind::Redis(redis) => within(self.timeout, redis.check(own)).await,
+            Kind::Redis(redis) => within(self.timeout, redis.check(key, own)).await,
             // The service checks it before it sets it.
             Kind::Admin(_) => Ok(()),
         }
     }
 
-    /// How many limits a service keeps although the store has lost them. The store itself does not know.
-    pub(crate) async fn lost(&self) -> Result<u64, Failure> {
+    /// Whether no request is looked up on lists, as far as that is known.
+    pub(crate) async fn has_no_lists(&self) -> bool {
         match &self.kind {
-            Kind::Redis(_) => Ok(0),
-            Kind::Admin(admin) => within(self.timeout, admin.lost()).await,
+            Kind::Redis(redis) => {
+                let known = within(self.timeout, async { Ok(redis.has_no_lists().await) });
+                known.await.unwrap_or(false)
+            }
+            // The service rejects what has no effect.
+            Kind::Admin(_) => false,
         }
     }
 
+    /// How many limits services keep at most although the store has lost them.
+    pub(crate) async fn lost(&self) -> Result<u64, Failure> {
+        ask!(self, server => server.lost())
+    }
+
     pub(crate) async fn accept_loss(&self) -> Result<(), Failure> {
-        ask!(self, server => server.accept_loss())
+        let accepted = ask!(self, server => server.accept_loss());
+        accepted.map_err(Failure::of_change)
     }
 
     pub(crate) async fn clear_caches(&self) -> Result<(), Failure> {
         ask!(self, server => server.clear_caches())
     }
 
+    /// Whether it is the store, which does not know what services keep and what their files have.
+    pub(crate) fn is_store(&self) -> bool {
+        matches!(self.kind, Kind::Redis(_))
+    }
+
     /// Whether it has to be told what keys are counted as.
     pub(crate) fn wants_fingerprints(&self) -> bool {
-        matches!(self.kind, Kind::Redis(_))
+        self.is_store()
     }
 }
 
@@ -158,7 +228,7 @@ async fn within<T>(
 ) -> Result<T, Failure> {
     timeout(wait, answer).await.unwrap_or_else(|_| {
         let seconds = wait.as_secs();
-        Err(Failure::unreachable(format!(
+        Err(Failure::unanswered(format!(
             "no answer within {seconds} s: check that the server runs, or give it more by --timeout"
         )))
     })

@@ -1,17 +1,32 @@
 //! What to do about an error of the store.
 
-use tower_admission::LimitsError;
 use tower_admission::store::redis::{FailureKind, StoreError};
+use tower_admission::{KeyName, LimitsError};
 
 use crate::failure::Failure;
+use crate::own::Own;
+use crate::server::changed_meanwhile;
 
-/// Why limits were not read or changed.
-pub(crate) fn not_changed(error: LimitsError) -> Failure {
+/// Why limits were not read.
+pub(crate) fn not_read(error: LimitsError) -> Failure {
     match error {
         LimitsError::Unavailable(error) => failed(&error),
-        error @ (LimitsError::UnknownTier { .. } | LimitsError::Network { .. }) => {
-            Failure::refused(error.to_string())
+        error => Failure::refused(error.to_string()),
+    }
+}
+
+/// Why the limit of a key was not changed.
+pub(crate) fn not_changed(error: LimitsError, key: &KeyName) -> Failure {
+    match error {
+        LimitsError::Changed { current } => {
+            let current = current.as_deref().map(Own::from);
+            changed_meanwhile(key, current.as_ref())
         }
+        LimitsError::Unavailable(error) => failed(&error),
+        error @ (LimitsError::UnknownTier { .. }
+        | LimitsError::Network { .. }
+        | LimitsError::Embedded { .. }
+        | LimitsError::Unreadable) => Failure::refused(error.to_string()),
         error => Failure::refused(format!("{error}: delete some first")),
     }
 }
@@ -63,14 +78,19 @@ pub(crate) fn failed(error: &StoreError) -> Failure {
             "redis is busy (it loads its data, or a script): try again",
         ),
         FailureKind::Timeout => (
-            Failure::unreachable,
+            Failure::unanswered,
             "redis does not answer in time: check --redis, and that it is not overloaded",
         ),
         FailureKind::Tls => (
             Failure::unreachable,
             "no TLS with redis: check the port, the host name and the certificate authority",
         ),
-        FailureKind::Disconnected | FailureKind::Overloaded => (
+        FailureKind::Disconnected => (
+            // Also for a connection that ends while an answer is waited for.
+            Failure::unanswered,
+            "redis cannot be reached: check --redis, and that it runs",
+        ),
+        FailureKind::Overloaded => (
             Failure::unreachable,
             "redis cannot be reached: check --redis, and that it runs",
         ),

@@ -11,29 +11,80 @@ use tower_admission::config::LimitsTable;
 
 use crate::failure::Failure;
 use crate::keys::no_key;
-use crate::output::{Output, clean};
+use crate::output::{Output, clean, limits};
 use crate::own::{Own, now};
-use crate::server::{Entry, Server};
+use crate::server::{Entry, Server, Wanted};
+use crate::written::replace;
 
-pub(crate) async fn export(file: &Path, server: &Server, output: &Output) -> Result<(), Failure> {
-    let entries = server.list().await?;
-    let count = entries.len();
-    let table = entries
-        .into_iter()
-        .map(|Entry { key, own }| {
-            let name = key.parse().map_err(no_key)?;
-            Ok((name, own.to_override()?))
-        })
-        .collect::<Result<LimitsTable, Failure>>()?;
-    let text = table.to_toml();
-    if is_standard(file) {
-        return output.raw(text.as_bytes());
+/// How limits are written to a file.
+pub(crate) struct Export<'a> {
+    pub(crate) file: &'a Path,
+    /// Whether those of a service's configuration are written as well.
+    pub(crate) has_all: bool,
+    pub(crate) is_forced: bool,
+}
+
+impl Export<'_> {
+    pub(crate) async fn run(&self, server: &Server, output: &Output) -> Result<(), Failure> {
+        let is_standard = is_standard(self.file);
+        if is_standard && output.is_json() {
+            return Err(Failure::usage(
+                "an export is TOML: give a file for it, or take `limits list -o json`",
+            ));
+        }
+        if output.is_incomplete() && !self.is_forced {
+            return Err(Failure::refused(
+                "the store has lost limits, so the export would be without them: export from a service that \
+                 keeps them (--admin), or say --force",
+            ));
+        }
+        let mut entries = server.list().await?;
+        if !self.has_all {
+            entries.retain(|entry| !entry.is_of_file());
+        }
+        let count = entries.len();
+        if count == 0 && !is_standard && !self.is_forced {
+            check_replaced(self.file)?;
+        }
+        let table = entries
+            .into_iter()
+            .map(|Entry { key, own, .. }| {
+                let name = key.parse().map_err(no_key)?;
+                Ok((name, own.to_override()?))
+            })
+            .collect::<Result<LimitsTable, Failure>>()?;
+        let text = table.to_toml();
+        if is_standard {
+            return output.raw(text.as_bytes());
+        }
+        let shown = self.file.display();
+        replace(self.file, &text)
+            .map_err(|error| Failure::unwritten(format!("{shown} cannot be written: {error}")))?;
+        let json = json!({ "file": shown.to_string(), "limits": count });
+        output.done(
+            &clean(&format!("{shown}: {} written", limits(count as u64))),
+            json,
+        )
+    }
+}
+
+/// Rejects a file as the place of an empty table when there is something in it.
+fn check_replaced(file: &Path) -> Result<(), Failure> {
+    let Ok(text) = std::fs::read_to_string(file) else {
+        return Ok(());
+    };
+    let table = LimitsTable::from_toml(&text);
+    let is_empty = table.map_or(text.trim().is_empty(), |table| {
+        table.overrides().next().is_none()
+    });
+    if is_empty {
+        return Ok(());
     }
     let shown = file.display();
-    std::fs::write(file, text)
-        .map_err(|error| Failure::unwritten(format!("{shown} cannot be written: {error}")))?;
-    let json = json!({ "file": shown.to_string(), "limits": count });
-    output.done(&clean(&format!("{shown}: {} written", limits(count))), json)
+    Err(Failure::refused(format!(
+        "no key has a limit of its own, and {shown} has some, or something else: say --force to replace it by \
+         an empty table"
+    )))
 }
 
 /// How a table is set.
@@ -64,10 +115,14 @@ impl Import<'_> {
             .map_err(|error| Failure::refused(format!("{shown}: {error}")))?;
         // What a service keeps in its memory is not in the store then, so it is set whether it is the same or not.
         let lost = server.lost().await?;
-        let (steps, same, ended) = self.steps(table, &server.list().await?, lost > 0)?;
+        let sets_all = lost > 0 && !server.is_store();
+        let mut current = server.list().await?;
+        // Those of a file are changed there.
+        current.retain(|entry| !entry.is_of_file());
+        let (steps, same, ended) = self.steps(table, &current, sets_all)?;
         for step in &steps {
             if let Some(own) = &step.after {
-                let checked = server.check(own).await;
+                let checked = server.check(&step.key, own).await;
                 checked.map_err(|failure| failure.about(step.key.as_str()))?;
             }
         }
@@ -75,14 +130,24 @@ impl Import<'_> {
             output.warning(&format!("{key}: the end is in the past, so it is left out"));
         }
         let deleted = steps.iter().filter(|step| step.after.is_none()).count();
-        if deleted > 0 && !self.is_dry_run && !self.is_forced {
+        let mut deletes = (deleted > 0)
+            .then(|| limits(deleted as u64))
+            .into_iter()
+            .collect::<Vec<_>>();
+        if self.replaces && lost > 0 {
+            deletes.push(format!("up to {} that the store has lost", limits(lost)));
+        }
+        let deletes = deletes.join(" and ");
+        if !deletes.is_empty() && self.is_dry_run && lost > 0 {
+            output.warning(&format!("deletes {deletes}, unless they are in {shown}"));
+        }
+        if !deletes.is_empty() && !self.is_dry_run && !self.is_forced {
             if is_standard(self.file) || !std::io::stdin().is_terminal() {
                 return Err(Failure::usage(format!(
-                    "there is no terminal to ask on: say --force to delete {}, or --dry-run to see them",
-                    limits(deleted)
+                    "there is no terminal to ask on: say --force to delete {deletes}, or --dry-run to see them"
                 )));
             }
-            let question = format!("Delete {} that are not in {shown}?", limits(deleted));
+            let question = format!("Delete {deletes} that are not in {shown}?");
             if !output.ask(&question) {
                 let json = json!({ "changes": [], "imported": false });
                 return output.done("nothing was changed", json);
@@ -93,15 +158,22 @@ impl Import<'_> {
                 let made = step.make(server).await;
                 made.map_err(|failure| {
                     let all = steps.len();
-                    failure.about(&format!("{} ({done} of {all} changes were made)", step.key))
+                    let or = match failure.is_unanswered() {
+                        true => format!(" or {}", done + 1),
+                        false => String::new(),
+                    };
+                    failure.about(&format!(
+                        "{} ({done}{or} of {all} changes were made)",
+                        step.key
+                    ))
                 })?;
             }
-            if self.replaces {
+            if lost > 0 && self.replaces {
                 // The file is all that is to be there.
                 server.accept_loss().await?;
             } else if lost > 0 {
                 output.warning(
-                    "services keep what the store has lost and is not in the file: see `limits accept-loss`",
+                    "services still keep limits that the store has lost, if they are not in the file: see `limits accept-loss`",
                 );
             }
         }
@@ -128,7 +200,7 @@ impl Import<'_> {
         let _ = write!(
             text,
             "{} {did}set, {deleted} {did}deleted, {same} as they are",
-            limits(set)
+            limits(set as u64)
         );
         let changes = steps.iter().map(
             |step| json!({ "key": step.key.as_str(), "before": step.before, "after": step.after }),
@@ -189,9 +261,10 @@ impl Import<'_> {
 
 impl Step {
     async fn make(&self, server: &Server) -> Result<(), Failure> {
-        match &self.after {
-            Some(own) => server.set(&self.key, own).await.map(drop),
-            None => server.delete(&self.key).await.map(drop),
+        match (&self.before, &self.after) {
+            (_, Some(own)) => server.set(&self.key, Wanted::new(own)).await.map(drop),
+            (Some(shown), None) => server.delete(&self.key, shown).await,
+            (None, None) => Ok(()),
         }
     }
 
@@ -205,14 +278,6 @@ impl Step {
             (Some(before), None) => format!("- {key}: {}", before.brief()),
             (None, None) => format!("  {key}"),
         }
-    }
-}
-
-/// A number of limits, in words.
-fn limits(count: usize) -> String {
-    match count {
-        1 => "1 limit".to_owned(),
-        count => format!("{count} limits"),
     }
 }
 

@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::explained::Listed;
 use crate::output::clean;
+use crate::own::Time;
 
 /// One limit, in the form that the admin endpoints have.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -35,6 +37,9 @@ pub(crate) struct Report {
     /// What the key has of its own.
     #[serde(default)]
     pub(crate) limit: Option<String>,
+    /// The entry of a list that decides about the key, before any limit.
+    #[serde(default)]
+    pub(crate) listed: Option<Listed>,
     pub(crate) usage: Vec<Usage>,
     /// The process that answers, where one does.
     #[serde(default)]
@@ -55,9 +60,8 @@ pub(crate) struct Store {
     pub(crate) status: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) failure_mode: Option<String>,
-    /// In seconds since the Unix epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) since: Option<u64>,
+    pub(crate) since: Option<Time>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) cause: Option<String>,
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::Counter;
 use crate::capacity::Capacity;
 use crate::key::Key;
+use crate::limit::Limit;
 use crate::limiter::per_key::PerKey;
 use crate::limiter::slots::UNLIMITED;
 use crate::limits::{
@@ -138,6 +139,10 @@ impl LimitTarget for Occupied {
 
     fn names(&self) -> Vec<Arc<str>> {
         vec![self.name.clone()]
+    }
+
+    fn applies(&self, limit: &Limit) -> bool {
+        limit.concurrency(&self.name).is_some()
     }
 
     #[cfg(feature = "redis")]

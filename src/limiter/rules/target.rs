@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{Rules, with_override};
 use crate::decision::{Decision, Usage};
 use crate::key::Key;
+use crate::limit::Limit;
 use crate::limits::{BoxFuture, CountedIn, LimitExplanation, LimitTarget, LimitUsage};
 #[cfg(feature = "redis")]
 use crate::limits::{Description, Rates};
@@ -148,6 +149,11 @@ impl LimitTarget for Rules {
         let policies = self.policies();
         let quotas = policies.iter().flat_map(Policy::quotas);
         quotas.map(NamedQuota::shared_name).collect()
+    }
+
+    fn applies(&self, limit: &Limit) -> bool {
+        let policies = self.policies();
+        policies.iter().any(|policy| policy.is_changed_by(limit))
     }
 
     #[cfg(feature = "redis")]

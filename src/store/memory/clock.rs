@@ -55,10 +55,23 @@ pub(crate) enum WallClock {
 impl WallClock {
     /// Whole seconds since the Unix epoch.
     pub(crate) fn seconds(&self) -> u64 {
-        match self {
-            Self::Real => since_epoch().as_secs(),
+        self.since_epoch().as_secs()
+    }
+
+    /// A time that does not follow the wall clock, since a zero of its own.
+    pub(crate) fn uptime(&self) -> Duration {
+        Duration::from_nanos(match self {
+            Self::Real => Timer::real().now(),
             #[cfg(feature = "test-util")]
-            Self::Test(clock) => clock.since_epoch().as_secs(),
+            Self::Test(clock) => clock.now(),
+        })
+    }
+
+    pub(crate) fn since_epoch(&self) -> Duration {
+        match self {
+            Self::Real => since_epoch(),
+            #[cfg(feature = "test-util")]
+            Self::Test(clock) => clock.since_epoch(),
         }
     }
 }

@@ -13,10 +13,17 @@ use crate::store::RateBuckets;
 /// How long a limiter is known that no replica writes down any more.
 const KEPT: Duration = Duration::from_secs(24 * 3600);
 
+/// The same for overrides that a replica keeps: three times as long as it takes to write them again.
+const LOST_KEPT: Duration = Duration::from_secs(180);
+
+fn kept() -> [String; 2] {
+    [KEPT, LOST_KEPT].map(|kept| kept.as_secs().to_string())
+}
+
 impl LimitTable {
-    /// Writes down limiters: what each is known by, and what it is.
+    /// Writes down limiters: what each is known by, and what it is; an empty text removes it.
     pub(crate) async fn publish(&self, limiters: &[(String, String)]) -> Result<(), StoreError> {
-        let mut arguments = vec![KEPT.as_secs().to_string()];
+        let mut arguments = kept().to_vec();
         for (field, text) in limiters {
             arguments.extend([field.clone(), text.clone()]);
         }
@@ -26,7 +33,7 @@ impl LimitTable {
 
     /// What was written down of each, in the order of what they are known by.
     pub(crate) async fn limiters(&self) -> Result<Vec<String>, StoreError> {
-        let arguments = &[KEPT.as_secs().to_string()][..];
+        let arguments = &kept()[..];
         // Bytes, as others may have written there.
         let found: Vec<(Vec<u8>, Vec<u8>)> = self
             .call(&self.published, &self.limiters, arguments)

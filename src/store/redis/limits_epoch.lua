@@ -1,16 +1,27 @@
 -- Has all replicas read all overrides anew.
 --
--- KEYS[1..3]  as in limits_set.lua
--- ARGV[1]     the next epoch
+-- KEYS[1..4]  as in limits_set.lua
+-- ARGV[1]     the next epoch, and the id of this change
 -- ARGV[2]     `accept` when an operator accepts that overrides were lost, so that replicas drop those that are not here;
---             `lost` when a replica found that writes were lost, so that all of them see it; or nothing
+--             or nothing
+-- ARGV[3]     who accepts it
+-- ARGV[4]     from where
+-- ARGV[5]     how many changes the audit trail keeps
 
-if ARGV[2] == 'lost' then
-  redis.call('HSET', KEYS[1], '#table', ARGV[1])
-elseif ARGV[2] == 'accept' then
+if ARGV[2] == 'accept' then
   -- By time, so that one of an older backup is older. Digits of one length compare as numbers do.
   local now = redis.call('TIME')
   redis.call('HSET', KEYS[3], 'accepted', string.format('%012d%06d', now[1], now[2]))
+  local change = {
+    id = ARGV[1],
+    version = redis.call('HINCRBY', KEYS[3], 'version', 1),
+    at = tonumber(now[1]),
+    author = ARGV[3],
+    origin = ARGV[4],
+    loss_accepted = true,
+  }
+  redis.call('LPUSH', KEYS[4], cjson.encode(change))
+  redis.call('LTRIM', KEYS[4], 0, tonumber(ARGV[5]) - 1)
 end
 redis.call('HSET', KEYS[3], 'epoch', ARGV[1])
 return 1

@@ -4,58 +4,78 @@
 -- KEYS[2]  the names that were changed, by the version of their last change
 -- KEYS[3]  a hash: the version, the epoch (which tells data that was lost from data that is older),
 --          the floor (up to which version changes may have been forgotten), and the last loss that an operator accepted
--- KEYS[4]  the audit trail, a list of the last changes, the newest first
+-- KEYS[4]  the audit trail, a list of the last changes, the newest first: see `Stored` in limits/change.rs
 -- ARGV[1]  the name
 -- ARGV[2]  the override, or nothing to delete it
 -- ARGV[3]  how many there may be
 -- ARGV[4]  how many changes are kept for replicas
--- ARGV[5]  the epoch and the id of the table, if there is none yet
+-- ARGV[5]  a random id: of this change, and of the epoch and the table where these begin
 -- ARGV[6]  `*`, or `=` and what the override has to be: nothing when there must be none
 -- ARGV[7]  nothing, or the end of the override, in seconds since the Unix epoch: it is deleted only after that
 -- ARGV[8]  who makes the change
 -- ARGV[9]  from where
 -- ARGV[10] how many changes the audit trail keeps
--- ARGV[11] 1 when replicas keep overrides that were lost: a deletion of one that is not here leaves an empty text, which
---          tells it from one that was lost
+-- ARGV[11] 1 when the caller keeps overrides that were lost
+-- ARGV[12] nothing, or after how many seconds the override ends, in place of the end that it has
+-- ARGV[13] the epoch that the caller knows
+-- ARGV[14] the version that the caller knows of that epoch
+-- ARGV[15] the id of the table that the caller knows, or nothing
+-- ARGV[16] the override that the caller has of this name
 --
--- Returns `set`, the epoch, the version, the id of the table and what the override was before; `full`;
--- `changed` and what the override is; or `early`.
+-- Returns `set`, the epoch, the version, the id of the table, what the override was before and what it is now; `full`;
+-- `changed` and what the override is; or `early` and the time in seconds since the Unix epoch.
 --
 -- Everything is read before anything is written.
 
-local now = tonumber(redis.call('TIME')[1])
-local before = redis.call('HGET', KEYS[1], ARGV[1])
-if before == '' then
-  before = false
-end
+local time = redis.call('TIME')
+local now = tonumber(time[1])
+local stored = redis.call('HGET', KEYS[1], ARGV[1])
 local table_id = redis.call('HGET', KEYS[1], '#table')
 -- One of them is the id.
 local full = redis.call('HLEN', KEYS[1]) > tonumber(ARGV[3])
 local changes = redis.call('ZCARD', KEYS[2])
 local epoch = redis.call('HGET', KEYS[3], 'epoch')
+local version = tonumber(redis.call('HGET', KEYS[3], 'version') or 0)
 redis.call('LLEN', KEYS[4])
-if ARGV[6] ~= '*' and ARGV[6] ~= '=' .. (before or '') then
-  return { 'changed', before }
+
+-- After a failover the version may be one that the caller has seen go by: the changes since then are lost.
+local is_rolled_back = epoch == ARGV[13] and version < tonumber(ARGV[14])
+local is_other = ARGV[15] ~= '' and ARGV[15] ~= table_id
+local has_lost = ARGV[11] == '1' or is_rolled_back or is_other
+-- An empty text is a deletion. What the caller has, and is not here, was lost.
+local before = stored or (has_lost and ARGV[16]) or ''
+local is_expected = ARGV[6] == '*' or ARGV[6] == '=' .. before or ARGV[6] == '=' .. (stored or '')
+if not is_expected then
+  return { 'changed', stored or '' }
 end
 if ARGV[7] ~= '' and now < tonumber(ARGV[7]) then
-  return { 'early' }
+  return { 'early', now }
 end
-if ARGV[2] ~= '' and not before and full then
+if ARGV[2] ~= '' and (stored or '') == '' and full then
   return { 'full' }
 end
+local after = ARGV[2]
+if ARGV[12] ~= '' then
+  -- Rounded up, as all ends.
+  local from = tonumber(time[2]) > 0 and now + 1 or now
+  local ends = string.format('\nend: %d', from + tonumber(ARGV[12]))
+  after = string.gsub(after, '\nend: %d+', ends, 1)
+end
 
-if not epoch then
+if not epoch or is_rolled_back then
   epoch = ARGV[5]
   redis.call('HSET', KEYS[3], 'epoch', epoch)
 end
-if not table_id then
+if not table_id or is_rolled_back then
+  -- Another id tells all replicas that something was lost.
   table_id = ARGV[5]
   redis.call('HSET', KEYS[1], '#table', table_id)
 end
-local version = redis.call('HINCRBY', KEYS[3], 'version', 1)
-if ARGV[2] ~= '' then
-  redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
-elseif ARGV[11] == '1' and not before and not full then
+version = redis.call('HINCRBY', KEYS[3], 'version', 1)
+if after ~= '' then
+  redis.call('HSET', KEYS[1], ARGV[1], after)
+elseif has_lost and (stored or not full) then
+  -- Tells it from one that was lost.
   redis.call('HSET', KEYS[1], ARGV[1], '')
 else
   redis.call('HDEL', KEYS[1], ARGV[1])
@@ -66,12 +86,14 @@ if over > 0 then
   local forgotten = redis.call('ZPOPMIN', KEYS[2], over)
   redis.call('HSET', KEYS[3], 'floor', forgotten[#forgotten])
 end
-if before or ARGV[2] ~= '' then
+if before ~= '' or after ~= '' then
   local change = {
+    id = ARGV[5],
+    version = version,
     at = now,
     key = ARGV[1],
-    before = before or '',
-    after = ARGV[2],
+    before = before,
+    after = after,
     author = ARGV[8],
     origin = ARGV[9],
     ended = ARGV[7] ~= '',
@@ -79,4 +101,4 @@ if before or ARGV[2] ~= '' then
   redis.call('LPUSH', KEYS[4], cjson.encode(change))
   redis.call('LTRIM', KEYS[4], 0, tonumber(ARGV[10]) - 1)
 end
-return { 'set', epoch, version, table_id, before }
+return { 'set', epoch, version, table_id, before, after }

@@ -37,7 +37,7 @@ mod slots;
 mod supervisor;
 mod takes;
 #[cfg(test)]
-mod test_server;
+pub(crate) mod test_server;
 #[cfg(feature = "redis-tls")]
 mod tls;
 mod trouble;
@@ -47,7 +47,9 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-pub(crate) use self::limits::{Change, Found, LimitTable, Renewal, SetOutcome, SetOverride};
+pub(crate) use self::limits::{
+    Change, Changes, Confirmed, Found, LimitTable, Renewal, SetOutcome, SetOverride,
+};
 pub(crate) use self::post::{Post, Term};
 
 pub use self::events::StoreObserver;

@@ -9,15 +9,15 @@ use std::time::Duration;
 use super::url::Target;
 
 /// Ends when dropped, with its folder.
-pub(super) struct TestServer {
-    pub(super) port: u16,
+pub(crate) struct TestServer {
+    pub(crate) port: u16,
     pub(super) folder: PathBuf,
     process: Child,
 }
 
 impl TestServer {
     /// Starts a server with options of its own, also on the unix socket `socket` in its folder.
-    pub(super) async fn start(options: &[&str]) -> Self {
+    pub(crate) async fn start(options: &[&str]) -> Self {
         static STARTED: AtomicU32 = AtomicU32::new(0);
         let n = STARTED.fetch_add(1, Ordering::Relaxed);
         let name = format!("tower-admission-lib-{}-{n}", std::process::id());

@@ -2,9 +2,11 @@
 
 use std::time::{Duration, SystemTime};
 
+use tower_admission::test_util::TestClock;
 use tower_admission::{LimitChange, Limits, LimitsError, Override};
 
-use super::{name, set, shown};
+use super::{name, set, shown, with_clock};
+use crate::events::Log;
 use crate::server::{Server, until};
 
 fn entry(limit: &str) -> Override {
@@ -54,6 +56,36 @@ async fn all_that_is_noted_reaches_the_other_replicas() {
         (Some("ben"), &None)
     );
     assert!(first.at <= second.at && !first.has_ended);
+}
+
+#[tokio::test]
+async fn an_override_that_lasts_ends_by_the_clock_of_redis() {
+    let server = Server::start().await;
+    // The clock of this replica is decades behind.
+    let limits = with_clock(server.store(), TestClock::default());
+    let acme = name("org:acme");
+    let hour = Duration::from_secs(3600);
+    let earliest = end_after(hour);
+    let edit = limits.edit(&acme).lasting(hour);
+    let noted = entry("20/h").with_note("end: 7");
+    edit.set(noted).await.unwrap();
+    let set = limits.get_override(&acme).unwrap();
+    let is_right = |end: SystemTime| earliest <= end && end <= end_after(hour + hour / 60);
+    assert!(set.end().is_some_and(is_right), "{:?}", set.end());
+    assert_eq!(set.note(), Some("end: 7"));
+
+    // The other replicas and the audit trail have the same, also of what was before.
+    let other = Limits::in_store(&server.store());
+    other.refresh().await.unwrap();
+    assert_eq!(other.get_override(&acme).as_ref(), Some(&set));
+    let edit = other.edit(&acme).only_if(Some(&set));
+    assert_eq!(
+        edit.set(entry("deny all")).await.unwrap().as_ref(),
+        Some(&set)
+    );
+    let changes = last_changes(&limits).await;
+    assert_eq!(changes[0].before.as_ref(), Some(&set));
+    assert_eq!(changes[1].after.as_ref(), Some(&set));
 }
 
 #[tokio::test]
@@ -143,6 +175,42 @@ async fn an_override_that_has_ended_is_deleted_in_the_store_once() {
     assert_eq!(ended.before, set.after);
     // One of a later operator stays.
     set_and_keep(&server, &replicas[2]).await;
+}
+
+/// Ends are by the clock of Redis, and this replica's is an hour ahead.
+#[tokio::test]
+async fn a_clock_that_is_ahead_for_a_moment_ends_nothing_for_good() {
+    let server = Server::start().await;
+    let log = Log::default();
+    let _logging = log.collect();
+    let clock = TestClock::default();
+    let limits = with_clock(server.store(), clock.clone());
+    let right = end_after(Duration::ZERO);
+    let behind = right.duration_since(clock.wall_clock()).unwrap();
+    let hour = Duration::from_secs(3600);
+    clock.advance(behind + hour);
+    let acme = name("org:acme");
+    let banned = entry("deny all");
+    let edit = limits.edit(&acme).lasting(hour / 2);
+    edit.set(banned.clone()).await.unwrap();
+    limits.refresh().await.unwrap();
+    // Here it has ended, and the store keeps it.
+    assert_eq!((limits.get(&acme), limits.len()), (None, 0));
+    until("the replica knows that it is ahead", async || {
+        let lines = log.take();
+        let is_ahead = |line: &&String| line.contains("ahead of the clock of the store");
+        lines.iter().filter(is_ahead).count() == 1
+    })
+    .await;
+    let is_there = ["HEXISTS", "{admission:limits}:of", "org:acme"];
+    let is_there = server.command(&is_there).await.unwrap();
+    assert_eq!(is_there, redis::Value::Int(1));
+
+    clock.step_back(hour);
+    assert_eq!(limits.get(&acme).as_ref(), Some(banned.limit()));
+    let listed = limits.list();
+    assert_eq!(listed.len(), 1, "{listed:?}");
+    assert_eq!(last_changes(&limits).await.len(), 1);
 }
 
 async fn set_and_keep(server: &Server, limits: &Limits) {
