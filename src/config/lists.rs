@@ -130,12 +130,6 @@ impl Lists {
         for observer in &says.observers {
             gate.observe(observer.clone());
         }
-        if let Some(responder) = says.responder.clone() {
-            let respond = move |rejection: &Rejection, head: RequestHead<'_>| {
-                responder.respond(rejection, head)
-            };
-            gate.answers.set_responder(respond);
-        }
         Ok(gate)
     }
 }
