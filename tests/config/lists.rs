@@ -8,7 +8,7 @@ use axum::routing::any;
 use http::Request;
 use tower::ServiceExt;
 use tower_admission::config::{Admission, Config};
-use tower_admission::{Key, KeyName, PeerAddr, RequestHead};
+use tower_admission::{Key, KeyName, PeerAddr, Rejection, RequestHead};
 
 use super::{File, agree, app, config};
 use crate::logged::logged;
@@ -349,4 +349,19 @@ async fn the_layer_of_one_group_has_the_lists_too() {
     for _ in 0..3 {
         assert_eq!(with_token(&app, "192.0.2.1", "x").await, 200);
     }
+}
+
+#[tokio::test]
+async fn bans_are_answered_as_other_rejections() {
+    let admission = Admission::builder(&lists("deny = 'ip:203.0.113.7'"))
+        .respond(|rejection: &Rejection, _: RequestHead<'_>| {
+            let own = http::Response::builder().status(418);
+            own.body(rejection.limiter().to_owned()).unwrap()
+        })
+        .build()
+        .unwrap();
+    assert_eq!(
+        status(&app(&admission), from("203.0.113.7", &[])).await,
+        418
+    );
 }
