@@ -252,7 +252,7 @@ impl From<LimitsError> for Failed {
             LimitsError::Unreadable => Self::new(StatusCode::CONFLICT, format!("{error}.")),
             #[cfg(feature = "redis")]
             LimitsError::Unavailable(_) => {
-                Self::unavailable("The store that keeps the limits cannot be reached.")
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, format!("{error}."))
             }
         }
     }

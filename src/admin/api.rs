@@ -170,9 +170,11 @@ pub(super) async fn description() -> Response {
     not_stored(response)
 }
 
-/// What a change says besides the limit.
+/// A limit as operators set it. An unknown member is an error: a misspelt end would make a ban permanent.
 #[derive(Deserialize)]
-struct Notes {
+#[serde(deny_unknown_fields)]
+struct NewLimit {
+    limit: String,
     note: Option<String>,
     /// In seconds since the Unix epoch.
     end: Option<u64>,
@@ -186,7 +188,7 @@ const LONGEST: u64 = 315_360_000;
 const NO_LISTS: &str = "No service has allow and deny lists for these limits (AccessLayer, or the layer of Admission), so \
                         a network has no effect.";
 
-impl Notes {
+impl NewLimit {
     /// The time at which a limit ends, if it does.
     fn end(&self) -> Result<Option<SystemTime>, Failed> {
         let now = since_epoch().as_secs();
@@ -250,11 +252,15 @@ impl Api {
         request: Request,
     ) -> Result<(Override, Option<Duration>), Failed> {
         let body = body(request).await?;
-        let entry = Override::new(self.read_limit(&member(&body, "limit")?)?);
+        member(&body, "limit")?;
         // It is an object, as it has a limit.
-        let notes: Notes = serde_json::from_slice(&body).map_err(|_| {
-            wrong("`note` is a text; `end` is a time in seconds since the Unix epoch; `for_seconds` is a number.")
+        let notes: NewLimit = serde_json::from_slice(&body).map_err(|_| {
+            wrong(
+                "The members are `limit`, `note`, which is a text, and `end`, a time in seconds since the Unix epoch, or \
+                 `for_seconds`, a number.",
+            )
         })?;
+        let entry = Override::new(self.read_limit(&notes.limit)?);
         let entry = match notes.note.as_deref() {
             Some(note) => entry.with_note(note),
             None => entry,

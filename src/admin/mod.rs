@@ -121,7 +121,7 @@ pub use self::tokens::{Token, TokenError, Tokens};
 /// - 429 with `Retry-After` when too many wrong credentials came from the address.
 /// - 422 for a wrong key, limit, number or time, for a limit with a name that no limiter has, and for a credential in a
 ///   URL.
-/// - 503 with `Retry-After` when the store that keeps the limits cannot be reached.
+/// - 503 with `Retry-After` when the store that keeps the limits failed; `detail` has the reason.
 ///
 /// # What is explained
 ///

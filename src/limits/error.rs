@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Limits, Override};
 use crate::key::IpNet;
 #[cfg(feature = "redis")]
-use crate::store::redis::StoreError;
+use crate::store::redis::{FailureKind, StoreError};
 
 /// Why an override could not be set or deleted.
 #[derive(Debug, Clone)]
@@ -44,7 +44,7 @@ pub enum LimitsError {
     /// without this condition replaces it.
     #[cfg(feature = "redis")]
     Unreadable,
-    /// Redis, where they are kept, cannot be reached.
+    /// Redis, which keeps them, cannot be reached or did not do it.
     #[cfg(feature = "redis")]
     Unavailable(StoreError),
 }
@@ -96,10 +96,27 @@ impl fmt::Display for LimitsError {
                 "the store has an override of this key that this version cannot read, so it was not changed",
             ),
             #[cfg(feature = "redis")]
-            Self::Unavailable(_) => {
-                f.write_str("the store that keeps the limits cannot be reached")
+            Self::Unavailable(error) => {
+                write!(f, "Redis, which keeps the limits, {}", why(error.kind()))
             }
         }
+    }
+}
+
+/// Why Redis did not change or read limits, without the details, which clients may not see.
+#[cfg(feature = "redis")]
+fn why(kind: FailureKind) -> &'static str {
+    match kind {
+        FailureKind::Denied => "denies the credentials or the command: check its user and ACL",
+        FailureKind::ReadOnly => "is a read-only replica: check the address of the primary",
+        FailureKind::OutOfMemory => "has no memory left: raise maxmemory, or delete keys",
+        FailureKind::Busy => "is busy: it loads its data, or runs a script",
+        FailureKind::WrongData => "has other data under these names: check the prefix",
+        FailureKind::TooOld => "is too old: this crate needs 6.2 or later",
+        FailureKind::Unsupported => "does not support a command: check that the address is no proxy",
+        FailureKind::Timeout => "did not answer in time: the change may have been made",
+        FailureKind::Tls => "accepts no TLS connection: check the port, the host name and the certificates",
+        _ => "cannot be reached, or rejects the call: the service's log has the cause",
     }
 }
 

@@ -170,6 +170,8 @@ async fn a_limit_has_an_end_and_a_note() {
         json!({ "limit": "5/h", "for_seconds": u64::MAX }),
         json!({ "limit": "5/h", "end": 1, "for_seconds": 1 }),
         json!({ "limit": "5/h", "note": 7 }),
+        // A misspelt end: the ban would be permanent.
+        json!({ "limit": "deny all", "for": 3_600 }),
     ] {
         let refused = put(wrong.clone()).await;
         assert_eq!(refused.status, 422, "{wrong} {}", refused.text);
