@@ -54,7 +54,9 @@ pub(crate) use self::list_entry::{listed_address, listed_key};
 use self::lists::ListIndex;
 pub(crate) use self::lists::Listed;
 pub use self::lists::Listing;
-use self::state::{Source, State};
+#[cfg(feature = "redis")]
+use self::state::Source;
+use self::state::State;
 #[cfg(feature = "admin")]
 pub(crate) use self::usage::Sourced;
 use crate::key::{Key, KeyMap, KeyName};
