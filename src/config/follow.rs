@@ -50,9 +50,9 @@ impl Admission {
     /// counts, so that a file which is empty or half-written for a moment takes no limits away; a
     /// change is applied within two seconds.
     ///
-    /// A file that was rejected is not tried again before it changes, with one exception: its `[limits]` may not fit to
-    /// what is not in it, the tiers that the program declares and the rates of overrides that were set at run time. It
-    /// is tried every ten seconds, and reported again when the outcome is another.
+    /// A file that this rejected is not tried again before it changes, with one exception: there may be no room for the
+    /// rates of its `[limits]` next to those of overrides that were set at run time. Such a file is tried every ten
+    /// seconds, and reported again when the outcome is another.
     ///
     /// What went before the file when it was loaded, the environment or the variables of
     /// [`load_with`](Config::load_with), goes before it still; before the first file of a service that

@@ -345,6 +345,7 @@ mod leases;
 mod lists;
 mod load;
 mod model;
+mod names;
 mod off;
 mod origin;
 mod overrides;

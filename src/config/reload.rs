@@ -82,6 +82,8 @@ impl Admission {
         let before = mem::replace(&mut running.written, config.written.clone());
         config.written.log_changes(&before);
         running.warn(config);
+        config.warn_of_switches();
+        self.reloads().note_enabled(config.is_enabled(None));
         Ok(())
     }
 

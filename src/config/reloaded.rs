@@ -34,18 +34,21 @@ struct State {
     at: Duration,
     succeeded_at: Duration,
     rejected: Option<ConfigError>,
+    /// Whether the configuration does not switch off all of its limits.
+    limits_enabled: bool,
     /// Files that are away, whatever is applied meanwhile.
     unreadable: BTreeMap<PathBuf, ConfigError>,
 }
 
 impl Reloads {
     /// The start, which succeeded.
-    pub(super) fn new() -> Self {
+    pub(super) fn new(limits_enabled: bool) -> Self {
         let now = since_epoch();
         let reloads = Self(ArcSwap::from_pointee(State {
             at: now,
             succeeded_at: now,
             rejected: None,
+            limits_enabled,
             unreadable: BTreeMap::new(),
         }));
         reloads.publish();
@@ -88,6 +91,11 @@ impl Reloads {
         }
     }
 
+    /// Notes whether what is running has limits that are on.
+    pub(super) fn note_enabled(&self, limits_enabled: bool) {
+        self.change(|state| state.limits_enabled = limits_enabled);
+    }
+
     fn change(&self, change: impl Fn(&mut State)) {
         self.0.rcu(|state| {
             let mut state = State::clone(state);
@@ -104,6 +112,7 @@ impl Reloads {
 
         const SUCCESSFUL: &str = "admission_config_last_reload_successful";
         const SUCCEEDED_AT: &str = "admission_config_last_reload_success_timestamp_seconds";
+        const ENABLED: &str = "admission_limits_enabled";
         // To the recorder that is installed now.
         describe_gauge!(
             SUCCESSFUL,
@@ -115,7 +124,13 @@ impl Reloads {
             Unit::Seconds,
             "When the configuration that is running was applied, since the Unix epoch."
         );
+        describe_gauge!(
+            ENABLED,
+            Unit::Count,
+            "Whether limits are on: 0 while `enabled = false` switches off all limits of the configuration."
+        );
         let state = self.0.load();
+        gauge!(ENABLED).set(f64::from(u8::from(state.limits_enabled)));
         gauge!(SUCCESSFUL).set(f64::from(u8::from(state.error().is_none())));
         gauge!(SUCCEEDED_AT).set(state.succeeded_at.as_secs_f64());
     }

@@ -110,10 +110,16 @@ impl Leases {
         }))
     }
 
-    pub(super) fn with(mut self, change: impl FnOnce(&mut Shared)) -> Self {
+    /// With numbers of its own, which change apart from those before.
+    pub(super) fn with(self, change: impl FnOnce(&mut Shared)) -> Self {
+        self.with_same_numbers(|shared| {
+            shared.numbers = Arc::new(LeaseNumbers::clone(&shared.numbers));
+            change(shared);
+        })
+    }
+
+    fn with_same_numbers(mut self, change: impl FnOnce(&mut Shared)) -> Self {
         let shared = Arc::make_mut(&mut self.0);
-        // What is made with a setter has numbers of its own.
-        shared.numbers = Arc::new(LeaseNumbers::clone(&shared.numbers));
         change(shared);
         shared.tell_limits();
         // The name may be set later.
@@ -191,10 +197,11 @@ impl Leases {
         }))
     }
 
-    /// Adds an observer, who sees the limit type `"lease"`. Default: none.
+    /// Adds an observer, who sees the limit type `"lease"`. Default: none. Unlike the other setters, this starts no
+    /// numbers of its own: [`set_per_tenant`](Self::set_per_tenant) and the like go on to change them for all.
     #[must_use]
     pub fn observe(self, observer: impl Observer) -> Self {
-        self.with(|shared| shared.observers.add(observer))
+        self.with_same_numbers(|shared| shared.observers.add(observer))
     }
 
     /// Takes a slot for a tenant's work of this id.

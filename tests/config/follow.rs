@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http::StatusCode;
+use tower_admission::Limits;
 use tower_admission::config::Admission;
 
 use super::{File, NOTHING, admitted, app, config, status};
@@ -252,16 +253,27 @@ async fn a_file_is_tried_again_that_was_rejected_for_what_is_not_in_it() {
     let file = File::new(text);
     let admission = Admission::new(&file.load(&[]).unwrap()).unwrap();
     let limits = admission.limits();
-    limits.try_tier("pro", "api=9/h".parse().unwrap()).unwrap();
+    let key = |n: usize| format!("org:o{n}").parse().unwrap();
+    // All but 7 an hour.
+    for n in (1..=Limits::MAX_RATES + 1).filter(|n| *n != 7 * 24) {
+        let limit = format!("{n}/day").parse().unwrap();
+        limits.set(&key(n), limit).await.unwrap();
+    }
     let (told, tell) = told();
     let _following = admission.follow(file.path(), tell);
-    file.write(&format!("{text}[limits]\n'bearer:alice' = 'tier=max'\n"));
+    file.write(&format!("{text}[limits]\n'bearer:alice' = '7/h'\n"));
     seconds(60).await;
-    let unknown = |told: &Option<String>| told.as_ref().is_some_and(|told| told.contains("max"));
-    assert!(matches!(&told.lock().unwrap()[..], [told] if unknown(told)));
-    limits.try_tier("max", "api=7/h".parse().unwrap()).unwrap();
+    let no_room = |told: &Option<String>| told.as_ref().is_some_and(|told| told.contains("rates"));
+    assert!(
+        matches!(&told.lock().unwrap()[..], [told] if no_room(told)),
+        "{told:?}"
+    );
+    limits.delete(&key(1)).await.unwrap();
     seconds(30).await;
-    assert!(matches!(&told.lock().unwrap()[..], [told, None] if unknown(told)));
+    assert!(
+        matches!(&told.lock().unwrap()[..], [told, None] if no_room(told)),
+        "{told:?}"
+    );
     assert!(admission.last_reload().error.is_none());
     assert_eq!(admitted(&app(&admission), "/api", "alice").await, 7);
 }

@@ -66,6 +66,8 @@ pub(super) struct Counter {
     pub(super) slots: &'static Slots,
     /// Whether overrides and tiers are ignored for now, because the limiter is switched off.
     rests: AtomicBool,
+    /// Whether bans count also then.
+    keeps_bans: AtomicBool,
 }
 
 impl Counter {
@@ -73,11 +75,17 @@ impl Counter {
         Self {
             slots: Slots::new(slots),
             rests: AtomicBool::new(false),
+            keeps_bans: AtomicBool::new(false),
         }
     }
 
     pub(super) fn rests(&self) -> bool {
         self.rests.load(Ordering::Relaxed)
+    }
+
+    /// Whether a key's override is ignored for now.
+    pub(super) fn ignores_override(&self, limits: &Limits, key: &Key) -> bool {
+        self.rests() && !(self.keeps_bans.load(Ordering::Relaxed) && limits.bans(key))
     }
 }
 
@@ -315,9 +323,10 @@ impl ConcurrencyLimiter {
             return Ok(KeySlots::new());
         }
         let own = |key| {
-            let own = (self.0.limits.as_ref())?.concurrency(key, &self.0.name, tier);
+            let limits = self.0.limits.as_ref()?;
+            let own = limits.concurrency(key, &self.0.name, tier);
             // Asked last, as most keys have no override.
-            own.filter(|_| !self.0.counter.rests())
+            own.filter(|_| !self.0.counter.ignores_override(limits, key))
         };
         let wanted = self.0.per_key.iter().zip(keys);
         let wanted = wanted.map(|(per_key, key)| Wanted {
