@@ -20,6 +20,7 @@ use super::layer::AdmissionLayer;
 use super::leases::ConfiguredLeases;
 use super::lists;
 use super::model::Config;
+use super::names::SwitchedOff;
 use super::overrides::LimitsTable;
 use super::reloaded::Reloads;
 use super::routes::Routes;
@@ -103,6 +104,7 @@ impl Admission {
         let base = config.read_limits()?;
         let groups = inner.groups_of(config, &Groups::none(), &mut Kept::default(), &base)?;
         lock(&inner.changing).base = base;
+        lock(&inner.changing).switched_off = SwitchedOff::attach(config, &inner.limits);
         inner.groups.store(Arc::new(groups));
         inner.apply_tables(config);
         config.log_limits_off();
@@ -338,7 +340,7 @@ impl Groups {
         let others = self.by_name.values().filter(may_select);
         // Of equals, `min_by_key` returns the first one.
         let found = likely.chain(others);
-        found.min_by_key(|stack| std::cmp::Reverse(stack.sorts_of_limits.count()))
+        found.min_by_key(|stack| std::cmp::Reverse(stack.sorts_of_limits.strictness()))
     }
 }
 

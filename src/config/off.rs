@@ -27,6 +27,17 @@ impl Config {
             );
             return;
         }
+        for (table, name) in self.tables_off() {
+            tracing::warn!(
+                table,
+                name,
+                "`enabled = false`: the limits of this table are off"
+            );
+        }
+    }
+
+    /// The tables with `enabled = false`.
+    pub(super) fn tables_off(&self) -> Vec<(&str, &str)> {
         let groups = self
             .groups
             .iter()
@@ -39,15 +50,9 @@ impl Config {
             .sockets
             .iter()
             .map(|(name, it)| ("sockets", name, it.enabled));
-        for (table, name, enabled) in groups.chain(leases).chain(sockets) {
-            if !self.is_enabled(enabled) {
-                tracing::warn!(
-                    table,
-                    name,
-                    "`enabled = false`: the limits of this table are off"
-                );
-            }
-        }
+        let tables = groups.chain(leases).chain(sockets);
+        let off = tables.filter(|(.., enabled)| *enabled == Some(false));
+        off.map(|(table, name, _)| (table, name.as_str())).collect()
     }
 }
 

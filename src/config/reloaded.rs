@@ -74,6 +74,16 @@ impl Reloads {
         }
     }
 
+    /// Notes and logs that one ended half-way.
+    pub(super) fn note_panicked(&self, error: &ConfigError) {
+        let now = since_epoch();
+        self.change(|state| {
+            state.at = now;
+            state.rejected = Some(error.clone());
+        });
+        tracing::error!(%error, "the new configuration is not applied as a whole");
+    }
+
     /// Notes and logs that a file cannot be read.
     pub(super) fn note_unreadable(&self, file: &Path, error: &ConfigError) {
         let now = since_epoch();

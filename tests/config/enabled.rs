@@ -192,3 +192,45 @@ async fn leases_with_an_observer_are_switched_off_with_the_others() {
         held.push(acquired);
     }
 }
+
+/// As an import of a backup does during an incident.
+#[cfg(feature = "admin")]
+#[tokio::test]
+async fn overrides_of_what_is_switched_off_can_be_set() {
+    use axum::body::Body;
+    use http::Request;
+    use tower::ServiceExt;
+    use tower_admission::admin::Recorder;
+
+    let on = "[admin]\ntoken = 'the-token-of-anna'\n[groups.api]\npath = '/api'\nrate = '1/h'\n\
+              tiers.pro.rate = '2/h'\n[groups.batch]\npath = '/batch'\nrates.daily = '1/h'\n\
+              tiers.max.rates.daily = '2/h'\n";
+    let off = on.replace("path = '/batch'", "enabled = false\npath = '/batch'");
+    let admission = |text: &str| {
+        let config = config(text);
+        let admission = Admission::builder(&config).tier_by(|_| None);
+        admission.build().unwrap()
+    };
+    let put = async |admission: &Admission, limit: &str| {
+        let request = Request::put("/limits/org:acme")
+            .header("authorization", "Bearer the-token-of-anna")
+            .header("content-type", "application/json");
+        let body = format!("{{\"limit\": \"{limit}\"}}");
+        let request = request.body(Body::from(body)).unwrap();
+        let app: axum::Router = admission.admin(&Recorder::new()).build();
+        app.oneshot(request).await.unwrap().status().as_u16()
+    };
+    let (started, reloaded) = (admission(&off), admission(on));
+    reloaded.reload(&config(&off)).unwrap();
+    let all_off = admission(&format!("enabled = false\n{on}"));
+    for admission in [&started, &reloaded, &all_off] {
+        for limit in ["batch.daily=9/day", "tier=max", "9/day", "5 concurrent"] {
+            assert_eq!(put(admission, limit).await, 200, "{limit}");
+        }
+        assert_eq!(put(admission, "batch.dayly=9/day").await, 422);
+    }
+    // A group that is gone has no names.
+    let gone = on.split("[groups.batch]").next().unwrap();
+    started.reload(&config(gone)).unwrap();
+    assert_eq!(put(&started, "batch.daily=9/day").await, 422);
+}

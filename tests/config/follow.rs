@@ -1,11 +1,13 @@
 //! A file is followed: what was read of it last counts, and what is half-written is not seen.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http::StatusCode;
 use tower_admission::Limits;
 use tower_admission::config::Admission;
+use tower_admission::observe::Observer;
 
 use super::{File, NOTHING, admitted, app, config, status};
 
@@ -272,6 +274,43 @@ async fn a_file_is_tried_again_that_was_rejected_for_what_is_not_in_it() {
     seconds(30).await;
     assert!(
         matches!(&told.lock().unwrap()[..], [told, None] if no_room(told)),
+        "{told:?}"
+    );
+    assert!(admission.last_reload().error.is_none());
+    assert_eq!(admitted(&app(&admission), "/api", "alice").await, 7);
+}
+
+/// Panics once when it is told of a limit.
+#[derive(Clone, Default)]
+struct Panics(Arc<AtomicBool>);
+
+impl Observer for Panics {
+    fn limit(&self, _: &str, _: Option<u64>) {
+        assert!(!self.0.swap(false, Ordering::SeqCst), "as an observer may");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_that_panics_is_reported_and_tried_again() {
+    let text = "[groups.api]\npath = '/api'\nconcurrency = 5\nrate = '5/h'\n";
+    let file = File::new(text);
+    let panics = Panics::default();
+    let config = file.load(&[]).unwrap();
+    let admission = Admission::builder(&config).observe(panics.clone());
+    let admission = admission.build().unwrap();
+    let (told, tell) = told();
+    let _following = admission.follow(file.path(), tell);
+    panics.0.store(true, Ordering::SeqCst);
+    file.write(&text.replace('5', "7"));
+    seconds(5).await;
+    let has_panicked = |told: &Option<String>| {
+        let told = told.as_deref().unwrap_or_default();
+        told.contains("the reload panicked")
+    };
+    assert!(has_panicked(&told.lock().unwrap()[0]));
+    seconds(30).await;
+    assert!(
+        matches!(&told.lock().unwrap()[..], [first, None] if has_panicked(first)),
         "{told:?}"
     );
     assert!(admission.last_reload().error.is_none());

@@ -308,6 +308,7 @@ fn what_is_cut_behind_a_header_or_before_a_selector_is_a_loss() {
         ),
         ("[leases.jobs]\nper_tenant = 1\n", "", "leases"),
         ("[limits]\n'org:acme' = '5/h'\n", "", "limits"),
+        ("[limits]\n'org:acme' = '5/h'\n", "[limits]\n", "limits"),
         ("[lists]\ndeny = ['ip:192.0.2.1']\n", "", "lists"),
         (
             "[lists]\nallow = ['ip:192.0.2.2']\ndeny = ['ip:192.0.2.1']\n",
@@ -348,6 +349,11 @@ fn what_is_cut_behind_a_header_or_before_a_selector_is_a_loss() {
             "leases.jobs" => "leases.jobs.total = 0",
             "sockets.web" => "sockets.web.connections = 0",
             "groups.api" => continue,
+            "limits" => {
+                file.write("allow_empty = true\n[limits]\n");
+                admission.reload(&file.load(&[]).unwrap()).unwrap();
+                continue;
+            }
             table => &format!("[{table}]"),
         };
         let table = format!("[{field}]\n");
