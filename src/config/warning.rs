@@ -295,7 +295,10 @@ impl Config {
         // A table that is empty counts, such as leases that are only counted.
         let has_any =
             !self.groups.is_empty() || !self.leases.is_empty() || !self.sockets.is_empty();
-        (!has_any && !self.is_empty_on_purpose()).then(|| ConfigError::new(NO_GROUPS))
+        if (has_any || self.is_empty_on_purpose()) && self.check_start().is_ok() {
+            return None;
+        }
+        Some(ConfigError::new(NO_GROUPS))
     }
 
     /// Whether a service may start with this. The text of a program may be without groups, but a file may have been

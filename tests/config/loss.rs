@@ -403,6 +403,8 @@ fn a_service_does_not_start_with_an_emptied_file() {
         let emptied = File::new("").load(&[variable]).unwrap();
         let error = Admission::new(&emptied).unwrap_err().to_string();
         assert!(error.contains("`allow_empty = true`"), "{error}");
+        // By this `config check` knows.
+        assert_eq!(emptied.warnings()[0].kind(), WarningKind::NoGroups);
     }
     for meant in [
         NOTHING,
