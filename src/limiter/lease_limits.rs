@@ -76,6 +76,11 @@ fn limited(limit: u64) -> Option<u64> {
     Some(limit).filter(|limit| *limit != UNLIMITED)
 }
 
+/// The limit of a setting in which 0 turns it off.
+pub(super) fn or_off(limit: u64) -> Option<u64> {
+    Some(limit).filter(|limit| *limit > 0)
+}
+
 /// Without limits.
 impl Default for LeaseNumbers {
     fn default() -> Self {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::lease::{Lease, Place};
-use super::lease_limits::{LeaseNumbers, TenantLimits};
+use super::lease_limits::{LeaseNumbers, TenantLimits, or_off};
 use super::reaper::Reaper;
 use super::share::Share;
 use crate::key::Key;
@@ -197,8 +197,7 @@ impl Leases {
         }))
     }
 
-    /// Adds an observer, who sees the limit type `"lease"`. Default: none. Unlike the other setters, this starts no
-    /// numbers of its own: [`set_per_tenant`](Self::set_per_tenant) and the like go on to change them for all.
+    /// Adds an observer, who sees the limit type `"lease"`. Default: none. Unlike other setters, it shares all numbers.
     #[must_use]
     pub fn observe(self, observer: impl Observer) -> Self {
         self.with_same_numbers(|shared| shared.observers.add(observer))
@@ -376,11 +375,6 @@ impl Leases {
     fn subject<'a>(&'a self, tenant: &'a Key) -> Subject<'a> {
         Subject::new("lease", &self.0.name, "", Some(tenant))
     }
-}
-
-/// The limit of a setting in which 0 turns it off.
-fn or_off(limit: u64) -> Option<u64> {
-    Some(limit).filter(|limit| *limit > 0)
 }
 
 /// Ids are the application's words: they are fingerprinted as tenants are, so that a store holds

@@ -2,6 +2,7 @@
 
 mod build;
 mod capacity;
+mod counter;
 mod occupied;
 mod reclaim;
 mod reconfigure;
@@ -14,6 +15,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 pub(crate) use self::build::Opened;
+use self::counter::Counter;
 use super::per_key::{KeySlot, KeySlots, PerKey, Wanted, try_take_all};
 use super::permit::{Permit, Watched};
 use super::slots::{Slot, Slots, UNLIMITED};
@@ -26,7 +28,6 @@ use crate::nesting::Nesting;
 use crate::observe::Observer;
 use crate::rejection::{Reason, Rejection};
 use crate::store::{FailureMode, LeaseLimits, LeaseSlots, Leased, Reply};
-use crate::sync::{AtomicBool, Ordering};
 
 /// Limits how many are in flight, in total and for each key. Clones share one limit.
 ///
@@ -59,40 +60,6 @@ struct Limit {
     spares_stalled: bool,
     /// Where other replicas see what is in flight here.
     leases: Option<Arc<dyn LeaseSlots>>,
-}
-
-/// Lets go of the counter with the last limiter that uses it.
-pub(super) struct Counter {
-    pub(super) slots: &'static Slots,
-    /// Whether overrides and tiers are ignored for now, because the limiter is switched off.
-    rests: AtomicBool,
-    /// Whether bans count also then.
-    keeps_bans: AtomicBool,
-}
-
-impl Counter {
-    fn new(slots: u64) -> Self {
-        Self {
-            slots: Slots::new(slots),
-            rests: AtomicBool::new(false),
-            keeps_bans: AtomicBool::new(false),
-        }
-    }
-
-    pub(super) fn rests(&self) -> bool {
-        self.rests.load(Ordering::Relaxed)
-    }
-
-    /// Whether a key's override is ignored for now.
-    pub(super) fn ignores_override(&self, limits: &Limits, key: &Key) -> bool {
-        self.rests() && !(self.keeps_bans.load(Ordering::Relaxed) && limits.bans(key))
-    }
-}
-
-impl Drop for Counter {
-    fn drop(&mut self) {
-        self.slots.retire();
-    }
 }
 
 impl ConcurrencyLimiter {
