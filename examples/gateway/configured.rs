@@ -12,6 +12,7 @@ use tower_admission::observe::{MetricsObserver, TracingObserver};
 use tracing::error;
 
 use crate::flags::Flags;
+use crate::greeting;
 use crate::routes::unlimited;
 use crate::shutdown::Signals;
 
@@ -25,7 +26,8 @@ pub(crate) async fn serve(signals: Signals, flags: &Flags, file: &Path) -> Resul
         .observe(recorder.clone())
         .observe(MetricsObserver::new())
         .observe_store(MetricsObserver::new())
-        // A file that is cut has groups without paths or limits: they are an error, at start as well.
+        // A file that is cut within a group, or before the first one, is an error, at start as well. A cut between two
+        // groups is not seen: at start there is no other file to compare with.
         .deny_warnings()
         .build()
         .map_err(|error| error.to_string())?;
@@ -58,10 +60,14 @@ pub(crate) async fn serve(signals: Signals, flags: &Flags, file: &Path) -> Resul
     // It logs what changes, or why nothing does.
     let _following = admission.follow(file, |_| {});
     let groups: Vec<_> = config.groups().collect();
-    println!("Listening on http://{address}");
-    println!("Limits from {}: {}", file.display(), groups.join(", "));
+    let groups = groups.join(", ");
+    greeting::write(&format!(
+        "Listening on http://{address}\nLimits from {}: {groups}\n",
+        file.display()
+    ));
     if config.admin_tokens().next().is_some() {
-        println!("To look at them and to change them: http://{address}/admin");
+        let admin = format!("To look at them and to change them: http://{address}/admin\n");
+        greeting::write(&admin);
     }
     tokio::spawn(keep_up(metrics));
     crate::run(signals, listener, app, admission.store(), flags.grace()).await;

@@ -21,7 +21,7 @@ pub(crate) struct Flags {
 
     /// Limits from a file, and from ADMISSION_.. variables over it, in place of those below; it is
     /// applied anew whenever it changes
-    #[arg(long, env, conflicts_with_all = ["max_concurrency", "rate", "burst", "store"])]
+    #[arg(long, env, conflicts_with_all = ["max_concurrency", "rate", "burst", "store", "secret", "replicas"])]
     pub(crate) config: Option<PathBuf>,
 
     /// How many requests may be in flight; 0 turns the limit off

@@ -41,6 +41,10 @@ gRPC (each grpcurl also asks for the schema, which counts), and the same without
 Refusals are logged below. Ctrl-C ends.
 "#
     );
-    // Who started it may have closed the pipe, which is no reason to fail.
-    let _ = io::stdout().write_all(greeting.as_bytes());
+    write(&greeting);
+}
+
+/// Writes to the standard output. Its reader may be gone, which is no reason to fail.
+pub(crate) fn write(text: &str) {
+    let _ = io::stdout().write_all(text.as_bytes());
 }

@@ -20,6 +20,7 @@ use super::layer::AdmissionLayer;
 use super::leases::ConfiguredLeases;
 use super::lists;
 use super::model::Config;
+use super::names::SwitchedOff;
 use super::overrides::LimitsTable;
 use super::reloaded::Reloads;
 use super::routes::Routes;
@@ -90,7 +91,7 @@ impl Admission {
             limits: stores.limits(),
             stores,
             says,
-            reloads: Reloads::new(),
+            reloads: Reloads::new(config.is_enabled(None)),
             #[cfg(feature = "metrics")]
             evictions: Mutex::default(),
             leases: Mutex::default(),
@@ -103,9 +104,11 @@ impl Admission {
         let base = config.read_limits()?;
         let groups = inner.groups_of(config, &Groups::none(), &mut Kept::default(), &base)?;
         lock(&inner.changing).base = base;
+        lock(&inner.changing).switched_off = SwitchedOff::attach(config, &inner.limits);
         inner.groups.store(Arc::new(groups));
         inner.apply_tables(config);
         config.log_limits_off();
+        config.warn_of_switches();
         lock(&inner.changing).warn_at_start(config);
         Ok(Self(Arc::new(inner)))
     }
@@ -173,20 +176,17 @@ impl Admission {
 }
 
 impl Inner {
-    /// Whether the overrides of a file can be set, with the tiers that it has.
-    fn check_base(&self, config: &Config, base: &LimitsTable) -> Result<(), ConfigError> {
-        let tiers = config.groups.values().flat_map(|group| group.tiers.keys());
-        let tiers: Vec<_> = tiers.map(String::as_str).collect();
-        let checked = self.limits.check_base(base.overrides(), &tiers);
+    /// Whether the overrides of a file can be set. A tier that is not known is a warning.
+    fn check_base(&self, base: &LimitsTable) -> Result<(), ConfigError> {
+        let checked = self.limits.check_base(base.overrides());
         checked.map_err(|error| ConfigError::at("limits", error).that_may_pass())
     }
 
-    /// Replaces the overrides of the file, of which it was checked that they can be set.
-    fn set_base(&self, base: &LimitsTable) {
-        if let Err(error) = self.limits.set_base(base.clone()) {
-            // An operator has set the last rate that there was room for in between.
-            tracing::error!(%error, "the overrides of the file cannot be set: those from before stay");
-        }
+    /// Replaces the overrides of the file. It may fail though it was checked: an operator may have set the last rate
+    /// that there was room for in between.
+    fn set_base(&self, base: &LimitsTable) -> Result<(), ConfigError> {
+        let set = self.limits.replace_base(base.clone().into_iter().collect());
+        set.map_err(|error| ConfigError::at("limits", error).that_may_pass())
     }
 
     /// Whether what is no group can change to this.
@@ -222,7 +222,7 @@ impl Inner {
         for group in config.groups() {
             Stack::check(config, group, &self.says, running(group))?;
         }
-        self.check_base(config, base)?;
+        self.check_base(base)?;
         let (mut stacks, mut changes) = (BTreeMap::new(), Vec::new());
         for group in config.groups() {
             let (stack, change) = Stack::new(
@@ -245,6 +245,7 @@ impl Inner {
             let _ = groups.routes.insert(&config.groups[group], &stack);
             groups.by_name.insert(group.to_owned(), stack);
         }
+        self.set_base(base)?;
         // Nothing can go wrong any more.
         lists::log_changes(&before.gate, &groups.gate);
         groups.gate.replace(&before.gate);
@@ -252,7 +253,6 @@ impl Inner {
         for (group, change) in changes {
             groups.by_name[group].apply(change);
         }
-        self.set_base(base);
         kept.settle(&groups);
         Ok(groups)
     }
@@ -340,7 +340,7 @@ impl Groups {
         let others = self.by_name.values().filter(may_select);
         // Of equals, `min_by_key` returns the first one.
         let found = likely.chain(others);
-        found.min_by_key(|stack| std::cmp::Reverse(stack.sorts_of_limits.count()))
+        found.min_by_key(|stack| std::cmp::Reverse(stack.sorts_of_limits.strictness()))
     }
 }
 

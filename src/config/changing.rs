@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::kept::Kept;
 use super::model::{Config, Store};
@@ -11,6 +12,7 @@ use super::text::Hidden;
 use super::variables::Variables;
 use super::warning::ConfigWarning;
 use super::written::Written;
+use crate::limits::LimitTarget;
 
 /// What a change is compared with.
 pub(super) struct Changing {
@@ -21,6 +23,8 @@ pub(super) struct Changing {
     pub(super) kept: Kept,
     /// The overrides of the file.
     pub(super) base: LimitsTable,
+    /// For operators, while something is switched off.
+    pub(super) switched_off: Option<Arc<dyn LimitTarget>>,
     /// Where files lie, by what they were called at first. A folder may be a link to another one later.
     places: BTreeMap<PathBuf, PathBuf>,
     /// The last text of each file, also if it was rejected, so that it is reported once; and the variables that
@@ -43,6 +47,7 @@ impl Changing {
             file: config.file(),
             kept: Kept::default(),
             base: LimitsTable::default(),
+            switched_off: None,
             places: BTreeMap::new(),
             read: BTreeMap::new(),
             variables: None,

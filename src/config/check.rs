@@ -44,6 +44,12 @@ impl Config {
                 return Err(ConfigError::at(table, problem));
             }
         }
+        // Each of its lines is an entry, and its header may be the last line that was written.
+        if running.has_entries("limits") && !file.has_entries("limits") && !self.allow_empty {
+            let problem = "this table has lost all of its overrides, with the bans among them: if that is meant, write \
+                           `allow_empty = true`";
+            return Err(ConfigError::at("limits", problem));
+        }
         // Each line may be the last one that was written, also that of a header.
         for (table, fields, off) in [
             ("lists", &["deny"][..], "deny = []"),

@@ -1,7 +1,7 @@
 //! Applies a file whenever it is changed.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -50,9 +50,11 @@ impl Admission {
     /// counts, so that a file which is empty or half-written for a moment takes no limits away; a
     /// change is applied within two seconds.
     ///
-    /// A file that was rejected is not tried again before it changes, with one exception: its `[limits]` may not fit to
-    /// what is not in it, the tiers that the program declares and the rates of overrides that were set at run time. It
-    /// is tried every ten seconds, and reported again when the outcome is another.
+    /// A file that this rejected is not tried again before it changes, with one exception: there may be no room for the
+    /// rates of its `[limits]` next to those of overrides that were set at run time. Such a file is tried every ten
+    /// seconds, and reported again when the outcome is another. So is a reload in which an observer panics, as a part
+    /// of it may be in force. A file that was rejected before, or by [`reload_file`](Self::reload_file), is not tried
+    /// again.
     ///
     /// What went before the file when it was loaded, the environment or the variables of
     /// [`load_with`](Config::load_with), goes before it still; before the first file of a service that
@@ -85,17 +87,28 @@ impl Admission {
                     Ok(text) => {
                         unreadable = None;
                         let is_time = look % RETRY_AFTER == 0;
-                        let (admission, file) = (admission.clone(), file.clone());
+                        let path = file.clone();
+                        let (reloaded, file) = (admission.clone(), file.clone());
                         let error = waiting.clone().filter(|_| is_time);
                         let applied = unblocked(move || {
-                            admission.note_readable(&file);
-                            match (admission.has_read(&file, &text), error) {
-                                (false, _) => Some(admission.apply(&file, text)),
-                                (true, Some(error)) => admission.retry(&file, text, &error),
+                            reloaded.note_readable(&file);
+                            match (reloaded.has_read(&file, &text), error) {
+                                (false, _) => Some(reloaded.apply(&file, text)),
+                                (true, Some(error)) => reloaded.retry(&file, text, &error),
                                 (true, None) => None,
                             }
                         });
-                        if let Ok(Some(applied)) = applied.await {
+                        let applied = match applied.await {
+                            Ok(applied) => applied,
+                            // Of what panics all the time each attempt would be the same.
+                            Err(error) if error.is_panic() && waiting != Some(panicked(&path)) => {
+                                let error = panicked(&path);
+                                outlive(|| admission.reloads().note_panicked(&error));
+                                Some(Err(error))
+                            }
+                            Err(_) => None,
+                        };
+                        if let Some(applied) = applied {
                             waiting = applied.clone().err().filter(ConfigError::may_pass);
                             outlive(|| told(applied));
                         }
@@ -110,6 +123,14 @@ impl Admission {
             }
         })))
     }
+}
+
+/// A reload that panicked, as an observer can. A part of it may be in force, so it is tried again.
+fn panicked(file: &Path) -> ConfigError {
+    let problem = "the reload panicked, and a part of it may be in force; it is tried again";
+    ConfigError::new(problem)
+        .in_file(Some(file))
+        .that_may_pass()
 }
 
 /// Runs what blocks on a thread that may, as it may be long: a file can have 250,000 overrides.

@@ -20,7 +20,7 @@ use crate::sync::lock;
 #[serde(deny_unknown_fields, default)]
 pub(super) struct LeaseTable {
     #[serde(deserialize_with = "some_truth")]
-    enabled: Option<bool>,
+    pub(super) enabled: Option<bool>,
     #[serde(deserialize_with = "whole")]
     per_tenant: u64,
     #[serde(deserialize_with = "whole")]
@@ -106,6 +106,9 @@ fn open(name: &str, table: &LeaseTable, stores: &Stores, limits: &Limits, says: 
 impl Admission {
     /// The [`Leases`] of `[leases.<name>]`, counted in the configured store under this name. A reload changes their
     /// numbers at once, for all clones; without their table, or with `enabled = false`, they are only counted.
+    ///
+    /// [`observe`](Leases::observe) can follow. The other setters, as [`ttl`](Leases::ttl), start numbers of their own,
+    /// which neither a reload nor `enabled` changes: write them in the file.
     ///
     /// ```
     /// use tower_admission::Key;

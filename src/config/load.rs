@@ -6,6 +6,7 @@ use serde_path_to_error::Segment;
 
 use super::error::ConfigError;
 use super::model::Config;
+use super::names::Names;
 use super::origin::Origin;
 use super::text::Hidden;
 use super::variables::Variables;
@@ -83,6 +84,7 @@ impl Config {
         config.origin = origin;
         config.written = Written(written);
         config.check()?;
+        config.names = Names::of(&config);
         config.switch_off();
         Ok(config)
     }

@@ -195,7 +195,7 @@
 //! # Paths
 //!
 //! A path is compared as the client wrote it, in whole segments. A path is *ambiguous* if it has a `.` or `..`
-//! segment, plain or percent-encoded (`%2e`, `..%2f`, `..%5c`, `..\`, `..;x`), or an empty segment before its end
+//! segment, plain or percent-encoded once (`%2e`, `..%2f`, `..%5c`, `..\`, `..;x`), or an empty segment before its end
 //! (`//api`): servers differ in which path they take it for. Such a request counts as limited:
 //!
 //! - `exclude` never covers it.
@@ -205,7 +205,7 @@
 //! - **With empty segments alone** it is in the stricter of two groups: that of the path as written, and that of the path
 //!   without them.
 //! - The strictest group is one that limits both rate and concurrency, then one that limits only one of them, then one
-//!   that rejects nothing, as in a dry run. `bad_credentials_per_ip` counts as a rate, and the limits of groups in
+//!   that does so for a share of the keys (`enforce`), then one that rejects nothing, as in a dry run. `bad_credentials_per_ip` counts as a rate, and the limits of groups in
 //!   `also` count as well. Of equals it is the group of the decoded path with its dot segments resolved (RFC 3986
 //!   §5.2.4), then that of the path as written, then the first one by its name in the file.
 //! - It counts in one group only, though a router may send it to a route of another one. So limit the same sorts
@@ -216,14 +216,27 @@
 //!
 //! # Switches
 //!
-//! `enabled = false` is for incidents: what it covers rejects nothing and goes on to count. Its rates, concurrency,
-//! leases, connections and messages are unlimited, **also for keys with an override and for tiers**, whether they are of
-//! the file or were set at run time. A part such as `api=deny all` is a limit as well. What is used stays used, and
-//! what is in flight stays counted.
+//! `enabled = false` is for incidents: what it covers rejects nothing. Its rates, concurrency, leases, connections and
+//! messages are unlimited, **also for keys with an override and for tiers**, whether they are of the file or were set at
+//! run time. A part such as `api=deny all` is a limit as well. Overrides can still be set and imported.
+//!
+//! **What is counted meanwhile**: requests in flight, connections and leases. Rates and messages are not charged, and
+//! responses have no rate-limit fields. With a store, requests and connections of that time are counted in their replica
+//! alone: once limits are on again, other replicas do not see connections that were opened meanwhile, for as long as
+//! these live. `concurrency_per_ip` does not count requests of that time.
+//!
+//! **What was used before stays used**, with two exceptions: `bad_credentials_per_ip` starts anew, so addresses that were
+//! blocked can guess again; and of more than 64 groups with rates that are switched off in one file, all but the last 64
+//! start anew.
 //!
 //! **Bans are no limits, and stay**: the entries of `[lists]`, and keys that are wholly `deny all` or `unlimited` at run
-//! time. `lists.enabled = false`, or `ADMISSION_LISTS__ENABLED=false`, switches these off. A key's `deny all` then is a
-//! limit as any other, in groups that limit.
+//! time. A key that is wholly `deny all` also gets no lease and opens no WebSocket; its connections that are there can
+//! send. `lists.enabled = false`, or `ADMISSION_LISTS__ENABLED=false`, switches off the bans of requests. A key's
+//! `deny all` then is a limit as any other, in groups that limit; leases and WebSockets go on to reject it.
+//!
+//! **A running service takes the switch from its file.** The variable `ADMISSION_ENABLED` is read at start only, so it
+//! needs a restart, and `ADMISSION_ENABLED=true` hides `enabled = false` of the file. What is switched off is logged as
+//! WARN at start and in each reload. The gauge `admission_limits_enabled` is 0 while the whole file is switched off.
 //!
 //! # Limits that are off
 //!
@@ -235,8 +248,9 @@
 //! Each field can be set, and goes before the file, as `ADMISSION_` and its path in capitals, with two
 //! underscores for a dot: `ADMISSION_GROUPS__API__RATE="20/s"`,
 //! `ADMISSION_CLIENTS__TRUSTED_PROXIES="10.0.0.0/8, 192.168.0.0/16"`. So names of groups,
-//! rates and tiers that the environment is to reach are lowercase. Variables without two underscores are not read.
-//! They set no field at the top, such as `allow_empty`.
+//! rates and tiers that the environment is to reach are lowercase. Variables without two underscores are not read,
+//! except `ADMISSION_ENABLED`: it is the only field at the top that a variable sets. The environment is read at start
+//! only.
 //!
 //! A variable is text, which is read as its field is: a token is as it stands there, a number is digits, and
 //! a boolean is `true` or `false`. Nothing else is made of what is written: in the file
@@ -255,7 +269,8 @@
 //! and `tower-admission config check` prints it. With [`AdmissionBuilder::deny_warnings`] and `config check --strict` it
 //! is an error.
 //!
-//! - There are no groups. `groups = {}` with `allow_empty = true` means it.
+//! - There are no groups, leases and sockets, so nothing limits other keys than those of `[lists]` and `[limits]`.
+//!   `groups = {}` with `allow_empty = true` means it.
 //! - A group selects no requests: it has none of `path`, `methods`, `hosts` and `grpc`, and no group has it in `also`.
 //!   The program may put requests in it all the same, by [`Admission::layer_of`], which no
 //!   configuration shows: `path = "off"` means it. So this is not logged before [`Admission::layer`] or
@@ -266,12 +281,16 @@
 //!   of the file in case alone, as `ADMISSION_GROUPS__UPPER__RATE` does from `[groups.Upper]`.
 //! - A variable has single underscores: `ADMISSION_GROUPS_API_RATE`.
 //! - `store` has settings, such as a secret, and no URL; or there is an `on_failure` without one.
-//! - An override of `[limits]` has a part about a limit that the configuration does not have, as `apii=10/s`.
+//! - An override of `[limits]` has a part about a limit that the configuration does not have, as `apii=10/s`, or a tier
+//!   that it does not have, as `tier=prro`. Requests of that key have the defaults then.
 //! - A variable hides a field of the file that has another value. In a reload, a change of such a field is logged.
 //! - `clients.forwarded_header` is given, and no proxy is trusted.
 //!
 //! Two of these [may be meant](ConfigWarning::may_be_meant), and are never errors: a hidden field, and the name of a limit
-//! that is like no other one, as the program may have limits of its own.
+//! or a tier that is like no other one, as the program may have limits and tiers of its own.
+//!
+//! Variables that Kubernetes makes of a service called `admission-store`, such as `ADMISSION_STORE_SERVICE_HOST`, are not
+//! warned of.
 //!
 //! # Changes
 //!
@@ -286,11 +305,14 @@
 //! - In a file, so is a group, a `[leases.<name>]` or a `[sockets.<name>]` that had limits and has none any more, not even as
 //!   0; and a group that selects nothing any more, if that is not `path = "off"`.
 //! - So is a file without `[limits]`, `[lists]`, `[leases]` or `[sockets]` that had entries there: an empty table
-//!   means it. `deny = []` means that there are no bans any more, and `trusted_proxies = []` that there are no proxies.
-//! - A service does not start with a file that has none of these tables and no groups. At start there is nothing to
-//!   compare it with, so a file that is cut later is only [warned of](#what-has-no-effect-is-warned-of):
-//!   [`AdmissionBuilder::deny_warnings`] makes that an error, and `tower-admission config check --strict` finds it
-//!   before.
+//!   means it. `[limits]` with none of its entries left needs `allow_empty = true` as well, as its header can be the last
+//!   line of a file that was cut. `deny = []` means that there are no bans any more, and `trusted_proxies = []` that there are no proxies.
+//! - A service does not start with a file that has none of these tables and no groups, whatever variables add. At start
+//!   there is nothing to compare the file with. A file that is cut before its first group or within a group is
+//!   [warned of](#what-has-no-effect-is-warned-of): [`AdmissionBuilder::deny_warnings`] makes that an error, and
+//!   `tower-admission config check --strict` finds it before.
+//! - Not found are a cut between two entries of `[limits]`, a number that was cut (`enforce = 100` to `enforce = 1`), and
+//!   at start a cut between two groups.
 //! - What appears, disappears and changes is logged, group by group, with fields and values; of `store` and
 //!   `admin` without the values.
 //! - [`Admission::last_reload`] says how the last one went, also of a file that is followed, and so do the metrics
@@ -345,6 +367,7 @@ mod leases;
 mod lists;
 mod load;
 mod model;
+mod names;
 mod off;
 mod origin;
 mod overrides;

@@ -9,6 +9,7 @@ use super::admin::Admin;
 use super::cost::CostSource;
 use super::leases::LeaseTable;
 use super::lists::Lists;
+use super::names::Names;
 use super::origin::Origin;
 use super::path::{Prefix, paths};
 use super::selectors::{GrpcPattern, HostPattern};
@@ -54,6 +55,8 @@ pub struct Config {
     pub(super) origin: Origin,
     #[serde(skip)]
     pub(super) written: Written,
+    #[serde(skip)]
+    pub(super) names: Names,
 }
 
 /// A table that may have credentials in it.

@@ -1,4 +1,4 @@
-//! Logs which limits are off, so that a limit that is missing is seen at start.
+//! Logs which limits are off, so that a limit that is missing is seen at start, and one that was switched off.
 
 use std::collections::BTreeMap;
 
@@ -8,12 +8,51 @@ use crate::quota::Quota;
 impl Config {
     /// Logs one line for each group that has a limit which is off.
     pub(super) fn log_limits_off(&self) {
-        for (group, settings) in &self.groups {
+        let groups = self.groups.iter();
+        for (group, settings) in groups.filter(|(_, group)| self.is_enabled(group.enabled)) {
             let off = settings.limits_off();
             if !off.is_empty() {
                 tracing::info!(group, off = off.join(", "), "these limits are off");
             }
         }
+    }
+}
+
+impl Config {
+    /// Warns of what `enabled = false` switches off, at start and in each reload: it may be left from an incident.
+    pub(super) fn warn_of_switches(&self) {
+        if !self.is_enabled(None) {
+            tracing::warn!(
+                "`enabled = false`: all limits of the configuration are off; bans are not"
+            );
+            return;
+        }
+        for (table, name) in self.tables_off() {
+            tracing::warn!(
+                table,
+                name,
+                "`enabled = false`: the limits of this table are off"
+            );
+        }
+    }
+
+    /// The tables with `enabled = false`.
+    pub(super) fn tables_off(&self) -> Vec<(&str, &str)> {
+        let groups = self
+            .groups
+            .iter()
+            .map(|(name, it)| ("groups", name, it.enabled));
+        let leases = self
+            .leases
+            .iter()
+            .map(|(name, it)| ("leases", name, it.enabled));
+        let sockets = self
+            .sockets
+            .iter()
+            .map(|(name, it)| ("sockets", name, it.enabled));
+        let tables = groups.chain(leases).chain(sockets);
+        let off = tables.filter(|(.., enabled)| *enabled == Some(false));
+        off.map(|(table, name, _)| (table, name.as_str())).collect()
     }
 }
 

@@ -37,6 +37,9 @@ pub struct LimitsTable(BTreeMap<KeyName, Override>);
 /// What the table is called.
 const TABLE: &str = "limits";
 
+/// What the keys of addresses and networks begin with.
+const ADDRESS: &str = "ip:";
+
 /// What keys begin with that are credentials.
 const CREDENTIALS: [&str; 2] = ["bearer:", "api-key:"];
 
@@ -186,7 +189,14 @@ impl Config {
         for (key, value) in &self.limits.0 {
             let checked = KeyName::check(key).map_err(|error| error.to_string());
             let checked = checked.and_then(|()| entries.check(key));
-            let checked = checked.and_then(|()| read(value).map(drop));
+            let checked = checked.and_then(|()| read(value));
+            // The key of an address needs no secret.
+            let checked = checked.and_then(|own| match key.trim().parse::<KeyName>() {
+                Ok(name) if key.trim().starts_with(ADDRESS) => {
+                    Limits::check_network(&name, own.limit()).map_err(|error| error.to_string())
+                }
+                _ => Ok(()),
+            });
             checked.map_err(|problem| {
                 self.place_of_limit(key, ConfigError::at(field_of(key), problem))
             })?;
@@ -194,17 +204,20 @@ impl Config {
         Ok(())
     }
 
-    /// The limits that overrides name, each with the first key that does.
-    pub(super) fn limits_named(&self) -> BTreeMap<String, &str> {
-        let mut named = BTreeMap::new();
+    /// The limits and the tiers that overrides name, each with the first key that does.
+    pub(super) fn limits_named(&self) -> [BTreeMap<String, &str>; 2] {
+        let (mut limits, mut tiers) = (BTreeMap::new(), BTreeMap::new());
         for (key, value) in &self.limits.0 {
             // They were checked.
             let Ok(own) = read(value) else { continue };
             for name in own.limit().names() {
-                named.entry(name.to_owned()).or_insert(&**key);
+                limits.entry(name.to_owned()).or_insert(&**key);
+            }
+            if let Some(tier) = own.limit().tier() {
+                tiers.entry(tier.to_owned()).or_insert(&**key);
             }
         }
-        named
+        [limits, tiers]
     }
 
     /// Adds the place of an entry to what is told of it: the entry cannot be found by a field that does not name a

@@ -8,6 +8,7 @@ use super::admission::Admission;
 use super::changing::Changing;
 use super::error::ConfigError;
 use super::model::Config;
+use super::names::SwitchedOff;
 use super::reloaded::Reloads;
 use crate::sync::lock;
 
@@ -76,12 +77,15 @@ impl Admission {
         #[cfg(feature = "admin")]
         self.0.admin.reload(config, tokens);
         running.kept = kept;
+        running.switched_off = SwitchedOff::attach(config, self.limits());
         let file = config.file();
         file.log_hidden_changes(&running.file, &config.origin.variables);
         running.file = file;
         let before = mem::replace(&mut running.written, config.written.clone());
         config.written.log_changes(&before);
         running.warn(config);
+        config.warn_of_switches();
+        self.reloads().note_enabled(config.is_enabled(None));
         Ok(())
     }
 

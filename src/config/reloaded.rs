@@ -34,18 +34,21 @@ struct State {
     at: Duration,
     succeeded_at: Duration,
     rejected: Option<ConfigError>,
+    /// Whether the configuration does not switch off all of its limits.
+    limits_enabled: bool,
     /// Files that are away, whatever is applied meanwhile.
     unreadable: BTreeMap<PathBuf, ConfigError>,
 }
 
 impl Reloads {
     /// The start, which succeeded.
-    pub(super) fn new() -> Self {
+    pub(super) fn new(limits_enabled: bool) -> Self {
         let now = since_epoch();
         let reloads = Self(ArcSwap::from_pointee(State {
             at: now,
             succeeded_at: now,
             rejected: None,
+            limits_enabled,
             unreadable: BTreeMap::new(),
         }));
         reloads.publish();
@@ -71,6 +74,16 @@ impl Reloads {
         }
     }
 
+    /// Notes and logs that one ended half-way.
+    pub(super) fn note_panicked(&self, error: &ConfigError) {
+        let now = since_epoch();
+        self.change(|state| {
+            state.at = now;
+            state.rejected = Some(error.clone());
+        });
+        tracing::error!(%error, "the new configuration is not applied as a whole");
+    }
+
     /// Notes and logs that a file cannot be read.
     pub(super) fn note_unreadable(&self, file: &Path, error: &ConfigError) {
         let now = since_epoch();
@@ -86,6 +99,11 @@ impl Reloads {
         if self.0.load().unreadable.contains_key(file) {
             self.change(|state| _ = state.unreadable.remove(file));
         }
+    }
+
+    /// Notes whether what is running has limits that are on.
+    pub(super) fn note_enabled(&self, limits_enabled: bool) {
+        self.change(|state| state.limits_enabled = limits_enabled);
     }
 
     fn change(&self, change: impl Fn(&mut State)) {
@@ -104,6 +122,7 @@ impl Reloads {
 
         const SUCCESSFUL: &str = "admission_config_last_reload_successful";
         const SUCCEEDED_AT: &str = "admission_config_last_reload_success_timestamp_seconds";
+        const ENABLED: &str = "admission_limits_enabled";
         // To the recorder that is installed now.
         describe_gauge!(
             SUCCESSFUL,
@@ -115,7 +134,13 @@ impl Reloads {
             Unit::Seconds,
             "When the configuration that is running was applied, since the Unix epoch."
         );
+        describe_gauge!(
+            ENABLED,
+            Unit::Count,
+            "Whether limits are on: 0 while `enabled = false` switches off all limits of the configuration."
+        );
         let state = self.0.load();
+        gauge!(ENABLED).set(f64::from(u8::from(state.limits_enabled)));
         gauge!(SUCCESSFUL).set(f64::from(u8::from(state.error().is_none())));
         gauge!(SUCCEEDED_AT).set(state.succeeded_at.as_secs_f64());
     }

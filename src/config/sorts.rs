@@ -8,6 +8,9 @@ use super::policies::Policies;
 pub(super) struct SortsOfLimits {
     by_rate: bool,
     by_concurrency: bool,
+    /// Which of them reject requests of all keys, and not of a share alone.
+    rate_of_all: bool,
+    concurrency_of_all: bool,
 }
 
 impl SortsOfLimits {
@@ -15,11 +18,18 @@ impl SortsOfLimits {
         Self {
             by_rate: self.by_rate || other.by_rate,
             by_concurrency: self.by_concurrency || other.by_concurrency,
+            rate_of_all: self.rate_of_all || other.rate_of_all,
+            concurrency_of_all: self.concurrency_of_all || other.concurrency_of_all,
         }
     }
 
-    pub(super) fn count(self) -> usize {
-        usize::from(self.by_rate) + usize::from(self.by_concurrency)
+    /// How strict these limits are: how many sorts are enforced for all keys decides first.
+    pub(super) fn strictness(self) -> [usize; 2] {
+        let count = |sorts: [bool; 2]| sorts.into_iter().map(usize::from).sum();
+        [
+            count([self.rate_of_all, self.concurrency_of_all]),
+            count([self.by_rate, self.by_concurrency]),
+        ]
     }
 }
 
@@ -34,9 +44,12 @@ impl Group {
         let by_rate = guards || policies.limit();
         let per_key = self.concurrency_per_key();
         let by_concurrency = self.concurrency > 0 || per_key.iter().any(|limit| *limit > 0);
+        let of_all = self.enforce.is_none_or(|percent| percent >= 100);
         SortsOfLimits {
             by_rate,
             by_concurrency,
+            rate_of_all: by_rate && of_all,
+            concurrency_of_all: by_concurrency && of_all,
         }
     }
 }

@@ -106,9 +106,17 @@ impl Variables {
         Some(&self.fields.get(self.of(field)?)?.0)
     }
 
-    /// Those that set no field, with what is behind the prefix.
+    /// Those that set no field, with what is behind the prefix. Without those that Kubernetes makes in each pod of a
+    /// service that is called `admission-store`, such as `ADMISSION_STORE_SERVICE_HOST`.
     pub(super) fn unread(&self) -> impl Iterator<Item = (&str, &str)> {
+        let is_of_service = |name: &&str| {
+            let ends = ["_SERVICE_HOST", "_SERVICE_PORT", "_PORT"];
+            ends.iter().any(|end| name.ends_with(end))
+                || name.contains("_SERVICE_PORT_")
+                || name.contains("_PORT_")
+        };
         let names = self.others.iter().map(String::as_str);
+        let names = names.filter(move |name| !is_of_service(name));
         names.map(|name| (name, &name[PREFIX.len()..]))
     }
 

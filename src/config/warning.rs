@@ -1,6 +1,5 @@
 //! What a configuration has without effect.
 
-use std::collections::BTreeSet;
 use std::fmt;
 
 use toml::Value;
@@ -41,7 +40,7 @@ pub enum WarningKind {
     NoStore,
     /// A variable sets a field that the file sets, too, to another value.
     HiddenByVariable,
-    /// An override of `[limits]` names a limit that the configuration does not have.
+    /// An override of `[limits]` names a limit or a tier that the configuration does not have.
     UnknownLimit,
     /// A header of proxies, and none of them is trusted.
     NoProxies,
@@ -77,7 +76,7 @@ impl ConfigWarning {
     }
 
     /// Whether it is likely to be meant: a variable hides a field of the file, as variables are made to do, or an override
-    /// of `[limits]` may be about a limit that the program has next to the configuration. It is logged, and
+    /// of `[limits]` may be about a limit or a tier that the program has next to the configuration. It is logged, and
     /// [`deny_warnings`](super::AdmissionBuilder::deny_warnings) and `config check --strict` do not reject it.
     #[must_use]
     pub fn may_be_meant(&self) -> bool {
@@ -164,22 +163,30 @@ impl Config {
         told.map(|told| (WarningKind::NoStore, told)).collect()
     }
 
-    /// Parts of overrides about limits that are not there: those that are likely a typing error, and those that the
-    /// program may have.
+    /// Parts of overrides about limits that are not there, and tiers that are not: those that are likely a typing
+    /// error, and those that the program may have.
     fn warnings_of_limits(&self) -> (Vec<Told>, Vec<Told>) {
-        let known = self.limit_names();
         let (mut near, mut others) = (Vec::new(), Vec::new());
-        let unknown = self.limits_named().into_iter();
-        for (name, key) in unknown.filter(|(name, _)| !known.contains(name)) {
+        let [limits, tiers] = self.limits_named();
+        let limits = limits.into_iter().map(|named| ("limit", named));
+        let tiers = tiers.into_iter().map(|named| ("tier", named));
+        for (sort, (name, key)) in limits.chain(tiers) {
+            let known = match sort {
+                "limit" => &self.names.limits,
+                _ => &self.names.tiers,
+            };
+            if known.contains(&name) {
+                continue;
+            }
             let meant = nearest(&name, known.iter().map(String::as_str));
             let (problem, found) = match meant {
                 Some(meant) => (
-                    format!("there is no limit `{name}`: is `{meant}` meant?"),
+                    format!("there is no {sort} `{name}`: is `{meant}` meant?"),
                     &mut near,
                 ),
                 None => (
                     format!(
-                        "there is no limit `{name}` in this configuration, and no effect unless the program has one"
+                        "there is no {sort} `{name}` in this configuration, and no effect unless the program has one"
                     ),
                     &mut others,
                 ),
@@ -188,17 +195,6 @@ impl Config {
             found.push((WarningKind::UnknownLimit, told));
         }
         (near, others)
-    }
-
-    /// What limits of the configuration are called.
-    fn limit_names(&self) -> BTreeSet<String> {
-        let tables = self.leases.keys().chain(self.sockets.keys()).cloned();
-        let of_groups = self.groups.iter().flat_map(|(group, settings)| {
-            let by_ip = settings.rate_per_ip.map(|_| settings.name_by_ip(group));
-            let names = settings.names_in(group).into_keys().chain(by_ip);
-            names.chain([settings.name(group).to_owned()])
-        });
-        tables.chain(of_groups).collect()
     }
 
     /// Fields of the file that a variable sets to something else. No value is shown.
@@ -293,24 +289,33 @@ impl Config {
         told.collect()
     }
 
-    /// What is told of a configuration in which nothing limits. A file that has nothing may have been emptied.
+    /// The warning of a configuration in which nothing limits requests, leases or sockets. Lists and overrides alone
+    /// limit only the keys that they name. The file may have been cut.
     fn no_groups(&self) -> Option<ConfigError> {
-        let tables = ["groups", "leases", "limits", "lists", "sockets"];
-        let has_any = tables.iter().any(|table| self.written.has_entries(table));
-        // Also with tables that are empty, such as leases that are only counted.
-        let has_any = has_any
-            || !self.groups.is_empty()
-            || !self.leases.is_empty()
-            || !self.sockets.is_empty();
-        let problem = "there are no groups, so no request is limited: if that is meant, write \
-                       `allow_empty = true` and `groups = {}`";
-        (!has_any && !self.is_empty_on_purpose()).then(|| ConfigError::new(problem))
+        // A table that is empty counts, such as leases that are only counted.
+        let has_any =
+            !self.groups.is_empty() || !self.leases.is_empty() || !self.sockets.is_empty();
+        if (has_any || self.is_empty_on_purpose()) && self.check_start().is_ok() {
+            return None;
+        }
+        Some(ConfigError::new(NO_GROUPS))
     }
 
-    /// Whether a service may start with this. The text of a program may be without groups, but a file is not.
+    /// Whether a service may start with this. The text of a program may be without groups, but a file may have been
+    /// emptied, whatever variables add to it.
     pub(super) fn check_start(&self) -> Result<(), ConfigError> {
-        let told = self.no_groups().filter(|_| self.origin.file.is_some());
-        told.map_or(Ok(()), Err)
+        let file = self.file();
+        let has_any = ["groups", "leases", "sockets"]
+            .iter()
+            .any(|table| !file.names_in(table).is_empty())
+            || ["limits", "lists"]
+                .iter()
+                .any(|table| file.has_entries(table));
+        let is_meant = self.allow_empty && file.has_groups_table();
+        if self.origin.file.is_none() || has_any || is_meant {
+            return Ok(());
+        }
+        Err(ConfigError::new(NO_GROUPS))
     }
 
     /// What is without effect, as an error.
@@ -325,6 +330,9 @@ impl Config {
         self.groups.is_empty() && self.allow_empty && self.written.has_groups_table()
     }
 }
+
+const NO_GROUPS: &str = "there are no groups, so no request is limited: if that is meant, write `allow_empty = true` and \
+                         `groups = {}`";
 
 fn unknown_group(meant: Option<&str>, is_other_case: bool) -> String {
     match meant {

@@ -65,10 +65,20 @@ impl LeaseNumbers {
     fn rests(&self) -> bool {
         self.rests.load(Ordering::Relaxed)
     }
+
+    /// Whether a tenant's override is ignored for now: a ban is no limit that is switched off.
+    fn ignore_override(&self, limits: &Limits, tenant: &Key) -> bool {
+        self.rests() && !limits.bans(tenant)
+    }
 }
 
 fn limited(limit: u64) -> Option<u64> {
     Some(limit).filter(|limit| *limit != UNLIMITED)
+}
+
+/// The limit of a setting in which 0 turns it off.
+pub(super) fn or_off(limit: u64) -> Option<u64> {
+    Some(limit).filter(|limit| *limit > 0)
 }
 
 /// Without limits.
@@ -147,7 +157,8 @@ impl Leases {
         self.shared().numbers.set_ttl(ttl);
     }
 
-    /// Sets whether overrides and tiers are ignored, because the leases are switched off. Default: they count.
+    /// Sets whether overrides and tiers are ignored, because the leases are switched off. A ban is not. Default: they
+    /// count.
     #[cfg(feature = "config")]
     pub(crate) fn rest(&self, rests: bool) {
         self.shared().numbers.rests.store(rests, Ordering::Relaxed);
@@ -168,9 +179,13 @@ impl Leases {
 
 impl Shared {
     pub(super) fn limit_of(&self, tenant: &Key) -> Option<u64> {
-        let limits = self.limits.as_ref();
-        let own = limits.and_then(|limits| limits.limits.concurrency(tenant, &self.name, None));
-        let own = own.filter(|_| !self.numbers.rests());
+        let own = self
+            .limits
+            .as_ref()
+            .and_then(|TenantLimits { limits, .. }| {
+                let own = limits.concurrency(tenant, &self.name, None);
+                own.filter(|_| !self.numbers.ignore_override(limits, tenant))
+            });
         own.map_or_else(|| self.numbers.per_tenant(), Capacity::at_most)
     }
 
@@ -230,7 +245,7 @@ fn of_slots(usage: LimitUsage, is_shared: bool, here: u64, counted: Option<u64>)
 impl LimitTarget for AtWork {
     fn usage(&self, key: Key) -> BoxFuture<Vec<LimitUsage>> {
         let own = self.limits.concurrency(&key, &self.name, None);
-        let own = own.filter(|_| !self.numbers.rests());
+        let own = own.filter(|_| !self.numbers.ignore_override(&self.limits, &key));
         let is_own = own.is_some() && self.limits.overrides_concurrency(&key, &self.name);
         let limit = own.map_or_else(|| self.numbers.per_tenant(), Capacity::at_most);
         let usage = self.usage_of(0, limit, is_own);
@@ -251,7 +266,7 @@ impl LimitTarget for AtWork {
 
     /// A lease is not acquired by a request, so only the tier that is stored for the key counts.
     fn explain(&self, key: Key, _: Option<Arc<str>>) -> BoxFuture<Vec<LimitExplanation>> {
-        let own = match self.numbers.rests() {
+        let own = match self.numbers.ignore_override(&self.limits, &key) {
             true => Default::default(),
             false => self.limits.concurrency_source(&key, &self.name, None),
         };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::lease::{Lease, Place};
-use super::lease_limits::{LeaseNumbers, TenantLimits};
+use super::lease_limits::{LeaseNumbers, TenantLimits, or_off};
 use super::reaper::Reaper;
 use super::share::Share;
 use crate::key::Key;
@@ -110,10 +110,16 @@ impl Leases {
         }))
     }
 
-    pub(super) fn with(mut self, change: impl FnOnce(&mut Shared)) -> Self {
+    /// With numbers of its own, which change apart from those before.
+    pub(super) fn with(self, change: impl FnOnce(&mut Shared)) -> Self {
+        self.with_same_numbers(|shared| {
+            shared.numbers = Arc::new(LeaseNumbers::clone(&shared.numbers));
+            change(shared);
+        })
+    }
+
+    fn with_same_numbers(mut self, change: impl FnOnce(&mut Shared)) -> Self {
         let shared = Arc::make_mut(&mut self.0);
-        // What is made with a setter has numbers of its own.
-        shared.numbers = Arc::new(LeaseNumbers::clone(&shared.numbers));
         change(shared);
         shared.tell_limits();
         // The name may be set later.
@@ -191,10 +197,10 @@ impl Leases {
         }))
     }
 
-    /// Adds an observer, who sees the limit type `"lease"`. Default: none.
+    /// Adds an observer, who sees the limit type `"lease"`. Default: none. Unlike other setters, it shares all numbers.
     #[must_use]
     pub fn observe(self, observer: impl Observer) -> Self {
-        self.with(|shared| shared.observers.add(observer))
+        self.with_same_numbers(|shared| shared.observers.add(observer))
     }
 
     /// Takes a slot for a tenant's work of this id.
@@ -369,11 +375,6 @@ impl Leases {
     fn subject<'a>(&'a self, tenant: &'a Key) -> Subject<'a> {
         Subject::new("lease", &self.0.name, "", Some(tenant))
     }
-}
-
-/// The limit of a setting in which 0 turns it off.
-fn or_off(limit: u64) -> Option<u64> {
-    Some(limit).filter(|limit| *limit > 0)
 }
 
 /// Ids are the application's words: they are fingerprinted as tenants are, so that a store holds

@@ -1,7 +1,6 @@
 //! Overrides of the configuration, which count under those that are set at run time.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use super::state::Source;
 use super::{Limits, LimitsError, Override};
@@ -23,7 +22,19 @@ impl Limits {
     ) -> Result<(), LimitsError> {
         // Also those that have ended, as this clock may be ahead for the moment.
         let base: BTreeMap<_, _> = base.into_iter().collect();
-        self.check_base(base.iter(), &[])?;
+        self.check_base(base.iter())?;
+        let tiers: BTreeSet<_> = base.values().filter_map(|own| own.limit().tier()).collect();
+        for tier in tiers {
+            Self::check_tier_in(tier, self.tiers())?;
+        }
+        self.replace_base(base)
+    }
+
+    /// Replaces them after [`check_base`](Self::check_base). A key whose tier is not known has the defaults.
+    pub(crate) fn replace_base(
+        &self,
+        base: BTreeMap<KeyName, Override>,
+    ) -> Result<(), LimitsError> {
         let mut state = lock(&self.0.state);
         // Again, as an override may have been set in between.
         if state.has_too_many_rates_with(base.values()) {
@@ -39,24 +50,17 @@ impl Limits {
         Ok(())
     }
 
-    /// Whether [`set_base`](Self::set_base) would take these, with tiers that are not declared yet.
+    /// Whether [`set_base`](Self::set_base) would take these, if their tiers were known.
     pub(crate) fn check_base<'a>(
         &self,
         base: impl Iterator<Item = (&'a KeyName, &'a Override)>,
-        more_tiers: &[&str],
     ) -> Result<(), LimitsError> {
         let base: Vec<_> = base.collect();
         if base.len() > Self::MOST {
             return Err(LimitsError::TooMany);
         }
-        let mut tiers = BTreeSet::new();
         for (name, own) in &base {
             Self::check_network(name, own.limit())?;
-            tiers.extend(own.limit().tier());
-        }
-        for tier in tiers {
-            let more = more_tiers.iter().map(|tier| Arc::from(*tier));
-            Self::check_tier_in(tier, self.tiers().into_iter().chain(more).collect())?;
         }
         let entries = base.iter().map(|(_, own)| *own);
         if lock(&self.0.state).has_too_many_rates_with(entries) {

@@ -39,6 +39,14 @@ impl Listing {
     }
 }
 
+impl Limits {
+    /// Whether a key is banned: its override is wholly `deny all`.
+    pub(crate) fn bans(&self, key: &Key) -> bool {
+        let listing = self.find(key, Listing::of).flatten();
+        listing == Some(Listing::Denied)
+    }
+}
+
 /// An entry of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Listed {

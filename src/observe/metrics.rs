@@ -36,12 +36,13 @@ use crate::store::{
 /// | `admission_limits_lost` | | overrides that a shared store has lost; without an observer |
 /// | `admission_limits_unreadable` | | overrides in a shared store that this version cannot read; without an observer |
 ///
-/// With feature `config` an [`Admission`](crate::config::Admission) has two more, whether it has an observer or not:
+/// With feature `config` an [`Admission`](crate::config::Admission) has three more, whether it has an observer or not:
 ///
 /// | metric | labels | |
 /// |---|---|---|
 /// | `admission_config_last_reload_successful` | | 1 when the last reload of the configuration succeeded, or the start, and 0 when it was rejected |
 /// | `admission_config_last_reload_success_timestamp_seconds` | | when what is running was applied, since the Unix epoch |
+/// | `admission_limits_enabled` | | 0 while `enabled = false` switches off all limits of the configuration, and 1 otherwise |
 ///
 /// `limiter` is the name of a layer, `policy` that of the quota which
 /// [binds](Subject::policy), and `limit_type` one of `http`, `concurrency`, `access`, `ws_connection`,

@@ -55,10 +55,11 @@ impl SocketLimits {
         set_policy(self.0.messages.per_key.as_ref(), policy)
     }
 
-    /// Sets whether overrides and tiers are ignored, because the limits are switched off.
+    /// Sets whether overrides and tiers are ignored, because the limits are switched off. A ban rejects connections
+    /// all the same.
     #[cfg(feature = "config")]
     pub(crate) fn rest(&self, rests: bool) {
-        self.limiter().rest(rests);
+        self.limiter().rest_but_for_bans(rests);
         if let Some(per_key) = &self.0.messages.per_key {
             per_key.rest(rests);
         }

@@ -1,10 +1,13 @@
 //! A file is followed: what was read of it last counts, and what is half-written is not seen.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http::StatusCode;
+use tower_admission::Limits;
 use tower_admission::config::Admission;
+use tower_admission::observe::Observer;
 
 use super::{File, NOTHING, admitted, app, config, status};
 
@@ -252,16 +255,64 @@ async fn a_file_is_tried_again_that_was_rejected_for_what_is_not_in_it() {
     let file = File::new(text);
     let admission = Admission::new(&file.load(&[]).unwrap()).unwrap();
     let limits = admission.limits();
-    limits.try_tier("pro", "api=9/h".parse().unwrap()).unwrap();
+    let key = |n: usize| format!("org:o{n}").parse().unwrap();
+    // All but 7 an hour.
+    for n in (1..=Limits::MAX_RATES + 1).filter(|n| *n != 7 * 24) {
+        let limit = format!("{n}/day").parse().unwrap();
+        limits.set(&key(n), limit).await.unwrap();
+    }
     let (told, tell) = told();
     let _following = admission.follow(file.path(), tell);
-    file.write(&format!("{text}[limits]\n'bearer:alice' = 'tier=max'\n"));
+    file.write(&format!("{text}[limits]\n'bearer:alice' = '7/h'\n"));
     seconds(60).await;
-    let unknown = |told: &Option<String>| told.as_ref().is_some_and(|told| told.contains("max"));
-    assert!(matches!(&told.lock().unwrap()[..], [told] if unknown(told)));
-    limits.try_tier("max", "api=7/h".parse().unwrap()).unwrap();
+    let no_room = |told: &Option<String>| told.as_ref().is_some_and(|told| told.contains("rates"));
+    assert!(
+        matches!(&told.lock().unwrap()[..], [told] if no_room(told)),
+        "{told:?}"
+    );
+    limits.delete(&key(1)).await.unwrap();
     seconds(30).await;
-    assert!(matches!(&told.lock().unwrap()[..], [told, None] if unknown(told)));
+    assert!(
+        matches!(&told.lock().unwrap()[..], [told, None] if no_room(told)),
+        "{told:?}"
+    );
+    assert!(admission.last_reload().error.is_none());
+    assert_eq!(admitted(&app(&admission), "/api", "alice").await, 7);
+}
+
+/// Panics once when it is told of a limit.
+#[derive(Clone, Default)]
+struct Panics(Arc<AtomicBool>);
+
+impl Observer for Panics {
+    fn limit(&self, _: &str, _: Option<u64>) {
+        assert!(!self.0.swap(false, Ordering::SeqCst), "as an observer may");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_that_panics_is_reported_and_tried_again() {
+    let text = "[groups.api]\npath = '/api'\nconcurrency = 5\nrate = '5/h'\n";
+    let file = File::new(text);
+    let panics = Panics::default();
+    let config = file.load(&[]).unwrap();
+    let admission = Admission::builder(&config).observe(panics.clone());
+    let admission = admission.build().unwrap();
+    let (told, tell) = told();
+    let _following = admission.follow(file.path(), tell);
+    panics.0.store(true, Ordering::SeqCst);
+    file.write(&text.replace('5', "7"));
+    seconds(5).await;
+    let has_panicked = |told: &Option<String>| {
+        let told = told.as_deref().unwrap_or_default();
+        told.contains("the reload panicked")
+    };
+    assert!(has_panicked(&told.lock().unwrap()[0]));
+    seconds(30).await;
+    assert!(
+        matches!(&told.lock().unwrap()[..], [first, None] if has_panicked(first)),
+        "{told:?}"
+    );
     assert!(admission.last_reload().error.is_none());
     assert_eq!(admitted(&app(&admission), "/api", "alice").await, 7);
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use tower_admission::config::Admission;
+use tower_admission::config::{Admission, ConfigWarning, WarningKind};
 
 use super::{File, NOTHING, admitted, app, config};
 use crate::logged::logged;
@@ -128,26 +128,31 @@ fn a_url_in_a_group_is_not_logged() {
     assert!(!log.join("\n").contains("hunter2"), "{log:?}");
 }
 
-/// Seconds of the last reload that succeeded, and whether the last one did.
+/// What gauges are set to.
 #[cfg(feature = "metrics")]
-fn gauges(job: impl FnOnce()) -> (f64, f64) {
+pub(crate) fn gauges_named<const N: usize>(names: [&str; N], job: impl FnOnce()) -> [f64; N] {
     use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 
     let recorder = DebuggingRecorder::new();
     metrics::with_local_recorder(&recorder, job);
     let all = recorder.snapshotter().snapshot().into_vec();
-    let gauge = |name: &str| {
+    names.map(|name| {
         let found = all.iter().find(|(key, ..)| key.key().name() == name);
         match found.map(|(.., value)| value) {
             Some(DebugValue::Gauge(value)) => value.into_inner(),
             _ => panic!("no {name}"),
         }
-    };
-    let success = gauge("admission_config_last_reload_successful");
-    (
-        gauge("admission_config_last_reload_success_timestamp_seconds"),
-        success,
-    )
+    })
+}
+
+/// Seconds of the last reload that succeeded, and whether the last one did.
+#[cfg(feature = "metrics")]
+fn gauges(job: impl FnOnce()) -> (f64, f64) {
+    let names = [
+        "admission_config_last_reload_success_timestamp_seconds",
+        "admission_config_last_reload_successful",
+    ];
+    gauges_named(names, job).into()
 }
 
 #[tokio::test(start_paused = true)]
@@ -303,6 +308,7 @@ fn what_is_cut_behind_a_header_or_before_a_selector_is_a_loss() {
         ),
         ("[leases.jobs]\nper_tenant = 1\n", "", "leases"),
         ("[limits]\n'org:acme' = '5/h'\n", "", "limits"),
+        ("[limits]\n'org:acme' = '5/h'\n", "[limits]\n", "limits"),
         ("[lists]\ndeny = ['ip:192.0.2.1']\n", "", "lists"),
         (
             "[lists]\nallow = ['ip:192.0.2.2']\ndeny = ['ip:192.0.2.1']\n",
@@ -343,6 +349,11 @@ fn what_is_cut_behind_a_header_or_before_a_selector_is_a_loss() {
             "leases.jobs" => "leases.jobs.total = 0",
             "sockets.web" => "sockets.web.connections = 0",
             "groups.api" => continue,
+            "limits" => {
+                file.write("allow_empty = true\n[limits]\n");
+                admission.reload(&file.load(&[]).unwrap()).unwrap();
+                continue;
+            }
             table => &format!("[{table}]"),
         };
         let table = format!("[{field}]\n");
@@ -383,6 +394,18 @@ fn a_service_does_not_start_with_an_emptied_file() {
         // The text of a program is no file that may have been emptied.
         Admission::new(&config(nothing)).unwrap();
     }
+    // Whatever variables add.
+    for variable in [
+        ("ADMISSION_LISTS__ENABLED", "true"),
+        ("ADMISSION_LISTS__DENY", "ip:192.0.2.1"),
+        ("ADMISSION_GROUPS__API__RATE", "20/s"),
+    ] {
+        let emptied = File::new("").load(&[variable]).unwrap();
+        let error = Admission::new(&emptied).unwrap_err().to_string();
+        assert!(error.contains("`allow_empty = true`"), "{error}");
+        // By this `config check` knows.
+        assert_eq!(emptied.warnings()[0].kind(), WarningKind::NoGroups);
+    }
     for meant in [
         NOTHING,
         "[leases.jobs]",
@@ -390,6 +413,24 @@ fn a_service_does_not_start_with_an_emptied_file() {
         "limits = {'org:a' = '1/s'}",
     ] {
         Admission::new(&File::new(meant).load(&[]).unwrap()).unwrap();
+    }
+}
+
+/// What is left when a file is cut behind its lists limits no one.
+#[test]
+fn lists_and_overrides_alone_are_warned_of() {
+    for text in [
+        "[lists]\ndeny = 'ip:192.0.2.1'\n",
+        "[lists]\nenabled = true\n",
+        "[limits]\n'org:a' = 'deny all'\n",
+    ] {
+        let cut = File::new(text).load(&[]).unwrap();
+        let kinds: Vec<_> = cut.warnings().iter().map(ConfigWarning::kind).collect();
+        assert_eq!(kinds, [WarningKind::NoGroups], "{text}");
+        let builder = Admission::builder(&cut).deny_warnings();
+        builder.build().unwrap_err();
+        let meant = config(&format!("{NOTHING}{text}"));
+        assert_eq!(meant.warnings().len(), 0, "{text}");
     }
 }
 

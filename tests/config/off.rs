@@ -4,6 +4,8 @@ use tower_admission::config::Admission;
 
 use crate::config;
 use crate::logged::logged;
+#[cfg(feature = "metrics")]
+use crate::loss::gauges_named;
 
 #[test]
 fn each_group_logs_which_of_its_limits_are_off() {
@@ -52,4 +54,60 @@ fn each_group_logs_which_of_its_limits_are_off() {
             "INFO these limits are off group=\"tiers\" off=\"tiers.some.rates.daily, tiers.staff.rate\"",
         ]
     );
+}
+
+/// A switch may be left from an incident.
+#[test]
+fn what_is_switched_off_is_warned_of_at_start_and_in_each_reload() {
+    let text = "[groups.api]\npath = '/'\nrates = { a = '1/s' }\n[leases.jobs]\ntotal = 1\n";
+    let off = format!("enabled = false\n{text}");
+    let of_switches = |log: Vec<String>| -> Vec<_> {
+        let lines = log.into_iter();
+        lines.filter(|line| line.contains("enabled")).collect()
+    };
+    let all = ["WARN `enabled = false`: all limits of the configuration are off; bans are not"];
+    let mut admission = None;
+    let start = logged(|| admission = Some(Admission::new(&config(&off)).unwrap()));
+    assert!(
+        !start.join("\n").contains("these limits are off"),
+        "{start:?}"
+    );
+    assert_eq!(of_switches(start), all);
+    let admission = admission.unwrap();
+    assert_eq!(
+        of_switches(logged(|| admission.reload(&config(&off)).unwrap())),
+        all
+    );
+    let tables = text
+        .replace("path", "enabled = false\npath")
+        .replace("total", "enabled = false\ntotal");
+    admission.reload(&config(text)).unwrap();
+    let lines = logged(|| admission.reload(&config(&tables)).unwrap());
+    let lines: Vec<_> = lines
+        .into_iter()
+        .filter(|line| line.starts_with("WARN"))
+        .collect();
+    let warned = |table: &str, name: &str| {
+        format!(
+            "WARN `enabled = false`: the limits of this table are off table=\"{table}\" name=\"{name}\""
+        )
+    };
+    assert_eq!(lines, [warned("groups", "api"), warned("leases", "jobs")]);
+}
+
+#[cfg(feature = "metrics")]
+#[test]
+fn a_metric_shows_that_limits_are_switched_off() {
+    use tower_admission::observe::MetricsObserver;
+
+    let text = "[groups.api]\npath = '/'\nrate = '1/s'\n";
+    let (on, off) = (config(text), config(&format!("enabled = false\n{text}")));
+    let enabled = |job: &dyn Fn()| gauges_named(["admission_limits_enabled"], job);
+    assert_eq!(enabled(&|| drop(Admission::new(&off).unwrap())), [0.0]);
+    let admission = Admission::new(&on).unwrap();
+    let publish = || admission.publish(&MetricsObserver::new());
+    assert_eq!(enabled(&publish), [1.0]);
+    assert_eq!(enabled(&|| admission.reload(&off).unwrap()), [0.0]);
+    assert_eq!(enabled(&publish), [0.0]);
+    assert_eq!(enabled(&|| admission.reload(&on).unwrap()), [1.0]);
 }

@@ -123,12 +123,84 @@ const PLANS: &str = "[groups.api]\npath = '/api'\nrate = '3/h'\ntiers.pro.rate =
 
 #[tokio::test]
 async fn a_tier_and_an_override_that_names_it_come_together() {
-    let wrong = of_plans(&format!("{PLANS}[limits]\n'org:a' = 'tier=prro'"));
-    assert!(wrong.unwrap_err().to_string().contains("prro"));
     let admission = of_plans(PLANS).unwrap();
     let both = format!("{PLANS}tiers.max.rate = '9/h'\n[limits]\n'bearer:a' = 'tier=max'");
     admission.reload(&config(&both)).unwrap();
     assert_eq!(admitted(&admission, "a").await, 9);
+}
+
+/// One entry about a tier that is gone does not cost the others.
+#[tokio::test]
+async fn a_tier_goes_with_a_warning_and_other_overrides_are_applied() {
+    let file = |tiers: &str, more: &str| {
+        let limits = format!("[limits]\n'bearer:a' = 'tier=old'\n{more}");
+        config(&format!("{PLANS}{tiers}{limits}"))
+    };
+    let before = file("tiers.old.rate = '9/h'\n", "");
+    let admission = Admission::builder(&before).tier_by(|_| None);
+    let admission = admission.build().unwrap();
+    let after = file("", "'bearer:eve' = 'deny all'\n");
+    for _ in 0..2 {
+        let lines = logged(|| admission.reload(&after).unwrap());
+        let warned = "there is no tier `old` in this configuration";
+        assert!(lines.iter().any(|line| line.contains(warned)), "{lines:?}");
+    }
+    assert_eq!(status(&app(&admission), "/api", "eve").await, 403);
+    assert_eq!(admitted(&admission, "a").await, 3);
+    // Nor does a restart.
+    Admission::builder(&after)
+        .tier_by(|_| None)
+        .deny_warnings()
+        .build()
+        .unwrap();
+}
+
+#[test]
+fn a_tier_that_is_spelled_wrong_is_warned_of() {
+    let config = config(&format!("{PLANS}[limits]\n'org:a' = 'tier=prro'"));
+    let [warning] = &config.warnings()[..] else {
+        panic!("{:?}", config.warnings())
+    };
+    let expected = "limits.\"org:a\": there is no tier `prro`: is `pro` meant?";
+    assert_eq!(warning.to_string(), expected);
+    assert!(!warning.may_be_meant());
+}
+
+/// An operator switches off limits in an incident, and the service restarts then.
+#[test]
+fn overrides_of_a_group_that_is_switched_off_are_no_error() {
+    let groups = "[groups.api]\npath = '/api'\nrate = '1/h'\ntiers.pro.rate = '2/h'\n\
+                  [groups.downloads]\nOFF\npath = '/'\nrates.daily = '1/h'\nrate_per_ip = '9/s'\n\
+                  tiers.max.rates.daily = '2/h'\n[groups.uploads]\npath = '/up'\nrates.daily = '1/h'\n";
+    let limits = "[limits]\n'org:acme' = 'tier=max, downloads.daily=9/h'\n'ip:192.0.2.1' = 'downloads.ip=99/s'\n";
+    let text = format!("{groups}{limits}");
+    let off = text.replace("OFF", "enabled = false");
+    let all_off = format!("enabled = false\n{}", text.replace("OFF", ""));
+    let on = config(&text.replace("OFF", ""));
+    let strict = |config: &Config| {
+        let builder = Admission::builder(config).tier_by(|_| None);
+        builder.deny_warnings().build().unwrap()
+    };
+    let admission = strict(&on);
+    for off in [off, all_off] {
+        let off = config(&off);
+        assert!(off.warnings().is_empty(), "{:?}", off.warnings());
+        admission.reload(&off).unwrap();
+        strict(&off);
+    }
+}
+
+#[test]
+fn an_entry_that_no_service_takes_is_an_error_when_a_file_is_read() {
+    for limits in [
+        "'ip:192.0.2.0/24' = '10/s'",
+        "'ip:64:ff9b::c000:201' = 'unlimited'",
+    ] {
+        let file = super::File::new(&format!("{GROUP}[limits]\n{limits}"));
+        let error = file.load(&[]).unwrap_err();
+        assert_eq!(error.line(), Some(5), "{error}");
+    }
+    with("'ip:192.0.2.0/24' = 'deny all'\n'ip:192.0.2.1' = '10/s'");
 }
 
 /// Whatever is wrong with a file, nothing of it is in force for a moment.

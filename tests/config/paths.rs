@@ -180,6 +180,18 @@ async fn a_group_that_rejects_nothing_never_goes_before_one_that_does() {
     }
 }
 
+/// A limit for a share of the keys rejects none of the others.
+#[tokio::test]
+async fn a_group_that_is_enforced_for_a_share_goes_behind_one_that_is_for_all() {
+    let groups = "[groups.api]\npath = '/api'\nrate = '1/h'\n\
+                  [groups.all]\npath = '/'\nrate = '1/h'\nconcurrency = 1\nenforce = 1";
+    let address = serve(groups).await;
+    assert_eq!(group(&answer(address, "/./api/x").await), Some("api"));
+    // It goes before one that rejects nothing.
+    let address = serve(&groups.replacen("'1/h'", "'1/h'\ndry_run = true", 1)).await;
+    assert_eq!(group(&answer(address, "/./api/x").await), Some("all"));
+}
+
 #[tokio::test]
 async fn dot_segments_do_not_get_past_a_limit() {
     let address = serve("[groups.api]\npath = '/api'\nrate = '2/h'\nexclude = '/api/status'").await;

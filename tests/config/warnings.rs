@@ -243,6 +243,11 @@ fn variables_that_set_nothing_are_warned_of() {
         "ADMISSION_SECRET",
         "ADMISSION_PREFIX",
         "ADMISSION_MODE_X",
+        // Of a service in Kubernetes that is called `admission-store`.
+        "ADMISSION_STORE_PORT",
+        "ADMISSION_STORE_SERVICE_HOST",
+        "ADMISSION_STORE_SERVICE_PORT_REDIS",
+        "ADMISSION_STORE_PORT_6379_TCP_ADDR",
         "ADMISSIONS_GROUPS_API_RATE",
         "OTHER_GROUPS_API_RATE",
     ] {

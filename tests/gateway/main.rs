@@ -449,6 +449,23 @@ fn a_secret_has_no_sign() {
     );
 }
 
+/// The file has its own secret and number of replicas.
+#[test]
+fn a_setting_that_is_not_read_next_to_a_file_is_rejected() {
+    let file = File::new("both.toml", "[groups.api]\npath = '/api'\nrate = '9/h'");
+    for (variable, value, flag) in [
+        ("SECRET", "000102030405060708090a0b0c0d0e0f", "--secret"),
+        ("REPLICAS", "2", "--replicas"),
+    ] {
+        let mut command = command();
+        command.env("CONFIG", file.path()).env(variable, value);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{flag}");
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert!(told.contains(flag), "{told}");
+    }
+}
+
 /// The environment goes before the file.
 #[tokio::test]
 async fn a_variable_changes_a_field() {

@@ -2,6 +2,7 @@
 
 mod build;
 mod capacity;
+mod counter;
 mod occupied;
 mod reclaim;
 mod reconfigure;
@@ -14,6 +15,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 pub(crate) use self::build::Opened;
+use self::counter::Counter;
 use super::per_key::{KeySlot, KeySlots, PerKey, Wanted, try_take_all};
 use super::permit::{Permit, Watched};
 use super::slots::{Slot, Slots, UNLIMITED};
@@ -26,7 +28,6 @@ use crate::nesting::Nesting;
 use crate::observe::Observer;
 use crate::rejection::{Reason, Rejection};
 use crate::store::{FailureMode, LeaseLimits, LeaseSlots, Leased, Reply};
-use crate::sync::{AtomicBool, Ordering};
 
 /// Limits how many are in flight, in total and for each key. Clones share one limit.
 ///
@@ -59,32 +60,6 @@ struct Limit {
     spares_stalled: bool,
     /// Where other replicas see what is in flight here.
     leases: Option<Arc<dyn LeaseSlots>>,
-}
-
-/// Lets go of the counter with the last limiter that uses it.
-pub(super) struct Counter {
-    pub(super) slots: &'static Slots,
-    /// Whether overrides and tiers are ignored for now, because the limiter is switched off.
-    rests: AtomicBool,
-}
-
-impl Counter {
-    fn new(slots: u64) -> Self {
-        Self {
-            slots: Slots::new(slots),
-            rests: AtomicBool::new(false),
-        }
-    }
-
-    pub(super) fn rests(&self) -> bool {
-        self.rests.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for Counter {
-    fn drop(&mut self) {
-        self.slots.retire();
-    }
 }
 
 impl ConcurrencyLimiter {
@@ -315,9 +290,10 @@ impl ConcurrencyLimiter {
             return Ok(KeySlots::new());
         }
         let own = |key| {
-            let own = (self.0.limits.as_ref())?.concurrency(key, &self.0.name, tier);
+            let limits = self.0.limits.as_ref()?;
+            let own = limits.concurrency(key, &self.0.name, tier);
             // Asked last, as most keys have no override.
-            own.filter(|_| !self.0.counter.rests())
+            own.filter(|_| !self.0.counter.ignores_override(limits, key))
         };
         let wanted = self.0.per_key.iter().zip(keys);
         let wanted = wanted.map(|(per_key, key)| Wanted {

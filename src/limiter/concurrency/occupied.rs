@@ -32,7 +32,7 @@ impl Occupied {
     /// What a key's override or its tier says, unless the limiter is switched off.
     fn own(&self, key: &Key) -> Option<Capacity> {
         let own = self.limits.concurrency(key, &self.name, None);
-        own.filter(|_| !self.counter.rests())
+        own.filter(|_| !self.counter.ignores_override(&self.limits, key))
     }
 
     fn usage_of(&self, used: u64, limit: u64, is_own: bool) -> LimitUsage {
@@ -83,7 +83,7 @@ impl LimitTarget for Occupied {
             sort: "concurrency",
             retry_after: self.retry_after,
         };
-        let own = match self.counter.rests() {
+        let own = match self.counter.ignores_override(&self.limits, &key) {
             true => Default::default(),
             false => (self.limits).concurrency_source(&key, &self.name, tier.as_deref()),
         };

@@ -47,6 +47,14 @@ impl ConcurrencyLimiter {
         self.0.counter.rests.store(rests, Ordering::Relaxed);
     }
 
+    /// As [`rest`](Self::rest), for what no [`AdmissionLayer`](crate::config::AdmissionLayer) is in front of: a key
+    /// that is banned stays so.
+    #[cfg(all(feature = "config", feature = "ws"))]
+    pub(crate) fn rest_but_for_bans(&self, rests: bool) {
+        self.0.counter.keeps_bans.store(true, Ordering::Relaxed);
+        self.rest(rests);
+    }
+
     /// Changes how many each key may have in flight that has no limit of its own, at one of the places
     /// that [`per_key`](crate::ConcurrencyLimitLayer::per_key) added, the first of which is 0. Does
     /// nothing where there is no such place.
