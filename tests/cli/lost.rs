@@ -99,6 +99,8 @@ async fn each_command_says_that_the_store_has_lost_limits() {
     }
     let list = run(&["limits", "ls", "-o", "json"]).await.json();
     assert_eq!(list["lost_overrides"], 1);
+    let warning = list["warnings"][0].as_str().unwrap();
+    assert!(warning.starts_with("the store has lost"), "{warning}");
     let refused = run(&["limits", "export", "x", "--json"]).await.failed(3);
     let refused: serde_json::Value = serde_json::from_str(&refused).unwrap();
     assert_eq!(refused["lost_overrides"], 1);

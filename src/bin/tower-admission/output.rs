@@ -20,6 +20,8 @@ pub(crate) struct Output {
     lost: Cell<u64>,
     /// The keys of limits in the store that this version cannot read.
     unreadable: RefCell<Vec<Box<str>>>,
+    /// For programs, with what was done.
+    warnings: RefCell<Vec<String>>,
 }
 
 impl Output {
@@ -28,6 +30,7 @@ impl Output {
             is_json,
             lost: Cell::new(0),
             unreadable: RefCell::default(),
+            warnings: RefCell::default(),
         }
     }
 
@@ -73,13 +76,18 @@ impl Output {
         self.lost.get() > 0
     }
 
-    fn with_lost(&self, mut json: Value) -> Value {
+    fn with_warnings(&self, mut json: Value) -> Value {
         if self.is_incomplete() {
             json["lost_overrides"] = json!(self.lost.get());
         }
         let unreadable = self.unreadable.borrow();
         if !unreadable.is_empty() {
             json["unreadable"] = json!(*unreadable);
+        }
+        let warnings = self.warnings.borrow();
+        // A command may have them already, with more about each.
+        if !warnings.is_empty() && json.get("warnings").is_none() {
+            json["warnings"] = json!(*warnings);
         }
         json
     }
@@ -88,7 +96,7 @@ impl Output {
     pub(crate) fn done(&self, text: &str, json: Value) -> Result<(), Failure> {
         let mut stdout = anstream::stdout();
         let printed = if self.is_json {
-            writeln!(stdout, "{}", plain(&self.with_lost(json)))
+            writeln!(stdout, "{}", plain(&self.with_warnings(json)))
         } else {
             writeln!(stdout, "{}", text.trim_end())
         };
@@ -101,7 +109,7 @@ impl Output {
             writeln!(
                 anstream::stderr(),
                 "{}",
-                plain(&self.with_lost(json!({ "error": message })))
+                plain(&self.with_warnings(json!({ "error": message })))
             )
         } else {
             let style = AnsiColor::Red.on_default().bold();
@@ -109,13 +117,15 @@ impl Output {
         };
     }
 
-    /// For people; programs have it in what was done.
+    /// At once for people; programs have it in what was done.
     pub(crate) fn warning(&self, message: &str) {
-        if !self.is_json {
-            let style = AnsiColor::Yellow.on_default().bold();
-            let message = clean(message);
-            let _ = writeln!(anstream::stderr(), "{style}warning{style:#}: {message}");
+        let message = clean(message);
+        if self.is_json {
+            self.warnings.borrow_mut().push(message);
+            return;
         }
+        let style = AnsiColor::Yellow.on_default().bold();
+        let _ = writeln!(anstream::stderr(), "{style}warning{style:#}: {message}");
     }
 
     /// Asks on the terminal, whatever else is printed.
