@@ -31,7 +31,7 @@ pub struct LimitExplanation {
     /// Requests that are spent, or that are in flight. `None` when the store does not answer, and of a rate that is
     /// unlimited.
     pub used: Option<u64>,
-    /// Where `used` is counted. `used` is `None` where a store counts and does not answer.
+    /// Where `used` is counted: in this process also while a store does not answer.
     pub counted_in: CountedIn,
     /// What a request of cost 1 would get now.
     pub verdict: LimitVerdict,

@@ -144,12 +144,14 @@ impl Explained {
     /// Which process counted what, for people: `None` where a store counts all.
     pub(crate) fn counted(&self) -> Option<String> {
         let replica = self.replica.as_ref()?;
-        let mut alone = self.limits.iter().map(Row::is_counted_alone);
+        // Nothing was counted where the store does not answer.
+        let counted = self.limits.iter().filter(|row| row.used.is_some());
+        let mut alone = counted.clone().map(Row::is_counted_alone);
         let what = match (alone.clone().any(|is| is), alone.all(|is| is)) {
             (false, _) => return None,
             (true, true) => "all of it".to_owned(),
             (true, false) => {
-                let names = self.limits.iter().filter(|row| row.is_counted_alone());
+                let names = counted.filter(|row| row.is_counted_alone());
                 let mut names: Vec<_> = names.map(|row| &*row.name).collect();
                 names.dedup();
                 names.join(", ")
