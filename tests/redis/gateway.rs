@@ -172,15 +172,20 @@ async fn long_what_a_killed_replica_held_comes_back() {
 /// The program `tower-admission`, at the same Redis.
 #[cfg(feature = "cli")]
 async fn program(server: &Server, arguments: &[&str]) -> String {
+    let output = run_program(server, arguments).await;
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[cfg(feature = "cli")]
+async fn run_program(server: &Server, arguments: &[&str]) -> std::process::Output {
     let url = server.url();
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_tower-admission"));
     command
         .args(["--redis", &url, "--prefix", "gateway"])
         .args(["--secret", "00112233445566778899aabbccddeeff"])
         .args(arguments);
-    let output = command.output().await.unwrap();
-    assert!(output.status.success(), "{output:?}");
-    String::from_utf8(output.stdout).unwrap()
+    command.output().await.unwrap()
 }
 
 /// A network that is banned at the command line is banned by both replicas, whatever token a client makes up.
@@ -191,7 +196,12 @@ async fn a_ban_at_the_command_line_counts_in_both() {
     let file = Config::write(&server, "rate = '100/h'");
     let replicas = [0, 1].map(|_| Replica::spawn(&["--config", file.path()]));
     assert_eq!(replicas[0].status("/api/slow?ms=0", "made-up").await, 200);
-    program(&server, &["limits", "set", "ip:127.0.0.0/8", "deny all"]).await;
+    // A service publishes soon after its start that it has lists.
+    until("the ban is accepted", async || {
+        let ban = ["limits", "set", "ip:127.0.0.0/8", "deny all"];
+        run_program(&server, &ban).await.status.success()
+    })
+    .await;
     for (n, replica) in replicas.iter().enumerate() {
         until("it bans", async || {
             replica
