@@ -1,6 +1,6 @@
 //! What is printed: text for people, JSON for programs.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::path::Path;
@@ -18,6 +18,10 @@ pub(crate) struct Output {
     is_json: bool,
     /// Limits that services keep although the store has lost them; what is printed tells of the store alone.
     lost: Cell<u64>,
+    /// The keys of limits in the store that this version cannot read.
+    unreadable: RefCell<Vec<Box<str>>>,
+    /// For programs, with what was done.
+    warnings: RefCell<Vec<String>>,
 }
 
 impl Output {
@@ -25,6 +29,8 @@ impl Output {
         Self {
             is_json,
             lost: Cell::new(0),
+            unreadable: RefCell::default(),
+            warnings: RefCell::default(),
         }
     }
 
@@ -45,22 +51,24 @@ impl Output {
     }
 
     /// Says which limits in the store are missing in what is printed, as this version cannot read them.
-    pub(crate) fn unreadable(&self, names: &[Box<str>]) {
-        const SHOWN: usize = 5;
-
-        if names.is_empty() {
-            return;
+    pub(crate) fn unreadable(&self, names: Vec<Box<str>>) {
+        if !names.is_empty() {
+            self.warning(&format!(
+                "{} in the store cannot be read by this version, and what is shown here is without them: {}. Use the \
+                 program of the version that has set them",
+                limits(names.len() as u64),
+                first(&names)
+            ));
         }
-        let shown = names[..names.len().min(SHOWN)].join(", ");
-        let more = match names.len() > SHOWN {
-            true => ", ..",
-            false => "",
-        };
-        self.warning(&format!(
-            "{} in the store cannot be read by this version, and what is shown here is without them: {shown}{more}. Use \
-             the program of the version that has set them",
-            limits(names.len() as u64)
-        ));
+        self.unreadable.replace(names);
+    }
+
+    /// What is said of a key without a limit.
+    pub(crate) fn none(&self) -> &'static str {
+        match self.is_incomplete() {
+            true => "no limit of its own in the store",
+            false => "no limit of its own",
+        }
     }
 
     /// Whether limits are missing in what is printed.
@@ -68,9 +76,18 @@ impl Output {
         self.lost.get() > 0
     }
 
-    fn with_lost(&self, mut json: Value) -> Value {
+    fn with_warnings(&self, mut json: Value) -> Value {
         if self.is_incomplete() {
             json["lost_overrides"] = json!(self.lost.get());
+        }
+        let unreadable = self.unreadable.borrow();
+        if !unreadable.is_empty() {
+            json["unreadable"] = json!(*unreadable);
+        }
+        let warnings = self.warnings.borrow();
+        // A command may have them already, with more about each.
+        if !warnings.is_empty() && json.get("warnings").is_none() {
+            json["warnings"] = json!(*warnings);
         }
         json
     }
@@ -79,7 +96,7 @@ impl Output {
     pub(crate) fn done(&self, text: &str, json: Value) -> Result<(), Failure> {
         let mut stdout = anstream::stdout();
         let printed = if self.is_json {
-            writeln!(stdout, "{}", plain(&self.with_lost(json)))
+            writeln!(stdout, "{}", plain(&self.with_warnings(json)))
         } else {
             writeln!(stdout, "{}", text.trim_end())
         };
@@ -92,7 +109,7 @@ impl Output {
             writeln!(
                 anstream::stderr(),
                 "{}",
-                plain(&self.with_lost(json!({ "error": message })))
+                plain(&self.with_warnings(json!({ "error": message })))
             )
         } else {
             let style = AnsiColor::Red.on_default().bold();
@@ -100,13 +117,15 @@ impl Output {
         };
     }
 
-    /// For people; programs have it in what was done.
+    /// At once for people; programs have it in what was done.
     pub(crate) fn warning(&self, message: &str) {
-        if !self.is_json {
-            let style = AnsiColor::Yellow.on_default().bold();
-            let message = clean(message);
-            let _ = writeln!(anstream::stderr(), "{style}warning{style:#}: {message}");
+        let message = clean(message);
+        if self.is_json {
+            self.warnings.borrow_mut().push(message);
+            return;
         }
+        let style = AnsiColor::Yellow.on_default().bold();
+        let _ = writeln!(anstream::stderr(), "{style}warning{style:#}: {message}");
     }
 
     /// Asks on the terminal, whatever else is printed.
@@ -160,6 +179,18 @@ pub(crate) fn limits(count: u64) -> String {
         1 => "1 limit".to_owned(),
         count => format!("{count} limits"),
     }
+}
+
+/// The first few of many.
+pub(crate) fn first<T: AsRef<str>>(all: &[T]) -> String {
+    const SHOWN: usize = 5;
+
+    let mut shown: Vec<_> = all.iter().take(SHOWN).map(AsRef::as_ref).collect();
+    let more = format!("and {} more", all.len().saturating_sub(SHOWN));
+    if all.len() > SHOWN {
+        shown.push(&more);
+    }
+    shown.join(", ")
 }
 
 /// Who has stopped reading has seen enough; what else is lost is a failure.

@@ -1,7 +1,7 @@
 //! A service and a tool explain the same, and it is what the next request gets.
 
 use tower_admission::{
-    ByToken, ConcurrencyLimitLayer, LimitExplanation, LimitSource, LimitVerdict, Limits,
+    ByToken, ConcurrencyLimitLayer, CountedIn, LimitExplanation, LimitSource, LimitVerdict, Limits,
     LimitsError, Policy, Quota, RateLimiter, SharedLimiters,
 };
 
@@ -18,6 +18,7 @@ fn shown(explained: Vec<LimitExplanation>) -> Vec<String> {
         };
         let (text, source) = (&limit.limit, limit.source.as_str());
         let (tier, used) = (&limit.tier, limit.used);
+        assert_eq!(limit.counted_in, CountedIn::Store, "{limit:?}");
         format!("{} {text} {source} {tier:?} {used:?} {verdict}", limit.name)
     });
     let mut explained: Vec<_> = explained.collect();
