@@ -113,9 +113,13 @@ fn why(kind: FailureKind) -> &'static str {
         FailureKind::Busy => "is busy: it loads its data, or runs a script",
         FailureKind::WrongData => "has other data under these names: check the prefix",
         FailureKind::TooOld => "is too old: this crate needs 6.2 or later",
-        FailureKind::Unsupported => "does not support a command: check that the address is no proxy",
+        FailureKind::Unsupported => {
+            "does not support a command: check that the address is no proxy"
+        }
         FailureKind::Timeout => "did not answer in time: the change may have been made",
-        FailureKind::Tls => "accepts no TLS connection: check the port, the host name and the certificates",
+        FailureKind::Tls => {
+            "accepts no TLS connection: check the port, the host name and the certificates"
+        }
         _ => "cannot be reached, or rejects the call: the service's log has the cause",
     }
 }
