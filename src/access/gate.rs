@@ -63,12 +63,19 @@ impl Gate {
         }
     }
 
-    /// Notes the same after a reload, if requests were looked up before it: the configuration may have other keys.
+    /// Notes the same in place of the gate from before a reload, if requests were looked up by that one.
     #[cfg(feature = "config")]
-    pub(crate) fn reapply(&self) {
-        if self.lists.iter().any(Limits::are_lists_applied) {
-            self.apply();
+    pub(crate) fn replace(&self, before: &Self) {
+        if !before.lists.iter().any(Limits::are_lists_applied) {
+            return;
         }
+        self.apply();
+        let is_gone = |list: &&Limits| !self.lists.iter().any(|kept| kept.is(list));
+        before
+            .lists
+            .iter()
+            .filter(is_gone)
+            .for_each(Limits::apply_no_lists);
     }
 
     /// Tells observers that the lists are in force.

@@ -127,9 +127,10 @@ impl Api {
         if !self.limits.are_lists_applied() {
             return Vec::new();
         }
-        let mut lists = vec![self.limits.clone()];
-        lists.extend(self.groups.iter().flat_map(|groups| groups.lists()));
-        lists
+        match &self.groups {
+            Some(groups) => groups.lists(&self.limits),
+            None => vec![self.limits.clone()],
+        }
     }
 
     /// Whether any client is on a list.

@@ -29,10 +29,9 @@ pub trait RequestGroups: Send + Sync + 'static {
         Key::ip_network(address, ClientIp::DEFAULT_V6_PREFIX)
     }
 
-    /// Limits whose allow and deny lists decide about requests, besides those of the router: such as the lists of a
-    /// file. Default: none.
-    fn lists(&self) -> Vec<Limits> {
-        Vec::new()
+    /// Limits whose allow and deny lists decide about requests, given those of the router. Default: these.
+    fn lists(&self, limits: &Limits) -> Vec<Limits> {
+        vec![limits.clone()]
     }
 }
 

@@ -247,7 +247,7 @@ impl Inner {
         }
         // Nothing can go wrong any more.
         lists::log_changes(&before.gate, &groups.gate);
-        groups.gate.reapply();
+        groups.gate.replace(&before.gate);
         groups.gate.tell_attached();
         for (group, change) in changes {
             groups.by_name[group].apply(change);

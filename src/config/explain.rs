@@ -76,7 +76,8 @@ impl RequestGroups for Admission {
         self.admin_state().client_ip.load().key_of(address)
     }
 
-    fn lists(&self) -> Vec<Limits> {
+    /// Also those of the file, or none where they are switched off.
+    fn lists(&self, _: &Limits) -> Vec<Limits> {
         self.groups().gate().lists.clone()
     }
 }

@@ -177,6 +177,18 @@ impl Limits {
         self.0.lists.applied.fetch_or(how, Ordering::Relaxed);
     }
 
+    /// Notes that none does so any more.
+    #[cfg(feature = "config")]
+    pub(crate) fn apply_no_lists(&self) {
+        self.0.lists.applied.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether both share their overrides.
+    #[cfg(feature = "config")]
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        std::sync::Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Whether a service of this process looks its requests up on these lists.
     #[cfg(any(feature = "admin", feature = "config", feature = "redis"))]
     pub(crate) fn are_lists_applied(&self) -> bool {

@@ -378,3 +378,31 @@ async fn what_the_store_lost_is_shown_until_an_operator_accepts_it() {
     send("POST", "/admin/loss/accept", "").await;
     until("both go by what is there", async || lost(0).await).await;
 }
+
+/// Whichever replica answers, and with what the store has kept of the limit before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_another_replica_is_undone_with_its_end_and_note() {
+    let fleet = Fleet::start().await;
+    let mut page = Page::open(&format!("http://{}/admin", fleet.balancer)).await;
+    sign_in(&mut page).await;
+    let put = |body: Value| format!("ask('PUT', of('limits', 'org:acme'), {{ body: {body} }})");
+    let plan = json!({ "limit": "5/h", "for_seconds": 86_400, "note": "trial" });
+    let ban = json!({ "limit": "deny all" });
+    page.evaluate(&format!("void {}.then(() => {})", put(plan), put(ban)))
+        .await;
+    let last = "[...at('changes').rows[0]?.cells ?? []].slice(1, 4).map((cell) => cell.firstChild.textContent).join('|')";
+    page.until(last, "org:acme|5/h|deny all").await;
+    let before = fleet.ask("/changes").await["changes"][0]["before"].clone();
+    page.click("#changes button").await;
+    page.until("at('undo-dialog').open", "true").await;
+    page.click("#undo-form .danger").await;
+    page.until(last, "org:acme|deny all|5/h").await;
+    for _ in 0..2 {
+        let now = fleet.ask("/limits/org:acme").await;
+        for member in ["limit", "end", "note"] {
+            assert!(!now[member].is_null(), "{member} {now}");
+            assert_eq!(now[member], before[member], "{member} {now}");
+        }
+    }
+    assert!(page.errors.is_empty(), "{:?}", page.errors);
+}

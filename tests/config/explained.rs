@@ -309,6 +309,36 @@ async fn the_guard_is_explained_for_an_address() {
 }
 
 #[tokio::test]
+async fn lists_that_are_switched_off_decide_nothing() {
+    let text = |enabled: bool| {
+        format!(
+            "[lists]
+            enabled = {enabled}
+            deny = 'ip:198.51.100.0/24'
+            [groups.api]
+            path = '/api'
+            rate = '9/h'"
+        )
+    };
+    let service = Service::new(&text(false));
+    service.set("ip:203.0.113.0/24", "deny all").await;
+    let put = async || {
+        let body = json!({ "limit": "deny all" }).to_string();
+        let put = service.ask("PUT", "/limits/ip:192.0.2.0%2F24", &body);
+        put.await.0
+    };
+    for enabled in [false, true, false, true] {
+        let text = format!("{}\n[admin]\ntoken = '{TOKEN}'", text(enabled));
+        service.admission.reload(&config(&text)).unwrap();
+        for ip in ["203.0.113.7", "198.51.100.7"] {
+            let explained = service.agree(client(None, ip, "/api")).await;
+            assert_eq!(explained["listed"].is_object(), enabled, "{ip}");
+        }
+        assert_eq!(put().await, if enabled { 200 } else { 422 });
+    }
+}
+
+#[tokio::test]
 async fn an_address_is_charged_as_the_file_says() {
     let service = Service::new(
         "[clients]
