@@ -41,6 +41,9 @@ struct Change<'a> {
     author: Option<&'a str>,
     origin: Option<&'a str>,
     has_ended: bool,
+    /// Whether there was or is an override that this version cannot read.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    is_unreadable: bool,
 }
 
 impl<'a> From<&'a LimitChange> for Change<'a> {
@@ -54,6 +57,7 @@ impl<'a> From<&'a LimitChange> for Change<'a> {
             author: change.author.as_deref(),
             origin: change.origin.as_deref(),
             has_ended: change.has_ended,
+            is_unreadable: change.is_unreadable,
         }
     }
 }

@@ -12,6 +12,7 @@ use super::answer::wrong;
 use super::api::{Answer, Api};
 use super::explanation::{Applied, Explanation, Group, Limit, Listed, Scope, now};
 use super::groups::RequestGroup;
+use super::now::Store;
 use super::resolve::texts;
 use crate::endpoint::{Failed, body, json};
 use crate::extract::{ClientIp, RequestHead};
@@ -253,6 +254,8 @@ fn explanation(
         None => Scope::AllPaths,
     };
     let explanation = Explanation {
+        replica: api.recorder.replica(),
+        store: api.limits.store_status().map(Store::from),
         key: key.as_str(),
         address: address.map(KeyName::as_str),
         limit: api.limits.get(key).map(|limit| limit.to_string()),

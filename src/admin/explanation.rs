@@ -5,12 +5,16 @@ use std::time::{Duration, UNIX_EPOCH};
 use serde::Serialize;
 
 use super::groups::{GUARD, RequestGroup};
+use super::now::Store;
+use super::replica::Replica;
 use crate::key::KeyName;
 use crate::limits::{LimitExplanation, LimitVerdict, ListEntry, Listing};
 use crate::rejection::Reason;
 
 #[derive(Serialize)]
 pub(super) struct Explanation<'a> {
+    pub(super) replica: &'a Replica,
+    pub(super) store: Option<Store>,
     pub(super) key: &'a str,
     pub(super) address: Option<&'a str>,
     pub(super) limit: Option<String>,
@@ -65,6 +69,7 @@ pub(super) struct Limit<'a> {
     source: &'static str,
     tier: Option<&'a str>,
     used: Option<u64>,
+    counted_in: &'static str,
     /// Whether the next request does not get to this limit, or is exempt from it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     is_skipped: bool,
@@ -141,6 +146,7 @@ impl<'a> From<&'a Applied<'_>> for Limit<'a> {
             source: limit.source.as_str(),
             tier: limit.tier.as_deref(),
             used: limit.used,
+            counted_in: limit.counted_in.as_str(),
             is_skipped: applied.is_skipped,
             verdict: limit.verdict.into(),
         }

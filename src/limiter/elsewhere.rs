@@ -285,6 +285,7 @@ impl Shared {
             sort,
             // What a service tells its clients is not written down.
             retry_after: None,
+            counted_in: CountedIn::Store,
         };
         let stored = limits.find(&key, |limit| limit.tier().map(Arc::<str>::from));
         let (stored, source) = match stored.flatten() {

@@ -259,6 +259,7 @@ impl LimitTarget for AtWork {
             name: self.name.clone(),
             sort: "lease",
             retry_after: None,
+            counted_in: CountedIn::of(self.is_shared()),
         };
         let (per_tenant, total) = (self.numbers.per_tenant(), self.numbers.total());
         let asked = self.slots.usage(Some(&key));

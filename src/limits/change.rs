@@ -36,6 +36,8 @@ pub struct LimitChange {
     pub origin: Option<Box<str>>,
     /// Whether the override has ended, so that no one changed it.
     pub has_ended: bool,
+    /// Whether `before` or `after` is `None` because this version of the crate cannot read what is there.
+    pub is_unreadable: bool,
 }
 
 impl Limits {
@@ -66,6 +68,7 @@ impl LimitChange {
             author: None,
             origin: None,
             has_ended: true,
+            is_unreadable: false,
         }
     }
 
@@ -79,6 +82,7 @@ impl LimitChange {
             author: None,
             origin: Some("the clock was set back before the end".into()),
             has_ended: false,
+            is_unreadable: false,
         }
     }
 
@@ -97,6 +101,7 @@ impl LimitChange {
             author,
             origin,
             has_ended: false,
+            is_unreadable: false,
         }
     }
 
@@ -255,14 +260,22 @@ impl Audited {
             true => None,
             false => Some(stored.key.parse().ok()?),
         };
+        let (before, after) = (
+            Override::from_stored(&stored.before),
+            Override::from_stored(&stored.after),
+        );
+        let is_unreadable =
+            |text: &str, read: &Option<Override>| !text.is_empty() && read.is_none();
         Some(Self {
             id: u64::from_str_radix(&stored.id, 16).ok(),
             version: stored.version,
             change: LimitChange {
                 at: time(stored.at),
                 key,
-                before: Override::from_stored(&stored.before),
-                after: Override::from_stored(&stored.after),
+                is_unreadable: is_unreadable(&stored.before, &before)
+                    || is_unreadable(&stored.after, &after),
+                before,
+                after,
                 author: line(&stored.author),
                 origin: line(&stored.origin),
                 has_ended: stored.ended,

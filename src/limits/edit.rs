@@ -220,6 +220,7 @@ impl EntryChange<'_> {
             author: self.by.author.clone(),
             origin: self.by.origin.clone(),
             has_ended: false,
+            is_unreadable: false,
         })
     }
 }

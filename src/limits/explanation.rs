@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Limits;
+use super::{CountedIn, Limits};
 use crate::capacity::Capacity;
 use crate::key::{Key, KeyName};
 use crate::rejection::Reason;
@@ -31,6 +31,8 @@ pub struct LimitExplanation {
     /// Requests that are spent, or that are in flight. `None` when the store does not answer, and of a rate that is
     /// unlimited.
     pub used: Option<u64>,
+    /// Where `used` is counted. `used` is `None` where a store counts and does not answer.
+    pub counted_in: CountedIn,
     /// What a request of cost 1 would get now.
     pub verdict: LimitVerdict,
 }
@@ -168,6 +170,7 @@ pub(crate) struct ExplainedSlots {
     pub(crate) sort: &'static str,
     /// What a rejection for want of a slot tells the client.
     pub(crate) retry_after: Option<Duration>,
+    pub(crate) counted_in: CountedIn,
 }
 
 impl ExplainedSlots {
@@ -229,6 +232,7 @@ impl ExplainedSlots {
             source: LimitSource::Default,
             tier: None,
             used,
+            counted_in: self.counted_in,
             verdict,
         }
     }

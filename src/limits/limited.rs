@@ -90,6 +90,13 @@ pub enum CountedIn {
 }
 
 impl CountedIn {
+    pub(crate) fn of(is_in_store: bool) -> Self {
+        match is_in_store {
+            true => Self::Store,
+            false => Self::Process,
+        }
+    }
+
     /// Words for JSON and for people: `"store"` or `"this process"`.
     #[must_use]
     pub fn as_str(self) -> &'static str {

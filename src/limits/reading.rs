@@ -240,6 +240,7 @@ impl Replica {
             after,
             origin: None,
             has_ended: false,
+            is_unreadable: false,
         })
     }
 }

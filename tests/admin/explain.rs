@@ -30,7 +30,10 @@ async fn a_key_is_explained_before_and_after_it_is_rejected() {
         let body = json!({ "key": "org:acme" }).to_string();
         service.ask("POST", "/explain", &body).await.json
     };
+    let usage = service.ask("GET", "/usage", "").await.json;
     let expected = json!({
+        "replica": usage["replica"],
+        "store": null,
         "key": "org:acme",
         "address": null,
         "limit": null,
@@ -38,9 +41,10 @@ async fn a_key_is_explained_before_and_after_it_is_rejected() {
         "scope": "all_paths",
         "limits": [
             { "name": "chat", "sort": "concurrency", "key": null, "limit": "10 concurrent",
-              "source": "default", "tier": null, "used": 0, "verdict": "admitted", "remaining": 9 },
+              "source": "default", "tier": null, "used": 0, "counted_in": "this process",
+              "verdict": "admitted", "remaining": 9 },
             { "name": "calls", "sort": "rate", "key": "org:acme", "limit": "2/h", "source": "default",
-              "tier": null, "used": 0, "verdict": "admitted", "remaining": 1 },
+              "tier": null, "used": 0, "counted_in": "this process", "verdict": "admitted", "remaining": 1 },
         ],
         "address_limits": [],
         "now": { "verdict": "admitted", "limit": "calls", "remaining": 1 },

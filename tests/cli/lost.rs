@@ -168,4 +168,38 @@ async fn each_command_names_limits_that_this_version_cannot_read() {
     let warned = "warning: 1 limit in the store cannot be read by this version";
     assert!(listed.err.contains(warned), "{}", listed.err);
     assert!(listed.err.contains("org:b"), "{}", listed.err);
+
+    for words in [
+        &["limits", "get", "org:b"][..],
+        &["limits", "delete", "org:b", "--force"],
+        &["limits", "undo", "org:b", "--force"],
+        &["usage", "org:b"],
+        &["explain", "org:b"],
+        &["limits", "export"],
+    ] {
+        let ran = run(&server, words).await;
+        assert_eq!((ran.code, &*ran.out), (3, ""), "{words:?}: {ran:?}");
+        let error = ran.err.lines().last().unwrap();
+        assert!(
+            error.contains("cannot be read by this version"),
+            "{words:?}: {ran:?}"
+        );
+    }
+    let listed = run(&server, &["limits", "list", "--json"]).await.json();
+    assert_eq!(listed["unreadable"], serde_json::json!(["org:b"]));
+    let forced = run(&server, &["limits", "export", "--force"]).await;
+    assert!(forced.warned().contains("org:acme"));
+
+    let set = run(&server, &["limits", "set", "org:b", "5/day"]).await;
+    let told = "org:b: 5/day (was one that this version cannot read)";
+    assert!(set.out.starts_with(told), "{set:?}");
+    // To undo that would delete it.
+    let undo = run(&server, &["limits", "undo", "org:b", "--force"]).await;
+    assert!(undo.failed(3).contains("cannot be read by this version"));
+    let changes = run(&server, &["limits", "changes", "-n", "1"]).await.ok();
+    assert!(changes.contains("of which one cannot be read"), "{changes}");
+    assert_eq!(
+        run(&server, &["limits", "list"]).await.ok(),
+        "org:acme  20/day\norg:b     5/day"
+    );
 }

@@ -88,8 +88,14 @@ async fn a_complaint_is_answered_without_the_token_in_an_argument() {
             "calls  rate  10/day  default  10    rejected: quota exceeded, fits in 2h"
         )
     );
-    assert!(lines[4].starts_with("a request now: rejected: quota exceeded, fits in 2h"));
-    assert!(lines[4].ends_with(" (calls)"), "{explained}");
+    let pid = std::process::id();
+    let counted = format!("(pid {pid}) alone: all of it. Other replicas count for themselves");
+    assert!(
+        lines[4].starts_with("counted by ") && lines[4].ends_with(&counted),
+        "{explained}"
+    );
+    assert!(lines[5].starts_with("a request now: rejected: quota exceeded, fits in 2h"));
+    assert!(lines[5].ends_with(" (calls)"), "{explained}");
 
     let get = service
         .run(SUPPORT, &["limits", "get", "--key-stdin"], stdin)

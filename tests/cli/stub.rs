@@ -176,6 +176,9 @@ async fn set(
     headers: HeaderMap,
     Json(body): Json<Value>,
 ) -> Response {
+    if key == "org:nobody" {
+        return problem(StatusCode::UNPROCESSABLE_ENTITY, "no limit is called so");
+    }
     if key == "org:down" {
         return problem(StatusCode::SERVICE_UNAVAILABLE, "redis is away");
     }

@@ -106,6 +106,52 @@ async fn a_lost_table_is_imported_again() {
 }
 
 #[tokio::test]
+async fn a_limit_of_a_service_that_does_not_run_is_imported_after_a_loss() {
+    let server = Server::start().await;
+    let service = Service::start(&server).await;
+    let run = async |words: &[&str], stdin: &str| run(&server, words, stdin).await;
+    let jobs = Policy::new("jobs", "10/day".parse().unwrap());
+    let jobs = RateLimiter::with_limits(jobs, &server.store(), &Limits::in_store(&server.store()));
+    until("it is written down", async || {
+        let set = ["limits", "set", "org:b", "jobs=5/day"];
+        run(&set, "").await.code == 0
+    })
+    .await;
+    let ban = ["limits", "set", "ip:192.0.2.1", "deny all"];
+    assert_eq!(run(&ban, "").await.code, 0);
+    let exported = run(&["limits", "export"], "").await.ok();
+    drop(jobs);
+    until("the service knows", async || {
+        service.limits.list().len() == 2
+    })
+    .await;
+    server.command(&["FLUSHALL"]).await.unwrap();
+    until("the service has noticed", async || {
+        service.limits.lost() == 2
+    })
+    .await;
+    let import = ["limits", "import", "-"];
+    until("it is written down", async || {
+        run(&["limits", "list"], "").await.err.contains("has lost")
+    })
+    .await;
+    let imported = run(&import, &exported).await;
+    assert_eq!(imported.code, 0, "{imported:?}");
+    let told =
+        "no service that runs goes by 1 limit, which may be of one that does not run now: org:b: ";
+    assert!(imported.err.contains(told), "{imported:?}");
+    until("the loss is over", async || service.limits.lost() == 0).await;
+
+    // What nobody has lost is checked.
+    let other = "[limits]\n'org:c' = '1/day'\n'org:d' = 'jobs=5/day'";
+    let refused = run(&import, other).await.failed(3);
+    assert!(refused.contains("nothing was changed"), "{refused}");
+    assert!(refused.contains("import --unchecked"), "{refused}");
+    let done = run(&["limits", "import", "-", "--unchecked"], other).await;
+    assert!(done.ok().contains("2 limits set"));
+}
+
+#[tokio::test]
 async fn a_loss_is_accepted() {
     let server = Server::start().await;
     let service = Service::start(&server).await;
@@ -165,7 +211,8 @@ async fn limits_that_are_not_in_the_file_are_deleted_on_request() {
         ),
         (
             "[limits]\n'org:a' = 'cals=1/s'",
-            "org:a: no limit is called \"cals\": did you mean \"calls\"?",
+            "org:a: no limit is called \"cals\": did you mean \"calls\"? There are: calls (nothing was changed; `import \
+             --unchecked` takes 1 limit that",
         ),
     ] {
         std::fs::write(&file, text).unwrap();
@@ -204,6 +251,52 @@ async fn a_service_takes_an_import_too() {
         list["limits"],
         json!([{"key": "org:acme", "limit": "20/day", "note": "big"}])
     );
+}
+
+#[tokio::test]
+async fn what_a_service_rejects_is_not_in_the_way_of_what_is_behind_it() {
+    let stub = Stub::start().await;
+    let old = ("org:old".to_owned(), json!({"limit": "1/day"}));
+    stub.held.limits.lock().unwrap().extend([old]);
+    let mut command = program();
+    command
+        .args(["limits", "import", "-", "--replace", "--force"])
+        .env("ADMISSION_ADMIN", format!("{}/admin", stub.url))
+        .env("ADMISSION_TOKEN", "hunter2");
+    let text = "[limits]\n'org:a' = '1/s'\n'org:nobody' = '2/s'\n'org:z' = '3/s'";
+    let refused = end_with(command, text).await.failed(3);
+    assert_eq!(
+        refused,
+        "org:nobody: the service refuses: no limit is called so (2 of 4 changes were made, 1 rejected, nothing was \
+         deleted)"
+    );
+    let limits = stub.held.limits.lock().unwrap();
+    let keys: Vec<_> = limits.keys().map(|key| &**key).collect();
+    assert_eq!(keys, ["org:a", "org:old", "org:z"]);
+}
+
+#[tokio::test]
+async fn a_backup_is_not_replaced_by_what_is_left_after_a_loss() {
+    let server = Server::start().await;
+    let _service = Service::start(&server).await;
+    let run = async |words: &[&str]| run(&server, words, "").await;
+    let name = format!("tower-admission-backup-{}.toml", std::process::id());
+    let file = std::env::temp_dir().join(name);
+    let path = file.to_str().unwrap();
+    let backup =
+        "[limits]\n'org:a' = '1/s'\n'org:b' = { limit = '1/s', end = '2020-01-01T00:00:00Z' }\n";
+    std::fs::write(&file, backup).unwrap();
+    run(&["limits", "set", "org:z", "deny all"]).await.ok();
+    let refused = run(&["limits", "export", path]).await.failed(3);
+    assert!(refused.contains("(org:a)"), "{refused}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), backup);
+
+    // Of what an operator has deleted the audit trail knows.
+    run(&["limits", "set", "org:a", "1/s"]).await.ok();
+    run(&["limits", "delete", "org:a", "--force"]).await.ok();
+    let written = run(&["limits", "export", path]).await.ok();
+    assert_eq!(written, format!("{path}: 1 limit written"));
+    std::fs::remove_file(&file).unwrap();
 }
 
 #[tokio::test]

@@ -272,7 +272,7 @@ fn succeeded(answer: &Answer) -> Result<(), Failure> {
         return Err(Failure::unanswered(failed));
     }
     if status.is_client_error() && answer.is_problem {
-        return Err(Failure::refused(format!("the service refuses: {said}")));
+        return Err(Failure::of_one(format!("the service refuses: {said}")));
     }
     Err(no_api())
 }

@@ -28,6 +28,9 @@ pub(crate) struct Change {
     /// Whether the override has ended, so that no one changed it.
     #[serde(default)]
     pub(crate) has_ended: bool,
+    /// Whether there was or is a limit that the version which answers cannot read.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) is_unreadable: bool,
 }
 
 fn answered<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Own>, D::Error> {
@@ -45,6 +48,7 @@ impl From<&LimitChange> for Change {
             author: change.author.as_deref().map(str::to_owned),
             origin: change.origin.as_deref().map(str::to_owned),
             has_ended: change.has_ended,
+            is_unreadable: change.is_unreadable,
         }
     }
 }
@@ -57,6 +61,9 @@ impl Change {
             Some(key) => format!("{}  {key}: {before} -> {after}", self.at),
             None => format!("{}  the loss of overrides was accepted", self.at),
         };
+        if self.is_unreadable {
+            line += ", of which one cannot be read by this version";
+        }
         if self.has_ended {
             line += ", as it ended";
         }

@@ -8,12 +8,13 @@ use tower_admission::KeyName;
 
 use crate::args::{CacheCommand, Command, KeyArgs, LimitsCommand, RequestArgs};
 use crate::explained::Explained;
+use crate::export::Export;
 use crate::failure::Failure;
 use crate::keys::{Keys, from_stdin};
 use crate::output::{Output, WIDEST, clean, style, table};
 use crate::server::{Entry, Server};
 use crate::set::{merge, set};
-use crate::transfer::{Export, Import};
+use crate::transfer::Import;
 use crate::undo::undo;
 use crate::usage::Usage;
 use crate::{changes, explain};
@@ -27,7 +28,7 @@ pub(crate) async fn run(
     if server.is_store() {
         // What services keep is not in it.
         output.lost(server.lost().await?);
-        output.unreadable(&server.unreadable());
+        output.unreadable(server.unreadable());
     }
     match command {
         Command::Limits(LimitsCommand::Set(args)) => set(args, server, keys, output).await,
@@ -115,6 +116,7 @@ pub(crate) async fn named(
 }
 
 async fn get(key: &KeyName, server: &Server, output: &Output) -> Result<(), Failure> {
+    server.check_readable(key)?;
     let entry = server.get(key).await?;
     let explained = server.explain(key, &RequestArgs::default()).await;
     let explained = match explained {
@@ -138,10 +140,7 @@ async fn get(key: &KeyName, server: &Server, output: &Output) -> Result<(), Fail
         None if explained.limits.is_empty() && explained.listed.is_none() => {
             return Err(none_of(key, output));
         }
-        None if output.is_incomplete() => {
-            clean(&format!("{key}: no limit of its own in the store"))
-        }
-        None => clean(&format!("{key}: no limit of its own")),
+        None => clean(&format!("{key}: {}", output.none())),
     };
     json["listed"] = json!(explained.listed);
     if let Some(listed) = &explained.listed {
@@ -276,6 +275,7 @@ async fn delete(
             "there is no terminal to ask on: say --force to delete the limit of {key}"
         )));
     }
+    server.check_readable(key)?;
     let entry = server.get(key).await?;
     let entry = entry.ok_or_else(|| none_of(key, output))?;
     let limit = entry.own.brief();
@@ -344,6 +344,7 @@ async fn usage(
 ) -> Result<(), Failure> {
     if let Some(key) = &key {
         counted(key, server, keys)?;
+        server.check_readable(key)?;
     }
     let report = server.usage(key.as_ref()).await?;
     if let Some(warning) = report.warning() {
@@ -353,9 +354,7 @@ async fn usage(
     let mut json = match &key {
         Some(key) => {
             let own = report.limit.as_deref();
-            let own = own.map_or("no limit of its own".to_owned(), |own| {
-                format!("{own} (its own)")
-            });
+            let own = own.map_or(output.none().to_owned(), |own| format!("{own} (its own)"));
             let _ = writeln!(text, "{}", clean(&format!("{key}: {own}")));
             if let Some(listed) = &report.listed {
                 let _ = writeln!(text, "{}", clean(&listed.text()));

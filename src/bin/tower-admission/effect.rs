@@ -16,9 +16,16 @@ impl Redis {
             return Ok(());
         }
         if !services.reaches(key) {
-            return Err(Failure::refused(format!(
+            return Err(Failure::unknown(format!(
                 "{key} is a network, and no service has allow and deny lists for these limits, so it would have no \
                  effect (--unchecked takes it)"
+            )));
+        }
+        if key.as_str().contains('#') && services.has_their_secret().is_none() {
+            return Err(Failure::unknown(format!(
+                "no service under the prefix {:?} has a secret of its own, so none finds the key of a credential \
+                 (--unchecked takes it)",
+                self.prefix
             )));
         }
         let known = services.tiers().iter().map(|tier| &**tier);
@@ -26,7 +33,7 @@ impl Redis {
             && !known.clone().any(|known| known == tier)
         {
             let advice = advice(tier, known);
-            return Err(Failure::refused(format!(
+            return Err(Failure::unknown(format!(
                 "no tier is called {tier:?}{advice}"
             )));
         }
@@ -34,7 +41,7 @@ impl Redis {
         for name in limit.names() {
             if !known.clone().any(|known| known == name) {
                 let advice = advice(name, known);
-                return Err(Failure::refused(format!(
+                return Err(Failure::unknown(format!(
                     "no limit is called {name:?}{advice}"
                 )));
             }
@@ -49,7 +56,7 @@ impl Redis {
             let named =
                 named.filter(|named| read(named).is_ok_and(|named| services.applies(&named)));
             let named: Vec<_> = named.collect();
-            return Err(Failure::refused(match &named[..] {
+            return Err(Failure::unknown(match &named[..] {
                 [] => format!("{part:?} is about no limit that services have"),
                 named => format!(
                     "{part:?} is about no limit that services have: write {}",

@@ -10,6 +10,7 @@ use crate::explained::{Explained, Now, Row};
 use crate::failure::Failure;
 use crate::output::{Output, clean, columns};
 use crate::server::Server;
+use crate::usage::Store;
 
 pub(crate) async fn explain(
     key: &KeyName,
@@ -17,11 +18,15 @@ pub(crate) async fn explain(
     server: &Server,
     output: &Output,
 ) -> Result<(), Failure> {
+    server.check_readable(key)?;
     let explained = server.explain(key, request).await?;
+    if let Some(warning) = explained.store.as_ref().and_then(Store::warning) {
+        output.warning(&warning);
+    }
     let mut text = String::new();
     let own = match &explained.limit {
         Some(limit) => format!("{limit} (its own)"),
-        None => "no limit of its own".to_owned(),
+        None => output.none().to_owned(),
     };
     let _ = writeln!(text, "{}", clean(&format!("{}: {own}", explained.key)));
     if let Some(listed) = &explained.listed {
@@ -47,6 +52,9 @@ pub(crate) async fn explain(
             text,
             "not shown: {names}, on the client's address, which --address gives"
         );
+    }
+    if let Some(counted) = explained.counted() {
+        let _ = writeln!(text, "{}", clean(&counted));
     }
     if let Some(not_known) = &explained.not_known {
         let _ = writeln!(text, "not known here: {}", clean(not_known));

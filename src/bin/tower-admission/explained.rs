@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use tower_admission::{KeyName, LimitExplanation, LimitVerdict, ListEntry, Listing, Reason};
 
 use crate::own::Time;
+use crate::usage::{Replica, Store};
 
 /// Which limits apply, and what a request would get.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -34,6 +35,12 @@ pub(crate) struct Explained {
     /// What may decide as well, and is not known where it was asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) not_known: Option<String>,
+    /// The process that answers, where one does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) replica: Option<Replica>,
+    /// Whether its store decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) store: Option<Store>,
 }
 
 /// An entry of an allow or deny list.
@@ -72,6 +79,9 @@ pub(crate) struct Row {
     pub(crate) tier: Option<String>,
     #[serde(default)]
     pub(crate) used: Option<u64>,
+    /// Where they were counted; a service of an older version does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) counted_in: Option<String>,
     /// Whether the next request does not get to it, or is exempt from it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) is_skipped: bool,
@@ -126,7 +136,29 @@ impl Explained {
             address_limits: Vec::new(),
             now,
             not_known: None,
+            replica: None,
+            store: None,
         }
+    }
+
+    /// Which process counted what, for people: `None` where a store counts all.
+    pub(crate) fn counted(&self) -> Option<String> {
+        let replica = self.replica.as_ref()?;
+        let mut alone = self.limits.iter().map(Row::is_counted_alone);
+        let what = match (alone.clone().any(|is| is), alone.all(|is| is)) {
+            (false, _) => return None,
+            (true, true) => "all of it".to_owned(),
+            (true, false) => {
+                let names = self.limits.iter().filter(|row| row.is_counted_alone());
+                let mut names: Vec<_> = names.map(|row| &*row.name).collect();
+                names.dedup();
+                names.join(", ")
+            }
+        };
+        Some(format!(
+            "counted by {} (pid {}) alone: {what}. Other replicas count for themselves",
+            replica.host, replica.pid
+        ))
     }
 
     /// The numbers, for a line.
@@ -188,8 +220,13 @@ impl Row {
             source: limit.source.as_str().to_owned(),
             tier: limit.tier.as_deref().map(str::to_owned),
             used: limit.used,
+            counted_in: Some(limit.counted_in.as_str().to_owned()),
             verdict: Verdict::new(limit.verdict),
         }
+    }
+
+    fn is_counted_alone(&self) -> bool {
+        self.counted_in.as_deref() == Some("this process")
     }
 
     /// Where the number is from, for people.

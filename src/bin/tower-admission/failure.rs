@@ -7,8 +7,19 @@ use std::process::ExitCode;
 pub(crate) struct Failure {
     code: u8,
     message: String,
-    /// Whether the server may have done it, as its answer is missing.
-    is_unanswered: bool,
+    sort: Sort,
+}
+
+/// What else can be done about a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sort {
+    Other,
+    /// The server may have done it, as its answer is missing.
+    Unanswered,
+    /// No service that runs has what is named; one that does not run may.
+    Unknown,
+    /// It is about this one limit: others may be accepted.
+    OfOne,
 }
 
 impl Failure {
@@ -35,8 +46,24 @@ impl Failure {
     /// The same after something was sent: it may have been done.
     pub(crate) fn unanswered(message: impl Into<String>) -> Self {
         Self {
-            is_unanswered: true,
+            sort: Sort::Unanswered,
             ..Self::new(4, message)
+        }
+    }
+
+    /// No service that runs goes by it.
+    pub(crate) fn unknown(message: impl Into<String>) -> Self {
+        Self {
+            sort: Sort::Unknown,
+            ..Self::refused(message)
+        }
+    }
+
+    /// The server rejects this one, and not whatever it is asked for.
+    pub(crate) fn of_one(message: impl Into<String>) -> Self {
+        Self {
+            sort: Sort::OfOne,
+            ..Self::refused(message)
         }
     }
 
@@ -55,7 +82,7 @@ impl Failure {
 
     /// The failure of a change, which may have been made.
     pub(crate) fn of_change(mut self) -> Self {
-        if self.is_unanswered {
+        if self.is_unanswered() {
             self.message += "; the change may have been made: look before you repeat it";
         }
         self
@@ -63,14 +90,24 @@ impl Failure {
 
     /// Whether the server may have done it.
     pub(crate) fn is_unanswered(&self) -> bool {
-        self.is_unanswered
+        self.sort == Sort::Unanswered
+    }
+
+    /// Whether it is only that no service that runs goes by it.
+    pub(crate) fn is_unknown(&self) -> bool {
+        self.sort == Sort::Unknown
+    }
+
+    /// Whether another limit may be accepted.
+    pub(crate) fn is_of_one(&self) -> bool {
+        self.sort == Sort::OfOne
     }
 
     fn new(code: u8, message: impl Into<String>) -> Self {
         Self {
             code,
             message: message.into(),
-            is_unanswered: false,
+            sort: Sort::Other,
         }
     }
 

@@ -9,6 +9,7 @@ mod commands;
 mod effect;
 mod explain;
 mod explained;
+mod export;
 mod failure;
 mod http;
 mod keys;

@@ -1,6 +1,6 @@
 //! What is printed: text for people, JSON for programs.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::path::Path;
@@ -18,6 +18,8 @@ pub(crate) struct Output {
     is_json: bool,
     /// Limits that services keep although the store has lost them; what is printed tells of the store alone.
     lost: Cell<u64>,
+    /// The keys of limits in the store that this version cannot read.
+    unreadable: RefCell<Vec<Box<str>>>,
 }
 
 impl Output {
@@ -25,6 +27,7 @@ impl Output {
         Self {
             is_json,
             lost: Cell::new(0),
+            unreadable: RefCell::default(),
         }
     }
 
@@ -45,22 +48,24 @@ impl Output {
     }
 
     /// Says which limits in the store are missing in what is printed, as this version cannot read them.
-    pub(crate) fn unreadable(&self, names: &[Box<str>]) {
-        const SHOWN: usize = 5;
-
-        if names.is_empty() {
-            return;
+    pub(crate) fn unreadable(&self, names: Vec<Box<str>>) {
+        if !names.is_empty() {
+            self.warning(&format!(
+                "{} in the store cannot be read by this version, and what is shown here is without them: {}. Use the \
+                 program of the version that has set them",
+                limits(names.len() as u64),
+                first(&names)
+            ));
         }
-        let shown = names[..names.len().min(SHOWN)].join(", ");
-        let more = match names.len() > SHOWN {
-            true => ", ..",
-            false => "",
-        };
-        self.warning(&format!(
-            "{} in the store cannot be read by this version, and what is shown here is without them: {shown}{more}. Use \
-             the program of the version that has set them",
-            limits(names.len() as u64)
-        ));
+        self.unreadable.replace(names);
+    }
+
+    /// What is said of a key without a limit.
+    pub(crate) fn none(&self) -> &'static str {
+        match self.is_incomplete() {
+            true => "no limit of its own in the store",
+            false => "no limit of its own",
+        }
     }
 
     /// Whether limits are missing in what is printed.
@@ -71,6 +76,10 @@ impl Output {
     fn with_lost(&self, mut json: Value) -> Value {
         if self.is_incomplete() {
             json["lost_overrides"] = json!(self.lost.get());
+        }
+        let unreadable = self.unreadable.borrow();
+        if !unreadable.is_empty() {
+            json["unreadable"] = json!(*unreadable);
         }
         json
     }
@@ -160,6 +169,18 @@ pub(crate) fn limits(count: u64) -> String {
         1 => "1 limit".to_owned(),
         count => format!("{count} limits"),
     }
+}
+
+/// The first few of many.
+pub(crate) fn first<T: AsRef<str>>(all: &[T]) -> String {
+    const SHOWN: usize = 5;
+
+    let mut shown: Vec<_> = all.iter().take(SHOWN).map(AsRef::as_ref).collect();
+    let more = format!("and {} more", all.len().saturating_sub(SHOWN));
+    if all.len() > SHOWN {
+        shown.push(&more);
+    }
+    shown.join(", ")
 }
 
 /// Who has stopped reading has seen enough; what else is lost is a failure.

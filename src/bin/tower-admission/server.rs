@@ -70,6 +70,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) lasts: Option<Duration>,
     /// What the key has to have; by default whatever it has.
     pub(crate) only_if: Option<Option<&'a Own>>,
+    /// Whether its effect was [checked](Server::check).
+    pub(crate) is_checked: bool,
 }
 
 impl<'a> Wanted<'a> {
@@ -78,6 +80,7 @@ impl<'a> Wanted<'a> {
             own,
             lasts: None,
             only_if: None,
+            is_checked: false,
         }
     }
 }
@@ -200,6 +203,21 @@ impl Server {
     /// How many limits services keep at most although the store has lost them.
     pub(crate) async fn lost(&self) -> Result<u64, Failure> {
         ask!(self, server => server.lost())
+    }
+
+    /// Rejects a key whose limit in the store cannot be read by this version, which is not to look like none.
+    pub(crate) fn check_readable(&self, key: &KeyName) -> Result<(), Failure> {
+        if !self.is_unreadable(key) {
+            return Ok(());
+        }
+        Err(Failure::refused(format!(
+            "the limit of {key} in the store cannot be read by this version, and services may go by it: use the program \
+             of the version that has set it, or set another one in its place by `limits set`"
+        )))
+    }
+
+    pub(crate) fn is_unreadable(&self, key: &KeyName) -> bool {
+        self.unreadable().iter().any(|name| **name == *key.as_str())
     }
 
     /// Limits in the store that this version cannot read. A service logs its own.

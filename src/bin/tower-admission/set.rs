@@ -50,6 +50,7 @@ pub(crate) async fn set(
     let own = Own::from(&own);
     // For what is said of it alone.
     let shown = server.get(&key).await.ok().flatten();
+    let is_unreadable = server.is_unreadable(&key);
     let wanted = Wanted {
         lasts: args.lasts,
         ..Wanted::new(&own)
@@ -61,6 +62,7 @@ pub(crate) async fn set(
         (None, Some(shown)) if shown.is_of_file() => {
             format!("was {} of the file", shown.own.brief())
         }
+        (None, _) if is_unreadable => "was one that this version cannot read".to_owned(),
         (None, _) if output.is_incomplete() => "the store had none".to_owned(),
         (None, _) => "was the default".to_owned(),
     };

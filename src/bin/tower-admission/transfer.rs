@@ -1,4 +1,4 @@
-//! Writes all limits of keys to a file, and sets those of a file.
+//! Sets the limits of a file.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,81 +11,9 @@ use tower_admission::config::LimitsTable;
 
 use crate::failure::Failure;
 use crate::keys::no_key;
-use crate::output::{Output, clean, limits};
+use crate::output::{Output, clean, first, limits};
 use crate::own::{Own, now};
 use crate::server::{Entry, Server, Wanted};
-use crate::written::replace;
-
-/// How limits are written to a file.
-pub(crate) struct Export<'a> {
-    pub(crate) file: &'a Path,
-    /// Whether those of a service's configuration are written as well.
-    pub(crate) has_all: bool,
-    pub(crate) is_forced: bool,
-}
-
-impl Export<'_> {
-    pub(crate) async fn run(&self, server: &Server, output: &Output) -> Result<(), Failure> {
-        let is_standard = is_standard(self.file);
-        if is_standard && output.is_json() {
-            return Err(Failure::usage(
-                "an export is TOML: give a file for it, or take `limits list -o json`",
-            ));
-        }
-        if output.is_incomplete() && !self.is_forced {
-            return Err(Failure::refused(
-                "the store has lost limits, so the export would be without them: export from a service that \
-                 keeps them (--admin), or say --force",
-            ));
-        }
-        let mut entries = server.list().await?;
-        if !self.has_all {
-            entries.retain(|entry| !entry.is_of_file());
-        }
-        let count = entries.len();
-        if count == 0 && !is_standard && !self.is_forced {
-            check_replaced(self.file)?;
-        }
-        let table = entries
-            .into_iter()
-            .map(|Entry { key, own, .. }| {
-                let name = key.parse().map_err(no_key)?;
-                Ok((name, own.to_override()?))
-            })
-            .collect::<Result<LimitsTable, Failure>>()?;
-        let text = table.to_toml();
-        if is_standard {
-            return output.raw(text.as_bytes());
-        }
-        let shown = self.file.display();
-        replace(self.file, &text)
-            .map_err(|error| Failure::unwritten(format!("{shown} cannot be written: {error}")))?;
-        let json = json!({ "file": shown.to_string(), "limits": count });
-        output.done(
-            &clean(&format!("{shown}: {} written", limits(count as u64))),
-            json,
-        )
-    }
-}
-
-/// Rejects a file as the place of an empty table when there is something in it.
-fn check_replaced(file: &Path) -> Result<(), Failure> {
-    let Ok(text) = std::fs::read_to_string(file) else {
-        return Ok(());
-    };
-    let table = LimitsTable::from_toml(&text);
-    let is_empty = table.map_or(text.trim().is_empty(), |table| {
-        table.overrides().next().is_none()
-    });
-    if is_empty {
-        return Ok(());
-    }
-    let shown = file.display();
-    Err(Failure::refused(format!(
-        "no key has a limit of its own, and {shown} has some, or something else: say --force to replace it by \
-         an empty table"
-    )))
-}
 
 /// How a table is set.
 pub(crate) struct Import<'a> {
@@ -120,12 +48,7 @@ impl Import<'_> {
         // Those of a file are changed there.
         current.retain(|entry| !entry.is_of_file());
         let (steps, same, ended) = self.steps(table, &current, sets_all)?;
-        for step in &steps {
-            if let Some(own) = &step.after {
-                let checked = server.check(&step.key, own).await;
-                checked.map_err(|failure| failure.about(step.key.as_str()))?;
-            }
-        }
+        check(&steps, server, lost > 0, output).await?;
         for key in &ended {
             output.warning(&format!("{key}: the end is in the past, so it is left out"));
         }
@@ -154,20 +77,7 @@ impl Import<'_> {
             }
         }
         if !self.is_dry_run {
-            for (done, step) in steps.iter().enumerate() {
-                let made = step.make(server).await;
-                made.map_err(|failure| {
-                    let all = steps.len();
-                    let or = match failure.is_unanswered() {
-                        true => format!(" or {}", done + 1),
-                        false => String::new(),
-                    };
-                    failure.about(&format!(
-                        "{} ({done}{or} of {all} changes were made)",
-                        step.key
-                    ))
-                })?;
-            }
+            make(&steps, server).await?;
             if lost > 0 && self.replaces {
                 // The file is all that is to be there.
                 server.accept_loss().await?;
@@ -259,10 +169,84 @@ impl Import<'_> {
     }
 }
 
+/// Rejects steps that no service would go by, before any is made. What services kept while the store lost it was in force,
+/// so it is set also where the service that went by it does not run now.
+async fn check(
+    steps: &[Step],
+    server: &Server,
+    is_lost: bool,
+    output: &Output,
+) -> Result<(), Failure> {
+    let mut unknown = Vec::new();
+    for step in steps {
+        let Some(own) = &step.after else { continue };
+        let checked = server.check(&step.key, own).await;
+        match checked.map_err(|failure| failure.about(step.key.as_str())) {
+            Err(failure) if failure.is_unknown() => unknown.push(failure.message().to_owned()),
+            checked => checked?,
+        }
+    }
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    let (count, told) = (limits(unknown.len() as u64), first(&unknown));
+    if is_lost {
+        output.warning(&format!(
+            "no service that runs goes by {count}, which may be of one that does not run now: {told}"
+        ));
+        return Ok(());
+    }
+    Err(Failure::refused(format!(
+        "{told} (nothing was changed; `import --unchecked` takes {count} that no service goes by now)"
+    )))
+}
+
+/// Makes all that can be made: one that a service rejects is not in the way of those behind it.
+async fn make(steps: &[Step], server: &Server) -> Result<(), Failure> {
+    let all = steps.len();
+    let (mut done, mut rejected) = (0, Vec::new());
+    for step in steps {
+        if step.after.is_none() && !rejected.is_empty() {
+            // Not all that is to be there is there.
+            break;
+        }
+        match step.make(server).await {
+            Ok(()) => done += 1,
+            Err(failure) if failure.is_of_one() && step.after.is_some() => {
+                rejected.push(failure.about(step.key.as_str()).message().to_owned());
+            }
+            Err(failure) => {
+                let or = match failure.is_unanswered() {
+                    true => format!(" or {}", done + 1),
+                    false => String::new(),
+                };
+                return Err(failure.about(&format!(
+                    "{} ({done}{or} of {all} changes were made)",
+                    step.key
+                )));
+            }
+        }
+    }
+    if rejected.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::refused(format!(
+        "{} ({done} of {all} changes were made, {} rejected, nothing was deleted)",
+        first(&rejected),
+        rejected.len()
+    )))
+}
+
 impl Step {
     async fn make(&self, server: &Server) -> Result<(), Failure> {
         match (&self.before, &self.after) {
-            (_, Some(own)) => server.set(&self.key, Wanted::new(own)).await.map(drop),
+            (_, Some(own)) => {
+                let wanted = Wanted {
+                    is_checked: true,
+                    ..Wanted::new(own)
+                };
+                server.set(&self.key, wanted).await.map(drop)
+            }
             (Some(shown), None) => server.delete(&self.key, shown).await,
             (None, None) => Ok(()),
         }

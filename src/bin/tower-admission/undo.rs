@@ -12,7 +12,7 @@ use crate::own::{Own, now};
 use crate::server::{Server, Wanted};
 
 /// All changes that are kept.
-const ALL: u16 = 1000;
+pub(crate) const ALL: u16 = 1000;
 
 /// Restores what a key had before its last change, with its end and its note, unless it was changed in between.
 pub(crate) async fn undo(
@@ -26,6 +26,7 @@ pub(crate) async fn undo(
             "there is no terminal to ask on: say --force to undo the last change of {key}"
         )));
     }
+    server.check_readable(key)?;
     let changes = server.changes(ALL).await?;
     let (last, undone) = last_of(key, &changes)?;
     let entry = server.get(key).await?;
@@ -37,6 +38,13 @@ pub(crate) async fn undo(
         return Err(Failure::refused(format!(
             "the limit of {key} is {current}, and not what its last change has left: {}",
             last.line()
+        )));
+    }
+    if undone.is_unreadable {
+        return Err(Failure::refused(format!(
+            "what {key} had before the change at {} cannot be read by this version, so it cannot be restored here: use \
+             the program of the version that had set it, or set the limit anew",
+            undone.at
         )));
     }
     let mut before = undone.before.clone();

@@ -82,12 +82,18 @@ impl Report {
 
     /// What is missing in the numbers while the store does not answer.
     pub(crate) fn warning(&self) -> Option<String> {
-        let store = self
-            .store
-            .as_ref()
-            .filter(|store| store.status == "failing")?;
-        let mode = store.failure_mode.as_deref().unwrap_or("unknown");
-        let cause = store.cause.as_deref().unwrap_or("unknown");
+        self.store.as_ref().and_then(Store::warning)
+    }
+}
+
+impl Store {
+    /// What is missing while it does not answer.
+    pub(crate) fn warning(&self) -> Option<String> {
+        if self.status != "failing" {
+            return None;
+        }
+        let mode = self.failure_mode.as_deref().unwrap_or("unknown");
+        let cause = self.cause.as_deref().unwrap_or("unknown");
         Some(format!(
             "the store of the service does not answer ({cause}), its failure mode decides ({mode}): \
              what the store counts is not shown"

@@ -37,7 +37,12 @@ pub(crate) fn replace(path: &Path, text: &str) -> io::Result<()> {
 }
 
 fn write(path: &Path, text: &str) -> io::Result<()> {
-    let mut file = File::create_new(path)?;
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    // Notes are for operators.
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.open(path)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()
 }
@@ -73,6 +78,9 @@ mod tests {
         }
         #[cfg(unix)]
         {
+            use std::os::unix::fs::PermissionsExt;
+            let mode = fs::metadata(&file).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
             let link = folder.join("link");
             std::os::unix::fs::symlink(&file, &link).unwrap();
             replace(&link, "by a link").unwrap();

@@ -82,6 +82,7 @@ impl LimitTarget for Occupied {
             name: self.name.clone(),
             sort: "concurrency",
             retry_after: self.retry_after,
+            counted_in: CountedIn::of(self.leases.is_some()),
         };
         let own = match self.counter.rests() {
             true => Default::default(),

@@ -6,10 +6,13 @@ use super::Rules;
 use crate::decision::{Decision, Usage};
 use crate::key::Key;
 use crate::limit::Limit;
-use crate::limits::{BoxFuture, LimitExplanation, LimitSource, LimitVerdict, Limits, UNLIMITED};
+use crate::limits::{
+    BoxFuture, CountedIn, LimitExplanation, LimitSource, LimitVerdict, Limits, UNLIMITED,
+};
 use crate::policy::{NamedQuota, Policy};
 use crate::quota::Quota;
 use crate::rejection::Reason;
+use crate::store::StoreStatus;
 
 /// One policy for one request, before the store is asked.
 struct Applied {
@@ -37,10 +40,14 @@ impl Rules {
             (applied, self.buckets.peek(std::slice::from_ref(&charge), 1))
         });
         let asked: Vec<_> = asked.collect();
+        let buckets = self.buckets.clone();
         Box::pin(async move {
             let mut explained = Vec::new();
             for (applied, asked) in asked {
-                applied.explain(&asked.await, &mut explained);
+                let decision = asked.await;
+                // A store that fails leaves the answer to this process's share.
+                let counted_in = CountedIn::of(matches!(buckets.status(), Some(StoreStatus::Ok)));
+                applied.explain(&decision, counted_in, &mut explained);
             }
             explained
         })
@@ -98,7 +105,12 @@ impl Rules {
 }
 
 impl Applied {
-    fn explain(self, decision: &Decision, explained: &mut Vec<LimitExplanation>) {
+    fn explain(
+        self,
+        decision: &Decision,
+        counted_in: CountedIn,
+        explained: &mut Vec<LimitExplanation>,
+    ) {
         for (at, (name, quota, source)) in self.quotas.into_iter().enumerate() {
             let usage = decision.usages().iter().find(|usage| usage.at() == at);
             let (used, verdict) = match usage {
@@ -118,6 +130,7 @@ impl Applied {
                 source,
                 tier: self.tier.clone(),
                 used,
+                counted_in,
                 verdict,
             });
         }

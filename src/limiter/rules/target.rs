@@ -53,10 +53,7 @@ impl Rules {
             for (policy, tier, charge, is_limited, asked) in asked {
                 let decision = asked.await;
                 // A store that fails leaves the answer to this process's share.
-                let counted_in = match buckets.status() {
-                    Some(StoreStatus::Ok) => CountedIn::Store,
-                    Some(StoreStatus::Failing(_)) | None => CountedIn::Process,
-                };
+                let counted_in = CountedIn::of(matches!(buckets.status(), Some(StoreStatus::Ok)));
                 is_complete &= !is_limited || !decision.usages().is_empty();
                 let is_used = || decision.usages().iter().any(|usage| used(usage) > 0);
                 let is_first = policy == 0 && tier.as_deref() == stored.as_deref();
