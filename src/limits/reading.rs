@@ -241,6 +241,7 @@ impl Replica {
             origin: None,
             has_ended: false,
             is_unreadable: false,
+            is_after_unreadable: false,
         })
     }
 }
