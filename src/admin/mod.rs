@@ -135,6 +135,9 @@ pub use self::tokens::{Token, TokenError, Tokens};
 ///   `now` is null where one of several limits rejects.
 /// - **The guard against made-up credentials** of a configuration (`bad_credentials_per_ip`) is explained for the
 ///   `address`. It counts for keys that are no addresses: such a request has a credential.
+/// - **Any key is looked up on the lists** if an [`AccessLayer`](crate::AccessLayer) of these limits has an extractor. A
+///   layer whose extractor is [`ByToken`](crate::ByToken) finds no request by `org:acme`, though `org:acme = deny all` is
+///   explained as `banned`.
 /// - **Headers are not known.** A request that `allow_header` exempts is explained as one without the header, and a
 ///   request with a second credential as one without it.
 ///

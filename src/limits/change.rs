@@ -38,6 +38,8 @@ pub struct LimitChange {
     pub has_ended: bool,
     /// Whether `before` or `after` is `None` because this version of the crate cannot read what is there.
     pub is_unreadable: bool,
+    /// Whether that is so of `after`.
+    pub(super) is_after_unreadable: bool,
 }
 
 impl Limits {
@@ -69,6 +71,7 @@ impl LimitChange {
             origin: None,
             has_ended: true,
             is_unreadable: false,
+            is_after_unreadable: false,
         }
     }
 
@@ -83,6 +86,7 @@ impl LimitChange {
             origin: Some("the clock was set back before the end".into()),
             has_ended: false,
             is_unreadable: false,
+            is_after_unreadable: false,
         }
     }
 
@@ -102,6 +106,7 @@ impl LimitChange {
             origin,
             has_ended: false,
             is_unreadable: false,
+            is_after_unreadable: false,
         }
     }
 
@@ -126,11 +131,16 @@ impl LimitChange {
         let shown =
             |entry: &Option<Override>| entry.as_ref().map(|entry| entry.limit().to_string());
         let (before, after) = (shown(&self.before), shown(&self.after));
+        // What is there, but cannot be read, is not `none`.
+        let none = match self.is_unreadable {
+            true => "none that can be read",
+            false => "none",
+        };
         let after_entry = self.after.as_ref();
         tracing::info!(
             key = key.as_str(),
-            before = before.as_deref().unwrap_or("none"),
-            after = after.as_deref().unwrap_or("none"),
+            before = before.as_deref().unwrap_or(none),
+            after = after.as_deref().unwrap_or(none),
             end = after_entry.and_then(Override::end_seconds),
             note = after_entry.and_then(Override::note),
             author = self.author.as_deref(),
@@ -185,8 +195,8 @@ impl LimitChange {
         match self.after {
             _ if self.key.is_none() => ACCEPTED,
             _ if self.has_ended => ENDED,
-            Some(_) => SET,
-            None => DELETED,
+            None if !self.is_after_unreadable => DELETED,
+            _ => SET,
         }
     }
 }
@@ -272,6 +282,7 @@ impl Audited {
             change: LimitChange {
                 at: time(stored.at),
                 key,
+                is_after_unreadable: is_unreadable(&stored.after, &after),
                 is_unreadable: is_unreadable(&stored.before, &before)
                     || is_unreadable(&stored.after, &after),
                 before,

@@ -221,6 +221,7 @@ impl EntryChange<'_> {
             origin: self.by.origin.clone(),
             has_ended: false,
             is_unreadable: false,
+            is_after_unreadable: false,
         })
     }
 }

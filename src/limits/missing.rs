@@ -1,5 +1,7 @@
 //! Overrides that a replica has, and that it did not find in the store.
 
+use std::collections::HashSet;
+
 use tokio::task::yield_now;
 
 use super::Limits;
@@ -51,20 +53,20 @@ struct Dropped {
 }
 
 impl Replica {
-    /// How many overrides are here that the store does not have. They are dropped unless they are to be kept. `None` if
+    /// The overrides that are kept though the store does not have them. Others that it does not have are dropped. `None` if
     /// the store was lost or exchanged while it was read, so that it is to be read again.
     pub(super) async fn missing(
         &self,
         limits: &Limits,
         expected: &Expected<'_>,
-    ) -> Result<Option<usize>, StoreError> {
+    ) -> Result<Option<HashSet<KeyName>>, StoreError> {
         let now = self.table.confirm(&[]).await?;
         if !expected.is_same_store(&now) || !expected.is_whole(&now) {
             return Ok(None);
         }
         let is_stored = |name: &str| expected.names.stored.contains(name.as_bytes());
         lock(&limits.0.state).unreadable.retain(is_stored);
-        let (mut after, mut missing, mut dropped) = (None, 0, Dropped::default());
+        let (mut after, mut kept, mut dropped) = (None, HashSet::new(), Dropped::default());
         loop {
             let names: Vec<_> = {
                 let state = lock(&limits.0.state);
@@ -93,24 +95,28 @@ impl Replica {
                 if stored.is_some() {
                     let change = (name.to_string(), expected.found.version, stored);
                     self.apply_read(limits, &mut state, change);
-                } else if state.get(&name).is_none() {
-                    // It has ended, and another replica has deleted it.
+                } else if state.newer.contains_key(&name) {
+                    // It was changed here meanwhile.
+                } else if expected.keeps {
+                    // Also if it has ended by this clock, which may be wrong: the store's decides.
+                    let entry = state.entry(Source::RunTime, &name).cloned();
+                    if entry.as_ref().is_some_and(|entry| !state.has_effect(entry)) {
+                        state.ended_in_store(name.clone(), entry);
+                    }
+                    kept.insert(name);
+                } else {
+                    let has_ended = state.get(&name).is_none();
                     limits.apply(&mut state, Source::RunTime, &name, None);
-                } else if !state.newer.contains_key(&name) {
-                    missing += 1;
-                    if !expected.keeps {
-                        limits.apply(&mut state, Source::RunTime, &name, None);
-                        // The audit trail tells of a deletion.
-                        let is_changed = version.is_some_and(|version| version > expected.since);
-                        if expected.is_accepted || !is_changed {
-                            dropped.add(&name);
-                        }
+                    // The audit trail tells of a deletion. What has ended was deleted by another replica.
+                    let is_changed = version.is_some_and(|version| version > expected.since);
+                    if !has_ended && (expected.is_accepted || !is_changed) {
+                        dropped.add(&name);
                     }
                 }
             }
         }
         dropped.report(expected.is_accepted);
-        Ok(Some(if expected.keeps { missing } else { 0 }))
+        Ok(Some(kept))
     }
 }
 
@@ -170,7 +176,8 @@ mod tests {
                 is_accepted: false,
                 keeps: false,
             };
-            replica.missing(&limits, &expected).await.unwrap()
+            let kept = replica.missing(&limits, &expected).await.unwrap();
+            kept.map(|kept| kept.len())
         };
         // Fewer than there are.
         assert_eq!(missing(Names::default(), &found).await, None);

@@ -16,6 +16,8 @@ mod limited;
 mod list_entry;
 mod lists;
 #[cfg(feature = "redis")]
+mod lost;
+#[cfg(feature = "redis")]
 mod missing;
 #[cfg(feature = "redis")]
 mod publish;

@@ -32,10 +32,10 @@ impl Replica {
         let _reading = self.reading.lock().await;
         let mut read_whole = 0;
         loop {
-            let (mut known, made, is_first) = {
+            let (mut known, made, greatest, is_first) = {
                 let read = lock(&self.read);
                 let is_first = read.all.is_none() && read.known.epoch.is_empty();
-                (read.known.clone(), read.made, is_first)
+                (read.known.clone(), read.made, read.greatest, is_first)
             };
             let epoch = known.epoch.clone();
             if self.is_due() {
@@ -58,7 +58,7 @@ impl Replica {
                     return Err(error);
                 }
                 read_whole += 1;
-                self.read_all(limits, read.found, made).await?;
+                self.read_all(limits, read.found, [made, greatest]).await?;
                 continue;
             };
             self.is_unsettled.store(false, Ordering::Relaxed);
@@ -66,7 +66,6 @@ impl Replica {
             let upto = read.upto.unwrap_or(found.version);
             let mut heard = Vec::new();
             let mut state = lock(&limits.0.state);
-            let has_changes = !changes.is_empty();
             for change in changes {
                 let is_audited = versions.contains(&change.1);
                 let heard_of = self.apply_read(limits, &mut state, change);
@@ -76,11 +75,8 @@ impl Replica {
             if known.known.epoch == found.epoch {
                 state.newer.retain(|_, version| *version > upto);
                 known.known.version = upto;
+                known.greatest = known.greatest.max(upto);
                 known.known.table = found.table;
-            }
-            if has_changes && self.lost.load(Ordering::Relaxed) > 0 {
-                // What is lost may be less now.
-                known.all = None;
             }
             drop(known);
             drop(state);
@@ -115,8 +111,14 @@ impl Replica {
     }
 
     /// Reads everything, of which this is the epoch and at least the version: page by page, as the runtime
-    /// has other things to do. `made` is the last version of a change that was made here before.
-    async fn read_all(&self, limits: &Limits, found: Found, made: u64) -> Result<(), StoreError> {
+    /// has other things to do. `made` is the last version of a change that was made here before, and `greatest` the
+    /// greatest that was seen before.
+    async fn read_all(
+        &self,
+        limits: &Limits,
+        found: Found,
+        [made, greatest]: [u64; 2],
+    ) -> Result<(), StoreError> {
         let before = {
             let mut state = lock(&limits.0.state);
             let before = lock(&self.read).known.clone();
@@ -157,8 +159,8 @@ impl Replica {
         let is_accepted = found.accepted > before.accepted;
         let is_other = !before.table.is_empty() && before.table != found.table;
         let is_same = before.epoch == found.epoch;
-        let is_older = found.version < before.version || is_same && found.version < made;
-        let has_lost = self.lost.load(Ordering::Relaxed) > 0 || is_other || is_older;
+        let is_older = found.version < greatest;
+        let has_lost = self.lost() > 0 || is_other || is_older;
         let expected = Expected {
             names,
             since: before.version,
@@ -169,12 +171,23 @@ impl Replica {
         let Some(lost) = self.missing(limits, &expected).await? else {
             return Ok(());
         };
-        self.report_lost(lost);
+        self.set_lost(lost);
         let mut read = lock(&self.read);
         // Else a change has found another epoch meanwhile, of which all is to be read.
         if read.known.epoch == before.epoch {
+            let is_renewed = is_other || is_accepted || before.table.is_empty();
+            let greatest = match is_renewed {
+                true if is_same => read.made,
+                true => 0,
+                false => read.greatest,
+            };
             *read = Read {
-                known: found,
+                greatest: found.version.max(greatest),
+                known: Found {
+                    // A store that has lost this one may get back one of before, as of a backup.
+                    accepted: found.accepted.max(before.accepted),
+                    ..found
+                },
                 all: Some(Instant::now()),
                 made: if read.made > made && is_same {
                     read.made
@@ -184,20 +197,6 @@ impl Replica {
             };
         }
         Ok(())
-    }
-
-    fn report_lost(&self, lost: usize) {
-        self.lost.store(lost, Ordering::Relaxed);
-        if lost > 0 {
-            tracing::error!(
-                overrides = lost,
-                "the store has lost overrides; this replica keeps the last that it knows until they are \
-                 imported again or the loss is accepted"
-            );
-        }
-        #[cfg(feature = "metrics")]
-        #[allow(clippy::cast_precision_loss)]
-        metrics::gauge!("admission_limits_lost").set(lost as f64);
     }
 
     /// Applies what was read, unless what was changed here is newer, and returns what it changed. What this version of
@@ -215,6 +214,7 @@ impl Replica {
             }
             return None;
         };
+        self.is_not_lost(&key);
         if state.newer.get(&key).is_some_and(|newer| *newer >= version) {
             return None;
         }
@@ -241,6 +241,7 @@ impl Replica {
             origin: None,
             has_ended: false,
             is_unreadable: false,
+            is_after_unreadable: false,
         })
     }
 }

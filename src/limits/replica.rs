@@ -8,7 +8,8 @@ use tokio::time::{Instant, sleep};
 use super::ahead::Ahead;
 use super::change::Audited;
 use super::edit::EntryChange;
-use super::entry::{line, whole_seconds};
+use super::entry::whole_seconds;
+use super::lost::LostOverrides;
 use super::publish::Published;
 use super::seen::SeenChanges;
 use super::state::Source;
@@ -17,7 +18,7 @@ use crate::key::{KeyMap, KeyName};
 use crate::store::memory::clock::WallClock;
 use crate::store::redis::{Found, LimitTable, Post, Renewal, SetOutcome, SetOverride, StoreError};
 use crate::store::{RedisStore, StoreStatus};
-use crate::sync::{AtomicBool, AtomicUsize, Mutex, Ordering, lock};
+use crate::sync::{AtomicBool, Mutex, lock};
 
 /// How often changes are asked for, so that each is known everywhere within a second.
 const EVERY: Duration = Duration::from_millis(400);
@@ -30,8 +31,7 @@ pub(super) struct Replica {
     /// Held while it is read, so that two readers do not mix what they found.
     pub(super) reading: tokio::sync::Mutex<()>,
     pub(super) reads_all_after: Duration,
-    /// Overrides that are kept though the store has lost them.
-    pub(super) lost: AtomicUsize,
+    pub(super) lost: LostOverrides,
     pub(super) seen: Mutex<SeenChanges>,
     /// Whether it was logged that not all can be read.
     pub(super) is_unsettled: AtomicBool,
@@ -45,6 +45,9 @@ pub(super) struct Read {
     pub(super) all: Option<Instant>,
     /// The last version of a change that was made here in this epoch.
     pub(super) made: u64,
+    /// The greatest version that was seen of this table. After a failover the store may be at an earlier one, until the
+    /// next change renews the table.
+    pub(super) greatest: u64,
 }
 
 /// The gauges of overrides in a store, which exist from the start.
@@ -105,7 +108,7 @@ impl Limits {
                 read: Mutex::default(),
                 reading: tokio::sync::Mutex::default(),
                 reads_all_after: cache_ttl.max(Duration::from_secs(1)),
-                lost: AtomicUsize::new(0),
+                lost: LostOverrides::default(),
                 seen: Mutex::default(),
                 is_unsettled: AtomicBool::new(false),
             }),
@@ -148,44 +151,6 @@ impl Limits {
         };
         let renewed = replica.table.renew(fastrand::u64(..), Renewal::Asked).await;
         renewed.map_err(LimitsError::Unavailable)?;
-        self.refresh().await
-    }
-
-    /// Has all replicas drop the overrides that the store has [lost](Self::lost), within a second. Each logs how many
-    /// these were, and the first of their names. In memory nothing is lost.
-    ///
-    /// # Errors
-    ///
-    /// [`LimitsError::Unavailable`].
-    pub async fn accept_loss(&self) -> Result<(), LimitsError> {
-        self.accept_loss_by(None, None).await
-    }
-
-    /// As [`accept_loss`](Self::accept_loss), by a known author and from a known place: for the
-    /// [audit trail](Self::changes), as in [`edit`](Self::edit).
-    ///
-    /// # Errors
-    ///
-    /// [`LimitsError::Unavailable`].
-    pub async fn accept_loss_by(
-        &self,
-        author: Option<&str>,
-        origin: Option<&str>,
-    ) -> Result<(), LimitsError> {
-        let Some(replica) = &self.0.replica else {
-            return Ok(());
-        };
-        let (author, origin) = (author.and_then(line), origin.and_then(line));
-        let begun = SeenChanges::begin(&replica.seen);
-        let why = Renewal::LossAccepted {
-            author: author.as_deref().unwrap_or_default(),
-            origin: origin.as_deref().unwrap_or_default(),
-            audited: Self::MAX_CHANGES,
-        };
-        let renewed = replica.table.renew(begun.id, why).await;
-        renewed.map_err(LimitsError::Unavailable)?;
-        begun.done();
-        LimitChange::loss_accepted(author, origin, self.0.clock.seconds()).report();
         self.refresh().await
     }
 
@@ -238,10 +203,6 @@ async fn follow(limits: Weak<Inner>, _leaves: Leaves) {
 }
 
 impl Replica {
-    pub(super) fn lost(&self) -> usize {
-        self.lost.load(Ordering::Relaxed)
-    }
-
     pub(super) fn status(&self) -> StoreStatus {
         self.table.status()
     }
@@ -291,14 +252,19 @@ impl Replica {
     ) -> Result<Outcome, StoreError> {
         let known = {
             let read = lock(&self.read);
-            let version = read.known.version.max(read.made);
             Found {
-                version,
+                version: read.greatest,
                 ..read.known.clone()
             }
         };
         // What this replica has is what an operator saw: the store may have lost it.
-        let kept = lock(&limits.0.state).get(key).map(Override::to_stored);
+        let kept = {
+            let state = lock(&limits.0.state);
+            match call.ended {
+                Some(_) => state.entry(Source::RunTime, key).map(Override::to_stored),
+                None => state.get(key).map(Override::to_stored),
+            }
+        };
         let text = expected.map(|expected| expected.as_ref().map(Override::to_stored));
         let text = text.map(Option::unwrap_or_default);
         call.expected = text.as_deref();
@@ -313,7 +279,10 @@ impl Replica {
                 return Ok(Outcome::Unreadable);
             };
             // It may be written otherwise than this version of the crate writes it.
-            if Some(&current) == expected.as_ref() {
+            let is_same = Some(&current) == expected.as_ref();
+            // Nobody sees an override that has ended, but the store has it until a replica deletes it.
+            let is_over = expected.is_none() && current.has_ended(|| limits.0.clock.seconds());
+            if is_same || is_over {
                 let stored = stored.clone();
                 call.expected = Some(&stored);
                 set = self.table.set(call).await?;
@@ -346,6 +315,10 @@ impl Replica {
             state.newer.clear();
         }
         read.made = read.made.max(version);
+        read.greatest = match read.known.table == table {
+            true => read.greatest.max(version),
+            false => version,
+        };
         if read.known.table.is_empty() {
             read.known.table = table;
         }
@@ -357,7 +330,12 @@ impl Replica {
         let newer = state.newer.get(key).copied().unwrap_or(0);
         if !is_read && newer < version {
             state.newer.insert(key.clone(), version);
+            self.is_not_lost(key);
             limits.apply(&mut state, Source::RunTime, key, after.clone());
+            // By a clock that is ahead of the store's.
+            if after.as_ref().is_some_and(|entry| !state.has_effect(entry)) {
+                state.ended_in_store(key.clone(), after.clone());
+            }
         }
         let before = before.and_then(|text| Override::from_stored(&text));
         Ok(Outcome::Made {

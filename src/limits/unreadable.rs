@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::Limits;
 use super::entry::line;
+use crate::key::{KeyName, means_credential};
 use crate::sync::lock;
 
 /// Their names. The gauge `admission_limits_unreadable` has how many there are.
@@ -12,11 +13,23 @@ pub(super) struct Unreadable(BTreeSet<Box<str>>);
 
 impl Limits {
     /// The names of overrides in the store that this version of the crate cannot read. The last that it has read of each
-    /// stays in force. Each is logged once, and the gauge `admission_limits_unreadable` has how many there are.
+    /// stays in force. Each is logged once, and the gauge `admission_limits_unreadable` has how many there are. A name that
+    /// may contain a credential, which an earlier version stored, has `...` in its place.
     #[must_use]
     pub fn unreadable(&self) -> Vec<Box<str>> {
         let state = lock(&self.0.state);
-        state.unreadable.names().map(Box::from).collect()
+        state.unreadable.names().map(shown).collect()
+    }
+}
+
+/// A name without a credential. The names of keys have fingerprints in place of these.
+fn shown(name: &str) -> Box<str> {
+    if let Ok(key) = name.parse::<KeyName>() {
+        return key.as_str().into();
+    }
+    match name.split_once(':') {
+        Some((kind, _)) if means_credential(kind) => format!("{kind}:...").into(),
+        _ => name.into(),
     }
 }
 
@@ -28,7 +41,7 @@ impl Unreadable {
         }
         self.0.insert(name.into());
         tracing::warn!(
-            key = line(name).as_deref(),
+            key = line(&shown(name)).as_deref(),
             why,
             "an override in the store cannot be read here: the one that was read before it stays in force, if there was \
              one"
@@ -55,5 +68,25 @@ impl Unreadable {
         #[cfg(feature = "metrics")]
         #[allow(clippy::cast_precision_loss)]
         metrics::gauge!("admission_limits_unreadable").set(self.0.len() as f64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_credential_in_a_name_is_not_shown() {
+        for (name, seen) in [
+            ("token:s3cret", "token:..."),
+            ("JWT:s3cret", "JWT:..."),
+            ("org", "org"),
+            ("org:acme", "org:acme"),
+        ] {
+            assert_eq!(&*shown(name), seen);
+        }
+        let fingerprint = "bearer#ad31cf84c678148d8b6a871e308250c6";
+        assert_eq!(&*shown(fingerprint), fingerprint);
+        assert!(!shown("bearer:s3cret").contains("s3cret"));
     }
 }

@@ -1,7 +1,7 @@
 //! What the log and observers say when Redis is away, and what they do not.
 
 use std::fmt::Debug;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use tower_admission::store::redis::{FailureKind, StoreObserver};
@@ -51,6 +51,9 @@ impl<S: tracing::Subscriber> Layer<S> for Log {
 impl Log {
     /// Of this thread, so the runtime must have no other.
     pub(crate) fn collect(&self) -> tracing::subscriber::DefaultGuard {
+        // Of one dispatcher alone, tracing takes no interest in a line that a thread without it comes to first.
+        static SECOND: OnceLock<tracing::Dispatch> = OnceLock::new();
+        SECOND.get_or_init(|| tracing::Dispatch::new(tracing_subscriber::registry()));
         tracing::subscriber::set_default(tracing_subscriber::registry().with(self.clone()))
     }
 

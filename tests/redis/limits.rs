@@ -14,6 +14,7 @@ mod heard;
 mod lost;
 mod model;
 mod overrides;
+mod rolled_back;
 mod tools;
 
 const SECOND: Duration = Duration::from_secs(1);

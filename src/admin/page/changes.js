@@ -12,24 +12,27 @@ async function loadChanges() {
   if (mine === changeLoads) showChanges(changes);
 }
 
-const limitCell = (noted) => make('td', 'limit', noted?.limit ?? '–', make('span', 'type', noted ? notes(noted) : ''));
+const limitCell = (noted, none) => make('td', 'limit', noted?.limit ?? none, make('span', 'type', noted ? notes(noted) : ''));
 
 // Only the last change of a key is undone: an older one would take later ones with it.
 function canUndo(change, last) {
   const { key, before, has_ended: hasEnded } = change;
   const isOver = before?.end && before.end * 1000 <= Date.now();
-  return key !== null && change === last && !hasEnded && !isOver;
+  // A newer version has written what this one cannot read, and cannot restore.
+  return key !== null && change === last && !hasEnded && !isOver && !change.is_unreadable;
 }
 
 function showChanges(changes) {
   const last = new Map(changes.toReversed().map((change) => [change.key, change]));
   const rows = changes.map((change) => {
     const { key, before, after, author, origin, has_ended: hasEnded } = change;
+    const none = change.is_unreadable ? 'none that can be read' : '–';
     const by = hasEnded ? 'its end' : author ?? 'not known';
     const undo = button('Undo…', `Undo the change of ${key}`, () => confirmUndo(change));
     // Without a key an operator has accepted a loss.
     const what = key === null ? make('td', '', 'A loss was accepted') : make('td', 'key', key);
-    return make('tr', '', make('td', 'time', time(change.at)), what, limitCell(bare(before)), limitCell(bare(after)),
+    return make('tr', '', make('td', 'time', time(change.at)), what, limitCell(bare(before), none),
+      limitCell(bare(after), none),
       make('td', '', by, make('span', 'type', origin ?? '')),
       make('td', 'actions', ...(canUndo(change, last.get(key)) ? [undo] : [])));
   });

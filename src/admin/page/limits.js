@@ -153,15 +153,20 @@ function whatIsEdited() {
 }
 
 // What becomes of the limit that a key has when another one is to be set.
-function had(now, limit) {
+function had() {
+  const { now } = edited;
   if (now.source === 'file') return `The configuration has ${now.limit}. This applies in place of it.`;
-  if (!now.limit || !limit || limit === now.limit) return '';
+  const isEnding = !['', 'keep'].includes(at('edit-for').value);
+  if (!now.limit || !isEnding || at('edit-limit').value === now.limit) return '';
   return `It has ${now.limit} now, which does not come back when the new limit ends: set it again then.`;
 }
 
+const showHad = () => { at('edit-had').textContent = had(); };
+at('edit-form').addEventListener('input', showHad);
+
 const edit = (key, limit, span) => attempt(async () => {
   const now = key ? await current(key) : { limit: null, tag: null };
-  edited = { key, tag: now.tag, end: now.end };
+  edited = { key, tag: now.tag, end: now.end, now };
   showSpans(now.end, span);
   at('edit-note').value = now.note ?? '';
   at('edit-title').textContent = !key ? 'Add a limit' : now.tag ? 'Edit a limit' : 'Set a limit';
@@ -170,7 +175,7 @@ const edit = (key, limit, span) => attempt(async () => {
   at('edit-limit').value = limit ?? now.limit ?? '';
   at('edit-wrong').textContent = '';
   at('edit-conflict').hidden = true;
-  at('edit-had').textContent = had(now, limit);
+  showHad();
   at('edit-names').textContent = 'A quota, a number and “concurrent”, or “deny all”; with commas between several.'
     + (names.length ? ` For one limit only: ${names[0]}=…; the names are ${names.join(', ')}.` : '')
     + (tiers.length ? ` For a tier: tier=${tiers[0]}; the tiers are ${tiers.join(', ')}.` : '');

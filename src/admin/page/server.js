@@ -104,6 +104,9 @@ function signOut(why = '') {
   stopAsking();
   at('main').hidden = true;
   at('sign-out').hidden = true;
+  // The next person at this screen is not signed in.
+  for (const rows of document.querySelectorAll('main tbody')) rows.replaceChildren();
+  for (const id of ['error', 'lists']) at(id).hidden = true;
   for (const dialog of document.querySelectorAll('dialog[open]')) dialog.close();
   at('token').value = '';
   at('search').value = '';

@@ -63,8 +63,8 @@ pub(crate) struct Found {
     pub(crate) version: u64,
     /// The id of the table, which is lost with it; empty if there is no table.
     pub(crate) table: Bytes,
-    /// The last loss that an operator accepted.
-    pub(crate) accepted: Bytes,
+    /// When an operator last accepted a loss, in microseconds since the Unix epoch; 0 for never.
+    pub(crate) accepted: u64,
 }
 
 /// A change that is to be made.
@@ -119,6 +119,8 @@ pub(crate) enum Renewal<'a> {
     Asked,
     /// An operator accepts that overrides were lost: replicas drop what is not found.
     LossAccepted {
+        /// The last acceptance that the caller knows.
+        known: u64,
         author: &'a str,
         origin: &'a str,
         /// How many changes the audit trail keeps.
@@ -222,7 +224,11 @@ impl LimitTable {
             (b"early", [_, now]) => {
                 SetOutcome::Early(redis::from_redis_value_ref(now).or_failure()?)
             }
-            _ => SetOutcome::Full,
+            (b"full", _) => SetOutcome::Full,
+            _ => {
+                let words = "the script that sets an override has answered something else";
+                return Err(StoreError::because(FailureKind::Other, words));
+            }
         })
     }
 
@@ -256,7 +262,7 @@ impl LimitTable {
                 epoch,
                 version,
                 table,
-                accepted,
+                accepted: whole(&accepted).unwrap_or(0),
             },
             changes: is_readable.then(|| changes.collect()),
             upto: last.filter(|_| is_full),
@@ -300,16 +306,17 @@ impl LimitTable {
 
     /// Has all replicas read everything anew.
     pub(crate) async fn renew(&self, id: u64, why: Renewal<'_>) -> Result<(), StoreError> {
-        let (why, author, origin, audited) = match why {
-            Renewal::Asked => ("", "", "", 0),
+        let (why, known, author, origin, audited) = match why {
+            Renewal::Asked => ("", 0, "", "", 0),
             Renewal::LossAccepted {
+                known,
                 author,
                 origin,
                 audited,
-            } => ("accept", author, origin, audited),
+            } => ("accept", known, author, origin, audited),
         };
-        let (id, audited) = (id_text(id), audited.to_string());
-        let arguments = &[&*id, why, author, origin, &*audited][..];
+        let (id, audited, known) = (id_text(id), audited.to_string(), known.to_string());
+        let arguments = &[&*id, why, author, origin, &*audited, &*known][..];
         let renewed = self.call::<u8>(&self.epoch, &self.keys, arguments).await;
         renewed.map(drop)
     }

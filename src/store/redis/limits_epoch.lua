@@ -7,11 +7,15 @@
 -- ARGV[3]     who accepts it
 -- ARGV[4]     from where
 -- ARGV[5]     how many changes the audit trail keeps
+-- ARGV[6]     the last acceptance that the caller knows, or 0
 
 if ARGV[2] == 'accept' then
-  -- By time, so that one of an older backup is older. Digits of one length compare as numbers do.
+  -- By time, so that one of an older backup is older. Replicas take only a later one for an acceptance, also when this
+  -- clock is behind the one that wrote the last.
   local now = redis.call('TIME')
-  redis.call('HSET', KEYS[3], 'accepted', string.format('%012d%06d', now[1], now[2]))
+  local stored = tonumber(redis.call('HGET', KEYS[3], 'accepted') or 0) or 0
+  local accepted = math.max(now[1] * 1000000 + now[2], stored + 1, tonumber(ARGV[6]) + 1)
+  redis.call('HSET', KEYS[3], 'accepted', string.format('%018.0f', accepted))
   local change = {
     id = ARGV[1],
     version = redis.call('HINCRBY', KEYS[3], 'version', 1),

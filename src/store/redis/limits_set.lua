@@ -18,7 +18,7 @@
 -- ARGV[11] 1 when the caller keeps overrides that were lost
 -- ARGV[12] nothing, or after how many seconds the override ends, in place of the end that it has
 -- ARGV[13] the epoch that the caller knows
--- ARGV[14] the version that the caller knows of that epoch
+-- ARGV[14] the greatest version that the caller has seen of that table
 -- ARGV[15] the id of the table that the caller knows, or nothing
 -- ARGV[16] the override that the caller has of this name
 --
@@ -34,6 +34,7 @@ local table_id = redis.call('HGET', KEYS[1], '#table')
 -- One of them is the id.
 local full = redis.call('HLEN', KEYS[1]) > tonumber(ARGV[3])
 local changes = redis.call('ZCARD', KEYS[2])
+local begins = not table_id
 local epoch = redis.call('HGET', KEYS[3], 'epoch')
 local version = tonumber(redis.call('HGET', KEYS[3], 'version') or 0)
 redis.call('LLEN', KEYS[4])
@@ -51,7 +52,7 @@ end
 if ARGV[7] ~= '' and now < tonumber(ARGV[7]) then
   return { 'early', now }
 end
-if ARGV[2] ~= '' and (stored or '') == '' and full then
+if ARGV[2] ~= '' and not stored and full then
   return { 'full' }
 end
 local after = ARGV[2]
@@ -72,9 +73,11 @@ if not table_id or is_rolled_back then
   redis.call('HSET', KEYS[1], '#table', table_id)
 end
 version = redis.call('HINCRBY', KEYS[3], 'version', 1)
+-- A caller that begins the table cannot know what was lost with the last one.
+local may_be_lost = has_lost or begins
 if after ~= '' then
   redis.call('HSET', KEYS[1], ARGV[1], after)
-elseif has_lost and (stored or not full) then
+elseif may_be_lost and (stored or not full) then
   -- Tells it from one that was lost.
   redis.call('HSET', KEYS[1], ARGV[1], '')
 else

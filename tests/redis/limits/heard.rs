@@ -365,3 +365,34 @@ async fn a_process_that_has_just_started_deletes_by_any_name_of_the_key() {
     let deleted = late.delete(&fingerprint).await.unwrap();
     assert_eq!(deleted.unwrap().to_string(), "5/h");
 }
+
+/// During an upgrade a newer version sets overrides that this one cannot read.
+#[tokio::test]
+async fn a_change_to_what_cannot_be_read_is_no_deletion() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _recording = metrics::set_default_local_recorder(&recorder);
+    let server = Server::start().await;
+    let limits = Limits::in_store(&server.store());
+    set(&limits, "5/h").await;
+    limits.refresh().await.unwrap();
+    Counted::default().add(&snapshotter);
+    let newer = "deny all in the next version";
+    let change = format!(
+        r#"{{"id":"00000000000000aa","version":2,"at":1,"key":"org:acme","before":"","after":"{newer}"}}"#
+    );
+    for command in [
+        &["HSET", TABLE, "org:acme", newer][..],
+        &["LPUSH", "{admission:limits}:audit", &change],
+        &["ZADD", "{admission:limits}:changes", "2", "org:acme"],
+        &["HSET", "{admission:limits}:state", "version", "2"],
+    ] {
+        server.command(command).await.unwrap();
+    }
+    limits.refresh().await.unwrap();
+    let mut counted = Counted::default();
+    let set_elsewhere = ("override set, elsewhere".to_owned(), 1);
+    assert_eq!(counted.add(&snapshotter), &BTreeMap::from([set_elsewhere]));
+    let changes = limits.changes(1).await.unwrap();
+    assert!(changes[0].is_unreadable && changes[0].after.is_none());
+}

@@ -222,3 +222,25 @@ async fn set_and_keep(server: &Server, limits: &Limits) {
         .await;
     assert!(stored.starts_with("25/h\n"), "{stored}");
 }
+
+/// It is none to operators, and the store has it until a replica deletes it.
+#[tokio::test]
+async fn an_override_can_be_set_where_one_has_just_ended() {
+    let server = Server::start().await;
+    // The clock of this replica is ahead of that of Redis.
+    let clock = TestClock::default();
+    let limits = with_clock(server.store(), clock.clone());
+    let behind = end_after(Duration::ZERO).duration_since(clock.wall_clock());
+    clock.advance(behind.unwrap() + Duration::from_secs(60));
+    let acme = name("org:acme");
+    let edit = limits.edit(&acme).lasting(Duration::from_secs(30));
+    edit.set(entry("deny all")).await.unwrap();
+    assert_eq!(limits.get_override(&acme), None);
+    let edit = || limits.edit(&acme).only_if(None);
+    edit().set(entry("5/h")).await.unwrap();
+    let failed = edit().set(entry("6/h")).await;
+    let Err(LimitsError::Changed { current }) = failed else {
+        panic!("{failed:?}")
+    };
+    assert_eq!(current.unwrap().limit().to_string(), "5/h");
+}

@@ -1,0 +1,103 @@
+//! Overrides that a replica keeps though the store has lost them.
+
+use std::collections::HashSet;
+
+use super::entry::line;
+use super::replica::Replica;
+use super::seen::SeenChanges;
+use super::{LimitChange, Limits, LimitsError};
+use crate::key::KeyName;
+use crate::store::redis::Renewal;
+use crate::sync::{Mutex, lock};
+
+/// Their names: at most as many as there are overrides.
+#[derive(Default)]
+pub(super) struct LostOverrides(Mutex<HashSet<KeyName>>);
+
+impl LostOverrides {
+    /// All that were not found in the store. Logs it if one of them was not lost before.
+    fn replace(&self, names: HashSet<KeyName>) {
+        let mut lost = lock(&self.0);
+        let is_new = !names.is_subset(&lost);
+        *lost = names;
+        report(lost.len());
+        if is_new {
+            tracing::error!(
+                overrides = lost.len(),
+                "the store has lost overrides; this replica keeps the last that it knows until they are \
+                 imported again or the loss is accepted"
+            );
+        }
+    }
+
+    /// The store has this one again, or has deleted it.
+    fn remove(&self, name: &KeyName) {
+        let mut lost = lock(&self.0);
+        if lost.remove(name) {
+            report(lost.len());
+        }
+    }
+}
+
+fn report(lost: usize) {
+    #[cfg(feature = "metrics")]
+    #[allow(clippy::cast_precision_loss)]
+    metrics::gauge!("admission_limits_lost").set(lost as f64);
+    let _ = lost;
+}
+
+impl Limits {
+    /// Has all replicas drop the overrides that the store has [lost](Self::lost), within a second. Each logs how many
+    /// these were, and the first of their names. In memory nothing is lost.
+    ///
+    /// # Errors
+    ///
+    /// [`LimitsError::Unavailable`].
+    pub async fn accept_loss(&self) -> Result<(), LimitsError> {
+        self.accept_loss_by(None, None).await
+    }
+
+    /// As [`accept_loss`](Self::accept_loss), by a known author and from a known place: for the
+    /// [audit trail](Self::changes), as in [`edit`](Self::edit).
+    ///
+    /// # Errors
+    ///
+    /// [`LimitsError::Unavailable`].
+    pub async fn accept_loss_by(
+        &self,
+        author: Option<&str>,
+        origin: Option<&str>,
+    ) -> Result<(), LimitsError> {
+        let Some(replica) = &self.0.replica else {
+            return Ok(());
+        };
+        let (author, origin) = (author.and_then(line), origin.and_then(line));
+        let begun = SeenChanges::begin(&replica.seen);
+        let why = Renewal::LossAccepted {
+            known: lock(&replica.read).known.accepted,
+            author: author.as_deref().unwrap_or_default(),
+            origin: origin.as_deref().unwrap_or_default(),
+            audited: Self::MAX_CHANGES,
+        };
+        let renewed = replica.table.renew(begun.id, why).await;
+        renewed.map_err(LimitsError::Unavailable)?;
+        begun.done();
+        LimitChange::loss_accepted(author, origin, self.0.clock.seconds()).report();
+        self.refresh().await
+    }
+}
+
+impl Replica {
+    /// How many overrides are kept though the store has lost them.
+    pub(super) fn lost(&self) -> usize {
+        lock(&self.lost.0).len()
+    }
+
+    pub(super) fn set_lost(&self, names: HashSet<KeyName>) {
+        self.lost.replace(names);
+    }
+
+    pub(super) fn is_not_lost(&self, name: &KeyName) {
+        self.lost.remove(name);
+    }
+}
