@@ -32,8 +32,8 @@
 //!
 //! The most specific one: the [key](AccessLayer::key) of the request, then its
 //! [address](AccessLayer::client_ip), then the longest network that the address is in. On a tie deny wins: of two
-//! entries for one network in a file and at run time, and of a request with two keys. Of two bans for one network, the
-//! client is told the end of the later one. An entry with any other limit, such as `10/s`, is on no list and does not
+//! entries for one network in a file and at run time, and of a request with two keys. Of two bans for one network,
+//! `Retry-After` names the later end. An entry with any other limit, such as `10/s`, is on no list and does not
 //! count here.
 //!
 //! [`Limits::list_entry`](crate::Limits::list_entry) finds the entry that decides about a client.

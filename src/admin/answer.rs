@@ -150,7 +150,7 @@ impl<'a> From<&'a Override> for Noted<'a> {
 }
 
 impl Noted<'_> {
-    /// Without its author and time, where these are those of the change that it is told with.
+    /// Omits its author and time, which the change has as well.
     pub(super) fn of_change(self) -> Self {
         Self {
             author: None,

@@ -62,7 +62,7 @@ impl ConfigError {
         self
     }
 
-    /// Says that what is wrong may be right later, with the same configuration.
+    /// Marks an error whose cause can go away while the configuration stays the same.
     pub(super) fn that_may_pass(mut self) -> Self {
         self.may_pass = true;
         self

@@ -155,7 +155,7 @@ impl LimitsTable {
     }
 }
 
-/// What is wrong with an entry, and its key, by which it is found in the file.
+/// An error of an entry, and the entry's key, which gives its place in the file.
 struct WrongEntry {
     key: String,
     problem: String,
@@ -174,7 +174,7 @@ impl WrongEntry {
     }
 }
 
-/// The overrides of a configuration, and what is wrong with them.
+/// The overrides of a configuration, and their errors.
 impl Config {
     /// Reads them. The secret of the process is there by now.
     pub(super) fn read_limits(&self) -> Result<LimitsTable, ConfigError> {
@@ -220,7 +220,7 @@ impl Config {
         [limits, tiers]
     }
 
-    /// Adds the place of an entry to what is told of it: the entry cannot be found by a field that does not name a
+    /// Adds the place of an entry to its error: the entry cannot be found by a field that does not name a
     /// credential.
     pub(super) fn place_of_limit(&self, key: &str, error: ConfigError) -> ConfigError {
         match self.origin.place_of_entry(TABLE, key) {

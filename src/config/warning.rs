@@ -46,7 +46,7 @@ pub enum WarningKind {
     NoProxies,
 }
 
-/// What is told, and its kind.
+/// A warning's text, and its kind.
 type Told = (WarningKind, ConfigError);
 
 impl WarningKind {

@@ -15,7 +15,7 @@ pub(crate) use self::map::KeyMap;
 #[cfg(feature = "config")]
 pub(crate) use self::name::interned;
 pub(crate) use self::name::is_unseen;
-#[cfg(feature = "admin")]
+#[cfg(any(feature = "admin", feature = "redis"))]
 pub(crate) use self::name::means_credential;
 pub use self::name::{KeyName, KeyNameError};
 pub use self::network::{IpNet, IpNetError};

@@ -21,7 +21,7 @@ const ASK_AGAIN: Duration = Duration::from_secs(60);
 /// Overrides that have ended and are deleted in the store between two looks at what was changed.
 const ENDED_AT_A_TIME: usize = 100;
 
-/// What is known of a clock that is ahead of the store's.
+/// Remembers that this process's clock is ahead of the store's, and when it warned.
 #[derive(Default)]
 pub(super) struct Ahead {
     /// Until when there is nothing to delete.

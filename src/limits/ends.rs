@@ -133,7 +133,7 @@ impl Limits {
     /// As [`find_own`](Self::find_own), when an override of the key has ended, or is in force again.
     #[cold]
     fn find_turned<R>(&self, key: &Key, read: impl FnOnce(&Own) -> R) -> Option<R> {
-        // A decision does not wait for another change, and what is told of the change may ask for an override.
+        // A decision does not wait for another change, and an observer of the change may ask for an override.
         if let Some(mut state) = try_lock(&self.0.state) {
             let (now, at) = (state.clock.seconds(), state.clock.uptime());
             for (end, source, name) in state.ends_of(key) {

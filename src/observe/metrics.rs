@@ -9,11 +9,6 @@ use super::{Observer, Subject};
 use crate::key::Key;
 use crate::rejection::Rejection;
 use crate::store::RateStats;
-#[cfg(feature = "redis")]
-use crate::store::{
-    FailureMode,
-    redis::{FailureKind, StoreObserver},
-};
 
 /// Counts and measures with the [`metrics`] facade. No label holds anything a client sent: all are
 /// words of the program's, so there are as many series as it has limiters and quotas.
@@ -226,7 +221,7 @@ impl MetricsObserver {
             "Keys that were given up although they had used something."
         );
         #[cfg(feature = "redis")]
-        describe_store();
+        super::store_metrics::describe();
     }
 
     /// Sets `admission_tracked_keys` and `admission_evictions_total` of a limiter of this name. These
@@ -253,29 +248,6 @@ impl MetricsObserver {
             .set(stats.tracked_keys as f64);
         counter!("admission_evictions_total", "limiter" => limiter).absolute(stats.evictions);
     }
-}
-
-#[cfg(feature = "redis")]
-fn describe_store() {
-    describe_counter!(
-        "admission_store_errors_total",
-        Unit::Count,
-        "Calls to the store that failed, by kind of failure."
-    );
-    describe_gauge!(
-        "admission_store_up",
-        "1 while the store can be reached, else 0."
-    );
-    describe_counter!(
-        "admission_failure_mode_decisions_total",
-        Unit::Count,
-        "Decisions of a failure mode, because the store did not decide."
-    );
-    describe_counter!(
-        "admission_denial_cache_hits_total",
-        Unit::Count,
-        "Rejections of keys that the store had rejected, without a call."
-    );
 }
 
 fn decisions(subject: &Subject<'_>, outcome: &'static str) -> Counter {
@@ -385,33 +357,5 @@ impl Observer for MetricsObserver {
 impl Default for MetricsObserver {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-#[cfg(feature = "redis")]
-impl StoreObserver for MetricsObserver {
-    fn failed(&self, kind: FailureKind) {
-        counter!("admission_store_errors_total", "kind" => kind.as_str()).increment(1);
-    }
-
-    fn reachable(&self, reachable: bool) {
-        gauge!("admission_store_up").set(if reachable { 1.0 } else { 0.0 });
-        for kind in FailureKind::ALL {
-            counter!("admission_store_errors_total", "kind" => kind.as_str()).increment(0);
-        }
-        let share = FailureMode::LocalShare { replicas: 1 };
-        for mode in [FailureMode::Open, FailureMode::Closed, share] {
-            counter!("admission_failure_mode_decisions_total", "mode" => mode.as_str())
-                .increment(0);
-        }
-        counter!("admission_denial_cache_hits_total").increment(0);
-    }
-
-    fn decided_without(&self, mode: FailureMode) {
-        counter!("admission_failure_mode_decisions_total", "mode" => mode.as_str()).increment(1);
-    }
-
-    fn denied_from_cache(&self) {
-        counter!("admission_denial_cache_hits_total").increment(1);
     }
 }

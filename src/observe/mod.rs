@@ -13,6 +13,8 @@ use crate::rejection::Rejection;
 
 #[cfg(feature = "metrics")]
 mod metrics;
+#[cfg(all(feature = "metrics", feature = "redis"))]
+mod store_metrics;
 #[cfg(feature = "tracing")]
 mod tracing;
 #[cfg(feature = "tracing")]

@@ -63,7 +63,7 @@ impl Output {
         self.unreadable.replace(names);
     }
 
-    /// What is said of a key without a limit.
+    /// The text for a key without a limit.
     pub(crate) fn none(&self) -> &'static str {
         match self.is_incomplete() {
             true => "no limit of its own in the store",

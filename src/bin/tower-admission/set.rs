@@ -48,7 +48,7 @@ pub(crate) async fn set(
         own = own.with_note(note);
     }
     let own = Own::from(&own);
-    // For what is said of it alone.
+    // Only for the messages.
     let shown = server.get(&key).await.ok().flatten();
     let is_unreadable = server.is_unreadable(&key);
     let wanted = Wanted {
