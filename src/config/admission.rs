@@ -218,7 +218,7 @@ impl Inner {
             let name = config.groups[group].name(group);
             before.stacks().find(|stack| stack.name == name)
         };
-        // First, as a limiter that is replaced gives up its name in the store.
+        // First, because a replaced limiter gives up its name in the store.
         for group in config.groups() {
             Stack::check(config, group, &self.says, running(group))?;
         }

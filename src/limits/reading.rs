@@ -246,7 +246,7 @@ impl Replica {
     }
 }
 
-/// An override as it is stored, or why it is none.
+/// An override as it is stored, or why it cannot be read.
 fn read_entry(key: &KeyName, text: &str) -> Result<Override, String> {
     let Some(entry) = Override::from_stored(text) else {
         return Err("it is written in another way than this version writes it".to_owned());

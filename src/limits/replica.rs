@@ -280,7 +280,7 @@ impl Replica {
             };
             // It may be written otherwise than this version of the crate writes it.
             let is_same = Some(&current) == expected.as_ref();
-            // Nobody sees an override that has ended, but the store has it until a replica deletes it.
+            // An ended override is not shown, but the store has it until a replica deletes it.
             let is_over = expected.is_none() && current.has_ended(|| limits.0.clock.seconds());
             if is_same || is_over {
                 let stored = stored.clone();

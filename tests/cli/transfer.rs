@@ -142,7 +142,7 @@ async fn a_limit_of_a_service_that_does_not_run_is_imported_after_a_loss() {
     assert!(imported.err.contains(told), "{imported:?}");
     until("the loss is over", async || service.limits.lost() == 0).await;
 
-    // What nobody has lost is checked.
+    // Without a loss, an import checks each entry.
     let other = "[limits]\n'org:c' = '1/day'\n'org:d' = 'jobs=5/day'";
     let refused = run(&import, other).await.failed(3);
     assert!(refused.contains("nothing was changed"), "{refused}");

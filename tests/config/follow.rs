@@ -280,7 +280,7 @@ async fn a_file_is_tried_again_that_was_rejected_for_what_is_not_in_it() {
     assert_eq!(admitted(&app(&admission), "/api", "alice").await, 7);
 }
 
-/// Panics once when it is told of a limit.
+/// Panics once when a limit is reported.
 #[derive(Clone, Default)]
 struct Panics(Arc<AtomicBool>);
 

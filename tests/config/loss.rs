@@ -416,7 +416,7 @@ fn a_service_does_not_start_with_an_emptied_file() {
     }
 }
 
-/// What is left when a file is cut behind its lists limits no one.
+/// A file that is cut behind its lists has no limits.
 #[test]
 fn lists_and_overrides_alone_are_warned_of() {
     for text in [

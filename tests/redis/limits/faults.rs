@@ -73,7 +73,7 @@ async fn a_version_that_comes_again_is_noticed() {
     lose.hset("{admission:limits}:state", "version", 1).ignore();
     let new = name("org:new");
     let new_limit = "3/h".parse().unwrap();
-    // At once, so that nobody reads in between.
+    // At once, so that no replica reads in between.
     let _: () = lose.query_async(&mut connection).await.unwrap();
     here.set(&new, new_limit).await.unwrap();
     assert_eq!(shown(&here, "org:new").await.unwrap(), "3/h");

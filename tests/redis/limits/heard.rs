@@ -175,7 +175,7 @@ async fn a_failover_is_seen_by_all_though_the_change_that_finds_it_is_not_finish
         limits.refresh().await.unwrap();
         assert_eq!(limits.len(), 2);
     }
-    // At once, so that nobody reads in between.
+    // At once, so that no replica reads in between.
     let mut connection = server.connection().await.unwrap();
     let mut lose = redis::pipe();
     lose.atomic().hdel(TABLE, "org:lost").ignore();
