@@ -84,9 +84,9 @@ use crate::store::RateStats;
 ///
 /// | metric | labels | |
 /// |---|---|---|
-/// | `admission_store_errors_total` | `kind` | calls that failed, by [kind of failure](FailureKind::as_str) |
+/// | `admission_store_errors_total` | `kind` | calls that failed, by [kind of failure](crate::store::FailureKind::as_str) |
 /// | `admission_store_up` | | 1 while the store can be reached, in a cluster all its masters, else 0. Exists from the first attempt to connect on |
-/// | `admission_failure_mode_decisions_total` | `mode` | decisions of a [failure mode](FailureMode::as_str), because the store did not decide: `open`, `closed` or `local_share`. A request under a rate and a concurrency limit has two |
+/// | `admission_failure_mode_decisions_total` | `mode` | decisions of a [failure mode](crate::store::FailureMode::as_str), because the store did not decide: `open`, `closed` or `local_share`. A request under a rate and a concurrency limit has two |
 /// | `admission_denial_cache_hits_total` | | rejections that took no call |
 ///
 /// All of these begin at 0 with the first attempt to connect, so that Prometheus sees the first failure as an increase.
