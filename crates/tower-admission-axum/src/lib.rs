@@ -1,0 +1,1 @@
+//! Sessions, WebSocket limits and admin endpoints for tower-admission, with axum.

@@ -1,0 +1,3 @@
+//! The program tower-admission: changes limits and shows usage.
+
+fn main() {}

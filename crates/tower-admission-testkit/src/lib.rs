@@ -1,0 +1,1 @@
+//! Tests that every store of tower-admission has to pass.
