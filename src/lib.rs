@@ -113,8 +113,8 @@ pub mod access;
 pub mod concurrency;
 pub mod rate;
 
-#[cfg(feature = "config")]
-pub mod config;
+pub mod provider;
+
 #[cfg(feature = "axum")]
 mod endpoint;
 

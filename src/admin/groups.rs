@@ -87,9 +87,8 @@ impl RequestGroup {
     }
 
     /// Adds the guard against made-up credentials, which rejects requests with a credential by the client's address.
-    #[cfg(feature = "config")]
     #[must_use]
-    pub(crate) fn guard(mut self, limiter: &RateLimiter) -> Self {
+    pub fn guard(mut self, limiter: &RateLimiter) -> Self {
         self.guard = Some(limiter.clone());
         self
     }

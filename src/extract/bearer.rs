@@ -68,7 +68,7 @@ fn bearer_token(value: &[u8]) -> Option<&[u8]> {
 
 /// `b64token = 1*( ALPHA / DIGIT / "-" / "." / "_" / "~" / "+" / "/" ) *"="`
 #[inline]
-pub(crate) fn is_b64token(token: &[u8]) -> bool {
+pub fn is_b64token(token: &[u8]) -> bool {
     let mut text = token;
     while let [rest @ .., b'='] = text {
         text = rest;

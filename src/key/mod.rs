@@ -12,8 +12,7 @@ pub(crate) mod percent;
 mod siphash;
 
 pub(crate) use self::map::KeyMap;
-#[cfg(feature = "config")]
-pub(crate) use self::name::interned;
+pub use self::name::{check_key_name, interned_kind};
 pub(crate) use self::name::is_unseen;
 #[cfg(any(feature = "admin", feature = "redis"))]
 pub(crate) use self::name::means_credential;

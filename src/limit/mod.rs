@@ -86,7 +86,7 @@ const UNLIMITED: &str = "unlimited";
 const TIER: &str = "tier";
 
 /// What [`is_addressable`] asks for.
-pub(crate) const NAME: &str = "a name is 1 to 64 bytes of printable ASCII without `,` and `=`, with no \
+pub const NAME_RULE: &str = "a name is 1 to 64 bytes of printable ASCII without `,` and `=`, with no \
                                space at its ends, and not `tier`";
 
 impl Limit {
@@ -112,7 +112,6 @@ impl Limit {
     }
 
     /// For quotas by name.
-    #[cfg(any(feature = "config", feature = "redis"))]
     pub(crate) fn of_quotas<'a>(
         quotas: impl IntoIterator<Item = (&'a str, Quota)>,
     ) -> Result<Self, LimitError> {
@@ -236,12 +235,12 @@ impl Limit {
 }
 
 /// What a limit may be called. It is sent in headers.
-pub(crate) fn is_name(name: &str) -> bool {
+pub fn is_name(name: &str) -> bool {
     (1..=64).contains(&name.len()) && name.bytes().all(|b| (b' '..=b'~').contains(&b))
 }
 
 /// What a tier may be called, and a limit that is to be named in overrides: what `name=10/s` is read as.
-pub(crate) fn is_addressable(name: &str) -> bool {
+pub fn is_addressable(name: &str) -> bool {
     is_name(name) && !name.contains([',', '=']) && name.trim() == name && name != TIER
 }
 

@@ -55,13 +55,12 @@ impl SocketLimits {
         set_policy(self.0.messages.per_key.as_ref(), policy)
     }
 
-    /// Sets whether overrides and tiers are ignored, because the limits are switched off. A ban rejects connections
-    /// all the same.
-    #[cfg(feature = "config")]
-    pub(crate) fn rest(&self, rests: bool) {
-        self.limiter().rest_but_for_bans(rests);
+    /// Ignores overrides and tiers, because the limits are switched off. A ban still rejects connections. Default: they
+    /// apply.
+    pub fn set_switched_off(&self, switched_off: bool) {
+        self.limiter().rest_but_for_bans(switched_off);
         if let Some(per_key) = &self.0.messages.per_key {
-            per_key.rest(rests);
+            per_key.rest(switched_off);
         }
     }
 

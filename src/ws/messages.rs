@@ -31,7 +31,6 @@ impl MessageLimits {
     /// The limit of the key, unless it is switched off.
     fn per_key_now(&self) -> Option<&RateLimiter> {
         let per_key = self.per_key.as_ref();
-        #[cfg(feature = "config")]
         let per_key = per_key.filter(|limiter| !limiter.rests());
         per_key
     }

@@ -1,0 +1,24 @@
+//! The program, as a process, on real Redis servers and against a service that is none.
+
+mod admin;
+#[cfg(feature = "redis-tls")]
+#[path = "../../../../tests/redis/certificates.rs"]
+#[allow(dead_code, reason = "other tests need more of it")]
+mod certificates;
+mod checked;
+mod line;
+mod lost;
+mod redis;
+mod run;
+#[cfg(feature = "admin")]
+mod served;
+#[path = "../../../../tests/redis/server.rs"]
+#[allow(dead_code, reason = "other tests need more of it")]
+mod server;
+#[cfg(unix)]
+mod shells;
+mod stub;
+#[cfg(feature = "redis-tls")]
+mod tls;
+mod transfer;
+mod undo;
