@@ -69,12 +69,12 @@ pub(crate) struct ServerArgs {
     pub(crate) redis: Option<String>,
 
     /// For rediss://: a file of CA certificates in PEM, in place of the system's
-    #[cfg(feature = "redis-tls")]
+    #[cfg(feature = "tls")]
     #[arg(long, global = true, value_name = "FILE", env = "ADMISSION_REDIS_CA")]
     pub(crate) redis_ca: Option<PathBuf>,
 
     /// For rediss://: a file with the certificate to show, in PEM
-    #[cfg(feature = "redis-tls")]
+    #[cfg(feature = "tls")]
     #[arg(
         long,
         global = true,
@@ -84,7 +84,7 @@ pub(crate) struct ServerArgs {
     pub(crate) redis_certificate: Option<PathBuf>,
 
     /// For rediss://: a file with its private key, in PEM
-    #[cfg(feature = "redis-tls")]
+    #[cfg(feature = "tls")]
     #[arg(long, global = true, value_name = "FILE", env = "ADMISSION_REDIS_KEY")]
     pub(crate) redis_key: Option<PathBuf>,
 

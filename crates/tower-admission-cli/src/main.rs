@@ -2,7 +2,7 @@
 
 mod admin;
 mod args;
-#[cfg(feature = "redis-tls")]
+#[cfg(feature = "tls")]
 mod certificates;
 mod changes;
 mod commands;

@@ -45,7 +45,7 @@ impl Redis {
                 error.detail().unwrap_or_default()
             ))
         })?;
-        #[cfg(feature = "redis-tls")]
+        #[cfg(feature = "tls")]
         let store = crate::certificates::with_certificates(store, args)?;
         let mut store = store
             .prefix(&args.prefix)

@@ -236,7 +236,7 @@ async fn a_configuration_is_checked() {
     let meant = format!("allow_empty = true\ngroups = {{}}\n{store}");
     std::fs::write(&file, &meant).unwrap();
     assert_eq!(check(&[]).await.ok(), format!("{path}: ok: no groups"));
-    #[cfg(feature = "redis-tls")]
+    #[cfg(feature = "tls")]
     {
         let tls = format!(
             "{}\ntls_ca_file = '/nowhere/ca.pem'",

@@ -1,7 +1,7 @@
 //! The program, as a process, on real Redis servers and against a service that is none.
 
 mod admin;
-#[cfg(feature = "redis-tls")]
+#[cfg(feature = "tls")]
 #[path = "../../../../tests/redis/certificates.rs"]
 #[allow(dead_code, reason = "other tests need more of it")]
 mod certificates;
@@ -9,8 +9,10 @@ mod checked;
 mod line;
 mod lost;
 mod redis;
+#[path = "../../../../tests/gateway/replica.rs"]
+mod replica;
+mod replicas;
 mod run;
-#[cfg(feature = "admin")]
 mod served;
 #[path = "../../../../tests/redis/server.rs"]
 #[allow(dead_code, reason = "other tests need more of it")]
@@ -18,7 +20,7 @@ mod server;
 #[cfg(unix)]
 mod shells;
 mod stub;
-#[cfg(feature = "redis-tls")]
+#[cfg(feature = "tls")]
 mod tls;
 mod transfer;
 mod undo;
