@@ -30,6 +30,7 @@ const LEVELS: &[&[&str]] = &[
     &["provider"],
     &["endpoint"],
     &["admin", "sessions", "ws"],
+    &["guide"],
 ];
 
 const FIRST_WITH_HTTP: &str = "headers";

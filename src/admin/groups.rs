@@ -4,11 +4,11 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::enforce::Enforce;
 use crate::extract::{ClientIp, RequestHead};
 use crate::key::Key;
 use crate::limiter::RateLimiter;
 use crate::limits::{LimitExplanation, LimitVerdict, Limits};
+use crate::provider::{Enforce, RateLimiterInternals};
 use crate::rejection::Reason;
 
 /// What the guard against made-up credentials is called, and its sort.

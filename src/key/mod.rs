@@ -13,12 +13,11 @@ mod siphash;
 
 pub(crate) use self::map::KeyMap;
 pub(crate) use self::name::is_unseen;
-#[cfg(any(feature = "admin", feature = "redis"))]
-pub(crate) use self::name::means_credential;
+pub use self::name::means_credential;
 pub use self::name::{KeyName, KeyNameError};
 pub use self::name::{check_key_name, interned_kind};
 pub use self::network::{IpNet, IpNetError};
-pub(crate) use self::siphash::siphash128;
+pub use self::siphash::siphash128;
 
 /// Who a request is charged to: a kind and 128 bits.
 ///

@@ -2,25 +2,52 @@
 //!
 //! A minor version may change or remove what is here. The crates of this workspace use it and are released
 //! together with this crate; other crates pin the exact version (`=0.1.0`).
+//!
+//! The traits give methods to types of this crate: the methods are not for users, and so are not inherent.
 
 mod answer;
-mod control;
-mod names;
-
-// Decide about requests by the allow and deny lists of a configuration.
-pub use crate::access::gate::{AllowHeader, Gate};
-
-// Check the tokens and names in a configuration before the secret of the process is installed.
-pub use crate::extract::bearer::is_b64token;
-pub use crate::key::{check_key_name, interned_kind};
-pub use crate::limit::{NAME_RULE, is_addressable, is_name};
-
-// The time for the metrics of a reload. Decisions use the clock of their store.
-pub use crate::store::memory::clock::since_epoch;
+mod concurrency_limiter;
+mod key;
+mod known_names;
+mod layers;
+mod leases;
+mod limits;
+mod policy;
+mod rate_limiter;
 
 pub use self::answer::rejected;
-pub use self::control::{
-    ConcurrencyLayerControl, ConcurrencyLimiterControl, LeasesControl, LimitsControl,
-    PolicyControl, RateLayerControl, RateLimiterControl,
-};
-pub use self::names::KnownNames;
+pub use self::concurrency_limiter::{ConcurrencyLimiterInternals, ConcurrencySettings};
+pub use self::key::KeyInternals;
+pub use self::known_names::KnownNames;
+pub use self::layers::{ConcurrencyLayerInternals, RateLayerInternals};
+pub use self::leases::LeasesInternals;
+pub use self::limits::LimitsInternals;
+pub use self::policy::PolicyInternals;
+pub use self::rate_limiter::RateLimiterInternals;
+
+/// For configuration, which decides about requests by the allow and deny lists of a file.
+pub use crate::access::gate::{AllowHeader, Gate};
+/// For `RequestGroup::enforce` of the admin endpoints, so that an explanation decides as the layers do.
+pub use crate::enforce::Enforce;
+/// For admin tokens: the syntax of a token, and the token of a request.
+pub use crate::extract::bearer::{is_b64token, token as bearer_token};
+/// For the admin endpoints, which find the address of an operator as layers find the key of a request.
+pub use crate::extract::extractor::Extractor;
+/// For texts of operators, which may be credentials that no URL and no log may have.
+pub use crate::key::means_credential;
+/// For fingerprints and entity tags.
+pub use crate::key::siphash128;
+/// For keys in a file, whose names are checked before the secret of the process is installed.
+pub use crate::key::{check_key_name, interned_kind};
+/// For names of operators, which have the syntax of names of limits.
+pub use crate::limit::is_name;
+/// For names of groups, rates and tiers in a file.
+pub use crate::limit::{NAME_RULE, is_addressable};
+/// For the admin endpoints, which show where an override comes from, and which list entry decides.
+pub use crate::limits::{SourcedOverride, list_entry};
+/// For WebSockets, whose limits report to observers as layers do.
+pub use crate::observe::observers::Observers;
+/// For answers outside of a layer: the problem details of a WebSocket message and of the session endpoints.
+pub use crate::respond::problem::{problem_json, quota_problem};
+/// For times in answers.
+pub use crate::store::memory::clock::since_epoch;

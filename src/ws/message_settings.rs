@@ -8,6 +8,7 @@ use super::SocketLimits;
 use crate::limiter::{RateLimiter, SetPolicyError};
 use crate::limits::Limits;
 use crate::policy::Policy;
+use crate::provider::{ConcurrencyLimiterInternals, RateLimiterInternals};
 use crate::rejection::Rejection;
 use crate::store::{MemoryStore, RateStore};
 
@@ -55,12 +56,12 @@ impl SocketLimits {
         set_policy(self.0.messages.per_key.as_ref(), policy)
     }
 
-    /// Ignores overrides and tiers, because the limits are switched off. A ban still rejects connections. Default: they
-    /// apply.
-    pub fn set_switched_off(&self, switched_off: bool) {
-        self.limiter().rest_but_for_bans(switched_off);
+    /// Sets whether overrides and tiers are ignored, because the limits are switched off. A ban rejects connections
+    /// all the same.
+    pub fn rest(&self, rests: bool) {
+        self.limiter().rest_but_for_bans(rests);
         if let Some(per_key) = &self.0.messages.per_key {
-            per_key.rest(switched_off);
+            per_key.rest(rests);
         }
     }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tower_admission::concurrency::ConcurrencyLimitLayer;
 use tower_admission::extract::{RequestHead, Shared};
 use tower_admission::provider::{
-    ConcurrencyLayerControl, ConcurrencyLimiterControl, LimitsControl, RateLayerControl,
-    RateLimiterControl,
+    ConcurrencyLayerInternals, ConcurrencyLimiterInternals, LimitsInternals, RateLayerInternals,
+    RateLimiterInternals,
 };
 use tower_admission::rate::RateLimitLayer;
 use tower_admission::store::MemoryStore;
@@ -289,7 +289,7 @@ impl Stack {
         self.rate.limiter().expect_nested_services();
         limiter.expect_nested_services();
         limiter.set_reclaim_after(change.reclaim_after);
-        limiter.set_switched_off(!change.is_on);
+        limiter.rest(!change.is_on);
         if change.resumes.1 {
             limiter.set_limit(change.concurrency);
             for (place, limit) in change.concurrency_per_key.into_iter().enumerate() {

@@ -1,6 +1,6 @@
 //! Limiters of rates that were changed or switched off, for when they are what is wanted again.
 
-use tower_admission::provider::RateLimiterControl;
+use tower_admission::provider::RateLimiterInternals;
 use tower_admission::{Policy, RateLimiter};
 
 use super::admission::Groups;
@@ -77,11 +77,11 @@ impl Kept {
             self.replaced.push(rate.limiter);
         }
         for limiter in &running {
-            limiter.set_switched_off(false);
+            limiter.rest(false);
         }
         let kept_too = kept.iter().map(|rate| &rate.limiter);
         for limiter in self.replaced.iter().chain(kept_too) {
-            limiter.set_switched_off(true);
+            limiter.rest(true);
         }
         self.replaced.clear();
         self.rates = kept;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tower_admission::provider::{NAME_RULE, PolicyControl, is_addressable};
+use tower_admission::provider::{NAME_RULE, PolicyInternals, is_addressable};
 use tower_admission::{Limit, NamedQuota, Policy, Quota};
 
 use super::error::ConfigError;
