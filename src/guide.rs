@@ -33,6 +33,13 @@ pub mod answers {}
 pub mod observability {}
 
 #[doc = include_str!("../docs/guide/operating.md")]
+#[doc = "# The file of the gateway"]
+#[doc = ""]
+#[doc = "`examples/gateway/gateway.toml`:"]
+#[doc = ""]
+#[doc = "```toml"]
+#[doc = include_str!("../examples/gateway/gateway.toml")]
+#[doc = "```"]
 pub mod operating {}
 
 #[doc = include_str!("../docs/guide/performance.md")]
