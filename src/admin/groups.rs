@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::enforce::Enforce;
+use crate::enforce::Enforcement;
 use crate::extract::{ClientIp, RequestHead};
 use crate::key::Key;
 use crate::limiter::RateLimiter;
@@ -69,7 +69,7 @@ impl RequestGroup {
             name: name.into(),
             limits: Vec::new(),
             guard: None,
-            enforce: Enforce::ALL,
+            enforce: Enforcement::ALL,
             is_excluded: false,
         }
     }
@@ -111,7 +111,7 @@ impl RequestGroup {
     #[must_use]
     #[track_caller]
     pub fn enforce(mut self, percent: u8) -> Self {
-        let _ = Enforce::new(percent);
+        let _ = Enforcement::new(percent);
         self.enforce = percent;
         self
     }
@@ -137,7 +137,7 @@ impl RequestGroup {
 
     /// Whether a rejection of this key would be enforced.
     pub(super) fn enforces(&self, key: &Key) -> bool {
-        Enforce::new(self.enforce).decides(Some(key))
+        Enforcement::new(self.enforce).is_enforced(Some(key))
     }
 
     /// Whether a request passes an explained limit, which was explained for an address or for another key.
