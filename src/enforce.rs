@@ -15,7 +15,7 @@ use crate::sync::{AtomicU64, Ordering};
 ///
 /// Rejections without an individual key are enforced in rotation: exactly `percent` of any 100.
 #[derive(Clone, Debug)]
-pub(crate) struct Enforcement {
+pub struct Enforcement {
     percent: u8,
     /// The number of rejections without an individual key. Clones of a layer share it.
     rotation: Arc<AtomicU64>,
@@ -25,15 +25,16 @@ impl Enforcement {
     /// Enforces no rejection.
     pub(crate) const DRY_RUN: u8 = 0;
     /// Enforces every rejection.
-    pub(crate) const ALL: u8 = 100;
+    pub const ALL: u8 = 100;
 
     /// Enforces `percent` percent of the rejections.
     ///
     /// # Panics
     ///
     /// Panics when `percent` is above 100.
+    #[must_use]
     #[track_caller]
-    pub(crate) fn new(percent: u8) -> Self {
+    pub fn new(percent: u8) -> Self {
         assert!(
             percent <= Self::ALL,
             "cannot enforce {percent} percent of the rejections: use 0 to 100"
@@ -55,7 +56,8 @@ impl Enforcement {
     }
 
     /// Whether to enforce a rejection of this key.
-    pub(crate) fn is_enforced(&self, key: Option<&Key>) -> bool {
+    #[must_use]
+    pub fn is_enforced(&self, key: Option<&Key>) -> bool {
         let all = u64::from(Self::ALL);
         let percent = u64::from(self.percent);
         match key {

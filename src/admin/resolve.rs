@@ -15,7 +15,8 @@ use super::answer::wrong;
 use super::api::{Answer, Api};
 use super::explain::written;
 use crate::endpoint::{Failed, Object, body, json};
-use crate::key::{Key, KeyName, is_credential_kind};
+use crate::key::{Key, KeyName};
+use crate::provider::is_credential_kind;
 
 /// How long the application may take, unless configured otherwise.
 pub(super) const DEFAULT_DEADLINE: Duration = Duration::from_secs(2);

@@ -14,12 +14,11 @@ mod siphash;
 pub(crate) use self::map::KeyMap;
 #[cfg(feature = "config")]
 pub(crate) use self::name::intern_kind;
-#[cfg(any(feature = "admin", feature = "redis"))]
-pub(crate) use self::name::is_credential_kind;
+pub use self::name::is_credential_kind;
 pub(crate) use self::name::is_invisible;
 pub use self::name::{KeyName, KeyNameError};
 pub use self::network::{IpNet, IpNetError};
-pub(crate) use self::siphash::siphash128;
+pub use self::siphash::siphash128;
 
 /// Identifies the caller that a request is charged to: a kind and 128 bits.
 ///

@@ -272,7 +272,8 @@ fn fingerprint(digits: &str) -> Result<[u64; 2], KeyNameError> {
 }
 
 /// Whether the text after this kind is a credential, in any spelling of the kind.
-pub(crate) fn is_credential_kind(kind: &str) -> bool {
+#[must_use]
+pub fn is_credential_kind(kind: &str) -> bool {
     let mut kinds = CREDENTIALS.iter().chain(&LIKE_CREDENTIALS);
     kinds.any(|known| known.eq_ignore_ascii_case(kind.trim()))
 }

@@ -6,10 +6,8 @@
 /// It takes the whole message, because a streaming hasher takes half as long again: it has to
 /// buffer the bytes of an incomplete word.
 #[inline]
-pub(crate) fn siphash128<const C: usize, const D: usize>(
-    [k0, k1]: [u64; 2],
-    message: &[u8],
-) -> [u64; 2] {
+#[must_use]
+pub fn siphash128<const C: usize, const D: usize>([k0, k1]: [u64; 2], message: &[u8]) -> [u64; 2] {
     // The constants are "somepseudorandomlygeneratedbytes"; 0xee selects 128 bits of output.
     let mut state = SipState([
         k0 ^ 0x736f_6d65_7073_6575,

@@ -238,7 +238,8 @@ impl Limit {
 }
 
 /// Whether a limit can have this name. Names are sent in headers.
-pub(crate) fn is_name(name: &str) -> bool {
+#[must_use]
+pub fn is_name(name: &str) -> bool {
     (1..=64).contains(&name.len()) && name.bytes().all(|b| (b' '..=b'~').contains(&b))
 }
 
