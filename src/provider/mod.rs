@@ -28,21 +28,21 @@ pub use self::rate_limiter::RateLimiterInternals;
 /// For configuration, which decides about requests by the allow and deny lists of a file.
 pub use crate::access::gate::{AllowHeader, Gate};
 /// For `RequestGroup::enforce` of the admin endpoints, so that an explanation decides as the layers do.
-pub use crate::enforce::Enforce;
+pub use crate::enforce::Enforcement;
 /// For admin tokens: the syntax of a token, and the token of a request.
 pub use crate::extract::bearer::{is_b64token, token as bearer_token};
 /// For the admin endpoints, which find the address of an operator as layers find the key of a request.
 pub use crate::extract::extractor::Extractor;
 /// For texts of operators, which may be credentials that no URL and no log may have.
-pub use crate::key::means_credential;
+pub use crate::key::is_credential_kind;
 /// For fingerprints and entity tags.
 pub use crate::key::siphash128;
 /// For keys in a file, whose names are checked before the secret of the process is installed.
-pub use crate::key::{check_key_name, interned_kind};
+pub use crate::key::{check_key_name, intern_kind};
 /// For names of operators, which have the syntax of names of limits.
 pub use crate::limit::is_name;
 /// For names of groups, rates and tiers in a file.
-pub use crate::limit::{NAME_RULE, is_addressable};
+pub use crate::limit::{NAME_RULES, is_addressable};
 /// For the admin endpoints, which show where an override comes from, and which list entry decides.
 pub use crate::limits::{SourcedOverride, list_entry};
 /// For WebSockets, whose limits report to observers as layers do.

@@ -30,12 +30,12 @@ impl PolicyInternals for Policy {
     }
 
     fn without_off_quotas(self) -> Self {
-        self.limiting()
+        self.without_off_quotas()
     }
 
     fn limit_of<'a>(
         quotas: impl IntoIterator<Item = (&'a str, Quota)>,
     ) -> Result<Limit, LimitError> {
-        Limit::of_quotas(quotas)
+        Limit::from_quotas(quotas)
     }
 }
