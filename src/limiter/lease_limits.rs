@@ -220,7 +220,7 @@ impl AtWork {
         self.slots.place().is_some()
     }
 
-    fn usage_of(&self, used: u64, limit: Option<u64>, is_own: bool) -> LimitUsage {
+    fn usage_of(&self, used: u64, limit: Option<u64>, is_override: bool) -> LimitUsage {
         LimitUsage {
             name: self.name.clone(),
             tier: None,
@@ -229,7 +229,7 @@ impl AtWork {
             here: Some(used),
             counted_in: CountedIn::Process,
             limit,
-            is_own,
+            is_override,
         }
     }
 }
@@ -246,9 +246,9 @@ impl LimitTarget for AtWork {
     fn usage(&self, key: Key) -> BoxFuture<Vec<LimitUsage>> {
         let own = self.limits.concurrency(&key, &self.name, None);
         let own = own.filter(|_| !self.numbers.ignore_override(&self.limits, &key));
-        let is_own = own.is_some() && self.limits.overrides_concurrency(&key, &self.name);
+        let is_override = own.is_some() && self.limits.overrides_concurrency(&key, &self.name);
         let limit = own.map_or_else(|| self.numbers.per_tenant(), Capacity::at_most);
-        let usage = self.usage_of(0, limit, is_own);
+        let usage = self.usage_of(0, limit, is_override);
         let (is_shared, here) = (self.is_shared(), self.share.held(Some(&key)));
         let asked = self.slots.usage(Some(&key));
         Box::pin(async move {

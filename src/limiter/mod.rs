@@ -5,7 +5,7 @@ mod concurrency;
 #[cfg(feature = "config")]
 mod configured;
 #[cfg(feature = "redis")]
-mod elsewhere;
+mod effect_checks;
 #[cfg_attr(
     not(feature = "config"),
     expect(dead_code, reason = "only configuration joins limiters")
@@ -18,12 +18,12 @@ mod leases;
 mod parking;
 mod per_key;
 mod permit;
-#[cfg(feature = "redis")]
-mod published;
 mod rate;
 mod reaper;
 mod rules;
 mod share;
+#[cfg(feature = "redis")]
+mod shared_limiters;
 mod slots;
 mod stall_clock;
 mod stalled;
@@ -33,8 +33,6 @@ mod wait;
 pub(crate) use charged::Charged;
 pub use concurrency::ConcurrencyLimiter;
 pub(crate) use concurrency::Opened;
-#[cfg(feature = "redis")]
-pub use elsewhere::SharedLimiters;
 pub(crate) use joined::Parts;
 pub use lease::{KeptLease, Lease};
 pub use leases::Leases;
@@ -42,6 +40,8 @@ pub use permit::Permit;
 pub use rate::RateLimiter;
 pub use rules::SetPolicyError;
 pub(crate) use rules::TiersUnsupported;
+#[cfg(feature = "redis")]
+pub use shared_limiters::SharedLimiters;
 
 pub(crate) use parking::{Parking, Unparked};
 pub(crate) use wait::{Acquire, Acquiring, Rejected, Wait};

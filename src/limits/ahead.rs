@@ -63,7 +63,7 @@ impl Replica {
             let call = SetOverride {
                 name: name.as_str(),
                 ended: Some(end),
-                at_most: [Limits::MOST, Limits::MAX_CHANGES],
+                at_most: [Limits::MAX_OVERRIDES, Limits::MAX_CHANGES],
                 ..SetOverride::default()
             };
             let expected = Some(entry.clone());

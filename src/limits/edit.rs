@@ -86,7 +86,7 @@ impl<'a> LimitEdit<'a> {
     /// - [`LimitsError::Changed`] when it is not what [`only_if`](Self::only_if) said.
     /// - [`LimitsError::Unreadable`] when it depends on what the override is, and this version of the crate cannot read
     ///   the one that is in the store.
-    /// - [`LimitsError::TooMany`] for a new key when [`MOST`](Limits::MOST) have one.
+    /// - [`LimitsError::TooMany`] for a new key when [`MAX_OVERRIDES`](Limits::MAX_OVERRIDES) have one.
     /// - [`LimitsError::TooManyRates`] when there would be more than [`MAX_RATES`](Limits::MAX_RATES) distinct rates.
     /// - [`LimitsError::Network`] when the key is a network, and the limit is anything but `deny all` or `unlimited`.
     /// - [`LimitsError::UnknownTier`] when it names a tier that is not [declared](Limits::tier). Not checked in a
@@ -182,11 +182,11 @@ impl EntryChange<'_> {
             return Err(LimitsError::changed(current));
         }
         let is_new = self.to.is_some() && current.is_none();
-        if is_new && state.len() >= Limits::MOST {
+        if is_new && state.len() >= Limits::MAX_OVERRIDES {
             return Err(LimitsError::TooMany);
         }
         if is_new
-            && state.kept() >= Limits::MOST
+            && state.kept() >= Limits::MAX_OVERRIDES
             && let Some(ended) = state.ends.first_ended()
         {
             limits.apply(&mut state, Source::RunTime, &ended, None);

@@ -12,7 +12,7 @@ use crate::store::redis::{FailureKind, StoreError};
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum LimitsError {
-    /// [`Limits::MOST`] keys have an override already.
+    /// [`Limits::MAX_OVERRIDES`] keys have an override already.
     TooMany,
     /// The overrides would have more than [`Limits::MAX_RATES`] distinct rates.
     TooManyRates,
@@ -60,7 +60,7 @@ impl LimitsError {
 impl fmt::Display for LimitsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TooMany => write!(f, "{} keys have an override already", Limits::MOST),
+            Self::TooMany => write!(f, "{} keys have an override already", Limits::MAX_OVERRIDES),
             Self::TooManyRates => {
                 let most = Limits::MAX_RATES;
                 write!(

@@ -76,7 +76,7 @@ pub struct LimitUsage {
     /// The most that may be; `None` where they are only counted.
     pub limit: Option<u64>,
     /// Whether the limit is an override of the key.
-    pub is_own: bool,
+    pub is_override: bool,
 }
 
 /// Where a limit was counted.

@@ -117,7 +117,7 @@ use crate::sync::{Mutex, lock};
 /// # What it costs
 ///
 /// A decision looks its key up in a table that readers take no lock for; while no key has an override, it looks at a
-/// counter. Up to [`MOST`](Self::MOST) keys can have one, of about 400 bytes each.
+/// counter. Up to [`MAX_OVERRIDES`](Self::MAX_OVERRIDES) keys can have one, of about 400 bytes each.
 #[derive(Clone)]
 pub struct Limits(Arc<Inner>);
 
@@ -148,7 +148,7 @@ impl Inner {
 
 impl Limits {
     /// How many keys can have an override.
-    pub const MOST: usize = 250_000;
+    pub const MAX_OVERRIDES: usize = 250_000;
 
     /// How many distinct rates all overrides together can have. A bucket stores a number for its rate, and there
     /// are only so many numbers.

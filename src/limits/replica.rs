@@ -220,7 +220,7 @@ impl Replica {
             lasting: change.lasting.map(whole_seconds),
             author: change.by.author.as_deref().unwrap_or_default(),
             origin: change.by.origin.as_deref().unwrap_or_default(),
-            at_most: [Limits::MOST, Limits::MAX_CHANGES],
+            at_most: [Limits::MAX_OVERRIDES, Limits::MAX_CHANGES],
             ..SetOverride::default()
         };
         let set = self.set(limits, call, change.expected, change.name);

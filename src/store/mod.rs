@@ -22,8 +22,8 @@ mod status;
 pub mod suite;
 
 pub use lease::{
-    FailureMode, Held, LeaseLimits, LeaseName, LeaseSlots, LeaseStore, LeaseUsage, Leased,
-    NamedLease, NamedLeased, NamedLimits, Standing,
+    AcquireOutcome, FailureMode, LeaseGuard, LeaseLimits, LeaseName, LeaseSlots, LeaseStatus,
+    LeaseStore, LeaseUsage, NamedAcquireOutcome, NamedLease, NamedLimits,
 };
 pub use memory::MemoryStore;
 #[cfg(feature = "redis")]
@@ -83,12 +83,12 @@ pub struct Charge {
     pub key: Key,
     /// The number of the set of buckets.
     pub set: usize,
-    pub(crate) rules: OwnRules,
+    pub(crate) rules: OverrideRules,
 }
 
 /// The override of a key, as far as it is about the quotas of a set.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum OwnRules {
+pub(crate) enum OverrideRules {
     None,
     /// Of the only quota, the usual case, without an allocation.
     One(Rule),
@@ -104,7 +104,7 @@ impl Charge {
         Self {
             key,
             set,
-            rules: OwnRules::None,
+            rules: OverrideRules::None,
         }
     }
 
@@ -112,9 +112,9 @@ impl Charge {
     #[must_use]
     pub fn with_rules(mut self, rules: &[Option<Rule>]) -> Self {
         self.rules = match rules {
-            [Some(rule)] => OwnRules::One(*rule),
-            rules if rules.iter().all(Option::is_none) => OwnRules::None,
-            rules => OwnRules::Several(rules.into()),
+            [Some(rule)] => OverrideRules::One(*rule),
+            rules if rules.iter().all(Option::is_none) => OverrideRules::None,
+            rules => OverrideRules::Several(rules.into()),
         };
         self
     }
@@ -124,26 +124,26 @@ impl Charge {
     #[must_use]
     pub fn rule(&self, at: usize) -> Option<&Rule> {
         match &self.rules {
-            OwnRules::None => None,
-            OwnRules::One(rule) => (at == 0).then_some(rule),
-            OwnRules::Several(rules) => rules.get(at)?.as_ref(),
+            OverrideRules::None => None,
+            OverrideRules::One(rule) => (at == 0).then_some(rule),
+            OverrideRules::Several(rules) => rules.get(at)?.as_ref(),
         }
     }
 
     /// Whether any quota of the set has an override.
     #[must_use]
     pub fn is_overridden(&self) -> bool {
-        self.rules != OwnRules::None
+        self.rules != OverrideRules::None
     }
 
     /// The same with another rule in place of each of the override.
     #[cfg(feature = "redis")]
     pub(crate) fn map_rules(&self, map: impl Fn(&Rule) -> Rule) -> Self {
         let rules = match &self.rules {
-            OwnRules::None => OwnRules::None,
-            OwnRules::One(rule) => OwnRules::One(map(rule)),
-            OwnRules::Several(rules) => {
-                OwnRules::Several(rules.iter().map(|rule| rule.as_ref().map(&map)).collect())
+            OverrideRules::None => OverrideRules::None,
+            OverrideRules::One(rule) => OverrideRules::One(map(rule)),
+            OverrideRules::Several(rules) => {
+                OverrideRules::Several(rules.iter().map(|rule| rule.as_ref().map(&map)).collect())
             }
         };
         Self {

@@ -35,7 +35,7 @@ impl Occupied {
         own.filter(|_| !self.counter.ignores_override(&self.limits, key))
     }
 
-    fn usage_of(&self, used: u64, limit: u64, is_own: bool) -> LimitUsage {
+    fn usage_of(&self, used: u64, limit: u64, is_override: bool) -> LimitUsage {
         LimitUsage {
             name: self.name.clone(),
             tier: None,
@@ -44,7 +44,7 @@ impl Occupied {
             here: Some(used),
             counted_in: CountedIn::Process,
             limit: limiting(limit),
-            is_own,
+            is_override,
         }
     }
 }
@@ -52,10 +52,10 @@ impl Occupied {
 impl LimitTarget for Occupied {
     fn usage(&self, key: Key) -> BoxFuture<Vec<LimitUsage>> {
         let own = self.own(&key);
-        let is_own = own.is_some() && self.limits.overrides_concurrency(&key, &self.name);
+        let is_override = own.is_some() && self.limits.overrides_concurrency(&key, &self.name);
         let usages = self.per_key.iter().enumerate().map(|(place, per_key)| {
             let limit = own.map_or_else(|| per_key.limit(), Capacity::slots);
-            let usage = self.usage_of(per_key.taken(&key), limit, is_own);
+            let usage = self.usage_of(per_key.taken(&key), limit, is_override);
             // A place without a limit is not counted in the store.
             let asked = usage.limit.and(self.leases.as_ref());
             (

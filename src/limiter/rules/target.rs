@@ -195,7 +195,7 @@ fn report(
                 here: Some(used(usage)).filter(|_| counted_in == CountedIn::Process),
                 counted_in,
                 limit: Some(usage.limit().into()),
-                is_own: charge.rule(usage.at()).is_some(),
+                is_override: charge.rule(usage.at()).is_some(),
             })
         })
         .collect()

@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use crate::decision::Decision;
-use crate::store::{Charge, OwnRules};
+use crate::store::{Charge, OverrideRules};
 use crate::sync::lock;
 
 /// Denials that are kept at most: about half a MiB with two quotas each.
@@ -41,7 +41,7 @@ struct Place {
 struct Denial {
     fingerprint: [u64; 2],
     /// The overrides that it was denied by: a request may have had another one than the next.
-    rules: SmallVec<[OwnRules; 2]>,
+    rules: SmallVec<[OverrideRules; 2]>,
     cost: u32,
     since: Instant,
     until: Instant,

@@ -9,7 +9,7 @@ use super::failure::{FailureKind, StoreError};
 use super::leases::{FULL, GRANTED, KEY_FULL, LATE, Slots, on_clock, or_none};
 use super::script::Script;
 use crate::store::lease::lifetime;
-use crate::store::{LeaseName, NamedLease, NamedLeased, NamedLimits, Standing};
+use crate::store::{LeaseName, LeaseStatus, NamedAcquireOutcome, NamedLease, NamedLimits};
 
 pub(super) struct Scripts {
     acquire: Script,
@@ -32,7 +32,7 @@ impl Slots {
         &self,
         lease: NamedLease,
         limits: NamedLimits,
-    ) -> Result<NamedLeased, StoreError> {
+    ) -> Result<NamedAcquireOutcome, StoreError> {
         let deadline = self.store.client.deadline();
         let mut answer = self.ask_named(&lease, limits, deadline).await?;
         if answer.0 == LATE {
@@ -40,10 +40,10 @@ impl Slots {
             answer = self.ask_named(&lease, limits, deadline).await?;
         }
         Ok(match answer {
-            (GRANTED, _) => NamedLeased::Granted,
-            (FULL, taken) => NamedLeased::Full(taken),
-            (KEY_FULL, taken) => NamedLeased::KeyFull(taken),
-            _ => NamedLeased::Unavailable(self.failure_mode()),
+            (GRANTED, _) => NamedAcquireOutcome::Granted,
+            (FULL, taken) => NamedAcquireOutcome::Full(taken),
+            (KEY_FULL, taken) => NamedAcquireOutcome::KeyFull(taken),
+            _ => NamedAcquireOutcome::Unavailable(self.failure_mode()),
         })
     }
 
@@ -76,7 +76,7 @@ impl Slots {
         name: LeaseName,
         holder: Option<u64>,
         ttl: Duration,
-    ) -> Standing {
+    ) -> LeaseStatus {
         let (keys, called) = self.names.named(&name);
         let arguments = [called, or_anybody(holder), in_millis(lifetime(ttl))];
         let client = &self.store.client;
@@ -86,7 +86,7 @@ impl Slots {
         standing(live.await)
     }
 
-    pub(super) async fn release_named(&self, name: LeaseName, holder: Option<u64>) -> Standing {
+    pub(super) async fn release_named(&self, name: LeaseName, holder: Option<u64>) -> LeaseStatus {
         let (keys, called) = self.names.named(&name);
         let mut keys = keys.to_vec();
         keys.extend(holder.map(|holder| self.names.given_back(&called, holder)));
@@ -115,11 +115,11 @@ fn or_anybody(holder: Option<u64>) -> String {
     holder.map(|holder| holder.to_string()).unwrap_or_default()
 }
 
-fn standing(live: Result<bool, StoreError>) -> Standing {
+fn standing(live: Result<bool, StoreError>) -> LeaseStatus {
     match live {
-        Ok(true) => Standing::Live,
-        Ok(false) => Standing::Gone,
-        Err(error) if error.kind() == FailureKind::WrongData => Standing::Failed,
-        Err(_) => Standing::Unavailable,
+        Ok(true) => LeaseStatus::Live,
+        Ok(false) => LeaseStatus::Gone,
+        Err(error) if error.kind() == FailureKind::WrongData => LeaseStatus::Failed,
+        Err(_) => LeaseStatus::Unavailable,
     }
 }

@@ -13,7 +13,7 @@ use super::lanes::{Calls, LaneKey, Lanes};
 use super::rate::Buckets;
 use crate::decision::Usage;
 use crate::key::Key;
-use crate::store::{Charge, OwnRules};
+use crate::store::{Charge, OverrideRules};
 
 /// What one request asks.
 pub(super) struct Take {
@@ -117,7 +117,7 @@ impl Takes {
     fn begins<'a>(
         &mut self,
         buckets: &Buckets,
-        known: &mut HashMap<(Key, usize), (u16, &'a OwnRules)>,
+        known: &mut HashMap<(Key, usize), (u16, &'a OverrideRules)>,
         first: Option<&'a Take>,
         take: &'a Take,
     ) -> bool {

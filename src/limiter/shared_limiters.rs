@@ -187,7 +187,7 @@ impl SharedLimiters {
                 here: None,
                 counted_in: CountedIn::Store,
                 limit: described.total,
-                is_own: false,
+                is_override: false,
             });
         }
         Ok(usages)
@@ -258,7 +258,7 @@ impl Shared {
                         here: None,
                         counted_in: CountedIn::Store,
                         limit,
-                        is_own: limits.overrides_concurrency(&key, &described.name),
+                        is_override: limits.overrides_concurrency(&key, &described.name),
                     });
                 }
                 Some(LimitUsage::of_places(usages).into_iter().collect())
@@ -334,7 +334,7 @@ impl Shared {
             }
             Self::Slots {
                 sort, described, ..
-            } if usage.sort == *sort && described.name == *usage.name => match usage.is_own {
+            } if usage.sort == *sort && described.name == *usage.name => match usage.is_override {
                 true => described.per_key.iter().flatten().next().copied(),
                 false => usage.limit,
             },
