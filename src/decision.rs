@@ -163,7 +163,6 @@ impl Decision {
 
     /// The decision as it stands when a time has passed. (More may be left by then, which is known when it is asked
     /// for again.)
-    #[cfg(feature = "redis")]
     pub(crate) fn later(&self, passed: Duration) -> Self {
         let passed = nanos(passed);
         let usages = self.usages.iter().map(|usage| Usage {
@@ -182,7 +181,6 @@ impl Decision {
     }
 
     /// The decision with the limits and windows of these rules, one for each quota of the charges.
-    #[cfg(feature = "redis")]
     pub(crate) fn reported_under(mut self, rules: &[Rule]) -> Self {
         for usage in &mut self.usages {
             if let Some(rule) = rules.get(usage.at()) {

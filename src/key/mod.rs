@@ -15,7 +15,6 @@ pub(crate) use self::map::KeyMap;
 #[cfg(feature = "config")]
 pub(crate) use self::name::interned;
 pub(crate) use self::name::is_unseen;
-#[cfg(any(feature = "admin", feature = "redis"))]
 pub(crate) use self::name::means_credential;
 pub use self::name::{KeyName, KeyNameError};
 pub use self::network::{IpNet, IpNetError};
@@ -217,9 +216,9 @@ impl Key {
         }
     }
 
-    /// The key as text, the same in every process with the same secret: an address as it is, a
-    /// fingerprint in hexadecimal digits.
-    pub(crate) fn write_text(&self, text: &mut String) {
+    /// Appends the key as text, for the names of a store: an address as it is, a fingerprint in hexadecimal digits. The
+    /// text is the same in every process with the same secret. It does not contain the [kind](Self::kind).
+    pub fn write_text(&self, text: &mut String) {
         use fmt::Write;
         // Writing to a string does not fail.
         let _ = match self.identity {
@@ -306,7 +305,6 @@ impl Secret {
 
     /// A check value of the process's secret, by which tools find that theirs is another one. It has 32 of the 128 bits
     /// of a fingerprint, so it tells less of the secret than the fingerprint of one known credential.
-    #[cfg(feature = "redis")]
     pub(crate) fn check_value() -> String {
         let [_, bits] = fingerprint("check value of the secret", b"tower-admission");
         format!("{:08x}", bits as u32)
@@ -375,7 +373,6 @@ mod tests {
         assert!(!shown.contains(&key.bits[0].to_string()));
     }
 
-    #[cfg(feature = "redis")]
     #[test]
     fn the_check_value_is_less_than_a_fingerprint() {
         let check = Secret::check_value();

@@ -112,7 +112,6 @@ impl Limit {
     }
 
     /// For quotas by name.
-    #[cfg(any(feature = "config", feature = "redis"))]
     pub(crate) fn of_quotas<'a>(
         quotas: impl IntoIterator<Item = (&'a str, Quota)>,
     ) -> Result<Self, LimitError> {

@@ -13,8 +13,7 @@ use crate::limit::Limit;
 use crate::limits::{
     BoxFuture, CountedIn, ExplainedSlots, LimitExplanation, LimitTarget, LimitUsage, Limits,
 };
-#[cfg(feature = "redis")]
-use crate::limits::{Description, Slots};
+use crate::store::overrides::{LimiterDescription, SlotsDescription};
 use crate::store::{LeaseSlots, StoreStatus};
 
 /// What a limiter of leases allows, as it is now.
@@ -308,17 +307,14 @@ impl LimitTarget for AtWork {
         limit.concurrency(&self.name).is_some()
     }
 
-    #[cfg(feature = "redis")]
-    fn description(&self) -> Option<Description> {
+    fn description(&self) -> Option<LimiterDescription> {
         if self.numbers.rests() {
             return None;
         }
-        Some(Description::Lease(Slots {
-            name: self.name.to_string(),
-            place: self.slots.place()?.to_owned(),
-            total: self.numbers.total(),
-            per_key: vec![self.numbers.per_tenant()],
-            tiers: Slots::tiers(&self.limits, &self.name),
-        }))
+        let (total, per_tenant) = (self.numbers.total(), self.numbers.per_tenant());
+        let described = SlotsDescription::new(&self.name, self.slots.place()?, total, [per_tenant]);
+        let tiers = self.limits.declared();
+        let tiers = tiers.iter().map(|tier| (&*tier.name, &tier.limit));
+        Some(LimiterDescription::Lease(described.with_tiers(tiers)))
     }
 }

@@ -4,7 +4,6 @@ mod charged;
 mod concurrency;
 #[cfg(feature = "config")]
 mod configured;
-#[cfg(feature = "redis")]
 mod effect_checks;
 #[cfg_attr(
     not(feature = "config"),
@@ -22,7 +21,6 @@ mod rate;
 mod reaper;
 mod rules;
 mod share;
-#[cfg(feature = "redis")]
 mod shared_limiters;
 mod slots;
 mod stall_clock;
@@ -40,7 +38,6 @@ pub use permit::Permit;
 pub use rate::RateLimiter;
 pub use rules::SetPolicyError;
 pub(crate) use rules::TiersUnsupported;
-#[cfg(feature = "redis")]
 pub use shared_limiters::SharedLimiters;
 
 pub(crate) use parking::{Parking, Unparked};

@@ -97,7 +97,6 @@ impl<'a> LimitEdit<'a> {
     pub async fn set(self, to: impl Into<Override>) -> Result<Option<Override>, LimitsError> {
         let to = to.into();
         Limits::check_network(self.key, to.limit())?;
-        #[cfg(feature = "redis")]
         self.limits.read_first().await?;
         self.limits.check_tier(to.limit())?;
         let now = self.limits.0.clock.since_epoch();
@@ -115,7 +114,6 @@ impl<'a> LimitEdit<'a> {
     ///
     /// [`LimitsError::Changed`], [`LimitsError::Unreadable`] and [`LimitsError::Unavailable`], as [`set`](Self::set).
     pub async fn delete(self) -> Result<Option<Override>, LimitsError> {
-        #[cfg(feature = "redis")]
         self.limits.read_first().await?;
         self.change(None).await
     }
@@ -164,13 +162,11 @@ pub(super) struct EntryChange<'a> {
     /// What the entry has to be, if that matters.
     pub(super) expected: Option<&'a Option<Override>>,
     /// After what time it ends, if the end in `to` is only this clock's.
-    #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "one clock"))]
     pub(super) lasting: Option<Duration>,
 }
 
 impl EntryChange<'_> {
     async fn make(self, limits: &Limits) -> Result<Option<Override>, LimitsError> {
-        #[cfg(feature = "redis")]
         if let Some(replica) = &limits.0.replica {
             self.check_rates(&lock(&limits.0.state))?;
             return replica.change(limits, self).await;

@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use super::{Limits, Override};
 use crate::key::IpNet;
-#[cfg(feature = "redis")]
-use crate::store::redis::{FailureKind, StoreError};
+use crate::store::{FailureKind, StoreError};
 
 /// Why an override could not be set or deleted.
 #[derive(Debug, Clone)]
@@ -42,10 +41,8 @@ pub enum LimitsError {
     /// The store has an override of the key that this version of the crate cannot read, as one of a later version, so
     /// that it is not known whether it is the one that [`LimitEdit::only_if`](super::LimitEdit::only_if) said. A change
     /// without this condition replaces it.
-    #[cfg(feature = "redis")]
     Unreadable,
-    /// Redis, which keeps them, cannot be reached or did not do it.
-    #[cfg(feature = "redis")]
+    /// The shared store that holds the overrides did not make or read the change.
     Unavailable(StoreError),
 }
 
@@ -91,11 +88,9 @@ impl fmt::Display for LimitsError {
                 write!(f, "the override was changed meanwhile, to {}", own.limit())
             }
             Self::Changed { current: None } => f.write_str("the override was deleted meanwhile"),
-            #[cfg(feature = "redis")]
             Self::Unreadable => f.write_str(
                 "the store has an override of this key that this version cannot read, so it was not changed",
             ),
-            #[cfg(feature = "redis")]
             Self::Unavailable(error) => {
                 write!(f, "Redis, which keeps the limits, {}", why(error.kind()))
             }
@@ -104,7 +99,6 @@ impl fmt::Display for LimitsError {
 }
 
 /// Why Redis did not change or read limits, without the details, which clients may not see.
-#[cfg(feature = "redis")]
 fn why(kind: FailureKind) -> &'static str {
     match kind {
         FailureKind::Denied => "denies the credentials or the command: check its user and ACL",
@@ -133,9 +127,7 @@ impl std::error::Error for LimitsError {
             | Self::Network { .. }
             | Self::Embedded { .. }
             | Self::Changed { .. } => None,
-            #[cfg(feature = "redis")]
             Self::Unreadable => None,
-            #[cfg(feature = "redis")]
             Self::Unavailable(error) => Some(error),
         }
     }

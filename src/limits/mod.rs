@@ -1,11 +1,8 @@
 //! Overrides of keys, changeable at run time, and tiers.
 
-#[cfg(feature = "redis")]
 mod ahead;
 mod base;
 mod change;
-#[cfg(feature = "redis")]
-mod description;
 mod edit;
 mod ends;
 mod entry;
@@ -15,21 +12,14 @@ mod in_force;
 mod limited;
 mod list_entry;
 mod lists;
-#[cfg(feature = "redis")]
 mod lost;
-#[cfg(feature = "redis")]
 mod missing;
-#[cfg(feature = "redis")]
 mod publish;
-#[cfg(feature = "redis")]
 mod reading;
-#[cfg(feature = "redis")]
 mod replica;
-#[cfg(feature = "redis")]
 mod seen;
 mod state;
 mod tiers;
-#[cfg(feature = "redis")]
 mod unreadable;
 mod usage;
 
@@ -39,8 +29,6 @@ use std::sync::{Arc, Weak};
 use arc_swap::ArcSwap;
 
 pub use self::change::LimitChange;
-#[cfg(feature = "redis")]
-pub(crate) use self::description::{Description, Rates, Slots};
 pub use self::edit::LimitEdit;
 pub use self::entry::Override;
 pub use self::error::LimitsError;
@@ -56,7 +44,6 @@ pub(crate) use self::list_entry::{listed_address, listed_key};
 use self::lists::ListIndex;
 pub(crate) use self::lists::Listed;
 pub use self::lists::Listing;
-#[cfg(feature = "redis")]
 use self::state::Source;
 use self::state::State;
 #[cfg(feature = "admin")]
@@ -134,7 +121,6 @@ struct Inner {
     /// When overrides end.
     clock: WallClock,
     /// Where replicas keep them together.
-    #[cfg(feature = "redis")]
     replica: Option<replica::Replica>,
 }
 
@@ -168,7 +154,6 @@ impl Limits {
             unknown: Mutex::default(),
             state: Mutex::default(),
             clock: WallClock::Real,
-            #[cfg(feature = "redis")]
             replica: None,
         }))
     }
@@ -253,7 +238,6 @@ impl Limits {
     /// or accepts the loss. In memory nothing is lost.
     #[must_use]
     pub fn lost(&self) -> usize {
-        #[cfg(feature = "redis")]
         if let Some(replica) = &self.0.replica {
             return replica.lost();
         }
@@ -341,7 +325,6 @@ impl Limits {
 
     /// Limits in memory with the overrides that these have now. Their tiers are those of the limiters that they are
     /// given to.
-    #[cfg(feature = "redis")]
     pub(crate) fn copied(&self) -> Self {
         let copy = Self::new();
         for (key, own) in self.list_after(None, usize::MAX) {

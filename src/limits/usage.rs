@@ -2,7 +2,6 @@
 
 #[cfg(feature = "admin")]
 use super::Override;
-#[cfg(feature = "redis")]
 use super::replica::Replica;
 #[cfg(feature = "admin")]
 use super::state::State;
@@ -63,7 +62,6 @@ impl Limits {
     pub fn store_status(&self) -> Option<StoreStatus> {
         let targets = self.targets();
         let of_targets = targets.iter().filter_map(|target| target.store_status());
-        #[cfg(feature = "redis")]
         let of_targets = of_targets.chain(self.0.replica.as_ref().map(Replica::status));
         of_targets.reduce(StoreStatus::and)
     }

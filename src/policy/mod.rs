@@ -120,7 +120,6 @@ impl Policy {
     }
 
     /// One replica's share of it, without tiers.
-    #[cfg(feature = "redis")]
     pub(crate) fn share(&self, replicas: u32) -> Self {
         self.map_quotas(|quota| quota.quota.share(replicas))
     }

@@ -22,7 +22,6 @@ impl Quota {
 
     /// The part of it that one of several replicas grants: the rate and the burst over their
     /// number, and at least one at a time.
-    #[cfg(feature = "redis")]
     pub(crate) fn share(self, replicas: u32) -> Self {
         let replicas = replicas.max(1);
         let Kind::Rate(rate) = self.0 else {
@@ -70,7 +69,6 @@ mod tests {
         }
     }
 
-    #[cfg(feature = "redis")]
     #[test]
     fn a_share_is_the_rate_and_the_burst_over_the_replicas() {
         for (text, replicas, share) in [

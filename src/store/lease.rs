@@ -234,8 +234,9 @@ impl fmt::Debug for AcquireOutcome {
     }
 }
 
-/// A time to live as stores count it: none are without an end, and none over before they began.
-pub(super) fn lifetime(ttl: Duration) -> Duration {
+/// Clamps a time to live to what stores support: from one millisecond to 365 days.
+#[must_use]
+pub fn clamp_ttl(ttl: Duration) -> Duration {
     const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
     ttl.clamp(Duration::from_millis(1), LONGEST)
 }

@@ -13,19 +13,26 @@ use crate::policy::Policy;
 use crate::quota::Quota;
 use crate::rule::Rule;
 
-mod lease;
+pub(crate) mod denials;
+mod error;
+pub(crate) mod joined_set;
+pub(crate) mod lease;
+pub(crate) mod local_share;
 pub mod memory;
+pub mod overrides;
 #[cfg(feature = "redis")]
 pub mod redis;
 mod status;
 #[cfg(feature = "test-util")]
 pub mod suite;
 
+pub use error::{FailureKind, StoreError};
 pub use lease::{
     AcquireOutcome, FailureMode, LeaseGuard, LeaseLimits, LeaseName, LeaseSlots, LeaseStatus,
     LeaseStore, LeaseUsage, NamedAcquireOutcome, NamedLease, NamedLimits,
 };
 pub use memory::MemoryStore;
+pub use overrides::SharedStore;
 #[cfg(feature = "redis")]
 pub use redis::RedisStore;
 #[cfg(feature = "redis-tls")]
@@ -137,7 +144,6 @@ impl Charge {
     }
 
     /// The same with another rule in place of each of the override.
-    #[cfg(feature = "redis")]
     pub(crate) fn map_rules(&self, map: impl Fn(&Rule) -> Rule) -> Self {
         let rules = match &self.rules {
             OverrideRules::None => OverrideRules::None,
@@ -230,15 +236,6 @@ pub trait RateBuckets: Any + Send + Sync {
     fn stats(&self) -> Option<RateStats> {
         None
     }
-}
-
-/// How far the place of a limiter is shifted in the numbers of joined sets.
-pub(crate) const PLACE_SHIFT: u32 = 16;
-
-/// The place of a limiter among those that are joined, and the number of its set.
-#[inline]
-pub(crate) fn place_and_set(joined: usize) -> (usize, usize) {
-    (joined >> PLACE_SHIFT, joined & ((1 << PLACE_SHIFT) - 1))
 }
 
 /// What a [`RateStore`] holds for one limiter.

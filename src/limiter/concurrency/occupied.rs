@@ -12,8 +12,7 @@ use crate::limiter::slots::UNLIMITED;
 use crate::limits::{
     BoxFuture, CountedIn, ExplainedSlots, LimitExplanation, LimitTarget, LimitUsage, Limits,
 };
-#[cfg(feature = "redis")]
-use crate::limits::{Description, Slots};
+use crate::store::overrides::{LimiterDescription, SlotsDescription};
 use crate::store::{LeaseSlots, StoreStatus};
 
 /// A limiter as [`Limits`] see it.
@@ -146,19 +145,18 @@ impl LimitTarget for Occupied {
         limit.concurrency(&self.name).is_some()
     }
 
-    #[cfg(feature = "redis")]
-    fn description(&self) -> Option<Description> {
+    fn description(&self) -> Option<LimiterDescription> {
         if self.counter.rests() {
             return None;
         }
+        let place = self.leases.as_ref()?.place()?;
+        let total = limiting(self.counter.slots.limit());
         let per_key = self.per_key.iter();
-        Some(Description::Concurrency(Slots {
-            name: self.name.to_string(),
-            place: self.leases.as_ref()?.place()?.to_owned(),
-            total: limiting(self.counter.slots.limit()),
-            per_key: per_key.map(|per_key| limiting(per_key.limit())).collect(),
-            tiers: Slots::tiers(&self.limits, &self.name),
-        }))
+        let per_key = per_key.map(|per_key| limiting(per_key.limit()));
+        let described = SlotsDescription::new(&self.name, place, total, per_key);
+        let tiers = self.limits.declared();
+        let tiers = tiers.iter().map(|tier| (&*tier.name, &tier.limit));
+        Some(LimiterDescription::Concurrency(described.with_tiers(tiers)))
     }
 }
 

@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 
 use super::clock::Timer;
 use crate::key::Key;
-use crate::store::lease::lifetime;
+use crate::store::lease::clamp_ttl;
 use crate::store::{
     AcquireOutcome, LeaseGuard, LeaseLimits, LeaseName, LeaseSlots, LeaseStatus, LeaseUsage,
     NamedAcquireOutcome, NamedLease, NamedLimits, Reply,
@@ -315,7 +315,7 @@ fn shrink<K: Eq + Hash, V>(map: &mut HashMap<K, V>) {
 }
 
 fn after(now: u64, ttl: Duration) -> u64 {
-    now.saturating_add(u64::try_from(lifetime(ttl).as_nanos()).unwrap_or(u64::MAX))
+    now.saturating_add(u64::try_from(clamp_ttl(ttl).as_nanos()).unwrap_or(u64::MAX))
 }
 
 impl LeaseGuard for Slot {}

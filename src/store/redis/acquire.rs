@@ -6,9 +6,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::client::Again;
-use super::failure::{FailureKind, StoreError};
+use super::failure::CallError;
 use super::lanes::{Calls, LaneKey, Lanes};
 use super::leases::{FULL, GRANTED, KEY_FULL, LATE, OfKeys, Slots, new_id, or_none};
+use crate::store::FailureKind;
 use crate::store::{AcquireOutcome, LeaseGuard, LeaseLimits};
 
 /// All slots of a limiter count in one total.
@@ -165,7 +166,7 @@ impl Slots {
     }
 
     /// Asks for slots in their order of arrival.
-    async fn ask(&self, wanted: &[Wanted], deadline: Instant) -> Result<Vec<Outcome>, StoreError> {
+    async fn ask(&self, wanted: &[Wanted], deadline: Instant) -> Result<Vec<Outcome>, CallError> {
         let mut keys = vec![self.names.total.clone()];
         let mut arguments = self.arguments(Instant::now(), self.ttl());
         for Wanted { lease, limits } in wanted {
@@ -178,7 +179,7 @@ impl Slots {
         let script = &self.store.leases.acquire;
         // The ids make a second one the same as the first.
         let answer = client.run(script, &keys, &*arguments, deadline, Again::Once);
-        let wrong = || client.failed(StoreError::new(FailureKind::WrongData).after_sending());
+        let wrong = || client.failed(CallError::new(FailureKind::WrongData).after_sending());
         let answer: Vec<redis::Value> = answer.await?;
         let [time, epoch, outcomes @ ..] = &*answer else {
             return Err(wrong());

@@ -10,17 +10,18 @@ use tokio::time::Instant;
 use super::Inner;
 use super::acquire::LANE;
 use super::client::Again;
-use super::failure::{FailureKind, StoreError};
+use super::failure::CallError;
 use super::keeper::Keeper;
 use super::lanes::{self, Lanes};
 use super::names::LeaseNames;
 use super::script::Script;
+use super::sync::lock;
 use crate::key::Key;
+use crate::store::FailureKind;
 use crate::store::{
     AcquireOutcome, FailureMode, LeaseLimits, LeaseName, LeaseSlots, LeaseStatus, LeaseUsage,
     NamedAcquireOutcome, NamedLease, NamedLimits, Reply, StoreStatus,
 };
-use crate::sync::lock;
 
 pub(super) struct RedisLeases(Arc<Slots>);
 
@@ -48,7 +49,7 @@ impl Opened {
         leases
     }
 
-    pub(super) async fn flush(&self) -> Result<(), StoreError> {
+    pub(super) async fn flush(&self) -> Result<(), CallError> {
         let opened: Vec<_> = lock(&self.0).iter().filter_map(Weak::upgrade).collect();
         for slots in opened {
             slots.flush().await?;
@@ -117,7 +118,7 @@ impl LeaseSlots for RedisLeases {
                 slots
                     .store
                     .client
-                    .failed(StoreError::new(FailureKind::Timeout));
+                    .failed(CallError::new(FailureKind::Timeout));
                 None
             });
             leased.unwrap_or_else(|| AcquireOutcome::Unavailable(slots.failure_mode()))
@@ -195,7 +196,7 @@ impl Slots {
         ]
     }
 
-    async fn usage(&self, of_key: Option<String>) -> Result<LeaseUsage, StoreError> {
+    async fn usage(&self, of_key: Option<String>) -> Result<LeaseUsage, CallError> {
         let mut keys = vec![self.names.total.clone()];
         keys.extend(of_key);
         let script = &self.store.leases.usage;
@@ -215,7 +216,7 @@ impl Slots {
     }
 
     /// Fails at once while the server of these slots cannot be reached.
-    fn check(&self) -> Result<(), StoreError> {
+    fn check(&self) -> Result<(), CallError> {
         self.store.client.check(|| self.names.total.clone())
     }
 
