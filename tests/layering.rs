@@ -31,6 +31,7 @@ const LEVELS: &[&[&str]] = &[
     &["endpoint"],
     &["admin", "sessions", "ws"],
     &["config"],
+    &["guide"],
 ];
 
 const FIRST_WITH_HTTP: &str = "headers";

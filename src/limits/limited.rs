@@ -43,10 +43,6 @@ pub(crate) trait LimitTarget: Send + Sync {
     fn names(&self) -> Vec<Arc<str>>;
 
     /// Whether an override changes anything for it.
-    #[cfg_attr(
-        not(feature = "admin"),
-        allow(dead_code, reason = "the admin endpoints ask")
-    )]
     fn applies(&self, limit: &Limit) -> bool;
 
     /// The description for tools that read usage from the store. Default: it counts in no shared store.

@@ -7,7 +7,6 @@ use super::{Limits, LimitsError, Owns};
 use crate::capacity::Capacity;
 use crate::key::{IpNet, Key, KeyName};
 use crate::limit::Limit;
-#[cfg(feature = "admin")]
 use crate::store::overrides::LimiterDescription;
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering, lock};
 
@@ -204,7 +203,6 @@ impl Limits {
 
     /// Whether a service looks its requests up on these lists: of this process, or with a store any that wrote so down in
     /// the last day. A store that does not answer is no reason to say that there is none.
-    #[cfg(feature = "admin")]
     pub(crate) async fn are_lists_applied_anywhere(&self) -> bool {
         if let (false, Some(replica)) = (self.are_lists_applied(), &self.0.replica) {
             let published = replica.table.published().await;
@@ -216,7 +214,6 @@ impl Limits {
     }
 
     /// Whether it does so by the keys of requests as well.
-    #[cfg(feature = "admin")]
     pub(crate) fn are_lists_applied_to_keys(&self) -> bool {
         self.0.lists.applied.load(Ordering::Relaxed) & BY_KEY != 0
     }

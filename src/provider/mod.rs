@@ -2,18 +2,48 @@
 //!
 //! A minor version may change or remove what is here. The crates of this workspace use it and are released
 //! together with this crate; other crates pin the exact version (`=0.1.0`).
+//!
+//! The traits give methods to types of this crate: the methods are not for users, and so are not inherent.
 
-// Every remote store caches rejections and falls back to a share of each limit while it cannot be reached.
-pub use crate::store::denials::DenialCache;
-pub use crate::store::local_share::LocalShare;
+mod concurrency_limiter;
+mod key;
+mod limits;
+mod rate_limiter;
 
-// Stores compile rules, clamp lifetimes and split the numbers of joined sets in the same way.
+pub use self::concurrency_limiter::{ConcurrencyLimiterInternals, ConcurrencySettings};
+pub use self::key::KeyInternals;
+pub use self::limits::LimitsInternals;
+pub use self::rate_limiter::RateLimiterInternals;
+
+/// For `RequestGroup::enforce` of the admin endpoints, so that an explanation decides as the layers do.
+pub use crate::enforce::Enforce;
+/// For admin tokens: the syntax of a token, and the token of a request.
+pub use crate::extract::bearer::{is_b64token, token as bearer_token};
+/// For the admin endpoints, which find the address of an operator as layers find the key of a request.
+pub use crate::extract::extractor::Extractor;
+/// For texts of operators, which may be credentials that no URL and no log may have.
+pub use crate::key::means_credential;
+/// For fingerprints and entity tags.
+pub use crate::key::siphash128;
+/// For names of operators, which have the syntax of names of limits.
+pub use crate::limit::is_name;
+/// For the admin endpoints, which show where an override comes from, and which list entry decides.
+pub use crate::limits::{SourcedOverride, list_entry};
+/// For WebSockets, whose limits report to observers as layers do.
+pub use crate::observe::observers::Observers;
+/// For answers outside of a layer: the problem details of a WebSocket message and of the session endpoints.
+pub use crate::respond::problem::{problem_json, quota_problem};
+/// For stores: how a rule counts.
 pub use crate::rule::RuleKind;
-pub use crate::store::joined_set::split_joined_set;
-pub use crate::store::lease::clamp_ttl;
-
-// The only place that reads the wall clock.
-pub use crate::store::memory::clock::since_epoch;
-
-// Background tasks of stores run once per process.
+/// For background tasks of stores, which run once per process.
 pub use crate::singleton_task::{SingletonTask, TaskTerm};
+/// For remote stores, which keep rejections for as long as they hold.
+pub use crate::store::denials::DenialCache;
+/// For stores that join the buckets of several limiters.
+pub use crate::store::joined_set::split_joined_set;
+/// For stores of leases, which clamp a time to live in the same way.
+pub use crate::store::lease::clamp_ttl;
+/// For remote stores, which decide by a share of each limit while they cannot be reached.
+pub use crate::store::local_share::LocalShare;
+/// For times in answers, and for the status of a store.
+pub use crate::store::memory::clock::since_epoch;

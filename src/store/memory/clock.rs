@@ -37,6 +37,7 @@ impl RealClock {
 /// The wall clock, as the time since the Unix epoch, for protocols that have it. Nothing is decided by
 /// it: it may step.
 #[expect(clippy::disallowed_methods, reason = "the one place that reads it")]
+#[must_use]
 pub fn since_epoch() -> Duration {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     // Before 1970.

@@ -1,6 +1,7 @@
 //! What can go wrong with Redis.
 
 use std::any::Any;
+use std::fmt;
 use std::sync::Arc;
 
 use redis::{ErrorKind, ParsingError, RedisError, ServerErrorKind};
@@ -220,6 +221,12 @@ pub(super) trait OrFailure<T> {
 impl<T, E: ClientError> OrFailure<T> for Result<T, E> {
     fn or_failure(self) -> Result<T, CallError> {
         self.map_err(E::into_failure)
+    }
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        StoreError::from(self.clone()).fmt(f)
     }
 }
 
