@@ -16,13 +16,13 @@ pub use self::limits::LimitsInternals;
 pub use self::rate_limiter::RateLimiterInternals;
 
 /// For `RequestGroup::enforce` of the admin endpoints, so that an explanation decides as the layers do.
-pub use crate::enforce::Enforce;
+pub use crate::enforce::Enforcement;
 /// For admin tokens: the syntax of a token, and the token of a request.
 pub use crate::extract::bearer::{is_b64token, token as bearer_token};
 /// For the admin endpoints, which find the address of an operator as layers find the key of a request.
 pub use crate::extract::extractor::Extractor;
 /// For texts of operators, which may be credentials that no URL and no log may have.
-pub use crate::key::means_credential;
+pub use crate::key::is_credential_kind;
 /// For fingerprints and entity tags.
 pub use crate::key::siphash128;
 /// For names of operators, which have the syntax of names of limits.

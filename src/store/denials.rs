@@ -113,7 +113,7 @@ impl DenialCache {
     pub fn keep(&self, charges: &[Charge], cost: u32, requested: Instant, decision: &Decision) {
         let holds = match decision.retry_after() {
             Some(wait) => wait.min(MAX_AGE),
-            None if decision.is_hopeless() => MAX_AGE,
+            None if decision.can_never_fit() => MAX_AGE,
             None => return,
         };
         let fingerprint = Self::fingerprint(charges);
@@ -153,7 +153,7 @@ impl DenialCache {
     #[must_use]
     pub fn fingerprint(charges: &[Charge]) -> [u64; 2] {
         charges.iter().fold([0; 2], |[low, high], charge| {
-            let [first, second] = charge.key.place_bits();
+            let [first, second] = charge.key.hash_words();
             // Odd multipliers separate orders of keys, and sets. The bits come from a keyed hash, so a client cannot
             // aim at a sum.
             let set = (charge.set as u64).wrapping_mul(0xa076_1d64_78bd_642f);

@@ -22,7 +22,7 @@ impl LocalShare {
     /// Opens the share of one of `replicas` replicas.
     #[must_use]
     pub fn open(policies: &[Policy], replicas: u32) -> Self {
-        let policies: Vec<_> = policies.iter().map(|p| p.share(replicas)).collect();
+        let policies: Vec<_> = policies.iter().map(|p| p.replica_share(replicas)).collect();
         let max_keys = MemoryStore::DEFAULT_MAX_KEYS;
         Self {
             replicas,
@@ -64,11 +64,11 @@ impl LocalShare {
         };
         match decided {
             Reply::Ready(decision)
-                if decision.is_hopeless() && limiting().all(|rule| cost <= rule.limit()) =>
+                if decision.can_never_fit() && limiting().all(|rule| cost <= rule.limit()) =>
             {
                 Reply::Ready(Decision::unavailable())
             }
-            Reply::Ready(decision) => Reply::Ready(decision.reported_under(rules)),
+            Reply::Ready(decision) => Reply::Ready(decision.with_rules(rules)),
             decided @ Reply::Pending(_) => decided,
         }
     }
@@ -91,19 +91,22 @@ impl LocalShare {
 
     /// Sets the quotas of a set, as [`RateBuckets::set_quotas`] does.
     pub fn set_quotas(&self, set: usize, quotas: &[Quota]) {
-        let quotas: Vec<_> = quotas.iter().map(|q| q.share(self.replicas)).collect();
+        let quotas: Vec<_> = quotas
+            .iter()
+            .map(|q| q.replica_share(self.replicas))
+            .collect();
         self.buckets.set_quotas(set, &quotas);
     }
 
     /// Adds a set for a tier, as [`RateBuckets::add_tier`] does.
     pub fn add_tier(&self, policy: usize, tier: &str, quotas: &Policy) {
         self.buckets
-            .add_tier(policy, tier, &quotas.share(self.replicas));
+            .add_tier(policy, tier, &quotas.replica_share(self.replicas));
     }
 
     /// The same charges by this share of their rules.
     fn charges(&self, charges: &[Charge]) -> Vec<Charge> {
-        let share = |rule: &Rule| Rule::new(rule.quota().share(self.replicas));
+        let share = |rule: &Rule| Rule::new(rule.quota().replica_share(self.replicas));
         let charges = charges.iter().map(|charge| charge.map_rules(share));
         charges.collect()
     }

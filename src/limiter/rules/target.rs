@@ -7,7 +7,7 @@ use crate::decision::{Decision, Usage};
 use crate::key::Key;
 use crate::limit::Limit;
 use crate::limits::{BoxFuture, CountedIn, LimitExplanation, LimitTarget, LimitUsage};
-use crate::policy::{NamedQuota, Policy, Shape};
+use crate::policy::{NamedQuota, Policy, PolicyShape};
 use crate::rule::Rule;
 use crate::store::overrides::{LimiterDescription, RateDescription};
 use crate::store::{Charge, StoreStatus};
@@ -74,7 +74,7 @@ impl Rules {
     /// they are of.
     fn all_charges(&self, key: &Key) -> Vec<(usize, Option<Arc<str>>, Charge)> {
         let mut all = Vec::new();
-        let charge = |charge: Charge, shape: &Shape| {
+        let charge = |charge: Charge, shape: &PolicyShape| {
             let own = self.limits.as_ref().and_then(|limits| {
                 limits.find(key, |limit| with_override(charge.clone(), limit, shape))
             });
@@ -162,7 +162,7 @@ impl LimitTarget for Rules {
             sets.filter_map(move |(at, set)| {
                 let policy = self.declared(&policies[at], &tier.name)?;
                 let shape = &set.as_ref()?.shape;
-                Some((at, &*tier.name, policy.in_shape(shape), shape))
+                Some((at, &*tier.name, policy.with_shape(shape), shape))
             })
         });
         let all = policies.iter().zip(&self.shapes);
@@ -187,14 +187,14 @@ fn report(
     usages
         .filter_map(|usage| {
             Some(LimitUsage {
-                name: policy.quotas().get(usage.at())?.shared_name(),
+                name: policy.quotas().get(usage.index())?.shared_name(),
                 tier: tier.clone(),
                 sort: "rate",
                 used: used(usage),
                 here: Some(used(usage)).filter(|_| counted_in == CountedIn::Process),
                 counted_in,
                 limit: Some(usage.limit().into()),
-                is_override: charge.rule(usage.at()).is_some(),
+                is_override: charge.rule(usage.index()).is_some(),
             })
         })
         .collect()

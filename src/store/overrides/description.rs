@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::capacity::Capacity;
 use crate::limit::Limit;
-use crate::policy::{Policy, Shape};
+use crate::policy::{Policy, PolicyShape};
 use crate::quota::Quota;
 
 /// What a process writes about its limiters into a store, for tools that run elsewhere.
@@ -168,10 +168,10 @@ impl RateDescription {
     /// Describes the policies as they are now, with the shapes that their buckets were opened with, and their tiers.
     pub(crate) fn new<'a>(
         place: &str,
-        policies: impl Iterator<Item = (&'a Policy, &'a Shape)>,
-        tiers: impl Iterator<Item = (usize, &'a str, Policy, &'a Shape)>,
+        policies: impl Iterator<Item = (&'a Policy, &'a PolicyShape)>,
+        tiers: impl Iterator<Item = (usize, &'a str, Policy, &'a PolicyShape)>,
     ) -> Self {
-        let described = |policy: &Policy, shape: &Shape| {
+        let described = |policy: &Policy, shape: &PolicyShape| {
             let quotas = policy.quotas().iter().enumerate();
             let quotas = quotas.map(|(at, quota)| DescribedQuota {
                 name: quota.name().to_owned(),
@@ -225,7 +225,8 @@ impl RateDescription {
                     let quotas = policy(&tier.quotas, &quota)?;
                     let named = quotas.quotas().iter();
                     let named = named.map(|named| (named.name(), named.quota()));
-                    all.try_tier(&tier.name, Limit::of_quotas(named).ok()?).ok()
+                    all.try_tier(&tier.name, Limit::from_quotas(named).ok()?)
+                        .ok()
                 })
             })
             .collect()
