@@ -4,8 +4,7 @@ mod charged;
 mod concurrency;
 #[cfg(feature = "config")]
 mod configured;
-#[cfg(feature = "redis")]
-mod elsewhere;
+mod effect_checks;
 #[cfg_attr(
     not(feature = "config"),
     expect(dead_code, reason = "only configuration joins limiters")
@@ -18,12 +17,11 @@ mod leases;
 mod parking;
 mod per_key;
 mod permit;
-#[cfg(feature = "redis")]
-mod published;
 mod rate;
 mod reaper;
 mod rules;
 mod share;
+mod shared_limiters;
 mod slots;
 mod stall_clock;
 mod stalled;
@@ -33,8 +31,6 @@ mod wait;
 pub(crate) use charged::Charged;
 pub use concurrency::ConcurrencyLimiter;
 pub(crate) use concurrency::Opened;
-#[cfg(feature = "redis")]
-pub use elsewhere::SharedLimiters;
 pub(crate) use joined::Parts;
 pub use lease::{KeptLease, Lease};
 pub use leases::Leases;
@@ -42,6 +38,7 @@ pub use permit::Permit;
 pub use rate::RateLimiter;
 pub use rules::SetPolicyError;
 pub(crate) use rules::TiersUnsupported;
+pub use shared_limiters::SharedLimiters;
 
 pub(crate) use parking::{Parking, Unparked};
 pub(crate) use wait::{Acquire, Acquiring, Rejected, Wait};
