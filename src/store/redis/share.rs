@@ -4,7 +4,7 @@ use crate::policy::Policy;
 use crate::quota::Quota;
 use crate::rule::Rule;
 use crate::store::memory::MemoryBuckets;
-use crate::store::memory::clock::Timer;
+use crate::store::memory::clock::MonotonicClock;
 use crate::store::{Charge, MemoryStore, RateBuckets};
 
 /// What one replica may admit while it cannot ask. Its sets are numbered as those of the buckets are.
@@ -19,7 +19,7 @@ impl Share {
         let max_keys = MemoryStore::DEFAULT_MAX_KEYS;
         Self {
             replicas,
-            buckets: MemoryBuckets::new(&policies, max_keys, Timer::real()),
+            buckets: MemoryBuckets::new(&policies, max_keys, MonotonicClock::process()),
         }
     }
 
