@@ -1,4 +1,4 @@
-//! More for a request that was charged: what it is charged in addition, or given back.
+//! Charges or refunds more of a request that was charged before.
 
 use std::sync::Arc;
 
@@ -8,16 +8,16 @@ use crate::decision::Decision;
 use crate::key::Key;
 use crate::store::Reply;
 
-/// Which buckets a decision charged, for more of the same.
+/// The buckets that a decision charged, for later charges and refunds of the same request.
 pub(crate) struct Charged {
     tier: Option<Arc<str>>,
     sets: Option<Box<[usize]>>,
-    /// The limiters that do not count it, of several that are joined.
+    /// The joined limiters that do not count the request.
     left_out: Parts,
 }
 
 impl RateLimiter {
-    /// Which buckets a decision about a request of this tier charges.
+    /// The buckets that a decision about a request of this tier charges.
     #[inline]
     pub(crate) fn charged(&self, tier: Option<Arc<str>>, keys: &[Key], left_out: Parts) -> Charged {
         let name = tier.as_deref();
@@ -33,7 +33,7 @@ impl RateLimiter {
         }
     }
 
-    /// Decides about more of a request that was charged.
+    /// Charges more of a request that was charged before.
     pub(crate) fn decide_more(&self, of: &Charged, keys: &[Key], cost: u32) -> Reply<Decision> {
         let (tier, sets, left_out) = of.parts();
         match (self.rules(), self.joined()) {
@@ -45,7 +45,7 @@ impl RateLimiter {
         }
     }
 
-    /// The numbers of a request that was charged.
+    /// Peeks at the buckets that a request was charged to.
     pub(crate) fn peek_at(&self, of: &Charged, keys: &[Key]) -> Reply<Decision> {
         let (tier, sets, left_out) = of.parts();
         match (self.rules(), self.joined()) {
@@ -57,7 +57,7 @@ impl RateLimiter {
         }
     }
 
-    /// Gives back to where a request was charged.
+    /// Refunds to the buckets that a request was charged to.
     pub(crate) fn give_back(&self, of: &Charged, keys: &[Key], cost: u32) -> Reply<()> {
         let (tier, sets, left_out) = of.parts();
         match (self.rules(), self.joined()) {
@@ -75,12 +75,12 @@ impl Charged {
         (self.tier.as_deref(), self.sets.as_deref(), self.left_out)
     }
 
-    /// The limiters that do not count it.
+    /// The joined limiters that do not count the request.
     pub(crate) fn left_out(&self) -> Parts {
         self.left_out
     }
 
-    /// The same without some more of the limiters that are joined.
+    /// A copy that excludes more of the joined limiters.
     pub(crate) fn without(&self, left_out: Parts) -> Self {
         let sets = self.sets.clone();
         Self {

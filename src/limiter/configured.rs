@@ -1,37 +1,38 @@
-//! What configuration does with a rate limiter.
+//! What the configuration crate needs of a rate limiter.
 
 use super::rate::RateLimiter;
 use super::rules::{Rules, SetPolicyError};
 use crate::policy::{NamedQuota, Policy};
 
 impl RateLimiter {
-    /// As [`set_policy`](Self::set_policy), for all policies of a layer.
+    /// Like [`set_policy`](Self::set_policy), for all policies of a layer.
     pub(crate) fn set_policies(&self, policies: Vec<Policy>) -> Result<(), SetPolicyError> {
         let rules = self.rules().ok_or(SetPolicyError::Fixed)?;
         rules.set_policies(policies)
     }
 
-    /// Whether [`set_policies`](Self::set_policies) takes these and all of their tiers.
+    /// Whether [`set_policies`](Self::set_policies) accepts these policies and all their tiers.
     pub(crate) fn takes_policies(&self, policies: &[Policy]) -> bool {
         let takes = |rules: &Rules| rules.takes(policies) && rules.has_room_for_tiers(policies);
         self.rules().is_some_and(takes)
     }
 
-    /// Whether it limits nothing for now, so that it is not reported.
+    /// Sets whether the limiter is suspended. A suspended limiter limits nothing and is not
+    /// reported.
     pub(crate) fn rest(&self, rests: bool) {
         if let Some(rules) = self.rules() {
             rules.rest(rests);
         }
     }
 
-    /// Whether it [rests](Self::rest).
+    /// Whether the limiter is [suspended](Self::set_suspended).
     #[cfg(feature = "ws")]
     pub(crate) fn rests(&self) -> bool {
         self.rules().is_some_and(Rules::rests)
     }
 
-    /// Lets another limiter count in its place in a store that replicas share, where requests in flight may
-    /// go on to use this one.
+    /// Frees this limiter's place in a shared store for another limiter. Requests in flight may
+    /// still use this one.
     pub(crate) fn retire(&self) {
         if let Some(rules) = self.rules() {
             rules.buckets().retire();

@@ -1,4 +1,4 @@
-//! Several limiters whose requests are decided as one: all of them admit a request, or none takes anything.
+//! Several limiters that decide as one: all of them admit a request, or none charges anything.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::key::Key;
 use crate::policy::Policy;
 use crate::store::{Charge, PLACE_SHIFT, RateBuckets, Reply, place_and_set};
 
-/// The limiters, whose buckets stay their own: each also decides for itself, and for others that it is joined with.
+/// Joined limiters. Each keeps its own buckets, and also decides alone or joined with others.
 pub(super) struct Joined {
     parts: Box<[Part]>,
     buckets: Arc<dyn RateBuckets>,
@@ -19,22 +19,22 @@ pub(super) struct Joined {
 
 struct Part {
     rules: Arc<Rules>,
-    /// How many policies it has, each with a key.
+    /// The number of its policies, each with a key.
     policies: usize,
     quotas: usize,
 }
 
-/// What one decision charges.
+/// The charges of one decision.
 type Charges = SmallVec<[Charge; 4]>;
 
-/// Some of the limiters that are joined, by their places.
+/// A set of joined limiters, by index.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Parts(u8);
 
 impl Parts {
     pub(crate) const NONE: Self = Self(0);
 
-    /// How many limiters can be joined.
+    /// The maximum number of limiters that can be joined.
     pub(crate) const MAX: usize = 8;
 
     #[inline]
@@ -54,7 +54,7 @@ impl Parts {
         Self(self.0 | other.0)
     }
 
-    /// The others of so many.
+    /// The complement among the first `count` limiters.
     pub(crate) fn others(self, parts: usize) -> Self {
         let mut others = Self::NONE;
         for place in (0..parts).filter(|place| !self.contains(*place)) {
@@ -63,14 +63,14 @@ impl Parts {
         others
     }
 
-    /// Whether these are all of so many.
+    /// Whether this set contains all of the first `count` limiters.
     pub(crate) fn are_all(self, parts: usize) -> bool {
         (0..parts).all(|place| self.contains(place))
     }
 }
 
 impl Joined {
-    /// `None`: they count in different stores, or in one that cannot.
+    /// Returns `None` if the limiters use different stores, or a store that cannot join them.
     pub(super) fn new(limiters: &[(Arc<Rules>, &[Policy])]) -> Option<Self> {
         let ((first, _), others) = limiters.split_first()?;
         if limiters.len() > Parts::MAX {
@@ -87,7 +87,7 @@ impl Joined {
         Some(Self { parts, buckets })
     }
 
-    /// The limiters with their places and keys.
+    /// The limiters that are not excluded, with their indexes and keys.
     fn each<'a>(
         &'a self,
         keys: &'a [Key],
@@ -112,7 +112,7 @@ impl Joined {
         charges
     }
 
-    /// More of the same, as [`Rules::charges_to`].
+    /// Like [`RateRules::charges_to`], for the joined limiters.
     fn charges_to(
         &self,
         keys: &[Key],
@@ -139,7 +139,7 @@ impl Joined {
         charges
     }
 
-    /// The sets of all keys, if one has a tier of its own.
+    /// The bucket sets of all keys, if the tier of one differs from the request's tier.
     pub(super) fn sets(&self, keys: &[Key], tier: Option<&str>) -> Option<Box<[usize]>> {
         let mut parts = self.each(keys, Parts::NONE);
         let has_own = parts.any(|(_, part, keys)| {
@@ -208,7 +208,7 @@ impl Joined {
         self.buckets.refund(&charges, cost)
     }
 
-    /// Usages by the places of their quotas among those of all limiters.
+    /// Numbers the usages by the positions of their quotas among all limiters.
     fn placed(&self, reply: Reply<Decision>, left_out: Parts) -> Reply<Decision> {
         if left_out.is_empty() {
             return reply;
@@ -237,8 +237,9 @@ fn at_place(mut charge: Charge, place: usize) -> Charge {
 }
 
 impl RateLimiter {
-    /// A limiter that decides by several at once. Each goes on to decide by itself as well, with the same counts.
-    /// `None`: they count in different stores, or in one that cannot.
+    /// Joins limiters into one that decides by all of them. Each also keeps deciding alone, with
+    /// the same counts. Returns `None` if they use different stores, or a store that cannot join
+    /// them.
     #[cfg(feature = "config")]
     pub(crate) fn join(limiters: &[Self]) -> Option<Self> {
         if let [only] = limiters {
@@ -250,7 +251,7 @@ impl RateLimiter {
         Some(Self::of_joined(joined, &parts))
     }
 
-    /// As [`decide`](Self::decide), without some of the limiters that are joined here.
+    /// Like [`decide`](Self::decide), without the `excluded` joined limiters.
     pub(crate) fn decide_without(
         &self,
         left_out: Parts,

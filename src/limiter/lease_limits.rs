@@ -1,4 +1,5 @@
-//! The numbers of leases, which can change at run time: those of all tenants, and of one.
+//! The limits of leases, which can change at run time: in total, per tenant, and for single
+//! tenants.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,22 +18,22 @@ use crate::limits::{
 use crate::limits::{Description, Slots};
 use crate::store::{LeaseSlots, StoreStatus};
 
-/// What a limiter of leases allows, as it is now.
+/// The settings of a lease limiter that are in force.
 pub(super) struct LeaseNumbers {
-    /// [`UNLIMITED`] for any number.
+    /// [`UNLIMITED`] stands for no limit.
     per_tenant: AtomicU64,
     total: AtomicU64,
     ttl_nanos: AtomicU64,
-    /// Whether overrides and tiers are ignored for now, because these leases are switched off.
+    /// Whether overrides and tiers are ignored, because the leases are switched off.
     rests: AtomicBool,
 }
 
 const UNLIMITED: u64 = u64::MAX;
 
-/// Below this, heartbeats would come too late on any network.
+/// Below this, heartbeats would arrive too late on any network.
 const MIN_TTL: Duration = Duration::from_millis(100);
 
-// Each number is read on its own: a change of two of them may be seen one after the other.
+// Each setting is read separately: a reader may see a change of two settings one after the other.
 impl LeaseNumbers {
     pub(super) fn per_tenant(&self) -> Option<u64> {
         limited(self.per_tenant.load(Ordering::Relaxed))
@@ -66,7 +67,7 @@ impl LeaseNumbers {
         self.rests.load(Ordering::Relaxed)
     }
 
-    /// Whether a tenant's override is ignored for now: a ban is no limit that is switched off.
+    /// Whether a tenant's override is ignored. A ban always applies.
     fn ignore_override(&self, limits: &Limits, tenant: &Key) -> bool {
         self.rests() && !limits.bans(tenant)
     }
@@ -76,12 +77,12 @@ fn limited(limit: u64) -> Option<u64> {
     Some(limit).filter(|limit| *limit != UNLIMITED)
 }
 
-/// The limit of a setting in which 0 turns it off.
+/// Interprets 0 as unlimited.
 pub(super) fn or_off(limit: u64) -> Option<u64> {
     Some(limit).filter(|limit| *limit > 0)
 }
 
-/// Without limits.
+/// Unlimited.
 impl Default for LeaseNumbers {
     fn default() -> Self {
         let numbers = Self {
@@ -116,7 +117,7 @@ impl fmt::Debug for LeaseNumbers {
     }
 }
 
-/// The limits of single tenants, and what they are told of the leases.
+/// The overrides of single tenants, and the target that reports these leases to them.
 #[derive(Clone)]
 pub(super) struct TenantLimits {
     limits: Limits,
@@ -124,8 +125,9 @@ pub(super) struct TenantLimits {
 }
 
 impl Leases {
-    /// Changes how many of a tenant's may be at work, for all clones, at once. What is at work goes on; nothing new is
-    /// admitted until there is room. In a store each process goes by its own number.
+    /// Changes the limit per tenant, for all clones, immediately. Running work continues; new work
+    /// is rejected until the tenant has room. With a shared store, each process applies its own
+    /// limit.
     ///
     /// ```
     /// use tower_admission::{Capacity, Key, Leases};
@@ -146,26 +148,28 @@ impl Leases {
         self.shared().numbers.set_per_tenant(limit.into().at_most());
     }
 
-    /// Changes how many may be at work in all, for all clones, as [`set_per_tenant`](Self::set_per_tenant).
+    /// Changes the total limit, for all clones. Otherwise like
+    /// [`set_per_tenant`](Self::set_per_tenant).
     pub fn set_total(&self, limit: impl Into<Capacity>) {
         self.shared().numbers.set_total(limit.into().at_most());
     }
 
-    /// Changes how long a lease lives without a heartbeat, within the bounds of [`ttl`](Self::ttl). It applies to
-    /// leases that are acquired from now on, and to heartbeats by id; a [`KeptLease`](crate::KeptLease) keeps its own.
+    /// Changes how long a lease lives without a heartbeat, within the bounds of [`ttl`](Self::ttl).
+    /// Applies to later acquires and to heartbeats by id. A
+    /// [`HeartbeatLease`](crate::HeartbeatLease) keeps its time to live.
     pub fn set_ttl(&self, ttl: Duration) {
         self.shared().numbers.set_ttl(ttl);
     }
 
-    /// Sets whether overrides and tiers are ignored, because the leases are switched off. A ban is not. Default: they
-    /// count.
+    /// Sets whether overrides and tiers are ignored, because the leases are switched off. Bans
+    /// always apply. Default: not ignored.
     #[cfg(feature = "config")]
     pub(crate) fn rest(&self, rests: bool) {
         self.shared().numbers.rests.store(rests, Ordering::Relaxed);
     }
 
-    /// How many single tenants may have at work, changed at run time: in place of
-    /// [`per_tenant`](Self::per_tenant), which need not be set for that. Default: what every tenant may.
+    /// Sets overrides for single tenants, changeable at run time. An override replaces
+    /// [`per_tenant`](Self::per_tenant), which need not be set. Default: none.
     #[must_use]
     pub fn limits(self, limits: &Limits) -> Self {
         self.with(|shared| {
@@ -189,7 +193,7 @@ impl Shared {
         own.map_or_else(|| self.numbers.per_tenant(), Capacity::at_most)
     }
 
-    /// Tells the limits of these leases, as they are by now.
+    /// Attaches these leases to their limits.
     pub(super) fn tell_limits(&mut self) {
         if let Some(TenantLimits { limits, target }) = &mut self.limits {
             let worked: Arc<dyn LimitTarget> = Arc::new(AtWork {
@@ -205,7 +209,7 @@ impl Shared {
     }
 }
 
-/// Leases as [`Limits`] see them.
+/// Leases as a target of [`Limits`].
 struct AtWork {
     name: Arc<str>,
     numbers: Arc<LeaseNumbers>,
@@ -215,7 +219,7 @@ struct AtWork {
 }
 
 impl AtWork {
-    /// Whether the slots are in a store that replicas share.
+    /// Whether replicas share the store of the slots.
     fn is_shared(&self) -> bool {
         self.slots.place().is_some()
     }
@@ -234,7 +238,8 @@ impl AtWork {
     }
 }
 
-/// What slots in a store count is next to what this process holds; what slots in memory count is what it holds.
+/// A shared store's count is separate from this process's count; a memory store's count is this
+/// process's count.
 fn of_slots(usage: LimitUsage, is_shared: bool, here: u64, counted: Option<u64>) -> LimitUsage {
     match is_shared {
         true => usage.counted(here, counted),
@@ -258,13 +263,13 @@ impl LimitTarget for AtWork {
                 here,
                 asked.await.and_then(|used| used.key),
             );
-            // Nothing to tell of one that is neither limited nor at work.
+            // Report nothing for a key without a limit and without leases.
             let told = usage.limit.is_some() || usage.used > 0;
             told.then_some(usage).into_iter().collect()
         })
     }
 
-    /// A lease is not acquired by a request, so only the tier that is stored for the key counts.
+    /// No request acquires a lease, so only the tier that is stored for the key applies.
     fn explain(&self, key: Key, _: Option<Arc<str>>) -> BoxFuture<Vec<LimitExplanation>> {
         let own = match self.numbers.ignore_override(&self.limits, &key) {
             true => Default::default(),

@@ -1,4 +1,4 @@
-//! Limiters: they ask a store, and are usable without HTTP, for a message or a job.
+//! Limiters: they decide through a store and need no HTTP, for example for messages or jobs.
 
 mod charged;
 mod concurrency;

@@ -1,4 +1,4 @@
-//! A response that waits for its client, in the lists of the limiters that it holds permits of.
+//! A response that waits for its client, registered with the limiters whose permits it holds.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
@@ -12,22 +12,22 @@ use super::stalled::{Reclaim, SHARDS, StalledResponses};
 use crate::key::Key;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, lock};
 
-/// What a response holds, shared with the requests that may need it.
+/// A parked response, shared with the requests that may reclaim its permits.
 pub(super) struct Parked<T> {
     lists: SmallVec<[List; 1]>,
     shard: usize,
     parked_at: AtomicU64,
-    /// There while the response waits for its client, unless it was reclaimed.
+    /// Present while the response waits for its client, unless it was reclaimed.
     content: Mutex<Content<T>>,
 }
 
-/// A response in the list of one limiter that it holds a permit of.
+/// A response's entry with one limiter whose permit it holds.
 struct List {
     slots: &'static Slots,
-    /// Its place in the shard, once it is there.
+    /// Its index in the shard, once it is inserted.
     entry: OnceLock<usize>,
     keys: SmallVec<[Key; 2]>,
-    /// Whether it goes on without the permit of this limiter.
+    /// Whether the response continues without the permit of this limiter.
     is_spared: AtomicBool,
 }
 
@@ -38,23 +38,24 @@ enum Content<T> {
     Reclaimed(&'static StalledResponses),
 }
 
-/// A response in the list of those that may be stalled. Dropping it removes the response.
-// One pointer, since every response body has room for it.
+/// A response that is registered as possibly stalled. Dropping it removes the response.
+// One pointer, because every response body has room for it.
 pub(crate) struct Parking<T>(pub(super) Arc<Parked<T>>);
 
-/// What was parked.
+/// The result of unparking a response.
 pub(crate) enum Unparked<T> {
     Content(T, Permit),
-    /// It was not parked.
+    /// The response was not parked.
     Out,
     Reclaimed,
 }
 
 impl<T: Send + 'static> Parking<T> {
-    /// Parks a response that has handed over a frame: until its client has taken that, a request
-    /// that needs the permit may have it after the stall limit.
+    /// Parks a response after it has passed on a frame. Until its client has taken the frame, a
+    /// request that needs the permit may reclaim it after the stall limit.
     ///
-    /// Returns both if the permit cannot be reclaimed: it holds no slot, or that is off.
+    /// Returns both arguments if the permit cannot be reclaimed: it holds no slot, or reclaiming is
+    /// off.
     pub(crate) fn new(content: T, permit: Permit) -> Result<Self, (T, Permit)> {
         let lists = permit.all().filter_map(|permit| {
             let slots = permit.slots().filter(|slots| slots.stalled.is_on())?;
@@ -83,15 +84,15 @@ impl<T: Send + 'static> Parking<T> {
         Ok(Self(parked))
     }
 
-    /// Parks again, after another frame.
+    /// Parks the response again after another frame.
     pub(crate) fn park(&self, content: T, permit: Permit) {
-        // One that lost its permit and was spared has nothing to reclaim.
+        // A response that continues without a permit has nothing to reclaim.
         let parked_at = if permit.is_held() { now() } else { 0 };
         *lock(&self.0.content) = Content::Parked(content, permit);
         self.0.parked_at.store(parked_at, Ordering::Release);
     }
 
-    /// Takes back what was parked, as the client has taken the frame.
+    /// Returns the parked content after the client has taken the frame.
     pub(crate) fn unpark(&self) -> Unparked<T> {
         let mut content = lock(&self.0.content);
         self.0.parked_at.store(0, Ordering::Release);
@@ -118,7 +119,7 @@ impl<T> Drop for Parking<T> {
         if let Content::Reclaimed(of) = content {
             of.reclaimed.fetch_sub(1, Ordering::Relaxed);
         }
-        // Outside of the locks: a body's end may run code of any kind.
+        // Dropped outside of the locks, because dropping a body can run any code.
         drop((content, entries));
     }
 }
@@ -162,7 +163,7 @@ impl<T: Send + 'static> Reclaim for Parked<T> {
                 if !permit.is_held() {
                     self.parked_at.store(0, Ordering::Release);
                 }
-                // After the lock: an observer sees it go.
+                // Dropped after the lock, because an observer sees it go.
                 drop(content);
                 drop(taken);
                 return true;
@@ -176,7 +177,7 @@ impl<T: Send + 'static> Reclaim for Parked<T> {
             }
         };
         self.parked_at.store(0, Ordering::Release);
-        // A body that panics when it is dropped must not end the request that needs its permit.
+        // A body that panics on drop must not abort the request that needs its permit.
         let dropped = catch_unwind(AssertUnwindSafe(move || {
             let _permit = permit;
             drop(content);
@@ -186,7 +187,7 @@ impl<T: Send + 'static> Reclaim for Parked<T> {
     }
 }
 
-/// Spreads threads over the shards, so that threads that stream do not wait for each other.
+/// Assigns threads to shards, so that streaming threads do not wait for each other.
 fn shard_of_thread() -> usize {
     static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
     thread_local! {

@@ -1,4 +1,4 @@
-//! How many each key has in flight.
+//! Counts the requests in flight of each key.
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
@@ -12,31 +12,31 @@ use crate::sync::{AtomicU64, Mutex, Ordering, lock};
 
 const SHARDS: usize = 16;
 
-/// A count for each key that has anything in flight; the entry goes with the last of it, so the
-/// memory is bounded by what is in flight.
+/// One count for each key with requests in flight. The entry of a key is removed with its last
+/// request, so the memory is bounded by the requests in flight.
 pub(super) struct PerKey {
-    /// [`UNLIMITED`] for keys that are counted only if they have a limit of their own.
+    /// The default limit of a key. [`UNLIMITED`] counts a key only if it has an override.
     limit: AtomicU64,
     shards: [Mutex<HashMap<Key, u64>>; SHARDS],
     hasher: std::hash::RandomState,
 }
 
-/// A slot of each key that a permit is charged to.
+/// The key slots that a permit holds.
 pub(super) type KeySlots = SmallVec<[KeySlot; 2]>;
 
-/// A slot to take of one key.
+/// A request for a slot of one key.
 pub(super) struct Wanted<'a> {
     pub(super) per_key: &'a Arc<PerKey>,
     pub(super) key: Key,
-    /// How many the key may have.
+    /// The limit of the key.
     pub(super) limit: u64,
 }
 
-/// One slot of a key's, taken. Dropping it gives it back.
+/// A slot of a key. Dropping it releases it.
 pub(super) struct KeySlot {
     per_key: Arc<PerKey>,
     key: Key,
-    /// As it was when the slot was taken.
+    /// The limit at the time when the slot was taken.
     limit: u64,
 }
 
@@ -49,7 +49,7 @@ impl PerKey {
         }
     }
 
-    /// How many a key may have that has no limit of its own.
+    /// The limit of keys without an override.
     pub(super) fn limit(&self) -> u64 {
         self.limit.load(Ordering::Relaxed)
     }
@@ -70,7 +70,7 @@ impl PerKey {
         *taken -= 1;
         if *taken == 0 {
             shard.remove(key);
-            // After a flood of keys, give its memory back.
+            // After a flood of keys, free most of the memory.
             if shard.capacity() > 256 && shard.len() * 8 < shard.capacity() {
                 let keep = shard.len() * 2;
                 shard.shrink_to(keep);
@@ -93,12 +93,12 @@ impl KeySlot {
         self.key
     }
 
-    /// How many the key may have.
+    /// The limit of the key.
     pub(super) fn limit(&self) -> u64 {
         self.limit
     }
 
-    /// How many the key has, this one counted.
+    /// The number of requests that the key has in flight, including this one.
     pub(super) fn taken(&self) -> u64 {
         self.per_key.taken(&self.key)
     }
@@ -110,11 +110,11 @@ impl Drop for KeySlot {
     }
 }
 
-/// Takes a slot of each key, or of none. Returns the place of the first key that has none left.
+/// Takes a slot of every key, or of none. Returns the index of the first key at its limit.
 ///
-/// All are decided under their locks together: were one taken and given back because another is
-/// full, its key would be full for others in between. The locks are of different [`PerKey`]s, and
-/// always taken in the order of their places.
+/// Holds the locks of all keys together. If a slot were taken and released because another key is
+/// full, requests of its key could be rejected in between. The locks belong to different
+/// [`KeyCounters`] and are always taken in the order of their positions, so they cannot deadlock.
 #[inline]
 pub(super) fn try_take_all(wanted: &[Wanted<'_>]) -> Result<KeySlots, usize> {
     let mut shards: SmallVec<[_; 2]> = SmallVec::new();

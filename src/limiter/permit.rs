@@ -1,4 +1,4 @@
-//! A yes that is held.
+//! A guard for one admitted request.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,25 +12,25 @@ use crate::key::Key;
 use crate::observe::Observer;
 use crate::store::Held;
 
-/// Permission to be in flight, given back on drop.
+/// RAII guard for one admitted request. Dropping it releases the slot.
 #[must_use = "dropping a permit gives it back at once"]
 pub struct Permit {
     slot: Option<Slot>,
     extra: Option<Box<Extra>>,
 }
 
-/// What few permits have.
+/// The fields that few permits need.
 #[derive(Default)]
 pub(super) struct Extra {
     pub(super) keys: KeySlots,
     pub(super) watched: Option<Watched>,
-    /// The same slot where other replicas see it.
+    /// The same slot in a store that replicas share.
     lease: Option<Box<dyn Held>>,
-    /// Those of other limiters, which are given back together with this one.
+    /// Permits of other limiters, released together with this one.
     others: SmallVec<[Permit; 1]>,
 }
 
-/// Tells an observer when the permit is given back.
+/// Notifies an observer when the permit is released.
 pub(super) struct Watched {
     pub(super) limiter: Arc<str>,
     pub(super) observer: Arc<dyn Observer>,
@@ -58,13 +58,13 @@ impl Permit {
         }
     }
 
-    /// Holds a lease as well.
+    /// Adds a lease to this permit.
     pub(super) fn leased(mut self, lease: Box<dyn Held>) -> Self {
         self.extra.get_or_insert_default().lease = Some(lease);
         self
     }
 
-    /// Holds a permit of another limiter as well.
+    /// Adds a permit of another limiter to this one.
     pub(crate) fn and(mut self, other: Self) -> Self {
         if !self.is_held() {
             return other;
@@ -73,13 +73,13 @@ impl Permit {
         self
     }
 
-    /// The permits of the limiters that this one is of.
+    /// This permit and the permits that were added to it.
     pub(super) fn all(&self) -> impl Iterator<Item = &Self> {
         let others = self.extra.iter().flat_map(|extra| &extra.others);
         std::iter::once(self).chain(others)
     }
 
-    /// Takes out the permit of one limiter.
+    /// Removes and returns the permit of one limiter.
     pub(super) fn take_of(&mut self, slots: &'static Slots) -> Self {
         let is_of = |permit: &Self| permit.slots().is_some_and(|own| std::ptr::eq(own, slots));
         if !is_of(self) {
@@ -101,7 +101,7 @@ impl Permit {
         std::mem::replace(self, others.into_iter().fold(first, Self::and))
     }
 
-    /// Permission for what does not count.
+    /// A permit for a request that is not counted.
     #[inline]
     pub(crate) fn none() -> Self {
         Self {
@@ -110,7 +110,7 @@ impl Permit {
         }
     }
 
-    /// The counter that the permit is from, unless it does not count.
+    /// The counter of this permit, unless the request is not counted.
     pub(super) fn slots(&self) -> Option<&'static Slots> {
         self.slot.as_ref().map(Slot::slots)
     }
@@ -121,18 +121,18 @@ impl Permit {
         keys.map(KeySlot::key)
     }
 
-    /// Whether this holds a slot.
+    /// Whether this permit holds a slot.
     pub(crate) fn is_held(&self) -> bool {
         self.slot.is_some()
     }
 
-    /// Whether a request that needs the permit may take it from a client that does not read.
+    /// Whether a request that needs the permit may reclaim it from a client that does not read.
     pub(crate) fn is_reclaimable(&self) -> bool {
         let mut slots = self.all().filter_map(Self::slots);
         slots.any(|slots| slots.stalled.is_on())
     }
 
-    /// Gives the permit back, if that was not done before.
+    /// Releases the permit, unless it was released before.
     #[inline]
     pub(crate) fn release(&mut self) {
         drop(self.slot.take());
@@ -148,7 +148,7 @@ impl Permit {
         };
         drop(extra.lease.take());
         extra.keys.clear();
-        // Last, so that an observer sees the counts without this one.
+        // Last, so that an observer sees the counts without this permit.
         if let Some(watched) = &extra.watched {
             watched.observer.released(&watched.limiter);
             (watched.observer).held(&watched.limiter, watched.since.elapsed());

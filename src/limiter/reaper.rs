@@ -1,4 +1,4 @@
-//! Gives back what was dropped, in the background where the store answers later.
+//! Releases dropped leases, in the background if the store answers later.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,29 +13,29 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::store::{LeaseName, LeaseSlots, Reply, Standing};
 use crate::sync::{Mutex, lock};
 
-/// Acquires whose end is not known and that wait to be given back, at most. What is above is left to
-/// expire. Slots that were held have no bound but that they were held.
+/// The maximum number of queued releases for acquires with an unknown result. Others are left to
+/// expire. Granted slots have no such bound; they were bounded when they were granted.
 const MOST_UNSURE: usize = 1 << 16;
 
-/// How many are given back at a time.
+/// The number of releases in one batch.
 const BATCH: usize = 64;
 
-/// The pause after one that could not be given back.
+/// The pause after a failed release.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// How often the task gives a sign while it waits for the store, and how long there may be none
-/// before another takes its place: the runtime that should drive it is there and does not.
+/// How often the task records progress while it waits for the store. After [`TASK_TIMEOUT`] without
+/// progress, its runtime has stalled and another task takes over.
 const SIGN: Duration = Duration::from_millis(250);
 const OVERDUE: Duration = Duration::from_secs(1);
 
-/// A queue of slots to be given back, and a task that does it while there are any.
+/// A queue of slots to release, and the task that releases them.
 #[derive(Clone, Default)]
 pub(super) struct Reaper(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
     queue: Mutex<Queue>,
-    /// Told when something was given back, or the task has ended.
+    /// Notified when slots were released or the task has ended.
     changed: watch::Sender<()>,
 }
 
@@ -43,34 +43,34 @@ struct Shared {
 struct Queue {
     held: VecDeque<Dropped>,
     unsure: VecDeque<Dropped>,
-    /// What the task asks the store about right now.
+    /// The releases that the task has sent to the store.
     in_hand: Vec<Dropped>,
     task: Option<Running>,
-    /// How many tasks there were.
+    /// The number of tasks started so far.
     tasks: u64,
 }
 
-/// The task that has the job. One that was replaced, and notices late, is no other's end.
+/// The current task. The number distinguishes it from a replaced task that notices late.
 struct Running {
     number: u64,
     seen: Instant,
 }
 
-/// A slot to be given back.
+/// A slot to release.
 #[derive(Clone)]
 pub(super) struct Dropped {
     pub(super) slots: Arc<dyn LeaseSlots>,
     pub(super) name: LeaseName,
     pub(super) holder: u64,
-    /// Whether it was granted; else it may have been.
+    /// Whether the slot was granted. If not, the store may have granted it.
     pub(super) was_held: bool,
-    /// When it has expired.
+    /// The time at which the lease has expired.
     pub(super) until: Instant,
 }
 
 impl Reaper {
-    /// Gives a slot back now if the store does that, else soon. Outside of a tokio runtime it waits
-    /// until somebody comes who is in one.
+    /// Releases a slot now if the store can, else in the background. Outside of a tokio runtime,
+    /// the release waits for the next call in a runtime.
     pub(super) fn give_back(&self, dropped: Dropped) {
         if dropped.is_done_at_once() {
             return;
@@ -79,7 +79,7 @@ impl Reaper {
         self.attend();
     }
 
-    /// Waits until none is left.
+    /// Waits until the queue is empty.
     pub(super) async fn flush(&self) {
         let mut changed = self.0.changed.subscribe();
         loop {
@@ -87,12 +87,12 @@ impl Reaper {
             if lock(&self.0.queue).is_empty() {
                 return;
             }
-            // Looks after the task as well. The sender is in `self`.
+            // Also restarts the task if necessary. `self` keeps the sender alive.
             let _ = timeout(OVERDUE, changed.changed()).await;
         }
     }
 
-    /// Starts the task if there is something to do and nobody who does it.
+    /// Starts a task if there is work and no live task.
     fn attend(&self) {
         let Ok(runtime) = Handle::try_current() else {
             return;
@@ -111,10 +111,10 @@ impl Reaper {
 impl Dropped {
     fn is_done_at_once(&self) -> bool {
         let ask = || self.slots.release(&self.name, Some(self.holder));
-        // A drop does not panic, whatever a store does.
+        // A drop must not panic, whatever the store does.
         match catch_unwind(AssertUnwindSafe(ask)) {
             Ok(Reply::Ready(standing)) => standing != Standing::Unavailable,
-            // Not asked, as its future was not polled.
+            // Nothing was sent: the future was not polled.
             Ok(Reply::Pending(_)) | Err(_) => false,
         }
     }
@@ -137,7 +137,7 @@ impl Queue {
         }
     }
 
-    /// A number for a new task, unless there is one that works or nothing to do.
+    /// Returns the number of a new task, unless one is alive or there is no work.
     fn take_over(&mut self) -> Option<u64> {
         let works = |task: &Running| task.seen.elapsed() < OVERDUE;
         if self.is_empty() || self.task.as_ref().is_some_and(works) {
@@ -152,14 +152,14 @@ impl Queue {
         Some(self.tasks)
     }
 
-    /// What a task had in hand is for its successor. To give a slot back twice is no harm.
+    /// Requeues what a task was releasing. A second release of the same slot has no effect.
     fn put_back(&mut self) {
         for dropped in std::mem::take(&mut self.in_hand) {
             self.add(dropped);
         }
     }
 
-    /// Notes a sign of a task's, and whether it still has the job.
+    /// Records progress of a task. Returns whether it is still the current task.
     fn sees(&mut self, number: u64) -> bool {
         let task = self.task.as_mut().filter(|task| task.number == number);
         task.map(|task| task.seen = Instant::now()).is_some()
@@ -172,7 +172,7 @@ impl Queue {
         }
     }
 
-    /// What a task does next; nothing when it is not needed any more.
+    /// The next batch of a task; empty when the task must end.
     fn next(&mut self, number: u64, size: usize) -> Vec<Dropped> {
         if !self.sees(number) {
             return Vec::new();
@@ -186,13 +186,13 @@ impl Queue {
             }
         }
         if self.in_hand.is_empty() {
-            // Under the lock, so that whoever comes now sees that a task is needed.
+            // Cleared under the lock, so that the next caller sees that a task is needed.
             self.task = None;
         }
         self.in_hand.clone()
     }
 
-    /// All but these are given back.
+    /// Ends a batch: everything but `failed` was released.
     fn done(&mut self, number: u64, left: Vec<Dropped>) {
         if self.sees(number) {
             self.in_hand = left;
@@ -220,7 +220,7 @@ impl Task {
             let failed = left.len();
             lock(&shared.queue).done(self.number, left);
             shared.changed.send_replace(());
-            // One asks whether the store is there again.
+            // A single release tests whether the store is available again.
             size = if failed == asked { 1 } else { BATCH };
             if failed > 0 {
                 sleep(RETRY).await;
@@ -228,14 +228,14 @@ impl Task {
         }
     }
 
-    /// Returns what could not be given back.
+    /// Returns the releases that failed.
     async fn release(&self, batch: Vec<Dropped>) -> Vec<Dropped> {
-        // Tasks of their own, so that a store which panics is the end of none but that.
+        // One task for each release, so that a store that panics ends only that one.
         let mut releases = JoinSet::new();
         for (n, dropped) in batch.iter().cloned().enumerate() {
             releases.spawn(async move { (n, dropped.release().await) });
         }
-        // By then there is nothing left to give back, whether the store answers or not.
+        // After this time every lease has expired, so waiting for the store is pointless.
         let until = batch.iter().map(|dropped| dropped.until).max();
         let mut left: Vec<_> = batch.into_iter().map(Some).collect();
         loop {
@@ -253,7 +253,7 @@ impl Task {
 }
 
 impl Drop for Task {
-    /// With its runtime a task ends before it is done, and another one is needed.
+    /// When its runtime ends, a task ends before its work, and another task is needed.
     fn drop(&mut self) {
         lock(&self.reaper.0.queue).ends(self.number);
         self.reaper.0.changed.send_replace(());

@@ -1,4 +1,4 @@
-//! What one process grants while the store is away.
+//! Leases that one process grants while the store is unavailable.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -10,25 +10,25 @@ use crate::store::{
 };
 use crate::sync::{Mutex, lock};
 
-/// A replica's part of the limits.
+/// A replica's share of the limits.
 ///
-/// What this process holds in the store counts as well, so that nothing is granted twice. What it
-/// has detached does not: where that ends is not known here.
+/// Leases that this process holds in the store also count against the share, so that no slot is
+/// granted twice. Detached leases do not count, because this process does not learn when they end.
 #[derive(Clone)]
 pub(super) struct Share {
-    /// What was granted while the store was away.
+    /// Leases granted while the store was unavailable.
     pub(super) slots: Arc<dyn LeaseSlots>,
     held: Arc<Mutex<Held>>,
 }
 
-/// What guards of this process hold in the store.
+/// Leases that guards of this process hold in the store.
 #[derive(Default)]
 struct Held {
     total: u64,
     by_tenant: HashMap<Key, u64>,
 }
 
-/// One of them, until this is dropped.
+/// Counts one lease until it is dropped.
 pub(super) struct AlsoHeld {
     held: Arc<Mutex<Held>>,
     tenant: Key,
@@ -44,9 +44,10 @@ impl Default for Share {
 }
 
 impl Share {
-    /// How many slots guards of this process hold in the store, and were granted while it was away: in all, or of a tenant.
+    /// The number of slots that this process holds, in the store or in the share: in total, or of a
+    /// tenant.
     pub(super) fn held(&self, tenant: Option<&Key>) -> u64 {
-        // In this process's memory, and so known at once.
+        // The share is in memory and answers immediately.
         let granted = self.slots.usage(tenant).now().flatten();
         let granted = granted.map_or(0, |usage| match tenant {
             Some(_) => usage.key.unwrap_or(0),
@@ -60,9 +61,10 @@ impl Share {
             }
     }
 
-    /// Notes what the store has granted. A copy of it that was granted here before has an end.
+    /// Counts a lease that the store has granted. Releases a copy of it that the share granted
+    /// before.
     pub(super) fn also_held(&self, name: &LeaseName) -> AlsoHeld {
-        // In this process's memory, and so done at once.
+        // The share is in memory, so the release is complete.
         drop(self.slots.release(name, None));
         let mut held = lock(&self.held);
         held.total += 1;
@@ -73,7 +75,7 @@ impl Share {
         }
     }
 
-    /// Takes a slot of one of so many replicas. Also returns its limits.
+    /// Acquires a slot of one replica's share. Also returns the limits of the share.
     pub(super) async fn acquire(
         &self,
         lease: &NamedLease,

@@ -1,4 +1,4 @@
-//! The counter behind a concurrency limit, and the line of those who wait for it.
+//! The counter of a concurrency limit, and its wait queue.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -9,22 +9,22 @@ use super::stalled::{Charged, Search, StalledResponses, max_reclaimed};
 use crate::nesting::Nesting;
 use crate::sync::{Arc, AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering, lock};
 
-/// Set while the line is not empty: whoever comes now has to join it, and whoever leaves has to
-/// serve it.
+/// Set while the wait queue is not empty. New requests must then join the queue, and each released
+/// slot must wake a waiter.
 const WAITING: u64 = 1 << 63;
-/// Set once the limiter is gone; the last slot to come back recycles the counter.
+/// Set when the limiter is dropped. The last released slot then recycles the counter.
 const RETIRED: u64 = 1 << 62;
 const COUNT: u64 = RETIRED - 1;
 
-/// No limit.
+/// Stands for no limit.
 pub(super) const UNLIMITED: u64 = COUNT;
 
-/// How many slots are taken and how many there are.
+/// Counts the slots in use against a limit.
 ///
-/// Taking a slot is one compare-and-swap and giving it back one subtraction. A slot refers to its
-/// counter for as long as it is held; were that an `Arc`, its two count changes would double the
-/// cost of a request. So counters live for the process and are used again: the memory is that of the
-/// most limiters that there ever were at one time.
+/// Taking a slot is one compare-and-swap; releasing it is one subtraction. A slot refers to its
+/// counter while it is held. An `Arc` would add two contended count changes and double the cost of
+/// a request. So counters live as long as the process and are reused: the memory is that of the
+/// largest number of limiters that existed at one time.
 #[repr(align(128))]
 pub(super) struct Slots {
     state: AtomicU64,
@@ -35,20 +35,20 @@ pub(super) struct Slots {
     pub(super) nesting: Nesting,
 }
 
-/// Somebody in the line.
+/// A queued request.
 struct Waiter {
     slot: oneshot::Sender<Slot>,
     counted: Counted,
 }
 
-/// Whether somebody is counted as waiting: until a slot is on its way, or they went away.
+/// Whether a request counts as waiting: until a slot is sent to it, or it leaves the queue.
 #[derive(Clone)]
 struct Counted(Arc<AtomicBool>);
 
-/// One slot, taken. Dropping it gives it back.
+/// A slot. Dropping it releases it.
 pub(super) struct Slot(&'static Slots);
 
-/// A place in the line for a slot.
+/// A request's position in the wait queue.
 pub(super) struct Place {
     slots: &'static Slots,
     counted: Counted,
@@ -77,7 +77,7 @@ impl Slots {
         }))
     }
 
-    /// One without responses that were reclaimed and are not gone: they would count here.
+    /// Takes a recycled counter whose reclaimed responses are all gone; they would count here.
     #[cfg(not(admission_loom))]
     fn take_recycled() -> Option<&'static Self> {
         let mut recycled = lock(&RECYCLED);
@@ -85,8 +85,8 @@ impl Slots {
         Some(recycled.swap_remove(place))
     }
 
-    /// Lets the counter be used again once all its slots are back. Nobody may be in the line, and
-    /// the caller may not use it any more.
+    /// Marks the counter for reuse once all its slots are released. The wait queue must be empty,
+    /// and the caller must not use the counter again.
     pub(super) fn retire(&'static self) {
         if self.state.fetch_or(RETIRED, Ordering::AcqRel) & COUNT == 0 {
             self.recycle();
@@ -95,7 +95,7 @@ impl Slots {
 
     #[cold]
     fn recycle(&'static self) {
-        // What is left in the line has gone away.
+        // The remaining waiters have left.
         lock(&self.line).clear();
         self.state.store(0, Ordering::Release);
         #[cfg(not(admission_loom))]
@@ -110,11 +110,12 @@ impl Slots {
         self.limit.load(Ordering::Acquire)
     }
 
-    /// Raises or lowers the limit. What is taken above a lowered one retires as it comes back.
+    /// Changes the limit. After a reduction, requests in flight continue, and released slots are
+    /// not reused until the count is below the new limit.
     pub(super) fn set_limit(&'static self, limit: u64) {
         {
-            // Under the lock, so that whoever joins the line sees either the new limit or this
-            // call's serving of the line.
+            // Held so that a request that joins the queue sees either the new limit or the wake-up
+            // below.
             let _line = lock(&self.line);
             self.limit.store(limit, Ordering::SeqCst);
         }
@@ -123,7 +124,7 @@ impl Slots {
         }
     }
 
-    /// Takes a slot if one is free and nobody waits for it. A refusal writes nothing.
+    /// Takes a slot if one is free and no request waits for it. A rejection writes nothing.
     #[inline]
     pub(super) fn try_take(&'static self) -> Option<Slot> {
         self.take_unless(WAITING)
@@ -148,7 +149,7 @@ impl Slots {
         }
     }
 
-    /// Joins the line, unless `max_waiting` are in it already.
+    /// Joins the wait queue, unless `max_waiting` requests are in it.
     pub(super) fn join_line(&'static self, max_waiting: usize) -> Option<Place> {
         let one_more = |waiting| (waiting < max_waiting).then_some(waiting + 1);
         let waiting = self
@@ -160,7 +161,7 @@ impl Slots {
         {
             let mut line = lock(&self.line);
             if line.len() > 2 * waiting + 16 {
-                // Mostly those who went away. Each is paid for by one who joined.
+                // Most of them have left. Each removal is paid for by one join.
                 line.retain(|waiter| !waiter.slot.is_closed());
             }
             line.push_back(Waiter {
@@ -169,7 +170,7 @@ impl Slots {
             });
             self.state.fetch_or(WAITING, Ordering::AcqRel);
         }
-        // A slot may have come back before the flag was there to be seen.
+        // A slot may have been released before the flag was visible.
         self.serve_line();
         Some(Place {
             slots: self,
@@ -178,7 +179,7 @@ impl Slots {
         })
     }
 
-    /// Hands free slots to the head of the line.
+    /// Sends free slots to the waiters at the head of the queue.
     #[cold]
     fn serve_line(&'static self) {
         loop {
@@ -200,10 +201,10 @@ impl Slots {
                 (waiter, slot)
             };
             self.stop_counting(&waiter.counted);
-            // Outside the lock: this wakes a task, and what that runs is not ours to know.
+            // Outside of the lock: this wakes a task, which can run any code.
             if let Err(slot) = waiter.slot.send(slot) {
-                // Went away in this moment. Given back here, not by drop: that would call this
-                // function again, once deeper for each who went away.
+                // The waiter left at this moment. Release the slot here: `drop` would call this
+                // function recursively, once for each waiter that left.
                 std::mem::forget(slot);
                 let before = self.state.fetch_sub(1, Ordering::AcqRel);
                 if before & RETIRED != 0 {
@@ -219,12 +220,11 @@ impl Slots {
         }
     }
 
-    /// Takes the permit of a response that its client does not read, one that counts for a key if
-    /// there is one.
+    /// Reclaims the permit of a stalled response, of one that counts for `charged` if given.
     #[cold]
     pub(super) fn reclaim(&self, charged: Option<Charged<'_>>, spare: bool) -> Search {
         let slots = match self.limit() {
-            // Only keys have limits.
+            // Only the keys have limits.
             UNLIMITED => self.in_flight(),
             limit => limit,
         };
@@ -268,7 +268,7 @@ impl Drop for Slot {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        // The receiver goes after this; a slot that was sent to it gives itself back.
+        // The receiver is dropped after this; a slot that was sent to it releases itself.
         self.slots.stop_counting(&self.counted);
     }
 }
@@ -313,7 +313,7 @@ mod tests {
         assert!(slots.try_take().is_some(), "the line is closed again");
     }
 
-    /// A live waiter stands in front, because waiters that are gone leave the front with each join.
+    /// A live waiter is at the head, because each join removes departed waiters from the head only.
     #[test]
     fn the_line_forgets_those_who_went_away_behind_a_waiter() {
         let slots = Slots::new(1);
@@ -324,7 +324,7 @@ mod tests {
         }
         let mut last = slots.join_line(4).unwrap();
         assert!(lock(&slots.line).len() < 64);
-        // Live waiters stay in their order.
+        // Live waiters keep their order.
         slots.set_limit(2);
         let _slot = first.slot.try_recv().expect("the first is served");
         assert!(last.slot.try_recv().is_err());

@@ -1,4 +1,4 @@
-//! Responses that their client does not read, and how a request that needs their permit gets it.
+//! Responses that their clients do not read, and the requests that reclaim their permits.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,57 +12,57 @@ use super::stall_clock::{instant, now};
 use crate::key::Key;
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering, lock};
 
-/// How many responses may be reclaimed and not gone yet, as a multiple of the limit, or of what is
-/// in flight where there is no limit in total.
+/// The maximum number of reclaimed responses that still exist, as a multiple of the limit; without
+/// a total limit, as a multiple of the requests in flight.
 ///
-/// Each of them keeps what its server has buffered, about half a megabyte for HTTP/1, until its
-/// connection ends. At the bound nothing is reclaimed.
+/// Each of them keeps what its server has buffered until its connection ends: about half a megabyte
+/// for HTTP/1. At the bound, nothing is reclaimed.
 const MAX_RECLAIMED_PER_SLOT: u64 = 4;
 
-/// What the bound is at least: more than one HTTP/2 connection can open (200 streams in hyper), so
-/// that a single connection cannot hold all capacity.
+/// The minimum of that bound. It exceeds what one HTTP/2 connection can open (200 streams in
+/// hyper), so that a single connection cannot hold all capacity.
 const MIN_MAX_RECLAIMED: u64 = 256;
 
 pub(super) const SHARDS: usize = 8;
 
-/// How often a search that finds nothing is repeated at most, as a part of the stall limit.
+/// The maximum number of searches without result per stall limit.
 const SEARCHES_PER_LIMIT: u64 = 64;
 
-/// The responses of one limiter that have handed over a frame and may be stalled.
+/// The responses of one limiter that have passed on a frame and may be stalled.
 ///
-/// A response whose first frame is its last one is never here.
+/// A response with a single frame is never registered here.
 pub(super) struct StalledResponses {
-    /// When a response counts as stalled, in milliseconds; 0 for never.
+    /// The time in milliseconds after which a response counts as stalled; 0 turns reclaiming off.
     limit: AtomicU64,
-    /// No response is stalled before this time, as far as the last search has seen.
+    /// No response is stalled before this time, according to the last search.
     not_before: AtomicU64,
-    /// The same for single keys, as [`KeySearch`]: of a busy key at its limit there may be nothing
-    /// to reclaim, while other requests need what is stalled.
+    /// The same for single keys, by [`KeySearch`]. A busy key at its limit may have nothing to
+    /// reclaim while other requests need a stalled permit.
     key_searches: [AtomicU64; REMEMBERED_KEYS],
     /// Reclaimed responses that their server has not dropped yet.
     pub(super) reclaimed: AtomicUsize,
-    /// When the last warning was logged that there are too many of them.
+    /// The time of the last logged warning that there are too many of them.
     warned_at: AtomicU64,
     pub(super) shards: [Mutex<Slab<Arc<dyn Reclaim>>>; SHARDS],
 }
 
-/// The part of a parked response that a search looks at.
+/// A parked response, as a search sees it.
 pub(super) trait Reclaim: Send + Sync {
-    /// Since when the response waits for its client, or 0 while it does not.
+    /// The time since which the response waits for its client; 0 while it does not wait.
     fn parked_at(&self, of: &StalledResponses) -> u64;
 
-    /// The keys that it counts for in this limiter, by place.
+    /// The keys that the response counts for in this limiter, by position.
     fn keys(&self, of: &StalledResponses) -> &[Key];
 
-    /// Takes the permits away if the response is still parked since this time, and ends it; unless it
-    /// is to be spared, when it goes on without the permit of this limiter.
+    /// Takes the permits if the response is still parked since this time, and ends the response.
+    /// With `spare`, the response continues without the permit of this limiter.
     fn reclaim(&self, of: &StalledResponses, parked_at: u64, spare: bool) -> bool;
 }
 
-/// A permit that was taken from a stalled response.
+/// A permit that was reclaimed from a stalled response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Reclaimed {
-    /// The keys that the permit counted for, by place.
+    /// The keys that the permit counted for, by position.
     pub(super) keys: SmallVec<[Key; 2]>,
     /// How long the client had not taken the last frame.
     pub(super) stalled: Duration,
@@ -72,20 +72,21 @@ pub(super) struct Reclaimed {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Search {
     Found(Reclaimed),
-    /// None is stalled now. The earliest time at which one can be, unless reclaiming is off.
+    /// No response is stalled. Holds the earliest time at which one can be, unless reclaiming is
+    /// off.
     Nothing(Option<Instant>),
-    /// Too many are reclaimed and not gone.
+    /// Too many reclaimed responses still exist.
     AtBound,
 }
 
-/// A key, and the place of the limit that it is charged to.
+/// A key, and the position of the limit that it is charged to.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Charged<'a> {
     pub(super) place: usize,
     pub(super) key: &'a Key,
 }
 
-/// A parked response, and since when it is.
+/// A parked response, and the time since which it is parked.
 type Found = (u64, Arc<dyn Reclaim>);
 
 impl StalledResponses {
@@ -104,7 +105,7 @@ impl StalledResponses {
         self.limit.load(Ordering::Relaxed) != 0
     }
 
-    /// Whether all reclaimed responses are gone.
+    /// Whether all reclaimed responses are dropped.
     #[cfg_attr(admission_loom, expect(dead_code, reason = "loom reuses no counters"))]
     pub(super) fn has_none_reclaimed(&self) -> bool {
         self.reclaimed.load(Ordering::Relaxed) == 0
@@ -120,8 +121,8 @@ impl StalledResponses {
         }
     }
 
-    /// Takes the permit of the response that has been stalled for longest, of those that count for
-    /// a key if there is one. The response goes on uncounted if it is to be spared.
+    /// Reclaims the permit of the response that has been stalled for the longest time, of those
+    /// that count for `charged` if given. With `spare`, the response continues uncounted.
     #[cold]
     pub(super) fn reclaim(
         &self,
@@ -150,7 +151,7 @@ impl StalledResponses {
             if let Some((parked_at, response)) = found
                 && parked_at.saturating_add(limit) <= now
             {
-                // Counted first, so that the response cannot be gone before it is counted.
+                // Counted first, so that the response cannot be dropped before it is counted.
                 self.reclaimed.fetch_add(1, Ordering::Relaxed);
                 let is_reclaimed = response.reclaim(self, parked_at, spare);
                 if spare || !is_reclaimed {
@@ -162,14 +163,14 @@ impl StalledResponses {
                         stalled: Duration::from_millis(now - parked_at),
                     });
                 }
-                // Its client took the frame in this moment.
+                // Its client took the frame at this moment.
                 continue;
             }
             let soon = now + limit / SEARCHES_PER_LIMIT;
-            // A response that is parked from now on is stalled a whole limit later.
+            // A response that is parked from now on is stalled a full limit later.
             let next = oldest.unwrap_or(now).saturating_add(limit);
             return Search::Nothing(Some(instant(match &key_search {
-                // Others may need what is stalled.
+                // Requests of other keys may need a stalled permit.
                 Some(search) if next <= now => {
                     search.set_not_before(&self.key_searches, soon);
                     soon
@@ -183,7 +184,7 @@ impl StalledResponses {
         }
     }
 
-    /// Logs, at most once a minute, that clients which do not read hold capacity.
+    /// Logs, at most once a minute, that clients that do not read hold capacity.
     #[cold]
     pub(super) fn warn_at_bound(&self, limiter: &str) {
         let (now, warned_at) = (now(), self.warned_at.load(Ordering::Relaxed));
@@ -198,7 +199,8 @@ impl StalledResponses {
         }
     }
 
-    /// Since when the oldest response is parked, and the oldest one that counts for a key.
+    /// The time since which the oldest response is parked, and the oldest response that counts for
+    /// `charged`.
     fn oldest(&self, charged: Option<Charged<'_>>) -> (Option<u64>, Option<Found>) {
         let mut oldest = None;
         let mut found: Option<Found> = None;
@@ -222,10 +224,10 @@ impl StalledResponses {
     }
 }
 
-/// A time that no client waits for. Longer ones would overflow the clock.
+/// A time that no client waits for. Longer times would overflow the clock.
 const MAX_LIMIT: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// The most that may be reclaimed and not gone, for so many slots.
+/// The maximum number of reclaimed responses that may exist, for a number of slots.
 pub(super) fn max_reclaimed(slots: u64) -> u64 {
     slots
         .saturating_mul(MAX_RECLAIMED_PER_SLOT)
@@ -276,7 +278,7 @@ mod tests {
         let Search::Nothing(Some(next)) = slots.reclaim(None, false) else {
             panic!("nothing is stalled yet");
         };
-        // Times are whole milliseconds.
+        // The clock has whole milliseconds.
         let wait = next - Instant::now();
         assert_eq!(wait.as_millis().next_multiple_of(10), 50_000);
         tokio::time::advance(Duration::from_secs(50)).await;

@@ -1,4 +1,4 @@
-//! Waiting in line for a permit, for a bounded time.
+//! Waits for a permit in the wait queue, for a bounded time.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -13,25 +13,25 @@ use super::permit::Permit;
 use super::slots::Place;
 use crate::rejection::Rejection;
 
-/// How many may wait in line, and how long.
+/// The bounds of the wait queue: its length and the waiting time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wait {
     pub(crate) max_waiting: usize,
     pub(crate) max_time: Duration,
 }
 
-/// A limiter's answer to who comes now.
+/// A limiter's answer to a new request.
 pub(crate) enum Acquire {
     Admitted(Permit),
     Refused(Rejected),
-    /// After a wait in line, or when the store has answered.
+    /// The request waits in the queue, or for the store's answer.
     Later(Acquiring),
 }
 
-/// A rejection, and whose limit it was.
+/// A rejection, and the key whose limit caused it.
 pub(crate) struct Rejected {
     pub(crate) rejection: Rejection,
-    /// The place of the key that is full; `None` when it was none of the request's keys.
+    /// The position of the key at its limit; `None` if no key caused the rejection.
     pub(crate) key_place: Option<usize>,
 }
 
@@ -44,9 +44,10 @@ impl From<Rejection> for Rejected {
     }
 }
 
-/// Resolves to a permit or to a rejection.
+/// Resolves to a permit or a rejection.
 ///
-/// Dropping it leaves the line and takes no slot; one that was on its way goes to whoever is next.
+/// Dropping it leaves the wait queue and takes no slot. A slot that was already sent goes to the
+/// next waiter.
 pub(crate) struct Acquiring(Stage);
 
 enum Stage {
@@ -54,15 +55,15 @@ enum Stage {
     Asking(Pin<Box<dyn Future<Output = Result<Permit, Rejected>> + Send>>),
 }
 
-/// A place in the line, until the time is up.
+/// A queued request with its deadline.
 struct InLine {
-    // Before `limiter`, which has to outlive the place.
+    // Dropped before `limiter`, which must outlive the position in the queue.
     place: Place,
     keys: KeySlots,
     deadline: Instant,
-    /// When a response may be stalled that could be reclaimed.
+    /// The earliest time at which a stalled response may be reclaimable.
     search_at: Instant,
-    /// Ends at the earlier of the two.
+    /// Fires at the earlier of `deadline` and `search_at`.
     timer: Pin<Box<Sleep>>,
     limiter: ConcurrencyLimiter,
 }
@@ -117,7 +118,8 @@ impl InLine {
             if let Poll::Ready(slot) = Pin::new(&mut self.place.slot).poll(cx) {
                 return Poll::Ready(match slot {
                     Ok(slot) => self.limiter.admit(slot, std::mem::take(&mut self.keys)),
-                    // The line is cleared only when its limiter is gone, and this holds it.
+                    // The queue is cleared only after its limiter is dropped, and this future holds
+                    // the limiter.
                     Err(_) => Acquire::Refused(self.limiter.at_capacity().into()),
                 });
             }
@@ -126,7 +128,7 @@ impl InLine {
                 let next = self.limiter.make_room();
                 self.search_at = next.map_or(self.deadline, |next| next.min(self.deadline));
                 self.timer.as_mut().reset(self.search_at);
-                // The room may have become ours.
+                // The reclaimed slot may have been sent to this request.
                 continue;
             }
             ready!(self.timer.as_mut().poll(cx));
@@ -137,7 +139,7 @@ impl InLine {
     }
 
     fn time_is_up(&mut self) -> Acquire {
-        // A slot may have been sent since it was looked for.
+        // A slot may have been sent since the last poll.
         self.place.slot.close();
         match self.place.slot.try_recv() {
             Ok(slot) => self.limiter.admit(slot, std::mem::take(&mut self.keys)),

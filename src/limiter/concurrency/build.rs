@@ -1,4 +1,4 @@
-//! What layers configure of a limiter.
+//! Builds a limiter from the settings of a layer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::limits::{LimitTarget, Limits};
 use crate::observe::Observer;
 use crate::store::{LeaseSlots, LeaseStore};
 
-/// What a limiter opens once, when its description is complete.
+/// Resources that a limiter opens once, when its settings are complete.
 #[derive(Clone)]
 pub(crate) struct Opened {
     limited: Option<Arc<dyn LimitTarget>>,
@@ -24,14 +24,14 @@ impl ConcurrencyLimiter {
         self
     }
 
-    /// Adds a limit for each key of the next place; 0 turns it off.
+    /// Adds a limit per key at the next position; 0 turns it off.
     pub(crate) fn per_key(mut self, limit: usize) -> Self {
         let per_key = Arc::new(PerKey::new(Capacity::or_off(limit).slots()));
         Arc::make_mut(&mut self.0).per_key.push(per_key);
         self
     }
 
-    /// Sets the overrides of keys.
+    /// Sets the overrides per key.
     pub(crate) fn limits(mut self, limits: &Limits) -> Self {
         Arc::make_mut(&mut self.0).limits = Some(limits.clone());
         self
@@ -41,8 +41,8 @@ impl ConcurrencyLimiter {
         self.0.limits.is_some()
     }
 
-    /// Opens the limiter's slots in a store, under its name, and attaches it to its limits. Nothing that is
-    /// counted may change afterwards.
+    /// Opens the limiter's slots in a store, under its name, and attaches the limiter to its
+    /// limits. Afterwards, no setting that affects counting may change.
     pub(crate) fn open(&self, store: Option<&dyn LeaseStore>) -> Opened {
         let limit = &*self.0;
         let leases = store.map(|store| store.open_leases(&limit.name));
@@ -61,7 +61,7 @@ impl ConcurrencyLimiter {
         Opened { limited, leases }
     }
 
-    /// The limiter with what it [opened](Self::open).
+    /// Adds the resources that [`open`](Self::open) returned.
     pub(crate) fn opened(mut self, opened: &Opened) -> Self {
         let limit = Arc::make_mut(&mut self.0);
         limit.limited = opened.limited.clone();
@@ -69,7 +69,7 @@ impl ConcurrencyLimiter {
         self
     }
 
-    /// What it opened before.
+    /// The resources that were opened before.
     #[cfg(feature = "config")]
     pub(crate) fn reopen(&self) -> Opened {
         Opened {

@@ -1,16 +1,16 @@
-//! What is in flight, and whether overrides count.
+//! The counter of requests in flight, and whether overrides apply.
 
 use crate::key::Key;
 use crate::limiter::slots::Slots;
 use crate::limits::Limits;
 use crate::sync::{AtomicBool, Ordering};
 
-/// Lets go of the counter with the last limiter that uses it.
+/// Owns the counter; retires it with the last limiter that uses it.
 pub(super) struct Counter {
     pub(super) slots: &'static Slots,
-    /// Whether overrides and tiers are ignored for now, because the limiter is switched off.
+    /// Whether overrides and tiers are ignored, because the limiter is switched off.
     pub(super) rests: AtomicBool,
-    /// Whether bans count also then.
+    /// Whether bans apply even then.
     pub(super) keeps_bans: AtomicBool,
 }
 
@@ -27,7 +27,7 @@ impl Counter {
         self.rests.load(Ordering::Relaxed)
     }
 
-    /// Whether a key's override is ignored for now.
+    /// Whether a key's override is ignored.
     pub(super) fn ignores_override(&self, limits: &Limits, key: &Key) -> bool {
         self.rests() && !(self.keeps_bans.load(Ordering::Relaxed) && limits.bans(key))
     }

@@ -1,4 +1,4 @@
-//! A limit on how many are in flight.
+//! Limits the number of requests in flight.
 
 mod build;
 mod capacity;
@@ -29,7 +29,7 @@ use crate::observe::Observer;
 use crate::rejection::{Reason, Rejection};
 use crate::store::{FailureMode, LeaseLimits, LeaseSlots, Leased, Reply};
 
-/// Limits how many are in flight, in total and for each key. Clones share one limit.
+/// Limits the number of requests in flight, in total and per key. Clones share one limit.
 ///
 /// ```
 /// use tower_admission::ConcurrencyLimiter;
@@ -47,33 +47,36 @@ pub struct ConcurrencyLimiter(Arc<Limit>);
 struct Limit {
     counter: Arc<Counter>,
     name: Arc<str>,
-    /// One for each place of a request's keys.
+    /// One for each key position of a request.
     per_key: Vec<Arc<PerKey>>,
     limits: Option<Limits>,
     /// The target that the limits hold weakly; see `open`.
     limited: Option<Arc<dyn LimitTarget>>,
     retry_after: Option<Duration>,
-    /// At most so much is added to the wait of a rejection at capacity.
+    /// The maximum random time that is added to the retry time of a rejection at capacity.
     retry_after_jitter: Duration,
     observer: Option<Arc<dyn Observer>>,
-    /// Whether a stalled response goes on uncounted, and is not ended, when its permit is reclaimed.
+    /// Whether a stalled response continues uncounted, instead of ending, when its permit is
+    /// reclaimed.
     spares_stalled: bool,
-    /// Where other replicas see what is in flight here.
+    /// The slots in a store that replicas share, if any.
     leases: Option<Arc<dyn LeaseSlots>>,
 }
 
 impl ConcurrencyLimiter {
-    /// What a client is told to wait when there is no capacity. When a slot frees cannot be
-    /// known; a second is long enough to matter and short enough to not leave capacity idle.
+    /// The default retry time of a rejection at capacity: one second. The time at which a slot
+    /// becomes free is unknown. One second spreads retries and leaves little capacity idle.
     pub const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(1);
 
-    /// At most `limit` in flight; 0 turns the limit off, and they are only counted.
+    /// Creates a limiter for at most `limit` requests in flight. 0 means unlimited: requests are
+    /// only counted.
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self::with_slots(Capacity::or_off(limit).slots())
     }
 
-    /// Admits nothing, until [`set_limit`](Self::set_limit) says otherwise.
+    /// Creates a limiter that rejects every request until [`set_limit`](Self::set_limit) raises its
+    /// limit.
     #[must_use]
     pub fn deny_all() -> Self {
         Self::with_slots(0)
@@ -96,15 +99,15 @@ impl ConcurrencyLimiter {
         limiter
     }
 
-    /// Takes a permit for somebody, if the service has capacity.
+    /// Takes a permit if there is capacity.
     ///
     /// # Errors
     ///
-    /// [`Reason::AtCapacity`] when there is none, or when others wait for it in line.
+    /// [`Reason::AtCapacity`] if there is no free slot, or if other requests wait for one.
     ///
     /// # Panics
     ///
-    /// When the limiter is that of a layer with a store, which does not answer at once. Use
+    /// Panics if the limiter belongs to a layer with a store. Use
     /// [`acquire_for`](Self::acquire_for) there.
     #[inline]
     pub fn try_acquire(&self) -> Result<Permit, Rejection> {
@@ -113,12 +116,12 @@ impl ConcurrencyLimiter {
         Ok(self.permit(slot, KeySlots::new()))
     }
 
-    /// As [`try_acquire_for_all`](Self::try_acquire_for_all), asking the store if there is one. Does
-    /// not wait for capacity.
+    /// Like [`try_acquire_for_all`](Self::try_acquire_for_all), but also asks the store, if there
+    /// is one. Does not wait for capacity.
     ///
     /// # Errors
     ///
-    /// As those, and [`Reason::Unavailable`] when the store cannot be reached and fails closed.
+    /// The same, and [`Reason::Unavailable`] if the store is unavailable and fails closed.
     pub async fn acquire_for(&self, keys: &[Key]) -> Result<Permit, Rejection> {
         let acquired = match self.acquire(keys, None, None) {
             Acquire::Admitted(permit) => Ok(permit),
@@ -135,7 +138,7 @@ impl ConcurrencyLimiter {
         );
     }
 
-    /// As [`try_acquire`](Self::try_acquire), without a reason for a refusal.
+    /// Like [`try_acquire`](Self::try_acquire), without a reason for a rejection.
     #[inline]
     pub(crate) fn try_permit(&self) -> Option<Permit> {
         let slot = self.slots().try_take()?;
@@ -145,33 +148,36 @@ impl ConcurrencyLimiter {
         })
     }
 
-    /// Takes a permit for `key`, charged to the first limit for each key, if the key has fewer in
-    /// flight than it may and the service has capacity.
+    /// Takes a permit for `key`, charged to the first limit per key. Both the key and the service
+    /// must have capacity.
     ///
     /// # Errors
     ///
-    /// [`Reason::Denied`] when the key's own limit is `deny all`, [`Reason::KeyAtCapacity`] when it
-    /// is reached, else [`Reason::AtCapacity`].
+    /// - [`Reason::Denied`]: the key's override is `deny all`.
+    /// - [`Reason::KeyAtCapacity`]: the key's limit is reached.
+    /// - [`Reason::AtCapacity`]: the service has no capacity.
     ///
     /// # Panics
     ///
-    /// As [`try_acquire`](Self::try_acquire).
+    /// Like [`try_acquire`](Self::try_acquire).
     pub fn try_acquire_for(&self, key: &Key) -> Result<Permit, Rejection> {
         self.try_acquire_for_all(std::slice::from_ref(key))
     }
 
-    /// Takes a permit for several keys, each charged to the limit at its place in the order in which
-    /// [`per_key`](crate::ConcurrencyLimitLayer::per_key) added them. It is taken from all keys and
-    /// the whole, or from none of them. Keys without a limit at their place are not charged.
+    /// Takes a permit for several keys. Each key is charged to the limit at its position, in the
+    /// order in which [`per_key`](crate::ConcurrencyLimitLayer::per_key) added them. All keys and
+    /// the service must have capacity; otherwise nothing is charged. Keys without a limit at their
+    /// position are not charged.
     ///
     /// # Errors
     ///
-    /// [`Reason::KeyAtCapacity`] when the limit of one of the keys is reached, else
-    /// [`Reason::AtCapacity`].
+    /// - [`Reason::Denied`]: the override of one of the keys is `deny all`.
+    /// - [`Reason::KeyAtCapacity`]: the limit of one of the keys is reached.
+    /// - [`Reason::AtCapacity`]: the service has no capacity.
     ///
     /// # Panics
     ///
-    /// As [`try_acquire`](Self::try_acquire).
+    /// Like [`try_acquire`](Self::try_acquire).
     pub fn try_acquire_for_all(&self, keys: &[Key]) -> Result<Permit, Rejection> {
         self.answers_at_once();
         let keys = (self.take_keys(keys, None)).map_err(|rejected| rejected.rejection)?;
@@ -181,10 +187,11 @@ impl ConcurrencyLimiter {
         }
     }
 
-    /// As [`try_acquire_for_all`](Self::try_acquire_for_all), waiting in line if that is configured.
+    /// Like [`try_acquire_for_all`](Self::try_acquire_for_all), but joins the wait queue if one is
+    /// configured.
     #[inline]
     pub(crate) fn acquire(&self, keys: &[Key], tier: Option<&str>, wait: Option<Wait>) -> Acquire {
-        // The keys' slots first: a key over its limit must not hold the service's capacity, not
+        // The slots of the keys first: a key at its limit must not take the service's capacity, not
         // even for a moment.
         let keys = match self.take_keys(keys, tier) {
             Ok(keys) => keys,
@@ -196,7 +203,7 @@ impl ConcurrencyLimiter {
         }
     }
 
-    /// Whoever has a slot here is admitted, if the store has one as well.
+    /// Admits a request that has a slot here, if the store also has one.
     #[inline]
     pub(super) fn admit(&self, slot: Slot, keys: KeySlots) -> Acquire {
         if self.0.leases.is_none() {
@@ -206,7 +213,7 @@ impl ConcurrencyLimiter {
         }
     }
 
-    /// Asks the store for what this replica has room for.
+    /// Asks the store about a request that this replica has room for.
     #[cold]
     fn ask_store(&self, slot: Slot, keys: KeySlots) -> Acquire {
         match self.lease(&keys) {
@@ -236,7 +243,7 @@ impl ConcurrencyLimiter {
         }
     }
 
-    /// What follows from the store's answer.
+    /// Interprets the store's answer.
     fn leased(&self, slot: Slot, keys: KeySlots, leased: Leased) -> Result<Permit, Rejected> {
         match leased {
             Leased::Granted(lease) => Ok(self.permit(slot, keys).leased(lease)),
@@ -250,7 +257,7 @@ impl ConcurrencyLimiter {
                 self.make_room_in_store(None);
                 Err(self.at_capacity().into())
             }
-            // What this replica has room for is known already.
+            // This replica is known to have room.
             Leased::Unavailable(FailureMode::Open) => Ok(self.permit(slot, keys)),
             Leased::Unavailable(FailureMode::Closed) => {
                 Err(self.rejection(Reason::Unavailable).into())
@@ -292,7 +299,7 @@ impl ConcurrencyLimiter {
         let own = |key| {
             let limits = self.0.limits.as_ref()?;
             let own = limits.concurrency(key, &self.0.name, tier);
-            // Asked last, as most keys have no override.
+            // Checked last, because most keys have no override.
             own.filter(|_| !self.0.counter.ignores_override(limits, key))
         };
         let wanted = self.0.per_key.iter().zip(keys);
@@ -327,7 +334,7 @@ impl ConcurrencyLimiter {
     fn watched(&self, observer: &Arc<dyn Observer>, slot: &Slot) -> Watched {
         let limiter = self.0.name.clone();
         observer.acquired(&limiter, slot.in_flight());
-        // Each time, as a recorder of metrics may have been installed since.
+        // Reported each time, because a metrics recorder may have been installed since.
         observer.limit(&limiter, limit_of(self.slots()));
         Watched {
             limiter,
@@ -355,14 +362,14 @@ impl ConcurrencyLimiter {
         Rejection::new(reason, String::from(&*self.0.name)).with_retry_after(self.0.retry_after)
     }
 
-    /// How many are in flight.
+    /// The number of requests in flight.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        // Of things in this process's memory, so it fits.
+        // Each has something in this process's memory, so the number fits.
         self.slots().in_flight() as usize
     }
 
-    /// What the limiter is called in answers; may be empty.
+    /// The name of the limiter in answers; may be empty.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.0.name

@@ -1,4 +1,4 @@
-//! A concurrency limiter as those who look after limits see it.
+//! A concurrency limiter as a target of its limits.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,20 +16,20 @@ use crate::limits::{
 use crate::limits::{Description, Slots};
 use crate::store::{LeaseSlots, StoreStatus};
 
-/// A limiter as [`Limits`] see it.
+/// A concurrency limiter as a target of [`Limits`].
 pub(super) struct Occupied {
     pub(super) name: Arc<str>,
     pub(super) counter: Arc<Counter>,
     pub(super) per_key: Vec<Arc<PerKey>>,
     pub(super) limits: Limits,
-    /// What a rejection for want of a slot tells the client.
+    /// The retry time of a rejection at capacity.
     pub(super) retry_after: Option<Duration>,
-    /// Where it counts as well, if replicas share it.
+    /// The slots in a store that replicas share, if any.
     pub(super) leases: Option<Arc<dyn LeaseSlots>>,
 }
 
 impl Occupied {
-    /// What a key's override or its tier says, unless the limiter is switched off.
+    /// The key's override, or the limit of its tier, unless the limiter is switched off.
     fn own(&self, key: &Key) -> Option<Capacity> {
         let own = self.limits.concurrency(key, &self.name, None);
         own.filter(|_| !self.counter.ignores_override(&self.limits, key))
@@ -56,7 +56,7 @@ impl LimitTarget for Occupied {
         let usages = self.per_key.iter().enumerate().map(|(place, per_key)| {
             let limit = own.map_or_else(|| per_key.limit(), Capacity::slots);
             let usage = self.usage_of(per_key.taken(&key), limit, is_own);
-            // A place without a limit is not counted in the store.
+            // A position without a limit is not counted in the store.
             let asked = usage.limit.and(self.leases.as_ref());
             (
                 usage,
@@ -101,7 +101,7 @@ impl LimitTarget for Occupied {
         Box::pin(async move {
             let mut explained = Vec::new();
             for (place, default, taken, asked) in places {
-                // A request has to fit here, and where replicas share the limit in the store as well.
+                // A request must fit here and, if replicas share the limit, in the store.
                 let used = match asked {
                     None => Some(taken),
                     Some(asked) => asked

@@ -1,4 +1,4 @@
-//! Which rules and which buckets apply to a request.
+//! Determines the rules and buckets of a request.
 
 mod error;
 mod explain;
@@ -23,25 +23,26 @@ use crate::store::{Charge, RateBuckets};
 use crate::sync::Ordering;
 use crate::sync::{AtomicBool, Mutex, lock};
 
-/// What one decision charges: a key for each policy.
+/// The charges of one decision: one for each policy with a key.
 pub(super) type Charges = SmallVec<[Charge; 2]>;
 
-/// The rules of a rate limiter: the defaults of its policies, of their tiers, and the overrides of keys.
+/// The rules of a rate limiter: the defaults of its policies and tiers, and the overrides of keys.
 pub(super) struct Rules {
     buckets: Arc<dyn RateBuckets>,
     limits: Option<Limits>,
-    /// What the buckets of the policies were opened with.
+    /// The shapes with which the buckets of the policies were opened.
     shapes: Box<[Shape]>,
     tiers: ArcSwap<Vec<TierSets>>,
     state: Mutex<State>,
-    /// Whether it limits nothing for now, and is not reported.
+    /// Whether the limiter limits nothing and is not reported.
     rests: AtomicBool,
 }
 
 struct State {
-    /// As they are now.
+    /// The policies in force.
     policies: Vec<Policy>,
-    /// The buckets of all tiers that there ever were, by policy and name: a tier that is declared again finds them.
+    /// The buckets of all tiers so far, by policy and name. A tier that is declared again finds
+    /// them.
     opened: Opened,
     /// Unknown tiers that were logged.
     logged: Vec<Box<str>>,
@@ -49,8 +50,8 @@ struct State {
 
 type Opened = HashMap<(usize, Arc<str>), Arc<TierSet>>;
 
-/// How many tiers of a policy were opened because it declares them, or because the limits do. Each has room of its
-/// own, so that neither takes what the other is promised.
+/// The number of a policy's tiers that were opened for one source. Each source has its own bound,
+/// so that neither takes what the other is guaranteed.
 fn opened_of(opened: &Opened, policy: usize, source: Source) -> usize {
     let is_of = |((of, _), tier): &(&(usize, Arc<str>), &Arc<TierSet>)| {
         *of == policy && tier.source == source
@@ -58,20 +59,20 @@ fn opened_of(opened: &Opened, policy: usize, source: Source) -> usize {
     opened.iter().filter(is_of).count()
 }
 
-/// Who declared a tier when its buckets were opened.
+/// The source of a tier when its buckets were opened.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Source {
     Policy,
     Limits,
 }
 
-/// Unknown tiers that are logged.
+/// The maximum number of unknown tiers that are logged.
 const MAX_LOGGED: usize = 16;
 
 /// One tier.
 struct TierSets {
     name: Arc<str>,
-    /// For each policy its buckets in this tier; `None` if the tier names none of its quotas.
+    /// Its buckets for each policy; `None` if the tier has none of the policy's quotas.
     sets: Box<[Option<Arc<TierSet>>]>,
 }
 
@@ -83,8 +84,8 @@ struct TierSet {
 }
 
 impl TierSet {
-    /// Whether these buckets can count what a policy has in the tier. Where the default has an algorithm, the tier
-    /// has the same.
+    /// Whether these buckets can count the policy in this tier. If the default is a rate, the tier
+    /// has the same algorithm.
     fn takes(&self, policy: &Policy, tier: &Tier) -> bool {
         let Some(in_tier) = policy.under(&tier.limit) else {
             return true;
@@ -119,7 +120,7 @@ impl Rules {
         });
         if let Some(limits) = limits {
             let target: Arc<dyn LimitTarget> = rules.clone();
-            // Before the tiers are read, so that one which is declared meanwhile is not missed.
+            // Before the tiers are read, so that a tier that is declared meanwhile is not missed.
             limits.attach(&target);
         }
         let has_all = rules.open_tiers(&mut lock(&rules.state));
@@ -134,7 +135,7 @@ impl Rules {
         &self.buckets
     }
 
-    /// What a key is charged to for the policy at a place, in a request of this tier.
+    /// The charge of a key for the policy at an index, in a request of this tier.
     #[inline]
     pub(super) fn charge(&self, policy: usize, key: &Key, tier: Option<&str>) -> Charge {
         match &self.limits {
@@ -145,7 +146,7 @@ impl Rules {
         }
     }
 
-    /// The same for each policy that has a key.
+    /// The charges of each policy that has a key.
     #[inline]
     pub(super) fn charges(&self, keys: &[Key], tier: Option<&str>) -> Charges {
         let keys = keys.iter().take(self.shapes.len()).enumerate();
@@ -153,7 +154,8 @@ impl Rules {
             .collect()
     }
 
-    /// Has what these keys used be by their rules, where a decision that was held up charged it by one that was replaced.
+    /// Converts what these keys used to their rules, after a delayed decision charged them by a
+    /// replaced rule.
     #[cold]
     pub(super) fn settle(&self, keys: &[Key]) {
         if let Some(limits) = &self.limits {
@@ -180,7 +182,7 @@ impl Rules {
         tier.unwrap_or(policy)
     }
 
-    /// What `read` makes of a policy's buckets in a tier; `None` if the tier has none.
+    /// Applies `read` to a policy's buckets in a tier; `None` if the tier has none.
     #[inline]
     fn in_tier<T>(&self, policy: usize, tier: &str, read: impl FnOnce(&TierSet) -> T) -> Option<T> {
         let tiers = self.tiers.load();
@@ -204,24 +206,24 @@ impl Rules {
         }
     }
 
-    /// The name of a tier that there is.
+    /// The shared name of a tier, if the tier exists.
     pub(super) fn tier(&self, name: &str) -> Option<Arc<str>> {
         let tiers = self.tiers.load();
         let tier = tiers.iter().find(|tier| *tier.name == *name);
         tier.map(|tier| tier.name.clone())
     }
 
-    /// Whether there is a tier of this name.
+    /// Whether the tier exists.
     pub(super) fn has_tier(&self, name: &str) -> bool {
         self.tiers.load().iter().any(|tier| *tier.name == *name)
     }
 
-    /// The policies as they are now, with their tiers.
+    /// The policies in force, with their tiers.
     pub(super) fn policies(&self) -> Vec<Policy> {
         lock(&self.state).policies.clone()
     }
 
-    /// The policies as they are now for the requests of a tier.
+    /// The policies in force for requests of a tier.
     pub(super) fn policies_in(&self, tier: Option<&str>) -> Vec<Policy> {
         let state = lock(&self.state);
         let policies = state.policies.iter();
@@ -242,7 +244,7 @@ impl Rules {
         policy.under(&declared.limit)
     }
 
-    /// Whether these policies can take the place of those at first.
+    /// Whether these policies can replace the initial ones.
     pub(super) fn takes(&self, policies: &[Policy]) -> bool {
         let fits = |(shape, policy): (&Shape, &Policy)| shape.fits(policy);
         policies.len() == self.shapes.len()
@@ -250,7 +252,7 @@ impl Rules {
             && self.takes_tiers(policies)
     }
 
-    /// Whether the tiers that these policies declare anew can be counted as they say.
+    /// Whether the existing buckets can count the tiers that these policies add or change.
     fn takes_tiers(&self, policies: &[Policy]) -> bool {
         let state = lock(&self.state);
         policies.iter().enumerate().all(|(at, policy)| {
@@ -294,8 +296,8 @@ impl Rules {
         }
     }
 
-    /// Finds or opens the buckets of all tiers that are declared now, and sets their quotas. Returns whether all
-    /// have some.
+    /// Finds or opens the buckets of all declared tiers and sets their quotas. Returns whether
+    /// every tier has buckets.
     fn open_tiers(&self, state: &mut State) -> bool {
         let declared = self.limits.as_ref().map(Limits::declared);
         let of_limits = declared.iter().flat_map(|tiers| tiers.iter());
@@ -358,7 +360,7 @@ impl Rules {
     }
 }
 
-/// A charge by the parts of a limit that are about its quotas.
+/// Adds the rules of a limit's quotas to a charge.
 fn with_override(charge: Charge, limit: &Limit, shape: &Shape) -> Charge {
     let (quotas, is_single) = shape.quotas();
     let rules: SmallVec<[_; 1]> = quotas

@@ -1,4 +1,4 @@
-//! More for a request that was charged: where what it is charged in addition, or given back, goes.
+//! Finds the buckets for later charges and refunds of a request.
 
 use super::{Charges, Rules, with_override};
 use crate::key::Key;
@@ -6,8 +6,8 @@ use crate::store::Charge;
 use crate::sync::lock;
 
 impl Rules {
-    /// The sets of buckets that keys are charged to, if one has a tier of its own: what is stored for it may be another
-    /// tier by the time that something is given back.
+    /// The bucket sets of the keys, if the tier of one differs from the request's tier. Kept,
+    /// because the tier that is stored for a key may change before a refund.
     #[inline]
     pub(in crate::limiter) fn sets(
         &self,
@@ -24,7 +24,8 @@ impl Rules {
         has_own.then(|| charges.iter().map(|charge| charge.set).collect())
     }
 
-    /// More of the same: what keys are charged to whose sets are known, or are those of the request's tier.
+    /// Further charges of the same request: to known bucket sets, or to those of the request's
+    /// tier.
     pub(in crate::limiter) fn charges_to(
         &self,
         keys: &[Key],

@@ -1,4 +1,4 @@
-//! What the rules of a limiter report to its limits, and do when these change.
+//! Reports a rate limiter to its limits, and applies their changes.
 
 use std::sync::Arc;
 
@@ -26,7 +26,8 @@ impl Rules {
         stored.filter(|tier| self.in_tier(0, tier, |_| ()).is_some())
     }
 
-    /// Whether a charge in a tier is limited at all: whether a decision about it has numbers.
+    /// Whether a charge in a tier has any quota that is on, so that a decision about it has
+    /// numbers.
     fn is_limited(&self, policy: usize, tier: Option<&str>, charge: &Charge) -> bool {
         let policies = self.policies_in(tier);
         let mut quotas = policies[policy].quotas().iter().enumerate();
@@ -36,7 +37,7 @@ impl Rules {
         })
     }
 
-    /// How far a key has used it up, and whether the store answered about all of it.
+    /// A key's usage, and whether the store answered about all of it.
     pub(in crate::limiter) fn asked(&self, key: Key) -> BoxFuture<(Vec<LimitUsage>, bool)> {
         let stored = self.stored_tier(&key);
         let policies = self.policies();
@@ -52,7 +53,7 @@ impl Rules {
             let (mut usages, mut is_complete) = (Vec::new(), true);
             for (policy, tier, charge, is_limited, asked) in asked {
                 let decision = asked.await;
-                // A store that fails leaves the answer to this process's share.
+                // If the store fails, this process's share has answered.
                 let counted_in = CountedIn::of(matches!(buckets.status(), Some(StoreStatus::Ok)));
                 is_complete &= !is_limited || !decision.usages().is_empty();
                 let is_used = || decision.usages().iter().any(|usage| used(usage) > 0);
@@ -71,8 +72,8 @@ impl Rules {
         })
     }
 
-    /// All buckets that a key may be charged to, by its override or the defaults, with the tiers and policies that
-    /// they are of.
+    /// All buckets that a key may be charged to, by its override or the defaults, with their
+    /// policies and tiers.
     fn all_charges(&self, key: &Key) -> Vec<(usize, Option<Arc<str>>, Charge)> {
         let mut all = Vec::new();
         let charge = |charge: Charge, shape: &Shape| {
@@ -176,7 +177,7 @@ fn used(usage: &Usage) -> u64 {
     usage.limit().saturating_sub(usage.remaining()).into()
 }
 
-/// How far the quotas of a policy are used up.
+/// The usage of a policy's quotas.
 fn report(
     policy: &Policy,
     tier: Option<Arc<str>>,
