@@ -27,9 +27,11 @@ const LEVELS: &[&[&str]] = &[
     &["body", "drain"],
     &["access"],
     &["concurrency", "rate"],
+    &["provider"],
     &["endpoint"],
     &["admin", "sessions", "ws"],
     &["config"],
+    &["guide"],
 ];
 
 const FIRST_WITH_HTTP: &str = "headers";

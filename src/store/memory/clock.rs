@@ -38,7 +38,8 @@ impl ProcessClock {
 /// The wall clock, as the time since the Unix epoch, for protocols that need it. No limit depends
 /// on it, because it can step.
 #[expect(clippy::disallowed_methods, reason = "the one place that reads it")]
-pub(crate) fn since_epoch() -> Duration {
+#[must_use]
+pub fn since_epoch() -> Duration {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     // The clock is before 1970.
     now.unwrap_or_default()
