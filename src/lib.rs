@@ -150,7 +150,7 @@ pub use limit::{Limit, LimitError};
 #[cfg(feature = "redis")]
 pub use limiter::SharedLimiters;
 pub use limiter::{
-    ConcurrencyLimiter, KeptLease, Lease, Leases, Permit, RateLimiter, SetPolicyError,
+    ConcurrencyLimiter, HeartbeatLease, Lease, Leases, Permit, RateLimiter, SetPolicyError,
 };
 pub use limits::{
     CountedIn, LimitChange, LimitEdit, LimitExplanation, LimitSource, LimitUsage, LimitVerdict,

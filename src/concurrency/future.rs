@@ -19,7 +19,7 @@ use super::service::Keys;
 use super::upgrade::Upgrade;
 use crate::drain::KeepsRejectedBody;
 use crate::extract::RequestHead;
-use crate::limiter::{Acquiring, Permit, Rejected};
+use crate::limiter::{KeyedRejection, Permit, PermitFuture};
 use crate::nesting::Passing;
 
 pin_project! {
@@ -42,7 +42,7 @@ pin_project! {
         Calling { #[pin] future: F, permit: Permit, until: HoldUntil },
         // With what few requests need.
         Watching { #[pin] future: F, admitted: Admitted },
-        Rejected { response: Option<Box<Response<PermitBody<RB>>>>, body: Option<Box<B>> },
+        KeyedRejection { response: Option<Box<Response<PermitBody<RB>>>>, body: Option<Box<B>> },
         InLine { request: Option<Box<InLine<S, B>>> },
     }
 }
@@ -57,7 +57,7 @@ pub(super) struct Admitted {
 
 /// A request that waits for a permit, with the service that was made ready for it.
 pub(super) struct InLine<S, B> {
-    pub(super) acquiring: Acquiring,
+    pub(super) acquiring: PermitFuture,
     pub(super) service: S,
     pub(super) request: Request<B>,
     pub(super) keys: Keys,
@@ -92,7 +92,7 @@ where
     /// Keeps the body of the rejected request, for [`DrainRejected`](crate::drain::DrainRejected).
     pub(crate) fn rejected(response: Response<PermitBody<RB>>, body: B) -> Self {
         Self {
-            state: State::Rejected {
+            state: State::KeyedRejection {
                 response: Some(Box::new(response)),
                 body: Some(Box::new(body)),
             },
@@ -155,7 +155,7 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Result<Response<PermitBody<RB>>, S::Error>> {
         match self.as_mut().project().state.project() {
-            StateProj::Rejected { response, .. } => {
+            StateProj::KeyedRejection { response, .. } => {
                 let response = response.take().expect("polled again after it was ready");
                 Poll::Ready(Ok(*response))
             }
@@ -189,7 +189,7 @@ where
 {
     fn take_rejected_body(self: Pin<&mut Self>) -> Option<B> {
         match self.project().state.project() {
-            StateProj::Rejected { body, .. } => body.take().map(|body| *body),
+            StateProj::KeyedRejection { body, .. } => body.take().map(|body| *body),
             _ => None,
         }
     }
@@ -199,7 +199,10 @@ impl<S, B> InLine<S, B>
 where
     S: Service<Request<B>>,
 {
-    fn decided<RB: Body>(mut self, acquired: Result<Permit, Rejected>) -> ResponseFuture<S, B, RB>
+    fn decided<RB: Body>(
+        mut self,
+        acquired: Result<Permit, KeyedRejection>,
+    ) -> ResponseFuture<S, B, RB>
     where
         S: Service<Request<B>, Response = Response<RB>>,
     {

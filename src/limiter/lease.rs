@@ -11,8 +11,8 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::leases::Leases;
-use super::reaper::Dropped;
-use super::share::AlsoHeld;
+use super::local_share::HeldCountGuard;
+use super::reaper::PendingRelease;
 use crate::store::{LeaseName, LeaseSlots, NamedLease, Standing};
 
 /// A slot of [`Leases`]. Dropping it releases the slot.
@@ -22,7 +22,7 @@ use crate::store::{LeaseName, LeaseSlots, NamedLease, Standing};
 /// slot. It retries until the lease would have expired anyway. At the end of a process,
 /// [`Leases::flush`] waits for it. The task runs in the runtime in which the first lease was
 /// dropped. If that runtime ends or stalls, the next drop or flush in another runtime takes over.
-#[must_use = "dropping a lease gives its slot back"]
+#[must_use = "dropping a lease releases its slot"]
 pub struct Lease {
     leases: Leases,
     id: Arc<str>,
@@ -35,22 +35,22 @@ pub struct Lease {
     /// Whether the store granted it. Until then the store may have.
     pub(super) is_granted: bool,
     /// Counts it in this process's local share while this process holds it.
-    pub(super) in_share: Option<AlsoHeld>,
-    pub(super) place: Place,
+    pub(super) held_count: Option<HeldCountGuard>,
+    pub(super) place: LeasePlace,
 }
 
 /// Where a lease is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum LeasePlace {
     Store,
     /// In this process, while the store is unavailable.
-    Share,
+    LocalShare,
     /// Nowhere: the store was unavailable and fails open, or the lease has ended.
     Nowhere,
 }
 
 impl Lease {
-    pub(super) fn new(leases: Leases, id: &str, name: LeaseName, place: Place) -> Self {
+    pub(super) fn new(leases: Leases, id: &str, name: LeaseName, place: LeasePlace) -> Self {
         Self {
             ttl: leases.time_to_live(),
             leases,
@@ -59,7 +59,7 @@ impl Lease {
             holder: new_holder(),
             since: Instant::now(),
             is_granted: false,
-            in_share: None,
+            held_count: None,
             place,
         }
     }
@@ -79,13 +79,13 @@ impl Lease {
     /// return [`Gone`](LeaseStatus::Gone).
     #[must_use]
     pub fn is_counted(&self) -> bool {
-        self.place != Place::Nowhere
+        self.place != LeasePlace::Nowhere
     }
 
     /// Ends this guard without a release. The slot stays taken until a release by tenant and id, or
     /// until its time to live ends.
     pub fn detach(mut self) {
-        self.place = Place::Nowhere;
+        self.place = LeasePlace::Nowhere;
     }
 
     /// Releases the slot and waits for the store's answer.
@@ -97,7 +97,7 @@ impl Lease {
         };
         let standing = slots.release(&self.name, Some(self.holder)).await;
         if standing != Standing::Unavailable {
-            self.place = Place::Nowhere;
+            self.place = LeasePlace::Nowhere;
         }
         standing
     }
@@ -112,7 +112,7 @@ impl Lease {
     /// # Panics
     ///
     /// Panics outside of a tokio runtime.
-    pub fn keep_alive(self) -> KeptLease {
+    pub fn keep_alive(self) -> HeartbeatLease {
         let (lost, is_lost) = watch::channel(false);
         let heartbeats = self.slots().map(|slots| {
             let heartbeats = Heartbeats {
@@ -125,12 +125,12 @@ impl Lease {
                 jitter: 0.8 + (self.holder % 1000) as f64 / 5000.0,
             };
             let task = async move {
-                heartbeats.go_on().await;
+                heartbeats.run().await;
                 let _ = lost.send(true);
             };
             tokio::spawn(task).abort_handle()
         });
-        KeptLease {
+        HeartbeatLease {
             heartbeats,
             is_lost,
             lease: self,
@@ -140,9 +140,9 @@ impl Lease {
     fn slots(&self) -> Option<&Arc<dyn LeaseSlots>> {
         let shared = self.leases.shared();
         match self.place {
-            Place::Store => Some(&shared.slots),
-            Place::Share => Some(&shared.share.slots),
-            Place::Nowhere => None,
+            LeasePlace::Store => Some(&shared.slots),
+            LeasePlace::LocalShare => Some(&shared.share.slots),
+            LeasePlace::Nowhere => None,
         }
     }
 }
@@ -151,11 +151,11 @@ impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(slots) = self.slots() {
             let shared = self.leases.shared();
-            shared.reaper.give_back(Dropped {
+            shared.reaper.release(PendingRelease {
                 slots: slots.clone(),
                 name: self.name,
                 holder: self.holder,
-                was_held: self.is_granted,
+                was_granted: self.is_granted,
                 until: Instant::now() + self.ttl,
             });
         }
@@ -163,15 +163,15 @@ impl Drop for Lease {
 }
 
 /// A [`Lease`] with heartbeats. Dropping it stops the heartbeats and releases the slot.
-#[must_use = "dropping it gives the slot back"]
-pub struct KeptLease {
+#[must_use = "dropping it releases the slot"]
+pub struct HeartbeatLease {
     // Declared before the lease: no heartbeat follows the release.
     heartbeats: Option<AbortHandle>,
     is_lost: watch::Receiver<bool>,
     lease: Lease,
 }
 
-impl KeptLease {
+impl HeartbeatLease {
     /// The id of the work, unique within its tenant.
     #[must_use]
     pub fn id(&self) -> &str {
@@ -205,11 +205,11 @@ impl KeptLease {
     /// Stops the heartbeats without a release. The slot stays taken until a release by tenant and
     /// id, or until its time to live ends.
     pub fn detach(mut self) {
-        self.lease.place = Place::Nowhere;
+        self.lease.place = LeasePlace::Nowhere;
     }
 }
 
-impl Drop for KeptLease {
+impl Drop for HeartbeatLease {
     fn drop(&mut self) {
         if let Some(heartbeats) = &self.heartbeats {
             heartbeats.abort();
@@ -229,7 +229,7 @@ struct Heartbeats {
 
 impl Heartbeats {
     /// Sends heartbeats until the lease is lost.
-    async fn go_on(self) {
+    async fn run(self) {
         let interval = (self.ttl / 3).mul_f64(self.jitter);
         // Both times count from the acquire, or from when the last successful heartbeat was sent.
         // The store's time to live starts slightly later.
@@ -265,7 +265,7 @@ fn new_holder() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     if NEXT.load(Ordering::Relaxed) == 0 {
         let mut bits = [0; 8];
-        getrandom::fill(&mut bits).expect("the operating system gives random bytes");
+        getrandom::fill(&mut bits).expect("the operating system returns random bytes");
         let first = u64::from_le_bytes(bits) | 1;
         // If another thread stored its number first, count on from that.
         let _ = NEXT.compare_exchange(0, first, Ordering::Relaxed, Ordering::Relaxed);
@@ -281,9 +281,9 @@ impl fmt::Debug for Lease {
     }
 }
 
-impl fmt::Debug for KeptLease {
+impl fmt::Debug for HeartbeatLease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KeptLease")
+        f.debug_struct("HeartbeatLease")
             .field("is_lost", &self.is_lost())
             .finish_non_exhaustive()
     }

@@ -4,10 +4,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::lease::{Lease, Place};
-use super::lease_limits::{LeaseNumbers, TenantLimits, or_off};
+use super::lease::{Lease, LeasePlace};
+use super::lease_limits::{LeaseSettings, TenantLimits, zero_as_unlimited};
+use super::local_share::LocalShare;
 use super::reaper::Reaper;
-use super::share::Share;
 use crate::key::Key;
 use crate::observe::{Observer, Observers, Subject};
 use crate::rejection::{Reason, Rejection, UNAVAILABLE_FOR};
@@ -66,26 +66,26 @@ use crate::store::{
 /// extend nor release it, and its lease is [lost](crate::HeartbeatLease::lost). If the acquire that
 /// took over is dropped, it releases the slot.
 #[derive(Clone)]
-pub struct Leases(Arc<Shared>);
+pub struct Leases(Arc<LeasesInner>);
 
 #[derive(Clone)]
-pub(super) struct Shared {
+pub(super) struct LeasesInner {
     pub(super) name: Arc<str>,
     /// The settings that can change at run time.
-    pub(super) numbers: Arc<LeaseNumbers>,
+    pub(super) settings: Arc<LeaseSettings>,
     pub(super) limits: Option<TenantLimits>,
     store: Arc<dyn LeaseStore>,
     pub(super) slots: Arc<dyn LeaseSlots>,
-    pub(super) share: Share,
+    pub(super) share: LocalShare,
     pub(super) reaper: Reaper,
     observers: Observers,
 }
 
-impl Shared {
+impl LeasesInner {
     /// Opens the slots of a new limit, which shares no counts with the previous one.
-    fn start_anew(&mut self) {
+    fn reopen(&mut self) {
         self.slots = self.store.open_leases(&self.name);
-        self.share = Share::default();
+        self.share = LocalShare::default();
         self.reaper = Reaper::default();
     }
 }
@@ -98,12 +98,12 @@ impl Leases {
     #[must_use]
     pub fn new() -> Self {
         let store = MemoryStore::new();
-        Self(Arc::new(Shared {
+        Self(Arc::new(LeasesInner {
             name: "".into(),
-            numbers: Arc::default(),
+            settings: Arc::default(),
             limits: None,
             slots: store.open_leases(""),
-            share: Share::default(),
+            share: LocalShare::default(),
             store: Arc::new(store),
             reaper: Reaper::default(),
             observers: Observers::default(),
@@ -111,17 +111,17 @@ impl Leases {
     }
 
     /// Changes a copy with its own settings, which later changes of the original do not affect.
-    pub(super) fn with(self, change: impl FnOnce(&mut Shared)) -> Self {
-        self.with_same_numbers(|shared| {
-            shared.numbers = Arc::new(LeaseNumbers::clone(&shared.numbers));
+    pub(super) fn with(self, change: impl FnOnce(&mut LeasesInner)) -> Self {
+        self.with_same_settings(|shared| {
+            shared.settings = Arc::new(LeaseSettings::clone(&shared.settings));
             change(shared);
         })
     }
 
-    fn with_same_numbers(mut self, change: impl FnOnce(&mut Shared)) -> Self {
+    fn with_same_settings(mut self, change: impl FnOnce(&mut LeasesInner)) -> Self {
         let shared = Arc::make_mut(&mut self.0);
         change(shared);
-        shared.tell_limits();
+        shared.attach_limits();
         // The name can still be set later.
         if !shared.name.is_empty() {
             (shared.observers).attached("lease", &shared.name, [""]);
@@ -137,20 +137,20 @@ impl Leases {
     pub fn name(self, name: &str) -> Self {
         self.with(|shared| {
             shared.name = name.into();
-            shared.start_anew();
+            shared.reopen();
         })
     }
 
     /// Sets the maximum number of concurrent leases per tenant. Default: 0, which means unlimited.
     #[must_use]
     pub fn per_tenant(self, limit: u64) -> Self {
-        self.with(|shared| shared.numbers.set_per_tenant(or_off(limit)))
+        self.with(|shared| shared.settings.set_per_tenant(zero_as_unlimited(limit)))
     }
 
     /// Sets the maximum number of concurrent leases in total. Default: 0, which means unlimited.
     #[must_use]
     pub fn total(self, limit: u64) -> Self {
-        self.with(|shared| shared.numbers.set_total(or_off(limit)))
+        self.with(|shared| shared.settings.set_total(zero_as_unlimited(limit)))
     }
 
     /// Sets how long a lease lives without a heartbeat. Default:
@@ -161,7 +161,7 @@ impl Leases {
     /// Without heartbeats, it is the longest time that the work may take.
     #[must_use]
     pub fn ttl(self, ttl: Duration) -> Self {
-        self.with(|shared| shared.numbers.set_ttl(ttl))
+        self.with(|shared| shared.settings.set_ttl(ttl))
     }
 
     /// The maximum time to live: 365 days.
@@ -194,7 +194,7 @@ impl Leases {
         }
         Ok(self.with(|shared| {
             shared.store = Arc::new(store);
-            shared.start_anew();
+            shared.reopen();
         }))
     }
 
@@ -202,7 +202,7 @@ impl Leases {
     /// setters, it keeps sharing all settings with the original.
     #[must_use]
     pub fn observe(self, observer: impl Observer) -> Self {
-        self.with_same_numbers(|shared| shared.observers.add(observer))
+        self.with_same_settings(|shared| shared.observers.add(observer))
     }
 
     /// Acquires a slot for the tenant's work with this id.
@@ -237,48 +237,48 @@ impl Leases {
     /// Panics if the operating system returns no random bytes.
     pub async fn acquire_new(&self, tenant: &Key) -> Result<Lease, Rejection> {
         let mut bits = [0; 16];
-        getrandom::fill(&mut bits).expect("the operating system gives random bytes");
+        getrandom::fill(&mut bits).expect("the operating system returns random bytes");
         let id = format!("{:032x}", u128::from_le_bytes(bits));
         self.acquire(tenant, &id).await
     }
 
     async fn take(&self, tenant: &Key, id: &str) -> Result<Lease, Rejection> {
-        let name = name_of(tenant, id);
+        let name = lease_name(tenant, id);
         let limits = self.limits_for(tenant);
         // Created before the store is asked, so that every exit releases the slot unless the lease
         // is returned.
-        let mut lease = Lease::new(self.clone(), id, name, Place::Store);
+        let mut lease = Lease::new(self.clone(), id, name, LeasePlace::Store);
         let taken = self.0.slots.acquire_named(&lease.named(), limits).await;
         let mode = match taken {
             // The store may have granted the slot although its answer was lost: dropping this lease
             // releases it.
             NamedLeased::Unavailable(mode) => mode,
             NamedLeased::NotAsked(mode) => {
-                lease.place = Place::Nowhere;
+                lease.place = LeasePlace::Nowhere;
                 mode
             }
             _ => {
-                let mut lease = self.granted(lease, taken, limits)?;
-                lease.in_share = Some(self.0.share.also_held(&name));
+                let mut lease = self.grant(lease, taken, limits)?;
+                lease.held_count = Some(self.0.share.count_held(&name));
                 return Ok(lease);
             }
         };
         drop(lease);
         match mode {
-            FailureMode::Open => Ok(Lease::new(self.clone(), id, name, Place::Nowhere)),
+            FailureMode::Open => Ok(Lease::new(self.clone(), id, name, LeasePlace::Nowhere)),
             FailureMode::Closed => {
                 let rejection = Rejection::new(Reason::Unavailable, String::from(&*self.0.name));
                 Err(rejection.with_retry_after(Some(UNAVAILABLE_FOR)))
             }
             FailureMode::LocalShare { replicas } => {
-                let lease = Lease::new(self.clone(), id, name, Place::Share);
+                let lease = Lease::new(self.clone(), id, name, LeasePlace::LocalShare);
                 let (taken, limits) = self.0.share.acquire(&lease.named(), limits, replicas).await;
-                self.granted(lease, taken, limits)
+                self.grant(lease, taken, limits)
             }
         }
     }
 
-    fn granted(
+    fn grant(
         &self,
         mut lease: Lease,
         taken: NamedLeased,
@@ -295,7 +295,7 @@ impl Leases {
             }
         };
         // The store granted nothing to release.
-        lease.place = Place::Nowhere;
+        lease.place = LeasePlace::Nowhere;
         let name = String::from(&*self.0.name);
         // Independent of which limit the store checked first.
         let is_denied = limits.per_tenant == Some(0);
@@ -307,7 +307,7 @@ impl Leases {
     }
 
     fn limits_for(&self, tenant: &Key) -> NamedLimits {
-        NamedLimits::new(self.0.numbers.total(), self.0.limit_of(tenant))
+        NamedLimits::new(self.0.settings.total(), self.0.limit_of(tenant))
     }
 
     /// Restarts the time to live of a tenant's work. Work that was never acquired, was released or
@@ -318,8 +318,8 @@ impl Leases {
     /// the lease is gone, because another process may have released it. Acquire the id again to
     /// count the work.
     pub async fn heartbeat(&self, tenant: &Key, id: &str) -> Standing {
-        let name = name_of(tenant, id);
-        let ttl = self.0.numbers.ttl();
+        let name = lease_name(tenant, id);
+        let ttl = self.0.settings.ttl();
         let here = self.0.share.slots.heartbeat(&name, None, ttl).await;
         match self.0.slots.heartbeat(&name, None, ttl).await {
             Standing::Unavailable if here == Standing::Live => here,
@@ -338,7 +338,7 @@ impl Leases {
     /// until its time to live ends or it is released again. A slot of a [local
     /// share](FailureMode::LocalShare) is released even then.
     pub async fn release(&self, tenant: &Key, id: &str) -> Standing {
-        let name = name_of(tenant, id);
+        let name = lease_name(tenant, id);
         let here = self.0.share.slots.release(&name, None).await;
         match self.0.slots.release(&name, None).await {
             Standing::Gone => here,
@@ -363,7 +363,7 @@ impl Leases {
     /// The time to live without a heartbeat.
     #[must_use]
     pub fn time_to_live(&self) -> Duration {
-        self.0.numbers.ttl()
+        self.0.settings.ttl()
     }
 
     /// The name of the limit, see [`name`](Self::name).
@@ -372,7 +372,7 @@ impl Leases {
         &self.0.name
     }
 
-    pub(super) fn shared(&self) -> &Shared {
+    pub(super) fn shared(&self) -> &LeasesInner {
         &self.0
     }
 
@@ -383,7 +383,7 @@ impl Leases {
 
 /// Fingerprints the id like a tenant, because the application chooses it: the store never contains
 /// it, and its characters have no meaning there.
-fn name_of(tenant: &Key, id: &str) -> LeaseName {
+fn lease_name(tenant: &Key, id: &str) -> LeaseName {
     LeaseName::new(*tenant, Key::id("lease", id))
 }
 
@@ -397,7 +397,7 @@ impl fmt::Debug for Leases {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Leases")
             .field("name", &self.0.name)
-            .field("numbers", &self.0.numbers)
+            .field("settings", &self.0.settings)
             .finish_non_exhaustive()
     }
 }

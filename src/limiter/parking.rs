@@ -6,47 +6,47 @@ use std::sync::{Arc, OnceLock};
 use smallvec::SmallVec;
 
 use super::permit::Permit;
-use super::slots::Slots;
+use super::slot_counter::SlotCounter;
 use super::stall_clock::now;
-use super::stalled::{Reclaim, SHARDS, StalledResponses};
+use super::stalled::{Reclaimable, SHARDS, StalledResponses};
 use crate::key::Key;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, lock};
 
 /// A parked response, shared with the requests that may reclaim its permits.
-pub(super) struct Parked<T> {
-    lists: SmallVec<[List; 1]>,
+pub(super) struct ParkedResponse<T> {
+    entries: SmallVec<[LimiterEntry; 1]>,
     shard: usize,
     parked_at: AtomicU64,
     /// Present while the response waits for its client, unless it was reclaimed.
-    content: Mutex<Content<T>>,
+    content: Mutex<ParkedContent<T>>,
 }
 
 /// A response's entry with one limiter whose permit it holds.
-struct List {
-    slots: &'static Slots,
+struct LimiterEntry {
+    slots: &'static SlotCounter,
     /// Its index in the shard, once it is inserted.
-    entry: OnceLock<usize>,
+    index: OnceLock<usize>,
     keys: SmallVec<[Key; 2]>,
     /// Whether the response continues without the permit of this limiter.
     is_spared: AtomicBool,
 }
 
-enum Content<T> {
+enum ParkedContent<T> {
     /// With the response, which is being polled or waits for its handler.
-    Out,
+    WithResponse,
     Parked(T, Permit),
     Reclaimed(&'static StalledResponses),
 }
 
 /// A response that is registered as possibly stalled. Dropping it removes the response.
 // One pointer, because every response body has room for it.
-pub(crate) struct Parking<T>(pub(super) Arc<Parked<T>>);
+pub(crate) struct Parking<T>(pub(super) Arc<ParkedResponse<T>>);
 
 /// The result of unparking a response.
 pub(crate) enum Unparked<T> {
     Content(T, Permit),
     /// The response was not parked.
-    Out,
+    NotParked,
     Reclaimed,
 }
 
@@ -57,29 +57,29 @@ impl<T: Send + 'static> Parking<T> {
     /// Returns both arguments if the permit cannot be reclaimed: it holds no slot, or reclaiming is
     /// off.
     pub(crate) fn new(content: T, permit: Permit) -> Result<Self, (T, Permit)> {
-        let lists = permit.all().filter_map(|permit| {
+        let entries = permit.all().filter_map(|permit| {
             let slots = permit.slots().filter(|slots| slots.stalled.is_on())?;
-            Some(List {
+            Some(LimiterEntry {
                 slots,
-                entry: OnceLock::new(),
+                index: OnceLock::new(),
                 keys: permit.keys().collect(),
                 is_spared: AtomicBool::new(false),
             })
         });
-        let lists: SmallVec<_> = lists.collect();
-        if lists.is_empty() {
+        let entries: SmallVec<_> = entries.collect();
+        if entries.is_empty() {
             return Err((content, permit));
         }
         let shard = shard_of_thread();
-        let parked = Arc::new(Parked {
-            lists,
+        let parked = Arc::new(ParkedResponse {
+            entries,
             shard,
             parked_at: AtomicU64::new(now()),
-            content: Mutex::new(Content::Parked(content, permit)),
+            content: Mutex::new(ParkedContent::Parked(content, permit)),
         });
-        for list in &parked.lists {
-            let entry = lock(&list.slots.stalled.shards[shard]).insert(parked.clone());
-            let _ = list.entry.set(entry);
+        for entry in &parked.entries {
+            let index = lock(&entry.slots.stalled.shards[shard]).insert(parked.clone());
+            let _ = entry.index.set(index);
         }
         Ok(Self(parked))
     }
@@ -88,7 +88,7 @@ impl<T: Send + 'static> Parking<T> {
     pub(crate) fn park(&self, content: T, permit: Permit) {
         // A response that continues without a permit has nothing to reclaim.
         let parked_at = if permit.is_held() { now() } else { 0 };
-        *lock(&self.0.content) = Content::Parked(content, permit);
+        *lock(&self.0.content) = ParkedContent::Parked(content, permit);
         self.0.parked_at.store(parked_at, Ordering::Release);
     }
 
@@ -96,11 +96,11 @@ impl<T: Send + 'static> Parking<T> {
     pub(crate) fn unpark(&self) -> Unparked<T> {
         let mut content = lock(&self.0.content);
         self.0.parked_at.store(0, Ordering::Release);
-        match std::mem::replace(&mut *content, Content::Out) {
-            Content::Parked(parked, permit) => Unparked::Content(parked, permit),
-            Content::Out => Unparked::Out,
-            Content::Reclaimed(of) => {
-                *content = Content::Reclaimed(of);
+        match std::mem::replace(&mut *content, ParkedContent::WithResponse) {
+            ParkedContent::Parked(parked, permit) => Unparked::Content(parked, permit),
+            ParkedContent::WithResponse => Unparked::NotParked,
+            ParkedContent::Reclaimed(of) => {
+                *content = ParkedContent::Reclaimed(of);
                 Unparked::Reclaimed
             }
         }
@@ -110,13 +110,16 @@ impl<T: Send + 'static> Parking<T> {
 impl<T> Drop for Parking<T> {
     fn drop(&mut self) {
         let parked = &*self.0;
-        let entries = parked.lists.iter().map(|List { slots, entry, .. }| {
-            let entry = entry.get()?;
-            lock(&slots.stalled.shards[parked.shard]).try_remove(*entry)
-        });
+        let entries = parked
+            .entries
+            .iter()
+            .map(|LimiterEntry { slots, index, .. }| {
+                let index = index.get()?;
+                lock(&slots.stalled.shards[parked.shard]).try_remove(*index)
+            });
         let entries: SmallVec<[_; 1]> = entries.collect();
-        let content = std::mem::replace(&mut *lock(&parked.content), Content::Out);
-        if let Content::Reclaimed(of) = content {
+        let content = std::mem::replace(&mut *lock(&parked.content), ParkedContent::WithResponse);
+        if let ParkedContent::Reclaimed(of) = content {
             of.reclaimed.fetch_sub(1, Ordering::Relaxed);
         }
         // Dropped outside of the locks, because dropping a body can run any code.
@@ -124,17 +127,17 @@ impl<T> Drop for Parking<T> {
     }
 }
 
-impl<T> Parked<T> {
-    fn list(&self, of: &StalledResponses) -> Option<&List> {
-        let mut lists = self.lists.iter();
-        lists.find(|list| std::ptr::eq(&list.slots.stalled, of))
+impl<T> ParkedResponse<T> {
+    fn entry(&self, of: &StalledResponses) -> Option<&LimiterEntry> {
+        let mut entries = self.entries.iter();
+        entries.find(|entry| std::ptr::eq(&entry.slots.stalled, of))
     }
 }
 
-impl<T: Send + 'static> Reclaim for Parked<T> {
+impl<T: Send + 'static> Reclaimable for ParkedResponse<T> {
     fn parked_at(&self, of: &StalledResponses) -> u64 {
-        match self.list(of) {
-            Some(list) if !list.is_spared.load(Ordering::Relaxed) => {
+        match self.entry(of) {
+            Some(entry) if !entry.is_spared.load(Ordering::Relaxed) => {
                 self.parked_at.load(Ordering::Acquire)
             }
             _ => 0,
@@ -142,11 +145,11 @@ impl<T: Send + 'static> Reclaim for Parked<T> {
     }
 
     fn keys(&self, of: &StalledResponses) -> &[Key] {
-        self.list(of).map_or(&[], |list| &list.keys)
+        self.entry(of).map_or(&[], |entry| &entry.keys)
     }
 
     fn reclaim(&self, of: &StalledResponses, parked_at: u64, spare: bool) -> bool {
-        let Some(list) = self.list(of) else {
+        let Some(entry) = self.entry(of) else {
             return false;
         };
         let (content, permit) = {
@@ -154,12 +157,12 @@ impl<T: Send + 'static> Reclaim for Parked<T> {
             if self.parked_at.load(Ordering::Acquire) != parked_at {
                 return false;
             }
-            if list.is_spared.load(Ordering::Relaxed) {
+            if entry.is_spared.load(Ordering::Relaxed) {
                 return false;
             }
-            if spare && let Content::Parked(_, permit) = &mut *content {
-                let taken = permit.take_of(list.slots);
-                list.is_spared.store(true, Ordering::Relaxed);
+            if spare && let ParkedContent::Parked(_, permit) = &mut *content {
+                let taken = permit.take_permit_of(entry.slots);
+                entry.is_spared.store(true, Ordering::Relaxed);
                 if !permit.is_held() {
                     self.parked_at.store(0, Ordering::Release);
                 }
@@ -168,8 +171,11 @@ impl<T: Send + 'static> Reclaim for Parked<T> {
                 drop(taken);
                 return true;
             }
-            match std::mem::replace(&mut *content, Content::Reclaimed(&list.slots.stalled)) {
-                Content::Parked(parked, permit) => (parked, permit),
+            match std::mem::replace(
+                &mut *content,
+                ParkedContent::Reclaimed(&entry.slots.stalled),
+            ) {
+                ParkedContent::Parked(parked, permit) => (parked, permit),
                 other => {
                     *content = other;
                     return false;

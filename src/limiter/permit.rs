@@ -6,8 +6,8 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::per_key::{KeySlot, KeySlots};
-use super::slots::{Slot, Slots};
+use super::key_counters::{KeySlot, KeySlots};
+use super::slot_counter::{Slot, SlotCounter};
 use crate::key::Key;
 use crate::observe::Observer;
 use crate::store::Held;
@@ -16,14 +16,14 @@ use crate::store::Held;
 #[must_use = "dropping a permit gives it back at once"]
 pub struct Permit {
     slot: Option<Slot>,
-    extra: Option<Box<Extra>>,
+    extra: Option<Box<PermitExtras>>,
 }
 
 /// The fields that few permits need.
 #[derive(Default)]
-pub(super) struct Extra {
+pub(super) struct PermitExtras {
     pub(super) keys: KeySlots,
-    pub(super) watched: Option<Watched>,
+    pub(super) observed: Option<ObservedPermit>,
     /// The same slot in a store that replicas share.
     lease: Option<Box<dyn Held>>,
     /// Permits of other limiters, released together with this one.
@@ -31,7 +31,7 @@ pub(super) struct Extra {
 }
 
 /// Notifies an observer when the permit is released.
-pub(super) struct Watched {
+pub(super) struct ObservedPermit {
     pub(super) limiter: Arc<str>,
     pub(super) observer: Arc<dyn Observer>,
     pub(super) since: Instant,
@@ -46,11 +46,11 @@ impl Permit {
         }
     }
 
-    pub(super) fn with_extra(slot: Slot, keys: KeySlots, watched: Option<Watched>) -> Self {
-        let extra = Extra {
+    pub(super) fn with_extra(slot: Slot, keys: KeySlots, observed: Option<ObservedPermit>) -> Self {
+        let extra = PermitExtras {
             keys,
-            watched,
-            ..Extra::default()
+            observed,
+            ..PermitExtras::default()
         };
         Self {
             slot: Some(slot),
@@ -59,7 +59,7 @@ impl Permit {
     }
 
     /// Adds a lease to this permit.
-    pub(super) fn leased(mut self, lease: Box<dyn Held>) -> Self {
+    pub(super) fn with_lease(mut self, lease: Box<dyn Held>) -> Self {
         self.extra.get_or_insert_default().lease = Some(lease);
         self
     }
@@ -80,7 +80,7 @@ impl Permit {
     }
 
     /// Removes and returns the permit of one limiter.
-    pub(super) fn take_of(&mut self, slots: &'static Slots) -> Self {
+    pub(super) fn take_permit_of(&mut self, slots: &'static SlotCounter) -> Self {
         let is_of = |permit: &Self| permit.slots().is_some_and(|own| std::ptr::eq(own, slots));
         if !is_of(self) {
             let others = self.extra.as_mut().map(|extra| &mut extra.others);
@@ -111,7 +111,7 @@ impl Permit {
     }
 
     /// The counter of this permit, unless the request is not counted.
-    pub(super) fn slots(&self) -> Option<&'static Slots> {
+    pub(super) fn slots(&self) -> Option<&'static SlotCounter> {
         self.slot.as_ref().map(Slot::slots)
     }
 
@@ -149,9 +149,9 @@ impl Permit {
         drop(extra.lease.take());
         extra.keys.clear();
         // Last, so that an observer sees the counts without this permit.
-        if let Some(watched) = &extra.watched {
-            watched.observer.released(&watched.limiter);
-            (watched.observer).held(&watched.limiter, watched.since.elapsed());
+        if let Some(observed) = &extra.observed {
+            observed.observer.released(&observed.limiter);
+            (observed.observer).held(&observed.limiter, observed.since.elapsed());
         }
     }
 }

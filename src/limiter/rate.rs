@@ -4,8 +4,8 @@ use std::fmt;
 use std::slice;
 use std::sync::Arc;
 
-use super::joined::{Joined, Parts};
-use super::rules::{Rules, SetPolicyError, TiersUnsupported};
+use super::joined::{Joined, LimiterSet};
+use super::rules::{RateRules, SetPolicyError, TiersUnsupported};
 use crate::decision::Decision;
 use crate::key::Key;
 use crate::limits::LimitExplanation;
@@ -36,16 +36,16 @@ use crate::sync::{AtomicU64, Ordering};
 /// depending on the store. [`check_now`](Self::check_now) is for code that cannot await.
 #[derive(Clone)]
 pub struct RateLimiter {
-    limit: Arc<Limit>,
+    inner: Arc<RateLimiterInner>,
     /// The tier of the requests.
     tier: Option<Arc<str>>,
 }
 
-struct Limit {
+struct RateLimiterInner {
     /// The policies as built.
     policies: Vec<Policy>,
     /// `None` if nothing is limited and nothing can be, and for joined limiters.
-    rules: Option<Arc<Rules>>,
+    rules: Option<Arc<RateRules>>,
     joined: Option<Joined>,
     nesting: Arc<Nesting>,
     /// The evictions that [`new_evictions`](RateLimiter::new_evictions) has reported.
@@ -138,14 +138,14 @@ impl RateLimiter {
             Some(_) => policies,
             None => policies.into_iter().map(Policy::limiting).collect(),
         };
-        let counts = policies.iter().any(|policy| !policy.quotas().is_empty());
-        let rules = counts.then(|| {
+        let is_limiting = policies.iter().any(|policy| !policy.quotas().is_empty());
+        let rules = is_limiting.then(|| {
             let shapes = policies.iter().map(Policy::shape).collect();
-            Rules::new(policies.clone(), shapes, store.open(&policies), limits)
+            RateRules::new(policies.clone(), shapes, store.open(&policies), limits)
         });
         let rules = rules.transpose()?;
         Ok(Self {
-            limit: Arc::new(Limit {
+            inner: Arc::new(RateLimiterInner {
                 policies,
                 rules,
                 joined: None,
@@ -158,10 +158,10 @@ impl RateLimiter {
     }
 
     #[cfg(feature = "config")]
-    pub(super) fn of_joined(joined: Joined, parts: &[(Arc<Rules>, &[Policy])]) -> Self {
+    pub(super) fn from_joined(joined: Joined, parts: &[(Arc<RateRules>, &[Policy])]) -> Self {
         let policies = parts.iter().flat_map(|(_, policies)| *policies);
         Self {
-            limit: Arc::new(Limit {
+            inner: Arc::new(RateLimiterInner {
                 policies: policies.cloned().collect(),
                 rules: None,
                 joined: Some(joined),
@@ -174,12 +174,12 @@ impl RateLimiter {
     }
 
     pub(super) fn joined(&self) -> Option<&Joined> {
-        self.limit.joined.as_ref()
+        self.inner.joined.as_ref()
     }
 
     #[cfg(feature = "config")]
-    pub(super) fn rules_and_policies(&self) -> Option<(Arc<Rules>, &[Policy])> {
-        Some((self.limit.rules.clone()?, &self.limit.policies))
+    pub(super) fn rules_and_policies(&self) -> Option<(Arc<RateRules>, &[Policy])> {
+        Some((self.inner.rules.clone()?, &self.inner.policies))
     }
 
     /// Returns this limiter for requests of a tier, declared in [its policy](Policy::tier) or in
@@ -189,34 +189,34 @@ impl RateLimiter {
     #[must_use]
     pub fn tier(&self, name: &str) -> Option<Self> {
         Some(Self {
-            limit: self.limit.clone(),
-            tier: Some(self.known_tier(name)?),
+            inner: self.inner.clone(),
+            tier: Some(self.tier_name(name)?),
         })
     }
 
     /// The shared name of a tier, if the tier exists.
-    pub(crate) fn known_tier(&self, name: &str) -> Option<Arc<str>> {
+    pub(crate) fn tier_name(&self, name: &str) -> Option<Arc<str>> {
         match self.joined() {
-            Some(joined) => joined.known_tier(name),
-            None => self.limit.rules.as_ref()?.tier(name),
+            Some(joined) => joined.tier_name(name),
+            None => self.inner.rules.as_ref()?.tier(name),
         }
     }
 
     /// Identifies the services of this limit when they are nested.
     pub(crate) fn nesting(&self) -> Arc<Nesting> {
-        self.limit.nesting.clone()
+        self.inner.nesting.clone()
     }
 
     /// Explains each quota for a key.
-    pub(crate) async fn explained(&self, key: Key) -> Vec<LimitExplanation> {
+    pub(crate) async fn explain_key(&self, key: Key) -> Vec<LimitExplanation> {
         match self.rules() {
-            Some(rules) => rules.explained(key, None).await,
+            Some(rules) => rules.explain_key(key, None).await,
             None => Vec::new(),
         }
     }
 
-    pub(super) fn rules(&self) -> Option<&Rules> {
-        self.limit.rules.as_deref()
+    pub(super) fn rules(&self) -> Option<&RateRules> {
+        self.inner.rules.as_deref()
     }
 
     /// Replaces the default quotas, in every tier. Overrides stay. Keys keep what they have used,
@@ -244,7 +244,7 @@ impl RateLimiter {
         match self.rules() {
             Some(rules) if self.tier.is_some() => rules.policies_in(self.tier.as_deref()),
             Some(rules) => rules.policies(),
-            None => self.limit.policies.clone(),
+            None => self.inner.policies.clone(),
         }
     }
 
@@ -288,15 +288,20 @@ impl RateLimiter {
     /// of [`and_by`](crate::RateLimitLayer::and_by). Policies without a key are not charged.
     #[inline]
     pub fn decide(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
-        self.decide_in(self.tier.as_deref(), keys, cost)
+        self.decide_in_tier(self.tier.as_deref(), keys, cost)
     }
 
     /// Like [`decide`](Self::decide), for a request of a tier.
     #[inline]
-    pub(crate) fn decide_in(&self, tier: Option<&str>, keys: &[Key], cost: u32) -> Reply<Decision> {
-        let Some(rules) = &self.limit.rules else {
+    pub(crate) fn decide_in_tier(
+        &self,
+        tier: Option<&str>,
+        keys: &[Key],
+        cost: u32,
+    ) -> Reply<Decision> {
+        let Some(rules) = &self.inner.rules else {
             return match self.joined() {
-                Some(joined) => joined.decide(keys, tier, cost, Parts::NONE),
+                Some(joined) => joined.decide(keys, tier, cost, LimiterSet::NONE),
                 None => Reply::Ready(Decision::unlimited()),
             };
         };
@@ -319,7 +324,7 @@ impl RateLimiter {
     /// decides nothing.
     #[inline]
     pub(crate) fn take_one(&self, tier: Option<&str>, key: &Key) -> bool {
-        match &self.limit.rules {
+        match &self.inner.rules {
             Some(rules) => rules.buckets().take_one(&rules.charge(0, key, tier)),
             None => self.is_off(),
         }
@@ -328,7 +333,7 @@ impl RateLimiter {
     /// Returns what [`decide`](Self::decide) would decide, without charging.
     pub fn peek_all(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
         let tier = self.tier.as_deref();
-        match &self.limit.rules {
+        match &self.inner.rules {
             Some(rules) => rules.buckets().peek(&rules.charges(keys, tier), cost),
             None => Reply::Ready(Decision::unlimited()),
         }
@@ -337,7 +342,7 @@ impl RateLimiter {
     /// Refunds to all keys of a [`decide`](Self::decide). Otherwise like [`refund`](Self::refund).
     pub fn refund_all(&self, keys: &[Key], cost: u32) -> Reply<()> {
         let tier = self.tier.as_deref();
-        match &self.limit.rules {
+        match &self.inner.rules {
             Some(rules) => rules.buckets().refund(&rules.charges(keys, tier), cost),
             None => Reply::Ready(()),
         }
@@ -349,32 +354,32 @@ impl RateLimiter {
     /// For occasional metrics: it may take a lock for each shard of the keys.
     #[must_use]
     pub fn stats(&self) -> Option<RateStats> {
-        self.limit.rules.as_ref()?.buckets().stats()
+        self.inner.rules.as_ref()?.buckets().stats()
     }
 
     /// The evictions since the last call, for a counter that outlives this limiter.
     #[cfg(all(feature = "config", feature = "metrics"))]
     pub(crate) fn new_evictions(&self) -> Option<u64> {
         let evictions = self.stats()?.evictions;
-        let before = (self.limit.evictions).fetch_max(evictions, Ordering::Relaxed);
+        let before = (self.inner.evictions).fetch_max(evictions, Ordering::Relaxed);
         Some(evictions.saturating_sub(before))
     }
 
     /// The policies at construction. Without [`Limits`], quotas that are off are omitted.
     #[must_use]
     pub fn policies(&self) -> &[Policy] {
-        &self.limit.policies
+        &self.inner.policies
     }
 
     /// Whether this limiter limits nothing: every quota is off and there are no [`Limits`].
     #[inline]
     #[must_use]
     pub fn is_off(&self) -> bool {
-        self.limit.rules.is_none() && self.limit.joined.is_none()
+        self.inner.rules.is_none() && self.inner.joined.is_none()
     }
 
     /// The names of the quotas, in the order of [`Usage`](crate::Usage) positions.
-    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn quota_names(&self) -> impl Iterator<Item = &str> {
         let quotas = self.policies().iter().flat_map(Policy::quotas);
         quotas.map(NamedQuota::name)
     }
@@ -383,7 +388,7 @@ impl RateLimiter {
 impl fmt::Debug for RateLimiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RateLimiter")
-            .field("policies", &self.limit.policies)
+            .field("policies", &self.inner.policies)
             .field("tier", &self.tier)
             .finish_non_exhaustive()
     }

@@ -21,7 +21,7 @@ const MAX_RECLAIMED_PER_SLOT: u64 = 4;
 
 /// The minimum of that bound. It exceeds what one HTTP/2 connection can open (200 streams in
 /// hyper), so that a single connection cannot hold all capacity.
-const MIN_MAX_RECLAIMED: u64 = 256;
+const MIN_RECLAIMED_BOUND: u64 = 256;
 
 pub(super) const SHARDS: usize = 8;
 
@@ -43,11 +43,11 @@ pub(super) struct StalledResponses {
     pub(super) reclaimed: AtomicUsize,
     /// The time of the last logged warning that there are too many of them.
     warned_at: AtomicU64,
-    pub(super) shards: [Mutex<Slab<Arc<dyn Reclaim>>>; SHARDS],
+    pub(super) shards: [Mutex<Slab<Arc<dyn Reclaimable>>>; SHARDS],
 }
 
 /// A parked response, as a search sees it.
-pub(super) trait Reclaim: Send + Sync {
+pub(super) trait Reclaimable: Send + Sync {
     /// The time since which the response waits for its client; 0 while it does not wait.
     fn parked_at(&self, of: &StalledResponses) -> u64;
 
@@ -61,7 +61,7 @@ pub(super) trait Reclaim: Send + Sync {
 
 /// A permit that was reclaimed from a stalled response.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Reclaimed {
+pub(super) struct ReclaimedPermit {
     /// The keys that the permit counted for, by position.
     pub(super) keys: SmallVec<[Key; 2]>,
     /// How long the client had not taken the last frame.
@@ -70,8 +70,8 @@ pub(super) struct Reclaimed {
 
 /// The result of a search for a stalled response.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Search {
-    Found(Reclaimed),
+pub(super) enum SearchResult {
+    Found(ReclaimedPermit),
     /// No response is stalled. Holds the earliest time at which one can be, unless reclaiming is
     /// off.
     Nothing(Option<Instant>),
@@ -81,13 +81,13 @@ pub(super) enum Search {
 
 /// A key, and the position of the limit that it is charged to.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Charged<'a> {
+pub(super) struct ChargedKey<'a> {
     pub(super) place: usize,
     pub(super) key: &'a Key,
 }
 
 /// A parked response, and the time since which it is parked.
-type Found = (u64, Arc<dyn Reclaim>);
+type ParkedSince = (u64, Arc<dyn Reclaimable>);
 
 impl StalledResponses {
     pub(super) fn new() -> Self {
@@ -112,7 +112,7 @@ impl StalledResponses {
     }
 
     pub(super) fn set_limit(&self, limit: Option<Duration>) {
-        let millis = limit.map_or(0, |limit| limit.min(MAX_LIMIT).as_millis() as u64);
+        let millis = limit.map_or(0, |limit| limit.min(MAX_STALL_LIMIT).as_millis() as u64);
         let millis = millis.max(limit.is_some().into());
         self.limit.store(millis, Ordering::Relaxed);
         self.not_before.store(0, Ordering::Relaxed);
@@ -126,16 +126,16 @@ impl StalledResponses {
     #[cold]
     pub(super) fn reclaim(
         &self,
-        charged: Option<Charged<'_>>,
+        charged: Option<ChargedKey<'_>>,
         max_reclaimed: u64,
         spare: bool,
-    ) -> Search {
+    ) -> SearchResult {
         let limit = self.limit.load(Ordering::Relaxed);
         if limit == 0 {
-            return Search::Nothing(None);
+            return SearchResult::Nothing(None);
         }
         if self.reclaimed.load(Ordering::Relaxed) as u64 >= max_reclaimed {
-            return Search::AtBound;
+            return SearchResult::AtBound;
         }
         let key_search = charged.map(|charged| KeySearch::new(charged.key));
         loop {
@@ -145,7 +145,7 @@ impl StalledResponses {
                 not_before = not_before.max(search.not_before(&self.key_searches));
             }
             if now < not_before {
-                return Search::Nothing(Some(instant(not_before)));
+                return SearchResult::Nothing(Some(instant(not_before)));
             }
             let (oldest, found) = self.oldest(charged);
             if let Some((parked_at, response)) = found
@@ -158,7 +158,7 @@ impl StalledResponses {
                     self.reclaimed.fetch_sub(1, Ordering::Relaxed);
                 }
                 if is_reclaimed {
-                    return Search::Found(Reclaimed {
+                    return SearchResult::Found(ReclaimedPermit {
                         keys: response.keys(self).into(),
                         stalled: Duration::from_millis(now - parked_at),
                     });
@@ -169,7 +169,7 @@ impl StalledResponses {
             let soon = now + limit / SEARCHES_PER_LIMIT;
             // A response that is parked from now on is stalled a full limit later.
             let next = oldest.unwrap_or(now).saturating_add(limit);
-            return Search::Nothing(Some(instant(match &key_search {
+            return SearchResult::Nothing(Some(instant(match &key_search {
                 // Requests of other keys may need a stalled permit.
                 Some(search) if next <= now => {
                     search.set_not_before(&self.key_searches, soon);
@@ -201,9 +201,9 @@ impl StalledResponses {
 
     /// The time since which the oldest response is parked, and the oldest response that counts for
     /// `charged`.
-    fn oldest(&self, charged: Option<Charged<'_>>) -> (Option<u64>, Option<Found>) {
+    fn oldest(&self, charged: Option<ChargedKey<'_>>) -> (Option<u64>, Option<ParkedSince>) {
         let mut oldest = None;
-        let mut found: Option<Found> = None;
+        let mut found: Option<ParkedSince> = None;
         for shard in &self.shards {
             for (_, response) in lock(shard).iter() {
                 let parked_at = response.parked_at(self);
@@ -212,7 +212,7 @@ impl StalledResponses {
                 }
                 oldest = Some(oldest.map_or(parked_at, |oldest: u64| oldest.min(parked_at)));
                 let is_older = found.as_ref().is_none_or(|(found, _)| parked_at < *found);
-                let counts = |Charged { place, key }: Charged<'_>| {
+                let counts = |ChargedKey { place, key }: ChargedKey<'_>| {
                     response.keys(self).get(place).is_some_and(|own| own == key)
                 };
                 if is_older && charged.is_none_or(counts) {
@@ -225,13 +225,13 @@ impl StalledResponses {
 }
 
 /// A time that no client waits for. Longer times would overflow the clock.
-const MAX_LIMIT: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+const MAX_STALL_LIMIT: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// The maximum number of reclaimed responses that may exist, for a number of slots.
 pub(super) fn max_reclaimed(slots: u64) -> u64 {
     slots
         .saturating_mul(MAX_RECLAIMED_PER_SLOT)
-        .max(MIN_MAX_RECLAIMED)
+        .max(MIN_RECLAIMED_BOUND)
 }
 
 #[cfg(all(test, not(admission_loom)))]
@@ -239,22 +239,22 @@ mod tests {
     use super::*;
     use crate::limiter::parking::{Parking, Unparked};
     use crate::limiter::permit::Permit;
-    use crate::limiter::slots::Slots;
+    use crate::limiter::slot_counter::SlotCounter;
 
-    fn parked(slots: &'static Slots) -> Parking<&'static str> {
+    fn parked(slots: &'static SlotCounter) -> Parking<&'static str> {
         let permit = Permit::new(slots.try_take().unwrap());
         let parking = Parking::new("body", permit);
         parking.unwrap_or_else(|_| panic!("reclaiming is on"))
     }
 
-    fn slots(limit: u64) -> &'static Slots {
-        let slots = Slots::new(limit);
+    fn slots(limit: u64) -> &'static SlotCounter {
+        let slots = SlotCounter::new(limit);
         slots.stalled.set_limit(Some(Duration::from_secs(60)));
         slots
     }
 
     #[test]
-    fn the_list_is_as_long_as_what_is_in_flight() {
+    fn every_parked_response_is_registered_once() {
         let slots = slots(1000);
         let listed = || -> usize {
             let shards = slots.stalled.shards.iter();
@@ -269,26 +269,26 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_search_that_found_nothing_says_when_to_look_again() {
+    async fn a_search_without_result_returns_the_time_of_the_next_one() {
         let slots = slots(2);
         let _first = parked(slots);
         tokio::time::advance(Duration::from_secs(10)).await;
         let moved = parked(slots);
         assert!(matches!(moved.unpark(), Unparked::Content("body", _)));
-        let Search::Nothing(Some(next)) = slots.reclaim(None, false) else {
+        let SearchResult::Nothing(Some(next)) = slots.reclaim(None, false) else {
             panic!("nothing is stalled yet");
         };
         // The clock has whole milliseconds.
         let wait = next - Instant::now();
         assert_eq!(wait.as_millis().next_multiple_of(10), 50_000);
         tokio::time::advance(Duration::from_secs(50)).await;
-        let Search::Found(reclaimed) = slots.reclaim(None, false) else {
+        let SearchResult::Found(reclaimed) = slots.reclaim(None, false) else {
             panic!("it is stalled by now");
         };
         assert_eq!(reclaimed.stalled, Duration::from_secs(60));
         assert!(matches!(
             slots.reclaim(None, false),
-            Search::Nothing(Some(_))
+            SearchResult::Nothing(Some(_))
         ));
         assert_eq!(slots.in_flight(), 0);
     }
@@ -299,13 +299,13 @@ mod loom_tests {
     use super::*;
     use crate::limiter::parking::{Parking, Unparked};
     use crate::limiter::permit::Permit;
-    use crate::limiter::slots::Slots;
+    use crate::limiter::slot_counter::SlotCounter;
     use loom::thread;
 
     #[test]
-    fn a_permit_is_reclaimed_or_taken_back_and_never_both() {
+    fn a_permit_is_either_reclaimed_or_unparked() {
         loom::model(|| {
-            let slots = Slots::new(1);
+            let slots = SlotCounter::new(1);
             slots.stalled.set_limit(Some(Duration::from_secs(60)));
             let permit = Permit::new(slots.try_take().unwrap());
             let Ok(parking) = Parking::new((), permit) else {
@@ -323,7 +323,7 @@ mod loom_tests {
             });
             let taken_back = match parking.unpark() {
                 Unparked::Content((), permit) => Some(permit),
-                Unparked::Out | Unparked::Reclaimed => None,
+                Unparked::NotParked | Unparked::Reclaimed => None,
             };
             let is_reclaimed = reclaiming.join().unwrap();
             assert_ne!(is_reclaimed, taken_back.is_some());

@@ -1,7 +1,7 @@
 //! Converts capacities to and from counter limits.
 
 use crate::capacity::Capacity;
-use crate::limiter::slots::UNLIMITED;
+use crate::limiter::slot_counter::UNLIMITED;
 
 impl Capacity {
     /// From a counter limit.

@@ -3,7 +3,7 @@
 mod build;
 mod capacity;
 mod counter;
-mod occupied;
+mod limit_target;
 mod reclaim;
 mod reconfigure;
 
@@ -14,13 +14,13 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-pub(crate) use self::build::Opened;
-use self::counter::Counter;
-use super::per_key::{KeySlot, KeySlots, PerKey, Wanted, try_take_all};
-use super::permit::{Permit, Watched};
-use super::slots::{Slot, Slots, UNLIMITED};
-use super::stalled::Charged;
-use super::wait::{Acquire, Acquiring, Rejected, Wait};
+pub(crate) use self::build::OpenedResources;
+use self::counter::CounterHandle;
+use super::key_counters::{KeyCounters, KeySlot, KeySlotRequest, KeySlots, try_take_all};
+use super::permit::{ObservedPermit, Permit};
+use super::slot_counter::{Slot, SlotCounter, UNLIMITED};
+use super::stalled::ChargedKey;
+use super::wait::{KeyedRejection, PermitFuture, PermitReply, WaitLimits};
 use crate::capacity::Capacity;
 use crate::key::Key;
 use crate::limits::{LimitTarget, Limits};
@@ -41,17 +41,17 @@ use crate::store::{FailureMode, LeaseLimits, LeaseSlots, Leased, Reply};
 /// assert!(jobs.try_acquire().is_ok());
 /// ```
 #[derive(Clone)]
-pub struct ConcurrencyLimiter(Arc<Limit>);
+pub struct ConcurrencyLimiter(Arc<ConcurrencyLimiterInner>);
 
 #[derive(Clone)]
-struct Limit {
-    counter: Arc<Counter>,
+struct ConcurrencyLimiterInner {
+    counter: Arc<CounterHandle>,
     name: Arc<str>,
     /// One for each key position of a request.
-    per_key: Vec<Arc<PerKey>>,
+    per_key: Vec<Arc<KeyCounters>>,
     limits: Option<Limits>,
     /// The target that the limits hold weakly; see `open`.
-    limited: Option<Arc<dyn LimitTarget>>,
+    limit_target: Option<Arc<dyn LimitTarget>>,
     retry_after: Option<Duration>,
     /// The maximum random time that is added to the retry time of a rejection at capacity.
     retry_after_jitter: Duration,
@@ -83,12 +83,12 @@ impl ConcurrencyLimiter {
     }
 
     fn with_slots(slots: u64) -> Self {
-        let limiter = Self(Arc::new(Limit {
-            counter: Arc::new(Counter::new(slots)),
+        let limiter = Self(Arc::new(ConcurrencyLimiterInner {
+            counter: Arc::new(CounterHandle::new(slots)),
             name: "".into(),
             per_key: Vec::new(),
             limits: None,
-            limited: None,
+            limit_target: None,
             retry_after: Some(Self::DEFAULT_RETRY_AFTER),
             retry_after_jitter: Duration::ZERO,
             observer: None,
@@ -111,7 +111,7 @@ impl ConcurrencyLimiter {
     /// [`acquire_for`](Self::acquire_for) there.
     #[inline]
     pub fn try_acquire(&self) -> Result<Permit, Rejection> {
-        self.answers_at_once();
+        self.assert_no_store();
         let slot = self.take_slot().ok_or_else(|| self.at_capacity())?;
         Ok(self.permit(slot, KeySlots::new()))
     }
@@ -124,14 +124,14 @@ impl ConcurrencyLimiter {
     /// The same, and [`Reason::Unavailable`] if the store is unavailable and fails closed.
     pub async fn acquire_for(&self, keys: &[Key]) -> Result<Permit, Rejection> {
         let acquired = match self.acquire(keys, None, None) {
-            Acquire::Admitted(permit) => Ok(permit),
-            Acquire::Refused(rejected) => Err(rejected),
-            Acquire::Later(acquiring) => acquiring.await,
+            PermitReply::Admitted(permit) => Ok(permit),
+            PermitReply::Rejected(rejected) => Err(rejected),
+            PermitReply::Pending(acquiring) => acquiring.await,
         };
         acquired.map_err(|rejected| rejected.rejection)
     }
 
-    fn answers_at_once(&self) {
+    fn assert_no_store(&self) {
         assert!(
             self.0.leases.is_none(),
             "this limiter's store answers later: await ConcurrencyLimiter::acquire_for"
@@ -179,7 +179,7 @@ impl ConcurrencyLimiter {
     ///
     /// Like [`try_acquire`](Self::try_acquire).
     pub fn try_acquire_for_all(&self, keys: &[Key]) -> Result<Permit, Rejection> {
-        self.answers_at_once();
+        self.assert_no_store();
         let keys = (self.take_keys(keys, None)).map_err(|rejected| rejected.rejection)?;
         match self.take_slot() {
             Some(slot) => Ok(self.permit(slot, keys)),
@@ -190,24 +190,29 @@ impl ConcurrencyLimiter {
     /// Like [`try_acquire_for_all`](Self::try_acquire_for_all), but joins the wait queue if one is
     /// configured.
     #[inline]
-    pub(crate) fn acquire(&self, keys: &[Key], tier: Option<&str>, wait: Option<Wait>) -> Acquire {
+    pub(crate) fn acquire(
+        &self,
+        keys: &[Key],
+        tier: Option<&str>,
+        wait: Option<WaitLimits>,
+    ) -> PermitReply {
         // The slots of the keys first: a key at its limit must not take the service's capacity, not
         // even for a moment.
         let keys = match self.take_keys(keys, tier) {
             Ok(keys) => keys,
-            Err(rejected) => return Acquire::Refused(rejected),
+            Err(rejected) => return PermitReply::Rejected(rejected),
         };
         match self.take_slot() {
             Some(slot) => self.admit(slot, keys),
-            None => self.join_line(keys, wait),
+            None => self.join_wait_queue(keys, wait),
         }
     }
 
     /// Admits a request that has a slot here, if the store also has one.
     #[inline]
-    pub(super) fn admit(&self, slot: Slot, keys: KeySlots) -> Acquire {
+    pub(super) fn admit(&self, slot: Slot, keys: KeySlots) -> PermitReply {
         if self.0.leases.is_none() {
-            Acquire::Admitted(self.permit(slot, keys))
+            PermitReply::Admitted(self.permit(slot, keys))
         } else {
             self.ask_store(slot, keys)
         }
@@ -215,17 +220,17 @@ impl ConcurrencyLimiter {
 
     /// Asks the store about a request that this replica has room for.
     #[cold]
-    fn ask_store(&self, slot: Slot, keys: KeySlots) -> Acquire {
+    fn ask_store(&self, slot: Slot, keys: KeySlots) -> PermitReply {
         match self.lease(&keys) {
-            Reply::Ready(leased) => match self.leased(slot, keys, leased) {
-                Ok(permit) => Acquire::Admitted(permit),
-                Err(rejected) => Acquire::Refused(rejected),
+            Reply::Ready(leased) => match self.interpret_lease(slot, keys, leased) {
+                Ok(permit) => PermitReply::Admitted(permit),
+                Err(rejected) => PermitReply::Rejected(rejected),
             },
             Reply::Pending(leased) => {
                 let limiter = self.clone();
-                Acquire::Later(Acquiring::asking(Box::pin(async move {
+                PermitReply::Pending(PermitFuture::from_store(Box::pin(async move {
                     let leased = leased.await;
-                    limiter.leased(slot, keys, leased)
+                    limiter.interpret_lease(slot, keys, leased)
                 })))
             }
         }
@@ -244,12 +249,17 @@ impl ConcurrencyLimiter {
     }
 
     /// Interprets the store's answer.
-    fn leased(&self, slot: Slot, keys: KeySlots, leased: Leased) -> Result<Permit, Rejected> {
+    fn interpret_lease(
+        &self,
+        slot: Slot,
+        keys: KeySlots,
+        leased: Leased,
+    ) -> Result<Permit, KeyedRejection> {
         match leased {
-            Leased::Granted(lease) => Ok(self.permit(slot, keys).leased(lease)),
+            Leased::Granted(lease) => Ok(self.permit(slot, keys).with_lease(lease)),
             Leased::KeyFull { place } => {
                 if let Some(key) = keys.get(place).map(KeySlot::key) {
-                    self.make_room_in_store(Some(Charged { place, key: &key }));
+                    self.make_room_in_store(Some(ChargedKey { place, key: &key }));
                 }
                 Err(self.key_at_capacity(place))
             }
@@ -264,7 +274,7 @@ impl ConcurrencyLimiter {
             }
             Leased::Unavailable(FailureMode::LocalShare { replicas }) => {
                 let share = |limit: u64| (limit / u64::from(replicas.max(1))).max(1);
-                let is_full = |key: &KeySlot| key.taken() > share(key.limit());
+                let is_full = |key: &KeySlot| key.in_flight() > share(key.limit());
                 let limit = limit_of(self.slots());
                 if let Some(place) = keys.iter().position(is_full) {
                     Err(self.key_at_capacity(place))
@@ -278,21 +288,21 @@ impl ConcurrencyLimiter {
     }
 
     #[cold]
-    fn join_line(&self, keys: KeySlots, wait: Option<Wait>) -> Acquire {
+    fn join_wait_queue(&self, keys: KeySlots, wait: Option<WaitLimits>) -> PermitReply {
         let place = wait.and_then(|wait| {
-            let place = self.slots().join_line(wait.max_waiting)?;
+            let place = self.slots().join_wait_queue(wait.max_waiting)?;
             Some((place, wait.max_time))
         });
         match place {
             Some((place, max_time)) => {
-                Acquire::Later(Acquiring::in_line(self.clone(), place, keys, max_time))
+                PermitReply::Pending(PermitFuture::queued(self.clone(), place, keys, max_time))
             }
-            None => Acquire::Refused(self.at_capacity().into()),
+            None => PermitReply::Rejected(self.at_capacity().into()),
         }
     }
 
     #[inline]
-    fn take_keys(&self, keys: &[Key], tier: Option<&str>) -> Result<KeySlots, Rejected> {
+    fn take_keys(&self, keys: &[Key], tier: Option<&str>) -> Result<KeySlots, KeyedRejection> {
         if keys.is_empty() {
             return Ok(KeySlots::new());
         }
@@ -302,17 +312,18 @@ impl ConcurrencyLimiter {
             // Checked last, because most keys have no override.
             own.filter(|_| !self.0.counter.ignores_override(limits, key))
         };
-        let wanted = self.0.per_key.iter().zip(keys);
-        let wanted = wanted.map(|(per_key, key)| Wanted {
+        let requests = self.0.per_key.iter().zip(keys);
+        let requests = requests.map(|(per_key, key)| KeySlotRequest {
             per_key,
             key: *key,
             limit: own(key).map_or_else(|| per_key.limit(), Capacity::slots),
         });
-        let wanted: SmallVec<[_; 2]> = wanted.collect();
-        let taken = try_take_all(&wanted).or_else(|place| self.take_stalled_keys(&wanted, place));
+        let requests: SmallVec<[_; 2]> = requests.collect();
+        let taken =
+            try_take_all(&requests).or_else(|place| self.take_stalled_keys(&requests, place));
         taken.map_err(|place| {
             let mut rejected = self.key_at_capacity(place);
-            if wanted[place].limit == 0 {
+            if requests[place].limit == 0 {
                 let name = String::from(&*self.0.name);
                 rejected.rejection = Rejection::new(Reason::Denied, name);
             }
@@ -326,17 +337,17 @@ impl ConcurrencyLimiter {
         if observer.is_none() && keys.is_empty() {
             return Permit::new(slot);
         }
-        let watched = observer.map(|observer| self.watched(observer, &slot));
-        Permit::with_extra(slot, keys, watched)
+        let observed = observer.map(|observer| self.observe_permit(observer, &slot));
+        Permit::with_extra(slot, keys, observed)
     }
 
     #[inline(never)]
-    fn watched(&self, observer: &Arc<dyn Observer>, slot: &Slot) -> Watched {
+    fn observe_permit(&self, observer: &Arc<dyn Observer>, slot: &Slot) -> ObservedPermit {
         let limiter = self.0.name.clone();
         observer.acquired(&limiter, slot.in_flight());
         // Reported each time, because a metrics recorder may have been installed since.
         observer.limit(&limiter, limit_of(self.slots()));
-        Watched {
+        ObservedPermit {
             limiter,
             observer: observer.clone(),
             since: Instant::now(),
@@ -351,8 +362,8 @@ impl ConcurrencyLimiter {
     }
 
     #[cold]
-    fn key_at_capacity(&self, place: usize) -> Rejected {
-        Rejected {
+    fn key_at_capacity(&self, place: usize) -> KeyedRejection {
+        KeyedRejection {
             rejection: self.rejection(Reason::KeyAtCapacity),
             key_place: Some(place),
         }
@@ -381,12 +392,12 @@ impl ConcurrencyLimiter {
     }
 
     #[inline]
-    fn slots(&self) -> &'static Slots {
+    fn slots(&self) -> &'static SlotCounter {
         self.0.counter.slots
     }
 }
 
-fn limit_of(slots: &Slots) -> Option<u64> {
+fn limit_of(slots: &SlotCounter) -> Option<u64> {
     Some(slots.limit()).filter(|limit| *limit != UNLIMITED)
 }
 

@@ -5,13 +5,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::ConcurrencyLimiter;
-use crate::limiter::per_key::{KeySlots, Wanted, try_take_all};
-use crate::limiter::slots::Slot;
-use crate::limiter::stalled::{Charged, Search};
+use crate::limiter::key_counters::{KeySlotRequest, KeySlots, try_take_all};
+use crate::limiter::slot_counter::Slot;
+use crate::limiter::stalled::{ChargedKey, SearchResult};
 
 /// The time to the next search, when another request got the reclaimed slot or nothing may be
 /// reclaimed now.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+const SEARCH_INTERVAL: Duration = Duration::from_secs(1);
 
 impl ConcurrencyLimiter {
     /// The default time that a client may take for one frame of a response before a request that
@@ -49,19 +49,19 @@ impl ConcurrencyLimiter {
     #[cold]
     pub(super) fn take_stalled_keys(
         &self,
-        wanted: &[Wanted<'_>],
+        requests: &[KeySlotRequest<'_>],
         mut full: usize,
     ) -> Result<KeySlots, usize> {
         // Any of the keys can be the next one at its limit.
-        for _ in wanted {
-            let Wanted {
+        for _ in requests {
+            let KeySlotRequest {
                 per_key,
                 key,
                 limit,
-            } = &wanted[full];
-            let charged = Charged { place: full, key };
-            self.reclaim(Some(charged), per_key.taken(key), *limit);
-            match try_take_all(wanted) {
+            } = &requests[full];
+            let charged = ChargedKey { place: full, key };
+            self.reclaim(Some(charged), per_key.in_flight(key), *limit);
+            match try_take_all(requests) {
                 Ok(slots) => return Ok(slots),
                 Err(place) => full = place,
             }
@@ -72,20 +72,25 @@ impl ConcurrencyLimiter {
     /// Reclaims one stalled response, for a slot in a store that replicas share. Another request
     /// may get it.
     #[cold]
-    pub(super) fn make_room_in_store(&self, charged: Option<Charged<'_>>) {
+    pub(super) fn make_room_in_store(&self, charged: Option<ChargedKey<'_>>) {
         self.reclaim(charged, 1, 1);
     }
 
-    fn reclaim(&self, charged: Option<Charged<'_>>, in_flight: u64, limit: u64) -> Option<Instant> {
-        let look_again = Instant::now() + LOOK_AGAIN;
+    fn reclaim(
+        &self,
+        charged: Option<ChargedKey<'_>>,
+        in_flight: u64,
+        limit: u64,
+    ) -> Option<Instant> {
+        let next_search = Instant::now() + SEARCH_INTERVAL;
         if limit == 0 {
             // No permit helps until the limit is raised.
-            return Some(look_again);
+            return Some(next_search);
         }
         let needed = (in_flight + 1).saturating_sub(limit);
         for _ in 0..needed {
             match self.slots().reclaim(charged, self.0.spares_stalled) {
-                Search::Found(reclaimed) => {
+                SearchResult::Found(reclaimed) => {
                     if let Some(observer) = &self.0.observer {
                         // An address identifies a client better than a token that the client made
                         // up.
@@ -94,13 +99,13 @@ impl ConcurrencyLimiter {
                         observer.reclaimed(&self.0.name, key, reclaimed.stalled);
                     }
                 }
-                Search::Nothing(next) => return next,
-                Search::AtBound => {
+                SearchResult::Nothing(next) => return next,
+                SearchResult::AtBound => {
                     self.slots().stalled.warn_at_bound(&self.0.name);
                     break;
                 }
             }
         }
-        Some(look_again)
+        Some(next_search)
     }
 }

@@ -24,14 +24,14 @@ impl ConcurrencyLimiter {
     pub fn set_limit(&self, limit: impl Into<Capacity>) {
         self.slots().set_limit(limit.into().slots());
         if let Some(observer) = &self.0.observer {
-            self.tell_limit(&**observer);
+            self.report_limit(&**observer);
         }
     }
 
     /// Reports the limit to an observer, and again if it changed meanwhile. With several concurrent
     /// changes, the last report is the limit in force.
     #[cold]
-    fn tell_limit(&self, observer: &dyn Observer) {
+    fn report_limit(&self, observer: &dyn Observer) {
         let mut limit = limit_of(self.slots());
         loop {
             observer.limit(&self.0.name, limit);
@@ -45,16 +45,19 @@ impl ConcurrencyLimiter {
     /// Sets whether overrides and tiers are ignored, because the limiter is switched off. Default:
     /// not ignored.
     #[cfg(feature = "config")]
-    pub(crate) fn rest(&self, rests: bool) {
-        self.0.counter.rests.store(rests, Ordering::Relaxed);
+    pub(crate) fn set_suspended(&self, is_suspended: bool) {
+        self.0
+            .counter
+            .suspended
+            .store(is_suspended, Ordering::Relaxed);
     }
 
     /// Like [`set_suspended`](Self::set_suspended), for limits without an
     /// [`AdmissionLayer`](crate::config::AdmissionLayer) in front: bans still apply.
     #[cfg(all(feature = "config", feature = "ws"))]
-    pub(crate) fn rest_but_for_bans(&self, rests: bool) {
+    pub(crate) fn suspend_except_bans(&self, is_suspended: bool) {
         self.0.counter.keeps_bans.store(true, Ordering::Relaxed);
-        self.rest(rests);
+        self.set_suspended(is_suspended);
     }
 
     /// Changes the default limit per key at one position. Positions are numbered from 0 in the

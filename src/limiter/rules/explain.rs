@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Rules;
+use super::RateRules;
 use crate::decision::{Decision, Usage};
 use crate::key::Key;
 use crate::limit::Limit;
@@ -15,16 +15,16 @@ use crate::rejection::Reason;
 use crate::store::StoreStatus;
 
 /// One policy as it applies to a request, before the store is asked.
-struct Applied {
+struct AppliedPolicy {
     place: usize,
     tier: Option<Arc<str>>,
     /// The name, number and source of each quota.
     quotas: Vec<(Arc<str>, Quota, LimitSource)>,
 }
 
-impl Rules {
+impl RateRules {
     /// Explains each quota for a key, in a request of this tier.
-    pub(in crate::limiter) fn explained(
+    pub(in crate::limiter) fn explain_key(
         &self,
         key: Key,
         tier: Option<&str>,
@@ -61,7 +61,7 @@ impl Rules {
         key: &Key,
         requested: Option<&Arc<str>>,
         own: impl Fn(usize) -> Option<Quota>,
-    ) -> Applied {
+    ) -> AppliedPolicy {
         let limits = self.limits.as_ref();
         let stored = limits
             .and_then(|limits| limits.find(key, |limit| limit.tier().map(Arc::<str>::from))?);
@@ -87,7 +87,7 @@ impl Rules {
                 None => (name, named.quota(), LimitSource::Default),
             }
         });
-        Applied {
+        AppliedPolicy {
             place,
             quotas: quotas.collect(),
             tier: tier.filter(|_| in_tier.is_some()),
@@ -106,7 +106,7 @@ impl Rules {
     }
 }
 
-impl Applied {
+impl AppliedPolicy {
     fn explain(
         self,
         decision: &Decision,

@@ -2,8 +2,8 @@
 
 mod error;
 mod explain;
-mod more;
-mod target;
+mod limit_target;
+mod recharge;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -27,32 +27,32 @@ use crate::sync::{AtomicBool, Mutex, lock};
 pub(super) type Charges = SmallVec<[Charge; 2]>;
 
 /// The rules of a rate limiter: the defaults of its policies and tiers, and the overrides of keys.
-pub(super) struct Rules {
+pub(super) struct RateRules {
     buckets: Arc<dyn RateBuckets>,
     limits: Option<Limits>,
     /// The shapes with which the buckets of the policies were opened.
     shapes: Box<[Shape]>,
     tiers: ArcSwap<Vec<TierSets>>,
-    state: Mutex<State>,
+    state: Mutex<RulesState>,
     /// Whether the limiter limits nothing and is not reported.
-    rests: AtomicBool,
+    suspended: AtomicBool,
 }
 
-struct State {
+struct RulesState {
     /// The policies in force.
     policies: Vec<Policy>,
     /// The buckets of all tiers so far, by policy and name. A tier that is declared again finds
     /// them.
-    opened: Opened,
+    opened: OpenedTiers,
     /// Unknown tiers that were logged.
-    logged: Vec<Box<str>>,
+    logged_tiers: Vec<Box<str>>,
 }
 
-type Opened = HashMap<(usize, Arc<str>), Arc<TierSet>>;
+type OpenedTiers = HashMap<(usize, Arc<str>), Arc<TierSet>>;
 
 /// The number of a policy's tiers that were opened for one source. Each source has its own bound,
 /// so that neither takes what the other is guaranteed.
-fn opened_of(opened: &Opened, policy: usize, source: Source) -> usize {
+fn opened_tier_count(opened: &OpenedTiers, policy: usize, source: TierSource) -> usize {
     let is_of = |((of, _), tier): &(&(usize, Arc<str>), &Arc<TierSet>)| {
         *of == policy && tier.source == source
     };
@@ -61,13 +61,13 @@ fn opened_of(opened: &Opened, policy: usize, source: Source) -> usize {
 
 /// The source of a tier when its buckets were opened.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Source {
+enum TierSource {
     Policy,
     Limits,
 }
 
 /// The maximum number of unknown tiers that are logged.
-const MAX_LOGGED: usize = 16;
+const MAX_LOGGED_TIERS: usize = 16;
 
 /// One tier.
 struct TierSets {
@@ -80,13 +80,13 @@ struct TierSets {
 struct TierSet {
     set: usize,
     shape: Shape,
-    source: Source,
+    source: TierSource,
 }
 
 impl TierSet {
     /// Whether these buckets can count the policy in this tier. If the default is a rate, the tier
     /// has the same algorithm.
-    fn takes(&self, policy: &Policy, tier: &Tier) -> bool {
+    fn accepts(&self, policy: &Policy, tier: &Tier) -> bool {
         let Some(in_tier) = policy.under(&tier.limit) else {
             return true;
         };
@@ -99,7 +99,7 @@ impl TierSet {
     }
 }
 
-impl Rules {
+impl RateRules {
     pub(super) fn new(
         policies: Vec<Policy>,
         shapes: Vec<Shape>,
@@ -111,12 +111,12 @@ impl Rules {
             limits: limits.cloned(),
             shapes: shapes.into(),
             tiers: ArcSwap::default(),
-            state: Mutex::new(State {
+            state: Mutex::new(RulesState {
                 policies,
                 opened: HashMap::new(),
-                logged: Vec::new(),
+                logged_tiers: Vec::new(),
             }),
-            rests: AtomicBool::new(false),
+            suspended: AtomicBool::new(false),
         });
         if let Some(limits) = limits {
             let target: Arc<dyn LimitTarget> = rules.clone();
@@ -140,7 +140,7 @@ impl Rules {
     pub(super) fn charge(&self, policy: usize, key: &Key, tier: Option<&str>) -> Charge {
         match &self.limits {
             Some(limits) if !limits.has_no_overrides() => {
-                self.overridden(limits, policy, key, tier)
+                self.charge_with_override(limits, policy, key, tier)
             }
             _ => Charge::new(*key, self.set(policy, tier)),
         }
@@ -163,7 +163,13 @@ impl Rules {
         }
     }
 
-    fn overridden(&self, limits: &Limits, policy: usize, key: &Key, tier: Option<&str>) -> Charge {
+    fn charge_with_override(
+        &self,
+        limits: &Limits,
+        policy: usize,
+        key: &Key,
+        tier: Option<&str>,
+    ) -> Charge {
         let own = limits.find(key, |limit| {
             let of_tier = limit.tier().or(tier).and_then(|tier| {
                 self.in_tier(policy, tier, |of| {
@@ -189,18 +195,21 @@ impl Rules {
         match tiers.iter().find(|known| *known.name == *tier) {
             Some(tier) => tier.sets[policy].as_deref().map(read),
             None => {
-                self.log_unknown(tier);
+                self.warn_unknown_tier(tier);
                 None
             }
         }
     }
 
     #[cold]
-    fn log_unknown(&self, tier: &str) {
+    fn warn_unknown_tier(&self, tier: &str) {
         let mut state = lock(&self.state);
-        let is_logged = state.logged.iter().any(|logged| **logged == *tier);
-        if !is_logged && state.logged.len() < MAX_LOGGED {
-            state.logged.push(tier.into());
+        let is_logged = state
+            .logged_tiers
+            .iter()
+            .any(|logged_tiers| **logged_tiers == *tier);
+        if !is_logged && state.logged_tiers.len() < MAX_LOGGED_TIERS {
+            state.logged_tiers.push(tier.into());
             drop(state);
             tracing::warn!(tier, "there is no tier of this name: the defaults apply");
         }
@@ -245,15 +254,15 @@ impl Rules {
     }
 
     /// Whether these policies can replace the initial ones.
-    pub(super) fn takes(&self, policies: &[Policy]) -> bool {
+    pub(super) fn accepts(&self, policies: &[Policy]) -> bool {
         let fits = |(shape, policy): (&Shape, &Policy)| shape.fits(policy);
         policies.len() == self.shapes.len()
             && self.shapes.iter().zip(policies).all(fits)
-            && self.takes_tiers(policies)
+            && self.accepts_tiers(policies)
     }
 
     /// Whether the existing buckets can count the tiers that these policies add or change.
-    fn takes_tiers(&self, policies: &[Policy]) -> bool {
+    fn accepts_tiers(&self, policies: &[Policy]) -> bool {
         let state = lock(&self.state);
         policies.iter().enumerate().all(|(at, policy)| {
             let before = state.policies[at].declared();
@@ -262,7 +271,7 @@ impl Rules {
                 .iter()
                 .filter(|tier| !before.contains(tier));
             new.filter_map(|tier| Some((tier, state.opened.get(&(at, tier.name.clone()))?)))
-                .all(|(tier, opened)| opened.takes(policy, tier))
+                .all(|(tier, opened)| opened.accepts(policy, tier))
         })
     }
 
@@ -273,12 +282,12 @@ impl Rules {
         policies.iter().enumerate().all(|(at, policy)| {
             let is_new = |tier: &&Tier| !state.opened.contains_key(&(at, tier.name.clone()));
             let new = policy.declared().iter().filter(is_new).count();
-            opened_of(&state.opened, at, Source::Policy) + new <= Policy::MAX_TIERS
+            opened_tier_count(&state.opened, at, TierSource::Policy) + new <= Policy::MAX_TIERS
         })
     }
 
     pub(super) fn set_policies(&self, policies: Vec<Policy>) -> Result<(), SetPolicyError> {
-        if !self.takes(&policies) {
+        if !self.accepts(&policies) {
             return Err(SetPolicyError::Shape);
         }
         let mut state = lock(&self.state);
@@ -298,7 +307,7 @@ impl Rules {
 
     /// Finds or opens the buckets of all declared tiers and sets their quotas. Returns whether
     /// every tier has buckets.
-    fn open_tiers(&self, state: &mut State) -> bool {
+    fn open_tiers(&self, state: &mut RulesState) -> bool {
         let declared = self.limits.as_ref().map(Limits::declared);
         let of_limits = declared.iter().flat_map(|tiers| tiers.iter());
         let of_policies = state.policies.iter().flat_map(Policy::declared);
@@ -327,7 +336,7 @@ impl Rules {
 
     fn tier_buckets(
         &self,
-        opened: &mut Opened,
+        opened: &mut OpenedTiers,
         at: usize,
         name: &Arc<str>,
         declared: &Policy,
@@ -341,10 +350,10 @@ impl Rules {
             return Some(tier.clone());
         }
         let source = match declared.tiers().any(|tier| *tier == **name) {
-            true => Source::Policy,
-            false => Source::Limits,
+            true => TierSource::Policy,
+            false => TierSource::Limits,
         };
-        if opened_of(opened, at, source) == Policy::MAX_TIERS {
+        if opened_tier_count(opened, at, source) == Policy::MAX_TIERS {
             return None;
         }
         let set = self.buckets.add_tier(at, name, policy)?;
@@ -355,8 +364,8 @@ impl Rules {
     }
 
     #[cfg(feature = "config")]
-    pub(super) fn rest(&self, rests: bool) {
-        self.rests.store(rests, Ordering::Relaxed);
+    pub(super) fn set_suspended(&self, is_suspended: bool) {
+        self.suspended.store(is_suspended, Ordering::Relaxed);
     }
 }
 
@@ -369,9 +378,9 @@ fn with_override(charge: Charge, limit: &Limit, shape: &Shape) -> Charge {
     charge.with_rules(&rules)
 }
 
-impl fmt::Debug for Rules {
+impl fmt::Debug for RateRules {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Rules")
+        f.debug_struct("RateRules")
             .field("policies", &lock(&self.state).policies)
             .finish_non_exhaustive()
     }

@@ -1,8 +1,8 @@
 //! What the configuration crate needs of a rate limiter.
 
 use super::rate::RateLimiter;
-use super::rules::{Rules, SetPolicyError};
-use crate::policy::{NamedQuota, Policy};
+use super::rules::{RateRules, SetPolicyError};
+use crate::policy::Policy;
 
 impl RateLimiter {
     /// Like [`set_policy`](Self::set_policy), for all policies of a layer.
@@ -12,23 +12,24 @@ impl RateLimiter {
     }
 
     /// Whether [`set_policies`](Self::set_policies) accepts these policies and all their tiers.
-    pub(crate) fn takes_policies(&self, policies: &[Policy]) -> bool {
-        let takes = |rules: &Rules| rules.takes(policies) && rules.has_room_for_tiers(policies);
-        self.rules().is_some_and(takes)
+    pub(crate) fn accepts_policies(&self, policies: &[Policy]) -> bool {
+        let accepts =
+            |rules: &RateRules| rules.accepts(policies) && rules.has_room_for_tiers(policies);
+        self.rules().is_some_and(accepts)
     }
 
     /// Sets whether the limiter is suspended. A suspended limiter limits nothing and is not
     /// reported.
-    pub(crate) fn rest(&self, rests: bool) {
+    pub(crate) fn set_suspended(&self, is_suspended: bool) {
         if let Some(rules) = self.rules() {
-            rules.rest(rests);
+            rules.set_suspended(is_suspended);
         }
     }
 
     /// Whether the limiter is [suspended](Self::set_suspended).
     #[cfg(feature = "ws")]
-    pub(crate) fn rests(&self) -> bool {
-        self.rules().is_some_and(Rules::rests)
+    pub(crate) fn is_suspended(&self) -> bool {
+        self.rules().is_some_and(RateRules::is_suspended)
     }
 
     /// Frees this limiter's place in a shared store for another limiter. Requests in flight may
@@ -37,11 +38,5 @@ impl RateLimiter {
         if let Some(rules) = self.rules() {
             rules.buckets().retire();
         }
-    }
-
-    /// The names of the quotas.
-    pub(crate) fn all_names(&self) -> impl Iterator<Item = &str> {
-        let quotas = self.policies().iter().flat_map(Policy::quotas);
-        quotas.map(NamedQuota::name)
     }
 }

@@ -14,7 +14,7 @@ const SHARDS: usize = 16;
 
 /// One count for each key with requests in flight. The entry of a key is removed with its last
 /// request, so the memory is bounded by the requests in flight.
-pub(super) struct PerKey {
+pub(super) struct KeyCounters {
     /// The default limit of a key. [`UNLIMITED`] counts a key only if it has an override.
     limit: AtomicU64,
     shards: [Mutex<HashMap<Key, u64>>; SHARDS],
@@ -25,8 +25,8 @@ pub(super) struct PerKey {
 pub(super) type KeySlots = SmallVec<[KeySlot; 2]>;
 
 /// A request for a slot of one key.
-pub(super) struct Wanted<'a> {
-    pub(super) per_key: &'a Arc<PerKey>,
+pub(super) struct KeySlotRequest<'a> {
+    pub(super) per_key: &'a Arc<KeyCounters>,
     pub(super) key: Key,
     /// The limit of the key.
     pub(super) limit: u64,
@@ -34,13 +34,13 @@ pub(super) struct Wanted<'a> {
 
 /// A slot of a key. Dropping it releases it.
 pub(super) struct KeySlot {
-    per_key: Arc<PerKey>,
+    per_key: Arc<KeyCounters>,
     key: Key,
     /// The limit at the time when the slot was taken.
     limit: u64,
 }
 
-impl PerKey {
+impl KeyCounters {
     pub(super) fn new(limit: u64) -> Self {
         Self {
             limit: AtomicU64::new(limit),
@@ -58,11 +58,11 @@ impl PerKey {
         self.limit.store(limit, Ordering::Relaxed);
     }
 
-    pub(super) fn taken(&self, key: &Key) -> u64 {
+    pub(super) fn in_flight(&self, key: &Key) -> u64 {
         lock(self.shard(key)).get(key).copied().unwrap_or(0)
     }
 
-    fn give_back(&self, key: &Key) {
+    fn release(&self, key: &Key) {
         let mut shard = lock(self.shard(key));
         let Some(taken) = shard.get_mut(key) else {
             return;
@@ -99,14 +99,14 @@ impl KeySlot {
     }
 
     /// The number of requests that the key has in flight, including this one.
-    pub(super) fn taken(&self) -> u64 {
-        self.per_key.taken(&self.key)
+    pub(super) fn in_flight(&self) -> u64 {
+        self.per_key.in_flight(&self.key)
     }
 }
 
 impl Drop for KeySlot {
     fn drop(&mut self) {
-        self.per_key.give_back(&self.key);
+        self.per_key.release(&self.key);
     }
 }
 
@@ -116,16 +116,16 @@ impl Drop for KeySlot {
 /// full, requests of its key could be rejected in between. The locks belong to different
 /// [`KeyCounters`] and are always taken in the order of their positions, so they cannot deadlock.
 #[inline]
-pub(super) fn try_take_all(wanted: &[Wanted<'_>]) -> Result<KeySlots, usize> {
+pub(super) fn try_take_all(requests: &[KeySlotRequest<'_>]) -> Result<KeySlots, usize> {
     let mut shards: SmallVec<[_; 2]> = SmallVec::new();
     for (
         place,
-        Wanted {
+        KeySlotRequest {
             per_key,
             key,
             limit,
         },
-    ) in wanted.iter().enumerate()
+    ) in requests.iter().enumerate()
     {
         let shard = lock(per_key.shard(key));
         if shard.get(key).copied().unwrap_or(0) >= *limit {
@@ -133,10 +133,10 @@ pub(super) fn try_take_all(wanted: &[Wanted<'_>]) -> Result<KeySlots, usize> {
         }
         shards.push(shard);
     }
-    let slots = wanted.iter().zip(&mut shards);
+    let slots = requests.iter().zip(&mut shards);
     let slots = slots.map(
         |(
-            Wanted {
+            KeySlotRequest {
                 per_key,
                 key,
                 limit,
@@ -158,8 +158,8 @@ pub(super) fn try_take_all(wanted: &[Wanted<'_>]) -> Result<KeySlots, usize> {
 mod tests {
     use super::*;
 
-    fn try_take(per_key: &Arc<PerKey>, key: Key, limit: u64) -> Option<KeySlots> {
-        try_take_all(&[Wanted {
+    fn try_take(per_key: &Arc<KeyCounters>, key: Key, limit: u64) -> Option<KeySlots> {
+        try_take_all(&[KeySlotRequest {
             per_key,
             key,
             limit,
@@ -168,8 +168,8 @@ mod tests {
     }
 
     #[test]
-    fn entries_vanish_at_zero() {
-        let per_key = Arc::new(PerKey::new(2));
+    fn a_key_without_requests_has_no_entry() {
+        let per_key = Arc::new(KeyCounters::new(2));
         let keys: Vec<_> = (0..10_000u32)
             .map(|n| Key::id("user", &n.to_string()))
             .collect();
@@ -194,16 +194,16 @@ mod tests {
     }
 
     #[test]
-    fn a_full_key_takes_nothing_from_the_others() {
-        let limits = [1, 2, 1].map(|limit| Arc::new(PerKey::new(limit)));
+    fn a_key_at_its_limit_takes_no_slot_of_other_keys() {
+        let limits = [1, 2, 1].map(|limit| Arc::new(KeyCounters::new(limit)));
         let take = |keys: [&str; 3]| {
-            let wanted = keys.iter().zip(&limits);
-            let wanted = wanted.map(|(key, per_key)| Wanted {
+            let requests = keys.iter().zip(&limits);
+            let requests = requests.map(|(key, per_key)| KeySlotRequest {
                 per_key,
                 key: Key::id("key", key),
                 limit: per_key.limit(),
             });
-            try_take_all(&wanted.collect::<Vec<_>>())
+            try_take_all(&requests.collect::<Vec<_>>())
         };
         let taken = || limits.each_ref().map(|per_key| per_key.len());
         let held = take(["a", "x", "same"]).unwrap();

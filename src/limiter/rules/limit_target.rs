@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Rules, with_override};
+use super::{RateRules, with_override};
 use crate::decision::{Decision, Usage};
 use crate::key::Key;
 use crate::limit::Limit;
@@ -14,9 +14,9 @@ use crate::rule::Rule;
 use crate::store::{Charge, StoreStatus};
 use crate::sync::{Ordering, lock};
 
-impl Rules {
-    pub(in crate::limiter) fn rests(&self) -> bool {
-        self.rests.load(Ordering::Relaxed)
+impl RateRules {
+    pub(in crate::limiter) fn is_suspended(&self) -> bool {
+        self.suspended.load(Ordering::Relaxed)
     }
 
     /// The tier that is stored for a key, if the first policy has it.
@@ -38,7 +38,10 @@ impl Rules {
     }
 
     /// A key's usage, and whether the store answered about all of it.
-    pub(in crate::limiter) fn asked(&self, key: Key) -> BoxFuture<(Vec<LimitUsage>, bool)> {
+    pub(in crate::limiter) fn usage_and_completeness(
+        &self,
+        key: Key,
+    ) -> BoxFuture<(Vec<LimitUsage>, bool)> {
         let stored = self.stored_tier(&key);
         let policies = self.policies();
         let charges = self.all_charges(&key).into_iter();
@@ -97,7 +100,7 @@ impl Rules {
     }
 }
 
-impl LimitTarget for Rules {
+impl LimitTarget for RateRules {
     fn changed(&self, key: &Key) {
         for (_, _, charge) in self.all_charges(key) {
             self.buckets.settle(&[charge]);
@@ -118,18 +121,18 @@ impl LimitTarget for Rules {
     }
 
     fn usage(&self, key: Key) -> BoxFuture<Vec<LimitUsage>> {
-        if self.rests() {
+        if self.is_suspended() {
             return Box::pin(std::future::ready(Vec::new()));
         }
-        let asked = self.asked(key);
+        let asked = self.usage_and_completeness(key);
         Box::pin(async move { asked.await.0 })
     }
 
     fn explain(&self, key: Key, tier: Option<Arc<str>>) -> BoxFuture<Vec<LimitExplanation>> {
-        if self.rests() {
+        if self.is_suspended() {
             return Box::pin(std::future::ready(Vec::new()));
         }
-        self.explained(key, tier.as_deref())
+        self.explain_key(key, tier.as_deref())
     }
 
     fn total(&self) -> BoxFuture<Option<LimitUsage>> {
@@ -137,11 +140,11 @@ impl LimitTarget for Rules {
     }
 
     fn store_status(&self) -> Option<StoreStatus> {
-        self.buckets.status().filter(|_| !self.rests())
+        self.buckets.status().filter(|_| !self.is_suspended())
     }
 
     fn names(&self) -> Vec<Arc<str>> {
-        if self.rests() {
+        if self.is_suspended() {
             return Vec::new();
         }
         let policies = self.policies();
@@ -156,7 +159,7 @@ impl LimitTarget for Rules {
 
     #[cfg(feature = "redis")]
     fn description(&self) -> Option<Description> {
-        let place = self.buckets.place().filter(|_| !self.rests())?;
+        let place = self.buckets.place().filter(|_| !self.is_suspended())?;
         let policies = self.policies();
         let tiers = self.tiers.load();
         let tiers = tiers.iter().flat_map(|tier| {

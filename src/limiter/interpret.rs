@@ -10,10 +10,10 @@ use crate::rejection::{Reason, Rejection};
 
 impl RateLimiter {
     /// The name of the quota that determined an admission; empty if none did.
-    pub(crate) fn binding(&self, decision: &Decision) -> &str {
+    pub(crate) fn binding_quota(&self, decision: &Decision) -> &str {
         let name = decision
             .least()
-            .and_then(|least| self.names().nth(least.at()));
+            .and_then(|least| self.quota_names().nth(least.at()));
         name.unwrap_or("")
     }
 
@@ -30,12 +30,12 @@ impl RateLimiter {
             false => usages.find(|usage| !usage.fits()),
         };
         // An unavailable store reports no usage.
-        let policy = usage.and_then(|usage| self.policy_of(usage));
+        let policy = usage.and_then(|usage| self.policy_index(usage));
         policy.and_then(|at| keys.get(at)).unwrap_or(&keys[0])
     }
 
     /// The index of the policy that a usage belongs to.
-    pub(crate) fn policy_of(&self, usage: &Usage) -> Option<usize> {
+    pub(crate) fn policy_index(&self, usage: &Usage) -> Option<usize> {
         let mut quotas = 0;
         self.policies().iter().position(|policy| {
             quotas += policy.quotas().len();
@@ -50,7 +50,7 @@ impl RateLimiter {
         decision: &'a Decision,
     ) -> impl Iterator<Item = &'a Key> {
         let rejecting = decision.usages().iter().filter(|usage| !usage.fits());
-        rejecting.filter_map(|usage| keys.get(self.policy_of(usage)?))
+        rejecting.filter_map(|usage| keys.get(self.policy_index(usage)?))
     }
 
     /// The rejection for a decision, from a limiter of this name.
@@ -67,13 +67,18 @@ impl RateLimiter {
         name: &str,
         decision: Decision,
     ) -> Rejection {
-        let violated = self.named(&decision).filter(|(_, usage)| !usage.fits());
+        let violated = self
+            .named_usages(&decision)
+            .filter(|(_, usage)| !usage.fits());
         let violated = violated.map(|(name, _)| name).collect();
         Rejection::new(reason, name.to_owned()).decided(decision, violated)
     }
 
     /// Pairs each usage of a decision with the name of its quota.
-    fn named<'a>(&'a self, decision: &'a Decision) -> impl Iterator<Item = (Arc<str>, &'a Usage)> {
+    fn named_usages<'a>(
+        &'a self,
+        decision: &'a Decision,
+    ) -> impl Iterator<Item = (Arc<str>, &'a Usage)> {
         let quotas = || self.policies().iter().flat_map(Policy::quotas);
         let usages = decision.usages().iter();
         usages.filter_map(move |usage| Some((quotas().nth(usage.at())?.shared_name(), usage)))

@@ -15,26 +15,26 @@ use crate::sync::{Mutex, lock};
 /// Leases that this process holds in the store also count against the share, so that no slot is
 /// granted twice. Detached leases do not count, because this process does not learn when they end.
 #[derive(Clone)]
-pub(super) struct Share {
+pub(super) struct LocalShare {
     /// Leases granted while the store was unavailable.
     pub(super) slots: Arc<dyn LeaseSlots>,
-    held: Arc<Mutex<Held>>,
+    held: Arc<Mutex<HeldCounts>>,
 }
 
 /// Leases that guards of this process hold in the store.
 #[derive(Default)]
-struct Held {
+struct HeldCounts {
     total: u64,
     by_tenant: HashMap<Key, u64>,
 }
 
 /// Counts one lease until it is dropped.
-pub(super) struct AlsoHeld {
-    held: Arc<Mutex<Held>>,
+pub(super) struct HeldCountGuard {
+    held: Arc<Mutex<HeldCounts>>,
     tenant: Key,
 }
 
-impl Default for Share {
+impl Default for LocalShare {
     fn default() -> Self {
         Self {
             slots: MemoryStore::new().open_leases(""),
@@ -43,7 +43,7 @@ impl Default for Share {
     }
 }
 
-impl Share {
+impl LocalShare {
     /// The number of slots that this process holds, in the store or in the share: in total, or of a
     /// tenant.
     pub(super) fn held(&self, tenant: Option<&Key>) -> u64 {
@@ -63,13 +63,13 @@ impl Share {
 
     /// Counts a lease that the store has granted. Releases a copy of it that the share granted
     /// before.
-    pub(super) fn also_held(&self, name: &LeaseName) -> AlsoHeld {
+    pub(super) fn count_held(&self, name: &LeaseName) -> HeldCountGuard {
         // The share is in memory, so the release is complete.
         drop(self.slots.release(name, None));
         let mut held = lock(&self.held);
         held.total += 1;
         *held.by_tenant.entry(name.tenant).or_default() += 1;
-        AlsoHeld {
+        HeldCountGuard {
             held: self.held.clone(),
             tenant: name.tenant,
         }
@@ -84,17 +84,17 @@ impl Share {
     ) -> (NamedLeased, NamedLimits) {
         let share = |limit: u64| (limit / u64::from(replicas.max(1))).max(1);
         let limits = NamedLimits::new(limits.total.map(share), limits.per_tenant.map(share));
-        let (total, of_tenant) = {
+        let (total, by_tenant_count) = {
             let held = lock(&self.held);
-            let of_tenant = held.by_tenant.get(&lease.name.tenant);
-            (held.total, of_tenant.copied().unwrap_or(0))
+            let by_tenant_count = held.by_tenant.get(&lease.name.tenant);
+            (held.total, by_tenant_count.copied().unwrap_or(0))
         };
         let left = NamedLimits::new(
             limits.total.map(|limit| limit.saturating_sub(total)),
-            (limits.per_tenant).map(|limit| limit.saturating_sub(of_tenant)),
+            (limits.per_tenant).map(|limit| limit.saturating_sub(by_tenant_count)),
         );
         let taken = match self.slots.acquire_named(lease, left).await {
-            NamedLeased::KeyFull(used) => NamedLeased::KeyFull(used + of_tenant),
+            NamedLeased::KeyFull(used) => NamedLeased::KeyFull(used + by_tenant_count),
             NamedLeased::Full(used) => NamedLeased::Full(used + total),
             taken => taken,
         };
@@ -102,14 +102,14 @@ impl Share {
     }
 }
 
-impl Drop for AlsoHeld {
+impl Drop for HeldCountGuard {
     fn drop(&mut self) {
         let mut held = lock(&self.held);
         held.total -= 1;
-        if let Entry::Occupied(mut of_tenant) = held.by_tenant.entry(self.tenant) {
-            *of_tenant.get_mut() -= 1;
-            if *of_tenant.get() == 0 {
-                of_tenant.remove();
+        if let Entry::Occupied(mut by_tenant_count) = held.by_tenant.entry(self.tenant) {
+            *by_tenant_count.get_mut() -= 1;
+            if *by_tenant_count.get() == 0 {
+                by_tenant_count.remove();
             }
         }
     }

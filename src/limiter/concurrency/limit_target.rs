@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Counter;
+use super::CounterHandle;
 use crate::capacity::Capacity;
 use crate::key::Key;
 use crate::limit::Limit;
-use crate::limiter::per_key::PerKey;
-use crate::limiter::slots::UNLIMITED;
+use crate::limiter::key_counters::KeyCounters;
+use crate::limiter::slot_counter::UNLIMITED;
 use crate::limits::{
     BoxFuture, CountedIn, ExplainedSlots, LimitExplanation, LimitTarget, LimitUsage, Limits,
 };
@@ -17,10 +17,10 @@ use crate::limits::{Description, Slots};
 use crate::store::{LeaseSlots, StoreStatus};
 
 /// A concurrency limiter as a target of [`Limits`].
-pub(super) struct Occupied {
+pub(super) struct ConcurrencyTarget {
     pub(super) name: Arc<str>,
-    pub(super) counter: Arc<Counter>,
-    pub(super) per_key: Vec<Arc<PerKey>>,
+    pub(super) counter: Arc<CounterHandle>,
+    pub(super) per_key: Vec<Arc<KeyCounters>>,
     pub(super) limits: Limits,
     /// The retry time of a rejection at capacity.
     pub(super) retry_after: Option<Duration>,
@@ -28,7 +28,7 @@ pub(super) struct Occupied {
     pub(super) leases: Option<Arc<dyn LeaseSlots>>,
 }
 
-impl Occupied {
+impl ConcurrencyTarget {
     /// The key's override, or the limit of its tier, unless the limiter is switched off.
     fn own(&self, key: &Key) -> Option<Capacity> {
         let own = self.limits.concurrency(key, &self.name, None);
@@ -49,13 +49,13 @@ impl Occupied {
     }
 }
 
-impl LimitTarget for Occupied {
+impl LimitTarget for ConcurrencyTarget {
     fn usage(&self, key: Key) -> BoxFuture<Vec<LimitUsage>> {
         let own = self.own(&key);
         let is_own = own.is_some() && self.limits.overrides_concurrency(&key, &self.name);
         let usages = self.per_key.iter().enumerate().map(|(place, per_key)| {
             let limit = own.map_or_else(|| per_key.limit(), Capacity::slots);
-            let usage = self.usage_of(per_key.taken(&key), limit, is_own);
+            let usage = self.usage_of(per_key.in_flight(&key), limit, is_own);
             // A position without a limit is not counted in the store.
             let asked = usage.limit.and(self.leases.as_ref());
             (
@@ -92,7 +92,7 @@ impl LimitTarget for Occupied {
             let default = limiting(per_key.limit());
             let asked = self.leases.as_ref();
             let asked = asked.map(|leases| leases.usage_at(Some(&key), place));
-            (place, default, per_key.taken(&key), asked)
+            (place, default, per_key.in_flight(&key), asked)
         });
         let places: Vec<_> = places.collect();
         let counter = self.counter.slots;
@@ -148,7 +148,7 @@ impl LimitTarget for Occupied {
 
     #[cfg(feature = "redis")]
     fn description(&self) -> Option<Description> {
-        if self.counter.rests() {
+        if self.counter.is_suspended() {
             return None;
         }
         let per_key = self.per_key.iter();
