@@ -82,6 +82,7 @@ mod sync;
 
 mod nesting;
 mod per_thread;
+mod singleton_task;
 
 mod key;
 
@@ -147,8 +148,6 @@ pub use extract::{
 pub use headers::RateLimitHeaders;
 pub use key::{Key, KeyName, KeyNameError, Secret, SecretInstalled};
 pub use limit::{Limit, LimitError};
-#[cfg(feature = "redis")]
-pub use limiter::SharedLimiters;
 pub use limiter::{
     ConcurrencyLimiter, HeartbeatLease, Lease, Leases, Permit, RateLimiter, SetPolicyError,
 };

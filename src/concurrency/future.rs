@@ -20,7 +20,7 @@ use super::upgrade::Upgrade;
 use crate::drain::KeepsRejectedBody;
 use crate::extract::RequestHead;
 use crate::limiter::{KeyedRejection, Permit, PermitFuture};
-use crate::nesting::Passing;
+use crate::nesting::CountedRequest;
 
 pin_project! {
     /// The response of a [`ConcurrencyLimit`](super::ConcurrencyLimit) service.
@@ -42,7 +42,7 @@ pin_project! {
         Calling { #[pin] future: F, permit: Permit, until: HoldUntil },
         // With what few requests need.
         Watching { #[pin] future: F, admitted: Admitted },
-        KeyedRejection { response: Option<Box<Response<PermitBody<RB>>>>, body: Option<Box<B>> },
+        Rejected { response: Option<Box<Response<PermitBody<RB>>>>, body: Option<Box<B>> },
         InLine { request: Option<Box<InLine<S, B>>> },
     }
 }
@@ -51,7 +51,7 @@ pin_project! {
 pub(super) struct Admitted {
     pub(super) permit: Permit,
     pub(super) until: HoldUntil,
-    pub(super) passing: Passing,
+    pub(super) counted_request: CountedRequest,
     pub(super) upgrade: Option<Box<Upgrade>>,
 }
 
@@ -92,7 +92,7 @@ where
     /// Keeps the body of the rejected request, for [`DrainRejected`](crate::drain::DrainRejected).
     pub(crate) fn rejected(response: Response<PermitBody<RB>>, body: B) -> Self {
         Self {
-            state: State::KeyedRejection {
+            state: State::Rejected {
                 response: Some(Box::new(response)),
                 body: Some(Box::new(body)),
             },
@@ -155,7 +155,7 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Result<Response<PermitBody<RB>>, S::Error>> {
         match self.as_mut().project().state.project() {
-            StateProj::KeyedRejection { response, .. } => {
+            StateProj::Rejected { response, .. } => {
                 let response = response.take().expect("polled again after it was ready");
                 Poll::Ready(Ok(*response))
             }
@@ -167,7 +167,7 @@ where
                 self.poll(cx)
             }
             StateProj::Watching { future, admitted } => {
-                let listed = admitted.passing.list();
+                let listed = admitted.counted_request.list();
                 let polled = future.poll(cx);
                 drop(listed);
                 Poll::Ready(match ready!(polled) {
@@ -189,7 +189,7 @@ where
 {
     fn take_rejected_body(self: Pin<&mut Self>) -> Option<B> {
         match self.project().state.project() {
-            StateProj::KeyedRejection { body, .. } => body.take().map(|body| *body),
+            StateProj::Rejected { body, .. } => body.take().map(|body| *body),
             _ => None,
         }
     }
@@ -220,14 +220,14 @@ where
         match acquired {
             Ok(permit) => {
                 let mut admitted = shared.admit(&mut request, permit, keys.first(), begun);
-                let listed = admitted.passing.list();
+                let listed = admitted.counted_request.list();
                 let future = service.call(request);
                 drop(listed);
                 ResponseFuture::watching(future, admitted)
             }
             Err(rejected) if !shared.enforces(&rejected, &mut request, &keys, begun) => {
-                let mut admitted = Admitted::uncounted(shared.limiter.nesting().passing());
-                let listed = admitted.passing.list();
+                let mut admitted = Admitted::uncounted(shared.limiter.nesting().counted_request());
+                let listed = admitted.counted_request.list();
                 let future = service.call(request);
                 drop(listed);
                 ResponseFuture::watching(future, admitted)
@@ -243,11 +243,11 @@ where
 
 impl Admitted {
     /// A request that was let through without being counted.
-    pub(super) fn uncounted(passing: Passing) -> Self {
+    pub(super) fn uncounted(counted_request: CountedRequest) -> Self {
         Self {
             permit: Permit::none(),
             until: HoldUntil::Headers,
-            passing,
+            counted_request,
             upgrade: None,
         }
     }

@@ -39,7 +39,7 @@ pub(super) struct Taken {
 /// What is next for a request.
 enum Step {
     Admitted(Taken),
-    KeyedRejection {
+    Rejected {
         by: Arc<Shared>,
         keys: Keys,
         rejected: KeyedRejection,
@@ -112,7 +112,7 @@ impl Shared {
                 }
                 PermitReply::Rejected(rejected) => {
                     let by = limit.clone();
-                    return Step::KeyedRejection { by, keys, rejected };
+                    return Step::Rejected { by, keys, rejected };
                 }
                 PermitReply::Pending(acquiring) => {
                     return Step::Later {
@@ -171,7 +171,7 @@ where
         let step = match acquired {
             Err(rejected) if limit.enforces(&rejected, &mut request, &keys, begun) => {
                 let by = limit.clone();
-                Step::KeyedRejection { by, keys, rejected }
+                Step::Rejected { by, keys, rejected }
             }
             acquired => {
                 taken = match acquired {
@@ -205,12 +205,12 @@ where
                 shared.keys.first().map(|key| key.key(head))
             });
             let mut admitted = shared.admit(&mut request, taken.held, key.as_ref(), begun);
-            let listed = admitted.passing.list();
+            let listed = admitted.counted_request.list();
             let future = service.call(request);
             drop(listed);
             ResponseFuture::watching(future, admitted)
         }
-        Step::KeyedRejection { by, keys, rejected } => {
+        Step::Rejected { by, keys, rejected } => {
             let response = by.reject(&rejected, RequestHead::from(&request), &keys, begun);
             ResponseFuture::rejected(response, request.into_body())
         }

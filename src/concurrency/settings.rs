@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::layer::{ConcurrencyLimitLayer, HoldUntil};
 use crate::drain::DrainRejectedLayer;
-use crate::enforce::Enforce;
+use crate::enforce::Enforcement;
 use crate::extract::{ClientIp, RequestHead};
 use crate::limiter::WaitLimits;
 use crate::observe::Observer;
@@ -141,7 +141,7 @@ impl ConcurrencyLimitLayer {
     /// When `percent` is above 100.
     #[track_caller]
     pub fn enforce(self, percent: u8) -> Self {
-        let enforce = Enforce::new(percent);
+        let enforce = Enforcement::new(percent);
         self.with(|shared| {
             let is_dry_run = enforce.is_dry_run();
             shared.limiter = shared.limiter.clone().spares_stalled(is_dry_run);
@@ -159,9 +159,9 @@ impl ConcurrencyLimitLayer {
     /// settings applies.
     pub fn dry_run(self, dry_run: bool) -> Self {
         self.enforce(if dry_run {
-            Enforce::DRY_RUN
+            Enforcement::DRY_RUN
         } else {
-            Enforce::ALL
+            Enforcement::ALL
         })
     }
 

@@ -13,7 +13,7 @@ impl RateLimiter {
     pub(crate) fn binding_quota(&self, decision: &Decision) -> &str {
         let name = decision
             .least()
-            .and_then(|least| self.quota_names().nth(least.at()));
+            .and_then(|least| self.quota_names().nth(least.index()));
         name.unwrap_or("")
     }
 
@@ -39,7 +39,7 @@ impl RateLimiter {
         let mut quotas = 0;
         self.policies().iter().position(|policy| {
             quotas += policy.quotas().len();
-            usage.at() < quotas
+            usage.index() < quotas
         })
     }
 
@@ -71,7 +71,7 @@ impl RateLimiter {
             .named_usages(&decision)
             .filter(|(_, usage)| !usage.fits());
         let violated = violated.map(|(name, _)| name).collect();
-        Rejection::new(reason, name.to_owned()).decided(decision, violated)
+        Rejection::new(reason, name.to_owned()).with_decision(decision, violated)
     }
 
     /// Pairs each usage of a decision with the name of its quota.
@@ -81,6 +81,6 @@ impl RateLimiter {
     ) -> impl Iterator<Item = (Arc<str>, &'a Usage)> {
         let quotas = || self.policies().iter().flat_map(Policy::quotas);
         let usages = decision.usages().iter();
-        usages.filter_map(move |usage| Some((quotas().nth(usage.at())?.shared_name(), usage)))
+        usages.filter_map(move |usage| Some((quotas().nth(usage.index())?.shared_name(), usage)))
     }
 }

@@ -9,7 +9,8 @@ use super::rules::RateRules;
 use crate::decision::Decision;
 use crate::key::Key;
 use crate::policy::Policy;
-use crate::store::{Charge, PLACE_SHIFT, RateBuckets, Reply, place_and_set};
+use crate::store::joined_set::{joined_set, split_joined_set};
+use crate::store::{Charge, RateBuckets, Reply};
 
 /// Joined limiters. Each keeps its own buckets, and also decides alone or joined with others.
 pub(super) struct Joined {
@@ -130,7 +131,7 @@ impl Joined {
             }
             let tier = tier.filter(|tier| part.rules.has_tier(tier));
             let sets = sets.and_then(|sets| sets.get(own)).map(|sets| {
-                let sets = sets.iter().map(|set| place_and_set(*set).1);
+                let sets = sets.iter().map(|set| split_joined_set(*set).1);
                 sets.collect::<SmallVec<[usize; 2]>>()
             });
             let own = part.rules.charges_to(keys, tier, sets.as_deref());
@@ -164,7 +165,7 @@ impl Joined {
         let charges = self.charges(keys, tier, excluded);
         let reply = self.buckets.take(&charges, cost);
         if let Reply::Ready(decision) = &reply
-            && decision.is_unsettled()
+            && decision.needs_conversion()
         {
             for (_, part, keys) in self.limiters(keys, excluded) {
                 part.rules.settle(keys);
@@ -227,16 +228,18 @@ impl Joined {
             }
         }
         match reply {
-            Reply::Ready(decision) => Reply::Ready(decision.placed(&positions)),
+            Reply::Ready(decision) => Reply::Ready(decision.with_indices(&positions)),
             Reply::Pending(decision) => {
-                Reply::Pending(Box::pin(async move { decision.await.placed(&positions) }))
+                Reply::Pending(Box::pin(
+                    async move { decision.await.with_indices(&positions) },
+                ))
             }
         }
     }
 }
 
 fn for_limiter(mut charge: Charge, index: usize) -> Charge {
-    charge.set |= index << PLACE_SHIFT;
+    charge.set = joined_set(index, charge.set);
     charge
 }
 

@@ -10,10 +10,10 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use super::lease_share::HeldCountGuard;
 use super::leases::Leases;
-use super::local_share::HeldCountGuard;
 use super::reaper::PendingRelease;
-use crate::store::{LeaseName, LeaseSlots, NamedLease, Standing};
+use crate::store::{LeaseName, LeaseSlots, LeaseStatus, NamedLease};
 
 /// A slot of [`Leases`]. Dropping it releases the slot.
 ///
@@ -91,12 +91,12 @@ impl Lease {
     /// Releases the slot and waits for the store's answer.
     ///
     /// If the future is dropped, the release continues in the background.
-    pub async fn release(mut self) -> Standing {
+    pub async fn release(mut self) -> LeaseStatus {
         let Some(slots) = self.slots() else {
-            return Standing::Gone;
+            return LeaseStatus::Gone;
         };
         let standing = slots.release(&self.name, Some(self.holder)).await;
-        if standing != Standing::Unavailable {
+        if standing != LeaseStatus::Unavailable {
             self.place = LeasePlace::Nowhere;
         }
         standing
@@ -246,15 +246,17 @@ impl Heartbeats {
                 .heartbeat(&self.name, Some(self.holder), self.ttl);
             // A heartbeat without an answer must not delay the report of a lost lease.
             let standing = timeout_at(end, heartbeat.into_future()).await;
-            match standing.unwrap_or(Standing::Unavailable) {
-                Standing::Live => {
+            match standing.unwrap_or(LeaseStatus::Unavailable) {
+                LeaseStatus::Live => {
                     next = now + interval;
                     end = now + self.ttl.mul_f64(0.9);
                 }
-                Standing::Gone => return,
+                LeaseStatus::Gone => return,
                 // A failure may be repaired before the lease ends.
-                Standing::Unavailable | Standing::Failed if Instant::now() >= end => return,
-                Standing::Unavailable | Standing::Failed => next = Instant::now() + interval / 4,
+                LeaseStatus::Unavailable | LeaseStatus::Failed if Instant::now() >= end => return,
+                LeaseStatus::Unavailable | LeaseStatus::Failed => {
+                    next = Instant::now() + interval / 4
+                }
             }
         }
     }

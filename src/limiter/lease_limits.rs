@@ -6,16 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::lease_share::LeaseShare;
 use super::leases::{Leases, LeasesInner};
-use super::local_share::LocalShare;
 use crate::capacity::Capacity;
 use crate::key::Key;
 use crate::limit::Limit;
 use crate::limits::{
     BoxFuture, CountedIn, ExplainedSlots, LimitExplanation, LimitTarget, LimitUsage, Limits,
 };
-#[cfg(feature = "redis")]
-use crate::limits::{Description, Slots};
+use crate::store::overrides::{LimiterDescription, SlotsDescription};
 use crate::store::{LeaseSlots, StoreStatus};
 
 /// The settings of a lease limiter that are in force.
@@ -221,7 +220,7 @@ struct LeaseTarget {
     name: Arc<str>,
     settings: Arc<LeaseSettings>,
     slots: Arc<dyn LeaseSlots>,
-    share: LocalShare,
+    share: LeaseShare,
     limits: Limits,
 }
 
@@ -231,7 +230,7 @@ impl LeaseTarget {
         self.slots.place().is_some()
     }
 
-    fn usage_of(&self, used: u64, limit: Option<u64>, is_own: bool) -> LimitUsage {
+    fn usage_of(&self, used: u64, limit: Option<u64>, is_override: bool) -> LimitUsage {
         LimitUsage {
             name: self.name.clone(),
             tier: None,
@@ -240,7 +239,7 @@ impl LeaseTarget {
             here: Some(used),
             counted_in: CountedIn::Process,
             limit,
-            is_own,
+            is_override,
         }
     }
 }
@@ -258,9 +257,9 @@ impl LimitTarget for LeaseTarget {
     fn usage(&self, key: Key) -> BoxFuture<Vec<LimitUsage>> {
         let own = self.limits.concurrency(&key, &self.name, None);
         let own = own.filter(|_| !self.settings.ignores_override(&self.limits, &key));
-        let is_own = own.is_some() && self.limits.overrides_concurrency(&key, &self.name);
+        let is_override = own.is_some() && self.limits.overrides_concurrency(&key, &self.name);
         let limit = own.map_or_else(|| self.settings.per_tenant(), Capacity::at_most);
-        let usage = self.usage_of(0, limit, is_own);
+        let usage = self.usage_of(0, limit, is_override);
         let (is_shared, here) = (self.is_shared(), self.share.held(Some(&key)));
         let asked = self.slots.usage(Some(&key));
         Box::pin(async move {
@@ -320,17 +319,14 @@ impl LimitTarget for LeaseTarget {
         limit.concurrency(&self.name).is_some()
     }
 
-    #[cfg(feature = "redis")]
-    fn description(&self) -> Option<Description> {
+    fn description(&self) -> Option<LimiterDescription> {
         if self.settings.is_suspended() {
             return None;
         }
-        Some(Description::Lease(Slots {
-            name: self.name.to_string(),
-            place: self.slots.place()?.to_owned(),
-            total: self.settings.total(),
-            per_key: vec![self.settings.per_tenant()],
-            tiers: Slots::tiers(&self.limits, &self.name),
-        }))
+        let (total, per_tenant) = (self.settings.total(), self.settings.per_tenant());
+        let described = SlotsDescription::new(&self.name, self.slots.place()?, total, [per_tenant]);
+        let tiers = self.limits.declared();
+        let tiers = tiers.iter().map(|tier| (&*tier.name, &tier.limit));
+        Some(LimiterDescription::Lease(described.with_tiers(tiers)))
     }
 }

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use super::lease::{Lease, LeasePlace};
 use super::lease_limits::{LeaseSettings, TenantLimits, zero_as_unlimited};
-use super::local_share::LocalShare;
+use super::lease_share::LeaseShare;
 use super::reaper::Reaper;
 use crate::key::Key;
 use crate::observe::{Observer, Observers, Subject};
-use crate::rejection::{Reason, Rejection, UNAVAILABLE_FOR};
+use crate::rejection::{Reason, Rejection, UNAVAILABLE_RETRY_AFTER};
 use crate::store::{
-    FailureMode, LeaseName, LeaseSlots, LeaseStore, LeaseUsage, MemoryStore, NamedLeased,
-    NamedLimits, SecretMissing, Standing,
+    FailureMode, LeaseName, LeaseSlots, LeaseStatus, LeaseStore, LeaseUsage, MemoryStore,
+    NamedAcquireOutcome, NamedLimits, SecretMissing,
 };
 
 /// Limits concurrent work per tenant and in total, for work that outlives its request: a session, a
@@ -76,7 +76,7 @@ pub(super) struct LeasesInner {
     pub(super) limits: Option<TenantLimits>,
     store: Arc<dyn LeaseStore>,
     pub(super) slots: Arc<dyn LeaseSlots>,
-    pub(super) share: LocalShare,
+    pub(super) share: LeaseShare,
     pub(super) reaper: Reaper,
     observers: Observers,
 }
@@ -85,7 +85,7 @@ impl LeasesInner {
     /// Opens the slots of a new limit, which shares no counts with the previous one.
     fn reopen(&mut self) {
         self.slots = self.store.open_leases(&self.name);
-        self.share = LocalShare::default();
+        self.share = LeaseShare::default();
         self.reaper = Reaper::default();
     }
 }
@@ -103,7 +103,7 @@ impl Leases {
             settings: Arc::default(),
             limits: None,
             slots: store.open_leases(""),
-            share: LocalShare::default(),
+            share: LeaseShare::default(),
             store: Arc::new(store),
             reaper: Reaper::default(),
             observers: Observers::default(),
@@ -252,8 +252,8 @@ impl Leases {
         let mode = match taken {
             // The store may have granted the slot although its answer was lost: dropping this lease
             // releases it.
-            NamedLeased::Unavailable(mode) => mode,
-            NamedLeased::NotAsked(mode) => {
+            NamedAcquireOutcome::Unavailable(mode) => mode,
+            NamedAcquireOutcome::NotAsked(mode) => {
                 lease.place = LeasePlace::Nowhere;
                 mode
             }
@@ -268,7 +268,7 @@ impl Leases {
             FailureMode::Open => Ok(Lease::new(self.clone(), id, name, LeasePlace::Nowhere)),
             FailureMode::Closed => {
                 let rejection = Rejection::new(Reason::Unavailable, String::from(&*self.0.name));
-                Err(rejection.with_retry_after(Some(UNAVAILABLE_FOR)))
+                Err(rejection.with_retry_after(Some(UNAVAILABLE_RETRY_AFTER)))
             }
             FailureMode::LocalShare { replicas } => {
                 let lease = Lease::new(self.clone(), id, name, LeasePlace::LocalShare);
@@ -281,15 +281,19 @@ impl Leases {
     fn grant(
         &self,
         mut lease: Lease,
-        taken: NamedLeased,
+        taken: NamedAcquireOutcome,
         limits: NamedLimits,
     ) -> Result<Lease, Rejection> {
         let (reason, used, allowed) = match taken {
-            NamedLeased::KeyFull(used) => {
+            NamedAcquireOutcome::KeyFull(used) => {
                 (Reason::KeyAtCapacity, used, limits.per_tenant.unwrap_or(0))
             }
-            NamedLeased::Full(used) => (Reason::AtCapacity, used, limits.total.unwrap_or(0)),
-            NamedLeased::Granted | NamedLeased::Unavailable(_) | NamedLeased::NotAsked(_) => {
+            NamedAcquireOutcome::Full(used) => {
+                (Reason::AtCapacity, used, limits.total.unwrap_or(0))
+            }
+            NamedAcquireOutcome::Granted
+            | NamedAcquireOutcome::Unavailable(_)
+            | NamedAcquireOutcome::NotAsked(_) => {
                 lease.is_granted = true;
                 return Ok(lease);
             }
@@ -302,7 +306,7 @@ impl Leases {
         Err(if is_denied {
             Rejection::new(Reason::Denied, name)
         } else {
-            Rejection::new(reason, name).occupied(used, allowed)
+            Rejection::new(reason, name).with_occupancy(used, allowed)
         })
     }
 
@@ -317,15 +321,15 @@ impl Leases {
     /// is live while the store is unavailable. When the store returns and does not know the lease,
     /// the lease is gone, because another process may have released it. Acquire the id again to
     /// count the work.
-    pub async fn heartbeat(&self, tenant: &Key, id: &str) -> Standing {
+    pub async fn heartbeat(&self, tenant: &Key, id: &str) -> LeaseStatus {
         let name = lease_name(tenant, id);
         let ttl = self.0.settings.ttl();
         let here = self.0.share.slots.heartbeat(&name, None, ttl).await;
         match self.0.slots.heartbeat(&name, None, ttl).await {
-            Standing::Unavailable if here == Standing::Live => here,
-            Standing::Gone => {
+            LeaseStatus::Unavailable if here == LeaseStatus::Live => here,
+            LeaseStatus::Gone => {
                 self.0.share.slots.release(&name, None).await;
-                Standing::Gone
+                LeaseStatus::Gone
             }
             there => there,
         }
@@ -337,11 +341,11 @@ impl Leases {
     /// [`Unavailable`](LeaseStatus::Unavailable) means that the store may still count the slot
     /// until its time to live ends or it is released again. A slot of a [local
     /// share](FailureMode::LocalShare) is released even then.
-    pub async fn release(&self, tenant: &Key, id: &str) -> Standing {
+    pub async fn release(&self, tenant: &Key, id: &str) -> LeaseStatus {
         let name = lease_name(tenant, id);
         let here = self.0.share.slots.release(&name, None).await;
         match self.0.slots.release(&name, None).await {
-            Standing::Gone => here,
+            LeaseStatus::Gone => here,
             there => there,
         }
     }

@@ -2,8 +2,7 @@
 
 mod charged_buckets;
 mod concurrency;
-#[cfg(feature = "redis")]
-mod elsewhere;
+mod effect_checks;
 mod interpret;
 #[cfg_attr(
     not(feature = "config"),
@@ -14,15 +13,14 @@ mod key_counters;
 mod key_search;
 mod lease;
 mod lease_limits;
+mod lease_share;
 mod leases;
-mod local_share;
 mod parking;
 mod permit;
-#[cfg(feature = "redis")]
-mod published;
 mod rate;
 mod reaper;
 mod rules;
+mod shared_limiters;
 mod slot_counter;
 mod stall_clock;
 mod stalled;
@@ -33,8 +31,6 @@ mod wait;
 pub(crate) use charged_buckets::ChargedBuckets;
 pub use concurrency::ConcurrencyLimiter;
 pub(crate) use concurrency::OpenedResources;
-#[cfg(feature = "redis")]
-pub use elsewhere::SharedLimiters;
 pub(crate) use joined::LimiterSet;
 pub use lease::{HeartbeatLease, Lease};
 pub use leases::Leases;
@@ -42,6 +38,7 @@ pub use permit::Permit;
 pub use rate::RateLimiter;
 pub use rules::SetPolicyError;
 pub(crate) use rules::TiersUnsupported;
+pub use shared_limiters::SharedLimiters;
 
 pub(crate) use parking::{Parking, Unparked};
 pub(crate) use wait::{KeyedRejection, PermitFuture, PermitReply, WaitLimits};

@@ -10,7 +10,7 @@ use super::key_counters::{KeySlot, KeySlots};
 use super::slot_counter::{Slot, SlotCounter};
 use crate::key::Key;
 use crate::observe::Observer;
-use crate::store::Held;
+use crate::store::LeaseGuard;
 
 /// RAII guard for one admitted request. Dropping it releases the slot.
 #[must_use = "dropping a permit gives it back at once"]
@@ -25,7 +25,7 @@ pub(super) struct PermitExtras {
     pub(super) keys: KeySlots,
     pub(super) observed: Option<ObservedPermit>,
     /// The same slot in a store that replicas share.
-    lease: Option<Box<dyn Held>>,
+    lease: Option<Box<dyn LeaseGuard>>,
     /// Permits of other limiters, released together with this one.
     others: SmallVec<[Permit; 1]>,
 }
@@ -59,7 +59,7 @@ impl Permit {
     }
 
     /// Adds a lease to this permit.
-    pub(super) fn with_lease(mut self, lease: Box<dyn Held>) -> Self {
+    pub(super) fn with_lease(mut self, lease: Box<dyn LeaseGuard>) -> Self {
         self.extra.get_or_insert_default().lease = Some(lease);
         self
     }

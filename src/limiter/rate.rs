@@ -136,7 +136,10 @@ impl RateLimiter {
         let policies = match limits {
             // An override or a tier can turn on a quota that is off.
             Some(_) => policies,
-            None => policies.into_iter().map(Policy::limiting).collect(),
+            None => policies
+                .into_iter()
+                .map(Policy::without_off_quotas)
+                .collect(),
         };
         let is_limiting = policies.iter().any(|policy| !policy.quotas().is_empty());
         let rules = is_limiting.then(|| {
@@ -313,7 +316,7 @@ impl RateLimiter {
             keys => rules.buckets().take(&rules.charges(keys, tier), cost),
         };
         if let Reply::Ready(decision) = &decision
-            && decision.is_unsettled()
+            && decision.needs_conversion()
         {
             rules.settle(keys);
         }

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::store::{LeaseName, LeaseSlots, Reply, Standing};
+use crate::store::{LeaseName, LeaseSlots, LeaseStatus, Reply};
 use crate::sync::{Mutex, lock};
 
 /// The maximum number of queued releases for acquires with an unknown result. Others are left to
@@ -113,13 +113,13 @@ impl PendingRelease {
         let ask = || self.slots.release(&self.name, Some(self.holder));
         // A drop must not panic, whatever the store does.
         match catch_unwind(AssertUnwindSafe(ask)) {
-            Ok(Reply::Ready(standing)) => standing != Standing::Unavailable,
+            Ok(Reply::Ready(standing)) => standing != LeaseStatus::Unavailable,
             // Nothing was sent: the future was not polled.
             Ok(Reply::Pending(_)) | Err(_) => false,
         }
     }
 
-    async fn release(&self) -> Standing {
+    async fn release(&self) -> LeaseStatus {
         self.slots.release(&self.name, Some(self.holder)).await
     }
 }
@@ -244,7 +244,7 @@ impl ReleaseTask {
         loop {
             match timeout(PROGRESS_INTERVAL, releases.join_next()).await {
                 Ok(None) => return failed.into_iter().flatten().collect(),
-                Ok(Some(Ok((n, standing)))) if standing != Standing::Unavailable => {
+                Ok(Some(Ok((n, standing)))) if standing != LeaseStatus::Unavailable => {
                     failed[n] = None
                 }
                 Err(_) if until <= Some(Instant::now()) => {

@@ -8,7 +8,7 @@ use http::Request;
 use super::layer::RateLimitLayer;
 use super::shared::{Asked, CountIf, Rejected, Settings, Shared, Skip};
 use crate::decision::{Decision, Usage};
-use crate::enforce::Enforce;
+use crate::enforce::Enforcement;
 #[cfg(feature = "config")]
 use crate::extract::KeyExtractor;
 use crate::extract::{RequestHead, ResponseHead};
@@ -22,7 +22,7 @@ use crate::store::Reply;
 #[derive(Clone)]
 pub(super) struct Part {
     name: Arc<str>,
-    pub(super) enforce: Enforce,
+    pub(super) enforce: Enforcement,
     skip: Option<Skip>,
     count_if: Option<CountIf>,
     /// How many policies it has, each with a key.
@@ -52,11 +52,11 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
         let parts = on().map(|(layer, limiter)| {
             let settings = layer.settings();
             // What this layer skips is passed on before.
-            let is_own = std::ptr::eq(*layer, &self);
+            let is_override = std::ptr::eq(*layer, &self);
             Part {
                 name: settings.name.clone(),
                 enforce: settings.enforce.clone(),
-                skip: settings.skip.clone().filter(|_| !is_own),
+                skip: settings.skip.clone().filter(|_| !is_override),
                 count_if: settings.count_if.clone(),
                 policies: limiter.policies().len(),
             }
@@ -166,7 +166,7 @@ impl Shared {
             if let Some((place, part)) = self.part_of(usage)
                 && !enforced.contains(place)
             {
-                match part.enforce.decides(key) {
+                match part.enforce.is_enforced(key) {
                     true => enforced.add(place),
                     false => others.add(place),
                 }
@@ -181,7 +181,7 @@ impl Shared {
                 if excluded.contains(place) {
                     continue;
                 }
-                match part.enforce.decides(key) {
+                match part.enforce.is_enforced(key) {
                     true => enforced.add(place),
                     false => others.add(place),
                 }

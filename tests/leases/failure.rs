@@ -1,6 +1,6 @@
 //! What becomes of work while the store is away.
 
-use tower_admission::store::{FailureMode, Standing};
+use tower_admission::store::{FailureMode, LeaseStatus};
 use tower_admission::{Leases, Reason};
 
 use crate::away::Later;
@@ -33,11 +33,11 @@ async fn failure_mode_closed_rejects_acquires() {
     assert!(refused.retry_after().is_some());
     assert_eq!(
         leases.heartbeat(&tenant("acme"), "1").await,
-        Standing::Unavailable
+        LeaseStatus::Unavailable
     );
     assert_eq!(
         leases.release(&tenant("acme"), "1").await,
-        Standing::Unavailable
+        LeaseStatus::Unavailable
     );
     assert_eq!(leases.usage(&tenant("acme")).await, None);
 }
@@ -56,10 +56,10 @@ async fn a_local_share_counts_in_this_process() {
     assert_eq!((occupancy.used, occupancy.allowed), (2, 2));
 
     held.pop().unwrap().detach();
-    assert_eq!(leases.heartbeat(&acme, "1").await, Standing::Live);
+    assert_eq!(leases.heartbeat(&acme, "1").await, LeaseStatus::Live);
     assert_eq!(
         leases.release(&acme, "1").await,
-        Standing::Unavailable,
+        LeaseStatus::Unavailable,
         "the store may know of it as well"
     );
     let again = leases.acquire(&acme, "2").await;
@@ -85,9 +85,9 @@ async fn a_release_ends_the_copies_in_the_store_and_in_the_share() {
     store.go_away();
     leases.acquire(&acme, "1").await.unwrap().detach();
     store.come_back();
-    assert_eq!(leases.release(&acme, "1").await, Standing::Live);
+    assert_eq!(leases.release(&acme, "1").await, LeaseStatus::Live);
     assert_eq!(store.taken().await, 0);
-    assert_eq!(leases.release(&acme, "1").await, Standing::Gone);
+    assert_eq!(leases.release(&acme, "1").await, LeaseStatus::Gone);
 }
 
 #[tokio::test]
@@ -98,10 +98,10 @@ async fn a_release_without_the_store_returns_unavailable() {
     leases.acquire(&acme, "1").await.unwrap().detach();
     store.go_away();
     leases.acquire(&acme, "1").await.unwrap().detach();
-    assert_eq!(leases.release(&acme, "1").await, Standing::Unavailable);
+    assert_eq!(leases.release(&acme, "1").await, LeaseStatus::Unavailable);
     store.come_back();
     assert_eq!(store.taken().await, 1);
-    assert_eq!(leases.release(&acme, "1").await, Standing::Live);
+    assert_eq!(leases.release(&acme, "1").await, LeaseStatus::Live);
 }
 
 /// What is in a share is live while the store is away, and what the store says holds after that.
@@ -114,22 +114,22 @@ async fn a_lease_that_the_returned_store_does_not_know_is_gone() {
     leases.acquire(&acme, "1").await.unwrap().detach();
     store.go_away();
     leases.acquire(&acme, "1").await.unwrap().detach();
-    assert_eq!(leases.heartbeat(&acme, "1").await, Standing::Live);
+    assert_eq!(leases.heartbeat(&acme, "1").await, LeaseStatus::Live);
     store.come_back();
-    assert_eq!(elsewhere.release(&acme, "1").await, Standing::Live);
-    assert_eq!(leases.heartbeat(&acme, "1").await, Standing::Gone);
+    assert_eq!(elsewhere.release(&acme, "1").await, LeaseStatus::Live);
+    assert_eq!(leases.heartbeat(&acme, "1").await, LeaseStatus::Gone);
     store.go_away();
     assert_eq!(
         leases.heartbeat(&acme, "1").await,
-        Standing::Unavailable,
+        LeaseStatus::Unavailable,
         "nor is it live here"
     );
 
     // What only a share had can still be released, and says so.
     leases.acquire(&acme, "2").await.unwrap().detach();
     store.come_back();
-    assert_eq!(leases.release(&acme, "2").await, Standing::Live);
-    assert_eq!(leases.release(&acme, "2").await, Standing::Gone);
+    assert_eq!(leases.release(&acme, "2").await, LeaseStatus::Live);
+    assert_eq!(leases.release(&acme, "2").await, LeaseStatus::Gone);
 }
 
 #[tokio::test]
@@ -140,7 +140,7 @@ async fn a_lease_that_the_store_grants_leaves_the_share() {
     leases.acquire(&acme, "1").await.unwrap().detach();
     store.come_back();
     let lease = leases.acquire(&acme, "1").await.unwrap();
-    assert_eq!(lease.release().await, Standing::Live);
+    assert_eq!(lease.release().await, LeaseStatus::Live);
     store.go_away();
     let another = leases.acquire(&acme, "2").await;
     assert!(another.is_ok(), "nothing is at work");

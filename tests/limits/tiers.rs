@@ -116,7 +116,7 @@ fn a_tier_switches_quotas_on_and_off() {
         assert_eq!(left(&staff, &acme()), None);
         let usages = limiter.peek(&acme()).now().unwrap().usages().to_vec();
         assert_eq!(
-            usages.iter().map(|usage| usage.at()).collect::<Vec<_>>(),
+            usages.iter().map(|usage| usage.index()).collect::<Vec<_>>(),
             [1]
         );
     }
@@ -252,7 +252,7 @@ async fn leases_use_the_stored_tier() {
     );
     let usage = limits.usage(&name("org:acme")).await;
     assert_eq!(
-        (usage[0].used, usage[0].limit, usage[0].is_own),
+        (usage[0].used, usage[0].limit, usage[0].is_override),
         (3, Some(3), false)
     );
     bench_set(&limits, "tier=pro, jobs=unlimited");

@@ -7,10 +7,9 @@ use crate::decision::{Decision, Usage};
 use crate::key::Key;
 use crate::limit::Limit;
 use crate::limits::{BoxFuture, CountedIn, LimitExplanation, LimitTarget, LimitUsage};
-#[cfg(feature = "redis")]
-use crate::limits::{Description, Rates};
-use crate::policy::{NamedQuota, Policy, Shape};
+use crate::policy::{NamedQuota, Policy, PolicyShape};
 use crate::rule::Rule;
+use crate::store::overrides::{LimiterDescription, RateDescription};
 use crate::store::{Charge, StoreStatus};
 use crate::sync::{Ordering, lock};
 
@@ -79,7 +78,7 @@ impl RateRules {
     /// policies and tiers.
     fn all_charges(&self, key: &Key) -> Vec<(usize, Option<Arc<str>>, Charge)> {
         let mut all = Vec::new();
-        let charge = |charge: Charge, shape: &Shape| {
+        let charge = |charge: Charge, shape: &PolicyShape| {
             let own = self.limits.as_ref().and_then(|limits| {
                 limits.find(key, |limit| with_override(charge.clone(), limit, shape))
             });
@@ -157,8 +156,7 @@ impl LimitTarget for RateRules {
         policies.iter().any(|policy| policy.is_changed_by(limit))
     }
 
-    #[cfg(feature = "redis")]
-    fn description(&self) -> Option<Description> {
+    fn description(&self) -> Option<LimiterDescription> {
         let place = self.buckets.place().filter(|_| !self.is_suspended())?;
         let policies = self.policies();
         let tiers = self.tiers.load();
@@ -168,11 +166,12 @@ impl LimitTarget for RateRules {
             sets.filter_map(move |(at, set)| {
                 let policy = self.declared(&policies[at], &tier.name)?;
                 let shape = &set.as_ref()?.shape;
-                Some((at, &*tier.name, policy.in_shape(shape), shape))
+                Some((at, &*tier.name, policy.with_shape(shape), shape))
             })
         });
         let all = policies.iter().zip(&self.shapes);
-        Some(Description::Rate(Rates::new(place, all, tiers)))
+        let described = RateDescription::new(place, all, tiers);
+        Some(LimiterDescription::Rate(described))
     }
 }
 
@@ -192,14 +191,14 @@ fn report(
     usages
         .filter_map(|usage| {
             Some(LimitUsage {
-                name: policy.quotas().get(usage.at())?.shared_name(),
+                name: policy.quotas().get(usage.index())?.shared_name(),
                 tier: tier.clone(),
                 sort: "rate",
                 used: used(usage),
                 here: Some(used(usage)).filter(|_| counted_in == CountedIn::Process),
                 counted_in,
                 limit: Some(usage.limit().into()),
-                is_own: charge.rule(usage.at()).is_some(),
+                is_override: charge.rule(usage.index()).is_some(),
             })
         })
         .collect()

@@ -17,7 +17,7 @@ pub(crate) use self::error::TiersUnsupported;
 use crate::key::Key;
 use crate::limit::Limit;
 use crate::limits::{LimitTarget, Limits};
-use crate::policy::{NamedQuota, Policy, Shape, Tier};
+use crate::policy::{NamedQuota, Policy, PolicyShape, Tier};
 use crate::store::{Charge, RateBuckets};
 #[cfg(feature = "config")]
 use crate::sync::Ordering;
@@ -31,7 +31,7 @@ pub(super) struct RateRules {
     buckets: Arc<dyn RateBuckets>,
     limits: Option<Limits>,
     /// The shapes with which the buckets of the policies were opened.
-    shapes: Box<[Shape]>,
+    shapes: Box<[PolicyShape]>,
     tiers: ArcSwap<Vec<TierSets>>,
     state: Mutex<RulesState>,
     /// Whether the limiter limits nothing and is not reported.
@@ -79,7 +79,7 @@ struct TierSets {
 /// The buckets of one policy in one tier.
 struct TierSet {
     set: usize,
-    shape: Shape,
+    shape: PolicyShape,
     source: TierSource,
 }
 
@@ -87,7 +87,7 @@ impl TierSet {
     /// Whether these buckets can count the policy in this tier. If the default is a rate, the tier
     /// has the same algorithm.
     fn accepts(&self, policy: &Policy, tier: &Tier) -> bool {
-        let Some(in_tier) = policy.under(&tier.limit) else {
+        let Some(in_tier) = policy.with_limit(&tier.limit) else {
             return true;
         };
         let quotas = policy.quotas().iter().zip(in_tier.quotas());
@@ -102,7 +102,7 @@ impl TierSet {
 impl RateRules {
     pub(super) fn new(
         policies: Vec<Policy>,
-        shapes: Vec<Shape>,
+        shapes: Vec<PolicyShape>,
         buckets: Arc<dyn RateBuckets>,
         limits: Option<&Limits>,
     ) -> Result<Arc<Self>, TiersUnsupported> {
@@ -250,12 +250,12 @@ impl RateRules {
         }
         let declared = self.limits.as_ref()?.declared();
         let declared = declared.iter().find(|known| *known.name == *tier)?;
-        policy.under(&declared.limit)
+        policy.with_limit(&declared.limit)
     }
 
     /// Whether these policies can replace the initial ones.
     pub(super) fn accepts(&self, policies: &[Policy]) -> bool {
-        let fits = |(shape, policy): (&Shape, &Policy)| shape.fits(policy);
+        let fits = |(shape, policy): (&PolicyShape, &Policy)| shape.fits(policy);
         policies.len() == self.shapes.len()
             && self.shapes.iter().zip(policies).all(fits)
             && self.accepts_tiers(policies)
@@ -344,7 +344,7 @@ impl RateRules {
     ) -> Option<Arc<TierSet>> {
         let place = (at, name.clone());
         if let Some(tier) = opened.get(&place) {
-            let policy = policy.in_shape(&tier.shape);
+            let policy = policy.with_shape(&tier.shape);
             let quotas: Vec<_> = policy.quotas().iter().map(NamedQuota::quota).collect();
             self.buckets.set_quotas(tier.set, &quotas);
             return Some(tier.clone());
@@ -370,7 +370,7 @@ impl RateRules {
 }
 
 /// Adds the rules of a limit's quotas to a charge.
-fn with_override(charge: Charge, limit: &Limit, shape: &Shape) -> Charge {
+fn with_override(charge: Charge, limit: &Limit, shape: &PolicyShape) -> Charge {
     let (quotas, is_single) = shape.quotas();
     let rules: SmallVec<[_; 1]> = quotas
         .map(|(name, sliding)| limit.rule(name, is_single, sliding).copied())

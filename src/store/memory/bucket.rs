@@ -132,7 +132,7 @@ impl Buckets {
         let rejected = context.rejected(debt.nanos, wait);
         Ok(match debt.source {
             DebtSource::OtherRule { is_clamped } if is_clamped || !should_charge => {
-                rejected.unsettled()
+                rejected.requiring_conversion()
             }
             _ => rejected,
         })
@@ -184,7 +184,6 @@ impl Buckets {
     }
 
     /// Charges a request that another store admitted, whether it fits or not.
-    #[cfg(feature = "redis")]
     pub(super) fn charge(
         &self,
         context: &BucketContext<'_>,
@@ -329,7 +328,7 @@ impl Buckets {
 }
 
 fn table_key(key: &Key) -> TableKey {
-    TableKey::new(key.place_bits())
+    TableKey::new(key.hash_words())
 }
 
 impl BucketContext<'_> {

@@ -11,7 +11,8 @@ use super::set::{BucketSet, CurrentRules, KeyedQuota};
 use crate::decision::{Decision, Usage};
 use crate::policy::Policy;
 use crate::quota::Quota;
-use crate::store::{Charge, RateBuckets, RateStats, Reply, place_and_set};
+use crate::store::joined_set::split_joined_set;
+use crate::store::{Charge, RateBuckets, RateStats, Reply};
 use crate::sync::{Mutex, lock};
 
 /// Sets for each policy of a limiter: one for each tier, and one for requests without a tier.
@@ -67,7 +68,7 @@ impl MemoryBuckets {
 
     #[inline(never)]
     fn joined_set(&self, at: usize) -> Option<&OnceLock<Box<BucketSet>>> {
-        let (place, set) = place_and_set(at);
+        let (place, set) = split_joined_set(at);
         self.joined_sets.get(place.checked_sub(1)?)?.get(set)
     }
 
@@ -179,7 +180,6 @@ impl MemoryBuckets {
     }
 
     /// Charges a request that another store admitted, whether it fits or not.
-    #[cfg(feature = "redis")]
     pub(crate) fn charge(&self, charges: &[Charge], cost: u32) {
         self.for_each_quota(charges, |quota| quota.charge(cost, &self.clock));
     }

@@ -11,10 +11,10 @@ use smallvec::SmallVec;
 
 use super::clock::MonotonicClock;
 use crate::key::Key;
-use crate::store::lease::lifetime;
+use crate::store::lease::clamp_ttl;
 use crate::store::{
-    Held, LeaseLimits, LeaseName, LeaseSlots, LeaseUsage, Leased, NamedLease, NamedLeased,
-    NamedLimits, Reply, Standing,
+    AcquireOutcome, LeaseGuard, LeaseLimits, LeaseName, LeaseSlots, LeaseStatus, LeaseUsage,
+    NamedAcquireOutcome, NamedLease, NamedLimits, Reply,
 };
 use crate::sync::{Mutex, lock};
 
@@ -86,15 +86,15 @@ impl LeaseRegistry {
 }
 
 impl LeaseSlots for MemoryLeases {
-    fn acquire(&self, limits: LeaseLimits) -> Reply<Leased> {
+    fn acquire(&self, limits: LeaseLimits) -> Reply<AcquireOutcome> {
         let result = self.0.take(limits.total, limits.keys());
         Reply::Ready(match result {
-            Ok(()) => Leased::Granted(Box::new(SlotGuard {
+            Ok(()) => AcquireOutcome::Granted(Box::new(SlotGuard {
                 slots: self.0.clone(),
                 keys: limits.keys().iter().map(|(key, _)| *key).collect(),
             })),
-            Err(LimitReached::ByKey { place, .. }) => Leased::KeyFull { place },
-            Err(LimitReached::InTotal(_)) => Leased::Full,
+            Err(LimitReached::ByKey { place, .. }) => AcquireOutcome::KeyFull { place },
+            Err(LimitReached::InTotal(_)) => AcquireOutcome::Full,
         })
     }
 
@@ -104,36 +104,41 @@ impl LeaseSlots for MemoryLeases {
         Reply::Ready(Some(LeaseUsage::new(counts.total, in_use)))
     }
 
-    fn acquire_named(&self, lease: &NamedLease, limits: NamedLimits) -> Reply<NamedLeased> {
+    fn acquire_named(&self, lease: &NamedLease, limits: NamedLimits) -> Reply<NamedAcquireOutcome> {
         let now = self.0.clock.now();
         let result = (self.0).take_or_expire(now, |counts| counts.take_named(lease, limits, now));
         Reply::Ready(match result {
-            Ok(()) => NamedLeased::Granted,
-            Err(LimitReached::ByKey { in_use, .. }) => NamedLeased::KeyFull(in_use),
-            Err(LimitReached::InTotal(in_use)) => NamedLeased::Full(in_use),
+            Ok(()) => NamedAcquireOutcome::Granted,
+            Err(LimitReached::ByKey { in_use, .. }) => NamedAcquireOutcome::KeyFull(in_use),
+            Err(LimitReached::InTotal(in_use)) => NamedAcquireOutcome::Full(in_use),
         })
     }
 
-    fn heartbeat(&self, name: &LeaseName, holder: Option<u64>, ttl: Duration) -> Reply<Standing> {
+    fn heartbeat(
+        &self,
+        name: &LeaseName,
+        holder: Option<u64>,
+        ttl: Duration,
+    ) -> Reply<LeaseStatus> {
         let now = self.0.clock.now();
         let mut counts = lock(&self.0.counts);
         counts.expire(now, EXPIRED_PER_CALL);
         if !counts.is_live(name, holder, now) {
-            return Reply::Ready(Standing::Gone);
+            return Reply::Ready(LeaseStatus::Gone);
         }
         counts.extend(name, now, ttl);
-        Reply::Ready(Standing::Live)
+        Reply::Ready(LeaseStatus::Live)
     }
 
-    fn release(&self, name: &LeaseName, holder: Option<u64>) -> Reply<Standing> {
+    fn release(&self, name: &LeaseName, holder: Option<u64>) -> Reply<LeaseStatus> {
         let now = self.0.clock.now();
         let mut counts = lock(&self.0.counts);
         counts.expire(now, EXPIRED_PER_CALL);
         if !counts.is_live(name, holder, now) {
-            return Reply::Ready(Standing::Gone);
+            return Reply::Ready(LeaseStatus::Gone);
         }
         counts.remove(name);
-        Reply::Ready(Standing::Live)
+        Reply::Ready(LeaseStatus::Live)
     }
 }
 
@@ -309,10 +314,10 @@ fn shrink_if_sparse<K: Eq + Hash, V>(map: &mut HashMap<K, V>) {
 }
 
 fn expiry_time(now: u64, ttl: Duration) -> u64 {
-    now.saturating_add(u64::try_from(lifetime(ttl).as_nanos()).unwrap_or(u64::MAX))
+    now.saturating_add(u64::try_from(clamp_ttl(ttl).as_nanos()).unwrap_or(u64::MAX))
 }
 
-impl Held for SlotGuard {}
+impl LeaseGuard for SlotGuard {}
 
 impl Drop for SlotGuard {
     fn drop(&mut self) {
@@ -340,7 +345,7 @@ mod tests {
         }))
     }
 
-    fn acquire(slots: &MemoryLeases, n: u64, total: u64) -> NamedLeased {
+    fn acquire(slots: &MemoryLeases, n: u64, total: u64) -> NamedAcquireOutcome {
         match slots.acquire_named(&named(n), NamedLimits::new(Some(total), None)) {
             Reply::Ready(outcome) => outcome,
             Reply::Pending(_) => panic!("the memory store answers at once"),
@@ -352,24 +357,27 @@ mod tests {
         let clock = TestClock::default();
         let slots = slots(&clock);
         for n in 0..10_000 {
-            assert_eq!(acquire(&slots, n, 10_000), NamedLeased::Granted);
+            assert_eq!(acquire(&slots, n, 10_000), NamedAcquireOutcome::Granted);
         }
         let most = lock(&slots.0.counts).named.capacity();
         clock.advance(MINUTE);
-        assert_eq!(acquire(&slots, 10_000, 20_000), NamedLeased::Granted);
+        assert_eq!(
+            acquire(&slots, 10_000, 20_000),
+            NamedAcquireOutcome::Granted
+        );
         assert_eq!(
             lock(&slots.0.counts).total,
             10_001 - EXPIRED_PER_CALL as u64
         );
         // The slot has expired and is still stored: it is not live, and an acquire takes a new one.
         let last = named(9_999).name;
-        let gone = |reply| matches!(reply, Reply::Ready(Standing::Gone));
+        let gone = |reply| matches!(reply, Reply::Ready(LeaseStatus::Gone));
         assert!(gone(slots.heartbeat(&last, None, MINUTE)));
         assert!(gone(slots.release(&last, None)));
-        assert_eq!(acquire(&slots, 9_999, 2), NamedLeased::Granted);
+        assert_eq!(acquire(&slots, 9_999, 2), NamedAcquireOutcome::Granted);
 
         // A rejection must count exactly, so it removes all expired slots.
-        assert_eq!(acquire(&slots, 10_001, 2), NamedLeased::Full(2));
+        assert_eq!(acquire(&slots, 10_001, 2), NamedAcquireOutcome::Full(2));
         let counts = lock(&slots.0.counts);
         assert_eq!((counts.total, counts.named.len()), (2, 2));
         assert_eq!(counts.expiries.len(), 2);

@@ -255,7 +255,7 @@ impl KeyedQuota<'_> {
                 windows.decide(context, self.key, cost, should_charge, clock)?
             }
         };
-        Ok(Some(usage.under(rule)))
+        Ok(Some(usage.with_rule(rule)))
     }
 
     /// Refunds a request and converts what the key used to its effective rule. With a cost of 0 it
@@ -275,7 +275,6 @@ impl KeyedQuota<'_> {
     }
 
     /// Charges a request that another store admitted, whether it fits or not.
-    #[cfg(feature = "redis")]
     pub(super) fn charge(&self, cost: u32, clock: &MonotonicClock) -> Result<(), StaleRules> {
         if !self.is_counting() {
             return Ok(());

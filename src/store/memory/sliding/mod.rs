@@ -73,7 +73,6 @@ impl Windows {
     }
 
     /// Charges a request that another store admitted, whether it fits or not.
-    #[cfg(feature = "redis")]
     pub(super) fn charge(
         &self,
         context: WindowContext<'_>,

@@ -42,7 +42,7 @@ const USED: u64 = NOW + 3 * INTERVAL;
 
 fn key(n: u64) -> TableKey {
     crate::key::Key::new("test", &n.to_le_bytes())
-        .place_bits()
+        .hash_words()
         .into()
 }
 

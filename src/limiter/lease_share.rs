@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::key::Key;
 use crate::store::{
-    LeaseName, LeaseSlots, LeaseStore, MemoryStore, NamedLease, NamedLeased, NamedLimits,
+    LeaseName, LeaseSlots, LeaseStore, MemoryStore, NamedAcquireOutcome, NamedLease, NamedLimits,
 };
 use crate::sync::{Mutex, lock};
 
@@ -15,7 +15,7 @@ use crate::sync::{Mutex, lock};
 /// Leases that this process holds in the store also count against the share, so that no slot is
 /// granted twice. Detached leases do not count, because this process does not learn when they end.
 #[derive(Clone)]
-pub(super) struct LocalShare {
+pub(super) struct LeaseShare {
     /// Leases granted while the store was unavailable.
     pub(super) slots: Arc<dyn LeaseSlots>,
     held: Arc<Mutex<HeldCounts>>,
@@ -34,7 +34,7 @@ pub(super) struct HeldCountGuard {
     tenant: Key,
 }
 
-impl Default for LocalShare {
+impl Default for LeaseShare {
     fn default() -> Self {
         Self {
             slots: MemoryStore::new().open_leases(""),
@@ -43,7 +43,7 @@ impl Default for LocalShare {
     }
 }
 
-impl LocalShare {
+impl LeaseShare {
     /// The number of slots that this process holds, in the store or in the share: in total, or of a
     /// tenant.
     pub(super) fn held(&self, tenant: Option<&Key>) -> u64 {
@@ -81,7 +81,7 @@ impl LocalShare {
         lease: &NamedLease,
         limits: NamedLimits,
         replicas: u32,
-    ) -> (NamedLeased, NamedLimits) {
+    ) -> (NamedAcquireOutcome, NamedLimits) {
         let share = |limit: u64| (limit / u64::from(replicas.max(1))).max(1);
         let limits = NamedLimits::new(limits.total.map(share), limits.per_tenant.map(share));
         let (total, by_tenant_count) = {
@@ -94,8 +94,10 @@ impl LocalShare {
             (limits.per_tenant).map(|limit| limit.saturating_sub(by_tenant_count)),
         );
         let taken = match self.slots.acquire_named(lease, left).await {
-            NamedLeased::KeyFull(used) => NamedLeased::KeyFull(used + by_tenant_count),
-            NamedLeased::Full(used) => NamedLeased::Full(used + total),
+            NamedAcquireOutcome::KeyFull(used) => {
+                NamedAcquireOutcome::KeyFull(used + by_tenant_count)
+            }
+            NamedAcquireOutcome::Full(used) => NamedAcquireOutcome::Full(used + total),
             taken => taken,
         };
         (taken, limits)
