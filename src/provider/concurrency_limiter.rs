@@ -40,10 +40,10 @@ pub trait ConcurrencyLimiterInternals {
     fn with_settings(settings: ConcurrencySettings<'_>) -> Self;
 
     /// Sets whether the limiter is switched off, so that overrides and tiers are ignored; a banned key stays banned.
-    fn rest_but_for_bans(&self, rests: bool);
+    fn suspend_except_bans(&self, is_suspended: bool);
 
     /// Sets whether the limiter is switched off, so that overrides and tiers are ignored.
-    fn rest(&self, rests: bool);
+    fn set_suspended(&self, is_suspended: bool);
 
     /// Expects several services with the layer of this limit, before the first request: nested ones count a request
     /// once.
@@ -65,12 +65,12 @@ impl ConcurrencyLimiterInternals for ConcurrencyLimiter {
         limiter.opened(&opened)
     }
 
-    fn rest_but_for_bans(&self, rests: bool) {
-        self.rest_but_for_bans(rests);
+    fn suspend_except_bans(&self, is_suspended: bool) {
+        self.suspend_except_bans(is_suspended);
     }
 
-    fn rest(&self, rests: bool) {
-        self.rest(rests);
+    fn set_suspended(&self, is_suspended: bool) {
+        self.set_suspended(is_suspended);
     }
 
     fn expect_nested_services(&self) {
