@@ -113,7 +113,6 @@ impl Limit {
     }
 
     /// Makes a limit from quotas by name.
-    #[cfg(any(feature = "config", feature = "redis"))]
     pub(crate) fn from_quotas<'a>(
         quotas: impl IntoIterator<Item = (&'a str, Quota)>,
     ) -> Result<Self, LimitError> {

@@ -33,5 +33,17 @@ pub use crate::limits::{SourcedOverride, list_entry};
 pub use crate::observe::observers::Observers;
 /// For answers outside of a layer: the problem details of a WebSocket message and of the session endpoints.
 pub use crate::respond::problem::{problem_json, quota_problem};
-/// For times in answers.
+/// For stores: how a rule counts.
+pub use crate::rule::RuleKind;
+/// For background tasks of stores, which run once per process.
+pub use crate::singleton_task::{SingletonTask, TaskTerm};
+/// For remote stores, which keep rejections for as long as they hold.
+pub use crate::store::denials::DenialCache;
+/// For stores that join the buckets of several limiters.
+pub use crate::store::joined_set::split_joined_set;
+/// For stores of leases, which clamp a time to live in the same way.
+pub use crate::store::lease::clamp_ttl;
+/// For remote stores, which decide by a share of each limit while they cannot be reached.
+pub use crate::store::local_share::LocalShare;
+/// For times in answers, and for the status of a store.
 pub use crate::store::memory::clock::since_epoch;
