@@ -81,7 +81,7 @@ fn check(file: &Path, connect: bool, strict: bool, output: &Output) -> Result<()
     let config = config.map_err(|error| Failure::refused(error.to_string()))?;
     let warnings = config.warnings();
     let is_denied = |warning: &&ConfigWarning| match strict {
-        true => !warning.may_be_meant(),
+        true => !warning.may_be_intended(),
         // No service starts with such a file.
         false => warning.kind() == WarningKind::NoGroups,
     };

@@ -12,15 +12,15 @@ use tower_admission::respond::Responder;
 use tower_admission::store::redis::StoreObserver;
 
 use super::admission::Admission;
-use super::cost::Costs;
+use super::costs::Costs;
 use super::error::ConfigError;
-use super::key::NamedKeys;
+use super::keys::NamedKeys;
 use super::model::Config;
 use super::stores::Stores;
 
 /// What the application says and no file can.
 #[derive(Default)]
-pub(super) struct Says {
+pub(super) struct AppHooks {
     pub(super) observers: Vec<Arc<dyn Observer>>,
     pub(super) tier_by: Option<TierBy>,
     pub(super) keys: NamedKeys,
@@ -36,7 +36,7 @@ type TierBy = Arc<dyn for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sy
 #[must_use = "a builder makes nothing until `build` is called"]
 pub struct AdmissionBuilder<'a> {
     config: &'a Config,
-    says: Says,
+    hooks: AppHooks,
     #[cfg(feature = "redis")]
     store_observers: Vec<Arc<dyn StoreObserver>>,
 }
@@ -45,7 +45,7 @@ impl<'a> AdmissionBuilder<'a> {
     pub(super) fn new(config: &'a Config) -> Self {
         Self {
             config,
-            says: Says::default(),
+            hooks: AppHooks::default(),
             #[cfg(feature = "redis")]
             store_observers: Vec::new(),
         }
@@ -55,7 +55,7 @@ impl<'a> AdmissionBuilder<'a> {
 impl AdmissionBuilder<'_> {
     /// Adds an observer to all groups.
     pub fn observe(mut self, observer: impl Observer) -> Self {
-        self.says.observers.push(Arc::new(observer));
+        self.hooks.observers.push(Arc::new(observer));
         self
     }
 
@@ -66,7 +66,7 @@ impl AdmissionBuilder<'_> {
         mut self,
         tier: impl for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync + 'static,
     ) -> Self {
-        self.says.tier_by = Some(Arc::new(tier));
+        self.hooks.tier_by = Some(Arc::new(tier));
         self
     }
 
@@ -93,7 +93,7 @@ impl AdmissionBuilder<'_> {
     /// # Ok::<_, tower_admission_config::ConfigError>(())
     /// ```
     pub fn key_by(mut self, name: &str, key: impl KeyExtractor) -> Self {
-        self.says.keys.add(name, key);
+        self.hooks.keys.add(name, key);
         self
     }
 
@@ -101,7 +101,7 @@ impl AdmissionBuilder<'_> {
     ///
     /// As [`RateLimitLayer::cost`](tower_admission::RateLimitLayer::cost): for rates; a permit is one for each request.
     pub fn cost(mut self, cost: impl Fn(RequestHead<'_>) -> u32 + Send + Sync + 'static) -> Self {
-        self.says.costs.default = Some(Arc::new(cost));
+        self.hooks.costs.default = Some(Arc::new(cost));
         self
     }
 
@@ -126,21 +126,21 @@ impl AdmissionBuilder<'_> {
         name: &str,
         cost: impl Fn(RequestHead<'_>) -> u32 + Send + Sync + 'static,
     ) -> Self {
-        self.says.costs.add(name, Arc::new(cost));
+        self.hooks.costs.add(name, Arc::new(cost));
         self
     }
 
     /// Sets how rejected requests of all groups are answered, and banned ones; [`Rejection::limiter`](tower_admission::Rejection::limiter)
     /// is the name of the group, and `lists` of a ban. Default: [`Negotiated`](tower_admission::respond::Negotiated).
     pub fn respond(mut self, responder: impl Responder) -> Self {
-        self.says.responder = Some(Arc::new(responder));
+        self.hooks.responder = Some(Arc::new(responder));
         self
     }
 
     /// Rejects a configuration that has [warnings](Config::warnings), here and when it is changed. Default: they
     /// are logged.
     pub fn deny_warnings(mut self) -> Self {
-        self.says.denies_warnings = true;
+        self.hooks.denies_warnings = true;
         self
     }
 
@@ -166,17 +166,17 @@ impl AdmissionBuilder<'_> {
     }
 
     fn build_inner(self) -> Result<Admission, ConfigError> {
-        self.says.keys.check()?;
-        self.says.costs.check()?;
+        self.hooks.keys.check()?;
+        self.hooks.costs.check()?;
         self.config.check_start()?;
-        if self.says.denies_warnings {
+        if self.hooks.denies_warnings {
             self.config.deny_warnings()?;
         }
         #[cfg(feature = "redis")]
         let stores = Stores::open(&self.config.store, &self.store_observers)?;
         #[cfg(not(feature = "redis"))]
         let stores = Stores::default();
-        Admission::start(self.config, stores, self.says)
+        Admission::start(self.config, stores, self.hooks)
     }
 }
 

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use tower_admission::provider::{NAME_RULES, is_addressable};
 
 use super::error::ConfigError;
+use super::fields::{ConfigFields, LIMIT_FIELDS, PROXY_FIELDS};
 use super::model::{Clients, Config, KeySource, OnFailure, Store};
 use super::routes::Routes;
-use super::written::{NUMBERS, PROXIES, Written};
 
 impl Config {
     /// Whether it could be run.
@@ -17,7 +17,7 @@ impl Config {
 
     /// Whether limits would be gone that no one took out: the file may have been emptied, or be half-written. Files are
     /// compared, as what variables add would hide that.
-    pub(super) fn check_loss(&self, running: &Written) -> Result<(), ConfigError> {
+    pub(super) fn check_loss(&self, running: &ConfigFields) -> Result<(), ConfigError> {
         let file = self.file();
         let is_meant = self.allow_empty && file.has_groups_table();
         // Unless variables make the same groups.
@@ -54,7 +54,7 @@ impl Config {
         // Each line may be the last one that was written, also that of a header.
         for (table, fields, off) in [
             ("lists", &["deny"][..], "deny = []"),
-            ("clients", &PROXIES, "trusted_proxies = []"),
+            ("clients", &PROXY_FIELDS, "trusted_proxies = []"),
         ] {
             if running.has_one_of(&[table], fields) && !file.names_one_of(table, fields) {
                 let problem = format!(
@@ -66,8 +66,8 @@ impl Config {
         }
         for table in ["leases", "sockets"] {
             for name in file.names_in(table) {
-                if running.has_one_of(&[table, name], &NUMBERS)
-                    && !file.has_one_of(&[table, name], &NUMBERS)
+                if running.has_one_of(&[table, name], &LIMIT_FIELDS)
+                    && !file.has_one_of(&[table, name], &LIMIT_FIELDS)
                 {
                     let problem = "this table has none of its limits any more: what is to be off is written as 0";
                     return Err(ConfigError::at(format!("{table}.{name}"), problem));
@@ -91,9 +91,9 @@ impl Config {
     }
 
     /// The fields of the file, without those of variables.
-    pub(super) fn file(&self) -> Written {
+    pub(super) fn file(&self) -> ConfigFields {
         // It was read before, so it can be.
-        Written(self.origin.file_values().unwrap_or_default())
+        ConfigFields(self.origin.file_values().unwrap_or_default())
     }
 
     fn check_inner(&self) -> Result<(), ConfigError> {
@@ -242,20 +242,20 @@ impl Store {
 #[cfg(feature = "redis")]
 mod redis {
     use super::{ConfigError, OnFailure, Store};
-    use crate::text::Hidden;
+    use crate::text::Redacted;
     use tower_admission::store::{FailureMode, RedisStore};
 
     impl Store {
-        pub(super) fn check_url(&self, url: &Hidden) -> Result<(), ConfigError> {
+        pub(super) fn check_url(&self, url: &Redacted) -> Result<(), ConfigError> {
             self.check_tls(self.connect(url)?)
         }
 
         /// The store, with the files of its certificates, which are read here.
-        pub(crate) fn redis(&self, url: &Hidden) -> Result<RedisStore, ConfigError> {
+        pub(crate) fn redis(&self, url: &Redacted) -> Result<RedisStore, ConfigError> {
             self.with_tls(self.connect(url)?)
         }
 
-        fn connect(&self, url: &Hidden) -> Result<RedisStore, ConfigError> {
+        fn connect(&self, url: &Redacted) -> Result<RedisStore, ConfigError> {
             let mut store = RedisStore::connect(&url.0).map_err(|error| {
                 // Without what is there, which may have a password in it.
                 let problem = "this is no URL of Redis, such as \"redis://127.0.0.1:6379/0\" or \
@@ -372,7 +372,7 @@ mod tls {
 
 #[cfg(not(feature = "redis"))]
 impl Store {
-    fn check_url(&self, _: &super::text::Hidden) -> Result<(), ConfigError> {
+    fn check_url(&self, _: &super::text::Redacted) -> Result<(), ConfigError> {
         let problem = "this program was built without the feature `redis`";
         Err(ConfigError::at("store.url", problem))
     }

@@ -9,16 +9,16 @@ use std::path::Path;
 pub struct ConfigError {
     /// The file or the variable.
     source: Option<String>,
-    place: Option<Place>,
+    place: Option<SourcePosition>,
     field: Option<String>,
     problem: String,
     /// Whether it is also about what is not in the configuration, and may be right later.
-    may_pass: bool,
+    is_transient: bool,
 }
 
 /// A place in a text; the first is 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct SourcePosition {
     pub(super) line: usize,
     /// In characters.
     pub(super) column: usize,
@@ -31,7 +31,7 @@ impl ConfigError {
             place: None,
             field: None,
             problem: problem.to_string(),
-            may_pass: false,
+            is_transient: false,
         }
     }
 
@@ -57,19 +57,19 @@ impl ConfigError {
     }
 
     /// Names the place in the text, if it is known.
-    pub(super) fn found_at(mut self, place: Option<Place>) -> Self {
+    pub(super) fn at_position(mut self, place: Option<SourcePosition>) -> Self {
         self.place = self.place.or(place);
         self
     }
 
     /// Marks an error whose cause can go away while the configuration stays the same.
-    pub(super) fn that_may_pass(mut self) -> Self {
-        self.may_pass = true;
+    pub(super) fn transient(mut self) -> Self {
+        self.is_transient = true;
         self
     }
 
-    pub(super) fn may_pass(&self) -> bool {
-        self.may_pass
+    pub(super) fn is_transient(&self) -> bool {
+        self.is_transient
     }
 
     /// The field, such as `groups.api.rate`.
@@ -108,7 +108,7 @@ impl fmt::Display for ConfigError {
 }
 
 /// As compilers have it.
-impl fmt::Display for Place {
+impl fmt::Display for SourcePosition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.line, self.column)
     }

@@ -13,24 +13,24 @@ use super::error::ConfigError;
 use super::model::Config;
 
 /// How often the file is looked at.
-const EVERY: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// After how many looks a file is applied again that was rejected for what is not in it.
-const RETRY_AFTER: u64 = 10;
+const POLLS_PER_RETRY: u64 = 10;
 
 /// A file is followed until this is dropped.
 #[derive(Debug)]
 #[must_use = "a file is followed until this is dropped"]
-pub struct Following(Option<JoinHandle<()>>);
+pub struct FollowHandle(Option<JoinHandle<()>>);
 
-impl Following {
+impl FollowHandle {
     /// Follows for as long as the runtime lives.
     pub fn detach(mut self) {
         self.0 = None;
     }
 }
 
-impl Drop for Following {
+impl Drop for FollowHandle {
     fn drop(&mut self) {
         if let Some(following) = &self.0 {
             following.abort();
@@ -67,15 +67,15 @@ impl Admission {
         &self,
         file: impl Into<PathBuf>,
         mut told: impl FnMut(Result<(), ConfigError>) + Send + 'static,
-    ) -> Following {
+    ) -> FollowHandle {
         self.warn_of_groups();
         let (admission, file) = (self.clone(), file.into());
-        Following(Some(tokio::spawn(async move {
+        FollowHandle(Some(tokio::spawn(async move {
             let (mut before, mut unreadable, mut waiting) = (None, None, None);
             for look in 0_u64.. {
-                sleep(EVERY).await;
+                sleep(POLL_INTERVAL).await;
                 let path = file.clone();
-                let Ok(read) = unblocked(move || std::fs::read_to_string(path)).await else {
+                let Ok(read) = run_blocking(move || std::fs::read_to_string(path)).await else {
                     continue;
                 };
                 let now = read.map_err(|error| (error.kind(), error.to_string()));
@@ -86,11 +86,11 @@ impl Admission {
                 match now {
                     Ok(text) => {
                         unreadable = None;
-                        let is_time = look % RETRY_AFTER == 0;
+                        let is_time = look % POLLS_PER_RETRY == 0;
                         let path = file.clone();
                         let (reloaded, file) = (admission.clone(), file.clone());
                         let error = waiting.clone().filter(|_| is_time);
-                        let applied = unblocked(move || {
+                        let applied = run_blocking(move || {
                             reloaded.note_readable(&file);
                             match (reloaded.has_read(&file, &text), error) {
                                 (false, _) => Some(reloaded.apply(&file, text)),
@@ -103,20 +103,20 @@ impl Admission {
                             // Of what panics all the time each attempt would be the same.
                             Err(error) if error.is_panic() && waiting != Some(panicked(&path)) => {
                                 let error = panicked(&path);
-                                outlive(|| admission.reloads().note_panicked(&error));
+                                catch_panic(|| admission.reloads().note_panicked(&error));
                                 Some(Err(error))
                             }
                             Err(_) => None,
                         };
                         if let Some(applied) = applied {
-                            waiting = applied.clone().err().filter(ConfigError::may_pass);
-                            outlive(|| told(applied));
+                            waiting = applied.clone().err().filter(ConfigError::is_transient);
+                            catch_panic(|| told(applied));
                         }
                     }
                     Err((kind, error)) => {
                         if unreadable != Some(kind) {
                             unreadable = Some(kind);
-                            outlive(|| told(Err(admission.cannot_read(&file, error))));
+                            catch_panic(|| told(Err(admission.cannot_read(&file, error))));
                         }
                     }
                 }
@@ -128,19 +128,17 @@ impl Admission {
 /// A reload that panicked, as an observer can. A part of it may be in force, so it is tried again.
 fn panicked(file: &Path) -> ConfigError {
     let problem = "the reload panicked, and a part of it may be in force; it is tried again";
-    ConfigError::new(problem)
-        .in_file(Some(file))
-        .that_may_pass()
+    ConfigError::new(problem).in_file(Some(file)).transient()
 }
 
 /// Runs what blocks on a thread that may, as it may be long: a file can have 250,000 overrides.
-async fn unblocked<T: Send + 'static>(
+async fn run_blocking<T: Send + 'static>(
     job: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, tokio::task::JoinError> {
     tokio::task::spawn_blocking(job).await
 }
 
 /// Follows the file on whatever becomes of a change: what logs it, counts it or is told of it may panic.
-fn outlive(change: impl FnOnce()) {
+fn catch_panic(change: impl FnOnce()) {
     let _ = catch_unwind(AssertUnwindSafe(change));
 }

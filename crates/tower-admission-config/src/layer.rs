@@ -83,8 +83,8 @@ where
         if let Some(response) = banned.flatten() {
             return rejected(response, request.into_body());
         }
-        let stack = groups.find(self.group.as_deref(), RequestHead::from(&request));
-        let mut limited: ConcurrencyLimit<_> = stack.concurrency.layer(stack.rate.layer(ready));
+        let group = groups.find(self.group.as_deref(), RequestHead::from(&request));
+        let mut limited: ConcurrencyLimit<_> = group.concurrency.layer(group.rate.layer(ready));
         limited.call(request)
     }
 }

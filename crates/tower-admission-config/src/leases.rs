@@ -8,31 +8,31 @@ use tower_admission::provider::LeasesInternals;
 use tower_admission::{Capacity, Leases, Limits};
 
 use super::admission::Admission;
-use super::builder::Says;
+use super::builder::AppHooks;
 use super::error::ConfigError;
 use super::model::{Config, OnFailure};
 use super::stores::Stores;
 use super::sync::lock;
-use super::text::{Time, some_text, some_truth, whole};
+use super::text::{TimeSpan, integer, optional_boolean, optional_text};
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct LeaseTable {
-    #[serde(deserialize_with = "some_truth")]
+    #[serde(deserialize_with = "optional_boolean")]
     pub(super) enabled: Option<bool>,
-    #[serde(deserialize_with = "whole")]
+    #[serde(deserialize_with = "integer")]
     per_tenant: u64,
-    #[serde(deserialize_with = "whole")]
+    #[serde(deserialize_with = "integer")]
     total: u64,
-    #[serde(deserialize_with = "some_text")]
-    ttl: Option<Time>,
-    #[serde(deserialize_with = "some_text")]
+    #[serde(deserialize_with = "optional_text")]
+    ttl: Option<TimeSpan>,
+    #[serde(deserialize_with = "optional_text")]
     pub(super) on_failure: Option<OnFailure>,
 }
 
 impl LeaseTable {
     fn ttl(&self) -> Duration {
-        self.ttl.map_or(Leases::DEFAULT_TTL, |Time(ttl)| ttl)
+        self.ttl.map_or(Leases::DEFAULT_TTL, |TimeSpan(ttl)| ttl)
     }
 
     pub(super) fn check(&self, name: &str) -> Result<(), ConfigError> {
@@ -67,10 +67,16 @@ impl ConfiguredLeases {
     }
 
     /// Goes by a configuration. What is not in it any more is off.
-    pub(super) fn apply(&mut self, config: &Config, stores: &Stores, limits: &Limits, says: &Says) {
+    pub(super) fn apply(
+        &mut self,
+        config: &Config,
+        stores: &Stores,
+        limits: &Limits,
+        hooks: &AppHooks,
+    ) {
         for (name, table) in &config.leases {
             let configured = self.0.entry(name.clone()).or_insert_with(|| Configured {
-                leases: open(name, table, stores, limits, says),
+                leases: open(name, table, stores, limits, hooks),
                 on_failure: config.on_failure(table.on_failure),
             });
             let is_on = config.is_enabled(table.enabled);
@@ -96,9 +102,15 @@ impl ConfiguredLeases {
 /// What a change of a failure mode needs.
 pub(super) const CANNOT_CHANGE: &str = "this cannot be changed while the service runs: restart it";
 
-fn open(name: &str, table: &LeaseTable, stores: &Stores, limits: &Limits, says: &Says) -> Leases {
+fn open(
+    name: &str,
+    table: &LeaseTable,
+    stores: &Stores,
+    limits: &Limits,
+    hooks: &AppHooks,
+) -> Leases {
     let leases = stores.leases(table.on_failure, Leases::new().name(name));
-    let observers = says.observers.iter().cloned();
+    let observers = hooks.observers.iter().cloned();
     observers.fold(leases.limits(limits), Leases::observe)
 }
 

@@ -11,11 +11,11 @@ use tower_admission::extract::{ApiKey, BearerToken, KeyExtractor, RequestHead, T
 use tower_admission::provider::{AllowHeader, Gate, LimitsInternals, check_key_name};
 use tower_admission::{KeyName, KeyNameError, Limit, Limits, Override, Rejection};
 
-use super::builder::Says;
-use super::entries::Entries;
+use super::builder::AppHooks;
 use super::error::ConfigError;
+use super::key_checks::KeyChecks;
 use super::model::{Config, KeySource};
-use super::text::{Text, list, shown, some_text, some_truth};
+use super::text::{FromText, list, optional_boolean, optional_text, shown};
 use super::time::read_time;
 
 /// What the gate is called in metrics and logs.
@@ -25,19 +25,19 @@ const DENY: &str = "lists.deny";
 const ALLOW: &str = "lists.allow";
 
 /// The most names in one line of the log.
-const MOST_LOGGED: usize = 20;
+const MAX_LOGGED: usize = 20;
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Lists {
-    #[serde(deserialize_with = "some_truth")]
+    #[serde(deserialize_with = "optional_boolean")]
     enabled: Option<bool>,
     #[serde(deserialize_with = "list")]
     deny: Vec<Entry>,
     #[serde(deserialize_with = "list")]
     allow: Vec<Entry>,
-    #[serde(deserialize_with = "some_text")]
-    allow_header: Option<HeaderText>,
+    #[serde(deserialize_with = "optional_text")]
+    allow_header: Option<ExemptHeader>,
 }
 
 /// The name of a key, and when the entry ends. The name becomes a key when the process has its secret, and may be a
@@ -50,7 +50,7 @@ struct Entry {
 
 /// `X-Internal: probe`
 #[derive(Clone)]
-struct HeaderText {
+struct ExemptHeader {
     name: HeaderName,
     value: String,
 }
@@ -59,7 +59,7 @@ impl Lists {
     pub(super) fn check(&self, config: &Config) -> Result<(), ConfigError> {
         let headers = config.identity_headers();
         for (field, list) in [(DENY, &self.deny), (ALLOW, &self.allow)] {
-            let mut entries = Entries::new(&headers);
+            let mut entries = KeyChecks::new(&headers);
             for entry in list {
                 let key = entry.key.trim();
                 let checked = match key {
@@ -89,7 +89,7 @@ impl Lists {
         &self,
         config: &Config,
         limits: &Limits,
-        says: &Says,
+        hooks: &AppHooks,
     ) -> Result<Gate, ConfigError> {
         if self.enabled == Some(false) {
             // Neither these lists nor the entries of run time apply.
@@ -105,11 +105,11 @@ impl Lists {
         }
         gate.set_client_ip(clients.ip());
         gate.name = NAME.into();
-        gate.keys = keys(config, says)?;
+        gate.keys = keys(config, hooks)?;
         gate.allow_header = self
             .allow_header
             .as_ref()
-            .map(|HeaderText { name, value }| {
+            .map(|ExemptHeader { name, value }| {
                 let proxies = clients.trusted_proxies.iter().copied();
                 let mut header = TrustedHeader::of_kind("header", name.clone(), proxies);
                 if clients.trust_unix_socket {
@@ -117,13 +117,13 @@ impl Lists {
                 }
                 Arc::new(AllowHeader::new(header, value))
             });
-        if let Some(responder) = &says.responder {
+        if let Some(responder) = &hooks.responder {
             let responder = responder.clone();
             gate.set_responder(move |rejection: &Rejection, head: RequestHead<'_>| {
                 responder.respond(rejection, head)
             });
         }
-        for observer in &says.observers {
+        for observer in &hooks.observers {
             gate.observe(observer.clone());
         }
         Ok(gate)
@@ -132,14 +132,14 @@ impl Lists {
 
 /// All keys that a request may have: its credentials, whatever a group charges, and what the application or a trusted
 /// proxy says of it.
-fn keys(config: &Config, says: &Says) -> Result<Vec<Arc<dyn KeyExtractor>>, ConfigError> {
+fn keys(config: &Config, hooks: &AppHooks) -> Result<Vec<Arc<dyn KeyExtractor>>, ConfigError> {
     let mut keys: Vec<Arc<dyn KeyExtractor>> =
         vec![Arc::new(BearerToken), Arc::new(ApiKey::default())];
-    let named = says.keys.extractors();
+    let named = hooks.keys.extractors();
     keys.extend(named.map(|key| Arc::new(key.clone()) as Arc<dyn KeyExtractor>));
     for name in config.identity_headers() {
         let source = KeySource::Header(name);
-        let key = config.clients.key(&source, &says.keys);
+        let key = config.clients.key(&source, &hooks.keys);
         keys.push(Arc::new(key.map_err(ConfigError::new)?));
     }
     Ok(keys)
@@ -212,7 +212,7 @@ pub(super) fn log_changes(before: &Gate, now: &Gate) {
 /// The first names, and how many more there are.
 fn shortened<'a>(names: impl Iterator<Item = &'a KeyName>) -> (String, usize) {
     let names: Vec<_> = names.map(KeyName::as_str).collect();
-    let (first, more) = names.split_at(names.len().min(MOST_LOGGED));
+    let (first, more) = names.split_at(names.len().min(MAX_LOGGED));
     (first.join(", "), more.len())
 }
 
@@ -246,7 +246,7 @@ impl Entry {
 /// What stands between a key and an end.
 const UNTIL: &str = " until ";
 
-impl Text for Entry {
+impl FromText for Entry {
     fn read(text: &str) -> Result<Self, String> {
         let (key, end) = match text.rsplit_once(UNTIL) {
             Some((key, end)) => (key, Some(read_time(end.trim())?)),
@@ -261,7 +261,7 @@ impl Text for Entry {
     }
 }
 
-impl Text for HeaderText {
+impl FromText for ExemptHeader {
     fn read(text: &str) -> Result<Self, String> {
         let parts = text.split_once(':');
         let parts = parts.and_then(|(name, value)| {
@@ -285,7 +285,7 @@ impl fmt::Debug for Entry {
     }
 }
 
-impl fmt::Debug for HeaderText {
+impl fmt::Debug for ExemptHeader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ..", self.name)
     }

@@ -8,8 +8,8 @@ use tower_admission::provider::{LimitsInternals, check_key_name};
 use tower_admission::{KeyName, KeyNameError, Limits, Override};
 
 use super::document::Document;
-use super::entries::Entries;
 use super::error::ConfigError;
+use super::key_checks::KeyChecks;
 use super::model::Config;
 
 /// Overrides per key, as the table `[limits]` of a TOML file has them.
@@ -44,7 +44,7 @@ const ADDRESS: &str = "ip:";
 const CREDENTIALS: [&str; 2] = ["bearer:", "api-key:"];
 
 /// The most overrides of which a reload logs a line each.
-const MOST_LOGGED: usize = 20;
+const MAX_LOGGED: usize = 20;
 
 /// The fields of an override that has more than a limit.
 const FIELDS: [&str; 4] = ["limit", "end", "note", "author"];
@@ -65,8 +65,8 @@ impl LimitsTable {
         match file.get(TABLE) {
             Some(Value::Table(table)) => Self::read(table).map_err(|wrong| {
                 let document = Document::parse(text).ok();
-                let place = document.and_then(|it| it.place_of_entry(TABLE, &wrong.key));
-                wrong.error().found_at(place)
+                let place = document.and_then(|it| it.position_of_entry(TABLE, &wrong.key));
+                wrong.error().at_position(place)
             }),
             Some(_) => Err(ConfigError::at(TABLE, "this is no table")),
             // An emptied file must not look like one without overrides.
@@ -104,7 +104,7 @@ impl LimitsTable {
             (old != new).then_some((name, old, new))
         });
         let changes: Vec<_> = changes.collect();
-        for (name, old, new) in changes.iter().take(MOST_LOGGED) {
+        for (name, old, new) in changes.iter().take(MAX_LOGGED) {
             tracing::info!(
                 key = name.as_str(),
                 before = shown(*old).as_deref().unwrap_or("none"),
@@ -112,7 +112,7 @@ impl LimitsTable {
                 "an override of the file changes"
             );
         }
-        if let more @ 1.. = changes.len().saturating_sub(MOST_LOGGED) {
+        if let more @ 1.. = changes.len().saturating_sub(MAX_LOGGED) {
             tracing::info!(more, "more overrides of the file change");
         }
     }
@@ -179,13 +179,13 @@ impl Config {
     /// Reads them. The secret of the process is there by now.
     pub(super) fn read_limits(&self) -> Result<LimitsTable, ConfigError> {
         LimitsTable::read(&self.limits.0)
-            .map_err(|wrong| self.place_of_limit(&wrong.key, wrong.error()))
+            .map_err(|wrong| self.locate_limit(&wrong.key, wrong.error()))
     }
 
     /// Checks them without making keys, since these depend on a secret that may not be installed yet.
     pub(super) fn check_limits(&self) -> Result<(), ConfigError> {
         let headers = self.identity_headers();
-        let mut entries = Entries::new(&headers);
+        let mut entries = KeyChecks::new(&headers);
         for (key, value) in &self.limits.0 {
             let checked = check_key_name(key).map_err(|error| error.to_string());
             let checked = checked.and_then(|()| entries.check(key));
@@ -198,7 +198,7 @@ impl Config {
                 _ => Ok(()),
             });
             checked.map_err(|problem| {
-                self.place_of_limit(key, ConfigError::at(field_of(key), problem))
+                self.locate_limit(key, ConfigError::at(field_of(key), problem))
             })?;
         }
         Ok(())
@@ -222,10 +222,12 @@ impl Config {
 
     /// Adds the place of an entry to its error: the entry cannot be found by a field that does not name a
     /// credential.
-    pub(super) fn place_of_limit(&self, key: &str, error: ConfigError) -> ConfigError {
-        match self.origin.place_of_entry(TABLE, key) {
+    pub(super) fn locate_limit(&self, key: &str, error: ConfigError) -> ConfigError {
+        match self.origin.position_of_entry(TABLE, key) {
             None => error,
-            place => error.in_file(self.origin.file.as_deref()).found_at(place),
+            place => error
+                .in_file(self.origin.file.as_deref())
+                .at_position(place),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::ambiguous::{has_dot_segments, is_ambiguous};
-use super::text::{Text, list_or_off, shown};
+use super::text::{FromText, list_or_off, shown};
 
 /// A path that requests may begin with, in whole segments. The names of parameters are not kept: patterns that cover
 /// the same paths are equal.
@@ -87,7 +87,7 @@ impl fmt::Display for Prefix {
     }
 }
 
-impl Text for Prefix {
+impl FromText for Prefix {
     fn read(text: &str) -> Result<Self, String> {
         if !text.starts_with('/') {
             let text = shown(text);

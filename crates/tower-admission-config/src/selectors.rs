@@ -4,9 +4,9 @@ use http::header::HOST;
 use http::{HeaderValue, Method};
 use tower_admission::extract::RequestHead;
 
-use super::text::{Text, shown};
+use super::text::{FromText, shown};
 
-impl Text for Method {
+impl FromText for Method {
     fn read(text: &str) -> Result<Self, String> {
         let upper = text.to_ascii_uppercase();
         Self::from_bytes(upper.as_bytes())
@@ -21,7 +21,7 @@ pub(super) enum HostPattern {
     Below(Box<str>),
 }
 
-impl Text for HostPattern {
+impl FromText for HostPattern {
     fn read(text: &str) -> Result<Self, String> {
         let lower = text.to_ascii_lowercase();
         let (host, is_below) = match lower.strip_prefix("*.") {
@@ -107,7 +107,7 @@ pub(super) enum GrpcPattern {
     Package(Box<str>),
 }
 
-impl Text for GrpcPattern {
+impl FromText for GrpcPattern {
     fn read(text: &str) -> Result<Self, String> {
         let is_identifier = |word: &str| {
             word.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')

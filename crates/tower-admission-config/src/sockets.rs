@@ -4,22 +4,22 @@ use serde::Deserialize;
 use tower_admission::Quota;
 
 use super::model::OnFailure;
-use super::text::{some_text, some_truth, whole};
+use super::text::{integer, optional_boolean, optional_text};
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct SocketTable {
-    #[serde(deserialize_with = "some_truth")]
+    #[serde(deserialize_with = "optional_boolean")]
     pub(super) enabled: Option<bool>,
-    #[serde(deserialize_with = "whole")]
+    #[serde(deserialize_with = "integer")]
     pub(super) connections: usize,
-    #[serde(deserialize_with = "whole")]
+    #[serde(deserialize_with = "integer")]
     pub(super) connections_per_key: usize,
-    #[serde(deserialize_with = "some_text")]
+    #[serde(deserialize_with = "optional_text")]
     pub(super) messages: Option<Quota>,
-    #[serde(deserialize_with = "some_text")]
+    #[serde(deserialize_with = "optional_text")]
     pub(super) messages_per_key: Option<Quota>,
-    #[serde(deserialize_with = "some_text")]
+    #[serde(deserialize_with = "optional_text")]
     pub(super) on_failure: Option<OnFailure>,
 }
 
@@ -32,7 +32,7 @@ mod running {
 
     use super::SocketTable;
     use crate::admission::Admission;
-    use crate::builder::Says;
+    use crate::builder::AppHooks;
     use crate::error::ConfigError;
     use crate::leases::CANNOT_CHANGE;
     use crate::model::{Config, OnFailure};
@@ -99,11 +99,11 @@ mod running {
             config: &Config,
             stores: &Stores,
             limits: &Limits,
-            says: &Says,
+            hooks: &AppHooks,
         ) {
             for (name, table) in &config.sockets {
                 let configured = self.0.entry(name.clone()).or_insert_with(|| Configured {
-                    limits: open(name, table, stores, limits, says),
+                    limits: open(name, table, stores, limits, hooks),
                     on_failure: config.on_failure(table.on_failure),
                     are_sliding: table.are_sliding(),
                 });
@@ -134,11 +134,11 @@ mod running {
         table: &SocketTable,
         stores: &Stores,
         limits: &Limits,
-        says: &Says,
+        hooks: &AppHooks,
     ) -> SocketLimits {
         let [messages, per_key] = policies(name, table);
         let mut sockets = SocketLimits::new().name(name);
-        for observer in &says.observers {
+        for observer in &hooks.observers {
             sockets = sockets.observe(observer.clone());
         }
         let sockets = stores.sockets(table.on_failure, sockets.limits(limits));

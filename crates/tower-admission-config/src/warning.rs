@@ -17,7 +17,7 @@ use super::selectors::GrpcPattern;
 pub struct ConfigWarning {
     kind: WarningKind,
     told: ConfigError,
-    may_be_meant: bool,
+    may_be_intended: bool,
 }
 
 /// What a [`ConfigWarning`] is about.
@@ -79,8 +79,8 @@ impl ConfigWarning {
     /// of `[limits]` may be about a limit or a tier that the program has next to the configuration. It is logged, and
     /// [`deny_warnings`](super::AdmissionBuilder::deny_warnings) and `config check --strict` do not reject it.
     #[must_use]
-    pub fn may_be_meant(&self) -> bool {
-        self.may_be_meant
+    pub fn may_be_intended(&self) -> bool {
+        self.may_be_intended
     }
 
     /// The group of which only the program can know whether requests are in it, because it makes a layer for it.
@@ -131,11 +131,11 @@ impl Config {
         }
         found.extend(self.warnings_of_stores());
         found.extend(self.warnings_of_variables());
-        let warning = |may_be_meant| {
+        let warning = |may_be_intended| {
             move |(kind, told)| ConfigWarning {
                 kind,
                 told: self.wrong(told),
-                may_be_meant,
+                may_be_intended,
             }
         };
         let mut warnings: Vec<_> = found.into_iter().map(warning(false)).collect();
@@ -191,7 +191,7 @@ impl Config {
                     &mut others,
                 ),
             };
-            let told = self.place_of_limit(key, ConfigError::at(field_of(key), problem));
+            let told = self.locate_limit(key, ConfigError::at(field_of(key), problem));
             found.push((WarningKind::UnknownLimit, told));
         }
         (near, others)
@@ -203,11 +203,11 @@ impl Config {
         let hidden = self.origin.variables.hide(&file.0).into_iter();
         let told = hidden.map(|(field, variable)| {
             let problem = format!("the variable {variable} goes before this value");
-            let place = self.origin.place_of(&field);
+            let place = self.origin.position_of(&field);
             let told = ConfigError::at(field, problem);
             (
                 WarningKind::HiddenByVariable,
-                told.in_file(self.origin.file.as_deref()).found_at(place),
+                told.in_file(self.origin.file.as_deref()).at_position(place),
             )
         });
         told.collect()
@@ -321,7 +321,7 @@ impl Config {
     /// What is without effect, as an error.
     pub(super) fn deny_warnings(&self) -> Result<(), ConfigError> {
         let warnings = self.warnings().into_iter();
-        let mut warnings = warnings.filter(|warning| !warning.may_be_meant);
+        let mut warnings = warnings.filter(|warning| !warning.may_be_intended);
         warnings.next().map_or(Ok(()), |first| Err(first.told))
     }
 

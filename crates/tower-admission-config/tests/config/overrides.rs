@@ -163,7 +163,7 @@ fn a_tier_that_is_spelled_wrong_is_warned_of() {
     };
     let expected = "limits.\"org:a\": there is no tier `prro`: is `pro` meant?";
     assert_eq!(warning.to_string(), expected);
-    assert!(!warning.may_be_meant());
+    assert!(!warning.may_be_intended());
 }
 
 /// An operator switches off limits in an incident, and the service restarts then.

@@ -157,7 +157,7 @@ fn a_field_that_a_variable_hides_is_warned_of_without_its_value() {
         panic!("{:?}", config.warnings())
     };
     assert_eq!(warning.kind(), WarningKind::HiddenByVariable);
-    assert!(warning.may_be_meant());
+    assert!(warning.may_be_intended());
     let expected = format!(
         "{}:2:9: admin.token: the variable ADMISSION_ADMIN__TOKEN goes before this value",
         file.path().display()
@@ -199,7 +199,7 @@ fn parts_of_overrides_about_no_limit_are_warned_of() {
         limits("'org:a' = 'jbos=1 concurrent'\n'bearer:hunter2' = 'uploads=1/s'").warnings();
     let found: Vec<_> = found
         .iter()
-        .map(|found| (found.to_string(), found.may_be_meant()))
+        .map(|found| (found.to_string(), found.may_be_intended()))
         .collect();
     let [(near, false), (other, true)] = &found[..] else {
         panic!("{found:?}")

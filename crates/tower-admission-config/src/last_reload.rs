@@ -27,7 +27,7 @@ pub struct LastReload {
 
 /// How reloads go.
 #[derive(Debug)]
-pub(super) struct Reloads(ArcSwap<State>);
+pub(super) struct ReloadStatus(ArcSwap<State>);
 
 #[derive(Clone, Debug)]
 struct State {
@@ -40,7 +40,7 @@ struct State {
     unreadable: BTreeMap<PathBuf, ConfigError>,
 }
 
-impl Reloads {
+impl ReloadStatus {
     /// The start, which succeeded.
     pub(super) fn new(limits_enabled: bool) -> Self {
         let now = since_epoch();

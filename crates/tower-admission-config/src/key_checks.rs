@@ -7,13 +7,13 @@ use tower_admission::KeyName;
 use super::model::{Config, KeySource};
 
 /// The names of keys that were checked in one list or table.
-pub(super) struct Entries<'a> {
+pub(super) struct KeyChecks<'a> {
     /// The headers that groups have as `header X-User`, in lowercase: the kinds of their keys.
     headers: &'a BTreeSet<&'static str>,
     seen: BTreeSet<String>,
 }
 
-impl<'a> Entries<'a> {
+impl<'a> KeyChecks<'a> {
     pub(super) fn new(headers: &'a BTreeSet<&'static str>) -> Self {
         Self {
             headers,

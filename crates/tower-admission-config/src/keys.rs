@@ -12,7 +12,7 @@ use tower_admission::{self, Key};
 
 use super::error::ConfigError;
 use super::model::{Clients, KeySource};
-use super::text::{Text, shown};
+use super::text::{FromText, shown};
 
 /// The extractor of a group.
 #[derive(Clone)]
@@ -151,7 +151,7 @@ fn built_in() -> String {
     format!("{}, `header X-User`", words.join(", "))
 }
 
-impl Text for KeySource {
+impl FromText for KeySource {
     fn read(text: &str) -> Result<Self, String> {
         if let Some((_, source)) = BUILT_IN.into_iter().find(|(word, _)| *word == text) {
             return Ok(source);

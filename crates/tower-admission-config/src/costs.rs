@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tower_admission::extract::RequestHead;
 
 use super::error::ConfigError;
-use super::text::{Text, shown};
+use super::text::{FromText, shown};
 
 /// The cost of a request.
 pub(super) type Cost = Arc<dyn Fn(RequestHead<'_>) -> u32 + Send + Sync>;
@@ -18,7 +18,7 @@ pub(super) enum CostSource {
     Named(String),
 }
 
-impl Text for CostSource {
+impl FromText for CostSource {
     fn read(text: &str) -> Result<Self, String> {
         let is_word = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
         match text {
