@@ -11,8 +11,8 @@ use axum::extract::{ConnectInfo, State};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{any, get};
 use tokio::net::TcpListener;
-use tower_admission_axum::ws::{LimitedSocket, Refusal, SocketLimits};
 use tower_admission::{Key, Policy, Quota};
+use tower_admission_axum::ws::{LimitedSocket, Refusal, SocketLimits};
 
 #[tokio::main]
 async fn main() -> std::io::Result<()> {

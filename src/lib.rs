@@ -117,15 +117,6 @@ pub mod provider;
 
 #[cfg(feature = "config")]
 pub mod config;
-#[cfg(feature = "axum")]
-mod endpoint;
-
-#[cfg(feature = "admin")]
-pub mod admin;
-#[cfg(feature = "axum")]
-pub mod sessions;
-#[cfg(feature = "ws")]
-pub mod ws;
 
 pub use access::AccessLayer;
 pub use body::ResponseBody;

@@ -73,7 +73,6 @@ impl Nesting {
     }
 
     /// Notes that the limit's layer will be applied to several services, before the first request.
-    #[cfg(feature = "config")]
     pub(crate) fn expect(&self) {
         self.apply();
         self.apply();

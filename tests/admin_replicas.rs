@@ -48,11 +48,15 @@ async fn serve(app: Router, address: &str) -> (SocketAddr, JoinHandle<()>) {
 
 async fn sign_in(page: &mut Page) {
     page.until("at('token-dialog').open", "true").await;
-    page.evaluate(&format!("(document.querySelector('#token').value = {TOKEN:?})"))
-        .await;
+    page.evaluate(&format!(
+        "(document.querySelector('#token').value = {TOKEN:?})"
+    ))
+    .await;
     let event = "new Event('input', { bubbles: true })";
-    page.evaluate(&format!("document.querySelector('#token').dispatchEvent({event})"))
-        .await;
+    page.evaluate(&format!(
+        "document.querySelector('#token').dispatchEvent({event})"
+    ))
+    .await;
     page.click("#token-form button").await;
     page.until("at('state').textContent", "Live").await;
 }

@@ -25,7 +25,6 @@ impl RateLimiter {
     }
 
     /// Whether it [rests](Self::rest).
-    #[cfg(feature = "ws")]
     pub(crate) fn rests(&self) -> bool {
         self.rules().is_some_and(Rules::rests)
     }

@@ -239,7 +239,6 @@ fn at_place(mut charge: Charge, place: usize) -> Charge {
 impl RateLimiter {
     /// A limiter that decides by several at once. Each goes on to decide by itself as well, with the same counts.
     /// `None`: they count in different stores, or in one that cannot.
-    #[cfg(feature = "config")]
     pub(crate) fn join(limiters: &[Self]) -> Option<Self> {
         if let [only] = limiters {
             return Some(only.clone());

@@ -159,7 +159,6 @@ impl Leases {
 
     /// Sets whether overrides and tiers are ignored, because the leases are switched off. A ban is not. Default: they
     /// count.
-    #[cfg(feature = "config")]
     pub(crate) fn rest(&self, rests: bool) {
         self.shared().numbers.rests.store(rests, Ordering::Relaxed);
     }

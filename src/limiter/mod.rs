@@ -2,14 +2,9 @@
 
 mod charged;
 mod concurrency;
-#[cfg(feature = "config")]
 mod configured;
 #[cfg(feature = "redis")]
 mod elsewhere;
-#[cfg_attr(
-    not(feature = "config"),
-    expect(dead_code, reason = "only configuration joins limiters")
-)]
 mod joined;
 mod key_search;
 mod lease;

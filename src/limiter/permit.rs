@@ -132,9 +132,9 @@ impl Permit {
         slots.any(|slots| slots.stalled.is_on())
     }
 
-    /// Gives the permit back, if that was not done before.
+    /// Releases the permit before it is dropped. A second call does nothing.
     #[inline]
-    pub(crate) fn release(&mut self) {
+    pub fn release(&mut self) {
         drop(self.slot.take());
         if self.extra.is_some() {
             self.release_extra();

@@ -13,7 +13,7 @@ use crate::limits::Limits;
 use crate::nesting::Nesting;
 use crate::policy::{NamedQuota, Policy};
 use crate::store::{MemoryStore, RateStats, RateStore, Reply, SecretMissing};
-#[cfg(all(feature = "config", feature = "metrics"))]
+#[cfg(feature = "metrics")]
 use crate::sync::{AtomicU64, Ordering};
 
 /// Decides by key whether a request fits its quotas. Clones share one limit.
@@ -49,7 +49,7 @@ struct Limit {
     joined: Option<Joined>,
     nesting: Arc<Nesting>,
     /// Those that [`new_evictions`](RateLimiter::new_evictions) has returned.
-    #[cfg(all(feature = "config", feature = "metrics"))]
+    #[cfg(feature = "metrics")]
     evictions: AtomicU64,
 }
 
@@ -147,14 +147,13 @@ impl RateLimiter {
                 rules,
                 joined: None,
                 nesting: Arc::new(Nesting::new()),
-                #[cfg(all(feature = "config", feature = "metrics"))]
+                #[cfg(feature = "metrics")]
                 evictions: AtomicU64::new(0),
             }),
             tier: None,
         })
     }
 
-    #[cfg(feature = "config")]
     pub(super) fn of_joined(joined: Joined, parts: &[(Arc<Rules>, &[Policy])]) -> Self {
         let policies = parts.iter().flat_map(|(_, policies)| *policies);
         Self {
@@ -163,7 +162,7 @@ impl RateLimiter {
                 rules: None,
                 joined: Some(joined),
                 nesting: Arc::new(Nesting::new()),
-                #[cfg(all(feature = "config", feature = "metrics"))]
+                #[cfg(feature = "metrics")]
                 evictions: AtomicU64::new(0),
             }),
             tier: None,
@@ -174,7 +173,6 @@ impl RateLimiter {
         self.limit.joined.as_ref()
     }
 
-    #[cfg(feature = "config")]
     pub(super) fn rules_and_policies(&self) -> Option<(Arc<Rules>, &[Policy])> {
         Some((self.limit.rules.clone()?, &self.limit.policies))
     }
@@ -349,7 +347,7 @@ impl RateLimiter {
     }
 
     /// How many keys were evicted since the last call, for a counter that outlives this limiter.
-    #[cfg(all(feature = "config", feature = "metrics"))]
+    #[cfg(feature = "metrics")]
     pub(crate) fn new_evictions(&self) -> Option<u64> {
         let evictions = self.stats()?.evictions;
         let before = (self.limit.evictions).fetch_max(evictions, Ordering::Relaxed);

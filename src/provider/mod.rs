@@ -35,3 +35,5 @@ pub use crate::observe::observers::Observers;
 pub use crate::respond::problem::{problem_json, quota_problem};
 /// For times in answers.
 pub use crate::store::memory::clock::since_epoch;
+/// For crates that take a store, and check its secret as the layers do.
+pub use crate::store::secret::SECRET_MISSING;

@@ -70,7 +70,6 @@ impl ConcurrencyLimiter {
     }
 
     /// What it opened before.
-    #[cfg(feature = "config")]
     pub(crate) fn reopen(&self) -> Opened {
         Opened {
             limited: self.0.limited.clone(),

@@ -3,7 +3,6 @@
 use super::{ConcurrencyLimiter, limit_of};
 use crate::capacity::Capacity;
 use crate::observe::Observer;
-#[cfg(feature = "config")]
 use crate::sync::Ordering;
 
 impl ConcurrencyLimiter {
@@ -42,14 +41,12 @@ impl ConcurrencyLimiter {
     }
 
     /// Sets whether overrides and tiers are ignored, because the limiter is switched off. Default: they count.
-    #[cfg(feature = "config")]
     pub(crate) fn rest(&self, rests: bool) {
         self.0.counter.rests.store(rests, Ordering::Relaxed);
     }
 
-    /// As [`rest`](Self::rest), for what no [`AdmissionLayer`](crate::config::AdmissionLayer) is in front of: a key
+    /// As [`rest`](Self::rest), for what no layer with allow and deny lists is in front of: a key
     /// that is banned stays so.
-    #[cfg(all(feature = "config", feature = "ws"))]
     pub(crate) fn rest_but_for_bans(&self, rests: bool) {
         self.0.counter.keeps_bans.store(true, Ordering::Relaxed);
         self.rest(rests);

@@ -19,7 +19,6 @@ use crate::limit::Limit;
 use crate::limits::{LimitTarget, Limits};
 use crate::policy::{NamedQuota, Policy, Shape, Tier};
 use crate::store::{Charge, RateBuckets};
-#[cfg(feature = "config")]
 use crate::sync::Ordering;
 use crate::sync::{AtomicBool, Mutex, lock};
 
@@ -265,7 +264,6 @@ impl Rules {
     }
 
     /// Whether there is room for the buckets of these policies' tiers.
-    #[cfg(feature = "config")]
     pub(super) fn has_room_for_tiers(&self, policies: &[Policy]) -> bool {
         let state = lock(&self.state);
         policies.iter().enumerate().all(|(at, policy)| {
@@ -352,7 +350,6 @@ impl Rules {
         Some(tier)
     }
 
-    #[cfg(feature = "config")]
     pub(super) fn rest(&self, rests: bool) {
         self.rests.store(rests, Ordering::Relaxed);
     }

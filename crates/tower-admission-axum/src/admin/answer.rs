@@ -7,8 +7,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use axum::response::Response;
 use http::StatusCode;
 use serde::Serialize;
-use tower_admission::{KeyName, Limit, LimitUsage, LimitsError, Override};
 use tower_admission::provider::SourcedOverride;
+use tower_admission::{KeyName, Limit, LimitUsage, LimitsError, Override};
 
 use super::explanation::Listed;
 use super::now::Store;

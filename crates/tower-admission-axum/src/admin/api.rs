@@ -10,9 +10,9 @@ use axum::response::Response;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::Deserialize;
-use tower_admission::{KeyName, Limit, LimitError, Limits, Override, RequestHead};
 use tower_admission::extract::IpNet;
 use tower_admission::provider::{KeyInternals, LimitsInternals, SourcedOverride, since_epoch};
+use tower_admission::{KeyName, Limit, LimitError, Limits, Override, RequestHead};
 
 use super::answer::{
     Changed, Deleted, Entry, KeyUsage, Noted, OVERRIDE, Totals, no_effect, no_limit, no_such_name,

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use tower_admission::RequestHead;
 
-
 /// Recognises operators: [`Tokens`](super::Tokens), one [`Token`](super::Token), or a closure of the application's.
 ///
 /// A closure returns an [`Operator`], or a `bool` for an application that does not tell its operators apart.

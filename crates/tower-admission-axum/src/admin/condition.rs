@@ -6,8 +6,8 @@ use axum::response::Response;
 use http::header::{ETAG, IF_MATCH, IF_NONE_MATCH};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::Serialize;
-use tower_admission::{KeyName, LimitEdit, Limits, LimitsError, Override};
 use tower_admission::provider::{LimitsInternals, siphash128};
+use tower_admission::{KeyName, LimitEdit, Limits, LimitsError, Override};
 
 use super::answer::Noted;
 use crate::endpoint::problem;

@@ -7,9 +7,11 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use http::header::HOST;
 use http::{Method, StatusCode, Uri};
-use tower_admission::{ClientIp, Key, KeyName, LimitExplanation, Limits, ListEntry, Listing, RequestHead};
 use tower_admission::extract::IpNet;
 use tower_admission::provider::{KeyInternals, LimitsInternals, list_entry};
+use tower_admission::{
+    ClientIp, Key, KeyName, LimitExplanation, Limits, ListEntry, Listing, RequestHead,
+};
 
 use super::answer::wrong;
 use super::api::{Answer, Api};

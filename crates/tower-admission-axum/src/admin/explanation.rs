@@ -173,7 +173,7 @@ impl From<LimitVerdict> for Verdict {
                 retry_after_ms: retry_after.map(|wait| wait.as_nanos().div_ceil(1_000_000) as u64),
                 ..none("rejected")
             },
-            LimitVerdict::Unknown => none("unknown"),
+            _ => none("unknown"),
         }
     }
 }
@@ -224,11 +224,11 @@ impl Applied<'_> {
                     _ => Rank::Rejects(rejecting),
                 }
             }
-            LimitVerdict::Unknown => Rank::Unknown,
             // Without a number it admits more than any number.
             LimitVerdict::Admitted { remaining } => {
                 Rank::Admits(std::cmp::Reverse(remaining.or(Some(u64::MAX))))
             }
+            _ => Rank::Unknown,
         }
     }
 

@@ -4,9 +4,10 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use tower_admission::{ClientIp, Key, LimitExplanation, LimitVerdict, Limits, RateLimiter, Reason, RequestHead};
 use tower_admission::provider::{Enforce, RateLimiterInternals};
-
+use tower_admission::{
+    ClientIp, Key, LimitExplanation, LimitVerdict, Limits, RateLimiter, Reason, RequestHead,
+};
 
 /// What the guard against made-up credentials is called, and its sort.
 pub(super) const GUARD: &str = "guard";

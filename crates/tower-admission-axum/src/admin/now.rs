@@ -8,9 +8,9 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
-use tower_admission::{CountedIn, KeyName};
 use tower_admission::provider::LimitsInternals;
 use tower_admission::store::StoreStatus;
+use tower_admission::{CountedIn, KeyName};
 
 use super::answer::{Total, wrong};
 use super::api::{Answer, Api, Shared};
@@ -77,8 +77,8 @@ impl From<StoreStatus> for Store {
     fn from(status: StoreStatus) -> Self {
         let word = status.as_str();
         let failure = match status {
-            StoreStatus::Ok => None,
             StoreStatus::Failing(failure) => Some(failure),
+            _ => None,
         };
         let since = failure.as_ref().map(|failure| {
             let since = failure.since.duration_since(UNIX_EPOCH);

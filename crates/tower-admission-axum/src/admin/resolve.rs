@@ -10,8 +10,8 @@ use axum::extract::{Request, State};
 use http::StatusCode;
 use serde::Serialize;
 use tokio::task::JoinHandle;
-use tower_admission::{Key, KeyName};
 use tower_admission::provider::means_credential;
+use tower_admission::{Key, KeyName};
 
 use super::answer::wrong;
 use super::api::{Answer, Api};

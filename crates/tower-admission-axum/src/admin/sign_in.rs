@@ -5,8 +5,11 @@ use std::time::Duration;
 
 use http::header::{AUTHORIZATION, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, StatusCode};
-use tower_admission::{ClientIp, Key, KeyExtractor, KeyName, MemoryStore, Policy, Quota, RateLimitLayer, RateLimiter, RequestHead, Shared};
 use tower_admission::provider::Extractor;
+use tower_admission::{
+    ClientIp, Key, KeyExtractor, KeyName, MemoryStore, Policy, Quota, RateLimitLayer, RateLimiter,
+    RequestHead, Shared,
+};
 
 use super::auth::{Auth, Operator, Role};
 use crate::endpoint::Failed;

@@ -3,8 +3,8 @@
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use serde::Serialize;
-use tower_admission::{Leases, Reason, Rejection};
 use tower_admission::provider::quota_problem;
+use tower_admission::{Leases, Reason, Rejection};
 
 use crate::endpoint::{Failed, json, not_stored};
 

@@ -6,8 +6,8 @@ use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use http::StatusCode;
-use tower_admission::{Key, KeyExtractor, Leases, RequestHead};
 use tower_admission::store::Standing;
+use tower_admission::{Key, KeyExtractor, Leases, RequestHead};
 
 use super::answer::{no_session, refused, session, unavailable};
 use crate::endpoint::{Failed, Object, body, member, no_content};
@@ -42,7 +42,7 @@ pub(super) async fn heartbeat(State(api): State<Arc<Api>>, request: Request) -> 
     match api.leases.heartbeat(&tenant, &id).await {
         Standing::Live => Ok(session(StatusCode::OK, &id, &api.leases)),
         Standing::Gone => Err(no_session()),
-        Standing::Unavailable | Standing::Failed => Err(unavailable()),
+        _ => Err(unavailable()),
     }
 }
 
@@ -51,7 +51,7 @@ pub(super) async fn end(State(api): State<Arc<Api>>, request: Request) -> Answer
     match api.leases.release(&tenant, &id).await {
         Standing::Live => Ok(no_content()),
         Standing::Gone => Err(no_session()),
-        Standing::Unavailable | Standing::Failed => Err(unavailable()),
+        _ => Err(unavailable()),
     }
 }
 

@@ -11,7 +11,6 @@ use tokio::sync::oneshot::{self, Receiver};
 use tokio::time::timeout;
 use tower_admission::Permit;
 
-
 /// How long a connection may take to be there once its handshake's answer is gone: sent, or dropped.
 /// Which of them cannot be told.
 const UPGRADE_WITHIN: Duration = Duration::from_secs(5);

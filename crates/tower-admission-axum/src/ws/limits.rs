@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use axum::extract::ws::WebSocketUpgrade;
 use axum::response::{IntoResponse, Response};
-use tower_admission::{ConcurrencyLimiter, Key, Limits, MemoryStore, Observer, Policy};
 use tower_admission::observe::Subject;
-use tower_admission::provider::{ConcurrencyLimiterInternals, ConcurrencySettings, Observers};
+use tower_admission::provider::{
+    ConcurrencyLimiterInternals, ConcurrencySettings, Observers, SECRET_MISSING,
+};
 use tower_admission::store::{LeaseStore, RateStore};
+use tower_admission::{ConcurrencyLimiter, Key, Limits, MemoryStore, Observer, Policy};
 
 use super::goodbye::close;
 use super::handshake;
@@ -193,11 +195,7 @@ impl SocketLimits {
     #[must_use]
     #[track_caller]
     pub fn store(self, store: impl LeaseStore) -> Self {
-        assert!(
-            store.agrees_on_fingerprints(),
-            "{}",
-            tower_admission::store::SecretMissing
-        );
+        assert!(store.agrees_on_fingerprints(), "{}", SECRET_MISSING);
         self.reopened(|shared| shared.store = Some(Arc::new(store)))
     }
 

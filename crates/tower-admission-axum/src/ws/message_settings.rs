@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use axum::extract::ws::Message;
-use tower_admission::{Limits, MemoryStore, Policy, RateLimiter, Rejection, SetPolicyError};
-use tower_admission::provider::{ConcurrencyLimiterInternals, RateLimiterInternals};
+use tower_admission::provider::{
+    ConcurrencyLimiterInternals, RateLimiterInternals, SECRET_MISSING,
+};
 use tower_admission::store::RateStore;
+use tower_admission::{Limits, MemoryStore, Policy, RateLimiter, Rejection, SetPolicyError};
 
 use super::SocketLimits;
 
@@ -70,11 +72,7 @@ impl SocketLimits {
     #[must_use]
     #[track_caller]
     pub fn message_store(self, store: impl RateStore) -> Self {
-        assert!(
-            store.agrees_on_fingerprints(),
-            "{}",
-            tower_admission::store::SecretMissing
-        );
+        assert!(store.agrees_on_fingerprints(), "{}", SECRET_MISSING);
         self.with(|shared| shared.message_store = Arc::new(store))
             .with_messages_counted()
     }

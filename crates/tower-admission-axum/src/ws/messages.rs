@@ -7,11 +7,10 @@ use std::task::{Context, Poll, ready};
 
 use axum::extract::ws::Message;
 use tokio::time::Instant;
-use tower_admission::{Decision, Key, RateLimiter, Rejection};
 use tower_admission::observe::Subject;
 use tower_admission::provider::{Observers, RateLimiterInternals, problem_json};
 use tower_admission::store::ReplyFuture;
-
+use tower_admission::{Decision, Key, RateLimiter, Rejection};
 
 pub(super) type Notice = Arc<dyn Fn(&Rejection) -> Option<Message> + Send + Sync>;
 
@@ -135,7 +134,7 @@ impl Messages {
         let policy = match charged {
             Ok(None) => return,
             Ok(Some(policy)) => policy,
-            Err(rejection) => rejection.policy(),
+            Err(rejection) => rejection.violated_policies().next().unwrap_or(""),
         };
         let subject = Subject::new("ws_message", &self.name, policy, Some(&self.key));
         (self.observers).decided(begun, &subject, |observer| match charged {

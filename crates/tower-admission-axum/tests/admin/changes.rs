@@ -7,9 +7,9 @@ use axum::body::Body;
 use http::Request;
 use serde_json::{Value, json};
 use tower::ServiceExt;
-use tower_admission_axum::admin::{AdminRouter, Recorder, Token, Tokens};
 use tower_admission::extract::PeerAddr;
 use tower_admission::{ClientIp, Limits};
+use tower_admission_axum::admin::{AdminRouter, Recorder, Token, Tokens};
 
 const ANNA: &str = "the-token-of-anna";
 const BEN: &str = "the-token-of-ben-";

@@ -6,12 +6,12 @@ use http::Request;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tower::{Layer, ServiceExt};
-use tower_admission_axum::admin::{AdminRouter, Recorder, RequestGroup, Token};
 use tower_admission::store::MemoryStore;
 use tower_admission::{
     AccessLayer, ClientIp, ConcurrencyLimitLayer, ConcurrencyLimiter, Key, Limits, Policy, Quota,
     RateLimitLayer, RateLimiter, RequestHead,
 };
+use tower_admission_axum::admin::{AdminRouter, Recorder, RequestGroup, Token};
 
 use super::{Service, TOKEN, operator};
 

@@ -218,8 +218,8 @@ async fn many_limiters_are_told_apart() {
     use axum::body::Body;
     use axum::routing::get;
     use http::Request;
-    use tower_admission_axum::admin::{self, Recorder, Token};
     use tower_admission::{Limits, Quota, RateLimitLayer};
+    use tower_admission_axum::admin::{self, Recorder, Token};
 
     let recorder = Recorder::new();
     let limits = Limits::new();

@@ -25,11 +25,11 @@ use http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
 use serde_json::Value;
 use tower::ServiceExt;
-use tower_admission_axum::admin::{self, Recorder, Token};
 use tower_admission::{
     ConcurrencyLimitLayer, ConcurrencyLimiter, Key, Limits, Policy, Quota, RateLimitLayer,
     RequestHead,
 };
+use tower_admission_axum::admin::{self, Recorder, Token};
 
 pub(crate) const TOKEN: &str = "the-token-of-operators";
 

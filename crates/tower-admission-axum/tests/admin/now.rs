@@ -7,11 +7,11 @@ use axum::body::Body;
 use axum::routing::get;
 use http::Request;
 use serde_json::{Value, json};
-use tower_admission_axum::admin::{self, Recorder, Token};
 use tower_admission::{
     ClientIp, ConcurrencyLimitLayer, Key, Limits, PeerAddr, Policy, Quota, RateLimitLayer,
     RequestHead,
 };
+use tower_admission_axum::admin::{self, Recorder, Token};
 
 use super::Service;
 

@@ -8,8 +8,8 @@ use axum::Router;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tower::ServiceExt;
-use tower_admission_axum::admin::{AdminRouter, Recorder, Token};
 use tower_admission::{Key, KeyName, Limits};
+use tower_admission_axum::admin::{AdminRouter, Recorder, Token};
 
 use super::{Service, TOKEN, encoded, operator};
 

@@ -5,10 +5,10 @@ use axum::body::Body;
 use http::Request;
 use serde_json::{Value, json};
 use tower::{Layer, ServiceExt};
-use tower_admission_axum::admin::{self, Recorder};
 use tower_admission::{
     AccessLayer, Key, Limits, MemoryStore, Policy, Quota, RateLimiter, RequestHead,
 };
+use tower_admission_axum::admin::{self, Recorder};
 
 use super::{Service, TOKEN, operator, untimed};
 

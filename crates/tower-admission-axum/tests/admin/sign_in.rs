@@ -7,9 +7,9 @@ use axum::body::Body;
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
 use tower::ServiceExt;
-use tower_admission_axum::admin::{AdminRouter, Operator, Recorder, Role, Token, Tokens};
 use tower_admission::extract::PeerAddr;
 use tower_admission::{ClientIp, Limits, Quota, RequestHead};
+use tower_admission_axum::admin::{AdminRouter, Operator, Recorder, Role, Token, Tokens};
 
 use super::TOKEN;
 

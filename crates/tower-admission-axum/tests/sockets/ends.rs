@@ -18,14 +18,14 @@ use tokio::sync::oneshot;
 use tokio::time::{pause, resume, sleep};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tower_admission_axum::ws::{LimitedSocket, Refusal, SocketLimits};
 use tower_admission::{Key, Quota, Rejection};
+use tower_admission_axum::ws::{LimitedSocket, Refusal, SocketLimits};
 use tower_http::timeout::TimeoutLayer;
 
-use crate::servers::serve;
 use crate::limits::{
     closed_with, connect, echo, exchange, next, routes, server, try_connect, until_in_flight,
 };
+use crate::servers::serve;
 
 #[tokio::test]
 async fn a_connection_that_has_ended_counts_no_more() {

@@ -14,8 +14,8 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 use tower_admission::store::FailureMode;
 use tower_admission::test_util::TestClock;
-use tower_admission_axum::ws::{LimitedSocket, Refusal, SocketLimits};
 use tower_admission::{Key, Limits, Policy, Quota, RateLimitByTokenLayer, Rejection};
+use tower_admission_axum::ws::{LimitedSocket, Refusal, SocketLimits};
 
 use crate::common::{Away, PATIENCE, SECOND, Seen, store};
 use crate::servers::{get, http1, serve};

@@ -15,13 +15,13 @@ use tokio::task::yield_now;
 use tokio::time::{advance, pause, resume};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tower_admission_axum::ws::{LimitedSocket, SocketLimits};
 use tower_admission::{Quota, Rejection};
+use tower_admission_axum::ws::{LimitedSocket, SocketLimits};
 
 use crate::common::{HeldClock, Seen, soon};
-use crate::servers::serve;
-use crate::limits::{closed_with, connect, next, routes, until_in_flight};
 use crate::ends::HANDSHAKE;
+use crate::limits::{closed_with, connect, next, routes, until_in_flight};
+use crate::servers::serve;
 
 const EVERY: Duration = Duration::from_secs(10);
 const WITHIN: Duration = Duration::from_secs(5);

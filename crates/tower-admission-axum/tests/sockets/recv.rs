@@ -12,12 +12,12 @@ use tokio::time::{pause, resume, timeout};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tower_admission::store::{Charge, RateBuckets, RateStore, Reply};
-use tower_admission_axum::ws::{LimitedSocket, SocketLimits};
 use tower_admission::{Decision, MemoryStore, Policy, Quota, Rejection};
+use tower_admission_axum::ws::{LimitedSocket, SocketLimits};
 
 use crate::common::PATIENCE;
-use crate::servers::serve;
 use crate::limits::{closed_with, connect, exchange, next, routes, try_connect, until_in_flight};
+use crate::servers::serve;
 
 /// An echo that drops each `recv` which is not ready at once, and counts them.
 #[derive(Clone, Default)]

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::time::Instant;
-use tower_admission::{Observer, Rejection};
 use tower_admission::observe::Subject;
+use tower_admission::{Observer, Rejection};
 
 use self::named::Named;
 use self::refused::Refused;

@@ -6,7 +6,6 @@ use tower_admission::Key;
 use tower_admission::observe::Subject;
 use tower_admission::provider::KeyInternals;
 
-
 /// Keys that are remembered.
 const MOST: usize = 64;
 
