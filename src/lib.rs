@@ -43,7 +43,8 @@
 //! - [`Leases`]: work that outlives its request, such as sessions and jobs.
 //! - [`Limits`]: what single keys may do, changed at run time.
 //! - [`access`]: allow and deny lists of keys, addresses and networks.
-//! - `config` (feature `config`): limits by route group, from a file that may change.
+//! - The crate `tower-admission-config`: limits by route group, from a file that a running service reloads.
+//! - The crate `tower-admission-cli`: a program that changes limits and shows usage.
 //! - `admin` (feature `admin`): limits looked at and changed while they are in use.
 //! - [`store`]: where the counting happens, and what it costs in memory.
 //! - `replicas` (feature `redis`): one limit for all replicas of a service.
@@ -53,7 +54,7 @@
 //! # Features
 //!
 //! `axum` is on by default; switch it off with `default-features = false` where the server is tonic or bare
-//! hyper. `full` turns on all but `cli`, `redis-tls` and `test-util`.
+//! hyper. `full` turns on all but `redis-tls` and `test-util`.
 //!
 //! | feature | adds |
 //! |---|---|
@@ -65,9 +66,7 @@
 //! | `tracing` | `TracingObserver`. Warnings are logged without it, too |
 //! | `redis` | `RedisStore`: one limit for several replicas |
 //! | `redis-tls` | connections to Redis over TLS |
-//! | `cli` | the program `tower-admission`, which changes limits and shows what is used |
 //! | `serde` | [`Quota`] as text in configuration files |
-//! | `config` | `config`: limits by route group, from a file and the environment, changed without a restart |
 //! | `test-util` | a clock for tests, and a suite for stores of your own |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -114,9 +113,6 @@ pub mod concurrency;
 pub mod rate;
 
 pub mod provider;
-
-#[cfg(feature = "config")]
-pub mod config;
 
 pub use access::AccessLayer;
 pub use body::ResponseBody;

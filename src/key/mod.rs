@@ -12,11 +12,10 @@ pub(crate) mod percent;
 mod siphash;
 
 pub(crate) use self::map::KeyMap;
-#[cfg(feature = "config")]
-pub(crate) use self::name::interned;
 pub(crate) use self::name::is_unseen;
 pub use self::name::means_credential;
 pub use self::name::{KeyName, KeyNameError};
+pub use self::name::{check_key_name, interned_kind};
 pub use self::network::{IpNet, IpNetError};
 pub use self::siphash::siphash128;
 

@@ -82,7 +82,7 @@ impl KeyName {
             return Err(KeyNameError::Kind);
         }
         let kind = encoded(kind);
-        Self::named(interned(&kind)?, id)
+        Self::named(interned_kind(&kind)?, id)
     }
 
     fn named(kind: &'static str, id: &str) -> Result<Self, KeyNameError> {
@@ -100,17 +100,6 @@ impl KeyName {
             key,
             is_embedded: false,
         })
-    }
-
-    /// Whether a text is a name, as far as that shows without a fingerprint: so the process's secret can come later.
-    #[cfg(feature = "config")]
-    pub(crate) fn check(text: &str) -> Result<(), KeyNameError> {
-        match Parts::read(text)? {
-            Parts::Key(_) => Ok(()),
-            Parts::Fingerprint { kind, .. } | Parts::Named { kind, .. } => {
-                interned(kind).map(|_| ())
-            }
-        }
     }
 
     /// The key of this name.
@@ -164,7 +153,7 @@ impl FromStr for KeyName {
             Parts::Fingerprint { kind, bits } => {
                 Ok(Key::from_fingerprint(kept(kind)?, bits).into())
             }
-            Parts::Named { kind, name } => Self::named(interned(kind)?, name),
+            Parts::Named { kind, name } => Self::named(interned_kind(kind)?, name),
         }
     }
 }
@@ -274,8 +263,27 @@ pub fn means_credential(kind: &str) -> bool {
     kinds.any(|known| known.eq_ignore_ascii_case(kind.trim()))
 }
 
-/// The kind of a key with a readable name.
-pub(crate) fn interned(kind: &str) -> Result<&'static str, KeyNameError> {
+/// Whether a text is the name of a key, as far as that shows without a fingerprint. So the secret of the process may be
+/// installed later.
+///
+/// # Errors
+///
+/// The text is no name.
+pub fn check_key_name(text: &str) -> Result<(), KeyNameError> {
+    match Parts::read(text)? {
+        Parts::Key(_) => Ok(()),
+        Parts::Fingerprint { kind, .. } | Parts::Named { kind, .. } => {
+            interned_kind(kind).map(|_| ())
+        }
+    }
+}
+
+/// The kind of a key with a readable name, as text that lives as long as the process.
+///
+/// # Errors
+///
+/// The kind is invalid, is that of a credential under another name, or there are too many kinds already.
+pub fn interned_kind(kind: &str) -> Result<&'static str, KeyNameError> {
     let decoded = percent::decode(kind).map_err(|_| KeyNameError::Kind)?;
     if means_credential(&decoded) && !CREDENTIALS.contains(&&*decoded) {
         return Err(KeyNameError::Kind);

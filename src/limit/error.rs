@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::NAME;
+use super::NAME_RULE;
 use crate::quota::QuotaError;
 
 /// Why a text is no [`Limit`](super::Limit).
@@ -33,7 +33,7 @@ impl fmt::Display for LimitError {
             }
             Self::Concurrency => "there is no number before `concurrent`",
             Self::Zero => "0 is ambiguous here: write `unlimited` or `deny all`",
-            Self::Name => NAME,
+            Self::Name => NAME_RULE,
             Self::Twice => "two parts of the limit are about the same",
             Self::TooMany => "a limit has at most 16 parts",
         })

@@ -86,7 +86,7 @@ const UNLIMITED: &str = "unlimited";
 const TIER: &str = "tier";
 
 /// What [`is_addressable`] asks for.
-pub(crate) const NAME: &str = "a name is 1 to 64 bytes of printable ASCII without `,` and `=`, with no \
+pub const NAME_RULE: &str = "a name is 1 to 64 bytes of printable ASCII without `,` and `=`, with no \
                                space at its ends, and not `tier`";
 
 impl Limit {
@@ -112,7 +112,6 @@ impl Limit {
     }
 
     /// For quotas by name.
-    #[cfg(any(feature = "config", feature = "redis"))]
     pub(crate) fn of_quotas<'a>(
         quotas: impl IntoIterator<Item = (&'a str, Quota)>,
     ) -> Result<Self, LimitError> {
@@ -242,7 +241,7 @@ pub fn is_name(name: &str) -> bool {
 }
 
 /// What a tier may be called, and a limit that is to be named in overrides: what `name=10/s` is read as.
-pub(crate) fn is_addressable(name: &str) -> bool {
+pub fn is_addressable(name: &str) -> bool {
     is_name(name) && !name.contains([',', '=']) && name.trim() == name && name != TIER
 }
 

@@ -38,9 +38,6 @@ impl std::fmt::Debug for ConcurrencySettings<'_> {
 pub trait ConcurrencyLimiterInternals {
     /// A limiter with these settings.
     fn with_settings(settings: ConcurrencySettings<'_>) -> Self;
-
-    /// Sets whether the limiter is switched off, so that overrides and tiers are ignored; a banned key stays banned.
-    fn rest_but_for_bans(&self, rests: bool);
 }
 
 impl ConcurrencyLimiterInternals for ConcurrencyLimiter {
@@ -56,9 +53,5 @@ impl ConcurrencyLimiterInternals for ConcurrencyLimiter {
         }
         let opened = limiter.open(settings.store);
         limiter.opened(&opened)
-    }
-
-    fn rest_but_for_bans(&self, rests: bool) {
-        self.rest_but_for_bans(rests);
     }
 }

@@ -42,13 +42,6 @@ pub trait LimitsInternals {
     /// Whether a service of this process looks up the keys of requests, not only addresses.
     fn are_lists_applied_to_keys(&self) -> bool;
 
-    /// Checks that a network has only `deny all` or `unlimited`.
-    ///
-    /// # Errors
-    ///
-    /// [`LimitsError::Network`] and [`LimitsError::Embedded`].
-    fn check_network(key: &KeyName, limit: &Limit) -> Result<(), LimitsError>;
-
     /// Reads changes that other replicas made. Without a store there is nothing to read.
     ///
     /// # Errors
@@ -118,10 +111,6 @@ impl LimitsInternals for Limits {
 
     fn are_lists_applied_to_keys(&self) -> bool {
         self.are_lists_applied_to_keys()
-    }
-
-    fn check_network(key: &KeyName, limit: &Limit) -> Result<(), LimitsError> {
-        Self::check_network(key, limit)
     }
 
     async fn refresh(&self) -> Result<(), LimitsError> {

@@ -5,35 +5,54 @@
 //!
 //! The traits give methods to types of this crate: the methods are not for users, and so are not inherent.
 
+mod answer;
 mod concurrency_limiter;
+mod control;
 mod key;
 mod limits;
+mod names;
 mod rate_limiter;
 
+// Methods that are not for users.
+pub use self::answer::rejected;
 pub use self::concurrency_limiter::{ConcurrencyLimiterInternals, ConcurrencySettings};
+pub use self::control::{
+    ConcurrencyLayerControl, ConcurrencyLimiterControl, LeasesControl, LimitsControl,
+    PolicyControl, RateLayerControl, RateLimiterControl,
+};
 pub use self::key::KeyInternals;
 pub use self::limits::LimitsInternals;
+pub use self::names::KnownNames;
 pub use self::rate_limiter::RateLimiterInternals;
 
-/// For `RequestGroup::enforce` of the admin endpoints, so that an explanation decides as the layers do.
+// Decide about requests by the allow and deny lists of a configuration.
+pub use crate::access::gate::{AllowHeader, Gate};
+
+// Explain a partial enforcement as the layers decide it.
 pub use crate::enforce::Enforce;
-/// For admin tokens: the syntax of a token, and the token of a request.
+
+// Read admin tokens, and find the address of an operator as layers find the key of a request.
 pub use crate::extract::bearer::{is_b64token, token as bearer_token};
-/// For the admin endpoints, which find the address of an operator as layers find the key of a request.
 pub use crate::extract::extractor::Extractor;
-/// For texts of operators, which may be credentials that no URL and no log may have.
-pub use crate::key::means_credential;
-/// For fingerprints and entity tags.
-pub use crate::key::siphash128;
-/// For names of operators, which have the syntax of names of limits.
-pub use crate::limit::is_name;
-/// For the admin endpoints, which show where an override comes from, and which list entry decides.
+
+// Check the tokens and names in a configuration before the secret of the process is installed.
+pub use crate::key::{check_key_name, interned_kind};
+pub use crate::limit::{NAME_RULE, is_addressable, is_name};
+
+// Recognise credentials in texts of operators, which neither URLs nor logs may contain; fingerprints and entity tags.
+pub use crate::key::{means_credential, siphash128};
+
+// Show the source of an override, and the list entry that decides.
 pub use crate::limits::{SourcedOverride, list_entry};
-/// For WebSockets, whose limits report to observers as layers do.
+
+// Report decisions about WebSockets to observers as layers do.
 pub use crate::observe::observers::Observers;
-/// For answers outside of a layer: the problem details of a WebSocket message and of the session endpoints.
+
+// Answer a WebSocket message and a session request with problem details.
 pub use crate::respond::problem::{problem_json, quota_problem};
-/// For times in answers.
+
+// The time for the metrics of a reload and for answers. Decisions use the clock of their store.
 pub use crate::store::memory::clock::since_epoch;
-/// For crates that take a store, and check its secret as the layers do.
+
+// Check the secret of a store as the layers do.
 pub use crate::store::secret::SECRET_MISSING;

@@ -18,12 +18,6 @@ pub trait RateLimiterInternals {
 
     /// Each quota, explained for a key.
     fn explained(&self, key: Key) -> impl Future<Output = Vec<LimitExplanation>> + Send;
-
-    /// Whether the limiter is switched off, and so limits nothing.
-    fn rests(&self) -> bool;
-
-    /// Sets whether the limiter is switched off.
-    fn rest(&self, rests: bool);
 }
 
 impl RateLimiterInternals for RateLimiter {
@@ -37,13 +31,5 @@ impl RateLimiterInternals for RateLimiter {
 
     fn explained(&self, key: Key) -> impl Future<Output = Vec<LimitExplanation>> + Send {
         self.explained(key)
-    }
-
-    fn rests(&self) -> bool {
-        self.rests()
-    }
-
-    fn rest(&self, rests: bool) {
-        self.rest(rests);
     }
 }

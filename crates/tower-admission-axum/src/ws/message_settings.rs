@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::ws::Message;
-use tower_admission::provider::{
-    ConcurrencyLimiterInternals, RateLimiterInternals, SECRET_MISSING,
-};
+use tower_admission::provider::{ConcurrencyLimiterControl, RateLimiterControl, SECRET_MISSING};
 use tower_admission::store::RateStore;
 use tower_admission::{Limits, MemoryStore, Policy, RateLimiter, Rejection, SetPolicyError};
 
@@ -55,12 +53,12 @@ impl SocketLimits {
         set_policy(self.0.messages.per_key.as_ref(), policy)
     }
 
-    /// Sets whether overrides and tiers are ignored, because the limits are switched off. A ban rejects connections
-    /// all the same.
-    pub fn rest(&self, rests: bool) {
-        self.limiter().rest_but_for_bans(rests);
+    /// Ignores overrides and tiers, because the limits are switched off. A ban still rejects connections. Default: they
+    /// apply.
+    pub fn set_switched_off(&self, switched_off: bool) {
+        self.limiter().set_switched_off_except_bans(switched_off);
         if let Some(per_key) = &self.0.messages.per_key {
-            per_key.rest(rests);
+            per_key.set_switched_off(switched_off);
         }
     }
 

@@ -8,7 +8,9 @@ use std::task::{Context, Poll, ready};
 use axum::extract::ws::Message;
 use tokio::time::Instant;
 use tower_admission::observe::Subject;
-use tower_admission::provider::{Observers, RateLimiterInternals, problem_json};
+use tower_admission::provider::{
+    Observers, RateLimiterControl, RateLimiterInternals, problem_json,
+};
 use tower_admission::store::ReplyFuture;
 use tower_admission::{Decision, Key, RateLimiter, Rejection};
 
@@ -26,7 +28,9 @@ pub(super) struct MessageLimits {
 impl MessageLimits {
     /// The limit of the key, unless it is switched off.
     fn per_key_now(&self) -> Option<&RateLimiter> {
-        self.per_key.as_ref().filter(|limiter| !limiter.rests())
+        self.per_key
+            .as_ref()
+            .filter(|limiter| !limiter.is_switched_off())
     }
 }
 
