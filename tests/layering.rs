@@ -28,6 +28,7 @@ const LEVELS: &[&[&str]] = &[
     &["access"],
     &["concurrency", "rate"],
     &["provider"],
+    &["guide"],
 ];
 
 const FIRST_WITH_HTTP: &str = "headers";

@@ -20,7 +20,7 @@ use super::upgrade::Upgrade;
 use crate::drain::KeepsRejectedBody;
 use crate::extract::RequestHead;
 use crate::limiter::{Acquiring, Permit, Rejected};
-use crate::nesting::Passing;
+use crate::nesting::CountedRequest;
 
 pin_project! {
     /// The response of a [`ConcurrencyLimit`](super::ConcurrencyLimit) service.
@@ -51,7 +51,7 @@ pin_project! {
 pub(super) struct Admitted {
     pub(super) permit: Permit,
     pub(super) until: HoldUntil,
-    pub(super) passing: Passing,
+    pub(super) counted_request: CountedRequest,
     pub(super) upgrade: Option<Box<Upgrade>>,
 }
 
@@ -167,7 +167,7 @@ where
                 self.poll(cx)
             }
             StateProj::Watching { future, admitted } => {
-                let listed = admitted.passing.list();
+                let listed = admitted.counted_request.list();
                 let polled = future.poll(cx);
                 drop(listed);
                 Poll::Ready(match ready!(polled) {
@@ -217,14 +217,14 @@ where
         match acquired {
             Ok(permit) => {
                 let mut admitted = shared.admit(&mut request, permit, keys.first(), begun);
-                let listed = admitted.passing.list();
+                let listed = admitted.counted_request.list();
                 let future = service.call(request);
                 drop(listed);
                 ResponseFuture::watching(future, admitted)
             }
             Err(rejected) if !shared.enforces(&rejected, &mut request, &keys, begun) => {
-                let mut admitted = Admitted::uncounted(shared.limiter.nesting().passing());
-                let listed = admitted.passing.list();
+                let mut admitted = Admitted::uncounted(shared.limiter.nesting().counted_request());
+                let listed = admitted.counted_request.list();
                 let future = service.call(request);
                 drop(listed);
                 ResponseFuture::watching(future, admitted)
@@ -240,11 +240,11 @@ where
 
 impl Admitted {
     /// A request that was let through without being counted.
-    pub(super) fn uncounted(passing: Passing) -> Self {
+    pub(super) fn uncounted(counted_request: CountedRequest) -> Self {
         Self {
             permit: Permit::none(),
             until: HoldUntil::Headers,
-            passing,
+            counted_request,
             upgrade: None,
         }
     }

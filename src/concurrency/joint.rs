@@ -201,7 +201,7 @@ where
                 shared.keys.first().map(|key| key.key(head))
             });
             let mut admitted = shared.admit(&mut request, taken.held, key.as_ref(), begun);
-            let listed = admitted.passing.list();
+            let listed = admitted.counted_request.list();
             let future = service.call(request);
             drop(listed);
             ResponseFuture::watching(future, admitted)

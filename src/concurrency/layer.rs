@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use tower_layer::Layer;
 
 use super::service::ConcurrencyLimit;
-use crate::enforce::Enforce;
+use crate::enforce::Enforcement;
 use crate::extract::{Extractor, KeyExtractor, RequestHead};
 use crate::limiter::{ConcurrencyLimiter, Opened, Wait};
 use crate::limits::Limits;
@@ -71,7 +71,7 @@ pub(super) struct Shared {
     per_key: Vec<Extractor>,
     limits_keys: bool,
     pub(super) wait: Option<Wait>,
-    pub(super) enforce: Enforce,
+    pub(super) enforce: Enforcement,
     pub(super) hold_until: HoldUntil,
     pub(super) skip: Option<Skip>,
     pub(super) tier_by: Option<TierBy>,
@@ -134,7 +134,7 @@ impl ConcurrencyLimitLayer {
                 per_key: Vec::new(),
                 limits_keys: false,
                 wait: None,
-                enforce: Enforce::default(),
+                enforce: Enforcement::default(),
                 hold_until: HoldUntil::default(),
                 skip: None,
                 tier_by: None,

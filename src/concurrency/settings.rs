@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::layer::{ConcurrencyLimitLayer, HoldUntil};
 use crate::drain::DrainRejectedLayer;
-use crate::enforce::Enforce;
+use crate::enforce::Enforcement;
 use crate::extract::{ClientIp, RequestHead};
 use crate::limiter::Wait;
 use crate::observe::Observer;
@@ -93,7 +93,7 @@ impl ConcurrencyLimitLayer {
     /// response, up to half a megabyte over HTTP/1, stays until its connection ends, so a server
     /// needs a write timeout as well; at most four times the limit, or 256 if that is more, are ended
     /// and not gone. Over HTTP/2 a write timeout ends nothing: see the
-    /// [guide](crate::guide#clients-that-do-not-read).
+    /// [guide](crate::guide::streaming#clients-that-do-not-read).
     pub fn reclaim_after(self, stalled: Option<Duration>) -> Self {
         let stalled = stalled.filter(|stalled| !stalled.is_zero());
         self.described.limiter.set_reclaim_after(stalled);
@@ -141,7 +141,7 @@ impl ConcurrencyLimitLayer {
     /// When `percent` is above 100.
     #[track_caller]
     pub fn enforce(self, percent: u8) -> Self {
-        let enforce = Enforce::new(percent);
+        let enforce = Enforcement::new(percent);
         self.with(|shared| {
             let is_dry_run = enforce.is_dry_run();
             shared.limiter = shared.limiter.clone().spares_stalled(is_dry_run);
@@ -159,9 +159,9 @@ impl ConcurrencyLimitLayer {
     /// settings applies.
     pub fn dry_run(self, dry_run: bool) -> Self {
         self.enforce(if dry_run {
-            Enforce::DRY_RUN
+            Enforcement::DRY_RUN
         } else {
-            Enforce::ALL
+            Enforcement::ALL
         })
     }
 

@@ -164,13 +164,13 @@ impl Joined {
         let charges = self.charges(keys, tier, left_out);
         let reply = self.buckets.take(&charges, cost);
         if let Reply::Ready(decision) = &reply
-            && decision.is_unsettled()
+            && decision.needs_conversion()
         {
             for (_, part, keys) in self.each(keys, left_out) {
                 part.rules.settle(keys);
             }
         }
-        self.placed(reply, left_out)
+        self.with_indices(reply, left_out)
     }
 
     pub(super) fn decide_more(
@@ -182,7 +182,7 @@ impl Joined {
         left_out: Parts,
     ) -> Reply<Decision> {
         let charges = self.charges_to(keys, tier, sets, left_out);
-        self.placed(self.buckets.take(&charges, cost), left_out)
+        self.with_indices(self.buckets.take(&charges, cost), left_out)
     }
 
     pub(super) fn peek(
@@ -193,7 +193,7 @@ impl Joined {
         left_out: Parts,
     ) -> Reply<Decision> {
         let charges = self.charges_to(keys, tier, sets, left_out);
-        self.placed(self.buckets.peek(&charges, 0), left_out)
+        self.with_indices(self.buckets.peek(&charges, 0), left_out)
     }
 
     pub(super) fn refund(
@@ -209,7 +209,7 @@ impl Joined {
     }
 
     /// Usages by the places of their quotas among those of all limiters.
-    fn placed(&self, reply: Reply<Decision>, left_out: Parts) -> Reply<Decision> {
+    fn with_indices(&self, reply: Reply<Decision>, left_out: Parts) -> Reply<Decision> {
         if left_out.is_empty() {
             return reply;
         }
@@ -223,9 +223,11 @@ impl Joined {
             }
         }
         match reply {
-            Reply::Ready(decision) => Reply::Ready(decision.placed(&places)),
+            Reply::Ready(decision) => Reply::Ready(decision.with_indices(&places)),
             Reply::Pending(decision) => {
-                Reply::Pending(Box::pin(async move { decision.await.placed(&places) }))
+                Reply::Pending(Box::pin(
+                    async move { decision.await.with_indices(&places) },
+                ))
             }
         }
     }

@@ -17,7 +17,7 @@ impl KeySearch {
     const MARK_BITS: u32 = 24;
 
     pub(super) fn new(key: &Key) -> Self {
-        let [bucket, mark] = key.place_bits();
+        let [bucket, mark] = key.hash_words();
         Self {
             bucket: bucket as usize % REMEMBERED_KEYS,
             mark: mark & ((1 << Self::MARK_BITS) - 1),

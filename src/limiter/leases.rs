@@ -10,7 +10,7 @@ use super::reaper::Reaper;
 use super::share::Share;
 use crate::key::Key;
 use crate::observe::{Observer, Observers, Subject};
-use crate::rejection::{Reason, Rejection, UNAVAILABLE_FOR};
+use crate::rejection::{Reason, Rejection, UNAVAILABLE_RETRY_AFTER};
 use crate::store::{
     FailureMode, LeaseName, LeaseSlots, LeaseStore, LeaseUsage, MemoryStore, NamedLeased,
     NamedLimits, SecretMissing, Standing,
@@ -264,7 +264,7 @@ impl Leases {
             FailureMode::Open => Ok(Lease::new(self.clone(), id, name, Place::Nowhere)),
             FailureMode::Closed => {
                 let rejection = Rejection::new(Reason::Unavailable, String::from(&*self.0.name));
-                Err(rejection.with_retry_after(Some(UNAVAILABLE_FOR)))
+                Err(rejection.with_retry_after(Some(UNAVAILABLE_RETRY_AFTER)))
             }
             FailureMode::LocalShare { replicas } => {
                 let lease = Lease::new(self.clone(), id, name, Place::Share);
@@ -298,7 +298,7 @@ impl Leases {
         Err(if is_denied {
             Rejection::new(Reason::Denied, name)
         } else {
-            Rejection::new(reason, name).occupied(used, allowed)
+            Rejection::new(reason, name).with_occupancy(used, allowed)
         })
     }
 

@@ -67,7 +67,7 @@ impl SharedLimiters {
             None => self.names.iter().any(|name| is_other(name)),
         };
         limit.tier().is_some()
-            || self.has_lists && limit.for_all().is_some()
+            || self.has_lists && limit.blanket_capacity().is_some()
             || is_for_others
             || self.limiters.iter().any(|limiter| limiter.applies(limit))
     }

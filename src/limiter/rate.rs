@@ -133,7 +133,10 @@ impl RateLimiter {
         let policies = match limits {
             // An override or a tier may switch a quota on.
             Some(_) => policies,
-            None => policies.into_iter().map(Policy::limiting).collect(),
+            None => policies
+                .into_iter()
+                .map(Policy::without_off_quotas)
+                .collect(),
         };
         let counts = policies.iter().any(|policy| !policy.quotas().is_empty());
         let rules = counts.then(|| {
@@ -302,7 +305,7 @@ impl RateLimiter {
             keys => rules.buckets().take(&rules.charges(keys, tier), cost),
         };
         if let Reply::Ready(decision) = &decision
-            && decision.is_unsettled()
+            && decision.needs_conversion()
         {
             rules.settle(keys);
         }

@@ -13,7 +13,7 @@ impl RateLimiter {
     pub(crate) fn binding(&self, decision: &Decision) -> &str {
         let name = decision
             .least()
-            .and_then(|least| self.names().nth(least.at()));
+            .and_then(|least| self.names().nth(least.index()));
         name.unwrap_or("")
     }
 
@@ -39,7 +39,7 @@ impl RateLimiter {
         let mut quotas = 0;
         self.policies().iter().position(|policy| {
             quotas += policy.quotas().len();
-            usage.at() < quotas
+            usage.index() < quotas
         })
     }
 
@@ -69,13 +69,13 @@ impl RateLimiter {
     ) -> Rejection {
         let violated = self.named(&decision).filter(|(_, usage)| !usage.fits());
         let violated = violated.map(|(name, _)| name).collect();
-        Rejection::new(reason, name.to_owned()).decided(decision, violated)
+        Rejection::new(reason, name.to_owned()).with_decision(decision, violated)
     }
 
     /// Each usage of a decision, with the name of its quota.
     fn named<'a>(&'a self, decision: &'a Decision) -> impl Iterator<Item = (Arc<str>, &'a Usage)> {
         let quotas = || self.policies().iter().flat_map(Policy::quotas);
         let usages = decision.usages().iter();
-        usages.filter_map(move |usage| Some((quotas().nth(usage.at())?.shared_name(), usage)))
+        usages.filter_map(move |usage| Some((quotas().nth(usage.index())?.shared_name(), usage)))
     }
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::Limits;
 use crate::capacity::Capacity;
 use crate::limit::Limit;
-use crate::policy::{Policy, Shape};
+use crate::policy::{Policy, PolicyShape};
 use crate::quota::Quota;
 
 /// A limiter that counts in a store, or a tier, as it is written there for tools that are none of its replicas.
@@ -151,10 +151,10 @@ impl Rates {
     /// Of policies as they are now with the shapes that their buckets were opened with, and of their tiers.
     pub(crate) fn new<'a>(
         place: &str,
-        policies: impl Iterator<Item = (&'a Policy, &'a Shape)>,
-        tiers: impl Iterator<Item = (usize, &'a str, Policy, &'a Shape)>,
+        policies: impl Iterator<Item = (&'a Policy, &'a PolicyShape)>,
+        tiers: impl Iterator<Item = (usize, &'a str, Policy, &'a PolicyShape)>,
     ) -> Self {
-        let described = |policy: &Policy, shape: &Shape| {
+        let described = |policy: &Policy, shape: &PolicyShape| {
             let quotas = policy.quotas().iter().enumerate();
             let quotas = quotas.map(|(at, quota)| DescribedQuota {
                 name: quota.name().to_owned(),
@@ -208,7 +208,8 @@ impl Rates {
                     let quotas = policy(&tier.quotas, &quota)?;
                     let named = quotas.quotas().iter();
                     let named = named.map(|named| (named.name(), named.quota()));
-                    all.try_tier(&tier.name, Limit::of_quotas(named).ok()?).ok()
+                    all.try_tier(&tier.name, Limit::from_quotas(named).ok()?)
+                        .ok()
                 })
             })
             .collect()

@@ -224,8 +224,8 @@ pub(super) fn line(text: &str) -> Option<Box<str>> {
     while !text.is_char_boundary(end) {
         end -= 1;
     }
-    let is_unseen = crate::key::is_unseen;
-    let line = text[..end].replace(is_unseen, " ");
+    let is_invisible = crate::key::is_invisible;
+    let line = text[..end].replace(is_invisible, " ");
     let line = line.trim();
     (!line.is_empty()).then(|| line.into())
 }

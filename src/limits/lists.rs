@@ -32,7 +32,7 @@ impl Listing {
 
     /// That of a key with this limit.
     pub(super) fn of(limit: &Limit) -> Option<Self> {
-        Some(match limit.for_all()? {
+        Some(match limit.blanket_capacity()? {
             Capacity::Unlimited => Self::Exempt,
             Capacity::AtMost(_) => Self::Denied,
         })

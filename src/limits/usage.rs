@@ -41,7 +41,7 @@ impl Limits {
     pub(crate) fn applies(&self, limit: &Limit) -> bool {
         let targets = self.targets();
         // A list takes what is for all limits.
-        let is_for_all = limit.tier().is_some() || limit.for_all().is_some();
+        let is_for_all = limit.tier().is_some() || limit.blanket_capacity().is_some();
         targets.is_empty() || is_for_all || targets.iter().any(|target| target.applies(limit))
     }
 

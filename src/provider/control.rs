@@ -41,13 +41,13 @@ impl PolicyControl for Policy {
     }
 
     fn without_off_quotas(self) -> Self {
-        self.limiting()
+        self.without_off_quotas()
     }
 
     fn limit_of<'a>(
         quotas: impl IntoIterator<Item = (&'a str, Quota)>,
     ) -> Result<Limit, LimitError> {
-        Limit::of_quotas(quotas)
+        Limit::from_quotas(quotas)
     }
 }
 

@@ -29,18 +29,18 @@ pub use self::rate_limiter::RateLimiterInternals;
 pub use crate::access::gate::{AllowHeader, Gate};
 
 // Explain a partial enforcement as the layers decide it.
-pub use crate::enforce::Enforce;
+pub use crate::enforce::Enforcement;
 
 // Read admin tokens, and find the address of an operator as layers find the key of a request.
 pub use crate::extract::bearer::{is_b64token, token as bearer_token};
 pub use crate::extract::extractor::Extractor;
 
 // Check the tokens and names in a configuration before the secret of the process is installed.
-pub use crate::key::{check_key_name, interned_kind};
-pub use crate::limit::{NAME_RULE, is_addressable, is_name};
+pub use crate::key::{check_key_name, intern_kind};
+pub use crate::limit::{NAME_RULES, is_addressable, is_name};
 
 // Recognise credentials in texts of operators, which neither URLs nor logs may contain; fingerprints and entity tags.
-pub use crate::key::{means_credential, siphash128};
+pub use crate::key::{is_credential_kind, siphash128};
 
 // Show the source of an override, and the list entry that decides.
 pub use crate::limits::{SourcedOverride, list_entry};

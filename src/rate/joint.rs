@@ -7,7 +7,7 @@ use http::Request;
 use super::layer::RateLimitLayer;
 use super::shared::{Asked, CountIf, Rejected, Settings, Shared, Skip};
 use crate::decision::{Decision, Usage};
-use crate::enforce::Enforce;
+use crate::enforce::Enforcement;
 use crate::extract::KeyExtractor;
 use crate::extract::{RequestHead, ResponseHead};
 use crate::key::Key;
@@ -19,7 +19,7 @@ use crate::store::Reply;
 #[derive(Clone)]
 pub(super) struct Part {
     name: Arc<str>,
-    pub(super) enforce: Enforce,
+    pub(super) enforce: Enforcement,
     skip: Option<Skip>,
     count_if: Option<CountIf>,
     /// How many policies it has, each with a key.
@@ -162,7 +162,7 @@ impl Shared {
             if let Some((place, part)) = self.part_of(usage)
                 && !enforced.contains(place)
             {
-                match part.enforce.decides(key) {
+                match part.enforce.is_enforced(key) {
                     true => enforced.add(place),
                     false => others.add(place),
                 }
@@ -177,7 +177,7 @@ impl Shared {
                 if left_out.contains(place) {
                     continue;
                 }
-                match part.enforce.decides(key) {
+                match part.enforce.is_enforced(key) {
                     true => enforced.add(place),
                     false => others.add(place),
                 }

@@ -16,7 +16,7 @@ use super::joint::{Joint, Part};
 use super::status::RateLimitStatus;
 use crate::body::ResponseBody;
 use crate::decision::Decision;
-use crate::enforce::Enforce;
+use crate::enforce::Enforcement;
 use crate::extract::{Extractor, RequestHead, ResponseHead};
 use crate::headers::{Headers, RateLimitHeaders};
 use crate::key::Key;
@@ -39,7 +39,7 @@ pub(super) struct Settings {
     pub(super) skip: Option<Skip>,
     pub(super) tier_by: Option<TierBy>,
     pub(super) count_if: Option<CountIf>,
-    pub(super) enforce: Enforce,
+    pub(super) enforce: Enforcement,
     pub(super) guards: Vec<Guard>,
     /// The limits, where several are decided as one.
     pub(super) parts: Arc<[Part]>,
@@ -80,7 +80,7 @@ impl Settings {
             skip: None,
             tier_by: None,
             count_if: None,
-            enforce: Enforce::default(),
+            enforce: Enforcement::default(),
             guards: Vec::new(),
             parts: Arc::default(),
             name: "".into(),
@@ -260,7 +260,7 @@ impl Shared {
 
     /// Whether the layer enforces the rejections of this key.
     pub(super) fn enforces_for(&self, key: &Key) -> bool {
-        self.enforce.decides(Some(key))
+        self.enforce.is_enforced(Some(key))
     }
 
     #[cold]

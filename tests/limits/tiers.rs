@@ -116,7 +116,7 @@ fn a_tier_switches_quotas_on_and_off() {
         assert_eq!(left(&staff, &acme()), None);
         let usages = limiter.peek(&acme()).now().unwrap().usages().to_vec();
         assert_eq!(
-            usages.iter().map(|usage| usage.at()).collect::<Vec<_>>(),
+            usages.iter().map(|usage| usage.index()).collect::<Vec<_>>(),
             [1]
         );
     }

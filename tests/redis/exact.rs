@@ -81,7 +81,7 @@ fn charges(request: &Request, is_several: bool) -> Vec<Charge> {
 /// What does not depend on the time of the answer, within minutes.
 fn told(decision: &Decision) -> impl PartialEq + std::fmt::Debug + use<> {
     let usages = decision.usages().iter().map(|usage| {
-        let (at, limit, left) = (usage.at(), usage.limit(), usage.remaining());
+        let (at, limit, left) = (usage.index(), usage.limit(), usage.remaining());
         let waits = usage.retry_after().map(|wait| wait > Duration::ZERO);
         (at, limit, left, usage.fits(), waits)
     });

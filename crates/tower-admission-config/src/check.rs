@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tower_admission::provider::{NAME_RULE, is_addressable};
+use tower_admission::provider::{NAME_RULES, is_addressable};
 
 use super::error::ConfigError;
 use super::model::{Clients, Config, KeySource, OnFailure, Store};
@@ -110,7 +110,7 @@ impl Config {
                     Some(_) => at("name"),
                     None => format!("groups.{group}"),
                 };
-                return Err(ConfigError::at(field, NAME_RULE));
+                return Err(ConfigError::at(field, NAME_RULES));
             }
             settings.policies(group)?;
             if let Err(conflict) = routes.insert(settings, group) {
@@ -170,7 +170,7 @@ impl Config {
         for (table, name, on_failure) in leases.chain(sockets) {
             let field = format!("{table}.{name}");
             if !is_addressable(name) {
-                return Err(ConfigError::at(field, NAME_RULE));
+                return Err(ConfigError::at(field, NAME_RULES));
             }
             if on_failure == Some(OnFailure::LocalShare) {
                 self.store.check_replicas(&format!("{field}.on_failure"))?;

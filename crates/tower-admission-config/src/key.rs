@@ -7,7 +7,7 @@ use http::HeaderName;
 use tower_admission::extract::{
     ByToken, ClientIp, Extracted, KeyExtractor, RequestHead, Shared, TrustedHeader,
 };
-use tower_admission::provider::interned_kind;
+use tower_admission::provider::intern_kind;
 use tower_admission::{self, Key};
 
 use super::error::ConfigError;
@@ -182,5 +182,5 @@ fn identity_header(name: &str) -> Result<&'static str, String> {
             "{name} is no header for an identity; for credentials use `bearer` or `api-key`"
         ));
     }
-    interned_kind(&lower).map_err(|error| error.to_string())
+    intern_kind(&lower).map_err(|error| error.to_string())
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tower_admission::provider::{NAME_RULE, PolicyControl, is_addressable};
+use tower_admission::provider::{NAME_RULES, PolicyControl, is_addressable};
 use tower_admission::{Limit, NamedQuota, Policy, Quota};
 
 use super::error::ConfigError;
@@ -36,7 +36,7 @@ impl Group {
         for (tier, settings) in &self.tiers {
             let field = at(&format!("tiers.{tier}"));
             if !is_addressable(tier) {
-                return Err(ConfigError::at(field, NAME_RULE));
+                return Err(ConfigError::at(field, NAME_RULES));
             }
             let policy = policy(name, &format!("{field}."), settings.rate, &settings.rates)?;
             if policy.quotas().is_empty() {
@@ -150,7 +150,7 @@ fn policy(
     let mut policy = Policy::empty();
     let mut add = |field: String, name: &str, quota| {
         if !is_addressable(name) {
-            return Err(ConfigError::at(field, NAME_RULE));
+            return Err(ConfigError::at(field, NAME_RULES));
         }
         policy = std::mem::replace(&mut policy, Policy::empty())
             .try_and(name, quota)

@@ -70,7 +70,7 @@ impl Rules {
         };
         let tier = tier.and_then(|tier| self.tier(tier));
         let limit = tier.as_ref().and_then(|tier| self.limit_of(policy, tier));
-        let in_tier = limit.as_ref().and_then(|limit| policy.under(limit));
+        let in_tier = limit.as_ref().and_then(|limit| policy.with_limit(limit));
         let quotas = policy.quotas().iter().enumerate();
         let quotas = quotas.map(|(at, named)| {
             let name = named.shared_name();
@@ -112,7 +112,7 @@ impl Applied {
         explained: &mut Vec<LimitExplanation>,
     ) {
         for (at, (name, quota, source)) in self.quotas.into_iter().enumerate() {
-            let usage = decision.usages().iter().find(|usage| usage.at() == at);
+            let usage = decision.usages().iter().find(|usage| usage.index() == at);
             let (used, verdict) = match usage {
                 Some(usage) => (Some(used(usage)), verdict(usage)),
                 None if quota.is_off() => (None, LimitVerdict::Admitted { remaining: None }),

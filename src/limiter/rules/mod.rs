@@ -17,7 +17,7 @@ pub(crate) use self::error::TiersUnsupported;
 use crate::key::Key;
 use crate::limit::Limit;
 use crate::limits::{LimitTarget, Limits};
-use crate::policy::{NamedQuota, Policy, Shape, Tier};
+use crate::policy::{NamedQuota, Policy, PolicyShape, Tier};
 use crate::store::{Charge, RateBuckets};
 use crate::sync::Ordering;
 use crate::sync::{AtomicBool, Mutex, lock};
@@ -30,7 +30,7 @@ pub(super) struct Rules {
     buckets: Arc<dyn RateBuckets>,
     limits: Option<Limits>,
     /// What the buckets of the policies were opened with.
-    shapes: Box<[Shape]>,
+    shapes: Box<[PolicyShape]>,
     tiers: ArcSwap<Vec<TierSets>>,
     state: Mutex<State>,
     /// Whether it limits nothing for now, and is not reported.
@@ -77,7 +77,7 @@ struct TierSets {
 /// The buckets of one policy in one tier.
 struct TierSet {
     set: usize,
-    shape: Shape,
+    shape: PolicyShape,
     source: Source,
 }
 
@@ -85,7 +85,7 @@ impl TierSet {
     /// Whether these buckets can count what a policy has in the tier. Where the default has an algorithm, the tier
     /// has the same.
     fn takes(&self, policy: &Policy, tier: &Tier) -> bool {
-        let Some(in_tier) = policy.under(&tier.limit) else {
+        let Some(in_tier) = policy.with_limit(&tier.limit) else {
             return true;
         };
         let quotas = policy.quotas().iter().zip(in_tier.quotas());
@@ -100,7 +100,7 @@ impl TierSet {
 impl Rules {
     pub(super) fn new(
         policies: Vec<Policy>,
-        shapes: Vec<Shape>,
+        shapes: Vec<PolicyShape>,
         buckets: Arc<dyn RateBuckets>,
         limits: Option<&Limits>,
     ) -> Result<Arc<Self>, TiersUnsupported> {
@@ -238,12 +238,12 @@ impl Rules {
         }
         let declared = self.limits.as_ref()?.declared();
         let declared = declared.iter().find(|known| *known.name == *tier)?;
-        policy.under(&declared.limit)
+        policy.with_limit(&declared.limit)
     }
 
     /// Whether these policies can take the place of those at first.
     pub(super) fn takes(&self, policies: &[Policy]) -> bool {
-        let fits = |(shape, policy): (&Shape, &Policy)| shape.fits(policy);
+        let fits = |(shape, policy): (&PolicyShape, &Policy)| shape.fits(policy);
         policies.len() == self.shapes.len()
             && self.shapes.iter().zip(policies).all(fits)
             && self.takes_tiers(policies)
@@ -331,7 +331,7 @@ impl Rules {
     ) -> Option<Arc<TierSet>> {
         let place = (at, name.clone());
         if let Some(tier) = opened.get(&place) {
-            let policy = policy.in_shape(&tier.shape);
+            let policy = policy.with_shape(&tier.shape);
             let quotas: Vec<_> = policy.quotas().iter().map(NamedQuota::quota).collect();
             self.buckets.set_quotas(tier.set, &quotas);
             return Some(tier.clone());
@@ -356,7 +356,7 @@ impl Rules {
 }
 
 /// A charge by the parts of a limit that are about its quotas.
-fn with_override(charge: Charge, limit: &Limit, shape: &Shape) -> Charge {
+fn with_override(charge: Charge, limit: &Limit, shape: &PolicyShape) -> Charge {
     let (quotas, is_single) = shape.quotas();
     let rules: SmallVec<[_; 1]> = quotas
         .map(|(name, sliding)| limit.rule(name, is_single, sliding).copied())

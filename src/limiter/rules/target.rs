@@ -9,7 +9,7 @@ use crate::limit::Limit;
 use crate::limits::{BoxFuture, CountedIn, LimitExplanation, LimitTarget, LimitUsage};
 #[cfg(feature = "redis")]
 use crate::limits::{Description, Rates};
-use crate::policy::{NamedQuota, Policy, Shape};
+use crate::policy::{NamedQuota, Policy, PolicyShape};
 use crate::rule::Rule;
 use crate::store::{Charge, StoreStatus};
 use crate::sync::{Ordering, lock};
@@ -75,7 +75,7 @@ impl Rules {
     /// they are of.
     fn all_charges(&self, key: &Key) -> Vec<(usize, Option<Arc<str>>, Charge)> {
         let mut all = Vec::new();
-        let charge = |charge: Charge, shape: &Shape| {
+        let charge = |charge: Charge, shape: &PolicyShape| {
             let own = self.limits.as_ref().and_then(|limits| {
                 limits.find(key, |limit| with_override(charge.clone(), limit, shape))
             });
@@ -164,7 +164,7 @@ impl LimitTarget for Rules {
             sets.filter_map(move |(at, set)| {
                 let policy = self.declared(&policies[at], &tier.name)?;
                 let shape = &set.as_ref()?.shape;
-                Some((at, &*tier.name, policy.in_shape(shape), shape))
+                Some((at, &*tier.name, policy.with_shape(shape), shape))
             })
         });
         let all = policies.iter().zip(&self.shapes);
@@ -188,14 +188,14 @@ fn report(
     usages
         .filter_map(|usage| {
             Some(LimitUsage {
-                name: policy.quotas().get(usage.at())?.shared_name(),
+                name: policy.quotas().get(usage.index())?.shared_name(),
                 tier: tier.clone(),
                 sort: "rate",
                 used: used(usage),
                 here: Some(used(usage)).filter(|_| counted_in == CountedIn::Process),
                 counted_in,
                 limit: Some(usage.limit().into()),
-                is_own: charge.rule(usage.at()).is_some(),
+                is_own: charge.rule(usage.index()).is_some(),
             })
         })
         .collect()

@@ -123,7 +123,7 @@ impl Buckets {
         });
         let rejected = by.rejected(debt.nanos, wait);
         Ok(match debt.found {
-            Found::Foreign { clamps } if clamps || !takes => rejected.unsettled(),
+            Found::Foreign { clamps } if clamps || !takes => rejected.requiring_conversion(),
             _ => rejected,
         })
     }
@@ -265,7 +265,7 @@ impl Buckets {
 }
 
 fn place(key: &Key) -> Place {
-    Place::new(key.place_bits())
+    Place::new(key.hash_words())
 }
 
 impl By<'_> {

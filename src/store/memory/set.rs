@@ -248,7 +248,7 @@ impl Meter<'_> {
                 windows.decide(by, self.key, cost, takes, time)?
             }
         };
-        Ok(Some(usage.under(rule)))
+        Ok(Some(usage.with_rule(rule)))
     }
 
     /// Gives back what a request took, and has what the key used be by its effective rule from now on; with a cost of 0 no

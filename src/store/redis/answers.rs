@@ -61,7 +61,7 @@ impl QuotaOutcome {
         };
         let left = self.first.left.saturating_sub(before);
         let reset = micros(self.first.reset.saturating_add(later));
-        Usage::admitted(self.rule.limit(), in_u32(left), reset).under(&self.rule)
+        Usage::admitted(self.rule.limit(), in_u32(left), reset).with_rule(&self.rule)
     }
 
     fn not_granted(&self) -> Usage {
@@ -77,7 +77,7 @@ impl QuotaOutcome {
                 Usage::rejected(limit, left, reset, wait)
             }
         };
-        usage.under(&self.rule)
+        usage.with_rule(&self.rule)
     }
 }
 
@@ -159,7 +159,7 @@ pub(super) fn unused(rules: &[Rule]) -> Vec<Option<Usage>> {
     let usage = |rule: &Rule| Usage::admitted(rule.limit(), rule.limit(), Duration::ZERO);
     rules
         .iter()
-        .map(|rule| limiting(rule).then(|| usage(rule).under(rule)))
+        .map(|rule| limiting(rule).then(|| usage(rule).with_rule(rule)))
         .collect()
 }
 
@@ -172,10 +172,10 @@ mod tests {
     use crate::quota::Quota;
 
     fn rules() -> [KeyRules; 2] {
-        let of_quotas = |quotas: &[Quota]| quotas.iter().copied().map(Rule::new).collect();
+        let from_quotas = |quotas: &[Quota]| quotas.iter().copied().map(Rule::new).collect();
         [
-            of_quotas(&[Quota::per_second(10), Quota::off()]),
-            of_quotas(&[Quota::per_minute(60).sliding()]),
+            from_quotas(&[Quota::per_second(10), Quota::off()]),
+            from_quotas(&[Quota::per_minute(60).sliding()]),
         ]
     }
 
@@ -200,7 +200,7 @@ mod tests {
         assert!(second.is_admitted());
         let usages = |decision: &Decision| {
             let usages = decision.usages().iter();
-            let usages = usages.map(|usage| (usage.at(), usage.remaining(), usage.reset()));
+            let usages = usages.map(|usage| (usage.index(), usage.remaining(), usage.reset()));
             usages.collect::<Vec<_>>()
         };
         let (bucket, window) = (micros(400_000), micros(60_000_000));

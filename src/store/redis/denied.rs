@@ -110,7 +110,7 @@ impl Denials {
     pub(super) fn keep(&self, charges: &[Charge], cost: u32, asked: Instant, decision: &Decision) {
         let holds = match decision.retry_after() {
             Some(wait) => wait.min(LONGEST),
-            None if decision.is_hopeless() => LONGEST,
+            None if decision.can_never_fit() => LONGEST,
             None => return,
         };
         let fingerprint = fingerprint(charges);
@@ -148,7 +148,7 @@ impl Denials {
 /// All the keys and their sets as one.
 pub(super) fn fingerprint(charges: &[Charge]) -> [u64; 2] {
     charges.iter().fold([0; 2], |[low, high], charge| {
-        let [first, second] = charge.key.place_bits();
+        let [first, second] = charge.key.hash_words();
         // Odd multipliers keep the order of keys apart, and sets. The bits come from a keyed hash, so nobody
         // can aim at a sum.
         let set = (charge.set as u64).wrapping_mul(0xa076_1d64_78bd_642f);

@@ -307,7 +307,7 @@ impl Buckets {
                 match decided {
                     // It never fits the share, and will fit when Redis is back.
                     Reply::Ready(decision)
-                        if decision.is_hopeless()
+                        if decision.can_never_fit()
                             && limiting().all(|rule| cost <= rule.limit()) =>
                     {
                         Reply::Ready(Decision::unavailable())
@@ -315,7 +315,7 @@ impl Buckets {
                     // A client is told of its quota, not of this replica's share of it.
                     Reply::Ready(decision) => {
                         let rules: Vec<_> = self.rules(charges).into_iter().flatten().collect();
-                        Reply::Ready(decision.reported_under(&rules))
+                        Reply::Ready(decision.with_rules(&rules))
                     }
                     decided => decided,
                 }

@@ -15,7 +15,7 @@ pub(super) struct Share {
 
 impl Share {
     pub(super) fn open(policies: &[Policy], replicas: u32) -> Self {
-        let policies: Vec<_> = policies.iter().map(|p| p.share(replicas)).collect();
+        let policies: Vec<_> = policies.iter().map(|p| p.replica_share(replicas)).collect();
         let max_keys = MemoryStore::DEFAULT_MAX_KEYS;
         Self {
             replicas,
@@ -34,18 +34,21 @@ impl Share {
 
     /// The same charges by this replica's share of the rules.
     pub(super) fn charges(&self, charges: &[Charge]) -> Vec<Charge> {
-        let share = |rule: &Rule| Rule::new(rule.quota().share(self.replicas));
+        let share = |rule: &Rule| Rule::new(rule.quota().replica_share(self.replicas));
         let charges = charges.iter().map(|charge| charge.map_rules(share));
         charges.collect()
     }
 
     pub(super) fn set_quotas(&self, set: usize, quotas: &[Quota]) {
-        let quotas: Vec<_> = quotas.iter().map(|q| q.share(self.replicas)).collect();
+        let quotas: Vec<_> = quotas
+            .iter()
+            .map(|q| q.replica_share(self.replicas))
+            .collect();
         self.buckets.set_quotas(set, &quotas);
     }
 
     pub(super) fn add_tier(&self, policy: usize, tier: &str, quotas: &Policy) {
         self.buckets
-            .add_tier(policy, tier, &quotas.share(self.replicas));
+            .add_tier(policy, tier, &quotas.replica_share(self.replicas));
     }
 }

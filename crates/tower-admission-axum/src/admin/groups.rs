@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use tower_admission::provider::{Enforce, RateLimiterInternals};
+use tower_admission::provider::{Enforcement, RateLimiterInternals};
 use tower_admission::{
     ClientIp, Key, LimitExplanation, LimitVerdict, Limits, RateLimiter, Reason, RequestHead,
 };
@@ -67,7 +67,7 @@ impl RequestGroup {
             name: name.into(),
             limits: Vec::new(),
             guard: None,
-            enforce: Enforce::ALL,
+            enforce: Enforcement::ALL,
             is_excluded: false,
         }
     }
@@ -108,7 +108,7 @@ impl RequestGroup {
     #[must_use]
     #[track_caller]
     pub fn enforce(mut self, percent: u8) -> Self {
-        let _ = Enforce::new(percent);
+        let _ = Enforcement::new(percent);
         self.enforce = percent;
         self
     }
@@ -134,7 +134,7 @@ impl RequestGroup {
 
     /// Whether a rejection of this key would be enforced.
     pub(super) fn enforces(&self, key: &Key) -> bool {
-        Enforce::new(self.enforce).decides(Some(key))
+        Enforcement::new(self.enforce).is_enforced(Some(key))
     }
 
     /// Whether a request passes an explained limit, which was explained for an address or for another key.

@@ -10,7 +10,7 @@ use axum::extract::{Request, State};
 use http::StatusCode;
 use serde::Serialize;
 use tokio::task::JoinHandle;
-use tower_admission::provider::means_credential;
+use tower_admission::provider::is_credential_kind;
 use tower_admission::{Key, KeyName};
 
 use super::answer::wrong;
@@ -158,7 +158,7 @@ fn is_for_this_crate(text: &str, is_key: bool) -> bool {
     };
     // A slip in a kind does not make a credential a name that the application may log.
     let kind = text[..at].trim();
-    let is_kind = means_credential(kind) || kind.eq_ignore_ascii_case("ip");
+    let is_kind = is_credential_kind(kind) || kind.eq_ignore_ascii_case("ip");
     is_kind || has_credential(text) || is_key && text[at..].starts_with('#')
 }
 
@@ -173,7 +173,7 @@ pub(super) fn has_credential(text: &str) -> bool {
         return true;
     }
     let parts = text.split_once(':');
-    parts.is_some_and(|(kind, rest)| means_credential(kind) && !rest.trim().is_empty())
+    parts.is_some_and(|(kind, rest)| is_credential_kind(kind) && !rest.trim().is_empty())
 }
 
 /// The key of a credential that is written with its kind, or as the header that it is sent in. It may be longer than

@@ -149,7 +149,7 @@ impl Messages {
 
     fn exceeded(&mut self, rejection: Rejection) -> Excess {
         // That limits cannot be checked is none of the client's doing.
-        if rejection.reason().is_callers() {
+        if rejection.reason().is_caller_limit() {
             self.violations = self.violations.saturating_add(1);
         }
         if (self.limits.close_after).is_some_and(|most| self.violations >= most) {

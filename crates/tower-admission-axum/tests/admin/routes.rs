@@ -178,11 +178,11 @@ async fn what_is_wrong_is_said() {
         }
     }
     for (limit, says) in [
-        ("", "a limit is written as"),
-        ("many", "a limit is written as"),
+        ("", "expected a quota such as"),
+        ("many", "expected a quota such as"),
         ("0 concurrent", "write `unlimited` or `deny all`"),
         ("-1 concurrent", "there is no number"),
-        ("1/h, 2/h", "about the same"),
+        ("1/h, 2/h", "set the same limit"),
         ("=1/h", "1 to 64 bytes"),
         (
             "call=1/h",

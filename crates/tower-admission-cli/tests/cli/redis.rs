@@ -89,7 +89,7 @@ async fn what_is_not_there_and_what_is_refused() {
     assert!(none["error"].as_str().unwrap().contains("org:acme"));
 
     for (limit, told) in [
-        ("ten", "no limit: a limit is written as"),
+        ("ten", "no limit: expected a quota such as"),
         ("0", "write `unlimited` or `deny all`"),
         ("10/s burst 0", "burst"),
     ] {

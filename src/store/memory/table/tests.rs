@@ -39,7 +39,7 @@ const USED: u64 = NOW + 3 * INTERVAL;
 
 fn place(n: u64) -> Place {
     crate::key::Key::new("test", &n.to_le_bytes())
-        .place_bits()
+        .hash_words()
         .into()
 }
 
