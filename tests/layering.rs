@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// From the top; modules of one line do not use each other.
 const LEVELS: &[&[&str]] = &[
     &["sync"],
-    &["nesting", "per_thread"],
+    &["nesting", "per_thread", "singleton_task"],
     &["key"],
     // Requests and their keys.
     &["extract"],

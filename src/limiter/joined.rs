@@ -9,7 +9,8 @@ use super::rules::Rules;
 use crate::decision::Decision;
 use crate::key::Key;
 use crate::policy::Policy;
-use crate::store::{Charge, PLACE_SHIFT, RateBuckets, Reply, place_and_set};
+use crate::store::joined_set::{joined_set, split_joined_set};
+use crate::store::{Charge, RateBuckets, Reply};
 
 /// The limiters, whose buckets stay their own: each also decides for itself, and for others that it is joined with.
 pub(super) struct Joined {
@@ -130,7 +131,7 @@ impl Joined {
             }
             let tier = tier.filter(|tier| part.rules.has_tier(tier));
             let sets = sets.and_then(|sets| sets.get(own)).map(|sets| {
-                let sets = sets.iter().map(|set| place_and_set(*set).1);
+                let sets = sets.iter().map(|set| split_joined_set(*set).1);
                 sets.collect::<SmallVec<[usize; 2]>>()
             });
             let own = part.rules.charges_to(keys, tier, sets.as_deref());
@@ -234,7 +235,7 @@ impl Joined {
 }
 
 fn at_place(mut charge: Charge, place: usize) -> Charge {
-    charge.set |= place << PLACE_SHIFT;
+    charge.set = joined_set(place, charge.set);
     charge
 }
 

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::leases::Leases;
 use super::reaper::Dropped;
 use super::share::AlsoHeld;
-use crate::store::{LeaseName, LeaseSlots, NamedLease, Standing};
+use crate::store::{LeaseName, LeaseSlots, LeaseStatus, NamedLease};
 
 /// A slot of [`Leases`]. Dropping it gives the slot back.
 ///
@@ -90,12 +90,12 @@ impl Lease {
     /// Gives the slot back and waits until the store knows it.
     ///
     /// Dropping the future leaves the rest to the background.
-    pub async fn release(mut self) -> Standing {
+    pub async fn release(mut self) -> LeaseStatus {
         let Some(slots) = self.slots() else {
-            return Standing::Gone;
+            return LeaseStatus::Gone;
         };
         let standing = slots.release(&self.name, Some(self.holder)).await;
-        if standing != Standing::Unavailable {
+        if standing != LeaseStatus::Unavailable {
             self.place = Place::Nowhere;
         }
         standing
@@ -240,15 +240,17 @@ impl Heartbeats {
                 .heartbeat(&self.name, Some(self.holder), self.ttl);
             // One that is not answered must not keep its holder from being told.
             let standing = timeout_at(end, heartbeat.into_future()).await;
-            match standing.unwrap_or(Standing::Unavailable) {
-                Standing::Live => {
+            match standing.unwrap_or(LeaseStatus::Unavailable) {
+                LeaseStatus::Live => {
                     next = now + interval;
                     end = now + self.ttl.mul_f64(0.9);
                 }
-                Standing::Gone => return,
+                LeaseStatus::Gone => return,
                 // Somebody may put right what has failed.
-                Standing::Unavailable | Standing::Failed if Instant::now() >= end => return,
-                Standing::Unavailable | Standing::Failed => next = Instant::now() + interval / 4,
+                LeaseStatus::Unavailable | LeaseStatus::Failed if Instant::now() >= end => return,
+                LeaseStatus::Unavailable | LeaseStatus::Failed => {
+                    next = Instant::now() + interval / 4
+                }
             }
         }
     }

@@ -13,8 +13,7 @@ use crate::limit::Limit;
 use crate::limits::{
     BoxFuture, CountedIn, ExplainedSlots, LimitExplanation, LimitTarget, LimitUsage, Limits,
 };
-#[cfg(feature = "redis")]
-use crate::limits::{Description, Slots};
+use crate::store::overrides::{LimiterDescription, SlotsDescription};
 use crate::store::{LeaseSlots, StoreStatus};
 
 /// What a limiter of leases allows, as it is now.
@@ -219,7 +218,7 @@ impl AtWork {
         self.slots.place().is_some()
     }
 
-    fn usage_of(&self, used: u64, limit: Option<u64>, is_own: bool) -> LimitUsage {
+    fn usage_of(&self, used: u64, limit: Option<u64>, is_override: bool) -> LimitUsage {
         LimitUsage {
             name: self.name.clone(),
             tier: None,
@@ -228,7 +227,7 @@ impl AtWork {
             here: Some(used),
             counted_in: CountedIn::Process,
             limit,
-            is_own,
+            is_override,
         }
     }
 }
@@ -245,9 +244,9 @@ impl LimitTarget for AtWork {
     fn usage(&self, key: Key) -> BoxFuture<Vec<LimitUsage>> {
         let own = self.limits.concurrency(&key, &self.name, None);
         let own = own.filter(|_| !self.numbers.ignore_override(&self.limits, &key));
-        let is_own = own.is_some() && self.limits.overrides_concurrency(&key, &self.name);
+        let is_override = own.is_some() && self.limits.overrides_concurrency(&key, &self.name);
         let limit = own.map_or_else(|| self.numbers.per_tenant(), Capacity::at_most);
-        let usage = self.usage_of(0, limit, is_own);
+        let usage = self.usage_of(0, limit, is_override);
         let (is_shared, here) = (self.is_shared(), self.share.held(Some(&key)));
         let asked = self.slots.usage(Some(&key));
         Box::pin(async move {
@@ -307,17 +306,14 @@ impl LimitTarget for AtWork {
         limit.concurrency(&self.name).is_some()
     }
 
-    #[cfg(feature = "redis")]
-    fn description(&self) -> Option<Description> {
+    fn description(&self) -> Option<LimiterDescription> {
         if self.numbers.rests() {
             return None;
         }
-        Some(Description::Lease(Slots {
-            name: self.name.to_string(),
-            place: self.slots.place()?.to_owned(),
-            total: self.numbers.total(),
-            per_key: vec![self.numbers.per_tenant()],
-            tiers: Slots::tiers(&self.limits, &self.name),
-        }))
+        let (total, per_tenant) = (self.numbers.total(), self.numbers.per_tenant());
+        let described = SlotsDescription::new(&self.name, self.slots.place()?, total, [per_tenant]);
+        let tiers = self.limits.declared();
+        let tiers = tiers.iter().map(|tier| (&*tier.name, &tier.limit));
+        Some(LimiterDescription::Lease(described.with_tiers(tiers)))
     }
 }

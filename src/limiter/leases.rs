@@ -12,8 +12,8 @@ use crate::key::Key;
 use crate::observe::{Observer, Observers, Subject};
 use crate::rejection::{Reason, Rejection, UNAVAILABLE_RETRY_AFTER};
 use crate::store::{
-    FailureMode, LeaseName, LeaseSlots, LeaseStore, LeaseUsage, MemoryStore, NamedLeased,
-    NamedLimits, SecretMissing, Standing,
+    FailureMode, LeaseName, LeaseSlots, LeaseStatus, LeaseStore, LeaseUsage, MemoryStore,
+    NamedAcquireOutcome, NamedLimits, SecretMissing,
 };
 
 /// Limits what is at work at a time, for each tenant and in all, where the work outlives its
@@ -248,8 +248,8 @@ impl Leases {
         let taken = self.0.slots.acquire_named(&lease.named(), limits).await;
         let mode = match taken {
             // The store may have taken the slot and its answer be lost: this lease gives it back.
-            NamedLeased::Unavailable(mode) => mode,
-            NamedLeased::NotAsked(mode) => {
+            NamedAcquireOutcome::Unavailable(mode) => mode,
+            NamedAcquireOutcome::NotAsked(mode) => {
                 lease.place = Place::Nowhere;
                 mode
             }
@@ -277,15 +277,19 @@ impl Leases {
     fn granted(
         &self,
         mut lease: Lease,
-        taken: NamedLeased,
+        taken: NamedAcquireOutcome,
         limits: NamedLimits,
     ) -> Result<Lease, Rejection> {
         let (reason, used, allowed) = match taken {
-            NamedLeased::KeyFull(used) => {
+            NamedAcquireOutcome::KeyFull(used) => {
                 (Reason::KeyAtCapacity, used, limits.per_tenant.unwrap_or(0))
             }
-            NamedLeased::Full(used) => (Reason::AtCapacity, used, limits.total.unwrap_or(0)),
-            NamedLeased::Granted | NamedLeased::Unavailable(_) | NamedLeased::NotAsked(_) => {
+            NamedAcquireOutcome::Full(used) => {
+                (Reason::AtCapacity, used, limits.total.unwrap_or(0))
+            }
+            NamedAcquireOutcome::Granted
+            | NamedAcquireOutcome::Unavailable(_)
+            | NamedAcquireOutcome::NotAsked(_) => {
                 lease.is_granted = true;
                 return Ok(lease);
             }
@@ -308,36 +312,36 @@ impl Leases {
 
     /// Lets a tenant's work of this id live for another time to live. One that is not at work,
     /// because it was never acquired, was released or has expired, stays
-    /// [`Gone`](Standing::Gone).
+    /// [`Gone`](LeaseStatus::Gone).
     ///
     /// What the store says holds. What was taken from a [local share](FailureMode::LocalShare) is live
     /// for as long as the store is away; when it is back and does not know it, it is gone: it may
     /// have been released in another process. Acquire it again to have it counted.
-    pub async fn heartbeat(&self, tenant: &Key, id: &str) -> Standing {
+    pub async fn heartbeat(&self, tenant: &Key, id: &str) -> LeaseStatus {
         let name = name_of(tenant, id);
         let ttl = self.0.numbers.ttl();
         let here = self.0.share.slots.heartbeat(&name, None, ttl).await;
         match self.0.slots.heartbeat(&name, None, ttl).await {
-            Standing::Unavailable if here == Standing::Live => here,
-            Standing::Gone => {
+            LeaseStatus::Unavailable if here == LeaseStatus::Live => here,
+            LeaseStatus::Gone => {
                 self.0.share.slots.release(&name, None).await;
-                Standing::Gone
+                LeaseStatus::Gone
             }
             there => there,
         }
     }
 
     /// Gives a tenant's slot back, whoever acquired it, and says what there was. That it is
-    /// [`Gone`](Standing::Gone) already is no error.
+    /// [`Gone`](LeaseStatus::Gone) already is no error.
     ///
-    /// [`Unavailable`](Standing::Unavailable) says that the store may still count it, until its time
+    /// [`Unavailable`](LeaseStatus::Unavailable) says that the store may still count it, until its time
     /// to live is over or it is released again. A [local share](FailureMode::LocalShare) has it
     /// back then all the same.
-    pub async fn release(&self, tenant: &Key, id: &str) -> Standing {
+    pub async fn release(&self, tenant: &Key, id: &str) -> LeaseStatus {
         let name = name_of(tenant, id);
         let here = self.0.share.slots.release(&name, None).await;
         match self.0.slots.release(&name, None).await {
-            Standing::Gone => here,
+            LeaseStatus::Gone => here,
             there => there,
         }
     }

@@ -3,8 +3,7 @@
 mod charged;
 mod concurrency;
 mod configured;
-#[cfg(feature = "redis")]
-mod elsewhere;
+mod effect_checks;
 mod joined;
 mod key_search;
 mod lease;
@@ -13,12 +12,11 @@ mod leases;
 mod parking;
 mod per_key;
 mod permit;
-#[cfg(feature = "redis")]
-mod published;
 mod rate;
 mod reaper;
 mod rules;
 mod share;
+mod shared_limiters;
 mod slots;
 mod stall_clock;
 mod stalled;
@@ -28,8 +26,6 @@ mod wait;
 pub(crate) use charged::Charged;
 pub use concurrency::ConcurrencyLimiter;
 pub(crate) use concurrency::Opened;
-#[cfg(feature = "redis")]
-pub use elsewhere::SharedLimiters;
 pub(crate) use joined::Parts;
 pub use lease::{KeptLease, Lease};
 pub use leases::Leases;
@@ -37,6 +33,7 @@ pub use permit::Permit;
 pub use rate::RateLimiter;
 pub use rules::SetPolicyError;
 pub(crate) use rules::TiersUnsupported;
+pub use shared_limiters::SharedLimiters;
 
 pub(crate) use parking::{Parking, Unparked};
 pub(crate) use wait::{Acquire, Acquiring, Rejected, Wait};

@@ -10,7 +10,7 @@ use super::per_key::{KeySlot, KeySlots};
 use super::slots::{Slot, Slots};
 use crate::key::Key;
 use crate::observe::Observer;
-use crate::store::Held;
+use crate::store::LeaseGuard;
 
 /// Permission to be in flight, given back on drop.
 #[must_use = "dropping a permit gives it back at once"]
@@ -25,7 +25,7 @@ pub(super) struct Extra {
     pub(super) keys: KeySlots,
     pub(super) watched: Option<Watched>,
     /// The same slot where other replicas see it.
-    lease: Option<Box<dyn Held>>,
+    lease: Option<Box<dyn LeaseGuard>>,
     /// Those of other limiters, which are given back together with this one.
     others: SmallVec<[Permit; 1]>,
 }
@@ -59,7 +59,7 @@ impl Permit {
     }
 
     /// Holds a lease as well.
-    pub(super) fn leased(mut self, lease: Box<dyn Held>) -> Self {
+    pub(super) fn leased(mut self, lease: Box<dyn LeaseGuard>) -> Self {
         self.extra.get_or_insert_default().lease = Some(lease);
         self
     }

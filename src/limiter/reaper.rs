@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::store::{LeaseName, LeaseSlots, Reply, Standing};
+use crate::store::{LeaseName, LeaseSlots, LeaseStatus, Reply};
 use crate::sync::{Mutex, lock};
 
 /// Acquires whose end is not known and that wait to be given back, at most. What is above is left to
@@ -113,13 +113,13 @@ impl Dropped {
         let ask = || self.slots.release(&self.name, Some(self.holder));
         // A drop does not panic, whatever a store does.
         match catch_unwind(AssertUnwindSafe(ask)) {
-            Ok(Reply::Ready(standing)) => standing != Standing::Unavailable,
+            Ok(Reply::Ready(standing)) => standing != LeaseStatus::Unavailable,
             // Not asked, as its future was not polled.
             Ok(Reply::Pending(_)) | Err(_) => false,
         }
     }
 
-    async fn release(&self) -> Standing {
+    async fn release(&self) -> LeaseStatus {
         self.slots.release(&self.name, Some(self.holder)).await
     }
 }
@@ -241,7 +241,9 @@ impl Task {
         loop {
             match timeout(SIGN, releases.join_next()).await {
                 Ok(None) => return left.into_iter().flatten().collect(),
-                Ok(Some(Ok((n, standing)))) if standing != Standing::Unavailable => left[n] = None,
+                Ok(Some(Ok((n, standing)))) if standing != LeaseStatus::Unavailable => {
+                    left[n] = None
+                }
                 Err(_) if until <= Some(Instant::now()) => {
                     return left.into_iter().flatten().collect();
                 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::key::Key;
 use crate::store::{
-    LeaseName, LeaseSlots, LeaseStore, MemoryStore, NamedLease, NamedLeased, NamedLimits,
+    LeaseName, LeaseSlots, LeaseStore, MemoryStore, NamedAcquireOutcome, NamedLease, NamedLimits,
 };
 use crate::sync::{Mutex, lock};
 
@@ -79,7 +79,7 @@ impl Share {
         lease: &NamedLease,
         limits: NamedLimits,
         replicas: u32,
-    ) -> (NamedLeased, NamedLimits) {
+    ) -> (NamedAcquireOutcome, NamedLimits) {
         let share = |limit: u64| (limit / u64::from(replicas.max(1))).max(1);
         let limits = NamedLimits::new(limits.total.map(share), limits.per_tenant.map(share));
         let (total, of_tenant) = {
@@ -92,8 +92,8 @@ impl Share {
             (limits.per_tenant).map(|limit| limit.saturating_sub(of_tenant)),
         );
         let taken = match self.slots.acquire_named(lease, left).await {
-            NamedLeased::KeyFull(used) => NamedLeased::KeyFull(used + of_tenant),
-            NamedLeased::Full(used) => NamedLeased::Full(used + total),
+            NamedAcquireOutcome::KeyFull(used) => NamedAcquireOutcome::KeyFull(used + of_tenant),
+            NamedAcquireOutcome::Full(used) => NamedAcquireOutcome::Full(used + total),
             taken => taken,
         };
         (taken, limits)

@@ -4,7 +4,7 @@ use std::future::Future;
 
 use crate::key::KeyName;
 use crate::limit::Limit;
-use crate::limits::{Limits, LimitsError, Override, SourcedOverride};
+use crate::limits::{Limits, Override, SourcedOverride};
 
 /// For the admin endpoints: overrides with their sources, and which lists are in use.
 pub trait LimitsInternals {
@@ -41,31 +41,6 @@ pub trait LimitsInternals {
 
     /// Whether a service of this process looks up the keys of requests, not only addresses.
     fn are_lists_applied_to_keys(&self) -> bool;
-
-    /// Reads changes that other replicas made. Without a store there is nothing to read.
-    ///
-    /// # Errors
-    ///
-    /// The store failed.
-    fn refresh(&self) -> impl Future<Output = Result<(), LimitsError>> + Send;
-
-    /// Makes all replicas read all overrides again. Without a store there is nothing to read.
-    ///
-    /// # Errors
-    ///
-    /// The store failed.
-    fn clear_caches(&self) -> impl Future<Output = Result<(), LimitsError>> + Send;
-
-    /// Makes all replicas drop the overrides that the store has lost. Without a store nothing is lost.
-    ///
-    /// # Errors
-    ///
-    /// The store failed.
-    fn accept_loss_by(
-        &self,
-        author: Option<&str>,
-        origin: Option<&str>,
-    ) -> impl Future<Output = Result<(), LimitsError>> + Send;
 }
 
 impl LimitsInternals for Limits {
@@ -111,28 +86,5 @@ impl LimitsInternals for Limits {
 
     fn are_lists_applied_to_keys(&self) -> bool {
         self.are_lists_applied_to_keys()
-    }
-
-    async fn refresh(&self) -> Result<(), LimitsError> {
-        #[cfg(feature = "redis")]
-        self.refresh().await?;
-        Ok(())
-    }
-
-    async fn clear_caches(&self) -> Result<(), LimitsError> {
-        #[cfg(feature = "redis")]
-        self.clear_caches().await?;
-        Ok(())
-    }
-
-    async fn accept_loss_by(
-        &self,
-        author: Option<&str>,
-        origin: Option<&str>,
-    ) -> Result<(), LimitsError> {
-        #[cfg(feature = "redis")]
-        self.accept_loss_by(author, origin).await?;
-        let _ = (author, origin);
-        Ok(())
     }
 }

@@ -51,7 +51,15 @@ pub use crate::observe::observers::Observers;
 // Answer a WebSocket message and a session request with problem details.
 pub use crate::respond::problem::{problem_json, quota_problem};
 
-// The time for the metrics of a reload and for answers. Decisions use the clock of their store.
+// For stores: how a rule counts, tasks that run once per process, and what a remote store keeps while it is away.
+pub use crate::rule::RuleKind;
+pub use crate::singleton_task::{SingletonTask, TaskTerm};
+pub use crate::store::denials::DenialCache;
+pub use crate::store::joined_set::split_joined_set;
+pub use crate::store::lease::clamp_ttl;
+pub use crate::store::local_share::LocalShare;
+
+// The time for metrics of a reload, for answers, and for the status of a store. Decisions use the clock of their store.
 pub use crate::store::memory::clock::since_epoch;
 
 // Check the secret of a store as the layers do.

@@ -6,8 +6,6 @@ use std::sync::Arc;
 
 use crate::key::Key;
 use crate::limit::Limit;
-#[cfg(feature = "redis")]
-use crate::limits::Description;
 use crate::limits::{BoxFuture, LimitExplanation, LimitTarget, LimitUsage};
 
 /// Names of limits and tiers that are switched off. Operators can set and import overrides that use them.
@@ -54,10 +52,5 @@ impl LimitTarget for KnownNames {
     /// The override applies once the limits are switched on.
     fn applies(&self, limit: &Limit) -> bool {
         limit.names().all(|name| self.limits.contains(name))
-    }
-
-    #[cfg(feature = "redis")]
-    fn description(&self) -> Option<Description> {
-        None
     }
 }

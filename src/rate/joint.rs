@@ -48,11 +48,11 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
         let parts = on().map(|(layer, limiter)| {
             let settings = layer.settings();
             // What this layer skips is passed on before.
-            let is_own = std::ptr::eq(*layer, &self);
+            let is_override = std::ptr::eq(*layer, &self);
             Part {
                 name: settings.name.clone(),
                 enforce: settings.enforce.clone(),
-                skip: settings.skip.clone().filter(|_| !is_own),
+                skip: settings.skip.clone().filter(|_| !is_override),
                 count_if: settings.count_if.clone(),
                 policies: limiter.policies().len(),
             }

@@ -1,6 +1,6 @@
 //! What becomes of work while the store is away.
 
-use tower_admission::store::{FailureMode, Standing};
+use tower_admission::store::{FailureMode, LeaseStatus};
 use tower_admission::{Leases, Reason};
 
 use crate::away::Later;
@@ -33,11 +33,11 @@ async fn closed_refuses() {
     assert!(refused.retry_after().is_some());
     assert_eq!(
         leases.heartbeat(&tenant("acme"), "1").await,
-        Standing::Unavailable
+        LeaseStatus::Unavailable
     );
     assert_eq!(
         leases.release(&tenant("acme"), "1").await,
-        Standing::Unavailable
+        LeaseStatus::Unavailable
     );
     assert_eq!(leases.usage(&tenant("acme")).await, None);
 }
@@ -56,10 +56,10 @@ async fn a_local_share_is_counted_here() {
     assert_eq!((occupancy.used, occupancy.allowed), (2, 2));
 
     held.pop().unwrap().detach();
-    assert_eq!(leases.heartbeat(&acme, "1").await, Standing::Live);
+    assert_eq!(leases.heartbeat(&acme, "1").await, LeaseStatus::Live);
     assert_eq!(
         leases.release(&acme, "1").await,
-        Standing::Unavailable,
+        LeaseStatus::Unavailable,
         "the store may know of it as well"
     );
     let again = leases.acquire(&acme, "2").await;
@@ -85,9 +85,9 @@ async fn work_that_is_in_the_store_and_in_a_share_is_released_from_both() {
     store.go_away();
     leases.acquire(&acme, "1").await.unwrap().detach();
     store.come_back();
-    assert_eq!(leases.release(&acme, "1").await, Standing::Live);
+    assert_eq!(leases.release(&acme, "1").await, LeaseStatus::Live);
     assert_eq!(store.taken().await, 0);
-    assert_eq!(leases.release(&acme, "1").await, Standing::Gone);
+    assert_eq!(leases.release(&acme, "1").await, LeaseStatus::Gone);
 }
 
 #[tokio::test]
@@ -98,10 +98,10 @@ async fn a_release_that_the_store_is_not_told_of_is_not_said_to_be_one() {
     leases.acquire(&acme, "1").await.unwrap().detach();
     store.go_away();
     leases.acquire(&acme, "1").await.unwrap().detach();
-    assert_eq!(leases.release(&acme, "1").await, Standing::Unavailable);
+    assert_eq!(leases.release(&acme, "1").await, LeaseStatus::Unavailable);
     store.come_back();
     assert_eq!(store.taken().await, 1);
-    assert_eq!(leases.release(&acme, "1").await, Standing::Live);
+    assert_eq!(leases.release(&acme, "1").await, LeaseStatus::Live);
 }
 
 /// What is in a share is live while the store is away, and what the store says holds after that.
@@ -114,22 +114,22 @@ async fn what_the_store_does_not_know_is_gone_when_it_is_back() {
     leases.acquire(&acme, "1").await.unwrap().detach();
     store.go_away();
     leases.acquire(&acme, "1").await.unwrap().detach();
-    assert_eq!(leases.heartbeat(&acme, "1").await, Standing::Live);
+    assert_eq!(leases.heartbeat(&acme, "1").await, LeaseStatus::Live);
     store.come_back();
-    assert_eq!(elsewhere.release(&acme, "1").await, Standing::Live);
-    assert_eq!(leases.heartbeat(&acme, "1").await, Standing::Gone);
+    assert_eq!(elsewhere.release(&acme, "1").await, LeaseStatus::Live);
+    assert_eq!(leases.heartbeat(&acme, "1").await, LeaseStatus::Gone);
     store.go_away();
     assert_eq!(
         leases.heartbeat(&acme, "1").await,
-        Standing::Unavailable,
+        LeaseStatus::Unavailable,
         "nor is it live here"
     );
 
     // What only a share had can still be released, and says so.
     leases.acquire(&acme, "2").await.unwrap().detach();
     store.come_back();
-    assert_eq!(leases.release(&acme, "2").await, Standing::Live);
-    assert_eq!(leases.release(&acme, "2").await, Standing::Gone);
+    assert_eq!(leases.release(&acme, "2").await, LeaseStatus::Live);
+    assert_eq!(leases.release(&acme, "2").await, LeaseStatus::Gone);
 }
 
 #[tokio::test]
@@ -140,7 +140,7 @@ async fn what_the_store_has_taken_is_not_in_the_share_any_more() {
     leases.acquire(&acme, "1").await.unwrap().detach();
     store.come_back();
     let lease = leases.acquire(&acme, "1").await.unwrap();
-    assert_eq!(lease.release().await, Standing::Live);
+    assert_eq!(lease.release().await, LeaseStatus::Live);
     store.go_away();
     let another = leases.acquire(&acme, "2").await;
     assert!(another.is_ok(), "nothing is at work");

@@ -2,7 +2,7 @@
 
 use std::pin::pin;
 
-use tower_admission::store::Standing;
+use tower_admission::store::LeaseStatus;
 use tower_admission::{Lease, Leases, Reason};
 
 use crate::away::Later;
@@ -119,12 +119,12 @@ async fn releasing_waits_for_the_store() {
     store.answer_at_once();
     let leases = Leases::new().store(store.clone());
     let lease = leases.acquire(&tenant("acme"), "1").await.unwrap();
-    assert_eq!(lease.release().await, Standing::Live);
+    assert_eq!(lease.release().await, LeaseStatus::Live);
     assert_eq!(store.taken().await, 0);
 
     let lease = leases.acquire(&tenant("acme"), "1").await.unwrap();
     leases.release(&tenant("acme"), "1").await;
-    assert_eq!(lease.release().await, Standing::Gone);
+    assert_eq!(lease.release().await, LeaseStatus::Gone);
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::pin::pin;
 
 use tower_admission::Leases;
-use tower_admission::store::{FailureMode, Standing};
+use tower_admission::store::{FailureMode, LeaseStatus};
 
 use crate::away::Later;
 use crate::{SECOND, poll_once, tenant};
@@ -37,7 +37,7 @@ async fn its_holder_is_told_when_somebody_else_releases_it() {
     let (leases, _store) = leases();
     let acme = tenant("acme");
     let kept = leases.acquire(&acme, "1").await.unwrap().keep_alive();
-    assert_eq!(leases.release(&acme, "1").await, Standing::Live);
+    assert_eq!(leases.release(&acme, "1").await, LeaseStatus::Live);
     kept.lost().await;
     assert!(kept.is_lost());
     kept.lost().await;
@@ -92,7 +92,7 @@ async fn one_that_others_kept_alive_goes_on() {
     for _ in 0..4 {
         store.pass(30).await;
         let standing = leases.heartbeat(&tenant("acme"), "1").await;
-        assert_eq!(standing, Standing::Live);
+        assert_eq!(standing, LeaseStatus::Live);
     }
     let kept = lease.keep_alive();
     store.pass(200).await;
@@ -117,7 +117,7 @@ async fn its_holder_is_told_when_another_has_its_id() {
     let (leases, store) = leases();
     let acme = tenant("acme");
     let kept = leases.acquire(&acme, "1").await.unwrap().keep_alive();
-    assert_eq!(leases.release(&acme, "1").await, Standing::Live);
+    assert_eq!(leases.release(&acme, "1").await, LeaseStatus::Live);
     leases.acquire(&acme, "1").await.unwrap().detach();
     store.pass(61).await;
     assert!(kept.is_lost());

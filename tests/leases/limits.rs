@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tower_admission::store::Standing;
+use tower_admission::store::LeaseStatus;
 use tower_admission::{Capacity, Leases, Reason};
 
 use crate::{SECOND, on_clock, tenant, total, used};
@@ -64,12 +64,12 @@ async fn what_nobody_hears_of_expires_and_what_somebody_does_lives() {
         .detach();
     for _ in 0..3 {
         clock.advance(40 * SECOND);
-        assert_eq!(leases.heartbeat(&acme, "heard of").await, Standing::Live);
+        assert_eq!(leases.heartbeat(&acme, "heard of").await, LeaseStatus::Live);
     }
     assert_eq!(used(&leases, "acme").await, 1);
     assert_eq!(
         leases.heartbeat(&acme, "not heard of").await,
-        Standing::Gone,
+        LeaseStatus::Gone,
         "a heartbeat takes nothing that has expired"
     );
     assert_eq!(used(&leases, "acme").await, 1);
@@ -80,19 +80,19 @@ async fn what_nobody_hears_of_expires_and_what_somebody_does_lives() {
         0,
         "at its time to live it ends"
     );
-    assert_eq!(leases.heartbeat(&acme, "heard of").await, Standing::Gone);
-    assert_eq!(leases.release(&acme, "heard of").await, Standing::Gone);
+    assert_eq!(leases.heartbeat(&acme, "heard of").await, LeaseStatus::Gone);
+    assert_eq!(leases.release(&acme, "heard of").await, LeaseStatus::Gone);
 }
 
 #[tokio::test]
 async fn a_heartbeat_creates_nothing_and_a_second_release_finds_nothing() {
     let leases = Leases::new();
     let acme = tenant("acme");
-    assert_eq!(leases.heartbeat(&acme, "1").await, Standing::Gone);
+    assert_eq!(leases.heartbeat(&acme, "1").await, LeaseStatus::Gone);
     assert_eq!(used(&leases, "acme").await, 0);
     leases.acquire(&acme, "1").await.unwrap().detach();
-    assert_eq!(leases.release(&acme, "1").await, Standing::Live);
-    assert_eq!(leases.release(&acme, "1").await, Standing::Gone);
+    assert_eq!(leases.release(&acme, "1").await, LeaseStatus::Live);
+    assert_eq!(leases.release(&acme, "1").await, LeaseStatus::Gone);
     assert_eq!(used(&leases, "acme").await, 0);
 }
 
@@ -101,10 +101,10 @@ async fn ids_of_different_tenants_never_meet() {
     let leases = Leases::new();
     let (acme, umbrella) = (tenant("acme"), tenant("umbrella"));
     leases.acquire(&acme, "42").await.unwrap().detach();
-    assert_eq!(leases.heartbeat(&umbrella, "42").await, Standing::Gone);
-    assert_eq!(leases.release(&umbrella, "42").await, Standing::Gone);
+    assert_eq!(leases.heartbeat(&umbrella, "42").await, LeaseStatus::Gone);
+    assert_eq!(leases.release(&umbrella, "42").await, LeaseStatus::Gone);
     leases.acquire(&umbrella, "42").await.unwrap().detach();
-    assert_eq!(leases.release(&umbrella, "42").await, Standing::Live);
+    assert_eq!(leases.release(&umbrella, "42").await, LeaseStatus::Live);
     assert_eq!(used(&leases, "acme").await, 1);
 }
 
@@ -243,7 +243,7 @@ async fn new_numbers_apply_to_all_clones_at_once() {
 
     clone.set_ttl(120 * SECOND);
     assert_eq!(leases.time_to_live(), 120 * SECOND);
-    assert_eq!(leases.heartbeat(&acme, "1").await, Standing::Live);
+    assert_eq!(leases.heartbeat(&acme, "1").await, LeaseStatus::Live);
     clock.advance(61 * SECOND);
     assert_eq!(used(&leases, "acme").await, 1);
     clock.advance(60 * SECOND);

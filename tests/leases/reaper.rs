@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 use tower_admission::store::{
-    LeaseLimits, LeaseName, LeaseSlots, LeaseStore, LeaseUsage, Leased, MemoryStore, NamedLease,
-    NamedLeased, NamedLimits, Reply, Standing,
+    AcquireOutcome, LeaseLimits, LeaseName, LeaseSlots, LeaseStatus, LeaseStore, LeaseUsage,
+    MemoryStore, NamedAcquireOutcome, NamedLease, NamedLimits, Reply,
 };
 use tower_admission::{Key, Lease, Leases};
 
@@ -155,7 +155,7 @@ impl LeaseStore for Flaky {
 }
 
 impl LeaseSlots for Flaky {
-    fn acquire(&self, limits: LeaseLimits) -> Reply<Leased> {
+    fn acquire(&self, limits: LeaseLimits) -> Reply<AcquireOutcome> {
         self.slots.acquire(limits)
     }
 
@@ -163,22 +163,27 @@ impl LeaseSlots for Flaky {
         self.slots.usage_at(key, place)
     }
 
-    fn acquire_named(&self, lease: &NamedLease, limits: NamedLimits) -> Reply<NamedLeased> {
+    fn acquire_named(&self, lease: &NamedLease, limits: NamedLimits) -> Reply<NamedAcquireOutcome> {
         self.slots.acquire_named(lease, limits)
     }
 
-    fn heartbeat(&self, name: &LeaseName, holder: Option<u64>, ttl: Duration) -> Reply<Standing> {
+    fn heartbeat(
+        &self,
+        name: &LeaseName,
+        holder: Option<u64>,
+        ttl: Duration,
+    ) -> Reply<LeaseStatus> {
         self.slots.heartbeat(name, holder, ttl)
     }
 
-    fn release(&self, name: &LeaseName, holder: Option<u64>) -> Reply<Standing> {
+    fn release(&self, name: &LeaseName, holder: Option<u64>) -> Reply<LeaseStatus> {
         let one_less = |left: u32| left.checked_sub(1);
         let fails = &self.fails;
         if (fails.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less)).is_err() {
             return self.slots.release(name, holder);
         }
         assert!(!self.panics, "the store has a bug");
-        Reply::Ready(Standing::Unavailable)
+        Reply::Ready(LeaseStatus::Unavailable)
     }
 }
 

@@ -65,7 +65,7 @@ fn a_change_of_the_period_keeps_what_is_spent() {
 #[test]
 fn what_is_used_is_rounded_up_when_the_interval_changes() {
     let (before, after): (Quota, Quota) = ("7/min".parse().unwrap(), "11/min".parse().unwrap());
-    for is_own in [true, false] {
+    for is_override in [true, false] {
         let bench = Bench::new(before);
         assert!(
             bench
@@ -78,7 +78,7 @@ fn what_is_used_is_rounded_up_when_the_interval_changes() {
         bench.clock.advance(Duration::from_nanos(1));
         let reset = || bench.limiter.peek(&acme()).now().unwrap().reset();
         assert_eq!(reset(), Some(Duration::from_nanos(8_571_428_571)));
-        if is_own {
+        if is_override {
             bench.set("org:acme", "11/min");
         } else {
             bench.limiter.set_policy(after).unwrap();
@@ -395,7 +395,7 @@ fn usage_is_told_by_limit() {
     let usage = now(bench.limits.usage(&name("org:acme")));
     let told: Vec<_> = usage
         .iter()
-        .map(|u| (&*u.name, u.used, u.limit, u.is_own))
+        .map(|u| (&*u.name, u.used, u.limit, u.is_override))
         .collect();
     assert_eq!(
         told,
@@ -567,7 +567,7 @@ fn nothing_is_lost_while_keys_get_limits_of_their_own() {
 #[tokio::test]
 async fn there_is_a_bound_on_keys() {
     let limits = Limits::new();
-    for n in 0..Limits::MOST {
+    for n in 0..Limits::MAX_OVERRIDES {
         let key = tower_admission::KeyName::id("org", &n.to_string()).unwrap();
         limits.set(&key, "1/s".parse().unwrap()).await.unwrap();
     }

@@ -118,7 +118,10 @@ async fn keys_have_their_own_in_flight() {
             panic!("{usage:?}")
         };
         assert_eq!((&*usage.name, usage.sort), ("chat", "concurrency"));
-        assert_eq!((usage.used, usage.limit, usage.is_own), (3, Some(3), true));
+        assert_eq!(
+            (usage.used, usage.limit, usage.is_override),
+            (3, Some(3), true)
+        );
         let [total] = &now(limits.totals())[..] else {
             panic!()
         };
@@ -243,7 +246,10 @@ async fn tenants_have_their_own_at_work() {
         panic!("{usage:?}")
     };
     assert_eq!((&*usage.name, usage.sort), ("jobs", "lease"));
-    assert_eq!((usage.used, usage.limit, usage.is_own), (4, Some(4), true));
+    assert_eq!(
+        (usage.used, usage.limit, usage.is_override),
+        (4, Some(4), true)
+    );
     let [total] = &limits.totals().await[..] else {
         panic!()
     };

@@ -252,7 +252,7 @@ async fn leases_have_the_number_of_the_tier_that_is_stored() {
     );
     let usage = limits.usage(&name("org:acme")).await;
     assert_eq!(
-        (usage[0].used, usage[0].limit, usage[0].is_own),
+        (usage[0].used, usage[0].limit, usage[0].is_override),
         (3, Some(3), false)
     );
     bench_set(&limits, "tier=pro, jobs=unlimited");

@@ -291,7 +291,7 @@ pub(crate) fn table(report: &Report) -> String {
         if usage.level() == Level::Full {
             text.push_str("  at the limit");
         }
-        if usage.is_own == Some(true) {
+        if usage.is_override == Some(true) {
             text.push_str("  its own");
         }
         if let Some(counted) = report.counted(usage) {

@@ -27,7 +27,7 @@ use crate::limits::{LimitTarget, Limits};
 use crate::nesting::Nesting;
 use crate::observe::Observer;
 use crate::rejection::{Reason, Rejection};
-use crate::store::{FailureMode, LeaseLimits, LeaseSlots, Leased, Reply};
+use crate::store::{AcquireOutcome, FailureMode, LeaseLimits, LeaseSlots, Reply};
 
 /// Limits how many are in flight, in total and for each key. Clones share one limit.
 ///
@@ -224,7 +224,7 @@ impl ConcurrencyLimiter {
         }
     }
 
-    fn lease(&self, keys: &KeySlots) -> Reply<Leased> {
+    fn lease(&self, keys: &KeySlots) -> Reply<AcquireOutcome> {
         let total = limit_of(self.slots());
         let limits_a_key = || keys.iter().any(|slot| slot.limit() != UNLIMITED);
         match &self.0.leases {
@@ -232,30 +232,35 @@ impl ConcurrencyLimiter {
                 let keys = keys.iter().map(|slot| (slot.key(), slot.limit()));
                 leases.acquire(LeaseLimits::new(total, keys))
             }
-            _ => Reply::Ready(Leased::Unavailable(FailureMode::Open)),
+            _ => Reply::Ready(AcquireOutcome::Unavailable(FailureMode::Open)),
         }
     }
 
     /// What follows from the store's answer.
-    fn leased(&self, slot: Slot, keys: KeySlots, leased: Leased) -> Result<Permit, Rejected> {
+    fn leased(
+        &self,
+        slot: Slot,
+        keys: KeySlots,
+        leased: AcquireOutcome,
+    ) -> Result<Permit, Rejected> {
         match leased {
-            Leased::Granted(lease) => Ok(self.permit(slot, keys).leased(lease)),
-            Leased::KeyFull { place } => {
+            AcquireOutcome::Granted(lease) => Ok(self.permit(slot, keys).leased(lease)),
+            AcquireOutcome::KeyFull { place } => {
                 if let Some(key) = keys.get(place).map(KeySlot::key) {
                     self.make_room_in_store(Some(Charged { place, key: &key }));
                 }
                 Err(self.key_at_capacity(place))
             }
-            Leased::Full => {
+            AcquireOutcome::Full => {
                 self.make_room_in_store(None);
                 Err(self.at_capacity().into())
             }
             // What this replica has room for is known already.
-            Leased::Unavailable(FailureMode::Open) => Ok(self.permit(slot, keys)),
-            Leased::Unavailable(FailureMode::Closed) => {
+            AcquireOutcome::Unavailable(FailureMode::Open) => Ok(self.permit(slot, keys)),
+            AcquireOutcome::Unavailable(FailureMode::Closed) => {
                 Err(self.rejection(Reason::Unavailable).into())
             }
-            Leased::Unavailable(FailureMode::LocalShare { replicas }) => {
+            AcquireOutcome::Unavailable(FailureMode::LocalShare { replicas }) => {
                 let share = |limit: u64| (limit / u64::from(replicas.max(1))).max(1);
                 let is_full = |key: &KeySlot| key.taken() > share(key.limit());
                 let limit = limit_of(self.slots());

@@ -12,8 +12,7 @@ use crate::limiter::slots::UNLIMITED;
 use crate::limits::{
     BoxFuture, CountedIn, ExplainedSlots, LimitExplanation, LimitTarget, LimitUsage, Limits,
 };
-#[cfg(feature = "redis")]
-use crate::limits::{Description, Slots};
+use crate::store::overrides::{LimiterDescription, SlotsDescription};
 use crate::store::{LeaseSlots, StoreStatus};
 
 /// A limiter as [`Limits`] see it.
@@ -35,7 +34,7 @@ impl Occupied {
         own.filter(|_| !self.counter.ignores_override(&self.limits, key))
     }
 
-    fn usage_of(&self, used: u64, limit: u64, is_own: bool) -> LimitUsage {
+    fn usage_of(&self, used: u64, limit: u64, is_override: bool) -> LimitUsage {
         LimitUsage {
             name: self.name.clone(),
             tier: None,
@@ -44,7 +43,7 @@ impl Occupied {
             here: Some(used),
             counted_in: CountedIn::Process,
             limit: limiting(limit),
-            is_own,
+            is_override,
         }
     }
 }
@@ -52,10 +51,10 @@ impl Occupied {
 impl LimitTarget for Occupied {
     fn usage(&self, key: Key) -> BoxFuture<Vec<LimitUsage>> {
         let own = self.own(&key);
-        let is_own = own.is_some() && self.limits.overrides_concurrency(&key, &self.name);
+        let is_override = own.is_some() && self.limits.overrides_concurrency(&key, &self.name);
         let usages = self.per_key.iter().enumerate().map(|(place, per_key)| {
             let limit = own.map_or_else(|| per_key.limit(), Capacity::slots);
-            let usage = self.usage_of(per_key.taken(&key), limit, is_own);
+            let usage = self.usage_of(per_key.taken(&key), limit, is_override);
             // A place without a limit is not counted in the store.
             let asked = usage.limit.and(self.leases.as_ref());
             (
@@ -146,19 +145,18 @@ impl LimitTarget for Occupied {
         limit.concurrency(&self.name).is_some()
     }
 
-    #[cfg(feature = "redis")]
-    fn description(&self) -> Option<Description> {
+    fn description(&self) -> Option<LimiterDescription> {
         if self.counter.rests() {
             return None;
         }
+        let place = self.leases.as_ref()?.place()?;
+        let total = limiting(self.counter.slots.limit());
         let per_key = self.per_key.iter();
-        Some(Description::Concurrency(Slots {
-            name: self.name.to_string(),
-            place: self.leases.as_ref()?.place()?.to_owned(),
-            total: limiting(self.counter.slots.limit()),
-            per_key: per_key.map(|per_key| limiting(per_key.limit())).collect(),
-            tiers: Slots::tiers(&self.limits, &self.name),
-        }))
+        let per_key = per_key.map(|per_key| limiting(per_key.limit()));
+        let described = SlotsDescription::new(&self.name, place, total, per_key);
+        let tiers = self.limits.declared();
+        let tiers = tiers.iter().map(|tier| (&*tier.name, &tier.limit));
+        Some(LimiterDescription::Concurrency(described.with_tiers(tiers)))
     }
 }
 

@@ -19,8 +19,8 @@ impl Rules {
             return None;
         }
         let charges = self.charges(keys, tier);
-        let is_own = |(policy, charge): (usize, &Charge)| charge.set != self.set(policy, tier);
-        let has_own = charges.iter().enumerate().any(is_own);
+        let is_override = |(policy, charge): (usize, &Charge)| charge.set != self.set(policy, tier);
+        let has_own = charges.iter().enumerate().any(is_override);
         has_own.then(|| charges.iter().map(|charge| charge.set).collect())
     }
 

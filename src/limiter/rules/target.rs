@@ -7,10 +7,9 @@ use crate::decision::{Decision, Usage};
 use crate::key::Key;
 use crate::limit::Limit;
 use crate::limits::{BoxFuture, CountedIn, LimitExplanation, LimitTarget, LimitUsage};
-#[cfg(feature = "redis")]
-use crate::limits::{Description, Rates};
 use crate::policy::{NamedQuota, Policy, PolicyShape};
 use crate::rule::Rule;
+use crate::store::overrides::{LimiterDescription, RateDescription};
 use crate::store::{Charge, StoreStatus};
 use crate::sync::{Ordering, lock};
 
@@ -153,8 +152,7 @@ impl LimitTarget for Rules {
         policies.iter().any(|policy| policy.is_changed_by(limit))
     }
 
-    #[cfg(feature = "redis")]
-    fn description(&self) -> Option<Description> {
+    fn description(&self) -> Option<LimiterDescription> {
         let place = self.buckets.place().filter(|_| !self.rests())?;
         let policies = self.policies();
         let tiers = self.tiers.load();
@@ -168,7 +166,8 @@ impl LimitTarget for Rules {
             })
         });
         let all = policies.iter().zip(&self.shapes);
-        Some(Description::Rate(Rates::new(place, all, tiers)))
+        let described = RateDescription::new(place, all, tiers);
+        Some(LimiterDescription::Rate(described))
     }
 }
 
@@ -195,7 +194,7 @@ fn report(
                 here: Some(used(usage)).filter(|_| counted_in == CountedIn::Process),
                 counted_in,
                 limit: Some(usage.limit().into()),
-                is_own: charge.rule(usage.index()).is_some(),
+                is_override: charge.rule(usage.index()).is_some(),
             })
         })
         .collect()

@@ -157,7 +157,6 @@ impl Buckets {
     }
 
     /// Charges a request that was admitted elsewhere, whether it fits or not.
-    #[cfg(feature = "redis")]
     pub(super) fn charge(&self, by: &By<'_>, key: &Key, cost: u32) -> Result<(), Stale> {
         let amount = by.rule.length.saturating_mul(cost.into());
         self.table

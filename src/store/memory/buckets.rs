@@ -11,7 +11,8 @@ use super::set::{InForce, Meter, Set};
 use crate::decision::{Decision, Usage};
 use crate::policy::Policy;
 use crate::quota::Quota;
-use crate::store::{Charge, RateBuckets, RateStats, Reply, place_and_set};
+use crate::store::joined_set::split_joined_set;
+use crate::store::{Charge, RateBuckets, RateStats, Reply};
 use crate::sync::{Mutex, lock};
 
 /// Sets that a limiter may have for each of its policies: one for each tier, and one for the requests of none.
@@ -67,7 +68,7 @@ impl MemoryBuckets {
 
     #[inline(never)]
     fn set_of_other(&self, at: usize) -> Option<&OnceLock<Box<Set>>> {
-        let (place, set) = place_and_set(at);
+        let (place, set) = split_joined_set(at);
         self.others.get(place.checked_sub(1)?)?.get(set)
     }
 
@@ -171,7 +172,6 @@ impl MemoryBuckets {
     }
 
     /// Charges a request that was admitted elsewhere, whether it fits or not.
-    #[cfg(feature = "redis")]
     pub(crate) fn charge(&self, charges: &[Charge], cost: u32) {
         self.each(charges, |meter| meter.charge(cost, &self.time));
     }

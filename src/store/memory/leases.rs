@@ -11,10 +11,10 @@ use smallvec::SmallVec;
 
 use super::clock::Timer;
 use crate::key::Key;
-use crate::store::lease::lifetime;
+use crate::store::lease::clamp_ttl;
 use crate::store::{
-    Held, LeaseLimits, LeaseName, LeaseSlots, LeaseUsage, Leased, NamedLease, NamedLeased,
-    NamedLimits, Reply, Standing,
+    AcquireOutcome, LeaseGuard, LeaseLimits, LeaseName, LeaseSlots, LeaseStatus, LeaseUsage,
+    NamedAcquireOutcome, NamedLease, NamedLimits, Reply,
 };
 use crate::sync::{Mutex, lock};
 
@@ -86,15 +86,15 @@ impl Names {
 }
 
 impl LeaseSlots for MemoryLeases {
-    fn acquire(&self, limits: LeaseLimits) -> Reply<Leased> {
+    fn acquire(&self, limits: LeaseLimits) -> Reply<AcquireOutcome> {
         let taken = self.0.take(limits.total, limits.keys());
         Reply::Ready(match taken {
-            Ok(()) => Leased::Granted(Box::new(Slot {
+            Ok(()) => AcquireOutcome::Granted(Box::new(Slot {
                 slots: self.0.clone(),
                 keys: limits.keys().iter().map(|(key, _)| *key).collect(),
             })),
-            Err(Short::OfKey { place, .. }) => Leased::KeyFull { place },
-            Err(Short::OfAll(_)) => Leased::Full,
+            Err(Short::OfKey { place, .. }) => AcquireOutcome::KeyFull { place },
+            Err(Short::OfAll(_)) => AcquireOutcome::Full,
         })
     }
 
@@ -104,36 +104,41 @@ impl LeaseSlots for MemoryLeases {
         Reply::Ready(Some(LeaseUsage::new(taken.total, of_key)))
     }
 
-    fn acquire_named(&self, lease: &NamedLease, limits: NamedLimits) -> Reply<NamedLeased> {
+    fn acquire_named(&self, lease: &NamedLease, limits: NamedLimits) -> Reply<NamedAcquireOutcome> {
         let now = self.0.timer.now();
         let taken = (self.0).attempt(now, |taken| taken.take_named(lease, limits, now));
         Reply::Ready(match taken {
-            Ok(()) => NamedLeased::Granted,
-            Err(Short::OfKey { taken, .. }) => NamedLeased::KeyFull(taken),
-            Err(Short::OfAll(taken)) => NamedLeased::Full(taken),
+            Ok(()) => NamedAcquireOutcome::Granted,
+            Err(Short::OfKey { taken, .. }) => NamedAcquireOutcome::KeyFull(taken),
+            Err(Short::OfAll(taken)) => NamedAcquireOutcome::Full(taken),
         })
     }
 
-    fn heartbeat(&self, name: &LeaseName, holder: Option<u64>, ttl: Duration) -> Reply<Standing> {
+    fn heartbeat(
+        &self,
+        name: &LeaseName,
+        holder: Option<u64>,
+        ttl: Duration,
+    ) -> Reply<LeaseStatus> {
         let now = self.0.timer.now();
         let mut taken = lock(&self.0.taken);
         taken.expire(now, BY_THE_WAY);
         if !taken.is_held(name, holder, now) {
-            return Reply::Ready(Standing::Gone);
+            return Reply::Ready(LeaseStatus::Gone);
         }
         taken.extend(name, now, ttl);
-        Reply::Ready(Standing::Live)
+        Reply::Ready(LeaseStatus::Live)
     }
 
-    fn release(&self, name: &LeaseName, holder: Option<u64>) -> Reply<Standing> {
+    fn release(&self, name: &LeaseName, holder: Option<u64>) -> Reply<LeaseStatus> {
         let now = self.0.timer.now();
         let mut taken = lock(&self.0.taken);
         taken.expire(now, BY_THE_WAY);
         if !taken.is_held(name, holder, now) {
-            return Reply::Ready(Standing::Gone);
+            return Reply::Ready(LeaseStatus::Gone);
         }
         taken.remove(name);
-        Reply::Ready(Standing::Live)
+        Reply::Ready(LeaseStatus::Live)
     }
 }
 
@@ -310,10 +315,10 @@ fn shrink<K: Eq + Hash, V>(map: &mut HashMap<K, V>) {
 }
 
 fn after(now: u64, ttl: Duration) -> u64 {
-    now.saturating_add(u64::try_from(lifetime(ttl).as_nanos()).unwrap_or(u64::MAX))
+    now.saturating_add(u64::try_from(clamp_ttl(ttl).as_nanos()).unwrap_or(u64::MAX))
 }
 
-impl Held for Slot {}
+impl LeaseGuard for Slot {}
 
 impl Drop for Slot {
     fn drop(&mut self) {
@@ -341,7 +346,7 @@ mod tests {
         }))
     }
 
-    fn acquire(slots: &MemoryLeases, n: u64, total: u64) -> NamedLeased {
+    fn acquire(slots: &MemoryLeases, n: u64, total: u64) -> NamedAcquireOutcome {
         match slots.acquire_named(&named(n), NamedLimits::new(Some(total), None)) {
             Reply::Ready(taken) => taken,
             Reply::Pending(_) => panic!("a store in memory answers at once"),
@@ -353,21 +358,24 @@ mod tests {
         let clock = TestClock::default();
         let slots = slots(&clock);
         for n in 0..10_000 {
-            assert_eq!(acquire(&slots, n, 10_000), NamedLeased::Granted);
+            assert_eq!(acquire(&slots, n, 10_000), NamedAcquireOutcome::Granted);
         }
         let most = lock(&slots.0.taken).named.capacity();
         clock.advance(MINUTE);
-        assert_eq!(acquire(&slots, 10_000, 20_000), NamedLeased::Granted);
+        assert_eq!(
+            acquire(&slots, 10_000, 20_000),
+            NamedAcquireOutcome::Granted
+        );
         assert_eq!(lock(&slots.0.taken).total, 10_001 - BY_THE_WAY as u64);
         // One that has expired and is still there is taken anew, and is not live.
         let last = named(9_999).name;
-        let gone = |reply| matches!(reply, Reply::Ready(Standing::Gone));
+        let gone = |reply| matches!(reply, Reply::Ready(LeaseStatus::Gone));
         assert!(gone(slots.heartbeat(&last, None, MINUTE)));
         assert!(gone(slots.release(&last, None)));
-        assert_eq!(acquire(&slots, 9_999, 2), NamedLeased::Granted);
+        assert_eq!(acquire(&slots, 9_999, 2), NamedAcquireOutcome::Granted);
 
         // One that is refused has to know.
-        assert_eq!(acquire(&slots, 10_001, 2), NamedLeased::Full(2));
+        assert_eq!(acquire(&slots, 10_001, 2), NamedAcquireOutcome::Full(2));
         let taken = lock(&slots.0.taken);
         assert_eq!((taken.total, taken.named.len()), (2, 2));
         assert_eq!(taken.expiries.len(), 2);

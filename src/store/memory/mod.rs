@@ -61,10 +61,7 @@ mod set;
 mod sliding;
 pub(crate) mod table;
 
-#[cfg(feature = "redis")]
 pub(crate) use self::buckets::MemoryBuckets;
-#[cfg(not(feature = "redis"))]
-use self::buckets::MemoryBuckets;
 use self::clock::Timer;
 
 /// Counts in this process's memory.

@@ -268,7 +268,6 @@ impl Meter<'_> {
     }
 
     /// Charges a request that was admitted elsewhere, whether it fits or not.
-    #[cfg(feature = "redis")]
     pub(super) fn charge(&self, cost: u32, time: &Timer) -> Result<(), Stale> {
         if !self.counts() {
             return Ok(());

@@ -7,7 +7,6 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
-use tower_admission::provider::LimitsInternals;
 use tower_admission::{KeyName, LimitChange, LimitEdit, Limits, LimitsError, Override};
 
 use super::answer::{Noted, wrong};

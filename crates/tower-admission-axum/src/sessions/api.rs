@@ -6,7 +6,7 @@ use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use http::StatusCode;
-use tower_admission::store::Standing;
+use tower_admission::store::LeaseStatus;
 use tower_admission::{Key, KeyExtractor, Leases, RequestHead};
 
 use super::answer::{no_session, refused, session, unavailable};
@@ -40,8 +40,8 @@ pub(super) async fn start(State(api): State<Arc<Api>>, request: Request) -> Answ
 pub(super) async fn heartbeat(State(api): State<Arc<Api>>, request: Request) -> Answer {
     let (tenant, id) = api.about(request).await?;
     match api.leases.heartbeat(&tenant, &id).await {
-        Standing::Live => Ok(session(StatusCode::OK, &id, &api.leases)),
-        Standing::Gone => Err(no_session()),
+        LeaseStatus::Live => Ok(session(StatusCode::OK, &id, &api.leases)),
+        LeaseStatus::Gone => Err(no_session()),
         _ => Err(unavailable()),
     }
 }
@@ -49,8 +49,8 @@ pub(super) async fn heartbeat(State(api): State<Arc<Api>>, request: Request) -> 
 pub(super) async fn end(State(api): State<Arc<Api>>, request: Request) -> Answer {
     let (tenant, id) = api.about(request).await?;
     match api.leases.release(&tenant, &id).await {
-        Standing::Live => Ok(no_content()),
-        Standing::Gone => Err(no_session()),
+        LeaseStatus::Live => Ok(no_content()),
+        LeaseStatus::Gone => Err(no_session()),
         _ => Err(unavailable()),
     }
 }

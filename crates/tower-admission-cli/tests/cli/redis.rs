@@ -262,10 +262,10 @@ async fn usage_is_what_is_used() {
     );
     service.set("bucket=20/day, 5 concurrent").await;
     let usage = tell(&["usage", "org:acme", "--json"]).await.json();
-    let entry = |name, sort, used, limit, is_own| {
+    let entry = |name, sort, used, limit, is_override| {
         json!({
             "name": name, "sort": sort, "used": used, "counted_in": "store", "limit": limit,
-            "is_own": is_own,
+            "is_override": is_override,
         })
     };
     let expected = json!({

@@ -69,7 +69,6 @@ impl Windows {
     }
 
     /// Charges a request that was admitted elsewhere, whether it fits or not.
-    #[cfg(feature = "redis")]
     pub(super) fn charge(
         &self,
         by: By<'_>,

@@ -183,7 +183,6 @@ impl Window {
     }
 
     /// Charges the newest sub-window, as far as numbers go.
-    #[cfg(feature = "redis")]
     pub(super) fn charge(&mut self, cost: u32) {
         let room = u32::MAX - self.counts.iter().sum::<u32>();
         self.counts[0] += cost.min(room);

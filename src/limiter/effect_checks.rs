@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::elsewhere::{Shared, SharedLimiters};
+use super::shared_limiters::{Shared, SharedLimiters};
 use crate::key::{KeyName, Secret};
 use crate::limit::Limit;
 use crate::policy::{NamedQuota, Policy};
