@@ -1,6 +1,5 @@
 //! What is wrong is told with the file or variable, the field, and what would be right.
 
-use tower_admission::Quota;
 use tower_admission_config::{Admission, Config};
 
 use super::File;
