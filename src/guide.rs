@@ -8,14 +8,14 @@
 //! | [`proxies`] | find the address of the client behind proxies |
 //! | [`streaming`] | limit streams, uploads, WebSockets, sessions and jobs |
 //! | [`replicas`] | have one limit for all replicas, in Redis |
-//! | [`tiers`] | give plans and single keys other limits at run time, ban and exempt clients |
+//! | [`tiers`] | give plans and keys other limits at run time, ban and exempt clients |
 //! | [`testing`] | test a service with limits |
 //! | [`answers`] | change the responses that rejected clients get |
 //! | [`observability`] | measure, log and trace decisions |
 //! | [`operating`] | run a service: configuration file, program, admin page, complaints, shutdown |
 //! | [`performance`] | compare time and memory with other crates |
 //! | [`limitations`] | learn what this crate does not do, and what to do about it |
-//! | [`migrating`] | replace tower_governor, tower's limits, or a limiter of your own |
+//! | [`migrating`] | replace tower_governor, tower's limits, or a custom limiter |
 //! | [`faq`] | find short answers |
 
 #[doc = include_str!("../docs/guide/getting_started.md")]

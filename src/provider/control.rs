@@ -64,10 +64,10 @@ pub trait RateLimiterControl {
     fn accepts_policies(&self, policies: &[Policy]) -> bool;
 
     /// Switches the limiter off: reports and tools do not list it. Default: on.
-    fn set_switched_off(&self, switched_off: bool);
+    fn set_suspended(&self, is_suspended: bool);
 
     /// Whether the limiter is switched off.
-    fn is_switched_off(&self) -> bool;
+    fn is_suspended(&self) -> bool;
 
     /// Lets another limiter count under the same name in a store that replicas share. Requests in flight may go on to use
     /// this one.
@@ -90,15 +90,15 @@ impl RateLimiterControl for RateLimiter {
     }
 
     fn accepts_policies(&self, policies: &[Policy]) -> bool {
-        self.takes_policies(policies)
+        self.accepts_policies(policies)
     }
 
-    fn set_switched_off(&self, switched_off: bool) {
-        self.rest(switched_off);
+    fn set_suspended(&self, is_suspended: bool) {
+        self.set_suspended(is_suspended);
     }
 
-    fn is_switched_off(&self) -> bool {
-        self.rests()
+    fn is_suspended(&self) -> bool {
+        self.is_suspended()
     }
 
     fn retire(&self) {
@@ -106,7 +106,7 @@ impl RateLimiterControl for RateLimiter {
     }
 
     fn quota_names(&self) -> impl Iterator<Item = &str> {
-        self.all_names()
+        self.quota_names()
     }
 
     fn expect_nested_services(&self) {
@@ -122,23 +122,23 @@ impl RateLimiterControl for RateLimiter {
 /// Control over a running [`ConcurrencyLimiter`].
 pub trait ConcurrencyLimiterControl {
     /// Ignores overrides and tiers, because the limiter is switched off. Default: they apply.
-    fn set_switched_off(&self, switched_off: bool);
+    fn set_suspended(&self, is_suspended: bool);
 
-    /// As [`set_switched_off`](Self::set_switched_off) for a limiter that no allow and deny list precedes: a banned key
+    /// As [`set_suspended`](Self::set_suspended) for a limiter that no allow and deny list precedes: a banned key
     /// stays banned.
-    fn set_switched_off_except_bans(&self, switched_off: bool);
+    fn suspend_except_bans(&self, is_suspended: bool);
 
     /// Expects the layer around several services: one request then counts once, also before all services are built.
     fn expect_nested_services(&self);
 }
 
 impl ConcurrencyLimiterControl for ConcurrencyLimiter {
-    fn set_switched_off(&self, switched_off: bool) {
-        self.rest(switched_off);
+    fn set_suspended(&self, is_suspended: bool) {
+        self.set_suspended(is_suspended);
     }
 
-    fn set_switched_off_except_bans(&self, switched_off: bool) {
-        self.rest_but_for_bans(switched_off);
+    fn suspend_except_bans(&self, is_suspended: bool) {
+        self.suspend_except_bans(is_suspended);
     }
 
     fn expect_nested_services(&self) {
@@ -150,12 +150,12 @@ impl ConcurrencyLimiterControl for ConcurrencyLimiter {
 pub trait LeasesControl {
     /// Ignores overrides and tiers, because the leases are switched off. A banned tenant stays banned. Default: they
     /// apply.
-    fn set_switched_off(&self, switched_off: bool);
+    fn set_suspended(&self, is_suspended: bool);
 }
 
 impl LeasesControl for Leases {
-    fn set_switched_off(&self, switched_off: bool) {
-        self.rest(switched_off);
+    fn set_suspended(&self, is_suspended: bool) {
+        self.set_suspended(is_suspended);
     }
 }
 

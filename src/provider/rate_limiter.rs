@@ -11,25 +11,25 @@ use crate::rejection::Rejection;
 /// For WebSocket messages and the admin endpoints: decisions in words.
 pub trait RateLimiterInternals {
     /// The name of the quota with the least left in a decision that admits; empty without a quota.
-    fn binding(&self, decision: &Decision) -> &str;
+    fn binding_quota(&self, decision: &Decision) -> &str;
 
     /// The rejection of a decision that rejects, by a limiter of this name.
     fn rejection(&self, name: &str, decision: Decision) -> Rejection;
 
     /// Each quota, explained for a key.
-    fn explained(&self, key: Key) -> impl Future<Output = Vec<LimitExplanation>> + Send;
+    fn explain_key(&self, key: Key) -> impl Future<Output = Vec<LimitExplanation>> + Send;
 }
 
 impl RateLimiterInternals for RateLimiter {
-    fn binding(&self, decision: &Decision) -> &str {
-        self.binding(decision)
+    fn binding_quota(&self, decision: &Decision) -> &str {
+        self.binding_quota(decision)
     }
 
     fn rejection(&self, name: &str, decision: Decision) -> Rejection {
         self.rejection(name, decision)
     }
 
-    fn explained(&self, key: Key) -> impl Future<Output = Vec<LimitExplanation>> + Send {
-        self.explained(key)
+    fn explain_key(&self, key: Key) -> impl Future<Output = Vec<LimitExplanation>> + Send {
+        self.explain_key(key)
     }
 }

@@ -15,7 +15,7 @@ fn away(mode: FailureMode) -> (Leases, Later) {
 }
 
 #[tokio::test]
-async fn open_admits_uncounted() {
+async fn failure_mode_open_admits_leases_without_counting_them() {
     let (leases, _) = away(FailureMode::Open);
     for n in 0..20 {
         let lease = leases.acquire(&tenant("acme"), &n.to_string()).await;
@@ -26,7 +26,7 @@ async fn open_admits_uncounted() {
 }
 
 #[tokio::test]
-async fn closed_refuses() {
+async fn failure_mode_closed_rejects_acquires() {
     let (leases, _) = away(FailureMode::Closed);
     let refused = leases.acquire(&tenant("acme"), "1").await.unwrap_err();
     assert_eq!(refused.reason(), Reason::Unavailable);
@@ -43,7 +43,7 @@ async fn closed_refuses() {
 }
 
 #[tokio::test]
-async fn a_local_share_is_counted_here() {
+async fn a_local_share_counts_in_this_process() {
     let (leases, store) = away(FailureMode::LocalShare { replicas: 2 });
     let acme = tenant("acme");
     let mut held = Vec::new();
@@ -77,7 +77,7 @@ async fn a_local_share_is_counted_here() {
 
 /// A retry that comes while the store is away takes its work over here, and a release ends both.
 #[tokio::test]
-async fn work_that_is_in_the_store_and_in_a_share_is_released_from_both() {
+async fn a_release_ends_the_copies_in_the_store_and_in_the_share() {
     let (leases, store) = away(FailureMode::LocalShare { replicas: 2 });
     let acme = tenant("acme");
     store.come_back();
@@ -91,7 +91,7 @@ async fn work_that_is_in_the_store_and_in_a_share_is_released_from_both() {
 }
 
 #[tokio::test]
-async fn a_release_that_the_store_is_not_told_of_is_not_said_to_be_one() {
+async fn a_release_without_the_store_returns_unavailable() {
     let (leases, store) = away(FailureMode::LocalShare { replicas: 1 });
     let acme = tenant("acme");
     store.come_back();
@@ -106,7 +106,7 @@ async fn a_release_that_the_store_is_not_told_of_is_not_said_to_be_one() {
 
 /// What is in a share is live while the store is away, and what the store says holds after that.
 #[tokio::test]
-async fn what_the_store_does_not_know_is_gone_when_it_is_back() {
+async fn a_lease_that_the_returned_store_does_not_know_is_gone() {
     let (leases, store) = away(FailureMode::LocalShare { replicas: 1 });
     let elsewhere = Leases::new().store(store.clone());
     let acme = tenant("acme");
@@ -133,7 +133,7 @@ async fn what_the_store_does_not_know_is_gone_when_it_is_back() {
 }
 
 #[tokio::test]
-async fn what_the_store_has_taken_is_not_in_the_share_any_more() {
+async fn a_lease_that_the_store_grants_leaves_the_share() {
     let (leases, store) = away(FailureMode::LocalShare { replicas: 1 });
     let leases = leases.per_tenant(1);
     let acme = tenant("acme");
@@ -147,7 +147,7 @@ async fn what_the_store_has_taken_is_not_in_the_share_any_more() {
 }
 
 #[tokio::test]
-async fn what_this_process_holds_counts_against_its_share() {
+async fn leases_held_in_the_store_count_against_the_share() {
     let (leases, store) = away(FailureMode::LocalShare { replicas: 2 });
     let acme = tenant("acme");
     store.come_back();
@@ -180,7 +180,7 @@ async fn what_this_process_holds_counts_against_its_share() {
 
 /// Limits that are made from one, by another name or over another store.
 #[tokio::test(start_paused = true)]
-async fn limits_of_other_names_and_stores_share_nothing() {
+async fn leases_of_other_names_and_stores_share_no_counts() {
     let (base, store) = away(FailureMode::LocalShare { replicas: 1 });
     let base = base.per_tenant(1);
     let (jobs, streams) = (base.clone().name("jobs"), base.clone().name("streams"));

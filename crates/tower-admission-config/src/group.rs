@@ -289,7 +289,7 @@ impl Stack {
         self.rate.limiter().expect_nested_services();
         limiter.expect_nested_services();
         limiter.set_reclaim_after(change.reclaim_after);
-        limiter.set_switched_off(!change.is_on);
+        limiter.set_suspended(!change.is_on);
         if change.resumes.1 {
             limiter.set_limit(change.concurrency);
             for (place, limit) in change.concurrency_per_key.into_iter().enumerate() {

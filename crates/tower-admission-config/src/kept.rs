@@ -77,11 +77,11 @@ impl Kept {
             self.replaced.push(rate.limiter);
         }
         for limiter in &running {
-            limiter.set_switched_off(false);
+            limiter.set_suspended(false);
         }
         let kept_too = kept.iter().map(|rate| &rate.limiter);
         for limiter in self.replaced.iter().chain(kept_too) {
-            limiter.set_switched_off(true);
+            limiter.set_suspended(true);
         }
         self.replaced.clear();
         self.rates = kept;

@@ -81,11 +81,11 @@ impl ConfiguredLeases {
             configured.leases.set_per_tenant(capacity(table.per_tenant));
             configured.leases.set_total(capacity(table.total));
             configured.leases.set_ttl(table.ttl());
-            configured.leases.set_switched_off(!is_on);
+            configured.leases.set_suspended(!is_on);
         }
         for (name, configured) in &self.0 {
             if !config.leases.contains_key(name) {
-                configured.leases.set_switched_off(true);
+                configured.leases.set_suspended(true);
                 configured.leases.set_per_tenant(Capacity::Unlimited);
                 configured.leases.set_total(Capacity::Unlimited);
             }

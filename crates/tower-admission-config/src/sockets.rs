@@ -110,7 +110,7 @@ mod running {
                 match config.is_enabled(table.enabled) {
                     true => {
                         set(name, &configured.limits, table);
-                        configured.limits.set_switched_off(false);
+                        configured.limits.set_suspended(false);
                     }
                     false => switch_off(name, &configured.limits),
                 }
@@ -125,7 +125,7 @@ mod running {
 
     /// Has connections and messages only be counted, also those of keys with an override.
     fn switch_off(name: &str, sockets: &SocketLimits) {
-        sockets.set_switched_off(true);
+        sockets.set_suspended(true);
         set(name, sockets, &SocketTable::default());
     }
 

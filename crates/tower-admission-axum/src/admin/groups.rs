@@ -157,7 +157,7 @@ impl RequestGroup {
         let Some(guard) = &self.guard else {
             return Vec::new();
         };
-        let mut explained = guard.explained(*address).await;
+        let mut explained = guard.explain_key(*address).await;
         for limit in &mut explained {
             limit.name = GUARD.into();
             limit.sort = GUARD;

@@ -55,10 +55,10 @@ impl SocketLimits {
 
     /// Ignores overrides and tiers, because the limits are switched off. A ban still rejects connections. Default: they
     /// apply.
-    pub fn set_switched_off(&self, switched_off: bool) {
-        self.limiter().set_switched_off_except_bans(switched_off);
+    pub fn set_suspended(&self, is_suspended: bool) {
+        self.limiter().suspend_except_bans(is_suspended);
         if let Some(per_key) = &self.0.messages.per_key {
-            per_key.set_switched_off(switched_off);
+            per_key.set_suspended(is_suspended);
         }
     }
 

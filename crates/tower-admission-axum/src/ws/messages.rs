@@ -30,7 +30,7 @@ impl MessageLimits {
     fn per_key_now(&self) -> Option<&RateLimiter> {
         self.per_key
             .as_ref()
-            .filter(|limiter| !limiter.is_switched_off())
+            .filter(|limiter| !limiter.is_suspended())
     }
 }
 
@@ -97,7 +97,7 @@ impl Messages {
     fn poll_charge(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Arc<str>>, Rejection>> {
         let watched = !self.observers.is_empty();
         let binding = |limiter: &RateLimiter, decision: &Decision| {
-            watched.then(|| Arc::from(limiter.binding(decision)))
+            watched.then(|| Arc::from(limiter.binding_quota(decision)))
         };
         let per_key = self.limits.per_key_now();
         if self.asked.is_none() {

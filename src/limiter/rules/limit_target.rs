@@ -1,8 +1,8 @@
-//! What the rules of a limiter report to its limits, and do when these change.
+//! Reports a rate limiter to its limits, and applies their changes.
 
 use std::sync::Arc;
 
-use super::{Rules, with_override};
+use super::{RateRules, with_override};
 use crate::decision::{Decision, Usage};
 use crate::key::Key;
 use crate::limit::Limit;
@@ -13,9 +13,9 @@ use crate::store::overrides::{LimiterDescription, RateDescription};
 use crate::store::{Charge, StoreStatus};
 use crate::sync::{Ordering, lock};
 
-impl Rules {
-    pub(in crate::limiter) fn rests(&self) -> bool {
-        self.rests.load(Ordering::Relaxed)
+impl RateRules {
+    pub(in crate::limiter) fn is_suspended(&self) -> bool {
+        self.suspended.load(Ordering::Relaxed)
     }
 
     /// The tier that is stored for a key, if the first policy has it.
@@ -25,7 +25,8 @@ impl Rules {
         stored.filter(|tier| self.in_tier(0, tier, |_| ()).is_some())
     }
 
-    /// Whether a charge in a tier is limited at all: whether a decision about it has numbers.
+    /// Whether a charge in a tier has any quota that is on, so that a decision about it has
+    /// numbers.
     fn is_limited(&self, policy: usize, tier: Option<&str>, charge: &Charge) -> bool {
         let policies = self.policies_in(tier);
         let mut quotas = policies[policy].quotas().iter().enumerate();
@@ -35,8 +36,11 @@ impl Rules {
         })
     }
 
-    /// How far a key has used it up, and whether the store answered about all of it.
-    pub(in crate::limiter) fn asked(&self, key: Key) -> BoxFuture<(Vec<LimitUsage>, bool)> {
+    /// A key's usage, and whether the store answered about all of it.
+    pub(in crate::limiter) fn usage_and_completeness(
+        &self,
+        key: Key,
+    ) -> BoxFuture<(Vec<LimitUsage>, bool)> {
         let stored = self.stored_tier(&key);
         let policies = self.policies();
         let charges = self.all_charges(&key).into_iter();
@@ -51,7 +55,7 @@ impl Rules {
             let (mut usages, mut is_complete) = (Vec::new(), true);
             for (policy, tier, charge, is_limited, asked) in asked {
                 let decision = asked.await;
-                // A store that fails leaves the answer to this process's share.
+                // If the store fails, this process's share has answered.
                 let counted_in = CountedIn::of(matches!(buckets.status(), Some(StoreStatus::Ok)));
                 is_complete &= !is_limited || !decision.usages().is_empty();
                 let is_used = || decision.usages().iter().any(|usage| used(usage) > 0);
@@ -70,8 +74,8 @@ impl Rules {
         })
     }
 
-    /// All buckets that a key may be charged to, by its override or the defaults, with the tiers and policies that
-    /// they are of.
+    /// All buckets that a key may be charged to, by its override or the defaults, with their
+    /// policies and tiers.
     fn all_charges(&self, key: &Key) -> Vec<(usize, Option<Arc<str>>, Charge)> {
         let mut all = Vec::new();
         let charge = |charge: Charge, shape: &PolicyShape| {
@@ -95,7 +99,7 @@ impl Rules {
     }
 }
 
-impl LimitTarget for Rules {
+impl LimitTarget for RateRules {
     fn changed(&self, key: &Key) {
         for (_, _, charge) in self.all_charges(key) {
             self.buckets.settle(&[charge]);
@@ -116,18 +120,18 @@ impl LimitTarget for Rules {
     }
 
     fn usage(&self, key: Key) -> BoxFuture<Vec<LimitUsage>> {
-        if self.rests() {
+        if self.is_suspended() {
             return Box::pin(std::future::ready(Vec::new()));
         }
-        let asked = self.asked(key);
+        let asked = self.usage_and_completeness(key);
         Box::pin(async move { asked.await.0 })
     }
 
     fn explain(&self, key: Key, tier: Option<Arc<str>>) -> BoxFuture<Vec<LimitExplanation>> {
-        if self.rests() {
+        if self.is_suspended() {
             return Box::pin(std::future::ready(Vec::new()));
         }
-        self.explained(key, tier.as_deref())
+        self.explain_key(key, tier.as_deref())
     }
 
     fn total(&self) -> BoxFuture<Option<LimitUsage>> {
@@ -135,11 +139,11 @@ impl LimitTarget for Rules {
     }
 
     fn store_status(&self) -> Option<StoreStatus> {
-        self.buckets.status().filter(|_| !self.rests())
+        self.buckets.status().filter(|_| !self.is_suspended())
     }
 
     fn names(&self) -> Vec<Arc<str>> {
-        if self.rests() {
+        if self.is_suspended() {
             return Vec::new();
         }
         let policies = self.policies();
@@ -153,7 +157,7 @@ impl LimitTarget for Rules {
     }
 
     fn description(&self) -> Option<LimiterDescription> {
-        let place = self.buckets.place().filter(|_| !self.rests())?;
+        let place = self.buckets.place().filter(|_| !self.is_suspended())?;
         let policies = self.policies();
         let tiers = self.tiers.load();
         let tiers = tiers.iter().flat_map(|tier| {
@@ -175,7 +179,7 @@ fn used(usage: &Usage) -> u64 {
     usage.limit().saturating_sub(usage.remaining()).into()
 }
 
-/// How far the quotas of a policy are used up.
+/// The usage of a policy's quotas.
 fn report(
     policy: &Policy,
     tier: Option<Arc<str>>,

@@ -1,4 +1,4 @@
-//! What one process grants while the store is away.
+//! Leases that one process grants while the store is unavailable.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -10,31 +10,31 @@ use crate::store::{
 };
 use crate::sync::{Mutex, lock};
 
-/// A replica's part of the limits.
+/// A replica's share of the limits.
 ///
-/// What this process holds in the store counts as well, so that nothing is granted twice. What it
-/// has detached does not: where that ends is not known here.
+/// Leases that this process holds in the store also count against the share, so that no slot is
+/// granted twice. Detached leases do not count, because this process does not learn when they end.
 #[derive(Clone)]
-pub(super) struct Share {
-    /// What was granted while the store was away.
+pub(super) struct LeaseShare {
+    /// Leases granted while the store was unavailable.
     pub(super) slots: Arc<dyn LeaseSlots>,
-    held: Arc<Mutex<Held>>,
+    held: Arc<Mutex<HeldCounts>>,
 }
 
-/// What guards of this process hold in the store.
+/// Leases that guards of this process hold in the store.
 #[derive(Default)]
-struct Held {
+struct HeldCounts {
     total: u64,
     by_tenant: HashMap<Key, u64>,
 }
 
-/// One of them, until this is dropped.
-pub(super) struct AlsoHeld {
-    held: Arc<Mutex<Held>>,
+/// Counts one lease until it is dropped.
+pub(super) struct HeldCountGuard {
+    held: Arc<Mutex<HeldCounts>>,
     tenant: Key,
 }
 
-impl Default for Share {
+impl Default for LeaseShare {
     fn default() -> Self {
         Self {
             slots: MemoryStore::new().open_leases(""),
@@ -43,10 +43,11 @@ impl Default for Share {
     }
 }
 
-impl Share {
-    /// How many slots guards of this process hold in the store, and were granted while it was away: in all, or of a tenant.
+impl LeaseShare {
+    /// The number of slots that this process holds, in the store or in the share: in total, or of a
+    /// tenant.
     pub(super) fn held(&self, tenant: Option<&Key>) -> u64 {
-        // In this process's memory, and so known at once.
+        // The share is in memory and answers immediately.
         let granted = self.slots.usage(tenant).now().flatten();
         let granted = granted.map_or(0, |usage| match tenant {
             Some(_) => usage.key.unwrap_or(0),
@@ -60,20 +61,21 @@ impl Share {
             }
     }
 
-    /// Notes what the store has granted. A copy of it that was granted here before has an end.
-    pub(super) fn also_held(&self, name: &LeaseName) -> AlsoHeld {
-        // In this process's memory, and so done at once.
+    /// Counts a lease that the store has granted. Releases a copy of it that the share granted
+    /// before.
+    pub(super) fn count_held(&self, name: &LeaseName) -> HeldCountGuard {
+        // The share is in memory, so the release is complete.
         drop(self.slots.release(name, None));
         let mut held = lock(&self.held);
         held.total += 1;
         *held.by_tenant.entry(name.tenant).or_default() += 1;
-        AlsoHeld {
+        HeldCountGuard {
             held: self.held.clone(),
             tenant: name.tenant,
         }
     }
 
-    /// Takes a slot of one of so many replicas. Also returns its limits.
+    /// Acquires a slot of one replica's share. Also returns the limits of the share.
     pub(super) async fn acquire(
         &self,
         lease: &NamedLease,
@@ -82,17 +84,19 @@ impl Share {
     ) -> (NamedAcquireOutcome, NamedLimits) {
         let share = |limit: u64| (limit / u64::from(replicas.max(1))).max(1);
         let limits = NamedLimits::new(limits.total.map(share), limits.per_tenant.map(share));
-        let (total, of_tenant) = {
+        let (total, by_tenant_count) = {
             let held = lock(&self.held);
-            let of_tenant = held.by_tenant.get(&lease.name.tenant);
-            (held.total, of_tenant.copied().unwrap_or(0))
+            let by_tenant_count = held.by_tenant.get(&lease.name.tenant);
+            (held.total, by_tenant_count.copied().unwrap_or(0))
         };
         let left = NamedLimits::new(
             limits.total.map(|limit| limit.saturating_sub(total)),
-            (limits.per_tenant).map(|limit| limit.saturating_sub(of_tenant)),
+            (limits.per_tenant).map(|limit| limit.saturating_sub(by_tenant_count)),
         );
         let taken = match self.slots.acquire_named(lease, left).await {
-            NamedAcquireOutcome::KeyFull(used) => NamedAcquireOutcome::KeyFull(used + of_tenant),
+            NamedAcquireOutcome::KeyFull(used) => {
+                NamedAcquireOutcome::KeyFull(used + by_tenant_count)
+            }
             NamedAcquireOutcome::Full(used) => NamedAcquireOutcome::Full(used + total),
             taken => taken,
         };
@@ -100,14 +104,14 @@ impl Share {
     }
 }
 
-impl Drop for AlsoHeld {
+impl Drop for HeldCountGuard {
     fn drop(&mut self) {
         let mut held = lock(&self.held);
         held.total -= 1;
-        if let Entry::Occupied(mut of_tenant) = held.by_tenant.entry(self.tenant) {
-            *of_tenant.get_mut() -= 1;
-            if *of_tenant.get() == 0 {
-                of_tenant.remove();
+        if let Entry::Occupied(mut by_tenant_count) = held.by_tenant.entry(self.tenant) {
+            *by_tenant_count.get_mut() -= 1;
+            if *by_tenant_count.get() == 0 {
+                by_tenant_count.remove();
             }
         }
     }
