@@ -266,12 +266,12 @@ pub fn is_credential_kind(kind: &str) -> bool {
     kinds.any(|known| known.eq_ignore_ascii_case(kind.trim()))
 }
 
-/// Checks that a text is the name of a key, without making a fingerprint. The secret of the process
-/// can then still be installed later.
+/// Checks that a text is a valid name, without making a fingerprint. The secret of the process can then still be
+/// installed later.
 ///
 /// # Errors
 ///
-/// The text is not the name of a key.
+/// The text is no valid name.
 pub fn check_key_name(text: &str) -> Result<(), KeyNameError> {
     match ParsedName::read(text)? {
         ParsedName::Key(_) => Ok(()),
@@ -285,7 +285,7 @@ pub fn check_key_name(text: &str) -> Result<(), KeyNameError> {
 ///
 /// # Errors
 ///
-/// The kind is invalid, is that of a credential under another name, or there are too many kinds already.
+/// The kind is invalid, is the kind of a credential in another spelling, or too many kinds are interned.
 pub fn intern_kind(kind: &str) -> Result<&'static str, KeyNameError> {
     let decoded = percent::decode(kind).map_err(|_| KeyNameError::Kind)?;
     if is_credential_kind(&decoded) && !CREDENTIALS.contains(&&*decoded) {

@@ -13,7 +13,7 @@ use tower_admission::RateLimiter;
 use tower_admission::extract::RequestHead;
 #[cfg(feature = "metrics")]
 use tower_admission::observe::MetricsObserver;
-use tower_admission::provider::{Gate, LimitsControl};
+use tower_admission::provider::{Gate, LimitsInternals};
 #[cfg(feature = "redis")]
 use tower_admission::store::RedisStore;
 

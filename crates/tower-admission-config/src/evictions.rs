@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tower_admission::RateLimiter;
 use tower_admission::observe::MetricsObserver;
-use tower_admission::provider::RateLimiterControl;
+use tower_admission::provider::RateLimiterInternals;
 use tower_admission::store::RateStats;
 
 /// The evictions of each group, by its name. A reload may replace the limiter of a group by one that has evicted

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tower_admission::concurrency::ConcurrencyLimitLayer;
 use tower_admission::extract::{RequestHead, Shared};
 use tower_admission::provider::{
-    ConcurrencyLayerControl, ConcurrencyLimiterControl, LimitsControl, RateLayerControl,
-    RateLimiterControl,
+    ConcurrencyLayerInternals, ConcurrencyLimiterInternals, LimitsInternals, RateLayerInternals,
+    RateLimiterInternals,
 };
 use tower_admission::rate::RateLimitLayer;
 use tower_admission::store::MemoryStore;

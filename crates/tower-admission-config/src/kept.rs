@@ -1,6 +1,6 @@
 //! Limiters of rates that were changed or switched off, for when they are what is wanted again.
 
-use tower_admission::provider::RateLimiterControl;
+use tower_admission::provider::RateLimiterInternals;
 use tower_admission::{Policy, RateLimiter};
 
 use super::admission::Groups;

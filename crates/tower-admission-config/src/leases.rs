@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Deserialize;
-use tower_admission::provider::LeasesControl;
+use tower_admission::provider::LeasesInternals;
 use tower_admission::{Capacity, Leases, Limits};
 
 use super::admission::Admission;

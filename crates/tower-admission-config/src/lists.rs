@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use http::{HeaderName, HeaderValue};
 use serde::Deserialize;
 use tower_admission::extract::{ApiKey, BearerToken, KeyExtractor, RequestHead, TrustedHeader};
-use tower_admission::provider::{AllowHeader, Gate, LimitsControl, check_key_name};
+use tower_admission::provider::{AllowHeader, Gate, LimitsInternals, check_key_name};
 use tower_admission::{KeyName, KeyNameError, Limit, Limits, Override, Rejection};
 
 use super::builder::Says;

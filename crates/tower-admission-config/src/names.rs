@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tower_admission::Limits;
-use tower_admission::provider::{KnownNames, LimitsControl};
+use tower_admission::provider::{KnownNames, LimitsInternals};
 
 use super::model::Config;
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt::Write;
 
 use toml::{Table, Value};
-use tower_admission::provider::{LimitsControl, check_key_name};
+use tower_admission::provider::{LimitsInternals, check_key_name};
 use tower_admission::{KeyName, KeyNameError, Limits, Override};
 
 use super::document::Document;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tower_admission::provider::{NAME_RULES, PolicyControl, is_addressable};
+use tower_admission::provider::{NAME_RULES, PolicyInternals, is_addressable};
 use tower_admission::{Limit, NamedQuota, Policy, Quota};
 
 use super::error::ConfigError;

@@ -50,8 +50,8 @@ impl ConcurrencyLimiter {
             .store(is_suspended, Ordering::Relaxed);
     }
 
-    /// Like [`set_suspended`](Self::set_suspended), for limits without an
-    /// [`AdmissionLayer`](crate::config::AdmissionLayer) in front: bans still apply.
+    /// Like [`set_suspended`](Self::set_suspended), for limits without allow
+    /// and deny lists in front: bans still apply.
     pub(crate) fn suspend_except_bans(&self, is_suspended: bool) {
         self.0.counter.keeps_bans.store(true, Ordering::Relaxed);
         self.set_suspended(is_suspended);

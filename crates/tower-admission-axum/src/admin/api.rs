@@ -11,9 +11,7 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::Deserialize;
 use tower_admission::extract::IpNet;
-use tower_admission::provider::{
-    KeyInternals, LimitsControl, LimitsInternals, SourcedOverride, since_epoch,
-};
+use tower_admission::provider::{KeyInternals, LimitsInternals, SourcedOverride, since_epoch};
 use tower_admission::{KeyName, Limit, LimitError, Limits, Override, RequestHead};
 
 use super::answer::{

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use axum::extract::ws::Message;
-use tower_admission::provider::{ConcurrencyLimiterControl, RateLimiterControl, SECRET_MISSING};
+use tower_admission::provider::{
+    ConcurrencyLimiterInternals, RateLimiterInternals, SECRET_MISSING,
+};
 use tower_admission::store::RateStore;
 use tower_admission::{Limits, MemoryStore, Policy, RateLimiter, Rejection, SetPolicyError};
 

@@ -8,9 +8,7 @@ use std::task::{Context, Poll, ready};
 use axum::extract::ws::Message;
 use tokio::time::Instant;
 use tower_admission::observe::Subject;
-use tower_admission::provider::{
-    Observers, RateLimiterControl, RateLimiterInternals, problem_json,
-};
+use tower_admission::provider::{Observers, RateLimiterInternals, problem_json};
 use tower_admission::store::ReplyFuture;
 use tower_admission::{Decision, Key, RateLimiter, Rejection};
 
