@@ -106,6 +106,6 @@ impl Row {
             Target::Any => return String::from("-"),
         };
         let verdict = if reached { "ok" } else { "MISS" };
-        format!("{words} {bar:7.3} {verdict}")
+        format!("{words} {target:7.3} {verdict}")
     }
 }

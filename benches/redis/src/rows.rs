@@ -165,6 +165,6 @@ impl Target {
             Any => return "-".into(),
         };
         let verdict = if reached { "ok" } else { "MISS" };
-        format!("{words} {bar:7.3} {verdict}")
+        format!("{words} {target:7.3} {verdict}")
     }
 }
