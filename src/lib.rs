@@ -150,6 +150,7 @@ pub use key::{Key, KeyName, KeyNameError, Secret, SecretInstalled};
 pub use limit::{Limit, LimitError};
 pub use limiter::{
     ConcurrencyLimiter, HeartbeatLease, Lease, Leases, Permit, RateLimiter, SetPolicyError,
+    SharedLimiters,
 };
 pub use limits::{
     CountedIn, LimitChange, LimitEdit, LimitExplanation, LimitSource, LimitUsage, LimitVerdict,
