@@ -121,8 +121,6 @@ pub mod rate;
 
 pub mod provider;
 
-#[cfg(feature = "config")]
-pub mod config;
 #[cfg(feature = "axum")]
 mod endpoint;
 
