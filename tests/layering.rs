@@ -28,8 +28,6 @@ const LEVELS: &[&[&str]] = &[
     &["access"],
     &["concurrency", "rate"],
     &["provider"],
-    &["endpoint"],
-    &["admin", "sessions", "ws"],
     &["guide"],
 ];
 
