@@ -85,22 +85,25 @@ impl Admin {
                 return Err(ConfigError::at(at(""), problem));
             }
             if name == DEFAULT_NAME && self.token.is_some() {
-                let problem = "`admin.token` is the token of `admin` already: remove one of them";
+                let problem = "`admin.token` already is the token of `admin`: remove one of them";
                 return Err(ConfigError::at(at(""), problem));
             }
             let Some(role) = named.role else {
-                let problem = "give the operator a role: `read` or `write`";
+                let problem = "set a role: `read` or `write`";
                 return Err(ConfigError::at(at(".role"), problem));
             };
             let field = at(".token");
             let Some(token) = &named.token else {
-                return Err(ConfigError::at(field, "the operator has no token"));
+                return Err(ConfigError::at(
+                    field,
+                    "the token of the operator is missing",
+                ));
             };
             let checked = CheckedToken::new(name, &field, token, role)?;
             // A change would be recorded as made by the wrong operator.
             if let Some(other) = all.iter().find(|other| other.token == checked.token) {
                 let other = other.name;
-                let problem = format!("`{other}` has this token already: give each its own");
+                let problem = format!("`{other}` already has this token: use another one");
                 return Err(ConfigError::at(field, problem));
             }
             all.push(checked);

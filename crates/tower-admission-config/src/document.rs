@@ -18,7 +18,7 @@ impl<'a> Document<'a> {
     pub(super) fn parse(text: &'a str) -> Result<Self, ConfigError> {
         let table = DeTable::parse(text).map_err(|error| {
             // The message alone: the line that it is about may have a secret in it.
-            let wrong = ConfigError::new(format!("this is no TOML: {}", error.message()));
+            let wrong = ConfigError::new(format!("invalid TOML: {}", error.message()));
             wrong.at_position(error.span().map(|span| place(text, span.start)))
         })?;
         Ok(Self { text, table })

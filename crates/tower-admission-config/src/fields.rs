@@ -100,15 +100,15 @@ impl ConfigFields {
         for (group, fields) in &old {
             if !new.contains_key(group) {
                 let fields = listed(fields);
-                tracing::warn!(group, fields, "this group is gone, with its limits");
+                tracing::warn!(group, fields, "a group was removed, with its limits");
             }
         }
         for (group, fields) in &new {
             match old.get(group) {
-                None => tracing::info!(group, fields = listed(fields), "this group is new"),
+                None => tracing::info!(group, fields = listed(fields), "a group was added"),
                 Some(before) if before != fields => {
                     let changes = changes(before, fields);
-                    tracing::info!(group, changes, "this group changes");
+                    tracing::info!(group, changes, "a group changed");
                 }
                 Some(_) => {}
             }
@@ -116,7 +116,7 @@ impl ConfigFields {
         let (old, new) = (before.others(), self.others());
         let changes = changes(&old, &new);
         if !changes.is_empty() {
-            tracing::info!(changes, "settings change");
+            tracing::info!(changes, "settings changed");
         }
     }
 
@@ -128,7 +128,7 @@ impl ConfigFields {
                 tracing::warn!(
                     field,
                     variable,
-                    "this field of the file changes without effect: a variable sets it"
+                    "a changed field of the file has no effect: a variable sets it"
                 );
             }
         }

@@ -20,7 +20,7 @@ const POLLS_PER_RETRY: u64 = 10;
 
 /// A file is followed until this is dropped.
 #[derive(Debug)]
-#[must_use = "a file is followed until this is dropped"]
+#[must_use = "dropping this handle stops following the file"]
 pub struct FollowHandle(Option<JoinHandle<()>>);
 
 impl FollowHandle {
@@ -127,7 +127,7 @@ impl Admission {
 
 /// A reload that panicked, as an observer can. A part of it may be in force, so it is tried again.
 fn panicked(file: &Path) -> ConfigError {
-    let problem = "the reload panicked, and a part of it may be in force; it is tried again";
+    let problem = "the reload panicked and may be applied in part; it is tried again";
     ConfigError::new(problem).in_file(Some(file)).transient()
 }
 

@@ -124,8 +124,7 @@ impl RunningGroup {
             return at("cost", &problem);
         }
         if !settings.tiers.is_empty() && hooks.tier_by.is_none() {
-            let problem = "this program does not say which tier a request is of \
-                           (AdmissionBuilder::tier_by): take them out";
+            let problem = "this program selects no tiers (AdmissionBuilder::tier_by): remove them";
             return at("tiers", problem);
         }
         Ok(())

@@ -31,7 +31,7 @@ impl<'a> KeyChecks<'a> {
             .find(|header| kind.eq_ignore_ascii_case(header));
         if let Some(header) = header.filter(|header| **header != kind) {
             return Err(format!(
-                "keys of `header {kind}` are named in lowercase: write `{header}:..`"
+                "keys of `header {kind}` have lowercase names: write `{header}:..`"
             ));
         }
         // An address can be written in several ways, and a name may have spaces in front.
@@ -41,7 +41,7 @@ impl<'a> KeyChecks<'a> {
             _ => None,
         };
         if !self.seen.insert(name.unwrap_or_else(|| key.to_owned())) {
-            return Err("this key is there twice".to_owned());
+            return Err("this key occurs twice".to_owned());
         }
         Ok(())
     }

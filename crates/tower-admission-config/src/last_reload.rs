@@ -68,7 +68,7 @@ impl ReloadStatus {
         });
         match rejected {
             Some(error) => {
-                tracing::error!(%error, "the new configuration is rejected; limits stay as they are")
+                tracing::error!(%error, "the new configuration is rejected; the running limits stay")
             }
             None => tracing::info!("the new configuration is applied"),
         }
@@ -81,7 +81,7 @@ impl ReloadStatus {
             state.at = now;
             state.rejected = Some(error.clone());
         });
-        tracing::error!(%error, "the new configuration is not applied as a whole");
+        tracing::error!(%error, "the new configuration is applied only in part");
     }
 
     /// Notes and logs that a file cannot be read.
@@ -91,7 +91,7 @@ impl ReloadStatus {
             state.at = now;
             state.unreadable.insert(file.to_owned(), error.clone());
         });
-        tracing::error!(%error, "the configuration cannot be read; limits stay as they are");
+        tracing::error!(%error, "the configuration cannot be read; the running limits stay");
     }
 
     /// Notes that a file was read.
@@ -132,7 +132,7 @@ impl ReloadStatus {
         describe_gauge!(
             SUCCEEDED_AT,
             Unit::Seconds,
-            "When the configuration that is running was applied, since the Unix epoch."
+            "When the running configuration was applied, since the Unix epoch."
         );
         describe_gauge!(
             ENABLED,

@@ -37,7 +37,7 @@ impl LeaseTable {
 
     pub(super) fn check(&self, name: &str) -> Result<(), ConfigError> {
         if self.ttl() > Leases::MAX_TTL {
-            let problem = "a lease lives for 365 days at most";
+            let problem = "a lease lives at most 365 days";
             return Err(ConfigError::at(format!("leases.{name}.ttl"), problem));
         }
         Ok(())
@@ -100,7 +100,8 @@ impl ConfiguredLeases {
 }
 
 /// What a change of a failure mode needs.
-pub(super) const CANNOT_CHANGE: &str = "this cannot be changed while the service runs: restart it";
+pub(super) const CANNOT_CHANGE: &str =
+    "this cannot change while the service runs: restart the service";
 
 fn open(
     name: &str,
@@ -141,6 +142,11 @@ impl Admission {
     pub fn leases(&self, name: &str) -> Result<Leases, ConfigError> {
         let configured = lock(&self.0.leases);
         let found = configured.0.get(name).map(|found| found.leases.clone());
-        found.ok_or_else(|| ConfigError::at(format!("leases.{name}"), "there is no such table"))
+        found.ok_or_else(|| {
+            ConfigError::at(
+                format!("leases.{name}"),
+                "the configuration has no such table",
+            )
+        })
     }
 }

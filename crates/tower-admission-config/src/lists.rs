@@ -63,9 +63,7 @@ impl Lists {
             for entry in list {
                 let key = entry.key.trim();
                 let checked = match key {
-                    "shared" | "unknown" => {
-                        Err("requests are looked up by their own keys and addresses".to_owned())
-                    }
+                    "shared" | "unknown" => Err("no request is looked up by this key".to_owned()),
                     _ => entries.check(key),
                 };
                 let problem = |problem| format!("{}: {problem}", entry.shown());
@@ -74,8 +72,8 @@ impl Lists {
         }
         let clients = &config.clients;
         if self.allow_header.is_some() && !clients.trusts_proxies() {
-            let problem = "a client can make this header up: list the proxies that write it in \
-                           `clients.trusted_proxies`, or set `clients.trust_unix_socket`";
+            let problem = "a client can forge this header: list the proxies that write it in `clients.trusted_proxies`, \
+                    or set `clients.trust_unix_socket`";
             return Err(ConfigError::at("lists.allow_header", problem));
         }
         for entry in &self.allow {
@@ -158,7 +156,7 @@ fn listed(
         let name = name.map_err(|error| ConfigError::at(field, entry.no_name(error)))?;
         // As a credential and as its fingerprint.
         if !keys.insert(name.key()) {
-            let problem = format!("{}: this key is there twice", entry.shown());
+            let problem = format!("{}: this key occurs twice", entry.shown());
             return Err(ConfigError::at(field, problem));
         }
         let listed = Override::new(limit.clone());
@@ -238,7 +236,7 @@ impl Entry {
             Some(("ip", _)) => format!("{text:?}"),
             Some((kind, _)) => format!("a key of the kind {}", shown(kind)),
             None if ["shared", "unknown"].contains(&text) => format!("{text:?}"),
-            None => "what is written here".to_owned(),
+            None => "this value".to_owned(),
         }
     }
 }
@@ -274,7 +272,7 @@ impl FromText for ExemptHeader {
         });
         // What was written is not told: the value may be a secret.
         parts.ok_or_else(|| {
-            "a header and its value belong here, such as \"X-Internal: probe\"".to_owned()
+            "expected a header and its value, such as \"X-Internal: probe\"".to_owned()
         })
     }
 }

@@ -221,7 +221,7 @@ impl<T: Keywords> FromText for T {
                 .iter()
                 .map(|(word, _)| format!("`{word}`"))
                 .collect();
-            format!("{} is none of {}", shown(text), words.join(", "))
+            format!("{} is not one of {}", shown(text), words.join(", "))
         })
     }
 }
@@ -263,7 +263,7 @@ impl FromText for ForwardedHeader {
             _ => {
                 let text = shown(text);
                 return Err(format!(
-                    "{text} is none of `x-forwarded-for`, `forwarded`, `single X-Real-IP`"
+                    "{text} is not one of `x-forwarded-for`, `forwarded`, `single X-Real-IP`"
                 ));
             }
         }))

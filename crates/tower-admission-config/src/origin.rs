@@ -70,10 +70,10 @@ impl Origin {
         let document = Document::parse(&self.text.0).ok();
         let problem = if unknown {
             with_suggestion(problem)
-        } else if variable.is_some() && problem.starts_with("a table belongs here") {
+        } else if variable.is_some() && problem.starts_with("expected a table") {
             // `ADMISSION_GROUPS__API_RATE`
             format!(
-                "{problem}: two underscores stand for each dot, as in `ADMISSION_GROUPS__API__RATE`"
+                "{problem}: write two underscores for each dot, as in `ADMISSION_GROUPS__API__RATE`"
             )
         } else {
             let value = match variable {
@@ -111,7 +111,7 @@ fn with_input(problem: &str, field: &str, value: Option<String>) -> String {
         .any(|table| field.starts_with(table));
     let value = value.filter(|value| is_shown && is_short(value));
     match value {
-        Some(value) if problem.ends_with("here") => format!("{problem}, not {value}"),
+        Some(value) if problem.starts_with("expected") => format!("{problem}, not {value}"),
         _ => problem.to_owned(),
     }
 }
@@ -125,7 +125,7 @@ fn with_suggestion(problem: &str) -> String {
     let mut names = problem.split('`').skip(1).step_by(2);
     let unknown = names.next().unwrap_or_default();
     match nearest(unknown, names) {
-        Some(meant) => format!("{problem}; is `{meant}` meant?"),
+        Some(meant) => format!("{problem}; did you mean `{meant}`?"),
         None => problem.to_owned(),
     }
 }

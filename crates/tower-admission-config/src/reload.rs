@@ -63,7 +63,7 @@ impl Admission {
             config.deny_warnings()?;
         }
         if !running.store.is(&config.store) {
-            let problem = "the store cannot be changed while the service runs: restart it";
+            let problem = "the store cannot change while the service runs: restart the service";
             return Err(ConfigError::at("store", problem));
         }
         self.0.check_tables(config)?;

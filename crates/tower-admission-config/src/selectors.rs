@@ -10,7 +10,7 @@ impl FromText for Method {
     fn read(text: &str) -> Result<Self, String> {
         let upper = text.to_ascii_uppercase();
         Self::from_bytes(upper.as_bytes())
-            .map_err(|_| format!("{} is no method, such as \"POST\"", shown(text)))
+            .map_err(|_| format!("{} is not a method, such as \"POST\"", shown(text)))
     }
 }
 
@@ -42,7 +42,7 @@ impl FromText for HostPattern {
         }
         if !is_host || host.len() > MAX_HOST {
             return Err(format!(
-                "{} is no host, such as \"api.example.com\" or \"*.example.com\", without a port",
+                "{} is not a host, such as \"api.example.com\" or \"*.example.com\", without a port",
                 shown(text)
             ));
         }
@@ -127,7 +127,7 @@ impl FromText for GrpcPattern {
         };
         pattern.ok_or_else(|| {
             format!(
-                "{} is none of \"package.Service/Method\", \"package.Service/*\", \"package.*\"",
+                "{} is not one of \"package.Service/Method\", \"package.Service/*\", \"package.*\"",
                 shown(text)
             )
         })

@@ -84,8 +84,8 @@ mod running {
                 for (field, (before, after)) in fields.zip(both) {
                     // What was off at first is counted as a bucket.
                     if after.is_some_and(|after| after != before.unwrap_or(false)) {
-                        let problem = "a quota cannot become sliding, or stop being so, while the \
-                                       service runs: restart it";
+                        let problem = "a quota cannot change between bucket and sliding window while the service runs: restart the \
+                                service";
                         return Err(ConfigError::at(at(field), problem));
                     }
                 }
@@ -157,7 +157,7 @@ mod running {
         let [messages, per_key] = policies(name, table);
         let set = sockets.set_messages(messages);
         if let Err(error) = set.and_then(|()| sockets.set_messages_per_key(per_key)) {
-            tracing::error!(sockets = name, %error, "the quotas of messages stay as they were");
+            tracing::error!(sockets = name, %error, "the quotas of messages cannot change");
         }
     }
 
@@ -190,8 +190,12 @@ mod running {
         pub fn sockets(&self, name: &str) -> Result<SocketLimits, ConfigError> {
             let configured = lock(&self.0.sockets);
             let found = configured.0.get(name).map(|found| found.limits.clone());
-            found
-                .ok_or_else(|| ConfigError::at(format!("sockets.{name}"), "there is no such table"))
+            found.ok_or_else(|| {
+                ConfigError::at(
+                    format!("sockets.{name}"),
+                    "the configuration has no such table",
+                )
+            })
         }
     }
 }

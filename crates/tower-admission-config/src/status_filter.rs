@@ -46,7 +46,7 @@ impl FromText for StatusFilter {
             Some(range) if is_negated => Ok(Self::NotOf(range)),
             Some(range) => Ok(Self::Of(range)),
             None => Err(format!(
-                "{} is no status: use \"401\", \"4xx\" or \"!2xx\"",
+                "{} is not a status: use \"401\", \"4xx\" or \"!2xx\"",
                 shown(text)
             )),
         }

@@ -86,11 +86,11 @@ pub(super) fn list<'de, D: Deserializer<'de>, T: FromText>(from: D) -> Result<Ve
         Plain::List(parts) => {
             let parts = parts.iter().map(|part| match part {
                 Plain::Text(part) => read(part),
-                _ => Err(Error::custom("a text or a list of texts belongs here")),
+                _ => Err(Error::custom("expected text or a list of texts")),
             });
             parts.collect()
         }
-        _ => Err(Error::custom("a text or a list of texts belongs here")),
+        _ => Err(Error::custom("expected text or a list of texts")),
     }
 }
 
@@ -115,7 +115,10 @@ pub(super) fn list_or_off<'de, D: Deserializer<'de>, T: FromText>(
         [OrOff(None)] => Ok(Vec::new()),
         _ => list
             .into_iter()
-            .map(|part| part.0.ok_or_else(|| Error::custom("`off` is alone here")))
+            .map(|part| {
+                part.0
+                    .ok_or_else(|| Error::custom("`off` cannot be in a list with others"))
+            })
             .collect(),
     }
 }
@@ -123,7 +126,7 @@ pub(super) fn list_or_off<'de, D: Deserializer<'de>, T: FromText>(
 pub(super) fn text<'de, D: Deserializer<'de>, T: FromText>(from: D) -> Result<T, D::Error> {
     match Scalar::deserialize(from)? {
         Plain::Text(text) => T::read(&text).map_err(Error::custom),
-        _ => Err(Error::custom("a text belongs here")),
+        _ => Err(Error::custom("expected text")),
     }
 }
 
@@ -145,7 +148,7 @@ pub(super) fn integer<'de, D: Deserializer<'de>, T: TryFrom<u64>>(from: D) -> Re
     number.and_then(|n| T::try_from(n).ok()).ok_or_else(|| {
         // As in TOML.
         let most = (u64::MAX >> (64 - 8 * size_of::<T>())).min(i64::MAX as u64);
-        Error::custom(format!("a whole number from 0 to {most} belongs here"))
+        Error::custom(format!("expected a whole number from 0 to {most}"))
     })
 }
 
@@ -161,7 +164,7 @@ pub(super) fn boolean<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Err
         Plain::Truth(truth) => Ok(truth),
         Plain::Text(text) if text == "true" => Ok(true),
         Plain::Text(text) if text == "false" => Ok(false),
-        _ => Err(Error::custom("`true` or `false` belongs here")),
+        _ => Err(Error::custom("expected `true` or `false`")),
     }
 }
 
@@ -212,7 +215,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Table<T> {
         match Plain::deserialize(from)? {
             Plain::Table(table) => Ok(Self(table)),
             // What is there is not told, as there may be a secret in it.
-            _ => Err(Error::custom("a table belongs here")),
+            _ => Err(Error::custom("expected a table")),
         }
     }
 }
@@ -220,7 +223,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Table<T> {
 /// What was written, unless it may be a URL with a password in it.
 pub(super) fn shown(text: &str) -> String {
     if text.contains("://") || text.contains('@') {
-        "what is written here".to_owned()
+        "this value".to_owned()
     } else {
         format!("{text:?}")
     }
@@ -235,7 +238,7 @@ impl FromText for String {
 impl FromText for Quota {
     fn read(text: &str) -> Result<Self, String> {
         let quota = text.parse();
-        quota.map_err(|error: QuotaError| format!("{} is no quota: {error}", shown(text)))
+        quota.map_err(|error: QuotaError| format!("{} is not a valid quota: {error}", shown(text)))
     }
 }
 
@@ -275,7 +278,7 @@ impl FromText for TimeSpan {
         match time {
             Some(time) if !time.is_zero() => Ok(Self(time)),
             _ => Err(format!(
-                "{} is no time, such as \"25ms\" or \"2s\"",
+                "{} is not a duration, such as \"25ms\" or \"2s\"",
                 shown(text)
             )),
         }
@@ -290,7 +293,7 @@ impl FromText for IpNet {
         }
         let network = Self::from_str(text);
         let network = network
-            .map_err(|_| format!("{} is no network, such as \"10.0.0.0/8\"", shown(text)))?;
+            .map_err(|_| format!("{} is not a network, such as \"10.0.0.0/8\"", shown(text)))?;
         let address = text
             .split('/')
             .next()
@@ -299,7 +302,7 @@ impl FromText for IpNet {
         if address != Some(network.address()) {
             let text = shown(text);
             return Err(format!(
-                "{text}: the address has bits behind the prefix, the network is \"{network}\""
+                "{text}: the address has bits after the prefix: the network is \"{network}\""
             ));
         }
         Ok(network)

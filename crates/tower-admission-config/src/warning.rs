@@ -90,7 +90,7 @@ impl ConfigWarning {
     }
 
     pub(super) fn log(&self) {
-        tracing::warn!(warning = %self, "this has no effect");
+        tracing::warn!(warning = %self, "a setting has no effect");
     }
 
     /// The field, such as `groups.api.exclude`.
@@ -158,7 +158,7 @@ impl Config {
             let with_mode = settings.filter(|(_, fields)| fields.get("on_failure").is_some());
             with_mode.map(move |(name, _)| format!("{table}.{name}.on_failure"))
         });
-        let problem = "without `store.url` limits are counted in memory, which does not fail";
+        let problem = "without `store.url`, limits count in memory, which does not fail";
         let told = fields.map(|field| ConfigError::at(field, problem));
         told.map(|told| (WarningKind::NoStore, told)).collect()
     }
@@ -181,12 +181,12 @@ impl Config {
             let meant = nearest(&name, known.iter().map(String::as_str));
             let (problem, found) = match meant {
                 Some(meant) => (
-                    format!("there is no {sort} `{name}`: is `{meant}` meant?"),
+                    format!("unknown {sort} `{name}`: did you mean `{meant}`?"),
                     &mut near,
                 ),
                 None => (
                     format!(
-                        "there is no {sort} `{name}` in this configuration, and no effect unless the program has one"
+                        "this configuration has no {sort} `{name}`: this has no effect unless the program has one"
                     ),
                     &mut others,
                 ),
@@ -202,7 +202,7 @@ impl Config {
         let file = self.file();
         let hidden = self.origin.variables.hide(&file.0).into_iter();
         let told = hidden.map(|(field, variable)| {
-            let problem = format!("the variable {variable} goes before this value");
+            let problem = format!("the variable {variable} overrides this value");
             let place = self.origin.position_of(&field);
             let told = ConfigError::at(field, problem);
             (
@@ -222,7 +222,7 @@ impl Config {
         if self.store.url.is_none()
             && let Some(field) = first_of("store")
         {
-            let problem = "without `store.url` limits are counted in memory, and no setting of the store has an effect";
+            let problem = "without `store.url`, limits count in memory, and settings of the store have no effect";
             let told = ConfigError::at(format!("store.{field}"), problem);
             found.push((WarningKind::NoStore, told));
         }
@@ -231,8 +231,8 @@ impl Config {
             && !self.clients.trusts_proxies()
             && self.clients.trusted_hops.is_none()
         {
-            let problem = "this header is not read, as no proxy is trusted: list the proxies in \
-                           `clients.trusted_proxies`, or give their number in `clients.trusted_hops`";
+            let problem = "this header is not read, because no proxy is trusted: list the proxies in \
+                    `clients.trusted_proxies`, or set their number in `clients.trusted_hops`";
             let told = ConfigError::at("clients.forwarded_header", problem);
             found.push((WarningKind::NoProxies, told));
         }
@@ -258,8 +258,7 @@ impl Config {
             found.push((WarningKind::NoPath, ConfigError::at(&*field, problem)));
         }
         if !self.written.has_limits(group) {
-            let problem =
-                "this group has no limit: give it a rate or a concurrency, were it 0 for off";
+            let problem = "this group has no limit: add a rate or a concurrency, or 0 for off";
             found.push((WarningKind::NoLimit, ConfigError::at(&*field, problem)));
         }
         let settings = &self.groups[group];
@@ -281,8 +280,8 @@ impl Config {
         let unread = self.origin.variables.unread();
         let unread = unread.filter(|(_, rest)| names_field(rest));
         let told = unread.map(|(variable, _)| {
-            let problem = "this variable is not read: two underscores stand for a dot, as in \
-                           `ADMISSION_GROUPS__API__RATE`";
+            let problem = "this variable is not read: write two underscores for a dot, as in \
+                    `ADMISSION_GROUPS__API__RATE`";
             let told = ConfigError::new(problem).in_variable(variable);
             (WarningKind::UnreadVariable, told)
         });
@@ -331,18 +330,19 @@ impl Config {
     }
 }
 
-const NO_GROUPS: &str = "there are no groups, so no request is limited: if that is meant, write `allow_empty = true` and \
-                         `groups = {}`";
+const NO_GROUPS: &str = "there are no groups, so no request is limited: to intend that, write `allow_empty = true` and \
+        `groups = {}`";
 
 fn unknown_group(meant: Option<&str>, is_other_case: bool) -> String {
     match meant {
         Some(meant) if is_other_case => format!(
-            "the file calls it `{meant}`, and variables reach only what is written in lowercase: this is another group"
+            "the file has the group `{meant}`, but variables reach only lowercase names: this is another \
+                    group"
         ),
-        Some(meant) => format!(
-            "no group of the file is called so, and this one has no path: is `{meant}` meant?"
-        ),
-        None => "no group of the file is called so, and this one has no path: no request is in it"
+        Some(meant) => {
+            format!("the file has no such group, and this one has no path: did you mean `{meant}`?")
+        }
+        None => "the file has no such group, and this one has no path: it selects no requests"
             .to_owned(),
     }
 }
@@ -355,7 +355,7 @@ fn without_effect(exclude: &Prefix, paths: &[Prefix], grpc: &[GrpcPattern]) -> O
     }
     if paths.iter().all(|path| exclude.covers_all_of(path)) {
         return Some(format!(
-            "`{exclude}` is all of this group, so nothing of it is limited"
+            "`{exclude}` covers all paths of this group, so nothing is limited"
         ));
     }
     let is_outside = !paths.iter().any(|path| path.overlaps(exclude));
