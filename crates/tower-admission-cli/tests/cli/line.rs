@@ -94,10 +94,7 @@ async fn a_wrong_word_is_named_with_the_right_one() {
         (&["limts", "list"][..], "did you mean \"limits\"?"),
         (&["limits", "lst"], "did you mean \"ls\"?"),
         (&["limits", "list", "--usag"], "did you mean --usage?"),
-        (
-            &["limits", "list", "--colour"],
-            "there is no option --colour",
-        ),
+        (&["limits", "list", "--colour"], "unknown option --colour"),
         (
             &["limits", "set", "org:a", "1/s", "--for", "soon"],
             "'soon'",
