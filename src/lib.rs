@@ -113,6 +113,8 @@ pub mod access;
 pub mod concurrency;
 pub mod rate;
 
+pub mod provider;
+
 #[cfg(feature = "config")]
 pub mod config;
 #[cfg(feature = "axum")]

@@ -27,6 +27,7 @@ const LEVELS: &[&[&str]] = &[
     &["body", "drain"],
     &["access"],
     &["concurrency", "rate"],
+    &["provider"],
     &["endpoint"],
     &["admin", "sessions", "ws"],
     &["config"],
