@@ -1,7 +1,14 @@
-//! Both layers on an axum server, with a group of routes that has stricter limits of its own.
+//! Both layers on an axum server, and stricter limits for one group of routes.
 //!
-//! `cargo run --example axum`, then
-//! `curl -i http://127.0.0.1:3000/ -H 'authorization: Bearer alice'`
+//! ```sh
+//! cargo run --example axum
+//! curl -i http://127.0.0.1:3000/ -H 'authorization: Bearer alice'
+//! curl -s -o /dev/null -w '%{http_code}\n' 'http://127.0.0.1:3000/?n=[1-30]' -H 'authorization: Bearer bob'
+//! for i in 1 2 3; do curl -s -X POST http://127.0.0.1:3000/reports & done; wait
+//! ```
+//!
+//! The first answer has `RateLimit` fields. Of the 30 requests of Bob, 20 get 200, and the others 429. Of three reports
+//! at once, two are written, and the third gets 503.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -21,7 +28,7 @@ async fn main() -> std::io::Result<()> {
             Policy::new("burst", Quota::per_second(10).burst(20))
                 .and("daily", Quota::per_day(50_000)),
         ));
-    // Other values, other budgets. Reports are also within the limits above, being nested below.
+    // A separate layer value has a separate limit. The limits above apply to reports as well.
     let stricter = ServiceBuilder::new()
         .layer(ConcurrencyLimitLayer::new(2).name("The report writer"))
         .layer(RateLimitByTokenLayer::new(Policy::new(
@@ -34,12 +41,12 @@ async fn main() -> std::io::Result<()> {
         .route("/", get(|| async { "hello\n" }))
         .nest("/reports", reports)
         .layer(limits)
-        // What is added after a layer is outside of it.
+        // A route that is added after a layer is outside of it.
         .route("/health", get(|| async { "ok\n" }));
 
     let listener = TcpListener::bind("127.0.0.1:3000").await?;
     println!("listening on http://{}", listener.local_addr()?);
-    // Without the connect info all clients that have no token would share one bucket.
+    // Without connect info, all clients without a token would share one bucket.
     let service = app.into_make_service_with_connect_info::<SocketAddr>();
     axum::serve(listener, service).await
 }

@@ -1,7 +1,12 @@
 //! Both layers on a bare hyper server, for HTTP/1.1 and HTTP/2 on one port.
 //!
-//! `cargo run --example hyper`, then `curl -i http://127.0.0.1:3000/`,
-//! also with `--http2-prior-knowledge`
+//! ```sh
+//! cargo run --example hyper
+//! curl -i http://127.0.0.1:3000/
+//! curl -i --http2-prior-knowledge http://127.0.0.1:3000/
+//! ```
+//!
+//! Both answers have `RateLimit` fields, and share one bucket: the key is the address, because there is no token.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -19,7 +24,7 @@ use tower_admission::{ConcurrencyLimitLayer, PeerAddr, Quota, RateLimitByTokenLa
 
 #[tokio::main]
 async fn main() -> std::io::Result<()> {
-    // One service for all connections, and so one limit.
+    // All connections share this service, so they share its limits.
     let limited = ServiceBuilder::new()
         .layer(ConcurrencyLimitLayer::new(64))
         .layer(RateLimitByTokenLayer::new(Quota::per_second(10).burst(20)))
@@ -29,11 +34,11 @@ async fn main() -> std::io::Result<()> {
     println!("listening on http://{}", listener.local_addr()?);
     loop {
         let Ok((connection, peer)) = listener.accept().await else {
-            // The client is gone already, or there are no file descriptors left for now.
+            // The client has disconnected, or the process has no free file descriptor.
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
-        // hyper does not tell services who is at the other end, so this does.
+        // hyper does not pass the address of the peer to the service, so add it here.
         let service = limited
             .clone()
             .map_request(move |mut request: Request<Incoming>| {

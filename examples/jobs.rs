@@ -1,15 +1,15 @@
-//! Jobs that one process starts and another finishes, with limits over all processes.
+//! Jobs that one process starts and another finishes. The limits apply to all processes together.
 //!
 //! ```sh
 //! redis-server &
 //! jobs() { cargo run --quiet --features redis --example jobs -- redis://127.0.0.1 "$@"; }
-//! jobs start acme execution-42    # press enter: the job is dispatched, and its slot stays taken
-//! jobs usage acme
-//! jobs finish acme execution-42   # from wherever the job ended
+//! jobs start acme execution-42    # press enter: the job is dispatched and keeps its lease
+//! jobs usage acme                 # 1 of 5
+//! jobs finish acme execution-42   # in any process
 //! ```
 //!
-//! End `start` before you press enter, in whatever way, and the slot is free again: at once if the
-//! process can still say so, else after its time to live.
+//! End `start` before you press enter, and the lease is released: at once after ctrl-d or an error, and after its time to
+//! live (`JOBS_TTL` seconds) if the process was killed.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let store = RedisStore::connect(url)?
         .prefix("jobs-example")
-        // Jobs are worth running uncounted: the limit is there for fairness.
+        // The limit is for fairness, so jobs may run uncounted while Redis is away.
         .on_failure(FailureMode::Open)
         .deadline(Duration::from_secs(1))
         .secret(Secret::new(*b"from your config"));
@@ -37,7 +37,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .name("jobs")
         .per_tenant(5)
         .total(50)
-        // The longest that a job may take.
+        // The longest time that a job may take.
         .ttl(Duration::from_secs(ttl.unwrap_or(6 * 3600)))
         .store(store);
     let organisation = Key::id("organisation", organisation);
@@ -46,7 +46,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         ("start", [execution]) => {
             let lease = jobs.acquire(&organisation, execution).await?;
             println!("acquired");
-            // Whatever goes wrong in here, the slot is given back.
+            // If this fails, dropping the lease releases it.
             let dispatched = dispatch(lease).await;
             jobs.flush().await;
             dispatched?;
@@ -64,7 +64,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Waits for you to press enter, and leaves the slot to the job then.
+/// Waits for you to press enter, then leaves the lease to the job.
 async fn dispatch(lease: Lease) -> std::io::Result<()> {
     let mut line = String::new();
     if BufReader::new(stdin()).read_line(&mut line).await? == 0 {

@@ -1,7 +1,12 @@
-//! Decisions in traces: each request is a span, each decision an event of it, and both go to a collector by OTLP.
+//! Decisions in traces: each request is a span, each decision is an event in it, and a collector gets both by OTLP.
 //!
-//! `OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4317 cargo run --features tracing --example otlp`, then
-//! `curl -i http://127.0.0.1:3000/ -H 'authorization: Bearer alice'`. `LISTEN` sets another address.
+//! ```sh
+//! OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4317 cargo run --features tracing --example otlp
+//! for i in 1 2 3; do curl -i http://127.0.0.1:3000/ -H 'authorization: Bearer alice'; done
+//! ```
+//!
+//! The collector shows three spans. The last one has the status 429 and the attributes of the rejection. The log has one
+//! warning with the same fields. `LISTEN` sets another address.
 
 use std::env;
 use std::error::Error;
@@ -39,7 +44,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .with_resource(Resource::builder().with_service_name("example").build())
         .with_batch_exporter(exporter)
         .build();
-    // Admitted requests are events at debug, which the log need not have.
+    // Decisions about admitted requests are events at debug level: in the traces, and not in the log.
     let to_collector = Targets::new()
         .with_default(LevelFilter::INFO)
         .with_target("tower_admission::decision", LevelFilter::DEBUG);
@@ -51,7 +56,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let observer = TracingObserver::new();
     let limits = ServiceBuilder::new()
-        // Outside of the limits, so that their decisions are made within the span.
+        // Outside of the limits, so that their decisions are events of this span.
         .layer(
             TraceLayer::new_for_http()
                 .make_span_with(request_span)
@@ -81,12 +86,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
     axum::serve(listener, service)
         .with_graceful_shutdown(async { drop(tokio::signal::ctrl_c().await) })
         .await?;
-    // Sends the last spans. It blocks until the collector has them, at most five seconds.
+    // Sends the last spans. Blocks until the collector has them, for at most five seconds.
     tokio::task::spawn_blocking(move || provider.shutdown()).await??;
     Ok(())
 }
 
-/// A span that declares what is recorded on it later, as a part of the caller's trace.
+/// A span in the trace of the caller. It declares the fields that are recorded later.
 fn request_span(request: &Request<Body>) -> Span {
     let span = admission_span!(
         Level::INFO,
@@ -97,7 +102,7 @@ fn request_span(request: &Request<Body>) -> Span {
         http.response.status_code = field::Empty,
     );
     let caller = TraceContextPropagator::new().extract(&Headers(request.headers()));
-    // Fails where no layer of OpenTelemetry has the span.
+    // Fails if no OpenTelemetry layer has this span.
     let _ = span.set_parent(caller);
     span
 }

@@ -1,8 +1,13 @@
-//! Limits by user, with other numbers for users of the paid plan, whose requests count apart.
+//! Limits per user, with a tier for users of the paid plan.
 //!
-//! `cargo run --example per_user_policy`, then
-//! `curl -i http://127.0.0.1:3000/ -H 'authorization: Bearer free-alice'`, and again with
-//! `paid-alice`
+//! ```sh
+//! cargo run --example per_user_policy
+//! curl -i http://127.0.0.1:3000/ -H 'authorization: Bearer free-alice'
+//! curl -i http://127.0.0.1:3000/ -H 'authorization: Bearer paid-alice'
+//! ```
+//!
+//! The answer lists what is left of each quota: a burst of 3 on the free plan, of 50 on the paid plan. Each tier has its
+//! own buckets. A request without a token gets 401 and is not charged.
 
 use axum::extract::Request;
 use axum::http::{StatusCode, header::AUTHORIZATION};
@@ -13,7 +18,7 @@ use tokio::net::TcpListener;
 use tower::ServiceBuilder;
 use tower_admission::{Key, Policy, Quota, RateLimitLayer, RateLimitStatus, RequestHead};
 
-/// Who sent a request, as authentication found out.
+/// The authenticated sender of a request.
 #[derive(Clone)]
 struct User {
     id: String,
@@ -26,7 +31,7 @@ async fn main() -> std::io::Result<()> {
         .and("daily", Quota::per_day(1_000))
         .tier("paid", "requests=600/min burst 50, daily=100000/day");
 
-    // Authentication first: the limits charge the user it finds, whichever token is used.
+    // Authentication is outermost: the limits charge the user, whichever token the user sends.
     let layers = ServiceBuilder::new()
         .layer(from_fn(authenticate))
         .layer(RateLimitLayer::by(user, policy).tier_by(plan));
@@ -46,7 +51,7 @@ fn plan(head: RequestHead<'_>) -> Option<&str> {
     Some(&head.extensions.get::<User>()?.plan)
 }
 
-/// Stands in for a look-up of the token: `free-alice` is Alice, and does not pay.
+/// Takes the place of a look-up of the token: `free-alice` is Alice, on the free plan.
 async fn authenticate(mut request: Request, next: Next) -> Result<Response, StatusCode> {
     let authorization = request.headers().get(AUTHORIZATION);
     let token = authorization.and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));

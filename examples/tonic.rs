@@ -1,8 +1,14 @@
-//! Both layers on a whole tonic server, and one around a single service of it.
+//! Both layers on a whole tonic server, and a third one around one service.
 //!
-//! `cargo run --features tonic --example tonic`, then
-//! `grpcurl -plaintext 127.0.0.1:3000 grpc.health.v1.Health/Check`, or without grpcurl
-//! `printf '\0\0\0\0\0' | curl -s --http2-prior-knowledge -D - -o /dev/null --data-binary @- -H 'content-type: application/grpc' -H 'te: trailers' http://127.0.0.1:3000/grpc.health.v1.Health/Check`
+//! ```sh
+//! cargo run --features tonic --example tonic
+//! grpcurl -plaintext 127.0.0.1:3000 grpc.health.v1.Health/Check
+//! # without grpcurl:
+//! printf '\0\0\0\0\0' | curl -s --http2-prior-knowledge -D - -o /dev/null --data-binary @- \
+//!   -H 'content-type: application/grpc' -H 'te: trailers' http://127.0.0.1:3000/grpc.health.v1.Health/Check
+//! ```
+//!
+//! Above the rate, the answer has `grpc-status: 8` (RESOURCE_EXHAUSTED) and `RetryInfo` in its details.
 
 use tonic::transport::Server;
 use tower::Layer;
@@ -17,20 +23,19 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
 
-    // Reflection is for people who look around, not for programs.
-    // The name tells its numbers in the header from those of the limit around it.
-    let few = Policy::new("reflection", Quota::per_minute(30));
-    let few = RateLimitLayer::by(ClientIp::peer(), few);
+    // Reflection is for people, not for programs, so a low limit is enough. Its name distinguishes its numbers in the
+    // header from those of the limit around it.
+    let policy = Policy::new("reflection", Quota::per_minute(30));
+    let reflection_limit = RateLimitLayer::by(ClientIp::peer(), policy);
 
     let address = "127.0.0.1:3000".parse()?;
     println!("listening on {address}");
     Server::builder()
-        // The first layer is the outermost. At capacity a client gets UNAVAILABLE and has spent
-        // no quota; over the rate RESOURCE_EXHAUSTED, with RetryInfo.
+        // The first layer is the outermost: a call that gets UNAVAILABLE at capacity spends no quota.
         .layer(ConcurrencyLimitLayer::new(64))
         .layer(RateLimitByTokenLayer::new(Quota::per_second(10).burst(20)))
         .add_service(health)
-        .add_service(few.layer(reflection))
+        .add_service(reflection_limit.layer(reflection))
         .serve(address)
         .await?;
     Ok(())

@@ -9,8 +9,6 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::Serialize;
 
-use crate::respond::plain_problem;
-
 /// The most bytes of a request's body that are read.
 pub(crate) const MAX_BODY: usize = 4 * 1024;
 
@@ -49,7 +47,6 @@ impl Failed {
     }
 
     /// With a header in place of that which its status has by default.
-    #[cfg(feature = "admin")]
     pub(crate) fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.header = Some((name, value));
         self
@@ -65,9 +62,13 @@ impl Failed {
     }
 }
 
+/// The members of a problem without further members.
+#[derive(Serialize)]
+struct NoMembers {}
+
 impl IntoResponse for Failed {
     fn into_response(self) -> Response {
-        let mut response = not_stored(plain_problem(self.status, &self.detail));
+        let mut response = problem(self.status, &self.detail, &NoMembers {});
         let default = |name, value| Some((name, HeaderValue::from_static(value)));
         let header = self.header.or_else(|| match self.status {
             // RFC 9110 §11.6.1: a 401 names a scheme.
@@ -83,7 +84,6 @@ impl IntoResponse for Failed {
 }
 
 /// Problem details with members of their own (RFC 9457 §3.2).
-#[cfg(feature = "admin")]
 pub(crate) fn problem(status: StatusCode, detail: &str, members: &impl Serialize) -> Response {
     #[derive(Serialize)]
     struct Problem<'a, M> {

@@ -15,7 +15,7 @@ use crate::sync::{AtomicU64, Ordering};
 ///
 /// Requests without a key of their own are taken in turn: exactly the percentage of any 100.
 #[derive(Clone, Debug)]
-pub(crate) struct Enforce {
+pub struct Enforce {
     percent: u8,
     /// How many rejections without a key there were. Shared by the clones of a layer.
     turn: Arc<AtomicU64>,
@@ -25,15 +25,16 @@ impl Enforce {
     /// Rejects nothing.
     pub(crate) const DRY_RUN: u8 = 0;
     /// Rejects everything that is to be rejected.
-    pub(crate) const ALL: u8 = 100;
+    pub const ALL: u8 = 100;
 
     /// Enforces `percent` of 100 rejections.
     ///
     /// # Panics
     ///
     /// When `percent` is above 100.
+    #[must_use]
     #[track_caller]
-    pub(crate) fn new(percent: u8) -> Self {
+    pub fn new(percent: u8) -> Self {
         assert!(
             percent <= Self::ALL,
             "{percent} percent of the rejections cannot be enforced: use 0 to 100"
@@ -55,7 +56,8 @@ impl Enforce {
     }
 
     /// Whether to enforce a rejection of this key.
-    pub(crate) fn decides(&self, key: Option<&Key>) -> bool {
+    #[must_use]
+    pub fn decides(&self, key: Option<&Key>) -> bool {
         let all = u64::from(Self::ALL);
         let percent = u64::from(self.percent);
         match key {

@@ -1,7 +1,8 @@
-//! Admission control for tower services: who may come in now, and what the others are told.
+//! Admission control for tower services: decides which requests to accept, and tells rejected clients why and
+//! when to retry.
 //!
-//! [`ConcurrencyLimitLayer`] answers 503 at capacity, [`RateLimitByTokenLayer`] answers 429 with
-//! an honest `Retry-After`; both go around any tower HTTP service, in axum, tonic and hyper.
+//! [`ConcurrencyLimitLayer`] answers 503 at capacity. [`RateLimitByTokenLayer`] answers 429 with an exact
+//! `Retry-After`. Both wrap any tower HTTP service; axum, tonic and hyper need no adapter.
 //!
 //! ```
 //! use std::net::SocketAddr;
@@ -15,60 +16,64 @@
 //!     .layer(ConcurrencyLimitLayer::new(64).name("AI Bridge"))
 //!     .layer(
 //!         RateLimitByTokenLayer::new(Quota::per_second(10).burst(20))
-//!             // A client can make up tokens. This limit holds for its address, whatever it sends.
+//!             // A client can make up tokens. This limit holds for its address, whatever token it sends.
 //!             .and_by(ClientIp::peer(), Quota::per_second(50)),
 //!     );
 //!
 //! let app: Router = Router::new()
 //!     .route("/api/chat", post(|| async { "hello" }))
 //!     .layer(limits)
-//!     // What is added after a layer is outside of it.
+//!     // Routes that are added after a layer are outside of it.
 //!     .route("/health", axum::routing::get(|| async { "ok" }));
 //!
-//! // Passes on the clients' addresses. `axum::serve(listener, service).await` serves it.
+//! // Passes on the addresses of clients. Serve it with `axum::serve(listener, service).await`.
 //! let service = app.into_make_service_with_connect_info::<SocketAddr>();
 //! ```
 //!
 //! Behind a proxy, use [`ClientIp::forwarded_by`] or [`ClientIp::forwarded_hops`] in place of
-//! [`ClientIp::peer`]. Best is to charge the user that your authentication has verified: see [`ByToken`].
+//! [`ClientIp::peer`]. If your authentication verifies users, charge the user: see [`ByToken`].
 //!
 //! # Where to go from here
 //!
-//! - [`concurrency`] and [`rate`]: the two layers, and what a refused client sees.
-//! - [`extract`]: who is charged, also behind proxies.
-//! - [`Quota`] and [`Policy`]: how much per how long, and several of these as one.
-//! - [`respond`] and [`RateLimitHeaders`]: what clients are told.
-//! - [`observe`]: metrics and logs.
-//! - [`RateLimiter`] and [`ConcurrencyLimiter`]: the same without HTTP.
-//! - [`Leases`]: work that outlives its request, such as sessions and jobs.
-//! - [`Limits`]: what single keys may do, changed at run time.
-//! - [`access`]: allow and deny lists of keys, addresses and networks.
-//! - `config` (feature `config`): limits by route group, from a file that may change.
-//! - `admin` (feature `admin`): limits looked at and changed while they are in use.
-//! - [`store`]: where the counting happens, and what it costs in memory.
-//! - `replicas` (feature `redis`): one limit for all replicas of a service.
-//! - [`guide`]: how to choose limits, order of layers, CORS, proxies, slow clients, shutdown.
-//! - [`limitations`]: what this crate does not do.
+//! The [`guide`] has a chapter for each task, from [getting started](guide::getting_started) to
+//! [operating](guide::operating). [Limitations](guide::limitations) lists what this crate does not do.
+//!
+//! | task | items |
+//! |---|---|
+//! | limit the requests in flight | [`ConcurrencyLimitLayer`], [`concurrency`] |
+//! | limit the rate | [`RateLimitLayer`], [`RateLimitByTokenLayer`], [`rate`] |
+//! | choose the key that a request is charged to | [`ByToken`], [`ClientIp`], [`KeyExtractor`], [`extract`] |
+//! | choose the numbers | [`Quota`], [`Policy`], tiers ([`Policy::tier`]) |
+//! | change the limits of a key at run time | [`Limits`] |
+//! | ban and exempt clients | [`AccessLayer`], [`access`] |
+//! | choose the answers that rejected clients get | [`Responder`], [`respond`], [`RateLimitHeaders`] |
+//! | count sessions, jobs and other work that outlives its request | [`Leases`] |
+//! | measure and log | [`Observer`], [`observe`] |
+//! | limit something that is no HTTP service | [`RateLimiter`], [`ConcurrencyLimiter`] |
+//! | choose where the counting happens | [`MemoryStore`], [`store`] |
 //!
 //! # Features
 //!
-//! `axum` is on by default; switch it off with `default-features = false` where the server is tonic or bare
-//! hyper. `full` turns on all but `cli`, `redis-tls` and `test-util`.
+//! `axum` is on by default. Switch it off with `default-features = false` if the server is tonic or bare hyper.
 //!
 //! | feature | adds |
 //! |---|---|
-//! | `axum` | the peer's address from `ConnectInfo`; [`RateLimitStatus`] and [`UpgradePermit`] as extractors; `sessions`, endpoints for [`Leases`] |
-//! | `admin` | `admin`: endpoints and a page to look at limits and to change them, with axum |
-//! | `ws` | `ws`: limits on WebSockets and their messages, with axum |
-//! | `tonic` | the peer's address from tonic's connect info; `NamedService` forwarded, to go around a single service |
-//! | `metrics` | `MetricsObserver` |
-//! | `tracing` | `TracingObserver`. Warnings are logged without it, too |
-//! | `redis` | `RedisStore`: one limit for several replicas |
-//! | `redis-tls` | connections to Redis over TLS |
-//! | `cli` | the program `tower-admission`, which changes limits and shows what is used |
-//! | `serde` | [`Quota`] as text in configuration files |
-//! | `config` | `config`: limits by route group, from a file and the environment, changed without a restart |
-//! | `test-util` | a clock for tests, and a suite for stores of your own |
+//! | `axum` | the client's address from axum's `ConnectInfo`; [`RateLimitStatus`] and [`UpgradePermit`] as extractors (axum 0.8) |
+//! | `tonic` | the client's address from tonic's connect info; `NamedService` is forwarded, so that a layer can wrap a single service |
+//! | `metrics` | `observe::MetricsObserver`, which records to the `metrics` facade |
+//! | `tracing` | `observe::TracingObserver`, which logs decisions with their fields. Warnings need no feature |
+//! | `serde` | `Quota` as text in configuration files |
+//! | `test-util` | `test_util::TestClock` |
+//!
+//! # Crates
+//!
+//! | crate | adds |
+//! |---|---|
+//! | [`tower-admission-redis`](https://docs.rs/tower-admission-redis) | a store in Redis: one limit for all replicas of a service |
+//! | [`tower-admission-axum`](https://docs.rs/tower-admission-axum) | endpoints for sessions, limits on WebSockets, admin endpoints with a page |
+//! | [`tower-admission-config`](https://docs.rs/tower-admission-config) | limits by route group from a file and the environment, changed without a restart |
+//! | [`tower-admission-cli`](https://docs.rs/tower-admission-cli) | the program `tower-admission`, which changes limits and shows usage |
+//! | [`tower-admission-testkit`](https://docs.rs/tower-admission-testkit) | the tests that every store has to pass |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -166,16 +171,7 @@ pub mod test_util {
     pub use crate::store::memory::clock::TestClock;
 }
 
-/// A guide.
-#[cfg(feature = "redis")]
-#[doc = include_str!("../docs/replicas.md")]
-pub mod replicas {}
-
-#[doc = include_str!("../docs/guide.md")]
-pub mod guide {}
-
-#[doc = include_str!("../docs/limitations.md")]
-pub mod limitations {}
+pub mod guide;
 
 /// The README's code compiles.
 #[cfg(doctest)]

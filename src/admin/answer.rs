@@ -14,7 +14,8 @@ use super::replica::Replica;
 use crate::endpoint::{Failed, problem};
 use crate::key::KeyName;
 use crate::limit::Limit;
-use crate::limits::{LimitUsage, LimitsError, Override, Sourced};
+use crate::limits::{LimitUsage, LimitsError, Override};
+use crate::provider::SourcedOverride;
 
 /// A page of what single keys have.
 #[derive(Serialize)]
@@ -123,12 +124,12 @@ pub(super) struct Used<'a> {
 }
 
 impl<'a> Entry<'a> {
-    pub(super) fn new(key: &'a KeyName, sourced: &'a Sourced) -> Self {
+    pub(super) fn new(key: &'a KeyName, sourced: &'a SourcedOverride) -> Self {
         Self {
             key: key.as_str(),
             noted: (&sourced.entry).into(),
             source: if sourced.is_set { OVERRIDE } else { FILE },
-            in_file: sourced.below.as_ref().map(Noted::from),
+            in_file: sourced.configured.as_ref().map(Noted::from),
         }
     }
 }
@@ -248,12 +249,8 @@ impl From<LimitsError> for Failed {
             | LimitsError::Embedded { .. } => {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, format!("{error}."))
             }
-            #[cfg(feature = "redis")]
             LimitsError::Unreadable => Self::new(StatusCode::CONFLICT, format!("{error}.")),
-            #[cfg(feature = "redis")]
-            LimitsError::Unavailable(_) => {
-                Self::new(StatusCode::SERVICE_UNAVAILABLE, format!("{error}."))
-            }
+            _ => Self::new(StatusCode::SERVICE_UNAVAILABLE, format!("{error}.")),
         }
     }
 }

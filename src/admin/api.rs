@@ -28,8 +28,8 @@ use crate::endpoint::{Failed, body, json, member, no_content, not_stored};
 use crate::extract::RequestHead;
 use crate::key::{IpNet, KeyName};
 use crate::limit::{Limit, LimitError};
-use crate::limits::{Limits, Override, Sourced};
-use crate::store::memory::clock::since_epoch;
+use crate::limits::{Limits, Override};
+use crate::provider::{KeyInternals, LimitsInternals, SourcedOverride, since_epoch};
 
 /// All endpoints, for programs.
 pub(super) const DESCRIPTION: &str = include_str!("openapi.json");
@@ -98,7 +98,7 @@ pub(super) async fn set(
     };
     // With its author and time, unless another change came since.
     let sourced = api.limits.sourced(&key);
-    let sourced = sourced.unwrap_or_else(|| Sourced::set(entry));
+    let sourced = sourced.unwrap_or_else(|| SourcedOverride::set(entry));
     let changed = Changed {
         entry: Entry::new(&key, &sourced),
         before: before.as_ref().map(Noted::from),
@@ -149,17 +149,13 @@ pub(super) async fn usage(State(api): Shared, key: KeyInPath) -> Answer {
 
 /// In memory there is no other place that limits could be read from.
 pub(super) async fn clear_caches(State(api): Shared) -> Answer {
-    #[cfg(feature = "redis")]
     api.limits.clear_caches().await?;
-    let _ = api;
     Ok(no_content())
 }
 
 /// In memory nothing is lost.
 pub(super) async fn accept_loss(State(api): Shared, Extension(by): Extension<SignedIn>) -> Answer {
-    #[cfg(feature = "redis")]
     by.accept_loss(&api.limits).await?;
-    let _ = (api, by);
     Ok(no_content())
 }
 

@@ -13,9 +13,8 @@ use super::api::{Answer, Api};
 use super::sign_in::SignedIn;
 use crate::endpoint::json;
 use crate::key::KeyName;
-#[cfg(feature = "redis")]
-use crate::limits::LimitsError;
-use crate::limits::{LimitChange, LimitEdit, Limits, Override};
+use crate::limits::{LimitChange, LimitEdit, Limits, LimitsError, Override};
+use crate::provider::LimitsInternals;
 
 /// Changes in an answer, unless asked otherwise.
 const COUNT: usize = 100;
@@ -78,7 +77,6 @@ impl SignedIn {
     }
 }
 
-#[cfg(feature = "redis")]
 impl SignedIn {
     /// Accepts that the store lost overrides.
     pub(super) async fn accept_loss(&self, limits: &Limits) -> Result<(), LimitsError> {

@@ -1,5 +1,7 @@
 //! Changes that are made only to what their author has seen (RFC 9110 §13).
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use axum::response::Response;
 use http::header::{ETAG, IF_MATCH, IF_NONE_MATCH};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -7,12 +9,25 @@ use serde::Serialize;
 
 use super::answer::Noted;
 use crate::endpoint::problem;
-use crate::key::{KeyName, siphash128};
+use crate::key::KeyName;
 use crate::limits::{LimitEdit, Limits, LimitsError, Override};
+use crate::provider::{LimitsInternals, siphash128};
 
 /// The tag of an override: after another change it is another, and all replicas have the same.
 fn tag(entry: &Override) -> String {
-    let [one, two] = siphash128::<2, 4>([0, 0], entry.to_stored().as_bytes());
+    let seconds = |time: SystemTime| {
+        let since = time.duration_since(UNIX_EPOCH);
+        since.unwrap_or_default().as_secs()
+    };
+    let content = format!(
+        "{}\n{:?}\n{:?}\n{:?}\n{:?}",
+        entry.limit(),
+        entry.end().map(seconds),
+        entry.note(),
+        entry.author(),
+        entry.changed_at().map(seconds),
+    );
+    let [one, two] = siphash128::<2, 4>([0, 0], content.as_bytes());
     format!("\"{one:016x}{two:016x}\"")
 }
 
@@ -86,7 +101,6 @@ pub(super) async fn change_if<'a>(
         let mut current = limits.get_override(key);
         if !condition.admits(current.as_ref()) {
             // Another replica may have made the change that the condition is about.
-            #[cfg(feature = "redis")]
             limits.refresh().await?;
             current = limits.get_override(key);
         }
@@ -97,7 +111,6 @@ pub(super) async fn change_if<'a>(
         match make(edit().only_if(at_run_time.as_ref()), to).await {
             // This replica has not read it yet.
             Err(LimitsError::Changed { .. }) => {
-                #[cfg(feature = "redis")]
                 limits.refresh().await?;
             }
             made => return made.map(Ok),

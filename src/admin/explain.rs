@@ -17,7 +17,8 @@ use super::resolve::texts;
 use crate::endpoint::{Failed, body, json};
 use crate::extract::{ClientIp, RequestHead};
 use crate::key::{IpNet, Key, KeyName};
-use crate::limits::{LimitExplanation, Limits, ListEntry, Listing, list_entry};
+use crate::limits::{LimitExplanation, Limits, ListEntry, Listing};
+use crate::provider::{KeyInternals, LimitsInternals, list_entry};
 
 pub(super) async fn explain(State(api): State<Arc<Api>>, request: Request) -> Answer {
     let body = body(request).await?;

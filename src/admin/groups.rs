@@ -4,11 +4,11 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::enforce::Enforce;
 use crate::extract::{ClientIp, RequestHead};
 use crate::key::Key;
 use crate::limiter::RateLimiter;
 use crate::limits::{LimitExplanation, LimitVerdict, Limits};
+use crate::provider::{Enforce, RateLimiterInternals};
 use crate::rejection::Reason;
 
 /// What the guard against made-up credentials is called, and its sort.
@@ -87,9 +87,8 @@ impl RequestGroup {
     }
 
     /// Adds the guard against made-up credentials, which rejects requests with a credential by the client's address.
-    #[cfg(feature = "config")]
     #[must_use]
-    pub(crate) fn guard(mut self, limiter: &RateLimiter) -> Self {
+    pub fn guard(mut self, limiter: &RateLimiter) -> Self {
         self.guard = Some(limiter.clone());
         self
     }

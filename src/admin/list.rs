@@ -11,7 +11,7 @@ use super::api::{Answer, Api, Shared};
 use super::resolve::{credential, without_credential};
 use crate::endpoint::{Failed, body, json};
 use crate::key::KeyName;
-use crate::limits::Sourced;
+use crate::provider::{LimitsInternals, SourcedOverride};
 
 /// Entries on a page, unless told otherwise.
 const PAGE: usize = 1_000;
@@ -87,7 +87,7 @@ fn read_after(after: Option<String>) -> Result<Option<KeyName>, Failed> {
 /// A page of entries, of which there is one more than fits if there are more.
 fn page_of(
     api: &Api,
-    mut entries: Vec<(KeyName, Sourced)>,
+    mut entries: Vec<(KeyName, SourcedOverride)>,
     count: usize,
     key: Option<&KeyName>,
 ) -> Response {
@@ -116,7 +116,7 @@ impl Api {
         text: &str,
         mut after: Option<KeyName>,
         count: usize,
-    ) -> Vec<(KeyName, Sourced)> {
+    ) -> Vec<(KeyName, SourcedOverride)> {
         let mut found = Vec::new();
         loop {
             let page = self.limits.sourced_after(after.as_ref(), PAGE);
@@ -125,7 +125,7 @@ impl Api {
             };
             after = Some(last.clone());
             let has = |field: &str| field.to_lowercase().contains(text);
-            let is_found = |(key, Sourced { entry, .. }): &(KeyName, Sourced)| {
+            let is_found = |(key, SourcedOverride { entry, .. }): &(KeyName, SourcedOverride)| {
                 let mut notes = [entry.note(), entry.author()].into_iter().flatten();
                 has(key.as_str()) || has(&entry.limit().to_string()) || notes.any(has)
             };

@@ -16,6 +16,7 @@ use super::replica::Replica;
 use crate::endpoint::json;
 use crate::key::KeyName;
 use crate::limits::CountedIn;
+use crate::provider::LimitsInternals;
 use crate::store::StoreStatus;
 
 /// What the page knows already.

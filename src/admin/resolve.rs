@@ -15,7 +15,8 @@ use super::answer::wrong;
 use super::api::{Answer, Api};
 use super::explain::written;
 use crate::endpoint::{Failed, Object, body, json};
-use crate::key::{Key, KeyName, means_credential};
+use crate::key::{Key, KeyName};
+use crate::provider::means_credential;
 
 /// How long the application may take, unless configured otherwise.
 pub(super) const DEFAULT_DEADLINE: Duration = Duration::from_secs(2);

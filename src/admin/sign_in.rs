@@ -1,5 +1,6 @@
 //! Admits operators, and slows down addresses that keep sending wrong credentials.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use http::header::{AUTHORIZATION, RETRY_AFTER, WWW_AUTHENTICATE};
@@ -7,13 +8,14 @@ use http::{HeaderName, HeaderValue, StatusCode};
 
 use super::auth::{Auth, Operator, Role};
 use crate::endpoint::Failed;
-use crate::extract::{ClientIp, Extractor, KeyExtractor, RequestHead};
+use crate::extract::{ClientIp, KeyExtractor, RequestHead, Shared};
 use crate::key::{Key, KeyName};
 use crate::limiter::RateLimiter;
 use crate::policy::Policy;
+use crate::provider::Extractor;
 use crate::quota::Quota;
+use crate::rate::RateLimitLayer;
 use crate::store::MemoryStore;
-use crate::sync::{AtomicU64, Ordering};
 
 /// Addresses that are remembered at a time: about 2 MiB.
 const MAX_ADDRESSES: usize = 16_384;
@@ -154,14 +156,13 @@ fn limiter(quota: Quota) -> RateLimiter {
 
 fn logged() -> RateLimiter {
     let store = MemoryStore::new().max_keys(MAX_ADDRESSES);
-    let policies = vec![
+    RateLimitLayer::by(
+        ClientIp::peer(),
         Policy::new("address", Quota::per_minute(1)),
-        Policy::new("all", Quota::per_minute(MAX_LOGGED)),
-    ];
-    match RateLimiter::try_with_policies(policies, &store, None) {
-        Ok(limiter) => limiter,
-        Err(_) => unreachable!("these policies have no tiers"),
-    }
+    )
+    .and_by(Shared, Policy::new("all", Quota::per_minute(MAX_LOGGED)))
+    .store(store)
+    .limiter()
 }
 
 const WRONG: &str = "wrong";

@@ -6,9 +6,8 @@ use std::sync::{Arc, OnceLock};
 use arc_swap::ArcSwap;
 
 use super::auth::{Auth, Operator, Role};
-use crate::extract::{RequestHead, bearer};
-use crate::key::siphash128;
-use crate::limit::is_name;
+use crate::extract::RequestHead;
+use crate::provider::{bearer_token, is_b64token, is_name, siphash128};
 
 /// The name of an operator whose token has none.
 const DEFAULT_NAME: &str = "admin";
@@ -71,7 +70,7 @@ impl Token {
         if token.len() < Self::SHORTEST {
             return Err(TokenError::Short);
         }
-        if !bearer::is_b64token(token) {
+        if !is_b64token(token) {
             return Err(TokenError::Characters);
         }
         Ok(Self {
@@ -104,7 +103,7 @@ fn fingerprint(token: &[u8]) -> [u64; 2] {
 
 impl Auth for Token {
     fn operator(&self, head: RequestHead<'_>) -> Option<Operator> {
-        let token = bearer::token(head.headers)?;
+        let token = bearer_token(head.headers)?;
         let is_it = self.is(fingerprint(token));
         is_it.then(|| self.operator.clone())
     }
@@ -189,7 +188,7 @@ impl Tokens {
 
 impl Auth for Tokens {
     fn operator(&self, head: RequestHead<'_>) -> Option<Operator> {
-        let sent = fingerprint(bearer::token(head.headers)?);
+        let sent = fingerprint(bearer_token(head.headers)?);
         let tokens = self.0.load();
         let token = tokens.iter().find(|token| token.is(sent))?;
         Some(token.operator.clone())

@@ -93,7 +93,7 @@ impl ConcurrencyLimitLayer {
     /// response, up to half a megabyte over HTTP/1, stays until its connection ends, so a server
     /// needs a write timeout as well; at most four times the limit, or 256 if that is more, are ended
     /// and not gone. Over HTTP/2 a write timeout ends nothing: see the
-    /// [guide](crate::guide#clients-that-do-not-read).
+    /// [guide](crate::guide::streaming#clients-that-do-not-read).
     pub fn reclaim_after(self, stalled: Option<Duration>) -> Self {
         let stalled = stalled.filter(|stalled| !stalled.is_zero());
         self.described.limiter.set_reclaim_after(stalled);

@@ -42,8 +42,8 @@ pub(super) fn key(headers: &HeaderMap) -> Extracted {
 }
 
 /// The bearer token in a request's headers, if there is exactly one.
-#[cfg(feature = "admin")]
-pub(crate) fn token(headers: &HeaderMap) -> Option<&[u8]> {
+#[must_use]
+pub fn token(headers: &HeaderMap) -> Option<&[u8]> {
     match single(headers, &AUTHORIZATION) {
         Field::Once(value) => bearer_token(value),
         Field::Absent | Field::Repeated => None,
@@ -68,7 +68,8 @@ fn bearer_token(value: &[u8]) -> Option<&[u8]> {
 
 /// `b64token = 1*( ALPHA / DIGIT / "-" / "." / "_" / "~" / "+" / "/" ) *"="`
 #[inline]
-pub(crate) fn is_b64token(token: &[u8]) -> bool {
+#[must_use]
+pub fn is_b64token(token: &[u8]) -> bool {
     let mut text = token;
     while let [rest @ .., b'='] = text {
         text = rest;

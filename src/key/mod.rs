@@ -15,11 +15,10 @@ pub(crate) use self::map::KeyMap;
 #[cfg(feature = "config")]
 pub(crate) use self::name::interned;
 pub(crate) use self::name::is_unseen;
-#[cfg(any(feature = "admin", feature = "redis"))]
-pub(crate) use self::name::means_credential;
+pub use self::name::means_credential;
 pub use self::name::{KeyName, KeyNameError};
 pub use self::network::{IpNet, IpNetError};
-pub(crate) use self::siphash::siphash128;
+pub use self::siphash::siphash128;
 
 /// Who a request is charged to: a kind and 128 bits.
 ///

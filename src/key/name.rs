@@ -268,7 +268,8 @@ fn fingerprint(digits: &str) -> Result<[u64; 2], KeyNameError> {
 }
 
 /// Whether what follows a kind is a credential, however the kind is written.
-pub(crate) fn means_credential(kind: &str) -> bool {
+#[must_use]
+pub fn means_credential(kind: &str) -> bool {
     let mut kinds = CREDENTIALS.iter().chain(&LIKE_CREDENTIALS);
     kinds.any(|known| known.eq_ignore_ascii_case(kind.trim()))
 }

@@ -6,10 +6,8 @@
 /// Over a whole message, because a hasher that is fed in pieces takes half as long again: it keeps the
 /// bytes of a word that is not complete yet.
 #[inline]
-pub(crate) fn siphash128<const C: usize, const D: usize>(
-    [k0, k1]: [u64; 2],
-    message: &[u8],
-) -> [u64; 2] {
+#[must_use]
+pub fn siphash128<const C: usize, const D: usize>([k0, k1]: [u64; 2], message: &[u8]) -> [u64; 2] {
     // "somepseudorandomlygeneratedbytes", and 0xee for the output of 128 bits.
     let mut state = State([
         k0 ^ 0x736f_6d65_7073_6575,

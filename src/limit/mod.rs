@@ -236,7 +236,8 @@ impl Limit {
 }
 
 /// What a limit may be called. It is sent in headers.
-pub(crate) fn is_name(name: &str) -> bool {
+#[must_use]
+pub fn is_name(name: &str) -> bool {
     (1..=64).contains(&name.len()) && name.bytes().all(|b| (b' '..=b'~').contains(&b))
 }
 

@@ -8,7 +8,6 @@ use super::joined::{Joined, Parts};
 use super::rules::{Rules, SetPolicyError, TiersUnsupported};
 use crate::decision::Decision;
 use crate::key::Key;
-#[cfg(feature = "admin")]
 use crate::limits::LimitExplanation;
 use crate::limits::Limits;
 use crate::nesting::Nesting;
@@ -206,7 +205,6 @@ impl RateLimiter {
     }
 
     /// Explains each quota for a key.
-    #[cfg(feature = "admin")]
     pub(crate) async fn explained(&self, key: Key) -> Vec<LimitExplanation> {
         match self.rules() {
             Some(rules) => rules.explained(key, None).await,

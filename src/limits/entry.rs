@@ -154,7 +154,7 @@ impl Override {
     }
 
     /// The text that is kept in a store: the limit, and a line for each of the rest that is there.
-    #[cfg(any(feature = "admin", feature = "redis", test))]
+    #[cfg(any(feature = "redis", test))]
     pub(crate) fn to_stored(&self) -> String {
         let mut text = self.limit.to_string();
         let mut add = |name: &str, value: &str| {
@@ -204,7 +204,7 @@ impl Override {
 }
 
 /// The names of the lines of a stored override.
-#[cfg(any(feature = "admin", feature = "redis", test))]
+#[cfg(any(feature = "redis", test))]
 mod names {
     pub(super) const END: &str = "end";
     pub(super) const NOTE: &str = "note";

@@ -42,7 +42,6 @@ pub enum LimitsError {
     /// The store has an override of the key that this version of the crate cannot read, as one of a later version, so
     /// that it is not known whether it is the one that [`LimitEdit::only_if`](super::LimitEdit::only_if) said. A change
     /// without this condition replaces it.
-    #[cfg(feature = "redis")]
     Unreadable,
     /// Redis, which keeps them, cannot be reached or did not do it.
     #[cfg(feature = "redis")]
@@ -91,7 +90,6 @@ impl fmt::Display for LimitsError {
                 write!(f, "the override was changed meanwhile, to {}", own.limit())
             }
             Self::Changed { current: None } => f.write_str("the override was deleted meanwhile"),
-            #[cfg(feature = "redis")]
             Self::Unreadable => f.write_str(
                 "the store has an override of this key that this version cannot read, so it was not changed",
             ),
@@ -133,7 +131,6 @@ impl std::error::Error for LimitsError {
             | Self::Network { .. }
             | Self::Embedded { .. }
             | Self::Changed { .. } => None,
-            #[cfg(feature = "redis")]
             Self::Unreadable => None,
             #[cfg(feature = "redis")]
             Self::Unavailable(error) => Some(error),

@@ -44,10 +44,6 @@ pub(crate) trait LimitTarget: Send + Sync {
     fn names(&self) -> Vec<Arc<str>>;
 
     /// Whether an override changes anything for it.
-    #[cfg_attr(
-        not(feature = "admin"),
-        allow(dead_code, reason = "the admin endpoints ask")
-    )]
     fn applies(&self, limit: &Limit) -> bool;
 
     /// The description for tools that ask the store how far it is used up; `None` of one that counts in no

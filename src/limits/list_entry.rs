@@ -70,8 +70,10 @@ impl Limits {
     }
 }
 
-/// The entry that decides about a client, of several lists. That of its key goes before that of its address.
-pub(crate) fn list_entry(
+/// The entry of several limits' lists that decides about a client. An entry for the key goes before an entry for the
+/// address.
+#[must_use]
+pub fn list_entry(
     lists: &[Limits],
     key: Option<&Key>,
     address: Option<IpNet>,

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-#[cfg(all(feature = "admin", feature = "redis"))]
+#[cfg(feature = "redis")]
 use super::Description;
 use super::{Limits, LimitsError, Owns};
 use crate::capacity::Capacity;
@@ -198,14 +198,12 @@ impl Limits {
     }
 
     /// Whether a service of this process looks its requests up on these lists.
-    #[cfg(any(feature = "admin", feature = "config", feature = "redis"))]
     pub(crate) fn are_lists_applied(&self) -> bool {
         self.0.lists.applied.load(Ordering::Relaxed) & BY_ADDRESS != 0
     }
 
     /// Whether a service looks its requests up on these lists: of this process, or with a store any that wrote so down in
     /// the last day. A store that does not answer is no reason to say that there is none.
-    #[cfg(feature = "admin")]
     pub(crate) async fn are_lists_applied_anywhere(&self) -> bool {
         #[cfg(feature = "redis")]
         if let (false, Some(replica)) = (self.are_lists_applied(), &self.0.replica) {
@@ -219,7 +217,6 @@ impl Limits {
     }
 
     /// Whether it does so by the keys of requests as well.
-    #[cfg(feature = "admin")]
     pub(crate) fn are_lists_applied_to_keys(&self) -> bool {
         self.0.lists.applied.load(Ordering::Relaxed) & BY_KEY != 0
     }

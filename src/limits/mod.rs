@@ -50,8 +50,7 @@ use self::in_force::Owns;
 pub(crate) use self::limited::{BoxFuture, LimitTarget};
 pub use self::limited::{CountedIn, LimitUsage};
 pub use self::list_entry::ListEntry;
-#[cfg(feature = "admin")]
-pub(crate) use self::list_entry::list_entry;
+pub use self::list_entry::list_entry;
 pub(crate) use self::list_entry::{listed_address, listed_key};
 use self::lists::ListIndex;
 pub(crate) use self::lists::Listed;
@@ -59,8 +58,7 @@ pub use self::lists::Listing;
 #[cfg(feature = "redis")]
 use self::state::Source;
 use self::state::State;
-#[cfg(feature = "admin")]
-pub(crate) use self::usage::Sourced;
+pub use self::usage::SourcedOverride;
 use crate::key::{Key, KeyMap, KeyName};
 use crate::limit::Limit;
 use crate::policy::Tier;

@@ -152,7 +152,6 @@ impl State {
     }
 
     /// The override that the configuration has for a key, under whatever name, unless it has ended.
-    #[cfg(feature = "admin")]
     pub(super) fn own_at_base(&self, key: &Key) -> Option<Arc<Override>> {
         let entry = self.base.of(key)?.entry;
         self.has_effect(&entry).then_some(entry)
@@ -224,7 +223,6 @@ impl State {
     }
 
     /// How many overrides there are, set at run time or by the configuration.
-    #[cfg(feature = "admin")]
     pub(super) fn count(&self) -> usize {
         let base = self.base.by_name.iter();
         let counts = |(name, entry): &(&KeyName, &Arc<Override>)| {

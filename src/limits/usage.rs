@@ -1,27 +1,25 @@
-//! How far limits are used up, and what the admin endpoints ask besides.
+//! How far limits are used up, and what the admin endpoints read besides.
 
-#[cfg(feature = "admin")]
 use super::Override;
 #[cfg(feature = "redis")]
 use super::replica::Replica;
-#[cfg(feature = "admin")]
 use super::state::State;
 use super::{LimitUsage, Limits};
 use crate::key::KeyName;
-#[cfg(feature = "admin")]
 use crate::limit::Limit;
 use crate::store::StoreStatus;
-#[cfg(feature = "admin")]
 use crate::sync::lock;
 
 /// An override, and where it comes from.
-#[cfg(feature = "admin")]
-pub(crate) struct Sourced {
-    pub(crate) entry: Override,
-    /// Whether it was set at run time.
-    pub(crate) is_set: bool,
-    /// The override of the configuration that applies when the one that was set is deleted.
-    pub(crate) below: Option<Override>,
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct SourcedOverride {
+    /// The override.
+    pub entry: Override,
+    /// Whether it was set at run time. Otherwise the configuration has it.
+    pub is_set: bool,
+    /// The override of the configuration that applies after the override that was set is deleted.
+    pub configured: Option<Override>,
 }
 
 impl Limits {
@@ -40,7 +38,6 @@ impl Limits {
     /// Whether an override changes anything: false when no part of it is about a limiter that has these limits, as
     /// `5 concurrent` where nothing limits concurrency, or `10/min` where each policy has several quotas. True where no
     /// limiter has them.
-    #[cfg(feature = "admin")]
     pub(crate) fn applies(&self, limit: &Limit) -> bool {
         let targets = self.targets();
         // A list takes what is for all limits.
@@ -69,40 +66,36 @@ impl Limits {
     }
 
     /// The override that was set at run time, whatever the configuration says.
-    #[cfg(feature = "admin")]
     pub(crate) fn override_at_run_time(&self, key: &KeyName) -> Option<Override> {
         self.turn_ends();
         lock(&self.0.state).own_at_run_time(&key.key())
     }
 
     /// The override of a key, and where it comes from.
-    #[cfg(feature = "admin")]
-    pub(crate) fn sourced(&self, key: &KeyName) -> Option<Sourced> {
+    pub(crate) fn sourced(&self, key: &KeyName) -> Option<SourcedOverride> {
         self.turn_ends();
         let entry = self.get_override(key)?;
-        Some(Sourced::new(&lock(&self.0.state), key, entry))
+        Some(SourcedOverride::new(&lock(&self.0.state), key, entry))
     }
 
     /// The next overrides, as [`list_after`](Self::list_after) has them, and where they come from.
-    #[cfg(feature = "admin")]
     pub(crate) fn sourced_after(
         &self,
         after: Option<&KeyName>,
         count: usize,
-    ) -> Vec<(KeyName, Sourced)> {
+    ) -> Vec<(KeyName, SourcedOverride)> {
         self.turn_ends();
         let state = lock(&self.0.state);
         let entries = state.after(after, count).into_iter();
         entries
             .map(|(key, entry)| {
-                let sourced = Sourced::new(&state, &key, Override::clone(&entry));
+                let sourced = SourcedOverride::new(&state, &key, Override::clone(&entry));
                 (key, sourced)
             })
             .collect()
     }
 
     /// How many overrides there are, set at run time or by the configuration.
-    #[cfg(feature = "admin")]
     pub(crate) fn count(&self) -> usize {
         self.turn_ends();
         lock(&self.0.state).count()
@@ -110,31 +103,30 @@ impl Limits {
 
     /// A number that another one follows when an override changes, so that a list that is shown can be read anew. Each
     /// process counts for itself.
-    #[cfg(feature = "admin")]
     pub(crate) fn revision(&self) -> u64 {
         self.turn_ends();
         lock(&self.0.state).revision
     }
 }
 
-#[cfg(feature = "admin")]
-impl Sourced {
+impl SourcedOverride {
     /// An override that was just set at run time.
-    pub(crate) fn set(entry: Override) -> Self {
+    #[must_use]
+    pub fn set(entry: Override) -> Self {
         Self {
             entry,
             is_set: true,
-            below: None,
+            configured: None,
         }
     }
 
     fn new(state: &State, key: &KeyName, entry: Override) -> Self {
         let is_set = state.has_at_run_time(&key.key());
-        let below = is_set.then(|| state.own_at_base(&key.key())).flatten();
+        let configured = is_set.then(|| state.own_at_base(&key.key())).flatten();
         Self {
             entry,
             is_set,
-            below: below.map(|below| Override::clone(&below)),
+            configured: configured.map(|entry| Override::clone(&entry)),
         }
     }
 }

@@ -1,11 +1,8 @@
 //! Hooks that see what limiters decide.
 
-use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
-
-use tokio::time::Instant;
 
 use crate::extract::{ClientIp, RequestHead};
 use crate::key::Key;
@@ -13,6 +10,7 @@ use crate::rejection::Rejection;
 
 #[cfg(feature = "metrics")]
 mod metrics;
+pub(crate) mod observers;
 #[cfg(all(feature = "metrics", feature = "redis"))]
 mod store_metrics;
 #[cfg(feature = "tracing")]
@@ -22,6 +20,7 @@ mod warned;
 
 #[cfg(feature = "metrics")]
 pub use self::metrics::MetricsObserver;
+pub(crate) use self::observers::Observers;
 #[cfg(feature = "tracing")]
 pub use self::tracing::TracingObserver;
 /// For [`admission_span!`](crate::admission_span).
@@ -205,7 +204,8 @@ pub struct Subject<'a> {
 
 impl<'a> Subject<'a> {
     /// A decision that is not about an HTTP request.
-    pub(crate) const fn new(
+    #[must_use]
+    pub const fn new(
         limit_type: &'static str,
         limiter: &'a str,
         policy: &'a str,
@@ -256,119 +256,3 @@ impl<'a> Subject<'a> {
 /// Marks a request that a layer has decided about. It has no size, so it takes no allocation of its own.
 #[derive(Clone, Copy)]
 pub(crate) struct Decided;
-
-/// The observers of one layer.
-#[derive(Clone, Default)]
-pub(crate) struct Observers {
-    all: Vec<Arc<dyn Observer>>,
-    counts_requests: bool,
-    /// Default: the peer.
-    client_ip: Option<Arc<ClientIp>>,
-}
-
-impl Observers {
-    pub(crate) fn add(&mut self, observer: impl Observer) {
-        self.counts_requests |= observer.counts_requests();
-        self.all.push(Arc::new(observer));
-    }
-
-    pub(crate) fn set_client_ip(&mut self, client_ip: ClientIp) {
-        self.client_ip = Some(Arc::new(client_ip));
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.all.is_empty()
-    }
-
-    /// Whether an admitted request is to be marked with [`Decided`].
-    pub(crate) fn mark_requests(&self) -> bool {
-        self.counts_requests
-    }
-
-    /// Tells observers that a limiter with these quotas is ready to decide.
-    pub(crate) fn attached<'a>(
-        &self,
-        limit_type: &'static str,
-        limiter: &str,
-        policies: impl IntoIterator<Item = &'a str>,
-    ) {
-        if self.is_empty() {
-            return;
-        }
-        for policy in policies {
-            let subject = Subject::new(limit_type, limiter, policy, None);
-            self.tell(|observer| observer.attached(&subject));
-        }
-    }
-
-    /// When a decision begins that [`decided`](Self::decided) is to be told of; no clock is read
-    /// where nobody is there to be told.
-    #[inline]
-    pub(crate) fn begin(&self) -> Option<Instant> {
-        (!self.is_empty()).then(Instant::now)
-    }
-
-    /// Tells what was decided with `tell`, and how long that took.
-    #[inline]
-    pub(crate) fn decided(
-        &self,
-        begun: Option<Instant>,
-        subject: &Subject<'_>,
-        tell: impl Fn(&dyn Observer),
-    ) {
-        let Some(begun) = begun else {
-            return;
-        };
-        self.decided_in(begun.elapsed(), subject, tell);
-    }
-
-    /// As [`decided`](Self::decided), with a duration that was measured before.
-    #[inline]
-    pub(crate) fn decided_in(
-        &self,
-        took: Duration,
-        subject: &Subject<'_>,
-        tell: impl Fn(&dyn Observer),
-    ) {
-        self.tell(|observer| {
-            tell(observer);
-            observer.decided(subject, took);
-        });
-    }
-
-    #[inline]
-    pub(crate) fn tell(&self, tell: impl Fn(&dyn Observer)) {
-        for observer in &self.all {
-            tell(&**observer);
-        }
-    }
-}
-
-/// All of them as one, for a limiter.
-impl Observer for Observers {
-    fn acquired(&self, limiter: &str, in_flight: u64) {
-        self.tell(|observer| observer.acquired(limiter, in_flight));
-    }
-
-    fn limit(&self, limiter: &str, limit: Option<u64>) {
-        self.tell(|observer| observer.limit(limiter, limit));
-    }
-
-    fn reclaimed(&self, limiter: &str, key: Option<&Key>, stalled: Duration) {
-        self.tell(|observer| observer.reclaimed(limiter, key, stalled));
-    }
-
-    fn released(&self, limiter: &str) {
-        self.tell(|observer| observer.released(limiter));
-    }
-
-    fn held(&self, limiter: &str, held: Duration) {
-        self.tell(|observer| observer.held(limiter, held));
-    }
-}
-
-impl fmt::Debug for Observers {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} observers", self.all.len())
-    }
-}

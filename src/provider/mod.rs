@@ -2,3 +2,36 @@
 //!
 //! A minor version may change or remove what is here. The crates of this workspace use it and are released
 //! together with this crate; other crates pin the exact version (`=0.1.0`).
+//!
+//! The traits give methods to types of this crate: the methods are not for users, and so are not inherent.
+
+mod concurrency_limiter;
+mod key;
+mod limits;
+mod rate_limiter;
+
+pub use self::concurrency_limiter::{ConcurrencyLimiterInternals, ConcurrencySettings};
+pub use self::key::KeyInternals;
+pub use self::limits::LimitsInternals;
+pub use self::rate_limiter::RateLimiterInternals;
+
+/// For `RequestGroup::enforce` of the admin endpoints, so that an explanation decides as the layers do.
+pub use crate::enforce::Enforce;
+/// For admin tokens: the syntax of a token, and the token of a request.
+pub use crate::extract::bearer::{is_b64token, token as bearer_token};
+/// For the admin endpoints, which find the address of an operator as layers find the key of a request.
+pub use crate::extract::extractor::Extractor;
+/// For texts of operators, which may be credentials that no URL and no log may have.
+pub use crate::key::means_credential;
+/// For fingerprints and entity tags.
+pub use crate::key::siphash128;
+/// For names of operators, which have the syntax of names of limits.
+pub use crate::limit::is_name;
+/// For the admin endpoints, which show where an override comes from, and which list entry decides.
+pub use crate::limits::{SourcedOverride, list_entry};
+/// For WebSockets, whose limits report to observers as layers do.
+pub use crate::observe::observers::Observers;
+/// For answers outside of a layer: the problem details of a WebSocket message and of the session endpoints.
+pub use crate::respond::problem::{problem_json, quota_problem};
+/// For times in answers.
+pub use crate::store::memory::clock::since_epoch;

@@ -4,7 +4,7 @@ mod details;
 mod grpc;
 mod json;
 mod plain;
-mod problem;
+pub(crate) mod problem;
 
 use std::sync::Arc;
 
@@ -21,10 +21,6 @@ pub use plain::Plain;
 pub use problem::Problem;
 #[cfg(feature = "axum")]
 use problem::problem;
-#[cfg(feature = "ws")]
-pub(crate) use problem::problem_text;
-#[cfg(feature = "axum")]
-pub(crate) use problem::{over_quota, plain_problem};
 
 /// Turns a [`Rejection`] into a response. Closures are responders too; their body is any type that
 /// converts into [`Bytes`], such as `String`, `Vec<u8>` and `&'static str`.

@@ -26,9 +26,9 @@ pub(super) fn problem(rejection: &Rejection) -> Response<Bytes> {
     problem_for(rejection, rejection.reason())
 }
 
-/// A limit on what is at work told as the caller's own, also when it is that of all: 429.
-#[cfg(feature = "axum")]
-pub(crate) fn over_quota(rejection: &Rejection) -> Response<Bytes> {
+/// A problem (RFC 9457) of the type `quota-exceeded`, with status 429, also for a limit on all callers together.
+#[must_use]
+pub fn quota_problem(rejection: &Rejection) -> Response<Bytes> {
     problem_for(rejection, Reason::KeyAtCapacity)
 }
 
@@ -41,21 +41,15 @@ fn problem_for(rejection: &Rejection, reason: Reason) -> Response<Bytes> {
     response(reason.status(), details.to_json())
 }
 
-/// A problem where there are no headers.
-#[cfg(feature = "ws")]
-pub(crate) fn problem_text(rejection: &Rejection) -> String {
+/// A problem (RFC 9457) as JSON, with `retry-after` in seconds as a member, for a protocol without headers.
+#[must_use]
+pub fn problem_json(rejection: &Rejection) -> String {
     let details = Details {
         rejection,
         reason: rejection.reason(),
         retry_after: rejection.retry_after_seconds(),
     };
     details.to_json()
-}
-
-/// A problem that is no refusal of a limit's: what the status says, and a sentence about it.
-#[cfg(feature = "axum")]
-pub(crate) fn plain_problem(status: StatusCode, detail: &str) -> Response<Bytes> {
-    response(status, PlainDetails { status, detail }.to_json())
 }
 
 fn response(status: StatusCode, json: String) -> Response<Bytes> {
@@ -108,25 +102,6 @@ impl ToJson for Details<'_> {
             json.raw(r#","retry-after":"#);
             json.number(seconds);
         }
-        json.raw("}");
-    }
-}
-
-#[cfg(feature = "axum")]
-struct PlainDetails<'a> {
-    status: StatusCode,
-    detail: &'a str,
-}
-
-#[cfg(feature = "axum")]
-impl ToJson for PlainDetails<'_> {
-    fn write<W: Write>(&self, json: &mut Json<'_, W>) {
-        json.raw(r#"{"type":"about:blank","title":"#);
-        json.string(self.status.canonical_reason().unwrap_or_default());
-        json.raw(r#","status":"#);
-        json.number(self.status.as_u16().into());
-        json.raw(r#","detail":"#);
-        json.string(self.detail);
         json.raw("}");
     }
 }

@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use crate::endpoint::{Failed, json, not_stored};
 use crate::limiter::Leases;
+use crate::provider::quota_problem;
 use crate::rejection::{Reason, Rejection};
-use crate::respond::over_quota;
 
 /// A session that is alive, and how to keep it so.
 #[derive(Serialize)]
@@ -47,6 +47,6 @@ pub(super) fn refused(rejection: Rejection) -> Result<Response, Failed> {
     match rejection.reason() {
         Reason::Unavailable => Err(unavailable()),
         Reason::Denied => Ok(rejection.into_response()),
-        _ => Ok(not_stored(over_quota(&rejection))),
+        _ => Ok(not_stored(quota_problem(&rejection))),
     }
 }

@@ -9,7 +9,7 @@ use http::StatusCode;
 
 use super::answer::{no_session, refused, session, unavailable};
 use crate::endpoint::{Failed, Object, body, member, no_content};
-use crate::extract::{Extractor, RequestHead};
+use crate::extract::{KeyExtractor, RequestHead};
 use crate::key::Key;
 use crate::limiter::Leases;
 use crate::store::Standing;
@@ -17,7 +17,7 @@ use crate::store::Standing;
 /// What the endpoints share.
 pub(super) struct Api {
     pub(super) leases: Leases,
-    pub(super) auth: Extractor,
+    pub(super) auth: Box<dyn KeyExtractor>,
 }
 
 type Answer = Result<Response, Failed>;

@@ -14,7 +14,7 @@ use axum::routing::post;
 use self::answer::not_a_post;
 use self::api::Api;
 use crate::endpoint::MAX_BODY;
-use crate::extract::{Extractor, KeyExtractor};
+use crate::extract::KeyExtractor;
 use crate::limiter::Leases;
 
 /// Three endpoints for sessions of a service's tenants.
@@ -76,7 +76,7 @@ where
 {
     let api = Arc::new(Api {
         leases,
-        auth: Extractor::new(auth),
+        auth: Box::new(auth),
     });
     Router::new()
         .route("/session/start", post(api::start))

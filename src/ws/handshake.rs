@@ -1,7 +1,7 @@
 //! The slot of a connection that is not there yet.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::extract::ws::{WebSocket, WebSocketUpgrade};
@@ -11,7 +11,6 @@ use tokio::sync::oneshot::{self, Receiver};
 use tokio::time::timeout;
 
 use crate::limiter::Permit;
-use crate::sync::{Mutex, lock};
 
 /// How long a connection may take to be there once its handshake's answer is gone: sent, or dropped.
 /// Which of them cannot be told.
@@ -36,7 +35,7 @@ where
         arrival: Some(arrival),
     };
     let mut response = upgrade.on_upgrade(move |socket| async move {
-        let permit = lock(&slot).take();
+        let permit = take(&slot);
         drop(arrived);
         // A connection that comes too late has no slot any more.
         if let Some(permit) = permit {
@@ -72,7 +71,10 @@ impl Drop for Answer {
 }
 
 fn give_back(slot: &Slot) {
-    let permit = lock(slot).take();
-    // Not under the lock, because it wakes who waits in line.
-    drop(permit);
+    // Not under the lock, because it wakes waiters.
+    drop(take(slot));
+}
+
+fn take(slot: &Slot) -> Option<Permit> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner).take()
 }

@@ -17,8 +17,9 @@ use super::socket::LimitedSocket;
 use crate::key::Key;
 use crate::limiter::ConcurrencyLimiter;
 use crate::limits::Limits;
-use crate::observe::{Observer, Observers, Subject};
+use crate::observe::{Observer, Subject};
 use crate::policy::Policy;
+use crate::provider::{ConcurrencyLimiterInternals, ConcurrencySettings, Observers};
 use crate::store::{LeaseStore, MemoryStore, RateStore};
 
 /// Limits on the WebSockets of one endpoint: connections in all and for each key, and messages.
@@ -149,18 +150,15 @@ impl SocketLimits {
     fn reopened(self, change: impl FnOnce(&mut Shared)) -> Self {
         self.with(|shared| {
             change(shared);
-            let observers = Arc::new(shared.observers.clone());
-            let mut connections = ConcurrencyLimiter::new(shared.limit)
-                .named(&shared.name)
-                .per_key(shared.per_key);
-            if !shared.observers.is_empty() {
-                connections = connections.observed(observers);
-            }
-            if let Some(limits) = &shared.limits {
-                connections = connections.limits(limits);
-            }
-            let opened = connections.open(shared.store.as_deref());
-            shared.connections = connections.opened(&opened);
+            let observers: Arc<dyn Observer> = Arc::new(shared.observers.clone());
+            shared.connections = ConcurrencyLimiter::with_settings(ConcurrencySettings {
+                name: &shared.name,
+                limit: shared.limit,
+                per_key: shared.per_key,
+                store: shared.store.as_deref(),
+                limits: shared.limits.as_ref(),
+                observer: (!shared.observers.is_empty()).then_some(&observers),
+            });
             // The name may be set later.
             if !shared.name.is_empty() {
                 (shared.observers).attached("ws_connection", &shared.name, [""]);

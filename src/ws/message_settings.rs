@@ -8,6 +8,7 @@ use super::SocketLimits;
 use crate::limiter::{RateLimiter, SetPolicyError};
 use crate::limits::Limits;
 use crate::policy::Policy;
+use crate::provider::{ConcurrencyLimiterInternals, RateLimiterInternals};
 use crate::rejection::Rejection;
 use crate::store::{MemoryStore, RateStore};
 
@@ -57,8 +58,7 @@ impl SocketLimits {
 
     /// Sets whether overrides and tiers are ignored, because the limits are switched off. A ban rejects connections
     /// all the same.
-    #[cfg(feature = "config")]
-    pub(crate) fn rest(&self, rests: bool) {
+    pub fn rest(&self, rests: bool) {
         self.limiter().rest_but_for_bans(rests);
         if let Some(per_key) = &self.0.messages.per_key {
             per_key.rest(rests);

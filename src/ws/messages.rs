@@ -11,9 +11,9 @@ use tokio::time::Instant;
 use crate::decision::Decision;
 use crate::key::Key;
 use crate::limiter::RateLimiter;
-use crate::observe::{Observers, Subject};
+use crate::observe::Subject;
+use crate::provider::{Observers, RateLimiterInternals, problem_json};
 use crate::rejection::Rejection;
-use crate::respond::problem_text;
 use crate::store::ReplyFuture;
 
 pub(super) type Notice = Arc<dyn Fn(&Rejection) -> Option<Message> + Send + Sync>;
@@ -30,10 +30,7 @@ pub(super) struct MessageLimits {
 impl MessageLimits {
     /// The limit of the key, unless it is switched off.
     fn per_key_now(&self) -> Option<&RateLimiter> {
-        let per_key = self.per_key.as_ref();
-        #[cfg(feature = "config")]
-        let per_key = per_key.filter(|limiter| !limiter.rests());
-        per_key
+        self.per_key.as_ref().filter(|limiter| !limiter.rests())
     }
 }
 
@@ -160,7 +157,7 @@ impl Messages {
         }
         Excess::Answer(match &self.limits.notice {
             Some(notice) => notice(&rejection),
-            None => Some(Message::Text(problem_text(&rejection).into())),
+            None => Some(Message::Text(problem_json(&rejection).into())),
         })
     }
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::process::{File, Gateway, soon, text};
 
-const GUIDE: &str = include_str!("../../docs/guide.md");
+const GUIDE: &str = include_str!("../../docs/guide/operating.md");
 
 /// The code blocks of the section, with their language.
 fn blocks(language: &str) -> Vec<&'static str> {
@@ -124,7 +124,7 @@ async fn the_guide_shows_what_the_gateway_answers() {
             .iter()
             .map(comparable)
             .eq(lines.iter().map(comparable)),
-        "docs/guide.md shows other answers; these are right:\n{}",
+        "docs/guide/operating.md shows other answers; these are right:\n{}",
         now.join("\n")
     );
 }

@@ -137,7 +137,7 @@ async fn scripts_run(servers: &[Server]) -> u64 {
 
 /// The lines of the recipe in the documentation, as the words of commands.
 fn recipe() -> Vec<Vec<&'static str>> {
-    let lines = include_str!("../../docs/replicas.md").lines();
+    let lines = include_str!("../../docs/guide/replicas.md").lines();
     let lines = lines.filter(|line| line.starts_with("ACL SETUSER gateway "));
     let lines: Vec<_> = lines.map(|line| line.split(' ').collect()).collect();
     assert_eq!(lines.len(), 6);

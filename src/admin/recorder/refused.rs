@@ -1,10 +1,10 @@
 //! The keys that are refused most, of any number of keys.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::key::Key;
 use crate::observe::Subject;
-use crate::sync::{Mutex, lock};
+use crate::provider::KeyInternals;
 
 /// Keys that are remembered.
 const MOST: usize = 64;
@@ -93,7 +93,7 @@ impl Refused {
     /// The keys that were refused most, and how often at least, the most often first.
     pub(super) fn most(&self, second: u32, most: usize) -> Vec<RefusedMost> {
         let mut keys = {
-            let mut spans = lock(&self.0);
+            let mut spans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             spans.turn(second);
             spans.told()
         };

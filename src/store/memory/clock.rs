@@ -37,7 +37,8 @@ impl RealClock {
 /// The wall clock, as the time since the Unix epoch, for protocols that have it. Nothing is decided by
 /// it: it may step.
 #[expect(clippy::disallowed_methods, reason = "the one place that reads it")]
-pub(crate) fn since_epoch() -> Duration {
+#[must_use]
+pub fn since_epoch() -> Duration {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     // Before 1970.
     now.unwrap_or_default()

@@ -190,7 +190,7 @@ impl RedisStore {
     ///   `redis-tls`), which trusts the CAs of the system unless `tls` names others
     ///
     /// `?protocol=resp3` speaks RESP3 in place of RESP2, and `?client_name=..` is
-    /// [`client_name`](Self::client_name). [The chapter on replicas](crate::replicas#connecting) has
+    /// [`client_name`](Self::client_name). [The chapter on replicas](crate::guide::replicas#connecting) has
     /// more, such as the permissions of an ACL user.
     ///
     /// Does not connect; the first call does. With TLS it reads the CAs of the system.

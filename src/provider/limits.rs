@@ -1,0 +1,149 @@
+//! What the admin endpoints read of [`Limits`].
+
+use std::future::Future;
+
+use crate::key::KeyName;
+use crate::limit::Limit;
+use crate::limits::{Limits, LimitsError, Override, SourcedOverride};
+
+/// For the admin endpoints: overrides with their sources, and which lists are in use.
+pub trait LimitsInternals {
+    /// Whether an override changes anything: false when no limiter goes by any part of it.
+    fn applies(&self, limit: &Limit) -> bool;
+
+    /// The override of a key that was set at run time, whatever the configuration has.
+    fn override_at_run_time(&self, key: &KeyName) -> Option<Override>;
+
+    /// The override of a key, with its source.
+    fn sourced(&self, key: &KeyName) -> Option<SourcedOverride>;
+
+    /// The next overrides in the order of their keys, with their sources.
+    fn sourced_after(
+        &self,
+        after: Option<&KeyName>,
+        count: usize,
+    ) -> Vec<(KeyName, SourcedOverride)>;
+
+    /// The number of overrides, set at run time or by the configuration.
+    fn count(&self) -> usize;
+
+    /// A number that grows with each change of an override. Each process counts for itself.
+    fn revision(&self) -> u64;
+
+    /// Whether no entry is on an allow or deny list.
+    fn has_no_lists(&self) -> bool;
+
+    /// Whether a service of this process looks its requests up on these lists.
+    fn are_lists_applied(&self) -> bool;
+
+    /// Whether a service of any replica does so.
+    fn are_lists_applied_anywhere(&self) -> impl Future<Output = bool> + Send;
+
+    /// Whether a service of this process looks up the keys of requests, not only addresses.
+    fn are_lists_applied_to_keys(&self) -> bool;
+
+    /// Checks that a network has only `deny all` or `unlimited`.
+    ///
+    /// # Errors
+    ///
+    /// [`LimitsError::Network`] and [`LimitsError::Embedded`].
+    fn check_network(key: &KeyName, limit: &Limit) -> Result<(), LimitsError>;
+
+    /// Reads changes that other replicas made. Without a store there is nothing to read.
+    ///
+    /// # Errors
+    ///
+    /// The store failed.
+    fn refresh(&self) -> impl Future<Output = Result<(), LimitsError>> + Send;
+
+    /// Makes all replicas read all overrides again. Without a store there is nothing to read.
+    ///
+    /// # Errors
+    ///
+    /// The store failed.
+    fn clear_caches(&self) -> impl Future<Output = Result<(), LimitsError>> + Send;
+
+    /// Makes all replicas drop the overrides that the store has lost. Without a store nothing is lost.
+    ///
+    /// # Errors
+    ///
+    /// The store failed.
+    fn accept_loss_by(
+        &self,
+        author: Option<&str>,
+        origin: Option<&str>,
+    ) -> impl Future<Output = Result<(), LimitsError>> + Send;
+}
+
+impl LimitsInternals for Limits {
+    fn applies(&self, limit: &Limit) -> bool {
+        self.applies(limit)
+    }
+
+    fn override_at_run_time(&self, key: &KeyName) -> Option<Override> {
+        self.override_at_run_time(key)
+    }
+
+    fn sourced(&self, key: &KeyName) -> Option<SourcedOverride> {
+        self.sourced(key)
+    }
+
+    fn sourced_after(
+        &self,
+        after: Option<&KeyName>,
+        count: usize,
+    ) -> Vec<(KeyName, SourcedOverride)> {
+        self.sourced_after(after, count)
+    }
+
+    fn count(&self) -> usize {
+        self.count()
+    }
+
+    fn revision(&self) -> u64 {
+        self.revision()
+    }
+
+    fn has_no_lists(&self) -> bool {
+        self.has_no_lists()
+    }
+
+    fn are_lists_applied(&self) -> bool {
+        self.are_lists_applied()
+    }
+
+    fn are_lists_applied_anywhere(&self) -> impl Future<Output = bool> + Send {
+        self.are_lists_applied_anywhere()
+    }
+
+    fn are_lists_applied_to_keys(&self) -> bool {
+        self.are_lists_applied_to_keys()
+    }
+
+    fn check_network(key: &KeyName, limit: &Limit) -> Result<(), LimitsError> {
+        Self::check_network(key, limit)
+    }
+
+    async fn refresh(&self) -> Result<(), LimitsError> {
+        #[cfg(feature = "redis")]
+        self.refresh().await?;
+        Ok(())
+    }
+
+    async fn clear_caches(&self) -> Result<(), LimitsError> {
+        #[cfg(feature = "redis")]
+        self.clear_caches().await?;
+        Ok(())
+    }
+
+    async fn accept_loss_by(
+        &self,
+        author: Option<&str>,
+        origin: Option<&str>,
+    ) -> Result<(), LimitsError> {
+        #[cfg(feature = "redis")]
+        self.accept_loss_by(author, origin).await?;
+        let _ = (author, origin);
+        Ok(())
+    }
+}
