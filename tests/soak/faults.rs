@@ -62,9 +62,8 @@ impl Place {
         let soon = ["--repl-diskless-sync-delay", "0"];
         let first = Server::start_with(&soon).await;
         let master = first.port.to_string();
-        let second =
-            Server::start_with(&[&soon[..], &["--replicaof", "127.0.0.1", &master]].concat());
-        let second = second.await;
+        let replica = ["--replicaof", "127.0.0.1", &master];
+        let second = Server::start_with(&[&soon[..], &replica].concat()).await;
         let sentinel = Sentinel::start(first.port);
         let place = Self::Watched([first, second], sentinel);
         until("the Sentinel knows the replica", async || {

@@ -104,7 +104,7 @@ impl Meters {
     /// An admitted request begins.
     pub(crate) fn request(self: &Arc<Self>, tenant: &str) -> AtWork {
         self.admitted.fetch_add(1, Ordering::Relaxed);
-        let tenant = tenant.parse().ok().filter(|tenant| *tenant < TENANTS);
+        let tenant: Option<usize> = tenant.parse().ok().filter(|tenant| *tenant < TENANTS);
         self.check("requests", self.total.enter(), self.numbers.in_flight);
         if let Some(tenant) = tenant {
             let now = self.per_tenant[tenant].enter();

@@ -16,14 +16,14 @@ use http_body_util::combinators::UnsyncBoxBody;
 use tokio::task::JoinHandle;
 use tokio::time::Sleep;
 use tower::util::BoxCloneSyncService;
-use tower::{ServiceBuilder, service_fn};
+use tower::{BoxError, ServiceBuilder, service_fn};
 use tower_admission::{ConcurrencyLimitLayer, Key, Leases, RateLimitLayer};
 
 use crate::findings::DELIBERATE;
 use crate::meters::{AtWork, Meters, TENANTS};
 
 pub(crate) type Service =
-    BoxCloneSyncService<Request<()>, Response<UnsyncBoxBody<Bytes, Infallible>>, &'static str>;
+    BoxCloneSyncService<Request<()>, Response<UnsyncBoxBody<Bytes, BoxError>>, &'static str>;
 
 #[derive(Clone)]
 pub(crate) struct Work(Arc<Meters>);
