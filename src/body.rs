@@ -1,4 +1,4 @@
-//! The response body of a layer: that of the inner service, or that of a rejection.
+//! The response body of a layer: the inner service's body, or the body of a rejection.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -8,9 +8,9 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
 pin_project! {
-    /// The body of a response: that of the inner service, or that of a rejection.
+    /// A response body: the inner service's body, or the body of a rejection.
     ///
-    /// Everything is forwarded: data, trailers, errors, the size hint, and the end of the stream.
+    /// Data, trailers, errors, the size hint and the end of the stream are forwarded.
     #[derive(Debug)]
     pub struct ResponseBody<B> {
         #[pin]
@@ -27,7 +27,7 @@ pin_project! {
     }
 }
 
-/// The body of a rejection: one frame, or none.
+/// The body of a rejection: at most one frame.
 #[derive(Debug)]
 pub(crate) struct RejectionText(Option<Bytes>);
 

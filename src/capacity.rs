@@ -1,8 +1,8 @@
-//! How many may be in flight or at work at a time.
+//! The number of permits or leases that may exist at a time.
 
 use std::fmt;
 
-/// How many permits there are at a time.
+/// The maximum number of permits at a time.
 ///
 /// ```
 /// use tower_admission::{Capacity, ConcurrencyLimiter};
@@ -17,14 +17,14 @@ use std::fmt;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Capacity {
-    /// Any number: permits are only counted.
+    /// No limit: permits are only counted.
     Unlimited,
-    /// At most so many; 0 admits nothing.
+    /// At most this many. 0 admits nothing.
     AtMost(usize),
 }
 
 impl Capacity {
-    /// The capacity of a setting in which 0 turns the limit off.
+    /// Reads a setting where 0 turns the limit off.
     pub(crate) const fn or_off(limit: usize) -> Self {
         match limit {
             0 => Self::Unlimited,
@@ -34,7 +34,7 @@ impl Capacity {
 }
 
 impl Capacity {
-    /// The number, if it is one.
+    /// The limit, unless unlimited.
     pub(crate) fn at_most(self) -> Option<u64> {
         match self {
             Self::Unlimited => None,

@@ -1,4 +1,4 @@
-//! The answer of a limiter, with its numbers.
+//! The result of a limiter's check, with its numbers.
 
 use std::cmp::Reverse;
 use std::time::Duration;
@@ -7,42 +7,43 @@ use smallvec::SmallVec;
 
 use crate::rule::Rule;
 
-/// Quotas that a decision holds without an allocation.
+/// Quotas that a decision holds without a heap allocation.
 const INLINE: usize = 2;
 
-/// What a limiter decided about one request, and what the caller has left.
+/// The result of a rate limiter's check, with what the caller has left.
 ///
-/// The numbers of the decision itself are those of the quota that binds: the one that makes the
-/// caller wait longest when the request is rejected, and the one with the least left when it is
-/// admitted. Of equals it is the one that resets last.
+/// The methods of a decision report the *binding* quota. For a rejected request that is the quota
+/// with the longest wait. For an admitted request it is the quota with the least remaining; of
+/// equals, the one that resets last.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Decision {
     admitted: bool,
     usages: SmallVec<[Usage; INLINE]>,
 }
 
-/// How far one quota is used up, as seen by a [`Decision`].
+/// How far one quota is used up, as part of a [`Decision`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
     limit: u32,
     remaining: u32,
-    /// In nanoseconds, as is the wait.
+    /// In nanoseconds, like `wait`.
     reset: u64,
-    /// How long until the request fits: [`FITS`], [`NEVER`], or in between.
+    /// The time until the request fits: [`FITS`], [`NEVER`], or in between.
     wait: u64,
-    /// As [`Rule::window_seconds`] of the rule that it was decided by; 0 if the store did not say.
+    /// [`Rule::window_seconds`] of the rule that decided; 0 if the store did not report it.
     window: u32,
-    /// The place of the quota among those of the decision's charges.
-    at: u16,
-    /// Whether the key's bucket is still by another rule than this decision.
-    is_unsettled: bool,
+    /// The index of the quota among all quotas of the decision's charges.
+    index: u16,
+    /// Whether the key's bucket was last charged by another rule, so that it must be converted
+    /// first.
+    needs_conversion: bool,
 }
 
 const FITS: u64 = 0;
 const NEVER: u64 = u64::MAX;
 
 impl Decision {
-    /// Admitted by a limiter that limits nothing.
+    /// An admission by a limiter without quotas.
     pub fn unlimited() -> Self {
         Self {
             admitted: true,
@@ -50,7 +51,7 @@ impl Decision {
         }
     }
 
-    /// Refused because the store that counts cannot be reached.
+    /// A rejection because the store is unavailable.
     pub fn unavailable() -> Self {
         Self {
             admitted: false,
@@ -58,15 +59,15 @@ impl Decision {
         }
     }
 
-    /// The decision that follows from the usage of every quota: admitted when the request fits all. `None` is the
-    /// usage of a quota that is off.
+    /// Combines the usage of every quota. The request is admitted when it fits all of them. Use
+    /// `None` for a quota that is off.
     pub fn from_usages(usages: impl IntoIterator<Item = impl Into<Option<Usage>>>) -> Self {
         let usages = usages.into_iter().enumerate();
         let usages: SmallVec<[Usage; INLINE]> = usages
             .filter_map(|(at, usage)| {
-                let at = at as u16;
+                let index = at as u16;
                 Some(Usage {
-                    at,
+                    index,
                     ..usage.into()?
                 })
             })
@@ -77,7 +78,7 @@ impl Decision {
         }
     }
 
-    /// The same, for a single quota.
+    /// As [`from_usages`](Self::from_usages), for a single quota.
     #[inline]
     pub(crate) fn from_usage(usage: Usage) -> Self {
         let mut usages = SmallVec::new();
@@ -88,18 +89,18 @@ impl Decision {
         }
     }
 
-    /// The same with usages of other places.
-    pub(crate) fn placed(mut self, places: &[u16]) -> Self {
+    /// Maps the index of each usage through `indices`.
+    pub(crate) fn with_indices(mut self, indices: &[u16]) -> Self {
         for usage in &mut self.usages {
-            usage.at = places
-                .get(usize::from(usage.at))
+            usage.index = indices
+                .get(usize::from(usage.index))
                 .copied()
-                .unwrap_or(usage.at);
+                .unwrap_or(usage.index);
         }
         self
     }
 
-    /// The same with some of the usages.
+    /// Keeps some of the usages.
     pub(crate) fn filtered(&self, is_kept: impl Fn(&Usage) -> bool) -> Self {
         let usages = self.usages.iter().filter(|usage| is_kept(usage));
         Self {
@@ -108,62 +109,61 @@ impl Decision {
         }
     }
 
-    /// Whether the request may come in.
+    /// Whether the request is admitted.
     #[inline]
     #[must_use]
     pub fn is_admitted(&self) -> bool {
         self.admitted
     }
 
-    /// How many requests a full bucket of the binding quota holds; `None` when nothing limits.
+    /// The most requests that the binding quota admits at once. `None` if no quota limits.
     #[must_use]
     pub fn limit(&self) -> Option<u32> {
         self.binding().map(Usage::limit)
     }
 
-    /// How many more requests the binding quota would admit now; `None` when nothing limits.
+    /// The number of further requests that the binding quota would admit now. `None` if no quota
+    /// limits.
     #[must_use]
     pub fn remaining(&self) -> Option<u32> {
         self.binding().map(Usage::remaining)
     }
 
-    /// The time until the binding quota is as good as unused; `None` when nothing limits.
+    /// The time until the binding quota has fully recovered. `None` if no quota limits.
     #[must_use]
     pub fn reset(&self) -> Option<Duration> {
         self.binding().map(Usage::reset)
     }
 
-    /// How long a caller that was refused has to wait until the same request fits: the longest
-    /// wait over every quota that refused it.
+    /// The time after which a rejected request fits: the longest wait over all quotas that rejected
+    /// it.
     ///
-    /// `None` for an admitted request, and for one that can never fit because it costs more than
-    /// a full bucket holds.
+    /// `None` for an admitted request, and for a request that can never fit because it costs more
+    /// than a full bucket holds.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.binding().and_then(Usage::retry_after)
     }
 
-    /// Whether the request was refused because it can never fit.
+    /// Whether the request was rejected because it can never fit.
     #[must_use]
-    pub fn is_hopeless(&self) -> bool {
+    pub fn can_never_fit(&self) -> bool {
         self.usages.iter().any(|usage| usage.wait == NEVER)
     }
 
-    /// Whether the request was refused because the store that counts cannot be reached.
+    /// Whether the request was rejected because the store is unavailable.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
         !self.admitted && self.usages.is_empty()
     }
 
-    /// The usage of every quota that limits, in the order in which the limiter was given them.
+    /// The usage of every quota that limits, in the order of the policy.
     #[must_use]
     pub fn usages(&self) -> &[Usage] {
         &self.usages
     }
 
-    /// The decision as it stands when a time has passed. (More may be left by then, which is known when it is asked
-    /// for again.)
-    #[cfg(feature = "redis")]
+    /// The decision after `passed` time. (More may remain by then; only another check can tell.)
     pub(crate) fn later(&self, passed: Duration) -> Self {
         let passed = nanos(passed);
         let usages = self.usages.iter().map(|usage| Usage {
@@ -181,28 +181,27 @@ impl Decision {
         }
     }
 
-    /// The decision with the limits and windows of these rules, one for each quota of the charges.
-    #[cfg(feature = "redis")]
-    pub(crate) fn reported_under(mut self, rules: &[Rule]) -> Self {
+    /// Reports the limits and windows of these rules, one for each quota of the charges.
+    pub(crate) fn with_rules(mut self, rules: &[Rule]) -> Self {
         for usage in &mut self.usages {
-            if let Some(rule) = rules.get(usage.at()) {
+            if let Some(rule) = rules.get(usage.index()) {
                 let limit = rule.limit();
                 *usage = Usage {
                     limit,
-                    ..usage.under(rule)
+                    ..usage.with_rule(rule)
                 };
             }
         }
         self
     }
 
-    /// Whether it rejects, and a key's bucket is still by another rule than it was made by.
+    /// Whether the decision rejects although the key's bucket must be converted first.
     #[inline]
-    pub(crate) fn is_unsettled(&self) -> bool {
-        !self.admitted && self.usages.iter().any(|usage| usage.is_unsettled)
+    pub(crate) fn needs_conversion(&self) -> bool {
+        !self.admitted && self.usages.iter().any(|usage| usage.needs_conversion)
     }
 
-    /// The usage with the least left, which the response of an admitted request reports.
+    /// The usage with the least remaining, which the response of an admitted request reports.
     pub(crate) fn least(&self) -> Option<&Usage> {
         let usages = self.usages.iter();
         usages.min_by_key(|usage| (usage.remaining, Reverse(usage.reset)))
@@ -224,14 +223,14 @@ impl Clone for Decision {
     fn clone(&self) -> Self {
         Self {
             admitted: self.admitted,
-            // `SmallVec::clone` would push them one by one.
+            // `SmallVec::clone` would push the elements one by one.
             usages: SmallVec::from_slice(&self.usages),
         }
     }
 }
 
 impl Usage {
-    /// A quota that the request fits; `remaining` and `reset` count the request in.
+    /// The usage of a quota that the request fits. `remaining` and `reset` include the request.
     #[inline]
     #[must_use]
     pub fn admitted(limit: u32, remaining: u32, reset: Duration) -> Self {
@@ -241,12 +240,12 @@ impl Usage {
             reset: nanos(reset),
             wait: FITS,
             window: 0,
-            at: 0,
-            is_unsettled: false,
+            index: 0,
+            needs_conversion: false,
         }
     }
 
-    /// A quota that the request does not fit until `wait` has passed, or never.
+    /// The usage of a quota that rejects the request until `wait` has passed, or forever if `None`.
     #[must_use]
     pub fn rejected(limit: u32, remaining: u32, reset: Duration, wait: Option<Duration>) -> Self {
         Self {
@@ -255,54 +254,55 @@ impl Usage {
             reset: nanos(reset),
             wait: wait.map_or(NEVER, |wait| nanos(wait).clamp(FITS + 1, NEVER - 1)),
             window: 0,
-            at: 0,
-            is_unsettled: false,
+            index: 0,
+            needs_conversion: false,
         }
     }
 
-    /// Names the rule that it was decided by, so that responses report its window.
+    /// Adds the window of the rule that decided, so that responses report it.
     #[inline]
     #[must_use]
-    pub fn under(self, rule: &Rule) -> Self {
+    pub fn with_rule(self, rule: &Rule) -> Self {
         Self {
             window: rule.window_seconds(),
             ..self
         }
     }
 
-    /// Of a key whose bucket is still by another rule, which is not this decision's to change.
-    pub(crate) fn unsettled(self) -> Self {
+    /// Marks the usage of a bucket that must be converted to this rule first.
+    pub(crate) fn requiring_conversion(self) -> Self {
         Self {
-            is_unsettled: true,
+            needs_conversion: true,
             ..self
         }
     }
 
-    /// The place of its quota among those of the decision's charges. Quotas that are off have no usage.
+    /// The index of the quota among all quotas of the decision's charges. Quotas that are off have
+    /// no usage.
     #[inline]
     #[must_use]
-    pub fn at(&self) -> usize {
-        self.at.into()
+    pub fn index(&self) -> usize {
+        self.index.into()
     }
 
-    /// As [`Rule::window_seconds`] of the rule; `None` if the store did not say.
+    /// [`Rule::window_seconds`] of the rule; `None` if the store did not report it.
     pub(crate) fn window(&self) -> Option<u32> {
         (self.window > 0).then_some(self.window)
     }
 
-    /// How many requests a full bucket holds.
+    /// The most requests that the quota admits at once.
     #[must_use]
     pub fn limit(&self) -> u32 {
         self.limit
     }
 
-    /// How many more requests of cost 1 would be admitted now.
+    /// The number of further requests of cost 1 that the quota would admit now.
     #[must_use]
     pub fn remaining(&self) -> u32 {
         self.remaining
     }
 
-    /// The time until the bucket is full.
+    /// The time until the quota has fully recovered.
     #[must_use]
     pub fn reset(&self) -> Duration {
         Duration::from_nanos(self.reset)
@@ -315,7 +315,7 @@ impl Usage {
         self.wait == FITS
     }
 
-    /// How long until the request fits; `None` when it does now or never will.
+    /// The time until the request fits. `None` if it fits now, or never.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self.wait {
@@ -338,7 +338,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn the_binding_quota_speaks() {
+    fn the_quota_with_the_least_remaining_binds() {
         let roomy = Usage::admitted(100, 99, SECOND);
         let tight = Usage::admitted(10, 1, 9 * SECOND);
         let decision = Decision::from_usages([roomy, tight]);
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn the_later_reset_speaks_of_quotas_with_equally_much_left() {
+    fn the_later_reset_binds_among_equals() {
         let (soon, late) = (
             Usage::admitted(10, 1, SECOND),
             Usage::admitted(20, 1, 9 * SECOND),
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_wait_speaks_for_a_refusal() {
+    fn the_longest_wait_binds_in_a_rejection() {
         let decision = Decision::from_usages([
             Usage::rejected(10, 0, SECOND, Some(SECOND)),
             Usage::admitted(100, 0, SECOND),
@@ -374,12 +374,12 @@ mod tests {
     }
 
     #[test]
-    fn never_is_longer_than_any_wait() {
+    fn never_exceeds_any_wait() {
         let decision = Decision::from_usages([
             Usage::rejected(10, 3, SECOND, None),
             Usage::rejected(20, 0, SECOND, Some(Duration::MAX)),
         ]);
-        assert!(decision.is_hopeless());
+        assert!(decision.can_never_fit());
         assert_eq!(decision.retry_after(), None);
     }
 }

@@ -1,44 +1,46 @@
-//! Counts a request once when it passes several services of one limit, one inside of the other.
+//! Counts a request once when nested services share one limit.
 //!
-//! A limit whose layer wraps both a router and a router nested in it sees each request twice. The
-//! outer service counts the request. While it calls the inner service or polls its future, it lists
-//! the limit as *passing* on this thread. A service of the same limit that is called meanwhile finds
-//! it there, takes it off the list, and lets the request through uncounted.
+//! A layer around both a router and a router nested in it sees each request twice. The outer service
+//! counts the request. While it calls the inner service or polls its future, it lists the limit as
+//! *active* on this thread. A service of the same limit that is called meanwhile takes the limit off
+//! the list and does not count the request.
 //!
-//! Taking it off matters: a handler that sends several requests through the same limit, such as a
-//! batch endpoint, has one of them uncounted for each request that was counted, and no more.
+//! Taking it off matters for a handler that sends several requests through the same limit, such as a
+//! batch endpoint: only one of them is uncounted for each counted request.
 //!
-//! The list is per thread, so a service between the two that calls its inner service in another
-//! task (`tower::buffer::Buffer`) hides the outer one, and the request counts twice.
+//! The list is per thread. A service in between that calls its inner service in another task, such as
+//! `tower::buffer::Buffer`, hides the outer service, and the request counts twice.
 
 use std::cell::Cell;
 
 use crate::sync::{AtomicU64, Ordering};
 
-/// Marks a limit whose layer was applied once, so that its services cannot be nested.
+/// The id of a limit whose layer was applied once, so that its services cannot be nested.
 const APPLIED_ONCE: u64 = 1;
 
-/// Limits that are listed on one thread. A limit beyond that is not listed, and counts twice.
+/// The maximum number of active limits per thread. A limit beyond that is not listed and counts
+/// twice.
 const MAX_DEPTH: usize = 8;
 
-/// What a limit is known by in the list; it has an id once its layer was applied twice.
+/// Identifies a limit in the list. It has an id once its layer was applied twice.
 #[derive(Debug)]
 pub(crate) struct Nesting(AtomicU64);
 
 /// A request that a limit has counted, on its way through the inner service.
 ///
-/// [`Passing::NOT_LISTED`] for a limit that cannot be nested, or whose listing was used.
+/// [`CountedRequest::NOT_LISTED`] if the limit cannot be nested, or if an inner service used the
+/// listing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Passing(u64);
+pub(crate) struct CountedRequest(u64);
 
-struct List {
+struct ActiveLimits {
     depth: Cell<usize>,
     ids: [Cell<u64>; MAX_DEPTH],
 }
 
 thread_local! {
-    static LIST: List = const {
-        List {
+    static ACTIVE: ActiveLimits = const {
+        ActiveLimits {
             depth: Cell::new(0),
             ids: [const { Cell::new(0) }; MAX_DEPTH],
         }
@@ -50,7 +52,7 @@ impl Nesting {
         Self(AtomicU64::new(0))
     }
 
-    /// Forgets what was applied, for a limit that takes the place of another one.
+    /// Clears the id, for a limiter that is reused under another limit.
     #[cfg_attr(
         admission_loom,
         expect(dead_code, reason = "counters are not reused there")
@@ -59,7 +61,7 @@ impl Nesting {
         self.0.store(0, Ordering::Relaxed);
     }
 
-    /// Notes that the limit's layer is applied to another service.
+    /// Records that the limit's layer is applied to another service.
     pub(crate) fn apply(&self) {
         static NEXT: std::sync::atomic::AtomicU64 =
             std::sync::atomic::AtomicU64::new(APPLIED_ONCE + 1);
@@ -68,54 +70,54 @@ impl Nesting {
             APPLIED_ONCE => NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
             _ => return,
         };
-        // Of two threads that do it at once one is enough: the id only has to be unique.
+        // A race of two threads is harmless: the id only has to be unique.
         self.0.store(id, Ordering::Relaxed);
     }
 
-    /// Notes that the limit's layer will be applied to several services, before the first request.
+    /// Announces that the layer will be applied to several services, before the first request.
     #[cfg(feature = "config")]
     pub(crate) fn expect(&self) {
         self.apply();
         self.apply();
     }
 
-    /// Whether an outer service of this limit has counted the request that is being called. It is
-    /// to be asked once, because the answer takes the limit off the list.
-    pub(crate) fn has_counted(&self) -> bool {
-        self.passing().has_counted()
+    /// Whether an outer service of this limit has already counted the current request. Call it once
+    /// per request, because it takes the limit off the list.
+    pub(crate) fn take_counted(&self) -> bool {
+        self.counted_request().take_counted()
     }
 
-    /// A request of this limit on its way.
+    /// A token for a request that this limit counts.
     #[inline]
-    pub(crate) fn passing(&self) -> Passing {
+    pub(crate) fn counted_request(&self) -> CountedRequest {
         match self.0.load(Ordering::Relaxed) {
-            0 | APPLIED_ONCE => Passing::NOT_LISTED,
-            id => Passing(id),
+            0 | APPLIED_ONCE => CountedRequest::NOT_LISTED,
+            id => CountedRequest(id),
         }
     }
 }
 
-impl Passing {
+impl CountedRequest {
     pub(crate) const NOT_LISTED: Self = Self(0);
 
-    /// As [`Nesting::has_counted`] of the limit.
+    /// As [`Nesting::take_counted`] of the limit.
     #[inline]
-    pub(crate) fn has_counted(self) -> bool {
-        self != Self::NOT_LISTED && LIST.with(|list| list.take(self.0))
+    pub(crate) fn take_counted(self) -> bool {
+        self != Self::NOT_LISTED && ACTIVE.with(|list| list.take(self.0))
     }
 
-    /// Lists the limit for as long as the result is there.
-    // A guard and not a closure, so that what the inner service returns is not moved once more.
+    /// Lists the limit until the guard is dropped.
+    // A guard, because a closure would move the result of the inner service once more.
     #[inline]
-    pub(crate) fn list(&mut self) -> Option<Listed<'_>> {
+    pub(crate) fn list(&mut self) -> Option<ActiveGuard<'_>> {
         if *self == Self::NOT_LISTED {
             return None;
         }
-        Some(Listed::new(self))
+        Some(ActiveGuard::new(self))
     }
 }
 
-impl List {
+impl ActiveLimits {
     /// Adds a limit, and returns its depth.
     fn push(&self, id: u64) -> usize {
         let depth = self.depth.get();
@@ -126,7 +128,7 @@ impl List {
         depth
     }
 
-    /// Removes the limit at this depth. Returns whether it was still there.
+    /// Removes the limit at this depth. Returns whether it was still listed.
     fn pop(&self, depth: usize) -> bool {
         self.depth.set(depth);
         self.ids.get(depth).is_none_or(|id| id.get() != 0)
@@ -146,26 +148,29 @@ impl List {
     }
 }
 
-/// A limit in the list; dropping it removes the limit, also when the inner service panics.
-pub(crate) struct Listed<'a> {
-    passing: &'a mut Passing,
+/// Keeps a limit listed. Dropping the guard removes it, also when the inner service panics.
+pub(crate) struct ActiveGuard<'a> {
+    counted_request: &'a mut CountedRequest,
     depth: usize,
 }
 
-impl<'a> Listed<'a> {
+impl<'a> ActiveGuard<'a> {
     #[inline]
-    fn new(passing: &'a mut Passing) -> Self {
-        let depth = LIST.with(|list| list.push(passing.0));
-        Self { passing, depth }
+    fn new(counted_request: &'a mut CountedRequest) -> Self {
+        let depth = ACTIVE.with(|list| list.push(counted_request.0));
+        Self {
+            counted_request,
+            depth,
+        }
     }
 }
 
-impl Drop for Listed<'_> {
+impl Drop for ActiveGuard<'_> {
     #[inline]
     fn drop(&mut self) {
-        if !LIST.with(|list| list.pop(self.depth)) {
-            // Used, so it is not listed for the next poll.
-            *self.passing = Passing::NOT_LISTED;
+        if !ACTIVE.with(|list| list.pop(self.depth)) {
+            // An inner service used the listing, so the next poll does not list it again.
+            *self.counted_request = CountedRequest::NOT_LISTED;
         }
     }
 }
@@ -177,70 +182,74 @@ mod tests {
     fn nested() -> Nesting {
         let nesting = Nesting::new();
         nesting.apply();
-        assert_eq!(nesting.passing(), Passing::NOT_LISTED, "applied once");
+        assert_eq!(
+            nesting.counted_request(),
+            CountedRequest::NOT_LISTED,
+            "applied once"
+        );
         nesting.apply();
-        assert_ne!(nesting.passing(), Passing::NOT_LISTED);
+        assert_ne!(nesting.counted_request(), CountedRequest::NOT_LISTED);
         nesting
     }
 
     #[test]
-    fn an_inner_service_finds_the_request_counted_once() {
+    fn an_inner_service_does_not_count_the_request_again() {
         let nesting = nested();
-        assert!(!nesting.has_counted());
-        let mut passing = nesting.passing();
-        let listed = passing.list();
-        assert!(nesting.has_counted());
-        assert!(!nesting.has_counted(), "the second request of a handler");
+        assert!(!nesting.take_counted());
+        let mut counted_request = nesting.counted_request();
+        let listed = counted_request.list();
+        assert!(nesting.take_counted());
+        assert!(!nesting.take_counted(), "the second request of a handler");
         drop(listed);
-        assert_eq!(passing, Passing::NOT_LISTED);
-        let listed = passing.list();
-        assert!(!nesting.has_counted());
+        assert_eq!(counted_request, CountedRequest::NOT_LISTED);
+        let listed = counted_request.list();
+        assert!(!nesting.take_counted());
         drop(listed);
-        assert!(!nesting.has_counted());
+        assert!(!nesting.take_counted());
     }
 
     #[test]
-    fn limits_between_do_not_hide_the_outer_one() {
+    fn other_limits_in_between_do_not_hide_the_outer_service() {
         let (outer, between) = (nested(), nested());
-        let (mut in_outer, mut in_between) = (outer.passing(), between.passing());
+        let (mut in_outer, mut in_between) = (outer.counted_request(), between.counted_request());
         let _outer = in_outer.list();
-        assert!(!between.has_counted());
+        assert!(!between.take_counted());
         let _between = in_between.list();
-        assert!(outer.has_counted());
+        assert!(outer.take_counted());
     }
 
     #[test]
     fn a_panic_takes_the_limit_off_the_list() {
         let nesting = nested();
         let panicked = std::panic::catch_unwind(|| {
-            let mut passing = nested().passing();
-            let _listed = passing.list();
+            let mut counted_request = nested().counted_request();
+            let _listed = counted_request.list();
             panic!("the inner service");
         });
         assert!(panicked.is_err());
-        assert_eq!(LIST.with(|list| list.depth.get()), 0);
-        let mut passing = nesting.passing();
-        let _listed = passing.list();
-        assert_eq!(LIST.with(|list| list.depth.get()), 1);
+        assert_eq!(ACTIVE.with(|list| list.depth.get()), 0);
+        let mut counted_request = nesting.counted_request();
+        let _listed = counted_request.list();
+        assert_eq!(ACTIVE.with(|list| list.depth.get()), 1);
     }
 
     #[test]
     fn the_list_is_bounded() {
         fn nest(depth: usize, outermost: &Nesting) {
             if depth == 0 {
-                assert!(outermost.has_counted());
+                assert!(outermost.take_counted());
                 return;
             }
             let nesting = nested();
-            let mut passing = nesting.passing();
-            let listed = passing.list();
+            let mut counted_request = nesting.counted_request();
+            let listed = counted_request.list();
             nest(depth - 1, outermost);
             drop(listed);
-            assert!(!nesting.has_counted());
+            assert!(!nesting.take_counted());
         }
         let outermost = nested();
-        let mut passing = outermost.passing();
-        let _listed = passing.list();
+        let mut counted_request = outermost.counted_request();
+        let _listed = counted_request.list();
         nest(20, &outermost);
     }
 }

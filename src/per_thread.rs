@@ -1,19 +1,19 @@
-//! Copies of a value, so that threads which count references to it do not write the same cache line.
+//! Copies of a value per thread, so that counting references to it does not contend for one cache line.
 
 use std::cell::Cell;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::available_parallelism;
 
-/// Copies at most. Threads beyond that share.
+/// The maximum number of copies. More threads share them.
 const MAX_COPIES: usize = 16;
 
 thread_local! {
-    /// The number of this thread; 0 until it is used.
+    /// The number of this thread; 0 until it is assigned.
     static NUMBER: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Copies of a value, one for each thread up to the number of processors.
+/// Copies of a value, one per thread up to the number of processors.
 #[derive(Debug)]
 pub(crate) struct PerThread<T>(Box<[T]>);
 
@@ -27,7 +27,7 @@ impl<T> PerThread<T> {
         )
     }
 
-    /// The copy of this thread.
+    /// The copy for the current thread.
     #[inline]
     pub(crate) fn get(&self) -> &T {
         &self.0[NUMBER.with(number) % self.0.len()]
@@ -42,7 +42,7 @@ fn number(number: &Cell<usize>) -> usize {
     }
 }
 
-/// Threads are numbered in the order in which they come, so that those of one pool have different copies.
+/// Numbers threads in order of first use, so that the threads of one pool get different copies.
 #[cold]
 fn assign(number: &Cell<usize>) -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(1);

@@ -1,4 +1,4 @@
-//! Why a request is rejected, before it is an answer in any protocol.
+//! The reason for a rejection, independent of the protocol.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -9,83 +9,82 @@ use smallvec::SmallVec;
 
 use crate::decision::Decision;
 
-/// When to ask again if the store that counts cannot be reached.
-pub(crate) const UNAVAILABLE_FOR: Duration = Duration::from_secs(1);
+/// `Retry-After` when the store is unavailable.
+pub(crate) const UNAVAILABLE_RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// Why a request is not admitted.
+/// The reason why a request is not admitted.
 ///
-/// Layers turn it into a response with a [`Responder`](crate::respond::Responder); a limiter that
-/// is used by hand returns it as an error.
+/// Layers turn a rejection into a response with a [`Responder`](crate::respond::Responder). A
+/// limiter that is used without HTTP returns it as an error.
 #[derive(Clone, Debug)]
 pub struct Rejection {
     reason: Reason,
     limiter: Cow<'static, str>,
     retry_after: Option<Duration>,
-    // Boxed: rejections are returned as errors, and should not make results large.
-    numbers: Option<Box<Numbers>>,
+    // Boxed to keep `Result<_, Rejection>` small.
+    details: Option<Box<RejectionDetails>>,
 }
 
-/// Of quotas. Most rejections are by one.
-type Names = SmallVec<[Arc<str>; 1]>;
+/// Most rejections violate one quota.
+type PolicyNames = SmallVec<[Arc<str>; 1]>;
 
 #[derive(Clone, Debug)]
-enum Numbers {
+enum RejectionDetails {
     Decision {
         decision: Decision,
         /// The quotas that the request did not fit.
-        violated: Names,
+        violated: PolicyNames,
     },
     Occupancy(Occupancy),
 }
 
-/// How far a limit on what is at work is used up: the tenant's own when it is told with
-/// [`Reason::KeyAtCapacity`], else that of all.
+/// The usage of a limit on leases: that of the tenant for [`Reason::KeyAtCapacity`], else that of
+/// all tenants together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Occupancy {
-    /// How many are at work.
+    /// The number of leases in use.
     pub used: u64,
-    /// How many may be.
+    /// The maximum number of leases.
     pub allowed: u64,
 }
 
-/// What a [`Rejection`] is for.
+/// The cause of a [`Rejection`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Reason {
-    /// The service handles as many requests as it may. Not the caller's doing: 503.
+    /// The service is at its limit of concurrent requests, independent of the caller: 503.
     AtCapacity,
-    /// The caller has as many requests in flight as it may: 429.
+    /// The caller is at its limit of concurrent requests: 429.
     KeyAtCapacity,
-    /// The caller used up a quota: 429.
+    /// The caller has used up a quota: 429.
     QuotaExceeded,
-    /// The request costs more than the quota ever grants at once: 429, and no use in retrying.
+    /// The request costs more than the quota ever admits at once: 429. Retrying does not help.
     CostExceedsQuota,
-    /// The limit of this caller admits nothing, as with `deny all`: 403, and no use in retrying.
+    /// The limit of this caller is `deny all`: 403. Retrying does not help.
     Denied,
-    /// The caller's key, its address or a network that it is in is on a [deny list](crate::access): 403, and no use
-    /// in retrying before the ban ends, if it has an end.
+    /// The caller's key, its address or its network is on a [deny list](crate::access): 403.
+    /// Retrying helps only after the ban has ended.
     Banned,
-    /// Too many requests with credentials that were not accepted came from this address: 429.
+    /// This address sent too many requests with invalid credentials: 429.
     AbnormalUsage,
-    /// The store that counts cannot be reached, and the limit is set to refuse then. Not the
-    /// caller's doing: 503.
+    /// The store is unavailable, and the failure mode is to reject. Independent of the caller: 503.
     Unavailable,
 }
 
 impl Reason {
-    /// Whether the caller's own limit was reached, rather than something of the service's.
+    /// Whether a limit of the caller was reached, rather than a limit of the service.
     #[must_use]
-    pub fn is_callers(self) -> bool {
+    pub fn is_caller_limit(self) -> bool {
         !matches!(self, Self::AtCapacity | Self::Unavailable)
     }
 
-    /// Whether the same request can fit later, without a change of limits.
+    /// Whether the same request can fit later without a change of limits.
     pub(crate) fn is_retryable(self) -> bool {
         !matches!(self, Self::CostExceedsQuota | Self::Denied | Self::Banned)
     }
 
-    /// A word for logs and metric labels.
+    /// The reason as a word for logs and metric labels.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -102,61 +101,61 @@ impl Reason {
 }
 
 impl Rejection {
-    /// A rejection by the limiter of this name; an empty name reads `The service`.
+    /// Makes a rejection by the limiter `limiter`. An empty name is shown as `The service`.
     #[must_use]
     pub fn new(reason: Reason, limiter: impl Into<Cow<'static, str>>) -> Self {
         Self {
             reason,
             limiter: limiter.into(),
             retry_after: None,
-            numbers: None,
+            details: None,
         }
     }
 
-    /// Sets how long the caller has to wait. Default: unknown.
+    /// Sets the time until the caller should retry. Default: unknown.
     #[must_use]
     pub fn with_retry_after(mut self, wait: Option<Duration>) -> Self {
         self.retry_after = wait;
         self
     }
 
-    /// Takes over a decision's numbers, and the names of the quotas that refused the request.
-    pub(crate) fn decided(mut self, decision: Decision, violated: Names) -> Self {
+    /// Adds the details of a decision, and the names of the quotas that rejected the request.
+    pub(crate) fn with_decision(mut self, decision: Decision, violated: PolicyNames) -> Self {
         self.retry_after = match self.reason {
-            Reason::Unavailable => Some(UNAVAILABLE_FOR),
+            Reason::Unavailable => Some(UNAVAILABLE_RETRY_AFTER),
             _ => decision.retry_after(),
         };
-        self.numbers = Some(Box::new(Numbers::Decision { decision, violated }));
+        self.details = Some(Box::new(RejectionDetails::Decision { decision, violated }));
         self
     }
 
-    /// Tells how many are at work.
-    pub(crate) fn occupied(mut self, used: u64, allowed: u64) -> Self {
+    /// Adds the number of leases in use.
+    pub(crate) fn with_occupancy(mut self, used: u64, allowed: u64) -> Self {
         let occupancy = Occupancy { used, allowed };
-        self.numbers = Some(Box::new(Numbers::Occupancy(occupancy)));
+        self.details = Some(Box::new(RejectionDetails::Occupancy(occupancy)));
         self
     }
 
-    /// What the rejection is for.
+    /// The cause of the rejection.
     #[must_use]
     pub fn reason(&self) -> Reason {
         self.reason
     }
 
-    /// The name of the limiter that refused the request; may be empty.
+    /// The name of the limiter that rejected the request. May be empty.
     #[must_use]
     pub fn limiter(&self) -> &str {
         &self.limiter
     }
 
-    /// How long the caller has to wait, if that is known or was configured.
+    /// The time until the caller should retry, if it is known or was configured.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
     }
 
-    /// [`retry_after`](Self::retry_after) in whole seconds, as the field `Retry-After` has it
-    /// (RFC 9110 §10.2.3): rounded up, and at least 1.
+    /// [`retry_after`](Self::retry_after) in whole seconds for the field `Retry-After` (RFC 9110
+    /// §10.2.3): rounded up, and at least 1.
     #[must_use]
     pub fn retry_after_seconds(&self) -> Option<u64> {
         self.retry_after.map(whole_seconds)
@@ -168,28 +167,28 @@ impl Rejection {
     }
 
     fn violated(&self) -> &[Arc<str>] {
-        match self.numbers.as_deref() {
-            Some(Numbers::Decision { violated, .. }) => violated,
+        match self.details.as_deref() {
+            Some(RejectionDetails::Decision { violated, .. }) => violated,
             _ => &[],
         }
     }
 
-    /// The first of the quotas that the request did not fit; empty where there is none.
+    /// The first quota that the request did not fit. Empty if there is none.
     pub(crate) fn policy(&self) -> &str {
         self.violated().first().map_or("", |name| name)
     }
 
-    /// How many are at work and how many may be, in a refusal by [`Leases`](crate::Leases).
+    /// The number of leases in use, for a rejection by [`Leases`](crate::Leases).
     #[must_use]
     pub fn occupancy(&self) -> Option<Occupancy> {
-        match self.numbers.as_deref() {
-            Some(Numbers::Occupancy(occupancy)) => Some(*occupancy),
+        match self.details.as_deref() {
+            Some(RejectionDetails::Occupancy(occupancy)) => Some(*occupancy),
             _ => None,
         }
     }
 
-    /// What a person reads, where it has no name and no number in it: printable ASCII without quotes and
-    /// backslashes.
+    /// The message for people, if it contains no name and no number. It is printable ASCII without
+    /// quotes and backslashes, so it needs no escaping.
     pub(crate) fn fixed_sentence(&self) -> Option<&'static str> {
         Some(match self.reason {
             Reason::AtCapacity => return None,
@@ -210,21 +209,21 @@ impl Rejection {
         })
     }
 
-    /// The decision behind a refusal by a rate limit.
+    /// The decision behind a rejection by a rate limit.
     #[must_use]
     pub fn decision(&self) -> Option<&Decision> {
-        match self.numbers.as_deref() {
-            Some(Numbers::Decision { decision, .. }) => Some(decision),
+        match self.details.as_deref() {
+            Some(RejectionDetails::Decision { decision, .. }) => Some(decision),
             _ => None,
         }
     }
 }
 
-// Here and not with the type: decisions know nothing of rejections.
+// Here and not in `decision`, which is a level below rejections.
 impl Decision {
-    /// Turns a decision that rejects into a [`Rejection`], with its reason and its numbers.
+    /// Turns a decision that rejects into a [`Rejection`], with its reason and its details.
     ///
-    /// With feature `axum` that is a response, so that a handler needs a question mark:
+    /// With feature `axum` a rejection is a response, so a handler can use `?`:
     ///
     /// ```
     /// use tower_admission::{Decision, Key, Quota, RateLimiter, Reason, Rejection};
@@ -243,40 +242,40 @@ impl Decision {
     /// assert!(rejection.retry_after().is_some());
     /// ```
     ///
-    /// The rejection has no limiter name, and names no quotas: a decision has numbers only.
+    /// The rejection names no limiter and no quotas, because a decision has only details.
     ///
     /// # Errors
     ///
-    /// When the decision does not admit.
+    /// Returns the rejection when the request is not admitted.
     pub fn into_result(self) -> Result<Self, Rejection> {
         let Some(reason) = self.rejection_reason() else {
             return Ok(self);
         };
-        Err(Rejection::new(reason, "").decided(self, Default::default()))
+        Err(Rejection::new(reason, "").with_decision(self, Default::default()))
     }
 
-    /// Why the request does not fit; `None` when it is admitted.
+    /// The reason why the request does not fit. `None` if it is admitted.
     pub(crate) fn rejection_reason(&self) -> Option<Reason> {
         let mut rejecting = self.usages().iter().filter(|usage| !usage.fits());
         Some(match () {
             () if self.is_admitted() => return None,
             () if self.is_unavailable() => Reason::Unavailable,
-            // No bucket holds nothing: that is a quota which denies all.
+            // Only a quota that denies all requests has a limit of 0.
             () if rejecting.any(|usage| usage.limit() == 0) => Reason::Denied,
-            () if self.is_hopeless() => Reason::CostExceedsQuota,
+            () if self.can_never_fit() => Reason::CostExceedsQuota,
             () => Reason::QuotaExceeded,
         })
     }
 }
 
-/// Seconds for a header: rounded up, so that waiting them is enough, and at least 1.
+/// Seconds for a header: rounded up, so that the wait is long enough, and at least 1.
 pub(crate) fn whole_seconds(wait: Duration) -> u64 {
     wait.as_secs()
         .saturating_add(u64::from(wait.subsec_nanos() > 0))
         .max(1)
 }
 
-/// What a person reads.
+/// The message for people.
 impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(sentence) = self.fixed_sentence() {
@@ -308,7 +307,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn seconds_are_never_too_few() {
+    fn seconds_are_rounded_up() {
         for (millis, seconds) in [(0, 1), (200, 1), (1000, 1), (1001, 2), (3900, 4)] {
             assert_eq!(whole_seconds(Duration::from_millis(millis)), seconds);
         }
@@ -316,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn capacity_is_said_as_it_always_was() {
+    fn the_message_at_capacity_is_stable() {
         let rejection = Rejection::new(Reason::AtCapacity, "AI Bridge");
         assert_eq!(
             rejection.to_string(),

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use crate::quota::Quota;
 
-/// Sub-windows that the period of a sliding quota is divided into; see
+/// The number of sub-windows per period of a sliding quota; see
+/// [`store::memory`](crate::store::memory#sliding-windows).
 /// [`store::memory`](crate::store::memory#sliding-windows).
 const SUB_WINDOWS: u128 = 15;
 
-/// The compiled numbers of one [`Quota`]: what a store decides by.
+/// The compiled numbers of one [`Quota`], which a store uses to decide.
 ///
 /// A limiter resolves the rule of each quota before it asks its store: the key's
 /// [override](crate::Limits), else the default of the request's [tier](crate::Policy::tier).
@@ -22,24 +23,28 @@ pub struct Rule {
     window: u32,
 }
 
-/// How a rule counts.
+/// The algorithm of a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RuleKind {
+pub enum RuleKind {
+    /// It admits every request.
     Unlimited,
+    /// It rejects every request.
     DenyAll,
+    /// It counts in a bucket.
     Bucket,
+    /// It counts in a sliding window.
     Window,
 }
 
-/// What [`Rule::window_seconds`] is of a window below one second.
+/// The value of [`Rule::window_seconds`] for a window shorter than one second.
 pub(crate) const SUB_SECOND: u32 = u32::MAX;
 
 impl Rule {
-    /// The rule of a quota. A quota that is off limits nothing.
+    /// Compiles a quota. A quota that is off limits nothing.
     #[must_use]
     pub fn new(quota: Quota) -> Self {
         let Some(rate) = quota.rate() else {
-            let denies = quota.denies_all();
+            let denies = quota.is_deny_all();
             return Self {
                 quota,
                 kind: if denies {
@@ -54,7 +59,7 @@ impl Rule {
         };
         let (kind, length, window) = if rate.is_sliding() {
             let micros = rate.period().as_nanos().div_ceil(SUB_WINDOWS * 1_000);
-            // Rounded up: a client that keeps to it keeps to the quota.
+            // Round up: a client that follows the reported window stays within the quota.
             let whole = u128::from(rate.period().as_secs() > 0);
             let seconds = rate.period().as_nanos().div_ceil(NANOS_PER_SECOND) * whole;
             (RuleKind::Window, micros * 1_000, seconds)
@@ -68,7 +73,7 @@ impl Rule {
             quota,
             kind,
             limit: rate.limit(),
-            // A quota's periods are below 100 years.
+            // At most 100 years, so 64 bits are enough.
             length: length as u64,
             window: u32::try_from(window)
                 .ok()
@@ -77,45 +82,47 @@ impl Rule {
         }
     }
 
-    /// The quota that it was made of.
+    /// The quota that the rule was compiled from.
     #[must_use]
     pub fn quota(&self) -> Quota {
         self.quota
     }
 
-    /// The most requests that are admitted at once; 0 if the quota is off or denies everything.
+    /// The most requests admitted at once. 0 if the quota is off or denies all requests.
     #[must_use]
     pub fn limit(&self) -> u32 {
         self.limit
     }
 
-    /// The time between two requests of a bucket at its rate, or the length of a sub-window;
-    /// zero if the quota is off or denies everything.
+    /// The time between two requests at the steady rate of a bucket, or the length of a sub-window.
+    /// Zero if the quota is off or denies all requests.
     #[must_use]
     pub fn length(&self) -> Duration {
         Duration::from_nanos(self.length)
     }
 
+    /// How the rule counts.
     #[inline]
-    pub(crate) fn kind(&self) -> RuleKind {
+    #[must_use]
+    pub fn kind(&self) -> RuleKind {
         self.kind
     }
 
-    /// As [`length`](Self::length), in nanoseconds.
+    /// [`length`](Self::length) in nanoseconds.
     #[inline]
     pub(crate) fn length_nanos(&self) -> u64 {
         self.length
     }
 
-    /// The time in which an empty bucket fills, in nanoseconds. Of a window it means nothing, and may be more than
-    /// there is.
+    /// The time in which an empty bucket fills, in nanoseconds. Meaningless for a sliding window,
+    /// where it may saturate.
     #[inline]
     pub(crate) fn refill_nanos(&self) -> u64 {
         self.length.saturating_mul(self.limit.into())
     }
 
-    /// The time in which an empty bucket fills, to the nearest second, or the period, rounded up; [`SUB_SECOND`] if
-    /// that is below a second.
+    /// The time in which an empty bucket fills, to the nearest second; for a sliding window the
+    /// period, rounded up. [`SUB_SECOND`] if shorter than one second.
     #[inline]
     pub(crate) fn window_seconds(&self) -> u32 {
         self.window
@@ -135,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn has_the_numbers_of_its_quota() {
+    fn a_rule_has_the_numbers_of_its_quota() {
         let numbers = |text: &str| {
             let rule = Rule::new(text.parse().unwrap());
             (rule.kind, rule.limit, rule.length, rule.window)
@@ -161,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_of_many_requests_and_days_has_numbers() {
+    fn a_large_window_does_not_overflow() {
         let quota: Quota = "4444015 per 21081600s sliding".parse().unwrap();
         let rule = Rule::new(quota);
         assert_eq!(rule.limit(), 4_444_015);

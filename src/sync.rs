@@ -1,4 +1,4 @@
-//! The atomics and locks that loom can take apart: its own under `--cfg admission_loom`, else the real ones.
+//! Atomics and locks: loom's under `--cfg admission_loom`, else those of the standard library.
 
 #[cfg(admission_loom)]
 pub(crate) use self::model::*;
@@ -17,8 +17,8 @@ mod model {
     pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
     pub(crate) use loom::sync::{Arc, Mutex};
 
-    /// Loom has no 128-bit atomic. A lock around each access is one with the strongest ordering,
-    /// which is also what `cmpxchg16b` and its like give.
+    /// Loom has no 128-bit atomic. A lock around each access emulates one with the strongest
+    /// ordering, which `cmpxchg16b` and its equivalents also provide.
     #[derive(Debug)]
     pub(crate) struct AtomicU128(Mutex<u128>);
 
@@ -49,15 +49,14 @@ mod model {
     }
 }
 
-/// Locks, also after another thread panicked while it held the lock: what these locks guard is
-/// never left half changed.
+/// Locks a mutex and ignores poisoning: a panic never leaves the guarded data half changed.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> impl std::ops::DerefMut<Target = T> + '_ {
     mutex
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// The same, unless another thread has the lock, or this one.
+/// As [`lock`], or `None` if the mutex is held, also by this thread.
 pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<impl std::ops::DerefMut<Target = T> + '_> {
     use std::sync::TryLockError;
 

@@ -14,7 +14,7 @@ const ALL: &[Levels] = &[Levels {
     folder: "src",
     levels: &[
         &["sync"],
-        &["nesting", "per_thread"],
+        &["nesting", "per_thread", "singleton_task"],
         &["key"],
         // Requests and their keys.
         &["extract"],

@@ -337,7 +337,11 @@ fn a_cost_beyond_any_bucket_is_refused_whatever_the_quota() {
     ] {
         let limiter = RateLimiter::new(quota.parse::<Quota>().unwrap());
         let decision = limiter.check_n(&key(0), u32::MAX).now().unwrap();
-        assert_eq!(decision.is_hopeless(), quota != "4294967295/min", "{quota}");
+        assert_eq!(
+            decision.can_never_fit(),
+            quota != "4294967295/min",
+            "{quota}"
+        );
         assert!(limiter.check_now(&key(1)).unwrap().is_admitted());
     }
 }
@@ -427,7 +431,7 @@ proptest! {
             let decision = limiter.check_n(&key(0), cost).now().unwrap();
             prop_assert_eq!(decision.is_admitted(), cost == 0 || used + cost <= limit);
             prop_assert_eq!(decision.limit(), Some(limit));
-            prop_assert_eq!(decision.is_hopeless(), cost > limit);
+            prop_assert_eq!(decision.can_never_fit(), cost > limit);
             let tower_admission::store::Reply::Ready(peeked) = peeked else {
                 panic!("the memory store answers at once");
             };

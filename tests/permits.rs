@@ -440,7 +440,7 @@ fn quiet() {
 }
 
 #[test]
-fn permits_are_neither_lost_nor_given_out_twice() {
+fn permits_are_neither_lost_nor_granted_twice() {
     quiet();
     for round in 0..2 {
         for (changes, panics, waits, dry_run) in [

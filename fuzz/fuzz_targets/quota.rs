@@ -57,7 +57,7 @@ fn count(limiter: &RateLimiter) {
     for cost in [0, 1, u32::MAX] {
         let decision = limiter.check_n(&key, cost).now().unwrap();
         assert!(
-            decision.is_admitted() || decision.is_hopeless() || decision.retry_after().is_some()
+            decision.is_admitted() || decision.can_never_fit() || decision.retry_after().is_some()
         );
     }
 }

@@ -8,7 +8,7 @@ use crate::extract::{ClientIp, RequestHead};
 use crate::key::Key;
 use crate::limiter::RateLimiter;
 use crate::limits::{LimitExplanation, LimitVerdict, Limits};
-use crate::provider::{Enforce, RateLimiterInternals};
+use crate::provider::{Enforcement, RateLimiterInternals};
 use crate::rejection::Reason;
 
 /// What the guard against made-up credentials is called, and its sort.
@@ -69,7 +69,7 @@ impl RequestGroup {
             name: name.into(),
             limits: Vec::new(),
             guard: None,
-            enforce: Enforce::ALL,
+            enforce: Enforcement::ALL,
             is_excluded: false,
         }
     }
@@ -110,7 +110,7 @@ impl RequestGroup {
     #[must_use]
     #[track_caller]
     pub fn enforce(mut self, percent: u8) -> Self {
-        let _ = Enforce::new(percent);
+        let _ = Enforcement::new(percent);
         self.enforce = percent;
         self
     }
@@ -136,7 +136,7 @@ impl RequestGroup {
 
     /// Whether a rejection of this key would be enforced.
     pub(super) fn enforces(&self, key: &Key) -> bool {
-        Enforce::new(self.enforce).decides(Some(key))
+        Enforcement::new(self.enforce).is_enforced(Some(key))
     }
 
     /// Whether a request passes an explained limit, which was explained for an address or for another key.
@@ -159,7 +159,7 @@ impl RequestGroup {
         let Some(guard) = &self.guard else {
             return Vec::new();
         };
-        let mut explained = guard.explained(*address).await;
+        let mut explained = guard.explain_key(*address).await;
         for limit in &mut explained {
             limit.name = GUARD.into();
             limit.sort = GUARD;

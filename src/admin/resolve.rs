@@ -16,7 +16,7 @@ use super::api::{Answer, Api};
 use super::explain::written;
 use crate::endpoint::{Failed, Object, body, json};
 use crate::key::{Key, KeyName};
-use crate::provider::means_credential;
+use crate::provider::is_credential_kind;
 
 /// How long the application may take, unless configured otherwise.
 pub(super) const DEFAULT_DEADLINE: Duration = Duration::from_secs(2);
@@ -158,7 +158,7 @@ fn is_for_this_crate(text: &str, is_key: bool) -> bool {
     };
     // A slip in a kind does not make a credential a name that the application may log.
     let kind = text[..at].trim();
-    let is_kind = means_credential(kind) || kind.eq_ignore_ascii_case("ip");
+    let is_kind = is_credential_kind(kind) || kind.eq_ignore_ascii_case("ip");
     is_kind || has_credential(text) || is_key && text[at..].starts_with('#')
 }
 
@@ -173,7 +173,7 @@ pub(super) fn has_credential(text: &str) -> bool {
         return true;
     }
     let parts = text.split_once(':');
-    parts.is_some_and(|(kind, rest)| means_credential(kind) && !rest.trim().is_empty())
+    parts.is_some_and(|(kind, rest)| is_credential_kind(kind) && !rest.trim().is_empty())
 }
 
 /// The key of a credential that is written with its kind, or as the header that it is sent in. It may be longer than

@@ -19,8 +19,8 @@ use super::service::Keys;
 use super::upgrade::Upgrade;
 use crate::drain::KeepsRejectedBody;
 use crate::extract::RequestHead;
-use crate::limiter::{Acquiring, Permit, Rejected};
-use crate::nesting::Passing;
+use crate::limiter::{KeyedRejection, Permit, PermitFuture};
+use crate::nesting::CountedRequest;
 
 pin_project! {
     /// The response of a [`ConcurrencyLimit`](super::ConcurrencyLimit) service.
@@ -51,13 +51,13 @@ pin_project! {
 pub(super) struct Admitted {
     pub(super) permit: Permit,
     pub(super) until: HoldUntil,
-    pub(super) passing: Passing,
+    pub(super) counted_request: CountedRequest,
     pub(super) upgrade: Option<Box<Upgrade>>,
 }
 
 /// A request that waits for a permit, with the service that was made ready for it.
 pub(super) struct InLine<S, B> {
-    pub(super) acquiring: Acquiring,
+    pub(super) acquiring: PermitFuture,
     pub(super) service: S,
     pub(super) request: Request<B>,
     pub(super) keys: Keys,
@@ -167,7 +167,7 @@ where
                 self.poll(cx)
             }
             StateProj::Watching { future, admitted } => {
-                let listed = admitted.passing.list();
+                let listed = admitted.counted_request.list();
                 let polled = future.poll(cx);
                 drop(listed);
                 Poll::Ready(match ready!(polled) {
@@ -199,7 +199,10 @@ impl<S, B> InLine<S, B>
 where
     S: Service<Request<B>>,
 {
-    fn decided<RB: Body>(mut self, acquired: Result<Permit, Rejected>) -> ResponseFuture<S, B, RB>
+    fn decided<RB: Body>(
+        mut self,
+        acquired: Result<Permit, KeyedRejection>,
+    ) -> ResponseFuture<S, B, RB>
     where
         S: Service<Request<B>, Response = Response<RB>>,
     {
@@ -217,14 +220,14 @@ where
         match acquired {
             Ok(permit) => {
                 let mut admitted = shared.admit(&mut request, permit, keys.first(), begun);
-                let listed = admitted.passing.list();
+                let listed = admitted.counted_request.list();
                 let future = service.call(request);
                 drop(listed);
                 ResponseFuture::watching(future, admitted)
             }
             Err(rejected) if !shared.enforces(&rejected, &mut request, &keys, begun) => {
-                let mut admitted = Admitted::uncounted(shared.limiter.nesting().passing());
-                let listed = admitted.passing.list();
+                let mut admitted = Admitted::uncounted(shared.limiter.nesting().counted_request());
+                let listed = admitted.counted_request.list();
                 let future = service.call(request);
                 drop(listed);
                 ResponseFuture::watching(future, admitted)
@@ -240,11 +243,11 @@ where
 
 impl Admitted {
     /// A request that was let through without being counted.
-    pub(super) fn uncounted(passing: Passing) -> Self {
+    pub(super) fn uncounted(counted_request: CountedRequest) -> Self {
         Self {
             permit: Permit::none(),
             until: HoldUntil::Headers,
-            passing,
+            counted_request,
             upgrade: None,
         }
     }

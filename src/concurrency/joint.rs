@@ -13,7 +13,7 @@ use super::layer::ConcurrencyLimitLayer;
 use super::layer::Shared;
 use super::service::{ConcurrencyLimit, Keys};
 use crate::extract::RequestHead;
-use crate::limiter::{Acquire, Acquiring, Permit, Rejected};
+use crate::limiter::{KeyedRejection, Permit, PermitFuture, PermitReply};
 
 #[cfg(feature = "config")]
 impl ConcurrencyLimitLayer {
@@ -42,10 +42,10 @@ enum Step {
     Rejected {
         by: Arc<Shared>,
         keys: Keys,
-        rejected: Rejected,
+        rejected: KeyedRejection,
     },
     Later {
-        acquiring: Acquiring,
+        acquiring: PermitFuture,
         keys: Keys,
         taken: Taken,
     },
@@ -104,15 +104,17 @@ impl Shared {
             let wait = limit.wait.filter(|_| !limit.enforce.is_dry_run());
             let tier = limit.tier_by.as_ref().and_then(|tier_by| tier_by(head));
             taken = match limit.limiter.acquire(&keys, tier, wait) {
-                Acquire::Admitted(permit) => taken.with(permit),
-                Acquire::Refused(rejected) if !limit.enforces(&rejected, request, &keys, begun) => {
+                PermitReply::Admitted(permit) => taken.with(permit),
+                PermitReply::Rejected(rejected)
+                    if !limit.enforces(&rejected, request, &keys, begun) =>
+                {
                     taken.without()
                 }
-                Acquire::Refused(rejected) => {
+                PermitReply::Rejected(rejected) => {
                     let by = limit.clone();
                     return Step::Rejected { by, keys, rejected };
                 }
-                Acquire::Later(acquiring) => {
+                PermitReply::Pending(acquiring) => {
                     return Step::Later {
                         acquiring,
                         keys,
@@ -152,7 +154,7 @@ where
     pub(super) fn decided_jointly<RB: Body>(
         self,
         mut taken: Taken,
-        acquired: Result<Permit, Rejected>,
+        acquired: Result<Permit, KeyedRejection>,
     ) -> ResponseFuture<S, B, RB>
     where
         S: Service<Request<B>, Response = Response<RB>>,
@@ -203,7 +205,7 @@ where
                 shared.keys.first().map(|key| key.key(head))
             });
             let mut admitted = shared.admit(&mut request, taken.held, key.as_ref(), begun);
-            let listed = admitted.passing.list();
+            let listed = admitted.counted_request.list();
             let future = service.call(request);
             drop(listed);
             ResponseFuture::watching(future, admitted)

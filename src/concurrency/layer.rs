@@ -6,9 +6,9 @@ use std::sync::{Arc, OnceLock};
 use tower_layer::Layer;
 
 use super::service::ConcurrencyLimit;
-use crate::enforce::Enforce;
+use crate::enforce::Enforcement;
 use crate::extract::{Extractor, KeyExtractor, RequestHead};
-use crate::limiter::{ConcurrencyLimiter, Opened, Wait};
+use crate::limiter::{ConcurrencyLimiter, OpenedResources, WaitLimits};
 use crate::limits::Limits;
 use crate::observe::Observers;
 use crate::respond::Answers;
@@ -56,7 +56,7 @@ pub struct ConcurrencyLimitLayer {
     /// What is configured. Its limiter is not opened.
     pub(super) described: Shared,
     /// What the limiter opened when it was first needed. Clones share it.
-    opened: Arc<OnceLock<Opened>>,
+    opened: Arc<OnceLock<OpenedResources>>,
     /// What the services of this layer share, made from the rest with the first of them.
     shared: OnceLock<Arc<Shared>>,
 }
@@ -70,8 +70,8 @@ pub(super) struct Shared {
     pub(super) keys: Vec<Extractor>,
     per_key: Vec<Extractor>,
     limits_keys: bool,
-    pub(super) wait: Option<Wait>,
-    pub(super) enforce: Enforce,
+    pub(super) wait: Option<WaitLimits>,
+    pub(super) enforce: Enforcement,
     pub(super) hold_until: HoldUntil,
     pub(super) skip: Option<Skip>,
     pub(super) tier_by: Option<TierBy>,
@@ -135,7 +135,7 @@ impl ConcurrencyLimitLayer {
                 per_key: Vec::new(),
                 limits_keys: false,
                 wait: None,
-                enforce: Enforce::default(),
+                enforce: Enforcement::default(),
                 hold_until: HoldUntil::default(),
                 skip: None,
                 tier_by: None,

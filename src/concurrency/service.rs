@@ -16,8 +16,8 @@ use super::upgrade::{Upgrade, asks_for_upgrade};
 use crate::access::is_exempt;
 use crate::extract::RequestHead;
 use crate::key::Key;
-use crate::limiter::{Acquire, Permit, Rejected};
-use crate::nesting::Passing;
+use crate::limiter::{KeyedRejection, Permit, PermitReply};
+use crate::nesting::CountedRequest;
 use crate::observe::{Decided, Subject};
 
 /// A service with a limit on requests in flight; made by
@@ -74,22 +74,22 @@ where
         // The request stays where it is until it is passed on: a move of it costs as much as the
         // permit.
         if shared.is_plain && !asks_for_upgrade(&request) {
-            let mut passing = shared.limiter.nesting().passing();
-            if passing.has_counted() {
-                return self.pass(request, passing);
+            let mut counted_request = shared.limiter.nesting().counted_request();
+            if counted_request.take_counted() {
+                return self.pass(request, counted_request);
             }
             if let Some(permit) = shared.limiter.try_permit() {
                 let until = shared.hold_until;
-                if passing == Passing::NOT_LISTED {
+                if counted_request == CountedRequest::NOT_LISTED {
                     return ResponseFuture::calling(self.inner.call(request), permit, until);
                 }
-                let listed = passing.list();
+                let listed = counted_request.list();
                 let future = self.inner.call(request);
                 drop(listed);
                 let admitted = Admitted {
                     permit,
                     until,
-                    passing,
+                    counted_request,
                     upgrade: None,
                 };
                 return ResponseFuture::watching(future, admitted);
@@ -109,11 +109,11 @@ impl<S> ConcurrencyLimit<S> {
         let shared = &*self.shared;
         let head = RequestHead::from(&request);
         let nesting = shared.limiter.nesting();
-        if nesting.has_counted() {
-            return self.pass(request, nesting.passing());
+        if nesting.take_counted() {
+            return self.pass(request, nesting.counted_request());
         }
         if shared.skip.as_ref().is_some_and(|skip| skip(head)) {
-            return self.pass(request, Passing::NOT_LISTED);
+            return self.pass(request, CountedRequest::NOT_LISTED);
         }
         let begun = shared.observers.begin();
         if !shared.others.is_empty() {
@@ -123,19 +123,19 @@ impl<S> ConcurrencyLimit<S> {
         let wait = shared.wait.filter(|_| !shared.enforce.is_dry_run());
         let tier = shared.tier_by.as_ref().and_then(|tier_by| tier_by(head));
         match shared.limiter.acquire(&keys, tier, wait) {
-            Acquire::Admitted(permit) => {
+            PermitReply::Admitted(permit) => {
                 let mut admitted = shared.admit(&mut request, permit, keys.first(), begun);
-                let listed = admitted.passing.list();
+                let listed = admitted.counted_request.list();
                 let future = self.inner.call(request);
                 drop(listed);
                 ResponseFuture::watching(future, admitted)
             }
-            Acquire::Refused(rejected)
+            PermitReply::Rejected(rejected)
                 if !shared.enforces(&rejected, &mut request, &keys, begun) =>
             {
-                self.pass(request, nesting.passing())
+                self.pass(request, nesting.counted_request())
             }
-            Acquire::Refused(rejected) => {
+            PermitReply::Rejected(rejected) => {
                 let head = RequestHead::from(&request);
                 let response = shared.reject(&rejected, head, &keys, begun);
                 // What the service reserved when it was made ready, such as a place in a buffer,
@@ -143,7 +143,7 @@ impl<S> ConcurrencyLimit<S> {
                 drop(self.take_ready());
                 ResponseFuture::rejected(response, request.into_body())
             }
-            Acquire::Later(acquiring) => {
+            PermitReply::Pending(acquiring) => {
                 let service = self.take_ready();
                 ResponseFuture::in_line(InLine {
                     acquiring,
@@ -159,12 +159,16 @@ impl<S> ConcurrencyLimit<S> {
     }
 
     /// Lets a request through without counting it.
-    fn pass<B, RB>(&mut self, request: Request<B>, passing: Passing) -> ResponseFuture<S, B, RB>
+    fn pass<B, RB>(
+        &mut self,
+        request: Request<B>,
+        counted_request: CountedRequest,
+    ) -> ResponseFuture<S, B, RB>
     where
         S: Service<Request<B>, Response = Response<RB>>,
     {
-        let mut admitted = Admitted::uncounted(passing);
-        let listed = admitted.passing.list();
+        let mut admitted = Admitted::uncounted(counted_request);
+        let listed = admitted.counted_request.list();
         let future = self.inner.call(request);
         drop(listed);
         ResponseFuture::watching(future, admitted)
@@ -208,7 +212,7 @@ impl Shared {
         Admitted {
             permit,
             until: self.hold_until,
-            passing: self.limiter.nesting().passing(),
+            counted_request: self.limiter.nesting().counted_request(),
             upgrade: Upgrade::offer(request),
         }
     }
@@ -224,13 +228,13 @@ impl Shared {
     #[cold]
     pub(super) fn enforces<B>(
         &self,
-        rejected: &Rejected,
+        rejected: &KeyedRejection,
         request: &mut Request<B>,
         keys: &[Key],
         begun: Option<Instant>,
     ) -> bool {
         let key = rejected.key_place.and_then(|place| keys.get(place));
-        let enforces = self.enforce.decides(key);
+        let enforces = self.enforce.is_enforced(key);
         if !enforces {
             let subject = self.subject(key.or(keys.first()), RequestHead::from(&*request));
             (self.observers).decided(begun, &subject, |observer| {
@@ -244,7 +248,7 @@ impl Shared {
     #[cold]
     pub(super) fn reject<B>(
         &self,
-        rejected: &Rejected,
+        rejected: &KeyedRejection,
         head: RequestHead<'_>,
         keys: &[Key],
         begun: Option<Instant>,

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use super::layer::{ConcurrencyLimitLayer, HoldUntil};
 use crate::drain::DrainRejectedLayer;
-use crate::enforce::Enforce;
+use crate::enforce::Enforcement;
 use crate::extract::{ClientIp, RequestHead};
-use crate::limiter::Wait;
+use crate::limiter::WaitLimits;
 use crate::observe::Observer;
 use crate::respond::Responder;
 
@@ -24,7 +24,7 @@ impl ConcurrencyLimitLayer {
     /// A request that has to wait panics outside of a tokio runtime, or in one without time.
     pub fn wait(self, max_waiting: usize, max_time: Duration) -> Self {
         self.with(|shared| {
-            shared.wait = Some(Wait {
+            shared.wait = Some(WaitLimits {
                 max_waiting,
                 max_time,
             });
@@ -141,7 +141,7 @@ impl ConcurrencyLimitLayer {
     /// When `percent` is above 100.
     #[track_caller]
     pub fn enforce(self, percent: u8) -> Self {
-        let enforce = Enforce::new(percent);
+        let enforce = Enforcement::new(percent);
         self.with(|shared| {
             let is_dry_run = enforce.is_dry_run();
             shared.limiter = shared.limiter.clone().spares_stalled(is_dry_run);
@@ -159,9 +159,9 @@ impl ConcurrencyLimitLayer {
     /// settings applies.
     pub fn dry_run(self, dry_run: bool) -> Self {
         self.enforce(if dry_run {
-            Enforce::DRY_RUN
+            Enforcement::DRY_RUN
         } else {
-            Enforce::ALL
+            Enforcement::ALL
         })
     }
 

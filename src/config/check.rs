@@ -6,7 +6,7 @@ use super::error::ConfigError;
 use super::model::{Clients, Config, KeySource, OnFailure, Store};
 use super::routes::Routes;
 use super::written::{NUMBERS, PROXIES, Written};
-use crate::limit::{NAME, is_addressable};
+use crate::limit::{NAME_RULES, is_addressable};
 
 impl Config {
     /// Whether it could be run.
@@ -109,7 +109,7 @@ impl Config {
                     Some(_) => at("name"),
                     None => format!("groups.{group}"),
                 };
-                return Err(ConfigError::at(field, NAME));
+                return Err(ConfigError::at(field, NAME_RULES));
             }
             settings.policies(group)?;
             if let Err(conflict) = routes.insert(settings, group) {
@@ -169,7 +169,7 @@ impl Config {
         for (table, name, on_failure) in leases.chain(sockets) {
             let field = format!("{table}.{name}");
             if !is_addressable(name) {
-                return Err(ConfigError::at(field, NAME));
+                return Err(ConfigError::at(field, NAME_RULES));
             }
             if on_failure == Some(OnFailure::LocalShare) {
                 self.store.check_replicas(&format!("{field}.on_failure"))?;

@@ -287,7 +287,7 @@ impl Stack {
         self.rate.limiter().nesting().expect();
         limiter.nesting().expect();
         limiter.set_reclaim_after(change.reclaim_after);
-        limiter.rest(!change.is_on);
+        limiter.set_suspended(!change.is_on);
         if change.resumes.1 {
             limiter.set_limit(change.concurrency);
             for (place, limit) in change.concurrency_per_key.into_iter().enumerate() {
@@ -309,7 +309,7 @@ fn set_policies(limiter: &RateLimiter, policies: Vec<Policy>) {
 fn bad_credentials(quota: Policy, before: Option<&Stack>) -> RateLimiter {
     let before = before.and_then(|before| before.bad_credentials.as_ref());
     let quotas = [quota];
-    match before.filter(|limiter| limiter.takes_policies(&quotas)) {
+    match before.filter(|limiter| limiter.accepts_policies(&quotas)) {
         Some(limiter) => limiter.clone(),
         None => {
             let [quota] = quotas;

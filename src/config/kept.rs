@@ -48,7 +48,7 @@ impl Kept {
         policies: &[Policy],
         on_failure: OnFailure,
     ) -> Option<RateLimiter> {
-        let takes = |rate: &Rate| rate.limiter.takes_policies(policies);
+        let takes = |rate: &Rate| rate.limiter.accepts_policies(policies);
         let found = self.rates.iter().position(takes)?;
         let rate = self.rates.remove(found);
         if rate.on_failure == on_failure {
@@ -64,23 +64,23 @@ impl Kept {
     pub(super) fn settle(&mut self, running: &Groups) {
         let running: Vec<_> = running.stacks().map(|stack| &stack.limiter).collect();
         let is_taken = |name: &str| {
-            let mut names = running.iter().flat_map(|limiter| limiter.all_names());
+            let mut names = running.iter().flat_map(|limiter| limiter.quota_names());
             names.any(|taken| taken == name)
         };
         let rates = std::mem::take(&mut self.rates).into_iter();
         let (gone, mut kept): (Vec<_>, Vec<_>) =
-            rates.partition(|rate| rate.limiter.all_names().any(is_taken));
+            rates.partition(|rate| rate.limiter.quota_names().any(is_taken));
         let too_many = kept.drain(..kept.len().saturating_sub(MOST));
         for rate in gone.into_iter().chain(too_many) {
             rate.limiter.retire();
             self.replaced.push(rate.limiter);
         }
         for limiter in &running {
-            limiter.rest(false);
+            limiter.set_suspended(false);
         }
         let kept_too = kept.iter().map(|rate| &rate.limiter);
         for limiter in self.replaced.iter().chain(kept_too) {
-            limiter.rest(true);
+            limiter.set_suspended(true);
         }
         self.replaced.clear();
         self.rates = kept;

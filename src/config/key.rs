@@ -181,5 +181,5 @@ fn identity_header(name: &str) -> Result<&'static str, String> {
             "{name} is no header for an identity; for credentials use `bearer` or `api-key`"
         ));
     }
-    key::interned(&lower).map_err(|error| error.to_string())
+    key::intern_kind(&lower).map_err(|error| error.to_string())
 }

@@ -82,11 +82,11 @@ impl ConfiguredLeases {
             configured.leases.set_per_tenant(capacity(table.per_tenant));
             configured.leases.set_total(capacity(table.total));
             configured.leases.set_ttl(table.ttl());
-            configured.leases.rest(!is_on);
+            configured.leases.set_suspended(!is_on);
         }
         for (name, configured) in &self.0 {
             if !config.leases.contains_key(name) {
-                configured.leases.rest(true);
+                configured.leases.set_suspended(true);
                 configured.leases.set_per_tenant(Capacity::Unlimited);
                 configured.leases.set_total(Capacity::Unlimited);
             }

@@ -7,8 +7,6 @@ use std::sync::Arc;
 use super::model::Config;
 use crate::key::Key;
 use crate::limit::Limit;
-#[cfg(feature = "redis")]
-use crate::limits::Description;
 use crate::limits::{BoxFuture, LimitExplanation, LimitTarget, LimitUsage, Limits};
 
 /// The names of limits and tiers, also of groups that are switched off: an override of such a group is no error.
@@ -84,10 +82,5 @@ impl LimitTarget for SwitchedOff {
     fn applies(&self, limit: &Limit) -> bool {
         let mut names = limit.names();
         names.all(|name| self.0.limits.contains(name))
-    }
-
-    #[cfg(feature = "redis")]
-    fn description(&self) -> Option<Description> {
-        None
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::error::ConfigError;
 use super::model::{Group, Tier};
-use crate::limit::{Limit, NAME, is_addressable};
+use crate::limit::{Limit, NAME_RULES, is_addressable};
 use crate::policy::{NamedQuota, Policy};
 use crate::quota::Quota;
 
@@ -21,7 +21,7 @@ impl Policies {
 
     /// Whether any of them limits by default.
     pub(super) fn limit(&self) -> bool {
-        let mut limiting = self.list().into_iter().map(Policy::limiting);
+        let mut limiting = self.list().into_iter().map(Policy::without_off_quotas);
         limiting.any(|policy| !policy.quotas().is_empty())
     }
 }
@@ -36,7 +36,7 @@ impl Group {
         for (tier, settings) in &self.tiers {
             let field = at(&format!("tiers.{tier}"));
             if !is_addressable(tier) {
-                return Err(ConfigError::at(field, NAME));
+                return Err(ConfigError::at(field, NAME_RULES));
             }
             let policy = policy(name, &format!("{field}."), settings.rate, &settings.rates)?;
             if policy.quotas().is_empty() {
@@ -63,7 +63,7 @@ impl Group {
                 check_algorithm(&by_key, quota, &field)?;
             }
             let quotas = policy.quotas().iter();
-            let limit = Limit::of_quotas(quotas.map(|quota| (quota.name(), quota.quota())));
+            let limit = Limit::from_quotas(quotas.map(|quota| (quota.name(), quota.quota())));
             let limit = limit.map_err(|error| ConfigError::at(field.clone(), error))?;
             tiers.push((tier, field, limit));
         }
@@ -150,7 +150,7 @@ fn policy(
     let mut policy = Policy::empty();
     let mut add = |field: String, name: &str, quota| {
         if !is_addressable(name) {
-            return Err(ConfigError::at(field, NAME));
+            return Err(ConfigError::at(field, NAME_RULES));
         }
         policy = std::mem::replace(&mut policy, Policy::empty())
             .try_and(name, quota)

@@ -46,7 +46,7 @@ impl Extractor {
 
     /// What a usual extractor finds, to be looked at where it was written. Anything but a key decides nothing.
     #[inline(always)]
-    pub(crate) fn find_usual(&self, head: RequestHead<'_>) -> Extracted {
+    pub(crate) fn find_inlined(&self, head: RequestHead<'_>) -> Extracted {
         match self.usual {
             Usual::Bearer => bearer::key(head.headers),
             Usual::Peer { v6_prefix } => match peer::peer_ip(head.extensions) {

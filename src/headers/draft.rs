@@ -60,7 +60,7 @@ impl Draft {
         let mut field = String::new();
         let (mut r, mut t) = (itoa::Buffer::new(), itoa::Buffer::new());
         for usage in decision.usages() {
-            let Some(member) = self.members.get(usage.at()) else {
+            let Some(member) = self.members.get(usage.index()) else {
                 continue;
             };
             let comma = if field.is_empty() { "" } else { ", " };
@@ -89,7 +89,7 @@ impl Draft {
     fn policy_of(&self, decision: &Decision) -> Option<HeaderValue> {
         let mut field = String::new();
         for usage in decision.usages() {
-            let name = self.names.get(usage.at())?;
+            let name = self.names.get(usage.index())?;
             let comma = if field.is_empty() { "" } else { ", " };
             let _ = write!(field, "{comma}{};q={}", sf_string(name), usage.limit());
             if let Some(window) = self.defaults.window_of(usage) {

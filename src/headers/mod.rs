@@ -157,7 +157,7 @@ impl Defaults {
             }
             usages.next().is_some_and(|usage| {
                 let same_window = usage.window().is_none_or(|of_usage| of_usage == *window);
-                usage.at() == at && usage.limit() == *limit && same_window
+                usage.index() == at && usage.limit() == *limit && same_window
             })
         };
         // A decision may be about fewer keys.
@@ -166,7 +166,7 @@ impl Defaults {
 
     /// The window of a usage; the default's, if the store did not name it.
     fn window_of(&self, usage: &Usage) -> Option<u32> {
-        let default = || self.0.get(usage.at()).map(|(_, window)| *window);
+        let default = || self.0.get(usage.index()).map(|(_, window)| *window);
         let window = usage.window().or_else(default)?;
         (window != SUB_SECOND && window > 0).then_some(window)
     }

@@ -1,4 +1,4 @@
-//! A table by key that readers take no lock for.
+//! A hash table by key with lock-free reads.
 
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,9 +7,9 @@ use papaya::HashMap;
 
 use super::Key;
 
-/// Values by key, read far more often than they are changed.
+/// Values by key, for data that is read far more often than it changes.
 ///
-/// While it is empty a look-up is a load of a counter.
+/// A lookup in an empty map only loads a counter.
 pub(crate) struct KeyMap<T> {
     values: HashMap<u128, T, BuildHasherDefault<Unhashed>>,
     len: AtomicUsize,
@@ -21,7 +21,7 @@ impl<T> KeyMap<T> {
         self.len.load(Ordering::Relaxed) == 0
     }
 
-    /// What `read` makes of a key's value.
+    /// Calls `read` with the value of a key.
     #[inline]
     pub(crate) fn find<R>(&self, key: &Key, read: impl FnOnce(&T) -> R) -> Option<R> {
         if self.is_empty() {
@@ -30,12 +30,12 @@ impl<T> KeyMap<T> {
         self.values.pin().get(&key.bits()).map(read)
     }
 
-    /// Sets a key's value, or removes it. Changes are the caller's to keep apart.
+    /// Sets the value of a key, or removes it. The caller must serialise changes.
     pub(crate) fn set(&self, key: &Key, value: Option<T>) {
         let values = self.values.pin();
         match value {
-            // Counted before it can be found, so that whoever knows of it is not told that there
-            // is nothing.
+            // Count before inserting: a reader that knows of the entry must not take the empty-map
+            // shortcut.
             Some(value) => {
                 self.len.fetch_add(1, Ordering::Relaxed);
                 if values.insert(key.bits(), value).is_some() {
@@ -51,7 +51,7 @@ impl<T> KeyMap<T> {
     }
 }
 
-// Not derived: that would ask it of `T`.
+// Not derived, because the derive would require `T: Default`.
 impl<T> Default for KeyMap<T> {
     fn default() -> Self {
         Self {
@@ -61,7 +61,7 @@ impl<T> Default for KeyMap<T> {
     }
 }
 
-/// Keys are unpredictable bits already.
+/// Passes keys through: their bits are already unpredictable.
 #[derive(Default)]
 struct Unhashed(u64);
 
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn knows_whether_it_is_empty() {
+    fn an_emptied_map_is_empty_again() {
         let map = KeyMap::default();
         let key = Key::id("org", "acme");
         for _ in 0..2 {

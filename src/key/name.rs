@@ -1,4 +1,4 @@
-//! What a key is called by people, in configuration and in stores.
+//! Names of keys in configuration, commands and stores.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -8,18 +8,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Identity, IpNet, Key, percent};
 
-/// What a [`Key`] is called by people: in commands, in configuration, and where limits are kept.
+/// The name of a [`Key`] in commands, in configuration, and in stored limits.
 ///
 /// | text | key |
 /// |---|---|
-/// | `org:acme` | [`Key::id("org", "acme")`](Key::id): the name stays readable |
-/// | `ip:192.0.2.1`, `ip:2001:db8::/64` | an address; an IPv6 one without a prefix is its /64, as [`ClientIp`](crate::extract::ClientIp) has it |
-/// | `ip:203.0.113.0/24`, `ip:2001:db8::/32` | a network, for [`deny all` and `unlimited`](crate::access) alone; `/32` of IPv4 and `/128` of IPv6 are the address |
+/// | `org:acme` | [`Key::id("org", "acme")`](Key::id); the name stays readable |
+/// | `ip:192.0.2.1`, `ip:2001:db8::/64` | an address; an IPv6 address without a prefix means its /64, as in [`ClientIp`](crate::extract::ClientIp) |
+/// | `ip:203.0.113.0/24`, `ip:2001:db8::/32` | a network, only for [`deny all` and `unlimited`](crate::access); IPv4 `/32` and IPv6 `/128` mean the address |
 /// | `bearer:<token>`, `api-key:<key>` | the credential's fingerprint; the credential is not kept |
-/// | `bearer#<32 digits>` | a fingerprint, as it is shown for keys whose name is not known |
+/// | `bearer#<32 digits>` | a fingerprint, shown for keys without a known name |
 /// | `unknown`, `shared` | [`Key::UNKNOWN`], [`Key::SHARED`] |
 ///
-/// A fingerprint is the same in all processes with one [`Secret`](super::Secret), and only there.
+/// Fingerprints are comparable only between processes with the same [`Secret`](super::Secret).
 ///
 /// ```
 /// use tower_admission::{Key, KeyName};
@@ -36,14 +36,15 @@ use super::{Identity, IpNet, Key, percent};
 pub struct KeyName {
     text: Arc<str>,
     key: Key,
-    /// Whether it was written as an IPv6 address that has the key's IPv4 address inside.
+    /// Whether the name was written as an IPv6 address that embeds the key's IPv4 address.
     is_embedded: bool,
 }
 
-/// The kinds whose text is a credential, which is not to be kept.
+/// Kinds whose text is a credential, which must not be kept.
 const CREDENTIALS: [&str; 2] = ["bearer", "api-key"];
 
-/// What people write in place of these. No key has such a kind, as what follows would be kept though it may be a secret.
+/// Common misspellings of credential kinds. Such a kind is an error, because the text after it may
+/// be a secret and would be kept as a name.
 const LIKE_CREDENTIALS: [&str; 9] = [
     "apikey",
     "api_key",
@@ -56,33 +57,33 @@ const LIKE_CREDENTIALS: [&str; 9] = [
     "token",
 ];
 
-/// The kinds that this crate makes keys of.
+/// Kinds of the keys that this crate makes.
 const KINDS_OF_THIS_CRATE: [&str; 3] = ["ip", "bearer", "api-key"];
 
-/// The longest name that is taken, in bytes.
-const LONGEST: usize = 256;
+/// The maximum length of a name, in bytes.
+const MAX_NAME_BYTES: usize = 256;
 
-/// Kinds of keys that are read from text. They live as long as the process.
-const MOST_KINDS: usize = 1024;
+/// The maximum number of kinds read from text. They are never freed.
+const MAX_KINDS: usize = 1024;
 
 /// The prefix of an IPv6 address that is written without one.
 const V6_PREFIX: u8 = 64;
 
 impl KeyName {
-    /// The name of a key that the application makes with [`Key::id`].
+    /// Makes the name of a key that the application makes with [`Key::id`].
     ///
     /// # Errors
     ///
-    /// - [`KeyNameError::Name`]: the id is empty, over 256 bytes with its kind, has control characters in
-    ///   it, or spaces around it that would not be read back.
-    /// - [`KeyNameError::Kind`], [`KeyNameError::TooManyKinds`]: as its text would be refused; also
-    ///   `ip`, the kind of addresses.
+    /// - [`KeyNameError::Name`]: the id is empty, has control characters, has spaces at an end, or
+    ///   is longer than 256 bytes together with its kind.
+    /// - [`KeyNameError::Kind`], [`KeyNameError::TooManyKinds`]: as for the text `kind:id`; also
+    ///   for `ip`, the kind of addresses.
     pub fn id(kind: &str, id: &str) -> Result<Self, KeyNameError> {
         if kind == "ip" {
             return Err(KeyNameError::Kind);
         }
         let kind = encoded(kind);
-        Self::named(interned(&kind)?, id)
+        Self::named(intern_kind(&kind)?, id)
     }
 
     fn named(kind: &'static str, id: &str) -> Result<Self, KeyNameError> {
@@ -92,7 +93,7 @@ impl KeyName {
         }
         let text = format!("{}:{id}", encoded(kind));
         check(id)?;
-        if text.len() > LONGEST {
+        if text.len() > MAX_NAME_BYTES {
             return Err(KeyNameError::Name);
         }
         Ok(Self {
@@ -102,25 +103,27 @@ impl KeyName {
         })
     }
 
-    /// Whether a text is a name, as far as that shows without a fingerprint: so the process's secret can come later.
+    /// Checks that a text is a valid name, without making a fingerprint. The secret of the process
+    /// can then still be installed later.
     #[cfg(feature = "config")]
     pub(crate) fn check(text: &str) -> Result<(), KeyNameError> {
-        match Parts::read(text)? {
-            Parts::Key(_) => Ok(()),
-            Parts::Fingerprint { kind, .. } | Parts::Named { kind, .. } => {
-                interned(kind).map(|_| ())
+        match ParsedName::read(text)? {
+            ParsedName::Key(_) => Ok(()),
+            ParsedName::Fingerprint { kind, .. } | ParsedName::Named { kind, .. } => {
+                intern_kind(kind).map(|_| ())
             }
         }
     }
 
-    /// The key of this name.
+    /// The key with this name.
     #[must_use]
     pub fn key(&self) -> Key {
         self.key
     }
 
-    /// Whether the name was written as an IPv6 address whose key is that of the IPv4 address inside: NAT64, 6to4 or
-    /// Teredo. Such a name cannot be exempted, as the IPv4 address is another client's.
+    /// Whether the name was written as a NAT64, 6to4 or Teredo address, whose key is that of the
+    /// IPv4 address inside. Such a name cannot be exempted, because the IPv4 address may belong to
+    /// another client.
     #[must_use]
     pub fn is_embedded(&self) -> bool {
         self.is_embedded
@@ -133,7 +136,7 @@ impl KeyName {
     }
 }
 
-/// The name of a key of which no other is known: an address, or a fingerprint.
+/// Names a key that has no other name: by its address, or by its fingerprint.
 impl From<Key> for KeyName {
     fn from(key: Key) -> Self {
         let mut text = encoded(key.kind());
@@ -155,31 +158,32 @@ impl FromStr for KeyName {
     type Err = KeyNameError;
 
     fn from_str(text: &str) -> Result<Self, KeyNameError> {
-        // Kinds live on, so those of names that are refused are not kept.
-        match Parts::read(text)? {
-            Parts::Key(key) => Ok(Self {
+        // Intern the kind last: intern_kind kinds are never freed, so an invalid name must not add
+        // one.
+        match ParsedName::read(text)? {
+            ParsedName::Key(key) => Ok(Self {
                 is_embedded: is_embedded(text, &key),
                 ..key.into()
             }),
-            Parts::Fingerprint { kind, bits } => {
-                Ok(Key::from_fingerprint(kept(kind)?, bits).into())
+            ParsedName::Fingerprint { kind, bits } => {
+                Ok(Key::from_fingerprint(intern(kind)?, bits).into())
             }
-            Parts::Named { kind, name } => Self::named(interned(kind)?, name),
+            ParsedName::Named { kind, name } => Self::named(intern_kind(kind)?, name),
         }
     }
 }
 
-/// What a name is made of.
-enum Parts<'a> {
+/// The parts of a name.
+enum ParsedName<'a> {
     Key(Key),
     Fingerprint { kind: &'a str, bits: [u64; 2] },
     Named { kind: &'a str, name: &'a str },
 }
 
-impl<'a> Parts<'a> {
+impl<'a> ParsedName<'a> {
     fn read(text: &'a str) -> Result<Self, KeyNameError> {
         let text = text.trim();
-        if text.len() > LONGEST || text.chars().any(is_unseen) {
+        if text.len() > MAX_NAME_BYTES || text.chars().any(is_invisible) {
             return Err(KeyNameError::Name);
         }
         let Some(at) = text.find([':', '#']) else {
@@ -206,25 +210,25 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// A kind without what stands between kind and name, and what else would be read otherwise than it was
-/// written.
+/// Percent-encodes the characters of a kind that would be read back differently, such as the
+/// separators.
 fn encoded(kind: &str) -> String {
     percent::encode(kind, |byte| {
         byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)
     })
 }
 
-/// Whether a name is shown as it is read.
+/// Checks that a name reads back as it is shown.
 fn check(name: &str) -> Result<(), KeyNameError> {
-    let is_plain = name.trim() == name && !name.chars().any(is_unseen);
-    if name.is_empty() || !is_plain || name.len() > LONGEST {
+    let is_plain = name.trim() == name && !name.chars().any(is_invisible);
+    if name.is_empty() || !is_plain || name.len() > MAX_NAME_BYTES {
         return Err(KeyNameError::Name);
     }
     Ok(())
 }
 
-/// What cannot be seen, or has a text shown otherwise than it is written.
-pub(crate) fn is_unseen(char: char) -> bool {
+/// Whether a character is invisible, or changes how the text around it is displayed.
+pub(crate) fn is_invisible(char: char) -> bool {
     let is_format = matches!(char,
         '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
     char.is_control() || is_format
@@ -242,18 +246,18 @@ fn address(text: &str) -> Result<Key, KeyNameError> {
         return Ok(Key::ip(address));
     }
     let network = network.unmapped();
-    // A slip in either number would ban others.
+    // Ignoring the host bits could ban other clients after a typing error in either number.
     if network.address() != address.to_canonical() {
         return Err(KeyNameError::HostBits { network });
     }
     Ok(Key::network(network))
 }
 
-/// Whether a name that was read as this key is an IPv6 address with an IPv4 address inside.
+/// Whether the key of this text is the IPv4 address embedded in an IPv6 address.
 fn is_embedded(text: &str, key: &Key) -> bool {
     let written = text.trim().strip_prefix("ip:").map(str::trim);
     let address = written.and_then(|text| text.split('/').next()?.parse().ok());
-    // A mapped one is the IPv4 address, and has no other owner.
+    // An IPv4-mapped address is the IPv4 address itself and has no other owner.
     let has_v4 = address.is_some_and(|ip: IpAddr| Key::embedded_v4(ip.to_canonical()).is_some());
     has_v4 && matches!(key.identity, Identity::V4(_))
 }
@@ -267,31 +271,31 @@ fn fingerprint(digits: &str) -> Result<[u64; 2], KeyNameError> {
     Ok([half(&digits[..16])?, half(&digits[16..])?])
 }
 
-/// Whether what follows a kind is a credential, however the kind is written.
+/// Whether the text after this kind is a credential, in any spelling of the kind.
 #[must_use]
-pub fn means_credential(kind: &str) -> bool {
+pub fn is_credential_kind(kind: &str) -> bool {
     let mut kinds = CREDENTIALS.iter().chain(&LIKE_CREDENTIALS);
     kinds.any(|known| known.eq_ignore_ascii_case(kind.trim()))
 }
 
-/// The kind of a key with a readable name.
-pub(crate) fn interned(kind: &str) -> Result<&'static str, KeyNameError> {
+/// Interns the kind of a key with a readable name.
+pub(crate) fn intern_kind(kind: &str) -> Result<&'static str, KeyNameError> {
     let decoded = percent::decode(kind).map_err(|_| KeyNameError::Kind)?;
-    if means_credential(&decoded) && !CREDENTIALS.contains(&&*decoded) {
+    if is_credential_kind(&decoded) && !CREDENTIALS.contains(&&*decoded) {
         return Err(KeyNameError::Kind);
     }
-    kept(kind)
+    intern(kind)
 }
 
-/// A kind that lives as long as the process; so there is a bound on how many are taken from text.
-fn kept(kind: &str) -> Result<&'static str, KeyNameError> {
+/// Interns a kind. Interned kinds are never freed, so their number is bounded.
+fn intern(kind: &str) -> Result<&'static str, KeyNameError> {
     static KINDS: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
     let kind = percent::decode(kind).map_err(|_| KeyNameError::Kind)?;
     if kind.is_empty() || kind.len() > 64 || kind.trim() != kind {
         return Err(KeyNameError::Kind);
     }
     let is_meant = |known: &&&str| known.eq_ignore_ascii_case(&kind);
-    // No key of this crate has a kind that is written otherwise.
+    // A different spelling of a built-in kind matches no key of this crate.
     if KINDS_OF_THIS_CRATE
         .iter()
         .find(is_meant)
@@ -302,12 +306,12 @@ fn kept(kind: &str) -> Result<&'static str, KeyNameError> {
     if let Some(known) = CREDENTIALS.into_iter().find(|known| *known == kind) {
         return Ok(known);
     }
-    // A static, which loom's locks cannot be.
+    // Not `crate::sync`: a loom mutex cannot be a static.
     let mut kinds = KINDS.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(known) = kinds.iter().find(|known| **known == kind) {
         return Ok(known);
     }
-    if kinds.len() == MOST_KINDS {
+    if kinds.len() == MAX_KINDS {
         return Err(KeyNameError::TooManyKinds);
     }
     let kind = &*Box::leak(kind.into_boxed_str());
@@ -315,7 +319,7 @@ fn kept(kind: &str) -> Result<&'static str, KeyNameError> {
     Ok(kind)
 }
 
-// By the text: two names of one key, one of which is its fingerprint, are two names.
+// Compares the text: a name and the fingerprint of the same key are two names.
 impl PartialEq for KeyName {
     fn eq(&self, other: &Self) -> bool {
         self.text == other.text
@@ -354,27 +358,27 @@ impl fmt::Debug for KeyName {
     }
 }
 
-/// Why a text is no [`KeyName`].
+/// A text that is not a valid [`KeyName`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KeyNameError {
-    /// There is neither a `:` nor a `#` in it.
+    /// It contains neither `:` nor `#`.
     Shape,
-    /// The kind is empty, longer than 64 bytes or surrounded by spaces, or one of this crate's written
-    /// otherwise, as `Bearer` or `x-api-key`.
+    /// The kind is empty, longer than 64 bytes, surrounded by spaces, or a different spelling of a
+    /// built-in kind, such as `Bearer` or `x-api-key`.
     Kind,
-    /// The name is empty, longer than 256 bytes or has control characters in it.
+    /// The name is empty, longer than 256 bytes, or contains control characters.
     Name,
-    /// What follows `ip:` is neither an address nor a network.
+    /// The text after `ip:` is neither an address nor a network.
     Address,
-    /// The address of a network has bits behind its prefix.
+    /// The address of a network has bits after its prefix.
     HostBits {
-        /// The network that the address is in.
+        /// The network that contains the address.
         network: IpNet,
     },
-    /// What follows `#` is not 32 hexadecimal digits.
+    /// The text after `#` is not 32 hexadecimal digits.
     Fingerprint,
-    /// The process has read 1,024 kinds of keys from text already, which are kept.
+    /// The process has already read 1,024 kinds of keys from text. Kinds are never freed.
     TooManyKinds,
 }
 
@@ -384,7 +388,7 @@ impl fmt::Display for KeyNameError {
             Self::HostBits { network } => {
                 return write!(
                     f,
-                    "the address has bits behind the prefix: the network is ip:{network}"
+                    "the address has bits after its prefix: the network is ip:{network}"
                 );
             }
             Self::Shape => "a key is written as kind:name, such as org:acme or ip:192.0.2.1",
@@ -392,7 +396,7 @@ impl fmt::Display for KeyNameError {
             Self::Name => "a key's name is 1 to 256 bytes without control characters",
             Self::Address => "an address is written as ip:192.0.2.1 or ip:2001:db8::/64, a network as ip:192.0.2.0/24",
             Self::Fingerprint => "a fingerprint is 32 hexadecimal digits",
-            Self::TooManyKinds => "keys of 1,024 kinds have been named already",
+            Self::TooManyKinds => "too many kinds of keys: this process has already read 1,024",
         })
     }
 }
@@ -408,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_its_key() {
+    fn a_name_maps_to_its_key() {
         for (text, key) in [
             ("org:acme", Key::id("org", "acme")),
             (" org: acme ", Key::id("org", "acme")),
@@ -432,12 +436,12 @@ mod tests {
             ("a%3Ab:c", Key::id("a:b", "c")),
         ] {
             assert_eq!(name(text).key(), key, "{text}");
-            // What is shown is read as the same.
+            // The displayed text reads back as the same name.
             assert_eq!(name(name(text).as_str()), name(text), "{text}");
             assert_eq!(name(KeyName::from(key).as_str()).key(), key, "{text}");
         }
         assert_eq!(KeyName::id("a:b", "c"), Ok(name("a%3Ab:c")));
-        // There is no secret in a fingerprint.
+        // A fingerprint reveals no secret.
         let token = KeyName::from(Key::new("token", b"hunter2"));
         assert_eq!(name(token.as_str()), token);
         let odd = Key::id("ip", "x");
@@ -452,13 +456,13 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_has_an_ipv4_address_inside_is_known() {
+    fn an_embedded_ipv4_address_is_detected() {
         for (text, is_embedded) in [
             ("ip:2002:cb00:7107::1", true),
             ("ip: 2002:cb00:7107::1/128 ", true),
             ("ip:64:ff9b::203.0.113.7", true),
             ("ip:2001:0:4136:e378:8000:63bf:3fff:fdde", true),
-            // One client.
+            // The same client.
             ("ip:::ffff:203.0.113.7", false),
             ("ip:203.0.113.7", false),
             ("ip:2001:db8::1", false),
@@ -479,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_may_be_that_of_a_network() {
+    fn a_name_can_be_a_network() {
         for (text, shown) in [
             ("ip:203.0.113.0/24", "ip:203.0.113.0/24"),
             ("ip:0.0.0.0/0", "ip:0.0.0.0/0"),
@@ -490,7 +494,7 @@ mod tests {
             // IPv4-mapped.
             ("ip:::ffff:203.0.113.0/120", "ip:203.0.113.0/24"),
             ("ip:::ffff:203.0.113.7/128", "ip:203.0.113.7"),
-            // All of 6to4, and not an IPv4 address.
+            // All of 6to4 is not one IPv4 address.
             ("ip:2002::/16", "ip:2002::/16"),
         ] {
             assert_eq!(name(text).to_string(), shown, "{text}");
@@ -513,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_is_charged_only_where_it_is_one_clients() {
+    fn only_networks_of_one_client_are_charged() {
         let network = |text| name(text).key().uncharged_network().is_some();
         for text in [
             "ip:203.0.113.0/24",
@@ -539,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_name_is_refused() {
+    fn an_invalid_name_is_an_error() {
         use KeyNameError::*;
         for (text, error) in [
             ("", Shape),

@@ -26,11 +26,11 @@ pub struct IpNet {
 }
 
 impl IpNet {
-    /// The network that `address` is in, whose addresses share their first `prefix` bits.
+    /// Makes the network of addresses that share their first `prefix` bits with `address`.
     ///
     /// # Errors
     ///
-    /// [`IpNetError`] when `prefix` is above 32 for IPv4, or above 128 for IPv6.
+    /// Returns [`IpNetError`] when `prefix` is above 32 for IPv4, or above 128 for IPv6.
     pub fn new(address: IpAddr, prefix: u8) -> Result<Self, IpNetError> {
         let address = match address {
             IpAddr::V4(v4) if prefix <= 32 => {
@@ -46,8 +46,8 @@ impl IpNet {
         Ok(Self { address, prefix })
     }
 
-    /// Whether an address is in this network. An IPv4 address is in no network of IPv6, and the
-    /// other way around.
+    /// Whether the network contains `address`. IPv4 networks never contain IPv6 addresses, nor the
+    /// reverse.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         Self::new(address, self.prefix).is_ok_and(|network| network == *self)
@@ -59,18 +59,19 @@ impl IpNet {
         self.address
     }
 
-    /// How many bits its addresses share.
+    /// The number of leading bits that all addresses of the network share.
     #[must_use]
     pub fn prefix(&self) -> u8 {
         self.prefix
     }
 
-    /// Whether this is a single address.
+    /// Whether the network has a single address.
     pub(crate) fn is_one_address(&self) -> bool {
         *self == Self::from(self.address)
     }
 
-    /// The IPv4 network, if this is a network of IPv4-mapped addresses, such as `::ffff:10.0.0.0/104`.
+    /// Converts a network of IPv4-mapped addresses, such as `::ffff:10.0.0.0/104`, to the IPv4
+    /// network.
     pub(crate) fn unmapped(self) -> Self {
         let v4 = match self.address {
             IpAddr::V6(v6) => v6.to_ipv4_mapped(),
@@ -82,7 +83,7 @@ impl IpNet {
     }
 }
 
-/// The network of this address alone.
+/// The network of this single address.
 impl From<IpAddr> for IpNet {
     fn from(address: IpAddr) -> Self {
         let prefix = match address {
@@ -93,14 +94,14 @@ impl From<IpAddr> for IpNet {
     }
 }
 
-/// An address, a slash and a prefix. Bits of the address beyond the prefix do not count.
+/// Reads an address, a slash and a prefix. Address bits beyond the prefix are ignored.
 impl FromStr for IpNet {
     type Err = IpNetError;
 
     fn from_str(text: &str) -> Result<Self, IpNetError> {
         let error = IpNetError(());
         let (address, prefix) = text.split_once('/').ok_or(error)?;
-        // `parse` takes a plus sign as well.
+        // `u8::from_str` also accepts a plus sign.
         if !prefix.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(error);
         }
@@ -121,13 +122,13 @@ impl fmt::Debug for IpNet {
     }
 }
 
-/// Why a text or a prefix is no [`IpNet`].
+/// A text or a prefix that is not a valid [`IpNet`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IpNetError(());
 
 impl fmt::Display for IpNetError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a network is an address and a prefix, such as 10.0.0.0/8 or 2001:db8::/32")
+        f.write_str("expected an address and a prefix, such as 10.0.0.0/8 or 2001:db8::/32")
     }
 }
 
@@ -142,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_contains_what_shares_its_prefix() {
+    fn a_network_contains_the_addresses_with_its_prefix() {
         for (text, inside, outside) in [
             ("10.0.0.0/8", "10.255.255.255", "11.0.0.0"),
             ("10.9.9.9/8", "10.0.0.0", "9.255.255.255"),
@@ -160,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_is_shown_as_it_is_read() {
+    fn the_text_of_a_network_reads_back() {
         for (text, shown) in [
             ("10.1.2.3/8", "10.0.0.0/8"),
             ("10.0.0.0/08", "10.0.0.0/8"),
@@ -173,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_network_is_an_error() {
+    fn an_invalid_network_is_an_error() {
         for text in [
             "",
             "/",
@@ -196,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn mapped_networks_are_those_of_ipv4() {
+    fn a_mapped_network_becomes_an_ipv4_network() {
         for (text, unmapped) in [
             ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
             ("::ffff:10.0.0.1/128", "10.0.0.1/32"),

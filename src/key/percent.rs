@@ -2,7 +2,7 @@
 
 use std::string::FromUtf8Error;
 
-/// Encodes each byte that is not `kept`. Of bytes above 0x7f none can be.
+/// Percent-encodes each byte that `kept` rejects, and every byte above 0x7f.
 pub(crate) fn encode(text: &str, kept: impl Fn(u8) -> bool) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {
@@ -16,7 +16,7 @@ pub(crate) fn encode(text: &str, kept: impl Fn(u8) -> bool) -> String {
     encoded
 }
 
-/// The text that was encoded. A percent sign without two digits stands for itself.
+/// Decodes percent-encoded text. A percent sign without two digits stays as it is.
 pub(super) fn decode(text: &str) -> Result<String, FromUtf8Error> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -31,7 +31,7 @@ pub(super) fn decode(text: &str) -> Result<String, FromUtf8Error> {
     String::from_utf8(decoded)
 }
 
-/// The byte of two digits, and what follows them.
+/// The byte that two digits encode, and the rest of the text.
 fn escaped(text: &[u8]) -> Option<(u8, &[u8])> {
     let ([high, low], rest) = text.split_first_chunk()?;
     let digit = |digit: u8| char::from(digit).to_digit(16);

@@ -1,15 +1,15 @@
-//! SipHash with an output of 128 bits, over a whole message at once.
+//! SipHash with 128 bits of output, computed over a whole message at once.
 
-/// SipHash-`C`-`D`-128 (Aumasson and Bernstein, 2012) of `message`: the first word of the output, and the
-/// second.
+/// Computes SipHash-`C`-`D`-128 (Aumasson and Bernstein, 2012) of `message`, as the first and the
+/// second word of the output.
 ///
-/// Over a whole message, because a hasher that is fed in pieces takes half as long again: it keeps the
-/// bytes of a word that is not complete yet.
+/// It takes the whole message, because a streaming hasher takes half as long again: it has to
+/// buffer the bytes of an incomplete word.
 #[inline]
 #[must_use]
 pub fn siphash128<const C: usize, const D: usize>([k0, k1]: [u64; 2], message: &[u8]) -> [u64; 2] {
-    // "somepseudorandomlygeneratedbytes", and 0xee for the output of 128 bits.
-    let mut state = State([
+    // The constants are "somepseudorandomlygeneratedbytes"; 0xee selects 128 bits of output.
+    let mut state = SipState([
         k0 ^ 0x736f_6d65_7073_6575,
         k1 ^ 0x646f_7261_6e64_6f6d ^ 0xee,
         k0 ^ 0x6c79_6765_6e65_7261,
@@ -27,12 +27,13 @@ pub fn siphash128<const C: usize, const D: usize>([k0, k1]: [u64; 2], message: &
     [first, state.squeeze::<D>()]
 }
 
-/// The bytes that are left over from whole words, and the length modulo 256 as the highest byte.
+/// The last word: the bytes left over after the whole words, and the length modulo 256 in the
+/// highest byte.
 #[inline]
 fn last_word(message: &[u8], rest: &[u8]) -> u64 {
     let bits = 8 * rest.len();
     let low = match message.last_chunk() {
-        // In one load: the bytes of `rest` are the highest of the last eight.
+        // One load: `rest` is the high end of the last eight bytes.
         Some(last) => u64::from_le_bytes(*last).checked_shr(64 - bits as u32),
         None => Some(
             rest.iter()
@@ -42,9 +43,9 @@ fn last_word(message: &[u8], rest: &[u8]) -> u64 {
     low.unwrap_or(0) | (message.len() as u64) << 56
 }
 
-struct State([u64; 4]);
+struct SipState([u64; 4]);
 
-impl State {
+impl SipState {
     #[inline]
     fn absorb<const ROUNDS: usize>(&mut self, word: u64) {
         self.0[3] ^= word;
@@ -88,12 +89,12 @@ mod tests {
         hash.map(u64::to_le_bytes).concat()
     }
 
-    /// The key of the vectors: the bytes 0 to 15.
+    /// The key of the test vectors: the bytes 0 to 15.
     const KEY: [u64; 2] = [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908];
 
-    /// The first of `vectors_sip128` in the authors' implementation, which are of SipHash-2-4.
+    /// The first entries of `vectors_sip128` in the authors' implementation of SipHash-2-4.
     #[test]
-    fn the_output_is_that_of_the_authors_vectors() {
+    fn the_output_matches_the_authors_vectors() {
         let vectors: [(usize, [u8; 16]); 3] = [
             (
                 0,
@@ -124,7 +125,7 @@ mod tests {
         }
     }
 
-    /// So that keys in a store that others share stay what they are.
+    /// A change of the output would change every key in a shared store.
     #[test]
     fn the_output_of_1_3_is_pinned() {
         let vectors: [(usize, [u8; 16]); 1] = [(
@@ -150,7 +151,7 @@ mod tests {
         assert_eq!(ours, [theirs.h1, theirs.h2], "{} bytes", message.len());
     }
 
-    /// Past 256, where the length in the last word begins again.
+    /// Lengths above 256, where the length byte of the last word wraps around.
     #[test]
     fn every_length_agrees_with_another_implementation() {
         let message: Vec<u8> = (0..600_u32).map(|n| (n * 7 + n / 256) as u8).collect();

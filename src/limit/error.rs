@@ -1,26 +1,26 @@
-//! Why a text is no limit.
+//! The error of invalid limits.
 
 use std::fmt;
 
-use super::NAME;
+use super::NAME_RULES;
 use crate::quota::QuotaError;
 
-/// Why a text is no [`Limit`](super::Limit).
+/// A text that is not a valid [`Limit`](super::Limit).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LimitError {
-    /// A part is neither a number with `concurrent` behind it nor a quota.
+    /// A part is neither a quota nor a number followed by `concurrent`.
     Quota(QuotaError),
-    /// What stands before `concurrent` is no number up to [`u32::MAX`].
+    /// The text before `concurrent` is not a number up to [`u32::MAX`].
     Concurrency,
-    /// A 0, or a quota that is `off`.
+    /// A number is 0, or a quota is `off`.
     Zero,
-    /// A name is empty, longer than 64 bytes or `tier`, has a space at an end, or has anything but printable
-    /// ASCII without `,` and `=` in it.
+    /// A name is empty, longer than 64 bytes, `tier`, starts or ends with a space, or has
+    /// characters other than printable ASCII without `,` and `=`.
     Name,
-    /// Two parts are about the same limit, or two name a tier.
+    /// Two parts set the same limit, or two parts name a tier.
     Twice,
-    /// There are more than 16 parts.
+    /// The limit has more than 16 parts.
     TooMany,
 }
 
@@ -28,13 +28,13 @@ impl fmt::Display for LimitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Quota(_) => {
-                "a limit is written as a quota, 1000/min burst 50, as a number, 20 concurrent, \
-                 as `unlimited` or as `deny all`"
+                "expected a quota such as `1000/min burst 50`, a number such as `20 concurrent`, \
+                 `unlimited` or `deny all`"
             }
-            Self::Concurrency => "there is no number before `concurrent`",
+            Self::Concurrency => "`concurrent` needs a number before it, such as `20 concurrent`",
             Self::Zero => "0 is ambiguous here: write `unlimited` or `deny all`",
-            Self::Name => NAME,
-            Self::Twice => "two parts of the limit are about the same",
+            Self::Name => NAME_RULES,
+            Self::Twice => "two parts of the limit set the same limit",
             Self::TooMany => "a limit has at most 16 parts",
         })
     }

@@ -1,4 +1,4 @@
-//! What one key, or the requests of one tier, may do, where that is not the default.
+//! Numbers that replace the defaults for one key or one tier.
 
 mod error;
 
@@ -13,32 +13,33 @@ use crate::capacity::Capacity;
 use crate::quota::Quota;
 use crate::rule::Rule;
 
-/// Numbers for some of the limits of a service, as people write them: an override of
+/// Numbers for some of the limits of a service, in text form: an override of
 /// [`Limits`](crate::Limits), or a [tier](crate::Limits::tier).
 ///
-/// Written as its parts with commas between them. A part is a [`Quota`], a number with
-/// `concurrent` behind it, `unlimited` or `deny all`, and the name of the limit that it is for; or
-/// the name of a tier:
+/// The text is a list of parts, separated by commas. A part is a [`Quota`], a number followed by
+/// `concurrent`, `unlimited` or `deny all`, with or without the name of a limit before it; or it
+/// names a tier:
 ///
-/// | text | |
+/// | text | meaning |
 /// |---|---|
 /// | `1000/min burst 50` | the quota of each policy that has a single one |
-/// | `20 concurrent` | how many may be in flight, or at work |
+/// | `20 concurrent` | the maximum number of requests in flight, or of leases |
 /// | `burst=20/s, daily=100000/day` | the quotas of these names |
-/// | `1000/min, jobs=5 concurrent` | both; 5 for the limiter that is called `jobs` |
-/// | `unlimited`, `jobs=unlimited` | no limit at all; none for the limit of this name |
-/// | `deny all` | nothing: requests are answered 403 |
+/// | `1000/min, jobs=5 concurrent` | both; 5 for the limiter named `jobs` |
+/// | `unlimited`, `jobs=unlimited` | no limit at all; no limit named `jobs` |
+/// | `deny all` | rejects every request with 403 |
 /// | `tier=pro` | the limits of this tier |
-/// | `tier=pro, daily=100000/day` | the same, but for one quota |
+/// | `tier=pro, daily=100000/day` | the limits of this tier, except for one quota |
 ///
-/// What is wholly `unlimited` or `deny all` is also an entry of a list, see [`access`](crate::access).
+/// A limit that is only `unlimited` or `deny all` is also an entry of an allow or deny list, see
+/// [`access`](crate::access).
 ///
-/// A part with a name goes before one without. Where a policy has several quotas, a part without a name is
-/// about none of them, unless it is `unlimited` or `deny all`: `daily=100000/day` names one. A limit that no part is
-/// about keeps its default. An override cannot change the algorithm: a [sliding](Quota::sliding) quota stays
-/// sliding and a bucket stays a bucket.
+/// A named part takes precedence over an unnamed one. Where a policy has several quotas, an unnamed
+/// part applies to none of them, unless it is `unlimited` or `deny all`; name the quota instead, as
+/// in `daily=100000/day`. A limit without a part keeps its default. An override cannot change the
+/// algorithm: a [sliding](Quota::sliding) quota stays sliding and a bucket stays a bucket.
 ///
-/// 0 is an error, as it is ambiguous here: write `unlimited` or `deny all`.
+/// 0 is an error, because it is ambiguous here: write `unlimited` or `deny all`.
 ///
 /// ```
 /// use tower_admission::{Capacity, Limit, Quota};
@@ -51,52 +52,52 @@ use crate::rule::Rule;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Limit {
-    /// One part is next to the rest, as that is the usual case.
-    parts: SmallVec<[Part; 1]>,
+    /// Most limits have one part, which is stored inline.
+    parts: SmallVec<[LimitPart; 1]>,
     tier: Option<Arc<str>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Part {
-    /// What it is for; every limit of its sort, if it has no name.
+struct LimitPart {
+    /// The name of the limit. Without a name the part applies to every limit of its sort.
     name: Option<Arc<str>>,
-    value: Value,
+    value: LimitValue,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Value {
-    /// Of rates; off and deny all are of concurrency as well.
+enum LimitValue {
+    /// A rate. `unlimited` and `deny all` also apply to concurrency.
     Rate {
         quota: Quota,
-        /// As a bucket and as a sliding window, compiled once for all decisions.
+        /// The rule of a bucket and that of a sliding window, compiled once.
         rules: [Option<Rule>; 2],
     },
     Concurrency(u32),
 }
 
-/// Parts that a limit may have.
+/// The maximum number of parts.
 const MAX_PARTS: usize = 16;
 
-/// What stands behind a number of requests in flight.
+/// The word after a number of requests in flight.
 const CONCURRENT: &str = "concurrent";
 
 const UNLIMITED: &str = "unlimited";
 
-/// What stands before the name of a tier. No limit can be called so.
+/// The word before the name of a tier. No limit can have this name.
 const TIER: &str = "tier";
 
-/// What [`is_addressable`] asks for.
-pub(crate) const NAME: &str = "a name is 1 to 64 bytes of printable ASCII without `,` and `=`, with no \
+/// Describes the names that [`is_addressable`] accepts.
+pub(crate) const NAME_RULES: &str = "a name is 1 to 64 bytes of printable ASCII without `,` and `=`, with no \
                                space at its ends, and not `tier`";
 
 impl Limit {
-    /// At most so many in flight or at work.
+    /// Makes a limit on the number of requests in flight, or of leases.
     ///
     /// # Errors
     ///
-    /// [`LimitError::Zero`] for 0.
+    /// Returns [`LimitError::Zero`] for 0.
     pub fn concurrent(limit: u32) -> Result<Self, LimitError> {
-        Self::default().with(None, Value::Concurrency(limit))
+        Self::default().with(None, LimitValue::Concurrency(limit))
     }
 
     /// No limit at all.
@@ -105,25 +106,24 @@ impl Limit {
         Self::from(Quota::off())
     }
 
-    /// Nothing at all: requests are answered 403.
+    /// Rejects every request with 403.
     #[must_use]
     pub fn deny_all() -> Self {
         Self::from(Quota::deny_all())
     }
 
-    /// For quotas by name.
-    #[cfg(any(feature = "config", feature = "redis"))]
-    pub(crate) fn of_quotas<'a>(
+    /// Makes a limit from quotas by name.
+    pub(crate) fn from_quotas<'a>(
         quotas: impl IntoIterator<Item = (&'a str, Quota)>,
     ) -> Result<Self, LimitError> {
         let mut quotas = quotas.into_iter();
         quotas.try_fold(Self::default(), |limit, (name, quota)| {
-            limit.with(Some(name), Value::of_quota(quota))
+            limit.with(Some(name), LimitValue::of_quota(quota))
         })
     }
 
-    fn with(mut self, name: Option<&str>, value: Value) -> Result<Self, LimitError> {
-        if value == Value::Concurrency(0) {
+    fn with(mut self, name: Option<&str>, value: LimitValue) -> Result<Self, LimitError> {
+        if value == LimitValue::Concurrency(0) {
             return Err(LimitError::Zero);
         }
         if let Some(name) = name
@@ -131,14 +131,14 @@ impl Limit {
         {
             return Err(LimitError::Name);
         }
-        let same = |part: &Part| part.name.as_deref() == name && part.value.is_like(value);
+        let same = |part: &LimitPart| part.name.as_deref() == name && part.value.is_like(value);
         if self.parts.iter().any(same) {
             return Err(LimitError::Twice);
         }
         if self.parts.len() == MAX_PARTS {
             return Err(LimitError::TooMany);
         }
-        self.parts.push(Part {
+        self.parts.push(LimitPart {
             name: name.map(Into::into),
             value,
         });
@@ -155,14 +155,14 @@ impl Limit {
         Ok(self)
     }
 
-    /// The quota that it has for a policy's only quota, which is called so.
+    /// The quota for a policy whose only quota has this name.
     #[must_use]
     pub fn quota(&self, name: &str) -> Option<Quota> {
         let value = self.rate(Some(name)).or_else(|| self.rate(None))?;
         value.quota()
     }
 
-    /// Calls the parts for one limit as another one.
+    /// Renames the parts for one limit.
     pub(crate) fn rename(&mut self, from: &str, to: &Arc<str>) {
         for part in &mut self.parts {
             if part.name.as_deref() == Some(from) {
@@ -171,84 +171,85 @@ impl Limit {
         }
     }
 
-    /// How many a limiter of this name may admit at a time.
+    /// The capacity for a limiter with this name.
     #[must_use]
     pub fn concurrency(&self, name: &str) -> Option<Capacity> {
-        let of = |name| {
-            let parts = || self.of(name);
+        let values = |name| {
+            let parts = || self.values(name);
             let counts = parts().find_map(|value| match value {
-                Value::Concurrency(limit) => Some(Capacity::AtMost(*limit as usize)),
-                Value::Rate { .. } => None,
+                LimitValue::Concurrency(limit) => Some(Capacity::AtMost(*limit as usize)),
+                LimitValue::Rate { .. } => None,
             });
-            counts.or_else(|| parts().find_map(Value::for_all))
+            counts.or_else(|| parts().find_map(LimitValue::blanket_capacity))
         };
-        of(Some(name)).or_else(|| of(None))
+        values(Some(name)).or_else(|| values(None))
     }
 
-    /// The tier that it names.
+    /// The tier that the limit names.
     #[must_use]
     pub fn tier(&self) -> Option<&str> {
         self.tier.as_deref()
     }
 
-    /// The names that it has parts for.
+    /// The names of the limits that it has parts for.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.parts.iter().filter_map(|part| part.name.as_deref())
     }
 
-    /// The rule that it has for a quota. `is_single`: the quota's policy has no other. `None`: the default.
+    /// The rule for a quota. `is_single`: the policy has no other quota. `None`: the quota keeps
+    /// its default.
     #[inline]
     pub(crate) fn rule(&self, name: &str, is_single: bool, sliding: bool) -> Option<&Rule> {
         let value = self.rate(Some(name)).or_else(|| {
             let value = self.rate(None)?;
-            (is_single || value.for_all().is_some()).then_some(value)
+            (is_single || value.blanket_capacity().is_some()).then_some(value)
         })?;
         match value {
-            Value::Rate { rules, .. } => rules[usize::from(sliding)].as_ref(),
-            Value::Concurrency(_) => None,
+            LimitValue::Rate { rules, .. } => rules[usize::from(sliding)].as_ref(),
+            LimitValue::Concurrency(_) => None,
         }
     }
 
-    fn rate(&self, name: Option<&str>) -> Option<&Value> {
-        self.of(name)
-            .find(|value| matches!(value, Value::Rate { .. }))
+    fn rate(&self, name: Option<&str>) -> Option<&LimitValue> {
+        self.values(name)
+            .find(|value| matches!(value, LimitValue::Rate { .. }))
     }
 
-    fn of(&self, name: Option<&str>) -> impl Iterator<Item = &Value> {
+    fn values(&self, name: Option<&str>) -> impl Iterator<Item = &LimitValue> {
         let parts = self.parts.iter();
         parts
             .filter(move |part| part.name.as_deref() == name)
             .map(|part| &part.value)
     }
 
-    /// What it has for all limits, if it is wholly `unlimited` or `deny all`.
-    pub(crate) fn for_all(&self) -> Option<Capacity> {
+    /// The capacity for all limits, if the limit is only `unlimited` or `deny all`.
+    pub(crate) fn blanket_capacity(&self) -> Option<Capacity> {
         match (&*self.parts, &self.tier) {
-            ([Part { name: None, value }], None) => value.for_all(),
+            ([LimitPart { name: None, value }], None) => value.blanket_capacity(),
             _ => None,
         }
     }
 
-    /// The rates that it has parts for.
+    /// The quotas of all parts.
     pub(crate) fn quotas(&self) -> impl Iterator<Item = Quota> {
         self.parts.iter().filter_map(|part| part.value.quota())
     }
 }
 
-/// What a limit may be called. It is sent in headers.
+/// Whether a limit can have this name. Names are sent in headers.
 #[must_use]
 pub fn is_name(name: &str) -> bool {
     (1..=64).contains(&name.len()) && name.bytes().all(|b| (b' '..=b'~').contains(&b))
 }
 
-/// What a tier may be called, and a limit that is to be named in overrides: what `name=10/s` is read as.
+/// Whether an override can refer to this name, as in `name=10/s`. Required of tiers.
 pub(crate) fn is_addressable(name: &str) -> bool {
     is_name(name) && !name.contains([',', '=']) && name.trim() == name && name != TIER
 }
 
-impl Value {
+impl LimitValue {
     fn of_quota(quota: Quota) -> Self {
-        // Numbers that are out of one algorithm's bounds are in the other's.
+        // Numbers that exceed the bounds of one algorithm fit the other.
         let rule = |sliding| quota.counted_in(sliding).map(Rule::new);
         Self::Rate {
             quota,
@@ -263,11 +264,11 @@ impl Value {
         }
     }
 
-    /// What is not about rates alone.
-    fn for_all(&self) -> Option<Capacity> {
+    /// The capacity of `unlimited` and `deny all`, which apply to rates and concurrency.
+    fn blanket_capacity(&self) -> Option<Capacity> {
         match self {
             Self::Rate { quota, .. } if quota.is_off() => Some(Capacity::Unlimited),
-            Self::Rate { quota, .. } if quota.denies_all() => Some(Capacity::AtMost(0)),
+            Self::Rate { quota, .. } if quota.is_deny_all() => Some(Capacity::AtMost(0)),
             _ => None,
         }
     }
@@ -280,13 +281,13 @@ impl Value {
     }
 }
 
-/// The quota of each policy that has a single one; a quota that is off is `unlimited`.
+/// A limit for each policy that has a single quota. [`Quota::off`] becomes `unlimited`.
 impl From<Quota> for Limit {
     fn from(quota: Quota) -> Self {
         Self {
-            parts: smallvec![Part {
+            parts: smallvec![LimitPart {
                 name: None,
-                value: Value::of_quota(quota),
+                value: LimitValue::of_quota(quota),
             }],
             tier: None,
         }
@@ -320,7 +321,7 @@ impl FromStr for Limit {
     }
 }
 
-impl FromStr for Value {
+impl FromStr for LimitValue {
     type Err = LimitError;
 
     fn from_str(text: &str) -> Result<Self, LimitError> {
@@ -335,7 +336,7 @@ impl FromStr for Value {
             return Ok(Self::of_quota(quota));
         };
         let number = number.trim_end();
-        // `FromStr` of integers would also take a sign.
+        // `u32::from_str` would also accept a sign.
         if number.is_empty() || !number.bytes().all(|b| b.is_ascii_digit()) {
             return Err(LimitError::Concurrency);
         }
@@ -358,9 +359,9 @@ impl fmt::Display for Limit {
                 write!(f, "{name}=")?;
             }
             match part.value {
-                Value::Rate { quota, .. } if quota.is_off() => f.write_str(UNLIMITED)?,
-                Value::Rate { quota, .. } => write!(f, "{quota}")?,
-                Value::Concurrency(limit) => write!(f, "{limit} {CONCURRENT}")?,
+                LimitValue::Rate { quota, .. } if quota.is_off() => f.write_str(UNLIMITED)?,
+                LimitValue::Rate { quota, .. } => write!(f, "{quota}")?,
+                LimitValue::Concurrency(limit) => write!(f, "{limit} {CONCURRENT}")?,
             }
         }
         Ok(())
@@ -377,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn is_shown_as_it_is_read() {
+    fn the_text_of_a_limit_reads_back() {
         for (text, shown) in [
             ("1000/min burst 50", "1000/min burst 50"),
             (" 20 concurrent ", "20 concurrent"),
@@ -404,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_none_is_refused() {
+    fn an_invalid_limit_is_an_error() {
         use LimitError::*;
         for (text, error) in [
             ("", Quota(QuotaError::Syntax)),
@@ -437,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_with_a_name_goes_before_one_without() {
+    fn a_named_part_takes_precedence() {
         let rule = |text: &str, name, is_single| {
             let limit = limit(text);
             let rule = limit.rule(name, is_single, false);
@@ -456,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn concurrency_is_a_number_or_none_or_everything() {
+    fn a_concurrency_is_a_number_unlimited_or_zero() {
         let jobs = |text: &str| limit(text).concurrency("jobs");
         assert_eq!(jobs("deny all"), Some(Capacity::AtMost(0)));
         assert_eq!(jobs("unlimited"), Some(Capacity::Unlimited));
@@ -473,14 +474,14 @@ mod tests {
     }
 
     #[test]
-    fn a_quota_keeps_its_algorithm() {
+    fn an_override_keeps_the_algorithm() {
         let rule = |text: &str, sliding| {
             let limit = limit(text);
             limit.rule("x", true, sliding).unwrap().quota().to_string()
         };
         assert_eq!(rule("10/s burst 5", true), "10/s burst 5 sliding");
         assert_eq!(rule("10/s burst 5 sliding", false), "10/s burst 5");
-        // Neither fits the other's bounds: the nearest there is.
+        // The numbers exceed the bounds of the other algorithm, so the burst is dropped.
         assert_eq!(
             rule("4294967295/day burst 5", true),
             "4294967295/day sliding"

@@ -3,12 +3,11 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-#[cfg(feature = "redis")]
-use super::Description;
 use super::{Limits, LimitsError, Owns};
 use crate::capacity::Capacity;
 use crate::key::{IpNet, Key, KeyName};
 use crate::limit::Limit;
+use crate::store::overrides::LimiterDescription;
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering, lock};
 
 /// Which list an entry is on: see [`access`](crate::access).
@@ -32,7 +31,7 @@ impl Listing {
 
     /// That of a key with this limit.
     pub(super) fn of(limit: &Limit) -> Option<Self> {
-        Some(match limit.for_all()? {
+        Some(match limit.blanket_capacity()? {
             Capacity::Unlimited => Self::Exempt,
             Capacity::AtMost(_) => Self::Denied,
         })
@@ -205,12 +204,10 @@ impl Limits {
     /// Whether a service looks its requests up on these lists: of this process, or with a store any that wrote so down in
     /// the last day. A store that does not answer is no reason to say that there is none.
     pub(crate) async fn are_lists_applied_anywhere(&self) -> bool {
-        #[cfg(feature = "redis")]
         if let (false, Some(replica)) = (self.are_lists_applied(), &self.0.replica) {
-            let written = replica.table.limiters().await;
-            return written.map_or(true, |written| {
-                let described = written.iter().map(|text| Description::from_text(text));
-                described.flatten().any(|one| one == Description::Lists)
+            let published = replica.table.published().await;
+            return published.map_or(true, |published| {
+                published.contains(&LimiterDescription::Lists)
             });
         }
         self.are_lists_applied()

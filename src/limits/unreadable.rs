@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::Limits;
 use super::entry::line;
-use crate::key::{KeyName, means_credential};
+use crate::key::{KeyName, is_credential_kind};
 use crate::sync::lock;
 
 /// Their names. The gauge `admission_limits_unreadable` has how many there are.
@@ -28,7 +28,7 @@ fn shown(name: &str) -> Box<str> {
         return key.as_str().into();
     }
     match name.split_once(':') {
-        Some((kind, _)) if means_credential(kind) => format!("{kind}:...").into(),
+        Some((kind, _)) if is_credential_kind(kind) => format!("{kind}:...").into(),
         _ => name.into(),
     }
 }
@@ -36,7 +36,7 @@ fn shown(name: &str) -> Box<str> {
 impl Unreadable {
     /// Each is logged once, as long as it stays one.
     pub(super) fn add(&mut self, name: &str, why: &str) {
-        if self.0.contains(name) || self.0.len() == Limits::MOST {
+        if self.0.contains(name) || self.0.len() == Limits::MAX_OVERRIDES {
             return;
         }
         self.0.insert(name.into());

@@ -1,7 +1,6 @@
 //! How far limits are used up, and what the admin endpoints read besides.
 
 use super::Override;
-#[cfg(feature = "redis")]
 use super::replica::Replica;
 use super::state::State;
 use super::{LimitUsage, Limits};
@@ -41,7 +40,7 @@ impl Limits {
     pub(crate) fn applies(&self, limit: &Limit) -> bool {
         let targets = self.targets();
         // A list takes what is for all limits.
-        let is_for_all = limit.tier().is_some() || limit.for_all().is_some();
+        let is_for_all = limit.tier().is_some() || limit.blanket_capacity().is_some();
         targets.is_empty() || is_for_all || targets.iter().any(|target| target.applies(limit))
     }
 
@@ -60,7 +59,6 @@ impl Limits {
     pub fn store_status(&self) -> Option<StoreStatus> {
         let targets = self.targets();
         let of_targets = targets.iter().filter_map(|target| target.store_status());
-        #[cfg(feature = "redis")]
         let of_targets = of_targets.chain(self.0.replica.as_ref().map(Replica::status));
         of_targets.reduce(StoreStatus::and)
     }

@@ -1,4 +1,4 @@
-//! A named quota, or several that are checked as one.
+//! One or more named quotas that are checked together.
 
 mod shape;
 mod tier;
@@ -9,19 +9,19 @@ use std::sync::Arc;
 use crate::limit::{Limit, is_name};
 use crate::quota::Quota;
 
-pub(crate) use self::shape::Shape;
+pub(crate) use self::shape::PolicyShape;
 pub(crate) use self::tier::Tier;
 
-/// The name of a policy that was given as a bare [`Quota`].
+/// The name of a policy made from a bare [`Quota`].
 const DEFAULT_NAME: &str = "default";
 
-/// Quotas that one policy may have.
+/// The maximum number of quotas per policy.
 const MAX_QUOTAS: usize = 16;
 
-/// A named quota, or several that are checked as one: a request has to fit all of them, and one
-/// that does not takes nothing from any.
+/// One or more named quotas that are checked together. A request must fit every quota; a request
+/// that does not fit is charged to none.
 ///
-/// The names are what clients read in `RateLimit-Policy` and in `violated-policies`.
+/// Clients see the names in `RateLimit-Policy` and in `violated-policies`.
 ///
 /// ```
 /// use tower_admission::{Policy, Quota};
@@ -43,11 +43,11 @@ pub struct NamedQuota {
 }
 
 impl Policy {
-    /// A policy of one quota.
+    /// Makes a policy of one quota.
     ///
     /// # Panics
     ///
-    /// Where [`Policy::try_new`] returns an error.
+    /// Panics where [`Policy::try_new`] returns an error.
     #[must_use]
     #[track_caller]
     pub fn new(name: &str, quota: Quota) -> Self {
@@ -57,21 +57,21 @@ impl Policy {
         }
     }
 
-    /// As [`Policy::new`], for a name that comes from outside.
+    /// As [`Policy::new`]. Use it for a name from outside.
     ///
     /// # Errors
     ///
-    /// [`PolicyError::Name`]: the name is empty, longer than 64 bytes or has anything but
-    /// printable ASCII in it. It is sent in headers.
+    /// Returns [`PolicyError::Name`] when the name is empty, longer than 64 bytes, or has
+    /// characters other than printable ASCII. Names are sent in headers.
     pub fn try_new(name: &str, quota: Quota) -> Result<Self, PolicyError> {
         Self::empty().try_and(name, quota)
     }
 
-    /// Adds a quota that has to be kept as well.
+    /// Adds another quota that every request must fit.
     ///
     /// # Panics
     ///
-    /// Where [`Policy::try_and`] returns an error.
+    /// Panics where [`Policy::try_and`] returns an error.
     #[must_use]
     #[track_caller]
     pub fn and(self, name: &str, quota: Quota) -> Self {
@@ -81,13 +81,13 @@ impl Policy {
         }
     }
 
-    /// As [`Policy::and`], for a name that comes from outside.
+    /// As [`Policy::and`]. Use it for a name from outside.
     ///
     /// # Errors
     ///
-    /// - [`PolicyError::Name`], as [`Policy::try_new`].
-    /// - [`PolicyError::NameTaken`]: the policy has a quota of that name already.
-    /// - [`PolicyError::TooMany`]: the policy has 16 quotas already.
+    /// - [`PolicyError::Name`], as for [`Policy::try_new`].
+    /// - [`PolicyError::NameTaken`]: the policy already has a quota with this name.
+    /// - [`PolicyError::TooMany`]: the policy already has 16 quotas.
     pub fn try_and(mut self, name: &str, quota: Quota) -> Result<Self, PolicyError> {
         if !is_name(name) {
             return Err(PolicyError::Name);
@@ -105,13 +105,13 @@ impl Policy {
         Ok(self)
     }
 
-    /// The quotas, in the order they were given.
+    /// The quotas, in the order in which they were added.
     #[must_use]
     pub fn quotas(&self) -> &[NamedQuota] {
         &self.quotas
     }
 
-    /// Of no quotas, which limits nothing.
+    /// A policy without quotas, which limits nothing.
     pub(crate) fn empty() -> Self {
         Self {
             quotas: Vec::new(),
@@ -119,13 +119,12 @@ impl Policy {
         }
     }
 
-    /// One replica's share of it, without tiers.
-    #[cfg(feature = "redis")]
-    pub(crate) fn share(&self, replicas: u32) -> Self {
-        self.map_quotas(|quota| quota.quota.share(replicas))
+    /// One replica's share of the quotas, without tiers.
+    pub(crate) fn replica_share(&self, replicas: u32) -> Self {
+        self.map_quotas(|quota| quota.quota.replica_share(replicas))
     }
 
-    /// The same names with other quotas, and without tiers.
+    /// A policy with the same names, mapped quotas and no tiers.
     pub(crate) fn map_quotas(&self, mut map: impl FnMut(&NamedQuota) -> Quota) -> Self {
         let quotas = self.quotas.iter().map(|quota| NamedQuota {
             name: quota.name.clone(),
@@ -147,15 +146,16 @@ impl Policy {
         })
     }
 
-    /// The policy under a limit, which names some of its quotas; `None` if it names none of them.
-    pub(crate) fn under(&self, limit: &Limit) -> Option<Self> {
+    /// The policy with the numbers of `limit` for the quotas that it names. `None` if it names none
+    /// of them.
+    pub(crate) fn with_limit(&self, limit: &Limit) -> Option<Self> {
         let mut names_any = false;
         let is_single = self.quotas.len() == 1;
         let under = self.map_quotas(|named| {
             let quota = named.quota;
             let slides = match quota.rate() {
                 Some(rate) => rate.is_sliding(),
-                // It has no algorithm to keep.
+                // A quota that is off or denies all has no algorithm that an override must keep.
                 None => limit
                     .quota(named.name())
                     .is_some_and(|own| own.is_sliding()),
@@ -167,8 +167,8 @@ impl Policy {
         names_any.then_some(under)
     }
 
-    /// Without the quotas that are off, in every tier.
-    pub(crate) fn limiting(mut self) -> Self {
+    /// Removes the quotas that are off in every tier.
+    pub(crate) fn without_off_quotas(mut self) -> Self {
         let tiers: Vec<_> = self.tiers().map(|tier| self.in_tier(tier)).collect();
         let mut at = 0;
         self.quotas.retain(|quota| {
@@ -180,8 +180,8 @@ impl Policy {
         self
     }
 
-    /// With names that are none of `taken`: a second `default` becomes `default-2`.
-    pub(crate) fn renamed_apart_from(mut self, taken: &[Policy]) -> Self {
+    /// Renames quotas whose names are in `taken`: a second `default` becomes `default-2`.
+    pub(crate) fn with_unique_names(mut self, taken: &[Policy]) -> Self {
         let is_taken = |name: &str| taken.iter().any(|policy| has(&policy.quotas, name));
         for at in 0..self.quotas.len() {
             let original = self.quotas[at].name.clone();
@@ -201,7 +201,7 @@ impl Policy {
         self
     }
 
-    /// With another name for a quota that was given without one.
+    /// Renames the quota of a policy that was made from a bare [`Quota`].
     pub(crate) fn with_default_name(mut self, name: &str) -> Self {
         if let [quota] = &mut *self.quotas
             && *quota.name == *DEFAULT_NAME
@@ -217,7 +217,7 @@ fn has(quotas: &[NamedQuota], name: &str) -> bool {
 }
 
 impl NamedQuota {
-    /// What clients know the quota by.
+    /// The name of the quota in headers and answers.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -234,31 +234,31 @@ impl NamedQuota {
     }
 }
 
-/// A policy named `default`.
+/// Makes a policy with one quota named `default`.
 impl From<Quota> for Policy {
     fn from(quota: Quota) -> Self {
         Self::new(DEFAULT_NAME, quota)
     }
 }
 
-/// Why a quota cannot be part of a [`Policy`].
+/// A quota or a tier that cannot be added to a [`Policy`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PolicyError {
-    /// The name is empty, longer than 64 bytes or has anything but printable ASCII in it; or it is a tier's, and has
-    /// a `,` or a `=` in it or a space at an end, or is `tier`.
+    /// The name is empty, longer than 64 bytes, or has characters other than printable ASCII. The
+    /// name of a tier also must not contain `,` or `=`, start or end with a space, or be `tier`.
     Name,
-    /// The policy has a quota of that name already.
+    /// The policy already has a quota with this name.
     NameTaken,
-    /// The policy has 16 quotas already.
+    /// The policy already has 16 quotas.
     TooMany,
-    /// The policy has a tier of that name already.
+    /// The policy already has a tier with this name.
     TierTaken,
-    /// The policy has [`Policy::MAX_TIERS`] tiers already.
+    /// The policy already has [`Policy::MAX_TIERS`] tiers.
     TooManyTiers,
-    /// A tier names a quota that the policy has not, or none that it has.
+    /// A tier names a quota that the policy does not have, or no quota of the policy.
     UnknownQuota,
-    /// A tier names a tier.
+    /// A tier names another tier.
     Nested,
 }
 
@@ -266,14 +266,16 @@ impl fmt::Display for PolicyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Name => {
-                "a policy's name is 1 to 64 bytes of printable ASCII, and a tier's has no `,` and no `=` in it"
+                "invalid name: use 1 to 64 bytes of printable ASCII, for a tier without `,` and `=`"
             }
-            Self::NameTaken => "the policy has a quota of that name already",
+            Self::NameTaken => "the policy already has a quota with this name",
             Self::TooMany => "a policy has at most 16 quotas",
-            Self::TierTaken => "the policy has a tier of that name already",
+            Self::TierTaken => "the policy already has a tier with this name",
             Self::TooManyTiers => "a policy has at most 16 tiers",
-            Self::UnknownQuota => "a tier of a policy names quotas of the policy, and at least one",
-            Self::Nested => "a tier names no other tier",
+            Self::UnknownQuota => {
+                "a tier must name at least one quota of its policy, and no others"
+            }
+            Self::Nested => "a tier cannot name another tier",
         })
     }
 }
@@ -285,28 +287,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_stay_apart() {
+    fn a_duplicate_name_gets_a_number() {
         let one = Policy::from(Quota::per_second(1));
-        let two = one.clone().renamed_apart_from(std::slice::from_ref(&one));
+        let two = one.clone().with_unique_names(std::slice::from_ref(&one));
         assert_eq!(two.quotas()[0].name(), "default-2");
-        let three = one.clone().renamed_apart_from(&[one, two]);
+        let three = one.clone().with_unique_names(&[one, two]);
         assert_eq!(three.quotas()[0].name(), "default-3");
     }
 
     #[test]
     #[should_panic(expected = "printable ASCII")]
-    fn a_name_that_no_header_takes_panics() {
+    fn a_name_that_a_header_cannot_carry_panics() {
         let _ = Policy::new("a\r\nb", Quota::per_second(1));
     }
 
     #[test]
     #[should_panic(expected = "already")]
-    fn a_name_twice_panics() {
+    fn a_duplicate_name_panics() {
         let _ = Policy::new("a", Quota::per_second(1)).and("a", Quota::per_hour(1));
     }
 
     #[test]
-    fn what_comes_from_outside_is_an_error() {
+    fn invalid_input_is_an_error() {
         let quota = Quota::per_second(1);
         for name in ["", "\u{7f}", "é", &"x".repeat(65)] {
             assert_eq!(
@@ -323,8 +325,8 @@ mod tests {
     }
 
     #[test]
-    fn quotas_that_are_off_do_not_count() {
+    fn a_quota_that_is_off_is_removed() {
         let policy = Policy::new("a", Quota::off()).and("b", Quota::per_hour(1));
-        assert_eq!(policy.limiting().quotas().len(), 1);
+        assert_eq!(policy.without_off_quotas().quotas().len(), 1);
     }
 }

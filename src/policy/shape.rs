@@ -1,19 +1,19 @@
-//! What of a policy stays the same when its quotas are changed.
+//! The parts of a policy that stay fixed when its quotas change.
 
 use std::sync::Arc;
 
 use super::{NamedQuota, Policy};
 use crate::quota::Quota;
 
-/// The names of a policy's quotas, and whether each is counted in a sliding window: what the buckets of a limiter
-/// were opened with. (A quota that denies everything or is off counts as a bucket.)
+/// The names and the algorithms of a policy's quotas. A limiter opens its buckets with them, so
+/// they are fixed. A quota that is off or denies all requests counts as a bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Shape(Box<[(Arc<str>, bool)]>);
+pub(crate) struct PolicyShape(Box<[(Arc<str>, bool)]>);
 
 impl Policy {
-    /// The policy with the algorithms of a shape. A quota that is out of the bounds of its algorithm is off: it is
-    /// above the highest rate that can be counted.
-    pub(crate) fn in_shape(&self, shape: &Shape) -> Self {
+    /// Converts the quotas to the algorithms of `shape`. A quota that is out of the bounds of its
+    /// new algorithm is turned off, because it is above the highest rate that can be counted.
+    pub(crate) fn with_shape(&self, shape: &PolicyShape) -> Self {
         let mut sliding = shape.0.iter().map(|(_, sliding)| *sliding);
         self.map_quotas(|quota| {
             let sliding = sliding.next().unwrap_or_default();
@@ -22,10 +22,10 @@ impl Policy {
         })
     }
 
-    /// What stays the same when its quotas are changed.
-    pub(crate) fn shape(&self) -> Shape {
+    /// The parts that stay fixed when the quotas change.
+    pub(crate) fn shape(&self) -> PolicyShape {
         let quotas = self.quotas.iter();
-        Shape(
+        PolicyShape(
             quotas
                 .map(|quota| (quota.name.clone(), quota.quota.is_sliding()))
                 .collect(),
@@ -33,9 +33,9 @@ impl Policy {
     }
 }
 
-impl Shape {
-    /// Whether the buckets could have been opened with a policy. One that is off or denies everything for a
-    /// while could.
+impl PolicyShape {
+    /// Whether buckets opened with this shape can serve `policy`. A quota that is off or denies all
+    /// requests fits either algorithm.
     pub(crate) fn fits(&self, policy: &Policy) -> bool {
         let fits = |((name, sliding), quota): (&(Arc<str>, bool), &NamedQuota)| {
             let is_alike = quota
@@ -47,14 +47,13 @@ impl Shape {
         self.0.len() == policy.quotas.len() && self.0.iter().zip(&policy.quotas).all(fits)
     }
 
-    /// The names and algorithms of the quotas, and whether there is a single one.
+    /// The name of each quota and whether it slides, and whether there is only one quota.
     pub(crate) fn quotas(&self) -> (impl Iterator<Item = (&str, bool)>, bool) {
         let quotas = self.0.iter().map(|(name, sliding)| (&**name, *sliding));
         (quotas, self.0.len() == 1)
     }
 
-    /// Whether the quota at this place slides.
-    #[cfg(feature = "redis")]
+    /// Whether the quota at this index slides.
     pub(crate) fn is_sliding(&self, at: usize) -> bool {
         self.0.get(at).is_some_and(|(_, sliding)| *sliding)
     }

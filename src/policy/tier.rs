@@ -1,4 +1,4 @@
-//! The tiers of one policy.
+//! The tiers of a policy.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -14,25 +14,27 @@ pub(crate) struct Tier {
 }
 
 impl Policy {
-    /// Tiers that a policy may have.
+    /// The maximum number of tiers per policy.
     pub const MAX_TIERS: usize = 16;
 
-    /// Tiers that a limiter has room for in its life: those of its policy, and those of its limits.
-    pub(crate) const MAX_OPENED_TIERS: usize = 2 * Self::MAX_TIERS;
+    /// The maximum number of tiers over the lifetime of a limiter: those of its policy, and those
+    /// of its limits.
+    pub const MAX_OPENED_TIERS: usize = 2 * Self::MAX_TIERS;
 
-    /// Declares a tier: other numbers for some requests, such as those of a plan. A quota that `limit` does not name
-    /// keeps its default.
+    /// Declares a tier: other numbers for some requests, such as those of a plan. A quota that
+    /// `limit` does not name keeps its default.
     ///
-    /// [`Limits::tier`](crate::Limits::tier) declares a tier for all limits of a service; this is the short form for
-    /// one policy. [`tier_by`](crate::RateLimitLayer::tier_by) selects the tier of a request, and
-    /// [`RateLimiter::tier`](crate::RateLimiter::tier) that of a decision.
+    /// This is the short form for one policy. [`Limits::tier`](crate::Limits::tier) declares a tier
+    /// for all limits of a service. [`tier_by`](crate::RateLimitLayer::tier_by) selects the tier of
+    /// a request, and [`RateLimiter::tier`](crate::RateLimiter::tier) that of a decision.
     ///
-    /// **Each tier counts apart**: a request checks and charges the buckets of its own tier and no others. Adding a
-    /// tier changes no usage, and a key that moves to another tier finds the buckets of that tier as they are. So select
-    /// the tier by what the client cannot choose: a client that could would have the numbers of all tiers together.
+    /// **Each tier has its own buckets.** A request checks and charges only the buckets of its own
+    /// tier. Adding a tier changes no usage. A key that moves to another tier uses the buckets of
+    /// that tier. Select the tier by something that the client cannot choose, otherwise a client
+    /// can use the quotas of all tiers together.
     ///
-    /// Each tier takes as much memory as a policy of its own for the keys that use it, and 20 KiB for each of its quotas
-    /// at rest.
+    /// Cost: each key that uses the tier takes as much memory as under a separate policy. An unused
+    /// tier takes 20 KiB per quota.
     ///
     /// ```
     /// use tower_admission::{Key, Policy, Quota, RateLimiter};
@@ -48,7 +50,8 @@ impl Policy {
     ///
     /// # Panics
     ///
-    /// When `limit` cannot be read, and where [`try_tier`](Self::try_tier) returns an error.
+    /// Panics when `limit` cannot be parsed, and where [`try_tier`](Self::try_tier) returns an
+    /// error.
     #[must_use]
     #[track_caller]
     pub fn tier(self, name: &str, limit: impl TryInto<Limit, Error: Display>) -> Self {
@@ -62,15 +65,17 @@ impl Policy {
         }
     }
 
-    /// As [`Policy::tier`], for a tier that comes from outside.
+    /// As [`Policy::tier`]. Use it for a tier from outside.
     ///
     /// # Errors
     ///
-    /// - [`PolicyError::Name`]: the name is not 1 to 64 bytes of printable ASCII without `,` and `=`, has a
-    ///   space at an end, or is `tier`.
-    /// - [`PolicyError::TierTaken`]: the policy has a tier of that name already.
-    /// - [`PolicyError::TooManyTiers`]: the policy has [`MAX_TIERS`](Self::MAX_TIERS) already.
-    /// - [`PolicyError::UnknownQuota`]: the limit names a quota that the policy has not, or none that it has.
+    /// - [`PolicyError::Name`]: the name is not 1 to 64 bytes of printable ASCII without `,` and
+    ///   `=`, starts or ends with a space, or is `tier`.
+    /// - [`PolicyError::TierTaken`]: the policy already has a tier with this name.
+    /// - [`PolicyError::TooManyTiers`]: the policy already has [`MAX_TIERS`](Self::MAX_TIERS)
+    ///   tiers.
+    /// - [`PolicyError::UnknownQuota`]: the limit names a quota that the policy does not have, or
+    ///   no quota of the policy.
     /// - [`PolicyError::Nested`]: the limit names a tier.
     pub fn try_tier(mut self, name: &str, limit: Limit) -> Result<Self, PolicyError> {
         if !is_addressable(name) {
@@ -86,7 +91,7 @@ impl Policy {
             return Err(PolicyError::TooManyTiers);
         }
         let is_known = limit.names().all(|name| has(&self.quotas, name));
-        if !is_known || self.under(&limit).is_none() {
+        if !is_known || self.with_limit(&limit).is_none() {
             return Err(PolicyError::UnknownQuota);
         }
         self.tiers.push(Tier {
@@ -96,21 +101,22 @@ impl Policy {
         Ok(self)
     }
 
-    /// The names of its tiers, in the order they were given.
+    /// The names of the tiers, in the order in which they were added.
     pub fn tiers(&self) -> impl Iterator<Item = &str> {
         self.tiers.iter().map(|tier| &*tier.name)
     }
 
-    /// Its tiers, in the order they were given.
+    /// The tiers, in the order in which they were added.
     pub(crate) fn declared(&self) -> &[Tier] {
         &self.tiers
     }
 
-    /// The policy for the requests of a tier, without tiers: the default if it has no tier of this name.
+    /// The policy for requests of this tier, without tiers. An unknown name returns the default
+    /// quotas.
     #[must_use]
     pub fn in_tier(&self, name: &str) -> Self {
         let tier = self.tiers.iter().find(|tier| *tier.name == *name);
-        let in_tier = tier.and_then(|tier| self.under(&tier.limit));
+        let in_tier = tier.and_then(|tier| self.with_limit(&tier.limit));
         in_tier.unwrap_or_else(|| self.map_quotas(|quota| quota.quota))
     }
 }
@@ -131,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tier_has_its_numbers_and_the_default_for_the_rest() {
+    fn a_tier_keeps_the_default_for_quotas_it_does_not_name() {
         let policy = policy()
             .tier("pro", "daily=1000/day")
             .tier("staff", Quota::off());
@@ -144,21 +150,24 @@ mod tests {
     }
 
     #[test]
-    fn a_quota_that_a_tier_switches_on_is_kept() {
-        assert_eq!(quotas(&policy().limiting()), "burst=10/min");
+    fn a_quota_that_only_a_tier_enables_is_kept() {
+        assert_eq!(quotas(&policy().without_off_quotas()), "burst=10/min");
         let policy = policy().tier("pro", "daily=1000/day");
-        assert_eq!(quotas(&policy.limiting()), "burst=10/min, daily=off");
+        assert_eq!(
+            quotas(&policy.without_off_quotas()),
+            "burst=10/min, daily=off"
+        );
     }
 
     #[test]
-    fn a_tier_from_outside_is_an_error() {
+    fn an_invalid_tier_is_an_error() {
         let limit = |text: &str| text.parse::<Limit>().unwrap();
         let tiered = policy().tier("pro", "burst=60/min");
         let tier = |name, text| tiered.clone().try_tier(name, limit(text));
         assert_eq!(tier("", "burst=1/s"), Err(PolicyError::Name));
         assert_eq!(tier("pro", "burst=1/s"), Err(PolicyError::TierTaken));
         assert_eq!(tier("x", "weekly=1/s"), Err(PolicyError::UnknownQuota));
-        // It would be about none of the two.
+        // A limit without a name matches none of several quotas.
         assert_eq!(tier("x", "1/s"), Err(PolicyError::UnknownQuota));
         assert_eq!(tier("x", "tier=pro, burst=1/s"), Err(PolicyError::Nested));
         let full = (1..Policy::MAX_TIERS).fold(tiered.clone(), |policy, n| {

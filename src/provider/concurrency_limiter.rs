@@ -40,7 +40,7 @@ pub trait ConcurrencyLimiterInternals {
     fn with_settings(settings: ConcurrencySettings<'_>) -> Self;
 
     /// Sets whether the limiter is switched off, so that overrides and tiers are ignored; a banned key stays banned.
-    fn rest_but_for_bans(&self, rests: bool);
+    fn suspend_except_bans(&self, is_suspended: bool);
 }
 
 impl ConcurrencyLimiterInternals for ConcurrencyLimiter {
@@ -58,7 +58,7 @@ impl ConcurrencyLimiterInternals for ConcurrencyLimiter {
         limiter.opened(&opened)
     }
 
-    fn rest_but_for_bans(&self, rests: bool) {
-        self.rest_but_for_bans(rests);
+    fn suspend_except_bans(&self, is_suspended: bool) {
+        self.suspend_except_bans(is_suspended);
     }
 }

@@ -125,13 +125,11 @@ impl LimitsInternals for Limits {
     }
 
     async fn refresh(&self) -> Result<(), LimitsError> {
-        #[cfg(feature = "redis")]
         self.refresh().await?;
         Ok(())
     }
 
     async fn clear_caches(&self) -> Result<(), LimitsError> {
-        #[cfg(feature = "redis")]
         self.clear_caches().await?;
         Ok(())
     }
@@ -141,7 +139,6 @@ impl LimitsInternals for Limits {
         author: Option<&str>,
         origin: Option<&str>,
     ) -> Result<(), LimitsError> {
-        #[cfg(feature = "redis")]
         self.accept_loss_by(author, origin).await?;
         let _ = (author, origin);
         Ok(())

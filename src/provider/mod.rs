@@ -16,13 +16,13 @@ pub use self::limits::LimitsInternals;
 pub use self::rate_limiter::RateLimiterInternals;
 
 /// For `RequestGroup::enforce` of the admin endpoints, so that an explanation decides as the layers do.
-pub use crate::enforce::Enforce;
+pub use crate::enforce::Enforcement;
 /// For admin tokens: the syntax of a token, and the token of a request.
 pub use crate::extract::bearer::{is_b64token, token as bearer_token};
 /// For the admin endpoints, which find the address of an operator as layers find the key of a request.
 pub use crate::extract::extractor::Extractor;
 /// For texts of operators, which may be credentials that no URL and no log may have.
-pub use crate::key::means_credential;
+pub use crate::key::is_credential_kind;
 /// For fingerprints and entity tags.
 pub use crate::key::siphash128;
 /// For names of operators, which have the syntax of names of limits.
@@ -33,5 +33,17 @@ pub use crate::limits::{SourcedOverride, list_entry};
 pub use crate::observe::observers::Observers;
 /// For answers outside of a layer: the problem details of a WebSocket message and of the session endpoints.
 pub use crate::respond::problem::{problem_json, quota_problem};
-/// For times in answers.
+/// For stores: how a rule counts.
+pub use crate::rule::RuleKind;
+/// For background tasks of stores, which run once per process.
+pub use crate::singleton_task::{SingletonTask, TaskTerm};
+/// For remote stores, which keep rejections for as long as they hold.
+pub use crate::store::denials::DenialCache;
+/// For stores that join the buckets of several limiters.
+pub use crate::store::joined_set::split_joined_set;
+/// For stores of leases, which clamp a time to live in the same way.
+pub use crate::store::lease::clamp_ttl;
+/// For remote stores, which decide by a share of each limit while they cannot be reached.
+pub use crate::store::local_share::LocalShare;
+/// For times in answers, and for the status of a store.
 pub use crate::store::memory::clock::since_epoch;

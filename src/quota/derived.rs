@@ -1,12 +1,12 @@
-//! Quotas that follow from others.
+//! Quotas derived from other quotas.
 
-use super::{Kind, Quota, Rate};
+use super::{Quota, QuotaKind, Rate};
 
 impl Quota {
-    /// The same numbers, counted in a sliding window or in a bucket. Where they are out of its bounds
-    /// with the burst, without it; `None` where they are out of them all the same.
+    /// The same numbers, counted in a sliding window or in a bucket. Drops the burst if the numbers
+    /// are out of bounds with it. `None` if they are still out of bounds.
     pub(crate) fn counted_in(self, sliding: bool) -> Option<Self> {
-        let Kind::Rate(rate) = self.0 else {
+        let QuotaKind::Rate(rate) = self.0 else {
             return Some(self);
         };
         let with_burst = Self::checked(Rate { sliding, ..rate });
@@ -20,12 +20,11 @@ impl Quota {
         with_burst.or_else(|_| without()).ok()
     }
 
-    /// The part of it that one of several replicas grants: the rate and the burst over their
-    /// number, and at least one at a time.
-    #[cfg(feature = "redis")]
-    pub(crate) fn share(self, replicas: u32) -> Self {
+    /// The share of one of several replicas: the rate and the burst divided by `replicas`, with a
+    /// burst of at least one.
+    pub(crate) fn replica_share(self, replicas: u32) -> Self {
         let replicas = replicas.max(1);
-        let Kind::Rate(rate) = self.0 else {
+        let QuotaKind::Rate(rate) = self.0 else {
             return self;
         };
         let limit = (rate.limit() / replicas).max(1);
@@ -42,7 +41,7 @@ impl Quota {
                 ..rate
             }
         })
-        // Of a quota near the longest there is, the share would be too slow to count.
+        // The share of a quota near the maximum period is too slow to represent.
         .unwrap_or(Self::deny_all())
     }
 }
@@ -56,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quota_is_counted_in_a_window_or_a_bucket_with_its_burst_if_that_fits() {
+    fn a_burst_is_dropped_when_the_other_algorithm_cannot_count_it() {
         for (text, sliding, counted) in [
             ("10/s burst 5", true, Some("10/s burst 5 sliding")),
             ("10/s burst 5 sliding", false, Some("10/s burst 5")),
@@ -70,9 +69,8 @@ mod tests {
         }
     }
 
-    #[cfg(feature = "redis")]
     #[test]
-    fn a_share_is_the_rate_and_the_burst_over_the_replicas() {
+    fn a_share_divides_the_rate_and_the_burst_by_the_replicas() {
         for (text, replicas, share) in [
             ("10/s", 0, "10/s burst 10"),
             ("10/s", 1, "10/s burst 10"),
@@ -82,10 +80,10 @@ mod tests {
             ("2/s sliding", 3, "1/s sliding"),
             ("off", 3, "off"),
             ("deny all", 3, "deny all"),
-            // Its share would take 200 years to fill.
+            // The share would take 200 years to fill.
             ("1 per 36500d", 2, "deny all"),
         ] {
-            assert_eq!(quota(text).share(replicas), quota(share), "{text}");
+            assert_eq!(quota(text).replica_share(replicas), quota(share), "{text}");
         }
     }
 }

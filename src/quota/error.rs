@@ -1,43 +1,52 @@
-//! Why something is no quota.
+//! The error of invalid quotas.
 
 use std::fmt;
 
-/// Why something is not a quota.
+/// A number or a text that is not a valid quota.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum QuotaError {
-    /// More than one request a nanosecond.
+    /// The rate is above one request per nanosecond.
     TooFast,
-    /// A period of 0.
+    /// The period is 0.
     NoPeriod,
     /// An empty bucket would take more than 100 years to fill.
     TooSlow,
-    /// A burst of 0 would never admit anything.
+    /// The burst is 0, which would admit nothing.
     NoBurst,
-    /// A count above [`u32::MAX`] (with the burst, if sliding), or a period above [`u64::MAX`] of its unit.
+    /// The count is above [`u32::MAX`] (with the burst, if sliding), or the period is above
+    /// [`u64::MAX`] of its unit.
     TooLarge,
-    /// What stands for a count is not one: it is negative, a fraction or not a number.
+    /// The count is negative, a fraction, or not a number.
     Count,
-    /// What stands for a unit is not one.
+    /// The unit is unknown.
     Unit,
-    /// Not a quota as its [`FromStr`](std::str::FromStr) reads it.
+    /// [`FromStr`](std::str::FromStr) cannot read the text as a quota.
     Syntax,
 }
 
 impl QuotaError {
     pub(super) const fn message(self) -> &'static str {
         match self {
-            Self::TooFast => "a quota cannot be above one request a nanosecond",
-            Self::NoPeriod => "a quota's period is above 0, as in `10/s` or `5 per 30s`",
-            Self::TooSlow => "a quota's bucket must fill within 100 years",
-            Self::NoBurst => "a quota with a burst of 0 would admit nothing",
-            Self::TooLarge => "a quota counts up to 4294967295, with its burst if it is sliding",
-            Self::Count => {
-                "a count is a whole number such as 10, 1_000 or 1k, per s, min, h, day or week"
+            Self::TooFast => {
+                "the rate is too high; a quota admits at most one request per nanosecond"
             }
-            Self::Unit => "units are s, min, h, day and week, as in `10/s` or `5 per 30s`",
+            Self::NoPeriod => {
+                "the period is 0; write a period above 0, as in `10/s` or `5 per 30s`"
+            }
+            Self::TooSlow => "the rate is too low; a bucket must fill within 100 years",
+            Self::NoBurst => {
+                "a burst of 0 would admit nothing; use 1 or more, or leave the burst out"
+            }
+            Self::TooLarge => {
+                "the count is too large; at most 4294967295, including the burst of a sliding quota"
+            }
+            Self::Count => {
+                "expected a whole number such as 10, 1_000 or 1k, per s, min, h, day or week"
+            }
+            Self::Unit => "unknown unit; use s, min, h, day or week, as in `10/s` or `5 per 30s`",
             Self::Syntax => {
-                "a quota is written like `10/s` or `600/min burst 50`: a number per s, min, h, day or week"
+                "expected a count per s, min, h, day or week, such as `10/s` or `600/min burst 50`"
             }
         }
     }

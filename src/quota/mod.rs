@@ -1,4 +1,4 @@
-//! How much per how long, with a burst.
+//! The number of requests admitted per period, with a burst.
 
 mod derived;
 mod error;
@@ -15,18 +15,18 @@ const HOUR: Duration = Duration::from_secs(60 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const WEEK: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
-/// The longest time that an empty bucket may take to fill. Nanoseconds up to here can be added
-/// a few times over without overflowing 64 bits.
-const LONGEST_REFILL: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+/// The maximum time for an empty bucket to fill. A few such durations in nanoseconds can be added
+/// without overflowing 64 bits.
+const MAX_REFILL: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
-/// How much per how long, with a burst.
+/// The number of requests admitted per period, with a burst.
 ///
-/// A quota is a bucket (the [generic cell rate algorithm][gcra], a leaky bucket used as a meter):
-/// it holds up to [`burst`](Quota::burst) requests and fills evenly with `count` of them per
-/// period. Any interval of length `W` admits at most `burst + W × count / period` requests, and a
-/// client that stays at the rate is never refused. Unless said otherwise the burst is the count.
+/// A quota is a bucket (the [generic cell rate algorithm][gcra], a leaky bucket used as a meter).
+/// The bucket holds up to [`burst`](Quota::burst) requests and refills evenly with `count` requests
+/// per period. Any interval of length `W` admits at most `burst + W × count / period` requests. A
+/// client that stays at the rate is never rejected. Default burst: the count.
 ///
-/// It is written as it is said: `"10/s"`, `"600/min burst 50"`, `"1000/h"`, `"5 per 30s"`.
+/// A quota has a text form: `"10/s"`, `"600/min burst 50"`, `"1000/h"`, `"5 per 30s"`.
 ///
 /// ```
 /// use tower_admission::Quota;
@@ -38,9 +38,9 @@ const LONGEST_REFILL: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 ///
 /// # Sliding windows
 ///
-/// [`sliding`](Quota::sliding) makes the same numbers a promise about every window: never more
-/// than the count in **any** period, wherever it begins. `burst` is then an allowance on top of
-/// the count, so `"60/min burst 10 sliding"` admits at most 70 in any minute.
+/// [`sliding`](Quota::sliding) guarantees at most `count` requests in **any** period, wherever it
+/// begins. `burst` then adds to the count: `"60/min burst 10 sliding"` admits at most 70 requests
+/// in any minute.
 ///
 /// ```
 /// use tower_admission::Quota;
@@ -50,81 +50,80 @@ const LONGEST_REFILL: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 /// assert_eq!(quota.burst_size(), Some(70));
 /// ```
 ///
-/// A bucket is exact to the nanosecond, takes a third of the memory and no lock, and gives a
-/// refused client its next request sooner. A sliding window is for who has promised a number per
-/// window. What is counted, to the letter, is in
-/// [the memory store's documentation](crate::store::memory#sliding-windows).
+/// Prefer a bucket: it is exact to the nanosecond, takes a third of the memory, needs no lock, and
+/// lets a rejected client retry sooner. Use a sliding window when you must guarantee at most N
+/// requests in any period. [The memory store's documentation](crate::store::memory#sliding-windows)
+/// defines exactly how a sliding window counts.
 ///
 /// # A quota of 0
 ///
-/// turns the limit off, as in most systems' settings ([`Quota::off`] says the same by name), whatever burst is
-/// written next to it.
-/// Refusing everything is [`Quota::deny_all`].
+/// A count of 0 turns the limit off, as in the settings of most systems, whatever the burst.
+/// [`Quota::off`] makes the same quota. To reject every request, use [`Quota::deny_all`].
 ///
 /// # Precision
 ///
 /// The time between two requests is rounded up to whole nanoseconds, so that the rate is never
-/// above what was asked: at a million a second it is right to a thousandth.
+/// above the configured one. At a million requests per second the rate is exact to a thousandth.
 ///
 /// [gcra]: https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Quota(Kind);
+pub struct Quota(QuotaKind);
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Kind {
+enum QuotaKind {
     Off,
     DenyAll,
     Rate(Rate),
 }
 
-/// A quota that limits: none of its numbers is 0, and none overflows.
+/// A quota that limits. No number in it is 0, and no derived number overflows.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Rate {
     count: u32,
     period: Duration,
-    /// As it was set; what it means without one is the algorithm's to say.
+    /// The configured burst. Without one, each algorithm has its own default.
     burst: Option<u32>,
     sliding: bool,
 }
 
 impl Quota {
-    /// `count` requests a second; 0 turns the limit off.
+    /// `count` requests per second. 0 turns the limit off.
     ///
     /// # Panics
     ///
-    /// When `count` is above a thousand million, which is more than one a nanosecond.
+    /// Panics when `count` is above 1,000,000,000, which is more than one request per nanosecond.
     #[must_use]
     #[track_caller]
     pub const fn per_second(count: u32) -> Self {
         Self::new(count, SECOND)
     }
 
-    /// `count` requests a minute; 0 turns the limit off.
+    /// `count` requests per minute. 0 turns the limit off.
     #[must_use]
     #[track_caller]
     pub const fn per_minute(count: u32) -> Self {
         Self::new(count, MINUTE)
     }
 
-    /// `count` requests an hour; 0 turns the limit off.
+    /// `count` requests per hour. 0 turns the limit off.
     #[must_use]
     #[track_caller]
     pub const fn per_hour(count: u32) -> Self {
         Self::new(count, HOUR)
     }
 
-    /// `count` requests a day (24 hours); 0 turns the limit off.
+    /// `count` requests per day (24 hours). 0 turns the limit off.
     #[must_use]
     #[track_caller]
     pub const fn per_day(count: u32) -> Self {
         Self::new(count, DAY)
     }
 
-    /// `count` requests every `period`; 0 turns the limit off.
+    /// `count` requests per `period`. 0 turns the limit off.
     ///
     /// # Panics
     ///
-    /// Where [`Quota::try_new`] returns an error.
+    /// Panics where [`Quota::try_new`] returns an error.
     #[must_use]
     #[track_caller]
     pub const fn new(count: u32, period: Duration) -> Self {
@@ -134,12 +133,12 @@ impl Quota {
         }
     }
 
-    /// `count` requests every `period`; 0 turns the limit off.
+    /// `count` requests per `period`. 0 turns the limit off. Use it for numbers from outside.
     ///
     /// # Errors
     ///
-    /// - [`QuotaError::TooFast`]: more than one request a nanosecond.
-    /// - [`QuotaError::NoPeriod`]: a period of 0, whatever the count.
+    /// - [`QuotaError::TooFast`]: the rate is above one request per nanosecond.
+    /// - [`QuotaError::NoPeriod`]: the period is 0, whatever the count.
     /// - [`QuotaError::TooSlow`]: the bucket would take more than 100 years to fill.
     pub const fn try_new(count: u32, period: Duration) -> Result<Self, QuotaError> {
         if period.is_zero() {
@@ -159,27 +158,28 @@ impl Quota {
         })
     }
 
-    /// No limit. What [`Quota::new`] makes of a count of 0.
+    /// No limit, as [`Quota::new`] with a count of 0.
     #[must_use]
     pub const fn off() -> Self {
-        Self(Kind::Off)
+        Self(QuotaKind::Off)
     }
 
-    /// Refuses every request.
+    /// Rejects every request.
     #[must_use]
     pub const fn deny_all() -> Self {
-        Self(Kind::DenyAll)
+        Self(QuotaKind::DenyAll)
     }
 
-    /// The most requests that are admitted at once by a bucket that was left alone long enough;
-    /// of a [sliding](Self::sliding) quota, what any window admits on top of the count.
+    /// Sets the burst: the number of requests that a full bucket admits at once. For a
+    /// [sliding](Self::sliding) quota, the number of requests that any window admits on top of the
+    /// count.
     ///
-    /// Default: the count, so `10/s` admits ten at once; nothing, if the quota is sliding. Has no
+    /// Default: the count for a bucket, so `10/s` admits ten at once; 0 for a sliding quota. Has no
     /// effect on [`Quota::off`] and [`Quota::deny_all`].
     ///
     /// # Panics
     ///
-    /// Where [`Quota::try_burst`] returns an error.
+    /// Panics where [`Quota::try_burst`] returns an error.
     #[must_use]
     #[track_caller]
     pub const fn burst(self, burst: u32) -> Self {
@@ -189,33 +189,33 @@ impl Quota {
         }
     }
 
-    /// As [`Quota::burst`], for a number that comes from outside.
+    /// As [`Quota::burst`]. Use it for a number from outside.
     ///
     /// # Errors
     ///
-    /// - [`QuotaError::NoBurst`]: a burst of 0 would never admit anything.
+    /// - [`QuotaError::NoBurst`]: a burst of 0 would admit nothing.
     /// - [`QuotaError::TooSlow`]: the bucket would take more than 100 years to fill.
-    /// - [`QuotaError::TooLarge`]: a sliding quota's count and burst together are above
+    /// - [`QuotaError::TooLarge`]: the count and the burst of a sliding quota add up to more than
     ///   [`u32::MAX`].
     pub const fn try_burst(self, burst: u32) -> Result<Self, QuotaError> {
         match self.0 {
-            Kind::Off | Kind::DenyAll => Ok(self),
-            Kind::Rate(_) if burst == 0 => Err(QuotaError::NoBurst),
-            Kind::Rate(rate) => Self::checked(Rate {
+            QuotaKind::Off | QuotaKind::DenyAll => Ok(self),
+            QuotaKind::Rate(_) if burst == 0 => Err(QuotaError::NoBurst),
+            QuotaKind::Rate(rate) => Self::checked(Rate {
                 burst: Some(burst),
                 ..rate
             }),
         }
     }
 
-    /// Counts in a sliding window: never more than count + burst in any period. Before or after
-    /// [`burst`](Self::burst), which is nothing unless it is set.
+    /// Counts in a sliding window: at most count + burst requests in any period. Call it before or
+    /// after [`burst`](Self::burst). Default burst of a sliding quota: 0.
     ///
     /// Has no effect on [`Quota::off`] and [`Quota::deny_all`].
     ///
     /// # Panics
     ///
-    /// Where [`Quota::try_sliding`] returns an error.
+    /// Panics where [`Quota::try_sliding`] returns an error.
     #[must_use]
     #[track_caller]
     pub const fn sliding(self) -> Self {
@@ -225,91 +225,91 @@ impl Quota {
         }
     }
 
-    /// As [`Quota::sliding`], for numbers that come from outside.
+    /// As [`Quota::sliding`]. Use it for numbers from outside.
     ///
     /// # Errors
     ///
-    /// [`QuotaError::TooLarge`]: count and burst together are above [`u32::MAX`].
+    /// Returns [`QuotaError::TooLarge`] when the count and the burst add up to more than
+    /// [`u32::MAX`].
     pub const fn try_sliding(self) -> Result<Self, QuotaError> {
         match self.0 {
-            Kind::Off | Kind::DenyAll => Ok(self),
-            Kind::Rate(rate) => Self::checked(Rate {
+            QuotaKind::Off | QuotaKind::DenyAll => Ok(self),
+            QuotaKind::Rate(rate) => Self::checked(Rate {
                 sliding: true,
                 ..rate
             }),
         }
     }
 
-    /// Whether this quota counts in a sliding window; if not, it is a bucket, or limits nothing
-    /// or everything.
+    /// Whether this quota counts in a sliding window. `false` for a bucket, [`Quota::off`] and
+    /// [`Quota::deny_all`].
     #[must_use]
     pub const fn is_sliding(&self) -> bool {
-        matches!(self.0, Kind::Rate(Rate { sliding: true, .. }))
+        matches!(self.0, QuotaKind::Rate(Rate { sliding: true, .. }))
     }
 
     /// Whether this quota limits nothing.
     #[must_use]
     pub const fn is_off(&self) -> bool {
-        matches!(self.0, Kind::Off)
+        matches!(self.0, QuotaKind::Off)
     }
 
-    /// Whether this quota refuses everything.
-    pub(crate) const fn denies_all(&self) -> bool {
-        matches!(self.0, Kind::DenyAll)
+    /// Whether this quota rejects every request.
+    pub(crate) const fn is_deny_all(&self) -> bool {
+        matches!(self.0, QuotaKind::DenyAll)
     }
 
-    /// How many requests a period has; `None` for [`Quota::off`] and [`Quota::deny_all`].
+    /// The number of requests per period. `None` for [`Quota::off`] and [`Quota::deny_all`].
     #[must_use]
     pub const fn count(&self) -> Option<u32> {
         match self.0 {
-            Kind::Rate(rate) => Some(rate.count),
-            Kind::Off | Kind::DenyAll => None,
+            QuotaKind::Rate(rate) => Some(rate.count),
+            QuotaKind::Off | QuotaKind::DenyAll => None,
         }
     }
 
-    /// The period; `None` for [`Quota::off`] and [`Quota::deny_all`].
+    /// The period. `None` for [`Quota::off`] and [`Quota::deny_all`].
     #[must_use]
     pub const fn period(&self) -> Option<Duration> {
         match self.0 {
-            Kind::Rate(rate) => Some(rate.period),
-            Kind::Off | Kind::DenyAll => None,
+            QuotaKind::Rate(rate) => Some(rate.period),
+            QuotaKind::Off | QuotaKind::DenyAll => None,
         }
     }
 
-    /// The most requests that are admitted at once: what a full bucket holds, or the count and
-    /// the burst of a [sliding](Self::sliding) quota. `None` for [`Quota::off`] and
-    /// [`Quota::deny_all`].
+    /// The most requests admitted at once: the size of a bucket, or count + burst of a
+    /// [sliding](Self::sliding) quota. `None` for [`Quota::off`] and [`Quota::deny_all`].
     #[must_use]
     pub const fn burst_size(&self) -> Option<u32> {
         match self.0 {
-            Kind::Rate(rate) => Some(rate.limit()),
-            Kind::Off | Kind::DenyAll => None,
+            QuotaKind::Rate(rate) => Some(rate.limit()),
+            QuotaKind::Off | QuotaKind::DenyAll => None,
         }
     }
 
-    /// The rate, if there is one: neither off nor refusing everything.
+    /// The rate. `None` for [`Quota::off`] and [`Quota::deny_all`].
     pub(crate) const fn rate(&self) -> Option<Rate> {
         match self.0 {
-            Kind::Rate(rate) => Some(rate),
-            Kind::Off | Kind::DenyAll => None,
+            QuotaKind::Rate(rate) => Some(rate),
+            QuotaKind::Off | QuotaKind::DenyAll => None,
         }
     }
 
     const fn checked(rate: Rate) -> Result<Self, QuotaError> {
-        // What a window holds of a sliding quota does not take longer to come back.
+        // A request leaves a sliding window after one period, whatever the burst.
         let (refill, limit) = if rate.sliding {
-            (rate.period.as_nanos(), rate.sum())
+            (rate.period.as_nanos(), rate.window_limit())
         } else {
-            let burst = rate.bucket();
+            let burst = rate.bucket_size();
             (rate.interval_nanos() * burst as u128, burst as u64)
         };
-        if refill > LONGEST_REFILL.as_nanos() {
+        if refill > MAX_REFILL.as_nanos() {
             return Err(QuotaError::TooSlow);
         }
         if limit > u32::MAX as u64 {
             return Err(QuotaError::TooLarge);
         }
-        Ok(Self(Kind::Rate(rate)))
+        Ok(Self(QuotaKind::Rate(rate)))
     }
 }
 
@@ -324,26 +324,26 @@ impl Rate {
         Duration::from_nanos(self.interval_nanos() as u64)
     }
 
-    /// The most requests that are admitted at once.
+    /// The most requests admitted at once.
     pub(crate) const fn limit(&self) -> u32 {
         if self.sliding {
             // `checked` keeps this within 32 bits.
-            self.sum() as u32
+            self.window_limit() as u32
         } else {
-            self.bucket()
+            self.bucket_size()
         }
     }
 
-    /// How many requests a full bucket holds.
-    const fn bucket(&self) -> u32 {
+    /// The size of a bucket.
+    const fn bucket_size(&self) -> u32 {
         match self.burst {
             Some(burst) => burst,
             None => self.count,
         }
     }
 
-    /// How many requests a sliding window admits.
-    const fn sum(&self) -> u64 {
+    /// The most requests in a sliding window.
+    const fn window_limit(&self) -> u64 {
         match self.burst {
             Some(burst) => self.count as u64 + burst as u64,
             None => self.count as u64,
@@ -358,9 +358,9 @@ impl Rate {
         self.period
     }
 
-    /// How long an empty bucket takes to fill, as asked for, in nanoseconds rounded down.
+    /// The time in which an empty bucket fills at the exact rate, in nanoseconds, rounded down.
     pub(crate) const fn window_nanos(&self) -> u128 {
-        self.period.as_nanos() * self.bucket() as u128 / self.count as u128
+        self.period.as_nanos() * self.bucket_size() as u128 / self.count as u128
     }
 }
 
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_counted_in_no_time() {
+    fn a_period_of_zero_is_an_error() {
         for count in [0, 1, u32::MAX] {
             let quota = Quota::try_new(count, Duration::ZERO);
             assert_eq!(quota, Err(QuotaError::NoPeriod));
@@ -399,18 +399,18 @@ mod tests {
     }
 
     #[test]
-    fn a_year_is_a_period() {
+    fn a_period_can_be_a_year() {
         let quota = Quota::new(u32::MAX, 365 * DAY);
         assert_eq!(quota.rate().unwrap().limit(), u32::MAX);
     }
 
     #[test]
-    fn a_sliding_quota_adds_its_burst_whichever_comes_first() {
+    fn a_sliding_quota_adds_its_burst_in_either_order() {
         let quota = Quota::per_minute(60);
         assert_eq!(quota.sliding().burst_size(), Some(60));
         assert_eq!(quota.burst(10).sliding(), quota.sliding().burst(10));
         assert_eq!(quota.burst(10).sliding().burst_size(), Some(70));
-        // A burst that was asked for is one, also when it is the count.
+        // An explicit burst counts even if it equals the count.
         assert_eq!(quota.burst(60).sliding().burst_size(), Some(120));
         assert!(quota.sliding().is_sliding() && !quota.is_sliding());
         for quota in [Quota::off(), Quota::deny_all()] {
@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn the_named_periods_are_what_they_are_called() {
+    fn each_named_period_has_its_length() {
         for (quota, seconds) in [
             (Quota::per_second(7), 1),
             (Quota::per_minute(7), 60),
@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_fills_within_a_hundred_years() {
+    fn a_bucket_must_fill_within_a_hundred_years() {
         let most = Duration::from_secs(3_153_600_000);
         let too_long = most + Duration::from_nanos(1);
         assert!(Quota::try_new(1, most).is_ok());
@@ -448,7 +448,7 @@ mod tests {
         let day = Quota::per_day(1);
         assert!(day.try_burst(36_500).is_ok());
         assert_eq!(day.try_burst(36_501), Err(QuotaError::TooSlow));
-        // A window, whatever its burst.
+        // A sliding window fits, whatever its burst.
         let day = day.sliding();
         assert!(day.try_burst(36_501).is_ok());
         let window = |period| Quota::new(2, period).burst(1).try_sliding();
@@ -465,15 +465,15 @@ mod tests {
             assert!(quota.rate().is_none());
             assert_eq!(quota.try_burst(0), Ok(quota));
         }
-        assert_eq!((off.is_off(), off.denies_all()), (true, false));
-        assert_eq!((none.is_off(), none.denies_all()), (false, true));
+        assert_eq!((off.is_off(), off.is_deny_all()), (true, false));
+        assert_eq!((none.is_off(), none.is_deny_all()), (false, true));
         let quota = Quota::per_second(1);
-        assert_eq!((quota.is_off(), quota.denies_all()), (false, false));
+        assert_eq!((quota.is_off(), quota.is_deny_all()), (false, false));
         assert_eq!(quota.try_burst(0), Err(QuotaError::NoBurst));
     }
 
     #[test]
-    fn an_interval_rounds_up_and_a_window_does_not() {
+    fn an_interval_is_rounded_up_and_a_window_down() {
         let rate = Quota::per_second(7).burst(14).rate().unwrap();
         assert_eq!(rate.period(), SECOND);
         assert_eq!(rate.interval(), Duration::from_nanos(142_857_143));
@@ -483,16 +483,16 @@ mod tests {
     }
 
     #[test]
-    fn an_error_says_what_is_wrong() {
+    fn an_error_names_the_invalid_number() {
         let error = Quota::try_new(1, Duration::ZERO).unwrap_err();
-        assert!(error.to_string().contains("period is above 0"));
+        assert!(error.to_string().contains("period is 0"));
         let shown = format!("{:?}", Quota::per_minute(5).burst(2));
         assert_eq!(shown, "Quota(5/min burst 2)");
     }
 
     #[test]
-    #[should_panic(expected = "one request a nanosecond")]
-    fn too_fast_panics_in_the_const_constructor() {
+    #[should_panic(expected = "one request per nanosecond")]
+    fn the_const_constructor_panics_on_a_rate_that_is_too_high() {
         let _ = Quota::per_second(u32::MAX);
     }
 }

@@ -1,17 +1,17 @@
-//! A quota as it is written and read.
+//! The text form of a quota.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::{DAY, HOUR, Kind, MINUTE, Quota, QuotaError, SECOND, WEEK};
+use super::{DAY, HOUR, MINUTE, Quota, QuotaError, QuotaKind, SECOND, WEEK};
 
 impl fmt::Display for Quota {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let rate = match self.0 {
-            Kind::Off => return f.write_str("off"),
-            Kind::DenyAll => return f.write_str("deny all"),
-            Kind::Rate(rate) => rate,
+            QuotaKind::Off => return f.write_str("off"),
+            QuotaKind::DenyAll => return f.write_str("deny all"),
+            QuotaKind::Rate(rate) => rate,
         };
         write!(f, "{}", rate.count)?;
         match rate.period {
@@ -26,7 +26,7 @@ impl fmt::Display for Quota {
             }
             period => write!(f, " per {}ns", period.as_nanos())?,
         }
-        // One that was set to the count is not the same as none: it could be made sliding.
+        // An explicit burst is shown even if it equals the count: `sliding` would add it.
         if let Some(burst) = rate.burst {
             write!(f, " burst {burst}")?;
         }
@@ -41,13 +41,16 @@ impl FromStr for Quota {
     type Err = QuotaError;
 
     /// Reads `COUNT/UNIT`, `COUNT per PERIOD` or `COUNT per UNIT`, each optionally followed by
-    /// `burst COUNT` and by `sliding`, in this order; or `0`, `off`, `deny all`. With a count of 0 it is off,
-    /// whatever follows. Units are `ns`, `us`, `ms`, `s`, `sec`, `m`, `min`, `h`, `hr`, `d`, `day`, `w`, and `second`,
-    /// `minute`, `hour`, `day`, `week` with or without an `s`; a period is a whole number above 0 with one of these.
+    /// `burst COUNT` and `sliding`, in this order. Also reads `0`, `off` and `deny all`. A count of
+    /// 0 turns the quota off, whatever follows.
     ///
-    /// A count may have underscores between its digits, and `k` for thousand or `M` for million behind them:
-    /// `1_000/h`, `1k/min`. As in other systems it may count requests, `10r/s`, `10 req/s`, and its unit may be short:
-    /// `10rps`, `600 rpm`, `600rph`, `600rpd`.
+    /// Units are `ns`, `us`, `ms`, `s`, `sec`, `m`, `min`, `h`, `hr`, `d`, `day`, `w`, and
+    /// `second`, `minute`, `hour`, `day`, `week` with or without a final `s`. A period is a whole
+    /// number above 0 and a unit.
+    ///
+    /// A count may have underscores between its digits, and a final `k` (thousand) or `M`
+    /// (million): `1_000/h`, `1k/min`. Notations of other systems are accepted too: `10r/s`, `10
+    /// req/s`, `10rps`, `600 rpm`, `600rph`, `600rpd`.
     fn from_str(text: &str) -> Result<Self, QuotaError> {
         let text = text.trim();
         match text {
@@ -65,14 +68,14 @@ impl FromStr for Quota {
         };
         let (number, period) = parse_rate(rate)?;
         let quota = Self::try_new(number, period)?;
-        // First, because a bucket's bounds are others.
+        // Before the burst, because a bucket has other bounds.
         let quota = if sliding { quota.try_sliding()? } else { quota };
         burst.map_or(Ok(quota), |burst| quota.try_burst(burst))
     }
 }
 
-/// What other systems write for requests per unit.
-const SHORT: [(&str, Duration); 4] = [
+/// Suffixes for requests per unit in other systems.
+const RATE_SUFFIXES: [(&str, Duration); 4] = [
     ("rps", SECOND),
     ("rpm", MINUTE),
     ("rph", HOUR),
@@ -86,13 +89,13 @@ fn parse_rate(text: &str) -> Result<(u32, Duration), QuotaError> {
         let plain = requests.find_map(|word| number.strip_suffix(word));
         return Ok((count(plain.unwrap_or(number))?, parse_period(period)?));
     }
-    let mut short = SHORT.into_iter();
-    let short = short.find_map(|(word, unit)| Some((text.strip_suffix(word)?, unit)));
-    let (number, unit) = short.ok_or(QuotaError::Syntax)?;
+    let mut suffixes = RATE_SUFFIXES.into_iter();
+    let suffix = suffixes.find_map(|(word, unit)| Some((text.strip_suffix(word)?, unit)));
+    let (number, unit) = suffix.ok_or(QuotaError::Syntax)?;
     Ok((count(number)?, unit))
 }
 
-/// A number as people write it: `1000`, `1_000` or `1k`.
+/// Reads a count: `1000`, `1_000` or `1k`.
 fn count(text: &str) -> Result<u32, QuotaError> {
     let text = text.trim();
     let (digits, factor) = match text.strip_suffix(['k', 'M']) {
@@ -100,7 +103,7 @@ fn count(text: &str) -> Result<u32, QuotaError> {
         Some(digits) => (digits, 1_000_000),
         None => (text, 1),
     };
-    // Each underscore is between two digits.
+    // Each underscore must be between two digits.
     if digits.split('_').any(|part| !is_number(part)) {
         return Err(QuotaError::Count);
     }
@@ -109,7 +112,7 @@ fn count(text: &str) -> Result<u32, QuotaError> {
     number.ok_or(QuotaError::TooLarge)
 }
 
-/// `FromStr` of integers would also take a sign.
+/// `u32::from_str` would also accept a sign.
 fn is_number(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
 }
@@ -134,7 +137,7 @@ fn parse_period(text: &str) -> Result<Duration, QuotaError> {
     }
     let number: u64 = number.parse().map_err(|_| QuotaError::TooLarge)?;
     let nanos = unit.as_nanos().checked_mul(number.into());
-    // 584 years; the bucket would not fill within 100.
+    // 64 bits hold 584 years; the limit is 100.
     let nanos = nanos.and_then(|nanos| u64::try_from(nanos).ok());
     match nanos {
         Some(0) => Err(QuotaError::NoPeriod),
@@ -148,7 +151,7 @@ mod serde_impls {
     use super::Quota;
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-    /// As its text: `"600/min burst 50"`.
+    /// As text: `"600/min burst 50"`.
     impl Serialize for Quota {
         fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
             serializer.collect_str(self)
@@ -177,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_people_write() {
+    fn a_quota_reads_the_common_notations() {
         for (text, quota) in [
             ("10/s", Quota::per_second(10)),
             (" 600/min burst 50 ", Quota::per_minute(600).burst(50)),
@@ -211,7 +214,7 @@ mod tests {
                 "1/day burst 4294967294 sliding",
                 Quota::per_day(1).sliding().burst(u32::MAX - 1),
             ),
-            // As other systems have it.
+            // Notations of other systems.
             ("10r/s", Quota::per_second(10)),
             ("10 req/s", Quota::per_second(10)),
             ("10 requests per minute", Quota::per_minute(10)),
@@ -231,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn is_shown_in_the_largest_unit_that_is_exact() {
+    fn a_quota_is_shown_in_the_largest_exact_unit() {
         for text in [
             "10/s",
             "600/min burst 50",
@@ -253,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn knows_every_unit() {
+    fn every_unit_is_read() {
         for (units, nanos) in [
             (&["ns"][..], 1),
             (&["us", "µs"], 1_000),
@@ -273,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_none() {
+    fn an_invalid_quota_is_an_error() {
         use QuotaError::*;
         for (text, error) in [
             ("", Syntax),
@@ -319,7 +322,7 @@ mod tests {
 
     #[cfg(feature = "serde")]
     #[test]
-    fn goes_through_serde_as_text() {
+    fn a_quota_serialises_as_text() {
         let quota = Quota::per_minute(600).burst(50);
         let json = serde_json::to_string(&quota).unwrap();
         assert_eq!(json, "\"600/min burst 50\"");

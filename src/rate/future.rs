@@ -16,7 +16,7 @@ use super::shared::{Asked, Shared, Verdict};
 use crate::body::ResponseBody;
 use crate::decision::Decision;
 use crate::drain::KeepsRejectedBody;
-use crate::nesting::Passing;
+use crate::nesting::CountedRequest;
 
 pin_project! {
     /// The response of a [`RateLimit`](super::RateLimit) service.
@@ -35,7 +35,7 @@ pin_project! {
     enum State<S, B, RB, F> {
         Calling { #[pin] future: F, told: Told },
         // A request that may meet the same limit again on its way.
-        Passing { #[pin] future: F, told: Told, passing: Passing },
+        Nested { #[pin] future: F, told: Told, counted_request: CountedRequest },
         Rejected { response: Option<Box<Response<ResponseBody<RB>>>>, body: Option<Box<B>> },
         Deciding { request: Option<Box<Deciding<S, B>>> },
         Refunding { response: Option<Box<Refunding<RB>>> },
@@ -68,14 +68,14 @@ where
     S: Service<Request<B>>,
 {
     #[inline]
-    pub(super) fn calling(future: S::Future, told: Told, passing: Passing) -> Self {
+    pub(super) fn calling(future: S::Future, told: Told, counted_request: CountedRequest) -> Self {
         Self {
-            state: match passing {
-                Passing::NOT_LISTED => State::Calling { future, told },
-                passing => State::Passing {
+            state: match counted_request {
+                CountedRequest::NOT_LISTED => State::Calling { future, told },
+                counted_request => State::Nested {
                     future,
                     told,
-                    passing,
+                    counted_request,
                 },
             },
         }
@@ -198,12 +198,12 @@ where
                 account.tell(response.headers_mut());
                 Poll::Ready(Ok(response.map(ResponseBody::inner)))
             }
-            StateProj::Passing {
+            StateProj::Nested {
                 future,
                 told,
-                passing,
+                counted_request,
             } => {
-                let listed = passing.list();
+                let listed = counted_request.list();
                 let polled = told.unless_it_panics(|| future.poll(cx));
                 drop(listed);
                 let result = ready!(polled);
@@ -242,11 +242,11 @@ where
         } = self;
         match Shared::verdict(&shared, &mut request, &keys, asked, decision) {
             Verdict::Admitted(mut told) => {
-                let mut passing = shared.nesting.passing();
-                let listed = passing.list();
+                let mut counted_request = shared.nesting.counted_request();
+                let listed = counted_request.list();
                 let future = told.unless_it_panics(|| service.call(request));
                 drop(listed);
-                ResponseFuture::calling(future, told, passing)
+                ResponseFuture::calling(future, told, counted_request)
             }
             Verdict::Rejected(response) => ResponseFuture::rejected(response, request.into_body()),
             Verdict::Later(asked, decision) => ResponseFuture::deciding(Self {

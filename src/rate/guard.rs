@@ -9,7 +9,7 @@ use super::layer::RateLimitLayer;
 #[cfg(feature = "config")]
 use super::shared::Settings;
 use super::shared::{Rejected, Shared};
-use crate::enforce::Enforce;
+use crate::enforce::Enforcement;
 use crate::extract::{ClientIp, Extractor, KeyExtractor, RequestHead};
 use crate::key::Key;
 use crate::limiter::RateLimiter;
@@ -26,7 +26,7 @@ pub(super) struct Guard {
     /// Which headers hold a credential, besides `Authorization`.
     credentials: Vec<HeaderName>,
     /// The layer that it is of, where several are decided as one.
-    owner: Option<(Arc<str>, Enforce)>,
+    owner: Option<(Arc<str>, Enforcement)>,
 }
 
 impl<K: KeyExtractor> RateLimitLayer<K> {
@@ -151,7 +151,7 @@ impl Shared {
             rejection: guard.limiter.rejection_for(reason, name, decision),
             key: address,
         };
-        if enforce.decides(Some(&rejected.key)) {
+        if enforce.is_enforced(Some(&rejected.key)) {
             return Err(rejected);
         }
         // Without a duration, because the limit itself has not decided yet.

@@ -153,7 +153,7 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
             "a layer has at most {MAX_KEYS} keys"
         );
         let mut layer = self.unopened("and_by");
-        let policy = policy.into().renamed_apart_from(&layer.policies);
+        let policy = policy.into().with_unique_names(&layer.policies);
         layer.policies.push(policy);
         let layer = layer.with(|settings| settings.keys.push(Extractor::new(key)));
         match layer.check_secret() {

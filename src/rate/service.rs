@@ -20,7 +20,7 @@ use crate::body::ResponseBody;
 use crate::decision::Decision;
 use crate::extract::{Extracted, RequestHead};
 use crate::key::Key;
-use crate::nesting::Passing;
+use crate::nesting::CountedRequest;
 use crate::store::Reply;
 
 /// A service with a limit on the rate of requests; made by
@@ -75,37 +75,37 @@ where
         if !shared.is_plain {
             return call_with_options(&mut self.inner, &self.shared, request);
         }
-        let mut passing = shared.nesting.passing();
-        if passing.has_counted() {
-            return pass_on(&mut self.inner, request, passing);
+        let mut counted_request = shared.nesting.counted_request();
+        if counted_request.take_counted() {
+            return pass_on(&mut self.inner, request, counted_request);
         }
         if shared.tier_by.is_some() {
-            return self.call_in_tier(request, passing);
+            return self.call_in_tier(request, counted_request);
         }
         // The usual: a key of a usual sort, and a quota. All else is apart, so that here the request
         // stays where it is until it is passed on: a move of it costs as much as the decision's
         // compare-and-swap.
-        let found = shared.keys[0].find_usual(RequestHead::from(&request));
+        let found = shared.keys[0].find_inlined(RequestHead::from(&request));
         // By reference: to copy it as a whole so soon after it was written in parts would wait
         // for the writes to reach the cache.
         let Extracted::Key(key) = &found else {
-            return self.call_unusual(request, passing);
+            return self.call_unusual(request, counted_request);
         };
         if shared.tells {
-            return self.call_and_tell(request, key, passing);
+            return self.call_and_tell(request, key, counted_request);
         }
         if !shared.limiter.take_one(None, key) {
-            return self.call_and_tell(request, key, passing);
+            return self.call_and_tell(request, key, counted_request);
         }
         let told = Told::default();
-        if passing == Passing::NOT_LISTED {
+        if counted_request == CountedRequest::NOT_LISTED {
             // In one expression, so that the future is written to its place.
-            return ResponseFuture::calling(self.inner.call(request), told, passing);
+            return ResponseFuture::calling(self.inner.call(request), told, counted_request);
         }
-        let listed = passing.list();
+        let listed = counted_request.list();
         let future = self.inner.call(request);
         drop(listed);
-        ResponseFuture::calling(future, told, passing)
+        ResponseFuture::calling(future, told, counted_request)
     }
 }
 
@@ -124,7 +124,7 @@ impl<S> RateLimit<S> {
             &mut self.inner,
             request,
             Told::default(),
-            Passing::NOT_LISTED,
+            CountedRequest::NOT_LISTED,
         )
     }
 
@@ -133,7 +133,7 @@ impl<S> RateLimit<S> {
     fn call_unusual<B, RB>(
         &mut self,
         request: Request<B>,
-        passing: Passing,
+        counted_request: CountedRequest,
     ) -> ResponseFuture<S, B, RB>
     where
         S: Service<Request<B>, Response = Response<RB>> + Clone,
@@ -142,9 +142,9 @@ impl<S> RateLimit<S> {
         let shared = &*self.shared;
         let key = shared.keys[0].key(RequestHead::from(&request));
         if !shared.tells && shared.limiter.take_one(None, &key) {
-            return call(&mut self.inner, request, Told::default(), passing);
+            return call(&mut self.inner, request, Told::default(), counted_request);
         }
-        self.call_and_tell(request, &key, passing)
+        self.call_and_tell(request, &key, counted_request)
     }
 
     /// Calls with a request whose tier is selected.
@@ -152,7 +152,7 @@ impl<S> RateLimit<S> {
     fn call_in_tier<B, RB>(
         &mut self,
         request: Request<B>,
-        passing: Passing,
+        counted_request: CountedRequest,
     ) -> ResponseFuture<S, B, RB>
     where
         S: Service<Request<B>, Response = Response<RB>> + Clone,
@@ -163,11 +163,11 @@ impl<S> RateLimit<S> {
         let tier = shared.tier(head);
         let key = shared.keys[0].key(head);
         if !shared.tells && shared.limiter.take_one(tier, &key) {
-            return call(&mut self.inner, request, Told::default(), passing);
+            return call(&mut self.inner, request, Told::default(), counted_request);
         }
         let asked = shared.asked_in(tier);
         let keys = slice::from_ref(&key);
-        let reply = shared.limiter.decide_in(tier, keys, 1);
+        let reply = shared.limiter.decide_in_tier(tier, keys, 1);
         decided(&mut self.inner, &self.shared, request, keys, asked, reply)
     }
 
@@ -177,21 +177,21 @@ impl<S> RateLimit<S> {
         &mut self,
         mut request: Request<B>,
         key: &Key,
-        mut passing: Passing,
+        mut counted_request: CountedRequest,
     ) -> ResponseFuture<S, B, RB>
     where
         S: Service<Request<B>, Response = Response<RB>> + Clone,
         RB: Body,
     {
         let keys = slice::from_ref(key);
-        match self.shared.limiter.decide_in(None, keys, 1) {
+        match self.shared.limiter.decide_in_tier(None, keys, 1) {
             Reply::Ready(decision) if decision.is_admitted() => {
                 let asked = Asked::PLAIN;
                 let told = Shared::tell_later(&self.shared, &mut request, keys, asked, decision);
-                let listed = passing.list();
+                let listed = counted_request.list();
                 let future = self.inner.call(request);
                 drop(listed);
-                ResponseFuture::calling(future, told, passing)
+                ResponseFuture::calling(future, told, counted_request)
             }
             reply => {
                 let asked = Asked::PLAIN;
@@ -207,12 +207,12 @@ impl<S> RateLimit<S> {
 fn pass_on<S, B, RB>(
     inner: &mut S,
     request: Request<B>,
-    passing: Passing,
+    counted_request: CountedRequest,
 ) -> ResponseFuture<S, B, RB>
 where
     S: Service<Request<B>, Response = Response<RB>>,
 {
-    call(inner, request, Told::default(), passing)
+    call(inner, request, Told::default(), counted_request)
 }
 
 #[inline(never)]
@@ -225,13 +225,13 @@ where
     S: Service<Request<B>, Response = Response<RB>> + Clone,
     RB: Body,
 {
-    let passing = shared.nesting.passing();
-    if passing.has_counted() {
-        return call(inner, request, Told::default(), passing);
+    let counted_request = shared.nesting.counted_request();
+    if counted_request.take_counted() {
+        return call(inner, request, Told::default(), counted_request);
     }
     let head = RequestHead::from(&request);
     if shared.passes(head) {
-        return call(inner, request, Told::default(), Passing::NOT_LISTED);
+        return call(inner, request, Told::default(), CountedRequest::NOT_LISTED);
     }
     let begun = shared.observers.begin();
     let guarded = match shared.guarded(head) {
@@ -248,7 +248,7 @@ where
         cost,
         guarded,
         begun,
-        left_out: shared.skipping(head),
+        excluded: shared.skipping(head),
         ..shared.asked_in(tier)
     };
     let key = shared.keys[0].key(head);
@@ -260,13 +260,13 @@ where
     match &shared.keys[1..] {
         [] => {
             let keys = slice::from_ref(&key);
-            let reply = shared.limiter.decide_in(tier, keys, cost);
+            let reply = shared.limiter.decide_in_tier(tier, keys, cost);
             decided(inner, shared, request, keys, asked, reply)
         }
         more => {
             let mut keys: SmallVec<[Key; MAX_KEYS]> = smallvec![key];
             keys.extend(more.iter().map(|key| key.key(head)));
-            let reply = shared.limiter.decide_in(tier, &keys, cost);
+            let reply = shared.limiter.decide_in_tier(tier, &keys, cost);
             decided(inner, shared, request, &keys, asked, reply)
         }
     }
@@ -292,7 +292,7 @@ where
         }
     };
     match Shared::verdict(shared, &mut request, keys, asked, decision) {
-        Verdict::Admitted(told) => call(inner, request, told, shared.nesting.passing()),
+        Verdict::Admitted(told) => call(inner, request, told, shared.nesting.counted_request()),
         Verdict::Rejected(response) => {
             drop_ready(inner);
             ResponseFuture::rejected(response, request.into_body())
@@ -333,15 +333,15 @@ fn call<S, B, RB>(
     inner: &mut S,
     request: Request<B>,
     mut told: Told,
-    mut passing: Passing,
+    mut counted_request: CountedRequest,
 ) -> ResponseFuture<S, B, RB>
 where
     S: Service<Request<B>, Response = Response<RB>>,
 {
-    let listed = passing.list();
+    let listed = counted_request.list();
     let future = told.unless_it_panics(|| inner.call(request));
     drop(listed);
-    ResponseFuture::calling(future, told, passing)
+    ResponseFuture::calling(future, told, counted_request)
 }
 
 /// Drops the service that was made ready and is not called.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::layer::RateLimitLayer;
 use crate::drain::DrainRejectedLayer;
-use crate::enforce::Enforce;
+use crate::enforce::Enforcement;
 use crate::extract::{ClientIp, KeyExtractor, RequestHead, ResponseHead};
 use crate::headers::RateLimitHeaders;
 use crate::observe::Observer;
@@ -133,7 +133,7 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
     /// When `percent` is above 100.
     #[track_caller]
     pub fn enforce(self, percent: u8) -> Self {
-        let enforce = Enforce::new(percent);
+        let enforce = Enforcement::new(percent);
         self.with(|settings| settings.enforce = enforce)
     }
 
@@ -144,9 +144,9 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
     /// settings applies.
     pub fn dry_run(self, dry_run: bool) -> Self {
         self.enforce(if dry_run {
-            Enforce::DRY_RUN
+            Enforcement::DRY_RUN
         } else {
-            Enforce::ALL
+            Enforcement::ALL
         })
     }
 

@@ -42,7 +42,7 @@ impl Grpc {
         let code = match reason {
             // Clients retry other codes.
             Reason::Denied | Reason::Banned => None,
-            reason if reason.is_callers() => self.callers,
+            reason if reason.is_caller_limit() => self.callers,
             _ => self.capacity,
         };
         code.unwrap_or(reason.grpc_code())

@@ -189,7 +189,7 @@ mod tests {
         let decision = Decision::from_usages([usage, usage]);
         let names = [r#"a "b" \"#, &"ä".repeat(10_000)].map(Arc::from);
         let rejection = Rejection::new(Reason::QuotaExceeded, "");
-        let rejection = rejection.decided(decision, names.iter().cloned().collect());
+        let rejection = rejection.with_decision(decision, names.iter().cloned().collect());
         let mut expected = json!({
             "type": "https://iana.org/assignments/http-problem-types#quota-exceeded",
             "title": "Quota exceeded",
@@ -211,7 +211,7 @@ mod tests {
             (Reason::KeyAtCapacity, "tenant"),
             (Reason::AtCapacity, "total"),
         ] {
-            let rejection = Rejection::new(reason, "jobs").occupied(u64::MAX, 0);
+            let rejection = Rejection::new(reason, "jobs").with_occupancy(u64::MAX, 0);
             let problem = read(&problem_for(&rejection, Reason::KeyAtCapacity));
             assert_eq!(problem["detail"], rejection.to_string());
             assert_eq!(problem["exceeded"], exceeded);

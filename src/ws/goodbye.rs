@@ -135,7 +135,7 @@ pub(super) fn close(upgrade: WebSocketUpgrade, rejection: Rejection, permit: Per
 
 /// RFC 6455 §7.4.1: 1008 for a limit of the client's; IANA's registry has 1013 for capacity.
 fn farewell(rejection: &Rejection) -> Message {
-    let code = if rejection.reason().is_callers() {
+    let code = if rejection.reason().is_caller_limit() {
         close_code::POLICY
     } else {
         close_code::AGAIN

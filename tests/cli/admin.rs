@@ -56,7 +56,8 @@ async fn each_command_does_what_it_does_in_redis() {
     );
 
     let usage = run(&["usage", "org:acme", "--json"]).await.json();
-    let calls = json!({"name": "calls", "sort": "rate", "used": 7, "limit": 10, "is_own": true});
+    let calls =
+        json!({"name": "calls", "sort": "rate", "used": 7, "limit": 10, "is_override": true});
     assert_eq!(
         usage,
         json!({"key": "org:acme", "limit": "1000/min", "listed": null, "usage": [calls]})

@@ -89,7 +89,7 @@ async fn what_is_not_there_and_what_is_refused() {
     assert!(none["error"].as_str().unwrap().contains("org:acme"));
 
     for (limit, told) in [
-        ("ten", "no limit: a limit is written as"),
+        ("ten", "no limit: expected a quota such as"),
         ("0", "write `unlimited` or `deny all`"),
         ("10/s burst 0", "burst"),
     ] {
@@ -262,10 +262,10 @@ async fn usage_is_what_is_used() {
     );
     service.set("bucket=20/day, 5 concurrent").await;
     let usage = tell(&["usage", "org:acme", "--json"]).await.json();
-    let entry = |name, sort, used, limit, is_own| {
+    let entry = |name, sort, used, limit, is_override| {
         json!({
             "name": name, "sort": sort, "used": used, "counted_in": "store", "limit": limit,
-            "is_own": is_own,
+            "is_override": is_override,
         })
     };
     let expected = json!({

@@ -293,7 +293,7 @@ async fn usage(State(held): State<Held>, Path(key): Path<String>) -> Json<Value>
     let own = held.limits.lock().unwrap().get(&key).cloned();
     let own = own.map(|own| own["limit"].clone());
     let calls = json!({
-        "name": "calls", "sort": "rate", "used": 7, "limit": 10, "is_own": own.is_some()
+        "name": "calls", "sort": "rate", "used": 7, "limit": 10, "is_override": own.is_some()
     });
     Json(json!({"key": key, "limit": own, "usage": [calls]}))
 }

@@ -98,7 +98,7 @@ async fn usage_has_no_limit_that_is_switched_off() {
     let usage = async || {
         let usage = admission.limits().usage(&acme().into()).await;
         let jobs = usage.into_iter().find(|usage| &*usage.name == "jobs");
-        jobs.map(|usage| (usage.limit, usage.is_own))
+        jobs.map(|usage| (usage.limit, usage.is_override))
     };
     assert_eq!(usage().await, Some((Some(1), true)));
     let off = format!("enabled = false\n{TEXT}");

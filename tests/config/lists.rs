@@ -293,7 +293,7 @@ fn what_is_wrong_is_told_without_what_may_be_a_secret() {
     for (lists, expected) in [
         (
             "deny = ['ip:203.0.113.7/24']",
-            "\"ip:203.0.113.7/24\": the address has bits behind the prefix: \
+            "\"ip:203.0.113.7/24\": the address has bits after its prefix: \
              the network is ip:203.0.113.0/24",
         ),
         (

@@ -245,7 +245,10 @@ fn secrets_in_flags_are_not_told() {
 #[test]
 fn bad_flags_are_told_and_nothing_starts() {
     for (flags, told) in [
-        (&["--rate", "ten"][..], "a quota is written like `10/s`"),
+        (
+            &["--rate", "ten"][..],
+            "expected a count per s, min, h, day or week",
+        ),
         (
             &["--rate", "1/d", "--burst", "4294967295"],
             "within 100 years",

@@ -149,7 +149,7 @@ async fn the_guard_is_enforced_for_the_same_part_of_the_addresses() {
 }
 
 #[test]
-#[should_panic(expected = "101 percent of the rejections cannot be enforced")]
+#[should_panic(expected = "cannot enforce 101 percent of the rejections")]
 fn more_than_all_rejections_cannot_be_enforced() {
     let _ = RateLimitLayer::by(Shared, Quota::off()).enforce(101);
 }

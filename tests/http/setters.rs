@@ -229,17 +229,20 @@ fn wrong_numbers_and_names_panic_where_they_are_given() {
         policy().and("a", hour),
         policy().tier("t", hour).tier("t", hour)
     );
-    panics_here!("names quotas of the policy", policy().tier("t", "b=1/h"));
     panics_here!(
-        "a limit is written as",
+        "must name at least one quota of its policy",
+        policy().tier("t", "b=1/h")
+    );
+    panics_here!(
+        "expected a quota such as",
         policy().tier("t", "b"),
         Limits::new().tier("t", "b")
     );
-    panics_here!("names no other tier", Limits::new().tier("t", "tier=x"));
     panics_here!(
-        "period is above 0",
-        Quota::new(1, std::time::Duration::ZERO)
+        "cannot name another tier",
+        Limits::new().tier("t", "tier=x")
     );
+    panics_here!("the period is 0", Quota::new(1, std::time::Duration::ZERO));
     panics_here!("burst of 0", hour.burst(0));
     panics_here!(
         "up to 4294967295",

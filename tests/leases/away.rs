@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tower_admission::MemoryStore;
 use tower_admission::store::{
-    FailureMode, LeaseLimits, LeaseName, LeaseSlots, LeaseStore, LeaseUsage, Leased, NamedLease,
-    NamedLeased, NamedLimits, Reply, Standing,
+    AcquireOutcome, FailureMode, LeaseLimits, LeaseName, LeaseSlots, LeaseStatus, LeaseStore,
+    LeaseUsage, NamedAcquireOutcome, NamedLease, NamedLimits, Reply,
 };
 use tower_admission::test_util::TestClock;
 
@@ -52,7 +52,7 @@ impl Later {
         for (lease, limits) in self.asked.lock().unwrap().drain(..) {
             assert!(matches!(
                 self.slots.acquire_named(&lease, limits),
-                Reply::Ready(NamedLeased::Granted)
+                Reply::Ready(NamedAcquireOutcome::Granted)
             ));
         }
     }
@@ -132,7 +132,7 @@ impl LeaseStore for Later {
 }
 
 impl LeaseSlots for Later {
-    fn acquire(&self, limits: LeaseLimits) -> Reply<Leased> {
+    fn acquire(&self, limits: LeaseLimits) -> Reply<AcquireOutcome> {
         self.slots.acquire(limits)
     }
 
@@ -145,11 +145,11 @@ impl LeaseSlots for Later {
         self.later(None, move |slots| slots.usage_at(key.as_ref(), place))
     }
 
-    fn acquire_named(&self, lease: &NamedLease, limits: NamedLimits) -> Reply<NamedLeased> {
+    fn acquire_named(&self, lease: &NamedLease, limits: NamedLimits) -> Reply<NamedAcquireOutcome> {
         let lease = *lease;
         let later = self.clone();
         self.asked.lock().unwrap().push((lease, limits));
-        self.later(NamedLeased::Unavailable(self.mode), move |slots| {
+        self.later(NamedAcquireOutcome::Unavailable(self.mode), move |slots| {
             // Unless the server took it in before.
             let mut asked = later.asked.lock().unwrap();
             let waits = asked
@@ -159,20 +159,25 @@ impl LeaseSlots for Later {
                 asked.remove(at);
                 return slots.acquire_named(&lease, limits);
             }
-            Reply::Ready(NamedLeased::Granted)
+            Reply::Ready(NamedAcquireOutcome::Granted)
         })
     }
 
-    fn heartbeat(&self, name: &LeaseName, holder: Option<u64>, ttl: Duration) -> Reply<Standing> {
+    fn heartbeat(
+        &self,
+        name: &LeaseName,
+        holder: Option<u64>,
+        ttl: Duration,
+    ) -> Reply<LeaseStatus> {
         let name = *name;
-        self.later(Standing::Unavailable, move |slots| {
+        self.later(LeaseStatus::Unavailable, move |slots| {
             slots.heartbeat(&name, holder, ttl)
         })
     }
 
-    fn release(&self, name: &LeaseName, holder: Option<u64>) -> Reply<Standing> {
+    fn release(&self, name: &LeaseName, holder: Option<u64>) -> Reply<LeaseStatus> {
         let name = *name;
-        self.later(Standing::Unavailable, move |slots| {
+        self.later(LeaseStatus::Unavailable, move |slots| {
             slots.release(&name, holder)
         })
     }

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tower_admission::store::Standing;
+use tower_admission::store::LeaseStatus;
 use tower_admission::{Capacity, Leases, Reason};
 
 use crate::{SECOND, on_clock, tenant, total, used};
 
 #[tokio::test]
-async fn a_refusal_says_which_limit_its_usage_and_its_limit() {
+async fn a_rejection_reports_the_limit_and_its_usage() {
     let leases = Leases::new().name("jobs").per_tenant(2).total(3);
     let (acme, umbrella) = (tenant("acme"), tenant("umbrella"));
     let _held = [
@@ -40,7 +40,7 @@ async fn a_refusal_says_which_limit_its_usage_and_its_limit() {
 }
 
 #[tokio::test]
-async fn limits_of_zero_are_off() {
+async fn a_limit_of_zero_is_unlimited() {
     let leases = Leases::new().per_tenant(0).total(0);
     for n in 0..100 {
         leases
@@ -53,7 +53,7 @@ async fn limits_of_zero_are_off() {
 }
 
 #[tokio::test]
-async fn what_nobody_hears_of_expires_and_what_somebody_does_lives() {
+async fn a_lease_expires_without_heartbeats_and_lives_with_them() {
     let (leases, clock) = on_clock(Leases::new().per_tenant(2).ttl(60 * SECOND));
     let acme = tenant("acme");
     leases.acquire(&acme, "heard of").await.unwrap().detach();
@@ -64,12 +64,12 @@ async fn what_nobody_hears_of_expires_and_what_somebody_does_lives() {
         .detach();
     for _ in 0..3 {
         clock.advance(40 * SECOND);
-        assert_eq!(leases.heartbeat(&acme, "heard of").await, Standing::Live);
+        assert_eq!(leases.heartbeat(&acme, "heard of").await, LeaseStatus::Live);
     }
     assert_eq!(used(&leases, "acme").await, 1);
     assert_eq!(
         leases.heartbeat(&acme, "not heard of").await,
-        Standing::Gone,
+        LeaseStatus::Gone,
         "a heartbeat takes nothing that has expired"
     );
     assert_eq!(used(&leases, "acme").await, 1);
@@ -80,36 +80,36 @@ async fn what_nobody_hears_of_expires_and_what_somebody_does_lives() {
         0,
         "at its time to live it ends"
     );
-    assert_eq!(leases.heartbeat(&acme, "heard of").await, Standing::Gone);
-    assert_eq!(leases.release(&acme, "heard of").await, Standing::Gone);
+    assert_eq!(leases.heartbeat(&acme, "heard of").await, LeaseStatus::Gone);
+    assert_eq!(leases.release(&acme, "heard of").await, LeaseStatus::Gone);
 }
 
 #[tokio::test]
-async fn a_heartbeat_creates_nothing_and_a_second_release_finds_nothing() {
+async fn a_heartbeat_creates_no_lease_and_a_second_release_finds_none() {
     let leases = Leases::new();
     let acme = tenant("acme");
-    assert_eq!(leases.heartbeat(&acme, "1").await, Standing::Gone);
+    assert_eq!(leases.heartbeat(&acme, "1").await, LeaseStatus::Gone);
     assert_eq!(used(&leases, "acme").await, 0);
     leases.acquire(&acme, "1").await.unwrap().detach();
-    assert_eq!(leases.release(&acme, "1").await, Standing::Live);
-    assert_eq!(leases.release(&acme, "1").await, Standing::Gone);
+    assert_eq!(leases.release(&acme, "1").await, LeaseStatus::Live);
+    assert_eq!(leases.release(&acme, "1").await, LeaseStatus::Gone);
     assert_eq!(used(&leases, "acme").await, 0);
 }
 
 #[tokio::test]
-async fn ids_of_different_tenants_never_meet() {
+async fn equal_ids_of_different_tenants_are_different_leases() {
     let leases = Leases::new();
     let (acme, umbrella) = (tenant("acme"), tenant("umbrella"));
     leases.acquire(&acme, "42").await.unwrap().detach();
-    assert_eq!(leases.heartbeat(&umbrella, "42").await, Standing::Gone);
-    assert_eq!(leases.release(&umbrella, "42").await, Standing::Gone);
+    assert_eq!(leases.heartbeat(&umbrella, "42").await, LeaseStatus::Gone);
+    assert_eq!(leases.release(&umbrella, "42").await, LeaseStatus::Gone);
     leases.acquire(&umbrella, "42").await.unwrap().detach();
-    assert_eq!(leases.release(&umbrella, "42").await, Standing::Live);
+    assert_eq!(leases.release(&umbrella, "42").await, LeaseStatus::Live);
     assert_eq!(used(&leases, "acme").await, 1);
 }
 
 #[tokio::test]
-async fn taking_an_id_again_takes_it_over() {
+async fn an_acquire_of_a_live_id_takes_it_over() {
     let (leases, clock) = on_clock(Leases::new().per_tenant(1).ttl(60 * SECOND));
     let acme = tenant("acme");
     let first = leases.acquire(&acme, "42").await.unwrap();
@@ -130,7 +130,7 @@ async fn taking_an_id_again_takes_it_over() {
 }
 
 #[tokio::test]
-async fn clones_and_leases_of_one_store_and_name_share_a_limit() {
+async fn clones_and_leases_with_one_store_and_name_share_a_limit() {
     let store = tower_admission::MemoryStore::new();
     let named = |name| Leases::new().name(name).total(1).store(store.clone());
     let (one, same, other) = (named("jobs"), named("jobs"), named("streams"));
@@ -141,7 +141,7 @@ async fn clones_and_leases_of_one_store_and_name_share_a_limit() {
 
 /// The value that acquired it may be made for one request.
 #[tokio::test]
-async fn detached_work_outlives_the_leases_that_acquired_it() {
+async fn detached_work_outlives_the_limiter_that_acquired_it() {
     let (_, clock) = on_clock(Leases::new());
     let store = tower_admission::MemoryStore::new().clock(clock.clone());
     let jobs = || {
@@ -157,7 +157,7 @@ async fn detached_work_outlives_the_leases_that_acquired_it() {
 }
 
 #[tokio::test]
-async fn random_ids_are_their_own() {
+async fn random_ids_are_unique() {
     let leases = Leases::new();
     let (one, two) = (
         leases.acquire_new(&tenant("acme")).await.unwrap(),
@@ -170,7 +170,7 @@ async fn random_ids_are_their_own() {
 
 /// 64 tasks start 1,000 pieces of work over 10 of a tenant's and 100 in all.
 #[tokio::test(flavor = "multi_thread")]
-async fn races_use_all_of_the_limits_and_no_more() {
+async fn concurrent_acquires_use_exactly_the_limits() {
     let leases = Leases::new().per_tenant(10).total(100);
     let next = Arc::new(AtomicUsize::new(0));
     let tasks: Vec<_> = (0..64)
@@ -207,7 +207,7 @@ async fn races_use_all_of_the_limits_and_no_more() {
 }
 
 #[tokio::test]
-async fn new_numbers_apply_to_all_clones_at_once() {
+async fn new_limits_apply_to_all_clones_immediately() {
     let (leases, clock) = on_clock(Leases::new().per_tenant(2).total(3));
     let clone = leases.clone();
     let acme = tenant("acme");
@@ -243,7 +243,7 @@ async fn new_numbers_apply_to_all_clones_at_once() {
 
     clone.set_ttl(120 * SECOND);
     assert_eq!(leases.time_to_live(), 120 * SECOND);
-    assert_eq!(leases.heartbeat(&acme, "1").await, Standing::Live);
+    assert_eq!(leases.heartbeat(&acme, "1").await, LeaseStatus::Live);
     clock.advance(61 * SECOND);
     assert_eq!(used(&leases, "acme").await, 1);
     clock.advance(60 * SECOND);

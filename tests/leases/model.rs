@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use tower_admission::store::{
-    LeaseLimits, LeaseName, LeaseSlots, LeaseStore, LeaseUsage, Leased, NamedLease, NamedLeased,
-    NamedLimits, Reply, Standing,
+    AcquireOutcome, LeaseLimits, LeaseName, LeaseSlots, LeaseStatus, LeaseStore, LeaseUsage,
+    NamedAcquireOutcome, NamedLease, NamedLimits, Reply,
 };
 use tower_admission::test_util::TestClock;
 use tower_admission::{Key, MemoryStore};
@@ -102,14 +102,14 @@ proptest! {
                         .find(|entry| (entry.tenant, entry.id) == (tenant, id));
                     let expected = if let Some(entry) = live {
                         (entry.holder, entry.until) = (holder, until);
-                        NamedLeased::Granted
+                        NamedAcquireOutcome::Granted
                     } else if theirs >= of_tenant {
-                        NamedLeased::KeyFull(theirs)
+                        NamedAcquireOutcome::KeyFull(theirs)
                     } else if all >= total {
-                        NamedLeased::Full(all)
+                        NamedAcquireOutcome::Full(all)
                     } else {
                         model.push(Entry { tenant, id, holder, until });
-                        NamedLeased::Granted
+                        NamedAcquireOutcome::Granted
                     };
                     prop_assert_eq!(ready(slots.acquire_named(&lease, limits)), expected);
                 }
@@ -120,9 +120,9 @@ proptest! {
                     let expected = match live {
                         Some(entry) => {
                             entry.until = now + ttl;
-                            Standing::Live
+                            LeaseStatus::Live
                         }
-                        None => Standing::Gone,
+                        None => LeaseStatus::Gone,
                     };
                     let standing = slots.heartbeat(&name(tenant, id), holder, millis(ttl));
                     prop_assert_eq!(ready(standing), expected);
@@ -134,9 +134,9 @@ proptest! {
                             || holder.is_some_and(|holder| holder != entry.holder)
                     });
                     let expected = if model.len() < before {
-                        Standing::Live
+                        LeaseStatus::Live
                     } else {
-                        Standing::Gone
+                        LeaseStatus::Gone
                     };
                     let standing = slots.release(&name(tenant, id), holder);
                     prop_assert_eq!(ready(standing), expected);
@@ -166,17 +166,17 @@ proptest! {
                 let of_second = model.iter().filter(|(keys, _)| *keys % 4 == second).count();
                 let of_keys = [(key("key", first), limits.0 as u64), (key("key", second), limits.1 as u64)];
                 match ready(slots.acquire(LeaseLimits::new(Some(total as u64), of_keys))) {
-                    Leased::Granted(held) => {
+                    AcquireOutcome::Granted(held) => {
                         prop_assert!(of_first < limits.0 && of_second < limits.1);
                         prop_assert!(model.len() < total);
                         model.push((first * 4 + second, held));
                     }
-                    Leased::KeyFull { place: 0 } => prop_assert!(of_first >= limits.0),
-                    Leased::KeyFull { place } => {
+                    AcquireOutcome::KeyFull { place: 0 } => prop_assert!(of_first >= limits.0),
+                    AcquireOutcome::KeyFull { place } => {
                         prop_assert_eq!(place, 1);
                         prop_assert!(of_first < limits.0 && of_second >= limits.1);
                     }
-                    Leased::Full => {
+                    AcquireOutcome::Full => {
                         prop_assert!(of_first < limits.0 && of_second < limits.1);
                         prop_assert_eq!(model.len(), total);
                     }

@@ -10,7 +10,7 @@ fn base(limits: &Limits, entries: &[(&str, &str)]) -> Result<(), LimitsError> {
 }
 
 #[test]
-fn one_that_is_set_at_run_time_counts_first() {
+fn an_override_set_at_run_time_takes_precedence() {
     let bench = Bench::new(Quota::per_hour(10));
     base(&bench.limits, &[("org:acme", "20/h"), ("org:b", "7/h")]).unwrap();
     assert_eq!(bench.burst(&acme()), 20);
@@ -28,7 +28,7 @@ fn one_that_is_set_at_run_time_counts_first() {
 }
 
 #[test]
-fn another_configuration_replaces_the_whole_base() {
+fn a_new_configuration_replaces_the_whole_base() {
     let bench = Bench::new(Quota::per_hour(10));
     base(&bench.limits, &[("org:acme", "20/h"), ("org:b", "7/h")]).unwrap();
     assert_eq!(bench.burst(&acme()), 20);
@@ -58,7 +58,7 @@ fn a_key_with_two_names_is_listed_once() {
 }
 
 #[test]
-fn a_wrong_base_changes_nothing() {
+fn an_invalid_base_changes_nothing() {
     let limits = Limits::new().tier("pro", "100/h");
     base(&limits, &[("org:acme", "20/h")]).unwrap();
     let wrong = base(&limits, &[("org:b", "tier=gold")]);
@@ -81,7 +81,7 @@ fn a_wrong_base_changes_nothing() {
 }
 
 #[test]
-fn an_override_of_the_configuration_ends_as_well() {
+fn an_override_of_the_configuration_can_end() {
     let bench = Bench::new(Quota::per_hour(10));
     let end = bench.clock.wall_clock() + 60 * SECOND;
     let entry = || Override::new("deny all".parse().unwrap()).with_end(end);

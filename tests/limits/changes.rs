@@ -14,7 +14,7 @@ use tower_admission::test_util::TestClock;
 use super::{Bench, SECOND, acme, name, now};
 
 #[test]
-fn raising_hands_out_the_room_that_it_adds() {
+fn raising_a_limit_adds_only_the_difference() {
     for sliding in [false, true] {
         let kind = |quota: Quota| if sliding { quota.sliding() } else { quota };
         let bench = Bench::new(kind(Quota::per_hour(10)));
@@ -32,7 +32,7 @@ fn raising_hands_out_the_room_that_it_adds() {
 }
 
 #[test]
-fn a_change_of_the_period_keeps_what_is_spent() {
+fn a_change_of_the_period_keeps_the_used_requests() {
     for (quota, own, rest) in [
         // 6 of 10 are left, in a period of any length.
         ("10/h", "10/min", 6),
@@ -63,9 +63,9 @@ fn a_change_of_the_period_keeps_what_is_spent() {
 /// One nanosecond less than a request at 7/min is not quite a request at 11/min either, and never less than what
 /// was used.
 #[test]
-fn what_is_used_is_rounded_up_when_the_interval_changes() {
+fn used_requests_are_rounded_up_when_the_interval_changes() {
     let (before, after): (Quota, Quota) = ("7/min".parse().unwrap(), "11/min".parse().unwrap());
-    for is_own in [true, false] {
+    for is_override in [true, false] {
         let bench = Bench::new(before);
         assert!(
             bench
@@ -78,7 +78,7 @@ fn what_is_used_is_rounded_up_when_the_interval_changes() {
         bench.clock.advance(Duration::from_nanos(1));
         let reset = || bench.limiter.peek(&acme()).now().unwrap().reset();
         assert_eq!(reset(), Some(Duration::from_nanos(8_571_428_571)));
-        if is_own {
+        if is_override {
             bench.set("org:acme", "11/min");
         } else {
             bench.limiter.set_policy(after).unwrap();
@@ -89,7 +89,7 @@ fn what_is_used_is_rounded_up_when_the_interval_changes() {
 }
 
 #[test]
-fn a_lowered_limit_is_full_and_comes_back_in_its_own_time() {
+fn a_lowered_limit_is_used_up_and_recovers_at_its_own_rate() {
     let bench = Bench::new(Quota::per_second(1).burst(1000));
     assert_eq!(bench.burst(&acme()), 1000);
     bench.set("org:acme", "1/s burst 10");
@@ -120,7 +120,7 @@ fn a_lowered_window_does_not_underflow() {
 }
 
 #[test]
-fn a_refund_goes_to_the_keys_own() {
+fn a_refund_goes_to_the_keys_override() {
     for own in ["5/h", "5/h sliding"] {
         let quota: Quota = own.replace('5', "2").parse().unwrap();
         let bench = Bench::new(quota);
@@ -134,7 +134,7 @@ fn a_refund_goes_to_the_keys_own() {
 }
 
 #[test]
-fn all_may_be_denied_and_come_back() {
+fn a_key_can_be_denied_and_admitted_again() {
     for quota in ["10/h", "10/h sliding"] {
         let bench = Bench::new(quota.parse::<Quota>().unwrap());
         assert!(bench.limiter.check_now(&acme()).unwrap().is_admitted());
@@ -151,7 +151,7 @@ fn all_may_be_denied_and_come_back() {
 }
 
 #[test]
-fn a_clock_that_steps_back_does_not_lock_a_key_out() {
+fn a_clock_that_steps_back_blocks_no_key() {
     let bench = Bench::new(Quota::per_minute(60));
     bench.set("org:acme", "60/min burst 10");
     assert_eq!(bench.burst(&acme()), 10);
@@ -162,7 +162,7 @@ fn a_clock_that_steps_back_does_not_lock_a_key_out() {
 }
 
 #[test]
-fn the_policy_of_all_changes_and_keeps_what_is_spent() {
+fn a_changed_policy_keeps_the_used_requests() {
     for sliding in ["", " sliding"] {
         let quota = |text: &str| format!("{text}{sliding}").parse::<Quota>().unwrap();
         let bench = Bench::new(quota("10/h"));
@@ -192,7 +192,7 @@ fn the_policy_of_all_changes_and_keeps_what_is_spent() {
 /// What was spent before a change is carried over once, however early the new bucket is full and its
 /// room somebody else's.
 #[test]
-fn what_was_carried_over_is_not_carried_over_again() {
+fn used_requests_are_converted_only_once() {
     let bench = Bench::new(Quota::new(1, 4 * SECOND).burst(4));
     let keys: Vec<_> = (0..64).map(|n| Key::id("org", &n.to_string())).collect();
     for key in &keys {
@@ -216,7 +216,7 @@ fn what_was_carried_over_is_not_carried_over_again() {
 
 /// Whatever lies between, and whether the key is seen or not.
 #[test]
-fn many_changes_hand_out_no_fresh_burst() {
+fn many_changes_grant_no_fresh_burst() {
     for kind in ["", " sliding"] {
         for seen in [true, false] {
             let quota = |text: &str| format!("{text}{kind}").parse::<Quota>().unwrap();
@@ -246,7 +246,7 @@ fn many_changes_hand_out_no_fresh_burst() {
 
 /// From the change on a key regains at the new rate, also if it is not seen.
 #[test]
-fn what_is_regained_after_a_change_is_regained_at_the_new_rate() {
+fn a_key_recovers_at_the_new_rate_after_a_change() {
     let bench = Bench::new(Quota::per_second(10));
     assert_eq!(bench.burst(&acme()), 10);
     bench.limiter.set_policy(Quota::per_hour(10)).unwrap();
@@ -258,7 +258,7 @@ fn what_is_regained_after_a_change_is_regained_at_the_new_rate() {
 
 /// Keys that find no room share what is counted; what one of them carries over does not change that.
 #[test]
-fn keys_without_room_get_no_fresh_burst_by_changes() {
+fn changes_grant_no_fresh_burst_to_keys_that_share_an_entry() {
     for kind in ["", " sliding"] {
         let quota = |text: &str| format!("{text}{kind}").parse::<Quota>().unwrap();
         let clock = TestClock::default();
@@ -286,7 +286,7 @@ fn keys_without_room_get_no_fresh_burst_by_changes() {
 }
 
 #[test]
-fn a_policy_keeps_its_shape() {
+fn a_policy_with_another_shape_is_rejected() {
     let policy = Policy::new("burst", Quota::per_second(1)).and("daily", Quota::per_day(10));
     let bench = Bench::new(policy.clone());
     for other in [
@@ -317,7 +317,7 @@ fn a_policy_keeps_its_shape() {
 }
 
 #[test]
-fn each_quota_of_several_has_its_own() {
+fn each_of_several_quotas_has_its_own_override() {
     let policy = Policy::new("burst", Quota::per_hour(10)).and("daily", Quota::per_day(100));
     let bench = Bench::new(policy);
     bench.set("org:acme", "daily=12/day, burst=20/h");
@@ -361,7 +361,7 @@ fn a_key_has_one_entry() {
 }
 
 #[test]
-fn limits_made_before_a_limiter_are_known_to_it() {
+fn overrides_that_were_set_before_a_limiter_was_built_apply() {
     let limits = Limits::new();
     let limit = "3/h, jobs=5 concurrent".parse().unwrap();
     assert_eq!(now(limits.set(&name("org:acme"), limit)).unwrap(), None);
@@ -380,7 +380,7 @@ fn limits_made_before_a_limiter_are_known_to_it() {
 }
 
 #[test]
-fn usage_is_told_by_limit() {
+fn usage_is_reported_by_limit() {
     let policy = Policy::new("burst", Quota::per_hour(10)).and("daily", Quota::per_day(100));
     let bench = Bench::new(policy);
     bench.set("org:acme", "burst=20/h");
@@ -395,7 +395,7 @@ fn usage_is_told_by_limit() {
     let usage = now(bench.limits.usage(&name("org:acme")));
     let told: Vec<_> = usage
         .iter()
-        .map(|u| (&*u.name, u.used, u.limit, u.is_own))
+        .map(|u| (&*u.name, u.used, u.limit, u.is_override))
         .collect();
     assert_eq!(
         told,
@@ -445,7 +445,7 @@ fn changes_under_load_lose_no_request() {
 
 /// Keys are used for the first time while they get quotas of their own, which count from then on.
 #[test]
-fn a_limit_that_is_set_counts_whoever_uses_the_key_meanwhile() {
+fn an_override_counts_requests_that_race_with_its_change() {
     let bench = Bench::new(Quota::per_hour(10));
     let keys: Vec<_> = (0..400).map(|n| n.to_string()).collect();
     thread::scope(|scope| {
@@ -471,7 +471,7 @@ fn a_limit_that_is_set_counts_whoever_uses_the_key_meanwhile() {
 
 /// However often the policy of all is changed meanwhile.
 #[test]
-fn nothing_is_lost_while_the_policy_of_all_changes() {
+fn a_change_of_the_policy_loses_no_request() {
     for kind in ["", " sliding"] {
         let quota = |n: usize| {
             format!("{} per 3600s{kind}", 1000 + n % 3)
@@ -510,7 +510,7 @@ fn nothing_is_lost_while_the_policy_of_all_changes() {
 
 /// What is decided in the very moment counts as well, twice rather than not at all.
 #[test]
-fn nothing_is_lost_while_keys_get_limits_of_their_own() {
+fn a_change_of_overrides_loses_no_request() {
     for (kind, changes_first) in [
         ("", false),
         (" sliding", false),
@@ -565,9 +565,9 @@ fn nothing_is_lost_while_keys_get_limits_of_their_own() {
 }
 
 #[tokio::test]
-async fn there_is_a_bound_on_keys() {
+async fn the_number_of_overrides_is_bounded() {
     let limits = Limits::new();
-    for n in 0..Limits::MOST {
+    for n in 0..Limits::MAX_OVERRIDES {
         let key = tower_admission::KeyName::id("org", &n.to_string()).unwrap();
         limits.set(&key, "1/s".parse().unwrap()).await.unwrap();
     }
@@ -585,7 +585,7 @@ async fn there_is_a_bound_on_keys() {
 }
 
 #[test]
-fn pages_are_the_list() {
+fn the_pages_make_up_the_list() {
     let bench = Bench::new(Quota::per_hour(10));
     for key in ["org:c", "ip:192.0.2.1", "org:a", "bearer:hunter2", "org:b"] {
         bench.set(key, "1/h");
@@ -616,7 +616,7 @@ fn pages_are_the_list() {
 }
 
 #[test]
-fn a_key_is_called_as_it_was_set() {
+fn a_listed_key_has_the_name_it_was_set_by() {
     let bench = Bench::new(Quota::per_hour(10));
     let unnamed = bench.limits.name_of(&acme());
     assert!(unnamed.as_str().starts_with("org#"), "{unnamed}");
@@ -629,7 +629,7 @@ fn a_key_is_called_as_it_was_set() {
 }
 
 #[test]
-fn what_was_given_back_is_not_carried_over_again() {
+fn refunded_requests_are_not_converted_again() {
     for sliding in ["", " sliding"] {
         let quota = |text: &str| format!("{text}{sliding}").parse::<Quota>().unwrap();
         let bench = Bench::new(quota("5 per 60s"));
@@ -652,7 +652,7 @@ fn what_was_given_back_is_not_carried_over_again() {
 
 /// What a lower quota forgave comes back no more, either.
 #[test]
-fn what_was_forgiven_and_given_back_is_not_carried_over_again() {
+fn clamped_and_refunded_requests_are_not_converted_again() {
     let bench = Bench::new("5 per 60s".parse::<Quota>().unwrap());
     let key = Key::id("org", "acme");
     assert!(bench.limiter.check_n(&key, 5).now().unwrap().is_admitted());
@@ -672,7 +672,7 @@ fn what_was_forgiven_and_given_back_is_not_carried_over_again() {
 
 /// What does not count any more goes with each change, however close changes come.
 #[test]
-fn changes_without_an_end_keep_no_more_than_what_counts() {
+fn endless_changes_keep_only_relevant_phases() {
     let bench = Bench::new("1/s".parse::<Quota>().unwrap());
     let key = Key::id("org", "acme");
     for n in 0..20_000 {
@@ -691,7 +691,7 @@ fn changes_without_an_end_keep_no_more_than_what_counts() {
 
 /// What was used by a fast quota counts for as long as a slower one that followed says.
 #[test]
-fn what_a_slower_quota_has_to_regain_outlasts_the_faster_one() {
+fn debt_under_a_slower_quota_outlasts_the_faster_quota() {
     for kind in ["", " sliding"] {
         let quota = |text: &str| format!("{text}{kind}").parse::<Quota>().unwrap();
         let bench = Bench::new(quota("100/s"));
@@ -709,7 +709,7 @@ fn what_a_slower_quota_has_to_regain_outlasts_the_faster_one() {
 
 /// So that who changes a daily quota every hour can go on with that.
 #[test]
-fn changes_count_for_as_long_as_what_was_used_before_them() {
+fn a_change_is_kept_while_earlier_requests_count() {
     for kind in ["", " sliding"] {
         let bench = Bench::new(format!("1000/day{kind}").parse::<Quota>().unwrap());
         for n in 0..500 {
@@ -736,7 +736,7 @@ fn changes_count_for_as_long_as_what_was_used_before_them() {
 }
 
 #[test]
-fn a_key_that_gets_limits_where_everybody_is_denied_has_used_what_it_had() {
+fn an_override_under_a_denying_default_keeps_the_used_requests() {
     for kind in ["", " sliding"] {
         let quota = |text: &str| format!("{text}{kind}").parse::<Quota>().unwrap();
         let bench = Bench::new(quota("3/h"));

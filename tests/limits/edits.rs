@@ -11,7 +11,7 @@ fn entry(limit: &str) -> Override {
 }
 
 #[tokio::test]
-async fn a_change_tells_who_made_it_and_what_was_before() {
+async fn a_change_records_its_author_and_the_previous_override() {
     let bench = Bench::new(Quota::per_hour(10));
     let (limits, acme) = (&bench.limits, name("org:acme"));
     let edit = || limits.edit(&acme).author("anna").origin("192.0.2.1");
@@ -43,7 +43,7 @@ async fn a_change_tells_who_made_it_and_what_was_before() {
 }
 
 #[test]
-fn an_override_that_lasts_ends_by_the_clock_of_the_process() {
+fn an_override_with_a_duration_ends_by_the_process_clock() {
     let bench = Bench::new(Quota::per_hour(10));
     bench.clock.advance(SECOND / 2);
     let acme = name("org:acme");
@@ -65,7 +65,7 @@ fn an_override_that_lasts_ends_by_the_clock_of_the_process() {
 }
 
 #[tokio::test]
-async fn the_audit_trail_has_a_bound() {
+async fn the_audit_trail_is_bounded() {
     let limits = Limits::new();
     for n in 0..=Limits::MAX_CHANGES {
         let limit = format!("{}/h", n + 1).parse().unwrap();
@@ -83,7 +83,7 @@ async fn the_audit_trail_has_a_bound() {
 }
 
 #[test]
-fn a_change_under_a_condition_finds_what_was_changed_meanwhile() {
+fn a_conditional_change_detects_a_concurrent_change() {
     let bench = Bench::new(Quota::per_hour(10));
     let (limits, acme) = (&bench.limits, name("org:acme"));
     let changed = |error| match error {
@@ -109,7 +109,7 @@ fn a_change_under_a_condition_finds_what_was_changed_meanwhile() {
 
 /// Also where the key is known by its fingerprint, and has a name now.
 #[test]
-fn a_condition_is_about_the_key_and_not_its_name() {
+fn a_condition_applies_to_the_key_under_any_name() {
     let bench = Bench::new(Quota::per_hour(10));
     let limits = &bench.limits;
     let fingerprint = limits.name_of(&crate::acme());

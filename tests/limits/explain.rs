@@ -34,7 +34,7 @@ async fn set(limits: &Limits, limit: &str) {
 }
 
 #[tokio::test]
-async fn the_source_of_a_rate_is_the_one_that_decisions_go_by() {
+async fn the_explained_source_of_a_rate_is_the_one_that_decides() {
     let limits = Limits::new().tier("pro", "burst=100/s");
     let policy = Policy::new("burst", Quota::per_second(10)).and("daily", Quota::per_day(50));
     let policy = policy.tier("max", "burst=1000/s, daily=unlimited");
@@ -169,7 +169,7 @@ async fn verdicts(quota: Quota) {
 }
 
 #[tokio::test]
-async fn slots_are_those_of_the_key_and_of_all() {
+async fn slots_are_explained_for_the_key_and_in_total() {
     let limits = Limits::new().tier("pro", "chat=3 concurrent, jobs=8 concurrent");
     let key = Key::id("org", "acme");
     let layer = ConcurrencyLimitLayer::new(4)

@@ -49,7 +49,7 @@ pub(crate) fn together(rounds: usize, round: impl Fn(usize) + Sync) {
 /// Two threads want the last request that the second quota has left: one of them gets it, and the other
 /// gives back what it took of the first.
 #[test]
-fn a_request_that_loses_a_race_for_one_quota_takes_nothing_from_another() {
+fn a_request_that_loses_a_race_for_one_quota_charges_no_other() {
     const KEYS: usize = 3_000;
     for (first, second) in [
         ("1000/h", "3/h"),

@@ -12,7 +12,7 @@ fn quota(text: &str) -> Quota {
 }
 
 #[test]
-fn there_and_back_forgets_nothing_but_what_the_smaller_bucket_cannot_lack() {
+fn a_change_and_its_reversal_forget_only_what_the_smaller_bucket_clamps() {
     let acme = Key::id("org", "acme");
     for (other, left) in [("20/h", 0), ("10 per 7min", 0), ("10/h burst 4", 6)] {
         // The default, and an override.
@@ -32,7 +32,7 @@ fn there_and_back_forgets_nothing_but_what_the_smaller_bucket_cannot_lack() {
 /// A bucket that rejects is never forgotten, whichever rule it rejects by: a default, one that was a default, or an
 /// override.
 #[test]
-fn a_key_that_denies_is_not_evicted() {
+fn a_key_that_denies_is_never_evicted() {
     const BOUND: usize = 2_000;
     let clock = TestClock::default();
     clock.advance(1_000_000 * SECOND);
@@ -60,7 +60,7 @@ fn a_key_that_denies_is_not_evicted() {
 }
 
 #[test]
-fn overrides_have_at_most_so_many_distinct_rates() {
+fn the_number_of_distinct_override_rates_is_bounded() {
     let limits = Limits::new();
     let set = |id: usize, rate: usize| {
         let limit = format!("{rate} per 1000s").parse().unwrap();

@@ -17,7 +17,7 @@ fn quota(text: &str) -> Quota {
 
 /// Entries have the number of a change modulo 2^15, so that one of long ago looks as if it was of one to come.
 #[test]
-fn a_key_that_slept_through_any_number_of_changes_is_decided_about() {
+fn a_key_that_was_unused_during_many_changes_is_decided() {
     for kind in ["", " sliding"] {
         let bench = Bench::new(quota(&format!("1000/s{kind}")));
         let key = acme();
@@ -39,7 +39,7 @@ fn a_key_that_slept_through_any_number_of_changes_is_decided_about() {
 }
 
 #[test]
-fn rates_of_windows_count_as_the_rates_that_buckets_have_of_them() {
+fn window_rates_count_as_the_equivalent_bucket_rates() {
     let limits = Limits::new();
     let set = |n: usize| {
         let limit = format!("{n}/min sliding").parse().unwrap();
@@ -63,7 +63,7 @@ fn rates_of_windows_count_as_the_rates_that_buckets_have_of_them() {
 }
 
 #[test]
-fn what_was_admitted_without_a_limit_gives_nothing_back() {
+fn a_refund_of_an_unlimited_request_changes_nothing() {
     for kind in ["", " sliding"] {
         let bench = Bench::new(quota(&format!("10/h{kind}")));
         assert_eq!(bench.burst(&acme()), 10);
@@ -78,7 +78,7 @@ fn what_was_admitted_without_a_limit_gives_nothing_back() {
 }
 
 #[test]
-fn a_request_that_loses_a_race_gives_back_only_what_it_took() {
+fn a_request_that_loses_a_race_refunds_only_what_it_charged() {
     const KEYS: usize = 3_000;
     let bench = Bench::new(Policy::new("first", quota("10/h")).and("second", quota("3/h")));
     let key = |n: usize| Key::id("org", &n.to_string());
@@ -106,7 +106,7 @@ fn a_request_that_loses_a_race_gives_back_only_what_it_took() {
 
 /// At the bound keys without room share a bucket. Those with a smaller one find it used up, and leave it so.
 #[test]
-fn keys_that_share_a_bucket_do_not_empty_it_by_being_refused() {
+fn rejected_requests_do_not_empty_a_shared_bucket() {
     let limits = Limits::new();
     let store = MemoryStore::new().max_keys(1);
     let limiter = RateLimiter::with_limits(quota("10/day"), &store, &limits);
@@ -214,7 +214,7 @@ fn late(
 }
 
 #[test]
-fn a_decision_by_a_smaller_rule_that_was_replaced_forgives_nothing() {
+fn a_delayed_decision_under_a_replaced_smaller_rule_forgives_nothing() {
     for (default, before, after) in [
         ("10/day", None, Some("1000/day")),
         ("1000/day", Some("10/day"), None),

@@ -41,7 +41,7 @@ fn left(limiter: &RateLimiter, key: &Key) -> Option<u32> {
 }
 
 #[test]
-fn each_tier_counts_apart() {
+fn each_tier_counts_separately() {
     for kind in ["", " sliding"] {
         let free = quota(&format!("3/h{kind}"));
         let pro: &str = &format!("10/h{kind}");
@@ -64,7 +64,7 @@ fn each_tier_counts_apart() {
 
 /// With one bucket for all tiers a rejected request of a small tier would erase the debt of a large one.
 #[test]
-fn alternating_gives_each_tier_what_it_allows_and_no_more() {
+fn alternating_tiers_admit_exactly_what_each_allows() {
     let policy = Policy::from(quota("10/min burst 3")).tier("pro", "600/min");
     for (limiter, clock) in both(policy) {
         let pro = limiter.tier("pro").unwrap();
@@ -116,14 +116,14 @@ fn a_tier_switches_quotas_on_and_off() {
         assert_eq!(left(&staff, &acme()), None);
         let usages = limiter.peek(&acme()).now().unwrap().usages().to_vec();
         assert_eq!(
-            usages.iter().map(|usage| usage.at()).collect::<Vec<_>>(),
+            usages.iter().map(|usage| usage.index()).collect::<Vec<_>>(),
             [1]
         );
     }
 }
 
 #[test]
-fn overrides_go_before_tiers_quota_by_quota() {
+fn an_override_takes_precedence_over_a_tier_for_each_quota() {
     let policy = Policy::new("burst", quota("5/h")).and("daily", quota("80/day"));
     let bench = Bench::new(policy.tier("pro", "burst=50/h, daily=800/day"));
     let pro = bench.limiter.tier("pro").unwrap();
@@ -144,7 +144,7 @@ fn overrides_go_before_tiers_quota_by_quota() {
 }
 
 #[test]
-fn a_stored_tier_goes_before_that_of_the_request() {
+fn a_stored_tier_takes_precedence_over_the_requests_tier() {
     let policy = Policy::from(quota("1/h"))
         .tier("pro", "10/h")
         .tier("max", "20/h");
@@ -160,7 +160,7 @@ fn a_stored_tier_goes_before_that_of_the_request() {
 }
 
 #[test]
-fn a_stored_tier_takes_the_place_of_the_requests_also_for_what_it_does_not_name() {
+fn a_stored_tier_replaces_the_requests_tier_for_all_quotas() {
     let limits = Limits::new()
         .tier("stored", "a=50/h, elsewhere=1/h")
         .tier("asked", "a=70/h, b=90/h");
@@ -183,7 +183,7 @@ fn a_stored_tier_takes_the_place_of_the_requests_also_for_what_it_does_not_name(
 }
 
 #[test]
-fn a_tier_that_is_not_declared_is_the_default_and_cannot_be_set() {
+fn an_undeclared_tier_gets_the_defaults_and_cannot_be_set() {
     let bench = Bench::new(Policy::from(quota("3/h")).tier("pro", "10/h"));
     let error = now(bench
         .limits
@@ -210,7 +210,7 @@ fn bench_set(limits: &Limits, limit: &str) {
 }
 
 #[test]
-fn a_tier_of_the_limits_is_for_all_limiters_that_it_names() {
+fn a_tier_of_the_limits_applies_to_every_limiter_that_it_names() {
     let limits = Limits::new().tier("pro", "requests=600/h, uploads=20/h, jobs=20 concurrent");
     let store = MemoryStore::new();
     let with = |name, quota| RateLimiter::with_limits(Policy::new(name, quota), &store, &limits);
@@ -238,7 +238,7 @@ fn a_tier_of_the_limits_is_for_all_limiters_that_it_names() {
 }
 
 #[tokio::test]
-async fn leases_have_the_number_of_the_tier_that_is_stored() {
+async fn leases_use_the_stored_tier() {
     let limits = Limits::new().tier("pro", "jobs=3 concurrent");
     let jobs = Leases::new().name("jobs").per_tenant(1).limits(&limits);
     let _one = jobs.acquire(&acme(), "1").await.unwrap();
@@ -252,7 +252,7 @@ async fn leases_have_the_number_of_the_tier_that_is_stored() {
     );
     let usage = limits.usage(&name("org:acme")).await;
     assert_eq!(
-        (usage[0].used, usage[0].limit, usage[0].is_own),
+        (usage[0].used, usage[0].limit, usage[0].is_override),
         (3, Some(3), false)
     );
     bench_set(&limits, "tier=pro, jobs=unlimited");
@@ -260,14 +260,14 @@ async fn leases_have_the_number_of_the_tier_that_is_stored() {
 }
 
 #[test]
-fn what_a_limit_says_of_concurrency_is_by_name_and_tier() {
+fn a_limit_sets_concurrency_by_name_and_tier() {
     let limit: Limit = "tier=pro, jobs=2 concurrent".parse().unwrap();
     assert_eq!(limit.concurrency("jobs"), Some(Capacity::AtMost(2)));
     assert_eq!(limit.tier(), Some("pro"));
 }
 
 #[test]
-fn a_policy_is_changed_with_its_tiers() {
+fn a_changed_policy_changes_its_tiers() {
     let tiered = |free, pro: &str| Policy::from(quota(free)).tier("pro", pro);
     let bench = Bench::new(tiered("3/h", "10/h"));
     let pro = bench.limiter.tier("pro").unwrap();
@@ -326,7 +326,7 @@ fn usage_is_reported_by_tier() {
 }
 
 #[test]
-fn threads_of_several_tiers_get_what_each_allows() {
+fn concurrent_requests_of_several_tiers_get_what_each_allows() {
     let policy = Policy::from(quota("100/day"))
         .tier("pro", "1000/day")
         .tier("max", "3000/day");
@@ -354,7 +354,7 @@ fn threads_of_several_tiers_get_what_each_allows() {
 
 /// Sixteen of a policy and sixteen of the limits are within the bounds of both.
 #[test]
-fn tiers_of_a_policy_leave_room_for_those_of_the_limits() {
+fn tiers_of_a_policy_leave_room_for_tiers_of_the_limits() {
     let clock = TestClock::default();
     let store = MemoryStore::new().clock(clock.clone());
     let limits = (0..16).fold(Limits::new(), |limits, n| {
@@ -375,7 +375,7 @@ fn tiers_of_a_policy_leave_room_for_those_of_the_limits() {
 
 /// Where the default has no algorithm, a tier's own is kept as it was at first.
 #[test]
-fn a_tier_stays_sliding_or_a_bucket() {
+fn a_tier_cannot_change_its_algorithm() {
     let tiered = |free, pro: &str| Policy::from(quota(free)).tier("pro", pro);
     for (first, then) in [("60/min", "60/min sliding"), ("60/min sliding", "60/min")] {
         let bench = Bench::new(tiered("off", first));

@@ -148,7 +148,7 @@ async fn a_cost_above_a_share_has_to_wait_for_redis() {
         let decision = buckets.take(&alice, 5).await;
         assert!(decision.is_unavailable(), "{decision:?}");
         assert!(buckets.peek(&alice, 5).await.is_unavailable());
-        assert!(buckets.take(&alice, 11).await.is_hopeless());
+        assert!(buckets.take(&alice, 11).await.can_never_fit());
     }
     assert!(buckets.take(&alice, 3).await.is_admitted());
 }

@@ -158,7 +158,7 @@ async fn a_denial_is_none_of_what_is_stored() {
         // First seen while its tier is denied, in the place of which is nothing.
         limiter.set_policy(tiered("deny all", "10/h")).unwrap();
         let denied = limiter.decide(&acme(), 1).await;
-        assert!(denied.is_hopeless(), "{denied:?}");
+        assert!(denied.can_never_fit(), "{denied:?}");
         assert!(pro.decide(&acme(), 4).await.is_admitted());
         limiter.set_policy(tiered("3/h", "10/h")).unwrap();
         assert_eq!(burst(&limiter).await, 3, "{kind}");
@@ -170,7 +170,7 @@ async fn a_denial_is_none_of_what_is_stored() {
         for tier in [&limiter, &pro] {
             let denied = tier.decide(&acme(), 1).await;
             assert!(
-                denied.is_hopeless() && denied.remaining() == Some(0),
+                denied.can_never_fit() && denied.remaining() == Some(0),
                 "{denied:?}"
             );
             assert!(tier.decide(&acme(), 0).await.is_admitted());
@@ -380,7 +380,7 @@ async fn a_share_has_tiers() {
     // It fits the tier, if not the share of it.
     let hopeless = |limiter: &RateLimiter, cost| {
         let decided = limiter.decide(&acme(), cost);
-        matches!(decided, Reply::Ready(decision) if decision.is_hopeless())
+        matches!(decided, Reply::Ready(decision) if decision.can_never_fit())
     };
     assert!(hopeless(&limiter, 9) && !hopeless(&pro, 9) && hopeless(&pro, 11));
     // It follows overrides, changes and tiers that are added.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use tower_admission::store::{
-    Charge, LeaseLimits, LeaseSlots, LeaseStore, Leased, RateBuckets, RateStore, RedisStore,
+    AcquireOutcome, Charge, LeaseLimits, LeaseSlots, LeaseStore, RateBuckets, RateStore, RedisStore,
 };
 use tower_admission::{Key, Policy, Quota, Secret};
 
@@ -182,7 +182,7 @@ impl Contestant {
             }
             Way::Permit { slots, limits, .. } => {
                 let leased = slots.acquire(limits[key].clone()).await;
-                assert!(matches!(leased, Leased::Granted(_)), "{leased:?}");
+                assert!(matches!(leased, AcquireOutcome::Granted(_)), "{leased:?}");
             }
             Way::Take {
                 connection,

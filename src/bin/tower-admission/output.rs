@@ -219,9 +219,9 @@ fn plain(json: &Value) -> String {
 
 /// What steers a terminal, or shows a text otherwise than it is written.
 fn steers(char: char) -> bool {
-    let is_unseen = matches!(char,
+    let is_invisible = matches!(char,
         '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
-    char.is_control() || is_unseen
+    char.is_control() || is_invisible
 }
 
 /// The widest that a column is made; what is longer stands out of it.
@@ -291,7 +291,7 @@ pub(crate) fn table(report: &Report) -> String {
         if usage.level() == Level::Full {
             text.push_str("  at the limit");
         }
-        if usage.is_own == Some(true) {
+        if usage.is_override == Some(true) {
             text.push_str("  its own");
         }
         if let Some(counted) = report.counted(usage) {

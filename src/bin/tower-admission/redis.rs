@@ -208,7 +208,7 @@ impl Redis {
         };
         let usage = found.map_err(not_read)?;
         let usage = usage.into_iter().map(|usage| Usage {
-            is_own: key.map(|_| usage.is_own),
+            is_override: key.map(|_| usage.is_override),
             default: limiters.default_limit(&usage),
             ..shown(usage)
         });
@@ -361,7 +361,7 @@ fn shown(usage: LimitUsage) -> Usage {
         here: usage.here,
         counted_in: Some(usage.counted_in.as_str().to_owned()),
         limit: usage.limit,
-        is_own: None,
+        is_override: None,
         default: None,
     }
 }

@@ -25,7 +25,7 @@ pub(crate) struct Usage {
     pub(crate) limit: Option<u64>,
     /// Not of totals, which are nobody's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) is_own: Option<bool>,
+    pub(crate) is_override: Option<bool>,
     /// What it is for keys that have no limit of their own, where that is known.
     #[serde(skip)]
     pub(crate) default: Option<u64>,
@@ -147,7 +147,7 @@ impl Usage {
 
     /// Whether it would be refused with what everybody has.
     pub(crate) fn is_above_default(&self) -> bool {
-        self.is_own == Some(true) && self.default.is_some_and(|default| self.used >= default)
+        self.is_override == Some(true) && self.default.is_some_and(|default| self.used >= default)
     }
 }
 
@@ -164,7 +164,7 @@ mod tests {
             here: None,
             counted_in: None,
             limit,
-            is_own: None,
+            is_override: None,
             default: None,
         }
     }

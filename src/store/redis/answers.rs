@@ -5,9 +5,10 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use super::charged::{KeyRules, Run, micros_per_request};
-use super::failure::{FailureKind, StoreError};
+use super::failure::CallError;
 use crate::decision::Usage;
 use crate::rule::{Rule, RuleKind};
+use crate::store::FailureKind;
 
 /// What became of one run.
 #[derive(Debug)]
@@ -61,7 +62,7 @@ impl QuotaOutcome {
         };
         let left = self.first.left.saturating_sub(before);
         let reset = micros(self.first.reset.saturating_add(later));
-        Usage::admitted(self.rule.limit(), in_u32(left), reset).under(&self.rule)
+        Usage::admitted(self.rule.limit(), in_u32(left), reset).with_rule(&self.rule)
     }
 
     fn not_granted(&self) -> Usage {
@@ -77,7 +78,7 @@ impl QuotaOutcome {
                 Usage::rejected(limit, left, reset, wait)
             }
         };
-        usage.under(&self.rule)
+        usage.with_rule(&self.rule)
     }
 }
 
@@ -94,13 +95,13 @@ pub(super) fn parse(
     numbers: &[i64],
     rules: &[KeyRules],
     runs: &[Run],
-) -> Result<Vec<Option<Outcome>>, StoreError> {
+) -> Result<Vec<Option<Outcome>>, CallError> {
     let mut numbers = numbers.iter().copied();
     let outcomes = runs.iter().map(|run| outcome(&mut numbers, rules, run));
     let outcomes: Option<Vec<_>> = outcomes.collect();
     outcomes
         .filter(|_| numbers.next().is_none())
-        .ok_or_else(|| StoreError::new(FailureKind::WrongData).after_sending())
+        .ok_or_else(|| CallError::new(FailureKind::WrongData).after_sending())
 }
 
 /// The outer `None` means that the answer cannot be read.
@@ -159,7 +160,7 @@ pub(super) fn unused(rules: &[Rule]) -> Vec<Option<Usage>> {
     let usage = |rule: &Rule| Usage::admitted(rule.limit(), rule.limit(), Duration::ZERO);
     rules
         .iter()
-        .map(|rule| limiting(rule).then(|| usage(rule).under(rule)))
+        .map(|rule| limiting(rule).then(|| usage(rule).with_rule(rule)))
         .collect()
 }
 
@@ -200,7 +201,7 @@ mod tests {
         assert!(second.is_admitted());
         let usages = |decision: &Decision| {
             let usages = decision.usages().iter();
-            let usages = usages.map(|usage| (usage.at(), usage.remaining(), usage.reset()));
+            let usages = usages.map(|usage| (usage.index(), usage.remaining(), usage.reset()));
             usages.collect::<Vec<_>>()
         };
         let (bucket, window) = (micros(400_000), micros(60_000_000));

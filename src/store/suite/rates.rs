@@ -22,7 +22,7 @@ pub(super) async fn run(store: &dyn RateStore, pass: &impl AsyncFn(Duration)) {
     costs(store).await;
     peeks_and_refunds(store).await;
     keys_and_limiters_are_apart(store).await;
-    denies_all(store).await;
+    is_deny_all(store).await;
     races_admit_the_burst(store).await;
     sliding_windows(store, pass).await;
     sliding_costs_and_refunds(store).await;
@@ -221,7 +221,7 @@ async fn costs(store: &dyn RateStore) {
     );
     assert_eq!(case.left().await, 2);
     let hopeless = case.take(6).await;
-    assert!(!hopeless.is_admitted() && hopeless.is_hopeless());
+    assert!(!hopeless.is_admitted() && hopeless.can_never_fit());
     assert_eq!(
         hopeless.retry_after(),
         None,
@@ -269,11 +269,11 @@ async fn keys_and_limiters_are_apart(store: &dyn RateStore) {
     );
 }
 
-async fn denies_all(store: &dyn RateStore) {
+async fn is_deny_all(store: &dyn RateStore) {
     let policy = Policy::new("a", Quota::per_hour(10)).and("b", Quota::deny_all());
     let case = Case::new(store, &[policy]);
     let rejected = case.take(1).await;
-    assert!(rejected.is_hopeless());
+    assert!(rejected.can_never_fit());
     assert_eq!(rejected.usages()[0].remaining(), 10);
 }
 
@@ -323,7 +323,7 @@ async fn sliding_costs_and_refunds(store: &dyn RateStore) {
     assert!(case.admits(3).await && case.admits(0).await);
     assert_eq!(case.left().await, 2);
     let hopeless = case.take(6).await;
-    assert!(hopeless.is_hopeless() && hopeless.retry_after().is_none());
+    assert!(hopeless.can_never_fit() && hopeless.retry_after().is_none());
     assert!(!case.admits(3).await);
     assert_eq!(case.left().await, 2, "a refusal takes nothing");
     assert!(case.admits(2).await && case.admits(0).await);

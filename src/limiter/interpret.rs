@@ -1,4 +1,4 @@
-//! What a decision means: the quota and the key that decided, and the rejection.
+//! Interprets a decision: the quota and key that decided, and the rejection.
 
 use std::sync::Arc;
 
@@ -9,73 +9,78 @@ use crate::policy::Policy;
 use crate::rejection::{Reason, Rejection};
 
 impl RateLimiter {
-    /// The name of the quota that binds in a decision that admits; empty where none does.
-    pub(crate) fn binding(&self, decision: &Decision) -> &str {
+    /// The name of the quota that determined an admission; empty if none did.
+    pub(crate) fn binding_quota(&self, decision: &Decision) -> &str {
         let name = decision
             .least()
-            .and_then(|least| self.names().nth(least.at()));
+            .and_then(|least| self.quota_names().nth(least.index()));
         name.unwrap_or("")
     }
 
-    /// The key whose quota decides, of those that a decision is about: the first that rejects, or
-    /// the one with the least left.
+    /// The key that determined a decision: that of the first quota that rejects, or of the one with
+    /// the least remaining.
     ///
     /// # Panics
     ///
-    /// When there are no keys.
+    /// Panics if there are no keys.
     pub(crate) fn deciding_key<'a>(&self, keys: &'a [Key], decision: &Decision) -> &'a Key {
         let mut usages = decision.usages().iter();
         let usage = match decision.is_admitted() {
             true => decision.least(),
             false => usages.find(|usage| !usage.fits()),
         };
-        // A store that cannot be reached has no numbers.
-        let policy = usage.and_then(|usage| self.policy_of(usage));
+        // An unavailable store reports no usage.
+        let policy = usage.and_then(|usage| self.policy_index(usage));
         policy.and_then(|at| keys.get(at)).unwrap_or(&keys[0])
     }
 
-    /// The place of the policy whose quota a usage is of.
-    pub(crate) fn policy_of(&self, usage: &Usage) -> Option<usize> {
+    /// The index of the policy that a usage belongs to.
+    pub(crate) fn policy_index(&self, usage: &Usage) -> Option<usize> {
         let mut quotas = 0;
         self.policies().iter().position(|policy| {
             quotas += policy.quotas().len();
-            usage.at() < quotas
+            usage.index() < quotas
         })
     }
 
-    /// All keys whose quotas reject, of those that a decision is about.
+    /// The keys whose quotas reject.
     pub(crate) fn rejecting_keys<'a>(
         &'a self,
         keys: &'a [Key],
         decision: &'a Decision,
     ) -> impl Iterator<Item = &'a Key> {
         let rejecting = decision.usages().iter().filter(|usage| !usage.fits());
-        rejecting.filter_map(|usage| keys.get(self.policy_of(usage)?))
+        rejecting.filter_map(|usage| keys.get(self.policy_index(usage)?))
     }
 
-    /// What a decision that rejects means, for a limiter of this name.
+    /// The rejection for a decision, from a limiter of this name.
     pub(crate) fn rejection(&self, name: &str, decision: Decision) -> Rejection {
         let reason = decision.rejection_reason();
         let reason = reason.unwrap_or(Reason::QuotaExceeded);
         self.rejection_for(reason, name, decision)
     }
 
-    /// As [`rejection`](Self::rejection), for a reason that the caller knows.
+    /// Like [`rejection`](Self::rejection), with a given reason.
     pub(crate) fn rejection_for(
         &self,
         reason: Reason,
         name: &str,
         decision: Decision,
     ) -> Rejection {
-        let violated = self.named(&decision).filter(|(_, usage)| !usage.fits());
+        let violated = self
+            .named_usages(&decision)
+            .filter(|(_, usage)| !usage.fits());
         let violated = violated.map(|(name, _)| name).collect();
-        Rejection::new(reason, name.to_owned()).decided(decision, violated)
+        Rejection::new(reason, name.to_owned()).with_decision(decision, violated)
     }
 
-    /// Each usage of a decision, with the name of its quota.
-    fn named<'a>(&'a self, decision: &'a Decision) -> impl Iterator<Item = (Arc<str>, &'a Usage)> {
+    /// Pairs each usage of a decision with the name of its quota.
+    fn named_usages<'a>(
+        &'a self,
+        decision: &'a Decision,
+    ) -> impl Iterator<Item = (Arc<str>, &'a Usage)> {
         let quotas = || self.policies().iter().flat_map(Policy::quotas);
         let usages = decision.usages().iter();
-        usages.filter_map(move |usage| Some((quotas().nth(usage.at())?.shared_name(), usage)))
+        usages.filter_map(move |usage| Some((quotas().nth(usage.index())?.shared_name(), usage)))
     }
 }

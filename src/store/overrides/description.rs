@@ -1,95 +1,120 @@
-//! The descriptions of limiters and tiers that replicas write down for tools.
+//! The descriptions of limiters and tiers that replicas write into a shared store for tools.
 
+#[cfg(feature = "serde")]
 use serde::{Deserialize, Serialize};
 
-use super::Limits;
 use crate::capacity::Capacity;
 use crate::limit::Limit;
-use crate::policy::{Policy, Shape};
+use crate::policy::{Policy, PolicyShape};
 use crate::quota::Quota;
 
-/// A limiter that counts in a store, or a tier, as it is written there for tools that are none of its replicas.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "sort", rename_all = "lowercase")]
-pub(crate) enum Description {
-    Rate(Rates),
-    Concurrency(Slots),
-    Lease(Slots),
+/// What a process writes about its limiters into a store, for tools that run elsewhere.
+///
+/// With feature `serde` it can be serialized; the format is part of what replicas of different versions share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
+#[cfg_attr(feature = "serde", serde(tag = "sort", rename_all = "lowercase"))]
+pub enum LimiterDescription {
+    /// A rate limiter.
+    Rate(RateDescription),
+    /// A concurrency limiter.
+    Concurrency(SlotsDescription),
+    /// A limiter of leases.
+    Lease(SlotsDescription),
     /// A tier that an override can name.
     Tier {
+        /// The name of the tier.
         name: String,
     },
-    /// The name of a limit that an override can have parts for, also of one that counts in memory.
+    /// The name of a limit that an override can have parts for, including limits that count in memory.
     Name {
+        /// The name of the limit.
         name: String,
     },
-    /// A service looks its requests up on the lists of these limits.
+    /// A service checks its requests against the allow and deny lists of this table.
     Lists,
-    /// The [check value](crate::Secret::check_value) of the services' secret.
+    /// The check value of the services' secret.
     Secret {
+        /// 32 bits, in hexadecimal digits.
         check: String,
     },
-    /// How many overrides a replica keeps that the store has lost. A tool sees the store alone.
+    /// How many overrides a replica keeps although the store has lost them. A tool sees only the store.
     Lost {
+        /// A random name of the replica.
         replica: String,
+        /// How many overrides it keeps.
         overrides: u64,
     },
 }
 
 /// A rate limiter.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Rates {
-    /// What its buckets are called in the store.
-    pub(crate) place: String,
-    /// The quotas of each policy, as those have them that have none of their own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
+pub struct RateDescription {
+    /// The [place](super::RateBuckets::place) of its buckets in the store.
+    pub place: String,
+    /// The default quotas of each policy.
     policies: Vec<Vec<DescribedQuota>>,
-    /// The same in each tier.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// The quotas of each tier.
+    #[cfg_attr(
+        feature = "serde",
+        serde(default, skip_serializing_if = "Vec::is_empty")
+    )]
     tiers: Vec<DescribedTier>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 struct DescribedTier {
-    /// The place of its policy.
+    /// The index of its policy.
     policy: usize,
     name: String,
     quotas: Vec<DescribedQuota>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 struct DescribedQuota {
     name: String,
     quota: String,
-    /// Whether it is counted in a window, also while it denies everything and does not say so.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    /// Whether it counts in a window. `deny all` does not contain this.
+    #[cfg_attr(
+        feature = "serde",
+        serde(default, skip_serializing_if = "std::ops::Not::not")
+    )]
     sliding: bool,
 }
 
-/// A limiter of what is in flight or at work.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Slots {
-    pub(crate) name: String,
-    /// What they are called in the store.
-    pub(crate) place: String,
-    /// The most in all; `None` where they are only counted.
-    pub(crate) total: Option<u64>,
-    /// For each place at which a key is counted, the most of a key that has no limit of its own;
-    /// `None` where there is none.
-    pub(crate) per_key: Vec<Option<u64>>,
-    /// The most of a key in each tier that names this limiter.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) tiers: Vec<SlotsTier>,
+/// A limiter of requests in flight or of leases.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
+pub struct SlotsDescription {
+    /// The name of the limiter.
+    pub name: String,
+    /// The [place](super::LeaseSlots::place) of its slots in the store.
+    pub place: String,
+    /// The total limit; `None` without one.
+    pub total: Option<u64>,
+    /// The default limit per key, for each position at which a key is counted; `None` without one.
+    pub per_key: Vec<Option<u64>>,
+    /// The limit per key in each tier that names this limiter.
+    #[cfg_attr(
+        feature = "serde",
+        serde(default, skip_serializing_if = "Vec::is_empty")
+    )]
+    tiers: Vec<SlotsTier>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct SlotsTier {
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
+struct SlotsTier {
     name: String,
-    /// `None` for no limit.
+    /// `None` for unlimited.
     limit: Option<u64>,
 }
 
 impl DescribedQuota {
-    /// One that its bucket or window could have been opened with.
+    /// A quota that opens the same bucket or window.
     fn opened(&self) -> Option<Quota> {
         let quota = self.quota.parse().ok()?;
         let any = Quota::per_second(1).sliding();
@@ -97,20 +122,39 @@ impl DescribedQuota {
     }
 }
 
-impl Slots {
-    /// What the tiers of some limits have for the limiter of a name.
-    pub(crate) fn tiers(limits: &Limits, name: &str) -> Vec<SlotsTier> {
-        let declared = limits.declared();
-        let tiers = declared.iter().filter_map(|tier| {
-            Some(SlotsTier {
-                name: tier.name.to_string(),
-                limit: tier.limit.concurrency(name)?.at_most(),
-            })
-        });
-        tiers.collect()
+impl SlotsDescription {
+    /// Describes a limiter without tiers.
+    pub(crate) fn new(
+        name: &str,
+        place: &str,
+        total: Option<u64>,
+        per_key: impl IntoIterator<Item = Option<u64>>,
+    ) -> Self {
+        Self {
+            name: name.to_owned(),
+            place: place.to_owned(),
+            total,
+            per_key: per_key.into_iter().collect(),
+            tiers: Vec::new(),
+        }
     }
 
-    /// What a key may have that is in a tier; `None` for the default.
+    /// Adds the tiers that have a limit for this limiter.
+    pub(crate) fn with_tiers<'a>(
+        mut self,
+        tiers: impl Iterator<Item = (&'a str, &'a Limit)>,
+    ) -> Self {
+        let tiers = tiers.filter_map(|(name, limit)| {
+            Some(SlotsTier {
+                name: name.to_owned(),
+                limit: limit.concurrency(&self.name)?.at_most(),
+            })
+        });
+        self.tiers = tiers.collect();
+        self
+    }
+
+    /// The limit of a key in a tier; `None` for the default.
     pub(crate) fn in_tier(&self, name: &str) -> Option<Capacity> {
         let tier = self.tiers.iter().find(|tier| tier.name == name)?;
         Some(match tier.limit {
@@ -120,41 +164,14 @@ impl Slots {
     }
 }
 
-impl Description {
-    /// What tells it from the others.
-    pub(crate) fn field(&self) -> String {
-        match self {
-            Self::Rate(rates) => format!("rate {}", rates.place),
-            Self::Concurrency(slots) => format!("concurrency {}", slots.name),
-            Self::Lease(slots) => format!("lease {}", slots.name),
-            Self::Tier { name } => format!("tier {name}"),
-            Self::Name { name } => format!("name {name}"),
-            Self::Lists => "lists".to_owned(),
-            // Of each, so that services that change to another secret do not hide each other's.
-            Self::Secret { check } => format!("secret {check}"),
-            // Known for minutes and not for a day, by this word: see limiters_publish.lua.
-            Self::Lost { replica, .. } => format!("lost {replica}"),
-        }
-    }
-
-    pub(crate) fn to_text(&self) -> String {
-        serde_json::to_string(self).unwrap_or_default()
-    }
-
-    /// `None` for what this version of the crate cannot read.
-    pub(crate) fn from_text(text: &str) -> Option<Self> {
-        serde_json::from_str(text).ok()
-    }
-}
-
-impl Rates {
-    /// Of policies as they are now with the shapes that their buckets were opened with, and of their tiers.
+impl RateDescription {
+    /// Describes the policies as they are now, with the shapes that their buckets were opened with, and their tiers.
     pub(crate) fn new<'a>(
         place: &str,
-        policies: impl Iterator<Item = (&'a Policy, &'a Shape)>,
-        tiers: impl Iterator<Item = (usize, &'a str, Policy, &'a Shape)>,
+        policies: impl Iterator<Item = (&'a Policy, &'a PolicyShape)>,
+        tiers: impl Iterator<Item = (usize, &'a str, Policy, &'a PolicyShape)>,
     ) -> Self {
-        let described = |policy: &Policy, shape: &Shape| {
+        let described = |policy: &Policy, shape: &PolicyShape| {
             let quotas = policy.quotas().iter().enumerate();
             let quotas = quotas.map(|(at, quota)| DescribedQuota {
                 name: quota.name().to_owned(),
@@ -178,19 +195,19 @@ impl Rates {
         }
     }
 
-    /// `None` for what is no policy of this crate.
+    /// The policies; `None` if a quota is unreadable.
     pub(crate) fn policies(&self) -> Option<Vec<Policy>> {
         let quota = |quota: &DescribedQuota| quota.quota.parse().ok();
         self.read(quota, quota)
     }
 
-    /// Policies that the buckets could have been opened with.
+    /// Policies that open the same buckets.
     pub(crate) fn opened(&self) -> Option<Vec<Policy>> {
         self.read(DescribedQuota::opened, DescribedQuota::opened)
     }
 
-    /// The same without defaults, to open the buckets of tiers with: they keep the algorithms that they have, and the
-    /// default may have another by now.
+    /// The same without defaults, to open the buckets of tiers: they keep their algorithm, also when the default now
+    /// has another one.
     pub(crate) fn opened_tiers(&self) -> Option<Vec<Policy>> {
         self.read(|_| Some(Quota::off()), DescribedQuota::opened)
     }
@@ -208,7 +225,8 @@ impl Rates {
                     let quotas = policy(&tier.quotas, &quota)?;
                     let named = quotas.quotas().iter();
                     let named = named.map(|named| (named.name(), named.quota()));
-                    all.try_tier(&tier.name, Limit::of_quotas(named).ok()?).ok()
+                    all.try_tier(&tier.name, Limit::from_quotas(named).ok()?)
+                        .ok()
                 })
             })
             .collect()
@@ -226,12 +244,20 @@ fn policy(
         })
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "serde"))]
 mod tests {
     use super::*;
 
+    fn to_text(description: &LimiterDescription) -> String {
+        serde_json::to_string(description).unwrap()
+    }
+
+    fn from_text(text: &str) -> Option<LimiterDescription> {
+        serde_json::from_str(text).ok()
+    }
+
     #[test]
-    fn is_read_as_it_is_written() {
+    fn a_description_is_read_as_it_is_written() {
         let burst = Policy::new("burst", Quota::per_second(10).burst(3));
         let daily = Policy::new("per day", Quota::per_day(100).sliding());
         let burst = burst
@@ -243,16 +269,15 @@ mod tests {
         let described = |policies: &[Policy]| {
             let tier = policies[0].in_tier("pro");
             let tier = (0, "pro", tier, &shapes[0]);
-            let rates = Rates::new(
+            let rates = RateDescription::new(
                 "app:rate:burst",
                 policies.iter().zip(&shapes),
                 std::iter::once(tier),
             );
-            let described = Description::Rate(rates);
-            assert_eq!(described.field(), "rate app:rate:burst");
-            match Description::from_text(&described.to_text()) {
-                Some(Description::Rate(rates)) => rates,
-                _ => panic!("{}", described.to_text()),
+            let described = LimiterDescription::Rate(rates);
+            match from_text(&to_text(&described)) {
+                Some(LimiterDescription::Rate(rates)) => rates,
+                _ => panic!("{}", to_text(&described)),
             }
         };
         let in_tier = |policies: Option<Vec<Policy>>| policies.unwrap()[0].in_tier("pro");
@@ -261,41 +286,37 @@ mod tests {
         assert_eq!(read[0].quotas(), policies[0].quotas());
         assert_eq!(read[1], policies[1]);
         assert_eq!(in_tier(rates.policies()), policies[0].in_tier("pro"));
-        let read_shapes = |rates: &Rates| {
+        let read_shapes = |rates: &RateDescription| {
             let policies = rates.opened().unwrap();
             policies.iter().map(Policy::shape).collect::<Vec<_>>()
         };
         assert_eq!(read_shapes(&rates), shapes);
-        // One that denies everything for now is still of its sort.
+        // `deny all` keeps its algorithm.
         let denied = policies.iter().map(|p| p.map_quotas(|_| Quota::deny_all()));
         let denied: Vec<_> = denied.collect();
         let rates = described(&denied);
         assert_eq!(rates.policies().unwrap()[1], denied[1]);
         assert_eq!(read_shapes(&rates), shapes);
 
-        let slots = Slots {
-            name: "jobs".to_owned(),
-            place: "{app:lease:jobs}:total".to_owned(),
-            total: None,
-            per_key: vec![Some(5), None],
-            tiers: Slots::tiers(&Limits::new().tier("pro", "jobs=7 concurrent"), "jobs"),
-        };
+        let limit: Limit = "jobs=7 concurrent".parse().unwrap();
+        let slots = SlotsDescription::new("jobs", "{app:lease:jobs}:total", None, [Some(5), None])
+            .with_tiers(std::iter::once(("pro", &limit)));
         assert_eq!(slots.in_tier("pro"), Some(Capacity::AtMost(7)));
         assert_eq!(slots.in_tier("other"), None);
         for described in [
-            Description::Concurrency(slots.clone()),
-            Description::Lease(slots),
-            Description::Tier {
+            LimiterDescription::Concurrency(slots.clone()),
+            LimiterDescription::Lease(slots),
+            LimiterDescription::Tier {
                 name: "pro".to_owned(),
             },
         ] {
-            let read = Description::from_text(&described.to_text());
+            let read = from_text(&to_text(&described));
             assert_eq!(read, Some(described));
         }
     }
 
     #[test]
-    fn what_is_none_is_none() {
+    fn an_invalid_description_is_not_read() {
         for text in [
             "",
             "{}",
@@ -304,7 +325,7 @@ mod tests {
             r#"{"sort":"weather","name":"x"}"#,
             r#"{"sort":"lease","name":"x","place":"y","total":-1,"per_key":[null]}"#,
         ] {
-            assert_eq!(Description::from_text(text), None, "{text}");
+            assert_eq!(from_text(text), None, "{text}");
         }
         for quotas in [
             r#"{"name":"a","quota":"fast"}"#,
@@ -312,7 +333,7 @@ mod tests {
             r#"{"name":"a","quota":"1/s"},{"name":"a","quota":"1/s"}"#,
         ] {
             let text = format!(r#"{{"sort":"rate","place":"x","policies":[[{quotas}]]}}"#);
-            let Some(Description::Rate(rates)) = Description::from_text(&text) else {
+            let Some(LimiterDescription::Rate(rates)) = from_text(&text) else {
                 panic!("{text}");
             };
             assert_eq!(rates.policies(), None, "{text}");
@@ -320,13 +341,13 @@ mod tests {
     }
 
     #[test]
-    fn what_a_later_version_writes_is_left_out() {
-        let name = Description::Name {
+    fn an_unknown_sort_is_not_read() {
+        let name = LimiterDescription::Name {
             name: "jobs".to_owned(),
         };
-        assert_eq!(name.to_text(), r#"{"sort":"name","name":"jobs"}"#);
-        assert_eq!(Description::from_text(&name.to_text()), Some(name));
+        assert_eq!(to_text(&name), r#"{"sort":"name","name":"jobs"}"#);
+        assert_eq!(from_text(&to_text(&name)), Some(name));
         let text = r#"{"sort":"colour","name":"red"}"#;
-        assert_eq!(Description::from_text(text), None);
+        assert_eq!(from_text(text), None);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::elsewhere::{Shared, SharedLimiters};
+use super::shared_limiters::{Shared, SharedLimiters};
 use crate::key::{KeyName, Secret};
 use crate::limit::Limit;
 use crate::policy::{NamedQuota, Policy};
@@ -67,7 +67,7 @@ impl SharedLimiters {
             None => self.names.iter().any(|name| is_other(name)),
         };
         limit.tier().is_some()
-            || self.has_lists && limit.for_all().is_some()
+            || self.has_lists && limit.blanket_capacity().is_some()
             || is_for_others
             || self.limiters.iter().any(|limiter| limiter.applies(limit))
     }

@@ -1,64 +1,64 @@
-//! The counter behind a concurrency limit, and the line of those who wait for it.
+//! The counter of a concurrency limit, and its wait queue.
 
 use std::collections::VecDeque;
 use std::fmt;
 
 use tokio::sync::oneshot;
 
-use super::stalled::{Charged, Search, StalledResponses, max_reclaimed};
+use super::stalled::{ChargedKey, SearchResult, StalledResponses, max_reclaimed};
 use crate::nesting::Nesting;
 use crate::sync::{Arc, AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering, lock};
 
-/// Set while the line is not empty: whoever comes now has to join it, and whoever leaves has to
-/// serve it.
-const WAITING: u64 = 1 << 63;
-/// Set once the limiter is gone; the last slot to come back recycles the counter.
+/// Set while the wait queue is not empty. New requests must then join the queue, and each released
+/// slot must wake a waiter.
+const HAS_WAITERS: u64 = 1 << 63;
+/// Set when the limiter is dropped. The last released slot then recycles the counter.
 const RETIRED: u64 = 1 << 62;
 const COUNT: u64 = RETIRED - 1;
 
-/// No limit.
+/// Stands for no limit.
 pub(super) const UNLIMITED: u64 = COUNT;
 
-/// How many slots are taken and how many there are.
+/// Counts the slots in use against a limit.
 ///
-/// Taking a slot is one compare-and-swap and giving it back one subtraction. A slot refers to its
-/// counter for as long as it is held; were that an `Arc`, its two count changes would double the
-/// cost of a request. So counters live for the process and are used again: the memory is that of the
-/// most limiters that there ever were at one time.
+/// Taking a slot is one compare-and-swap; releasing it is one subtraction. A slot refers to its
+/// counter while it is held. An `Arc` would add two contended count changes and double the cost of
+/// a request. So counters live as long as the process and are reused: the memory is that of the
+/// largest number of limiters that existed at one time.
 #[repr(align(128))]
-pub(super) struct Slots {
+pub(super) struct SlotCounter {
     state: AtomicU64,
     limit: AtomicU64,
     waiting: AtomicUsize,
-    line: Mutex<VecDeque<Waiter>>,
+    wait_queue: Mutex<VecDeque<Waiter>>,
     pub(super) stalled: StalledResponses,
     pub(super) nesting: Nesting,
 }
 
-/// Somebody in the line.
+/// A queued request.
 struct Waiter {
     slot: oneshot::Sender<Slot>,
-    counted: Counted,
+    is_waiting: WaitingFlag,
 }
 
-/// Whether somebody is counted as waiting: until a slot is on its way, or they went away.
+/// Whether a request counts as waiting: until a slot is sent to it, or it leaves the queue.
 #[derive(Clone)]
-struct Counted(Arc<AtomicBool>);
+struct WaitingFlag(Arc<AtomicBool>);
 
-/// One slot, taken. Dropping it gives it back.
-pub(super) struct Slot(&'static Slots);
+/// A slot. Dropping it releases it.
+pub(super) struct Slot(&'static SlotCounter);
 
-/// A place in the line for a slot.
-pub(super) struct Place {
-    slots: &'static Slots,
-    counted: Counted,
+/// A request's position in the wait queue.
+pub(super) struct QueuePosition {
+    slots: &'static SlotCounter,
+    is_waiting: WaitingFlag,
     pub(super) slot: oneshot::Receiver<Slot>,
 }
 
 #[cfg(not(admission_loom))]
-static RECYCLED: Mutex<Vec<&'static Slots>> = Mutex::new(Vec::new());
+static RECYCLED: Mutex<Vec<&'static SlotCounter>> = Mutex::new(Vec::new());
 
-impl Slots {
+impl SlotCounter {
     pub(super) fn new(limit: u64) -> &'static Self {
         #[cfg(not(admission_loom))]
         if let Some(slots) = Self::take_recycled() {
@@ -71,13 +71,13 @@ impl Slots {
             state: AtomicU64::new(0),
             limit: AtomicU64::new(limit),
             waiting: AtomicUsize::new(0),
-            line: Mutex::new(VecDeque::new()),
+            wait_queue: Mutex::new(VecDeque::new()),
             stalled: StalledResponses::new(),
             nesting: Nesting::new(),
         }))
     }
 
-    /// One without responses that were reclaimed and are not gone: they would count here.
+    /// Takes a recycled counter whose reclaimed responses are all gone; they would count here.
     #[cfg(not(admission_loom))]
     fn take_recycled() -> Option<&'static Self> {
         let mut recycled = lock(&RECYCLED);
@@ -85,8 +85,8 @@ impl Slots {
         Some(recycled.swap_remove(place))
     }
 
-    /// Lets the counter be used again once all its slots are back. Nobody may be in the line, and
-    /// the caller may not use it any more.
+    /// Marks the counter for reuse once all its slots are released. The wait queue must be empty,
+    /// and the caller must not use the counter again.
     pub(super) fn retire(&'static self) {
         if self.state.fetch_or(RETIRED, Ordering::AcqRel) & COUNT == 0 {
             self.recycle();
@@ -95,8 +95,8 @@ impl Slots {
 
     #[cold]
     fn recycle(&'static self) {
-        // What is left in the line has gone away.
-        lock(&self.line).clear();
+        // The remaining waiters have left.
+        lock(&self.wait_queue).clear();
         self.state.store(0, Ordering::Release);
         #[cfg(not(admission_loom))]
         lock(&RECYCLED).push(self);
@@ -110,23 +110,24 @@ impl Slots {
         self.limit.load(Ordering::Acquire)
     }
 
-    /// Raises or lowers the limit. What is taken above a lowered one retires as it comes back.
+    /// Changes the limit. After a reduction, requests in flight continue, and released slots are
+    /// not reused until the count is below the new limit.
     pub(super) fn set_limit(&'static self, limit: u64) {
         {
-            // Under the lock, so that whoever joins the line sees either the new limit or this
-            // call's serving of the line.
-            let _line = lock(&self.line);
+            // Held so that a request that joins the queue sees either the new limit or the wake-up
+            // below.
+            let _queue = lock(&self.wait_queue);
             self.limit.store(limit, Ordering::SeqCst);
         }
-        if self.state.load(Ordering::SeqCst) & WAITING != 0 {
-            self.serve_line();
+        if self.state.load(Ordering::SeqCst) & HAS_WAITERS != 0 {
+            self.wake_waiters();
         }
     }
 
-    /// Takes a slot if one is free and nobody waits for it. A refusal writes nothing.
+    /// Takes a slot if one is free and no request waits for it. A rejection writes nothing.
     #[inline]
     pub(super) fn try_take(&'static self) -> Option<Slot> {
-        self.take_unless(WAITING)
+        self.take_unless(HAS_WAITERS)
     }
 
     #[inline]
@@ -148,83 +149,82 @@ impl Slots {
         }
     }
 
-    /// Joins the line, unless `max_waiting` are in it already.
-    pub(super) fn join_line(&'static self, max_waiting: usize) -> Option<Place> {
+    /// Joins the wait queue, unless `max_waiting` requests are in it.
+    pub(super) fn join_wait_queue(&'static self, max_waiting: usize) -> Option<QueuePosition> {
         let one_more = |waiting| (waiting < max_waiting).then_some(waiting + 1);
         let waiting = self
             .waiting
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more)
             .ok()?;
         let (sender, slot) = oneshot::channel();
-        let counted = Counted(Arc::new(AtomicBool::new(true)));
+        let is_waiting = WaitingFlag(Arc::new(AtomicBool::new(true)));
         {
-            let mut line = lock(&self.line);
-            if line.len() > 2 * waiting + 16 {
-                // Mostly those who went away. Each is paid for by one who joined.
-                line.retain(|waiter| !waiter.slot.is_closed());
+            let mut queue = lock(&self.wait_queue);
+            if queue.len() > 2 * waiting + 16 {
+                // Most of them have left. Each removal is paid for by one join.
+                queue.retain(|waiter| !waiter.slot.is_closed());
             }
-            line.push_back(Waiter {
+            queue.push_back(Waiter {
                 slot: sender,
-                counted: counted.clone(),
+                is_waiting: is_waiting.clone(),
             });
-            self.state.fetch_or(WAITING, Ordering::AcqRel);
+            self.state.fetch_or(HAS_WAITERS, Ordering::AcqRel);
         }
-        // A slot may have come back before the flag was there to be seen.
-        self.serve_line();
-        Some(Place {
+        // A slot may have been released before the flag was visible.
+        self.wake_waiters();
+        Some(QueuePosition {
             slots: self,
-            counted,
+            is_waiting,
             slot,
         })
     }
 
-    /// Hands free slots to the head of the line.
+    /// Sends free slots to the waiters at the head of the queue.
     #[cold]
-    fn serve_line(&'static self) {
+    fn wake_waiters(&'static self) {
         loop {
             let (waiter, slot) = {
-                let mut line = lock(&self.line);
-                while line.front().is_some_and(|waiter| waiter.slot.is_closed()) {
-                    line.pop_front();
+                let mut queue = lock(&self.wait_queue);
+                while queue.front().is_some_and(|waiter| waiter.slot.is_closed()) {
+                    queue.pop_front();
                 }
-                if line.is_empty() {
-                    self.state.fetch_and(!WAITING, Ordering::AcqRel);
+                if queue.is_empty() {
+                    self.state.fetch_and(!HAS_WAITERS, Ordering::AcqRel);
                     return;
                 }
                 let Some(slot) = self.take_unless(0) else {
                     return;
                 };
-                let Some(waiter) = line.pop_front() else {
+                let Some(waiter) = queue.pop_front() else {
                     return;
                 };
                 (waiter, slot)
             };
-            self.stop_counting(&waiter.counted);
-            // Outside the lock: this wakes a task, and what that runs is not ours to know.
+            self.stop_waiting(&waiter.is_waiting);
+            // Outside of the lock: this wakes a task, which can run any code.
             if let Err(slot) = waiter.slot.send(slot) {
-                // Went away in this moment. Given back here, not by drop: that would call this
-                // function again, once deeper for each who went away.
+                // The waiter left at this moment. Release the slot here: `drop` would call this
+                // function recursively, once for each waiter that left.
                 std::mem::forget(slot);
                 let before = self.state.fetch_sub(1, Ordering::AcqRel);
                 if before & RETIRED != 0 {
-                    return self.after_give_back(before);
+                    return self.after_release(before);
                 }
             }
         }
     }
 
-    fn stop_counting(&self, counted: &Counted) {
-        if counted.0.swap(false, Ordering::AcqRel) {
+    fn stop_waiting(&self, is_waiting: &WaitingFlag) {
+        if is_waiting.0.swap(false, Ordering::AcqRel) {
             self.waiting.fetch_sub(1, Ordering::AcqRel);
         }
     }
 
-    /// Takes the permit of a response that its client does not read, one that counts for a key if
-    /// there is one.
+    /// Reclaims the permit of a stalled response, of one that counts for `charged` if given.
     #[cold]
-    pub(super) fn reclaim(&self, charged: Option<Charged<'_>>, spare: bool) -> Search {
+    pub(super) fn reclaim(&self, charged: Option<ChargedKey<'_>>, spare: bool) -> SearchResult {
         let slots = match self.limit() {
-            // Only keys have limits.
+            // Only the keys have limits.
             UNLIMITED => self.in_flight(),
             limit => limit,
         };
@@ -232,17 +232,17 @@ impl Slots {
     }
 
     #[inline]
-    fn give_back(&'static self) {
+    fn release(&'static self) {
         let before = self.state.fetch_sub(1, Ordering::AcqRel);
-        if before & (WAITING | RETIRED) != 0 {
-            self.after_give_back(before);
+        if before & (HAS_WAITERS | RETIRED) != 0 {
+            self.after_release(before);
         }
     }
 
     #[cold]
-    fn after_give_back(&'static self, before: u64) {
+    fn after_release(&'static self, before: u64) {
         if before & RETIRED == 0 {
-            self.serve_line();
+            self.wake_waiters();
         } else if before & COUNT == 1 {
             self.recycle();
         }
@@ -250,7 +250,7 @@ impl Slots {
 }
 
 impl Slot {
-    pub(super) fn slots(&self) -> &'static Slots {
+    pub(super) fn slots(&self) -> &'static SlotCounter {
         self.0
     }
 
@@ -262,20 +262,20 @@ impl Slot {
 impl Drop for Slot {
     #[inline]
     fn drop(&mut self) {
-        self.0.give_back();
+        self.0.release();
     }
 }
 
-impl Drop for Place {
+impl Drop for QueuePosition {
     fn drop(&mut self) {
-        // The receiver goes after this; a slot that was sent to it gives itself back.
-        self.slots.stop_counting(&self.counted);
+        // The receiver is dropped after this; a slot that was sent to it releases itself.
+        self.slots.stop_waiting(&self.is_waiting);
     }
 }
 
-impl fmt::Debug for Slots {
+impl fmt::Debug for SlotCounter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Slots")
+        f.debug_struct("SlotCounter")
             .field("in_flight", &self.in_flight())
             .field("limit", &self.limit())
             .finish_non_exhaustive()
@@ -287,8 +287,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_writes_nothing() {
-        let slots = Slots::new(1);
+    fn a_rejected_request_writes_nothing() {
+        let slots = SlotCounter::new(1);
         let held = slots.try_take().unwrap();
         let before = slots.state.load(Ordering::SeqCst);
         assert!(slots.try_take().is_none());
@@ -298,43 +298,49 @@ mod tests {
     }
 
     #[test]
-    fn many_who_went_away_do_not_exhaust_the_stack_or_keep_a_slot() {
-        let slots = Slots::new(1);
+    fn many_departed_waiters_exhaust_no_stack_and_keep_no_slot() {
+        let slots = SlotCounter::new(1);
         let held = slots.try_take().unwrap();
         let gone: Vec<_> = (0..100_000)
-            .map(|_| slots.join_line(usize::MAX).unwrap())
+            .map(|_| slots.join_wait_queue(usize::MAX).unwrap())
             .collect();
         drop(gone);
-        let mut last = slots.join_line(usize::MAX).unwrap();
+        let mut last = slots.join_wait_queue(usize::MAX).unwrap();
         drop(held);
-        let slot = last.slot.try_recv().expect("the one who stayed is served");
+        let slot = last
+            .slot
+            .try_recv()
+            .expect("the remaining waiter gets the slot");
         drop((slot, last));
         assert_eq!(slots.in_flight(), 0);
-        assert!(slots.try_take().is_some(), "the line is closed again");
+        assert!(slots.try_take().is_some(), "the wait queue is empty");
     }
 
-    /// A live waiter stands in front, because waiters that are gone leave the front with each join.
+    /// A live waiter is at the head, because each join removes departed waiters from the head only.
     #[test]
-    fn the_line_forgets_those_who_went_away_behind_a_waiter() {
-        let slots = Slots::new(1);
+    fn departed_waiters_behind_a_live_one_are_removed() {
+        let slots = SlotCounter::new(1);
         let _held = slots.try_take().unwrap();
-        let mut first = slots.join_line(4).unwrap();
+        let mut first = slots.join_wait_queue(4).unwrap();
         for _ in 0..10_000 {
-            drop(slots.join_line(4).unwrap());
+            drop(slots.join_wait_queue(4).unwrap());
         }
-        let mut last = slots.join_line(4).unwrap();
-        assert!(lock(&slots.line).len() < 64);
-        // Live waiters stay in their order.
+        let mut last = slots.join_wait_queue(4).unwrap();
+        assert!(lock(&slots.wait_queue).len() < 64);
+        // Live waiters keep their order.
         slots.set_limit(2);
-        let _slot = first.slot.try_recv().expect("the first is served");
+        let _slot = first
+            .slot
+            .try_recv()
+            .expect("the first waiter gets the slot");
         assert!(last.slot.try_recv().is_err());
         slots.set_limit(3);
         assert!(last.slot.try_recv().is_ok());
     }
 
     #[test]
-    fn a_retired_counter_is_used_again_only_when_its_slots_are_back() {
-        let slots = Slots::new(2);
+    fn a_retired_counter_is_recycled_after_its_slots_are_released() {
+        let slots = SlotCounter::new(2);
         let held = slots.try_take().unwrap();
         slots.retire();
         assert_eq!(slots.in_flight(), 1);
@@ -349,9 +355,9 @@ mod loom_tests {
     use loom::thread;
 
     #[test]
-    fn never_more_than_the_limit_and_all_come_back() {
+    fn the_limit_holds_and_every_slot_is_released() {
         loom::model(|| {
-            let slots = Slots::new(1);
+            let slots = SlotCounter::new(1);
             let inside = loom::sync::Arc::new(AtomicUsize::new(0));
             let take = {
                 let inside = inside.clone();
@@ -369,27 +375,30 @@ mod loom_tests {
     }
 
     #[test]
-    fn whoever_waits_is_served() {
+    fn a_waiter_gets_the_released_slot() {
         loom::model(|| {
-            let slots = Slots::new(1);
+            let slots = SlotCounter::new(1);
             let held = slots.try_take().unwrap();
             let leaving = thread::spawn(move || drop(held));
-            let mut place = slots.join_line(1).unwrap();
+            let mut place = slots.join_wait_queue(1).unwrap();
             leaving.join().unwrap();
-            let slot = place.slot.try_recv().expect("served by one of the two");
+            let slot = place
+                .slot
+                .try_recv()
+                .expect("one of the two threads woke the waiter");
             assert_eq!(slots.in_flight(), 1);
             drop((slot, place));
             assert_eq!(slots.in_flight(), 0);
-            assert_eq!(slots.state.load(Ordering::SeqCst) & WAITING, 0);
+            assert_eq!(slots.state.load(Ordering::SeqCst) & HAS_WAITERS, 0);
         });
     }
 
     #[test]
-    fn whoever_goes_away_leaves_the_slot_to_others() {
+    fn a_departing_waiter_leaves_its_slot_free() {
         loom::model(|| {
-            let slots = Slots::new(1);
+            let slots = SlotCounter::new(1);
             let held = slots.try_take().unwrap();
-            let place = slots.join_line(1).unwrap();
+            let place = slots.join_wait_queue(1).unwrap();
             let going = thread::spawn(move || drop(place));
             drop(held);
             going.join().unwrap();
@@ -399,12 +408,12 @@ mod loom_tests {
     }
 
     #[test]
-    fn raising_the_limit_serves_the_line() {
+    fn raising_the_limit_wakes_waiters() {
         loom::model(|| {
-            let slots = Slots::new(1);
+            let slots = SlotCounter::new(1);
             let _held = slots.try_take().unwrap();
             let raising = thread::spawn(move || slots.set_limit(2));
-            let mut place = slots.join_line(1).unwrap();
+            let mut place = slots.join_wait_queue(1).unwrap();
             raising.join().unwrap();
             assert!(place.slot.try_recv().is_ok());
         });

@@ -1,22 +1,21 @@
-//! What the rules of a limiter report to its limits, and do when these change.
+//! Reports a rate limiter to its limits, and applies their changes.
 
 use std::sync::Arc;
 
-use super::{Rules, with_override};
+use super::{RateRules, with_override};
 use crate::decision::{Decision, Usage};
 use crate::key::Key;
 use crate::limit::Limit;
 use crate::limits::{BoxFuture, CountedIn, LimitExplanation, LimitTarget, LimitUsage};
-#[cfg(feature = "redis")]
-use crate::limits::{Description, Rates};
-use crate::policy::{NamedQuota, Policy, Shape};
+use crate::policy::{NamedQuota, Policy, PolicyShape};
 use crate::rule::Rule;
+use crate::store::overrides::{LimiterDescription, RateDescription};
 use crate::store::{Charge, StoreStatus};
 use crate::sync::{Ordering, lock};
 
-impl Rules {
-    pub(in crate::limiter) fn rests(&self) -> bool {
-        self.rests.load(Ordering::Relaxed)
+impl RateRules {
+    pub(in crate::limiter) fn is_suspended(&self) -> bool {
+        self.suspended.load(Ordering::Relaxed)
     }
 
     /// The tier that is stored for a key, if the first policy has it.
@@ -26,7 +25,8 @@ impl Rules {
         stored.filter(|tier| self.in_tier(0, tier, |_| ()).is_some())
     }
 
-    /// Whether a charge in a tier is limited at all: whether a decision about it has numbers.
+    /// Whether a charge in a tier has any quota that is on, so that a decision about it has
+    /// numbers.
     fn is_limited(&self, policy: usize, tier: Option<&str>, charge: &Charge) -> bool {
         let policies = self.policies_in(tier);
         let mut quotas = policies[policy].quotas().iter().enumerate();
@@ -36,8 +36,11 @@ impl Rules {
         })
     }
 
-    /// How far a key has used it up, and whether the store answered about all of it.
-    pub(in crate::limiter) fn asked(&self, key: Key) -> BoxFuture<(Vec<LimitUsage>, bool)> {
+    /// A key's usage, and whether the store answered about all of it.
+    pub(in crate::limiter) fn usage_and_completeness(
+        &self,
+        key: Key,
+    ) -> BoxFuture<(Vec<LimitUsage>, bool)> {
         let stored = self.stored_tier(&key);
         let policies = self.policies();
         let charges = self.all_charges(&key).into_iter();
@@ -52,7 +55,7 @@ impl Rules {
             let (mut usages, mut is_complete) = (Vec::new(), true);
             for (policy, tier, charge, is_limited, asked) in asked {
                 let decision = asked.await;
-                // A store that fails leaves the answer to this process's share.
+                // If the store fails, this process's share has answered.
                 let counted_in = CountedIn::of(matches!(buckets.status(), Some(StoreStatus::Ok)));
                 is_complete &= !is_limited || !decision.usages().is_empty();
                 let is_used = || decision.usages().iter().any(|usage| used(usage) > 0);
@@ -71,11 +74,11 @@ impl Rules {
         })
     }
 
-    /// All buckets that a key may be charged to, by its override or the defaults, with the tiers and policies that
-    /// they are of.
+    /// All buckets that a key may be charged to, by its override or the defaults, with their
+    /// policies and tiers.
     fn all_charges(&self, key: &Key) -> Vec<(usize, Option<Arc<str>>, Charge)> {
         let mut all = Vec::new();
-        let charge = |charge: Charge, shape: &Shape| {
+        let charge = |charge: Charge, shape: &PolicyShape| {
             let own = self.limits.as_ref().and_then(|limits| {
                 limits.find(key, |limit| with_override(charge.clone(), limit, shape))
             });
@@ -96,7 +99,7 @@ impl Rules {
     }
 }
 
-impl LimitTarget for Rules {
+impl LimitTarget for RateRules {
     fn changed(&self, key: &Key) {
         for (_, _, charge) in self.all_charges(key) {
             self.buckets.settle(&[charge]);
@@ -117,18 +120,18 @@ impl LimitTarget for Rules {
     }
 
     fn usage(&self, key: Key) -> BoxFuture<Vec<LimitUsage>> {
-        if self.rests() {
+        if self.is_suspended() {
             return Box::pin(std::future::ready(Vec::new()));
         }
-        let asked = self.asked(key);
+        let asked = self.usage_and_completeness(key);
         Box::pin(async move { asked.await.0 })
     }
 
     fn explain(&self, key: Key, tier: Option<Arc<str>>) -> BoxFuture<Vec<LimitExplanation>> {
-        if self.rests() {
+        if self.is_suspended() {
             return Box::pin(std::future::ready(Vec::new()));
         }
-        self.explained(key, tier.as_deref())
+        self.explain_key(key, tier.as_deref())
     }
 
     fn total(&self) -> BoxFuture<Option<LimitUsage>> {
@@ -136,11 +139,11 @@ impl LimitTarget for Rules {
     }
 
     fn store_status(&self) -> Option<StoreStatus> {
-        self.buckets.status().filter(|_| !self.rests())
+        self.buckets.status().filter(|_| !self.is_suspended())
     }
 
     fn names(&self) -> Vec<Arc<str>> {
-        if self.rests() {
+        if self.is_suspended() {
             return Vec::new();
         }
         let policies = self.policies();
@@ -153,9 +156,8 @@ impl LimitTarget for Rules {
         policies.iter().any(|policy| policy.is_changed_by(limit))
     }
 
-    #[cfg(feature = "redis")]
-    fn description(&self) -> Option<Description> {
-        let place = self.buckets.place().filter(|_| !self.rests())?;
+    fn description(&self) -> Option<LimiterDescription> {
+        let place = self.buckets.place().filter(|_| !self.is_suspended())?;
         let policies = self.policies();
         let tiers = self.tiers.load();
         let tiers = tiers.iter().flat_map(|tier| {
@@ -164,11 +166,12 @@ impl LimitTarget for Rules {
             sets.filter_map(move |(at, set)| {
                 let policy = self.declared(&policies[at], &tier.name)?;
                 let shape = &set.as_ref()?.shape;
-                Some((at, &*tier.name, policy.in_shape(shape), shape))
+                Some((at, &*tier.name, policy.with_shape(shape), shape))
             })
         });
         let all = policies.iter().zip(&self.shapes);
-        Some(Description::Rate(Rates::new(place, all, tiers)))
+        let described = RateDescription::new(place, all, tiers);
+        Some(LimiterDescription::Rate(described))
     }
 }
 
@@ -176,7 +179,7 @@ fn used(usage: &Usage) -> u64 {
     usage.limit().saturating_sub(usage.remaining()).into()
 }
 
-/// How far the quotas of a policy are used up.
+/// The usage of a policy's quotas.
 fn report(
     policy: &Policy,
     tier: Option<Arc<str>>,
@@ -188,14 +191,14 @@ fn report(
     usages
         .filter_map(|usage| {
             Some(LimitUsage {
-                name: policy.quotas().get(usage.at())?.shared_name(),
+                name: policy.quotas().get(usage.index())?.shared_name(),
                 tier: tier.clone(),
                 sort: "rate",
                 used: used(usage),
                 here: Some(used(usage)).filter(|_| counted_in == CountedIn::Process),
                 counted_in,
                 limit: Some(usage.limit().into()),
-                is_own: charge.rule(usage.at()).is_some(),
+                is_override: charge.rule(usage.index()).is_some(),
             })
         })
         .collect()

@@ -1,4 +1,4 @@
-//! How many each key has in flight.
+//! Counts the requests in flight of each key.
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
@@ -12,35 +12,35 @@ use crate::sync::{AtomicU64, Mutex, Ordering, lock};
 
 const SHARDS: usize = 16;
 
-/// A count for each key that has anything in flight; the entry goes with the last of it, so the
-/// memory is bounded by what is in flight.
-pub(super) struct PerKey {
-    /// [`UNLIMITED`] for keys that are counted only if they have a limit of their own.
+/// One count for each key with requests in flight. The entry of a key is removed with its last
+/// request, so the memory is bounded by the requests in flight.
+pub(super) struct KeyCounters {
+    /// The default limit of a key. [`UNLIMITED`] counts a key only if it has an override.
     limit: AtomicU64,
     shards: [Mutex<HashMap<Key, u64>>; SHARDS],
     hasher: std::hash::RandomState,
 }
 
-/// A slot of each key that a permit is charged to.
+/// The key slots that a permit holds.
 pub(super) type KeySlots = SmallVec<[KeySlot; 2]>;
 
-/// A slot to take of one key.
-pub(super) struct Wanted<'a> {
-    pub(super) per_key: &'a Arc<PerKey>,
+/// A request for a slot of one key.
+pub(super) struct KeySlotRequest<'a> {
+    pub(super) per_key: &'a Arc<KeyCounters>,
     pub(super) key: Key,
-    /// How many the key may have.
+    /// The limit of the key.
     pub(super) limit: u64,
 }
 
-/// One slot of a key's, taken. Dropping it gives it back.
+/// A slot of a key. Dropping it releases it.
 pub(super) struct KeySlot {
-    per_key: Arc<PerKey>,
+    per_key: Arc<KeyCounters>,
     key: Key,
-    /// As it was when the slot was taken.
+    /// The limit at the time when the slot was taken.
     limit: u64,
 }
 
-impl PerKey {
+impl KeyCounters {
     pub(super) fn new(limit: u64) -> Self {
         Self {
             limit: AtomicU64::new(limit),
@@ -49,7 +49,7 @@ impl PerKey {
         }
     }
 
-    /// How many a key may have that has no limit of its own.
+    /// The limit of keys without an override.
     pub(super) fn limit(&self) -> u64 {
         self.limit.load(Ordering::Relaxed)
     }
@@ -58,11 +58,11 @@ impl PerKey {
         self.limit.store(limit, Ordering::Relaxed);
     }
 
-    pub(super) fn taken(&self, key: &Key) -> u64 {
+    pub(super) fn in_flight(&self, key: &Key) -> u64 {
         lock(self.shard(key)).get(key).copied().unwrap_or(0)
     }
 
-    fn give_back(&self, key: &Key) {
+    fn release(&self, key: &Key) {
         let mut shard = lock(self.shard(key));
         let Some(taken) = shard.get_mut(key) else {
             return;
@@ -70,7 +70,7 @@ impl PerKey {
         *taken -= 1;
         if *taken == 0 {
             shard.remove(key);
-            // After a flood of keys, give its memory back.
+            // After a flood of keys, free most of the memory.
             if shard.capacity() > 256 && shard.len() * 8 < shard.capacity() {
                 let keep = shard.len() * 2;
                 shard.shrink_to(keep);
@@ -93,39 +93,39 @@ impl KeySlot {
         self.key
     }
 
-    /// How many the key may have.
+    /// The limit of the key.
     pub(super) fn limit(&self) -> u64 {
         self.limit
     }
 
-    /// How many the key has, this one counted.
-    pub(super) fn taken(&self) -> u64 {
-        self.per_key.taken(&self.key)
+    /// The number of requests that the key has in flight, including this one.
+    pub(super) fn in_flight(&self) -> u64 {
+        self.per_key.in_flight(&self.key)
     }
 }
 
 impl Drop for KeySlot {
     fn drop(&mut self) {
-        self.per_key.give_back(&self.key);
+        self.per_key.release(&self.key);
     }
 }
 
-/// Takes a slot of each key, or of none. Returns the place of the first key that has none left.
+/// Takes a slot of every key, or of none. Returns the index of the first key at its limit.
 ///
-/// All are decided under their locks together: were one taken and given back because another is
-/// full, its key would be full for others in between. The locks are of different [`PerKey`]s, and
-/// always taken in the order of their places.
+/// Holds the locks of all keys together. If a slot were taken and released because another key is
+/// full, requests of its key could be rejected in between. The locks belong to different
+/// [`KeyCounters`] and are always taken in the order of their positions, so they cannot deadlock.
 #[inline]
-pub(super) fn try_take_all(wanted: &[Wanted<'_>]) -> Result<KeySlots, usize> {
+pub(super) fn try_take_all(requests: &[KeySlotRequest<'_>]) -> Result<KeySlots, usize> {
     let mut shards: SmallVec<[_; 2]> = SmallVec::new();
     for (
         place,
-        Wanted {
+        KeySlotRequest {
             per_key,
             key,
             limit,
         },
-    ) in wanted.iter().enumerate()
+    ) in requests.iter().enumerate()
     {
         let shard = lock(per_key.shard(key));
         if shard.get(key).copied().unwrap_or(0) >= *limit {
@@ -133,10 +133,10 @@ pub(super) fn try_take_all(wanted: &[Wanted<'_>]) -> Result<KeySlots, usize> {
         }
         shards.push(shard);
     }
-    let slots = wanted.iter().zip(&mut shards);
+    let slots = requests.iter().zip(&mut shards);
     let slots = slots.map(
         |(
-            Wanted {
+            KeySlotRequest {
                 per_key,
                 key,
                 limit,
@@ -158,8 +158,8 @@ pub(super) fn try_take_all(wanted: &[Wanted<'_>]) -> Result<KeySlots, usize> {
 mod tests {
     use super::*;
 
-    fn try_take(per_key: &Arc<PerKey>, key: Key, limit: u64) -> Option<KeySlots> {
-        try_take_all(&[Wanted {
+    fn try_take(per_key: &Arc<KeyCounters>, key: Key, limit: u64) -> Option<KeySlots> {
+        try_take_all(&[KeySlotRequest {
             per_key,
             key,
             limit,
@@ -168,8 +168,8 @@ mod tests {
     }
 
     #[test]
-    fn entries_vanish_at_zero() {
-        let per_key = Arc::new(PerKey::new(2));
+    fn a_key_without_requests_has_no_entry() {
+        let per_key = Arc::new(KeyCounters::new(2));
         let keys: Vec<_> = (0..10_000u32)
             .map(|n| Key::id("user", &n.to_string()))
             .collect();
@@ -194,16 +194,16 @@ mod tests {
     }
 
     #[test]
-    fn a_full_key_takes_nothing_from_the_others() {
-        let limits = [1, 2, 1].map(|limit| Arc::new(PerKey::new(limit)));
+    fn a_key_at_its_limit_takes_no_slot_of_other_keys() {
+        let limits = [1, 2, 1].map(|limit| Arc::new(KeyCounters::new(limit)));
         let take = |keys: [&str; 3]| {
-            let wanted = keys.iter().zip(&limits);
-            let wanted = wanted.map(|(key, per_key)| Wanted {
+            let requests = keys.iter().zip(&limits);
+            let requests = requests.map(|(key, per_key)| KeySlotRequest {
                 per_key,
                 key: Key::id("key", key),
                 limit: per_key.limit(),
             });
-            try_take_all(&wanted.collect::<Vec<_>>())
+            try_take_all(&requests.collect::<Vec<_>>())
         };
         let taken = || limits.each_ref().map(|per_key| per_key.len());
         let held = take(["a", "x", "same"]).unwrap();

@@ -3,14 +3,15 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::rules::Rules;
+use super::rules::RateRules;
 use crate::key::{Key, KeyName};
 use crate::limits::{
-    CountedIn, Description, ExplainedSlots, LimitExplanation, LimitSource, LimitUsage,
-    LimitVerdict, Limits, LimitsError, Rates, Slots,
+    CountedIn, ExplainedSlots, LimitExplanation, LimitSource, LimitUsage, LimitVerdict, Limits,
+    LimitsError,
 };
 use crate::policy::Policy;
-use crate::store::{LeaseSlots, LeaseStore, RedisStore};
+use crate::store::overrides::{LimiterDescription, RateDescription, SlotsDescription};
+use crate::store::{LeaseSlots, SharedStore};
 
 /// What services count in Redis, seen by a tool that is none of them: how far limits are used up.
 ///
@@ -45,17 +46,17 @@ pub struct SharedLimiters {
     pub(super) lost: u64,
     pub(super) has_lists: bool,
     limits: Limits,
-    store: RedisStore,
+    store: Arc<dyn SharedStore>,
 }
 
 pub(super) enum Shared {
     Rate {
         policies: Vec<Policy>,
-        rules: Arc<Rules>,
+        rules: Arc<RateRules>,
     },
     Slots {
         sort: &'static str,
-        described: Slots,
+        described: SlotsDescription,
         slots: Arc<dyn LeaseSlots>,
     },
 }
@@ -68,40 +69,47 @@ impl SharedLimiters {
     /// # Errors
     ///
     /// [`LimitsError::Unavailable`].
-    pub async fn read(limits: &Limits, store: &RedisStore) -> Result<Self, LimitsError> {
-        let texts = store.limit_table().limiters().await;
-        let texts = texts.map_err(LimitsError::Unavailable)?;
+    pub async fn read(
+        limits: &Limits,
+        store: &(impl SharedStore + Clone),
+    ) -> Result<Self, LimitsError> {
+        let store: Arc<dyn SharedStore> = Arc::new(store.clone());
+        let described = store.overrides().published().await;
+        let described = described.map_err(LimitsError::Unavailable)?;
         // Of their own, so that they are not taken for limiters of this process.
         let limits = limits.copied();
-        let described = texts.iter().filter_map(|text| Description::from_text(text));
         let (mut tiers, mut names, mut checks) = (Vec::new(), Vec::new(), Vec::new());
         let mut lost = 0;
         let mut has_lists = false;
-        let limiters = described.filter_map(|described| match described {
-            Description::Rate(rates) => Shared::rate(&rates, store, &limits),
-            Description::Concurrency(slots) => Shared::slots("concurrency", slots, store),
-            Description::Lease(slots) => Shared::slots("lease", slots, store),
-            Description::Tier { name } => {
-                tiers.push(name.into());
-                None
-            }
-            Description::Name { name } => {
-                names.push(name.into());
-                None
-            }
-            Description::Lists => {
-                has_lists = true;
-                None
-            }
-            Description::Secret { check } => {
-                checks.push(check);
-                None
-            }
-            Description::Lost { overrides, .. } => {
-                lost = overrides.max(lost);
-                None
-            }
-        });
+        let limiters = described
+            .into_iter()
+            .filter_map(|described| match described {
+                LimiterDescription::Rate(rates) => Shared::rate(&rates, &*store, &limits),
+                LimiterDescription::Concurrency(slots) => {
+                    Shared::slots("concurrency", slots, &*store)
+                }
+                LimiterDescription::Lease(slots) => Shared::slots("lease", slots, &*store),
+                LimiterDescription::Tier { name } => {
+                    tiers.push(name.into());
+                    None
+                }
+                LimiterDescription::Name { name } => {
+                    names.push(name.into());
+                    None
+                }
+                LimiterDescription::Lists => {
+                    has_lists = true;
+                    None
+                }
+                LimiterDescription::Secret { check } => {
+                    checks.push(check);
+                    None
+                }
+                LimiterDescription::Lost { overrides, .. } => {
+                    lost = overrides.max(lost);
+                    None
+                }
+            });
         Ok(Self {
             limiters: limiters.collect(),
             tiers,
@@ -110,7 +118,7 @@ impl SharedLimiters {
             lost,
             has_lists,
             limits,
-            store: store.clone(),
+            store,
         })
     }
 
@@ -130,7 +138,7 @@ impl SharedLimiters {
         for limiter in &self.limiters {
             match limiter.usage(key.key(), &self.limits).await {
                 Some(found) => usages.extend(found),
-                None => return Err(LimitsError::Unavailable(self.store.trouble().await)),
+                None => return Err(LimitsError::Unavailable(self.store.diagnose().await)),
             }
         }
         Ok(usages)
@@ -154,7 +162,7 @@ impl SharedLimiters {
             .iter()
             .any(|limit| limit.verdict == LimitVerdict::Unknown)
         {
-            return Err(LimitsError::Unavailable(self.store.trouble().await));
+            return Err(LimitsError::Unavailable(self.store.diagnose().await));
         }
         explained.retain(LimitExplanation::applies);
         Ok(explained)
@@ -177,7 +185,7 @@ impl SharedLimiters {
                 continue;
             };
             let Some(usage) = slots.usage(None).await else {
-                return Err(LimitsError::Unavailable(self.store.trouble().await));
+                return Err(LimitsError::Unavailable(self.store.diagnose().await));
             };
             usages.push(LimitUsage {
                 name: described.name.as_str().into(),
@@ -187,7 +195,7 @@ impl SharedLimiters {
                 here: None,
                 counted_in: CountedIn::Store,
                 limit: described.total,
-                is_own: false,
+                is_override: false,
             });
         }
         Ok(usages)
@@ -202,19 +210,23 @@ impl SharedLimiters {
 }
 
 impl Shared {
-    fn rate(rates: &Rates, store: &RedisStore, limits: &Limits) -> Option<Self> {
+    fn rate(rates: &RateDescription, store: &dyn SharedStore, limits: &Limits) -> Option<Self> {
         let policies = rates.policies().filter(|policies| !policies.is_empty())?;
         // As the service did: first as they were opened, as that says where they count.
         let opened = rates.opened()?;
         let buckets = store.open_at(&rates.place, &opened)?;
         let shapes = opened.iter().map(Policy::shape).collect();
         let tiers = rates.opened_tiers()?;
-        let rules = Rules::new(tiers, shapes, buckets, Some(limits)).ok()?;
+        let rules = RateRules::new(tiers, shapes, buckets, Some(limits)).ok()?;
         rules.set_policies(policies.clone()).ok()?;
         Some(Self::Rate { policies, rules })
     }
 
-    fn slots(sort: &'static str, described: Slots, store: &RedisStore) -> Option<Self> {
+    fn slots(
+        sort: &'static str,
+        described: SlotsDescription,
+        store: &dyn SharedStore,
+    ) -> Option<Self> {
         let slots = store.open_leases(&described.name);
         // Under another prefix they would be others.
         let is_there = slots.place() == Some(&described.place);
@@ -229,7 +241,7 @@ impl Shared {
     async fn usage(&self, key: Key, limits: &Limits) -> Option<Vec<LimitUsage>> {
         match self {
             Self::Rate { rules, .. } => {
-                let (usages, is_complete) = rules.asked(key).await;
+                let (usages, is_complete) = rules.usage_and_completeness(key).await;
                 is_complete.then_some(usages)
             }
             Self::Slots {
@@ -258,7 +270,7 @@ impl Shared {
                         here: None,
                         counted_in: CountedIn::Store,
                         limit,
-                        is_own: limits.overrides_concurrency(&key, &described.name),
+                        is_override: limits.overrides_concurrency(&key, &described.name),
                     });
                 }
                 Some(LimitUsage::of_places(usages).into_iter().collect())
@@ -273,7 +285,7 @@ impl Shared {
         limits: &Limits,
     ) -> Vec<LimitExplanation> {
         let (sort, described, slots) = match self {
-            Self::Rate { rules, .. } => return rules.explained(key, tier).await,
+            Self::Rate { rules, .. } => return rules.explain_key(key, tier).await,
             Self::Slots {
                 sort,
                 described,
@@ -334,7 +346,7 @@ impl Shared {
             }
             Self::Slots {
                 sort, described, ..
-            } if usage.sort == *sort && described.name == *usage.name => match usage.is_own {
+            } if usage.sort == *sort && described.name == *usage.name => match usage.is_override {
                 true => described.per_key.iter().flatten().next().copied(),
                 false => usage.limit,
             },

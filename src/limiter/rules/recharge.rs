@@ -1,13 +1,13 @@
-//! More for a request that was charged: where what it is charged in addition, or given back, goes.
+//! Finds the buckets for later charges and refunds of a request.
 
-use super::{Charges, Rules, with_override};
+use super::{Charges, RateRules, with_override};
 use crate::key::Key;
 use crate::store::Charge;
 use crate::sync::lock;
 
-impl Rules {
-    /// The sets of buckets that keys are charged to, if one has a tier of its own: what is stored for it may be another
-    /// tier by the time that something is given back.
+impl RateRules {
+    /// The bucket sets of the keys, if the tier of one differs from the request's tier. Kept,
+    /// because the tier that is stored for a key may change before a refund.
     #[inline]
     pub(in crate::limiter) fn sets(
         &self,
@@ -19,12 +19,14 @@ impl Rules {
             return None;
         }
         let charges = self.charges(keys, tier);
-        let is_own = |(policy, charge): (usize, &Charge)| charge.set != self.set(policy, tier);
-        let has_own = charges.iter().enumerate().any(is_own);
-        has_own.then(|| charges.iter().map(|charge| charge.set).collect())
+        let has_other_tier =
+            |(policy, charge): (usize, &Charge)| charge.set != self.set(policy, tier);
+        let is_kept = charges.iter().enumerate().any(has_other_tier);
+        is_kept.then(|| charges.iter().map(|charge| charge.set).collect())
     }
 
-    /// More of the same: what keys are charged to whose sets are known, or are those of the request's tier.
+    /// Further charges of the same request: to known bucket sets, or to those of the request's
+    /// tier.
     pub(in crate::limiter) fn charges_to(
         &self,
         keys: &[Key],
@@ -35,12 +37,12 @@ impl Rules {
         let charge = |(policy, key): (usize, &Key)| {
             let known = sets.and_then(|sets| sets.get(policy)).copied();
             let charge = Charge::new(*key, known.unwrap_or_else(|| self.set(policy, tier)));
-            self.with_own_rules(charge, policy)
+            self.with_override_rules(charge, policy)
         };
         keys.map(charge).collect()
     }
 
-    fn with_own_rules(&self, charge: Charge, policy: usize) -> Charge {
+    fn with_override_rules(&self, charge: Charge, policy: usize) -> Charge {
         let Some(limits) = self
             .limits
             .as_ref()

@@ -1,41 +1,40 @@
-//! A concurrency limiter as those who look after limits see it.
+//! A concurrency limiter as a target of its limits.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Counter;
+use super::CounterHandle;
 use crate::capacity::Capacity;
 use crate::key::Key;
 use crate::limit::Limit;
-use crate::limiter::per_key::PerKey;
-use crate::limiter::slots::UNLIMITED;
+use crate::limiter::key_counters::KeyCounters;
+use crate::limiter::slot_counter::UNLIMITED;
 use crate::limits::{
     BoxFuture, CountedIn, ExplainedSlots, LimitExplanation, LimitTarget, LimitUsage, Limits,
 };
-#[cfg(feature = "redis")]
-use crate::limits::{Description, Slots};
+use crate::store::overrides::{LimiterDescription, SlotsDescription};
 use crate::store::{LeaseSlots, StoreStatus};
 
-/// A limiter as [`Limits`] see it.
-pub(super) struct Occupied {
+/// A concurrency limiter as a target of [`Limits`].
+pub(super) struct ConcurrencyTarget {
     pub(super) name: Arc<str>,
-    pub(super) counter: Arc<Counter>,
-    pub(super) per_key: Vec<Arc<PerKey>>,
+    pub(super) counter: Arc<CounterHandle>,
+    pub(super) per_key: Vec<Arc<KeyCounters>>,
     pub(super) limits: Limits,
-    /// What a rejection for want of a slot tells the client.
+    /// The retry time of a rejection at capacity.
     pub(super) retry_after: Option<Duration>,
-    /// Where it counts as well, if replicas share it.
+    /// The slots in a store that replicas share, if any.
     pub(super) leases: Option<Arc<dyn LeaseSlots>>,
 }
 
-impl Occupied {
-    /// What a key's override or its tier says, unless the limiter is switched off.
+impl ConcurrencyTarget {
+    /// The key's override, or the limit of its tier, unless the limiter is switched off.
     fn own(&self, key: &Key) -> Option<Capacity> {
         let own = self.limits.concurrency(key, &self.name, None);
         own.filter(|_| !self.counter.ignores_override(&self.limits, key))
     }
 
-    fn usage_of(&self, used: u64, limit: u64, is_own: bool) -> LimitUsage {
+    fn usage_of(&self, used: u64, limit: u64, is_override: bool) -> LimitUsage {
         LimitUsage {
             name: self.name.clone(),
             tier: None,
@@ -44,19 +43,19 @@ impl Occupied {
             here: Some(used),
             counted_in: CountedIn::Process,
             limit: limiting(limit),
-            is_own,
+            is_override,
         }
     }
 }
 
-impl LimitTarget for Occupied {
+impl LimitTarget for ConcurrencyTarget {
     fn usage(&self, key: Key) -> BoxFuture<Vec<LimitUsage>> {
         let own = self.own(&key);
-        let is_own = own.is_some() && self.limits.overrides_concurrency(&key, &self.name);
+        let is_override = own.is_some() && self.limits.overrides_concurrency(&key, &self.name);
         let usages = self.per_key.iter().enumerate().map(|(place, per_key)| {
             let limit = own.map_or_else(|| per_key.limit(), Capacity::slots);
-            let usage = self.usage_of(per_key.taken(&key), limit, is_own);
-            // A place without a limit is not counted in the store.
+            let usage = self.usage_of(per_key.in_flight(&key), limit, is_override);
+            // A position without a limit is not counted in the store.
             let asked = usage.limit.and(self.leases.as_ref());
             (
                 usage,
@@ -92,7 +91,7 @@ impl LimitTarget for Occupied {
             let default = limiting(per_key.limit());
             let asked = self.leases.as_ref();
             let asked = asked.map(|leases| leases.usage_at(Some(&key), place));
-            (place, default, per_key.taken(&key), asked)
+            (place, default, per_key.in_flight(&key), asked)
         });
         let places: Vec<_> = places.collect();
         let counter = self.counter.slots;
@@ -101,7 +100,7 @@ impl LimitTarget for Occupied {
         Box::pin(async move {
             let mut explained = Vec::new();
             for (place, default, taken, asked) in places {
-                // A request has to fit here, and where replicas share the limit in the store as well.
+                // A request must fit here and, if replicas share the limit, in the store.
                 let used = match asked {
                     None => Some(taken),
                     Some(asked) => asked
@@ -146,19 +145,18 @@ impl LimitTarget for Occupied {
         limit.concurrency(&self.name).is_some()
     }
 
-    #[cfg(feature = "redis")]
-    fn description(&self) -> Option<Description> {
-        if self.counter.rests() {
+    fn description(&self) -> Option<LimiterDescription> {
+        if self.counter.is_suspended() {
             return None;
         }
+        let place = self.leases.as_ref()?.place()?;
+        let total = limiting(self.counter.slots.limit());
         let per_key = self.per_key.iter();
-        Some(Description::Concurrency(Slots {
-            name: self.name.to_string(),
-            place: self.leases.as_ref()?.place()?.to_owned(),
-            total: limiting(self.counter.slots.limit()),
-            per_key: per_key.map(|per_key| limiting(per_key.limit())).collect(),
-            tiers: Slots::tiers(&self.limits, &self.name),
-        }))
+        let per_key = per_key.map(|per_key| limiting(per_key.limit()));
+        let described = SlotsDescription::new(&self.name, place, total, per_key);
+        let tiers = self.limits.declared();
+        let tiers = tiers.iter().map(|tier| (&*tier.name, &tier.limit));
+        Some(LimiterDescription::Concurrency(described.with_tiers(tiers)))
     }
 }
 
