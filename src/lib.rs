@@ -121,8 +121,6 @@ pub mod rate;
 
 pub mod provider;
 
-#[cfg(feature = "config")]
-pub mod config;
 #[cfg(feature = "axum")]
 mod endpoint;
 
@@ -150,6 +148,7 @@ pub use key::{Key, KeyName, KeyNameError, Secret, SecretInstalled};
 pub use limit::{Limit, LimitError};
 pub use limiter::{
     ConcurrencyLimiter, HeartbeatLease, Lease, Leases, Permit, RateLimiter, SetPolicyError,
+    SharedLimiters,
 };
 pub use limits::{
     CountedIn, LimitChange, LimitEdit, LimitExplanation, LimitSource, LimitUsage, LimitVerdict,

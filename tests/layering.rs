@@ -38,7 +38,6 @@ const ALL: &[Levels] = &[Levels {
         &["provider"],
         &["endpoint"],
         &["admin", "sessions", "ws"],
-        &["config"],
         &["guide"],
     ],
 }];

@@ -8,14 +8,12 @@ use tokio::time::Instant;
 use tower_service::Service;
 
 use super::future::{InLine, ResponseFuture};
-#[cfg(feature = "config")]
 use super::layer::ConcurrencyLimitLayer;
 use super::layer::Shared;
 use super::service::{ConcurrencyLimit, Keys};
 use crate::extract::RequestHead;
 use crate::limiter::{KeyedRejection, Permit, PermitFuture, PermitReply};
 
-#[cfg(feature = "config")]
 impl ConcurrencyLimitLayer {
     /// This layer, whose requests take a permit of each of `others` as well, after its own; all are given back together.
     /// How an upgrade and waiting go is this layer's; each limit keeps its name, its answers, how far it is enforced,

@@ -112,7 +112,6 @@ impl ConcurrencyLimitLayer {
 
     /// Goes on with a limit that is there already, charging the keys that these find to the first of
     /// its limits for each key.
-    #[cfg(feature = "config")]
     pub(crate) fn resumed<E: KeyExtractor>(
         limiter: ConcurrencyLimiter,
         keys: impl IntoIterator<Item = E>,

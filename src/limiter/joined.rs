@@ -247,7 +247,6 @@ impl RateLimiter {
     /// Joins limiters into one that decides by all of them. Each also keeps deciding alone, with
     /// the same counts. Returns `None` if they use different stores, or a store that cannot join
     /// them.
-    #[cfg(feature = "config")]
     pub(crate) fn join(limiters: &[Self]) -> Option<Self> {
         if let [only] = limiters {
             return Some(only.clone());

@@ -166,7 +166,6 @@ impl Leases {
 
     /// Sets whether overrides and tiers are ignored, because the leases are switched off. Bans
     /// always apply. Default: not ignored.
-    #[cfg(feature = "config")]
     pub(crate) fn set_suspended(&self, is_suspended: bool) {
         self.shared()
             .settings

@@ -4,10 +4,6 @@ mod charged_buckets;
 mod concurrency;
 mod effect_checks;
 mod interpret;
-#[cfg_attr(
-    not(feature = "config"),
-    expect(dead_code, reason = "only configuration joins limiters")
-)]
 mod joined;
 mod key_counters;
 mod key_search;
@@ -24,7 +20,6 @@ mod shared_limiters;
 mod slot_counter;
 mod stall_clock;
 mod stalled;
-#[cfg(feature = "config")]
 mod suspend;
 mod wait;
 

@@ -13,7 +13,7 @@ use crate::limits::Limits;
 use crate::nesting::Nesting;
 use crate::policy::{NamedQuota, Policy};
 use crate::store::{MemoryStore, RateStats, RateStore, Reply, SecretMissing};
-#[cfg(all(feature = "config", feature = "metrics"))]
+#[cfg(feature = "metrics")]
 use crate::sync::{AtomicU64, Ordering};
 
 /// Limits the rate of requests by key. Clones share one limit.
@@ -49,7 +49,7 @@ struct RateLimiterInner {
     joined: Option<Joined>,
     nesting: Arc<Nesting>,
     /// The evictions that [`new_evictions`](RateLimiter::new_evictions) has reported.
-    #[cfg(all(feature = "config", feature = "metrics"))]
+    #[cfg(feature = "metrics")]
     evictions: AtomicU64,
 }
 
@@ -153,14 +153,13 @@ impl RateLimiter {
                 rules,
                 joined: None,
                 nesting: Arc::new(Nesting::new()),
-                #[cfg(all(feature = "config", feature = "metrics"))]
+                #[cfg(feature = "metrics")]
                 evictions: AtomicU64::new(0),
             }),
             tier: None,
         })
     }
 
-    #[cfg(feature = "config")]
     pub(super) fn from_joined(joined: Joined, parts: &[(Arc<RateRules>, &[Policy])]) -> Self {
         let policies = parts.iter().flat_map(|(_, policies)| *policies);
         Self {
@@ -169,7 +168,7 @@ impl RateLimiter {
                 rules: None,
                 joined: Some(joined),
                 nesting: Arc::new(Nesting::new()),
-                #[cfg(all(feature = "config", feature = "metrics"))]
+                #[cfg(feature = "metrics")]
                 evictions: AtomicU64::new(0),
             }),
             tier: None,
@@ -180,7 +179,6 @@ impl RateLimiter {
         self.inner.joined.as_ref()
     }
 
-    #[cfg(feature = "config")]
     pub(super) fn rules_and_policies(&self) -> Option<(Arc<RateRules>, &[Policy])> {
         Some((self.inner.rules.clone()?, &self.inner.policies))
     }
@@ -361,7 +359,7 @@ impl RateLimiter {
     }
 
     /// The evictions since the last call, for a counter that outlives this limiter.
-    #[cfg(all(feature = "config", feature = "metrics"))]
+    #[cfg(feature = "metrics")]
     pub(crate) fn new_evictions(&self) -> Option<u64> {
         let evictions = self.stats()?.evictions;
         let before = (self.inner.evictions).fetch_max(evictions, Ordering::Relaxed);

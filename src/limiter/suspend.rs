@@ -27,7 +27,6 @@ impl RateLimiter {
     }
 
     /// Whether the limiter is [suspended](Self::set_suspended).
-    #[cfg(feature = "ws")]
     pub(crate) fn is_suspended(&self) -> bool {
         self.rules().is_some_and(RateRules::is_suspended)
     }

@@ -4,17 +4,14 @@ use std::sync::Arc;
 
 use http::Request;
 
-#[cfg(feature = "config")]
 use super::layer::RateLimitLayer;
 use super::shared::{Asked, CountIf, Rejected, Settings, Shared, Skip};
 use crate::decision::{Decision, Usage};
 use crate::enforce::Enforcement;
-#[cfg(feature = "config")]
 use crate::extract::KeyExtractor;
 use crate::extract::{RequestHead, ResponseHead};
 use crate::key::Key;
 use crate::limiter::LimiterSet;
-#[cfg(feature = "config")]
 use crate::limiter::RateLimiter;
 use crate::store::Reply;
 
@@ -36,7 +33,6 @@ pub(super) enum Joint {
     Without(LimiterSet),
 }
 
-#[cfg(feature = "config")]
 impl<K: KeyExtractor> RateLimitLayer<K> {
     /// This layer, whose requests are decided by the limits of `others` as well: each fits all, or takes
     /// nothing from any. How responses report limits and what a request costs are those of this layer;

@@ -1,13 +1,13 @@
-//! What becomes of work while the store is away.
+//! Leases while the store is unavailable.
 
 use tower_admission::store::{FailureMode, LeaseStatus};
 use tower_admission::{Leases, Reason};
 
-use crate::away::Later;
+use crate::away::DelayedLeases;
 use crate::tenant;
 
-fn away(mode: FailureMode) -> (Leases, Later) {
-    let store = Later::failing(mode);
+fn away(mode: FailureMode) -> (Leases, DelayedLeases) {
+    let store = DelayedLeases::failing(mode);
     store.answer_at_once();
     store.go_away();
     let leases = Leases::new().per_tenant(4).total(8);
@@ -60,12 +60,12 @@ async fn a_local_share_counts_in_this_process() {
     assert_eq!(
         leases.release(&acme, "1").await,
         LeaseStatus::Unavailable,
-        "the store may know of it as well"
+        "the store may also know the lease"
     );
     let again = leases.acquire(&acme, "2").await;
-    let again = again.expect("a slot of the share is free again");
+    let again = again.expect("the share has a free slot again");
 
-    // The store knows nothing of these, and is not asked to give them back.
+    // The store does not know these leases and gets no release for them.
     store.come_back();
     drop((held, again));
     assert_eq!(store.taken().await, 0);
@@ -75,7 +75,7 @@ async fn a_local_share_counts_in_this_process() {
     store.until_taken(0).await;
 }
 
-/// A retry that comes while the store is away takes its work over here, and a release ends both.
+/// A retry during an outage takes the work over in the local share.
 #[tokio::test]
 async fn a_release_ends_the_copies_in_the_store_and_in_the_share() {
     let (leases, store) = away(FailureMode::LocalShare { replicas: 2 });
@@ -104,7 +104,7 @@ async fn a_release_without_the_store_returns_unavailable() {
     assert_eq!(leases.release(&acme, "1").await, LeaseStatus::Live);
 }
 
-/// What is in a share is live while the store is away, and what the store says holds after that.
+/// A lease in a share is live during the outage. Afterwards, the store's answer takes precedence.
 #[tokio::test]
 async fn a_lease_that_the_returned_store_does_not_know_is_gone() {
     let (leases, store) = away(FailureMode::LocalShare { replicas: 1 });
@@ -122,10 +122,10 @@ async fn a_lease_that_the_returned_store_does_not_know_is_gone() {
     assert_eq!(
         leases.heartbeat(&acme, "1").await,
         LeaseStatus::Unavailable,
-        "nor is it live here"
+        "it is not live in the share either"
     );
 
-    // What only a share had can still be released, and says so.
+    // A lease that only the share had can still be released.
     leases.acquire(&acme, "2").await.unwrap().detach();
     store.come_back();
     assert_eq!(leases.release(&acme, "2").await, LeaseStatus::Live);
@@ -143,7 +143,7 @@ async fn a_lease_that_the_store_grants_leaves_the_share() {
     assert_eq!(lease.release().await, LeaseStatus::Live);
     store.go_away();
     let another = leases.acquire(&acme, "2").await;
-    assert!(another.is_ok(), "nothing is at work");
+    assert!(another.is_ok(), "no slot is in use");
 }
 
 #[tokio::test]
@@ -167,7 +167,7 @@ async fn leases_held_in_the_store_count_against_the_share() {
     let occupancy = refused.occupancy().unwrap();
     assert_eq!((occupancy.used, occupancy.allowed), (4, 4));
 
-    // Where the end of what is detached is not known here.
+    // This process does not learn when a detached lease ends.
     lease.detach();
     drop(kept);
     let held = [
@@ -178,7 +178,7 @@ async fn leases_held_in_the_store_count_against_the_share() {
     drop(held);
 }
 
-/// Limits that are made from one, by another name or over another store.
+/// Leases derived from others by another name or another store.
 #[tokio::test(start_paused = true)]
 async fn leases_of_other_names_and_stores_share_no_counts() {
     let (base, store) = away(FailureMode::LocalShare { replicas: 1 });
@@ -189,8 +189,8 @@ async fn leases_of_other_names_and_stores_share_no_counts() {
     let _stream = streams.acquire(&acme, "1").await.unwrap();
     assert!(jobs.acquire(&acme, "2").await.is_err());
 
-    // One that is away holds up none that is not.
-    let well = Later::default();
+    // An unavailable store does not block an available one.
+    let well = DelayedLeases::default();
     well.answer_at_once();
     let other = base.clone().store(well.clone());
     store.come_back();

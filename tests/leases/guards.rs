@@ -1,14 +1,14 @@
-//! Until it is detached, a lease is given back on every path.
+//! Until it is detached, a lease is released on every path.
 
 use std::pin::pin;
 
 use tower_admission::store::LeaseStatus;
 use tower_admission::{Lease, Leases, Reason};
 
-use crate::away::Later;
+use crate::away::DelayedLeases;
 use crate::{poll_once, tenant, total, used};
 
-/// Starts work whose hand-over fails somewhere.
+/// Starts work whose dispatch may fail.
 async fn start(leases: &Leases, hand_over: impl AsyncFnOnce(&Lease) -> Result<(), String>) {
     let started: Result<(), String> = async {
         let lease = leases
@@ -29,7 +29,7 @@ async fn an_early_return_releases_the_lease() {
     start(&leases, async |_| Err("no room in the queue".to_owned())).await;
     assert_eq!(used(&leases, "acme").await, 0);
     start(&leases, async |_| Ok(())).await;
-    assert_eq!(used(&leases, "acme").await, 1, "handed over, it stays");
+    assert_eq!(used(&leases, "acme").await, 1, "a detached lease stays");
 }
 
 #[tokio::test]
@@ -56,11 +56,11 @@ async fn a_cancelled_dispatch_releases_the_lease() {
     assert_eq!(used(&leases, "acme").await, 0);
 }
 
-/// A store over a network takes the slot when it is told to, and its answer comes when it comes.
+/// A network store takes the slot and answers at any later time.
 #[tokio::test]
 async fn an_acquire_that_is_cancelled_at_any_await_takes_no_slot() {
     for answered in [false, true] {
-        let store = Later::default();
+        let store = DelayedLeases::default();
         let leases = Leases::new().store(store.clone());
         let acme = tenant("acme");
         {
@@ -78,7 +78,7 @@ async fn an_acquire_that_is_cancelled_at_any_await_takes_no_slot() {
 
 #[tokio::test]
 async fn a_dropped_lease_is_released_in_the_background() {
-    let store = Later::default();
+    let store = DelayedLeases::default();
     store.answer_at_once();
     let leases = Leases::new().store(store.clone());
     let lease = leases.acquire(&tenant("acme"), "1").await.unwrap();
@@ -90,7 +90,7 @@ async fn a_dropped_lease_is_released_in_the_background() {
 #[tokio::test]
 async fn a_release_is_retried_until_the_store_answers() {
     tokio::time::pause();
-    let store = Later::default();
+    let store = DelayedLeases::default();
     store.answer_at_once();
     let leases = Leases::new().store(store.clone());
     let many: Vec<_> = {
@@ -115,7 +115,7 @@ async fn a_release_is_retried_until_the_store_answers() {
 
 #[tokio::test]
 async fn release_waits_for_the_store() {
-    let store = Later::default();
+    let store = DelayedLeases::default();
     store.answer_at_once();
     let leases = Leases::new().store(store.clone());
     let lease = leases.acquire(&tenant("acme"), "1").await.unwrap();
@@ -129,7 +129,7 @@ async fn release_waits_for_the_store() {
 
 #[tokio::test]
 async fn a_lease_that_is_dropped_outside_of_a_runtime_is_released_by_the_next_flush() {
-    let store = Later::default();
+    let store = DelayedLeases::default();
     store.answer_at_once();
     let leases = Leases::new().store(store.clone());
     let lease = leases.acquire(&tenant("acme"), "1").await.unwrap();

@@ -1,15 +1,15 @@
-//! Heartbeats in the background, and losing what they are for.
+//! Background heartbeats, and lost leases.
 
 use std::pin::pin;
 
 use tower_admission::Leases;
 use tower_admission::store::{FailureMode, LeaseStatus};
 
-use crate::away::Later;
+use crate::away::DelayedLeases;
 use crate::{SECOND, poll_once, tenant};
 
-fn leases() -> (Leases, Later) {
-    let store = Later::failing(FailureMode::Closed);
+fn leases() -> (Leases, DelayedLeases) {
+    let store = DelayedLeases::failing(FailureMode::Closed);
     store.answer_at_once();
     let leases = Leases::new().ttl(60 * SECOND).store(store.clone());
     (leases, store)
@@ -21,7 +21,7 @@ async fn heartbeats_extend_a_lease_while_it_is_held() {
     let lease = leases.acquire(&tenant("acme"), "1").await.unwrap();
     let kept = lease.keep_alive();
     for _ in 0..60 {
-        // The store's clock and the runtime's.
+        // The clocks of the store and of the runtime.
         store.clock.advance(10 * SECOND);
         tokio::time::sleep(10 * SECOND).await;
         assert_eq!(store.taken().await, 1);
@@ -57,11 +57,11 @@ async fn a_lease_that_may_have_expired_is_lost() {
     let after = started.elapsed();
     assert!(
         54 * SECOND <= after && after < 60 * SECOND,
-        "before others may have its slot: {after:?}"
+        "before another caller can get its slot: {after:?}"
     );
 }
 
-/// The store counts from the acquire, so this process does as well.
+/// The store counts from the acquire, so this process must too.
 #[tokio::test(start_paused = true)]
 async fn the_time_to_live_counts_from_the_acquire() {
     let (leases, store) = leases();
@@ -84,7 +84,8 @@ async fn the_time_to_live_counts_from_the_acquire() {
     assert!(after < 60 * SECOND, "{after:?}");
 }
 
-/// Somebody else may have kept it alive by its id, so a first heartbeat that is late is sent.
+/// A late first heartbeat is still sent, because another caller may have extended the lease by its
+/// id.
 #[tokio::test(start_paused = true)]
 async fn a_lease_that_was_extended_by_id_is_not_lost() {
     let (leases, store) = leases();
@@ -121,10 +122,10 @@ async fn an_acquire_of_the_same_id_loses_the_lease() {
     leases.acquire(&acme, "1").await.unwrap().detach();
     store.pass(61).await;
     assert!(kept.is_lost());
-    assert_eq!(store.taken().await, 0, "it does not keep the other's alive");
+    assert_eq!(store.taken().await, 0, "it does not extend the other lease");
 }
 
-/// A worker that stood still for its time to live, while its work was given to another.
+/// A worker stalls for its time to live, and its work goes to another worker.
 #[tokio::test(start_paused = true)]
 async fn the_later_of_two_holders_keeps_the_lease() {
     let (leases, store) = leases();
@@ -142,7 +143,7 @@ async fn the_later_of_two_holders_keeps_the_lease() {
     store.until_taken(0).await;
 }
 
-/// Nobody would tell it any more.
+/// No task would report the loss.
 #[test]
 fn a_lease_whose_heartbeat_task_ended_is_lost() {
     let runtime = |time: bool| {
@@ -153,7 +154,7 @@ fn a_lease_whose_heartbeat_task_ended_is_lost() {
         builder.build().unwrap()
     };
     let leases = Leases::new();
-    // Heartbeats need time.
+    // Heartbeats need a timer.
     for time in [true, false] {
         let first = runtime(time);
         let kept = first.block_on(async {
@@ -183,12 +184,12 @@ async fn a_short_outage_of_the_store_loses_no_lease() {
     assert!(!kept.is_lost());
     kept.detach();
     tokio::time::sleep(SECOND).await;
-    assert_eq!(store.taken().await, 1, "left to whoever knows its id");
+    assert_eq!(store.taken().await, 1, "a detached lease stays");
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_uncounted_lease_is_never_lost() {
-    let store = Later::failing(FailureMode::Open);
+    let store = DelayedLeases::failing(FailureMode::Open);
     store.answer_at_once();
     store.go_away();
     let leases = Leases::new().store(store);

@@ -1,4 +1,4 @@
-//! How many there may be, how long they live, and whose they are.
+//! Limits, times to live and ids of leases.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,7 +26,7 @@ async fn a_rejection_reports_the_limit_and_its_usage() {
     assert_eq!(
         refused.retry_after(),
         None,
-        "when a slot frees cannot be known"
+        "the time at which a slot becomes free is unknown"
     );
     assert_eq!(
         refused.to_string(),
@@ -56,21 +56,28 @@ async fn a_limit_of_zero_is_unlimited() {
 async fn a_lease_expires_without_heartbeats_and_lives_with_them() {
     let (leases, clock) = on_clock(Leases::new().per_tenant(2).ttl(60 * SECOND));
     let acme = tenant("acme");
-    leases.acquire(&acme, "heard of").await.unwrap().detach();
     leases
-        .acquire(&acme, "not heard of")
+        .acquire(&acme, "with heartbeats")
+        .await
+        .unwrap()
+        .detach();
+    leases
+        .acquire(&acme, "without heartbeats")
         .await
         .unwrap()
         .detach();
     for _ in 0..3 {
         clock.advance(40 * SECOND);
-        assert_eq!(leases.heartbeat(&acme, "heard of").await, LeaseStatus::Live);
+        assert_eq!(
+            leases.heartbeat(&acme, "with heartbeats").await,
+            LeaseStatus::Live
+        );
     }
     assert_eq!(used(&leases, "acme").await, 1);
     assert_eq!(
-        leases.heartbeat(&acme, "not heard of").await,
+        leases.heartbeat(&acme, "without heartbeats").await,
         LeaseStatus::Gone,
-        "a heartbeat takes nothing that has expired"
+        "a heartbeat revives no expired lease"
     );
     assert_eq!(used(&leases, "acme").await, 1);
 
@@ -78,10 +85,16 @@ async fn a_lease_expires_without_heartbeats_and_lives_with_them() {
     assert_eq!(
         used(&leases, "acme").await,
         0,
-        "at its time to live it ends"
+        "it ends with its time to live"
     );
-    assert_eq!(leases.heartbeat(&acme, "heard of").await, LeaseStatus::Gone);
-    assert_eq!(leases.release(&acme, "heard of").await, LeaseStatus::Gone);
+    assert_eq!(
+        leases.heartbeat(&acme, "with heartbeats").await,
+        LeaseStatus::Gone
+    );
+    assert_eq!(
+        leases.release(&acme, "with heartbeats").await,
+        LeaseStatus::Gone
+    );
 }
 
 #[tokio::test]
@@ -115,16 +128,16 @@ async fn an_acquire_of_a_live_id_takes_it_over() {
     let first = leases.acquire(&acme, "42").await.unwrap();
     clock.advance(40 * SECOND);
     let again = leases.acquire(&acme, "42").await;
-    let second = again.expect("it is not counted twice, so it fits");
+    let second = again.expect("the same id counts once, so it fits");
     assert_eq!(used(&leases, "acme").await, 1);
     drop(first);
     assert_eq!(
         used(&leases, "acme").await,
         1,
-        "an attempt that was given up leaves a later one's alone"
+        "the earlier guard releases nothing of the later one"
     );
     clock.advance(40 * SECOND);
-    assert_eq!(used(&leases, "acme").await, 1, "it lives anew");
+    assert_eq!(used(&leases, "acme").await, 1, "its time to live restarted");
     drop(second);
     assert_eq!(used(&leases, "acme").await, 0);
 }
@@ -139,7 +152,7 @@ async fn clones_and_leases_with_one_store_and_name_share_a_limit() {
     assert!(other.acquire(&tenant("acme"), "2").await.is_ok());
 }
 
-/// The value that acquired it may be made for one request.
+/// An application may build `Leases` for a single request.
 #[tokio::test]
 async fn detached_work_outlives_the_limiter_that_acquired_it() {
     let (_, clock) = on_clock(Leases::new());
@@ -168,7 +181,7 @@ async fn random_ids_are_unique() {
     assert_eq!(used(&leases, "acme").await, 2);
 }
 
-/// 64 tasks start 1,000 pieces of work over 10 of a tenant's and 100 in all.
+/// 64 tasks start 1,000 pieces of work against limits of 10 per tenant and 100 in total.
 #[tokio::test(flavor = "multi_thread")]
 async fn concurrent_acquires_use_exactly_the_limits() {
     let leases = Leases::new().per_tenant(10).total(100);
@@ -183,7 +196,7 @@ async fn concurrent_acquires_use_exactly_the_limits() {
                     if n >= 1000 {
                         return held;
                     }
-                    // 16 tenants: more than fit at 10 each.
+                    // 16 tenants need more slots than the total limit has.
                     let tenant = tenant(&(n % 16).to_string());
                     if let Ok(lease) = leases.acquire(&tenant, &n.to_string()).await {
                         held.push(lease);
@@ -227,7 +240,7 @@ async fn new_limits_apply_to_all_clones_immediately() {
     assert_eq!(rejected.reason(), Reason::AtCapacity);
     clone.set_total(Capacity::Unlimited);
     taken("4").await.unwrap();
-    // Lowered below what is at work: that goes on.
+    // The limit drops below the slots in use: they stay.
     clone.set_per_tenant(1);
     let rejected = taken("5").await.unwrap_err();
     let occupancy = rejected.occupancy().unwrap();
@@ -235,7 +248,7 @@ async fn new_limits_apply_to_all_clones_immediately() {
     clone.set_per_tenant(0);
     assert_eq!(taken("5").await.unwrap_err().reason(), Reason::Denied);
 
-    // What is made with a setter has numbers of its own.
+    // A setter returns leases with their own settings.
     let other = leases.clone().per_tenant(9);
     other.set_total(7);
     clone.set_per_tenant(Capacity::Unlimited);

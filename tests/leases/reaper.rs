@@ -1,4 +1,4 @@
-//! What is dropped is given back, whatever becomes of runtimes and stores.
+//! Dropped leases are released, whatever happens to runtimes and stores.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,11 +11,11 @@ use tower_admission::store::{
 };
 use tower_admission::{Key, Lease, Leases};
 
-use crate::away::Later;
+use crate::away::DelayedLeases;
 use crate::{SECOND, tenant, total};
 
-fn leases() -> (Leases, Later) {
-    let store = Later::default();
+fn leases() -> (Leases, DelayedLeases) {
+    let store = DelayedLeases::default();
     store.answer_at_once();
     let leases = Leases::new().ttl(3600 * SECOND).store(store.clone());
     (leases, store)
@@ -30,7 +30,7 @@ fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// More than are remembered of acquires whose end is not known.
+/// More than the bound on queued releases of unconfirmed acquires.
 const MANY: u32 = 70_000;
 
 #[tokio::test]
@@ -97,7 +97,7 @@ fn a_flush_takes_over_from_a_runtime_that_has_ended() {
             let _lease = lease;
             std::future::pending::<()>().await;
         });
-        // Its answer does not come before the runtime ends.
+        // The runtime ends before the answer arrives.
         let lease = acquire(&leases, 2).await;
         store.hang();
         drop(lease);
@@ -122,7 +122,7 @@ fn a_flush_takes_over_from_a_stalled_runtime() {
         leases.flush().await;
         assert_eq!(store.taken().await, 0);
     });
-    // The task that was replaced leaves the others alone.
+    // The replaced task does not disturb the new one.
     still.block_on(async {
         drop(acquire(&leases, 3).await);
         leases.flush().await;
@@ -130,7 +130,7 @@ fn a_flush_takes_over_from_a_stalled_runtime() {
     });
 }
 
-/// A store whose first releases end otherwise.
+/// A store whose first releases fail or panic.
 #[derive(Clone)]
 struct Flaky {
     slots: Arc<dyn LeaseSlots>,

@@ -1,4 +1,4 @@
-//! Changes by a known author, and under a condition.
+//! Changes with an author, and conditional changes.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ async fn a_change_records_its_author_and_the_previous_override() {
     assert_eq!(set.changed_at(), Some(bench.clock.wall_clock()));
     let before = edit().delete().await.unwrap();
     assert_eq!(before.as_ref(), Some(&set));
-    // What deletes nothing changes nothing.
+    // A deletion of nothing is no change.
     assert_eq!(edit().delete().await.unwrap(), None);
 
     let changes = limits.changes(9).await.unwrap();
@@ -53,11 +53,11 @@ fn an_override_with_a_duration_ends_by_the_process_clock() {
     let set = bench.limits.get_override(&acme).unwrap();
     let end = bench.clock.wall_clock() + 60 * SECOND + SECOND / 2;
     assert_eq!((set.end(), set.note()), (Some(end), Some("ticket 4711")));
-    // No time panics.
+    // No duration panics.
     now(edit().lasting(Duration::MAX).set(noted)).unwrap();
     assert!(bench.limits.get_override(&acme).unwrap().end() > Some(end));
 
-    // What was before is in the audit trail as it was, so that it can be set again.
+    // The audit trail has the previous override in full, so that it can be restored.
     now(bench.limits.edit(&acme).set(set.clone())).unwrap();
     now(bench.limits.edit(&acme).set(entry("deny all"))).unwrap();
     let before = now(bench.limits.changes(1)).unwrap()[0].before.clone();
@@ -107,7 +107,7 @@ fn a_conditional_change_detects_a_concurrent_change() {
     now(limits.edit(&acme).only_if(None).delete()).unwrap();
 }
 
-/// Also where the key is known by its fingerprint, and has a name now.
+/// Also if the key was known by its fingerprint and has a name now.
 #[test]
 fn a_condition_applies_to_the_key_under_any_name() {
     let bench = Bench::new(Quota::per_hour(10));

@@ -1,4 +1,4 @@
-//! Overrides that end.
+//! Overrides with an end.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ fn a_key_has_its_default_after_the_end_of_its_override() {
         bench.clock.advance(59 * SECOND);
         assert!(bench.limits.get(&name("org:acme")).is_some());
         bench.clock.advance(SECOND);
-        // All 25 stay used.
+        // All 25 requests stay used.
         assert_eq!(bench.burst(&acme()), 0);
         let peeked = now(async { bench.limiter.peek(&acme()).await });
         assert_eq!(peeked.limit(), Some(10));
@@ -88,7 +88,8 @@ fn a_concurrency_override_can_end() {
     assert_eq!(admitted(), 2);
 }
 
-/// Threads that decide while overrides end neither wait for each other nor see one that has ended.
+/// Threads that decide while overrides end do not block each other and never apply an ended
+/// override.
 #[test]
 fn all_threads_see_the_end_of_an_override() {
     let bench = Bench::new(Quota::per_hour(1_000_000));
@@ -101,7 +102,8 @@ fn all_threads_see_the_end_of_an_override() {
         for _ in 0..8 {
             scope.spawn(|| {
                 for key in &keys {
-                    // While another thread removes them an override may still count, and no longer.
+                    // While another thread removes them, an override may still be counted, but no
+                    // longer than that.
                     while !bench.limiter.check_now(key).unwrap().is_admitted() {
                         std::thread::yield_now();
                     }
@@ -126,7 +128,7 @@ async fn an_end_is_in_the_audit_trail() {
     assert_eq!(Limits::new().changes(9).await.unwrap(), []);
 }
 
-/// As after a virtual machine was resumed, until its time is right again.
+/// As after the resume of a virtual machine, until its clock is corrected.
 #[tokio::test]
 async fn an_override_applies_again_after_a_clock_stepped_forward_and_back() {
     let bench = Bench::new(Quota::per_hour(10));
@@ -140,10 +142,10 @@ async fn an_override_applies_again_after_a_clock_stepped_forward_and_back() {
     let admits = |key: &Key| bench.limiter.check_now(key).unwrap().is_admitted();
     for _ in 0..2 {
         bench.clock.advance(3 * 3600 * SECOND);
-        // One is found by a decision, another one by nothing.
+        // A decision finds one of them; nothing finds the other.
         assert!(admits(&acme()) && admits(&file));
         assert_eq!((bench.limits.len(), bench.limits.list().len()), (0, 0));
-        // A file that is read meanwhile has the same.
+        // A file that is read meanwhile contains the same override.
         bench.limits.set_base(base.clone()).unwrap();
         bench.clock.step_back(3 * 3600 * SECOND);
         for key in [acme(), other, file] {
@@ -195,7 +197,7 @@ fn an_override_of_the_configuration_applies_after_a_run_time_override_ended() {
     }
 }
 
-/// A decision that finds one does not turn all.
+/// A decision that finds one ended override does not remove all.
 #[cfg(feature = "metrics")]
 #[test]
 fn one_decision_removes_only_a_few_ended_overrides() {
@@ -209,7 +211,7 @@ fn one_decision_removes_only_a_few_ended_overrides() {
     bench.clock.advance(60 * SECOND);
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
-    // A snapshot takes the counts away.
+    // A snapshot resets the counts.
     let ended = || {
         let metrics = snapshotter.snapshot().into_vec().into_iter();
         let counts = metrics.map(|(_, _, _, value)| match value {
@@ -222,7 +224,7 @@ fn one_decision_removes_only_a_few_ended_overrides() {
         assert_eq!(bench.burst(&Key::id("org", "123")), 10);
         let by_decision = ended();
         assert!((1..=10).contains(&by_decision), "{by_decision}");
-        // All have no effect, also those that nothing has looked at.
+        // None has an effect, even if no decision has found it.
         assert_eq!(bench.burst(&Key::id("org", "99")), 10);
         assert_eq!((bench.limits.len(), bench.limits.list().len()), (0, 0));
         assert!(by_decision + ended() == KEYS);

@@ -128,7 +128,7 @@ async fn each_key_has_its_own_concurrency_override() {
         let all = 3 + expected as u64;
         assert_eq!((total.used, total.limit), (all, Some(100)));
 
-        // What is in flight goes on when a limit is lowered, and nobody new comes in.
+        // When a limit is lowered, requests in flight continue and new ones are rejected.
         set(&limits, "bearer:alice", "chat=1 concurrent");
         assert_eq!(take("alice", 50).len(), 0);
         drop(alice);
@@ -138,8 +138,8 @@ async fn each_key_has_its_own_concurrency_override() {
     }
 }
 
-/// A key is reported once, where it is counted with the fewest left; a limit of its own holds at each
-/// place.
+/// A key is reported once, for the position with the fewest slots left. An override applies at each
+/// position.
 #[tokio::test]
 async fn a_key_is_limited_and_reported_wherever_it_is_charged() {
     let limits = Limits::new();
@@ -168,7 +168,7 @@ async fn a_key_is_limited_and_reported_wherever_it_is_charged() {
     assert_eq!(
         used(address),
         [(1, Some(4))],
-        "three are left in place of a token"
+        "three slots are left where the address replaces a token"
     );
     set(&limits, "ip:192.0.2.1", "1 concurrent");
     assert_eq!(used(address), [(1, Some(1))]);
@@ -179,7 +179,7 @@ async fn a_key_is_limited_and_reported_wherever_it_is_charged() {
     assert!(limiter.try_acquire_for_all(&[token, address]).is_err());
 }
 
-/// What is in flight is counted before a key has a limit, so that it counts when it gets one.
+/// Requests are counted before a key has a limit, so that they count when it gets one.
 #[tokio::test]
 async fn requests_in_flight_before_an_override_count_under_it() {
     let limits = Limits::new();
@@ -254,7 +254,7 @@ async fn each_tenant_has_its_own_lease_override() {
         panic!()
     };
     assert_eq!((total.used, total.limit), (6, Some(9)));
-    // At the limit is refused, and a lowered one lets go of nothing.
+    // A tenant at its limit is rejected; a lowered limit releases nothing.
     set(&limits, "org:acme", "jobs=1 concurrent");
     let refused = leases
         .acquire_new(&Key::id("org", "acme"))

@@ -1,4 +1,4 @@
-//! What holds whichever rule a key is charged by, and when rules change.
+//! Guarantees that hold under every rule and across changes of rules.
 
 use proptest::prelude::*;
 use tower_admission::store::MemoryStore;
@@ -29,8 +29,8 @@ fn a_change_and_its_reversal_forget_only_what_the_smaller_bucket_clamps() {
     }
 }
 
-/// A bucket that rejects is never forgotten, whichever rule it rejects by: a default, one that was a default, or an
-/// override.
+/// A bucket that rejects is never evicted, whether it rejects under a default, a previous default
+/// or an override.
 #[test]
 fn a_key_that_denies_is_never_evicted() {
     const BOUND: usize = 2_000;
@@ -72,7 +72,7 @@ fn the_number_of_distinct_override_rates_is_bounded() {
     let error = set(0, Limits::MAX_RATES + 1).unwrap_err();
     assert!(matches!(error, LimitsError::TooManyRates), "{error:?}");
     assert!(error.to_string().contains("30000"), "{error}");
-    // One that there is already, and one in the place of another.
+    // An existing rate, and a rate that replaces another.
     set(0, 7).unwrap();
     now(limits.delete(&name("org:9"))).unwrap();
     set(0, Limits::MAX_RATES + 1).unwrap();
@@ -109,7 +109,7 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, ..Default::default() })]
 
-    /// `Retry-After` is right to the nanosecond as long as the rule does not change after it.
+    /// `Retry-After` is exact to the nanosecond as long as the rule does not change.
     #[test]
     fn the_promised_wait_is_enough_and_no_longer_than_needed(
         sliding: bool,

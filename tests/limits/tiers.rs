@@ -1,4 +1,4 @@
-//! Tiers: a named set of limits, with rates that count apart.
+//! Tiers: named sets of limits that count separately.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -15,7 +15,7 @@ fn quota(text: &str) -> Quota {
     text.parse().unwrap()
 }
 
-/// A limiter without limits, and one with.
+/// A limiter without limits, and one with limits.
 fn both(policy: impl Into<Policy>) -> [(RateLimiter, TestClock); 2] {
     let policy = policy.into();
     let clock = TestClock::default();
@@ -51,18 +51,19 @@ fn each_tier_counts_separately() {
             assert_eq!(
                 left(&pro, &acme()),
                 Some(10),
-                "a tier more changes no usage"
+                "another tier changes no usage"
             );
             assert_eq!(burst(&pro, &acme()), 10);
             assert_eq!(burst(&limiter, &acme()), 0);
             pro.refund(&acme(), 2).now().unwrap();
-            assert_eq!(left(&pro, &acme()), Some(2), "a refund is of one tier");
+            assert_eq!(left(&pro, &acme()), Some(2), "a refund applies to one tier");
             assert_eq!(left(&limiter, &acme()), Some(0));
         }
     }
 }
 
-/// With one bucket for all tiers a rejected request of a small tier would erase the debt of a large one.
+/// With one bucket for all tiers, a rejected request of a small tier would erase the debt of a
+/// large one.
 #[test]
 fn alternating_tiers_admit_exactly_what_each_allows() {
     let policy = Policy::from(quota("10/min burst 3")).tier("pro", "600/min");
@@ -85,7 +86,7 @@ fn a_quota_that_the_tier_does_not_name_keeps_its_default() {
     for (limiter, _clock) in both(policy.tier("pro", "burst=50/h")) {
         let pro = limiter.tier("pro").unwrap();
         assert_eq!(burst(&pro, &acme()), 8);
-        assert_eq!(burst(&limiter, &acme()), 5, "and counts apart as well");
+        assert_eq!(burst(&limiter, &acme()), 5, "it counts separately");
         let names = pro.policies()[0]
             .quotas()
             .iter()
@@ -175,7 +176,7 @@ fn a_stored_tier_replaces_the_requests_tier_for_all_quotas() {
     assert_eq!(limits_of(&asked), [70, 90]);
     bench_set(&limits, "tier=stored");
     assert_eq!(limits_of(&asked), [50, 7]);
-    // Also where it names nothing that the limiter has.
+    // Also if the stored tier names no quota of the limiter.
     limits
         .try_tier("stored", "elsewhere=1/h".parse().unwrap())
         .unwrap();
@@ -196,7 +197,7 @@ fn an_undeclared_tier_gets_the_defaults_and_cannot_be_set() {
         ("max", &[std::sync::Arc::<str>::from("pro")][..])
     );
     assert!(bench.limiter.tier("max").is_none());
-    // Set while it was declared.
+    // The override was set while the tier was declared.
     let limits = Limits::new();
     bench_set(&limits, "tier=max");
     let store = MemoryStore::new();
@@ -217,11 +218,11 @@ fn a_tier_of_the_limits_applies_to_every_limiter_that_it_names() {
     let requests = with("requests", quota("10/h"));
     let other = with("other", quota("10/h"));
     assert_eq!(left(&requests.tier("pro").unwrap(), &acme()), Some(600));
-    // A tier that names none of its quotas is the default, with the same usage.
+    // A tier that names no quota of the limiter is the default, with the same usage.
     assert_eq!(burst(&other.tier("pro").unwrap(), &acme()), 10);
     assert_eq!(burst(&other, &acme()), 0);
     assert_eq!(limits.tiers(), [std::sync::Arc::<str>::from("pro")]);
-    // Declared later, and changed.
+    // A tier that is declared later, and then changed.
     let limits = limits.tier("max", "requests=9000/h");
     assert_eq!(left(&requests.tier("max").unwrap(), &acme()), Some(9000));
     assert_eq!(burst(&requests.tier("pro").unwrap(), &acme()), 600);
@@ -248,7 +249,7 @@ async fn leases_use_the_stored_tier() {
     let _three = jobs.acquire(&acme(), "3").await.unwrap();
     assert!(
         jobs.acquire(&acme(), "4").await.is_err(),
-        "one count in all tiers"
+        "all tiers share one count"
     );
     let usage = limits.usage(&name("org:acme")).await;
     assert_eq!(
@@ -277,14 +278,15 @@ fn a_changed_policy_changes_its_tiers() {
     assert_eq!(pro.current_policies(), [quota("30/h").into()]);
     assert_eq!(burst(&pro, &acme()), 20);
     assert_eq!(burst(&bench.limiter, &acme()), 2);
-    // Without the tier its requests have the default, and what it used is there when it is declared again.
+    // Without the tier, its requests get the default. When the tier is declared again, its usage is
+    // still there.
     bench.limiter.set_policy(quota("5/h")).unwrap();
     assert_eq!(left(&pro, &acme()), Some(0));
     assert_eq!(pro.peek(&acme()).now().unwrap().limit(), Some(5));
     bench.limiter.set_policy(tiered("5/h", "30/h")).unwrap();
     assert_eq!(pro.peek(&acme()).now().unwrap().limit(), Some(30));
     assert_eq!(left(&pro, &acme()), Some(0));
-    // A tier that inherits a quota has the default as it is now.
+    // A tier inherits the default in force.
     let two = |daily| {
         Policy::new("burst", quota("5/h"))
             .and("daily", quota(daily))
@@ -352,7 +354,7 @@ fn concurrent_requests_of_several_tiers_get_what_each_allows() {
     }
 }
 
-/// Sixteen of a policy and sixteen of the limits are within the bounds of both.
+/// Sixteen tiers of a policy and sixteen of the limits are within both bounds.
 #[test]
 fn tiers_of_a_policy_leave_room_for_tiers_of_the_limits() {
     let clock = TestClock::default();
@@ -373,7 +375,7 @@ fn tiers_of_a_policy_leave_room_for_tiers_of_the_limits() {
     assert_eq!(burst(&limiter, &acme()), 3);
 }
 
-/// Where the default has no algorithm, a tier's own is kept as it was at first.
+/// If the default has no algorithm, a tier keeps its first algorithm.
 #[test]
 fn a_tier_cannot_change_its_algorithm() {
     let tiered = |free, pro: &str| Policy::from(quota(free)).tier("pro", pro);
@@ -386,7 +388,7 @@ fn a_tier_cannot_change_its_algorithm() {
         for same in ["unlimited", "deny all", first] {
             bench.limiter.set_policy(tiered("off", same)).unwrap();
         }
-        // Of a default that has one, the tier has it as well.
+        // If the default has an algorithm, the tier has the same.
         bench.limiter.set_policy(tiered("deny all", first)).unwrap();
         assert_eq!(burst(&pro, &acme()), 60);
     }

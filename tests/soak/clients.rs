@@ -48,7 +48,7 @@ impl Clients {
         self.stopped.store(true, Ordering::Relaxed);
         for task in self.tasks {
             if let Err(error) = task.await {
-                findings.add(format!("a client failed: {error}"));
+                findings.add("client", error.to_string());
             }
         }
     }
@@ -106,10 +106,10 @@ async fn send(service: &Service, meters: &Arc<Meters>, findings: &Findings) {
         Ok(Err(error)) if error.is_panic() => {
             let panic = error.into_panic();
             if panic.downcast_ref::<&str>() != Some(&DELIBERATE) {
-                findings.add("a request panicked".to_owned());
+                findings.add("panic", "a request panicked".to_owned());
             }
         }
-        Ok(Err(error)) => findings.add(format!("a request failed: {error}")),
-        Err(_) => findings.add(format!("a request took above {PATIENCE:?}")),
+        Ok(Err(error)) => findings.add("client", error.to_string()),
+        Err(_) => findings.add("hang", format!("a request took above {PATIENCE:?}")),
     }
 }

@@ -1,23 +1,29 @@
 //! What a run found wrong, and what it looks at.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, Once};
+
+use tower_admission::Secret;
+
+/// That of the Redis tests, which their servers' stores have.
+const SECRET: [u8; 16] = [7; 16];
 
 /// Marks the panics that the work has on purpose.
 pub(crate) const DELIBERATE: &str = "soak: deliberate";
 
-const MOST: usize = 20;
-
-/// Collects faults of the limits. Clones share them.
+/// Collects what is wrong: of each kind the first, and how many there were. Clones share them.
 #[derive(Clone)]
-pub(crate) struct Findings(Arc<Mutex<Vec<String>>>);
+pub(crate) struct Findings(Arc<Mutex<BTreeMap<&'static str, (String, u64)>>>);
 
 impl Findings {
     pub(crate) fn new() -> Self {
-        static QUIET: Once = Once::new();
-        QUIET.call_once(|| {
+        static ONCE: Once = Once::new();
+        ONCE.call_once(|| {
+            // Before the first key is made.
+            Secret::new(SECRET).install().unwrap();
             let print = std::panic::take_hook();
             std::panic::set_hook(Box::new(move |panic| {
-                if panic.payload_as_str() != Some(DELIBERATE) {
+                if panic.payload().downcast_ref() != Some(&DELIBERATE) {
                     print(panic);
                 }
             }));
@@ -25,21 +31,22 @@ impl Findings {
         Self(Arc::default())
     }
 
-    pub(crate) fn add(&self, finding: String) {
+    pub(crate) fn add(&self, kind: &'static str, finding: String) {
         let mut findings = self.0.lock().unwrap();
-        if findings.len() < MOST {
-            println!("found: {finding}");
-            findings.push(finding);
-        }
+        let (_, count) = findings.entry(kind).or_insert_with(|| {
+            println!("found: {kind}: {finding}");
+            (finding, 0)
+        });
+        *count += 1;
     }
 
-    pub(crate) fn take(&self) -> Vec<String> {
-        std::mem::take(&mut self.0.lock().unwrap())
+    pub(crate) fn has(&self, kind: &str) -> bool {
+        self.0.lock().unwrap().contains_key(kind)
     }
 
     pub(crate) fn check(&self) {
-        let findings = self.take();
-        assert!(findings.is_empty(), "{}", findings.join("\n"));
+        let findings = self.0.lock().unwrap();
+        assert!(findings.is_empty(), "{findings:#?}");
     }
 }
 

@@ -126,8 +126,8 @@ impl Meters {
         let now = self.jobs.enter();
         // Data that is lost takes all leases by id with it, and their holders go on until they notice.
         if !self.disturbed.load(Ordering::SeqCst) && now > JOBS as usize {
-            self.findings
-                .add(format!("{now} jobs in flight, the limit is {JOBS}"));
+            let finding = format!("{now} at a time, the limit is {JOBS}");
+            self.findings.add("jobs", finding);
         }
         AtWork {
             meters: self.clone(),
@@ -135,16 +135,15 @@ impl Meters {
         }
     }
 
-    fn check(&self, what: &str, now: usize, limit: usize) {
+    fn check(&self, what: &'static str, now: usize, limit: usize) {
         let factor = if self.disturbed.load(Ordering::SeqCst) {
             REPLICAS
         } else {
             1
         };
         if now > limit * factor {
-            self.findings.add(format!(
-                "{now} {what} in flight, the limit is {limit} times {factor}"
-            ));
+            let finding = format!("{now} in flight, the limit is {limit} times {factor}");
+            self.findings.add(what, finding);
         }
     }
 
@@ -161,7 +160,7 @@ impl Meters {
         let above = rate.level - burst - rate.forgiven;
         if above > per_second * LATE.as_secs_f64() {
             let finding = format!("tenant {tenant}: {above:.0} tokens above the burst");
-            self.findings.add(finding);
+            self.findings.add("rate", finding);
         }
         rate.window.push_back(now);
         while (rate.window.front()).is_some_and(|first| now - *first > WINDOW - LATE) {
@@ -171,7 +170,7 @@ impl Meters {
         let limit = self.numbers.in_window as usize;
         if counted > limit && !self.disturbed.load(Ordering::SeqCst) {
             let finding = format!("tenant {tenant}: {counted} requests in a window for {limit}");
-            self.findings.add(finding);
+            self.findings.add("window", finding);
         }
     }
 
@@ -216,10 +215,10 @@ impl Meters {
     /// Reports a limit that the load never reached: then the run shows nothing.
     pub(crate) fn were_reached(&self, findings: &Findings) {
         if self.total.peak.load(Ordering::SeqCst) < self.numbers.in_flight {
-            findings.add(format!("the load is too small: {self}"));
+            findings.add("load", format!("never at capacity: {self}"));
         }
         if self.too_many.load(Ordering::Relaxed) == 0 {
-            findings.add(format!("no tenant was above its limits: {self}"));
+            findings.add("load", format!("no tenant was above its limits: {self}"));
         }
     }
 }

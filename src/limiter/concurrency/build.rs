@@ -73,7 +73,6 @@ impl ConcurrencyLimiter {
     }
 
     /// The resources that were opened before.
-    #[cfg(feature = "config")]
     pub(crate) fn reopen(&self) -> OpenedResources {
         OpenedResources {
             limit_target: self.0.limit_target.clone(),

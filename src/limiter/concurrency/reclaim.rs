@@ -19,7 +19,7 @@ impl ConcurrencyLimiter {
     pub const DEFAULT_RECLAIM_AFTER: Duration = Duration::from_secs(60);
 
     /// Sets how long a response must be stalled; `None` turns reclaiming off.
-    pub(crate) fn set_reclaim_after(&self, stalled: Option<Duration>) {
+    pub fn set_reclaim_after(&self, stalled: Option<Duration>) {
         self.slots().stalled.set_limit(stalled);
     }
 

@@ -3,7 +3,6 @@
 use super::{ConcurrencyLimiter, limit_of};
 use crate::capacity::Capacity;
 use crate::observe::Observer;
-#[cfg(feature = "config")]
 use crate::sync::Ordering;
 
 impl ConcurrencyLimiter {
@@ -44,7 +43,6 @@ impl ConcurrencyLimiter {
 
     /// Sets whether overrides and tiers are ignored, because the limiter is switched off. Default:
     /// not ignored.
-    #[cfg(feature = "config")]
     pub(crate) fn set_suspended(&self, is_suspended: bool) {
         self.0
             .counter
@@ -52,9 +50,8 @@ impl ConcurrencyLimiter {
             .store(is_suspended, Ordering::Relaxed);
     }
 
-    /// Like [`set_suspended`](Self::set_suspended), for limits without an
-    /// [`AdmissionLayer`](crate::config::AdmissionLayer) in front: bans still apply.
-    #[cfg(all(feature = "config", feature = "ws"))]
+    /// Like [`set_suspended`](Self::set_suspended), for limits without allow
+    /// and deny lists in front: bans still apply.
     pub(crate) fn suspend_except_bans(&self, is_suspended: bool) {
         self.0.counter.keeps_bans.store(true, Ordering::Relaxed);
         self.set_suspended(is_suspended);

@@ -19,7 +19,6 @@ use crate::limit::Limit;
 use crate::limits::{LimitTarget, Limits};
 use crate::policy::{NamedQuota, Policy, PolicyShape, Tier};
 use crate::store::{Charge, RateBuckets};
-#[cfg(feature = "config")]
 use crate::sync::Ordering;
 use crate::sync::{AtomicBool, Mutex, lock};
 
@@ -276,7 +275,6 @@ impl RateRules {
     }
 
     /// Whether there is room for the buckets of these policies' tiers.
-    #[cfg(feature = "config")]
     pub(super) fn has_room_for_tiers(&self, policies: &[Policy]) -> bool {
         let state = lock(&self.state);
         policies.iter().enumerate().all(|(at, policy)| {
@@ -363,7 +361,6 @@ impl RateRules {
         Some(tier)
     }
 
-    #[cfg(feature = "config")]
     pub(super) fn set_suspended(&self, is_suspended: bool) {
         self.suspended.store(is_suspended, Ordering::Relaxed);
     }
