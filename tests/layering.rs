@@ -36,8 +36,6 @@ const ALL: &[Levels] = &[Levels {
         &["access"],
         &["concurrency", "rate"],
         &["provider"],
-        &["endpoint"],
-        &["admin", "sessions", "ws"],
         &["guide"],
     ],
 }];
