@@ -220,8 +220,6 @@ impl MetricsObserver {
             Unit::Count,
             "Keys that were given up although they had used something."
         );
-        #[cfg(feature = "redis")]
-        super::store_metrics::describe();
     }
 
     /// Sets `admission_tracked_keys` and `admission_evictions_total` of a limiter of this name. These
