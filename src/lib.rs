@@ -121,18 +121,6 @@ pub mod rate;
 
 pub mod provider;
 
-#[cfg(feature = "config")]
-pub mod config;
-#[cfg(feature = "axum")]
-mod endpoint;
-
-#[cfg(feature = "admin")]
-pub mod admin;
-#[cfg(feature = "axum")]
-pub mod sessions;
-#[cfg(feature = "ws")]
-pub mod ws;
-
 pub use access::AccessLayer;
 pub use body::ResponseBody;
 pub use capacity::Capacity;
@@ -149,7 +137,7 @@ pub use headers::RateLimitHeaders;
 pub use key::{Key, KeyName, KeyNameError, Secret, SecretInstalled};
 pub use limit::{Limit, LimitError};
 pub use limiter::{
-    ConcurrencyLimiter, KeptLease, Lease, Leases, Permit, RateLimiter, SetPolicyError,
+    ConcurrencyLimiter, HeartbeatLease, Lease, Leases, Permit, RateLimiter, SetPolicyError,
     SharedLimiters,
 };
 pub use limits::{

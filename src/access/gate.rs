@@ -14,23 +14,26 @@ use crate::key::IpNet;
 use crate::limits::{Limits, Listed, Listing, listed_address, listed_key};
 use crate::observe::{Decided, Observer, Observers, Subject};
 use crate::rejection::{Reason, Rejection};
-use crate::respond::Answers;
+use crate::respond::{Answers, Responder};
 
 /// The lists, and how requests are found on them.
 #[derive(Clone)]
-pub(crate) struct Gate {
-    /// Those that change at run time, and those of a file, if there are such.
-    pub(crate) lists: Vec<Limits>,
+pub struct Gate {
+    /// The limits with the lists: those that change at run time first, then those of a configuration.
+    pub lists: Vec<Limits>,
     client_ip: ClientIp,
-    pub(crate) keys: Vec<Arc<dyn KeyExtractor>>,
-    pub(crate) allow_header: Option<Arc<AllowHeader>>,
-    pub(crate) name: Arc<str>,
+    /// The keys of a request that are looked up.
+    pub keys: Vec<Arc<dyn KeyExtractor>>,
+    /// The header that exempts requests.
+    pub allow_header: Option<Arc<AllowHeader>>,
+    /// The name in answers, metrics and logs.
+    pub name: Arc<str>,
     pub(crate) answers: Answers,
     pub(crate) observers: Observers,
 }
 
 /// A header that exempts requests, with the value that does.
-pub(crate) struct AllowHeader {
+pub struct AllowHeader {
     header: TrustedHeader,
     value: Box<str>,
     has_warned: AtomicBool,
@@ -44,7 +47,9 @@ enum Found {
 }
 
 impl Gate {
-    pub(crate) fn new(limits: &Limits) -> Self {
+    /// A gate that looks up the client address on these lists.
+    #[must_use]
+    pub fn new(limits: &Limits) -> Self {
         Self {
             lists: vec![limits.clone()],
             client_ip: ClientIp::peer(),
@@ -57,15 +62,14 @@ impl Gate {
     }
 
     /// Notes that requests are looked up on these lists.
-    pub(crate) fn apply(&self) {
+    pub fn apply(&self) {
         for list in &self.lists {
             list.apply_lists(!self.keys.is_empty());
         }
     }
 
     /// Notes the same in place of the gate from before a reload, if requests were looked up by that one.
-    #[cfg(feature = "config")]
-    pub(crate) fn replace(&self, before: &Self) {
+    pub fn replace(&self, before: &Self) {
         if !before.lists.iter().any(Limits::are_lists_applied) {
             return;
         }
@@ -79,19 +83,19 @@ impl Gate {
     }
 
     /// Tells observers that the lists are in force.
-    pub(crate) fn tell_attached(&self) {
+    pub fn tell_attached(&self) {
         self.observers.attached("access", &self.name, [""]);
     }
 
     /// Whether no request is on a list.
     #[inline]
-    pub(crate) fn is_idle(&self) -> bool {
+    pub fn is_idle(&self) -> bool {
         self.allow_header.is_none() && self.lists.iter().all(Limits::has_no_lists)
     }
 
     /// Decides about a request, and tells observers: marks an exempt request for the layers inside, and returns the
     /// response to a banned one.
-    pub(crate) fn check<B>(&self, request: &mut Request<B>) -> Option<Response<Bytes>> {
+    pub fn check<B>(&self, request: &mut Request<B>) -> Option<Response<Bytes>> {
         let begun = self.observers.begin();
         match self.find(RequestHead::from(&*request))? {
             Found::Banned(listed) => Some(self.ban(&listed, RequestHead::from(&*request), begun)),
@@ -172,12 +176,18 @@ impl Gate {
     }
 
     /// Sets how the client address is found, for the lists and for observers.
-    pub(crate) fn set_client_ip(&mut self, client_ip: ClientIp) {
+    pub fn set_client_ip(&mut self, client_ip: ClientIp) {
         self.observers.set_client_ip(client_ip.clone());
         self.client_ip = client_ip;
     }
 
-    pub(crate) fn observe(&mut self, observer: impl Observer) {
+    /// Sets how banned clients are answered. Default: [`Negotiated`](crate::respond::Negotiated).
+    pub fn set_responder(&mut self, responder: impl Responder) {
+        self.answers.set_responder(responder);
+    }
+
+    /// Adds an observer.
+    pub fn observe(&mut self, observer: impl Observer) {
         self.observers.add(observer);
     }
 }
@@ -192,7 +202,9 @@ impl From<Listed> for Found {
 }
 
 impl AllowHeader {
-    pub(crate) fn new(header: TrustedHeader, value: &str) -> Self {
+    /// Requests with this value in the header are exempt.
+    #[must_use]
+    pub fn new(header: TrustedHeader, value: &str) -> Self {
         Self {
             header,
             value: value.trim().into(),
@@ -221,6 +233,15 @@ impl fmt::Debug for Gate {
         f.debug_struct("Gate")
             .field("lists", &self.lists)
             .field("client_ip", &self.client_ip)
+            .finish_non_exhaustive()
+    }
+}
+
+// The value may be a secret.
+impl fmt::Debug for AllowHeader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AllowHeader")
+            .field("header", &self.header)
             .finish_non_exhaustive()
     }
 }

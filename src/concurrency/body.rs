@@ -212,7 +212,7 @@ where
         match parking.unpark() {
             Unparked::Content((), unparked) => *permit = unparked,
             // The response waits for its handler.
-            Unparked::Out => {}
+            Unparked::NotParked => {}
             Unparked::Reclaimed => return Err(ResponseStalled),
         }
     }
@@ -242,7 +242,7 @@ where
                     (self.body, self.permit) = (Some(body), permit);
                 }
                 // Only a body that panicked is in neither place.
-                Unparked::Out | Unparked::Reclaimed => return Err(ResponseStalled),
+                Unparked::NotParked | Unparked::Reclaimed => return Err(ResponseStalled),
             }
         }
         let Some(mut body) = self.body.take() else {

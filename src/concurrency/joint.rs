@@ -8,14 +8,12 @@ use tokio::time::Instant;
 use tower_service::Service;
 
 use super::future::{InLine, ResponseFuture};
-#[cfg(feature = "config")]
 use super::layer::ConcurrencyLimitLayer;
 use super::layer::Shared;
 use super::service::{ConcurrencyLimit, Keys};
 use crate::extract::RequestHead;
-use crate::limiter::{Acquire, Acquiring, Permit, Rejected};
+use crate::limiter::{KeyedRejection, Permit, PermitFuture, PermitReply};
 
-#[cfg(feature = "config")]
 impl ConcurrencyLimitLayer {
     /// This layer, whose requests take a permit of each of `others` as well, after its own; all are given back together.
     /// How an upgrade and waiting go is this layer's; each limit keeps its name, its answers, how far it is enforced,
@@ -42,10 +40,10 @@ enum Step {
     Rejected {
         by: Arc<Shared>,
         keys: Keys,
-        rejected: Rejected,
+        rejected: KeyedRejection,
     },
     Later {
-        acquiring: Acquiring,
+        acquiring: PermitFuture,
         keys: Keys,
         taken: Taken,
     },
@@ -104,15 +102,17 @@ impl Shared {
             let wait = limit.wait.filter(|_| !limit.enforce.is_dry_run());
             let tier = limit.tier_by.as_ref().and_then(|tier_by| tier_by(head));
             taken = match limit.limiter.acquire(&keys, tier, wait) {
-                Acquire::Admitted(permit) => taken.with(permit),
-                Acquire::Refused(rejected) if !limit.enforces(&rejected, request, &keys, begun) => {
+                PermitReply::Admitted(permit) => taken.with(permit),
+                PermitReply::Rejected(rejected)
+                    if !limit.enforces(&rejected, request, &keys, begun) =>
+                {
                     taken.without()
                 }
-                Acquire::Refused(rejected) => {
+                PermitReply::Rejected(rejected) => {
                     let by = limit.clone();
                     return Step::Rejected { by, keys, rejected };
                 }
-                Acquire::Later(acquiring) => {
+                PermitReply::Pending(acquiring) => {
                     return Step::Later {
                         acquiring,
                         keys,
@@ -152,7 +152,7 @@ where
     pub(super) fn decided_jointly<RB: Body>(
         self,
         mut taken: Taken,
-        acquired: Result<Permit, Rejected>,
+        acquired: Result<Permit, KeyedRejection>,
     ) -> ResponseFuture<S, B, RB>
     where
         S: Service<Request<B>, Response = Response<RB>>,

@@ -8,7 +8,7 @@ use tower_layer::Layer;
 use super::service::ConcurrencyLimit;
 use crate::enforce::Enforcement;
 use crate::extract::{Extractor, KeyExtractor, RequestHead};
-use crate::limiter::{ConcurrencyLimiter, Opened, Wait};
+use crate::limiter::{ConcurrencyLimiter, OpenedResources, WaitLimits};
 use crate::limits::Limits;
 use crate::observe::Observers;
 use crate::respond::Answers;
@@ -56,7 +56,7 @@ pub struct ConcurrencyLimitLayer {
     /// What is configured. Its limiter is not opened.
     pub(super) described: Shared,
     /// What the limiter opened when it was first needed. Clones share it.
-    opened: Arc<OnceLock<Opened>>,
+    opened: Arc<OnceLock<OpenedResources>>,
     /// What the services of this layer share, made from the rest with the first of them.
     shared: OnceLock<Arc<Shared>>,
 }
@@ -70,7 +70,7 @@ pub(super) struct Shared {
     pub(super) keys: Vec<Extractor>,
     per_key: Vec<Extractor>,
     limits_keys: bool,
-    pub(super) wait: Option<Wait>,
+    pub(super) wait: Option<WaitLimits>,
     pub(super) enforce: Enforcement,
     pub(super) hold_until: HoldUntil,
     pub(super) skip: Option<Skip>,
@@ -112,7 +112,6 @@ impl ConcurrencyLimitLayer {
 
     /// Goes on with a limit that is there already, charging the keys that these find to the first of
     /// its limits for each key.
-    #[cfg(feature = "config")]
     pub(crate) fn resumed<E: KeyExtractor>(
         limiter: ConcurrencyLimiter,
         keys: impl IntoIterator<Item = E>,

@@ -46,8 +46,9 @@ impl TrustedHeader {
         Self::of_kind(name, HeaderName::from_static(name), trusted)
     }
 
-    /// The same, with keys of this kind.
-    pub(crate) fn of_kind(
+    /// A header whose name is known at run time only, with keys of this kind.
+    #[must_use]
+    pub fn of_kind(
         kind: &'static str,
         name: HeaderName,
         trusted: impl IntoIterator<Item = IpNet>,

@@ -12,11 +12,10 @@ pub(crate) mod percent;
 mod siphash;
 
 pub(crate) use self::map::KeyMap;
-#[cfg(feature = "config")]
-pub(crate) use self::name::intern_kind;
 pub use self::name::is_credential_kind;
 pub(crate) use self::name::is_invisible;
 pub use self::name::{KeyName, KeyNameError};
+pub use self::name::{check_key_name, intern_kind};
 pub use self::network::{IpNet, IpNetError};
 pub use self::siphash::siphash128;
 

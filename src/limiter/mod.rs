@@ -1,38 +1,33 @@
-//! Limiters: they ask a store, and are usable without HTTP, for a message or a job.
+//! Limiters: they decide through a store and need no HTTP, for example for messages or jobs.
 
-mod charged;
+mod charged_buckets;
 mod concurrency;
-#[cfg(feature = "config")]
-mod configured;
 mod effect_checks;
-#[cfg_attr(
-    not(feature = "config"),
-    expect(dead_code, reason = "only configuration joins limiters")
-)]
+mod interpret;
 mod joined;
+mod key_counters;
 mod key_search;
 mod lease;
 mod lease_limits;
+mod lease_share;
 mod leases;
 mod parking;
-mod per_key;
 mod permit;
 mod rate;
 mod reaper;
 mod rules;
-mod share;
 mod shared_limiters;
-mod slots;
+mod slot_counter;
 mod stall_clock;
 mod stalled;
-mod verdict;
+mod suspend;
 mod wait;
 
-pub(crate) use charged::Charged;
+pub(crate) use charged_buckets::ChargedBuckets;
 pub use concurrency::ConcurrencyLimiter;
-pub(crate) use concurrency::Opened;
-pub(crate) use joined::Parts;
-pub use lease::{KeptLease, Lease};
+pub(crate) use concurrency::OpenedResources;
+pub(crate) use joined::LimiterSet;
+pub use lease::{HeartbeatLease, Lease};
 pub use leases::Leases;
 pub use permit::Permit;
 pub use rate::RateLimiter;
@@ -41,4 +36,4 @@ pub(crate) use rules::TiersUnsupported;
 pub use shared_limiters::SharedLimiters;
 
 pub(crate) use parking::{Parking, Unparked};
-pub(crate) use wait::{Acquire, Acquiring, Rejected, Wait};
+pub(crate) use wait::{KeyedRejection, PermitFuture, PermitReply, WaitLimits};

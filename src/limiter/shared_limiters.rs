@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::rules::Rules;
+use super::rules::RateRules;
 use crate::key::{Key, KeyName};
 use crate::limits::{
     CountedIn, ExplainedSlots, LimitExplanation, LimitSource, LimitUsage, LimitVerdict, Limits,
@@ -19,7 +19,7 @@ use crate::store::{LeaseSlots, SharedStore};
 /// [`Limits::in_store`] to: within a second, and for a day after they are gone.
 ///
 /// ```no_run
-/// use tower_admission::store::RedisStore;
+/// use tower_admission_redis::RedisStore;
 /// use tower_admission::{Limits, Secret, SharedLimiters};
 ///
 /// # async fn f() -> Result<(), Box<dyn std::error::Error>> {
@@ -52,7 +52,7 @@ pub struct SharedLimiters {
 pub(super) enum Shared {
     Rate {
         policies: Vec<Policy>,
-        rules: Arc<Rules>,
+        rules: Arc<RateRules>,
     },
     Slots {
         sort: &'static str,
@@ -217,7 +217,7 @@ impl Shared {
         let buckets = store.open_at(&rates.place, &opened)?;
         let shapes = opened.iter().map(Policy::shape).collect();
         let tiers = rates.opened_tiers()?;
-        let rules = Rules::new(tiers, shapes, buckets, Some(limits)).ok()?;
+        let rules = RateRules::new(tiers, shapes, buckets, Some(limits)).ok()?;
         rules.set_policies(policies.clone()).ok()?;
         Some(Self::Rate { policies, rules })
     }
@@ -241,7 +241,7 @@ impl Shared {
     async fn usage(&self, key: Key, limits: &Limits) -> Option<Vec<LimitUsage>> {
         match self {
             Self::Rate { rules, .. } => {
-                let (usages, is_complete) = rules.asked(key).await;
+                let (usages, is_complete) = rules.usage_and_completeness(key).await;
                 is_complete.then_some(usages)
             }
             Self::Slots {
@@ -285,7 +285,7 @@ impl Shared {
         limits: &Limits,
     ) -> Vec<LimitExplanation> {
         let (sort, described, slots) = match self {
-            Self::Rate { rules, .. } => return rules.explained(key, tier).await,
+            Self::Rate { rules, .. } => return rules.explain_key(key, tier).await,
             Self::Slots {
                 sort,
                 described,

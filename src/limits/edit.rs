@@ -92,7 +92,7 @@ impl<'a> LimitEdit<'a> {
     /// - [`LimitsError::UnknownTier`] when it names a tier that is not [declared](Limits::tier). Not checked in a
     ///   process that declares none.
     /// - [`LimitsError::Unavailable`] when they are kept in a store that cannot be reached, or
-    ///   does not answer within two seconds, or the store's [deadline](crate::store::RedisStore::deadline) if that is
+    ///   does not answer within two seconds, or the store's deadline if that is
     ///   longer: then it may have been set or not.
     pub async fn set(self, to: impl Into<Override>) -> Result<Option<Override>, LimitsError> {
         let to = to.into();

@@ -163,7 +163,6 @@ impl Lengths {
 
 impl Limits {
     /// Other limits in memory, whose overrides end by the same clock.
-    #[cfg(feature = "config")]
     pub(crate) fn beside(&self) -> Self {
         let mut limits = Self::new();
         if let Some(inner) = std::sync::Arc::get_mut(&mut limits.0) {
@@ -185,13 +184,11 @@ impl Limits {
     }
 
     /// Notes that none does so any more.
-    #[cfg(feature = "config")]
     pub(crate) fn apply_no_lists(&self) {
         self.0.lists.applied.store(0, Ordering::Relaxed);
     }
 
     /// Whether both share their overrides.
-    #[cfg(feature = "config")]
     pub(crate) fn is(&self, other: &Self) -> bool {
         std::sync::Arc::ptr_eq(&self.0, &other.0)
     }

@@ -123,7 +123,6 @@ struct Inner {
 }
 
 impl Inner {
-    #[cfg(any(feature = "test-util", feature = "config"))]
     fn set_clock(&mut self, clock: WallClock) {
         lock(&self.state).clock = clock.clone();
         self.clock = clock;

@@ -31,12 +31,12 @@ use crate::store::RateStats;
 /// | `admission_limits_lost` | | overrides that a shared store has lost; without an observer |
 /// | `admission_limits_unreadable` | | overrides in a shared store that this version cannot read; without an observer |
 ///
-/// With feature `config` an [`Admission`](crate::config::Admission) has three more, whether it has an observer or not:
+/// An `Admission` of the crate `tower-admission-config` (feature `metrics`) has three more, also without an observer:
 ///
 /// | metric | labels | |
 /// |---|---|---|
 /// | `admission_config_last_reload_successful` | | 1 when the last reload of the configuration succeeded, or the start, and 0 when it was rejected |
-/// | `admission_config_last_reload_success_timestamp_seconds` | | when what is running was applied, since the Unix epoch |
+/// | `admission_config_last_reload_success_timestamp_seconds` | | when the running configuration was applied, since the Unix epoch |
 /// | `admission_limits_enabled` | | 0 while `enabled = false` switches off all limits of the configuration, and 1 otherwise |
 ///
 /// `limiter` is the name of a layer, `policy` that of the quota which
@@ -48,8 +48,8 @@ use crate::store::RateStats;
 ///
 /// Counters of a limiter exist with 0 before its first decision, for the outcomes that it usually has: `admitted`,
 /// `quota_exceeded`, `at_capacity`, `key_at_capacity`, `banned` and `dry_run`. Prometheus does not see an increase where a
-/// counter appears with 1. For that install the recorder before you make [`Limits`](crate::Limits), layers and an
-/// [`Admission`](crate::config::Admission).
+/// counter appears with 1. So install the recorder before you make [`Limits`](crate::Limits), layers and an
+/// `Admission`.
 ///
 /// # Changes of overrides
 ///
@@ -80,7 +80,7 @@ use crate::store::RateStats;
 ///
 /// # Stores
 ///
-/// With feature `redis` it observes [stores](crate::store::redis::RedisStore::observe), too:
+/// With feature `metrics` of `tower-admission-redis`, `RedisStore::observe` takes this observer as well:
 ///
 /// | metric | labels | |
 /// |---|---|---|

@@ -6,7 +6,6 @@ use http::header::AUTHORIZATION;
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 
 use super::layer::RateLimitLayer;
-#[cfg(feature = "config")]
 use super::shared::Settings;
 use super::shared::{Rejected, Shared};
 use crate::enforce::Enforcement;
@@ -167,7 +166,6 @@ impl Shared {
     }
 }
 
-#[cfg(feature = "config")]
 impl Settings {
     /// The guards of this layer, for one that is joined with it.
     pub(super) fn owned_guards(&self) -> impl Iterator<Item = Guard> {

@@ -4,17 +4,14 @@ use std::sync::Arc;
 
 use http::Request;
 
-#[cfg(feature = "config")]
 use super::layer::RateLimitLayer;
 use super::shared::{Asked, CountIf, Rejected, Settings, Shared, Skip};
 use crate::decision::{Decision, Usage};
 use crate::enforce::Enforcement;
-#[cfg(feature = "config")]
 use crate::extract::KeyExtractor;
 use crate::extract::{RequestHead, ResponseHead};
 use crate::key::Key;
-use crate::limiter::Parts;
-#[cfg(feature = "config")]
+use crate::limiter::LimiterSet;
 use crate::limiter::RateLimiter;
 use crate::store::Reply;
 
@@ -33,10 +30,9 @@ pub(super) struct Part {
 pub(super) enum Joint {
     Enforced(Rejected),
     /// Some of those that reject are not enforced: decide again without them.
-    Without(Parts),
+    Without(LimiterSet),
 }
 
-#[cfg(feature = "config")]
 impl<K: KeyExtractor> RateLimitLayer<K> {
     /// This layer, whose requests are decided by the limits of `others` as well: each fits all, or takes
     /// nothing from any. How responses report limits and what a request costs are those of this layer;
@@ -106,8 +102,8 @@ impl Settings {
 
 impl Shared {
     /// The limits that do not count a request with this response.
-    pub(super) fn not_counting(&self, head: ResponseHead<'_>) -> Parts {
-        let mut not_counting = Parts::NONE;
+    pub(super) fn not_counting(&self, head: ResponseHead<'_>) -> LimiterSet {
+        let mut not_counting = LimiterSet::NONE;
         for (place, part) in self.parts.iter().enumerate() {
             if part.count_if.as_ref().is_some_and(|counts| !counts(head)) {
                 not_counting.add(place);
@@ -117,8 +113,8 @@ impl Shared {
     }
 
     /// The limits that skip a request.
-    pub(super) fn skipping(&self, head: RequestHead<'_>) -> Parts {
-        let mut skipping = Parts::NONE;
+    pub(super) fn skipping(&self, head: RequestHead<'_>) -> LimiterSet {
+        let mut skipping = LimiterSet::NONE;
         for (place, part) in self.parts.iter().enumerate() {
             if part.skip.as_ref().is_some_and(|skip| skip(head)) {
                 skipping.add(place);
@@ -129,7 +125,7 @@ impl Shared {
 
     /// The limit whose quota a usage is of, with its place.
     fn part_of(&self, usage: &Usage) -> Option<(usize, &Part)> {
-        let policy = self.limiter.policy_of(usage)?;
+        let policy = self.limiter.policy_index(usage)?;
         let mut policies = 0;
         self.parts.iter().enumerate().find(|(_, part)| {
             policies += part.policies;
@@ -151,7 +147,7 @@ impl Shared {
         mut request: Option<&mut Request<B>>,
         keys: &[Key],
         decision: &Decision,
-        left_out: Parts,
+        excluded: LimiterSet,
     ) -> Joint {
         let mut would_reject = |rejected: &Rejected| {
             let head = request.as_deref().map(RequestHead::from);
@@ -160,9 +156,9 @@ impl Shared {
                 self.mark(request);
             }
         };
-        let (mut enforced, mut others) = (Parts::NONE, Parts::NONE);
+        let (mut enforced, mut others) = (LimiterSet::NONE, LimiterSet::NONE);
         for usage in decision.usages().iter().filter(|usage| !usage.fits()) {
-            let key = self.limiter.policy_of(usage).and_then(|at| keys.get(at));
+            let key = self.limiter.policy_index(usage).and_then(|at| keys.get(at));
             if let Some((place, part)) = self.part_of(usage)
                 && !enforced.contains(place)
             {
@@ -178,7 +174,7 @@ impl Shared {
             for (place, part) in self.parts.iter().enumerate() {
                 let key = keys.get(first);
                 first += part.policies;
-                if left_out.contains(place) {
+                if excluded.contains(place) {
                     continue;
                 }
                 match part.enforce.is_enforced(key) {
@@ -190,7 +186,7 @@ impl Shared {
                 would_reject(&self.rejected(keys, decision.clone()));
             }
         }
-        let mut unenforced = Parts::NONE;
+        let mut unenforced = LimiterSet::NONE;
         for place in (0..self.parts.len()).filter(|place| others.contains(*place)) {
             if !enforced.contains(place) {
                 unenforced.add(place);
@@ -208,17 +204,17 @@ impl Shared {
     }
 
     /// Whether a request is under none of the limits any more.
-    pub(super) fn has_left_out_all(&self, left_out: Parts) -> bool {
-        !self.parts.is_empty() && left_out.are_all(self.parts.len())
+    pub(super) fn has_left_out_all(&self, excluded: LimiterSet) -> bool {
+        !self.parts.is_empty() && excluded.contains_all(self.parts.len())
     }
 
     /// Decides about a request by the limits that are not left out.
     pub(super) fn decide(&self, keys: &[Key], asked: &Asked) -> Reply<Decision> {
-        if self.has_left_out_all(asked.left_out) {
+        if self.has_left_out_all(asked.excluded) {
             return Reply::Ready(Decision::unlimited());
         }
         let tier = asked.tier.as_deref();
-        (self.limiter).decide_without(asked.left_out, tier, keys, asked.cost)
+        (self.limiter).decide_excluding(asked.excluded, tier, keys, asked.cost)
     }
 
     /// The numbers that clients are told: not those of a dry run.

@@ -207,7 +207,6 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
     }
 
     /// Goes on with a limit that is there already, of the same policies.
-    #[cfg(feature = "config")]
     pub(crate) fn resumed(self, limiter: RateLimiter) -> Self {
         let mut layer = self.unopened("resumed");
         layer.limiter = Arc::new(Ok(limiter).into());
@@ -215,14 +214,12 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
     }
 
     /// Decides by a limiter that is there already.
-    #[cfg(feature = "config")]
     pub(super) fn decided_by(mut self, limiter: RateLimiter) -> Self {
         self.limiter = Arc::new(Ok(limiter).into());
         self
     }
 
     /// What is configured.
-    #[cfg(feature = "config")]
     pub(super) fn settings(&self) -> &Settings {
         &self.settings
     }
@@ -246,7 +243,6 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
 
 impl<K> RateLimitLayer<K> {
     /// Tells observers that the limit is ready to decide, unless they know it.
-    #[cfg(feature = "config")]
     pub(crate) fn tell_attached(&self) {
         self.shared();
     }

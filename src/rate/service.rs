@@ -167,7 +167,7 @@ impl<S> RateLimit<S> {
         }
         let asked = shared.asked_in(tier);
         let keys = slice::from_ref(&key);
-        let reply = shared.limiter.decide_in(tier, keys, 1);
+        let reply = shared.limiter.decide_in_tier(tier, keys, 1);
         decided(&mut self.inner, &self.shared, request, keys, asked, reply)
     }
 
@@ -184,7 +184,7 @@ impl<S> RateLimit<S> {
         RB: Body,
     {
         let keys = slice::from_ref(key);
-        match self.shared.limiter.decide_in(None, keys, 1) {
+        match self.shared.limiter.decide_in_tier(None, keys, 1) {
             Reply::Ready(decision) if decision.is_admitted() => {
                 let asked = Asked::PLAIN;
                 let told = Shared::tell_later(&self.shared, &mut request, keys, asked, decision);
@@ -248,7 +248,7 @@ where
         cost,
         guarded,
         begun,
-        left_out: shared.skipping(head),
+        excluded: shared.skipping(head),
         ..shared.asked_in(tier)
     };
     let key = shared.keys[0].key(head);
@@ -260,13 +260,13 @@ where
     match &shared.keys[1..] {
         [] => {
             let keys = slice::from_ref(&key);
-            let reply = shared.limiter.decide_in(tier, keys, cost);
+            let reply = shared.limiter.decide_in_tier(tier, keys, cost);
             decided(inner, shared, request, keys, asked, reply)
         }
         more => {
             let mut keys: SmallVec<[Key; MAX_KEYS]> = smallvec![key];
             keys.extend(more.iter().map(|key| key.key(head)));
-            let reply = shared.limiter.decide_in(tier, &keys, cost);
+            let reply = shared.limiter.decide_in_tier(tier, &keys, cost);
             decided(inner, shared, request, &keys, asked, reply)
         }
     }

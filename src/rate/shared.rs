@@ -20,7 +20,7 @@ use crate::enforce::Enforcement;
 use crate::extract::{Extractor, RequestHead, ResponseHead};
 use crate::headers::{Headers, RateLimitHeaders};
 use crate::key::Key;
-use crate::limiter::{Parts, RateLimiter};
+use crate::limiter::{LimiterSet, RateLimiter};
 use crate::nesting::Nesting;
 use crate::observe::{Decided, Observers};
 use crate::per_thread::PerThread;
@@ -151,7 +151,7 @@ impl Shared {
         // Copied only where it is needed later, as that writes a count that all requests of the tier share.
         let tier = tier.filter(|_| self.tells || !self.parts.is_empty());
         Asked {
-            tier: tier.and_then(|tier| self.limiter.known_tier(tier)),
+            tier: tier.and_then(|tier| self.limiter.tier_name(tier)),
             ..Asked::PLAIN
         }
     }
@@ -173,12 +173,12 @@ impl Shared {
     ) -> Verdict<RB> {
         let begun = asked.begun;
         while !decision.is_admitted() && !shared.parts.is_empty() {
-            match shared.joint(Some(request), keys, &decision, asked.left_out) {
+            match shared.joint(Some(request), keys, &decision, asked.excluded) {
                 Joint::Enforced(rejected) => {
                     let head = RequestHead::from(&*request);
                     return Verdict::Rejected(shared.reject(&rejected, begun, head));
                 }
-                Joint::Without(parts) => asked.left_out = asked.left_out.with(parts),
+                Joint::Without(parts) => asked.excluded = asked.excluded.with(parts),
             }
             decision = match shared.decide(keys, &asked) {
                 Reply::Ready(decision) => decision,
@@ -186,7 +186,7 @@ impl Shared {
             };
         }
         if decision.is_admitted() {
-            if begun.is_some() && !shared.has_left_out_all(asked.left_out) {
+            if begun.is_some() && !shared.has_left_out_all(asked.excluded) {
                 shared.tell_admitted(keys, begun, &decision, RequestHead::from(&*request));
             }
         } else {
@@ -317,7 +317,7 @@ pub(super) struct Asked {
     /// When that began, if observers are to be told how long it took.
     pub(super) begun: Option<Instant>,
     /// The limits that the request is not under, of several that are decided as one.
-    pub(super) left_out: Parts,
+    pub(super) excluded: LimiterSet,
 }
 
 impl Asked {
@@ -327,7 +327,7 @@ impl Asked {
         tier: None,
         guarded: None,
         begun: None,
-        left_out: Parts::NONE,
+        excluded: LimiterSet::NONE,
     };
 }
 

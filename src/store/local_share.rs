@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::memory::MemoryBuckets;
-use super::memory::clock::Timer;
+use super::memory::clock::MonotonicClock;
 use super::{Charge, MemoryStore, RateBuckets, Reply};
 use crate::decision::Decision;
 use crate::policy::Policy;
@@ -26,7 +26,7 @@ impl LocalShare {
         let max_keys = MemoryStore::DEFAULT_MAX_KEYS;
         Self {
             replicas,
-            buckets: MemoryBuckets::new(&policies, max_keys, Timer::real()),
+            buckets: MemoryBuckets::new(&policies, max_keys, MonotonicClock::process()),
         }
     }
 

@@ -64,6 +64,12 @@ impl<S: RateStore + ?Sized> RateStore for Arc<S> {
 #[non_exhaustive]
 pub struct SecretMissing;
 
+/// For crates that take a store, which check its secret as the layers do.
+pub(crate) mod secret {
+    /// The error of a store that keys by credentials and has no secret.
+    pub const SECRET_MISSING: super::SecretMissing = super::SecretMissing;
+}
+
 impl fmt::Display for SecretMissing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(

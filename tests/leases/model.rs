@@ -1,4 +1,4 @@
-//! Leases in memory against a naive model, in random order.
+//! Leases in the memory store against a naive model, with random operations.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tower_admission::store::{
 use tower_admission::test_util::TestClock;
 use tower_admission::{Key, MemoryStore};
 
-/// A lease as one would write it down: whose, which, by whom, until when.
+/// A lease in the naive model.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     tenant: u8,
@@ -51,7 +51,7 @@ fn name(tenant: u8, id: u8) -> LeaseName {
 fn ready<T>(reply: Reply<T>) -> T {
     match reply {
         Reply::Ready(answer) => answer,
-        Reply::Pending(_) => panic!("a store in memory answers at once"),
+        Reply::Pending(_) => panic!("the memory store answers immediately"),
     }
 }
 
@@ -59,7 +59,7 @@ fn millis(time: u64) -> Duration {
     Duration::from_millis(time)
 }
 
-/// What there is, as far as anybody can see it.
+/// The observable state.
 fn check(slots: &dyn LeaseSlots, model: &[Entry]) -> Result<(), TestCaseError> {
     for tenant in 0..3 {
         let usage = ready(slots.usage(Some(&key("tenant", tenant)))).unwrap();
@@ -73,7 +73,7 @@ fn check(slots: &dyn LeaseSlots, model: &[Entry]) -> Result<(), TestCaseError> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1024))]
 
-    /// Never over a limit, never a slot past its time, never one that is lost.
+    /// No limit is exceeded, no slot outlives its time, and no slot is lost.
     #[test]
     fn leases_are_what_the_model_says(
         steps in proptest::collection::vec(step(), 1..150),
@@ -146,7 +146,7 @@ proptest! {
         }
     }
 
-    /// Each slot is taken from both of its keys and the whole, or from none. The keys may be equal.
+    /// Each slot is taken from both keys and the total, or from none. The keys may be equal.
     #[test]
     fn slots_of_several_keys_are_what_the_model_says(
         steps in proptest::collection::vec((proptest::bool::weighted(0.7), 0..4u8, 0..4u8), 1..150),

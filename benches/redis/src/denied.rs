@@ -2,13 +2,14 @@
 
 use std::hint::black_box;
 
-use tower_admission::store::{Charge, RateStore, RedisStore};
+use tower_admission::store::{Charge, RateStore};
 use tower_admission::{Key, Policy, Quota};
+use tower_admission_redis::RedisStore;
 
 use crate::rounds::{Effort, median, now};
 use crate::server::Server;
 
-/// Well within the second that a denial is kept.
+/// Well within the second for which a denial is kept.
 const CALLS: u32 = 100_000;
 
 pub async fn denied(effort: Effort, server: &Server) {
