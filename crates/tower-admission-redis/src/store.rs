@@ -155,8 +155,36 @@ impl RedisStore {
     ///
     /// [`FailureKind::Configuration`] when the URL cannot be used.
     pub fn connect(url: &str) -> Result<Self, StoreError> {
-        Ok(Self {
-            target: Target::parse(url)?,
+        Ok(Self::new(Target::parse(url)?))
+    }
+
+    /// Creates a store for the server of an existing client of the `redis` crate, without connecting.
+    ///
+    /// The store takes over the client's address, user, password, database and protocol. It opens a connection of its
+    /// own, which it supervises: the client's connections, timeouts and name are not used. A client with TLS needs
+    /// feature `tls`, and its certificates must be set again with `tls`, because a client does not expose them. A client
+    /// of a cluster or of Sentinel exposes no configuration: use [`connect`](Self::connect) with its URL.
+    ///
+    /// # Errors
+    ///
+    /// [`FailureKind::Configuration`] when the client has TLS without feature `tls`, insecure TLS, or a user without a
+    /// password.
+    pub fn from_client(client: &redis::Client) -> Result<Self, StoreError> {
+        Self::from_connection_info(client.get_connection_info())
+    }
+
+    /// Creates a store from a configuration of the `redis` crate, as [`from_client`](Self::from_client) does.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_client`](Self::from_client).
+    pub fn from_connection_info(info: &redis::ConnectionInfo) -> Result<Self, StoreError> {
+        Ok(Self::new(Target::from_info(info)?))
+    }
+
+    fn new(target: Target) -> Self {
+        Self {
+            target,
             names: Names::new(Self::DEFAULT_PREFIX),
             slots: leases::Opened::default(),
             has_secret: false,
@@ -170,7 +198,7 @@ impl RedisStore {
                 },
             },
             inner: Arc::default(),
-        })
+        }
     }
 
     /// Changes what is configured. What was made before stays as it is.

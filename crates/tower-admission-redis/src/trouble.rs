@@ -86,8 +86,8 @@ mod tests {
     async fn a_failure_is_shown_until_none_followed_for_a_while() {
         let trouble = Trouble::default();
         let failure = |outage| match trouble.status(outage, FailureMode::Closed) {
-            StoreStatus::Ok => None,
             StoreStatus::Failing(failure) => Some(failure),
+            _ => None,
         };
         assert_eq!(failure(None), None);
         trouble.note(Some(&CallError::because(FailureKind::Timeout, "no answer")));

@@ -57,6 +57,11 @@ const DEFAULT_CLIENT_NAME: &str = "tower-admission";
 const NO_PASSWORD: &str = "a user without a password: write user:password, or :password where there is \
                            no user (for a user with nopass any password will do)";
 
+const NO_TLS: &str = "TLS needs a build with the feature tls";
+
+const INSECURE: &str = "an insecure TLS connection is not supported: anyone between client and server can read it; trust \
+                        the CA of the server instead";
+
 /// Where Sentinels listen by default.
 const SENTINEL_PORT: u16 = 26379;
 
@@ -92,7 +97,7 @@ impl Target {
             None => (scheme, false),
         };
         if tls && !cfg!(feature = "tls") {
-            return Err(invalid("TLS needs a build with the feature redis-tls"));
+            return Err(invalid(NO_TLS));
         }
         let parts = Parts::read(&scheme, rest)?;
         let (servers, info) = match scheme.as_str() {
@@ -124,6 +129,30 @@ impl Target {
         Ok(Self {
             servers,
             login: parts.login(info.redis_settings().clone(), needs_master),
+            #[cfg(feature = "tls")]
+            tls: tls.then(|| Tls::new(&RedisTls::new())),
+        })
+    }
+
+    /// Takes over the address, the login, the database and the protocol of the client library's configuration.
+    pub(super) fn from_info(info: &ConnectionInfo) -> Result<Self, CallError> {
+        let (address, tls) = match info.addr() {
+            ConnectionAddr::TcpTls { insecure: true, .. } => return Err(invalid(INSECURE)),
+            ConnectionAddr::TcpTls { host, port, .. } => {
+                (Address::Tcp(host.as_str().into(), *port), true)
+            }
+            _ => (address(info)?, false),
+        };
+        if tls && !cfg!(feature = "tls") {
+            return Err(invalid(NO_TLS));
+        }
+        let settings = info.redis_settings();
+        if settings.username().is_some() && settings.password().is_none() {
+            return Err(invalid(NO_PASSWORD));
+        }
+        Ok(Self {
+            servers: Servers::Single(address),
+            login: Parts::default().login(settings.clone(), false),
             #[cfg(feature = "tls")]
             tls: tls.then(|| Tls::new(&RedisTls::new())),
         })
@@ -346,6 +375,37 @@ mod tests {
 
     fn tcp(host: &str, port: u16) -> Address {
         Address::Tcp(host.into(), port)
+    }
+
+    #[test]
+    fn a_client_is_taken_over_with_its_login() {
+        let client = redis::Client::open("redis://gateway:pass@redis.internal:7000/3").unwrap();
+        let target = Target::from_info(client.get_connection_info()).unwrap();
+        let Servers::Single(address) = target.servers else {
+            panic!("a client has one server");
+        };
+        assert_eq!(address, tcp("redis.internal", 7000));
+        let settings = target.login.settings;
+        assert_eq!(settings.username(), Some("gateway"));
+        assert_eq!(settings.password(), Some("pass"));
+        assert_eq!(settings.db(), 3);
+        assert_eq!(&*target.login.client_name, DEFAULT_CLIENT_NAME);
+    }
+
+    #[test]
+    fn an_insecure_client_is_rejected() {
+        let address = ConnectionAddr::TcpTls {
+            host: "redis.internal".to_owned(),
+            port: 6380,
+            insecure: true,
+            tls_params: None,
+        };
+        let info = address.into_connection_info().unwrap();
+        let Err(error) = Target::from_info(&info) else {
+            panic!("an insecure client was accepted");
+        };
+        assert_eq!(error.kind(), FailureKind::Configuration);
+        assert!(error.to_string().contains("insecure"), "{error}");
     }
 
     #[test]

@@ -1,28 +1,27 @@
--- Takes leases in their order of arrival, each if all its keys and the whole have room. Taking one again changes
--- nothing.
+-- Takes leases in their order of arrival, each if all its keys and the total have room. Taking the same lease again
+-- changes nothing.
 --
--- KEYS[1]  the leases of all keys: lease ids by when they expire, in this server's milliseconds; and
---          the epoch, which does not expire: a word that is lost with them
+-- KEYS[1]  the leases of all keys: a sorted set of lease ids by their expiry in the server's milliseconds. It also holds
+--          the epoch, which does not expire: a random word that is lost together with the leases
 -- KEYS[2..] for each lease the leases of its keys
--- ARGV[1]  a word for the epoch, if there is none
--- ARGV[2]  how long the leases live, in milliseconds
--- ARGV[3]  the server's time after which the caller has given up, or 0
--- then for each lease: its id, which is a word and how long it lives; how many leases there may be in all, or -1
---          for any number; how many keys it has; and for each of them how many leases there may be
+-- ARGV[1]  a new epoch, if there is none
+-- ARGV[2]  the time to live of the leases, in milliseconds
+-- ARGV[3]  the server's time after which the caller has stopped waiting, or 0
+-- then for each lease: its id, which is a word and its time to live; the total limit, or -1 for none; the number of its
+--          keys; and for each key its limit
 --
--- Returns the server's time, the epoch, and for each lease two numbers: what became of it (1 granted, 0 no room in
--- all, -1 no room for a key, -2 too late, -3 a key holds something else), and the place of the first key without
--- room, counted from 0.
+-- Returns the server's time, the epoch, and for each lease two numbers: the outcome (1 granted, 0 total full, -1 a key is
+-- full, -2 too late, -3 a key holds other data), and the index of the first full key, counted from 0.
 --
--- Everything is read before anything is written: a script that fails is not rolled back. The first
--- write is one that a server without memory refuses.
+-- Reads everything before it writes anything, because Redis does not roll back a script that fails. The first write is
+-- a command that a server without memory rejects.
 
 local ttl = ARGV[2] + 0
 local is_late = ARGV[3] + 0 > 0 and now > ARGV[3] + 0
 local is_single = not ARGV[7 + ARGV[6]]
 
--- The common call: one lease, which has room even if all that are there are live. What has expired is left to
--- heartbeats, and to calls that find less room.
+-- The common call: one lease, which has room even if all others are live. Expired leases are left to heartbeats, and to
+-- calls that find less room.
 if is_single and not is_late then
   local last = redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')
   local has_room = last[2] == 'inf' and (ARGV[5] == '-1' or redis.call('ZCARD', KEYS[1]) <= ARGV[5] + 0)
@@ -43,16 +42,16 @@ end
 local live = '(' .. now
 local epoch = redis.call('ZRANGEBYSCORE', KEYS[1], '+inf', '+inf')[1]
 local in_all = redis.call('ZCOUNT', KEYS[1], live, '(+inf')
-local counts = {} -- of keys, by their names
-local granted, size = {}, 0 -- names and ids, in turn
-local full -- names that were named by leases for which there was no room
+local counts = {} -- leases of each key, by its name
+local granted, size = {}, 0 -- alternating names and ids
+local full -- the keys of leases that did not fit
 local reply = { now, epoch or '' }
 local key, at = 2, 4
 while ARGV[at] do
   local id, limit, keys = ARGV[at], ARGV[at + 1] + 0, ARGV[at + 2] + 0
   local outcome, place = is_late and -2 or 1, 0
   for n = 0, is_late and -1 or keys - 1 do
-    -- Each is read, also behind a full one: a key that holds something else fails here.
+    -- Reads every key, also after a full one: a key with other data fails here.
     local name = KEYS[key + n]
     local count = counts[name] or redis.pcall('ZCOUNT', name, live, '+inf')
     if type(count) == 'table' then
@@ -121,7 +120,7 @@ if size > 0 and not epoch then
 end
 if full then
   for name in pairs(full) do
-    bring_back(name, ttl)
+    shorten(name, ttl)
   end
 end
 return reply

@@ -1,17 +1,14 @@
--- Keeps leases alive. Those that are gone are taken again, whatever the limits say: their holder
--- is at work.
+-- Keeps leases alive. Takes expired ones again, whatever the limits are: their requests are still in flight.
 --
 -- KEYS[1]      the leases of all keys, and the epoch, as in acquire.lua
--- KEYS[n + 1]  the leases of a key; of a lease that has no key, KEYS[1] again
+-- KEYS[n + 1]  the leases of a key; KEYS[1] again for a lease without keys
 -- ARGV[1..3]   as in acquire.lua
--- ARGV[n + 3]  the id of a lease that is among those of KEYS[n + 1]; of a lease with several keys,
---              once for each
+-- ARGV[n + 3]  the id of a lease in KEYS[n + 1]; a lease with several keys is there once for each
 --
--- Returns what became of it (1 done, -2 too late), the server's time, the epoch, and how many of the
--- keys hold something else than leases.
+-- Returns the outcome (1 done, -2 too late), the server's time, the epoch, and how many of the keys hold other data.
 --
--- The first write is one that a server without memory allows, and which lets the others pass. A key
--- that holds something else keeps it, and is no harm to the other leases.
+-- The first write is a command that a server without memory accepts, and it makes room for the others. A key with other
+-- data keeps it, and does not affect the other leases.
 
 local ttl = tonumber(ARGV[2])
 local not_after = tonumber(ARGV[3])
@@ -42,5 +39,5 @@ end
 if redis.call('PTTL', KEYS[1]) < ttl then
   redis.call('PEXPIRE', KEYS[1], ARGV[2])
 end
-bring_back(KEYS[1], ttl)
+shorten(KEYS[1], ttl)
 return { 1, now, epoch, wrong }

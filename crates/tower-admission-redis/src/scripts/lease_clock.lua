@@ -1,16 +1,16 @@
--- This server's clock, in milliseconds, as the scripts see it that count leases: it comes before each of them.
+-- The server's clock in milliseconds, for the scripts that count leases. This text comes before each of them.
 --
--- After the clock stepped back, leases expire further ahead than they live. Each is given what it would have if it
--- was taken now: a holder that is alive makes it more with its next heartbeat, and the slot of a dead one is free
--- when that time is over. How long a lease lives is the second word of its id, or that of the word for its holder
--- if it is known by name.
+-- After the clock steps back, leases expire further ahead than their time to live. Such a lease is shortened to its
+-- full time to live from now. The next heartbeat of a running holder extends it again; the slot of a dead holder becomes
+-- free when that time is over. The time to live is the second word of the lease's id, or the second word of the holder's
+-- entry if the lease is known by name.
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + (time[2] - time[2] % 1000) / 1000
 
--- Of leases that expire further ahead than `ttl`: there are none, but for those that live longer. It may fail
--- for want of memory, which is no harm.
-local function bring_back(key, ttl)
+-- Shortens leases that expire later than `ttl` from now, unless their own time to live is longer. A failure for lack of
+-- memory is ignored.
+local function shorten(key, ttl)
   local ahead = redis.pcall('ZRANGEBYSCORE', key, '(' .. now + ttl, '(+inf', 'WITHSCORES')
   for n = 1, #ahead, 2 do
     local lives = string.match(ahead[n], ' (%d+)$')

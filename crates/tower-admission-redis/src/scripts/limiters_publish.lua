@@ -1,12 +1,11 @@
--- Writes down which limiters there are.
+-- Writes descriptions of limiters.
 --
--- KEYS[1]   a hash by what a limiter is known by: the second in which it was written last, a space, and
---           what it is
--- ARGV[1]   how many seconds it is kept that nobody writes any more
--- ARGV[2]   the same for what begins with `lost `, which a replica that is gone does not keep any more
--- ARGV[3..] what each limiter is known by, and what it is; nothing to remove it
+-- KEYS[1]   a hash by the field of a description: the second of the last write, a space, and the description
+-- ARGV[1]   after how many seconds a description expires that no process writes
+-- ARGV[2]   the same for fields that begin with `lost `: a replica that ended keeps no lost overrides
+-- ARGV[3..] the field and the text of each description; an empty text removes it
 --
--- Everything is read before anything is written.
+-- Reads everything before it writes anything.
 
 local now = tonumber(redis.call('TIME')[1])
 local gone = {}

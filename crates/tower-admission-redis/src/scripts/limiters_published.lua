@@ -1,10 +1,10 @@
--- Which limiters were written down of late.
+-- Reads the descriptions of limiters that have not expired.
 --
 -- KEYS[1]  as in limiters_publish.lua
--- ARGV[1]  for how many seconds they count
--- ARGV[2]  the same for what begins with `lost `
+-- ARGV[1]  after how many seconds a description expires
+-- ARGV[2]  the same for fields that begin with `lost `
 --
--- Returns what each is known by, and what it is.
+-- Returns the field and the text of each description.
 
 local now = tonumber(redis.call('TIME')[1])
 local all = redis.call('HGETALL', KEYS[1])

@@ -1,15 +1,15 @@
--- What was changed since a version.
+-- Reads the changes since a version.
 --
 -- KEYS[1..4]  as in limits_set.lua
--- ARGV[1]     the epoch that is known
--- ARGV[2]     the version that is known
--- ARGV[3]     how many changes to return at most, the oldest first
--- ARGV[4]     the id of the table that is known, or nothing
--- ARGV[5]     how many changes of the audit trail to return at most
+-- ARGV[1]     the epoch that the caller knows
+-- ARGV[2]     the version that the caller knows
+-- ARGV[3]     the maximum number of changes, the oldest first
+-- ARGV[4]     the id of the table that the caller knows, or empty
+-- ARGV[5]     the maximum number of records of the audit trail
 --
--- Returns the epoch and the version as they are, whether all has to be read anew, for each
--- change the name, the version and the override, which is nothing when it was deleted, the id of the table, the
--- last loss that an operator accepted, and the changes of the audit trail that may be later, the newest first.
+-- Returns the epoch; the version; 1 if the caller must read the whole table, else 0; for each change the name, the
+-- version and the override, which is empty after a deletion; the id of the table; the time of the last accepted loss;
+-- and the records of the audit trail that may be newer, the newest first.
 
 local epoch = redis.call('HGET', KEYS[3], 'epoch') or ''
 local version = tonumber(redis.call('HGET', KEYS[3], 'version') or 0)
@@ -18,7 +18,7 @@ local accepted = redis.call('HGET', KEYS[3], 'accepted') or ''
 local table_id = redis.call('HGET', KEYS[1], '#table') or ''
 local since = tonumber(ARGV[2])
 
--- Each change has a version, and most have an entry in the audit trail.
+-- Each change has a version, and most changes have a record in the audit trail.
 local count = since > version and version or version - since
 count = math.min(count, tonumber(ARGV[5]))
 local audited = {}
@@ -27,7 +27,7 @@ if count > 0 then
 end
 
 local is_other = ARGV[4] ~= '' and ARGV[4] ~= table_id
--- The last change is not there, so others may be missing as well.
+-- The last change is missing, so others may be missing, too.
 local has_gap = since < version and redis.call('ZCOUNT', KEYS[2], version, version) == 0
 if epoch ~= ARGV[1] or is_other or since < floor or since > version or has_gap then
   return { epoch, version, 1, {}, table_id, accepted, audited }

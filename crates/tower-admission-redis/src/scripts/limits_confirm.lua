@@ -1,11 +1,10 @@
--- What lies under some names, after all overrides were read page by page.
+-- Looks up names, after all overrides were read page by page.
 --
 -- KEYS[1..3]  as in limits_set.lua
 -- ARGV        the names
 --
--- Returns the version, the id of the table, how many entries the table has with its id, and for each name
--- the override, which is nothing when there is none, and the version of its last change, which is 0 when that is no
--- longer known.
+-- Returns the version, the id of the table, the number of fields of the table including its id, and for each name the
+-- override, which is empty if there is none, and the version of its last change, which is 0 if it is not known any more.
 
 local found = {}
 for n, name in ipairs(ARGV) do

@@ -1,17 +1,17 @@
--- Has all replicas read all overrides anew.
+-- Makes all replicas read all overrides again.
 --
 -- KEYS[1..4]  as in limits_set.lua
--- ARGV[1]     the next epoch, and the id of this change
--- ARGV[2]     `accept` when an operator accepts that overrides were lost, so that replicas drop those that are not here;
---             or nothing
+-- ARGV[1]     the next epoch, which is also the id of this change
+-- ARGV[2]     `accept` if an operator accepts the loss of overrides, so that replicas drop those that are not stored here;
+--             else empty
 -- ARGV[3]     who accepts it
 -- ARGV[4]     from where
--- ARGV[5]     how many changes the audit trail keeps
+-- ARGV[5]     how many records the audit trail keeps
 -- ARGV[6]     the last acceptance that the caller knows, or 0
 
 if ARGV[2] == 'accept' then
-  -- By time, so that one of an older backup is older. Replicas take only a later one for an acceptance, also when this
-  -- clock is behind the one that wrote the last.
+  -- The value is a time, so that a value from a backup is smaller. Replicas accept only a greater one, so it also grows
+  -- when this clock is behind the clock that wrote the last one.
   local now = redis.call('TIME')
   local stored = tonumber(redis.call('HGET', KEYS[3], 'accepted') or 0) or 0
   local accepted = math.max(now[1] * 1000000 + now[2], stored + 1, tonumber(ARGV[6]) + 1)

@@ -1,21 +1,20 @@
--- Takes a lease that is known by name if its tenant and the whole have room. One that is live is
--- taken over: it is not counted again, lives anew and has this holder.
+-- Takes a lease by name if its tenant and the total have room. A live lease is taken over: it is not counted again, its
+-- time to live starts again, and it gets this holder.
 --
--- KEYS[1]      the leases of all, and the epoch, as in acquire.lua
+-- KEYS[1]      the leases of all keys, and the epoch, as in acquire.lua
 -- KEYS[2]      the tenant's leases
--- KEYS[3]      who holds this lease: a word, and how long the lease lives, in milliseconds
--- KEYS[4]      there when this holder has given it back already, as one that gave up
+-- KEYS[3]      the holder of this lease: a word, and the time to live of the lease in milliseconds
+-- KEYS[4]      exists if this holder has released the lease already, because it stopped waiting
 -- ARGV[1..3]   as in acquire.lua
--- ARGV[4]      the lease, as it is called in KEYS[1] and KEYS[2]
--- ARGV[5]      how many leases there may be in all, or -1 for any number
--- ARGV[6]      how many of the tenant's, or -1 for any number
+-- ARGV[4]      the name of the lease in KEYS[1] and KEYS[2]
+-- ARGV[5]      the total limit, or -1 for none
+-- ARGV[6]      the tenant's limit, or -1 for none
 -- ARGV[7]      the holder
 --
--- Returns what became of it (as acquire.lua has it), the server's time, the epoch, and how many
--- leases the limit that is reached has taken.
+-- Returns the outcome (as acquire.lua does), the server's time, the epoch, and the number of leases that count towards
+-- the limit that was reached.
 --
--- Everything is read before anything is written. The first write is one that a server without memory
--- refuses.
+-- Reads everything before it writes anything. The first write is a command that a server without memory rejects.
 
 local ttl = tonumber(ARGV[2])
 local not_after = tonumber(ARGV[3])
@@ -31,7 +30,7 @@ local live = '(' .. now
 local held = redis.call('ZSCORE', KEYS[1], ARGV[4])
 local in_all = redis.call('ZCOUNT', KEYS[1], live, '(+inf')
 local of_tenant = redis.call('ZCOUNT', KEYS[2], live, '+inf')
-redis.call('GET', KEYS[3]) -- fails when it is something else
+redis.call('GET', KEYS[3]) -- fails if it holds other data
 if redis.call('GET', KEYS[4]) then
   return answer(-2, 0)
 end
@@ -39,8 +38,8 @@ if not (held and tonumber(held) > now) then
   local total_limit, tenant_limit = tonumber(ARGV[5]), tonumber(ARGV[6])
   local of_tenant_full = tenant_limit >= 0 and of_tenant >= tenant_limit
   if of_tenant_full or total_limit >= 0 and in_all >= total_limit then
-    bring_back(KEYS[1], ttl)
-    bring_back(KEYS[2], ttl)
+    shorten(KEYS[1], ttl)
+    shorten(KEYS[2], ttl)
     return answer(of_tenant_full and -1 or 0, of_tenant_full and of_tenant or in_all)
   end
 end

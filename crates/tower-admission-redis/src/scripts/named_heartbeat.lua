@@ -1,23 +1,23 @@
--- Lets a lease that is live live anew. One that is gone stays gone.
+-- Extends a live lease by name. An expired one stays gone.
 --
 -- KEYS[1..3]  as in named_acquire.lua
 -- ARGV[1]     the lease
--- ARGV[2]     whose it has to be, or nothing when that does not matter
--- ARGV[3]     how long it lives from now on, in milliseconds
+-- ARGV[2]     the required holder, or empty for any
+-- ARGV[3]     the time to live from now on, in milliseconds
 --
--- Returns 1, or 0 when it is gone or is another holder's.
+-- Returns 1, or 0 if the lease is gone or belongs to another holder.
 --
--- Everything is read before anything is written. The first write is one that a server without memory
--- allows, and which lets the others pass.
+-- Reads everything before it writes anything. The first write is a command that a server without memory accepts, and it
+-- makes room for the others.
 
 local held = redis.call('ZSCORE', KEYS[1], ARGV[1])
 local of_tenant = redis.call('ZSCORE', KEYS[2], ARGV[1])
-local stored = redis.call('GET', KEYS[3]) -- fails when it is something else
+local stored = redis.call('GET', KEYS[3]) -- fails if it holds other data
 local holder = stored and string.match(stored, '^%d+')
 if not (held and tonumber(held) > now and of_tenant) then
   return 0
 end
--- One whose holder was lost, as Redis evicts keys, is that of the first to say so.
+-- Redis may evict the holder's entry. Then the lease belongs to the first holder that claims it.
 local is_lost = not holder and ARGV[2] ~= ''
 if ARGV[2] ~= '' and holder ~= ARGV[2] and not is_lost then
   return 0

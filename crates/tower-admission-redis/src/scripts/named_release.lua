@@ -1,21 +1,21 @@
--- Gives a lease back that is known by name.
+-- Releases a lease by name.
 --
 -- KEYS[1..3]  as in named_acquire.lua
--- KEYS[4]     the same, if it is given back by a holder
+-- KEYS[4]     as in named_acquire.lua, if a holder releases it
 -- ARGV[1]     the lease
--- ARGV[2]     whose it has to be, or nothing when that does not matter
--- ARGV[3]     how long it is to be known that the holder gave it back, in milliseconds
+-- ARGV[2]     the required holder, or empty for any
+-- ARGV[3]     how long KEYS[4] remembers the release, in milliseconds
 --
--- Returns 1, or 0 when it was gone or is another holder's.
+-- Returns 1, or 0 if the lease was gone or belongs to another holder.
 --
--- Everything is read before anything is written. The first write is one that a server without memory
--- allows, and which lets the others pass.
+-- Reads everything before it writes anything. The first write is a command that a server without memory accepts, and it
+-- makes room for the others.
 
 local held = redis.call('ZSCORE', KEYS[1], ARGV[1])
-redis.call('ZSCORE', KEYS[2], ARGV[1]) -- fails when it is something else
+redis.call('ZSCORE', KEYS[2], ARGV[1]) -- fails if it holds other data
 local stored = redis.call('GET', KEYS[3])
 local holder = stored and string.match(stored, '^%d+')
--- One whose holder was lost, as Redis evicts keys, is that of the first to say so.
+-- Redis may evict the holder's entry. Then the lease belongs to the first holder that claims it.
 local is_theirs = ARGV[2] == '' or not holder or holder == ARGV[2]
 if KEYS[4] then
   redis.call('GET', KEYS[4])

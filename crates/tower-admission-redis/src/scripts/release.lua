@@ -1,12 +1,10 @@
--- Gives leases back. Those that are gone already are none the worse.
+-- Releases leases. A lease that has expired is skipped.
 --
 -- KEYS[1]      the leases of all keys
--- KEYS[n + 1]  the leases of a key; of a lease that has no key, KEYS[1] again
--- ARGV[n]      the id of a lease that is among those of KEYS[n + 1]; of a lease with several keys,
---              once for each
+-- KEYS[n + 1]  the leases of a key; KEYS[1] again for a lease without keys
+-- ARGV[n]      the id of a lease in KEYS[n + 1]; a lease with several keys is there once for each
 --
--- Returns how many of the keys hold something else than leases. They keep it, and are no harm to the
--- other leases.
+-- Returns how many of the keys hold other data. Such a key keeps it, and does not affect the other leases.
 
 redis.call('ZREM', KEYS[1], unpack(ARGV))
 local wrong = 0

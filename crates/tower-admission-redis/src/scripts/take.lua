@@ -1,38 +1,36 @@
--- Decides requests in their order of arrival, as if each was decided alone at one instant of this server's
--- clock: takes their costs, asks what is left, or gives costs back. A request charges one or more keys, and is
--- granted whole or not at all, over all quotas of all its keys. A quota is a bucket, as GCRA's virtual
--- scheduling algorithm has it (ITU-T I.371), or a sliding window of 15 sub-windows (store/memory/mod.rs has its
--- rule).
+-- Decides requests in their order of arrival, as if each was decided alone at one instant of the server's clock: takes
+-- their costs, reports what remains, or refunds costs. A request charges one or more keys, and is admitted whole or not
+-- at all, over all quotas of all its keys. A quota is a bucket (GCRA's virtual scheduling algorithm, ITU-T I.371) or a
+-- sliding window of 15 sub-windows (see the documentation of `tower_admission::store::memory`).
 --
--- KEYS[n]   one for each charged entity: a part for each of its quotas, joined by semicolons. (Its
---           name tells buckets from windows, so that a part is always of its quota's kind.)
---           b <interval> <arrival> <limit>    a bucket; it is full at the arrival time. The others are
---                                             those of the quota by which it was charged last
---           s <length> <newest> <count> ..    a window: the length of a sub-window, the number of the
---                                             newest, what was admitted in it and in the 15 before, and the
---                                             sum of these (older versions stored no sum)
---           -                                 nothing: a quota that denies everything stores neither
--- ARGV[1]   words: take, look or give; how many keys each run of requests names, 0 if each charges all keys; and for
---           each key a letter for each of its quotas, b for a bucket, s for a window and - for a quota that is off.
---           The word = stands for the rules of the key before, and . for no quotas
--- ARGV[2..] for each quota of these two numbers: its interval or the length of its sub-windows, and the most
---           requests it admits at once. 0 admits nothing. What is stored stays as it is then, and of a quota that is
---           off, whichever sort it is of
--- then      the runs, each of requests of one cost that charge the same keys: the cost, how many requests, and
---           the places of their keys in KEYS if runs name keys. Cost 0 is admitted, takes nothing, and reports
---           what is left
+-- KEYS[n]   one for each charged key: a part for each of its quotas, joined by semicolons. (The name of the key
+--           separates buckets from windows, so a part always has the kind of its quota.)
+--           b <interval> <arrival> <limit>    a bucket, which is full at the arrival time. The interval and the limit
+--                                             are those of the quota that charged it last
+--           s <length> <newest> <count> ..    a window: the length of a sub-window, the number of the newest one, the
+--                                             admitted requests in it and in the 15 before, and their sum (older
+--                                             versions stored no sum)
+--           -                                 nothing: a `deny all` quota stores neither
+-- ARGV[1]   words: take, look or give; how many keys each run names, 0 if each run charges all keys; then for each key
+--           a letter for each of its quotas: b for a bucket, s for a window, - for a quota that is off. The word =
+--           repeats the rules of the key before, and the word . means no quotas
+-- ARGV[2..] two numbers for each quota: its interval or the length of its sub-windows, and its limit. A limit of 0
+--           rejects every request. The stored part then stays unchanged; so does the part of a quota that is off
+-- then      the runs. A run is a number of requests of one cost that charge the same keys: the cost, the number of
+--           requests, and the indexes of their keys in KEYS if runs name keys. Cost 0 is admitted, takes nothing, and
+--           reports what remains
 --
 -- Returns for each run, one after the other:
---   how many requests were granted, the first ones; -1 if a key holds something else than quotas. (If there is
---     one run, that is an error.)
---   if any was granted, two numbers for each of its quotas, in order, after the first grant: how many more would
---     be admitted, and the time until it is as good as unused. Later grants follow from them
---   if any was not granted, three numbers for each quota after the grants: the same two, and the time until the
---     request fits: 0 now, -1 never. So it is for every request that takes nothing, and for a refund, after it
--- The numbers of a quota that is off mean nothing.
+--   the number of admitted requests, which are the first ones; -1 if a key holds other data. (If there is one run, that
+--     is an error.)
+--   if any was admitted, two numbers for each of its quotas, in order, after the first admission: how many more requests
+--     fit, and the time until the quota is unused again. The numbers of later admissions follow from these
+--   if any was not admitted, three numbers for each quota after the admissions: the same two, and the time until the
+--     request fits: 0 for now, -1 for never. This covers every request that takes nothing, and a refund, after it
+-- The numbers of a quota that is off have no meaning.
 --
--- All times are whole microseconds. They stay below 2^53, where Lua's numbers are exact, but for what a
--- bucket owes by a quota that holds less, which is only compared. A key with longer ones holds something else.
+-- All times are whole microseconds. They stay below 2^53, where Lua's numbers are exact, except for the debt of a
+-- bucket under a quota that holds less, which is only compared. A key with longer times holds other data.
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -41,8 +39,8 @@ local head = ARGV[1]
 -- A window with its sum.
 local SUMMED = '^s (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$'
 
--- Early branches for the common calls, without closures: quotas that did not change, on a clock that did not step
--- back. The first three are for one run over one key. All else is decided by take_general.lua, and so would these be.
+-- Fast branches for the common calls, without closures: unchanged quotas, on a clock that did not step back. The first
+-- three are for one run over one key. take_general.lua decides all other calls, and would decide these in the same way.
 if head == 'take 0 b' and #ARGV == 5 then
   local value = redis.call('GET', KEYS[1])
   local interval, limit, cost, count = ARGV[2] + 0, ARGV[3] + 0, ARGV[4] + 0, ARGV[5] + 0
@@ -109,7 +107,7 @@ elseif head == 'take 0 s' and #ARGV == 5 then
   local value = redis.call('GET', KEYS[1])
   local length, cost = ARGV[2] + 0, ARGV[4] + 0
   local newest = (now - now % length) / length
-  -- Its length, the newest, 16 counts, and the sum.
+  -- The length, the newest number, 16 counts, and the sum.
   local found = value and { string.match(value, SUMMED) }
     or { ARGV[2], newest, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
   if found[1] == ARGV[2] then
@@ -138,7 +136,7 @@ elseif head == 'take 0 s' and #ARGV == 5 then
     end
   end
 elseif string.find(head, '^take %d+ b[ b=]*$') and not string.find(head, 'bb', 1, true) then
-  -- Any runs over keys of one bucket each. Nothing is written before it is known that all is plain.
+  -- Any runs over keys with one bucket each. Nothing is written before all keys are known to be plain.
   local is_plain = true
   local intervals, limits, debts, is_charged = {}, {}, {}, {}
   local at, interval, limit = 2, nil, nil

@@ -1,14 +1,13 @@
--- The general path of take.lua, which comes before it and says what it takes and returns.
+-- The general path of take.lua. That script comes before this one, and documents the keys, arguments and answers.
 
-local PARTS = 16 -- sub-windows that are counted: 15, and the one in which the period began
+local PARTS = 16 -- counted sub-windows: 15, and the one in which the period began
 local WINDOW = '^s %d+ %d+[ %d]*$'
 
 local words = string.gmatch(head, '%S+')
 local mode, named = words(), tonumber(words())
 local takes, gives = mode == 'take', mode == 'give'
 
--- A bucket: what it owes under which interval and limit, which are those of the quota by which it was charged
--- last, and what it owes by its own.
+-- A bucket: its debt under the interval and limit of the quota that charged it last, and its debt under its own quota.
 local function bucket_of(stored, length, limit)
   local debt, owed, before, most, is_new = 0, 0, length, limit, false
   if stored then
@@ -20,7 +19,7 @@ local function bucket_of(stored, length, limit)
     before, most = before + 0, most + 0
     debt = math.max(arrival - now, 0)
     if debt > before * most then
-      -- More than an empty bucket owed then means that the clock stepped back.
+      -- A debt above that of an empty bucket means that the clock stepped back.
       debt, is_new = before * most, true
     end
     if debt >= 2^53 then
@@ -28,7 +27,7 @@ local function bucket_of(stored, length, limit)
     end
     owed = debt
     if before ~= length and before > 0 then
-      -- As many requests stay spent when the quota was changed.
+      -- After a change of the quota the same number of requests stays spent.
       owed = math.ceil(debt * length / before)
     end
   end
@@ -38,7 +37,7 @@ local function bucket_of(stored, length, limit)
   }
 end
 
--- A window: its counts from 1 for the newest sub-window, that one's number, and their sum.
+-- A window: its counts, with index 1 for the newest sub-window, the number of that sub-window, and the sum.
 local function window_of(stored, length, limit)
   if stored and not string.find(stored, WINDOW) then
     return nil
@@ -49,8 +48,7 @@ local function window_of(stored, length, limit)
   local before, newest = tonumber(numbers() or length), tonumber(numbers() or index)
   local age, passed, sum = 0, 0, 0
   if before ~= length then
-    -- The quota was changed: all that counts is as young as the youngest can be, which is
-    -- from the end of its sub-window, or from now.
+    -- The quota was changed: every request counts as the youngest possible one, at the end of its sub-window or now.
     newest = math.min(math.floor(((newest + 1) * before - 1) / length), index)
   end
   if newest > index + 1 then
@@ -61,7 +59,7 @@ local function window_of(stored, length, limit)
   end
   for count in numbers do
     local to = 1 + passed + (before == length and age or 0)
-    -- The sum comes after the counts.
+    -- The sum follows the counts.
     if age < PARTS and to <= PARTS and count ~= '0' then
       counts[to] = counts[to] + count
       sum = sum + count
@@ -74,7 +72,7 @@ local function window_of(stored, length, limit)
   }
 end
 
--- A quota whose part stays as it is, and when it is as good as unused.
+-- A quota whose part stays unchanged, and the time until it is unused again.
 local function kept_of(kind, stored, limit)
   local reset = 0
   if stored then
@@ -97,17 +95,17 @@ local function junk()
   return redis.error_reply('JUNK the value is not one of quotas')
 end
 
--- A key: its quotas by their places, or what is wrong with what it holds. Everything is read before anything is
--- written, as a script that fails is not rolled back.
+-- A key: its quotas by their index, or the error if it holds other data. Everything is read before anything is written,
+-- because Redis does not roll back a script that fails.
 local function key_of(name, letters, numbers)
   local value = redis.pcall('GET', name)
   if type(value) == 'table' then
     return string.find(value.err, 'WRONGTYPE', 1, true) and { wrong = value } or error(value)
   end
-  -- It has to be written though requests are rejected when it is unsettled: the sub-windows of a window were
-  -- changed, or the clock stepped back. What that does to what is stored has to be once, and not anew from request
-  -- to request. A bucket whose quota was changed stays as it is. Other replicas may go by the other quota, and to a
-  -- lower one a bucket cannot be brought without forgetting what is more than that one's empty bucket owes.
+  -- An unsettled key is written even when its requests are rejected: the length of its sub-windows was changed, or the
+  -- clock stepped back, and that correction must happen once, not with every request. A bucket whose quota was changed
+  -- stays unchanged: other replicas may use the other quota, and conversion to a lower quota would forgive the debt that
+  -- exceeds its empty bucket.
   local key = { name = name, is_unsettled = false, is_written = false }
   local parts = value and #letters > 1 and string.gmatch(value .. ';', '([^;]+);')
   local size = 0
@@ -150,7 +148,7 @@ local function gone(window, age)
   return math.max((window.newest + PARTS + 1 - age) * window.length - now, 0)
 end
 
--- The time until a quota is as good as unused.
+-- The time until a quota is unused again.
 local function reset_of(quota)
   if quota.kind == 'bucket' then
     return quota.debt
@@ -165,7 +163,7 @@ local function reset_of(quota)
   return quota.reset
 end
 
--- How many requests of a cost would be admitted.
+-- How many requests of a cost fit.
 local function room_of(quota, cost)
   local kind, room = quota.kind, 0
   if kind == 'bucket' then
@@ -178,7 +176,7 @@ local function room_of(quota, cost)
   return room > 0 and room or 0
 end
 
--- The time until a request fits: 0 now, -1 never.
+-- The time until a request fits: 0 for now, -1 for never.
 local function wait_of(quota, cost)
   local kind = quota.kind
   if cost == 0 or kind == 'off' then
@@ -191,7 +189,7 @@ local function wait_of(quota, cost)
     if quota.owed <= room then
       return 0
     end
-    -- Until it is charged by this quota it regains by the one that it was charged by last.
+    -- Until this quota charges the bucket, it refills at the rate of the quota that charged it last.
     room = before ~= length and before > 0 and math.floor(room * before / length) or room
     return math.max(quota.debt - room, 1)
   end
@@ -220,7 +218,7 @@ end
 
 local function give_back(quota, cost)
   if quota.kind == 'bucket' then
-    -- As with the wait, a request is as long as it was when it was charged.
+    -- As for the wait, a request has the interval at which it was charged.
     local length, before = quota.length, quota.interval
     quota.debt = math.max(quota.debt - cost * before, 0)
     quota.owed = before ~= length and before > 0 and math.ceil(quota.debt * length / before) or quota.debt

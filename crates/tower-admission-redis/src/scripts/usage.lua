@@ -1,13 +1,14 @@
--- Counts the leases that are live.
+-- Counts the live leases.
 --
--- KEYS[n]  leases, by when they expire in this server's milliseconds; an epoch does not expire
+-- KEYS[n]  leases by their expiry in the server's milliseconds; the epoch does not expire
+-- ARGV[1]  the time to live of the leases, in milliseconds
 --
--- Returns how many there are in each.
+-- Returns the number of leases in each key.
 
 local live = '(' .. now
 local counts = {}
 for n, key in ipairs(KEYS) do
   counts[n] = redis.call('ZCOUNT', key, live, '(+inf')
-  bring_back(key, ARGV[1] + 0)
+  shorten(key, ARGV[1] + 0)
 end
 return counts
