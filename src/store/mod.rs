@@ -35,6 +35,10 @@ pub use status::{StoreFailure, StoreStatus};
 ///
 /// A store knows keys, rules and amounts. Limiters resolve which rules apply to a request before they ask it. A
 /// [sliding](crate::Quota::sliding) quota is counted as [`memory`] says.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a store",
+    note = "a store is `MemoryStore`, or `RedisStore` of the crate `tower-admission-redis`"
+)]
 pub trait RateStore: Send + Sync + 'static {
     /// Opens the buckets of one limiter: a set of buckets for each of `policies`, called 0 and so on. Buckets of different
     /// limiters of one store do not touch each other.

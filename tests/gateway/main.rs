@@ -1,10 +1,5 @@
 //! The gateway example, as a process of its own, with real clients.
-#![cfg(all(
-    feature = "metrics",
-    feature = "redis",
-    feature = "tonic",
-    feature = "tracing"
-))]
+#![cfg(all(feature = "metrics", feature = "tonic", feature = "tracing"))]
 
 mod example_file;
 mod guide;

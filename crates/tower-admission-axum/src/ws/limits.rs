@@ -80,7 +80,6 @@ use super::socket::LimitedSocket;
 /// and a store its own failure mode, so requests can be admitted while connections are refused:
 ///
 /// ```no_run
-/// # #[cfg(feature = "redis")]
 /// # fn limits(redis: tower_admission_redis::RedisStore) {
 /// use tower_admission::store::FailureMode;
 /// use tower_admission::{Quota, RateLimitByTokenLayer};
