@@ -6,7 +6,7 @@
 //!
 //! The program starts an upstream server on the loopback and calls it in two ways.
 //!
-//! 1. Background work *waits*: it asks a `RateLimiter`, sleeps for as long as the rejection says, and asks again. Eight
+//! 1. Background work *waits*: it asks a `RateLimiter`, sleeps for the time in the rejection, and asks again. Eight
 //!    calls at five a second take a bit more than half a second, after a burst of five.
 //! 2. A request of a user *fails fast*: the layers are around the HTTP client, and the caller gets the 429 or 503 of the
 //!    layer without a call to the upstream. Each host has its own limits.

@@ -25,7 +25,8 @@ pub enum Capacity {
 
 impl Capacity {
     /// Reads a setting where 0 turns the limit off.
-    pub(crate) const fn or_off(limit: usize) -> Self {
+    #[must_use]
+    pub const fn or_off(limit: usize) -> Self {
         match limit {
             0 => Self::Unlimited,
             limit => Self::AtMost(limit),

@@ -164,7 +164,6 @@ impl Decision {
     }
 
     /// The decision after `passed` time. (More may remain by then; only another check can tell.)
-    #[cfg(feature = "redis")]
     pub(crate) fn later(&self, passed: Duration) -> Self {
         let passed = nanos(passed);
         let usages = self.usages.iter().map(|usage| Usage {
@@ -183,7 +182,6 @@ impl Decision {
     }
 
     /// Reports the limits and windows of these rules, one for each quota of the charges.
-    #[cfg(feature = "redis")]
     pub(crate) fn with_rules(mut self, rules: &[Rule]) -> Self {
         for usage in &mut self.usages {
             if let Some(rule) = rules.get(usage.index()) {

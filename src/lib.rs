@@ -82,6 +82,7 @@ mod sync;
 
 mod nesting;
 mod per_thread;
+mod singleton_task;
 
 mod key;
 
@@ -120,8 +121,6 @@ pub mod rate;
 
 pub mod provider;
 
-#[cfg(feature = "config")]
-pub mod config;
 #[cfg(feature = "axum")]
 mod endpoint;
 
@@ -147,10 +146,9 @@ pub use extract::{
 pub use headers::RateLimitHeaders;
 pub use key::{Key, KeyName, KeyNameError, Secret, SecretInstalled};
 pub use limit::{Limit, LimitError};
-#[cfg(feature = "redis")]
-pub use limiter::SharedLimiters;
 pub use limiter::{
-    ConcurrencyLimiter, KeptLease, Lease, Leases, Permit, RateLimiter, SetPolicyError,
+    ConcurrencyLimiter, HeartbeatLease, Lease, Leases, Permit, RateLimiter, SetPolicyError,
+    SharedLimiters,
 };
 pub use limits::{
     CountedIn, LimitChange, LimitEdit, LimitExplanation, LimitSource, LimitUsage, LimitVerdict,

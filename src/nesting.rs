@@ -75,7 +75,6 @@ impl Nesting {
     }
 
     /// Announces that the layer will be applied to several services, before the first request.
-    #[cfg(feature = "config")]
     pub(crate) fn expect(&self) {
         self.apply();
         self.apply();

@@ -25,10 +25,14 @@ pub struct Rule {
 
 /// The algorithm of a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RuleKind {
+pub enum RuleKind {
+    /// It admits every request.
     Unlimited,
+    /// It rejects every request.
     DenyAll,
+    /// It counts in a bucket.
     Bucket,
+    /// It counts in a sliding window.
     Window,
 }
 
@@ -97,8 +101,10 @@ impl Rule {
         Duration::from_nanos(self.length)
     }
 
+    /// How the rule counts.
     #[inline]
-    pub(crate) fn kind(&self) -> RuleKind {
+    #[must_use]
+    pub fn kind(&self) -> RuleKind {
         self.kind
     }
 

@@ -1,9 +1,9 @@
-//! Permits under load from several threads, at random: none is lost, none is given out twice, and
-//! only responses that their client does not read lose theirs.
+//! Permits under random load from several threads: none is lost, none is granted twice, and only
+//! responses that their clients do not read lose theirs.
 
 #![expect(
     clippy::disallowed_methods,
-    reason = "threads that poll by hand are on the real clock"
+    reason = "these threads poll without a runtime and use the real clock"
 )]
 
 use std::collections::VecDeque;
@@ -28,7 +28,7 @@ use tower_admission::{
 const STALL: Duration = Duration::from_millis(2);
 const THREADS: u64 = 6;
 
-/// What a body does when it is polled.
+/// What a body returns when it is polled.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Step {
     Data(u8),
@@ -97,7 +97,7 @@ impl Drop for Scripted {
             OnDrop::Nothing => {}
             OnDrop::Panic => {
                 if !std::thread::panicking() {
-                    panic!("a body's end");
+                    panic!("a panic at the end of a body");
                 }
             }
             OnDrop::Acquire(limiter) => {
@@ -164,7 +164,7 @@ impl Observer for Counts {
 struct Live {
     body: Pin<Box<PermitBody<Scripted>>>,
     expected: VecDeque<Step>,
-    /// When it was asked for its last frame; `None` while it waits for its handler.
+    /// The time at which its last frame was polled; `None` while it waits for its handler.
     frame_at: Option<Instant>,
     done: bool,
 }
@@ -193,7 +193,7 @@ fn by_header(name: &'static str) -> impl Fn(RequestHead<'_>) -> Option<Key> {
     }
 }
 
-/// Returns how many responses ended as stalled.
+/// Returns the number of responses that ended as stalled.
 fn work(
     seed: u64,
     limiter: &ConcurrencyLimiter,
@@ -270,7 +270,7 @@ fn work(
                     one.body.as_mut().poll_frame(&mut cx)
                 }));
                 let Ok(polled) = polled else {
-                    // An inline body's end, when it is found to be reclaimed.
+                    // The end of an inline body, found reclaimed.
                     stalled += 1;
                     let gone = live.swap_remove(place);
                     let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(gone)));
@@ -285,7 +285,9 @@ fn work(
                 }
                 match (polled, one.expected.pop_front()) {
                     (Poll::Ready(Some(Err(error))), _) if error.is::<ResponseStalled>() => {
-                        let since = one.frame_at.expect("only what handed over a frame");
+                        let since = one
+                            .frame_at
+                            .expect("only a response that passed on a frame");
                         assert!(now - since >= STALL - Duration::from_millis(1));
                         one.done = true;
                         stalled += 1;
@@ -398,7 +400,7 @@ fn run(round: u64, changes_limit: bool, panics: bool, waits: bool, dry_run: bool
     drop(of_key);
     assert_eq!(limiter.in_flight(), 0);
     if !dry_run {
-        // As many may be reclaimed and not gone as in the beginning.
+        // The same number of responses can be reclaimed as at the start.
         let _entered = runtime.enter();
         let mut lingering = Vec::new();
         for n in 0..8 * 5 {
@@ -419,7 +421,7 @@ fn run(round: u64, changes_limit: bool, panics: bool, waits: bool, dry_run: bool
             let mut cx = Context::from_waker(Waker::noop());
             let mut future = Box::pin(service.clone().call(request));
             let Poll::Ready(Ok(response)) = future.as_mut().poll(&mut cx) else {
-                panic!("it waits, at {n}");
+                panic!("request {n} waits");
             };
             assert_eq!(response.status(), 200, "{n}");
             let mut body = Box::pin(response.into_body());
@@ -433,14 +435,14 @@ fn run(round: u64, changes_limit: bool, panics: bool, waits: bool, dry_run: bool
 fn quiet() {
     std::panic::set_hook(Box::new(|info| {
         let text = info.to_string();
-        if !text.contains("a body's end") {
+        if !text.contains("a panic at the end of a body") {
             eprintln!("{text}");
         }
     }));
 }
 
 #[test]
-fn permits_are_neither_lost_nor_given_out_twice() {
+fn permits_are_neither_lost_nor_granted_twice() {
     quiet();
     for round in 0..2 {
         for (changes, panics, waits, dry_run) in [

@@ -7,8 +7,8 @@ use axum::routing::get;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
 use tower_admission::admin::Recorder;
-use tower_admission::config::{Admission, Config};
 use tower_admission::observe::{MetricsObserver, TracingObserver};
+use tower_admission_config::{Admission, Config};
 use tracing::error;
 
 use crate::flags::Flags;

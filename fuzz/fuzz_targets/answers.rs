@@ -1,4 +1,4 @@
-//! Any name, policy name and request head: an answer comes out whose headers are headers.
+//! Any name, policy name and request head produce an answer with valid headers.
 #![no_main]
 
 use std::time::Duration;

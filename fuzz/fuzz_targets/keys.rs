@@ -1,5 +1,4 @@
-//! Whatever a client writes into its headers, a key comes out or none does, and the client
-//! cannot choose an address.
+//! Any request headers produce a key or no key, and the client cannot choose an address.
 #![no_main]
 
 use std::net::SocketAddr;
@@ -37,7 +36,7 @@ fuzz_target!(
         let head = RequestHead::from(&request);
         for header in [ForwardingHeader::XForwardedFor, ForwardingHeader::Forwarded] {
             let client = ClientIp::forwarded_by(["10.0.0.0/8".parse().unwrap()]).header(header);
-            let key = client.extract(head).key().expect("there is a peer");
+            let key = client.extract(head).key().expect("the request has a peer");
             assert!(key.is_ip());
             if !trusted_peer {
                 assert_eq!(key, Key::ip(peer.ip()));

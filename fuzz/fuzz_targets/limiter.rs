@@ -1,5 +1,5 @@
-//! Any requests by any keys at any times, over a table that is far too small: never more than the
-//! bucket allows to a key that is denied, and never a panic.
+//! Random requests of random keys at random times, over a table that is far too small: a denied key
+//! never gets more than its bucket allows, and nothing panics.
 #![no_main]
 
 use std::time::Duration;
@@ -62,7 +62,7 @@ fuzz_target!(|input: Input| {
             Step::Refund { key, cost } => {
                 let _ = limiter.refund(&Key::id("k", &key.to_string()), cost);
             }
-            // A test clock that overflows after 584 years is its user's doing.
+            // The user of a test clock must avoid its overflow after 584 years.
             Step::Advance(nanos) => clock.advance(Duration::from_nanos(nanos >> 12)),
             Step::StepBack(nanos) => clock.step_back(Duration::from_nanos(nanos)),
         }

@@ -1,5 +1,5 @@
-//! Any text is a quota, a limit, the name of a key, or an error; each is written as it is read, and can
-//! be counted with.
+//! Any text is a quota, a limit, the name of a key, or an error. Each value formats to a text that
+//! parses to it, and can be counted with.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -19,12 +19,12 @@ fuzz_target!(|text: &str| {
 });
 
 fn name(text: &str) {
-    // Kinds live on, and there is a bound on how many are read.
+    // Kinds are never freed, and the number of kinds that are read is bounded.
     if !text.starts_with("org") && !text.starts_with("ip") {
         return;
     }
     if let Ok(name) = text.parse::<KeyName>() {
-        let again: KeyName = name.as_str().parse().expect("it is read as it is shown");
+        let again: KeyName = name.as_str().parse().expect("a formatted name parses");
         assert_eq!((again.key(), &again), (name.key(), &name));
     }
 }

@@ -14,23 +14,26 @@ use crate::key::IpNet;
 use crate::limits::{Limits, Listed, Listing, listed_address, listed_key};
 use crate::observe::{DecidedMark, Observer, Observers, Subject};
 use crate::rejection::{Reason, Rejection};
-use crate::respond::Answers;
+use crate::respond::{Answers, Responder};
 
 /// The lists, and how to look up requests on them.
 #[derive(Clone)]
-pub(crate) struct Gate {
+pub struct Gate {
     /// The lists that change at run time, and those of a file, if any.
-    pub(crate) lists: Vec<Limits>,
+    pub lists: Vec<Limits>,
     client_ip: ClientIp,
-    pub(crate) keys: Vec<Arc<dyn KeyExtractor>>,
-    pub(crate) allow_header: Option<Arc<AllowHeader>>,
-    pub(crate) name: Arc<str>,
+    /// The keys of a request that are looked up.
+    pub keys: Vec<Arc<dyn KeyExtractor>>,
+    /// The header that exempts requests.
+    pub allow_header: Option<Arc<AllowHeader>>,
+    /// The name in answers, metrics and logs.
+    pub name: Arc<str>,
     pub(crate) answers: Answers,
     pub(crate) observers: Observers,
 }
 
 /// A header and the value of it that exempts a request.
-pub(crate) struct AllowHeader {
+pub struct AllowHeader {
     header: TrustedHeader,
     value: Box<str>,
     has_warned: AtomicBool,
@@ -44,7 +47,9 @@ enum ListMatch {
 }
 
 impl Gate {
-    pub(crate) fn new(limits: &Limits) -> Self {
+    /// A gate that looks up the client address on these lists.
+    #[must_use]
+    pub fn new(limits: &Limits) -> Self {
         Self {
             lists: vec![limits.clone()],
             client_ip: ClientIp::peer(),
@@ -57,7 +62,7 @@ impl Gate {
     }
 
     /// Records that requests are looked up on these lists.
-    pub(crate) fn apply(&self) {
+    pub fn apply(&self) {
         for list in &self.lists {
             list.apply_lists(!self.keys.is_empty());
         }
@@ -65,8 +70,7 @@ impl Gate {
 
     /// As [`apply`](Self::apply), for a gate that replaces `before` in a reload. Does nothing if
     /// `before` was not applied.
-    #[cfg(feature = "config")]
-    pub(crate) fn replace(&self, before: &Self) {
+    pub fn replace(&self, before: &Self) {
         if !before.lists.iter().any(Limits::are_lists_applied) {
             return;
         }
@@ -80,19 +84,19 @@ impl Gate {
     }
 
     /// Reports to observers that the lists are in force.
-    pub(crate) fn tell_attached(&self) {
+    pub fn tell_attached(&self) {
         self.observers.attached("access", &self.name, [""]);
     }
 
     /// Whether all lists are empty.
     #[inline]
-    pub(crate) fn is_idle(&self) -> bool {
+    pub fn is_idle(&self) -> bool {
         self.allow_header.is_none() && self.lists.iter().all(Limits::has_no_lists)
     }
 
     /// Decides about a request and informs observers. Marks an exempt request for the inner layers,
     /// and returns the response for a banned client.
-    pub(crate) fn check<B>(&self, request: &mut Request<B>) -> Option<Response<Bytes>> {
+    pub fn check<B>(&self, request: &mut Request<B>) -> Option<Response<Bytes>> {
         let begun = self.observers.begin();
         match self.find(RequestHead::from(&*request))? {
             ListMatch::Banned(listed) => {
@@ -175,12 +179,18 @@ impl Gate {
     }
 
     /// Sets how to find the client address, for the lists and for observers.
-    pub(crate) fn set_client_ip(&mut self, client_ip: ClientIp) {
+    pub fn set_client_ip(&mut self, client_ip: ClientIp) {
         self.observers.set_client_ip(client_ip.clone());
         self.client_ip = client_ip;
     }
 
-    pub(crate) fn observe(&mut self, observer: impl Observer) {
+    /// Sets how banned clients are answered. Default: [`Negotiated`](crate::respond::Negotiated).
+    pub fn set_responder(&mut self, responder: impl Responder) {
+        self.answers.set_responder(responder);
+    }
+
+    /// Adds an observer.
+    pub fn observe(&mut self, observer: impl Observer) {
         self.observers.add(observer);
     }
 }
@@ -195,7 +205,9 @@ impl From<Listed> for ListMatch {
 }
 
 impl AllowHeader {
-    pub(crate) fn new(header: TrustedHeader, value: &str) -> Self {
+    /// Requests with this value in the header are exempt.
+    #[must_use]
+    pub fn new(header: TrustedHeader, value: &str) -> Self {
         Self {
             header,
             value: value.trim().into(),
@@ -224,6 +236,15 @@ impl fmt::Debug for Gate {
         f.debug_struct("Gate")
             .field("lists", &self.lists)
             .field("client_ip", &self.client_ip)
+            .finish_non_exhaustive()
+    }
+}
+
+// The value may be a secret.
+impl fmt::Debug for AllowHeader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AllowHeader")
+            .field("header", &self.header)
             .finish_non_exhaustive()
     }
 }

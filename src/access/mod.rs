@@ -95,13 +95,11 @@
 
 mod exempt;
 mod future;
-mod gate;
+pub(crate) mod gate;
 mod layer;
 mod service;
 
 pub use self::exempt::is_exempt;
 pub use self::future::ResponseFuture;
-#[cfg(feature = "config")]
-pub(crate) use self::gate::{AllowHeader, Gate};
 pub use self::layer::AccessLayer;
 pub use self::service::Access;

@@ -120,7 +120,7 @@ pub(super) struct Used<'a> {
     total: Total<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tier: Option<&'a str>,
-    is_own: bool,
+    is_override: bool,
 }
 
 impl<'a> Entry<'a> {
@@ -179,7 +179,7 @@ impl<'a> From<&'a LimitUsage> for Used<'a> {
         Self {
             total: usage.into(),
             tier: usage.tier.as_deref(),
-            is_own: usage.is_own,
+            is_override: usage.is_override,
         }
     }
 }

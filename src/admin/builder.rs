@@ -124,7 +124,7 @@ impl AdminRouter {
     }
 
     /// Sets how `POST /explain` finds the limits that a request for a `path` passes. Default: it explains all limits, and
-    /// takes no `path`. [`Admission::admin`](crate::config::Admission::admin) sets it.
+    /// takes no `path`. `Admission::admin` of the crate `tower-admission-config` sets it.
     /// The guard against made-up credentials of a layer that is made by hand is not explained.
     ///
     /// ```

@@ -14,8 +14,8 @@ use crate::rejection::Reason;
 /// What the guard against made-up credentials is called, and its sort.
 pub(super) const GUARD: &str = "guard";
 
-/// Tells which limits a request passes: for [`explain`](super::AdminRouter::groups). An
-/// [`Admission`](crate::config::Admission) knows it of its groups; a closure is one as well.
+/// Tells which limits a request passes: for [`explain`](super::AdminRouter::groups). An `Admission` of the crate
+/// `tower-admission-config` implements this; so does a closure.
 #[diagnostic::on_unimplemented(
     note = "use a closure `|head: RequestHead<'_>| -> Vec<RequestGroup>`, or `Admission::admin`"
 )]
@@ -159,7 +159,7 @@ impl RequestGroup {
         let Some(guard) = &self.guard else {
             return Vec::new();
         };
-        let mut explained = guard.explained(*address).await;
+        let mut explained = guard.explain_key(*address).await;
         for limit in &mut explained {
             limit.name = GUARD.into();
             limit.sort = GUARD;

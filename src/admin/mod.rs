@@ -115,7 +115,7 @@ pub use self::tokens::{Token, TokenError, Tokens};
 ///   token (RFC 6750 section 3).
 /// - 403 when the operator may only read.
 /// - 404 when a key has no limit of its own.
-/// - 409 when [as many keys as can](Limits::MOST) have a limit of their own, when there would be more than
+/// - 409 when [as many keys as can](Limits::MAX_OVERRIDES) have a limit of their own, when there would be more than
 ///   [`MAX_RATES`](Limits::MAX_RATES) distinct rates, and for the deletion of a limit of the configuration.
 /// - 412 when a limit has changed since the operator read it.
 /// - 429 with `Retry-After` when too many wrong credentials came from the address.

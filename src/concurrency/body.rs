@@ -42,7 +42,7 @@ pin_project! {
 }
 
 enum UncommonBody<B> {
-    Boxed(BoxedBody<B>),
+    BoxedBody(BoxedBody<B>),
     Rejection(RejectionText),
     Reclaimed,
 }
@@ -90,7 +90,7 @@ impl<B: Body> PermitBody<B> {
         if body.is_end_stream() {
             permit.release();
         } else if size != Some(0) && permit.is_reclaimable() {
-            return Self::uncommon(UncommonBody::Boxed(BoxedBody {
+            return Self::uncommon(UncommonBody::BoxedBody(BoxedBody {
                 body: Some(Box::pin(body)),
                 permit,
                 parking: None,
@@ -150,7 +150,7 @@ where
                 parking,
             } => poll_inline(body, permit, parking, cx),
             KindProj::Uncommon { uncommon } => match &mut **uncommon {
-                UncommonBody::Boxed(boxed) => boxed.poll(cx),
+                UncommonBody::BoxedBody(boxed) => boxed.poll(cx),
                 UncommonBody::Rejection(text) => return Poll::Ready(text.frame()),
                 UncommonBody::Reclaimed => return Poll::Ready(None),
             },
@@ -166,7 +166,7 @@ where
         match &self.kind {
             BodyKind::Inline { body, .. } => body.is_end_stream(),
             BodyKind::Uncommon { uncommon } => match &**uncommon {
-                UncommonBody::Boxed(BoxedBody { body, .. }) => {
+                UncommonBody::BoxedBody(BoxedBody { body, .. }) => {
                     body.as_ref().is_some_and(|body| body.is_end_stream())
                 }
                 UncommonBody::Rejection(text) => text.is_end_stream(),
@@ -183,10 +183,10 @@ where
         match &self.kind {
             BodyKind::Inline { body, .. } => body.size_hint(),
             BodyKind::Uncommon { uncommon } => match &**uncommon {
-                UncommonBody::Boxed(BoxedBody {
+                UncommonBody::BoxedBody(BoxedBody {
                     body: Some(body), ..
                 }) => body.size_hint(),
-                UncommonBody::Boxed(BoxedBody { size_hint, .. }) => size_hint.clone(),
+                UncommonBody::BoxedBody(BoxedBody { size_hint, .. }) => size_hint.clone(),
                 UncommonBody::Rejection(text) => text.size_hint(),
                 UncommonBody::Reclaimed => SizeHint::with_exact(0),
             },
@@ -212,7 +212,7 @@ where
         match parking.unpark() {
             Unparked::Content((), unparked) => *permit = unparked,
             // The response was waiting for its handler.
-            Unparked::Out => {}
+            Unparked::NotParked => {}
             Unparked::Reclaimed => return Err(ResponseStalled),
         }
     }
@@ -242,7 +242,7 @@ where
                     (self.body, self.permit) = (Some(body), permit);
                 }
                 // Only after a panic of the body it is in neither place.
-                Unparked::Out | Unparked::Reclaimed => return Err(ResponseStalled),
+                Unparked::NotParked | Unparked::Reclaimed => return Err(ResponseStalled),
             }
         }
         let Some(mut body) = self.body.take() else {

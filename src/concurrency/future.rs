@@ -19,7 +19,7 @@ use super::service::Keys;
 use super::upgrade::Upgrade;
 use crate::drain::KeepsRejectedBody;
 use crate::extract::RequestHead;
-use crate::limiter::{Acquiring, Permit, Rejected};
+use crate::limiter::{KeyedRejection, Permit, PermitFuture};
 use crate::nesting::CountedRequest;
 
 pin_project! {
@@ -57,7 +57,7 @@ pub(super) struct Admitted {
 
 /// A request that waits for a permit, and the service that was made ready for it.
 pub(super) struct QueuedRequest<S, B> {
-    pub(super) acquiring: Acquiring,
+    pub(super) acquiring: PermitFuture,
     pub(super) service: S,
     pub(super) request: Request<B>,
     pub(super) keys: Keys,
@@ -199,7 +199,10 @@ impl<S, B> QueuedRequest<S, B>
 where
     S: Service<Request<B>>,
 {
-    fn decided<RB: Body>(mut self, acquired: Result<Permit, Rejected>) -> ResponseFuture<S, B, RB>
+    fn decided<RB: Body>(
+        mut self,
+        acquired: Result<Permit, KeyedRejection>,
+    ) -> ResponseFuture<S, B, RB>
     where
         S: Service<Request<B>, Response = Response<RB>>,
     {

@@ -8,14 +8,12 @@ use tokio::time::Instant;
 use tower_service::Service;
 
 use super::future::{QueuedRequest, ResponseFuture};
-#[cfg(feature = "config")]
 use super::layer::ConcurrencyLimitLayer;
 use super::layer::LayerState;
 use super::service::{ConcurrencyLimit, Keys};
 use crate::extract::RequestHead;
-use crate::limiter::{Acquire, Acquiring, Permit, Rejected};
+use crate::limiter::{KeyedRejection, Permit, PermitFuture, PermitReply};
 
-#[cfg(feature = "config")]
 impl ConcurrencyLimitLayer {
     /// Joins `others` to this layer: a request takes a permit of this limit and then of each other
     /// one, and all are released together. Upgrades and waiting follow this layer's settings. Each
@@ -43,10 +41,10 @@ enum JointStep {
     Rejected {
         by: Arc<LayerState>,
         keys: Keys,
-        rejected: Rejected,
+        rejected: KeyedRejection,
     },
     Later {
-        acquiring: Acquiring,
+        acquiring: PermitFuture,
         keys: Keys,
         taken: JointPermits,
     },
@@ -105,15 +103,17 @@ impl LayerState {
             let wait = limit.wait.filter(|_| !limit.enforce.is_dry_run());
             let tier = limit.tier_by.as_ref().and_then(|tier_by| tier_by(head));
             taken = match limit.limiter.acquire(&keys, tier, wait) {
-                Acquire::Admitted(permit) => taken.with(permit),
-                Acquire::Refused(rejected) if !limit.enforces(&rejected, request, &keys, begun) => {
+                PermitReply::Admitted(permit) => taken.with(permit),
+                PermitReply::Rejected(rejected)
+                    if !limit.enforces(&rejected, request, &keys, begun) =>
+                {
                     taken.without()
                 }
-                Acquire::Refused(rejected) => {
+                PermitReply::Rejected(rejected) => {
                     let by = limit.clone();
                     return JointStep::Rejected { by, keys, rejected };
                 }
-                Acquire::Later(acquiring) => {
+                PermitReply::Pending(acquiring) => {
                     return JointStep::Later {
                         acquiring,
                         keys,
@@ -153,7 +153,7 @@ where
     pub(super) fn decided_jointly<RB: Body>(
         self,
         mut taken: JointPermits,
-        acquired: Result<Permit, Rejected>,
+        acquired: Result<Permit, KeyedRejection>,
     ) -> ResponseFuture<S, B, RB>
     where
         S: Service<Request<B>, Response = Response<RB>>,

@@ -8,7 +8,7 @@ use tower_layer::Layer;
 use super::service::ConcurrencyLimit;
 use crate::enforce::Enforcement;
 use crate::extract::{Extractor, KeyExtractor, RequestHead};
-use crate::limiter::{ConcurrencyLimiter, Opened, Wait};
+use crate::limiter::{ConcurrencyLimiter, OpenedResources, WaitLimits};
 use crate::limits::Limits;
 use crate::observe::Observers;
 use crate::respond::Answers;
@@ -56,7 +56,7 @@ pub struct ConcurrencyLimitLayer {
     /// The configuration. Its limiter is not opened.
     pub(super) configuration: LayerState,
     /// The opened parts of the limiter, created on first use. Clones share them.
-    opened: Arc<OnceLock<Opened>>,
+    opened: Arc<OnceLock<OpenedResources>>,
     /// The state of the services of this layer, built with the first of them.
     shared: OnceLock<Arc<LayerState>>,
 }
@@ -70,7 +70,7 @@ pub(super) struct LayerState {
     pub(super) keys: Vec<Extractor>,
     per_key: Vec<Extractor>,
     has_key_limits: bool,
-    pub(super) wait: Option<Wait>,
+    pub(super) wait: Option<WaitLimits>,
     pub(super) enforce: Enforcement,
     pub(super) hold_until: HoldUntil,
     pub(super) skip: Option<Skip>,
@@ -112,7 +112,6 @@ impl ConcurrencyLimitLayer {
 
     /// Uses an existing limiter, and charges the keys that these extractors find to its first
     /// per-key limit.
-    #[cfg(feature = "config")]
     pub(crate) fn resumed<E: KeyExtractor>(
         limiter: ConcurrencyLimiter,
         keys: impl IntoIterator<Item = E>,

@@ -16,7 +16,7 @@ use super::upgrade::{Upgrade, asks_for_upgrade};
 use crate::access::is_exempt;
 use crate::extract::RequestHead;
 use crate::key::Key;
-use crate::limiter::{Acquire, Permit, Rejected};
+use crate::limiter::{KeyedRejection, Permit, PermitReply};
 use crate::nesting::CountedRequest;
 use crate::observe::{DecidedMark, Subject};
 
@@ -122,19 +122,19 @@ impl<S> ConcurrencyLimit<S> {
         let wait = shared.wait.filter(|_| !shared.enforce.is_dry_run());
         let tier = shared.tier_by.as_ref().and_then(|tier_by| tier_by(head));
         match shared.limiter.acquire(&keys, tier, wait) {
-            Acquire::Admitted(permit) => {
+            PermitReply::Admitted(permit) => {
                 let mut admitted = shared.admit(&mut request, permit, keys.first(), begun);
                 let listed = admitted.counted_request.list();
                 let future = self.inner.call(request);
                 drop(listed);
                 ResponseFuture::calling_with(future, admitted)
             }
-            Acquire::Refused(rejected)
+            PermitReply::Rejected(rejected)
                 if !shared.enforces(&rejected, &mut request, &keys, begun) =>
             {
                 self.pass(request, nesting.counted_request())
             }
-            Acquire::Refused(rejected) => {
+            PermitReply::Rejected(rejected) => {
                 let head = RequestHead::from(&request);
                 let response = shared.reject(&rejected, head, &keys, begun);
                 // Release what the ready service reserved, such as a buffer slot: this clone may
@@ -142,7 +142,7 @@ impl<S> ConcurrencyLimit<S> {
                 drop(self.take_ready());
                 ResponseFuture::rejected(response, request.into_body())
             }
-            Acquire::Later(acquiring) => {
+            PermitReply::Pending(acquiring) => {
                 let service = self.take_ready();
                 ResponseFuture::queued(QueuedRequest {
                     acquiring,
@@ -228,7 +228,7 @@ impl LayerState {
     #[cold]
     pub(super) fn enforces<B>(
         &self,
-        rejected: &Rejected,
+        rejected: &KeyedRejection,
         request: &mut Request<B>,
         keys: &[Key],
         begun: Option<Instant>,
@@ -248,7 +248,7 @@ impl LayerState {
     #[cold]
     pub(super) fn reject<B>(
         &self,
-        rejected: &Rejected,
+        rejected: &KeyedRejection,
         head: RequestHead<'_>,
         keys: &[Key],
         begun: Option<Instant>,

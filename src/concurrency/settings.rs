@@ -7,7 +7,7 @@ use super::layer::{ConcurrencyLimitLayer, HoldUntil};
 use crate::drain::DrainRejectedLayer;
 use crate::enforce::Enforcement;
 use crate::extract::{ClientIp, RequestHead};
-use crate::limiter::Wait;
+use crate::limiter::WaitLimits;
 use crate::observe::Observer;
 use crate::respond::Responder;
 
@@ -24,7 +24,7 @@ impl ConcurrencyLimitLayer {
     /// A request that has to wait panics outside a tokio runtime with a time driver.
     pub fn wait(self, max_waiting: usize, max_time: Duration) -> Self {
         self.with(|shared| {
-            shared.wait = Some(Wait {
+            shared.wait = Some(WaitLimits {
                 max_waiting,
                 max_time,
             });

@@ -205,8 +205,8 @@ impl ClientIp {
     }
 
     /// The key that a client with this address is charged to.
-    #[cfg(all(feature = "admin", feature = "config"))]
-    pub(crate) fn key_of(&self, address: IpAddr) -> Key {
+    #[must_use]
+    pub fn key_of(&self, address: IpAddr) -> Key {
         Key::ip_network(address, self.v6_prefix)
     }
 

@@ -47,7 +47,8 @@ impl TrustedHeader {
     }
 
     /// As [`new`](Self::new), with another kind for the keys.
-    pub(crate) fn of_kind(
+    #[must_use]
+    pub fn of_kind(
         kind: &'static str,
         name: HeaderName,
         trusted: impl IntoIterator<Item = IpNet>,

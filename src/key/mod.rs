@@ -12,11 +12,10 @@ pub(crate) mod percent;
 mod siphash;
 
 pub(crate) use self::map::KeyMap;
-#[cfg(feature = "config")]
-pub(crate) use self::name::intern_kind;
 pub use self::name::is_credential_kind;
 pub(crate) use self::name::is_invisible;
 pub use self::name::{KeyName, KeyNameError};
+pub use self::name::{check_key_name, intern_kind};
 pub use self::network::{IpNet, IpNetError};
 pub use self::siphash::siphash128;
 
@@ -221,7 +220,8 @@ impl Key {
 
     /// Appends the key as text: an address in its usual notation, a fingerprint in hexadecimal
     /// digits. The text is the same in every process with the same secret.
-    pub(crate) fn write_text(&self, text: &mut String) {
+    /// For the names of a store; it does not contain the [kind](Self::kind).
+    pub fn write_text(&self, text: &mut String) {
         use fmt::Write;
         // Writing to a `String` cannot fail.
         let _ = match self.identity {
@@ -310,7 +310,6 @@ impl Secret {
     /// A check value of the secret, so that tools can detect that theirs differs. It has 32 of the
     /// 128 bits of a fingerprint, so it reveals less of the secret than the fingerprint of one
     /// known credential does.
-    #[cfg(feature = "redis")]
     pub(crate) fn check_value() -> String {
         let [_, bits] = fingerprint("check value of the secret", b"tower-admission");
         format!("{:08x}", bits as u32)
@@ -379,7 +378,6 @@ mod tests {
         assert!(!shown.contains(&key.bits[0].to_string()));
     }
 
-    #[cfg(feature = "redis")]
     #[test]
     fn the_check_value_has_fewer_bits_than_a_fingerprint() {
         let check = Secret::check_value();

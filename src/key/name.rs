@@ -103,18 +103,6 @@ impl KeyName {
         })
     }
 
-    /// Checks that a text is a valid name, without making a fingerprint. The secret of the process
-    /// can then still be installed later.
-    #[cfg(feature = "config")]
-    pub(crate) fn check(text: &str) -> Result<(), KeyNameError> {
-        match ParsedName::read(text)? {
-            ParsedName::Key(_) => Ok(()),
-            ParsedName::Fingerprint { kind, .. } | ParsedName::Named { kind, .. } => {
-                intern_kind(kind).map(|_| ())
-            }
-        }
-    }
-
     /// The key with this name.
     #[must_use]
     pub fn key(&self) -> Key {
@@ -278,8 +266,27 @@ pub fn is_credential_kind(kind: &str) -> bool {
     kinds.any(|known| known.eq_ignore_ascii_case(kind.trim()))
 }
 
+/// Checks that a text is a valid name, without making a fingerprint. The secret of the process can then still be
+/// installed later.
+///
+/// # Errors
+///
+/// The text is no valid name.
+pub fn check_key_name(text: &str) -> Result<(), KeyNameError> {
+    match ParsedName::read(text)? {
+        ParsedName::Key(_) => Ok(()),
+        ParsedName::Fingerprint { kind, .. } | ParsedName::Named { kind, .. } => {
+            intern_kind(kind).map(|_| ())
+        }
+    }
+}
+
 /// Interns the kind of a key with a readable name.
-pub(crate) fn intern_kind(kind: &str) -> Result<&'static str, KeyNameError> {
+///
+/// # Errors
+///
+/// The kind is invalid, is the kind of a credential in another spelling, or too many kinds are interned.
+pub fn intern_kind(kind: &str) -> Result<&'static str, KeyNameError> {
     let decoded = percent::decode(kind).map_err(|_| KeyNameError::Kind)?;
     if is_credential_kind(&decoded) && !CREDENTIALS.contains(&&*decoded) {
         return Err(KeyNameError::Kind);

@@ -87,7 +87,7 @@ const UNLIMITED: &str = "unlimited";
 const TIER: &str = "tier";
 
 /// Describes the names that [`is_addressable`] accepts.
-pub(crate) const NAME_RULES: &str = "a name is 1 to 64 bytes of printable ASCII without `,` and `=`, with no \
+pub const NAME_RULES: &str = "a name is 1 to 64 bytes of printable ASCII without `,` and `=`, with no \
                                space at its ends, and not `tier`";
 
 impl Limit {
@@ -113,7 +113,6 @@ impl Limit {
     }
 
     /// Makes a limit from quotas by name.
-    #[cfg(any(feature = "config", feature = "redis"))]
     pub(crate) fn from_quotas<'a>(
         quotas: impl IntoIterator<Item = (&'a str, Quota)>,
     ) -> Result<Self, LimitError> {
@@ -244,7 +243,8 @@ pub fn is_name(name: &str) -> bool {
 }
 
 /// Whether an override can refer to this name, as in `name=10/s`. Required of tiers.
-pub(crate) fn is_addressable(name: &str) -> bool {
+#[must_use]
+pub fn is_addressable(name: &str) -> bool {
     is_name(name) && !name.contains([',', '=']) && name.trim() == name && name != TIER
 }
 

@@ -1,40 +1,41 @@
-//! Several limiters whose requests are decided as one: all of them admit a request, or none takes anything.
+//! Several limiters that decide as one: all of them admit a request, or none charges anything.
 
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
 use super::rate::RateLimiter;
-use super::rules::Rules;
+use super::rules::RateRules;
 use crate::decision::Decision;
 use crate::key::Key;
 use crate::policy::Policy;
-use crate::store::{Charge, PLACE_SHIFT, RateBuckets, Reply, place_and_set};
+use crate::store::joined_set::{joined_set, split_joined_set};
+use crate::store::{Charge, RateBuckets, Reply};
 
-/// The limiters, whose buckets stay their own: each also decides for itself, and for others that it is joined with.
+/// Joined limiters. Each keeps its own buckets, and also decides alone or joined with others.
 pub(super) struct Joined {
-    parts: Box<[Part]>,
+    parts: Box<[JoinedLimiter]>,
     buckets: Arc<dyn RateBuckets>,
 }
 
-struct Part {
-    rules: Arc<Rules>,
-    /// How many policies it has, each with a key.
+struct JoinedLimiter {
+    rules: Arc<RateRules>,
+    /// The number of its policies, each with a key.
     policies: usize,
     quotas: usize,
 }
 
-/// What one decision charges.
+/// The charges of one decision.
 type Charges = SmallVec<[Charge; 4]>;
 
-/// Some of the limiters that are joined, by their places.
+/// A set of joined limiters, by index.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Parts(u8);
+pub(crate) struct LimiterSet(u8);
 
-impl Parts {
+impl LimiterSet {
     pub(crate) const NONE: Self = Self(0);
 
-    /// How many limiters can be joined.
+    /// The maximum number of limiters that can be joined.
     pub(crate) const MAX: usize = 8;
 
     #[inline]
@@ -42,43 +43,43 @@ impl Parts {
         self.0 == 0
     }
 
-    pub(crate) fn contains(self, place: usize) -> bool {
-        self.0 & (1 << place) != 0
+    pub(crate) fn contains(self, index: usize) -> bool {
+        self.0 & (1 << index) != 0
     }
 
-    pub(crate) fn add(&mut self, place: usize) {
-        self.0 |= 1 << place;
+    pub(crate) fn add(&mut self, index: usize) {
+        self.0 |= 1 << index;
     }
 
     pub(crate) fn with(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
-    /// The others of so many.
-    pub(crate) fn others(self, parts: usize) -> Self {
+    /// The complement among the first `count` limiters.
+    pub(crate) fn complement(self, count: usize) -> Self {
         let mut others = Self::NONE;
-        for place in (0..parts).filter(|place| !self.contains(*place)) {
-            others.add(place);
+        for index in (0..count).filter(|index| !self.contains(*index)) {
+            others.add(index);
         }
         others
     }
 
-    /// Whether these are all of so many.
-    pub(crate) fn are_all(self, parts: usize) -> bool {
-        (0..parts).all(|place| self.contains(place))
+    /// Whether this set contains all of the first `count` limiters.
+    pub(crate) fn contains_all(self, count: usize) -> bool {
+        (0..count).all(|index| self.contains(index))
     }
 }
 
 impl Joined {
-    /// `None`: they count in different stores, or in one that cannot.
-    pub(super) fn new(limiters: &[(Arc<Rules>, &[Policy])]) -> Option<Self> {
+    /// Returns `None` if the limiters use different stores, or a store that cannot join them.
+    pub(super) fn new(limiters: &[(Arc<RateRules>, &[Policy])]) -> Option<Self> {
         let ((first, _), others) = limiters.split_first()?;
-        if limiters.len() > Parts::MAX {
+        if limiters.len() > LimiterSet::MAX {
             return None;
         }
         let others: Vec<_> = others.iter().map(|(of, _)| of.buckets().clone()).collect();
         let buckets = first.buckets().join(&others)?;
-        let parts = limiters.iter().map(|(rules, policies)| Part {
+        let parts = limiters.iter().map(|(rules, policies)| JoinedLimiter {
             rules: rules.clone(),
             policies: policies.len(),
             quotas: policies.iter().map(|policy| policy.quotas().len()).sum(),
@@ -87,70 +88,70 @@ impl Joined {
         Some(Self { parts, buckets })
     }
 
-    /// The limiters with their places and keys.
-    fn each<'a>(
+    /// The limiters that are not excluded, with their indexes and keys.
+    fn limiters<'a>(
         &'a self,
         keys: &'a [Key],
-        left_out: Parts,
-    ) -> impl Iterator<Item = (usize, &'a Part, &'a [Key])> {
+        excluded: LimiterSet,
+    ) -> impl Iterator<Item = (usize, &'a JoinedLimiter, &'a [Key])> {
         let parts = self.parts.iter().enumerate();
-        let parts = parts.scan(keys, |keys, (place, part)| {
+        let parts = parts.scan(keys, |keys, (index, part)| {
             let (own, others) = keys.split_at(part.policies.min(keys.len()));
             *keys = others;
-            Some((place, part, own))
+            Some((index, part, own))
         });
-        parts.filter(move |(place, ..)| !left_out.contains(*place))
+        parts.filter(move |(index, ..)| !excluded.contains(*index))
     }
 
-    fn charges(&self, keys: &[Key], tier: Option<&str>, left_out: Parts) -> Charges {
+    fn charges(&self, keys: &[Key], tier: Option<&str>, excluded: LimiterSet) -> Charges {
         let mut charges = Charges::new();
-        for (place, part, keys) in self.each(keys, left_out) {
+        for (index, part, keys) in self.limiters(keys, excluded) {
             let tier = tier.filter(|tier| part.rules.has_tier(tier));
             let own = part.rules.charges(keys, tier).into_iter();
-            charges.extend(own.map(|charge| at_place(charge, place)));
+            charges.extend(own.map(|charge| for_limiter(charge, index)));
         }
         charges
     }
 
-    /// More of the same, as [`Rules::charges_to`].
+    /// Like [`RateRules::charges_to`], for the joined limiters.
     fn charges_to(
         &self,
         keys: &[Key],
         tier: Option<&str>,
         sets: Option<&[usize]>,
-        left_out: Parts,
+        excluded: LimiterSet,
     ) -> Charges {
         let mut charges = Charges::new();
         let mut first = 0;
-        for (place, part, keys) in self.each(keys, Parts::NONE) {
+        for (index, part, keys) in self.limiters(keys, LimiterSet::NONE) {
             let own = first..first + keys.len();
             first = own.end;
-            if left_out.contains(place) {
+            if excluded.contains(index) {
                 continue;
             }
             let tier = tier.filter(|tier| part.rules.has_tier(tier));
             let sets = sets.and_then(|sets| sets.get(own)).map(|sets| {
-                let sets = sets.iter().map(|set| place_and_set(*set).1);
+                let sets = sets.iter().map(|set| split_joined_set(*set).1);
                 sets.collect::<SmallVec<[usize; 2]>>()
             });
             let own = part.rules.charges_to(keys, tier, sets.as_deref());
-            charges.extend(own.into_iter().map(|charge| at_place(charge, place)));
+            charges.extend(own.into_iter().map(|charge| for_limiter(charge, index)));
         }
         charges
     }
 
-    /// The sets of all keys, if one has a tier of its own.
+    /// The bucket sets of all keys, if the tier of one differs from the request's tier.
     pub(super) fn sets(&self, keys: &[Key], tier: Option<&str>) -> Option<Box<[usize]>> {
-        let mut parts = self.each(keys, Parts::NONE);
-        let has_own = parts.any(|(_, part, keys)| {
+        let mut parts = self.limiters(keys, LimiterSet::NONE);
+        let has_other_tier = parts.any(|(_, part, keys)| {
             let tier = tier.filter(|tier| part.rules.has_tier(tier));
             part.rules.sets(keys, tier).is_some()
         });
-        let charges = has_own.then(|| self.charges(keys, tier, Parts::NONE));
+        let charges = has_other_tier.then(|| self.charges(keys, tier, LimiterSet::NONE));
         charges.map(|charges| charges.iter().map(|charge| charge.set).collect())
     }
 
-    pub(super) fn known_tier(&self, name: &str) -> Option<Arc<str>> {
+    pub(super) fn tier_name(&self, name: &str) -> Option<Arc<str>> {
         self.parts.iter().find_map(|part| part.rules.tier(name))
     }
 
@@ -159,30 +160,30 @@ impl Joined {
         keys: &[Key],
         tier: Option<&str>,
         cost: u32,
-        left_out: Parts,
+        excluded: LimiterSet,
     ) -> Reply<Decision> {
-        let charges = self.charges(keys, tier, left_out);
+        let charges = self.charges(keys, tier, excluded);
         let reply = self.buckets.take(&charges, cost);
         if let Reply::Ready(decision) = &reply
             && decision.needs_conversion()
         {
-            for (_, part, keys) in self.each(keys, left_out) {
+            for (_, part, keys) in self.limiters(keys, excluded) {
                 part.rules.settle(keys);
             }
         }
-        self.with_indices(reply, left_out)
+        self.with_quota_positions(reply, excluded)
     }
 
-    pub(super) fn decide_more(
+    pub(super) fn charge_more(
         &self,
         keys: &[Key],
         tier: Option<&str>,
         sets: Option<&[usize]>,
         cost: u32,
-        left_out: Parts,
+        excluded: LimiterSet,
     ) -> Reply<Decision> {
-        let charges = self.charges_to(keys, tier, sets, left_out);
-        self.with_indices(self.buckets.take(&charges, cost), left_out)
+        let charges = self.charges_to(keys, tier, sets, excluded);
+        self.with_quota_positions(self.buckets.take(&charges, cost), excluded)
     }
 
     pub(super) fn peek(
@@ -190,10 +191,10 @@ impl Joined {
         keys: &[Key],
         tier: Option<&str>,
         sets: Option<&[usize]>,
-        left_out: Parts,
+        excluded: LimiterSet,
     ) -> Reply<Decision> {
-        let charges = self.charges_to(keys, tier, sets, left_out);
-        self.with_indices(self.buckets.peek(&charges, 0), left_out)
+        let charges = self.charges_to(keys, tier, sets, excluded);
+        self.with_quota_positions(self.buckets.peek(&charges, 0), excluded)
     }
 
     pub(super) fn refund(
@@ -202,46 +203,50 @@ impl Joined {
         tier: Option<&str>,
         sets: Option<&[usize]>,
         cost: u32,
-        left_out: Parts,
+        excluded: LimiterSet,
     ) -> Reply<()> {
-        let charges = self.charges_to(keys, tier, sets, left_out);
+        let charges = self.charges_to(keys, tier, sets, excluded);
         self.buckets.refund(&charges, cost)
     }
 
-    /// Usages by the places of their quotas among those of all limiters.
-    fn with_indices(&self, reply: Reply<Decision>, left_out: Parts) -> Reply<Decision> {
-        if left_out.is_empty() {
+    /// Numbers the usages by the positions of their quotas among all limiters.
+    fn with_quota_positions(
+        &self,
+        reply: Reply<Decision>,
+        excluded: LimiterSet,
+    ) -> Reply<Decision> {
+        if excluded.is_empty() {
             return reply;
         }
-        let mut places = SmallVec::<[u16; 16]>::new();
+        let mut positions = SmallVec::<[u16; 16]>::new();
         let mut first = 0;
-        for (place, part) in self.parts.iter().enumerate() {
+        for (index, part) in self.parts.iter().enumerate() {
             let quotas = first..first + part.quotas as u16;
             first = quotas.end;
-            if !left_out.contains(place) {
-                places.extend(quotas);
+            if !excluded.contains(index) {
+                positions.extend(quotas);
             }
         }
         match reply {
-            Reply::Ready(decision) => Reply::Ready(decision.with_indices(&places)),
+            Reply::Ready(decision) => Reply::Ready(decision.with_indices(&positions)),
             Reply::Pending(decision) => {
                 Reply::Pending(Box::pin(
-                    async move { decision.await.with_indices(&places) },
+                    async move { decision.await.with_indices(&positions) },
                 ))
             }
         }
     }
 }
 
-fn at_place(mut charge: Charge, place: usize) -> Charge {
-    charge.set |= place << PLACE_SHIFT;
+fn for_limiter(mut charge: Charge, index: usize) -> Charge {
+    charge.set = joined_set(index, charge.set);
     charge
 }
 
 impl RateLimiter {
-    /// A limiter that decides by several at once. Each goes on to decide by itself as well, with the same counts.
-    /// `None`: they count in different stores, or in one that cannot.
-    #[cfg(feature = "config")]
+    /// Joins limiters into one that decides by all of them. Each also keeps deciding alone, with
+    /// the same counts. Returns `None` if they use different stores, or a store that cannot join
+    /// them.
     pub(crate) fn join(limiters: &[Self]) -> Option<Self> {
         if let [only] = limiters {
             return Some(only.clone());
@@ -249,20 +254,20 @@ impl RateLimiter {
         let parts = limiters.iter().map(Self::rules_and_policies);
         let parts: Vec<_> = parts.collect::<Option<_>>()?;
         let joined = Joined::new(&parts)?;
-        Some(Self::of_joined(joined, &parts))
+        Some(Self::from_joined(joined, &parts))
     }
 
-    /// As [`decide`](Self::decide), without some of the limiters that are joined here.
-    pub(crate) fn decide_without(
+    /// Like [`decide`](Self::decide), without the `excluded` joined limiters.
+    pub(crate) fn decide_excluding(
         &self,
-        left_out: Parts,
+        excluded: LimiterSet,
         tier: Option<&str>,
         keys: &[Key],
         cost: u32,
     ) -> Reply<Decision> {
         match self.joined() {
-            Some(joined) => joined.decide(keys, tier, cost, left_out),
-            None if left_out.is_empty() => self.decide_in(tier, keys, cost),
+            Some(joined) => joined.decide(keys, tier, cost, excluded),
+            None if excluded.is_empty() => self.decide_in_tier(tier, keys, cost),
             None => Reply::Ready(Decision::unlimited()),
         }
     }

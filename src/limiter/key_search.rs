@@ -1,15 +1,15 @@
-//! When to search for a stalled response of a key again.
+//! When to search again for a stalled response of a key.
 
 use crate::key::Key;
 use crate::sync::{AtomicU64, Ordering};
 
-/// For how many keys a search that found nothing is remembered.
+/// The number of keys for which a search without result is remembered.
 pub(super) const REMEMBERED_KEYS: usize = 64;
 
-/// When to search for a key again: its place in the table, and its mark in there.
+/// The place and mark of a key in the table of searches.
 pub(super) struct KeySearch {
     bucket: usize,
-    /// Bits that tell the keys of one bucket apart.
+    /// Distinguishes the keys of one bucket.
     mark: u64,
 }
 

@@ -1,4 +1,4 @@
-//! A slot that is held for work which outlives its request.
+//! A slot for work that outlives its request.
 
 use std::fmt;
 use std::future::pending;
@@ -10,47 +10,47 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use super::lease_share::HeldCountGuard;
 use super::leases::Leases;
-use super::reaper::Dropped;
-use super::share::AlsoHeld;
-use crate::store::{LeaseName, LeaseSlots, NamedLease, Standing};
+use super::reaper::PendingRelease;
+use crate::store::{LeaseName, LeaseSlots, LeaseStatus, NamedLease};
 
-/// A slot of [`Leases`]. Dropping it gives the slot back.
+/// A slot of [`Leases`]. Dropping it releases the slot.
 ///
-/// Hold it until somebody else is sure to release the slot, then [`detach`](Self::detach) it.
-/// Giving back is done in the background where the store is not in this process, and tried
-/// again until the lease would have expired anyway. At the end of a process
-/// [`Leases::flush`] waits for that. It is a task in the runtime in which the first lease was dropped;
-/// when that ends or stands still, the next drop or flush in another runtime takes over.
-#[must_use = "dropping a lease gives its slot back"]
+/// Keep the lease until another component is responsible for the release, then
+/// [`detach`](Self::detach) it. If the store is not in this process, a background task releases the
+/// slot. It retries until the lease would have expired anyway. At the end of a process,
+/// [`Leases::flush`] waits for it. The task runs in the runtime in which the first lease was
+/// dropped. If that runtime ends or stalls, the next drop or flush in another runtime takes over.
+#[must_use = "dropping a lease releases its slot"]
 pub struct Lease {
     leases: Leases,
     id: Arc<str>,
     name: LeaseName,
     holder: u64,
-    /// Before it was asked for: the store counts its time to live from later on.
+    /// Taken before the acquire; the store's time to live starts later.
     since: Instant,
-    /// How long it lives without a heartbeat: that of when it was asked for.
+    /// The time to live without a heartbeat, as of the acquire.
     ttl: Duration,
-    /// Whether it was granted; until then it may have been.
+    /// Whether the store granted it. Until then the store may have.
     pub(super) is_granted: bool,
-    /// What it takes of this process's share, for as long as this process holds it.
-    pub(super) in_share: Option<AlsoHeld>,
-    pub(super) place: Place,
+    /// Counts it in this process's local share while this process holds it.
+    pub(super) held_count: Option<HeldCountGuard>,
+    pub(super) place: LeasePlace,
 }
 
 /// Where a lease is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum LeasePlace {
     Store,
-    /// In this process, as long as the store is away.
-    Share,
-    /// The store was away and it admits then, or the lease is none any more.
+    /// In this process, while the store is unavailable.
+    LocalShare,
+    /// Nowhere: the store was unavailable and fails open, or the lease has ended.
     Nowhere,
 }
 
 impl Lease {
-    pub(super) fn new(leases: Leases, id: &str, name: LeaseName, place: Place) -> Self {
+    pub(super) fn new(leases: Leases, id: &str, name: LeaseName, place: LeasePlace) -> Self {
         Self {
             ttl: leases.time_to_live(),
             leases,
@@ -59,7 +59,7 @@ impl Lease {
             holder: new_holder(),
             since: Instant::now(),
             is_granted: false,
-            in_share: None,
+            held_count: None,
             place,
         }
     }
@@ -68,49 +68,51 @@ impl Lease {
         NamedLease::new(self.name, self.holder, self.ttl)
     }
 
-    /// What the tenant knows it by.
+    /// The id of the work, unique within its tenant.
     #[must_use]
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// Whether it is counted. It is not when the store could not be reached and
-    /// [admits then](crate::store::FailureMode::Open): no store knows it, and heartbeats find
-    /// it gone.
+    /// Whether the lease is counted. It is not if the store was unavailable and [fails
+    /// open](crate::store::FailureMode::Open). No store knows such a lease, and heartbeats by id
+    /// return [`Gone`](LeaseStatus::Gone).
     #[must_use]
     pub fn is_counted(&self) -> bool {
-        self.place != Place::Nowhere
+        self.place != LeasePlace::Nowhere
     }
 
-    /// Leaves the slot to whoever knows tenant and id, or to its time to live.
+    /// Ends this guard without a release. The slot stays taken until a release by tenant and id, or
+    /// until its time to live ends.
     pub fn detach(mut self) {
-        self.place = Place::Nowhere;
+        self.place = LeasePlace::Nowhere;
     }
 
-    /// Gives the slot back and waits until the store knows it.
+    /// Releases the slot and waits for the store's answer.
     ///
-    /// Dropping the future leaves the rest to the background.
-    pub async fn release(mut self) -> Standing {
+    /// If the future is dropped, the release continues in the background.
+    pub async fn release(mut self) -> LeaseStatus {
         let Some(slots) = self.slots() else {
-            return Standing::Gone;
+            return LeaseStatus::Gone;
         };
         let standing = slots.release(&self.name, Some(self.holder)).await;
-        if standing != Standing::Unavailable {
-            self.place = Place::Nowhere;
+        if standing != LeaseStatus::Unavailable {
+            self.place = LeasePlace::Nowhere;
         }
         standing
     }
 
-    /// Sends heartbeats in the background, three in the time to live, for as long as the result is
-    /// held. The first is due a third of the time to live after the acquire, or now if that is over.
+    /// Sends heartbeats in the background until the result is dropped, three per time to live. The
+    /// first is due a third of the time to live after the acquire, or immediately if that time has
+    /// passed.
     ///
-    /// They name this lease as the holder: when somebody else has acquired the same id, they keep
-    /// nothing alive, and the lease is [lost](KeptLease::lost).
+    /// The heartbeats name this lease as the holder. If another caller acquires the same id, they
+    /// no longer extend it, and the lease is [lost](HeartbeatLease::lost).
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime.
-    pub fn keep_alive(self) -> KeptLease {
+    /// Panics outside of a tokio runtime.
+    pub fn keep_alive(self) -> HeartbeatLease {
         let (lost, is_lost) = watch::channel(false);
         let heartbeats = self.slots().map(|slots| {
             let heartbeats = Heartbeats {
@@ -119,16 +121,16 @@ impl Lease {
                 holder: self.holder,
                 since: self.since,
                 ttl: self.ttl,
-                // Apart from what others have started at the same time.
+                // Spreads the heartbeats of leases that start at the same time.
                 jitter: 0.8 + (self.holder % 1000) as f64 / 5000.0,
             };
             let task = async move {
-                heartbeats.go_on().await;
+                heartbeats.run().await;
                 let _ = lost.send(true);
             };
             tokio::spawn(task).abort_handle()
         });
-        KeptLease {
+        HeartbeatLease {
             heartbeats,
             is_lost,
             lease: self,
@@ -138,9 +140,9 @@ impl Lease {
     fn slots(&self) -> Option<&Arc<dyn LeaseSlots>> {
         let shared = self.leases.shared();
         match self.place {
-            Place::Store => Some(&shared.slots),
-            Place::Share => Some(&shared.share.slots),
-            Place::Nowhere => None,
+            LeasePlace::Store => Some(&shared.slots),
+            LeasePlace::LocalShare => Some(&shared.share.slots),
+            LeasePlace::Nowhere => None,
         }
     }
 }
@@ -149,44 +151,47 @@ impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(slots) = self.slots() {
             let shared = self.leases.shared();
-            shared.reaper.give_back(Dropped {
+            shared.reaper.release(PendingRelease {
                 slots: slots.clone(),
                 name: self.name,
                 holder: self.holder,
-                was_held: self.is_granted,
+                was_granted: self.is_granted,
                 until: Instant::now() + self.ttl,
             });
         }
     }
 }
 
-/// A [`Lease`] that is kept alive. Dropping it ends that, and gives the slot back.
-#[must_use = "dropping it gives the slot back"]
-pub struct KeptLease {
-    // Before the lease: no heartbeat comes after it is given back.
+/// A [`Lease`] with heartbeats. Dropping it stops the heartbeats and releases the slot.
+#[must_use = "dropping it releases the slot"]
+pub struct HeartbeatLease {
+    // Declared before the lease: no heartbeat follows the release.
     heartbeats: Option<AbortHandle>,
     is_lost: watch::Receiver<bool>,
     lease: Lease,
 }
 
-impl KeptLease {
-    /// What the tenant knows it by.
+impl HeartbeatLease {
+    /// The id of the work, unique within its tenant.
     #[must_use]
     pub fn id(&self) -> &str {
         self.lease.id()
     }
 
-    /// Resolves when the lease is lost: it was released, or its id acquired, by somebody else; it has
-    /// expired; or the store could not be reached for nine tenths of its time to live, so that it
-    /// may have, or will. Also when nobody sends heartbeats any more, as their runtime has ended.
+    /// Resolves when the lease is lost. Stop the work then: another caller may have the slot.
     ///
-    /// Whoever holds it should stop then, as another may have its slot.
+    /// A lease is lost in these cases:
+    /// - Another caller released it or acquired its id.
+    /// - It has expired.
+    /// - The store was unreachable for nine tenths of its time to live, so it may have expired or
+    ///   soon will.
+    /// - The runtime that sends the heartbeats has ended.
     pub async fn lost(&self) {
         if self.heartbeats.is_none() {
-            // It is not counted, so there is nothing to lose.
+            // It is not counted, so it cannot be lost.
             pending::<()>().await;
         }
-        // An error is a task that is gone.
+        // An error means that the heartbeat task is gone.
         let _ = self.is_lost.clone().wait_for(|lost| *lost).await;
     }
 
@@ -197,14 +202,14 @@ impl KeptLease {
         self.heartbeats.is_some() && (*self.is_lost.borrow() || is_gone())
     }
 
-    /// Ends the heartbeats, and leaves the slot to whoever knows tenant and id, or to its
-    /// time to live.
+    /// Stops the heartbeats without a release. The slot stays taken until a release by tenant and
+    /// id, or until its time to live ends.
     pub fn detach(mut self) {
-        self.lease.place = Place::Nowhere;
+        self.lease.place = LeasePlace::Nowhere;
     }
 }
 
-impl Drop for KeptLease {
+impl Drop for HeartbeatLease {
     fn drop(&mut self) {
         if let Some(heartbeats) = &self.heartbeats {
             heartbeats.abort();
@@ -212,7 +217,7 @@ impl Drop for KeptLease {
     }
 }
 
-/// The task behind a [`KeptLease`].
+/// The background task of a [`HeartbeatLease`].
 struct Heartbeats {
     slots: Arc<dyn LeaseSlots>,
     name: LeaseName,
@@ -223,14 +228,15 @@ struct Heartbeats {
 }
 
 impl Heartbeats {
-    /// Ends when the lease is lost.
-    async fn go_on(self) {
+    /// Sends heartbeats until the lease is lost.
+    async fn run(self) {
         let interval = (self.ttl / 3).mul_f64(self.jitter);
-        // By the time at which the last heartbeat that arrived was sent, or the acquire, or nearly:
-        // the store's clock started later.
+        // Both times count from the acquire, or from when the last successful heartbeat was sent.
+        // The store's time to live starts slightly later.
         let mut next = self.since + interval;
         let mut end = self.since + self.ttl.mul_f64(0.9);
-        // Kept alive late. Others may have sent heartbeats by its id, so the store is asked.
+        // `keep_alive` was called late. Heartbeats by id may have extended the lease, so ask the
+        // store.
         end = end.max(Instant::now() + self.ttl / 10);
         loop {
             sleep_until(next.min(end)).await;
@@ -238,30 +244,32 @@ impl Heartbeats {
             let heartbeat = self
                 .slots
                 .heartbeat(&self.name, Some(self.holder), self.ttl);
-            // One that is not answered must not keep its holder from being told.
+            // A heartbeat without an answer must not delay the report of a lost lease.
             let standing = timeout_at(end, heartbeat.into_future()).await;
-            match standing.unwrap_or(Standing::Unavailable) {
-                Standing::Live => {
+            match standing.unwrap_or(LeaseStatus::Unavailable) {
+                LeaseStatus::Live => {
                     next = now + interval;
                     end = now + self.ttl.mul_f64(0.9);
                 }
-                Standing::Gone => return,
-                // Somebody may put right what has failed.
-                Standing::Unavailable | Standing::Failed if Instant::now() >= end => return,
-                Standing::Unavailable | Standing::Failed => next = Instant::now() + interval / 4,
+                LeaseStatus::Gone => return,
+                // A failure may be repaired before the lease ends.
+                LeaseStatus::Unavailable | LeaseStatus::Failed if Instant::now() >= end => return,
+                LeaseStatus::Unavailable | LeaseStatus::Failed => {
+                    next = Instant::now() + interval / 4
+                }
             }
         }
     }
 }
 
-/// A number that no other holder has, in any process: random, and counted on from there.
+/// Returns a number that is unique in all processes: it starts at random and counts up.
 fn new_holder() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     if NEXT.load(Ordering::Relaxed) == 0 {
         let mut bits = [0; 8];
-        getrandom::fill(&mut bits).expect("the operating system gives random bytes");
+        getrandom::fill(&mut bits).expect("the operating system returns random bytes");
         let first = u64::from_le_bytes(bits) | 1;
-        // Whoever comes second counts on from the first's.
+        // If another thread stored its number first, count on from that.
         let _ = NEXT.compare_exchange(0, first, Ordering::Relaxed, Ordering::Relaxed);
     }
     NEXT.fetch_add(1, Ordering::Relaxed)
@@ -275,9 +283,9 @@ impl fmt::Debug for Lease {
     }
 }
 
-impl fmt::Debug for KeptLease {
+impl fmt::Debug for HeartbeatLease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KeptLease")
+        f.debug_struct("HeartbeatLease")
             .field("is_lost", &self.is_lost())
             .finish_non_exhaustive()
     }

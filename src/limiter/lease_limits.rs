@@ -1,41 +1,41 @@
-//! The numbers of leases, which can change at run time: those of all tenants, and of one.
+//! The limits of leases, which can change at run time: in total, per tenant, and for single
+//! tenants.
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::leases::{Leases, Shared};
-use super::share::Share;
+use super::lease_share::LeaseShare;
+use super::leases::{Leases, LeasesInner};
 use crate::capacity::Capacity;
 use crate::key::Key;
 use crate::limit::Limit;
 use crate::limits::{
     BoxFuture, CountedIn, ExplainedSlots, LimitExplanation, LimitTarget, LimitUsage, Limits,
 };
-#[cfg(feature = "redis")]
-use crate::limits::{Description, Slots};
+use crate::store::overrides::{LimiterDescription, SlotsDescription};
 use crate::store::{LeaseSlots, StoreStatus};
 
-/// What a limiter of leases allows, as it is now.
-pub(super) struct LeaseNumbers {
-    /// [`UNLIMITED`] for any number.
+/// The settings of a lease limiter that are in force.
+pub(super) struct LeaseSettings {
+    /// [`UNLIMITED`] stands for no limit.
     per_tenant: AtomicU64,
     total: AtomicU64,
     ttl_nanos: AtomicU64,
-    /// Whether overrides and tiers are ignored for now, because these leases are switched off.
-    rests: AtomicBool,
+    /// Whether overrides and tiers are ignored, because the leases are switched off.
+    suspended: AtomicBool,
 }
 
 const UNLIMITED: u64 = u64::MAX;
 
-/// Below this, heartbeats would come too late on any network.
+/// Below this, heartbeats would arrive too late on any network.
 const MIN_TTL: Duration = Duration::from_millis(100);
 
-// Each number is read on its own: a change of two of them may be seen one after the other.
-impl LeaseNumbers {
+// Each setting is read separately: a reader may see a change of two settings one after the other.
+impl LeaseSettings {
     pub(super) fn per_tenant(&self) -> Option<u64> {
-        limited(self.per_tenant.load(Ordering::Relaxed))
+        finite_limit(self.per_tenant.load(Ordering::Relaxed))
     }
 
     pub(super) fn set_per_tenant(&self, limit: Option<u64>) {
@@ -44,7 +44,7 @@ impl LeaseNumbers {
     }
 
     pub(super) fn total(&self) -> Option<u64> {
-        limited(self.total.load(Ordering::Relaxed))
+        finite_limit(self.total.load(Ordering::Relaxed))
     }
 
     pub(super) fn set_total(&self, limit: Option<u64>) {
@@ -62,53 +62,55 @@ impl LeaseNumbers {
         self.ttl_nanos.store(ttl, Ordering::Relaxed);
     }
 
-    fn rests(&self) -> bool {
-        self.rests.load(Ordering::Relaxed)
+    fn is_suspended(&self) -> bool {
+        self.suspended.load(Ordering::Relaxed)
     }
 
-    /// Whether a tenant's override is ignored for now: a ban is no limit that is switched off.
-    fn ignore_override(&self, limits: &Limits, tenant: &Key) -> bool {
-        self.rests() && !limits.bans(tenant)
+    /// Whether a tenant's override is ignored. A ban always applies.
+    fn ignores_override(&self, limits: &Limits, tenant: &Key) -> bool {
+        self.is_suspended() && !limits.bans(tenant)
     }
 }
 
-fn limited(limit: u64) -> Option<u64> {
+fn finite_limit(limit: u64) -> Option<u64> {
     Some(limit).filter(|limit| *limit != UNLIMITED)
 }
 
-/// The limit of a setting in which 0 turns it off.
-pub(super) fn or_off(limit: u64) -> Option<u64> {
+/// Interprets 0 as unlimited.
+pub(super) fn zero_as_unlimited(limit: u64) -> Option<u64> {
     Some(limit).filter(|limit| *limit > 0)
 }
 
-/// Without limits.
-impl Default for LeaseNumbers {
+/// Unlimited.
+impl Default for LeaseSettings {
     fn default() -> Self {
-        let numbers = Self {
+        let settings = Self {
             per_tenant: AtomicU64::new(UNLIMITED),
             total: AtomicU64::new(UNLIMITED),
             ttl_nanos: AtomicU64::default(),
-            rests: AtomicBool::default(),
+            suspended: AtomicBool::default(),
         };
-        numbers.set_ttl(Leases::DEFAULT_TTL);
-        numbers
+        settings.set_ttl(Leases::DEFAULT_TTL);
+        settings
     }
 }
 
-impl Clone for LeaseNumbers {
+impl Clone for LeaseSettings {
     fn clone(&self) -> Self {
-        let numbers = Self::default();
-        numbers.set_per_tenant(self.per_tenant());
-        numbers.set_total(self.total());
-        numbers.set_ttl(self.ttl());
-        numbers.rests.store(self.rests(), Ordering::Relaxed);
-        numbers
+        let settings = Self::default();
+        settings.set_per_tenant(self.per_tenant());
+        settings.set_total(self.total());
+        settings.set_ttl(self.ttl());
+        settings
+            .suspended
+            .store(self.is_suspended(), Ordering::Relaxed);
+        settings
     }
 }
 
-impl fmt::Debug for LeaseNumbers {
+impl fmt::Debug for LeaseSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LeaseNumbers")
+        f.debug_struct("LeaseSettings")
             .field("per_tenant", &self.per_tenant())
             .field("total", &self.total())
             .field("ttl", &self.ttl())
@@ -116,7 +118,7 @@ impl fmt::Debug for LeaseNumbers {
     }
 }
 
-/// The limits of single tenants, and what they are told of the leases.
+/// The overrides of single tenants, and the target that reports these leases to them.
 #[derive(Clone)]
 pub(super) struct TenantLimits {
     limits: Limits,
@@ -124,8 +126,9 @@ pub(super) struct TenantLimits {
 }
 
 impl Leases {
-    /// Changes how many of a tenant's may be at work, for all clones, at once. What is at work goes on; nothing new is
-    /// admitted until there is room. In a store each process goes by its own number.
+    /// Changes the limit per tenant, for all clones, immediately. Running work continues; new work
+    /// is rejected until the tenant has room. With a shared store, each process applies its own
+    /// limit.
     ///
     /// ```
     /// use tower_admission::{Capacity, Key, Leases};
@@ -143,29 +146,35 @@ impl Leases {
     /// # }
     /// ```
     pub fn set_per_tenant(&self, limit: impl Into<Capacity>) {
-        self.shared().numbers.set_per_tenant(limit.into().at_most());
+        self.shared()
+            .settings
+            .set_per_tenant(limit.into().at_most());
     }
 
-    /// Changes how many may be at work in all, for all clones, as [`set_per_tenant`](Self::set_per_tenant).
+    /// Changes the total limit, for all clones. Otherwise like
+    /// [`set_per_tenant`](Self::set_per_tenant).
     pub fn set_total(&self, limit: impl Into<Capacity>) {
-        self.shared().numbers.set_total(limit.into().at_most());
+        self.shared().settings.set_total(limit.into().at_most());
     }
 
-    /// Changes how long a lease lives without a heartbeat, within the bounds of [`ttl`](Self::ttl). It applies to
-    /// leases that are acquired from now on, and to heartbeats by id; a [`KeptLease`](crate::KeptLease) keeps its own.
+    /// Changes how long a lease lives without a heartbeat, within the bounds of [`ttl`](Self::ttl).
+    /// Applies to later acquires and to heartbeats by id. A
+    /// [`HeartbeatLease`](crate::HeartbeatLease) keeps its time to live.
     pub fn set_ttl(&self, ttl: Duration) {
-        self.shared().numbers.set_ttl(ttl);
+        self.shared().settings.set_ttl(ttl);
     }
 
-    /// Sets whether overrides and tiers are ignored, because the leases are switched off. A ban is not. Default: they
-    /// count.
-    #[cfg(feature = "config")]
-    pub(crate) fn rest(&self, rests: bool) {
-        self.shared().numbers.rests.store(rests, Ordering::Relaxed);
+    /// Sets whether overrides and tiers are ignored, because the leases are switched off. Bans
+    /// always apply. Default: not ignored.
+    pub(crate) fn set_suspended(&self, is_suspended: bool) {
+        self.shared()
+            .settings
+            .suspended
+            .store(is_suspended, Ordering::Relaxed);
     }
 
-    /// How many single tenants may have at work, changed at run time: in place of
-    /// [`per_tenant`](Self::per_tenant), which need not be set for that. Default: what every tenant may.
+    /// Sets overrides for single tenants, changeable at run time. An override replaces
+    /// [`per_tenant`](Self::per_tenant), which need not be set. Default: none.
     #[must_use]
     pub fn limits(self, limits: &Limits) -> Self {
         self.with(|shared| {
@@ -177,50 +186,50 @@ impl Leases {
     }
 }
 
-impl Shared {
+impl LeasesInner {
     pub(super) fn limit_of(&self, tenant: &Key) -> Option<u64> {
         let own = self
             .limits
             .as_ref()
             .and_then(|TenantLimits { limits, .. }| {
                 let own = limits.concurrency(tenant, &self.name, None);
-                own.filter(|_| !self.numbers.ignore_override(limits, tenant))
+                own.filter(|_| !self.settings.ignores_override(limits, tenant))
             });
-        own.map_or_else(|| self.numbers.per_tenant(), Capacity::at_most)
+        own.map_or_else(|| self.settings.per_tenant(), Capacity::at_most)
     }
 
-    /// Tells the limits of these leases, as they are by now.
-    pub(super) fn tell_limits(&mut self) {
+    /// Attaches these leases to their limits.
+    pub(super) fn attach_limits(&mut self) {
         if let Some(TenantLimits { limits, target }) = &mut self.limits {
-            let worked: Arc<dyn LimitTarget> = Arc::new(AtWork {
+            let new_target: Arc<dyn LimitTarget> = Arc::new(LeaseTarget {
                 name: self.name.clone(),
-                numbers: self.numbers.clone(),
+                settings: self.settings.clone(),
                 slots: self.slots.clone(),
                 share: self.share.clone(),
                 limits: limits.clone(),
             });
-            limits.attach(&worked);
-            *target = Some(worked);
+            limits.attach(&new_target);
+            *target = Some(new_target);
         }
     }
 }
 
-/// Leases as [`Limits`] see them.
-struct AtWork {
+/// Leases as a target of [`Limits`].
+struct LeaseTarget {
     name: Arc<str>,
-    numbers: Arc<LeaseNumbers>,
+    settings: Arc<LeaseSettings>,
     slots: Arc<dyn LeaseSlots>,
-    share: Share,
+    share: LeaseShare,
     limits: Limits,
 }
 
-impl AtWork {
-    /// Whether the slots are in a store that replicas share.
+impl LeaseTarget {
+    /// Whether replicas share the store of the slots.
     fn is_shared(&self) -> bool {
         self.slots.place().is_some()
     }
 
-    fn usage_of(&self, used: u64, limit: Option<u64>, is_own: bool) -> LimitUsage {
+    fn usage_of(&self, used: u64, limit: Option<u64>, is_override: bool) -> LimitUsage {
         LimitUsage {
             name: self.name.clone(),
             tier: None,
@@ -229,44 +238,45 @@ impl AtWork {
             here: Some(used),
             counted_in: CountedIn::Process,
             limit,
-            is_own,
+            is_override,
         }
     }
 }
 
-/// What slots in a store count is next to what this process holds; what slots in memory count is what it holds.
-fn of_slots(usage: LimitUsage, is_shared: bool, here: u64, counted: Option<u64>) -> LimitUsage {
+/// A shared store's count is separate from this process's count; a memory store's count is this
+/// process's count.
+fn with_counts(usage: LimitUsage, is_shared: bool, here: u64, counted: Option<u64>) -> LimitUsage {
     match is_shared {
         true => usage.counted(here, counted),
         false => usage.counted(counted.unwrap_or(0), None),
     }
 }
 
-impl LimitTarget for AtWork {
+impl LimitTarget for LeaseTarget {
     fn usage(&self, key: Key) -> BoxFuture<Vec<LimitUsage>> {
         let own = self.limits.concurrency(&key, &self.name, None);
-        let own = own.filter(|_| !self.numbers.ignore_override(&self.limits, &key));
-        let is_own = own.is_some() && self.limits.overrides_concurrency(&key, &self.name);
-        let limit = own.map_or_else(|| self.numbers.per_tenant(), Capacity::at_most);
-        let usage = self.usage_of(0, limit, is_own);
+        let own = own.filter(|_| !self.settings.ignores_override(&self.limits, &key));
+        let is_override = own.is_some() && self.limits.overrides_concurrency(&key, &self.name);
+        let limit = own.map_or_else(|| self.settings.per_tenant(), Capacity::at_most);
+        let usage = self.usage_of(0, limit, is_override);
         let (is_shared, here) = (self.is_shared(), self.share.held(Some(&key)));
         let asked = self.slots.usage(Some(&key));
         Box::pin(async move {
-            let usage = of_slots(
+            let usage = with_counts(
                 usage,
                 is_shared,
                 here,
                 asked.await.and_then(|used| used.key),
             );
-            // Nothing to tell of one that is neither limited nor at work.
+            // Report nothing for a key without a limit and without leases.
             let told = usage.limit.is_some() || usage.used > 0;
             told.then_some(usage).into_iter().collect()
         })
     }
 
-    /// A lease is not acquired by a request, so only the tier that is stored for the key counts.
+    /// No request acquires a lease, so only the tier that is stored for the key applies.
     fn explain(&self, key: Key, _: Option<Arc<str>>) -> BoxFuture<Vec<LimitExplanation>> {
-        let own = match self.numbers.ignore_override(&self.limits, &key) {
+        let own = match self.settings.ignores_override(&self.limits, &key) {
             true => Default::default(),
             false => self.limits.concurrency_source(&key, &self.name, None),
         };
@@ -276,7 +286,7 @@ impl LimitTarget for AtWork {
             retry_after: None,
             counted_in: CountedIn::of(self.is_shared()),
         };
-        let (per_tenant, total) = (self.numbers.per_tenant(), self.numbers.total());
+        let (per_tenant, total) = (self.settings.per_tenant(), self.settings.total());
         let asked = self.slots.usage(Some(&key));
         Box::pin(async move {
             let used = asked.await;
@@ -287,12 +297,12 @@ impl LimitTarget for AtWork {
     }
 
     fn total(&self) -> BoxFuture<Option<LimitUsage>> {
-        let usage = self.usage_of(0, self.numbers.total(), false);
+        let usage = self.usage_of(0, self.settings.total(), false);
         let (is_shared, here) = (self.is_shared(), self.share.held(None));
         let asked = self.slots.usage(None);
         Box::pin(async move {
             let counted = asked.await.map(|used| used.total);
-            Some(of_slots(usage, is_shared, here, counted))
+            Some(with_counts(usage, is_shared, here, counted))
         })
     }
 
@@ -308,17 +318,14 @@ impl LimitTarget for AtWork {
         limit.concurrency(&self.name).is_some()
     }
 
-    #[cfg(feature = "redis")]
-    fn description(&self) -> Option<Description> {
-        if self.numbers.rests() {
+    fn description(&self) -> Option<LimiterDescription> {
+        if self.settings.is_suspended() {
             return None;
         }
-        Some(Description::Lease(Slots {
-            name: self.name.to_string(),
-            place: self.slots.place()?.to_owned(),
-            total: self.numbers.total(),
-            per_key: vec![self.numbers.per_tenant()],
-            tiers: Slots::tiers(&self.limits, &self.name),
-        }))
+        let (total, per_tenant) = (self.settings.total(), self.settings.per_tenant());
+        let described = SlotsDescription::new(&self.name, self.slots.place()?, total, [per_tenant]);
+        let tiers = self.limits.declared();
+        let tiers = tiers.iter().map(|tier| (&*tier.name, &tier.limit));
+        Some(LimiterDescription::Lease(described.with_tiers(tiers)))
     }
 }

@@ -1,28 +1,28 @@
-//! Slots for work that outlives the request it came with.
+//! Slots for work that outlives its request.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::lease::{Lease, Place};
-use super::lease_limits::{LeaseNumbers, TenantLimits, or_off};
+use super::lease::{Lease, LeasePlace};
+use super::lease_limits::{LeaseSettings, TenantLimits, zero_as_unlimited};
+use super::lease_share::LeaseShare;
 use super::reaper::Reaper;
-use super::share::Share;
 use crate::key::Key;
 use crate::observe::{Observer, Observers, Subject};
 use crate::rejection::{Reason, Rejection, UNAVAILABLE_RETRY_AFTER};
 use crate::store::{
-    FailureMode, LeaseName, LeaseSlots, LeaseStore, LeaseUsage, MemoryStore, NamedLeased,
-    NamedLimits, SecretMissing, Standing,
+    FailureMode, LeaseName, LeaseSlots, LeaseStatus, LeaseStore, LeaseUsage, MemoryStore,
+    NamedAcquireOutcome, NamedLimits, SecretMissing,
 };
 
-/// Limits what is at work at a time, for each tenant and in all, where the work outlives its
-/// request: a session, a job, a stream in another process. Clones share one limit.
+/// Limits concurrent work per tenant and in total, for work that outlives its request: a session, a
+/// job, a stream in another process. Clones share one limit.
 ///
-/// Each piece of work has an id, which the caller brings or gets, and a time to live. Whoever knows
-/// tenant and id can send [heartbeats](Self::heartbeat) and [release](Self::release) it, from
-/// any process that shares the [store](Self::store); without either it is free again when its
-/// time to live is over.
+/// Each piece of work has an id, chosen by the caller or generated, and a time to live. Any process
+/// that shares the [store](Self::store) can send [heartbeats](Self::heartbeat) and
+/// [release](Self::release) the work by tenant and id. Without heartbeats and without a release,
+/// the slot is free again when the time to live ends.
 ///
 /// ```
 /// use std::time::Duration;
@@ -37,13 +37,13 @@ use crate::store::{
 ///     .ttl(Duration::from_secs(6 * 3600));
 /// let acme = Key::id("organisation", "acme");
 ///
-/// // Before the job is made. Until it is detached, dropping it gives the slot back, so each
-/// // early return, panic or cancellation does.
+/// Acquire before you start the job. Until `detach`, dropping the lease releases the slot, also on
+/// an early return, a panic or a cancellation.
 /// let lease = jobs.acquire(&acme, "execution-42").await?;
 /// dispatch(lease.id()).await?;
 /// lease.detach();
 ///
-/// // When the job is done, here or in another process.
+/// When the job is done, in this or in another process.
 /// jobs.release(&acme, "execution-42").await;
 /// # Ok(())
 /// # }
@@ -51,127 +51,127 @@ use crate::store::{
 ///
 /// # Both limits at once
 ///
-/// Tenant and total are decided together, atomically, and counted once: of any number of callers
-/// that race for the last slot one gets it. A refusal is a [`Rejection`] for
-/// [`KeyAtCapacity`](Reason::KeyAtCapacity) or [`AtCapacity`](Reason::AtCapacity), and its
-/// [`occupancy`](Rejection::occupancy) says how many are at work and how many may be. When a slot
-/// frees cannot be known, so there is no advice on when to come back. A tenant with `deny all` is
-/// [`Denied`](Reason::Denied).
+/// The store checks both limits in one atomic step and counts the work once. If callers race for
+/// the last slot, exactly one gets it. A [`Rejection`] has the reason
+/// [`KeyAtCapacity`](Reason::KeyAtCapacity) or [`AtCapacity`](Reason::AtCapacity); its
+/// [`occupancy`](Rejection::occupancy) has the slots in use and the limit. It has no retry time,
+/// because the time at which a slot becomes free is unknown. A tenant with `deny all` is rejected
+/// as [`Denied`](Reason::Denied).
 ///
 /// # Ids
 ///
-/// An id is the tenant's own: what one tenant calls `42` has nothing to do with another's `42`,
-/// so that knowing or guessing a stranger's id is of no use. Acquiring an id that is at work takes
-/// it over instead of counting it twice, and lets it live anew. An earlier attempt can
-/// neither keep it alive nor release it then, and is told that it is [lost](crate::KeptLease::lost); but
-/// the attempt that took it over gives it back, if it is given up.
+/// An id belongs to its tenant: the work `42` of one tenant is unrelated to the work `42` of
+/// another, so another tenant's id is of no use. An acquire of an id that is in use takes over its
+/// slot and restarts its time to live; the work counts once. The earlier guard can then neither
+/// extend nor release it, and its lease is [lost](crate::HeartbeatLease::lost). If the acquire that
+/// took over is dropped, it releases the slot.
 #[derive(Clone)]
-pub struct Leases(Arc<Shared>);
+pub struct Leases(Arc<LeasesInner>);
 
 #[derive(Clone)]
-pub(super) struct Shared {
+pub(super) struct LeasesInner {
     pub(super) name: Arc<str>,
-    /// What can change at run time.
-    pub(super) numbers: Arc<LeaseNumbers>,
+    /// The settings that can change at run time.
+    pub(super) settings: Arc<LeaseSettings>,
     pub(super) limits: Option<TenantLimits>,
     store: Arc<dyn LeaseStore>,
     pub(super) slots: Arc<dyn LeaseSlots>,
-    pub(super) share: Share,
+    pub(super) share: LeaseShare,
     pub(super) reaper: Reaper,
     observers: Observers,
 }
 
-impl Shared {
-    /// Opens the slots of another limit, which shares nothing with the one before.
-    fn start_anew(&mut self) {
+impl LeasesInner {
+    /// Opens the slots of a new limit, which shares no counts with the previous one.
+    fn reopen(&mut self) {
         self.slots = self.store.open_leases(&self.name);
-        self.share = Share::default();
+        self.share = LeaseShare::default();
         self.reaper = Reaper::default();
     }
 }
 
 impl Leases {
-    /// How long a lease lives without a heartbeat: two of three heartbeats may get lost.
+    /// The default time to live, in which two of three heartbeats may get lost: 60 seconds.
     pub const DEFAULT_TTL: Duration = Duration::from_secs(60);
 
-    /// Without limits, in this process's memory.
+    /// Creates leases without limits, counted in this process's memory.
     #[must_use]
     pub fn new() -> Self {
         let store = MemoryStore::new();
-        Self(Arc::new(Shared {
+        Self(Arc::new(LeasesInner {
             name: "".into(),
-            numbers: Arc::default(),
+            settings: Arc::default(),
             limits: None,
             slots: store.open_leases(""),
-            share: Share::default(),
+            share: LeaseShare::default(),
             store: Arc::new(store),
             reaper: Reaper::default(),
             observers: Observers::default(),
         }))
     }
 
-    /// With numbers of its own, which change apart from those before.
-    pub(super) fn with(self, change: impl FnOnce(&mut Shared)) -> Self {
-        self.with_same_numbers(|shared| {
-            shared.numbers = Arc::new(LeaseNumbers::clone(&shared.numbers));
+    /// Changes a copy with its own settings, which later changes of the original do not affect.
+    pub(super) fn with(self, change: impl FnOnce(&mut LeasesInner)) -> Self {
+        self.with_same_settings(|shared| {
+            shared.settings = Arc::new(LeaseSettings::clone(&shared.settings));
             change(shared);
         })
     }
 
-    fn with_same_numbers(mut self, change: impl FnOnce(&mut Shared)) -> Self {
+    fn with_same_settings(mut self, change: impl FnOnce(&mut LeasesInner)) -> Self {
         let shared = Arc::make_mut(&mut self.0);
         change(shared);
-        shared.tell_limits();
-        // The name may be set later.
+        shared.attach_limits();
+        // The name can still be set later.
         if !shared.name.is_empty() {
             (shared.observers).attached("lease", &shared.name, [""]);
         }
         self
     }
 
-    /// What is counted, for replicas to find each other's slots by, and for logs and metrics.
-    /// Default: nothing, which is a name as well.
+    /// Sets the name of the limit. Replicas find each other's slots by it; logs and metrics contain
+    /// it. Default: empty, which is also a valid name.
     ///
-    /// With another name it is another limit: nothing of what was counted is shared with the one that
-    /// this was made from.
+    /// A different name is a different limit: it shares no counts with the original.
     #[must_use]
     pub fn name(self, name: &str) -> Self {
         self.with(|shared| {
             shared.name = name.into();
-            shared.start_anew();
+            shared.reopen();
         })
     }
 
-    /// At most so many of a tenant's at a time; 0 turns this part off, which is the default.
+    /// Sets the maximum number of concurrent leases per tenant. Default: 0, which means unlimited.
     #[must_use]
     pub fn per_tenant(self, limit: u64) -> Self {
-        self.with(|shared| shared.numbers.set_per_tenant(or_off(limit)))
+        self.with(|shared| shared.settings.set_per_tenant(zero_as_unlimited(limit)))
     }
 
-    /// At most so many in all at a time; 0 turns this part off, which is the default.
+    /// Sets the maximum number of concurrent leases in total. Default: 0, which means unlimited.
     #[must_use]
     pub fn total(self, limit: u64) -> Self {
-        self.with(|shared| shared.numbers.set_total(or_off(limit)))
+        self.with(|shared| shared.settings.set_total(zero_as_unlimited(limit)))
     }
 
-    /// How long a lease lives without a heartbeat. Default: [`DEFAULT_TTL`](Self::DEFAULT_TTL);
-    /// at least 100 milliseconds, at most [`MAX_TTL`](Self::MAX_TTL).
+    /// Sets how long a lease lives without a heartbeat. Default:
+    /// [`DEFAULT_TTL`](Self::DEFAULT_TTL). Minimum: 100 milliseconds. Maximum:
+    /// [`MAX_TTL`](Self::MAX_TTL).
     ///
-    /// Short, and what a dead worker held is soon free; long, and heartbeats are few. Without
-    /// heartbeats it is the longest that work may take.
+    /// A short time frees the slots of a dead worker early; a long time needs fewer heartbeats.
+    /// Without heartbeats, it is the longest time that the work may take.
     #[must_use]
     pub fn ttl(self, ttl: Duration) -> Self {
-        self.with(|shared| shared.numbers.set_ttl(ttl))
+        self.with(|shared| shared.settings.set_ttl(ttl))
     }
 
-    /// The longest time to live: 365 days.
+    /// The maximum time to live: 365 days.
     pub const MAX_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
 
-    /// Where to count. Default: in this process's memory. With another store it is another limit.
+    /// Sets the store. Default: this process's memory. A different store is a different limit.
     ///
     /// # Panics
     ///
-    /// Where [`try_store`](Self::try_store) returns an error.
+    /// Panics where [`try_store`](Self::try_store) returns an error.
     #[must_use]
     #[track_caller]
     pub fn store(self, store: impl LeaseStore) -> Self {
@@ -181,37 +181,40 @@ impl Leases {
         }
     }
 
-    /// As [`store`](Self::store), for a store that is configured from outside.
+    /// Like [`store`](Self::store), but returns an error, for a store that is configured at run
+    /// time.
     ///
     /// # Errors
     ///
-    /// When replicas share the store, and it has no [`Secret`](crate::Secret) by which they would
-    /// agree on ids.
+    /// Returns [`SecretMissing`] if replicas share the store and no [`Secret`](crate::Secret) makes
+    /// their fingerprints of ids equal.
     pub fn try_store(self, store: impl LeaseStore) -> Result<Self, SecretMissing> {
         if !store.agrees_on_fingerprints() {
             return Err(SecretMissing);
         }
         Ok(self.with(|shared| {
             shared.store = Arc::new(store);
-            shared.start_anew();
+            shared.reopen();
         }))
     }
 
-    /// Adds an observer, who sees the limit type `"lease"`. Default: none. Unlike other setters, it shares all numbers.
+    /// Adds an observer, which sees the limit type `"lease"`. Default: none. Unlike the other
+    /// setters, it keeps sharing all settings with the original.
     #[must_use]
     pub fn observe(self, observer: impl Observer) -> Self {
-        self.with_same_numbers(|shared| shared.observers.add(observer))
+        self.with_same_settings(|shared| shared.observers.add(observer))
     }
 
-    /// Takes a slot for a tenant's work of this id.
+    /// Acquires a slot for the tenant's work with this id.
     ///
-    /// Dropping the future before it is ready takes none.
+    /// Dropping the future before it completes takes no slot.
     ///
     /// # Errors
     ///
-    /// [`Reason::Denied`] when the tenant's limit is `deny all`, [`Reason::KeyAtCapacity`] when it is
-    /// reached, else [`Reason::AtCapacity`]; [`Reason::Unavailable`] when the store cannot be reached
-    /// and fails closed.
+    /// - [`Reason::Denied`]: the tenant's limit is `deny all`.
+    /// - [`Reason::KeyAtCapacity`]: the tenant's limit is reached.
+    /// - [`Reason::AtCapacity`]: the total limit is reached.
+    /// - [`Reason::Unavailable`]: the store is unavailable and fails closed.
     pub async fn acquire(&self, tenant: &Key, id: &str) -> Result<Lease, Rejection> {
         let begun = self.0.observers.begin();
         let acquired = self.take(tenant, id).await;
@@ -223,77 +226,82 @@ impl Leases {
         acquired
     }
 
-    /// As [`acquire`](Self::acquire), with a random id of 128 bits, which nobody can guess.
+    /// Like [`acquire`](Self::acquire), with a random id of 128 bits that cannot be guessed.
     ///
     /// # Errors
     ///
-    /// As [`acquire`](Self::acquire).
+    /// Like [`acquire`](Self::acquire).
     ///
     /// # Panics
     ///
-    /// When the operating system has no randomness to give.
+    /// Panics if the operating system returns no random bytes.
     pub async fn acquire_new(&self, tenant: &Key) -> Result<Lease, Rejection> {
         let mut bits = [0; 16];
-        getrandom::fill(&mut bits).expect("the operating system gives random bytes");
+        getrandom::fill(&mut bits).expect("the operating system returns random bytes");
         let id = format!("{:032x}", u128::from_le_bytes(bits));
         self.acquire(tenant, &id).await
     }
 
     async fn take(&self, tenant: &Key, id: &str) -> Result<Lease, Rejection> {
-        let name = name_of(tenant, id);
+        let name = lease_name(tenant, id);
         let limits = self.limits_for(tenant);
-        // Before the store is asked: however this ends, the slot is given back unless the lease
+        // Created before the store is asked, so that every exit releases the slot unless the lease
         // is returned.
-        let mut lease = Lease::new(self.clone(), id, name, Place::Store);
+        let mut lease = Lease::new(self.clone(), id, name, LeasePlace::Store);
         let taken = self.0.slots.acquire_named(&lease.named(), limits).await;
         let mode = match taken {
-            // The store may have taken the slot and its answer be lost: this lease gives it back.
-            NamedLeased::Unavailable(mode) => mode,
-            NamedLeased::NotAsked(mode) => {
-                lease.place = Place::Nowhere;
+            // The store may have granted the slot although its answer was lost: dropping this lease
+            // releases it.
+            NamedAcquireOutcome::Unavailable(mode) => mode,
+            NamedAcquireOutcome::NotAsked(mode) => {
+                lease.place = LeasePlace::Nowhere;
                 mode
             }
             _ => {
-                let mut lease = self.granted(lease, taken, limits)?;
-                lease.in_share = Some(self.0.share.also_held(&name));
+                let mut lease = self.grant(lease, taken, limits)?;
+                lease.held_count = Some(self.0.share.count_held(&name));
                 return Ok(lease);
             }
         };
         drop(lease);
         match mode {
-            FailureMode::Open => Ok(Lease::new(self.clone(), id, name, Place::Nowhere)),
+            FailureMode::Open => Ok(Lease::new(self.clone(), id, name, LeasePlace::Nowhere)),
             FailureMode::Closed => {
                 let rejection = Rejection::new(Reason::Unavailable, String::from(&*self.0.name));
                 Err(rejection.with_retry_after(Some(UNAVAILABLE_RETRY_AFTER)))
             }
             FailureMode::LocalShare { replicas } => {
-                let lease = Lease::new(self.clone(), id, name, Place::Share);
+                let lease = Lease::new(self.clone(), id, name, LeasePlace::LocalShare);
                 let (taken, limits) = self.0.share.acquire(&lease.named(), limits, replicas).await;
-                self.granted(lease, taken, limits)
+                self.grant(lease, taken, limits)
             }
         }
     }
 
-    fn granted(
+    fn grant(
         &self,
         mut lease: Lease,
-        taken: NamedLeased,
+        taken: NamedAcquireOutcome,
         limits: NamedLimits,
     ) -> Result<Lease, Rejection> {
         let (reason, used, allowed) = match taken {
-            NamedLeased::KeyFull(used) => {
+            NamedAcquireOutcome::KeyFull(used) => {
                 (Reason::KeyAtCapacity, used, limits.per_tenant.unwrap_or(0))
             }
-            NamedLeased::Full(used) => (Reason::AtCapacity, used, limits.total.unwrap_or(0)),
-            NamedLeased::Granted | NamedLeased::Unavailable(_) | NamedLeased::NotAsked(_) => {
+            NamedAcquireOutcome::Full(used) => {
+                (Reason::AtCapacity, used, limits.total.unwrap_or(0))
+            }
+            NamedAcquireOutcome::Granted
+            | NamedAcquireOutcome::Unavailable(_)
+            | NamedAcquireOutcome::NotAsked(_) => {
                 lease.is_granted = true;
                 return Ok(lease);
             }
         };
-        // There is nothing to give back.
-        lease.place = Place::Nowhere;
+        // The store granted nothing to release.
+        lease.place = LeasePlace::Nowhere;
         let name = String::from(&*self.0.name);
-        // Whichever limit the store looked at first.
+        // Independent of which limit the store checked first.
         let is_denied = limits.per_tenant == Some(0);
         Err(if is_denied {
             Rejection::new(Reason::Denied, name)
@@ -303,72 +311,72 @@ impl Leases {
     }
 
     fn limits_for(&self, tenant: &Key) -> NamedLimits {
-        NamedLimits::new(self.0.numbers.total(), self.0.limit_of(tenant))
+        NamedLimits::new(self.0.settings.total(), self.0.limit_of(tenant))
     }
 
-    /// Lets a tenant's work of this id live for another time to live. One that is not at work,
-    /// because it was never acquired, was released or has expired, stays
-    /// [`Gone`](Standing::Gone).
+    /// Restarts the time to live of a tenant's work. Work that was never acquired, was released or
+    /// has expired stays [`Gone`](LeaseStatus::Gone).
     ///
-    /// What the store says holds. What was taken from a [local share](FailureMode::LocalShare) is live
-    /// for as long as the store is away; when it is back and does not know it, it is gone: it may
-    /// have been released in another process. Acquire it again to have it counted.
-    pub async fn heartbeat(&self, tenant: &Key, id: &str) -> Standing {
-        let name = name_of(tenant, id);
-        let ttl = self.0.numbers.ttl();
+    /// The store's answer takes precedence. A lease from a [local share](FailureMode::LocalShare)
+    /// is live while the store is unavailable. When the store returns and does not know the lease,
+    /// the lease is gone, because another process may have released it. Acquire the id again to
+    /// count the work.
+    pub async fn heartbeat(&self, tenant: &Key, id: &str) -> LeaseStatus {
+        let name = lease_name(tenant, id);
+        let ttl = self.0.settings.ttl();
         let here = self.0.share.slots.heartbeat(&name, None, ttl).await;
         match self.0.slots.heartbeat(&name, None, ttl).await {
-            Standing::Unavailable if here == Standing::Live => here,
-            Standing::Gone => {
+            LeaseStatus::Unavailable if here == LeaseStatus::Live => here,
+            LeaseStatus::Gone => {
                 self.0.share.slots.release(&name, None).await;
-                Standing::Gone
+                LeaseStatus::Gone
             }
             there => there,
         }
     }
 
-    /// Gives a tenant's slot back, whoever acquired it, and says what there was. That it is
-    /// [`Gone`](Standing::Gone) already is no error.
+    /// Releases a tenant's slot, whichever process acquired it, and returns its previous status.
+    /// [`Gone`](LeaseStatus::Gone) is not an error.
     ///
-    /// [`Unavailable`](Standing::Unavailable) says that the store may still count it, until its time
-    /// to live is over or it is released again. A [local share](FailureMode::LocalShare) has it
-    /// back then all the same.
-    pub async fn release(&self, tenant: &Key, id: &str) -> Standing {
-        let name = name_of(tenant, id);
+    /// [`Unavailable`](LeaseStatus::Unavailable) means that the store may still count the slot
+    /// until its time to live ends or it is released again. A slot of a [local
+    /// share](FailureMode::LocalShare) is released even then.
+    pub async fn release(&self, tenant: &Key, id: &str) -> LeaseStatus {
+        let name = lease_name(tenant, id);
         let here = self.0.share.slots.release(&name, None).await;
         match self.0.slots.release(&name, None).await {
-            Standing::Gone => here,
+            LeaseStatus::Gone => here,
             there => there,
         }
     }
 
-    /// How many are at work, in all and of a tenant's; `None` when the store cannot be reached.
+    /// The slots in use, in total and of the tenant. `None` if the store is unavailable.
     pub async fn usage(&self, tenant: &Key) -> Option<LeaseUsage> {
         self.0.slots.usage(Some(tenant)).await
     }
 
-    /// Waits until the store has back what was dropped, for the end of a process: what it drops in
-    /// its last moments would otherwise stay taken for its time to live.
+    /// Waits until the store has released all dropped leases. Call it at the end of a process;
+    /// otherwise, slots that were dropped last stay taken for their time to live.
     ///
-    /// While the store is away it waits, for that long at most; give it a timeout of your own. It
-    /// gives back what is left of runtimes that have ended, too.
+    /// While the store is unavailable, it waits, at most for that time to live; add a timeout of
+    /// your own. It also releases leases that were dropped in runtimes that have ended.
     pub async fn flush(&self) {
         self.0.reaper.flush().await;
     }
 
-    /// How long a lease lives without a heartbeat.
+    /// The time to live without a heartbeat.
     #[must_use]
     pub fn time_to_live(&self) -> Duration {
-        self.0.numbers.ttl()
+        self.0.settings.ttl()
     }
 
-    /// What is counted, as in [`name`](Self::name).
+    /// The name of the limit, see [`name`](Self::name).
     #[must_use]
     pub fn limiter(&self) -> &str {
         &self.0.name
     }
 
-    pub(super) fn shared(&self) -> &Shared {
+    pub(super) fn shared(&self) -> &LeasesInner {
         &self.0
     }
 
@@ -377,9 +385,9 @@ impl Leases {
     }
 }
 
-/// Ids are the application's words: they are fingerprinted as tenants are, so that a store holds
-/// none of them and nothing in them has a meaning there.
-fn name_of(tenant: &Key, id: &str) -> LeaseName {
+/// Fingerprints the id like a tenant, because the application chooses it: the store never contains
+/// it, and its characters have no meaning there.
+fn lease_name(tenant: &Key, id: &str) -> LeaseName {
     LeaseName::new(*tenant, Key::id("lease", id))
 }
 
@@ -393,7 +401,7 @@ impl fmt::Debug for Leases {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Leases")
             .field("name", &self.0.name)
-            .field("numbers", &self.0.numbers)
+            .field("settings", &self.0.settings)
             .finish_non_exhaustive()
     }
 }

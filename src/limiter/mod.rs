@@ -1,47 +1,39 @@
-//! Limiters: they ask a store, and are usable without HTTP, for a message or a job.
+//! Limiters: they decide through a store and need no HTTP, for example for messages or jobs.
 
-mod charged;
+mod charged_buckets;
 mod concurrency;
-#[cfg(feature = "config")]
-mod configured;
-#[cfg(feature = "redis")]
-mod elsewhere;
-#[cfg_attr(
-    not(feature = "config"),
-    expect(dead_code, reason = "only configuration joins limiters")
-)]
+mod effect_checks;
+mod interpret;
 mod joined;
+mod key_counters;
 mod key_search;
 mod lease;
 mod lease_limits;
+mod lease_share;
 mod leases;
 mod parking;
-mod per_key;
 mod permit;
-#[cfg(feature = "redis")]
-mod published;
 mod rate;
 mod reaper;
 mod rules;
-mod share;
-mod slots;
+mod shared_limiters;
+mod slot_counter;
 mod stall_clock;
 mod stalled;
-mod verdict;
+mod suspend;
 mod wait;
 
-pub(crate) use charged::Charged;
+pub(crate) use charged_buckets::ChargedBuckets;
 pub use concurrency::ConcurrencyLimiter;
-pub(crate) use concurrency::Opened;
-#[cfg(feature = "redis")]
-pub use elsewhere::SharedLimiters;
-pub(crate) use joined::Parts;
-pub use lease::{KeptLease, Lease};
+pub(crate) use concurrency::OpenedResources;
+pub(crate) use joined::LimiterSet;
+pub use lease::{HeartbeatLease, Lease};
 pub use leases::Leases;
 pub use permit::Permit;
 pub use rate::RateLimiter;
 pub use rules::SetPolicyError;
 pub(crate) use rules::TiersUnsupported;
+pub use shared_limiters::SharedLimiters;
 
 pub(crate) use parking::{Parking, Unparked};
-pub(crate) use wait::{Acquire, Acquiring, Rejected, Wait};
+pub(crate) use wait::{KeyedRejection, PermitFuture, PermitReply, WaitLimits};

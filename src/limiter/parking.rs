@@ -1,4 +1,4 @@
-//! A response that waits for its client, in the lists of the limiters that it holds permits of.
+//! A response that waits for its client, registered with the limiters whose permits it holds.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
@@ -6,100 +6,101 @@ use std::sync::{Arc, OnceLock};
 use smallvec::SmallVec;
 
 use super::permit::Permit;
-use super::slots::Slots;
+use super::slot_counter::SlotCounter;
 use super::stall_clock::now;
-use super::stalled::{Reclaim, SHARDS, StalledResponses};
+use super::stalled::{Reclaimable, SHARDS, StalledResponses};
 use crate::key::Key;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, lock};
 
-/// What a response holds, shared with the requests that may need it.
-pub(super) struct Parked<T> {
-    lists: SmallVec<[List; 1]>,
+/// A parked response, shared with the requests that may reclaim its permits.
+pub(super) struct ParkedResponse<T> {
+    entries: SmallVec<[LimiterEntry; 1]>,
     shard: usize,
     parked_at: AtomicU64,
-    /// There while the response waits for its client, unless it was reclaimed.
-    content: Mutex<Content<T>>,
+    /// Present while the response waits for its client, unless it was reclaimed.
+    content: Mutex<ParkedContent<T>>,
 }
 
-/// A response in the list of one limiter that it holds a permit of.
-struct List {
-    slots: &'static Slots,
-    /// Its place in the shard, once it is there.
-    entry: OnceLock<usize>,
+/// A response's entry with one limiter whose permit it holds.
+struct LimiterEntry {
+    slots: &'static SlotCounter,
+    /// Its index in the shard, once it is inserted.
+    index: OnceLock<usize>,
     keys: SmallVec<[Key; 2]>,
-    /// Whether it goes on without the permit of this limiter.
+    /// Whether the response continues without the permit of this limiter.
     is_spared: AtomicBool,
 }
 
-enum Content<T> {
+enum ParkedContent<T> {
     /// With the response, which is being polled or waits for its handler.
-    Out,
+    WithResponse,
     Parked(T, Permit),
     Reclaimed(&'static StalledResponses),
 }
 
-/// A response in the list of those that may be stalled. Dropping it removes the response.
-// One pointer, since every response body has room for it.
-pub(crate) struct Parking<T>(pub(super) Arc<Parked<T>>);
+/// A response that is registered as possibly stalled. Dropping it removes the response.
+// One pointer, because every response body has room for it.
+pub(crate) struct Parking<T>(pub(super) Arc<ParkedResponse<T>>);
 
-/// What was parked.
+/// The result of unparking a response.
 pub(crate) enum Unparked<T> {
     Content(T, Permit),
-    /// It was not parked.
-    Out,
+    /// The response was not parked.
+    NotParked,
     Reclaimed,
 }
 
 impl<T: Send + 'static> Parking<T> {
-    /// Parks a response that has handed over a frame: until its client has taken that, a request
-    /// that needs the permit may have it after the stall limit.
+    /// Parks a response after it has passed on a frame. Until its client has taken the frame, a
+    /// request that needs the permit may reclaim it after the stall limit.
     ///
-    /// Returns both if the permit cannot be reclaimed: it holds no slot, or that is off.
+    /// Returns both arguments if the permit cannot be reclaimed: it holds no slot, or reclaiming is
+    /// off.
     pub(crate) fn new(content: T, permit: Permit) -> Result<Self, (T, Permit)> {
-        let lists = permit.all().filter_map(|permit| {
+        let entries = permit.all().filter_map(|permit| {
             let slots = permit.slots().filter(|slots| slots.stalled.is_on())?;
-            Some(List {
+            Some(LimiterEntry {
                 slots,
-                entry: OnceLock::new(),
+                index: OnceLock::new(),
                 keys: permit.keys().collect(),
                 is_spared: AtomicBool::new(false),
             })
         });
-        let lists: SmallVec<_> = lists.collect();
-        if lists.is_empty() {
+        let entries: SmallVec<_> = entries.collect();
+        if entries.is_empty() {
             return Err((content, permit));
         }
         let shard = shard_of_thread();
-        let parked = Arc::new(Parked {
-            lists,
+        let parked = Arc::new(ParkedResponse {
+            entries,
             shard,
             parked_at: AtomicU64::new(now()),
-            content: Mutex::new(Content::Parked(content, permit)),
+            content: Mutex::new(ParkedContent::Parked(content, permit)),
         });
-        for list in &parked.lists {
-            let entry = lock(&list.slots.stalled.shards[shard]).insert(parked.clone());
-            let _ = list.entry.set(entry);
+        for entry in &parked.entries {
+            let index = lock(&entry.slots.stalled.shards[shard]).insert(parked.clone());
+            let _ = entry.index.set(index);
         }
         Ok(Self(parked))
     }
 
-    /// Parks again, after another frame.
+    /// Parks the response again after another frame.
     pub(crate) fn park(&self, content: T, permit: Permit) {
-        // One that lost its permit and was spared has nothing to reclaim.
+        // A response that continues without a permit has nothing to reclaim.
         let parked_at = if permit.is_held() { now() } else { 0 };
-        *lock(&self.0.content) = Content::Parked(content, permit);
+        *lock(&self.0.content) = ParkedContent::Parked(content, permit);
         self.0.parked_at.store(parked_at, Ordering::Release);
     }
 
-    /// Takes back what was parked, as the client has taken the frame.
+    /// Returns the parked content after the client has taken the frame.
     pub(crate) fn unpark(&self) -> Unparked<T> {
         let mut content = lock(&self.0.content);
         self.0.parked_at.store(0, Ordering::Release);
-        match std::mem::replace(&mut *content, Content::Out) {
-            Content::Parked(parked, permit) => Unparked::Content(parked, permit),
-            Content::Out => Unparked::Out,
-            Content::Reclaimed(of) => {
-                *content = Content::Reclaimed(of);
+        match std::mem::replace(&mut *content, ParkedContent::WithResponse) {
+            ParkedContent::Parked(parked, permit) => Unparked::Content(parked, permit),
+            ParkedContent::WithResponse => Unparked::NotParked,
+            ParkedContent::Reclaimed(of) => {
+                *content = ParkedContent::Reclaimed(of);
                 Unparked::Reclaimed
             }
         }
@@ -109,31 +110,34 @@ impl<T: Send + 'static> Parking<T> {
 impl<T> Drop for Parking<T> {
     fn drop(&mut self) {
         let parked = &*self.0;
-        let entries = parked.lists.iter().map(|List { slots, entry, .. }| {
-            let entry = entry.get()?;
-            lock(&slots.stalled.shards[parked.shard]).try_remove(*entry)
-        });
+        let entries = parked
+            .entries
+            .iter()
+            .map(|LimiterEntry { slots, index, .. }| {
+                let index = index.get()?;
+                lock(&slots.stalled.shards[parked.shard]).try_remove(*index)
+            });
         let entries: SmallVec<[_; 1]> = entries.collect();
-        let content = std::mem::replace(&mut *lock(&parked.content), Content::Out);
-        if let Content::Reclaimed(of) = content {
+        let content = std::mem::replace(&mut *lock(&parked.content), ParkedContent::WithResponse);
+        if let ParkedContent::Reclaimed(of) = content {
             of.reclaimed.fetch_sub(1, Ordering::Relaxed);
         }
-        // Outside of the locks: a body's end may run code of any kind.
+        // Dropped outside of the locks, because dropping a body can run any code.
         drop((content, entries));
     }
 }
 
-impl<T> Parked<T> {
-    fn list(&self, of: &StalledResponses) -> Option<&List> {
-        let mut lists = self.lists.iter();
-        lists.find(|list| std::ptr::eq(&list.slots.stalled, of))
+impl<T> ParkedResponse<T> {
+    fn entry(&self, of: &StalledResponses) -> Option<&LimiterEntry> {
+        let mut entries = self.entries.iter();
+        entries.find(|entry| std::ptr::eq(&entry.slots.stalled, of))
     }
 }
 
-impl<T: Send + 'static> Reclaim for Parked<T> {
+impl<T: Send + 'static> Reclaimable for ParkedResponse<T> {
     fn parked_at(&self, of: &StalledResponses) -> u64 {
-        match self.list(of) {
-            Some(list) if !list.is_spared.load(Ordering::Relaxed) => {
+        match self.entry(of) {
+            Some(entry) if !entry.is_spared.load(Ordering::Relaxed) => {
                 self.parked_at.load(Ordering::Acquire)
             }
             _ => 0,
@@ -141,11 +145,11 @@ impl<T: Send + 'static> Reclaim for Parked<T> {
     }
 
     fn keys(&self, of: &StalledResponses) -> &[Key] {
-        self.list(of).map_or(&[], |list| &list.keys)
+        self.entry(of).map_or(&[], |entry| &entry.keys)
     }
 
     fn reclaim(&self, of: &StalledResponses, parked_at: u64, spare: bool) -> bool {
-        let Some(list) = self.list(of) else {
+        let Some(entry) = self.entry(of) else {
             return false;
         };
         let (content, permit) = {
@@ -153,22 +157,25 @@ impl<T: Send + 'static> Reclaim for Parked<T> {
             if self.parked_at.load(Ordering::Acquire) != parked_at {
                 return false;
             }
-            if list.is_spared.load(Ordering::Relaxed) {
+            if entry.is_spared.load(Ordering::Relaxed) {
                 return false;
             }
-            if spare && let Content::Parked(_, permit) = &mut *content {
-                let taken = permit.take_of(list.slots);
-                list.is_spared.store(true, Ordering::Relaxed);
+            if spare && let ParkedContent::Parked(_, permit) = &mut *content {
+                let taken = permit.take_permit_of(entry.slots);
+                entry.is_spared.store(true, Ordering::Relaxed);
                 if !permit.is_held() {
                     self.parked_at.store(0, Ordering::Release);
                 }
-                // After the lock: an observer sees it go.
+                // Dropped after the lock, because an observer sees it go.
                 drop(content);
                 drop(taken);
                 return true;
             }
-            match std::mem::replace(&mut *content, Content::Reclaimed(&list.slots.stalled)) {
-                Content::Parked(parked, permit) => (parked, permit),
+            match std::mem::replace(
+                &mut *content,
+                ParkedContent::Reclaimed(&entry.slots.stalled),
+            ) {
+                ParkedContent::Parked(parked, permit) => (parked, permit),
                 other => {
                     *content = other;
                     return false;
@@ -176,7 +183,7 @@ impl<T: Send + 'static> Reclaim for Parked<T> {
             }
         };
         self.parked_at.store(0, Ordering::Release);
-        // A body that panics when it is dropped must not end the request that needs its permit.
+        // A body that panics on drop must not abort the request that needs its permit.
         let dropped = catch_unwind(AssertUnwindSafe(move || {
             let _permit = permit;
             drop(content);
@@ -186,7 +193,7 @@ impl<T: Send + 'static> Reclaim for Parked<T> {
     }
 }
 
-/// Spreads threads over the shards, so that threads that stream do not wait for each other.
+/// Assigns threads to shards, so that streaming threads do not wait for each other.
 fn shard_of_thread() -> usize {
     static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
     thread_local! {

@@ -1,4 +1,4 @@
-//! A yes that is held.
+//! A guard for one admitted request.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,32 +6,32 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::per_key::{KeySlot, KeySlots};
-use super::slots::{Slot, Slots};
+use super::key_counters::{KeySlot, KeySlots};
+use super::slot_counter::{Slot, SlotCounter};
 use crate::key::Key;
 use crate::observe::Observer;
-use crate::store::Held;
+use crate::store::LeaseGuard;
 
-/// Permission to be in flight, given back on drop.
+/// RAII guard for one admitted request. Dropping it releases the slot.
 #[must_use = "dropping a permit gives it back at once"]
 pub struct Permit {
     slot: Option<Slot>,
-    extra: Option<Box<Extra>>,
+    extra: Option<Box<PermitExtras>>,
 }
 
-/// What few permits have.
+/// The fields that few permits need.
 #[derive(Default)]
-pub(super) struct Extra {
+pub(super) struct PermitExtras {
     pub(super) keys: KeySlots,
-    pub(super) watched: Option<Watched>,
-    /// The same slot where other replicas see it.
-    lease: Option<Box<dyn Held>>,
-    /// Those of other limiters, which are given back together with this one.
+    pub(super) observed: Option<ObservedPermit>,
+    /// The same slot in a store that replicas share.
+    lease: Option<Box<dyn LeaseGuard>>,
+    /// Permits of other limiters, released together with this one.
     others: SmallVec<[Permit; 1]>,
 }
 
-/// Tells an observer when the permit is given back.
-pub(super) struct Watched {
+/// Notifies an observer when the permit is released.
+pub(super) struct ObservedPermit {
     pub(super) limiter: Arc<str>,
     pub(super) observer: Arc<dyn Observer>,
     pub(super) since: Instant,
@@ -46,11 +46,11 @@ impl Permit {
         }
     }
 
-    pub(super) fn with_extra(slot: Slot, keys: KeySlots, watched: Option<Watched>) -> Self {
-        let extra = Extra {
+    pub(super) fn with_extra(slot: Slot, keys: KeySlots, observed: Option<ObservedPermit>) -> Self {
+        let extra = PermitExtras {
             keys,
-            watched,
-            ..Extra::default()
+            observed,
+            ..PermitExtras::default()
         };
         Self {
             slot: Some(slot),
@@ -58,13 +58,13 @@ impl Permit {
         }
     }
 
-    /// Holds a lease as well.
-    pub(super) fn leased(mut self, lease: Box<dyn Held>) -> Self {
+    /// Adds a lease to this permit.
+    pub(super) fn with_lease(mut self, lease: Box<dyn LeaseGuard>) -> Self {
         self.extra.get_or_insert_default().lease = Some(lease);
         self
     }
 
-    /// Holds a permit of another limiter as well.
+    /// Adds a permit of another limiter to this one.
     pub(crate) fn and(mut self, other: Self) -> Self {
         if !self.is_held() {
             return other;
@@ -73,14 +73,14 @@ impl Permit {
         self
     }
 
-    /// The permits of the limiters that this one is of.
+    /// This permit and the permits that were added to it.
     pub(super) fn all(&self) -> impl Iterator<Item = &Self> {
         let others = self.extra.iter().flat_map(|extra| &extra.others);
         std::iter::once(self).chain(others)
     }
 
-    /// Takes out the permit of one limiter.
-    pub(super) fn take_of(&mut self, slots: &'static Slots) -> Self {
+    /// Removes and returns the permit of one limiter.
+    pub(super) fn take_permit_of(&mut self, slots: &'static SlotCounter) -> Self {
         let is_of = |permit: &Self| permit.slots().is_some_and(|own| std::ptr::eq(own, slots));
         if !is_of(self) {
             let others = self.extra.as_mut().map(|extra| &mut extra.others);
@@ -101,7 +101,7 @@ impl Permit {
         std::mem::replace(self, others.into_iter().fold(first, Self::and))
     }
 
-    /// Permission for what does not count.
+    /// A permit for a request that is not counted.
     #[inline]
     pub(crate) fn none() -> Self {
         Self {
@@ -110,8 +110,8 @@ impl Permit {
         }
     }
 
-    /// The counter that the permit is from, unless it does not count.
-    pub(super) fn slots(&self) -> Option<&'static Slots> {
+    /// The counter of this permit, unless the request is not counted.
+    pub(super) fn slots(&self) -> Option<&'static SlotCounter> {
         self.slot.as_ref().map(Slot::slots)
     }
 
@@ -121,18 +121,18 @@ impl Permit {
         keys.map(KeySlot::key)
     }
 
-    /// Whether this holds a slot.
+    /// Whether this permit holds a slot.
     pub(crate) fn is_held(&self) -> bool {
         self.slot.is_some()
     }
 
-    /// Whether a request that needs the permit may take it from a client that does not read.
+    /// Whether a request that needs the permit may reclaim it from a client that does not read.
     pub(crate) fn is_reclaimable(&self) -> bool {
         let mut slots = self.all().filter_map(Self::slots);
         slots.any(|slots| slots.stalled.is_on())
     }
 
-    /// Gives the permit back, if that was not done before.
+    /// Releases the permit, unless it was released before.
     #[inline]
     pub(crate) fn release(&mut self) {
         drop(self.slot.take());
@@ -148,10 +148,10 @@ impl Permit {
         };
         drop(extra.lease.take());
         extra.keys.clear();
-        // Last, so that an observer sees the counts without this one.
-        if let Some(watched) = &extra.watched {
-            watched.observer.released(&watched.limiter);
-            (watched.observer).held(&watched.limiter, watched.since.elapsed());
+        // Last, so that an observer sees the counts without this permit.
+        if let Some(observed) = &extra.observed {
+            observed.observer.released(&observed.limiter);
+            (observed.observer).held(&observed.limiter, observed.since.elapsed());
         }
     }
 }

@@ -4,8 +4,8 @@ use std::fmt;
 use std::slice;
 use std::sync::Arc;
 
-use super::joined::{Joined, Parts};
-use super::rules::{Rules, SetPolicyError, TiersUnsupported};
+use super::joined::{Joined, LimiterSet};
+use super::rules::{RateRules, SetPolicyError, TiersUnsupported};
 use crate::decision::Decision;
 use crate::key::Key;
 use crate::limits::LimitExplanation;
@@ -13,10 +13,10 @@ use crate::limits::Limits;
 use crate::nesting::Nesting;
 use crate::policy::{NamedQuota, Policy};
 use crate::store::{MemoryStore, RateStats, RateStore, Reply, SecretMissing};
-#[cfg(all(feature = "config", feature = "metrics"))]
+#[cfg(feature = "metrics")]
 use crate::sync::{AtomicU64, Ordering};
 
-/// Decides by key whether a request fits its quotas. Clones share one limit.
+/// Limits the rate of requests by key. Clones share one limit.
 ///
 /// ```
 /// use tower_admission::{Key, Quota, RateLimiter};
@@ -31,40 +31,40 @@ use crate::sync::{AtomicU64, Ordering};
 ///
 /// # Replies
 ///
-/// A store in memory answers at once, and another one later. [`check`](Self::check) and its like return a [`Reply`], which
-/// can be awaited either way; no method panics with some stores. [`check_now`](Self::check_now) is for code that cannot
-/// await.
+/// The memory store answers immediately; other stores may answer later. [`check`](Self::check) and
+/// similar methods return a [`Reply`], which can be awaited in both cases. No method panics
+/// depending on the store. [`check_now`](Self::check_now) is for code that cannot await.
 #[derive(Clone)]
 pub struct RateLimiter {
-    limit: Arc<Limit>,
-    /// The tier of its requests.
+    inner: Arc<RateLimiterInner>,
+    /// The tier of the requests.
     tier: Option<Arc<str>>,
 }
 
-struct Limit {
-    /// As it was built.
+struct RateLimiterInner {
+    /// The policies as built.
     policies: Vec<Policy>,
-    /// `None` when nothing is limited and nothing can be, and where limiters are joined.
-    rules: Option<Arc<Rules>>,
+    /// `None` if nothing is limited and nothing can be, and for joined limiters.
+    rules: Option<Arc<RateRules>>,
     joined: Option<Joined>,
     nesting: Arc<Nesting>,
-    /// Those that [`new_evictions`](RateLimiter::new_evictions) has returned.
-    #[cfg(all(feature = "config", feature = "metrics"))]
+    /// The evictions that [`new_evictions`](RateLimiter::new_evictions) has reported.
+    #[cfg(feature = "metrics")]
     evictions: AtomicU64,
 }
 
 impl RateLimiter {
-    /// A limiter in memory, with the default bound on keys.
+    /// Creates a limiter that counts in memory, with the default bound on keys.
     #[must_use]
     pub fn new(policy: impl Into<Policy>) -> Self {
         Self::with_store(policy, &MemoryStore::new())
     }
 
-    /// A limiter that counts in `store`.
+    /// Creates a limiter that counts in `store`.
     ///
     /// # Panics
     ///
-    /// Where [`try_with_store`](Self::try_with_store) returns an error or panics.
+    /// Panics where [`try_with_store`](Self::try_with_store) returns an error or panics.
     #[must_use]
     #[track_caller]
     pub fn with_store(policy: impl Into<Policy>, store: &(impl RateStore + ?Sized)) -> Self {
@@ -74,16 +74,18 @@ impl RateLimiter {
         }
     }
 
-    /// As [`with_store`](Self::with_store), for a store that is configured from outside.
+    /// Like [`with_store`](Self::with_store), but returns an error, for a store that is configured
+    /// at run time.
     ///
     /// # Errors
     ///
-    /// When replicas share the store, and it has no [`Secret`](crate::Secret) by which they would
-    /// agree on keys.
+    /// Returns [`SecretMissing`] if replicas share the store and no [`Secret`](crate::Secret) makes
+    /// their fingerprints of keys equal.
     ///
     /// # Panics
     ///
-    /// When the policy has [tiers](Policy::tier) and the store [has none](crate::store::RateBuckets::add_tier).
+    /// Panics if the policy has [tiers](Policy::tier) and the store [does not support
+    /// them](crate::store::RateBuckets::add_tier).
     #[track_caller]
     pub fn try_with_store(
         policy: impl Into<Policy>,
@@ -95,12 +97,13 @@ impl RateLimiter {
         Ok(Self::with_policy(policy.into(), store, None))
     }
 
-    /// A limiter that counts in `store`, with the overrides and tiers of `limits`.
+    /// Creates a limiter that counts in `store`, with the overrides and tiers of `limits`.
     ///
     /// # Panics
     ///
-    /// When replicas share the store, and it has no [`Secret`](crate::Secret); when there are
-    /// [tiers](Policy::tier) and the store [has none](crate::store::RateBuckets::add_tier).
+    /// - Panics if replicas share the store and there is no [`Secret`](crate::Secret).
+    /// - Panics if there are [tiers](Policy::tier) and the store [does not support
+    ///   them](crate::store::RateBuckets::add_tier).
     #[must_use]
     #[track_caller]
     pub fn with_limits(
@@ -124,49 +127,48 @@ impl RateLimiter {
         }
     }
 
-    /// A limiter that charges one key to each policy.
+    /// Creates a limiter that charges one key to each policy.
     pub(crate) fn try_with_policies(
         policies: Vec<Policy>,
         store: &(impl RateStore + ?Sized),
         limits: Option<&Limits>,
     ) -> Result<Self, TiersUnsupported> {
         let policies = match limits {
-            // An override or a tier may switch a quota on.
+            // An override or a tier can turn on a quota that is off.
             Some(_) => policies,
             None => policies
                 .into_iter()
                 .map(Policy::without_off_quotas)
                 .collect(),
         };
-        let counts = policies.iter().any(|policy| !policy.quotas().is_empty());
-        let rules = counts.then(|| {
+        let is_limiting = policies.iter().any(|policy| !policy.quotas().is_empty());
+        let rules = is_limiting.then(|| {
             let shapes = policies.iter().map(Policy::shape).collect();
-            Rules::new(policies.clone(), shapes, store.open(&policies), limits)
+            RateRules::new(policies.clone(), shapes, store.open(&policies), limits)
         });
         let rules = rules.transpose()?;
         Ok(Self {
-            limit: Arc::new(Limit {
+            inner: Arc::new(RateLimiterInner {
                 policies,
                 rules,
                 joined: None,
                 nesting: Arc::new(Nesting::new()),
-                #[cfg(all(feature = "config", feature = "metrics"))]
+                #[cfg(feature = "metrics")]
                 evictions: AtomicU64::new(0),
             }),
             tier: None,
         })
     }
 
-    #[cfg(feature = "config")]
-    pub(super) fn of_joined(joined: Joined, parts: &[(Arc<Rules>, &[Policy])]) -> Self {
+    pub(super) fn from_joined(joined: Joined, parts: &[(Arc<RateRules>, &[Policy])]) -> Self {
         let policies = parts.iter().flat_map(|(_, policies)| *policies);
         Self {
-            limit: Arc::new(Limit {
+            inner: Arc::new(RateLimiterInner {
                 policies: policies.cloned().collect(),
                 rules: None,
                 joined: Some(joined),
                 nesting: Arc::new(Nesting::new()),
-                #[cfg(all(feature = "config", feature = "metrics"))]
+                #[cfg(feature = "metrics")]
                 evictions: AtomicU64::new(0),
             }),
             tier: None,
@@ -174,62 +176,62 @@ impl RateLimiter {
     }
 
     pub(super) fn joined(&self) -> Option<&Joined> {
-        self.limit.joined.as_ref()
+        self.inner.joined.as_ref()
     }
 
-    #[cfg(feature = "config")]
-    pub(super) fn rules_and_policies(&self) -> Option<(Arc<Rules>, &[Policy])> {
-        Some((self.limit.rules.clone()?, &self.limit.policies))
+    pub(super) fn rules_and_policies(&self) -> Option<(Arc<RateRules>, &[Policy])> {
+        Some((self.inner.rules.clone()?, &self.inner.policies))
     }
 
-    /// The same limit for requests of a tier of [its policy](Policy::tier) or [its limits](Limits::tier);
-    /// `None` if there is no tier of this name.
+    /// Returns this limiter for requests of a tier, declared in [its policy](Policy::tier) or in
+    /// [its limits](Limits::tier). Returns `None` if there is no tier of this name.
     ///
-    /// Each tier counts apart. A tier that is stored for a key goes before this one.
+    /// Each tier counts separately. A tier that is stored for a key takes precedence over this one.
     #[must_use]
     pub fn tier(&self, name: &str) -> Option<Self> {
         Some(Self {
-            limit: self.limit.clone(),
-            tier: Some(self.known_tier(name)?),
+            inner: self.inner.clone(),
+            tier: Some(self.tier_name(name)?),
         })
     }
 
-    /// The name of a tier that there is.
-    pub(crate) fn known_tier(&self, name: &str) -> Option<Arc<str>> {
+    /// The shared name of a tier, if the tier exists.
+    pub(crate) fn tier_name(&self, name: &str) -> Option<Arc<str>> {
         match self.joined() {
-            Some(joined) => joined.known_tier(name),
-            None => self.limit.rules.as_ref()?.tier(name),
+            Some(joined) => joined.tier_name(name),
+            None => self.inner.rules.as_ref()?.tier(name),
         }
     }
 
-    /// How the services of this limit are known when they are nested.
+    /// Identifies the services of this limit when they are nested.
     pub(crate) fn nesting(&self) -> Arc<Nesting> {
-        self.limit.nesting.clone()
+        self.inner.nesting.clone()
     }
 
     /// Explains each quota for a key.
-    pub(crate) async fn explained(&self, key: Key) -> Vec<LimitExplanation> {
+    pub(crate) async fn explain_key(&self, key: Key) -> Vec<LimitExplanation> {
         match self.rules() {
-            Some(rules) => rules.explained(key, None).await,
+            Some(rules) => rules.explain_key(key, None).await,
             None => Vec::new(),
         }
     }
 
-    pub(super) fn rules(&self) -> Option<&Rules> {
-        self.limit.rules.as_deref()
+    pub(super) fn rules(&self) -> Option<&RateRules> {
+        self.inner.rules.as_deref()
     }
 
-    /// Sets the quotas of keys without an override, in every tier. Usage is kept, however often the policy changes.
+    /// Replaces the default quotas, in every tier. Overrides stay. Keys keep what they have used,
+    /// however often the policy changes.
     ///
-    /// Takes microseconds, whatever the number of overrides.
+    /// Takes microseconds, regardless of the number of overrides.
     ///
     /// # Errors
     ///
-    /// - [`SetPolicyError::Shape`]: the quotas have other names than those at first, or one, also in a tier, is
-    ///   [sliding](crate::Quota::sliding) where that was not.
+    /// - [`SetPolicyError::Shape`]: the names of the quotas differ from those at construction, or a
+    ///   quota changes between bucket and [sliding](crate::Quota::sliding) window, also in a tier.
     /// - [`SetPolicyError::TooManyTiers`]: the policy has had [`Policy::MAX_TIERS`] tiers before.
-    /// - [`SetPolicyError::Fixed`]: the limiter was built with quotas that are all off and without
-    ///   [`Limits`], or its [store](RateStore) cannot change quotas.
+    /// - [`SetPolicyError::Fixed`]: all quotas were off at construction and there are no
+    ///   [`Limits`], or the [store](RateStore) cannot change quotas.
     pub fn set_policy(&self, policy: impl Into<Policy>) -> Result<(), SetPolicyError> {
         let rules = self.rules().ok_or(SetPolicyError::Fixed)?;
         let mut policies = rules.policies();
@@ -237,65 +239,70 @@ impl RateLimiter {
         rules.set_policies(policies)
     }
 
-    /// The policies as they are now, in the tier of this limiter.
+    /// The policies in force, in the tier of this limiter.
     #[must_use]
     pub fn current_policies(&self) -> Vec<Policy> {
         match self.rules() {
             Some(rules) if self.tier.is_some() => rules.policies_in(self.tier.as_deref()),
             Some(rules) => rules.policies(),
-            None => self.limit.policies.clone(),
+            None => self.inner.policies.clone(),
         }
     }
 
-    /// Decides about a request of cost 1, and takes it from the key's buckets if it is admitted.
+    /// Decides a request of cost 1. If it is admitted, charges the key's buckets.
     #[inline]
     pub fn check(&self, key: &Key) -> Reply<Decision> {
         self.check_n(key, 1)
     }
 
-    /// As [`check`](Self::check), for a request of any cost.
+    /// Decides a request of any cost.
     ///
-    /// A cost of 0 is admitted, takes nothing and reports what is left. A cost above the burst of
-    /// a quota is rejected, takes nothing and has no [`retry_after`](Decision::retry_after).
+    /// A cost of 0 is admitted, charges nothing and reports what remains. A cost above the burst of
+    /// a quota is rejected, charges nothing and has no [`retry_after`](Decision::retry_after).
     #[inline]
     pub fn check_n(&self, key: &Key, cost: u32) -> Reply<Decision> {
         self.decide(slice::from_ref(key), cost)
     }
 
-    /// As [`check`](Self::check), where the store answers at once; the memory store does. `None`: it
-    /// does not, and has decided nothing.
+    /// Like [`check`](Self::check), for stores that answer immediately, such as the memory store.
+    /// Other stores return `None` and decide nothing.
     #[inline]
     #[must_use = "a request that goes on in spite of a rejection is not limited"]
     pub fn check_now(&self, key: &Key) -> Option<Decision> {
         self.check(key).now()
     }
 
-    /// What [`check`](Self::check) would decide, taking nothing.
+    /// Returns what [`check`](Self::check) would decide, without charging.
     pub fn peek(&self, key: &Key) -> Reply<Decision> {
         self.peek_all(slice::from_ref(key), 1)
     }
 
-    /// Gives back what an admitted request took, because it turned out not to count.
+    /// Refunds an admitted request that turned out not to count.
     ///
-    /// Never fills a bucket beyond its burst. Meant for soon after the request: what the bucket
-    /// has regained since then is given back once more.
+    /// Never fills a bucket beyond its burst. Call it soon after the request: what the bucket has
+    /// regained since then is added a second time.
     pub fn refund(&self, key: &Key, cost: u32) -> Reply<()> {
         self.refund_all(slice::from_ref(key), cost)
     }
 
-    /// Decides about a request with a key for each policy of a layer: its own, then those of
-    /// [`and_by`](crate::RateLimitLayer::and_by). Policies without a key are left alone.
+    /// Decides a request with one key for each policy of a layer: its own policy first, then those
+    /// of [`and_by`](crate::RateLimitLayer::and_by). Policies without a key are not charged.
     #[inline]
     pub fn decide(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
-        self.decide_in(self.tier.as_deref(), keys, cost)
+        self.decide_in_tier(self.tier.as_deref(), keys, cost)
     }
 
-    /// As [`decide`](Self::decide), for a request of a tier.
+    /// Like [`decide`](Self::decide), for a request of a tier.
     #[inline]
-    pub(crate) fn decide_in(&self, tier: Option<&str>, keys: &[Key], cost: u32) -> Reply<Decision> {
-        let Some(rules) = &self.limit.rules else {
+    pub(crate) fn decide_in_tier(
+        &self,
+        tier: Option<&str>,
+        keys: &[Key],
+        cost: u32,
+    ) -> Reply<Decision> {
+        let Some(rules) = &self.inner.rules else {
             return match self.joined() {
-                Some(joined) => joined.decide(keys, tier, cost, Parts::NONE),
+                Some(joined) => joined.decide(keys, tier, cost, LimiterSet::NONE),
                 None => Reply::Ready(Decision::unlimited()),
             };
         };
@@ -314,66 +321,66 @@ impl RateLimiter {
         decision
     }
 
-    /// Takes 1 for a key if that can be done at once, and returns whether it was; `false` decides
-    /// nothing.
+    /// Charges 1 to a key if the store can decide immediately, and returns whether it did. `false`
+    /// decides nothing.
     #[inline]
     pub(crate) fn take_one(&self, tier: Option<&str>, key: &Key) -> bool {
-        match &self.limit.rules {
+        match &self.inner.rules {
             Some(rules) => rules.buckets().take_one(&rules.charge(0, key, tier)),
             None => self.is_off(),
         }
     }
 
-    /// What [`decide`](Self::decide) would answer, taking nothing.
+    /// Returns what [`decide`](Self::decide) would decide, without charging.
     pub fn peek_all(&self, keys: &[Key], cost: u32) -> Reply<Decision> {
         let tier = self.tier.as_deref();
-        match &self.limit.rules {
+        match &self.inner.rules {
             Some(rules) => rules.buckets().peek(&rules.charges(keys, tier), cost),
             None => Reply::Ready(Decision::unlimited()),
         }
     }
 
-    /// As [`refund`](Self::refund), to all keys of a [`decide`](Self::decide).
+    /// Refunds to all keys of a [`decide`](Self::decide). Otherwise like [`refund`](Self::refund).
     pub fn refund_all(&self, keys: &[Key], cost: u32) -> Reply<()> {
         let tier = self.tier.as_deref();
-        match &self.limit.rules {
+        match &self.inner.rules {
             Some(rules) => rules.buckets().refund(&rules.charges(keys, tier), cost),
             None => Reply::Ready(()),
         }
     }
 
-    /// How many keys are held, and how many were evicted at the store's bound. `None` when nothing
-    /// is limited, and of a store that does not know it; the memory store does.
+    /// The number of tracked keys and of evictions at the store's bound. `None` if nothing is
+    /// limited, or if the store does not report them; the memory store does.
     ///
-    /// For metrics, now and then: it may take a lock for each part of the keys.
+    /// For occasional metrics: it may take a lock for each shard of the keys.
     #[must_use]
     pub fn stats(&self) -> Option<RateStats> {
-        self.limit.rules.as_ref()?.buckets().stats()
+        self.inner.rules.as_ref()?.buckets().stats()
     }
 
-    /// How many keys were evicted since the last call, for a counter that outlives this limiter.
-    #[cfg(all(feature = "config", feature = "metrics"))]
+    /// The evictions since the last call, for a counter that outlives this limiter.
+    #[cfg(feature = "metrics")]
     pub(crate) fn new_evictions(&self) -> Option<u64> {
         let evictions = self.stats()?.evictions;
-        let before = (self.limit.evictions).fetch_max(evictions, Ordering::Relaxed);
+        let before = (self.inner.evictions).fetch_max(evictions, Ordering::Relaxed);
         Some(evictions.saturating_sub(before))
     }
 
-    /// The policies that this limiter was built with. Without [`Limits`], quotas that are off are left out.
+    /// The policies at construction. Without [`Limits`], quotas that are off are omitted.
     #[must_use]
     pub fn policies(&self) -> &[Policy] {
-        &self.limit.policies
+        &self.inner.policies
     }
 
-    /// Whether this limiter limits nothing, because every quota is off and there are no [`Limits`].
+    /// Whether this limiter limits nothing: every quota is off and there are no [`Limits`].
     #[inline]
     #[must_use]
     pub fn is_off(&self) -> bool {
-        self.limit.rules.is_none() && self.limit.joined.is_none()
+        self.inner.rules.is_none() && self.inner.joined.is_none()
     }
 
-    /// The names of the quotas, by the place of a usage.
-    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+    /// The names of the quotas, in the order of [`Usage`](crate::Usage) positions.
+    pub(crate) fn quota_names(&self) -> impl Iterator<Item = &str> {
         let quotas = self.policies().iter().flat_map(Policy::quotas);
         quotas.map(NamedQuota::name)
     }
@@ -382,7 +389,7 @@ impl RateLimiter {
 impl fmt::Debug for RateLimiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RateLimiter")
-            .field("policies", &self.limit.policies)
+            .field("policies", &self.inner.policies)
             .field("tier", &self.tier)
             .finish_non_exhaustive()
     }

@@ -1,4 +1,4 @@
-//! Gives back what was dropped, in the background where the store answers later.
+//! Releases pending leases, in the background if the store answers later.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,204 +10,207 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::store::{LeaseName, LeaseSlots, Reply, Standing};
+use crate::store::{LeaseName, LeaseSlots, LeaseStatus, Reply};
 use crate::sync::{Mutex, lock};
 
-/// Acquires whose end is not known and that wait to be given back, at most. What is above is left to
-/// expire. Slots that were held have no bound but that they were held.
-const MOST_UNSURE: usize = 1 << 16;
+/// The maximum number of queued releases for acquires with an unknown result. Others are left to
+/// expire. Granted slots have no such bound; they were bounded when they were granted.
+const MAX_UNCONFIRMED: usize = 1 << 16;
 
-/// How many are given back at a time.
+/// The number of releases in one batch.
 const BATCH: usize = 64;
 
-/// The pause after one that could not be given back.
+/// The pause after a failed release.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// How often the task gives a sign while it waits for the store, and how long there may be none
-/// before another takes its place: the runtime that should drive it is there and does not.
-const SIGN: Duration = Duration::from_millis(250);
-const OVERDUE: Duration = Duration::from_secs(1);
+/// How often the task records progress while it waits for the store. After [`TASK_TIMEOUT`] without
+/// progress, its runtime has stalled and another task takes over.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+const TASK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A queue of slots to be given back, and a task that does it while there are any.
+/// A queue of slots to release, and the task that releases them.
 #[derive(Clone, Default)]
-pub(super) struct Reaper(Arc<Shared>);
+pub(super) struct Reaper(Arc<ReaperState>);
 
 #[derive(Default)]
-struct Shared {
-    queue: Mutex<Queue>,
-    /// Told when something was given back, or the task has ended.
+struct ReaperState {
+    queue: Mutex<ReleaseQueue>,
+    /// Notified when slots were released or the task has ended.
     changed: watch::Sender<()>,
 }
 
 #[derive(Default)]
-struct Queue {
-    held: VecDeque<Dropped>,
-    unsure: VecDeque<Dropped>,
-    /// What the task asks the store about right now.
-    in_hand: Vec<Dropped>,
-    task: Option<Running>,
-    /// How many tasks there were.
+struct ReleaseQueue {
+    granted: VecDeque<PendingRelease>,
+    unconfirmed: VecDeque<PendingRelease>,
+    /// The releases that the task has sent to the store.
+    in_progress: Vec<PendingRelease>,
+    task: Option<RunningTask>,
+    /// The number of tasks started so far.
     tasks: u64,
 }
 
-/// The task that has the job. One that was replaced, and notices late, is no other's end.
-struct Running {
+/// The current task. The number distinguishes it from a replaced task that notices late.
+struct RunningTask {
     number: u64,
-    seen: Instant,
+    progress_at: Instant,
 }
 
-/// A slot to be given back.
+/// A slot to release.
 #[derive(Clone)]
-pub(super) struct Dropped {
+pub(super) struct PendingRelease {
     pub(super) slots: Arc<dyn LeaseSlots>,
     pub(super) name: LeaseName,
     pub(super) holder: u64,
-    /// Whether it was granted; else it may have been.
-    pub(super) was_held: bool,
-    /// When it has expired.
+    /// Whether the slot was granted. If not, the store may have granted it.
+    pub(super) was_granted: bool,
+    /// The time at which the lease has expired.
     pub(super) until: Instant,
 }
 
 impl Reaper {
-    /// Gives a slot back now if the store does that, else soon. Outside of a tokio runtime it waits
-    /// until somebody comes who is in one.
-    pub(super) fn give_back(&self, dropped: Dropped) {
-        if dropped.is_done_at_once() {
+    /// Releases a slot now if the store can, else in the background. Outside of a tokio runtime,
+    /// the release waits for the next call in a runtime.
+    pub(super) fn release(&self, pending: PendingRelease) {
+        if pending.release_now() {
             return;
         }
-        lock(&self.0.queue).add(dropped);
-        self.attend();
+        lock(&self.0.queue).add(pending);
+        self.ensure_task();
     }
 
-    /// Waits until none is left.
+    /// Waits until the queue is empty.
     pub(super) async fn flush(&self) {
         let mut changed = self.0.changed.subscribe();
         loop {
-            self.attend();
+            self.ensure_task();
             if lock(&self.0.queue).is_empty() {
                 return;
             }
-            // Looks after the task as well. The sender is in `self`.
-            let _ = timeout(OVERDUE, changed.changed()).await;
+            // Also restarts the task if necessary. `self` keeps the sender alive.
+            let _ = timeout(TASK_TIMEOUT, changed.changed()).await;
         }
     }
 
-    /// Starts the task if there is something to do and nobody who does it.
-    fn attend(&self) {
+    /// Starts a task if there is work and no live task.
+    fn ensure_task(&self) {
         let Ok(runtime) = Handle::try_current() else {
             return;
         };
-        let Some(number) = lock(&self.0.queue).take_over() else {
+        let Some(number) = lock(&self.0.queue).start_task() else {
             return;
         };
-        let task = Task {
+        let task = ReleaseTask {
             reaper: self.clone(),
             number,
         };
-        runtime.spawn(task.work());
+        runtime.spawn(task.run());
     }
 }
 
-impl Dropped {
-    fn is_done_at_once(&self) -> bool {
+impl PendingRelease {
+    fn release_now(&self) -> bool {
         let ask = || self.slots.release(&self.name, Some(self.holder));
-        // A drop does not panic, whatever a store does.
+        // A drop must not panic, whatever the store does.
         match catch_unwind(AssertUnwindSafe(ask)) {
-            Ok(Reply::Ready(standing)) => standing != Standing::Unavailable,
-            // Not asked, as its future was not polled.
+            Ok(Reply::Ready(standing)) => standing != LeaseStatus::Unavailable,
+            // Nothing was sent: the future was not polled.
             Ok(Reply::Pending(_)) | Err(_) => false,
         }
     }
 
-    async fn release(&self) -> Standing {
+    async fn release(&self) -> LeaseStatus {
         self.slots.release(&self.name, Some(self.holder)).await
     }
 }
 
-impl Queue {
+impl ReleaseQueue {
     fn is_empty(&self) -> bool {
-        self.held.is_empty() && self.unsure.is_empty() && self.in_hand.is_empty()
+        self.granted.is_empty() && self.unconfirmed.is_empty() && self.in_progress.is_empty()
     }
 
-    fn add(&mut self, dropped: Dropped) {
-        if dropped.was_held {
-            self.held.push_back(dropped);
-        } else if self.unsure.len() < MOST_UNSURE {
-            self.unsure.push_back(dropped);
+    fn add(&mut self, pending: PendingRelease) {
+        if pending.was_granted {
+            self.granted.push_back(pending);
+        } else if self.unconfirmed.len() < MAX_UNCONFIRMED {
+            self.unconfirmed.push_back(pending);
         }
     }
 
-    /// A number for a new task, unless there is one that works or nothing to do.
-    fn take_over(&mut self) -> Option<u64> {
-        let works = |task: &Running| task.seen.elapsed() < OVERDUE;
-        if self.is_empty() || self.task.as_ref().is_some_and(works) {
+    /// Returns the number of a new task, unless one is alive or there is no work.
+    fn start_task(&mut self) -> Option<u64> {
+        let is_alive = |task: &RunningTask| task.progress_at.elapsed() < TASK_TIMEOUT;
+        if self.is_empty() || self.task.as_ref().is_some_and(is_alive) {
             return None;
         }
-        self.put_back();
+        self.requeue();
         self.tasks += 1;
-        self.task = Some(Running {
+        self.task = Some(RunningTask {
             number: self.tasks,
-            seen: Instant::now(),
+            progress_at: Instant::now(),
         });
         Some(self.tasks)
     }
 
-    /// What a task had in hand is for its successor. To give a slot back twice is no harm.
-    fn put_back(&mut self) {
-        for dropped in std::mem::take(&mut self.in_hand) {
-            self.add(dropped);
+    /// Requeues what a task was releasing. A second release of the same slot has no effect.
+    fn requeue(&mut self) {
+        for pending in std::mem::take(&mut self.in_progress) {
+            self.add(pending);
         }
     }
 
-    /// Notes a sign of a task's, and whether it still has the job.
-    fn sees(&mut self, number: u64) -> bool {
+    /// Records progress of a task. Returns whether it is still the current task.
+    fn record_progress(&mut self, number: u64) -> bool {
         let task = self.task.as_mut().filter(|task| task.number == number);
-        task.map(|task| task.seen = Instant::now()).is_some()
+        task.map(|task| task.progress_at = Instant::now()).is_some()
     }
 
-    fn ends(&mut self, number: u64) {
-        if self.sees(number) {
+    fn finish_task(&mut self, number: u64) {
+        if self.record_progress(number) {
             self.task = None;
-            self.put_back();
+            self.requeue();
         }
     }
 
-    /// What a task does next; nothing when it is not needed any more.
-    fn next(&mut self, number: u64, size: usize) -> Vec<Dropped> {
-        if !self.sees(number) {
+    /// The next batch of a task; empty when the task must end.
+    fn next(&mut self, number: u64, size: usize) -> Vec<PendingRelease> {
+        if !self.record_progress(number) {
             return Vec::new();
         }
         let now = Instant::now();
-        while self.in_hand.len() < size
-            && let Some(dropped) = self.held.pop_front().or_else(|| self.unsure.pop_front())
+        while self.in_progress.len() < size
+            && let Some(pending) = self
+                .granted
+                .pop_front()
+                .or_else(|| self.unconfirmed.pop_front())
         {
-            if dropped.until > now {
-                self.in_hand.push(dropped);
+            if pending.until > now {
+                self.in_progress.push(pending);
             }
         }
-        if self.in_hand.is_empty() {
-            // Under the lock, so that whoever comes now sees that a task is needed.
+        if self.in_progress.is_empty() {
+            // Cleared under the lock, so that the next caller sees that a task is needed.
             self.task = None;
         }
-        self.in_hand.clone()
+        self.in_progress.clone()
     }
 
-    /// All but these are given back.
-    fn done(&mut self, number: u64, left: Vec<Dropped>) {
-        if self.sees(number) {
-            self.in_hand = left;
-            self.put_back();
+    /// Ends a batch: everything but `failed` was released.
+    fn finish_batch(&mut self, number: u64, failed: Vec<PendingRelease>) {
+        if self.record_progress(number) {
+            self.in_progress = failed;
+            self.requeue();
         }
     }
 }
 
-struct Task {
+struct ReleaseTask {
     reaper: Reaper,
     number: u64,
 }
 
-impl Task {
-    async fn work(self) {
+impl ReleaseTask {
+    async fn run(self) {
         let shared = &*self.reaper.0;
         let mut size = BATCH;
         loop {
@@ -216,46 +219,48 @@ impl Task {
                 return;
             }
             let asked = batch.len();
-            let left = self.release(batch).await;
-            let failed = left.len();
-            lock(&shared.queue).done(self.number, left);
+            let failed = self.release(batch).await;
+            let failures = failed.len();
+            lock(&shared.queue).finish_batch(self.number, failed);
             shared.changed.send_replace(());
-            // One asks whether the store is there again.
-            size = if failed == asked { 1 } else { BATCH };
-            if failed > 0 {
+            // A single release tests whether the store is available again.
+            size = if failures == asked { 1 } else { BATCH };
+            if failures > 0 {
                 sleep(RETRY).await;
             }
         }
     }
 
-    /// Returns what could not be given back.
-    async fn release(&self, batch: Vec<Dropped>) -> Vec<Dropped> {
-        // Tasks of their own, so that a store which panics is the end of none but that.
+    /// Returns the releases that failed.
+    async fn release(&self, batch: Vec<PendingRelease>) -> Vec<PendingRelease> {
+        // One task for each release, so that a store that panics ends only that one.
         let mut releases = JoinSet::new();
-        for (n, dropped) in batch.iter().cloned().enumerate() {
-            releases.spawn(async move { (n, dropped.release().await) });
+        for (n, pending) in batch.iter().cloned().enumerate() {
+            releases.spawn(async move { (n, pending.release().await) });
         }
-        // By then there is nothing left to give back, whether the store answers or not.
-        let until = batch.iter().map(|dropped| dropped.until).max();
-        let mut left: Vec<_> = batch.into_iter().map(Some).collect();
+        // After this time every lease has expired, so waiting for the store is pointless.
+        let until = batch.iter().map(|pending| pending.until).max();
+        let mut failed: Vec<_> = batch.into_iter().map(Some).collect();
         loop {
-            match timeout(SIGN, releases.join_next()).await {
-                Ok(None) => return left.into_iter().flatten().collect(),
-                Ok(Some(Ok((n, standing)))) if standing != Standing::Unavailable => left[n] = None,
+            match timeout(PROGRESS_INTERVAL, releases.join_next()).await {
+                Ok(None) => return failed.into_iter().flatten().collect(),
+                Ok(Some(Ok((n, standing)))) if standing != LeaseStatus::Unavailable => {
+                    failed[n] = None
+                }
                 Err(_) if until <= Some(Instant::now()) => {
-                    return left.into_iter().flatten().collect();
+                    return failed.into_iter().flatten().collect();
                 }
                 Ok(Some(_)) | Err(_) => {}
             }
-            lock(&self.reaper.0.queue).sees(self.number);
+            lock(&self.reaper.0.queue).record_progress(self.number);
         }
     }
 }
 
-impl Drop for Task {
-    /// With its runtime a task ends before it is done, and another one is needed.
+impl Drop for ReleaseTask {
+    /// When its runtime ends, a task ends before its work, and another task is needed.
     fn drop(&mut self) {
-        lock(&self.reaper.0.queue).ends(self.number);
+        lock(&self.reaper.0.queue).finish_task(self.number);
         self.reaper.0.changed.send_replace(());
     }
 }

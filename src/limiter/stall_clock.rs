@@ -1,4 +1,4 @@
-//! The time as stalled responses keep it: whole milliseconds that fit an atomic.
+//! The clock of stalled responses: whole milliseconds, which fit an atomic.
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -16,7 +16,7 @@ pub(super) fn instant(millis: u64) -> Instant {
     epoch() + Duration::from_millis(millis) - HOUR
 }
 
-/// Tokio's clock may be paused in one runtime and behind that of another.
+/// The margin for tokio clocks: one runtime's clock may be paused and behind another's.
 const HOUR: Duration = Duration::from_secs(3600);
 
 fn epoch() -> Instant {

@@ -1,4 +1,4 @@
-//! Responses that their client does not read, and how a request that needs their permit gets it.
+//! Responses that their clients do not read, and the requests that reclaim their permits.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,57 +12,57 @@ use super::stall_clock::{instant, now};
 use crate::key::Key;
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering, lock};
 
-/// How many responses may be reclaimed and not gone yet, as a multiple of the limit, or of what is
-/// in flight where there is no limit in total.
+/// The maximum number of reclaimed responses that still exist, as a multiple of the limit; without
+/// a total limit, as a multiple of the requests in flight.
 ///
-/// Each of them keeps what its server has buffered, about half a megabyte for HTTP/1, until its
-/// connection ends. At the bound nothing is reclaimed.
+/// Each of them keeps what its server has buffered until its connection ends: about half a megabyte
+/// for HTTP/1. At the bound, nothing is reclaimed.
 const MAX_RECLAIMED_PER_SLOT: u64 = 4;
 
-/// What the bound is at least: more than one HTTP/2 connection can open (200 streams in hyper), so
-/// that a single connection cannot hold all capacity.
-const MIN_MAX_RECLAIMED: u64 = 256;
+/// The minimum of that bound. It exceeds what one HTTP/2 connection can open (200 streams in
+/// hyper), so that a single connection cannot hold all capacity.
+const MIN_RECLAIMED_BOUND: u64 = 256;
 
 pub(super) const SHARDS: usize = 8;
 
-/// How often a search that finds nothing is repeated at most, as a part of the stall limit.
+/// The maximum number of searches without result per stall limit.
 const SEARCHES_PER_LIMIT: u64 = 64;
 
-/// The responses of one limiter that have handed over a frame and may be stalled.
+/// The responses of one limiter that have passed on a frame and may be stalled.
 ///
-/// A response whose first frame is its last one is never here.
+/// A response with a single frame is never registered here.
 pub(super) struct StalledResponses {
-    /// When a response counts as stalled, in milliseconds; 0 for never.
+    /// The time in milliseconds after which a response counts as stalled; 0 turns reclaiming off.
     limit: AtomicU64,
-    /// No response is stalled before this time, as far as the last search has seen.
+    /// No response is stalled before this time, according to the last search.
     not_before: AtomicU64,
-    /// The same for single keys, as [`KeySearch`]: of a busy key at its limit there may be nothing
-    /// to reclaim, while other requests need what is stalled.
+    /// The same for single keys, by [`KeySearch`]. A busy key at its limit may have nothing to
+    /// reclaim while other requests need a stalled permit.
     key_searches: [AtomicU64; REMEMBERED_KEYS],
     /// Reclaimed responses that their server has not dropped yet.
     pub(super) reclaimed: AtomicUsize,
-    /// When the last warning was logged that there are too many of them.
+    /// The time of the last logged warning that there are too many of them.
     warned_at: AtomicU64,
-    pub(super) shards: [Mutex<Slab<Arc<dyn Reclaim>>>; SHARDS],
+    pub(super) shards: [Mutex<Slab<Arc<dyn Reclaimable>>>; SHARDS],
 }
 
-/// The part of a parked response that a search looks at.
-pub(super) trait Reclaim: Send + Sync {
-    /// Since when the response waits for its client, or 0 while it does not.
+/// A parked response, as a search sees it.
+pub(super) trait Reclaimable: Send + Sync {
+    /// The time since which the response waits for its client; 0 while it does not wait.
     fn parked_at(&self, of: &StalledResponses) -> u64;
 
-    /// The keys that it counts for in this limiter, by place.
+    /// The keys that the response counts for in this limiter, by position.
     fn keys(&self, of: &StalledResponses) -> &[Key];
 
-    /// Takes the permits away if the response is still parked since this time, and ends it; unless it
-    /// is to be spared, when it goes on without the permit of this limiter.
+    /// Takes the permits if the response is still parked since this time, and ends the response.
+    /// With `spare`, the response continues without the permit of this limiter.
     fn reclaim(&self, of: &StalledResponses, parked_at: u64, spare: bool) -> bool;
 }
 
-/// A permit that was taken from a stalled response.
+/// A permit that was reclaimed from a stalled response.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Reclaimed {
-    /// The keys that the permit counted for, by place.
+pub(super) struct ReclaimedPermit {
+    /// The keys that the permit counted for, by position.
     pub(super) keys: SmallVec<[Key; 2]>,
     /// How long the client had not taken the last frame.
     pub(super) stalled: Duration,
@@ -70,23 +70,24 @@ pub(super) struct Reclaimed {
 
 /// The result of a search for a stalled response.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Search {
-    Found(Reclaimed),
-    /// None is stalled now. The earliest time at which one can be, unless reclaiming is off.
+pub(super) enum SearchResult {
+    Found(ReclaimedPermit),
+    /// No response is stalled. Holds the earliest time at which one can be, unless reclaiming is
+    /// off.
     Nothing(Option<Instant>),
-    /// Too many are reclaimed and not gone.
+    /// Too many reclaimed responses still exist.
     AtBound,
 }
 
-/// A key, and the place of the limit that it is charged to.
+/// A key, and the position of the limit that it is charged to.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Charged<'a> {
+pub(super) struct ChargedKey<'a> {
     pub(super) place: usize,
     pub(super) key: &'a Key,
 }
 
-/// A parked response, and since when it is.
-type Found = (u64, Arc<dyn Reclaim>);
+/// A parked response, and the time since which it is parked.
+type ParkedSince = (u64, Arc<dyn Reclaimable>);
 
 impl StalledResponses {
     pub(super) fn new() -> Self {
@@ -104,14 +105,14 @@ impl StalledResponses {
         self.limit.load(Ordering::Relaxed) != 0
     }
 
-    /// Whether all reclaimed responses are gone.
+    /// Whether all reclaimed responses are dropped.
     #[cfg_attr(admission_loom, expect(dead_code, reason = "loom reuses no counters"))]
     pub(super) fn has_none_reclaimed(&self) -> bool {
         self.reclaimed.load(Ordering::Relaxed) == 0
     }
 
     pub(super) fn set_limit(&self, limit: Option<Duration>) {
-        let millis = limit.map_or(0, |limit| limit.min(MAX_LIMIT).as_millis() as u64);
+        let millis = limit.map_or(0, |limit| limit.min(MAX_STALL_LIMIT).as_millis() as u64);
         let millis = millis.max(limit.is_some().into());
         self.limit.store(millis, Ordering::Relaxed);
         self.not_before.store(0, Ordering::Relaxed);
@@ -120,21 +121,21 @@ impl StalledResponses {
         }
     }
 
-    /// Takes the permit of the response that has been stalled for longest, of those that count for
-    /// a key if there is one. The response goes on uncounted if it is to be spared.
+    /// Reclaims the permit of the response that has been stalled for the longest time, of those
+    /// that count for `charged` if given. With `spare`, the response continues uncounted.
     #[cold]
     pub(super) fn reclaim(
         &self,
-        charged: Option<Charged<'_>>,
+        charged: Option<ChargedKey<'_>>,
         max_reclaimed: u64,
         spare: bool,
-    ) -> Search {
+    ) -> SearchResult {
         let limit = self.limit.load(Ordering::Relaxed);
         if limit == 0 {
-            return Search::Nothing(None);
+            return SearchResult::Nothing(None);
         }
         if self.reclaimed.load(Ordering::Relaxed) as u64 >= max_reclaimed {
-            return Search::AtBound;
+            return SearchResult::AtBound;
         }
         let key_search = charged.map(|charged| KeySearch::new(charged.key));
         loop {
@@ -144,32 +145,32 @@ impl StalledResponses {
                 not_before = not_before.max(search.not_before(&self.key_searches));
             }
             if now < not_before {
-                return Search::Nothing(Some(instant(not_before)));
+                return SearchResult::Nothing(Some(instant(not_before)));
             }
             let (oldest, found) = self.oldest(charged);
             if let Some((parked_at, response)) = found
                 && parked_at.saturating_add(limit) <= now
             {
-                // Counted first, so that the response cannot be gone before it is counted.
+                // Counted first, so that the response cannot be dropped before it is counted.
                 self.reclaimed.fetch_add(1, Ordering::Relaxed);
                 let is_reclaimed = response.reclaim(self, parked_at, spare);
                 if spare || !is_reclaimed {
                     self.reclaimed.fetch_sub(1, Ordering::Relaxed);
                 }
                 if is_reclaimed {
-                    return Search::Found(Reclaimed {
+                    return SearchResult::Found(ReclaimedPermit {
                         keys: response.keys(self).into(),
                         stalled: Duration::from_millis(now - parked_at),
                     });
                 }
-                // Its client took the frame in this moment.
+                // Its client took the frame at this moment.
                 continue;
             }
             let soon = now + limit / SEARCHES_PER_LIMIT;
-            // A response that is parked from now on is stalled a whole limit later.
+            // A response that is parked from now on is stalled a full limit later.
             let next = oldest.unwrap_or(now).saturating_add(limit);
-            return Search::Nothing(Some(instant(match &key_search {
-                // Others may need what is stalled.
+            return SearchResult::Nothing(Some(instant(match &key_search {
+                // Requests of other keys may need a stalled permit.
                 Some(search) if next <= now => {
                     search.set_not_before(&self.key_searches, soon);
                     soon
@@ -183,7 +184,7 @@ impl StalledResponses {
         }
     }
 
-    /// Logs, at most once a minute, that clients which do not read hold capacity.
+    /// Logs, at most once a minute, that clients that do not read hold capacity.
     #[cold]
     pub(super) fn warn_at_bound(&self, limiter: &str) {
         let (now, warned_at) = (now(), self.warned_at.load(Ordering::Relaxed));
@@ -198,10 +199,11 @@ impl StalledResponses {
         }
     }
 
-    /// Since when the oldest response is parked, and the oldest one that counts for a key.
-    fn oldest(&self, charged: Option<Charged<'_>>) -> (Option<u64>, Option<Found>) {
+    /// The time since which the oldest response is parked, and the oldest response that counts for
+    /// `charged`.
+    fn oldest(&self, charged: Option<ChargedKey<'_>>) -> (Option<u64>, Option<ParkedSince>) {
         let mut oldest = None;
-        let mut found: Option<Found> = None;
+        let mut found: Option<ParkedSince> = None;
         for shard in &self.shards {
             for (_, response) in lock(shard).iter() {
                 let parked_at = response.parked_at(self);
@@ -210,7 +212,7 @@ impl StalledResponses {
                 }
                 oldest = Some(oldest.map_or(parked_at, |oldest: u64| oldest.min(parked_at)));
                 let is_older = found.as_ref().is_none_or(|(found, _)| parked_at < *found);
-                let counts = |Charged { place, key }: Charged<'_>| {
+                let counts = |ChargedKey { place, key }: ChargedKey<'_>| {
                     response.keys(self).get(place).is_some_and(|own| own == key)
                 };
                 if is_older && charged.is_none_or(counts) {
@@ -222,14 +224,14 @@ impl StalledResponses {
     }
 }
 
-/// A time that no client waits for. Longer ones would overflow the clock.
-const MAX_LIMIT: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// A time that no client waits for. Longer times would overflow the clock.
+const MAX_STALL_LIMIT: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// The most that may be reclaimed and not gone, for so many slots.
+/// The maximum number of reclaimed responses that may exist, for a number of slots.
 pub(super) fn max_reclaimed(slots: u64) -> u64 {
     slots
         .saturating_mul(MAX_RECLAIMED_PER_SLOT)
-        .max(MIN_MAX_RECLAIMED)
+        .max(MIN_RECLAIMED_BOUND)
 }
 
 #[cfg(all(test, not(admission_loom)))]
@@ -237,22 +239,22 @@ mod tests {
     use super::*;
     use crate::limiter::parking::{Parking, Unparked};
     use crate::limiter::permit::Permit;
-    use crate::limiter::slots::Slots;
+    use crate::limiter::slot_counter::SlotCounter;
 
-    fn parked(slots: &'static Slots) -> Parking<&'static str> {
+    fn parked(slots: &'static SlotCounter) -> Parking<&'static str> {
         let permit = Permit::new(slots.try_take().unwrap());
         let parking = Parking::new("body", permit);
         parking.unwrap_or_else(|_| panic!("reclaiming is on"))
     }
 
-    fn slots(limit: u64) -> &'static Slots {
-        let slots = Slots::new(limit);
+    fn slots(limit: u64) -> &'static SlotCounter {
+        let slots = SlotCounter::new(limit);
         slots.stalled.set_limit(Some(Duration::from_secs(60)));
         slots
     }
 
     #[test]
-    fn the_list_is_as_long_as_what_is_in_flight() {
+    fn every_parked_response_is_registered_once() {
         let slots = slots(1000);
         let listed = || -> usize {
             let shards = slots.stalled.shards.iter();
@@ -267,26 +269,26 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_search_that_found_nothing_says_when_to_look_again() {
+    async fn a_search_without_result_returns_the_time_of_the_next_one() {
         let slots = slots(2);
         let _first = parked(slots);
         tokio::time::advance(Duration::from_secs(10)).await;
         let moved = parked(slots);
         assert!(matches!(moved.unpark(), Unparked::Content("body", _)));
-        let Search::Nothing(Some(next)) = slots.reclaim(None, false) else {
+        let SearchResult::Nothing(Some(next)) = slots.reclaim(None, false) else {
             panic!("nothing is stalled yet");
         };
-        // Times are whole milliseconds.
+        // The clock has whole milliseconds.
         let wait = next - Instant::now();
         assert_eq!(wait.as_millis().next_multiple_of(10), 50_000);
         tokio::time::advance(Duration::from_secs(50)).await;
-        let Search::Found(reclaimed) = slots.reclaim(None, false) else {
+        let SearchResult::Found(reclaimed) = slots.reclaim(None, false) else {
             panic!("it is stalled by now");
         };
         assert_eq!(reclaimed.stalled, Duration::from_secs(60));
         assert!(matches!(
             slots.reclaim(None, false),
-            Search::Nothing(Some(_))
+            SearchResult::Nothing(Some(_))
         ));
         assert_eq!(slots.in_flight(), 0);
     }
@@ -297,13 +299,13 @@ mod loom_tests {
     use super::*;
     use crate::limiter::parking::{Parking, Unparked};
     use crate::limiter::permit::Permit;
-    use crate::limiter::slots::Slots;
+    use crate::limiter::slot_counter::SlotCounter;
     use loom::thread;
 
     #[test]
-    fn a_permit_is_reclaimed_or_taken_back_and_never_both() {
+    fn a_permit_is_either_reclaimed_or_unparked() {
         loom::model(|| {
-            let slots = Slots::new(1);
+            let slots = SlotCounter::new(1);
             slots.stalled.set_limit(Some(Duration::from_secs(60)));
             let permit = Permit::new(slots.try_take().unwrap());
             let Ok(parking) = Parking::new((), permit) else {
@@ -321,7 +323,7 @@ mod loom_tests {
             });
             let taken_back = match parking.unpark() {
                 Unparked::Content((), permit) => Some(permit),
-                Unparked::Out | Unparked::Reclaimed => None,
+                Unparked::NotParked | Unparked::Reclaimed => None,
             };
             let is_reclaimed = reclaiming.join().unwrap();
             assert_ne!(is_reclaimed, taken_back.is_some());

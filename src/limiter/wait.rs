@@ -1,4 +1,4 @@
-//! Waiting in line for a permit, for a bounded time.
+//! Waits for a permit in the wait queue, for a bounded time.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -8,34 +8,34 @@ use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::concurrency::ConcurrencyLimiter;
-use super::per_key::KeySlots;
+use super::key_counters::KeySlots;
 use super::permit::Permit;
-use super::slots::Place;
+use super::slot_counter::QueuePosition;
 use crate::rejection::Rejection;
 
-/// How many may wait in line, and how long.
+/// The bounds of the wait queue: its length and the waiting time.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Wait {
+pub(crate) struct WaitLimits {
     pub(crate) max_waiting: usize,
     pub(crate) max_time: Duration,
 }
 
-/// A limiter's answer to who comes now.
-pub(crate) enum Acquire {
+/// A limiter's answer to a new request.
+pub(crate) enum PermitReply {
     Admitted(Permit),
-    Refused(Rejected),
-    /// After a wait in line, or when the store has answered.
-    Later(Acquiring),
+    Rejected(KeyedRejection),
+    /// The request waits in the queue, or for the store's answer.
+    Pending(PermitFuture),
 }
 
-/// A rejection, and whose limit it was.
-pub(crate) struct Rejected {
+/// A rejection, and the key whose limit caused it.
+pub(crate) struct KeyedRejection {
     pub(crate) rejection: Rejection,
-    /// The place of the key that is full; `None` when it was none of the request's keys.
+    /// The position of the key at its limit; `None` if no key caused the rejection.
     pub(crate) key_place: Option<usize>,
 }
 
-impl From<Rejection> for Rejected {
+impl From<Rejection> for KeyedRejection {
     fn from(rejection: Rejection) -> Self {
         Self {
             rejection,
@@ -44,39 +44,40 @@ impl From<Rejection> for Rejected {
     }
 }
 
-/// Resolves to a permit or to a rejection.
+/// Resolves to a permit or a rejection.
 ///
-/// Dropping it leaves the line and takes no slot; one that was on its way goes to whoever is next.
-pub(crate) struct Acquiring(Stage);
+/// Dropping it leaves the wait queue and takes no slot. A slot that was already sent goes to the
+/// next waiter.
+pub(crate) struct PermitFuture(Stage);
 
 enum Stage {
-    InLine(Box<InLine>),
-    Asking(Pin<Box<dyn Future<Output = Result<Permit, Rejected>> + Send>>),
+    Queued(Box<QueuedRequest>),
+    WaitingForStore(Pin<Box<dyn Future<Output = Result<Permit, KeyedRejection>> + Send>>),
 }
 
-/// A place in the line, until the time is up.
-struct InLine {
-    // Before `limiter`, which has to outlive the place.
-    place: Place,
+/// A queued request with its deadline.
+struct QueuedRequest {
+    // Dropped before `limiter`, which must outlive the position in the queue.
+    place: QueuePosition,
     keys: KeySlots,
     deadline: Instant,
-    /// When a response may be stalled that could be reclaimed.
+    /// The earliest time at which a stalled response may be reclaimable.
     search_at: Instant,
-    /// Ends at the earlier of the two.
+    /// Fires at the earlier of `deadline` and `search_at`.
     timer: Pin<Box<Sleep>>,
     limiter: ConcurrencyLimiter,
 }
 
-impl Acquiring {
-    pub(super) fn in_line(
+impl PermitFuture {
+    pub(super) fn queued(
         limiter: ConcurrencyLimiter,
-        place: Place,
+        place: QueuePosition,
         keys: KeySlots,
         max_time: Duration,
     ) -> Self {
         let now = Instant::now();
-        let deadline = now.checked_add(max_time).unwrap_or(now + FAR);
-        Self(Stage::InLine(Box::new(InLine {
+        let deadline = now.checked_add(max_time).unwrap_or(now + FAR_FUTURE);
+        Self(Stage::Queued(Box::new(QueuedRequest {
             place,
             keys,
             deadline,
@@ -86,39 +87,40 @@ impl Acquiring {
         })))
     }
 
-    pub(super) fn asking(
-        answer: Pin<Box<dyn Future<Output = Result<Permit, Rejected>> + Send>>,
+    pub(super) fn from_store(
+        answer: Pin<Box<dyn Future<Output = Result<Permit, KeyedRejection>> + Send>>,
     ) -> Self {
-        Self(Stage::Asking(answer))
+        Self(Stage::WaitingForStore(answer))
     }
 }
 
-impl Future for Acquiring {
-    type Output = Result<Permit, Rejected>;
+impl Future for PermitFuture {
+    type Output = Result<Permit, KeyedRejection>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
             let acquired = match &mut self.0 {
-                Stage::InLine(line) => ready!(line.poll(cx)),
-                Stage::Asking(answer) => return answer.as_mut().poll(cx),
+                Stage::Queued(queued) => ready!(queued.poll(cx)),
+                Stage::WaitingForStore(answer) => return answer.as_mut().poll(cx),
             };
             match acquired {
-                Acquire::Admitted(permit) => return Poll::Ready(Ok(permit)),
-                Acquire::Refused(rejected) => return Poll::Ready(Err(rejected)),
-                Acquire::Later(acquiring) => *self = acquiring,
+                PermitReply::Admitted(permit) => return Poll::Ready(Ok(permit)),
+                PermitReply::Rejected(rejected) => return Poll::Ready(Err(rejected)),
+                PermitReply::Pending(acquiring) => *self = acquiring,
             }
         }
     }
 }
 
-impl InLine {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Acquire> {
+impl QueuedRequest {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<PermitReply> {
         loop {
             if let Poll::Ready(slot) = Pin::new(&mut self.place.slot).poll(cx) {
                 return Poll::Ready(match slot {
                     Ok(slot) => self.limiter.admit(slot, std::mem::take(&mut self.keys)),
-                    // The line is cleared only when its limiter is gone, and this holds it.
-                    Err(_) => Acquire::Refused(self.limiter.at_capacity().into()),
+                    // The queue is cleared only after its limiter is dropped, and this future holds
+                    // the limiter.
+                    Err(_) => PermitReply::Rejected(self.limiter.at_capacity().into()),
                 });
             }
             let now = Instant::now();
@@ -126,25 +128,25 @@ impl InLine {
                 let next = self.limiter.make_room();
                 self.search_at = next.map_or(self.deadline, |next| next.min(self.deadline));
                 self.timer.as_mut().reset(self.search_at);
-                // The room may have become ours.
+                // The reclaimed slot may have been sent to this request.
                 continue;
             }
             ready!(self.timer.as_mut().poll(cx));
             if Instant::now() >= self.deadline {
-                return Poll::Ready(self.time_is_up());
+                return Poll::Ready(self.finish_at_deadline());
             }
         }
     }
 
-    fn time_is_up(&mut self) -> Acquire {
-        // A slot may have been sent since it was looked for.
+    fn finish_at_deadline(&mut self) -> PermitReply {
+        // A slot may have been sent since the last poll.
         self.place.slot.close();
         match self.place.slot.try_recv() {
             Ok(slot) => self.limiter.admit(slot, std::mem::take(&mut self.keys)),
-            Err(_) => Acquire::Refused(self.limiter.at_capacity().into()),
+            Err(_) => PermitReply::Rejected(self.limiter.at_capacity().into()),
         }
     }
 }
 
 /// A time that no request waits for.
-const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+const FAR_FUTURE: Duration = Duration::from_secs(30 * 365 * 24 * 3600);

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::replica::{Outcome, Replica};
 use super::{LimitChange, Limits};
-use crate::store::redis::SetOverride;
+use crate::store::overrides::SetOverride;
 use crate::sync::lock;
 
 /// How far ahead of the store's clock the clock of this process may be before that is logged: in seconds.
@@ -62,8 +62,9 @@ impl Replica {
             };
             let call = SetOverride {
                 name: name.as_str(),
-                ended: Some(end),
-                at_most: [Limits::MOST, Limits::MAX_CHANGES],
+                ended_at: Some(end),
+                max_overrides: Limits::MAX_OVERRIDES,
+                max_audited: Limits::MAX_CHANGES,
                 ..SetOverride::default()
             };
             let expected = Some(entry.clone());
@@ -75,7 +76,7 @@ impl Replica {
                 }
                 // Another replica has deleted it, or an operator has set another one.
                 Ok(Outcome::Changed(_) | Outcome::Unreadable | Outcome::Full) => continue,
-                Ok(Outcome::Early(store)) => ahead.note(limits.0.clock.seconds(), store, end),
+                Ok(Outcome::NotEnded { now }) => ahead.note(limits.0.clock.seconds(), now, end),
                 Err(_) => {}
             }
             // Later ones have not ended either, or cannot be deleted now.

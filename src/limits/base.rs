@@ -56,7 +56,7 @@ impl Limits {
         base: impl Iterator<Item = (&'a KeyName, &'a Override)>,
     ) -> Result<(), LimitsError> {
         let base: Vec<_> = base.collect();
-        if base.len() > Self::MOST {
+        if base.len() > Self::MAX_OVERRIDES {
             return Err(LimitsError::TooMany);
         }
         for (name, own) in &base {

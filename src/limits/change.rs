@@ -2,12 +2,10 @@
 
 use std::time::SystemTime;
 
-#[cfg(feature = "redis")]
-use serde::Deserialize;
-
-use super::entry::time;
+use super::entry::{line, time};
 use super::{Limits, LimitsError, Override};
 use crate::key::KeyName;
+use crate::store::overrides::AuditRecord;
 use crate::sync::lock;
 
 const SET: &str = "override set";
@@ -50,7 +48,6 @@ impl Limits {
     /// [`LimitsError::Unavailable`] when they are kept in a store that cannot be reached.
     pub async fn changes(&self, count: usize) -> Result<Vec<LimitChange>, LimitsError> {
         self.turn_ends();
-        #[cfg(feature = "redis")]
         if let Some(replica) = &self.0.replica {
             return replica.last_changes(count).await;
         }
@@ -91,7 +88,6 @@ impl LimitChange {
     }
 
     /// An operator has accepted that overrides were lost.
-    #[cfg(feature = "redis")]
     pub(super) fn loss_accepted(
         author: Option<Box<str>>,
         origin: Option<Box<str>>,
@@ -176,10 +172,7 @@ impl LimitChange {
             );
             let words = [SET, DELETED, ENDED, ACCEPTED];
             let of_all = words.map(|word| (word, Made::Here));
-            #[cfg(feature = "redis")]
             let elsewhere = words.map(|word| (word, Made::Elsewhere));
-            #[cfg(not(feature = "redis"))]
-            let elsewhere = [];
             // In memory there are no other processes, and nothing is lost.
             let (here, elsewhere) = match in_store {
                 true => (&of_all[..], &elsewhere[..]),
@@ -207,7 +200,6 @@ pub(super) enum Made {
     /// In this process.
     Here,
     /// In another one, so that this process read it of the store.
-    #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "one process"))]
     Elsewhere,
 }
 
@@ -220,76 +212,40 @@ impl Made {
     }
 }
 
-/// A change as it lies in a store, in the list `{prefix:limits}:audit`: JSON.
-#[cfg(feature = "redis")]
-#[derive(Deserialize)]
-struct Stored {
-    /// 16 hexadecimal digits, random.
-    #[serde(default)]
-    id: String,
-    /// Its place in the order of changes.
-    #[serde(default)]
-    version: u64,
-    /// In seconds since the Unix epoch, by the clock of the store.
-    at: u64,
-    /// Nothing when a loss was accepted.
-    #[serde(default)]
-    key: String,
-    /// The override before, or nothing: the limit, then lines `end: SECONDS`, `note: ..`, `author: ..`,
-    /// `changed_at: SECONDS`, as far as it has these.
-    #[serde(default)]
-    before: String,
-    /// The override after, in the same way; nothing when it was deleted.
-    #[serde(default)]
-    after: String,
-    #[serde(default)]
-    author: String,
-    #[serde(default)]
-    origin: String,
-    #[serde(default)]
-    ended: bool,
-    #[serde(default)]
-    loss_accepted: bool,
-}
-
 /// A change with its place in the audit trail of a store.
-#[cfg(feature = "redis")]
 pub(super) struct Audited {
     pub(super) id: Option<u64>,
     pub(super) version: u64,
     pub(super) change: LimitChange,
 }
 
-#[cfg(feature = "redis")]
 impl Audited {
-    /// `None` for what is none.
-    pub(super) fn from_stored(text: &[u8]) -> Option<Self> {
-        let stored: Stored = serde_json::from_str(&String::from_utf8_lossy(text)).ok()?;
-        let line = |text: &str| super::entry::line(text);
-        let key = match stored.loss_accepted {
+    /// `None` for a record whose key is unreadable.
+    pub(super) fn from_record(record: AuditRecord) -> Option<Self> {
+        let key = match record.is_loss_accepted {
             true => None,
-            false => Some(stored.key.parse().ok()?),
+            false => Some(record.key.parse().ok()?),
         };
         let (before, after) = (
-            Override::from_stored(&stored.before),
-            Override::from_stored(&stored.after),
+            Override::from_stored(&record.before),
+            Override::from_stored(&record.after),
         );
         let is_unreadable =
             |text: &str, read: &Option<Override>| !text.is_empty() && read.is_none();
         Some(Self {
-            id: u64::from_str_radix(&stored.id, 16).ok(),
-            version: stored.version,
+            id: record.id,
+            version: record.version,
             change: LimitChange {
-                at: time(stored.at),
+                at: time(record.at),
                 key,
-                is_after_unreadable: is_unreadable(&stored.after, &after),
-                is_unreadable: is_unreadable(&stored.before, &before)
-                    || is_unreadable(&stored.after, &after),
+                is_after_unreadable: is_unreadable(&record.after, &after),
+                is_unreadable: is_unreadable(&record.before, &before)
+                    || is_unreadable(&record.after, &after),
                 before,
                 after,
-                author: line(&stored.author),
-                origin: line(&stored.origin),
-                has_ended: stored.ended,
+                author: line(&record.author),
+                origin: line(&record.origin),
+                has_ended: record.has_ended,
             },
         })
     }

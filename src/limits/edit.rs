@@ -86,7 +86,7 @@ impl<'a> LimitEdit<'a> {
     /// - [`LimitsError::Changed`] when it is not what [`only_if`](Self::only_if) said.
     /// - [`LimitsError::Unreadable`] when it depends on what the override is, and this version of the crate cannot read
     ///   the one that is in the store.
-    /// - [`LimitsError::TooMany`] for a new key when [`MOST`](Limits::MOST) have one.
+    /// - [`LimitsError::TooMany`] for a new key when [`MAX_OVERRIDES`](Limits::MAX_OVERRIDES) have one.
     /// - [`LimitsError::TooManyRates`] when there would be more than [`MAX_RATES`](Limits::MAX_RATES) distinct rates.
     /// - [`LimitsError::Network`] when the key is a network, and the limit is anything but `deny all` or `unlimited`.
     /// - [`LimitsError::UnknownTier`] when it names a tier that is not [declared](Limits::tier). Not checked in a
@@ -97,7 +97,6 @@ impl<'a> LimitEdit<'a> {
     pub async fn set(self, to: impl Into<Override>) -> Result<Option<Override>, LimitsError> {
         let to = to.into();
         Limits::check_network(self.key, to.limit())?;
-        #[cfg(feature = "redis")]
         self.limits.read_first().await?;
         self.limits.check_tier(to.limit())?;
         let now = self.limits.0.clock.since_epoch();
@@ -115,7 +114,6 @@ impl<'a> LimitEdit<'a> {
     ///
     /// [`LimitsError::Changed`], [`LimitsError::Unreadable`] and [`LimitsError::Unavailable`], as [`set`](Self::set).
     pub async fn delete(self) -> Result<Option<Override>, LimitsError> {
-        #[cfg(feature = "redis")]
         self.limits.read_first().await?;
         self.change(None).await
     }
@@ -164,13 +162,11 @@ pub(super) struct EntryChange<'a> {
     /// What the entry has to be, if that matters.
     pub(super) expected: Option<&'a Option<Override>>,
     /// After what time it ends, if the end in `to` is only this clock's.
-    #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "one clock"))]
     pub(super) lasting: Option<Duration>,
 }
 
 impl EntryChange<'_> {
     async fn make(self, limits: &Limits) -> Result<Option<Override>, LimitsError> {
-        #[cfg(feature = "redis")]
         if let Some(replica) = &limits.0.replica {
             self.check_rates(&lock(&limits.0.state))?;
             return replica.change(limits, self).await;
@@ -182,11 +178,11 @@ impl EntryChange<'_> {
             return Err(LimitsError::changed(current));
         }
         let is_new = self.to.is_some() && current.is_none();
-        if is_new && state.len() >= Limits::MOST {
+        if is_new && state.len() >= Limits::MAX_OVERRIDES {
             return Err(LimitsError::TooMany);
         }
         if is_new
-            && state.kept() >= Limits::MOST
+            && state.kept() >= Limits::MAX_OVERRIDES
             && let Some(ended) = state.ends.first_ended()
         {
             limits.apply(&mut state, Source::RunTime, &ended, None);

@@ -162,7 +162,6 @@ impl Limits {
                 break;
             }
         }
-        #[cfg(feature = "redis")]
         if self.0.replica.is_some() {
             return;
         }
@@ -183,13 +182,9 @@ impl Limits {
         state.revision += 1;
         self.show(state, &name.key());
         let entry = state.entry(*source, name).cloned();
-        #[cfg(feature = "redis")]
         let in_store = self.0.replica.is_some() && *source == Source::RunTime;
-        #[cfg(not(feature = "redis"))]
-        let in_store = false;
         let now = state.clock.seconds();
         let change = match turn {
-            #[cfg(feature = "redis")]
             Turn::Ended(_, name) if in_store => {
                 // It is reported when the store has deleted it.
                 state.ended_in_store(name, entry);

@@ -154,7 +154,6 @@ impl Override {
     }
 
     /// The text that is kept in a store: the limit, and a line for each of the rest that is there.
-    #[cfg(any(feature = "redis", test))]
     pub(crate) fn to_stored(&self) -> String {
         let mut text = self.limit.to_string();
         let mut add = |name: &str, value: &str| {
@@ -183,7 +182,6 @@ impl Override {
 
     /// `None` for what this version of the crate cannot read: also for an end that is no number, since an override must
     /// not hold for longer than it was meant to.
-    #[cfg(any(feature = "redis", test))]
     pub(crate) fn from_stored(text: &str) -> Option<Self> {
         let mut lines = text.lines();
         let mut read = Self::new(lines.next()?.parse().ok()?);
@@ -204,7 +202,6 @@ impl Override {
 }
 
 /// The names of the lines of a stored override.
-#[cfg(any(feature = "redis", test))]
 mod names {
     pub(super) const END: &str = "end";
     pub(super) const NOTE: &str = "note";

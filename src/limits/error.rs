@@ -5,14 +5,13 @@ use std::sync::Arc;
 
 use super::{Limits, Override};
 use crate::key::IpNet;
-#[cfg(feature = "redis")]
-use crate::store::redis::{FailureKind, StoreError};
+use crate::store::{FailureKind, StoreError};
 
 /// Why an override could not be set or deleted.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum LimitsError {
-    /// [`Limits::MOST`] keys have an override already.
+    /// [`Limits::MAX_OVERRIDES`] keys have an override already.
     TooMany,
     /// The overrides would have more than [`Limits::MAX_RATES`] distinct rates.
     TooManyRates,
@@ -43,8 +42,7 @@ pub enum LimitsError {
     /// that it is not known whether it is the one that [`LimitEdit::only_if`](super::LimitEdit::only_if) said. A change
     /// without this condition replaces it.
     Unreadable,
-    /// Redis, which keeps them, cannot be reached or did not do it.
-    #[cfg(feature = "redis")]
+    /// The shared store that holds the overrides did not make or read the change.
     Unavailable(StoreError),
 }
 
@@ -59,7 +57,7 @@ impl LimitsError {
 impl fmt::Display for LimitsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TooMany => write!(f, "{} keys have an override already", Limits::MOST),
+            Self::TooMany => write!(f, "{} keys have an override already", Limits::MAX_OVERRIDES),
             Self::TooManyRates => {
                 let most = Limits::MAX_RATES;
                 write!(
@@ -93,7 +91,6 @@ impl fmt::Display for LimitsError {
             Self::Unreadable => f.write_str(
                 "the store has an override of this key that this version cannot read, so it was not changed",
             ),
-            #[cfg(feature = "redis")]
             Self::Unavailable(error) => {
                 write!(f, "Redis, which keeps the limits, {}", why(error.kind()))
             }
@@ -102,7 +99,6 @@ impl fmt::Display for LimitsError {
 }
 
 /// Why Redis did not change or read limits, without the details, which clients may not see.
-#[cfg(feature = "redis")]
 fn why(kind: FailureKind) -> &'static str {
     match kind {
         FailureKind::Denied => "denies the credentials or the command: check its user and ACL",
@@ -132,7 +128,6 @@ impl std::error::Error for LimitsError {
             | Self::Embedded { .. }
             | Self::Changed { .. } => None,
             Self::Unreadable => None,
-            #[cfg(feature = "redis")]
             Self::Unavailable(error) => Some(error),
         }
     }

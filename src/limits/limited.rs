@@ -4,12 +4,11 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-#[cfg(feature = "redis")]
-use super::Description;
 use super::LimitExplanation;
 use crate::key::Key;
 use crate::limit::Limit;
 use crate::store::StoreStatus;
+use crate::store::overrides::LimiterDescription;
 
 pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
@@ -46,10 +45,10 @@ pub(crate) trait LimitTarget: Send + Sync {
     /// Whether an override changes anything for it.
     fn applies(&self, limit: &Limit) -> bool;
 
-    /// The description for tools that ask the store how far it is used up; `None` of one that counts in no
-    /// store that replicas share.
-    #[cfg(feature = "redis")]
-    fn description(&self) -> Option<Description>;
+    /// The description for tools that read usage from the store. Default: it counts in no shared store.
+    fn description(&self) -> Option<LimiterDescription> {
+        None
+    }
 }
 
 /// How far a limit is used up.
@@ -72,7 +71,7 @@ pub struct LimitUsage {
     /// The most that may be; `None` where they are only counted.
     pub limit: Option<u64>,
     /// Whether the limit is an override of the key.
-    pub is_own: bool,
+    pub is_override: bool,
 }
 
 /// Where a limit was counted.

@@ -3,12 +3,11 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-#[cfg(feature = "redis")]
-use super::Description;
 use super::{Limits, LimitsError, Owns};
 use crate::capacity::Capacity;
 use crate::key::{IpNet, Key, KeyName};
 use crate::limit::Limit;
+use crate::store::overrides::LimiterDescription;
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering, lock};
 
 /// Which list an entry is on: see [`access`](crate::access).
@@ -164,7 +163,6 @@ impl Lengths {
 
 impl Limits {
     /// Other limits in memory, whose overrides end by the same clock.
-    #[cfg(feature = "config")]
     pub(crate) fn beside(&self) -> Self {
         let mut limits = Self::new();
         if let Some(inner) = std::sync::Arc::get_mut(&mut limits.0) {
@@ -186,13 +184,11 @@ impl Limits {
     }
 
     /// Notes that none does so any more.
-    #[cfg(feature = "config")]
     pub(crate) fn apply_no_lists(&self) {
         self.0.lists.applied.store(0, Ordering::Relaxed);
     }
 
     /// Whether both share their overrides.
-    #[cfg(feature = "config")]
     pub(crate) fn is(&self, other: &Self) -> bool {
         std::sync::Arc::ptr_eq(&self.0, &other.0)
     }
@@ -205,12 +201,10 @@ impl Limits {
     /// Whether a service looks its requests up on these lists: of this process, or with a store any that wrote so down in
     /// the last day. A store that does not answer is no reason to say that there is none.
     pub(crate) async fn are_lists_applied_anywhere(&self) -> bool {
-        #[cfg(feature = "redis")]
         if let (false, Some(replica)) = (self.are_lists_applied(), &self.0.replica) {
-            let written = replica.table.limiters().await;
-            return written.map_or(true, |written| {
-                let described = written.iter().map(|text| Description::from_text(text));
-                described.flatten().any(|one| one == Description::Lists)
+            let published = replica.table.published().await;
+            return published.map_or(true, |published| {
+                published.contains(&LimiterDescription::Lists)
             });
         }
         self.are_lists_applied()

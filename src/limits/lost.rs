@@ -7,7 +7,7 @@ use super::replica::Replica;
 use super::seen::SeenChanges;
 use super::{LimitChange, Limits, LimitsError};
 use crate::key::KeyName;
-use crate::store::redis::Renewal;
+use crate::store::overrides::Renewal;
 use crate::sync::{Mutex, lock};
 
 /// Their names: at most as many as there are overrides.
@@ -74,10 +74,10 @@ impl Limits {
         let (author, origin) = (author.and_then(line), origin.and_then(line));
         let begun = SeenChanges::begin(&replica.seen);
         let why = Renewal::LossAccepted {
-            known: lock(&replica.read).known.accepted,
+            known: lock(&replica.read).known.loss_accepted_at,
             author: author.as_deref().unwrap_or_default(),
             origin: origin.as_deref().unwrap_or_default(),
-            audited: Self::MAX_CHANGES,
+            max_audited: Self::MAX_CHANGES,
         };
         let renewed = replica.table.renew(begun.id, why).await;
         renewed.map_err(LimitsError::Unavailable)?;

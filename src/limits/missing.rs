@@ -9,7 +9,8 @@ use super::reading::Names;
 use super::replica::Replica;
 use super::state::Source;
 use crate::key::KeyName;
-use crate::store::redis::{Confirmed, Found, StoreError};
+use crate::store::StoreError;
+use crate::store::overrides::{ConfirmedOverrides, StoredChange, TableState};
 use crate::sync::lock;
 
 /// Overrides that are looked at between two looks at what else there is to do.
@@ -24,7 +25,7 @@ pub(super) struct Expected<'a> {
     /// Up to which version this replica had read the store.
     pub(super) since: u64,
     /// What the store was when the reading began.
-    pub(super) found: &'a Found,
+    pub(super) found: &'a TableState,
     /// Whether an operator has accepted that overrides are lost.
     pub(super) is_accepted: bool,
     /// Whether those that are not found are kept.
@@ -33,13 +34,13 @@ pub(super) struct Expected<'a> {
 
 impl Expected<'_> {
     /// Whether the store is the one that was read.
-    fn is_same_store(&self, now: &Confirmed) -> bool {
-        now.table == self.found.table && now.version >= self.found.version
+    fn is_same_store(&self, now: &ConfirmedOverrides) -> bool {
+        now.table_id == self.found.table_id && now.version >= self.found.version
     }
 
     /// Whether all overrides were read. The cursor of a scan means nothing to another server, so one that went on over a
     /// new connection may have passed some by.
-    fn is_whole(&self, now: &Confirmed) -> bool {
+    fn is_whole(&self, now: &ConfirmedOverrides) -> bool {
         let added = now.version.saturating_sub(self.found.version);
         self.names.stored.len() as u64 + added >= now.len
     }
@@ -91,9 +92,13 @@ impl Replica {
                 return Ok(None);
             }
             let mut state = lock(&limits.0.state);
-            for (name, (stored, version)) in names.into_iter().zip(now.found) {
-                if stored.is_some() {
-                    let change = (name.to_string(), expected.found.version, stored);
+            for (name, stored) in names.into_iter().zip(now.found) {
+                if stored.text.is_some() {
+                    let change = StoredChange {
+                        name: name.to_string(),
+                        version: expected.found.version,
+                        text: stored.text,
+                    };
                     self.apply_read(limits, &mut state, change);
                 } else if state.newer.contains_key(&name) {
                     // It was changed here meanwhile.
@@ -108,7 +113,8 @@ impl Replica {
                     let has_ended = state.get(&name).is_none();
                     limits.apply(&mut state, Source::RunTime, &name, None);
                     // The audit trail tells of a deletion. What has ended was deleted by another replica.
-                    let is_changed = version.is_some_and(|version| version > expected.since);
+                    let is_changed =
+                        (stored.version).is_some_and(|version| version > expected.since);
                     if !has_ended && (expected.is_accepted || !is_changed) {
                         dropped.add(&name);
                     }
@@ -146,59 +152,5 @@ impl Dropped {
                 "overrides are gone from the store, and no change deleted them; they are dropped"
             );
         }
-    }
-}
-
-#[cfg(all(test, not(admission_loom)))]
-mod tests {
-    use super::*;
-    use crate::store::RedisStore;
-    use crate::store::redis::test_server::TestServer;
-
-    #[tokio::test]
-    async fn an_override_that_the_scan_passed_by_is_kept() {
-        let server = TestServer::start(&[]).await;
-        let url = format!("redis://127.0.0.1:{}", server.port);
-        let limits = Limits::in_store(&RedisStore::connect(&url).unwrap());
-        let name = |n: usize| format!("org:{n}").parse::<KeyName>().unwrap();
-        for n in 0..3 {
-            let limit = "5/h".parse().unwrap();
-            limits.set(&name(n), limit).await.unwrap();
-        }
-        limits.refresh().await.unwrap();
-        let replica = limits.0.replica.as_ref().unwrap();
-        let found = lock(&replica.read).known.clone();
-        let missing = async |names, found: &Found| {
-            let expected = Expected {
-                names,
-                since: found.version,
-                found,
-                is_accepted: false,
-                keeps: false,
-            };
-            let kept = replica.missing(&limits, &expected).await.unwrap();
-            kept.map(|kept| kept.len())
-        };
-        // Fewer than there are.
-        assert_eq!(missing(Names::default(), &found).await, None);
-        assert_eq!(limits.len(), 3);
-
-        let client = redis::Client::open(url).unwrap();
-        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
-        let mut delete = redis::cmd("HDEL");
-        delete.arg("{admission:limits}:of").arg("org:0");
-        delete.query_async::<()>(&mut connection).await.unwrap();
-        // As many as there are, but others: each is looked up before it is dropped.
-        let others = || Names {
-            stored: (0..3).map(|n| vec![n]).collect(),
-            ..Names::default()
-        };
-        let mut exchanged = found.clone();
-        exchanged.table = b"another".to_vec();
-        assert_eq!(missing(others(), &exchanged).await, None);
-        assert_eq!(limits.len(), 3);
-        assert_eq!(missing(others(), &found).await, Some(0));
-        assert_eq!(limits.len(), 2);
-        assert_eq!(limits.get(&name(0)), None);
     }
 }

@@ -1,11 +1,8 @@
 //! Overrides of keys, changeable at run time, and tiers.
 
-#[cfg(feature = "redis")]
 mod ahead;
 mod base;
 mod change;
-#[cfg(feature = "redis")]
-mod description;
 mod edit;
 mod ends;
 mod entry;
@@ -15,21 +12,14 @@ mod in_force;
 mod limited;
 mod list_entry;
 mod lists;
-#[cfg(feature = "redis")]
 mod lost;
-#[cfg(feature = "redis")]
 mod missing;
-#[cfg(feature = "redis")]
 mod publish;
-#[cfg(feature = "redis")]
 mod reading;
-#[cfg(feature = "redis")]
 mod replica;
-#[cfg(feature = "redis")]
 mod seen;
 mod state;
 mod tiers;
-#[cfg(feature = "redis")]
 mod unreadable;
 mod usage;
 
@@ -39,8 +29,6 @@ use std::sync::{Arc, Weak};
 use arc_swap::ArcSwap;
 
 pub use self::change::LimitChange;
-#[cfg(feature = "redis")]
-pub(crate) use self::description::{Description, Rates, Slots};
 pub use self::edit::LimitEdit;
 pub use self::entry::Override;
 pub use self::error::LimitsError;
@@ -55,7 +43,6 @@ pub(crate) use self::list_entry::{listed_address, listed_key};
 use self::lists::ListIndex;
 pub(crate) use self::lists::Listed;
 pub use self::lists::Listing;
-#[cfg(feature = "redis")]
 use self::state::Source;
 use self::state::State;
 pub use self::usage::SourcedOverride;
@@ -115,7 +102,7 @@ use crate::sync::{Mutex, lock};
 /// # What it costs
 ///
 /// A decision looks its key up in a table that readers take no lock for; while no key has an override, it looks at a
-/// counter. Up to [`MOST`](Self::MOST) keys can have one, of about 400 bytes each.
+/// counter. Up to [`MAX_OVERRIDES`](Self::MAX_OVERRIDES) keys can have one, of about 400 bytes each.
 #[derive(Clone)]
 pub struct Limits(Arc<Inner>);
 
@@ -132,12 +119,10 @@ struct Inner {
     /// When overrides end.
     clock: WallClock,
     /// Where replicas keep them together.
-    #[cfg(feature = "redis")]
     replica: Option<replica::Replica>,
 }
 
 impl Inner {
-    #[cfg(any(feature = "test-util", feature = "config"))]
     fn set_clock(&mut self, clock: WallClock) {
         lock(&self.state).clock = clock.clone();
         self.clock = clock;
@@ -146,7 +131,7 @@ impl Inner {
 
 impl Limits {
     /// How many keys can have an override.
-    pub const MOST: usize = 250_000;
+    pub const MAX_OVERRIDES: usize = 250_000;
 
     /// How many distinct rates all overrides together can have. A bucket stores a number for its rate, and there
     /// are only so many numbers.
@@ -166,7 +151,6 @@ impl Limits {
             unknown: Mutex::default(),
             state: Mutex::default(),
             clock: WallClock::Real,
-            #[cfg(feature = "redis")]
             replica: None,
         }))
     }
@@ -251,7 +235,6 @@ impl Limits {
     /// or accepts the loss. In memory nothing is lost.
     #[must_use]
     pub fn lost(&self) -> usize {
-        #[cfg(feature = "redis")]
         if let Some(replica) = &self.0.replica {
             return replica.lost();
         }
@@ -339,7 +322,6 @@ impl Limits {
 
     /// Limits in memory with the overrides that these have now. Their tiers are those of the limiters that they are
     /// given to.
-    #[cfg(feature = "redis")]
     pub(crate) fn copied(&self) -> Self {
         let copy = Self::new();
         for (key, own) in self.list_after(None, usize::MAX) {

@@ -12,7 +12,8 @@ use super::seen::report_elsewhere;
 use super::state::{Source, State};
 use super::{LimitChange, Limits, Override};
 use crate::key::KeyName;
-use crate::store::redis::{Change, Changes, Found, LimitTable, StoreError};
+use crate::store::overrides::{OverrideChanges, StoredChange, TableState};
+use crate::store::{FailureKind, StoreError};
 use crate::sync::{Ordering, lock};
 
 /// How often all is read anew at a time, when it is lost or renewed while it is read.
@@ -43,46 +44,46 @@ impl Replica {
                 known.epoch = b"-".to_vec();
             }
             let mut read = self.table.changes(&known, Limits::MAX_CHANGES).await?;
-            let is_older = read.found.epoch == epoch && read.found.version < made;
+            let is_older = read.state.epoch == epoch && read.state.version < made;
             let changes = read.changes.take().filter(|_| !is_older);
-            let (audited, versions) = self.audited(&read);
+            let (audited, versions) = self.audited(&mut read);
             let Some(changes) = changes else {
                 if !is_first {
                     report_elsewhere(&audited);
                 }
                 if read_whole == READ_WHOLE_AT_A_TIME {
-                    let error = LimitTable::not_settled();
+                    let error = not_settled();
                     if !self.is_unsettled.swap(true, Ordering::Relaxed) {
                         tracing::warn!(%error, "not all overrides can be read; they are read again");
                     }
                     return Err(error);
                 }
                 read_whole += 1;
-                self.read_all(limits, read.found, [made, greatest]).await?;
+                self.read_all(limits, read.state, [made, greatest]).await?;
                 continue;
             };
             self.is_unsettled.store(false, Ordering::Relaxed);
-            let found = read.found;
-            let upto = read.upto.unwrap_or(found.version);
+            let found = read.state;
+            let up_to = read.up_to.unwrap_or(found.version);
             let mut heard = Vec::new();
             let mut state = lock(&limits.0.state);
             for change in changes {
-                let is_audited = versions.contains(&change.1);
+                let is_audited = versions.contains(&change.version);
                 let heard_of = self.apply_read(limits, &mut state, change);
                 heard.extend(heard_of.filter(|_| !is_audited));
             }
             let mut known = lock(&self.read);
             if known.known.epoch == found.epoch {
-                state.newer.retain(|_, version| *version > upto);
-                known.known.version = upto;
-                known.greatest = known.greatest.max(upto);
-                known.known.table = found.table;
+                state.newer.retain(|_, version| *version > up_to);
+                known.known.version = up_to;
+                known.greatest = known.greatest.max(up_to);
+                known.known.table_id = found.table_id;
             }
             drop(known);
             drop(state);
             heard.extend(audited);
             report_elsewhere(&heard);
-            if read.upto.is_none() {
+            if read.up_to.is_none() {
                 return Ok(());
             }
         }
@@ -95,16 +96,14 @@ impl Replica {
     }
 
     /// The changes of the audit trail that were not seen before, the oldest first, and the versions of all of them.
-    fn audited(&self, read: &Changes) -> (Vec<LimitChange>, HashSet<u64>) {
-        let audited = read.audited.iter().rev();
-        let audited: Vec<_> = audited
-            .filter_map(|text| Audited::from_stored(text))
-            .collect();
+    fn audited(&self, read: &mut OverrideChanges) -> (Vec<LimitChange>, HashSet<u64>) {
+        let audited = std::mem::take(&mut read.audited).into_iter().rev();
+        let audited: Vec<_> = audited.filter_map(Audited::from_record).collect();
         let versions = audited.iter().map(|audited| audited.version).collect();
         let mut seen = lock(&self.seen);
         let new = audited.into_iter().filter(|audited| {
             // Those of the next page are told with it.
-            let is_reached = read.upto.is_none_or(|upto| audited.version <= upto);
+            let is_reached = read.up_to.is_none_or(|up_to| audited.version <= up_to);
             is_reached && audited.id.is_some_and(|id| seen.is_new(id))
         });
         (new.map(|audited| audited.change).collect(), versions)
@@ -116,7 +115,7 @@ impl Replica {
     async fn read_all(
         &self,
         limits: &Limits,
-        found: Found,
+        found: TableState,
         [made, greatest]: [u64; 2],
     ) -> Result<(), StoreError> {
         let before = {
@@ -129,35 +128,38 @@ impl Replica {
             before
         };
         let mut names = Names::default();
-        let mut table = String::new();
+        let mut table_id = Vec::new();
         let mut cursor = 0;
         loop {
-            let (next, page) = self.table.page(cursor).await?;
+            let page = self.table.page(cursor).await?;
+            if let Some(id) = page.table_id {
+                table_id = id;
+            }
             let mut state = lock(&limits.0.state);
-            for (stored, limit) in page {
-                let name = String::from_utf8_lossy(&stored).into_owned();
-                if name == LimitTable::ID {
-                    table = limit.unwrap_or_default();
-                } else {
+            for (stored, text) in page.entries {
+                if let Ok(name) = str::from_utf8(&stored) {
                     names.keys.extend(name.parse::<KeyName>().ok());
-                    if str::from_utf8(&stored).is_ok() {
-                        self.apply_read(limits, &mut state, (name, found.version, limit));
-                    }
+                    let change = StoredChange {
+                        name: name.to_owned(),
+                        version: found.version,
+                        text,
+                    };
+                    self.apply_read(limits, &mut state, change);
                 }
                 names.stored.insert(stored);
             }
-            cursor = next;
+            cursor = page.next;
             if cursor == 0 {
                 break;
             }
         }
-        if table.as_bytes() != found.table {
+        if table_id != found.table_id {
             // It was lost, or begun, while it was read: it is to be read again, and nothing is missing yet.
             return Ok(());
         }
         // One that is older is of a backup.
-        let is_accepted = found.accepted > before.accepted;
-        let is_other = !before.table.is_empty() && before.table != found.table;
+        let is_accepted = found.loss_accepted_at > before.loss_accepted_at;
+        let is_other = !before.table_id.is_empty() && before.table_id != found.table_id;
         let is_same = before.epoch == found.epoch;
         let is_older = found.version < greatest;
         let has_lost = self.lost() > 0 || is_other || is_older;
@@ -175,7 +177,7 @@ impl Replica {
         let mut read = lock(&self.read);
         // Else a change has found another epoch meanwhile, of which all is to be read.
         if read.known.epoch == before.epoch {
-            let is_renewed = is_other || is_accepted || before.table.is_empty();
+            let is_renewed = is_other || is_accepted || before.table_id.is_empty();
             let greatest = match is_renewed {
                 true if is_same => read.made,
                 true => 0,
@@ -183,9 +185,9 @@ impl Replica {
             };
             *read = Read {
                 greatest: found.version.max(greatest),
-                known: Found {
+                known: TableState {
                     // A store that has lost this one may get back one of before, as of a backup.
-                    accepted: found.accepted.max(before.accepted),
+                    loss_accepted_at: found.loss_accepted_at.max(before.loss_accepted_at),
                     ..found
                 },
                 all: Some(Instant::now()),
@@ -205,7 +207,11 @@ impl Replica {
         &self,
         limits: &Limits,
         state: &mut State,
-        (name, version, stored): Change,
+        StoredChange {
+            name,
+            version,
+            text: stored,
+        }: StoredChange,
     ) -> Option<LimitChange> {
         let Ok(key) = name.parse::<KeyName>() else {
             match stored {
@@ -244,6 +250,12 @@ impl Replica {
             is_after_unreadable: false,
         })
     }
+}
+
+/// The error when the table keeps changing its epoch while it is read.
+fn not_settled() -> StoreError {
+    StoreError::new(FailureKind::Busy)
+        .with_detail("the overrides were lost or renewed several times while they were read")
 }
 
 /// An override as it is stored, or why it cannot be read.

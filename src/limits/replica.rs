@@ -15,9 +15,10 @@ use super::seen::SeenChanges;
 use super::state::Source;
 use super::{Inner, LimitChange, Limits, LimitsError, Override};
 use crate::key::{KeyMap, KeyName};
+use crate::singleton_task::{ReleaseOnDrop, SingletonTask};
 use crate::store::memory::clock::WallClock;
-use crate::store::redis::{Found, LimitTable, Post, Renewal, SetOutcome, SetOverride, StoreError};
-use crate::store::{RedisStore, StoreStatus};
+use crate::store::overrides::{OverrideTable, Renewal, SetOutcome, SetOverride, TableState};
+use crate::store::{SharedStore, StoreError, StoreStatus};
 use crate::sync::{AtomicBool, Mutex, lock};
 
 /// How often changes are asked for, so that each is known everywhere within a second.
@@ -25,8 +26,8 @@ const EVERY: Duration = Duration::from_millis(400);
 
 /// What is read of the store, and whether anybody does.
 pub(super) struct Replica {
-    pub(super) table: LimitTable,
-    post: Arc<Post>,
+    pub(super) table: Arc<dyn OverrideTable>,
+    follower: Arc<SingletonTask>,
     pub(super) read: Mutex<Read>,
     /// Held while it is read, so that two readers do not mix what they found.
     pub(super) reading: tokio::sync::Mutex<()>,
@@ -40,7 +41,7 @@ pub(super) struct Replica {
 /// How far the store was read.
 #[derive(Default)]
 pub(super) struct Read {
-    pub(super) known: Found,
+    pub(super) known: TableState,
     /// When all of it was read last.
     pub(super) all: Option<Instant>,
     /// The last version of a change that was made here in this epoch.
@@ -82,13 +83,13 @@ impl Limits {
     /// what limiters these limits are given to that count in Redis, with their quotas, so that tools
     /// find what is used ([`SharedLimiters`](crate::SharedLimiters)).
     #[must_use]
-    pub fn in_store(store: &RedisStore) -> Self {
+    pub fn in_store(store: &impl SharedStore) -> Self {
         Self::in_store_with(store, Self::DEFAULT_CACHE_TTL)
     }
 
     /// As [`in_store`](Self::in_store), reading all anew after `cache_ttl`, at least a second.
     #[must_use]
-    pub fn in_store_with(store: &RedisStore, cache_ttl: Duration) -> Self {
+    pub fn in_store_with(store: &impl SharedStore, cache_ttl: Duration) -> Self {
         LimitChange::count_from_zero(true);
         #[cfg(feature = "metrics")]
         for (gauge, description) in GAUGES {
@@ -103,8 +104,8 @@ impl Limits {
             state: Mutex::default(),
             clock: WallClock::Real,
             replica: Some(Replica {
-                table: store.limit_table(),
-                post: Arc::default(),
+                table: store.overrides(),
+                follower: Arc::default(),
                 read: Mutex::default(),
                 reading: tokio::sync::Mutex::default(),
                 reads_all_after: cache_ttl.max(Duration::from_secs(1)),
@@ -149,7 +150,10 @@ impl Limits {
         let Some(replica) = &self.0.replica else {
             return Ok(());
         };
-        let renewed = replica.table.renew(fastrand::u64(..), Renewal::Asked).await;
+        let renewed = replica
+            .table
+            .renew(fastrand::u64(..), Renewal::Requested)
+            .await;
         renewed.map_err(LimitsError::Unavailable)?;
         self.refresh().await
     }
@@ -162,29 +166,14 @@ impl Limits {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return;
         };
-        if let Some(term) = replica.post.take() {
-            let leaves = Leaves {
-                post: replica.post.clone(),
-                term,
-            };
-            runtime.spawn(follow(Arc::downgrade(&self.0), leaves));
+        if let Some(term) = replica.follower.claim() {
+            let release = ReleaseOnDrop::new(replica.follower.clone(), term);
+            runtime.spawn(follow(Arc::downgrade(&self.0), release));
         }
     }
 }
 
-/// Leaves the job when the task ends, also with its runtime.
-struct Leaves {
-    post: Arc<Post>,
-    term: crate::store::redis::Term,
-}
-
-impl Drop for Leaves {
-    fn drop(&mut self) {
-        self.post.leave(self.term);
-    }
-}
-
-async fn follow(limits: Weak<Inner>, _leaves: Leaves) {
+async fn follow(limits: Weak<Inner>, _release: ReleaseOnDrop) {
     let mut published = Published::default();
     let mut ahead = Ahead::default();
     while let Some(inner) = limits.upgrade() {
@@ -194,7 +183,7 @@ async fn follow(limits: Weak<Inner>, _leaves: Leaves) {
             if replica.read(&limits).await.is_ok() {
                 replica.delete_ended(&limits, &mut ahead).await;
                 let all_read = lock(&replica.read).all;
-                published.publish(&limits, &replica.table, all_read).await;
+                published.publish(&limits, &*replica.table, all_read).await;
             }
         }
         drop(limits);
@@ -216,11 +205,12 @@ impl Replica {
         let to = change.to.as_ref().map(Override::to_stored);
         let call = SetOverride {
             name: change.name.as_str(),
-            to: to.as_deref(),
-            lasting: change.lasting.map(whole_seconds),
+            text: to.as_deref(),
+            lasts_seconds: change.lasting.map(whole_seconds),
             author: change.by.author.as_deref().unwrap_or_default(),
             origin: change.by.origin.as_deref().unwrap_or_default(),
-            at_most: [Limits::MOST, Limits::MAX_CHANGES],
+            max_overrides: Limits::MAX_OVERRIDES,
+            max_audited: Limits::MAX_CHANGES,
             ..SetOverride::default()
         };
         let set = self.set(limits, call, change.expected, change.name);
@@ -238,7 +228,7 @@ impl Replica {
             }
             Outcome::Changed(current) => Err(LimitsError::changed(current)),
             Outcome::Unreadable => Err(LimitsError::Unreadable),
-            Outcome::Full | Outcome::Early(_) => Err(LimitsError::TooMany),
+            Outcome::Full | Outcome::NotEnded { .. } => Err(LimitsError::TooMany),
         }
     }
 
@@ -252,15 +242,15 @@ impl Replica {
     ) -> Result<Outcome, StoreError> {
         let known = {
             let read = lock(&self.read);
-            Found {
+            TableState {
                 version: read.greatest,
                 ..read.known.clone()
             }
         };
         // What this replica has is what an operator saw: the store may have lost it.
-        let kept = {
+        let local = {
             let state = lock(&limits.0.state);
-            match call.ended {
+            match call.ended_at {
                 Some(_) => state.entry(Source::RunTime, key).map(Override::to_stored),
                 None => state.get(key).map(Override::to_stored),
             }
@@ -270,10 +260,10 @@ impl Replica {
         call.expected = text.as_deref();
         call.known = Some(&known);
         call.keeps_lost = self.lost() > 0;
-        call.kept = kept.as_deref();
+        call.local = local.as_deref();
         let begun = SeenChanges::begin(&self.seen);
         call.id = begun.id;
-        let mut set = self.table.set(call.clone()).await?;
+        let mut set = self.table.set(&call).await?;
         if let (SetOutcome::Changed(Some(stored)), Some(expected)) = (&set, expected) {
             let Some(current) = Override::from_stored(stored) else {
                 return Ok(Outcome::Unreadable);
@@ -285,19 +275,19 @@ impl Replica {
             if is_same || is_over {
                 let stored = stored.clone();
                 call.expected = Some(&stored);
-                set = self.table.set(call).await?;
+                set = self.table.set(&call).await?;
             }
         }
-        let (epoch, version, table, before, after) = match set {
+        let (epoch, version, table_id, before, after) = match set {
             SetOutcome::Set {
                 epoch,
                 version,
-                table,
+                table_id,
                 before,
                 after,
-            } => (epoch, version, table, before, after),
+            } => (epoch, version, table_id, before, after),
             SetOutcome::Full => return Ok(Outcome::Full),
-            SetOutcome::Early(now) => return Ok(Outcome::Early(now)),
+            SetOutcome::NotEnded { now } => return Ok(Outcome::NotEnded { now }),
             SetOutcome::Changed(current) => {
                 let current = current.and_then(|text| Override::from_stored(&text));
                 return Ok(Outcome::Changed(current));
@@ -315,12 +305,12 @@ impl Replica {
             state.newer.clear();
         }
         read.made = read.made.max(version);
-        read.greatest = match read.known.table == table {
+        read.greatest = match read.known.table_id == table_id {
             true => read.greatest.max(version),
             false => version,
         };
-        if read.known.table.is_empty() {
-            read.known.table = table;
+        if read.known.table_id.is_empty() {
+            read.known.table_id = table_id;
         }
         let after = after.and_then(|text| Override::from_stored(&text));
         // Unless a later change was read already.
@@ -349,7 +339,7 @@ impl Replica {
         let changes = self.table.audit(count.min(Limits::MAX_CHANGES)).await;
         let changes = changes.map_err(LimitsError::Unavailable)?.into_iter();
         Ok(changes
-            .filter_map(|text| Audited::from_stored(&text))
+            .filter_map(Audited::from_record)
             .map(|audited| audited.change)
             .collect())
     }
@@ -368,6 +358,6 @@ pub(super) enum Outcome {
     Unreadable,
     /// There are as many overrides as there may be.
     Full,
-    /// The override has not ended by the clock of the store, which is this in seconds since the Unix epoch.
-    Early(u64),
+    /// The override has not ended by the store's clock, in seconds since the Unix epoch.
+    NotEnded { now: u64 },
 }

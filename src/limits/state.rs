@@ -8,7 +8,6 @@ use smallvec::SmallVec;
 
 use super::ends::Ends;
 use super::in_force::Own;
-#[cfg(feature = "redis")]
 use super::unreadable::Unreadable;
 use super::{LimitChange, LimitTarget, Limits, Override};
 use crate::key::{Key, KeyName};
@@ -33,13 +32,10 @@ pub(super) struct State {
     /// That of the limits.
     pub(super) clock: WallClock,
     /// Overrides that have ended, and are to be deleted in the store, the first that ended first.
-    #[cfg(feature = "redis")]
     pub(super) ended: BTreeMap<(u64, KeyName), Override>,
     /// Changes that were made here and that are newer than what was read of the store.
-    #[cfg(feature = "redis")]
     pub(super) newer: HashMap<KeyName, u64>,
     /// What the store has and this version of the crate cannot read.
-    #[cfg(feature = "redis")]
     pub(super) unreadable: Unreadable,
     /// How often an entry was set, changed or removed.
     pub(super) revision: u64,
@@ -158,7 +154,6 @@ impl State {
     }
 
     /// Has an override deleted in the store that has ended.
-    #[cfg(feature = "redis")]
     pub(super) fn ended_in_store(&mut self, name: KeyName, entry: Option<Override>) {
         if let Some(entry) = entry
             && let Some(end) = entry.end_seconds()

@@ -101,7 +101,6 @@ impl Limits {
     }
 
     /// Whether a tier is declared here.
-    #[cfg(feature = "config")]
     pub(crate) fn declares(&self, tier: &str) -> bool {
         let tiers = self.0.tiers.load();
         tiers.iter().any(|declared| *declared.name == *tier)

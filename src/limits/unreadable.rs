@@ -36,7 +36,7 @@ fn shown(name: &str) -> Box<str> {
 impl Unreadable {
     /// Each is logged once, as long as it stays one.
     pub(super) fn add(&mut self, name: &str, why: &str) {
-        if self.0.contains(name) || self.0.len() == Limits::MOST {
+        if self.0.contains(name) || self.0.len() == Limits::MAX_OVERRIDES {
             return;
         }
         self.0.insert(name.into());

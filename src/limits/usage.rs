@@ -1,7 +1,6 @@
 //! How far limits are used up, and what the admin endpoints read besides.
 
 use super::Override;
-#[cfg(feature = "redis")]
 use super::replica::Replica;
 use super::state::State;
 use super::{LimitUsage, Limits};
@@ -60,7 +59,6 @@ impl Limits {
     pub fn store_status(&self) -> Option<StoreStatus> {
         let targets = self.targets();
         let of_targets = targets.iter().filter_map(|target| target.store_status());
-        #[cfg(feature = "redis")]
         let of_targets = of_targets.chain(self.0.replica.as_ref().map(Replica::status));
         of_targets.reduce(StoreStatus::and)
     }

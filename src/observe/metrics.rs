@@ -31,7 +31,7 @@ use crate::store::RateStats;
 /// | `admission_limits_lost` | | overrides that a shared store has lost; without an observer |
 /// | `admission_limits_unreadable` | | overrides in a shared store that this version cannot read; without an observer |
 ///
-/// With feature `config` an [`Admission`](crate::config::Admission) has three more, whether it has an observer or not:
+/// An `Admission` of the crate `tower-admission-config` (feature `metrics`) has three more, also without an observer:
 ///
 /// | metric | labels | |
 /// |---|---|---|
@@ -49,8 +49,7 @@ use crate::store::RateStats;
 /// Counters of a limiter exist with value 0 before its first decision, for its usual outcomes:
 /// `admitted`, `quota_exceeded`, `at_capacity`, `key_at_capacity`, `banned` and `dry_run`.
 /// Prometheus would not see an increase if a counter appeared with value 1. Install the recorder
-/// before you make [`Limits`](crate::Limits), layers and an
-/// [`Admission`](crate::config::Admission).
+/// before you make [`Limits`](crate::Limits), layers and an `Admission`.
 ///
 /// # Changes of overrides
 ///

@@ -120,7 +120,6 @@ impl Policy {
     }
 
     /// One replica's share of the quotas, without tiers.
-    #[cfg(feature = "redis")]
     pub(crate) fn replica_share(&self, replicas: u32) -> Self {
         self.map_quotas(|quota| quota.quota.replica_share(replicas))
     }

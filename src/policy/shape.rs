@@ -54,7 +54,6 @@ impl PolicyShape {
     }
 
     /// Whether the quota at this index slides.
-    #[cfg(feature = "redis")]
     pub(crate) fn is_sliding(&self, at: usize) -> bool {
         self.0.get(at).is_some_and(|(_, sliding)| *sliding)
     }

@@ -19,7 +19,7 @@ impl Policy {
 
     /// The maximum number of tiers over the lifetime of a limiter: those of its policy, and those
     /// of its limits.
-    pub(crate) const MAX_OPENED_TIERS: usize = 2 * Self::MAX_TIERS;
+    pub const MAX_OPENED_TIERS: usize = 2 * Self::MAX_TIERS;
 
     /// Declares a tier: other numbers for some requests, such as those of a plan. A quota that
     /// `limit` does not name keeps its default.

@@ -34,13 +34,20 @@ impl std::fmt::Debug for ConcurrencySettings<'_> {
     }
 }
 
-/// For WebSocket connections, which are limited without a layer.
+/// For WebSocket connections, which are limited without a layer. For configuration: what a reload changes.
 pub trait ConcurrencyLimiterInternals {
     /// A limiter with these settings.
     fn with_settings(settings: ConcurrencySettings<'_>) -> Self;
 
     /// Sets whether the limiter is switched off, so that overrides and tiers are ignored; a banned key stays banned.
-    fn rest_but_for_bans(&self, rests: bool);
+    fn suspend_except_bans(&self, is_suspended: bool);
+
+    /// Sets whether the limiter is switched off, so that overrides and tiers are ignored.
+    fn set_suspended(&self, is_suspended: bool);
+
+    /// Expects several services with the layer of this limit, before the first request: nested ones count a request
+    /// once.
+    fn expect_nested_services(&self);
 }
 
 impl ConcurrencyLimiterInternals for ConcurrencyLimiter {
@@ -58,7 +65,15 @@ impl ConcurrencyLimiterInternals for ConcurrencyLimiter {
         limiter.opened(&opened)
     }
 
-    fn rest_but_for_bans(&self, rests: bool) {
-        self.rest_but_for_bans(rests);
+    fn suspend_except_bans(&self, is_suspended: bool) {
+        self.suspend_except_bans(is_suspended);
+    }
+
+    fn set_suspended(&self, is_suspended: bool) {
+        self.set_suspended(is_suspended);
+    }
+
+    fn expect_nested_services(&self) {
+        self.nesting().expect();
     }
 }

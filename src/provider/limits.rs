@@ -1,13 +1,17 @@
-//! What the admin endpoints read of [`Limits`].
+//! What the admin endpoints read of [`Limits`], and what a configuration changes.
 
+use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::Arc;
 
 use crate::key::KeyName;
 use crate::limit::Limit;
-use crate::limits::{Limits, LimitsError, Override, SourcedOverride};
+use crate::limits::{LimitTarget, Limits, LimitsError, Override, SourcedOverride};
 
-/// For the admin endpoints: overrides with their sources, and which lists are in use.
-pub trait LimitsInternals {
+use super::KnownNames;
+
+/// For the admin endpoints: overrides with their sources, and which lists are in use. For configuration: the base.
+pub trait LimitsInternals: Sized {
     /// Whether an override changes anything: false when no limiter goes by any part of it.
     fn applies(&self, limit: &Limit) -> bool;
 
@@ -73,6 +77,34 @@ pub trait LimitsInternals {
         author: Option<&str>,
         origin: Option<&str>,
     ) -> impl Future<Output = Result<(), LimitsError>> + Send;
+
+    /// Whether [`Limits::set_base`] accepts these overrides, apart from unknown tiers.
+    ///
+    /// # Errors
+    ///
+    /// As [`Limits::set_base`].
+    fn check_base<'a>(
+        &self,
+        base: impl Iterator<Item = (&'a KeyName, &'a Override)>,
+    ) -> Result<(), LimitsError>;
+
+    /// Replaces the base after [`check_base`](Self::check_base). A key with an unknown tier has the defaults.
+    ///
+    /// # Errors
+    ///
+    /// [`LimitsError::TooManyRates`]: another override was set since the check.
+    fn replace_base(&self, base: BTreeMap<KeyName, Override>) -> Result<(), LimitsError>;
+
+    /// Whether a tier of this name is declared.
+    fn declares_tier(&self, tier: &str) -> bool;
+
+    /// New limits in memory whose overrides end by the same clock.
+    #[must_use]
+    fn with_same_clock(&self) -> Self;
+
+    /// Accepts overrides that name these limits and tiers, for as long as the returned value lives.
+    #[must_use = "the names are known until it is dropped"]
+    fn attach_names(&self, names: KnownNames) -> Arc<KnownNames>;
 }
 
 impl LimitsInternals for Limits {
@@ -125,13 +157,11 @@ impl LimitsInternals for Limits {
     }
 
     async fn refresh(&self) -> Result<(), LimitsError> {
-        #[cfg(feature = "redis")]
         self.refresh().await?;
         Ok(())
     }
 
     async fn clear_caches(&self) -> Result<(), LimitsError> {
-        #[cfg(feature = "redis")]
         self.clear_caches().await?;
         Ok(())
     }
@@ -141,9 +171,34 @@ impl LimitsInternals for Limits {
         author: Option<&str>,
         origin: Option<&str>,
     ) -> Result<(), LimitsError> {
-        #[cfg(feature = "redis")]
         self.accept_loss_by(author, origin).await?;
         let _ = (author, origin);
         Ok(())
+    }
+
+    fn check_base<'a>(
+        &self,
+        base: impl Iterator<Item = (&'a KeyName, &'a Override)>,
+    ) -> Result<(), LimitsError> {
+        self.check_base(base)
+    }
+
+    fn replace_base(&self, base: BTreeMap<KeyName, Override>) -> Result<(), LimitsError> {
+        self.replace_base(base)
+    }
+
+    fn declares_tier(&self, tier: &str) -> bool {
+        self.declares(tier)
+    }
+
+    fn with_same_clock(&self) -> Self {
+        self.beside()
+    }
+
+    fn attach_names(&self, names: KnownNames) -> Arc<KnownNames> {
+        let names = Arc::new(names);
+        let target: Arc<dyn LimitTarget> = names.clone();
+        self.attach(&target);
+        names
     }
 }

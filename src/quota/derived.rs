@@ -22,7 +22,6 @@ impl Quota {
 
     /// The share of one of several replicas: the rate and the burst divided by `replicas`, with a
     /// burst of at least one.
-    #[cfg(feature = "redis")]
     pub(crate) fn replica_share(self, replicas: u32) -> Self {
         let replicas = replicas.max(1);
         let QuotaKind::Rate(rate) = self.0 else {
@@ -70,7 +69,6 @@ mod tests {
         }
     }
 
-    #[cfg(feature = "redis")]
     #[test]
     fn a_share_divides_the_rate_and_the_burst_by_the_replicas() {
         for (text, replicas, share) in [

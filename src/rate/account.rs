@@ -14,7 +14,7 @@ use super::state::{DecisionContext, LayerState};
 use crate::decision::Decision;
 use crate::extract::ResponseHead;
 use crate::key::Key;
-use crate::limiter::{Charged, Parts, RateLimiter};
+use crate::limiter::{ChargedBuckets, LimiterSet, RateLimiter};
 use crate::rejection::Rejection;
 use crate::store::Reply;
 use crate::sync::{Mutex, lock};
@@ -33,7 +33,7 @@ pub(super) type Refund = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub(super) struct Account {
     shared: Arc<LayerState>,
     keys: Keys,
-    charged: Charged,
+    charged: ChargedBuckets,
     cost: u32,
     /// The decision that admitted the request.
     decision: Decision,
@@ -49,7 +49,7 @@ struct Balance {
     charged: u32,
     /// The jointly decided limits that were refunded in full, because they do not count the
     /// response.
-    refunded: Parts,
+    refunded: LimiterSet,
     /// The decision, with the numbers after the last change by this request.
     decision: Decision,
 }
@@ -87,7 +87,9 @@ impl Account {
         Arc::new(Self {
             shared: shared.clone(),
             keys: Keys::copy(keys),
-            charged: shared.limiter.charged(context.tier, keys, context.left_out),
+            charged: shared
+                .limiter
+                .charged_buckets(context.tier, keys, context.excluded),
             cost: context.cost,
             decision,
             changed: OnceLock::new(),
@@ -112,7 +114,7 @@ impl Account {
         let balance = || {
             Box::new(Mutex::new(Balance {
                 charged: taken(&self.decision, self.cost),
-                refunded: Parts::NONE,
+                refunded: LimiterSet::NONE,
                 decision: self.decision.clone(),
             }))
         };
@@ -173,9 +175,9 @@ impl Account {
     }
 
     /// Refunds some of the jointly decided limits in full.
-    fn refund_limits(self: &Arc<Self>, parts: Parts) -> Reply<()> {
-        let counting = parts.others(self.shared.parts.len());
-        if counting.with(self.charged.left_out()) == self.charged.left_out() {
+    fn refund_limits(self: &Arc<Self>, parts: LimiterSet) -> Reply<()> {
+        let counting = parts.complement(self.shared.parts.len());
+        if counting.with(self.charged.excluded()) == self.charged.excluded() {
             return self.refund(u32::MAX);
         }
         let mut balance = self.balance();
@@ -191,16 +193,16 @@ impl Account {
     fn refund_except(
         self: &Arc<Self>,
         mut balance: impl DerefMut<Target = Balance>,
-        left_out: Parts,
+        excluded: LimiterSet,
         cost: u32,
     ) -> Reply<()> {
         let limiter = self.limiter();
-        let refund = match left_out.is_empty() {
-            true => limiter.give_back(&self.charged, &self.keys, cost),
-            false => limiter.give_back(&self.charged.without(left_out), &self.keys, cost),
+        let refund = match excluded.is_empty() {
+            true => limiter.refund_charged(&self.charged, &self.keys, cost),
+            false => limiter.refund_charged(&self.charged.without(excluded), &self.keys, cost),
         };
         if let Reply::Ready(()) = refund
-            && let Reply::Ready(decision) = limiter.peek_at(&self.charged, &self.keys)
+            && let Reply::Ready(decision) = limiter.peek_charged(&self.charged, &self.keys)
         {
             balance.update(decision);
             return Reply::Ready(());
@@ -208,7 +210,9 @@ impl Account {
         let account = self.clone();
         Reply::Pending(Box::pin(async move {
             refund.await;
-            let peeked = account.limiter().peek_at(&account.charged, &account.keys);
+            let peeked = account
+                .limiter()
+                .peek_charged(&account.charged, &account.keys);
             let decision = peeked.await;
             account.balance().update(decision);
         }))
@@ -216,30 +220,30 @@ impl Account {
 
     /// Charges more, if it fits.
     pub(super) fn charge(self: &Arc<Self>, cost: u32) -> Reply<Result<(), Rejection>> {
-        self.charge_without(Parts::NONE, cost)
+        self.charge_without(LimiterSet::NONE, cost)
     }
 
     /// Charges more, except to some of the jointly decided limits.
     fn charge_without(
         self: &Arc<Self>,
-        left_out: Parts,
+        excluded: LimiterSet,
         cost: u32,
     ) -> Reply<Result<(), Rejection>> {
-        let charged = match left_out.is_empty() {
+        let charged = match excluded.is_empty() {
             true => None,
-            false => Some(self.charged.without(left_out)),
+            false => Some(self.charged.without(excluded)),
         };
         // Lock before the store decides, so that an earlier decision cannot overwrite the numbers
         // of a later one.
         let mut balance = self.balance();
         let limiter = self.limiter();
-        match limiter.decide_more(charged.as_ref().unwrap_or(&self.charged), &self.keys, cost) {
+        match limiter.charge_more(charged.as_ref().unwrap_or(&self.charged), &self.keys, cost) {
             Reply::Ready(decision) => {
                 let charged = balance.charge(decision, cost);
                 drop(balance);
                 match charged {
                     Ok(()) => Reply::Ready(Ok(())),
-                    Err(decision) => self.rejected(decision, left_out, cost),
+                    Err(decision) => self.rejected(decision, excluded, cost),
                 }
             }
             Reply::Pending(decision) => {
@@ -249,7 +253,7 @@ impl Account {
                     let charged = account.balance().charge(decision, cost);
                     match charged {
                         Ok(()) => Ok(()),
-                        Err(decision) => account.rejected(decision, left_out, cost).await,
+                        Err(decision) => account.rejected(decision, excluded, cost).await,
                     }
                 }))
             }
@@ -260,7 +264,7 @@ impl Account {
     fn rejected(
         self: &Arc<Self>,
         decision: Decision,
-        left_out: Parts,
+        excluded: LimiterSet,
         cost: u32,
     ) -> Reply<Result<(), Rejection>> {
         let shared = &self.shared;
@@ -269,12 +273,12 @@ impl Account {
                 None::<&mut Request<()>>,
                 &self.keys,
                 &decision,
-                left_out,
+                excluded,
             ) {
                 JointRejection::Enforced(rejected) => {
                     Reply::Ready(Err(shared.report_rejected(rejected)))
                 }
-                JointRejection::Without(parts) => self.charge_without(left_out.with(parts), cost),
+                JointRejection::Without(parts) => self.charge_without(excluded.with(parts), cost),
             };
         }
         let rejected = shared.rejected(&self.keys, decision);

@@ -6,7 +6,6 @@ use http::header::AUTHORIZATION;
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 
 use super::layer::RateLimitLayer;
-#[cfg(feature = "config")]
 use super::state::Settings;
 use super::state::{LayerState, Rejected};
 use crate::enforce::Enforcement;
@@ -166,7 +165,6 @@ impl LayerState {
     }
 }
 
-#[cfg(feature = "config")]
 impl Settings {
     /// The guards of this layer, for a layer that joins it.
     pub(super) fn owned_guards(&self) -> impl Iterator<Item = Guard> {

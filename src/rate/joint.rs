@@ -4,17 +4,14 @@ use std::sync::Arc;
 
 use http::Request;
 
-#[cfg(feature = "config")]
 use super::layer::RateLimitLayer;
 use super::state::{CountIf, DecisionContext, LayerState, Rejected, Settings, Skip};
 use crate::decision::{Decision, Usage};
 use crate::enforce::Enforcement;
-#[cfg(feature = "config")]
 use crate::extract::KeyExtractor;
 use crate::extract::{RequestHead, ResponseHead};
 use crate::key::Key;
-use crate::limiter::Parts;
-#[cfg(feature = "config")]
+use crate::limiter::LimiterSet;
 use crate::limiter::RateLimiter;
 use crate::store::Reply;
 
@@ -33,10 +30,9 @@ pub(super) struct JoinedLimit {
 pub(super) enum JointRejection {
     Enforced(Rejected),
     /// Some of the rejecting limits are not enforced: decide again without them.
-    Without(Parts),
+    Without(LimiterSet),
 }
 
-#[cfg(feature = "config")]
 impl<K: KeyExtractor> RateLimitLayer<K> {
     /// Joins the limits of `others` to this layer: a request must fit all of them, and otherwise is
     /// charged to none. The response fields and the cost are those of this layer. Each limit keeps
@@ -106,8 +102,8 @@ impl Settings {
 
 impl LayerState {
     /// The limits that do not count a request with this response.
-    pub(super) fn not_counting(&self, head: ResponseHead<'_>) -> Parts {
-        let mut not_counting = Parts::NONE;
+    pub(super) fn not_counting(&self, head: ResponseHead<'_>) -> LimiterSet {
+        let mut not_counting = LimiterSet::NONE;
         for (place, part) in self.parts.iter().enumerate() {
             if part.count_if.as_ref().is_some_and(|counts| !counts(head)) {
                 not_counting.add(place);
@@ -117,8 +113,8 @@ impl LayerState {
     }
 
     /// The limits that skip a request.
-    pub(super) fn skipping(&self, head: RequestHead<'_>) -> Parts {
-        let mut skipping = Parts::NONE;
+    pub(super) fn skipping(&self, head: RequestHead<'_>) -> LimiterSet {
+        let mut skipping = LimiterSet::NONE;
         for (place, part) in self.parts.iter().enumerate() {
             if part.skip.as_ref().is_some_and(|skip| skip(head)) {
                 skipping.add(place);
@@ -129,7 +125,7 @@ impl LayerState {
 
     /// The index and the limit to which the quota of a usage belongs.
     fn part_of(&self, usage: &Usage) -> Option<(usize, &JoinedLimit)> {
-        let policy = self.limiter.policy_of(usage)?;
+        let policy = self.limiter.policy_index(usage)?;
         let mut policies = 0;
         self.parts.iter().enumerate().find(|(_, part)| {
             policies += part.policies;
@@ -151,7 +147,7 @@ impl LayerState {
         mut request: Option<&mut Request<B>>,
         keys: &[Key],
         decision: &Decision,
-        left_out: Parts,
+        excluded: LimiterSet,
     ) -> JointRejection {
         let mut would_reject = |rejected: &Rejected| {
             let head = request.as_deref().map(RequestHead::from);
@@ -160,9 +156,9 @@ impl LayerState {
                 self.mark(request);
             }
         };
-        let (mut enforced, mut others) = (Parts::NONE, Parts::NONE);
+        let (mut enforced, mut others) = (LimiterSet::NONE, LimiterSet::NONE);
         for usage in decision.usages().iter().filter(|usage| !usage.fits()) {
-            let key = self.limiter.policy_of(usage).and_then(|at| keys.get(at));
+            let key = self.limiter.policy_index(usage).and_then(|at| keys.get(at));
             if let Some((place, part)) = self.part_of(usage)
                 && !enforced.contains(place)
             {
@@ -179,7 +175,7 @@ impl LayerState {
             for (place, part) in self.parts.iter().enumerate() {
                 let key = keys.get(first);
                 first += part.policies;
-                if left_out.contains(place) {
+                if excluded.contains(place) {
                     continue;
                 }
                 match part.enforce.is_enforced(key) {
@@ -191,7 +187,7 @@ impl LayerState {
                 would_reject(&self.rejected(keys, decision.clone()));
             }
         }
-        let mut unenforced = Parts::NONE;
+        let mut unenforced = LimiterSet::NONE;
         for place in (0..self.parts.len()).filter(|place| others.contains(*place)) {
             if !enforced.contains(place) {
                 unenforced.add(place);
@@ -209,17 +205,17 @@ impl LayerState {
     }
 
     /// Whether no limit applies to a request any more.
-    pub(super) fn has_left_out_all(&self, left_out: Parts) -> bool {
-        !self.parts.is_empty() && left_out.are_all(self.parts.len())
+    pub(super) fn has_left_out_all(&self, excluded: LimiterSet) -> bool {
+        !self.parts.is_empty() && excluded.contains_all(self.parts.len())
     }
 
     /// Decides about a request with the limits that are not left out.
     pub(super) fn decide(&self, keys: &[Key], context: &DecisionContext) -> Reply<Decision> {
-        if self.has_left_out_all(context.left_out) {
+        if self.has_left_out_all(context.excluded) {
             return Reply::Ready(Decision::unlimited());
         }
         let tier = context.tier.as_deref();
-        (self.limiter).decide_without(context.left_out, tier, keys, context.cost)
+        (self.limiter).decide_excluding(context.excluded, tier, keys, context.cost)
     }
 
     /// The numbers to report to clients, without those of limits on a dry run. `None` if no limit is

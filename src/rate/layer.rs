@@ -211,7 +211,6 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
     }
 
     /// Uses an existing limiter, which has the same policies.
-    #[cfg(feature = "config")]
     pub(crate) fn resumed(self, limiter: RateLimiter) -> Self {
         let mut layer = self.unopened("resumed");
         layer.limiter = Arc::new(Ok(limiter).into());
@@ -219,14 +218,12 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
     }
 
     /// Decides with an existing limiter.
-    #[cfg(feature = "config")]
     pub(super) fn decided_by(mut self, limiter: RateLimiter) -> Self {
         self.limiter = Arc::new(Ok(limiter).into());
         self
     }
 
     /// The settings of the layer.
-    #[cfg(feature = "config")]
     pub(super) fn settings(&self) -> &Settings {
         &self.settings
     }
@@ -252,7 +249,6 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
 
 impl<K> RateLimitLayer<K> {
     /// Reports to observers that the limit is ready to decide, once.
-    #[cfg(feature = "config")]
     pub(crate) fn tell_attached(&self) {
         self.shared();
     }

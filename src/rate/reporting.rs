@@ -31,7 +31,7 @@ impl LayerState {
         head: RequestHead<'_>,
     ) {
         let key = self.limiter.deciding_key(keys, decision);
-        let subject = self.subject(key, self.limiter.binding(decision), Some(head));
+        let subject = self.subject(key, self.limiter.binding_quota(decision), Some(head));
         self.observers
             .decided(begun, &subject, |observer| observer.admitted(&subject));
     }

@@ -176,7 +176,7 @@ impl<S> RateLimit<S> {
         }
         let context = shared.context_in_tier(tier);
         let keys = slice::from_ref(&key);
-        let reply = shared.limiter.decide_in(tier, keys, 1);
+        let reply = shared.limiter.decide_in_tier(tier, keys, 1);
         apply_decision(&mut self.inner, &self.shared, request, keys, context, reply)
     }
 
@@ -193,7 +193,7 @@ impl<S> RateLimit<S> {
         RB: Body,
     {
         let keys = slice::from_ref(key);
-        match self.shared.limiter.decide_in(None, keys, 1) {
+        match self.shared.limiter.decide_in_tier(None, keys, 1) {
             Reply::Ready(decision) if decision.is_admitted() => {
                 let context = DecisionContext::PLAIN;
                 let report =
@@ -263,7 +263,7 @@ where
         cost,
         suspect,
         begun,
-        left_out: shared.skipping(head),
+        excluded: shared.skipping(head),
         ..shared.context_in_tier(tier)
     };
     let key = shared.keys[0].key(head);
@@ -275,13 +275,13 @@ where
     match &shared.keys[1..] {
         [] => {
             let keys = slice::from_ref(&key);
-            let reply = shared.limiter.decide_in(tier, keys, cost);
+            let reply = shared.limiter.decide_in_tier(tier, keys, cost);
             apply_decision(inner, shared, request, keys, context, reply)
         }
         more => {
             let mut keys: SmallVec<[Key; MAX_KEYS]> = smallvec![key];
             keys.extend(more.iter().map(|key| key.key(head)));
-            let reply = shared.limiter.decide_in(tier, &keys, cost);
+            let reply = shared.limiter.decide_in_tier(tier, &keys, cost);
             apply_decision(inner, shared, request, &keys, context, reply)
         }
     }

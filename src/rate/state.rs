@@ -20,7 +20,7 @@ use crate::enforce::Enforcement;
 use crate::extract::{Extractor, RequestHead, ResponseHead};
 use crate::headers::{Headers, RateLimitHeaders};
 use crate::key::Key;
-use crate::limiter::{Parts, RateLimiter};
+use crate::limiter::{LimiterSet, RateLimiter};
 use crate::nesting::Nesting;
 use crate::observe::{DecidedMark, Observers};
 use crate::per_thread::PerThread;
@@ -152,7 +152,7 @@ impl LayerState {
         // Clone the tier name only if needed: all requests of the tier share its reference count.
         let tier = tier.filter(|_| self.needs_numbers || !self.parts.is_empty());
         DecisionContext {
-            tier: tier.and_then(|tier| self.limiter.known_tier(tier)),
+            tier: tier.and_then(|tier| self.limiter.tier_name(tier)),
             ..DecisionContext::PLAIN
         }
     }
@@ -174,12 +174,12 @@ impl LayerState {
     ) -> Verdict<RB> {
         let begun = context.begun;
         while !decision.is_admitted() && !shared.parts.is_empty() {
-            match shared.resolve_joint_rejection(Some(request), keys, &decision, context.left_out) {
+            match shared.resolve_joint_rejection(Some(request), keys, &decision, context.excluded) {
                 JointRejection::Enforced(rejected) => {
                     let head = RequestHead::from(&*request);
                     return Verdict::Rejected(shared.reject(&rejected, begun, head));
                 }
-                JointRejection::Without(parts) => context.left_out = context.left_out.with(parts),
+                JointRejection::Without(parts) => context.excluded = context.excluded.with(parts),
             }
             decision = match shared.decide(keys, &context) {
                 Reply::Ready(decision) => decision,
@@ -187,7 +187,7 @@ impl LayerState {
             };
         }
         if decision.is_admitted() {
-            if begun.is_some() && !shared.has_left_out_all(context.left_out) {
+            if begun.is_some() && !shared.has_left_out_all(context.excluded) {
                 shared.report_admitted(keys, begun, &decision, RequestHead::from(&*request));
             }
         } else {
@@ -321,7 +321,7 @@ pub(super) struct DecisionContext {
     /// The time at which the decision began, if there are observers.
     pub(super) begun: Option<Instant>,
     /// The jointly decided limits that do not apply to the request.
-    pub(super) left_out: Parts,
+    pub(super) excluded: LimiterSet,
 }
 
 impl DecisionContext {
@@ -331,7 +331,7 @@ impl DecisionContext {
         tier: None,
         suspect: None,
         begun: None,
-        left_out: Parts::NONE,
+        excluded: LimiterSet::NONE,
     };
 }
 

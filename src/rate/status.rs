@@ -101,7 +101,7 @@ impl RateLimitStatus {
         let usages = self.read(|decision| decision.usages().to_vec());
         let limiter = self.0.as_ref().map(|account| account.limiter());
         // A quota that is off has no usage.
-        let named = move |usage: Usage| Some((limiter?.names().nth(usage.index())?, usage));
+        let named = move |usage: Usage| Some((limiter?.quota_names().nth(usage.index())?, usage));
         usages.into_iter().filter_map(named)
     }
 

@@ -12,7 +12,7 @@ use crate::endpoint::{Failed, Object, body, member, no_content};
 use crate::extract::{KeyExtractor, RequestHead};
 use crate::key::Key;
 use crate::limiter::Leases;
-use crate::store::Standing;
+use crate::store::LeaseStatus;
 
 /// What the endpoints share.
 pub(super) struct Api {
@@ -42,18 +42,18 @@ pub(super) async fn start(State(api): State<Arc<Api>>, request: Request) -> Answ
 pub(super) async fn heartbeat(State(api): State<Arc<Api>>, request: Request) -> Answer {
     let (tenant, id) = api.about(request).await?;
     match api.leases.heartbeat(&tenant, &id).await {
-        Standing::Live => Ok(session(StatusCode::OK, &id, &api.leases)),
-        Standing::Gone => Err(no_session()),
-        Standing::Unavailable | Standing::Failed => Err(unavailable()),
+        LeaseStatus::Live => Ok(session(StatusCode::OK, &id, &api.leases)),
+        LeaseStatus::Gone => Err(no_session()),
+        LeaseStatus::Unavailable | LeaseStatus::Failed => Err(unavailable()),
     }
 }
 
 pub(super) async fn end(State(api): State<Arc<Api>>, request: Request) -> Answer {
     let (tenant, id) = api.about(request).await?;
     match api.leases.release(&tenant, &id).await {
-        Standing::Live => Ok(no_content()),
-        Standing::Gone => Err(no_session()),
-        Standing::Unavailable | Standing::Failed => Err(unavailable()),
+        LeaseStatus::Live => Ok(no_content()),
+        LeaseStatus::Gone => Err(no_session()),
+        LeaseStatus::Unavailable | LeaseStatus::Failed => Err(unavailable()),
     }
 }
 

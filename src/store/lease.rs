@@ -39,7 +39,7 @@ pub trait LeaseSlots: Send + Sync + 'static {
     /// twice takes one slot at each place, and each limit is compared with the count of its own place.
     ///
     /// Dropping the reply's future, before or after the store has decided, takes no slot.
-    fn acquire(&self, limits: LeaseLimits) -> Reply<Leased>;
+    fn acquire(&self, limits: LeaseLimits) -> Reply<AcquireOutcome>;
 
     /// Counts the slots that are taken: in all, and by a key at a place of [`LeaseLimits::keys`].
     fn usage_at(&self, key: Option<&Key>, place: usize) -> Reply<Option<LeaseUsage>>;
@@ -58,14 +58,15 @@ pub trait LeaseSlots: Send + Sync + 'static {
     ///
     /// Dropping the reply's future does not undo it: the asker releases then, as the holder. An acquire that
     /// arrives after its holder's release, as it may over a network, takes nothing.
-    fn acquire_named(&self, lease: &NamedLease, limits: NamedLimits) -> Reply<NamedLeased>;
+    fn acquire_named(&self, lease: &NamedLease, limits: NamedLimits) -> Reply<NamedAcquireOutcome>;
 
     /// Lets a named slot that is live live for `ttl` from now on; with a holder, only if it is that
     /// one's. One that is not live stays gone.
-    fn heartbeat(&self, name: &LeaseName, holder: Option<u64>, ttl: Duration) -> Reply<Standing>;
+    fn heartbeat(&self, name: &LeaseName, holder: Option<u64>, ttl: Duration)
+    -> Reply<LeaseStatus>;
 
     /// Gives a named slot back; with a holder, only if it is that one's.
-    fn release(&self, name: &LeaseName, holder: Option<u64>) -> Reply<Standing>;
+    fn release(&self, name: &LeaseName, holder: Option<u64>) -> Reply<LeaseStatus>;
 
     /// What these slots are called in the store where other processes find them. Default: none do.
     fn place(&self) -> Option<&str> {
@@ -109,7 +110,7 @@ pub struct NamedLease {
 /// What became of a slot that was asked for by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum NamedLeased {
+pub enum NamedAcquireOutcome {
     /// Taken.
     Granted,
     /// The tenant has none left: how many it has taken.
@@ -126,7 +127,7 @@ pub enum NamedLeased {
 /// How a named slot was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Standing {
+pub enum LeaseStatus {
     /// It was live.
     Live,
     /// Never taken, given back, expired, or another holder's.
@@ -169,9 +170,9 @@ pub struct LeaseUsage {
 
 /// What became of a slot that was asked for.
 #[must_use = "dropping it gives the slot back"]
-pub enum Leased {
+pub enum AcquireOutcome {
     /// Taken, until this is dropped.
-    Granted(Box<dyn Held>),
+    Granted(Box<dyn LeaseGuard>),
     /// A key has none left.
     KeyFull {
         /// The place of the key in [`LeaseLimits::keys`], the first of those that are full.
@@ -184,7 +185,7 @@ pub enum Leased {
 }
 
 /// A slot that is given back when this is dropped.
-pub trait Held: Send + Sync + 'static {}
+pub trait LeaseGuard: Send + Sync + 'static {}
 
 /// What becomes of requests when the store cannot be asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -222,7 +223,7 @@ impl FailureMode {
     }
 }
 
-impl fmt::Debug for Leased {
+impl fmt::Debug for AcquireOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Granted(_) => "Granted(..)",
@@ -233,8 +234,9 @@ impl fmt::Debug for Leased {
     }
 }
 
-/// A time to live as stores count it: none are without an end, and none over before they began.
-pub(super) fn lifetime(ttl: Duration) -> Duration {
+/// Clamps a time to live to what stores support: from one millisecond to 365 days.
+#[must_use]
+pub fn clamp_ttl(ttl: Duration) -> Duration {
     const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
     ttl.clamp(Duration::from_millis(1), LONGEST)
 }

@@ -13,19 +13,26 @@ use crate::policy::Policy;
 use crate::quota::Quota;
 use crate::rule::Rule;
 
-mod lease;
+pub(crate) mod denials;
+mod error;
+pub(crate) mod joined_set;
+pub(crate) mod lease;
+pub(crate) mod local_share;
 pub mod memory;
+pub mod overrides;
 #[cfg(feature = "redis")]
 pub mod redis;
 mod status;
 #[cfg(feature = "test-util")]
 pub mod suite;
 
+pub use error::{FailureKind, StoreError};
 pub use lease::{
-    FailureMode, Held, LeaseLimits, LeaseName, LeaseSlots, LeaseStore, LeaseUsage, Leased,
-    NamedLease, NamedLeased, NamedLimits, Standing,
+    AcquireOutcome, FailureMode, LeaseGuard, LeaseLimits, LeaseName, LeaseSlots, LeaseStatus,
+    LeaseStore, LeaseUsage, NamedAcquireOutcome, NamedLease, NamedLimits,
 };
 pub use memory::MemoryStore;
+pub use overrides::SharedStore;
 #[cfg(feature = "redis")]
 pub use redis::RedisStore;
 #[cfg(feature = "redis-tls")]
@@ -83,12 +90,12 @@ pub struct Charge {
     pub key: Key,
     /// The number of the set of buckets.
     pub set: usize,
-    pub(crate) rules: OwnRules,
+    pub(crate) rules: OverrideRules,
 }
 
 /// The override of a key, as far as it is about the quotas of a set.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum OwnRules {
+pub(crate) enum OverrideRules {
     None,
     /// Of the only quota, the usual case, without an allocation.
     One(Rule),
@@ -104,7 +111,7 @@ impl Charge {
         Self {
             key,
             set,
-            rules: OwnRules::None,
+            rules: OverrideRules::None,
         }
     }
 
@@ -112,9 +119,9 @@ impl Charge {
     #[must_use]
     pub fn with_rules(mut self, rules: &[Option<Rule>]) -> Self {
         self.rules = match rules {
-            [Some(rule)] => OwnRules::One(*rule),
-            rules if rules.iter().all(Option::is_none) => OwnRules::None,
-            rules => OwnRules::Several(rules.into()),
+            [Some(rule)] => OverrideRules::One(*rule),
+            rules if rules.iter().all(Option::is_none) => OverrideRules::None,
+            rules => OverrideRules::Several(rules.into()),
         };
         self
     }
@@ -124,26 +131,25 @@ impl Charge {
     #[must_use]
     pub fn rule(&self, at: usize) -> Option<&Rule> {
         match &self.rules {
-            OwnRules::None => None,
-            OwnRules::One(rule) => (at == 0).then_some(rule),
-            OwnRules::Several(rules) => rules.get(at)?.as_ref(),
+            OverrideRules::None => None,
+            OverrideRules::One(rule) => (at == 0).then_some(rule),
+            OverrideRules::Several(rules) => rules.get(at)?.as_ref(),
         }
     }
 
     /// Whether any quota of the set has an override.
     #[must_use]
     pub fn is_overridden(&self) -> bool {
-        self.rules != OwnRules::None
+        self.rules != OverrideRules::None
     }
 
     /// The same with another rule in place of each of the override.
-    #[cfg(feature = "redis")]
     pub(crate) fn map_rules(&self, map: impl Fn(&Rule) -> Rule) -> Self {
         let rules = match &self.rules {
-            OwnRules::None => OwnRules::None,
-            OwnRules::One(rule) => OwnRules::One(map(rule)),
-            OwnRules::Several(rules) => {
-                OwnRules::Several(rules.iter().map(|rule| rule.as_ref().map(&map)).collect())
+            OverrideRules::None => OverrideRules::None,
+            OverrideRules::One(rule) => OverrideRules::One(map(rule)),
+            OverrideRules::Several(rules) => {
+                OverrideRules::Several(rules.iter().map(|rule| rule.as_ref().map(&map)).collect())
             }
         };
         Self {
@@ -230,15 +236,6 @@ pub trait RateBuckets: Any + Send + Sync {
     fn stats(&self) -> Option<RateStats> {
         None
     }
-}
-
-/// How far the place of a limiter is shifted in the numbers of joined sets.
-pub(crate) const PLACE_SHIFT: u32 = 16;
-
-/// The place of a limiter among those that are joined, and the number of its set.
-#[inline]
-pub(crate) fn place_and_set(joined: usize) -> (usize, usize) {
-    (joined >> PLACE_SHIFT, joined & ((1 << PLACE_SHIFT) - 1))
 }
 
 /// What a [`RateStore`] holds for one limiter.

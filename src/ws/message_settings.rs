@@ -59,9 +59,9 @@ impl SocketLimits {
     /// Sets whether overrides and tiers are ignored, because the limits are switched off. A ban rejects connections
     /// all the same.
     pub fn rest(&self, rests: bool) {
-        self.limiter().rest_but_for_bans(rests);
+        self.limiter().suspend_except_bans(rests);
         if let Some(per_key) = &self.0.messages.per_key {
-            per_key.rest(rests);
+            per_key.set_suspended(rests);
         }
     }
 

@@ -30,7 +30,9 @@ pub(super) struct MessageLimits {
 impl MessageLimits {
     /// The limit of the key, unless it is switched off.
     fn per_key_now(&self) -> Option<&RateLimiter> {
-        self.per_key.as_ref().filter(|limiter| !limiter.rests())
+        self.per_key
+            .as_ref()
+            .filter(|limiter| !limiter.is_suspended())
     }
 }
 
@@ -97,7 +99,7 @@ impl Messages {
     fn poll_charge(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Arc<str>>, Rejection>> {
         let watched = !self.observers.is_empty();
         let binding = |limiter: &RateLimiter, decision: &Decision| {
-            watched.then(|| Arc::from(limiter.binding(decision)))
+            watched.then(|| Arc::from(limiter.binding_quota(decision)))
         };
         let per_key = self.limits.per_key_now();
         if self.asked.is_none() {

@@ -13,4 +13,4 @@ mod socket;
 
 pub use self::limits::SocketLimits;
 pub use self::refusal::Refusal;
-pub use self::socket::{LimitedSocket, Parts};
+pub use self::socket::{LimitedSocket, LimiterSet};

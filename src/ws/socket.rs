@@ -68,7 +68,7 @@ pub struct LimitedSocket {
 #[derive(Debug)]
 #[non_exhaustive]
 #[must_use = "the connection counts only for as long as the permit is kept"]
-pub struct Parts {
+pub struct LimiterSet {
     /// The connection.
     pub socket: WebSocket,
     /// Its slot.
@@ -235,9 +235,9 @@ impl LimitedSocket {
     /// Messages are not limited any more; [`RateLimiter::check`](crate::RateLimiter::check) does
     /// that by hand. The connection counts for as long as the permit is kept, unless it has ended.
     #[must_use = "the connection counts only for as long as the permit is kept"]
-    pub fn into_parts(self) -> Parts {
+    pub fn into_parts(self) -> LimiterSet {
         let goodbye = self.goodbye.map(Goodbye::into_farewell);
-        Parts {
+        LimiterSet {
             socket: self.socket,
             permit: self.permit,
             received: self.received,

@@ -19,7 +19,6 @@ mod routes;
 mod server;
 // The example gateway takes these.
 #[cfg(all(
-    feature = "config",
     feature = "metrics",
     feature = "redis",
     feature = "tonic",

@@ -34,7 +34,7 @@ async fn a_credential_in_a_body_is_the_key_that_it_is_charged_to() {
         "listed": null,
         "usage": [{
             "name": "calls", "sort": "rate", "used": 1, "here": 1, "counted_in": "this process",
-            "limit": 9, "is_own": true,
+            "limit": 9, "is_override": true,
         }],
         "replica": service.ask("GET", "/now", "").await.json["replica"],
         "store": null,

@@ -378,14 +378,14 @@ async fn usage_is_told_of_a_key_and_of_all() {
     assert_eq!(usage.json["limit"], json!(null));
     let mut calls = json!({
         "name": "calls", "sort": "rate", "used": 1, "here": 1, "counted_in": "this process",
-        "limit": 2, "is_own": false,
+        "limit": 2, "is_override": false,
     });
     assert_eq!(usage.json["usage"][0], calls);
 
     service.put("org:acme", "5/h").await;
     let usage = service.ask("GET", "/usage/org:acme", "").await;
     calls["limit"] = json!(5);
-    calls["is_own"] = json!(true);
+    calls["is_override"] = json!(true);
     assert_eq!(usage.json["limit"], "5/h");
     assert_eq!(usage.json["usage"][0], calls);
 }
@@ -407,7 +407,7 @@ async fn usage_is_told_by_tier() {
     let plan = |name, used, limit| {
         json!({
             "name": name, "sort": "rate", "used": used, "here": used,
-            "counted_in": "this process", "limit": limit, "is_own": false,
+            "counted_in": "this process", "limit": limit, "is_override": false,
         })
     };
     assert!(used.contains(&plan("plan", 0, 3)), "{used:?}");

@@ -1,15 +1,17 @@
 //! The gateway example, as a process of its own, with real clients.
 #![cfg(all(
     feature = "admin",
-    feature = "config",
     feature = "metrics",
     feature = "redis",
     feature = "tonic",
     feature = "tracing"
 ))]
 
+mod example_file;
 mod guide;
 mod process;
+mod replica;
+mod replicas;
 // Its own tests use all of it.
 #[allow(dead_code)]
 #[path = "../redis/server.rs"]

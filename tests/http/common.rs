@@ -20,8 +20,9 @@ use tower::{BoxError, Service, ServiceExt};
 use tower_admission::extract::KeyExtractor;
 use tower_admission::observe::Subject;
 use tower_admission::store::{
-    Charge, FailureMode, LeaseLimits, LeaseName, LeaseSlots, LeaseStore, LeaseUsage, Leased,
-    NamedLease, NamedLeased, NamedLimits, RateBuckets, RateStore, Reply, Standing,
+    AcquireOutcome, Charge, FailureMode, LeaseLimits, LeaseName, LeaseSlots, LeaseStatus,
+    LeaseStore, LeaseUsage, NamedAcquireOutcome, NamedLease, NamedLimits, RateBuckets, RateStore,
+    Reply,
 };
 use tower_admission::test_util::TestClock;
 use tower_admission::{
@@ -411,24 +412,24 @@ impl LeaseStore for Away {
 }
 
 impl LeaseSlots for Away {
-    fn acquire(&self, _: LeaseLimits) -> Reply<Leased> {
-        Reply::Ready(Leased::Unavailable(self.0))
+    fn acquire(&self, _: LeaseLimits) -> Reply<AcquireOutcome> {
+        Reply::Ready(AcquireOutcome::Unavailable(self.0))
     }
 
     fn usage_at(&self, _: Option<&Key>, _: usize) -> Reply<Option<LeaseUsage>> {
         Reply::Ready(None)
     }
 
-    fn acquire_named(&self, _: &NamedLease, _: NamedLimits) -> Reply<NamedLeased> {
-        Reply::Ready(NamedLeased::Unavailable(self.0))
+    fn acquire_named(&self, _: &NamedLease, _: NamedLimits) -> Reply<NamedAcquireOutcome> {
+        Reply::Ready(NamedAcquireOutcome::Unavailable(self.0))
     }
 
-    fn heartbeat(&self, _: &LeaseName, _: Option<u64>, _: Duration) -> Reply<Standing> {
-        Reply::Ready(Standing::Unavailable)
+    fn heartbeat(&self, _: &LeaseName, _: Option<u64>, _: Duration) -> Reply<LeaseStatus> {
+        Reply::Ready(LeaseStatus::Unavailable)
     }
 
-    fn release(&self, _: &LeaseName, _: Option<u64>) -> Reply<Standing> {
-        Reply::Ready(Standing::Unavailable)
+    fn release(&self, _: &LeaseName, _: Option<u64>) -> Reply<LeaseStatus> {
+        Reply::Ready(LeaseStatus::Unavailable)
     }
 }
 

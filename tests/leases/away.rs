@@ -1,4 +1,5 @@
-//! A store that answers later, when the test lets it, and can be away.
+//! A lease store behind a simulated network: it answers when the test lets it, and can be
+//! unavailable.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -6,19 +7,19 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tower_admission::MemoryStore;
 use tower_admission::store::{
-    FailureMode, LeaseLimits, LeaseName, LeaseSlots, LeaseStore, LeaseUsage, Leased, NamedLease,
-    NamedLeased, NamedLimits, Reply, Standing,
+    AcquireOutcome, FailureMode, LeaseLimits, LeaseName, LeaseSlots, LeaseStatus, LeaseStore,
+    LeaseUsage, NamedAcquireOutcome, NamedLease, NamedLimits, Reply,
 };
 use tower_admission::test_util::TestClock;
 
-/// Slots in memory behind a network of the test's own.
+/// Memory slots behind a simulated network.
 #[derive(Clone)]
-pub(crate) struct Later {
+pub(crate) struct DelayedLeases {
     pub(crate) clock: TestClock,
     slots: Arc<dyn LeaseSlots>,
     mode: FailureMode,
     network: watch::Sender<Network>,
-    /// What was asked and not yet taken in by the server.
+    /// Calls that the server has not received yet.
     asked: Arc<Mutex<Vec<(NamedLease, NamedLimits)>>>,
 }
 
@@ -28,13 +29,13 @@ struct Network {
     answers: bool,
 }
 
-impl Default for Later {
+impl Default for DelayedLeases {
     fn default() -> Self {
         Self::failing(FailureMode::Closed)
     }
 }
 
-impl Later {
+impl DelayedLeases {
     pub(crate) fn failing(mode: FailureMode) -> Self {
         let clock = TestClock::default();
         let store = MemoryStore::new().clock(clock.clone());
@@ -47,12 +48,12 @@ impl Later {
         }
     }
 
-    /// The server gets what was sent to it.
+    /// Delivers the pending calls to the server.
     pub(crate) fn take_in(&self) {
         for (lease, limits) in self.asked.lock().unwrap().drain(..) {
             assert!(matches!(
                 self.slots.acquire_named(&lease, limits),
-                Reply::Ready(NamedLeased::Granted)
+                Reply::Ready(NamedAcquireOutcome::Granted)
             ));
         }
     }
@@ -65,7 +66,7 @@ impl Later {
         self.answer();
     }
 
-    /// Whatever is asked from now on is not answered.
+    /// From now on, no call is answered.
     pub(crate) fn hang(&self) {
         self.network.send_modify(|network| network.answers = false);
     }
@@ -78,7 +79,7 @@ impl Later {
         self.network.send_modify(|network| network.is_away = false);
     }
 
-    /// Lets everything through that is on its way, and whatever follows from it.
+    /// Delivers all pending calls, and the calls that follow from them.
     pub(crate) async fn give_all_answers(&self) {
         self.answer();
         for _ in 0..100 {
@@ -86,7 +87,7 @@ impl Later {
         }
     }
 
-    /// Lets the store's time pass and the runtime's.
+    /// Advances the clocks of the store and of the runtime.
     pub(crate) async fn pass(&self, seconds: u32) {
         for _ in 0..seconds {
             self.clock.advance(Duration::from_secs(1));
@@ -108,7 +109,7 @@ impl Later {
         panic!("{expected} are taken, within ten seconds");
     }
 
-    /// An answer that the network lets through.
+    /// Delays an answer until the network delivers it.
     fn later<T: Send + 'static>(
         &self,
         away: T,
@@ -125,14 +126,14 @@ impl Later {
     }
 }
 
-impl LeaseStore for Later {
+impl LeaseStore for DelayedLeases {
     fn open_leases(&self, _: &str) -> Arc<dyn LeaseSlots> {
         Arc::new(self.clone())
     }
 }
 
-impl LeaseSlots for Later {
-    fn acquire(&self, limits: LeaseLimits) -> Reply<Leased> {
+impl LeaseSlots for DelayedLeases {
+    fn acquire(&self, limits: LeaseLimits) -> Reply<AcquireOutcome> {
         self.slots.acquire(limits)
     }
 
@@ -145,12 +146,12 @@ impl LeaseSlots for Later {
         self.later(None, move |slots| slots.usage_at(key.as_ref(), place))
     }
 
-    fn acquire_named(&self, lease: &NamedLease, limits: NamedLimits) -> Reply<NamedLeased> {
+    fn acquire_named(&self, lease: &NamedLease, limits: NamedLimits) -> Reply<NamedAcquireOutcome> {
         let lease = *lease;
         let later = self.clone();
         self.asked.lock().unwrap().push((lease, limits));
-        self.later(NamedLeased::Unavailable(self.mode), move |slots| {
-            // Unless the server took it in before.
+        self.later(NamedAcquireOutcome::Unavailable(self.mode), move |slots| {
+            // Unless the server received the call before.
             let mut asked = later.asked.lock().unwrap();
             let waits = asked
                 .iter()
@@ -159,20 +160,25 @@ impl LeaseSlots for Later {
                 asked.remove(at);
                 return slots.acquire_named(&lease, limits);
             }
-            Reply::Ready(NamedLeased::Granted)
+            Reply::Ready(NamedAcquireOutcome::Granted)
         })
     }
 
-    fn heartbeat(&self, name: &LeaseName, holder: Option<u64>, ttl: Duration) -> Reply<Standing> {
+    fn heartbeat(
+        &self,
+        name: &LeaseName,
+        holder: Option<u64>,
+        ttl: Duration,
+    ) -> Reply<LeaseStatus> {
         let name = *name;
-        self.later(Standing::Unavailable, move |slots| {
+        self.later(LeaseStatus::Unavailable, move |slots| {
             slots.heartbeat(&name, holder, ttl)
         })
     }
 
-    fn release(&self, name: &LeaseName, holder: Option<u64>) -> Reply<Standing> {
+    fn release(&self, name: &LeaseName, holder: Option<u64>) -> Reply<LeaseStatus> {
         let name = *name;
-        self.later(Standing::Unavailable, move |slots| {
+        self.later(LeaseStatus::Unavailable, move |slots| {
             slots.release(&name, holder)
         })
     }

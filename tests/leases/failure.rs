@@ -1,13 +1,13 @@
-//! What becomes of work while the store is away.
+//! Leases while the store is unavailable.
 
-use tower_admission::store::{FailureMode, Standing};
+use tower_admission::store::{FailureMode, LeaseStatus};
 use tower_admission::{Leases, Reason};
 
-use crate::away::Later;
+use crate::away::DelayedLeases;
 use crate::tenant;
 
-fn away(mode: FailureMode) -> (Leases, Later) {
-    let store = Later::failing(mode);
+fn away(mode: FailureMode) -> (Leases, DelayedLeases) {
+    let store = DelayedLeases::failing(mode);
     store.answer_at_once();
     store.go_away();
     let leases = Leases::new().per_tenant(4).total(8);
@@ -15,7 +15,7 @@ fn away(mode: FailureMode) -> (Leases, Later) {
 }
 
 #[tokio::test]
-async fn open_admits_uncounted() {
+async fn failure_mode_open_admits_leases_without_counting_them() {
     let (leases, _) = away(FailureMode::Open);
     for n in 0..20 {
         let lease = leases.acquire(&tenant("acme"), &n.to_string()).await;
@@ -26,24 +26,24 @@ async fn open_admits_uncounted() {
 }
 
 #[tokio::test]
-async fn closed_refuses() {
+async fn failure_mode_closed_rejects_acquires() {
     let (leases, _) = away(FailureMode::Closed);
     let refused = leases.acquire(&tenant("acme"), "1").await.unwrap_err();
     assert_eq!(refused.reason(), Reason::Unavailable);
     assert!(refused.retry_after().is_some());
     assert_eq!(
         leases.heartbeat(&tenant("acme"), "1").await,
-        Standing::Unavailable
+        LeaseStatus::Unavailable
     );
     assert_eq!(
         leases.release(&tenant("acme"), "1").await,
-        Standing::Unavailable
+        LeaseStatus::Unavailable
     );
     assert_eq!(leases.usage(&tenant("acme")).await, None);
 }
 
 #[tokio::test]
-async fn a_local_share_is_counted_here() {
+async fn a_local_share_counts_in_this_process() {
     let (leases, store) = away(FailureMode::LocalShare { replicas: 2 });
     let acme = tenant("acme");
     let mut held = Vec::new();
@@ -56,16 +56,16 @@ async fn a_local_share_is_counted_here() {
     assert_eq!((occupancy.used, occupancy.allowed), (2, 2));
 
     held.pop().unwrap().detach();
-    assert_eq!(leases.heartbeat(&acme, "1").await, Standing::Live);
+    assert_eq!(leases.heartbeat(&acme, "1").await, LeaseStatus::Live);
     assert_eq!(
         leases.release(&acme, "1").await,
-        Standing::Unavailable,
-        "the store may know of it as well"
+        LeaseStatus::Unavailable,
+        "the store may also know the lease"
     );
     let again = leases.acquire(&acme, "2").await;
-    let again = again.expect("a slot of the share is free again");
+    let again = again.expect("the share has a free slot again");
 
-    // The store knows nothing of these, and is not asked to give them back.
+    // The store does not know these leases and gets no release for them.
     store.come_back();
     drop((held, again));
     assert_eq!(store.taken().await, 0);
@@ -75,9 +75,9 @@ async fn a_local_share_is_counted_here() {
     store.until_taken(0).await;
 }
 
-/// A retry that comes while the store is away takes its work over here, and a release ends both.
+/// A retry during an outage takes the work over in the local share.
 #[tokio::test]
-async fn work_that_is_in_the_store_and_in_a_share_is_released_from_both() {
+async fn a_release_ends_the_copies_in_the_store_and_in_the_share() {
     let (leases, store) = away(FailureMode::LocalShare { replicas: 2 });
     let acme = tenant("acme");
     store.come_back();
@@ -85,28 +85,28 @@ async fn work_that_is_in_the_store_and_in_a_share_is_released_from_both() {
     store.go_away();
     leases.acquire(&acme, "1").await.unwrap().detach();
     store.come_back();
-    assert_eq!(leases.release(&acme, "1").await, Standing::Live);
+    assert_eq!(leases.release(&acme, "1").await, LeaseStatus::Live);
     assert_eq!(store.taken().await, 0);
-    assert_eq!(leases.release(&acme, "1").await, Standing::Gone);
+    assert_eq!(leases.release(&acme, "1").await, LeaseStatus::Gone);
 }
 
 #[tokio::test]
-async fn a_release_that_the_store_is_not_told_of_is_not_said_to_be_one() {
+async fn a_release_without_the_store_returns_unavailable() {
     let (leases, store) = away(FailureMode::LocalShare { replicas: 1 });
     let acme = tenant("acme");
     store.come_back();
     leases.acquire(&acme, "1").await.unwrap().detach();
     store.go_away();
     leases.acquire(&acme, "1").await.unwrap().detach();
-    assert_eq!(leases.release(&acme, "1").await, Standing::Unavailable);
+    assert_eq!(leases.release(&acme, "1").await, LeaseStatus::Unavailable);
     store.come_back();
     assert_eq!(store.taken().await, 1);
-    assert_eq!(leases.release(&acme, "1").await, Standing::Live);
+    assert_eq!(leases.release(&acme, "1").await, LeaseStatus::Live);
 }
 
-/// What is in a share is live while the store is away, and what the store says holds after that.
+/// A lease in a share is live during the outage. Afterwards, the store's answer takes precedence.
 #[tokio::test]
-async fn what_the_store_does_not_know_is_gone_when_it_is_back() {
+async fn a_lease_that_the_returned_store_does_not_know_is_gone() {
     let (leases, store) = away(FailureMode::LocalShare { replicas: 1 });
     let elsewhere = Leases::new().store(store.clone());
     let acme = tenant("acme");
@@ -114,40 +114,40 @@ async fn what_the_store_does_not_know_is_gone_when_it_is_back() {
     leases.acquire(&acme, "1").await.unwrap().detach();
     store.go_away();
     leases.acquire(&acme, "1").await.unwrap().detach();
-    assert_eq!(leases.heartbeat(&acme, "1").await, Standing::Live);
+    assert_eq!(leases.heartbeat(&acme, "1").await, LeaseStatus::Live);
     store.come_back();
-    assert_eq!(elsewhere.release(&acme, "1").await, Standing::Live);
-    assert_eq!(leases.heartbeat(&acme, "1").await, Standing::Gone);
+    assert_eq!(elsewhere.release(&acme, "1").await, LeaseStatus::Live);
+    assert_eq!(leases.heartbeat(&acme, "1").await, LeaseStatus::Gone);
     store.go_away();
     assert_eq!(
         leases.heartbeat(&acme, "1").await,
-        Standing::Unavailable,
-        "nor is it live here"
+        LeaseStatus::Unavailable,
+        "it is not live in the share either"
     );
 
-    // What only a share had can still be released, and says so.
+    // A lease that only the share had can still be released.
     leases.acquire(&acme, "2").await.unwrap().detach();
     store.come_back();
-    assert_eq!(leases.release(&acme, "2").await, Standing::Live);
-    assert_eq!(leases.release(&acme, "2").await, Standing::Gone);
+    assert_eq!(leases.release(&acme, "2").await, LeaseStatus::Live);
+    assert_eq!(leases.release(&acme, "2").await, LeaseStatus::Gone);
 }
 
 #[tokio::test]
-async fn what_the_store_has_taken_is_not_in_the_share_any_more() {
+async fn a_lease_that_the_store_grants_leaves_the_share() {
     let (leases, store) = away(FailureMode::LocalShare { replicas: 1 });
     let leases = leases.per_tenant(1);
     let acme = tenant("acme");
     leases.acquire(&acme, "1").await.unwrap().detach();
     store.come_back();
     let lease = leases.acquire(&acme, "1").await.unwrap();
-    assert_eq!(lease.release().await, Standing::Live);
+    assert_eq!(lease.release().await, LeaseStatus::Live);
     store.go_away();
     let another = leases.acquire(&acme, "2").await;
-    assert!(another.is_ok(), "nothing is at work");
+    assert!(another.is_ok(), "no slot is in use");
 }
 
 #[tokio::test]
-async fn what_this_process_holds_counts_against_its_share() {
+async fn leases_held_in_the_store_count_against_the_share() {
     let (leases, store) = away(FailureMode::LocalShare { replicas: 2 });
     let acme = tenant("acme");
     store.come_back();
@@ -167,7 +167,7 @@ async fn what_this_process_holds_counts_against_its_share() {
     let occupancy = refused.occupancy().unwrap();
     assert_eq!((occupancy.used, occupancy.allowed), (4, 4));
 
-    // Where the end of what is detached is not known here.
+    // This process does not learn when a detached lease ends.
     lease.detach();
     drop(kept);
     let held = [
@@ -178,9 +178,9 @@ async fn what_this_process_holds_counts_against_its_share() {
     drop(held);
 }
 
-/// Limits that are made from one, by another name or over another store.
+/// Leases derived from others by another name or another store.
 #[tokio::test(start_paused = true)]
-async fn limits_of_other_names_and_stores_share_nothing() {
+async fn leases_of_other_names_and_stores_share_no_counts() {
     let (base, store) = away(FailureMode::LocalShare { replicas: 1 });
     let base = base.per_tenant(1);
     let (jobs, streams) = (base.clone().name("jobs"), base.clone().name("streams"));
@@ -189,8 +189,8 @@ async fn limits_of_other_names_and_stores_share_nothing() {
     let _stream = streams.acquire(&acme, "1").await.unwrap();
     assert!(jobs.acquire(&acme, "2").await.is_err());
 
-    // One that is away holds up none that is not.
-    let well = Later::default();
+    // An unavailable store does not block an available one.
+    let well = DelayedLeases::default();
     well.answer_at_once();
     let other = base.clone().store(well.clone());
     store.come_back();

@@ -1,14 +1,14 @@
-//! Until it is detached, a lease is given back on every path.
+//! Until it is detached, a lease is released on every path.
 
 use std::pin::pin;
 
-use tower_admission::store::Standing;
+use tower_admission::store::LeaseStatus;
 use tower_admission::{Lease, Leases, Reason};
 
-use crate::away::Later;
+use crate::away::DelayedLeases;
 use crate::{poll_once, tenant, total, used};
 
-/// Starts work whose hand-over fails somewhere.
+/// Starts work whose dispatch may fail.
 async fn start(leases: &Leases, hand_over: impl AsyncFnOnce(&Lease) -> Result<(), String>) {
     let started: Result<(), String> = async {
         let lease = leases
@@ -24,16 +24,16 @@ async fn start(leases: &Leases, hand_over: impl AsyncFnOnce(&Lease) -> Result<()
 }
 
 #[tokio::test]
-async fn an_early_return_gives_it_back() {
+async fn an_early_return_releases_the_lease() {
     let leases = Leases::new();
     start(&leases, async |_| Err("no room in the queue".to_owned())).await;
     assert_eq!(used(&leases, "acme").await, 0);
     start(&leases, async |_| Ok(())).await;
-    assert_eq!(used(&leases, "acme").await, 1, "handed over, it stays");
+    assert_eq!(used(&leases, "acme").await, 1, "a detached lease stays");
 }
 
 #[tokio::test]
-async fn a_panic_gives_it_back() {
+async fn a_panic_releases_the_lease() {
     let leases = Leases::new();
     let panicking = {
         let leases = leases.clone();
@@ -46,7 +46,7 @@ async fn a_panic_gives_it_back() {
 }
 
 #[tokio::test]
-async fn a_cancelled_hand_over_gives_it_back() {
+async fn a_cancelled_dispatch_releases_the_lease() {
     let leases = Leases::new();
     {
         let mut starting = pin!(start(&leases, async |_| std::future::pending().await));
@@ -56,11 +56,11 @@ async fn a_cancelled_hand_over_gives_it_back() {
     assert_eq!(used(&leases, "acme").await, 0);
 }
 
-/// A store over a network takes the slot when it is told to, and its answer comes when it comes.
+/// A network store takes the slot and answers at any later time.
 #[tokio::test]
-async fn an_acquire_that_is_cancelled_at_any_await_takes_nothing() {
+async fn an_acquire_that_is_cancelled_at_any_await_takes_no_slot() {
     for answered in [false, true] {
-        let store = Later::default();
+        let store = DelayedLeases::default();
         let leases = Leases::new().store(store.clone());
         let acme = tenant("acme");
         {
@@ -77,8 +77,8 @@ async fn an_acquire_that_is_cancelled_at_any_await_takes_nothing() {
 }
 
 #[tokio::test]
-async fn a_lease_is_given_back_in_the_background() {
-    let store = Later::default();
+async fn a_dropped_lease_is_released_in_the_background() {
+    let store = DelayedLeases::default();
     store.answer_at_once();
     let leases = Leases::new().store(store.clone());
     let lease = leases.acquire(&tenant("acme"), "1").await.unwrap();
@@ -88,9 +88,9 @@ async fn a_lease_is_given_back_in_the_background() {
 }
 
 #[tokio::test]
-async fn giving_back_is_tried_again_until_the_store_answers() {
+async fn a_release_is_retried_until_the_store_answers() {
     tokio::time::pause();
-    let store = Later::default();
+    let store = DelayedLeases::default();
     store.answer_at_once();
     let leases = Leases::new().store(store.clone());
     let many: Vec<_> = {
@@ -114,22 +114,22 @@ async fn giving_back_is_tried_again_until_the_store_answers() {
 }
 
 #[tokio::test]
-async fn releasing_waits_for_the_store() {
-    let store = Later::default();
+async fn release_waits_for_the_store() {
+    let store = DelayedLeases::default();
     store.answer_at_once();
     let leases = Leases::new().store(store.clone());
     let lease = leases.acquire(&tenant("acme"), "1").await.unwrap();
-    assert_eq!(lease.release().await, Standing::Live);
+    assert_eq!(lease.release().await, LeaseStatus::Live);
     assert_eq!(store.taken().await, 0);
 
     let lease = leases.acquire(&tenant("acme"), "1").await.unwrap();
     leases.release(&tenant("acme"), "1").await;
-    assert_eq!(lease.release().await, Standing::Gone);
+    assert_eq!(lease.release().await, LeaseStatus::Gone);
 }
 
 #[tokio::test]
-async fn dropping_a_lease_outside_of_a_runtime_leaves_it_to_the_next_flush() {
-    let store = Later::default();
+async fn a_lease_that_is_dropped_outside_of_a_runtime_is_released_by_the_next_flush() {
+    let store = DelayedLeases::default();
     store.answer_at_once();
     let leases = Leases::new().store(store.clone());
     let lease = leases.acquire(&tenant("acme"), "1").await.unwrap();
@@ -140,7 +140,7 @@ async fn dropping_a_lease_outside_of_a_runtime_leaves_it_to_the_next_flush() {
 }
 
 #[tokio::test]
-async fn a_refused_acquire_gives_nothing_back() {
+async fn a_rejected_acquire_releases_nothing() {
     let leases = Leases::new().total(1);
     let acme = tenant("acme");
     let held = leases.acquire(&acme, "1").await.unwrap();

@@ -1,27 +1,27 @@
-//! Heartbeats in the background, and losing what they are for.
+//! Background heartbeats, and lost leases.
 
 use std::pin::pin;
 
 use tower_admission::Leases;
-use tower_admission::store::{FailureMode, Standing};
+use tower_admission::store::{FailureMode, LeaseStatus};
 
-use crate::away::Later;
+use crate::away::DelayedLeases;
 use crate::{SECOND, poll_once, tenant};
 
-fn leases() -> (Leases, Later) {
-    let store = Later::failing(FailureMode::Closed);
+fn leases() -> (Leases, DelayedLeases) {
+    let store = DelayedLeases::failing(FailureMode::Closed);
     store.answer_at_once();
     let leases = Leases::new().ttl(60 * SECOND).store(store.clone());
     (leases, store)
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_lives_for_as_long_as_it_is_held() {
+async fn heartbeats_extend_a_lease_while_it_is_held() {
     let (leases, store) = leases();
     let lease = leases.acquire(&tenant("acme"), "1").await.unwrap();
     let kept = lease.keep_alive();
     for _ in 0..60 {
-        // The store's clock and the runtime's.
+        // The clocks of the store and of the runtime.
         store.clock.advance(10 * SECOND);
         tokio::time::sleep(10 * SECOND).await;
         assert_eq!(store.taken().await, 1);
@@ -33,18 +33,18 @@ async fn it_lives_for_as_long_as_it_is_held() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn its_holder_is_told_when_somebody_else_releases_it() {
+async fn a_release_by_another_caller_loses_the_lease() {
     let (leases, _store) = leases();
     let acme = tenant("acme");
     let kept = leases.acquire(&acme, "1").await.unwrap().keep_alive();
-    assert_eq!(leases.release(&acme, "1").await, Standing::Live);
+    assert_eq!(leases.release(&acme, "1").await, LeaseStatus::Live);
     kept.lost().await;
     assert!(kept.is_lost());
     kept.lost().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn its_holder_is_told_when_it_may_have_expired() {
+async fn a_lease_that_may_have_expired_is_lost() {
     let (leases, store) = leases();
     let kept = leases
         .acquire(&tenant("acme"), "1")
@@ -57,13 +57,13 @@ async fn its_holder_is_told_when_it_may_have_expired() {
     let after = started.elapsed();
     assert!(
         54 * SECOND <= after && after < 60 * SECOND,
-        "before others may have its slot: {after:?}"
+        "before another caller can get its slot: {after:?}"
     );
 }
 
-/// The store counts from the acquire, so this process does as well.
+/// The store counts from the acquire, so this process must too.
 #[tokio::test(start_paused = true)]
-async fn its_time_to_live_counts_from_the_acquire() {
+async fn the_time_to_live_counts_from_the_acquire() {
     let (leases, store) = leases();
     let lease = leases.acquire(&tenant("acme"), "1").await.unwrap();
     store.pass(45).await;
@@ -84,15 +84,16 @@ async fn its_time_to_live_counts_from_the_acquire() {
     assert!(after < 60 * SECOND, "{after:?}");
 }
 
-/// Somebody else may have kept it alive by its id, so a first heartbeat that is late is sent.
+/// A late first heartbeat is still sent, because another caller may have extended the lease by its
+/// id.
 #[tokio::test(start_paused = true)]
-async fn one_that_others_kept_alive_goes_on() {
+async fn a_lease_that_was_extended_by_id_is_not_lost() {
     let (leases, store) = leases();
     let lease = leases.acquire(&tenant("acme"), "1").await.unwrap();
     for _ in 0..4 {
         store.pass(30).await;
         let standing = leases.heartbeat(&tenant("acme"), "1").await;
-        assert_eq!(standing, Standing::Live);
+        assert_eq!(standing, LeaseStatus::Live);
     }
     let kept = lease.keep_alive();
     store.pass(200).await;
@@ -101,7 +102,7 @@ async fn one_that_others_kept_alive_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn its_holder_is_told_in_time_when_the_store_does_not_answer() {
+async fn a_store_without_answers_loses_the_lease_before_it_expires() {
     let (leases, store) = leases();
     let started = tokio::time::Instant::now();
     let lease = leases.acquire(&tenant("acme"), "1").await.unwrap();
@@ -113,20 +114,20 @@ async fn its_holder_is_told_in_time_when_the_store_does_not_answer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn its_holder_is_told_when_another_has_its_id() {
+async fn an_acquire_of_the_same_id_loses_the_lease() {
     let (leases, store) = leases();
     let acme = tenant("acme");
     let kept = leases.acquire(&acme, "1").await.unwrap().keep_alive();
-    assert_eq!(leases.release(&acme, "1").await, Standing::Live);
+    assert_eq!(leases.release(&acme, "1").await, LeaseStatus::Live);
     leases.acquire(&acme, "1").await.unwrap().detach();
     store.pass(61).await;
     assert!(kept.is_lost());
-    assert_eq!(store.taken().await, 0, "it does not keep the other's alive");
+    assert_eq!(store.taken().await, 0, "it does not extend the other lease");
 }
 
-/// A worker that stood still for its time to live, while its work was given to another.
+/// A worker stalls for its time to live, and its work goes to another worker.
 #[tokio::test(start_paused = true)]
-async fn of_two_that_hold_one_id_the_later_keeps_it() {
+async fn the_later_of_two_holders_keeps_the_lease() {
     let (leases, store) = leases();
     let acme = tenant("acme");
     let first = leases.acquire(&acme, "1").await.unwrap().keep_alive();
@@ -142,9 +143,9 @@ async fn of_two_that_hold_one_id_the_later_keeps_it() {
     store.until_taken(0).await;
 }
 
-/// Nobody would tell it any more.
+/// No task would report the loss.
 #[test]
-fn without_the_task_of_its_heartbeats_it_is_lost() {
+fn a_lease_whose_heartbeat_task_ended_is_lost() {
     let runtime = |time: bool| {
         let mut builder = tokio::runtime::Builder::new_current_thread();
         if time {
@@ -153,7 +154,7 @@ fn without_the_task_of_its_heartbeats_it_is_lost() {
         builder.build().unwrap()
     };
     let leases = Leases::new();
-    // Heartbeats need time.
+    // Heartbeats need a timer.
     for time in [true, false] {
         let first = runtime(time);
         let kept = first.block_on(async {
@@ -169,7 +170,7 @@ fn without_the_task_of_its_heartbeats_it_is_lost() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_is_away_for_a_while_loses_nothing() {
+async fn a_short_outage_of_the_store_loses_no_lease() {
     let (leases, store) = leases();
     let kept = leases
         .acquire(&tenant("acme"), "1")
@@ -183,12 +184,12 @@ async fn a_store_that_is_away_for_a_while_loses_nothing() {
     assert!(!kept.is_lost());
     kept.detach();
     tokio::time::sleep(SECOND).await;
-    assert_eq!(store.taken().await, 1, "left to whoever knows its id");
+    assert_eq!(store.taken().await, 1, "a detached lease stays");
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_not_counted_is_never_lost() {
-    let store = Later::failing(FailureMode::Open);
+async fn an_uncounted_lease_is_never_lost() {
+    let store = DelayedLeases::failing(FailureMode::Open);
     store.answer_at_once();
     store.go_away();
     let leases = Leases::new().store(store);

@@ -1,15 +1,15 @@
-//! How many there may be, how long they live, and whose they are.
+//! Limits, times to live and ids of leases.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tower_admission::store::Standing;
+use tower_admission::store::LeaseStatus;
 use tower_admission::{Capacity, Leases, Reason};
 
 use crate::{SECOND, on_clock, tenant, total, used};
 
 #[tokio::test]
-async fn a_refusal_says_which_limit_its_usage_and_its_limit() {
+async fn a_rejection_reports_the_limit_and_its_usage() {
     let leases = Leases::new().name("jobs").per_tenant(2).total(3);
     let (acme, umbrella) = (tenant("acme"), tenant("umbrella"));
     let _held = [
@@ -26,7 +26,7 @@ async fn a_refusal_says_which_limit_its_usage_and_its_limit() {
     assert_eq!(
         refused.retry_after(),
         None,
-        "when a slot frees cannot be known"
+        "the time at which a slot becomes free is unknown"
     );
     assert_eq!(
         refused.to_string(),
@@ -40,7 +40,7 @@ async fn a_refusal_says_which_limit_its_usage_and_its_limit() {
 }
 
 #[tokio::test]
-async fn limits_of_zero_are_off() {
+async fn a_limit_of_zero_is_unlimited() {
     let leases = Leases::new().per_tenant(0).total(0);
     for n in 0..100 {
         leases
@@ -53,24 +53,31 @@ async fn limits_of_zero_are_off() {
 }
 
 #[tokio::test]
-async fn what_nobody_hears_of_expires_and_what_somebody_does_lives() {
+async fn a_lease_expires_without_heartbeats_and_lives_with_them() {
     let (leases, clock) = on_clock(Leases::new().per_tenant(2).ttl(60 * SECOND));
     let acme = tenant("acme");
-    leases.acquire(&acme, "heard of").await.unwrap().detach();
     leases
-        .acquire(&acme, "not heard of")
+        .acquire(&acme, "with heartbeats")
+        .await
+        .unwrap()
+        .detach();
+    leases
+        .acquire(&acme, "without heartbeats")
         .await
         .unwrap()
         .detach();
     for _ in 0..3 {
         clock.advance(40 * SECOND);
-        assert_eq!(leases.heartbeat(&acme, "heard of").await, Standing::Live);
+        assert_eq!(
+            leases.heartbeat(&acme, "with heartbeats").await,
+            LeaseStatus::Live
+        );
     }
     assert_eq!(used(&leases, "acme").await, 1);
     assert_eq!(
-        leases.heartbeat(&acme, "not heard of").await,
-        Standing::Gone,
-        "a heartbeat takes nothing that has expired"
+        leases.heartbeat(&acme, "without heartbeats").await,
+        LeaseStatus::Gone,
+        "a heartbeat revives no expired lease"
     );
     assert_eq!(used(&leases, "acme").await, 1);
 
@@ -78,59 +85,65 @@ async fn what_nobody_hears_of_expires_and_what_somebody_does_lives() {
     assert_eq!(
         used(&leases, "acme").await,
         0,
-        "at its time to live it ends"
+        "it ends with its time to live"
     );
-    assert_eq!(leases.heartbeat(&acme, "heard of").await, Standing::Gone);
-    assert_eq!(leases.release(&acme, "heard of").await, Standing::Gone);
+    assert_eq!(
+        leases.heartbeat(&acme, "with heartbeats").await,
+        LeaseStatus::Gone
+    );
+    assert_eq!(
+        leases.release(&acme, "with heartbeats").await,
+        LeaseStatus::Gone
+    );
 }
 
 #[tokio::test]
-async fn a_heartbeat_creates_nothing_and_a_second_release_finds_nothing() {
+async fn a_heartbeat_creates_no_lease_and_a_second_release_finds_none() {
     let leases = Leases::new();
     let acme = tenant("acme");
-    assert_eq!(leases.heartbeat(&acme, "1").await, Standing::Gone);
+    assert_eq!(leases.heartbeat(&acme, "1").await, LeaseStatus::Gone);
     assert_eq!(used(&leases, "acme").await, 0);
     leases.acquire(&acme, "1").await.unwrap().detach();
-    assert_eq!(leases.release(&acme, "1").await, Standing::Live);
-    assert_eq!(leases.release(&acme, "1").await, Standing::Gone);
+    assert_eq!(leases.release(&acme, "1").await, LeaseStatus::Live);
+    assert_eq!(leases.release(&acme, "1").await, LeaseStatus::Gone);
     assert_eq!(used(&leases, "acme").await, 0);
 }
 
 #[tokio::test]
-async fn ids_of_different_tenants_never_meet() {
+async fn equal_ids_of_different_tenants_are_different_leases() {
     let leases = Leases::new();
     let (acme, umbrella) = (tenant("acme"), tenant("umbrella"));
     leases.acquire(&acme, "42").await.unwrap().detach();
-    assert_eq!(leases.heartbeat(&umbrella, "42").await, Standing::Gone);
-    assert_eq!(leases.release(&umbrella, "42").await, Standing::Gone);
+    assert_eq!(leases.heartbeat(&umbrella, "42").await, LeaseStatus::Gone);
+    assert_eq!(leases.release(&umbrella, "42").await, LeaseStatus::Gone);
     leases.acquire(&umbrella, "42").await.unwrap().detach();
-    assert_eq!(leases.release(&umbrella, "42").await, Standing::Live);
+    assert_eq!(leases.release(&umbrella, "42").await, LeaseStatus::Live);
     assert_eq!(used(&leases, "acme").await, 1);
 }
 
 #[tokio::test]
-async fn taking_an_id_again_takes_it_over() {
+async fn an_acquire_of_a_live_id_takes_it_over() {
     let (leases, clock) = on_clock(Leases::new().per_tenant(1).ttl(60 * SECOND));
     let acme = tenant("acme");
     let first = leases.acquire(&acme, "42").await.unwrap();
     clock.advance(40 * SECOND);
     let again = leases.acquire(&acme, "42").await;
-    let second = again.expect("it is not counted twice, so it fits");
+    let second = again.expect("the same id counts once, so it fits");
     assert_eq!(used(&leases, "acme").await, 1);
     drop(first);
     assert_eq!(
         used(&leases, "acme").await,
         1,
-        "an attempt that was given up leaves a later one's alone"
+        "the earlier guard releases nothing of the later one"
     );
     clock.advance(40 * SECOND);
-    assert_eq!(used(&leases, "acme").await, 1, "it lives anew");
+    assert_eq!(used(&leases, "acme").await, 1, "its time to live restarted");
     drop(second);
     assert_eq!(used(&leases, "acme").await, 0);
 }
 
 #[tokio::test]
-async fn clones_and_leases_of_one_store_and_name_share_a_limit() {
+async fn clones_and_leases_with_one_store_and_name_share_a_limit() {
     let store = tower_admission::MemoryStore::new();
     let named = |name| Leases::new().name(name).total(1).store(store.clone());
     let (one, same, other) = (named("jobs"), named("jobs"), named("streams"));
@@ -139,9 +152,9 @@ async fn clones_and_leases_of_one_store_and_name_share_a_limit() {
     assert!(other.acquire(&tenant("acme"), "2").await.is_ok());
 }
 
-/// The value that acquired it may be made for one request.
+/// An application may build `Leases` for a single request.
 #[tokio::test]
-async fn detached_work_outlives_the_leases_that_acquired_it() {
+async fn detached_work_outlives_the_limiter_that_acquired_it() {
     let (_, clock) = on_clock(Leases::new());
     let store = tower_admission::MemoryStore::new().clock(clock.clone());
     let jobs = || {
@@ -157,7 +170,7 @@ async fn detached_work_outlives_the_leases_that_acquired_it() {
 }
 
 #[tokio::test]
-async fn random_ids_are_their_own() {
+async fn random_ids_are_unique() {
     let leases = Leases::new();
     let (one, two) = (
         leases.acquire_new(&tenant("acme")).await.unwrap(),
@@ -168,9 +181,9 @@ async fn random_ids_are_their_own() {
     assert_eq!(used(&leases, "acme").await, 2);
 }
 
-/// 64 tasks start 1,000 pieces of work over 10 of a tenant's and 100 in all.
+/// 64 tasks start 1,000 pieces of work against limits of 10 per tenant and 100 in total.
 #[tokio::test(flavor = "multi_thread")]
-async fn races_use_all_of_the_limits_and_no_more() {
+async fn concurrent_acquires_use_exactly_the_limits() {
     let leases = Leases::new().per_tenant(10).total(100);
     let next = Arc::new(AtomicUsize::new(0));
     let tasks: Vec<_> = (0..64)
@@ -183,7 +196,7 @@ async fn races_use_all_of_the_limits_and_no_more() {
                     if n >= 1000 {
                         return held;
                     }
-                    // 16 tenants: more than fit at 10 each.
+                    // 16 tenants need more slots than the total limit has.
                     let tenant = tenant(&(n % 16).to_string());
                     if let Ok(lease) = leases.acquire(&tenant, &n.to_string()).await {
                         held.push(lease);
@@ -207,7 +220,7 @@ async fn races_use_all_of_the_limits_and_no_more() {
 }
 
 #[tokio::test]
-async fn new_numbers_apply_to_all_clones_at_once() {
+async fn new_limits_apply_to_all_clones_immediately() {
     let (leases, clock) = on_clock(Leases::new().per_tenant(2).total(3));
     let clone = leases.clone();
     let acme = tenant("acme");
@@ -227,7 +240,7 @@ async fn new_numbers_apply_to_all_clones_at_once() {
     assert_eq!(rejected.reason(), Reason::AtCapacity);
     clone.set_total(Capacity::Unlimited);
     taken("4").await.unwrap();
-    // Lowered below what is at work: that goes on.
+    // The limit drops below the slots in use: they stay.
     clone.set_per_tenant(1);
     let rejected = taken("5").await.unwrap_err();
     let occupancy = rejected.occupancy().unwrap();
@@ -235,7 +248,7 @@ async fn new_numbers_apply_to_all_clones_at_once() {
     clone.set_per_tenant(0);
     assert_eq!(taken("5").await.unwrap_err().reason(), Reason::Denied);
 
-    // What is made with a setter has numbers of its own.
+    // A setter returns leases with their own settings.
     let other = leases.clone().per_tenant(9);
     other.set_total(7);
     clone.set_per_tenant(Capacity::Unlimited);
@@ -243,7 +256,7 @@ async fn new_numbers_apply_to_all_clones_at_once() {
 
     clone.set_ttl(120 * SECOND);
     assert_eq!(leases.time_to_live(), 120 * SECOND);
-    assert_eq!(leases.heartbeat(&acme, "1").await, Standing::Live);
+    assert_eq!(leases.heartbeat(&acme, "1").await, LeaseStatus::Live);
     clock.advance(61 * SECOND);
     assert_eq!(used(&leases, "acme").await, 1);
     clock.advance(60 * SECOND);

@@ -1,4 +1,4 @@
-//! Leases: slots for work that outlives its request, in memory and without a store.
+//! Leases in the memory store: slots for work that outlives its request.
 #![cfg(feature = "test-util")]
 
 mod away;
@@ -20,7 +20,7 @@ fn tenant(name: &str) -> Key {
     Key::id("tenant", name)
 }
 
-/// Leases on a clock that the test holds.
+/// Leases on a clock that the test controls.
 fn on_clock(leases: Leases) -> (Leases, TestClock) {
     let clock = TestClock::default();
     let store = MemoryStore::new().clock(clock.clone());
@@ -29,12 +29,15 @@ fn on_clock(leases: Leases) -> (Leases, TestClock) {
 
 async fn used(leases: &Leases, name: &str) -> u64 {
     let usage = leases.usage(&tenant(name)).await;
-    usage.expect("a store that answers").key.expect("asked for")
+    usage
+        .expect("the store answers")
+        .key
+        .expect("the count of the key")
 }
 
 async fn total(leases: &Leases) -> u64 {
     let usage = leases.usage(&tenant("anybody")).await;
-    usage.expect("a store that answers").total
+    usage.expect("the store answers").total
 }
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -1,16 +1,16 @@
-//! Leases in memory against a naive model, in random order.
+//! Leases in the memory store against a naive model, with random operations.
 
 use std::time::Duration;
 
 use proptest::prelude::*;
 use tower_admission::store::{
-    LeaseLimits, LeaseName, LeaseSlots, LeaseStore, LeaseUsage, Leased, NamedLease, NamedLeased,
-    NamedLimits, Reply, Standing,
+    AcquireOutcome, LeaseLimits, LeaseName, LeaseSlots, LeaseStatus, LeaseStore, LeaseUsage,
+    NamedAcquireOutcome, NamedLease, NamedLimits, Reply,
 };
 use tower_admission::test_util::TestClock;
 use tower_admission::{Key, MemoryStore};
 
-/// A lease as one would write it down: whose, which, by whom, until when.
+/// A lease in the naive model.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     tenant: u8,
@@ -51,7 +51,7 @@ fn name(tenant: u8, id: u8) -> LeaseName {
 fn ready<T>(reply: Reply<T>) -> T {
     match reply {
         Reply::Ready(answer) => answer,
-        Reply::Pending(_) => panic!("a store in memory answers at once"),
+        Reply::Pending(_) => panic!("the memory store answers immediately"),
     }
 }
 
@@ -59,7 +59,7 @@ fn millis(time: u64) -> Duration {
     Duration::from_millis(time)
 }
 
-/// What there is, as far as anybody can see it.
+/// The observable state.
 fn check(slots: &dyn LeaseSlots, model: &[Entry]) -> Result<(), TestCaseError> {
     for tenant in 0..3 {
         let usage = ready(slots.usage(Some(&key("tenant", tenant)))).unwrap();
@@ -73,7 +73,7 @@ fn check(slots: &dyn LeaseSlots, model: &[Entry]) -> Result<(), TestCaseError> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1024))]
 
-    /// Never over a limit, never a slot past its time, never one that is lost.
+    /// No limit is exceeded, no slot outlives its time, and no slot is lost.
     #[test]
     fn leases_are_what_the_model_says(
         steps in proptest::collection::vec(step(), 1..150),
@@ -102,14 +102,14 @@ proptest! {
                         .find(|entry| (entry.tenant, entry.id) == (tenant, id));
                     let expected = if let Some(entry) = live {
                         (entry.holder, entry.until) = (holder, until);
-                        NamedLeased::Granted
+                        NamedAcquireOutcome::Granted
                     } else if theirs >= of_tenant {
-                        NamedLeased::KeyFull(theirs)
+                        NamedAcquireOutcome::KeyFull(theirs)
                     } else if all >= total {
-                        NamedLeased::Full(all)
+                        NamedAcquireOutcome::Full(all)
                     } else {
                         model.push(Entry { tenant, id, holder, until });
-                        NamedLeased::Granted
+                        NamedAcquireOutcome::Granted
                     };
                     prop_assert_eq!(ready(slots.acquire_named(&lease, limits)), expected);
                 }
@@ -120,9 +120,9 @@ proptest! {
                     let expected = match live {
                         Some(entry) => {
                             entry.until = now + ttl;
-                            Standing::Live
+                            LeaseStatus::Live
                         }
-                        None => Standing::Gone,
+                        None => LeaseStatus::Gone,
                     };
                     let standing = slots.heartbeat(&name(tenant, id), holder, millis(ttl));
                     prop_assert_eq!(ready(standing), expected);
@@ -134,9 +134,9 @@ proptest! {
                             || holder.is_some_and(|holder| holder != entry.holder)
                     });
                     let expected = if model.len() < before {
-                        Standing::Live
+                        LeaseStatus::Live
                     } else {
-                        Standing::Gone
+                        LeaseStatus::Gone
                     };
                     let standing = slots.release(&name(tenant, id), holder);
                     prop_assert_eq!(ready(standing), expected);
@@ -146,7 +146,7 @@ proptest! {
         }
     }
 
-    /// Each slot is taken from both of its keys and the whole, or from none. The keys may be equal.
+    /// Each slot is taken from both keys and the total, or from none. The keys may be equal.
     #[test]
     fn slots_of_several_keys_are_what_the_model_says(
         steps in proptest::collection::vec((proptest::bool::weighted(0.7), 0..4u8, 0..4u8), 1..150),
@@ -166,17 +166,17 @@ proptest! {
                 let of_second = model.iter().filter(|(keys, _)| *keys % 4 == second).count();
                 let of_keys = [(key("key", first), limits.0 as u64), (key("key", second), limits.1 as u64)];
                 match ready(slots.acquire(LeaseLimits::new(Some(total as u64), of_keys))) {
-                    Leased::Granted(held) => {
+                    AcquireOutcome::Granted(held) => {
                         prop_assert!(of_first < limits.0 && of_second < limits.1);
                         prop_assert!(model.len() < total);
                         model.push((first * 4 + second, held));
                     }
-                    Leased::KeyFull { place: 0 } => prop_assert!(of_first >= limits.0),
-                    Leased::KeyFull { place } => {
+                    AcquireOutcome::KeyFull { place: 0 } => prop_assert!(of_first >= limits.0),
+                    AcquireOutcome::KeyFull { place } => {
                         prop_assert_eq!(place, 1);
                         prop_assert!(of_first < limits.0 && of_second >= limits.1);
                     }
-                    Leased::Full => {
+                    AcquireOutcome::Full => {
                         prop_assert!(of_first < limits.0 && of_second < limits.1);
                         prop_assert_eq!(model.len(), total);
                     }

@@ -1,4 +1,4 @@
-//! What is dropped is given back, whatever becomes of runtimes and stores.
+//! Dropped leases are released, whatever happens to runtimes and stores.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 use tower_admission::store::{
-    LeaseLimits, LeaseName, LeaseSlots, LeaseStore, LeaseUsage, Leased, MemoryStore, NamedLease,
-    NamedLeased, NamedLimits, Reply, Standing,
+    AcquireOutcome, LeaseLimits, LeaseName, LeaseSlots, LeaseStatus, LeaseStore, LeaseUsage,
+    MemoryStore, NamedAcquireOutcome, NamedLease, NamedLimits, Reply,
 };
 use tower_admission::{Key, Lease, Leases};
 
-use crate::away::Later;
+use crate::away::DelayedLeases;
 use crate::{SECOND, tenant, total};
 
-fn leases() -> (Leases, Later) {
-    let store = Later::default();
+fn leases() -> (Leases, DelayedLeases) {
+    let store = DelayedLeases::default();
     store.answer_at_once();
     let leases = Leases::new().ttl(3600 * SECOND).store(store.clone());
     (leases, store)
@@ -30,11 +30,11 @@ fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// More than are remembered of acquires whose end is not known.
+/// More than the bound on queued releases of unconfirmed acquires.
 const MANY: u32 = 70_000;
 
 #[tokio::test]
-async fn as_many_as_were_held_are_given_back() {
+async fn every_granted_lease_is_released() {
     let (leases, store) = leases();
     let mut held = Vec::new();
     for id in 0..MANY {
@@ -46,7 +46,7 @@ async fn as_many_as_were_held_are_given_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn acquires_that_fail_in_an_outage_do_not_keep_what_was_held_from_it() {
+async fn acquires_that_fail_in_an_outage_displace_no_granted_lease() {
     let (leases, store) = leases();
     let lease = acquire(&leases, 0).await;
     store.go_away();
@@ -61,7 +61,7 @@ async fn acquires_that_fail_in_an_outage_do_not_keep_what_was_held_from_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flush_does_not_wait_for_what_has_expired() {
+async fn a_flush_does_not_wait_for_expired_leases() {
     let (leases, store) = leases();
     let leases = leases.ttl(SECOND);
     let held = acquire(&leases, 0).await;
@@ -77,7 +77,7 @@ async fn a_flush_does_not_wait_for_what_has_expired() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_never_answers_holds_up_a_flush_for_the_time_to_live() {
+async fn a_store_that_never_answers_delays_a_flush_by_the_time_to_live() {
     let (leases, store) = leases();
     let leases = leases.ttl(SECOND);
     let lease = acquire(&leases, 1).await;
@@ -97,7 +97,7 @@ fn a_flush_takes_over_from_a_runtime_that_has_ended() {
             let _lease = lease;
             std::future::pending::<()>().await;
         });
-        // Its answer does not come before the runtime ends.
+        // The runtime ends before the answer arrives.
         let lease = acquire(&leases, 2).await;
         store.hang();
         drop(lease);
@@ -113,7 +113,7 @@ fn a_flush_takes_over_from_a_runtime_that_has_ended() {
 }
 
 #[test]
-fn a_flush_takes_over_from_a_runtime_that_stands_still() {
+fn a_flush_takes_over_from_a_stalled_runtime() {
     let (leases, store) = leases();
     let still = runtime();
     still.block_on(async { drop(acquire(&leases, 1).await) });
@@ -122,7 +122,7 @@ fn a_flush_takes_over_from_a_runtime_that_stands_still() {
         leases.flush().await;
         assert_eq!(store.taken().await, 0);
     });
-    // The task that was replaced leaves the others alone.
+    // The replaced task does not disturb the new one.
     still.block_on(async {
         drop(acquire(&leases, 3).await);
         leases.flush().await;
@@ -130,7 +130,7 @@ fn a_flush_takes_over_from_a_runtime_that_stands_still() {
     });
 }
 
-/// A store whose first releases end otherwise.
+/// A store whose first releases fail or panic.
 #[derive(Clone)]
 struct Flaky {
     slots: Arc<dyn LeaseSlots>,
@@ -155,7 +155,7 @@ impl LeaseStore for Flaky {
 }
 
 impl LeaseSlots for Flaky {
-    fn acquire(&self, limits: LeaseLimits) -> Reply<Leased> {
+    fn acquire(&self, limits: LeaseLimits) -> Reply<AcquireOutcome> {
         self.slots.acquire(limits)
     }
 
@@ -163,27 +163,32 @@ impl LeaseSlots for Flaky {
         self.slots.usage_at(key, place)
     }
 
-    fn acquire_named(&self, lease: &NamedLease, limits: NamedLimits) -> Reply<NamedLeased> {
+    fn acquire_named(&self, lease: &NamedLease, limits: NamedLimits) -> Reply<NamedAcquireOutcome> {
         self.slots.acquire_named(lease, limits)
     }
 
-    fn heartbeat(&self, name: &LeaseName, holder: Option<u64>, ttl: Duration) -> Reply<Standing> {
+    fn heartbeat(
+        &self,
+        name: &LeaseName,
+        holder: Option<u64>,
+        ttl: Duration,
+    ) -> Reply<LeaseStatus> {
         self.slots.heartbeat(name, holder, ttl)
     }
 
-    fn release(&self, name: &LeaseName, holder: Option<u64>) -> Reply<Standing> {
+    fn release(&self, name: &LeaseName, holder: Option<u64>) -> Reply<LeaseStatus> {
         let one_less = |left: u32| left.checked_sub(1);
         let fails = &self.fails;
         if (fails.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less)).is_err() {
             return self.slots.release(name, holder);
         }
         assert!(!self.panics, "the store has a bug");
-        Reply::Ready(Standing::Unavailable)
+        Reply::Ready(LeaseStatus::Unavailable)
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_is_away_or_panics_is_asked_again() {
+async fn a_release_is_retried_after_an_outage_or_a_panic_of_the_store() {
     for panics in [false, true] {
         let leases = Leases::new().store(Flaky::new(3, panics));
         drop(acquire(&leases, 1).await);

@@ -1,4 +1,4 @@
-//! Overrides of the configuration under those that are set at run time.
+//! Overrides of the configuration, beneath overrides that are set at run time.
 
 use tower_admission::{Limits, LimitsError, Override, Quota};
 
@@ -10,7 +10,7 @@ fn base(limits: &Limits, entries: &[(&str, &str)]) -> Result<(), LimitsError> {
 }
 
 #[test]
-fn one_that_is_set_at_run_time_counts_first() {
+fn an_override_set_at_run_time_takes_precedence() {
     let bench = Bench::new(Quota::per_hour(10));
     base(&bench.limits, &[("org:acme", "20/h"), ("org:b", "7/h")]).unwrap();
     assert_eq!(bench.burst(&acme()), 20);
@@ -19,16 +19,16 @@ fn one_that_is_set_at_run_time_counts_first() {
     bench.delete("org:acme");
     let shown = |key| bench.limits.get(&name(key)).map(|limit| limit.to_string());
     assert_eq!(shown("org:acme").as_deref(), Some("20/h"));
-    // Nothing was set at run time, and both are listed.
+    // No override was set at run time, and both are listed.
     assert!(bench.limits.is_empty());
     assert_eq!(bench.limits.list().len(), 2);
-    // One of the configuration cannot be deleted.
+    // An override of the configuration cannot be deleted.
     assert_eq!(bench.delete("org:b"), None);
     assert_eq!(shown("org:b").as_deref(), Some("7/h"));
 }
 
 #[test]
-fn another_configuration_replaces_the_whole_base() {
+fn a_new_configuration_replaces_the_whole_base() {
     let bench = Bench::new(Quota::per_hour(10));
     base(&bench.limits, &[("org:acme", "20/h"), ("org:b", "7/h")]).unwrap();
     assert_eq!(bench.burst(&acme()), 20);
@@ -58,7 +58,7 @@ fn a_key_with_two_names_is_listed_once() {
 }
 
 #[test]
-fn a_wrong_base_changes_nothing() {
+fn an_invalid_base_changes_nothing() {
     let limits = Limits::new().tier("pro", "100/h");
     base(&limits, &[("org:acme", "20/h")]).unwrap();
     let wrong = base(&limits, &[("org:b", "tier=gold")]);
@@ -70,7 +70,7 @@ fn a_wrong_base_changes_nothing() {
     let wrong = limits.set_base(many);
     assert!(matches!(wrong, Err(LimitsError::TooManyRates)), "{wrong:?}");
     assert_eq!(limits.list().len(), 1);
-    // As many as there may be, twice: those of before are replaced.
+    // The maximum number, twice: the second list replaces the first.
     for shift in [1, 2] {
         let most = (0..Limits::MAX_RATES).map(|n| {
             let limit = format!("{}/day", n + shift).parse().unwrap();
@@ -81,7 +81,7 @@ fn a_wrong_base_changes_nothing() {
 }
 
 #[test]
-fn an_override_of_the_configuration_ends_as_well() {
+fn an_override_of_the_configuration_can_end() {
     let bench = Bench::new(Quota::per_hour(10));
     let end = bench.clock.wall_clock() + 60 * SECOND;
     let entry = || Override::new("deny all".parse().unwrap()).with_end(end);
@@ -90,13 +90,13 @@ fn an_override_of_the_configuration_ends_as_well() {
         .set_base([(name("org:acme"), entry())])
         .unwrap();
     assert_eq!(bench.burst(&acme()), 0);
-    // It ends while another one covers it.
+    // It ends while another override covers it.
     bench.set("org:acme", "5/h");
     bench.clock.advance(60 * SECOND);
     assert_eq!(bench.burst(&acme()), 5);
     bench.delete("org:acme");
     assert_eq!(bench.burst(&acme()), 5);
-    // The same file, read again.
+    // The same file is read again.
     bench
         .limits
         .set_base([(name("org:acme"), entry())])

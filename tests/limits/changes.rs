@@ -1,4 +1,4 @@
-//! What a change does to what is used.
+//! The effect of a change on used requests.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -14,25 +14,25 @@ use tower_admission::test_util::TestClock;
 use super::{Bench, SECOND, acme, name, now};
 
 #[test]
-fn raising_hands_out_the_room_that_it_adds() {
+fn raising_a_limit_adds_only_the_difference() {
     for sliding in [false, true] {
         let kind = |quota: Quota| if sliding { quota.sliding() } else { quota };
         let bench = Bench::new(kind(Quota::per_hour(10)));
         assert_eq!(bench.burst(&acme()), 10);
-        // From everybody's to its own, to another of its own, and back.
+        // From the default to an override, to another override, and back.
         assert_eq!(bench.set("org:acme", "25/h"), None);
         assert_eq!(bench.burst(&acme()), 15, "sliding: {sliding}");
         bench.set("org:acme", "100/h");
         assert_eq!(bench.burst(&acme()), 75, "sliding: {sliding}");
         bench.delete("org:acme");
         assert_eq!(bench.burst(&acme()), 0, "sliding: {sliding}");
-        // Nobody else noticed.
+        // Other keys are unaffected.
         assert_eq!(bench.burst(&Key::id("org", "other")), 10);
     }
 }
 
 #[test]
-fn a_change_of_the_period_keeps_what_is_spent() {
+fn a_change_of_the_period_keeps_the_used_requests() {
     for (quota, own, rest) in [
         // 6 of 10 are left, in a period of any length.
         ("10/h", "10/min", 6),
@@ -60,12 +60,12 @@ fn a_change_of_the_period_keeps_what_is_spent() {
     }
 }
 
-/// One nanosecond less than a request at 7/min is not quite a request at 11/min either, and never less than what
-/// was used.
+/// One nanosecond less than a request at 7/min is less than a request at 11/min, and never less
+/// than what was used.
 #[test]
-fn what_is_used_is_rounded_up_when_the_interval_changes() {
+fn used_requests_are_rounded_up_when_the_interval_changes() {
     let (before, after): (Quota, Quota) = ("7/min".parse().unwrap(), "11/min".parse().unwrap());
-    for is_own in [true, false] {
+    for is_override in [true, false] {
         let bench = Bench::new(before);
         assert!(
             bench
@@ -78,7 +78,7 @@ fn what_is_used_is_rounded_up_when_the_interval_changes() {
         bench.clock.advance(Duration::from_nanos(1));
         let reset = || bench.limiter.peek(&acme()).now().unwrap().reset();
         assert_eq!(reset(), Some(Duration::from_nanos(8_571_428_571)));
-        if is_own {
+        if is_override {
             bench.set("org:acme", "11/min");
         } else {
             bench.limiter.set_policy(after).unwrap();
@@ -89,7 +89,7 @@ fn what_is_used_is_rounded_up_when_the_interval_changes() {
 }
 
 #[test]
-fn a_lowered_limit_is_full_and_comes_back_in_its_own_time() {
+fn a_lowered_limit_is_used_up_and_recovers_at_its_own_rate() {
     let bench = Bench::new(Quota::per_second(1).burst(1000));
     assert_eq!(bench.burst(&acme()), 1000);
     bench.set("org:acme", "1/s burst 10");
@@ -98,7 +98,7 @@ fn a_lowered_limit_is_full_and_comes_back_in_its_own_time() {
     assert_eq!(denied.retry_after(), Some(SECOND));
     bench.clock.advance(10 * SECOND);
     assert_eq!(bench.burst(&acme()), 10);
-    // Of another period as well.
+    // The same with another period.
     bench.set("org:acme", "1 per 2s burst 3");
     assert_eq!(
         bench.limiter.check_now(&acme()).unwrap().retry_after(),
@@ -120,7 +120,7 @@ fn a_lowered_window_does_not_underflow() {
 }
 
 #[test]
-fn a_refund_goes_to_the_keys_own() {
+fn a_refund_goes_to_the_keys_override() {
     for own in ["5/h", "5/h sliding"] {
         let quota: Quota = own.replace('5', "2").parse().unwrap();
         let bench = Bench::new(quota);
@@ -134,7 +134,7 @@ fn a_refund_goes_to_the_keys_own() {
 }
 
 #[test]
-fn all_may_be_denied_and_come_back() {
+fn a_key_can_be_denied_and_admitted_again() {
     for quota in ["10/h", "10/h sliding"] {
         let bench = Bench::new(quota.parse::<Quota>().unwrap());
         assert!(bench.limiter.check_now(&acme()).unwrap().is_admitted());
@@ -151,7 +151,7 @@ fn all_may_be_denied_and_come_back() {
 }
 
 #[test]
-fn a_clock_that_steps_back_does_not_lock_a_key_out() {
+fn a_clock_that_steps_back_blocks_no_key() {
     let bench = Bench::new(Quota::per_minute(60));
     bench.set("org:acme", "60/min burst 10");
     assert_eq!(bench.burst(&acme()), 10);
@@ -162,7 +162,7 @@ fn a_clock_that_steps_back_does_not_lock_a_key_out() {
 }
 
 #[test]
-fn the_policy_of_all_changes_and_keeps_what_is_spent() {
+fn a_changed_policy_keeps_the_used_requests() {
     for sliding in ["", " sliding"] {
         let quota = |text: &str| format!("{text}{sliding}").parse::<Quota>().unwrap();
         let bench = Bench::new(quota("10/h"));
@@ -172,27 +172,27 @@ fn the_policy_of_all_changes_and_keeps_what_is_spent() {
         }
         bench.limiter.set_policy(quota("15/h")).unwrap();
         assert_eq!(bench.burst(&used), 5);
-        // A key that is not seen between two changes is carried over both.
+        // A key that is unused between two changes is converted through both.
         bench.limiter.set_policy(quota("20/h")).unwrap();
         assert_eq!(bench.burst(&unseen), 10);
         assert_eq!(bench.burst(&used), 5);
-        // One that gets a limit of its own as well.
+        // The same for a key that also gets an override.
         bench.set("org:acme", "30/h");
         assert_eq!(bench.burst(&used), 10);
         let decision = bench.limiter.peek(&unseen).now().unwrap();
         assert_eq!(decision.limit(), Some(20));
         assert_eq!(bench.limiter.current_policies(), [quota("20/h").into()]);
-        // When all is full again there is nothing to carry over.
+        // When every bucket is full again, nothing is converted.
         bench.clock.advance(3 * 3600 * SECOND);
         assert_eq!(bench.burst(&unseen), 20);
         assert_eq!(bench.burst(&used), 30);
     }
 }
 
-/// What was spent before a change is carried over once, however early the new bucket is full and its
-/// room somebody else's.
+/// Requests used before a change are converted once, even if the new bucket is full early and its
+/// slot is reused.
 #[test]
-fn what_was_carried_over_is_not_carried_over_again() {
+fn used_requests_are_converted_only_once() {
     let bench = Bench::new(Quota::new(1, 4 * SECOND).burst(4));
     let keys: Vec<_> = (0..64).map(|n| Key::id("org", &n.to_string())).collect();
     for key in &keys {
@@ -205,7 +205,7 @@ fn what_was_carried_over_is_not_carried_over_again() {
     for key in &keys {
         assert!(!bench.limiter.check_now(key).unwrap().is_admitted());
     }
-    // Before the change it would have taken twelve seconds.
+    // Under the old quota it would have taken twelve seconds.
     bench.clock.advance(3 * SECOND);
     for (n, key) in keys.iter().enumerate() {
         bench.set(&format!("org:{n}"), "1/s burst 2");
@@ -214,9 +214,9 @@ fn what_was_carried_over_is_not_carried_over_again() {
     }
 }
 
-/// Whatever lies between, and whether the key is seen or not.
+/// With any changes in between, and whether the key is used or not.
 #[test]
-fn many_changes_hand_out_no_fresh_burst() {
+fn many_changes_grant_no_fresh_burst() {
     for kind in ["", " sliding"] {
         for seen in [true, false] {
             let quota = |text: &str| format!("{text}{kind}").parse::<Quota>().unwrap();
@@ -237,16 +237,16 @@ fn many_changes_hand_out_no_fresh_burst() {
             }
             assert_eq!(bench.burst(&acme()), 0, "{kind}, {seen}");
             bench.limiter.set_policy(quota("30/day")).unwrap();
-            // A window counts on what was admitted while there were 20.
+            // A window still counts what was admitted while the limit was 20.
             let room = if seen && !kind.is_empty() { 10 } else { 20 };
             assert_eq!(bench.burst(&acme()), room, "{kind}, {seen}");
         }
     }
 }
 
-/// From the change on a key regains at the new rate, also if it is not seen.
+/// Also if the key is not used.
 #[test]
-fn what_is_regained_after_a_change_is_regained_at_the_new_rate() {
+fn a_key_recovers_at_the_new_rate_after_a_change() {
     let bench = Bench::new(Quota::per_second(10));
     assert_eq!(bench.burst(&acme()), 10);
     bench.limiter.set_policy(Quota::per_hour(10)).unwrap();
@@ -256,9 +256,9 @@ fn what_is_regained_after_a_change_is_regained_at_the_new_rate() {
     assert_eq!(bench.burst(&acme()), 1);
 }
 
-/// Keys that find no room share what is counted; what one of them carries over does not change that.
+/// Keys without room share an entry; a conversion for one of them must not empty it.
 #[test]
-fn keys_without_room_get_no_fresh_burst_by_changes() {
+fn changes_grant_no_fresh_burst_to_keys_that_share_an_entry() {
     for kind in ["", " sliding"] {
         let quota = |text: &str| format!("{text}{kind}").parse::<Quota>().unwrap();
         let clock = TestClock::default();
@@ -280,13 +280,13 @@ fn keys_without_room_get_no_fresh_burst_by_changes() {
             now(limits.delete(&key)).unwrap();
             admitted += burst(&id);
         }
-        // A bucket of its own for each, and one that is shared.
+        // Each key has its own bucket, or shares one.
         assert!(admitted <= 60, "{kind}: {admitted}");
     }
 }
 
 #[test]
-fn a_policy_keeps_its_shape() {
+fn a_policy_with_another_shape_is_rejected() {
     let policy = Policy::new("burst", Quota::per_second(1)).and("daily", Quota::per_day(10));
     let bench = Bench::new(policy.clone());
     for other in [
@@ -301,7 +301,7 @@ fn a_policy_keeps_its_shape() {
         bench.limiter.current_policies(),
         std::slice::from_ref(&policy)
     );
-    // Also not by way of one that denies everything.
+    // A detour over a denying policy is rejected too.
     let bucket = Bench::new(Quota::per_hour(1));
     bucket.limiter.set_policy(Quota::deny_all()).unwrap();
     let sliding = Quota::per_hour(1).sliding();
@@ -309,7 +309,7 @@ fn a_policy_keeps_its_shape() {
         bucket.limiter.set_policy(sliding),
         Err(SetPolicyError::Shape)
     );
-    // Without limits as well.
+    // The same without limits.
     let limiter = RateLimiter::new(policy.clone());
     assert_eq!(limiter.set_policy(policy), Ok(()));
     let off = RateLimiter::new(Quota::off());
@@ -317,7 +317,7 @@ fn a_policy_keeps_its_shape() {
 }
 
 #[test]
-fn each_quota_of_several_has_its_own() {
+fn each_of_several_quotas_has_its_own_override() {
     let policy = Policy::new("burst", Quota::per_hour(10)).and("daily", Quota::per_day(100));
     let bench = Bench::new(policy);
     bench.set("org:acme", "daily=12/day, burst=20/h");
@@ -328,14 +328,14 @@ fn each_quota_of_several_has_its_own() {
         .iter()
         .map(|u| (u.limit(), u.remaining()))
         .collect();
-    // A refusal by one takes nothing from the other.
+    // A rejection by one quota charges no other.
     assert_eq!(numbers, [(20, 8), (12, 0)]);
-    // What is about no quota in particular is about none of several.
+    // A limit without a quota name applies to no quota of a policy with several.
     bench.set("org:acme", "20/h");
     assert_eq!(bench.limiter.check_now(&acme()).unwrap().limit(), Some(10));
 }
 
-/// What logs show of a key is another name of the same entry.
+/// The name in logs refers to the same entry.
 #[test]
 fn a_key_has_one_entry() {
     let bench = Bench::new(Quota::per_hour(10));
@@ -361,7 +361,7 @@ fn a_key_has_one_entry() {
 }
 
 #[test]
-fn limits_made_before_a_limiter_are_known_to_it() {
+fn overrides_that_were_set_before_a_limiter_was_built_apply() {
     let limits = Limits::new();
     let limit = "3/h, jobs=5 concurrent".parse().unwrap();
     assert_eq!(now(limits.set(&name("org:acme"), limit)).unwrap(), None);
@@ -380,7 +380,7 @@ fn limits_made_before_a_limiter_are_known_to_it() {
 }
 
 #[test]
-fn usage_is_told_by_limit() {
+fn usage_is_reported_by_limit() {
     let policy = Policy::new("burst", Quota::per_hour(10)).and("daily", Quota::per_day(100));
     let bench = Bench::new(policy);
     bench.set("org:acme", "burst=20/h");
@@ -395,7 +395,7 @@ fn usage_is_told_by_limit() {
     let usage = now(bench.limits.usage(&name("org:acme")));
     let told: Vec<_> = usage
         .iter()
-        .map(|u| (&*u.name, u.used, u.limit, u.is_own))
+        .map(|u| (&*u.name, u.used, u.limit, u.is_override))
         .collect();
     assert_eq!(
         told,
@@ -410,7 +410,7 @@ fn usage_is_told_by_limit() {
     assert!(now(bench.limits.usage(&name("org:acme"))).is_empty());
 }
 
-/// Eight threads take while another one changes the period, on a clock that stands still.
+/// Eight threads charge while another changes the period. The clock stands still.
 #[test]
 fn changes_under_load_lose_no_request() {
     for kind in ["", " sliding"] {
@@ -437,15 +437,15 @@ fn changes_under_load_lose_no_request() {
         });
         let admitted = admitted.into_inner();
         assert_eq!(admitted, 960);
-        // Rounded up with each change, by nanoseconds in all.
+        // Rounded up with each change, by nanoseconds in total.
         let rest = bench.burst(&acme());
         assert!((39..=40).contains(&rest), "{rest}");
     }
 }
 
-/// Keys are used for the first time while they get quotas of their own, which count from then on.
+/// Keys are first used while they get overrides, which count from then on.
 #[test]
-fn a_limit_that_is_set_counts_whoever_uses_the_key_meanwhile() {
+fn an_override_counts_requests_that_race_with_its_change() {
     let bench = Bench::new(Quota::per_hour(10));
     let keys: Vec<_> = (0..400).map(|n| n.to_string()).collect();
     thread::scope(|scope| {
@@ -469,9 +469,9 @@ fn a_limit_that_is_set_counts_whoever_uses_the_key_meanwhile() {
     }
 }
 
-/// However often the policy of all is changed meanwhile.
+/// However often the default policy changes meanwhile.
 #[test]
-fn nothing_is_lost_while_the_policy_of_all_changes() {
+fn a_change_of_the_policy_loses_no_request() {
     for kind in ["", " sliding"] {
         let quota = |n: usize| {
             format!("{} per 3600s{kind}", 1000 + n % 3)
@@ -508,9 +508,9 @@ fn nothing_is_lost_while_the_policy_of_all_changes() {
     }
 }
 
-/// What is decided in the very moment counts as well, twice rather than not at all.
+/// A decision that races with a change counts too; it may count twice but never zero times.
 #[test]
-fn nothing_is_lost_while_keys_get_limits_of_their_own() {
+fn a_change_of_overrides_loses_no_request() {
     for (kind, changes_first) in [
         ("", false),
         (" sliding", false),
@@ -565,9 +565,9 @@ fn nothing_is_lost_while_keys_get_limits_of_their_own() {
 }
 
 #[tokio::test]
-async fn there_is_a_bound_on_keys() {
+async fn the_number_of_overrides_is_bounded() {
     let limits = Limits::new();
-    for n in 0..Limits::MOST {
+    for n in 0..Limits::MAX_OVERRIDES {
         let key = tower_admission::KeyName::id("org", &n.to_string()).unwrap();
         limits.set(&key, "1/s".parse().unwrap()).await.unwrap();
     }
@@ -585,7 +585,7 @@ async fn there_is_a_bound_on_keys() {
 }
 
 #[test]
-fn pages_are_the_list() {
+fn the_pages_make_up_the_list() {
     let bench = Bench::new(Quota::per_hour(10));
     for key in ["org:c", "ip:192.0.2.1", "org:a", "bearer:hunter2", "org:b"] {
         bench.set(key, "1/h");
@@ -608,7 +608,7 @@ fn pages_are_the_list() {
         assert_eq!(paged, limits.list());
     }
     assert_eq!(limits.list_after(None, 0), []);
-    // A name that is not set itself is a place as well.
+    // A name that is not in the list also marks a position.
     let [(key, _)] = &limits.list_after(Some(&name("org:bb")), 9)[..] else {
         panic!()
     };
@@ -616,7 +616,7 @@ fn pages_are_the_list() {
 }
 
 #[test]
-fn a_key_is_called_as_it_was_set() {
+fn a_listed_key_has_the_name_it_was_set_by() {
     let bench = Bench::new(Quota::per_hour(10));
     let unnamed = bench.limits.name_of(&acme());
     assert!(unnamed.as_str().starts_with("org#"), "{unnamed}");
@@ -629,7 +629,7 @@ fn a_key_is_called_as_it_was_set() {
 }
 
 #[test]
-fn what_was_given_back_is_not_carried_over_again() {
+fn refunded_requests_are_not_converted_again() {
     for sliding in ["", " sliding"] {
         let quota = |text: &str| format!("{text}{sliding}").parse::<Quota>().unwrap();
         let bench = Bench::new(quota("5 per 60s"));
@@ -637,7 +637,7 @@ fn what_was_given_back_is_not_carried_over_again() {
         assert!(bench.limiter.check_n(&key, 4).now().unwrap().is_admitted());
         bench.limiter.set_policy(quota("4 per 60s")).unwrap();
         bench.limiter.refund(&key, 4).now().unwrap();
-        // Whose bucket is full may be forgotten, so that some new key takes its place.
+        // A full bucket can be evicted, so that a new key takes its slot.
         bench.clock.advance(2 * SECOND);
         for n in 0..2_000 {
             let other = Key::id("org", &n.to_string());
@@ -650,9 +650,9 @@ fn what_was_given_back_is_not_carried_over_again() {
     }
 }
 
-/// What a lower quota forgave comes back no more, either.
+/// What a lower quota clamped does not return.
 #[test]
-fn what_was_forgiven_and_given_back_is_not_carried_over_again() {
+fn clamped_and_refunded_requests_are_not_converted_again() {
     let bench = Bench::new("5 per 60s".parse::<Quota>().unwrap());
     let key = Key::id("org", "acme");
     assert!(bench.limiter.check_n(&key, 5).now().unwrap().is_admitted());
@@ -670,9 +670,9 @@ fn what_was_forgiven_and_given_back_is_not_carried_over_again() {
     );
 }
 
-/// What does not count any more goes with each change, however close changes come.
+/// Each change drops the phases that no longer matter, however frequent the changes are.
 #[test]
-fn changes_without_an_end_keep_no_more_than_what_counts() {
+fn endless_changes_keep_only_relevant_phases() {
     let bench = Bench::new("1/s".parse::<Quota>().unwrap());
     let key = Key::id("org", "acme");
     for n in 0..20_000 {
@@ -680,7 +680,7 @@ fn changes_without_an_end_keep_no_more_than_what_counts() {
         let quota: Quota = quota.parse().unwrap();
         bench.limiter.set_policy(quota).unwrap();
         if n % 100 == 0 {
-            // Who was seen never before is looked for in all that is kept.
+            // A new key is looked up in the whole table.
             let new = Key::id("org", &n.to_string());
             assert!(bench.limiter.check_now(&new).unwrap().is_admitted());
         }
@@ -689,9 +689,9 @@ fn changes_without_an_end_keep_no_more_than_what_counts() {
     }
 }
 
-/// What was used by a fast quota counts for as long as a slower one that followed says.
+/// Requests under a fast quota count for as long as the slower quota after it requires.
 #[test]
-fn what_a_slower_quota_has_to_regain_outlasts_the_faster_one() {
+fn debt_under_a_slower_quota_outlasts_the_faster_quota() {
     for kind in ["", " sliding"] {
         let quota = |text: &str| format!("{text}{kind}").parse::<Quota>().unwrap();
         let bench = Bench::new(quota("100/s"));
@@ -707,13 +707,13 @@ fn what_a_slower_quota_has_to_regain_outlasts_the_faster_one() {
     }
 }
 
-/// So that who changes a daily quota every hour can go on with that.
+/// So that an application can change a daily quota every hour, indefinitely.
 #[test]
-fn changes_count_for_as_long_as_what_was_used_before_them() {
+fn a_change_is_kept_while_earlier_requests_count() {
     for kind in ["", " sliding"] {
         let bench = Bench::new(format!("1000/day{kind}").parse::<Quota>().unwrap());
         for n in 0..500 {
-            // A window whose period changes has all that counts as young as the youngest.
+            // A window with a new period counts all costs as young as the youngest.
             let shorter = if kind.is_empty() { n % 2 } else { 0 };
             let quota = format!("{} per {}h{kind}", 1000 + n % 7, 24 - shorter);
             bench
@@ -730,13 +730,13 @@ fn changes_count_for_as_long_as_what_was_used_before_them() {
             .unwrap()
             .remaining()
             .unwrap();
-        // One an hour.
+        // One change per hour.
         assert!((940..=1006).contains(&left), "{left}{kind}");
     }
 }
 
 #[test]
-fn a_key_that_gets_limits_where_everybody_is_denied_has_used_what_it_had() {
+fn an_override_under_a_denying_default_keeps_the_used_requests() {
     for kind in ["", " sliding"] {
         let quota = |text: &str| format!("{text}{kind}").parse::<Quota>().unwrap();
         let bench = Bench::new(quota("3/h"));

@@ -1,4 +1,4 @@
-//! Changes by a known author, and under a condition.
+//! Changes with an author, and conditional changes.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ fn entry(limit: &str) -> Override {
 }
 
 #[tokio::test]
-async fn a_change_tells_who_made_it_and_what_was_before() {
+async fn a_change_records_its_author_and_the_previous_override() {
     let bench = Bench::new(Quota::per_hour(10));
     let (limits, acme) = (&bench.limits, name("org:acme"));
     let edit = || limits.edit(&acme).author("anna").origin("192.0.2.1");
@@ -25,7 +25,7 @@ async fn a_change_tells_who_made_it_and_what_was_before() {
     assert_eq!(set.changed_at(), Some(bench.clock.wall_clock()));
     let before = edit().delete().await.unwrap();
     assert_eq!(before.as_ref(), Some(&set));
-    // What deletes nothing changes nothing.
+    // A deletion of nothing is no change.
     assert_eq!(edit().delete().await.unwrap(), None);
 
     let changes = limits.changes(9).await.unwrap();
@@ -43,7 +43,7 @@ async fn a_change_tells_who_made_it_and_what_was_before() {
 }
 
 #[test]
-fn an_override_that_lasts_ends_by_the_clock_of_the_process() {
+fn an_override_with_a_duration_ends_by_the_process_clock() {
     let bench = Bench::new(Quota::per_hour(10));
     bench.clock.advance(SECOND / 2);
     let acme = name("org:acme");
@@ -53,11 +53,11 @@ fn an_override_that_lasts_ends_by_the_clock_of_the_process() {
     let set = bench.limits.get_override(&acme).unwrap();
     let end = bench.clock.wall_clock() + 60 * SECOND + SECOND / 2;
     assert_eq!((set.end(), set.note()), (Some(end), Some("ticket 4711")));
-    // No time panics.
+    // No duration panics.
     now(edit().lasting(Duration::MAX).set(noted)).unwrap();
     assert!(bench.limits.get_override(&acme).unwrap().end() > Some(end));
 
-    // What was before is in the audit trail as it was, so that it can be set again.
+    // The audit trail has the previous override in full, so that it can be restored.
     now(bench.limits.edit(&acme).set(set.clone())).unwrap();
     now(bench.limits.edit(&acme).set(entry("deny all"))).unwrap();
     let before = now(bench.limits.changes(1)).unwrap()[0].before.clone();
@@ -65,7 +65,7 @@ fn an_override_that_lasts_ends_by_the_clock_of_the_process() {
 }
 
 #[tokio::test]
-async fn the_audit_trail_has_a_bound() {
+async fn the_audit_trail_is_bounded() {
     let limits = Limits::new();
     for n in 0..=Limits::MAX_CHANGES {
         let limit = format!("{}/h", n + 1).parse().unwrap();
@@ -83,7 +83,7 @@ async fn the_audit_trail_has_a_bound() {
 }
 
 #[test]
-fn a_change_under_a_condition_finds_what_was_changed_meanwhile() {
+fn a_conditional_change_detects_a_concurrent_change() {
     let bench = Bench::new(Quota::per_hour(10));
     let (limits, acme) = (&bench.limits, name("org:acme"));
     let changed = |error| match error {
@@ -107,9 +107,9 @@ fn a_change_under_a_condition_finds_what_was_changed_meanwhile() {
     now(limits.edit(&acme).only_if(None).delete()).unwrap();
 }
 
-/// Also where the key is known by its fingerprint, and has a name now.
+/// Also if the key was known by its fingerprint and has a name now.
 #[test]
-fn a_condition_is_about_the_key_and_not_its_name() {
+fn a_condition_applies_to_the_key_under_any_name() {
     let bench = Bench::new(Quota::per_hour(10));
     let limits = &bench.limits;
     let fingerprint = limits.name_of(&crate::acme());

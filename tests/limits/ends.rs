@@ -1,4 +1,4 @@
-//! Overrides that end.
+//! Overrides with an end.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ impl Bench {
 }
 
 #[test]
-fn a_key_has_its_default_again_after_the_end() {
+fn a_key_has_its_default_after_the_end_of_its_override() {
     for kind in ["", " sliding"] {
         let bench = Bench::new(Policy::new(
             "calls",
@@ -27,7 +27,7 @@ fn a_key_has_its_default_again_after_the_end() {
         bench.clock.advance(59 * SECOND);
         assert!(bench.limits.get(&name("org:acme")).is_some());
         bench.clock.advance(SECOND);
-        // All 25 stay used.
+        // All 25 requests stay used.
         assert_eq!(bench.burst(&acme()), 0);
         let peeked = now(async { bench.limiter.peek(&acme()).await });
         assert_eq!(peeked.limit(), Some(10));
@@ -37,7 +37,7 @@ fn a_key_has_its_default_again_after_the_end() {
 }
 
 #[test]
-fn a_decision_finds_the_end_without_anyone_looking() {
+fn a_decision_applies_the_end_without_a_background_task() {
     let bench = Bench::new(Quota::per_hour(10));
     bench.set_for("org:acme", "deny all", 60 * SECOND);
     assert_eq!(bench.burst(&acme()), 0);
@@ -46,7 +46,7 @@ fn a_decision_finds_the_end_without_anyone_looking() {
 }
 
 #[test]
-fn a_later_override_has_an_end_of_its_own() {
+fn a_later_override_has_its_own_end() {
     let bench = Bench::new(Quota::per_hour(10));
     bench.set_for("org:acme", "20/h", 60 * SECOND);
     bench.set_for("org:acme", "30/h", 90 * SECOND);
@@ -59,7 +59,7 @@ fn a_later_override_has_an_end_of_its_own() {
 }
 
 #[test]
-fn an_end_in_the_past_is_an_override_that_never_counts() {
+fn an_override_with_an_end_in_the_past_never_applies() {
     let bench = Bench::new(Quota::per_hour(10));
     let past = bench.clock.wall_clock() - SECOND;
     let ended = Override::new("deny all".parse().unwrap()).with_end(past);
@@ -69,7 +69,7 @@ fn an_end_in_the_past_is_an_override_that_never_counts() {
 }
 
 #[test]
-fn a_permit_limit_ends_as_well() {
+fn a_concurrency_override_can_end() {
     let bench = Bench::new(Quota::per_hour(10));
     let limiter = ConcurrencyLimitLayer::new(0)
         .per_key(|_: tower_admission::RequestHead<'_>| Some(acme()), 2)
@@ -88,9 +88,10 @@ fn a_permit_limit_ends_as_well() {
     assert_eq!(admitted(), 2);
 }
 
-/// Threads that decide while overrides end neither wait for each other nor see one that has ended.
+/// Threads that decide while overrides end do not block each other and never apply an ended
+/// override.
 #[test]
-fn threads_agree_on_an_end() {
+fn all_threads_see_the_end_of_an_override() {
     let bench = Bench::new(Quota::per_hour(1_000_000));
     let keys: Vec<_> = (0..100).map(|n| Key::id("org", &n.to_string())).collect();
     for n in 0..100 {
@@ -101,7 +102,8 @@ fn threads_agree_on_an_end() {
         for _ in 0..8 {
             scope.spawn(|| {
                 for key in &keys {
-                    // While another thread removes them an override may still count, and no longer.
+                    // While another thread removes them, an override may still be counted, but no
+                    // longer than that.
                     while !bench.limiter.check_now(key).unwrap().is_admitted() {
                         std::thread::yield_now();
                     }
@@ -126,9 +128,9 @@ async fn an_end_is_in_the_audit_trail() {
     assert_eq!(Limits::new().changes(9).await.unwrap(), []);
 }
 
-/// As after a virtual machine was resumed, until its time is right again.
+/// As after the resume of a virtual machine, until its clock is corrected.
 #[tokio::test]
-async fn a_clock_that_steps_forward_for_a_moment_ends_nothing_for_good() {
+async fn an_override_applies_again_after_a_clock_stepped_forward_and_back() {
     let bench = Bench::new(Quota::per_hour(10));
     let end = bench.clock.wall_clock() + 60 * SECOND;
     let of_file = Override::new("deny all".parse().unwrap()).with_end(end);
@@ -140,10 +142,10 @@ async fn a_clock_that_steps_forward_for_a_moment_ends_nothing_for_good() {
     let admits = |key: &Key| bench.limiter.check_now(key).unwrap().is_admitted();
     for _ in 0..2 {
         bench.clock.advance(3 * 3600 * SECOND);
-        // One is found by a decision, another one by nothing.
+        // A decision finds one of them; nothing finds the other.
         assert!(admits(&acme()) && admits(&file));
         assert_eq!((bench.limits.len(), bench.limits.list().len()), (0, 0));
-        // A file that is read meanwhile has the same.
+        // A file that is read meanwhile contains the same override.
         bench.limits.set_base(base.clone()).unwrap();
         bench.clock.step_back(3 * 3600 * SECOND);
         for key in [acme(), other, file] {
@@ -161,7 +163,7 @@ async fn a_clock_that_steps_forward_for_a_moment_ends_nothing_for_good() {
 }
 
 #[test]
-fn an_override_that_has_ended_is_forgotten_after_an_hour() {
+fn an_ended_override_is_removed_after_an_hour() {
     let bench = Bench::new(Quota::per_hour(10));
     bench.set_for("org:acme", "deny all", 60 * SECOND);
     bench.clock.advance(60 * SECOND);
@@ -175,7 +177,7 @@ fn an_override_that_has_ended_is_forgotten_after_an_hour() {
 }
 
 #[test]
-fn an_override_of_the_configuration_applies_where_one_of_run_time_has_ended() {
+fn an_override_of_the_configuration_applies_after_a_run_time_override_ended() {
     let bench = Bench::new(Quota::per_hour(10));
     let lasting = |limit: &str| Override::new(limit.parse().unwrap());
     let end = bench.clock.wall_clock() + 90 * SECOND;
@@ -195,10 +197,10 @@ fn an_override_of_the_configuration_applies_where_one_of_run_time_has_ended() {
     }
 }
 
-/// A decision that finds one does not turn all.
+/// A decision that finds one ended override does not remove all.
 #[cfg(feature = "metrics")]
 #[test]
-fn a_decision_removes_a_few_of_many_overrides_that_have_ended() {
+fn one_decision_removes_only_a_few_ended_overrides() {
     use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 
     const KEYS: u64 = 200;
@@ -209,7 +211,7 @@ fn a_decision_removes_a_few_of_many_overrides_that_have_ended() {
     bench.clock.advance(60 * SECOND);
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
-    // A snapshot takes the counts away.
+    // A snapshot resets the counts.
     let ended = || {
         let metrics = snapshotter.snapshot().into_vec().into_iter();
         let counts = metrics.map(|(_, _, _, value)| match value {
@@ -222,7 +224,7 @@ fn a_decision_removes_a_few_of_many_overrides_that_have_ended() {
         assert_eq!(bench.burst(&Key::id("org", "123")), 10);
         let by_decision = ended();
         assert!((1..=10).contains(&by_decision), "{by_decision}");
-        // All have no effect, also those that nothing has looked at.
+        // None has an effect, even if no decision has found it.
         assert_eq!(bench.burst(&Key::id("org", "99")), 10);
         assert_eq!((bench.limits.len(), bench.limits.list().len()), (0, 0));
         assert!(by_decision + ended() == KEYS);

@@ -1,4 +1,4 @@
-//! Which number applies to a key, where it comes from, and what a request would get now.
+//! Which limit applies to a key, where it comes from, and what the next request would get.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ fn acme() -> KeyName {
     "org:acme".parse().unwrap()
 }
 
-/// The explanations of a name, as `limit source`.
+/// The explanations for a name, as `limit source`.
 async fn of(limits: &Limits, tier: Option<&str>, name: &str) -> Vec<String> {
     let explained = limits.explain(&acme(), tier).await;
     let explained = explained.iter().filter(|limit| *limit.name == *name);
@@ -34,7 +34,7 @@ async fn set(limits: &Limits, limit: &str) {
 }
 
 #[tokio::test]
-async fn the_source_of_a_rate_is_the_one_that_decisions_go_by() {
+async fn the_explained_source_of_a_rate_is_the_one_that_decides() {
     let limits = Limits::new().tier("pro", "burst=100/s");
     let policy = Policy::new("burst", Quota::per_second(10)).and("daily", Quota::per_day(50));
     let policy = policy.tier("max", "burst=1000/s, daily=unlimited");
@@ -86,7 +86,7 @@ async fn the_source_of_a_rate_is_the_one_that_decisions_go_by() {
             "deny all override",
             "deny all override",
         ),
-        // Without a name it is about policies of a single quota.
+        // A limit without a name applies to policies of a single quota.
         (Some("1/h"), None, "10/s default", "50/day default"),
     ] {
         match own {
@@ -116,7 +116,7 @@ async fn the_source_of_a_rate_is_the_one_that_decisions_go_by() {
     assert_eq!(limits.explain(&acme(), None).await, []);
 }
 
-/// The verdict is that of the next request, in each tier and under each override.
+/// The verdict matches the next request, in each tier and under each override.
 #[tokio::test]
 async fn a_verdict_is_what_the_next_request_gets_and_charges_nothing() {
     for quota in [Quota::per_hour(2), Quota::per_hour(2).sliding()] {
@@ -169,7 +169,7 @@ async fn verdicts(quota: Quota) {
 }
 
 #[tokio::test]
-async fn slots_are_those_of_the_key_and_of_all() {
+async fn slots_are_explained_for_the_key_and_in_total() {
     let limits = Limits::new().tier("pro", "chat=3 concurrent, jobs=8 concurrent");
     let key = Key::id("org", "acme");
     let layer = ConcurrencyLimitLayer::new(4)
@@ -229,7 +229,7 @@ async fn slots_are_those_of_the_key_and_of_all() {
         let jobs = match own {
             Some("tier=pro") => "8 concurrent stored_tier",
             Some("deny all") => "deny all override",
-            // A lease is of no request.
+            // A lease belongs to no request.
             _ => "2 concurrent default",
         };
         assert_eq!(of(&limits, requested, "jobs").await[0], jobs, "{own:?}");

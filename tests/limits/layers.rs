@@ -23,7 +23,7 @@ fn set(limits: &Limits, key: &str, limit: &str) {
 }
 
 #[tokio::test]
-async fn headers_tell_the_keys_own_quotas() {
+async fn the_headers_report_the_quotas_of_the_key() {
     let limits = Limits::new();
     let layer =
         RateLimitByTokenLayer::new(Policy::new("calls", Quota::per_minute(10))).limits(&limits);
@@ -56,7 +56,7 @@ async fn headers_tell_the_keys_own_quotas() {
 }
 
 #[tokio::test]
-async fn two_keys_of_one_decision_have_their_own() {
+async fn each_key_of_a_decision_has_its_own_override() {
     let limits = Limits::new();
     let by = |header: &'static str| {
         move |head: RequestHead<'_>| {
@@ -88,7 +88,7 @@ async fn two_keys_of_one_decision_have_their_own() {
 }
 
 #[tokio::test]
-async fn keys_have_their_own_in_flight() {
+async fn each_key_has_its_own_concurrency_override() {
     for of_all in [2, 0] {
         let limits = Limits::new();
         let layer = ConcurrencyLimitLayer::new(100)
@@ -118,14 +118,17 @@ async fn keys_have_their_own_in_flight() {
             panic!("{usage:?}")
         };
         assert_eq!((&*usage.name, usage.sort), ("chat", "concurrency"));
-        assert_eq!((usage.used, usage.limit, usage.is_own), (3, Some(3), true));
+        assert_eq!(
+            (usage.used, usage.limit, usage.is_override),
+            (3, Some(3), true)
+        );
         let [total] = &now(limits.totals())[..] else {
             panic!()
         };
         let all = 3 + expected as u64;
         assert_eq!((total.used, total.limit), (all, Some(100)));
 
-        // What is in flight goes on when a limit is lowered, and nobody new comes in.
+        // When a limit is lowered, requests in flight continue and new ones are rejected.
         set(&limits, "bearer:alice", "chat=1 concurrent");
         assert_eq!(take("alice", 50).len(), 0);
         drop(alice);
@@ -135,8 +138,8 @@ async fn keys_have_their_own_in_flight() {
     }
 }
 
-/// A key is reported once, where it is counted with the fewest left; a limit of its own holds at each
-/// place.
+/// A key is reported once, for the position with the fewest slots left. An override applies at each
+/// position.
 #[tokio::test]
 async fn a_key_is_limited_and_reported_wherever_it_is_charged() {
     let limits = Limits::new();
@@ -165,7 +168,7 @@ async fn a_key_is_limited_and_reported_wherever_it_is_charged() {
     assert_eq!(
         used(address),
         [(1, Some(4))],
-        "three are left in place of a token"
+        "three slots are left where the address replaces a token"
     );
     set(&limits, "ip:192.0.2.1", "1 concurrent");
     assert_eq!(used(address), [(1, Some(1))]);
@@ -176,9 +179,9 @@ async fn a_key_is_limited_and_reported_wherever_it_is_charged() {
     assert!(limiter.try_acquire_for_all(&[token, address]).is_err());
 }
 
-/// What is in flight is counted before a key has a limit, so that it counts when it gets one.
+/// Requests are counted before a key has a limit, so that they count when it gets one.
 #[tokio::test]
-async fn what_was_in_flight_before_there_was_a_limit_counts() {
+async fn requests_in_flight_before_an_override_count_under_it() {
     let limits = Limits::new();
     let layer = ConcurrencyLimitLayer::new(0)
         .name("jobs")
@@ -202,7 +205,7 @@ async fn what_was_in_flight_before_there_was_a_limit_counts() {
 }
 
 #[tokio::test]
-async fn a_layer_looks_at_keys_that_have_limits() {
+async fn a_layer_checks_keys_that_have_overrides() {
     let limits = Limits::new();
     let layer = ConcurrencyLimitLayer::new(0)
         .per_key(ByToken::default(), 0)
@@ -219,7 +222,7 @@ async fn a_layer_looks_at_keys_that_have_limits() {
 }
 
 #[tokio::test]
-async fn tenants_have_their_own_at_work() {
+async fn each_tenant_has_its_own_lease_override() {
     let limits = Limits::new();
     let leases = Leases::new()
         .name("jobs")
@@ -243,12 +246,15 @@ async fn tenants_have_their_own_at_work() {
         panic!("{usage:?}")
     };
     assert_eq!((&*usage.name, usage.sort), ("jobs", "lease"));
-    assert_eq!((usage.used, usage.limit, usage.is_own), (4, Some(4), true));
+    assert_eq!(
+        (usage.used, usage.limit, usage.is_override),
+        (4, Some(4), true)
+    );
     let [total] = &limits.totals().await[..] else {
         panic!()
     };
     assert_eq!((total.used, total.limit), (6, Some(9)));
-    // At the limit is refused, and a lowered one lets go of nothing.
+    // A tenant at its limit is rejected; a lowered limit releases nothing.
     set(&limits, "org:acme", "jobs=1 concurrent");
     let refused = leases
         .acquire_new(&Key::id("org", "acme"))

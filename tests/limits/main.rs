@@ -1,4 +1,4 @@
-//! Limits of single keys, and of all, changed while they are in use.
+//! Overrides and default policies that change while they are in use.
 #![cfg(feature = "test-util")]
 
 mod base;
@@ -21,7 +21,7 @@ use tower_admission::{Key, KeyName, Limit, Limits, Policy, RateLimiter};
 
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
 
-/// A limiter on a clock that stands still, and the limits of its keys.
+/// A limiter on a stopped clock, and the limits of its keys.
 pub(crate) struct Bench {
     pub(crate) clock: TestClock,
     pub(crate) limits: Limits,
@@ -31,7 +31,7 @@ pub(crate) struct Bench {
 impl Bench {
     pub(crate) fn new(policy: impl Into<Policy>) -> Self {
         let clock = TestClock::default();
-        // So that the clock can step back.
+        // Leaves room for the clock to step back.
         clock.advance(1_000_000 * SECOND);
         let store = MemoryStore::new().clock(clock.clone());
         let limits = Limits::new().clock(clock.clone());
@@ -42,7 +42,7 @@ impl Bench {
         }
     }
 
-    /// How many requests of cost 1 are admitted now.
+    /// The number of requests of cost 1 that are admitted now.
     pub(crate) fn burst(&self, key: &Key) -> u32 {
         let mut admitted = 0;
         while self.limiter.check_now(key).unwrap().is_admitted() {
@@ -64,12 +64,12 @@ pub(crate) fn name(key: &str) -> KeyName {
     key.parse().unwrap()
 }
 
-/// What is there without waiting.
+/// The value of a future that is ready.
 pub(crate) fn now<T>(future: impl Future<Output = T>) -> T {
     let mut task = tokio_test::task::spawn(future);
     match task.poll() {
         std::task::Poll::Ready(answer) => answer,
-        std::task::Poll::Pending => panic!("the answer is not there"),
+        std::task::Poll::Pending => panic!("the future is pending"),
     }
 }
 

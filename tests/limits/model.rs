@@ -1,4 +1,4 @@
-//! Changes in any order against a naive model, and a key's own quota against everybody's.
+//! Random changes against a naive model, and an override against the same default.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -10,17 +10,17 @@ use tower_admission::{Decision, Key, Quota, RateLimiter};
 
 use super::{Bench, SECOND};
 
-/// (requests a period, period in seconds, burst)
+/// (requests per period, period in seconds, burst)
 pub(crate) type Numbers = (u32, u32, u32);
 
-/// Their intervals are whole powers of two of a second, so that a model in floating point is exact.
+/// Their intervals are whole powers of two of a second, so that a floating-point model is exact.
 pub(crate) fn numbers() -> impl Strategy<Value = Numbers> {
     let (count, period) = (0..4_u32, 0..4_u32);
     (count, period, 1..20_u32).prop_map(|(count, period, burst)| (1 << count, 1 << period, burst))
 }
 
-/// Requests a period, and the period in seconds. Most intervals are no multiple of another one, so that what is
-/// used is rounded when it is converted.
+/// Requests per period, and the period in seconds. Most intervals are not multiples of each other,
+/// so that conversions round.
 const RATES: [(u32, u32); 4] = [(7, 60), (11, 60), (13, 3600), (14, 60)];
 
 fn uneven_numbers() -> impl Strategy<Value = Numbers> {
@@ -64,7 +64,8 @@ fn interval((count, period, _): Numbers) -> u128 {
     (u128::from(period) * 1_000_000_000).div_ceil(count.into())
 }
 
-/// A request in units of which each interval's nanosecond is a whole number.
+/// The units of one request, chosen so that a nanosecond of every interval is a whole number of
+/// units.
 fn request() -> u128 {
     let intervals = RATES.map(|(count, period)| interval((count, period, 1)));
     intervals.into_iter().fold(1, |multiple, interval| {
@@ -76,12 +77,12 @@ fn request() -> u128 {
     })
 }
 
-/// What a key has spent, in units of a [`request`]. Between the two is what a limiter may count.
+/// What a key has used, in units of a [`request`]. A limiter may count anything in the range.
 #[derive(Clone, Copy, Default)]
 struct Spent {
-    /// Exactly.
+    /// The exact value.
     least: u128,
-    /// Rounded up to a nanosecond of the new interval whenever the quota changes.
+    /// The value rounded up to a nanosecond of the new interval at each change.
     most: u128,
 }
 
@@ -107,12 +108,12 @@ impl Model {
         self.own.get(&key).copied().unwrap_or(self.all)
     }
 
-    /// Units of a nanosecond of the key's quota.
+    /// The units of a nanosecond of the key's quota.
     fn nanosecond(&self, key: usize) -> u128 {
         self.request / interval(self.of(key))
     }
 
-    /// After a change: what a lowered limit does not hold is forgiven.
+    /// After a change: forgives what a lowered limit does not hold.
     fn convert(&mut self) {
         for key in 0..2 {
             let (.., burst) = self.of(key);

@@ -1,6 +1,6 @@
-//! Decisions at the same moment as others, and as a change of the policy.
+//! Concurrent decisions, and decisions that race with a change of the policy.
 //!
-//! The clock stands still, so that what is used is what was charged.
+//! The clock stands still, so that the used requests are the charged ones.
 
 use std::hint;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
@@ -14,14 +14,14 @@ fn check_n(limiter: &RateLimiter, key: &Key, cost: u32) -> Decision {
     limiter.check_n(key, cost).now().unwrap()
 }
 
-/// What is used of each quota.
+/// The used requests of each quota.
 pub(crate) fn used(limiter: &RateLimiter, key: &Key) -> Vec<u32> {
     let decision = limiter.peek(key).now().unwrap();
     let usages = decision.usages().iter();
     usages.map(|u| u.limit() - u.remaining()).collect()
 }
 
-/// Runs what two threads do in each round, beginning every round at the same moment.
+/// Runs the actions of two threads in rounds that start at the same moment.
 pub(crate) fn together(rounds: usize, round: impl Fn(usize) + Sync) {
     const THREADS: usize = 2;
     let arrived = AtomicUsize::new(0);
@@ -33,7 +33,7 @@ pub(crate) fn together(rounds: usize, round: impl Fn(usize) + Sync) {
                     let mut spins = 0_u32;
                     while arrived.load(Ordering::SeqCst) < THREADS * (n + 1) {
                         spins += 1;
-                        // The other thread may have no processor.
+                        // The other thread may be without a processor.
                         if spins.is_multiple_of(1_000) {
                             thread::yield_now();
                         }
@@ -46,10 +46,10 @@ pub(crate) fn together(rounds: usize, round: impl Fn(usize) + Sync) {
     });
 }
 
-/// Two threads want the last request that the second quota has left: one of them gets it, and the other
-/// gives back what it took of the first.
+/// Two threads want the last request of the second quota. One of them gets it, and the other
+/// refunds what it charged to the first quota.
 #[test]
-fn a_request_that_loses_a_race_for_one_quota_takes_nothing_from_another() {
+fn a_request_that_loses_a_race_for_one_quota_charges_no_other() {
     const KEYS: usize = 3_000;
     for (first, second) in [
         ("1000/h", "3/h"),
@@ -72,10 +72,10 @@ fn a_request_that_loses_a_race_for_one_quota_takes_nothing_from_another() {
     }
 }
 
-/// One thread decides, and another one changes the numbers to and fro and looks at the key after each change,
-/// so that what was used before is taken over while the first one is still deciding.
+/// One thread decides. Another changes the policy back and forth and reads the key after each
+/// change, so that a conversion happens while the first thread is deciding.
 fn decide_during_changes(kind: &str, quotas: usize, changes: u32) {
-    // What is used converts without rounding.
+    // The used requests convert without rounding.
     let policy = |change: u32| {
         let count = [1_000_000, 500_000][change as usize % 2];
         let quota = format!("{count} per 1000s burst 1000000{kind}");
@@ -84,7 +84,7 @@ fn decide_during_changes(kind: &str, quotas: usize, changes: u32) {
         (1..quotas).fold(first, |policy, n| policy.and(&n.to_string(), quota))
     };
     let bench = Bench::new(policy(0));
-    // So that there are overrides to be looked for.
+    // Makes decisions look for overrides.
     bench.set("org:other", "0=5/s");
     let key = Key::id("org", "acme");
     let (admitted, changed) = (AtomicU32::new(0), AtomicBool::new(false));

@@ -1,4 +1,4 @@
-//! What holds whichever rule a key is charged by, and when rules change.
+//! Guarantees that hold under every rule and across changes of rules.
 
 use proptest::prelude::*;
 use tower_admission::store::MemoryStore;
@@ -12,7 +12,7 @@ fn quota(text: &str) -> Quota {
 }
 
 #[test]
-fn there_and_back_forgets_nothing_but_what_the_smaller_bucket_cannot_lack() {
+fn a_change_and_its_reversal_forget_only_what_the_smaller_bucket_clamps() {
     let acme = Key::id("org", "acme");
     for (other, left) in [("20/h", 0), ("10 per 7min", 0), ("10/h burst 4", 6)] {
         // The default, and an override.
@@ -29,10 +29,10 @@ fn there_and_back_forgets_nothing_but_what_the_smaller_bucket_cannot_lack() {
     }
 }
 
-/// A bucket that rejects is never forgotten, whichever rule it rejects by: a default, one that was a default, or an
-/// override.
+/// A bucket that rejects is never evicted, whether it rejects under a default, a previous default
+/// or an override.
 #[test]
-fn a_key_that_denies_is_not_evicted() {
+fn a_key_that_denies_is_never_evicted() {
     const BOUND: usize = 2_000;
     let clock = TestClock::default();
     clock.advance(1_000_000 * SECOND);
@@ -60,7 +60,7 @@ fn a_key_that_denies_is_not_evicted() {
 }
 
 #[test]
-fn overrides_have_at_most_so_many_distinct_rates() {
+fn the_number_of_distinct_override_rates_is_bounded() {
     let limits = Limits::new();
     let set = |id: usize, rate: usize| {
         let limit = format!("{rate} per 1000s").parse().unwrap();
@@ -72,7 +72,7 @@ fn overrides_have_at_most_so_many_distinct_rates() {
     let error = set(0, Limits::MAX_RATES + 1).unwrap_err();
     assert!(matches!(error, LimitsError::TooManyRates), "{error:?}");
     assert!(error.to_string().contains("30000"), "{error}");
-    // One that there is already, and one in the place of another.
+    // An existing rate, and a rate that replaces another.
     set(0, 7).unwrap();
     now(limits.delete(&name("org:9"))).unwrap();
     set(0, Limits::MAX_RATES + 1).unwrap();
@@ -109,7 +109,7 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, ..Default::default() })]
 
-    /// `Retry-After` is right to the nanosecond as long as the rule does not change after it.
+    /// `Retry-After` is exact to the nanosecond as long as the rule does not change.
     #[test]
     fn the_promised_wait_is_enough_and_no_longer_than_needed(
         sliding: bool,

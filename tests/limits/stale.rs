@@ -1,4 +1,4 @@
-//! Decisions by what was replaced long ago or a moment ago, and what keys without a rate give back.
+//! Decisions under rules that were replaced long ago or just now, and refunds without a rate.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -15,9 +15,10 @@ fn quota(text: &str) -> Quota {
     text.parse().unwrap()
 }
 
-/// Entries have the number of a change modulo 2^15, so that one of long ago looks as if it was of one to come.
+/// Entries store the number of a change modulo 2^15, so that a very old number looks like a future
+/// one.
 #[test]
-fn a_key_that_slept_through_any_number_of_changes_is_decided_about() {
+fn a_key_that_was_unused_during_many_changes_is_decided() {
     for kind in ["", " sliding"] {
         let bench = Bench::new(quota(&format!("1000/s{kind}")));
         let key = acme();
@@ -39,7 +40,7 @@ fn a_key_that_slept_through_any_number_of_changes_is_decided_about() {
 }
 
 #[test]
-fn rates_of_windows_count_as_the_rates_that_buckets_have_of_them() {
+fn window_rates_count_as_the_equivalent_bucket_rates() {
     let limits = Limits::new();
     let set = |n: usize| {
         let limit = format!("{n}/min sliding").parse().unwrap();
@@ -51,19 +52,19 @@ fn rates_of_windows_count_as_the_rates_that_buckets_have_of_them() {
     let error = set(Limits::MAX_RATES + 1).unwrap_err();
     assert!(matches!(error, LimitsError::TooManyRates), "{error:?}");
 
-    // One in place of another one is no further rate, also if it is there twice.
+    // A replacement does not increase the number of rates, even if it has its rate twice.
     let replace = |limit: &str| now(limits.set(&name("org:1"), limit.parse().unwrap()));
     replace("a=5/day, b=5/day").unwrap();
     replace("a=6/day, b=6/day").unwrap();
     let error = replace("a=6/day, b=7/day").unwrap_err();
     assert!(matches!(error, LimitsError::TooManyRates), "{error:?}");
-    // A rate that another override has as well frees none.
+    // A replaced rate that another override also has frees no place.
     replace("2/min sliding").unwrap();
     set(1).unwrap();
 }
 
 #[test]
-fn what_was_admitted_without_a_limit_gives_nothing_back() {
+fn a_refund_of_an_unlimited_request_changes_nothing() {
     for kind in ["", " sliding"] {
         let bench = Bench::new(quota(&format!("10/h{kind}")));
         assert_eq!(bench.burst(&acme()), 10);
@@ -78,7 +79,7 @@ fn what_was_admitted_without_a_limit_gives_nothing_back() {
 }
 
 #[test]
-fn a_request_that_loses_a_race_gives_back_only_what_it_took() {
+fn a_request_that_loses_a_race_refunds_only_what_it_charged() {
     const KEYS: usize = 3_000;
     let bench = Bench::new(Policy::new("first", quota("10/h")).and("second", quota("3/h")));
     let key = |n: usize| Key::id("org", &n.to_string());
@@ -104,9 +105,10 @@ fn a_request_that_loses_a_race_gives_back_only_what_it_took() {
     }
 }
 
-/// At the bound keys without room share a bucket. Those with a smaller one find it used up, and leave it so.
+/// At the bound, keys without room share a bucket. A key with a smaller burst finds it used up and
+/// must leave it so.
 #[test]
-fn keys_that_share_a_bucket_do_not_empty_it_by_being_refused() {
+fn rejected_requests_do_not_empty_a_shared_bucket() {
     let limits = Limits::new();
     let store = MemoryStore::new().max_keys(1);
     let limiter = RateLimiter::with_limits(quota("10/day"), &store, &limits);
@@ -125,34 +127,34 @@ fn keys_that_share_a_bucket_do_not_empty_it_by_being_refused() {
 
 type Hook = Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>;
 
-/// Does something once between the resolution of the rules and the decision by them.
-struct Late {
+/// Runs a hook once, between the resolution of the rules and the decision.
+struct HookedStore {
     store: MemoryStore,
     hook: Hook,
 }
 
-struct LateBuckets {
+struct HookedBuckets {
     buckets: Arc<dyn RateBuckets>,
     hook: Hook,
 }
 
-impl LateBuckets {
+impl HookedBuckets {
     fn before(&self) {
         let hook = self.hook.lock().unwrap().take();
         hook.into_iter().for_each(|hook| hook());
     }
 }
 
-impl RateStore for Late {
+impl RateStore for HookedStore {
     fn open(&self, policies: &[Policy]) -> Arc<dyn RateBuckets> {
-        Arc::new(LateBuckets {
+        Arc::new(HookedBuckets {
             buckets: self.store.open(policies),
             hook: self.hook.clone(),
         })
     }
 }
 
-impl RateBuckets for LateBuckets {
+impl RateBuckets for HookedBuckets {
     fn take(&self, charges: &[Charge], cost: u32) -> Reply<Decision> {
         self.before();
         self.buckets.take(charges, cost)
@@ -180,15 +182,16 @@ impl RateBuckets for LateBuckets {
     }
 }
 
-/// A thread resolves a smaller rule and is held up; meanwhile the rule is replaced and used up to its end.
-fn late(
+/// A thread resolves a smaller rule and is delayed. Meanwhile the rule is replaced and its
+/// successor used up.
+fn decide_late(
     default: &str,
     before: Option<&str>,
     after: Option<&str>,
     act: fn(&RateLimiter),
 ) -> Vec<u32> {
     let hook = Hook::default();
-    let store = Late {
+    let store = HookedStore {
         store: MemoryStore::new(),
         hook: hook.clone(),
     };
@@ -214,7 +217,7 @@ fn late(
 }
 
 #[test]
-fn a_decision_by_a_smaller_rule_that_was_replaced_forgives_nothing() {
+fn a_delayed_decision_under_a_replaced_smaller_rule_forgives_nothing() {
     for (default, before, after) in [
         ("10/day", None, Some("1000/day")),
         ("1000/day", Some("10/day"), None),
@@ -224,13 +227,13 @@ fn a_decision_by_a_smaller_rule_that_was_replaced_forgives_nothing() {
         let check =
             |limiter: &RateLimiter| assert!(!limiter.check_now(&acme()).unwrap().is_admitted());
         assert_eq!(
-            late(default, before, after, check),
+            decide_late(default, before, after, check),
             [1_000],
             "{default} {before:?} {after:?}"
         );
         let refund = |limiter: &RateLimiter| limiter.refund(&acme(), 1).now().unwrap();
         assert_eq!(
-            late(default, before, after, refund),
+            decide_late(default, before, after, refund),
             [999],
             "{default} {before:?} {after:?}"
         );

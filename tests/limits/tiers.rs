@@ -1,4 +1,4 @@
-//! Tiers: a named set of limits, with rates that count apart.
+//! Tiers: named sets of limits that count separately.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -15,7 +15,7 @@ fn quota(text: &str) -> Quota {
     text.parse().unwrap()
 }
 
-/// A limiter without limits, and one with.
+/// A limiter without limits, and one with limits.
 fn both(policy: impl Into<Policy>) -> [(RateLimiter, TestClock); 2] {
     let policy = policy.into();
     let clock = TestClock::default();
@@ -41,7 +41,7 @@ fn left(limiter: &RateLimiter, key: &Key) -> Option<u32> {
 }
 
 #[test]
-fn each_tier_counts_apart() {
+fn each_tier_counts_separately() {
     for kind in ["", " sliding"] {
         let free = quota(&format!("3/h{kind}"));
         let pro: &str = &format!("10/h{kind}");
@@ -51,20 +51,21 @@ fn each_tier_counts_apart() {
             assert_eq!(
                 left(&pro, &acme()),
                 Some(10),
-                "a tier more changes no usage"
+                "another tier changes no usage"
             );
             assert_eq!(burst(&pro, &acme()), 10);
             assert_eq!(burst(&limiter, &acme()), 0);
             pro.refund(&acme(), 2).now().unwrap();
-            assert_eq!(left(&pro, &acme()), Some(2), "a refund is of one tier");
+            assert_eq!(left(&pro, &acme()), Some(2), "a refund applies to one tier");
             assert_eq!(left(&limiter, &acme()), Some(0));
         }
     }
 }
 
-/// With one bucket for all tiers a rejected request of a small tier would erase the debt of a large one.
+/// With one bucket for all tiers, a rejected request of a small tier would erase the debt of a
+/// large one.
 #[test]
-fn alternating_gives_each_tier_what_it_allows_and_no_more() {
+fn alternating_tiers_admit_exactly_what_each_allows() {
     let policy = Policy::from(quota("10/min burst 3")).tier("pro", "600/min");
     for (limiter, clock) in both(policy) {
         let pro = limiter.tier("pro").unwrap();
@@ -85,7 +86,7 @@ fn a_quota_that_the_tier_does_not_name_keeps_its_default() {
     for (limiter, _clock) in both(policy.tier("pro", "burst=50/h")) {
         let pro = limiter.tier("pro").unwrap();
         assert_eq!(burst(&pro, &acme()), 8);
-        assert_eq!(burst(&limiter, &acme()), 5, "and counts apart as well");
+        assert_eq!(burst(&limiter, &acme()), 5, "it counts separately");
         let names = pro.policies()[0]
             .quotas()
             .iter()
@@ -123,7 +124,7 @@ fn a_tier_switches_quotas_on_and_off() {
 }
 
 #[test]
-fn overrides_go_before_tiers_quota_by_quota() {
+fn an_override_takes_precedence_over_a_tier_for_each_quota() {
     let policy = Policy::new("burst", quota("5/h")).and("daily", quota("80/day"));
     let bench = Bench::new(policy.tier("pro", "burst=50/h, daily=800/day"));
     let pro = bench.limiter.tier("pro").unwrap();
@@ -144,7 +145,7 @@ fn overrides_go_before_tiers_quota_by_quota() {
 }
 
 #[test]
-fn a_stored_tier_goes_before_that_of_the_request() {
+fn a_stored_tier_takes_precedence_over_the_requests_tier() {
     let policy = Policy::from(quota("1/h"))
         .tier("pro", "10/h")
         .tier("max", "20/h");
@@ -160,7 +161,7 @@ fn a_stored_tier_goes_before_that_of_the_request() {
 }
 
 #[test]
-fn a_stored_tier_takes_the_place_of_the_requests_also_for_what_it_does_not_name() {
+fn a_stored_tier_replaces_the_requests_tier_for_all_quotas() {
     let limits = Limits::new()
         .tier("stored", "a=50/h, elsewhere=1/h")
         .tier("asked", "a=70/h, b=90/h");
@@ -175,7 +176,7 @@ fn a_stored_tier_takes_the_place_of_the_requests_also_for_what_it_does_not_name(
     assert_eq!(limits_of(&asked), [70, 90]);
     bench_set(&limits, "tier=stored");
     assert_eq!(limits_of(&asked), [50, 7]);
-    // Also where it names nothing that the limiter has.
+    // Also if the stored tier names no quota of the limiter.
     limits
         .try_tier("stored", "elsewhere=1/h".parse().unwrap())
         .unwrap();
@@ -183,7 +184,7 @@ fn a_stored_tier_takes_the_place_of_the_requests_also_for_what_it_does_not_name(
 }
 
 #[test]
-fn a_tier_that_is_not_declared_is_the_default_and_cannot_be_set() {
+fn an_undeclared_tier_gets_the_defaults_and_cannot_be_set() {
     let bench = Bench::new(Policy::from(quota("3/h")).tier("pro", "10/h"));
     let error = now(bench
         .limits
@@ -196,7 +197,7 @@ fn a_tier_that_is_not_declared_is_the_default_and_cannot_be_set() {
         ("max", &[std::sync::Arc::<str>::from("pro")][..])
     );
     assert!(bench.limiter.tier("max").is_none());
-    // Set while it was declared.
+    // The override was set while the tier was declared.
     let limits = Limits::new();
     bench_set(&limits, "tier=max");
     let store = MemoryStore::new();
@@ -210,18 +211,18 @@ fn bench_set(limits: &Limits, limit: &str) {
 }
 
 #[test]
-fn a_tier_of_the_limits_is_for_all_limiters_that_it_names() {
+fn a_tier_of_the_limits_applies_to_every_limiter_that_it_names() {
     let limits = Limits::new().tier("pro", "requests=600/h, uploads=20/h, jobs=20 concurrent");
     let store = MemoryStore::new();
     let with = |name, quota| RateLimiter::with_limits(Policy::new(name, quota), &store, &limits);
     let requests = with("requests", quota("10/h"));
     let other = with("other", quota("10/h"));
     assert_eq!(left(&requests.tier("pro").unwrap(), &acme()), Some(600));
-    // A tier that names none of its quotas is the default, with the same usage.
+    // A tier that names no quota of the limiter is the default, with the same usage.
     assert_eq!(burst(&other.tier("pro").unwrap(), &acme()), 10);
     assert_eq!(burst(&other, &acme()), 0);
     assert_eq!(limits.tiers(), [std::sync::Arc::<str>::from("pro")]);
-    // Declared later, and changed.
+    // A tier that is declared later, and then changed.
     let limits = limits.tier("max", "requests=9000/h");
     assert_eq!(left(&requests.tier("max").unwrap(), &acme()), Some(9000));
     assert_eq!(burst(&requests.tier("pro").unwrap(), &acme()), 600);
@@ -238,7 +239,7 @@ fn a_tier_of_the_limits_is_for_all_limiters_that_it_names() {
 }
 
 #[tokio::test]
-async fn leases_have_the_number_of_the_tier_that_is_stored() {
+async fn leases_use_the_stored_tier() {
     let limits = Limits::new().tier("pro", "jobs=3 concurrent");
     let jobs = Leases::new().name("jobs").per_tenant(1).limits(&limits);
     let _one = jobs.acquire(&acme(), "1").await.unwrap();
@@ -248,11 +249,11 @@ async fn leases_have_the_number_of_the_tier_that_is_stored() {
     let _three = jobs.acquire(&acme(), "3").await.unwrap();
     assert!(
         jobs.acquire(&acme(), "4").await.is_err(),
-        "one count in all tiers"
+        "all tiers share one count"
     );
     let usage = limits.usage(&name("org:acme")).await;
     assert_eq!(
-        (usage[0].used, usage[0].limit, usage[0].is_own),
+        (usage[0].used, usage[0].limit, usage[0].is_override),
         (3, Some(3), false)
     );
     bench_set(&limits, "tier=pro, jobs=unlimited");
@@ -260,14 +261,14 @@ async fn leases_have_the_number_of_the_tier_that_is_stored() {
 }
 
 #[test]
-fn what_a_limit_says_of_concurrency_is_by_name_and_tier() {
+fn a_limit_sets_concurrency_by_name_and_tier() {
     let limit: Limit = "tier=pro, jobs=2 concurrent".parse().unwrap();
     assert_eq!(limit.concurrency("jobs"), Some(Capacity::AtMost(2)));
     assert_eq!(limit.tier(), Some("pro"));
 }
 
 #[test]
-fn a_policy_is_changed_with_its_tiers() {
+fn a_changed_policy_changes_its_tiers() {
     let tiered = |free, pro: &str| Policy::from(quota(free)).tier("pro", pro);
     let bench = Bench::new(tiered("3/h", "10/h"));
     let pro = bench.limiter.tier("pro").unwrap();
@@ -277,14 +278,15 @@ fn a_policy_is_changed_with_its_tiers() {
     assert_eq!(pro.current_policies(), [quota("30/h").into()]);
     assert_eq!(burst(&pro, &acme()), 20);
     assert_eq!(burst(&bench.limiter, &acme()), 2);
-    // Without the tier its requests have the default, and what it used is there when it is declared again.
+    // Without the tier, its requests get the default. When the tier is declared again, its usage is
+    // still there.
     bench.limiter.set_policy(quota("5/h")).unwrap();
     assert_eq!(left(&pro, &acme()), Some(0));
     assert_eq!(pro.peek(&acme()).now().unwrap().limit(), Some(5));
     bench.limiter.set_policy(tiered("5/h", "30/h")).unwrap();
     assert_eq!(pro.peek(&acme()).now().unwrap().limit(), Some(30));
     assert_eq!(left(&pro, &acme()), Some(0));
-    // A tier that inherits a quota has the default as it is now.
+    // A tier inherits the default in force.
     let two = |daily| {
         Policy::new("burst", quota("5/h"))
             .and("daily", quota(daily))
@@ -326,7 +328,7 @@ fn usage_is_reported_by_tier() {
 }
 
 #[test]
-fn threads_of_several_tiers_get_what_each_allows() {
+fn concurrent_requests_of_several_tiers_get_what_each_allows() {
     let policy = Policy::from(quota("100/day"))
         .tier("pro", "1000/day")
         .tier("max", "3000/day");
@@ -352,9 +354,9 @@ fn threads_of_several_tiers_get_what_each_allows() {
     }
 }
 
-/// Sixteen of a policy and sixteen of the limits are within the bounds of both.
+/// Sixteen tiers of a policy and sixteen of the limits are within both bounds.
 #[test]
-fn tiers_of_a_policy_leave_room_for_those_of_the_limits() {
+fn tiers_of_a_policy_leave_room_for_tiers_of_the_limits() {
     let clock = TestClock::default();
     let store = MemoryStore::new().clock(clock.clone());
     let limits = (0..16).fold(Limits::new(), |limits, n| {
@@ -373,9 +375,9 @@ fn tiers_of_a_policy_leave_room_for_those_of_the_limits() {
     assert_eq!(burst(&limiter, &acme()), 3);
 }
 
-/// Where the default has no algorithm, a tier's own is kept as it was at first.
+/// If the default has no algorithm, a tier keeps its first algorithm.
 #[test]
-fn a_tier_stays_sliding_or_a_bucket() {
+fn a_tier_cannot_change_its_algorithm() {
     let tiered = |free, pro: &str| Policy::from(quota(free)).tier("pro", pro);
     for (first, then) in [("60/min", "60/min sliding"), ("60/min sliding", "60/min")] {
         let bench = Bench::new(tiered("off", first));
@@ -386,7 +388,7 @@ fn a_tier_stays_sliding_or_a_bucket() {
         for same in ["unlimited", "deny all", first] {
             bench.limiter.set_policy(tiered("off", same)).unwrap();
         }
-        // Of a default that has one, the tier has it as well.
+        // If the default has an algorithm, the tier has the same.
         bench.limiter.set_policy(tiered("deny all", first)).unwrap();
         assert_eq!(burst(&pro, &acme()), 60);
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_test::task;
 use tower_admission::store::{
-    Charge, LeaseLimits, LeaseSlots, LeaseStore, Leased, RateBuckets, RateStore, RedisStore,
+    AcquireOutcome, Charge, LeaseLimits, LeaseSlots, LeaseStore, RateBuckets, RateStore, RedisStore,
 };
 use tower_admission::{Key, Policy, Quota};
 
@@ -194,9 +194,12 @@ async fn a_burst_on_a_concurrency_limit_grants_what_it_has() {
     let mut held = Vec::new();
     for task in tasks {
         match task.await.unwrap() {
-            Leased::Granted(lease) => held.push(lease),
+            AcquireOutcome::Granted(lease) => held.push(lease),
             refused => assert!(
-                matches!(refused, Leased::Full | Leased::KeyFull { .. }),
+                matches!(
+                    refused,
+                    AcquireOutcome::Full | AcquireOutcome::KeyFull { .. }
+                ),
                 "{refused:?}"
             ),
         }

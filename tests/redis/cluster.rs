@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tower_admission::store::{
-    Charge, FailureMode, LeaseLimits, LeaseStore, Leased, RateStore, suite,
+    AcquireOutcome, Charge, FailureMode, LeaseLimits, LeaseStore, RateStore, suite,
 };
 use tower_admission::{
     ClientIp, Key, Limits, Policy, Quota, RateLimitLayer, RateLimiter, RequestHead,
@@ -197,7 +197,10 @@ async fn a_prefix_with_braces_scatters_no_slots() {
         let keys = ["alice", "bob", "carol"].map(|user| (Key::id("user", user), 2));
         let limits = LeaseLimits::new(Some(5), keys);
         let leased = leases.acquire(limits).await;
-        assert!(matches!(leased, Leased::Granted(_)), "{prefix}: {leased:?}");
+        assert!(
+            matches!(leased, AcquireOutcome::Granted(_)),
+            "{prefix}: {leased:?}"
+        );
     }
 }
 

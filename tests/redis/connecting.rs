@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tower_admission::store::redis::FailureKind;
 use tower_admission::store::{
-    FailureMode, LeaseLimits, LeaseStore, Leased, RateStore, RedisStore, Standing, suite,
+    AcquireOutcome, FailureMode, LeaseLimits, LeaseStatus, LeaseStore, RateStore, RedisStore, suite,
 };
 use tower_admission::{Key, Leases, Limits, Policy, Quota, RateLimiter, SharedLimiters};
 
@@ -103,21 +103,24 @@ async fn slots(store: &RedisStore, servers: &[Server]) {
     let slots = store.open_leases("jobs");
     let limits = || LeaseLimits::new(Some(1), Some((Key::id("user", "alice"), 1)));
     let held = slots.acquire(limits()).await;
-    assert!(matches!(held, Leased::Granted(_)), "{held:?}");
+    assert!(matches!(held, AcquireOutcome::Granted(_)), "{held:?}");
     let leases = Leases::new()
         .name("work")
         .per_tenant(1)
         .store(store.clone());
     let [tenant] = acme();
     leases.acquire(&tenant, "1").await.unwrap().detach();
-    assert_eq!(leases.heartbeat(&tenant, "1").await, Standing::Live);
-    assert_eq!(leases.release(&tenant, "1").await, Standing::Live);
+    assert_eq!(leases.heartbeat(&tenant, "1").await, LeaseStatus::Live);
+    assert_eq!(leases.release(&tenant, "1").await, LeaseStatus::Live);
     // Nothing else is under way.
     let before = scripts_run(servers).await;
     until("a heartbeat", async || scripts_run(servers).await > before).await;
     let full = slots.acquire(limits()).await;
     assert!(
-        !matches!(full, Leased::Granted(_) | Leased::Unavailable(_)),
+        !matches!(
+            full,
+            AcquireOutcome::Granted(_) | AcquireOutcome::Unavailable(_)
+        ),
         "{full:?}"
     );
     drop(held);

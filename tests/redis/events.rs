@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use tower_admission::store::redis::{FailureKind, StoreObserver};
 use tower_admission::store::{
-    FailureMode, LeaseLimits, LeaseName, LeaseStore, Leased, NamedLease, NamedLeased, NamedLimits,
-    RateStore, RedisStore,
+    AcquireOutcome, FailureMode, LeaseLimits, LeaseName, LeaseStore, NamedAcquireOutcome,
+    NamedLease, NamedLimits, RateStore, RedisStore,
 };
 use tower_admission::{Key, Quota};
 use tracing::field::{Field, Visit};
@@ -394,7 +394,7 @@ async fn an_outage_ends_with_a_line() {
                 Duration::from_secs(60),
             );
             let taken = slots.acquire_named(&named, NamedLimits::new(Some(10), None));
-            away &= matches!(taken.await, NamedLeased::NotAsked(_));
+            away &= matches!(taken.await, NamedAcquireOutcome::NotAsked(_));
         }
         away
     })
@@ -404,7 +404,7 @@ async fn an_outage_ends_with_a_line() {
         for (buckets, slots) in rates.iter().zip(&slots) {
             let _ = buckets.take(&alice, 1).await;
             let leased = slots.acquire(limits()).await;
-            assert!(matches!(leased, Leased::Unavailable(_)));
+            assert!(matches!(leased, AcquireOutcome::Unavailable(_)));
             // Neither decides about a request.
             let _ = buckets.peek(&alice, 0).await;
             buckets.refund(&alice, 0).await;

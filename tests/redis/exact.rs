@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use tokio_test::task;
-use tower_admission::store::{Charge, LeaseLimits, LeaseSlots, LeaseStore, Leased, RateStore};
+use tower_admission::store::{
+    AcquireOutcome, Charge, LeaseLimits, LeaseSlots, LeaseStore, RateStore,
+};
 use tower_admission::{Decision, Key, Policy, Quota, Rule};
 
 use crate::leases::until_used;
@@ -249,7 +251,7 @@ async fn slots_of_acquires_that_are_dropped_come_back() {
                         acquired.await
                     };
                     match leased {
-                        Leased::Granted(guard) => {
+                        AcquireOutcome::Granted(guard) => {
                             {
                                 let mut held = held.lock().unwrap();
                                 held[key] += 1;
@@ -263,7 +265,7 @@ async fn slots_of_acquires_that_are_dropped_come_back() {
                             drop(held);
                             drop(guard);
                         }
-                        Leased::Unavailable(_) => panic!("decided by Redis"),
+                        AcquireOutcome::Unavailable(_) => panic!("decided by Redis"),
                         _ => {}
                     }
                 }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use tower_admission::store::redis::{FailureKind, StoreObserver};
 use tower_admission::store::{
-    FailureMode, LeaseLimits, LeaseStore, Leased, RateBuckets, RateStore, RedisStore, Reply,
+    AcquireOutcome, FailureMode, LeaseLimits, LeaseStore, RateBuckets, RateStore, RedisStore, Reply,
 };
 use tower_admission::{Policy, Quota};
 
@@ -430,7 +430,10 @@ async fn a_black_hole() {
     })
     .await;
     let limits = LeaseLimits::new(Some(1), None);
-    assert!(matches!(leases.acquire(limits).await, Leased::Granted(_)));
+    assert!(matches!(
+        leases.acquire(limits).await,
+        AcquireOutcome::Granted(_)
+    ));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -466,7 +469,7 @@ async fn a_reset_in_the_middle_of_a_reply() {
     let leased = leases.acquire(limits).await;
     assert_eq!(proxy.resets(), 3);
     // The second call found the slot that the first one took.
-    assert!(matches!(leased, Leased::Granted(_)), "{leased:?}");
+    assert!(matches!(leased, AcquireOutcome::Granted(_)), "{leased:?}");
     drop(leased);
     until("no slot is taken", async || {
         leases

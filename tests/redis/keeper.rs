@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tower_admission::store::{FailureMode, LeaseLimits, LeaseStore, LeaseUsage, Leased, RateStore};
+use tower_admission::store::{
+    AcquireOutcome, FailureMode, LeaseLimits, LeaseStore, LeaseUsage, RateStore,
+};
 use tower_admission::{Key, Quota};
 
 use crate::leases::{alice, from_address, limits, of_both, until_used, used};
@@ -25,7 +27,7 @@ async fn slots_that_are_lost_alone_are_told_again_as_well() {
     let total = key_with(&server, "total").await;
     server.command(&["DEL", &total]).await.unwrap();
     let third = leases.acquire(limits(3, 3)).await;
-    assert!(matches!(third, Leased::Granted(_)), "{third:?}");
+    assert!(matches!(third, AcquireOutcome::Granted(_)), "{third:?}");
     until_used(&*leases, 3).await;
     drop((held, third));
     until_used(&*leases, 0).await;
@@ -44,13 +46,16 @@ async fn a_slot_of_several_keys_is_told_again_for_each() {
     ];
     server.command(&["FLUSHALL"]).await.unwrap();
     let third = leases.acquire(from_address(3, 3)).await;
-    assert!(matches!(third, Leased::Granted(_)), "{third:?}");
+    assert!(matches!(third, AcquireOutcome::Granted(_)), "{third:?}");
     until("each key has its slots", async || {
         of_both(&*leases).await == [3, 3]
     })
     .await;
     let fourth = leases.acquire(from_address(4, 3)).await;
-    assert!(matches!(fourth, Leased::KeyFull { place: 1 }), "{fourth:?}");
+    assert!(
+        matches!(fourth, AcquireOutcome::KeyFull { place: 1 }),
+        "{fourth:?}"
+    );
     drop((held, third));
     until_used(&*leases, 0).await;
     assert_eq!(of_both(&*leases).await, [0, 0]);
@@ -92,7 +97,7 @@ async fn an_orderly_end_leaves_no_slot_taken() {
             }
             assert!(
                 held.iter()
-                    .all(|leased| matches!(leased, Leased::Granted(_)))
+                    .all(|leased| matches!(leased, AcquireOutcome::Granted(_)))
             );
             drop(held);
             store.flush().await.unwrap();
@@ -128,7 +133,7 @@ async fn releases_do_not_hold_up_heartbeats() {
     let store = store(&proxy.url()).lease_ttl(Duration::from_secs(1));
     let leases = store.open_leases("jobs");
     let held = leases.acquire(limits(1000, 1)).await;
-    assert!(matches!(held, Leased::Granted(_)), "{held:?}");
+    assert!(matches!(held, AcquireOutcome::Granted(_)), "{held:?}");
     let mut others = crowd(48, move || {
         let leases = leases.clone();
         async move { drop(leases.acquire(LeaseLimits::new(Some(1000), None)).await) }
@@ -149,7 +154,7 @@ async fn requests_do_not_hold_up_heartbeats() {
         .max_in_flight(4);
     let leases = store.open_leases("jobs");
     let held = leases.acquire(limits(1000, 1)).await;
-    assert!(matches!(held, Leased::Granted(_)), "{held:?}");
+    assert!(matches!(held, AcquireOutcome::Granted(_)), "{held:?}");
     let buckets = store.open(&[Quota::per_second(1_000_000).into()]);
     let mut others = crowd(32, move || {
         let buckets = buckets.clone();
@@ -204,7 +209,7 @@ async fn nonsense_under_one_key_is_no_harm_to_others() {
     ];
     server.command(&["SET", &key, "nonsense"]).await.unwrap();
     let again = leases.acquire(of("alice")).await;
-    assert!(matches!(again, Leased::Unavailable(_)), "{again:?}");
+    assert!(matches!(again, AcquireOutcome::Unavailable(_)), "{again:?}");
     // Several times to live: heartbeats pass.
     for _ in 0..30 {
         assert_eq!(used(&*leases).await, 3);
@@ -232,7 +237,10 @@ async fn clocks_that_drift_apart_refuse_nobody() {
     let store = server.store().deadline(Duration::from_millis(500));
     let leases = store.open_leases("jobs");
     until("a slot is granted", async || {
-        matches!(leases.acquire(limits(9, 9)).await, Leased::Granted(_))
+        matches!(
+            leases.acquire(limits(9, 9)).await,
+            AcquireOutcome::Granted(_)
+        )
     })
     .await;
     // tokio's clock stands still, and the server's does not.
@@ -240,7 +248,7 @@ async fn clocks_that_drift_apart_refuse_nobody() {
     std::thread::sleep(Duration::from_millis(1500));
     tokio::time::resume();
     let leased = leases.acquire(limits(9, 9)).await;
-    assert!(matches!(leased, Leased::Granted(_)), "{leased:?}");
+    assert!(matches!(leased, AcquireOutcome::Granted(_)), "{leased:?}");
 }
 
 /// A heartbeat of many leases is several calls, and data may be lost between two of them.
@@ -295,7 +303,10 @@ async fn what_was_never_asked_for_is_not_given_back() {
     let leases = store.open_leases("jobs");
     for _ in 0..50 {
         let leased = leases.acquire(limits(9, 9)).await;
-        assert!(matches!(leased, Leased::Unavailable(_)), "{leased:?}");
+        assert!(
+            matches!(leased, AcquireOutcome::Unavailable(_)),
+            "{leased:?}"
+        );
     }
     store.flush().await.unwrap();
     let mut connection = server.connection().await.unwrap();

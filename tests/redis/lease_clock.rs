@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use proptest::prelude::*;
 use redis::aio::MultiplexedConnection;
-use tower_admission::store::{LeaseLimits, LeaseStore, Leased};
+use tower_admission::store::{AcquireOutcome, LeaseLimits, LeaseStore};
 use tower_admission::{Key, Leases};
 
 use crate::server::{Server, until};
@@ -304,7 +304,7 @@ async fn a_store_waits_for_a_dead_replica_no_longer_when_the_clock_steps_back() 
     let ttl = std::time::Duration::from_secs(1);
     let limits = || LeaseLimits::new(Some(2), None);
     let slots = server.store().lease_ttl(ttl).open_leases("jobs");
-    let Leased::Granted(_alive) = slots.acquire(limits()).await else {
+    let AcquireOutcome::Granted(_alive) = slots.acquire(limits()).await else {
         panic!("a free slot");
     };
     let total = "{admission:lease:jobs}:total";
@@ -313,17 +313,23 @@ async fn a_store_waits_for_a_dead_replica_no_longer_when_the_clock_steps_back() 
     let in_an_hour = 4_000_000_000_000_u64;
     left.arg(total).arg(in_an_hour).arg("7 1000");
     left.query_async::<()>(&mut connection).await.unwrap();
-    assert!(matches!(slots.acquire(limits()).await, Leased::Full));
+    assert!(matches!(
+        slots.acquire(limits()).await,
+        AcquireOutcome::Full
+    ));
     let granted = RefCell::new(None);
     until("its slot is free", async || {
         match slots.acquire(limits()).await {
-            Leased::Granted(lease) => *granted.borrow_mut() = Some(lease),
+            AcquireOutcome::Granted(lease) => *granted.borrow_mut() = Some(lease),
             _ => return false,
         }
         true
     })
     .await;
-    assert!(matches!(slots.acquire(limits()).await, Leased::Full));
+    assert!(matches!(
+        slots.acquire(limits()).await,
+        AcquireOutcome::Full
+    ));
     // Of leases by name as well.
     let leases = Leases::new()
         .name("work")

@@ -10,7 +10,7 @@ use hyper::body::Bytes;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_admission::extract::ByToken;
 use tower_admission::store::{
-    FailureMode, LeaseLimits, LeaseSlots, LeaseStore, LeaseUsage, Leased, RedisStore, suite,
+    AcquireOutcome, FailureMode, LeaseLimits, LeaseSlots, LeaseStore, LeaseUsage, RedisStore, suite,
 };
 use tower_admission::{ConcurrencyLimitLayer, Key, PermitBody, Reason};
 
@@ -52,15 +52,18 @@ async fn both_limits_hold_over_replicas() {
     let mut held = Vec::new();
     for replica in &replicas {
         let leased = replica.acquire(limits(3, 2)).await;
-        assert!(matches!(leased, Leased::Granted(_)), "{leased:?}");
+        assert!(matches!(leased, AcquireOutcome::Granted(_)), "{leased:?}");
         held.push(leased);
     }
     let leased = replicas[0].acquire(limits(3, 2)).await;
-    assert!(matches!(leased, Leased::KeyFull { place: 0 }), "{leased:?}");
+    assert!(
+        matches!(leased, AcquireOutcome::KeyFull { place: 0 }),
+        "{leased:?}"
+    );
     let bob = |of_key| LeaseLimits::new(Some(3), Some((Key::id("user", "bob"), of_key)));
     held.push(replicas[0].acquire(bob(2)).await);
     let leased = replicas[1].acquire(bob(2)).await;
-    assert!(matches!(leased, Leased::Full), "{leased:?}");
+    assert!(matches!(leased, AcquireOutcome::Full), "{leased:?}");
     let usage = replicas[1].usage(Some(&alice())).await;
     assert_eq!(usage, Some(LeaseUsage::new(3, Some(2))));
     drop(held);
@@ -97,13 +100,19 @@ async fn replicas_share_the_limits_of_several_keys() {
     let mut held = Vec::new();
     for replica in &replicas {
         let leased = replica.acquire(from_address(3, 2)).await;
-        assert!(matches!(leased, Leased::Granted(_)), "{leased:?}");
+        assert!(matches!(leased, AcquireOutcome::Granted(_)), "{leased:?}");
         held.push(leased);
     }
     let leased = replicas[0].acquire(from_address(3, 2)).await;
-    assert!(matches!(leased, Leased::KeyFull { place: 1 }), "{leased:?}");
+    assert!(
+        matches!(leased, AcquireOutcome::KeyFull { place: 1 }),
+        "{leased:?}"
+    );
     let leased = replicas[1].acquire(from_address(2, 2)).await;
-    assert!(matches!(leased, Leased::KeyFull { place: 0 }), "{leased:?}");
+    assert!(
+        matches!(leased, AcquireOutcome::KeyFull { place: 0 }),
+        "{leased:?}"
+    );
     assert_eq!(of_both(&*replicas[0]).await, [2, 2], "they take nothing");
 
     let mut keys = server.keys().await;
@@ -131,7 +140,7 @@ async fn a_key_that_holds_something_else_leaves_the_other_key_as_it_was() {
     let server = Server::start().await;
     let leases = server.store().open_leases("jobs");
     let held = leases.acquire(from_address(9, 9)).await;
-    assert!(matches!(held, Leased::Granted(_)), "{held:?}");
+    assert!(matches!(held, AcquireOutcome::Granted(_)), "{held:?}");
     let of_address = "{admission:lease:jobs}:of2:ip:192.0.2.1";
     server
         .command(&["SET", of_address, "nonsense"])
@@ -139,7 +148,10 @@ async fn a_key_that_holds_something_else_leaves_the_other_key_as_it_was() {
         .unwrap();
     for limits in [from_address(9, 9), from_address(1, 9)] {
         let leased = leases.acquire(limits).await;
-        assert!(matches!(leased, Leased::Unavailable(_)), "{leased:?}");
+        assert!(
+            matches!(leased, AcquireOutcome::Unavailable(_)),
+            "{leased:?}"
+        );
     }
     assert_eq!(used(&*leases).await, 1);
     let of_alice = leases.usage(Some(&alice())).await.unwrap();
@@ -158,7 +170,7 @@ async fn races_never_exceed_a_limit_and_use_all_of_it() {
                 let mut held = Vec::new();
                 for _ in 0..16 {
                     let limits = LeaseLimits::new(Some(100), Some((key, 10)));
-                    if let Leased::Granted(lease) = leases.acquire(limits).await {
+                    if let AcquireOutcome::Granted(lease) = leases.acquire(limits).await {
                         held.push(lease);
                     }
                 }
@@ -195,7 +207,7 @@ async fn held_slots_outlive_their_time_to_live_and_abandoned_ones_do_not() {
             let leases = abandoned.open_leases("jobs");
             leases.acquire(from_address(5, 5)).await
         });
-        assert!(matches!(leased, Leased::Granted(_)));
+        assert!(matches!(leased, AcquireOutcome::Granted(_)));
         runtime.shutdown_background();
         std::mem::forget(leased);
     })
@@ -226,7 +238,10 @@ async fn after_data_loss_what_is_held_is_told_again_at_once() {
     server.restart().await;
     // The next that is granted comes with another epoch, which gives the loss away.
     until("a slot is granted", async || {
-        matches!(leases.acquire(limits(9, 9)).await, Leased::Granted(_))
+        matches!(
+            leases.acquire(limits(9, 9)).await,
+            AcquireOutcome::Granted(_)
+        )
     })
     .await;
     until("those that are held are back, and no other", async || {
@@ -235,9 +250,12 @@ async fn after_data_loss_what_is_held_is_told_again_at_once() {
     })
     .await;
     let third = leases.acquire(limits(3, 3)).await;
-    assert!(matches!(third, Leased::Granted(_)), "{third:?}");
+    assert!(matches!(third, AcquireOutcome::Granted(_)), "{third:?}");
     let fourth = leases.acquire(limits(3, 3)).await;
-    assert!(matches!(fourth, Leased::KeyFull { place: 0 }), "{fourth:?}");
+    assert!(
+        matches!(fourth, AcquireOutcome::KeyFull { place: 0 }),
+        "{fourth:?}"
+    );
     drop((held, third));
     until_used(&*leases, 0).await;
 }
@@ -253,7 +271,10 @@ async fn an_acquire_that_comes_too_late_takes_nothing() {
     server.signal("STOP");
     for _ in 0..3 {
         let leased = leases.acquire(limits(9, 9)).await;
-        assert!(matches!(leased, Leased::Unavailable(_)), "{leased:?}");
+        assert!(
+            matches!(leased, AcquireOutcome::Unavailable(_)),
+            "{leased:?}"
+        );
     }
     // Well after they were given up.
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -280,7 +301,7 @@ async fn without_memory_slots_are_kept_and_released_and_not_taken() {
         .unwrap();
     let leased = leases.acquire(limits(9, 9)).await;
     assert!(
-        matches!(leased, Leased::Unavailable(FailureMode::Closed)),
+        matches!(leased, AcquireOutcome::Unavailable(FailureMode::Closed)),
         "{leased:?}"
     );
     for _ in 0..15 {

@@ -15,7 +15,6 @@ mod decisions;
 mod events;
 mod exact;
 mod faults;
-mod gateway;
 mod keeper;
 mod layers;
 mod lease_clock;

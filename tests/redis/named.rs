@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tower_admission::store::{FailureMode, Standing};
+use tower_admission::store::{FailureMode, LeaseStatus};
 use tower_admission::{Key, Leases, Reason};
 
 use crate::server::{Server, free_port, store, until};
@@ -37,9 +37,9 @@ async fn one_replica_acquires_and_another_releases() {
     let server = Server::start().await;
     let (one, two) = (leases(&server), leases(&server));
     one.acquire(&acme(), "42").await.unwrap().detach();
-    assert_eq!(two.heartbeat(&acme(), "42").await, Standing::Live);
-    assert_eq!(two.release(&acme(), "42").await, Standing::Live);
-    assert_eq!(one.release(&acme(), "42").await, Standing::Gone);
+    assert_eq!(two.heartbeat(&acme(), "42").await, LeaseStatus::Live);
+    assert_eq!(two.release(&acme(), "42").await, LeaseStatus::Live);
+    assert_eq!(one.release(&acme(), "42").await, LeaseStatus::Gone);
     assert_eq!(used(&one).await, 0);
     assert_eq!(server.keys().await.len(), 1, "the epoch alone");
 }
@@ -119,7 +119,7 @@ async fn data_that_is_lost_loses_the_lease_and_its_holder_is_told() {
     let kept = leases.acquire(&acme(), "42").await.unwrap().keep_alive();
     server.command(&["FLUSHALL"]).await.unwrap();
     kept.lost().await;
-    assert_eq!(leases.heartbeat(&acme(), "42").await, Standing::Gone);
+    assert_eq!(leases.heartbeat(&acme(), "42").await, LeaseStatus::Gone);
     assert_eq!(used(&leases).await, 0, "a heartbeat takes nothing");
 }
 
@@ -132,13 +132,13 @@ async fn heartbeats_and_releases_pass_a_server_without_memory() {
         .command(&["CONFIG", "SET", "maxmemory", "1"])
         .await
         .unwrap();
-    assert_eq!(leases.heartbeat(&acme(), "42").await, Standing::Live);
+    assert_eq!(leases.heartbeat(&acme(), "42").await, LeaseStatus::Live);
     let refused = Leases::new()
         .name("jobs")
         .store(server.store().on_failure(FailureMode::Closed));
     let refused = refused.acquire(&acme(), "43").await.unwrap_err();
     assert_eq!(refused.reason(), Reason::Unavailable);
-    assert_eq!(lease.release().await, Standing::Live);
+    assert_eq!(lease.release().await, LeaseStatus::Live);
     assert_eq!(used(&leases).await, 0);
 }
 
@@ -161,7 +161,7 @@ async fn what_is_not_ours_is_left_alone() {
         let refused = leases.acquire(&acme(), "42").await.unwrap_err();
         assert_eq!(refused.reason(), Reason::Unavailable, "{key}");
         let failed = [leases.release(&acme(), "42").await, before.release().await];
-        assert!(failed.contains(&Standing::Failed), "{key}");
+        assert!(failed.contains(&LeaseStatus::Failed), "{key}");
         let left = server.command(&["LRANGE", key, "0", "-1"]).await.unwrap();
         assert_eq!(
             redis::from_redis_value::<Vec<String>>(left).unwrap(),

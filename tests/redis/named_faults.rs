@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tower_admission::store::{FailureMode, RedisStore, Standing};
+use tower_admission::store::{FailureMode, LeaseStatus, RedisStore};
 use tower_admission::{Key, Leases};
 
 use crate::proxy::Proxy;
@@ -51,7 +51,7 @@ async fn an_acquire_that_arrives_after_its_release_takes_nothing() {
         direct.release(&acme(), "0").await;
         let leases = leases(store(&proxy.url()));
         // Connects.
-        assert_eq!(leases.heartbeat(&acme(), "1").await, Standing::Gone);
+        assert_eq!(leases.heartbeat(&acme(), "1").await, LeaseStatus::Gone);
         if clock_is_known {
             leases.acquire(&acme(), "0").await.unwrap().detach();
             leases.release(&acme(), "0").await;
@@ -110,7 +110,7 @@ async fn a_heartbeat_leaves_alone_what_is_not_ours() {
     leases.acquire(&acme(), "42").await.unwrap().detach();
     let holder = holder(&server).await;
     replace(&server, &holder).await;
-    assert_eq!(leases.heartbeat(&acme(), "42").await, Standing::Failed);
+    assert_eq!(leases.heartbeat(&acme(), "42").await, LeaseStatus::Failed);
     let expires = server.command(&["PTTL", &holder]).await.unwrap();
     assert_eq!(redis::from_redis_value::<i64>(expires).unwrap(), -1);
 }
@@ -134,8 +134,8 @@ async fn a_lease_whose_holder_is_lost_is_kept_alive_and_given_back() {
     let lease = leases.acquire(&acme(), "42").await.unwrap();
     let lost = holder(&server).await;
     server.command(&["DEL", &lost]).await.unwrap();
-    assert_eq!(leases.heartbeat(&acme(), "42").await, Standing::Live);
-    assert_eq!(lease.release().await, Standing::Live);
+    assert_eq!(leases.heartbeat(&acme(), "42").await, LeaseStatus::Live);
+    assert_eq!(lease.release().await, LeaseStatus::Live);
     assert_eq!(used(&leases).await, 0);
 
     let leases = leases.ttl(Duration::from_secs(1));

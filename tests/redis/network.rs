@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use tower_admission::Quota;
 use tower_admission::store::redis::FailureKind;
-use tower_admission::store::{FailureMode, LeaseLimits, LeaseStore, Leased, RateStore};
+use tower_admission::store::{AcquireOutcome, FailureMode, LeaseLimits, LeaseStore, RateStore};
 
 use crate::cluster_faults::node_that_answers;
 use crate::events::{Log, Seen};
@@ -74,7 +74,7 @@ async fn a_slot_that_nobody_waits_for_is_no_decision() {
                 .into_future(),
         )
     };
-    assert!(matches!(acquire().await, Leased::Granted(_)));
+    assert!(matches!(acquire().await, AcquireOutcome::Granted(_)));
     server.signal("STOP");
     let (mut first, mut second) = (acquire(), acquire());
     assert!(poll!(&mut first).is_pending() && poll!(&mut second).is_pending());

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tower_admission::store::{
-    Charge, FailureMode, LeaseLimits, LeaseStore, Leased, RateStore, suite,
+    AcquireOutcome, Charge, FailureMode, LeaseLimits, LeaseStore, RateStore, suite,
 };
 use tower_admission::{Key, Policy, Quota, RateLimiter};
 
@@ -340,7 +340,7 @@ async fn the_longest_times_can_be_set() {
         let leases = store.open_leases("jobs");
         for _ in 0..2 {
             let leased = leases.acquire(LeaseLimits::new(Some(9), None)).await;
-            assert!(matches!(leased, Leased::Granted(_)), "{leased:?}");
+            assert!(matches!(leased, AcquireOutcome::Granted(_)), "{leased:?}");
         }
         until("the slots are free again", async || {
             leases

@@ -19,7 +19,7 @@ use tower_admission::{
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// What the compare program divides by.
+/// The divisor of the compare program.
 const CALLS: usize = 1000;
 
 #[derive(Clone)]
@@ -35,20 +35,20 @@ impl Service<Request<()>> for Trivial {
     }
 
     fn call(&mut self, request: Request<()>) -> Self::Future {
-        // Dropping it would be a third of what is counted, and has nothing to do with the layers.
+        // Dropping it would be a third of the count, and is unrelated to the layers.
         std::mem::forget(request);
         ready(Ok(Response::new(Full::new(Bytes::from_static(b"hello")))))
     }
 }
 
-/// A service, and requests for it that are made before the count begins.
+/// A service, and requests for it that are built before the count begins.
 struct Work<S> {
     service: S,
     requests: Vec<Request<()>>,
 }
 
 impl<S: Service<Request<()>>> Work<S> {
-    /// The first call is made here, because it does what happens only once.
+    /// The first call is made here, because it does one-time work.
     fn new(service: S) -> Self {
         let mut work = Self {
             service,
@@ -70,7 +70,7 @@ impl<S: Service<Request<()>>> Work<S> {
     }
 }
 
-/// As a server's: it has an extension already.
+/// Like in a server, the request already has an extension.
 fn request() -> Request<()> {
     let authorization = "Bearer 0123456789abcdef0123456789abcdef01234567";
     let mut request = Request::new(());
@@ -85,7 +85,7 @@ fn concurrency() -> Work<ConcurrencyLimit<Trivial>> {
 }
 
 fn rate(burst: u32, headers: RateLimitHeaders) -> Work<RateLimit<Trivial>> {
-    // Else a key has another row of the table in every run.
+    // Otherwise, a key has another row of the table in every run.
     let _ = Secret::new([7; 16]).install();
     // Slow, so that the numbers in headers do not depend on the time.
     let quota = Quota::new(1, Duration::from_secs(1000)).burst(burst);
@@ -104,7 +104,7 @@ fn rate_with_headers() -> Work<RateLimit<Trivial>> {
     rate(1_000_000, RateLimitHeaders::Draft)
 }
 
-fn rate_refusing() -> Work<RateLimit<Trivial>> {
+fn rate_rejecting() -> Work<RateLimit<Trivial>> {
     rate(1, RateLimitHeaders::Draft)
 }
 
@@ -127,12 +127,12 @@ fn rate_admitted_with_headers(work: Work<RateLimit<Trivial>>) -> Work<RateLimit<
 }
 
 #[library_benchmark]
-#[bench::calls(rate_refusing())]
-fn rate_refused(work: Work<RateLimit<Trivial>>) -> Work<RateLimit<Trivial>> {
+#[bench::calls(rate_rejecting())]
+fn rate_rejected(work: Work<RateLimit<Trivial>>) -> Work<RateLimit<Trivial>> {
     run(work)
 }
 
-/// Hands the work back, so that its end is not counted.
+/// Returns the work, so that its drop is not counted.
 #[inline]
 fn run<S: Service<Request<()>>>(mut work: Work<S>) -> Work<S> {
     work.run();
@@ -145,7 +145,7 @@ library_benchmark_group!(
         concurrency_admitted,
         rate_admitted,
         rate_admitted_with_headers,
-        rate_refused
+        rate_rejected
     ]
 );
 

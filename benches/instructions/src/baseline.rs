@@ -1,4 +1,4 @@
-//! The counts that are checked in.
+//! Reads and writes the checked-in instruction counts.
 
 use std::fmt::Write;
 use std::fs;
@@ -23,7 +23,7 @@ pub fn read() -> Result<Counts, String> {
             Some((name.to_owned(), count.trim().parse().ok()?))
         })
         .collect::<Option<_>>()
-        .ok_or_else(|| "baseline.txt: a line is not `name count`".into())
+        .ok_or_else(|| "baseline.txt: every line must be `name count`".into())
 }
 
 pub fn write(counts: &Counts) -> Result<(), String> {
@@ -40,7 +40,7 @@ pub fn write(counts: &Counts) -> Result<(), String> {
     fs::write(path(), text).map_err(|error| format!("baseline.txt: {error}"))
 }
 
-/// Version and target.
+/// The version of the compiler, and the target.
 fn compiler() -> String {
     let version = Command::new("rustc")
         .arg("--version")

@@ -1,14 +1,14 @@
-//! Runs the benchmark and reads what it counted.
+//! Runs the benchmark and reads its counts.
 
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-/// Instructions of a call, by the name of the path.
+/// Instructions per call, by the name of the path.
 pub type Counts = BTreeMap<String, u64>;
 
-/// Calls in one benchmark.
+/// The number of calls in one benchmark.
 const CALLS: u64 = 1000;
 
 pub fn count() -> Result<Counts, String> {
@@ -28,7 +28,7 @@ pub fn count() -> Result<Counts, String> {
     if !bench.status.success() {
         return Err(format!("the benchmark failed: {}", bench.status));
     }
-    // A line of JSON for each benchmark.
+    // Each benchmark prints one line of JSON.
     let summaries = String::from_utf8_lossy(&bench.stdout);
     let counts: Counts = summaries.lines().map(path).collect::<Result<_, _>>()?;
     if counts.is_empty() {

@@ -1,8 +1,8 @@
-//! Compares the instructions of the hot paths with those in `baseline.txt`.
+//! Compares the instructions of the hot paths with `baseline.txt`.
 //!
 //! ```text
-//! cargo run --release                fails when a path takes over 5% more than it did
-//! cargo run --release -- --update    takes what is counted now for the baseline
+//! cargo run --release                fails if a path takes over 5% more than in the baseline
+//! cargo run --release -- --update    writes the current counts to the baseline
 //! ```
 //!
 //! Needs Valgrind, and `cargo install gungraun-runner --version 0.20.0`.
@@ -60,11 +60,11 @@ fn run(update: bool) -> Result<ExitCode, String> {
         failed |= change > TOLERANCE;
     }
     for name in expected.keys().filter(|name| !counted.contains_key(*name)) {
-        println!("{name:32} is in the baseline and was not counted");
+        println!("{name:32} is in the baseline but was not counted");
         failed = true;
     }
     if failed {
-        println!("If that is meant to be: cargo run --release -- --update");
+        println!("If the change is intended: cargo run --release -- --update");
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)

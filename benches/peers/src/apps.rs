@@ -1,4 +1,4 @@
-//! The axum services that are compared when they are served over a connection.
+//! The axum services that are compared over a connection.
 
 use axum::Router;
 use axum::routing::get;
@@ -10,7 +10,7 @@ use crate::measure::NO_MIDDLEWARE;
 /// A service and its names.
 pub struct App {
     pub name: &'static str,
-    /// The same on the command line.
+    /// The name on the command line.
     pub argument: &'static str,
     pub router: fn() -> Router,
     pub rejects: bool,
@@ -33,7 +33,7 @@ impl App {
         }
     }
 
-    /// How a response begins, when the app has seen its client before.
+    /// The start of a response to a client that the app has seen before.
     pub fn status_line(&self) -> &'static [u8] {
         if self.rejects {
             b"HTTP/1.1 429 "
@@ -47,7 +47,7 @@ pub const OURS: &str = "ours";
 pub const OURS_BOTH: &str = "ours, both layers, default headers";
 pub const OURS_REJECTING: &str = "ours, rejecting";
 
-/// The first is what the others are compared with.
+/// The first app is the baseline of the others.
 pub const APPS: [App; 7] = [
     App::new(NO_MIDDLEWARE, "none", hello),
     App::new("tower_governor", "tower_governor", || {

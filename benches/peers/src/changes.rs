@@ -1,4 +1,4 @@
-//! What a decision costs where keys have overrides, policies were changed, or requests have tiers.
+//! The cost of a decision when keys have overrides, policies were changed, or requests have tiers.
 
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
@@ -19,14 +19,14 @@ use crate::tables::with_clients;
 
 const AMPLE: Allowance = Allowance::AMPLE;
 
-/// Keys that have an override and send no request.
+/// Keys with an override and without requests.
 const OVERRIDES: u64 = 100_000;
 
 pub fn overrides(effort: Effort, report: &mut Report) {
     let (none_set, others, own) = (
         "limits, none set",
         "limits, 100000 set",
-        "the clients' own as well",
+        "also of the clients",
     );
     for clients in [1, 10_000] {
         let task = with_clients(clients, effort.rounds);
@@ -48,7 +48,7 @@ pub fn overrides(effort: Effort, report: &mut Report) {
     }
 }
 
-/// Ours, where so many other keys and the keys of so many clients have overrides.
+/// This crate with overrides for this many other keys and client keys.
 fn with_overrides(name: &'static str, others: u64, clients: u64) -> Entry {
     let limits = Limits::new();
     let layer = without_numbers().limits(&limits);
@@ -56,7 +56,7 @@ fn with_overrides(name: &'static str, others: u64, clients: u64) -> Entry {
         burst: AMPLE.burst - 1,
         ..AMPLE
     }));
-    let set = |key: &KeyName| now(limits.set(key, own.clone())).expect("room for it");
+    let set = |key: &KeyName| now(limits.set(key, own.clone())).expect("room for an override");
     for other in 0..others {
         set(&KeyName::id("org", &other.to_string()).expect("a name"));
     }
@@ -66,22 +66,22 @@ fn with_overrides(name: &'static str, others: u64, clients: u64) -> Entry {
     entry(name, layer.layer(Trivial(Bare)))
 }
 
-/// Headers and status are off, so a decision need not report what is left.
+/// Headers and status are off, so a decision need not report what remains.
 fn without_numbers() -> RateLimitByTokenLayer {
     our_layer(AMPLE).headers(RateLimitHeaders::Off)
 }
 
-/// Handlers can read what is left, so each decision reports it. Headers would cost more than the
-/// decision, and hide what became of it.
+/// Handlers can read what remains, so each decision reports it. Headers would cost more than the
+/// decision and hide its cost.
 fn with_numbers() -> RateLimitByTokenLayer {
     without_numbers().status(true)
 }
 
-/// Limits in memory are set at once.
+/// `Limits` in memory complete immediately.
 fn now<T>(future: impl Future<Output = T>) -> T {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(done) => done,
-        Poll::Pending => unreachable!("nothing is waited for"),
+        Poll::Pending => unreachable!("the future is ready"),
     }
 }
 
@@ -108,11 +108,11 @@ fn changed(
 ) {
     let clients = task.clients;
     let (unchanged, changed) = ("limits, policy unchanged", "limits, policy changed");
-    // Each has limits of its own, and so a limiter of its own.
+    // Each has its own `Limits`, and so its own limiter.
     let layers = [(); 2].map(|()| layer.clone().limits(&Limits::new()));
     let [first, second] = layers.each_ref().map(|layer| layer.layer(Trivial(Bare)));
     let mut entries = [none(Bare), entry(unchanged, first), entry(changed, second)];
-    // The clients come before the changes, so that the changes find them in debt.
+    // The clients send requests before the changes, so that the changes convert buckets with debt.
     task.introduce(&mut entries);
     let made = change(&layers[1].limiter());
     task.introduce(&mut entries);
@@ -125,12 +125,12 @@ fn changed(
     if made == CHANGES {
         report.at_most(&what, ratio, most);
     } else {
-        println!("The limiter took {made} changes and no more; the ratio is {ratio:.3}.");
+        println!("The limiter accepted only {made} changes; the ratio is {ratio:.3}.");
         report.at_most(&what, f64::INFINITY, most);
     }
 }
 
-/// Changes the policy so often, and returns how many of the changes were possible.
+/// Changes the policy this many times, and returns how many changes succeeded.
 fn change(limiter: &RateLimiter) -> u32 {
     let to = |step: u32| {
         let interval = AMPLE.interval - Duration::from_secs(u64::from(step % 7));
@@ -161,7 +161,7 @@ pub fn tiers(effort: Effort, report: &mut Report) {
     }
 }
 
-/// Ours, where all requests are in the first of these tiers.
+/// This crate with all requests in the first of these tiers.
 fn in_tier(name: &'static str, tiers: &[&str]) -> Entry {
     let plain = Policy::from(quota(AMPLE));
     let policy = tiers.iter().fold(plain, |policy, tier| {

@@ -1,4 +1,4 @@
-//! Who is compared.
+//! The compared middlewares.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
@@ -22,14 +22,14 @@ use tower_governor::key_extractor::{KeyExtractor, PeerIpKeyExtractor};
 use crate::drive::{Contender, Driven};
 use crate::requests::Setting;
 
-/// A contender and what it is called.
+/// A contender and its name.
 pub struct Entry {
     pub name: &'static str,
     pub contender: Box<dyn Contender>,
 }
 
 impl Entry {
-    /// The same contender on the same limit, for another thread.
+    /// The same contender with the same limit, for another thread.
     pub fn fork(&self) -> Self {
         Self {
             name: self.name,
@@ -48,7 +48,7 @@ where
     }
 }
 
-/// The innermost service. Its body is axum's, because peers ask for that.
+/// The innermost service. Its body is axum's, because other crates require it.
 #[derive(Clone, Copy)]
 pub struct Trivial(pub Setting);
 
@@ -75,7 +75,7 @@ pub fn none(setting: Setting) -> Entry {
     entry("no middleware", Trivial(setting))
 }
 
-/// More than is ever in flight here.
+/// Above the number of requests in flight in any benchmark.
 pub const ROOM: usize = 1024;
 
 pub fn tower_concurrency() -> Entry {
@@ -93,15 +93,15 @@ pub fn our_concurrency(setting: Setting) -> Entry {
     entry("ours", layer.layer(Trivial(setting)))
 }
 
-pub fn our_concurrency_refusing() -> Entry {
+pub fn our_concurrency_rejecting() -> Entry {
     let layer = ConcurrencyLimitLayer::deny_all();
     entry(
-        "ours, refusing: 503 with problem",
+        "ours, rejecting: 503 with problem",
         layer.layer(Trivial(Setting::Bare)),
     )
 }
 
-/// What every client may do.
+/// The quota of every client.
 #[derive(Clone, Copy, Debug)]
 pub struct Allowance {
     pub interval: Duration,
@@ -109,8 +109,8 @@ pub struct Allowance {
 }
 
 impl Allowance {
-    /// Never used up, and slow, so that a client who was seen once is in debt for the whole run:
-    /// a table that forgets clients whose buckets are full again would else be spared its work.
+    /// Never used up, and so slow that a client is in debt for the whole run after its first
+    /// request. Otherwise, a table that drops clients with full buckets would have less work.
     pub const AMPLE: Self = Self {
         interval: Duration::from_secs(60),
         burst: 50_000_000,
@@ -122,7 +122,7 @@ impl Allowance {
         burst: 1,
     };
 
-    /// Every bucket is full again when its client comes back.
+    /// Every bucket is full again before the next request of its client.
     pub const FAST: Self = Self {
         interval: Duration::from_micros(1),
         burst: 1000,
@@ -135,7 +135,7 @@ impl Allowance {
     }
 }
 
-/// The key of tower_governor's own example for bearer tokens.
+/// The key from tower_governor's own example for bearer tokens.
 #[derive(Clone, Debug)]
 pub struct UserToken;
 
@@ -153,7 +153,7 @@ impl KeyExtractor for UserToken {
     }
 }
 
-/// The layer of tower_governor. Its type names a trait of governor, which no function here can name.
+/// tower_governor's layer. Its type names a trait of governor that this function cannot name.
 macro_rules! governor_layer {
     ($allowance:expr, $key:expr $(, $use_headers:ident)?) => {{
         let config = tower_governor::governor::GovernorConfigBuilder::default()
@@ -178,14 +178,14 @@ pub fn tower_governor_headers(allowance: Allowance, setting: Setting) -> Entry {
     entry("tower_governor, headers", layer.layer(Trivial(setting)))
 }
 
-/// By the address of the connection's peer, which only a request in a server has.
+/// Limits by the peer address of the connection, which only requests in a server have.
 pub fn tower_governor_by_address(allowance: Allowance) -> Entry {
     let layer = governor_layer!(allowance, PeerIpKeyExtractor);
     entry("tower_governor", layer.layer(Trivial(Setting::Served)))
 }
 
-/// Its key is the whole value of the header, as its own extractor has it. It always sends
-/// headers, and its refusals are problems here as ours are.
+/// The key is the whole header value, as its own extractor has it. It always sends headers, and its
+/// rejections are problem documents, like those of this crate.
 pub fn axum_governor(allowance: Allowance, setting: Setting) -> Entry {
     let config = axum_governor::GovernorConfigBuilder::default()
         .with_extractor(axum_governor::extractor::Header(&AUTHORIZATION))
@@ -209,7 +209,7 @@ pub fn ours_headers(allowance: Allowance, setting: Setting) -> Entry {
     )
 }
 
-/// By the address of the connection's peer.
+/// Limits by the peer address of the connection.
 pub fn ours_by_address(allowance: Allowance) -> Entry {
     let layer = RateLimitLayer::by(ClientIp::peer(), quota(allowance));
     let layer = layer.headers(RateLimitHeaders::Off);

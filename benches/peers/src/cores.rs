@@ -1,9 +1,9 @@
-//! Keeps threads on cores of their own, where the system lets them.
+//! Pins threads to separate cores, if the system allows it.
 
 /// The number of a core.
 pub type Core = usize;
 
-/// Two cores that this process may use; `None` where there is but one, or none can be chosen.
+/// Two cores that this process may use; `None` if there is only one or pinning is impossible.
 #[cfg(target_os = "linux")]
 pub fn two() -> Option<[Core; 2]> {
     use rustix::thread::{CpuSet, sched_getaffinity};
@@ -13,7 +13,7 @@ pub fn two() -> Option<[Core; 2]> {
     Some([cores.next()?, cores.next()?])
 }
 
-/// Keeps the calling thread on this core.
+/// Pins the calling thread to this core.
 #[cfg(target_os = "linux")]
 pub fn pin(core: Option<Core>) {
     use rustix::thread::{CpuSet, sched_setaffinity};

@@ -8,16 +8,16 @@ use std::task::{Context, Poll, Waker};
 use http::{Request, Response, StatusCode};
 use tower::Service;
 
-/// A service of some type, behind one call per chunk of requests.
+/// A service behind one virtual call per chunk of requests.
 pub trait Contender: Send {
-    /// Serves all requests and returns how many were answered with `status`.
+    /// Serves all requests and returns the number of answers with `status`.
     fn serve(&mut self, requests: &mut Vec<Request<()>>, status: StatusCode) -> usize;
 
     /// Another service with the same limit, for another thread.
     fn fork(&self) -> Box<dyn Contender>;
 }
 
-/// Any service that answers when it is polled for the first time.
+/// Any service that answers on the first poll.
 #[derive(Clone)]
 pub struct Driven<S>(pub S);
 
@@ -30,13 +30,13 @@ where
         let mut as_expected = 0;
         for request in requests.drain(..) {
             let Poll::Ready(Ok(())) = self.0.poll_ready(&mut cx) else {
-                panic!("a service with room is ready");
+                panic!("a service with capacity is ready");
             };
-            // Looked at where it is: to move it would cost more for a larger response, and say
-            // nothing about the call.
+            // Checked in place: a move would cost more for a larger response, and say nothing about
+            // the call.
             let response = pin!(self.0.call(request)).poll(&mut cx);
             let Poll::Ready(Ok(response)) = black_box(&response) else {
-                panic!("a response, at once");
+                panic!("an immediate response");
             };
             as_expected += usize::from(response.status() == status);
         }

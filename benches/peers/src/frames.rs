@@ -1,4 +1,4 @@
-//! What it costs that a response can lose its permit while its client does not read.
+//! The cost of making a response's permit reclaimable while its client does not read.
 
 use std::convert::Infallible;
 use std::fmt::Debug;
@@ -19,7 +19,7 @@ use crate::drive::Contender;
 use crate::report::{Report, table};
 use crate::tables::CALLS;
 
-/// A body of so many frames, of an unknown size.
+/// A body with this number of frames and an unknown size.
 struct Frames(u32);
 
 impl HttpBody for Frames {
@@ -42,7 +42,7 @@ impl HttpBody for Frames {
     }
 }
 
-/// Answers with a body of so many frames.
+/// Answers with a body of this number of frames.
 #[derive(Clone, Copy)]
 struct Streaming(u32);
 
@@ -76,7 +76,7 @@ where
             assert!(self.0.poll_ready(&mut cx).is_ready());
             let response = pin!(self.0.call(request)).poll(&mut cx);
             let Poll::Ready(Ok(response)) = response else {
-                panic!("a response, at once");
+                panic!("an immediate response");
             };
             as_expected += usize::from(response.status() == status);
             let mut body = pin!(response.into_body());
@@ -102,7 +102,7 @@ where
     }
 }
 
-/// Nanoseconds that reclaiming adds to a response of so many frames.
+/// The nanoseconds that reclaiming adds to a response with this number of frames.
 fn added(frames: u32, effort: Effort) -> f64 {
     let task = crate::measure::Task {
         rounds: effort.rounds / 2,

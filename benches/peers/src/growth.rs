@@ -12,8 +12,8 @@ use crate::requests::{Setting::Bare, request};
 
 const KEYS: u64 = 1_000_000;
 
-/// The machine's own interruptions are in every maximum, so what is compared is the smallest
-/// maximum of several growths, by the processor time that the deciding thread used.
+/// Every maximum contains interruptions by the machine. So the result is the smallest maximum of
+/// several growths, by the processor time of the deciding thread.
 pub fn slowest(effort: Effort, report: &mut Report) {
     title("Slowest decision while the table grows to 1000000 keys, microseconds");
     println!(

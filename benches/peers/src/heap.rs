@@ -1,4 +1,4 @@
-//! Allocations of a call, and the memory of a key.
+//! The allocations of a call, and the memory per key.
 
 use http::StatusCode;
 
@@ -43,14 +43,14 @@ fn rows(setting: Setting) -> Vec<(String, f64)> {
     for entry in by_token(Allowance::AMPLE, setting).into_iter().skip(1) {
         rows.push((entry.name.into(), of_a_call(entry, setting) - baseline));
     }
-    let refusing = [
+    let rejecting = [
         tower_governor(Allowance::USED_UP, setting),
         axum_governor(Allowance::USED_UP, setting),
         ours_headers(Allowance::USED_UP, setting),
     ];
-    for entry in refusing {
+    for entry in rejecting {
         rows.push((
-            format!("refused: {}", entry.name),
+            format!("rejected: {}", entry.name),
             of_a_call(entry, setting),
         ));
     }
@@ -65,7 +65,7 @@ fn of_a_call(mut entry: Entry, setting: Setting) -> f64 {
         let serve = || entry.contender.serve(&mut requests, StatusCode::OK);
         alloc::count(serve).1.allocations
     };
-    // What happens only once is not what a call costs.
+    // One-time work is not part of the cost of a call.
     chunk();
     chunk() as f64 / CALLS as f64
 }

@@ -11,8 +11,8 @@ use crate::load::Connection;
 use crate::report::{Report, title};
 use crate::server::{runtime, serve};
 
-/// Serves so many requests of a client on the same thread, so that every run does the same in the same
-/// order.
+/// Serves requests of one client on the same thread, so that every run does the same work in the
+/// same order.
 pub fn serve_and_exit(app: &App, requests: u64) {
     let runtime = runtime();
     let mut connection = runtime.block_on(async {
@@ -22,8 +22,8 @@ pub fn serve_and_exit(app: &App, requests: u64) {
     counted_by_callgrind(&runtime, &mut connection, requests);
 }
 
-/// Callgrind counts what happens in here and nothing else: a clock that is calibrated at the start
-/// takes a time, and so any number of instructions.
+/// Callgrind counts only this function. The calibration of the clock at the start takes a fixed
+/// time, and so a varying number of instructions.
 #[inline(never)]
 fn counted_by_callgrind(runtime: &Runtime, connection: &mut Connection, requests: u64) {
     runtime.block_on(async {
@@ -33,18 +33,18 @@ fn counted_by_callgrind(runtime: &Runtime, connection: &mut Connection, requests
     });
 }
 
-/// What comes before the requests and after them is in both counts, and not in their difference.
+/// Work before and after the requests is in both counts and cancels out in the difference.
 const FEW: u64 = 1_000;
 const MANY: u64 = 5_000;
 
 pub fn per_request(_: Effort, report: &mut Report) {
     title(
-        "axum, HTTP/1 keep-alive on loopback: instructions per request, with those of the client",
+        "axum, HTTP/1 keep-alive on loopback: instructions per request, including those of the client",
     );
     let mut baseline = None;
     for app in &APPS {
         let (Some(few), Some(many)) = (count(app, FEW), count(app, MANY)) else {
-            println!("valgrind is missing");
+            println!("Valgrind is not installed");
             return;
         };
         let each = (many - few) as f64 / (MANY - FEW) as f64;
@@ -58,7 +58,7 @@ pub fn per_request(_: Effort, report: &mut Report) {
     }
 }
 
-/// The instructions of a process that serves so many requests; `None` without valgrind.
+/// The instructions of a process that serves this number of requests; `None` without Valgrind.
 fn count(app: &App, requests: u64) -> Option<u64> {
     let program = std::env::current_exe().expect("a path");
     let counted = Command::new("valgrind")
@@ -71,9 +71,9 @@ fn count(app: &App, requests: u64) -> Option<u64> {
         Err(error) if error.kind() == ErrorKind::NotFound => return None,
         counted => counted.expect("valgrind runs"),
     };
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
-    let (_, count) = said.split_once("Collected : ").expect("a count");
+    let output = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{output}");
+    let (_, count) = output.split_once("Collected : ").expect("a count");
     let count = count.split_whitespace().next().expect("a count");
     Some(count.parse().expect("a number"))
 }

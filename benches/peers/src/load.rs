@@ -1,4 +1,4 @@
-//! A client that costs little, so that what is measured is the server.
+//! A cheap client, so that the benchmark measures the server.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects to an app, and sends a request, whose response may be another than those of the next ones.
+    /// Connects to an app and sends a first request, whose response may differ from later ones.
     pub async fn open(app: &App, address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).await.expect("a server");
         stream.set_nodelay(true).expect("a socket");
@@ -61,13 +61,13 @@ impl Connection {
     }
 }
 
-/// Whether it is the end of a greeting or of a problem in JSON. To parse the head would cost the client
-/// more, the longer the head.
+/// Whether the response ends like a greeting or a JSON problem. Parsing the head would cost the
+/// client more for longer heads.
 fn is_complete(response: &[u8]) -> bool {
     matches!(response.last(), Some(b'!' | b'}'))
 }
 
-/// As many requests as the connections can have answered in this time, each with one at a time.
+/// The number of requests that the connections complete in this time, with one at a time each.
 pub async fn run(connections: &mut Vec<Connection>, time: Duration) -> u64 {
     let stop = Arc::new(AtomicBool::new(false));
     let mut tasks = JoinSet::new();

@@ -1,8 +1,8 @@
-//! What one call through each layer costs over no middleware, next to its peers, and what it costs a
-//! server.
+//! The cost of one call through each layer compared with no middleware, next to other crates, and
+//! its cost in a server.
 //!
-//! All contenders of a table run in turn in the same rounds, so that whatever else the machine
-//! does meets them alike. Times of different runs, or of different tables, do not compare.
+//! All contenders of a table run in turn in the same rounds, so that other load on the machine
+//! affects all of them. Times of different runs or tables are not comparable.
 
 mod alloc;
 mod apps;
@@ -28,18 +28,18 @@ use report::Report;
 #[global_allocator]
 static ALLOCATOR: alloc::Counting = alloc::Counting;
 
-/// How much is measured.
+/// The amount of measurement.
 #[derive(Clone, Copy)]
 pub struct Effort {
-    /// Rounds of one table.
+    /// The rounds of one table.
     pub rounds: usize,
-    /// Times that a table is filled to find its slowest decision.
+    /// How often a table is filled to find its slowest decision.
     pub growths: usize,
 }
 
 type Part = fn(Effort, &mut Report);
 
-/// What is measured, by the argument that asks for it alone.
+/// The parts of the benchmark, by the argument that selects them.
 const PARTS: [(&str, &[Part]); 10] = [
     (
         "--limits",
@@ -49,7 +49,7 @@ const PARTS: [(&str, &[Part]); 10] = [
     ("--frames", &[frames::reclaiming]),
     ("--admitted", &[tables::admitted]),
     ("--address", &[tables::by_address]),
-    ("--refused", &[tables::refused]),
+    ("--rejected", &[tables::rejected]),
     ("--heap", &[heap::allocations, heap::memory]),
     ("--growth", &[growth::slowest]),
     ("--served", &[served::throughput]),

@@ -10,15 +10,15 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::contenders::Entry;
 use crate::requests::{Clients, Setting, request};
 
-/// What is asked of the contenders of one table.
+/// The task of the contenders of one table.
 #[derive(Clone, Copy, Debug)]
 pub struct Task {
     pub clients: u64,
     pub setting: Setting,
     pub status: StatusCode,
     pub rounds: usize,
-    /// Chunks that a contender is timed for when it is its turn. With many clients it takes some
-    /// until the caches hold its table again and not the others'.
+    /// Chunks per turn of a contender. With many clients, the caches need some of them to hold its
+    /// table again.
     pub turn: usize,
     /// Calls that are timed as one.
     pub chunk: usize,
@@ -29,13 +29,13 @@ pub struct Task {
 pub struct Cost {
     pub name: &'static str,
     pub nanos: f64,
-    /// Above the first contender's.
+    /// The cost above that of the first contender.
     pub over: f64,
-    /// The machine was too busy; take it as a hint.
+    /// The machine was too busy for a reliable figure.
     pub disturbed: bool,
 }
 
-/// How long something took by the wall and by this thread's use of a processor.
+/// The duration of a chunk by the wall clock and by this thread's processor time.
 #[derive(Clone, Copy, Debug)]
 pub struct Timed {
     pub start: Instant,
@@ -45,7 +45,7 @@ pub struct Timed {
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "the crate's own code has clocks for this"
+    reason = "only the crate itself needs its clocks"
 )]
 pub fn timed(work: impl FnOnce()) -> Timed {
     let cpu = cpu_time();
@@ -59,7 +59,7 @@ pub fn timed(work: impl FnOnce()) -> Timed {
     }
 }
 
-/// How long this thread had a processor.
+/// The processor time of this thread.
 pub fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::try_from(time).expect("a clock that counts from 0")
@@ -79,7 +79,7 @@ impl Timed {
 }
 
 impl Task {
-    /// Lets every contender see every client once.
+    /// Sends one request of every client to every contender.
     pub fn introduce(&self, entries: &mut [Entry]) {
         let mut requests = Vec::new();
         for entry in entries {
@@ -106,8 +106,8 @@ impl Task {
         costs(entries, &samples)
     }
 
-    /// Both threads at once on clones of the same services; what counts are chunks that ran side
-    /// by side.
+    /// Runs both threads at once on clones of the same services. Only chunks that ran in parallel
+    /// count.
     pub fn two_threads(&self, entries: &[Entry]) -> Vec<Cost> {
         let mut samples = vec![Samples::default(); entries.len()];
         for batch in 0..BATCHES {
@@ -152,7 +152,7 @@ impl Task {
     fn time_chunk(&self, entry: &mut Entry, requests: &mut Vec<http::Request<()>>) -> Timed {
         let mut as_expected = 0;
         let time = timed(|| as_expected = entry.contender.serve(requests, self.status));
-        // The baseline has nothing to refuse with.
+        // The baseline cannot reject.
         assert!(
             as_expected == self.chunk || entry.name == NO_MIDDLEWARE,
             "{} answered {as_expected} of {} with {}",
@@ -171,12 +171,13 @@ impl Task {
 /// The name of the baseline.
 pub const NO_MIDDLEWARE: &str = "no middleware";
 
-/// Who runs when: each round starts with the next one, so that all follow on all.
+/// The order of the contenders: each round starts with the next one, so that each follows every
+/// other.
 fn turns(entries: usize, round: usize, turn: usize) -> impl Iterator<Item = usize> {
     (0..entries).flat_map(move |next| std::iter::repeat_n((next + round) % entries, turn))
 }
 
-/// How often two threads try again until they ran side by side often enough.
+/// How often two threads retry until they ran in parallel often enough.
 const BATCHES: u64 = 4;
 
 /// The nanoseconds of a call in each round.
@@ -200,7 +201,8 @@ impl Samples {
         self.valid.len() >= 30
     }
 
-    /// Of the valid ones; of all when there are too few, and then the other is true.
+    /// The median of the valid rounds. If there are too few, the median of all rounds, and the flag
+    /// is set.
     fn median(&self) -> (f64, bool) {
         let mut samples = self.valid.clone();
         if !self.are_enough() {
@@ -229,7 +231,7 @@ fn costs(entries: &[Entry], samples: &[Samples]) -> Vec<Cost> {
     entries.iter().zip(samples).map(cost).collect()
 }
 
-/// Two threads wait for each other, without sleeping, so that they start at the same time.
+/// Two threads wait for each other without sleeping, so that they start at the same time.
 #[derive(Default)]
 struct Barrier(AtomicUsize);
 

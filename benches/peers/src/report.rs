@@ -1,4 +1,4 @@
-//! Tables, and what there is to reach.
+//! Prints tables and compares figures with their targets.
 
 use std::ops::Deref;
 
@@ -8,7 +8,7 @@ pub fn title(title: &str) {
     println!("\n{title}");
 }
 
-/// Prints a table of costs and hands it back for ratios.
+/// Prints a table of costs and returns it for ratios.
 pub fn table(heading: &str, costs: Vec<Cost>) -> Costs {
     title(heading);
     for cost in &costs {
@@ -36,7 +36,7 @@ impl Deref for Costs {
 }
 
 impl Costs {
-    /// How many times the cost of `peer` that of `us` is, each above no middleware.
+    /// The ratio of the costs of `us` and `peer`, each above no middleware.
     pub fn ratio(&self, us: &str, peer: &str) -> f64 {
         let over = |name| {
             let mut costs = self.iter();
@@ -49,7 +49,7 @@ impl Costs {
     }
 }
 
-/// What was measured of what is to be reached.
+/// A measured figure and its target.
 #[derive(Default)]
 pub struct Report {
     rows: Vec<Row>,
@@ -58,11 +58,11 @@ pub struct Report {
 struct Row {
     what: String,
     measured: f64,
-    bar: Bar,
+    target: Target,
 }
 
-/// What a figure has to be.
-enum Bar {
+/// The target of a figure.
+enum Target {
     AtMost(f64),
     AtLeast(f64),
     Any,
@@ -70,28 +70,28 @@ enum Bar {
 
 impl Report {
     pub fn at_most(&mut self, what: &str, measured: f64, most: f64) {
-        self.add(what, measured, Bar::AtMost(most));
+        self.add(what, measured, Target::AtMost(most));
     }
 
     pub fn at_least(&mut self, what: &str, measured: f64, least: f64) {
-        self.add(what, measured, Bar::AtLeast(least));
+        self.add(what, measured, Target::AtLeast(least));
     }
 
     /// For comparison, without a target.
     pub fn measured(&mut self, what: &str, measured: f64) {
-        self.add(what, measured, Bar::Any);
+        self.add(what, measured, Target::Any);
     }
 
-    fn add(&mut self, what: &str, measured: f64, bar: Bar) {
+    fn add(&mut self, what: &str, measured: f64, target: Target) {
         self.rows.push(Row {
             what: what.into(),
             measured,
-            bar,
+            target,
         });
     }
 
     pub fn print(&self) {
-        title("To reach");
+        title("Targets");
         for row in &self.rows {
             println!("{:84} {:9.3}  {}", row.what, row.measured, row.verdict());
         }
@@ -100,12 +100,12 @@ impl Report {
 
 impl Row {
     fn verdict(&self) -> String {
-        let (words, bar, reached) = match self.bar {
-            Bar::AtMost(most) => ("at most ", most, self.measured <= most),
-            Bar::AtLeast(least) => ("at least", least, self.measured >= least),
-            Bar::Any => return String::from("-"),
+        let (words, target, reached) = match self.target {
+            Target::AtMost(most) => ("at most ", most, self.measured <= most),
+            Target::AtLeast(least) => ("at least", least, self.measured >= least),
+            Target::Any => return String::from("-"),
         };
         let verdict = if reached { "ok" } else { "MISS" };
-        format!("{words} {bar:7.3} {verdict}")
+        format!("{words} {target:7.3} {verdict}")
     }
 }

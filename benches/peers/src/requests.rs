@@ -1,4 +1,4 @@
-//! Requests with bearer tokens, made outside of what is measured.
+//! Requests with bearer tokens, built outside of the measured time.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -6,20 +6,20 @@ use axum::extract::ConnectInfo;
 use http::header::AUTHORIZATION;
 use http::{HeaderValue, Request};
 
-/// What surrounds the layer.
+/// The surroundings of the layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Setting {
-    /// Nothing: the request has no extensions and the response no headers, so that a layer which
-    /// adds one pays for the whole map.
+    /// Bare: the request has no extensions and the response no headers, so a layer that adds one
+    /// pays for the whole map.
     Bare,
-    /// As in a server: the request has an extension and the response a header already.
+    /// As in a server: the request has an extension and the response a header.
     Served,
 }
 
-/// The address of client 0. The others have those after it.
+/// The address of client 0. The other clients have the addresses after it.
 const FIRST_PEER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 0);
 
-/// A request of the client of this number, with a token of 40 bytes.
+/// A request of the client with this number, with a token of 40 bytes.
 pub fn request(client: u64, setting: Setting) -> Request<()> {
     let authorization = format!("Bearer {}", token(client));
     let authorization = HeaderValue::try_from(authorization).expect("hexadecimal digits");
@@ -39,7 +39,7 @@ pub fn token(client: u64) -> String {
     format!("{a:016x}{b:016x}{:08x}", client as u32)
 }
 
-/// Draws clients at random, evenly.
+/// Draws clients at random, uniformly.
 #[derive(Clone, Debug)]
 pub struct Clients {
     number: u64,

@@ -1,4 +1,4 @@
-//! Requests per second of an axum server on one core, with the load on another one.
+//! Requests per second of an axum server on one core, with the load generator on another.
 
 use std::thread;
 use std::time::Duration;
@@ -23,14 +23,14 @@ pub fn throughput(effort: Effort, report: &mut Report) {
     title("axum, HTTP/1 keep-alive on loopback: requests per second");
     let cores = cores::two();
     if cores.is_none() {
-        println!("(server and load share their cores, so this says little)");
+        println!("(server and load share their cores, so this is not a reliable figure)");
     }
     let [server_core, load_core] = match cores {
         Some(cores) => cores.map(Some),
         None => [None, None],
     };
     let server = Server::start(server_core);
-    // A thread of its own, because what it is kept to would stay with the one that goes on.
+    // A separate thread, because pinning would stay with the calling thread.
     let samples = thread::scope(|scope| {
         let load = scope.spawn(|| {
             cores::pin(load_core);
@@ -41,20 +41,20 @@ pub fn throughput(effort: Effort, report: &mut Report) {
     print(&samples, report);
 }
 
-/// What the server did in a slice of time.
+/// The server's work in a slice of time.
 #[derive(Clone, Copy)]
 struct Slice {
     per_second: f64,
     /// By the processor time of the server's thread, whatever else the core did.
     per_cpu_second: f64,
-    /// The part of the time that the server's thread had its core. Where it is not nearly all, the
-    /// machine was too busy.
+    /// The part of the time in which the server's thread had its core. Well below 1, the machine
+    /// was too busy.
     busy: f64,
-    /// The same of the thread that makes the load.
+    /// The same for the thread of the load generator.
     load_busy: f64,
 }
 
-/// A slice of an app next to those of no middleware before and after it.
+/// A slice of an app, and the slices of the baseline before and after it.
 #[derive(Clone, Copy)]
 struct Pair {
     slice: Slice,
@@ -62,7 +62,7 @@ struct Pair {
     cpu_ratio: f64,
 }
 
-/// The pairs of each app but the first.
+/// The slices of each app but the first.
 fn measure(server: &Server, rounds: usize) -> Vec<Vec<Pair>> {
     let runtime = runtime();
     let open = async |app: &App, address| {

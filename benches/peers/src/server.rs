@@ -12,25 +12,25 @@ use crate::apps::{APPS, App};
 use crate::cores::{Core, pin};
 use crate::measure::cpu_time;
 
-/// A runtime of the calling thread.
+/// A runtime on the calling thread.
 pub fn runtime() -> Runtime {
     let runtime = Builder::new_current_thread().enable_all().build();
     runtime.expect("a runtime")
 }
 
-/// Serves an app for as long as its runtime runs.
+/// Serves an app while its runtime runs.
 pub async fn serve(app: &App) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
     let listener = listener.expect("a free port");
     let address = listener.local_addr().expect("an address");
-    // As the documentation of both crates asks for, also where requests have tokens.
+    // The documentation of both crates requires it, also when requests have tokens.
     let service = (app.router)().into_make_service_with_connect_info::<SocketAddr>();
     let server = axum::serve(listener, service);
     tokio::spawn(server.into_future());
     address
 }
 
-/// All apps on a thread of their own. It ends when this is dropped.
+/// All apps on a separate thread, which ends when this is dropped.
 pub struct Server {
     /// In the order of the apps.
     pub addresses: Vec<SocketAddr>,
@@ -60,7 +60,7 @@ impl Server {
         }
     }
 
-    /// How long the server's thread had a processor.
+    /// The processor time of the server's thread.
     pub fn cpu_time(&self) -> Duration {
         let (answer, time) = oneshot::channel();
         self.clock.send(answer).expect("a server");

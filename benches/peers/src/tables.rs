@@ -1,4 +1,4 @@
-//! What is measured: one function for each group of tables.
+//! The measured tables: one function for each group.
 
 use http::StatusCode;
 
@@ -17,7 +17,7 @@ pub const CALLS: Task = Task {
     chunk: 128,
 };
 
-/// A task with so many clients.
+/// A task with this number of clients.
 pub fn with_clients(clients: u64, rounds: usize) -> Task {
     let calls = Task {
         clients,
@@ -34,7 +34,7 @@ pub fn with_clients(clients: u64, rounds: usize) -> Task {
     }
 }
 
-/// Two threads have to run side by side for long enough.
+/// Two threads must run in parallel for long enough.
 const SIDE_BY_SIDE: usize = 2048;
 
 pub fn concurrency(effort: Effort, report: &mut Report) {
@@ -72,8 +72,8 @@ pub fn concurrency(effort: Effort, report: &mut Report) {
         rounds: effort.rounds / 4,
         ..CALLS
     };
-    let costs = task.one_thread(&mut [none(Bare), our_concurrency_refusing()]);
-    table("Concurrency limit, refused, one thread", costs);
+    let costs = task.one_thread(&mut [none(Bare), our_concurrency_rejecting()]);
+    table("Concurrency limit, rejected, one thread", costs);
 }
 
 fn side_by_side(task: Task) -> Task {
@@ -84,7 +84,7 @@ fn side_by_side(task: Task) -> Task {
     }
 }
 
-/// All who limit by bearer token, in the order of the tables.
+/// All contenders that limit by bearer token, in the order of the tables.
 pub fn by_token(allowance: Allowance, setting: Setting) -> [Entry; 6] {
     [
         none(setting),
@@ -157,7 +157,7 @@ pub fn admitted(effort: Effort, report: &mut Report) {
         0.7,
     );
 
-    // Here ours forgets keys and puts them in again, which is its worst case.
+    // Here this crate's table evicts and reinserts keys, which is its worst case.
     let task = with_clients(1_000_000, effort.rounds);
     let mut entries = [
         none(Bare),
@@ -197,7 +197,7 @@ pub fn by_address(effort: Effort, report: &mut Report) {
     }
 }
 
-pub fn refused(effort: Effort, report: &mut Report) {
+pub fn rejected(effort: Effort, report: &mut Report) {
     for clients in [1, 10_000, 1_000_000] {
         let task = Task {
             clients,
@@ -216,17 +216,17 @@ pub fn refused(effort: Effort, report: &mut Report) {
         task.introduce(&mut entries);
         let costs = task.one_thread(&mut entries);
         let costs = table(
-            &format!("Bearer token, refused, {clients} keys, one thread"),
+            &format!("Bearer token, rejected, {clients} keys, one thread"),
             costs,
         );
         if clients == 1 {
             report.at_most(
-                "bearer token refused, full problem / tower_governor",
+                "bearer token rejected, full problem / tower_governor",
                 costs.ratio("ours, headers", "tower_governor"),
                 1.0 / 12.0,
             );
             let costs = task.two_threads(&entries);
-            table("Bearer token, refused, one key, two threads", costs);
+            table("Bearer token, rejected, one key, two threads", costs);
         }
     }
 }

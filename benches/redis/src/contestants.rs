@@ -6,24 +6,24 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use tower_admission::store::{
-    Charge, LeaseLimits, LeaseSlots, LeaseStore, Leased, RateBuckets, RateStore, RedisStore,
+    AcquireOutcome, Charge, LeaseLimits, LeaseSlots, LeaseStore, RateBuckets, RateStore, RedisStore,
 };
 use tower_admission::{Key, Policy, Quota, Secret};
 
 use crate::server::{Server, load};
 use crate::take;
 
-/// The keys of a table with many.
+/// The number of keys of a table with many.
 pub const MANY: usize = 10_000;
 
-/// Requests of each quota: enough to admit all, as a hot key takes some millions in a run.
+/// Requests of each quota: enough to admit all, because a hot key takes some millions in a run.
 pub const COUNT: u32 = 1_000_000_000;
 
-/// The period of the bucket quotas. It is long so that a bucket in use is not full, and so deleted, before its
-/// next decision.
+/// The period of the bucket quotas. It is long, so that a bucket in use is not full, and so not
+/// deleted, before its next decision.
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// How long a bucket takes to refill one request, rounded up as the store does.
+/// The time in which a bucket refills one request, rounded up as the store does.
 pub const INTERVAL_MICROS: u64 = (YEAR.as_micros() as u64).div_ceil(COUNT as u64);
 
 /// The limits of permits: enough to grant all.
@@ -40,16 +40,16 @@ pub const BARE_PAIR: &str = "bare client, token and global";
 pub const SMALLEST: &str = "bare client, smallest GCRA";
 pub const INCR: &str = "bare client, INCR and EXPIRE";
 
-/// Decides about requests in its own way. Each task has a clone.
+/// Decides requests in its own way. Each task has a clone.
 #[derive(Clone)]
 pub struct Contestant {
     pub name: &'static str,
-    way: Way,
+    way: Method,
 }
 
 /// Lists have one entry for each key number.
 #[derive(Clone)]
-enum Way {
+enum Method {
     Ours {
         buckets: Arc<dyn RateBuckets>,
         charges: Arc<[Box<[Charge]>]>,
@@ -85,14 +85,14 @@ pub async fn all(server: &Server) -> (Vec<Contestant>, Vec<Contestant>) {
     let year = Quota::new(COUNT, YEAR);
     let ours = |name, policies: &[Policy], charges: fn(usize) -> Box<[Charge]>| Contestant {
         name,
-        way: Way::Ours {
+        way: Method::Ours {
             buckets: store.open(policies),
             charges: (0..MANY).map(charges).collect(),
         },
     };
     let permit = |name, limit, limits: fn(usize) -> LeaseLimits| Contestant {
         name,
-        way: Way::Permit {
+        way: Method::Permit {
             store: store.clone(),
             slots: store.open_leases(limit),
             limits: (0..MANY).map(limits).collect(),
@@ -103,7 +103,7 @@ pub async fn all(server: &Server) -> (Vec<Contestant>, Vec<Contestant>) {
     let smallest = load(&mut connection, include_str!("smallest_gcra.lua")).await;
     let taker = |name, keys: fn(usize) -> Box<[String]>| Contestant {
         name,
-        way: Way::Take {
+        way: Method::Take {
             connection: connection.clone(),
             hash: take.clone(),
             keys: (0..MANY).map(keys).collect(),
@@ -131,7 +131,7 @@ pub async fn all(server: &Server) -> (Vec<Contestant>, Vec<Contestant>) {
         }),
         Contestant {
             name: SMALLEST,
-            way: Way::Smallest {
+            way: Method::Smallest {
                 connection: connection.clone(),
                 hash: smallest.into(),
                 keys: (0..MANY).map(|n| redis_key("small", n)).collect(),
@@ -139,7 +139,7 @@ pub async fn all(server: &Server) -> (Vec<Contestant>, Vec<Contestant>) {
         },
         Contestant {
             name: INCR,
-            way: Way::Incr {
+            way: Method::Incr {
                 connection: connection.clone(),
                 keys: (0..MANY).map(|n| redis_key("count", n)).collect(),
             },
@@ -168,23 +168,23 @@ fn redis_key(name: &str, n: usize) -> String {
 }
 
 impl Contestant {
-    /// Decides about a request for the key with this number.
+    /// Decides a request for the key with this number.
     ///
     /// # Panics
     ///
-    /// When the request is rejected, or Redis did not decide.
+    /// Panics if the request is rejected, or if Redis did not decide.
     pub async fn decide(&mut self, key: usize, cost: u32) {
         match &mut self.way {
-            Way::Ours { buckets, charges } => {
+            Method::Ours { buckets, charges } => {
                 let decision = buckets.take(&charges[key], cost).await;
                 let by_redis = decision.remaining().is_some();
                 assert!(decision.is_admitted() && by_redis, "{decision:?}");
             }
-            Way::Permit { slots, limits, .. } => {
+            Method::Permit { slots, limits, .. } => {
                 let leased = slots.acquire(limits[key].clone()).await;
-                assert!(matches!(leased, Leased::Granted(_)), "{leased:?}");
+                assert!(matches!(leased, AcquireOutcome::Granted(_)), "{leased:?}");
             }
-            Way::Take {
+            Method::Take {
                 connection,
                 hash,
                 keys,
@@ -196,7 +196,7 @@ impl Contestant {
                 let reply: Vec<i64> = command.query_async(connection).await.expect("a reply");
                 assert!(take::is_admitted(&reply, keys.len()), "{reply:?}");
             }
-            Way::Smallest {
+            Method::Smallest {
                 connection,
                 hash,
                 keys,
@@ -208,7 +208,7 @@ impl Contestant {
                 let left: i64 = command.query_async(connection).await.expect("a reply");
                 assert!(left >= 0, "{left}");
             }
-            Way::Incr { connection, keys } => {
+            Method::Incr { connection, keys } => {
                 let mut pipe = redis::pipe();
                 pipe.incr(&keys[key], 1);
                 pipe.expire(&keys[key], 3600).ignore();
@@ -220,7 +220,7 @@ impl Contestant {
 
     /// Waits until the permits of the last decisions are released.
     pub async fn finish(&self) {
-        if let Way::Permit { store, .. } = &self.way {
+        if let Method::Permit { store, .. } = &self.way {
             store.flush().await.expect("the permits are released");
         }
     }

@@ -8,7 +8,7 @@ use tower_admission::{Key, Policy, Quota};
 use crate::rounds::{Effort, median, now};
 use crate::server::Server;
 
-/// Well within the second that a denial is kept.
+/// Well within the second for which a denial is kept.
 const CALLS: u32 = 100_000;
 
 pub async fn denied(effort: Effort, server: &Server) {

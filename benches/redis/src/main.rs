@@ -1,9 +1,8 @@
-//! What decisions over Redis cost this process and the server, next to clients that do as little as
-//! possible.
+//! The cost of decisions over Redis for this process and the server, next to minimal clients.
 //!
-//! Starts a redis-server of its own. The load runs on one thread, so that the server has the other
-//! core of a machine with two. All contestants of a table run in turn in the same rounds, so that whatever
-//! else the machine does meets them alike. Times of different runs, or of different tables, do not compare.
+//! Starts its own redis-server. The load runs on one thread, so that the server has the other core
+//! of a machine with two. All contestants of a table run in turn in the same rounds, so that other
+//! load on the machine affects all of them. Times of different runs or tables are not comparable.
 
 mod contestants;
 mod denied;
@@ -22,7 +21,7 @@ const fn with(tasks: usize, keys: Keys) -> Setting {
     Setting { tasks, keys }
 }
 
-/// The settings of each part, by its argument. A setting of two parts is measured once.
+/// The settings of each part, by its argument. A setting in two parts is measured once.
 const PARTS: [(&str, &[Setting]); 6] = [
     ("--latency", &[with(1, Keys::One), with(1, Keys::Many)]),
     ("--hot", &[with(64, Keys::One), with(512, Keys::One)]),

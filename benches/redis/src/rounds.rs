@@ -19,7 +19,7 @@ pub struct Effort {
 /// The load of a table.
 #[derive(Clone, Copy, PartialEq)]
 pub struct Setting {
-    /// Tasks that decide at the same time, each one decision after the other.
+    /// Tasks that decide concurrently, each one decision after the other.
     pub tasks: usize,
     pub keys: Keys,
 }
@@ -28,7 +28,7 @@ pub struct Setting {
 pub enum Keys {
     One,
     Many,
-    /// Each request has one of many keys, and a key that all requests share.
+    /// Each request has one of many keys, and one key that all requests share.
     ManyAndGlobal,
 }
 
@@ -51,23 +51,23 @@ impl fmt::Display for Setting {
     }
 }
 
-/// Medians of rounds; times are microseconds.
+/// Medians of rounds; times are in microseconds.
 #[derive(Clone, Copy)]
 pub struct Figures {
     pub per_second: f64,
     pub p50: f64,
     pub p99: f64,
-    /// The processor time of the server's process for each decision, by `INFO cpu`.
+    /// The processor time of the server's process per decision, by `INFO cpu`.
     pub server: f64,
-    /// The time of the server in the commands of clients for each decision, by `INFO commandstats`. It is
-    /// wall time, so it exceeds the processor time only if the server had to wait for a processor.
+    /// The server's time in client commands per decision, by `INFO commandstats`. It is wall time:
+    /// it exceeds the processor time only if the server waited for a processor.
     pub script: f64,
-    /// Commands of clients for each decision.
+    /// Client commands per decision.
     pub calls: f64,
 }
 
-/// Requests that each key is charged before a table. Its bucket takes minutes to fill then, so that each
-/// decision of the table finds it stored, as for a client in use.
+/// Requests that each key is charged before a table. Its bucket then takes minutes to fill, so that
+/// each decision of the table finds it stored, as for an active client.
 const DEBT: u32 = 5_000;
 
 impl Setting {
@@ -83,7 +83,7 @@ impl Setting {
         }
         let mut rounds = vec![Vec::new(); contestants.len()];
         for round in 0..effort.rounds {
-            // Each round starts with the next one, so that all follow on all.
+            // Each round starts with the next contestant, so that each follows every other.
             for turn in 0..contestants.len() {
                 let which = (turn + round) % contestants.len();
                 let figures = self.round(effort.time, &contestants[which], connection);
@@ -199,7 +199,7 @@ pub fn median(mut numbers: Vec<f64>) -> f64 {
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "the crate's own code has clocks for this"
+    reason = "only the crate itself needs its clocks"
 )]
 pub fn now() -> Instant {
     Instant::now()

@@ -1,4 +1,4 @@
-//! Tables of figures, and their ratios with the bars.
+//! Tables of figures, and their ratios with the targets.
 
 use crate::contestants::{
     BARE, BARE_PAIR, INCR, OURS, OURS_PAIR, OURS_PERMIT, OURS_PERMIT_PER_KEY, OURS_SLIDING,
@@ -43,13 +43,13 @@ impl Table {
     }
 }
 
-/// A figure of one contestant over that of another one in the same table.
+/// A figure of one contestant divided by that of another in the same table.
 struct Ratio {
     of: Figure,
     us: &'static str,
     base: &'static str,
     setting: Setting,
-    bar: Bar,
+    target: Target,
 }
 
 /// A figure to compare.
@@ -58,29 +58,29 @@ struct Figure {
     value: fn(&Figures) -> f64,
 }
 
-/// What a ratio has to be.
+/// The target of a ratio.
 #[derive(Clone, Copy)]
-enum Bar {
+enum Target {
     AtMost(f64),
     AtLeast(f64),
     Any,
 }
 
-use Bar::{Any, AtLeast, AtMost};
+use Target::{Any, AtLeast, AtMost};
 
 const fn ratio(
     of: Figure,
     us: &'static str,
     base: &'static str,
     (tasks, keys): (usize, Keys),
-    bar: Bar,
+    target: Target,
 ) -> Ratio {
     Ratio {
         of,
         us,
         base,
         setting: Setting { tasks, keys },
-        bar,
+        target,
     }
 }
 
@@ -140,7 +140,7 @@ const RATIOS: &[Ratio] = &[
 
 /// Prints the ratios of the tables that were measured.
 pub fn print_ratios(tables: &[Table]) {
-    println!("\nTo reach");
+    println!("\nTargets");
     for ratio in RATIOS {
         let Some(table) = tables.iter().find(|table| table.setting == ratio.setting) else {
             continue;
@@ -152,19 +152,19 @@ pub fn print_ratios(tables: &[Table]) {
         println!(
             "{compared:76} {:42} {measured:8.3}  {}",
             ratio.setting.to_string(),
-            ratio.bar.verdict(measured)
+            ratio.target.verdict(measured)
         );
     }
 }
 
-impl Bar {
+impl Target {
     fn verdict(self, measured: f64) -> String {
-        let (words, bar, reached) = match self {
+        let (words, target, reached) = match self {
             AtMost(most) => ("at most ", most, measured <= most),
             AtLeast(least) => ("at least", least, measured >= least),
             Any => return "-".into(),
         };
         let verdict = if reached { "ok" } else { "MISS" };
-        format!("{words} {bar:7.3} {verdict}")
+        format!("{words} {target:7.3} {verdict}")
     }
 }

@@ -17,16 +17,16 @@ pub struct Server {
 /// The counters of the server since they were reset.
 #[derive(Clone, Copy)]
 pub struct Usage {
-    /// The processor time of the process so far, in seconds. It is not reset.
+    /// The processor time of the process so far, in seconds. It is never reset.
     pub processor: f64,
     /// Commands that clients sent to decide and to release.
     pub calls: f64,
-    /// How long they took, in microseconds.
+    /// Their duration, in microseconds.
     pub micros: f64,
 }
 
-/// What clients send. The server also counts the commands that scripts call, under their own names; their time
-/// is part of the script's.
+/// The commands of clients. The server also counts the commands that scripts call, under their own
+/// names; their time is part of the script's.
 const COMMANDS: [&str; 4] = ["evalsha", "eval", "incr", "expire"];
 
 impl Server {

@@ -1,4 +1,5 @@
-//! The protocol of the crate's `take.lua`, as the bare client speaks it: the only place to change with it.
+//! The protocol of the crate's `take.lua`, as the minimal client uses it: the only place to change
+//! with it.
 
 use redis::Cmd;
 
@@ -9,7 +10,8 @@ pub const SOURCE: &str = concat!(
     include_str!("../../../src/store/redis/take_general.lua"),
 );
 
-/// Adds the arguments behind the keys, of which each has one bucket, for one request that charges them all.
+/// Adds the arguments after the keys, one bucket for each key, for one request that charges them
+/// all.
 pub fn add_arguments(command: &mut Cmd, keys: usize, cost: u32) {
     let rules = if keys == 1 { "b" } else { "b =" };
     command.arg(format!("take 0 {rules}"));
@@ -17,7 +19,8 @@ pub fn add_arguments(command: &mut Cmd, keys: usize, cost: u32) {
     command.arg(cost).arg(1);
 }
 
-/// Whether a reply grants the request. It also has two numbers for each bucket: what is left, and the time until it is full.
+/// Whether a reply grants the request. The reply also has two numbers for each bucket: the
+/// remaining requests, and the time until it is full.
 pub fn is_admitted(reply: &[i64], keys: usize) -> bool {
     reply.len() == 1 + 2 * keys && reply[0] == 1
 }

@@ -1,20 +1,20 @@
-//! What layers configure of a limiter.
+//! Builds a limiter from the settings of a layer.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::ConcurrencyLimiter;
-use super::occupied::Occupied;
+use super::limit_target::ConcurrencyTarget;
 use crate::capacity::Capacity;
-use crate::limiter::per_key::PerKey;
+use crate::limiter::key_counters::KeyCounters;
 use crate::limits::{LimitTarget, Limits};
 use crate::observe::Observer;
 use crate::store::{LeaseSlots, LeaseStore};
 
-/// What a limiter opens once, when its description is complete.
+/// Resources that a limiter opens once, when its settings are complete.
 #[derive(Clone)]
-pub(crate) struct Opened {
-    limited: Option<Arc<dyn LimitTarget>>,
+pub(crate) struct OpenedResources {
+    limit_target: Option<Arc<dyn LimitTarget>>,
     leases: Option<Arc<dyn LeaseSlots>>,
 }
 
@@ -24,14 +24,14 @@ impl ConcurrencyLimiter {
         self
     }
 
-    /// Adds a limit for each key of the next place; 0 turns it off.
+    /// Adds a limit per key at the next position; 0 turns it off.
     pub(crate) fn per_key(mut self, limit: usize) -> Self {
-        let per_key = Arc::new(PerKey::new(Capacity::or_off(limit).slots()));
+        let per_key = Arc::new(KeyCounters::new(Capacity::or_off(limit).slots()));
         Arc::make_mut(&mut self.0).per_key.push(per_key);
         self
     }
 
-    /// Sets the overrides of keys.
+    /// Sets the overrides per key.
     pub(crate) fn limits(mut self, limits: &Limits) -> Self {
         Arc::make_mut(&mut self.0).limits = Some(limits.clone());
         self
@@ -41,13 +41,13 @@ impl ConcurrencyLimiter {
         self.0.limits.is_some()
     }
 
-    /// Opens the limiter's slots in a store, under its name, and attaches it to its limits. Nothing that is
-    /// counted may change afterwards.
-    pub(crate) fn open(&self, store: Option<&dyn LeaseStore>) -> Opened {
+    /// Opens the limiter's slots in a store, under its name, and attaches the limiter to its
+    /// limits. Afterwards, no setting that affects counting may change.
+    pub(crate) fn open(&self, store: Option<&dyn LeaseStore>) -> OpenedResources {
         let limit = &*self.0;
         let leases = store.map(|store| store.open_leases(&limit.name));
-        let limited = limit.limits.as_ref().map(|limits| {
-            let limited: Arc<dyn LimitTarget> = Arc::new(Occupied {
+        let limit_target = limit.limits.as_ref().map(|limits| {
+            let limit_target: Arc<dyn LimitTarget> = Arc::new(ConcurrencyTarget {
                 name: limit.name.clone(),
                 counter: limit.counter.clone(),
                 per_key: limit.per_key.clone(),
@@ -55,25 +55,27 @@ impl ConcurrencyLimiter {
                 retry_after: limit.retry_after,
                 leases: leases.clone(),
             });
-            limits.attach(&limited);
-            limited
+            limits.attach(&limit_target);
+            limit_target
         });
-        Opened { limited, leases }
+        OpenedResources {
+            limit_target,
+            leases,
+        }
     }
 
-    /// The limiter with what it [opened](Self::open).
-    pub(crate) fn opened(mut self, opened: &Opened) -> Self {
+    /// Adds the resources that [`open`](Self::open) returned.
+    pub(crate) fn opened(mut self, opened: &OpenedResources) -> Self {
         let limit = Arc::make_mut(&mut self.0);
-        limit.limited = opened.limited.clone();
+        limit.limit_target = opened.limit_target.clone();
         limit.leases = opened.leases.clone();
         self
     }
 
-    /// What it opened before.
-    #[cfg(feature = "config")]
-    pub(crate) fn reopen(&self) -> Opened {
-        Opened {
-            limited: self.0.limited.clone(),
+    /// The resources that were opened before.
+    pub(crate) fn reopen(&self) -> OpenedResources {
+        OpenedResources {
+            limit_target: self.0.limit_target.clone(),
             leases: self.0.leases.clone(),
         }
     }

@@ -1,10 +1,10 @@
-//! Capacities as counters have them.
+//! Converts capacities to and from counter limits.
 
 use crate::capacity::Capacity;
-use crate::limiter::slots::UNLIMITED;
+use crate::limiter::slot_counter::UNLIMITED;
 
 impl Capacity {
-    /// As counters have it.
+    /// From a counter limit.
     pub(super) fn of_slots(limit: u64) -> Self {
         match usize::try_from(limit) {
             _ if limit == UNLIMITED => Self::Unlimited,
@@ -13,7 +13,7 @@ impl Capacity {
         }
     }
 
-    /// As counters have it.
+    /// To a counter limit.
     pub(in crate::limiter) fn slots(self) -> u64 {
         match self {
             Self::Unlimited => UNLIMITED,

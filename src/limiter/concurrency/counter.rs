@@ -1,39 +1,39 @@
-//! What is in flight, and whether overrides count.
+//! The counter of requests in flight, and whether overrides apply.
 
 use crate::key::Key;
-use crate::limiter::slots::Slots;
+use crate::limiter::slot_counter::SlotCounter;
 use crate::limits::Limits;
 use crate::sync::{AtomicBool, Ordering};
 
-/// Lets go of the counter with the last limiter that uses it.
-pub(super) struct Counter {
-    pub(super) slots: &'static Slots,
-    /// Whether overrides and tiers are ignored for now, because the limiter is switched off.
-    pub(super) rests: AtomicBool,
-    /// Whether bans count also then.
+/// Owns the counter; retires it with the last limiter that uses it.
+pub(super) struct CounterHandle {
+    pub(super) slots: &'static SlotCounter,
+    /// Whether overrides and tiers are ignored, because the limiter is switched off.
+    pub(super) suspended: AtomicBool,
+    /// Whether bans apply even then.
     pub(super) keeps_bans: AtomicBool,
 }
 
-impl Counter {
+impl CounterHandle {
     pub(super) fn new(slots: u64) -> Self {
         Self {
-            slots: Slots::new(slots),
-            rests: AtomicBool::new(false),
+            slots: SlotCounter::new(slots),
+            suspended: AtomicBool::new(false),
             keeps_bans: AtomicBool::new(false),
         }
     }
 
-    pub(super) fn rests(&self) -> bool {
-        self.rests.load(Ordering::Relaxed)
+    pub(super) fn is_suspended(&self) -> bool {
+        self.suspended.load(Ordering::Relaxed)
     }
 
-    /// Whether a key's override is ignored for now.
+    /// Whether a key's override is ignored.
     pub(super) fn ignores_override(&self, limits: &Limits, key: &Key) -> bool {
-        self.rests() && !(self.keeps_bans.load(Ordering::Relaxed) && limits.bans(key))
+        self.is_suspended() && !(self.keeps_bans.load(Ordering::Relaxed) && limits.bans(key))
     }
 }
 
-impl Drop for Counter {
+impl Drop for CounterHandle {
     fn drop(&mut self) {
         self.slots.retire();
     }

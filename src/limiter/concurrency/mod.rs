@@ -1,9 +1,9 @@
-//! A limit on how many are in flight.
+//! Limits the number of requests in flight.
 
 mod build;
 mod capacity;
 mod counter;
-mod occupied;
+mod limit_target;
 mod reclaim;
 mod reconfigure;
 
@@ -14,22 +14,22 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-pub(crate) use self::build::Opened;
-use self::counter::Counter;
-use super::per_key::{KeySlot, KeySlots, PerKey, Wanted, try_take_all};
-use super::permit::{Permit, Watched};
-use super::slots::{Slot, Slots, UNLIMITED};
-use super::stalled::Charged;
-use super::wait::{Acquire, Acquiring, Rejected, Wait};
+pub(crate) use self::build::OpenedResources;
+use self::counter::CounterHandle;
+use super::key_counters::{KeyCounters, KeySlot, KeySlotRequest, KeySlots, try_take_all};
+use super::permit::{ObservedPermit, Permit};
+use super::slot_counter::{Slot, SlotCounter, UNLIMITED};
+use super::stalled::ChargedKey;
+use super::wait::{KeyedRejection, PermitFuture, PermitReply, WaitLimits};
 use crate::capacity::Capacity;
 use crate::key::Key;
 use crate::limits::{LimitTarget, Limits};
 use crate::nesting::Nesting;
 use crate::observe::Observer;
 use crate::rejection::{Reason, Rejection};
-use crate::store::{FailureMode, LeaseLimits, LeaseSlots, Leased, Reply};
+use crate::store::{AcquireOutcome, FailureMode, LeaseLimits, LeaseSlots, Reply};
 
-/// Limits how many are in flight, in total and for each key. Clones share one limit.
+/// Limits the number of requests in flight, in total and per key. Clones share one limit.
 ///
 /// ```
 /// use tower_admission::ConcurrencyLimiter;
@@ -41,51 +41,54 @@ use crate::store::{FailureMode, LeaseLimits, LeaseSlots, Leased, Reply};
 /// assert!(jobs.try_acquire().is_ok());
 /// ```
 #[derive(Clone)]
-pub struct ConcurrencyLimiter(Arc<Limit>);
+pub struct ConcurrencyLimiter(Arc<ConcurrencyLimiterInner>);
 
 #[derive(Clone)]
-struct Limit {
-    counter: Arc<Counter>,
+struct ConcurrencyLimiterInner {
+    counter: Arc<CounterHandle>,
     name: Arc<str>,
-    /// One for each place of a request's keys.
-    per_key: Vec<Arc<PerKey>>,
+    /// One for each key position of a request.
+    per_key: Vec<Arc<KeyCounters>>,
     limits: Option<Limits>,
     /// The target that the limits hold weakly; see `open`.
-    limited: Option<Arc<dyn LimitTarget>>,
+    limit_target: Option<Arc<dyn LimitTarget>>,
     retry_after: Option<Duration>,
-    /// At most so much is added to the wait of a rejection at capacity.
+    /// The maximum random time that is added to the retry time of a rejection at capacity.
     retry_after_jitter: Duration,
     observer: Option<Arc<dyn Observer>>,
-    /// Whether a stalled response goes on uncounted, and is not ended, when its permit is reclaimed.
+    /// Whether a stalled response continues uncounted, instead of ending, when its permit is
+    /// reclaimed.
     spares_stalled: bool,
-    /// Where other replicas see what is in flight here.
+    /// The slots in a store that replicas share, if any.
     leases: Option<Arc<dyn LeaseSlots>>,
 }
 
 impl ConcurrencyLimiter {
-    /// What a client is told to wait when there is no capacity. When a slot frees cannot be
-    /// known; a second is long enough to matter and short enough to not leave capacity idle.
+    /// The default retry time of a rejection at capacity: one second. The time at which a slot
+    /// becomes free is unknown. One second spreads retries and leaves little capacity idle.
     pub const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(1);
 
-    /// At most `limit` in flight; 0 turns the limit off, and they are only counted.
+    /// Creates a limiter for at most `limit` requests in flight. 0 means unlimited: requests are
+    /// only counted.
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self::with_slots(Capacity::or_off(limit).slots())
     }
 
-    /// Admits nothing, until [`set_limit`](Self::set_limit) says otherwise.
+    /// Creates a limiter that rejects every request until [`set_limit`](Self::set_limit) raises its
+    /// limit.
     #[must_use]
     pub fn deny_all() -> Self {
         Self::with_slots(0)
     }
 
     fn with_slots(slots: u64) -> Self {
-        let limiter = Self(Arc::new(Limit {
-            counter: Arc::new(Counter::new(slots)),
+        let limiter = Self(Arc::new(ConcurrencyLimiterInner {
+            counter: Arc::new(CounterHandle::new(slots)),
             name: "".into(),
             per_key: Vec::new(),
             limits: None,
-            limited: None,
+            limit_target: None,
             retry_after: Some(Self::DEFAULT_RETRY_AFTER),
             retry_after_jitter: Duration::ZERO,
             observer: None,
@@ -96,46 +99,46 @@ impl ConcurrencyLimiter {
         limiter
     }
 
-    /// Takes a permit for somebody, if the service has capacity.
+    /// Takes a permit if there is capacity.
     ///
     /// # Errors
     ///
-    /// [`Reason::AtCapacity`] when there is none, or when others wait for it in line.
+    /// [`Reason::AtCapacity`] if there is no free slot, or if other requests wait for one.
     ///
     /// # Panics
     ///
-    /// When the limiter is that of a layer with a store, which does not answer at once. Use
+    /// Panics if the limiter belongs to a layer with a store. Use
     /// [`acquire_for`](Self::acquire_for) there.
     #[inline]
     pub fn try_acquire(&self) -> Result<Permit, Rejection> {
-        self.answers_at_once();
+        self.assert_no_store();
         let slot = self.take_slot().ok_or_else(|| self.at_capacity())?;
         Ok(self.permit(slot, KeySlots::new()))
     }
 
-    /// As [`try_acquire_for_all`](Self::try_acquire_for_all), asking the store if there is one. Does
-    /// not wait for capacity.
+    /// Like [`try_acquire_for_all`](Self::try_acquire_for_all), but also asks the store, if there
+    /// is one. Does not wait for capacity.
     ///
     /// # Errors
     ///
-    /// As those, and [`Reason::Unavailable`] when the store cannot be reached and fails closed.
+    /// The same, and [`Reason::Unavailable`] if the store is unavailable and fails closed.
     pub async fn acquire_for(&self, keys: &[Key]) -> Result<Permit, Rejection> {
         let acquired = match self.acquire(keys, None, None) {
-            Acquire::Admitted(permit) => Ok(permit),
-            Acquire::Refused(rejected) => Err(rejected),
-            Acquire::Later(acquiring) => acquiring.await,
+            PermitReply::Admitted(permit) => Ok(permit),
+            PermitReply::Rejected(rejected) => Err(rejected),
+            PermitReply::Pending(acquiring) => acquiring.await,
         };
         acquired.map_err(|rejected| rejected.rejection)
     }
 
-    fn answers_at_once(&self) {
+    fn assert_no_store(&self) {
         assert!(
             self.0.leases.is_none(),
             "this limiter's store answers later: await ConcurrencyLimiter::acquire_for"
         );
     }
 
-    /// As [`try_acquire`](Self::try_acquire), without a reason for a refusal.
+    /// Like [`try_acquire`](Self::try_acquire), without a reason for a rejection.
     #[inline]
     pub(crate) fn try_permit(&self) -> Option<Permit> {
         let slot = self.slots().try_take()?;
@@ -145,35 +148,38 @@ impl ConcurrencyLimiter {
         })
     }
 
-    /// Takes a permit for `key`, charged to the first limit for each key, if the key has fewer in
-    /// flight than it may and the service has capacity.
+    /// Takes a permit for `key`, charged to the first limit per key. Both the key and the service
+    /// must have capacity.
     ///
     /// # Errors
     ///
-    /// [`Reason::Denied`] when the key's own limit is `deny all`, [`Reason::KeyAtCapacity`] when it
-    /// is reached, else [`Reason::AtCapacity`].
+    /// - [`Reason::Denied`]: the key's override is `deny all`.
+    /// - [`Reason::KeyAtCapacity`]: the key's limit is reached.
+    /// - [`Reason::AtCapacity`]: the service has no capacity.
     ///
     /// # Panics
     ///
-    /// As [`try_acquire`](Self::try_acquire).
+    /// Like [`try_acquire`](Self::try_acquire).
     pub fn try_acquire_for(&self, key: &Key) -> Result<Permit, Rejection> {
         self.try_acquire_for_all(std::slice::from_ref(key))
     }
 
-    /// Takes a permit for several keys, each charged to the limit at its place in the order in which
-    /// [`per_key`](crate::ConcurrencyLimitLayer::per_key) added them. It is taken from all keys and
-    /// the whole, or from none of them. Keys without a limit at their place are not charged.
+    /// Takes a permit for several keys. Each key is charged to the limit at its position, in the
+    /// order in which [`per_key`](crate::ConcurrencyLimitLayer::per_key) added them. All keys and
+    /// the service must have capacity; otherwise nothing is charged. Keys without a limit at their
+    /// position are not charged.
     ///
     /// # Errors
     ///
-    /// [`Reason::KeyAtCapacity`] when the limit of one of the keys is reached, else
-    /// [`Reason::AtCapacity`].
+    /// - [`Reason::Denied`]: the override of one of the keys is `deny all`.
+    /// - [`Reason::KeyAtCapacity`]: the limit of one of the keys is reached.
+    /// - [`Reason::AtCapacity`]: the service has no capacity.
     ///
     /// # Panics
     ///
-    /// As [`try_acquire`](Self::try_acquire).
+    /// Like [`try_acquire`](Self::try_acquire).
     pub fn try_acquire_for_all(&self, keys: &[Key]) -> Result<Permit, Rejection> {
-        self.answers_at_once();
+        self.assert_no_store();
         let keys = (self.take_keys(keys, None)).map_err(|rejected| rejected.rejection)?;
         match self.take_slot() {
             Some(slot) => Ok(self.permit(slot, keys)),
@@ -181,50 +187,56 @@ impl ConcurrencyLimiter {
         }
     }
 
-    /// As [`try_acquire_for_all`](Self::try_acquire_for_all), waiting in line if that is configured.
+    /// Like [`try_acquire_for_all`](Self::try_acquire_for_all), but joins the wait queue if one is
+    /// configured.
     #[inline]
-    pub(crate) fn acquire(&self, keys: &[Key], tier: Option<&str>, wait: Option<Wait>) -> Acquire {
-        // The keys' slots first: a key over its limit must not hold the service's capacity, not
+    pub(crate) fn acquire(
+        &self,
+        keys: &[Key],
+        tier: Option<&str>,
+        wait: Option<WaitLimits>,
+    ) -> PermitReply {
+        // The slots of the keys first: a key at its limit must not take the service's capacity, not
         // even for a moment.
         let keys = match self.take_keys(keys, tier) {
             Ok(keys) => keys,
-            Err(rejected) => return Acquire::Refused(rejected),
+            Err(rejected) => return PermitReply::Rejected(rejected),
         };
         match self.take_slot() {
             Some(slot) => self.admit(slot, keys),
-            None => self.join_line(keys, wait),
+            None => self.join_wait_queue(keys, wait),
         }
     }
 
-    /// Whoever has a slot here is admitted, if the store has one as well.
+    /// Admits a request that has a slot here, if the store also has one.
     #[inline]
-    pub(super) fn admit(&self, slot: Slot, keys: KeySlots) -> Acquire {
+    pub(super) fn admit(&self, slot: Slot, keys: KeySlots) -> PermitReply {
         if self.0.leases.is_none() {
-            Acquire::Admitted(self.permit(slot, keys))
+            PermitReply::Admitted(self.permit(slot, keys))
         } else {
             self.ask_store(slot, keys)
         }
     }
 
-    /// Asks the store for what this replica has room for.
+    /// Asks the store about a request that this replica has room for.
     #[cold]
-    fn ask_store(&self, slot: Slot, keys: KeySlots) -> Acquire {
+    fn ask_store(&self, slot: Slot, keys: KeySlots) -> PermitReply {
         match self.lease(&keys) {
-            Reply::Ready(leased) => match self.leased(slot, keys, leased) {
-                Ok(permit) => Acquire::Admitted(permit),
-                Err(rejected) => Acquire::Refused(rejected),
+            Reply::Ready(leased) => match self.interpret_lease(slot, keys, leased) {
+                Ok(permit) => PermitReply::Admitted(permit),
+                Err(rejected) => PermitReply::Rejected(rejected),
             },
             Reply::Pending(leased) => {
                 let limiter = self.clone();
-                Acquire::Later(Acquiring::asking(Box::pin(async move {
+                PermitReply::Pending(PermitFuture::from_store(Box::pin(async move {
                     let leased = leased.await;
-                    limiter.leased(slot, keys, leased)
+                    limiter.interpret_lease(slot, keys, leased)
                 })))
             }
         }
     }
 
-    fn lease(&self, keys: &KeySlots) -> Reply<Leased> {
+    fn lease(&self, keys: &KeySlots) -> Reply<AcquireOutcome> {
         let total = limit_of(self.slots());
         let limits_a_key = || keys.iter().any(|slot| slot.limit() != UNLIMITED);
         match &self.0.leases {
@@ -232,32 +244,37 @@ impl ConcurrencyLimiter {
                 let keys = keys.iter().map(|slot| (slot.key(), slot.limit()));
                 leases.acquire(LeaseLimits::new(total, keys))
             }
-            _ => Reply::Ready(Leased::Unavailable(FailureMode::Open)),
+            _ => Reply::Ready(AcquireOutcome::Unavailable(FailureMode::Open)),
         }
     }
 
-    /// What follows from the store's answer.
-    fn leased(&self, slot: Slot, keys: KeySlots, leased: Leased) -> Result<Permit, Rejected> {
+    /// Interprets the store's answer.
+    fn interpret_lease(
+        &self,
+        slot: Slot,
+        keys: KeySlots,
+        leased: AcquireOutcome,
+    ) -> Result<Permit, KeyedRejection> {
         match leased {
-            Leased::Granted(lease) => Ok(self.permit(slot, keys).leased(lease)),
-            Leased::KeyFull { place } => {
+            AcquireOutcome::Granted(lease) => Ok(self.permit(slot, keys).with_lease(lease)),
+            AcquireOutcome::KeyFull { place } => {
                 if let Some(key) = keys.get(place).map(KeySlot::key) {
-                    self.make_room_in_store(Some(Charged { place, key: &key }));
+                    self.make_room_in_store(Some(ChargedKey { place, key: &key }));
                 }
                 Err(self.key_at_capacity(place))
             }
-            Leased::Full => {
+            AcquireOutcome::Full => {
                 self.make_room_in_store(None);
                 Err(self.at_capacity().into())
             }
-            // What this replica has room for is known already.
-            Leased::Unavailable(FailureMode::Open) => Ok(self.permit(slot, keys)),
-            Leased::Unavailable(FailureMode::Closed) => {
+            // This replica is known to have room.
+            AcquireOutcome::Unavailable(FailureMode::Open) => Ok(self.permit(slot, keys)),
+            AcquireOutcome::Unavailable(FailureMode::Closed) => {
                 Err(self.rejection(Reason::Unavailable).into())
             }
-            Leased::Unavailable(FailureMode::LocalShare { replicas }) => {
+            AcquireOutcome::Unavailable(FailureMode::LocalShare { replicas }) => {
                 let share = |limit: u64| (limit / u64::from(replicas.max(1))).max(1);
-                let is_full = |key: &KeySlot| key.taken() > share(key.limit());
+                let is_full = |key: &KeySlot| key.in_flight() > share(key.limit());
                 let limit = limit_of(self.slots());
                 if let Some(place) = keys.iter().position(is_full) {
                     Err(self.key_at_capacity(place))
@@ -271,41 +288,42 @@ impl ConcurrencyLimiter {
     }
 
     #[cold]
-    fn join_line(&self, keys: KeySlots, wait: Option<Wait>) -> Acquire {
+    fn join_wait_queue(&self, keys: KeySlots, wait: Option<WaitLimits>) -> PermitReply {
         let place = wait.and_then(|wait| {
-            let place = self.slots().join_line(wait.max_waiting)?;
+            let place = self.slots().join_wait_queue(wait.max_waiting)?;
             Some((place, wait.max_time))
         });
         match place {
             Some((place, max_time)) => {
-                Acquire::Later(Acquiring::in_line(self.clone(), place, keys, max_time))
+                PermitReply::Pending(PermitFuture::queued(self.clone(), place, keys, max_time))
             }
-            None => Acquire::Refused(self.at_capacity().into()),
+            None => PermitReply::Rejected(self.at_capacity().into()),
         }
     }
 
     #[inline]
-    fn take_keys(&self, keys: &[Key], tier: Option<&str>) -> Result<KeySlots, Rejected> {
+    fn take_keys(&self, keys: &[Key], tier: Option<&str>) -> Result<KeySlots, KeyedRejection> {
         if keys.is_empty() {
             return Ok(KeySlots::new());
         }
         let own = |key| {
             let limits = self.0.limits.as_ref()?;
             let own = limits.concurrency(key, &self.0.name, tier);
-            // Asked last, as most keys have no override.
+            // Checked last, because most keys have no override.
             own.filter(|_| !self.0.counter.ignores_override(limits, key))
         };
-        let wanted = self.0.per_key.iter().zip(keys);
-        let wanted = wanted.map(|(per_key, key)| Wanted {
+        let requests = self.0.per_key.iter().zip(keys);
+        let requests = requests.map(|(per_key, key)| KeySlotRequest {
             per_key,
             key: *key,
             limit: own(key).map_or_else(|| per_key.limit(), Capacity::slots),
         });
-        let wanted: SmallVec<[_; 2]> = wanted.collect();
-        let taken = try_take_all(&wanted).or_else(|place| self.take_stalled_keys(&wanted, place));
+        let requests: SmallVec<[_; 2]> = requests.collect();
+        let taken =
+            try_take_all(&requests).or_else(|place| self.take_stalled_keys(&requests, place));
         taken.map_err(|place| {
             let mut rejected = self.key_at_capacity(place);
-            if wanted[place].limit == 0 {
+            if requests[place].limit == 0 {
                 let name = String::from(&*self.0.name);
                 rejected.rejection = Rejection::new(Reason::Denied, name);
             }
@@ -319,17 +337,17 @@ impl ConcurrencyLimiter {
         if observer.is_none() && keys.is_empty() {
             return Permit::new(slot);
         }
-        let watched = observer.map(|observer| self.watched(observer, &slot));
-        Permit::with_extra(slot, keys, watched)
+        let observed = observer.map(|observer| self.observe_permit(observer, &slot));
+        Permit::with_extra(slot, keys, observed)
     }
 
     #[inline(never)]
-    fn watched(&self, observer: &Arc<dyn Observer>, slot: &Slot) -> Watched {
+    fn observe_permit(&self, observer: &Arc<dyn Observer>, slot: &Slot) -> ObservedPermit {
         let limiter = self.0.name.clone();
         observer.acquired(&limiter, slot.in_flight());
-        // Each time, as a recorder of metrics may have been installed since.
+        // Reported each time, because a metrics recorder may have been installed since.
         observer.limit(&limiter, limit_of(self.slots()));
-        Watched {
+        ObservedPermit {
             limiter,
             observer: observer.clone(),
             since: Instant::now(),
@@ -344,8 +362,8 @@ impl ConcurrencyLimiter {
     }
 
     #[cold]
-    fn key_at_capacity(&self, place: usize) -> Rejected {
-        Rejected {
+    fn key_at_capacity(&self, place: usize) -> KeyedRejection {
+        KeyedRejection {
             rejection: self.rejection(Reason::KeyAtCapacity),
             key_place: Some(place),
         }
@@ -355,14 +373,14 @@ impl ConcurrencyLimiter {
         Rejection::new(reason, String::from(&*self.0.name)).with_retry_after(self.0.retry_after)
     }
 
-    /// How many are in flight.
+    /// The number of requests in flight.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        // Of things in this process's memory, so it fits.
+        // Each has something in this process's memory, so the number fits.
         self.slots().in_flight() as usize
     }
 
-    /// What the limiter is called in answers; may be empty.
+    /// The name of the limiter in answers; may be empty.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.0.name
@@ -374,12 +392,12 @@ impl ConcurrencyLimiter {
     }
 
     #[inline]
-    fn slots(&self) -> &'static Slots {
+    fn slots(&self) -> &'static SlotCounter {
         self.0.counter.slots
     }
 }
 
-fn limit_of(slots: &Slots) -> Option<u64> {
+fn limit_of(slots: &SlotCounter) -> Option<u64> {
     Some(slots.limit()).filter(|limit| *limit != UNLIMITED)
 }
 

@@ -1,28 +1,29 @@
-//! Permits of responses that their client does not read, for requests that need them.
+//! Reclaims permits of responses that their clients do not read.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::ConcurrencyLimiter;
-use crate::limiter::per_key::{KeySlots, Wanted, try_take_all};
-use crate::limiter::slots::Slot;
-use crate::limiter::stalled::{Charged, Search};
+use crate::limiter::key_counters::{KeySlotRequest, KeySlots, try_take_all};
+use crate::limiter::slot_counter::Slot;
+use crate::limiter::stalled::{ChargedKey, SearchResult};
 
-/// When another request got what was reclaimed, or nothing may be reclaimed now.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// The time to the next search, when another request got the reclaimed slot or nothing may be
+/// reclaimed now.
+const SEARCH_INTERVAL: Duration = Duration::from_secs(1);
 
 impl ConcurrencyLimiter {
-    /// How long a client may take for one frame of a response before a request that needs the
-    /// permit gets it: one minute.
+    /// The default time that a client may take for one frame of a response before a request that
+    /// needs the permit reclaims it: one minute.
     pub const DEFAULT_RECLAIM_AFTER: Duration = Duration::from_secs(60);
 
-    /// Sets how long a response has to be stalled; `None` turns reclaiming off.
-    pub(crate) fn set_reclaim_after(&self, stalled: Option<Duration>) {
+    /// Sets how long a response must be stalled; `None` turns reclaiming off.
+    pub fn set_reclaim_after(&self, stalled: Option<Duration>) {
         self.slots().stalled.set_limit(stalled);
     }
 
-    /// Takes a free slot, or else that of a stalled response.
+    /// Takes a free slot, or the slot of a stalled response.
     #[inline]
     pub(super) fn take_slot(&self) -> Option<Slot> {
         self.slots().try_take().or_else(|| self.take_stalled())
@@ -34,33 +35,33 @@ impl ConcurrencyLimiter {
         self.slots().try_take()
     }
 
-    /// Reclaims as many stalled responses as one more request needs. Returns when to look for more
-    /// of them, unless reclaiming is off.
+    /// Reclaims as many stalled responses as one more request needs. Returns the time of the next
+    /// search, unless reclaiming is off.
     ///
-    /// What becomes free goes to the requests that wait, if there are any.
+    /// Waiting requests get the freed slots first.
     #[cold]
     pub(in crate::limiter) fn make_room(&self) -> Option<Instant> {
         let slots = self.slots();
         self.reclaim(None, slots.in_flight(), slots.limit())
     }
 
-    /// Takes the slots of all keys, after the one at `full` was found to have none left.
+    /// Takes the slots of all keys after the key at `full` was found at its limit.
     #[cold]
     pub(super) fn take_stalled_keys(
         &self,
-        wanted: &[Wanted<'_>],
+        requests: &[KeySlotRequest<'_>],
         mut full: usize,
     ) -> Result<KeySlots, usize> {
-        // Each key can be the one that is full.
-        for _ in wanted {
-            let Wanted {
+        // Any of the keys can be the next one at its limit.
+        for _ in requests {
+            let KeySlotRequest {
                 per_key,
                 key,
                 limit,
-            } = &wanted[full];
-            let charged = Charged { place: full, key };
-            self.reclaim(Some(charged), per_key.taken(key), *limit);
-            match try_take_all(wanted) {
+            } = &requests[full];
+            let charged = ChargedKey { place: full, key };
+            self.reclaim(Some(charged), per_key.in_flight(key), *limit);
+            match try_take_all(requests) {
                 Ok(slots) => return Ok(slots),
                 Err(place) => full = place,
             }
@@ -68,36 +69,43 @@ impl ConcurrencyLimiter {
         Err(full)
     }
 
-    /// Reclaims one stalled response, for a slot in a store that replicas share: others may need it.
+    /// Reclaims one stalled response, for a slot in a store that replicas share. Another request
+    /// may get it.
     #[cold]
-    pub(super) fn make_room_in_store(&self, charged: Option<Charged<'_>>) {
+    pub(super) fn make_room_in_store(&self, charged: Option<ChargedKey<'_>>) {
         self.reclaim(charged, 1, 1);
     }
 
-    fn reclaim(&self, charged: Option<Charged<'_>>, in_flight: u64, limit: u64) -> Option<Instant> {
-        let look_again = Instant::now() + LOOK_AGAIN;
+    fn reclaim(
+        &self,
+        charged: Option<ChargedKey<'_>>,
+        in_flight: u64,
+        limit: u64,
+    ) -> Option<Instant> {
+        let next_search = Instant::now() + SEARCH_INTERVAL;
         if limit == 0 {
-            // No room helps, until the limit is raised.
-            return Some(look_again);
+            // No permit helps until the limit is raised.
+            return Some(next_search);
         }
         let needed = (in_flight + 1).saturating_sub(limit);
         for _ in 0..needed {
             match self.slots().reclaim(charged, self.0.spares_stalled) {
-                Search::Found(reclaimed) => {
+                SearchResult::Found(reclaimed) => {
                     if let Some(observer) = &self.0.observer {
-                        // An address says more of a client than a token that it made up.
+                        // An address identifies a client better than a token that the client made
+                        // up.
                         let address = reclaimed.keys.iter().find(|key| key.is_ip());
                         let key = address.or(reclaimed.keys.first());
                         observer.reclaimed(&self.0.name, key, reclaimed.stalled);
                     }
                 }
-                Search::Nothing(next) => return next,
-                Search::AtBound => {
+                SearchResult::Nothing(next) => return next,
+                SearchResult::AtBound => {
                     self.slots().stalled.warn_at_bound(&self.0.name);
                     break;
                 }
             }
         }
-        Some(look_again)
+        Some(next_search)
     }
 }

@@ -1,4 +1,4 @@
-//! Why a limiter cannot be built, or its policy not changed.
+//! Errors from building a limiter or changing its policy.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use crate::limits::Limits;
 #[cfg(doc)]
 use crate::policy::Policy;
 
-/// The store has no tiers, and the policy or the limits declare some.
+/// The policy or the limits declare tiers, and the store does not support them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TiersUnsupported;
 
@@ -17,17 +17,19 @@ impl fmt::Display for TiersUnsupported {
     }
 }
 
-/// Why a limiter's policy cannot be changed to another.
+/// The error of [`RateLimiter::set_policy`](crate::RateLimiter::set_policy): the policy cannot be
+/// replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SetPolicyError {
-    /// All quotas of the limiter were off and it was built without [`Limits`], or its store cannot change quotas.
+    /// All quotas were off at construction and there are no [`Limits`], or the store cannot change
+    /// quotas.
     Fixed,
-    /// The policy has other names than the one at first, or one of its quotas, also in a tier, is
-    /// [sliding](crate::Quota::sliding) where that was not.
+    /// The names of the quotas differ from those at construction, or a quota changes between bucket
+    /// and [sliding](crate::Quota::sliding) window, also in a tier.
     Shape,
-    /// The policy has had [`Policy::MAX_TIERS`] tiers already since the limiter was built. Requests of the others have
-    /// the defaults.
+    /// The policy has had [`Policy::MAX_TIERS`] tiers since the limiter was built. Requests of
+    /// further tiers get the defaults.
     TooManyTiers,
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Rules;
+use super::RateRules;
 use crate::decision::{Decision, Usage};
 use crate::key::Key;
 use crate::limit::Limit;
@@ -14,22 +14,23 @@ use crate::quota::Quota;
 use crate::rejection::Reason;
 use crate::store::StoreStatus;
 
-/// One policy for one request, before the store is asked.
-struct Applied {
+/// One policy as it applies to a request, before the store is asked.
+struct AppliedPolicy {
     place: usize,
     tier: Option<Arc<str>>,
     /// The name, number and source of each quota.
     quotas: Vec<(Arc<str>, Quota, LimitSource)>,
 }
 
-impl Rules {
-    /// Each quota for a key in a request of this tier.
-    pub(in crate::limiter) fn explained(
+impl RateRules {
+    /// Explains each quota for a key, in a request of this tier.
+    pub(in crate::limiter) fn explain_key(
         &self,
         key: Key,
         tier: Option<&str>,
     ) -> BoxFuture<Vec<LimitExplanation>> {
-        // Not by a name that only an operator wrote, which would be logged as an unknown tier of requests.
+        // Only existing tiers: a name that an operator typed must not be logged as an unknown tier
+        // of requests.
         let tier = tier.and_then(|tier| self.tier(tier));
         let policies = self.policies().into_iter().enumerate();
         let asked = policies.map(|(at, policy)| {
@@ -45,7 +46,7 @@ impl Rules {
             let mut explained = Vec::new();
             for (applied, asked) in asked {
                 let decision = asked.await;
-                // A store that fails leaves the answer to this process's share.
+                // If the store fails, this process's share has answered.
                 let counted_in = CountedIn::of(matches!(buckets.status(), Some(StoreStatus::Ok)));
                 applied.explain(&decision, counted_in, &mut explained);
             }
@@ -60,7 +61,7 @@ impl Rules {
         key: &Key,
         requested: Option<&Arc<str>>,
         own: impl Fn(usize) -> Option<Quota>,
-    ) -> Applied {
+    ) -> AppliedPolicy {
         let limits = self.limits.as_ref();
         let stored = limits
             .and_then(|limits| limits.find(key, |limit| limit.tier().map(Arc::<str>::from))?);
@@ -79,20 +80,21 @@ impl Rules {
             }
             let of_tier = in_tier.as_ref().and_then(|policy| policy.quotas().get(at));
             let of_tier = of_tier.map(NamedQuota::quota);
-            // The tiers of services are written down for tools with all quotas, so the same number is the default's.
+            // For tools, tiers of services are stored with all their quotas. An equal quota is the
+            // default's.
             match of_tier.filter(|of_tier| *of_tier != named.quota()) {
                 Some(of_tier) => (name, of_tier, source),
                 None => (name, named.quota(), LimitSource::Default),
             }
         });
-        Applied {
+        AppliedPolicy {
             place,
             quotas: quotas.collect(),
             tier: tier.filter(|_| in_tier.is_some()),
         }
     }
 
-    /// What a tier has for a policy: by the policy itself, else by the limits.
+    /// The limit of a tier: as the policy declares it, else as the limits declare it.
     fn limit_of(&self, policy: &Policy, tier: &str) -> Option<Limit> {
         let own = policy.declared().iter().find(|known| *known.name == *tier);
         if let Some(own) = own {
@@ -104,7 +106,7 @@ impl Rules {
     }
 }
 
-impl Applied {
+impl AppliedPolicy {
     fn explain(
         self,
         decision: &Decision,
@@ -144,7 +146,7 @@ fn used(usage: &Usage) -> u64 {
 fn verdict(usage: &Usage) -> LimitVerdict {
     match usage.fits() {
         true => LimitVerdict::Admitted {
-            // A peek takes nothing, and so does not count the request that it decides about.
+            // A peek does not count the request that it decides.
             remaining: Some(usage.remaining().saturating_sub(1).into()),
         },
         false => LimitVerdict::Rejected {

@@ -1,9 +1,9 @@
-//! Which rules and which buckets apply to a request.
+//! Determines the rules and buckets of a request.
 
 mod error;
 mod explain;
-mod more;
-mod target;
+mod limit_target;
+mod recharge;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -19,59 +19,59 @@ use crate::limit::Limit;
 use crate::limits::{LimitTarget, Limits};
 use crate::policy::{NamedQuota, Policy, PolicyShape, Tier};
 use crate::store::{Charge, RateBuckets};
-#[cfg(feature = "config")]
 use crate::sync::Ordering;
 use crate::sync::{AtomicBool, Mutex, lock};
 
-/// What one decision charges: a key for each policy.
+/// The charges of one decision: one for each policy with a key.
 pub(super) type Charges = SmallVec<[Charge; 2]>;
 
-/// The rules of a rate limiter: the defaults of its policies, of their tiers, and the overrides of keys.
-pub(super) struct Rules {
+/// The rules of a rate limiter: the defaults of its policies and tiers, and the overrides of keys.
+pub(super) struct RateRules {
     buckets: Arc<dyn RateBuckets>,
     limits: Option<Limits>,
-    /// What the buckets of the policies were opened with.
+    /// The shapes with which the buckets of the policies were opened.
     shapes: Box<[PolicyShape]>,
     tiers: ArcSwap<Vec<TierSets>>,
-    state: Mutex<State>,
-    /// Whether it limits nothing for now, and is not reported.
-    rests: AtomicBool,
+    state: Mutex<RulesState>,
+    /// Whether the limiter limits nothing and is not reported.
+    suspended: AtomicBool,
 }
 
-struct State {
-    /// As they are now.
+struct RulesState {
+    /// The policies in force.
     policies: Vec<Policy>,
-    /// The buckets of all tiers that there ever were, by policy and name: a tier that is declared again finds them.
-    opened: Opened,
+    /// The buckets of all tiers so far, by policy and name. A tier that is declared again finds
+    /// them.
+    opened: OpenedTiers,
     /// Unknown tiers that were logged.
-    logged: Vec<Box<str>>,
+    logged_tiers: Vec<Box<str>>,
 }
 
-type Opened = HashMap<(usize, Arc<str>), Arc<TierSet>>;
+type OpenedTiers = HashMap<(usize, Arc<str>), Arc<TierSet>>;
 
-/// How many tiers of a policy were opened because it declares them, or because the limits do. Each has room of its
-/// own, so that neither takes what the other is promised.
-fn opened_of(opened: &Opened, policy: usize, source: Source) -> usize {
+/// The number of a policy's tiers that were opened for one source. Each source has its own bound,
+/// so that neither takes what the other is guaranteed.
+fn opened_tier_count(opened: &OpenedTiers, policy: usize, source: TierSource) -> usize {
     let is_of = |((of, _), tier): &(&(usize, Arc<str>), &Arc<TierSet>)| {
         *of == policy && tier.source == source
     };
     opened.iter().filter(is_of).count()
 }
 
-/// Who declared a tier when its buckets were opened.
+/// The source of a tier when its buckets were opened.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Source {
+enum TierSource {
     Policy,
     Limits,
 }
 
-/// Unknown tiers that are logged.
-const MAX_LOGGED: usize = 16;
+/// The maximum number of unknown tiers that are logged.
+const MAX_LOGGED_TIERS: usize = 16;
 
 /// One tier.
 struct TierSets {
     name: Arc<str>,
-    /// For each policy its buckets in this tier; `None` if the tier names none of its quotas.
+    /// Its buckets for each policy; `None` if the tier has none of the policy's quotas.
     sets: Box<[Option<Arc<TierSet>>]>,
 }
 
@@ -79,13 +79,13 @@ struct TierSets {
 struct TierSet {
     set: usize,
     shape: PolicyShape,
-    source: Source,
+    source: TierSource,
 }
 
 impl TierSet {
-    /// Whether these buckets can count what a policy has in the tier. Where the default has an algorithm, the tier
-    /// has the same.
-    fn takes(&self, policy: &Policy, tier: &Tier) -> bool {
+    /// Whether these buckets can count the policy in this tier. If the default is a rate, the tier
+    /// has the same algorithm.
+    fn accepts(&self, policy: &Policy, tier: &Tier) -> bool {
         let Some(in_tier) = policy.with_limit(&tier.limit) else {
             return true;
         };
@@ -98,7 +98,7 @@ impl TierSet {
     }
 }
 
-impl Rules {
+impl RateRules {
     pub(super) fn new(
         policies: Vec<Policy>,
         shapes: Vec<PolicyShape>,
@@ -110,16 +110,16 @@ impl Rules {
             limits: limits.cloned(),
             shapes: shapes.into(),
             tiers: ArcSwap::default(),
-            state: Mutex::new(State {
+            state: Mutex::new(RulesState {
                 policies,
                 opened: HashMap::new(),
-                logged: Vec::new(),
+                logged_tiers: Vec::new(),
             }),
-            rests: AtomicBool::new(false),
+            suspended: AtomicBool::new(false),
         });
         if let Some(limits) = limits {
             let target: Arc<dyn LimitTarget> = rules.clone();
-            // Before the tiers are read, so that one which is declared meanwhile is not missed.
+            // Before the tiers are read, so that a tier that is declared meanwhile is not missed.
             limits.attach(&target);
         }
         let has_all = rules.open_tiers(&mut lock(&rules.state));
@@ -134,18 +134,18 @@ impl Rules {
         &self.buckets
     }
 
-    /// What a key is charged to for the policy at a place, in a request of this tier.
+    /// The charge of a key for the policy at an index, in a request of this tier.
     #[inline]
     pub(super) fn charge(&self, policy: usize, key: &Key, tier: Option<&str>) -> Charge {
         match &self.limits {
             Some(limits) if !limits.has_no_overrides() => {
-                self.overridden(limits, policy, key, tier)
+                self.charge_with_override(limits, policy, key, tier)
             }
             _ => Charge::new(*key, self.set(policy, tier)),
         }
     }
 
-    /// The same for each policy that has a key.
+    /// The charges of each policy that has a key.
     #[inline]
     pub(super) fn charges(&self, keys: &[Key], tier: Option<&str>) -> Charges {
         let keys = keys.iter().take(self.shapes.len()).enumerate();
@@ -153,7 +153,8 @@ impl Rules {
             .collect()
     }
 
-    /// Has what these keys used be by their rules, where a decision that was held up charged it by one that was replaced.
+    /// Converts what these keys used to their rules, after a delayed decision charged them by a
+    /// replaced rule.
     #[cold]
     pub(super) fn settle(&self, keys: &[Key]) {
         if let Some(limits) = &self.limits {
@@ -161,7 +162,13 @@ impl Rules {
         }
     }
 
-    fn overridden(&self, limits: &Limits, policy: usize, key: &Key, tier: Option<&str>) -> Charge {
+    fn charge_with_override(
+        &self,
+        limits: &Limits,
+        policy: usize,
+        key: &Key,
+        tier: Option<&str>,
+    ) -> Charge {
         let own = limits.find(key, |limit| {
             let of_tier = limit.tier().or(tier).and_then(|tier| {
                 self.in_tier(policy, tier, |of| {
@@ -180,48 +187,51 @@ impl Rules {
         tier.unwrap_or(policy)
     }
 
-    /// What `read` makes of a policy's buckets in a tier; `None` if the tier has none.
+    /// Applies `read` to a policy's buckets in a tier; `None` if the tier has none.
     #[inline]
     fn in_tier<T>(&self, policy: usize, tier: &str, read: impl FnOnce(&TierSet) -> T) -> Option<T> {
         let tiers = self.tiers.load();
         match tiers.iter().find(|known| *known.name == *tier) {
             Some(tier) => tier.sets[policy].as_deref().map(read),
             None => {
-                self.log_unknown(tier);
+                self.warn_unknown_tier(tier);
                 None
             }
         }
     }
 
     #[cold]
-    fn log_unknown(&self, tier: &str) {
+    fn warn_unknown_tier(&self, tier: &str) {
         let mut state = lock(&self.state);
-        let is_logged = state.logged.iter().any(|logged| **logged == *tier);
-        if !is_logged && state.logged.len() < MAX_LOGGED {
-            state.logged.push(tier.into());
+        let is_logged = state
+            .logged_tiers
+            .iter()
+            .any(|logged_tiers| **logged_tiers == *tier);
+        if !is_logged && state.logged_tiers.len() < MAX_LOGGED_TIERS {
+            state.logged_tiers.push(tier.into());
             drop(state);
             tracing::warn!(tier, "there is no tier of this name: the defaults apply");
         }
     }
 
-    /// The name of a tier that there is.
+    /// The shared name of a tier, if the tier exists.
     pub(super) fn tier(&self, name: &str) -> Option<Arc<str>> {
         let tiers = self.tiers.load();
         let tier = tiers.iter().find(|tier| *tier.name == *name);
         tier.map(|tier| tier.name.clone())
     }
 
-    /// Whether there is a tier of this name.
+    /// Whether the tier exists.
     pub(super) fn has_tier(&self, name: &str) -> bool {
         self.tiers.load().iter().any(|tier| *tier.name == *name)
     }
 
-    /// The policies as they are now, with their tiers.
+    /// The policies in force, with their tiers.
     pub(super) fn policies(&self) -> Vec<Policy> {
         lock(&self.state).policies.clone()
     }
 
-    /// The policies as they are now for the requests of a tier.
+    /// The policies in force for requests of a tier.
     pub(super) fn policies_in(&self, tier: Option<&str>) -> Vec<Policy> {
         let state = lock(&self.state);
         let policies = state.policies.iter();
@@ -242,16 +252,16 @@ impl Rules {
         policy.with_limit(&declared.limit)
     }
 
-    /// Whether these policies can take the place of those at first.
-    pub(super) fn takes(&self, policies: &[Policy]) -> bool {
+    /// Whether these policies can replace the initial ones.
+    pub(super) fn accepts(&self, policies: &[Policy]) -> bool {
         let fits = |(shape, policy): (&PolicyShape, &Policy)| shape.fits(policy);
         policies.len() == self.shapes.len()
             && self.shapes.iter().zip(policies).all(fits)
-            && self.takes_tiers(policies)
+            && self.accepts_tiers(policies)
     }
 
-    /// Whether the tiers that these policies declare anew can be counted as they say.
-    fn takes_tiers(&self, policies: &[Policy]) -> bool {
+    /// Whether the existing buckets can count the tiers that these policies add or change.
+    fn accepts_tiers(&self, policies: &[Policy]) -> bool {
         let state = lock(&self.state);
         policies.iter().enumerate().all(|(at, policy)| {
             let before = state.policies[at].declared();
@@ -260,23 +270,22 @@ impl Rules {
                 .iter()
                 .filter(|tier| !before.contains(tier));
             new.filter_map(|tier| Some((tier, state.opened.get(&(at, tier.name.clone()))?)))
-                .all(|(tier, opened)| opened.takes(policy, tier))
+                .all(|(tier, opened)| opened.accepts(policy, tier))
         })
     }
 
     /// Whether there is room for the buckets of these policies' tiers.
-    #[cfg(feature = "config")]
     pub(super) fn has_room_for_tiers(&self, policies: &[Policy]) -> bool {
         let state = lock(&self.state);
         policies.iter().enumerate().all(|(at, policy)| {
             let is_new = |tier: &&Tier| !state.opened.contains_key(&(at, tier.name.clone()));
             let new = policy.declared().iter().filter(is_new).count();
-            opened_of(&state.opened, at, Source::Policy) + new <= Policy::MAX_TIERS
+            opened_tier_count(&state.opened, at, TierSource::Policy) + new <= Policy::MAX_TIERS
         })
     }
 
     pub(super) fn set_policies(&self, policies: Vec<Policy>) -> Result<(), SetPolicyError> {
-        if !self.takes(&policies) {
+        if !self.accepts(&policies) {
             return Err(SetPolicyError::Shape);
         }
         let mut state = lock(&self.state);
@@ -294,9 +303,9 @@ impl Rules {
         }
     }
 
-    /// Finds or opens the buckets of all tiers that are declared now, and sets their quotas. Returns whether all
-    /// have some.
-    fn open_tiers(&self, state: &mut State) -> bool {
+    /// Finds or opens the buckets of all declared tiers and sets their quotas. Returns whether
+    /// every tier has buckets.
+    fn open_tiers(&self, state: &mut RulesState) -> bool {
         let declared = self.limits.as_ref().map(Limits::declared);
         let of_limits = declared.iter().flat_map(|tiers| tiers.iter());
         let of_policies = state.policies.iter().flat_map(Policy::declared);
@@ -325,7 +334,7 @@ impl Rules {
 
     fn tier_buckets(
         &self,
-        opened: &mut Opened,
+        opened: &mut OpenedTiers,
         at: usize,
         name: &Arc<str>,
         declared: &Policy,
@@ -339,10 +348,10 @@ impl Rules {
             return Some(tier.clone());
         }
         let source = match declared.tiers().any(|tier| *tier == **name) {
-            true => Source::Policy,
-            false => Source::Limits,
+            true => TierSource::Policy,
+            false => TierSource::Limits,
         };
-        if opened_of(opened, at, source) == Policy::MAX_TIERS {
+        if opened_tier_count(opened, at, source) == Policy::MAX_TIERS {
             return None;
         }
         let set = self.buckets.add_tier(at, name, policy)?;
@@ -352,13 +361,12 @@ impl Rules {
         Some(tier)
     }
 
-    #[cfg(feature = "config")]
-    pub(super) fn rest(&self, rests: bool) {
-        self.rests.store(rests, Ordering::Relaxed);
+    pub(super) fn set_suspended(&self, is_suspended: bool) {
+        self.suspended.store(is_suspended, Ordering::Relaxed);
     }
 }
 
-/// A charge by the parts of a limit that are about its quotas.
+/// Adds the rules of a limit's quotas to a charge.
 fn with_override(charge: Charge, limit: &Limit, shape: &PolicyShape) -> Charge {
     let (quotas, is_single) = shape.quotas();
     let rules: SmallVec<[_; 1]> = quotas
@@ -367,9 +375,9 @@ fn with_override(charge: Charge, limit: &Limit, shape: &PolicyShape) -> Charge {
     charge.with_rules(&rules)
 }
 
-impl fmt::Debug for Rules {
+impl fmt::Debug for RateRules {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Rules")
+        f.debug_struct("RateRules")
             .field("policies", &lock(&self.state).policies)
             .finish_non_exhaustive()
     }

@@ -1,21 +1,23 @@
-//! The buckets of one quota: decisions over the bounded table, by one rule after another.
+//! The buckets of one quota: decisions over the bounded table, under changing rules.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::gcra::Gcra;
 use super::intervals::{Intervals, UNNUMBERED};
-use super::phases::{FIRST_OVERRIDE, Number, Numbers, Origin, Phases, rescaled, rescaled_length};
-use super::table::{Judge, Place, State, Table};
+use super::phases::{
+    EntryPhase, FIRST_OVERRIDE, Phases, RateParams, RuleNumber, rescaled, rescaled_unclamped,
+};
+use super::table::{BucketState, EvictionCriteria, Table, TableKey};
 use crate::decision::Usage;
 use crate::key::Key;
 use crate::rule::Rule;
 use crate::store::RateStats;
 
-/// How far threads' readings of the clock may lie apart before it is taken to have stepped back:
-/// the longest that a thread may be held up between its reading and its charge. (A longer one
-/// gives a key that was used up at that moment the difference as credit.)
-const SKEW: u64 = 1_000_000_000;
+/// The largest difference between two threads' clock readings that does not count as a clock that
+/// stepped back. A thread may be held up for this long between its reading and its charge. After a
+/// longer delay, a key that was just used up gets the difference as credit.
+const MAX_CLOCK_SKEW_NANOS: u64 = 1_000_000_000;
 
 /// The buckets of one quota.
 pub(super) struct Buckets {
@@ -23,38 +25,39 @@ pub(super) struct Buckets {
     intervals: Intervals,
 }
 
-/// The rule of one decision, and the time.
-pub(super) struct By<'a> {
+/// The rule and the time of one decision.
+pub(super) struct BucketContext<'a> {
     phases: &'a Phases,
-    /// governor for this rule, if it is the default.
+    /// governor for this rule, if the rule is the default.
     gcra: Option<&'a Gcra>,
-    rule: Numbers,
-    number: Number,
+    rule: RateParams,
+    rule_number: RuleNumber,
     now: u64,
 }
 
-/// What a key lacks by a rule.
+/// The debt of a key under one rule.
 #[derive(Clone, Copy)]
 struct Debt {
     nanos: u64,
-    found: Found,
+    source: DebtSource,
 }
 
-/// How a debt was found.
+/// How a debt follows from the stored state.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Found {
-    /// As it is stored.
+enum DebtSource {
+    /// The debt is stored as it is.
     Stored,
-    /// It is another one than what is stored, whoever looks.
-    Changed,
-    /// It was charged by another rule, and one of the two is an override's. A decision is held up now and then, so this
-    /// may be the rule that was replaced.
-    Foreign { clamps: bool },
+    /// The debt differs from the stored one, under every rule in force.
+    Converted,
+    /// Another rule charged the bucket, and one of the two rules is an override's. A decision can
+    /// be delayed, so the current rule of this decision may be the replaced one.
+    OtherRule { is_clamped: bool },
 }
 
-/// The rules that a decision was made by were replaced before it was done. It changed nothing and is made again.
+/// The rules of a decision were replaced before it finished. It changed nothing and must be
+/// retried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stale;
+pub(super) struct StaleRules;
 
 impl Buckets {
     pub(super) fn new(max_keys: usize) -> Self {
@@ -64,157 +67,196 @@ impl Buckets {
         }
     }
 
-    /// What a decision is made by: an override, else the default. `None`: the default is no rate.
+    /// Returns what a decision needs: the override's rule, else the default's. `None` if the
+    /// default is not a rate.
     #[inline(always)]
-    pub(super) fn by<'a>(
+    pub(super) fn context<'a>(
         &self,
         default: (&'a Phases, &'a Gcra),
-        own: Option<&Rule>,
+        override_rule: Option<&Rule>,
         now: u64,
-    ) -> Option<By<'a>> {
+    ) -> Option<BucketContext<'a>> {
         let (phases, gcra) = default;
-        let (rule, number, gcra) = match own {
+        let (rule, rule_number, gcra) = match override_rule {
             None => (phases.rule()?, phases.number(), Some(gcra)),
             Some(rule) => {
-                let rule = Numbers::of(rule);
+                let rule = RateParams::from_rule(rule);
                 (rule, self.intervals.number(rule, now), None)
             }
         };
-        Some(By {
+        Some(BucketContext {
             phases,
             gcra,
             rule,
-            number,
+            rule_number,
             now,
         })
     }
 
-    /// Takes 1 if it fits, and returns no more than whether it did.
+    /// Charges 1 if it fits. Returns only whether it did.
     #[inline]
-    pub(super) fn take_one(&self, by: &By<'_>, key: &Key) -> Result<bool, Stale> {
-        Ok(self.take(by, key, NonZeroU32::MIN)?.0)
+    pub(super) fn take_one(
+        &self,
+        context: &BucketContext<'_>,
+        key: &Key,
+    ) -> Result<bool, StaleRules> {
+        Ok(self.take(context, key, NonZeroU32::MIN)?.0)
     }
 
-    /// Decides about a request, and takes its cost if it fits and `takes`.
+    /// Decides a request. If it fits and `should_charge` is set, charges its cost.
     #[inline]
     pub(super) fn decide(
         &self,
-        by: &By<'_>,
+        context: &BucketContext<'_>,
         key: &Key,
         cost: u32,
-        takes: bool,
-    ) -> Result<Usage, Stale> {
-        // A request that costs nothing asks what one of cost 1 would find, and takes nothing.
+        should_charge: bool,
+    ) -> Result<Usage, StaleRules> {
+        // A request of cost 0 reports what a request of cost 1 would find, and charges nothing.
         let cells = NonZeroU32::new(cost).unwrap_or(NonZeroU32::MIN);
-        let takes = takes && cost > 0 && cost <= by.rule.limit;
-        let (fits, debt) = if takes {
-            self.take(by, key, cells)?
+        let should_charge = should_charge && cost > 0 && cost <= context.rule.limit;
+        let (fits, debt) = if should_charge {
+            self.take(context, key, cells)?
         } else {
-            self.peek(by, key, cells)?
+            self.peek(context, key, cells)?
         };
         if fits || cost == 0 {
-            return Ok(by.admitted(debt.nanos));
+            return Ok(context.admitted(debt.nanos));
         }
-        // More than a full bucket holds never fits.
-        let wait = (cost <= by.rule.limit).then(|| {
-            let weight = by.rule.length * u64::from(cost);
+        // A cost above the burst never fits.
+        let wait = (cost <= context.rule.limit).then(|| {
+            let weight = context.rule.length * u64::from(cost);
             let lacks = debt.nanos.saturating_add(weight);
-            lacks.saturating_sub(by.rule.refill)
+            lacks.saturating_sub(context.rule.refill)
         });
-        let rejected = by.rejected(debt.nanos, wait);
-        Ok(match debt.found {
-            Found::Foreign { clamps } if clamps || !takes => rejected.requiring_conversion(),
+        let rejected = context.rejected(debt.nanos, wait);
+        Ok(match debt.source {
+            DebtSource::OtherRule { is_clamped } if is_clamped || !should_charge => {
+                rejected.requiring_conversion()
+            }
             _ => rejected,
         })
     }
 
-    /// Takes so much if it fits. Returns whether it did, and the debt after that.
+    /// Charges the cells if they fit. Returns whether they did, and the debt afterwards.
     #[inline]
-    fn take(&self, by: &By<'_>, key: &Key, cells: NonZeroU32) -> Result<(bool, Debt), Stale> {
-        self.table.update(place(key), by, |state| {
-            let debt = match self.debt(by, state) {
+    fn take(
+        &self,
+        context: &BucketContext<'_>,
+        key: &Key,
+        cells: NonZeroU32,
+    ) -> Result<(bool, Debt), StaleRules> {
+        self.table.update(table_key(key), context, |state| {
+            let debt = match self.debt(context, state) {
                 Ok(debt) => debt,
                 Err(stale) => return (Err(stale), None),
             };
-            if let Some(nanos) = by.admit(debt.nanos, cells) {
-                return (Ok((true, Debt { nanos, ..debt })), Some(by.state(nanos)));
+            if let Some(nanos) = context.admit(debt.nanos, cells) {
+                return (
+                    Ok((true, Debt { nanos, ..debt })),
+                    Some(context.state(nanos)),
+                );
             }
-            // A rejection charges nothing, but a conversion is made once. What it would forgive is not its to forgive.
-            let converts = matches!(
-                debt.found,
-                Found::Changed | Found::Foreign { clamps: false }
+            // A rejection charges nothing but stores a conversion once. It must not store one that
+            // is_clamped: that would forgive what another rule charged.
+            let should_store = matches!(
+                debt.source,
+                DebtSource::Converted | DebtSource::OtherRule { is_clamped: false }
             );
-            (Ok((false, debt)), converts.then(|| by.state(debt.nanos)))
+            (
+                Ok((false, debt)),
+                should_store.then(|| context.state(debt.nanos)),
+            )
         })
     }
 
-    /// Returns whether so much fits, and the debt.
-    fn peek(&self, by: &By<'_>, key: &Key, cells: NonZeroU32) -> Result<(bool, Debt), Stale> {
-        let state = self.table.get(place(key), by);
-        let debt = self.debt(by, state)?;
-        let fits = cells.get() <= by.rule.limit && by.admit(debt.nanos, cells).is_some();
+    /// Returns whether the cells fit, and the debt.
+    fn peek(
+        &self,
+        context: &BucketContext<'_>,
+        key: &Key,
+        cells: NonZeroU32,
+    ) -> Result<(bool, Debt), StaleRules> {
+        let state = self.table.get(table_key(key), context);
+        let debt = self.debt(context, state)?;
+        let fits = cells.get() <= context.rule.limit && context.admit(debt.nanos, cells).is_some();
         Ok((fits, debt))
     }
 
-    /// Charges a request that was admitted elsewhere, whether it fits or not.
-    #[cfg(feature = "redis")]
-    pub(super) fn charge(&self, by: &By<'_>, key: &Key, cost: u32) -> Result<(), Stale> {
-        let amount = by.rule.length.saturating_mul(cost.into());
-        self.table
-            .update(place(key), by, |state| match self.debt(by, state) {
+    /// Charges a request that another store admitted, whether it fits or not.
+    pub(super) fn charge(
+        &self,
+        context: &BucketContext<'_>,
+        key: &Key,
+        cost: u32,
+    ) -> Result<(), StaleRules> {
+        let amount = context.rule.length.saturating_mul(cost.into());
+        self.table.update(table_key(key), context, |state| {
+            match self.debt(context, state) {
                 Ok(debt) => {
-                    let nanos = debt.nanos.saturating_add(amount).min(by.rule.refill);
-                    let forgives = debt.found == Found::Foreign { clamps: true };
-                    (Ok(()), (!forgives).then(|| by.state(nanos)))
+                    let nanos = debt.nanos.saturating_add(amount).min(context.rule.refill);
+                    let would_forgive = debt.source == DebtSource::OtherRule { is_clamped: true };
+                    (Ok(()), (!would_forgive).then(|| context.state(nanos)))
                 }
                 Err(stale) => (Err(stale), None),
-            })
+            }
+        })
     }
 
-    /// Gives back what a request took. With a cost of 0 the key's bucket is by this rule from now on; that is to be asked
-    /// for in the order in which the key's rules change.
-    pub(super) fn refund(&self, by: &By<'_>, key: &Key, cost: u32) -> Result<(), Stale> {
-        let step = |stored: State| {
-            let debt = self.debt(by, Some(stored))?;
-            if cost > 0 && debt.found == (Found::Foreign { clamps: true }) {
-                // In requests of the rule that it was charged by.
-                let (state, from) = self.charged(by, stored)?;
+    /// Refunds a request. With a cost of 0 it only should_store the key's bucket to this rule; call
+    /// that in the order in which the key's rules change.
+    pub(super) fn refund(
+        &self,
+        context: &BucketContext<'_>,
+        key: &Key,
+        cost: u32,
+    ) -> Result<(), StaleRules> {
+        let step = |stored: BucketState| {
+            let debt = self.debt(context, Some(stored))?;
+            if cost > 0 && debt.source == (DebtSource::OtherRule { is_clamped: true }) {
+                // The refund is in requests of the rule that charged them.
+                let (state, from) = self.stored_under(context, stored)?;
                 let amount = from.length.saturating_mul(cost.into());
                 let full_at = state.full_at.saturating_sub(amount);
-                return Ok(Some(State { full_at, ..state }));
+                return Ok(Some(BucketState { full_at, ..state }));
             }
-            // An override of the same rate and a smaller burst has the same number.
-            let clamped = debt.nanos.min(by.rule.refill);
-            let takes_off = debt.nanos > 0 && cost > 0;
-            let changes = debt.found != Found::Stored || clamped < debt.nanos || takes_off;
-            let amount = by.rule.length.saturating_mul(cost.into());
-            Ok(changes.then(|| by.state(clamped.saturating_sub(amount))))
+            // An override with the same rate and a smaller burst has the same rule_number.
+            let clamped = debt.nanos.min(context.rule.refill);
+            let is_refund = debt.nanos > 0 && cost > 0;
+            let should_store =
+                debt.source != DebtSource::Stored || clamped < debt.nanos || is_refund;
+            let amount = context.rule.length.saturating_mul(cost.into());
+            Ok(should_store.then(|| context.state(clamped.saturating_sub(amount))))
         };
-        let refunded =
-            self.table
-                .update_known(place(key), |stored| match stored.map(step).transpose() {
-                    Ok(state) => (Ok(()), state.flatten()),
-                    Err(stale) => (Err(stale), None),
-                });
+        let refunded = self.table.update_known(table_key(key), |stored| {
+            match stored.map(step).transpose() {
+                Ok(state) => (Ok(()), state.flatten()),
+                Err(stale) => (Err(stale), None),
+            }
+        });
         refunded.unwrap_or(Ok(()))
     }
 
-    /// The debt of a bucket by a rule.
+    /// The debt of a bucket under this rule.
     #[inline]
-    fn debt(&self, by: &By<'_>, state: Option<State>) -> Result<Debt, Stale> {
+    fn debt(
+        &self,
+        context: &BucketContext<'_>,
+        state: Option<BucketState>,
+    ) -> Result<Debt, StaleRules> {
         let stored = |nanos| Debt {
             nanos,
-            found: Found::Stored,
+            source: DebtSource::Stored,
         };
         let Some(state) = state else {
             return Ok(stored(0));
         };
-        if state.number != by.number {
-            return self.converted(by, state);
+        if state.rule_number != context.rule_number {
+            return self.converted_debt(context, state);
         }
-        let debt = state.full_at.saturating_sub(by.now);
-        if debt > by.rule.refill.saturating_add(SKEW) {
-            return Ok(by.too_far());
+        let debt = state.full_at.saturating_sub(context.now);
+        if debt > context.rule.refill.saturating_add(MAX_CLOCK_SKEW_NANOS) {
+            return Ok(context.clamped_debt());
         }
         Ok(stored(debt))
     }
@@ -223,53 +265,75 @@ impl Buckets {
         RateStats::new(self.table.len() as u64, self.table.evictions())
     }
 
-    /// What is left of a debt that was charged by another rule, by this one.
+    /// Converts a debt that another rule charged to this rule.
     #[cold]
-    fn converted(&self, by: &By<'_>, state: State) -> Result<Debt, Stale> {
-        let (charged, from) = self.charged(by, state)?;
-        let debt = charged.full_at.saturating_sub(by.now);
-        let nanos = rescaled(debt, from, by.rule);
-        let found = if state.number.max(by.number) < FIRST_OVERRIDE {
-            Found::Changed
+    fn converted_debt(
+        &self,
+        context: &BucketContext<'_>,
+        state: BucketState,
+    ) -> Result<Debt, StaleRules> {
+        let (charged, from) = self.stored_under(context, state)?;
+        let debt = charged.full_at.saturating_sub(context.now);
+        let nanos = rescaled(debt, from, context.rule);
+        let source = if state.rule_number.max(context.rule_number) < FIRST_OVERRIDE {
+            DebtSource::Converted
         } else {
-            let clamps = rescaled_length(debt, from.length, by.rule.length) > nanos;
-            Found::Foreign { clamps }
+            let is_clamped = rescaled_unclamped(debt, from.length, context.rule.length) > nanos;
+            DebtSource::OtherRule { is_clamped }
         };
-        Ok(Debt { nanos, found })
+        Ok(Debt { nanos, source })
     }
 
-    /// What is stored of a key, and the rule that it is by: one of an override, or the default as it is now.
+    /// Returns the stored state and the rule that it follows: an override's, or the default in
+    /// force.
     #[cold]
-    fn charged(&self, by: &By<'_>, state: State) -> Result<(State, Numbers), Stale> {
-        if state.number == by.number {
-            return Ok((state, by.rule));
+    fn stored_under(
+        &self,
+        context: &BucketContext<'_>,
+        state: BucketState,
+    ) -> Result<(BucketState, RateParams), StaleRules> {
+        if state.rule_number == context.rule_number {
+            return Ok((state, context.rule));
         }
-        if state.number >= FIRST_OVERRIDE {
-            let length = match state.number {
+        if state.rule_number >= FIRST_OVERRIDE {
+            let length = match state.rule_number {
                 UNNUMBERED => None,
-                number => self.intervals.length(number),
+                rule_number => self.intervals.length(rule_number),
             };
-            let length = length.unwrap_or(by.rule.length);
-            return Ok((state, Numbers { length, ..by.rule }));
+            let length = length.unwrap_or(context.rule.length);
+            return Ok((
+                state,
+                RateParams {
+                    length,
+                    ..context.rule
+                },
+            ));
         }
-        let from = by.phases.rule().unwrap_or(by.rule);
-        let full_at = match by.phases.origin(state.number) {
-            Origin::Current => state.full_at,
-            Origin::Past(at) => by.phases.carried(at, state.full_at),
-            Origin::Gone => 0,
-            Origin::Newer => return Err(Stale),
+        let from = context.phases.rule().unwrap_or(context.rule);
+        let full_at = match context.phases.phase_of(state.rule_number) {
+            EntryPhase::Current => state.full_at,
+            EntryPhase::Past(at) => context.phases.convert_full_at(at, state.full_at),
+            EntryPhase::Expired => 0,
+            EntryPhase::Newer => return Err(StaleRules),
         };
-        let number = by.phases.number();
-        Ok((State { number, full_at }, from))
+        let rule_number = context.phases.number();
+        Ok((
+            BucketState {
+                rule_number,
+                full_at,
+            },
+            from,
+        ))
     }
 }
 
-fn place(key: &Key) -> Place {
-    Place::new(key.hash_words())
+fn table_key(key: &Key) -> TableKey {
+    TableKey::new(key.hash_words())
 }
 
-impl By<'_> {
-    /// The debt after so many requests, if they fit. They are no more than the burst.
+impl BucketContext<'_> {
+    /// Returns the debt after `cells` more requests, or `None` if they do not fit. `cells` must not
+    /// exceed the burst.
     #[inline]
     fn admit(&self, debt: u64, cells: NonZeroU32) -> Option<u64> {
         match self.gcra {
@@ -278,30 +342,31 @@ impl By<'_> {
         }
     }
 
-    /// A debt above that of an empty bucket. Of the default the clock stepped back: left alone, the key would be locked
-    /// out for the step. An override may also have replaced one of a larger burst.
+    /// Handles a debt above that of an empty bucket. Under a default, the clock stepped back;
+    /// without this, the key would be blocked for the length of the step. Under an override, it may
+    /// also have replaced one with a larger burst.
     #[cold]
-    fn too_far(&self) -> Debt {
-        let found = match self.number < FIRST_OVERRIDE {
-            true => Found::Changed,
-            false => Found::Foreign { clamps: true },
+    fn clamped_debt(&self) -> Debt {
+        let source = match self.rule_number < FIRST_OVERRIDE {
+            true => DebtSource::Converted,
+            false => DebtSource::OtherRule { is_clamped: true },
         };
         let nanos = self.rule.refill;
-        Debt { nanos, found }
+        Debt { nanos, source }
     }
 
-    /// A bucket that is charged by this rule, with a debt as of now.
+    /// The state of a bucket that this rule charged, with a debt as of now.
     #[inline]
-    fn state(&self, debt: u64) -> State {
-        State {
-            number: self.number,
+    fn state(&self, debt: u64) -> BucketState {
+        BucketState {
+            rule_number: self.rule_number,
             full_at: self.now.saturating_add(debt),
         }
     }
 
     #[inline]
     fn remaining(&self, debt: u64) -> u32 {
-        // At most the burst, which fits.
+        // At most the burst, which fits into 32 bits.
         (self.rule.refill.saturating_sub(debt) / self.rule.length) as u32
     }
 
@@ -318,28 +383,28 @@ impl By<'_> {
     }
 }
 
-impl Judge for By<'_> {
+impl EvictionCriteria for BucketContext<'_> {
     #[inline]
     fn now(&self) -> u64 {
         self.now
     }
 
-    /// By the default. A key with an override is evicted only when its bucket is full, as the burst of the override is not
-    /// known here.
-    fn full_at(&self, state: State) -> Option<u64> {
+    /// The time under the default. A key with an override is evicted only when its bucket is full,
+    /// because the burst of the override is unknown here.
+    fn full_at(&self, state: BucketState) -> Option<u64> {
         let Self { phases, now, .. } = *self;
-        if state.number >= FIRST_OVERRIDE {
+        if state.rule_number >= FIRST_OVERRIDE {
             return (state.full_at <= now).then_some(state.full_at);
         }
         let rule = phases.rule()?;
-        let full_at = match phases.origin(state.number) {
-            Origin::Current => state.full_at,
-            Origin::Past(at) => phases.carried(at, state.full_at),
-            Origin::Gone => 0,
-            Origin::Newer => return None,
+        let full_at = match phases.phase_of(state.rule_number) {
+            EntryPhase::Current => state.full_at,
+            EntryPhase::Past(at) => phases.convert_full_at(at, state.full_at),
+            EntryPhase::Expired => 0,
+            EntryPhase::Newer => return None,
         };
         let empty = now.saturating_add(rule.refill);
-        let stepped_back = full_at > empty.saturating_add(SKEW);
-        (full_at <= empty - rule.length || stepped_back).then_some(full_at)
+        let has_stepped_back = full_at > empty.saturating_add(MAX_CLOCK_SKEW_NANOS);
+        (full_at <= empty - rule.length || has_stepped_back).then_some(full_at)
     }
 }

@@ -1,46 +1,47 @@
-//! The buckets of one limiter: several quotas of several keys as one decision.
+//! The buckets of one limiter: one decision over several quotas and keys.
 
 use std::any::Any;
 use std::sync::{Arc, OnceLock};
 
 use smallvec::SmallVec;
 
-use super::bucket::Stale;
-use super::clock::Timer;
-use super::set::{InForce, Meter, Set};
+use super::bucket::StaleRules;
+use super::clock::MonotonicClock;
+use super::set::{BucketSet, CurrentRules, KeyedQuota};
 use crate::decision::{Decision, Usage};
 use crate::policy::Policy;
 use crate::quota::Quota;
-use crate::store::{Charge, RateBuckets, RateStats, Reply, place_and_set};
+use crate::store::joined_set::split_joined_set;
+use crate::store::{Charge, RateBuckets, RateStats, Reply};
 use crate::sync::{Mutex, lock};
 
-/// Sets that a limiter may have for each of its policies: one for each tier, and one for the requests of none.
-const SETS: usize = 1 + Policy::MAX_OPENED_TIERS;
+/// Sets for each policy of a limiter: one for each tier, and one for requests without a tier.
+const SETS_PER_POLICY: usize = 1 + Policy::MAX_OPENED_TIERS;
 
-type Sets = Arc<[OnceLock<Box<Set>>]>;
+type Sets = Arc<[OnceLock<Box<BucketSet>>]>;
 
-/// The buckets of one limiter, or of several that are joined.
+/// The buckets of one limiter, or of several joined limiters.
 pub(crate) struct MemoryBuckets {
-    /// Those of the policies that they were opened with, then those that were added.
+    /// The sets of the initial policies, then the added sets.
     sets: Sets,
-    /// Those of the limiters that are joined to this one.
-    others: Box<[Sets]>,
+    /// The sets of the other joined limiters.
+    joined_sets: Box<[Sets]>,
     max_keys: usize,
-    time: Timer,
-    /// Held while a set is added.
-    adding: Mutex<usize>,
+    clock: MonotonicClock,
+    /// The number of sets; locked while a set is added.
+    set_count: Mutex<usize>,
 }
 
 impl MemoryBuckets {
-    pub(crate) fn new(policies: &[Policy], max_keys: usize, time: Timer) -> Self {
+    pub(crate) fn new(policies: &[Policy], max_keys: usize, clock: MonotonicClock) -> Self {
         let buckets = Self {
-            sets: (0..policies.len() * SETS)
+            sets: (0..policies.len() * SETS_PER_POLICY)
                 .map(|_| OnceLock::new())
                 .collect(),
-            others: Box::default(),
+            joined_sets: Box::default(),
             max_keys,
-            time,
-            adding: Mutex::new(0),
+            clock,
+            set_count: Mutex::new(0),
         };
         for policy in policies {
             buckets.add(policy);
@@ -49,111 +50,119 @@ impl MemoryBuckets {
     }
 
     fn add(&self, policy: &Policy) -> Option<usize> {
-        let mut len = lock(&self.adding);
+        let mut len = lock(&self.set_count);
         let set = self.sets.get(*len)?;
-        set.get_or_init(|| Box::new(Set::new(policy, self.max_keys)));
+        set.get_or_init(|| Box::new(BucketSet::new(policy, self.max_keys)));
         *len += 1;
         Some(*len - 1)
     }
 
     #[inline]
-    fn set(&self, at: usize) -> Option<&Set> {
+    fn set(&self, at: usize) -> Option<&BucketSet> {
         let set = match self.sets.get(at) {
             Some(set) => set,
-            None => self.set_of_other(at)?,
+            None => self.joined_set(at)?,
         };
         set.get().map(|set| &**set)
     }
 
     #[inline(never)]
-    fn set_of_other(&self, at: usize) -> Option<&OnceLock<Box<Set>>> {
-        let (place, set) = place_and_set(at);
-        self.others.get(place.checked_sub(1)?)?.get(set)
+    fn joined_set(&self, at: usize) -> Option<&OnceLock<Box<BucketSet>>> {
+        let (place, set) = split_joined_set(at);
+        self.joined_sets.get(place.checked_sub(1)?)?.get(set)
     }
 
-    /// These and others as one.
+    /// Joins these buckets and others into one.
     pub(crate) fn joined<'a>(&self, others: impl Iterator<Item = &'a Self>) -> Self {
         Self {
             sets: self.sets.clone(),
-            others: others.map(|other| other.sets.clone()).collect(),
+            joined_sets: others.map(|other| other.sets.clone()).collect(),
             max_keys: self.max_keys,
-            time: self.time.clone(),
-            // Tiers are added to the parts.
-            adding: Mutex::new(self.sets.len()),
+            clock: self.clock.clone(),
+            // Tiers are added to the joined limiters, not to this one.
+            set_count: Mutex::new(self.sets.len()),
         }
     }
 
-    /// What a decision charges, by the rules that are in force; again when they were changed meanwhile. `act`
-    /// changes nothing where it returns [`Stale`].
-    fn with<T>(&self, charges: &[Charge], act: impl Fn(&[Meter<'_>]) -> Result<T, Stale>) -> T {
+    /// Runs `action` on the charged quotas under the rules in force. Retries when the rules changed
+    /// meanwhile, so `action` must change nothing when it returns [`StaleRules`].
+    fn with_current_rules<T>(
+        &self,
+        charges: &[Charge],
+        action: impl Fn(&[KeyedQuota<'_>]) -> Result<T, StaleRules>,
+    ) -> T {
         loop {
             let sets: SmallVec<[_; 4]> = charges
                 .iter()
                 .filter_map(|charge| Some((self.set(charge.set)?, charge)))
                 .collect();
-            let rules: SmallVec<[InForce<'_>; 4]> =
+            let rules: SmallVec<[CurrentRules<'_>; 4]> =
                 sets.iter().map(|(set, _)| set.rules()).collect();
             let charged = sets.iter().zip(&rules);
-            let meters: SmallVec<[Meter<'_>; 4]> = charged
+            let quotas: SmallVec<[KeyedQuota<'_>; 4]> = charged
                 .flat_map(|((set, charge), rules)| {
-                    (0..set.len()).map(move |at| set.meter(rules, at, charge))
+                    (0..set.len()).map(move |at| set.keyed(rules, at, charge))
                 })
                 .collect();
-            if let Ok(done) = act(&meters) {
+            if let Ok(done) = action(&quotas) {
                 return done;
             }
         }
     }
 
-    /// Does something with each quota that is charged, once.
-    fn each(&self, charges: &[Charge], act: impl Fn(&Meter<'_>) -> Result<(), Stale>) {
+    /// Runs `action` once for each charged quota.
+    fn for_each_quota(
+        &self,
+        charges: &[Charge],
+        action: impl Fn(&KeyedQuota<'_>) -> Result<(), StaleRules>,
+    ) {
         let order: SmallVec<[usize; 4]> =
-            self.with(charges, |meters| Ok(addresses_first(meters).collect()));
+            self.with_current_rules(charges, |quotas| Ok(addresses_first(quotas).collect()));
         for at in order {
-            self.with(charges, |meters| act(&meters[at]));
+            self.with_current_rules(charges, |quotas| action(&quotas[at]));
         }
     }
 
-    fn peek_all(&self, meters: &[Meter<'_>], cost: u32) -> Result<Decision, Stale> {
-        let usages = meters.iter();
-        let usages = usages.map(|meter| meter.decide(cost, false, &self.time));
+    fn peek_all(&self, quotas: &[KeyedQuota<'_>], cost: u32) -> Result<Decision, StaleRules> {
+        let usages = quotas.iter();
+        let usages = usages.map(|quota| quota.decide(cost, false, &self.clock));
         let usages: SmallVec<[_; 4]> = usages.collect::<Result<_, _>>()?;
         Ok(Decision::from_usages(usages))
     }
 
-    /// Asks every quota before it takes from any, so that a rejection by one never takes from
-    /// another, not even for the moment until it is given back.
-    fn take_all(
+    /// Checks every quota before it charges any. A rejection by one quota thus never charges
+    /// another, not even for a moment.
+    fn take_from_all(
         &self,
-        meters: &[Meter<'_>],
+        quotas: &[KeyedQuota<'_>],
         cost: u32,
-        give_back: impl Fn(usize),
-    ) -> Result<Decision, Stale> {
-        let asked = self.peek_all(meters, cost)?;
-        if cost == 0 || !asked.is_admitted() {
-            return Ok(asked);
+        refund: impl Fn(usize),
+    ) -> Result<Decision, StaleRules> {
+        let peeked = self.peek_all(quotas, cost)?;
+        if cost == 0 || !peeked.is_admitted() {
+            return Ok(peeked);
         }
         let mut usages: SmallVec<[Option<Usage>; 4]> = SmallVec::new();
-        usages.resize(meters.len(), None);
+        usages.resize(quotas.len(), None);
         let mut taken = SmallVec::<[usize; 4]>::new();
-        for at in addresses_first(meters) {
-            let decided = meters[at].decide(cost, true, &self.time);
+        for at in addresses_first(quotas) {
+            let decided = quotas[at].decide(cost, true, &self.clock);
             if let Ok(usage) = decided
                 && usage.is_none_or(|usage| usage.fits())
             {
                 usages[at] = usage;
-                // Of a quota that is off nothing was taken.
+                // An unlimited quota charged nothing.
                 taken.extend(usage.map(|_| at));
                 continue;
             }
-            // Another request took the last of it in between, or the rules were changed. What this one took goes
-            // back.
-            taken.into_iter().for_each(give_back);
+            // Another request used up this quota in between, or the rules changed. Refund what this
+            // request charged.
+            taken.into_iter().for_each(refund);
             let rejection = decided?;
-            for (other, meter) in meters.iter().enumerate() {
+            for (other, quota) in quotas.iter().enumerate() {
                 usages[other] = match other == at {
                     true => rejection,
-                    false => meter.decide(cost, false, &self.time)?,
+                    false => quota.decide(cost, false, &self.clock)?,
                 };
             }
             break;
@@ -161,26 +170,25 @@ impl MemoryBuckets {
         Ok(Decision::from_usages(usages))
     }
 
-    /// The only quota that a decision is about, if it is a single one.
+    /// The quota of a decision about one quota.
     #[inline]
-    fn only<'a>(&'a self, charges: &[Charge]) -> Option<&'a Set> {
+    fn single_quota_set<'a>(&'a self, charges: &[Charge]) -> Option<&'a BucketSet> {
         match charges {
             [charge] => self.set(charge.set).filter(|set| set.len() == 1),
             _ => None,
         }
     }
 
-    /// Charges a request that was admitted elsewhere, whether it fits or not.
-    #[cfg(feature = "redis")]
+    /// Charges a request that another store admitted, whether it fits or not.
     pub(crate) fn charge(&self, charges: &[Charge], cost: u32) {
-        self.each(charges, |meter| meter.charge(cost, &self.time));
+        self.for_each_quota(charges, |quota| quota.charge(cost, &self.clock));
     }
 }
 
-/// The places of quotas, those of addresses first: a client cannot make up its address.
-fn addresses_first<'a>(meters: &'a [Meter<'_>]) -> impl Iterator<Item = usize> + 'a {
+/// Orders quotas, those of addresses first: a client cannot make up its address.
+fn addresses_first<'a>(quotas: &'a [KeyedQuota<'_>]) -> impl Iterator<Item = usize> + 'a {
     let pass = move |addresses: bool| {
-        (0..meters.len()).filter(move |at| meters[*at].key().is_ip() == addresses)
+        (0..quotas.len()).filter(move |at| quotas[*at].key().is_ip() == addresses)
     };
     pass(true).chain(pass(false))
 }
@@ -188,19 +196,21 @@ fn addresses_first<'a>(meters: &'a [Meter<'_>]) -> impl Iterator<Item = usize> +
 impl RateBuckets for MemoryBuckets {
     #[inline]
     fn take(&self, charges: &[Charge], cost: u32) -> Reply<Decision> {
-        if let Some(set) = self.only(charges) {
-            let meter = |rules| set.meter(rules, 0, &charges[0]);
-            if let Ok(usage) = meter(&set.rules()).decide(cost, true, &self.time) {
+        if let Some(set) = self.single_quota_set(charges) {
+            let quota = |rules| set.keyed(rules, 0, &charges[0]);
+            if let Ok(usage) = quota(&set.rules()).decide(cost, true, &self.clock) {
                 return Reply::Ready(match usage {
                     Some(usage) => Decision::from_usage(usage),
                     None => Decision::unlimited(),
                 });
             }
         }
-        let give_back = |at: usize| {
-            self.with(charges, |meters| meters[at].refund(cost, &self.time));
+        let refund = |at: usize| {
+            self.with_current_rules(charges, |quotas| quotas[at].refund(cost, &self.clock));
         };
-        Reply::Ready(self.with(charges, |meters| self.take_all(meters, cost, give_back)))
+        Reply::Ready(
+            self.with_current_rules(charges, |quotas| self.take_from_all(quotas, cost, refund)),
+        )
     }
 
     #[inline]
@@ -209,22 +219,22 @@ impl RateBuckets for MemoryBuckets {
             return false;
         };
         let rules = set.rules();
-        set.meter(&rules, 0, charge)
-            .take_one(&self.time)
+        set.keyed(&rules, 0, charge)
+            .take_one(&self.clock)
             .unwrap_or(false)
     }
 
     fn peek(&self, charges: &[Charge], cost: u32) -> Reply<Decision> {
-        Reply::Ready(self.with(charges, |meters| self.peek_all(meters, cost)))
+        Reply::Ready(self.with_current_rules(charges, |quotas| self.peek_all(quotas, cost)))
     }
 
     fn refund(&self, charges: &[Charge], cost: u32) -> Reply<()> {
-        self.each(charges, |meter| meter.refund(cost, &self.time));
+        self.for_each_quota(charges, |quota| quota.refund(cost, &self.clock));
         Reply::Ready(())
     }
 
     fn settle(&self, charges: &[Charge]) {
-        self.each(charges, |meter| meter.refund(0, &self.time));
+        self.for_each_quota(charges, |quota| quota.refund(0, &self.clock));
     }
 
     fn add_tier(&self, _policy: usize, _tier: &str, quotas: &Policy) -> Option<usize> {
@@ -233,7 +243,7 @@ impl RateBuckets for MemoryBuckets {
 
     fn set_quotas(&self, set: usize, quotas: &[Quota]) -> bool {
         let set = self.set(set);
-        set.is_some_and(|set| set.set_quotas(quotas, self.time.now()))
+        set.is_some_and(|set| set.set_quotas(quotas, self.clock.now()))
     }
 
     fn join(&self, others: &[Arc<dyn RateBuckets>]) -> Option<Arc<dyn RateBuckets>> {

@@ -1,4 +1,4 @@
-//! Where the memory store's time comes from, and the wall clock.
+//! The clocks: a monotonic clock for buckets and windows, the wall clock, and a clock for tests.
 
 #[cfg(feature = "test-util")]
 use std::sync::atomic::Ordering;
@@ -7,44 +7,46 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use governor::clock::{Clock, QuantaClock, QuantaInstant, Reference};
 use governor::nanos::Nanos;
 
-/// The clock of buckets and windows: from the processor's counter where that can be trusted.
+/// The clock of buckets and windows. It reads the processor's counter where that is reliable.
 ///
-/// Making one calibrates that counter, which takes microseconds, so it happens once per process.
+/// Creating a `QuantaClock` calibrates the counter, which takes microseconds, so it happens once
+/// per process.
 #[derive(Clone, Debug)]
-pub(crate) struct RealClock {
+pub(crate) struct ProcessClock {
     clock: QuantaClock,
     zero: QuantaInstant,
 }
 
-impl RealClock {
+impl ProcessClock {
     fn new() -> Self {
         static CLOCK: std::sync::OnceLock<QuantaClock> = std::sync::OnceLock::new();
         let clock = CLOCK.get_or_init(QuantaClock::default).clone();
-        // As early as can be, so that a clock which steps back is not before it.
+        // The earliest zero there is: a clock that steps back must not pass it.
         let zero = clock.now().saturating_sub(Nanos::from(u64::MAX));
         Self { clock, zero }
     }
 }
 
-impl RealClock {
-    /// Nanoseconds since its zero.
+impl ProcessClock {
+    /// Nanoseconds since this clock's zero.
     #[inline]
     fn now(&self) -> u64 {
         self.clock.now().duration_since(self.zero).into()
     }
 }
 
-/// The wall clock, as the time since the Unix epoch, for protocols that have it. Nothing is decided by
-/// it: it may step.
+/// The wall clock, as the time since the Unix epoch, for protocols that need it. No limit depends
+/// on it, because it can step.
 #[expect(clippy::disallowed_methods, reason = "the one place that reads it")]
 #[must_use]
 pub fn since_epoch() -> Duration {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    // Before 1970.
+    // The clock is before 1970.
     now.unwrap_or_default()
 }
 
-/// The wall clock for the ends of overrides, which have to mean the same in all replicas and after a restart.
+/// The wall clock for the ends of overrides, which must mean the same in all replicas and after a
+/// restart.
 #[derive(Clone, Debug, Default)]
 pub(crate) enum WallClock {
     #[default]
@@ -59,10 +61,10 @@ impl WallClock {
         self.since_epoch().as_secs()
     }
 
-    /// A time that does not follow the wall clock, since a zero of its own.
+    /// Monotonic time since an unspecified zero.
     pub(crate) fn uptime(&self) -> Duration {
         Duration::from_nanos(match self {
-            Self::Real => Timer::real().now(),
+            Self::Real => MonotonicClock::process().now(),
             #[cfg(feature = "test-util")]
             Self::Test(clock) => clock.now(),
         })
@@ -77,31 +79,31 @@ impl WallClock {
     }
 }
 
-/// A clock that does not follow the wall clock.
+/// A clock that the wall clock does not affect.
 #[derive(Clone, Debug)]
-pub(crate) enum Timer {
-    Real(RealClock),
+pub(crate) enum MonotonicClock {
+    Process(ProcessClock),
     #[cfg(feature = "test-util")]
     Test(TestClock),
 }
 
-impl Timer {
-    pub(crate) fn real() -> Self {
-        Self::Real(RealClock::new())
+impl MonotonicClock {
+    pub(crate) fn process() -> Self {
+        Self::Process(ProcessClock::new())
     }
 
-    /// Nanoseconds since a zero of its own.
+    /// Nanoseconds since this clock's zero.
     #[inline]
     pub(super) fn now(&self) -> u64 {
         match self {
-            Self::Real(clock) => clock.now(),
+            Self::Process(clock) => clock.now(),
             #[cfg(feature = "test-util")]
             Self::Test(clock) => clock.now(),
         }
     }
 }
 
-/// A clock for tests, which stands still until it is told to move.
+/// A clock for tests. It stands still until [`advance`](Self::advance) moves it.
 ///
 /// Clones share the time.
 ///
@@ -127,29 +129,30 @@ pub struct TestClock(std::sync::Arc<std::sync::atomic::AtomicU64>);
 mod test_clock {
     use super::{Duration, Ordering, SystemTime, TestClock, UNIX_EPOCH};
 
-    const WALL_CLOCK_BEGINS: Duration = Duration::from_secs(1_000_000_000);
+    const WALL_CLOCK_START: Duration = Duration::from_secs(1_000_000_000);
 
     impl TestClock {
         /// Moves the time forward.
         ///
         /// # Panics
         ///
-        /// When `by` is over 584 years.
+        /// Panics if `by` is over 584 years.
         pub fn advance(&self, by: Duration) {
             self.0.fetch_add(nanos(by), Ordering::SeqCst);
         }
 
-        /// The time as a wall clock, which begins 10^9 seconds after the Unix epoch.
+        /// The time as a wall clock, which starts 10^9 seconds after the Unix epoch.
         #[must_use]
         pub fn wall_clock(&self) -> SystemTime {
             UNIX_EPOCH + self.since_epoch()
         }
 
-        /// Moves the time back, as broken clocks do; not beyond the time when it was made.
+        /// Moves the time back, as a faulty clock does, but not before the time at which this clock
+        /// was created.
         ///
         /// # Panics
         ///
-        /// When `by` is over 584 years.
+        /// Panics if `by` is over 584 years.
         pub fn step_back(&self, by: Duration) {
             let by = nanos(by);
             let _ = self
@@ -170,7 +173,7 @@ mod test_clock {
         }
 
         pub(super) fn since_epoch(&self) -> Duration {
-            Duration::from_nanos(self.now()).saturating_add(WALL_CLOCK_BEGINS)
+            Duration::from_nanos(self.now()).saturating_add(WALL_CLOCK_START)
         }
     }
 }

@@ -1,4 +1,4 @@
-//! governor as the engine of one decision.
+//! Decides one request with governor.
 
 use std::cell::Cell;
 use std::hash::{Hash, Hasher};
@@ -11,24 +11,25 @@ use governor::middleware::{RateLimitingMiddleware, StateSnapshot};
 use governor::nanos::Nanos;
 use governor::state::StateStore;
 
-use super::phases::Numbers;
+use super::phases::RateParams;
 
-/// The generic cell rate algorithm for one rule, as governor has it.
+/// The generic cell rate algorithm for one rule, as governor implements it.
 ///
-/// governor decides about the *debt* of a bucket, the time until it is full: its clock stands still at zero. So it is no
-/// more than two numbers, and a bucket can be charged by one rule after another.
+/// governor sees the *debt* of a bucket: the time until the bucket is full. Its clock always reads
+/// zero. A `Gcra` is therefore two numbers, and different rules can charge one bucket in turn.
 pub(super) struct Gcra(RateLimiter<Debt, Debts, Still, Verdict>);
 
 impl Gcra {
     #[inline]
-    pub(super) fn new(rule: Numbers) -> Self {
+    pub(super) fn new(rule: RateParams) -> Self {
         let burst = NonZeroU32::new(rule.limit).unwrap_or(NonZeroU32::MIN);
         let interval = Duration::from_nanos(rule.length.max(1));
         let quota = governor::Quota::with_period(interval).expect("an interval above 0");
         Self(RateLimiter::new(quota.allow_burst(burst), Debts, Still))
     }
 
-    /// The debt after so many requests, if they fit. They are no more than the burst.
+    /// Returns the debt after `cells` more requests, or `None` if they do not fit. `cells` must not
+    /// exceed the burst.
     #[inline]
     pub(super) fn admit(&self, debt: u64, cells: NonZeroU32) -> Option<u64> {
         let debt = Debt(Cell::new(debt));
@@ -43,11 +44,11 @@ impl Gcra {
     }
 }
 
-/// What governor calls a key: the debt itself.
+/// governor's key: the debt itself.
 #[derive(Clone)]
 struct Debt(Cell<u64>);
 
-// governor asks for these of a key. None is used, as `Debts` keeps no keys.
+// governor requires these traits of a key. `DebtInKey` stores no keys and calls none of them.
 impl PartialEq for Debt {
     fn eq(&self, other: &Self) -> bool {
         self.0 == other.0
@@ -62,7 +63,7 @@ impl Hash for Debt {
     }
 }
 
-/// Where governor finds the debt: in its key.
+/// governor's state store: it reads and writes the debt in the key.
 struct Debts;
 
 impl StateStore for Debts {
@@ -79,7 +80,7 @@ impl StateStore for Debts {
     }
 }
 
-/// A clock at zero: debts are relative to now.
+/// A clock that always reads zero: debts are relative to now.
 #[derive(Clone, Copy, Debug)]
 struct Still;
 
@@ -92,7 +93,7 @@ impl Clock for Still {
     }
 }
 
-/// Has governor say yes or no and nothing else.
+/// Reduces governor's answer to admitted or rejected.
 #[derive(Debug)]
 struct Verdict;
 
@@ -113,7 +114,7 @@ mod tests {
 
     #[test]
     fn a_debt_grows_by_an_interval_for_each_request_up_to_the_burst() {
-        let rule = Numbers {
+        let rule = RateParams {
             length: 7,
             limit: 3,
             refill: 21,

@@ -1,4 +1,4 @@
-//! Slots that are counted in this process, for several limiters of one name.
+//! Lease slots that are counted in this process, shared by the limiters of one name.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -9,76 +9,76 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::clock::Timer;
+use super::clock::MonotonicClock;
 use crate::key::Key;
-use crate::store::lease::lifetime;
+use crate::store::lease::clamp_ttl;
 use crate::store::{
-    Held, LeaseLimits, LeaseName, LeaseSlots, LeaseUsage, Leased, NamedLease, NamedLeased,
-    NamedLimits, Reply, Standing,
+    AcquireOutcome, LeaseGuard, LeaseLimits, LeaseName, LeaseSlots, LeaseStatus, LeaseUsage,
+    NamedAcquireOutcome, NamedLease, NamedLimits, Reply,
 };
 use crate::sync::{Mutex, lock};
 
-/// The slots of one store, by the name of their limiter. What nobody uses and nothing named is live in
-/// is gone when the next is opened.
+/// The slots of one store, by limiter name. Opening a name removes the names that no limiter uses
+/// and that have no live named slot.
 #[derive(Clone, Default)]
-pub(super) struct Names(Arc<Mutex<HashMap<String, Arc<Slots>>>>);
+pub(super) struct LeaseRegistry(Arc<Mutex<HashMap<String, Arc<LimiterSlots>>>>);
 
-/// How many expired slots a call gives back besides what it has to know.
-const BY_THE_WAY: usize = 64;
+/// Expired slots that an ordinary call releases.
+const EXPIRED_PER_CALL: usize = 64;
 
-/// How many at a time, where all have to go: the lock is free in between.
-const STEP: usize = 1024;
+/// Expired slots that are released per lock, when all of them must go. The lock is free in between.
+const EXPIRED_PER_LOCK: usize = 1024;
 
-/// The slots of one name.
-struct Slots {
-    timer: Timer,
-    taken: Mutex<Taken>,
+/// The slots of one limiter name.
+struct LimiterSlots {
+    clock: MonotonicClock,
+    counts: Mutex<SlotCounts>,
 }
 
-/// What is taken. An entry goes with the last slot it is for, so the memory is bounded by what is
-/// held. What has expired goes by and by as slots are asked for, and all of it before one is refused or
-/// they are counted.
+/// The slots in use. An entry is removed with its last slot, so the memory is bounded by the live
+/// slots. Calls remove expired slots a few at a time; before a rejection or a count they remove all
+/// of them.
 #[derive(Default)]
-struct Taken {
+struct SlotCounts {
     total: u64,
-    /// For each place of a key.
+    /// Counts by key, for each key position of a request.
     by_key: Vec<HashMap<Key, u64>>,
-    named: HashMap<LeaseName, Named>,
-    /// The named slots in the order in which they expire.
+    named: HashMap<LeaseName, NamedSlot>,
+    /// The named slots in the order of their expiry.
     expiries: BTreeMap<Expiry, LeaseName>,
-    /// The next named slot's number.
-    next: u64,
+    /// The number of the next_number named slot.
+    next_number: u64,
 }
 
-/// A named slot.
-struct Named {
+/// A slot with an id.
+struct NamedSlot {
     holder: u64,
     expiry: Expiry,
 }
 
-/// When a named slot expires, in the timer's nanoseconds, and its number, as several may expire
-/// at a time.
+/// When a named slot expires, in nanoseconds of the clock. The number separates slots that expire
+/// at the same time.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Expiry {
     at: u64,
     number: u64,
 }
 
-struct MemoryLeases(Arc<Slots>);
+struct MemoryLeases(Arc<LimiterSlots>);
 
-/// A slot that is given back when this is dropped.
-struct Slot {
-    slots: Arc<Slots>,
+/// Releases its slot when it is dropped.
+struct SlotGuard {
+    slots: Arc<LimiterSlots>,
     keys: SmallVec<[Key; 2]>,
 }
 
-impl Names {
-    pub(super) fn open(&self, name: &str, timer: Timer) -> Arc<dyn LeaseSlots> {
+impl LeaseRegistry {
+    pub(super) fn open(&self, name: &str, clock: MonotonicClock) -> Arc<dyn LeaseSlots> {
         let mut names = lock(&self.0);
-        names.retain(|_, slots| Arc::strong_count(slots) > 1 || slots.has_named());
+        names.retain(|_, slots| Arc::strong_count(slots) > 1 || slots.has_live_named());
         let open = || {
-            let taken = Mutex::default();
-            Arc::new(Slots { timer, taken })
+            let counts = Mutex::default();
+            Arc::new(LimiterSlots { clock, counts })
         };
         let slots = names.entry(name.to_owned()).or_insert_with(open);
         Arc::new(MemoryLeases(slots.clone()))
@@ -86,128 +86,133 @@ impl Names {
 }
 
 impl LeaseSlots for MemoryLeases {
-    fn acquire(&self, limits: LeaseLimits) -> Reply<Leased> {
-        let taken = self.0.take(limits.total, limits.keys());
-        Reply::Ready(match taken {
-            Ok(()) => Leased::Granted(Box::new(Slot {
+    fn acquire(&self, limits: LeaseLimits) -> Reply<AcquireOutcome> {
+        let result = self.0.take(limits.total, limits.keys());
+        Reply::Ready(match result {
+            Ok(()) => AcquireOutcome::Granted(Box::new(SlotGuard {
                 slots: self.0.clone(),
                 keys: limits.keys().iter().map(|(key, _)| *key).collect(),
             })),
-            Err(Short::OfKey { place, .. }) => Leased::KeyFull { place },
-            Err(Short::OfAll(_)) => Leased::Full,
+            Err(LimitReached::ByKey { place, .. }) => AcquireOutcome::KeyFull { place },
+            Err(LimitReached::InTotal(_)) => AcquireOutcome::Full,
         })
     }
 
     fn usage_at(&self, key: Option<&Key>, place: usize) -> Reply<Option<LeaseUsage>> {
-        let taken = self.0.live(self.0.timer.now());
-        let of_key = key.map(|key| taken.by(place, key));
-        Reply::Ready(Some(LeaseUsage::new(taken.total, of_key)))
+        let counts = self.0.lock_without_expired(self.0.clock.now());
+        let in_use = key.map(|key| counts.in_use_by(place, key));
+        Reply::Ready(Some(LeaseUsage::new(counts.total, in_use)))
     }
 
-    fn acquire_named(&self, lease: &NamedLease, limits: NamedLimits) -> Reply<NamedLeased> {
-        let now = self.0.timer.now();
-        let taken = (self.0).attempt(now, |taken| taken.take_named(lease, limits, now));
-        Reply::Ready(match taken {
-            Ok(()) => NamedLeased::Granted,
-            Err(Short::OfKey { taken, .. }) => NamedLeased::KeyFull(taken),
-            Err(Short::OfAll(taken)) => NamedLeased::Full(taken),
+    fn acquire_named(&self, lease: &NamedLease, limits: NamedLimits) -> Reply<NamedAcquireOutcome> {
+        let now = self.0.clock.now();
+        let result = (self.0).take_or_expire(now, |counts| counts.take_named(lease, limits, now));
+        Reply::Ready(match result {
+            Ok(()) => NamedAcquireOutcome::Granted,
+            Err(LimitReached::ByKey { in_use, .. }) => NamedAcquireOutcome::KeyFull(in_use),
+            Err(LimitReached::InTotal(in_use)) => NamedAcquireOutcome::Full(in_use),
         })
     }
 
-    fn heartbeat(&self, name: &LeaseName, holder: Option<u64>, ttl: Duration) -> Reply<Standing> {
-        let now = self.0.timer.now();
-        let mut taken = lock(&self.0.taken);
-        taken.expire(now, BY_THE_WAY);
-        if !taken.is_held(name, holder, now) {
-            return Reply::Ready(Standing::Gone);
+    fn heartbeat(
+        &self,
+        name: &LeaseName,
+        holder: Option<u64>,
+        ttl: Duration,
+    ) -> Reply<LeaseStatus> {
+        let now = self.0.clock.now();
+        let mut counts = lock(&self.0.counts);
+        counts.expire(now, EXPIRED_PER_CALL);
+        if !counts.is_live(name, holder, now) {
+            return Reply::Ready(LeaseStatus::Gone);
         }
-        taken.extend(name, now, ttl);
-        Reply::Ready(Standing::Live)
+        counts.extend(name, now, ttl);
+        Reply::Ready(LeaseStatus::Live)
     }
 
-    fn release(&self, name: &LeaseName, holder: Option<u64>) -> Reply<Standing> {
-        let now = self.0.timer.now();
-        let mut taken = lock(&self.0.taken);
-        taken.expire(now, BY_THE_WAY);
-        if !taken.is_held(name, holder, now) {
-            return Reply::Ready(Standing::Gone);
+    fn release(&self, name: &LeaseName, holder: Option<u64>) -> Reply<LeaseStatus> {
+        let now = self.0.clock.now();
+        let mut counts = lock(&self.0.counts);
+        counts.expire(now, EXPIRED_PER_CALL);
+        if !counts.is_live(name, holder, now) {
+            return Reply::Ready(LeaseStatus::Gone);
         }
-        taken.remove(name);
-        Reply::Ready(Standing::Live)
+        counts.remove(name);
+        Reply::Ready(LeaseStatus::Live)
     }
 }
 
-/// Which limit is reached, and how many slots it has taken.
-enum Short {
-    OfKey { place: usize, taken: u64 },
-    OfAll(u64),
+/// The limit that was reached, and the slots in use under it.
+enum LimitReached {
+    ByKey { place: usize, in_use: u64 },
+    InTotal(u64),
 }
 
-impl Slots {
-    fn take(&self, total: Option<u64>, keys: &[(Key, u64)]) -> Result<(), Short> {
+impl LimiterSlots {
+    fn take(&self, total: Option<u64>, keys: &[(Key, u64)]) -> Result<(), LimitReached> {
         {
-            let mut taken = lock(&self.taken);
-            // Without named slots no time is read.
-            if taken.expiries.is_empty() {
-                return taken.take(total, keys);
+            let mut counts = lock(&self.counts);
+            // Without named slots, nothing expires and the clock is not read.
+            if counts.expiries.is_empty() {
+                return counts.take(total, keys);
             }
         }
-        self.attempt(self.timer.now(), |taken| taken.take(total, keys))
+        self.take_or_expire(self.clock.now(), |counts| counts.take(total, keys))
     }
 
-    /// Tries to take a slot, and again when all that has expired is given back if there is none.
-    fn attempt(
+    /// Tries to take a slot. If there is none, removes all expired slots and tries again.
+    fn take_or_expire(
         &self,
         now: u64,
-        take: impl Fn(&mut Taken) -> Result<(), Short>,
-    ) -> Result<(), Short> {
+        take: impl Fn(&mut SlotCounts) -> Result<(), LimitReached>,
+    ) -> Result<(), LimitReached> {
         {
-            let mut taken = lock(&self.taken);
-            let is_all = taken.expire(now, BY_THE_WAY);
-            let first = take(&mut taken);
-            if first.is_ok() || is_all {
+            let mut counts = lock(&self.counts);
+            let is_complete = counts.expire(now, EXPIRED_PER_CALL);
+            let first = take(&mut counts);
+            if first.is_ok() || is_complete {
                 return first;
             }
         }
-        take(&mut self.live(now))
+        take(&mut self.lock_without_expired(now))
     }
 
-    /// What is taken, without what has expired.
-    fn live(&self, now: u64) -> impl DerefMut<Target = Taken> + '_ {
+    /// Locks the counts after all expired slots are removed.
+    fn lock_without_expired(&self, now: u64) -> impl DerefMut<Target = SlotCounts> + '_ {
         loop {
-            let mut taken = lock(&self.taken);
-            if taken.expire(now, STEP) {
-                return taken;
+            let mut counts = lock(&self.counts);
+            if counts.expire(now, EXPIRED_PER_LOCK) {
+                return counts;
             }
-            drop(taken);
+            drop(counts);
             std::thread::yield_now();
         }
     }
 
-    fn has_named(&self) -> bool {
-        let taken = lock(&self.taken);
-        let last = taken.expiries.last_key_value();
-        last.is_some_and(|(expiry, _)| expiry.at > self.timer.now())
+    fn has_live_named(&self) -> bool {
+        let counts = lock(&self.counts);
+        let last = counts.expiries.last_key_value();
+        last.is_some_and(|(expiry, _)| expiry.at > self.clock.now())
     }
 }
 
-impl Taken {
-    fn by(&self, place: usize, key: &Key) -> u64 {
+impl SlotCounts {
+    fn in_use_by(&self, place: usize, key: &Key) -> u64 {
         let by_key = self.by_key.get(place);
         by_key
             .and_then(|by_key| by_key.get(key))
-            .map_or(0, |taken| *taken)
+            .map_or(0, |count| *count)
     }
 
-    fn take(&mut self, total: Option<u64>, keys: &[(Key, u64)]) -> Result<(), Short> {
+    fn take(&mut self, total: Option<u64>, keys: &[(Key, u64)]) -> Result<(), LimitReached> {
         for (place, (key, limit)) in keys.iter().enumerate() {
-            let taken = self.by(place, key);
-            if taken >= *limit {
-                return Err(Short::OfKey { place, taken });
+            let in_use = self.in_use_by(place, key);
+            if in_use >= *limit {
+                return Err(LimitReached::ByKey { place, in_use });
             }
         }
         if total.is_some_and(|limit| self.total >= limit) {
-            return Err(Short::OfAll(self.total));
+            return Err(LimitReached::InTotal(self.total));
         }
         self.total += 1;
         if self.by_key.len() < keys.len() {
@@ -219,28 +224,28 @@ impl Taken {
         Ok(())
     }
 
-    fn give_back(&mut self, keys: &[Key]) {
+    fn release(&mut self, keys: &[Key]) {
         self.total -= 1;
         for (key, by_key) in keys.iter().zip(&mut self.by_key) {
-            let Entry::Occupied(mut of_key) = by_key.entry(*key) else {
+            let Entry::Occupied(mut in_use) = by_key.entry(*key) else {
                 continue;
             };
-            *of_key.get_mut() -= 1;
-            if *of_key.get() == 0 {
-                of_key.remove();
-                shrink(by_key);
+            *in_use.get_mut() -= 1;
+            if *in_use.get() == 0 {
+                in_use.remove();
+                shrink_if_sparse(by_key);
             }
         }
     }
 
-    /// Takes a named slot, or takes over the one that there is.
+    /// Takes a named slot, or takes over the live slot of the same name.
     fn take_named(
         &mut self,
         lease: &NamedLease,
         limits: NamedLimits,
         now: u64,
-    ) -> Result<(), Short> {
-        if self.is_held(&lease.name, None, now) {
+    ) -> Result<(), LimitReached> {
+        if self.is_live(&lease.name, None, now) {
             self.extend(&lease.name, now, lease.ttl).holder = lease.holder;
             return Ok(());
         }
@@ -251,43 +256,42 @@ impl Taken {
         Ok(())
     }
 
-    /// Whether there is a live slot of this name, held by whom it has to be.
-    fn is_held(&self, name: &LeaseName, holder: Option<u64>, now: u64) -> bool {
-        let is_theirs = |named: &Named| holder.is_none_or(|holder| named.holder == holder);
+    /// Whether this name has a live slot, with this holder if one is given.
+    fn is_live(&self, name: &LeaseName, holder: Option<u64>, now: u64) -> bool {
+        let has_holder = |named: &NamedSlot| holder.is_none_or(|holder| named.holder == holder);
         let named = self.named.get(name);
-        named.is_some_and(|named| named.expiry.at > now && is_theirs(named))
+        named.is_some_and(|named| named.expiry.at > now && has_holder(named))
     }
 
-    /// Notes the name of a slot that was taken.
+    /// Records the name of a slot that was just counted.
     fn insert(&mut self, lease: &NamedLease, now: u64) {
         let expiry = Expiry {
-            at: after(now, lease.ttl),
-            number: self.next,
+            at: expiry_time(now, lease.ttl),
+            number: self.next_number,
         };
-        self.next += 1;
+        self.next_number += 1;
         self.expiries.insert(expiry, lease.name);
         let holder = lease.holder;
-        self.named.insert(lease.name, Named { holder, expiry });
+        self.named.insert(lease.name, NamedSlot { holder, expiry });
     }
 
-    fn extend(&mut self, name: &LeaseName, now: u64, ttl: Duration) -> &mut Named {
-        let named = self.named.get_mut(name).expect("a slot that is held");
+    fn extend(&mut self, name: &LeaseName, now: u64, ttl: Duration) -> &mut NamedSlot {
+        let named = self.named.get_mut(name).expect("a live slot");
         self.expiries.remove(&named.expiry);
-        named.expiry.at = after(now, ttl);
+        named.expiry.at = expiry_time(now, ttl);
         self.expiries.insert(named.expiry, *name);
         named
     }
 
     fn remove(&mut self, name: &LeaseName) {
         if let Some(named) = self.named.remove(name) {
-            shrink(&mut self.named);
+            shrink_if_sparse(&mut self.named);
             self.expiries.remove(&named.expiry);
-            self.give_back(&[name.tenant]);
+            self.release(&[name.tenant]);
         }
     }
 
-    /// Gives back what has not been heard of for its time to live, so many at most. Returns whether
-    /// that was all.
+    /// Removes at most `at_most` expired slots. Returns whether no expired slot is left.
     fn expire(&mut self, now: u64, at_most: usize) -> bool {
         for _ in 0..at_most {
             match self.expiries.first_key_value() {
@@ -302,22 +306,22 @@ impl Taken {
     }
 }
 
-/// Gives memory back when most of it is not in use.
-fn shrink<K: Eq + Hash, V>(map: &mut HashMap<K, V>) {
+/// Frees memory when less than an eighth of it is in use.
+fn shrink_if_sparse<K: Eq + Hash, V>(map: &mut HashMap<K, V>) {
     if map.capacity() > 1024 && map.len() < map.capacity() / 8 {
         map.shrink_to(2 * map.len());
     }
 }
 
-fn after(now: u64, ttl: Duration) -> u64 {
-    now.saturating_add(u64::try_from(lifetime(ttl).as_nanos()).unwrap_or(u64::MAX))
+fn expiry_time(now: u64, ttl: Duration) -> u64 {
+    now.saturating_add(u64::try_from(clamp_ttl(ttl).as_nanos()).unwrap_or(u64::MAX))
 }
 
-impl Held for Slot {}
+impl LeaseGuard for SlotGuard {}
 
-impl Drop for Slot {
+impl Drop for SlotGuard {
     fn drop(&mut self) {
-        lock(&self.slots.taken).give_back(&self.keys);
+        lock(&self.slots.counts).release(&self.keys);
     }
 }
 
@@ -335,50 +339,56 @@ mod tests {
     }
 
     fn slots(clock: &TestClock) -> MemoryLeases {
-        MemoryLeases(Arc::new(Slots {
-            timer: Timer::Test(clock.clone()),
-            taken: Mutex::default(),
+        MemoryLeases(Arc::new(LimiterSlots {
+            clock: MonotonicClock::Test(clock.clone()),
+            counts: Mutex::default(),
         }))
     }
 
-    fn acquire(slots: &MemoryLeases, n: u64, total: u64) -> NamedLeased {
+    fn acquire(slots: &MemoryLeases, n: u64, total: u64) -> NamedAcquireOutcome {
         match slots.acquire_named(&named(n), NamedLimits::new(Some(total), None)) {
-            Reply::Ready(taken) => taken,
-            Reply::Pending(_) => panic!("a store in memory answers at once"),
+            Reply::Ready(outcome) => outcome,
+            Reply::Pending(_) => panic!("the memory store answers at once"),
         }
     }
 
     #[test]
-    fn no_call_pays_for_all_that_has_expired_unless_it_has_to_know() {
+    fn only_a_call_that_needs_an_exact_count_removes_all_expired_slots() {
         let clock = TestClock::default();
         let slots = slots(&clock);
         for n in 0..10_000 {
-            assert_eq!(acquire(&slots, n, 10_000), NamedLeased::Granted);
+            assert_eq!(acquire(&slots, n, 10_000), NamedAcquireOutcome::Granted);
         }
-        let most = lock(&slots.0.taken).named.capacity();
+        let most = lock(&slots.0.counts).named.capacity();
         clock.advance(MINUTE);
-        assert_eq!(acquire(&slots, 10_000, 20_000), NamedLeased::Granted);
-        assert_eq!(lock(&slots.0.taken).total, 10_001 - BY_THE_WAY as u64);
-        // One that has expired and is still there is taken anew, and is not live.
+        assert_eq!(
+            acquire(&slots, 10_000, 20_000),
+            NamedAcquireOutcome::Granted
+        );
+        assert_eq!(
+            lock(&slots.0.counts).total,
+            10_001 - EXPIRED_PER_CALL as u64
+        );
+        // The slot has expired and is still stored: it is not live, and an acquire takes a new one.
         let last = named(9_999).name;
-        let gone = |reply| matches!(reply, Reply::Ready(Standing::Gone));
+        let gone = |reply| matches!(reply, Reply::Ready(LeaseStatus::Gone));
         assert!(gone(slots.heartbeat(&last, None, MINUTE)));
         assert!(gone(slots.release(&last, None)));
-        assert_eq!(acquire(&slots, 9_999, 2), NamedLeased::Granted);
+        assert_eq!(acquire(&slots, 9_999, 2), NamedAcquireOutcome::Granted);
 
-        // One that is refused has to know.
-        assert_eq!(acquire(&slots, 10_001, 2), NamedLeased::Full(2));
-        let taken = lock(&slots.0.taken);
-        assert_eq!((taken.total, taken.named.len()), (2, 2));
-        assert_eq!(taken.expiries.len(), 2);
-        assert!(taken.named.capacity() < most / 4);
+        // A rejection must count exactly, so it removes all expired slots.
+        assert_eq!(acquire(&slots, 10_001, 2), NamedAcquireOutcome::Full(2));
+        let counts = lock(&slots.0.counts);
+        assert_eq!((counts.total, counts.named.len()), (2, 2));
+        assert_eq!(counts.expiries.len(), 2);
+        assert!(counts.named.capacity() < most / 4);
     }
 
     #[test]
-    fn names_that_nobody_uses_and_nothing_is_live_in_are_forgotten() {
+    fn unused_names_without_live_slots_are_removed() {
         let clock = TestClock::default();
-        let names = Names::default();
-        let open = |name| names.open(name, Timer::Test(clock.clone()));
+        let names = LeaseRegistry::default();
+        let open = |name| names.open(name, MonotonicClock::Test(clock.clone()));
         let limits = NamedLimits::new(None, None);
         drop(open("jobs").acquire_named(&named(1), limits));
         drop(open("streams"));

@@ -1,73 +1,74 @@
-//! What is used under one default rule, as it reads under the next.
+//! Converts what was used under one default rule to the next.
 //!
-//! Each change of a quota's default begins a *phase*, with a number that no phase that still counts has. An entry
-//! says in which phase it was charged. A decision of a later phase converts it along the phases in between, each as of
-//! the time when it began: as many requests stay used, and no more than an empty bucket lacks.
+//! Each change of a quota's default starts a *phase*. Its number differs from those of all phases
+//! that still matter. An entry names the phase that charged it. A decision in a later phase
+//! converts the entry through each phase in between, as of the time when that phase began. The
+//! number of used requests stays the same, up to the debt of an empty bucket.
 
 use std::sync::Arc;
 
 use crate::rule::Rule;
 use crate::sync::{AtomicU64, Ordering};
 
-/// The number of a phase: below [`FIRST_OVERRIDE`], so that overrides have numbers as well.
-pub(super) type Number = u16;
+/// The number of a phase, below [`FIRST_OVERRIDE`], or of an override's interval.
+pub(super) type RuleNumber = u16;
 
-/// Numbers from here on are those of overrides.
-pub(super) const FIRST_OVERRIDE: Number = 1 << 15;
+/// The first number of an override's interval.
+pub(super) const FIRST_OVERRIDE: RuleNumber = 1 << 15;
 
-/// Phases that are kept at most. A key that was not used during so many changes within the time that its
-/// bucket takes to fill counts as unused.
+/// The maximum number of phases. A key that was unused during so many changes, within the time in
+/// which its bucket fills, counts as unused.
 const MAX_PHASES: usize = 1 << 14;
 
-/// Sub-windows of a sliding window that count, and one for a clock that stepped back.
-const COUNTED: u64 = 17;
+/// The sub-windows of a sliding window that count, and one more for a clock that stepped back.
+const RETAINED_SUB_WINDOWS: u64 = 17;
 
-/// The phases that an entry may have been charged in, the oldest first. The last one is in force.
+/// The phases that may have charged an entry, the oldest first. The last one is in force.
 ///
-/// Empty while the default never was a rate.
+/// Empty until the default is a rate.
 #[derive(Clone, Debug)]
 pub(super) struct Phases {
     list: Box<[Phase]>,
-    /// The number of the newest phase that there is, of these or of those after them.
+    /// The number of the newest phase, in this list or in a later one.
     newest: Arc<AtomicU64>,
 }
 
-/// The time in which one default rule was in force.
+/// A period in which one default rule was in force.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Phase {
-    number: Number,
+    number: RuleNumber,
     since: u64,
-    rule: Numbers,
+    rule: RateParams,
 }
 
-/// The numbers of a rate, in nanoseconds.
+/// A rate in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Numbers {
-    /// The interval of a bucket, or the length of a sub-window.
+pub(super) struct RateParams {
+    /// The emission interval of a bucket, or the length of a sub-window.
     pub(super) length: u64,
-    /// The most that is admitted at once.
+    /// The largest cost that is admitted at once.
     pub(super) limit: u32,
     /// The time in which an empty bucket fills.
     pub(super) refill: u64,
 }
 
-/// In which phase an entry was charged.
+/// The phase that charged an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Origin {
+pub(super) enum EntryPhase {
     /// The phase in force.
     Current,
-    /// The phase at this place.
+    /// An earlier phase, with its index.
     Past(usize),
-    /// A phase in which even an entry that was used up is unused by now.
-    Gone,
-    /// One that began after these phases were read: they are stale.
+    /// A phase so old that even a used-up entry is unused by now.
+    Expired,
+    /// A phase that started after this list was read: the list is stale.
     Newer,
 }
 
-impl Numbers {
-    /// Of a rule that is a rate.
+impl RateParams {
+    /// `rule` must be a rate.
     #[inline]
-    pub(super) fn of(rule: &Rule) -> Self {
+    pub(super) fn from_rule(rule: &Rule) -> Self {
         Self {
             length: rule.length_nanos(),
             limit: rule.limit(),
@@ -77,8 +78,8 @@ impl Numbers {
 }
 
 impl Phases {
-    /// With the first phase.
-    pub(super) fn starting(rule: Numbers) -> Self {
+    /// Starts with one phase.
+    pub(super) fn starting_with(rule: RateParams) -> Self {
         let (number, since) = (0, 0);
         let first = Phase {
             number,
@@ -93,42 +94,42 @@ impl Phases {
 
     /// The number of the phase in force.
     #[inline]
-    pub(super) fn number(&self) -> Number {
+    pub(super) fn number(&self) -> RuleNumber {
         self.list.last().map_or(0, |phase| phase.number)
     }
 
     /// The numbers of the phase in force.
     #[inline]
-    pub(super) fn rule(&self) -> Option<Numbers> {
+    pub(super) fn rule(&self) -> Option<RateParams> {
         self.list.last().map(|phase| phase.rule)
     }
 
     #[inline]
-    pub(super) fn origin(&self, number: Number) -> Origin {
+    pub(super) fn phase_of(&self, number: RuleNumber) -> EntryPhase {
         if number == self.number() {
-            return Origin::Current;
+            return EntryPhase::Current;
         }
-        self.origin_of_past(number)
+        self.past_phase_of(number)
     }
 
     #[cold]
-    fn origin_of_past(&self, number: Number) -> Origin {
+    fn past_phase_of(&self, number: RuleNumber) -> EntryPhase {
         match self.list.iter().rposition(|phase| phase.number == number) {
-            Some(at) => Origin::Past(at),
-            // Of so long ago that it looks as if it was to come, unless there are newer phases.
-            None if is_after(number, self.number()) && self.are_replaced() => Origin::Newer,
-            None => Origin::Gone,
+            Some(at) => EntryPhase::Past(at),
+            // A very old number looks like a future one, unless newer phases exist.
+            None if is_after(number, self.number()) && self.have_successor() => EntryPhase::Newer,
+            None => EntryPhase::Expired,
         }
     }
 
-    /// Whether there are newer ones. Known before any entry has the number of one.
-    fn are_replaced(&self) -> bool {
+    /// Whether newer phases exist. Set before any entry has the number of a newer phase.
+    fn have_successor(&self) -> bool {
         self.newest.load(Ordering::Acquire) != u64::from(self.number())
     }
 
-    /// When a bucket is full by the rule in force that was to be full at a time by the rule of a phase.
+    /// Converts `full_at` from the rule of an earlier phase to the rule in force.
     #[cold]
-    pub(super) fn carried(&self, from: usize, full_at: u64) -> u64 {
+    pub(super) fn convert_full_at(&self, from: usize, full_at: u64) -> u64 {
         let mut full_at = full_at;
         for at in from + 1..self.list.len() {
             let Phase { since, rule, .. } = self.list[at];
@@ -141,14 +142,19 @@ impl Phases {
         full_at
     }
 
-    /// The phases from one on, as steps: the length of its sub-windows, that of the next phase's, and when that began.
-    pub(super) fn steps(&self, from: usize) -> impl Iterator<Item = (u64, Numbers, u64)> + '_ {
+    /// The conversions from a phase on: the sub-window length before, the rule after, and the time
+    /// of the change.
+    pub(super) fn conversions(
+        &self,
+        from: usize,
+    ) -> impl Iterator<Item = (u64, RateParams, u64)> + '_ {
         let pairs = self.list[from..].windows(2);
         pairs.map(|pair| (pair[0].rule.length, pair[1].rule, pair[1].since))
     }
 
-    /// With another phase from `now` on, and without those that do not count any more. These are replaced by then.
-    pub(super) fn then(&self, rule: Numbers, now: u64, sliding: bool) -> Self {
+    /// Adds a phase that starts at `now` and drops phases that no longer matter. Marks this list as
+    /// replaced.
+    pub(super) fn with_next(&self, rule: RateParams, now: u64, is_sliding: bool) -> Self {
         let number = match self.list.last() {
             Some(last) => (last.number + 1) % FIRST_OVERRIDE,
             None => 0,
@@ -159,12 +165,12 @@ impl Phases {
             since: now,
             rule,
         });
-        let counts = |from: &usize| match sliding {
-            true => Self::window_counts(&phases[*from..], now),
-            false => Self::bucket_counts(&phases[*from..], now),
+        let is_relevant = |from: &usize| match is_sliding {
+            true => Self::is_window_relevant(&phases[*from..], now),
+            false => Self::is_bucket_relevant(&phases[*from..], now),
         };
         let last = phases.len() - 1;
-        let first = (0..last).find(counts).unwrap_or(last);
+        let first = (0..last).find(is_relevant).unwrap_or(last);
         let first = first.max(phases.len().saturating_sub(MAX_PHASES));
         self.newest.store(number.into(), Ordering::Release);
         Self {
@@ -173,8 +179,8 @@ impl Phases {
         }
     }
 
-    /// Whether a bucket that was empty when the first of these phases ended is not full yet.
-    fn bucket_counts(phases: &[Phase], now: u64) -> bool {
+    /// Whether a bucket that was empty at the end of the first phase is not full yet.
+    fn is_bucket_relevant(phases: &[Phase], now: u64) -> bool {
         let mut debt = phases[0].rule.refill;
         for at in 1..phases.len() {
             let Phase { since, rule, .. } = phases[at];
@@ -186,15 +192,16 @@ impl Phases {
     }
 
     /// The same for a window that was used up.
-    fn window_counts(phases: &[Phase], now: u64) -> bool {
-        let gone = |since: u64, rule: Numbers| since.saturating_add(rule.length * COUNTED);
+    fn is_window_relevant(phases: &[Phase], now: u64) -> bool {
+        let gone =
+            |since: u64, rule: RateParams| since.saturating_add(rule.length * RETAINED_SUB_WINDOWS);
         let mut until = gone(phases[1].since, phases[0].rule);
         for pair in phases.windows(2) {
             if until <= pair[1].since {
                 return false;
             }
             if pair[0].rule.length != pair[1].rule.length {
-                // All of it is then as young as it can be.
+                // After a conversion, all costs are as young as possible.
                 until = gone(pair[1].since, pair[1].rule);
             }
         }
@@ -211,22 +218,22 @@ impl Default for Phases {
     }
 }
 
-/// Whether a number was given after another: the next half of them were.
-fn is_after(number: Number, other: Number) -> bool {
+/// Whether `number` follows `other`: half of the numbers do.
+fn is_after(number: RuleNumber, other: RuleNumber) -> bool {
     let distance = number.wrapping_sub(other) % FIRST_OVERRIDE;
     distance < FIRST_OVERRIDE / 2
 }
 
-/// A debt under another rule: as many requests stay used, rounded up to a nanosecond, but for what an empty bucket
-/// does not lack.
+/// Converts a debt to another rule. The number of used requests stays the same, rounded up to a
+/// nanosecond and clamped to the debt of an empty bucket.
 #[inline]
-pub(super) fn rescaled(debt: u64, from: Numbers, to: Numbers) -> u64 {
-    rescaled_length(debt, from.length, to.length).min(to.refill)
+pub(super) fn rescaled(debt: u64, from: RateParams, to: RateParams) -> u64 {
+    rescaled_unclamped(debt, from.length, to.length).min(to.refill)
 }
 
-/// The same without a bound.
+/// The same conversion without the clamp.
 #[inline]
-pub(super) fn rescaled_length(debt: u64, from: u64, to: u64) -> u64 {
+pub(super) fn rescaled_unclamped(debt: u64, from: u64, to: u64) -> u64 {
     if from == to || from == 0 {
         return debt;
     }
@@ -241,39 +248,40 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
 
-    fn numbers(text: &str) -> Numbers {
-        Numbers::of(&Rule::new(text.parse::<Quota>().unwrap()))
+    fn numbers(text: &str) -> RateParams {
+        RateParams::from_rule(&Rule::new(text.parse::<Quota>().unwrap()))
     }
 
     /// The phases after changes at these seconds.
     fn phases(first: &str, changes: &[(u64, &str)]) -> Phases {
-        let first = Phases::starting(numbers(first));
+        let first = Phases::starting_with(numbers(first));
         changes.iter().fold(first, |phases, (second, text)| {
-            phases.then(numbers(text), second * SECOND, text.contains("sliding"))
+            phases.with_next(numbers(text), second * SECOND, text.contains("sliding"))
         })
     }
 
     #[test]
-    fn a_debt_is_carried_as_of_each_change() {
-        // 7 s at 1/s; 3 s later 4 requests are left, which are 8 s at 1 in 2 s; 5 s later 1.5 are left, 1.5 s.
+    fn a_debt_is_converted_at_the_time_of_each_change() {
+        // 7 s of debt at 1/s. After 3 s, 4 requests are left: 8 s at 1 per 2 s. After 5 s, 1.5 are
+        // left: 1.5 s.
         let phases = phases(
             "1/s burst 10",
             &[(3, "1 per 2s burst 10"), (8, "1/s burst 10")],
         );
-        let Origin::Past(first) = phases.origin(0) else {
-            panic!("{:?}", phases.origin(0));
+        let EntryPhase::Past(first) = phases.phase_of(0) else {
+            panic!("{:?}", phases.phase_of(0));
         };
         assert_eq!(
-            phases.carried(first, 7 * SECOND),
+            phases.convert_full_at(first, 7 * SECOND),
             8 * SECOND + SECOND * 3 / 2
         );
-        // Full before the second change, and before the first.
-        assert_eq!(phases.carried(first, 5 * SECOND), 7 * SECOND);
-        assert_eq!(phases.carried(first, 2 * SECOND), 2 * SECOND);
-        assert_eq!(phases.origin(2), Origin::Current);
-        assert_eq!(phases.origin(3), Origin::Gone, "there is none");
-        let _ = phases.then(numbers("3/s"), 9 * SECOND, false);
-        assert_eq!(phases.origin(3), Origin::Newer);
+        // The bucket is full before the second change, and before the first.
+        assert_eq!(phases.convert_full_at(first, 5 * SECOND), 7 * SECOND);
+        assert_eq!(phases.convert_full_at(first, 2 * SECOND), 2 * SECOND);
+        assert_eq!(phases.phase_of(2), EntryPhase::Current);
+        assert_eq!(phases.phase_of(3), EntryPhase::Expired, "no such phase");
+        let _ = phases.with_next(numbers("3/s"), 9 * SECOND, false);
+        assert_eq!(phases.phase_of(3), EntryPhase::Newer);
     }
 
     #[test]
@@ -289,75 +297,75 @@ mod tests {
         assert_eq!(
             rescaled(u64::MAX, seven, three),
             three.refill,
-            "and is clamped"
+            "the result is clamped"
         );
     }
 
     #[test]
-    fn an_equal_rule_is_another_phase() {
-        // There and back: an empty bucket of the smaller one is all that is left.
+    fn a_change_back_to_an_equal_rule_starts_another_phase() {
+        // After both changes, at most the debt of an empty bucket of the smaller rule is left.
         let phases = phases("1/s burst 10", &[(0, "1/s burst 2"), (0, "1/s burst 10")]);
-        assert_eq!(phases.carried(0, 9 * SECOND), 2 * SECOND);
+        assert_eq!(phases.convert_full_at(0, 9 * SECOND), 2 * SECOND);
         assert_eq!(phases.number(), 2);
     }
 
     #[test]
-    fn phases_go_when_an_empty_bucket_is_full() {
-        let kept = |second| {
+    fn a_phase_is_dropped_when_an_empty_bucket_is_full() {
+        let phase_count = |second| {
             let changes = [(1, "2/s burst 10"), (second, "3/s burst 10")];
             phases("1/s burst 10", &changes).list.len()
         };
-        // Ten requests take five seconds, and that phase ended with an empty bucket itself.
-        assert_eq!(kept(5), 3);
-        assert_eq!(kept(6), 2);
-        let windows = |second| {
+        // Ten requests take five seconds, and that phase ended with an empty bucket.
+        assert_eq!(phase_count(5), 3);
+        assert_eq!(phase_count(6), 2);
+        let window_phase_count = |second| {
             let changes = [(1, "11/min sliding"), (second, "11 per 30s sliding")];
             phases("10/min sliding", &changes).list.len()
         };
-        assert_eq!(windows(68), 3);
-        assert_eq!(windows(69), 2);
+        assert_eq!(window_phase_count(68), 3);
+        assert_eq!(window_phase_count(69), 2);
     }
 
     #[test]
-    fn a_thousand_changes_leave_what_counts() {
-        let mut phases = Phases::starting(numbers("1/s"));
+    fn a_thousand_changes_leave_only_relevant_phases() {
+        let mut phases = Phases::starting_with(numbers("1/s"));
         for n in 1..=1_000 {
             let rule = numbers(if n % 2 == 0 { "1/s" } else { "2/s" });
-            phases = phases.then(rule, n * SECOND / 10, false);
+            phases = phases.with_next(rule, n * SECOND / 10, false);
             assert!(phases.list.len() <= 12, "{}", phases.list.len());
         }
-        phases = phases.then(numbers("1/s"), 1_000 * SECOND, false);
+        phases = phases.with_next(numbers("1/s"), 1_000 * SECOND, false);
         assert_eq!(phases.list.len(), 2);
-        assert_eq!(phases.origin(5), Origin::Gone);
+        assert_eq!(phases.phase_of(5), EntryPhase::Expired);
     }
 
     #[test]
-    fn changes_without_end_keep_a_bounded_number_of_phases() {
+    fn the_number_of_phases_is_bounded() {
         let of = |phases: &Phases, list| Phases {
             list,
             newest: phases.newest.clone(),
         };
-        let mut phases = Phases::starting(numbers("1/day"));
+        let mut phases = Phases::starting_with(numbers("1/day"));
         let all = 2 * u64::from(FIRST_OVERRIDE) + 7;
         for n in 1..=all {
             let rule = numbers(if n % 2 == 0 { "1/day" } else { "2/day" });
-            // Of the bound alone: each of these copies what is kept.
+            // Tests the bound alone: each change copies the list.
             let from = phases.list.len().saturating_sub(3);
-            phases = of(&phases, phases.list[from..].into()).then(rule, n, false);
+            phases = of(&phases, phases.list[from..].into()).with_next(rule, n, false);
         }
         assert_eq!(u64::from(phases.number()), all % u64::from(FIRST_OVERRIDE));
         let last = phases.number();
         let before = |n| (last + FIRST_OVERRIDE - n) % FIRST_OVERRIDE;
-        assert_eq!(phases.origin(last), Origin::Current);
-        assert_eq!(phases.origin(before(1)), Origin::Past(2));
-        assert_eq!(phases.origin(before(9)), Origin::Gone);
-        // As long ago as it may be.
+        assert_eq!(phases.phase_of(last), EntryPhase::Current);
+        assert_eq!(phases.phase_of(before(1)), EntryPhase::Past(2));
+        assert_eq!(phases.phase_of(before(9)), EntryPhase::Expired);
+        // The oldest numbers that are possible.
         for n in [9, FIRST_OVERRIDE / 2, FIRST_OVERRIDE - 9] {
-            assert_eq!(phases.origin(before(n)), Origin::Gone, "{n}");
+            assert_eq!(phases.phase_of(before(n)), EntryPhase::Expired, "{n}");
         }
         let many = of(&phases, vec![phases.list[0]; MAX_PHASES + 5].into());
         assert_eq!(
-            many.then(numbers("1/day"), all, false).list.len(),
+            many.with_next(numbers("1/day"), all, false).list.len(),
             MAX_PHASES
         );
     }

@@ -1,14 +1,14 @@
-//! The buckets of one policy, or of one tier of it, and the rules that are in force for them.
+//! The buckets of one policy or tier, and the default rules in force.
 
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::bucket::{Buckets, Stale};
-use super::clock::Timer;
+use super::bucket::{Buckets, StaleRules};
+use super::clock::MonotonicClock;
 use super::gcra::Gcra;
-use super::phases::{Numbers, Phases};
-use super::sliding::{By, Windows};
+use super::phases::{Phases, RateParams};
+use super::sliding::{WindowContext, Windows};
 use crate::decision::Usage;
 use crate::key::Key;
 use crate::policy::{NamedQuota, Policy};
@@ -18,133 +18,136 @@ use crate::store::{Charge, RateStats};
 use crate::sync::{AtomicBool, Mutex, Ordering, lock};
 use arc_swap::{ArcSwap, Guard};
 
-/// The buckets of one policy, one table for each of its quotas.
+/// The buckets of one policy, with one table for each quota.
 ///
-/// Until the defaults are changed for the first time, they are found without a look-up.
-pub(super) struct Set {
-    slots: Box<[Slot]>,
-    first: Arc<Rules>,
-    is_changed: AtomicBool,
-    now: ArcSwap<Rules>,
-    /// Held while the defaults are changed.
-    changing: Mutex<()>,
+/// Until the first change of the defaults, decisions read them without a lookup.
+pub(super) struct BucketSet {
+    tables: Box<[QuotaTable]>,
+    initial: Arc<DefaultRules>,
+    has_changed: AtomicBool,
+    current: ArcSwap<DefaultRules>,
+    /// Locked while the defaults change.
+    change_lock: Mutex<()>,
 }
 
-/// What counts one quota.
+/// The table that counts one quota.
 #[expect(
     clippy::large_enum_variant,
     reason = "the larger one is the usual, and a box would be one more load of a decision"
 )]
-enum Slot {
+enum QuotaTable {
     Buckets(Buckets),
     Windows(Windows),
 }
 
-/// The defaults of a set, one for each quota.
-pub(super) struct Rules(Box<[SlotRule]>);
+/// The default rules of a set, one for each quota.
+pub(super) struct DefaultRules(Box<[DefaultRule]>);
 
-/// The default of one quota.
-struct SlotRule {
+/// The default rule of one quota.
+struct DefaultRule {
     rule: Rule,
     phases: Phases,
-    /// For the last phase.
+    /// governor for the last phase.
     gcra: Gcra,
 }
 
-/// The rules that are in force.
-pub(super) enum InForce<'a> {
-    First(&'a Arc<Rules>),
-    Later(Guard<Arc<Rules>>),
+/// The rules in force.
+pub(super) enum CurrentRules<'a> {
+    Initial(&'a Arc<DefaultRules>),
+    Changed(Guard<Arc<DefaultRules>>),
 }
 
-impl Deref for InForce<'_> {
-    type Target = Rules;
+impl Deref for CurrentRules<'_> {
+    type Target = DefaultRules;
 
     #[inline]
-    fn deref(&self) -> &Rules {
+    fn deref(&self) -> &DefaultRules {
         match self {
-            Self::First(first) => first,
-            Self::Later(later) => later,
+            Self::Initial(initial) => initial,
+            Self::Changed(changed) => changed,
         }
     }
 }
 
-impl Set {
+impl BucketSet {
     pub(super) fn new(policy: &Policy, max_keys: usize) -> Self {
         let quotas = || policy.quotas().iter().map(NamedQuota::quota);
-        let slot = |quota: Quota| match quota.is_sliding() {
-            true => Slot::Windows(Windows::new(max_keys)),
-            false => Slot::Buckets(Buckets::new(max_keys)),
+        let table = |quota: Quota| match quota.is_sliding() {
+            true => QuotaTable::Windows(Windows::new(max_keys)),
+            false => QuotaTable::Buckets(Buckets::new(max_keys)),
         };
-        let first = Arc::new(Rules(quotas().map(SlotRule::new).collect()));
+        let initial = Arc::new(DefaultRules(quotas().map(DefaultRule::new).collect()));
         Self {
-            slots: quotas().map(slot).collect(),
-            now: ArcSwap::new(first.clone()),
-            first,
-            is_changed: AtomicBool::new(false),
-            changing: Mutex::new(()),
+            tables: quotas().map(table).collect(),
+            current: ArcSwap::new(initial.clone()),
+            initial,
+            has_changed: AtomicBool::new(false),
+            change_lock: Mutex::new(()),
         }
     }
 
     #[inline]
-    pub(super) fn rules(&self) -> InForce<'_> {
-        if self.is_changed.load(Ordering::Acquire) {
-            InForce::Later(self.now.load())
+    pub(super) fn rules(&self) -> CurrentRules<'_> {
+        if self.has_changed.load(Ordering::Acquire) {
+            CurrentRules::Changed(self.current.load())
         } else {
-            InForce::First(&self.first)
+            CurrentRules::Initial(&self.initial)
         }
     }
 
-    /// Sets the defaults, from `now` on, and returns whether it did: there is one for each quota, of its algorithm.
+    /// Sets the defaults from `now` on. Returns `false` and changes nothing unless there is one
+    /// quota for each table, with its algorithm.
     pub(super) fn set_quotas(&self, quotas: &[Quota], now: u64) -> bool {
-        let fits = |(quota, slot): (&Quota, &Slot)| {
-            let slides = matches!(slot, Slot::Windows(_));
-            quota.rate().is_none_or(|rate| rate.is_sliding() == slides)
+        let is_fitting = |(quota, table): (&Quota, &QuotaTable)| {
+            let is_sliding = matches!(table, QuotaTable::Windows(_));
+            quota
+                .rate()
+                .is_none_or(|rate| rate.is_sliding() == is_sliding)
         };
-        if quotas.len() != self.slots.len() || !quotas.iter().zip(&self.slots).all(fits) {
+        if quotas.len() != self.tables.len() || !quotas.iter().zip(&self.tables).all(is_fitting) {
             return false;
         }
-        let _changing = lock(&self.changing);
-        let rules = self.now.load();
-        let changed = rules.0.iter().zip(quotas).zip(&self.slots);
-        let changed = changed.map(|((default, quota), slot)| {
-            let slides = matches!(slot, Slot::Windows(_));
-            default.then(*quota, now, slides)
+        let _changing = lock(&self.change_lock);
+        let rules = self.current.load();
+        let changed = rules.0.iter().zip(quotas).zip(&self.tables);
+        let changed = changed.map(|((default, quota), table)| {
+            let is_sliding = matches!(table, QuotaTable::Windows(_));
+            default.changed_to(*quota, now, is_sliding)
         });
-        let changed = Rules(changed.collect());
-        self.now.store(Arc::new(changed));
-        self.is_changed.store(true, Ordering::Release);
+        let changed = DefaultRules(changed.collect());
+        self.current.store(Arc::new(changed));
+        self.has_changed.store(true, Ordering::Release);
         true
     }
 
-    /// How many quotas there are.
+    /// The number of quotas.
     #[inline]
     pub(super) fn len(&self) -> usize {
-        self.slots.len()
+        self.tables.len()
     }
 
-    /// One quota of this set as it is for a key.
+    /// Pairs one quota of this set with a key.
     #[inline]
-    pub(super) fn meter<'a>(
+    pub(super) fn keyed<'a>(
         &'a self,
-        rules: &'a Rules,
+        rules: &'a DefaultRules,
         at: usize,
         charge: &'a Charge,
-    ) -> Meter<'a> {
-        Meter {
-            slot: &self.slots[at],
+    ) -> KeyedQuota<'a> {
+        KeyedQuota {
+            table: &self.tables[at],
             default: &rules.0[at],
-            own: charge.rule(at),
+            override_rule: charge.rule(at),
             key: &charge.key,
         }
     }
 
     pub(super) fn stats(&self) -> RateStats {
         let mut all = RateStats::default();
-        for slot in &self.slots {
-            let one = match slot {
-                Slot::Buckets(buckets) => buckets.stats(),
-                Slot::Windows(windows) => windows.stats(),
+        for table in &self.tables {
+            let one = match table {
+                QuotaTable::Buckets(buckets) => buckets.stats(),
+                QuotaTable::Windows(windows) => windows.stats(),
             };
             all.tracked_keys += one.tracked_keys;
             all.evictions += one.evictions;
@@ -153,14 +156,14 @@ impl Set {
     }
 }
 
-impl SlotRule {
+impl DefaultRule {
     fn new(quota: Quota) -> Self {
         let rule = Rule::new(quota);
         let phases = match quota.rate() {
-            Some(_) => Phases::starting(Numbers::of(&rule)),
+            Some(_) => Phases::starting_with(RateParams::from_rule(&rule)),
             None => Phases::default(),
         };
-        Self::of(rule, phases)
+        Self::with_phases(rule, phases)
     }
 
     #[inline]
@@ -168,53 +171,54 @@ impl SlotRule {
         (&self.phases, &self.gcra)
     }
 
-    fn of(rule: Rule, phases: Phases) -> Self {
-        let gcra = Gcra::new(phases.rule().unwrap_or(Numbers::of(&rule)));
+    fn with_phases(rule: Rule, phases: Phases) -> Self {
+        let gcra = Gcra::new(phases.rule().unwrap_or(RateParams::from_rule(&rule)));
         Self { rule, phases, gcra }
     }
 
-    /// Another default from `now` on. While it is off or denies everything, what is used regains at the rate before.
-    fn then(&self, quota: Quota, now: u64, slides: bool) -> Self {
+    /// Changes the default from `now` on. While it is unlimited or denies everything, used requests
+    /// are regained at the previous rate.
+    fn changed_to(&self, quota: Quota, now: u64, is_sliding: bool) -> Self {
         let rule = Rule::new(quota);
-        let numbers = Numbers::of(&rule);
+        let params = RateParams::from_rule(&rule);
         let is_rate = quota.rate().is_some();
-        let phases = if is_rate && self.phases.rule() != Some(numbers) {
-            self.phases.then(numbers, now, slides)
+        let phases = if is_rate && self.phases.rule() != Some(params) {
+            self.phases.with_next(params, now, is_sliding)
         } else {
             self.phases.clone()
         };
-        Self::of(rule, phases)
+        Self::with_phases(rule, phases)
     }
 }
 
-/// One quota as it is for one key.
+/// One quota for one key.
 #[derive(Clone, Copy)]
-pub(super) struct Meter<'a> {
-    slot: &'a Slot,
-    default: &'a SlotRule,
-    own: Option<&'a Rule>,
+pub(super) struct KeyedQuota<'a> {
+    table: &'a QuotaTable,
+    default: &'a DefaultRule,
+    override_rule: Option<&'a Rule>,
     key: &'a Key,
 }
 
-impl Meter<'_> {
+impl KeyedQuota<'_> {
     /// The effective rule: the key's override, else the default.
     #[inline]
     fn rule(&self) -> &Rule {
-        self.own.unwrap_or(&self.default.rule)
+        self.override_rule.unwrap_or(&self.default.rule)
     }
 
     pub(super) fn key(&self) -> &Key {
         self.key
     }
 
-    /// As [`decide`](Self::decide) to take 1, where the numbers are of no use and there is a quicker way.
+    /// Like [`decide`](Self::decide) with cost 1, but faster and without the numbers.
     #[inline]
-    pub(super) fn take_one(&self, time: &Timer) -> Result<bool, Stale> {
+    pub(super) fn take_one(&self, clock: &MonotonicClock) -> Result<bool, StaleRules> {
         let rule = self.rule();
-        match (self.slot, rule.kind()) {
-            (Slot::Buckets(buckets), RuleKind::Bucket) => {
-                match buckets.by(self.default.parts(), self.own, time.now()) {
-                    Some(by) => buckets.take_one(&by, self.key),
+        match (self.table, rule.kind()) {
+            (QuotaTable::Buckets(buckets), RuleKind::Bucket) => {
+                match buckets.context(self.default.parts(), self.override_rule, clock.now()) {
+                    Some(context) => buckets.take_one(&context, self.key),
                     None => Ok(false),
                 }
             }
@@ -222,85 +226,100 @@ impl Meter<'_> {
         }
     }
 
-    /// Decides about a request, and takes its cost if it fits and `takes`. `None`: nothing limits it.
+    /// Decides a request. If it fits and `should_charge` is set, charges its cost. `None`: the
+    /// quota is unlimited.
     #[inline]
     pub(super) fn decide(
         &self,
         cost: u32,
-        takes: bool,
-        time: &Timer,
-    ) -> Result<Option<Usage>, Stale> {
+        should_charge: bool,
+        clock: &MonotonicClock,
+    ) -> Result<Option<Usage>, StaleRules> {
         let rule = self.rule();
-        let usage = match (self.slot, rule.kind()) {
+        let usage = match (self.table, rule.kind()) {
             (_, RuleKind::Unlimited) => return Ok(None),
             (_, RuleKind::DenyAll) if cost == 0 => Usage::admitted(0, 0, Duration::ZERO),
             (_, RuleKind::DenyAll) => Usage::rejected(0, 0, Duration::ZERO, None),
-            (Slot::Buckets(buckets), _) => {
-                let Some(by) = buckets.by(self.default.parts(), self.own, time.now()) else {
+            (QuotaTable::Buckets(buckets), _) => {
+                let Some(context) =
+                    buckets.context(self.default.parts(), self.override_rule, clock.now())
+                else {
                     return Ok(None);
                 };
-                buckets.decide(&by, self.key, cost, takes)?
+                buckets.decide(&context, self.key, cost, should_charge)?
             }
-            (Slot::Windows(windows), _) => {
-                let Some(by) = self.window_by() else {
+            (QuotaTable::Windows(windows), _) => {
+                let Some(context) = self.window_context() else {
                     return Ok(None);
                 };
-                windows.decide(by, self.key, cost, takes, time)?
+                windows.decide(context, self.key, cost, should_charge, clock)?
             }
         };
         Ok(Some(usage.with_rule(rule)))
     }
 
-    /// Gives back what a request took, and has what the key used be by its effective rule from now on; with a cost of 0 no
-    /// more than that. A rule that is off or denies everything took nothing.
-    pub(super) fn refund(&self, cost: u32, time: &Timer) -> Result<(), Stale> {
-        let cost = if self.counts() { cost } else { 0 };
-        match self.slot {
-            Slot::Buckets(buckets) => match self.bucket_by(buckets, time) {
-                Some(by) => buckets.refund(&by, self.key, cost),
+    /// Refunds a request and converts what the key used to its effective rule. With a cost of 0 it
+    /// only converts. An unlimited or denying rule charged nothing.
+    pub(super) fn refund(&self, cost: u32, clock: &MonotonicClock) -> Result<(), StaleRules> {
+        let cost = if self.is_counting() { cost } else { 0 };
+        match self.table {
+            QuotaTable::Buckets(buckets) => match self.bucket_context(buckets, clock) {
+                Some(context) => buckets.refund(&context, self.key, cost),
                 None => Ok(()),
             },
-            Slot::Windows(windows) => match self.window_by() {
-                Some(by) => windows.refund(by, self.key, cost, time),
+            QuotaTable::Windows(windows) => match self.window_context() {
+                Some(context) => windows.refund(context, self.key, cost, clock),
                 None => Ok(()),
             },
         }
     }
 
-    /// Charges a request that was admitted elsewhere, whether it fits or not.
-    #[cfg(feature = "redis")]
-    pub(super) fn charge(&self, cost: u32, time: &Timer) -> Result<(), Stale> {
-        if !self.counts() {
+    /// Charges a request that another store admitted, whether it fits or not.
+    pub(super) fn charge(&self, cost: u32, clock: &MonotonicClock) -> Result<(), StaleRules> {
+        if !self.is_counting() {
             return Ok(());
         }
-        match self.slot {
-            Slot::Buckets(buckets) => match self.bucket_by(buckets, time) {
-                Some(by) => buckets.charge(&by, self.key, cost),
+        match self.table {
+            QuotaTable::Buckets(buckets) => match self.bucket_context(buckets, clock) {
+                Some(context) => buckets.charge(&context, self.key, cost),
                 None => Ok(()),
             },
-            Slot::Windows(windows) => match self.window_by() {
-                Some(by) => windows.charge(by, self.key, cost, time),
+            QuotaTable::Windows(windows) => match self.window_context() {
+                Some(context) => windows.charge(context, self.key, cost, clock),
                 None => Ok(()),
             },
         }
     }
 
-    fn counts(&self) -> bool {
+    fn is_counting(&self) -> bool {
         matches!(self.rule().kind(), RuleKind::Bucket | RuleKind::Window)
     }
 
-    /// By the effective rule, or, while that is off or denies everything, by the last default that was a rate.
-    fn bucket_by(&self, buckets: &Buckets, time: &Timer) -> Option<super::bucket::By<'_>> {
-        let own = self.own.filter(|rule| rule.kind() == RuleKind::Bucket);
-        buckets.by(self.default.parts(), own, time.now())
+    /// Uses the effective rule. While that is unlimited or denies everything, uses the last default
+    /// that was a rate.
+    fn bucket_context(
+        &self,
+        buckets: &Buckets,
+        clock: &MonotonicClock,
+    ) -> Option<super::bucket::BucketContext<'_>> {
+        let override_rule = self
+            .override_rule
+            .filter(|rule| rule.kind() == RuleKind::Bucket);
+        buckets.context(self.default.parts(), override_rule, clock.now())
     }
 
     #[inline]
-    fn window_by(&self) -> Option<By<'_>> {
+    fn window_context(&self) -> Option<WindowContext<'_>> {
         let phases = &self.default.phases;
-        match self.own.filter(|rule| rule.kind() == RuleKind::Window) {
-            Some(own) => Some(By::overridden(phases, Numbers::of(own))),
-            None => By::default_of(phases),
+        match self
+            .override_rule
+            .filter(|rule| rule.kind() == RuleKind::Window)
+        {
+            Some(override_rule) => Some(WindowContext::for_override(
+                phases,
+                RateParams::from_rule(override_rule),
+            )),
+            None => WindowContext::for_default(phases),
         }
     }
 }

@@ -6,10 +6,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::client::Again;
-use super::failure::{FailureKind, StoreError};
+use super::failure::CallError;
 use super::lanes::{Calls, LaneKey, Lanes};
 use super::leases::{FULL, GRANTED, KEY_FULL, LATE, OfKeys, Slots, new_id, or_none};
-use crate::store::{Held, LeaseLimits, Leased};
+use crate::store::FailureKind;
+use crate::store::{AcquireOutcome, LeaseGuard, LeaseLimits};
 
 /// All slots of a limiter count in one total.
 pub(super) const LANE: LaneKey = [0, 0];
@@ -32,7 +33,7 @@ struct Lease {
     may_be_taken: bool,
 }
 
-impl Held for Lease {}
+impl LeaseGuard for Lease {}
 
 impl Drop for Lease {
     fn drop(&mut self) {
@@ -81,7 +82,7 @@ impl Calls for Slots {
     type Request = LeaseLimits;
     type Batch = Vec<Wanted>;
     /// `None` if the failure mode decides. The request that waits for the answer reports that decision.
-    type Answer = Option<Leased>;
+    type Answer = Option<AcquireOutcome>;
 
     fn lanes(&self) -> &Lanes<Self> {
         &self.lanes
@@ -105,7 +106,7 @@ impl Calls for Slots {
         self: &Arc<Self>,
         mut wanted: Vec<Wanted>,
         deadline: Instant,
-    ) -> Vec<Option<Leased>> {
+    ) -> Vec<Option<AcquireOutcome>> {
         let mut outcomes = self.ask(&wanted, deadline).await;
         if outcomes
             .as_ref()
@@ -135,15 +136,15 @@ impl Calls for Slots {
 }
 
 impl Lease {
-    fn after(mut self, outcome: Outcome) -> Option<Leased> {
+    fn after(mut self, outcome: Outcome) -> Option<AcquireOutcome> {
         self.may_be_taken = outcome == Outcome::Granted;
         match outcome {
             Outcome::Granted => {
                 self.slots.hold(self.id, self.of_keys.clone());
-                Some(Leased::Granted(Box::new(self)))
+                Some(AcquireOutcome::Granted(Box::new(self)))
             }
-            Outcome::Full => Some(Leased::Full),
-            Outcome::KeyFull { place } => Some(Leased::KeyFull { place }),
+            Outcome::Full => Some(AcquireOutcome::Full),
+            Outcome::KeyFull { place } => Some(AcquireOutcome::KeyFull { place }),
             Outcome::Late | Outcome::Wrong => None,
         }
     }
@@ -165,7 +166,7 @@ impl Slots {
     }
 
     /// Asks for slots in their order of arrival.
-    async fn ask(&self, wanted: &[Wanted], deadline: Instant) -> Result<Vec<Outcome>, StoreError> {
+    async fn ask(&self, wanted: &[Wanted], deadline: Instant) -> Result<Vec<Outcome>, CallError> {
         let mut keys = vec![self.names.total.clone()];
         let mut arguments = self.arguments(Instant::now(), self.ttl());
         for Wanted { lease, limits } in wanted {
@@ -178,7 +179,7 @@ impl Slots {
         let script = &self.store.leases.acquire;
         // The ids make a second one the same as the first.
         let answer = client.run(script, &keys, &*arguments, deadline, Again::Once);
-        let wrong = || client.failed(StoreError::new(FailureKind::WrongData).after_sending());
+        let wrong = || client.failed(CallError::new(FailureKind::WrongData).after_sending());
         let answer: Vec<redis::Value> = answer.await?;
         let [time, epoch, outcomes @ ..] = &*answer else {
             return Err(wrong());

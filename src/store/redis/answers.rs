@@ -5,9 +5,10 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use super::charged::{KeyRules, Run, micros_per_request};
-use super::failure::{FailureKind, StoreError};
+use super::failure::CallError;
 use crate::decision::Usage;
 use crate::rule::{Rule, RuleKind};
+use crate::store::FailureKind;
 
 /// What became of one run.
 #[derive(Debug)]
@@ -94,13 +95,13 @@ pub(super) fn parse(
     numbers: &[i64],
     rules: &[KeyRules],
     runs: &[Run],
-) -> Result<Vec<Option<Outcome>>, StoreError> {
+) -> Result<Vec<Option<Outcome>>, CallError> {
     let mut numbers = numbers.iter().copied();
     let outcomes = runs.iter().map(|run| outcome(&mut numbers, rules, run));
     let outcomes: Option<Vec<_>> = outcomes.collect();
     outcomes
         .filter(|_| numbers.next().is_none())
-        .ok_or_else(|| StoreError::new(FailureKind::WrongData).after_sending())
+        .ok_or_else(|| CallError::new(FailureKind::WrongData).after_sending())
 }
 
 /// The outer `None` means that the answer cannot be read.

@@ -10,8 +10,9 @@ use tokio::time::timeout;
 
 use super::connection::Driver;
 use super::context::Context;
-use super::failure::{FailureKind, OrFailure, StoreError};
+use super::failure::{CallError, OrFailure};
 use super::url::{Address, Target};
+use crate::store::FailureKind;
 
 /// How long it may take to connect, the server's first answers included.
 pub(super) const CONNECT_WITHIN: Duration = Duration::from_millis(500);
@@ -20,7 +21,7 @@ pub(super) const CONNECT_WITHIN: Duration = Duration::from_millis(500);
 pub(super) async fn connect(
     context: Arc<Context>,
     address: Option<Address>,
-) -> Result<(MultiplexedConnection, Driver), StoreError> {
+) -> Result<(MultiplexedConnection, Driver), CallError> {
     attempt(context.target.has_tls(), async move {
         let target = &context.target;
         let address = match address {
@@ -37,7 +38,7 @@ pub(super) async fn ask_once(
     target: &Target,
     address: &Address,
     question: &Cmd,
-) -> Result<Value, StoreError> {
+) -> Result<Value, CallError> {
     let (mut connection, mut driver) = target.open(address).await?;
     let mut answer = std::pin::pin!(question.query_async(&mut connection));
     tokio::select! {
@@ -50,9 +51,9 @@ pub(super) async fn ask_once(
 /// Connects, in a task of its own, as a library may panic.
 pub(super) async fn attempt<T: Send + 'static>(
     has_tls: bool,
-    attempted: impl Future<Output = Result<T, StoreError>> + Send + 'static,
-) -> Result<T, StoreError> {
-    let late = StoreError::not_connected(has_tls);
+    attempted: impl Future<Output = Result<T, CallError>> + Send + 'static,
+) -> Result<T, CallError> {
+    let late = CallError::not_connected(has_tls);
     apart(async {
         let attempted = timeout(CONNECT_WITHIN, attempted).await;
         attempted.unwrap_or(Err(late))
@@ -62,15 +63,15 @@ pub(super) async fn attempt<T: Send + 'static>(
 
 /// Runs what may panic in a task of its own, which ends with this future.
 pub(super) async fn apart<T: Send + 'static>(
-    attempted: impl Future<Output = Result<T, StoreError>> + Send + 'static,
-) -> Result<T, StoreError> {
+    attempted: impl Future<Output = Result<T, CallError>> + Send + 'static,
+) -> Result<T, CallError> {
     let mut task = JoinSet::new();
     task.spawn(attempted);
     match task.join_next().await {
         Some(Ok(attempted)) => attempted,
-        Some(Err(error)) if error.is_panic() => Err(StoreError::panicked(error.into_panic())),
+        Some(Err(error)) if error.is_panic() => Err(CallError::panicked(error.into_panic())),
         // The runtime ends.
-        Some(Err(_)) | None => Err(StoreError::new(FailureKind::Disconnected)),
+        Some(Err(_)) | None => Err(CallError::new(FailureKind::Disconnected)),
     }
 }
 
@@ -81,7 +82,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_attempt_ends_in_an_answer_or_an_error() {
         assert_eq!(attempt(false, async { Ok(7) }).await.unwrap(), 7);
-        let refused = attempt::<()>(false, async { Err(StoreError::new(FailureKind::Denied)) });
+        let refused = attempt::<()>(false, async { Err(CallError::new(FailureKind::Denied)) });
         assert_eq!(refused.await.unwrap_err().kind(), FailureKind::Denied);
         let panicked = attempt::<()>(false, async { panic!("no crypto provider") });
         let error = panicked.await.unwrap_err();

@@ -11,10 +11,11 @@ use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
 use tokio::time::{Instant, sleep_until};
 
 use super::client::{Again, Route, Shared};
-use super::failure::{ClientError, FailureKind, StoreError};
+use super::failure::{CallError, ClientError};
 use super::node::{Fault, Node};
 use super::slots;
 use super::supervisor::supervise;
+use crate::store::FailureKind;
 
 /// Servers that a call is sent on to at most.
 const HOPS: u32 = 3;
@@ -60,7 +61,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    pub(super) async fn make(&mut self, command: &Cmd) -> Result<Value, StoreError> {
+    pub(super) async fn make(&mut self, command: &Cmd) -> Result<Value, CallError> {
         let made = self.try_make(command).await;
         made.map_err(|error| match self.was_sent {
             true => error.after_sending(),
@@ -68,7 +69,7 @@ impl<'a> Call<'a> {
         })
     }
 
-    async fn try_make(&mut self, command: &Cmd) -> Result<Value, StoreError> {
+    async fn try_make(&mut self, command: &Cmd) -> Result<Value, CallError> {
         let mut asked = None;
         loop {
             let asking = asked.is_some();
@@ -86,10 +87,10 @@ impl<'a> Call<'a> {
                     }
                     Step::Pause(error) => error,
                 },
-                None => StoreError::because(FailureKind::Busy, "no server has the slot"),
+                None => CallError::because(FailureKind::Busy, "no server has the slot"),
             };
             self.shared.context.is_in_trouble();
-            if self.shared.supervisor.is_vacant() {
+            if self.shared.supervisor.is_idle() {
                 supervise(self.shared);
             }
             let next = Instant::now() + self.pause;
@@ -102,7 +103,7 @@ impl<'a> Call<'a> {
     }
 
     /// The server of the keys, if there is one.
-    async fn node(&self) -> Result<Option<Arc<Node>>, StoreError> {
+    async fn node(&self) -> Result<Option<Arc<Node>>, CallError> {
         match &self.shared.route {
             Route::One(node) => Ok(Some(node.clone())),
             Route::BySlot(router) => {
@@ -115,7 +116,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    async fn ask(&mut self, node: &Node, command: &Cmd, asking: bool) -> Result<Step, StoreError> {
+    async fn ask(&mut self, node: &Node, command: &Cmd, asking: bool) -> Result<Step, CallError> {
         let _room = match self.is_bounded {
             true => Some(node.room(self.deadline).await?),
             false => None,
@@ -145,13 +146,13 @@ impl<'a> Call<'a> {
             }
             Err(Fault::TimedOut) => {
                 self.was_sent = true;
-                Err(StoreError::new(FailureKind::Timeout))
+                Err(CallError::new(FailureKind::Timeout))
             }
         }
     }
 
     /// What to do about an answer that is an error: an error again, unless it leads on.
-    fn after_refusal(&mut self, node: &Node, error: RedisError) -> Result<Step, StoreError> {
+    fn after_refusal(&mut self, node: &Node, error: RedisError) -> Result<Step, CallError> {
         let Route::BySlot(router) = &self.shared.route else {
             return Err(self.refused(error));
         };
@@ -168,7 +169,7 @@ impl<'a> Call<'a> {
         }
         if self.hops == HOPS {
             let words = "the servers of the cluster do not agree on the one that has the slot";
-            return Err(StoreError::because(FailureKind::Busy, words));
+            return Err(CallError::because(FailureKind::Busy, words));
         }
         self.hops += 1;
         let to = error.redirect_node().zip(node.address());
@@ -186,7 +187,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    fn refused(&self, error: RedisError) -> StoreError {
+    fn refused(&self, error: RedisError) -> CallError {
         error.into_failure().after_sending()
     }
 }
@@ -199,5 +200,5 @@ enum Step {
     /// Another server takes it, if ASKING comes first.
     Ask(Arc<Node>),
     /// No server takes it at the moment.
-    Pause(StoreError),
+    Pause(CallError),
 }

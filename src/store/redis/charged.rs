@@ -117,7 +117,7 @@ fn letter(rule: &Rule) -> char {
 /// The interval of a bucket or the length of a sub-window, rounded up, so that no more is admitted than was
 /// promised.
 pub(super) fn micros_per_request(rule: &Rule) -> u64 {
-    rule.length_nanos().div_ceil(1_000)
+    (rule.length().as_nanos() as u64).div_ceil(1_000)
 }
 
 #[cfg(test)]

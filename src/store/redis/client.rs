@@ -10,14 +10,14 @@ use tokio::time::Instant;
 use super::call::Call;
 use super::context::Context;
 use super::events::Events;
-use super::failure::{OrFailure, StoreError};
+use super::failure::{CallError, OrFailure};
 use super::node::Node;
-use super::post::Post;
 use super::router::Router;
 use super::script::Script;
 use super::slots;
 use super::supervisor::supervise;
 use super::url::{Servers, Target};
+use crate::singleton_task::SingletonTask;
 
 #[derive(Clone)]
 pub(super) struct Options {
@@ -43,7 +43,7 @@ pub(super) struct Shared {
     pub(super) context: Arc<Context>,
     pub(super) route: Route,
     /// Which task looks after the connections.
-    pub(super) supervisor: Post,
+    pub(super) supervisor: SingletonTask,
     pub(super) ended: AtomicBool,
 }
 
@@ -64,7 +64,7 @@ impl Client {
             shared: Arc::new(Shared {
                 context,
                 route,
-                supervisor: Post::default(),
+                supervisor: SingletonTask::default(),
                 ended: AtomicBool::new(false),
             }),
         }
@@ -103,7 +103,7 @@ impl Client {
     /// Fails at once while the breaker of a key's server is open, for callers who then need not
     /// build a call. The key is asked for only while some breaker is open.
     #[inline]
-    pub(super) fn check(&self, key: impl FnOnce() -> String) -> Result<(), StoreError> {
+    pub(super) fn check(&self, key: impl FnOnce() -> String) -> Result<(), CallError> {
         self.check_any(|| [key()])
     }
 
@@ -112,7 +112,7 @@ impl Client {
     pub(super) fn check_any<K: IntoIterator<Item = String>>(
         &self,
         keys: impl FnOnce() -> K,
-    ) -> Result<(), StoreError> {
+    ) -> Result<(), CallError> {
         if self.context().health.any_is_down() {
             self.check_each(&mut keys().into_iter())
         } else {
@@ -121,7 +121,7 @@ impl Client {
     }
 
     #[cold]
-    fn check_each(&self, keys: &mut dyn Iterator<Item = String>) -> Result<(), StoreError> {
+    fn check_each(&self, keys: &mut dyn Iterator<Item = String>) -> Result<(), CallError> {
         let mut rejected = None;
         for key in keys {
             let of_key = match &self.shared.route {
@@ -150,7 +150,7 @@ impl Client {
         arguments: impl ToRedisArgs + Copy,
         deadline: Instant,
         again: Again,
-    ) -> Result<T, StoreError> {
+    ) -> Result<T, CallError> {
         self.run_in(true, script, keys, arguments, deadline, again)
             .await
     }
@@ -164,7 +164,7 @@ impl Client {
         arguments: impl ToRedisArgs + Copy,
         deadline: Instant,
         again: Again,
-    ) -> Result<T, StoreError> {
+    ) -> Result<T, CallError> {
         self.run_in(false, script, keys, arguments, deadline, again)
             .await
     }
@@ -177,7 +177,7 @@ impl Client {
         arguments: impl ToRedisArgs + Copy,
         deadline: Instant,
         again: Again,
-    ) -> Result<T, StoreError> {
+    ) -> Result<T, CallError> {
         let mut call = Call::new(&self.shared, keys, deadline, again, is_bounded);
         let answer = match call.make(&script.call(keys, arguments)).await {
             Err(error) if error.is_no_script() => {
@@ -194,7 +194,7 @@ impl Client {
     }
 
     /// Tells the observers.
-    pub(super) fn failed(&self, error: StoreError) -> StoreError {
+    pub(super) fn failed(&self, error: CallError) -> CallError {
         self.context().failed(&error);
         error
     }

@@ -13,8 +13,9 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::task::JoinSet;
 
 use super::detail::bounded;
-use super::failure::{ClientError, FailureKind, OrFailure, StoreError};
+use super::failure::{CallError, ClientError, OrFailure};
 use super::url::{Address, Login, Servers, Target};
+use crate::store::FailureKind;
 
 /// Reads and writes a connection for as long as it is polled. It ends with the connection, also
 /// when the server closes an idle one.
@@ -26,7 +27,7 @@ impl Target {
     pub(super) async fn open(
         &self,
         address: &Address,
-    ) -> Result<(MultiplexedConnection, Driver), StoreError> {
+    ) -> Result<(MultiplexedConnection, Driver), CallError> {
         self.open_with(&self.login, address).await
     }
 
@@ -35,7 +36,7 @@ impl Target {
         &self,
         login: &Login,
         address: &Address,
-    ) -> Result<(MultiplexedConnection, Driver), StoreError> {
+    ) -> Result<(MultiplexedConnection, Driver), CallError> {
         match address {
             Address::Tcp(host, port) => {
                 #[cfg(feature = "redis-tls")]
@@ -58,7 +59,7 @@ impl Target {
     }
 
     /// The address to connect to now: with Sentinel, that of the server that is the master now.
-    pub(super) async fn master(&self) -> Result<Address, StoreError> {
+    pub(super) async fn master(&self) -> Result<Address, CallError> {
         match &self.servers {
             Servers::Single(address) => Ok(address.clone()),
             Servers::Sentinel(sentinels) => sentinels.master(self).await,
@@ -69,7 +70,7 @@ impl Target {
 }
 
 /// Connects to the first of a name's addresses that answers.
-async fn tcp(host: &str, port: u16) -> Result<TcpStream, StoreError> {
+async fn tcp(host: &str, port: u16) -> Result<TcpStream, CallError> {
     let mut tries = JoinSet::new();
     for address in lookup_host((host, port)).await.or_failure()? {
         tries.spawn(TcpStream::connect(address));
@@ -102,7 +103,7 @@ fn set_options(stream: &TcpStream) -> io::Result<()> {
 }
 
 /// Authenticates, selects the database, gives the connection its name and checks the server.
-async fn log_in<S>(login: &Login, stream: S) -> Result<(MultiplexedConnection, Driver), StoreError>
+async fn log_in<S>(login: &Login, stream: S) -> Result<(MultiplexedConnection, Driver), CallError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -131,7 +132,7 @@ pub(super) async fn beside<T>(driver: &mut Driver, answer: impl Future<Output = 
     }
 }
 
-async fn check(login: &Login, mut connection: MultiplexedConnection) -> Result<(), StoreError> {
+async fn check(login: &Login, mut connection: MultiplexedConnection) -> Result<(), CallError> {
     // What the server says of itself, in either protocol and to every user: `INFO` needs a
     // permission.
     let mut naming = connection.clone();
@@ -153,7 +154,7 @@ async fn check(login: &Login, mut connection: MultiplexedConnection) -> Result<(
             };
             check_version(&says("version"))?;
             if login.needs_master && !matches!(&*says("role"), "" | "master") {
-                return Err(StoreError::because(
+                return Err(CallError::because(
                     FailureKind::ReadOnly,
                     "the server that Sentinel names is no master yet or any more",
                 ));
@@ -166,7 +167,7 @@ async fn check(login: &Login, mut connection: MultiplexedConnection) -> Result<(
                 .detail()
                 .is_some_and(|words| words.contains("unknown command")) =>
         {
-            Err(StoreError::new(FailureKind::TooOld))
+            Err(CallError::new(FailureKind::TooOld))
         }
         Err(error) => Err(error.into_failure()),
     }
@@ -175,14 +176,14 @@ async fn check(login: &Login, mut connection: MultiplexedConnection) -> Result<(
 /// The oldest version that has every command that the scripts use.
 const OLDEST: (u32, u32) = (6, 2);
 
-fn check_version(version: &str) -> Result<(), StoreError> {
+fn check_version(version: &str) -> Result<(), CallError> {
     let mut numbers = version
         .split('.')
         .map_while(|number| number.trim().parse().ok());
     let (major, minor): (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     if !version.is_empty() && (major, minor) < OLDEST {
         let words = bounded(&format!("it is version {version}"));
-        return Err(StoreError::because(FailureKind::TooOld, words));
+        return Err(CallError::because(FailureKind::TooOld, words));
     }
     Ok(())
 }

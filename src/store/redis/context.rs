@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::client::Options;
-use super::failure::StoreError;
+use super::failure::CallError;
 use super::health::Health;
 use super::url::Target;
 
@@ -41,7 +41,7 @@ impl Context {
         })
     }
 
-    pub(super) fn failed(&self, error: &StoreError) {
+    pub(super) fn failed(&self, error: &CallError) {
         self.options.events.failed(error);
     }
 

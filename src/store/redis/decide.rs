@@ -7,13 +7,14 @@ use tokio::time::Instant;
 use super::answers::{Outcome, parse, unused};
 use super::charged::{Arguments, KeyRules, Mode, Run};
 use super::client::Again;
-use super::denied::fingerprint;
-use super::failure::{FailureKind, StoreError};
+use super::failure::CallError;
 use super::lanes;
 use super::rate::{Buckets, is_limiting};
 use super::takes::{SEVERAL, Take};
 use crate::decision::{Decision, Usage};
 use crate::store::Charge;
+use crate::store::FailureKind;
+use crate::store::denials::DenialCache;
 
 impl Buckets {
     /// What Redis decides; when it cannot be asked, what was charged before that was known.
@@ -102,14 +103,14 @@ impl Buckets {
         cost: u32,
         mode: Mode,
         asked: Instant,
-    ) -> Result<Vec<Option<Usage>>, StoreError> {
+    ) -> Result<Vec<Option<Usage>>, CallError> {
         if mode == Mode::Take {
             let lane = match charges.len() {
-                1 => fingerprint(&charges),
+                1 => DenialCache::fingerprint(&charges),
                 _ => SEVERAL,
             };
             let taken = lanes::ask(self, lane, Take { charges, cost }, asked).await;
-            let too_late = || self.client().failed(StoreError::new(FailureKind::Timeout));
+            let too_late = || self.client().failed(CallError::new(FailureKind::Timeout));
             return Ok(taken.ok_or_else(too_late)??.usages().collect());
         }
         Box::pin(self.request_alone(&charges, cost, mode, asked)).await
@@ -122,7 +123,7 @@ impl Buckets {
         cost: u32,
         mode: Mode,
         asked: Instant,
-    ) -> Result<Vec<Option<Usage>>, StoreError> {
+    ) -> Result<Vec<Option<Usage>>, CallError> {
         let keys: Vec<_> = charges.iter().map(|charge| self.key(charge)).collect();
         let runs = [Run::single(cost, keys.len())];
         let rules = self.rules(charges);
@@ -130,7 +131,7 @@ impl Buckets {
         let outcomes = self.ask(&keys, &rules, &runs, mode, deadline).await?;
         let outcome = outcomes.into_iter().next().flatten();
         let outcome =
-            outcome.ok_or_else(|| StoreError::new(FailureKind::WrongData).after_sending())?;
+            outcome.ok_or_else(|| CallError::new(FailureKind::WrongData).after_sending())?;
         Ok(outcome.usages(0).collect())
     }
 
@@ -143,7 +144,7 @@ impl Buckets {
         runs: &[Run],
         mode: Mode,
         deadline: Instant,
-    ) -> Result<Vec<Option<Outcome>>, StoreError> {
+    ) -> Result<Vec<Option<Outcome>>, CallError> {
         let arguments = Arguments { mode, rules, runs };
         let client = self.client();
         // Twice charged is too little admitted; twice refunded would be too much.
@@ -155,7 +156,7 @@ impl Buckets {
         let numbers: Vec<i64> = call.await?;
         let outcomes = parse(&numbers, rules, runs).map_err(|error| client.failed(error))?;
         for _ in outcomes.iter().filter(|outcome| outcome.is_none()) {
-            client.failed(StoreError::new(FailureKind::WrongData));
+            client.failed(CallError::new(FailureKind::WrongData));
         }
         Ok(outcomes)
     }

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::failure::{FailureKind, StoreError};
+use super::failure::CallError;
+use super::sync::lock;
 use super::trouble::Trouble;
+use crate::store::FailureKind;
 use crate::store::{FailureMode, StoreStatus};
-use crate::sync::lock;
 
 /// Sees how a store that is somewhere else fares. Every hook does nothing unless it is written.
 ///
@@ -69,7 +70,7 @@ pub(super) struct Events {
 struct Health {
     started: Instant,
     /// By kind of failure.
-    lines: [LineLimit; FailureKind::COUNT],
+    lines: Box<[LineLimit]>,
     clients: Mutex<Clients>,
     decided: Decided,
     trouble: Trouble,
@@ -131,7 +132,7 @@ impl Events {
 
     /// A call failed, or an attempt to connect. A call that the breaker rejects is counted, and
     /// leaves the line in the log to the cause.
-    pub(super) fn failed(&self, error: &StoreError) {
+    pub(super) fn failed(&self, error: &CallError) {
         for observer in &self.observers {
             observer.failed(error.kind());
         }
@@ -140,7 +141,7 @@ impl Events {
         }
         self.health.trouble.note(Some(error));
         let now = self.health.started.elapsed();
-        if let Some(silent) = self.health.lines[error.kind().index()].line(now) {
+        if let Some(silent) = self.health.lines[error.kind() as usize].line(now) {
             tracing::warn!(
                 kind = error.kind().as_str(),
                 cause = error.detail(),
@@ -265,7 +266,10 @@ impl Default for Health {
     fn default() -> Self {
         Self {
             started: Instant::now(),
-            lines: Default::default(),
+            lines: FailureKind::ALL
+                .iter()
+                .map(|_| LineLimit::default())
+                .collect(),
             clients: Mutex::default(),
             decided: Decided::default(),
             trouble: Trouble::default(),
@@ -353,6 +357,7 @@ mod tests {
     use tracing_subscriber::layer::SubscriberExt;
 
     use super::*;
+    use crate::store::StoreError;
 
     const MODES: [FailureMode; 3] = [
         FailureMode::Open,
@@ -413,8 +418,8 @@ mod tests {
         tokio::time::advance(Duration::from_millis(millis)).await;
     }
 
-    fn refused() -> StoreError {
-        StoreError::because(FailureKind::Disconnected, "connection refused")
+    fn refused() -> CallError {
+        CallError::because(FailureKind::Disconnected, "connection refused")
     }
 
     #[tokio::test(start_paused = true)]
@@ -422,7 +427,7 @@ mod tests {
         let lines = Lines::default();
         let _collecting = lines.collect();
         let events = Events::default();
-        let busy = StoreError::because(FailureKind::Busy, "LOADING");
+        let busy = CallError::because(FailureKind::Busy, "LOADING");
         for _ in 0..3 {
             events.failed(&refused());
             events.failed(&busy);
@@ -455,10 +460,10 @@ mod tests {
         let lines = Lines::default();
         let _collecting = lines.collect();
         let events = Events::default();
-        let rejected = StoreError::breaker_open(&refused());
+        let rejected = CallError::breaker_open(&refused());
         assert_eq!(rejected.kind(), FailureKind::Disconnected);
         assert_eq!(
-            rejected.to_string(),
+            StoreError::from(rejected.clone()).to_string(),
             "the store failed: disconnected: connection refused"
         );
         for _ in 0..1000 {

@@ -9,147 +9,66 @@ use redis::{ErrorKind, ParsingError, RedisError, ServerErrorKind};
 use super::attempt::CONNECT_WITHIN;
 use super::detail;
 use super::url::Address;
+use crate::store::{FailureKind, StoreError};
 
-/// What went wrong with a call to a store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum FailureKind {
-    /// There is no connection.
-    Disconnected,
-    /// TLS failed: the certificate is not trusted or is for another host. (A Redis that gets TLS on a
-    /// port without it does not answer: that is mostly a [`Timeout`](Self::Timeout).)
-    Tls,
-    /// No answer within the deadline.
-    Timeout,
-    /// As many calls are under way as may be.
-    Overloaded,
-    /// The server refuses the credentials, or does not allow this user the commands.
-    Denied,
-    /// The server is a replica.
-    ReadOnly,
-    /// The server has no memory for it, and evicts nothing.
-    OutOfMemory,
-    /// The server is busy: it loads its data, runs a script that does not end, or its part of the
-    /// cluster is down.
-    Busy,
-    /// Under the key lies something that this crate did not write.
-    WrongData,
-    /// The server is older than Redis 6.2.
-    TooOld,
-    /// The server does not know a command: it is a Sentinel or a proxy, or its commands are renamed.
-    Unsupported,
-    /// The URL cannot be used: it is invalid, the database does not exist, or the server is of another
-    /// kind than the URL says (a node of a cluster, a Sentinel, or neither).
-    Configuration,
-    /// Something else; the log line has the server's words.
-    Other,
-}
-
-impl FailureKind {
-    pub(super) const COUNT: usize = Self::Other as usize + 1;
-
-    /// All of them.
-    #[cfg(feature = "metrics")]
-    pub(crate) const ALL: [Self; Self::COUNT] = [
-        Self::Disconnected,
-        Self::Tls,
-        Self::Timeout,
-        Self::Overloaded,
-        Self::Denied,
-        Self::ReadOnly,
-        Self::OutOfMemory,
-        Self::Busy,
-        Self::WrongData,
-        Self::TooOld,
-        Self::Unsupported,
-        Self::Configuration,
-        Self::Other,
-    ];
-
-    /// A number below [`COUNT`](Self::COUNT).
-    pub(super) fn index(self) -> usize {
-        self as usize
+/// The kind of failure of an error of the client library.
+pub(super) fn kind_of(error: &RedisError) -> FailureKind {
+    // Codes and words that the client has no kind for.
+    match error.code() {
+        Some("OOM") => return FailureKind::OutOfMemory,
+        Some("BUSY") => return FailureKind::Busy,
+        Some("NOAUTH" | "WRONGPASS" | "DENIED") => return FailureKind::Denied,
+        Some("WRONGTYPE" | "JUNK") => return FailureKind::WrongData,
+        Some("NOPROTO") => return FailureKind::Unsupported,
+        Some("ERR") => {
+            let detail = error.detail().unwrap_or_default();
+            if detail.starts_with("unknown command") {
+                return FailureKind::Unsupported;
+            }
+            // A script calls what this user may not, or reaches a key that it may not.
+            // Redis 6.2 writes the script's name before it, and Valkey has other words.
+            // The client drops the code when a database is selected.
+            if detail.contains("The user executing the script can't")
+                || detail.starts_with("ACL failure in script")
+                || detail.contains("has no permissions to run the")
+            {
+                return FailureKind::Denied;
+            }
+            if detail.contains("DB index is out of range")
+                || detail.contains("cluster support disabled")
+            {
+                return FailureKind::Configuration;
+            }
+            if detail.starts_with("max number of clients") {
+                return FailureKind::Busy;
+            }
+        }
+        _ => {}
     }
-
-    /// A word for logs and metric labels.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Disconnected => "disconnected",
-            Self::Tls => "tls",
-            Self::Timeout => "timeout",
-            Self::Overloaded => "overloaded",
-            Self::Denied => "denied",
-            Self::ReadOnly => "read_only",
-            Self::OutOfMemory => "out_of_memory",
-            Self::Busy => "busy",
-            Self::WrongData => "wrong_data",
-            Self::TooOld => "too_old",
-            Self::Unsupported => "unsupported",
-            Self::Configuration => "configuration",
-            Self::Other => "other",
+    match error.kind() {
+        ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::NoPerm) => {
+            FailureKind::Denied
         }
-    }
-
-    /// What an error of the client's stands for.
-    pub(super) fn of(error: &RedisError) -> Self {
-        // Codes and words that the client has no kind for.
-        match error.code() {
-            Some("OOM") => return Self::OutOfMemory,
-            Some("BUSY") => return Self::Busy,
-            Some("NOAUTH" | "WRONGPASS" | "DENIED") => return Self::Denied,
-            Some("WRONGTYPE" | "JUNK") => return Self::WrongData,
-            Some("NOPROTO") => return Self::Unsupported,
-            Some("ERR") => {
-                let detail = error.detail().unwrap_or_default();
-                if detail.starts_with("unknown command") {
-                    return Self::Unsupported;
-                }
-                // A script calls what this user may not, or reaches a key that it may not.
-                // Redis 6.2 writes the script's name before it, and Valkey has other words.
-                // The client drops the code when a database is selected.
-                if detail.contains("The user executing the script can't")
-                    || detail.starts_with("ACL failure in script")
-                    || detail.contains("has no permissions to run the")
-                {
-                    return Self::Denied;
-                }
-                if detail.contains("DB index is out of range")
-                    || detail.contains("cluster support disabled")
-                {
-                    return Self::Configuration;
-                }
-                if detail.starts_with("max number of clients") {
-                    return Self::Busy;
-                }
-            }
-            _ => {}
+        ErrorKind::Server(ServerErrorKind::ReadOnly) => FailureKind::ReadOnly,
+        ErrorKind::Server(
+            ServerErrorKind::BusyLoading
+            | ServerErrorKind::ClusterDown
+            | ServerErrorKind::MasterDown
+            | ServerErrorKind::TryAgain,
+        ) => FailureKind::Busy,
+        // Only a client that takes the server for a single one lets these through.
+        ErrorKind::Server(
+            ServerErrorKind::Moved | ServerErrorKind::Ask | ServerErrorKind::CrossSlot,
+        )
+        | ErrorKind::InvalidClientConfig => FailureKind::Configuration,
+        ErrorKind::UnexpectedReturnType => FailureKind::WrongData,
+        ErrorKind::RESP3NotSupported => FailureKind::Unsupported,
+        _ if error.is_timeout() => FailureKind::Timeout,
+        _ if is_tls(error) => FailureKind::Tls,
+        ErrorKind::Io | ErrorKind::Parse | ErrorKind::ClusterConnectionNotFound => {
+            FailureKind::Disconnected
         }
-        match error.kind() {
-            ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::NoPerm) => {
-                Self::Denied
-            }
-            ErrorKind::Server(ServerErrorKind::ReadOnly) => Self::ReadOnly,
-            ErrorKind::Server(
-                ServerErrorKind::BusyLoading
-                | ServerErrorKind::ClusterDown
-                | ServerErrorKind::MasterDown
-                | ServerErrorKind::TryAgain,
-            ) => Self::Busy,
-            // Only a client that takes the server for a single one lets these through.
-            ErrorKind::Server(
-                ServerErrorKind::Moved | ServerErrorKind::Ask | ServerErrorKind::CrossSlot,
-            )
-            | ErrorKind::InvalidClientConfig => Self::Configuration,
-            ErrorKind::UnexpectedReturnType => Self::WrongData,
-            ErrorKind::RESP3NotSupported => Self::Unsupported,
-            _ if error.is_timeout() => Self::Timeout,
-            _ if is_tls(error) => Self::Tls,
-            ErrorKind::Io | ErrorKind::Parse | ErrorKind::ClusterConnectionNotFound => {
-                Self::Disconnected
-            }
-            _ => Self::Other,
-        }
+        _ => FailureKind::Other,
     }
 }
 
@@ -162,27 +81,20 @@ fn is_tls(error: &RedisError) -> bool {
     io.is_some_and(|io| io.kind() == std::io::ErrorKind::InvalidData)
 }
 
-impl fmt::Display for FailureKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// A call to a store that failed.
+/// A call that failed, with what the store needs to know about it.
 ///
-/// Says what kind of failure it was and, in the server's words, why. It holds no key, no argument of
-/// a call and no password: where the server quotes one, its words end.
+/// The message holds no key, no argument of a call and no password: it ends before the first quoted one.
 #[derive(Clone, Debug)]
-pub struct StoreError {
+pub(super) struct CallError {
     kind: FailureKind,
     detail: Option<Arc<str>>,
-    /// Whether anything was sent: the server may have done what it was asked to.
+    /// Whether anything was sent: the server may have done what was requested.
     was_sent: bool,
     is_no_script: bool,
     is_from_breaker: bool,
 }
 
-impl StoreError {
+impl CallError {
     pub(super) fn new(kind: FailureKind) -> Self {
         Self {
             kind,
@@ -259,15 +171,11 @@ impl StoreError {
         self.is_from_breaker
     }
 
-    /// What kind of failure it was.
-    #[must_use]
-    pub fn kind(&self) -> FailureKind {
+    pub(super) fn kind(&self) -> FailureKind {
         self.kind
     }
 
-    /// Why, in the words of the server or of the operating system, if they say more than the kind.
-    #[must_use]
-    pub fn detail(&self) -> Option<&str> {
+    pub(super) fn detail(&self) -> Option<&str> {
         self.detail.as_deref()
     }
 }
@@ -275,15 +183,15 @@ impl StoreError {
 /// An error of the client library, which is no part of this crate's interface: so no `From`, which
 /// would be public.
 pub(super) trait ClientError {
-    fn into_failure(self) -> StoreError;
+    fn into_failure(self) -> CallError;
 }
 
 impl ClientError for RedisError {
-    fn into_failure(self) -> StoreError {
-        StoreError {
+    fn into_failure(self) -> CallError {
+        CallError {
             detail: Some(detail::of(&self)),
             is_no_script: self.kind() == ErrorKind::Server(ServerErrorKind::NoScript),
-            ..StoreError::new(FailureKind::of(&self))
+            ..CallError::new(kind_of(&self))
         }
     }
 }
@@ -291,8 +199,8 @@ impl ClientError for RedisError {
 /// An answer that arrived and is not what was asked for: the connection is none the worse. (Of an
 /// answer that cannot be told from the next one the client says so itself, in a [`RedisError`].)
 impl ClientError for ParsingError {
-    fn into_failure(self) -> StoreError {
-        StoreError {
+    fn into_failure(self) -> CallError {
+        CallError {
             kind: FailureKind::WrongData,
             ..RedisError::from(self).into_failure().after_sending()
         }
@@ -301,32 +209,36 @@ impl ClientError for ParsingError {
 
 /// What was awaited from the operating system.
 impl ClientError for std::io::Error {
-    fn into_failure(self) -> StoreError {
+    fn into_failure(self) -> CallError {
         RedisError::from(self).into_failure()
     }
 }
 
 pub(super) trait OrFailure<T> {
-    fn or_failure(self) -> Result<T, StoreError>;
+    fn or_failure(self) -> Result<T, CallError>;
 }
 
 impl<T, E: ClientError> OrFailure<T> for Result<T, E> {
-    fn or_failure(self) -> Result<T, StoreError> {
+    fn or_failure(self) -> Result<T, CallError> {
         self.map_err(E::into_failure)
     }
 }
 
-impl fmt::Display for StoreError {
+impl fmt::Display for CallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the store failed: {}", self.kind)?;
-        match &self.detail {
-            Some(detail) => write!(f, ": {detail}"),
-            None => Ok(()),
-        }
+        StoreError::from(self.clone()).fmt(f)
     }
 }
 
-impl std::error::Error for StoreError {}
+impl From<CallError> for StoreError {
+    fn from(error: CallError) -> Self {
+        let public = Self::new(error.kind);
+        match error.detail {
+            Some(detail) => public.with_detail(detail),
+            None => public,
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -343,11 +255,11 @@ mod tests {
         assert!(error.was_sent());
         // Unlike bytes that are no answer.
         let garbled = redis::parse_redis_value(b"?\r\n").unwrap_err();
-        assert_eq!(FailureKind::of(&garbled), FailureKind::Disconnected);
+        assert_eq!(kind_of(&garbled), FailureKind::Disconnected);
     }
 
     /// What the server says, as the client reads it.
-    fn server(line: &str) -> StoreError {
+    fn server(line: &str) -> CallError {
         let answer = redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap();
         answer.extract_error().unwrap_err().into_failure()
     }
@@ -422,7 +334,7 @@ mod tests {
             let error = server(line);
             assert_eq!((error.kind(), error.detail()), (kind, Some(line)));
             assert_eq!(
-                error.to_string(),
+                StoreError::from(error).to_string(),
                 format!("the store failed: {kind}: {line}")
             );
         }
@@ -465,14 +377,14 @@ mod tests {
     #[test]
     fn a_call_that_the_breaker_rejects_has_the_cause() {
         let cause = server("WRONGPASS invalid username-password pair or user is disabled.");
-        let rejected = StoreError::breaker_open(&cause.after_sending());
+        let rejected = CallError::breaker_open(&cause.after_sending());
         assert_eq!(rejected.kind(), FailureKind::Disconnected);
         assert!(!rejected.was_sent());
         assert_eq!(
             rejected.detail(),
             Some("WRONGPASS invalid username-password pair or user is disabled.")
         );
-        let rejected = StoreError::breaker_open(&StoreError::new(FailureKind::Timeout));
+        let rejected = CallError::breaker_open(&CallError::new(FailureKind::Timeout));
         assert_eq!(rejected.detail(), Some("timeout"));
     }
 
@@ -480,7 +392,7 @@ mod tests {
     async fn a_panic_has_its_words() {
         let words = async |panics: fn()| {
             let payload = tokio::spawn(async move { panics() }).await.unwrap_err();
-            let error = StoreError::panicked(payload.into_panic());
+            let error = CallError::panicked(payload.into_panic());
             assert_eq!(error.kind(), FailureKind::Other);
             error.detail().unwrap().to_owned()
         };
@@ -492,14 +404,10 @@ mod tests {
         assert_eq!(formatted, "panicked: no provider 7");
         let other = words(|| std::panic::panic_any(7)).await;
         assert_eq!(other, "panicked: without a message");
-        let long = StoreError::panicked(Box::new("é".repeat(10_000)));
+        let long = CallError::panicked(Box::new("é".repeat(10_000)));
         assert!(long.detail().unwrap().len() < 400);
     }
 
-    #[test]
-    fn kinds_have_a_place_each() {
-        assert_eq!(FailureKind::Other.index() + 1, FailureKind::COUNT);
-    }
     #[test]
     fn errors_of_the_operating_system_are_no_errors_of_tls() {
         use std::io::ErrorKind;
@@ -510,7 +418,7 @@ mod tests {
             (ErrorKind::InvalidData, FailureKind::Tls),
         ] {
             let error = RedisError::from(std::io::Error::from(kind));
-            assert_eq!(FailureKind::of(&error), failure, "{kind:?}");
+            assert_eq!(kind_of(&error), failure, "{kind:?}");
         }
     }
 }

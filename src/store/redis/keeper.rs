@@ -9,10 +9,11 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::client::Again;
-use super::failure::{FailureKind, StoreError};
+use super::failure::CallError;
 use super::leases::{LATE, OfKeys, Slots};
-use super::post::{Post, Term};
-use crate::sync::lock;
+use super::sync::lock;
+use crate::singleton_task::{SingletonTask, TaskTerm};
+use crate::store::FailureKind;
 
 /// Leases in one call of the keeper's.
 const BATCH: usize = 256;
@@ -26,7 +27,7 @@ const RETRY: Duration = Duration::from_millis(100);
 /// What is looked after, and whether anybody does.
 #[derive(Default)]
 pub(super) struct Keeper {
-    post: Post,
+    task: SingletonTask,
     wake: Notify,
     /// Leases to keep alive, with the Redis keys that hold those of their keys.
     held: Mutex<HashMap<u64, OfKeys>>,
@@ -69,17 +70,17 @@ impl Keeper {
     }
 
     /// Ends the task if there is nothing left to look after.
-    fn ends(&self, term: &mut Term) -> bool {
+    fn ends(&self, term: &mut TaskTerm) -> bool {
         let is_idle = || lock(&self.held).is_empty() && lock(&self.releases).is_empty();
         if !is_idle() {
             return false;
         }
-        self.post.leave(*term);
+        self.task.release(*term);
         // Whoever came in between has either started another or is seen here.
         if is_idle() {
             return true;
         }
-        match self.post.take() {
+        match self.task.claim() {
             Some(again) => {
                 *term = again;
                 false
@@ -109,7 +110,7 @@ impl Slots {
 
     /// Starts the keeper unless it runs.
     fn keep(self: &Arc<Self>) {
-        let Some(term) = self.keeper.post.take() else {
+        let Some(term) = self.keeper.task.claim() else {
             return;
         };
         let kept = Kept {
@@ -123,7 +124,7 @@ impl Slots {
     }
 
     /// Gives back all that is to be given back, and waits for what is on its way.
-    pub(super) async fn flush(&self) -> Result<(), StoreError> {
+    pub(super) async fn flush(&self) -> Result<(), CallError> {
         loop {
             self.release_some().await?;
             // What the task has in hand may come back to the queue. The sender is ours, and stays.
@@ -136,7 +137,7 @@ impl Slots {
     }
 
     /// Gives back a batch of what is to be given back.
-    async fn release_some(&self) -> Result<(), StoreError> {
+    async fn release_some(&self) -> Result<(), CallError> {
         let (batch, _releasing) = {
             let mut releases = lock(&self.keeper.releases);
             let size = releases.len().min(BATCH);
@@ -166,7 +167,7 @@ impl Slots {
         }
     }
 
-    async fn heartbeat(&self) -> Result<(), StoreError> {
+    async fn heartbeat(&self) -> Result<(), CallError> {
         let held: Vec<(u64, OfKeys)> = {
             let held = lock(&self.keeper.held);
             held.iter()
@@ -227,7 +228,7 @@ impl Slots {
 
     fn found_wrong(&self, keys: u64) {
         for _ in 0..keys {
-            let error = StoreError::new(FailureKind::WrongData);
+            let error = CallError::new(FailureKind::WrongData);
             self.store.client.failed(error);
         }
     }
@@ -252,12 +253,12 @@ impl Drop for Releasing<'_> {
 /// The keeper at work. When it ends, also with its runtime, there is none any more.
 struct Kept {
     slots: Arc<Slots>,
-    term: Term,
+    term: TaskTerm,
 }
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        self.slots.keeper.post.leave(self.term);
+        self.slots.keeper.task.release(self.term);
     }
 }
 

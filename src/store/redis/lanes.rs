@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::patience::answered_by;
-use crate::sync::lock;
+use super::sync::lock;
 
 /// What makes calls that decide several requests at once.
 pub(super) trait Calls: Send + Sync + Sized + 'static {

@@ -10,17 +10,18 @@ use tokio::time::Instant;
 use super::Inner;
 use super::acquire::LANE;
 use super::client::Again;
-use super::failure::{FailureKind, StoreError};
+use super::failure::CallError;
 use super::keeper::Keeper;
 use super::lanes::{self, Lanes};
 use super::names::LeaseNames;
 use super::script::Script;
+use super::sync::lock;
 use crate::key::Key;
+use crate::store::FailureKind;
 use crate::store::{
-    FailureMode, LeaseLimits, LeaseName, LeaseSlots, LeaseUsage, Leased, NamedLease, NamedLeased,
-    NamedLimits, Reply, Standing, StoreStatus,
+    AcquireOutcome, FailureMode, LeaseLimits, LeaseName, LeaseSlots, LeaseStatus, LeaseUsage,
+    NamedAcquireOutcome, NamedLease, NamedLimits, Reply, StoreStatus,
 };
-use crate::sync::lock;
 
 pub(super) struct RedisLeases(Arc<Slots>);
 
@@ -48,7 +49,7 @@ impl Opened {
         leases
     }
 
-    pub(super) async fn flush(&self) -> Result<(), StoreError> {
+    pub(super) async fn flush(&self) -> Result<(), CallError> {
         let opened: Vec<_> = lock(&self.0).iter().filter_map(Weak::upgrade).collect();
         for slots in opened {
             slots.flush().await?;
@@ -106,10 +107,10 @@ impl RedisLeases {
 }
 
 impl LeaseSlots for RedisLeases {
-    fn acquire(&self, limits: LeaseLimits) -> Reply<Leased> {
+    fn acquire(&self, limits: LeaseLimits) -> Reply<AcquireOutcome> {
         let slots = self.0.clone();
         if slots.check().is_err() {
-            return Reply::Ready(Leased::Unavailable(slots.failure_mode()));
+            return Reply::Ready(AcquireOutcome::Unavailable(slots.failure_mode()));
         }
         Reply::Pending(Box::pin(async move {
             let leased = lanes::ask(&slots, LANE, limits, Instant::now()).await;
@@ -117,10 +118,10 @@ impl LeaseSlots for RedisLeases {
                 slots
                     .store
                     .client
-                    .failed(StoreError::new(FailureKind::Timeout));
+                    .failed(CallError::new(FailureKind::Timeout));
                 None
             });
-            leased.unwrap_or_else(|| Leased::Unavailable(slots.failure_mode()))
+            leased.unwrap_or_else(|| AcquireOutcome::Unavailable(slots.failure_mode()))
         }))
     }
 
@@ -130,29 +131,34 @@ impl LeaseSlots for RedisLeases {
         Reply::Pending(Box::pin(async move { slots.usage(of_key).await.ok() }))
     }
 
-    fn acquire_named(&self, lease: &NamedLease, limits: NamedLimits) -> Reply<NamedLeased> {
+    fn acquire_named(&self, lease: &NamedLease, limits: NamedLimits) -> Reply<NamedAcquireOutcome> {
         let slots = self.0.clone();
         if slots.check().is_err() {
-            return Reply::Ready(NamedLeased::NotAsked(slots.failure_mode()));
+            return Reply::Ready(NamedAcquireOutcome::NotAsked(slots.failure_mode()));
         }
         let lease = *lease;
         Reply::Pending(Box::pin(async move {
             let leased = slots.acquire_named(lease, limits).await;
             leased.unwrap_or_else(|error| match error.was_sent() {
-                true => NamedLeased::Unavailable(slots.failure_mode()),
-                false => NamedLeased::NotAsked(slots.failure_mode()),
+                true => NamedAcquireOutcome::Unavailable(slots.failure_mode()),
+                false => NamedAcquireOutcome::NotAsked(slots.failure_mode()),
             })
         }))
     }
 
-    fn heartbeat(&self, name: &LeaseName, holder: Option<u64>, ttl: Duration) -> Reply<Standing> {
+    fn heartbeat(
+        &self,
+        name: &LeaseName,
+        holder: Option<u64>,
+        ttl: Duration,
+    ) -> Reply<LeaseStatus> {
         let (slots, name) = (self.0.clone(), *name);
         Reply::Pending(Box::pin(async move {
             slots.heartbeat_named(name, holder, ttl).await
         }))
     }
 
-    fn release(&self, name: &LeaseName, holder: Option<u64>) -> Reply<Standing> {
+    fn release(&self, name: &LeaseName, holder: Option<u64>) -> Reply<LeaseStatus> {
         let (slots, name) = (self.0.clone(), *name);
         Reply::Pending(Box::pin(
             async move { slots.release_named(name, holder).await },
@@ -190,7 +196,7 @@ impl Slots {
         ]
     }
 
-    async fn usage(&self, of_key: Option<String>) -> Result<LeaseUsage, StoreError> {
+    async fn usage(&self, of_key: Option<String>) -> Result<LeaseUsage, CallError> {
         let mut keys = vec![self.names.total.clone()];
         keys.extend(of_key);
         let script = &self.store.leases.usage;
@@ -210,7 +216,7 @@ impl Slots {
     }
 
     /// Fails at once while the server of these slots cannot be reached.
-    fn check(&self) -> Result<(), StoreError> {
+    fn check(&self) -> Result<(), CallError> {
         self.store.client.check(|| self.names.total.clone())
     }
 

@@ -1,64 +1,84 @@
-//! Which limiters count in a store, as replicas write it down for tools.
+//! The descriptions of limiters that replicas write into Redis for tools.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use super::RedisStore;
-use super::failure::{FailureKind, StoreError};
-use super::limits::LimitTable;
-use super::rate::RedisBuckets;
-use crate::policy::Policy;
-use crate::store::RateBuckets;
+use super::failure::CallError;
+use super::overrides::RedisOverrides;
+use crate::store::overrides::LimiterDescription;
 
-/// How long a limiter is known that no replica writes down any more.
+/// How long a description is kept that no replica writes any more.
 const KEPT: Duration = Duration::from_secs(24 * 3600);
 
-/// The same for overrides that a replica keeps: three times as long as it takes to write them again.
+/// How long a lost count is kept: three times the interval at which a replica writes it.
 const LOST_KEPT: Duration = Duration::from_secs(180);
 
 fn kept() -> [String; 2] {
     [KEPT, LOST_KEPT].map(|kept| kept.as_secs().to_string())
 }
 
-impl LimitTable {
-    /// Writes down limiters: what each is known by, and what it is; an empty text removes it.
-    pub(crate) async fn publish(&self, limiters: &[(String, String)]) -> Result<(), StoreError> {
+impl RedisOverrides {
+    pub(super) async fn write_limiters(
+        &self,
+        limiters: &[LimiterDescription],
+        withdrawn: &[LimiterDescription],
+    ) -> Result<(), CallError> {
         let mut arguments = kept().to_vec();
-        for (field, text) in limiters {
-            arguments.extend([field.clone(), text.clone()]);
+        for limiter in limiters {
+            let text = serde_json::to_string(limiter).unwrap_or_default();
+            arguments.extend([field(limiter), text]);
+        }
+        // An empty text removes a description.
+        for limiter in withdrawn {
+            arguments.extend([field(limiter), String::new()]);
         }
         let published = self.call::<u8>(&self.publish, &self.limiters, &arguments[..]);
         published.await.map(drop)
     }
 
-    /// What was written down of each, in the order of what they are known by.
-    pub(crate) async fn limiters(&self) -> Result<Vec<String>, StoreError> {
+    /// Reads the descriptions in the order of their fields. Leaves out those of a later version.
+    pub(super) async fn read_limiters(&self) -> Result<Vec<LimiterDescription>, CallError> {
         let arguments = &kept()[..];
-        // Bytes, as others may have written there.
-        let found: Vec<(Vec<u8>, Vec<u8>)> = self
+        // Bytes, because other programs may write there.
+        let mut found: Vec<(Vec<u8>, Vec<u8>)> = self
             .call(&self.published, &self.limiters, arguments)
             .await?;
-        let mut found: Vec<_> = found
-            .into_iter()
-            .filter_map(|(field, text)| Some((field, String::from_utf8(text).ok()?)))
-            .collect();
         found.sort_unstable();
-        Ok(found.into_iter().map(|(_, text)| text).collect())
+        let found = found.iter();
+        let found = found.filter_map(|(_, text)| serde_json::from_slice(text).ok());
+        Ok(found.collect())
     }
 }
 
-impl RedisStore {
-    /// The buckets that a limiter counts in which has this [place](RateBuckets::place).
-    pub(crate) fn open_at(&self, place: &str, policies: &[Policy]) -> Option<Arc<dyn RateBuckets>> {
-        let store = self.inner().clone();
-        let name = store.names.at(place)?;
-        Some(Arc::new(RedisBuckets::called(name, store, policies)))
+/// The field of a description in the hash.
+fn field(limiter: &LimiterDescription) -> String {
+    match limiter {
+        LimiterDescription::Rate(rate) => format!("rate {}", rate.place),
+        LimiterDescription::Concurrency(slots) => format!("concurrency {}", slots.name),
+        LimiterDescription::Lease(slots) => format!("lease {}", slots.name),
+        LimiterDescription::Tier { name } => format!("tier {name}"),
+        LimiterDescription::Name { name } => format!("name {name}"),
+        LimiterDescription::Lists => "lists".to_owned(),
+        // One field per secret, so that services that change to another secret do not hide each other's.
+        LimiterDescription::Secret { check } => format!("secret {check}"),
+        // limiters_publish.lua keeps fields that begin with this word for minutes instead of a day.
+        LimiterDescription::Lost { replica, .. } => format!("lost {replica}"),
     }
+}
 
-    /// Why a call failed that does not say so.
-    pub(crate) async fn trouble(&self) -> StoreError {
-        let alive = self.ping().await;
-        // It answers, but not to that.
-        alive.err().unwrap_or(StoreError::new(FailureKind::Other))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_description_has_a_field_of_its_own() {
+        let tier = LimiterDescription::Tier {
+            name: "pro".to_owned(),
+        };
+        assert_eq!(field(&tier), "tier pro");
+        let name = LimiterDescription::Name {
+            name: "pro".to_owned(),
+        };
+        assert_eq!(field(&name), "name pro");
+        assert_eq!(field(&LimiterDescription::Lists), "lists");
     }
 }

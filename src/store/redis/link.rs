@@ -6,7 +6,7 @@ use redis::aio::MultiplexedConnection;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::failure::StoreError;
+use super::failure::CallError;
 use super::health::Condition;
 
 /// What a call finds.
@@ -21,7 +21,7 @@ pub(super) enum Link {
     /// calls wait.
     Reconnecting,
     /// Calls fail. Why.
-    Down(StoreError),
+    Down(CallError),
     /// Nothing connects again: the cluster has no such master any more.
     Closed,
 }

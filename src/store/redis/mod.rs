@@ -11,7 +11,6 @@ mod client;
 mod connection;
 mod context;
 mod decide;
-mod denied;
 mod detail;
 mod events;
 mod failure;
@@ -20,21 +19,20 @@ mod keeper;
 mod lanes;
 mod leases;
 mod limiters;
-mod limits;
 mod link;
 mod named;
 mod names;
 mod node;
+mod overrides;
 mod patience;
 mod ping;
-mod post;
 mod rate;
 mod router;
 mod script;
 mod sentinel;
-mod share;
 mod slots;
 mod supervisor;
+mod sync;
 mod takes;
 #[cfg(test)]
 pub(crate) mod test_server;
@@ -47,23 +45,22 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-pub(crate) use self::limits::{
-    Change, Changes, Confirmed, Found, LimitTable, Renewal, SetOutcome, SetOverride,
-};
-pub(crate) use self::post::{Post, Term};
-
 pub use self::events::StoreObserver;
-pub use self::failure::{FailureKind, StoreError};
 #[cfg(feature = "redis-tls")]
 pub use self::tls::RedisTls;
+pub use super::{FailureKind, StoreError};
 
 use self::client::Client;
 use self::events::Events;
 use self::names::Names;
+use self::overrides::RedisOverrides;
 use self::rate::RedisBuckets;
 use self::script::Script;
 use self::url::Target;
-use super::{FailureMode, LeaseSlots, LeaseStore, RateBuckets, RateStore, StoreStatus};
+use super::overrides::{OverrideTable, StoreFuture};
+use super::{
+    FailureMode, LeaseSlots, LeaseStore, RateBuckets, RateStore, SharedStore, StoreStatus,
+};
 use crate::key::Secret;
 use crate::policy::Policy;
 
@@ -319,7 +316,7 @@ impl RedisStore {
     ///
     /// What is wrong: a server that is not there, refuses the credentials or is too old.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        ping::ping(self.inner()).await
+        Ok(ping::ping(self.inner()).await?)
     }
 
     /// Waits until Redis has back the slots that were freed, for the end of a process: what is freed in
@@ -334,7 +331,7 @@ impl RedisStore {
     ///
     /// Why Redis could not be told, at the first call that fails.
     pub async fn flush(&self) -> Result<(), StoreError> {
-        self.slots.flush().await
+        Ok(self.slots.flush().await?)
     }
 
     /// Whether Redis decides about requests, or the [failure mode](Self::on_failure) does. Makes no call: it is what the
@@ -381,6 +378,26 @@ impl LeaseStore for RedisStore {
 
     fn agrees_on_fingerprints(&self) -> bool {
         self.has_secret
+    }
+}
+
+impl SharedStore for RedisStore {
+    fn overrides(&self) -> Arc<dyn OverrideTable> {
+        Arc::new(RedisOverrides::new(self.inner().clone(), self.has_secret))
+    }
+
+    fn open_at(&self, place: &str, policies: &[Policy]) -> Option<Arc<dyn RateBuckets>> {
+        let store = self.inner().clone();
+        let name = store.names.at(place)?;
+        Some(Arc::new(RedisBuckets::called(name, store, policies)))
+    }
+
+    fn diagnose(&self) -> StoreFuture<'_, StoreError> {
+        Box::pin(async {
+            let alive = self.ping().await;
+            // It answers, but not to that call.
+            alive.err().unwrap_or(StoreError::new(FailureKind::Other))
+        })
     }
 }
 

@@ -5,11 +5,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::client::Again;
-use super::failure::{FailureKind, StoreError};
+use super::failure::CallError;
 use super::leases::{FULL, GRANTED, KEY_FULL, LATE, Slots, on_clock, or_none};
 use super::script::Script;
-use crate::store::lease::lifetime;
-use crate::store::{LeaseName, NamedLease, NamedLeased, NamedLimits, Standing};
+use crate::store::FailureKind;
+use crate::store::lease::clamp_ttl;
+use crate::store::{LeaseName, LeaseStatus, NamedAcquireOutcome, NamedLease, NamedLimits};
 
 pub(super) struct Scripts {
     acquire: Script,
@@ -32,7 +33,7 @@ impl Slots {
         &self,
         lease: NamedLease,
         limits: NamedLimits,
-    ) -> Result<NamedLeased, StoreError> {
+    ) -> Result<NamedAcquireOutcome, CallError> {
         let deadline = self.store.client.deadline();
         let mut answer = self.ask_named(&lease, limits, deadline).await?;
         if answer.0 == LATE {
@@ -40,10 +41,10 @@ impl Slots {
             answer = self.ask_named(&lease, limits, deadline).await?;
         }
         Ok(match answer {
-            (GRANTED, _) => NamedLeased::Granted,
-            (FULL, taken) => NamedLeased::Full(taken),
-            (KEY_FULL, taken) => NamedLeased::KeyFull(taken),
-            _ => NamedLeased::Unavailable(self.failure_mode()),
+            (GRANTED, _) => NamedAcquireOutcome::Granted,
+            (FULL, taken) => NamedAcquireOutcome::Full(taken),
+            (KEY_FULL, taken) => NamedAcquireOutcome::KeyFull(taken),
+            _ => NamedAcquireOutcome::Unavailable(self.failure_mode()),
         })
     }
 
@@ -52,11 +53,11 @@ impl Slots {
         lease: &NamedLease,
         limits: NamedLimits,
         deadline: Instant,
-    ) -> Result<(i64, u64), StoreError> {
+    ) -> Result<(i64, u64), CallError> {
         let (keys, called) = self.names.named(&lease.name);
         let mut keys = keys.to_vec();
         keys.push(self.names.given_back(&called, lease.holder));
-        let mut arguments = self.arguments(Instant::now(), lifetime(lease.ttl));
+        let mut arguments = self.arguments(Instant::now(), clamp_ttl(lease.ttl));
         arguments.extend([
             called,
             or_none(limits.total),
@@ -76,9 +77,9 @@ impl Slots {
         name: LeaseName,
         holder: Option<u64>,
         ttl: Duration,
-    ) -> Standing {
+    ) -> LeaseStatus {
         let (keys, called) = self.names.named(&name);
-        let arguments = [called, or_anybody(holder), in_millis(lifetime(ttl))];
+        let arguments = [called, or_anybody(holder), in_millis(clamp_ttl(ttl))];
         let client = &self.store.client;
         let script = &self.store.named.heartbeat;
         let deadline = client.deadline();
@@ -86,13 +87,13 @@ impl Slots {
         standing(live.await)
     }
 
-    pub(super) async fn release_named(&self, name: LeaseName, holder: Option<u64>) -> Standing {
+    pub(super) async fn release_named(&self, name: LeaseName, holder: Option<u64>) -> LeaseStatus {
         let (keys, called) = self.names.named(&name);
         let mut keys = keys.to_vec();
         keys.extend(holder.map(|holder| self.names.given_back(&called, holder)));
         // An acquire is refused as too late when two deadlines are over.
         let remembered = 4 * self.store.options.client.deadline;
-        let arguments = [called, or_anybody(holder), in_millis(lifetime(remembered))];
+        let arguments = [called, or_anybody(holder), in_millis(clamp_ttl(remembered))];
         let client = &self.store.client;
         let script = &self.store.named.release;
         // Without its holder's name a second release may meet the lease of the next one.
@@ -115,11 +116,11 @@ fn or_anybody(holder: Option<u64>) -> String {
     holder.map(|holder| holder.to_string()).unwrap_or_default()
 }
 
-fn standing(live: Result<bool, StoreError>) -> Standing {
+fn standing(live: Result<bool, CallError>) -> LeaseStatus {
     match live {
-        Ok(true) => Standing::Live,
-        Ok(false) => Standing::Gone,
-        Err(error) if error.kind() == FailureKind::WrongData => Standing::Failed,
-        Err(_) => Standing::Unavailable,
+        Ok(true) => LeaseStatus::Live,
+        Ok(false) => LeaseStatus::Gone,
+        Err(error) if error.kind() == FailureKind::WrongData => LeaseStatus::Failed,
+        Err(_) => LeaseStatus::Unavailable,
     }
 }

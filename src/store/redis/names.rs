@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex};
 
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
 
+use super::sync::lock;
 use crate::key::Key;
 use crate::policy::{NamedQuota, Policy};
 use crate::store::LeaseName;
-use crate::sync::lock;
 
 /// What chooses the part of a cluster, and what escapes it.
 const CHOOSES: &AsciiSet = &CONTROLS.add(b'{').add(b'}').add(b'%');

@@ -16,11 +16,12 @@ use tokio::time::{Instant, timeout_at};
 
 use super::connection::Driver;
 use super::context::Context;
-use super::failure::{FailureKind, StoreError};
+use super::failure::{CallError, kind_of};
 use super::health::Condition;
 use super::link::{DriverTask, Line, Link};
 use super::patience::answered_by;
 use super::url::Address;
+use crate::store::FailureKind;
 
 /// Calls in a row that have to time out before the breaker opens.
 const TIMEOUTS: u32 = 3;
@@ -90,9 +91,9 @@ impl Node {
     }
 
     /// Why calls are not made, while the breaker is open.
-    pub(super) fn rejects(&self) -> Option<StoreError> {
+    pub(super) fn rejects(&self) -> Option<CallError> {
         match &*self.link.borrow() {
-            Link::Down(cause) => Some(StoreError::breaker_open(cause)),
+            Link::Down(cause) => Some(CallError::breaker_open(cause)),
             _ => None,
         }
     }
@@ -107,14 +108,14 @@ impl Node {
     }
 
     /// Waits for room among the calls under way.
-    pub(super) async fn room(&self, deadline: Instant) -> Result<SemaphorePermit<'_>, StoreError> {
+    pub(super) async fn room(&self, deadline: Instant) -> Result<SemaphorePermit<'_>, CallError> {
         if let Ok(permit) = self.room.try_acquire() {
             return Ok(permit);
         }
         match timeout_at(deadline, self.room.acquire()).await {
             // A call that has no time left would only be in the way of others.
             Ok(Ok(permit)) if Instant::now() < deadline => Ok(permit),
-            _ => Err(StoreError::new(FailureKind::Overloaded)),
+            _ => Err(CallError::new(FailureKind::Overloaded)),
         }
     }
 
@@ -129,19 +130,19 @@ impl Node {
         &self,
         deadline: Instant,
         supervise: impl Fn(),
-    ) -> Result<Line, StoreError> {
+    ) -> Result<Line, CallError> {
         let mut link = self.link.subscribe();
         loop {
             supervise();
             match &*link.borrow_and_update() {
                 Link::Up(line) | Link::Stale(line) => return Ok(line.clone()),
-                Link::Down(cause) => return Err(StoreError::breaker_open(cause)),
-                Link::Closed => return Err(StoreError::new(FailureKind::Disconnected)),
+                Link::Down(cause) => return Err(CallError::breaker_open(cause)),
+                Link::Closed => return Err(CallError::new(FailureKind::Disconnected)),
                 Link::New | Link::Reconnecting => {}
             }
             // The sender is this node's, so it is there.
             if timeout_at(deadline, link.changed()).await.is_err() {
-                return Err(StoreError::new(FailureKind::Timeout));
+                return Err(CallError::new(FailureKind::Timeout));
             }
         }
     }
@@ -178,7 +179,7 @@ impl Node {
             }
             Some(Err(error)) => {
                 self.has_answered();
-                if FailureKind::of(&error) == FailureKind::ReadOnly {
+                if kind_of(&error) == FailureKind::ReadOnly {
                     self.outlived(line.generation);
                 }
                 Err(Fault::Refused(error))
@@ -228,7 +229,7 @@ impl Node {
         let _ = begin.send(());
     }
 
-    pub(super) fn not_connected(&self, error: &StoreError) {
+    pub(super) fn not_connected(&self, error: &CallError) {
         // Before the calls that wait for it go on.
         self.context.failed(error);
         self.change(|link| match link {
@@ -296,9 +297,9 @@ impl Node {
             }
             let cause = match how {
                 Loss::Ended => {
-                    StoreError::because(FailureKind::Disconnected, "the connection was closed")
+                    CallError::because(FailureKind::Disconnected, "the connection was closed")
                 }
-                Loss::Silent => StoreError::new(FailureKind::Timeout),
+                Loss::Silent => CallError::new(FailureKind::Timeout),
             };
             outage = Some(cause.clone());
             Some(Link::Down(cause))
@@ -443,7 +444,7 @@ mod tests {
         node.close();
         let (connection, driver) = connect(node.context.clone(), None).await.unwrap();
         node.connected(connection, driver);
-        node.not_connected(&StoreError::new(FailureKind::Timeout));
+        node.not_connected(&CallError::new(FailureKind::Timeout));
         node.begin_anew();
         assert!(node.is_closed() && node.line().is_none());
         // Calls under way are answered.

@@ -15,15 +15,16 @@ use super::attempt::{CONNECT_WITHIN, apart};
 use super::charged::{Arguments, KeyRules, Mode, Run};
 use super::client::Route;
 use super::connection::Driver;
-use super::failure::{FailureKind, OrFailure, StoreError};
+use super::failure::{CallError, OrFailure};
 use super::slots::{Range, SLOTS, ranges, slot};
 use super::url::Address;
 use crate::quota::Quota;
 use crate::rule::Rule;
+use crate::store::FailureKind;
 
 /// Fails with the first thing that is wrong. Its connections are new ones, as what those that are open may do can
 /// have changed since.
-pub(super) async fn ping(store: &Arc<Inner>) -> Result<(), StoreError> {
+pub(super) async fn ping(store: &Arc<Inner>) -> Result<(), CallError> {
     let mut probes = JoinSet::new();
     match store.client.route() {
         Route::One(_) => {
@@ -39,13 +40,13 @@ pub(super) async fn ping(store: &Arc<Inner>) -> Result<(), StoreError> {
     }
     while let Some(probed) = probes.join_next().await {
         // A panic is told by the probe.
-        probed.unwrap_or_else(|_| Err(StoreError::new(FailureKind::Disconnected)))?;
+        probed.unwrap_or_else(|_| Err(CallError::new(FailureKind::Disconnected)))?;
     }
     Ok(())
 }
 
 /// Each master with one of its slots.
-fn masters(found: Vec<Range>) -> Result<HashMap<Address, u16>, StoreError> {
+fn masters(found: Vec<Range>) -> Result<HashMap<Address, u16>, CallError> {
     let mut have_one = vec![false; SLOTS];
     for range in &found {
         have_one[usize::from(range.first)..=usize::from(range.last)].fill(true);
@@ -53,7 +54,7 @@ fn masters(found: Vec<Range>) -> Result<HashMap<Address, u16>, StoreError> {
     let without = have_one.iter().filter(|has_one| !**has_one).count();
     if without > 0 {
         let words = format!("{without} slots of the cluster have no master");
-        return Err(StoreError::because(FailureKind::Busy, words));
+        return Err(CallError::because(FailureKind::Busy, words));
     }
     let masters = found.into_iter().map(|range| (range.master, range.first));
     Ok(masters.collect())
@@ -72,13 +73,13 @@ fn key_in(key: &str, of_slot: u16) -> String {
 }
 
 /// Asks one server, or without an address the master of the moment.
-async fn probe(store: Arc<Inner>, address: Option<Address>, key: String) -> Result<(), StoreError> {
+async fn probe(store: Arc<Inner>, address: Option<Address>, key: String) -> Result<(), CallError> {
     let probed = apart(async move {
         let is_alone = address.is_none();
         let has_tls = store.client.target().has_tls();
         let opened = timeout(CONNECT_WITHIN, open(&store, address)).await;
         let (address, connection, mut driver) =
-            opened.unwrap_or_else(|_| Err(StoreError::not_connected(has_tls)))?;
+            opened.unwrap_or_else(|_| Err(CallError::not_connected(has_tls)))?;
         let mut checked = pin!(async {
             check_role(connection.clone(), &address, is_alone).await?;
             decide(&store, connection, key).await
@@ -94,7 +95,7 @@ async fn probe(store: Arc<Inner>, address: Option<Address>, key: String) -> Resu
         let late = || format!("no answer within {within:?}");
         let checked = checked
             .await
-            .unwrap_or_else(|_| Err(StoreError::because(FailureKind::Timeout, late())));
+            .unwrap_or_else(|_| Err(CallError::because(FailureKind::Timeout, late())));
         checked.map_err(|error| error.at(&address))
     });
     probed.await
@@ -103,7 +104,7 @@ async fn probe(store: Arc<Inner>, address: Option<Address>, key: String) -> Resu
 async fn open(
     store: &Inner,
     address: Option<Address>,
-) -> Result<(Address, MultiplexedConnection, Driver), StoreError> {
+) -> Result<(Address, MultiplexedConnection, Driver), CallError> {
     let target = store.client.target();
     let address = match address {
         Some(address) => address,
@@ -120,7 +121,7 @@ async fn check_role(
     mut connection: MultiplexedConnection,
     asked: &Address,
     is_alone: bool,
-) -> Result<(), StoreError> {
+) -> Result<(), CallError> {
     let about: Value = redis::cmd("HELLO")
         .query_async(&mut connection)
         .await
@@ -134,13 +135,10 @@ async fn check_role(
     };
     if is("mode", "sentinel") {
         let words = "it is a Sentinel: use redis+sentinel://";
-        return Err(StoreError::because(FailureKind::Configuration, words));
+        return Err(CallError::because(FailureKind::Configuration, words));
     }
     if is("role", "replica") {
-        return Err(StoreError::because(
-            FailureKind::ReadOnly,
-            "it is a replica",
-        ));
+        return Err(CallError::because(FailureKind::ReadOnly, "it is a replica"));
     }
     if is("mode", "cluster") && is_alone {
         // Who may not ask finds out with the first key of another server.
@@ -151,7 +149,7 @@ async fn check_role(
         let found = slots.map(|slots| ranges(&slots, asked)).unwrap_or_default();
         if masters(found).is_ok_and(|masters| masters.len() > 1) {
             let words = "it is one server of a cluster: use redis+cluster://";
-            return Err(StoreError::because(FailureKind::Configuration, words));
+            return Err(CallError::because(FailureKind::Configuration, words));
         }
     }
     Ok(())
@@ -162,7 +160,7 @@ async fn decide(
     store: &Inner,
     mut connection: MultiplexedConnection,
     key: String,
-) -> Result<(), StoreError> {
+) -> Result<(), CallError> {
     // It is stored for a few milliseconds.
     let rules = [KeyRules::from_iter([Rule::new(Quota::per_second(1_000))])];
     let runs = [Run::single(1, 1)];

@@ -9,18 +9,20 @@ use tokio::time::Instant;
 use super::Inner;
 use super::charged::{KeyRules, Mode};
 use super::client::Client;
-use super::denied::Denials;
-use super::failure::StoreError;
+use super::failure::CallError;
 use super::lanes::Lanes;
 use super::names::Name;
 use super::script::Script;
-use super::share::Share;
+use super::sync::lock;
 use crate::decision::Decision;
 use crate::policy::{NamedQuota, Policy};
 use crate::quota::Quota;
 use crate::rule::{Rule, RuleKind};
-use crate::store::{Charge, FailureMode, RateBuckets, Reply, StoreStatus, place_and_set};
-use crate::sync::{Mutex, lock};
+use crate::store::denials::DenialCache;
+use crate::store::joined_set::split_joined_set;
+use crate::store::local_share::LocalShare;
+use crate::store::{Charge, FailureMode, RateBuckets, Reply, StoreStatus};
+use std::sync::Mutex;
 
 /// Clones share the buckets.
 #[derive(Clone)]
@@ -36,10 +38,10 @@ pub(super) struct Buckets {
     sets: Box<[OnceLock<Set>]>,
     /// How many sets there are. Held while one is added.
     adding: Mutex<usize>,
-    denials: Arc<Denials>,
+    denials: Arc<DenialCache>,
     pub(super) lanes: Lanes<Self>,
     /// This replica's share, for when Redis is away.
-    share: Option<Share>,
+    share: Option<LocalShare>,
 }
 
 /// The buckets of one policy, or of one tier of it.
@@ -78,7 +80,7 @@ impl RedisBuckets {
     /// Those that are called so already.
     pub(super) fn called(name: Name, store: Arc<Inner>, policies: &[Policy]) -> Self {
         let share = match store.options.on_failure {
-            FailureMode::LocalShare { replicas } => Some(Share::open(policies, replicas)),
+            FailureMode::LocalShare { replicas } => Some(LocalShare::open(policies, replicas)),
             FailureMode::Open | FailureMode::Closed => None,
         };
         let sets = policies.len() * (1 + Policy::MAX_OPENED_TIERS);
@@ -91,7 +93,7 @@ impl RedisBuckets {
             parts: Box::default(),
             sets,
             adding: Mutex::new(policies.len()),
-            denials: Arc::new(Denials::new()),
+            denials: Arc::new(DenialCache::new()),
             lanes: Lanes::new(),
             share,
             store,
@@ -144,7 +146,7 @@ impl RateBuckets for RedisBuckets {
     fn refund(&self, charges: &[Charge], cost: u32) -> Reply<()> {
         self.0.denials.forget(charges);
         if let Some(share) = &self.0.share {
-            let _ = share.buckets.refund(&share.charges(charges), cost);
+            share.refund(charges, cost);
         }
         if !self.0.limits(charges) || self.0.check(charges).is_err() {
             return Reply::Ready(());
@@ -161,7 +163,7 @@ impl RateBuckets for RedisBuckets {
     /// In Redis the next decision converts what is used.
     fn settle(&self, charges: &[Charge]) {
         if let Some(share) = &self.0.share {
-            share.buckets.settle(&share.charges(charges));
+            share.settle(charges);
         }
         self.0.denials.forget_all();
     }
@@ -223,7 +225,7 @@ impl RateBuckets for RedisBuckets {
             parts,
             sets: Box::default(),
             adding: Mutex::new(0),
-            denials: Arc::new(Denials::joined(denials)),
+            denials: Arc::new(DenialCache::joined(denials)),
             lanes: Lanes::new(),
             share,
         }))))
@@ -240,7 +242,7 @@ impl Buckets {
     }
 
     /// Fails at once when none of the keys can be reached.
-    fn check(&self, charges: &[Charge]) -> Result<(), StoreError> {
+    fn check(&self, charges: &[Charge]) -> Result<(), CallError> {
         let keys = || charges.iter().map(|charge| self.key(charge));
         self.client().check_any(keys)
     }
@@ -249,7 +251,7 @@ impl Buckets {
         if self.parts.is_empty() {
             return self.sets.get(at)?.get();
         }
-        let (place, set) = place_and_set(at);
+        let (place, set) = split_joined_set(at);
         self.parts.get(place)?.set(set)
     }
 
@@ -293,32 +295,10 @@ impl Buckets {
             let events = self.client().events();
             events.decided_without(self.store.options.on_failure);
         }
-        let limiting = || {
-            let rules = self.rules(charges).into_iter().flatten();
-            rules.filter(is_limiting)
-        };
         match (&self.share, &self.store.options.on_failure) {
             (Some(share), _) => {
-                let shared = share.charges(charges);
-                let decided = match mode {
-                    Mode::Take => share.buckets.take(&shared, cost),
-                    Mode::Peek | Mode::Refund => share.buckets.peek(&shared, cost),
-                };
-                match decided {
-                    // It never fits the share, and will fit when Redis is back.
-                    Reply::Ready(decision)
-                        if decision.can_never_fit()
-                            && limiting().all(|rule| cost <= rule.limit()) =>
-                    {
-                        Reply::Ready(Decision::unavailable())
-                    }
-                    // A client is told of its quota, not of this replica's share of it.
-                    Reply::Ready(decision) => {
-                        let rules: Vec<_> = self.rules(charges).into_iter().flatten().collect();
-                        Reply::Ready(decision.with_rules(&rules))
-                    }
-                    decided => decided,
-                }
+                let rules: Vec<_> = self.rules(charges).into_iter().flatten().collect();
+                share.decide(charges, cost, mode == Mode::Take, &rules)
             }
             (None, FailureMode::Closed) => Reply::Ready(Decision::unavailable()),
             (None, _) => Reply::Ready(Decision::unlimited()),
@@ -343,7 +323,7 @@ impl Buckets {
             && cost > 0
         {
             // So that the share is no fresh burst when Redis goes away.
-            share.buckets.charge(&share.charges(charges), cost);
+            share.charge(charges, cost);
         }
     }
 }

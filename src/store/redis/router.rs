@@ -13,12 +13,13 @@ use tokio::time::{Instant, timeout_at};
 
 use super::attempt::{ask_once, attempt};
 use super::context::Context;
-use super::failure::{FailureKind, StoreError};
+use super::failure::CallError;
 use super::health::Condition;
 use super::node::Node;
 use super::slots::{Range, SLOTS, ranges};
+use super::sync::lock;
 use super::url::Address;
-use crate::sync::lock;
+use crate::store::FailureKind;
 
 /// Masters in a map at most: as many as a cluster is recommended to have nodes.
 const MAX_NODES: usize = 1_000;
@@ -46,7 +47,7 @@ enum FirstMap {
     New,
     Known,
     /// Calls fail. Why.
-    Unknown(StoreError),
+    Unknown(CallError),
 }
 
 impl FirstMap {
@@ -110,18 +111,18 @@ impl Router {
         &self,
         deadline: Instant,
         supervise: impl Fn(),
-    ) -> Result<(), StoreError> {
+    ) -> Result<(), CallError> {
         let mut first = self.first.subscribe();
         loop {
             supervise();
             match &*first.borrow_and_update() {
                 FirstMap::Known => return Ok(()),
-                FirstMap::Unknown(cause) => return Err(StoreError::breaker_open(cause)),
+                FirstMap::Unknown(cause) => return Err(CallError::breaker_open(cause)),
                 FirstMap::New => {}
             }
             // The sender is this router's, so it is there.
             if timeout_at(deadline, first.changed()).await.is_err() {
-                return Err(StoreError::new(FailureKind::Timeout));
+                return Err(CallError::new(FailureKind::Timeout));
             }
         }
     }
@@ -132,12 +133,12 @@ impl Router {
     }
 
     /// Why calls for a slot are not made, while the breaker of its master is open.
-    pub(super) fn rejects(&self, slot: u16) -> Option<StoreError> {
+    pub(super) fn rejects(&self, slot: u16) -> Option<CallError> {
         if let Some(map) = &*self.map.load() {
             return map.node(slot)?.rejects();
         }
         match &*self.first.borrow() {
-            FirstMap::Unknown(cause) => Some(StoreError::breaker_open(cause)),
+            FirstMap::Unknown(cause) => Some(CallError::breaker_open(cause)),
             FirstMap::New | FirstMap::Known => None,
         }
     }
@@ -251,7 +252,7 @@ impl Router {
     }
 
     /// Asks all seeds at once, so that none that hangs is waited for.
-    pub(super) async fn ask_seeds(&self) -> Result<Vec<Range>, StoreError> {
+    pub(super) async fn ask_seeds(&self) -> Result<Vec<Range>, CallError> {
         let mut asked = JoinSet::new();
         for seed in self.seeds.clone() {
             let context = self.context.clone();
@@ -262,7 +263,7 @@ impl Router {
             });
             asked.spawn(async move { asking.await.map_err(|error| error.at(&address)) });
         }
-        let mut failed: Option<StoreError> = None;
+        let mut failed: Option<CallError> = None;
         while let Some(answer) = asked.join_next().await {
             match answer {
                 Ok(Ok(found)) if !found.is_empty() => return Ok(found),
@@ -278,7 +279,7 @@ impl Router {
             }
         }
         let words = "no server that was asked knows the slots of the cluster";
-        Err(failed.unwrap_or_else(|| StoreError::because(FailureKind::Busy, words)))
+        Err(failed.unwrap_or_else(|| CallError::because(FailureKind::Busy, words)))
     }
 
     /// Takes a map into use. Servers that are in it keep their connections.

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use tokio::task::JoinSet;
 
 use super::connection::beside;
-use super::failure::{ClientError, FailureKind, StoreError};
+use super::failure::{CallError, ClientError};
 use super::url::{Address, Login, Target};
+use crate::store::FailureKind;
 
 /// The Sentinels of a service, and how to log in to them.
 #[derive(Clone)]
@@ -28,7 +29,7 @@ impl Sentinels {
     /// Asks all at once, so that none that hangs is waited for, and takes the first server that
     /// says itself that it is the master: a Sentinel that is cut off from the others may still
     /// name one that is not any more.
-    pub(super) async fn master(&self, target: &Target) -> Result<Address, StoreError> {
+    pub(super) async fn master(&self, target: &Target) -> Result<Address, CallError> {
         // Dropped with this future, it ends the tasks.
         let mut tasks = JoinSet::new();
         for address in &self.addresses {
@@ -39,7 +40,7 @@ impl Sentinels {
             });
         }
         let mut named = Vec::new();
-        let mut failure = StoreError::new(FailureKind::Disconnected);
+        let mut failure = CallError::new(FailureKind::Disconnected);
         while let Some(found) = tasks.join_next().await {
             match found {
                 Ok(Ok(Finding::Named(address))) if named.contains(&address) => {}
@@ -58,7 +59,7 @@ impl Sentinels {
                 Ok(Err(error)) if failure.kind() == FailureKind::Disconnected => failure = error,
                 Ok(Err(_)) => {}
                 Err(error) if error.is_panic() => {
-                    return Err(StoreError::panicked(error.into_panic()));
+                    return Err(CallError::panicked(error.into_panic()));
                 }
                 // The runtime ends.
                 Err(_) => {}
@@ -67,7 +68,7 @@ impl Sentinels {
         Err(failure)
     }
 
-    async fn ask(&self, target: &Target, address: &Address) -> Result<Finding, StoreError> {
+    async fn ask(&self, target: &Target, address: &Address) -> Result<Finding, CallError> {
         let (mut connection, mut driver) = target.open_with(&self.login, address).await?;
         let mut question = redis::cmd("SENTINEL");
         question.arg("GET-MASTER-ADDR-BY-NAME").arg(&*self.service);
@@ -87,6 +88,6 @@ impl Sentinels {
     }
 }
 
-fn unusable(words: String) -> StoreError {
-    StoreError::because(FailureKind::Configuration, words)
+fn unusable(words: String) -> CallError {
+    CallError::because(FailureKind::Configuration, words)
 }

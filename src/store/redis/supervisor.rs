@@ -11,7 +11,7 @@ use super::attempt::connect;
 use super::client::{Route, Shared};
 use super::link::Link;
 use super::node::Node;
-use super::post::Term;
+use crate::singleton_task::TaskTerm;
 
 /// The pauses between two attempts.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
@@ -33,7 +33,7 @@ pub(super) fn supervise(shared: &Arc<Shared>) {
     let taken = if context.is_unattended_for(OVERDUE) {
         shared.supervisor.take_over()
     } else {
-        shared.supervisor.take()
+        shared.supervisor.claim()
     };
     let Some(term) = taken else {
         return;
@@ -56,13 +56,13 @@ pub(super) fn supervise(shared: &Arc<Shared>) {
 /// One task's time as the supervisor.
 struct Watch {
     shared: Arc<Shared>,
-    term: Term,
+    term: TaskTerm,
 }
 
 impl Watch {
     /// Whether there is nothing more to do, or another does it.
     fn is_over(&self) -> bool {
-        self.shared.ended.load(Ordering::Acquire) || !self.shared.supervisor.is(self.term)
+        self.shared.ended.load(Ordering::Acquire) || !self.shared.supervisor.is_current(self.term)
     }
 }
 
@@ -73,12 +73,12 @@ struct Supervised(Arc<Watch>);
 impl Drop for Supervised {
     fn drop(&mut self) {
         let Watch { shared, term } = &*self.0;
-        if shared.supervisor.is(*term) {
+        if shared.supervisor.is_current(*term) {
             match &shared.route {
                 Route::One(node) => node.begin_anew(),
                 Route::BySlot(router) => router.begin_anew(),
             }
-            shared.supervisor.leave(*term);
+            shared.supervisor.release(*term);
             // Only now can calls that wait for a connection start another.
             match &shared.route {
                 Route::One(node) => node.wake(),

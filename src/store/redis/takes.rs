@@ -8,12 +8,13 @@ use tokio::time::Instant;
 
 use super::answers::Outcome;
 use super::charged::{KeyRules, Mode, Run};
-use super::failure::{FailureKind, StoreError};
+use super::failure::CallError;
 use super::lanes::{Calls, LaneKey, Lanes};
 use super::rate::Buckets;
 use crate::decision::Usage;
 use crate::key::Key;
-use crate::store::{Charge, OwnRules};
+use crate::store::Charge;
+use crate::store::FailureKind;
 
 /// What one request asks.
 pub(super) struct Take {
@@ -52,7 +53,7 @@ pub(super) const SEVERAL: LaneKey = [0, 0];
 impl Calls for Buckets {
     type Request = Take;
     type Batch = Takes;
-    type Answer = Result<Taken, StoreError>;
+    type Answer = Result<Taken, CallError>;
 
     fn lanes(&self) -> &Lanes<Self> {
         &self.lanes
@@ -88,7 +89,7 @@ impl Calls for Buckets {
         self: &Arc<Self>,
         takes: Takes,
         deadline: Instant,
-    ) -> Vec<Result<Taken, StoreError>> {
+    ) -> Vec<Result<Taken, CallError>> {
         let Takes { names, rules, runs } = takes;
         let answer = self.ask(&names, &rules, &runs, Mode::Take, deadline).await;
         let outcomes: Vec<_> = match answer {
@@ -106,9 +107,9 @@ impl Calls for Buckets {
     }
 }
 
-fn of_run(outcome: Option<Outcome>) -> Result<Arc<Outcome>, StoreError> {
+fn of_run(outcome: Option<Outcome>) -> Result<Arc<Outcome>, CallError> {
     let outcome = outcome.map(Arc::new);
-    outcome.ok_or_else(|| StoreError::new(FailureKind::WrongData).after_sending())
+    outcome.ok_or_else(|| CallError::new(FailureKind::WrongData).after_sending())
 }
 
 impl Takes {
@@ -117,7 +118,7 @@ impl Takes {
     fn begins<'a>(
         &mut self,
         buckets: &Buckets,
-        known: &mut HashMap<(Key, usize), (u16, &'a OwnRules)>,
+        known: &mut HashMap<(Key, usize), (u16, &'a Charge)>,
         first: Option<&'a Take>,
         take: &'a Take,
     ) -> bool {
@@ -137,13 +138,13 @@ impl Takes {
             known.extend(
                 first
                     .enumerate()
-                    .map(|(at, charge)| ((charge.key, charge.set), (at as u16, &charge.rules))),
+                    .map(|(at, charge)| ((charge.key, charge.set), (at as u16, charge))),
             );
         }
         let mut is_new = 0;
         for charge in charges {
             match known.get(&(charge.key, charge.set)) {
-                Some((_, rules)) if **rules != charge.rules => return false,
+                Some((_, known)) if *known != charge => return false,
                 Some(_) => {}
                 None => is_new += 1,
             }
@@ -156,7 +157,7 @@ impl Takes {
             let (place, _) = *place.or_insert_with(|| {
                 self.names.push(buckets.key(charge));
                 self.rules.push(buckets.rules_of(charge));
-                ((self.names.len() - 1) as u16, &charge.rules)
+                ((self.names.len() - 1) as u16, charge)
             });
             place
         });

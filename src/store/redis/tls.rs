@@ -13,7 +13,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::failure::{ClientError, FailureKind, StoreError};
+use super::failure::{CallError, ClientError};
+use crate::store::FailureKind;
 
 /// The certificates of TLS connections to Redis, for [`RedisStore::tls`](super::RedisStore::tls).
 ///
@@ -97,7 +98,7 @@ pub(super) struct Tls {
 }
 
 impl Tls {
-    pub(super) fn new(certificates: &RedisTls) -> Result<Self, StoreError> {
+    pub(super) fn new(certificates: &RedisTls) -> Result<Self, CallError> {
         let server_name = certificates.server_name.as_deref().map(server_name);
         Ok(Self {
             config: Arc::new(config(certificates).map_err(unusable)?),
@@ -109,7 +110,7 @@ impl Tls {
         &self,
         host: &str,
         stream: TcpStream,
-    ) -> Result<TlsStream<TcpStream>, StoreError> {
+    ) -> Result<TlsStream<TcpStream>, CallError> {
         let name = match &self.server_name {
             Some(name) => name.clone(),
             None => server_name(host)?,
@@ -201,23 +202,23 @@ fn unreadable(what: &str, error: &pem::Error) -> String {
     format!("{what} cannot be read: {reason}")
 }
 
-fn server_name(host: &str) -> Result<ServerName<'static>, StoreError> {
+fn server_name(host: &str) -> Result<ServerName<'static>, CallError> {
     let name = ServerName::try_from(host.to_owned());
     name.map_err(|_| unusable(format!("{host:?} is neither a DNS name nor an IP address")))
 }
 
-fn unusable(reason: String) -> StoreError {
-    StoreError::because(FailureKind::Configuration, reason)
+fn unusable(reason: String) -> CallError {
+    CallError::because(FailureKind::Configuration, reason)
 }
 
 /// A handshake that failed, in words that say what to do.
-fn not_connected(error: io::Error) -> StoreError {
+fn not_connected(error: io::Error) -> CallError {
     let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
     match cause {
         // A bad signature is that of another CA with the same name.
         Some(rustls::Error::InvalidCertificate(
             CertificateError::UnknownIssuer | CertificateError::BadSignature,
-        )) => StoreError::because(
+        )) => CallError::because(
             FailureKind::Tls,
             format!(
                 "{error}: the CA of the server's certificate is not trusted: give it to the store, \

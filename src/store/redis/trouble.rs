@@ -5,10 +5,11 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use super::failure::StoreError;
+use super::failure::CallError;
+use super::sync::lock;
 use crate::store::memory::clock::since_epoch;
 use crate::store::{FailureMode, StoreFailure, StoreStatus};
-use crate::sync::{Mutex, lock};
+use std::sync::Mutex;
 
 /// How long the status stays `failing` after the last failure. A store that answers some calls and fails
 /// others (out of memory, too slow) has no outage that ends.
@@ -34,7 +35,7 @@ struct Series {
 
 impl Trouble {
     /// A call failed, or the failure mode decided about a request.
-    pub(super) fn note(&self, error: Option<&StoreError>) {
+    pub(super) fn note(&self, error: Option<&CallError>) {
         let Ok(mut noted) = self.0.try_lock() else {
             return;
         };
@@ -89,10 +90,7 @@ mod tests {
             StoreStatus::Failing(failure) => Some(failure),
         };
         assert_eq!(failure(None), None);
-        trouble.note(Some(&StoreError::because(
-            FailureKind::Timeout,
-            "no answer",
-        )));
+        trouble.note(Some(&CallError::because(FailureKind::Timeout, "no answer")));
         let first = failure(None).unwrap();
         assert_eq!(first.failure_mode, FailureMode::Closed);
         assert_eq!(&*first.cause, "timeout: no answer");

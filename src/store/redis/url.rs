@@ -8,10 +8,11 @@ use std::sync::Arc;
 use percent_encoding::percent_decode_str;
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
 
-use super::failure::{FailureKind, OrFailure, StoreError};
+use super::failure::{CallError, OrFailure};
 use super::sentinel::Sentinels;
 #[cfg(feature = "redis-tls")]
 use super::tls::{RedisTls, Tls};
+use crate::store::FailureKind;
 
 /// What a URL says.
 #[derive(Clone)]
@@ -20,7 +21,7 @@ pub(super) struct Target {
     pub(super) login: Login,
     /// Of a `rediss` URL, or why it cannot be used.
     #[cfg(feature = "redis-tls")]
-    pub(super) tls: Option<Result<Tls, StoreError>>,
+    pub(super) tls: Option<Result<Tls, CallError>>,
 }
 
 /// The servers to begin with.
@@ -76,7 +77,7 @@ struct Parts<'a> {
 
 impl Target {
     /// Reads a URL as [`RedisStore::connect`](super::RedisStore::connect) describes them.
-    pub(super) fn parse(url: &str) -> Result<Self, StoreError> {
+    pub(super) fn parse(url: &str) -> Result<Self, CallError> {
         // A file or a variable may end in a new line.
         let (scheme, rest) = url
             .trim()
@@ -138,7 +139,7 @@ impl Target {
 
     /// Takes other certificates than the system's CAs.
     #[cfg(feature = "redis-tls")]
-    pub(super) fn set_tls(&mut self, certificates: &RedisTls) -> Result<(), StoreError> {
+    pub(super) fn set_tls(&mut self, certificates: &RedisTls) -> Result<(), CallError> {
         match &mut self.tls {
             Some(tls) => *tls = Ok(Tls::new(certificates)?),
             None => {
@@ -162,7 +163,7 @@ impl Target {
 
 impl<'a> Parts<'a> {
     /// Reads what follows the scheme and its colon.
-    fn read(scheme: &str, rest: &'a str) -> Result<Self, StoreError> {
+    fn read(scheme: &str, rest: &'a str) -> Result<Self, CallError> {
         let rest = rest.strip_prefix("//").unwrap_or(rest);
         if rest.contains('#') {
             return Err(invalid(
@@ -227,7 +228,7 @@ impl<'a> Parts<'a> {
     }
 
     /// The Sentinels, and what to log in with to the servers that they name.
-    fn sentinels(&self) -> Result<(Sentinels, ConnectionInfo), StoreError> {
+    fn sentinels(&self) -> Result<(Sentinels, ConnectionInfo), CallError> {
         let path = self.path.trim_matches('/');
         let (service, database) = path.split_once('/').unwrap_or((path, ""));
         if service.is_empty() {
@@ -278,12 +279,12 @@ impl<'a> Parts<'a> {
         }
     }
 
-    fn each_host(&self, path: &str) -> Result<Vec<ConnectionInfo>, StoreError> {
+    fn each_host(&self, path: &str) -> Result<Vec<ConnectionInfo>, CallError> {
         let hosts = self.hosts.split(',');
         hosts.map(|host| self.info("redis", host, path)).collect()
     }
 
-    fn info(&self, scheme: &str, host: &str, path: &str) -> Result<ConnectionInfo, StoreError> {
+    fn info(&self, scheme: &str, host: &str, path: &str) -> Result<ConnectionInfo, CallError> {
         let Self {
             credentials, query, ..
         } = self;
@@ -307,7 +308,7 @@ fn decoded(text: &str) -> Cow<'_, str> {
     percent_decode_str(text).decode_utf8_lossy()
 }
 
-fn address(info: &ConnectionInfo) -> Result<Address, StoreError> {
+fn address(info: &ConnectionInfo) -> Result<Address, CallError> {
     match info.addr() {
         ConnectionAddr::Tcp(host, port) => Ok(Address::Tcp(host.as_str().into(), *port)),
         ConnectionAddr::Unix(path) => Ok(Address::Unix(path.clone())),
@@ -321,8 +322,8 @@ fn client_name(name: &str) -> Arc<str> {
     name.chars().map(allowed).collect::<String>().into()
 }
 
-pub(super) fn invalid(reason: impl Into<Arc<str>>) -> StoreError {
-    StoreError::because(FailureKind::Configuration, reason)
+pub(super) fn invalid(reason: impl Into<Arc<str>>) -> CallError {
+    CallError::because(FailureKind::Configuration, reason)
 }
 
 impl fmt::Display for Address {

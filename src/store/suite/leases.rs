@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::new_key;
 use crate::key::Key;
-use crate::store::{LeaseLimits, LeaseSlots, LeaseStore, LeaseUsage, Leased};
+use crate::store::{AcquireOutcome, LeaseLimits, LeaseSlots, LeaseStore, LeaseUsage};
 
 pub(super) async fn run(store: &dyn LeaseStore) {
     slots_of_a_key_and_of_all(store).await;
@@ -40,12 +40,12 @@ async fn until_taken(slots: &dyn LeaseSlots, expected: u64) {
     panic!("{expected} slots are taken, within ten seconds");
 }
 
-fn is_granted(leased: &Leased) -> bool {
-    matches!(leased, Leased::Granted(_))
+fn is_granted(leased: &AcquireOutcome) -> bool {
+    matches!(leased, AcquireOutcome::Granted(_))
 }
 
-fn is_key_full(leased: &Leased, expected: usize) -> bool {
-    matches!(leased, Leased::KeyFull { place } if *place == expected)
+fn is_key_full(leased: &AcquireOutcome, expected: usize) -> bool {
+    matches!(leased, AcquireOutcome::KeyFull { place } if *place == expected)
 }
 
 /// How many slots a key has at each of two places.
@@ -74,7 +74,7 @@ async fn slots_of_a_key_and_of_all(store: &dyn LeaseStore) {
         is_key_full(&slots.acquire(of(alice)).await, 0),
         "a key over its limit is told so, also when there is no room at all"
     );
-    assert!(matches!(slots.acquire(of(bob)).await, Leased::Full));
+    assert!(matches!(slots.acquire(of(bob)).await, AcquireOutcome::Full));
     let unlimited = LeaseLimits::new(None, None);
     let more = slots.acquire(unlimited).await;
     assert!(is_granted(&more), "without a limit it is counted alone");
@@ -104,7 +104,7 @@ async fn several_keys_take_all_or_nothing(store: &dyn LeaseStore) {
     let other = LeaseLimits::new(Some(4), [(alice, 2), (elsewhere, 3)]);
     assert!(is_key_full(&slots.acquire(other).await, 0));
     let full = LeaseLimits::new(Some(3), [(bob, 2), (elsewhere, 3)]);
-    assert!(matches!(slots.acquire(full).await, Leased::Full));
+    assert!(matches!(slots.acquire(full).await, AcquireOutcome::Full));
     assert_eq!(taken_by(&*slots, &bob).await, [Some(1), Some(0)]);
     assert_eq!(taken_by(&*slots, &elsewhere).await, [Some(0), Some(0)]);
     let usage = slots.usage(Some(&alice)).await;
@@ -192,7 +192,10 @@ async fn names_share(store: &dyn LeaseStore) {
     let limits = LeaseLimits::new(Some(1), None);
     let held = slots.acquire(limits.clone()).await;
     let same = store.open_leases(&name);
-    assert!(matches!(same.acquire(limits.clone()).await, Leased::Full));
+    assert!(matches!(
+        same.acquire(limits.clone()).await,
+        AcquireOutcome::Full
+    ));
     let (_, others) = new_slots(store);
     assert!(is_granted(&others.acquire(limits).await));
     drop(held);
@@ -203,7 +206,7 @@ async fn names_share(store: &dyn LeaseStore) {
 async fn limits_of_zero(store: &dyn LeaseStore) {
     let (_, slots) = new_slots(store);
     let none = LeaseLimits::new(Some(0), None);
-    assert!(matches!(slots.acquire(none).await, Leased::Full));
+    assert!(matches!(slots.acquire(none).await, AcquireOutcome::Full));
     let none_of_key = LeaseLimits::new(None, Some((new_key(), 0)));
     assert!(is_key_full(&slots.acquire(none_of_key).await, 0));
     let none_of_second = LeaseLimits::new(None, [(new_key(), 1), (new_key(), 0)]);

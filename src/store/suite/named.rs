@@ -7,7 +7,8 @@ use super::leases::new_slots;
 use super::new_key;
 use crate::key::Key;
 use crate::store::{
-    LeaseLimits, LeaseName, LeaseSlots, LeaseStore, NamedLease, NamedLeased, NamedLimits, Standing,
+    LeaseLimits, LeaseName, LeaseSlots, LeaseStatus, LeaseStore, NamedAcquireOutcome, NamedLease,
+    NamedLimits,
 };
 
 /// Long enough for any store to be asked a few times within it.
@@ -32,13 +33,13 @@ impl Case {
         Self(slots)
     }
 
-    async fn take(&self, name: LeaseName, holder: u64, limits: (u64, u64)) -> NamedLeased {
+    async fn take(&self, name: LeaseName, holder: u64, limits: (u64, u64)) -> NamedAcquireOutcome {
         let limits = NamedLimits::new(Some(limits.0), Some(limits.1));
         let lease = NamedLease::new(name, holder, TTL);
         self.0.acquire_named(&lease, limits).await
     }
 
-    async fn release(&self, name: LeaseName, holder: Option<u64>) -> Standing {
+    async fn release(&self, name: LeaseName, holder: Option<u64>) -> LeaseStatus {
         self.0.release(&name, holder).await
     }
 
@@ -58,20 +59,26 @@ async fn limits_and_what_they_have_taken(store: &dyn LeaseStore) {
     let (a, b) = (new_key(), new_key());
     let limits = (3, 2);
     for tenant in [a, a, b] {
-        assert_eq!(case.take(of(tenant), 1, limits).await, NamedLeased::Granted);
+        assert_eq!(
+            case.take(of(tenant), 1, limits).await,
+            NamedAcquireOutcome::Granted
+        );
     }
     assert_eq!(
         case.take(of(a), 1, limits).await,
-        NamedLeased::KeyFull(2),
+        NamedAcquireOutcome::KeyFull(2),
         "a tenant over its limit is told so, also when there is no room at all"
     );
-    assert_eq!(case.take(of(b), 1, limits).await, NamedLeased::Full(3));
+    assert_eq!(
+        case.take(of(b), 1, limits).await,
+        NamedAcquireOutcome::Full(3)
+    );
     assert_eq!(case.taken(&a).await, (3, Some(2)));
 
     let none = NamedLimits::new(None, None);
     let lease = NamedLease::new(of(a), 1, TTL);
     let more = case.0.acquire_named(&lease, none).await;
-    assert_eq!(more, NamedLeased::Granted);
+    assert_eq!(more, NamedAcquireOutcome::Granted);
     assert_eq!(
         case.taken(&a).await,
         (4, Some(3)),
@@ -80,24 +87,27 @@ async fn limits_and_what_they_have_taken(store: &dyn LeaseStore) {
     let nothing = NamedLimits::new(Some(0), None);
     let lease = NamedLease::new(of(b), 1, TTL);
     let refused = case.0.acquire_named(&lease, nothing).await;
-    assert_eq!(refused, NamedLeased::Full(4));
+    assert_eq!(refused, NamedAcquireOutcome::Full(4));
 }
 
 async fn released_once_by_whom_it_may(store: &dyn LeaseStore) {
     let case = Case::new(store);
     let name = of(new_key());
-    assert_eq!(case.release(name, None).await, Standing::Gone);
-    assert_eq!(case.0.heartbeat(&name, None, TTL).await, Standing::Gone);
+    assert_eq!(case.release(name, None).await, LeaseStatus::Gone);
+    assert_eq!(case.0.heartbeat(&name, None, TTL).await, LeaseStatus::Gone);
     assert_eq!(case.taken(&name.tenant).await, (0, Some(0)));
 
     case.take(name, 7, (9, 9)).await;
     let namesake = LeaseName::new(new_key(), name.id);
-    assert_eq!(case.release(namesake, None).await, Standing::Gone);
-    assert_eq!(case.0.heartbeat(&namesake, None, TTL).await, Standing::Gone);
-    assert_eq!(case.release(name, Some(8)).await, Standing::Gone);
+    assert_eq!(case.release(namesake, None).await, LeaseStatus::Gone);
+    assert_eq!(
+        case.0.heartbeat(&namesake, None, TTL).await,
+        LeaseStatus::Gone
+    );
+    assert_eq!(case.release(name, Some(8)).await, LeaseStatus::Gone);
     assert_eq!(case.taken(&name.tenant).await, (1, Some(1)));
-    assert_eq!(case.release(name, Some(7)).await, Standing::Live);
-    assert_eq!(case.release(name, None).await, Standing::Gone);
+    assert_eq!(case.release(name, Some(7)).await, LeaseStatus::Live);
+    assert_eq!(case.release(name, None).await, LeaseStatus::Gone);
     assert_eq!(case.taken(&name.tenant).await, (0, Some(0)));
 }
 
@@ -106,20 +116,20 @@ async fn taken_over_and_not_counted_twice(store: &dyn LeaseStore) {
     let name = of(new_key());
     for holder in [1, 2] {
         let taken = case.take(name, holder, (1, 1)).await;
-        assert_eq!(taken, NamedLeased::Granted, "also at the limit");
+        assert_eq!(taken, NamedAcquireOutcome::Granted, "also at the limit");
         assert_eq!(case.taken(&name.tenant).await, (1, Some(1)));
     }
     assert_eq!(
         case.release(name, Some(1)).await,
-        Standing::Gone,
+        LeaseStatus::Gone,
         "an earlier holder leaves a later one's alone"
     );
     let heartbeat = async |holder| case.0.heartbeat(&name, holder, TTL).await;
-    assert_eq!(heartbeat(Some(1)).await, Standing::Gone, "and is told");
-    assert_eq!(heartbeat(Some(2)).await, Standing::Live);
-    assert_eq!(heartbeat(None).await, Standing::Live);
+    assert_eq!(heartbeat(Some(1)).await, LeaseStatus::Gone, "and is told");
+    assert_eq!(heartbeat(Some(2)).await, LeaseStatus::Live);
+    assert_eq!(heartbeat(None).await, LeaseStatus::Live);
     assert_eq!(case.taken(&name.tenant).await, (1, Some(1)));
-    assert_eq!(case.release(name, None).await, Standing::Live);
+    assert_eq!(case.release(name, None).await, LeaseStatus::Live);
 }
 
 async fn lives_as_long_as_it_is_heard_of(store: &dyn LeaseStore, pass: &impl AsyncFn(Duration)) {
@@ -127,20 +137,29 @@ async fn lives_as_long_as_it_is_heard_of(store: &dyn LeaseStore, pass: &impl Asy
     let tenant = new_key();
     let (heard_of, forgotten) = (of(tenant), of(tenant));
     for name in [heard_of, forgotten] {
-        assert_eq!(case.take(name, 1, (2, 2)).await, NamedLeased::Granted);
+        assert_eq!(
+            case.take(name, 1, (2, 2)).await,
+            NamedAcquireOutcome::Granted
+        );
     }
     for _ in 0..3 {
         pass(TTL / 2).await;
-        assert_eq!(case.0.heartbeat(&heard_of, None, TTL).await, Standing::Live);
+        assert_eq!(
+            case.0.heartbeat(&heard_of, None, TTL).await,
+            LeaseStatus::Live
+        );
     }
     assert_eq!(case.taken(&tenant).await, (1, Some(1)));
     assert_eq!(
         case.0.heartbeat(&forgotten, None, TTL).await,
-        Standing::Gone,
+        LeaseStatus::Gone,
         "a heartbeat does not bring back what has expired"
     );
-    assert_eq!(case.release(forgotten, None).await, Standing::Gone);
-    assert_eq!(case.take(of(tenant), 1, (2, 2)).await, NamedLeased::Granted);
+    assert_eq!(case.release(forgotten, None).await, LeaseStatus::Gone);
+    assert_eq!(
+        case.take(of(tenant), 1, (2, 2)).await,
+        NamedAcquireOutcome::Granted
+    );
     pass(2 * TTL).await;
     assert_eq!(case.taken(&tenant).await, (0, Some(0)));
 }
@@ -153,15 +172,15 @@ async fn times_to_live_of_any_length(store: &dyn LeaseStore, pass: &impl AsyncFn
     for ttl in [Duration::ZERO, Duration::from_nanos(1), Duration::MAX] {
         let lease = NamedLease::new(of(tenant), 1, ttl);
         let taken = case.0.acquire_named(&lease, none).await;
-        assert_eq!(taken, NamedLeased::Granted, "for {ttl:?}");
+        assert_eq!(taken, NamedAcquireOutcome::Granted, "for {ttl:?}");
         names.push(lease.name);
     }
     let longest = names[2];
     let heartbeat = async |ttl| case.0.heartbeat(&longest, None, ttl).await;
-    assert_eq!(heartbeat(Duration::MAX).await, Standing::Live);
+    assert_eq!(heartbeat(Duration::MAX).await, LeaseStatus::Live);
     pass(TTL / 2).await;
     assert_eq!(case.taken(&tenant).await, (1, Some(1)));
-    assert_eq!(heartbeat(Duration::ZERO).await, Standing::Live);
+    assert_eq!(heartbeat(Duration::ZERO).await, LeaseStatus::Live);
     pass(TTL / 2).await;
     assert_eq!(case.taken(&tenant).await, (0, Some(0)));
 }
@@ -174,8 +193,8 @@ async fn counted_with_slots_that_have_no_name(store: &dyn LeaseStore) {
     case.take(name, 1, (2, 2)).await;
     assert_eq!(case.taken(&name.tenant).await, (2, Some(2)));
     let refused = case.take(of(name.tenant), 1, (2, 2)).await;
-    assert_eq!(refused, NamedLeased::KeyFull(2));
-    assert_eq!(case.release(name, None).await, Standing::Live);
+    assert_eq!(refused, NamedAcquireOutcome::KeyFull(2));
+    assert_eq!(case.release(name, None).await, LeaseStatus::Live);
     drop(held);
 }
 
@@ -190,7 +209,7 @@ async fn races_take_all_and_no_more(store: &dyn LeaseStore) {
                 let mut granted = 0;
                 for _ in 0..16 {
                     let taken = case.take(of(tenant), 1, (100, 10)).await;
-                    granted += u32::from(taken == NamedLeased::Granted);
+                    granted += u32::from(taken == NamedAcquireOutcome::Granted);
                 }
                 granted
             })

@@ -25,7 +25,7 @@ async fn seen(
                 usage.name.to_string(),
                 usage.used,
                 usage.limit,
-                usage.is_own,
+                usage.is_override,
             )
         })
         .collect()
@@ -61,7 +61,8 @@ async fn a_tool_sees_what_services_count() {
     assert!(second.decide(&acme(), 7).await.is_admitted());
 
     let tool = Limits::in_store(&server.store());
-    let entry = |name: &str, used, limit, is_own| (name.to_owned(), used, Some(limit), is_own);
+    let entry =
+        |name: &str, used, limit, is_override| (name.to_owned(), used, Some(limit), is_override);
     let expected = [
         entry("jobs", 1, 5, false),
         entry("calls", 4, 10, false),

@@ -1,4 +1,4 @@
-//! Sliding windows, in counters of sub-windows; the rule is in the memory store's documentation.
+//! Sliding windows as counters of sub-windows; the memory store's documentation has the exact rule.
 
 mod shard;
 #[cfg(all(test, feature = "test-util", not(admission_loom)))]
@@ -6,33 +6,34 @@ mod tests;
 mod window;
 
 use self::shard::Shard;
-pub(super) use self::window::By;
 use self::window::Window;
-use super::bucket::Stale;
-use super::clock::Timer;
+pub(super) use self::window::WindowContext;
+use super::bucket::StaleRules;
+use super::clock::MonotonicClock;
 use crate::decision::Usage;
 use crate::key::Key;
 use crate::store::RateStats;
 use crate::sync::{Mutex, lock};
 
-/// Locks that the keys are spread over, if each then has room for that many keys.
-const MOST_SHARDS: usize = 64;
-const LEAST_KEYS: usize = 64;
+/// The maximum number of locks that the keys are spread over.
+const MAX_SHARDS: usize = 64;
+/// Fewer shards are used if each would have room for fewer keys than this.
+const MIN_KEYS_PER_SHARD: usize = 64;
 
 /// The windows of one quota.
 pub(super) struct Windows {
     shards: Box<[Padded]>,
 }
 
-/// Apart from what other cores write.
+/// Keeps a lock off the cache lines that other cores write.
 #[repr(align(128))]
 struct Padded(Mutex<Shard>);
 
 impl Windows {
     pub(super) fn new(max_keys: usize) -> Self {
         let max_keys = max_keys.max(1);
-        let shards = (max_keys / LEAST_KEYS).clamp(1, MOST_SHARDS);
-        // What is left over goes to the first ones.
+        let shards = (max_keys / MIN_KEYS_PER_SHARD).clamp(1, MAX_SHARDS);
+        // The first shards share the remainder.
         let share = |n| max_keys / shards + usize::from(n < max_keys % shards);
         Self {
             shards: (0..shards)
@@ -41,67 +42,71 @@ impl Windows {
         }
     }
 
-    /// Decides about a request, and takes its cost if it fits and `takes`.
+    /// Decides a request. If it fits and `should_charge` is set, charges its cost.
     ///
-    /// The time is read under the shard's lock, so that no thread charges a time that another one has gone past.
+    /// Reads the time under the shard's lock, so that no thread charges an earlier time than
+    /// another.
     pub(super) fn decide(
         &self,
-        by: By<'_>,
+        context: WindowContext<'_>,
         key: &Key,
         cost: u32,
-        takes: bool,
-        time: &Timer,
-    ) -> Result<Usage, Stale> {
+        should_charge: bool,
+        clock: &MonotonicClock,
+    ) -> Result<Usage, StaleRules> {
         let bits = key.bits();
         let mut shard = self.shard(bits);
-        let now = time.now();
-        let mut new = Window::new(by);
-        // A cost that takes nothing either way stores nothing.
-        let window = if takes && cost > 0 && cost <= by.rule.limit {
-            shard.find_or_insert(bits, by, now).settle(by, now)?
+        let now = clock.now();
+        let mut new = Window::new(context);
+        // A cost that is not charged stores nothing.
+        let window = if should_charge && cost > 0 && cost <= context.rule.limit {
+            shard
+                .find_or_insert(bits, context, now)
+                .convert_to(context, now)?
         } else {
-            if let Some(window) = shard.find(bits, by, now) {
+            if let Some(window) = shard.find(bits, context, now) {
                 new = window.clone();
             }
-            new.settle(by, now)?
+            new.convert_to(context, now)?
         };
-        Ok(window.decide(by.rule, now, cost, takes))
+        Ok(window.decide(context.rule, now, cost, should_charge))
     }
 
-    /// Charges a request that was admitted elsewhere, whether it fits or not.
-    #[cfg(feature = "redis")]
+    /// Charges a request that another store admitted, whether it fits or not.
     pub(super) fn charge(
         &self,
-        by: By<'_>,
+        context: WindowContext<'_>,
         key: &Key,
         cost: u32,
-        time: &Timer,
-    ) -> Result<(), Stale> {
+        clock: &MonotonicClock,
+    ) -> Result<(), StaleRules> {
         let bits = key.bits();
         let mut shard = self.shard(bits);
-        let now = time.now();
-        let window = shard.find_or_insert(bits, by, now).settle(by, now)?;
-        window.advance(by.rule, now);
+        let now = clock.now();
+        let window = shard
+            .find_or_insert(bits, context, now)
+            .convert_to(context, now)?;
+        window.advance(context.rule, now);
         window.charge(cost);
         Ok(())
     }
 
-    /// Gives back what was taken, if the key is still known. The key's window counts by this rule from now on; with a
-    /// cost of 0 it does that and no more.
+    /// Refunds a request, if the key is still stored, and converts the key's window to this rule.
+    /// With a cost of 0 it only converts.
     pub(super) fn refund(
         &self,
-        by: By<'_>,
+        context: WindowContext<'_>,
         key: &Key,
         cost: u32,
-        time: &Timer,
-    ) -> Result<(), Stale> {
+        clock: &MonotonicClock,
+    ) -> Result<(), StaleRules> {
         let bits = key.bits();
         let mut shard = self.shard(bits);
-        let now = time.now();
-        if let Some(window) = shard.known(bits) {
-            let window = window.settle(by, now)?;
-            window.advance(by.rule, now);
-            window.give_back(cost);
+        let now = clock.now();
+        if let Some(window) = shard.find_existing(bits) {
+            let window = window.convert_to(context, now)?;
+            window.advance(context.rule, now);
+            window.refund(cost);
         }
         Ok(())
     }

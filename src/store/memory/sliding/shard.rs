@@ -1,23 +1,23 @@
-//! A bounded part of the keys of a sliding quota, behind one lock.
+//! A bounded part of a sliding quota's keys, behind one lock.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-use super::window::{By, Window};
+use super::window::{Window, WindowContext};
 
-/// Entries that are looked at to find room for a new key.
-const SAMPLE: usize = 8;
+/// Entries that are sampled to find room for a new key.
+const SAMPLE_SIZE: usize = 8;
 
 /// Keys and their counters.
 pub(super) struct Shard {
-    places: HashMap<u128, u32, BuildHasherDefault<Unhashed>>,
+    indexes: HashMap<u128, u32, BuildHasherDefault<IdentityHasher>>,
     entries: Vec<Entry>,
     max_keys: usize,
-    /// The first entry of the next sample. It goes round, so that all are looked at in turn.
-    hand: usize,
-    /// Shared by keys that find no room; `None` until then.
+    /// The first entry of the next sample. It wraps around, so that every entry is sampled in turn.
+    next_sample: usize,
+    /// Shared by keys that found no room; `None` until then.
     overflow: Option<Window>,
-    /// Keys that were given up while something of theirs counted.
+    /// Keys that were evicted with costs that still counted.
     evictions: u64,
 }
 
@@ -26,70 +26,80 @@ struct Entry {
     window: Window,
 }
 
-/// Where a new key may be put.
+/// Where a new key can be stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Room {
-    /// In the place of another, of which nothing counts any more.
-    Entry(usize),
-    /// In the place of one that is given up for it.
+    /// In the entry of a key without counted costs.
+    Unused(usize),
+    /// In the entry of a key that is evicted.
     Evicted(usize),
     /// In a new entry.
-    More,
-    /// Nowhere: everything in sight is denying.
+    New,
+    /// Nowhere: all sampled entries deny.
     None,
 }
 
 impl Shard {
     pub(super) fn new(max_keys: usize) -> Self {
         Self {
-            places: HashMap::default(),
+            indexes: HashMap::default(),
             entries: Vec::new(),
             max_keys,
-            hand: 0,
+            next_sample: 0,
             overflow: None,
             evictions: 0,
         }
     }
 
-    /// The counters of a key that is known.
-    pub(super) fn known(&mut self, key: u128) -> Option<&mut Window> {
-        let at = *self.places.get(&key)?;
+    /// The counters of a stored key.
+    pub(super) fn find_existing(&mut self, key: u128) -> Option<&mut Window> {
+        let at = *self.indexes.get(&key)?;
         Some(&mut self.entries[at as usize].window)
     }
 
-    /// The counters that a request of this key would be charged to: its own, those that are
-    /// shared, or `None` for new ones.
-    pub(super) fn find(&mut self, key: u128, by: By<'_>, now: u64) -> Option<&mut Window> {
-        if let Some(at) = self.places.get(&key) {
+    /// The counters that a request of this key would be charged to: its own, or the shared ones.
+    /// `None`: the key would get new ones.
+    pub(super) fn find(
+        &mut self,
+        key: u128,
+        context: WindowContext<'_>,
+        now: u64,
+    ) -> Option<&mut Window> {
+        if let Some(at) = self.indexes.get(&key) {
             return Some(&mut self.entries[*at as usize].window);
         }
-        match self.room(by, now) {
+        match self.room(context, now) {
             Room::None => self.overflow.as_mut(),
-            Room::Entry(_) | Room::Evicted(_) | Room::More => None,
+            Room::Unused(_) | Room::Evicted(_) | Room::New => None,
         }
     }
 
-    /// As [`find`](Self::find), and puts a new key in.
-    pub(super) fn find_or_insert(&mut self, key: u128, by: By<'_>, now: u64) -> &mut Window {
-        if let Some(at) = self.places.get(&key) {
+    /// Like [`find`](Self::find), but inserts a new key.
+    pub(super) fn find_or_insert(
+        &mut self,
+        key: u128,
+        context: WindowContext<'_>,
+        now: u64,
+    ) -> &mut Window {
+        if let Some(at) = self.indexes.get(&key) {
             return &mut self.entries[*at as usize].window;
         }
         let entry = Entry {
             key,
-            window: Window::new(by),
+            window: Window::new(context),
         };
-        let room = self.room(by, now);
+        let room = self.room(context, now);
         let at = match room {
-            Room::None => return self.overflow.get_or_insert_with(|| Window::new(by)),
-            Room::Entry(at) | Room::Evicted(at) => {
+            Room::None => return self.overflow.get_or_insert_with(|| Window::new(context)),
+            Room::Unused(at) | Room::Evicted(at) => {
                 self.evictions += u64::from(room == Room::Evicted(at));
-                self.places.remove(&self.entries[at].key);
+                self.indexes.remove(&self.entries[at].key);
                 self.entries[at] = entry;
                 at
             }
-            Room::More => {
+            Room::New => {
                 if self.entries.len() == self.entries.capacity() {
-                    // Twice as many, but not beyond the bound.
+                    // Double the capacity, up to the bound.
                     let room = self.max_keys - self.entries.len();
                     self.entries
                         .reserve_exact(self.entries.len().clamp(1, room));
@@ -98,33 +108,33 @@ impl Shard {
                 self.entries.len() - 1
             }
         };
-        self.hand = (self.hand + 1) % self.entries.len();
+        self.next_sample = (self.next_sample + 1) % self.entries.len();
         // Bounds are below 2^32.
-        self.places.insert(key, at as u32);
+        self.indexes.insert(key, at as u32);
         &mut self.entries[at].window
     }
 
-    /// An entry that has nothing counted, else more memory, else the least used one that does
+    /// Chooses an entry without counted costs, else new memory, else the least used entry that does
     /// not deny.
-    fn room(&self, by: By<'_>, now: u64) -> Room {
+    fn room(&self, context: WindowContext<'_>, now: u64) -> Room {
         let len = self.entries.len();
-        // Far apart: neighbours came in together and are used alike.
-        let step = (len / SAMPLE).max(1);
-        let sample = (0..SAMPLE.min(len)).map(|n| (self.hand + n * step) % len);
+        // Spread out: neighbours were inserted together and are used alike.
+        let step = (len / SAMPLE_SIZE).max(1);
+        let sample = (0..SAMPLE_SIZE.min(len)).map(|n| (self.next_sample + n * step) % len);
         let evictable = sample.filter_map(|at| {
-            let used = self.entries[at].window.evictable(by, now)?;
+            let used = self.entries[at].window.evictable_cost(context, now)?;
             Some((used, at))
         });
         match evictable.min() {
-            Some((0, at)) => Room::Entry(at),
-            _ if len < self.max_keys => Room::More,
+            Some((0, at)) => Room::Unused(at),
+            _ if len < self.max_keys => Room::New,
             Some((_, at)) => Room::Evicted(at),
             None => Room::None,
         }
     }
 
     pub(super) fn len(&self) -> usize {
-        debug_assert_eq!(self.places.len(), self.entries.len());
+        debug_assert_eq!(self.indexes.len(), self.entries.len());
         self.entries.len()
     }
 
@@ -133,11 +143,11 @@ impl Shard {
     }
 }
 
-/// Keys are unpredictable bits already.
+/// Keys are already unpredictable bits, so they are not hashed again.
 #[derive(Default)]
-struct Unhashed(u64);
+struct IdentityHasher(u64);
 
-impl Hasher for Unhashed {
+impl Hasher for IdentityHasher {
     fn write(&mut self, _: &[u8]) {
         unreachable!("keys are 128-bit numbers");
     }

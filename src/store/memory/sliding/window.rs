@@ -2,121 +2,125 @@
 
 use std::time::Duration;
 
-use super::super::bucket::Stale;
-use super::super::phases::{Number, Numbers, Origin, Phases};
+use super::super::bucket::StaleRules;
+use super::super::phases::{EntryPhase, Phases, RateParams, RuleNumber};
 use crate::decision::Usage;
 
-/// Sub-windows that are counted: the 15 of a period, and the one in which the period begins.
-const COUNTED: usize = 16;
+/// Counted sub-windows: the 15 of a period, and the one in which the period begins.
+const COUNTERS: usize = 16;
 
-/// By which rule a window counts: the phase of a default, or an override's length of a sub-window.
+/// The rule that a window counts by: a phase of the default, or an override's sub-window length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Basis(u64);
+pub(super) struct WindowRule(u64);
 
 /// Marks a phase. No sub-window is that long.
-const PHASE: u64 = 1 << 63;
+const PHASE_FLAG: u64 = 1 << 63;
 
 /// The rule of one decision.
 #[derive(Clone, Copy)]
-pub(in super::super) struct By<'a> {
+pub(in super::super) struct WindowContext<'a> {
     pub(super) phases: &'a Phases,
-    pub(super) rule: Numbers,
-    pub(super) basis: Basis,
+    pub(super) rule: RateParams,
+    pub(super) counted_by: WindowRule,
 }
 
-/// The counters of a key. A new one has used nothing.
+/// The counters of a key.
 #[derive(Clone, Debug)]
 pub(super) struct Window {
-    basis: Basis,
-    /// The number of the newest sub-window, as time since the clock's zero over its length.
+    counted_by: WindowRule,
+    /// The number of the newest sub-window: the time since the clock's zero divided by its length.
     newest: u64,
-    /// The costs admitted in it and in those before it, the newest first.
-    counts: [u32; COUNTED],
+    /// The costs admitted in that sub-window and in those before it, the newest first.
+    counts: [u32; COUNTERS],
 }
 
-impl Basis {
-    fn phase(self) -> Option<Number> {
-        (self.0 & PHASE != 0).then_some(self.0 as Number)
+impl WindowRule {
+    fn phase_number(self) -> Option<RuleNumber> {
+        (self.0 & PHASE_FLAG != 0).then_some(self.0 as RuleNumber)
     }
 }
 
-impl<'a> By<'a> {
-    /// By the default.
-    pub(in super::super) fn default_of(phases: &'a Phases) -> Option<Self> {
+impl<'a> WindowContext<'a> {
+    /// For a decision under the default.
+    pub(in super::super) fn for_default(phases: &'a Phases) -> Option<Self> {
         let rule = phases.rule()?;
-        let basis = Basis(PHASE | u64::from(phases.number()));
+        let counted_by = WindowRule(PHASE_FLAG | u64::from(phases.number()));
         Some(Self {
             phases,
             rule,
-            basis,
+            counted_by,
         })
     }
 
-    /// By an override.
-    pub(in super::super) fn overridden(phases: &'a Phases, rule: Numbers) -> Self {
-        let basis = Basis(rule.length);
+    /// For a decision under an override.
+    pub(in super::super) fn for_override(phases: &'a Phases, rule: RateParams) -> Self {
+        let counted_by = WindowRule(rule.length);
         Self {
             phases,
             rule,
-            basis,
+            counted_by,
         }
     }
 }
 
-fn index(rule: Numbers, now: u64) -> u64 {
+fn index(rule: RateParams, now: u64) -> u64 {
     now / rule.length
 }
 
 impl Window {
-    pub(super) fn new(by: By<'_>) -> Self {
+    pub(super) fn new(context: WindowContext<'_>) -> Self {
         Self {
-            basis: by.basis,
+            counted_by: context.counted_by,
             newest: 0,
-            counts: [0; COUNTED],
+            counts: [0; COUNTERS],
         }
     }
 
-    /// Has it count by this rule from now on.
-    pub(super) fn settle(&mut self, by: By<'_>, now: u64) -> Result<&mut Self, Stale> {
-        if self.basis != by.basis {
-            *self = self.converted(by, now)?;
-            self.basis = by.basis;
+    /// Converts the counters to this rule.
+    pub(super) fn convert_to(
+        &mut self,
+        context: WindowContext<'_>,
+        now: u64,
+    ) -> Result<&mut Self, StaleRules> {
+        if self.counted_by != context.counted_by {
+            *self = self.converted(context, now)?;
+            self.counted_by = context.counted_by;
         }
         Ok(self)
     }
 
     #[cold]
-    fn converted(&self, by: By<'_>, now: u64) -> Result<Self, Stale> {
+    fn converted(&self, context: WindowContext<'_>, now: u64) -> Result<Self, StaleRules> {
         let mut window = self.clone();
-        let Some(number) = self.basis.phase() else {
-            return Ok(window.parted(self.basis.0, by.rule, now));
+        let Some(number) = self.counted_by.phase_number() else {
+            return Ok(window.rescaled(self.counted_by.0, context.rule, now));
         };
-        let from = match (by.phases.origin(number), by.phases.rule()) {
-            (Origin::Newer, _) => return Err(Stale),
-            (Origin::Gone, _) | (_, None) => return Ok(Self::new(by)),
-            (Origin::Current, Some(rule)) => rule.length,
-            (Origin::Past(at), Some(rule)) => {
-                for (length, next, since) in by.phases.steps(at) {
-                    window = window.parted(length, next, since);
+        let from = match (context.phases.phase_of(number), context.phases.rule()) {
+            (EntryPhase::Newer, _) => return Err(StaleRules),
+            (EntryPhase::Expired, _) | (_, None) => return Ok(Self::new(context)),
+            (EntryPhase::Current, Some(rule)) => rule.length,
+            (EntryPhase::Past(at), Some(rule)) => {
+                for (length, next, since) in context.phases.conversions(at) {
+                    window = window.rescaled(length, next, since);
                 }
                 rule.length
             }
         };
-        Ok(window.parted(from, by.rule, now))
+        Ok(window.rescaled(from, context.rule, now))
     }
 
-    /// What counts of it, if it may be evicted: `None` of one that denies. One that counts by an override is evicted
-    /// only when nothing counts.
-    pub(super) fn evictable(&self, by: By<'_>, now: u64) -> Option<u32> {
-        if self.basis.phase().is_none() {
-            let rule = Numbers {
-                length: self.basis.0,
-                ..by.rule
+    /// The costs that count, if the window may be evicted. `None` if it denies. A window under an
+    /// override may be evicted only when nothing counts.
+    pub(super) fn evictable_cost(&self, context: WindowContext<'_>, now: u64) -> Option<u32> {
+        if self.counted_by.phase_number().is_none() {
+            let rule = RateParams {
+                length: self.counted_by.0,
+                ..context.rule
             };
             return (self.used(rule, now) == 0).then_some(0);
         }
-        let default = By::default_of(by.phases)?;
-        let used = if self.basis == default.basis {
+        let default = WindowContext::for_default(context.phases)?;
+        let used = if self.counted_by == default.counted_by {
             self.used(default.rule, now)
         } else {
             self.converted(default, now).ok()?.used(default.rule, now)
@@ -124,38 +128,44 @@ impl Window {
         (used < default.rule.limit).then_some(used)
     }
 
-    /// Brings the counters up to a time. A clock that stepped back leaves them no further ahead
-    /// than by one sub-window.
-    pub(super) fn advance(&mut self, rule: Numbers, now: u64) {
+    /// Advances the counters to a time. After a clock stepped back, they are at most one sub-window
+    /// ahead.
+    pub(super) fn advance(&mut self, rule: RateParams, now: u64) {
         let index = index(rule, now);
         self.newest = self.newest.min(index + 1);
         let passed = index.saturating_sub(self.newest);
         if passed > 0 {
             // Below the number of counters, or all of them.
-            let passed = passed.min(COUNTED as u64) as usize;
-            self.counts.copy_within(..COUNTED - passed, passed);
+            let passed = passed.min(COUNTERS as u64) as usize;
+            self.counts.copy_within(..COUNTERS - passed, passed);
             self.counts[..passed].fill(0);
             self.newest = index;
         }
     }
 
-    /// What counts at a time.
-    pub(super) fn used(&self, rule: Numbers, now: u64) -> u32 {
+    /// The costs that count at a time.
+    pub(super) fn used(&self, rule: RateParams, now: u64) -> u32 {
         let passed = index(rule, now).saturating_sub(self.newest);
-        let counted = (COUNTED as u64).saturating_sub(passed) as usize;
-        // Never above the highest limit that the key had.
+        let counted = (COUNTERS as u64).saturating_sub(passed) as usize;
+        // The sum never exceeds the highest limit that the key had.
         self.counts[..counted].iter().sum()
     }
 
-    /// Admits a request that fits, and takes its cost if `takes`.
-    pub(super) fn decide(&mut self, rule: Numbers, now: u64, cost: u32, takes: bool) -> Usage {
+    /// Decides a request. If it fits and `should_charge` is set, charges its cost.
+    pub(super) fn decide(
+        &mut self,
+        rule: RateParams,
+        now: u64,
+        cost: u32,
+        should_charge: bool,
+    ) -> Usage {
         self.advance(rule, now);
         let limit = rule.limit;
-        // More than the limit is used when it was lowered.
+        // After the limit is lowered, more than the limit can be used.
         let left = limit.saturating_sub(self.used(rule, now));
         let reset = |window: &Self| Duration::from_nanos(window.reset(rule, now));
         if left >= cost {
-            let taken = if takes { cost } else { 0 };
+            let taken = if should_charge { cost } else { 0 };
             self.counts[0] += taken;
             return Usage::admitted(limit, left - taken, reset(self));
         }
@@ -165,33 +175,31 @@ impl Window {
         Usage::rejected(limit, left, reset(self), wait)
     }
 
-    /// The same costs by sub-windows of another length: all are as young as the youngest can be,
-    /// which is from the end of its sub-window, or from now.
-    fn parted(&self, length: u64, rule: Numbers, now: u64) -> Self {
+    /// Moves the costs to sub-windows of another length. All costs become as young as the youngest
+    /// can be: they date from the end of its sub-window, or from now.
+    fn rescaled(&self, length: u64, rule: RateParams, now: u64) -> Self {
         if length == rule.length || length == 0 {
             return self.clone();
         }
-        let used = self.used(Numbers { length, ..rule }, now);
+        let used = self.used(RateParams { length, ..rule }, now);
         let youngest = (self.newest.saturating_add(1).saturating_mul(length) - 1) / rule.length;
-        let mut counts = [0; COUNTED];
+        let mut counts = [0; COUNTERS];
         counts[0] = used;
         Self {
-            basis: self.basis,
+            counted_by: self.counted_by,
             newest: youngest.min(index(rule, now)),
             counts,
         }
     }
 
-    /// Charges the newest sub-window, as far as numbers go.
-    #[cfg(feature = "redis")]
+    /// Charges the newest sub-window, without overflow.
     pub(super) fn charge(&mut self, cost: u32) {
         let room = u32::MAX - self.counts.iter().sum::<u32>();
         self.counts[0] += cost.min(room);
     }
 
-    /// Gives a cost back: to the newest sub-window that was used, and what is more than was used
-    /// in it to the one before.
-    pub(super) fn give_back(&mut self, mut cost: u32) {
+    /// Refunds a cost to the newest sub-window with costs, and an excess to the ones before it.
+    pub(super) fn refund(&mut self, mut cost: u32) {
         for count in &mut self.counts {
             let given = cost.min(*count);
             *count -= given;
@@ -199,14 +207,14 @@ impl Window {
         }
     }
 
-    /// The time until nothing counts any more.
-    pub(super) fn reset(&self, rule: Numbers, now: u64) -> u64 {
+    /// The time until no cost counts.
+    pub(super) fn reset(&self, rule: RateParams, now: u64) -> u64 {
         let newest_used = self.counts.iter().position(|count| *count > 0);
-        newest_used.map_or(0, |age| self.until_gone(age, rule, now))
+        newest_used.map_or(0, |age| self.time_until_expired(age, rule, now))
     }
 
-    /// The time until no more than `most` counts.
-    pub(super) fn wait(&self, most: u32, rule: Numbers, now: u64) -> u64 {
+    /// The time until at most `most` counts.
+    pub(super) fn wait(&self, most: u32, rule: RateParams, now: u64) -> u64 {
         let mut left: u32 = self.counts.iter().sum();
         for (age, count) in self.counts.iter().enumerate().rev() {
             if left <= most {
@@ -214,15 +222,15 @@ impl Window {
             }
             left -= count;
             if left <= most {
-                return self.until_gone(age, rule, now);
+                return self.time_until_expired(age, rule, now);
             }
         }
         0
     }
 
-    /// The time until the counter of this age is no longer counted.
-    fn until_gone(&self, age: usize, rule: Numbers, now: u64) -> u64 {
-        let gone = (self.newest + COUNTED as u64).saturating_sub(age as u64);
+    /// The time until the counter of this age expires.
+    fn time_until_expired(&self, age: usize, rule: RateParams, now: u64) -> u64 {
+        let gone = (self.newest + COUNTERS as u64).saturating_sub(age as u64);
         gone.saturating_mul(rule.length).saturating_sub(now)
     }
 }

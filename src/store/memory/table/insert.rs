@@ -1,42 +1,42 @@
-//! How a new key finds room.
+//! Finds room for a new key.
 
 use super::level::{Entry, FINGERPRINT, Level, Slot};
-use super::{Judge, Place, State, Stripe, Table, update_slot};
+use super::{BucketState, EvictionCriteria, Stripe, Table, TableKey, update_slot};
 use crate::sync::{Ordering, lock};
 
-/// How long a bucket has to have been full before its slot is reused while there is other room.
-/// A key that is used now and then keeps its slot, which is cheaper than putting it in again.
-const IDLE: u64 = 1_000_000_000;
+/// How long a bucket must be full before a new key takes its slot while other room exists. A key
+/// with occasional requests keeps its slot, which costs less than a new insert.
+const IDLE_NANOS: u64 = 1_000_000_000;
 
-/// Strangers whose rows are looked at before a bucket is forgotten that is not full.
-const WIDER_LOOK: u64 = 4;
+/// Rows of other keys that are searched before a bucket that is not full is evicted.
+const OTHER_ROWS: u64 = 4;
 
-/// What the rows of a key have to offer, the best of each sort.
+/// The candidates in a key's rows, the best of each kind.
 #[derive(Default)]
-struct Offers<'a> {
-    /// A slot that holds no key, in the largest level that has one.
+struct Candidates<'a> {
+    /// A slot without a key, in the largest level that has one.
     free: Option<(&'a Slot, Entry)>,
-    /// The fullest bucket of those that are not denying, and when it is full.
-    fullest: Option<Fullest<'a>>,
+    /// The fullest bucket that does not deny.
+    fullest: Option<EvictionCandidate<'a>>,
 }
 
 /// A bucket that may be evicted.
 #[derive(Clone, Copy)]
-struct Fullest<'a> {
+struct EvictionCandidate<'a> {
     slot: &'a Slot,
     entry: Entry,
     full_at: u64,
 }
 
-impl<'a> Offers<'a> {
-    fn consider(&mut self, slot: &'a Slot, judge: &impl Judge) -> Entry {
+impl<'a> Candidates<'a> {
+    fn consider(&mut self, slot: &'a Slot, criteria: &impl EvictionCriteria) -> Entry {
         let entry = slot.load();
         if entry.is_free() {
             self.free.get_or_insert((slot, entry));
-        } else if let Some(full_at) = judge.full_at(entry.state)
+        } else if let Some(full_at) = criteria.full_at(entry.state)
             && self.fullest.is_none_or(|best| full_at < best.full_at)
         {
-            self.fullest = Some(Fullest {
+            self.fullest = Some(EvictionCandidate {
                 slot,
                 entry,
                 full_at,
@@ -46,20 +46,20 @@ impl<'a> Offers<'a> {
     }
 
     /// The fullest bucket, if it has been full since `time`.
-    fn full_since(&self, time: u64) -> Option<Fullest<'a>> {
+    fn full_since(&self, time: u64) -> Option<EvictionCandidate<'a>> {
         self.fullest.filter(|fullest| fullest.full_at <= time)
     }
 }
 
 impl Table {
-    /// Puts a key in, unless another thread did so first; then updates what that one put in.
+    /// Inserts a key. If another thread inserted it first, updates that entry.
     #[cold]
     #[inline(never)]
     pub(super) fn insert<T>(
         &self,
-        key: Place,
-        judge: &impl Judge,
-        step: &impl Fn(Option<State>) -> (T, Option<State>),
+        key: TableKey,
+        criteria: &impl EvictionCriteria,
+        step: &impl Fn(Option<BucketState>) -> (T, Option<BucketState>),
     ) -> T {
         let stripe = self.stripe(key);
         let _inserting = lock(&stripe.insert);
@@ -78,151 +78,180 @@ impl Table {
                 fingerprint: key.fingerprint,
                 state,
             };
-            match self.claim(key, judge, entry) {
-                Claim::Done => return result,
-                Claim::Again => {}
-                Claim::NoRoom => return update_overflow(&stripe.overflow, step),
+            match self.claim(key, criteria, entry) {
+                ClaimOutcome::Claimed => return result,
+                ClaimOutcome::Retry => {}
+                ClaimOutcome::NoRoom => return update_overflow(&stripe.overflow, step),
             }
         }
     }
 
-    fn claim(&self, key: Place, judge: &impl Judge, entry: Entry) -> Claim {
-        let open = self.open.load(Ordering::Acquire);
-        if self.is_crowded(open) && self.open_next_level(open) {
-            return Claim::Again;
+    fn claim(&self, key: TableKey, criteria: &impl EvictionCriteria, entry: Entry) -> ClaimOutcome {
+        let open_levels = self.open_levels.load(Ordering::Acquire);
+        if self.is_crowded(open_levels) && self.open_next_level(open_levels) {
+            return ClaimOutcome::Retry;
         }
-        let offers = self.offers(key, judge);
-        if let Some(full) = offers.full_since(judge.now().saturating_sub(IDLE)) {
-            return self.claim_from(full, judge, entry);
+        let candidates = self.candidates(key, criteria);
+        if let Some(full) = candidates.full_since(criteria.now().saturating_sub(IDLE_NANOS)) {
+            return self.claim_from(full, criteria, entry);
         }
-        match offers.free {
+        match candidates.free {
             Some(free) if self.reserve() => return self.claim_free(free, entry),
-            None if self.open_next_level(open) => return Claim::Again,
+            None if self.open_next_level(open_levels) => return ClaimOutcome::Retry,
             _ => {}
         }
-        // At the bound, or, which is rare, all rows of this key are full. Where no bucket here
-        // can be forgotten without loss there may be a better one elsewhere, if there is a free
-        // slot here to use its place in the count for.
-        if let Some(free) = offers.free
-            && offers.full_since(judge.now()).is_none()
-            && self.free_elsewhere(key, judge, offers.fullest)
+        // The table is at its bound, or, which is rare, all rows of this key are full. If no bucket
+        // here can be evicted without losing debt, another row may have a better one. That helps
+        // only if this key has a free slot, which takes over the other one's place in the count.
+        if let Some(free) = candidates.free
+            && candidates.full_since(criteria.now()).is_none()
+            && self.free_in_other_rows(key, criteria, candidates.fullest)
         {
             return self.claim_free(free, entry);
         }
-        match offers.fullest {
-            Some(fullest) => self.claim_from(fullest, judge, entry),
-            None => Claim::NoRoom,
+        match candidates.fullest {
+            Some(fullest) => self.claim_from(fullest, criteria, entry),
+            None => ClaimOutcome::NoRoom,
         }
     }
 
-    /// Takes the slot of a bucket that is evicted.
-    fn claim_from(&self, fullest: Fullest<'_>, judge: &impl Judge, entry: Entry) -> Claim {
-        if self.evict(fullest, judge, entry) {
-            Claim::Done
+    /// Evicts a bucket and takes its slot.
+    fn claim_from(
+        &self,
+        fullest: EvictionCandidate<'_>,
+        criteria: &impl EvictionCriteria,
+        entry: Entry,
+    ) -> ClaimOutcome {
+        if self.evict(fullest, criteria, entry) {
+            ClaimOutcome::Claimed
         } else {
-            Claim::Again
+            ClaimOutcome::Retry
         }
     }
 
-    /// Puts something else in the place of a bucket, unless that has changed meanwhile.
-    fn evict(&self, fullest: Fullest<'_>, judge: &impl Judge, new: Entry) -> bool {
-        let is_done = fullest.slot.replace(fullest.entry, new).is_ok();
-        if is_done && fullest.full_at > judge.now() {
+    /// Replaces a bucket, unless it changed meanwhile.
+    fn evict(
+        &self,
+        fullest: EvictionCandidate<'_>,
+        criteria: &impl EvictionCriteria,
+        new: Entry,
+    ) -> bool {
+        let is_replaced = fullest.slot.replace(fullest.entry, new).is_ok();
+        if is_replaced && fullest.full_at > criteria.now() {
             self.evictions.0.fetch_add(1, Ordering::Relaxed);
         }
-        is_done
+        is_replaced
     }
 
-    /// Takes a free slot, for which a place in the count is reserved.
-    fn claim_free(&self, (slot, old): (&Slot, Entry), entry: Entry) -> Claim {
-        let claim = Claim::from(slot.replace(old, entry));
-        if claim == Claim::Again {
+    /// Takes a free slot, after a place in the count was reserved.
+    fn claim_free(&self, (slot, old): (&Slot, Entry), entry: Entry) -> ClaimOutcome {
+        let claim = ClaimOutcome::from(slot.replace(old, entry));
+        if claim == ClaimOutcome::Retry {
             self.keys.0.fetch_sub(1, Ordering::Relaxed);
         }
         claim
     }
 
-    fn offers(&self, key: Place, judge: &impl Judge) -> Offers<'_> {
-        let mut offers = Offers::default();
-        let open = self.open.load(Ordering::Acquire);
-        for level in self.levels[..open].iter().rev() {
-            for slot in &level.make_row(key.place).0 {
-                // Rows fill from the front, so the first slot never used is the last to look at.
-                if offers.consider(slot, judge) == Entry::EMPTY {
+    fn candidates(&self, key: TableKey, criteria: &impl EvictionCriteria) -> Candidates<'_> {
+        let mut candidates = Candidates::default();
+        let open_levels = self.open_levels.load(Ordering::Acquire);
+        for level in self.levels[..open_levels].iter().rev() {
+            for slot in &level.make_row(key.row_hash).0 {
+                // Rows fill from the front: no key follows a slot that was never used.
+                if candidates.consider(slot, criteria) == Entry::EMPTY {
                     break;
                 }
             }
         }
-        offers
+        candidates
     }
 
-    /// Evicts the fullest bucket of a few other rows, if it is fuller than `here`; its place in
-    /// the count is the caller's.
-    fn free_elsewhere(&self, key: Place, judge: &impl Judge, here: Option<Fullest<'_>>) -> bool {
+    /// Evicts the fullest bucket of a few other rows, if it is fuller than `here`. The caller gets
+    /// its place in the count.
+    fn free_in_other_rows(
+        &self,
+        key: TableKey,
+        criteria: &impl EvictionCriteria,
+        here: Option<EvictionCandidate<'_>>,
+    ) -> bool {
         let here = here.map_or(u64::MAX, |fullest| fullest.full_at);
-        let victim = self.fullest_elsewhere(key, judge);
+        let victim = self.fullest_in_other_rows(key, criteria);
         victim.is_some_and(|fullest| {
-            fullest.full_at < here && self.evict(fullest, judge, Entry::VACANT)
+            fullest.full_at < here && self.evict(fullest, criteria, Entry::VACANT)
         })
     }
 
-    fn fullest_elsewhere(&self, key: Place, judge: &impl Judge) -> Option<Fullest<'_>> {
-        let mut offers = Offers::default();
-        let open = self.open.load(Ordering::Acquire);
-        for look in 1..=WIDER_LOOK {
+    fn fullest_in_other_rows(
+        &self,
+        key: TableKey,
+        criteria: &impl EvictionCriteria,
+    ) -> Option<EvictionCandidate<'_>> {
+        let mut candidates = Candidates::default();
+        let open_levels = self.open_levels.load(Ordering::Acquire);
+        for offset in 1..=OTHER_ROWS {
             // Far away in every level: the high bits choose the row.
-            let place = key.place.wrapping_add((look << 56) | (look << 40));
-            for level in self.levels[..open].iter().rev() {
-                for slot in level.row(place).iter().flat_map(|row| &row.0) {
-                    offers.consider(slot, judge);
+            let row_hash = key.row_hash.wrapping_add((offset << 56) | (offset << 40));
+            for level in self.levels[..open_levels].iter().rev() {
+                for slot in level.row(row_hash).iter().flat_map(|row| &row.0) {
+                    candidates.consider(slot, criteria);
                 }
             }
         }
-        offers.fullest
+        candidates.fullest
     }
 
-    /// The overflow bucket's state, if that is what this new key would be charged to.
+    /// The overflow bucket's state, if this new key would be charged to it.
     #[cold]
-    pub(super) fn get_overflow(&self, key: Place, judge: &impl Judge) -> Option<State> {
+    pub(super) fn overflow_state(
+        &self,
+        key: TableKey,
+        criteria: &impl EvictionCriteria,
+    ) -> Option<BucketState> {
         let overflow = self.stripe(key).overflow.load();
-        (!overflow.is_free() && !self.has_room(key, judge)).then_some(overflow.state)
+        (!overflow.is_free() && !self.has_room(key, criteria)).then_some(overflow.state)
     }
 
     /// Whether a new key would find room.
-    fn has_room(&self, key: Place, judge: &impl Judge) -> bool {
-        let offers = self.offers(key, judge);
-        if offers.fullest.is_some() {
+    fn has_room(&self, key: TableKey, criteria: &impl EvictionCriteria) -> bool {
+        let candidates = self.candidates(key, criteria);
+        if candidates.fullest.is_some() {
             return true;
         }
-        match offers.free {
-            Some(_) => self.len() < self.max_keys || self.fullest_elsewhere(key, judge).is_some(),
-            None => self.open.load(Ordering::Acquire) < self.levels.len(),
+        match candidates.free {
+            Some(_) => {
+                self.len() < self.max_keys || self.fullest_in_other_rows(key, criteria).is_some()
+            }
+            None => self.open_levels.load(Ordering::Acquire) < self.levels.len(),
         }
     }
 
-    fn stripe(&self, key: Place) -> &Stripe {
-        // Other bits than those that choose rows.
+    fn stripe(&self, key: TableKey) -> &Stripe {
+        // These bits do not choose rows.
         &self.stripes[(key.fingerprint >> 16) as usize % self.stripes.len()].0
     }
 
-    /// Whether the first `open` levels are three quarters full.
-    fn is_crowded(&self, open: usize) -> bool {
-        let slots: usize = self.levels[..open].iter().map(Level::slots).sum();
+    /// Whether the first `open_levels` levels are three quarters full.
+    fn is_crowded(&self, open_levels: usize) -> bool {
+        let slots: usize = self.levels[..open_levels].iter().map(Level::slots).sum();
         self.len() >= slots / 4 * 3
     }
 
-    /// Opens one level more than `open`, unless another thread did so; `false` if there is none.
-    fn open_next_level(&self, open: usize) -> bool {
-        let more = open < self.levels.len();
-        if more {
-            let _ = self
-                .open
-                .compare_exchange(open, open + 1, Ordering::AcqRel, Ordering::Relaxed);
+    /// Opens the level after the first `open_levels`, unless another thread did. Returns `false` if there
+    /// is none.
+    fn open_next_level(&self, open_levels: usize) -> bool {
+        let has_next = open_levels < self.levels.len();
+        if has_next {
+            let _ = self.open_levels.compare_exchange(
+                open_levels,
+                open_levels + 1,
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            );
         }
-        more
+        has_next
     }
 
-    /// Counts one key more, unless the table is at its bound.
+    /// Counts one more key, unless the table is at its bound.
     fn reserve(&self) -> bool {
         let one_more = |keys| (keys < self.max_keys).then_some(keys + 1);
         self.keys
@@ -232,8 +261,11 @@ impl Table {
     }
 }
 
-/// Steps the state of the bucket that is shared by keys without room.
-fn update_overflow<T>(overflow: &Slot, step: &impl Fn(Option<State>) -> (T, Option<State>)) -> T {
+/// Steps the state of the shared overflow bucket.
+fn update_overflow<T>(
+    overflow: &Slot,
+    step: &impl Fn(Option<BucketState>) -> (T, Option<BucketState>),
+) -> T {
     let mut entry = overflow.load();
     loop {
         let (result, state) = step((!entry.is_free()).then_some(entry.state));
@@ -249,18 +281,18 @@ fn update_overflow<T>(overflow: &Slot, step: &impl Fn(Option<State>) -> (T, Opti
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Claim {
-    Done,
-    /// Another thread took the slot; look again.
-    Again,
+enum ClaimOutcome {
+    Claimed,
+    /// Another thread took the slot.
+    Retry,
     NoRoom,
 }
 
-impl From<Result<(), Entry>> for Claim {
+impl From<Result<(), Entry>> for ClaimOutcome {
     fn from(replaced: Result<(), Entry>) -> Self {
         match replaced {
-            Ok(()) => Self::Done,
-            Err(_) => Self::Again,
+            Ok(()) => Self::Claimed,
+            Err(_) => Self::Retry,
         }
     }
 }

@@ -1,30 +1,32 @@
-//! A bounded table of bucket states, by fingerprint, that reads and updates without a lock.
+//! A bounded table of bucket states by fingerprint. Reads and updates take no lock.
 //!
-//! # How it is laid out
+//! # Layout
 //!
-//! A pyramid of *levels*, each four times the one before; a key has one *row* of eight slots in
-//! each. A slot is one 128-bit atomic: 48 bits of fingerprint, a 16-bit number that says under which rule
-//! the key was charged, and the 64-bit time at which its bucket is full. The table never reads the number: what
-//! a state means is the caller's to say ([`Judge`]). Slots never move and rows are never freed, so there is no resize: when the open levels are three
-//! quarters full, or a key's rows are full in all of them, the next one is opened, and its memory
-//! is taken in chunks of 64 KiB as rows are first used.
+//! A pyramid of *levels*, each four times the size of the one before. A key has one *row* of eight
+//! slots in each level. A slot is one 128-bit atomic: 48 bits of fingerprint, a 16-bit number of
+//! the rule that charged the key, and the 64-bit time at which its bucket is full. The table never
+//! interprets the number; the caller defines what a state means ([`EvictionCriteria`]). Slots never
+//! move and rows are never freed, so no resize is needed. When the open levels are three quarters
+//! full, or when a key's rows are full in all of them, the next level opens. Its memory is
+//! allocated in chunks of 64 KiB when rows are first used.
 //!
-//! - **A known key** is found by scanning its rows, the largest level first, where three of four
-//!   keys are, and updated by a compare-and-swap of the whole slot. No lock.
-//! - **A new key** takes the lock of its *stripe* (all inserts of one key meet there, so a key is
-//!   never in the table twice), looks again, and claims a slot by compare-and-swap.
-//! - **Room** comes from slots whose bucket has been full again for over a second, then from
-//!   slots never used. At the bound it comes from any full bucket, then from the fullest one that
-//!   can be seen. A bucket that is denying right now is never evicted: the compare-and-swap
-//!   names the very state that was judged.
-//! - **When there is no room at all**, because everything in sight is denying, new keys of a
-//!   stripe share one overflow bucket.
+//! - **A known key:** the lookup scans its rows from the largest level on, which has three of four
+//!   keys. A compare-and-swap of the whole slot updates it, without a lock.
+//! - **A new key:** the insert takes the lock of its *stripe*, looks up the key again, and claims a
+//!   slot by compare-and-swap. All inserts of one key use the same stripe, so a key is never in the
+//!   table twice.
+//! - **Room:** an insert takes a slot whose bucket has been full for over a second, then a slot
+//!   that was never used. At the bound, it takes any full bucket, then the fullest one that it
+//!   finds. It never evicts a bucket that denies: the compare-and-swap names the state that was
+//!   checked.
+//! - **No room:** when every candidate denies, the new keys of a stripe share one overflow bucket.
 //!
 //! # Collisions
 //!
-//! Two keys are one to the table when their 48-bit fingerprints agree and they meet in a row,
-//! which other bits decide: about 1 in 10¹³ for a new key in a table of a million. All 128 bits come from a
-//! keyed hash, so nobody without the secret can aim at a row, a stripe or another key.
+//! Two keys share a bucket if their 48-bit fingerprints are equal and they meet in a row, which
+//! other bits choose. The probability is about 1 in 10¹³ for a new key in a table of a million. All
+//! 128 bits come from a keyed hash, so without the secret a client cannot aim at a row, a stripe or
+//! another key.
 
 mod insert;
 mod level;
@@ -37,88 +39,89 @@ use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering};
 /// Rows of the first level: 2 KiB.
 const FIRST_ROWS: usize = 16;
 
-/// Slots beyond two for every key, so that small tables have room to part in as well.
+/// Slots beyond two for each key, which spread the keys of small tables.
 const SPARE_SLOTS: usize = 64;
 
-/// How much larger each level is than the one before.
+/// The ratio of the sizes of successive levels.
 const GROWTH: usize = 4;
 
-/// Locks that inserts are spread over.
+/// The number of insert locks.
 #[cfg(not(admission_loom))]
 const STRIPES: usize = 64;
 #[cfg(admission_loom)]
 const STRIPES: usize = 1;
 
-/// A place in the table, from 128 unpredictable bits.
+/// The key of an entry, from 128 unpredictable bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Place {
+pub(crate) struct TableKey {
     fingerprint: u64,
-    place: u64,
+    row_hash: u64,
 }
 
-impl Place {
+impl TableKey {
     #[inline]
-    pub(crate) fn new([fingerprint, place]: [u64; 2]) -> Self {
-        // The low values mark slots that hold no key.
+    pub(crate) fn new([fingerprint, row_hash]: [u64; 2]) -> Self {
+        // The low values mark slots without a key.
         let least = Entry::VACANT.fingerprint + (1 << 16);
         Self {
             fingerprint: (fingerprint & FINGERPRINT).max(least),
-            place,
+            row_hash,
         }
     }
 }
 
 /// The state of one bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct State {
-    /// Under which rule the key was charged.
-    pub(crate) number: u16,
-    /// When the bucket is full at the rate of that rule.
+pub(crate) struct BucketState {
+    /// The number of the rule that charged the key.
+    pub(crate) rule_number: u16,
+    /// The time at which the bucket is full at the rate of that rule.
     pub(crate) full_at: u64,
 }
 
-impl State {
-    /// Of no key.
+impl BucketState {
+    /// The state of a slot without a key.
     pub(crate) const NONE: Self = Self {
-        number: 0,
+        rule_number: 0,
         full_at: 0,
     };
 }
 
-/// Says what may be evicted, as of one reading of the clock.
-pub(crate) trait Judge {
-    /// The time. A bucket that is full up to here is full.
+/// Decides which buckets may be evicted, at one reading of the clock.
+pub(crate) trait EvictionCriteria {
+    /// The current time. A bucket with a `full_at` up to this time is full.
     fn now(&self) -> u64;
 
-    /// When the bucket is full under the rules as they are now. `None`: it denies, and must not be evicted.
-    fn full_at(&self, state: State) -> Option<u64>;
+    /// The time at which the bucket is full under the rules in force. `None`: the bucket denies and
+    /// must not be evicted.
+    fn full_at(&self, state: BucketState) -> Option<u64>;
 }
 
-/// The bounded table; see the module's documentation.
+/// The bounded table; see the module documentation.
 pub(crate) struct Table {
     levels: Box<[Level]>,
-    /// How many of the levels are in use, from the smallest.
-    open: AtomicUsize,
+    /// The number of open levels, from the smallest.
+    open_levels: AtomicUsize,
     keys: Padded<AtomicUsize>,
-    /// Buckets that were evicted and not full.
+    /// Evicted buckets that were not full.
     evictions: Padded<AtomicU64>,
     max_keys: usize,
     stripes: Box<[Padded<Stripe>]>,
 }
 
-/// Apart from what other cores write.
+/// Keeps a value off the cache lines that other cores write.
 #[repr(align(128))]
 struct Padded<T>(T);
 
 struct Stripe {
-    /// Held while a key of this stripe is put in.
+    /// Locked while a key of this stripe is inserted.
     insert: Mutex<()>,
-    /// The bucket for keys that found no room. Its fingerprint is that of no key until then.
+    /// The bucket for keys that found no room. Free until first used.
     overflow: Slot,
 }
 
 impl Table {
-    /// A table that holds at most `max_keys` keys, and at least one.
+    /// Creates a table for at most `max_keys` keys, and at least one.
     pub(crate) fn new(max_keys: usize) -> Self {
         let max_keys = max_keys.max(1);
         Self {
@@ -127,7 +130,7 @@ impl Table {
                 .enumerate()
                 .map(|(index, rows)| Level::new(rows, index))
                 .collect(),
-            open: AtomicUsize::new(1),
+            open_levels: AtomicUsize::new(1),
             keys: Padded(AtomicUsize::new(0)),
             evictions: Padded(AtomicU64::new(0)),
             max_keys,
@@ -142,12 +145,12 @@ impl Table {
         }
     }
 
-    /// How many keys the table holds, the forgotten ones not counted.
+    /// The number of keys in the table.
     pub(crate) fn len(&self) -> usize {
         self.keys.0.load(Ordering::Relaxed)
     }
 
-    /// How many buckets were given up that were not full, since the table was made.
+    /// The number of evicted buckets that were not full, since the table was created.
     pub(crate) fn evictions(&self) -> u64 {
         self.evictions.0.load(Ordering::Relaxed)
     }
@@ -158,52 +161,56 @@ impl Table {
         size_of_val(&*self.stripes) + self.levels.iter().map(Level::bytes).sum::<usize>()
     }
 
-    /// The state that an update of this key would find: its own, or that of the overflow
-    /// bucket if there is no room for it.
+    /// The state that an update of this key would find: its own, or the overflow bucket's if there
+    /// is no room for the key.
     #[inline]
-    pub(crate) fn get(&self, key: Place, judge: &impl Judge) -> Option<State> {
+    pub(crate) fn get(
+        &self,
+        key: TableKey,
+        criteria: &impl EvictionCriteria,
+    ) -> Option<BucketState> {
         match self.find(key) {
             Some((_, entry)) => Some(entry.state),
-            None => self.get_overflow(key, judge),
+            None => self.overflow_state(key, criteria),
         }
     }
 
-    /// Updates a key's state by `step`, which is called with what the table has, if it has
-    /// anything, again whenever another thread came in between. It returns a result and the state to store; `None`
-    /// stores nothing.
+    /// Updates a key's state. `step` gets the stored state, if there is one, and returns a result
+    /// and the state to store; `None` stores nothing. `step` runs again whenever another thread
+    /// changed the state meanwhile.
     #[inline]
     pub(crate) fn update<T>(
         &self,
-        key: Place,
-        judge: &impl Judge,
-        step: impl Fn(Option<State>) -> (T, Option<State>),
+        key: TableKey,
+        criteria: &impl EvictionCriteria,
+        step: impl Fn(Option<BucketState>) -> (T, Option<BucketState>),
     ) -> T {
         if let Some((slot, entry)) = self.find(key)
             && let Some(result) = update_slot(slot, entry, &step)
         {
             return result;
         }
-        self.insert(key, judge, &step)
+        self.insert(key, criteria, &step)
     }
 
-    /// As [`update`](Self::update) of a key that the table has; nothing of one that it has not.
+    /// Like [`update`](Self::update), but only for a key that is in the table.
     #[inline]
     pub(crate) fn update_known<T>(
         &self,
-        key: Place,
-        step: impl Fn(Option<State>) -> (T, Option<State>),
+        key: TableKey,
+        step: impl Fn(Option<BucketState>) -> (T, Option<BucketState>),
     ) -> Option<T> {
         let (slot, entry) = self.find(key)?;
-        // With another owner by now the bucket was evicted.
+        // If another key has the slot by now, the bucket was evicted.
         update_slot(slot, entry, &step)
     }
 
-    // A call of its own would cost a tenth of a decision.
+    // A separate call would cost a tenth of a decision.
     #[inline(always)]
-    fn find(&self, key: Place) -> Option<(&Slot, Entry)> {
-        let open = self.open.load(Ordering::Acquire);
-        for level in self.levels[..open].iter().rev() {
-            let Some(row) = level.row(key.place) else {
+    fn find(&self, key: TableKey) -> Option<(&Slot, Entry)> {
+        let open_levels = self.open_levels.load(Ordering::Acquire);
+        for level in self.levels[..open_levels].iter().rev() {
+            let Some(row) = level.row(key.row_hash) else {
                 continue;
             };
             for slot in &row.0 {
@@ -220,12 +227,12 @@ impl Table {
     }
 }
 
-/// Steps the state in a slot, or returns `None` when the slot has another owner by now.
+/// Steps the state in a slot. Returns `None` if another key has the slot by now.
 #[inline(always)]
 fn update_slot<T>(
     slot: &Slot,
     mut entry: Entry,
-    step: &impl Fn(Option<State>) -> (T, Option<State>),
+    step: &impl Fn(Option<BucketState>) -> (T, Option<BucketState>),
 ) -> Option<T> {
     let fingerprint = entry.fingerprint;
     loop {
@@ -241,14 +248,14 @@ fn update_slot<T>(
     }
 }
 
-/// The rows of each level for a bound: two slots for every key, so that rows are half full.
+/// The rows of each level for a bound. Each key gets two slots, so rows are half full.
 fn level_rows(max_keys: usize) -> Vec<usize> {
     let slots = max_keys.saturating_mul(2).saturating_add(SPARE_SLOTS);
     let mut left = slots.div_ceil(ROW);
     let mut rows = FIRST_ROWS;
     let mut levels = Vec::new();
     while left > 0 {
-        // The last level takes what would be too little for one of its own.
+        // The last level also takes a remainder that is too small for another level.
         let take = if left <= 2 * rows { left } else { rows };
         levels.push(take);
         left -= take;
