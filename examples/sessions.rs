@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use axum::Router;
 use tokio::net::TcpListener;
-use tower_admission::{Key, Leases, RequestHead, sessions};
+use tower_admission::{Key, Leases, RequestHead};
+use tower_admission_axum::sessions;
 
 #[tokio::main]
 async fn main() -> std::io::Result<()> {

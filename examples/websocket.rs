@@ -1,6 +1,6 @@
 //! A WebSocket echo with limits, and a page that shows how connections and messages are refused.
 //!
-//! `cargo run --features ws --example websocket`, then open the address that it prints.
+//! `cargo run --example websocket`, then open the address that it prints.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,8 +11,8 @@ use axum::extract::{ConnectInfo, State};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{any, get};
 use tokio::net::TcpListener;
-use tower_admission::ws::{LimitedSocket, Refusal, SocketLimits};
 use tower_admission::{Key, Policy, Quota};
+use tower_admission_axum::ws::{LimitedSocket, Refusal, SocketLimits};
 
 #[tokio::main]
 async fn main() -> std::io::Result<()> {

@@ -121,16 +121,6 @@ pub mod rate;
 
 pub mod provider;
 
-#[cfg(feature = "axum")]
-mod endpoint;
-
-#[cfg(feature = "admin")]
-pub mod admin;
-#[cfg(feature = "axum")]
-pub mod sessions;
-#[cfg(feature = "ws")]
-pub mod ws;
-
 pub use access::AccessLayer;
 pub use body::ResponseBody;
 pub use capacity::Capacity;

@@ -1,5 +1,4 @@
 //! The page of the WebSocket example, in a real browser.
-#![cfg(feature = "ws")]
 
 mod chromium;
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 use axum::routing::get;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
-use tower_admission::admin::Recorder;
 use tower_admission::observe::{MetricsObserver, TracingObserver};
+use tower_admission_axum::admin::Recorder;
 use tower_admission_config::{Admission, Config};
 use tracing::error;
 

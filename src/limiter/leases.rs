@@ -37,13 +37,13 @@ use crate::store::{
 ///     .ttl(Duration::from_secs(6 * 3600));
 /// let acme = Key::id("organisation", "acme");
 ///
-/// Acquire before you start the job. Until `detach`, dropping the lease releases the slot, also on
-/// an early return, a panic or a cancellation.
+/// // Acquire before you start the job. Until `detach`, dropping the lease releases the slot, also on
+/// // an early return, a panic or a cancellation.
 /// let lease = jobs.acquire(&acme, "execution-42").await?;
 /// dispatch(lease.id()).await?;
 /// lease.detach();
 ///
-/// When the job is done, in this or in another process.
+/// // When the job is done, in this or in another process.
 /// jobs.release(&acme, "execution-42").await;
 /// # Ok(())
 /// # }

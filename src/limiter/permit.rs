@@ -134,7 +134,7 @@ impl Permit {
 
     /// Releases the permit, unless it was released before.
     #[inline]
-    pub(crate) fn release(&mut self) {
+    pub fn release(&mut self) {
         drop(self.slot.take());
         if self.extra.is_some() {
             self.release_extra();

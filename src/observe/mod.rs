@@ -46,7 +46,10 @@ pub use ::tracing as __tracing;
 ///
 /// let layer = RateLimitByTokenLayer::new(Quota::per_second(10)).observe(RejectionLog);
 /// ```
-#[diagnostic::on_unimplemented(note = "implement `Observer` and override the hooks you need")]
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not an observer",
+    note = "implement `Observer` and write the hooks you need"
+)]
 pub trait Observer: Send + Sync + 'static {
     /// Called once for each quota of a limiter, before its first decision: when a layer is first
     /// applied, when a configuration is applied, and when [`Leases`](crate::Leases) or WebSocket

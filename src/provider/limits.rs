@@ -53,31 +53,6 @@ pub trait LimitsInternals: Sized {
     /// [`LimitsError::Network`] and [`LimitsError::Embedded`].
     fn check_network(key: &KeyName, limit: &Limit) -> Result<(), LimitsError>;
 
-    /// Reads changes that other replicas made. Without a store there is nothing to read.
-    ///
-    /// # Errors
-    ///
-    /// The store failed.
-    fn refresh(&self) -> impl Future<Output = Result<(), LimitsError>> + Send;
-
-    /// Makes all replicas read all overrides again. Without a store there is nothing to read.
-    ///
-    /// # Errors
-    ///
-    /// The store failed.
-    fn clear_caches(&self) -> impl Future<Output = Result<(), LimitsError>> + Send;
-
-    /// Makes all replicas drop the overrides that the store has lost. Without a store nothing is lost.
-    ///
-    /// # Errors
-    ///
-    /// The store failed.
-    fn accept_loss_by(
-        &self,
-        author: Option<&str>,
-        origin: Option<&str>,
-    ) -> impl Future<Output = Result<(), LimitsError>> + Send;
-
     /// Whether [`Limits::set_base`] accepts these overrides, apart from unknown tiers.
     ///
     /// # Errors
@@ -154,26 +129,6 @@ impl LimitsInternals for Limits {
 
     fn check_network(key: &KeyName, limit: &Limit) -> Result<(), LimitsError> {
         Self::check_network(key, limit)
-    }
-
-    async fn refresh(&self) -> Result<(), LimitsError> {
-        self.refresh().await?;
-        Ok(())
-    }
-
-    async fn clear_caches(&self) -> Result<(), LimitsError> {
-        self.clear_caches().await?;
-        Ok(())
-    }
-
-    async fn accept_loss_by(
-        &self,
-        author: Option<&str>,
-        origin: Option<&str>,
-    ) -> Result<(), LimitsError> {
-        self.accept_loss_by(author, origin).await?;
-        let _ = (author, origin);
-        Ok(())
     }
 
     fn check_base<'a>(

@@ -61,5 +61,7 @@ pub use crate::store::joined_set::split_joined_set;
 pub use crate::store::lease::clamp_ttl;
 /// For remote stores, which decide by a share of each limit while they cannot be reached.
 pub use crate::store::local_share::LocalShare;
-/// For times in answers, and for the status of a store.
+/// For times in answers and in metrics of a reload, and for the status of a store. Decisions use the clock of their store.
 pub use crate::store::memory::clock::since_epoch;
+/// For crates that take a store, and check its secret as the layers do.
+pub use crate::store::secret::SECRET_MISSING;

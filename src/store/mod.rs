@@ -43,6 +43,10 @@ pub use status::{StoreFailure, StoreStatus};
 ///
 /// A store knows keys, rules and amounts. Limiters resolve which rules apply to a request before they ask it. A
 /// [sliding](crate::Quota::sliding) quota is counted as [`memory`] says.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a store",
+    note = "a store is `MemoryStore`, or `RedisStore` of the crate `tower-admission-redis`"
+)]
 pub trait RateStore: Send + Sync + 'static {
     /// Opens the buckets of one limiter: a set of buckets for each of `policies`, called 0 and so on. Buckets of different
     /// limiters of one store do not touch each other.
@@ -71,6 +75,12 @@ impl<S: RateStore + ?Sized> RateStore for Arc<S> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SecretMissing;
+
+/// For crates that take a store, which check its secret as the layers do.
+pub(crate) mod secret {
+    /// The error of a store that keys by credentials and has no secret.
+    pub const SECRET_MISSING: super::SecretMissing = super::SecretMissing;
+}
 
 impl fmt::Display for SecretMissing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,6 +1,5 @@
 //! The gateway example, as a process of its own, with real clients.
 #![cfg(all(
-    feature = "admin",
     feature = "metrics",
     feature = "redis",
     feature = "tonic",

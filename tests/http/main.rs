@@ -5,8 +5,7 @@
     feature = "metrics",
     feature = "test-util",
     feature = "tonic",
-    feature = "tracing",
-    feature = "ws"
+    feature = "tracing"
 ))]
 
 mod common;
@@ -42,13 +41,8 @@ mod servers;
 mod servers_axum;
 mod servers_hyper;
 mod servers_tonic;
-mod sessions;
 mod setters;
 mod several;
-mod sockets;
-mod sockets_ends;
-mod sockets_pings;
-mod sockets_recv;
 mod stalled;
 mod table;
 mod tiers;

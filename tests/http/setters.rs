@@ -9,11 +9,11 @@ use tower_admission::store::{
     FailureMode, LeaseSlots, LeaseStore, MemoryStore, RateBuckets, RateStore,
 };
 use tower_admission::test_util::TestClock;
-use tower_admission::ws::SocketLimits;
 use tower_admission::{
     ByToken, ClientIp, ConcurrencyLimitLayer, Leases, Limits, Policy, Quota, RateLimitByTokenLayer,
     RateLimitLayer, RateLimiter,
 };
+use tower_admission_axum::ws::SocketLimits;
 
 use crate::common::{Away, Counting, LaterStore, by_user, send, user, user_key};
 

@@ -1,6 +1,6 @@
 //! What to do about an error of the store.
 
-use tower_admission::store::redis::{FailureKind, StoreError};
+use tower_admission::store::{FailureKind, StoreError};
 use tower_admission::{KeyName, LimitsError};
 
 use crate::failure::Failure;

@@ -129,8 +129,8 @@ mod endpoints {
     use super::super::admission::Admission;
     use super::{Admin, Config, ConfigError, Role};
     use tower_admission::Key;
-    use tower_admission::admin::{self, AdminRouter, Recorder, Token};
     use tower_admission::extract::{ClientIp, Extracted, KeyExtractor, RequestHead};
+    use tower_admission_axum::admin::{self, AdminRouter, Recorder, Token};
 
     impl Admin {
         /// The tokens as the endpoints know them.
@@ -160,7 +160,7 @@ mod endpoints {
         /// which follow each reload, and with the groups for `POST /explain`. Without a token every request gets 401.
         ///
         /// ```
-        /// use tower_admission::admin::Recorder;
+        /// use tower_admission_axum::admin::Recorder;
         /// use tower_admission_config::{Admission, Config};
         ///
         /// let config = Config::from_toml(
@@ -200,7 +200,7 @@ mod endpoints {
 /// What of the admin endpoints follows each reload.
 #[cfg(feature = "axum")]
 pub(super) struct AdminState {
-    pub(super) tokens: tower_admission::admin::Tokens,
+    pub(super) tokens: tower_admission_axum::admin::Tokens,
     pub(super) client_ip: arc_swap::ArcSwap<tower_admission::extract::ClientIp>,
 }
 
@@ -208,12 +208,12 @@ pub(super) struct AdminState {
 impl AdminState {
     pub(super) fn new(config: &Config) -> Result<Self, ConfigError> {
         Ok(Self {
-            tokens: tower_admission::admin::Tokens::new(config.admin.tokens()?),
+            tokens: tower_admission_axum::admin::Tokens::new(config.admin.tokens()?),
             client_ip: arc_swap::ArcSwap::from_pointee(config.client_ip()),
         })
     }
 
-    pub(super) fn reload(&self, config: &Config, tokens: Vec<tower_admission::admin::Token>) {
+    pub(super) fn reload(&self, config: &Config, tokens: Vec<tower_admission_axum::admin::Token>) {
         self.client_ip
             .store(std::sync::Arc::new(config.client_ip()));
         self.tokens.replace(tokens);

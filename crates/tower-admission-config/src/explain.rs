@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use tower_admission::admin::{RequestGroup, RequestGroups};
 use tower_admission::extract::RequestHead;
 use tower_admission::{Key, Limits, NamedQuota, Policy, RateLimiter};
+use tower_admission_axum::admin::{RequestGroup, RequestGroups};
 
 use super::admission::Admission;
 use super::model::Group;

@@ -42,7 +42,7 @@ mod running {
     use tower_admission::Limits;
     use tower_admission::Policy;
     use tower_admission::Quota;
-    use tower_admission::ws::SocketLimits;
+    use tower_admission_axum::ws::SocketLimits;
 
     /// The limits on WebSockets of a configuration, as they are at work.
     #[derive(Default)]
@@ -110,7 +110,7 @@ mod running {
                 match config.is_enabled(table.enabled) {
                     true => {
                         set(name, &configured.limits, table);
-                        configured.limits.rest(false);
+                        configured.limits.set_suspended(false);
                     }
                     false => switch_off(name, &configured.limits),
                 }
@@ -125,7 +125,7 @@ mod running {
 
     /// Has connections and messages only be counted, also those of keys with an override.
     fn switch_off(name: &str, sockets: &SocketLimits) {
-        sockets.rest(true);
+        sockets.set_suspended(true);
         set(name, sockets, &SocketTable::default());
     }
 
@@ -172,7 +172,7 @@ mod running {
         ///
         /// ```
         /// use tower_admission_config::{Admission, Config};
-        /// use tower_admission::ws::Refusal;
+        /// use tower_admission_axum::ws::Refusal;
         ///
         /// let config = Config::from_toml(
         ///     "[sockets.web]

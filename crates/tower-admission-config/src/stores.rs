@@ -109,8 +109,8 @@ impl Stores {
     pub(super) fn sockets(
         &self,
         on_failure: Option<OnFailure>,
-        sockets: tower_admission::ws::SocketLimits,
-    ) -> tower_admission::ws::SocketLimits {
+        sockets: tower_admission_axum::ws::SocketLimits,
+    ) -> tower_admission_axum::ws::SocketLimits {
         #[cfg(feature = "redis")]
         if let Some(store) = self.of(on_failure) {
             return sockets.store(store.clone()).message_store(store.clone());

@@ -91,7 +91,7 @@ struct DescribedQuota {
 pub struct SlotsDescription {
     /// The name of the limiter.
     pub name: String,
-    /// The [place](super::LeaseSlots::place) of its slots in the store.
+    /// The [place](crate::store::LeaseSlots::place) of its slots in the store.
     pub place: String,
     /// The total limit; `None` without one.
     pub total: Option<u64>,

@@ -173,10 +173,10 @@ mod tests {
     use crate::quota::Quota;
 
     fn rules() -> [KeyRules; 2] {
-        let of_quotas = |quotas: &[Quota]| quotas.iter().copied().map(Rule::new).collect();
+        let from_quotas = |quotas: &[Quota]| quotas.iter().copied().map(Rule::new).collect();
         [
-            of_quotas(&[Quota::per_second(10), Quota::off()]),
-            of_quotas(&[Quota::per_minute(60).sliding()]),
+            from_quotas(&[Quota::per_second(10), Quota::off()]),
+            from_quotas(&[Quota::per_minute(60).sliding()]),
         ]
     }
 

@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 
 use axum::Router;
-use tower_admission::admin::{AdminRouter, Recorder, RequestGroup, Role, Token, Tokens};
 use tower_admission::store::MemoryStore;
 use tower_admission::{Key, KeyName, Limits, Override, Policy, RateLimiter, RequestHead};
+use tower_admission_axum::admin::{AdminRouter, Recorder, RequestGroup, Role, Token, Tokens};
 
 use crate::run::{Ran, end_with, program};
 

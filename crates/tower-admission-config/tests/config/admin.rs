@@ -4,7 +4,7 @@ use axum::Router;
 use axum::body::Body;
 use http::Request;
 use tower::ServiceExt;
-use tower_admission::admin::Recorder;
+use tower_admission_axum::admin::Recorder;
 use tower_admission_config::{Admission, Config};
 
 use super::{File, config};

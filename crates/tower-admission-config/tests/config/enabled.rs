@@ -39,7 +39,7 @@ async fn are_off(admission: &Admission) -> [bool; 3] {
 }
 
 #[tokio::test]
-async fn what_is_switched_off_has_no_overrides_and_bans_stay() {
+async fn what_is_suspended_has_no_overrides_and_bans_stay() {
     let admission = Admission::new(&config(TEXT)).unwrap();
     for (text, off) in [
         (TEXT.to_owned(), [false; 3]),
@@ -91,7 +91,7 @@ async fn lists_have_a_switch_of_their_own() {
 }
 
 #[tokio::test]
-async fn usage_has_no_limit_that_is_switched_off() {
+async fn usage_has_no_limit_that_is_suspended() {
     let admission = Admission::new(&config(TEXT)).unwrap();
     let jobs = admission.leases("jobs").unwrap();
     let _lease = jobs.acquire(&acme(), "1").await.unwrap();
@@ -196,11 +196,11 @@ async fn leases_with_an_observer_are_switched_off_with_the_others() {
 /// As an import of a backup does during an incident.
 #[cfg(feature = "axum")]
 #[tokio::test]
-async fn overrides_of_what_is_switched_off_can_be_set() {
+async fn overrides_of_what_is_suspended_can_be_set() {
     use axum::body::Body;
     use http::Request;
     use tower::ServiceExt;
-    use tower_admission::admin::Recorder;
+    use tower_admission_axum::admin::Recorder;
 
     let on = "[admin]\ntoken = 'the-token-of-anna'\n[groups.api]\npath = '/api'\nrate = '1/h'\n\
               tiers.pro.rate = '2/h'\n[groups.batch]\npath = '/batch'\nrates.daily = '1/h'\n\

@@ -10,8 +10,8 @@ use http::{Request, StatusCode};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tower::ServiceExt;
-use tower_admission::admin::Recorder;
 use tower_admission::{KeyName, Override, PeerAddr};
+use tower_admission_axum::admin::Recorder;
 use tower_admission_config::Admission;
 
 use super::config;

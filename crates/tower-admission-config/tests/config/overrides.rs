@@ -168,7 +168,7 @@ fn a_tier_that_is_spelled_wrong_is_warned_of() {
 
 /// An operator switches off limits in an incident, and the service restarts then.
 #[test]
-fn overrides_of_a_group_that_is_switched_off_are_no_error() {
+fn overrides_of_a_group_that_is_suspended_are_no_error() {
     let groups = "[groups.api]\npath = '/api'\nrate = '1/h'\ntiers.pro.rate = '2/h'\n\
                   [groups.downloads]\nOFF\npath = '/'\nrates.daily = '1/h'\nrate_per_ip = '9/s'\n\
                   tiers.max.rates.daily = '2/h'\n[groups.uploads]\npath = '/up'\nrates.daily = '1/h'\n";

@@ -157,7 +157,7 @@ async fn variables_set_these_tables_and_switch_all_off() {
 }
 
 #[tokio::test]
-async fn a_group_that_is_switched_off_keeps_what_was_used() {
+async fn a_group_that_is_suspended_keeps_what_was_used() {
     let text = "[groups.api]\npath = '/api'\nrate = '2/h'";
     let admission = Admission::new(&config(text)).unwrap();
     let app = app(&admission);

@@ -1,0 +1,156 @@
+//! What endpoints have in common: JSON in, JSON or problem details out, and nothing to be stored.
+
+use std::borrow::Cow;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{FromRequest, Request};
+use axum::response::{IntoResponse, Response};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use serde::Serialize;
+
+/// The most bytes of a request's body that are read.
+pub(crate) const MAX_BODY: usize = 4 * 1024;
+
+/// What a body is. Not a type with fields, which would be satisfied by an array.
+pub(crate) type Object = serde_json::Map<String, serde_json::Value>;
+
+pub(crate) fn json(status: StatusCode, value: &impl Serialize) -> Response {
+    let json = serde_json::to_vec(value).expect("strings and numbers serialise");
+    let mut response = http::Response::new(Bytes::from(json));
+    *response.status_mut() = status;
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(CONTENT_TYPE, json);
+    not_stored(response)
+}
+
+pub(crate) fn no_content() -> Response {
+    let mut response = http::Response::new(Bytes::new());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    not_stored(response)
+}
+
+/// Why a request is not served, which is answered as problem details.
+pub(crate) struct Failed {
+    status: StatusCode,
+    detail: Cow<'static, str>,
+    header: Option<(HeaderName, HeaderValue)>,
+}
+
+impl Failed {
+    pub(crate) fn new(status: StatusCode, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            status,
+            detail: detail.into(),
+            header: None,
+        }
+    }
+
+    /// Sets a header in place of the default of the status.
+    #[cfg(feature = "admin")]
+    pub(crate) fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.header = Some((name, value));
+        self
+    }
+
+    pub(crate) fn unauthorized() -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "Credentials are needed.")
+    }
+
+    /// What is not to be had for the moment.
+    pub(crate) fn unavailable(detail: &'static str) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+    }
+}
+
+/// The members of a problem without further members.
+#[derive(Serialize)]
+struct NoMembers {}
+
+impl IntoResponse for Failed {
+    fn into_response(self) -> Response {
+        let mut response = problem(self.status, &self.detail, &NoMembers {});
+        let default = |name, value| Some((name, HeaderValue::from_static(value)));
+        let header = self.header.or_else(|| match self.status {
+            // RFC 9110 §11.6.1: a 401 names a scheme.
+            StatusCode::UNAUTHORIZED => default(WWW_AUTHENTICATE, "Bearer"),
+            StatusCode::SERVICE_UNAVAILABLE => default(RETRY_AFTER, "1"),
+            _ => None,
+        });
+        if let Some((name, value)) = header {
+            response.headers_mut().insert(name, value);
+        }
+        response
+    }
+}
+
+/// Problem details with members of their own (RFC 9457 §3.2).
+pub(crate) fn problem(status: StatusCode, detail: &str, members: &impl Serialize) -> Response {
+    #[derive(Serialize)]
+    struct Problem<'a, M> {
+        r#type: &'static str,
+        title: &'a str,
+        status: u16,
+        detail: &'a str,
+        #[serde(flatten)]
+        members: &'a M,
+    }
+    let problem = Problem {
+        r#type: "about:blank",
+        title: status.canonical_reason().unwrap_or_default(),
+        status: status.as_u16(),
+        detail,
+        members,
+    };
+    let mut response = json(status, &problem);
+    let content_type = HeaderValue::from_static("application/problem+json");
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
+    response
+}
+
+pub(crate) fn not_stored(response: http::Response<Bytes>) -> Response {
+    let mut response = response.map(Body::from);
+    let no_store = HeaderValue::from_static("no-store");
+    response.headers_mut().insert(CACHE_CONTROL, no_store);
+    response
+}
+
+/// The body of a request, which is empty or JSON by its type, or the answer to one that is not.
+pub(crate) async fn body(request: Request) -> Result<Bytes, Failed> {
+    let is_json = is_json(request.headers());
+    let body = Bytes::from_request(request, &()).await.map_err(|error| {
+        let status = error.status();
+        Failed::new(status, "The body is too long or broke off.")
+    })?;
+    if !is_json && !body.is_empty() {
+        let detail = "The body has to be application/json.";
+        return Err(Failed::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
+    }
+    Ok(body)
+}
+
+/// A text in an object.
+pub(crate) fn member(body: &[u8], name: &str) -> Result<String, Failed> {
+    let object: Option<Object> = serde_json::from_slice(body).ok();
+    let member = object.as_ref().and_then(|object| object.get(name));
+    match member.and_then(|member| member.as_str()) {
+        Some(text) => Ok(text.to_owned()),
+        None => {
+            let detail = format!("The body is not a JSON object with a `{name}`.");
+            Err(Failed::new(StatusCode::BAD_REQUEST, detail))
+        }
+    }
+}
+
+/// `application/json`, with whatever parameters (RFC 9110 §8.3.1).
+fn is_json(headers: &HeaderMap) -> bool {
+    let Some(value) = headers.get(CONTENT_TYPE) else {
+        return false;
+    };
+    let essence = value.as_bytes().split(|byte| *byte == b';').next();
+    essence.is_some_and(|essence| {
+        essence
+            .trim_ascii()
+            .eq_ignore_ascii_case(b"application/json")
+    })
+}
