@@ -82,7 +82,7 @@ use crate::store::RateStats;
 ///
 /// # Stores
 ///
-/// With feature `redis` it also observes [stores](crate::store::redis::RedisStore::observe):
+/// With feature `metrics` of `tower-admission-redis`, `RedisStore::observe` takes this observer as well:
 ///
 /// | metric | labels | |
 /// |---|---|---|
@@ -224,8 +224,6 @@ impl MetricsObserver {
             Unit::Count,
             "Keys with used quota that were evicted."
         );
-        #[cfg(feature = "redis")]
-        super::store_metrics::describe();
     }
 
     /// Sets `admission_tracked_keys` and `admission_evictions_total` for a limiter with this name.
