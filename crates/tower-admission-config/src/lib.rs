@@ -404,3 +404,8 @@ pub use self::layer::{AdmissionLayer, AdmissionService};
 pub use self::model::Config;
 pub use self::overrides::LimitsTable;
 pub use self::warning::{ConfigWarning, WarningKind};
+
+/// The README's code compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
