@@ -1,4 +1,4 @@
-//! Applies a file whenever it is changed.
+//! Applies a file each time it changes.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -12,19 +12,19 @@ use super::error::ConfigError;
 #[cfg(doc)]
 use super::model::Config;
 
-/// How often the file is looked at.
+/// The time between two reads of the file.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// After how many looks a file is applied again that was rejected for what is not in it.
+/// The number of reads before a file with a transient error is applied again.
 const POLLS_PER_RETRY: u64 = 10;
 
-/// A file is followed until this is dropped.
+/// Follows a file until it is dropped.
 #[derive(Debug)]
 #[must_use = "dropping this handle stops following the file"]
 pub struct FollowHandle(Option<JoinHandle<()>>);
 
 impl FollowHandle {
-    /// Follows for as long as the runtime lives.
+    /// Follows the file for as long as the runtime lives.
     pub fn detach(mut self) {
         self.0 = None;
     }
@@ -39,34 +39,31 @@ impl Drop for FollowHandle {
 }
 
 impl Admission {
-    /// Reads a file every second and, when its text is another, [reloads](Self::reload) it.
-    /// Reports each change, and what is wrong with one that is rejected. Reports once that the file cannot be read.
-    /// All of that is logged, and in [`last_reload`](Self::last_reload), too.
+    /// Reads a file every second, and [reloads](Self::reload) it when its text changes. Calls `report` with the result of
+    /// each reload, and once when the file cannot be read. Results are also logged, and in
+    /// [`last_reload`](Self::last_reload).
     ///
-    /// The text is compared, not a time stamp, so that files which are replaced, as in a
-    /// container's mounted configuration, are seen. It is another when it is not what was read of this
-    /// file last, be it here or by the service itself: what the service [reloads](Self::reload) from
-    /// elsewhere stays until the file changes. What is read has to be the same twice in a row before it
-    /// counts, so that a file which is empty or half-written for a moment takes no limits away; a
-    /// change is applied within two seconds.
+    /// The text is compared, not a time stamp, so replaced files are seen as well, such as a mounted configuration of a
+    /// container. The text counts as changed if it differs from the last one that was read of this file, here or by the
+    /// service itself. A configuration that the service [reloads](Self::reload) from elsewhere stays until the file
+    /// changes. A text is applied once two reads in a row are equal, so a file that is empty or half-written for a moment
+    /// removes no limits. A change is applied within two seconds.
     ///
-    /// A file that this rejected is not tried again before it changes, with one exception: there may be no room for the
-    /// rates of its `[limits]` next to those of overrides that were set at run time. Such a file is tried every ten
-    /// seconds, and reported again when the outcome is another. So is a reload in which an observer panics, as a part
-    /// of it may be in force. A file that was rejected before, or by [`reload_file`](Self::reload_file), is not tried
-    /// again.
+    /// A rejected file is not tried again before it changes, with two exceptions, which are tried every ten seconds and
+    /// reported when the result changes: the rates of `[limits]` may not fit next to those of overrides that were set at run
+    /// time, and an observer may panic during a reload, which may then be applied in part. A file that was rejected
+    /// earlier, or by [`reload_file`](Self::reload_file), is not tried again.
     ///
-    /// What went before the file when it was loaded, the environment or the variables of
-    /// [`load_with`](Config::load_with), goes before it still; before the first file of a service that
-    /// was configured otherwise, the environment.
+    /// The variables of the last load override the file: those of the environment, or of
+    /// [`load_with`](Config::load_with). If the service was not configured from a file, the environment does.
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime with time.
+    /// Outside of a tokio runtime with a timer.
     pub fn follow(
         &self,
         file: impl Into<PathBuf>,
-        mut told: impl FnMut(Result<(), ConfigError>) + Send + 'static,
+        mut report: impl FnMut(Result<(), ConfigError>) + Send + 'static,
     ) -> FollowHandle {
         self.warn_of_groups();
         let (admission, file) = (self.clone(), file.into());
@@ -100,7 +97,7 @@ impl Admission {
                         });
                         let applied = match applied.await {
                             Ok(applied) => applied,
-                            // Of what panics all the time each attempt would be the same.
+                            // Report a repeated panic only once.
                             Err(error) if error.is_panic() && waiting != Some(panicked(&path)) => {
                                 let error = panicked(&path);
                                 catch_panic(|| admission.reloads().note_panicked(&error));
@@ -110,13 +107,13 @@ impl Admission {
                         };
                         if let Some(applied) = applied {
                             waiting = applied.clone().err().filter(ConfigError::is_transient);
-                            catch_panic(|| told(applied));
+                            catch_panic(|| report(applied));
                         }
                     }
                     Err((kind, error)) => {
                         if unreadable != Some(kind) {
                             unreadable = Some(kind);
-                            catch_panic(|| told(Err(admission.cannot_read(&file, error))));
+                            catch_panic(|| report(Err(admission.cannot_read(&file, error))));
                         }
                     }
                 }
@@ -125,20 +122,20 @@ impl Admission {
     }
 }
 
-/// A reload that panicked, as an observer can. A part of it may be in force, so it is tried again.
+/// The error of a reload that panicked, for example in an observer. It is tried again, because it may be applied in part.
 fn panicked(file: &Path) -> ConfigError {
     let problem = "the reload panicked and may be applied in part; it is tried again";
     ConfigError::new(problem).in_file(Some(file)).transient()
 }
 
-/// Runs what blocks on a thread that may, as it may be long: a file can have 250,000 overrides.
+/// Runs a job on a thread that may block. A file can have 250,000 overrides.
 async fn run_blocking<T: Send + 'static>(
     job: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, tokio::task::JoinError> {
     tokio::task::spawn_blocking(job).await
 }
 
-/// Follows the file on whatever becomes of a change: what logs it, counts it or is told of it may panic.
+/// Catches a panic of a logger, a recorder or a callback, so that the file is still followed.
 fn catch_panic(change: impl FnOnce()) {
     let _ = catch_unwind(AssertUnwindSafe(change));
 }

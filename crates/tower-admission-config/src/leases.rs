@@ -1,4 +1,4 @@
-//! Limits on work that outlives its request, by name: `[leases.jobs]`.
+//! The tables `[leases.<name>]`: limits on work that outlives its request.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -44,7 +44,7 @@ impl LeaseTable {
     }
 }
 
-/// The leases of a configuration, as they are at work.
+/// The running leases of a configuration.
 #[derive(Default)]
 pub(super) struct ConfiguredLeases(BTreeMap<String, Configured>);
 
@@ -54,7 +54,7 @@ struct Configured {
 }
 
 impl ConfiguredLeases {
-    /// Whether a change is possible.
+    /// Checks that a change is possible.
     pub(super) fn check(&self, config: &Config) -> Result<(), ConfigError> {
         for (name, table) in &config.leases {
             let on_failure = config.on_failure(table.on_failure);
@@ -66,7 +66,7 @@ impl ConfiguredLeases {
         Ok(())
     }
 
-    /// Goes by a configuration. What is not in it any more is off.
+    /// Applies a configuration. Leases without a table are switched off.
     pub(super) fn apply(
         &mut self,
         config: &Config,
@@ -99,7 +99,7 @@ impl ConfiguredLeases {
     }
 }
 
-/// What a change of a failure mode needs.
+/// The error for a change of a failure mode.
 pub(super) const CANNOT_CHANGE: &str =
     "this cannot change while the service runs: restart the service";
 
@@ -116,11 +116,11 @@ fn open(
 }
 
 impl Admission {
-    /// The [`Leases`] of `[leases.<name>]`, counted in the configured store under this name. A reload changes their
-    /// numbers at once, for all clones; without their table, or with `enabled = false`, they are only counted.
+    /// The [`Leases`] of `[leases.<name>]`, counted in the configured store under this name. A reload changes their limits
+    /// at once, for all clones. Without the table, or with `enabled = false`, leases are counted but not limited.
     ///
-    /// [`observe`](Leases::observe) can follow. The other setters, as [`ttl`](Leases::ttl), start numbers of their own,
-    /// which neither a reload nor `enabled` changes: write them in the file.
+    /// You can add an [observer](Leases::observe). Do not call other setters, such as [`ttl`](Leases::ttl): they make
+    /// settings that neither a reload nor `enabled` changes. Write these in the file.
     ///
     /// ```
     /// use tower_admission::Key;
@@ -138,7 +138,7 @@ impl Admission {
     ///
     /// # Errors
     ///
-    /// No configuration since the start has had this table.
+    /// No configuration since the start has this table.
     pub fn leases(&self, name: &str) -> Result<Leases, ConfigError> {
         let configured = lock(&self.0.leases);
         let found = configured.0.get(name).map(|found| found.leases.clone());

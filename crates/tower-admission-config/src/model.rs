@@ -65,7 +65,7 @@ pub(super) struct RedactedTable(pub(super) toml::Table);
 
 impl std::fmt::Debug for RedactedTable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("HiddenTable(..)")
+        f.write_str("RedactedTable(..)")
     }
 }
 

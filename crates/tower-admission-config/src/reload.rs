@@ -1,4 +1,4 @@
-//! Changes what is running to another configuration.
+//! Changes the running limits to another configuration.
 
 use std::mem;
 use std::path::Path;
@@ -13,13 +13,12 @@ use super::reload_state::ReloadState;
 use super::sync::lock;
 
 impl Admission {
-    /// Changes what is running to another configuration, whole or not at all.
+    /// Changes the running limits to another configuration, as a whole or not at all.
     ///
     /// # Errors
     ///
-    /// Something in it is wrong, or its `store` is not that of the start. It has no groups, and does not
-    /// [mean it](super#changes); or it is from a file, and a group has none of its limits any more, not even as 0.
-    /// What is running goes on then.
+    /// The configuration is invalid, has another `store`, or would [remove limits by accident](crate#changes). The running
+    /// limits then stay.
     pub fn reload(&self, config: &Config) -> Result<(), ConfigError> {
         let mut running = lock(&self.0.reload_state);
         let changed = self.change_and_locate(&mut running, config);
@@ -37,11 +36,10 @@ impl Admission {
         changed.map_err(|error| config.wrong(error))
     }
 
-    /// Reads a file, and [reloads](Self::reload) it: at once, where [`follow`](Self::follow) waits until it is
-    /// changed. [`last_reload`](Self::last_reload) has what is wrong with the file as well, which it has not where
-    /// [`Config::load`] fails. Variables go before the file as with [`follow`](Self::follow).
+    /// Reads a file and [reloads](Self::reload) it at once. [`last_reload`](Self::last_reload) then has errors of the file as
+    /// well; it does not after [`Config::load`] fails. Variables override the file, as with [`follow`](Self::follow).
     ///
-    /// It blocks while the file is read.
+    /// This method blocks while it reads the file.
     ///
     /// # Errors
     ///
@@ -93,14 +91,14 @@ impl Admission {
         Ok(())
     }
 
-    /// Whether this is what was read last of a file, and is not to be tried again.
+    /// Whether this text is the last one that was read of a file.
     pub(super) fn has_read(&self, file: &Path, text: &str) -> bool {
         lock(&self.0.reload_state).has_read(file, text)
     }
 
-    /// Applies what was read of a file, with the variables that went before the last one.
+    /// Applies the text of a file, with the variables of the last file.
     pub(super) fn apply(&self, file: &Path, text: String) -> Result<(), ConfigError> {
-        // Noted here as well, since what is wrong does not come to be reloaded.
+        // Note the text here: an invalid file does not reach `reload`.
         let origin = lock(&self.0.reload_state).reads(file, text);
         match Config::read(origin) {
             Ok(config) => self.reload(&config),
@@ -112,7 +110,7 @@ impl Admission {
         }
     }
 
-    /// Applies a file once more that was rejected for what is not in it. `None`: it is rejected for the same.
+    /// Applies a file again after a transient error. `None` if the error is the same.
     pub(super) fn retry(
         &self,
         file: &Path,

@@ -1,4 +1,4 @@
-//! Limits on WebSockets, by name: `[sockets.web]`.
+//! The tables `[sockets.<name>]`: limits on WebSockets.
 
 use serde::Deserialize;
 use tower_admission::Quota;
@@ -44,14 +44,14 @@ mod running {
     use tower_admission::Quota;
     use tower_admission_axum::ws::SocketLimits;
 
-    /// The limits on WebSockets of a configuration, as they are at work.
+    /// The running limits on WebSockets of a configuration.
     #[derive(Default)]
     pub(crate) struct ConfiguredSockets(BTreeMap<String, Configured>);
 
     struct Configured {
         limits: SocketLimits,
         on_failure: OnFailure,
-        /// Of the two quotas of messages.
+        /// For both message quotas.
         are_sliding: [Option<bool>; 2],
     }
 
@@ -69,7 +69,7 @@ mod running {
     }
 
     impl ConfiguredSockets {
-        /// Whether a change is possible.
+        /// Checks that a change is possible.
         pub(crate) fn check(&self, config: &Config) -> Result<(), ConfigError> {
             for (name, table) in &config.sockets {
                 let Some(running) = self.0.get(name) else {
@@ -82,7 +82,7 @@ mod running {
                 let fields = ["messages", "messages_per_key"].into_iter();
                 let both = running.are_sliding.into_iter().zip(table.are_sliding());
                 for (field, (before, after)) in fields.zip(both) {
-                    // What was off at first is counted as a bucket.
+                    // A quota that was off at first counts as a bucket.
                     if after.is_some_and(|after| after != before.unwrap_or(false)) {
                         let problem = "a quota cannot change between bucket and sliding window while the service runs: restart the \
                                 service";
@@ -93,7 +93,7 @@ mod running {
             Ok(())
         }
 
-        /// Goes by a configuration. What is not in it any more is off.
+        /// Applies a configuration. Limits without a table are switched off.
         pub(crate) fn apply(
             &mut self,
             config: &Config,
@@ -123,7 +123,7 @@ mod running {
         }
     }
 
-    /// Has connections and messages only be counted, also those of keys with an override.
+    /// Counts connections and messages without limits, also for keys with an override.
     fn switch_off(name: &str, sockets: &SocketLimits) {
         sockets.set_suspended(true);
         set(name, sockets, &SocketTable::default());
@@ -162,13 +162,13 @@ mod running {
     }
 
     impl Admission {
-        /// The [`SocketLimits`] of `[sockets.<name>]`, counted in the configured store under this name. A reload
-        /// changes their numbers at once, also for the connections that are there; without their table, or with
-        /// `enabled = false`, they are only counted.
+        /// The [`SocketLimits`] of `[sockets.<name>]`, counted in the configured store under this name. A reload changes the
+        /// limits at once, also for open connections. Without the table, or with `enabled = false`, connections are counted
+        /// but not limited.
         ///
-        /// Settings that the file does not have can follow: [`close_after`](SocketLimits::close_after),
-        /// [`ping`](SocketLimits::ping), [`notice`](SocketLimits::notice), [`refuse_by`](SocketLimits::refuse_by). The
-        /// others start a limit that reloads do not change.
+        /// You can add settings that the file does not have: [`close_after`](SocketLimits::close_after),
+        /// [`ping`](SocketLimits::ping), [`notice`](SocketLimits::notice), [`refuse_by`](SocketLimits::refuse_by). Do not call
+        /// other setters: they make a limit that reloads do not change.
         ///
         /// ```
         /// use tower_admission_config::{Admission, Config};
@@ -186,7 +186,7 @@ mod running {
         ///
         /// # Errors
         ///
-        /// No configuration since the start has had this table.
+        /// No configuration since the start has this table.
         pub fn sockets(&self, name: &str) -> Result<SocketLimits, ConfigError> {
             let configured = lock(&self.0.sockets);
             let found = configured.0.get(name).map(|found| found.limits.clone());

@@ -343,7 +343,7 @@ impl FromText for Redacted {
 
 impl fmt::Debug for Redacted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Hidden(..)")
+        f.write_str("Redacted(..)")
     }
 }
 
