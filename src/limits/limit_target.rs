@@ -1,4 +1,4 @@
-//! What a limiter is to limits: what they apply to, and what they report.
+//! The interface between limits and the limiters that they apply to.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -14,61 +14,64 @@ pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// A limiter that [`Limits`](super::Limits) apply to.
 pub(crate) trait LimitTarget: Send + Sync {
-    /// The override of a key was set, changed or deleted. Default: it is looked up when it is needed.
+    /// An override of the key was set, changed or deleted. Default: the limiter looks it up when it
+    /// needs it.
     fn changed(&self, _key: &Key) {}
 
-    /// A tier was declared, or has other limits. Default: it is looked up when it is needed.
+    /// A tier was declared or changed. Default: the limiter looks it up when it needs it.
     fn tiers_changed(&self) {}
 
-    /// The tiers that it has.
+    /// The tiers of the limiter.
     fn tiers(&self) -> Vec<Arc<str>> {
         Vec::new()
     }
 
-    /// How far a key has used it up.
+    /// A key's usage of the limiter.
     fn usage(&self, key: Key) -> BoxFuture<Vec<LimitUsage>>;
 
-    /// Which number applies to a key in a request of a tier, and what the request would get now.
+    /// Explains the limit for a key in a request of a tier.
     fn explain(&self, key: Key, tier: Option<Arc<str>>) -> BoxFuture<Vec<LimitExplanation>>;
 
-    /// How far all keys have used it up together, if there is a limit on that.
+    /// The total usage of all keys, if there is a total limit.
     fn total(&self) -> BoxFuture<Option<LimitUsage>>;
 
-    /// Whether the store that it counts in decides. Default: it counts in this process alone.
+    /// The status of the limiter's store. Default: it counts in this process only.
     fn store_status(&self) -> Option<StoreStatus> {
         None
     }
 
-    /// The names that an override can have parts for.
+    /// The names that an override can use for this limiter.
     fn names(&self) -> Vec<Arc<str>>;
 
-    /// Whether an override changes anything for it.
+    /// Whether an override changes anything for this limiter.
     fn applies(&self, limit: &Limit) -> bool;
 
-    /// The description for tools that read usage from the store. Default: it counts in no shared store.
+    /// A description for tools that read usage from the store. Default: none, the limiter uses no
+    /// shared store.
     fn description(&self) -> Option<LimiterDescription> {
         None
     }
 }
 
-/// How far a limit is used up.
+/// The usage of a limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LimitUsage {
-    /// What the limit is called: a quota's name, or a limiter's.
+    /// The name of the limit: that of a quota or of a limiter.
     pub name: Arc<str>,
-    /// The [tier](crate::Limits::tier) whose buckets these are, if it is of one.
+    /// The [tier](crate::Limits::tier) of the counted buckets, if any.
     pub tier: Option<Arc<str>>,
-    /// What sort of limit it is: `"rate"`, `"concurrency"` or `"lease"`.
+    /// The kind of the limit: `"rate"`, `"concurrency"` or `"lease"`.
     pub sort: &'static str,
-    /// Requests that are spent, or that are in flight: of all replicas where a store [counts](Self::counted_in) them.
+    /// The used requests, or the requests in flight: of all replicas if a store
+    /// [counts](Self::counted_in) them.
     pub used: u64,
-    /// How many of them this process holds. `None` of a rate in a store, where a spent request is nobody's, and of what
-    /// was read by a tool.
+    /// The part of `used` that this process holds. `None` for a rate in a store, whose used
+    /// requests belong to no process, and for usage that a tool has read.
     pub here: Option<u64>,
     /// Where `used` was counted.
     pub counted_in: CountedIn,
-    /// The most that may be; `None` where they are only counted.
+    /// The limit; `None` if requests are only counted.
     pub limit: Option<u64>,
     /// Whether the limit is an override of the key.
     pub is_override: bool,
@@ -80,19 +83,20 @@ pub struct LimitUsage {
 pub enum CountedIn {
     /// In a store that replicas share.
     Store,
-    /// In this process: it counts there alone, or its store does not answer at the moment.
+    /// In this process, because it counts only here or because its store does not answer at the
+    /// moment.
     Process,
 }
 
 impl CountedIn {
-    pub(crate) fn of(is_in_store: bool) -> Self {
+    pub(crate) fn from_in_store(is_in_store: bool) -> Self {
         match is_in_store {
             true => Self::Store,
             false => Self::Process,
         }
     }
 
-    /// Words for JSON and for people: `"store"` or `"this process"`.
+    /// The name in JSON and in texts: `"store"` or `"this process"`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -103,8 +107,8 @@ impl CountedIn {
 }
 
 impl LimitUsage {
-    /// What this process holds becomes what is told, next to what the store has if it answers.
-    pub(crate) fn counted(self, here: u64, in_store: Option<u64>) -> Self {
+    /// Adds the count of this process, and the count of the store if it answered.
+    pub(crate) fn with_counts(self, here: u64, in_store: Option<u64>) -> Self {
         Self {
             used: in_store.unwrap_or(here),
             here: Some(here),
@@ -116,10 +120,9 @@ impl LimitUsage {
         }
     }
 
-    /// What a key has used of a limiter that may charge it at several places: where it is counted now,
-    /// at the place that has the fewest left. A key that is counted nowhere has the limit of the first
-    /// place that limits it.
-    pub(crate) fn of_places(places: impl IntoIterator<Item = Self>) -> Option<Self> {
+    /// The usage of a key that a limiter charges at several positions: the usage at the position
+    /// with the fewest slots left. For a key without requests, the first position with a limit.
+    pub(crate) fn most_limiting(places: impl IntoIterator<Item = Self>) -> Option<Self> {
         let limiting = (places.into_iter()).filter_map(|usage| Some((usage.limit?, usage)));
         let fewest_left = limiting.min_by_key(|(limit, usage)| match usage.used {
             0 => u64::MAX,
