@@ -238,10 +238,12 @@ impl Meters {
 
     /// Reports a limit that the load never reached: then the run shows nothing.
     pub(crate) fn were_reached(&self, findings: &Findings) {
-        // In Redis a slot counts until its release arrives, so fewer than all may be at work.
+        // In Redis a slot counts until its release arrives, so fewer than all may be at work. A request that the
+        // store did not decide about may be admitted, or answered 503.
         let without_store = self.without_store.load(Ordering::Relaxed);
-        let at_capacity = self.unavailable.load(Ordering::Relaxed) > without_store;
-        if !at_capacity || self.total.peak.load(Ordering::SeqCst) < self.numbers.in_flight / 2 {
+        let is_reached = self.total.peak.load(Ordering::SeqCst) >= self.numbers.in_flight
+            || self.unavailable.load(Ordering::Relaxed) > without_store;
+        if !is_reached {
             findings.add("load", format!("never at capacity: {self}"));
         }
         if self.too_many.load(Ordering::Relaxed) == 0 {
