@@ -12,7 +12,7 @@ use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{any, get};
 use tokio::net::TcpListener;
 use tower_admission::{Key, Policy, Quota};
-use tower_admission_axum::ws::{LimitedSocket, Refusal, SocketLimits};
+use tower_admission_axum::ws::{LimitedSocket, RejectWith, SocketLimits};
 
 #[tokio::main]
 async fn main() -> std::io::Result<()> {
@@ -23,7 +23,7 @@ async fn main() -> std::io::Result<()> {
         // Clients that are gone without a close frame free their slots.
         .ping(Duration::from_secs(30), Duration::from_secs(15))
         // A script in a browser cannot read the status of a handshake, but a close code.
-        .refuse_by(Refusal::Close)
+        .reject_with(RejectWith::Close)
         .messages(Policy::new(
             "messages",
             Quota::new(5, Duration::from_secs(60)),

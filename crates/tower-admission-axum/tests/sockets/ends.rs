@@ -19,7 +19,7 @@ use tokio::time::{pause, resume, sleep};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tower_admission::{Key, Quota, Rejection};
-use tower_admission_axum::ws::{LimitedSocket, Refusal, SocketLimits};
+use tower_admission_axum::ws::{LimitedSocket, RejectWith, SocketLimits};
 use tower_http::timeout::TimeoutLayer;
 
 use crate::limits::{
@@ -82,7 +82,9 @@ async fn a_close_of_the_handlers_own_is_not_disturbed_by_a_notice() {
 
 #[tokio::test]
 async fn who_is_refused_by_close_is_not_read_at_length() {
-    let limits = SocketLimits::new().connections(1).refuse_by(Refusal::Close);
+    let limits = SocketLimits::new()
+        .connections(1)
+        .reject_with(RejectWith::Close);
     let address = server(&limits).await;
     let _one = connect(address, "alice").await;
     let mut refused = try_connect(address, "bob").await.unwrap();

@@ -15,7 +15,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 use tower_admission::store::FailureMode;
 use tower_admission::test_util::TestClock;
 use tower_admission::{Key, Limits, Policy, Quota, RateLimitByTokenLayer, Rejection};
-use tower_admission_axum::ws::{LimitedSocket, Refusal, SocketLimits};
+use tower_admission_axum::ws::{LimitedSocket, RejectWith, SocketLimits};
 
 use crate::common::{Away, PATIENCE, SECOND, Seen, store};
 use crate::servers::{get, http1, serve};
@@ -147,7 +147,7 @@ async fn a_browser_is_told_by_a_close_code() {
     let limits = SocketLimits::new()
         .connections(2)
         .connections_per_key(1)
-        .refuse_by(Refusal::Close);
+        .reject_with(RejectWith::Close);
     let address = server(&limits).await;
     let _alice = connect(address, "alice").await;
     let mut again = try_connect(address, "alice").await.expect("accepted");
@@ -194,7 +194,7 @@ async fn a_key_with_deny_all_is_denied_its_connections() {
     assert_eq!(try_connect(address, "eve").await.err(), Some(403));
     connect(address, "alice").await;
 
-    let closing = sockets.refuse_by(Refusal::Close);
+    let closing = sockets.reject_with(RejectWith::Close);
     let address = server(&closing).await;
     let mut socket = try_connect(address, "eve").await.unwrap();
     let Message::Close(Some(frame)) = next(&mut socket).await else {
@@ -364,10 +364,10 @@ async fn a_parted_socket_counts_for_as_long_as_its_permit() {
 /// HTTP admits while connections are refused, on one server.
 #[tokio::test]
 async fn different_stores_fail_differently() {
-    for (refusal, told) in [(Refusal::Status, Err(503)), (Refusal::Close, Ok(()))] {
+    for (refusal, told) in [(RejectWith::Status, Err(503)), (RejectWith::Close, Ok(()))] {
         let limits = SocketLimits::new()
             .connections_per_key(5)
-            .refuse_by(refusal)
+            .reject_with(refusal)
             .store(Away(FailureMode::Closed));
         let http = RateLimitByTokenLayer::new(Quota::per_hour(1)).store(Away(FailureMode::Open));
         let hello = Router::new().route("/", any(|| async { "hello" }).layer(http));
