@@ -1,13 +1,8 @@
 //! The admin page of two gateways on one Redis, behind a load balancer that sends each request to the next gateway.
-#![cfg(all(
-    feature = "metrics",
-    feature = "redis",
-    feature = "tonic",
-    feature = "tracing"
-))]
+#![cfg(all(feature = "metrics", feature = "tonic", feature = "tracing"))]
 
 mod chromium;
-#[path = "redis/server.rs"]
+#[path = "../crates/tower-admission-redis/tests/redis/server.rs"]
 #[allow(dead_code)] // not everything is needed here
 mod server;
 
@@ -270,7 +265,7 @@ async fn a_page_behind_a_balancer_shows_all_replicas_and_whether_the_store_decid
     let of = "[...at('in-flight').querySelectorAll('.of')].map((one) => one.textContent).join()";
     page.until(of, "2 of 50").await;
     let note = "at('in-flight').querySelector('.note').textContent.replace(/[^ ]+ [(]pid [0-9]+[)]/g, 'X')";
-    page.until(note, "in the store, of these 1 in X, 1 in X")
+    page.until(note, "in the store: 1 in X, 1 in X")
         .await;
     // Counted together, whichever of them decided.
     for gateway in [0, 1] {
@@ -282,12 +277,12 @@ async fn a_page_behind_a_balancer_shows_all_replicas_and_whether_the_store_decid
     let sums = "[...at('limiters').rows].map((row) => [...row.cells].map((cell) => cell.textContent))\
         .filter(([name]) => name.includes('http')).map((cells) => cells.slice(3, 5).join('|')).join()";
     page.until(sums, "12|6").await;
-    page.until("at('refused-keys').rows[0]?.cells[2].textContent", "6")
+    page.until("at('rejected-keys').rows[0]?.cells[2].textContent", "6")
         .await;
     // The numbers stay, whichever of the two answers.
     for _ in 0..4 {
-        let before = page.evaluate("heard").await;
-        page.until(&format!("heard > {before}"), "true").await;
+        let before = page.evaluate("lastAnswerAt").await;
+        page.until(&format!("lastAnswerAt > {before}"), "true").await;
         assert_eq!(page.evaluate(sums).await, "12|6");
         assert_eq!(page.evaluate(of).await, "2 of 50");
     }
@@ -295,7 +290,7 @@ async fn a_page_behind_a_balancer_shows_all_replicas_and_whether_the_store_decid
     // A change that one replica makes is shown, whichever answers.
     page.evaluate(
         "void resolve('bearer:carol').then(({ key }) => \
-         ask('PUT', of('limits', key), { body: { limit: '99/h' } }))",
+         ask('PUT', pathOf('limits', key), { body: { limit: '99/h' } }))",
     )
     .await;
     page.until(
@@ -422,7 +417,7 @@ async fn a_change_of_another_replica_is_undone_with_its_end_and_note() {
     let fleet = Fleet::start().await;
     let mut page = Page::open(&format!("http://{}/admin", fleet.balancer)).await;
     sign_in(&mut page).await;
-    let put = |body: Value| format!("ask('PUT', of('limits', 'org:acme'), {{ body: {body} }})");
+    let put = |body: Value| format!("ask('PUT', pathOf('limits', 'org:acme'), {{ body: {body} }})");
     let plan = json!({ "limit": "5/h", "for_seconds": 86_400, "note": "trial" });
     let ban = json!({ "limit": "deny all" });
     page.evaluate(&format!("void {}.then(() => {})", put(plan), put(ban)))

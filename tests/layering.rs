@@ -1,44 +1,86 @@
-//! Each level of the crate uses only levels above it, and those that decide do not name `http`.
+//! Each module uses only modules of the levels above it, each crate only the crates above it, and the modules that
+//! decide do not name `http`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// From the top; modules of one line do not use each other.
-const LEVELS: &[&[&str]] = &[
-    &["sync"],
-    &["nesting", "per_thread", "singleton_task"],
-    &["key"],
-    // Requests and their keys.
-    &["extract"],
-    &["enforce"],
-    &["quota"],
-    &["capacity", "rule"],
-    &["limit"],
-    &["policy"],
-    &["decision"],
-    &["store"],
-    &["rejection"],
-    &["observe"],
-    &["limits"],
-    &["limiter"],
-    // The HTTP boundary.
-    &["headers"],
-    &["respond"],
-    &["body", "drain"],
-    &["access"],
-    &["concurrency", "rate"],
-    &["provider"],
-    &["guide"],
-];
+/// The modules of a folder from the top. Modules of one line do not use each other.
+struct Levels {
+    folder: &'static str,
+    levels: &'static [&'static [&'static str]],
+}
 
+const ALL: &[Levels] = &[Levels {
+    folder: "src",
+    levels: &[
+        &["sync"],
+        &["nesting", "per_thread", "singleton_task"],
+        &["key"],
+        // Requests and their keys.
+        &["extract"],
+        &["enforce"],
+        &["quota"],
+        &["capacity", "rule"],
+        &["limit"],
+        &["policy"],
+        &["decision"],
+        &["store"],
+        &["rejection"],
+        &["observe"],
+        &["limits"],
+        &["limiter"],
+        // The HTTP boundary.
+        &["headers"],
+        &["respond"],
+        &["body", "drain"],
+        &["access"],
+        &["concurrency", "rate"],
+        &["provider"],
+        &["guide"],
+    ],
+}];
+
+/// The first level of the core that may name `http`, and the one above it that does: observers see the request that
+/// its keys come from.
 const FIRST_WITH_HTTP: &str = "headers";
-
-/// Names `http` further up: observers see the request that its keys come from.
 const OF_REQUESTS: &str = "extract";
 
-fn level(module: &str) -> usize {
-    let level = LEVELS.iter().position(|level| level.contains(&module));
-    level.unwrap_or_else(|| panic!("module `{module}` has no level: add it to LEVELS"))
+/// What each crate may depend on, and whether only with a feature.
+const CRATES: &[(&str, &[(&str, Always)])] = &[
+    ("tower-admission", &[]),
+    ("tower-admission-testkit", &[("tower-admission", true)]),
+    ("tower-admission-redis", &[("tower-admission", true)]),
+    ("tower-admission-axum", &[("tower-admission", true)]),
+    (
+        "tower-admission-config",
+        &[
+            ("tower-admission", true),
+            ("tower-admission-redis", false),
+            ("tower-admission-axum", false),
+        ],
+    ),
+    (
+        "tower-admission-cli",
+        &[
+            ("tower-admission", true),
+            ("tower-admission-redis", true),
+            ("tower-admission-config", true),
+        ],
+    ),
+];
+
+type Always = bool;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The folder of a crate.
+fn home(name: &str) -> PathBuf {
+    match name {
+        "tower-admission" => root().to_owned(),
+        _ => root().join("crates").join(name),
+    }
 }
 
 fn sources(folder: &Path, files: &mut Vec<PathBuf>) {
@@ -52,55 +94,275 @@ fn sources(folder: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-/// The code of a file, without comments and without the text of strings that look like paths.
-fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    let lines = text.lines().enumerate();
-    lines.filter(|(_, line)| !line.trim_start().starts_with("//"))
+/// The code of a file, without comments and documentation. Lines keep their numbers.
+fn code(text: &str) -> String {
+    let lines = text.lines().map(|line| {
+        let is_comment = line.trim_start().starts_with("//");
+        if is_comment { "" } else { line }
+    });
+    lines.collect::<Vec<_>>().join("\n")
 }
 
-/// What follows each `crate::` in a line.
-fn uses(line: &str) -> impl Iterator<Item = &str> {
-    line.split("crate::").skip(1).map(|rest| {
-        let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_');
-        &rest[..end.unwrap_or(rest.len())]
-    })
+/// A path in code: its line, and its segments from `crate` or `super` on.
+#[derive(Debug, PartialEq)]
+struct Used {
+    line: usize,
+    segments: Vec<String>,
 }
 
-#[test]
-fn levels_use_only_what_is_above_them() {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+/// The paths that start with `crate::` or `super::`, with each branch of a `use` tree.
+fn uses(code: &str) -> Vec<Used> {
+    let mut all = Vec::new();
+    let mut at = 0;
+    while let Some(found) = ["crate::", "super::"]
+        .iter()
+        .filter_map(|start| code[at..].find(start))
+        .min()
+    {
+        let start = at + found;
+        let before = code[..start].chars().next_back();
+        let line = code[..start].matches('\n').count() + 1;
+        let mut paths = Vec::new();
+        at = start + tree(&code[start..], &[], &mut paths).max("crate::".len());
+        if !before.is_some_and(|c| c.is_alphanumeric() || "_$:".contains(c)) {
+            all.extend(paths.into_iter().map(|segments| Used { line, segments }));
+        }
+    }
+    all
+}
+
+/// Reads one path or use tree, adds its paths, and returns its length.
+fn tree(code: &str, parents: &[String], paths: &mut Vec<Vec<String>>) -> usize {
+    let mut segments = parents.to_vec();
+    let mut at = 0;
+    loop {
+        let rest = &code[at..];
+        if rest.starts_with('{') {
+            at += 1;
+            loop {
+                at += code[at..].len() - code[at..].trim_start_matches([' ', '\n', ',']).len();
+                if at >= code.len() || code[at..].starts_with('}') {
+                    return (at + 1).min(code.len());
+                }
+                at += tree(&code[at..], &segments, paths).max(1);
+            }
+        }
+        let end = rest
+            .find(|c: char| !c.is_alphanumeric() && c != '_')
+            .unwrap_or(rest.len());
+        segments.push(rest[..end].to_owned());
+        at += end;
+        if !code[at..].starts_with("::") {
+            paths.push(segments);
+            return at;
+        }
+        at += 2;
+    }
+}
+
+/// The module that a file is, from the folder on: `store/memory/mod.rs` is `store::memory`.
+fn module_of(path: &Path) -> Vec<String> {
+    let mut module: Vec<String> = path
+        .with_extension("")
+        .iter()
+        .map(|part| part.to_str().unwrap().to_owned())
+        .collect();
+    if matches!(
+        module.last().map(String::as_str),
+        Some("mod" | "lib" | "main")
+    ) {
+        module.pop();
+    }
+    module
+}
+
+/// Where a used path leads, from the root of the crate, when the module that uses it is `module`.
+fn resolved(module: &[String], used: &[String]) -> Vec<String> {
+    let ups = used
+        .iter()
+        .take_while(|segment| *segment == "super")
+        .count();
+    let rest = used[ups..].iter().filter(|segment| *segment != "crate");
+    let base = match ups {
+        0 => &[],
+        _ => &module[..module.len().saturating_sub(ups)],
+    };
+    base.iter().chain(rest).cloned().collect()
+}
+
+fn level(levels: &Levels, module: &str) -> usize {
+    let level = levels
+        .levels
+        .iter()
+        .position(|level| level.contains(&module));
+    let folder = levels.folder;
+    level.unwrap_or_else(|| panic!("module `{module}` of {folder} has no level: add it to ALL"))
+}
+
+/// The modules of a folder.
+fn modules(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let stems = entries.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned());
+    // A user of the crate, its root, and tests.
+    let modules = stems.filter(|stem| !["mod", "lib", "main", "bin", "tests"].contains(&&**stem));
+    modules.collect()
+}
+
+/// The code of a file up to its tests, and the modules that each line uses.
+fn check(levels: &Levels, wrong: &mut Vec<String>) -> usize {
+    let folder = root().join(levels.folder);
+    let known = modules(&folder);
+    for module in &known {
+        level(levels, module);
+    }
+    // From the root of the crate to the folder.
+    let within: Vec<String> = match levels.folder.split_once("src/") {
+        Some((_, within)) => within.split('/').map(str::to_owned).collect(),
+        None => Vec::new(),
+    };
     let mut files = Vec::new();
-    sources(&src, &mut files);
-    let (mut seen, mut wrong) = (0, Vec::new());
+    sources(&folder, &mut files);
+    let mut seen = 0;
     for file in files {
-        let path = file.strip_prefix(&src).unwrap();
-        let module = path
-            .iter()
-            .next()
-            .unwrap()
-            .to_str()
-            .unwrap()
-            .trim_end_matches(".rs");
-        if module == "lib" {
+        let inside = module_of(file.strip_prefix(&folder).unwrap());
+        let Some(module) = inside.first().filter(|module| known.contains(module)) else {
+            continue;
+        };
+        if inside.last().is_some_and(|last| last == "tests") {
             continue;
         }
-        for (number, line) in code(&fs::read_to_string(&file).unwrap()) {
-            for used in uses(line) {
-                seen += 1;
-                if used != module && level(used) >= level(module) {
-                    wrong.push(format!("{}:{}: uses {used}", path.display(), number + 1));
-                }
+        let path = [&within[..], &inside].concat();
+        let text = code(&fs::read_to_string(&file).unwrap());
+        let mut depth = path.clone();
+        for used in uses(&text) {
+            // `super` in a module within the file is the file itself.
+            depth.clone_from(&path);
+            if in_tests(&text, used.line) {
+                depth.push("tests".to_owned());
             }
-            let names_http = line.contains("http::") || line.contains("http_body::");
-            let decides = level(module) < level(FIRST_WITH_HTTP) && module != OF_REQUESTS;
-            if names_http && decides {
-                wrong.push(format!("{}:{}: names http", path.display(), number + 1));
+            let leads = resolved(&depth, &used.segments);
+            let Some(rest) = leads.strip_prefix(&within[..]) else {
+                continue;
+            };
+            let Some(target) = rest.first().filter(|target| known.contains(target)) else {
+                continue;
+            };
+            seen += 1;
+            if target != module && level(levels, target) >= level(levels, module) {
+                wrong.push(format!(
+                    "{}/{}:{}: uses {target}",
+                    levels.folder,
+                    file.strip_prefix(&folder).unwrap().display(),
+                    used.line
+                ));
             }
         }
     }
-    assert!(
-        seen > 50,
-        "only {seen} uses found: does this test still read the code?"
-    );
+    seen
+}
+
+/// Whether a line is in the tests at the end of a file, which are a module of their own.
+fn in_tests(text: &str, line: usize) -> bool {
+    let tests = text
+        .lines()
+        .position(|line| line.starts_with("mod ") && line.ends_with('{'));
+    tests.is_some_and(|tests| line > tests)
+}
+
+#[test]
+fn modules_use_only_the_levels_above_them() {
+    let mut wrong = Vec::new();
+    for levels in ALL {
+        let seen = check(levels, &mut wrong);
+        assert!(
+            seen > 0,
+            "{}: no uses found: does this test still read the code?",
+            levels.folder
+        );
+    }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn modules_that_decide_do_not_name_http() {
+    let core = &ALL[0];
+    let src = root().join(core.folder);
+    let mut files = Vec::new();
+    sources(&src, &mut files);
+    let mut wrong = Vec::new();
+    for file in files {
+        let module = module_of(file.strip_prefix(&src).unwrap());
+        let Some(module) = module.first().filter(|module| *module != "bin") else {
+            continue;
+        };
+        if module == OF_REQUESTS || level(core, module) >= level(core, FIRST_WITH_HTTP) {
+            continue;
+        }
+        let text = code(&fs::read_to_string(&file).unwrap());
+        for (n, line) in text.lines().enumerate() {
+            if line.contains("http::") || line.contains("http_body::") {
+                wrong.push(format!("{}:{}: names http", file.display(), n + 1));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The dependencies of a crate on crates of the workspace, and whether each is there without a feature.
+fn dependencies(manifest: &str) -> Vec<(String, Always)> {
+    let mut section = "";
+    let mut found = Vec::new();
+    for line in manifest.lines() {
+        if let Some(name) = line.strip_prefix('[') {
+            section = name.trim_end_matches(']');
+        }
+        let name = line.split([' ', '=', '.']).next().unwrap();
+        if section == "dependencies" && name.starts_with("tower-admission") {
+            found.push((name.to_owned(), !line.contains("optional = true")));
+        }
+    }
+    found
+}
+
+#[test]
+fn crates_depend_only_on_crates_above_them() {
+    for (name, allowed) in CRATES {
+        let manifest = fs::read_to_string(home(name).join("Cargo.toml")).unwrap();
+        for dependency in dependencies(&manifest) {
+            let allowed = allowed.iter().any(|(name, always)| {
+                (*name, *always) == (&*dependency.0, dependency.1)
+                    || (*name == dependency.0 && *always)
+            });
+            let (on, always) = dependency;
+            assert!(
+                allowed,
+                "{name} must not depend on {on} (without a feature: {always})"
+            );
+        }
+    }
+    let folders = modules(&root().join("crates"));
+    for folder in folders {
+        let listed = CRATES.iter().any(|(name, _)| *name == folder);
+        assert!(listed, "crate `{folder}` is not in CRATES");
+    }
+}
+
+#[test]
+fn use_trees_are_read_with_all_their_branches() {
+    let code =
+        "use crate::{\n    a::{B, c},\n    d,\n};\nuse super::e::F;\nlet g = super::super::h();";
+    let paths: Vec<_> = uses(code)
+        .into_iter()
+        .map(|used| used.segments.join("::"))
+        .collect();
+    let expected = [
+        "crate::a::B",
+        "crate::a::c",
+        "crate::d",
+        "super::e::F",
+        "super::super::h",
+    ];
+    assert_eq!(paths, expected);
 }

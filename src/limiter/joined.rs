@@ -96,9 +96,9 @@ impl Joined {
     ) -> impl Iterator<Item = (usize, &'a JoinedLimiter, &'a [Key])> {
         let parts = self.parts.iter().enumerate();
         let parts = parts.scan(keys, |keys, (index, part)| {
-            let (own, others) = keys.split_at(part.policies.min(keys.len()));
+            let (part_keys, others) = keys.split_at(part.policies.min(keys.len()));
             *keys = others;
-            Some((index, part, own))
+            Some((index, part, part_keys))
         });
         parts.filter(move |(index, ..)| !excluded.contains(*index))
     }
@@ -107,8 +107,8 @@ impl Joined {
         let mut charges = Charges::new();
         for (index, part, keys) in self.limiters(keys, excluded) {
             let tier = tier.filter(|tier| part.rules.has_tier(tier));
-            let own = part.rules.charges(keys, tier).into_iter();
-            charges.extend(own.map(|charge| for_limiter(charge, index)));
+            let part_charges = part.rules.charges(keys, tier).into_iter();
+            charges.extend(part_charges.map(|charge| for_limiter(charge, index)));
         }
         charges
     }
@@ -124,18 +124,22 @@ impl Joined {
         let mut charges = Charges::new();
         let mut first = 0;
         for (index, part, keys) in self.limiters(keys, LimiterSet::NONE) {
-            let own = first..first + keys.len();
-            first = own.end;
+            let range = first..first + keys.len();
+            first = range.end;
             if excluded.contains(index) {
                 continue;
             }
             let tier = tier.filter(|tier| part.rules.has_tier(tier));
-            let sets = sets.and_then(|sets| sets.get(own)).map(|sets| {
+            let sets = sets.and_then(|sets| sets.get(range)).map(|sets| {
                 let sets = sets.iter().map(|set| split_joined_set(*set).1);
                 sets.collect::<SmallVec<[usize; 2]>>()
             });
-            let own = part.rules.charges_to(keys, tier, sets.as_deref());
-            charges.extend(own.into_iter().map(|charge| for_limiter(charge, index)));
+            let part_charges = part.rules.charges_to(keys, tier, sets.as_deref());
+            charges.extend(
+                part_charges
+                    .into_iter()
+                    .map(|charge| for_limiter(charge, index)),
+            );
         }
         charges
     }

@@ -68,7 +68,7 @@ impl LeaseSettings {
 
     /// Whether a tenant's override is ignored. A ban always applies.
     fn ignores_override(&self, limits: &Limits, tenant: &Key) -> bool {
-        self.is_suspended() && !limits.bans(tenant)
+        self.is_suspended() && !limits.is_banned(tenant)
     }
 }
 
@@ -188,14 +188,14 @@ impl Leases {
 
 impl LeasesInner {
     pub(super) fn limit_of(&self, tenant: &Key) -> Option<u64> {
-        let own = self
+        let override_limit = self
             .limits
             .as_ref()
             .and_then(|TenantLimits { limits, .. }| {
-                let own = limits.concurrency(tenant, &self.name, None);
-                own.filter(|_| !self.settings.ignores_override(limits, tenant))
+                let override_limit = limits.concurrency(tenant, &self.name, None);
+                override_limit.filter(|_| !self.settings.ignores_override(limits, tenant))
             });
-        own.map_or_else(|| self.settings.per_tenant(), Capacity::at_most)
+        override_limit.map_or_else(|| self.settings.per_tenant(), Capacity::at_most)
     }
 
     /// Attaches these leases to their limits.
@@ -247,17 +247,19 @@ impl LeaseTarget {
 /// process's count.
 fn with_counts(usage: LimitUsage, is_shared: bool, here: u64, counted: Option<u64>) -> LimitUsage {
     match is_shared {
-        true => usage.counted(here, counted),
-        false => usage.counted(counted.unwrap_or(0), None),
+        true => usage.with_counts(here, counted),
+        false => usage.with_counts(counted.unwrap_or(0), None),
     }
 }
 
 impl LimitTarget for LeaseTarget {
     fn usage(&self, key: Key) -> BoxFuture<Vec<LimitUsage>> {
-        let own = self.limits.concurrency(&key, &self.name, None);
-        let own = own.filter(|_| !self.settings.ignores_override(&self.limits, &key));
-        let is_override = own.is_some() && self.limits.overrides_concurrency(&key, &self.name);
-        let limit = own.map_or_else(|| self.settings.per_tenant(), Capacity::at_most);
+        let override_limit = self.limits.concurrency(&key, &self.name, None);
+        let override_limit =
+            override_limit.filter(|_| !self.settings.ignores_override(&self.limits, &key));
+        let is_override =
+            override_limit.is_some() && self.limits.overrides_concurrency(&key, &self.name);
+        let limit = override_limit.map_or_else(|| self.settings.per_tenant(), Capacity::at_most);
         let usage = self.usage_of(0, limit, is_override);
         let (is_shared, here) = (self.is_shared(), self.share.held(Some(&key)));
         let asked = self.slots.usage(Some(&key));
@@ -276,7 +278,7 @@ impl LimitTarget for LeaseTarget {
 
     /// No request acquires a lease, so only the tier that is stored for the key applies.
     fn explain(&self, key: Key, _: Option<Arc<str>>) -> BoxFuture<Vec<LimitExplanation>> {
-        let own = match self.settings.ignores_override(&self.limits, &key) {
+        let override_limit = match self.settings.ignores_override(&self.limits, &key) {
             true => Default::default(),
             false => self.limits.concurrency_source(&key, &self.name, None),
         };
@@ -284,14 +286,19 @@ impl LimitTarget for LeaseTarget {
             name: self.name.clone(),
             sort: "lease",
             retry_after: None,
-            counted_in: CountedIn::of(self.is_shared()),
+            counted_in: CountedIn::from_in_store(self.is_shared()),
         };
         let (per_tenant, total) = (self.settings.per_tenant(), self.settings.total());
         let asked = self.slots.usage(Some(&key));
         Box::pin(async move {
             let used = asked.await;
-            let of_key = slots.of_key(0, per_tenant, &own, used.as_ref().and_then(|used| used.key));
-            let of_all = slots.of_all(total, used.map(|used| used.total));
+            let of_key = slots.explain_key(
+                0,
+                per_tenant,
+                &override_limit,
+                used.as_ref().and_then(|used| used.key),
+            );
+            let of_all = slots.explain_total(total, used.map(|used| used.total));
             vec![of_key, of_all]
         })
     }

@@ -81,7 +81,7 @@ impl Permit {
 
     /// Removes and returns the permit of one limiter.
     pub(super) fn take_permit_of(&mut self, slots: &'static SlotCounter) -> Self {
-        let is_of = |permit: &Self| permit.slots().is_some_and(|own| std::ptr::eq(own, slots));
+        let is_of = |permit: &Self| permit.slots().is_some_and(|held| std::ptr::eq(held, slots));
         if !is_of(self) {
             let others = self.extra.as_mut().map(|extra| &mut extra.others);
             let taken = others.and_then(|others| {

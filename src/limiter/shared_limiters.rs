@@ -19,7 +19,7 @@ use crate::store::{LeaseSlots, SharedStore};
 /// [`Limits::in_store`] to: within a second, and for a day after they are gone.
 ///
 /// ```no_run
-/// use tower_admission::store::RedisStore;
+/// use tower_admission_redis::RedisStore;
 /// use tower_admission::{Limits, Secret, SharedLimiters};
 ///
 /// # async fn f() -> Result<(), Box<dyn std::error::Error>> {
@@ -249,13 +249,13 @@ impl Shared {
                 described,
                 slots,
             } => {
-                let own = limits.concurrency(&key, &described.name, None);
+                let override_limit = limits.concurrency(&key, &described.name, None);
                 let tier = limits.find(&key, |limit| limit.tier().map(Arc::<str>::from));
-                let own = own.or_else(|| described.in_tier(&tier.flatten()?));
+                let override_limit = override_limit.or_else(|| described.in_tier(&tier.flatten()?));
                 let mut usages = Vec::new();
                 for (place, per_key) in described.per_key.iter().enumerate() {
-                    let limit = match own {
-                        Some(own) => own.at_most(),
+                    let limit = match override_limit {
+                        Some(override_limit) => override_limit.at_most(),
                         None => *per_key,
                     };
                     if limit.is_none() {
@@ -273,7 +273,7 @@ impl Shared {
                         is_override: limits.overrides_concurrency(&key, &described.name),
                     });
                 }
-                Some(LimitUsage::of_places(usages).into_iter().collect())
+                Some(LimitUsage::most_limiting(usages).into_iter().collect())
             }
         }
     }
@@ -308,20 +308,27 @@ impl Shared {
                 (tier.map(Arc::from), LimitSource::RequestTier)
             }
         };
-        let (own, _) = limits.concurrency_source(&key, &described.name, None);
+        let (override_limit, _) = limits.concurrency_source(&key, &described.name, None);
         let in_tier = stored.and_then(|tier| Some((described.in_tier(&tier)?, tier)));
-        let own = match (own, in_tier) {
-            (Some(own), in_tier) => (Some(own), in_tier.map(|(_, tier)| tier)),
+        let override_limit = match (override_limit, in_tier) {
+            (Some(override_limit), in_tier) => {
+                (Some(override_limit), in_tier.map(|(_, tier)| tier))
+            }
             (None, Some((capacity, tier))) => (Some((capacity, source)), Some(tier)),
             (None, None) => (None, None),
         };
         let mut all = Vec::new();
         for (place, per_key) in described.per_key.iter().enumerate() {
             let used = slots.usage_at(Some(&key), place).await;
-            all.push(explained.of_key(place, *per_key, &own, used.and_then(|used| used.key)));
+            all.push(explained.explain_key(
+                place,
+                *per_key,
+                &override_limit,
+                used.and_then(|used| used.key),
+            ));
         }
         let used = slots.usage(None).await;
-        all.push(explained.of_all(described.total, used.map(|used| used.total)));
+        all.push(explained.explain_total(described.total, used.map(|used| used.total)));
         all
     }
 

@@ -213,7 +213,10 @@ impl StalledResponses {
                 oldest = Some(oldest.map_or(parked_at, |oldest: u64| oldest.min(parked_at)));
                 let is_older = found.as_ref().is_none_or(|(found, _)| parked_at < *found);
                 let counts = |ChargedKey { place, key }: ChargedKey<'_>| {
-                    response.keys(self).get(place).is_some_and(|own| own == key)
+                    response
+                        .keys(self)
+                        .get(place)
+                        .is_some_and(|held| held == key)
                 };
                 if is_older && charged.is_none_or(counts) {
                     found = Some((parked_at, response.clone()));

@@ -1,4 +1,4 @@
-//! What was changed, by whom and from where: the audit trail of overrides.
+//! The audit trail of overrides: what was changed, by whom and from where.
 
 use std::time::SystemTime;
 
@@ -13,41 +13,42 @@ const DELETED: &str = "override deleted";
 const ENDED: &str = "override ended";
 const ACCEPTED: &str = "loss of overrides accepted";
 
-/// A change of an override, or of what replicas keep; of [`Limits::changes`](super::Limits::changes).
+/// A change in the audit trail, see [`Limits::changes`](super::Limits::changes).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LimitChange {
-    /// When it was made: by the clock of the store, or of this process.
+    /// The time of the change, by the clock of the store, or of this process.
     pub at: SystemTime,
-    /// Whose override was changed. `None` when an operator [accepted](super::Limits::accept_loss) that overrides were
-    /// lost, with which all of these go.
+    /// The key of the override. `None` if an operator [accepted](super::Limits::accept_loss) the
+    /// loss of overrides, which removes all of them.
     pub key: Option<KeyName>,
-    /// The override before, with its end and note, so that it can be set again; `None` if there was none, or it cannot
-    /// be read.
+    /// The previous override, with its end and note, so that it can be restored. `None` if there
+    /// was none, or if it cannot be read.
     pub before: Option<Override>,
-    /// The override now; `None` if it was deleted, or has ended.
+    /// The new override. `None` if it was deleted or has ended.
     pub after: Option<Override>,
-    /// Who made the change, as [`LimitEdit::author`](super::LimitEdit::author) said. `None` also when the override
+    /// The author, see [`LimitEdit::author`](super::LimitEdit::author). Also `None` if the override
     /// [ended](Override#the-end).
     pub author: Option<Box<str>>,
-    /// From where it was made, as [`LimitEdit::origin`](super::LimitEdit::origin) said.
+    /// The origin of the change, see [`LimitEdit::origin`](super::LimitEdit::origin).
     pub origin: Option<Box<str>>,
-    /// Whether the override has ended, so that no one changed it.
+    /// Whether the override ended, rather than being changed.
     pub has_ended: bool,
-    /// Whether `before` or `after` is `None` because this version of the crate cannot read what is there.
+    /// Whether `before` or `after` is `None` because this version of the crate cannot read it.
     pub is_unreadable: bool,
-    /// Whether that is so of `after`.
+    /// Whether this applies to `after`.
     pub(super) is_after_unreadable: bool,
 }
 
 impl Limits {
-    /// The last changes of overrides, the newest first: up to `count` of the last [`MAX_CHANGES`](Self::MAX_CHANGES).
+    /// The last changes of overrides, the newest first: up to `count` of the last
+    /// [`MAX_CHANGES`](Self::MAX_CHANGES).
     ///
     /// # Errors
     ///
-    /// [`LimitsError::Unavailable`] when they are kept in a store that cannot be reached.
+    /// [`LimitsError::Unavailable`] if a shared store keeps them and is unavailable.
     pub async fn changes(&self, count: usize) -> Result<Vec<LimitChange>, LimitsError> {
-        self.turn_ends();
+        self.process_ends();
         if let Some(replica) = &self.0.replica {
             return replica.last_changes(count).await;
         }
@@ -72,8 +73,8 @@ impl LimitChange {
         }
     }
 
-    /// An override that had ended is in force again.
-    pub(super) fn back(key: KeyName, after: Option<Override>, at: u64) -> Self {
+    /// An ended override is in force again.
+    pub(super) fn restored(key: KeyName, after: Option<Override>, at: u64) -> Self {
         Self {
             at: time(at),
             key: Some(key),
@@ -87,7 +88,7 @@ impl LimitChange {
         }
     }
 
-    /// An operator has accepted that overrides were lost.
+    /// An operator accepted the loss of overrides.
     pub(super) fn loss_accepted(
         author: Option<Box<str>>,
         origin: Option<Box<str>>,
@@ -106,13 +107,13 @@ impl LimitChange {
         }
     }
 
-    /// Logs and counts a change that was made here.
+    /// Logs and counts a change by this process.
     pub(super) fn report(&self) {
-        self.count(Made::Here);
-        self.log(Made::Here);
+        self.count(ChangedBy::ThisProcess);
+        self.log(ChangedBy::ThisProcess);
     }
 
-    pub(super) fn log(&self, made: Made) {
+    pub(super) fn log(&self, made: ChangedBy) {
         let made = made.as_str();
         let Some(key) = &self.key else {
             tracing::warn!(
@@ -124,10 +125,10 @@ impl LimitChange {
             );
             return;
         };
-        let shown =
+        let limit_text =
             |entry: &Option<Override>| entry.as_ref().map(|entry| entry.limit().to_string());
-        let (before, after) = (shown(&self.before), shown(&self.after));
-        // What is there, but cannot be read, is not `none`.
+        let (before, after) = (limit_text(&self.before), limit_text(&self.after));
+        // An unreadable override is not `none`.
         let none = match self.is_unreadable {
             true => "none that can be read",
             false => "none",
@@ -147,20 +148,20 @@ impl LimitChange {
         );
     }
 
-    pub(super) fn count(&self, made: Made) {
+    pub(super) fn count(&self, made: ChangedBy) {
         #[cfg(feature = "metrics")]
         Self::counter(self.word(), made).increment(1);
         let _ = made;
     }
 
     #[cfg(feature = "metrics")]
-    fn counter(word: &'static str, made: Made) -> metrics::Counter {
+    fn counter(word: &'static str, made: ChangedBy) -> metrics::Counter {
         let origin = made.as_str();
         metrics::counter!("admission_limit_changes_total", "change" => word, "origin" => origin)
     }
 
-    /// Creates the counters of [`report`](Self::report) with 0. Without that Prometheus sees no increase at the first
-    /// change of each kind.
+    /// Creates the counters of [`report`](Self::report) with 0. Otherwise, Prometheus would see no
+    /// increase at the first change of each kind.
     pub(super) fn count_from_zero(in_store: bool) {
         let _ = in_store;
         #[cfg(feature = "metrics")]
@@ -171,8 +172,8 @@ impl LimitChange {
                 "Changes of overrides that this process made, or that another one made in its store."
             );
             let words = [SET, DELETED, ENDED, ACCEPTED];
-            let of_all = words.map(|word| (word, Made::Here));
-            let elsewhere = words.map(|word| (word, Made::Elsewhere));
+            let of_all = words.map(|word| (word, ChangedBy::ThisProcess));
+            let elsewhere = words.map(|word| (word, ChangedBy::OtherProcess));
             // In memory there are no other processes, and nothing is lost.
             let (here, elsewhere) = match in_store {
                 true => (&of_all[..], &elsewhere[..]),
@@ -194,25 +195,25 @@ impl LimitChange {
     }
 }
 
-/// Where a change was made.
+/// The process that made a change.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Made {
+pub(super) enum ChangedBy {
     /// In this process.
-    Here,
-    /// In another one, so that this process read it of the store.
-    Elsewhere,
+    ThisProcess,
+    /// Another process; this one read it from the store.
+    OtherProcess,
 }
 
-impl Made {
+impl ChangedBy {
     fn as_str(self) -> &'static str {
         match self {
-            Self::Here => "here",
-            Self::Elsewhere => "elsewhere",
+            Self::ThisProcess => "here",
+            Self::OtherProcess => "elsewhere",
         }
     }
 }
 
-/// A change with its place in the audit trail of a store.
+/// A change with its position in the store's audit trail.
 pub(super) struct Audited {
     pub(super) id: Option<u64>,
     pub(super) version: u64,
@@ -220,7 +221,7 @@ pub(super) struct Audited {
 }
 
 impl Audited {
-    /// `None` for a record whose key is unreadable.
+    /// Returns `None` for a record with an unreadable key.
     pub(super) fn from_record(record: AuditRecord) -> Option<Self> {
         let key = match record.is_loss_accepted {
             true => None,

@@ -1,27 +1,27 @@
-//! A change of an override, with who makes it and under what condition.
+//! Changes an override, with an author and under a condition.
 
 use std::time::Duration;
 
 use super::entry::{line, time};
-use super::state::{Source, State};
+use super::state::{LimitsState, OverrideSource};
 use super::{LimitChange, Limits, LimitsError, Override};
 use crate::key::KeyName;
 use crate::sync::lock;
 
-/// A change of one key's override that is about to be made; from [`Limits::edit`].
+/// A change of one key's override, from [`Limits::edit`].
 #[derive(Clone, Debug)]
 #[must_use = "nothing changes until `set` or `delete` is called and awaited"]
 pub struct LimitEdit<'a> {
     limits: &'a Limits,
     key: &'a KeyName,
-    pub(super) by: By,
+    pub(super) attribution: Attribution,
     expected: Option<Option<Override>>,
     lasting: Option<Duration>,
 }
 
-/// Who makes a change, and from where.
+/// The author and the origin of a change.
 #[derive(Clone, Debug, Default)]
-pub(super) struct By {
+pub(super) struct Attribution {
     pub(super) author: Option<Box<str>>,
     pub(super) origin: Option<Box<str>>,
 }
@@ -31,35 +31,37 @@ impl<'a> LimitEdit<'a> {
         Self {
             limits,
             key,
-            by: By::default(),
+            attribution: Attribution::default(),
             expected: None,
             lasting: None,
         }
     }
 
-    /// Sets who makes the change, such as the name of an operator: kept with the override and in the
-    /// [audit trail](Limits::changes), up to [`Override::MAX_NOTE`] bytes. Default: not known.
+    /// Sets the author, such as the name of an operator. It is stored with the override and in the
+    /// [audit trail](Limits::changes), up to [`Override::MAX_NOTE`] bytes. Default: unknown.
     pub fn author(mut self, author: &str) -> Self {
-        self.by.author = line(author);
+        self.attribution.author = line(author);
         self
     }
 
-    /// Sets from where the change is made, such as a client address: kept in the [audit trail](Limits::changes).
-    /// Default: not known.
+    /// Sets the origin of the change, such as a client address. It is stored in the [audit
+    /// trail](Limits::changes). Default: unknown.
     pub fn origin(mut self, origin: &str) -> Self {
-        self.by.origin = line(origin);
+        self.attribution.origin = line(origin);
         self
     }
 
-    /// Makes the change only if the override is still this one, or if there is still none. Default: whatever it is.
+    /// Makes the change only if the current override equals `current`; `None` means that there is
+    /// none. Default: unconditional.
     pub fn only_if(mut self, current: Option<&Override>) -> Self {
         self.expected = Some(current.cloned());
         self
     }
 
-    /// Sets how long the override that is [set](Self::set) lasts, in place of its [end](Override::with_end): the end is
-    /// computed by the clock of the store, or of this process if there is no store. So the clock of the caller need not
-    /// be right. Rounded up to whole seconds. Default: the end of the override, if it has one.
+    /// Sets how long the override that is [set](Self::set) lasts. It replaces the override's
+    /// [end](Override::with_end). The clock of the store determines the end, or that of this
+    /// process if there is no store; the caller's clock need not be right. Rounded up to whole
+    /// seconds. Default: the end of the override, if it has one.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -77,30 +79,33 @@ impl<'a> LimitEdit<'a> {
         self
     }
 
-    /// Sets the override, and returns the one before.
+    /// Sets the override, and returns the previous one.
     ///
-    /// When the future is dropped before it is ready, the override may have been set or not.
+    /// If the future is dropped before it completes, the override may or may not have been set.
     ///
     /// # Errors
     ///
-    /// - [`LimitsError::Changed`] when it is not what [`only_if`](Self::only_if) said.
-    /// - [`LimitsError::Unreadable`] when it depends on what the override is, and this version of the crate cannot read
-    ///   the one that is in the store.
-    /// - [`LimitsError::TooMany`] for a new key when [`MAX_OVERRIDES`](Limits::MAX_OVERRIDES) have one.
-    /// - [`LimitsError::TooManyRates`] when there would be more than [`MAX_RATES`](Limits::MAX_RATES) distinct rates.
-    /// - [`LimitsError::Network`] when the key is a network, and the limit is anything but `deny all` or `unlimited`.
-    /// - [`LimitsError::UnknownTier`] when it names a tier that is not [declared](Limits::tier). Not checked in a
-    ///   process that declares none.
-    /// - [`LimitsError::Unavailable`] when they are kept in a store that cannot be reached, or
-    ///   does not answer within two seconds, or the store's [deadline](crate::store::RedisStore::deadline) if that is
-    ///   longer: then it may have been set or not.
+    /// - [`LimitsError::Changed`]: the override differs from [`only_if`](Self::only_if).
+    /// - [`LimitsError::Unreadable`]: the change has a condition, and this version of the crate
+    ///   cannot read the override in the store.
+    /// - [`LimitsError::TooMany`]: the key is new, and [`MAX_OVERRIDES`](Limits::MAX_OVERRIDES)
+    ///   keys have an override.
+    /// - [`LimitsError::TooManyRates`]: there would be more than [`MAX_RATES`](Limits::MAX_RATES)
+    ///   distinct rates.
+    /// - [`LimitsError::Network`]: the key is a network, and the limit is neither `deny all` nor
+    ///   `unlimited`.
+    /// - [`LimitsError::UnknownTier`]: the limit names a tier that is not [declared](Limits::tier).
+    ///   Not checked if this process knows no tiers.
+    /// - [`LimitsError::Unavailable`]: a shared store keeps the overrides and is unavailable, or
+    ///   did not answer within two seconds, or within the store's deadline if that is longer. The
+    ///   override may or may not have been set.
     pub async fn set(self, to: impl Into<Override>) -> Result<Option<Override>, LimitsError> {
         let to = to.into();
         Limits::check_network(self.key, to.limit())?;
         self.limits.read_first().await?;
         self.limits.check_tier(to.limit())?;
         let now = self.limits.0.clock.since_epoch();
-        let to = to.made(self.by.author.as_deref(), now.as_secs());
+        let to = to.made(self.attribution.author.as_deref(), now.as_secs());
         let to = match self.lasting {
             Some(time) => to.lasting(time, now),
             None => to,
@@ -108,11 +113,13 @@ impl<'a> LimitEdit<'a> {
         self.change(Some(to)).await
     }
 
-    /// Deletes the override, and returns it. One of the [configuration](Limits::set_base) stays.
+    /// Deletes the override, and returns it. An override of the [configuration](Limits::set_base)
+    /// stays.
     ///
     /// # Errors
     ///
-    /// [`LimitsError::Changed`], [`LimitsError::Unreadable`] and [`LimitsError::Unavailable`], as [`set`](Self::set).
+    /// [`LimitsError::Changed`], [`LimitsError::Unreadable`] and [`LimitsError::Unavailable`], like
+    /// [`set`](Self::set).
     pub async fn delete(self) -> Result<Option<Override>, LimitsError> {
         self.limits.read_first().await?;
         self.change(None).await
@@ -120,10 +127,10 @@ impl<'a> LimitEdit<'a> {
 
     async fn change(self, to: Option<Override>) -> Result<Option<Override>, LimitsError> {
         let limits = self.limits;
-        limits.turn_ends();
+        limits.process_ends();
         let (name, others) = limits.names_for(self.key, to.is_some());
-        // What is known of the key under another name is what goes.
-        let before = lock(&limits.0.state).own_at_run_time(&self.key.key());
+        // With another name, the condition refers to the entry of that name.
+        let before = lock(&limits.0.state).run_time_override(&self.key.key());
         let expected = self.expected.as_ref();
         if let Some(expected) = expected
             && !others.is_empty()
@@ -135,7 +142,7 @@ impl<'a> LimitEdit<'a> {
         let change = EntryChange {
             name: &name,
             to,
-            by: &self.by,
+            attribution: &self.attribution,
             expected,
             lasting: self.lasting,
         };
@@ -144,7 +151,7 @@ impl<'a> LimitEdit<'a> {
             let change = EntryChange {
                 name,
                 to: None,
-                by: &self.by,
+                attribution: &self.attribution,
                 expected: None,
                 lasting: None,
             };
@@ -158,10 +165,10 @@ impl<'a> LimitEdit<'a> {
 pub(super) struct EntryChange<'a> {
     pub(super) name: &'a KeyName,
     pub(super) to: Option<Override>,
-    pub(super) by: &'a By,
-    /// What the entry has to be, if that matters.
+    pub(super) attribution: &'a Attribution,
+    /// The required current entry, if there is a condition.
     pub(super) expected: Option<&'a Option<Override>>,
-    /// After what time it ends, if the end in `to` is only this clock's.
+    /// The duration, if the end in `to` follows this process's clock only.
     pub(super) lasting: Option<Duration>,
 }
 
@@ -182,22 +189,22 @@ impl EntryChange<'_> {
             return Err(LimitsError::TooMany);
         }
         if is_new
-            && state.kept() >= Limits::MAX_OVERRIDES
+            && state.stored_len() >= Limits::MAX_OVERRIDES
             && let Some(ended) = state.ends.first_ended()
         {
-            limits.apply(&mut state, Source::RunTime, &ended, None);
+            limits.apply(&mut state, OverrideSource::RunTime, &ended, None);
         }
-        let change = self.made(current.clone(), limits.0.clock.seconds());
-        limits.apply(&mut state, Source::RunTime, self.name, self.to);
+        let change = self.to_change(current.clone(), limits.0.clock.seconds());
+        limits.apply(&mut state, OverrideSource::RunTime, self.name, self.to);
         if let Some(change) = change {
-            state.note(change.clone());
+            state.record_change(change.clone());
             drop(state);
             change.report();
         }
         Ok(current)
     }
 
-    fn check_rates(&self, state: &State) -> Result<(), LimitsError> {
+    fn check_rates(&self, state: &LimitsState) -> Result<(), LimitsError> {
         match &self.to {
             Some(to) if state.has_too_many_rates(self.name, to.limit()) => {
                 Err(LimitsError::TooManyRates)
@@ -207,14 +214,14 @@ impl EntryChange<'_> {
     }
 
     /// The change for the audit trail, unless it deleted nothing.
-    pub(super) fn made(&self, before: Option<Override>, at: u64) -> Option<LimitChange> {
+    pub(super) fn to_change(&self, before: Option<Override>, at: u64) -> Option<LimitChange> {
         (before.is_some() || self.to.is_some()).then(|| LimitChange {
             at: time(at),
             key: Some(self.name.clone()),
             before,
             after: self.to.clone(),
-            author: self.by.author.clone(),
-            origin: self.by.origin.clone(),
+            author: self.attribution.author.clone(),
+            origin: self.attribution.origin.clone(),
             has_ended: false,
             is_unreadable: false,
             is_after_unreadable: false,

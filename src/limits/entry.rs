@@ -1,11 +1,11 @@
-//! Overrides with what is noted about them, and how they are stored.
+//! An override with its end, note and author, and its stored form.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::limit::Limit;
 
-/// The override of a key: a [`Limit`], and optionally an end, a note, an author and a time.
+/// The override of a key: a [`Limit`], with an optional end, note, author and time.
 ///
 /// ```
 /// use std::time::{Duration, SystemTime};
@@ -29,35 +29,36 @@ use crate::limit::Limit;
 ///
 /// # The end
 ///
-/// Ends are in whole seconds of the wall clock, rounded up, since replicas and restarts share no other clock. An
-/// override has no effect from its end on, and the key has its default again. A decision finds that out by itself: no task
-/// has to run.
+/// An end is in whole seconds of the wall clock, rounded up, because replicas and restarts share no
+/// other clock. From its end on, an override has no effect, and the key has its default again.
+/// Decisions check the end themselves: no background task is needed.
 ///
-/// A wall clock may step forward for a moment, so an override that has ended is kept, and is in force again when the clock
-/// is set back before the end. In memory it is kept for an hour by another clock, and one of the
-/// [configuration](super::Limits::set_base) until it is replaced. A shared store deletes an override once the store's own
-/// clock has reached the end. A process whose clock is ahead of that logs a warning every ten minutes.
+/// A wall clock may step forward for a moment. So an ended override is kept, and applies again if
+/// the clock is set back to before the end. In memory, a run-time override is kept for an hour of
+/// monotonic time, and an override of the [configuration](super::Limits::set_base) until it is
+/// replaced. A shared store deletes an override when the store's own clock has reached the end. A
+/// process whose clock is ahead of the store's logs a warning every ten minutes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Override {
     limit: Limit,
-    /// In seconds since the Unix epoch, as all times here.
+    /// In seconds since the Unix epoch, like all times here.
     end: Option<u64>,
     // Most overrides have none of these.
-    notes: Option<Arc<Notes>>,
+    notes: Option<Arc<OverrideNotes>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Notes {
+struct OverrideNotes {
     note: Option<Box<str>>,
     author: Option<Box<str>>,
     changed_at: Option<u64>,
 }
 
 impl Override {
-    /// The longest note and the longest name of an author, in bytes. What is longer is cut.
+    /// The maximum length of a note or an author, in bytes. Longer text is truncated.
     pub const MAX_NOTE: usize = 256;
 
-    /// A limit without an end and without a note.
+    /// Creates an override without an end and a note.
     #[must_use]
     pub fn new(limit: Limit) -> Self {
         Self {
@@ -67,7 +68,7 @@ impl Override {
         }
     }
 
-    /// Sets when it ends. Default: never.
+    /// Sets the end. Default: none.
     #[must_use]
     pub fn with_end(mut self, end: SystemTime) -> Self {
         let since = end.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -75,28 +76,29 @@ impl Override {
         self
     }
 
-    /// Sets the end as a time after another one, which is given as the time since the Unix epoch.
+    /// Sets the end to `time` after `from`, which is a time since the Unix epoch.
     pub(super) fn lasting(mut self, time: Duration, from: Duration) -> Self {
         self.end = Some(whole_seconds(from.saturating_add(time)));
         self
     }
 
-    /// Sets a note for other operators, up to [`MAX_NOTE`](Self::MAX_NOTE) bytes. Clients never see it. Default: none.
+    /// Sets a note for other operators, up to [`MAX_NOTE`](Self::MAX_NOTE) bytes. Clients never see
+    /// it. Default: none.
     #[must_use]
     pub fn with_note(self, note: &str) -> Self {
         let note = line(note);
         self.noted(|notes| notes.note = note)
     }
 
-    /// Sets who is noted as its author, up to [`MAX_NOTE`](Self::MAX_NOTE) bytes. An [edit](super::LimitEdit::author) sets its
-    /// own. Default: not known.
+    /// Sets the author, up to [`MAX_NOTE`](Self::MAX_NOTE) bytes. The author of an
+    /// [edit](super::LimitEdit::author) replaces it. Default: unknown.
     #[must_use]
     pub fn with_author(self, author: &str) -> Self {
         let author = line(author);
         self.noted(|notes| notes.author = author)
     }
 
-    /// Sets who made the change, and when.
+    /// Sets the author and the time of the change.
     pub(super) fn made(self, author: Option<&str>, at: u64) -> Self {
         let author = author.and_then(line);
         self.noted(|notes| {
@@ -105,20 +107,22 @@ impl Override {
         })
     }
 
-    fn noted(mut self, note: impl FnOnce(&mut Notes)) -> Self {
-        let mut notes = self.notes.map_or_else(Notes::default, Arc::unwrap_or_clone);
+    fn noted(mut self, note: impl FnOnce(&mut OverrideNotes)) -> Self {
+        let mut notes = self
+            .notes
+            .map_or_else(OverrideNotes::default, Arc::unwrap_or_clone);
         note(&mut notes);
-        self.notes = (notes != Notes::default()).then(|| Arc::new(notes));
+        self.notes = (notes != OverrideNotes::default()).then(|| Arc::new(notes));
         self
     }
 
-    /// The numbers.
+    /// The limit.
     #[must_use]
     pub fn limit(&self) -> &Limit {
         &self.limit
     }
 
-    /// When it ends.
+    /// The end, if there is one.
     #[must_use]
     pub fn end(&self) -> Option<SystemTime> {
         self.end.map(time)
@@ -130,13 +134,13 @@ impl Override {
         self.notes.as_ref()?.note.as_deref()
     }
 
-    /// Who set it, if that was [said](super::LimitEdit::author).
+    /// The author, if one was [set](super::LimitEdit::author).
     #[must_use]
     pub fn author(&self) -> Option<&str> {
         self.notes.as_ref()?.author.as_deref()
     }
 
-    /// When it was set.
+    /// The time at which it was set.
     #[must_use]
     pub fn changed_at(&self) -> Option<SystemTime> {
         self.notes.as_ref()?.changed_at.map(time)
@@ -147,13 +151,13 @@ impl Override {
         self.end
     }
 
-    /// Whether it has no effect any more.
+    /// Whether the override has ended.
     #[inline]
     pub(crate) fn has_ended(&self, now: impl FnOnce() -> u64) -> bool {
         self.end.is_some_and(|end| now() >= end)
     }
 
-    /// The text that is kept in a store: the limit, and a line for each of the rest that is there.
+    /// The stored text: the limit, and one line for each of the other values that are set.
     pub(crate) fn to_stored(&self) -> String {
         let mut text = self.limit.to_string();
         let mut add = |name: &str, value: &str| {
@@ -180,23 +184,23 @@ impl Override {
         text
     }
 
-    /// `None` for what this version of the crate cannot read: also for an end that is no number, since an override must
-    /// not hold for longer than it was meant to.
+    /// Returns `None` if this version of the crate cannot read the text, also if the end is not a
+    /// number: an override must not apply for longer than intended.
     pub(crate) fn from_stored(text: &str) -> Option<Self> {
         let mut lines = text.lines();
         let mut read = Self::new(lines.next()?.parse().ok()?);
-        let mut notes = Notes::default();
+        let mut notes = OverrideNotes::default();
         for (name, value) in lines.filter_map(|line| line.split_once(": ")) {
             match name {
                 names::END => read.end = Some(value.parse().ok()?),
                 names::NOTE => notes.note = line(value),
                 names::AUTHOR => notes.author = line(value),
                 names::CHANGED_AT => notes.changed_at = value.parse().ok(),
-                // Of a later version.
+                // A line of a later version.
                 _ => {}
             }
         }
-        read.notes = (notes != Notes::default()).then(|| Arc::new(notes));
+        read.notes = (notes != OverrideNotes::default()).then(|| Arc::new(notes));
         Some(read)
     }
 }
@@ -215,7 +219,8 @@ impl From<Limit> for Override {
     }
 }
 
-/// A text that fits one line: what would end it, or cannot be seen, becomes a space.
+/// Truncates a text and replaces control and invisible characters by spaces, so that it fits one
+/// line.
 pub(super) fn line(text: &str) -> Option<Box<str>> {
     let mut end = text.len().min(Override::MAX_NOTE);
     while !text.is_char_boundary(end) {
@@ -235,7 +240,7 @@ pub(super) fn whole_seconds(time: Duration) -> u64 {
     seconds.min(MAX_SECONDS)
 }
 
-/// The time that is so many seconds after the Unix epoch, or the latest that there is.
+/// The time this many seconds after the Unix epoch, or the latest time that is supported.
 pub(crate) fn time(seconds: u64) -> SystemTime {
     let latest = Duration::from_secs(MAX_SECONDS);
     UNIX_EPOCH + Duration::from_secs(seconds).min(latest)

@@ -1,4 +1,4 @@
-//! Why a limit could not be changed.
+//! Errors of changes to overrides.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,42 +7,42 @@ use super::{Limits, Override};
 use crate::key::IpNet;
 use crate::store::{FailureKind, StoreError};
 
-/// Why an override could not be set or deleted.
+/// The error of a change to an override.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum LimitsError {
-    /// [`Limits::MAX_OVERRIDES`] keys have an override already.
+    /// [`Limits::MAX_OVERRIDES`] keys have an override.
     TooMany,
     /// The overrides would have more than [`Limits::MAX_RATES`] distinct rates.
     TooManyRates,
     /// The override names a tier that is not declared.
     UnknownTier {
-        /// The tier that it names.
+        /// The tier that the override names.
         tier: Arc<str>,
-        /// The tiers that are declared.
+        /// The declared tiers.
         known: Vec<Arc<str>>,
     },
-    /// A network takes `deny all` and `unlimited` only, since no request is charged to it.
+    /// A network accepts only `deny all` and `unlimited`, because no request is charged to it.
     Network {
         /// The network.
         network: IpNet,
     },
-    /// An address that is written as NAT64, 6to4 or Teredo is not exempted: its key is that of the IPv4 address inside,
-    /// which any client of a relay can choose. See [`access`](crate::access).
+    /// An address in NAT64, 6to4 or Teredo form cannot be exempted. Its key is that of the embedded
+    /// IPv4 address, which any client of a relay can choose. See [`access`](crate::access).
     Embedded {
         /// The network of the IPv4 address.
         network: IpNet,
     },
-    /// The override is not the one that [`LimitEdit::only_if`](super::LimitEdit::only_if) said.
+    /// The override differs from the condition [`LimitEdit::only_if`](super::LimitEdit::only_if).
     Changed {
-        /// The override as it is.
+        /// The current override.
         current: Option<Box<Override>>,
     },
-    /// The store has an override of the key that this version of the crate cannot read, as one of a later version, so
-    /// that it is not known whether it is the one that [`LimitEdit::only_if`](super::LimitEdit::only_if) said. A change
-    /// without this condition replaces it.
+    /// This version of the crate cannot read the override in the store; a later version may have
+    /// written it. So the condition [`LimitEdit::only_if`](super::LimitEdit::only_if) cannot be
+    /// checked. A change without a condition replaces the override.
     Unreadable,
-    /// The shared store that holds the overrides did not make or read the change.
+    /// The shared store failed to make or read the change.
     Unavailable(StoreError),
 }
 
@@ -57,18 +57,22 @@ impl LimitsError {
 impl fmt::Display for LimitsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TooMany => write!(f, "{} keys have an override already", Limits::MAX_OVERRIDES),
+            Self::TooMany => write!(
+                f,
+                "the maximum of {} overrides is reached: delete one first",
+                Limits::MAX_OVERRIDES
+            ),
             Self::TooManyRates => {
                 let most = Limits::MAX_RATES;
                 write!(
                     f,
-                    "the overrides have {most} distinct rates already: use one of these"
+                    "the maximum of {most} distinct rates is reached: use a rate of another override"
                 )
             }
             Self::UnknownTier { tier, known } => {
                 write!(
                     f,
-                    "there is no tier {tier:?}; there are: {}",
+                    "unknown tier {tier:?}; the declared tiers are {}",
                     known.join(", ")
                 )
             }
@@ -80,16 +84,16 @@ impl fmt::Display for LimitsError {
                 let address = network.address();
                 write!(
                     f,
-                    "this IPv6 address stands for the IPv4 address {address}, which is another client's: to exempt that \
-                     one, write ip:{address}"
+                    "this IPv6 address embeds the IPv4 address {address}, which belongs to another client: \
+                     to exempt that client, write ip:{address}"
                 )
             }
-            Self::Changed { current: Some(own) } => {
-                write!(f, "the override was changed meanwhile, to {}", own.limit())
+            Self::Changed { current: Some(current) } => {
+                write!(f, "the override was changed meanwhile, to {}", current.limit())
             }
             Self::Changed { current: None } => f.write_str("the override was deleted meanwhile"),
             Self::Unreadable => f.write_str(
-                "the store has an override of this key that this version cannot read, so it was not changed",
+                "this version cannot read the override of this key in the store, so it was not changed",
             ),
             Self::Unavailable(error) => {
                 write!(f, "Redis, which keeps the limits, {}", why(error.kind()))
@@ -98,7 +102,7 @@ impl fmt::Display for LimitsError {
     }
 }
 
-/// Why Redis did not change or read limits, without the details, which clients may not see.
+/// The cause, without details that clients must not see.
 fn why(kind: FailureKind) -> &'static str {
     match kind {
         FailureKind::Denied => "denies the credentials or the command: check its user and ACL",

@@ -1,4 +1,4 @@
-//! Explains which number of a limit applies to a key, where it comes from, and what a request would get now.
+//! Explains which limit applies to a key, where it comes from, and what a request would get.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,39 +9,39 @@ use crate::key::{Key, KeyName};
 use crate::rejection::Reason;
 use crate::sync::lock;
 
-/// One limit as it applies to a key: its number, where that comes from, and what a request would get now.
+/// One limit as it applies to a key: its value, its source, and what a request would get now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LimitExplanation {
-    /// What the limit is called: a quota's name, or a limiter's.
+    /// The name of the limit: that of a quota or of a limiter.
     pub name: Arc<str>,
-    /// What sort of limit it is: `"rate"`, `"concurrency"` or `"lease"`.
+    /// The kind of the limit: `"rate"`, `"concurrency"` or `"lease"`.
     pub sort: &'static str,
-    /// Whether it is on all keys together.
+    /// Whether the limit applies to all keys in total.
     pub is_total: bool,
-    /// The place of the key among those that the limiter charges for a request: 0 is the layer's own, 1 the first of
-    /// `and_by` or the second of `per_key`.
+    /// The position of the key among the keys that the limiter charges: 0 is the layer's own, 1 the
+    /// first of `and_by` or the second of `per_key`.
     pub place: usize,
-    /// The number, as people write it: `100/min burst 20`, `5 concurrent`, `unlimited` or `deny all`.
+    /// The limit as text: `100/min burst 20`, `5 concurrent`, `unlimited` or `deny all`.
     pub limit: String,
-    /// Where the number comes from.
+    /// The source of the limit.
     pub source: LimitSource,
-    /// The tier of the request, if the limiter has it. Rates count apart in each tier.
+    /// The tier of the request, if the limiter has it. Rates count separately in each tier.
     pub tier: Option<Arc<str>>,
-    /// Requests that are spent, or that are in flight. `None` when the store does not answer, and of a rate that is
-    /// unlimited.
+    /// The used requests, or the requests in flight. `None` if the store does not answer, and for
+    /// an unlimited rate.
     pub used: Option<u64>,
-    /// Where `used` is counted: in this process also while a store does not answer.
+    /// Where `used` is counted. This process, also while a store does not answer.
     pub counted_in: CountedIn,
     /// What a request of cost 1 would get now.
     pub verdict: LimitVerdict,
 }
 
-/// Where the number of a limit comes from.
+/// The source of a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LimitSource {
-    /// The key's override, which was set at run time.
+    /// The key's override, set at run time.
     Override,
     /// The key's override in the [configuration](Limits::set_base).
     Base,
@@ -49,12 +49,12 @@ pub enum LimitSource {
     StoredTier,
     /// The tier of the request, which `tier_by` of a layer selects.
     RequestTier,
-    /// The default of the limiter. Also where a tier has the same number.
+    /// The default of the limiter. Also if a tier has the same value.
     Default,
 }
 
 impl LimitSource {
-    /// A word for programs: `override`, `file`, `stored_tier`, `request_tier` or `default`.
+    /// The name for programs: `override`, `file`, `stored_tier`, `request_tier` or `default`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -73,14 +73,14 @@ impl LimitSource {
 pub enum LimitVerdict {
     /// It would be admitted.
     Admitted {
-        /// How many more would be, after it; `None` where nothing limits.
+        /// How many more requests would be admitted after it; `None` if there is no limit.
         remaining: Option<u64>,
     },
-    /// It would be rejected, or wait in line where a layer has a queue.
+    /// It would be rejected, or wait if a layer has a wait queue.
     Rejected {
-        /// Why.
+        /// The reason.
         reason: Reason,
-        /// When it would fit; `None` where that cannot be known.
+        /// When it would fit; `None` if that is unknown.
         retry_after: Option<Duration>,
     },
     /// The store does not answer, so the failure mode would decide.
@@ -88,12 +88,13 @@ pub enum LimitVerdict {
 }
 
 impl Limits {
-    /// Explains each limit for a key: the number that applies, where it comes from, and what a request would get now.
-    /// In the order in which the limiters were made. Charges nothing.
+    /// Explains each limit for a key: its value, its source, and what a request would get now. The
+    /// order is that in which the limiters were built. Charges nothing.
     ///
-    /// `tier` is that of the request, which `tier_by` of a layer would select. A tier that is not declared is the
-    /// default. Which limiters a request passes is up to the application, so all of them are explained. Before any of
-    /// them, allow and deny lists decide: [`list_entry`](Self::list_entry).
+    /// `tier` is the tier of the request, as `tier_by` of a layer would select it. An undeclared
+    /// tier gets the defaults. The application decides which limiters a request passes, so all of
+    /// them are explained. Allow and deny lists decide before any limiter: see
+    /// [`list_entry`](Self::list_entry).
     ///
     /// ```
     /// use tower_admission::store::MemoryStore;
@@ -117,7 +118,7 @@ impl Limits {
             explained.extend(target.explain(key.key(), tier.map(Arc::from)).await);
         }
         explained.retain(LimitExplanation::applies);
-        if lock(&self.0.state).own_at_run_time(&key.key()).is_none() {
+        if lock(&self.0.state).run_time_override(&key.key()).is_none() {
             for limit in &mut explained {
                 if limit.source == LimitSource::Override {
                     limit.source = LimitSource::Base;
@@ -127,7 +128,7 @@ impl Limits {
         explained
     }
 
-    /// How many a limiter of this name may admit for a key, and where that comes from, with the tier that counts; `None`:
+    /// The concurrency limit of a key for a limiter of this name, with its source and tier. `None`:
     /// the default.
     pub(crate) fn concurrency_source(
         &self,
@@ -135,10 +136,10 @@ impl Limits {
         name: &str,
         tier: Option<&str>,
     ) -> (Option<(Capacity, LimitSource)>, Option<Arc<str>>) {
-        let own = self.find(key, |limit| {
+        let override_limit = self.find(key, |limit| {
             (limit.concurrency(name), limit.tier().map(Arc::<str>::from))
         });
-        let (own, stored) = own.unwrap_or_default();
+        let (override_limit, stored) = override_limit.unwrap_or_default();
         let source = match stored {
             Some(_) => LimitSource::StoredTier,
             None => LimitSource::RequestTier,
@@ -149,41 +150,45 @@ impl Limits {
             .iter()
             .find(|known| Some(&known.name) == tier.as_ref());
         let in_tier = || Some((tier?.limit.concurrency(name)?, source));
-        let own = own.map(|own| (own, LimitSource::Override));
-        (own.or_else(in_tier), tier.map(|tier| tier.name.clone()))
+        let override_limit =
+            override_limit.map(|override_limit| (override_limit, LimitSource::Override));
+        (
+            override_limit.or_else(in_tier),
+            tier.map(|tier| tier.name.clone()),
+        )
     }
 }
 
 impl LimitExplanation {
-    /// Whether it limits, or was lifted for the key. A limit that is off is none.
+    /// Whether it limits the key, or was changed for it. A limit that is off does not count.
     pub(crate) fn applies(&self) -> bool {
         self.source != LimitSource::Default || self.limit != UNLIMITED
     }
 }
 
-/// How a limit is written that does not limit.
+/// The text of a limit that is off.
 pub(crate) const UNLIMITED: &str = "unlimited";
 
-/// The slots of a concurrency limiter, or of leases.
+/// The slots of a concurrency limiter or of leases.
 pub(crate) struct ExplainedSlots {
     pub(crate) name: Arc<str>,
     pub(crate) sort: &'static str,
-    /// What a rejection for want of a slot tells the client.
+    /// The retry time of a rejection at capacity.
     pub(crate) retry_after: Option<Duration>,
     pub(crate) counted_in: CountedIn,
 }
 
 impl ExplainedSlots {
-    /// For a key, of which the store says how many it holds.
-    pub(crate) fn of_key(
+    /// Explains the limit of a key, given its used slots.
+    pub(crate) fn explain_key(
         &self,
         place: usize,
         default: Option<u64>,
-        own: &(Option<(Capacity, LimitSource)>, Option<Arc<str>>),
+        override_limit: &(Option<(Capacity, LimitSource)>, Option<Arc<str>>),
         used: Option<u64>,
     ) -> LimitExplanation {
-        let (own, tier) = own;
-        let (limit, source) = match own {
+        let (override_limit, tier) = override_limit;
+        let (limit, source) = match override_limit {
             Some((capacity, source)) => (capacity.at_most(), *source),
             None => (default, LimitSource::Default),
         };
@@ -195,8 +200,8 @@ impl ExplainedSlots {
         }
     }
 
-    /// For all keys together.
-    pub(crate) fn of_all(&self, limit: Option<u64>, used: Option<u64>) -> LimitExplanation {
+    /// Explains the total limit.
+    pub(crate) fn explain_total(&self, limit: Option<u64>, used: Option<u64>) -> LimitExplanation {
         LimitExplanation {
             is_total: true,
             ..self.explain(limit, used, Reason::AtCapacity)

@@ -1,39 +1,39 @@
-//! Which override of a key is in force, and how limiters learn of another one.
+//! The override of a key that is in force, and the notification of limiters.
 
 use std::sync::{Arc, Weak};
 
-use super::state::{Source, State};
+use super::state::{LimitsState, OverrideSource};
 use super::{Limits, Override};
 use crate::key::{Key, KeyName};
 
 /// An override of a key.
-pub(super) struct Own {
+pub(super) struct KeyOverride {
     pub(super) entry: Arc<Override>,
-    /// What the key is called in the entry.
+    /// The name of the key in the entry.
     pub(super) name: KeyName,
 }
 
 /// The overrides of a key. The first one that has not ended is in force.
-pub(super) struct Owns {
-    first: Own,
-    /// That of the configuration under one that was set at run time.
-    second: Option<Own>,
-    /// The place of the one that limiters know to be in force.
+pub(super) struct KeyOverrides {
+    first: KeyOverride,
+    /// The override of the configuration, beneath one that was set at run time.
+    second: Option<KeyOverride>,
+    /// The index of the override that limiters treat as in force.
     pub(super) in_force: u8,
 }
 
-impl Owns {
-    /// The place of the override that is in force. One past the last if there is none.
+impl KeyOverrides {
+    /// The index of the override in force; past the last if none is.
     #[inline]
-    pub(super) fn place(&self, now: impl FnOnce() -> u64) -> u8 {
+    pub(super) fn index(&self, now: impl FnOnce() -> u64) -> u8 {
         match self.first.entry.end_seconds() {
             None => 0,
-            Some(end) => self.place_at(end, now()),
+            Some(end) => self.index_at(end, now()),
         }
     }
 
     #[cold]
-    fn place_at(&self, end: u64, now: u64) -> u8 {
+    fn index_at(&self, end: u64, now: u64) -> u8 {
         let second = self.second.as_ref();
         match second.map(|second| second.entry.has_ended(|| now)) {
             _ if now < end => 0,
@@ -43,25 +43,25 @@ impl Owns {
     }
 
     #[inline]
-    pub(super) fn at(&self, place: u8) -> Option<&Own> {
-        match place {
+    pub(super) fn at(&self, index: u8) -> Option<&KeyOverride> {
+        match index {
             0 => Some(&self.first),
             1 => self.second.as_ref(),
             _ => None,
         }
     }
 
-    pub(super) fn in_force(&self) -> Option<&Own> {
+    pub(super) fn in_force(&self) -> Option<&KeyOverride> {
         self.at(self.in_force)
     }
 
-    /// What the key is called.
+    /// The name of the key.
     pub(super) fn name(&self) -> &KeyName {
         &self.first.name
     }
 
-    /// All of them, also those that have ended.
-    pub(super) fn all(&self) -> impl Iterator<Item = &Own> {
+    /// All overrides of the key, including ended ones.
+    pub(super) fn all(&self) -> impl Iterator<Item = &KeyOverride> {
         [Some(&self.first), self.second.as_ref()]
             .into_iter()
             .flatten()
@@ -69,29 +69,33 @@ impl Owns {
 }
 
 impl Limits {
-    /// Sets an entry, or removes it, and returns the one before.
+    /// Sets or removes an entry, and returns the previous one.
     pub(super) fn apply(
         &self,
-        state: &mut State,
-        source: Source,
+        state: &mut LimitsState,
+        source: OverrideSource,
         name: &KeyName,
         entry: Option<Override>,
     ) -> Option<Override> {
         let before = state.enter(source, name, entry);
-        self.show(state, &name.key());
+        self.update_decisions(state, &name.key());
         before
     }
 
-    /// Has decisions go by what is in force for a key.
-    pub(super) fn show(&self, state: &State, key: &Key) {
-        let owns = state.owns(key);
-        let entry = |owns: &Owns| owns.in_force().map(|own| own.entry.clone());
-        let is = owns.as_ref().and_then(entry);
+    /// Makes decisions use the override that is in force for a key.
+    pub(super) fn update_decisions(&self, state: &LimitsState, key: &Key) {
+        let overrides = state.overrides_of(key);
+        let entry = |overrides: &KeyOverrides| {
+            overrides
+                .in_force()
+                .map(|key_override| key_override.entry.clone())
+        };
+        let is = overrides.as_ref().and_then(entry);
         let was = self.0.by_key.find(key, entry).flatten();
         // Names and ends may have changed as well.
-        self.set_owns(key, owns);
+        self.set_overrides_of(key, overrides);
         if is.as_deref().map(Override::limit) != was.as_deref().map(Override::limit) {
-            // Decisions go by it already. What the key used before is by it from now on, too.
+            // Decisions already use it. Now convert what the key has used.
             for target in state.targets.iter().filter_map(Weak::upgrade) {
                 target.changed(key);
             }
@@ -99,20 +103,20 @@ impl Limits {
     }
 }
 
-impl State {
+impl LimitsState {
     /// The overrides of a key.
-    pub(super) fn owns(&self, key: &Key) -> Option<Owns> {
+    pub(super) fn overrides_of(&self, key: &Key) -> Option<KeyOverrides> {
         let (set, base) = (self.set.of(key), self.base.of(key));
         let (first, second) = match (set, base) {
             (Some(set), base) => (set, base),
             (None, base) => (base?, None),
         };
-        let mut owns = Owns {
+        let mut overrides = KeyOverrides {
             first,
             second,
             in_force: 0,
         };
-        owns.in_force = owns.place(|| self.clock.seconds());
-        Some(owns)
+        overrides.in_force = overrides.index(|| self.clock.seconds());
+        Some(overrides)
     }
 }

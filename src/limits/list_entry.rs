@@ -1,4 +1,4 @@
-//! The entry of allow and deny lists that decides about a client.
+//! The entry of an allow or deny list that decides about a client.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,32 +7,35 @@ use super::{LimitSource, Limits};
 use crate::key::{IpNet, Key, KeyName};
 use crate::sync::lock;
 
-/// The entry of an allow or deny list that decides about a client before any limit does, see
+/// The entry of an allow or deny list that decides about a client, before any limit does. See
 /// [`access`](crate::access).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ListEntry {
-    /// The key of the entry: the client's key, its address, or a network that the address is in.
+    /// The key of the entry: the client's key, its address, or a network that contains the address.
     pub key: KeyName,
-    /// Which list it is on.
+    /// The list of the entry.
     pub listing: Listing,
     /// [`Override`](LimitSource::Override) if it was set at run time, [`Base`](LimitSource::Base) if it is in the
     /// configuration.
     pub source: LimitSource,
-    /// When it ends; `None` for an entry without an end.
+    /// The end; `None` for an entry without one.
     pub end: Option<SystemTime>,
-    /// How long it is still there, in whole seconds, rounded up. It is the `Retry-After` of a banned client.
+    /// The remaining time, in whole seconds, rounded up. It is the `Retry-After` of a banned
+    /// client.
     pub ends_in: Option<Duration>,
 }
 
 impl Limits {
-    /// The entry of these allow and deny lists that decides about a client with this key and, if it is known, this
-    /// address. `None`: the client is on no list, so its limits decide, as [`explain`](Self::explain) has them.
+    /// The entry of these allow and deny lists that decides about a client with this key and, if
+    /// known, this address. `None`: the client is on no list, so the limits decide, see
+    /// [`explain`](Self::explain).
     ///
-    /// The address of a client is [`IpNet::from`] it; of a wider network, entries count that it is in as a whole. For
-    /// a key that is an address, `address` may be left out.
+    /// Convert a client's address with [`IpNet::from`]. For a wider network, only entries that
+    /// contain all of it count. If the key is an address, `address` may be omitted.
     ///
-    /// An entry has an effect only in services with an [`AccessLayer`](crate::AccessLayer) for these limits.
+    /// An entry has an effect only in services with an [`AccessLayer`](crate::AccessLayer) for
+    /// these limits.
     ///
     /// ```
     /// use tower_admission::{LimitSource, Limit, Limits, Listing};
@@ -53,10 +56,10 @@ impl Limits {
         list_entry(std::slice::from_ref(self), Some(&key.key()), address)
     }
 
-    /// A listed entry of these limits, with what is noted about it.
+    /// A listed entry with its name, source and end.
     fn noted(&self, listed: &Listed) -> Option<ListEntry> {
         let key = self.name_of(&listed.key);
-        let is_set = lock(&self.0.state).own_at_run_time(&listed.key).is_some();
+        let is_set = lock(&self.0.state).run_time_override(&listed.key).is_some();
         Some(ListEntry {
             listing: listed.listing,
             source: match is_set {
@@ -70,8 +73,8 @@ impl Limits {
     }
 }
 
-/// The entry of several limits' lists that decides about a client. An entry for the key goes before an entry for the
-/// address.
+/// The entry of several lists that decides about a client. An entry for the key takes precedence
+/// over an entry for the address.
 #[must_use]
 pub fn list_entry(
     lists: &[Limits],
@@ -91,13 +94,13 @@ pub fn list_entry(
     })
 }
 
-/// The entry of a request's keys; of several one that is denied.
+/// The entry for one of the request's keys. If there are several, a denying one takes precedence.
 pub(crate) fn listed_key(lists: &[Limits], keys: impl Iterator<Item = Key>) -> Option<Listed> {
     let entries = keys.flat_map(|key| lists.iter().filter_map(move |list| list.listed(&key)));
     decisive(entries, |_| 0)
 }
 
-/// The entry that a client's address is in.
+/// The entry that contains a client's address.
 pub(crate) fn listed_address(lists: &[Limits], address: IpNet) -> Option<Listed> {
     let address = address.unmapped();
     let in_lists = |address| {
@@ -106,7 +109,8 @@ pub(crate) fn listed_address(lists: &[Limits], address: IpNet) -> Option<Listed>
         decisive(entries, Listed::prefix)
     };
     let found = in_lists(address);
-    // Any client of a relay can choose the address inside, so that address bans and does not exempt.
+    // Any client of a relay can choose the embedded address, so that address can ban but not
+    // exempt.
     let inside = address.is_one_address().then(|| address.address());
     let inside = inside.and_then(Key::embedded_v4).map(IpNet::from);
     inside
@@ -115,15 +119,16 @@ pub(crate) fn listed_address(lists: &[Limits], address: IpNet) -> Option<Listed>
         .or(found)
 }
 
-/// The most specific entry; of equals one that is denied, and of these the one that ends last.
+/// The most specific entry. Of equally specific entries a denying one, and of these the one that
+/// ends last.
 fn decisive(
     entries: impl Iterator<Item = Listed>,
-    specific: impl Fn(&Listed) -> u8,
+    specificity: impl Fn(&Listed) -> u8,
 ) -> Option<Listed> {
     entries.max_by_key(|entry| {
         let is_denied = entry.listing == Listing::Denied;
         (
-            specific(entry),
+            specificity(entry),
             is_denied,
             entry.ends_in.unwrap_or(Duration::MAX),
         )

@@ -1,16 +1,16 @@
-//! Which entries are on the allow and deny lists, and the one of them that an address is in.
+//! The entries on the allow and deny lists, and the entry that contains an address.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Limits, LimitsError, Owns};
+use super::{KeyOverrides, Limits, LimitsError};
 use crate::capacity::Capacity;
 use crate::key::{IpNet, Key, KeyName};
 use crate::limit::Limit;
 use crate::store::overrides::LimiterDescription;
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering, lock};
 
-/// Which list an entry is on: see [`access`](crate::access).
+/// The list of an entry, see [`access`](crate::access).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Listing {
     /// The deny list: requests are rejected.
@@ -20,7 +20,7 @@ pub enum Listing {
 }
 
 impl Listing {
-    /// A word for programs: `deny` or `allow`.
+    /// The name for programs: `deny` or `allow`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -29,7 +29,7 @@ impl Listing {
         }
     }
 
-    /// That of a key with this limit.
+    /// The list for a key with this limit.
     pub(super) fn of(limit: &Limit) -> Option<Self> {
         Some(match limit.blanket_capacity()? {
             Capacity::Unlimited => Self::Exempt,
@@ -39,8 +39,8 @@ impl Listing {
 }
 
 impl Limits {
-    /// Whether a key is banned: its override is wholly `deny all`.
-    pub(crate) fn bans(&self, key: &Key) -> bool {
+    /// Whether a key is banned: its override is `deny all` for all limits.
+    pub(crate) fn is_banned(&self, key: &Key) -> bool {
         let listing = self.find(key, Listing::of).flatten();
         listing == Some(Listing::Denied)
     }
@@ -50,49 +50,50 @@ impl Limits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Listed {
     pub(crate) listing: Listing,
-    /// That of the entry: a client's key, its address, or a network that it is in.
+    /// The key of the entry: a client's key, its address, or a network that contains the address.
     pub(crate) key: Key,
-    /// How long it is there, in whole seconds, rounded up.
+    /// The remaining time, in whole seconds, rounded up.
     pub(crate) ends_in: Option<Duration>,
 }
 
 impl Listed {
-    /// How long the prefix of a network is; of a key 0.
+    /// The prefix length of a network; 0 for another key.
     pub(crate) fn prefix(&self) -> u8 {
         self.key.as_network().map_or(0, |network| network.prefix())
     }
 }
 
-/// Which lengths the prefixes of listed networks have, so that an address is looked up once for each of them. Of
-/// each length the networks are in the table of all entries.
+/// The prefix lengths of the listed networks, so that an address is looked up once per length. The
+/// networks themselves are in the table of all overrides.
 #[derive(Default)]
 pub(super) struct ListIndex {
-    /// Entries of all sorts.
+    /// The number of all entries.
     len: AtomicUsize,
-    /// Those of keys that are no addresses.
+    /// The number of entries for keys that are not addresses.
     keys: AtomicUsize,
-    v4: Lengths,
-    v6: Lengths,
-    /// Whether services look requests up here: [`BY_ADDRESS`], and [`BY_KEY`] as well.
+    v4: PrefixLengths,
+    v6: PrefixLengths,
+    /// Whether services look up requests here: [`BY_ADDRESS`], and [`BY_KEY`] as well.
     applied: AtomicU64,
 }
 
 const BY_ADDRESS: u64 = 1;
 const BY_KEY: u64 = 2;
 
-/// Lengths of prefixes, from 0 to 128.
+/// Prefix lengths from 0 to 128.
 #[derive(Default)]
-struct Lengths {
-    /// A bit for each length.
+struct PrefixLengths {
+    /// One bit for each length.
     used: [AtomicU64; 3],
-    /// How many networks have a length.
+    /// The number of networks of each length.
     networks: Mutex<Vec<usize>>,
 }
 
 impl ListIndex {
-    /// Exchanges an entry for another one, or adds or removes it. Changes are the caller's to keep apart.
+    /// Replaces, adds or removes an entry. The caller serializes changes.
     ///
-    /// Both count while `exchange` does it, so that a request which finds an entry is not told that there are none.
+    /// Both entries count while `exchange` runs, so that a request that finds an entry is never
+    /// told that the lists are empty.
     pub(super) fn change(&self, was: Option<&Key>, is: Option<&Key>, exchange: impl FnOnce()) {
         if let Some(key) = is {
             self.len.fetch_add(1, Ordering::Relaxed);
@@ -111,12 +112,12 @@ impl ListIndex {
         }
     }
 
-    fn lengths(&self, key: &Key) -> Option<(&Lengths, u8)> {
+    fn lengths(&self, key: &Key) -> Option<(&PrefixLengths, u8)> {
         let network = key.as_network()?;
         Some((self.of_family(network.address()), network.prefix()))
     }
 
-    fn of_family(&self, address: IpAddr) -> &Lengths {
+    fn of_family(&self, address: IpAddr) -> &PrefixLengths {
         match address {
             IpAddr::V4(_) => &self.v4,
             IpAddr::V6(_) => &self.v6,
@@ -124,7 +125,7 @@ impl ListIndex {
     }
 }
 
-impl Lengths {
+impl PrefixLengths {
     fn add(&self, prefix: u8) {
         let mut networks = lock(&self.networks);
         let place = usize::from(prefix);
@@ -146,7 +147,7 @@ impl Lengths {
         }
     }
 
-    /// The lengths, the longest first.
+    /// The lengths in use, the longest first.
     fn longest_first(&self) -> impl Iterator<Item = u8> {
         let words = (0..self.used.len()).rev();
         words.flat_map(|word| {
@@ -162,7 +163,7 @@ impl Lengths {
 }
 
 impl Limits {
-    /// Other limits in memory, whose overrides end by the same clock.
+    /// Creates other limits in memory with the same clock.
     pub(crate) fn beside(&self) -> Self {
         let mut limits = Self::new();
         if let Some(inner) = std::sync::Arc::get_mut(&mut limits.0) {
@@ -171,35 +172,37 @@ impl Limits {
         limits
     }
 
-    /// Whether no entry is on a list: by a look at a counter.
+    /// Whether no entry is on a list: reads one counter.
     #[inline]
     pub(crate) fn has_no_lists(&self) -> bool {
         self.0.lists.len.load(Ordering::Relaxed) == 0
     }
 
-    /// Notes that a service looks its requests up on these lists, by their keys as well or by their addresses alone.
+    /// Records that a service looks up its requests on these lists, by address, and also by key if
+    /// `by_key` is set.
     pub(crate) fn apply_lists(&self, by_key: bool) {
         let how = BY_ADDRESS | if by_key { BY_KEY } else { 0 };
         self.0.lists.applied.fetch_or(how, Ordering::Relaxed);
     }
 
-    /// Notes that none does so any more.
+    /// Records that no service does so any more.
     pub(crate) fn apply_no_lists(&self) {
         self.0.lists.applied.store(0, Ordering::Relaxed);
     }
 
-    /// Whether both share their overrides.
+    /// Whether both values share their overrides.
     pub(crate) fn is(&self, other: &Self) -> bool {
         std::sync::Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// Whether a service of this process looks its requests up on these lists.
+    /// Whether a service of this process looks up its requests on these lists.
     pub(crate) fn are_lists_applied(&self) -> bool {
         self.0.lists.applied.load(Ordering::Relaxed) & BY_ADDRESS != 0
     }
 
-    /// Whether a service looks its requests up on these lists: of this process, or with a store any that wrote so down in
-    /// the last day. A store that does not answer is no reason to say that there is none.
+    /// Whether any service looks up its requests on these lists: one of this process or, with a
+    /// store, one that published so in the last day. If the store does not answer, assumes that one
+    /// does.
     pub(crate) async fn are_lists_applied_anywhere(&self) -> bool {
         if let (false, Some(replica)) = (self.are_lists_applied(), &self.0.replica) {
             let published = replica.table.published().await;
@@ -210,33 +213,36 @@ impl Limits {
         self.are_lists_applied()
     }
 
-    /// Whether it does so by the keys of requests as well.
+    /// Whether a service looks up its requests by key as well.
     pub(crate) fn are_lists_applied_to_keys(&self) -> bool {
         self.0.lists.applied.load(Ordering::Relaxed) & BY_KEY != 0
     }
 
-    /// Whether entries on a list are those of other keys than addresses.
+    /// Whether any listed key is not an address.
     pub(crate) fn lists_keys(&self) -> bool {
         self.0.lists.keys.load(Ordering::Relaxed) > 0
     }
 
     /// The entry of a key, if it is on a list.
     pub(super) fn listed(&self, key: &Key) -> Option<Listed> {
-        self.find_own(key, |own| {
+        self.find_override(key, |key_override| {
             let now = || self.0.clock.seconds();
-            let ends_in = own.entry.end_seconds().map(|end| end.saturating_sub(now()));
+            let ends_in = key_override
+                .entry
+                .end_seconds()
+                .map(|end| end.saturating_sub(now()));
             Some(Listed {
-                listing: Listing::of(own.entry.limit())?,
+                listing: Listing::of(key_override.entry.limit())?,
                 key: *key,
                 ends_in: ends_in.map(Duration::from_secs),
             })
         })?
     }
 
-    /// The entry of the longest listed network that an address is in, the address itself being the longest. Of a
-    /// network, those count that it is in as a whole.
+    /// The entry of the longest listed network that contains an address; the address itself is the
+    /// longest. For a network, only entries that contain all of it count.
     ///
-    /// Costs a look-up for each length of prefix that an entry has, which are at most 33 or 129.
+    /// Costs one lookup for each prefix length in use, at most 33 or 129.
     pub(super) fn listed_address(&self, address: IpNet) -> Option<Listed> {
         let lengths = self.0.lists.of_family(address.address()).longest_first();
         let mut lengths = lengths.filter(|prefix| *prefix <= address.prefix());
@@ -246,21 +252,22 @@ impl Limits {
         })
     }
 
-    /// Sets the overrides of a key, or that there are none. Changes are the caller's to keep apart.
-    pub(super) fn set_owns(&self, key: &Key, owns: Option<Owns>) {
-        // Also one that has ended, as the clock may be set back.
-        let is_listed = |owns: &Owns| {
-            let mut all = owns.all();
-            all.any(|own| Listing::of(own.entry.limit()).is_some())
+    /// Sets or removes the overrides of a key. The caller serializes changes.
+    pub(super) fn set_overrides_of(&self, key: &Key, overrides: Option<KeyOverrides>) {
+        // Also an ended override, because the clock may be set back.
+        let is_listed = |overrides: &KeyOverrides| {
+            let mut all = overrides.all();
+            all.any(|key_override| Listing::of(key_override.entry.limit()).is_some())
         };
-        let is = owns.as_ref().is_some_and(is_listed).then_some(key);
+        let is = overrides.as_ref().is_some_and(is_listed).then_some(key);
         let was = self.0.by_key.find(key, is_listed);
         let was = was.unwrap_or_default().then_some(key);
         let by_key = &self.0.by_key;
-        (self.0.lists).change(was, is, || by_key.set(key, owns));
+        (self.0.lists).change(was, is, || by_key.set(key, overrides));
     }
 
-    /// Whether an entry is one that a network may have, or an IPv6 address with an IPv4 address inside.
+    /// Checks that a limit is allowed for a network, or for an IPv6 address that embeds an IPv4
+    /// address.
     pub(crate) fn check_network(name: &KeyName, limit: &Limit) -> Result<(), LimitsError> {
         let embedded = name.key().as_network().filter(|_| name.is_embedded());
         if let Some(network) = embedded

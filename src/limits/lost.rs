@@ -1,21 +1,21 @@
-//! Overrides that a replica keeps though the store has lost them.
+//! Overrides that a replica keeps although the store has lost them.
 
 use std::collections::HashSet;
 
 use super::entry::line;
 use super::replica::Replica;
-use super::seen::SeenChanges;
+use super::reported::ReportedChanges;
 use super::{LimitChange, Limits, LimitsError};
 use crate::key::KeyName;
 use crate::store::overrides::Renewal;
 use crate::sync::{Mutex, lock};
 
-/// Their names: at most as many as there are overrides.
+/// The names of lost overrides, at most as many as there are overrides.
 #[derive(Default)]
 pub(super) struct LostOverrides(Mutex<HashSet<KeyName>>);
 
 impl LostOverrides {
-    /// All that were not found in the store. Logs it if one of them was not lost before.
+    /// Replaces the set of lost overrides. Logs it if one of them is new.
     fn replace(&self, names: HashSet<KeyName>) {
         let mut lost = lock(&self.0);
         let is_new = !names.is_subset(&lost);
@@ -24,13 +24,13 @@ impl LostOverrides {
         if is_new {
             tracing::error!(
                 overrides = lost.len(),
-                "the store has lost overrides; this replica keeps the last that it knows until they are \
-                 imported again or the loss is accepted"
+                "the store has lost overrides; this replica keeps its copies until an operator imports \
+                 them again or accepts the loss"
             );
         }
     }
 
-    /// The store has this one again, or has deleted it.
+    /// Removes an override that the store has again, or has deleted.
     fn remove(&self, name: &KeyName) {
         let mut lost = lock(&self.0);
         if lost.remove(name) {
@@ -47,8 +47,8 @@ fn report(lost: usize) {
 }
 
 impl Limits {
-    /// Has all replicas drop the overrides that the store has [lost](Self::lost), within a second. Each logs how many
-    /// these were, and the first of their names. In memory nothing is lost.
+    /// Makes all replicas drop the overrides that the store has [lost](Self::lost), within a
+    /// second. Each replica logs their number and the first names. In memory it does nothing.
     ///
     /// # Errors
     ///
@@ -57,8 +57,8 @@ impl Limits {
         self.accept_loss_by(None, None).await
     }
 
-    /// As [`accept_loss`](Self::accept_loss), by a known author and from a known place: for the
-    /// [audit trail](Self::changes), as in [`edit`](Self::edit).
+    /// Like [`accept_loss`](Self::accept_loss), with an author and an origin for the [audit
+    /// trail](Self::changes), as in [`edit`](Self::edit).
     ///
     /// # Errors
     ///
@@ -72,7 +72,7 @@ impl Limits {
             return Ok(());
         };
         let (author, origin) = (author.and_then(line), origin.and_then(line));
-        let begun = SeenChanges::begin(&replica.seen);
+        let begun = ReportedChanges::begin(&replica.seen);
         let why = Renewal::LossAccepted {
             known: lock(&replica.read).known.loss_accepted_at,
             author: author.as_deref().unwrap_or_default(),
@@ -81,14 +81,14 @@ impl Limits {
         };
         let renewed = replica.table.renew(begun.id, why).await;
         renewed.map_err(LimitsError::Unavailable)?;
-        begun.done();
+        begun.complete();
         LimitChange::loss_accepted(author, origin, self.0.clock.seconds()).report();
         self.refresh().await
     }
 }
 
 impl Replica {
-    /// How many overrides are kept though the store has lost them.
+    /// The number of overrides that are kept although the store has lost them.
     pub(super) fn lost(&self) -> usize {
         lock(&self.lost.0).len()
     }
@@ -97,7 +97,7 @@ impl Replica {
         self.lost.replace(names);
     }
 
-    pub(super) fn is_not_lost(&self, name: &KeyName) {
+    pub(super) fn remove_lost(&self, name: &KeyName) {
         self.lost.remove(name);
     }
 }

@@ -1,15 +1,15 @@
 //! Overrides of keys, changeable at run time, and tiers.
 
-mod ahead;
 mod base;
 mod change;
+mod delete_ended;
 mod edit;
-mod ends;
+mod end_schedule;
 mod entry;
 mod error;
 mod explanation;
 mod in_force;
-mod limited;
+mod limit_target;
 mod list_entry;
 mod lists;
 mod lost;
@@ -17,7 +17,7 @@ mod missing;
 mod publish;
 mod reading;
 mod replica;
-mod seen;
+mod reported;
 mod state;
 mod tiers;
 mod unreadable;
@@ -34,17 +34,17 @@ pub use self::entry::Override;
 pub use self::error::LimitsError;
 pub(crate) use self::explanation::{ExplainedSlots, UNLIMITED};
 pub use self::explanation::{LimitExplanation, LimitSource, LimitVerdict};
-use self::in_force::Owns;
-pub(crate) use self::limited::{BoxFuture, LimitTarget};
-pub use self::limited::{CountedIn, LimitUsage};
+use self::in_force::KeyOverrides;
+pub(crate) use self::limit_target::{BoxFuture, LimitTarget};
+pub use self::limit_target::{CountedIn, LimitUsage};
 pub use self::list_entry::ListEntry;
 pub use self::list_entry::list_entry;
 pub(crate) use self::list_entry::{listed_address, listed_key};
 use self::lists::ListIndex;
 pub(crate) use self::lists::Listed;
 pub use self::lists::Listing;
-use self::state::Source;
-use self::state::State;
+use self::state::LimitsState;
+use self::state::OverrideSource;
 pub use self::usage::SourcedOverride;
 use crate::key::{Key, KeyMap, KeyName};
 use crate::limit::Limit;
@@ -54,10 +54,11 @@ use crate::sync::{Mutex, lock};
 
 /// Overrides per key, changeable at run time, and the tiers of a service. Clones share them.
 ///
-/// One value serves all limiters of a service: give it to
-/// [rate layers](crate::RateLimitLayer::limits), [concurrency layers](crate::ConcurrencyLimitLayer::limits)
-/// and [leases](crate::Leases::limits). An override is a [`Limit`], which names the limits that it is
-/// about. One that is wholly `deny all` or `unlimited` is also an entry of a list, see [`access`](crate::access).
+/// One value serves all limiters of a service: pass it to [rate
+/// layers](crate::RateLimitLayer::limits), [concurrency
+/// layers](crate::ConcurrencyLimitLayer::limits) and [leases](crate::Leases::limits). An override
+/// is a [`Limit`], which names the limits that it changes. An override that is only `deny all` or
+/// `unlimited` is also an entry of a list, see [`access`](crate::access).
 ///
 /// ```
 /// use tower_admission::{Key, Limits, Quota, RateLimiter, store::MemoryStore};
@@ -70,11 +71,11 @@ use crate::sync::{Mutex, lock};
 /// assert_eq!(calls.check(&acme).await.remaining(), Some(9));
 ///
 /// limits.set(&"org:acme".parse()?, "1000/min".parse()?).await?;
-/// // One request stays spent.
+/// One request stays used.
 /// assert_eq!(calls.check(&acme).await.remaining(), Some(998));
 ///
 /// limits.set(&"org:acme".parse()?, "tier=pro".parse()?).await?;
-/// // Each tier counts apart.
+/// Each tier counts separately.
 /// assert_eq!(calls.check(&acme).await.remaining(), Some(99));
 ///
 /// limits.delete(&"org:acme".parse()?).await?;
@@ -83,46 +84,57 @@ use crate::sync::{Mutex, lock};
 /// # }
 /// ```
 ///
-/// # Which numbers apply
+/// # Which limit applies
 ///
-/// For each limit: the key's override, else the tier that is stored for the key (`tier=pro`), else the tier that
-/// `tier_by` of a layer selects, else the default. One tier counts: that of the key takes the place of the one that
-/// `tier_by` selects, also for limits that it does not name. A limit that the tier does not name keeps its default. A
-/// tier that is not declared is the default, and is logged.
+/// The first of these that exists, for each limit:
+/// 1. the key's override,
+/// 2. the tier that is stored for the key (`tier=pro`),
+/// 3. the tier that a layer's `tier_by` selects,
+/// 4. the default.
 ///
-/// # What a change does to what is used
+/// Only one tier applies. A stored tier replaces the tier that `tier_by` selects, also for limits
+/// that the stored tier does not name. A limit that the tier does not name keeps its default. An
+/// undeclared tier gets the defaults and is logged.
 ///
-/// It stays used, in requests: a raise gives only the room that it adds.
-/// A [sliding](crate::Quota::sliding) window goes on counting what it counted. A bucket that is lowered lacks in
-/// memory no more than an empty one. In Redis, where replicas may go by different limits for a moment, it
-/// lacks what it lacked until a request is admitted again, and regains at the old rate until then: so no client
-/// waits longer than the old bucket takes to be full. What is in flight goes on, and nothing new is admitted until
-/// there is room.
+/// # Effect of a change on used requests
+///
+/// Used requests stay used: a raise adds only the difference. A [sliding](crate::Quota::sliding)
+/// window keeps its counts. In memory, the debt of a lowered bucket is clamped to that of an empty
+/// bucket. In Redis, replicas may apply different limits for a moment. There, the debt stays until
+/// a request is admitted, and the bucket regains at the old rate until then. So no client waits
+/// longer than the old bucket takes to fill. Requests in flight continue, and new ones are rejected
+/// until there is room.
+///
+/// # Cost
+///
+/// A decision looks up its key in a table that readers use without a lock. While no key has an
+/// override, it reads one counter. Up to [`MAX_OVERRIDES`](Self::MAX_OVERRIDES) keys can have an
+/// override, which takes about 400 bytes.
 ///
 /// # What it costs
 ///
 /// A decision looks its key up in a table that readers take no lock for; while no key has an override, it looks at a
 /// counter. Up to [`MAX_OVERRIDES`](Self::MAX_OVERRIDES) keys can have one, of about 400 bytes each.
 #[derive(Clone)]
-pub struct Limits(Arc<Inner>);
+pub struct Limits(Arc<LimitsInner>);
 
-struct Inner {
-    /// For decisions.
-    by_key: KeyMap<Owns>,
-    /// Which of them are on a list.
+struct LimitsInner {
+    /// The overrides that decisions look up.
+    by_key: KeyMap<KeyOverrides>,
+    /// The overrides that are on a list.
     lists: ListIndex,
     tiers: ArcSwap<Vec<Tier>>,
-    /// Tiers of requests that are not declared here, to log each once.
+    /// Undeclared tiers of requests; each is logged once.
     unknown: Mutex<Vec<Box<str>>>,
-    /// For people, and for the order of changes.
-    state: Mutex<State>,
-    /// When overrides end.
+    /// The overrides as they were set; orders the changes.
+    state: Mutex<LimitsState>,
+    /// The clock that decides when overrides end.
     clock: WallClock,
-    /// Where replicas keep them together.
+    /// The shared store of the overrides, if any.
     replica: Option<replica::Replica>,
 }
 
-impl Inner {
+impl LimitsInner {
     fn set_clock(&mut self, clock: WallClock) {
         lock(&self.state).clock = clock.clone();
         self.clock = clock;
@@ -130,21 +142,21 @@ impl Inner {
 }
 
 impl Limits {
-    /// How many keys can have an override.
+    /// The maximum number of keys with an override.
     pub const MAX_OVERRIDES: usize = 250_000;
 
-    /// How many distinct rates all overrides together can have. A bucket stores a number for its rate, and there
-    /// are only so many numbers.
+    /// The maximum number of distinct rates of all overrides. A bucket stores a number for its
+    /// rate, and the numbers are limited.
     pub const MAX_RATES: usize = 30_000;
 
-    /// How many changes are kept for [`changes`](Self::changes).
+    /// The number of changes that [`changes`](Self::changes) can return.
     pub const MAX_CHANGES: usize = 1_000;
 
-    /// No overrides and no tiers yet, in this process's memory.
+    /// Creates limits without overrides and tiers, in this process's memory.
     #[must_use]
     pub fn new() -> Self {
         LimitChange::count_from_zero(false);
-        Self(Arc::new(Inner {
+        Self(Arc::new(LimitsInner {
             by_key: KeyMap::default(),
             lists: ListIndex::default(),
             tiers: ArcSwap::default(),
@@ -155,11 +167,11 @@ impl Limits {
         }))
     }
 
-    /// Takes the time at which overrides [end](Override#the-end) from a clock for tests.
+    /// Reads the time at which overrides [end](Override#the-end) from a clock for tests.
     ///
     /// # Panics
     ///
-    /// When there are clones of these limits already.
+    /// Panics if these limits were cloned before.
     #[cfg(feature = "test-util")]
     #[must_use]
     pub fn clock(mut self, clock: crate::store::memory::clock::TestClock) -> Self {
@@ -168,19 +180,21 @@ impl Limits {
         self
     }
 
-    /// The numbers of a key's override, whatever name of it was used to set it.
+    /// The limit of a key's override, by any name of the key.
     #[must_use]
     pub fn get(&self, key: &KeyName) -> Option<Limit> {
         self.find(&key.key(), Limit::clone)
     }
 
-    /// The override of a key, with what is noted about it.
+    /// The override of a key, with its end, note and author.
     #[must_use]
     pub fn get_override(&self, key: &KeyName) -> Option<Override> {
-        self.find_own(&key.key(), |own| Override::clone(&own.entry))
+        self.find_override(&key.key(), |key_override| {
+            Override::clone(&key_override.entry)
+        })
     }
 
-    /// The numbers of all overrides, in the order of the names.
+    /// All overrides, in the order of their names.
     #[must_use]
     pub fn list(&self) -> Vec<(KeyName, Limit)> {
         let entries = self.list_after(None, usize::MAX).into_iter();
@@ -189,12 +203,12 @@ impl Limits {
             .collect()
     }
 
-    /// The next overrides, at most `count`, in the order of the names: those after
-    /// a name, which need not have one itself, or the first. For pages of a list that may be long.
+    /// A page of overrides in the order of their names: at most `count`, after the name `after`, or
+    /// from the first. `after` need not have an override.
     ///
     /// ```
     /// # use tower_admission::Limits;
-    /// # fn show(limits: &Limits) {
+    /// # fn update_decisions(limits: &Limits) {
     /// let mut after = None;
     /// loop {
     ///     let page = limits.list_after(after.as_ref(), 100);
@@ -210,17 +224,17 @@ impl Limits {
     /// ```
     #[must_use]
     pub fn list_after(&self, after: Option<&KeyName>, count: usize) -> Vec<(KeyName, Override)> {
-        self.turn_ends();
+        self.process_ends();
         let entries = lock(&self.0.state).after(after, count).into_iter();
         entries
             .map(|(key, entry)| (key, Arc::unwrap_or_clone(entry)))
             .collect()
     }
 
-    /// How many overrides were set at run time and have not ended.
+    /// The number of overrides that were set at run time and have not ended.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.turn_ends();
+        self.process_ends();
         lock(&self.0.state).len()
     }
 
@@ -230,9 +244,10 @@ impl Limits {
         self.len() == 0
     }
 
-    /// How many overrides this replica keeps although the store has lost them, as after a restart of a Redis that
-    /// saves nothing. They go on to count here, and each loss is logged as an error, until an operator sets them again
-    /// or accepts the loss. In memory nothing is lost.
+    /// The number of overrides that this replica keeps although the store has lost them, for
+    /// example after a restart of a Redis without persistence. They still apply here, and each loss
+    /// is logged as an error, until an operator sets them again or accepts the loss. Always 0 in
+    /// memory.
     #[must_use]
     pub fn lost(&self) -> usize {
         if let Some(replica) = &self.0.replica {
@@ -241,30 +256,31 @@ impl Limits {
         0
     }
 
-    /// Sets the override of a key, and returns the numbers before. With an end, a note or an author: [`edit`](Self::edit).
+    /// Sets the override of a key and returns the previous limit. To add an end, a note or an
+    /// author, use [`edit`](Self::edit).
     ///
-    /// A key has one override, also where it has two names, as `org:acme` and the fingerprint that logs show of
-    /// it: the override keeps the name that can be read.
+    /// A key has one override, even if it has two names: `org:acme` and the fingerprint in logs.
+    /// The override keeps the readable name.
     ///
     /// # Errors
     ///
-    /// As [`LimitEdit::set`].
+    /// Like [`LimitEdit::set`].
     pub async fn set(&self, key: &KeyName, limit: Limit) -> Result<Option<Limit>, LimitsError> {
         let before = self.edit(key).set(limit).await?;
         Ok(before.map(|before| before.limit().clone()))
     }
 
-    /// Deletes the override of a key, and returns its numbers.
+    /// Deletes the override of a key and returns its limit.
     ///
     /// # Errors
     ///
-    /// As [`LimitEdit::delete`].
+    /// Like [`LimitEdit::delete`].
     pub async fn delete(&self, key: &KeyName) -> Result<Option<Limit>, LimitsError> {
         let before = self.edit(key).delete().await?;
         Ok(before.map(|before| before.limit().clone()))
     }
 
-    /// Begins a change of a key's override by a known author, or under a condition.
+    /// Starts a change of a key's override, with an author or a condition.
     pub fn edit<'a>(&'a self, key: &'a KeyName) -> LimitEdit<'a> {
         LimitEdit::new(self, key)
     }
@@ -276,7 +292,7 @@ impl Limits {
         }
     }
 
-    /// Whether a tier is one of those that are known, if any is.
+    /// Checks that a tier is known, unless no tiers are known.
     fn check_tier_in(tier: &str, known: Vec<Arc<str>>) -> Result<(), LimitsError> {
         if known.is_empty() || known.iter().any(|name| **name == *tier) {
             return Ok(());
@@ -287,7 +303,7 @@ impl Limits {
         })
     }
 
-    /// Under which name a change is made, and which other entries of the key go with it.
+    /// The name that a change applies to, and the key's other entries that it deletes.
     fn names_for(&self, key: &KeyName, sets: bool) -> (KeyName, Vec<KeyName>) {
         let mut names = lock(&self.0.state).names_of(&key.key());
         let is_readable = *key != KeyName::from(key.key());
@@ -299,15 +315,18 @@ impl Limits {
         (name, names)
     }
 
-    /// What a key is called: as it was called when it got limits of its own, if it has some, else an
-    /// address or a fingerprint. For observers, which are told keys.
+    /// The name of a key: the one under which its override was set, else an address or a
+    /// fingerprint. For observers, which get keys.
     #[must_use]
     pub fn name_of(&self, key: &Key) -> KeyName {
-        let name = self.0.by_key.find(key, |owns| owns.name().clone());
+        let name = self
+            .0
+            .by_key
+            .find(key, |overrides| overrides.name().clone());
         name.unwrap_or_else(|| KeyName::from(*key))
     }
 
-    /// What limits are called that an entry can be about.
+    /// The names of all limits that an override can change.
     #[must_use]
     pub fn names(&self) -> Vec<Arc<str>> {
         let mut names: Vec<_> = self
@@ -320,12 +339,17 @@ impl Limits {
         names
     }
 
-    /// Limits in memory with the overrides that these have now. Their tiers are those of the limiters that they are
-    /// given to.
+    /// A copy in memory of the current overrides. Its tiers are those of the limiters that it is
+    /// passed to.
     pub(crate) fn copied(&self) -> Self {
         let copy = Self::new();
-        for (key, own) in self.list_after(None, usize::MAX) {
-            copy.apply(&mut lock(&copy.0.state), Source::RunTime, &key, Some(own));
+        for (key, entry) in self.list_after(None, usize::MAX) {
+            copy.apply(
+                &mut lock(&copy.0.state),
+                OverrideSource::RunTime,
+                &key,
+                Some(entry),
+            );
         }
         copy
     }
@@ -336,29 +360,29 @@ impl Limits {
         state.targets.iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// Has a limiter be told what is changed from now on.
+    /// Registers a limiter for notifications about changes.
     pub(crate) fn attach(&self, target: &Arc<dyn LimitTarget>) {
         let mut state = lock(&self.0.state);
         state.targets.retain(|target| target.strong_count() > 0);
         state.targets.push(Arc::downgrade(target));
     }
 
-    /// Does something while no override changes.
-    pub(crate) fn between_changes(&self, act: impl FnOnce()) {
+    /// Runs `action` while no override changes.
+    pub(crate) fn while_unchanged(&self, act: impl FnOnce()) {
         let _state = lock(&self.0.state);
         act();
     }
 
-    /// Whether no key has an override: by a look at a counter.
+    /// Whether no key has an override: reads one counter.
     #[inline]
     pub(crate) fn has_no_overrides(&self) -> bool {
         self.0.by_key.is_empty()
     }
 
-    /// What `read` makes of a key's override.
+    /// Applies `read` to a key's override.
     #[inline]
     pub(crate) fn find<R>(&self, key: &Key, read: impl FnOnce(&Limit) -> R) -> Option<R> {
-        self.find_own(key, |own| read(own.entry.limit()))
+        self.find_override(key, |key_override| read(key_override.entry.limit()))
     }
 }
 

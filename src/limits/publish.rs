@@ -1,4 +1,4 @@
-//! What replicas write down of their limiters, for tools that are none of them.
+//! Publishes the limiters of a replica in the store, for tools.
 
 use std::time::Duration;
 
@@ -9,29 +9,28 @@ use crate::key::Secret;
 use crate::store::overrides::{LimiterDescription, OverrideTable};
 use crate::store::{FailureKind, StoreError};
 
-/// How long what was written stands before it is written again: Redis may have lost it, which shows
-/// by the epoch only where a limit was ever set.
-const STANDS: Duration = Duration::from_secs(60);
+/// The interval after which unchanged descriptions are published again. Redis may have lost them,
+/// which the epoch shows only if a limit was ever set.
+const REPUBLISH_INTERVAL: Duration = Duration::from_secs(60);
 
-/// What was written last.
+/// The last published descriptions.
 #[derive(Default)]
-pub(super) struct Published {
+pub(super) struct PublishedLimiters {
     limiters: Vec<LimiterDescription>,
-    /// The description of lost overrides, while there are any.
+    /// The description of lost overrides, if there are any.
     lost: Option<LimiterDescription>,
     /// The random name of this replica.
     replica: Option<String>,
-    /// When all limits had been read then.
+    /// The time of the complete read before the last publication.
     as_of: Option<Instant>,
     at: Option<Instant>,
 }
 
-impl Published {
-    /// Writes down what is attached to the limits, if that is something else than it was, and again
-    /// each time that all limits were read anew and each minute: what nobody writes any more is
-    /// forgotten.
+impl PublishedLimiters {
+    /// Publishes the limiters that use the limits, if they have changed, after each complete read,
+    /// and every minute. The store drops descriptions that no replica renews.
     ///
-    /// They are compared rather than told of changes, so that no setter has to think of it.
+    /// Compares descriptions instead of tracking changes, so that setters need no code for it.
     pub(super) async fn publish(
         &mut self,
         limits: &Limits,
@@ -71,8 +70,8 @@ impl Published {
             lost = Some(description.clone());
             described.push(description);
         }
-        let stands = self.at.is_some_and(|at| at.elapsed() < STANDS);
-        if stands && self.limiters == described && self.as_of == all_read {
+        let is_current = self.at.is_some_and(|at| at.elapsed() < REPUBLISH_INTERVAL);
+        if is_current && self.limiters == described && self.as_of == all_read {
             return;
         }
         let withdrawn = self.lost.as_slice();
@@ -82,10 +81,10 @@ impl Published {
         } else {
             table.publish(&described, withdrawn).await
         };
-        if written.is_err_and(|error| passes(&error)) {
+        if written.is_err_and(|error| is_temporary(&error)) {
             return;
         }
-        // What cannot be written at all is tried again in a minute.
+        // A permanent failure is retried in a minute.
         self.limiters = described;
         self.lost = lost;
         self.as_of = all_read;
@@ -93,8 +92,8 @@ impl Published {
     }
 }
 
-/// Whether it may work in a moment.
-fn passes(error: &StoreError) -> bool {
+/// Whether the failure may be temporary.
+fn is_temporary(error: &StoreError) -> bool {
     matches!(
         error.kind(),
         FailureKind::Disconnected

@@ -1,4 +1,4 @@
-//! How a replica reads the overrides of the store, and what it keeps when the store has lost some.
+//! Reads the overrides of the store, and keeps those that the store has lost.
 
 use std::collections::HashSet;
 
@@ -6,29 +6,29 @@ use tokio::time::Instant;
 
 use super::change::Audited;
 use super::entry::time;
-use super::missing::Expected;
-use super::replica::{Read, Replica};
-use super::seen::report_elsewhere;
-use super::state::{Source, State};
+use super::missing::CompleteRead;
+use super::replica::{ReadProgress, Replica};
+use super::reported::report_other_processes;
+use super::state::{LimitsState, OverrideSource};
 use super::{LimitChange, Limits, Override};
 use crate::key::KeyName;
 use crate::store::overrides::{OverrideChanges, StoredChange, TableState};
 use crate::store::{FailureKind, StoreError};
 use crate::sync::{Ordering, lock};
 
-/// How often all is read anew at a time, when it is lost or renewed while it is read.
-const READ_WHOLE_AT_A_TIME: usize = 3;
+/// The number of complete reads in a row, when the table is lost or renewed during a read.
+const MAX_COMPLETE_READS: usize = 3;
 
 /// All names that were found in the store.
 #[derive(Default)]
 pub(super) struct Names {
     pub(super) keys: HashSet<KeyName>,
-    /// As they are stored: not all need be names of keys.
+    /// The stored names; some may not be names of keys.
     pub(super) stored: HashSet<Vec<u8>>,
 }
 
 impl Replica {
-    /// Reads what was changed, or everything.
+    /// Reads changes, or everything.
     pub(super) async fn read(&self, limits: &Limits) -> Result<(), StoreError> {
         let _reading = self.reading.lock().await;
         let mut read_whole = 0;
@@ -40,7 +40,7 @@ impl Replica {
             };
             let epoch = known.epoch.clone();
             if self.is_due() {
-                // No store has that epoch, so it answers that all is to be read.
+                // No store has this epoch, so the store requests a complete read.
                 known.epoch = b"-".to_vec();
             }
             let mut read = self.table.changes(&known, Limits::MAX_CHANGES).await?;
@@ -49,12 +49,12 @@ impl Replica {
             let (audited, versions) = self.audited(&mut read);
             let Some(changes) = changes else {
                 if !is_first {
-                    report_elsewhere(&audited);
+                    report_other_processes(&audited);
                 }
-                if read_whole == READ_WHOLE_AT_A_TIME {
-                    let error = not_settled();
+                if read_whole == MAX_COMPLETE_READS {
+                    let error = unsettled_error();
                     if !self.is_unsettled.swap(true, Ordering::Relaxed) {
-                        tracing::warn!(%error, "not all overrides can be read; they are read again");
+                        tracing::warn!(%error, "the overrides cannot be read completely; the read is retried");
                     }
                     return Err(error);
                 }
@@ -82,36 +82,36 @@ impl Replica {
             drop(known);
             drop(state);
             heard.extend(audited);
-            report_elsewhere(&heard);
+            report_other_processes(&heard);
             if read.up_to.is_none() {
                 return Ok(());
             }
         }
     }
 
-    /// Whether all is to be read.
+    /// Whether a complete read is due.
     fn is_due(&self) -> bool {
         let all = lock(&self.read).all;
-        all.is_none_or(|all| all.elapsed() >= self.reads_all_after)
+        all.is_none_or(|all| all.elapsed() >= self.full_read_interval)
     }
 
-    /// The changes of the audit trail that were not seen before, the oldest first, and the versions of all of them.
+    /// The new changes of the audit trail, the oldest first, and the versions of all its changes.
     fn audited(&self, read: &mut OverrideChanges) -> (Vec<LimitChange>, HashSet<u64>) {
         let audited = std::mem::take(&mut read.audited).into_iter().rev();
         let audited: Vec<_> = audited.filter_map(Audited::from_record).collect();
         let versions = audited.iter().map(|audited| audited.version).collect();
         let mut seen = lock(&self.seen);
         let new = audited.into_iter().filter(|audited| {
-            // Those of the next page are told with it.
+            // Changes of the next page are reported with that page.
             let is_reached = read.up_to.is_none_or(|up_to| audited.version <= up_to);
-            is_reached && audited.id.is_some_and(|id| seen.is_new(id))
+            is_reached && audited.id.is_some_and(|id| seen.insert(id))
         });
         (new.map(|audited| audited.change).collect(), versions)
     }
 
-    /// Reads everything, of which this is the epoch and at least the version: page by page, as the runtime
-    /// has other things to do. `made` is the last version of a change that was made here before, and `greatest` the
-    /// greatest that was seen before.
+    /// Reads everything in this epoch, at this version or later, page by page, so that other tasks
+    /// can run. `made` is the version of this process's last change, and `greatest` the highest
+    /// version seen before.
     async fn read_all(
         &self,
         limits: &Limits,
@@ -121,7 +121,8 @@ impl Replica {
         let before = {
             let mut state = lock(&limits.0.state);
             let before = lock(&self.read).known.clone();
-            // Of another epoch, versions say nothing. Of this one they may be of writes that were lost.
+            // Versions of another epoch are not comparable. Versions of this one may be of lost
+            // writes.
             let same = before.epoch == found.epoch;
             let version = found.version.max(made);
             state.newer.retain(|_, newer| same && *newer > version);
@@ -154,28 +155,29 @@ impl Replica {
             }
         }
         if table_id != found.table_id {
-            // It was lost, or begun, while it was read: it is to be read again, and nothing is missing yet.
+            // The table was lost or created during the read: read it again; nothing counts as
+            // missing yet.
             return Ok(());
         }
-        // One that is older is of a backup.
+        // An older acceptance comes from a backup.
         let is_accepted = found.loss_accepted_at > before.loss_accepted_at;
         let is_other = !before.table_id.is_empty() && before.table_id != found.table_id;
         let is_same = before.epoch == found.epoch;
         let is_older = found.version < greatest;
         let has_lost = self.lost() > 0 || is_other || is_older;
-        let expected = Expected {
+        let complete_read = CompleteRead {
             names,
             since: before.version,
             found: &found,
             is_accepted,
             keeps: has_lost && !is_accepted,
         };
-        let Some(lost) = self.missing(limits, &expected).await? else {
+        let Some(lost) = self.reconcile_missing(limits, &complete_read).await? else {
             return Ok(());
         };
         self.set_lost(lost);
         let mut read = lock(&self.read);
-        // Else a change has found another epoch meanwhile, of which all is to be read.
+        // If a change has found another epoch meanwhile, everything must be read again.
         if read.known.epoch == before.epoch {
             let is_renewed = is_other || is_accepted || before.table_id.is_empty();
             let greatest = match is_renewed {
@@ -183,10 +185,10 @@ impl Replica {
                 true => 0,
                 false => read.greatest,
             };
-            *read = Read {
+            *read = ReadProgress {
                 greatest: found.version.max(greatest),
                 known: TableState {
-                    // A store that has lost this one may get back one of before, as of a backup.
+                    // A store that has lost this acceptance may get an older one from a backup.
                     loss_accepted_at: found.loss_accepted_at.max(before.loss_accepted_at),
                     ..found
                 },
@@ -201,12 +203,12 @@ impl Replica {
         Ok(())
     }
 
-    /// Applies what was read, unless what was changed here is newer, and returns what it changed. What this version of
-    /// the crate cannot read leaves what was read before.
+    /// Applies a change from the store, unless this process made a newer one. Returns the resulting
+    /// change. An unreadable override leaves the previous one in force.
     pub(super) fn apply_read(
         &self,
         limits: &Limits,
-        state: &mut State,
+        state: &mut LimitsState,
         StoredChange {
             name,
             version,
@@ -215,12 +217,14 @@ impl Replica {
     ) -> Option<LimitChange> {
         let Ok(key) = name.parse::<KeyName>() else {
             match stored {
-                Some(_) => state.unreadable.add(&name, "its name is no key's"),
+                Some(_) => state
+                    .unreadable
+                    .add(&name, "its name is not the name of a key"),
                 None => state.unreadable.remove(&name),
             }
             return None;
         };
-        self.is_not_lost(&key);
+        self.remove_lost(&key);
         if state.newer.get(&key).is_some_and(|newer| *newer >= version) {
             return None;
         }
@@ -234,7 +238,7 @@ impl Replica {
         };
         state.unreadable.remove(&name);
         let now = limits.0.clock.seconds();
-        let before = limits.apply(state, Source::RunTime, &key, after.clone());
+        let before = limits.apply(state, OverrideSource::RunTime, &key, after.clone());
         if after.as_ref().is_some_and(|entry| entry.has_ended(|| now)) {
             state.ended_in_store(key.clone(), after.clone());
         }
@@ -252,16 +256,16 @@ impl Replica {
     }
 }
 
-/// The error when the table keeps changing its epoch while it is read.
-fn not_settled() -> StoreError {
+/// The error if the table keeps changing its epoch during reads.
+fn unsettled_error() -> StoreError {
     StoreError::new(FailureKind::Busy)
         .with_detail("the overrides were lost or renewed several times while they were read")
 }
 
-/// An override as it is stored, or why it cannot be read.
+/// Parses a stored override, or returns why it cannot be read.
 fn read_entry(key: &KeyName, text: &str) -> Result<Override, String> {
     let Some(entry) = Override::from_stored(text) else {
-        return Err("it is written in another way than this version writes it".to_owned());
+        return Err("this version does not know its format".to_owned());
     };
     let checked = Limits::check_network(key, entry.limit());
     checked.map_err(|error| error.to_string())?;

@@ -1,19 +1,19 @@
-//! Limits that replicas keep together in Redis: each has all of them, and reads what is changed.
+//! Overrides in a shared store: each replica holds all of them and polls for changes.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::ahead::Ahead;
 use super::change::Audited;
+use super::delete_ended::ClockLead;
 use super::edit::EntryChange;
 use super::entry::whole_seconds;
 use super::lost::LostOverrides;
-use super::publish::Published;
-use super::seen::SeenChanges;
-use super::state::Source;
-use super::{Inner, LimitChange, Limits, LimitsError, Override};
+use super::publish::PublishedLimiters;
+use super::reported::ReportedChanges;
+use super::state::OverrideSource;
+use super::{LimitChange, Limits, LimitsError, LimitsInner, Override};
 use crate::key::{KeyMap, KeyName};
 use crate::singleton_task::{ReleaseOnDrop, SingletonTask};
 use crate::store::memory::clock::WallClock;
@@ -21,37 +21,37 @@ use crate::store::overrides::{OverrideTable, Renewal, SetOutcome, SetOverride, T
 use crate::store::{SharedStore, StoreError, StoreStatus};
 use crate::sync::{AtomicBool, Mutex, lock};
 
-/// How often changes are asked for, so that each is known everywhere within a second.
-const EVERY: Duration = Duration::from_millis(400);
+/// The interval between polls, so that every replica knows a change within a second.
+const POLL_INTERVAL: Duration = Duration::from_millis(400);
 
-/// What is read of the store, and whether anybody does.
+/// The state of a replica of the shared overrides.
 pub(super) struct Replica {
     pub(super) table: Arc<dyn OverrideTable>,
     follower: Arc<SingletonTask>,
-    pub(super) read: Mutex<Read>,
-    /// Held while it is read, so that two readers do not mix what they found.
+    pub(super) read: Mutex<ReadProgress>,
+    /// Held while the store is read, so that two readers do not mix their results.
     pub(super) reading: tokio::sync::Mutex<()>,
-    pub(super) reads_all_after: Duration,
+    pub(super) full_read_interval: Duration,
     pub(super) lost: LostOverrides,
-    pub(super) seen: Mutex<SeenChanges>,
-    /// Whether it was logged that not all can be read.
+    pub(super) seen: Mutex<ReportedChanges>,
+    /// Whether it was logged that the store cannot be read completely.
     pub(super) is_unsettled: AtomicBool,
 }
 
 /// How far the store was read.
 #[derive(Default)]
-pub(super) struct Read {
+pub(super) struct ReadProgress {
     pub(super) known: TableState,
-    /// When all of it was read last.
+    /// The time of the last complete read.
     pub(super) all: Option<Instant>,
-    /// The last version of a change that was made here in this epoch.
+    /// The version of this process's last change in this epoch.
     pub(super) made: u64,
-    /// The greatest version that was seen of this table. After a failover the store may be at an earlier one, until the
-    /// next change renews the table.
+    /// The highest version seen in this table. After a failover the store may be at an earlier
+    /// version, until the next change renews the table.
     pub(super) greatest: u64,
 }
 
-/// The gauges of overrides in a store, which exist from the start.
+/// The gauges of shared overrides, which exist from the start.
 #[cfg(feature = "metrics")]
 const GAUGES: [(&str, &str); 2] = [
     (
@@ -65,29 +65,31 @@ const GAUGES: [(&str, &str); 2] = [
 ];
 
 impl Limits {
-    /// How long a replica goes on with what it has read before it reads all anew: 10 minutes.
-    /// Changes are read within a second; this mends what nobody knows to be wrong.
+    /// The default interval between complete reads: 10 minutes. Changes are read within a second; a
+    /// complete read corrects undetected differences.
     pub const DEFAULT_CACHE_TTL: Duration = Duration::from_secs(600);
 
-    /// Limits that all replicas have together, kept in Redis under the store's prefix.
+    /// Creates limits that all replicas share in a store, such as Redis, under the store's prefix.
     ///
-    /// Each replica holds all of them in memory, where decisions look them up, and asks
-    /// for changes twice a second: one that is made anywhere is known everywhere within a second, here
-    /// at once. While Redis is away what was read last goes on to count. Until they are read for
-    /// the first time there are none; [`refresh`](Self::refresh), awaited at start, sees to that.
+    /// Each replica holds all overrides in memory, where decisions look them up. It polls for
+    /// changes twice a second. A change applies in its own process immediately, and in every other
+    /// replica within a second. While the store is unavailable, the last overrides that were read
+    /// stay in force. There are none until the first read; call [`refresh`](Self::refresh) at start
+    /// to wait for it.
     ///
-    /// They are read by a task in the runtime in which this is called, or else in that of the first
-    /// of the other calls; it ends with the last clone.
+    /// A task reads them. It runs in the runtime of this call, or else of the first later call in a
+    /// runtime, and ends with the last clone.
     ///
-    /// Names of entries lie in Redis as they are written, credentials as fingerprints. Next to them lies
-    /// what limiters these limits are given to that count in Redis, with their quotas, so that tools
-    /// find what is used ([`SharedLimiters`](crate::SharedLimiters)).
+    /// The store holds the names of entries as they are written; credentials are fingerprints. It
+    /// also holds the limiters that use these limits and count in the store, with their quotas, so
+    /// that tools can find usage ([`SharedLimiters`](crate::SharedLimiters)).
     #[must_use]
     pub fn in_store(store: &impl SharedStore) -> Self {
         Self::in_store_with(store, Self::DEFAULT_CACHE_TTL)
     }
 
-    /// As [`in_store`](Self::in_store), reading all anew after `cache_ttl`, at least a second.
+    /// Like [`in_store`](Self::in_store), with a complete read every `cache_ttl`. Minimum: one
+    /// second.
     #[must_use]
     pub fn in_store_with(store: &impl SharedStore, cache_ttl: Duration) -> Self {
         LimitChange::count_from_zero(true);
@@ -96,7 +98,7 @@ impl Limits {
             metrics::describe_gauge!(gauge, metrics::Unit::Count, description);
             metrics::gauge!(gauge).set(0.0);
         }
-        let limits = Self(Arc::new(Inner {
+        let limits = Self(Arc::new(LimitsInner {
             by_key: KeyMap::default(),
             lists: Default::default(),
             tiers: Default::default(),
@@ -108,31 +110,31 @@ impl Limits {
                 follower: Arc::default(),
                 read: Mutex::default(),
                 reading: tokio::sync::Mutex::default(),
-                reads_all_after: cache_ttl.max(Duration::from_secs(1)),
+                full_read_interval: cache_ttl.max(Duration::from_secs(1)),
                 lost: LostOverrides::default(),
                 seen: Mutex::default(),
                 is_unsettled: AtomicBool::new(false),
             }),
         }));
-        limits.follow();
+        limits.start_follower();
         limits
     }
 
-    /// Reads what was changed, now. In memory there is nothing to read.
+    /// Reads changes now. In memory it does nothing.
     ///
     /// # Errors
     ///
-    /// [`LimitsError::Unavailable`]; what was read before goes on to count.
+    /// [`LimitsError::Unavailable`]; the overrides that were read before stay in force.
     pub async fn refresh(&self) -> Result<(), LimitsError> {
         let Some(replica) = &self.0.replica else {
             return Ok(());
         };
-        self.follow();
+        self.start_follower();
         let read = replica.read(self).await;
         read.map_err(LimitsError::Unavailable)
     }
 
-    /// Reads all unless that was done: whether there is room for a further rate depends on it.
+    /// Reads everything if that was never done, because the check of distinct rates depends on it.
     pub(super) async fn read_first(&self) -> Result<(), LimitsError> {
         let is_unread = |replica: &Replica| lock(&replica.read).all.is_none();
         if self.0.replica.as_ref().is_some_and(is_unread) {
@@ -141,7 +143,7 @@ impl Limits {
         Ok(())
     }
 
-    /// Has all replicas read everything anew, within a second. In memory there is nothing to read.
+    /// Makes all replicas read everything again, within a second. In memory it does nothing.
     ///
     /// # Errors
     ///
@@ -158,8 +160,8 @@ impl Limits {
         self.refresh().await
     }
 
-    /// Starts the task that reads changes, unless it runs.
-    fn follow(&self) {
+    /// Starts the task that reads changes, unless it is running.
+    fn start_follower(&self) {
         let Some(replica) = &self.0.replica else {
             return;
         };
@@ -168,26 +170,26 @@ impl Limits {
         };
         if let Some(term) = replica.follower.claim() {
             let release = ReleaseOnDrop::new(replica.follower.clone(), term);
-            runtime.spawn(follow(Arc::downgrade(&self.0), release));
+            runtime.spawn(run_follower(Arc::downgrade(&self.0), release));
         }
     }
 }
 
-async fn follow(limits: Weak<Inner>, _release: ReleaseOnDrop) {
-    let mut published = Published::default();
-    let mut ahead = Ahead::default();
+async fn run_follower(limits: Weak<LimitsInner>, _release: ReleaseOnDrop) {
+    let mut published = PublishedLimiters::default();
+    let mut clock_lead = ClockLead::default();
     while let Some(inner) = limits.upgrade() {
         let limits = Limits(inner);
         if let Some(replica) = &limits.0.replica {
             // What cannot be read now is read later.
             if replica.read(&limits).await.is_ok() {
-                replica.delete_ended(&limits, &mut ahead).await;
+                replica.delete_ended(&limits, &mut clock_lead).await;
                 let all_read = lock(&replica.read).all;
                 published.publish(&limits, &*replica.table, all_read).await;
             }
         }
         drop(limits);
-        sleep(EVERY).await;
+        sleep(POLL_INTERVAL).await;
     }
 }
 
@@ -201,34 +203,34 @@ impl Replica {
         limits: &Limits,
         change: EntryChange<'_>,
     ) -> Result<Option<Override>, LimitsError> {
-        limits.follow();
+        limits.start_follower();
         let to = change.to.as_ref().map(Override::to_stored);
         let call = SetOverride {
             name: change.name.as_str(),
             text: to.as_deref(),
             lasts_seconds: change.lasting.map(whole_seconds),
-            author: change.by.author.as_deref().unwrap_or_default(),
-            origin: change.by.origin.as_deref().unwrap_or_default(),
+            author: change.attribution.author.as_deref().unwrap_or_default(),
+            origin: change.attribution.origin.as_deref().unwrap_or_default(),
             max_overrides: Limits::MAX_OVERRIDES,
             max_audited: Limits::MAX_CHANGES,
             ..SetOverride::default()
         };
         let set = self.set(limits, call, change.expected, change.name);
         match set.await.map_err(LimitsError::Unavailable)? {
-            Outcome::Made { before, after } => {
+            ChangeOutcome::Made { before, after } => {
                 let before = before.map(|before| *before);
                 let change = EntryChange {
                     to: after.map(|after| *after),
                     ..change
                 };
-                if let Some(made) = change.made(before.clone(), limits.0.clock.seconds()) {
+                if let Some(made) = change.to_change(before.clone(), limits.0.clock.seconds()) {
                     made.report();
                 }
                 Ok(before)
             }
-            Outcome::Changed(current) => Err(LimitsError::changed(current)),
-            Outcome::Unreadable => Err(LimitsError::Unreadable),
-            Outcome::Full | Outcome::NotEnded { .. } => Err(LimitsError::TooMany),
+            ChangeOutcome::Changed(current) => Err(LimitsError::changed(current)),
+            ChangeOutcome::Unreadable => Err(LimitsError::Unreadable),
+            ChangeOutcome::Full | ChangeOutcome::NotEnded { .. } => Err(LimitsError::TooMany),
         }
     }
 
@@ -239,7 +241,7 @@ impl Replica {
         mut call: SetOverride<'_>,
         expected: Option<&Option<Override>>,
         key: &KeyName,
-    ) -> Result<Outcome, StoreError> {
+    ) -> Result<ChangeOutcome, StoreError> {
         let known = {
             let read = lock(&self.read);
             TableState {
@@ -247,11 +249,13 @@ impl Replica {
                 ..read.known.clone()
             }
         };
-        // What this replica has is what an operator saw: the store may have lost it.
+        // An operator's condition refers to what this replica has; the store may have lost it.
         let local = {
             let state = lock(&limits.0.state);
             match call.ended_at {
-                Some(_) => state.entry(Source::RunTime, key).map(Override::to_stored),
+                Some(_) => state
+                    .entry(OverrideSource::RunTime, key)
+                    .map(Override::to_stored),
                 None => state.get(key).map(Override::to_stored),
             }
         };
@@ -261,16 +265,16 @@ impl Replica {
         call.known = Some(&known);
         call.keeps_lost = self.lost() > 0;
         call.local = local.as_deref();
-        let begun = SeenChanges::begin(&self.seen);
+        let begun = ReportedChanges::begin(&self.seen);
         call.id = begun.id;
         let mut set = self.table.set(&call).await?;
         if let (SetOutcome::Changed(Some(stored)), Some(expected)) = (&set, expected) {
             let Some(current) = Override::from_stored(stored) else {
-                return Ok(Outcome::Unreadable);
+                return Ok(ChangeOutcome::Unreadable);
             };
-            // It may be written otherwise than this version of the crate writes it.
+            // Another version of the crate may have written the same override differently.
             let is_same = Some(&current) == expected.as_ref();
-            // An ended override is not shown, but the store has it until a replica deletes it.
+            // An ended override is not listed, but the store keeps it until a replica deletes it.
             let is_over = expected.is_none() && current.has_ended(|| limits.0.clock.seconds());
             if is_same || is_over {
                 let stored = stored.clone();
@@ -286,18 +290,19 @@ impl Replica {
                 before,
                 after,
             } => (epoch, version, table_id, before, after),
-            SetOutcome::Full => return Ok(Outcome::Full),
-            SetOutcome::NotEnded { now } => return Ok(Outcome::NotEnded { now }),
+            SetOutcome::Full => return Ok(ChangeOutcome::Full),
+            SetOutcome::NotEnded { now } => return Ok(ChangeOutcome::NotEnded { now }),
             SetOutcome::Changed(current) => {
                 let current = current.and_then(|text| Override::from_stored(&text));
-                return Ok(Outcome::Changed(current));
+                return Ok(ChangeOutcome::Changed(current));
             }
         };
-        begun.done();
+        begun.complete();
         let mut state = lock(&limits.0.state);
         let mut read = lock(&self.read);
         if read.known.epoch != epoch {
-            // Of data that nobody has read here yet. What is known of the table stays: another one tells of a loss.
+            // The epoch is of data that nothing has read here yet. The known table id stays: a
+            // different one indicates a loss.
             read.known.epoch = epoch;
             read.known.version = 0;
             read.made = 0;
@@ -320,15 +325,15 @@ impl Replica {
         let newer = state.newer.get(key).copied().unwrap_or(0);
         if !is_read && newer < version {
             state.newer.insert(key.clone(), version);
-            self.is_not_lost(key);
-            limits.apply(&mut state, Source::RunTime, key, after.clone());
-            // By a clock that is ahead of the store's.
+            self.remove_lost(key);
+            limits.apply(&mut state, OverrideSource::RunTime, key, after.clone());
+            // The clock here is ahead of the store's.
             if after.as_ref().is_some_and(|entry| !state.has_effect(entry)) {
                 state.ended_in_store(key.clone(), after.clone());
             }
         }
         let before = before.and_then(|text| Override::from_stored(&text));
-        Ok(Outcome::Made {
+        Ok(ChangeOutcome::Made {
             before: before.map(Box::new),
             after: after.map(Box::new),
         })
@@ -345,18 +350,18 @@ impl Replica {
     }
 }
 
-/// What became of a change.
-pub(super) enum Outcome {
+/// The outcome of a change.
+pub(super) enum ChangeOutcome {
     /// It was made.
     Made {
         before: Option<Box<Override>>,
         after: Option<Box<Override>>,
     },
-    /// The override is another one.
+    /// The current override differs from the condition.
     Changed(Option<Override>),
-    /// The override cannot be read, so that it is not known whether it is another one.
+    /// The current override is unreadable, so the condition cannot be checked.
     Unreadable,
-    /// There are as many overrides as there may be.
+    /// The number of overrides is at its bound.
     Full,
     /// The override has not ended by the store's clock, in seconds since the Unix epoch.
     NotEnded { now: u64 },

@@ -1,4 +1,4 @@
-//! The overrides as they are set, for people and for the order of changes.
+//! The overrides as they were set, and the order of changes.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ops::Bound;
@@ -6,55 +6,55 @@ use std::sync::{Arc, Weak};
 
 use smallvec::SmallVec;
 
-use super::ends::Ends;
-use super::in_force::Own;
-use super::unreadable::Unreadable;
+use super::end_schedule::EndSchedule;
+use super::in_force::KeyOverride;
+use super::unreadable::UnreadableOverrides;
 use super::{LimitChange, LimitTarget, Limits, Override};
 use crate::key::{Key, KeyName};
 use crate::limit::Limit;
 use crate::rule::Rule;
 use crate::store::memory::clock::WallClock;
 
-/// Where an override is from.
+/// The source of an override.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Source {
+pub(super) enum OverrideSource {
     /// Set at run time.
     RunTime,
-    /// The configuration: it counts where none was set at run time.
+    /// The configuration. Applies to keys without an override that was set at run time.
     Base,
 }
 
 #[derive(Default)]
-pub(super) struct State {
-    pub(super) set: Entries,
-    pub(super) base: Entries,
-    pub(super) ends: Ends,
-    /// That of the limits.
+pub(super) struct LimitsState {
+    pub(super) set: NamedOverrides,
+    pub(super) base: NamedOverrides,
+    pub(super) ends: EndSchedule,
+    /// The clock of the limits.
     pub(super) clock: WallClock,
-    /// Overrides that have ended, and are to be deleted in the store, the first that ended first.
+    /// Ended overrides that must be deleted in the store, in the order of their ends.
     pub(super) ended: BTreeMap<(u64, KeyName), Override>,
-    /// Changes that were made here and that are newer than what was read of the store.
+    /// Changes by this process that are newer than what it has read from the store.
     pub(super) newer: HashMap<KeyName, u64>,
-    /// What the store has and this version of the crate cannot read.
-    pub(super) unreadable: Unreadable,
-    /// How often an entry was set, changed or removed.
+    /// Overrides in the store that this version cannot read.
+    pub(super) unreadable: UnreadableOverrides,
+    /// The number of changes to entries.
     pub(super) revision: u64,
     pub(super) targets: Vec<Weak<dyn LimitTarget>>,
-    /// The last changes, the oldest first. With a store they are kept there.
+    /// The last changes, the oldest first. A shared store keeps them instead.
     pub(super) changes: VecDeque<LimitChange>,
-    /// How many parts of overrides have a rate, by the length of its rule.
+    /// The number of override parts with a rate, by the length of its rule.
     rates: HashMap<u64, usize>,
 }
 
-/// Overrides of one source.
+/// The overrides of one source.
 #[derive(Default)]
-pub(super) struct Entries {
+pub(super) struct NamedOverrides {
     by_name: BTreeMap<KeyName, Arc<Override>>,
-    /// The names of entries by their keys: one, unless replicas gave it two at a time.
+    /// The names of entries by key: one, unless replicas set two at the same time.
     names: HashMap<Key, SmallVec<[KeyName; 1]>>,
 }
 
-impl Entries {
+impl NamedOverrides {
     fn enter(&mut self, name: &KeyName, entry: Option<Arc<Override>>) -> Option<Arc<Override>> {
         let names = self.names.entry(name.key()).or_default();
         names.retain(|other| other != name);
@@ -71,10 +71,10 @@ impl Entries {
         before
     }
 
-    /// The entry of a key: of several names the last, which can be read.
-    pub(super) fn of(&self, key: &Key) -> Option<Own> {
+    /// The entry of a key. Of several names the last one, which is readable.
+    pub(super) fn of(&self, key: &Key) -> Option<KeyOverride> {
         let name = self.names.get(key)?.iter().max()?;
-        Some(Own {
+        Some(KeyOverride {
             entry: self.by_name.get(name)?.clone(),
             name: name.clone(),
         })
@@ -89,17 +89,17 @@ impl Entries {
     }
 }
 
-impl State {
-    fn entries(&mut self, source: Source) -> &mut Entries {
+impl LimitsState {
+    fn entries(&mut self, source: OverrideSource) -> &mut NamedOverrides {
         match source {
-            Source::RunTime => &mut self.set,
-            Source::Base => &mut self.base,
+            OverrideSource::RunTime => &mut self.set,
+            OverrideSource::Base => &mut self.base,
         }
     }
 
     pub(super) fn enter(
         &mut self,
-        source: Source,
+        source: OverrideSource,
         name: &KeyName,
         entry: Option<Override>,
     ) -> Option<Override> {
@@ -128,11 +128,11 @@ impl State {
         before
     }
 
-    /// What was set at run time for a key, under whatever name, and has not ended.
-    pub(super) fn own_at_run_time(&self, key: &Key) -> Option<Override> {
-        let own = self.set.of(key)?;
-        self.has_effect(&own.entry)
-            .then(|| Override::clone(&own.entry))
+    /// A key's run-time override that has not ended, under any name.
+    pub(super) fn run_time_override(&self, key: &Key) -> Option<Override> {
+        let key_override = self.set.of(key)?;
+        self.has_effect(&key_override.entry)
+            .then(|| Override::clone(&key_override.entry))
     }
 
     /// Whether an override has not ended.
@@ -140,20 +140,20 @@ impl State {
         !entry.has_ended(|| self.clock.seconds())
     }
 
-    /// Whether an override that was set at run time is in force for a key, under whatever name.
+    /// Whether a key has a run-time override that has not ended, under any name.
     pub(super) fn has_at_run_time(&self, key: &Key) -> bool {
-        // Most services have no or few of these and many of the configuration.
+        // Most services have few of these and many of the configuration.
         self.set.names.contains_key(key)
-            && (self.set.of(key)).is_some_and(|own| self.has_effect(&own.entry))
+            && (self.set.of(key)).is_some_and(|key_override| self.has_effect(&key_override.entry))
     }
 
-    /// The override that the configuration has for a key, under whatever name, unless it has ended.
-    pub(super) fn own_at_base(&self, key: &Key) -> Option<Arc<Override>> {
+    /// A key's override in the configuration, under any name, unless it has ended.
+    pub(super) fn base_override(&self, key: &Key) -> Option<Arc<Override>> {
         let entry = self.base.of(key)?.entry;
         self.has_effect(&entry).then_some(entry)
     }
 
-    /// Has an override deleted in the store that has ended.
+    /// Schedules the deletion of an ended override in the store.
     pub(super) fn ended_in_store(&mut self, name: KeyName, entry: Option<Override>) {
         if let Some(entry) = entry
             && let Some(end) = entry.end_seconds()
@@ -162,9 +162,12 @@ impl State {
         }
     }
 
-    /// When the overrides of a key end.
-    pub(super) fn ends_of(&self, key: &Key) -> SmallVec<[(u64, Source, KeyName); 2]> {
-        let sources = [(Source::RunTime, &self.set), (Source::Base, &self.base)];
+    /// The ends of a key's overrides.
+    pub(super) fn ends_of(&self, key: &Key) -> SmallVec<[(u64, OverrideSource, KeyName); 2]> {
+        let sources = [
+            (OverrideSource::RunTime, &self.set),
+            (OverrideSource::Base, &self.base),
+        ];
         let named = sources.into_iter().flat_map(|(source, entries)| {
             let names = entries.names.get(key).into_iter().flatten();
             names.filter_map(move |name| {
@@ -175,41 +178,41 @@ impl State {
         named.collect()
     }
 
-    /// Keeps a change for the audit trail.
-    pub(super) fn note(&mut self, change: LimitChange) {
+    /// Adds a change to the audit trail.
+    pub(super) fn record_change(&mut self, change: LimitChange) {
         if self.changes.len() == Limits::MAX_CHANGES {
             self.changes.pop_front();
         }
         self.changes.push_back(change);
     }
 
-    /// What was set at run time under a name, and has not ended.
+    /// The run-time override under a name, unless it has ended.
     pub(super) fn get(&self, name: &KeyName) -> Option<&Override> {
-        let entry = self.entry(Source::RunTime, name);
+        let entry = self.entry(OverrideSource::RunTime, name);
         entry.filter(|entry| self.has_effect(entry))
     }
 
-    /// What is there under a name, also if it has ended.
-    pub(super) fn entry(&self, source: Source, name: &KeyName) -> Option<&Override> {
+    /// The override under a name, even if it has ended.
+    pub(super) fn entry(&self, source: OverrideSource, name: &KeyName) -> Option<&Override> {
         let entries = match source {
-            Source::RunTime => &self.set,
-            Source::Base => &self.base,
+            OverrideSource::RunTime => &self.set,
+            OverrideSource::Base => &self.base,
         };
         entries.by_name.get(name).map(|entry| &**entry)
     }
 
-    /// How many overrides were set at run time and have not ended.
+    /// The number of run-time overrides that have not ended.
     pub(super) fn len(&self) -> usize {
         let ended = self.ends.ended_at_run_time(self.clock.seconds());
         self.set.by_name.len() - ended
     }
 
-    /// How many overrides were set at run time, with those that have ended.
-    pub(super) fn kept(&self) -> usize {
+    /// The number of run-time overrides, including ended ones.
+    pub(super) fn stored_len(&self) -> usize {
         self.set.by_name.len()
     }
 
-    /// The names of overrides of a key that were set at run time, also of those that have ended.
+    /// The names of a key's run-time overrides, including ended ones.
     pub(super) fn names_of(&self, key: &Key) -> Vec<KeyName> {
         let names = self.set.names.get(key).into_iter().flatten();
         let mut names: Vec<_> = names.cloned().collect();
@@ -217,7 +220,7 @@ impl State {
         names
     }
 
-    /// How many overrides there are, set at run time or by the configuration.
+    /// The number of overrides, set at run time or by the configuration.
     pub(super) fn count(&self) -> usize {
         let base = self.base.by_name.iter();
         let counts = |(name, entry): &(&KeyName, &Arc<Override>)| {
@@ -226,7 +229,7 @@ impl State {
         self.len() + base.filter(counts).count()
     }
 
-    /// The next overrides, at most `count`, in the order of their names.
+    /// A page of overrides in the order of their names.
     pub(super) fn after(
         &self,
         after: Option<&KeyName>,
@@ -244,23 +247,23 @@ impl State {
             .collect()
     }
 
-    /// The next names of one source, at most `count`.
+    /// A page of names from one source.
     pub(super) fn names_after(
         &self,
-        source: Source,
+        source: OverrideSource,
         after: Option<&KeyName>,
         count: usize,
     ) -> Vec<KeyName> {
         let entries = match source {
-            Source::RunTime => &self.set,
-            Source::Base => &self.base,
+            OverrideSource::RunTime => &self.set,
+            OverrideSource::Base => &self.base,
         };
         let names = entries.after(after).map(|(name, _)| name.clone());
         names.take(count).collect()
     }
 
-    /// Whether all would have more distinct rates than buckets have numbers for, with this limit in place of the
-    /// override that was set at run time under the name.
+    /// Whether the distinct rates would exceed the bound if `limit` replaced the run-time override
+    /// of this name.
     pub(super) fn has_too_many_rates(&self, name: &KeyName, limit: &Limit) -> bool {
         let new: HashSet<u64> = lengths_of(limit).collect();
         let more = new.iter().filter(|length| !self.rates.contains_key(length));
@@ -269,7 +272,7 @@ impl State {
             return false;
         }
         let mut parts: HashMap<u64, usize> = HashMap::new();
-        let replaced = self.entry(Source::RunTime, name).into_iter();
+        let replaced = self.entry(OverrideSource::RunTime, name).into_iter();
         for length in replaced.flat_map(lengths) {
             *parts.entry(length).or_default() += 1;
         }
@@ -279,13 +282,14 @@ impl State {
         rates - parts.iter().filter(is_freed).count() > Limits::MAX_RATES
     }
 
-    /// Whether these in place of those of the configuration have too many rates.
+    /// Whether the distinct rates would exceed the bound if these overrides replaced the
+    /// configuration's.
     pub(super) fn has_too_many_rates_with<'a>(
         &self,
         base: impl Iterator<Item = &'a Override>,
     ) -> bool {
         let mut rates: HashMap<u64, usize> = self.rates.clone();
-        for length in self.base.by_name.values().flat_map(|own| lengths(own)) {
+        for length in self.base.by_name.values().flat_map(|entry| lengths(entry)) {
             if let Some(parts) = rates.get_mut(&length) {
                 *parts -= 1;
             }
@@ -302,8 +306,8 @@ fn lengths(entry: &Override) -> impl Iterator<Item = u64> + '_ {
     lengths_of(entry.limit())
 }
 
-/// The rates of a limit, by the lengths of their rules. It is buckets that have numbers for them: windows of many
-/// rates have sub-windows of one length.
+/// The rates of a limit, as the lengths of their bucket rules. Only buckets number rates; many
+/// window rates share one sub-window length.
 fn lengths_of(limit: &Limit) -> impl Iterator<Item = u64> + '_ {
     let quotas = limit.quotas().filter_map(|quota| quota.counted_in(false));
     let rules = quotas.map(Rule::new);

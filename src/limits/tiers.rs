@@ -1,4 +1,4 @@
-//! Tiers, and what they and overrides say of concurrency.
+//! Tiers, and the concurrency limits of tiers and overrides.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,18 +10,20 @@ use crate::limit::{Limit, is_addressable};
 use crate::policy::{Policy, PolicyError, Tier};
 use crate::sync::lock;
 
-/// Tiers that are logged.
-const MAX_UNKNOWN: usize = 16;
+/// The maximum number of unknown tiers that are logged.
+const MAX_LOGGED_TIERS: usize = 16;
 
 impl Limits {
-    /// Declares a tier: a named set of limits, which keys and requests refer to.
+    /// Declares a tier: a named set of limits that keys and requests refer to.
     ///
-    /// `limit` names the limits that it is about as an override does: `"requests=600/min, jobs=20 concurrent"`. A limit
-    /// that it does not name keeps its default. **Rates count apart in each tier**, see [`Policy::tier`]. Permits and
-    /// leases have one count for a key in all tiers; the tier selects the number.
+    /// `limit` names its limits like an override does: `"requests=600/min, jobs=20 concurrent"`. A
+    /// limit that it does not name keeps its default. **Rates count separately in each tier**, see
+    /// [`Policy::tier`]. Permits and leases have one count per key in all tiers; the tier selects
+    /// the limit.
     ///
-    /// A limiter that was built before knows the tier as well. Adding a tier changes no usage. A tier of this name that
-    /// was declared before is replaced; a limiter that knows it counts it in buckets or in windows as it did before.
+    /// Limiters that were built before use the tier as well. Adding a tier changes no usage. A
+    /// second declaration of the same name replaces the first. A limiter that has the tier keeps
+    /// its algorithm, bucket or sliding window.
     ///
     /// ```
     /// use tower_admission::{Limits, Policy, Quota, RateLimitByTokenLayer};
@@ -37,7 +39,7 @@ impl Limits {
     ///
     /// # Panics
     ///
-    /// When `limit` cannot be read, and where [`try_tier`](Self::try_tier) returns an error.
+    /// Panics if `limit` cannot be parsed, and where [`try_tier`](Self::try_tier) returns an error.
     #[must_use]
     #[track_caller]
     pub fn tier(self, name: &str, limit: impl TryInto<Limit, Error: fmt::Display>) -> Self {
@@ -51,13 +53,13 @@ impl Limits {
         }
     }
 
-    /// As [`tier`](Self::tier), for a tier that comes from outside.
+    /// Like [`tier`](Self::tier), but returns an error, for a tier that is configured at run time.
     ///
     /// # Errors
     ///
-    /// - [`PolicyError::Name`]: the name is not 1 to 64 bytes of printable ASCII without `,` and `=`, has a
-    ///   space at an end, or is `tier`.
-    /// - [`PolicyError::TooManyTiers`]: there are [`Policy::MAX_TIERS`] already.
+    /// - [`PolicyError::Name`]: the name is not 1 to 64 bytes of printable ASCII without `,` and
+    ///   `=`, starts or ends with a space, or is `tier`.
+    /// - [`PolicyError::TooManyTiers`]: there are [`Policy::MAX_TIERS`] tiers.
     /// - [`PolicyError::Nested`]: the limit names a tier.
     pub fn try_tier(&self, name: &str, limit: Limit) -> Result<(), PolicyError> {
         if !is_addressable(name) {
@@ -106,8 +108,8 @@ impl Limits {
         tiers.iter().any(|declared| *declared.name == *tier)
     }
 
-    /// How many a limiter of this name may admit for a key, whose request is of this tier, if that is not the
-    /// default.
+    /// The concurrency limit of a key for a limiter of this name, in a request of this tier.
+    /// `None`: the default.
     #[inline]
     pub(crate) fn concurrency(
         &self,
@@ -119,8 +121,8 @@ impl Limits {
             return None;
         }
         let found = self.find(key, |limit| {
-            let own = limit.concurrency(name);
-            own.or_else(|| self.concurrency_in(limit.tier().or(tier)?, name))
+            let override_limit = limit.concurrency(name);
+            override_limit.or_else(|| self.concurrency_in(limit.tier().or(tier)?, name))
         });
         found.unwrap_or_else(|| self.concurrency_in(tier?, name))
     }
@@ -128,27 +130,27 @@ impl Limits {
     fn concurrency_in(&self, tier: &str, name: &str) -> Option<Capacity> {
         let tiers = self.0.tiers.load();
         let Some(declared) = tiers.iter().find(|declared| *declared.name == *tier) else {
-            self.log_unknown(tier);
+            self.warn_unknown_tier(tier);
             return None;
         };
         declared.limit.concurrency(name)
     }
 
     #[cold]
-    fn log_unknown(&self, tier: &str) {
+    fn warn_unknown_tier(&self, tier: &str) {
         let mut unknown = lock(&self.0.unknown);
-        if unknown.len() == MAX_UNKNOWN || unknown.iter().any(|known| **known == *tier) {
+        if unknown.len() == MAX_LOGGED_TIERS || unknown.iter().any(|known| **known == *tier) {
             return;
         }
         unknown.push(tier.into());
         drop(unknown);
-        // A policy may have declared it, and limiters of other sorts have their defaults in it.
+        // A policy may declare it; other kinds of limiters then use their defaults.
         if !self.tiers().iter().any(|known| **known == *tier) {
-            tracing::warn!(tier, "there is no tier of this name: the defaults apply");
+            tracing::warn!(tier, "unknown tier: the defaults apply");
         }
     }
 
-    /// Whether a key's override has a part about a limiter of this name.
+    /// Whether a key's override has a part for a limiter of this name.
     pub(crate) fn overrides_concurrency(&self, key: &Key, name: &str) -> bool {
         let overrides = self.find(key, |limit| limit.concurrency(name).is_some());
         overrides.unwrap_or(false)

@@ -7,23 +7,24 @@ use super::entry::line;
 use crate::key::{KeyName, is_credential_kind};
 use crate::sync::lock;
 
-/// Their names. The gauge `admission_limits_unreadable` has how many there are.
+/// The names of unreadable overrides. The gauge `admission_limits_unreadable` has their number.
 #[derive(Default)]
-pub(super) struct Unreadable(BTreeSet<Box<str>>);
+pub(super) struct UnreadableOverrides(BTreeSet<Box<str>>);
 
 impl Limits {
-    /// The names of overrides in the store that this version of the crate cannot read. The last that it has read of each
-    /// stays in force. Each is logged once, and the gauge `admission_limits_unreadable` has how many there are. A name that
-    /// may contain a credential, which an earlier version stored, has `...` in its place.
+    /// The names of overrides in the store that this version of the crate cannot read. For each,
+    /// the last version that was read stays in force. Each is logged once, and the gauge
+    /// `admission_limits_unreadable` has their number. In a name that may contain a credential,
+    /// from an earlier version, `...` replaces it.
     #[must_use]
     pub fn unreadable(&self) -> Vec<Box<str>> {
         let state = lock(&self.0.state);
-        state.unreadable.names().map(shown).collect()
+        state.unreadable.names().map(redacted_name).collect()
     }
 }
 
-/// A name without a credential. The names of keys have fingerprints in place of these.
-fn shown(name: &str) -> Box<str> {
+/// A name without a credential. Names of keys have fingerprints instead.
+fn redacted_name(name: &str) -> Box<str> {
     if let Ok(key) = name.parse::<KeyName>() {
         return key.as_str().into();
     }
@@ -33,18 +34,18 @@ fn shown(name: &str) -> Box<str> {
     }
 }
 
-impl Unreadable {
-    /// Each is logged once, as long as it stays one.
+impl UnreadableOverrides {
+    /// Adds a name, and logs it unless it is in the set.
     pub(super) fn add(&mut self, name: &str, why: &str) {
         if self.0.contains(name) || self.0.len() == Limits::MAX_OVERRIDES {
             return;
         }
         self.0.insert(name.into());
         tracing::warn!(
-            key = line(&shown(name)).as_deref(),
+            key = line(&redacted_name(name)).as_deref(),
             why,
-            "an override in the store cannot be read here: the one that was read before it stays in force, if there was \
-             one"
+            "this version cannot read an override in the store; its last readable value stays in force, \
+             if there was one"
         );
         self.report();
     }
@@ -83,10 +84,10 @@ mod tests {
             ("org", "org"),
             ("org:acme", "org:acme"),
         ] {
-            assert_eq!(&*shown(name), seen);
+            assert_eq!(&*redacted_name(name), seen);
         }
         let fingerprint = "bearer#ad31cf84c678148d8b6a871e308250c6";
-        assert_eq!(&*shown(fingerprint), fingerprint);
-        assert!(!shown("bearer:s3cret").contains("s3cret"));
+        assert_eq!(&*redacted_name(fingerprint), fingerprint);
+        assert!(!redacted_name("bearer:s3cret").contains("s3cret"));
     }
 }

@@ -1,31 +1,31 @@
-//! How far limits are used up, and what the admin endpoints read besides.
+//! The usage of limits, and what the admin endpoints read besides.
 
 use super::Override;
 use super::replica::Replica;
-use super::state::State;
+use super::state::LimitsState;
 use super::{LimitUsage, Limits};
 use crate::key::KeyName;
 use crate::limit::Limit;
 use crate::store::StoreStatus;
 use crate::sync::lock;
 
-/// An override, and where it comes from.
+/// An override, and its source.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct SourcedOverride {
     /// The override.
     pub entry: Override,
-    /// Whether it was set at run time. Otherwise the configuration has it.
+    /// Whether it was set at run time. Otherwise it comes from the configuration.
     pub is_set: bool,
-    /// The override of the configuration that applies after the override that was set is deleted.
+    /// The override of the configuration that applies if the run-time override is deleted.
     pub configured: Option<Override>,
 }
 
 impl Limits {
-    /// How far each limit is used up by a key, in the order in which the limiters were made.
+    /// A key's usage of each limit, in the order in which the limiters were built.
     ///
-    /// Of a limiter with several policies those are told of which the key has used anything, and
-    /// the first.
+    /// For a limiter with several policies, reports the first policy and those that the key has
+    /// used.
     pub async fn usage(&self, key: &KeyName) -> Vec<LimitUsage> {
         let mut usages = Vec::new();
         for target in self.targets() {
@@ -34,17 +34,17 @@ impl Limits {
         usages
     }
 
-    /// Whether an override changes anything: false when no part of it is about a limiter that has these limits, as
-    /// `5 concurrent` where nothing limits concurrency, or `10/min` where each policy has several quotas. True where no
-    /// limiter has them.
+    /// Whether an override changes anything. False if no part of it names a limiter that uses these
+    /// limits: `5 concurrent` without a concurrency limit, or `10/min` if each policy has several
+    /// quotas. True if no limiter uses them.
     pub(crate) fn applies(&self, limit: &Limit) -> bool {
         let targets = self.targets();
-        // A list takes what is for all limits.
+        // A list accepts a limit that applies to everything.
         let is_for_all = limit.tier().is_some() || limit.blanket_capacity().is_some();
         targets.is_empty() || is_for_all || targets.iter().any(|target| target.applies(limit))
     }
 
-    /// How far the limits are used up that are not of any one key. Where limiters count in a store, it is asked.
+    /// The usage of total limits. Asks the store if limiters count there.
     pub async fn totals(&self) -> Vec<LimitUsage> {
         let mut totals = Vec::new();
         for target in self.targets() {
@@ -53,8 +53,8 @@ impl Limits {
         totals
     }
 
-    /// Whether the stores decide in which these limits are kept and their limiters count; `None` without a store that
-    /// replicas share. Makes no call.
+    /// The status of the stores that keep these limits and in which their limiters count. `None`
+    /// without a shared store. Makes no call.
     #[must_use]
     pub fn store_status(&self) -> Option<StoreStatus> {
         let targets = self.targets();
@@ -63,26 +63,26 @@ impl Limits {
         of_targets.reduce(StoreStatus::and)
     }
 
-    /// The override that was set at run time, whatever the configuration says.
+    /// The run-time override of a key, regardless of the configuration.
     pub(crate) fn override_at_run_time(&self, key: &KeyName) -> Option<Override> {
-        self.turn_ends();
-        lock(&self.0.state).own_at_run_time(&key.key())
+        self.process_ends();
+        lock(&self.0.state).run_time_override(&key.key())
     }
 
-    /// The override of a key, and where it comes from.
+    /// The override of a key, and its source.
     pub(crate) fn sourced(&self, key: &KeyName) -> Option<SourcedOverride> {
-        self.turn_ends();
+        self.process_ends();
         let entry = self.get_override(key)?;
         Some(SourcedOverride::new(&lock(&self.0.state), key, entry))
     }
 
-    /// The next overrides, as [`list_after`](Self::list_after) has them, and where they come from.
+    /// A page of overrides with their sources, like [`list_after`](Self::list_after).
     pub(crate) fn sourced_after(
         &self,
         after: Option<&KeyName>,
         count: usize,
     ) -> Vec<(KeyName, SourcedOverride)> {
-        self.turn_ends();
+        self.process_ends();
         let state = lock(&self.0.state);
         let entries = state.after(after, count).into_iter();
         entries
@@ -93,16 +93,16 @@ impl Limits {
             .collect()
     }
 
-    /// How many overrides there are, set at run time or by the configuration.
+    /// The number of overrides, set at run time or by the configuration.
     pub(crate) fn count(&self) -> usize {
-        self.turn_ends();
+        self.process_ends();
         lock(&self.0.state).count()
     }
 
-    /// A number that another one follows when an override changes, so that a list that is shown can be read anew. Each
-    /// process counts for itself.
+    /// A number that increases when an override changes, so that a displayed list can be reloaded.
+    /// Each process has its own.
     pub(crate) fn revision(&self) -> u64 {
-        self.turn_ends();
+        self.process_ends();
         lock(&self.0.state).revision
     }
 }
@@ -118,9 +118,9 @@ impl SourcedOverride {
         }
     }
 
-    fn new(state: &State, key: &KeyName, entry: Override) -> Self {
+    fn new(state: &LimitsState, key: &KeyName, entry: Override) -> Self {
         let is_set = state.has_at_run_time(&key.key());
-        let configured = is_set.then(|| state.own_at_base(&key.key())).flatten();
+        let configured = is_set.then(|| state.base_override(&key.key())).flatten();
         Self {
             entry,
             is_set,

@@ -11,8 +11,6 @@ use crate::rejection::Rejection;
 #[cfg(feature = "metrics")]
 mod metrics;
 pub(crate) mod observers;
-#[cfg(all(feature = "metrics", feature = "redis"))]
-mod store_metrics;
 #[cfg(feature = "tracing")]
 mod tracing;
 #[cfg(feature = "tracing")]
@@ -46,7 +44,10 @@ pub use ::tracing as __tracing;
 ///
 /// let layer = RateLimitByTokenLayer::new(Quota::per_second(10)).observe(Refusals);
 /// ```
-#[diagnostic::on_unimplemented(note = "implement `Observer` and write the hooks you need")]
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not an observer",
+    note = "implement `Observer` and write the hooks you need"
+)]
 pub trait Observer: Send + Sync + 'static {
     /// A limiter is ready to decide. Called before its first decision, once for each of its quotas: when a layer is
     /// first applied, when a configuration applies, and when [`Leases`](crate::Leases) or limits of WebSockets with a

@@ -42,6 +42,7 @@ use problem::problem;
 /// );
 /// ```
 #[diagnostic::on_unimplemented(
+    message = "`{Self}` does not answer a rejection",
     note = "a responder is a type of `tower_admission::respond`, or a closure `|rejection: &Rejection, head: RequestHead<'_>| -> http::Response<T>` whose body `T` is `Into<Bytes>`, such as `String`"
 )]
 pub trait Responder: Send + Sync + 'static {

@@ -20,11 +20,7 @@ pub(crate) mod lease;
 pub(crate) mod local_share;
 pub mod memory;
 pub mod overrides;
-#[cfg(feature = "redis")]
-pub mod redis;
 mod status;
-#[cfg(feature = "test-util")]
-pub mod suite;
 
 pub use error::{FailureKind, StoreError};
 pub use lease::{
@@ -33,16 +29,16 @@ pub use lease::{
 };
 pub use memory::MemoryStore;
 pub use overrides::SharedStore;
-#[cfg(feature = "redis")]
-pub use redis::RedisStore;
-#[cfg(feature = "redis-tls")]
-pub use redis::RedisTls;
 pub use status::{StoreFailure, StoreStatus};
 
 /// A place where rate limits are counted.
 ///
 /// A store knows keys, rules and amounts. Limiters resolve which rules apply to a request before they ask it. A
 /// [sliding](crate::Quota::sliding) quota is counted as [`memory`] says.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a store",
+    note = "a store is `MemoryStore`, or `RedisStore` of the crate `tower-admission-redis`"
+)]
 pub trait RateStore: Send + Sync + 'static {
     /// Opens the buckets of one limiter: a set of buckets for each of `policies`, called 0 and so on. Buckets of different
     /// limiters of one store do not touch each other.

@@ -29,7 +29,7 @@ impl CounterHandle {
 
     /// Whether a key's override is ignored.
     pub(super) fn ignores_override(&self, limits: &Limits, key: &Key) -> bool {
-        self.is_suspended() && !(self.keeps_bans.load(Ordering::Relaxed) && limits.bans(key))
+        self.is_suspended() && !(self.keeps_bans.load(Ordering::Relaxed) && limits.is_banned(key))
     }
 }
 

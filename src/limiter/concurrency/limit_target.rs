@@ -29,9 +29,9 @@ pub(super) struct ConcurrencyTarget {
 
 impl ConcurrencyTarget {
     /// The key's override, or the limit of its tier, unless the limiter is switched off.
-    fn own(&self, key: &Key) -> Option<Capacity> {
-        let own = self.limits.concurrency(key, &self.name, None);
-        own.filter(|_| !self.counter.ignores_override(&self.limits, key))
+    fn override_limit(&self, key: &Key) -> Option<Capacity> {
+        let override_limit = self.limits.concurrency(key, &self.name, None);
+        override_limit.filter(|_| !self.counter.ignores_override(&self.limits, key))
     }
 
     fn usage_of(&self, used: u64, limit: u64, is_override: bool) -> LimitUsage {
@@ -50,10 +50,11 @@ impl ConcurrencyTarget {
 
 impl LimitTarget for ConcurrencyTarget {
     fn usage(&self, key: Key) -> BoxFuture<Vec<LimitUsage>> {
-        let own = self.own(&key);
-        let is_override = own.is_some() && self.limits.overrides_concurrency(&key, &self.name);
+        let override_limit = self.override_limit(&key);
+        let is_override =
+            override_limit.is_some() && self.limits.overrides_concurrency(&key, &self.name);
         let usages = self.per_key.iter().enumerate().map(|(place, per_key)| {
-            let limit = own.map_or_else(|| per_key.limit(), Capacity::slots);
+            let limit = override_limit.map_or_else(|| per_key.limit(), Capacity::slots);
             let usage = self.usage_of(per_key.in_flight(&key), limit, is_override);
             // A position without a limit is not counted in the store.
             let asked = usage.limit.and(self.leases.as_ref());
@@ -70,9 +71,9 @@ impl LimitTarget for ConcurrencyTarget {
                     Some(asked) => asked.await.and_then(|usage| usage.key),
                     None => None,
                 };
-                places.push(LimitUsage::counted(usage.clone(), usage.used, in_store));
+                places.push(LimitUsage::with_counts(usage.clone(), usage.used, in_store));
             }
-            LimitUsage::of_places(places).into_iter().collect()
+            LimitUsage::most_limiting(places).into_iter().collect()
         })
     }
 
@@ -81,9 +82,9 @@ impl LimitTarget for ConcurrencyTarget {
             name: self.name.clone(),
             sort: "concurrency",
             retry_after: self.retry_after,
-            counted_in: CountedIn::of(self.leases.is_some()),
+            counted_in: CountedIn::from_in_store(self.leases.is_some()),
         };
-        let own = match self.counter.ignores_override(&self.limits, &key) {
+        let override_limit = match self.counter.ignores_override(&self.limits, &key) {
             true => Default::default(),
             false => (self.limits).concurrency_source(&key, &self.name, tier.as_deref()),
         };
@@ -108,13 +109,13 @@ impl LimitTarget for ConcurrencyTarget {
                         .and_then(|used| used.key)
                         .map(|used| used.max(taken)),
                 };
-                explained.push(slots.of_key(place, default, &own, used));
+                explained.push(slots.explain_key(place, default, &override_limit, used));
             }
             let used = match all {
                 None => Some(in_flight),
                 Some(asked) => asked.await.map(|used| used.total.max(in_flight)),
             };
-            explained.push(slots.of_all(total, used));
+            explained.push(slots.explain_total(total, used));
             explained
         })
     }
@@ -129,7 +130,7 @@ impl LimitTarget for ConcurrencyTarget {
                 None => None,
             };
             let here = usage.used;
-            Some(usage.counted(here, in_store))
+            Some(usage.with_counts(here, in_store))
         })
     }
 

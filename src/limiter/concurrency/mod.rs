@@ -306,17 +306,17 @@ impl ConcurrencyLimiter {
         if keys.is_empty() {
             return Ok(KeySlots::new());
         }
-        let own = |key| {
+        let override_limit = |key| {
             let limits = self.0.limits.as_ref()?;
-            let own = limits.concurrency(key, &self.0.name, tier);
+            let override_limit = limits.concurrency(key, &self.0.name, tier);
             // Checked last, because most keys have no override.
-            own.filter(|_| !self.0.counter.ignores_override(limits, key))
+            override_limit.filter(|_| !self.0.counter.ignores_override(limits, key))
         };
         let requests = self.0.per_key.iter().zip(keys);
         let requests = requests.map(|(per_key, key)| KeySlotRequest {
             per_key,
             key: *key,
-            limit: own(key).map_or_else(|| per_key.limit(), Capacity::slots),
+            limit: override_limit(key).map_or_else(|| per_key.limit(), Capacity::slots),
         });
         let requests: SmallVec<[_; 2]> = requests.collect();
         let taken =

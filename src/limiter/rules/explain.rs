@@ -47,7 +47,8 @@ impl RateRules {
             for (applied, asked) in asked {
                 let decision = asked.await;
                 // If the store fails, this process's share has answered.
-                let counted_in = CountedIn::of(matches!(buckets.status(), Some(StoreStatus::Ok)));
+                let counted_in =
+                    CountedIn::from_in_store(matches!(buckets.status(), Some(StoreStatus::Ok)));
                 applied.explain(&decision, counted_in, &mut explained);
             }
             explained
@@ -60,7 +61,7 @@ impl RateRules {
         policy: &Policy,
         key: &Key,
         requested: Option<&Arc<str>>,
-        own: impl Fn(usize) -> Option<Quota>,
+        override_quota: impl Fn(usize) -> Option<Quota>,
     ) -> AppliedPolicy {
         let limits = self.limits.as_ref();
         let stored = limits
@@ -75,8 +76,8 @@ impl RateRules {
         let quotas = policy.quotas().iter().enumerate();
         let quotas = quotas.map(|(at, named)| {
             let name = named.shared_name();
-            if let Some(own) = own(at) {
-                return (name, own, LimitSource::Override);
+            if let Some(quota) = override_quota(at) {
+                return (name, quota, LimitSource::Override);
             }
             let of_tier = in_tier.as_ref().and_then(|policy| policy.quotas().get(at));
             let of_tier = of_tier.map(NamedQuota::quota);
@@ -96,9 +97,9 @@ impl RateRules {
 
     /// The limit of a tier: as the policy declares it, else as the limits declare it.
     fn limit_of(&self, policy: &Policy, tier: &str) -> Option<Limit> {
-        let own = policy.declared().iter().find(|known| *known.name == *tier);
-        if let Some(own) = own {
-            return Some(own.limit.clone());
+        let by_policy = policy.declared().iter().find(|known| *known.name == *tier);
+        if let Some(by_policy) = by_policy {
+            return Some(by_policy.limit.clone());
         }
         let declared = self.limits.as_ref().map(Limits::declared)?;
         let declared = declared.iter().find(|known| *known.name == *tier);

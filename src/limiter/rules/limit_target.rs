@@ -31,8 +31,8 @@ impl RateRules {
         let policies = self.policies_in(tier);
         let mut quotas = policies[policy].quotas().iter().enumerate();
         quotas.any(|(at, named)| {
-            let own = charge.rule(at).map(Rule::quota);
-            !own.unwrap_or(named.quota()).is_off()
+            let override_quota = charge.rule(at).map(Rule::quota);
+            !override_quota.unwrap_or(named.quota()).is_off()
         })
     }
 
@@ -56,7 +56,8 @@ impl RateRules {
             for (policy, tier, charge, is_limited, asked) in asked {
                 let decision = asked.await;
                 // If the store fails, this process's share has answered.
-                let counted_in = CountedIn::of(matches!(buckets.status(), Some(StoreStatus::Ok)));
+                let counted_in =
+                    CountedIn::from_in_store(matches!(buckets.status(), Some(StoreStatus::Ok)));
                 is_complete &= !is_limited || !decision.usages().is_empty();
                 let is_used = || decision.usages().iter().any(|usage| used(usage) > 0);
                 let is_first = policy == 0 && tier.as_deref() == stored.as_deref();
@@ -79,10 +80,10 @@ impl RateRules {
     fn all_charges(&self, key: &Key) -> Vec<(usize, Option<Arc<str>>, Charge)> {
         let mut all = Vec::new();
         let charge = |charge: Charge, shape: &PolicyShape| {
-            let own = self.limits.as_ref().and_then(|limits| {
+            let overridden = self.limits.as_ref().and_then(|limits| {
                 limits.find(key, |limit| with_override(charge.clone(), limit, shape))
             });
-            own.unwrap_or(charge)
+            overridden.unwrap_or(charge)
         };
         for (policy, shape) in self.shapes.iter().enumerate() {
             all.push((policy, None, charge(Charge::new(*key, policy), shape)));
@@ -109,7 +110,7 @@ impl LimitTarget for RateRules {
     fn tiers_changed(&self) {
         if !self.open_tiers(&mut lock(&self.state)) {
             tracing::error!(
-                "the store has no room for another tier: its requests have the defaults"
+                "the store has no room for another tier: its requests get the defaults"
             );
         }
     }

@@ -91,9 +91,9 @@ impl TierSet {
         };
         let quotas = policy.quotas().iter().zip(in_tier.quotas());
         let mut quotas = quotas.zip(self.shape.quotas().0);
-        quotas.all(|((default, own), (_, sliding))| {
-            let own = own.quota().rate();
-            default.quota().rate().is_some() || own.is_none_or(|own| own.is_sliding() == sliding)
+        quotas.all(|((default, tier_quota), (_, sliding))| {
+            let rate = tier_quota.quota().rate();
+            default.quota().rate().is_some() || rate.is_none_or(|rate| rate.is_sliding() == sliding)
         })
     }
 }
@@ -158,7 +158,7 @@ impl RateRules {
     #[cold]
     pub(super) fn settle(&self, keys: &[Key]) {
         if let Some(limits) = &self.limits {
-            limits.between_changes(|| keys.iter().for_each(|key| self.changed(key)));
+            limits.while_unchanged(|| keys.iter().for_each(|key| self.changed(key)));
         }
     }
 
@@ -169,7 +169,7 @@ impl RateRules {
         key: &Key,
         tier: Option<&str>,
     ) -> Charge {
-        let own = limits.find(key, |limit| {
+        let overridden = limits.find(key, |limit| {
             let of_tier = limit.tier().or(tier).and_then(|tier| {
                 self.in_tier(policy, tier, |of| {
                     with_override(Charge::new(*key, of.set), limit, &of.shape)
@@ -178,7 +178,7 @@ impl RateRules {
             let of_none = || with_override(Charge::new(*key, policy), limit, &self.shapes[policy]);
             of_tier.unwrap_or_else(of_none)
         });
-        own.unwrap_or_else(|| Charge::new(*key, self.set(policy, tier)))
+        overridden.unwrap_or_else(|| Charge::new(*key, self.set(policy, tier)))
     }
 
     #[inline]
@@ -210,7 +210,7 @@ impl RateRules {
         if !is_logged && state.logged_tiers.len() < MAX_LOGGED_TIERS {
             state.logged_tiers.push(tier.into());
             drop(state);
-            tracing::warn!(tier, "there is no tier of this name: the defaults apply");
+            tracing::warn!(tier, "unknown tier: the defaults apply");
         }
     }
 

@@ -59,9 +59,9 @@ impl RateRules {
         let shape = of_tier
             .as_ref()
             .map_or(&self.shapes[policy], |of| &of.shape);
-        let own = limits.find(&charge.key, |limit| {
+        let overridden = limits.find(&charge.key, |limit| {
             with_override(charge.clone(), limit, shape)
         });
-        own.unwrap_or(charge)
+        overridden.unwrap_or(charge)
     }
 }

@@ -78,15 +78,17 @@ use super::socket::LimitedSocket;
 /// requests fail open:
 ///
 /// ```no_run
-/// use tower_admission::store::{LeaseStore, RateStore};
+/// # fn limits(redis: tower_admission_redis::RedisStore) {
+/// use tower_admission::store::FailureMode;
 /// use tower_admission::{Quota, RateLimitByTokenLayer};
 /// use tower_admission_axum::ws::SocketLimits;
 ///
-/// // With RedisStore: `redis.clone().on_failure(FailureMode::Open)` and `redis.on_failure(FailureMode::Closed)`.
-/// fn limits(fails_open: impl RateStore, fails_closed: impl LeaseStore) {
-///     let http = RateLimitByTokenLayer::new(Quota::per_minute(60).burst(10)).store(fails_open);
-///     let sockets = SocketLimits::new().connections_per_key(5).store(fails_closed);
-/// }
+/// let http = RateLimitByTokenLayer::new(Quota::per_minute(60).burst(10))
+///     .store(redis.clone().on_failure(FailureMode::Open));
+/// let sockets = SocketLimits::new()
+///     .connections_per_key(5)
+///     .store(redis.on_failure(FailureMode::Closed));
+/// # }
 /// ```
 #[derive(Clone)]
 pub struct SocketLimits(pub(super) Arc<SocketLimitsInner>);

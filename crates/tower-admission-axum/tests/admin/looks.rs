@@ -79,7 +79,7 @@ async fn it_fits_each_screen_and_is_readable_by_day_and_night() {
     let mut page = open(&service).await;
     sign_in(&mut page).await;
     page.until("at('limits').rows.length", "2").await;
-    page.until("at('refused-keys').rows.length", "3").await;
+    page.until("at('rejected-keys').rows.length", "3").await;
     page.until("at('changes').rows.length", "2").await;
     let fits = "document.documentElement.scrollWidth <= document.documentElement.clientWidth";
     let dialog = "(({ left, right, width }) => left >= 0 && right <= innerWidth && width > 200)\
@@ -252,8 +252,8 @@ async fn many_limiters_are_told_apart() {
     page.until(&format!("{looks}.length"), "12").await;
     page.until(&format!("new Set({looks}).size"), "9").await;
     page.until(
-        "at('rest').textContent",
-        "4 more limiters, together as one line",
+        "at('others').textContent",
+        "4 more limiters, as one line",
     )
     .await;
     let names = "[...at('limiters').querySelectorAll('.s8')].map((image) => image.nextSibling.textContent).sort().join()";

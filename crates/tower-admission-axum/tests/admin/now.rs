@@ -46,8 +46,8 @@ async fn what_came_after_the_last_answer_is_told() {
     }
     let api = |admitted: &[u32], refused: &[u32]| {
         json!({
-            "name": "api", "limit_type": "http", "admitted": admitted, "refused": refused,
-            "would_refuse": vec![0; admitted.len()],
+            "name": "api", "limit_type": "http", "admitted": admitted, "rejected": refused,
+            "would_reject": vec![0; admitted.len()],
         })
     };
     let told = now(&service, &format!("?seen={id}:-1")).await;
@@ -56,10 +56,10 @@ async fn what_came_after_the_last_answer_is_told() {
         (&json!(2), &api(&[1, 1, 0], &[0, 1, 3]))
     );
     let refused = json!([{
-        "key": told["refused_keys"][0]["key"], "name": "api", "limit_type": "http",
+        "key": told["rejected_keys"][0]["key"], "name": "api", "limit_type": "http",
         "policy": "calls", "count": 4,
     }]);
-    assert_eq!(told["refused_keys"], refused);
+    assert_eq!(told["rejected_keys"], refused);
     for (seen, admitted, refused) in [
         (format!("{id}:0"), &[1, 0][..], &[1, 3][..]),
         (format!("other:9,{id}:1"), &[0], &[3]),
@@ -84,7 +84,7 @@ async fn no_more_is_told_than_is_kept() {
     tokio::time::sleep(Duration::from_secs(500)).await;
     let told = now(&service, "").await;
     assert_eq!(told["limiters"][0]["admitted"], json!(vec![0; 119]));
-    assert_eq!(told["refused_keys"], json!([]));
+    assert_eq!(told["rejected_keys"], json!([]));
 }
 
 #[tokio::test]
@@ -126,7 +126,7 @@ async fn the_keys_rejected_most_come_first() {
         refused_key("org:c", "calls", 3),
         refused_key("org:a", "calls", 1),
     ]);
-    assert_eq!(now(&service, "").await["refused_keys"], expected);
+    assert_eq!(now(&service, "").await["rejected_keys"], expected);
 }
 
 /// An attack with made-up tokens comes from an address.
@@ -159,7 +159,7 @@ async fn a_rejection_names_the_key_whose_limit_rejected() {
     }
     let told = now(&service, "").await;
     assert_eq!(
-        told["refused_keys"],
+        told["rejected_keys"],
         json!([refused_key("ip:192.0.2.1", "ip", 3)])
     );
     assert!(!told.to_string().contains("made-up"), "{told}");

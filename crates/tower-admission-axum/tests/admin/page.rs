@@ -110,9 +110,9 @@ async fn rejections_and_what_is_in_flight_are_shown() {
     }
     let sums = "[...at('limiters').rows].map((row) => [...row.cells].slice(3).map((cell) => cell.textContent).join('|')).join()";
     page.until(sums, "2|1,234|0").await;
-    page.until("Number(at('refused').dataset.peak) > 0", "true")
+    page.until("Number(at('rejected').dataset.peak) > 0", "true")
         .await;
-    let painted = "(() => { const c = at('refused'); plot('refused'); \
+    let painted = "(() => { const c = at('rejected'); plot('rejected'); \
         const p = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; \
         const s = getComputedStyle(document.documentElement).getPropertyValue('--s0').trim(); \
         const [r, g, b] = [1, 3, 5].map((n) => parseInt(s.slice(n, n + 2), 16)); \
@@ -121,7 +121,7 @@ async fn rejections_and_what_is_in_flight_are_shown() {
         return n > 50; })()";
     assert_eq!(page.evaluate(painted).await, "true");
     page.until(
-        "[...at('refused-keys').rows[0].cells].slice(1, 4).map((cell) => cell.textContent).join('|')",
+        "[...at('rejected-keys').rows[0].cells].slice(1, 4).map((cell) => cell.textContent).join('|')",
         "api: callshttp|1,234|UsageLimit…Ban…",
     )
     .await;
@@ -141,7 +141,7 @@ async fn rejections_and_what_is_in_flight_are_shown() {
     assert!(note.starts_with("in this process: "), "{note}");
 
     // From the list of rejections to a limit, and to a ban.
-    page.click("#refused-keys tr button:nth-of-type(2)").await;
+    page.click("#rejected-keys tr button:nth-of-type(2)").await;
     page.until("document.activeElement.id", "edit-limit").await;
     let key = page.evaluate("at('edit-key').value").await;
     assert!(key.starts_with("org#"), "{key}");
@@ -158,14 +158,14 @@ async fn rejections_and_what_is_in_flight_are_shown() {
     )
     .await;
     assert!(service.calls("acme").await);
-    page.click("#refused-keys tr button:nth-of-type(3)").await;
+    page.click("#rejected-keys tr button:nth-of-type(3)").await;
     page.until("at('edit-limit').value", "deny all").await;
     page.until(
-        "at('edit-had').textContent.startsWith('It has calls=9/h now, which does not come back')",
+        "at('edit-replaces').textContent.startsWith('The current override is calls=9/h. It does not return')",
         "true",
     )
     .await;
-    page.until("at('edit-for').selectedOptions[0].text", "for 1 hour")
+    page.until("at('edit-for').selectedOptions[0].text", "in 1 hour")
         .await;
     fill(&mut page, "#edit-note", "ticket 4711").await;
     page.click("#edit-form .primary").await;
@@ -221,7 +221,7 @@ async fn limits_are_added_changed_and_deleted() {
     page.click("#edit-form .primary").await;
     page.until(
         "at('edit-wrong').textContent",
-        "There is no limit named call: the names are calls, chat.",
+        "No limit has the name call: the names are calls, chat.",
     )
     .await;
     fill(&mut page, "#edit-limit", "calls=100/h").await;
@@ -230,17 +230,17 @@ async fn limits_are_added_changed_and_deleted() {
         .await;
     assert!(service.calls("acme").await);
     page.until(
-        "at('refused-keys').rows[0]?.cells[0].textContent",
+        "at('rejected-keys').rows[0]?.cells[0].textContent",
         "org:acme",
     )
     .await;
 
     // The usage of a key, from its row and from the form above it.
     page.click("[aria-label='Usage of org:acme']").await;
-    page.until("at('usage-of').textContent", "Its own limit: calls=100/h")
+    page.until("at('usage-override').textContent", "Override: calls=100/h")
         .await;
     let usage = "at('usage').firstChild.textContent";
-    page.until(usage, "callsrate, its own3 of 100in this process")
+    page.until(usage, "callsrate, override3 of 100in this process")
         .await;
     page.click("#usage-close").await;
     fill(&mut page, "#search", "org:acme").await;
@@ -379,7 +379,7 @@ async fn one_of_a_thousand_limits_is_found() {
     fill(&mut page, "#search", "nothing like it").await;
     page.until(
         "at('no-limits').textContent",
-        "No key or limit has this text.",
+        "No override contains this text.",
     )
     .await;
     assert!(page.errors.is_empty(), "{:?}", page.errors);

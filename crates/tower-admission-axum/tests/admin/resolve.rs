@@ -171,7 +171,7 @@ async fn the_application_resolves_names_for_each_endpoint() {
     assert_eq!(status, 422);
     let detail = answer["detail"].as_str().unwrap();
     assert!(
-        detail.starts_with("The application knows no such key"),
+        detail.starts_with("The application does not know this name"),
         "{detail}"
     );
 }

@@ -186,11 +186,11 @@ async fn what_is_wrong_is_said() {
         ("=1/h", "1 to 64 bytes"),
         (
             "call=1/h",
-            "There is no limit named call: the names are calls, chat.",
+            "No limit has the name call: the names are calls, chat.",
         ),
         (
             "calls=1/h, Chat=1 concurrent",
-            "There is no limit named Chat",
+            "No limit has the name Chat",
         ),
     ] {
         let answer = service.put("org:acme", limit).await;
@@ -513,7 +513,7 @@ async fn a_credential_in_a_url_is_rejected() {
 /// Nothing listens there.
 #[tokio::test]
 async fn a_store_that_is_away_is_503() {
-    use tower_admission::store::RedisStore;
+    use tower_admission_redis::RedisStore;
 
     let store = RedisStore::connect("redis://127.0.0.1:1").unwrap();
     let service = Service::with(Limits::in_store(&store));

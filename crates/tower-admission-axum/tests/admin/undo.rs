@@ -135,8 +135,8 @@ async fn limits_of_the_configuration_are_marked_and_not_deleted() {
     }
     page.click("[aria-label='Edit org:acme']").await;
     page.until(
-        "at('edit-had').textContent",
-        "The configuration has 5/h. This applies in place of it.",
+        "at('edit-replaces').textContent",
+        "The configuration has 5/h. The override replaces it.",
     )
     .await;
     fill(&mut page, "#edit-limit", "9/h").await;
@@ -145,15 +145,15 @@ async fn limits_of_the_configuration_are_marked_and_not_deleted() {
         .await;
     let noted = page.evaluate(&notes(0)).await;
     assert!(
-        noted.ends_with(" · in place of 5/h in the configuration"),
+        noted.ends_with(" · replaces 5/h of the configuration"),
         "{noted}"
     );
 
     // What applies after a deletion.
     page.click("[aria-label='Delete org:acme']").await;
     page.until(
-        "at('delete-after').textContent",
-        "After this the limit of the configuration applies: 5/h.",
+        "at('delete-fallback').textContent",
+        "Then the override of the configuration applies: 5/h.",
     )
     .await;
     page.click("#delete-form .danger").await;
@@ -162,8 +162,8 @@ async fn limits_of_the_configuration_are_marked_and_not_deleted() {
     page.until("at('limits').rows.length", "3").await;
     page.click("[aria-label='Delete org:other']").await;
     page.until(
-        "at('delete-after').textContent",
-        "After this the default applies.",
+        "at('delete-fallback').textContent",
+        "Then the default applies.",
     )
     .await;
     assert!(page.errors.is_empty(), "{:?}", page.errors);
