@@ -209,7 +209,7 @@ mod tests {
             assert_eq!(of(none), Ok(None), "{none}");
         }
         for wrong in ["a1", "a1:", "a1:x", "a1:1:2", "b2:9,x"] {
-            assert_eq!(of(wrong), Err(()), "{unprocessable}");
+            assert_eq!(of(wrong), Err(()), "{wrong}");
         }
     }
 }

@@ -103,7 +103,10 @@ impl KeyResolver {
     async fn key(self: &Arc<Self>, text: &str) -> Result<KeyName, EndpointError> {
         let text = text.trim();
         let parsed = text.parse::<KeyName>();
-        if self.hook.is_none() || text.len() > MAX_NAME_BYTES || is_reserved_name(text, parsed.is_ok()) {
+        if self.hook.is_none()
+            || text.len() > MAX_NAME_BYTES
+            || is_reserved_name(text, parsed.is_ok())
+        {
             return parsed.map_err(|error| unprocessable(format!("{error}.")));
         }
         match self.ask(text).await? {

@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_the_last_two_minutes() {
+    fn the_counts_cover_the_last_two_minutes() {
         let seconds = PerSecondCounts::default();
         assert_eq!(seconds.of(0), 0);
         for second in 0..300 {
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_lose_nothing() {
+    fn concurrent_counts_are_not_lost() {
         let seconds = PerSecondCounts::default();
         std::thread::scope(|scope| {
             for _ in 0..4 {

@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn makes_each_once_and_no_more_than_fit() {
+    fn the_registry_inserts_each_item_once_and_has_a_bound() {
         let registry = Registry::<(usize, AtomicU32)>::default();
         std::thread::scope(|scope| {
             for _ in 0..4 {

@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_the_keys_refused_most_in_a_flood_of_others() {
+    fn the_most_rejected_keys_are_found_among_many_others() {
         let rejected = RejectedKeys::default();
         let source = source("burst");
         for n in 0..100_000 {
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_counted_for_each_limit_that_refuses_it() {
+    fn a_key_has_a_count_for_each_limit_that_rejects_it() {
         let rejected = RejectedKeys::default();
         let (burst, daily) = (source("burst"), source("daily"));
         for _ in 0..3 {
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_old_is_let_go() {
+    fn old_counts_expire() {
         let rejected = RejectedKeys::default();
         let source = source("burst");
         let told = |second| most(&rejected, second).first().map(|most| most.2);
