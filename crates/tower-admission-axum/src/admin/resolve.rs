@@ -326,7 +326,7 @@ mod tests {
             ("unknown", true),
             ("Bearer:sk-123", true),
             ("bearer sk-123", true),
-            ("X-AdminState-Key: sk-123", true),
+            ("X-Api-Key: sk-123", true),
             ("Authorization: Bearer sk-123", true),
             ("token:sk-123", true),
             ("Basic: dTpw", true),
@@ -348,7 +348,7 @@ mod tests {
         let key = credential(&format!(" bearer: {token} ")).unwrap();
         assert_eq!(key.key(), Key::new("bearer", token.as_bytes()));
         let [token, short] = ["bearer", "api-key"].map(|kind| Key::new(kind, b"abc").into());
-        for text in ["api-key:abc", "X-AdminState-Key: abc", "API-Key:abc"] {
+        for text in ["api-key:abc", "X-Api-Key: abc", "API-Key:abc"] {
             assert_eq!(credential(text).as_ref(), Some(&short), "{text}");
         }
         for text in [

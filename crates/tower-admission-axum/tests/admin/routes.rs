@@ -181,7 +181,7 @@ async fn errors_name_the_reason() {
         ("", "expected a quota such as"),
         ("many", "expected a quota such as"),
         ("0 concurrent", "write `unlimited` or `deny all`"),
-        ("-1 concurrent", "there is no number"),
+        ("-1 concurrent", "needs a number before it"),
         ("1/h, 2/h", "set the same limit"),
         ("=1/h", "1 to 64 bytes"),
         (
