@@ -167,12 +167,12 @@ mod running {
         /// `enabled = false`, they are only counted.
         ///
         /// Settings that the file does not have can follow: [`close_after`](SocketLimits::close_after),
-        /// [`ping`](SocketLimits::ping), [`notice`](SocketLimits::notice), [`refuse_by`](SocketLimits::refuse_by). The
+        /// [`ping`](SocketLimits::ping), [`notice`](SocketLimits::notice), [`reject_with`](SocketLimits::reject_with). The
         /// others start a limit that reloads do not change.
         ///
         /// ```
         /// use tower_admission_config::{Admission, Config};
-        /// use tower_admission_axum::ws::Refusal;
+        /// use tower_admission_axum::ws::RejectWith;
         ///
         /// let config = Config::from_toml(
         ///     "[sockets.web]
@@ -180,7 +180,7 @@ mod running {
         ///      messages = '100/min'",
         /// )?;
         /// let admission = Admission::new(&config)?;
-        /// let sockets = admission.sockets("web")?.refuse_by(Refusal::Close);
+        /// let sockets = admission.sockets("web")?.reject_with(RejectWith::Close);
         /// # Ok::<_, tower_admission_config::ConfigError>(())
         /// ```
         ///

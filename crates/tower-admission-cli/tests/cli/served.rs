@@ -182,7 +182,7 @@ async fn names_of_the_application_are_keys_and_slips_are_rejected() {
         (
             &["explain", "org:a", "--address", "192.0.2.1"],
             3,
-            "`address` needs a `path`",
+            "`address` requires a `path`",
         ),
         (
             &["limits", "set", "ip:203.0.113.0/24", "deny all"],
@@ -216,11 +216,11 @@ async fn what_changes_no_limit_is_rejected() {
     for (limit, told) in [
         (
             "5 concurrent",
-            "5 concurrent changes no limit of this service.",
+            "5 concurrent has no effect on the limits of this service.",
         ),
         (
             "calls=5 concurrent, calls=1/s",
-            "calls=5 concurrent changes no limit of this service.",
+            "calls=5 concurrent has no effect on the limits of this service.",
         ),
     ] {
         let words = ["limits", "set", "org:a", limit];

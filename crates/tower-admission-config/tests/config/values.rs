@@ -74,7 +74,7 @@ fn variables_are_text() {
 #[cfg(feature = "axum")]
 #[test]
 fn a_token_is_one_of_the_admin_endpoints() {
-    let shortest = tower_admission_axum::admin::Token::SHORTEST;
+    let shortest = tower_admission_axum::admin::Token::MIN_BYTES;
     let with = |length: usize| format!("[admin]\ntoken = '{}'", "x".repeat(length));
     tower_admission_config::Config::from_toml(&with(shortest)).unwrap();
     tower_admission_config::Config::from_toml(&with(shortest - 1)).unwrap_err();
