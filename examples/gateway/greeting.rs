@@ -10,7 +10,7 @@ pub(crate) fn print(address: SocketAddr, max_concurrency: usize, quota: Quota) {
         0 => "off".to_owned(),
         limit => limit.to_string(),
     };
-    // As many as it takes to be refused, as long as a shell can do that.
+    // Enough requests to be rejected, if a shell can send as many.
     let callers = max_concurrency.saturating_add(8).min(200);
     let greeting = format!(
         r#"Listening on http://{address}

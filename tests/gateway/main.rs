@@ -50,17 +50,17 @@ async fn each_token_has_its_own_budget() {
         assert_eq!(text(echo).await, "hello");
     }
 
-    let refused = gateway
+    let rejected = gateway
         .send(Method::POST, "/api/echo", "alice", "hello")
         .await;
-    assert_eq!(refused.status(), 429);
-    let seconds: u64 = header(&refused, RETRY_AFTER.as_str()).parse().unwrap();
+    assert_eq!(rejected.status(), 429);
+    let seconds: u64 = header(&rejected, RETRY_AFTER.as_str()).parse().unwrap();
     assert!((1..=3600).contains(&seconds), "{seconds}");
     assert_eq!(
-        header(&refused, CONTENT_TYPE.as_str()),
+        header(&rejected, CONTENT_TYPE.as_str()),
         "application/problem+json"
     );
-    let problem: serde_json::Value = serde_json::from_str(&text(refused).await).unwrap();
+    let problem: serde_json::Value = serde_json::from_str(&text(rejected).await).unwrap();
     assert_eq!(problem["status"], 429);
     assert_eq!(problem["violated-policies"], serde_json::json!(["Gateway"]));
 
@@ -79,10 +79,10 @@ async fn a_stream_counts_until_it_has_ended() {
     let mut stream = soon(narrow.request(request)).await.unwrap();
     soon(stream.frame()).await.unwrap().unwrap();
 
-    let refused = gateway.send(Method::GET, "/api/slow?ms=0", "bob", "").await;
-    assert_eq!(refused.status(), 503);
-    assert_eq!(header(&refused, RETRY_AFTER.as_str()), "1");
-    let problem: serde_json::Value = serde_json::from_str(&text(refused).await).unwrap();
+    let rejected = gateway.send(Method::GET, "/api/slow?ms=0", "bob", "").await;
+    assert_eq!(rejected.status(), 503);
+    assert_eq!(header(&rejected, RETRY_AFTER.as_str()), "1");
+    let problem: serde_json::Value = serde_json::from_str(&text(rejected).await).unwrap();
     assert_eq!(
         problem["detail"],
         "Gateway is currently at capacity. Please try again later."
@@ -112,9 +112,9 @@ async fn http_and_grpc_share_one_budget() {
     for expected in [200, 200, 429] {
         assert_eq!(gateway.get("/api/slow?ms=0", "alice").await, expected);
     }
-    let refused = gateway.check("alice").await.unwrap_err();
-    assert_eq!(refused.code(), Code::ResourceExhausted);
-    let retry = refused.get_error_details().retry_info().cloned().unwrap();
+    let rejected = gateway.check("alice").await.unwrap_err();
+    assert_eq!(rejected.code(), Code::ResourceExhausted);
+    let retry = rejected.get_error_details().retry_info().cloned().unwrap();
     let wait = retry.retry_delay.unwrap();
     assert!(
         wait > Duration::ZERO && wait <= Duration::from_secs(3600),
@@ -130,7 +130,7 @@ async fn http_and_grpc_share_one_budget() {
 #[tokio::test]
 async fn batch_has_limits_of_its_own() {
     let gateway = Gateway::start(&["--rate", "1/h", "--burst", "5", "--max-concurrency", "1"]);
-    let refused = soon(async {
+    let rejected = soon(async {
         loop {
             let response = gateway
                 .send(Method::POST, "/batch/echo", "alice", "hello")
@@ -141,8 +141,8 @@ async fn batch_has_limits_of_its_own() {
         }
     })
     .await;
-    assert_eq!(refused.status(), 429);
-    assert_eq!(header(&refused, "ratelimit-policy"), r#""Batch";q=2;w=2"#);
+    assert_eq!(rejected.status(), 429);
+    assert_eq!(header(&rejected, "ratelimit-policy"), r#""Batch";q=2;w=2"#);
 
     // None of that was charged to the others' budget, nor the other way round.
     let api = gateway.begin(LONG_STREAM, "alice").await;
@@ -169,7 +169,7 @@ async fn zero_turns_limits_off() {
 }
 
 #[tokio::test]
-async fn a_refused_key_is_warned_of_once() {
+async fn a_rejected_key_is_logged_once() {
     let gateway = Gateway::start(&["--rate", "1/h", "--burst", "1", "--max-concurrency", "1"]);
     for expected in [200, 429, 429, 429] {
         assert_eq!(gateway.get("/api/slow?ms=0", "alice").await, expected);
@@ -192,7 +192,7 @@ async fn a_refused_key_is_warned_of_once() {
 }
 
 #[tokio::test]
-async fn absurd_parameters_are_refused_or_cut_down() {
+async fn absurd_parameters_are_rejected_or_limited() {
     let gateway = Gateway::start(&["--rate", "0"]);
     for junk in [
         "slow?ms=x",
@@ -218,7 +218,7 @@ async fn absurd_parameters_are_refused_or_cut_down() {
 }
 
 #[test]
-fn secrets_in_flags_are_not_told() {
+fn errors_of_flags_show_no_secrets() {
     let digits = "000102030405060708090a0b0c0d0e0f";
     for (store, secret, told) in [
         ("redis://:hunter2@127.0.0.1/x", digits, "--store"),
@@ -226,10 +226,10 @@ fn secrets_in_flags_are_not_told() {
         ("redis://127.0.0.1", "hunter2", "--secret"),
     ] {
         let mut command = command();
-        let refused = command.env("STORE", store).env("SECRET", secret).output();
-        let refused = refused.unwrap();
-        assert_eq!(refused.status.code(), Some(2));
-        let words = String::from_utf8(refused.stderr).unwrap();
+        let rejected = command.env("STORE", store).env("SECRET", secret).output();
+        let rejected = rejected.unwrap();
+        assert_eq!(rejected.status.code(), Some(2));
+        let words = String::from_utf8(rejected.stderr).unwrap();
         assert!(words.contains(told), "{words}");
         assert!(!words.contains("hunter2"), "{words}");
         let help = command.arg("--help").output().unwrap();
@@ -239,7 +239,7 @@ fn secrets_in_flags_are_not_told() {
 }
 
 #[test]
-fn bad_flags_are_told_and_nothing_starts() {
+fn bad_flags_are_errors_and_nothing_starts() {
     for (flags, told) in [
         (
             &["--rate", "ten"][..],
@@ -403,7 +403,7 @@ async fn limits_are_changed_at_the_admin_endpoints() {
 }
 
 #[test]
-fn a_bad_file_is_told_at_start() {
+fn the_service_rejects_a_bad_file_at_start() {
     let file = File::new("bad.toml", "[groups.api]\nrate = '10/0s'");
     let output = command().args(["--config", file.path()]).output().unwrap();
     assert!(!output.status.success());

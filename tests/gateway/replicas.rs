@@ -18,7 +18,7 @@ async fn begin(replica: &Replica, token: &str) -> Incoming {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_admit_together_what_one_would() {
+async fn two_replicas_admit_as_many_requests_as_one() {
     let server = Server::start().await;
     let file = Config::write(&server, "rate = '100/h burst 20'");
     let replicas = [0, 1].map(|_| Replica::spawn(&["--config", file.path()]));
@@ -29,8 +29,8 @@ async fn two_admit_together_what_one_would() {
     }
     let statuses = futures_util::future::join_all(requests).await;
     let admitted = statuses.iter().filter(|status| **status == 200).count();
-    let refused = statuses.iter().filter(|status| **status == 429).count();
-    assert_eq!((admitted, refused), (20, 40));
+    let rejected = statuses.iter().filter(|status| **status == 429).count();
+    assert_eq!((admitted, rejected), (20, 40));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

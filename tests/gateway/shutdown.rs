@@ -13,12 +13,12 @@ use crate::process::{File, Gateway, LONG_STREAM, soon, text};
 use crate::server::Server;
 
 /// Waits until the gateway takes no connections.
-async fn until_refused(address: &str) {
+async fn until_closed(address: &str) {
     soon(async { while TcpStream::connect(address).await.is_ok() {} }).await;
 }
 
 #[tokio::test]
-async fn a_request_in_progress_finishes_and_new_connections_are_refused() {
+async fn shutdown_finishes_requests_and_rejects_new_connections() {
     let limits = "[groups.api]\npath = '/api'\nconcurrency = 4";
     let config = File::new("shutdown.toml", limits);
     for signal in ["TERM", "INT"] {
@@ -41,7 +41,7 @@ async fn a_request_in_progress_finishes_and_new_connections_are_refused() {
         soon(in_flight).await;
 
         gateway.signal(signal);
-        until_refused(&gateway.address).await;
+        until_closed(&gateway.address).await;
         chunks.send("after".into()).unwrap();
         drop(chunks);
         let answer = soon(answer).await.unwrap().unwrap();
@@ -103,7 +103,7 @@ async fn a_second_signal_ends_it_at_once() {
     let gateway = Gateway::start(&["--grace-seconds", "3600"]);
     let stream = gateway.begin(LONG_STREAM, "alice").await;
     gateway.signal("TERM");
-    until_refused(&gateway.address).await;
+    until_closed(&gateway.address).await;
     gateway.signal("INT");
     let (code, log) = gateway.ended().await;
     assert_eq!(code, Some(1), "{log}");

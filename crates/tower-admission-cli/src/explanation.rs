@@ -158,7 +158,7 @@ impl Explanation {
             }
         };
         Some(format!(
-            "only {} (pid {}) counts: {what}. Other replicas count separately",
+            "counted only by {} (pid {}): {what}. Other replicas count separately",
             replica.host, replica.pid
         ))
     }

@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_gone_is_named_with_the_command_that_brings_it_back() {
+    fn removed_parts_are_named_with_the_command_that_restores_them() {
         let key: KeyName = "org:acme".parse().unwrap();
         let day = Some("2126-12-01T00:00:00Z");
         let next = Some("2126-12-02T00:00:00Z");

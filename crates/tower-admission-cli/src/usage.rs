@@ -101,7 +101,7 @@ impl Store {
     }
 }
 
-/// How near it is to being refused.
+/// How near the usage is to the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Level {
     Low,
@@ -109,12 +109,12 @@ pub(crate) enum Level {
     High,
     /// From 90 percent.
     Highest,
-    /// At the limit, where the next is refused.
+    /// At the limit: the next request is rejected.
     Full,
 }
 
 impl Usage {
-    /// What it is called in a line for people; nothing for one without a name.
+    /// The name for people, empty if there is none.
     pub(crate) fn title(&self) -> String {
         match &self.tier {
             Some(tier) => clean(&format!("{} ({tier})", self.name)),
@@ -138,14 +138,14 @@ impl Usage {
         }
     }
 
-    /// Rounded down, so that 100 is at the limit and nothing below it is; `None` where there is none.
+    /// The usage in percent, rounded down so that only usage at the limit is 100. `None` without a limit.
     pub(crate) fn percent(&self) -> Option<u128> {
         let limit = u128::from(self.limit?);
         let percent = (u128::from(self.used) * 100).checked_div(limit);
         Some(percent.unwrap_or(100))
     }
 
-    /// Whether it would be refused with what everybody has.
+    /// Whether the usage is at or above the default, under an override.
     pub(crate) fn is_above_default(&self) -> bool {
         self.is_override == Some(true) && self.default.is_some_and(|default| self.used >= default)
     }

@@ -1,15 +1,15 @@
-//! Groups whose limits a request is under besides those of its own group.
+//! The field `also`: other groups whose limits apply to a request.
 
 use std::iter;
 
 use super::error::ConfigError;
 use super::model::Config;
 
-/// How many groups one request may be under. Each has a key and an address to charge.
+/// The maximum number of groups for one request. Each charges a key and an address.
 const MAX_GROUPS: usize = 4;
 
 impl Config {
-    /// The groups that a group names in `also`, each followed by those that it names itself.
+    /// The groups in the `also` of a group, each followed by the groups of its own `also`.
     pub(super) fn also(&self, group: &str) -> Result<Vec<&str>, ConfigError> {
         let mut found = Vec::new();
         let Some((group, _)) = self.groups.get_key_value(group) else {
@@ -68,7 +68,7 @@ impl Config {
         Ok(())
     }
 
-    /// Whether the groups that a request is under can be decided about as one.
+    /// Checks that one decision can cover all groups of a request.
     pub(super) fn check_also(&self, group: &str) -> Result<(), ConfigError> {
         let has_rates = |name: &str| -> Result<bool, ConfigError> {
             Ok(!self.groups[name].policies(name)?.list().is_empty())

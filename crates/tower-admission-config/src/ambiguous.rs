@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_looked_at_first_misses_nothing() {
+    fn the_fast_check_of_a_path_misses_no_ambiguous_path() {
         fastrand::seed(14);
         let parts = ["/", ".", "%2e", "%2F", "a", "\\", ";", "%5c", "%", "//"];
         let mut ambiguous = 0;

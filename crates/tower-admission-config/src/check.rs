@@ -1,4 +1,4 @@
-//! What a configuration has to be, beyond its fields one by one.
+//! Checks a configuration as a whole, after each field was read.
 
 use std::collections::BTreeMap;
 
@@ -10,17 +10,17 @@ use super::model::{Clients, Config, KeySource, OnFailure, Store};
 use super::routes::Routes;
 
 impl Config {
-    /// Whether it could be run.
+    /// Checks that the configuration can run.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         self.check_inner().map_err(|error| self.wrong(error))
     }
 
-    /// Whether limits would be gone that no one took out: the file may have been emptied, or be half-written. Files are
-    /// compared, as what variables add would hide that.
+    /// Checks that no limits disappear by accident: the file may have been emptied or half-written. Compares only files,
+    /// because variables would hide that.
     pub(super) fn check_loss(&self, running: &ConfigFields) -> Result<(), ConfigError> {
         let file = self.file();
         let is_meant = self.allow_empty && file.has_groups_table();
-        // Unless variables make the same groups.
+        // Variables may make the same groups.
         let is_lost = |group: &&str| {
             let selects = !running.has_selectors(group) || self.written.has_selectors(group);
             !selects || !self.written.has_limits(group)
@@ -45,13 +45,13 @@ impl Config {
                 return Err(ConfigError::at(table, problem));
             }
         }
-        // Each of its lines is an entry, and its header may be the last line that was written.
+        // The header may be the last line of a truncated file.
         if running.has_entries("limits") && !file.has_entries("limits") && !self.allow_empty {
             let problem = "this table no longer has any of its overrides, including bans: to remove them, write \
                     `allow_empty = true`";
             return Err(ConfigError::at("limits", problem));
         }
-        // Each line may be the last one that was written, also that of a header.
+        // Each line may be the last one of a truncated file.
         for (table, fields, off) in [
             ("lists", &["deny"][..], "deny = []"),
             ("clients", &PROXY_FIELDS, "trusted_proxies = []"),
@@ -89,9 +89,9 @@ impl Config {
         Ok(())
     }
 
-    /// The fields of the file, without those of variables.
+    /// The fields of the file, without variables.
     pub(super) fn file(&self) -> ConfigFields {
-        // It was read before, so it can be.
+        // The file was parsed before, so this does not fail.
         ConfigFields(self.origin.file_values().unwrap_or_default())
     }
 
@@ -142,7 +142,7 @@ impl Config {
             self.check_also(group)?;
         }
         self.check_tables(&mut names)?;
-        // Limits of single keys, metrics and Redis know all of them by these alone.
+        // Names are unique in overrides, metrics and Redis.
         for (group, settings) in &self.groups {
             let by_ip = settings.rate_per_ip.iter();
             let by_ip = by_ip.map(|_| (settings.name_by_ip(group), "rate_per_ip".to_owned()));
@@ -160,7 +160,7 @@ impl Config {
 }
 
 impl Config {
-    /// Checks the tables of what is no group, which share the names of limits with groups.
+    /// Checks the tables of leases and sockets. Their names must differ from those of groups.
     fn check_tables(&self, names: &mut BTreeMap<String, String>) -> Result<(), ConfigError> {
         let leases = self.leases.iter();
         let leases = leases.map(|(name, table)| ("leases", name, table.on_failure));
@@ -249,14 +249,14 @@ mod redis {
             self.check_tls(self.connect(url)?)
         }
 
-        /// The store, with the files of its certificates, which are read here.
+        /// Opens the store and reads its certificate files.
         pub(crate) fn redis(&self, url: &Redacted) -> Result<RedisStore, ConfigError> {
             self.with_tls(self.connect(url)?)
         }
 
         fn connect(&self, url: &Redacted) -> Result<RedisStore, ConfigError> {
             let mut store = RedisStore::connect(&url.0).map_err(|error| {
-                // Without what is there, which may have a password in it.
+                // The URL may contain a password, so the error does not show it.
                 let problem = "this is not a URL of Redis, such as \"redis://127.0.0.1:6379/0\" or \
                         \"redis+cluster://10.0.0.1:6379,10.0.0.2:6379\"";
                 let reason = error.detail().unwrap_or_default();
@@ -291,8 +291,8 @@ mod tls {
     use tower_admission_redis::RedisTls;
 
     impl Store {
-        /// Whether the fields are complete. Their files are not read, as they may be gone, or for other eyes only, when
-        /// a running service reads its configuration again.
+        /// Checks that the fields are complete. Does not read their files: they may be gone or unreadable when a running
+        /// service reloads its configuration.
         #[cfg(feature = "redis-tls")]
         pub(super) fn check_tls(&self, store: RedisStore) -> Result<(), ConfigError> {
             if let Some(name) = &self.tls_server_name {
@@ -318,7 +318,7 @@ mod tls {
             let mut tls = RedisTls::new();
             if let Some(file) = &self.tls_ca_file {
                 tls = tls.ca(read(file, ca)?);
-                // Each on its own, so that an error names the field.
+                // Apply each field separately, so that an error names it.
                 store = apply(store, &tls, ca)?;
             }
             if let (Some(chain), Some(key)) = (&self.tls_certificate_file, &self.tls_key_file) {

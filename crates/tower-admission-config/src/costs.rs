@@ -1,4 +1,4 @@
-//! What requests of a group cost, as the application computes it.
+//! The costs of requests, which the application computes.
 
 use std::sync::Arc;
 
@@ -10,11 +10,11 @@ use super::text::{FromText, shown};
 /// The cost of a request.
 pub(super) type Cost = Arc<dyn Fn(RequestHead<'_>) -> u32 + Send + Sync>;
 
-/// What a group writes as its cost.
+/// The `cost` of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum CostSource {
     One,
-    /// What the application calls so.
+    /// A cost of the application.
     Named(String),
 }
 
@@ -32,7 +32,7 @@ impl FromText for CostSource {
     }
 }
 
-/// The costs that the application computes.
+/// The costs of the application.
 #[derive(Default)]
 pub(super) struct Costs {
     pub(super) default: Option<Cost>,
@@ -44,7 +44,7 @@ impl Costs {
         self.named.push((name.to_owned(), cost));
     }
 
-    /// Whether configuration can refer to all of them.
+    /// Checks that a configuration can use all names.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         for (at, (name, _)) in self.named.iter().enumerate() {
             let problem = if CostSource::read(name) != Ok(CostSource::Named(name.clone())) {
@@ -61,7 +61,7 @@ impl Costs {
         Ok(())
     }
 
-    /// What requests of a group cost; `None` for 1.
+    /// The cost of a group's requests; `None` is 1.
     pub(super) fn of(&self, source: Option<&CostSource>) -> Result<Option<Cost>, String> {
         let name = match source {
             None => return Ok(self.default.clone()),

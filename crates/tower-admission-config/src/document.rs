@@ -1,4 +1,4 @@
-//! The TOML of a file: what is written there, and where.
+//! The TOML of a file, with the positions of its values.
 
 use std::iter;
 use std::ops::Range;
@@ -8,7 +8,7 @@ use toml::{Spanned, Table, Value};
 
 use super::error::{ConfigError, SourcePosition};
 
-/// A text that is TOML.
+/// A parsed TOML text.
 pub(super) struct Document<'a> {
     text: &'a str,
     table: Spanned<DeTable<'a>>,
@@ -17,21 +17,21 @@ pub(super) struct Document<'a> {
 impl<'a> Document<'a> {
     pub(super) fn parse(text: &'a str) -> Result<Self, ConfigError> {
         let table = DeTable::parse(text).map_err(|error| {
-            // The message alone: the line that it is about may have a secret in it.
+            // Only the message: the line may contain a secret.
             let wrong = ConfigError::new(format!("invalid TOML: {}", error.message()));
             wrong.at_position(error.span().map(|span| place(text, span.start)))
         })?;
         Ok(Self { text, table })
     }
 
-    /// All that is written.
+    /// All values.
     pub(super) fn values(&self) -> Table {
         table_of(self.table.get_ref())
     }
 
-    /// Where a field is written, or what it is in.
+    /// The position of a field, or of the nearest table that contains it.
     pub(super) fn position_of(&self, field: &str) -> Option<SourcePosition> {
-        // A group that is not there is not at the first of the others.
+        // The position of `groups` would be that of another group.
         let parents = iter::successors(Some(field), |field| Some(field.rsplit_once('.')?.0));
         let mut parents = parents.filter(|parent| *parent != "groups");
         parents.find_map(|field| self.exact_position_of(field))
@@ -46,13 +46,13 @@ impl<'a> Document<'a> {
         Some(place(self.text, span.start))
     }
 
-    /// Where what a field is called is written.
+    /// The position of the key of a field.
     pub(super) fn key_position_of(&self, field: &str) -> Option<SourcePosition> {
         let (key, _) = find(self.table.get_ref(), field)?;
         Some(place(self.text, key.start))
     }
 
-    /// Where an entry of a table is written.
+    /// The position of an entry of a table.
     pub(super) fn position_of_entry(&self, table: &str, key: &str) -> Option<SourcePosition> {
         let mut tables = self.table.get_ref().iter();
         let (_, table) = tables.find(|(name, _)| **name.get_ref() == *table)?;
@@ -63,7 +63,7 @@ impl<'a> Document<'a> {
         Some(place(self.text, key.span().start))
     }
 
-    /// What a field has, as it is written.
+    /// The text of the value of a field.
     pub(super) fn written(&self, field: &str) -> Option<&'a str> {
         let (_, value) = find(self.table.get_ref(), field)?;
         self.text.get(value.span())
@@ -106,7 +106,7 @@ fn value_of(value: &DeValue<'_>) -> Value {
     match value {
         DeValue::String(text) => Value::String(text.to_string()),
         DeValue::Boolean(truth) => Value::Boolean(*truth),
-        // One that is too large is as wrong as a fraction, wherever it is, and is told with its field.
+        // A number that is too large is as invalid as a fraction. The field reports it.
         DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
             .map_or(Value::Float(f64::INFINITY), Value::Integer),
         DeValue::Float(_) => Value::Float(f64::INFINITY),

@@ -1,4 +1,4 @@
-//! Counts the keys that each group has evicted, over all limiters that it has had.
+//! Counts the evicted keys of each group over all its limiters.
 
 use std::collections::BTreeMap;
 
@@ -7,13 +7,12 @@ use tower_admission::observe::MetricsObserver;
 use tower_admission::provider::RateLimiterInternals;
 use tower_admission::store::RateStats;
 
-/// The evictions of each group, by its name. A reload may replace the limiter of a group by one that has evicted
-/// nothing, and a counter must not go back.
+/// The evictions of each group, by name. A reload may replace the limiter of a group, but a counter must not go back.
 #[derive(Default)]
 pub(super) struct Evictions(BTreeMap<String, u64>);
 
 impl Evictions {
-    /// Adds what these limiters have evicted since the last call.
+    /// Adds the evictions of these limiters since the last call.
     pub(super) fn collect<'a>(
         &mut self,
         groups: impl IntoIterator<Item = (&'a str, &'a RateLimiter)>,
@@ -23,7 +22,7 @@ impl Evictions {
         }
     }
 
-    /// Sets the metrics of these groups, and of the groups that are gone.
+    /// Sets the metrics of these groups and of removed groups.
     pub(super) fn publish<'a>(
         &mut self,
         groups: impl IntoIterator<Item = (&'a str, &'a RateLimiter)>,

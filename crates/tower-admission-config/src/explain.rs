@@ -1,4 +1,4 @@
-//! Tells the admin endpoints which limits a request passes.
+//! Explains to the admin endpoints which limits apply to a request.
 
 use std::net::IpAddr;
 
@@ -11,7 +11,7 @@ use super::model::Group;
 use super::path::Prefix;
 use super::policies::Policies;
 
-/// What of a group is explained.
+/// The explanation of a group.
 #[derive(Clone)]
 pub(super) struct ExplainedGroup {
     group: RequestGroup,
@@ -30,7 +30,7 @@ impl ExplainedGroup {
             quotas.map(NamedQuota::name).map(str::to_owned).collect()
         };
         let by_key = names(&policies.by_key);
-        // Without a rate by key that by address is the first.
+        // Without a rate per key, the rate per address is at position 0.
         let place = usize::from(!by_key.is_empty());
         let percent = match settings.dry_run {
             true => 0,
@@ -38,7 +38,7 @@ impl ExplainedGroup {
         };
         let group = RequestGroup::new(name).enforce(percent);
         let mut group = group.limit(name);
-        // Addresses are charged for permits only while they are limited.
+        // Permits are charged to addresses only while these are limited.
         if settings.concurrency_per_ip > 0 {
             group = group.address_limit(name, 1);
         }
@@ -74,7 +74,7 @@ impl RequestGroups for Admission {
         self.admin_state().client_ip.load().key_of(address)
     }
 
-    /// Also those of the file, or none where they are switched off.
+    /// The lists of the file as well, or none if they are switched off.
     fn lists(&self, _: &Limits) -> Vec<Limits> {
         self.groups().gate().lists.clone()
     }

@@ -1,4 +1,4 @@
-//! What is written in a configuration, as it is compared with the next one.
+//! The fields of a configuration, which a reload compares with the next ones.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -9,7 +9,7 @@ use super::origin::TABLES_WITHOUT_SECRETS;
 use super::text::shown;
 use super::variables::{Variables, value_at};
 
-/// Fields that limit requests. A group without any of them limits nothing.
+/// The fields that limit requests. A group without any of them limits nothing.
 const GROUP_LIMIT_FIELDS: [&str; 9] = [
     "also",
     "bad_credentials_per_ip",
@@ -22,7 +22,7 @@ const GROUP_LIMIT_FIELDS: [&str; 9] = [
     "tiers",
 ];
 
-/// Fields that limit leases and sockets.
+/// The fields that limit leases and sockets.
 pub(super) const LIMIT_FIELDS: [&str; 6] = [
     "per_tenant",
     "total",
@@ -32,28 +32,28 @@ pub(super) const LIMIT_FIELDS: [&str; 6] = [
     "messages_per_key",
 ];
 
-/// Fields that say which peers are proxies.
+/// The fields that define the trusted proxies.
 pub(super) const PROXY_FIELDS: [&str; 3] = ["trusted_proxies", "trust_unix_socket", "trusted_hops"];
 
 /// The fields by which a group selects requests.
 pub(super) const SELECTOR_FIELDS: [&str; 4] = ["path", "methods", "hosts", "grpc"];
 
-/// The fields of a file, with those of variables over them.
+/// The fields of a file and of variables, which override the file.
 #[derive(Clone, Default)]
 pub(super) struct ConfigFields(pub(super) Table);
 
 impl ConfigFields {
-    /// Whether a group has a limit, were it 0.
+    /// Whether a group has a limit, also one of 0.
     pub(super) fn has_limits(&self, group: &str) -> bool {
         self.has_one_of(&["groups", group], &GROUP_LIMIT_FIELDS)
     }
 
-    /// Whether a group says which requests it selects, were it `off`.
+    /// Whether a group has a selector, also `path = "off"`.
     pub(super) fn has_selectors(&self, group: &str) -> bool {
         self.has_one_of(&["groups", group], &SELECTOR_FIELDS)
     }
 
-    /// Whether a table has a value in one of these fields, were it 0.
+    /// Whether a table has a value in one of these fields, also 0.
     pub(super) fn has_one_of(&self, table: &[&str], fields: &[&str]) -> bool {
         let table = value_at(&self.0, table).and_then(Value::as_table);
         let has = |table: &Table| {
@@ -64,13 +64,13 @@ impl ConfigFields {
         table.is_some_and(has)
     }
 
-    /// Whether a table has one of these fields, were it an empty list.
+    /// Whether a table has one of these fields, also an empty list.
     pub(super) fn names_one_of(&self, table: &str, fields: &[&str]) -> bool {
         let table = self.0.get(table).and_then(Value::as_table);
         table.is_some_and(|table| fields.iter().any(|field| table.contains_key(*field)))
     }
 
-    /// What is in a table of tables.
+    /// The names in a table of tables.
     pub(super) fn names_in(&self, table: &str) -> Vec<&str> {
         let table = self.0.get(table).and_then(Value::as_table);
         table
@@ -80,7 +80,7 @@ impl ConfigFields {
             .collect()
     }
 
-    /// Whether a table has something in it.
+    /// Whether a table has a value.
     pub(super) fn has_entries(&self, table: &str) -> bool {
         self.0.get(table).is_some_and(has_value)
     }
@@ -89,12 +89,12 @@ impl ConfigFields {
         self.groups().into_keys().collect()
     }
 
-    /// Whether it says that there are to be no groups.
+    /// Whether there is a table `groups`, also an empty one.
     pub(super) fn has_groups_table(&self) -> bool {
         self.0.contains_key("groups")
     }
 
-    /// Logs how this differs from what was before, group by group.
+    /// Logs the differences to the earlier fields, group by group.
     pub(super) fn log_changes(&self, before: &Self) {
         let (old, new) = (before.groups(), self.groups());
         for (group, fields) in &old {
@@ -120,7 +120,7 @@ impl ConfigFields {
         }
     }
 
-    /// Logs what changes in a file and has no effect, since a variable sets it.
+    /// Logs changed fields of the file that a variable overrides.
     pub(super) fn log_hidden_changes(&self, before: &Self, variables: &Variables) {
         for (field, variable) in variables.hide(&self.0) {
             let path: Vec<_> = field.split('.').collect();
@@ -141,7 +141,7 @@ impl ConfigFields {
         fields.collect()
     }
 
-    /// The fields of all but groups.
+    /// The fields outside of groups.
     fn others(&self) -> Fields {
         // The keys of overrides may be credentials.
         let is_other = |table: &str| !["groups", "limits"].contains(&table);
@@ -158,12 +158,12 @@ impl ConfigFields {
 
 impl fmt::Debug for ConfigFields {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // There are secrets in it.
+        // The fields may be secrets.
         f.write_str("Written(..)")
     }
 }
 
-/// Whether there is a value in a table, a list or a text.
+/// Whether a table, a list or a text is not empty.
 fn has_value(value: &Value) -> bool {
     match value {
         Value::Table(table) => table.values().any(has_value),
@@ -173,7 +173,7 @@ fn has_value(value: &Value) -> bool {
     }
 }
 
-/// Fields by their paths.
+/// Fields by path.
 type Fields = BTreeMap<String, Field>;
 
 #[derive(Clone, Debug, PartialEq)]

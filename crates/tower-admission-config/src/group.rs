@@ -29,13 +29,13 @@ use super::stores::Stores;
 use super::strictness::Strictness;
 use super::text::{OrOff, TimeSpan};
 
-/// A group at work.
+/// The running layers and limiters of a group.
 #[derive(Clone)]
 pub(super) struct RunningGroup {
     pub(super) name: String,
     pub(super) selectors: Selectors,
     pub(super) strictness: Strictness,
-    /// The limiter of its own rates, which `rate` may join with those of other groups.
+    /// The limiter of the group's rates. `rate` may join it with those of other groups.
     pub(super) limiter: RateLimiter,
     pub(super) on_failure: OnFailure,
     pub(super) concurrency: ConcurrencyLimitLayer,
@@ -45,7 +45,7 @@ pub(super) struct RunningGroup {
     pub(super) explained: Vec<super::explain::ExplainedGroup>,
 }
 
-/// What a changed group does with limits that go on, once all groups are known to be right.
+/// The changes to resumed limits. They are applied after all groups are built.
 pub(super) struct GroupUpdate {
     policies: Vec<Policy>,
     bad_credentials: Option<Policy>,
@@ -61,7 +61,7 @@ impl Group {
         self.name.as_deref().unwrap_or(group)
     }
 
-    /// Whether it selects requests, and is not only known by its name.
+    /// Whether the group selects requests.
     pub(super) fn has_selectors(&self) -> bool {
         !self.path.is_empty()
             || !self.methods.is_empty()
@@ -69,12 +69,12 @@ impl Group {
             || !self.grpc.is_empty()
     }
 
-    /// How many each key may have in flight, and each address; 0 for any number.
+    /// The requests in flight per key and per address; 0 is unlimited.
     pub(super) fn concurrency_per_key(&self) -> [usize; 2] {
         [self.concurrency_per_key, self.concurrency_per_ip]
     }
 
-    /// When a response that its client does not read loses its permit.
+    /// The time after which a stalled response loses its permit.
     fn reclaim_after(&self) -> Option<Duration> {
         let default = OrOff(Some(TimeSpan(ConcurrencyLimiter::DEFAULT_RECLAIM_AFTER)));
         self.reclaim_after
@@ -85,7 +85,7 @@ impl Group {
 }
 
 impl RunningGroup {
-    /// Passes everything on.
+    /// A group that passes all requests.
     pub(super) fn off() -> Self {
         let rate = RateLimitLayer::by(GroupKey::new(Shared), Quota::off());
         Self {
@@ -102,7 +102,7 @@ impl RunningGroup {
         }
     }
 
-    /// Whether a group's layers can be made. Nothing of what is running changes.
+    /// Checks that the layers of a group can be made. Changes no running limit.
     pub(super) fn check(
         config: &Config,
         group: &str,
@@ -130,8 +130,8 @@ impl RunningGroup {
         Ok(())
     }
 
-    /// A group's layers; what goes on of those `before`, and of what is kept, is changed by
-    /// [`apply`](Self::apply).
+    /// Builds the layers of a group. Limits of `before` and `retired` are resumed unchanged; [`apply`](Self::apply) changes
+    /// them.
     pub(super) fn new(
         config: &Config,
         group: &str,
@@ -208,7 +208,7 @@ impl RunningGroup {
         let has_tiers = !settings.tiers.is_empty();
         let has_tiers_also = also.any(|other| !config.groups[other].tiers.is_empty());
         if let Some(tier_by) = &hooks.tier_by {
-            // Another group may have this tier, so it is not logged here.
+            // Another group may have this tier, so an unknown tier is not logged.
             let (of_rates, of_limits) = (tier_by.clone(), limits.clone());
             rate = rate.tier_by(move |head| {
                 let has_tiers = has_tiers || has_tiers_also;
@@ -253,7 +253,7 @@ impl RunningGroup {
         Ok((running, update))
     }
 
-    /// This group, whose requests are under the limits of others as well.
+    /// This group with the limits of others added.
     pub(super) fn joined(&self, group: &str, also: &[&Self]) -> Result<Self, ConfigError> {
         let mut joined = self.clone();
         if also.is_empty() {
@@ -283,7 +283,7 @@ impl RunningGroup {
         }
         let limiter = self.concurrency.limiter();
         self.rate.notify_attached();
-        // The layers are applied to each request anew, and the first one may be nested already.
+        // Each request builds its services again, and the first request may be nested.
         self.limiter.expect_nested_services();
         self.rate.limiter().expect_nested_services();
         limiter.expect_nested_services();
@@ -298,15 +298,14 @@ impl RunningGroup {
     }
 }
 
-/// Changes a limiter to policies of which it was asked before whether it takes them.
+/// Changes a limiter to policies that it accepts, as checked before.
 fn set_policies(limiter: &RateLimiter, policies: Vec<Policy>) {
     if limiter.current_policies() != policies {
         let _ = limiter.set_policies(policies);
     }
 }
 
-/// The limiter of rejected credentials: the one from before, if it can go on, since a reload must not
-/// forget them.
+/// The limiter of rejected credentials. Resumes the earlier one if it accepts the quota, so that a reload keeps its usage.
 fn bad_credentials(quota: Policy, before: Option<&RunningGroup>) -> RateLimiter {
     let before = before.and_then(|before| before.bad_credentials.as_ref());
     let quotas = [quota];
@@ -319,7 +318,7 @@ fn bad_credentials(quota: Policy, before: Option<&RunningGroup>) -> RateLimiter 
     }
 }
 
-/// The rate layer, which may go on with a limit that was there before.
+/// The rate layer, over a resumed limiter if there is one.
 fn rate(
     config: &Config,
     settings: &Group,
@@ -330,7 +329,7 @@ fn rate(
     resumed: Option<RateLimiter>,
 ) -> RateLimitLayer<GroupKey> {
     let ip = || GroupKey::new(config.clients.ip());
-    // What is charged is opened once, where it is to be counted; `open` says with what.
+    // Build the policies once, and open them with a store or a resumed limiter.
     let layer = |open: &dyn Fn(RateLimitLayer<GroupKey>) -> RateLimitLayer<GroupKey>| match (
         policies.by_key.clone(),
         policies.by_ip.clone(),
@@ -348,7 +347,7 @@ fn rate(
     layer(&|layer| stores.rate(settings.on_failure, layer).limits(limits))
 }
 
-/// The concurrency layer, and whether it goes on with the limit that was there before.
+/// The concurrency layer, and whether it resumes the earlier limiter.
 fn concurrency(
     config: &Config,
     settings: &Group,
@@ -369,7 +368,7 @@ fn concurrency(
         let layer = stores.concurrency(settings.on_failure, layer);
         layer.limits(limits).limiter()
     });
-    // Addresses are charged only while they are limited: what is off costs nothing.
+    // Charge addresses only while they are limited, so that an unused limit costs nothing.
     let keys = iter::once(key).chain((per_ip > 0).then_some(ip));
     let layer = ConcurrencyLimitLayer::resumed(limiter, keys);
     (layer, before.is_some())

@@ -1,4 +1,4 @@
-//! Checks the names of keys in `[lists]` and `[limits]`, without the secret by which credentials become keys.
+//! Checks the names of keys in `[lists]` and `[limits]` before the secret is installed.
 
 use std::collections::BTreeSet;
 
@@ -6,9 +6,9 @@ use tower_admission::KeyName;
 
 use super::model::{Config, KeySource};
 
-/// The names of keys that were checked in one list or table.
+/// The keys of one list or table that were checked so far.
 pub(super) struct KeyChecks<'a> {
-    /// The headers that groups have as `header X-User`, in lowercase: the kinds of their keys.
+    /// The headers that groups use as `header X-User`, in lowercase. They are the kinds of their keys.
     headers: &'a BTreeSet<&'static str>,
     seen: BTreeSet<String>,
 }
@@ -21,7 +21,7 @@ impl<'a> KeyChecks<'a> {
         }
     }
 
-    /// Why an entry is wrong next to those before it, without what may be a credential.
+    /// Checks a key against the earlier ones. The error contains no credential.
     pub(super) fn check(&mut self, key: &str) -> Result<(), String> {
         let key = key.trim();
         let kind = key.split([':', '#']).next().unwrap_or(key);
@@ -34,7 +34,7 @@ impl<'a> KeyChecks<'a> {
                 "keys of `header {kind}` have lowercase names: write `{header}:..`"
             ));
         }
-        // An address can be written in several ways, and a name may have spaces in front.
+        // An address has several spellings, and a name may begin with spaces.
         let name = match (kind, key.split_at_checked(kind.len() + 1)) {
             ("ip", _) => key.parse::<KeyName>().map(|name| name.to_string()).ok(),
             (_, Some((kind, name))) => Some(format!("{kind}{}", name.trim())),
@@ -48,7 +48,7 @@ impl<'a> KeyChecks<'a> {
 }
 
 impl Config {
-    /// The headers by which groups know clients.
+    /// The identity headers of all groups.
     pub(super) fn identity_headers(&self) -> BTreeSet<&'static str> {
         let sources = self.groups.values().map(|group| &group.key);
         let headers = sources.filter_map(|source| match source {

@@ -1,4 +1,4 @@
-//! Which key a group charges.
+//! The extractors of the keys that groups charge.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -42,7 +42,7 @@ impl KeyExtractor for GroupKey {
     }
 }
 
-/// The extractors that the application names, in the order in which it does.
+/// The extractors of the application, in the order of their registration.
 #[derive(Default)]
 pub(super) struct NamedKeys(Vec<(String, GroupKey)>);
 
@@ -51,7 +51,7 @@ impl NamedKeys {
         self.0.push((name.to_owned(), GroupKey::new(extractor)));
     }
 
-    /// Whether configuration can refer to all of them.
+    /// Checks that a configuration can use all names.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         let mut names = BTreeMap::new();
         for (name, _) in &self.0 {
@@ -94,7 +94,7 @@ impl NamedKeys {
 }
 
 impl Clients {
-    /// How the address of a client is found.
+    /// The extractor of client addresses.
     pub(super) fn ip(&self) -> ClientIp {
         let header = self.forwarded_header.0.clone();
         let ip = match self.trusted_hops {
@@ -113,12 +113,12 @@ impl Clients {
         ip.v6_prefix(self.ipv6_prefix.unwrap_or(ClientIp::DEFAULT_V6_PREFIX))
     }
 
-    /// Whether some peers are known to be proxies.
+    /// Whether any proxy is trusted.
     pub(super) fn trusts_proxies(&self) -> bool {
         self.trust_unix_socket || !self.trusted_proxies.is_empty()
     }
 
-    /// The extractor of a key, which falls back to the client address.
+    /// The extractor of a key, with the client address as fallback.
     pub(super) fn key(&self, source: &KeySource, named: &NamedKeys) -> Result<GroupKey, String> {
         let ip = self.ip();
         Ok(match source {
@@ -170,7 +170,7 @@ impl FromText for KeySource {
     }
 }
 
-/// The name of a header, which is also the kind of the keys that are made from it.
+/// The name of an identity header, which is also the kind of its keys.
 fn identity_header(name: &str) -> Result<&'static str, String> {
     let lower = name.to_ascii_lowercase();
     let is_name = |b: u8| b.is_ascii_alphanumeric() || b"-_".contains(&b);
@@ -180,7 +180,7 @@ fn identity_header(name: &str) -> Result<&'static str, String> {
             shown(name)
         ));
     }
-    // Their kinds are those of other keys.
+    // These kinds belong to other keys.
     let is_taken = BUILT_IN.iter().any(|(word, _)| *word == lower);
     if is_taken || ["authorization", "x-api-key", "apikey"].contains(&&*lower) {
         let name = shown(name);

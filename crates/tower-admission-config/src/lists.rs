@@ -1,4 +1,4 @@
-//! Allow and deny lists from the file.
+//! The table `[lists]`: allow and deny lists.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
@@ -18,13 +18,13 @@ use super::model::{Config, KeySource};
 use super::text::{FromText, list, optional_boolean, optional_text, shown};
 use super::time::read_time;
 
-/// What the gate is called in metrics and logs.
+/// The name of the gate in metrics and logs.
 const NAME: &str = "lists";
 
 const DENY: &str = "lists.deny";
 const ALLOW: &str = "lists.allow";
 
-/// The most names in one line of the log.
+/// The maximum number of names in one log line.
 const MAX_LOGGED: usize = 20;
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -40,15 +40,14 @@ pub(super) struct Lists {
     allow_header: Option<ExemptHeader>,
 }
 
-/// The name of a key, and when the entry ends. The name becomes a key when the process has its secret, and may be a
-/// credential until then.
+/// The name of a key, and the end of the entry. Until the secret is installed the name may be a credential.
 #[derive(Clone)]
 struct Entry {
     key: String,
     end: Option<SystemTime>,
 }
 
-/// `X-Internal: probe`
+/// A header and its value: `X-Internal: probe`.
 #[derive(Clone)]
 struct ExemptHeader {
     name: HeaderName,
@@ -82,7 +81,7 @@ impl Lists {
         Ok(())
     }
 
-    /// The lists at work, next to those that change at run time. The secret of the process is there by now.
+    /// The gate with these lists and those that change at run time. Call it after the secret is installed.
     pub(super) fn gate(
         &self,
         config: &Config,
@@ -90,7 +89,7 @@ impl Lists {
         hooks: &AppHooks,
     ) -> Result<Gate, ConfigError> {
         if self.enabled == Some(false) {
-            // Neither these lists nor the entries of run time apply.
+            // Neither these lists nor entries that were set at run time apply.
             return Ok(Gate::new(&Limits::new()));
         }
         let clients = &config.clients;
@@ -128,8 +127,7 @@ impl Lists {
     }
 }
 
-/// All keys that a request may have: its credentials, whatever a group charges, and what the application or a trusted
-/// proxy says of it.
+/// All keys that a request may have: its credentials, the keys of the application, and the headers of trusted proxies.
 fn keys(config: &Config, hooks: &AppHooks) -> Result<Vec<Arc<dyn KeyExtractor>>, ConfigError> {
     let mut keys: Vec<Arc<dyn KeyExtractor>> =
         vec![Arc::new(BearerToken), Arc::new(ApiKey::default())];
@@ -143,7 +141,7 @@ fn keys(config: &Config, hooks: &AppHooks) -> Result<Vec<Arc<dyn KeyExtractor>>,
     Ok(keys)
 }
 
-/// The entries of one list. They end by the clock of those that change at run time.
+/// The entries of one list. They end by the same clock as overrides that change at run time.
 fn listed(
     limits: &Limits,
     field: &str,
@@ -154,7 +152,7 @@ fn listed(
     for entry in list {
         let name = entry.key.parse::<KeyName>();
         let name = name.map_err(|error| ConfigError::at(field, entry.no_name(error)))?;
-        // As a credential and as its fingerprint.
+        // A key may occur as a credential and as its fingerprint.
         if !keys.insert(name.key()) {
             let problem = format!("{}: this key occurs twice", entry.shown());
             return Err(ConfigError::at(field, problem));
@@ -182,9 +180,9 @@ fn listed(
     Ok(limits)
 }
 
-/// Logs what a reload adds to a list and removes from it.
+/// Logs the entries that a reload adds and removes.
 pub(super) fn log_changes(before: &Gate, now: &Gate) {
-    // The first are those of run time.
+    // Position 0 has the entries that were set at run time.
     for (place, list) in [(1, DENY), (2, ALLOW)] {
         let entries = |gate: &Gate| -> BTreeSet<_> {
             let entries = gate
@@ -207,7 +205,7 @@ pub(super) fn log_changes(before: &Gate, now: &Gate) {
     }
 }
 
-/// The first names, and how many more there are.
+/// The first names, and the number of the others.
 fn shortened<'a>(names: impl Iterator<Item = &'a KeyName>) -> (String, usize) {
     let names: Vec<_> = names.map(KeyName::as_str).collect();
     let (first, more) = names.split_at(names.len().min(MAX_LOGGED));
@@ -215,7 +213,7 @@ fn shortened<'a>(names: impl Iterator<Item = &'a KeyName>) -> (String, usize) {
 }
 
 impl Entry {
-    /// Whether it can be on the allow list, as far as that shows without the process's secret.
+    /// Checks that an address can be on the allow list. Other keys need the secret and are checked later.
     fn check_exempt(&self) -> Result<(), ConfigError> {
         if !self.key.trim().starts_with("ip:") {
             return Ok(());
@@ -229,7 +227,7 @@ impl Entry {
         format!("{}: {error}", self.shown())
     }
 
-    /// What of it may be shown: what stands behind another kind than that of addresses may be a credential.
+    /// The entry for messages. The text after a kind other than `ip` may be a credential and is left out.
     fn shown(&self) -> String {
         let text = self.key.trim();
         match text.split_once([':', '#']) {
@@ -241,7 +239,7 @@ impl Entry {
     }
 }
 
-/// What stands between a key and an end.
+/// The word between a key and an end.
 const UNTIL: &str = " until ";
 
 impl FromText for Entry {
@@ -270,7 +268,7 @@ impl FromText for ExemptHeader {
                 value: value.to_owned(),
             })
         });
-        // What was written is not told: the value may be a secret.
+        // The value may be a secret, so the error does not show it.
         parts.ok_or_else(|| {
             "expected a header and its value, such as \"X-Internal: probe\"".to_owned()
         })

@@ -1,4 +1,4 @@
-//! What is configured.
+//! The model of a configuration: its tables and fields.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +25,7 @@ use super::text::{
     optional_boolean, optional_integer, optional_text, shown, table, tables, text, texts,
 };
 
-/// A configuration that was read; the fields are in the documentation of [the module](super).
+/// A configuration that was read. The [crate](crate#the-file) documents its fields.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
@@ -43,7 +43,7 @@ pub struct Config {
     pub(super) leases: BTreeMap<String, LeaseTable>,
     #[serde(deserialize_with = "tables")]
     pub(super) sockets: BTreeMap<String, SocketTable>,
-    /// Read once the secret is known by which credentials become keys.
+    /// Read after the secret is installed, because keys of credentials need it.
     #[serde(deserialize_with = "table")]
     pub(super) limits: RedactedTable,
     #[serde(deserialize_with = "optional_boolean")]
@@ -58,7 +58,7 @@ pub struct Config {
     pub(super) names: LimitNames,
 }
 
-/// A table that may have credentials in it.
+/// A table that may contain credentials.
 #[derive(Clone, Default, Deserialize)]
 #[serde(transparent)]
 pub(super) struct RedactedTable(pub(super) toml::Table);
@@ -95,7 +95,7 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// Whether it is the same when what is not written is what it is by default.
+    /// Whether both are equal after defaults are filled in.
     pub(super) fn is(&self, other: &Self) -> bool {
         self.with_defaults() == other.with_defaults()
     }
@@ -196,7 +196,7 @@ impl Group {
     }
 }
 
-/// What other numbers some requests have. A rate that is not named keeps the group's.
+/// The rates of a tier. Other rates of the group keep their defaults.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Tier {
@@ -206,7 +206,7 @@ pub(super) struct Tier {
     pub(super) rates: BTreeMap<String, Quota>,
 }
 
-/// One of a few words.
+/// A setting with a fixed set of words.
 pub(super) trait Keywords: Copy + 'static {
     const WORDS: &[(&str, Self)];
 }
@@ -242,7 +242,7 @@ impl Keywords for OnFailure {
     ];
 }
 
-/// The header that trusted proxies write.
+/// The header with the client address, written by trusted proxies.
 #[derive(Clone, Debug)]
 pub(super) struct ForwardedHeader(pub(super) ForwardingHeader);
 
@@ -270,7 +270,7 @@ impl FromText for ForwardedHeader {
     }
 }
 
-/// What a group charges.
+/// The key that a group charges.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) enum KeySource {
     #[default]
@@ -279,9 +279,9 @@ pub(super) enum KeySource {
     ApiKey,
     Ip,
     Shared,
-    /// A header that trusted proxies write.
+    /// A header with an identity, written by trusted proxies.
     Header(&'static str),
-    /// What the application calls so.
+    /// A key of the application.
     Named(String),
 }
 
@@ -318,21 +318,21 @@ impl From<HeaderStyle> for RateLimitHeaders {
 }
 
 impl Config {
-    /// The store that limits are counted in; `None` if that is in memory. It is for checks before a service starts,
-    /// such as [`ping`](RedisStore::ping): an [`Admission`](super::Admission) opens its own.
+    /// The store of the configuration; `None` if limits count in memory. Use it for checks before a service starts, such as
+    /// [`ping`](RedisStore::ping). An [`Admission`](super::Admission) opens its own store.
     ///
     /// # Errors
     ///
-    /// When the URL or a certificate cannot be used.
+    /// The URL or a certificate is invalid.
     #[cfg(feature = "redis")]
     pub fn store(&self) -> Result<Option<RedisStore>, super::ConfigError> {
         let url = self.store.url.as_ref();
         url.map(|url| self.store.redis(url)).transpose()
     }
 
-    /// The names of the tables and fields at the top.
+    /// The names of all top-level tables and fields.
     pub(super) fn tables() -> Vec<String> {
-        // What is expected in place of a field that there is none of.
+        // The error for an unknown field lists the known fields.
         let none = toml::Table::from_iter([(String::new(), toml::Value::Boolean(true))]);
         let expected = none.try_into::<Self>().err();
         let expected = expected.map(|error| error.message().to_owned());
@@ -342,12 +342,12 @@ impl Config {
         expected.map(str::to_owned).collect()
     }
 
-    /// Whether limits are on, which may be said of all and of one table.
+    /// Whether the limits of a table are on: the file and the table must be enabled.
     pub(super) fn is_enabled(&self, table: Option<bool>) -> bool {
         self.enabled.unwrap_or(true) && table.unwrap_or(true)
     }
 
-    /// Switches off the limits of groups that are not enabled.
+    /// Removes the limits of groups that are not enabled.
     pub(super) fn switch_off(&mut self) {
         let is_on = self.enabled.unwrap_or(true);
         for group in self.groups.values_mut() {
@@ -357,11 +357,11 @@ impl Config {
         }
     }
 
-    /// What becomes of limits when the store is away.
+    /// The failure mode of a table.
     pub(super) fn on_failure(&self, table: Option<OnFailure>) -> OnFailure {
         match &self.store.url {
             Some(_) => table.unwrap_or(self.store.on_failure),
-            // Nothing fails in memory.
+            // Counting in memory does not fail.
             None => OnFailure::default(),
         }
     }

@@ -1,4 +1,4 @@
-//! The names of a configuration's limits and tiers, which overrides refer to.
+//! The names of limits and tiers, which overrides use.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use tower_admission::provider::{KnownNames, LimitsInternals};
 
 use super::model::Config;
 
-/// The names of limits and tiers, also of groups that are switched off: an override of such a group is no error.
+/// The names of limits and tiers, also of switched-off groups: overrides may still name these.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LimitNames {
     pub(super) limits: BTreeSet<String>,
@@ -16,7 +16,7 @@ pub(super) struct LimitNames {
 }
 
 impl LimitNames {
-    /// Those of a configuration whose groups still have their limits.
+    /// The names of a configuration. Call it before limits are switched off.
     pub(super) fn of(config: &Config) -> Self {
         let tables = config.leases.keys().chain(config.sockets.keys()).cloned();
         let of_groups = config.groups.iter().flat_map(|(group, settings)| {

@@ -1,4 +1,4 @@
-//! Where a configuration is from, and where in it something is written.
+//! The source of a configuration, and the positions of its values.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use super::error::{ConfigError, SourcePosition};
 use super::text::{Redacted, shown};
 use super::variables::Variables;
 
-/// Where a configuration is from, for errors that are found later.
+/// The source of a configuration, kept for errors that are found later.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Origin {
     pub(super) file: Option<PathBuf>,
@@ -18,14 +18,14 @@ pub(super) struct Origin {
 }
 
 impl Origin {
-    /// All that is written in the file.
+    /// All values of the file.
     pub(super) fn file_values(&self) -> Result<Table, ConfigError> {
         let document = Document::parse(&self.text.0);
         let document = document.map_err(|error| error.in_file(self.file.as_deref()))?;
         Ok(document.values())
     }
 
-    /// Adds where it is written to what is wrong: the variable, or the file, the line and the column.
+    /// Adds the source to an error: the variable, or the file with line and column.
     pub(super) fn locate(&self, error: ConfigError) -> ConfigError {
         let Some(field) = error.field().map(str::to_owned) else {
             return error.in_file(self.file.as_deref());
@@ -46,19 +46,19 @@ impl Origin {
         }
     }
 
-    /// Where a field is written in the file.
+    /// The position of a field in the file.
     pub(super) fn position_of(&self, field: &str) -> Option<SourcePosition> {
         Document::parse(&self.text.0).ok()?.exact_position_of(field)
     }
 
-    /// Where an entry of a table is written in the file.
+    /// The position of an entry of a table in the file.
     pub(super) fn position_of_entry(&self, table: &str, key: &str) -> Option<SourcePosition> {
         Document::parse(&self.text.0)
             .ok()?
             .position_of_entry(table, key)
     }
 
-    /// What is wrong with a field that could not be read, or that there is none of this name.
+    /// The error of a field that is invalid or unknown.
     pub(super) fn field_error(&self, path: &[String], problem: &str) -> ConfigError {
         let whole = path.join(".");
         let unknown = problem.starts_with("unknown field `");
@@ -71,7 +71,7 @@ impl Origin {
         let problem = if unknown {
             with_suggestion(problem)
         } else if variable.is_some() && problem.starts_with("expected a table") {
-            // `ADMISSION_GROUPS__API_RATE`
+            // Such as `ADMISSION_GROUPS__API_RATE`.
             format!(
                 "{problem}: write two underscores for each dot, as in `ADMISSION_GROUPS__API__RATE`"
             )
@@ -104,7 +104,7 @@ impl Origin {
 pub(super) const TABLES_WITHOUT_SECRETS: [&str; 5] =
     ["groups.", "clients.", "leases.", "sockets.", "enabled"];
 
-/// Adds what is written to what belongs there, unless it may be a secret.
+/// Adds the invalid value to the error, unless it may be a secret.
 fn with_input(problem: &str, field: &str, value: Option<String>) -> String {
     let is_shown = TABLES_WITHOUT_SECRETS
         .iter()
@@ -120,7 +120,7 @@ fn is_short(value: &str) -> bool {
     value.len() <= 64 && !value.contains(['\n', '@']) && !value.contains("://")
 }
 
-/// Adds the field that is the nearest to an unknown one.
+/// Adds the known field that is most similar to an unknown one.
 fn with_suggestion(problem: &str) -> String {
     let mut names = problem.split('`').skip(1).step_by(2);
     let unknown = names.next().unwrap_or_default();
@@ -130,7 +130,7 @@ fn with_suggestion(problem: &str) -> String {
     }
 }
 
-/// The word that a word with a typing error is likely to be.
+/// The known word that is most similar to a mistyped one, if one is similar enough.
 pub(super) fn nearest<'a>(word: &str, words: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word = word.to_lowercase();
     let distances = words
@@ -141,7 +141,7 @@ pub(super) fn nearest<'a>(word: &str, words: impl IntoIterator<Item = &'a str>) 
         .map(|(_, other)| other)
 }
 
-/// How many characters are added, left out, changed or in each other's place.
+/// The edit distance: characters that are added, removed, changed or swapped.
 fn distance(one: &str, other: &str) -> usize {
     let (one, other): (Vec<_>, Vec<_>) = (one.chars().collect(), other.chars().collect());
     let mut rows = vec![(0..=other.len()).collect::<Vec<_>>()];

@@ -1,4 +1,4 @@
-//! Overrides as the table `[limits]` of a file has them: read, and written.
+//! The table `[limits]`: reads and writes overrides.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt::Write;
@@ -12,7 +12,7 @@ use super::error::ConfigError;
 use super::key_checks::KeyChecks;
 use super::model::Config;
 
-/// Overrides per key, as the table `[limits]` of a TOML file has them.
+/// Overrides per key, as in the table `[limits]` of a TOML file.
 ///
 /// ```toml
 /// [limits]
@@ -34,30 +34,30 @@ use super::model::Config;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LimitsTable(BTreeMap<KeyName, Override>);
 
-/// What the table is called.
+/// The name of the table.
 const TABLE: &str = "limits";
 
-/// What the keys of addresses and networks begin with.
+/// The prefix of keys of addresses and networks.
 const ADDRESS: &str = "ip:";
 
-/// What keys begin with that are credentials.
+/// The prefixes of keys of credentials.
 const CREDENTIALS: [&str; 2] = ["bearer:", "api-key:"];
 
-/// The most overrides of which a reload logs a line each.
+/// The maximum number of overrides that a reload logs one by one.
 const MAX_LOGGED: usize = 20;
 
-/// The fields of an override that has more than a limit.
+/// The fields of an override that is a table.
 const FIELDS: [&str; 4] = ["limit", "end", "note", "author"];
 
 impl LimitsTable {
-    /// Reads the table `[limits]` of a file. Other tables are not looked at.
+    /// Reads the table `[limits]` of a file. Ignores other tables.
     ///
     /// # Errors
     ///
-    /// The text is not TOML or has no table `[limits]`, or the table has what is no override in it.
+    /// The text is not TOML, has no table `[limits]`, or the table has an invalid override.
     pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
         let file: Table = text.parse().map_err(|error: toml::de::Error| {
-            // Without the line itself, which may have a credential in it.
+            // The line may contain a credential, so the error does not show it.
             let line = error.span().map(|span| line_of(text, span.start));
             let line = line.map_or(String::new(), |line| format!(" in line {line}"));
             ConfigError::new(format!("invalid TOML{line}: {}", error.message()))
@@ -69,7 +69,7 @@ impl LimitsTable {
                 wrong.error().at_position(place)
             }),
             Some(_) => Err(ConfigError::at(TABLE, "expected a table")),
-            // An emptied file must not look like one without overrides.
+            // An emptied file must not count as a file without overrides.
             None => Err(ConfigError::new(
                 "the table [limits] is missing: write an empty one for no overrides",
             )),
@@ -86,7 +86,7 @@ impl LimitsTable {
                 .map_err(|error: KeyNameError| wrong(error.to_string()))?;
             let own = read(value).map_err(wrong)?;
             Limits::check_network(&name, own.limit()).map_err(|error| wrong(error.to_string()))?;
-            // Also as a credential and as its fingerprint.
+            // A key may occur as a credential and as its fingerprint.
             if !keys.insert(name.key()) {
                 return Err(wrong("this key occurs twice".to_owned()));
             }
@@ -95,7 +95,7 @@ impl LimitsTable {
         Ok(Self(overrides))
     }
 
-    /// Logs how this differs from what was before.
+    /// Logs the differences to the earlier table.
     pub(super) fn log_changes(&self, before: &Self) {
         let shown = |own: Option<&Override>| own.map(|own| own.limit().to_string());
         let names: BTreeSet<_> = before.0.keys().chain(self.0.keys()).collect();
@@ -155,7 +155,7 @@ impl LimitsTable {
     }
 }
 
-/// An error of an entry, and the entry's key, which gives its place in the file.
+/// The error of an entry, with the key that gives its position in the file.
 struct WrongEntry {
     key: String,
     problem: String,
@@ -176,13 +176,13 @@ impl WrongEntry {
 
 /// The overrides of a configuration, and their errors.
 impl Config {
-    /// Reads them. The secret of the process is there by now.
+    /// Reads the overrides. Call it after the secret is installed.
     pub(super) fn read_limits(&self) -> Result<LimitsTable, ConfigError> {
         LimitsTable::read(&self.limits.0)
             .map_err(|wrong| self.locate_limit(&wrong.key, wrong.error()))
     }
 
-    /// Checks them without making keys, since these depend on a secret that may not be installed yet.
+    /// Checks the overrides without making keys, because the secret may not be installed yet.
     pub(super) fn check_limits(&self) -> Result<(), ConfigError> {
         let headers = self.identity_headers();
         let mut entries = KeyChecks::new(&headers);
@@ -204,7 +204,7 @@ impl Config {
         Ok(())
     }
 
-    /// The limits and the tiers that overrides name, each with the first key that does.
+    /// The limits and tiers that overrides name, each with the first key that names it.
     pub(super) fn limits_named(&self) -> [BTreeMap<String, &str>; 2] {
         let (mut limits, mut tiers) = (BTreeMap::new(), BTreeMap::new());
         for (key, value) in &self.limits.0 {
@@ -220,8 +220,8 @@ impl Config {
         [limits, tiers]
     }
 
-    /// Adds the place of an entry to its error: the entry cannot be found by a field that does not name a
-    /// credential.
+    /// Adds the position of an entry to its error. The field of the error leaves out credentials, so it cannot find the
+    /// entry.
     pub(super) fn locate_limit(&self, key: &str, error: ConfigError) -> ConfigError {
         match self.origin.position_of_entry(TABLE, key) {
             None => error,
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_without_credentials() {
+    fn errors_of_overrides_show_no_credentials() {
         for (text, told) in [
             ("", "there is no table [limits]"),
             ("limits = 7", "limits: expected a table"),

@@ -1,4 +1,4 @@
-//! What the rates of a group and its tiers charge.
+//! The policies of a group, from its rates and tiers.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use tower_admission::{Limit, NamedQuota, Policy, Quota};
 use super::error::ConfigError;
 use super::model::{Group, Tier};
 
-/// What each key and each address is charged.
+/// The policies per key and per address.
 pub(super) struct Policies {
     pub(super) by_key: Option<Policy>,
     pub(super) by_ip: Option<Policy>,
@@ -19,7 +19,7 @@ impl Policies {
         self.by_key.iter().chain(&self.by_ip).cloned().collect()
     }
 
-    /// Whether any of them limits by default.
+    /// Whether any policy limits by default.
     pub(super) fn limit(&self) -> bool {
         let mut limiting = self.list().into_iter().map(Policy::without_off_quotas);
         limiting.any(|policy| !policy.quotas().is_empty())
@@ -27,7 +27,7 @@ impl Policies {
 }
 
 impl Group {
-    /// What each key and each address is charged.
+    /// The policies per key and per address.
     pub(super) fn policies(&self, group: &str) -> Result<Policies, ConfigError> {
         let at = |field: &str| format!("groups.{group}.{field}");
         let name = self.name(group);

@@ -15,7 +15,7 @@ use super::text::Redacted;
 use super::variables::Variables;
 use super::warning::ConfigWarning;
 
-/// What a change is compared with.
+/// The state that a reload is compared with.
 pub(super) struct ReloadState {
     pub(super) store: Store,
     pub(super) written: ConfigFields,
@@ -24,23 +24,22 @@ pub(super) struct ReloadState {
     pub(super) retired: RetiredLimiters,
     /// The overrides of the file.
     pub(super) base: LimitsTable,
-    /// For operators, while something is switched off.
+    /// Keeps the names of switched-off limits known to operators.
     pub(super) switched_off: Option<Arc<KnownNames>>,
-    /// Where files lie, by what they were called at first. A folder may be a link to another one later.
+    /// The resolved paths of files at their first use. A folder may become a link later.
     places: BTreeMap<PathBuf, PathBuf>,
-    /// The last text of each file, also if it was rejected, so that it is reported once; and the variables that
-    /// went before it.
+    /// The last text of each file with its variables. A rejected text is kept as well, so that it is reported once.
     read: BTreeMap<PathBuf, (String, Variables)>,
-    /// What went before the file that was read last.
+    /// The variables of the last file.
     variables: Option<Variables>,
-    /// Groups that the program has made a layer of.
+    /// The groups that have a layer of the program.
     layers: BTreeSet<String>,
-    /// Warnings of groups without a path, until it is known which of them have a layer.
+    /// Warnings of groups without a path, held until the layers are known.
     held_back: Vec<ConfigWarning>,
 }
 
 impl ReloadState {
-    /// From what is running at first.
+    /// The state after a start.
     pub(super) fn new(config: &Config) -> Self {
         let mut changing = Self {
             store: config.store.clone(),
@@ -59,7 +58,7 @@ impl ReloadState {
         changing
     }
 
-    /// Logs what is without effect at first. A program may make layers of groups without a path afterwards.
+    /// Logs warnings at start. Holds those of groups without a path, because the program may still make layers for them.
     pub(super) fn warn_at_start(&mut self, config: &Config) {
         let warnings = config.warnings().into_iter();
         let (held_back, told): (Vec<_>, Vec<_>) =
@@ -68,13 +67,13 @@ impl ReloadState {
         self.held_back = held_back;
     }
 
-    /// Logs what is without effect, now that all layers are made.
+    /// Logs warnings after all layers are made.
     pub(super) fn warn(&mut self, config: &Config) {
         self.held_back = config.warnings();
         self.warn_of_groups();
     }
 
-    /// Logs which groups have neither a path nor a layer, once.
+    /// Logs the groups without a path and a layer, once.
     pub(super) fn warn_of_groups(&mut self) {
         for warning in std::mem::take(&mut self.held_back) {
             let group = warning.group_without_path();
@@ -97,15 +96,14 @@ impl ReloadState {
         }
     }
 
-    /// Whether this is what was read last of a file.
+    /// Whether this text is the last one that was read of a file.
     pub(super) fn has_read(&mut self, file: &Path, text: &str) -> bool {
         let place = self.place(file);
         let read = self.read.get(&place);
         read.is_some_and(|(read, _)| read == text)
     }
 
-    /// Notes what is read of a file, with the variables that went before it, or before the last one if it is
-    /// read for the first time.
+    /// Records the text of a file with its variables; those of the last file if this one is read for the first time.
     pub(super) fn reads(&mut self, file: &Path, text: String) -> Origin {
         let place = self.place(file);
         let read = self.read.get(&place);
@@ -126,8 +124,7 @@ impl ReloadState {
     }
 }
 
-/// A file by where it lies, however its folder is written. Itself it may be a link to another one from time to
-/// time.
+/// The path of a file with its folder resolved. The file itself may be a link that changes.
 fn place_of(file: &Path) -> PathBuf {
     let place = || {
         let folder = file.parent()?;

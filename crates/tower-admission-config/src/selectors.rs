@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn all_hosts_of_a_request_are_found() {
+    fn every_host_of_a_request_is_compared() {
         let request = Request::get("http://a.example:1/x")
             .header("host", "b.example, c.example")
             .header("host", "d.example");

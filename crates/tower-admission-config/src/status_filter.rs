@@ -1,10 +1,10 @@
-//! Which responses count, by their status.
+//! Selects the responses that count, by their status.
 
 use std::ops::RangeInclusive;
 
 use super::text::{FromText, shown};
 
-/// One part of a `count`: `401`, `4xx`, or with a `!` everything else.
+/// One part of a `count`: `401`, `4xx`, or with a `!` all other statuses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum StatusFilter {
     Of(RangeInclusive<u16>),
@@ -12,8 +12,7 @@ pub(super) enum StatusFilter {
 }
 
 impl StatusFilter {
-    /// Whether a status is one of these: of any part without a `!`, if there are such parts, and
-    /// of no part with one.
+    /// Whether a status matches: any part without a `!` if there is one, and no part with a `!`.
     pub(super) fn contain(parts: &[Self], status: u16) -> bool {
         let mut of = parts.iter().filter_map(|part| match part {
             Self::Of(range) => Some(range.contains(&status)),
@@ -23,7 +22,7 @@ impl StatusFilter {
             Self::NotOf(range) => range.contains(&status),
             Self::Of(_) => false,
         });
-        // The first of them is asked apart, as without any all statuses are right.
+        // Without such parts, all statuses match.
         !is_excluded && of.next().is_none_or(|first| first || of.any(|is_in| is_in))
     }
 }
@@ -84,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_status_is_an_error() {
+    fn an_invalid_status_is_an_error() {
         for text in [
             "", "!", "4x", "4XX", "40", "4010", "0xx", "099", "!!2xx", "2xx!", "+401", "ok",
             "400-499",

@@ -1,4 +1,4 @@
-//! Where what is configured is counted.
+//! The stores that count the limits of a configuration.
 
 #[cfg(feature = "redis")]
 use std::collections::BTreeMap;
@@ -20,7 +20,7 @@ use super::model::OnFailure;
 #[cfg(feature = "redis")]
 use super::model::Store;
 
-/// Where is counted: in memory, or in Redis in a client for each way to fail.
+/// Memory, or Redis with one client per failure mode.
 #[derive(Default)]
 pub(super) struct Stores {
     #[cfg(feature = "redis")]
@@ -62,7 +62,7 @@ impl Stores {
         })
     }
 
-    /// That of a group which fails like this, or of all others.
+    /// The store with this failure mode, or with the default one.
     #[cfg(feature = "redis")]
     pub(super) fn of(&self, on_failure: Option<OnFailure>) -> Option<&RedisStore> {
         self.redis

@@ -1,14 +1,14 @@
-//! Which sorts of limits a group has, to find the strictest of several groups.
+//! The strictness of a group, to find the strictest of several groups.
 
 use super::model::Group;
 use super::policies::Policies;
 
-/// Which sorts of limits reject requests.
+/// The kinds of limits that reject requests.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Strictness {
     by_rate: bool,
     by_concurrency: bool,
-    /// Which of them reject requests of all keys, and not of a share alone.
+    /// The kinds that are enforced for all keys, not only for a share.
     rate_of_all: bool,
     concurrency_of_all: bool,
 }
@@ -23,7 +23,7 @@ impl Strictness {
         }
     }
 
-    /// How strict these limits are: how many sorts are enforced for all keys decides first.
+    /// The rank of these limits: first the kinds that are enforced for all keys, then all kinds.
     pub(super) fn strictness(self) -> [usize; 2] {
         let count = |sorts: [bool; 2]| sorts.into_iter().map(usize::from).sum();
         [

@@ -1,4 +1,4 @@
-//! Logs which limits are off, so that a limit that is missing is seen at start, and one that was switched off.
+//! Logs limits that are off, so that a missing or switched-off limit is visible.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use tower_admission::Quota;
 use super::model::{Config, Group};
 
 impl Config {
-    /// Logs one line for each group that has a limit which is off.
+    /// Logs one line for each group with limits that are off.
     pub(super) fn log_limits_off(&self) {
         let groups = self.groups.iter();
         for (group, settings) in groups.filter(|(_, group)| self.is_enabled(group.enabled)) {
@@ -20,7 +20,7 @@ impl Config {
 }
 
 impl Config {
-    /// Warns of what `enabled = false` switches off, at start and in each reload: it may be left from an incident.
+    /// Warns of `enabled = false` at start and in each reload. It may be left over from an incident.
     pub(super) fn warn_of_switches(&self) {
         if !self.is_enabled(None) {
             tracing::warn!(
@@ -58,7 +58,7 @@ impl Config {
 }
 
 impl Group {
-    /// The fields of limits that are 0 or not there.
+    /// The fields of limits that are 0 or absent.
     fn limits_off(&self) -> Vec<String> {
         let mut off = Vec::new();
         let mut check = |field: &str, is_off: bool| {
@@ -80,7 +80,7 @@ impl Group {
         };
         rates("", is_off(self.rate), &self.rates);
         for (tier, settings) in &self.tiers {
-            // Without one of its own a tier has the default.
+            // A tier without a rate has the default.
             let is_off = settings.rate.is_some_and(|quota| quota.is_off());
             rates(&format!("tiers.{tier}."), is_off, &settings.rates);
         }

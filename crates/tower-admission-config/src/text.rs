@@ -1,4 +1,4 @@
-//! What stands in a configuration as text.
+//! Reads the values of fields, which are text in the environment.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,12 +13,12 @@ use serde::{Deserialize, Deserializer};
 use tower_admission::extract::IpNet;
 use tower_admission::{Quota, QuotaError};
 
-/// Something that is written as text.
+/// A value that is read from text.
 pub(super) trait FromText: Sized {
     fn read(text: &str) -> Result<Self, String>;
 }
 
-/// What stands in a field. Nothing is made of anything else: a number is no text, and no boolean.
+/// The value of a field. Types are not converted: a number is neither text nor a boolean.
 enum Plain<T> {
     Text(String),
     Whole(u64),
@@ -28,7 +28,7 @@ enum Plain<T> {
     Other,
 }
 
-/// What is no table that is to be read.
+/// A value whose tables are ignored.
 type Scalar = Plain<IgnoredAny>;
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Plain<T> {
@@ -75,7 +75,7 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for PlainVisitor<T> {
     }
 }
 
-/// A list, or in the environment its parts with commas between them.
+/// A list. In the environment, its parts are separated by commas.
 pub(super) fn list<'de, D: Deserializer<'de>, T: FromText>(from: D) -> Result<Vec<T>, D::Error> {
     let read = |part: &str| T::read(part).map_err(Error::custom);
     match Scalar::deserialize(from)? {
@@ -94,19 +94,19 @@ pub(super) fn list<'de, D: Deserializer<'de>, T: FromText>(from: D) -> Result<Ve
     }
 }
 
-/// As [`list`], with something in it.
+/// As [`list`], but not empty.
 pub(super) fn non_empty_list<'de, D: Deserializer<'de>, T: FromText>(
     from: D,
 ) -> Result<Vec<T>, D::Error> {
     let list: Vec<T> = list(from)?;
     if list.is_empty() {
-        // As one that is empty.
+        // The error of an empty part.
         return T::read("").map(|part| vec![part]).map_err(Error::custom);
     }
     Ok(list)
 }
 
-/// As [`some_list`], or none with the word `off`.
+/// As [`non_empty_list`], or the word `off` for an empty list.
 pub(super) fn list_or_off<'de, D: Deserializer<'de>, T: FromText>(
     from: D,
 ) -> Result<Vec<T>, D::Error> {
@@ -136,17 +136,17 @@ pub(super) fn optional_text<'de, D: Deserializer<'de>, T: FromText>(
     text(from).map(Some)
 }
 
-/// A number, which is text in the environment.
+/// A whole number, which is text in the environment.
 pub(super) fn integer<'de, D: Deserializer<'de>, T: TryFrom<u64>>(from: D) -> Result<T, D::Error> {
     let number = match Scalar::deserialize(from)? {
         Plain::Whole(number) => Some(number),
-        // Not with a sign, which `parse` would take.
+        // `parse` would accept a sign.
         Plain::Text(text) if text.bytes().all(|b| b.is_ascii_digit()) => text.parse().ok(),
         _ => None,
     };
     let number = number.filter(|number| i64::try_from(*number).is_ok());
     number.and_then(|n| T::try_from(n).ok()).ok_or_else(|| {
-        // As in TOML.
+        // TOML integers have at most 63 bits.
         let most = (u64::MAX >> (64 - 8 * size_of::<T>())).min(i64::MAX as u64);
         Error::custom(format!("expected a whole number from 0 to {most}"))
     })
@@ -174,7 +174,7 @@ pub(super) fn optional_boolean<'de, D: Deserializer<'de>>(
     boolean(from).map(Some)
 }
 
-/// A table, and nothing that could be taken for one, as a list is by what is derived.
+/// A table. The derived implementation would also accept a list.
 pub(super) fn table<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     from: D,
 ) -> Result<T, D::Error> {
@@ -214,13 +214,13 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Table<T> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         match Plain::deserialize(from)? {
             Plain::Table(table) => Ok(Self(table)),
-            // What is there is not told, as there may be a secret in it.
+            // The value may be a secret, so the error does not show it.
             _ => Err(Error::custom("expected a table")),
         }
     }
 }
 
-/// What was written, unless it may be a URL with a password in it.
+/// The text in quotes, unless it may be a URL with a password.
 pub(super) fn shown(text: &str) -> String {
     if text.contains("://") || text.contains('@') {
         "this value".to_owned()
@@ -242,7 +242,7 @@ impl FromText for Quota {
     }
 }
 
-/// A setting that can be switched off with the word `off`.
+/// A setting that the word `off` switches off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct OrOff<T>(pub(super) Option<T>);
 
@@ -256,7 +256,7 @@ impl<T: FromText> FromText for OrOff<T> {
     }
 }
 
-/// A time with its unit.
+/// A duration with its unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TimeSpan(pub(super) Duration);
 
@@ -285,7 +285,7 @@ impl FromText for TimeSpan {
     }
 }
 
-/// A network, or one address.
+/// A network, or a single address.
 impl FromText for IpNet {
     fn read(text: &str) -> Result<Self, String> {
         if let Ok(address) = text.parse::<IpAddr>() {
@@ -298,7 +298,7 @@ impl FromText for IpNet {
             .split('/')
             .next()
             .and_then(|address| address.parse().ok());
-        // A slip in either number would be another network.
+        // A typing error in either number would be another network.
         if address != Some(network.address()) {
             let text = shown(text);
             return Err(format!(
@@ -309,7 +309,7 @@ impl FromText for IpNet {
     }
 }
 
-/// 128 bits.
+/// A secret of 128 bits.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct SecretBits(pub(super) [u8; 16]);
 
@@ -317,7 +317,7 @@ impl FromText for SecretBits {
     fn read(text: &str) -> Result<Self, String> {
         let is_hexadecimal = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
         let bits = u128::from_str_radix(text, 16).ok();
-        // What was written is not told: it may be a secret with a slip in it.
+        // The text may be a mistyped secret, so the error does not show it.
         let bits = bits.filter(|_| is_hexadecimal);
         let bits =
             bits.ok_or("a secret is 32 hexadecimal digits, as `openssl rand -hex 16` makes")?;
@@ -331,7 +331,7 @@ impl fmt::Debug for SecretBits {
     }
 }
 
-/// A text that is not shown.
+/// Text that is never shown.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(super) struct Redacted(pub(super) String);
 

@@ -1,4 +1,4 @@
-//! Points in time as RFC 3339 has them.
+//! Reads times in RFC 3339.
 
 use std::time::{Duration, SystemTime};
 
@@ -26,7 +26,7 @@ fn time_of(text: Datetime) -> Option<SystemTime> {
     let days = days_since_epoch(date.year.into(), date.month.into(), date.day.into());
     let of_day = (i64::from(time.hour) * 60 + i64::from(time.minute) - minutes) * 60;
     let seconds = days * 86_400 + of_day + i64::from(time.second.unwrap_or(0));
-    // Before 1970 as at its beginning: what ends then has ended.
+    // A time before 1970 becomes 1970: both are in the past.
     let since = Duration::new(
         seconds.try_into().unwrap_or(0),
         time.nanosecond.unwrap_or(0),
@@ -34,8 +34,7 @@ fn time_of(text: Datetime) -> Option<SystemTime> {
     SystemTime::UNIX_EPOCH.checked_add(since)
 }
 
-/// Days from 1970-01-01 to a date of the Gregorian calendar. Years begin in March here, so that the leap day is the
-/// last one.
+/// The days from 1970-01-01 to a date. Years begin in March here, so that the leap day is the last day of a year.
 fn days_since_epoch(year: i64, month: i64, day: i64) -> i64 {
     let year = if month <= 2 { year - 1 } else { year };
     let months_since_march = (month + 9) % 12;
@@ -68,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_time_is_an_error() {
+    fn an_invalid_time_is_an_error() {
         for text in [
             "",
             "tomorrow",

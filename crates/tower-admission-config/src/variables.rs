@@ -1,4 +1,4 @@
-//! The variables that set fields.
+//! The environment variables that set fields.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,21 +6,21 @@ use toml::{Table, Value};
 
 use super::text::Redacted;
 
-/// What the names of variables begin with.
+/// The prefix of variables.
 const PREFIX: &str = "ADMISSION_";
 
-/// What stands for a dot in them.
+/// The separator that stands for a dot.
 const SEPARATOR: &str = "__";
 
-/// The one field that is in no table and that a variable sets.
+/// The only top-level field that a variable sets.
 const ENABLED: &str = "enabled";
 
-/// Variables that are for configuration, by their names.
+/// The variables of a configuration, by name.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Variables {
-    /// Those that set fields.
+    /// The variables that set fields.
     fields: BTreeMap<String, Redacted>,
-    /// The names of others that begin as these do.
+    /// The names of other variables with the prefix.
     others: BTreeSet<String>,
 }
 
@@ -29,12 +29,12 @@ impl Variables {
         let variables = variables.into_iter();
         let (fields, others): (BTreeMap<_, _>, BTreeMap<_, _>) = variables
             .filter(|(name, _)| name.starts_with(PREFIX))
-            // Those of this crate's program have no path in their names.
+            // Variables of the program `tower-admission` have no separator.
             .partition(|(name, _)| {
                 let field = &name[PREFIX.len()..];
                 field.contains(SEPARATOR) || field.eq_ignore_ascii_case(ENABLED)
             });
-        // Of those that differ only in case, the one in capitals comes first and counts.
+        // Of names that differ only in case, the one in capitals comes first and wins.
         let mut seen = BTreeSet::new();
         let fields = fields.into_iter();
         let fields = fields.filter(|(name, _)| seen.insert(name.to_uppercase()));
@@ -46,23 +46,23 @@ impl Variables {
         }
     }
 
-    /// Those of the process.
+    /// The variables of the process.
     pub(super) fn of_process() -> Self {
-        // What is no Unicode is nobody's field.
+        // A variable that is not Unicode sets no field.
         let variables = std::env::vars_os();
         Self::new(variables.filter_map(|(name, value)| {
             Some((name.into_string().ok()?, value.into_string().ok()?))
         }))
     }
 
-    /// Sets the fields, over those of a file.
+    /// Sets the fields, and overrides those of a file.
     pub(super) fn set(&self, fields: &mut Table) {
         for (name, value) in &self.fields {
             let path = name[PREFIX.len()..].to_lowercase();
             let (parents, field) = path.rsplit_once(SEPARATOR).unwrap_or(("", &path));
             let mut table = &mut *fields;
             for parent in parents.split(SEPARATOR).filter(|_| path != ENABLED) {
-                // In place of a text it is an error, as no field is a text and a table.
+                // Replacing a text by a table is an error later: no field accepts both.
                 if !table.get(parent).is_some_and(Value::is_table) {
                     table.insert(parent.to_owned(), Value::Table(Table::new()));
                 }
@@ -75,7 +75,7 @@ impl Variables {
         }
     }
 
-    /// The fields of a file that they set to something else, and which does.
+    /// The fields of a file that variables override with another value, each with its variable.
     pub(super) fn hide(&self, file: &Table) -> Vec<(String, &str)> {
         let hidden = self.fields.iter().filter_map(|(name, value)| {
             let path = name[PREFIX.len()..].to_lowercase();
@@ -90,26 +90,26 @@ impl Variables {
         hidden.collect()
     }
 
-    /// The one that sets a field.
+    /// The variable that sets a field.
     pub(super) fn of(&self, field: &str) -> Option<&str> {
         let field = variable_of(field);
         self.find(|name| name == field)
     }
 
-    /// The one that sets a field or something in it.
+    /// The variable that sets a field or a part of it.
     pub(super) fn within(&self, field: &str) -> Option<&str> {
         let within = variable_of(field) + SEPARATOR;
         let within = |name: &str| name.starts_with(&within);
         self.of(field).or_else(|| self.find(within))
     }
 
-    /// What the one that sets a field says.
+    /// The value of the variable that sets a field.
     pub(super) fn value(&self, field: &str) -> Option<&str> {
         Some(&self.fields.get(self.of(field)?)?.0)
     }
 
-    /// Those that set no field, with what is behind the prefix. Without those that Kubernetes makes in each pod of a
-    /// service that is called `admission-store`, such as `ADMISSION_STORE_SERVICE_HOST`.
+    /// The variables that set no field, with their names after the prefix. Leaves out the variables that Kubernetes makes for
+    /// a service `admission-store`, such as `ADMISSION_STORE_SERVICE_HOST`.
     pub(super) fn unread(&self) -> impl Iterator<Item = (&str, &str)> {
         let is_of_service = |name: &&str| {
             let ends = ["_SERVICE_HOST", "_SERVICE_PORT", "_PORT"];
@@ -128,7 +128,7 @@ impl Variables {
     }
 }
 
-/// What a table has at a path.
+/// The value of a table at a path.
 pub(super) fn value_at<'a>(table: &'a Table, path: &[&str]) -> Option<&'a Value> {
     let (field, parents) = path.split_last()?;
     let mut table = table;
@@ -143,7 +143,7 @@ fn variable_of(field: &str) -> String {
     format!("{PREFIX}{}", as_variable(field))
 }
 
-/// With a dot written in one way; in names of groups and of variables it may be one.
+/// Replaces dots by the separator, so that names of groups and of variables compare equal.
 fn as_variable(name: &str) -> String {
     name.replace('.', SEPARATOR).to_uppercase()
 }

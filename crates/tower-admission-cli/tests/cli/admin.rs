@@ -49,9 +49,9 @@ async fn each_command_does_what_it_does_in_redis() {
         get,
         "org:acme: 1000/min (override)\nNAME   LIMIT     FROM\ncalls  1000/min  override"
     );
-    let refused = run(&["limits", "set", "org:acme", "0"]).await.failed(3);
+    let rejected = run(&["limits", "set", "org:acme", "0"]).await.failed(3);
     assert!(
-        refused.contains("write `unlimited` or `deny all`"),
+        rejected.contains("write `unlimited` or `deny all`"),
         "{refused}"
     );
 
@@ -155,7 +155,7 @@ async fn credentials_are_in_no_path_and_on_no_screen() {
 }
 
 #[tokio::test]
-async fn an_application_knows_names_of_its_own() {
+async fn a_service_resolves_names_of_its_application() {
     let stub = Stub::start().await;
     let set = run(&stub, &["limits", "set", "Acme Inc.", "10/min"])
         .await
@@ -195,7 +195,7 @@ async fn an_end_and_a_note_are_set_or_it_fails() {
 }
 
 #[tokio::test]
-async fn what_applies_and_what_changed_is_shown() {
+async fn get_and_changes_show_limits_and_changes() {
     let stub = Stub::start().await;
     let words = [
         "explain",
@@ -239,9 +239,9 @@ async fn services_that_are_not_there_or_are_something_else() {
         command
             .args(["limits", "list", "--admin", &admin])
             .args(token);
-        let refused = end(command).await.failed(3);
-        assert!(refused.contains("ADMISSION_TOKEN"), "{refused}");
-        assert!(!refused.contains("horse"), "{refused}");
+        let rejected = end(command).await.failed(3);
+        assert!(rejected.contains("ADMISSION_TOKEN"), "{refused}");
+        assert!(!rejected.contains("horse"), "{refused}");
     }
     for (path, told) in [
         ("", "check the path"),
@@ -272,7 +272,7 @@ async fn services_that_are_not_there_or_are_something_else() {
 }
 
 #[tokio::test]
-async fn whatever_answers_is_shown_as_text_or_refused() {
+async fn every_answer_is_shown_as_text_or_rejected() {
     let stub = Stub::start().await;
     let run =
         async |path: &str, words: &[&str]| run_at(&format!("{}{path}", stub.url), words).await;
@@ -305,7 +305,7 @@ async fn a_port_that_is_none_is_no_other() {
 /// A full disk, as far as there is one.
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn what_cannot_be_printed_is_a_failure() {
+async fn unprintable_output_is_a_failure() {
     let stub = Stub::start().await;
     let mut command = program();
     let full = std::fs::File::create("/dev/full").unwrap();
@@ -320,7 +320,7 @@ async fn what_cannot_be_printed_is_a_failure() {
 
 /// What a file of the service has is changed there.
 #[tokio::test]
-async fn limits_of_a_file_are_told_from_those_that_were_set() {
+async fn overrides_of_a_file_differ_from_those_set_at_run_time() {
     let stub = Stub::start().await;
     let of_file = json!({"limit": "5/min", "source": "file"});
     let held = || stub.held.limits.lock().unwrap();
@@ -334,7 +334,7 @@ async fn limits_of_a_file_are_told_from_those_that_were_set() {
     assert_eq!(list["limits"][0]["source"], "file");
     let deleted = run(&["limits", "delete", "org:f", "--force"]).await;
     let deleted = deleted.failed(3);
-    assert!(deleted.contains("of the configuration file"), "{deleted}");
+    assert!(deleted.contains("from the configuration file"), "{deleted}");
     let undone = run(&["limits", "undo", "org:f", "--force"]).await;
     assert!(undone.failed(1).contains("nothing to undo"));
 

@@ -117,7 +117,7 @@ async fn a_wrong_secret_is_rejected() {
         &["usage", "org:acme"],
     ] {
         let rejected = with(wrong, words).await.failed(3);
-        assert!(rejected.contains("the secret is not the one"), "{rejected}");
+        assert!(rejected.contains("have another secret"), "{rejected}");
         assert!(!rejected.contains("hunter2") && !rejected.contains(wrong));
         with(SECRET, words).await.ok();
     }
@@ -149,7 +149,7 @@ async fn credentials_of_services_without_a_secret_are_rejected() {
     .await;
     let rejected = run(&server, &["limits", "set", "bearer:hunter2", "10/day"]).await;
     let rejected = rejected.failed(3);
-    assert!(rejected.contains("has a secret of its own"), "{rejected}");
+    assert!(rejected.contains("has a configured secret"), "{rejected}");
     run(&server, &["limits", "set", "org:acme", "10/day"])
         .await
         .ok();
@@ -249,7 +249,7 @@ async fn a_change_shows_what_is_used_and_what_applies() {
 }
 
 #[tokio::test]
-async fn what_applies_is_explained() {
+async fn explain_shows_the_limits_that_apply() {
     let server = Server::start().await;
     let service = Service::start(&server).await;
     assert!(
@@ -381,7 +381,7 @@ async fn a_limit_ends_and_its_changes_are_kept() {
     let set = run(&server, &words).await.warned();
     assert!(set.starts_with("ip:192.0.2.1: deny all until 2"), "{set}");
     for (wrong, told) in [
-        (["--for", "0s"], "at least a second"),
+        (["--for", "0s"], "at least one second"),
         (["--until", "2020-01-01T00:00:00Z"], "in the past"),
     ] {
         let past = run(&server, &[&ban[..], &wrong].concat()).await.failed(2);
@@ -473,7 +473,7 @@ async fn a_key_from_standard_input_is_nowhere() {
         .find(|row| row["name"] == "calls");
     assert_eq!(calls.unwrap()["used"], 3);
     let none = with(&["usage", "--key-stdin"], "\n").await.failed(2);
-    assert!(none.contains("no key on standard input"), "{none}");
+    assert!(none.contains("standard input has no key"), "{none}");
     let both = with(&["usage", "org:a", "--key-stdin"], "org:b").await;
     assert_eq!(both.code, 2);
 }

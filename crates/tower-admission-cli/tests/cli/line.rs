@@ -11,7 +11,7 @@ async fn failed(words: &[&str], environment: &[(&str, &str)]) -> String {
 }
 
 #[tokio::test]
-async fn what_is_wrong_is_said_and_nothing_else() {
+async fn an_invalid_command_line_is_one_error_message() {
     let redis = ["--redis", "redis://127.0.0.1:1"];
     for (words, told) in [
         (&["limits", "list"][..], "--redis URL or --admin URL"),
@@ -21,7 +21,10 @@ async fn what_is_wrong_is_said_and_nothing_else() {
         (&["completions", "tcsh"], "tcsh"),
         (&["limits", "list", "--redis", "nowhere"], "redis://"),
         (&["limits", "list", "--admin", "nowhere"], "http://host"),
-        (&["limits", "list", "--admin", "https://a"], "no https"),
+        (
+            &["limits", "list", "--admin", "https://a"],
+            "does not support https",
+        ),
         (
             &["limits", "list", "--admin", "http://a:b@c"],
             "http://host",
@@ -35,7 +38,7 @@ async fn what_is_wrong_is_said_and_nothing_else() {
                 "--redis",
                 "redis://b",
             ],
-            "give one",
+            "use one",
         ),
     ] {
         let err = failed(words, &[]).await;
@@ -66,7 +69,7 @@ async fn what_is_wrong_is_said_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn what_is_written_goes_before_the_environment() {
+async fn the_command_line_overrides_the_environment() {
     for (written, url, told) in [
         ("--redis", "redis://127.0.0.1:1", "redis cannot be reached"),
         ("--admin", "http://127.0.0.1:1", "admin endpoints cannot"),
@@ -138,7 +141,7 @@ async fn help_has_the_exit_codes_and_no_secret() {
     let help = end(command).await.ok();
     for line in [
         "Exit codes:",
-        "  1  not there",
+        "  1  not found",
         "  4  the server cannot be reached",
     ] {
         assert!(help.contains(line), "{help}");
@@ -272,7 +275,7 @@ async fn a_configuration_is_checked_from_standard_input() {
 
 /// A credential that is given a word too far.
 #[tokio::test]
-async fn what_is_too_much_is_not_repeated() {
+async fn an_unexpected_argument_is_not_shown() {
     for words in [
         &["usage", "org:x", "bearer:hunter2"][..],
         &["limits", "bearer:hunter2"],

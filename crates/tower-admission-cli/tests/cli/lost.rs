@@ -101,9 +101,9 @@ async fn each_command_says_that_the_store_has_lost_limits() {
     assert_eq!(list["lost_overrides"], 1);
     let warning = list["warnings"][0].as_str().unwrap();
     assert!(warning.starts_with("the store has lost"), "{warning}");
-    let refused = run(&["limits", "export", "x", "--json"]).await.failed(3);
-    let refused: serde_json::Value = serde_json::from_str(&refused).unwrap();
-    assert_eq!(refused["lost_overrides"], 1);
+    let rejected = run(&["limits", "export", "x", "--json"]).await.failed(3);
+    let rejected: serde_json::Value = serde_json::from_str(&rejected).unwrap();
+    assert_eq!(rejected["lost_overrides"], 1);
 
     // What was lost is set again.
     run(&["limits", "set", "org:acme", "20/day"]).await;
@@ -199,7 +199,10 @@ async fn each_command_names_limits_that_this_version_cannot_read() {
     let undo = run(&server, &["limits", "undo", "org:b", "--force"]).await;
     assert!(undo.failed(3).contains("cannot be read by this version"));
     let changes = run(&server, &["limits", "changes", "-n", "1"]).await.ok();
-    assert!(changes.contains("of which one cannot be read"), "{changes}");
+    assert!(
+        changes.contains("one of which this version cannot read"),
+        "{changes}"
+    );
     assert_eq!(
         run(&server, &["limits", "list"]).await.ok(),
         "org:acme  20/day\norg:b     5/day"

@@ -74,7 +74,7 @@ async fn limits_are_set_shown_and_deleted() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_and_what_is_refused() {
+async fn missing_and_rejected_keys_have_their_exit_codes() {
     let server = Server::start().await;
     let run = async |words: &[&str]| unchecked(&server, words).await;
     let none = run(&["limits", "get", "org:acme"]).await.failed(1);
@@ -103,12 +103,12 @@ async fn what_is_not_there_and_what_is_refused() {
 }
 
 #[tokio::test]
-async fn who_cannot_be_asked_does_not_delete() {
+async fn without_a_terminal_nothing_is_deleted() {
     let server = Server::start().await;
     let run = async |words: &[&str]| unchecked(&server, words).await;
     run(&["limits", "set", "org:acme", "10/min"]).await.ok();
-    let refused = run(&["limits", "delete", "org:acme"]).await.failed(2);
-    assert!(refused.contains("--force"), "{refused}");
+    let rejected = run(&["limits", "delete", "org:acme"]).await.failed(2);
+    assert!(rejected.contains("--force"), "{refused}");
     run(&["limits", "get", "org:acme"]).await.ok();
 }
 
@@ -140,7 +140,7 @@ async fn services_see_a_change_within_a_second() {
         .ok();
     all_have(None).await;
 
-    // What nobody was told of is found when caches are cleared.
+    // A change without a notice is found after the caches are cleared.
     let behind = ["HSET", "{admission:limits}:of", "org:acme", "7/h"];
     server.command(&behind).await.unwrap();
     let cleared = unchecked(&server, &["cache", "clear", "--json"])
@@ -199,7 +199,7 @@ impl Service {
 }
 
 #[tokio::test]
-async fn usage_is_told_by_tier() {
+async fn usage_is_reported_by_tier() {
     let server = Server::start().await;
     let limits = Limits::in_store(&server.store()).tier("pro", "jobs=20 concurrent");
     let policy = Policy::new("plan", "3/day".parse().unwrap()).tier("pro", "10/day");
@@ -221,7 +221,7 @@ async fn usage_is_told_by_tier() {
             ]
     })
     .await;
-    // One that no service has is refused, as it would be the default.
+    // A tier that no service has is rejected, because the default would apply.
     let set = async |limit: &str| run(&server, &["limits", "set", "org:acme", limit]).await;
     let unknown = set("tier=max").await.failed(3);
     assert!(
@@ -372,9 +372,9 @@ async fn on_a_terminal_it_asks_and_has_colours() {
 #[tokio::test]
 async fn credentials_are_nowhere() {
     let server = Server::start().await;
-    let refused = run(&server, &["limits", "set", "bearer:hunter2", "10/min"]).await;
-    let refused = refused.failed(2);
-    assert!(refused.contains("ADMISSION_SECRET") && !refused.contains("hunter2"));
+    let rejected = run(&server, &["limits", "set", "bearer:hunter2", "10/min"]).await;
+    let rejected = rejected.failed(2);
+    assert!(rejected.contains("ADMISSION_SECRET") && !rejected.contains("hunter2"));
     let mut shown = String::new();
     for words in [
         &["limits", "set", "bearer:hunter2", "10/min"][..],

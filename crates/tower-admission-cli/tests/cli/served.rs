@@ -86,9 +86,9 @@ async fn a_complaint_is_answered_without_the_token_in_an_argument() {
         )
     );
     let pid = std::process::id();
-    let counted = format!("(pid {pid}) alone: all of it. Other replicas count for themselves");
+    let counted = format!("(pid {pid}): everything. Other replicas count separately");
     assert!(
-        lines[4].starts_with("counted by ") && lines[4].ends_with(&counted),
+        lines[4].starts_with("counted only by ") && lines[4].ends_with(&counted),
         "{explained}"
     );
     assert!(lines[5].starts_with("a request now: rejected: quota exceeded, fits in 2h"));
@@ -203,11 +203,11 @@ async fn names_of_the_application_are_keys_and_slips_are_rejected() {
     let wrong = service
         .run("not-a-token-of-any", &["limits", "list"], "")
         .await;
-    assert!(wrong.failed(3).contains("refuse the token"));
+    assert!(wrong.failed(3).contains("reject the token"));
 }
 
 #[tokio::test]
-async fn what_changes_no_limit_is_rejected() {
+async fn an_override_without_effect_is_rejected() {
     let service = Service::start().await;
     for (limit, told) in [
         (
@@ -287,7 +287,7 @@ async fn a_limit_of_the_file_stays_under_what_is_set() {
     let get = run(&["limits", "get", "org:f"]).await.ok();
     assert!(get.starts_with("org:f: 5/day (of the file)"), "{get}");
     let deleted = run(&["limits", "delete", "org:f", "--force"]).await;
-    assert!(deleted.failed(3).contains("of the configuration file"));
+    assert!(deleted.failed(3).contains("from the configuration file"));
     assert_eq!(run(&["limits", "export"]).await.ok(), "[limits]");
     let set = run(&["limits", "set", "org:f", "6/day"]).await.ok();
     assert!(

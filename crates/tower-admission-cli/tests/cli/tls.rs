@@ -31,7 +31,7 @@ async fn a_ca_is_trusted_from_a_file_or_as_the_systems() {
 }
 
 #[tokio::test]
-async fn a_certificate_is_shown() {
+async fn the_client_certificate_is_sent() {
     let authority = Authority::new();
     let (_server, port) = authority
         .serve(&authority.issue("server", |_| {}), "yes")

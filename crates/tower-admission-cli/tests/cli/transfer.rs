@@ -144,9 +144,9 @@ async fn a_limit_of_a_service_that_does_not_run_is_imported_after_a_loss() {
 
     // Without a loss, an import checks each entry.
     let other = "[limits]\n'org:c' = '1/day'\n'org:d' = 'jobs=5/day'";
-    let refused = run(&import, other).await.failed(3);
-    assert!(refused.contains("nothing was changed"), "{refused}");
-    assert!(refused.contains("import --unchecked"), "{refused}");
+    let rejected = run(&import, other).await.failed(3);
+    assert!(rejected.contains("nothing was changed"), "{refused}");
+    assert!(rejected.contains("import --unchecked"), "{refused}");
     let done = run(&["limits", "import", "-", "--unchecked"], other).await;
     assert!(done.ok().contains("2 limits set"));
 }
@@ -254,7 +254,7 @@ async fn a_service_takes_an_import_too() {
 }
 
 #[tokio::test]
-async fn what_a_service_rejects_is_not_in_the_way_of_what_is_behind_it() {
+async fn a_rejected_limit_does_not_stop_the_import_of_later_ones() {
     let stub = Stub::start().await;
     let old = ("org:old".to_owned(), json!({"limit": "1/day"}));
     stub.held.limits.lock().unwrap().extend([old]);
@@ -264,9 +264,9 @@ async fn what_a_service_rejects_is_not_in_the_way_of_what_is_behind_it() {
         .env("ADMISSION_ADMIN", format!("{}/admin", stub.url))
         .env("ADMISSION_TOKEN", "hunter2");
     let text = "[limits]\n'org:a' = '1/s'\n'org:nobody' = '2/s'\n'org:z' = '3/s'";
-    let refused = end_with(command, text).await.failed(3);
+    let rejected = end_with(command, text).await.failed(3);
     assert_eq!(
-        refused,
+        rejected,
         "org:nobody: the service rejects this: unknown limit so (2 of 4 changes were made, 1 rejected, nothing was \
          deleted)"
     );
@@ -287,8 +287,8 @@ async fn a_backup_is_not_replaced_by_what_is_left_after_a_loss() {
         "[limits]\n'org:a' = '1/s'\n'org:b' = { limit = '1/s', end = '2020-01-01T00:00:00Z' }\n";
     std::fs::write(&file, backup).unwrap();
     run(&["limits", "set", "org:z", "deny all"]).await.ok();
-    let refused = run(&["limits", "export", path]).await.failed(3);
-    assert!(refused.contains("(org:a)"), "{refused}");
+    let rejected = run(&["limits", "export", path]).await.failed(3);
+    assert!(rejected.contains("(org:a)"), "{refused}");
     assert_eq!(std::fs::read_to_string(&file).unwrap(), backup);
 
     // Of what an operator has deleted the audit trail knows.
@@ -308,8 +308,8 @@ async fn a_file_with_something_in_it_is_not_replaced_by_an_empty_table() {
     let path = file.to_str().unwrap();
     for text in ["[limits]\n'org:a' = '1/s'\n", "[groups.api]\npath = '/'\n"] {
         std::fs::write(&file, text).unwrap();
-        let refused = run(&server, &["limits", "export", path], "").await;
-        assert!(refused.failed(3).contains("--force"));
+        let rejected = run(&server, &["limits", "export", path], "").await;
+        assert!(rejected.failed(3).contains("--force"));
         assert_eq!(std::fs::read_to_string(&file).unwrap(), text);
     }
     let forced = run(&server, &["limits", "export", path, "--force"], "").await;

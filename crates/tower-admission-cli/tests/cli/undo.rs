@@ -94,7 +94,7 @@ async fn a_first_limit_is_undone_by_its_deletion_and_a_deletion_by_the_limit() {
 }
 
 #[tokio::test]
-async fn what_was_changed_since_or_has_ended_is_not_undone() {
+async fn a_limit_that_changed_since_or_has_ended_is_not_undone() {
     let service = Service::start().await;
     let set = ["HSET", "{admission:limits}:of", "org:a", "7/day"];
     let trail = async |change: &str| {
@@ -104,12 +104,12 @@ async fn what_was_changed_since_or_has_ended_is_not_undone() {
     service.server.command(&set).await.unwrap();
     trail(r#"{"at":1000,"key":"org:a","before":"4/day","after":"5/day"}"#).await;
     let undo = ["limits", "undo", "org:a", "--force"];
-    let refused = service.run(&undo).await.failed(3);
+    let rejected = service.run(&undo).await.failed(3);
     let told = "the limit of org:a is 7/day, but its last change left: ";
-    assert!(refused.contains(told), "{refused}");
+    assert!(rejected.contains(told), "{refused}");
     trail(r#"{"at":1000,"key":"org:a","before":"5/day\nend: 1000","after":"7/day"}"#).await;
-    let refused = service.run(&undo).await.failed(3);
-    assert!(refused.contains("has ended at 1970"), "{refused}");
+    let rejected = service.run(&undo).await.failed(3);
+    assert!(rejected.contains("has ended at 1970"), "{refused}");
 
     // The end of a ban is undone with the ban.
     let undo = ["limits", "undo", "org:b", "--force"];

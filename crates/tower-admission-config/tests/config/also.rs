@@ -128,7 +128,7 @@ async fn one_decision_is_about_all_groups(admission: &Admission) {
     // What one group rejects costs nothing in the other, and that has one bucket for all groups.
     assert_eq!(admitted(&app, "/batch", "alice").await, by(2, "All"));
     assert_eq!(admitted(&app, "/api", "bob").await, by(0, "All"));
-    // The refusals took nothing from bob's tokens.
+    // The rejections took nothing from bob's quota.
     let usage = admission
         .limits()
         .usage(&Key::new("bearer", b"bob").into())
@@ -490,7 +490,7 @@ async fn a_dry_run_spares_a_stalled_response_and_what_it_holds_of_other_groups()
 }
 
 #[tokio::test]
-async fn what_is_used_stays_used_over_a_reload() {
+async fn usage_stays_over_a_reload() {
     let (admission, _) = seen(&config(GROUPS));
     let app = app(&admission);
     assert_eq!(admitted(&app, "/api", "alice").await, by(3, "api"));

@@ -80,7 +80,7 @@ async fn requests_cost_what_the_application_says() {
 }
 
 #[test]
-fn a_cost_has_a_name_of_its_own() {
+fn a_named_cost_is_found_by_its_name() {
     let config = config("");
     let wrong = |names: &[&str]| {
         let mut builder = Admission::builder(&config);

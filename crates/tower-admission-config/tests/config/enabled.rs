@@ -39,7 +39,7 @@ async fn are_off(admission: &Admission) -> [bool; 3] {
 }
 
 #[tokio::test]
-async fn what_is_suspended_has_no_overrides_and_bans_stay() {
+async fn suspended_limits_ignore_overrides_and_bans_stay() {
     let admission = Admission::new(&config(TEXT)).unwrap();
     for (text, off) in [
         (TEXT.to_owned(), [false; 3]),
@@ -67,7 +67,7 @@ async fn what_is_suspended_has_no_overrides_and_bans_stay() {
 }
 
 #[tokio::test]
-async fn lists_have_a_switch_of_their_own() {
+async fn the_lists_have_a_separate_switch() {
     let lists = "[lists]\ndeny = ['bearer:eve']\n";
     let admission = Admission::new(&config(&format!("{TEXT}{lists}"))).unwrap();
     let statuses = async || {

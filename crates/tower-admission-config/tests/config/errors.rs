@@ -53,7 +53,7 @@ fn each_field_is_read() {
 }
 
 #[test]
-fn what_is_wrong_says_where_and_what_would_be_right() {
+fn errors_name_the_position_and_the_fix() {
     for (text, expected) in [
         (
             "[groups.api]\npath = ''",
@@ -521,7 +521,7 @@ fn an_error_names_line_and_column_and_what_is_written() {
 }
 
 #[test]
-fn a_typing_error_is_told_with_what_is_meant() {
+fn a_typing_error_has_a_suggestion() {
     for (text, meant) in [
         ("[groups.api]\nraet = '1/s'", "; did you mean `rate`?"),
         ("[groups.api]\nPath = '/'", "; did you mean `path`?"),

@@ -211,7 +211,7 @@ async fn the_end_of_a_ban_is_its_retry_after() {
 
 /// Of two bans of one network, that of the file and that of run time, the client waits for both.
 #[tokio::test]
-async fn the_ban_that_ends_last_is_told() {
+async fn the_ban_that_ends_last_is_reported() {
     let service = Service::new("[lists]\ndeny = 'ip:203.0.113.0/24 until 2126-01-01T00:00:00Z'");
     let banned = client(None, "203.0.113.7", "/api");
     let explained = service.agree(banned).await;

@@ -74,7 +74,7 @@ async fn a_file_is_followed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_half_written_is_not_seen() {
+async fn a_half_written_file_is_not_applied() {
     let text = "[groups.api]\npath = '/api'\nrate = '5/h'\n";
     let file = File::new(text);
     let admission = Admission::new(&file.load(&[]).unwrap()).unwrap();
@@ -117,7 +117,7 @@ async fn what_is_half_written_is_not_seen() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_read_last_counts_not_what_was_applied_last() {
+async fn the_last_read_text_counts_not_the_last_applied_one() {
     let group = |rate: &str| format!("[groups.api]\npath = '/api'\nrate = '{rate}'\n");
     let file = File::new(&group("5/h"));
     let other = File::new(&group("7/h"));
@@ -197,7 +197,7 @@ async fn a_file_is_the_same_by_another_path() {
     assert_eq!(*told.lock().unwrap(), []);
 }
 
-/// A change is neither refused for the changes before it nor does it wait.
+/// A change is applied without a wait, whatever changed before it.
 #[tokio::test(start_paused = true)]
 async fn a_file_is_taken_however_often_rates_were_changed() {
     let text = |n: u32| format!("[groups.api]\npath = '/api'\nrate = '{n} per 6s'");

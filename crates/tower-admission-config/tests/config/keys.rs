@@ -111,7 +111,7 @@ fn a_key_that_is_not_there_is_an_error_that_lists_what_there_is() {
     for name in ["ip", "token", "header X-User", "a b", "", "ä"] {
         let error = error(&plain, &[name]);
         let expected =
-            format!("AdmissionBuilder::key_by: the name {name:?} is built in or not a word");
+            format!("AdmissionBuilder::key_by: the name {name:?} is built in, or not a word");
         assert!(error.starts_with(&expected), "{error}");
         assert!(error.contains("`api-key`, `ip`, `shared`"), "{error}");
     }

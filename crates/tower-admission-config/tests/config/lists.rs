@@ -289,7 +289,7 @@ async fn a_forwarded_address_is_that_of_clients() {
 }
 
 #[test]
-fn what_is_wrong_is_told_without_what_may_be_a_secret() {
+fn errors_show_no_possible_secret() {
     for (lists, expected) in [
         (
             "deny = ['ip:203.0.113.7/24']",

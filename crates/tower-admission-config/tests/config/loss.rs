@@ -10,7 +10,7 @@ use crate::logged::logged;
 const API: &str = "[groups.api]\npath = '/api'\nrate = '5/h'\n";
 
 #[tokio::test]
-async fn a_reload_to_no_groups_is_rejected_unless_it_is_meant() {
+async fn a_reload_without_groups_is_rejected_unless_it_is_intended() {
     let file = File::new(API);
     let admission = Admission::new(&file.load(&[]).unwrap()).unwrap();
     let app = app(&admission);
@@ -80,7 +80,7 @@ async fn a_half_written_file_takes_no_limits_away() {
 }
 
 #[test]
-fn what_appears_disappears_and_changes_is_logged() {
+fn added_removed_and_changed_settings_are_logged() {
     let before = "[store]\nprefix = 'admission'\n[admin]\ntoken = 'hunter2hunter2hunter2'\n\
                   [groups.api]\npath = '/api'\nrate = '5/h'\nconcurrency = 5\n\
                   [groups.old]\npath = '/old'\nrates = { a = '1/s', b = '2/s' }";
@@ -156,7 +156,7 @@ fn gauges(job: impl FnOnce()) -> (f64, f64) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn how_the_last_reload_went_is_known() {
+async fn the_last_reload_reports_its_result() {
     let file = File::new(API);
     let written = file.path().metadata().unwrap().modified().unwrap();
     let admission = Admission::new(&file.load(&[]).unwrap()).unwrap();
@@ -289,7 +289,7 @@ async fn variables_hide_no_emptied_file() {
 }
 
 #[test]
-fn what_is_cut_behind_a_header_or_before_a_selector_is_a_loss() {
+fn a_file_cut_after_a_header_or_before_a_selector_is_a_loss() {
     for (whole, cut, field) in [
         (
             "[groups.api]\nrate = '5/h'\npath = '/api'\n",

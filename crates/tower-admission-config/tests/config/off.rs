@@ -58,7 +58,7 @@ fn each_group_logs_which_of_its_limits_are_off() {
 
 /// A switch may be left from an incident.
 #[test]
-fn what_is_suspended_is_warned_of_at_start_and_in_each_reload() {
+fn suspended_limits_are_logged_at_start_and_in_each_reload() {
     let text = "[groups.api]\npath = '/'\nrates = { a = '1/s' }\n[leases.jobs]\ntotal = 1\n";
     let off = format!("enabled = false\n{text}");
     let of_switches = |log: Vec<String>| -> Vec<_> {

@@ -81,7 +81,7 @@ async fn a_group_is_enforced_for_a_part_of_its_keys() {
 }
 
 #[test]
-fn a_wrong_outcome_or_percentage_is_told() {
+fn an_invalid_count_or_percentage_is_an_error() {
     for (line, problem) in [
         ("count = '4x'", "\"4x\" is not a status: use"),
         ("count = ''", "\"\" is not a status: use"),

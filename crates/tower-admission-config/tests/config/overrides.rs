@@ -74,7 +74,7 @@ async fn a_change_is_logged_without_credentials() {
 }
 
 #[test]
-fn what_is_wrong_is_told_without_credentials() {
+fn errors_of_entries_show_no_credentials() {
     for (limits, expected) in [
         (
             "'bearer:hunter22' = 'fast'",

@@ -136,7 +136,7 @@ async fn a_rate_that_is_off_for_a_while_goes_on() {
 
 /// What is in flight from before a change holds a limiter whose place another one has taken by then.
 #[tokio::test]
-async fn what_is_in_flight_takes_no_name_from_what_comes_back() {
+async fn a_request_in_flight_takes_no_name_from_a_resumed_limiter() {
     let server = Server::start().await;
     let group = |rest: &str| in_redis(&server, &format!("[groups.api]\npath = '/api'\n{rest}"));
     let both = "rate = '5/h'\nrate_per_ip = '100/h'";

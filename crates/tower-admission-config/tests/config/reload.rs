@@ -18,7 +18,7 @@ use tower_admission_config::Admission;
 use super::{NOTHING, admitted, app, config, status};
 
 #[tokio::test]
-async fn what_is_used_stays_used() {
+async fn usage_stays_over_reloads() {
     let group = |rest: &str| config(&format!("[groups.api]\npath = '/api'\n{rest}"));
     let admission = Admission::new(&group("rate = '5/h'\nrate_per_ip = '100/h'")).unwrap();
     let app = app(&admission);

@@ -158,10 +158,10 @@ async fn settings_are_those_of_the_layers() {
     assert_eq!(admitted(&app, "/dry", "alice").await, 10);
 
     let held = send(&app, "/full", "alice").await;
-    let refused = send(&app, "/full", "bob").await;
-    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
-    assert_eq!(refused.headers()["retry-after-ms"], "1000");
-    let body = axum::body::to_bytes(refused.into_body(), 1000)
+    let rejected = send(&app, "/full", "bob").await;
+    assert_eq!(rejected.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(rejected.headers()["retry-after-ms"], "1000");
+    let body = axum::body::to_bytes(rejected.into_body(), 1000)
         .await
         .unwrap();
     let body = String::from_utf8(body.to_vec()).unwrap();
@@ -178,7 +178,7 @@ async fn settings_are_those_of_the_layers() {
 }
 
 #[tokio::test]
-async fn single_keys_have_limits_of_their_own() {
+async fn single_keys_have_overrides() {
     let admission = admission("[groups.api]\npath = '/api'\nrate = '2/h'\nconcurrency = 9");
     let app = everywhere().layer(admission.layer());
     let limits = admission.limits();

@@ -161,7 +161,7 @@ async fn the_environment_sets_tiers() {
 }
 
 #[test]
-fn what_is_wrong_in_a_tier_is_told() {
+fn an_invalid_tier_is_an_error() {
     super::agree();
     for (tier, expected) in [
         ("rat = '1/h'", "groups.api.tiers.pro: unknown field `rat`"),

@@ -13,7 +13,7 @@ fn read(text: &str) -> String {
 }
 
 #[test]
-fn what_other_systems_write_is_read() {
+fn spellings_of_other_systems_are_accepted() {
     for field in [
         "[store]\nreplicas = 2\non_failure = 'local_share'",
         "[store]\nreplicas = 2\non_failure = 'local-share'",
@@ -119,7 +119,7 @@ fn variables_of_numbers_and_booleans_are_read_strictly() {
 }
 
 #[test]
-fn nothing_is_made_of_another_type() {
+fn values_are_not_converted_between_types() {
     let whole = "expected a whole number from 0 to ";
     let text = "expected text";
     for (written, field, expected) in [
@@ -158,12 +158,12 @@ fn nothing_is_made_of_another_type() {
         (
             "[groups.api]\npath = 5",
             "groups.api.path",
-            "a text or a list of texts",
+            "text or a list of texts",
         ),
         (
             "[groups.api]\npath = [5]",
             "groups.api.path",
-            "a text or a list of texts",
+            "text or a list of texts",
         ),
         ("[groups]\napi = 5", "groups.api", "expected a table"),
         ("groups = [{ rate = '5/h' }]", "groups", "expected a table"),

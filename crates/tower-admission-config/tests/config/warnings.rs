@@ -78,7 +78,7 @@ fn each_warning_says_where_it_is_from() {
 }
 
 #[test]
-fn what_is_meant_is_not_warned_of() {
+fn an_intended_setting_causes_no_warning() {
     for text in [
         NOTHING,
         "[groups.api]\npath = ['/api', '/v2']\nrate = '1/s'\nexclude = ['/api/a', '/v2']",
@@ -172,7 +172,7 @@ fn a_field_that_a_variable_hides_is_warned_of_without_its_value() {
     let log = logged(|| admission.reload(&file.load(&variables).unwrap()).unwrap());
     let changes = log
         .iter()
-        .filter(|line| line.contains("changes without effect"));
+        .filter(|line| line.contains("a changed field of the file has no effect"));
     let changes: Vec<_> = changes.collect();
     assert!(
         matches!(&changes[..], [line] if line.contains("field=\"admin.token\" variable=\"ADMISSION_ADMIN__TOKEN\"")),
