@@ -52,7 +52,7 @@ async fn each_command_does_what_it_does_in_redis() {
     let rejected = run(&["limits", "set", "org:acme", "0"]).await.failed(3);
     assert!(
         rejected.contains("write `unlimited` or `deny all`"),
-        "{refused}"
+        "{rejected}"
     );
 
     let usage = run(&["usage", "org:acme", "--json"]).await.json();
@@ -240,8 +240,8 @@ async fn services_that_are_not_there_or_are_something_else() {
             .args(["limits", "list", "--admin", &admin])
             .args(token);
         let rejected = end(command).await.failed(3);
-        assert!(rejected.contains("ADMISSION_TOKEN"), "{refused}");
-        assert!(!rejected.contains("horse"), "{refused}");
+        assert!(rejected.contains("ADMISSION_TOKEN"), "{rejected}");
+        assert!(!rejected.contains("horse"), "{rejected}");
     }
     for (path, told) in [
         ("", "check the path"),

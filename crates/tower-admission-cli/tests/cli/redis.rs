@@ -108,7 +108,7 @@ async fn without_a_terminal_nothing_is_deleted() {
     let run = async |words: &[&str]| unchecked(&server, words).await;
     run(&["limits", "set", "org:acme", "10/min"]).await.ok();
     let rejected = run(&["limits", "delete", "org:acme"]).await.failed(2);
-    assert!(rejected.contains("--force"), "{refused}");
+    assert!(rejected.contains("--force"), "{rejected}");
     run(&["limits", "get", "org:acme"]).await.ok();
 }
 

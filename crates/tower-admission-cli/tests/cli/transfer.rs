@@ -145,8 +145,8 @@ async fn a_limit_of_a_service_that_does_not_run_is_imported_after_a_loss() {
     // Without a loss, an import checks each entry.
     let other = "[limits]\n'org:c' = '1/day'\n'org:d' = 'jobs=5/day'";
     let rejected = run(&import, other).await.failed(3);
-    assert!(rejected.contains("nothing was changed"), "{refused}");
-    assert!(rejected.contains("import --unchecked"), "{refused}");
+    assert!(rejected.contains("nothing was changed"), "{rejected}");
+    assert!(rejected.contains("import --unchecked"), "{rejected}");
     let done = run(&["limits", "import", "-", "--unchecked"], other).await;
     assert!(done.ok().contains("2 limits set"));
 }
@@ -288,7 +288,7 @@ async fn a_backup_is_not_replaced_by_what_is_left_after_a_loss() {
     std::fs::write(&file, backup).unwrap();
     run(&["limits", "set", "org:z", "deny all"]).await.ok();
     let rejected = run(&["limits", "export", path]).await.failed(3);
-    assert!(rejected.contains("(org:a)"), "{refused}");
+    assert!(rejected.contains("(org:a)"), "{rejected}");
     assert_eq!(std::fs::read_to_string(&file).unwrap(), backup);
 
     // Of what an operator has deleted the audit trail knows.

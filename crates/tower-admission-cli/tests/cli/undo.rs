@@ -106,10 +106,10 @@ async fn a_limit_that_changed_since_or_has_ended_is_not_undone() {
     let undo = ["limits", "undo", "org:a", "--force"];
     let rejected = service.run(&undo).await.failed(3);
     let told = "the limit of org:a is 7/day, but its last change left: ";
-    assert!(rejected.contains(told), "{refused}");
+    assert!(rejected.contains(told), "{rejected}");
     trail(r#"{"at":1000,"key":"org:a","before":"5/day\nend: 1000","after":"7/day"}"#).await;
     let rejected = service.run(&undo).await.failed(3);
-    assert!(rejected.contains("has ended at 1970"), "{refused}");
+    assert!(rejected.contains("has ended at 1970"), "{rejected}");
 
     // The end of a ban is undone with the ban.
     let undo = ["limits", "undo", "org:b", "--force"];
