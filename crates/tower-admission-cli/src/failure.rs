@@ -83,7 +83,7 @@ impl Failure {
     /// Adds a warning if the change may be made.
     pub(crate) fn of_a_change(mut self) -> Self {
         if self.is_unanswered() {
-            self.message += "; the change may be made: check before you repeat it";
+            self.message += "; the change may have been made: check before you repeat it";
         }
         self
     }

@@ -115,7 +115,7 @@ pub(crate) fn from_stdin() -> Result<String, Failure> {
     read.map_err(|error| Failure::usage(format!("standard input cannot be read: {error}")))?;
     match line.trim() {
         "" => Err(Failure::usage(
-            "standard input has invalid key: write one, such as bearer:<token>",
+            "standard input has no key: write one, such as bearer:<token>",
         )),
         key => Ok(key.to_owned()),
     }

@@ -44,7 +44,7 @@ mod tests {
             advice("job", known),
             ": did you mean \"jobs\"? Known: calls, jobs, daily"
         );
-        assert_eq!(advice("x", known), ": there are calls, jobs, daily");
+        assert_eq!(advice("x", known), ": known are calls, jobs, daily");
         assert_eq!(advice("x", []), ": none are known");
     }
 }

@@ -347,18 +347,21 @@ mod tests {
     #[test]
     fn errors_of_overrides_show_no_credentials() {
         for (text, told) in [
-            ("", "there is no table [limits]"),
+            ("", "the table [limits] is missing"),
             ("limits = 7", "limits: expected a table"),
-            ("[limits]\n\"a\" == 7", "no TOML in line 2"),
+            ("[limits]\n\"a\" == 7", "invalid TOML in line 2"),
             ("[limits]\n'org:a' = 7", "limits.\"org:a\": write a limit"),
-            ("[limits]\n'org:a' = '1/s x'", "\"1/s x\" is no limit"),
+            (
+                "[limits]\n'org:a' = '1/s x'",
+                "\"1/s x\" is not a valid limit",
+            ),
             (
                 "[limits]\n'org:a' = { end = '2026-12-01T00:00:00Z' }",
                 "`limit` is missing",
             ),
             (
                 "[limits]\n'org:a' = { limit = '1/s', end = 'soon' }",
-                "\"soon\" is no `end`",
+                "\"soon\" is not a valid `end`",
             ),
             (
                 "[limits]\n'org:a' = { limit = '1/s', until = '7' }",

@@ -214,7 +214,7 @@ async fn get_and_changes_show_limits_and_changes() {
          calls (pro)    rate         10/min         default  7     admitted, 2 more after it\n\
          jobs           concurrency  2 concurrent   default  2     rejected: key at capacity, fits in 1s 500ms\n\
          all, all keys  concurrency  64 concurrent  default  2     admitted\n\
-         not shown: calls.ip, on the client's address, which --address gives\n\
+         not shown: calls.ip, which depend on the client address (--address)\n\
          a request now: rejected: key at capacity, fits in 1s 500ms (jobs)"
     );
     let changes = run(&stub, &["limits", "changes"]).await.ok();
@@ -327,7 +327,7 @@ async fn overrides_of_a_file_differ_from_those_set_at_run_time() {
     held().insert("org:f".to_owned(), of_file.clone());
     let run = async |words: &[&str]| run(&stub, words).await;
     let get = run(&["limits", "get", "org:f"]).await.ok();
-    assert!(get.starts_with("org:f: 5/min (of the file)\n"), "{get}");
+    assert!(get.starts_with("org:f: 5/min (from the file)\n"), "{get}");
     let list = run(&["limits", "ls"]).await.ok();
     assert_eq!(list, "org:f  5/min  from the file");
     let list = run(&["limits", "ls", "-o", "json"]).await.json();

@@ -166,7 +166,7 @@ async fn a_limit_that_no_service_has_is_rejected() {
         ),
         (
             "streams=5 concurrent",
-            ": there are calls, daily, jobs, local",
+            ": known are calls, daily, jobs, local",
         ),
         (
             "jobs=5/min, 7/day",
@@ -228,7 +228,7 @@ async fn a_change_shows_what_is_used_and_what_applies() {
     );
     let set = run(&server, &["limits", "set", "org:acme", "calls=5/day"]).await;
     assert_eq!(set.code, 0);
-    let told = "warning: calls: 5 are used and the limit is 5, so org:acme is rejected until they are fewer\n";
+    let told = "warning: calls: 5 are used but the limit is 5: org:acme is rejected until fewer are used\n";
     assert_eq!(set.err, told);
     let words = ["limits", "set", "org:acme", "calls=5/day", "-o", "json"];
     let set = run(&server, &words).await.json();
@@ -319,7 +319,7 @@ async fn lists_in_redis_are_explained() {
     // A network would have no effect, and an address less than it seems.
     let network = ["limits", "set", "ip:203.0.113.0/24", "deny all"];
     let without = run(&server, &network).await.failed(3);
-    assert!(without.contains("ip:203.0.113.0/24 is a network, and no service has"));
+    assert!(without.contains("ip:203.0.113.0/24 is a network, but no service has"));
     let address_alone = ["limits", "set", "ip:192.0.2.1", "deny all"];
     let warned = run(&server, &address_alone).await;
     assert!(

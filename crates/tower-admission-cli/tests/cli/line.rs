@@ -57,7 +57,7 @@ async fn an_invalid_command_line_is_one_error_message() {
     let token = [("ADMISSION_TOKEN", "hunter2\u{7f}")];
     let err = failed(&["limits", "list", "--admin", "http://a"], &token).await;
     assert!(
-        err.contains("the token") && !err.contains("hunter2"),
+        err.contains("invalid token") && !err.contains("hunter2"),
         "{err}"
     );
     let both = [

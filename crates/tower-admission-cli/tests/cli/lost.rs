@@ -141,7 +141,7 @@ async fn a_replacement_accepts_the_loss_after_it_has_asked() {
         end_with(command, "[limits]\n'org:b' = '5/day'\n").await
     };
     let asked = import(&[]).await;
-    let told = "say --force to delete up to 1 limit that the store has lost";
+    let told = "use --force to delete up to 1 limit that the store has lost";
     assert!(asked.code == 2 && asked.err.contains(told), "{asked:?}");
     let dry = import(&["--dry-run"]).await;
     assert!(

@@ -306,7 +306,7 @@ async fn deleting_warns_of_what_is_above_the_default() {
     let deleted = tell(&server, &["limits", "delete", "org:acme", "--force"]).await;
     assert_eq!(deleted.code, 0);
     assert_eq!(deleted.err.lines().count(), 1, "{}", deleted.err);
-    let told = "warning: jobs: 2 are used and the default is 2";
+    let told = "warning: jobs: 2 are used but the default is 2";
     assert!(deleted.err.contains(told), "{}", deleted.err);
     service.set("5 concurrent").await;
     let words = ["limits", "delete", "org:acme", "--force", "--json"];
@@ -362,7 +362,7 @@ async fn on_a_terminal_it_asks_and_has_colours() {
 
     service.set("20/day").await;
     let asked = on_terminal("limits delete org:acme", "n\n", true).await;
-    let question = "Delete the limit of org:acme (20/day)? The default applies then. [y/N]";
+    let question = "Delete the limit of org:acme (20/day)? The default applies afterwards. [y/N]";
     assert!(asked.contains(question), "{asked}");
     assert!(asked.contains("not deleted"), "{asked}");
     let asked = on_terminal("limits delete org:acme", "y\n", true).await;

@@ -114,7 +114,7 @@ async fn a_complaint_is_answered_without_the_token_in_an_argument() {
     let of_all = of_all.ok();
     let last = of_all.lines().last().unwrap();
     assert!(
-        last.starts_with("a request now: its path decides: give it by --path"),
+        last.starts_with("a request now: the path decides: set --path"),
         "{of_all}"
     );
 
@@ -146,7 +146,7 @@ async fn names_of_the_application_are_keys_and_slips_are_rejected() {
     let lines: Vec<_> = get.lines().collect();
     assert_eq!(lines[0], "org:42: tier=pro (override)");
     assert!(lines[1].starts_with("set by anna at 2"), "{get}");
-    assert_eq!(lines[3], "calls (pro)  50/day  override tier");
+    assert_eq!(lines[3], "calls (pro)  50/day  stored tier");
     // With an end and a note, which the service keeps.
     let words = [
         "limits",
@@ -285,7 +285,7 @@ async fn a_limit_of_the_file_stays_under_what_is_set() {
     let service = Service::start().await;
     let run = async |words: &[&str]| service.run(ANNA, words, "").await;
     let get = run(&["limits", "get", "org:f"]).await.ok();
-    assert!(get.starts_with("org:f: 5/day (of the file)"), "{get}");
+    assert!(get.starts_with("org:f: 5/day (from the file)"), "{get}");
     let deleted = run(&["limits", "delete", "org:f", "--force"]).await;
     assert!(deleted.failed(3).contains("from the configuration file"));
     assert_eq!(run(&["limits", "export"]).await.ok(), "[limits]");

@@ -138,7 +138,7 @@ async fn a_limit_of_a_service_that_does_not_run_is_imported_after_a_loss() {
     let imported = run(&import, &exported).await;
     assert_eq!(imported.code, 0, "{imported:?}");
     let told =
-        "no service that runs goes by 1 limit, which may be of one that does not run now: org:b: ";
+        "no running service uses 1 limit; a service that does not run now may use them: org:b: ";
     assert!(imported.err.contains(told), "{imported:?}");
     until("the loss is over", async || service.limits.lost() == 0).await;
 
@@ -195,7 +195,7 @@ async fn limits_that_are_not_in_the_file_are_deleted_on_request() {
     let done = run(&["limits", "import", path, "--replace", "--force"], "").await;
     assert_eq!(
         done.out,
-        "~ org:b: 5/day -> 6/day\n- org:acme: 20/day\n1 limit set, 1 deleted, 0 as they are\n"
+        "~ org:b: 5/day -> 6/day\n- org:acme: 20/day\n1 limit set, 1 deleted, 0 unchanged\n"
     );
     assert!(
         done.err.contains("org:c: the end is in the past"),
@@ -242,7 +242,7 @@ async fn a_service_takes_an_import_too() {
     let done = end_with(at(&["limits", "import", "-"]), text).await;
     assert_eq!(
         done.out,
-        "+ org:acme: 20/day\n1 limit set, 0 deleted, 0 as they are\n"
+        "+ org:acme: 20/day\n1 limit set, 0 deleted, 0 unchanged\n"
     );
     assert_eq!((done.code, &*done.err), (0, ""));
     assert_eq!(end(at(&["limits", "export"])).await.ok(), text.trim_end());
@@ -267,7 +267,7 @@ async fn a_rejected_limit_does_not_stop_the_import_of_later_ones() {
     let rejected = end_with(command, text).await.failed(3);
     assert_eq!(
         rejected,
-        "org:nobody: the service rejects this: unknown limit so (2 of 4 changes were made, 1 rejected, nothing was \
+        "org:nobody: the service rejects this: no limit is called so (2 of 4 changes were made, 1 rejected, nothing was \
          deleted)"
     );
     let limits = stub.held.limits.lock().unwrap();

@@ -202,7 +202,7 @@ fn a_token_that_cannot_be_used_is_an_error_at_its_field() {
         ),
         (
             "[admin]\ntoken = 'the-token-of-anna'\n[admin.tokens.admin]\ntoken = 'the-token-of-ben-'\nrole = 'read'",
-            "admin.tokens.admin: `admin.token` is the token of `admin` already",
+            "admin.tokens.admin: `admin.token` already is the token of `admin`",
         ),
         (
             "[admin.tokens.\"Zoë\"]\ntoken = 'the-token-of-anna'\nrole = 'read'",

@@ -689,19 +689,23 @@ fn circles_and_unknown_names_are_errors() {
         (
             "[groups.a]\nalso = ['b', 'b']\n[groups.b]",
             "groups.a.also",
-            "group `b` occurs twice",
+            "group `b` is named twice",
         ),
         (
             "[groups.a]\nalso = ['b', 'c']\n[groups.b]\nalso = ['d']\n[groups.c]\nalso = ['d']\n[groups.d]",
             "groups.a.also",
-            "group `d` occurs twice",
+            "group `d` is named twice",
         ),
         (
             "[groups.a]\nalso = ['b', 'c', 'd', 'e']\n[groups.b]\n[groups.c]\n[groups.d]\n[groups.e]",
             "groups.a.also",
-            "at most 4 groups, and these are 5",
+            "at most 4 groups, but these are 5",
         ),
-        ("[groups.a]\nalso = 7", "groups.a.also", "a list of texts"),
+        (
+            "[groups.a]\nalso = 7",
+            "groups.a.also",
+            "text or a list of texts",
+        ),
     ] {
         let error = wrong(text);
         assert_eq!(error.field(), Some(field), "{error}");
@@ -725,7 +729,7 @@ fn groups_of_one_decision_fail_in_the_same_way() {
     ";
     let error = Config::from_toml(text).unwrap_err().to_string();
     assert!(
-        error.contains("groups `a` and `b` have rates, and differ in `on_failure`"),
+        error.contains("groups `a` and `b` have rates but a different `on_failure`"),
         "{error}"
     );
     // One decision is about rates only.

@@ -89,7 +89,7 @@ fn a_named_cost_is_found_by_its_name() {
         }
         builder.build().unwrap_err().to_string()
     };
-    assert!(wrong(&["one"]).contains("built in"));
+    assert!(wrong(&["one"]).contains("built-in"));
     assert!(wrong(&["two words"]).contains("not a word"));
     assert!(wrong(&["a", "b", "a"]).contains("\"a\" occurs twice"));
 }

@@ -138,7 +138,7 @@ fn errors_name_the_position_and_the_fix() {
         ),
         (
             "[clients]\ntrusted_hops = 1\n[groups.api]\nkey = 'header X-User'",
-            "groups.api.key: a client can make this header up",
+            "groups.api.key: a client can forge this header",
         ),
         (
             "[groups.api]\nkey = 'header x user'",
@@ -159,7 +159,7 @@ fn errors_name_the_position_and_the_fix() {
         ),
         (
             "[clients]\nforwarded_header = 'single x y'",
-            "clients.forwarded_header: \"single x y\" is none of",
+            "clients.forwarded_header: \"single x y\" is not one of",
         ),
         (
             "[clients]\ntrusted_hops = 256",
@@ -167,11 +167,11 @@ fn errors_name_the_position_and_the_fix() {
         ),
         (
             "[clients]\ntrusted_hops = 1\ntrusted_proxies = '10.0.0.0/8'",
-            "clients.trusted_hops: give either the number of proxies, or which they are",
+            "clients.trusted_hops: use either the number of proxies, or their networks",
         ),
         (
             "[clients]\ntrusted_hops = 1\ntrust_unix_socket = true",
-            "clients.trusted_hops: give either",
+            "clients.trusted_hops: use either",
         ),
         (
             "[groups.api]\nexclude = ['/api/../health']",
@@ -357,7 +357,7 @@ fn the_environment_goes_before_the_file() {
         (
             "ADMISSION_CLIENTS__TRUSTED_PROXIES",
             "nowhere",
-            "ADMISSION_CLIENTS__TRUSTED_PROXIES: clients.trusted_proxies: \"nowhere\" is no network",
+            "ADMISSION_CLIENTS__TRUSTED_PROXIES: clients.trusted_proxies: \"nowhere\" is not a network",
         ),
         (
             "ADMISSION_GROUPS__API__PATH",
@@ -398,7 +398,7 @@ fn the_environment_goes_before_the_file() {
         ),
         (
             "ADMISSION_GROUPS__A.B__RATE",
-            "ADMISSION_GROUPS__A.B__RATE: groups.a.b.rate: \"1 s\" is no quota",
+            "ADMISSION_GROUPS__A.B__RATE: groups.a.b.rate: \"1 s\" is not a valid quota",
         ),
         (
             "ADMISSION_GROUPS__API.RATE__X",
@@ -406,7 +406,7 @@ fn the_environment_goes_before_the_file() {
         ),
         (
             "ADMISSION_GROUPS__A[0]__RATE",
-            "ADMISSION_GROUPS__A[0]__RATE: groups.a[0].rate: \"1 s\" is no quota",
+            "ADMISSION_GROUPS__A[0]__RATE: groups.a[0].rate: \"1 s\" is not a valid quota",
         ),
         (
             "ADMISSION_GROUPS__API_RATE",

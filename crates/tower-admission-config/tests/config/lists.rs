@@ -311,7 +311,7 @@ fn errors_show_no_possible_secret() {
         ("block = 'ip:203.0.113.7'", "unknown field `block`"),
         (
             "allow = ['ip:2002:cb00:7107::1 until 2126-01-01T00:00:00Z']",
-            "to exempt that one, write ip:203.0.113.7",
+            "to exempt that client, write ip:203.0.113.7",
         ),
     ] {
         let error = Config::from_toml(&format!("[lists]\n{lists}")).unwrap_err();

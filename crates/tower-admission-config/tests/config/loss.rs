@@ -27,7 +27,7 @@ async fn a_reload_without_groups_is_rejected_unless_it_is_intended() {
         let read = file.load(&[]).unwrap();
         let error = admission.reload(&read).unwrap_err().to_string();
         assert!(
-            error.contains("would go the limits of: api"),
+            error.contains("would lose their limits: api"),
             "{nothing}: {error}"
         );
         assert!(
@@ -113,7 +113,7 @@ fn added_removed_and_changed_settings_are_logged() {
         line.starts_with("ERROR the new configuration is rejected; the running limits stay"),
         "{line}"
     );
-    assert!(line.contains("would go the limits of: api, new"), "{line}");
+    assert!(line.contains("would lose their limits: api, new"), "{line}");
 }
 
 #[test]
@@ -241,7 +241,10 @@ fn a_file_is_reloaded_at_once() {
     let expected = "WARN a changed field of the file has no effect: a variable sets it field=\"groups.api.rate\" \
             variable=\"ADMISSION_GROUPS__API__RATE\"";
     assert_eq!(changes, expected);
-    assert!(hidden.starts_with("WARN this has no effect"), "{hidden}");
+    assert!(
+        hidden.starts_with("WARN a setting has no effect"),
+        "{hidden}"
+    );
     assert_eq!(applied, "INFO the new configuration is applied");
     assert!(admission.last_reload().error.is_none());
 }
@@ -282,7 +285,7 @@ async fn variables_hide_no_emptied_file() {
     let error = admission.reload(&file.load(&variables).unwrap());
     let error = error.unwrap_err().to_string();
     assert!(
-        error.contains("with them would go the limits of: api, batch"),
+        error.contains("would lose their limits: api, batch"),
         "{error}"
     );
     assert_eq!(admitted(&app(&admission), "/api", "alice").await, 6);

@@ -78,11 +78,11 @@ fn errors_of_entries_show_no_credentials() {
     for (limits, expected) in [
         (
             "'bearer:hunter22' = 'fast'",
-            "limits.\"bearer:..\": \"fast\" is no limit",
+            "limits.\"bearer:..\": \"fast\" is not a valid limit",
         ),
         (
             "'org:acme' = 'fast'",
-            "limits.\"org:acme\": \"fast\" is no limit",
+            "limits.\"org:acme\": \"fast\" is not a valid limit",
         ),
         ("'acme' = '3/h'", "limits.\"..\": "),
         (
@@ -91,7 +91,7 @@ fn errors_of_entries_show_no_credentials() {
         ),
         (
             "'org:acme' = { limit = '3/h', end = 'tomorrow' }",
-            "is no `end`",
+            "is not a valid `end`",
         ),
     ] {
         let error = Config::from_toml(&format!("{GROUP}[limits]\n{limits}")).unwrap_err();
@@ -142,7 +142,7 @@ async fn a_tier_goes_with_a_warning_and_other_overrides_are_applied() {
     let after = file("", "'bearer:eve' = 'deny all'\n");
     for _ in 0..2 {
         let lines = logged(|| admission.reload(&after).unwrap());
-        let warned = "there is no tier `old` in this configuration";
+        let warned = "this configuration has no tier `old`";
         assert!(lines.iter().any(|line| line.contains(warned)), "{lines:?}");
     }
     assert_eq!(status(&app(&admission), "/api", "eve").await, 403);

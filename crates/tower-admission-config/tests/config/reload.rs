@@ -378,7 +378,7 @@ async fn a_bad_configuration_changes_nothing() {
     assert_eq!(admitted(&app, "/api", "alice").await, 2);
     for (text, expected) in [(
         "[store]\nprefix = 'other'\n[groups.api]\npath = '/api'\nrate = '9/h'",
-        "store: the store cannot be changed",
+        "store: the store cannot change",
     )] {
         let error = admission.reload(&config(text)).unwrap_err().to_string();
         assert!(error.starts_with(expected), "{error}");

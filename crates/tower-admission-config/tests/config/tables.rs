@@ -109,7 +109,7 @@ async fn processes_share_the_leases_of_a_file() {
     let open = config(&text.replace("'closed'", "'open'"));
     let error = here.reload(&open).unwrap_err().to_string();
     assert!(
-        error.contains("leases.jobs.on_failure: this cannot be changed"),
+        error.contains("leases.jobs.on_failure: this cannot change"),
         "{error}"
     );
     drop(server);

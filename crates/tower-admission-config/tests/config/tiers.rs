@@ -168,16 +168,16 @@ fn an_invalid_tier_is_an_error() {
         ("rate = '1/0s'", "groups.api.tiers.pro.rate: "),
         (
             "rate = '1/h'\nrates = { a = '1/h' }",
-            "groups.api.tiers.pro.rate: give either",
+            "groups.api.tiers.pro.rate: use either",
         ),
         (
             "rates = { ip = '1/h' }",
-            "groups.api.rate_per_ip: `groups.api.tiers.pro.rates.ip` is called",
+            "groups.api.rate_per_ip: `groups.api.tiers.pro.rates.ip` already has the name",
         ),
-        ("", "groups.api.tiers.pro: this tier names no rate"),
+        ("", "groups.api.tiers.pro: this tier has no rate"),
         (
             "rate = '1/h sliding'",
-            "groups.api.tiers.pro: a tier's rate is sliding if the group's is",
+            "groups.api.tiers.pro: a rate must be sliding in the group and in the tier",
         ),
         ("rates = { 'é' = '1/h' }", "groups.api.tiers.pro.rates.é: "),
     ] {

@@ -107,12 +107,14 @@ fn variables_of_numbers_and_booleans_are_read_strictly() {
         "true",
         "99999999999999999999",
     ] {
-        let expected = "ADMISSION_GROUPS__API__CONCURRENCY: groups.api.concurrency: a whole number";
+        let expected =
+            "ADMISSION_GROUPS__API__CONCURRENCY: groups.api.concurrency: expected a whole number";
         let told = field(value).0;
         assert!(told.starts_with(expected), "{value}: {told}");
     }
     for value in ["", "yes", "on", "1", "TRUE", "0"] {
-        let expected = "ADMISSION_GROUPS__API__DRY_RUN: groups.api.dry_run: `true` or `false`";
+        let expected =
+            "ADMISSION_GROUPS__API__DRY_RUN: groups.api.dry_run: expected `true` or `false`";
         let told = field(value).1;
         assert!(told.starts_with(expected), "{value}: {told}");
     }
@@ -146,7 +148,7 @@ fn values_are_not_converted_between_types() {
         (
             "[groups.api]\ndry_run = 17",
             "groups.api.dry_run",
-            "`true` or `false`",
+            "expected `true` or `false`",
         ),
         ("[groups.api]\nname = 5", "groups.api.name", text),
         ("[groups.api]\nrate = 0", "groups.api.rate", text),
