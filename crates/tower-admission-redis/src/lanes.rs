@@ -271,7 +271,7 @@ impl<C: Calls> Lanes<C> {
         lanes.get(&key).map_or(0, |lane| lane.waiting.len())
     }
 
-    /// The waiting requests, for another concurrent call, if there is room for it.
+    /// The waiting requests, for another concurrent call, if the request that joined at this turn is among them.
     fn hurry(&self, key: LaneKey, turn: u64) -> Option<Queue<C>> {
         let mut lanes = lock(self.shard(key));
         let lane = lanes.get_mut(&key)?;
