@@ -225,7 +225,7 @@ async fn an_accepted_loss_is_in_the_audit_trail_and_in_the_log_of_each_replica()
     let before = changes[1].before.as_ref().unwrap();
     assert_eq!(before.limit().to_string(), "25/h");
     let lines = log.take();
-    let dropped = |line: &&String| line.contains("as an operator accepted the loss");
+    let dropped = |line: &&String| line.contains("because an operator accepted the loss");
     let dropped: Vec<_> = lines.iter().filter(dropped).collect();
     assert_eq!(dropped.len(), 2, "{lines:?}");
     for line in dropped {
@@ -259,7 +259,7 @@ async fn an_override_that_vanishes_without_a_loss_is_logged() {
     limits.clear_caches().await.unwrap();
     assert_eq!((limits.len(), limits.lost()), (0, 0));
     let lines = log.take();
-    let gone = |line: &&String| line.contains("gone from the store");
+    let gone = |line: &&String| line.contains("missing from the store");
     let gone: Vec<_> = lines.iter().filter(gone).collect();
     assert!(
         gone.iter().any(|line| line.contains("first=\"org:acme\"")),
@@ -307,7 +307,8 @@ async fn an_unreadable_override_keeps_the_previous_one_in_force() {
     );
     assert_eq!(limits.get_override(&acme).as_ref(), Some(&seen));
     let lines = log.take();
-    let warned = |line: &&String| line.starts_with("WARN") && line.contains("cannot be read");
+    let warned =
+        |line: &&String| line.starts_with("WARN") && line.contains("cannot read an override");
     assert_eq!(lines.iter().filter(warned).count(), 2, "{lines:?}");
 
     for expected in [Some(&seen), None] {
