@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::client::Again;
-use super::failure::CallError;
+use super::call_error::CallError;
+use super::client::Retry;
 use super::lanes::{Calls, LaneKey, Lanes};
 use super::leases::{FULL, GRANTED, KEY_FULL, LATE, OfKeys, Slots, new_id, or_none};
 use tower_admission::store::FailureKind;
@@ -40,7 +40,7 @@ impl Drop for Lease {
     fn drop(&mut self) {
         if self.may_be_taken {
             let of_keys = std::mem::take(&mut self.of_keys);
-            self.slots.give_back(self.id, of_keys);
+            self.slots.queue_release(self.id, of_keys);
         }
     }
 }
@@ -179,7 +179,7 @@ impl Slots {
         let client = &self.store.client;
         let script = &self.store.leases.acquire;
         // A repeated call has the same ids, and so the same effect.
-        let answer = client.run(script, &keys, &*arguments, deadline, Again::Once);
+        let answer = client.run(script, &keys, &*arguments, deadline, Retry::Once);
         let wrong = || client.failed(CallError::new(FailureKind::WrongData).after_sending());
         let answer: Vec<redis::Value> = answer.await?;
         let [time, epoch, outcomes @ ..] = &*answer else {

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::charged::{KeyRules, Run, micros_per_request};
-use super::failure::CallError;
+use super::arguments::{KeyRules, Run, micros_per_request};
+use super::call_error::CallError;
 use tower_admission::Usage;
 use tower_admission::store::FailureKind;
 use tower_admission::{Rule, provider::RuleKind};

@@ -8,9 +8,9 @@ use redis::{Cmd, Value};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::call_error::{CallError, OrFailure};
 use super::connection::Driver;
 use super::context::Context;
-use super::failure::{CallError, OrFailure};
 use super::url::{Address, Target};
 use tower_admission::store::FailureKind;
 
@@ -82,8 +82,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_attempt_ends_in_an_answer_or_an_error() {
         assert_eq!(attempt(false, async { Ok(7) }).await.unwrap(), 7);
-        let refused = attempt::<()>(false, async { Err(CallError::new(FailureKind::Denied)) });
-        assert_eq!(refused.await.unwrap_err().kind(), FailureKind::Denied);
+        let denied = attempt::<()>(false, async { Err(CallError::new(FailureKind::Denied)) });
+        assert_eq!(denied.await.unwrap_err().kind(), FailureKind::Denied);
         let panicked = attempt::<()>(false, async { panic!("no crypto provider") });
         let error = panicked.await.unwrap_err();
         assert_eq!(error.kind(), FailureKind::Other);

@@ -11,8 +11,8 @@ use std::time::Duration;
 use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
 use tokio::time::{Instant, sleep_until};
 
-use super::client::{Again, Route, Shared};
-use super::failure::{CallError, ClientError};
+use super::call_error::{CallError, ClientError};
+use super::client::{Retry, Route, Shared};
 use super::node::{Fault, Node};
 use super::slots;
 use super::supervisor::supervise;
@@ -30,7 +30,7 @@ pub(super) struct Call<'a> {
     shared: &'a Arc<Shared>,
     slot: u16,
     deadline: Instant,
-    again: Again,
+    retry: Retry,
     is_bounded: bool,
     hops: u32,
     pause: Duration,
@@ -43,7 +43,7 @@ impl<'a> Call<'a> {
         shared: &'a Arc<Shared>,
         keys: &[String],
         deadline: Instant,
-        again: Again,
+        retry: Retry,
         is_bounded: bool,
     ) -> Self {
         let slot = match (&shared.route, keys.first()) {
@@ -54,7 +54,7 @@ impl<'a> Call<'a> {
             shared,
             slot,
             deadline,
-            again,
+            retry,
             is_bounded,
             hops: 0,
             pause: FIRST_PAUSE,
@@ -78,7 +78,7 @@ impl<'a> Call<'a> {
                 Some(node) => Some(node),
                 None => self.node().await?,
             };
-            let refused = match node {
+            let rejected = match node {
                 Some(node) => match self.ask(&node, command, asking).await? {
                     Step::Done(answer) => return Ok(answer),
                     Step::Try => continue,
@@ -90,13 +90,13 @@ impl<'a> Call<'a> {
                 },
                 None => CallError::because(FailureKind::Busy, "no server has the slot"),
             };
-            self.shared.context.is_in_trouble();
+            self.shared.context.request_map();
             if self.shared.supervisor.is_idle() {
                 supervise(self.shared);
             }
             let next = Instant::now() + self.pause;
             if next >= self.deadline {
-                return Err(refused);
+                return Err(rejected);
             }
             sleep_until(next).await;
             self.pause = (2 * self.pause).min(LONGEST_PAUSE);
@@ -140,9 +140,9 @@ impl<'a> Call<'a> {
             Err(Fault::Refused(error)) => self.after_refusal(node, error),
             Err(Fault::Dropped(error)) => {
                 self.was_sent = true;
-                match std::mem::replace(&mut self.again, Again::Never) {
-                    Again::Once => Ok(Step::Try),
-                    Again::Never => Err(error.into_failure()),
+                match std::mem::replace(&mut self.retry, Retry::Never) {
+                    Retry::Once => Ok(Step::Try),
+                    Retry::Never => Err(error.into_failure()),
                 }
             }
             Err(Fault::TimedOut) => {
@@ -155,18 +155,18 @@ impl<'a> Call<'a> {
     /// Handles an answer that is an error: returns an error, or the next step of the call.
     fn after_refusal(&mut self, node: &Node, error: RedisError) -> Result<Step, CallError> {
         let Route::BySlot(router) = &self.shared.route else {
-            return Err(self.refused(error));
+            return Err(self.rejected(error));
         };
         let kind = match error.kind() {
             ErrorKind::Server(kind) => kind,
-            _ => return Err(self.refused(error)),
+            _ => return Err(self.rejected(error)),
         };
         match kind {
             ServerErrorKind::TryAgain | ServerErrorKind::ClusterDown => {
                 return Ok(Step::Pause(error.into_failure()));
             }
             ServerErrorKind::Moved | ServerErrorKind::Ask => {}
-            _ => return Err(self.refused(error)),
+            _ => return Err(self.rejected(error)),
         }
         if self.hops == HOPS {
             let words = "the servers of the cluster do not agree on the one that has the slot";
@@ -184,11 +184,11 @@ impl<'a> Call<'a> {
         }
         match router.node_at(&to) {
             Some(node) => Ok(Step::Ask(node)),
-            None => Err(self.refused(error)),
+            None => Err(self.rejected(error)),
         }
     }
 
-    fn refused(&self, error: RedisError) -> CallError {
+    fn rejected(&self, error: RedisError) -> CallError {
         error.into_failure().after_sending()
     }
 }

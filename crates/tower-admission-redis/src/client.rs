@@ -8,9 +8,9 @@ use redis::{FromRedisValue, ToRedisArgs};
 use tokio::time::Instant;
 
 use super::call::Call;
+use super::call_error::{CallError, OrFailure};
 use super::context::Context;
 use super::events::Events;
-use super::failure::{CallError, OrFailure};
 use super::node::Node;
 use super::router::Router;
 use super::script::Script;
@@ -29,7 +29,7 @@ pub(super) struct Options {
 
 /// Whether a call may be repeated after its connection ended, when a server may have run it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Again {
+pub(super) enum Retry {
     Once,
     Never,
 }
@@ -149,9 +149,9 @@ impl Client {
         keys: &[String],
         arguments: impl ToRedisArgs + Copy,
         deadline: Instant,
-        again: Again,
+        retry: Retry,
     ) -> Result<T, CallError> {
-        self.run_in(true, script, keys, arguments, deadline, again)
+        self.run_in(true, script, keys, arguments, deadline, retry)
             .await
     }
 
@@ -163,9 +163,9 @@ impl Client {
         keys: &[String],
         arguments: impl ToRedisArgs + Copy,
         deadline: Instant,
-        again: Again,
+        retry: Retry,
     ) -> Result<T, CallError> {
-        self.run_in(false, script, keys, arguments, deadline, again)
+        self.run_in(false, script, keys, arguments, deadline, retry)
             .await
     }
 
@@ -176,9 +176,9 @@ impl Client {
         keys: &[String],
         arguments: impl ToRedisArgs + Copy,
         deadline: Instant,
-        again: Again,
+        retry: Retry,
     ) -> Result<T, CallError> {
-        let mut call = Call::new(&self.shared, keys, deadline, again, is_bounded);
+        let mut call = Call::new(&self.shared, keys, deadline, retry, is_bounded);
         let answer = match call.make(&script.call(keys, arguments)).await {
             Err(error) if error.is_no_script() => {
                 // Sends the source, which the server also caches.

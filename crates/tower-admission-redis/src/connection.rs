@@ -12,8 +12,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::task::JoinSet;
 
+use super::call_error::{CallError, ClientError, OrFailure};
 use super::detail::bounded;
-use super::failure::{CallError, ClientError, OrFailure};
 use super::url::{Address, Login, Servers, Target};
 use tower_admission::store::FailureKind;
 
@@ -290,8 +290,8 @@ mod tests {
             let error = target.open(&address).await.err().expect(rest);
             assert_eq!(error.kind(), kind, "{error:?}");
         }
-        let refused = Address::Tcp("127.0.0.1".into(), 1);
-        let error = server.target("").open(&refused).await.err().unwrap();
+        let closed_port = Address::Tcp("127.0.0.1".into(), 1);
+        let error = server.target("").open(&closed_port).await.err().unwrap();
         assert_eq!(error.kind(), FailureKind::Disconnected, "{error:?}");
     }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::call_error::CallError;
 use super::client::Options;
-use super::failure::CallError;
 use super::health::Health;
 use super::url::Target;
 
@@ -19,8 +19,8 @@ pub(super) struct Context {
     started: Instant,
     /// Wakes the supervisor, and a replaced one.
     pub(super) wake: watch::Sender<()>,
-    /// Requests the map of a cluster.
-    pub(super) trouble: watch::Sender<()>,
+    /// Requests for the map of a cluster.
+    pub(super) map_requests: watch::Sender<()>,
     /// When the supervisor last ran or was woken, in microseconds since `started`.
     attended: AtomicU64,
     /// The generation of the last connection.
@@ -35,7 +35,7 @@ impl Context {
             health: Health::default(),
             started: Instant::now(),
             wake: watch::Sender::new(()),
-            trouble: watch::Sender::new(()),
+            map_requests: watch::Sender::new(()),
             attended: AtomicU64::new(0),
             generation: AtomicU64::new(0),
         })
@@ -54,9 +54,9 @@ impl Context {
         self.wake.send_replace(());
     }
 
-    /// Something has changed that may be in the map of a cluster.
-    pub(super) fn is_in_trouble(&self) {
-        self.trouble.send_replace(());
+    /// Requests the map of a cluster, because something has changed that may be in it.
+    pub(super) fn request_map(&self) {
+        self.map_requests.send_replace(());
     }
 
     pub(super) fn next_generation(&self) -> u64 {

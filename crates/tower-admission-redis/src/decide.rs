@@ -5,9 +5,9 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::answers::{Outcome, parse, unused};
-use super::charged::{Arguments, KeyRules, Mode, Run};
-use super::client::Again;
-use super::failure::CallError;
+use super::arguments::{Arguments, KeyRules, Mode, Run};
+use super::call_error::CallError;
+use super::client::Retry;
 use super::lanes;
 use super::rate::{Buckets, is_limiting};
 use super::takes::{SEVERAL, Take};
@@ -79,7 +79,7 @@ impl Buckets {
     }
 
     /// Refunds charges. A charge that cannot be refunded refills with time.
-    pub(super) async fn give_back(self: &Arc<Self>, charges: &[Charge], cost: u32) {
+    pub(super) async fn refund_charges(self: &Arc<Self>, charges: &[Charge], cost: u32) {
         let asked = Instant::now();
         let rules = self.rules(charges);
         // In a cluster the keys are on different masters, and each of them may be unavailable.
@@ -147,11 +147,11 @@ impl Buckets {
         let arguments = Arguments { mode, rules, runs };
         let client = self.client();
         // A double charge admits too little; a double refund would admit too much.
-        let again = match mode {
-            Mode::Take | Mode::Peek => Again::Once,
-            Mode::Refund => Again::Never,
+        let retry = match mode {
+            Mode::Take | Mode::Peek => Retry::Once,
+            Mode::Refund => Retry::Never,
         };
-        let call = client.run(&self.store.rates, keys, arguments, deadline, again);
+        let call = client.run(&self.store.rates, keys, arguments, deadline, retry);
         let numbers: Vec<i64> = call.await?;
         let outcomes = parse(&numbers, rules, runs).map_err(|error| client.failed(error))?;
         for _ in outcomes.iter().filter(|outcome| outcome.is_none()) {

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::failure::CallError;
+use super::call_error::CallError;
+use super::recent_failures::RecentFailures;
 use super::sync::lock;
-use super::trouble::Trouble;
 use tower_admission::store::FailureKind;
 use tower_admission::store::{FailureMode, StoreStatus};
 
@@ -73,7 +73,7 @@ struct Health {
     lines: Box<[LineLimit]>,
     clients: Mutex<Clients>,
     decided: Decided,
-    trouble: Trouble,
+    recent_failures: RecentFailures,
 }
 
 /// The state of a client's connections.
@@ -139,7 +139,7 @@ impl Events {
         if error.is_from_breaker() {
             return;
         }
-        self.health.trouble.note(Some(error));
+        self.health.recent_failures.note(Some(error));
         let now = self.health.started.elapsed();
         if let Some(silent) = self.health.lines[error.kind() as usize].line(now) {
             tracing::warn!(
@@ -180,7 +180,7 @@ impl Events {
             _ => &decided.open,
         };
         of_mode.fetch_add(1, Ordering::Relaxed);
-        self.health.trouble.note(None);
+        self.health.recent_failures.note(None);
         for observer in &self.observers {
             observer.decided_without(mode);
         }
@@ -195,7 +195,7 @@ impl Events {
             .filter(|outage| outage.is_failure)
             .map(|outage| outage.since);
         drop(clients);
-        self.health.trouble.status(outage, mode)
+        self.health.recent_failures.status(outage, mode)
     }
 
     pub(super) fn denied_from_cache(&self) {
@@ -271,7 +271,7 @@ impl Default for Health {
                 .collect(),
             clients: Mutex::default(),
             decided: Decided::default(),
-            trouble: Trouble::default(),
+            recent_failures: RecentFailures::default(),
         }
     }
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use super::client::Again;
-use super::failure::CallError;
+use super::call_error::CallError;
+use super::client::Retry;
 use super::leases::{LATE, OfKeys, Slots};
 use super::sync::lock;
 use tower_admission::provider::{SingletonTask, TaskTerm};
@@ -81,8 +81,8 @@ impl Keeper {
             return true;
         }
         match self.task.claim() {
-            Some(again) => {
-                *term = again;
+            Some(new_term) => {
+                *term = new_term;
                 false
             }
             None => true,
@@ -96,7 +96,7 @@ impl Slots {
         self.keep();
     }
 
-    pub(super) fn give_back(self: &Arc<Self>, id: u64, of_keys: OfKeys) {
+    pub(super) fn queue_release(self: &Arc<Self>, id: u64, of_keys: OfKeys) {
         lock(&self.keeper.held).remove(&id);
         self.keeper.queue([self.release(id, of_keys)]);
         self.keep();
@@ -151,7 +151,7 @@ impl Slots {
         let client = &self.store.client;
         let script = &self.store.leases.release;
         let deadline = client.deadline();
-        let released = client.run_apart(script, &keys, &*ids, deadline, Again::Once);
+        let released = client.run_apart(script, &keys, &*ids, deadline, Retry::Once);
         match released.await {
             Ok(wrong) => {
                 self.found_wrong(wrong);
@@ -181,7 +181,7 @@ impl Slots {
             let client = &self.store.client;
             let script = &self.store.leases.heartbeat;
             let deadline = client.deadline();
-            let answer = client.run_apart(script, &keys, &*arguments, deadline, Again::Once);
+            let answer = client.run_apart(script, &keys, &*arguments, deadline, Retry::Once);
             let answer = answer.await.inspect_err(|_| {
                 // As soon as possible.
                 self.keeper.asserts.store(true, Ordering::Release);

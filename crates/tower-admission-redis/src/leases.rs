@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use super::Inner;
 use super::acquire::LANE;
-use super::client::Again;
-use super::failure::CallError;
+use super::call_error::CallError;
+use super::client::Retry;
 use super::keeper::Keeper;
 use super::lanes::{self, Lanes};
 use super::names::LeaseNames;
@@ -209,7 +209,7 @@ impl Slots {
             &keys,
             self.ttl().as_millis() as u64,
             deadline,
-            Again::Once,
+            Retry::Once,
         );
         let counts: Vec<u64> = counts.await?;
         Ok(LeaseUsage::new(

@@ -6,7 +6,7 @@ use redis::aio::MultiplexedConnection;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::failure::CallError;
+use super::call_error::CallError;
 use super::health::Condition;
 
 /// The state of a connection.

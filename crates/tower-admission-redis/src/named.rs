@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::client::Again;
-use super::failure::CallError;
+use super::call_error::CallError;
+use super::client::Retry;
 use super::leases::{FULL, GRANTED, KEY_FULL, LATE, Slots, on_clock, or_none};
 use super::script::Script;
 use tower_admission::provider::clamp_ttl;
@@ -68,7 +68,7 @@ impl Slots {
         ]);
         let client = &self.store.client;
         let script = &self.store.named.acquire;
-        let answer = client.run(script, &keys, &*arguments, deadline, Again::Once);
+        let answer = client.run(script, &keys, &*arguments, deadline, Retry::Once);
         let (outcome, time, epoch, taken): (i64, u64, Vec<u8>, u64) = answer.await?;
         self.learn(time, epoch);
         Ok((outcome, taken))
@@ -85,7 +85,7 @@ impl Slots {
         let client = &self.store.client;
         let script = &self.store.named.heartbeat;
         let deadline = client.deadline();
-        let live = client.run_apart(script, &keys, &arguments[..], deadline, Again::Once);
+        let live = client.run_apart(script, &keys, &arguments[..], deadline, Retry::Once);
         standing(live.await)
     }
 
@@ -103,12 +103,12 @@ impl Slots {
         let client = &self.store.client;
         let script = &self.store.named.release;
         // A repeated release without a holder could release the lease of the next holder.
-        let again = match holder {
-            Some(_) => Again::Once,
-            None => Again::Never,
+        let retry = match holder {
+            Some(_) => Retry::Once,
+            None => Retry::Never,
         };
         let deadline = client.deadline();
-        let live = client.run_apart(script, &keys, &arguments[..], deadline, again);
+        let live = client.run_apart(script, &keys, &arguments[..], deadline, retry);
         standing(live.await)
     }
 }

@@ -13,9 +13,9 @@ use redis::{Cmd, ErrorKind, Pipeline, RedisError, Value};
 use tokio::sync::{Semaphore, SemaphorePermit, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
+use super::call_error::{CallError, kind_of};
 use super::connection::Driver;
 use super::context::Context;
-use super::failure::{CallError, kind_of};
 use super::health::Condition;
 use super::link::{DriverTask, Line, Link};
 use super::patience::answered_by;
@@ -276,7 +276,7 @@ impl Node {
             _ => None,
         });
         if before.is_some() {
-            self.context.is_in_trouble();
+            self.context.request_map();
         }
     }
 
@@ -307,7 +307,7 @@ impl Node {
                 // Calls to a server that hangs need not wait for it.
                 line.driver.0.abort();
             }
-            self.context.is_in_trouble();
+            self.context.request_map();
         }
         // Only unanswered calls reveal a silent connection. A connection that ended may have had none.
         if let Some(cause) = outage.filter(|_| how == Loss::Ended) {

@@ -11,11 +11,11 @@ use tokio::time::timeout;
 
 use super::Inner;
 use super::answers::parse;
+use super::arguments::{Arguments, KeyRules, Mode, Run};
 use super::attempt::{CONNECT_WITHIN, apart};
-use super::charged::{Arguments, KeyRules, Mode, Run};
+use super::call_error::{CallError, OrFailure};
 use super::client::Route;
 use super::connection::Driver;
-use super::failure::{CallError, OrFailure};
 use super::slots::{Range, SLOTS, ranges, slot};
 use super::url::Address;
 use tower_admission::Quota;

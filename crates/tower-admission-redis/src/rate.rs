@@ -7,9 +7,9 @@ use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
 use super::Inner;
-use super::charged::{KeyRules, Mode};
+use super::arguments::{KeyRules, Mode};
+use super::call_error::CallError;
 use super::client::Client;
-use super::failure::CallError;
 use super::lanes::Lanes;
 use super::names::Name;
 use super::script::Script;
@@ -121,7 +121,7 @@ impl RedisBuckets {
                     let decision = this.0.without_redis(&charges, cost, mode).await;
                     if !decision.is_admitted() && !charged.is_empty() {
                         // Not awaited, because the deadline may be over.
-                        tokio::spawn(async move { this.0.give_back(&charged, cost).await });
+                        tokio::spawn(async move { this.0.refund_charges(&charged, cost).await });
                     }
                     decision
                 }
@@ -154,8 +154,8 @@ impl RateBuckets for RedisBuckets {
         let this = self.clone();
         let charges = charges.to_vec();
         Reply::Pending(Box::pin(async move {
-            this.0.give_back(&charges, cost).await;
-            // Again, because a rejection that arrived meanwhile is outdated.
+            this.0.refund_charges(&charges, cost).await;
+            // Retry, because a rejection that arrived meanwhile is outdated.
             this.0.denials.forget(&charges);
         }))
     }

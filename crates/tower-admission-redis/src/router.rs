@@ -12,8 +12,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use super::attempt::{ask_once, attempt};
+use super::call_error::CallError;
 use super::context::Context;
-use super::failure::CallError;
 use super::health::Condition;
 use super::node::Node;
 use super::slots::{Range, SLOTS, ranges};
@@ -161,7 +161,7 @@ impl Router {
             *slots.get_mut(usize::from(slot))? = at as u16;
             Some(Map { slots, nodes })
         });
-        self.context.is_in_trouble();
+        self.context.request_map();
     }
 
     /// The server at an address, for a call for a slot that migrates there.

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
+use super::call_error::{CallError, ClientError};
 use super::connection::beside;
-use super::failure::{CallError, ClientError};
 use super::url::{Address, Login, Target};
 use tower_admission::store::FailureKind;
 

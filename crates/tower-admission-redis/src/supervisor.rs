@@ -134,13 +134,13 @@ async fn follow_cluster(watch: Arc<Watch>) {
         return;
     };
     let context = &watch.shared.context;
-    let mut trouble = context.trouble.subscribe();
+    let mut map_requests = context.map_requests.subscribe();
     while !watch.is_over() {
-        trouble.mark_unchanged();
+        map_requests.mark_unchanged();
         router.refresh().await;
         context.attended();
         tokio::select! {
-            _ = trouble.changed() => {}
+            _ = map_requests.changed() => {}
             () = sleep(router.pause()) => {}
         }
         sleep(MIN_MAP_INTERVAL).await;

@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::answers::Outcome;
-use super::charged::{KeyRules, Mode, Run};
-use super::failure::CallError;
+use super::arguments::{KeyRules, Mode, Run};
+use super::call_error::CallError;
 use super::lanes::{Calls, LaneKey, Lanes};
 use super::rate::Buckets;
 use tower_admission::Key;

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::failure::{CallError, ClientError};
+use super::call_error::{CallError, ClientError};
 use tower_admission::store::FailureKind;
 
 /// Certificates for TLS connections to Redis: see [`RedisStore::tls`](super::RedisStore::tls).

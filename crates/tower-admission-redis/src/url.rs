@@ -8,7 +8,7 @@ use std::sync::Arc;
 use percent_encoding::percent_decode_str;
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
 
-use super::failure::{CallError, OrFailure};
+use super::call_error::{CallError, OrFailure};
 use super::sentinel::Sentinels;
 #[cfg(feature = "tls")]
 use super::tls::{RedisTls, Tls};

@@ -82,7 +82,7 @@ async fn a_burst_of_many_keys_admits_no_more_than_their_shared_limit() {
     assert_eq!(take_at_once(&buckets, both).await, 100);
     let calls = calls(&server).await;
     assert!(calls < BURST as u64 / 10, "{calls} calls");
-    // What the shared limit refused was taken from nobody's own.
+    // A rejection by the shared limit charged no key.
     let mut spent = 0;
     for n in 0..1000 {
         let left = buckets.peek(&both(n)[..1], 0).await.remaining().unwrap();
@@ -196,12 +196,12 @@ async fn a_burst_on_a_concurrency_limit_uses_all_of_it() {
     for task in tasks {
         match task.await.unwrap() {
             AcquireOutcome::Granted(lease) => held.push(lease),
-            refused => assert!(
+            rejected => assert!(
                 matches!(
-                    refused,
+                    rejected,
                     AcquireOutcome::Full | AcquireOutcome::KeyFull { .. }
                 ),
-                "{refused:?}"
+                "{rejected:?}"
             ),
         }
     }

@@ -150,7 +150,7 @@ async fn other_masters_count_when_a_master_dies() {
     }
 }
 
-/// What one key refuses is refused, whatever becomes of the others.
+/// A key that rejects decides the request, whatever the other keys do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rejection_stands_when_the_master_of_another_key_is_unavailable() {
     let mut cluster = Cluster::start().await;
@@ -181,12 +181,12 @@ async fn a_rejection_stands_when_the_master_of_another_key_is_unavailable() {
             panic!("a usage for each quota: {decision:?}");
         };
         assert!(of_token.fits() && !of_address.fits());
-        // Told as unused where nobody knows.
+        // Reported as unused while the server is unavailable.
         assert_eq!(of_token.remaining(), 1000);
         let known = buckets.peek(&both(n)[..1], 0).await.remaining().is_some();
         unknown += u32::from(!known);
     }
-    assert!(unknown > 0, "some lie where nobody answers");
+    assert!(unknown > 0, "some keys are on an unavailable master");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -351,10 +351,7 @@ async fn an_address_is_refunded_when_the_master_of_a_token_is_unavailable() {
         }
     }
     assert_eq!(unavailable.len(), 8);
-    until("the address has back what was refused", async || {
-        left().await == Some(4)
-    })
-    .await;
+    until("the address is refunded", async || left().await == Some(4)).await;
     // A refund reaches the keys that it can.
     let broken = both(unavailable[0]);
     let live = [address.clone()];
@@ -363,7 +360,7 @@ async fn an_address_is_refunded_when_the_master_of_a_token_is_unavailable() {
     assert_eq!(left().await, Some(4));
 }
 
-/// What is given back is reported with the answer about it.
+/// The answer to a refund reports the refunded state.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rejection_reports_what_is_left_after_its_refund_in_three_calls() {
     let cluster = Cluster::start().await;

@@ -113,7 +113,7 @@ async fn slots(store: &RedisStore, servers: &[Server]) {
     leases.acquire(&tenant, "1").await.unwrap().detach();
     assert_eq!(leases.heartbeat(&tenant, "1").await, LeaseStatus::Live);
     assert_eq!(leases.release(&tenant, "1").await, LeaseStatus::Live);
-    // Nothing else is under way.
+    // No other call is in progress.
     let before = scripts_run(servers).await;
     until("a heartbeat", async || scripts_run(servers).await > before).await;
     let full = slots.acquire(limits()).await;

@@ -78,7 +78,7 @@ async fn key_with(server: &Server, part: &str) -> String {
     key.expect("such a key")
 }
 
-/// The runtime ends right after, and with it all that works in the background.
+/// The runtime ends right after, with all background tasks.
 #[tokio::test]
 async fn a_flush_at_the_end_releases_all_permits() {
     let server = Server::start().await;
@@ -121,10 +121,13 @@ async fn a_flush_fails_while_redis_is_unavailable() {
     drop(held);
     assert!(store.flush().await.is_err());
     server.restart().await;
-    until("Redis is told", async || store.flush().await.is_ok()).await;
+    until("Redis has the releases", async || {
+        store.flush().await.is_ok()
+    })
+    .await;
 }
 
-/// However much there is to give back, what is held stays held.
+/// A long queue of releases does not delay heartbeats.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn releases_do_not_delay_heartbeats() {
     let server = Server::start().await;

@@ -39,9 +39,9 @@ async fn a_layer_counts_in_redis() {
         let told = response.headers()["ratelimit"].to_str().unwrap();
         assert!(told.contains(&format!("r={left}")), "{told}");
     }
-    let refused = ask(&replicas[0], "alice").await;
-    assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
-    assert!(refused.headers().contains_key("retry-after"));
+    let rejected = ask(&replicas[0], "alice").await;
+    assert_eq!(rejected.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert!(rejected.headers().contains_key("retry-after"));
     assert_eq!(ask(&replicas[0], "bob").await.status(), StatusCode::OK);
 }
 
@@ -121,7 +121,7 @@ async fn without_redis_the_failure_mode_decides() {
     for _ in 0..10 {
         let response = ask(&open, "alice").await;
         assert_eq!(response.status(), StatusCode::OK);
-        // Nothing is known, so nothing is told.
+        // The remaining requests are unknown, so no header reports them.
         assert!(!response.headers().contains_key("ratelimit"));
     }
     let closed = ask(&layer(FailureMode::Closed), "alice").await;
@@ -135,7 +135,7 @@ async fn without_redis_the_failure_mode_decides() {
     assert_eq!(statuses, [200, 200, 429, 429]);
 }
 
-/// What fits no share is refused for now, and what fits no bucket for ever.
+/// A cost above the share is rejected for now; a cost above the bucket is rejected always.
 #[tokio::test]
 async fn a_cost_above_a_share_is_rejected_as_unavailable() {
     let url = format!("redis://127.0.0.1:{}", free_port());
@@ -209,7 +209,7 @@ fn a_layer_can_be_built_without_a_runtime() {
     }
 }
 
-/// The runtime that connected is still there, and nobody drives it.
+/// The runtime that connected still exists, but does not run.
 #[test]
 fn a_stalled_runtime_delays_no_request() {
     let runtime = || {
@@ -226,7 +226,7 @@ fn a_stalled_runtime_delays_no_request() {
     let is_counted = async || buckets.take(&alice, 1).await.remaining().is_some();
     first.block_on(until("Redis decides", is_counted));
     second.block_on(until("Redis decides again", is_counted));
-    // What the first left behind when it was last driven gets in nobody's way.
+    // The state that the first runtime left behind affects no request.
     first.block_on(async { tokio::time::sleep(Duration::from_millis(50)).await });
     drop(first);
     assert!(second.block_on(is_counted()));

@@ -20,7 +20,7 @@ use crate::user;
 /// One that a busy machine keeps.
 const DEADLINE: Duration = Duration::from_millis(250);
 
-/// Remembers all that it is told.
+/// Records every event.
 #[derive(Clone, Default)]
 struct Told(Arc<Mutex<(Vec<bool>, Vec<FailureKind>)>>);
 
@@ -281,7 +281,7 @@ async fn a_panic_of_an_observer_does_not_end_the_store() {
     }
 }
 
-/// A server that closes every connection is not asked for one after another.
+/// A server that closes every connection gets no storm of connections.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_closes_every_connection_is_an_outage() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

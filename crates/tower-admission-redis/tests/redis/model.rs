@@ -199,7 +199,7 @@ async fn run(server: &Server, namespace: u64, steps: &[Step]) -> Result<(), Test
                 prop_assert_eq!(outcome, LATE);
             }
             Step::Heartbeat(lease) => {
-                // Holders send heartbeats, and nobody else.
+                // Only holders send heartbeats.
                 if let Some(expires) = model.0.get_mut(&lease) {
                     let (outcome, at) = scripts.heartbeat(lease, 0).await;
                     now = at;

@@ -133,11 +133,11 @@ async fn a_server_without_memory_accepts_heartbeats_and_releases() {
         .await
         .unwrap();
     assert_eq!(leases.heartbeat(&acme(), "42").await, LeaseStatus::Live);
-    let refused = Leases::new()
+    let rejected = Leases::new()
         .name("jobs")
         .store(server.store().on_failure(FailureMode::Closed));
-    let refused = refused.acquire(&acme(), "43").await.unwrap_err();
-    assert_eq!(refused.reason(), Reason::Unavailable);
+    let rejected = rejected.acquire(&acme(), "43").await.unwrap_err();
+    assert_eq!(rejected.reason(), Reason::Unavailable);
     assert_eq!(lease.release().await, LeaseStatus::Live);
     assert_eq!(used(&leases).await, 0);
 }
@@ -158,8 +158,8 @@ async fn other_data_under_a_lease_is_not_overwritten() {
         let before = leases.acquire(&acme(), "42").await.unwrap();
         server.command(&["DEL", key]).await.unwrap();
         server.command(&["RPUSH", key, "precious"]).await.unwrap();
-        let refused = leases.acquire(&acme(), "42").await.unwrap_err();
-        assert_eq!(refused.reason(), Reason::Unavailable, "{key}");
+        let rejected = leases.acquire(&acme(), "42").await.unwrap_err();
+        assert_eq!(rejected.reason(), Reason::Unavailable, "{key}");
         let failed = [leases.release(&acme(), "42").await, before.release().await];
         assert!(failed.contains(&LeaseStatus::Failed), "{key}");
         let left = server.command(&["LRANGE", key, "0", "-1"]).await.unwrap();
@@ -200,10 +200,10 @@ async fn an_acquire_that_was_not_sent_needs_no_release() {
         assert!(leases.acquire(&acme(), &n.to_string()).await.is_err());
     }
     let flushed = tokio::time::timeout(Duration::from_secs(5), leases.flush()).await;
-    assert!(flushed.is_ok(), "it waits for nobody");
+    assert!(flushed.is_ok(), "the flush does not wait");
 }
 
-/// A lease whose server dies is given back once it is there again, if it still knows it.
+/// A lease is released after its server returns, if the server still has it.
 #[tokio::test]
 async fn a_lease_that_is_dropped_while_redis_is_paused_is_released() {
     let server = Server::start().await;
@@ -276,7 +276,7 @@ async fn a_job_is_started_in_one_process_and_finished_in_another() {
     assert_eq!(jobs.run(&["usage", "acme"]), "1 of 5");
     process.stdin.take().unwrap().write_all(b"\n").unwrap();
     assert!(process.wait().unwrap().success());
-    assert_eq!(jobs.run(&["usage", "acme"]), "1 of 5", "it is at work");
+    assert_eq!(jobs.run(&["usage", "acme"]), "1 of 5", "the job runs");
     assert_eq!(jobs.run(&["finish", "acme", "42"]), "Live");
     assert_eq!(jobs.run(&["usage", "acme"]), "0 of 5");
     assert_eq!(jobs.run(&["finish", "acme", "42"]), "Gone");

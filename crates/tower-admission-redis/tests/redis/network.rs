@@ -56,7 +56,7 @@ async fn a_server_that_closes_new_connections_is_logged() {
     .await;
 }
 
-/// Whoever waits for a decision counts it, and nobody else does.
+/// Only a request that waits for a decision counts it.
 #[tokio::test]
 async fn a_permit_without_a_waiting_request_is_no_decision() {
     let server = Server::start().await;
@@ -87,7 +87,7 @@ async fn a_permit_without_a_waiting_request_is_no_decision() {
     assert_eq!(seen.decided(FailureMode::Closed), 0);
 }
 
-/// A call that waits for a connection has nobody who makes one, when the runtime of the supervisor ends.
+/// A call that waits for a connection starts a new supervisor when the runtime of the old one ends.
 async fn outlives_another_runtime(scheme: &str) {
     let asked = Arc::new(AtomicU32::new(0));
     let port = Arc::<OnceLock<u16>>::default();
@@ -189,7 +189,7 @@ async fn connections(server: &Server) -> usize {
         .count()
 }
 
-/// Requests that give up at any point, while connections are closed.
+/// Requests that are dropped at any point, while connections are closed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_storm_of_requests_leaves_one_connection_for_each_store() {
     let server = Server::start().await;
@@ -229,7 +229,7 @@ async fn a_storm_of_requests_leaves_one_connection_for_each_store() {
     until("all are closed", async || connections(&server).await == 0).await;
 }
 
-/// The map says otherwise, and is asked for at once.
+/// The map differs, and is requested at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redirection_to_an_unreachable_server_is_a_short_outage_of_its_slot() {
     // Takes connections, and nothing more.

@@ -8,7 +8,7 @@ use tower_admission::{
 use super::{acme, name, set};
 use crate::server::{Server, until};
 
-/// What is explained of acme, without what a tool cannot know: when a client is told to come back for a permit.
+/// The explanation for acme, without the part that a tool cannot know: when a client may retry for a permit.
 fn shown(explained: Vec<LimitExplanation>) -> Vec<String> {
     let explained = explained.into_iter().map(|limit| {
         let verdict = match limit.verdict {

@@ -11,7 +11,7 @@ use crate::server::{Server, until};
 const LIMITS: &str = "{admission:limits}:of";
 const CHANGES: &str = "{admission:limits}:changes";
 
-/// Nobody's decisions suffer from one entry that cannot be read, and the others are read.
+/// One unreadable entry does not affect decisions, and the others are read.
 #[tokio::test]
 async fn an_entry_that_is_not_utf8_is_skipped() {
     let bytes = &b"\xff\xfe"[..];

@@ -46,7 +46,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 1..20)
 }
 
-/// What is owed, in the time of the quota by which it was charged last.
+/// The debt, in the interval of the quota that charged it last.
 #[derive(Clone, Copy, Default)]
 struct Model {
     interval: u64,

@@ -156,7 +156,7 @@ async fn outdated_descriptions_expire_and_unreadable_ones_are_skipped() {
     server.command(&["SET", hash, "junk"]).await.unwrap();
     let read = SharedLimiters::read(&tool, &server.store()).await;
     assert!(matches!(read, Err(LimitsError::Unavailable(_))), "{read:?}");
-    // The limits themselves are none the worse.
+    // The limits are unaffected.
     set(&limits, "25/h").await;
 }
 

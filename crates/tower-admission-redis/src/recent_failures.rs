@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use super::failure::CallError;
+use super::call_error::CallError;
 use super::sync::lock;
 use std::sync::Mutex;
 use tower_admission::provider::since_epoch;
@@ -19,7 +19,7 @@ const RECENT: Duration = Duration::from_secs(5);
 ///
 /// Written only after a failure. A writer that finds it locked skips it, because the other writer records the same.
 #[derive(Default)]
-pub(super) struct Trouble(Mutex<Noted>);
+pub(super) struct RecentFailures(Mutex<Noted>);
 
 #[derive(Default)]
 struct Noted {
@@ -32,7 +32,7 @@ struct Series {
     last: Instant,
 }
 
-impl Trouble {
+impl RecentFailures {
     /// Records that a call failed, or that the failure mode decided a request.
     pub(super) fn note(&self, error: Option<&CallError>) {
         let Ok(mut noted) = self.0.try_lock() else {
@@ -83,18 +83,18 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_failure_is_shown_until_no_other_follows_for_five_seconds() {
-        let trouble = Trouble::default();
-        let failure = |outage| match trouble.status(outage, FailureMode::Closed) {
+        let recent_failures = RecentFailures::default();
+        let failure = |outage| match recent_failures.status(outage, FailureMode::Closed) {
             StoreStatus::Failing(failure) => Some(failure),
             _ => None,
         };
         assert_eq!(failure(None), None);
-        trouble.note(Some(&CallError::because(FailureKind::Timeout, "no answer")));
+        recent_failures.note(Some(&CallError::because(FailureKind::Timeout, "no answer")));
         let first = failure(None).unwrap();
         assert_eq!(first.failure_mode, FailureMode::Closed);
         assert_eq!(&*first.cause, "timeout: no answer");
         tokio::time::advance(RECENT - Duration::from_millis(1)).await;
-        trouble.note(None);
+        recent_failures.note(None);
         tokio::time::advance(RECENT - Duration::from_millis(1)).await;
         let series = failure(None).unwrap();
         assert_eq!(series.cause, first.cause);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::failure::CallError;
+use super::call_error::CallError;
 use super::overrides::RedisOverrides;
 use tower_admission::store::overrides::LimiterDescription;
 
