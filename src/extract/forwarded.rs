@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn a_client_cannot_change_the_entry_of_a_proxy() {
-        let proxys = br#", for=192.0.2.1;host="a\"b", for="[2001:db8::1]:80";host="\\""#;
+        let by_proxy = br#", for=192.0.2.1;host="a\"b", for="[2001:db8::1]:80";host="\\""#;
         for clients in [
             &br#"for=198.51.100.9"#[..],
             br#"for=198.51.100.9;x=""#,
@@ -156,7 +156,7 @@ mod tests {
             br#"\"#,
             b"",
         ] {
-            let line = [clients, &proxys[..]].concat();
+            let line = [clients, &by_proxy[..]].concat();
             let hops: Vec<_> = forwarded(&line).take(2).collect();
             let shown = String::from_utf8_lossy(&line);
             assert_eq!(hops, [ip("2001:db8::1"), ip("192.0.2.1")], "{shown}");

@@ -19,7 +19,7 @@ use crate::common::{
     user, user_key,
 };
 
-/// Each metric with its labels, and its value; of a histogram, what was recorded.
+/// Each metric with its labels, and its value or the recorded values of a histogram.
 fn measured(snapshotter: &Snapshotter) -> BTreeMap<String, Vec<f64>> {
     let metrics = snapshotter.snapshot().into_vec().into_iter();
     let named = metrics.map(|(key, _, _, value)| {
@@ -38,7 +38,7 @@ fn measured(snapshotter: &Snapshotter) -> BTreeMap<String, Vec<f64>> {
     named.collect()
 }
 
-/// The counters that have counted something.
+/// The counters above 0.
 fn counted(snapshotter: &Snapshotter) -> BTreeMap<String, f64> {
     let mut all = counters(snapshotter);
     all.retain(|_, count| *count > 0.0);
@@ -271,7 +271,7 @@ async fn requests_in_flight_are_a_gauge_next_to_their_limit() {
     );
     assert_eq!(snapshot[&format!("{decisions}admitted")], [2.0]);
     assert_eq!(snapshot[&format!("{decisions}at_capacity")], [1.0]);
-    // A snapshot starts the gauge anew, so these are changes.
+    // A snapshot resets the gauge, so these are changes.
     drop(first);
     assert_eq!(measured(&snapshotter)[gauge], [-1.0]);
     drop(second);
