@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::lease_share::LeaseShare;
-use super::leases::{Leases, LeasesInner};
+use super::share::LeaseShare;
+use super::{Leases, LeasesInner};
 use crate::capacity::Capacity;
 use crate::key::Key;
 use crate::limit::Limit;
