@@ -14,8 +14,9 @@
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, BufReader, stdin};
-use tower_admission::store::{FailureMode, RedisStore};
+use tower_admission::store::FailureMode;
 use tower_admission::{Key, Lease, Leases, Secret};
+use tower_admission_redis::RedisStore;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -1,13 +1,8 @@
 //! The admin page of two gateways on one Redis, behind a load balancer that sends each request to the next gateway.
-#![cfg(all(
-    feature = "metrics",
-    feature = "redis",
-    feature = "tonic",
-    feature = "tracing"
-))]
+#![cfg(all(feature = "metrics", feature = "tonic", feature = "tracing"))]
 
 mod chromium;
-#[path = "redis/server.rs"]
+#[path = "../crates/tower-admission-redis/tests/redis/server.rs"]
 #[allow(dead_code)] // not everything is needed here
 mod server;
 

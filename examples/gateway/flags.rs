@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
-use tower_admission::store::{FailureMode, RedisStore};
+use tower_admission::store::FailureMode;
 use tower_admission::{Quota, QuotaError, Secret};
+use tower_admission_redis::RedisStore;
 
 /// An HTTP and gRPC gateway on one port, with one set of limits
 #[derive(Clone, Parser)]

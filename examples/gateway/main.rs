@@ -20,7 +20,7 @@ use axum::Router;
 use clap::Parser;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
-use tower_admission::store::RedisStore;
+use tower_admission_redis::RedisStore;
 use tracing::{error, warn};
 
 use crate::flags::Flags;

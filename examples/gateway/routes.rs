@@ -5,8 +5,8 @@ use axum::routing::{get, post};
 use tonic::service::Routes;
 use tower::ServiceBuilder;
 use tower_admission::observe::TracingObserver;
-use tower_admission::store::RedisStore;
 use tower_admission::{ConcurrencyLimitLayer, Policy, Quota, RateLimitByTokenLayer};
+use tower_admission_redis::RedisStore;
 
 use crate::handlers::{echo, health, slow, stream};
 use crate::server::with_body_timeouts;

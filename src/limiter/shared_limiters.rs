@@ -19,7 +19,7 @@ use crate::store::{LeaseSlots, SharedStore};
 /// [`Limits::in_store`] to: within a second, and for a day after they are gone.
 ///
 /// ```no_run
-/// use tower_admission::store::RedisStore;
+/// use tower_admission_redis::RedisStore;
 /// use tower_admission::{Limits, Secret, SharedLimiters};
 ///
 /// # async fn f() -> Result<(), Box<dyn std::error::Error>> {

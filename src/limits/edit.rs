@@ -97,9 +97,8 @@ impl<'a> LimitEdit<'a> {
     /// - [`LimitsError::UnknownTier`]: the limit names a tier that is not [declared](Limits::tier).
     ///   Not checked if this process knows no tiers.
     /// - [`LimitsError::Unavailable`]: a shared store keeps the overrides and is unavailable, or
-    ///   did not answer within two seconds, or within the store's
-    ///   [deadline](crate::store::RedisStore::deadline) if that is longer. The override may or may
-    ///   not have been set.
+    ///   did not answer within two seconds, or within the store's deadline if that is longer. The
+    ///   override may or may not have been set.
     pub async fn set(self, to: impl Into<Override>) -> Result<Option<Override>, LimitsError> {
         let to = to.into();
         Limits::check_network(self.key, to.limit())?;

@@ -80,7 +80,7 @@ use crate::store::RateStats;
 ///
 /// # Stores
 ///
-/// With feature `redis` it observes [stores](crate::store::redis::RedisStore::observe), too:
+/// With feature `metrics` of `tower-admission-redis`, `RedisStore::observe` takes this observer as well:
 ///
 /// | metric | labels | |
 /// |---|---|---|
@@ -220,8 +220,6 @@ impl MetricsObserver {
             Unit::Count,
             "Keys that were given up although they had used something."
         );
-        #[cfg(feature = "redis")]
-        super::store_metrics::describe();
     }
 
     /// Sets `admission_tracked_keys` and `admission_evictions_total` of a limiter of this name. These

@@ -11,8 +11,6 @@ use crate::rejection::Rejection;
 #[cfg(feature = "metrics")]
 mod metrics;
 pub(crate) mod observers;
-#[cfg(all(feature = "metrics", feature = "redis"))]
-mod store_metrics;
 #[cfg(feature = "tracing")]
 mod tracing;
 #[cfg(feature = "tracing")]

@@ -20,11 +20,7 @@ pub(crate) mod lease;
 pub(crate) mod local_share;
 pub mod memory;
 pub mod overrides;
-#[cfg(feature = "redis")]
-pub mod redis;
 mod status;
-#[cfg(feature = "test-util")]
-pub mod suite;
 
 pub use error::{FailureKind, StoreError};
 pub use lease::{
@@ -33,10 +29,6 @@ pub use lease::{
 };
 pub use memory::MemoryStore;
 pub use overrides::SharedStore;
-#[cfg(feature = "redis")]
-pub use redis::RedisStore;
-#[cfg(feature = "redis-tls")]
-pub use redis::RedisTls;
 pub use status::{StoreFailure, StoreStatus};
 
 /// A place where rate limits are counted.

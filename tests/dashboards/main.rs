@@ -6,7 +6,7 @@ mod process;
 mod prometheus;
 // Its own tests use all of it.
 #[allow(dead_code)]
-#[path = "../redis/server.rs"]
+#[path = "../../crates/tower-admission-redis/tests/redis/server.rs"]
 mod server;
 
 use std::collections::BTreeSet;

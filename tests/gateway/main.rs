@@ -1,10 +1,5 @@
 //! The gateway example, as a process of its own, with real clients.
-#![cfg(all(
-    feature = "metrics",
-    feature = "redis",
-    feature = "tonic",
-    feature = "tracing"
-))]
+#![cfg(all(feature = "metrics", feature = "tonic", feature = "tracing"))]
 
 mod example_file;
 mod guide;
@@ -13,7 +8,7 @@ mod replica;
 mod replicas;
 // Its own tests use all of it.
 #[allow(dead_code)]
-#[path = "../redis/server.rs"]
+#[path = "../../crates/tower-admission-redis/tests/redis/server.rs"]
 mod server;
 #[cfg(unix)]
 mod shutdown;

@@ -438,45 +438,6 @@ fn metrics_are_described() {
     assert_eq!(described.len(), 8, "{described:?}");
 }
 
-#[cfg(feature = "redis")]
-#[test]
-fn the_metrics_of_a_store() {
-    use tower_admission::store::FailureMode;
-    use tower_admission::store::redis::{FailureKind, StoreObserver};
-
-    let recorder = DebuggingRecorder::new();
-    let snapshotter = recorder.snapshotter();
-    let _recording = set_default_local_recorder(&recorder);
-    let observer = MetricsObserver::new();
-    observer.reachable(true);
-    observer.failed(FailureKind::Timeout);
-    observer.failed(FailureKind::Timeout);
-    observer.failed(FailureKind::ReadOnly);
-    observer.denied_from_cache();
-    observer.decided_without(FailureMode::Open);
-    observer.decided_without(FailureMode::LocalShare { replicas: 3 });
-    observer.decided_without(FailureMode::LocalShare { replicas: 3 });
-    observer.reachable(false);
-    let mut measured = measured(&snapshotter);
-    let zeros = measured.len();
-    // What has not happened yet is there as 0, so that the first time is an increase.
-    measured.retain(|name, values| name == "admission_store_up " || values[0] > 0.0);
-    assert_eq!(zeros - measured.len(), 12, "{measured:?}");
-    let expected = [
-        ("admission_denial_cache_hits_total ", 1.0),
-        (
-            "admission_failure_mode_decisions_total mode=local_share",
-            2.0,
-        ),
-        ("admission_failure_mode_decisions_total mode=open", 1.0),
-        ("admission_store_errors_total kind=read_only", 1.0),
-        ("admission_store_errors_total kind=timeout", 2.0),
-        ("admission_store_up ", 0.0),
-    ];
-    let expected = expected.map(|(name, value)| (name.to_owned(), vec![value]));
-    assert_eq!(measured, expected.into());
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_reclaimed_permit_is_counted() {
     let recorder = DebuggingRecorder::new();

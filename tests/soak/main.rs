@@ -6,7 +6,7 @@ mod clients;
 mod faults;
 mod findings;
 mod meters;
-#[path = "../redis/server.rs"]
+#[path = "../../crates/tower-admission-redis/tests/redis/server.rs"]
 #[allow(dead_code, reason = "the Redis tests use the rest")]
 mod server;
 mod work;
@@ -18,11 +18,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tower_admission::extract::RequestHead;
 use tower_admission::store::FailureMode;
-use tower_admission::store::RedisStore;
 use tower_admission::{
     ConcurrencyLimitLayer, ConcurrencyLimiter, Key, Leases, MemoryStore, Policy, Quota,
     RateLimitLayer,
 };
+use tower_admission_redis::RedisStore;
 
 use clients::Clients;
 use faults::{Faults, Place};

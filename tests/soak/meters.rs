@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tower_admission::store::redis::StoreObserver;
+use tower_admission_redis::StoreObserver;
 
 use crate::findings::Findings;
 use crate::{JOBS, Numbers, WINDOW};

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use tower_admission::store::{
-    AcquireOutcome, Charge, LeaseLimits, LeaseSlots, LeaseStore, RateBuckets, RateStore, RedisStore,
+    AcquireOutcome, Charge, LeaseLimits, LeaseSlots, LeaseStore, RateBuckets, RateStore,
 };
 use tower_admission::{Key, Policy, Quota, Secret};
+use tower_admission_redis::RedisStore;
 
 use crate::server::{Server, load};
 use crate::take;

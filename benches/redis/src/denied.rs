@@ -2,8 +2,9 @@
 
 use std::hint::black_box;
 
-use tower_admission::store::{Charge, RateStore, RedisStore};
+use tower_admission::store::{Charge, RateStore};
 use tower_admission::{Key, Policy, Quota};
+use tower_admission_redis::RedisStore;
 
 use crate::rounds::{Effort, median, now};
 use crate::server::Server;

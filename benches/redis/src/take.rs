@@ -6,8 +6,8 @@ use redis::Cmd;
 use crate::contestants::{COUNT, INTERVAL_MICROS};
 
 pub const SOURCE: &str = concat!(
-    include_str!("../../../src/store/redis/take.lua"),
-    include_str!("../../../src/store/redis/take_general.lua"),
+    include_str!("../../../crates/tower-admission-redis/src/scripts/take.lua"),
+    include_str!("../../../crates/tower-admission-redis/src/scripts/take_general.lua"),
 );
 
 /// Adds the arguments after the keys, one bucket for each key, for one request that charges them

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use tower_admission::store::{RedisStore, RedisTls};
+use tower_admission_redis::{RedisStore, RedisTls};
 
 use crate::args::ServerArgs;
 use crate::failure::Failure;

@@ -5,10 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tower_admission::extract::IpNet;
-use tower_admission::store::{FailureMode, RedisStore};
+use tower_admission::store::FailureMode;
 use tower_admission::{
     KeyName, LimitEdit, LimitUsage, Limits, ListEntry, Override, Secret, SharedLimiters,
 };
+use tower_admission_redis::RedisStore;
 
 use crate::args::{RequestArgs, ServerArgs};
 use crate::changes::Change;

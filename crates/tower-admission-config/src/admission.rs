@@ -15,7 +15,7 @@ use tower_admission::extract::RequestHead;
 use tower_admission::observe::MetricsObserver;
 use tower_admission::provider::{Gate, LimitsInternals};
 #[cfg(feature = "redis")]
-use tower_admission::store::RedisStore;
+use tower_admission_redis::RedisStore;
 
 use super::ambiguous::{MAX_HOSTS, Segments, has_dot_segments, is_ambiguous, readings};
 use super::builder::{AdmissionBuilder, Says};

@@ -9,7 +9,7 @@ use tower_admission::extract::{KeyExtractor, RequestHead};
 use tower_admission::observe::Observer;
 use tower_admission::respond::Responder;
 #[cfg(feature = "redis")]
-use tower_admission::store::redis::StoreObserver;
+use tower_admission_redis::StoreObserver;
 
 use super::admission::Admission;
 use super::cost::Costs;

@@ -243,7 +243,8 @@ impl Store {
 mod redis {
     use super::{ConfigError, OnFailure, Store};
     use crate::text::Hidden;
-    use tower_admission::store::{FailureMode, RedisStore};
+    use tower_admission::store::FailureMode;
+    use tower_admission_redis::RedisStore;
 
     impl Store {
         pub(super) fn check_url(&self, url: &Hidden) -> Result<(), ConfigError> {
@@ -287,9 +288,9 @@ mod redis {
 #[cfg(feature = "redis")]
 mod tls {
     use super::{ConfigError, Store};
-    use tower_admission::store::RedisStore;
+    use tower_admission_redis::RedisStore;
     #[cfg(feature = "redis-tls")]
-    use tower_admission::store::RedisTls;
+    use tower_admission_redis::RedisTls;
 
     impl Store {
         /// Whether the fields are complete. Their files are not read, as they may be gone, or for other eyes only, when

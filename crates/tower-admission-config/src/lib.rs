@@ -335,7 +335,7 @@
 //! [`ClientIp::forwarded_hops`]: tower_admission::ClientIp::forwarded_hops
 //! [`ClientIp::trust_unix_socket`]: tower_admission::ClientIp::trust_unix_socket
 //! [`ForwardingHeader::single_address`]: tower_admission::extract::ForwardingHeader::single_address
-//! [`RedisStore::connect`]: tower_admission::store::redis::RedisStore::connect
+//! [`RedisStore::connect`]: tower_admission_redis::RedisStore::connect
 //! [`Quota`]: tower_admission::Quota
 //! [`RateLimitHeaders`]: tower_admission::RateLimitHeaders
 //! [`guard_by_ip`]: tower_admission::RateLimitLayer::guard_by_ip

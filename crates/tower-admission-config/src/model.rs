@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use http::Method;
 use serde::Deserialize;
 use tower_admission::extract::{ForwardingHeader, IpNet};
-#[cfg(feature = "redis")]
-use tower_admission::store::RedisStore;
 use tower_admission::{Quota, RateLimitHeaders};
+#[cfg(feature = "redis")]
+use tower_admission_redis::RedisStore;
 
 use super::admin::Admin;
 use super::cost::CostSource;

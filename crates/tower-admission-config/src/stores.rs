@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use tower_admission::concurrency::ConcurrencyLimitLayer;
 use tower_admission::rate::RateLimitLayer;
-#[cfg(feature = "redis")]
-use tower_admission::store::RedisStore;
-#[cfg(feature = "redis")]
-use tower_admission::store::redis::StoreObserver;
 use tower_admission::{Leases, Limits};
+#[cfg(feature = "redis")]
+use tower_admission_redis::RedisStore;
+#[cfg(feature = "redis")]
+use tower_admission_redis::StoreObserver;
 
 #[cfg(feature = "redis")]
 use super::error::ConfigError;

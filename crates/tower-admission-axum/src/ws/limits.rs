@@ -80,8 +80,7 @@ use super::socket::LimitedSocket;
 /// and a store its own failure mode, so requests can be admitted while connections are refused:
 ///
 /// ```no_run
-/// # #[cfg(feature = "redis")]
-/// # fn limits(redis: tower_admission::store::RedisStore) {
+/// # fn limits(redis: tower_admission_redis::RedisStore) {
 /// use tower_admission::store::FailureMode;
 /// use tower_admission::{Quota, RateLimitByTokenLayer};
 /// use tower_admission_axum::ws::SocketLimits;

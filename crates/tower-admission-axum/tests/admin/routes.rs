@@ -513,7 +513,7 @@ async fn a_credential_in_a_url_is_rejected() {
 /// Nothing listens there.
 #[tokio::test]
 async fn a_store_that_is_away_is_503() {
-    use tower_admission::store::RedisStore;
+    use tower_admission_redis::RedisStore;
 
     let store = RedisStore::connect("redis://127.0.0.1:1").unwrap();
     let service = Service::with(Limits::in_store(&store));

@@ -136,7 +136,7 @@ async fn a_wrong_secret_is_rejected() {
 #[tokio::test]
 async fn credentials_of_services_without_a_secret_are_rejected() {
     let server = Server::start().await;
-    let store = tower_admission::store::RedisStore::connect(server.url().as_str()).unwrap();
+    let store = tower_admission_redis::RedisStore::connect(server.url().as_str()).unwrap();
     let limits = Limits::in_store(&store);
     let calls = Policy::new("calls", "10/day".parse().unwrap());
     let _calls = RateLimiter::with_limits(calls, &MemoryStore::new(), &limits);

@@ -2,7 +2,7 @@
 
 mod admin;
 #[cfg(feature = "tls")]
-#[path = "../../../../tests/redis/certificates.rs"]
+#[path = "../../../tower-admission-redis/tests/redis/certificates.rs"]
 #[allow(dead_code, reason = "other tests need more of it")]
 mod certificates;
 mod checked;
@@ -14,7 +14,7 @@ mod replica;
 mod replicas;
 mod run;
 mod served;
-#[path = "../../../../tests/redis/server.rs"]
+#[path = "../../../tower-admission-redis/tests/redis/server.rs"]
 #[allow(dead_code, reason = "other tests need more of it")]
 mod server;
 #[cfg(unix)]

@@ -5,7 +5,7 @@ mod admin;
 mod also;
 mod builder;
 #[cfg(feature = "redis-tls")]
-#[path = "../../../../tests/redis/certificates.rs"]
+#[path = "../../../tower-admission-redis/tests/redis/certificates.rs"]
 #[allow(dead_code)]
 mod certificates;
 mod enabled;
@@ -26,7 +26,7 @@ mod redis;
 mod reload;
 mod routes;
 mod selectors;
-#[path = "../../../../tests/redis/server.rs"]
+#[path = "../../../tower-admission-redis/tests/redis/server.rs"]
 #[allow(dead_code)]
 mod server;
 mod tables;

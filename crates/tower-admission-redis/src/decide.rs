@@ -1,0 +1,163 @@
+//! The calls that decide requests.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::answers::{Outcome, parse, unused};
+use super::charged::{Arguments, KeyRules, Mode, Run};
+use super::client::Again;
+use super::failure::CallError;
+use super::lanes;
+use super::rate::{Buckets, is_limiting};
+use super::takes::{SEVERAL, Take};
+use tower_admission::provider::DenialCache;
+use tower_admission::store::Charge;
+use tower_admission::store::FailureKind;
+use tower_admission::{Decision, Usage};
+
+impl Buckets {
+    /// What Redis decides; when it cannot be asked, what was charged before that was known.
+    pub(super) async fn decide(
+        self: &Arc<Self>,
+        charges: &Arc<[Charge]>,
+        cost: u32,
+        mode: Mode,
+        asked: Instant,
+    ) -> Result<Decision, Vec<Charge>> {
+        if charges.len() > 1 && self.client().is_cluster() {
+            // Boxed, so that the futures of other requests stay small.
+            return Box::pin(self.decide_apart(charges, cost, mode, asked)).await;
+        }
+        let usages = self.request(charges.clone(), cost, mode, asked).await;
+        usages.map(Decision::from_usages).map_err(|_| Vec::new())
+    }
+
+    /// The keys of one decision lie in different parts of a cluster, where no script reaches all.
+    /// So they are charged in turn, addresses first, and what was charged before a rejection is
+    /// given back.
+    async fn decide_apart(
+        self: &Arc<Self>,
+        charges: &[Charge],
+        cost: u32,
+        mode: Mode,
+        asked: Instant,
+    ) -> Result<Decision, Vec<Charge>> {
+        let rules = self.rules(charges);
+        let mut order: Vec<usize> = (0..charges.len()).collect();
+        order.sort_by_key(|&at| !charges[at].key.is_ip());
+        let mut found: Vec<Vec<Option<Usage>>> = vec![Vec::new(); charges.len()];
+        let mut rejected = false;
+        let mut taken: Vec<usize> = Vec::new();
+        let call = |at: usize, mode| self.request(charges[at..=at].into(), cost, mode, asked);
+        for at in order {
+            if !rules[at].iter().any(is_limiting) {
+                found[at] = unused(&rules[at]);
+                continue;
+            }
+            let mode = if rejected { Mode::Peek } else { mode };
+            found[at] = match call(at, mode).await {
+                Ok(found) => found,
+                // It is rejected whatever this part of the cluster holds.
+                Err(_) if rejected => unused(&rules[at]),
+                Err(_) => return Err(taken.into_iter().map(|at| charges[at].clone()).collect()),
+            };
+            let fits = found[at].iter().flatten().all(Usage::fits);
+            rejected |= !fits;
+            if fits && mode == Mode::Take {
+                taken.push(at);
+            }
+        }
+        if rejected {
+            for at in taken {
+                // What cannot be given back refills with time, and is reported as it was found.
+                if let Ok(left) = call(at, Mode::Refund).await {
+                    found[at] = left;
+                }
+            }
+        }
+        Ok(Decision::from_usages(found.into_iter().flatten()))
+    }
+
+    /// What cannot be given back refills with time.
+    pub(super) async fn give_back(self: &Arc<Self>, charges: &[Charge], cost: u32) {
+        let asked = Instant::now();
+        let rules = self.rules(charges);
+        // In a cluster the keys lie in different parts, of which each may be down.
+        let at_a_time = match self.client().is_cluster() {
+            true => 1,
+            false => charges.len().max(1),
+        };
+        for (charges, rules) in charges.chunks(at_a_time).zip(rules.chunks(at_a_time)) {
+            if rules.iter().flatten().any(is_limiting) {
+                let given = self.request(charges.into(), cost, Mode::Refund, asked);
+                let _ = given.await;
+            }
+        }
+    }
+
+    /// Asks about one request that charges all these keys: what it found of their quotas, in order.
+    async fn request(
+        self: &Arc<Self>,
+        charges: Arc<[Charge]>,
+        cost: u32,
+        mode: Mode,
+        asked: Instant,
+    ) -> Result<Vec<Option<Usage>>, CallError> {
+        if mode == Mode::Take {
+            let lane = match charges.len() {
+                1 => DenialCache::fingerprint(&charges),
+                _ => SEVERAL,
+            };
+            let taken = lanes::ask(self, lane, Take { charges, cost }, asked).await;
+            let too_late = || self.client().failed(CallError::new(FailureKind::Timeout));
+            return Ok(taken.ok_or_else(too_late)??.usages().collect());
+        }
+        Box::pin(self.request_alone(&charges, cost, mode, asked)).await
+    }
+
+    /// The same in a call of its own.
+    async fn request_alone(
+        &self,
+        charges: &[Charge],
+        cost: u32,
+        mode: Mode,
+        asked: Instant,
+    ) -> Result<Vec<Option<Usage>>, CallError> {
+        let keys: Vec<_> = charges.iter().map(|charge| self.key(charge)).collect();
+        let runs = [Run::single(cost, keys.len())];
+        let rules = self.rules(charges);
+        let deadline = asked + self.client().patience();
+        let outcomes = self.ask(&keys, &rules, &runs, mode, deadline).await?;
+        let outcome = outcomes.into_iter().next().flatten();
+        let outcome =
+            outcome.ok_or_else(|| CallError::new(FailureKind::WrongData).after_sending())?;
+        Ok(outcome.usages(0).collect())
+    }
+
+    /// Decides runs of requests in their order. `None` is what becomes of a run with a key that holds something
+    /// else than quotas; of a single run it is an error.
+    pub(super) async fn ask(
+        &self,
+        keys: &[String],
+        rules: &[KeyRules],
+        runs: &[Run],
+        mode: Mode,
+        deadline: Instant,
+    ) -> Result<Vec<Option<Outcome>>, CallError> {
+        let arguments = Arguments { mode, rules, runs };
+        let client = self.client();
+        // Twice charged is too little admitted; twice refunded would be too much.
+        let again = match mode {
+            Mode::Take | Mode::Peek => Again::Once,
+            Mode::Refund => Again::Never,
+        };
+        let call = client.run(&self.store.rates, keys, arguments, deadline, again);
+        let numbers: Vec<i64> = call.await?;
+        let outcomes = parse(&numbers, rules, runs).map_err(|error| client.failed(error))?;
+        for _ in outcomes.iter().filter(|outcome| outcome.is_none()) {
+            client.failed(CallError::new(FailureKind::WrongData));
+        }
+        Ok(outcomes)
+    }
+}
