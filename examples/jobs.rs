@@ -2,7 +2,7 @@
 //!
 //! ```sh
 //! redis-server &
-//! jobs() { cargo run --quiet --features redis --example jobs -- redis://127.0.0.1 "$@"; }
+//! jobs() { cargo run --quiet --example jobs -- redis://127.0.0.1 "$@"; }
 //! jobs start acme execution-42    # press enter: the job is dispatched and keeps its lease
 //! jobs usage acme                 # 1 of 5
 //! jobs finish acme execution-42   # in any process

@@ -14,14 +14,14 @@ pin_project! {
     #[derive(Debug)]
     pub struct ResponseBody<B> {
         #[pin]
-        kind: Kind<B>,
+        kind: BodyKind<B>,
     }
 }
 
 pin_project! {
     #[project = KindProj]
     #[derive(Debug)]
-    enum Kind<B> {
+    enum BodyKind<B> {
         Inner { #[pin] body: B },
         Rejection { text: RejectionText },
     }
@@ -54,13 +54,13 @@ impl<B> ResponseBody<B> {
     #[inline]
     pub(crate) fn inner(body: B) -> Self {
         Self {
-            kind: Kind::Inner { body },
+            kind: BodyKind::Inner { body },
         }
     }
 
     pub(crate) fn rejection(text: Bytes) -> Self {
         Self {
-            kind: Kind::Rejection {
+            kind: BodyKind::Rejection {
                 text: RejectionText::new(text),
             },
         }
@@ -87,15 +87,15 @@ where
 
     fn is_end_stream(&self) -> bool {
         match &self.kind {
-            Kind::Inner { body } => body.is_end_stream(),
-            Kind::Rejection { text } => text.is_end_stream(),
+            BodyKind::Inner { body } => body.is_end_stream(),
+            BodyKind::Rejection { text } => text.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
-            Kind::Inner { body } => body.size_hint(),
-            Kind::Rejection { text } => text.size_hint(),
+            BodyKind::Inner { body } => body.size_hint(),
+            BodyKind::Rejection { text } => text.size_hint(),
         }
     }
 }

@@ -64,6 +64,7 @@
 //! | `tracing` | `observe::TracingObserver`, which logs decisions with their fields. Warnings need no feature |
 //! | `serde` | `Quota` as text in configuration files |
 //! | `test-util` | `test_util::TestClock` |
+//! | `full` | all of these but `test-util` |
 //!
 //! # Crates
 //!

@@ -1,19 +1,19 @@
-//! The mark of an exempt request, which only this crate can make.
+//! The mark of an exempt request, which only this crate can create.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use http::Extensions;
 
-/// In the extensions of a request that inner layers exempt.
+/// The extension of a request that inner layers must exempt.
 #[derive(Clone, Copy)]
 struct Exempt;
 
-/// Whether any request was ever marked, so that others need no look into their extensions. A static, which loom's
-/// atomics cannot be.
+/// Whether any request was ever marked; if not, extensions need no lookup. Not `crate::sync`: a
+/// loom atomic cannot be a static.
 static ANY: AtomicBool = AtomicBool::new(false);
 
-/// Whether an [`AccessLayer`](super::AccessLayer) further out exempted the request that has these extensions. A copy of
-/// the extensions is exempt, too.
+/// Whether an outer [`AccessLayer`](super::AccessLayer) exempted the request with these extensions.
+/// A clone of the extensions is exempt too.
 #[inline]
 #[must_use]
 pub fn is_exempt(extensions: &Extensions) -> bool {
@@ -21,7 +21,7 @@ pub fn is_exempt(extensions: &Extensions) -> bool {
 }
 
 pub(super) fn mark(extensions: &mut Extensions) {
-    // The request that is marked carries both to wherever it is looked at.
+    // `Relaxed` is enough: the marked request itself carries both writes to its readers.
     if !ANY.load(Ordering::Relaxed) {
         ANY.store(true, Ordering::Relaxed);
     }

@@ -1,4 +1,4 @@
-//! The response future: that of the inner service, or a rejection that is there.
+//! The response future: the inner service's, or a rejection that is ready.
 
 use std::fmt;
 use std::future::Future;
@@ -21,16 +21,16 @@ pin_project! {
 }
 
 pin_project! {
-    // What is not in the way of an admitted request is boxed, to keep the future small.
+    // Boxed to keep the future small for admitted requests.
     #[project = StateProj]
     enum State<F, B, RB> {
         Calling { #[pin] future: F },
-        Rejected { rejected: Box<Rejected<B, RB>> },
+        Rejected { rejected: Box<RejectedRequest<B, RB>> },
     }
 }
 
-/// A rejection, and the body of its request for [`DrainRejected`](crate::drain::DrainRejected).
-struct Rejected<B, RB> {
+/// A rejection, and the request body for [`DrainRejected`](crate::drain::DrainRejected).
+struct RejectedRequest<B, RB> {
     response: Option<Response<ResponseBody<RB>>>,
     body: Option<B>,
 }
@@ -44,7 +44,7 @@ impl<F, B, RB> ResponseFuture<F, B, RB> {
     }
 
     pub(super) fn rejected(response: Response<ResponseBody<RB>>, body: B) -> Self {
-        let rejected = Rejected {
+        let rejected = RejectedRequest {
             response: Some(response),
             body: Some(body),
         };
@@ -65,7 +65,7 @@ where
 
     /// # Panics
     ///
-    /// When polled again after it was ready.
+    /// Panics when polled again after completion.
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         Poll::Ready(Ok(match self.project().state.project() {

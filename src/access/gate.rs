@@ -12,14 +12,14 @@ use super::exempt;
 use crate::extract::{ClientIp, KeyExtractor, RequestHead, TrustedHeader};
 use crate::key::IpNet;
 use crate::limits::{Limits, Listed, Listing, listed_address, listed_key};
-use crate::observe::{Decided, Observer, Observers, Subject};
+use crate::observe::{DecidedMark, Observer, Observers, Subject};
 use crate::rejection::{Reason, Rejection};
 use crate::respond::{Answers, Responder};
 
-/// The lists, and how requests are found on them.
+/// The lists, and how to look up requests on them.
 #[derive(Clone)]
 pub struct Gate {
-    /// The limits with the lists: those that change at run time first, then those of a configuration.
+    /// The lists that change at run time, and those of a file, if any.
     pub lists: Vec<Limits>,
     client_ip: ClientIp,
     /// The keys of a request that are looked up.
@@ -32,17 +32,17 @@ pub struct Gate {
     pub(crate) observers: Observers,
 }
 
-/// A header that exempts requests, with the value that does.
+/// A header and the value of it that exempts a request.
 pub struct AllowHeader {
     header: TrustedHeader,
     value: Box<str>,
     has_warned: AtomicBool,
 }
 
-/// What a list says of a request.
-enum Found {
+/// The result of looking up a request.
+enum ListMatch {
     Banned(Listed),
-    /// By this entry, or by a header.
+    /// Exempt because of this entry, or because of a header.
     Exempt(Option<Listed>),
 }
 
@@ -61,14 +61,15 @@ impl Gate {
         }
     }
 
-    /// Notes that requests are looked up on these lists.
+    /// Records that requests are looked up on these lists.
     pub fn apply(&self) {
         for list in &self.lists {
             list.apply_lists(!self.keys.is_empty());
         }
     }
 
-    /// Notes the same in place of the gate from before a reload, if requests were looked up by that one.
+    /// As [`apply`](Self::apply), for a gate that replaces `before` in a reload. Does nothing if
+    /// `before` was not applied.
     pub fn replace(&self, before: &Self) {
         if !before.lists.iter().any(Limits::are_lists_applied) {
             return;
@@ -82,24 +83,26 @@ impl Gate {
             .for_each(Limits::apply_no_lists);
     }
 
-    /// Tells observers that the lists are in force.
+    /// Reports to observers that the lists are in force.
     pub fn tell_attached(&self) {
         self.observers.attached("access", &self.name, [""]);
     }
 
-    /// Whether no request is on a list.
+    /// Whether all lists are empty.
     #[inline]
     pub fn is_idle(&self) -> bool {
         self.allow_header.is_none() && self.lists.iter().all(Limits::has_no_lists)
     }
 
-    /// Decides about a request, and tells observers: marks an exempt request for the layers inside, and returns the
-    /// response to a banned one.
+    /// Decides about a request and informs observers. Marks an exempt request for the inner layers,
+    /// and returns the response for a banned client.
     pub fn check<B>(&self, request: &mut Request<B>) -> Option<Response<Bytes>> {
         let begun = self.observers.begin();
         match self.find(RequestHead::from(&*request))? {
-            Found::Banned(listed) => Some(self.ban(&listed, RequestHead::from(&*request), begun)),
-            Found::Exempt(listed) => {
+            ListMatch::Banned(listed) => {
+                Some(self.ban(&listed, RequestHead::from(&*request), begun))
+            }
+            ListMatch::Exempt(listed) => {
                 self.exempt(listed.as_ref(), request, begun);
                 None
             }
@@ -128,7 +131,7 @@ impl Gate {
     }
 
     fn exempt<B>(&self, listed: Option<&Listed>, request: &mut Request<B>, begun: Option<Instant>) {
-        // Of two layers, one inside of the other, the outer one has told.
+        // Of two nested layers, the outer one has already reported the exemption.
         if exempt::is_exempt(request.extensions()) {
             return;
         }
@@ -136,12 +139,12 @@ impl Gate {
         self.observers
             .decided(begun, &subject, |observer| observer.exempted(&subject));
         if self.observers.mark_requests() {
-            request.extensions_mut().insert(Decided);
+            request.extensions_mut().insert(DecidedMark);
         }
         exempt::mark(request.extensions_mut());
     }
 
-    fn find(&self, head: RequestHead<'_>) -> Option<Found> {
+    fn find(&self, head: RequestHead<'_>) -> Option<ListMatch> {
         let of_key = self.find_key(head);
         if of_key.is_some() {
             return of_key;
@@ -152,22 +155,22 @@ impl Gate {
             self.allow_header
                 .as_ref()?
                 .allows(head)
-                .then_some(Found::Exempt(None))
+                .then_some(ListMatch::Exempt(None))
         };
-        of_address.map(Found::from).or_else(of_header)
+        of_address.map(ListMatch::from).or_else(of_header)
     }
 
-    /// The entry of a request's key; of several that of one which is denied.
-    fn find_key(&self, head: RequestHead<'_>) -> Option<Found> {
+    /// The entry of the request's key. If there are several, a denied one takes precedence.
+    fn find_key(&self, head: RequestHead<'_>) -> Option<ListMatch> {
         if !self.lists.iter().any(Limits::lists_keys) {
             return None;
         }
-        // An address is looked up as such, with all networks that it is in.
+        // Addresses are looked up separately, with all networks that contain them.
         let keys = self.keys.iter();
         let keys = keys
             .filter_map(|key| key.extract(head).key())
             .filter(|key| !key.is_ip());
-        listed_key(&self.lists, keys).map(Found::from)
+        listed_key(&self.lists, keys).map(ListMatch::from)
     }
 
     fn subject<'a>(&'a self, listed: Option<&'a Listed>, head: RequestHead<'a>) -> Subject<'a> {
@@ -175,7 +178,7 @@ impl Gate {
         Subject::new("access", &self.name, "", key).of(head, &self.observers)
     }
 
-    /// Sets how the client address is found, for the lists and for observers.
+    /// Sets how to find the client address, for the lists and for observers.
     pub fn set_client_ip(&mut self, client_ip: ClientIp) {
         self.observers.set_client_ip(client_ip.clone());
         self.client_ip = client_ip;
@@ -192,7 +195,7 @@ impl Gate {
     }
 }
 
-impl From<Listed> for Found {
+impl From<Listed> for ListMatch {
     fn from(listed: Listed) -> Self {
         match listed.listing {
             Listing::Denied => Self::Banned(listed),
@@ -214,13 +217,13 @@ impl AllowHeader {
 
     fn allows(&self, head: RequestHead<'_>) -> bool {
         if let Some(key) = self.header.extract(head).key() {
-            // By fingerprints, so that the time it takes tells nothing of the value.
+            // Fingerprints are compared, so that the duration reveals nothing about the value.
             return key == self.header.key_of(&self.value);
         }
-        if self.header.is_made_up(head) && !self.has_warned.swap(true, Ordering::Relaxed) {
+        if self.header.is_forged(head) && !self.has_warned.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 header = %self.header.name(),
-                "a request has the header that exempts from limits, and its peer is no trusted proxy: the header is \
+                "a request has the header that exempts from limits, but its peer is not a trusted proxy: the header is \
                  ignored. This is logged once"
             );
         }

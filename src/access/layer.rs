@@ -1,4 +1,4 @@
-//! The layer: which lists apply, and how requests are found on them.
+//! The layer: the lists that apply, and how to look up requests on them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,9 +13,9 @@ use crate::limits::Limits;
 use crate::observe::Observer;
 use crate::respond::Responder;
 
-/// Rejects requests of a deny list, and exempts those of an allow list from the limits inside.
+/// Rejects requests on a deny list, and exempts requests on an allow list from the inner limits.
 ///
-/// See the [module](super) for what lists are, which entry decides, and what a banned client sees.
+/// The [module](super) describes the lists, which entry decides, and what a banned client sees.
 ///
 /// ```
 /// use tower_admission::{AccessLayer, ByToken, ClientIp, Limits};
@@ -31,9 +31,10 @@ use crate::respond::Responder;
 ///
 /// # Deployment
 ///
-/// Put it outside of all other layers of this crate. Addresses are those of the connection's peer unless
-/// [`client_ip`](Self::client_ip) says which proxies to trust: behind a proxy, a ban of one client would otherwise never
-/// match. Keep the endpoints by which lists are changed outside of the layer, so that a ban cannot lock you out.
+/// Put it outside all other layers of this crate. The client address is the peer of the connection.
+/// Behind a proxy, set the trusted proxies with [`client_ip`](Self::client_ip); otherwise a ban of
+/// one client never matches. Keep the endpoints that change lists outside the layer, so that a ban
+/// cannot lock you out.
 #[derive(Clone, Debug)]
 #[must_use = "a layer does nothing until it is added to a service"]
 pub struct AccessLayer {
@@ -41,7 +42,8 @@ pub struct AccessLayer {
 }
 
 impl AccessLayer {
-    /// Applies the entries of these limits that are `deny all` or `unlimited`, as they are at the time of a request.
+    /// Applies the entries of `limits` that are `deny all` or `unlimited`. Changes of `limits`
+    /// apply to the next request.
     pub fn new(limits: &Limits) -> Self {
         Self {
             gate: Arc::new(Gate::new(limits)),
@@ -53,49 +55,50 @@ impl AccessLayer {
         self
     }
 
-    /// Sets how the client address is found. Default: [`ClientIp::peer`]. Its
-    /// [`v6_prefix`](ClientIp::v6_prefix) does not matter here: entries have prefixes of their own.
+    /// Sets how to find the client address. Default: [`ClientIp::peer`]. Its
+    /// [`v6_prefix`](ClientIp::v6_prefix) is ignored, because each entry has its own prefix.
     pub fn client_ip(self, client_ip: ClientIp) -> Self {
         self.with(|gate| gate.set_client_ip(client_ip))
     }
 
-    /// Looks up the key that this extractor finds as well; of a second call both. Default: addresses alone.
+    /// Adds an extractor whose keys are looked up too. Default: only addresses are looked up.
     ///
-    /// A key on the allow list exempts its request even from a banned network, so extract what a client cannot make
-    /// up: a token, or an identity that was verified. An address that the extractor falls back to is not looked at.
+    /// A key on the allow list exempts its request even from a banned network. Extract a key that a
+    /// client cannot make up: a token, or a verified identity. An address that the extractor falls
+    /// back to is ignored.
     pub fn key(self, key: impl KeyExtractor) -> Self {
         self.with(|gate| gate.keys.push(Arc::new(key)))
     }
 
-    /// Exempts requests in which a trusted proxy wrote exactly this value into a header. Default: none. The last call
-    /// counts.
+    /// Exempts requests in which a trusted proxy wrote exactly this value into a header. Default:
+    /// none. The last call applies.
     ///
-    /// From any other peer the header is ignored, which is logged once. A ban goes before it. The proxy has to remove
-    /// the header that a client sends.
+    /// From any other peer the header is ignored, which is logged once. A ban takes precedence. The
+    /// proxy must remove a header that the client sends.
     pub fn allow_header(self, header: TrustedHeader, value: &str) -> Self {
         let allow = AllowHeader::new(header, value);
         self.with(|gate| gate.allow_header = Some(Arc::new(allow)))
     }
 
-    /// What the layer is called in metrics and logs. Default: nothing.
+    /// Sets the name in metrics and logs. Default: empty.
     pub fn name(self, name: &str) -> Self {
         self.with(|gate| gate.name = name.into())
     }
 
-    /// Sets how banned requests are answered. Default: [`Negotiated`](crate::respond::Negotiated).
+    /// Sets the responder for banned requests. Default: [`Negotiated`](crate::respond::Negotiated).
     pub fn respond(self, responder: impl Responder) -> Self {
         self.with(|gate| gate.answers.set_responder(responder))
     }
 
-    /// Adds an observer, which sees bans as rejections, and [exemptions](Observer::exempted). Requests on no list it
-    /// does not see. Default: none.
+    /// Adds an observer. It sees bans as rejections, and [exemptions](Observer::exempted), but not
+    /// the other requests. Default: none.
     pub fn observe(self, observer: impl Observer) -> Self {
         self.with(|gate| gate.observe(observer))
     }
 
     /// Reads the rest of a banned request's body before it sends the rejection, as
-    /// [`ConcurrencyLimitLayer::drain_rejected`](crate::ConcurrencyLimitLayer::drain_rejected) does.
-    /// Default: off. Call it last, as it returns another layer.
+    /// [`ConcurrencyLimitLayer::drain_rejected`](crate::ConcurrencyLimitLayer::drain_rejected)
+    /// does. Default: off. Call it last, because it returns another layer.
     pub fn drain_rejected(self, max_bytes: u64, max_time: Duration) -> DrainRejectedLayer<Self> {
         DrainRejectedLayer::new(self, max_bytes, max_time)
     }

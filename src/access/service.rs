@@ -1,4 +1,4 @@
-//! The service: looks a request up in `call`, then calls the inner service or rejects.
+//! The service: looks up a request in `call`, then calls the inner service or rejects.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -11,7 +11,7 @@ use super::future::ResponseFuture;
 use super::gate::Gate;
 use crate::body::ResponseBody;
 
-/// A service with allow and deny lists; made by [`AccessLayer`](super::AccessLayer).
+/// A service with allow and deny lists. Made by [`AccessLayer`](super::AccessLayer).
 #[derive(Clone, Debug)]
 pub struct Access<S> {
     inner: S,
@@ -23,17 +23,17 @@ impl<S> Access<S> {
         Self { inner, gate }
     }
 
-    /// The service inside.
+    /// The inner service.
     pub fn get_ref(&self) -> &S {
         &self.inner
     }
 
-    /// The service inside.
+    /// The inner service.
     pub fn get_mut(&mut self) -> &mut S {
         &mut self.inner
     }
 
-    /// The service inside.
+    /// The inner service.
     pub fn into_inner(self) -> S {
         self.inner
     }
@@ -70,8 +70,8 @@ impl<S> Access<S> {
         RB: Body,
     {
         if let Some(response) = self.gate.check(&mut request) {
-            // What the service reserved when it was made ready, such as a place in a buffer, is given back: this
-            // clone may not be called again for long.
+            // Release what the ready service reserved, such as a buffer slot: this clone may not be
+            // called again for a long time.
             self.inner = self.inner.clone();
             let response = response.map(ResponseBody::rejection);
             return ResponseFuture::rejected(response, request.into_body());

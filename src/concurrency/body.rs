@@ -1,4 +1,4 @@
-//! The response body that holds a permit to its last frame.
+//! The response body that holds a permit until its last frame.
 
 use std::fmt;
 use std::pin::Pin;
@@ -13,54 +13,54 @@ use crate::limiter::{Parking, Permit, Unparked};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A body of a known size up to this stays where it is and is polled in place. Any other body is
-/// boxed, so that it can be dropped when its permit is reclaimed; next to it the box is cheap.
+/// A body of known size up to this many bytes is polled in place. Any other body is boxed, so that
+/// it can be dropped when its permit is reclaimed; for such a body the box is cheap.
 const INLINE_BYTES: u64 = 64 * 1024;
 
 pin_project! {
-    /// The body of a response: that of the inner service, which holds the permit of the request
-    /// until it ends, or that of a rejection.
+    /// A response body: the inner service's body, which holds the permit of the request until it
+    /// ends, or the body of a rejection.
     ///
-    /// Everything is forwarded: data, trailers, the size hint, and the end of the stream.
+    /// Data, trailers, the size hint and the end of the stream are forwarded.
     ///
     /// # Errors
     ///
-    /// Those of the inner body, and [`ResponseStalled`].
+    /// The errors of the inner body, and [`ResponseStalled`].
     pub struct PermitBody<B> {
         #[pin]
-        kind: Kind<B>,
+        kind: BodyKind<B>,
     }
 }
 
 pin_project! {
     #[project = KindProj]
-    enum Kind<B> {
+    enum BodyKind<B> {
         Inline { #[pin] body: B, permit: Permit, parking: Option<Parking<()>> },
-        // In a box, so that the usual body stays small and quick to drop.
-        Rare { rare: Box<Rare<B>> },
+        // Boxed, so that the common body stays small and fast to drop.
+        Uncommon { uncommon: Box<UncommonBody<B>> },
     }
 }
 
-enum Rare<B> {
-    Boxed(Boxed<B>),
+enum UncommonBody<B> {
+    BoxedBody(BoxedBody<B>),
     Rejection(RejectionText),
     Reclaimed,
 }
 
-/// A body that can be dropped from elsewhere while its client does not read.
-struct Boxed<B> {
+/// A body that another thread can drop while its client does not read.
+struct BoxedBody<B> {
     /// `None` while it is parked, and after its end.
     body: Option<Pin<Box<B>>>,
     permit: Permit,
     parking: Option<Parking<Pin<Box<B>>>>,
-    /// What the body said when it was parked.
+    /// The size hint of the parked body.
     size_hint: SizeHint,
 }
 
 /// The client did not read the response, and another request needed its permit.
 ///
-/// It ends the response: HTTP/1 cuts the connection off, HTTP/2 resets the stream, as soon as the
-/// server asks for the next frame. See
+/// This error ends the response when the server polls for the next frame: HTTP/1 closes the
+/// connection, HTTP/2 resets the stream. See
 /// [`ConcurrencyLimitLayer::reclaim_after`](super::ConcurrencyLimitLayer::reclaim_after).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -84,13 +84,13 @@ impl<B: Body> PermitBody<B> {
         }
     }
 
-    /// A body that is empty, long, or of an unknown size.
+    /// Holds the permit with a body that is empty, long, or of unknown size.
     #[inline(never)]
     fn holding_other(body: B, size: Option<u64>, mut permit: Permit) -> Self {
         if body.is_end_stream() {
             permit.release();
         } else if size != Some(0) && permit.is_reclaimable() {
-            return Self::rare(Rare::Boxed(Boxed {
+            return Self::uncommon(UncommonBody::BoxedBody(BoxedBody {
                 body: Some(Box::pin(body)),
                 permit,
                 parking: None,
@@ -108,20 +108,20 @@ impl<B> PermitBody<B> {
     }
 
     pub(crate) fn rejection(text: Bytes) -> Self {
-        Self::rare(Rare::Rejection(RejectionText::new(text)))
+        Self::uncommon(UncommonBody::Rejection(RejectionText::new(text)))
     }
 
-    fn rare(rare: Rare<B>) -> Self {
-        let rare = Box::new(rare);
+    fn uncommon(uncommon: UncommonBody<B>) -> Self {
+        let uncommon = Box::new(uncommon);
         Self {
-            kind: Kind::Rare { rare },
+            kind: BodyKind::Uncommon { uncommon },
         }
     }
 
     #[inline]
     fn inline(body: B, permit: Permit) -> Self {
         Self {
-            kind: Kind::Inline {
+            kind: BodyKind::Inline {
                 body,
                 permit,
                 parking: None,
@@ -149,28 +149,28 @@ where
                 permit,
                 parking,
             } => poll_inline(body, permit, parking, cx),
-            KindProj::Rare { rare } => match &mut **rare {
-                Rare::Boxed(boxed) => boxed.poll(cx),
-                Rare::Rejection(text) => return Poll::Ready(text.frame()),
-                Rare::Reclaimed => return Poll::Ready(None),
+            KindProj::Uncommon { uncommon } => match &mut **uncommon {
+                UncommonBody::BoxedBody(boxed) => boxed.poll(cx),
+                UncommonBody::Rejection(text) => return Poll::Ready(text.frame()),
+                UncommonBody::Reclaimed => return Poll::Ready(None),
             },
         };
         polled.unwrap_or_else(|ResponseStalled| {
-            // Drops the body, if it could not be dropped before.
-            self.set(Self::rare(Rare::Reclaimed));
+            // Drops the body, if it was not dropped before.
+            self.set(Self::uncommon(UncommonBody::Reclaimed));
             Poll::Ready(Some(Err(ResponseStalled.into())))
         })
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.kind {
-            Kind::Inline { body, .. } => body.is_end_stream(),
-            Kind::Rare { rare } => match &**rare {
-                Rare::Boxed(Boxed { body, .. }) => {
+            BodyKind::Inline { body, .. } => body.is_end_stream(),
+            BodyKind::Uncommon { uncommon } => match &**uncommon {
+                UncommonBody::BoxedBody(BoxedBody { body, .. }) => {
                     body.as_ref().is_some_and(|body| body.is_end_stream())
                 }
-                Rare::Rejection(text) => text.is_end_stream(),
-                Rare::Reclaimed => true,
+                UncommonBody::Rejection(text) => text.is_end_stream(),
+                UncommonBody::Reclaimed => true,
             },
         }
     }
@@ -181,14 +181,14 @@ where
     )]
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
-            Kind::Inline { body, .. } => body.size_hint(),
-            Kind::Rare { rare } => match &**rare {
-                Rare::Boxed(Boxed {
+            BodyKind::Inline { body, .. } => body.size_hint(),
+            BodyKind::Uncommon { uncommon } => match &**uncommon {
+                UncommonBody::BoxedBody(BoxedBody {
                     body: Some(body), ..
                 }) => body.size_hint(),
-                Rare::Boxed(Boxed { size_hint, .. }) => size_hint.clone(),
-                Rare::Rejection(text) => text.size_hint(),
-                Rare::Reclaimed => SizeHint::with_exact(0),
+                UncommonBody::BoxedBody(BoxedBody { size_hint, .. }) => size_hint.clone(),
+                UncommonBody::Rejection(text) => text.size_hint(),
+                UncommonBody::Reclaimed => SizeHint::with_exact(0),
             },
         }
     }
@@ -211,24 +211,24 @@ where
     if let Some(parking) = parking {
         match parking.unpark() {
             Unparked::Content((), unparked) => *permit = unparked,
-            // The response waits for its handler.
+            // The response was waiting for its handler.
             Unparked::NotParked => {}
             Unparked::Reclaimed => return Err(ResponseStalled),
         }
     }
     let polled = body.as_mut().poll_frame(cx);
-    match after(&*body, &polled) {
-        Next::Wait => {}
-        Next::End => {
+    match after_poll(&*body, &polled) {
+        AfterPoll::Wait => {}
+        AfterPoll::End => {
             permit.release();
             *parking = None;
         }
-        Next::Frame => park(parking, (), permit, |()| {}),
+        AfterPoll::Frame => park(parking, (), permit, |()| {}),
     }
     Ok(polled.map_err(Into::into))
 }
 
-impl<B> Boxed<B>
+impl<B> BoxedBody<B>
 where
     B: Body + Send + 'static,
     B::Error: Into<BoxError>,
@@ -241,23 +241,23 @@ where
                 Unparked::Content(body, permit) => {
                     (self.body, self.permit) = (Some(body), permit);
                 }
-                // Only a body that panicked is in neither place.
+                // Only after a panic of the body it is in neither place.
                 Unparked::NotParked | Unparked::Reclaimed => return Err(ResponseStalled),
             }
         }
         let Some(mut body) = self.body.take() else {
-            // It panicked when it was polled for the first time.
+            // The body panicked in its first poll.
             return Err(ResponseStalled);
         };
         let polled = body.as_mut().poll_frame(cx);
-        match after(&*body, &polled) {
-            Next::Wait => self.body = Some(body),
-            Next::End => {
+        match after_poll(&*body, &polled) {
+            AfterPoll::Wait => self.body = Some(body),
+            AfterPoll::End => {
                 self.permit.release();
                 self.parking = None;
                 self.body = Some(body);
             }
-            Next::Frame => {
+            AfterPoll::Frame => {
                 self.size_hint = body.size_hint();
                 let kept = &mut self.body;
                 park(&mut self.parking, body, &mut self.permit, |body| {
@@ -269,27 +269,28 @@ where
     }
 }
 
-/// What a response waits for after it was polled.
-enum Next {
+/// What the response waits for after a poll.
+enum AfterPoll {
     /// Its handler.
     Wait,
-    /// Its client, which has to take a frame before the next one is asked for.
+    /// The client, which must take the frame before the server polls for the next one.
     Frame,
     End,
 }
 
 #[inline]
-fn after<B: Body>(body: &B, polled: &PolledFrame<B::Data, B::Error>) -> Next {
+fn after_poll<B: Body>(body: &B, polled: &PolledFrame<B::Data, B::Error>) -> AfterPoll {
     match polled {
-        Poll::Pending => Next::Wait,
+        Poll::Pending => AfterPoll::Wait,
         Poll::Ready(Some(Ok(frame))) if !frame.is_trailers() && !body.is_end_stream() => {
-            Next::Frame
+            AfterPoll::Frame
         }
-        Poll::Ready(_) => Next::End,
+        Poll::Ready(_) => AfterPoll::End,
     }
 }
 
-/// Parks what a response holds; `keep` gets the content back if it cannot be parked.
+/// Parks the content and the permit of a response. Calls `keep` with the content if it cannot be
+/// parked.
 #[cold]
 fn park<T: Send + 'static>(
     parking: &mut Option<Parking<T>>,

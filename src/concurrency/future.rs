@@ -1,4 +1,4 @@
-//! The response future: holds the permit until the response takes over.
+//! The response future: holds the permit until the response takes it over.
 
 use std::fmt;
 use std::future::Future;
@@ -13,8 +13,8 @@ use tokio::time::Instant;
 use tower_service::Service;
 
 use super::body::PermitBody;
-use super::joint::Taken;
-use super::layer::{HoldUntil, Shared};
+use super::joint::JointPermits;
+use super::layer::{HoldUntil, LayerState};
 use super::service::Keys;
 use super::upgrade::Upgrade;
 use crate::drain::KeepsRejectedBody;
@@ -25,7 +25,7 @@ use crate::nesting::CountedRequest;
 pin_project! {
     /// The response of a [`ConcurrencyLimit`](super::ConcurrencyLimit) service.
     ///
-    /// Dropping it gives the permit back, or leaves the line.
+    /// Dropping it releases the permit, or leaves the wait queue.
     pub struct ResponseFuture<S, B, RB>
     where
         S: Service<Request<B>>,
@@ -36,18 +36,18 @@ pin_project! {
 }
 
 pin_project! {
-    // What is not in the way of an admitted request is boxed, to keep the future small.
+    // Boxed to keep the future small for admitted requests.
     #[project = StateProj]
     enum State<S, B, RB, F> {
         Calling { #[pin] future: F, permit: Permit, until: HoldUntil },
-        // With what few requests need.
-        Watching { #[pin] future: F, admitted: Admitted },
+        // With state that few requests need.
+        Extended { #[pin] future: F, admitted: Admitted },
         Rejected { response: Option<Box<Response<PermitBody<RB>>>>, body: Option<Box<B>> },
-        InLine { request: Option<Box<InLine<S, B>>> },
+        Queued { request: Option<Box<QueuedRequest<S, B>>> },
     }
 }
 
-/// What an admitted request holds until its response takes over, where that is more than a permit.
+/// The state of an admitted request until its response takes over, if it is more than a permit.
 pub(super) struct Admitted {
     pub(super) permit: Permit,
     pub(super) until: HoldUntil,
@@ -55,17 +55,17 @@ pub(super) struct Admitted {
     pub(super) upgrade: Option<Box<Upgrade>>,
 }
 
-/// A request that waits for a permit, with the service that was made ready for it.
-pub(super) struct InLine<S, B> {
+/// A request that waits for a permit, and the service that was made ready for it.
+pub(super) struct QueuedRequest<S, B> {
     pub(super) acquiring: PermitFuture,
     pub(super) service: S,
     pub(super) request: Request<B>,
     pub(super) keys: Keys,
-    /// When it came, if observers are to be told how long the decision took.
+    /// The time at which the decision began, if there are observers.
     pub(super) begun: Option<Instant>,
-    pub(super) shared: Arc<Shared>,
-    /// What it has of several limits.
-    pub(super) taken: Option<Taken>,
+    pub(super) shared: Arc<LayerState>,
+    /// The permits that it has taken, if it needs several.
+    pub(super) taken: Option<JointPermits>,
 }
 
 impl<S, B, RB> ResponseFuture<S, B, RB>
@@ -83,13 +83,13 @@ where
         }
     }
 
-    pub(super) fn watching(future: S::Future, admitted: Admitted) -> Self {
+    pub(super) fn calling_with(future: S::Future, admitted: Admitted) -> Self {
         Self {
-            state: State::Watching { future, admitted },
+            state: State::Extended { future, admitted },
         }
     }
 
-    /// Keeps the body of the rejected request, for [`DrainRejected`](crate::drain::DrainRejected).
+    /// Keeps the body of the rejected request for [`DrainRejected`](crate::drain::DrainRejected).
     pub(crate) fn rejected(response: Response<PermitBody<RB>>, body: B) -> Self {
         Self {
             state: State::Rejected {
@@ -99,9 +99,9 @@ where
         }
     }
 
-    pub(super) fn in_line(request: InLine<S, B>) -> Self {
+    pub(super) fn queued(request: QueuedRequest<S, B>) -> Self {
         Self {
-            state: State::InLine {
+            state: State::Queued {
                 request: Some(Box::new(request)),
             },
         }
@@ -117,7 +117,7 @@ where
 
     /// # Panics
     ///
-    /// When polled again after it was ready.
+    /// Panics when polled again after completion.
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let StateProj::Calling {
@@ -126,7 +126,7 @@ where
             until,
         } = self.as_mut().project().state.project()
         else {
-            // Apart, so that a response which was there at once is written to its place.
+            // A separate function, so that an immediate response is constructed in place.
             return self.poll_slowly(cx);
         };
         match ready!(future.poll(cx)) {
@@ -135,7 +135,7 @@ where
                 Poll::Ready(Ok(hold(response, permit, *until)))
             }
             Err(error) => {
-                // Nothing is left to hold the permit.
+                // No body remains that could hold the permit.
                 permit.release();
                 Poll::Ready(Err(error))
             }
@@ -148,7 +148,7 @@ where
     S: Service<Request<B>, Response = Response<RB>>,
     RB: Body,
 {
-    /// Answers with a rejection, waits for a permit, or calls with more than a permit.
+    /// Returns a rejection, waits for a permit, or polls a call with more state than a permit.
     #[inline(never)]
     fn poll_slowly(
         mut self: Pin<&mut Self>,
@@ -159,14 +159,14 @@ where
                 let response = response.take().expect("polled again after it was ready");
                 Poll::Ready(Ok(*response))
             }
-            StateProj::InLine { request } => {
+            StateProj::Queued { request } => {
                 let waiting = request.as_mut().expect("polled again after it was ready");
                 let acquired = ready!(Pin::new(&mut waiting.acquiring).poll(cx));
                 let request = request.take().expect("it is there two lines up");
                 self.set(request.decided(acquired));
                 self.poll(cx)
             }
-            StateProj::Watching { future, admitted } => {
+            StateProj::Extended { future, admitted } => {
                 let listed = admitted.counted_request.list();
                 let polled = future.poll(cx);
                 drop(listed);
@@ -195,7 +195,7 @@ where
     }
 }
 
-impl<S, B> InLine<S, B>
+impl<S, B> QueuedRequest<S, B>
 where
     S: Service<Request<B>>,
 {
@@ -223,14 +223,14 @@ where
                 let listed = admitted.counted_request.list();
                 let future = service.call(request);
                 drop(listed);
-                ResponseFuture::watching(future, admitted)
+                ResponseFuture::calling_with(future, admitted)
             }
             Err(rejected) if !shared.enforces(&rejected, &mut request, &keys, begun) => {
                 let mut admitted = Admitted::uncounted(shared.limiter.nesting().counted_request());
                 let listed = admitted.counted_request.list();
                 let future = service.call(request);
                 drop(listed);
-                ResponseFuture::watching(future, admitted)
+                ResponseFuture::calling_with(future, admitted)
             }
             Err(rejected) => {
                 let head = RequestHead::from(&request);
@@ -242,7 +242,7 @@ where
 }
 
 impl Admitted {
-    /// A request that was let through without being counted.
+    /// A request that was passed on without being counted.
     pub(super) fn uncounted(counted_request: CountedRequest) -> Self {
         Self {
             permit: Permit::none(),

@@ -1,4 +1,4 @@
-//! Layers of several limits as one: a request takes a permit of each, in order, or none.
+//! Joint layers: a request takes a permit of each of several limits, in order, or none.
 
 use std::sync::Arc;
 
@@ -7,49 +7,50 @@ use http_body::Body;
 use tokio::time::Instant;
 use tower_service::Service;
 
-use super::future::{InLine, ResponseFuture};
+use super::future::{QueuedRequest, ResponseFuture};
 use super::layer::ConcurrencyLimitLayer;
-use super::layer::Shared;
+use super::layer::LayerState;
 use super::service::{ConcurrencyLimit, Keys};
 use crate::extract::RequestHead;
 use crate::limiter::{KeyedRejection, Permit, PermitFuture, PermitReply};
 
 impl ConcurrencyLimitLayer {
-    /// This layer, whose requests take a permit of each of `others` as well, after its own; all are given back together.
-    /// How an upgrade and waiting go is this layer's; each limit keeps its name, its answers, how far it is enforced,
-    /// and what it skips. What this layer skips passes all.
+    /// Joins `others` to this layer: a request takes a permit of this limit and then of each other
+    /// one, and all are released together. Upgrades and waiting follow this layer's settings. Each
+    /// limit keeps its name, its answers, its enforced percentage and `skip`. A request that this
+    /// layer skips is not limited by any.
     pub(crate) fn joined(self, others: &[Self]) -> Self {
         let others: Vec<_> = others.iter().map(|other| other.shared().clone()).collect();
         self.with(|shared| shared.others = others)
     }
 }
 
-/// How far a request has come.
-pub(super) struct Taken {
-    /// The permits so far.
+/// The permits that a request has taken so far.
+pub(super) struct JointPermits {
+    /// The combined permit.
     held: Permit,
-    /// Whether the first limit has given one.
+    /// Whether the first limit has granted a permit.
     has_own: bool,
-    /// The place of the next limit.
+    /// The index of the next limit.
     next: usize,
 }
 
-/// What is next for a request.
-enum Step {
-    Admitted(Taken),
+/// The next step of a request.
+enum JointStep {
+    Admitted(JointPermits),
     Rejected {
-        by: Arc<Shared>,
+        by: Arc<LayerState>,
         keys: Keys,
         rejected: KeyedRejection,
     },
     Later {
         acquiring: PermitFuture,
         keys: Keys,
-        taken: Taken,
+        taken: JointPermits,
     },
 }
 
-impl Taken {
+impl JointPermits {
     fn nothing() -> Self {
         Self {
             held: Permit::none(),
@@ -58,7 +59,7 @@ impl Taken {
         }
     }
 
-    /// Goes on to the next limit, with the permit of this one.
+    /// Adds the permit of this limit and moves to the next one.
     fn with(self, permit: Permit) -> Self {
         Self {
             held: self.held.and(permit),
@@ -67,7 +68,7 @@ impl Taken {
         }
     }
 
-    /// Goes on without a permit of this limit.
+    /// Moves to the next limit without a permit of this one.
     fn without(self) -> Self {
         Self {
             next: self.next + 1,
@@ -76,7 +77,7 @@ impl Taken {
     }
 }
 
-impl Shared {
+impl LayerState {
     fn limit_at(self: &Arc<Self>, place: usize) -> Option<&Arc<Self>> {
         match place.checked_sub(1) {
             None => Some(self),
@@ -84,13 +85,13 @@ impl Shared {
         }
     }
 
-    /// Takes the permits that are missing.
+    /// Takes the missing permits.
     fn take_rest<B>(
         self: &Arc<Self>,
-        mut taken: Taken,
+        mut taken: JointPermits,
         request: &mut Request<B>,
         begun: Option<Instant>,
-    ) -> Step {
+    ) -> JointStep {
         while let Some(limit) = self.limit_at(taken.next) {
             let head = RequestHead::from(&*request);
             let skips = limit.skip.as_ref().filter(|_| taken.next > 0);
@@ -110,10 +111,10 @@ impl Shared {
                 }
                 PermitReply::Rejected(rejected) => {
                     let by = limit.clone();
-                    return Step::Rejected { by, keys, rejected };
+                    return JointStep::Rejected { by, keys, rejected };
                 }
                 PermitReply::Pending(acquiring) => {
-                    return Step::Later {
+                    return JointStep::Later {
                         acquiring,
                         keys,
                         taken,
@@ -121,7 +122,7 @@ impl Shared {
                 }
             };
         }
-        Step::Admitted(taken)
+        JointStep::Admitted(taken)
     }
 }
 
@@ -138,20 +139,20 @@ impl<S> ConcurrencyLimit<S> {
         RB: Body,
     {
         let shared = self.shared.clone();
-        let step = shared.take_rest(Taken::nothing(), &mut request, begun);
-        // A service that is not called gives back what it reserved; see `take_ready`.
+        let step = shared.take_rest(JointPermits::nothing(), &mut request, begun);
+        // A ready service that is not called must release its reservations; see `take_ready`.
         advance(self.take_ready(), &shared, request, step, begun)
     }
 }
 
-impl<S, B> InLine<S, B>
+impl<S, B> QueuedRequest<S, B>
 where
     S: Service<Request<B>>,
 {
-    /// Goes on with the answer of a limit that was waited for.
+    /// Continues after waiting for one of the limits.
     pub(super) fn decided_jointly<RB: Body>(
         self,
-        mut taken: Taken,
+        mut taken: JointPermits,
         acquired: Result<Permit, KeyedRejection>,
     ) -> ResponseFuture<S, B, RB>
     where
@@ -169,7 +170,7 @@ where
         let step = match acquired {
             Err(rejected) if limit.enforces(&rejected, &mut request, &keys, begun) => {
                 let by = limit.clone();
-                Step::Rejected { by, keys, rejected }
+                JointStep::Rejected { by, keys, rejected }
             }
             acquired => {
                 taken = match acquired {
@@ -185,9 +186,9 @@ where
 
 fn advance<S, B, RB>(
     mut service: S,
-    shared: &Arc<Shared>,
+    shared: &Arc<LayerState>,
     mut request: Request<B>,
-    step: Step,
+    step: JointStep,
     begun: Option<Instant>,
 ) -> ResponseFuture<S, B, RB>
 where
@@ -195,8 +196,8 @@ where
     RB: Body,
 {
     match step {
-        Step::Admitted(taken) => {
-            // Of a request that only other limits count, the first has said what it would do.
+        JointStep::Admitted(taken) => {
+            // If the first limit did not grant a permit, it has already reported its decision.
             let begun = begun.filter(|_| taken.has_own);
             let key = begun.and_then(|_| {
                 let head = RequestHead::from(&request);
@@ -206,17 +207,17 @@ where
             let listed = admitted.counted_request.list();
             let future = service.call(request);
             drop(listed);
-            ResponseFuture::watching(future, admitted)
+            ResponseFuture::calling_with(future, admitted)
         }
-        Step::Rejected { by, keys, rejected } => {
+        JointStep::Rejected { by, keys, rejected } => {
             let response = by.reject(&rejected, RequestHead::from(&request), &keys, begun);
             ResponseFuture::rejected(response, request.into_body())
         }
-        Step::Later {
+        JointStep::Later {
             acquiring,
             keys,
             taken,
-        } => ResponseFuture::in_line(InLine {
+        } => ResponseFuture::queued(QueuedRequest {
             acquiring,
             service,
             request,

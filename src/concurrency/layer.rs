@@ -1,4 +1,4 @@
-//! The layer: what is configured, and the limit that all its services share, which is opened once.
+//! The layer: the configuration, and the limiter that all its services share.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -27,49 +27,49 @@ use crate::store::{LeaseStore, SecretMissing};
 ///
 /// # What a rejected client sees
 ///
-/// `503 Service Unavailable` with `Retry-After` and, unless it asks for something else, a problem
-/// (RFC 9457) whose detail reads `AI Bridge is currently at capacity. Please try again later.` A
-/// gRPC client gets UNAVAILABLE. Over a [per-key](Self::per_key) limit it is `429 Too Many
-/// Requests`, or RESOURCE_EXHAUSTED; for a key with `deny all` it is `403 Forbidden`, or
-/// PERMISSION_DENIED.
+/// `503 Service Unavailable` with `Retry-After`. The body is a problem (RFC 9457) with the detail
+/// `AI Bridge is currently at capacity. Please try again later.`, unless the client accepts another
+/// format. A gRPC client gets UNAVAILABLE. Above a [per-key](Self::per_key) limit the answer is
+/// `429 Too Many Requests`, or RESOURCE_EXHAUSTED; for a key with `deny all` it is `403 Forbidden`,
+/// or PERMISSION_DENIED.
 ///
-/// # What counts
+/// # When a request counts
 ///
-/// A request counts from when it is handled until the response body has ended, so that a
-/// streamed answer counts as long as it streams; [`hold_until`](Self::hold_until) can end it
-/// sooner. It is given back also when the client goes away, the body fails or the handler panics. For an
-/// upgraded connection see [`UpgradePermit`](super::UpgradePermit).
+/// A request counts from the call until its response body has ended, so a streamed answer counts as
+/// long as it streams; [`hold_until`](Self::hold_until) can end this sooner. The permit is also
+/// released when the client disconnects, the body fails or the handler panics. For an upgraded
+/// connection see [`UpgradePermit`](super::UpgradePermit).
 ///
 /// # One limit per layer value
 ///
 /// All clones of a layer and all services made with it share its limit. axum applies a router's
-/// layer to every route; the limit is still one. For a budget of its own make another layer.
+/// layer to every route; the limit is still one. For a separate budget make another layer.
 ///
 /// # Deployment
 ///
-/// Put it outside of rate limits, so that a request which is rejected for capacity spends no
-/// quota. The limit is that of this process, and several replicas each have their own, unless
-/// they count in one [store](Self::store).
+/// Put it outside rate limits, so that a request rejected for capacity spends no quota. The limit
+/// applies to this process. Several replicas have separate limits, unless they count in one
+/// [store](Self::store).
 #[derive(Clone)]
 #[must_use = "a layer does nothing until it is added to a service"]
 pub struct ConcurrencyLimitLayer {
-    /// What is configured. Its limiter is not opened.
-    pub(super) described: Shared,
-    /// What the limiter opened when it was first needed. Clones share it.
+    /// The configuration. Its limiter is not opened.
+    pub(super) configuration: LayerState,
+    /// The opened parts of the limiter, created on first use. Clones share them.
     opened: Arc<OnceLock<OpenedResources>>,
-    /// What the services of this layer share, made from the rest with the first of them.
-    shared: OnceLock<Arc<Shared>>,
+    /// The state of the services of this layer, built with the first of them.
+    shared: OnceLock<Arc<LayerState>>,
 }
 
-/// What the services of a layer have in common.
+/// The state that the services of one layer share.
 #[derive(Clone)]
-pub(super) struct Shared {
+pub(super) struct LayerState {
     pub(super) store: Option<Arc<dyn LeaseStore>>,
     pub(super) limiter: ConcurrencyLimiter,
-    /// What is charged for each key, if anything is: one for each place of the limiter.
+    /// One extractor for each per-key limit of the limiter. Empty if no key is limited.
     pub(super) keys: Vec<Extractor>,
     per_key: Vec<Extractor>,
-    limits_keys: bool,
+    has_key_limits: bool,
     pub(super) wait: Option<WaitLimits>,
     pub(super) enforce: Enforcement,
     pub(super) hold_until: HoldUntil,
@@ -77,41 +77,41 @@ pub(super) struct Shared {
     pub(super) tier_by: Option<TierBy>,
     pub(super) answers: Answers,
     pub(super) observers: Observers,
-    /// The limits whose permits a request needs as well.
-    pub(super) others: Vec<Arc<Shared>>,
-    /// Whether a permit is all that a request needs.
+    /// Joined limits. A request needs a permit of each of them as well.
+    pub(super) others: Vec<Arc<LayerState>>,
+    /// Whether a request needs only a permit.
     pub(super) is_plain: bool,
 }
 
 pub(crate) type Skip = Arc<dyn Fn(RequestHead<'_>) -> bool + Send + Sync>;
 type TierBy = Arc<dyn for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync>;
 
-/// How long a request counts.
+/// Selects when a request stops counting.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HoldUntil {
-    /// Until its response body has ended.
+    /// When its response body has ended.
     #[default]
     BodyEnd,
-    /// Until its response's headers are there, as with `tower::limit::ConcurrencyLimit`. Bodies
-    /// that are still being sent do not count.
+    /// When its response headers are ready, as with `tower::limit::ConcurrencyLimit`. Bodies that
+    /// are still being sent do not count.
     Headers,
 }
 
 impl ConcurrencyLimitLayer {
-    /// At most `limit` requests at a time; 0 turns the limit off.
+    /// Admits at most `limit` requests at a time. 0 turns the limit off.
     pub fn new(limit: usize) -> Self {
         Self::with_limiter(ConcurrencyLimiter::new(limit))
     }
 
-    /// Rejects every request, until the limiter's
-    /// [`set_limit`](ConcurrencyLimiter::set_limit) says otherwise.
+    /// Rejects every request, until [`set_limit`](ConcurrencyLimiter::set_limit) of its limiter
+    /// changes that.
     pub fn deny_all() -> Self {
         Self::with_limiter(ConcurrencyLimiter::deny_all())
     }
 
-    /// Goes on with a limit that is there already, charging the keys that these find to the first of
-    /// its limits for each key.
+    /// Uses an existing limiter, and charges the keys that these extractors find to its first
+    /// per-key limit.
     pub(crate) fn resumed<E: KeyExtractor>(
         limiter: ConcurrencyLimiter,
         keys: impl IntoIterator<Item = E>,
@@ -121,18 +121,18 @@ impl ConcurrencyLimitLayer {
         layer.opened = Arc::new(opened.into());
         layer.with(|shared| {
             shared.per_key = keys.into_iter().map(Extractor::new).collect();
-            shared.limits_keys = true;
+            shared.has_key_limits = true;
         })
     }
 
     fn with_limiter(limiter: ConcurrencyLimiter) -> Self {
         Self {
-            described: Shared {
+            configuration: LayerState {
                 store: None,
                 limiter,
                 keys: Vec::new(),
                 per_key: Vec::new(),
-                limits_keys: false,
+                has_key_limits: false,
                 wait: None,
                 enforce: Enforcement::default(),
                 hold_until: HoldUntil::default(),
@@ -148,11 +148,11 @@ impl ConcurrencyLimitLayer {
         }
     }
 
-    pub(super) fn with(mut self, change: impl FnOnce(&mut Shared)) -> Self {
+    pub(super) fn with(mut self, change: impl FnOnce(&mut LayerState)) -> Self {
         self.shared = OnceLock::new();
-        let shared = &mut self.described;
+        let shared = &mut self.configuration;
         change(shared);
-        shared.keys = match shared.limits_keys {
+        shared.keys = match shared.has_key_limits {
             true => shared.per_key.clone(),
             false => Vec::new(),
         };
@@ -164,35 +164,37 @@ impl ConcurrencyLimitLayer {
         self
     }
 
-    /// Starts a new limit, as what is counted or where is about to change.
+    /// Starts a new limit, because a setting changes what is counted or where.
     #[track_caller]
     fn unopened(mut self, setter: &str) -> Self {
         assert!(
             self.opened.get().is_none(),
-            "`{setter}` has to come before `limiter` and before the layer is applied: its limit counts already"
+            "call `{setter}` before `limiter` and before the layer is applied: its limit is already counting"
         );
         self.opened = Arc::default();
         self
     }
 
-    /// What is at capacity, in the words of the answer. Default: `The service`.
+    /// Sets the name of the limited service in answers, metrics and overrides. Default:
+    /// `The service` in answers.
     ///
     /// # Panics
     ///
-    /// When the layer or a clone of it was applied, or its [`limiter`](Self::limiter) was taken.
+    /// Panics when the layer or a clone of it was applied, or its [`limiter`](Self::limiter) was
+    /// taken.
     #[track_caller]
     pub fn name(self, name: &str) -> Self {
         let layer = self.unopened("name");
         layer.with(|shared| shared.limiter = shared.limiter.clone().named(name))
     }
 
-    /// Counts in a store that replicas share, so that the limit, and that of a
-    /// [key](Self::per_key), is one for all of them. Default: in this process.
+    /// Counts in a store that replicas share, so that they have one limit together, and one for
+    /// each [key](Self::per_key). Default: this process counts.
     ///
-    /// Replicas know the limit by its [name](Self::name). What a replica holds when it dies is
-    /// free again after the store's time to live. Each replica also keeps to the limit by
-    /// itself, so that what it has no room for costs no call; [`wait`](Self::wait) waits
-    /// for that room alone.
+    /// Replicas recognise the limit by its [name](Self::name). Permits of a replica that dies are
+    /// released after the store's time to live. Each replica also enforces the limit by itself, so
+    /// a request that exceeds it there costs no call. [`wait`](Self::wait) waits only for this
+    /// local capacity.
     ///
     /// ```no_run
     /// use tower_admission::{ByToken, ConcurrencyLimitLayer, Secret};
@@ -208,7 +210,7 @@ impl ConcurrencyLimitLayer {
     ///
     /// # Panics
     ///
-    /// Where [`try_store`](Self::try_store) returns an error or panics.
+    /// Panics where [`try_store`](Self::try_store) returns an error or panics.
     #[track_caller]
     pub fn store(self, store: impl LeaseStore) -> Self {
         match self.try_store(store) {
@@ -217,32 +219,34 @@ impl ConcurrencyLimitLayer {
         }
     }
 
-    /// As [`store`](Self::store), for a store that is configured from outside.
+    /// As [`store`](Self::store). Use it for a store that is configured from outside.
     ///
     /// # Errors
     ///
-    /// When replicas share the store, it has no [`Secret`](crate::Secret) by which they would
-    /// agree on the keys of credentials, and the layer's keys may be such.
+    /// Returns an error when replicas share the store, the layer's keys may be fingerprints of
+    /// credentials, and the store has no [`Secret`](crate::Secret) on which replicas agree.
     ///
     /// # Panics
     ///
-    /// When the layer or a clone of it was applied, or its [`limiter`](Self::limiter) was taken.
+    /// Panics when the layer or a clone of it was applied, or its [`limiter`](Self::limiter) was
+    /// taken.
     #[track_caller]
     pub fn try_store(self, store: impl LeaseStore) -> Result<Self, SecretMissing> {
         let layer = self.unopened("store");
         let layer = layer.with(|shared| shared.store = Some(Arc::new(store)));
-        layer.described.check_secret()?;
+        layer.configuration.check_secret()?;
         Ok(layer)
     }
 
-    /// Adds a limit for each key: at most `limit` requests at a time; 0 turns this part off. Each call
-    /// adds another one.
+    /// Adds a limit for each key: at most `limit` requests at a time. 0 turns this limit off. Each
+    /// call adds another limit.
     ///
-    /// A key over its limit is answered 429. The request then takes nothing from the service's
-    /// capacity, nor from its other keys. Costs memory for the keys that have a request in flight.
+    /// A key above its limit is answered 429. The request then takes nothing from the capacity of
+    /// the service, nor from its other keys. Cost: memory for the keys that have a request in
+    /// flight.
     ///
-    /// A client can make up tokens, and each of them is a key. A second limit per address bounds what
-    /// all of them take together:
+    /// A client can make up tokens, and each of them is a key. A second limit per address bounds
+    /// them together:
     ///
     /// ```
     /// use tower_admission::{ByToken, ClientIp, ConcurrencyLimitLayer};
@@ -252,76 +256,76 @@ impl ConcurrencyLimitLayer {
     ///     .per_key(ClientIp::peer(), 32);
     /// ```
     ///
-    /// Each limit counts for itself. A request without a token is charged to its address twice here:
-    /// as one of 16 without a token, and as one of 32 in all.
+    /// Each limit counts separately. A request without a token is charged to its address twice
+    /// here: as one of 16 without a token, and as one of 32 in total.
     ///
     /// # Panics
     ///
-    /// Where [`try_store`](Self::try_store) would return an error or panic.
+    /// Panics where [`try_store`](Self::try_store) returns an error or panics.
     #[track_caller]
     pub fn per_key(self, key: impl KeyExtractor, limit: usize) -> Self {
         let layer = self.unopened("per_key").with(|shared| {
             shared.limiter = shared.limiter.clone().per_key(limit);
             shared.per_key.push(Extractor::new(key));
-            shared.limits_keys |= limit > 0 || shared.limiter.has_limits();
+            shared.has_key_limits |= limit > 0 || shared.limiter.has_limits();
         });
-        if let Err(error) = layer.described.check_secret() {
+        if let Err(error) = layer.configuration.check_secret() {
             panic!("{error}");
         }
         layer
     }
 
-    /// Overrides per key and tiers, changeable at run time: numbers that replace the limit of
+    /// Sets overrides per key and tiers, changeable at run time. They replace the limit of
     /// [`per_key`](Self::per_key), which selects the keys. Default: none.
     ///
-    /// With `per_key(.., 0)` only keys with an override or in a tier that names this limiter are limited. A key has
-    /// the same limit wherever it is charged.
+    /// With `per_key(.., 0)` only keys with an override or a tier that names this limiter are
+    /// limited. An override of a key applies to each per-key limit that charges it.
     ///
     /// # Panics
     ///
-    /// Where [`try_store`](Self::try_store) would return an error or panic.
+    /// Panics where [`try_store`](Self::try_store) returns an error or panics.
     #[track_caller]
     pub fn limits(self, limits: &Limits) -> Self {
         let layer = self.unopened("limits").with(|shared| {
             shared.limiter = shared.limiter.clone().limits(limits);
-            shared.limits_keys = true;
+            shared.has_key_limits = true;
         });
-        if let Err(error) = layer.described.check_secret() {
+        if let Err(error) = layer.configuration.check_secret() {
             panic!("{error}");
         }
         layer
     }
 
-    /// The limiter behind the layer: to see what is in flight, to change the limit at run time,
-    /// or to take permits for work that comes in another way.
+    /// Returns the limiter of the layer. Use it to read what is in flight, to change the limit at
+    /// run time, or to take permits for other work.
     ///
-    /// Opens the limit: [`name`](Self::name), [`store`](Self::store), [`per_key`](Self::per_key) and
-    /// [`limits`](Self::limits) have to come before. Shares the layer's count; its observers and
-    /// [waits](Self::retry_after) are those set so far.
+    /// This opens the limit: call [`name`](Self::name), [`store`](Self::store),
+    /// [`per_key`](Self::per_key) and [`limits`](Self::limits) before. It shares the layer's count.
+    /// Its observers and [`retry_after`](Self::retry_after) are those set so far.
     #[must_use]
     pub fn limiter(&self) -> ConcurrencyLimiter {
         self.shared().limiter.clone()
     }
 
-    /// What the services share; the limit is opened here, if the layer is used for the first time.
-    pub(super) fn shared(&self) -> &Arc<Shared> {
-        let described = &self.described;
+    /// The state of the services. Opens the limit on first use.
+    pub(super) fn shared(&self) -> &Arc<LayerState> {
+        let configuration = &self.configuration;
         let opened = self.opened.get_or_init(|| {
-            let store = described.store.as_deref();
-            described.limiter.open(store)
+            let store = configuration.store.as_deref();
+            configuration.limiter.open(store)
         });
         self.shared.get_or_init(|| {
-            let limiter = described.limiter.clone().opened(opened);
-            (described.observers).attached("concurrency", limiter.name(), [""]);
-            Arc::new(Shared {
+            let limiter = configuration.limiter.clone().opened(opened);
+            (configuration.observers).attached("concurrency", limiter.name(), [""]);
+            Arc::new(LayerState {
                 limiter,
-                ..described.clone()
+                ..configuration.clone()
             })
         })
     }
 }
 
-impl Shared {
+impl LayerState {
     fn check_secret(&self) -> Result<(), SecretMissing> {
         let fingerprints = self.keys.iter().any(Extractor::makes_fingerprints);
         let store = self.store.as_ref();
@@ -345,14 +349,14 @@ impl<S> Layer<S> for ConcurrencyLimitLayer {
 impl fmt::Debug for ConcurrencyLimitLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConcurrencyLimitLayer")
-            .field("shared", &self.described)
+            .field("shared", &self.configuration)
             .finish_non_exhaustive()
     }
 }
 
-impl fmt::Debug for Shared {
+impl fmt::Debug for LayerState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared")
+        f.debug_struct("LayerState")
             .field("limiter", &self.limiter)
             .field("wait", &self.wait)
             .field("hold_until", &self.hold_until)

@@ -1,5 +1,5 @@
-//! Unlike `tower::limit::ConcurrencyLimit`, which makes requests wait, this rejects what is above
-//! the limit: at capacity a request is answered 503 at once.
+//! Rejects requests above a concurrency limit with 503 at once. Unlike this layer,
+//! `tower::limit::ConcurrencyLimit` makes requests wait.
 //!
 //! See [`ConcurrencyLimitLayer`].
 

@@ -10,43 +10,43 @@ use tokio::time::Instant;
 use tower_service::Service;
 
 use super::body::PermitBody;
-use super::future::{Admitted, InLine, ResponseFuture};
-use super::layer::Shared;
+use super::future::{Admitted, QueuedRequest, ResponseFuture};
+use super::layer::LayerState;
 use super::upgrade::{Upgrade, asks_for_upgrade};
 use crate::access::is_exempt;
 use crate::extract::RequestHead;
 use crate::key::Key;
 use crate::limiter::{KeyedRejection, Permit, PermitReply};
 use crate::nesting::CountedRequest;
-use crate::observe::{Decided, Subject};
+use crate::observe::{DecidedMark, Subject};
 
-/// A service with a limit on requests in flight; made by
+/// A service with a concurrency limit. Made by
 /// [`ConcurrencyLimitLayer`](super::ConcurrencyLimitLayer).
 #[derive(Clone, Debug)]
 pub struct ConcurrencyLimit<S> {
     inner: S,
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<LayerState>,
 }
 
-/// What a request is charged to.
+/// The keys that a request is charged to.
 pub(super) type Keys = SmallVec<[Key; 2]>;
 
 impl<S> ConcurrencyLimit<S> {
-    pub(super) fn new(inner: S, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(inner: S, shared: Arc<LayerState>) -> Self {
         Self { inner, shared }
     }
 
-    /// The service inside.
+    /// The inner service.
     pub fn get_ref(&self) -> &S {
         &self.inner
     }
 
-    /// The service inside.
+    /// The inner service.
     pub fn get_mut(&mut self) -> &mut S {
         &mut self.inner
     }
 
-    /// The service inside.
+    /// The inner service.
     pub fn into_inner(self) -> S {
         self.inner
     }
@@ -61,8 +61,8 @@ where
     type Error = S::Error;
     type Future = ResponseFuture<S, B, RB>;
 
-    /// Asks the inner service. A permit is taken in `call`, so that a connection which is ready
-    /// and idle holds none.
+    /// Polls the inner service. A permit is taken in `call`, so that an idle connection that is
+    /// ready holds none.
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
@@ -71,8 +71,7 @@ where
     #[inline]
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let shared = &*self.shared;
-        // The request stays where it is until it is passed on: a move of it costs as much as the
-        // permit.
+        // The request is not moved before it is passed on: a move costs as much as the permit.
         if shared.is_plain && !asks_for_upgrade(&request) {
             let mut counted_request = shared.limiter.nesting().counted_request();
             if counted_request.take_counted() {
@@ -92,7 +91,7 @@ where
                     counted_request,
                     upgrade: None,
                 };
-                return ResponseFuture::watching(future, admitted);
+                return ResponseFuture::calling_with(future, admitted);
             }
         }
         self.call_with_options(request)
@@ -128,7 +127,7 @@ impl<S> ConcurrencyLimit<S> {
                 let listed = admitted.counted_request.list();
                 let future = self.inner.call(request);
                 drop(listed);
-                ResponseFuture::watching(future, admitted)
+                ResponseFuture::calling_with(future, admitted)
             }
             PermitReply::Rejected(rejected)
                 if !shared.enforces(&rejected, &mut request, &keys, begun) =>
@@ -138,14 +137,14 @@ impl<S> ConcurrencyLimit<S> {
             PermitReply::Rejected(rejected) => {
                 let head = RequestHead::from(&request);
                 let response = shared.reject(&rejected, head, &keys, begun);
-                // What the service reserved when it was made ready, such as a place in a buffer,
-                // is given back: this clone may not be called again for long.
+                // Release what the ready service reserved, such as a buffer slot: this clone may
+                // not be called again for a long time.
                 drop(self.take_ready());
                 ResponseFuture::rejected(response, request.into_body())
             }
             PermitReply::Pending(acquiring) => {
                 let service = self.take_ready();
-                ResponseFuture::in_line(InLine {
+                ResponseFuture::queued(QueuedRequest {
                     acquiring,
                     service,
                     request,
@@ -158,7 +157,7 @@ impl<S> ConcurrencyLimit<S> {
         }
     }
 
-    /// Lets a request through without counting it.
+    /// Passes a request on without counting it.
     fn pass<B, RB>(
         &mut self,
         request: Request<B>,
@@ -171,10 +170,10 @@ impl<S> ConcurrencyLimit<S> {
         let listed = admitted.counted_request.list();
         let future = self.inner.call(request);
         drop(listed);
-        ResponseFuture::watching(future, admitted)
+        ResponseFuture::calling_with(future, admitted)
     }
 
-    /// The service that was made ready. A clone that is not ready takes its place.
+    /// Takes the service that was made ready, and leaves a clone that is not ready.
     pub(super) fn take_ready(&mut self) -> S
     where
         S: Clone,
@@ -184,8 +183,9 @@ impl<S> ConcurrencyLimit<S> {
     }
 }
 
-impl Shared {
-    /// The keys that a request is charged to: none of one that is exempt, which capacity counts nevertheless.
+impl LayerState {
+    /// The keys that a request is charged to. An exempt request has none, but still counts in the
+    /// capacity.
     #[inline]
     pub(super) fn charged_keys(&self, head: RequestHead<'_>) -> Keys {
         if is_exempt(head.extensions) {
@@ -194,7 +194,7 @@ impl Shared {
         self.keys.iter().map(|key| key.key(head)).collect()
     }
 
-    /// What an admitted request holds.
+    /// Builds the state of an admitted request.
     #[inline]
     pub(super) fn admit<B>(
         &self,
@@ -217,14 +217,14 @@ impl Shared {
         }
     }
 
-    /// Notes on the request that it was decided about, if an observer goes by that.
+    /// Marks the request as decided, if an observer counts requests.
     fn mark<B>(&self, request: &mut Request<B>) {
         if self.observers.mark_requests() {
-            request.extensions_mut().insert(Decided);
+            request.extensions_mut().insert(DecidedMark);
         }
     }
 
-    /// Whether to enforce a rejection. If not, observers see what would have been rejected.
+    /// Whether to enforce a rejection. If not, reports the rejection to observers.
     #[cold]
     pub(super) fn enforces<B>(
         &self,

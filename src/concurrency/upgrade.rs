@@ -1,4 +1,4 @@
-//! The permit of a request that becomes a connection.
+//! The permit of a request whose connection is upgraded.
 
 use std::fmt;
 use std::sync::{Arc, Weak};
@@ -10,18 +10,19 @@ use crate::sync::{Mutex, lock};
 
 /// The permit of a request whose connection is upgraded (a WebSocket, a `CONNECT`).
 ///
-/// The response to such a request has no body that lasts as long as the connection. So its permit
-/// goes to the handler: the request counts until the handler, or the task that it gives the
-/// connection to, has dropped the last clone of this.
+/// The response to such a request ends before the connection does. Its permit therefore moves to
+/// the handler: the request counts until the handler, or the task that it gives the connection to,
+/// has dropped the last clone of this permit.
 ///
-/// It goes to the handler when the response upgrades the connection: 101, or 2xx to a `CONNECT`.
-/// With any other response, whatever `Upgrade` header the client sent, the request counts as every
+/// The permit moves when the response upgrades the connection: 101, or 2xx to a `CONNECT`. With any
+/// other response the request counts as usual, whatever `Upgrade` header the client sent, and this
+/// value holds no permit.
 /// request does, and this holds nothing.
 ///
 /// With feature `axum` it is an extractor, which always succeeds: without a
 /// [`ConcurrencyLimitLayer`](super::ConcurrencyLimitLayer), and for requests that ask for no
-/// upgrade, it holds nothing. Without axum, [`of`](Self::of) takes it from a request's extensions.
-/// Take it before the response is returned.
+/// upgrade, it holds no permit. Without axum, [`of`](Self::of) reads it from a request's
+/// extensions. Take it before the response is returned.
 ///
 /// ```
 /// # #[cfg(feature = "axum")] {
@@ -41,37 +42,38 @@ use crate::sync::{Mutex, lock};
 #[derive(Clone, Debug, Default)]
 #[must_use = "dropping the last clone gives the permit back"]
 pub struct UpgradePermit {
-    /// One for each layer around the handler.
-    claims: Vec<Arc<Claim>>,
+    /// One slot for each layer around the handler.
+    slots: Vec<Arc<PermitSlot>>,
 }
 
-/// Where a permit goes when the connection is upgraded.
+/// The slot for the permit of an upgraded connection.
 #[derive(Default)]
-struct Claim(Mutex<Option<Permit>>);
+struct PermitSlot(Mutex<Option<Permit>>);
 
-/// What a layer remembers of a request that asks for an upgrade.
+/// A layer's side of a request that asks for an upgrade.
 pub(super) struct Upgrade {
-    // Weak, so that the permit goes nowhere if the handler has not kept its side.
-    claim: Weak<Claim>,
+    // Weak, so that no permit is stored if the handler dropped its side.
+    slot: Weak<PermitSlot>,
     is_connect: bool,
 }
 
 impl UpgradePermit {
-    /// The permit of the request with these extensions. It holds nothing if the request has none.
+    /// Returns the permit from a request's extensions. It holds no permit if the extensions have
+    /// none.
     pub fn of(extensions: &Extensions) -> Self {
         extensions.get().cloned().unwrap_or_default()
     }
 
-    /// Whether there is a permit that an upgrade of the connection hands over to this.
+    /// Whether an upgrade of the connection would move a permit to this value.
     #[must_use]
     pub fn is_held(&self) -> bool {
-        !self.claims.is_empty()
+        !self.slots.is_empty()
     }
 }
 
 impl Upgrade {
-    /// Puts an [`UpgradePermit`] into a request that asks for an upgrade, next to those of layers
-    /// further out.
+    /// Adds an [`UpgradePermit`] to a request that asks for an upgrade. Keeps the slots of outer
+    /// layers.
     #[inline]
     pub(super) fn offer<B>(request: &mut Request<B>) -> Option<Box<Self>> {
         asks_for_upgrade(request).then(|| Self::offer_to(request))
@@ -79,26 +81,26 @@ impl Upgrade {
 
     #[cold]
     fn offer_to<B>(request: &mut Request<B>) -> Box<Self> {
-        let claim = Arc::<Claim>::default();
+        let slot = Arc::<PermitSlot>::default();
         let upgrade = Self {
-            claim: Arc::downgrade(&claim),
+            slot: Arc::downgrade(&slot),
             is_connect: request.method() == Method::CONNECT,
         };
         let mut offered: UpgradePermit = request.extensions_mut().remove().unwrap_or_default();
-        offered.claims.push(claim);
+        offered.slots.push(slot);
         request.extensions_mut().insert(offered);
         Box::new(upgrade)
     }
 
-    /// Hands the permit to the handler if the response upgrades the connection, and returns it
-    /// if not.
+    /// Moves the permit to the handler if the response upgrades the connection, and otherwise
+    /// returns it.
     pub(super) fn hand_over<B>(&self, permit: Permit, response: &Response<B>) -> Permit {
         let status = response.status();
         let is_upgrade =
             status == StatusCode::SWITCHING_PROTOCOLS || (self.is_connect && status.is_success());
-        match self.claim.upgrade() {
-            Some(claim) if is_upgrade => {
-                *lock(&claim.0) = Some(permit);
+        match self.slot.upgrade() {
+            Some(slot) if is_upgrade => {
+                *lock(&slot.0) = Some(permit);
                 Permit::none()
             }
             _ => permit,
@@ -106,18 +108,18 @@ impl Upgrade {
     }
 }
 
-/// Whether a request wants its connection for something else than HTTP (RFC 9110 §7.8, §9.3.6).
+/// Whether a request asks to use its connection for another protocol (RFC 9110 §7.8, §9.3.6).
 #[inline]
 pub(super) fn asks_for_upgrade<B>(request: &Request<B>) -> bool {
-    // A look at the names of what few headers there are, not a look-up by hash: the request's
-    // address stays out of calls, so that the compiler can pass it on with a copy less.
+    // Comparing the few header names avoids a hash lookup. It also keeps the request's address out
+    // of calls, so that the compiler can pass it on with one copy less.
     let mut names = request.headers().keys();
     names.any(|name| *name == header::UPGRADE) || request.method() == Method::CONNECT
 }
 
-impl fmt::Debug for Claim {
+impl fmt::Debug for PermitSlot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Claim")
+        f.write_str("PermitSlot")
     }
 }
 

@@ -1,4 +1,4 @@
-//! The response future: holds a rejection until the request's body was read, or is too long.
+//! The response future: delays a rejection until the request body has been read.
 
 use std::fmt;
 use std::future::Future;
@@ -11,13 +11,13 @@ use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio::time::{Sleep, sleep};
 
-use super::layer::{Bounds, Draining};
+use super::layer::{DrainBounds, DrainSlot};
 
-/// A response future that keeps the body of a request which its layer rejected.
+/// A response future that keeps the body of a rejected request.
 ///
-/// The futures of this crate's layers do.
+/// The response futures of this crate's layers implement it.
 pub trait KeepsRejectedBody<B> {
-    /// Takes the body of the request, if the response is a rejection.
+    /// Takes the body of the request, if the request was rejected.
     fn take_rejected_body(self: Pin<&mut Self>) -> Option<B>;
 }
 
@@ -26,27 +26,27 @@ pin_project! {
     pub struct ResponseFuture<F, B, R> {
         #[pin]
         inner: F,
-        // `None` if nothing is to be read.
-        bounds: Option<Arc<Bounds>>,
-        rejected: Option<Box<Rejected<B, R>>>,
+        // `None` if the body must not be read.
+        bounds: Option<Arc<DrainBounds>>,
+        rejected: Option<Box<PendingRejection<B, R>>>,
     }
 }
 
-/// A rejection that waits for the end of its request's body.
-struct Rejected<B, R> {
+/// A rejection that waits for the end of the request body.
+struct PendingRejection<B, R> {
     response: R,
     body: Pin<Box<B>>,
     left: u64,
     timer: Pin<Box<Sleep>>,
-    /// Gives the place back at the end.
-    _draining: Draining,
+    /// Releases the slot when the body has been read.
+    _slot: DrainSlot,
 }
 
-/// Frames that are read before other tasks get their turn.
+/// The number of frames to read before other tasks get a turn.
 const FRAMES_AT_A_TIME: usize = 32;
 
 impl<F, B, R> ResponseFuture<F, B, R> {
-    pub(super) fn new(inner: F, bounds: Option<Arc<Bounds>>) -> Self {
+    pub(super) fn new(inner: F, bounds: Option<Arc<DrainBounds>>) -> Self {
         Self {
             inner,
             bounds,
@@ -64,7 +64,7 @@ where
 
     /// # Panics
     ///
-    /// When polled again after it was ready.
+    /// Panics when polled again after completion.
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let mut inner = this.inner;
@@ -75,13 +75,13 @@ where
             };
             let body = inner.take_rejected_body();
             match body.and_then(|body| begin(body, &bounds)) {
-                Some((body, draining)) => {
-                    *this.rejected = Some(Box::new(Rejected {
+                Some((body, slot)) => {
+                    *this.rejected = Some(Box::new(PendingRejection {
                         response,
                         body,
                         left: bounds.max_bytes,
                         timer: Box::pin(sleep(bounds.max_time)),
-                        _draining: draining,
+                        _slot: slot,
                     }));
                 }
                 None => return Poll::Ready(Ok(response)),
@@ -98,16 +98,16 @@ where
     }
 }
 
-/// Begins to read a body, if that can come to its end.
-fn begin<B: Body>(body: B, bounds: &Arc<Bounds>) -> Option<(Pin<Box<B>>, Draining)> {
-    // A part of a body that is too long would help its client no more than nothing.
+/// Starts to read a body, if it can be read completely.
+fn begin<B: Body>(body: B, bounds: &Arc<DrainBounds>) -> Option<(Pin<Box<B>>, DrainSlot)> {
+    // Reading a part of a body that is too long would not help the client.
     if body.is_end_stream() || body.size_hint().lower() > bounds.max_bytes {
         return None;
     }
     Some((Box::pin(body), bounds.begin()?))
 }
 
-impl<B: Body, R> Rejected<B, R> {
+impl<B: Body, R> PendingRejection<B, R> {
     fn poll_drained(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         for _ in 0..FRAMES_AT_A_TIME {
             match self.body.as_mut().poll_frame(cx) {
@@ -122,7 +122,7 @@ impl<B: Body, R> Rejected<B, R> {
                 Poll::Pending => return self.timer.as_mut().poll(cx),
             }
         }
-        // A body that is there already would otherwise outlast the time.
+        // A body that is always ready would otherwise exceed the maximum time.
         if self.timer.as_mut().poll(cx).is_pending() {
             cx.waker().wake_by_ref();
             return Poll::Pending;

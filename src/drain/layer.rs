@@ -1,4 +1,4 @@
-//! The layer: another layer, and the bounds of what is read for its rejections.
+//! The layer: wraps another layer, with bounds for reading rejected bodies.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,8 +8,8 @@ use tower_layer::Layer;
 use super::service::DrainRejected;
 use crate::sync::{AtomicUsize, Ordering};
 
-/// A layer that reads the rest of a rejected request's body before it sends the rejection; made
-/// by [`ConcurrencyLimitLayer::drain_rejected`] and [`RateLimitLayer::drain_rejected`].
+/// A layer that reads the rest of a rejected request's body before it sends the rejection. Made by
+/// [`ConcurrencyLimitLayer::drain_rejected`] and [`RateLimitLayer::drain_rejected`].
 ///
 /// [`ConcurrencyLimitLayer::drain_rejected`]: crate::ConcurrencyLimitLayer::drain_rejected
 /// [`RateLimitLayer::drain_rejected`]: crate::RateLimitLayer::drain_rejected
@@ -17,26 +17,27 @@ use crate::sync::{AtomicUsize, Ordering};
 #[must_use = "a layer does nothing until it is added to a service"]
 pub struct DrainRejectedLayer<L> {
     layer: L,
-    bounds: Arc<Bounds>,
+    bounds: Arc<DrainBounds>,
 }
 
-/// How much is read, and how much is being read.
+/// The bounds for one body, and the number of bodies that are being read.
 #[derive(Debug)]
-pub(super) struct Bounds {
+pub(super) struct DrainBounds {
     pub(super) max_bytes: u64,
     pub(super) max_time: Duration,
     draining: AtomicUsize,
 }
 
-/// A body that is being read. Dropping it makes room for another one.
-pub(super) struct Draining(Arc<Bounds>);
+/// Counts one body that is being read. Dropping it releases the slot.
+pub(super) struct DrainSlot(Arc<DrainBounds>);
 
 impl<L> DrainRejectedLayer<L> {
-    /// How many bodies one layer reads at a time. Further rejections are sent at once.
+    /// The maximum number of bodies that one layer reads at a time. Further rejections are sent at
+    /// once.
     pub const MAX_DRAINING: usize = 64;
 
     pub(crate) fn new(layer: L, max_bytes: u64, max_time: Duration) -> Self {
-        let bounds = Bounds {
+        let bounds = DrainBounds {
             max_bytes,
             max_time,
             draining: AtomicUsize::new(0),
@@ -47,22 +48,22 @@ impl<L> DrainRejectedLayer<L> {
         }
     }
 
-    /// The layer inside.
+    /// The wrapped layer.
     pub fn get_ref(&self) -> &L {
         &self.layer
     }
 }
 
-impl Bounds {
-    /// A place for one more body, if there is one.
-    pub(super) fn begin(self: &Arc<Self>) -> Option<Draining> {
-        let draining = Draining(self.clone());
+impl DrainBounds {
+    /// Reserves a slot for one more body, if one is free.
+    pub(super) fn begin(self: &Arc<Self>) -> Option<DrainSlot> {
+        let draining = DrainSlot(self.clone());
         let before = self.draining.fetch_add(1, Ordering::AcqRel);
         (before < DrainRejectedLayer::<()>::MAX_DRAINING).then_some(draining)
     }
 }
 
-impl Drop for Draining {
+impl Drop for DrainSlot {
     fn drop(&mut self) {
         self.0.draining.fetch_sub(1, Ordering::AcqRel);
     }

@@ -1,8 +1,8 @@
 //! Reads the rest of a rejected request's body before the rejection is sent.
 //!
-//! A client that uploads before it reads cannot see a rejection that is sent at once: over HTTP/1
-//! the server closes the connection with unread data in it, which resets it, and over HTTP/2 many
-//! clients wait for room to send. See
+//! A client that writes its whole body before it reads cannot see an immediate rejection. Over HTTP/1
+//! the server closes the connection while data is unread, which resets it. Over HTTP/2 many clients
+//! wait for flow-control window. See
 //! [`ConcurrencyLimitLayer::drain_rejected`](crate::ConcurrencyLimitLayer::drain_rejected).
 
 mod future;

@@ -1,4 +1,4 @@
-//! The service: passes requests on, and looks at what its future does with them.
+//! The service: passes requests on, and lets its future read the bodies of rejected ones.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -9,32 +9,32 @@ use http_body::Body;
 use tower_service::Service;
 
 use super::future::{KeepsRejectedBody, ResponseFuture};
-use super::layer::Bounds;
+use super::layer::DrainBounds;
 
-/// A limited service that reads the rest of a rejected request's body; made by
+/// A limited service that reads the rest of a rejected request's body. Made by
 /// [`DrainRejectedLayer`](super::DrainRejectedLayer).
 #[derive(Clone, Debug)]
 pub struct DrainRejected<S> {
     inner: S,
-    bounds: Arc<Bounds>,
+    bounds: Arc<DrainBounds>,
 }
 
 impl<S> DrainRejected<S> {
-    pub(super) fn new(inner: S, bounds: Arc<Bounds>) -> Self {
+    pub(super) fn new(inner: S, bounds: Arc<DrainBounds>) -> Self {
         Self { inner, bounds }
     }
 
-    /// The service inside.
+    /// The inner service.
     pub fn get_ref(&self) -> &S {
         &self.inner
     }
 
-    /// The service inside.
+    /// The inner service.
     pub fn get_mut(&mut self) -> &mut S {
         &mut self.inner
     }
 
-    /// The service inside.
+    /// The inner service.
     pub fn into_inner(self) -> S {
         self.inner
     }
@@ -54,7 +54,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        // The client waits for an answer before it sends the body.
+        // With `Expect`, the client waits for the answer before it sends the body.
         let waits = request.headers().contains_key(EXPECT);
         let bounds = (!waits).then(|| self.bounds.clone());
         ResponseFuture::new(self.inner.call(request), bounds)

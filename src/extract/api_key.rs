@@ -1,4 +1,4 @@
-//! A key in a header of its own.
+//! An API key in a dedicated header.
 
 use http::HeaderName;
 
@@ -6,7 +6,7 @@ use super::head::{Field, single};
 use super::{Extracted, KeyExtractor, RequestHead};
 use crate::key::Key;
 
-/// Charges the value of a header, by default `X-Api-Key`.
+/// Charges the value of a header. Default: `X-Api-Key`.
 ///
 /// A header that is empty or repeated is [unusable](Extracted::Unusable).
 ///
@@ -20,11 +20,11 @@ use crate::key::Key;
 pub struct ApiKey(HeaderName);
 
 impl ApiKey {
-    /// The value of this header.
+    /// Reads the API key from the header `name`.
     ///
     /// # Panics
     ///
-    /// When `name` is not the name of a header in lower case.
+    /// Panics when `name` is not a valid header name in lower case.
     #[must_use]
     pub fn header(name: &'static str) -> Self {
         Self(HeaderName::from_static(name))

@@ -12,8 +12,8 @@ use crate::key::Key;
 /// An `Authorization` header is [unusable](Extracted::Unusable) when it is repeated, has another
 /// scheme, or has anything but one `b64token` after the scheme.
 ///
-/// The token is not verified. A client can make up a token for each request, and each made-up
-/// token has its own bucket. See [`ByToken`](super::ByToken).
+/// The token is not verified. A client can make up a token for each request, and each one has its
+/// own bucket. See [`ByToken`](super::ByToken).
 ///
 /// ```
 /// use tower_admission::{Quota, RateLimitLayer};
@@ -50,11 +50,11 @@ pub fn token(headers: &HeaderMap) -> Option<&[u8]> {
     }
 }
 
-/// `credentials = "Bearer" 1*SP b64token`, the scheme in any case (RFC 9110 §11.1).
+/// `credentials = "Bearer" 1*SP b64token`; the scheme is case-insensitive (RFC 9110 §11.1).
 #[inline]
 fn bearer_token(value: &[u8]) -> Option<&[u8]> {
     const SCHEME: &[u8; 8] = b"bearer \0";
-    /// What tells lower case from upper, and in the eighth byte all: it is the token's first.
+    /// The case bit of each letter, and all bits of the eighth byte, which belongs to the token.
     const IGNORED: u64 = u64::from_le_bytes([0x20, 0x20, 0x20, 0x20, 0x20, 0x20, 0, 0xff]);
 
     let scheme = u64::from_le_bytes(*value.first_chunk()?);

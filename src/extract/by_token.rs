@@ -9,8 +9,8 @@ use crate::key::Key;
 ///
 /// # Which one to choose
 ///
-/// Charge the credential that the application checks, and nothing else. A client can add any
-/// other header to a request, and choose a new key with it each time.
+/// Charge only the credential that the application checks. A client can add any other header to a
+/// request, and choose a new key with it each time.
 ///
 /// | the application accepts | use |
 /// |---|---|
@@ -18,8 +18,9 @@ use crate::key::Key;
 /// | API keys only | [`ByToken::api_key_only`] |
 /// | either | [`ByToken::default`] |
 ///
-/// Better than all three is the *verified* identity: let an authentication layer outside the
-/// limiter add the user to the request's extensions, and charge that. A client cannot make it up.
+/// Better than all three is the *verified* identity: an authentication layer outside the limiter
+/// adds the user to the request's extensions, and the limiter charges the user. A client cannot
+/// make that up.
 ///
 /// ```
 /// use tower_admission::{ClientIp, Key, KeyExtractor, Quota, RateLimitLayer, RequestHead};
@@ -33,8 +34,8 @@ use crate::key::Key;
 /// let layer = RateLimitLayer::by(verified_user.or(ClientIp::peer()), Quota::per_second(10));
 /// ```
 ///
-/// Nothing here verifies a credential. Where the limiter runs before authentication, add a limit
-/// per address to the same decision with [`and_by`](crate::RateLimitLayer::and_by).
+/// These extractors do not verify credentials. If the limiter runs before authentication, add a
+/// limit per address to the same decision with [`and_by`](crate::RateLimitLayer::and_by).
 ///
 /// # What is charged
 ///
@@ -46,8 +47,8 @@ use crate::key::Key;
 /// | absent | empty or repeated | the address |
 /// | anything else | | the address |
 ///
-/// "Anything else" is a repeated header, another scheme, a malformed token, or several tokens. It
-/// is charged to the address, and never leads to `X-Api-Key`.
+/// "Anything else" is a repeated header, another scheme, a malformed token, or several tokens. Such
+/// a request is charged to its address; `X-Api-Key` is ignored.
 ///
 /// ```
 /// use tower_admission::extract::{ByToken, ClientIp};
@@ -104,12 +105,12 @@ impl ByToken {
         self
     }
 
-    /// Whether a bearer token is charged, whatever else the request has.
+    /// Whether a bearer token is charged first.
     pub(super) fn takes_bearer(&self) -> bool {
         self.credential != Credential::ApiKey
     }
 
-    // A function of its own, so that a head is not copied for a request with a bearer token.
+    // A separate function, so that the head is not copied for a request with a bearer token.
     #[inline(never)]
     fn without_bearer(&self, bearer: Extracted, head: RequestHead<'_>) -> Extracted {
         let credential = match bearer {

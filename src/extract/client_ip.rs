@@ -1,4 +1,4 @@
-//! The client's address, also behind proxies that are trusted.
+//! The client's address, from the connection or from trusted proxies.
 
 use std::net::IpAddr;
 
@@ -14,7 +14,7 @@ use crate::key::{IpNet, Key};
 
 /// Charges the client's address.
 ///
-/// The server has to pass the peer's address on: see [`PeerAddr`](super::PeerAddr).
+/// The server must pass on the peer's address: see [`PeerAddr`](super::PeerAddr).
 ///
 /// # Which constructor to choose
 ///
@@ -23,14 +23,14 @@ use crate::key::{IpNet, Key};
 /// | directly | [`ClientIp::peer`] |
 /// | through proxies with known addresses | [`ClientIp::forwarded_by`] |
 /// | through a proxy on the same machine, over a Unix socket | [`forwarded_by`](Self::forwarded_by) and [`trust_unix_socket`](Self::trust_unix_socket) |
-/// | through a known number of proxies, and never past them | [`ClientIp::forwarded_hops`] |
+/// | through a known number of proxies, with no way around them | [`ClientIp::forwarded_hops`] |
 /// | through a CDN that sends one address | [`forwarded_by`](Self::forwarded_by) and [`ForwardingHeader::single_address`] |
 ///
 /// ```
 /// use tower_admission::{Quota, RateLimitLayer};
 /// use tower_admission::extract::{ClientIp, ForwardingHeader};
 ///
-/// // Direct clients.
+/// // Clients connect directly.
 /// let layer = RateLimitLayer::by(ClientIp::peer(), Quota::per_second(50));
 ///
 /// // Behind load balancers in 10.0.0.0/8 that append to X-Forwarded-For.
@@ -46,9 +46,9 @@ use crate::key::{IpNet, Key};
 ///
 /// # IPv6
 ///
-/// IPv6 clients are grouped by their /64, which is what one client usually has: by single
-/// addresses it could have 2⁶⁴ buckets. Many providers give a customer a /56 or a /48, which is 256
-/// or 65,536 such networks. A second limit bounds these together:
+/// IPv6 clients are grouped by their /64, the inlined network of one client: counted by single
+/// address, a client would have 2⁶⁴ buckets. Many providers assign a /56 or a /48 to a customer,
+/// which contains 256 or 65,536 such networks. Add a second limit to bound them together:
 ///
 /// ```
 /// use tower_admission::{ClientIp, Policy, Quota, RateLimitLayer};
@@ -60,10 +60,10 @@ use crate::key::{IpNet, Key};
 ///     );
 /// ```
 ///
-/// An IPv4 client has one address in both, so the second limit has to be at least the first.
+/// An IPv4 client has the same key in both limits, so the second limit must be at least the first.
 ///
-/// An IPv6 address that contains an IPv4 address counts as that address, see [`Key::ip`]. The trust in
-/// proxies does not look inside: list the IPv6 network of such a proxy.
+/// An IPv6 address that contains an IPv4 address counts as that address, see [`Key::ip`]. Proxies
+/// are trusted by their IPv6 address: list the IPv6 network of such a proxy.
 #[derive(Clone, Debug)]
 pub struct ClientIp {
     v6_prefix: u8,
@@ -82,7 +82,7 @@ enum Proxies {
     Hops(u8),
 }
 
-/// The header in which trusted proxies say where a request came from.
+/// The header in which trusted proxies name the client's address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ForwardingHeader {
@@ -90,20 +90,20 @@ pub enum ForwardingHeader {
     XForwardedFor,
     /// `Forwarded` (RFC 7239), a list.
     Forwarded,
-    /// A header with the client's address and nothing else: see
+    /// A header that contains only the client's address: see
     /// [`single_address`](Self::single_address).
     SingleAddress(HeaderName),
 }
 
 impl ForwardingHeader {
-    /// A header with the client's address and nothing else, such as `cf-connecting-ip` or
-    /// `x-real-ip`. The proxy has to replace the header that a client sends.
+    /// A header that contains only the client's address, such as `cf-connecting-ip` or `x-real-ip`.
+    /// The proxy must replace a header that the client sends.
     ///
-    /// When the header is absent, empty, repeated or not an address, the peer is charged.
+    /// If the header is absent, empty, repeated or not an address, the peer is charged.
     ///
     /// # Panics
     ///
-    /// When `name` is not the name of a header in lower case.
+    /// Panics when `name` is not a valid header name in lower case.
     #[must_use]
     pub fn single_address(name: &'static str) -> Self {
         Self::SingleAddress(HeaderName::from_static(name))
@@ -111,10 +111,10 @@ impl ForwardingHeader {
 }
 
 impl ClientIp {
-    /// How many leading bits of an IPv6 address count, unless said otherwise.
+    /// The default number of leading bits of an IPv6 address that count.
     pub const DEFAULT_V6_PREFIX: u8 = 64;
 
-    /// The address at the other end of the connection.
+    /// Charges the peer of the connection.
     #[must_use]
     pub fn peer() -> Self {
         Self {
@@ -124,38 +124,40 @@ impl ClientIp {
     }
 
     /// The IPv6 prefix, if the peer itself is charged.
-    pub(super) fn of_peer(&self) -> Option<u8> {
+    pub(super) fn peer_prefix(&self) -> Option<u8> {
         self.forwarding.is_none().then_some(self.v6_prefix)
     }
 
-    /// The address that the connection's peer forwards for, if the peer is one of `trusted`.
+    /// Charges the client that the peer forwards for, if the peer is in one of the `trusted`
+    /// networks.
     ///
-    /// The header's entries are read from the right, past those that are `trusted`; the first
-    /// that is not is the client. Entries further left were written by the client and are never
-    /// looked at. At an entry that is not an address (`unknown`, an obfuscated name, junk) the
-    /// walk ends and the last trusted address before it is charged.
+    /// The entries of the header are read from right to left. Entries in `trusted` are skipped, and
+    /// the first other entry is the client. Entries further left come from the client and are
+    /// ignored. If an entry is not an address (`unknown`, an obfuscated name, garbage), the last
+    /// trusted address before it is charged.
     ///
-    /// Networks of IPv4-mapped addresses (`::ffff:10.0.0.0/104`) are those of IPv4.
+    /// Networks of IPv4-mapped addresses (`::ffff:10.0.0.0/104`) are converted to IPv4.
     ///
-    /// Only one header is read, `X-Forwarded-For` unless [`header`](Self::header) says
-    /// otherwise: a proxy passes on the others as the client wrote them.
+    /// Only one header is read, because a proxy passes on all others as the client wrote them.
+    /// Default: `X-Forwarded-For`; [`header`](Self::header) changes it.
     #[must_use]
     pub fn forwarded_by(trusted: impl IntoIterator<Item = IpNet>) -> Self {
         Self::forwarded(Proxies::Known(TrustedProxies::new(trusted)))
     }
 
-    /// The address that is `hops` hops away: 0 is the peer, 1 is the last entry of
+    /// Charges the address that is `hops` hops away: 0 is the peer, 1 is the last entry of
     /// `X-Forwarded-For`, 2 is the entry to the left of it.
     ///
-    /// `hops` is the number of proxies, each of which appends one entry. This is Express'
-    /// `trust proxy = hops`, and Envoy's `xff_num_trusted_hops = hops` with `use_remote_address`.
+    /// Set `hops` to the number of proxies, each of which appends one entry. This is
+    /// `trust proxy = hops` in Express, and `xff_num_trusted_hops = hops` with `use_remote_address`
+    /// in Envoy.
     ///
-    /// With fewer entries, or when that entry is not an address, the request did not come through
-    /// all proxies, and the peer is charged, as Envoy has it. (Express takes the leftmost entry.)
+    /// If there are fewer entries, or that entry is not an address, the request did not pass all
+    /// proxies, and the peer is charged, as in Envoy. (Express uses the leftmost entry.)
     ///
-    /// The peer's own address is not checked. A client that reaches the server past one of the proxies
-    /// chooses its address. Prefer [`forwarded_by`](Self::forwarded_by) where the addresses of the
-    /// proxies are known.
+    /// The address of the peer is not checked, so a client that can bypass a proxy can choose its
+    /// address. Prefer [`forwarded_by`](Self::forwarded_by) if the addresses of the proxies are
+    /// known.
     #[must_use]
     pub fn forwarded_hops(hops: u8) -> Self {
         Self::forwarded(Proxies::Hops(hops))
@@ -169,13 +171,12 @@ impl ClientIp {
         }
     }
 
-    /// Trusts peers on a Unix socket as a proxy, next to the networks of
-    /// [`forwarded_by`](Self::forwarded_by). Default: it does not. No effect on the other
-    /// constructors.
+    /// Also trusts peers on a Unix socket as a proxy, besides the networks of
+    /// [`forwarded_by`](Self::forwarded_by). Default: off. Has no effect on the other constructors.
     ///
-    /// The server has to mark these requests with [`UnixPeer`](super::UnixPeer). A server that passes
-    /// on no addresses does not set the mark, so its clients are not trusted by accident. A request
-    /// over the socket whose header is missing shares one bucket with all such requests.
+    /// The server must mark these requests with [`UnixPeer`](super::UnixPeer). A server that passes
+    /// on no addresses does not set the mark, so its clients are not trusted by accident. Requests
+    /// over the socket without the header share one bucket.
     #[must_use]
     pub fn trust_unix_socket(mut self) -> Self {
         if let Some(forwarding) = &mut self.forwarding
@@ -186,7 +187,7 @@ impl ClientIp {
         self
     }
 
-    /// Sets which header the proxies write. Default: `X-Forwarded-For`. No effect on
+    /// Sets the header that the proxies write. Default: `X-Forwarded-For`. Has no effect on
     /// [`ClientIp::peer`].
     #[must_use]
     pub fn header(mut self, header: ForwardingHeader) -> Self {
@@ -196,7 +197,7 @@ impl ClientIp {
         self
     }
 
-    /// How many leading bits of an IPv6 address count, at most 128. Default: 64.
+    /// Sets how many leading bits of an IPv6 address count, at most 128. Default: 64.
     #[must_use]
     pub fn v6_prefix(mut self, bits: u8) -> Self {
         self.v6_prefix = bits;
@@ -209,10 +210,10 @@ impl ClientIp {
         Key::ip_network(address, self.v6_prefix)
     }
 
-    /// The client's address, without the grouping by [prefix](Self::v6_prefix).
+    /// The client's address, not grouped by [prefix](Self::v6_prefix).
     #[must_use]
     pub fn address(&self, head: RequestHead<'_>) -> Option<IpAddr> {
-        let peer = Peer::of(head.extensions);
+        let peer = Peer::from_extensions(head.extensions);
         match &self.forwarding {
             Some(forwarding) => forwarding.client(peer, head.headers),
             None => peer.ip(),
@@ -234,7 +235,7 @@ impl Forwarding {
                 return client.or(peer.ip());
             }
         };
-        // Several lines are one list; the last line is the nearest proxy's.
+        // Several header lines form one list. The nearest proxy writes the last line.
         let lines = headers.get_all(self.header.name()).iter().rev();
         let mut hops = lines.flat_map(|line| entries(line.as_bytes()));
         match &self.proxies {

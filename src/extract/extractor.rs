@@ -1,4 +1,4 @@
-//! The extractor of a layer, and the keys that it falls back to.
+//! The key extractor of a layer, with its fallback keys.
 
 use std::any::Any;
 use std::fmt;
@@ -9,51 +9,52 @@ use http::HeaderName;
 use super::{ByToken, ClientIp, Extracted, KeyExtractor, RequestHead, bearer, peer};
 use crate::key::Key;
 
-/// The extractor of a layer, and the keys it falls back to.
+/// The key extractor of a layer, with its fallback keys.
 #[derive(Clone)]
 pub struct Extractor {
     extractor: Arc<dyn KeyExtractor>,
-    usual: Usual,
+    inlined: InlinedExtractor,
 }
 
-/// Extractors whose code is in the layer's own, without a call through a pointer.
+/// Common extractors that are inlined into the layer, without a dynamic call.
 #[derive(Clone)]
-enum Usual {
+enum InlinedExtractor {
     Bearer,
     Peer { v6_prefix: u8 },
     None,
 }
 
 impl Extractor {
-    /// The extractor of a layer.
+    /// Wraps the extractor of a layer.
     #[must_use]
     pub fn new(extractor: impl KeyExtractor) -> Self {
         let any: &dyn Any = &extractor;
-        let usual = if let Some(by_token) = any.downcast_ref::<ByToken>()
+        let inlined = if let Some(by_token) = any.downcast_ref::<ByToken>()
             && by_token.takes_bearer()
         {
-            Usual::Bearer
-        } else if let Some(v6_prefix) = any.downcast_ref().and_then(ClientIp::of_peer) {
-            Usual::Peer { v6_prefix }
+            InlinedExtractor::Bearer
+        } else if let Some(v6_prefix) = any.downcast_ref().and_then(ClientIp::peer_prefix) {
+            InlinedExtractor::Peer { v6_prefix }
         } else {
-            Usual::None
+            InlinedExtractor::None
         };
         Self {
             extractor: Arc::new(extractor),
-            usual,
+            inlined,
         }
     }
 
-    /// What a usual extractor finds, to be looked at where it was written. Anything but a key decides nothing.
+    /// Runs a common extractor inline. Any result but a key means that
+    /// [`known_key`](Self::known_key) must be called.
     #[inline(always)]
     pub(crate) fn find_inlined(&self, head: RequestHead<'_>) -> Extracted {
-        match self.usual {
-            Usual::Bearer => bearer::key(head.headers),
-            Usual::Peer { v6_prefix } => match peer::peer_ip(head.extensions) {
+        match self.inlined {
+            InlinedExtractor::Bearer => bearer::key(head.headers),
+            InlinedExtractor::Peer { v6_prefix } => match peer::peer_ip(head.extensions) {
                 Some(ip) => Extracted::Key(Key::ip_network(ip, v6_prefix)),
                 None => Extracted::Absent,
             },
-            Usual::None => Extracted::Absent,
+            InlinedExtractor::None => Extracted::Absent,
         }
     }
 
@@ -70,7 +71,7 @@ impl Extractor {
         self.extractor.credential_headers()
     }
 
-    /// The key to charge, unless not even an address is known.
+    /// The key to charge. `None` if not even an address is known.
     #[inline]
     #[must_use]
     pub fn known_key(&self, head: RequestHead<'_>) -> Option<Key> {
@@ -80,7 +81,7 @@ impl Extractor {
         }
     }
 
-    /// The key in place of a credential that is absent or unusable.
+    /// The key to charge in place of an absent or unusable credential.
     #[cold]
     pub(crate) fn fallback(&self, missing: Extracted, head: RequestHead<'_>) -> Extracted {
         let address = || {
@@ -101,8 +102,7 @@ impl fmt::Debug for Extractor {
     }
 }
 
-/// Warns once in the life of the process: each request without a key is another symptom of the same
-/// fault.
+/// Warns once per process: all requests without a key have the same cause.
 #[cold]
 fn warn_once() {
     static WARN: std::sync::Once = std::sync::Once::new();

@@ -1,11 +1,11 @@
-//! The addresses in `X-Forwarded-For` and `Forwarded` headers, from the right.
+//! Parses the addresses in `X-Forwarded-For` and `Forwarded`, from right to left.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// The entries of one line, the nearest proxy's first; `None` where one is not an address.
+/// The entries of one line, from right to left. `None` for an entry that is not an address.
 pub(super) type Hops<'a> = Box<dyn Iterator<Item = Option<IpAddr>> + 'a>;
 
-/// The address that is all of a header's value.
+/// Parses a header value that must be a single address.
 pub(super) fn single_address(value: &[u8]) -> Option<IpAddr> {
     address(str::from_utf8(value.trim_ascii()).ok()?)
 }
@@ -20,7 +20,7 @@ pub(super) fn forwarded(line: &[u8]) -> Hops<'_> {
     Box::new(rsplit_unquoted(line, b',').map(forwarded_for))
 }
 
-/// The address in the `for` parameter of one element, which must be there exactly once.
+/// The address in the `for` parameter of one element. The parameter must occur exactly once.
 fn forwarded_for(element: &[u8]) -> Option<IpAddr> {
     let mut found = None;
     for pair in rsplit_unquoted(element, b';') {
@@ -34,8 +34,8 @@ fn forwarded_for(element: &[u8]) -> Option<IpAddr> {
     address(found?)
 }
 
-/// What a token or a quoted string (RFC 9110 §5.6.4) holds, with its escapes: no address has a
-/// character in it that would need one. `None` when a quote is anywhere but at both ends.
+/// The text of a token or a quoted string (RFC 9110 §5.6.4). Escapes stay, because no address needs
+/// one. `None` when a quote is anywhere but at both ends.
 fn unquoted(value: &str) -> Option<&str> {
     let Some(quoted) = value.strip_prefix('"') else {
         return (!value.contains(['"', '\\'])).then_some(value);
@@ -53,7 +53,7 @@ fn unquoted(value: &str) -> Option<&str> {
     (!escaped).then_some(text)
 }
 
-/// An address as proxies write it: with a port or without, IPv6 in brackets or without.
+/// Parses an address as proxies write it: with or without a port, IPv6 with or without brackets.
 fn address(text: &str) -> Option<IpAddr> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Some(address);
@@ -87,11 +87,11 @@ fn address(text: &str) -> Option<IpAddr> {
     }
 }
 
-/// Splits outside of quoted strings, from the right.
+/// Splits outside of quoted strings, from right to left.
 ///
-/// The nearest proxy writes at the right end, so that is where the strings begin to pair up. Read from the
-/// left, a quote that a client leaves open would pair with the quotes of the proxies, and have an
-/// entry of theirs look like a part of the client's.
+/// Quotes must pair up from the right end, where the nearest proxy writes. Paired from the left, a
+/// quote that a client leaves open would pair with a quote of a proxy, and an entry of the proxy
+/// would look like a part of the client's entry.
 fn rsplit_unquoted(text: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
     let mut rest = Some(text);
     std::iter::from_fn(move || {
@@ -111,7 +111,7 @@ fn rsplit_unquoted(text: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// Whether what follows is escaped: an even number of backslashes escape each other.
+/// Whether the next byte is escaped. An even number of backslashes escape each other.
 fn is_escaped(before: &[u8]) -> bool {
     let backslashes = before.iter().rev().take_while(|b| **b == b'\\');
     backslashes.count() % 2 == 1
@@ -143,8 +143,8 @@ mod tests {
     }
 
     #[test]
-    fn what_a_client_writes_changes_no_entry_of_a_proxy() {
-        let proxys = br#", for=192.0.2.1;host="a\"b", for="[2001:db8::1]:80";host="\\""#;
+    fn a_client_cannot_change_the_entry_of_a_proxy() {
+        let by_proxy = br#", for=192.0.2.1;host="a\"b", for="[2001:db8::1]:80";host="\\""#;
         for clients in [
             &br#"for=198.51.100.9"#[..],
             br#"for=198.51.100.9;x=""#,
@@ -156,7 +156,7 @@ mod tests {
             br#"\"#,
             b"",
         ] {
-            let line = [clients, &proxys[..]].concat();
+            let line = [clients, &by_proxy[..]].concat();
             let hops: Vec<_> = forwarded(&line).take(2).collect();
             let shown = String::from_utf8_lossy(&line);
             assert_eq!(hops, [ip("2001:db8::1"), ip("192.0.2.1")], "{shown}");
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_an_address_is_none() {
+    fn an_entry_without_an_address_is_none() {
         for junk in [
             "unknown",
             "_hidden",
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn obfuscated_ports_are_ports() {
+    fn an_obfuscated_port_is_ignored() {
         assert_eq!(address("192.0.2.1:_http"), ip("192.0.2.1"));
         assert_eq!(address("[::1]:_x-y"), ip("::1"));
     }

@@ -7,11 +7,11 @@ use http::{Extensions, HeaderMap, Method, Request, Response, StatusCode, Uri, re
 pub struct RequestHead<'a> {
     /// The method.
     pub method: &'a Method,
-    /// The URI. A nested axum router sees it without the prefix that it is nested at.
+    /// The URI. In a nested axum router it lacks the prefix of that router.
     pub uri: &'a Uri,
     /// The headers.
     pub headers: &'a HeaderMap,
-    /// What servers and layers further out have put next to the request.
+    /// Values that the server and outer layers added to the request.
     pub extensions: &'a Extensions,
 }
 
@@ -45,7 +45,7 @@ pub struct ResponseHead<'a> {
     pub status: StatusCode,
     /// The headers.
     pub headers: &'a HeaderMap,
-    /// What the handler, and the layers around it, added to the response.
+    /// Values that the handler and its layers added to the response.
     pub extensions: &'a Extensions,
 }
 
@@ -59,12 +59,12 @@ impl<'a, B> From<&'a Response<B>> for ResponseHead<'a> {
     }
 }
 
-/// A header that a request may have once.
+/// The value of a header that must not be repeated.
 pub(super) enum Field<T> {
     Absent,
     Once(T),
-    /// It is unclear which value the application uses. A client could show one credential to the
-    /// limiter and another one to the application.
+    /// The application may use either value, so a client could show one credential to the limiter
+    /// and another to the application.
     Repeated,
 }
 
@@ -79,13 +79,13 @@ impl<T> Field<T> {
     }
 }
 
-/// Looks up a header that a request may have once.
+/// Looks up a header that must not be repeated.
 #[inline]
 pub(super) fn single<'a>(headers: &'a HeaderMap, name: &http::HeaderName) -> Field<&'a [u8]> {
     let Some(value) = headers.get(name) else {
         return Field::Absent;
     };
-    // Mostly nothing is there twice, which costs nothing to know.
+    // Few requests have repeated headers, and comparing the two lengths is cheap.
     let has_duplicates = headers.len() > headers.keys_len();
     if has_duplicates && headers.get_all(name).iter().nth(1).is_some() {
         return Field::Repeated;

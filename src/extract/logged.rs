@@ -1,19 +1,19 @@
-//! What a log line may hold of a request: each value is checked and bounded, because all of it comes from the client.
+//! Checks and bounds the values of a request that are logged, because a client controls all of them.
 
 use std::fmt::{self, Write};
 
 use super::RequestHead;
 
-/// The longest `X-Request-Id` that is logged: twice a UUID in hexadecimal digits.
+/// The maximum length of a logged `X-Request-Id`: twice a UUID in hexadecimal digits.
 const MAX_REQUEST_ID: usize = 64;
 
-/// How many bytes of a path are logged.
+/// The maximum number of logged bytes of a path.
 const MAX_PATH: usize = 256;
 
-/// The trace id of a `traceparent` header of W3C's Trace Context: 32 hexadecimal digits in lower
-/// case that are not all 0. `None` for anything else.
+/// The trace id of a `traceparent` header (W3C Trace Context): 32 hexadecimal digits in lower case,
+/// not all 0. `None` if the header is invalid.
 pub(crate) fn trace_id(head: RequestHead<'_>) -> Option<&str> {
-    let value = only(head, "traceparent")?;
+    let value = single_value(head, "traceparent")?;
     let [version, trace, parent, flags] = fields(value)?;
     let is_right = is_hex(version, 2)
         && version != "ff"
@@ -24,16 +24,16 @@ pub(crate) fn trace_id(head: RequestHead<'_>) -> Option<&str> {
     (is_right && is_set(trace) && is_set(parent)).then_some(trace)
 }
 
-/// `X-Request-Id`, if it is there once, has at most 64 characters, and these are letters, digits or
-/// some of `-_.:=+/`: enough for UUIDs, ULIDs, Base64 and the ids of load balancers.
+/// The value of `X-Request-Id`, if the header occurs once and has at most 64 letters, digits or
+/// `-_.:=+/`. This covers UUIDs, ULIDs, Base64 and the ids of load balancers.
 pub(crate) fn request_id(head: RequestHead<'_>) -> Option<&str> {
-    let value = only(head, "x-request-id")?;
+    let value = single_value(head, "x-request-id")?;
     let is_known = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:=+/".contains(&byte);
     let is_right = (1..=MAX_REQUEST_ID).contains(&value.len()) && value.bytes().all(is_known);
     is_right.then_some(value)
 }
 
-/// The method, or `_OTHER` for one that is not standard, as OpenTelemetry has it.
+/// The method, or `_OTHER` for a non-standard method, as in OpenTelemetry.
 pub(crate) fn method(head: RequestHead<'_>) -> &str {
     const KNOWN: [&str; 10] = [
         "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY",
@@ -46,7 +46,7 @@ pub(crate) fn method(head: RequestHead<'_>) -> &str {
     }
 }
 
-/// A path without its query: at most 256 bytes of it, and percent-encoded what is not printable ASCII.
+/// A path without its query. Shows at most 256 bytes, and percent-encodes all but printable ASCII.
 pub(crate) struct Path<'a>(pub(crate) &'a str);
 
 impl fmt::Display for Path<'_> {
@@ -65,8 +65,8 @@ impl fmt::Display for Path<'_> {
     }
 }
 
-/// A header that is there once.
-fn only<'a>(head: RequestHead<'a>, name: &str) -> Option<&'a str> {
+/// The value of a header that occurs exactly once.
+fn single_value<'a>(head: RequestHead<'a>, name: &str) -> Option<&'a str> {
     let mut values = head.headers.get_all(name).iter();
     let value = values.next()?;
     if values.next().is_some() {
@@ -75,7 +75,7 @@ fn only<'a>(head: RequestHead<'a>, name: &str) -> Option<&'a str> {
     value.to_str().ok()
 }
 
-/// The first four fields. A version above 00 may have more.
+/// The first four fields. Versions above 00 may have more.
 fn fields(value: &str) -> Option<[&str; 4]> {
     let mut fields = value.split('-');
     let four = [
@@ -110,7 +110,7 @@ mod tests {
         const ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
         for (value, expected) in [
             ("00-{ID}-00f067aa0ba902b7-01", true),
-            // A later version may say more.
+            // A later version may have more fields.
             ("01-{ID}-00f067aa0ba902b7-01-more", true),
             ("00-{ID}-00f067aa0ba902b7-01-more", false),
             ("ff-{ID}-00f067aa0ba902b7-01", false),
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_id_is_bounded_and_plain() {
+    fn a_request_id_is_bounded_and_printable() {
         let longest = "a".repeat(MAX_REQUEST_ID);
         let longer = "a".repeat(MAX_REQUEST_ID + 1);
         for (value, is_logged) in [
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unusual_method_is_another() {
+    fn a_non_standard_method_is_logged_as_other() {
         for (sent, logged) in [("GET", "GET"), ("get", "_OTHER"), ("BREW", "_OTHER")] {
             let request = Request::builder().method(sent).body(()).unwrap();
             assert_eq!(method(RequestHead::from(&request)), logged);
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_cut_and_escaped() {
+    fn a_path_is_truncated_and_escaped() {
         assert_eq!(Path("/api/v1").to_string(), "/api/v1");
         assert_eq!(
             Path("/a b\x1b[31m\n\u{e4}").to_string(),
@@ -179,7 +179,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_sent_is_one_short_line(
+        fn any_logged_value_is_one_short_line(
             name in prop::sample::select(vec!["traceparent", "x-request-id"]),
             value in prop::collection::vec(any::<u8>(), 0..100),
             path in ".{0,400}",

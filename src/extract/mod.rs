@@ -1,4 +1,4 @@
-//! Who a request is charged to, from what its head says.
+//! Finds the key that a request is charged to, from its head.
 
 mod api_key;
 pub(crate) mod bearer;
@@ -29,18 +29,18 @@ use crate::key::Key;
 
 /// The result of a [`KeyExtractor`].
 ///
-/// A credential that is *unusable* is not the same as one that is *absent*. If an unusable one led
-/// to the next header, a client could send it on purpose and choose a new key for each request.
+/// An *unusable* credential is not the same as an *absent* one. If an unusable credential led to
+/// the next header, a client could send one on purpose and choose a new key for each request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Extracted {
     /// The key to charge.
     Key(Key),
-    /// The request has none of the credentials that this extractor reads. The
-    /// [next extractor](KeyExtractor::or) may find a key.
+    /// The request has no credential that this extractor reads. The [next
+    /// extractor](KeyExtractor::or) may find a key.
     Absent,
     /// The request has a credential that cannot be read as exactly one key: it is malformed,
-    /// repeated, or of another scheme. The client address is charged.
+    /// repeated, or has another scheme. The client address is charged.
     Unusable,
 }
 
@@ -62,7 +62,7 @@ impl Extracted {
         }
     }
 
-    /// Replaces an unusable credential with the client address, if that is known.
+    /// Replaces an unusable credential with the client address, if the address is known.
     fn or_address(self, address: impl FnOnce() -> Option<Key>) -> Self {
         match self {
             Self::Unusable => address().map_or(self, Self::Key),
@@ -80,7 +80,7 @@ impl From<Option<Key>> for Extracted {
 
 /// Finds the key that a request is charged to.
 ///
-/// A closure is an extractor too. It returns [`Extracted`], or `Option<Key>`, where `None` means
+/// A closure is an extractor too. It returns [`Extracted`], or `Option<Key>` where `None` means
 /// that the credential is absent.
 ///
 /// The request is charged as follows:
@@ -111,7 +111,7 @@ pub trait KeyExtractor: Send + Sync + 'static {
     /// Extracts the key of a request.
     fn extract(&self, head: RequestHead<'_>) -> Extracted;
 
-    /// The client address that this extractor would charge, for a request whose credential is
+    /// The client address that this extractor would charge for a request whose credential is
     /// [unusable](Extracted::Unusable). Default: none. [`ClientIp`] and [`ByToken`] have one.
     fn client_address(&self, head: RequestHead<'_>) -> Option<Key> {
         let _ = head;
@@ -121,21 +121,21 @@ pub trait KeyExtractor: Send + Sync + 'static {
     /// The request headers, besides `Authorization`, that hold a credential for this extractor.
     /// Default: none.
     ///
-    /// [`guard_by_ip`](crate::RateLimitLayer::guard_by_ip) counts requests that have one of them.
+    /// [`guard_by_ip`](crate::RateLimitLayer::guard_by_ip) counts requests with one of them.
     fn credential_headers(&self) -> Vec<HeaderName> {
         Vec::new()
     }
 
-    /// Whether keys may be fingerprints, which replicas agree on only with a
-    /// [`Secret`](crate::Secret) that they share. Default: yes.
+    /// Whether keys may be fingerprints. Replicas agree on fingerprints only if they share a
+    /// [`Secret`](crate::Secret). Default: yes.
     fn makes_fingerprints(&self) -> bool {
         true
     }
 
-    /// Asks `other` when the credential of this extractor is [absent](Extracted::Absent).
+    /// Uses `other` when the credential of this extractor is [absent](Extracted::Absent).
     ///
-    /// An [unusable](Extracted::Unusable) credential never leads to `other`: the request is charged
-    /// to the client address of the chain, wherever in the chain that is.
+    /// An [unusable](Extracted::Unusable) credential never leads to `other`. The request is then
+    /// charged to the client address, which any extractor of the chain may provide.
     fn or<E: KeyExtractor>(self, other: E) -> Or<Self, E>
     where
         Self: Sized,
@@ -154,7 +154,7 @@ where
     }
 }
 
-/// One extractor, else another; made by [`KeyExtractor::or`].
+/// One extractor, else another. Made by [`KeyExtractor::or`].
 #[derive(Clone, Copy, Debug)]
 pub struct Or<A, B>(A, B);
 
@@ -183,13 +183,13 @@ impl<A: KeyExtractor, B: KeyExtractor> KeyExtractor for Or<A, B> {
     }
 }
 
-/// One key for all requests.
+/// Uses one key for all requests.
 ///
 /// ```
 /// use tower_admission::{Quota, RateLimitLayer};
 /// use tower_admission::extract::Shared;
 ///
-/// // A thousand a second, whoever sends them.
+/// // A thousand requests per second in total.
 /// let layer = RateLimitLayer::by(Shared, Quota::per_second(1000));
 /// ```
 #[derive(Clone, Copy, Debug, Default)]

@@ -1,12 +1,12 @@
-//! The address at the other end of the connection.
+//! The peer address of the connection.
 
 use std::net::{IpAddr, SocketAddr};
 
 use http::Extensions;
 
-/// The address at the other end of a request's connection, as a request extension.
+/// The peer address of a request's connection, as a request extension.
 ///
-/// A bare hyper service sets it when it accepts a connection. axum's `ConnectInfo` (feature
+/// Set it in a bare hyper service when it accepts a connection. axum's `ConnectInfo` (feature
 /// `axum`) and tonic's connect info (feature `tonic`) are found without it.
 ///
 /// ```
@@ -20,14 +20,14 @@ use http::Extensions;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerAddr(pub SocketAddr);
 
-/// Marks a request whose connection came over a Unix socket, as a request extension.
+/// Marks a request that came over a Unix socket, as a request extension.
 ///
 /// Such a peer has no address. [`ClientIp::trust_unix_socket`](super::ClientIp::trust_unix_socket)
-/// trusts it as a proxy. The mark is explicit, since a server that passes on no address at all would
-/// look the same. tonic's connect info (feature `tonic`) counts as this mark.
+/// trusts it as a proxy. The mark must be explicit, because a server that passes on no addresses
+/// would look the same. tonic's connect info (feature `tonic`) counts as this mark.
 ///
-/// Set it only on what is served on the Unix socket. A request that also has an address counts as one
-/// from that address.
+/// Set it only for services on the Unix socket. If a request also has an address, the address
+/// counts.
 ///
 /// ```no_run
 /// # #[cfg(all(feature = "axum", unix))]
@@ -42,21 +42,21 @@ pub struct PeerAddr(pub SocketAddr);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnixPeer;
 
-/// The other end of a connection.
+/// The peer of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Peer {
     Ip(IpAddr),
     Unix,
-    /// The server did not pass it on.
+    /// The server did not pass on the peer.
     Unknown,
 }
 
 impl Peer {
-    /// The peer of a request, from whichever server put it there.
+    /// The peer of a request.
     #[inline]
-    pub(super) fn of(extensions: &Extensions) -> Self {
+    pub(super) fn from_extensions(extensions: &Extensions) -> Self {
         match peer_ip(extensions) {
-            // Canonical, as the networks are that it is compared with.
+            // Canonical, because trusted networks are compared with it.
             Some(ip) => Self::Ip(ip.to_canonical()),
             None if is_unix(extensions) => Self::Unix,
             None => Self::Unknown,

@@ -1,4 +1,4 @@
-//! Which peers are trusted proxies.
+//! The peers that count as trusted proxies.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::peer::Peer;
 use crate::key::IpNet;
 
-/// The proxies whose headers are believed.
+/// The proxies whose headers are trusted.
 #[derive(Clone, Debug)]
 pub(super) struct TrustedProxies {
     networks: Arc<[IpNet]>,
@@ -22,7 +22,7 @@ enum UnixSockets {
 impl TrustedProxies {
     pub(super) fn new(networks: impl IntoIterator<Item = IpNet>) -> Self {
         Self {
-            // As the addresses are that they are compared with, which are canonical.
+            // Unmapped, because they are compared with canonical addresses.
             networks: networks.into_iter().map(IpNet::unmapped).collect(),
             unix_sockets: UnixSockets::Ignored,
         }
@@ -43,10 +43,10 @@ impl TrustedProxies {
         }
     }
 
-    /// Compares a canonical address.
+    /// Whether a network contains this canonical address.
     ///
-    /// An IPv4 address inside NAT64, 6to4 or Teredo does not count here: anyone who can send a
-    /// packet through a relay chooses it, and `2002:a00:1::` must not be the proxy 10.0.0.1.
+    /// An IPv4 address inside a NAT64, 6to4 or Teredo address does not count: any sender through a
+    /// relay can choose it, and `2002:a00:1::` must not be the proxy 10.0.0.1.
     pub(super) fn trusts_address(&self, address: IpAddr) -> bool {
         self.networks.iter().any(|net| net.contains(address))
     }

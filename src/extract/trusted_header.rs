@@ -10,14 +10,14 @@ use crate::key::{IpNet, Key};
 
 /// Charges the identity that a trusted proxy wrote into a header, such as `X-User`.
 ///
-/// For a service behind a proxy that authenticates. The header counts only when the connection's peer
-/// is a trusted proxy. From any other peer it is [absent](Extracted::Absent), since a client can make
-/// it up. An empty or repeated header is [unusable](Extracted::Unusable).
+/// Use it behind a proxy that authenticates. The header counts only when the peer of the connection
+/// is a trusted proxy. From any other peer it is [absent](Extracted::Absent), because a client can
+/// make it up. An empty or repeated header is [unusable](Extracted::Unusable).
 ///
-/// The proxy has to remove the header that a client sends, or replace it. A proxy that passes it on
-/// gives each client as many keys as it likes.
+/// The proxy must remove or replace a header that the client sends. Otherwise a client can have as
+/// many keys as it likes.
 ///
-/// The kind of the key is the name of the header, so that [`Limits`](crate::Limits) know it as
+/// The kind of the key is the name of the header, so [`Limits`](crate::Limits) name it
 /// `x-user:alice`.
 ///
 /// ```
@@ -36,17 +36,17 @@ pub struct TrustedHeader {
 }
 
 impl TrustedHeader {
-    /// The value of this header, from a peer in one of the `trusted` networks.
+    /// Reads the header `name` of requests from a peer in one of the `trusted` networks.
     ///
     /// # Panics
     ///
-    /// When `name` is not the name of a header in lower case.
+    /// Panics when `name` is not a valid header name in lower case.
     #[must_use]
     pub fn new(name: &'static str, trusted: impl IntoIterator<Item = IpNet>) -> Self {
         Self::of_kind(name, HeaderName::from_static(name), trusted)
     }
 
-    /// A header whose name is known at run time only, with keys of this kind.
+    /// As [`new`](Self::new), with another kind for the keys.
     #[must_use]
     pub fn of_kind(
         kind: &'static str,
@@ -60,15 +60,15 @@ impl TrustedHeader {
         }
     }
 
-    /// Trusts peers on a Unix socket as well, which the server marks with
-    /// [`UnixPeer`](super::UnixPeer). Default: it does not.
+    /// Also trusts peers on a Unix socket, which the server marks with
+    /// [`UnixPeer`](super::UnixPeer). Default: off.
     #[must_use]
     pub fn trust_unix_socket(mut self) -> Self {
         self.proxies = self.proxies.and_unix_sockets();
         self
     }
 
-    /// The key of a value.
+    /// The key of a header value.
     pub(crate) fn key_of(&self, value: &str) -> Key {
         Key::new(self.kind, value.as_bytes())
     }
@@ -77,15 +77,16 @@ impl TrustedHeader {
         &self.name
     }
 
-    /// Whether the header is there, and not from a trusted proxy.
-    pub(crate) fn is_made_up(&self, head: RequestHead<'_>) -> bool {
-        head.headers.contains_key(&self.name) && !self.proxies.trusts(Peer::of(head.extensions))
+    /// Whether the request has the header but no trusted proxy sent it.
+    pub(crate) fn is_forged(&self, head: RequestHead<'_>) -> bool {
+        head.headers.contains_key(&self.name)
+            && !self.proxies.trusts(Peer::from_extensions(head.extensions))
     }
 }
 
 impl KeyExtractor for TrustedHeader {
     fn extract(&self, head: RequestHead<'_>) -> Extracted {
-        if !self.proxies.trusts(Peer::of(head.extensions)) {
+        if !self.proxies.trusts(Peer::from_extensions(head.extensions)) {
             return Extracted::Absent;
         }
         match single(head.headers, &self.name).map(<[u8]>::trim_ascii) {

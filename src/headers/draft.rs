@@ -1,4 +1,4 @@
-//! `RateLimit` and `RateLimit-Policy`, a member for each quota.
+//! `RateLimit` and `RateLimit-Policy`, with one member per quota.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::merge::merge_last_line;
 use super::retry_after::retry_after;
-use super::{Defaults, MAX_INTEGER, ceil_seconds, limit_and_window};
+use super::{DefaultLimits, MAX_INTEGER, ceil_seconds, limit_and_window};
 use crate::decision::{Decision, Usage};
 use crate::policy::{NamedQuota, Policy};
 use crate::rejection::whole_seconds;
@@ -20,10 +20,10 @@ pub(super) const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelim
 #[derive(Clone, Debug)]
 pub(super) struct Draft {
     policy: Option<HeaderValue>,
-    /// What that says.
-    defaults: Defaults,
+    /// The limits that `policy` reports.
+    defaults: DefaultLimits,
     names: Vec<Arc<str>>,
-    /// What begins each quota's member of `RateLimit`: its name and `;r=`.
+    /// The start of each quota's member of `RateLimit`: its name and `;r=`.
     members: Vec<String>,
 }
 
@@ -32,7 +32,7 @@ impl Draft {
         let quotas = || policies.iter().flat_map(Policy::quotas);
         Self {
             policy: policy_field(policies),
-            defaults: Defaults::new(policies),
+            defaults: DefaultLimits::new(policies),
             names: quotas().map(NamedQuota::shared_name).collect(),
             members: quotas()
                 .map(|quota| sf_string(quota.name()) + ";r=")
@@ -40,20 +40,20 @@ impl Draft {
         }
     }
 
-    pub(super) fn tell(&self, decision: &Decision, headers: &mut HeaderMap) {
+    pub(super) fn write(&self, decision: &Decision, headers: &mut HeaderMap) {
         if decision.usages().is_empty() {
-            // Admitted without being counted: there are no numbers.
+            // Admitted without counting, so there are no numbers.
             return;
         }
         let policy = match &self.policy {
-            Some(policy) if self.defaults.are_those_of(decision) => policy.clone(),
+            Some(policy) if self.defaults.decided(decision) => policy.clone(),
             _ => match self.policy_of(decision) {
                 Some(policy) => policy,
                 None => return,
             },
         };
         let retry_after = retry_after(headers);
-        // A field is parsed only if the response has it already, which `append` reports.
+        // `append` reports whether the response already has the field. Only then it is parsed.
         if headers.append(RATELIMIT_POLICY, policy) {
             merge_last_line(&RATELIMIT_POLICY, &self.names, headers);
         }
@@ -65,14 +65,14 @@ impl Draft {
             };
             let comma = if field.is_empty() { "" } else { ", " };
             let r = r.format(usage.remaining());
-            // Not above a `Retry-After`, which may be that of a layer further in.
+            // At most the `Retry-After`, which an inner layer may have set.
             let reset = reset(decision, usage).filter(|reset| *reset <= retry_after);
             let (parameter, t) = match reset {
                 Some(reset) => (";t=", t.format(reset.min(MAX_INTEGER))),
                 None => ("", ""),
             };
             let parts = [comma, member, r, parameter, t];
-            // No more than that, so that the string becomes the value without a copy.
+            // The exact capacity, so that the string becomes the value without a copy.
             field.reserve_exact(parts.iter().map(|part| part.len()).sum());
             parts.iter().for_each(|part| field.push_str(part));
         }
@@ -85,7 +85,7 @@ impl Draft {
 }
 
 impl Draft {
-    /// `RateLimit-Policy` of a decision by other rules than the defaults.
+    /// The `RateLimit-Policy` of a decision by rules other than the defaults.
     fn policy_of(&self, decision: &Decision) -> Option<HeaderValue> {
         let mut field = String::new();
         for usage in decision.usages() {
@@ -100,8 +100,8 @@ impl Draft {
     }
 }
 
-/// `t`: in a rejection only of quotas that reject, because no other has a time to come back at and
-/// `Retry-After` must not be below any `t`.
+/// The value of `t`. A rejection has it only for quotas that reject: `Retry-After` must not be
+/// below any `t`.
 fn reset(decision: &Decision, usage: &Usage) -> Option<u64> {
     if decision.is_admitted() {
         Some(ceil_seconds(usage.reset()))
@@ -129,7 +129,7 @@ fn policy_field(policies: &[Policy]) -> Option<HeaderValue> {
     HeaderValue::from_maybe_shared(Bytes::from(field)).ok()
 }
 
-/// A String (RFC 9651 §3.3.3). Policies' names are printable ASCII.
+/// Writes a String (RFC 9651 §3.3.3). Policy names are printable ASCII.
 fn sf_string(text: &str) -> String {
     let mut string = String::with_capacity(text.len() + 2);
     string.push('"');
@@ -158,14 +158,14 @@ mod tests {
     }
 
     fn told(decision: &Decision, mut headers: HeaderMap) -> String {
-        draft().tell(decision, &mut headers);
+        draft().write(decision, &mut headers);
         let lines = headers.get_all(RATELIMIT).iter();
         let lines: Vec<_> = lines.map(|line| line.to_str().unwrap()).collect();
         lines.join(", ")
     }
 
     #[test]
-    fn a_rejection_has_times_of_the_quotas_that_reject() {
+    fn a_rejection_has_times_only_of_quotas_that_reject() {
         let decision = Decision::from_usages([
             Usage::rejected(10, 0, 60 * SECOND, Some(SECOND / 2)),
             Usage::admitted(500, 400, 100 * SECOND),
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn no_time_is_above_a_wait_that_the_response_has() {
+    fn no_time_exceeds_the_retry_after_of_the_response() {
         let decision = Decision::from_usages([
             Usage::admitted(10, 9, 6 * SECOND),
             Usage::admitted(500, 400, 7 * SECOND),
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn members_of_other_names_stay() {
+    fn members_with_other_names_stay() {
         let decision = Decision::from_usages([
             Usage::admitted(10, 9, 6 * SECOND),
             Usage::admitted(500, 400, 7 * SECOND),
@@ -195,7 +195,7 @@ mod tests {
         headers.insert(RATELIMIT, HeaderValue::from_static("\"c\";r=5, \"a\";r=1"));
         headers.insert(RATELIMIT_POLICY, HeaderValue::from_static("\"c\";q=5"));
         let mut with_policy = headers.clone();
-        draft().tell(&decision, &mut with_policy);
+        draft().write(&decision, &mut with_policy);
         let policies = with_policy.get_all(RATELIMIT_POLICY).iter();
         let policies: Vec<_> = policies.map(|line| line.to_str().unwrap()).collect();
         let ours = "\"a\";q=10;w=60, \"b\";q=500;w=86400";

@@ -1,15 +1,15 @@
-//! The members of a List in a structured field (RFC 9651 §4.2.1).
+//! Parses the members of a List in a structured field (RFC 9651 §4.2.1).
 
 /// A member of a List.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Member<'a> {
-    /// Of an Item that is a String: its text.
+    /// The text of an Item that is a String.
     pub(super) name: Option<String>,
-    /// As the field has it, with the parameters and without the spaces around it.
+    /// The member with its parameters, as written in the field.
     pub(super) text: &'a [u8],
 }
 
-/// The members in their order; `None` if the field is no List.
+/// Parses the members in order. `None` if the field is not a List.
 pub(super) fn members(field: &[u8]) -> Option<Vec<Member<'_>>> {
     let mut parser = Parser(field);
     let mut members = Vec::new();
@@ -27,13 +27,13 @@ pub(super) fn members(field: &[u8]) -> Option<Vec<Member<'_>>> {
             return Some(members);
         }
         parser.expect(b',')?;
-        // What follows a comma is a member, so a List does not end in one.
+        // A List cannot end with a comma.
         parser.skip(b" \t");
     }
 }
 
-/// What is left of a field. Each method takes from the beginning what it is named after; `None` if it
-/// is not there, and then the field is no List.
+/// The unparsed rest of a field. Each method consumes the element that it is named after, and
+/// returns `None` if the field is not a List.
 struct Parser<'a>(&'a [u8]);
 
 impl<'a> Parser<'a> {
@@ -111,7 +111,7 @@ impl<'a> Parser<'a> {
         Some(())
     }
 
-    /// The text of a String, and nothing of any other.
+    /// Returns the text of a String, and no text for other types.
     fn bare_item(&mut self) -> Option<Option<String>> {
         match self.0.first()? {
             b'"' => return self.string().map(Some),
@@ -126,7 +126,7 @@ impl<'a> Parser<'a> {
         Some(None)
     }
 
-    /// Returns whether it is an Integer, and no Decimal.
+    /// Returns true for an Integer and false for a Decimal.
     fn number(&mut self) -> Option<bool> {
         let digits = |parser: &mut Self| parser.take_while(|byte| byte.is_ascii_digit()).len();
         self.take_if(b'-');
@@ -153,7 +153,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Its first character is checked already.
+    /// The caller has checked the first character.
     fn token(&mut self) {
         self.take_while(|byte| {
             byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~:/".contains(&byte)
@@ -165,7 +165,7 @@ impl<'a> Parser<'a> {
         let sextets = self.take_while(|byte| byte.is_ascii_alphanumeric() || b"+/".contains(&byte));
         let padding = self.take_while(|byte| byte == b'=').len();
         self.expect(b':')?;
-        // Padding may be left out, and two bits to eight are no byte.
+        // Padding is optional. A remainder of one sextet is too short for a byte.
         let most = match sextets.len() % 4 {
             0 => 0,
             2 => 2,
@@ -199,7 +199,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// A digit, which is lower case in a Display String.
+    /// A hexadecimal digit, which must be lower case in a Display String.
     fn hexadecimal(&mut self) -> Option<u8> {
         let digit = self.next().filter(|byte| !byte.is_ascii_uppercase())?;
         let value = char::from(digit).to_digit(16)?;
@@ -214,7 +214,7 @@ mod tests {
 
     use super::*;
 
-    /// The names of the members as another implementation reads them.
+    /// The names of the members according to another implementation.
     fn names(list: &List) -> Vec<Option<&str>> {
         let name = |entry| match entry {
             &ListEntry::Item(sfv::Item {
@@ -240,7 +240,7 @@ mod tests {
         };
         let ours_named: Vec<_> = ours.iter().map(|member| member.name.as_deref()).collect();
         prop_assert_eq!(ours_named, names(&theirs), "{}", shown);
-        // Each text alone is the same member.
+        // Each member parses alone to the same member.
         for (member, theirs) in ours.iter().zip(&theirs) {
             let alone = parse(member.text).unwrap_or_default();
             prop_assert_eq!(&alone[..], std::slice::from_ref(theirs), "{}", shown);

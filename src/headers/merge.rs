@@ -1,4 +1,4 @@
-//! One structured list out of a response's own field and the layer's.
+//! Merges the structured lists of a response and of the layer.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -8,8 +8,8 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::list::members;
 
-/// Merges the last line of a field, which reports the quotas `ours`, with the lines before it, so that
-/// all of them are one List (RFC 9651) that names each quota once.
+/// Merges the last line of a field, which reports the quotas `ours`, with the lines before it. The
+/// result is one List (RFC 9651) that names each quota once.
 #[cold]
 pub(super) fn merge_last_line(field: &HeaderName, ours: &[Arc<str>], headers: &mut HeaderMap) {
     let mut lines: Vec<HeaderValue> = headers.get_all(field).iter().cloned().collect();
@@ -28,11 +28,12 @@ pub(super) fn merge_last_line(field: &HeaderName, ours: &[Arc<str>], headers: &m
     }
 }
 
-/// The members of a List that are not `ours`; `None` if there are none, or the field is no List.
+/// The members of a List other than `ours`. `None` if there are none, or if the field is not a
+/// List.
 ///
-/// A member is an Item with a String, as the draft has it: a client may ignore a field with any other,
-/// and with it the members that are ours. Of several members of one name the last stays, as with keys
-/// of a Dictionary (RFC 9651 §3.2).
+/// Only Items that are Strings are kept, as in the draft: a client may ignore a whole field with
+/// any other member. Of several members with one name the last one stays, as in a Dictionary (RFC
+/// 9651 §3.2).
 fn members_besides(ours: &[Arc<str>], field: &[u8]) -> Option<HeaderValue> {
     let mut names = HashSet::new();
     let mut others = Vec::new();
@@ -57,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn other_members_stay_and_ours_go() {
+    fn other_members_stay_and_ours_are_removed() {
         let ours = ["a".into(), "b \"\\".into()];
         for (field, others) in [
             (r#""c";r=1;t=2, "d";x=?0"#, Some(r#""c";r=1;t=2, "d";x=?0"#)),

@@ -1,4 +1,4 @@
-//! The fields of a response that report limits.
+//! The response fields that report rate limits.
 
 mod draft;
 mod list;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderValue};
 
 use self::draft::Draft;
-pub(crate) use self::retry_after::{tell_retry_after, tell_retry_after_ms};
+pub(crate) use self::retry_after::{add_retry_after, add_retry_after_ms};
 use self::separate::Separate;
 use crate::decision::{Decision, Usage};
 use crate::limiter::RateLimiter;
@@ -20,56 +20,56 @@ use crate::rule::{Rule, SUB_SECOND};
 
 /// Selects the response fields that report rate limits.
 ///
-/// `Retry-After` is not one of these: every rejection has it, if the wait is known.
+/// `Retry-After` is independent of this setting: every rejection with a known wait has it.
 ///
-/// # Fields that a response has already
+/// # Existing fields of a response
 ///
-/// A proxied service, or a layer further in, may report limits of its own. Each quota is reported
-/// once, and fields are never mixed from two limits:
+/// A proxied service or an inner layer may report limits too. Each quota is reported once, and the
+/// fields of two limits are never mixed:
 ///
-/// - With [`Draft`](Self::Draft) members of other names stay, and a member with the name of one of
-///   the layer's quotas is replaced. A field that is no structured list (RFC 9651), such as
-///   `limit=100, remaining=50, reset=30` of an older draft, is replaced, and so are members that are
-///   no String, which the draft does not allow.
-/// - With the other dialects there is one limit: the one with fewer requests remaining, and of equals
-///   the one that resets later. Fields of the same names count only if all three are there once, as
-///   numbers, and in the dialect's unit of time; otherwise the layer's replace them.
+/// - [`Draft`](Self::Draft): members with other names stay. A member with the name of one of the
+///   layer's quotas is replaced. A field that is not a structured list (RFC 9651), such as
+///   `limit=100, remaining=50, reset=30` of an older draft, is replaced. Members that are not a
+///   String, which the draft does not allow, are removed.
+/// - The other dialects report one limit: the one with fewer requests remaining, and of equals the
+///   one that resets later. The existing fields count only if each of the three occurs once, as a
+///   number in the dialect's unit of time; otherwise the layer replaces them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RateLimitHeaders {
-    /// `RateLimit` and `RateLimit-Policy` as in [draft-ietf-httpapi-ratelimit-headers][draft],
-    /// a member for each quota. Layers on one route add to each other's.
+    /// `RateLimit` and `RateLimit-Policy` as in [draft-ietf-httpapi-ratelimit-headers][draft], with
+    /// one member per quota. Several layers on one route add their members.
     ///
-    /// `q` is the burst and `w` the time in which an empty bucket fills, in whole seconds (the
-    /// nearest; below one second it is left out), so that `r` counts down from `q` and the two
-    /// stand for the rate. For a [sliding](crate::Quota::sliding) quota `q` is the count and the
-    /// burst, and `w` the period, rounded up. `t` is the time until the bucket is full or the
-    /// window empty, or, in a rejection, until the request fits.
+    /// `q` is the burst and `w` the time in which an empty bucket fills, to the nearest second and
+    /// omitted below one second. So `r` counts down from `q`, and `q` and `w` express the rate. For
+    /// a [sliding](crate::Quota::sliding) quota `q` is count + burst, and `w` the period, rounded
+    /// up. `t` is the time until the bucket is full or the window empty; in a rejection, the time
+    /// until the request fits.
     ///
     /// [draft]: https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/
     #[default]
     Draft,
     /// `RateLimit-Limit`, `RateLimit-Remaining` and `RateLimit-Reset` (seconds until the bucket is
-    /// full) of the quota with the least left, and `RateLimit-Policy` with all quotas, as in
-    /// [draft 6][draft]. For clients of services that reported limits in this way.
+    /// full) of the quota with the least remaining, and `RateLimit-Policy` with all quotas, as in
+    /// [draft 6][draft]. Use it for clients that expect this draft.
     ///
-    /// A policy of that draft needs a window in whole seconds (`100;w=60`), so a quota whose window
-    /// is below one second has none.
+    /// That draft requires a window in whole seconds (`100;w=60`), so a quota with a window below
+    /// one second is omitted from `RateLimit-Policy`.
     ///
     /// [draft]: https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-ratelimit-headers-06
     Draft6,
-    /// `X-RateLimit-Limit`, `X-RateLimit-Remaining` and `X-RateLimit-Reset` (seconds until the bucket
-    /// is full) of the quota with the least left.
+    /// `X-RateLimit-Limit`, `X-RateLimit-Remaining` and `X-RateLimit-Reset` (seconds until the
+    /// bucket is full) of the quota with the least remaining.
     Legacy,
-    /// As [`Legacy`](Self::Legacy), with the time in `X-RateLimit-Reset` as a Unix epoch in seconds.
+    /// As [`Legacy`](Self::Legacy), but `X-RateLimit-Reset` is a Unix timestamp in seconds.
     ///
-    /// Rounded up: never earlier than the bucket is full, if the clocks of both sides agree.
+    /// It is rounded up: never earlier than the bucket is full, if the clocks of both sides agree.
     LegacyEpoch,
-    /// None. The one choice with which an admitted request costs no allocation.
+    /// No fields. Only with this value an admitted request needs no allocation.
     Off,
 }
 
-/// The fields of one layer: its dialect, and the parts that never change.
+/// The fields of one layer: the dialect, and the precomputed parts.
 #[derive(Clone, Debug)]
 pub(crate) struct Headers {
     dialect: RateLimitHeaders,
@@ -100,17 +100,17 @@ impl Headers {
         self.dialect == RateLimitHeaders::Off
     }
 
-    /// Adds what a decision left to the fields of a response.
-    pub(crate) fn tell(&self, decision: &Decision, headers: &mut HeaderMap) {
+    /// Adds the numbers of a decision to the fields of a response.
+    pub(crate) fn write(&self, decision: &Decision, headers: &mut HeaderMap) {
         match &self.fields {
-            Fields::Draft(draft) => draft.tell(decision, headers),
-            Fields::Separate(separate) => separate.tell(decision, headers),
+            Fields::Draft(draft) => draft.write(decision, headers),
+            Fields::Separate(separate) => separate.write(decision, headers),
             Fields::Off => {}
         }
     }
 }
 
-/// A number as a field has it: digits and nothing else, where `parse` takes a plus sign as well.
+/// Parses the digits of a field. `parse` would also accept a plus sign.
 fn number(value: &HeaderValue) -> Option<u64> {
     let digits = value.to_str().ok()?;
     let is_number = digits.bytes().all(|b| b.is_ascii_digit());
@@ -122,25 +122,24 @@ fn ceil_seconds(time: Duration) -> u64 {
         .saturating_add(u64::from(time.subsec_nanos() > 0))
 }
 
-/// The largest integer of a structured field (RFC 9651 §3.3.1): 15 digits.
+/// The largest Integer of a structured field (RFC 9651 §3.3.1): 15 digits.
 const MAX_INTEGER: u64 = 999_999_999_999_999;
 
-/// How many requests a full bucket or window has, and in how many whole seconds. A shorter window
-/// has none.
+/// The limit of a rule and its window in whole seconds, if the window is at least one second.
 fn limit_and_window(rule: &Rule) -> (u32, Option<u32>) {
     let window = rule.window_seconds();
     (rule.limit(), (window != SUB_SECOND).then_some(window))
 }
 
-/// The numbers of the default rules of a limiter, which its fields are prepared for.
+/// The numbers of a limiter's default rules, for which the fields are precomputed.
 #[derive(Clone, Debug)]
-struct Defaults(Vec<(u32, u32)>);
+struct DefaultLimits(Vec<(u32, u32)>);
 
-impl Defaults {
+impl DefaultLimits {
     fn new(policies: &[Policy]) -> Self {
         let quotas = policies.iter().flat_map(Policy::quotas);
         let rules = quotas.map(|quota| Rule::new(quota.quota()));
-        // One that is off limits nothing, and no usage has a limit and no window of 0.
+        // A quota that is off has no usage. No usage has both numbers 0.
         let numbers = rules.map(|rule| match rule.quota().is_off() {
             true => (0, 0),
             false => (rule.limit(), rule.window_seconds()),
@@ -148,8 +147,8 @@ impl Defaults {
         Self(numbers.collect())
     }
 
-    /// Whether a decision was made by these.
-    fn are_those_of(&self, decision: &Decision) -> bool {
+    /// Whether these rules made the decision.
+    fn decided(&self, decision: &Decision) -> bool {
         let mut usages = decision.usages().iter();
         let is_same = |(at, (limit, window)): (usize, &(u32, u32))| {
             if (*limit, *window) == (0, 0) {
@@ -160,11 +159,11 @@ impl Defaults {
                 usage.index() == at && usage.limit() == *limit && same_window
             })
         };
-        // A decision may be about fewer keys.
+        // A decision may cover fewer keys.
         self.0.iter().enumerate().all(is_same) && usages.next().is_none()
     }
 
-    /// The window of a usage; the default's, if the store did not name it.
+    /// The window of a usage, or the default window if the store did not report it.
     fn window_of(&self, usage: &Usage) -> Option<u32> {
         let default = || self.0.get(usage.index()).map(|(_, window)| *window);
         let window = usage.window().or_else(default)?;
@@ -177,14 +176,14 @@ mod tests {
     use super::*;
     use crate::quota::Quota;
 
-    /// The fields of an answer that has none yet, in alphabetical order.
+    /// The fields added to an empty response, in alphabetical order.
     fn fields(dialect: RateLimitHeaders, decision: &Decision) -> Vec<(String, String)> {
         let policy = Policy::new("burst", Quota::per_second(10)).and("daily", Quota::per_day(500));
         let limiter = RateLimiter::new(policy);
         let mut headers = HeaderMap::new();
         let made = Headers::new(dialect, &limiter);
         assert_eq!(made.are_off(), dialect == RateLimitHeaders::Off);
-        made.tell(decision, &mut headers);
+        made.write(decision, &mut headers);
         let fields = headers.iter();
         let text = |value: &HeaderValue| value.to_str().unwrap().to_owned();
         let mut fields: Vec<_> = fields
@@ -231,7 +230,7 @@ mod tests {
         assert_eq!(told(Legacy), expected(&legacy));
         let epoch = told(LegacyEpoch);
         assert_eq!(epoch[..2], expected(&legacy[..2]));
-        // In 2020 or later.
+        // Any time since 2020.
         assert!(epoch[2].1.parse::<u64>().unwrap() > 1_577_836_800);
         assert_eq!(told(Off), []);
     }
@@ -275,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_is_in_whole_seconds_or_left_out() {
+    fn a_window_is_in_whole_seconds_or_omitted() {
         for (text, expected) in [
             ("10/s", (10, Some(1))),
             ("60/min burst 30", (30, Some(30))),
@@ -283,7 +282,7 @@ mod tests {
             // To the nearest second.
             ("1 per 1499ms", (1, Some(1))),
             ("1 per 1500ms", (1, Some(2))),
-            // Up to the next.
+            // Rounded up.
             ("10/s sliding", (10, Some(1))),
             ("10 per 1001ms burst 5 sliding", (15, Some(2))),
             ("10 per 999ms sliding", (10, None)),

@@ -1,4 +1,4 @@
-//! Three fields for one quota: its limit, what remains, and when it resets.
+//! Three fields for one quota: the limit, the remaining requests and the reset.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::draft::RATELIMIT_POLICY;
-use super::{Defaults, MAX_INTEGER, ceil_seconds, limit_and_window, number};
+use super::{DefaultLimits, MAX_INTEGER, ceil_seconds, limit_and_window, number};
 use crate::decision::Decision;
 use crate::policy::Policy;
 use crate::rule::Rule;
@@ -14,34 +14,34 @@ use crate::store::memory::clock::since_epoch;
 
 #[derive(Clone, Debug)]
 pub(super) struct Separate {
-    names: &'static Names,
-    unit: Unit,
-    /// `RateLimit-Policy`, where the dialect has it.
+    names: &'static FieldNames,
+    unit: ResetUnit,
+    /// The `RateLimit-Policy` of dialects that have it.
     policy: PolicyField,
 }
 
 #[derive(Debug)]
-struct Names {
+struct FieldNames {
     limit: HeaderName,
     remaining: HeaderName,
     reset: HeaderName,
 }
 
-static DRAFT_6: Names = Names {
+static DRAFT_6: FieldNames = FieldNames {
     limit: HeaderName::from_static("ratelimit-limit"),
     remaining: HeaderName::from_static("ratelimit-remaining"),
     reset: HeaderName::from_static("ratelimit-reset"),
 };
 
-static LEGACY: Names = Names {
+static LEGACY: FieldNames = FieldNames {
     limit: HeaderName::from_static("x-ratelimit-limit"),
     remaining: HeaderName::from_static("x-ratelimit-remaining"),
     reset: HeaderName::from_static("x-ratelimit-reset"),
 };
 
-/// What the time of a reset is.
+/// The unit of a reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Unit {
+enum ResetUnit {
     /// Seconds from now.
     Seconds,
     /// Seconds since the Unix epoch.
@@ -51,22 +51,22 @@ enum Unit {
 #[derive(Clone, Debug)]
 enum PolicyField {
     None,
-    Draft6(Option<HeaderValue>, Defaults),
+    Draft6(Option<HeaderValue>, DefaultLimits),
 }
 
 impl Separate {
     pub(super) fn draft_6(policies: &[Policy]) -> Self {
         Self {
             names: &DRAFT_6,
-            unit: Unit::Seconds,
-            policy: PolicyField::Draft6(policy_field(policies), Defaults::new(policies)),
+            unit: ResetUnit::Seconds,
+            policy: PolicyField::Draft6(policy_field(policies), DefaultLimits::new(policies)),
         }
     }
 
     pub(super) fn legacy() -> Self {
         Self {
             names: &LEGACY,
-            unit: Unit::Seconds,
+            unit: ResetUnit::Seconds,
             policy: PolicyField::None,
         }
     }
@@ -74,24 +74,24 @@ impl Separate {
     pub(super) fn legacy_epoch() -> Self {
         Self {
             names: &LEGACY,
-            unit: Unit::Epoch,
+            unit: ResetUnit::Epoch,
             policy: PolicyField::None,
         }
     }
 
-    pub(super) fn tell(&self, decision: &Decision, headers: &mut HeaderMap) {
+    pub(super) fn write(&self, decision: &Decision, headers: &mut HeaderMap) {
         let (Some(limit), Some(remaining), Some(reset)) =
             (decision.limit(), decision.remaining(), decision.reset())
         else {
             return;
         };
-        let ours = Numbers {
+        let ours = ReportedLimit {
             limit: limit.into(),
             remaining: remaining.into(),
             reset: self.unit.reset(reset, since_epoch),
         };
         let theirs = self.names.read(headers);
-        let theirs = theirs.filter(|theirs| self.unit.is_of(theirs.reset));
+        let theirs = theirs.filter(|theirs| self.unit.is_plausible(theirs.reset));
         if theirs.is_some_and(|theirs| theirs.is_at_least_as_tight_as(&ours)) {
             return;
         }
@@ -99,8 +99,8 @@ impl Separate {
         headers.insert(&self.names.remaining, ours.remaining.into());
         headers.insert(&self.names.reset, ours.reset.into());
         if let PolicyField::Draft6(policy, defaults) = &self.policy {
-            // Replaced with the three, as it belongs to their limit.
-            let policy = match defaults.are_those_of(decision) {
+            // Replaced together with the three fields, because it belongs to the same limit.
+            let policy = match defaults.decided(decision) {
                 true => policy.clone(),
                 false => defaults.policy_of(decision),
             };
@@ -112,16 +112,16 @@ impl Separate {
     }
 }
 
-impl Names {
-    /// The numbers of a response, if all three are there once.
-    fn read(&self, headers: &HeaderMap) -> Option<Numbers> {
+impl FieldNames {
+    /// Reads the numbers of a response. `None` unless each field occurs once.
+    fn read(&self, headers: &HeaderMap) -> Option<ReportedLimit> {
         let read = |name| {
             let mut values = headers.get_all(name).iter();
             let value = number(values.next()?)?;
             values.next().is_none().then_some(value)
         };
-        Some(Numbers {
-            // First the one whose absence ends this for most responses.
+        Some(ReportedLimit {
+            // First, because most responses lack it.
             remaining: read(&self.remaining)?,
             limit: read(&self.limit)?,
             reset: read(&self.reset)?,
@@ -130,24 +130,25 @@ impl Names {
 }
 
 #[derive(Clone, Copy)]
-struct Numbers {
+struct ReportedLimit {
     limit: u64,
     remaining: u64,
     reset: u64,
 }
 
-impl Numbers {
+impl ReportedLimit {
     fn is_at_least_as_tight_as(&self, other: &Self) -> bool {
         self.remaining < other.remaining
             || self.remaining == other.remaining && self.reset >= other.reset
     }
 }
 
-/// Numbers from here on are taken for an epoch: 2001 as an epoch, 31 years as a wait.
+/// A larger number is a timestamp: as a Unix time it is in 2001 or later, as a wait it exceeds 31
+/// years.
 const FIRST_EPOCH: u64 = 1_000_000_000;
 
-impl Unit {
-    /// A reset in this unit, never earlier than it is.
+impl ResetUnit {
+    /// Converts a reset to this unit, rounded up.
     fn reset(self, reset: Duration, since_epoch: impl FnOnce() -> Duration) -> u64 {
         let reset = match self {
             Self::Seconds => reset,
@@ -156,29 +157,30 @@ impl Unit {
         ceil_seconds(reset).min(MAX_INTEGER)
     }
 
-    /// Whether a number can be a reset in this unit. One in the other would be misread.
-    fn is_of(self, reset: u64) -> bool {
+    /// Whether a number is plausible as a reset in this unit. A number in the other unit would be
+    /// misread.
+    fn is_plausible(self, reset: u64) -> bool {
         (self == Self::Epoch) == (reset >= FIRST_EPOCH)
     }
 }
 
-/// `RateLimit-Policy` of draft 6 (§2.1): numbers, each with a window.
+/// `RateLimit-Policy` of draft 6 (§2.1): limits with their windows.
 fn policy_field(policies: &[Policy]) -> Option<HeaderValue> {
     let quotas = policies.iter().flat_map(Policy::quotas);
     let rules = quotas.map(|quota| Rule::new(quota.quota()));
     let limiting = rules.filter(|rule| !rule.quota().is_off());
-    written(limiting.map(|rule| limit_and_window(&rule)))
+    policy_value(limiting.map(|rule| limit_and_window(&rule)))
 }
 
-impl Defaults {
-    /// The same of a decision by other rules.
+impl DefaultLimits {
+    /// The `RateLimit-Policy` of a decision by other rules.
     fn policy_of(&self, decision: &Decision) -> Option<HeaderValue> {
         let usages = decision.usages().iter();
-        written(usages.map(|usage| (usage.limit(), self.window_of(usage))))
+        policy_value(usages.map(|usage| (usage.limit(), self.window_of(usage))))
     }
 }
 
-fn written(numbers: impl Iterator<Item = (u32, Option<u32>)>) -> Option<HeaderValue> {
+fn policy_value(numbers: impl Iterator<Item = (u32, Option<u32>)>) -> Option<HeaderValue> {
     let mut field = String::new();
     for (limit, window) in numbers {
         if let Some(window) = window {
@@ -196,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reset_is_never_earlier_than_it_is() {
+    fn a_reset_is_rounded_up() {
         let now = || Duration::new(1_800_000_000, 600_000_000);
         for (millis, seconds, epoch) in [
             (0, 0, 1_800_000_001),
@@ -206,13 +208,14 @@ mod tests {
             (1_400, 2, 1_800_000_002),
         ] {
             let reset = Duration::from_millis(millis);
-            assert_eq!(Unit::Seconds.reset(reset, now), seconds);
-            assert_eq!(Unit::Epoch.reset(reset, now), epoch);
+            assert_eq!(ResetUnit::Seconds.reset(reset, now), seconds);
+            assert_eq!(ResetUnit::Epoch.reset(reset, now), epoch);
         }
-        assert_eq!(Unit::Epoch.reset(Duration::MAX, now), MAX_INTEGER);
+        assert_eq!(ResetUnit::Epoch.reset(Duration::MAX, now), MAX_INTEGER);
     }
 
-    /// The three fields after an answer with (limit, remaining, reset) was told to a response that has some.
+    /// The three fields of a response with the fields `theirs`, after adding a decision with
+    /// (limit, remaining, reset).
     fn told(theirs: &[(&'static str, &'static str)], ours: (u32, u32, u64)) -> [String; 3] {
         let mut headers = HeaderMap::new();
         for (name, value) in theirs {
@@ -220,7 +223,7 @@ mod tests {
         }
         let (limit, remaining, reset) = ours;
         let usage = crate::decision::Usage::admitted(limit, remaining, Duration::from_secs(reset));
-        Separate::legacy().tell(&Decision::from_usage(usage), &mut headers);
+        Separate::legacy().write(&Decision::from_usage(usage), &mut headers);
         [&LEGACY.limit, &LEGACY.remaining, &LEGACY.reset].map(|name| {
             assert_eq!(headers.get_all(name).iter().count(), 1);
             headers[name].to_str().unwrap().to_owned()
@@ -228,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tighter_limit_stays_whole() {
+    fn the_tighter_limit_is_kept_as_a_whole() {
         let (limit, left, reset) = (
             "x-ratelimit-limit",
             "x-ratelimit-remaining",
@@ -249,7 +252,7 @@ mod tests {
             &[(limit, "100"), (left, "5")][..],
             &[(limit, "100"), (left, "5"), (left, "5"), (reset, "30")],
             &[(limit, "100"), (left, "5"), (reset, "soon")],
-            // An epoch, where seconds are expected.
+            // A timestamp where seconds are expected.
             &[(limit, "100"), (left, "5"), (reset, "1000000000")],
         ] {
             assert_eq!(told(theirs, ours), goes(ours), "{theirs:?}");
@@ -259,14 +262,14 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_without_windows_replaces_the_one_that_is_there() {
+    fn a_policy_without_windows_removes_the_existing_one() {
         let policy = |text: &str| Policy::from(text.parse::<crate::quota::Quota>().unwrap());
         for (text, expected) in [("5/s", Some("5;w=1")), ("5 per 500ms", None)] {
             let mut headers = HeaderMap::new();
             headers.insert(RATELIMIT_POLICY, HeaderValue::from_static("7;w=7"));
             let usage = crate::decision::Usage::admitted(5, 4, Duration::ZERO);
             let separate = Separate::draft_6(&[policy(text)]);
-            separate.tell(&Decision::from_usage(usage), &mut headers);
+            separate.write(&Decision::from_usage(usage), &mut headers);
             let told = headers.get(RATELIMIT_POLICY);
             assert_eq!(told.map(|told| told.to_str().unwrap()), expected);
         }

@@ -69,11 +69,11 @@ use crate::sync::{Mutex, lock};
 /// assert_eq!(calls.check(&acme).await.remaining(), Some(9));
 ///
 /// limits.set(&"org:acme".parse()?, "1000/min".parse()?).await?;
-/// One request stays used.
+/// // One request stays used.
 /// assert_eq!(calls.check(&acme).await.remaining(), Some(998));
 ///
 /// limits.set(&"org:acme".parse()?, "tier=pro".parse()?).await?;
-/// Each tier counts separately.
+/// // Each tier counts separately.
 /// assert_eq!(calls.check(&acme).await.remaining(), Some(99));
 ///
 /// limits.delete(&"org:acme".parse()?).await?;

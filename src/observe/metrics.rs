@@ -10,23 +10,23 @@ use crate::key::Key;
 use crate::rejection::Rejection;
 use crate::store::RateStats;
 
-/// Counts and measures with the [`metrics`] facade. No label holds anything a client sent: all are
-/// words of the program's, so there are as many series as it has limiters and quotas.
+/// Counts and measures with the [`metrics`] facade. The program defines all label values and a
+/// client none, so the number of series is bounded by the number of limiters and quotas.
 ///
-/// | metric | labels | |
+/// | metric | labels | meaning |
 /// |---|---|---|
-/// | `admission_requests_total` | `limiter` | requests, each once: by the outermost limiter that decided about it |
-/// | `admission_requests_rejected_total` | `limiter` | those of them that a layer rejected, by the limiter that did |
+/// | `admission_requests_total` | `limiter` | requests, each counted once, by the outermost limiter that decided about it |
+/// | `admission_requests_rejected_total` | `limiter` | those of them that a layer rejected, by the rejecting limiter |
 /// | `admission_requests_exempt_total` | `limiter` | those of them that an allow list exempted, see [`access`](crate::access) |
-/// | `admission_decisions_total` | `limiter`, `policy`, `limit_type`, `outcome` | decisions of each limiter; `outcome` is `admitted`, a [`Reason`](crate::Reason) in words, or `dry_run` |
-/// | `rate_limit_hits_total` | `limit_type` | rejections, by sort of limit |
-/// | `admission_decision_seconds` | `limiter` | how long a decision took, with its store's round trip and a wait in line |
-/// | `admission_in_flight` | `limiter` | permits given out and not back yet |
-/// | `admission_in_flight_limit` | `limiter` | how many there may be; `+Inf` when the limit is off |
-/// | `admission_held_seconds` | `limiter` | how long a permit was held |
-/// | `admission_reclaimed_total` | `limiter` | permits that were taken from a response which its client did not read |
+/// | `admission_decisions_total` | `limiter`, `policy`, `limit_type`, `outcome` | decisions of each limiter; `outcome` is `admitted`, a [`Reason`](crate::Reason) as a word, or `dry_run` |
+/// | `rate_limit_hits_total` | `limit_type` | rejections, by type of limit |
+/// | `admission_decision_seconds` | `limiter` | duration of a decision, with the round trip to its store and the wait in the queue |
+/// | `admission_in_flight` | `limiter` | permits that are currently held |
+/// | `admission_in_flight_limit` | `limiter` | the maximum of them; `+Inf` when the limit is off |
+/// | `admission_held_seconds` | `limiter` | the time for which a permit was held |
+/// | `admission_reclaimed_total` | `limiter` | permits reclaimed from responses that their clients did not read |
 /// | `admission_tracked_keys` | `limiter` | keys that a limiter's store holds, see [`publish`](Self::publish) |
-/// | `admission_evictions_total` | `limiter` | keys given up at the store's bound that had used something, see [`publish`](Self::publish) |
+/// | `admission_evictions_total` | `limiter` | keys with used quota that were evicted at the store's bound, see [`publish`](Self::publish) |
 /// | `admission_limit_changes_total` | `change`, `origin` | changes of overrides, see [below](#changes-of-overrides); without an observer |
 /// | `admission_limits_lost` | | overrides that a shared store has lost; without an observer |
 /// | `admission_limits_unreadable` | | overrides in a shared store that this version cannot read; without an observer |
@@ -35,48 +35,50 @@ use crate::store::RateStats;
 ///
 /// | metric | labels | |
 /// |---|---|---|
-/// | `admission_config_last_reload_successful` | | 1 when the last reload of the configuration succeeded, or the start, and 0 when it was rejected |
-/// | `admission_config_last_reload_success_timestamp_seconds` | | when the running configuration was applied, since the Unix epoch |
+/// | `admission_config_last_reload_successful` | | 1 if the last load of the configuration succeeded, 0 if it was rejected |
+/// | `admission_config_last_reload_success_timestamp_seconds` | | when the running configuration was applied, in seconds since the Unix epoch |
 /// | `admission_limits_enabled` | | 0 while `enabled = false` switches off all limits of the configuration, and 1 otherwise |
 ///
-/// `limiter` is the name of a layer, `policy` that of the quota which
-/// [binds](Subject::policy), and `limit_type` one of `http`, `concurrency`, `access`, `ws_connection`,
-/// `ws_message` and `lease`, see [`Subject::limit_type`]. In flight are the permits of this process,
-/// also where replicas share a limit.
+/// `limiter` is the name of a layer, `policy` the name of the quota that [binds](Subject::policy),
+/// and `limit_type` one of `http`, `concurrency`, `access`, `ws_connection`, `ws_message` and
+/// `lease`, see [`Subject::limit_type`]. `admission_in_flight` counts the permits of this process,
+/// also if replicas share a limit.
 ///
-/// # From the start
+/// # Initial values
 ///
-/// Counters of a limiter exist with 0 before its first decision, for the outcomes that it usually has: `admitted`,
-/// `quota_exceeded`, `at_capacity`, `key_at_capacity`, `banned` and `dry_run`. Prometheus does not see an increase where a
-/// counter appears with 1. So install the recorder before you make [`Limits`](crate::Limits), layers and an
-/// `Admission`.
+/// Counters of a limiter exist with value 0 before its first decision, for its usual outcomes:
+/// `admitted`, `quota_exceeded`, `at_capacity`, `key_at_capacity`, `banned` and `dry_run`.
+/// Prometheus would not see an increase if a counter appeared with value 1. Install the recorder
+/// before you make [`Limits`](crate::Limits), layers and an `Admission`.
 ///
 /// # Changes of overrides
 ///
-/// `change` is `override set`, `override deleted`, `override ended` or `loss of overrides accepted`. `origin` is `here` for
-/// a change that this process made, and `elsewhere` for one that another process made in the shared store, such as
-/// another replica or `tower-admission --redis`. Each process counts each change once, so **the sum over replicas counts a
-/// change as often as there are replicas**. For the number of changes, sum `origin` in each process and take the largest:
+/// `change` is `override set`, `override deleted`, `override ended` or
+/// `loss of overrides accepted`. `origin` is `here` for a change made by this process, and
+/// `elsewhere` for a change that another process made in the shared store, such as another replica
+/// or `tower-admission --redis`. Each process counts each change once, so **the sum over replicas
+/// counts a change once per replica**. For the number of changes, sum over `origin` in each process
+/// and take the maximum:
 ///
 /// ```text
 /// max by (change) (sum by (instance, change) (increase(admission_limit_changes_total[1h])))
 /// ```
 ///
-/// The sum over replicas of `origin="here"` is the number of changes that services made. Two changes of one key that come
-/// within half a second of more than 1,000 others may count as one.
+/// The sum of `origin="here"` over replicas is the number of changes made by services. Two changes
+/// of one key may count as one if they come within half a second of more than 1,000 others.
 ///
 /// # How many requests were admitted
 ///
-/// A request that passes a concurrency limit and a rate limit is two decisions, and both are counted as
-/// `admitted`. Requests that were admitted by all limits are `admission_requests_total` without
-/// `admission_requests_rejected_total`, each summed over `limiter`: where limiters with different names are
-/// around one another, one counts the request and another one rejects it. WebSockets, their messages and
-/// leases are decisions and no requests.
+/// A request that passes a concurrency limit and a rate limit is two decisions, both counted as
+/// `admitted`. The number of requests admitted by all limits is `admission_requests_total` minus
+/// `admission_requests_rejected_total`, each summed over `limiter`: of nested limiters with
+/// different names, one counts the request and another one rejects it. WebSockets, their messages
+/// and leases are decisions but not requests.
 ///
-/// `rate_limit_hits_total` has the name and the label of the metric in services that had a limiter of
-/// their own before, so that their dashboards and alerts go on. It counts what
-/// `admission_decisions_total` counts with an `outcome` other than `admitted` and `dry_run`, summed by
-/// `limit_type`. Use either of them, and add up neither with the other.
+/// `rate_limit_hits_total` has a name and a label that common hand-written limiters use, so that
+/// existing dashboards and alerts keep working. It counts the decisions of
+/// `admission_decisions_total` with an `outcome` other than `admitted` and `dry_run`, summed by
+/// `limit_type`. Use one of the two metrics, and do not add them up.
 ///
 /// # Stores
 ///
@@ -85,20 +87,21 @@ use crate::store::RateStats;
 /// | metric | labels | |
 /// |---|---|---|
 /// | `admission_store_errors_total` | `kind` | calls that failed, by [kind of failure](crate::store::FailureKind::as_str) |
-/// | `admission_store_up` | | 1 while the store can be reached, in a cluster all its masters, else 0. Exists from the first attempt to connect on |
-/// | `admission_failure_mode_decisions_total` | `mode` | decisions of a [failure mode](crate::store::FailureMode::as_str), because the store did not decide: `open`, `closed` or `local_share`. A request under a rate and a concurrency limit has two |
-/// | `admission_denial_cache_hits_total` | | rejections that took no call |
+/// | `admission_store_up` | | 1 while the store can be reached (in a cluster, all its masters), else 0. Exists from the first attempt to connect |
+/// | `admission_failure_mode_decisions_total` | `mode` | decisions by a [failure mode](crate::store::FailureMode::as_str) in place of the store: `open`, `closed` or `local_share`. A request under a rate limit and a concurrency limit has two |
+/// | `admission_denial_cache_hits_total` | | rejections that needed no call |
 ///
-/// All of these begin at 0 with the first attempt to connect, so that Prometheus sees the first failure as an increase.
+/// All of these start at 0 with the first attempt to connect, so that Prometheus sees the first
+/// failure as an increase.
 ///
-/// A dashboard for Grafana and alerts for Prometheus on all of these are in the repository, as
-/// `dashboards/grafana.json` and `dashboards/alerts.yaml`.
+/// The repository has a Grafana dashboard (`dashboards/grafana.json`) and Prometheus alerts
+/// (`dashboards/alerts.yaml`) for all of these.
 ///
 /// # Histograms
 ///
-/// An exporter has to be told their buckets; that for Prometheus makes summaries of them otherwise,
-/// which cannot be added up over replicas. [`DECISION_BUCKETS`](Self::DECISION_BUCKETS) and
-/// [`HELD_BUCKETS`](Self::HELD_BUCKETS) are what the dashboard expects. With
+/// An exporter needs the buckets of each histogram. Without them the Prometheus exporter makes
+/// summaries, which cannot be aggregated over replicas. The dashboard expects
+/// [`DECISION_BUCKETS`](Self::DECISION_BUCKETS) and [`HELD_BUCKETS`](Self::HELD_BUCKETS). With
 /// `metrics-exporter-prometheus`:
 ///
 /// ```no_run
@@ -115,9 +118,9 @@ use crate::store::RateStats;
 ///         &MetricsObserver::HELD_BUCKETS,
 ///     )?
 ///     .install_recorder()?;
-/// // For `/metrics`.
+/// // Serve this text as `/metrics`.
 /// let text = metrics.render();
-/// // Each few seconds.
+/// // Call this every few seconds.
 /// metrics.run_upkeep();
 /// # Ok(())
 /// # }
@@ -125,50 +128,51 @@ use crate::store::RateStats;
 ///
 /// # Upkeep
 ///
-/// The recorder for Prometheus keeps each measured duration until `render` or `run_upkeep` is called.
-/// While nothing scrapes, its memory grows by about 50 bytes a request, without a bound. Call
-/// `PrometheusHandle::run_upkeep` every few seconds in a task of your own, as `examples/gateway` does.
-/// `PrometheusBuilder::install` starts such a task, with an HTTP endpoint; `install_recorder` does not.
+/// The Prometheus recorder keeps each measured duration until `render` or `run_upkeep` is called.
+/// If nothing scrapes, its memory grows by about 50 bytes per request, without a bound. Call
+/// `PrometheusHandle::run_upkeep` every few seconds in a task, as `examples/gateway` does.
+/// `PrometheusBuilder::install` starts such a task with an HTTP endpoint; `install_recorder` does
+/// not.
 ///
-/// Costs one look at the clock before and one after each decision, and for each permit; and an entry in the
-/// extensions of each admitted request, by which layers further in know that it is counted.
+/// Cost: the clock is read before and after each decision and each permit. Each admitted request
+/// gets an entry in its extensions, so that inner layers do not count it again.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct MetricsObserver;
 
 impl MetricsObserver {
-    /// Upper bounds for `admission_decision_seconds`: from a decision in memory, below a
-    /// microsecond, over one in a store, which has a deadline, to a wait in line.
+    /// Upper bounds for `admission_decision_seconds`: from a decision in memory (below a
+    /// microsecond) and a round trip to a store to a wait in the queue.
     pub const DECISION_BUCKETS: [f64; 14] = [
         1e-6, 5e-6, 25e-6, 1e-4, 25e-5, 5e-4, 1e-3, 25e-4, 5e-3, 1e-2, 25e-3, 0.1, 0.5, 2.5,
     ];
 
-    /// Upper bounds for `admission_held_seconds`: from a quick request to a connection that is
-    /// kept for an hour.
+    /// Upper bounds for `admission_held_seconds`: from a fast request to a connection that lasts an
+    /// hour.
     pub const HELD_BUCKETS: [f64; 14] = [
         1e-3, 5e-3, 25e-3, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0, 600.0, 3600.0,
     ];
 
-    /// An observer that counts on whichever recorder is installed. It
-    /// [describes](Self::describe) the metrics to that one.
+    /// Makes an observer that counts on the installed recorder, and [describes](Self::describe) the
+    /// metrics to it.
     #[must_use]
     pub fn new() -> Self {
         Self::describe();
         Self
     }
 
-    /// Says what the metrics are, and in which units, to the recorder that is installed now; for
-    /// one that was installed after the observer was made.
+    /// Describes the metrics and their units to the installed recorder. Call it again if the
+    /// recorder was installed after the observer was made.
     pub fn describe() {
         describe_counter!(
             "admission_requests_total",
             Unit::Count,
-            "Requests, each once, by the outermost limiter that decided about it."
+            "Requests, each counted once, by the outermost limiter that decided about it."
         );
         describe_counter!(
             "admission_requests_rejected_total",
             Unit::Count,
-            "Requests that were rejected, by the limiter that did."
+            "Requests that were rejected, by the rejecting limiter."
         );
         describe_counter!(
             "admission_decisions_total",
@@ -178,7 +182,7 @@ impl MetricsObserver {
         describe_counter!(
             "rate_limit_hits_total",
             Unit::Count,
-            "Rejections, by sort of limit."
+            "Rejections, by type of limit."
         );
         describe_counter!(
             "admission_requests_exempt_total",
@@ -188,43 +192,42 @@ impl MetricsObserver {
         describe_histogram!(
             "admission_decision_seconds",
             Unit::Seconds,
-            "How long decisions took, with a store's round trip and a wait in line."
+            "Duration of decisions, with the store's round trip and the wait in the queue."
         );
         describe_gauge!(
             "admission_in_flight",
             Unit::Count,
-            "Permits that are given out and not back yet."
+            "Permits that are currently held."
         );
         describe_gauge!(
             "admission_in_flight_limit",
             Unit::Count,
-            "How many permits there may be."
+            "The maximum number of permits."
         );
         describe_histogram!(
             "admission_held_seconds",
             Unit::Seconds,
-            "How long permits were held."
+            "The time for which permits were held."
         );
         describe_counter!(
             "admission_reclaimed_total",
             Unit::Count,
-            "Permits that were taken from responses which their clients did not read."
+            "Permits reclaimed from responses that their clients did not read."
         );
         describe_gauge!(
             "admission_tracked_keys",
             Unit::Count,
-            "Keys that are held, once for each quota."
+            "Tracked keys, counted once for each quota."
         );
         describe_counter!(
             "admission_evictions_total",
             Unit::Count,
-            "Keys that were given up although they had used something."
+            "Keys with used quota that were evicted."
         );
     }
 
-    /// Sets `admission_tracked_keys` and `admission_evictions_total` of a limiter of this name. These
-    /// are asked for and not told, so call it now and then: before each scrape, or once in some
-    /// seconds.
+    /// Sets `admission_tracked_keys` and `admission_evictions_total` for a limiter with this name.
+    /// Limiters do not report these values, so call it before each scrape, or every few seconds.
     ///
     /// ```
     /// use tower_admission::{Quota, RateLimitByTokenLayer, observe::MetricsObserver};
@@ -235,7 +238,7 @@ impl MetricsObserver {
     ///     .observe(metrics);
     /// let limiter = layer.limiter();
     ///
-    /// // Where metrics are read:
+    /// // Where the metrics are rendered:
     /// if let Some(stats) = limiter.stats() {
     ///     metrics.publish("api", stats);
     /// }
@@ -262,7 +265,7 @@ fn decision(subject: &Subject<'_>, outcome: &'static str) {
     decisions(subject, outcome).increment(1);
 }
 
-/// The outcomes that a limiter of this type usually has; they exist from the start.
+/// The usual outcomes of a limiter of this type, whose counters exist from the start.
 fn usual_outcomes(limit_type: &str) -> &'static [&'static str] {
     match limit_type {
         "access" => &["banned"],
@@ -318,7 +321,7 @@ impl Observer for MetricsObserver {
     fn decided(&self, subject: &Subject<'_>, took: Duration) {
         histogram!("admission_decision_seconds", "limiter" => subject.limiter.to_owned())
             .record(took);
-        // Here, because this is told once for each decision.
+        // In this hook, because it is called once per decision.
         if subject.is_first() {
             counter!("admission_requests_total", "limiter" => subject.limiter.to_owned())
                 .increment(1);

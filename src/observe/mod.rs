@@ -1,4 +1,4 @@
-//! Hooks that see what limiters decide.
+//! Hooks that observe the decisions of limiters.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,108 +14,111 @@ pub(crate) mod observers;
 #[cfg(feature = "tracing")]
 mod tracing;
 #[cfg(feature = "tracing")]
-mod warned;
+mod warn_limiter;
 
 #[cfg(feature = "metrics")]
 pub use self::metrics::MetricsObserver;
 pub(crate) use self::observers::Observers;
 #[cfg(feature = "tracing")]
 pub use self::tracing::TracingObserver;
-/// For [`admission_span!`](crate::admission_span).
+/// Used by [`admission_span!`](crate::admission_span).
 #[cfg(feature = "tracing")]
 #[doc(hidden)]
 pub use ::tracing as __tracing;
 
-/// Sees what limiters decide. Every hook does nothing unless it is written.
+/// Observes the decisions of limiters. The default of each hook does nothing.
 ///
-/// Hooks run on the request's path, so they should be quick and must not block.
+/// Hooks run while the request waits, so they must be fast and must not block.
 ///
 /// ```
 /// use tower_admission::{Quota, RateLimitByTokenLayer, Rejection};
 /// use tower_admission::observe::{Observer, Subject};
 ///
-/// struct Refusals;
+/// struct RejectionLog;
 ///
-/// impl Observer for Refusals {
+/// impl Observer for RejectionLog {
 ///     fn rejected(&self, subject: &Subject<'_>, rejection: &Rejection) {
 ///         println!("{}: {}", subject.limit_type, rejection.reason().as_str());
 ///     }
 /// }
 ///
-/// let layer = RateLimitByTokenLayer::new(Quota::per_second(10)).observe(Refusals);
+/// let layer = RateLimitByTokenLayer::new(Quota::per_second(10)).observe(RejectionLog);
 /// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not an observer",
     note = "implement `Observer` and write the hooks you need"
 )]
 pub trait Observer: Send + Sync + 'static {
-    /// A limiter is ready to decide. Called before its first decision, once for each of its quotas: when a layer is
-    /// first applied, when a configuration applies, and when [`Leases`](crate::Leases) or limits of WebSockets with a
-    /// name are set up. The subject has no key and no request. For metrics that have to exist before the first decision.
+    /// Called once for each quota of a limiter, before its first decision: when a layer is first
+    /// applied, when a configuration is applied, and when [`Leases`](crate::Leases) or WebSocket
+    /// limits with a name are created. The subject has no key and no request. Use it to create
+    /// metrics before the first decision.
     fn attached(&self, subject: &Subject<'_>) {
         let _ = subject;
     }
 
-    /// A layer admitted a request.
+    /// Called when a layer admits a request.
     fn admitted(&self, subject: &Subject<'_>) {
         let _ = subject;
     }
 
-    /// A layer refused a request.
+    /// Called when a layer rejects a request.
     fn rejected(&self, subject: &Subject<'_>, rejection: &Rejection) {
         let _ = (subject, rejection);
     }
 
-    /// An [`AccessLayer`](crate::AccessLayer) exempted a request from rates and from limits per key: once for each
-    /// such request. What is decided about it otherwise, such as capacity, other hooks see.
+    /// Called once for each request that an [`AccessLayer`](crate::AccessLayer) exempts from rates
+    /// and limits per key. Other hooks still report other decisions about the request, such as
+    /// those about capacity.
     fn exempted(&self, subject: &Subject<'_>) {
         let _ = subject;
     }
 
-    /// A layer admitted a request that does not fit, because it is on a dry run or
-    /// [enforces](crate::RateLimitLayer::enforce) only a part of its rejections.
+    /// Called when a layer admits a request that does not fit, because it is on a dry run or
+    /// [enforces](crate::RateLimitLayer::enforce) only some of its rejections.
     fn would_reject(&self, subject: &Subject<'_>, rejection: &Rejection) {
         let _ = (subject, rejection);
     }
 
-    /// A decision, whichever it was, took so long: to find the key and to ask the limiter, with the
-    /// way to its store and back, and with a wait in line. Once for each request that is
-    /// decided, after the hook that says what was decided.
+    /// Called after every decision, with its duration: extracting the key, asking the limiter, the
+    /// round trip to its store, and the wait in the queue. Called after the hook for the decision
+    /// itself.
     fn decided(&self, subject: &Subject<'_>, took: Duration) {
         let _ = (subject, took);
     }
 
-    /// A concurrency limiter gave out a permit; `in_flight` counts it in.
+    /// Called when a concurrency limiter grants a permit. `in_flight` includes it.
     fn acquired(&self, limiter: &str, in_flight: u64) {
         let _ = (limiter, in_flight);
     }
 
-    /// Whether layers mark each request that they decide about, so that
-    /// [`Subject::is_first`] is true at the outermost of these layers only. Default: false, which
-    /// spares each admitted request an entry in its extensions.
+    /// Whether layers mark each request that they decide about, so that [`Subject::is_first`] is
+    /// true only at the outermost of them. Default: false, which saves an entry in the extensions
+    /// of each admitted request.
     fn counts_requests(&self) -> bool {
         false
     }
 
-    /// How many a concurrency limiter lets in flight, `None` for any number: told with each permit
-    /// that is given out, and whenever it is [set](crate::ConcurrencyLimiter::set_limit).
+    /// Called with the capacity of a concurrency limiter, `None` for unlimited: with each permit
+    /// that it grants, and whenever the capacity is [set](crate::ConcurrencyLimiter::set_limit).
     fn limit(&self, limiter: &str, limit: Option<u64>) {
         let _ = (limiter, limit);
     }
 
-    /// A concurrency limiter took the permit of a response that its client had not read for
-    /// `stalled`, because a request needed it. `key` is that of the response, if the limiter counts
-    /// keys: its address, if that is one of several. Called before [`released`](Self::released) for the same permit, or after it.
+    /// Called when a concurrency limiter takes the permit of a response that its client has not
+    /// read for `stalled`, because another request needed it. `key` is the key of the response, if
+    /// the limiter counts keys; if it has several, the address. Called before or after
+    /// [`released`](Self::released) for the same permit.
     fn reclaimed(&self, limiter: &str, key: Option<&Key>, stalled: Duration) {
         let _ = (limiter, key, stalled);
     }
 
-    /// A permit came back.
+    /// Called when a permit is released.
     fn released(&self, limiter: &str) {
         let _ = limiter;
     }
 
-    /// The permit that came back was held for so long.
+    /// Called when a permit is released, with the time that it was held.
     fn held(&self, limiter: &str, held: Duration) {
         let _ = (limiter, held);
     }
@@ -171,37 +174,38 @@ impl<O: Observer + ?Sized> Observer for Arc<O> {
     }
 }
 
-/// What a decision was about.
+/// The subject of a decision.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Subject<'a> {
-    /// What sort of limit decided: `"http"` for the rate of requests, `"concurrency"` for requests
-    /// in flight, `"access"` for allow and deny lists, `"ws_connection"` and `"ws_message"` for WebSockets, `"lease"` for
-    /// [`Leases`](crate::Leases).
+    /// The type of the limit: `"http"` for the rate of requests, `"concurrency"` for requests in
+    /// flight, `"access"` for allow and deny lists, `"ws_connection"` and `"ws_message"` for
+    /// WebSockets, `"lease"` for [`Leases`](crate::Leases).
     pub limit_type: &'static str,
-    /// The name of the limiter, as configured; may be empty.
+    /// The configured name of the limiter. May be empty.
     pub limiter: &'a str,
-    /// The name of the quota that binds: the first that a refused request did not fit, or of those
-    /// that an admitted one fits the one with the least left. Empty where no quota decided. It is
-    /// the program's word, so there are as many as quotas.
+    /// The name of the quota that binds: the first quota that a rejected request does not fit, or
+    /// the quota with the least remaining for an admitted request. Empty if no quota decided. The
+    /// program defines the names, so their number is bounded.
     pub policy: &'a str,
-    /// The key whose quota decides, or whose entry of a list does: of several keys, the one that [`policy`](Self::policy) limits.
-    /// Use it in logs, but not as the label of a metric: the number of keys is unbounded.
+    /// The key whose quota or list entry decides; if there are several keys, the key that
+    /// [`policy`](Self::policy) limits. Use it in logs, but not as the label of a metric: the
+    /// number of keys is unbounded.
     pub key: Option<&'a Key>,
-    /// The head of the request that a layer decides about. `None` for leases, WebSockets and their
-    /// messages, and for what a handler charges itself.
+    /// The head of the request. `None` for leases, WebSockets and their messages, and for charges
+    /// made by a handler.
     ///
-    /// All of it comes from the client: bound its length and check its characters before it goes into
-    /// a log.
+    /// The client controls all of it: bound the length and check the characters of a value before
+    /// you log it.
     pub request: Option<RequestHead<'a>>,
-    /// The HTTP status of the response that rejects the request: 200 for gRPC, whose status is
-    /// elsewhere. `None` where the request is admitted, or [`request`](Self::request) is.
+    /// The HTTP status of the response that rejects the request. 200 for gRPC, which reports its
+    /// own status. `None` if the request is admitted, or if [`request`](Self::request) is `None`.
     pub status: Option<u16>,
     client_ip: Option<&'a ClientIp>,
 }
 
 impl<'a> Subject<'a> {
-    /// A decision that is not about an HTTP request.
+    /// Makes a subject without an HTTP request.
     #[must_use]
     pub const fn new(
         limit_type: &'static str,
@@ -220,7 +224,7 @@ impl<'a> Subject<'a> {
         }
     }
 
-    /// The same about this request, of a layer with these observers.
+    /// Adds the request, and how these observers find the client address.
     pub(crate) fn of(self, request: RequestHead<'a>, observers: &'a Observers) -> Self {
         Self {
             request: Some(request),
@@ -229,9 +233,9 @@ impl<'a> Subject<'a> {
         }
     }
 
-    /// The address of the client, found as the layer's
-    /// [`client_ip`](crate::RateLimitLayer::client_ip) says. `None` without a
-    /// [`request`](Self::request), or when the server does not pass the peer's address on.
+    /// The address of the client, as found by the layer's
+    /// [`client_ip`](crate::RateLimitLayer::client_ip). `None` without a
+    /// [`request`](Self::request), or if the server does not pass on the peer's address.
     #[must_use]
     pub fn client_address(&self) -> Option<IpAddr> {
         let head = self.request?;
@@ -241,16 +245,16 @@ impl<'a> Subject<'a> {
         }
     }
 
-    /// Whether the request has not been decided about further out, by a layer with an observer that
-    /// [counts requests](Observer::counts_requests). Of several layers around one another, it is true
-    /// at the outermost. False without a [`request`](Self::request).
+    /// Whether no outer layer has decided about the request. Of nested layers with an observer that
+    /// [counts requests](Observer::counts_requests), it is true only at the outermost. False
+    /// without a [`request`](Self::request).
     #[must_use]
     pub fn is_first(&self) -> bool {
         self.request
-            .is_some_and(|head| head.extensions.get::<Decided>().is_none())
+            .is_some_and(|head| head.extensions.get::<DecidedMark>().is_none())
     }
 }
 
-/// Marks a request that a layer has decided about. It has no size, so it takes no allocation of its own.
+/// Marks a request that a layer has decided about. It has no size, so boxing it does not allocate.
 #[derive(Clone, Copy)]
-pub(crate) struct Decided;
+pub(crate) struct DecidedMark;

@@ -36,12 +36,12 @@ impl Observers {
         self.all.is_empty()
     }
 
-    /// Whether an admitted request is to be marked with [`Decided`].
+    /// Whether to mark a request with [`DecidedMark`](super::DecidedMark).
     pub(crate) fn mark_requests(&self) -> bool {
         self.counts_requests
     }
 
-    /// Tells observers that a limiter with these quotas is ready to decide.
+    /// Reports that a limiter with these quotas is ready to decide.
     pub fn attached<'a>(
         &self,
         limit_type: &'static str,
@@ -57,15 +57,15 @@ impl Observers {
         }
     }
 
-    /// When a decision begins that [`decided`](Self::decided) is to be told of; no clock is read
-    /// where nobody is there to be told.
+    /// The time at which a decision begins, for [`decided`](Self::decided). Without observers the
+    /// clock is not read.
     #[inline]
     #[must_use]
     pub fn begin(&self) -> Option<Instant> {
         (!self.is_empty()).then(Instant::now)
     }
 
-    /// Tells what was decided with `tell`, and how long that took.
+    /// Reports a decision with `report`, and then its duration.
     #[inline]
     pub fn decided(
         &self,
@@ -79,7 +79,7 @@ impl Observers {
         self.decided_in(begun.elapsed(), subject, tell);
     }
 
-    /// As [`decided`](Self::decided), with a duration that was measured before.
+    /// As [`decided`](Self::decided), with a duration that was measured earlier.
     #[inline]
     pub(crate) fn decided_in(
         &self,
@@ -101,7 +101,7 @@ impl Observers {
     }
 }
 
-/// All of them as one, for a limiter.
+/// Forwards the hooks of a limiter to each observer.
 impl Observer for Observers {
     fn acquired(&self, limiter: &str, in_flight: u64) {
         self.tell(|observer| observer.acquired(limiter, in_flight));

@@ -8,39 +8,39 @@ use tokio::time::Instant;
 use tracing::field::display;
 use tracing::{Span, debug, warn};
 
-use super::warned::{LONGEST, Warned};
+use super::warn_limiter::{MAX_SUPPRESSION, WarnLimiter};
 use super::{Observer, Subject};
 use crate::extract::logged::{Path, method, request_id, trace_id};
 use crate::key::{Key, KeyName};
 use crate::rejection::{Reason, Rejection};
 
-/// Logs a warning for the first rejection of a key, and debug events for the next ones, for
-/// those of a dry run, and for what is admitted.
+/// Logs a warning for the first rejection of a key. Logs later rejections of the key, rejections on
+/// a dry run and admitted requests as debug events.
 ///
-/// A key that was warned of is not warned of again until it may come back: until its wait has
-/// passed, else until its quota is unused, but for at least one second and at most sixty. Each
-/// sort of limit and each limiter warns by itself; rejections without a key, as those for capacity,
-/// count as of one.
+/// A key causes no further warning until it may retry: until its wait has passed, or else until its
+/// quota has recovered, but for at least one second and at most sixty. Each type of limit and each
+/// limiter warns separately. Rejections without a key, such as those for capacity, count as one
+/// key.
 ///
-/// All clones together log at most ten warnings a second, however many keys there are, and remember
-/// those warned of in 17 KiB. `suppressed` in a warning says how many rejections had none since the
-/// one before: repeats, and what was above the ten.
+/// All clones together log at most ten warnings per second, however many keys there are.
+/// Suppressing warnings takes 17 KiB. The field `suppressed` of a warning is the number of
+/// rejections without a warning since the previous one.
 ///
-/// It also logs a warning when a permit is reclaimed from a response that its client does not read, at
-/// most once a minute for each key.
+/// It also logs a warning when a permit is reclaimed from a response that its client does not read,
+/// at most once per minute and key.
 ///
 /// # Fields
 ///
-/// The target of all events is `tower_admission::decision`. Where OpenTelemetry has a name for a
-/// field, it is that one.
+/// The target of all events is `tower_admission::decision`. Fields use the names of OpenTelemetry
+/// where it defines one.
 ///
-/// | field | |
+/// | field | value |
 /// |---|---|
-/// | `admission.limit_type` | the [sort of limit](Subject::limit_type) |
+/// | `admission.limit_type` | the [type of limit](Subject::limit_type) |
 /// | `admission.limiter` | the name of the limiter |
 /// | `admission.policy` | the quota that [binds](Subject::policy), if a quota decided |
-/// | `admission.key` | the [`KeyName`] of the key: an address, or the fingerprint of a credential or a name, by which [`Limits`](crate::Limits) can be set; never the credential |
-/// | `error.type` | why: the [`Reason`](crate::Reason) in words |
+/// | `admission.key` | the [`KeyName`] of the key: an address, or the fingerprint of a credential or an identifier, which [`Limits`](crate::Limits) accept; never the credential |
+/// | `error.type` | the [`Reason`](crate::Reason) as a word |
 /// | `admission.limit`, `admission.remaining` | the numbers of the quota |
 /// | `admission.retry_after` | the wait, in seconds |
 /// | `http.response.status_code` | the status of the rejection's response |
@@ -50,31 +50,32 @@ use crate::rejection::{Reason, Rejection};
 /// | `trace_id` | the trace id of a valid `traceparent` header |
 /// | `http.request.header.x-request-id` | the header, if it is there once, with at most 64 letters, digits and `-_.:=+/`. Else it is left out |
 ///
-/// The last six are those of a request that a layer rejects, or would reject. An event about an admitted
-/// request has the first four.
+/// The last six are present if a layer rejects, or would reject, a request. An event about an
+/// admitted request has the first four.
 ///
 /// # Spans
 ///
-/// With `tracing-opentelemetry` each event becomes an event of the current span, with these attributes.
-/// Admitted requests are debug events, so let that layer have `tower_admission::decision` at debug.
+/// With `tracing-opentelemetry` each event becomes an event of the current span, with these
+/// attributes. Admitted requests are debug events, so enable `tower_admission::decision` at debug
+/// for that layer.
 ///
 /// A rejection of a request is also recorded on the span itself, in the fields `error.type`,
 /// `admission.limit_type`, `admission.limiter`, `admission.policy` and `admission.key`. tracing
-/// records only fields that the span declared when it was made, and ignores all others without a
-/// word: make the span with [`admission_span!`](crate::admission_span), which declares them. An admitted
-/// request leaves them empty, because it may meet another limit further in, and an attribute is to be
-/// there once.
+/// records only fields that the span declared when it was made, and silently ignores all others.
+/// Make the span with [`admission_span!`](crate::admission_span), which declares them. An admitted
+/// request leaves the fields empty, because an inner limit may still reject it, and a span must not
+/// have an attribute twice.
 ///
-/// `examples/otlp.rs` exports both by OTLP.
+/// `examples/otlp.rs` exports both over OTLP.
 #[derive(Clone)]
 pub struct TracingObserver {
-    warned: Arc<Warned>,
+    warned: Arc<WarnLimiter>,
     started: Instant,
 }
 
-/// Makes a span that [`TracingObserver`](crate::observe::TracingObserver) records rejections on: a
-/// `tracing::span!` of this level and name, with your fields, that declares `error.type` and the fields
-/// `admission.*`.
+/// Makes a span on which [`TracingObserver`](crate::observe::TracingObserver) records rejections: a
+/// `tracing::span!` with this level, name and fields, that also declares `error.type` and the
+/// fields `admission.*`.
 ///
 /// ```
 /// use tower_http::trace::TraceLayer;
@@ -107,11 +108,11 @@ macro_rules! admission_span {
 }
 
 impl TracingObserver {
-    /// An observer that logs to whichever subscriber is there.
+    /// Makes an observer that logs to the current subscriber.
     #[must_use]
     pub fn new() -> Self {
         Self {
-            warned: Arc::new(Warned::new()),
+            warned: Arc::new(WarnLimiter::new()),
             started: Instant::now(),
         }
     }
@@ -162,9 +163,9 @@ impl Observer for TracingObserver {
         if subject.request.is_some() {
             record(&Span::current(), subject, rejection);
         }
-        let who = (subject.limit_type, subject.limiter, subject.key);
+        let source = (subject.limit_type, subject.limiter, subject.key);
         let now = self.started.elapsed();
-        match self.warned.warns(who, now, window(rejection)) {
+        match self.warned.warns(source, now, window(rejection)) {
             Some(suppressed) => {
                 rejection_event!(
                     warn,
@@ -179,9 +180,9 @@ impl Observer for TracingObserver {
     }
 
     fn reclaimed(&self, limiter: &str, key: Option<&Key>, stalled: Duration) {
-        let who = ("reclaimed", limiter, key);
+        let source = ("reclaimed", limiter, key);
         let now = self.started.elapsed();
-        if let Some(suppressed) = self.warned.warns(who, now, Duration::from_secs(60)) {
+        if let Some(suppressed) = self.warned.warns(source, now, Duration::from_secs(60)) {
             warn!(
                 target: "tower_admission::decision",
                 {
@@ -204,7 +205,7 @@ fn policy<'a>(subject: &Subject<'a>) -> Option<&'a str> {
     Some(subject.policy).filter(|policy| !policy.is_empty())
 }
 
-/// Records a rejection on a span, in the fields that [`admission_span!`](crate::admission_span) declares.
+/// Records a rejection in the span fields that [`admission_span!`](crate::admission_span) declares.
 fn record(span: &Span, subject: &Subject<'_>, rejection: &Rejection) {
     if span.is_disabled() {
         return;
@@ -220,10 +221,10 @@ fn record(span: &Span, subject: &Subject<'_>, rejection: &Rejection) {
     }
 }
 
-/// How long a key needs no second warning.
+/// How long to suppress further warnings for the key.
 fn window(rejection: &Rejection) -> Duration {
     if matches!(rejection.reason(), Reason::Denied | Reason::Banned) {
-        return LONGEST;
+        return MAX_SUPPRESSION;
     }
     let reset = || rejection.decision().and_then(|decision| decision.reset());
     rejection.retry_after().or_else(reset).unwrap_or_default()

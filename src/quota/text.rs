@@ -49,8 +49,8 @@ impl FromStr for Quota {
     /// number above 0 and a unit.
     ///
     /// A count may have underscores between its digits, and a final `k` (thousand) or `M`
-    /// (million): `1_000/h`, `1k/min`. Notations of other systems are accepted too: `10r/s`, `10
-    /// req/s`, `10rps`, `600 rpm`, `600rph`, `600rpd`.
+    /// (million): `1_000/h`, `1k/min`. Notations of other systems are accepted too: `10r/s`,
+    /// `10 req/s`, `10rps`, `600 rpm`, `600rph`, `600rpd`.
     fn from_str(text: &str) -> Result<Self, QuotaError> {
         let text = text.trim();
         match text {

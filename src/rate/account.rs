@@ -1,4 +1,4 @@
-//! What one request is charged, shared by its handler and its response.
+//! The charge of one request, which its handler and its response share.
 
 use std::ops::{Deref, DerefMut};
 use std::pin::Pin;
@@ -9,8 +9,8 @@ use http::{HeaderMap, Request, Response};
 use smallvec::SmallVec;
 
 use super::guard::rejects_credentials;
-use super::joint::Joint;
-use super::shared::{Asked, Shared};
+use super::joint::JointRejection;
+use super::state::{DecisionContext, LayerState};
 use crate::decision::Decision;
 use crate::extract::ResponseHead;
 use crate::key::Key;
@@ -21,34 +21,36 @@ use crate::sync::{Mutex, lock};
 
 /// The keys of a request, one for each policy of its layer.
 pub(super) enum Keys {
-    /// The usual case, which is cheap to copy.
+    /// The common case, which is cheap to copy.
     One(Key),
     Several(SmallVec<[Key; 2]>),
 }
 
-/// A refund that the store has not answered yet.
+/// A refund that the store has not confirmed yet.
 pub(super) type Refund = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// What one request is charged, and the numbers that its response reports.
+/// The charge of one request, and the numbers that its response reports.
 pub(super) struct Account {
-    shared: Arc<Shared>,
+    shared: Arc<LayerState>,
     keys: Keys,
     charged: ChargedBuckets,
     cost: u32,
-    /// The decision that the request was passed on after.
+    /// The decision that admitted the request.
     decision: Decision,
-    /// What its handler or its response changed. Empty for most requests, which need no lock.
+    /// The changes by the handler or the response. Empty for most requests, which then need no
+    /// lock.
     changed: OnceLock<Box<Mutex<Balance>>>,
-    /// The address to charge if the answer rejects the request's credentials.
+    /// The address to charge if the response rejects the request's credentials.
     suspect: Option<Box<Key>>,
 }
 
 struct Balance {
-    /// The cost that was taken and not given back.
+    /// The part of the cost that was charged and not refunded.
     charged: u32,
-    /// The limits that have got all of it back, as they do not count the response.
-    given_back: LimiterSet,
-    /// With the numbers after the last change by this request.
+    /// The jointly decided limits that were refunded in full, because they do not count the
+    /// response.
+    refunded: LimiterSet,
+    /// The decision, with the numbers after the last change by this request.
     decision: Decision,
 }
 
@@ -77,9 +79,9 @@ impl Deref for Keys {
 impl Account {
     #[inline]
     pub(super) fn new(
-        shared: &Arc<Shared>,
+        shared: &Arc<LayerState>,
         keys: &[Key],
-        asked: Asked,
+        context: DecisionContext,
         decision: Decision,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -87,11 +89,11 @@ impl Account {
             keys: Keys::copy(keys),
             charged: shared
                 .limiter
-                .charged_buckets(asked.tier, keys, asked.excluded),
-            cost: asked.cost,
+                .charged_buckets(context.tier, keys, context.excluded),
+            cost: context.cost,
             decision,
             changed: OnceLock::new(),
-            suspect: asked.guarded.map(Box::new),
+            suspect: context.suspect.map(Box::new),
         })
     }
 
@@ -99,7 +101,7 @@ impl Account {
         &self.shared.limiter
     }
 
-    /// Reads the decision with the numbers of now.
+    /// Reads the decision with its current numbers.
     #[inline]
     pub(super) fn read<T>(&self, read: impl FnOnce(&Decision) -> T) -> T {
         match self.changed.get() {
@@ -112,23 +114,23 @@ impl Account {
         let balance = || {
             Box::new(Mutex::new(Balance {
                 charged: taken(&self.decision, self.cost),
-                given_back: LimiterSet::NONE,
+                refunded: LimiterSet::NONE,
                 decision: self.decision.clone(),
             }))
         };
         lock(self.changed.get_or_init(balance))
     }
 
-    /// Adds the rate-limit fields of the response.
+    /// Adds the rate-limit fields to the response.
     #[inline]
-    pub(super) fn tell(&self, headers: &mut HeaderMap) {
-        if self.shared.tells_clients {
-            self.read(|decision| self.shared.tell(decision, headers));
+    pub(super) fn report(&self, headers: &mut HeaderMap) {
+        if self.shared.reports_to_clients {
+            self.read(|decision| self.shared.report(decision, headers));
         }
     }
 
-    /// Judges the credentials by the answer, and gives everything back if it does not count: then
-    /// the response may have to wait for what is returned.
+    /// Charges the suspect if the response rejects its credentials, and refunds the request if the
+    /// response does not count. The response must wait for the returned refund.
     #[inline]
     pub(super) fn answered<RB>(self: &Arc<Self>, response: &Response<RB>) -> Option<Refund> {
         if self.suspect.is_some() && rejects_credentials(response) {
@@ -143,7 +145,7 @@ impl Account {
                     false => self.refund(u32::MAX),
                 }
             }
-            _ => self.refund_to(self.shared.not_counting(head)),
+            _ => self.refund_limits(self.shared.not_counting(head)),
         };
         match refund {
             Reply::Ready(()) => None,
@@ -151,7 +153,7 @@ impl Account {
         }
     }
 
-    /// Charges the address for credentials that were not accepted, or whose answer is unknown.
+    /// Charges the address for rejected credentials, or for credentials without an answer.
     #[cold]
     pub(super) fn charge_suspect(&self) {
         if let Some(address) = &self.suspect {
@@ -159,21 +161,21 @@ impl Account {
         }
     }
 
-    /// Gives back a part of what was taken, at most all of it.
+    /// Refunds a part of the charge, at most all of it.
     pub(super) fn refund(self: &Arc<Self>, cost: u32) -> Reply<()> {
         let mut balance = self.balance();
         let cost = cost.min(balance.charged);
         if cost == 0 {
             return Reply::Ready(());
         }
-        // At once, so that two refunds at the same time do not give back the same.
+        // Subtract before the refund, so that two concurrent refunds do not refund the same charge.
         balance.charged -= cost;
-        let given_back = balance.given_back;
-        self.give_back(balance, given_back, cost)
+        let refunded = balance.refunded;
+        self.refund_except(balance, refunded, cost)
     }
 
-    /// Gives everything back to some of the limits that are decided as one.
-    fn refund_to(self: &Arc<Self>, parts: LimiterSet) -> Reply<()> {
+    /// Refunds some of the jointly decided limits in full.
+    fn refund_limits(self: &Arc<Self>, parts: LimiterSet) -> Reply<()> {
         let counting = parts.complement(self.shared.parts.len());
         if counting.with(self.charged.excluded()) == self.charged.excluded() {
             return self.refund(u32::MAX);
@@ -183,12 +185,12 @@ impl Account {
         if parts.is_empty() || cost == 0 {
             return Reply::Ready(());
         }
-        balance.given_back = balance.given_back.with(parts);
-        self.give_back(balance, counting, cost)
+        balance.refunded = balance.refunded.with(parts);
+        self.refund_except(balance, counting, cost)
     }
 
-    /// Gives back to all limits but those that are left out, and takes over the numbers.
-    fn give_back(
+    /// Refunds all limits except `left_out`, and updates the numbers.
+    fn refund_except(
         self: &Arc<Self>,
         mut balance: impl DerefMut<Target = Balance>,
         excluded: LimiterSet,
@@ -216,12 +218,12 @@ impl Account {
         }))
     }
 
-    /// Takes more, if it fits.
+    /// Charges more, if it fits.
     pub(super) fn charge(self: &Arc<Self>, cost: u32) -> Reply<Result<(), Rejection>> {
         self.charge_without(LimiterSet::NONE, cost)
     }
 
-    /// The same without some of the limits that are decided as one.
+    /// Charges more, except to some of the jointly decided limits.
     fn charge_without(
         self: &Arc<Self>,
         excluded: LimiterSet,
@@ -231,7 +233,8 @@ impl Account {
             true => None,
             false => Some(self.charged.without(excluded)),
         };
-        // Locked before the store decides, so that the numbers of a later decision stay.
+        // Lock before the store decides, so that an earlier decision cannot overwrite the numbers
+        // of a later one.
         let mut balance = self.balance();
         let limiter = self.limiter();
         match limiter.charge_more(charged.as_ref().unwrap_or(&self.charged), &self.keys, cost) {
@@ -266,14 +269,21 @@ impl Account {
     ) -> Reply<Result<(), Rejection>> {
         let shared = &self.shared;
         if !shared.parts.is_empty() {
-            return match shared.joint(None::<&mut Request<()>>, &self.keys, &decision, excluded) {
-                Joint::Enforced(rejected) => Reply::Ready(Err(shared.report(rejected))),
-                Joint::Without(parts) => self.charge_without(excluded.with(parts), cost),
+            return match shared.resolve_joint_rejection(
+                None::<&mut Request<()>>,
+                &self.keys,
+                &decision,
+                excluded,
+            ) {
+                JointRejection::Enforced(rejected) => {
+                    Reply::Ready(Err(shared.report_rejected(rejected)))
+                }
+                JointRejection::Without(parts) => self.charge_without(excluded.with(parts), cost),
             };
         }
         let rejected = shared.rejected(&self.keys, decision);
         if shared.enforces(&self.keys, &rejected) {
-            Reply::Ready(Err(shared.report(rejected)))
+            Reply::Ready(Err(shared.report_rejected(rejected)))
         } else {
             shared.would_reject(&rejected, None, None);
             Reply::Ready(Ok(()))
@@ -282,7 +292,7 @@ impl Account {
 }
 
 impl Balance {
-    /// Adds what was taken in addition.
+    /// Adds an additional charge.
     fn charge(&mut self, decision: Decision, cost: u32) -> Result<(), Decision> {
         if !decision.is_admitted() {
             return Err(decision);
@@ -293,7 +303,7 @@ impl Balance {
         Ok(())
     }
 
-    /// Keeps the numbers as they are if the store did not count.
+    /// Keeps the old numbers if the store did not count.
     fn update(&mut self, decision: Decision) {
         if !decision.usages().is_empty() {
             self.decision = decision;
@@ -301,7 +311,7 @@ impl Balance {
     }
 }
 
-/// What a decision took of a cost: nothing when it rejects, or when the store did not count.
+/// The cost that a decision charged: 0 if it rejects, or if the store did not count.
 fn taken(decision: &Decision, cost: u32) -> u32 {
     if decision.is_admitted() && !decision.usages().is_empty() {
         cost

@@ -1,4 +1,4 @@
-//! The response future: awaits a slow store's answers, and adds the rate-limit fields.
+//! The response future: waits for a slow store, and adds the rate-limit fields.
 
 use std::fmt;
 use std::future::Future;
@@ -12,7 +12,7 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use super::account::{Account, Keys, Refund};
-use super::shared::{Asked, Shared, Verdict};
+use super::state::{DecisionContext, LayerState, Verdict};
 use crate::body::ResponseBody;
 use crate::decision::Decision;
 use crate::drain::KeepsRejectedBody;
@@ -30,37 +30,37 @@ pin_project! {
 }
 
 pin_project! {
-    // What is not in the way of an admitted request is boxed, to keep the future small.
+    // Boxed to keep the future small for admitted requests.
     #[project = StateProj]
     enum State<S, B, RB, F> {
-        Calling { #[pin] future: F, told: Told },
-        // A request that may meet the same limit again on its way.
-        Nested { #[pin] future: F, told: Told, counted_request: CountedRequest },
+        Calling { #[pin] future: F, report: ResponseReport },
+        // A request that may meet the same limit again in a nested service.
+        Nested { #[pin] future: F, report: ResponseReport, counted_request: CountedRequest },
         Rejected { response: Option<Box<Response<ResponseBody<RB>>>>, body: Option<Box<B>> },
-        Deciding { request: Option<Box<Deciding<S, B>>> },
-        Refunding { response: Option<Box<Refunding<RB>>> },
+        Deciding { request: Option<Box<PendingDecision<S, B>>> },
+        Refunding { response: Option<Box<PendingRefund<RB>>> },
     }
 }
 
-/// What is done when the response is there: nothing, or what the account of the request says.
+/// What to do with the response: nothing, or the changes of the request's account.
 #[derive(Default)]
-pub(super) struct Told(Option<Arc<Account>>);
+pub(super) struct ResponseReport(Option<Arc<Account>>);
 
-/// A response that does not count, and whose refund is on its way.
-struct Refunding<RB> {
+/// A response that does not count, and its pending refund.
+struct PendingRefund<RB> {
     refund: Refund,
     response: Response<RB>,
     account: Arc<Account>,
 }
 
-/// A request whose decision is on its way, with the service that was made ready for it.
-pub(super) struct Deciding<S, B> {
+/// A request with a pending decision, and the service that was made ready for it.
+pub(super) struct PendingDecision<S, B> {
     pub(super) decision: Pin<Box<dyn Future<Output = Decision> + Send>>,
     pub(super) service: S,
     pub(super) request: Request<B>,
     pub(super) keys: Keys,
-    pub(super) asked: Asked,
-    pub(super) shared: Arc<Shared>,
+    pub(super) context: DecisionContext,
+    pub(super) shared: Arc<LayerState>,
 }
 
 impl<S, B, RB> ResponseFuture<S, B, RB>
@@ -68,20 +68,24 @@ where
     S: Service<Request<B>>,
 {
     #[inline]
-    pub(super) fn calling(future: S::Future, told: Told, counted_request: CountedRequest) -> Self {
+    pub(super) fn calling(
+        future: S::Future,
+        report: ResponseReport,
+        counted_request: CountedRequest,
+    ) -> Self {
         Self {
             state: match counted_request {
-                CountedRequest::NOT_LISTED => State::Calling { future, told },
+                CountedRequest::NOT_LISTED => State::Calling { future, report },
                 counted_request => State::Nested {
                     future,
-                    told,
+                    report,
                     counted_request,
                 },
             },
         }
     }
 
-    /// Keeps the body of the rejected request, for [`DrainRejected`](crate::drain::DrainRejected).
+    /// Keeps the body of the rejected request for [`DrainRejected`](crate::drain::DrainRejected).
     pub(super) fn rejected(response: Response<ResponseBody<RB>>, body: B) -> Self {
         Self {
             state: State::Rejected {
@@ -91,7 +95,7 @@ where
         }
     }
 
-    pub(super) fn deciding(request: Deciding<S, B>) -> Self {
+    pub(super) fn deciding(request: PendingDecision<S, B>) -> Self {
         Self {
             state: State::Deciding {
                 request: Some(Box::new(request)),
@@ -109,17 +113,17 @@ where
 
     /// # Panics
     ///
-    /// When polled again after it was ready.
+    /// Panics when polled again after completion.
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let StateProj::Calling { future, told } = self.as_mut().project().state.project() else {
-            // Apart, so that a response which was there at once is written to its place.
+        let StateProj::Calling { future, report } = self.as_mut().project().state.project() else {
+            // A separate function, so that an immediate response is constructed in place.
             return self.poll_slowly(cx);
         };
-        let polled = told.unless_it_panics(|| future.poll(cx));
+        let polled = report.without_charge_on_panic(|| future.poll(cx));
         let result = ready!(polled);
-        let told = std::mem::take(told);
-        self.answered(told, result, cx)
+        let report = std::mem::take(report);
+        self.answered(report, result, cx)
     }
 }
 
@@ -131,25 +135,25 @@ where
     #[inline]
     fn answered(
         self: Pin<&mut Self>,
-        mut told: Told,
+        mut report: ResponseReport,
         result: Result<Response<RB>, S::Error>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Response<ResponseBody<RB>>, S::Error>> {
         match result {
             Ok(mut response) => {
-                if let Some(refund) = told.answered(&mut response) {
+                if let Some(refund) = report.answered(&mut response) {
                     return self.refund(refund, response, cx);
                 }
                 Poll::Ready(Ok(response.map(ResponseBody::inner)))
             }
             Err(error) => {
-                told.failed();
+                report.failed();
                 Poll::Ready(Err(error))
             }
         }
     }
 
-    /// Waits for a refund before it gives the response, which reports the numbers after it.
+    /// Waits for the refund before returning the response, which reports the numbers after it.
     #[cold]
     #[inline(never)]
     fn refund(
@@ -159,7 +163,7 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Result<Response<ResponseBody<RB>>, S::Error>> {
         self.as_mut().project().state.set(State::Refunding {
-            response: Some(Box::new(Refunding {
+            response: Some(Box::new(PendingRefund {
                 refund,
                 response,
                 account,
@@ -168,7 +172,7 @@ where
         self.poll_slowly(cx)
     }
 
-    /// Gives a rejection, waits for the store, or calls with more than an account.
+    /// Returns a rejection, waits for the store, or polls a nested call.
     #[inline(never)]
     fn poll_slowly(
         mut self: Pin<&mut Self>,
@@ -183,32 +187,32 @@ where
                 let deciding = request.as_mut().expect("polled again after it was ready");
                 let decision = ready!(deciding.decision.as_mut().poll(cx));
                 let request = request.take().expect("it is there two lines up");
-                self.set(request.decided(decision));
+                self.set(request.apply(decision));
                 self.poll(cx)
             }
             StateProj::Refunding { response } => {
                 let refunding = response.as_mut().expect("polled again after it was ready");
                 ready!(refunding.refund.as_mut().poll(cx));
                 let refunding = response.take().expect("it is there two lines up");
-                let Refunding {
+                let PendingRefund {
                     mut response,
                     account,
                     ..
                 } = *refunding;
-                account.tell(response.headers_mut());
+                account.report(response.headers_mut());
                 Poll::Ready(Ok(response.map(ResponseBody::inner)))
             }
             StateProj::Nested {
                 future,
-                told,
+                report,
                 counted_request,
             } => {
                 let listed = counted_request.list();
-                let polled = told.unless_it_panics(|| future.poll(cx));
+                let polled = report.without_charge_on_panic(|| future.poll(cx));
                 drop(listed);
                 let result = ready!(polled);
-                let told = std::mem::take(told);
-                self.answered(told, result, cx)
+                let report = std::mem::take(report);
+                self.answered(report, result, cx)
             }
             StateProj::Calling { .. } => self.poll(cx),
         }
@@ -227,77 +231,78 @@ where
     }
 }
 
-impl<S, B> Deciding<S, B>
+impl<S, B> PendingDecision<S, B>
 where
     S: Service<Request<B>>,
 {
-    fn decided<RB: Body>(self, decision: Decision) -> ResponseFuture<S, B, RB> {
+    fn apply<RB: Body>(self, decision: Decision) -> ResponseFuture<S, B, RB> {
         let Self {
             mut service,
             mut request,
             keys,
-            asked,
+            context,
             shared,
             ..
         } = self;
-        match Shared::verdict(&shared, &mut request, &keys, asked, decision) {
-            Verdict::Admitted(mut told) => {
+        match LayerState::verdict(&shared, &mut request, &keys, context, decision) {
+            Verdict::Admitted(mut report) => {
                 let mut counted_request = shared.nesting.counted_request();
                 let listed = counted_request.list();
-                let future = told.unless_it_panics(|| service.call(request));
+                let future = report.without_charge_on_panic(|| service.call(request));
                 drop(listed);
-                ResponseFuture::calling(future, told, counted_request)
+                ResponseFuture::calling(future, report, counted_request)
             }
             Verdict::Rejected(response) => ResponseFuture::rejected(response, request.into_body()),
-            Verdict::Later(asked, decision) => ResponseFuture::deciding(Self {
+            Verdict::Later(context, decision) => ResponseFuture::deciding(Self {
                 decision,
                 service,
                 request,
                 keys,
-                asked,
+                context,
                 shared,
             }),
         }
     }
 }
 
-impl Told {
+impl ResponseReport {
     #[inline]
-    pub(super) fn of(account: Arc<Account>) -> Self {
+    pub(super) fn new(account: Arc<Account>) -> Self {
         Self(Some(account))
     }
 
-    /// Adds the rate-limit fields; unless the response does not count and its refund is to be
-    /// awaited first.
+    /// Adds the rate-limit fields. Returns the refund if the response does not count and must wait
+    /// for it.
     #[inline]
     fn answered<RB>(&mut self, response: &mut Response<RB>) -> Option<(Refund, Arc<Account>)> {
         let account = self.0.take()?;
         if let Some(refund) = account.answered(response) {
             return Some((refund, account));
         }
-        account.tell(response.headers_mut());
+        account.report(response.headers_mut());
         None
     }
 
-    /// Calls or polls the inner service. Its panic is no hang-up of the client, so `self` holds nothing
-    /// then that would be charged when it is dropped.
+    /// Calls or polls the inner service. A panic in it is not a disconnect of the client, so `self`
+    /// is empty meanwhile and charges nothing when it is dropped.
     #[inline]
-    pub(super) fn unless_it_panics<T>(&mut self, inner: impl FnOnce() -> T) -> T {
+    pub(super) fn without_charge_on_panic<T>(&mut self, inner: impl FnOnce() -> T) -> T {
         let account = self.0.take();
         let result = inner();
         self.0 = account;
         result
     }
 
-    /// The inner service failed, which says nothing about credentials. The request counts.
+    /// The inner service failed, which does not show that the credentials are wrong. The request
+    /// counts.
     fn failed(&mut self) {
         self.0 = None;
     }
 }
 
-impl Drop for Told {
-    /// A client that hangs up before the answer would otherwise guess credentials without being
-    /// counted.
+impl Drop for ResponseReport {
+    /// Charges the suspect of a client that disconnects before the answer; otherwise it could guess
+    /// credentials without being counted.
     #[inline]
     fn drop(&mut self) {
         if let Some(account) = &self.0 {

@@ -1,4 +1,4 @@
-//! The guard against made-up credentials.
+//! The guard against guessed credentials.
 
 use std::sync::Arc;
 
@@ -6,8 +6,8 @@ use http::header::AUTHORIZATION;
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 
 use super::layer::RateLimitLayer;
-use super::shared::Settings;
-use super::shared::{Rejected, Shared};
+use super::state::Settings;
+use super::state::{LayerState, Rejected};
 use crate::enforce::Enforcement;
 use crate::extract::{ClientIp, Extractor, KeyExtractor, RequestHead};
 use crate::key::Key;
@@ -17,42 +17,41 @@ use crate::rejection::Reason;
 use crate::respond::is_denied;
 use crate::store::MemoryStore;
 
-/// Charges addresses for credentials that are not accepted.
+/// Charges addresses for rejected credentials.
 #[derive(Clone)]
 pub(super) struct Guard {
     client_ip: Extractor,
     limiter: RateLimiter,
-    /// Which headers hold a credential, besides `Authorization`.
-    credentials: Vec<HeaderName>,
-    /// The layer that it is of, where several are decided as one.
+    /// The headers, besides `Authorization`, that hold a credential.
+    credential_headers: Vec<HeaderName>,
+    /// The layer to which the guard belongs, if several layers are joined.
     owner: Option<(Arc<str>, Enforcement)>,
 }
 
 impl<K: KeyExtractor> RateLimitLayer<K> {
-    /// Rejects addresses that keep sending credentials that the application does not accept.
+    /// Rejects addresses that keep sending invalid credentials.
     ///
-    /// The rate limit charges a token without checking it, and a made-up token has a full bucket.
-    /// So each answer of 401 or 403 is charged to the client's address if the request *carried a
-    /// credential*. An address that has used up `quota` gets 429 for such requests, before its
-    /// token is looked at.
+    /// The rate limit charges a token without verifying it, and each made-up token has a full
+    /// bucket. The guard therefore charges the client's address for each 401 or 403 response, if
+    /// the request *carried a credential*. An address that has used up `quota` gets 429 for further
+    /// such requests, before its token is looked at.
     ///
     /// A request carries a credential if it has an `Authorization` header, or a
     /// [header](KeyExtractor::credential_headers) that one of the layer's keys reads, such as
-    /// `X-Api-Key`; whether it is well-formed does not matter. Other requests are neither charged
-    /// nor rejected by the guard: limit them by address, see [`and_by`](Self::and_by). For a login
-    /// form, whose credentials are in the body, use [`count_if`](Self::count_if).
+    /// `X-Api-Key`, even if it is malformed. The guard neither charges nor rejects other requests:
+    /// limit them by address, see [`and_by`](Self::and_by). For a login form, whose credentials are
+    /// in the body, use [`count_if`](Self::count_if).
     ///
-    /// In gRPC the answers are UNAUTHENTICATED and PERMISSION_DENIED, where the service answers
-    /// with nothing else (trailers-only).
+    /// In gRPC the guard counts UNAUTHENTICATED and PERMISSION_DENIED, if the service answers
+    /// without a message (trailers-only).
     ///
-    /// A client that hangs up before its answer is charged as well; an error or a panic of the inner
-    /// service costs nothing. An answer is charged when it
-    /// is known, so requests in flight at one time can exceed the quota by their number. The guard
-    /// does nothing where no address is known, because one client could lock out all others. It
-    /// counts in memory, per replica, whatever the layer's store is. A quota without a name is
-    /// called `guard`.
+    /// A client that disconnects before the answer is charged as well. An error or a panic of the
+    /// inner service is not charged. The charge is made when the answer is known, so concurrent
+    /// requests can exceed the quota by their number. The guard ignores requests without a known
+    /// address, because one client could lock out all others. It counts in memory, per replica,
+    /// even if the layer uses a shared store. A quota without a name is named `guard`.
     ///
-    /// The address is the connection's peer; behind a proxy use [`guard_by`](Self::guard_by).
+    /// The address is the peer of the connection; behind a proxy use [`guard_by`](Self::guard_by).
     /// Default: no guard.
     ///
     /// ```
@@ -64,13 +63,13 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
         self.guard_by(ClientIp::peer(), quota)
     }
 
-    /// As [`guard_by_ip`](Self::guard_by_ip), with the address found as `client_ip` says.
+    /// As [`guard_by_ip`](Self::guard_by_ip), with another extractor for the address.
     pub fn guard_by(self, client_ip: impl KeyExtractor, quota: impl Into<Policy>) -> Self {
         let store = MemoryStore::new();
         self.guard_in(&store, client_ip, quota)
     }
 
-    /// As [`guard_by`](Self::guard_by), counting in `store`, which has to answer at once.
+    /// As [`guard_by`](Self::guard_by), counting in `store`.
     pub fn guard_in(
         self,
         store: &MemoryStore,
@@ -82,13 +81,13 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
         self.guard_resumed(client_ip, limiter)
     }
 
-    /// Guards with a limiter that exists already, and that answers at once.
+    /// Adds a guard with an existing limiter, which must reply at once.
     pub(crate) fn guard_resumed(self, client_ip: impl KeyExtractor, limiter: RateLimiter) -> Self {
         self.with(|settings| {
             let guard = (!limiter.is_off()).then(|| Guard {
                 client_ip: Extractor::new(client_ip),
                 limiter,
-                credentials: Vec::new(),
+                credential_headers: Vec::new(),
                 owner: None,
             });
             settings.guards = guard.into_iter().collect();
@@ -97,36 +96,36 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
 }
 
 impl Guard {
-    /// Learns which headers hold a credential for these keys.
-    pub(super) fn settle(&mut self, keys: &[Extractor]) {
-        self.credentials.clear();
+    /// Sets the headers that hold a credential for these keys.
+    pub(super) fn set_credential_headers(&mut self, keys: &[Extractor]) {
+        self.credential_headers.clear();
         for header in keys.iter().flat_map(Extractor::credential_headers) {
-            if header != AUTHORIZATION && !self.credentials.contains(&header) {
-                self.credentials.push(header);
+            if header != AUTHORIZATION && !self.credential_headers.contains(&header) {
+                self.credential_headers.push(header);
             }
         }
     }
 
     fn has_credential(&self, head: RequestHead<'_>) -> bool {
         let has = |header: &HeaderName| head.headers.contains_key(header);
-        has(&AUTHORIZATION) || self.credentials.iter().any(has)
+        has(&AUTHORIZATION) || self.credential_headers.iter().any(has)
     }
 }
 
-impl Shared {
-    /// The address to charge if the credentials are not accepted, unless it has used up its
-    /// quota of those.
+impl LayerState {
+    /// The address to charge if the credentials are rejected. Fails if it has used up its quota of
+    /// rejected credentials.
     #[inline]
-    pub(super) fn guarded(&self, head: RequestHead<'_>) -> Result<Option<Key>, Rejected> {
-        // Guards of several layers find the same address.
+    pub(super) fn check_guards(&self, head: RequestHead<'_>) -> Result<Option<Key>, Rejected> {
+        // The guards of joined layers find the same address.
         let mut suspect = None;
         for guard in &self.guards {
-            suspect = self.guarded_by(guard, head)?.or(suspect);
+            suspect = self.check_guard(guard, head)?.or(suspect);
         }
         Ok(suspect)
     }
 
-    fn guarded_by(&self, guard: &Guard, head: RequestHead<'_>) -> Result<Option<Key>, Rejected> {
+    fn check_guard(&self, guard: &Guard, head: RequestHead<'_>) -> Result<Option<Key>, Rejected> {
         if !guard.has_credential(head) {
             return Ok(None);
         }
@@ -134,7 +133,7 @@ impl Shared {
         let Some(address) = guard.client_ip.known_key(head) else {
             return Ok(None);
         };
-        // A guard counts in memory, so the answer is there.
+        // A guard counts in memory, so the reply is ready.
         let Some(decision) = guard.limiter.peek(&address).now() else {
             return Ok(Some(address));
         };
@@ -158,7 +157,7 @@ impl Shared {
         Ok(Some(address))
     }
 
-    /// Charges an address for credentials that were not accepted.
+    /// Charges an address for rejected credentials.
     pub(super) fn charge_suspect(&self, address: &Key) {
         for guard in &self.guards {
             let _ = guard.limiter.check(address);
@@ -167,7 +166,7 @@ impl Shared {
 }
 
 impl Settings {
-    /// The guards of this layer, for one that is joined with it.
+    /// The guards of this layer, for a layer that joins it.
     pub(super) fn owned_guards(&self) -> impl Iterator<Item = Guard> {
         self.guards.iter().map(|guard| Guard {
             owner: Some((self.name.clone(), self.enforce.clone())),
@@ -176,8 +175,8 @@ impl Settings {
     }
 }
 
-/// 401 and 403, or UNAUTHENTICATED (16) and PERMISSION_DENIED (7) of gRPC, which are in the header
-/// of a response without a message.
+/// Whether the status is 401 or 403, or UNAUTHENTICATED (16) or PERMISSION_DENIED (7) of gRPC,
+/// which a response without a message has in its headers.
 pub(super) fn rejects_credentials<RB>(response: &Response<RB>) -> bool {
     let grpc_status = || {
         response
@@ -189,6 +188,6 @@ pub(super) fn rejects_credentials<RB>(response: &Response<RB>) -> bool {
         response.status(),
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
     ) || matches!(grpc_status(), Some(b"16" | b"7"));
-    // A limit further in that denies everything to a key says nothing of the credential.
+    // A 403 of an inner limit that denies the key is unrelated to the credential.
     is_rejected && !is_denied(response)
 }

@@ -1,11 +1,11 @@
-//! Layers of several limits as one: a request is decided by all of them at once.
+//! Joint layers: several limits decide about a request at once.
 
 use std::sync::Arc;
 
 use http::Request;
 
 use super::layer::RateLimitLayer;
-use super::shared::{Asked, CountIf, Rejected, Settings, Shared, Skip};
+use super::state::{CountIf, DecisionContext, LayerState, Rejected, Settings, Skip};
 use crate::decision::{Decision, Usage};
 use crate::enforce::Enforcement;
 use crate::extract::KeyExtractor;
@@ -15,31 +15,31 @@ use crate::limiter::LimiterSet;
 use crate::limiter::RateLimiter;
 use crate::store::Reply;
 
-/// One of the limits that are decided as one.
+/// One of the jointly decided limits.
 #[derive(Clone)]
-pub(super) struct Part {
+pub(super) struct JoinedLimit {
     name: Arc<str>,
     pub(super) enforce: Enforcement,
     skip: Option<Skip>,
     count_if: Option<CountIf>,
-    /// How many policies it has, each with a key.
+    /// The number of its policies, each with one key.
     policies: usize,
 }
 
-/// What becomes of a rejection by several limits.
-pub(super) enum Joint {
+/// The outcome of a joint rejection.
+pub(super) enum JointRejection {
     Enforced(Rejected),
-    /// Some of those that reject are not enforced: decide again without them.
+    /// Some of the rejecting limits are not enforced: decide again without them.
     Without(LimiterSet),
 }
 
 impl<K: KeyExtractor> RateLimitLayer<K> {
-    /// This layer, whose requests are decided by the limits of `others` as well: each fits all, or takes
-    /// nothing from any. How responses report limits and what a request costs are those of this layer;
-    /// each limit keeps its name, how far it is enforced, what it skips and what it counts. What this layer skips
-    /// passes all.
+    /// Joins the limits of `others` to this layer: a request must fit all of them, and otherwise is
+    /// charged to none. The response fields and the cost are those of this layer. Each limit keeps
+    /// its name, its enforced percentage, `skip` and `count_if`. A request that this layer skips is
+    /// not limited by any.
     ///
-    /// `None`: they count in different stores, or in one that cannot.
+    /// `None` if they count in different stores, or in a store that cannot decide jointly.
     pub(crate) fn joined(self, others: &[Self]) -> Option<Self> {
         let all = std::iter::once(&self).chain(others);
         let all: Vec<_> = all.map(|layer| (layer, layer.limiter())).collect();
@@ -47,12 +47,12 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
         let limiters: Vec<_> = on().map(|(_, limiter)| limiter.clone()).collect();
         let parts = on().map(|(layer, limiter)| {
             let settings = layer.settings();
-            // What this layer skips is passed on before.
-            let is_override = std::ptr::eq(*layer, &self);
-            Part {
+            // A request that this layer skips is passed on before.
+            let is_self = std::ptr::eq(*layer, &self);
+            JoinedLimit {
                 name: settings.name.clone(),
                 enforce: settings.enforce.clone(),
-                skip: settings.skip.clone().filter(|_| !is_override),
+                skip: settings.skip.clone().filter(|_| !is_self),
                 count_if: settings.count_if.clone(),
                 policies: limiter.policies().len(),
             }
@@ -100,7 +100,7 @@ impl Settings {
     }
 }
 
-impl Shared {
+impl LayerState {
     /// The limits that do not count a request with this response.
     pub(super) fn not_counting(&self, head: ResponseHead<'_>) -> LimiterSet {
         let mut not_counting = LimiterSet::NONE;
@@ -123,8 +123,8 @@ impl Shared {
         skipping
     }
 
-    /// The limit whose quota a usage is of, with its place.
-    fn part_of(&self, usage: &Usage) -> Option<(usize, &Part)> {
+    /// The index and the limit to which the quota of a usage belongs.
+    fn part_of(&self, usage: &Usage) -> Option<(usize, &JoinedLimit)> {
         let policy = self.limiter.policy_index(usage)?;
         let mut policies = 0;
         self.parts.iter().enumerate().find(|(_, part)| {
@@ -140,15 +140,15 @@ impl Shared {
         part.map_or(&*self.name, |(_, part)| &*part.name)
     }
 
-    /// What becomes of a decision that rejects. Those of its limits that are not enforced are reported.
+    /// Resolves a rejection by several limits, and reports those that are not enforced.
     #[cold]
-    pub(super) fn joint<B>(
+    pub(super) fn resolve_joint_rejection<B>(
         &self,
         mut request: Option<&mut Request<B>>,
         keys: &[Key],
         decision: &Decision,
         excluded: LimiterSet,
-    ) -> Joint {
+    ) -> JointRejection {
         let mut would_reject = |rejected: &Rejected| {
             let head = request.as_deref().map(RequestHead::from);
             self.would_reject(rejected, None, head);
@@ -169,7 +169,8 @@ impl Shared {
             }
         }
         if decision.usages().is_empty() {
-            // A store that cannot be reached has no numbers: each limit is enforced for its own part of the keys.
+            // An unavailable store reports no numbers: each limit enforces its own share of the
+            // keys.
             let mut first = 0;
             for (place, part) in self.parts.iter().enumerate() {
                 let key = keys.get(first);
@@ -198,32 +199,34 @@ impl Shared {
             }
         }
         match unenforced.is_empty() {
-            true => Joint::Enforced(self.rejected(keys, decision.clone())),
-            false => Joint::Without(unenforced),
+            true => JointRejection::Enforced(self.rejected(keys, decision.clone())),
+            false => JointRejection::Without(unenforced),
         }
     }
 
-    /// Whether a request is under none of the limits any more.
+    /// Whether no limit applies to a request any more.
     pub(super) fn has_left_out_all(&self, excluded: LimiterSet) -> bool {
         !self.parts.is_empty() && excluded.contains_all(self.parts.len())
     }
 
-    /// Decides about a request by the limits that are not left out.
-    pub(super) fn decide(&self, keys: &[Key], asked: &Asked) -> Reply<Decision> {
-        if self.has_left_out_all(asked.excluded) {
+    /// Decides about a request with the limits that are not left out.
+    pub(super) fn decide(&self, keys: &[Key], context: &DecisionContext) -> Reply<Decision> {
+        if self.has_left_out_all(context.excluded) {
             return Reply::Ready(Decision::unlimited());
         }
-        let tier = asked.tier.as_deref();
-        (self.limiter).decide_excluding(asked.excluded, tier, keys, asked.cost)
+        let tier = context.tier.as_deref();
+        (self.limiter).decide_excluding(context.excluded, tier, keys, context.cost)
     }
 
-    /// The numbers that clients are told: not those of a dry run.
-    pub(super) fn told(&self, decision: &Decision) -> Option<Decision> {
-        let is_dry = |part: &Part| part.enforce.is_dry_run();
+    /// The numbers to report to clients, without those of limits on a dry run. `None` if no limit is
+    /// on one.
+    pub(super) fn reportable(&self, decision: &Decision) -> Option<Decision> {
+        let is_dry = |part: &JoinedLimit| part.enforce.is_dry_run();
         if !self.parts.iter().any(is_dry) {
             return None;
         }
-        let is_told = |usage: &Usage| self.part_of(usage).is_none_or(|(_, part)| !is_dry(part));
-        Some(decision.filtered(is_told))
+        let is_reportable =
+            |usage: &Usage| self.part_of(usage).is_none_or(|(_, part)| !is_dry(part));
+        Some(decision.filtered(is_reportable))
     }
 }

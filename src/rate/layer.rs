@@ -1,4 +1,4 @@
-//! The layer: what is configured, and the limit that all its services share, which is opened once.
+//! The layer: the configuration, and the limiter that all its services share.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use tower_layer::Layer;
 
 use super::service::RateLimit;
-use super::shared::{Settings, Shared};
+use super::state::{LayerState, Settings};
 use crate::extract::{ByToken, Extractor, KeyExtractor};
 use crate::limiter::{RateLimiter, TiersUnsupported};
 use crate::limits::Limits;
@@ -23,7 +23,7 @@ use crate::store::{MemoryStore, RateStore, SecretMissing};
 /// ```
 pub type RateLimitByTokenLayer = RateLimitLayer<ByToken>;
 
-/// Limits the rate of requests by key, and rejects those above it.
+/// Limits the rate of requests per key, and rejects requests above it.
 ///
 /// ```
 /// use axum::{Router, routing::get};
@@ -41,61 +41,62 @@ pub type RateLimitByTokenLayer = RateLimitLayer<ByToken>;
 ///
 /// # What a rejected client sees
 ///
-/// `429 Too Many Requests` with a `Retry-After` after which the same request fits, unless others
-/// use the same key, and, unless it asks for something else, a problem (RFC 9457) that names the
-/// quotas it violated. A gRPC client gets RESOURCE_EXHAUSTED with RetryInfo. A key with `deny all`
-/// gets `403 Forbidden` without `Retry-After`, or PERMISSION_DENIED. Every response of a
-/// limited request has [headers](Self::headers) that say what is left, but for those of a
-/// [guard](Self::guard_by_ip).
+/// `429 Too Many Requests` with a `Retry-After` after which the same request fits, unless other
+/// requests use the key meanwhile. The body is a problem (RFC 9457) that names the violated quotas,
+/// unless the client accepts another format. A gRPC client gets RESOURCE_EXHAUSTED with RetryInfo.
+/// A key with `deny all` gets `403 Forbidden` without `Retry-After`, or PERMISSION_DENIED. Every
+/// response to a limited request has [fields](Self::headers) with the remaining requests, except
+/// for the rejections of a [guard](Self::guard_by_ip).
 ///
-/// Where two rate layers are around one route, each decides alone: the outer one has charged what the inner one
-/// rejects. For one decision over both use [`and_by`](Self::and_by).
+/// Two rate layers around one route decide separately: the outer one has charged a request that the
+/// inner one rejects. For a joint decision use [`and_by`](Self::and_by).
 ///
 /// # One limit per layer value
 ///
-/// All clones of a layer and all services made with it share its limit, be they axum routes,
-/// tonic services or both. For a budget of its own make another layer, and name its
-/// [`Policy`]: where two layers are around one route, clients tell their quotas apart by name.
+/// All clones of a layer and all services made with it share its limit: axum routes, tonic
+/// services, or both. For a separate budget make another layer, and name its [`Policy`]: where two
+/// layers wrap one route, clients distinguish their quotas by name.
 ///
-/// Where a service of the limit is inside of another one, as with nested routers, the outer service counts the
-/// request, and only its settings apply. A cost, a guard or a `count_if` that you set on a clone
-/// for the inner service has no effect, and inside of a dry run the inner service enforces nothing. Have the
+/// If services of one limit are nested, as with nested routers, the outer service counts the
+/// request, and only its settings apply. A cost, a guard or a `count_if` set on a clone for the
+/// inner service has no effect, and inside a dry run the inner service enforces nothing. Let the
 /// outer layer [`skip`](Self::skip) these requests, or make another layer for the inner route.
 ///
 /// # Deployment
 ///
-/// Addresses are those of the connection's peer: behind a proxy that is the proxy, so
-/// [`ByToken::client_ip`] and
-/// [`ClientIp::forwarded_by`](crate::extract::ClientIp::forwarded_by) have to say which proxies to trust.
-/// axum tells the peer's address only to services made with
-/// `into_make_service_with_connect_info::<SocketAddr>()`; without it all who have no token share
-/// one bucket. Tokens are not checked here, see [`guard_by_ip`](Self::guard_by_ip).
+/// The default address is the peer of the connection, which behind a proxy is the proxy. Set the
+/// trusted proxies with [`ByToken::client_ip`] and
+/// [`ClientIp::forwarded_by`](crate::extract::ClientIp::forwarded_by). axum passes on the peer's
+/// address only to services made with `into_make_service_with_connect_info::<SocketAddr>()`;
+/// without it all clients without a token share one bucket. Tokens are not verified here, see
+/// [`guard_by_ip`](Self::guard_by_ip).
 #[must_use = "a layer does nothing until it is added to a service"]
 pub struct RateLimitLayer<K> {
     policies: Vec<Policy>,
     store: Arc<dyn RateStore>,
     limits: Option<Limits>,
     settings: Settings,
-    /// The limit, opened when it is first needed. Clones share it.
+    /// The limiter, opened on first use. Clones share it.
     limiter: Arc<OnceLock<Result<RateLimiter, TiersUnsupported>>>,
-    /// What the services of this layer share, made from the rest with the first of them.
-    shared: OnceLock<Arc<Shared>>,
+    /// The state of the services of this layer, built with the first of them.
+    shared: OnceLock<Arc<LayerState>>,
     key: PhantomData<fn() -> K>,
 }
 
 impl RateLimitByTokenLayer {
-    /// Limits each bearer token, else `X-Api-Key`, else client address to `policy`, in memory.
+    /// Limits each bearer token, else `X-Api-Key`, else client address to `policy`, counted in
+    /// memory.
     ///
-    /// A quota of 0 is off, and a layer whose quotas are all off passes everything on.
+    /// A quota of 0 is off. A layer whose quotas are all off passes every request on.
     pub fn new(policy: impl Into<Policy>) -> Self {
         Self::by(ByToken::default(), policy)
     }
 }
 
 impl<K: KeyExtractor> RateLimitLayer<K> {
-    /// Limits each key to `policy`, in memory.
+    /// Limits each key to `policy`, counted in memory.
     ///
-    /// A quota of 0 is off, and a layer whose quotas are all off passes everything on. Requests
+    /// A quota of 0 is off. A layer whose quotas are all off passes every request on. Requests
     /// without a key share [`Key::UNKNOWN`](crate::Key::UNKNOWN).
     pub fn by(key: K, policy: impl Into<Policy>) -> Self {
         Self {
@@ -109,19 +110,19 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
         }
     }
 
-    /// Changes what is configured.
+    /// Changes the settings.
     pub(super) fn with(mut self, change: impl FnOnce(&mut Settings)) -> Self {
         change(&mut self.settings);
         self.shared = OnceLock::new();
         self
     }
 
-    /// Starts a new limit, as what is counted or where is about to change.
+    /// Starts a new limit, because a setting changes what is counted or where.
     #[track_caller]
     fn unopened(mut self, setter: &str) -> Self {
         assert!(
             self.limiter.get().is_none(),
-            "`{setter}` has to come before `limiter` and before the layer is applied: its limit counts already"
+            "call `{setter}` before `limiter` and before the layer is applied: its limit is already counting"
         );
         self.limiter = Arc::default();
         self.with(|_| {})
@@ -135,17 +136,18 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
         Ok(self)
     }
 
-    /// Charges another key in the same decision: a request has to fit both, and one that does
-    /// not takes nothing from either.
+    /// Charges another key in the same decision. A request must fit both, and a request that does
+    /// not is charged to neither.
     ///
-    /// Keys that are addresses are decided first, so that an address which is over its limit cannot fill the store
-    /// with made-up tokens. A quota whose name is taken gets a number behind it in headers.
+    /// Keys that are addresses are decided first, so that an address over its limit cannot fill the
+    /// store with made-up tokens. A quota whose name is taken gets a number after its name in
+    /// headers.
     ///
     /// # Panics
     ///
-    /// When the layer has eight keys already; when it or a clone of it was applied, or its [`limiter`](Self::limiter) was
-    /// taken; where
-    /// [`try_store`](Self::try_store) would return an error.
+    /// Panics when the layer already has eight keys; when the layer or a clone of it was applied,
+    /// or its [`limiter`](Self::limiter) was taken; and where [`try_store`](Self::try_store)
+    /// returns an error.
     #[track_caller]
     pub fn and_by(self, key: impl KeyExtractor, policy: impl Into<Policy>) -> Self {
         assert!(
@@ -162,11 +164,11 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
         }
     }
 
-    /// Where to count. Default: [`MemoryStore`], with its default bound on keys.
+    /// Sets the store that counts. Default: [`MemoryStore`], with its default bound on keys.
     ///
     /// # Panics
     ///
-    /// Where [`try_store`](Self::try_store) returns an error or panics.
+    /// Panics where [`try_store`](Self::try_store) returns an error or panics.
     #[track_caller]
     pub fn store(self, store: impl RateStore) -> Self {
         match self.try_store(store) {
@@ -175,16 +177,17 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
         }
     }
 
-    /// As [`store`](Self::store), for a store that is configured from outside.
+    /// As [`store`](Self::store). Use it for a store that is configured from outside.
     ///
     /// # Errors
     ///
-    /// When replicas share the store, it has no [`Secret`](crate::Secret) by which they would
-    /// agree on the keys of credentials, and the layer's keys may be such.
+    /// Returns an error when replicas share the store, the layer's keys may be fingerprints of
+    /// credentials, and the store has no [`Secret`](crate::Secret) on which replicas agree.
     ///
     /// # Panics
     ///
-    /// When the layer or a clone of it was applied, or its [`limiter`](Self::limiter) was taken.
+    /// Panics when the layer or a clone of it was applied, or its [`limiter`](Self::limiter) was
+    /// taken.
     #[track_caller]
     pub fn try_store(self, store: impl RateStore) -> Result<Self, SecretMissing> {
         let mut layer = self.unopened("store");
@@ -194,11 +197,12 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
 
     /// Overrides per key and tiers, changeable at run time. Default: none.
     ///
-    /// A quota that is off can be switched on by an override or a tier.
+    /// An override or a tier can turn on a quota that is off.
     ///
     /// # Panics
     ///
-    /// When the layer or a clone of it was applied, or its [`limiter`](Self::limiter) was taken.
+    /// Panics when the layer or a clone of it was applied, or its [`limiter`](Self::limiter) was
+    /// taken.
     #[track_caller]
     pub fn limits(self, limits: &Limits) -> Self {
         let mut layer = self.unopened("limits");
@@ -206,34 +210,36 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
         layer
     }
 
-    /// Goes on with a limit that is there already, of the same policies.
+    /// Uses an existing limiter, which has the same policies.
     pub(crate) fn resumed(self, limiter: RateLimiter) -> Self {
         let mut layer = self.unopened("resumed");
         layer.limiter = Arc::new(Ok(limiter).into());
         layer
     }
 
-    /// Decides by a limiter that is there already.
+    /// Decides with an existing limiter.
     pub(super) fn decided_by(mut self, limiter: RateLimiter) -> Self {
         self.limiter = Arc::new(Ok(limiter).into());
         self
     }
 
-    /// What is configured.
+    /// The settings of the layer.
     pub(super) fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// The limiter behind the layer, which shares its counts: to look at a key, to charge it for
-    /// something else, or to give back.
+    /// Returns the limiter of the layer, which shares its counts. Use it to inspect a key, to
+    /// charge it for other work, or to refund it.
     ///
-    /// Opens the limit: [`store`](Self::store), [`limits`](Self::limits) and [`and_by`](Self::and_by) have to come
-    /// before. Its methods for one key are about the layer's own; those for the keys of `and_by` as well take several, as
-    /// [`RateLimiter::decide`].
+    /// This opens the limit: call [`store`](Self::store), [`limits`](Self::limits) and
+    /// [`and_by`](Self::and_by) before. Methods of the limiter that take one key apply to the
+    /// layer's first key. Methods that take several keys, such as [`RateLimiter::decide`], apply to
+    /// those of `and_by` as well.
     ///
     /// # Panics
     ///
-    /// When there are [tiers](Policy::tier) and the store [has none](crate::store::RateBuckets::add_tier).
+    /// Panics when there are [tiers](Policy::tier) and the store [does not support
+    /// them](crate::store::RateBuckets::add_tier).
     #[must_use]
     #[track_caller]
     pub fn limiter(&self) -> RateLimiter {
@@ -242,12 +248,12 @@ impl<K: KeyExtractor> RateLimitLayer<K> {
 }
 
 impl<K> RateLimitLayer<K> {
-    /// Tells observers that the limit is ready to decide, unless they know it.
+    /// Reports to observers that the limit is ready to decide, once.
     pub(crate) fn tell_attached(&self) {
         self.shared();
     }
 
-    /// The limit; opened here, if the layer is used for the first time.
+    /// The limiter, opened on first use.
     #[track_caller]
     fn opened(&self) -> &RateLimiter {
         let opened = self.limiter.get_or_init(|| {
@@ -261,7 +267,7 @@ impl<K> RateLimitLayer<K> {
     }
 
     #[track_caller]
-    fn shared(&self) -> &Arc<Shared> {
+    fn shared(&self) -> &Arc<LayerState> {
         let limiter = self.opened();
         self.shared.get_or_init(|| {
             self.settings.tell_attached(limiter);
@@ -270,7 +276,7 @@ impl<K> RateLimitLayer<K> {
     }
 }
 
-/// Keys that one layer charges in one decision.
+/// The maximum number of keys that one layer charges in one decision.
 pub(super) const MAX_KEYS: usize = 8;
 
 impl<S, K> Layer<S> for RateLimitLayer<K> {
@@ -278,7 +284,7 @@ impl<S, K> Layer<S> for RateLimitLayer<K> {
 
     /// # Panics
     ///
-    /// As [`limiter`](Self::limiter).
+    /// Panics where [`limiter`](Self::limiter) panics.
     #[track_caller]
     fn layer(&self, inner: S) -> Self::Service {
         let shared = self.shared();
@@ -287,7 +293,7 @@ impl<S, K> Layer<S> for RateLimitLayer<K> {
     }
 }
 
-// Not derived: that would ask it of `K`.
+// Not derived, because the derive would require `K: Clone`.
 impl<K> Clone for RateLimitLayer<K> {
     fn clone(&self) -> Self {
         Self {

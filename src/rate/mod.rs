@@ -1,5 +1,5 @@
-//! Unlike `tower::limit::RateLimit`, which makes requests wait, this rejects what is above the
-//! quota: the request is answered 429 at once, and told when to come back.
+//! Rejects requests above a quota with 429 at once, with the time to retry in `Retry-After`. Unlike this
+//! layer, `tower::limit::RateLimit` makes requests wait.
 //!
 //! See [`RateLimitLayer`] and [`RateLimitByTokenLayer`].
 
@@ -11,7 +11,7 @@ mod layer;
 mod reporting;
 mod service;
 mod settings;
-mod shared;
+mod state;
 mod status;
 
 pub use self::future::ResponseFuture;

@@ -1,8 +1,8 @@
-//! What observers see of the decisions of a rate layer.
+//! Reports the decisions of a rate layer to observers.
 
 use tokio::time::Instant;
 
-use super::shared::{Rejected, Settings, Shared};
+use super::state::{LayerState, Rejected, Settings};
 use crate::decision::Decision;
 use crate::extract::RequestHead;
 use crate::key::Key;
@@ -12,7 +12,7 @@ use crate::policy::{NamedQuota, Policy};
 use crate::rejection::Rejection;
 
 impl Settings {
-    /// Tells observers that a layer with these settings is ready to decide.
+    /// Reports that a layer with these settings is ready to decide.
     pub(super) fn tell_attached(&self, limiter: &RateLimiter) {
         if !limiter.is_off() {
             let quotas = limiter.policies().iter().flat_map(Policy::quotas);
@@ -22,8 +22,8 @@ impl Settings {
     }
 }
 
-impl Shared {
-    pub(super) fn tell_admitted(
+impl LayerState {
+    pub(super) fn report_admitted(
         &self,
         keys: &[Key],
         begun: Option<Instant>,
@@ -36,17 +36,17 @@ impl Shared {
             .decided(begun, &subject, |observer| observer.admitted(&subject));
     }
 
-    /// Tells observers of a rejection that the handler answers.
-    pub(super) fn report(&self, rejected: Rejected) -> Rejection {
+    /// Reports a rejection that the handler answers.
+    pub(super) fn report_rejected(&self, rejected: Rejected) -> Rejection {
         let Rejected { rejection, key } = rejected;
-        let subject = self.rejecting(&rejection, &key, None);
+        let subject = self.rejection_subject(&rejection, &key, None);
         self.observers
             .tell(|observer| observer.rejected(&subject, &rejection));
         rejection
     }
 
-    /// Tells observers of a rejection that is not enforced; and how long the decision took, if it
-    /// has a beginning.
+    /// Reports a rejection that is not enforced, with the duration of the decision if `begun` is
+    /// known.
     #[cold]
     pub(super) fn would_reject(
         &self,
@@ -55,7 +55,7 @@ impl Shared {
         head: Option<RequestHead<'_>>,
     ) {
         let Rejected { rejection, key } = rejected;
-        let subject = self.rejecting(rejection, key, head);
+        let subject = self.rejection_subject(rejection, key, head);
         let tell = |observer: &dyn Observer| observer.would_reject(&subject, rejection);
         match begun {
             Some(_) => self.observers.decided(begun, &subject, tell),
@@ -63,14 +63,14 @@ impl Shared {
         }
     }
 
-    /// What a rejection is about.
-    pub(super) fn rejecting<'a>(
+    /// The subject of a rejection.
+    pub(super) fn rejection_subject<'a>(
         &'a self,
         rejection: &'a Rejection,
         key: &'a Key,
         head: Option<RequestHead<'a>>,
     ) -> Subject<'a> {
-        self.about(rejection.limiter(), key, rejection.policy(), head)
+        self.new_subject(rejection.limiter(), key, rejection.policy(), head)
     }
 
     fn subject<'a>(
@@ -79,10 +79,10 @@ impl Shared {
         policy: &'a str,
         head: Option<RequestHead<'a>>,
     ) -> Subject<'a> {
-        self.about(&self.name, key, policy, head)
+        self.new_subject(&self.name, key, policy, head)
     }
 
-    fn about<'a>(
+    fn new_subject<'a>(
         &'a self,
         limiter: &'a str,
         key: &'a Key,

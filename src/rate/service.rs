@@ -11,9 +11,9 @@ use smallvec::{SmallVec, smallvec};
 use tower_service::Service;
 
 use super::account::Keys;
-use super::future::{Deciding, ResponseFuture, Told};
+use super::future::{PendingDecision, ResponseFuture, ResponseReport};
 use super::layer::MAX_KEYS;
-use super::shared::{Asked, Shared, Verdict};
+use super::state::{DecisionContext, LayerState, Verdict};
 use super::status::RateLimitStatus;
 use crate::access::is_exempt;
 use crate::body::ResponseBody;
@@ -23,30 +23,29 @@ use crate::key::Key;
 use crate::nesting::CountedRequest;
 use crate::store::Reply;
 
-/// A service with a limit on the rate of requests; made by
-/// [`RateLimitLayer`](super::RateLimitLayer).
+/// A service with a rate limit. Made by [`RateLimitLayer`](super::RateLimitLayer).
 #[derive(Clone, Debug)]
 pub struct RateLimit<S> {
     inner: S,
-    shared: Arc<Shared>,
+    shared: Arc<LayerState>,
 }
 
 impl<S> RateLimit<S> {
-    pub(super) fn new(inner: S, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(inner: S, shared: Arc<LayerState>) -> Self {
         Self { inner, shared }
     }
 
-    /// The service inside.
+    /// The inner service.
     pub fn get_ref(&self) -> &S {
         &self.inner
     }
 
-    /// The service inside.
+    /// The inner service.
     pub fn get_mut(&mut self) -> &mut S {
         &mut self.inner
     }
 
-    /// The service inside.
+    /// The inner service.
     pub fn into_inner(self) -> S {
         self.inner
     }
@@ -82,55 +81,55 @@ where
         if shared.tier_by.is_some() {
             return self.call_in_tier(request, counted_request);
         }
-        // The usual: a key of a usual sort, and a quota. All else is apart, so that here the request
-        // stays where it is until it is passed on: a move of it costs as much as the decision's
-        // compare-and-swap.
+        // The common case: a bearer token or an address, and one quota. All other cases are
+        // separate functions, so that the request is not moved before it is passed on: a move costs
+        // as much as the compare-and-swap of the decision.
         let found = shared.keys[0].find_inlined(RequestHead::from(&request));
-        // By reference: to copy it as a whole so soon after it was written in parts would wait
-        // for the writes to reach the cache.
+        // By reference: a copy so soon after the parts were written would stall on the store
+        // buffer.
         let Extracted::Key(key) = &found else {
-            return self.call_unusual(request, counted_request);
+            return self.call_uncommon(request, counted_request);
         };
-        if shared.tells {
-            return self.call_and_tell(request, key, counted_request);
+        if shared.needs_numbers {
+            return self.call_and_report(request, key, counted_request);
         }
         if !shared.limiter.take_one(None, key) {
-            return self.call_and_tell(request, key, counted_request);
+            return self.call_and_report(request, key, counted_request);
         }
-        let told = Told::default();
+        let report = ResponseReport::default();
         if counted_request == CountedRequest::NOT_LISTED {
-            // In one expression, so that the future is written to its place.
-            return ResponseFuture::calling(self.inner.call(request), told, counted_request);
+            // In one expression, so that the future is constructed in place.
+            return ResponseFuture::calling(self.inner.call(request), report, counted_request);
         }
         let listed = counted_request.list();
         let future = self.inner.call(request);
         drop(listed);
-        ResponseFuture::calling(future, told, counted_request)
+        ResponseFuture::calling(future, report, counted_request)
     }
 }
 
 impl<S> RateLimit<S> {
-    /// Calls with a request that is not counted, whose handler may ask for its status.
+    /// Calls with an exempt request, whose handler may ask for its status.
     #[cold]
     #[inline(never)]
     fn call_exempt<B, RB>(&mut self, mut request: Request<B>) -> ResponseFuture<S, B, RB>
     where
         S: Service<Request<B>, Response = Response<RB>>,
     {
-        if self.shared.tells_handlers {
+        if self.shared.reports_to_handlers {
             request.extensions_mut().insert(RateLimitStatus::UNLIMITED);
         }
         call(
             &mut self.inner,
             request,
-            Told::default(),
+            ResponseReport::default(),
             CountedRequest::NOT_LISTED,
         )
     }
 
-    /// Calls with a request whose key is to be looked for further.
+    /// Calls with a request whose key was not found inline.
     #[inline(never)]
-    fn call_unusual<B, RB>(
+    fn call_uncommon<B, RB>(
         &mut self,
         request: Request<B>,
         counted_request: CountedRequest,
@@ -141,10 +140,15 @@ impl<S> RateLimit<S> {
     {
         let shared = &*self.shared;
         let key = shared.keys[0].key(RequestHead::from(&request));
-        if !shared.tells && shared.limiter.take_one(None, &key) {
-            return call(&mut self.inner, request, Told::default(), counted_request);
+        if !shared.needs_numbers && shared.limiter.take_one(None, &key) {
+            return call(
+                &mut self.inner,
+                request,
+                ResponseReport::default(),
+                counted_request,
+            );
         }
-        self.call_and_tell(request, &key, counted_request)
+        self.call_and_report(request, &key, counted_request)
     }
 
     /// Calls with a request whose tier is selected.
@@ -162,18 +166,23 @@ impl<S> RateLimit<S> {
         let head = RequestHead::from(&request);
         let tier = shared.tier(head);
         let key = shared.keys[0].key(head);
-        if !shared.tells && shared.limiter.take_one(tier, &key) {
-            return call(&mut self.inner, request, Told::default(), counted_request);
+        if !shared.needs_numbers && shared.limiter.take_one(tier, &key) {
+            return call(
+                &mut self.inner,
+                request,
+                ResponseReport::default(),
+                counted_request,
+            );
         }
-        let asked = shared.asked_in(tier);
+        let context = shared.context_in_tier(tier);
         let keys = slice::from_ref(&key);
         let reply = shared.limiter.decide_in_tier(tier, keys, 1);
-        decided(&mut self.inner, &self.shared, request, keys, asked, reply)
+        apply_decision(&mut self.inner, &self.shared, request, keys, context, reply)
     }
 
-    /// Decides with numbers, and calls or rejects.
+    /// Decides with numbers, then calls or rejects.
     #[inline(never)]
-    fn call_and_tell<B, RB>(
+    fn call_and_report<B, RB>(
         &mut self,
         mut request: Request<B>,
         key: &Key,
@@ -186,16 +195,17 @@ impl<S> RateLimit<S> {
         let keys = slice::from_ref(key);
         match self.shared.limiter.decide_in_tier(None, keys, 1) {
             Reply::Ready(decision) if decision.is_admitted() => {
-                let asked = Asked::PLAIN;
-                let told = Shared::tell_later(&self.shared, &mut request, keys, asked, decision);
+                let context = DecisionContext::PLAIN;
+                let report =
+                    LayerState::report_later(&self.shared, &mut request, keys, context, decision);
                 let listed = counted_request.list();
                 let future = self.inner.call(request);
                 drop(listed);
-                ResponseFuture::calling(future, told, counted_request)
+                ResponseFuture::calling(future, report, counted_request)
             }
             reply => {
-                let asked = Asked::PLAIN;
-                decided(&mut self.inner, &self.shared, request, keys, asked, reply)
+                let context = DecisionContext::PLAIN;
+                apply_decision(&mut self.inner, &self.shared, request, keys, context, reply)
             }
         }
     }
@@ -212,13 +222,13 @@ fn pass_on<S, B, RB>(
 where
     S: Service<Request<B>, Response = Response<RB>>,
 {
-    call(inner, request, Told::default(), counted_request)
+    call(inner, request, ResponseReport::default(), counted_request)
 }
 
 #[inline(never)]
 fn call_with_options<S, B, RB>(
     inner: &mut S,
-    shared: &Arc<Shared>,
+    shared: &Arc<LayerState>,
     request: Request<B>,
 ) -> ResponseFuture<S, B, RB>
 where
@@ -227,15 +237,20 @@ where
 {
     let counted_request = shared.nesting.counted_request();
     if counted_request.take_counted() {
-        return call(inner, request, Told::default(), counted_request);
+        return call(inner, request, ResponseReport::default(), counted_request);
     }
     let head = RequestHead::from(&request);
     if shared.passes(head) {
-        return call(inner, request, Told::default(), CountedRequest::NOT_LISTED);
+        return call(
+            inner,
+            request,
+            ResponseReport::default(),
+            CountedRequest::NOT_LISTED,
+        );
     }
     let begun = shared.observers.begin();
-    let guarded = match shared.guarded(head) {
-        Ok(guarded) => guarded,
+    let suspect = match shared.check_guards(head) {
+        Ok(suspect) => suspect,
         Err(rejected) => {
             let response = shared.reject(&rejected, begun, head);
             drop_ready(inner);
@@ -244,41 +259,41 @@ where
     };
     let tier = shared.tier(head);
     let cost = shared.cost.as_ref().map_or(1, |cost| cost(head));
-    let asked = Asked {
+    let context = DecisionContext {
         cost,
-        guarded,
+        suspect,
         begun,
         excluded: shared.skipping(head),
-        ..shared.asked_in(tier)
+        ..shared.context_in_tier(tier)
     };
     let key = shared.keys[0].key(head);
     if !shared.parts.is_empty() {
         let keys: SmallVec<[Key; MAX_KEYS]> = shared.keys.iter().map(|key| key.key(head)).collect();
-        let reply = shared.decide(&keys, &asked);
-        return decided(inner, shared, request, &keys, asked, reply);
+        let reply = shared.decide(&keys, &context);
+        return apply_decision(inner, shared, request, &keys, context, reply);
     }
     match &shared.keys[1..] {
         [] => {
             let keys = slice::from_ref(&key);
             let reply = shared.limiter.decide_in_tier(tier, keys, cost);
-            decided(inner, shared, request, keys, asked, reply)
+            apply_decision(inner, shared, request, keys, context, reply)
         }
         more => {
             let mut keys: SmallVec<[Key; MAX_KEYS]> = smallvec![key];
             keys.extend(more.iter().map(|key| key.key(head)));
             let reply = shared.limiter.decide_in_tier(tier, &keys, cost);
-            decided(inner, shared, request, &keys, asked, reply)
+            apply_decision(inner, shared, request, &keys, context, reply)
         }
     }
 }
 
 #[inline(never)]
-fn decided<S, B, RB>(
+fn apply_decision<S, B, RB>(
     inner: &mut S,
-    shared: &Arc<Shared>,
+    shared: &Arc<LayerState>,
     mut request: Request<B>,
     keys: &[Key],
-    asked: Asked,
+    context: DecisionContext,
     reply: Reply<Decision>,
 ) -> ResponseFuture<S, B, RB>
 where
@@ -288,66 +303,66 @@ where
     let decision = match reply {
         Reply::Ready(decision) => decision,
         Reply::Pending(decision) => {
-            return decided_later(inner, shared, request, keys, asked, decision);
+            return await_decision(inner, shared, request, keys, context, decision);
         }
     };
-    match Shared::verdict(shared, &mut request, keys, asked, decision) {
-        Verdict::Admitted(told) => call(inner, request, told, shared.nesting.counted_request()),
+    match LayerState::verdict(shared, &mut request, keys, context, decision) {
+        Verdict::Admitted(report) => call(inner, request, report, shared.nesting.counted_request()),
         Verdict::Rejected(response) => {
             drop_ready(inner);
             ResponseFuture::rejected(response, request.into_body())
         }
-        Verdict::Later(asked, decision) => {
-            decided_later(inner, shared, request, keys, asked, decision)
+        Verdict::Later(context, decision) => {
+            await_decision(inner, shared, request, keys, context, decision)
         }
     }
 }
 
-fn decided_later<S, B, RB>(
+fn await_decision<S, B, RB>(
     inner: &mut S,
-    shared: &Arc<Shared>,
+    shared: &Arc<LayerState>,
     request: Request<B>,
     keys: &[Key],
-    asked: Asked,
+    context: DecisionContext,
     decision: Pin<Box<dyn Future<Output = Decision> + Send>>,
 ) -> ResponseFuture<S, B, RB>
 where
     S: Service<Request<B>, Response = Response<RB>> + Clone,
 {
-    // The service that was made ready is the one to be called, so it goes along and
-    // a clone that is not ready stays here.
+    // The service that was made ready is the one to call, so it moves into the future, and a clone
+    // that is not ready stays here.
     let unready = inner.clone();
     let service = std::mem::replace(inner, unready);
-    ResponseFuture::deciding(Deciding {
+    ResponseFuture::deciding(PendingDecision {
         decision,
         service,
         request,
         keys: Keys::copy(keys),
-        asked,
+        context,
         shared: shared.clone(),
     })
 }
 
-/// Calls the inner service with a request that was counted, or that is not to be.
+/// Calls the inner service with a request that was counted, or that must not be counted.
 fn call<S, B, RB>(
     inner: &mut S,
     request: Request<B>,
-    mut told: Told,
+    mut report: ResponseReport,
     mut counted_request: CountedRequest,
 ) -> ResponseFuture<S, B, RB>
 where
     S: Service<Request<B>, Response = Response<RB>>,
 {
     let listed = counted_request.list();
-    let future = told.unless_it_panics(|| inner.call(request));
+    let future = report.without_charge_on_panic(|| inner.call(request));
     drop(listed);
-    ResponseFuture::calling(future, told, counted_request)
+    ResponseFuture::calling(future, report, counted_request)
 }
 
-/// Drops the service that was made ready and is not called.
+/// Replaces the ready service, which is not called, by a clone that is not ready.
 ///
-/// It may hold a place of the inner service, such as one of a `tower::buffer::Buffer`: as long as
-/// this service is kept without a further call, no other clone could use that place.
+/// The ready service may hold a reservation, such as a slot of a `tower::buffer::Buffer`. Kept
+/// without a call, it would block the slot for all other clones.
 #[cold]
 fn drop_ready<S: Clone>(inner: &mut S) {
     *inner = inner.clone();

@@ -9,8 +9,8 @@ use crate::decision::{Decision, Usage};
 use crate::rejection::Rejection;
 use crate::store::Reply;
 
-/// What is left to the caller of an admitted request, as a request extension. It also changes what
-/// the request is charged.
+/// The rate-limit status of an admitted request, as a request extension. It also changes the charge
+/// of the request.
 ///
 /// A [`RateLimitLayer`](super::RateLimitLayer) adds it to a request unless its headers are off; see
 /// [`status`](super::RateLimitLayer::status). With feature `axum` it is an extractor.
@@ -28,7 +28,7 @@ use crate::store::Reply;
 ///     }
 ///     let more = prompt.len() as u32 / 1_000;
 ///     if let Err(rejection) = status.charge(more).await {
-///         // The client will send the request again, and is charged all of it then.
+/// // The client will send the request again, and is charged in full then.
 ///         status.refund(u32::MAX).await;
 ///         return Err(rejection);
 ///     }
@@ -41,23 +41,23 @@ use crate::store::Reply;
 /// # }
 /// ```
 ///
-/// Of a request that is [exempt](crate::access) nothing limits, and refunds and charges change nothing.
+/// For an [exempt](crate::access) request the status is unlimited, and refunds and charges have no
+/// effect.
 ///
 /// # Refunds and charges
 ///
 /// [`refund`](Self::refund) and [`charge`](Self::charge) apply to all keys and quotas of the
-/// request. The response's rate-limit fields show the result, and so does
-/// [`remaining`](Self::remaining). After the response is sent they still change what is counted,
-/// but no field.
+/// request. The rate-limit fields of the response and [`remaining`](Self::remaining) show the
+/// result. After the response has been sent, they still change the counts, but no field.
 ///
-/// Both return a [`Reply`]. The memory store answers at once, without a runtime; await the reply
-/// where the store may answer later. A reply that is dropped before it is ready may have changed
-/// nothing: then a refund is lost, and the request stays charged. A charge may have been counted.
+/// Both return a [`Reply`]. The memory store replies at once, without a runtime; await the reply of
+/// other stores. A reply that is dropped before it is ready may be lost: the refund may not happen,
+/// and the charge may have been counted or not.
 #[derive(Clone)]
 pub struct RateLimitStatus(Option<Arc<Account>>);
 
 impl RateLimitStatus {
-    /// Of a request that is [exempt](crate::access).
+    /// The status of an [exempt](crate::access) request.
     pub(super) const UNLIMITED: Self = Self(None);
 
     pub(super) fn new(account: Arc<Account>) -> Self {
@@ -71,32 +71,32 @@ impl RateLimitStatus {
         }
     }
 
-    /// How many requests a full bucket of the tightest quota holds; `None` when nothing limits.
+    /// The most requests that the tightest quota admits at once. `None` if no quota limits.
     #[must_use]
     pub fn limit(&self) -> Option<u32> {
         self.read(Decision::limit)
     }
 
-    /// How many more requests the tightest quota would admit, after the refunds and charges of
-    /// this request; `None` when nothing limits.
+    /// The number of further requests that the tightest quota would admit, after the refunds and
+    /// charges of this request. `None` if no quota limits.
     #[must_use]
     pub fn remaining(&self) -> Option<u32> {
         self.read(Decision::remaining)
     }
 
-    /// The time until the tightest quota is as good as unused; `None` when nothing limits.
+    /// The time until the tightest quota has fully recovered. `None` if no quota limits.
     #[must_use]
     pub fn reset(&self) -> Option<Duration> {
         self.read(Decision::reset)
     }
 
     /// The decision that admitted the request, with the numbers after its last refund or charge.
-    /// (On a dry run it may be one that rejects.)
+    /// (On a dry run the decision may reject.)
     pub fn decision(&self) -> Decision {
         self.read(Decision::clone)
     }
 
-    /// Every quota that limits the request, by name, and how far it is used up.
+    /// The name and the usage of every quota that limits the request.
     pub fn usages(&self) -> impl Iterator<Item = (&str, Usage)> {
         let usages = self.read(|decision| decision.usages().to_vec());
         let limiter = self.0.as_ref().map(|account| account.limiter());
@@ -105,10 +105,8 @@ impl RateLimitStatus {
         usages.into_iter().filter_map(named)
     }
 
-    /// Gives back a part of what the request was charged.
-    ///
-    /// Gives back at most what the request was charged and still has: its cost, and what
-    /// [`charge`](Self::charge) added.
+    /// Refunds a part of the request's charge: at most its cost, plus additional
+    /// [charges](Self::charge), minus earlier refunds.
     pub fn refund(&self, cost: u32) -> Reply<()> {
         match &self.0 {
             Some(account) => account.refund(cost),
@@ -118,16 +116,16 @@ impl RateLimitStatus {
 
     /// Charges the request more, if it fits.
     ///
-    /// Takes nothing when it does not fit. The rejection then has the
-    /// [decision](Rejection::decision) and the quotas that reject, for the handler's response.
+    /// A charge that does not fit is not made. The rejection then has the
+    /// [decision](Rejection::decision) and the violated quotas, for the handler's response.
     ///
-    /// Its [`retry_after`](Rejection::retry_after) is the wait until this charge fits. A client that sends
-    /// the request again is charged for the request again, so for the client that wait is too short by
-    /// what the request is charged already. Before the handler answers with the rejection it has to give
-    /// that back: [`refund(u32::MAX)`](Self::refund). Then the wait is enough.
+    /// Its [`retry_after`](Rejection::retry_after) is the wait until this charge fits. It does not
+    /// include the charge for the request itself, which the client pays again when it retries.
+    /// Before the handler answers with the rejection, it must therefore refund the request:
+    /// [`refund(u32::MAX)`](Self::refund). Then the wait is long enough.
     ///
-    /// Observers see the rejection. On a [dry run](super::RateLimitLayer::dry_run) the result is `Ok`, and
-    /// observers see what would have been rejected; likewise for a key for which the limit is not
+    /// Observers see the rejection. On a [dry run](super::RateLimitLayer::dry_run) the result is
+    /// `Ok`, and observers see what would have been rejected; likewise for a key whose limit is not
     /// [enforced](super::RateLimitLayer::enforce).
     pub fn charge(&self, cost: u32) -> Reply<Result<(), Rejection>> {
         match &self.0 {
@@ -143,7 +141,7 @@ impl fmt::Debug for RateLimitStatus {
     }
 }
 
-/// Fails with 500 where no layer adds a status to the request.
+/// Fails with 500 if no layer added a status to the request.
 #[cfg(feature = "axum")]
 impl<S: Sync> axum_core::extract::FromRequestParts<S> for RateLimitStatus {
     type Rejection = (http::StatusCode, &'static str);

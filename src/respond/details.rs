@@ -1,12 +1,12 @@
-//! The field `grpc-status-details-bin`: protocol buffers, in base64.
+//! The field `grpc-status-details-bin`: a protocol buffer in base64.
 
 use std::time::Duration;
 
-/// A `google.rpc.Status` with one detail, a `google.rpc.RetryInfo`, in base64 without padding, as gRPC
-/// asks for.
+/// Encodes a `google.rpc.Status` with a `google.rpc.RetryInfo` as base64 without padding, as gRPC
+/// requires.
 pub(super) fn status_with_retry_info(code: u8, message: &str, wait: Duration) -> Vec<u8> {
     let mut duration = Vec::with_capacity(16);
-    // The longest google.protobuf.Duration: 10,000 years.
+    // The maximum of google.protobuf.Duration: 10,000 years.
     number_field(1, wait.as_secs().min(315_576_000_000), &mut duration);
     number_field(2, wait.subsec_nanos().into(), &mut duration);
 
@@ -27,7 +27,7 @@ pub(super) fn status_with_retry_info(code: u8, message: &str, wait: Duration) ->
     base64(&status)
 }
 
-/// A number, of wire type 0. 0 is the default, and is not written.
+/// Writes a varint field (wire type 0). The default value 0 is not written.
 fn number_field(field: u8, number: u64, message: &mut Vec<u8>) {
     if number > 0 {
         message.push(field << 3);
@@ -35,14 +35,14 @@ fn number_field(field: u8, number: u64, message: &mut Vec<u8>) {
     }
 }
 
-/// A string, bytes or a message, of wire type 2.
+/// Writes a string, bytes or message field (wire type 2).
 fn bytes_field(field: u8, bytes: &[u8], message: &mut Vec<u8>) {
     message.push(field << 3 | 2);
     varint(bytes.len() as u64, message);
     message.extend_from_slice(bytes);
 }
 
-/// Seven bits in each byte, the lowest first; the highest bit says that there are more.
+/// Seven bits per byte, lowest first. The high bit means that more bytes follow.
 fn varint(mut number: u64, message: &mut Vec<u8>) {
     while number > 0x7f {
         message.push(number as u8 | 0x80);
@@ -51,7 +51,7 @@ fn varint(mut number: u64, message: &mut Vec<u8>) {
     message.push(number as u8);
 }
 
-/// RFC 4648 §4, without padding.
+/// Base64 (RFC 4648 §4) without padding.
 fn base64(bytes: &[u8]) -> Vec<u8> {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = Vec::with_capacity((4 * bytes.len()).div_ceil(3));
@@ -75,7 +75,7 @@ mod tests {
 
     use super::*;
 
-    /// As a library of protocol buffers writes it.
+    /// The encoding of a protocol buffer library.
     fn expected(code: u8, message: &str, wait: Duration) -> Vec<u8> {
         let retry_info = pb::RetryInfo {
             retry_delay: Some(prost_types::Duration {
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn details_are_those_of_a_library() {
+    fn the_details_match_a_protobuf_library() {
         let long = "\"\\\u{0}ä🌉".repeat(10_000);
         for message in ["", "x", "Rate limit exceeded.", &long] {
             for code in [0, 8, 127, 128, 255] {
@@ -112,7 +112,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn base64_is_that_of_a_library(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
+        fn base64_matches_another_implementation(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
             prop_assert_eq!(base64(&bytes), STANDARD_NO_PAD.encode(&bytes).into_bytes());
         }
     }

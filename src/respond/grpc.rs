@@ -1,4 +1,4 @@
-//! gRPC: trailers-only, with RetryInfo.
+//! gRPC answers: trailers-only, with RetryInfo.
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
@@ -10,28 +10,28 @@ use crate::extract::RequestHead;
 use crate::key::percent;
 use crate::rejection::{Reason, Rejection};
 
-/// Answers in gRPC: HTTP 200 with the status in the header and no body ("trailers-only").
+/// Answers in gRPC: HTTP 200 with the status in the headers and without a body ("trailers-only").
 ///
-/// The code is that of the [reason](Reason::grpc_code), unless it is set here. When the wait is
-/// known, a `google.rpc.RetryInfo` is in `grpc-status-details-bin`, without which OTLP clients do not
-/// retry RESOURCE_EXHAUSTED, and the wait in milliseconds in `grpc-retry-pushback-ms`. When waiting
-/// is no use, `grpc-retry-pushback-ms` is -1.
+/// Default code: that of the [reason](Reason::grpc_code). If the wait is known,
+/// `grpc-status-details-bin` contains a `google.rpc.RetryInfo`, without which OTLP clients do not
+/// retry RESOURCE_EXHAUSTED, and `grpc-retry-pushback-ms` contains the wait in milliseconds. If
+/// retrying cannot succeed, `grpc-retry-pushback-ms` is -1.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Grpc {
-    callers: Option<u8>,
+    caller: Option<u8>,
     capacity: Option<u8>,
 }
 
 impl Grpc {
-    /// Sets the status code for a limit of the caller's. Default: RESOURCE_EXHAUSTED (8). A request
+    /// Sets the status code for a limit of the caller. Default: RESOURCE_EXHAUSTED (8). A request
     /// that is [denied](Reason::Denied) or [banned](Reason::Banned) keeps PERMISSION_DENIED (7).
     #[must_use]
-    pub fn callers_code(mut self, code: u8) -> Self {
-        self.callers = Some(code);
+    pub fn caller_code(mut self, code: u8) -> Self {
+        self.caller = Some(code);
         self
     }
 
-    /// Sets the status code for capacity. Default: UNAVAILABLE (14).
+    /// Sets the status code for a limit of the service. Default: UNAVAILABLE (14).
     #[must_use]
     pub fn capacity_code(mut self, code: u8) -> Self {
         self.capacity = Some(code);
@@ -40,9 +40,9 @@ impl Grpc {
 
     fn code(&self, reason: Reason) -> u8 {
         let code = match reason {
-            // Clients retry other codes.
+            // Clients retry the other codes.
             Reason::Denied | Reason::Banned => None,
-            reason if reason.is_caller_limit() => self.callers,
+            reason if reason.is_caller_limit() => self.caller,
             _ => self.capacity,
         };
         code.unwrap_or(reason.grpc_code())
@@ -82,7 +82,8 @@ fn insert(headers: &mut HeaderMap, name: &HeaderName, value: Vec<u8>) {
     }
 }
 
-/// `application/grpc` followed by nothing, `+` or `;`. `application/grpc-web` is another protocol.
+/// Accepts `application/grpc`, alone or followed by `+` or `;`. `application/grpc-web` is another
+/// protocol.
 pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
     let Some(content_type) = headers.get(CONTENT_TYPE) else {
         return false;
@@ -94,7 +95,7 @@ pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
     start.eq_ignore_ascii_case(prefix) && matches!(rest.first(), None | Some(b'+' | b';'))
 }
 
-/// What `grpc-message` has as it is: printable ASCII without the percent sign.
+/// Characters that `grpc-message` does not percent-encode: printable ASCII except the percent sign.
 fn is_safe(byte: u8) -> bool {
     matches!(byte, b' '..=b'~') && byte != b'%'
 }
@@ -104,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn grpc_is_told_from_its_neighbours() {
+    fn grpc_is_distinguished_from_similar_content_types() {
         for (content_type, grpc) in [
             ("application/grpc", true),
             ("application/grpc+proto", true),

@@ -1,15 +1,15 @@
-//! The small JSON of problem details, written without a serialiser.
+//! Minimal JSON output for problem details.
 
 use std::fmt::{self, Display, Write};
 
-/// Something that is written as JSON, the same each time.
+/// A value that always writes the same JSON.
 pub(super) trait ToJson {
     fn write<W: Write>(&self, json: &mut Json<'_, W>);
 
-    /// Its JSON, in one allocation of the exact length.
+    /// Returns the JSON in one allocation of the exact length.
     ///
-    /// It is written twice, first to count: a string that grows is allocated again, and
-    /// [`Bytes`](bytes::Bytes) of a string with room to spare need an allocation of their own.
+    /// It is written twice, first to count: a growing string is reallocated, and converting a
+    /// string with spare capacity to [`Bytes`](bytes::Bytes) needs another allocation.
     fn to_json(&self) -> String {
         let mut length = Length(0);
         self.write(&mut Json(&mut length));
@@ -29,11 +29,11 @@ impl Write for Length {
     }
 }
 
-/// Writes JSON to a destination that takes everything.
+/// Writes JSON to a destination that cannot fail.
 pub(super) struct Json<'a, W>(&'a mut W);
 
 impl<W: Write> Json<'_, W> {
-    /// Text that is JSON already, or needs no escapes.
+    /// Writes text that is valid JSON or needs no escapes.
     #[inline]
     pub(super) fn raw(&mut self, json: &str) {
         let _ = self.0.write_str(json);
@@ -43,23 +43,23 @@ impl<W: Write> Json<'_, W> {
         self.raw(itoa::Buffer::new().format(number));
     }
 
-    /// A string, with its quotes.
+    /// Writes a string with its quotes.
     pub(super) fn string(&mut self, text: &str) {
         self.raw("\"");
         self.escaped(text);
         self.raw("\"");
     }
 
-    /// What is within the quotes of a string.
+    /// Writes the inside of a string.
     pub(super) fn display(&mut self, text: &impl Display) {
         let _ = write!(Escaped(self), "{text}");
     }
 
-    /// What is within the quotes of a string: RFC 8259 §7 has quotes, backslashes and control characters
-    /// escaped.
+    /// Writes the inside of a string. RFC 8259 §7 requires quotes, backslashes and control
+    /// characters to be escaped.
     #[inline]
     fn escaped(&mut self, text: &str) {
-        // Without a branch for each byte, since names rarely need it.
+        // Branch-free, because names rarely need escapes.
         let needs_escapes = text
             .bytes()
             .fold(false, |needs, byte| needs | needs_escape(byte));
@@ -77,7 +77,7 @@ impl<W: Write> Json<'_, W> {
             if !needs_escape(byte) {
                 continue;
             }
-            // Bytes below 0x80 are characters of their own, so this is a boundary.
+            // A byte below 0x80 is a whole character, so this is a character boundary.
             self.raw(&text[written..at]);
             match byte {
                 b'"' => self.raw("\\\""),
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn every_character_is_read_back() {
+    fn every_character_reads_back() {
         for char in '\0'..=char::MAX {
             is_read_back(char.encode_utf8(&mut [0; 4]));
         }
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn every_number_is_read_back() {
+    fn every_number_reads_back() {
         for number in [0, 9, 10, u64::MAX] {
             let json = Number(number).to_json();
             assert_eq!(serde_json::from_str::<u64>(&json).unwrap(), number);
@@ -167,7 +167,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_read_back(text in any::<String>()) {
+        fn any_text_reads_back(text in any::<String>()) {
             is_read_back(&text);
         }
     }

@@ -1,4 +1,4 @@
-//! How a rejected request is answered, in the protocol and format of the request.
+//! Answers to rejected requests, in the protocol and format of the request.
 
 mod details;
 mod grpc;
@@ -13,7 +13,7 @@ use http::header::{ACCEPT, CACHE_CONTROL, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
 
 use crate::extract::RequestHead;
-use crate::headers::{tell_retry_after, tell_retry_after_ms};
+use crate::headers::{add_retry_after, add_retry_after_ms};
 use crate::rejection::{Reason, Rejection};
 
 pub use grpc::Grpc;
@@ -22,11 +22,11 @@ pub use problem::Problem;
 #[cfg(feature = "axum")]
 use problem::problem;
 
-/// Turns a [`Rejection`] into a response. Closures are responders too; their body is any type that
-/// converts into [`Bytes`], such as `String`, `Vec<u8>` and `&'static str`.
+/// Turns a [`Rejection`] into a response. A closure is a responder too; its body can be any type
+/// that converts into [`Bytes`], such as `String`, `Vec<u8>` or `&'static str`.
 ///
-/// The layer adds `Retry-After` and the rate limit headers, and `Cache-Control: no-store` where
-/// the responder sets no `Cache-Control`.
+/// The layer adds `Retry-After` and the rate-limit fields, and `Cache-Control: no-store` unless the
+/// responder sets `Cache-Control`.
 ///
 /// ```
 /// use http::Response;
@@ -46,7 +46,7 @@ use problem::problem;
     note = "a responder is a type of `tower_admission::respond`, or a closure `|rejection: &Rejection, head: RequestHead<'_>| -> http::Response<T>` whose body `T` is `Into<Bytes>`, such as `String`"
 )]
 pub trait Responder: Send + Sync + 'static {
-    /// The response to the request whose head this is.
+    /// Builds the response to a rejected request.
     fn respond(&self, rejection: &Rejection, head: RequestHead<'_>) -> Response<Bytes>;
 }
 
@@ -60,15 +60,15 @@ where
     }
 }
 
-/// What layers use unless told otherwise: gRPC to gRPC requests, plain text to clients that
-/// accept it and no JSON, else problem details.
+/// The default responder of layers: gRPC for gRPC requests, plain text for clients that accept it
+/// and do not accept JSON, else problem details.
 #[derive(Clone, Debug, Default)]
 pub struct Negotiated {
     grpc: Grpc,
 }
 
 impl Negotiated {
-    /// With other gRPC status codes than the usual ones.
+    /// Sets the responder for gRPC requests, to change the status codes.
     #[must_use]
     pub fn grpc(mut self, grpc: Grpc) -> Self {
         self.grpc = grpc;
@@ -88,7 +88,7 @@ impl Responder for Negotiated {
     }
 }
 
-/// Whether `Accept` has plain text and nothing that JSON would do for (RFC 9110 §12.5.1).
+/// Whether `Accept` includes plain text but no JSON (RFC 9110 §12.5.1).
 fn prefers_plain(head: RequestHead<'_>) -> bool {
     let mut plain = false;
     for accept in head.headers.get_all(ACCEPT) {
@@ -127,16 +127,16 @@ fn is_weight_of_zero(parameter: &[u8]) -> bool {
     }
 }
 
-// Here and not with the type, which knows nothing of protocols.
+// Here and not in `rejection`, which is independent of protocols.
 impl Reason {
-    /// The HTTP status of a response with this reason: 403, 429 or 503.
+    /// The HTTP status for this reason: 403, 429 or 503.
     #[must_use]
     pub fn status(self) -> StatusCode {
         self.codes().0
     }
 
-    /// The gRPC status code of a response with this reason: PERMISSION_DENIED (7),
-    /// RESOURCE_EXHAUSTED (8) or UNAVAILABLE (14).
+    /// The gRPC status code for this reason: PERMISSION_DENIED (7), RESOURCE_EXHAUSTED (8) or
+    /// UNAVAILABLE (14).
     #[must_use]
     pub fn grpc_code(self) -> u8 {
         self.codes().1
@@ -154,7 +154,7 @@ impl Reason {
     }
 }
 
-/// How a layer answers rejected requests.
+/// The responder of a layer, with its settings.
 #[derive(Clone)]
 pub(crate) struct Answers {
     responder: Arc<dyn Responder>,
@@ -166,28 +166,28 @@ impl Answers {
         self.responder = Arc::new(responder);
     }
 
-    /// Whether responses have the field `retry-after-ms` as well.
+    /// Sets whether responses also have the field `retry-after-ms`.
     pub(crate) fn set_retry_after_ms(&mut self, retry_after_ms: bool) {
         self.retry_after_ms = retry_after_ms;
     }
 
-    /// The response to a rejected request.
+    /// Builds the complete response to a rejected request.
     pub(crate) fn answer(&self, rejection: &Rejection, head: RequestHead<'_>) -> Response<Bytes> {
         let mut response = self.responder.respond(rejection, head);
-        // A responder with a time of its own is not contradicted.
+        // A `Retry-After` set by the responder takes precedence.
         if self.retry_after_ms && !response.headers().contains_key(RETRY_AFTER) {
-            tell_retry_after_ms(rejection.retry_after(), response.headers_mut());
+            add_retry_after_ms(rejection.retry_after(), response.headers_mut());
         }
         complete(rejection, &mut response);
         response
     }
 }
 
-/// Adds to the response of a rejected request what every such response has.
+/// Adds the fields that every response to a rejected request has.
 pub(crate) fn complete<B>(rejection: &Rejection, response: &mut Response<B>) {
     let headers = response.headers_mut();
-    tell_retry_after(rejection.retry_after_seconds(), headers);
-    // RFC 6585 §4: a 429 must not be stored by a cache; nor should a passing 503.
+    add_retry_after(rejection.retry_after_seconds(), headers);
+    // RFC 6585 §4: a cache must not store a 429; a temporary 503 should not be stored either.
     headers
         .entry(CACHE_CONTROL)
         .or_insert(HeaderValue::from_static("no-store"));
@@ -196,17 +196,17 @@ pub(crate) fn complete<B>(rejection: &Rejection, response: &mut Response<B>) {
     }
 }
 
-/// Marks a response for layers further out, which read statuses: this 403 is no answer to credentials.
+/// Marks a 403 of this crate, so that outer guards do not take it for an answer to credentials.
 #[derive(Clone)]
 struct Denied;
 
-/// Whether a response is a limit's own, of a request that it denied.
+/// Whether a limit of this crate denied the request.
 pub(crate) fn is_denied<B>(response: &Response<B>) -> bool {
     response.extensions().get::<Denied>().is_some()
 }
 
-/// A problem (RFC 9457) with the status of its [reason](Reason::status), `Retry-After` and
-/// `Cache-Control: no-store`.
+/// Makes a problem response (RFC 9457) with the status of its [reason](Reason::status),
+/// `Retry-After` and `Cache-Control: no-store`.
 ///
 /// ```
 /// use axum::extract::State;

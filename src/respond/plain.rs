@@ -1,4 +1,4 @@
-//! Plain text.
+//! Plain text answers.
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
@@ -8,7 +8,7 @@ use super::Responder;
 use crate::extract::RequestHead;
 use crate::rejection::Rejection;
 
-/// Answers in plain text: the sentence that a person reads.
+/// Answers in plain text, with the message for people.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Plain;
 

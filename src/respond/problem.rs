@@ -26,14 +26,15 @@ pub(super) fn problem(rejection: &Rejection) -> Response<Bytes> {
     problem_for(rejection, rejection.reason())
 }
 
-/// A problem (RFC 9457) of the type `quota-exceeded`, with status 429, also for a limit on all callers together.
+/// Makes a problem response (RFC 9457) of the type `quota-exceeded` with status 429, also for a
+/// limit on all callers together.
 #[must_use]
 pub fn quota_problem(rejection: &Rejection) -> Response<Bytes> {
     problem_for(rejection, Reason::KeyAtCapacity)
 }
 
 fn problem_for(rejection: &Rejection, reason: Reason) -> Response<Bytes> {
-    let details = Details {
+    let details = ProblemJson {
         rejection,
         reason,
         retry_after: None,
@@ -41,10 +42,11 @@ fn problem_for(rejection: &Rejection, reason: Reason) -> Response<Bytes> {
     response(reason.status(), details.to_json())
 }
 
-/// A problem (RFC 9457) as JSON, with `retry-after` in seconds as a member, for a protocol without headers.
+/// Writes a problem (RFC 9457) as JSON for a protocol without headers, with the member
+/// `retry-after` in seconds.
 #[must_use]
 pub fn problem_json(rejection: &Rejection) -> String {
-    let details = Details {
+    let details = ProblemJson {
         rejection,
         reason: rejection.reason(),
         retry_after: rejection.retry_after_seconds(),
@@ -62,15 +64,15 @@ fn response(status: StatusCode, json: String) -> Response<Bytes> {
     response
 }
 
-struct Details<'a> {
+struct ProblemJson<'a> {
     rejection: &'a Rejection,
-    /// Which problem it is.
+    /// The reason that determines the problem type.
     reason: Reason,
-    /// In seconds, where no header can say it.
+    /// In seconds, for protocols without headers.
     retry_after: Option<u64>,
 }
 
-impl ToJson for Details<'_> {
+impl ToJson for ProblemJson<'_> {
     fn write<W: Write>(&self, json: &mut Json<'_, W>) {
         let rejection = self.rejection;
         json.raw(beginning(self.reason));
@@ -106,7 +108,7 @@ impl ToJson for Details<'_> {
     }
 }
 
-/// The members that depend on the reason alone, up to the text of `detail`.
+/// The members that depend only on the reason, up to the text of `detail`.
 fn beginning(reason: Reason) -> &'static str {
     macro_rules! beginning {
         ($type:literal, $title:literal, $status:literal) => {
@@ -132,7 +134,8 @@ fn beginning(reason: Reason) -> &'static str {
             "Abnormal usage detected",
             429
         ),
-        // No registered type fits. RFC 9457 §4.2.1: the title is then that of the status.
+        // No registered type fits. RFC 9457 §4.2.1: the title of `about:blank` is that of the
+        // status.
         Reason::Denied | Reason::Banned => beginning!("about:blank", "Forbidden", 403),
         Reason::KeyAtCapacity | Reason::QuotaExceeded | Reason::CostExceedsQuota => beginning!(
             "https://iana.org/assignments/http-problem-types#quota-exceeded",
@@ -162,7 +165,7 @@ mod tests {
         Reason::Unavailable,
     ];
 
-    /// What a client reads, and that its length was counted right.
+    /// Reads the problem, and checks that the length was counted correctly.
     fn read(response: &Response<Bytes>) -> Value {
         let problem: Value = serde_json::from_slice(response.body()).unwrap();
         assert_eq!(problem["status"], response.status().as_u16());
@@ -198,7 +201,7 @@ mod tests {
             "violated-policies": names.map(|name| name.to_string()),
         });
         assert_eq!(read(&problem(&rejection)), expected);
-        let details = Details {
+        let details = ProblemJson {
             rejection: &rejection,
             reason: rejection.reason(),
             retry_after: rejection.retry_after_seconds(),

@@ -122,7 +122,7 @@ async fn grpc_answers_permission_denied_and_forbids_a_retry() {
     };
     // Codes that clients retry are for limits that have room later.
     let codes = Grpc::default()
-        .callers_code(Code::Unavailable as u8)
+        .caller_code(Code::Unavailable as u8)
         .capacity_code(Code::Unavailable as u8);
     let responder = Negotiated::default().grpc(codes);
     let concurrency = concurrency(&limits).respond(responder.clone());

@@ -167,7 +167,7 @@ async fn what_is_not_grpc_is_answered_in_http() {
 #[tokio::test]
 async fn codes_are_configurable() {
     let codes = Grpc::default()
-        .callers_code(Code::Unavailable as u8)
+        .caller_code(Code::Unavailable as u8)
         .capacity_code(Code::ResourceExhausted as u8);
     let rate = RateLimitLayer::by(by_user, Quota::per_hour(2)).cost(|_| 3);
     let rate = rate.respond(codes).layer(Counting::default());

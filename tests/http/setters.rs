@@ -98,14 +98,11 @@ fn what_a_rate_layer_counts_cannot_change_once_its_limit_is_open() {
             }
             layer
         };
-        panics_here!("`store` has to come before", layer().store(store.clone()));
+        panics_here!("call `store` before", layer().store(store.clone()));
+        panics_here!("call `store` before", layer().try_store(store.clone()));
+        panics_here!("call `limits` before", layer().limits(&limits));
         panics_here!(
-            "`store` has to come before",
-            layer().try_store(store.clone())
-        );
-        panics_here!("`limits` has to come before", layer().limits(&limits));
-        panics_here!(
-            "`and_by` has to come before",
+            "call `and_by` before",
             layer().and_by(ClientIp::peer(), Quota::per_hour(1)),
         );
     }
@@ -136,14 +133,11 @@ fn what_a_concurrency_layer_counts_cannot_change_once_its_limit_is_open() {
             }
             layer
         };
-        panics_here!("`name` has to come before", layer().name("other"));
-        panics_here!("`store` has to come before", layer().store(store.clone()));
-        panics_here!(
-            "`store` has to come before",
-            layer().try_store(store.clone())
-        );
-        panics_here!("`per_key` has to come before", layer().per_key(by_user, 1));
-        panics_here!("`limits` has to come before", layer().limits(&limits));
+        panics_here!("call `name` before", layer().name("other"));
+        panics_here!("call `store` before", layer().store(store.clone()));
+        panics_here!("call `store` before", layer().try_store(store.clone()));
+        panics_here!("call `per_key` before", layer().per_key(by_user, 1));
+        panics_here!("call `limits` before", layer().limits(&limits));
     }
 }
 

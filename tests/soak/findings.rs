@@ -13,10 +13,14 @@ pub(crate) const DELIBERATE: &str = "soak: deliberate";
 
 /// Collects what is wrong: of each kind the first, and how many there were. Clones share them.
 #[derive(Clone)]
-pub(crate) struct Findings(Arc<Mutex<BTreeMap<&'static str, (String, u64)>>>);
+pub(crate) struct Findings {
+    run: &'static str,
+    /// By kind.
+    found: Arc<Mutex<BTreeMap<&'static str, (String, u64)>>>,
+}
 
 impl Findings {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(run: &'static str) -> Self {
         static ONCE: Once = Once::new();
         ONCE.call_once(|| {
             // Before the first key is made.
@@ -28,24 +32,27 @@ impl Findings {
                 }
             }));
         });
-        Self(Arc::default())
+        Self {
+            run,
+            found: Arc::default(),
+        }
     }
 
     pub(crate) fn add(&self, kind: &'static str, finding: String) {
-        let mut findings = self.0.lock().unwrap();
+        let mut findings = self.found.lock().unwrap();
         let (_, count) = findings.entry(kind).or_insert_with(|| {
-            println!("found: {kind}: {finding}");
+            println!("{}: found: {kind}: {finding}", self.run);
             (finding, 0)
         });
         *count += 1;
     }
 
     pub(crate) fn has(&self, kind: &str) -> bool {
-        self.0.lock().unwrap().contains_key(kind)
+        self.found.lock().unwrap().contains_key(kind)
     }
 
     pub(crate) fn check(&self) {
-        let findings = self.0.lock().unwrap();
+        let findings = self.found.lock().unwrap();
         assert!(findings.is_empty(), "{findings:#?}");
     }
 }

@@ -31,7 +31,7 @@ use meters::Meters;
 use server::{Server, until};
 use work::{Work, jobs};
 
-/// What the limits allow. The meters check these numbers, whatever the layers are given.
+/// What the limits allow.
 #[derive(Clone, Copy)]
 struct Numbers {
     in_flight: usize,
@@ -66,22 +66,21 @@ fn tenant(head: RequestHead<'_>) -> Option<Key> {
     Some(Key::id("tenant", tenant))
 }
 
-fn policy(numbers: Numbers) -> Policy {
-    let burst = Quota::per_second(numbers.per_second).burst(numbers.burst);
-    Policy::new("burst", burst).and("window", Quota::new(numbers.in_window, WINDOW).sliding())
+fn policy() -> Policy {
+    let burst = Quota::per_second(NUMBERS.per_second).burst(NUMBERS.burst);
+    Policy::new("burst", burst).and("window", Quota::new(NUMBERS.in_window, WINDOW).sliding())
 }
 
 /// What one process has: its layers around the work, and the limiter that tells what is in flight.
 fn replica(
     name: &str,
-    numbers: Numbers,
     store: Option<&RedisStore>,
     meters: &Arc<Meters>,
 ) -> (work::Service, ConcurrencyLimiter) {
-    let mut concurrency = ConcurrencyLimitLayer::new(numbers.in_flight)
+    let mut concurrency = ConcurrencyLimitLayer::new(NUMBERS.in_flight)
         .name(name)
-        .per_key(tenant, numbers.in_flight_per_tenant);
-    let mut rate = RateLimitLayer::by(tenant, policy(numbers));
+        .per_key(tenant, NUMBERS.in_flight_per_tenant);
+    let mut rate = RateLimitLayer::by(tenant, policy());
     match store {
         Some(store) => {
             concurrency = concurrency.store(store.clone());
@@ -116,7 +115,7 @@ async fn all_permits_are_back(
 /// Takes each permit that the store has, as a replica that has none.
 async fn the_store_has_all_slots(findings: &Findings, name: &str, store: &RedisStore) {
     let meters = Meters::new(NUMBERS, findings.clone());
-    let (_, limiter) = replica(name, NUMBERS, Some(store), &meters);
+    let (_, limiter) = replica(name, Some(store), &meters);
     // Slots of requests whose release was lost expire.
     let ended = Instant::now() + LEASE_TTL + Duration::from_secs(20);
     let mut rejected = String::new();
@@ -139,15 +138,13 @@ async fn the_store_has_all_slots(findings: &Findings, name: &str, store: &RedisS
 }
 
 /// One process that counts in memory, until `ended`.
-async fn memory_run(numbers: Numbers, findings: &Findings, ended: impl Future<Output = ()>) {
-    let meters = Meters::new(NUMBERS, findings.clone());
-    let (service, limiter) = replica("memory", numbers, None, &meters);
-    let clients = Clients::start(&[service], &meters, findings);
+async fn memory_run(meters: &Arc<Meters>, findings: &Findings, ended: impl Future<Output = ()>) {
+    let (service, limiter) = replica("memory", None, meters);
+    let clients = Clients::start(&[service], meters, findings);
     ended.await;
     clients.stop(findings).await;
-    all_permits_are_back(findings, &meters, &[limiter]).await;
+    all_permits_are_back(findings, meters, &[limiter]).await;
     println!("memory: {meters}");
-    meters.were_reached(findings);
 }
 
 /// Waits for `time`, and reports when memory grows after the first third of it.
@@ -164,30 +161,36 @@ async fn memory_stays_bounded(time: Duration, findings: &Findings) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn limits_in_memory_hold_under_load() {
-    let findings = Findings::new();
+    let findings = Findings::new("memory");
     let ended = memory_stays_bounded(run_time(), &findings);
-    memory_run(NUMBERS, &findings, ended).await;
+    let meters = Meters::new(NUMBERS, findings.clone());
+    memory_run(&meters, &findings, ended).await;
+    meters.were_reached(&findings);
     findings.check();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_meters_notice_limits_that_are_too_high() {
-    let findings = Findings::new();
-    let broken = Numbers {
-        in_flight: NUMBERS.in_flight * 2,
-        per_second: NUMBERS.per_second * 8,
-        in_window: NUMBERS.in_window * 8,
-        ..NUMBERS
+    let findings = Findings::new("too high");
+    // For the meters, the limits of the layers are too high.
+    let lower = Numbers {
+        in_flight: 4,
+        in_flight_per_tenant: 2,
+        per_second: 4,
+        burst: 2,
+        in_window: 10,
     };
     let found = until("the meters notice it", async || {
-        findings.has("requests") && findings.has("rate")
+        ["requests", "requests of a tenant", "rate", "window"]
+            .iter()
+            .all(|kind| findings.has(kind))
     });
-    memory_run(broken, &findings, found).await;
+    memory_run(&Meters::new(lower, findings.clone()), &findings, found).await;
 }
 
 /// Two replicas on one place, with faults until the time is up.
-async fn redis_run(name: &str, place: Place, mode: FailureMode) {
-    let findings = Findings::new();
+async fn redis_run(name: &'static str, place: Place, mode: FailureMode) {
+    let findings = Findings::new(name);
     let meters = Meters::new(NUMBERS, findings.clone());
     let url = place.url();
     let store = || {
@@ -200,7 +203,7 @@ async fn redis_run(name: &str, place: Place, mode: FailureMode) {
     let stores = [store(), store()];
     let (services, limiters): (Vec<_>, Vec<_>) = stores
         .iter()
-        .map(|store| replica(name, NUMBERS, Some(store), &meters))
+        .map(|store| replica(name, Some(store), &meters))
         .unzip();
     let leases = stores.each_ref().map(|store| {
         let leases = Leases::new().name(name).ttl(LEASE_TTL).store(store.clone());

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tower_admission::store::FailureMode;
 use tower_admission_redis::StoreObserver;
 
 use crate::findings::Findings;
@@ -21,6 +22,9 @@ const REPLICAS: usize = 2;
 /// The time from a decision until the inner service sees the request: a deadline of the store, and a busy machine.
 const LATE: Duration = Duration::from_millis(1500);
 
+/// For how long requests that the store did not decide about may be at work, and be charged to it.
+const ALONE: Duration = Duration::from_secs(3);
+
 pub(crate) struct Meters {
     numbers: Numbers,
     findings: Findings,
@@ -30,6 +34,10 @@ pub(crate) struct Meters {
     jobs: Gauge,
     /// Whether the store is away, or was a moment ago.
     disturbed: AtomicBool,
+    /// When the failure mode last decided, in milliseconds from the start.
+    decided_without_store: AtomicU64,
+    without_store: AtomicU64,
+    started: Instant,
     pub(crate) admitted: AtomicU64,
     /// Rejected with 429: above a rate, or above the requests in flight of a tenant.
     pub(crate) too_many: AtomicU64,
@@ -95,6 +103,9 @@ impl Meters {
             rates: std::array::from_fn(|_| rate()),
             jobs: Gauge::default(),
             disturbed: AtomicBool::new(false),
+            decided_without_store: AtomicU64::new(0),
+            without_store: AtomicU64::new(0),
+            started: Instant::now(),
             admitted: AtomicU64::new(0),
             too_many: AtomicU64::new(0),
             unavailable: AtomicU64::new(0),
@@ -125,7 +136,7 @@ impl Meters {
     pub(crate) fn job(self: &Arc<Self>) -> AtWork {
         let now = self.jobs.enter();
         // Data that is lost takes all leases by id with it, and their holders go on until they notice.
-        if !self.disturbed.load(Ordering::SeqCst) && now > JOBS as usize {
+        if !self.is_disturbed() && now > JOBS as usize {
             let finding = format!("{now} at a time, the limit is {JOBS}");
             self.findings.add("jobs", finding);
         }
@@ -135,12 +146,19 @@ impl Meters {
         }
     }
 
+    fn millis(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap()
+    }
+
+    /// Whether replicas may go by their own counts: during a fault, and when a busy machine misses deadlines.
+    fn is_disturbed(&self) -> bool {
+        let last = self.decided_without_store.load(Ordering::SeqCst);
+        let is_recent = last > 0 && self.millis() < last + ALONE.as_millis() as u64;
+        is_recent || self.disturbed.load(Ordering::SeqCst)
+    }
+
     fn check(&self, what: &'static str, now: usize, limit: usize) {
-        let factor = if self.disturbed.load(Ordering::SeqCst) {
-            REPLICAS
-        } else {
-            1
-        };
+        let factor = if self.is_disturbed() { REPLICAS } else { 1 };
         if now > limit * factor {
             let finding = format!("{now} in flight, the limit is {limit} times {factor}");
             self.findings.add(what, finding);
@@ -168,7 +186,7 @@ impl Meters {
         }
         let counted = rate.window.len();
         let limit = self.numbers.in_window as usize;
-        if counted > limit && !self.disturbed.load(Ordering::SeqCst) {
+        if counted > limit && !self.is_disturbed() {
             let finding = format!("tenant {tenant}: {counted} requests in a window for {limit}");
             self.findings.add("window", finding);
         }
@@ -201,6 +219,12 @@ impl Meters {
     pub(crate) fn outages(self: &Arc<Self>) -> impl StoreObserver {
         struct Outages(Arc<Meters>);
         impl StoreObserver for Outages {
+            fn decided_without(&self, _: FailureMode) {
+                self.0.without_store.fetch_add(1, Ordering::Relaxed);
+                let now = self.0.millis().max(1);
+                self.0.decided_without_store.store(now, Ordering::SeqCst);
+            }
+
             fn reachable(&self, reachable: bool) {
                 if !reachable {
                     for rate in &self.0.rates {
@@ -214,7 +238,12 @@ impl Meters {
 
     /// Reports a limit that the load never reached: then the run shows nothing.
     pub(crate) fn were_reached(&self, findings: &Findings) {
-        if self.total.peak.load(Ordering::SeqCst) < self.numbers.in_flight {
+        // In Redis a slot counts until its release arrives, so fewer than all may be at work. A request that the
+        // store did not decide about may be admitted, or answered 503.
+        let without_store = self.without_store.load(Ordering::Relaxed);
+        let is_reached = self.total.peak.load(Ordering::SeqCst) >= self.numbers.in_flight
+            || self.unavailable.load(Ordering::Relaxed) > without_store;
+        if !is_reached {
             findings.add("load", format!("never at capacity: {self}"));
         }
         if self.too_many.load(Ordering::Relaxed) == 0 {
@@ -228,10 +257,11 @@ impl fmt::Display for Meters {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         write!(
             f,
-            "{} admitted, {} answered 429, {} answered 503; at most {} in flight, {} jobs",
+            "{} admitted, {} answered 429, {} answered 503, {} decided without the store; at most {} in flight, {} jobs",
             of(&self.admitted),
             of(&self.too_many),
             of(&self.unavailable),
+            of(&self.without_store),
             self.total.peak.load(Ordering::SeqCst),
             self.jobs.peak.load(Ordering::SeqCst),
         )

@@ -47,13 +47,13 @@ impl Work {
     async fn answer(self, request: Request<()>) -> Result<Response<Frames>, &'static str> {
         let tenant = request.headers()["x-tenant"].to_str().unwrap().to_owned();
         let at_work = self.0.request(&tenant);
-        tokio::time::sleep(millis(0..20)).await;
+        tokio::time::sleep(millis(0..150)).await;
         match fastrand::u32(0..100) {
             0..3 => panic_any(DELIBERATE),
             3..8 => Err("the work failed"),
             _ => Ok(Response::new(Frames {
                 left: fastrand::u32(0..4),
-                pause: Box::pin(tokio::time::sleep(millis(0..10))),
+                pause: Box::pin(tokio::time::sleep(millis(0..30))),
                 at_work: Some(at_work),
             })),
         }
@@ -75,7 +75,7 @@ impl Body for Frames {
         }
         ready!(self.pause.as_mut().poll(cx));
         self.left -= 1;
-        self.pause = Box::pin(tokio::time::sleep(millis(0..10)));
+        self.pause = Box::pin(tokio::time::sleep(millis(0..30)));
         Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"frame")))))
     }
 }

@@ -24,3 +24,8 @@ pub mod admin;
 pub mod sessions;
 #[cfg(feature = "ws")]
 pub mod ws;
+
+/// The README's code compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

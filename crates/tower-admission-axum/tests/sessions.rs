@@ -222,7 +222,7 @@ async fn close_two_open_two_and_the_next_is_blocked() {
 }
 
 #[tokio::test]
-async fn unknown_ended_expired_and_anothers_are_all_alike() {
+async fn unknown_ended_expired_and_foreign_leases_get_the_same_answer() {
     let api = api().await;
     let theirs = api.start("b").await.unwrap();
     let ended = api.start("a").await.unwrap();

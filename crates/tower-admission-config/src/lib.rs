@@ -397,3 +397,8 @@ pub use self::model::Config;
 pub use self::overrides::LimitsTable;
 pub use self::reloaded::LastReload;
 pub use self::warning::{ConfigWarning, WarningKind};
+
+/// The README's code compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

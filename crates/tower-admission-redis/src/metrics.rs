@@ -1,4 +1,4 @@
-//! Metrics of a store: whether it can be reached, its failures, and the decisions made without it.
+//! Metrics of a store: availability, failures, and decisions made without it.
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 use tower_admission::observe::MetricsObserver;
@@ -20,12 +20,12 @@ fn describe() {
     describe_counter!(
         "admission_failure_mode_decisions_total",
         Unit::Count,
-        "Decisions of a failure mode, because the store did not decide."
+        "Decisions by a failure mode, because the store did not decide."
     );
     describe_counter!(
         "admission_denial_cache_hits_total",
         Unit::Count,
-        "Rejections of keys that the store had rejected, without a call."
+        "Rejections without a call, for keys that the store has just rejected."
     );
 }
 

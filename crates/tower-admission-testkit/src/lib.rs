@@ -51,3 +51,8 @@ fn new_key() -> Key {
     getrandom::fill(&mut id).expect("the operating system gives random bytes");
     Key::new("suite", &id)
 }
+
+/// The README's code compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

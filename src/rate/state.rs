@@ -1,4 +1,4 @@
-//! What the services of a layer have in common, and what they decide with it.
+//! The state that the services of one layer share, and the decisions that they make with it.
 
 use std::fmt;
 use std::ops::Deref;
@@ -10,9 +10,9 @@ use http_body::Body;
 use tokio::time::Instant;
 
 use super::account::Account;
-use super::future::Told;
+use super::future::ResponseReport;
 use super::guard::Guard;
-use super::joint::{Joint, Part};
+use super::joint::{JoinedLimit, JointRejection};
 use super::status::RateLimitStatus;
 use crate::body::ResponseBody;
 use crate::decision::Decision;
@@ -22,16 +22,16 @@ use crate::headers::{Headers, RateLimitHeaders};
 use crate::key::Key;
 use crate::limiter::{LimiterSet, RateLimiter};
 use crate::nesting::Nesting;
-use crate::observe::{Decided, Observers};
+use crate::observe::{DecidedMark, Observers};
 use crate::per_thread::PerThread;
 use crate::rejection::{Reason, Rejection};
 use crate::respond::Answers;
 use crate::store::Reply;
 
-/// What is configured of a layer, without what it counts.
+/// The configuration of a layer, without its limiter.
 #[derive(Clone)]
 pub(super) struct Settings {
-    /// One for each of the limiter's policies.
+    /// One extractor for each of the limiter's policies.
     pub(super) keys: Vec<Extractor>,
     pub(super) dialect: RateLimitHeaders,
     pub(super) status: Option<bool>,
@@ -41,28 +41,29 @@ pub(super) struct Settings {
     pub(super) count_if: Option<CountIf>,
     pub(super) enforce: Enforcement,
     pub(super) guards: Vec<Guard>,
-    /// The limits, where several are decided as one.
-    pub(super) parts: Arc<[Part]>,
+    /// The individual limits, if several are decided jointly.
+    pub(super) parts: Arc<[JoinedLimit]>,
     pub(super) name: Arc<str>,
     pub(super) answers: Answers,
     pub(super) observers: Observers,
 }
 
-/// What the services of a layer have in common.
-pub(super) struct Shared {
+/// The state that the services of one layer share.
+pub(super) struct LayerState {
     settings: Settings,
     pub(super) limiter: RateLimiter,
-    /// The same for all layers of one limiter.
+    /// All layers of one limiter share it.
     pub(super) nesting: Arc<Nesting>,
     pub(super) headers: Headers,
-    /// Whether a request has one key and costs 1, and there are no observers and no guard.
+    /// Whether each request has one key and costs 1, and there are no observers and no guard.
     pub(super) is_plain: bool,
-    /// Whether anything needs the numbers of an admitted request.
-    pub(super) tells: bool,
-    pub(super) tells_clients: bool,
-    pub(super) tells_handlers: bool,
-    /// The same, for what goes with a request: a thread counts the references to its own. Empty in a copy.
-    copies: Option<PerThread<Arc<Self>>>,
+    /// Whether the numbers of an admitted request are needed.
+    pub(super) needs_numbers: bool,
+    pub(super) reports_to_clients: bool,
+    pub(super) reports_to_handlers: bool,
+    /// One copy per thread, to which requests keep a reference, so that threads do not contend for
+    /// one reference count. `None` in a copy.
+    per_thread: Option<PerThread<Arc<Self>>>,
 }
 
 type TierBy = Arc<dyn for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync>;
@@ -89,27 +90,27 @@ impl Settings {
         }
     }
 
-    /// The layer as its services have it.
-    pub(super) fn with_limiter(&self, limiter: RateLimiter) -> Shared {
+    /// Builds the shared state around a limiter.
+    pub(super) fn with_limiter(&self, limiter: RateLimiter) -> LayerState {
         let mut shared = self.copy_with(limiter.clone());
-        if shared.tells {
+        if shared.needs_numbers {
             let copy = || Arc::new(self.copy_with(limiter.clone()));
-            shared.copies = Some(PerThread::new(copy));
+            shared.per_thread = Some(PerThread::new(copy));
         }
         shared
     }
 
-    fn copy_with(&self, limiter: RateLimiter) -> Shared {
+    fn copy_with(&self, limiter: RateLimiter) -> LayerState {
         let mut settings = self.clone();
         let limits = !limiter.is_off();
         let headers = Headers::new(settings.dialect, &limiter);
-        let tells_clients = limits && !headers.are_off() && !settings.is_dry_run();
-        let tells_handlers = limits && settings.status.unwrap_or(!headers.are_off());
+        let reports_to_clients = limits && !headers.are_off() && !settings.is_dry_run();
+        let reports_to_handlers = limits && settings.status.unwrap_or(!headers.are_off());
         let refunds = limits && settings.refunds();
         for guard in &mut settings.guards {
-            guard.settle(&settings.keys);
+            guard.set_credential_headers(&settings.keys);
         }
-        Shared {
+        LayerState {
             is_plain: settings.keys.len() == 1
                 && limits
                 && settings.cost.is_none()
@@ -117,19 +118,19 @@ impl Settings {
                 && settings.guards.is_empty()
                 && settings.parts.is_empty()
                 && settings.observers.is_empty(),
-            tells: tells_clients || tells_handlers || refunds,
-            tells_clients,
-            tells_handlers,
+            needs_numbers: reports_to_clients || reports_to_handlers || refunds,
+            reports_to_clients,
+            reports_to_handlers,
             headers,
             nesting: limiter.nesting(),
             limiter,
             settings,
-            copies: None,
+            per_thread: None,
         }
     }
 }
 
-impl Deref for Shared {
+impl Deref for LayerState {
     type Target = Settings;
 
     #[inline]
@@ -138,56 +139,56 @@ impl Deref for Shared {
     }
 }
 
-impl Shared {
-    /// The tier that is selected for a request.
+impl LayerState {
+    /// The tier selected for a request.
     #[inline]
     pub(super) fn tier<'a>(&self, head: RequestHead<'a>) -> Option<&'a str> {
         self.tier_by.as_ref().and_then(|tier_by| tier_by(head))
     }
 
-    /// What is known of a request of cost 1 in a tier.
+    /// The context of a request of cost 1 in a tier.
     #[inline]
-    pub(super) fn asked_in(&self, tier: Option<&str>) -> Asked {
-        // Copied only where it is needed later, as that writes a count that all requests of the tier share.
-        let tier = tier.filter(|_| self.tells || !self.parts.is_empty());
-        Asked {
+    pub(super) fn context_in_tier(&self, tier: Option<&str>) -> DecisionContext {
+        // Clone the tier name only if needed: all requests of the tier share its reference count.
+        let tier = tier.filter(|_| self.needs_numbers || !self.parts.is_empty());
+        DecisionContext {
             tier: tier.and_then(|tier| self.limiter.tier_name(tier)),
-            ..Asked::PLAIN
+            ..DecisionContext::PLAIN
         }
     }
 
-    /// Whether a request is none of this layer's business.
+    /// Whether the layer ignores a request.
     #[inline]
     pub(super) fn passes(&self, head: RequestHead<'_>) -> bool {
         (self.limiter.is_off() && self.guards.is_empty())
             || self.skip.as_ref().is_some_and(|skip| skip(head))
     }
 
-    /// What follows from a decision, for a request and for its handler.
+    /// Applies a decision to a request.
     pub(super) fn verdict<B, RB: Body>(
         shared: &Arc<Self>,
         request: &mut Request<B>,
         keys: &[Key],
-        mut asked: Asked,
+        mut context: DecisionContext,
         mut decision: Decision,
     ) -> Verdict<RB> {
-        let begun = asked.begun;
+        let begun = context.begun;
         while !decision.is_admitted() && !shared.parts.is_empty() {
-            match shared.joint(Some(request), keys, &decision, asked.excluded) {
-                Joint::Enforced(rejected) => {
+            match shared.resolve_joint_rejection(Some(request), keys, &decision, context.excluded) {
+                JointRejection::Enforced(rejected) => {
                     let head = RequestHead::from(&*request);
                     return Verdict::Rejected(shared.reject(&rejected, begun, head));
                 }
-                Joint::Without(parts) => asked.excluded = asked.excluded.with(parts),
+                JointRejection::Without(parts) => context.excluded = context.excluded.with(parts),
             }
-            decision = match shared.decide(keys, &asked) {
+            decision = match shared.decide(keys, &context) {
                 Reply::Ready(decision) => decision,
-                Reply::Pending(decision) => return Verdict::Later(asked, decision),
+                Reply::Pending(decision) => return Verdict::Later(context, decision),
             };
         }
         if decision.is_admitted() {
-            if begun.is_some() && !shared.has_left_out_all(asked.excluded) {
-                shared.tell_admitted(keys, begun, &decision, RequestHead::from(&*request));
+            if begun.is_some() && !shared.has_left_out_all(context.excluded) {
+                shared.report_admitted(keys, begun, &decision, RequestHead::from(&*request));
             }
         } else {
             let rejected = shared.rejected(keys, decision.clone());
@@ -198,36 +199,36 @@ impl Shared {
             shared.would_reject(&rejected, begun, Some(RequestHead::from(&*request)));
         }
         shared.mark(request);
-        let told = Self::tell_later(shared, request, keys, asked, decision);
-        Verdict::Admitted(told)
+        let report = Self::report_later(shared, request, keys, context, decision);
+        Verdict::Admitted(report)
     }
 
-    /// Notes on the request that it was decided about, if an observer goes by that.
+    /// Marks the request as decided, if an observer counts requests.
     pub(super) fn mark<B>(&self, request: &mut Request<B>) {
         if self.observers.mark_requests() {
-            request.extensions_mut().insert(Decided);
+            request.extensions_mut().insert(DecidedMark);
         }
     }
 
-    /// Gives an admitted request's status to its handler, and keeps what its response needs.
+    /// Gives the status of an admitted request to its handler, and keeps what its response needs.
     #[inline]
-    pub(super) fn tell_later<B>(
+    pub(super) fn report_later<B>(
         shared: &Arc<Self>,
         request: &mut Request<B>,
         keys: &[Key],
-        asked: Asked,
+        context: DecisionContext,
         decision: Decision,
-    ) -> Told {
-        if !shared.tells && asked.guarded.is_none() {
-            return Told::default();
+    ) -> ResponseReport {
+        if !shared.needs_numbers && context.suspect.is_none() {
+            return ResponseReport::default();
         }
-        let own = shared.copies.as_ref().map_or(shared, PerThread::get);
-        let account = Account::new(own, keys, asked, decision);
-        if shared.tells_handlers {
+        let own = shared.per_thread.as_ref().map_or(shared, PerThread::get);
+        let account = Account::new(own, keys, context, decision);
+        if shared.reports_to_handlers {
             let status = RateLimitStatus::new(account.clone());
             request.extensions_mut().insert(status);
         }
-        Told::of(account)
+        ResponseReport::new(account)
     }
 
     #[cold]
@@ -238,10 +239,10 @@ impl Shared {
         }
     }
 
-    /// Whether a rejection is one of those that the layer enforces. To be asked once for each.
+    /// Whether the layer enforces a rejection. Call it once per rejection.
     ///
-    /// One key that is enforced is enough: otherwise a client could hide the limit of its address behind
-    /// a token that it has used up, and that is not enforced.
+    /// One enforced key is enough. Otherwise a client could escape the limit of its address with a
+    /// used-up token whose limit is not enforced.
     pub(super) fn enforces(&self, keys: &[Key], rejected: &Rejected) -> bool {
         if self.enforce.is_full() {
             return true;
@@ -252,13 +253,13 @@ impl Shared {
             .flat_map(|decision| self.limiter.rejecting_keys(keys, decision))
             .peekable();
         if rejecting.peek().is_none() {
-            // A store that cannot be reached has no numbers.
+            // An unavailable store reports no numbers.
             return self.enforces_for(&rejected.key);
         }
         rejecting.any(|key| self.enforces_for(key))
     }
 
-    /// Whether the layer enforces the rejections of this key.
+    /// Whether the layer enforces rejections of this key.
     pub(super) fn enforces_for(&self, key: &Key) -> bool {
         self.enforce.is_enforced(Some(key))
     }
@@ -274,58 +275,61 @@ impl Shared {
         let took = begun.map(|begun| begun.elapsed());
         let mut response = self.answers.answer(rejection, head);
         if let Some(took) = took {
-            let mut subject = self.rejecting(rejection, key, Some(head));
+            let mut subject = self.rejection_subject(rejection, key, Some(head));
             subject.status = Some(response.status().as_u16());
             (self.observers).decided_in(took, &subject, |observer| {
                 observer.rejected(&subject, rejection);
             });
         }
-        // The guard's numbers would help a client that guesses credentials.
+        // The numbers of the guard would help a client that guesses credentials.
         if rejection.reason() != Reason::AbnormalUsage
             && let Some(decision) = rejection.decision()
         {
-            self.tell(decision, response.headers_mut());
+            self.report(decision, response.headers_mut());
         }
         response.map(ResponseBody::rejection)
     }
 
     /// Adds the rate-limit fields.
     #[inline]
-    pub(super) fn tell(&self, decision: &Decision, headers: &mut HeaderMap) {
-        match self.told(decision) {
-            Some(told) => self.headers.tell(&told, headers),
-            None => self.headers.tell(decision, headers),
+    pub(super) fn report(&self, decision: &Decision, headers: &mut HeaderMap) {
+        match self.reportable(decision) {
+            Some(report) => self.headers.write(&report, headers),
+            None => self.headers.write(decision, headers),
         }
     }
 }
 
-/// What becomes of a request.
+/// The outcome for a request.
 pub(super) enum Verdict<RB> {
-    /// It is passed on, and this is done with its response.
-    Admitted(Told),
+    /// The request is passed on, with this report for its response.
+    Admitted(ResponseReport),
     Rejected(Response<ResponseBody<RB>>),
-    /// The store has been asked again, without limits that are not enforced.
-    Later(Asked, Pin<Box<dyn Future<Output = Decision> + Send>>),
+    /// The store must decide again, without the limits that are not enforced.
+    Later(
+        DecisionContext,
+        Pin<Box<dyn Future<Output = Decision> + Send>>,
+    ),
 }
 
-/// What is known of a request besides its keys when its decision is asked for.
-pub(super) struct Asked {
+/// The properties of a request, besides its keys, that its decision depends on.
+pub(super) struct DecisionContext {
     pub(super) cost: u32,
     pub(super) tier: Option<Arc<str>>,
-    /// The address to charge if the answer rejects its credentials.
-    pub(super) guarded: Option<Key>,
-    /// When that began, if observers are to be told how long it took.
+    /// The address to charge if the response rejects the request's credentials.
+    pub(super) suspect: Option<Key>,
+    /// The time at which the decision began, if there are observers.
     pub(super) begun: Option<Instant>,
-    /// The limits that the request is not under, of several that are decided as one.
+    /// The jointly decided limits that do not apply to the request.
     pub(super) excluded: LimiterSet,
 }
 
-impl Asked {
-    /// Of cost 1 and no tier, without anything else.
+impl DecisionContext {
+    /// Cost 1, no tier, and nothing else.
     pub(super) const PLAIN: Self = Self {
         cost: 1,
         tier: None,
-        guarded: None,
+        suspect: None,
         begun: None,
         excluded: LimiterSet::NONE,
     };
@@ -337,9 +341,9 @@ pub(super) struct Rejected {
     pub(super) key: Key,
 }
 
-impl fmt::Debug for Shared {
+impl fmt::Debug for LayerState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared")
+        f.debug_struct("LayerState")
             .field("limiter", &self.limiter)
             .field("enforce", &self.enforce)
             .finish_non_exhaustive()
