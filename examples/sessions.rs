@@ -1,6 +1,6 @@
-//! Sessions that workers elsewhere start, keep alive and end, three for each workspace.
+//! Sessions that remote workers start, keep alive and end; three per workspace.
 //!
-//! `cargo run --example sessions`, then do what it prints.
+//! `cargo run --example sessions`, then run the printed commands.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -30,7 +30,7 @@ async fn main() -> std::io::Result<()> {
     axum::serve(listener, app).await
 }
 
-/// Who a worker works for: here by a table of tokens, in a service by what authenticates there.
+/// The workspace of a worker, by a table of tokens. A service uses its own authentication.
 fn workspace(head: RequestHead<'_>) -> Option<Key> {
     let value = head.headers.get("authorization")?.to_str().ok()?;
     let workspace = match value.strip_prefix("Bearer ")? {

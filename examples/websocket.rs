@@ -1,4 +1,4 @@
-//! A WebSocket echo with limits, and a page that shows how connections and messages are refused.
+//! A WebSocket echo with limits, and a page that shows rejected connections and messages.
 //!
 //! `cargo run --example websocket`, then open the address that it prints.
 
@@ -12,7 +12,7 @@ use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{any, get};
 use tokio::net::TcpListener;
 use tower_admission::{Key, Policy, Quota};
-use tower_admission_axum::ws::{LimitedSocket, Refusal, SocketLimits};
+use tower_admission_axum::ws::{LimitedSocket, RejectWith, SocketLimits};
 
 #[tokio::main]
 async fn main() -> std::io::Result<()> {
@@ -20,10 +20,10 @@ async fn main() -> std::io::Result<()> {
         .name("The echo")
         .connections(100)
         .connections_per_key(3)
-        // Clients that are gone without a close frame free their slots.
+        // Pings find clients that are gone without a close frame, and release their permits.
         .ping(Duration::from_secs(30), Duration::from_secs(15))
-        // A script in a browser cannot read the status of a handshake, but a close code.
-        .refuse_by(Refusal::Close)
+        // A script in a browser cannot read the status of a handshake, but it can read a close code.
+        .reject_with(RejectWith::Close)
         .messages(Policy::new(
             "messages",
             Quota::new(5, Duration::from_secs(60)),
@@ -41,7 +41,7 @@ async fn main() -> std::io::Result<()> {
     axum::serve(listener, service).await
 }
 
-/// By address here; by user where there are users.
+/// Charges the address of the client. A service with users charges the user.
 async fn echo(
     State(limits): State<SocketLimits>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
@@ -51,9 +51,9 @@ async fn echo(
 }
 
 async fn serve(mut socket: LimitedSocket) {
-    // The page takes this for having been let in.
+    // The page counts the connection when this message arrives.
     let _ = socket.send(Message::text("welcome")).await;
-    // Messages above the limit do not get here.
+    // `recv` returns only messages within the limits.
     while let Some(Ok(message)) = socket.recv().await {
         if socket.send(message).await.is_err() {
             break;

@@ -56,11 +56,11 @@ async fn sign_in(page: &mut Page) {
     page.until("at('state').textContent", "Live").await;
 }
 
-/// The example gateway as a process. Ends when dropped.
+/// The example gateway as a process. Dropping it stops the process.
 struct Gateway {
     process: Child,
     address: String,
-    // The gateway would be told if nobody read it any more.
+    // Keeps the pipe open, so that the gateway can write.
     _stdout: BufReader<ChildStdout>,
 }
 
@@ -96,7 +96,7 @@ impl Drop for Gateway {
     }
 }
 
-/// A file for gateways. Is removed when dropped.
+/// A configuration file for gateways. Dropping it deletes the file.
 struct Config(PathBuf);
 
 impl Config {
@@ -119,7 +119,7 @@ impl Drop for Config {
     }
 }
 
-/// Two gateways, their Redis, and what is in front of them.
+/// Two gateways, their Redis, and a load balancer.
 struct Fleet {
     gateways: [Gateway; 2],
     server: Server,
@@ -170,7 +170,7 @@ impl Fleet {
         forward(&self.client, address, request.body(Body::empty()).unwrap()).await
     }
 
-    /// What an operator is answered through the balancer.
+    /// The response to an operator through the load balancer.
     async fn ask(&self, path: &str) -> Value {
         let path = format!("/admin{path}");
         let answer = self.get(&self.balancer.to_string(), &path, TOKEN).await;
@@ -178,7 +178,7 @@ impl Fleet {
         serde_json::from_slice(&body).unwrap_or_default()
     }
 
-    /// The path of a client's usage, by the name that its token has.
+    /// The path of the usage of a token, by the name of its key.
     async fn usage_of(&self, token: &str) -> String {
         let uri = format!("http://{}/admin/keys/resolve", self.balancer);
         let request = http::Request::post(uri)
@@ -212,14 +212,14 @@ fn used<'a>(answer: &'a Value, name: &str, sort: &str) -> &'a Value {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_replica_shows_what_the_store_counts_and_what_it_holds() {
+async fn each_replica_shows_the_count_of_the_store_and_its_own_part() {
     let fleet = Fleet::start().await;
     let _held = (
         fleet.hold(0, "alice").await,
         fleet.hold(0, "alice").await,
         fleet.hold(1, "alice").await,
     );
-    // Both are asked in turn, and say the same of the store.
+    // Both replicas answer in turn, with the same count of the store.
     let (mut hosts, mut here) = (Vec::new(), Vec::new());
     for _ in 0..2 {
         let totals = fleet.ask("/usage").await;
@@ -265,9 +265,8 @@ async fn a_page_behind_a_balancer_shows_all_replicas_and_whether_the_store_decid
     let of = "[...at('in-flight').querySelectorAll('.of')].map((one) => one.textContent).join()";
     page.until(of, "2 of 50").await;
     let note = "at('in-flight').querySelector('.note').textContent.replace(/[^ ]+ [(]pid [0-9]+[)]/g, 'X')";
-    page.until(note, "in the store, of these 1 in X, 1 in X")
-        .await;
-    // Counted together, whichever of them decided.
+    page.until(note, "in the store: 1 in X, 1 in X").await;
+    // The page adds up the decisions of both replicas.
     for gateway in [0, 1] {
         for _ in 0..8 {
             let address = &fleet.gateways[gateway].address;
@@ -277,20 +276,21 @@ async fn a_page_behind_a_balancer_shows_all_replicas_and_whether_the_store_decid
     let sums = "[...at('limiters').rows].map((row) => [...row.cells].map((cell) => cell.textContent))\
         .filter(([name]) => name.includes('http')).map((cells) => cells.slice(3, 5).join('|')).join()";
     page.until(sums, "12|6").await;
-    page.until("at('refused-keys').rows[0]?.cells[2].textContent", "6")
+    page.until("at('rejected-keys').rows[0]?.cells[2].textContent", "6")
         .await;
-    // The numbers stay, whichever of the two answers.
+    // The sums are the same, whichever replica answers.
     for _ in 0..4 {
-        let before = page.evaluate("heard").await;
-        page.until(&format!("heard > {before}"), "true").await;
+        let before = page.evaluate("lastAnswerAt").await;
+        page.until(&format!("lastAnswerAt > {before}"), "true")
+            .await;
         assert_eq!(page.evaluate(sums).await, "12|6");
         assert_eq!(page.evaluate(of).await, "2 of 50");
     }
 
-    // A change that one replica makes is shown, whichever answers.
+    // A change of one replica is shown, whichever replica answers.
     page.evaluate(
         "void resolve('bearer:carol').then(({ key }) => \
-         ask('PUT', of('limits', key), { body: { limit: '99/h' } }))",
+         ask('PUT', pathOf('limits', key), { body: { limit: '99/h' } }))",
     )
     .await;
     page.until(
@@ -299,7 +299,7 @@ async fn a_page_behind_a_balancer_shows_all_replicas_and_whether_the_store_decid
     )
     .await;
 
-    // Without the store it is not green, and the page names what decides.
+    // Without the store the state is not green, and the page names the failure mode.
     assert_eq!(page.evaluate("at('store').hidden").await, "true");
     fleet.server.kill();
     page.until("at('state').className", "failing").await;
@@ -325,15 +325,15 @@ async fn a_page_behind_a_balancer_shows_all_replicas_and_whether_the_store_decid
     page.until("at('state').className", "live").await;
     page.until("at('store').hidden", "true").await;
 
-    // One of the two is gone.
+    // One of the two replicas is gone.
     let [gone, _] = &mut fleet.gateways;
     gone.process.kill().unwrap();
     page.until(replicas, "1").await;
 }
 
-/// A replica that has not read the change of another yet decides by what the store has.
+/// A replica that has not read a change of another replica still decides by the store.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_condition_is_about_what_the_store_has() {
+async fn preconditions_hold_for_the_override_in_the_store() {
     let fleet = Fleet::start().await;
     let put = async |gateway: usize, limit: &str, tag: Option<&str>| {
         let request = http::Request::put("/admin/limits/org:acme")
@@ -354,7 +354,7 @@ async fn a_condition_is_about_what_the_store_has() {
     };
     let (status, mut tag) = put(0, "1/h", None).await;
     assert_eq!(status, 200);
-    // From one to the other and back, faster than they read changes.
+    // Alternating between the replicas, faster than they read changes.
     for n in 2..10 {
         let (gateway, limit) = (n % 2, format!("{n}/h"));
         let (status, new) = put(gateway, &limit, Some(&tag)).await;
@@ -365,9 +365,9 @@ async fn a_condition_is_about_what_the_store_has() {
     }
 }
 
-/// A Redis that saves nothing has started again: each replica keeps the limits that it knows, and says so.
+/// A Redis without persistence restarts: each replica keeps its overrides, and reports the loss.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_the_store_lost_is_shown_until_an_operator_accepts_it() {
+async fn lost_overrides_are_shown_until_an_operator_accepts_the_loss() {
     let fleet = Fleet::start().await;
     let send = async |method: &str, path: &str, body: &'static str| {
         let request = http::Request::builder().method(method).uri(path);
@@ -411,13 +411,13 @@ async fn what_the_store_lost_is_shown_until_an_operator_accepts_it() {
     until("both go by what is there", async || lost(0).await).await;
 }
 
-/// Whichever replica answers, and with what the store has kept of the limit before.
+/// The undo works through any replica, with the override that the store has recorded.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_of_another_replica_is_undone_with_its_end_and_note() {
     let fleet = Fleet::start().await;
     let mut page = Page::open(&format!("http://{}/admin", fleet.balancer)).await;
     sign_in(&mut page).await;
-    let put = |body: Value| format!("ask('PUT', of('limits', 'org:acme'), {{ body: {body} }})");
+    let put = |body: Value| format!("ask('PUT', pathOf('limits', 'org:acme'), {{ body: {body} }})");
     let plan = json!({ "limit": "5/h", "for_seconds": 86_400, "note": "trial" });
     let ban = json!({ "limit": "deny all" });
     page.evaluate(&format!("void {}.then(() => {})", put(plan), put(ban)))
@@ -434,7 +434,7 @@ async fn a_change_of_another_replica_is_undone_with_its_end_and_note() {
         members.iter().all(|member| !before[member].is_null()),
         "{before}"
     );
-    // The replica that did not make the change reads it in a moment.
+    // The other replica reads the change shortly after.
     until("both replicas have it", async || {
         let both = [
             fleet.ask("/limits/org:acme").await,

@@ -21,15 +21,15 @@ fn example(name: &str) -> (Process, String) {
     (process, address.unwrap().to_owned())
 }
 
-/// The numbers that the page shows.
+/// Waits until the page shows these numbers.
 async fn until_shows(page: &mut Page, expected: [u32; 4]) {
-    let numbers = "['open', 'refused', 'echoed', 'over'].map(id => at(id).textContent)";
+    let numbers = "['open', 'rejected', 'echoed', 'over'].map(id => at(id).textContent)";
     let expected = expected.map(|number| number.to_string()).join(",");
     page.until(numbers, &expected).await;
 }
 
 #[tokio::test]
-async fn the_page_shows_connections_and_messages_being_refused() {
+async fn the_page_shows_rejected_connections_and_messages() {
     let (_server, address) = example("websocket");
     let mut page = Page::open(&address).await;
     until_shows(&mut page, [0, 0, 0, 0]).await;
@@ -47,8 +47,7 @@ async fn the_page_shows_connections_and_messages_being_refused() {
         "{told}"
     );
 
-    // Eight messages on a connection that may send five; then eight more, of which six are
-    // answered before the tenth violation closes it.
+    // Eight messages on a connection that may send five. Then eight more: the tenth violation closes the connection.
     let eight = "[aria-label='Send eight: connection 1']";
     page.click(eight).await;
     until_shows(&mut page, [3, 1, 5, 3]).await;
@@ -57,14 +56,14 @@ async fn the_page_shows_connections_and_messages_being_refused() {
     page.click(eight).await;
     until_shows(&mut page, [2, 1, 5, 9]).await;
 
-    // There is room again for one.
+    // The closed connection made room for another one.
     page.click("#connect").await;
     until_shows(&mut page, [3, 1, 5, 9]).await;
     page.click("[aria-label='Close: connection 2']").await;
     until_shows(&mut page, [2, 1, 5, 9]).await;
     assert!(page.errors.is_empty(), "{:?}", page.errors);
 
-    // Down to the width of a phone nothing is cut off.
+    // The page fits the width of a phone.
     page.resize(360, 640, true).await;
     page.until("document.documentElement.scrollWidth <= innerWidth", "true")
         .await;

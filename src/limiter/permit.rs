@@ -13,7 +13,7 @@ use crate::observe::Observer;
 use crate::store::LeaseGuard;
 
 /// RAII guard for one admitted request. Dropping it releases the slot.
-#[must_use = "dropping a permit gives it back at once"]
+#[must_use = "dropping a permit releases it at once"]
 pub struct Permit {
     slot: Option<Slot>,
     extra: Option<Box<PermitExtras>>,

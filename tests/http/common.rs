@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::{Future, Ready, ready};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -430,18 +429,6 @@ impl LeaseSlots for Away {
 
     fn release(&self, _: &LeaseName, _: Option<u64>) -> Reply<LeaseStatus> {
         Reply::Ready(LeaseStatus::Unavailable)
-    }
-}
-
-/// A clock that only `advance` moves: tokio's own goes on when all tasks wait, also for the network.
-pub(crate) struct HeldClock(#[expect(dead_code, reason = "its end ends the task")] SyncSender<()>);
-
-impl HeldClock {
-    pub(crate) fn new() -> Self {
-        tokio::time::pause();
-        let (held, until_dropped) = std::sync::mpsc::sync_channel(0);
-        tokio::task::spawn_blocking(move || until_dropped.recv());
-        Self(held)
     }
 }
 

@@ -1,4 +1,4 @@
-//! What endpoints have in common: JSON in, JSON or problem details out, and nothing to be stored.
+//! Reads JSON bodies, and builds JSON and problem responses that no cache stores.
 
 use std::borrow::Cow;
 
@@ -9,35 +9,38 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::Serialize;
 
-/// The most bytes of a request's body that are read.
-pub(crate) const MAX_BODY: usize = 4 * 1024;
+/// The maximum size of a request body.
+pub(crate) const MAX_BODY_BYTES: usize = 4 * 1024;
 
-/// What a body is. Not a type with fields, which would be satisfied by an array.
-pub(crate) type Object = serde_json::Map<String, serde_json::Value>;
+/// A request body. A struct with fields would also accept an array.
+pub(crate) type JsonObject = serde_json::Map<String, serde_json::Value>;
 
-pub(crate) fn json(status: StatusCode, value: &impl Serialize) -> Response {
+pub(crate) fn json_response(status: StatusCode, value: &impl Serialize) -> Response {
     let json = serde_json::to_vec(value).expect("strings and numbers serialise");
     let mut response = http::Response::new(Bytes::from(json));
     *response.status_mut() = status;
     let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(CONTENT_TYPE, json);
-    not_stored(response)
+    no_store(response)
 }
 
 pub(crate) fn no_content() -> Response {
     let mut response = http::Response::new(Bytes::new());
     *response.status_mut() = StatusCode::NO_CONTENT;
-    not_stored(response)
+    no_store(response)
 }
 
-/// Why a request is not served, which is answered as problem details.
-pub(crate) struct Failed {
+/// The result of an endpoint.
+pub(crate) type EndpointResult = Result<Response, EndpointError>;
+
+/// An error that becomes a response with problem details (RFC 9457).
+pub(crate) struct EndpointError {
     status: StatusCode,
     detail: Cow<'static, str>,
     header: Option<(HeaderName, HeaderValue)>,
 }
 
-impl Failed {
+impl EndpointError {
     pub(crate) fn new(status: StatusCode, detail: impl Into<Cow<'static, str>>) -> Self {
         Self {
             status,
@@ -46,7 +49,7 @@ impl Failed {
         }
     }
 
-    /// Sets a header in place of the default of the status.
+    /// Replaces the default header of the status.
     #[cfg(feature = "admin")]
     pub(crate) fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.header = Some((name, value));
@@ -54,22 +57,25 @@ impl Failed {
     }
 
     pub(crate) fn unauthorized() -> Self {
-        Self::new(StatusCode::UNAUTHORIZED, "Credentials are needed.")
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            "This endpoint requires credentials.",
+        )
     }
 
-    /// What is not to be had for the moment.
+    /// Status 503, with `Retry-After`.
     pub(crate) fn unavailable(detail: &'static str) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
     }
 }
 
-/// The members of a problem without further members.
+/// A problem without extension members.
 #[derive(Serialize)]
 struct NoMembers {}
 
-impl IntoResponse for Failed {
+impl IntoResponse for EndpointError {
     fn into_response(self) -> Response {
-        let mut response = problem(self.status, &self.detail, &NoMembers {});
+        let mut response = problem_response(self.status, &self.detail, &NoMembers {});
         let default = |name, value| Some((name, HeaderValue::from_static(value)));
         let header = self.header.or_else(|| match self.status {
             // RFC 9110 §11.6.1: a 401 names a scheme.
@@ -84,8 +90,12 @@ impl IntoResponse for Failed {
     }
 }
 
-/// Problem details with members of their own (RFC 9457 §3.2).
-pub(crate) fn problem(status: StatusCode, detail: &str, members: &impl Serialize) -> Response {
+/// Problem details with extension members (RFC 9457 §3.2).
+pub(crate) fn problem_response(
+    status: StatusCode,
+    detail: &str,
+    members: &impl Serialize,
+) -> Response {
     #[derive(Serialize)]
     struct Problem<'a, M> {
         r#type: &'static str,
@@ -102,47 +112,50 @@ pub(crate) fn problem(status: StatusCode, detail: &str, members: &impl Serialize
         detail,
         members,
     };
-    let mut response = json(status, &problem);
+    let mut response = json_response(status, &problem);
     let content_type = HeaderValue::from_static("application/problem+json");
     response.headers_mut().insert(CONTENT_TYPE, content_type);
     response
 }
 
-pub(crate) fn not_stored(response: http::Response<Bytes>) -> Response {
+pub(crate) fn no_store(response: http::Response<Bytes>) -> Response {
     let mut response = response.map(Body::from);
     let no_store = HeaderValue::from_static("no-store");
     response.headers_mut().insert(CACHE_CONTROL, no_store);
     response
 }
 
-/// The body of a request, which is empty or JSON by its type, or the answer to one that is not.
-pub(crate) async fn body(request: Request) -> Result<Bytes, Failed> {
+/// Reads a body that is empty or has the type `application/json`.
+pub(crate) async fn read_body(request: Request) -> Result<Bytes, EndpointError> {
     let is_json = is_json(request.headers());
     let body = Bytes::from_request(request, &()).await.map_err(|error| {
         let status = error.status();
-        Failed::new(status, "The body is too long or broke off.")
+        EndpointError::new(status, "The body is too long or incomplete.")
     })?;
     if !is_json && !body.is_empty() {
-        let detail = "The body has to be application/json.";
-        return Err(Failed::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
+        let detail = "The content type of the body is not application/json.";
+        return Err(EndpointError::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            detail,
+        ));
     }
     Ok(body)
 }
 
-/// A text in an object.
-pub(crate) fn member(body: &[u8], name: &str) -> Result<String, Failed> {
-    let object: Option<Object> = serde_json::from_slice(body).ok();
+/// Reads a string member of a JSON object.
+pub(crate) fn string_member(body: &[u8], name: &str) -> Result<String, EndpointError> {
+    let object: Option<JsonObject> = serde_json::from_slice(body).ok();
     let member = object.as_ref().and_then(|object| object.get(name));
     match member.and_then(|member| member.as_str()) {
         Some(text) => Ok(text.to_owned()),
         None => {
-            let detail = format!("The body is not a JSON object with a `{name}`.");
-            Err(Failed::new(StatusCode::BAD_REQUEST, detail))
+            let detail = format!("The body is not a JSON object with a string `{name}`.");
+            Err(EndpointError::new(StatusCode::BAD_REQUEST, detail))
         }
     }
 }
 
-/// `application/json`, with whatever parameters (RFC 9110 §8.3.1).
+/// Whether the type is `application/json`, with any parameters (RFC 9110 §8.3.1).
 fn is_json(headers: &HeaderMap) -> bool {
     let Some(value) = headers.get(CONTENT_TYPE) else {
         return false;

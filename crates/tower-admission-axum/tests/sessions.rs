@@ -1,4 +1,4 @@
-//! The endpoints for sessions, on a real server.
+//! The session endpoints, on a real server.
 
 use std::net::SocketAddr;
 
@@ -23,7 +23,7 @@ mod servers;
 use self::common::{Away, SECOND, header};
 use self::servers::{HttpClient, http1, serve};
 
-/// The application's own idea of who may come in: `Bearer workspace-..`.
+/// The authentication of the application: `Bearer workspace-..`.
 fn auth(head: RequestHead<'_>) -> Option<Key> {
     let value = head.headers.get("authorization")?.to_str().ok()?;
     let workspace = value.strip_prefix("Bearer workspace-")?;
@@ -67,7 +67,7 @@ impl Api {
             .unwrap()
     }
 
-    /// The status and the JSON, if there is any.
+    /// The status and the JSON body, if there is one.
     async fn post(&self, path: &str, workspace: &str, body: impl Into<Bytes>) -> (u16, Value) {
         let response = self.send(self.request(path, workspace, body)).await;
         let status = response.status().as_u16();
@@ -123,7 +123,7 @@ async fn a_session_from_start_to_end() {
 }
 
 #[tokio::test]
-async fn over_quota_is_429_with_the_reason() {
+async fn a_start_over_quota_is_429_with_the_reason() {
     let api = api_with(Leases::new().per_tenant(1).total(2)).await;
     api.start("a").await.unwrap();
     let problem = api.start("a").await.unwrap_err();
@@ -165,9 +165,9 @@ async fn a_tenant_with_deny_all_is_answered_403() {
     api.start("a").await.unwrap();
 }
 
-/// The scenarios of the system that this replaces, with a quota of 3.
+/// Scenarios of earlier systems, with a quota of 3.
 #[tokio::test]
-async fn one_two_three_one_after_another() {
+async fn sequential_sessions_never_reach_the_limit() {
     let api = api().await;
     for _ in 0..5 {
         let id = api.start("a").await.unwrap();
@@ -181,7 +181,7 @@ async fn one_two_three_one_after_another() {
 }
 
 #[tokio::test]
-async fn past_the_time_to_live_with_heartbeats_it_is_still_blocked_and_without_it_is_not() {
+async fn a_session_with_heartbeats_outlives_its_time_to_live() {
     let api = api().await;
     let ids = [
         api.start("a").await.unwrap(),
@@ -206,7 +206,7 @@ async fn past_the_time_to_live_with_heartbeats_it_is_still_blocked_and_without_i
 }
 
 #[tokio::test]
-async fn close_two_open_two_and_the_next_is_blocked() {
+async fn ended_sessions_make_room_for_as_many_new_ones() {
     let api = api().await;
     let mut ids = Vec::new();
     for _ in 0..3 {
@@ -222,7 +222,7 @@ async fn close_two_open_two_and_the_next_is_blocked() {
 }
 
 #[tokio::test]
-async fn unknown_ended_expired_and_foreign_leases_get_the_same_answer() {
+async fn unknown_ended_expired_and_foreign_sessions_get_the_same_answer() {
     let api = api().await;
     let theirs = api.start("b").await.unwrap();
     let ended = api.start("a").await.unwrap();
@@ -247,7 +247,7 @@ async fn unknown_ended_expired_and_foreign_leases_get_the_same_answer() {
 }
 
 #[tokio::test]
-async fn nobody_is_let_in_without_a_tenant() {
+async fn a_request_without_a_tenant_is_rejected() {
     let api = api().await;
     let id = api.start("a").await.unwrap();
     for path in ["start", "heartbeat", "end"] {
@@ -269,7 +269,7 @@ async fn nobody_is_let_in_without_a_tenant() {
 }
 
 #[tokio::test]
-async fn junk_gets_its_4xx() {
+async fn invalid_requests_get_a_4xx() {
     let api = api().await;
     let id = api.start("a").await.unwrap();
     let good = serde_json::json!({ "session_id": id }).to_string();
@@ -316,7 +316,7 @@ async fn junk_gets_its_4xx() {
 }
 
 #[tokio::test]
-async fn a_store_that_is_away_is_503_and_no_404() {
+async fn an_unavailable_store_is_503_and_not_404() {
     for (mode, start) in [(FailureMode::Open, 201), (FailureMode::Closed, 503)] {
         let leases = Leases::new().per_tenant(1).store(Away(mode));
         let api = Api {
@@ -335,9 +335,9 @@ async fn a_store_that_is_away_is_503_and_no_404() {
     }
 }
 
-/// A client that goes away while its session is being started leaves none behind.
+/// A client that disconnects during a start leaves no session.
 #[tokio::test]
-async fn a_start_that_is_cut_off_takes_nothing() {
+async fn an_aborted_start_takes_no_slot() {
     use tokio::io::AsyncWriteExt;
 
     let api = api().await;

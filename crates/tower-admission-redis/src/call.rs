@@ -1,8 +1,9 @@
-//! One call: the server of its keys, room, a connection, and at most one retry, within one deadline.
+//! One call: finds the server of its keys, waits for room and for a connection, and repeats the call at most once,
+//! within one deadline.
 //!
-//! A call whose connection ends before the answer is made once more, on the next connection, if
-//! running twice does no harm. A call that is not answered in time is never made again. In a cluster
-//! a call follows its keys to another server: a server that sends it on has not run it.
+//! A call whose connection ends before the answer is repeated once on the next connection, if running twice does no
+//! harm. A call without an answer in time is never repeated. In a cluster a call follows its keys to another server: a
+//! server that redirects a call has not run it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,14 +18,14 @@ use super::slots;
 use super::supervisor::supervise;
 use tower_admission::store::FailureKind;
 
-/// Servers that a call is sent on to at most.
+/// The maximum number of redirections of a call.
 const HOPS: u32 = 3;
 
-/// The pauses before a call that no server takes at the moment is made again.
+/// The pauses before a call is repeated that no server accepts at the moment.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
-/// One call, over all the servers and connections that it takes.
+/// One call, over all servers and connections that it uses.
 pub(super) struct Call<'a> {
     shared: &'a Arc<Shared>,
     slot: u16,
@@ -33,7 +34,7 @@ pub(super) struct Call<'a> {
     is_bounded: bool,
     hops: u32,
     pause: Duration,
-    /// Whether it may have run.
+    /// Whether a server may have run it.
     was_sent: bool,
 }
 
@@ -102,7 +103,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// The server of the keys, if there is one.
+    /// The server of the keys, if it is known.
     async fn node(&self) -> Result<Option<Arc<Node>>, CallError> {
         match &self.shared.route {
             Route::One(node) => Ok(Some(node.clone())),
@@ -130,7 +131,7 @@ impl<'a> Call<'a> {
         };
         let line = match line {
             Ok(line) => line,
-            // The map has another one by now.
+            // The map has changed meanwhile.
             Err(_) if node.is_closed() => return Ok(Step::Try),
             Err(error) => return Err(error),
         };
@@ -151,7 +152,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// What to do about an answer that is an error: an error again, unless it leads on.
+    /// Handles an answer that is an error: returns an error, or the next step of the call.
     fn after_refusal(&mut self, node: &Node, error: RedisError) -> Result<Step, CallError> {
         let Route::BySlot(router) = &self.shared.route else {
             return Err(self.refused(error));
@@ -192,13 +193,13 @@ impl<'a> Call<'a> {
     }
 }
 
-/// What became of a call at one server.
+/// The result of a call at one server.
 enum Step {
     Done(Value),
-    /// It was not run there, or may be run once more.
+    /// The server did not run it, or it may be repeated once.
     Try,
-    /// Another server takes it, if ASKING comes first.
+    /// Another server accepts it after ASKING.
     Ask(Arc<Node>),
-    /// No server takes it at the moment.
+    /// No server accepts it at the moment.
     Pause(CallError),
 }

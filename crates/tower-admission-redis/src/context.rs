@@ -1,4 +1,4 @@
-//! What the servers of a store have in common.
+//! State that the servers of a store share.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,13 +17,13 @@ pub(super) struct Context {
     pub(super) options: Options,
     pub(super) health: Health,
     started: Instant,
-    /// Wakes the supervisor, and one that lost the job as well.
+    /// Wakes the supervisor, and a replaced one.
     pub(super) wake: watch::Sender<()>,
-    /// Has a cluster's map asked for.
+    /// Requests the map of a cluster.
     pub(super) trouble: watch::Sender<()>,
-    /// When the supervisor was last seen or called, in microseconds since `started`.
+    /// When the supervisor last ran or was woken, in microseconds since `started`.
     attended: AtomicU64,
-    /// Of the last connection.
+    /// The generation of the last connection.
     generation: AtomicU64,
 }
 
@@ -54,7 +54,7 @@ impl Context {
         self.wake.send_replace(());
     }
 
-    /// Something is not as it was, of which the map of a cluster may tell.
+    /// Something has changed that may be in the map of a cluster.
     pub(super) fn is_in_trouble(&self) {
         self.trouble.send_replace(());
     }
@@ -67,7 +67,7 @@ impl Context {
         self.started.elapsed().as_micros() as u64
     }
 
-    /// The supervisor was here, or was called.
+    /// Records that the supervisor ran or was woken.
     pub(super) fn attended(&self) {
         self.attended.store(self.micros(), Ordering::Relaxed);
     }

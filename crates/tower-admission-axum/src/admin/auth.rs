@@ -1,20 +1,20 @@
-//! Decides which requests come from operators, and what these may do.
+//! Recognises operators and their roles.
 
 use std::fmt;
 use std::sync::Arc;
 
 use tower_admission::RequestHead;
 
-/// Recognises operators: [`Tokens`](super::Tokens), one [`Token`](super::Token), or a closure of the application's.
+/// Recognises operators: [`Tokens`](super::Tokens), one [`Token`](super::Token), or a closure.
 ///
-/// A closure returns an [`Operator`], or a `bool` for an application that does not tell its operators apart.
+/// A closure returns an `Option<Operator>`, or a `bool` if the application does not distinguish operators.
 ///
 /// ```
 /// use tower_admission::{Limits, RequestHead};
 /// use tower_admission_axum::admin::{self, Operator, Recorder, Role};
 ///
 /// #[derive(Clone)]
-/// struct User { name: String, may_edit: bool } // put into the extensions by authentication, further out
+/// struct User { name: String, may_edit: bool } // an outer authentication layer adds it to the extensions
 ///
 /// let operators = |head: RequestHead<'_>| {
 ///     let user = head.extensions.get::<User>()?;
@@ -28,7 +28,7 @@ use tower_admission::RequestHead;
             `-> Option<Operator>`"
 )]
 pub trait Auth: Send + Sync + 'static {
-    /// The operator who sent the request; `None` rejects it.
+    /// The operator of the request; `None` rejects the request.
     fn operator(&self, head: RequestHead<'_>) -> Option<Operator>;
 }
 
@@ -42,13 +42,13 @@ where
     }
 }
 
-/// What a closure for [`Auth`] returns.
+/// The return type of a closure for [`Auth`].
 pub trait IntoOperator {
-    /// The operator, if it is one.
+    /// Converts into an operator; `None` rejects the request.
     fn into_operator(self) -> Option<Operator>;
 }
 
-/// `true` is an operator called `operator` who may write.
+/// `true` is an operator with the name `operator` and the role [`Role::Write`].
 impl IntoOperator for bool {
     fn into_operator(self) -> Option<Operator> {
         self.then(|| Operator::new("operator", Role::Write))
@@ -69,7 +69,7 @@ pub struct Operator {
 }
 
 impl Operator {
-    /// An operator. The name is the author of the changes that the operator makes, in logs and in the record of changes.
+    /// An operator. Logs and the audit trail use the name as the author of changes.
     #[must_use]
     pub fn new(name: &str, role: Role) -> Self {
         Self {
@@ -78,26 +78,26 @@ impl Operator {
         }
     }
 
-    /// The name.
+    /// The name of the operator.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// What the operator may do.
+    /// The role of the operator.
     #[must_use]
     pub fn role(&self) -> Role {
         self.role
     }
 }
 
-/// What an operator may do.
+/// The permissions of an operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Role {
-    /// Look at limits and usage.
+    /// May read limits and usage.
     Read,
-    /// Change limits as well.
+    /// May also change limits.
     Write,
 }
 

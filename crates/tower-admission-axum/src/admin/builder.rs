@@ -11,14 +11,14 @@ use axum::middleware::from_fn_with_state;
 use http::HeaderName;
 use tower_admission::{KeyExtractor, Limits, Quota};
 
-use super::api::{self, Api};
 use super::groups::RequestGroups;
-use super::resolve::{Resolved, Resolver};
-use super::sign_in::SignIns;
+use super::handlers::{self, AdminState};
+use super::resolve::{KeyResolution, KeyResolver};
+use super::sign_in::SignInGuard;
 use super::{Auth, Recorder, endpoints, pages};
-use crate::endpoint::MAX_BODY;
+use crate::endpoint::MAX_BODY_BYTES;
 
-/// Builds what [`router`](super::router) returns, with more settings.
+/// Builds the router of [`router`](super::router), with further settings.
 ///
 /// ```
 /// use tower_admission_axum::admin::{AdminRouter, Recorder, Token};
@@ -35,61 +35,61 @@ use crate::endpoint::MAX_BODY;
 pub struct AdminRouter {
     limits: Limits,
     recorder: Recorder,
-    sign_ins: SignIns,
-    resolver: Resolver,
+    sign_in_guard: SignInGuard,
+    resolver: KeyResolver,
     groups: Option<Box<dyn RequestGroups>>,
 }
 
 impl AdminRouter {
-    /// The endpoints for these limits, for operators that `auth` recognises.
+    /// The endpoints for these limits. `auth` recognises the operators.
     pub fn new(limits: &Limits, recorder: &Recorder, auth: impl Auth) -> Self {
         Self {
             limits: limits.clone(),
             recorder: recorder.clone(),
-            sign_ins: SignIns::new(auth),
-            resolver: Resolver::default(),
+            sign_in_guard: SignInGuard::new(auth),
+            resolver: KeyResolver::default(),
             groups: None,
         }
     }
 
-    /// Sets how the address of an operator is found, which the record of changes holds and which is charged for failed
-    /// sign-ins. Default: [`ClientIp::peer`](tower_admission::ClientIp::peer). Behind a proxy that is the proxy's address, so one
-    /// client that fails there slows down all operators: set it.
+    /// Sets the extractor of the operator's address. The audit trail records the address, and failed sign-ins are charged
+    /// to it. Default: [`ClientIp::peer`](tower_admission::ClientIp::peer). Set it behind a proxy: otherwise all operators
+    /// share the address of the proxy, and one client with wrong credentials slows them all down.
     pub fn client_ip(mut self, client_ip: impl KeyExtractor) -> Self {
-        self.sign_ins.set_client_ip(client_ip);
+        self.sign_in_guard.set_client_ip(client_ip);
         self
     }
 
-    /// Sets how many requests with wrong credentials, in `Authorization` or in
-    /// [another header](Self::credentials_in), an address may send; after that its requests with
-    /// credentials get 429, right ones as well. Other addresses are not affected. An address whose requests are slowed
-    /// down is not locked out: it has another try when `Retry-After` says so.
+    /// Sets how many requests with wrong credentials an address may send, in `Authorization` or in
+    /// [another header](Self::credentials_in). Above this quota all its requests with credentials get 429 until
+    /// `Retry-After`, also with the right credentials. Other addresses are not affected. Default: 10 per minute.
+    /// [`Quota::off`] turns the quota off.
     ///
-    /// Counted in memory, for up to 16,384 addresses, per replica. Where the address is not known, nothing is slowed
-    /// down, as one client could lock out all operators. Default: 10 a minute. [`Quota::off`] switches it off.
+    /// Each replica counts in memory, for up to 16,384 addresses. A request without a known address is not counted, because
+    /// one client could then lock out all operators.
     pub fn sign_in_failures(mut self, quota: Quota) -> Self {
-        self.sign_ins.set_failures(quota);
+        self.sign_in_guard.set_failure_quota(quota);
         self
     }
 
-    /// Adds a header in which `auth` looks for credentials, such as `Cookie` or `X-Admin-Key`. A request that has it and
-    /// is rejected counts as one with wrong credentials, see [`sign_in_failures`](Self::sign_in_failures). Default:
-    /// `Authorization` alone.
+    /// Adds a header in which `auth` looks for credentials, such as `Cookie` or `X-Admin-Key`. A rejected request with this
+    /// header counts as a request with wrong credentials, see [`sign_in_failures`](Self::sign_in_failures). Default:
+    /// `Authorization` only.
     ///
-    /// A browser sends its cookies with each request, so with `Cookie` the requests of an expired session count as well.
-    /// An operator that authentication further out has put into the extensions needs no header here.
+    /// A browser sends cookies with each request, so with `Cookie` the requests of an expired session count too. No header
+    /// is needed here if an outer authentication layer adds the operator to the extensions.
     pub fn credentials_in(mut self, header: HeaderName) -> Self {
-        self.sign_ins.add_credentials(header);
+        self.sign_in_guard.add_credentials(header);
         self
     }
 
-    /// Sets how the application resolves the name of a key: its customers by name or id. Each endpoint asks it, for keys
-    /// in paths and in bodies.
+    /// Sets how the application resolves names of keys, for example names or ids of customers. All endpoints use it, for keys
+    /// in paths and in bodies. Default: none.
     ///
-    /// It is asked about all names but addresses, credentials, fingerprints, `shared` and `unknown`, and returns
-    /// `Option<KeyName>`, or a `Result` of one whose error the operator reads. A name that it does not know is the name of
-    /// a key, as `org:acme`. A panic is answered with 500, and a failure or a missed [deadline](Self::resolve_within) with
-    /// 503; the work is dropped then, and when the operator hangs up. Default: none.
+    /// The function gets all names except addresses, credentials, fingerprints, `shared` and `unknown`. It returns an
+    /// `Option<KeyName>`, or a `Result` of one; the operator sees the error. `None` means that the name is the name of a
+    /// key, such as `org:acme`. The response to a panic is 500. The response to an error or a missed
+    /// [deadline](Self::resolve_within) is 503. The future is dropped at the deadline and when the operator disconnects.
     ///
     /// ```
     /// use tower_admission_axum::admin::{AdminRouter, Recorder, Token};
@@ -109,21 +109,22 @@ impl AdminRouter {
     pub fn resolve_by<F, R>(mut self, resolve: impl Fn(String) -> F + Send + Sync + 'static) -> Self
     where
         F: Future<Output = R> + Send + 'static,
-        R: Into<Resolved>,
+        R: Into<KeyResolution>,
     {
         self.resolver.set_hook(resolve);
         self
     }
 
-    /// Sets how long [`resolve_by`](Self::resolve_by) may take. Default: 2 s.
+    /// Sets the deadline of [`resolve_by`](Self::resolve_by). Default: 2 s.
     pub fn resolve_within(mut self, deadline: Duration) -> Self {
         self.resolver.set_deadline(deadline);
         self
     }
 
-    /// Sets how `POST /explain` finds the limits that a request for a `path` passes. Default: it explains all limits, and
-    /// takes no `path`. `Admission::admin` of the crate `tower-admission-config` sets it.
-    /// The guard against made-up credentials of a layer that is made by hand is not explained.
+    /// Sets how `POST /explain` finds the limits of a request for a `path`. Default: it explains all limits, and rejects a
+    /// `path`. `Admission::admin` of the crate `tower-admission-config` sets it.
+    ///
+    /// The guard against made-up credentials is explained only for layers of a configuration.
     ///
     /// ```
     /// use tower_admission::RequestHead;
@@ -139,32 +140,32 @@ impl AdminRouter {
         self
     }
 
-    /// The router.
+    /// Builds the router.
     pub fn build<S>(self) -> Router<S>
     where
         S: Clone + Send + Sync + 'static,
     {
-        let api = Arc::new(Api {
+        let state = Arc::new(AdminState {
             limits: self.limits,
             recorder: self.recorder,
-            sign_ins: self.sign_ins,
+            sign_in_guard: self.sign_in_guard,
             resolver: Arc::new(self.resolver),
             groups: self.groups,
         });
         let closed = endpoints()
             .into_iter()
             .fold(Router::new(), |router, (_, path, role, endpoint)| {
-                // Last, so that it is asked first.
-                let admit = from_fn_with_state((api.clone(), role), api::admit);
+                // The last layer is the outermost, so it runs first.
+                let admit = from_fn_with_state((state.clone(), role), handlers::authorize);
                 router.route(path, endpoint.route_layer(admit))
             })
-            .layer(DefaultBodyLimit::max(MAX_BODY));
+            .layer(DefaultBodyLimit::max(MAX_BODY_BYTES));
         let open = pages()
             .into_iter()
             .fold(Router::new(), |router, (_, path, file)| {
                 router.route(path, file)
             });
-        closed.merge(open).with_state(api)
+        closed.merge(open).with_state(state)
     }
 }
 

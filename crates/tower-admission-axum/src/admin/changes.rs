@@ -1,4 +1,4 @@
-//! The audit trail: who changed which override, and from where.
+//! The audit trail: the last changes of overrides, with authors and origins.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -9,43 +9,45 @@ use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use tower_admission::{KeyName, LimitChange, LimitEdit, Limits, LimitsError, Override};
 
-use super::answer::{Noted, wrong};
-use super::api::{Answer, Api};
-use super::sign_in::SignedIn;
-use crate::endpoint::json;
+use super::handlers::AdminState;
+use super::responses::{AnnotatedLimitJson, unprocessable};
+use super::sign_in::SignedInOperator;
+use crate::endpoint::{EndpointResult, json_response};
 
-/// Changes in an answer, unless asked otherwise.
-const COUNT: usize = 100;
+/// The default number of changes in a response.
+const DEFAULT_COUNT: usize = 100;
 
 #[derive(Deserialize)]
-pub(super) struct Which {
+pub(super) struct ChangesQuery {
     count: Option<String>,
 }
 
 #[derive(Serialize)]
-struct Changes<'a> {
-    changes: Vec<Change<'a>>,
+struct ChangesJson<'a> {
+    changes: Vec<ChangeJson<'a>>,
 }
 
 #[derive(Serialize)]
-struct Change<'a> {
-    /// In seconds since the Unix epoch, as all times here.
+struct ChangeJson<'a> {
+    /// In seconds since the Unix epoch.
     at: u64,
-    /// `None` when an operator accepted that overrides were lost.
+    /// `None` for the acceptance of lost overrides.
     key: Option<&'a str>,
-    before: Option<Noted<'a>>,
-    after: Option<Noted<'a>>,
+    before: Option<AnnotatedLimitJson<'a>>,
+    after: Option<AnnotatedLimitJson<'a>>,
     author: Option<&'a str>,
     origin: Option<&'a str>,
     has_ended: bool,
-    /// Whether there was or is an override that this version cannot read.
+    /// Whether this version cannot read the override before or after the change.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     is_unreadable: bool,
 }
 
-impl<'a> From<&'a LimitChange> for Change<'a> {
+impl<'a> From<&'a LimitChange> for ChangeJson<'a> {
     fn from(change: &'a LimitChange) -> Self {
-        let noted = |entry: &'a Option<Override>| Some(Noted::from(entry.as_ref()?).of_change());
+        let noted = |entry: &'a Option<Override>| {
+            Some(AnnotatedLimitJson::from(entry.as_ref()?).of_change())
+        };
         Self {
             at: seconds(change.at),
             key: change.key.as_ref().map(KeyName::as_str),
@@ -64,8 +66,8 @@ fn seconds(time: SystemTime) -> u64 {
     since.map_or(0, |since| since.as_secs())
 }
 
-impl SignedIn {
-    /// A change that this operator makes.
+impl SignedInOperator {
+    /// Begins a change by this operator.
     pub(super) fn edit<'a>(&self, limits: &'a Limits, key: &'a KeyName) -> LimitEdit<'a> {
         let edit = limits.edit(key).author(self.operator.name());
         match &self.address {
@@ -75,8 +77,8 @@ impl SignedIn {
     }
 }
 
-impl SignedIn {
-    /// Accepts that the store lost overrides.
+impl SignedInOperator {
+    /// Accepts the loss of overrides in the store.
     pub(super) async fn accept_loss(&self, limits: &Limits) -> Result<(), LimitsError> {
         let origin = self.address.as_ref().map(KeyName::as_str);
         let author = Some(self.operator.name());
@@ -85,16 +87,16 @@ impl SignedIn {
 }
 
 pub(super) async fn changes(
-    State(api): State<Arc<Api>>,
-    which: Result<Query<Which>, QueryRejection>,
-) -> Answer {
-    const QUERY: &str = "`count` is a number from 1 to 1000.";
+    State(state): State<Arc<AdminState>>,
+    which: Result<Query<ChangesQuery>, QueryRejection>,
+) -> EndpointResult {
+    const QUERY: &str = "`count` must be a number from 1 to 1000.";
 
-    let Query(which) = which.map_err(|_| wrong(QUERY))?;
-    let count = which.count.map_or(Ok(COUNT), |count| count.parse());
+    let Query(which) = which.map_err(|_| unprocessable(QUERY))?;
+    let count = which.count.map_or(Ok(DEFAULT_COUNT), |count| count.parse());
     let count = count.ok().filter(|n| (1..=Limits::MAX_CHANGES).contains(n));
-    let count = count.ok_or_else(|| wrong(QUERY))?;
-    let changes = api.limits.changes(count).await?;
-    let changes = changes.iter().map(Change::from).collect();
-    Ok(json(StatusCode::OK, &Changes { changes }))
+    let count = count.ok_or_else(|| unprocessable(QUERY))?;
+    let changes = state.limits.changes(count).await?;
+    let changes = changes.iter().map(ChangeJson::from).collect();
+    Ok(json_response(StatusCode::OK, &ChangesJson { changes }))
 }

@@ -1,4 +1,4 @@
-//! Explains which limits apply to a key, where their numbers come from, and what a request would get now.
+//! Explains the limits of a key: their numbers, the sources of the numbers, and the verdict on a request now.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,33 +13,42 @@ use tower_admission::{
     ClientIp, Key, KeyName, LimitExplanation, Limits, ListEntry, Listing, RequestHead,
 };
 
-use super::answer::wrong;
-use super::api::{Answer, Api};
-use super::explanation::{Applied, Explanation, Group, Limit, Listed, Scope, now};
+use super::activity::StoreStatusJson;
+use super::explanation::{
+    AppliedLimit, ExplainedLimitJson, ExplanationJson, ExplanationScope, GroupJson, ListEntryJson,
+    next_verdict,
+};
 use super::groups::RequestGroup;
-use super::now::Store;
-use super::resolve::texts;
-use crate::endpoint::{Failed, body, json};
+use super::handlers::AdminState;
+use super::resolve::string_members;
+use super::responses::unprocessable;
+use crate::endpoint::{EndpointError, EndpointResult, json_response, read_body};
 
-pub(super) async fn explain(State(api): State<Arc<Api>>, request: Request) -> Answer {
-    let body = body(request).await?;
+pub(super) async fn explain(
+    State(state): State<Arc<AdminState>>,
+    request: Request,
+) -> EndpointResult {
+    let body = read_body(request).await?;
     let members = ["key", "address", "tier", "method", "host", "path"];
-    let [named, address, tier, method, host, path] = texts(&body, members)?;
+    let [named, address, tier, method, host, path] = string_members(&body, members)?;
     let Some(named) = named else {
-        let detail = "The body is not a JSON object with a `key`.";
-        return Err(Failed::new(StatusCode::BAD_REQUEST, detail));
+        let detail = "The body is not a JSON object with a string `key`.";
+        return Err(EndpointError::new(StatusCode::BAD_REQUEST, detail));
     };
-    let key = api.key_or_credential(&named).await?;
-    let key = written(&named).map_or(key, |client| api.charged(client));
+    let key = state.key_or_credential(&named).await?;
+    let key = written_address(&named).map_or(key, |client| state.charged_key(client));
     let address = address.map(|text| format!("ip:{}", text.trim().trim_start_matches("ip:")));
-    let client = address.as_deref().or(Some(&named)).and_then(written);
+    let client = address
+        .as_deref()
+        .or(Some(&named))
+        .and_then(written_address);
     let address = match (address, client) {
-        (Some(_), Some(client)) => Some(api.charged(client)),
+        (Some(_), Some(client)) => Some(state.charged_key(client)),
         (Some(network), None) => Some(ip(&network)?),
         (None, _) => None,
     };
     let client = client.or_else(|| address.as_ref()?.key().as_network());
-    let tiers = api.limits.tiers();
+    let tiers = state.limits.tiers();
     if let Some(tier) = &tier
         && !tiers.iter().any(|known| **known == **tier)
     {
@@ -47,21 +56,21 @@ pub(super) async fn explain(State(api): State<Arc<Api>>, request: Request) -> An
     }
     let groups = match path {
         None if method.is_some() || host.is_some() => {
-            return Err(wrong("`method` and `host` need a `path`."));
+            return Err(unprocessable("`method` and `host` require a `path`."));
         }
-        None if address.is_some() && !api.limits.are_lists_applied() => {
-            return Err(wrong(match &api.groups {
-                Some(_) => "`address` needs a `path`: which limits an address has depends on it.",
-                None => {
-                    "This service does not say which limits are on addresses: leave `address` out."
+        None if address.is_some() && !state.limits.are_lists_applied() => {
+            return Err(unprocessable(match &state.groups {
+                Some(_) => {
+                    "`address` requires a `path`, because the limits on an address depend on it."
                 }
+                None => "This service does not know which limits are on addresses: omit `address`.",
             }));
         }
         None => None,
-        Some(path) => Some(api.groups_of(method.as_deref(), host.as_deref(), &path)?),
+        Some(path) => Some(state.groups_of(method.as_deref(), host.as_deref(), &path)?),
     };
-    let listed = api.list_entry(&key, client);
-    let mut applied = api
+    let listed = state.list_entry(&key, client);
+    let mut applied = state
         .applied(&key, address.as_ref(), tier.as_deref(), groups.as_deref())
         .await;
     for applied in &mut applied {
@@ -70,15 +79,14 @@ pub(super) async fn explain(State(api): State<Arc<Api>>, request: Request) -> An
     Ok(explanation(
         &key,
         address.as_ref(),
-        &api,
+        &state,
         listed.as_ref(),
         groups.as_deref(),
         &applied,
     ))
 }
 
-/// Whether a request that is on a list does not get to a limit. Of one that is exempt, the capacity of the service
-/// counts.
+/// Whether a listed request does not reach a limit. An exempt request still counts in the capacity of the service.
 fn is_skipped(limit: &LimitExplanation, listed: Option<&ListEntry>) -> bool {
     let is_capacity = limit.is_total && limit.sort == "concurrency";
     match listed.map(|entry| entry.listing) {
@@ -89,24 +97,24 @@ fn is_skipped(limit: &LimitExplanation, listed: Option<&ListEntry>) -> bool {
     }
 }
 
-fn no_such_tier(tiers: &[Arc<str>]) -> Failed {
+fn no_such_tier(tiers: &[Arc<str>]) -> EndpointError {
     match tiers {
-        [] => wrong("There are no tiers."),
-        tiers => wrong(format!(
-            "There is no such tier; there are {}.",
+        [] => unprocessable("The service has no tiers."),
+        tiers => unprocessable(format!(
+            "The tier is unknown. The tiers are {}.",
             tiers.join(", ")
         )),
     }
 }
 
-/// The key of a client's address.
-fn ip(text: &str) -> Result<KeyName, Failed> {
-    text.parse().map_err(|error| wrong(format!("{error}.")))
+/// The key of the address of a client.
+fn ip(text: &str) -> Result<KeyName, EndpointError> {
+    text.parse()
+        .map_err(|error| unprocessable(format!("{error}.")))
 }
 
-/// The address that a key is written as. In IPv6 that is more than its key, which is that of the network that is
-/// charged.
-pub(super) fn written(key: &str) -> Option<IpNet> {
+/// The address in the text of a key. It is more specific than the key of an IPv6 address, which is its charged network.
+pub(super) fn written_address(key: &str) -> Option<IpNet> {
     let address = key.trim().strip_prefix("ip:")?;
     address.trim().parse::<IpAddr>().ok().map(IpNet::from)
 }
@@ -115,9 +123,9 @@ fn is_address(key: &Key) -> bool {
     key.kind() == "ip"
 }
 
-impl Api {
-    /// The key that a client's address is charged to.
-    fn charged(&self, client: IpNet) -> KeyName {
+impl AdminState {
+    /// The charged key of a client address.
+    fn charged_key(&self, client: IpNet) -> KeyName {
         let address = client.address();
         let groups = self.groups.as_ref();
         let key = groups.map(|groups| groups.address_key(address));
@@ -125,7 +133,7 @@ impl Api {
             .into()
     }
 
-    /// The lists that requests are looked up on, also those of a file.
+    /// The limits whose lists apply, including those of a configuration.
     fn lists(&self) -> Vec<Limits> {
         if !self.limits.are_lists_applied() {
             return Vec::new();
@@ -136,12 +144,12 @@ impl Api {
         }
     }
 
-    /// Whether any client is on a list.
+    /// Whether a list has an entry.
     fn has_listed(&self) -> bool {
         !self.lists().iter().all(Limits::has_no_lists)
     }
 
-    /// The entry that decides about a client.
+    /// The list entry that decides about a client.
     pub(super) fn list_entry(&self, key: &KeyName, client: Option<IpNet>) -> Option<ListEntry> {
         let lists = self.lists();
         let key = key.key();
@@ -154,37 +162,41 @@ impl Api {
         method: Option<&str>,
         host: Option<&str>,
         path: &str,
-    ) -> Result<Vec<RequestGroup>, Failed> {
+    ) -> Result<Vec<RequestGroup>, EndpointError> {
         let Some(groups) = &self.groups else {
-            let detail = "This service does not tell which limits a path has: leave `path` out.";
-            return Err(wrong(detail));
+            let detail = "This service does not know the limits of a path: omit `path`.";
+            return Err(unprocessable(detail));
         };
         let uri: Uri = path
             .parse()
             .ok()
             .filter(|_| path.starts_with('/'))
-            .ok_or_else(|| wrong("The path is none: it begins with `/` and is percent-encoded."))?;
+            .ok_or_else(|| {
+                unprocessable("The path is invalid. It must begin with `/` and be percent-encoded.")
+            })?;
         let mut request = http::Request::new(());
         *request.uri_mut() = uri;
         if let Some(method) = method {
             let method = Method::from_bytes(method.as_bytes());
-            *request.method_mut() = method.map_err(|_| wrong("The method is none."))?;
+            *request.method_mut() = method.map_err(|_| unprocessable("The method is invalid."))?;
         }
         if let Some(host) = host {
-            let host = host.parse().map_err(|_| wrong("The host is none."))?;
+            let host = host
+                .parse()
+                .map_err(|_| unprocessable("The host is invalid."))?;
             request.headers_mut().insert(HOST, host);
         }
         Ok(groups.groups(RequestHead::from(&request)))
     }
 
-    /// The limits that apply to a key, and to an address next to it.
+    /// The limits that apply to a key and to the address of its client.
     async fn applied<'a>(
         &self,
         key: &'a KeyName,
         address: Option<&'a KeyName>,
         tier: Option<&str>,
         groups: Option<&'a [RequestGroup]>,
-    ) -> Vec<Applied<'a>> {
+    ) -> Vec<AppliedLimit<'a>> {
         let mut explained = Vec::new();
         for limit in self.limits.explain(key, tier).await {
             explained.push((limit, key, false));
@@ -199,9 +211,9 @@ impl Api {
         let mut applied = Vec::new();
         for (limit, key, is_address) in explained {
             match groups {
-                // Which of them are on addresses is not known, so one key is enough.
+                // Which limits are on addresses is unknown without groups, so the key of the request suffices.
                 None if is_address => {}
-                None => applied.push(Applied {
+                None => applied.push(AppliedLimit {
                     limit,
                     key,
                     group: None,
@@ -211,7 +223,7 @@ impl Api {
                     let group = groups
                         .iter()
                         .find(|group| !group.is_excluded() && group.has(&limit, is_address));
-                    applied.extend(group.map(|group| Applied {
+                    applied.extend(group.map(|group| AppliedLimit {
                         limit,
                         key,
                         group: Some(group),
@@ -224,11 +236,11 @@ impl Api {
         for group in groups.filter(|group| !group.is_excluded()) {
             let Some(address) = address else { break };
             let guards = group.explain_guard(&address.key()).await;
-            applied.extend(guards.into_iter().map(|limit| Applied {
+            applied.extend(guards.into_iter().map(|limit| AppliedLimit {
                 limit,
                 key: address,
                 group: Some(group),
-                // Without a credential there is nothing to guard against.
+                // The guard counts only requests with a credential.
                 is_skipped: is_address(&key.key()),
             }));
         }
@@ -239,34 +251,34 @@ impl Api {
 fn explanation(
     key: &KeyName,
     address: Option<&KeyName>,
-    api: &Api,
+    state: &AdminState,
     listed: Option<&ListEntry>,
     groups: Option<&[RequestGroup]>,
-    applied: &[Applied<'_>],
+    applied: &[AppliedLimit<'_>],
 ) -> Response {
     let is_address_known = address.is_some() || is_address(&key.key());
     let address_limits = groups.into_iter().flatten();
     let address_limits = address_limits.filter(|group| !group.is_excluded() && !is_address_known);
     let address_limits = address_limits.flat_map(RequestGroup::address_limits);
-    // A key that is listed goes before its address.
-    let lists = !is_address_known && listed.is_none() && api.has_listed();
+    // An entry for the key decides before an entry for the address.
+    let lists = !is_address_known && listed.is_none() && state.has_listed();
     let lists = lists.then_some("lists");
     let scope = match groups {
-        Some(_) => Scope::Path,
-        None => Scope::AllPaths,
+        Some(_) => ExplanationScope::Path,
+        None => ExplanationScope::AllPaths,
     };
-    let explanation = Explanation {
-        replica: api.recorder.replica(),
-        store: api.limits.store_status().map(Store::from),
+    let explanation = ExplanationJson {
+        replica: state.recorder.replica(),
+        store: state.limits.store_status().map(StoreStatusJson::from),
         key: key.as_str(),
         address: address.map(KeyName::as_str),
-        limit: api.limits.get(key).map(|limit| limit.to_string()),
-        listed: listed.map(Listed::from),
+        limit: state.limits.get(key).map(|limit| limit.to_string()),
+        listed: listed.map(ListEntryJson::from),
         scope,
-        groups: groups.map(|groups| groups.iter().map(Group::from).collect()),
-        limits: applied.iter().map(Limit::from).collect(),
+        groups: groups.map(|groups| groups.iter().map(GroupJson::from).collect()),
+        limits: applied.iter().map(ExplainedLimitJson::from).collect(),
         address_limits: lists.into_iter().chain(address_limits).collect(),
-        now: now(applied, listed, scope, api.groups.is_some()),
+        now: next_verdict(applied, listed, scope, state.groups.is_some()),
     };
-    json(StatusCode::OK, &explanation)
+    json_response(StatusCode::OK, &explanation)
 }

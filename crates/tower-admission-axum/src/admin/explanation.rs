@@ -1,45 +1,45 @@
-//! What `POST /explain` answers: the limits of a request, the list entry that goes before them, and what decides.
+//! The response to `POST /explain`: the limits of a request, the list entry before them, and the verdict.
 
 use std::time::{Duration, UNIX_EPOCH};
 
 use serde::Serialize;
 use tower_admission::{KeyName, LimitExplanation, LimitVerdict, ListEntry, Listing, Reason};
 
+use super::activity::StoreStatusJson;
 use super::groups::{GUARD, RequestGroup};
-use super::now::Store;
 use super::replica::Replica;
 
 #[derive(Serialize)]
-pub(super) struct Explanation<'a> {
+pub(super) struct ExplanationJson<'a> {
     pub(super) replica: &'a Replica,
-    pub(super) store: Option<Store>,
+    pub(super) store: Option<StoreStatusJson>,
     pub(super) key: &'a str,
     pub(super) address: Option<&'a str>,
     pub(super) limit: Option<String>,
-    /// The entry of a list that decides, before any limit.
-    pub(super) listed: Option<Listed<'a>>,
-    /// Whether the limits are those of a path, or of all paths, which no single request passes.
-    pub(super) scope: Scope,
-    /// Absent where no path was given.
+    /// The list entry that decides before all limits.
+    pub(super) listed: Option<ListEntryJson<'a>>,
+    /// Whether the limits are those of one path, or of all paths. No single request passes the limits of all paths.
+    pub(super) scope: ExplanationScope,
+    /// Absent without a path.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) groups: Option<Vec<Group<'a>>>,
-    pub(super) limits: Vec<Limit<'a>>,
-    /// What depends on the client's address, which was not given: limits, and `lists`.
+    pub(super) groups: Option<Vec<GroupJson<'a>>>,
+    pub(super) limits: Vec<ExplainedLimitJson<'a>>,
+    /// The limits that depend on the unknown address of the client, and `lists`.
     pub(super) address_limits: Vec<&'a str>,
-    /// `None` where that depends on the path, which was not given.
-    pub(super) now: Option<Now<'a>>,
+    /// `None` if the verdict depends on the unknown path.
+    pub(super) now: Option<NextVerdictJson<'a>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Scope {
+pub(super) enum ExplanationScope {
     Path,
     AllPaths,
 }
 
 /// An entry of an allow or deny list.
 #[derive(Serialize)]
-pub(super) struct Listed<'a> {
+pub(super) struct ListEntryJson<'a> {
     key: &'a str,
     list: &'static str,
     source: &'static str,
@@ -49,7 +49,7 @@ pub(super) struct Listed<'a> {
 }
 
 #[derive(Serialize)]
-pub(super) struct Group<'a> {
+pub(super) struct GroupJson<'a> {
     name: &'a str,
     enforce: u8,
     is_excluded: bool,
@@ -57,7 +57,7 @@ pub(super) struct Group<'a> {
 
 /// One limit.
 #[derive(Serialize)]
-pub(super) struct Limit<'a> {
+pub(super) struct ExplainedLimitJson<'a> {
     name: &'a str,
     sort: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -68,15 +68,15 @@ pub(super) struct Limit<'a> {
     tier: Option<&'a str>,
     used: Option<u64>,
     counted_in: &'static str,
-    /// Whether the next request does not get to this limit, or is exempt from it.
+    /// Whether the next request does not reach this limit.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     is_skipped: bool,
     #[serde(flatten)]
-    verdict: Verdict,
+    verdict: VerdictJson,
 }
 
 #[derive(Serialize)]
-struct Verdict {
+struct VerdictJson {
     verdict: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     remaining: Option<u64>,
@@ -86,29 +86,29 @@ struct Verdict {
     retry_after_ms: Option<u64>,
 }
 
-/// What the next request would get.
+/// The verdict on the next request.
 #[derive(Serialize)]
-pub(super) struct Now<'a> {
+pub(super) struct NextVerdictJson<'a> {
     /// The limit that decides.
     #[serde(skip_serializing_if = "Option::is_none")]
     limit: Option<&'a str>,
     #[serde(flatten)]
-    verdict: Verdict,
-    /// Whether a rejection is enforced for this key.
+    verdict: VerdictJson,
+    /// Whether the rejection is enforced for this key.
     #[serde(skip_serializing_if = "Option::is_none")]
     is_enforced: Option<bool>,
 }
 
-/// A limit that applies, to which key, in which group.
-pub(super) struct Applied<'a> {
+/// A limit that applies to a key, with its group.
+pub(super) struct AppliedLimit<'a> {
     pub(super) limit: LimitExplanation,
     pub(super) key: &'a KeyName,
     pub(super) group: Option<&'a RequestGroup>,
-    /// Whether the next request does not get to it, or is exempt from it.
+    /// Whether the next request does not reach the limit.
     pub(super) is_skipped: bool,
 }
 
-impl<'a> From<&'a ListEntry> for Listed<'a> {
+impl<'a> From<&'a ListEntry> for ListEntryJson<'a> {
     fn from(entry: &'a ListEntry) -> Self {
         let end = entry
             .end
@@ -122,7 +122,7 @@ impl<'a> From<&'a ListEntry> for Listed<'a> {
     }
 }
 
-impl<'a> From<&'a RequestGroup> for Group<'a> {
+impl<'a> From<&'a RequestGroup> for GroupJson<'a> {
     fn from(group: &'a RequestGroup) -> Self {
         Self {
             name: group.name(),
@@ -132,8 +132,8 @@ impl<'a> From<&'a RequestGroup> for Group<'a> {
     }
 }
 
-impl<'a> From<&'a Applied<'_>> for Limit<'a> {
-    fn from(applied: &'a Applied<'_>) -> Self {
+impl<'a> From<&'a AppliedLimit<'_>> for ExplainedLimitJson<'a> {
+    fn from(applied: &'a AppliedLimit<'_>) -> Self {
         let limit = &applied.limit;
         Self {
             name: &limit.name,
@@ -151,7 +151,7 @@ impl<'a> From<&'a Applied<'_>> for Limit<'a> {
     }
 }
 
-impl From<LimitVerdict> for Verdict {
+impl From<LimitVerdict> for VerdictJson {
     fn from(verdict: LimitVerdict) -> Self {
         let none = |verdict| Self {
             verdict,
@@ -169,7 +169,7 @@ impl From<LimitVerdict> for Verdict {
                 retry_after,
             } => Self {
                 reason: Some(reason.as_str()),
-                // Rounded up, so that waiting so long is enough.
+                // Rounded up, so that the wait suffices.
                 retry_after_ms: retry_after.map(|wait| wait.as_nanos().div_ceil(1_000_000) as u64),
                 ..none("rejected")
             },
@@ -178,31 +178,32 @@ impl From<LimitVerdict> for Verdict {
     }
 }
 
-/// What decides about the next request. A limit that is not enforced does so only where nothing else is left to say.
+/// The order in which limits decide about the next request. A limit that is not enforced decides only if no other limit
+/// rejects.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Rank {
-    /// It admits so many more requests, or any number.
+enum VerdictRank {
+    /// Admits this number of further requests, or any number.
     Admits(std::cmp::Reverse<Option<u64>>),
-    /// It would reject, and is not enforced.
-    Tried(Rejecting),
+    /// Would reject, but is not enforced.
+    WouldReject(RejectionRank),
     Unknown,
-    Rejects(Rejecting),
+    Rejects(RejectionRank),
 }
 
-/// A permit is taken before the guard is asked, and that before a rate is charged. Of several rates the one with the
-/// longest wait is reported.
+/// The layers acquire a permit first, then check the guard, then charge rates. Of several rates the one with the longest
+/// wait decides.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Rejecting {
+struct RejectionRank {
     is_permit: bool,
     is_guard: bool,
-    /// Without a time there is no use in waiting.
+    /// Without a wait, no retry is admitted.
     never: bool,
     wait: Option<Duration>,
 }
 
-impl Applied<'_> {
-    /// Whether the next request gets to it.
-    fn is_passed(&self) -> bool {
+impl AppliedLimit<'_> {
+    /// Whether the next request reaches the limit.
+    fn is_reached(&self) -> bool {
         self.limit.sort != "lease" && !self.is_skipped
     }
 
@@ -210,25 +211,25 @@ impl Applied<'_> {
         Some(self.group?.enforces(&self.key.key()))
     }
 
-    fn rank(&self) -> Rank {
+    fn rank(&self) -> VerdictRank {
         match self.limit.verdict {
             LimitVerdict::Rejected { retry_after, .. } => {
-                let rejecting = Rejecting {
+                let rejecting = RejectionRank {
                     is_permit: self.limit.sort == "concurrency",
                     is_guard: self.limit.sort == GUARD,
                     never: retry_after.is_none(),
                     wait: retry_after,
                 };
                 match self.is_enforced() {
-                    Some(false) => Rank::Tried(rejecting),
-                    _ => Rank::Rejects(rejecting),
+                    Some(false) => VerdictRank::WouldReject(rejecting),
+                    _ => VerdictRank::Rejects(rejecting),
                 }
             }
-            // Without a number it admits more than any number.
+            // No number means no bound.
             LimitVerdict::Admitted { remaining } => {
-                Rank::Admits(std::cmp::Reverse(remaining.or(Some(u64::MAX))))
+                VerdictRank::Admits(std::cmp::Reverse(remaining.or(Some(u64::MAX))))
             }
-            _ => Rank::Unknown,
+            _ => VerdictRank::Unknown,
         }
     }
 
@@ -237,43 +238,45 @@ impl Applied<'_> {
     }
 }
 
-/// What the next request would get. `None` where its path decides that and is not known.
-pub(super) fn now<'a>(
-    applied: &'a [Applied<'_>],
+/// The verdict on the next request. `None` if it depends on an unknown path.
+pub(super) fn next_verdict<'a>(
+    applied: &'a [AppliedLimit<'_>],
     listed: Option<&ListEntry>,
-    scope: Scope,
+    scope: ExplanationScope,
     knows_paths: bool,
-) -> Option<Now<'a>> {
+) -> Option<NextVerdictJson<'a>> {
     if let Some(banned) = listed.filter(|entry| entry.listing == Listing::Denied) {
         let verdict = LimitVerdict::Rejected {
             reason: Reason::Banned,
             retry_after: banned.ends_in,
         };
-        return Some(Now {
+        return Some(NextVerdictJson {
             limit: None,
             verdict: verdict.into(),
             is_enforced: Some(true),
         });
     }
-    let passed = || applied.iter().filter(|applied| applied.is_passed());
-    if scope == Scope::AllPaths {
+    let passed = || applied.iter().filter(|applied| applied.is_reached());
+    if scope == ExplanationScope::AllPaths {
         let first = passed().next().map(|applied| &applied.limit.name);
         let is_one = passed().all(|applied| Some(&applied.limit.name) == first);
-        if knows_paths || !(is_one || passed().all(Applied::admits)) {
+        if knows_paths || !(is_one || passed().all(AppliedLimit::admits)) {
             return None;
         }
     }
     let decides = passed().max_by_key(|applied| applied.rank());
-    // One without a number does not limit.
+    // A limit without a number does not limit.
     let decides = decides
         .filter(|applied| applied.limit.verdict != LimitVerdict::Admitted { remaining: None });
     let verdict = decides.map_or(LimitVerdict::Admitted { remaining: None }, |applied| {
         applied.limit.verdict
     });
     let rejects = matches!(verdict, LimitVerdict::Rejected { .. });
-    Some(Now {
+    Some(NextVerdictJson {
         limit: decides.map(|applied| &*applied.limit.name),
         verdict: verdict.into(),
-        is_enforced: decides.filter(|_| rejects).and_then(Applied::is_enforced),
+        is_enforced: decides
+            .filter(|_| rejects)
+            .and_then(AppliedLimit::is_enforced),
     })
 }

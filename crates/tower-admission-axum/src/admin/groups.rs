@@ -1,4 +1,4 @@
-//! Which limits a request passes, as the application knows it.
+//! The limits of a request, as the application knows them.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,25 +9,24 @@ use tower_admission::{
     ClientIp, Key, LimitExplanation, LimitVerdict, Limits, RateLimiter, Reason, RequestHead,
 };
 
-/// What the guard against made-up credentials is called, and its sort.
+/// The name and the type of the guard against made-up credentials.
 pub(super) const GUARD: &str = "guard";
 
-/// Tells which limits a request passes: for [`explain`](super::AdminRouter::groups). An `Admission` of the crate
-/// `tower-admission-config` implements this; so does a closure.
+/// Finds the limits of a request, for [`POST /explain`](super::AdminRouter::groups). `Admission` of the crate
+/// `tower-admission-config` implements it, and so does a closure.
 #[diagnostic::on_unimplemented(
     note = "use a closure `|head: RequestHead<'_>| -> Vec<RequestGroup>`, or `Admission::admin`"
 )]
 pub trait RequestGroups: Send + Sync + 'static {
-    /// The groups whose limits the request passes, in this order.
+    /// The groups whose limits the request passes, in order.
     fn groups(&self, head: RequestHead<'_>) -> Vec<RequestGroup>;
 
-    /// The key that a client with this address is charged to. Default: as [`ClientIp`] has it, an IPv6 address as its
-    /// /64.
+    /// The key of a client address. Default: like [`ClientIp`], which charges an IPv6 address as its /64.
     fn address_key(&self, address: IpAddr) -> Key {
         Key::ip_network(address, ClientIp::DEFAULT_V6_PREFIX)
     }
 
-    /// Limits whose allow and deny lists decide about requests, given those of the router. Default: these.
+    /// The limits whose allow and deny lists apply, given the limits of the router. Default: these.
     fn lists(&self, limits: &Limits) -> Vec<Limits> {
         vec![limits.clone()]
     }
@@ -42,7 +41,7 @@ where
     }
 }
 
-/// Limits that some requests pass.
+/// A group of limits that a request passes.
 #[derive(Clone)]
 pub struct RequestGroup {
     name: Arc<str>,
@@ -72,19 +71,19 @@ impl RequestGroup {
         }
     }
 
-    /// Adds a limit on the request's key: a quota or a limiter of this name.
+    /// Adds a limit on the key of the request: the name of a quota or of a limiter.
     #[must_use]
     pub fn limit(self, name: &str) -> Self {
         self.with(name, 0, false)
     }
 
-    /// Adds a limit on the client's address, which is the limiter's key at this place, the first of which is 0.
+    /// Adds a limit on the address of the client. `place` is the index of the address among the keys of the limiter, from 0.
     #[must_use]
     pub fn address_limit(self, name: &str, place: usize) -> Self {
         self.with(name, place, true)
     }
 
-    /// Adds the guard against made-up credentials, which rejects requests with a credential by the client's address.
+    /// Adds the guard against made-up credentials, which limits failed authentications per address.
     #[must_use]
     pub fn guard(mut self, limiter: &RateLimiter) -> Self {
         self.guard = Some(limiter.clone());
@@ -104,7 +103,7 @@ impl RequestGroup {
     ///
     /// # Panics
     ///
-    /// Above 100.
+    /// If the percentage is above 100.
     #[must_use]
     #[track_caller]
     pub fn enforce(mut self, percent: u8) -> Self {
@@ -113,7 +112,7 @@ impl RequestGroup {
         self
     }
 
-    /// Sets whether the request is excluded from the limits of the group. Default: it is not.
+    /// Sets whether the request is excluded from the limits of the group. Default: not excluded.
     #[must_use]
     pub fn excluded(mut self, is_excluded: bool) -> Self {
         self.is_excluded = is_excluded;
@@ -137,7 +136,7 @@ impl RequestGroup {
         Enforcement::new(self.enforce).is_enforced(Some(key))
     }
 
-    /// Whether a request passes an explained limit, which was explained for an address or for another key.
+    /// Whether the group has an explained limit. `is_address` says whether it was explained for an address.
     pub(super) fn has(&self, limit: &LimitExplanation, is_address: bool) -> bool {
         self.limits.iter().any(|own| {
             let is_place = own.place == limit.place && own.charges_address == is_address;
@@ -152,7 +151,7 @@ impl RequestGroup {
         limits.map(|limit| &*limit.name).chain(guard)
     }
 
-    /// What the guard has counted of an address.
+    /// Explains the guard for an address.
     pub(super) async fn explain_guard(&self, address: &Key) -> Vec<LimitExplanation> {
         let Some(guard) = &self.guard else {
             return Vec::new();

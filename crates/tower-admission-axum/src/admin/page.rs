@@ -1,4 +1,4 @@
-//! The page: HTML, CSS and a script that are the same for all, and hold nothing.
+//! The files of the page: HTML, CSS and a script. They contain no data.
 
 use axum::extract::OriginalUri;
 use axum::response::Response;
@@ -20,16 +20,16 @@ const JS: &str = concat!(
     include_str!("page/changes.js"),
 );
 
-/// What stands in the page for the folder that its other files are in.
-const FOLDER: &str = "{folder}";
+/// The placeholder in the HTML for the base path of the other files.
+const BASE_PATH_PLACEHOLDER: &str = "{base_path}";
 
-/// Only what comes with the page is run, shown or asked.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
+/// Allows only the files of the page, and requests to its server.
+const CSP: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
                       img-src 'self' data:; base-uri 'none'; form-action 'none'; \
                       frame-ancestors 'none'";
 
-/// What is left of a path as it is. Not `%`: a path is encoded already.
-const IN_PATH: &AsciiSet = &NON_ALPHANUMERIC
+/// The characters that a path segment keeps. `%` is kept, because the path is already encoded.
+const PATH_CHARACTERS: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
     .remove(b'_')
@@ -37,7 +37,7 @@ const IN_PATH: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'%');
 
 pub(super) async fn html(OriginalUri(uri): OriginalUri) -> Response {
-    let html = HTML.replace(FOLDER, &folder(&uri));
+    let html = HTML.replace(BASE_PATH_PLACEHOLDER, &base_path(&uri));
     file("text/html; charset=utf-8", html.into())
 }
 
@@ -49,13 +49,13 @@ pub(super) async fn js() -> Response {
     file("text/javascript; charset=utf-8", JS.into())
 }
 
-/// Where a page at this address finds what is below it. A nested router's `/` is `/admin` without a slash at
-/// the end, and what is relative to that is next to it and not below.
-fn folder(uri: &Uri) -> String {
+/// The base path of the files, relative to the page. The root of a nested router is `/admin` without a trailing slash, so a
+/// plain relative path would point next to it instead of below it.
+fn base_path(uri: &Uri) -> String {
     let last = uri.path().rsplit('/').next().unwrap_or_default();
     match last {
         "" => "./".to_owned(),
-        last => format!("{}/", utf8_percent_encode(last, IN_PATH)),
+        last => format!("{}/", utf8_percent_encode(last, PATH_CHARACTERS)),
     }
 }
 
@@ -64,7 +64,7 @@ fn file(content_type: &'static str, content: axum::body::Body) -> Response {
     for (name, value) in [
         (CONTENT_TYPE, content_type),
         (CACHE_CONTROL, "no-cache"),
-        (CONTENT_SECURITY_POLICY, POLICY),
+        (CONTENT_SECURITY_POLICY, CSP),
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (REFERRER_POLICY, "no-referrer"),
         (
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_are_found_from_wherever_it_is_nested() {
+    fn the_base_path_is_right_wherever_the_router_is_nested() {
         for (path, expected) in [
             ("/", "./"),
             ("/admin", "admin/"),
@@ -92,17 +92,17 @@ mod tests {
             ("/a/b\"><script>", "b%22%3E%3Cscript%3E/"),
             ("/a/javascript:x", "javascript%3Ax/"),
         ] {
-            // Not all of these can come in.
+            // `Uri` rejects some of these.
             let uri = Uri::from_maybe_shared(axum::body::Bytes::copy_from_slice(path.as_bytes()));
             if let Ok(uri) = uri {
-                assert_eq!(folder(&uri), expected, "{path}");
+                assert_eq!(base_path(&uri), expected, "{path}");
             }
         }
     }
 
     #[test]
-    fn nothing_is_inline_or_from_elsewhere() {
-        assert_eq!(HTML.matches(FOLDER).count(), 2);
+    fn the_page_has_no_inline_code_and_no_external_resource() {
+        assert_eq!(HTML.matches(BASE_PATH_PLACEHOLDER).count(), 2);
         for text in [HTML, CSS, JS] {
             for no in [
                 "http:",

@@ -1,20 +1,20 @@
-//! Which process answers.
+//! Identifies this process in responses.
 
 use serde::Serialize;
 
-/// A process as the page names it. Behind a load balancer each answer may be another replica's.
+/// A process, as shown on the page. Behind a load balancer each response may come from another replica.
 #[derive(Serialize)]
 pub(super) struct Replica {
-    /// Random: a pid comes again after a restart.
+    /// Random, because a process id may be used again after a restart.
     pub(super) id: String,
     host: String,
     pid: u32,
 }
 
 impl Replica {
-    /// This process.
-    pub(super) fn this() -> Self {
-        let random = getrandom::u64().expect("the operating system gives random bytes");
+    /// Describes this process.
+    pub(super) fn current() -> Self {
+        let random = getrandom::u64().expect("the operating system provides random bytes");
         Self {
             id: format!("{random:016x}"),
             host: gethostname::gethostname().to_string_lossy().into_owned(),

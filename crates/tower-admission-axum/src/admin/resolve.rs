@@ -1,4 +1,4 @@
-//! Finds the key that a text from an operator means: by its name, by a credential, or as the application knows it.
+//! Resolves the text of an operator to a key: a name, a credential, or a name that the application knows.
 
 use std::fmt::Display;
 use std::future::Future;
@@ -13,42 +13,42 @@ use tokio::task::JoinHandle;
 use tower_admission::provider::is_credential_kind;
 use tower_admission::{Key, KeyName};
 
-use super::answer::wrong;
-use super::api::{Answer, Api};
-use super::explain::written;
-use crate::endpoint::{Failed, Object, body, json};
+use super::explain::written_address;
+use super::handlers::AdminState;
+use super::responses::unprocessable;
+use crate::endpoint::{EndpointError, EndpointResult, JsonObject, json_response, read_body};
 
-/// How long the application may take, unless configured otherwise.
+/// The default deadline of the application.
 pub(super) const DEFAULT_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Texts that the application is asked for, in bytes at most, as the name of a key may be.
-const LONGEST: usize = 256;
+/// The maximum size of a name that the application gets, as for the name of a key.
+const MAX_NAME_BYTES: usize = 256;
 
-/// Bytes of the application's own error that are shown.
-const LONGEST_ERROR: usize = 512;
+/// The maximum size of the application's error in a response.
+const MAX_ERROR_BYTES: usize = 512;
 
-/// The kinds whose text is a credential, which the application is not asked about.
+/// The kinds of keys whose text is a credential. The application does not get them.
 const CREDENTIALS: [&str; 2] = ["bearer", "api-key"];
 
-/// What an application makes of a name, see [`resolve_by`](super::AdminRouter::resolve_by).
+/// The result of [`resolve_by`](super::AdminRouter::resolve_by).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub enum Resolved {
-    /// The key of this name.
+pub enum KeyResolution {
+    /// The key of the name.
     Key(KeyName),
-    /// The application does not know the name: it is the name of a key, if it can be read as one.
+    /// The application does not know the name. The endpoints then read it as the name of a key.
     Unknown,
-    /// The application could not find out. The operator reads the text.
+    /// The application failed. The operator sees the text.
     Failed(String),
 }
 
-impl From<Option<KeyName>> for Resolved {
+impl From<Option<KeyName>> for KeyResolution {
     fn from(key: Option<KeyName>) -> Self {
         key.map_or(Self::Unknown, Self::Key)
     }
 }
 
-impl<E: Display> From<Result<Option<KeyName>, E>> for Resolved {
+impl<E: Display> From<Result<Option<KeyName>, E>> for KeyResolution {
     fn from(key: Result<Option<KeyName>, E>) -> Self {
         match key {
             Ok(key) => key.into(),
@@ -57,16 +57,16 @@ impl<E: Display> From<Result<Option<KeyName>, E>> for Resolved {
     }
 }
 
-type Resolving = Pin<Box<dyn Future<Output = Resolved> + Send>>;
+type ResolveFuture = Pin<Box<dyn Future<Output = KeyResolution> + Send>>;
 
-/// How keys are found.
-pub(super) struct Resolver {
-    hook: Option<Box<dyn Fn(String) -> Resolving + Send + Sync>>,
+/// Resolves texts to keys.
+pub(super) struct KeyResolver {
+    hook: Option<Box<dyn Fn(String) -> ResolveFuture + Send + Sync>>,
     deadline: Duration,
 }
 
-/// Ends the application's work when nobody waits for it any more.
-struct AbortOnDrop(JoinHandle<Resolved>);
+/// Aborts the task of the application when its result is no longer needed.
+struct AbortOnDrop(JoinHandle<KeyResolution>);
 
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {
@@ -74,7 +74,7 @@ impl Drop for AbortOnDrop {
     }
 }
 
-impl Default for Resolver {
+impl Default for KeyResolver {
     fn default() -> Self {
         Self {
             hook: None,
@@ -83,11 +83,11 @@ impl Default for Resolver {
     }
 }
 
-impl Resolver {
+impl KeyResolver {
     pub(super) fn set_hook<F, R>(&mut self, hook: impl Fn(String) -> F + Send + Sync + 'static)
     where
         F: Future<Output = R> + Send + 'static,
-        R: Into<Resolved>,
+        R: Into<KeyResolution>,
     {
         self.hook = Some(Box::new(move |name| {
             let resolving = hook(name);
@@ -99,35 +99,42 @@ impl Resolver {
         self.deadline = deadline;
     }
 
-    /// The key that a text means.
-    async fn key(self: &Arc<Self>, text: &str) -> Result<KeyName, Failed> {
+    /// The key of a text.
+    async fn key(self: &Arc<Self>, text: &str) -> Result<KeyName, EndpointError> {
         let text = text.trim();
         let parsed = text.parse::<KeyName>();
-        if self.hook.is_none() || text.len() > LONGEST || is_for_this_crate(text, parsed.is_ok()) {
-            return parsed.map_err(|error| wrong(format!("{error}.")));
+        if self.hook.is_none()
+            || text.len() > MAX_NAME_BYTES
+            || is_reserved_name(text, parsed.is_ok())
+        {
+            return parsed.map_err(|error| unprocessable(format!("{error}.")));
         }
         match self.ask(text).await? {
-            Resolved::Key(key) => Ok(key),
-            Resolved::Unknown => parsed
-                .map_err(|error| wrong(format!("The application knows no such key, and {error}."))),
-            Resolved::Failed(mut error) => {
-                tracing::error!(error, "the application could not resolve the name of a key");
-                if let Some((end, _)) = error.char_indices().find(|(at, _)| *at >= LONGEST_ERROR) {
+            KeyResolution::Key(key) => Ok(key),
+            KeyResolution::Unknown => parsed.map_err(|error| {
+                unprocessable(format!(
+                    "The application does not know this name, and {error}."
+                ))
+            }),
+            KeyResolution::Failed(mut error) => {
+                tracing::error!(error, "the application failed to resolve the name of a key");
+                if let Some((end, _)) = error.char_indices().find(|(at, _)| *at >= MAX_ERROR_BYTES)
+                {
                     error.truncate(end);
                 }
-                let detail = format!("The application could not resolve the key: {error}");
-                Err(Failed::new(StatusCode::SERVICE_UNAVAILABLE, detail))
+                let detail = format!("The application failed to resolve the key: {error}");
+                Err(EndpointError::new(StatusCode::SERVICE_UNAVAILABLE, detail))
             }
         }
     }
 
-    /// Asks the application, in a task of its own: so neither a panic nor what blocks ends more than this answer.
-    async fn ask(self: &Arc<Self>, name: &str) -> Result<Resolved, Failed> {
+    /// Runs the application's function in its own task, so that a panic or a blocking call affects only this response.
+    async fn ask(self: &Arc<Self>, name: &str) -> Result<KeyResolution, EndpointError> {
         let (resolver, name) = (self.clone(), name.to_owned());
         let mut task = AbortOnDrop(tokio::spawn(async move {
             match &resolver.hook {
                 Some(hook) => hook(name).await,
-                None => Resolved::Unknown,
+                None => KeyResolution::Unknown,
             }
         }));
         match tokio::time::timeout(self.deadline, &mut task.0).await {
@@ -135,7 +142,10 @@ impl Resolver {
             Ok(Err(_)) => {
                 tracing::error!("the application panicked while it resolved the name of a key");
                 let detail = "The application panicked while it resolved the key.";
-                Err(Failed::new(StatusCode::INTERNAL_SERVER_ERROR, detail))
+                Err(EndpointError::new(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    detail,
+                ))
             }
             Err(_) => {
                 let deadline = self.deadline;
@@ -145,24 +155,24 @@ impl Resolver {
                 );
                 let detail =
                     format!("The application did not resolve the key within {deadline:?}.");
-                Err(Failed::new(StatusCode::SERVICE_UNAVAILABLE, detail))
+                Err(EndpointError::new(StatusCode::SERVICE_UNAVAILABLE, detail))
             }
         }
     }
 }
 
-/// Whether a text can only mean a key of this crate, or may have a credential in it.
-fn is_for_this_crate(text: &str, is_key: bool) -> bool {
+/// Whether a text can only be a key of this crate, or may contain a credential.
+fn is_reserved_name(text: &str, is_key: bool) -> bool {
     let Some(at) = text.find([':', '#']) else {
         return is_key || has_credential(text);
     };
-    // A slip in a kind does not make a credential a name that the application may log.
+    // A typing error in the kind must not send a credential to the application, which may log it.
     let kind = text[..at].trim();
     let is_kind = is_credential_kind(kind) || kind.eq_ignore_ascii_case("ip");
     is_kind || has_credential(text) || is_key && text[at..].starts_with('#')
 }
 
-/// Whether a text looks as if there were a credential in it: `bearer:..`, or a copied header. Fingerprints have none.
+/// Whether a text may contain a credential: `bearer:..`, or a copied header. A fingerprint is no credential.
 pub(super) fn has_credential(text: &str) -> bool {
     let text = text.trim();
     let mut words = text.split_whitespace();
@@ -176,8 +186,7 @@ pub(super) fn has_credential(text: &str) -> bool {
     parts.is_some_and(|(kind, rest)| is_credential_kind(kind) && !rest.trim().is_empty())
 }
 
-/// The key of a credential that is written with its kind, or as the header that it is sent in. It may be longer than
-/// the name of a key.
+/// The key of a credential with its kind, or of a copied header. A credential may be longer than the name of a key.
 pub(super) fn credential(text: &str) -> Option<KeyName> {
     let is = |word: &str, known: &str| word.trim().eq_ignore_ascii_case(known);
     let text = match text.trim().split_once(':') {
@@ -201,26 +210,25 @@ pub(super) fn credential(text: &str) -> Option<KeyName> {
     (!credential.is_empty()).then(|| Key::new(kind, credential.as_bytes()).into())
 }
 
-/// A text from a URL that may be the name of a key. One with a credential in it is rejected, so that no program goes on
-/// to send what proxies log.
-pub(super) fn without_credential(text: &str) -> Result<&str, Failed> {
+/// Rejects a text from a URL that contains a credential, because proxies log URLs.
+pub(super) fn reject_credential(text: &str) -> Result<&str, EndpointError> {
     if has_credential(text) {
-        return Err(wrong(
-            "This looks like a credential, and URLs are logged. Send it to POST /keys/resolve, and use the name in the \
-             answer.",
+        return Err(unprocessable(
+            "The URL seems to contain a credential, and URLs are logged. Send the credential to POST /keys/resolve, and \
+             use the name in the response.",
         ));
     }
     Ok(text)
 }
 
-impl Api {
-    /// The key that a text in a path means.
-    pub(super) async fn key(&self, text: &str) -> Result<KeyName, Failed> {
-        self.resolver.key(without_credential(text)?).await
+impl AdminState {
+    /// The key of a text in a path.
+    pub(super) async fn key(&self, text: &str) -> Result<KeyName, EndpointError> {
+        self.resolver.key(reject_credential(text)?).await
     }
 
-    /// The key that a text in a body means, which may hold a credential of any length.
-    pub(super) async fn key_or_credential(&self, text: &str) -> Result<KeyName, Failed> {
+    /// The key of a text in a body, which may be a credential of any length.
+    pub(super) async fn key_or_credential(&self, text: &str) -> Result<KeyName, EndpointError> {
         match credential(text) {
             Some(key) => Ok(key),
             None => self.resolver.key(text).await,
@@ -228,28 +236,30 @@ impl Api {
     }
 }
 
-/// The texts in a JSON object that has no others.
-pub(super) fn texts<const N: usize>(
+/// Reads optional string members of a JSON object without other members.
+pub(super) fn string_members<const N: usize>(
     body: &[u8],
     names: [&str; N],
-) -> Result<[Option<String>; N], Failed> {
-    let bad = |detail: String| Failed::new(StatusCode::BAD_REQUEST, detail);
-    let object: Option<Object> = serde_json::from_slice(body).ok();
+) -> Result<[Option<String>; N], EndpointError> {
+    let bad = |detail: String| EndpointError::new(StatusCode::BAD_REQUEST, detail);
+    let object: Option<JsonObject> = serde_json::from_slice(body).ok();
     let mut object = object.ok_or_else(|| bad("The body is not a JSON object.".to_owned()))?;
-    let mut texts = [const { None }; N];
-    for (text, name) in texts.iter_mut().zip(names) {
+    let mut string_members = [const { None }; N];
+    for (text, name) in string_members.iter_mut().zip(names) {
         *text = match object.remove(name) {
             None | Some(serde_json::Value::Null) => None,
             Some(serde_json::Value::String(text)) => Some(text),
-            Some(_) => return Err(bad(format!("`{name}` is not a text."))),
+            Some(_) => return Err(bad(format!("`{name}` is not a string."))),
         };
     }
-    // Not the name itself, as a client may have sent a credential in the wrong place.
+    // The message does not echo the unknown names, which may be misplaced credentials.
     if !object.is_empty() {
         let names = names.join("`, `");
-        return Err(bad(format!("The body has other members than `{names}`.")));
+        return Err(bad(format!(
+            "The body has unknown members. The members are `{names}`."
+        )));
     }
-    Ok(texts)
+    Ok(string_members)
 }
 
 #[derive(Serialize)]
@@ -257,27 +267,33 @@ struct ResolvedKeys {
     keys: Vec<serde_json::Value>,
 }
 
-pub(super) async fn resolve(State(api): State<Arc<Api>>, request: Request) -> Answer {
-    let body = body(request).await?;
-    let [key, credential] = texts(&body, ["key", "credential"])?;
-    let client = key.as_deref().and_then(written);
+pub(super) async fn resolve(
+    State(state): State<Arc<AdminState>>,
+    request: Request,
+) -> EndpointResult {
+    let body = read_body(request).await?;
+    let [key, credential] = string_members(&body, ["key", "credential"])?;
+    let client = key.as_deref().and_then(written_address);
     let keys = match (key, credential) {
-        (Some(key), None) => vec![api.key_or_credential(&key).await?],
-        (None, Some(credential)) => of_credential(&credential)?,
+        (Some(key), None) => vec![state.key_or_credential(&key).await?],
+        (None, Some(credential)) => keys_of_credential(&credential)?,
         _ => {
-            let detail = "The body has either a `key` or a `credential`.";
-            return Err(Failed::new(StatusCode::BAD_REQUEST, detail));
+            let detail = "The body must have either a `key` or a `credential`.";
+            return Err(EndpointError::new(StatusCode::BAD_REQUEST, detail));
         }
     };
     let mut usages = Vec::new();
     for key in &keys {
-        usages.push(api.usage_of(key, client).await);
+        usages.push(state.usage_of(key, client).await);
     }
-    Ok(json(StatusCode::OK, &ResolvedKeys { keys: usages }))
+    Ok(json_response(
+        StatusCode::OK,
+        &ResolvedKeys { keys: usages },
+    ))
 }
 
-/// The keys that a credential may be charged as: it does not show in which header it is sent.
-fn of_credential(credential: &str) -> Result<Vec<KeyName>, Failed> {
+/// The possible keys of a credential, one for each header that may contain it.
+fn keys_of_credential(credential: &str) -> Result<Vec<KeyName>, EndpointError> {
     let credential = credential.trim();
     let (scheme, rest) = credential.split_once(' ').unwrap_or((credential, ""));
     let (kinds, credential) = match scheme.eq_ignore_ascii_case("bearer") {
@@ -285,7 +301,7 @@ fn of_credential(credential: &str) -> Result<Vec<KeyName>, Failed> {
         false => (&CREDENTIALS[..], credential),
     };
     if credential.is_empty() {
-        return Err(wrong("The credential is empty."));
+        return Err(unprocessable("The credential is empty."));
     }
     let keys = kinds
         .iter()
@@ -298,7 +314,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_application_is_not_asked_about_credentials_and_addresses() {
+    fn the_application_does_not_get_credentials_and_addresses() {
         for (text, is_ours) in [
             ("bearer:sk-123", true),
             ("api-key:", true),
@@ -322,12 +338,12 @@ mod tests {
             ("c#", false),
         ] {
             let is_key = text.parse::<KeyName>().is_ok();
-            assert_eq!(is_for_this_crate(text, is_key), is_ours, "{text}");
+            assert_eq!(is_reserved_name(text, is_key), is_ours, "{text}");
         }
     }
 
     #[test]
-    fn a_long_credential_is_a_key_in_a_body() {
+    fn a_credential_in_a_body_may_be_long() {
         let token = "x".repeat(8_000);
         let key = credential(&format!(" bearer: {token} ")).unwrap();
         assert_eq!(key.key(), Key::new("bearer", token.as_bytes()));

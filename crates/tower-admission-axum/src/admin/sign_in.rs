@@ -1,4 +1,4 @@
-//! Admits operators, and slows down addresses that keep sending wrong credentials.
+//! Authenticates operators, and slows down addresses that send wrong credentials.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -12,12 +12,12 @@ use tower_admission::{
 };
 
 use super::auth::{Auth, Operator, Role};
-use crate::endpoint::Failed;
+use crate::endpoint::EndpointError;
 
-/// Addresses that are remembered at a time: about 2 MiB.
+/// The maximum number of addresses with counts: about 2 MiB.
 const MAX_ADDRESSES: usize = 16_384;
 
-/// Log lines about failed sign-ins from all addresses together, a minute.
+/// The log lines per minute about failed sign-ins, for all addresses together.
 const MAX_LOGGED: u32 = 60;
 
 /// The realm of challenges (RFC 9110 §11.5).
@@ -27,49 +27,49 @@ macro_rules! challenge {
     };
 }
 
-/// Who sends requests, and how often an address may be wrong about it.
-pub(super) struct SignIns {
+/// Authenticates operators, and limits failed sign-ins per address.
+pub(super) struct SignInGuard {
     auth: Box<dyn Auth>,
     client_ip: Extractor,
-    /// The headers that credentials are sent in.
+    /// The headers that may contain credentials.
     credentials: Vec<HeaderName>,
     failures: RateLimiter,
-    /// By address, and all together.
-    logged: RateLimiter,
-    /// Failures without a log line since the last line.
+    /// Limits log lines per address, and in total.
+    log_limiter: RateLimiter,
+    /// The failures since the last log line.
     unlogged: AtomicU64,
 }
 
-/// An operator, and from where.
+/// An authenticated operator, with the address of the request.
 #[derive(Clone, Debug)]
-pub(super) struct SignedIn {
+pub(super) struct SignedInOperator {
     pub(super) operator: Operator,
-    /// `None` where the server passes on no addresses.
+    /// `None` if the server does not pass addresses on.
     pub(super) address: Option<KeyName>,
 }
 
-impl SignIns {
-    /// Failed sign-ins of an address, unless configured otherwise. A person may mistype; a program that tries more
-    /// than 14,400 tokens of at least 16 bytes a day is no closer to one.
-    pub(super) const DEFAULT_FAILURES: u32 = 10;
+impl SignInGuard {
+    /// The default number of failed sign-ins per minute and address. A person may mistype a token a few times. A program
+    /// can try 14,400 tokens per day, too few to find one of at least 16 bytes.
+    pub(super) const DEFAULT_FAILURES_PER_MINUTE: u32 = 10;
 
     pub(super) fn new(auth: impl Auth) -> Self {
         #[cfg(feature = "metrics")]
         metrics::describe_counter!(
             "admission_admin_sign_in_failures_total",
             metrics::Unit::Count,
-            "Requests to admin endpoints with wrong credentials, and those from an address that had too many."
+            "Requests to admin endpoints with wrong credentials (wrong), and rejected requests from addresses that sent too many (slowed)."
         );
-        // So that Prometheus sees the first failure as an increase.
+        // Without a zero, Prometheus does not see the first failure as an increase.
         for outcome in [WRONG, SLOWED] {
-            failures(outcome, 0);
+            count_failures(outcome, 0);
         }
         Self {
             auth: Box::new(auth),
             client_ip: Extractor::new(ClientIp::peer()),
             credentials: vec![AUTHORIZATION],
-            failures: limiter(Quota::per_minute(Self::DEFAULT_FAILURES)),
-            logged: logged(),
+            failures: failure_limiter(Quota::per_minute(Self::DEFAULT_FAILURES_PER_MINUTE)),
+            log_limiter: log_limiter(),
             unlogged: AtomicU64::new(0),
         }
     }
@@ -82,63 +82,67 @@ impl SignIns {
         self.credentials.push(header);
     }
 
-    pub(super) fn set_failures(&mut self, quota: Quota) {
-        self.failures = limiter(quota);
+    pub(super) fn set_failure_quota(&mut self, quota: Quota) {
+        self.failures = failure_limiter(quota);
     }
 
-    /// The operator of a request who has at least this role, or the answer.
-    pub(super) fn admit(&self, head: RequestHead<'_>, role: Role) -> Result<SignedIn, Failed> {
+    /// The operator of a request, if the operator has at least this role.
+    pub(super) fn authorize(
+        &self,
+        head: RequestHead<'_>,
+        role: Role,
+    ) -> Result<SignedInOperator, EndpointError> {
         let address = self.client_ip.known_key(head);
-        // Only a credential can be guessed; a request without one is only unauthorised.
+        // A request without a credential is no attempt to guess one.
         let is_sent = |header| head.headers.contains_key(header);
-        let guesses = self.credentials.iter().any(is_sent);
-        // Without an address, one client that guesses would lock out all operators.
-        let suspect = address.filter(|_| guesses);
+        let has_credentials = self.credentials.iter().any(is_sent);
+        // Without a known address, one client with wrong credentials would lock out all operators.
+        let suspect = address.filter(|_| has_credentials);
         if let Some(address) = &suspect {
-            self.slow_down(address)?;
+            self.check_failures(address)?;
         }
         let Some(operator) = self.auth.operator(head) else {
-            if guesses {
-                self.note_failure(suspect.as_ref());
+            if has_credentials {
+                self.record_failure(suspect.as_ref());
             }
-            return Err(unauthorized(head, guesses));
+            return Err(unauthorized(head, has_credentials));
         };
         if operator.role() < role {
             return Err(not_allowed(&operator));
         }
-        Ok(SignedIn {
+        Ok(SignedInOperator {
             operator,
             address: address.map(KeyName::from),
         })
     }
 
-    /// Rejects an address that has failed too often, before its credentials are looked at.
-    fn slow_down(&self, address: &Key) -> Result<(), Failed> {
-        // It counts in memory, so the answer is there.
+    /// Rejects an address with too many failures, before its credentials are checked.
+    fn check_failures(&self, address: &Key) -> Result<(), EndpointError> {
+        // The limiter counts in memory, so it decides at once.
         let wait = self.failures.peek(address).now();
         match wait.and_then(|decision| decision.retry_after()) {
             Some(wait) => {
-                failures(SLOWED, 1);
+                count_failures(SLOWED, 1);
                 Err(too_many_failures(wait))
             }
             None => Ok(()),
         }
     }
 
-    fn note_failure(&self, address: Option<&Key>) {
-        failures(WRONG, 1);
+    fn record_failure(&self, address: Option<&Key>) {
+        count_failures(WRONG, 1);
         let key = address.copied().unwrap_or(Key::UNKNOWN);
         if address.is_some() {
             let _ = self.failures.check_now(&key);
         }
-        let logs = self.logged.decide(&[key, Key::SHARED], 1).now();
+        let logs = self.log_limiter.decide(&[key, Key::SHARED], 1).now();
         if logs.is_some_and(|decision| decision.is_admitted()) {
             let unlogged = self.unlogged.swap(0, Ordering::Relaxed);
             let address = KeyName::from(key);
             tracing::warn!(
                 %address,
                 unlogged,
-                "a request to the admin endpoints has wrong credentials; more from there are not logged for a minute"
+                "a request to the admin endpoints has wrong credentials; further failures of this address are not logged for a minute"
             );
         } else {
             self.unlogged.fetch_add(1, Ordering::Relaxed);
@@ -146,12 +150,12 @@ impl SignIns {
     }
 }
 
-fn limiter(quota: Quota) -> RateLimiter {
+fn failure_limiter(quota: Quota) -> RateLimiter {
     let store = MemoryStore::new().max_keys(MAX_ADDRESSES);
     RateLimiter::with_store(Policy::new("sign-in failures", quota), &store)
 }
 
-fn logged() -> RateLimiter {
+fn log_limiter() -> RateLimiter {
     let store = MemoryStore::new().max_keys(MAX_ADDRESSES);
     RateLimitLayer::by(
         ClientIp::peer(),
@@ -165,41 +169,42 @@ fn logged() -> RateLimiter {
 const WRONG: &str = "wrong";
 const SLOWED: &str = "slowed";
 
-fn failures(outcome: &'static str, more: u64) {
+fn count_failures(outcome: &'static str, more: u64) {
     #[cfg(feature = "metrics")]
     metrics::counter!("admission_admin_sign_in_failures_total", "outcome" => outcome)
         .increment(more);
     let _ = (outcome, more);
 }
 
-/// RFC 6750 §3: a request without credentials of this scheme is told of no error.
-fn unauthorized(head: RequestHead<'_>, guesses: bool) -> Failed {
+/// RFC 6750 §3: the challenge has an error code only for a request with a bearer token.
+fn unauthorized(head: RequestHead<'_>, has_credentials: bool) -> EndpointError {
     let sent = head.headers.get(AUTHORIZATION).map(HeaderValue::as_bytes);
     let scheme = sent.and_then(|value| value.split(|byte| *byte == b' ').next());
     let is_bearer = scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"bearer"));
     let (detail, challenge) = match is_bearer {
         true => (
-            "The token is not accepted: it is wrong, or was replaced.",
+            "The token is wrong, or was replaced.",
             challenge!(", error=\"invalid_token\""),
         ),
-        false if guesses => ("The credentials are not accepted.", challenge!("")),
-        false => ("Credentials are needed.", challenge!("")),
+        false if has_credentials => ("The credentials are wrong.", challenge!("")),
+        false => ("This endpoint requires credentials.", challenge!("")),
     };
     let challenge = HeaderValue::from_static(challenge);
-    Failed::new(StatusCode::UNAUTHORIZED, detail).with_header(WWW_AUTHENTICATE, challenge)
+    EndpointError::new(StatusCode::UNAUTHORIZED, detail).with_header(WWW_AUTHENTICATE, challenge)
 }
 
-fn not_allowed(operator: &Operator) -> Failed {
+fn not_allowed(operator: &Operator) -> EndpointError {
     let detail = format!(
-        "{} may read and not write: use a token with the role `write`.",
+        "{} may not change limits: use a token with the role `write`.",
         operator.name()
     );
     let challenge = HeaderValue::from_static(challenge!(", error=\"insufficient_scope\""));
-    Failed::new(StatusCode::FORBIDDEN, detail).with_header(WWW_AUTHENTICATE, challenge)
+    EndpointError::new(StatusCode::FORBIDDEN, detail).with_header(WWW_AUTHENTICATE, challenge)
 }
 
-fn too_many_failures(wait: Duration) -> Failed {
+fn too_many_failures(wait: Duration) -> EndpointError {
     let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-    let detail = "Too many requests with wrong credentials came from this address.";
-    Failed::new(StatusCode::TOO_MANY_REQUESTS, detail).with_header(RETRY_AFTER, seconds.into())
+    let detail = "This address has sent too many requests with wrong credentials. Try again later.";
+    EndpointError::new(StatusCode::TOO_MANY_REQUESTS, detail)
+        .with_header(RETRY_AFTER, seconds.into())
 }

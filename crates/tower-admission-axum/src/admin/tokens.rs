@@ -9,14 +9,13 @@ use tower_admission::provider::{bearer_token, is_b64token, is_name, siphash128};
 
 use super::auth::{Auth, Operator, Role};
 
-/// The name of an operator whose token has none.
+/// The name of an operator whose token has no name.
 const DEFAULT_NAME: &str = "admin";
 
 /// A bearer token of an operator: `Authorization: Bearer ..` (RFC 6750 §2.1).
 ///
-/// The token is not kept, but its fingerprint, of 128 bits under a secret that each process draws. What a
-/// request sends becomes one as well, and of two fingerprints all bits are compared. So how long an answer takes
-/// reveals nothing of the token.
+/// Only a fingerprint of the token is kept: 128 bits, under a random secret of the process. The token of a request is
+/// fingerprinted too, and all bits of the fingerprints are compared. So the response time reveals nothing about the token.
 ///
 /// ```
 /// use tower_admission_axum::admin::{Role, Token};
@@ -35,29 +34,29 @@ pub struct Token {
 }
 
 impl Token {
-    /// The shortest token, in bytes: below that it could be guessed.
-    pub const SHORTEST: usize = 16;
+    /// The minimum length of a token in bytes. A shorter token could be guessed.
+    pub const MIN_BYTES: usize = 16;
 
-    /// Admits requests with this token, which should be random: `openssl rand -hex 32` makes one. Its operator is
-    /// called `admin`, and may write.
+    /// A token whose operator has the name `admin` and the role [`Role::Write`]. Use a random token: `openssl rand -hex 32`
+    /// makes one.
     ///
     /// # Errors
     ///
-    /// - [`TokenError::Short`] below [`SHORTEST`](Self::SHORTEST), so also when a setting is empty.
-    /// - [`TokenError::Characters`] when it could not be sent.
+    /// - [`TokenError::TooShort`] below [`MIN_BYTES`](Self::MIN_BYTES), for example for an empty setting.
+    /// - [`TokenError::InvalidCharacters`] if a header cannot contain the token.
     ///
     /// # Panics
     ///
-    /// When the operating system has no randomness to give.
+    /// If the operating system provides no random bytes.
     pub fn new(token: impl AsRef<str>) -> Result<Self, TokenError> {
         Self::named(DEFAULT_NAME, token)
     }
 
-    /// As [`new`](Self::new), with the name of its operator, which stands in logs and in the record of changes.
+    /// Like [`new`](Self::new), with the name of the operator. Logs and the audit trail contain the name.
     ///
     /// # Errors
     ///
-    /// As [`new`](Self::new), and [`TokenError::Name`] for a name that is not 1 to 64 bytes of printable ASCII.
+    /// As [`new`](Self::new), and [`TokenError::InvalidName`] for a name that is not 1 to 64 bytes of printable ASCII.
     ///
     /// # Panics
     ///
@@ -65,13 +64,13 @@ impl Token {
     pub fn named(name: &str, token: impl AsRef<str>) -> Result<Self, TokenError> {
         let token = token.as_ref().as_bytes();
         if !is_name(name) {
-            return Err(TokenError::Name);
+            return Err(TokenError::InvalidName);
         }
-        if token.len() < Self::SHORTEST {
-            return Err(TokenError::Short);
+        if token.len() < Self::MIN_BYTES {
+            return Err(TokenError::TooShort);
         }
         if !is_b64token(token) {
-            return Err(TokenError::Characters);
+            return Err(TokenError::InvalidCharacters);
         }
         Ok(Self {
             operator: Operator::new(name, Role::Write),
@@ -79,7 +78,7 @@ impl Token {
         })
     }
 
-    /// Sets what its operator may do. Default: [`Role::Write`].
+    /// Sets the role of the operator. Default: [`Role::Write`].
     #[must_use]
     pub fn role(self, role: Role) -> Self {
         Self {
@@ -88,15 +87,15 @@ impl Token {
         }
     }
 
-    fn is(&self, [first, second]: [u64; 2]) -> bool {
-        // Of fixed length, and without the secret nobody can make up one that begins like it.
+    fn matches(&self, [first, second]: [u64; 2]) -> bool {
+        // Fixed length. Without the secret of the process no client can choose a fingerprint.
         (first ^ self.fingerprint[0]) | (second ^ self.fingerprint[1]) == 0
     }
 }
 
 fn fingerprint(token: &[u8]) -> [u64; 2] {
     static SECRET: OnceLock<[u64; 2]> = OnceLock::new();
-    let random = || getrandom::u64().expect("the operating system gives random bytes");
+    let random = || getrandom::u64().expect("the operating system provides random bytes");
     let secret = SECRET.get_or_init(|| [random(), random()]);
     siphash128::<2, 4>(*secret, token)
 }
@@ -104,8 +103,8 @@ fn fingerprint(token: &[u8]) -> [u64; 2] {
 impl Auth for Token {
     fn operator(&self, head: RequestHead<'_>) -> Option<Operator> {
         let token = bearer_token(head.headers)?;
-        let is_it = self.is(fingerprint(token));
-        is_it.then(|| self.operator.clone())
+        let is_match = self.matches(fingerprint(token));
+        is_match.then(|| self.operator.clone())
     }
 }
 
@@ -118,9 +117,9 @@ impl fmt::Debug for Token {
     }
 }
 
-/// The tokens of several operators, replaceable at run time. An operator may have several. Clones share them.
+/// The tokens of several operators, replaceable at run time. Clones share them. An operator may have several tokens.
 ///
-/// Of no tokens it admits nobody.
+/// Without tokens all requests are rejected.
 ///
 /// ```
 /// use tower_admission_axum::admin::{Role, Token, Tokens};
@@ -130,7 +129,7 @@ impl fmt::Debug for Token {
 ///     Token::named("anna", "b5b0ea1ed0924ab5")?,
 ///     Token::named("dashboards", "77b3c7c0f4a94e0a")?.role(Role::Read),
 /// ]);
-/// // Later, on a clone of it: anna's old token is not accepted any more.
+/// // Later, on a clone: the old token of anna is no longer accepted.
 /// tokens.replace([Token::named("anna", "f00dfacec0ffee42")?]);
 /// # Ok(())
 /// # }
@@ -139,21 +138,20 @@ impl fmt::Debug for Token {
 pub struct Tokens(Arc<ArcSwap<Vec<Token>>>);
 
 impl Tokens {
-    /// These tokens. Of two equal ones the first counts.
+    /// These tokens. Of equal tokens the first counts.
     #[must_use]
     pub fn new(tokens: impl IntoIterator<Item = Token>) -> Self {
         let tokens: Vec<_> = tokens.into_iter().collect();
         Self(Arc::new(ArcSwap::from_pointee(tokens)))
     }
 
-    /// Whether there are none.
+    /// Whether there are no tokens.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.load().is_empty()
     }
 
-    /// Replaces all of them, from the next request on, and logs at level INFO which were added, changed and removed,
-    /// by name.
+    /// Replaces all tokens, from the next request on. Logs the names of added, changed and removed tokens at level INFO.
     pub fn replace(&self, tokens: impl IntoIterator<Item = Token>) {
         let tokens: Vec<_> = tokens.into_iter().collect();
         let before = self.0.swap(Arc::new(tokens.clone()));
@@ -171,7 +169,7 @@ impl Tokens {
                 }
                 continue;
             }
-            // An operator may have several tokens, so one that is gone was replaced by one that is new.
+            // An operator may have several tokens. A removed and a new token of one operator are a change.
             match gone.iter().position(|was| was.operator.name() == name) {
                 Some(at) => {
                     gone.swap_remove(at);
@@ -190,7 +188,7 @@ impl Auth for Tokens {
     fn operator(&self, head: RequestHead<'_>) -> Option<Operator> {
         let sent = fingerprint(bearer_token(head.headers)?);
         let tokens = self.0.load();
-        let token = tokens.iter().find(|token| token.is(sent))?;
+        let token = tokens.iter().find(|token| token.matches(sent))?;
         Some(token.operator.clone())
     }
 }
@@ -201,25 +199,25 @@ impl fmt::Debug for Tokens {
     }
 }
 
-/// Why a text cannot be a [`Token`].
+/// An invalid [`Token`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TokenError {
-    /// It has fewer than 16 bytes.
-    Short,
-    /// There is something in it that a bearer token cannot have (RFC 6750 §2.1): it consists of letters, digits
-    /// and `-._~+/`, and may end in `=`.
-    Characters,
-    /// The name of its operator is not 1 to 64 bytes of printable ASCII.
-    Name,
+    /// The token has fewer than 16 bytes.
+    TooShort,
+    /// The token has a character that a bearer token cannot have (RFC 6750 §2.1). It may have letters, digits and
+    /// `-._~+/`, and end in `=`.
+    InvalidCharacters,
+    /// The name of the operator is not 1 to 64 bytes of printable ASCII.
+    InvalidName,
 }
 
 impl fmt::Display for TokenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Short => "a token has at least 16 bytes: `openssl rand -hex 32` makes one",
-            Self::Characters => "a token consists of letters, digits and -._~+/, and may end in =",
-            Self::Name => "the name of a token is 1 to 64 bytes of printable ASCII",
+            Self::TooShort => "the token is shorter than 16 bytes; make one with `openssl rand -hex 32`",
+            Self::InvalidCharacters => "the token has an invalid character; use letters, digits and -._~+/, with = only at the end",
+            Self::InvalidName => "the name of the token is invalid; use 1 to 64 bytes of printable ASCII",
         })
     }
 }
@@ -241,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_admits_itself_and_nothing_else() {
+    fn a_token_authenticates_only_itself() {
         let token = Token::new(TOKEN).unwrap();
         let admin = Operator::new("admin", Role::Write);
         assert_eq!(operator(&token, &format!("Bearer {TOKEN}")), Some(admin));
@@ -286,26 +284,29 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_could_be_guessed_or_not_be_sent_is_an_error() {
+    fn a_short_token_and_an_invalid_character_are_errors() {
         for (text, error) in [
-            ("", TokenError::Short),
-            ("0123456789abcde", TokenError::Short),
-            ("                ", TokenError::Characters),
-            ("0123456789abcdef\n", TokenError::Characters),
-            ("correct horse battery", TokenError::Characters),
-            ("================", TokenError::Characters),
+            ("", TokenError::TooShort),
+            ("0123456789abcde", TokenError::TooShort),
+            ("                ", TokenError::InvalidCharacters),
+            ("0123456789abcdef\n", TokenError::InvalidCharacters),
+            ("correct horse battery", TokenError::InvalidCharacters),
+            ("================", TokenError::InvalidCharacters),
         ] {
             assert_eq!(Token::new(text).unwrap_err(), error, "{text:?}");
         }
         for name in ["", "Zoë", "a\nb"] {
-            assert_eq!(Token::named(name, TOKEN).unwrap_err(), TokenError::Name);
+            assert_eq!(
+                Token::named(name, TOKEN).unwrap_err(),
+                TokenError::InvalidName
+            );
         }
     }
 
-    /// What is compared has one length, and differs as a whole where tokens differ in a byte; so there is no
-    /// beginning that could be found byte by byte.
+    /// Fingerprints have a fixed length, and differ in half of their bits if tokens differ in one byte. So a client cannot
+    /// find a token byte by byte.
     #[test]
-    fn a_fingerprint_reveals_nothing_of_a_beginning() {
+    fn a_fingerprint_reveals_no_prefix_of_a_token() {
         let token = Token::new(TOKEN).unwrap();
         let mut differing = 0;
         for at in 0..TOKEN.len() {

@@ -1,9 +1,9 @@
-//! Endpoints by which workers elsewhere start, keep alive and end sessions that [`Leases`] count.
+//! Endpoints with which workers start, keep alive and end sessions that [`Leases`] count.
 //!
 //! See [`router`].
 
-mod answer;
-mod api;
+mod handlers;
+mod responses;
 
 use std::sync::Arc;
 
@@ -12,29 +12,30 @@ use axum::extract::DefaultBodyLimit;
 use axum::routing::post;
 use tower_admission::{KeyExtractor, Leases};
 
-use self::answer::not_a_post;
-use self::api::Api;
-use crate::endpoint::MAX_BODY;
+use self::handlers::SessionsState;
+use self::responses::method_not_allowed;
+use crate::endpoint::MAX_BODY_BYTES;
 
-/// Three endpoints for sessions of a service's tenants.
+/// Three endpoints for the sessions of tenants.
 ///
-/// | request | with | answer |
+/// | request | body | response |
 /// |---|---|---|
-/// | `POST /session/start` | no body, or `{}` | 201 with `session_id`, `ttl_seconds` and `heartbeat_interval_seconds` |
-/// | `POST /session/heartbeat` | `{"session_id": ".."}` | 200 with the same |
+/// | `POST /session/start` | none, or `{}` | 201 with `session_id`, `ttl_seconds` and `heartbeat_interval_seconds` |
+/// | `POST /session/heartbeat` | `{"session_id": ".."}` | 200 with the same members |
 /// | `POST /session/end` | `{"session_id": ".."}` | 204 |
 ///
-/// A session holds one of its tenant's slots from its start to its end, or until it was not
-/// heard of for the leases' [time to live](Leases::ttl). Numbers are seconds, and may be fractions.
+/// A session holds one slot of its tenant from its start to its end. Without a heartbeat it expires after the
+/// [time to live](Leases::ttl) of the leases. Numbers are in seconds, and may be fractions.
 ///
 /// ```
 /// use std::time::Duration;
+///
 /// use axum::Router;
 /// use tower_admission::{Key, Leases, RequestHead};
 /// use tower_admission_axum::sessions;
 ///
 /// #[derive(Clone)]
-/// struct Workspace(String); // put into the extensions by authentication, further out
+/// struct Workspace(String); // an outer authentication layer adds it to the extensions
 ///
 /// let streams = Leases::new().name("streams").per_tenant(10).ttl(Duration::from_secs(60));
 /// let app: Router = Router::new().merge(sessions::router(streams, |head: RequestHead<'_>| {
@@ -43,46 +44,44 @@ use crate::endpoint::MAX_BODY;
 /// }));
 /// ```
 ///
-/// # Who a tenant is
+/// # Authentication
 ///
-/// `auth` is the application's own: it gets the request's head and returns the tenant of who is
-/// allowed in, and nothing for who is not. An extractor that believes anybody, such as
-/// [`ByToken`](tower_admission::ByToken), would let anybody in.
+/// `auth` returns the tenant of an authenticated request, and no key for all other requests. Do not use an extractor
+/// that accepts unverified tokens, such as [`ByToken`](tower_admission::ByToken): it would admit every client.
 ///
-/// # What a refused client sees
+/// # Responses to rejected requests
 ///
-/// Problem details (RFC 9457), whose status is also that of the response, and never a 200:
+/// Problem details (RFC 9457):
 ///
-/// - 401 when `auth` names no tenant.
-/// - 404 when the tenant has no such session: it never was, has ended, has expired, or is another
-///   tenant's, all alike. A heartbeat starts nothing, and a second end finds nothing.
-/// - 403 when the tenant's own limit is `deny all`.
-/// - 429 at a limit. `exceeded` is `tenant` or `total`, `usage` is how many sessions there are and
-///   `limit` how many there may be. When one ends cannot be known, so there is no `Retry-After`.
-/// - 503 with `Retry-After` when the store cannot be reached. (A start is admitted then, unless the
-///   store [fails closed](tower_admission::store::FailureMode::Closed). What was started from a local share is
-///   live meanwhile; when the store is back it does not know it, which is a 404 to its next heartbeat.)
-/// - 405 with `Allow` for another method than `POST`.
-/// - 413, 415 or 400 for a body of over 4 KiB, of another type than `application/json`, or that is
-///   not what is said above.
+/// - 401 if `auth` returns no tenant.
+/// - 403 if the limit of the tenant is `deny all`.
+/// - 404 if the tenant has no such session. The response is the same for unknown, ended and expired sessions, and for
+///   the sessions of other tenants. A heartbeat starts no session.
+/// - 405 with `Allow` for other methods than `POST`.
+/// - 413 for a body above 4 KiB, 415 for a body of another type than `application/json`, 400 for any other invalid body.
+/// - 429 at a limit. `exceeded` is `tenant` or `total`, `usage` is the number of sessions, and `limit` the maximum.
+///   There is no `Retry-After`, because the end of a session is not known in advance.
+/// - 503 with `Retry-After` for a heartbeat or an end if the store cannot be reached. A start is then admitted, unless
+///   the store [fails closed](tower_admission::store::FailureMode::Closed). A session that starts from a local share
+///   is live until the store recovers. The store does not know it, so its next heartbeat gets 404.
 ///
 /// # Deployment
 ///
-/// Several replicas need a [store](Leases::store) that they share. Nothing here blocks or
-/// logs, and no answer or metric holds a tenant.
+/// Several replicas need a [store](Leases::store) that they share. The endpoints do not log, and no response or metric
+/// contains a tenant.
 pub fn router<S>(leases: Leases, auth: impl KeyExtractor) -> Router<S>
 where
     S: Clone + Send + Sync + 'static,
 {
-    let api = Arc::new(Api {
+    let state = Arc::new(SessionsState {
         leases,
         auth: Box::new(auth),
     });
     Router::new()
-        .route("/session/start", post(api::start))
-        .route("/session/heartbeat", post(api::heartbeat))
-        .route("/session/end", post(api::end))
-        .method_not_allowed_fallback(async || not_a_post())
-        .layer(DefaultBodyLimit::max(MAX_BODY))
-        .with_state(api)
+        .route("/session/start", post(handlers::start))
+        .route("/session/heartbeat", post(handlers::heartbeat))
+        .route("/session/end", post(handlers::end))
+        .method_not_allowed_fallback(async || method_not_allowed())
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .with_state(state)
 }

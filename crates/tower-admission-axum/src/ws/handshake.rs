@@ -1,4 +1,4 @@
-//! The slot of a connection that is not there yet.
+//! The permit of a connection during its handshake.
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,17 +11,17 @@ use tokio::sync::oneshot::{self, Receiver};
 use tokio::time::timeout;
 use tower_admission::Permit;
 
-/// How long a connection may take to be there once its handshake's answer is gone: sent, or dropped.
-/// Which of them cannot be told.
-const UPGRADE_WITHIN: Duration = Duration::from_secs(5);
+/// The time that a connection has to arrive after the response is gone. The response was sent or dropped; hyper does not
+/// report which.
+const UPGRADE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Given back by whoever takes it: the connection, or else who waits for it in vain.
+/// The permit. The connection takes it, or the timeout releases it.
 type Slot = Arc<Mutex<Option<Permit>>>;
 
-/// Upgrades a connection whose slot is taken, and serves it.
+/// Upgrades a connection that has a permit, and serves it.
 ///
-/// When another answer than this one is sent, hyper tells nobody for as long as the client keeps
-/// its connection. So the answer carries a guard, from whose end the upgrade has a bounded time.
+/// If another response is sent, hyper does not report this as long as the client keeps the connection. So the response
+/// carries a guard. After the guard is dropped, the upgrade has a bounded time.
 pub(super) fn upgrade<F, Fut>(upgrade: WebSocketUpgrade, permit: Permit, serve: F) -> Response
 where
     F: FnOnce(WebSocket, Permit) -> Fut + Send + 'static,
@@ -29,47 +29,47 @@ where
 {
     let slot = Slot::new(Mutex::new(Some(permit)));
     let (arrived, arrival) = oneshot::channel();
-    let answer = Answer {
+    let guard = UpgradeGuard {
         slot: slot.clone(),
         arrival: Some(arrival),
     };
     let mut response = upgrade.on_upgrade(move |socket| async move {
         let permit = take(&slot);
         drop(arrived);
-        // A connection that comes too late has no slot any more.
+        // A connection that arrives too late has no permit.
         if let Some(permit) = permit {
             serve(socket, permit).await;
         }
     });
-    response.extensions_mut().insert(Arc::new(answer));
+    response.extensions_mut().insert(Arc::new(guard));
     response
 }
 
-/// Goes along with the answer, in its extensions.
-struct Answer {
+/// A guard in the extensions of the response.
+struct UpgradeGuard {
     slot: Slot,
-    /// Ends when the connection is there or will never be.
+    /// Ends when the connection arrives, or can no longer arrive.
     arrival: Option<Receiver<()>>,
 }
 
-impl Drop for Answer {
+impl Drop for UpgradeGuard {
     fn drop(&mut self) {
         let Some(arrival) = self.arrival.take() else {
             return;
         };
         let slot = self.slot.clone();
         let waiting = async move {
-            let _ = timeout(UPGRADE_WITHIN, arrival).await;
-            give_back(&slot);
+            let _ = timeout(UPGRADE_TIMEOUT, arrival).await;
+            release(&slot);
         };
         match Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn(waiting)),
-            Err(_) => give_back(&self.slot),
+            Err(_) => release(&self.slot),
         }
     }
 }
 
-fn give_back(slot: &Slot) {
+fn release(slot: &Slot) {
     // Not under the lock, because it wakes waiters.
     drop(take(slot));
 }

@@ -1,4 +1,4 @@
-//! How many connections there may be, and what becomes of those above.
+//! Limits connections, and rejects those above the limit.
 
 use std::fmt;
 use std::future::Future;
@@ -14,29 +14,28 @@ use tower_admission::provider::{
 use tower_admission::store::{LeaseStore, RateStore};
 use tower_admission::{ConcurrencyLimiter, Key, Limits, MemoryStore, Observer, Policy};
 
-use super::goodbye::close;
+use super::closing::close;
 use super::handshake;
-use super::messages::{MessageLimits, Messages};
+use super::message_limiter::{MessageLimiter, MessageLimits};
 use super::pings::PingInterval;
-use super::refusal::Refusal;
+use super::reject_with::RejectWith;
 use super::socket::LimitedSocket;
 
-/// Limits on the WebSockets of one endpoint: connections in all and for each key, and messages.
-/// Clones share them.
+/// Limits on the WebSockets of one endpoint: connections in total and per key, and messages. Clones share the limits.
 ///
 /// ```
 /// use axum::extract::State;
 /// use axum::extract::ws::WebSocketUpgrade;
-/// use axum::response::{IntoResponse, Response};
+/// use axum::response::Response;
 /// use axum::{Router, routing::any};
-/// use tower_admission_axum::ws::{Refusal, SocketLimits};
 /// use tower_admission::{Key, Quota};
+/// use tower_admission_axum::ws::{RejectWith, SocketLimits};
 ///
 /// async fn chat(State(limits): State<SocketLimits>, upgrade: WebSocketUpgrade) -> Response {
-///     let user = Key::id("user", "alice"); // as authentication has it
+///     let user = Key::id("user", "alice"); // from authentication
 ///     limits
 ///         .upgrade(upgrade, user, |mut socket| async move {
-///             // Only messages within the limits get here.
+///             // `recv` returns only messages within the limits.
 ///             while let Some(Ok(message)) = socket.recv().await {
 ///                 if socket.send(message).await.is_err() {
 ///                     break;
@@ -51,33 +50,32 @@ use super::socket::LimitedSocket;
 ///     .connections(10_000)
 ///     .connections_per_key(5)
 ///     .messages(Quota::per_minute(100))
-///     .refuse_by(Refusal::Close);
+///     .reject_with(RejectWith::Close);
 /// let app: Router = Router::new().route("/chat", any(chat)).with_state(limits);
 /// ```
 ///
-/// # What a refused client sees
+/// # What a rejected client sees
 ///
-/// Above a limit on connections the handshake is answered 429 (the key's) or 503 (that of all)
-/// with a problem (RFC 9457), as for any request; a key whose limit is `deny all` is answered 403. A script in a browser cannot read that, so
-/// with [`Refusal::Close`] the connection is accepted and at once closed, with code 1008 (policy
-/// violation) or 1013 (try again later) instead.
+/// The handshake of a rejected connection gets a response with problem details (RFC 9457): 429 at the limit per key, 503
+/// at the total limit, 403 if the limit of the key is `deny all`. A script in a browser cannot read this response. With
+/// [`RejectWith::Close`] the connection is accepted and closed at once instead, with code 1008 (policy violation) or 1013
+/// (try again later).
 ///
-/// A message above a limit on messages is not passed on. It is answered with a text message, the
-/// same problem as JSON with `retry-after` in seconds, and after so many of them, if that is
-/// [configured](Self::close_after), the connection is closed with 1008. A message that is above the
-/// key's limit only, or comes while the store is away, takes nothing from the connection's.
+/// The handler does not receive a message above a limit. The client receives a text message: the same problem details as
+/// JSON, with `retry-after` in seconds. After a [number](Self::close_after) of such messages the connection is closed with
+/// code 1008. A message that only the limit per key rejects, or that arrives while the store fails, is not charged to the
+/// limit per connection.
 ///
 /// # What counts
 ///
-/// A connection counts until its socket is dropped, also by an error or because the handler
-/// panics, or until [`recv`](LimitedSocket::recv) has returned `None`, whatever the handler still
-/// does then. Text and binary messages count; pings and pongs do not. A client that is gone without
-/// a close frame counts until [`ping`](Self::ping) finds out.
+/// A connection counts until its socket is dropped, also on an error or a panic of the handler, or until
+/// [`recv`](LimitedSocket::recv) has returned `None`. Text and binary messages count; pings and pongs do not. A client
+/// that is gone without a close frame counts until a [`ping`](Self::ping) times out.
 ///
 /// # Stores that fail differently
 ///
-/// Connections are often worth protecting where requests are not. Each limit has its own store,
-/// and a store its own failure mode, so requests can be admitted while connections are refused:
+/// Each limit has its own store, and each store its own failure mode. For example, connections can fail closed while
+/// requests fail open:
 ///
 /// ```no_run
 /// # fn limits(redis: tower_admission_redis::RedisStore) {
@@ -93,44 +91,44 @@ use super::socket::LimitedSocket;
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct SocketLimits(pub(super) Arc<Shared>);
+pub struct SocketLimits(pub(super) Arc<SocketLimitsInner>);
 
 #[derive(Clone)]
-pub(super) struct Shared {
+pub(super) struct SocketLimitsInner {
     name: Arc<str>,
     limit: usize,
     per_key: usize,
     store: Option<Arc<dyn LeaseStore>>,
-    /// Made anew of those above when one of them changes.
+    /// Built from the fields above, again after each change of them.
     connections: ConcurrencyLimiter,
-    refusal: Refusal,
-    /// Those who are told by a close frame that they are refused.
+    reject_with: RejectWith,
+    /// Limits the rejected connections that are being closed.
     closing: ConcurrencyLimiter,
     pub(super) messages: MessageLimits,
-    /// What `messages.per_key` is made of.
+    /// The policy of `messages.per_key`.
     pub(super) messages_of_key: Option<Policy>,
     pub(super) message_store: Arc<dyn RateStore>,
-    /// The overrides per key of both.
+    /// The overrides of both limits per key.
     pub(super) limits: Option<Limits>,
     pings: Option<PingInterval>,
     observers: Observers,
 }
 
-/// Connections that are being closed at a time.
-const MOST_CLOSING: usize = 1000;
+/// The maximum number of rejected connections that are being closed.
+const MAX_CLOSING: usize = 1000;
 
 impl SocketLimits {
-    /// Without limits.
+    /// No limits.
     #[must_use]
     pub fn new() -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(SocketLimitsInner {
             name: "".into(),
             limit: 0,
             per_key: 0,
             store: None,
             connections: ConcurrencyLimiter::new(0),
-            refusal: Refusal::default(),
-            closing: ConcurrencyLimiter::new(MOST_CLOSING),
+            reject_with: RejectWith::default(),
+            closing: ConcurrencyLimiter::new(MAX_CLOSING),
             messages: MessageLimits::default(),
             messages_of_key: None,
             message_store: Arc::new(MemoryStore::new()),
@@ -140,13 +138,13 @@ impl SocketLimits {
         }))
     }
 
-    pub(super) fn with(mut self, change: impl FnOnce(&mut Shared)) -> Self {
+    pub(super) fn with(mut self, change: impl FnOnce(&mut SocketLimitsInner)) -> Self {
         change(Arc::make_mut(&mut self.0));
         self
     }
 
-    /// Changes what is counted, which starts a new limit.
-    fn reopened(self, change: impl FnOnce(&mut Shared)) -> Self {
+    /// Changes a setting of the limiter of connections, which then starts to count anew.
+    fn with_new_limiter(self, change: impl FnOnce(&mut SocketLimitsInner)) -> Self {
         self.with(|shared| {
             change(shared);
             let observers: Arc<dyn Observer> = Arc::new(shared.observers.clone());
@@ -158,107 +156,103 @@ impl SocketLimits {
                 limits: shared.limits.as_ref(),
                 observer: (!shared.observers.is_empty()).then_some(&observers),
             });
-            // The name may be set later.
+            // `attached` needs a name, which may be set later.
             if !shared.name.is_empty() {
                 (shared.observers).attached("ws_connection", &shared.name, [""]);
             }
         })
     }
 
-    /// What is at capacity, in the words of the answer and in metrics. Default: `The service`.
+    /// Sets the name, which responses, metrics and overrides use. Default: none; responses then say `The service`.
     #[must_use]
     pub fn name(self, name: &str) -> Self {
-        self.reopened(|shared| shared.name = name.into())
+        self.with_new_limiter(|shared| shared.name = name.into())
     }
 
-    /// At most so many connections in all; 0 turns this part off, which is the default.
+    /// Sets the maximum number of connections in total. Default: 0, which means no limit.
     #[must_use]
     pub fn connections(self, limit: usize) -> Self {
-        self.reopened(|shared| shared.limit = limit)
+        self.with_new_limiter(|shared| shared.limit = limit)
     }
 
-    /// At most so many connections for each key; 0 turns this part off, which is the default.
+    /// Sets the maximum number of connections per key. Default: 0, which means no limit.
     #[must_use]
     pub fn connections_per_key(self, limit: usize) -> Self {
-        self.reopened(|shared| shared.per_key = limit)
+        self.with_new_limiter(|shared| shared.per_key = limit)
     }
 
-    /// Counts connections in a store that replicas share, as
-    /// [`ConcurrencyLimitLayer::store`](tower_admission::ConcurrencyLimitLayer::store) does. Default: in
-    /// this process.
+    /// Counts connections in a store that replicas share, like
+    /// [`ConcurrencyLimitLayer::store`](tower_admission::ConcurrencyLimitLayer::store). Default: in this process.
     ///
     /// # Panics
     ///
-    /// When replicas share the store and it has no [`Secret`](tower_admission::Secret) by which they would
-    /// agree on keys.
+    /// If replicas share the store and it has no [`Secret`](tower_admission::Secret), without which replicas make
+    /// different keys of the same credential.
     #[must_use]
     #[track_caller]
     pub fn store(self, store: impl LeaseStore) -> Self {
         assert!(store.agrees_on_fingerprints(), "{}", SECRET_MISSING);
-        self.reopened(|shared| shared.store = Some(Arc::new(store)))
+        self.with_new_limiter(|shared| shared.store = Some(Arc::new(store)))
     }
 
     /// Sets overrides per key, changeable at run time: of [connections](Self::connections_per_key),
     /// by the [name](Self::name), and of [messages](Self::messages_per_key), by the quota's name.
     /// Default: none.
     ///
-    /// Starts a new limit, as the other settings about connections do.
+    /// Like each setting of connections, this starts a new limit: set it before the first connection.
     ///
     /// # Panics
     ///
-    /// When these or the policy of messages have [tiers](Limits::tier) and the store of messages
-    /// [has none](tower_admission::store::RateBuckets::add_tier).
+    /// If the limits or the policy of messages have [tiers](Limits::tier), and the store of messages
+    /// [does not support them](tower_admission::store::RateBuckets::add_tier).
     #[must_use]
     #[track_caller]
     pub fn limits(self, limits: &Limits) -> Self {
-        self.reopened(|shared| shared.limits = Some(limits.clone()))
+        self.with_new_limiter(|shared| shared.limits = Some(limits.clone()))
             .with_messages_counted()
     }
 
-    /// How connections are refused. Default: [`Refusal::Status`].
+    /// Sets how connections are rejected. Default: [`RejectWith::Status`].
     #[must_use]
-    pub fn refuse_by(self, refusal: Refusal) -> Self {
-        self.with(|shared| shared.refusal = refusal)
+    pub fn reject_with(self, reject_with: RejectWith) -> Self {
+        self.with(|shared| shared.reject_with = reject_with)
     }
 
-    /// Sends a ping at intervals of `every`, and ends a connection whose client sends nothing for
-    /// `within` after one. Default: no pings, as each wakes a phone's radio. 0 turns them off.
+    /// Sends a ping at intervals of `every`, and ends the connection if the client sends nothing for `within` after a ping.
+    /// Default: no pings, because each ping wakes the radio of a phone. An interval of 0 turns pings off.
     ///
-    /// Any message counts as an answer, not only a pong; a part of a message does not. A ping that
-    /// cannot be sent, because the client does not read, is not answered either. At the end
-    /// [`recv`](LimitedSocket::recv) returns an error, the slot is free, and close code 1011 is sent
-    /// if the connection takes it at once. So a client that is gone holds a slot for at most
+    /// Any complete message counts as an answer, not only a pong. The time includes sending the ping, which takes long if
+    /// the client does not read. After the timeout [`recv`](LimitedSocket::recv) returns an error, the permit is released,
+    /// and close code 1011 is sent if that is possible at once. So a client that is gone counts for at most
     /// `every + within`, while the handler waits in `recv`.
     ///
-    /// 30 and 15 seconds suit most: many proxies close what is idle for a minute, and `within` has to
-    /// be enough to send or to read the longest message. Costs a timer for each connection.
+    /// 30 and 15 seconds suit most services: many proxies close a connection that is idle for a minute, and `within` must
+    /// allow the client to send or read the longest message. Cost: a timer per connection.
     #[must_use]
     pub fn ping(self, every: Duration, within: Duration) -> Self {
         self.with(|shared| shared.pings = PingInterval::new(every, within))
     }
 
-    /// Adds an observer, who sees the limit types `"ws_connection"` and `"ws_message"`. Default:
-    /// none. To be set before the first connection: like all that is said about connections it
-    /// starts a new limit.
+    /// Adds an observer. It sees the limit types `"ws_connection"` and `"ws_message"`. Default: none.
+    ///
+    /// Like each setting of connections, this starts a new limit: set it before the first connection.
     #[must_use]
     pub fn observe(self, observer: impl Observer) -> Self {
-        self.reopened(|shared| shared.observers.add(observer))
+        self.with_new_limiter(|shared| shared.observers.add(observer))
     }
 
-    /// The limiter of connections: to see how many there are, or to change the limit at run time.
+    /// The limiter of connections. Use it to read the number of connections, or to change the limit at run time.
     #[must_use]
     pub fn limiter(&self) -> ConcurrencyLimiter {
         self.0.connections.clone()
     }
 
-    /// Lets a client connect that is charged to `key`, and `serve` it; or refuses it.
+    /// Charges a connection to `key`, and runs `serve` with its socket; or rejects the connection.
     ///
-    /// Returns the answer to the handshake. When it is not sent, because a layer answers something
-    /// else, the connection's slot is free five seconds after it was dropped. Its extensions
-    /// have to stay with it: without them the connection has five seconds from then to be there, or
-    /// is dropped.
+    /// Returns the response to the handshake. Keep its extensions. If a layer drops the response or its extensions, the
+    /// connection must arrive within five seconds; after that its permit is released and the connection is closed.
     ///
-    /// Needs a tokio runtime with its timer.
+    /// Needs a tokio runtime with a timer.
     pub async fn upgrade<F, Fut>(&self, upgrade: WebSocketUpgrade, key: Key, serve: F) -> Response
     where
         F: FnOnce(LimitedSocket) -> Fut + Send + 'static,
@@ -269,7 +263,7 @@ impl SocketLimits {
         match self.0.connections.acquire_for(&[key]).await {
             Ok(permit) => {
                 (self.0.observers).decided(begun, &subject, |observer| observer.admitted(&subject));
-                let Shared {
+                let SocketLimitsInner {
                     messages,
                     name,
                     observers,
@@ -278,7 +272,7 @@ impl SocketLimits {
                 } = &*self.0;
                 let pings = *pings;
                 let messages =
-                    Messages::new(messages.clone(), name.clone(), key, observers.clone());
+                    MessageLimiter::new(messages.clone(), name.clone(), key, observers.clone());
                 handshake::upgrade(upgrade, permit, move |socket, permit| {
                     serve(LimitedSocket::new(socket, permit, messages, pings))
                 })
@@ -287,8 +281,8 @@ impl SocketLimits {
                 (self.0.observers).decided(begun, &subject, |observer| {
                     observer.rejected(&subject, &rejection);
                 });
-                match (self.0.refusal, self.0.closing.try_acquire()) {
-                    (Refusal::Close, Ok(permit)) => close(upgrade, rejection, permit),
+                match (self.0.reject_with, self.0.closing.try_acquire()) {
+                    (RejectWith::Close, Ok(permit)) => close(upgrade, rejection, permit),
                     _ => rejection.into_response(),
                 }
             }

@@ -1,4 +1,4 @@
-//! The settings of [`SocketLimits`] about messages, and how they change at run time.
+//! The settings of [`SocketLimits`] about messages, and their changes at run time.
 
 use std::sync::Arc;
 
@@ -12,18 +12,17 @@ use tower_admission::{Limits, MemoryStore, Policy, RateLimiter, Rejection, SetPo
 use super::SocketLimits;
 
 impl SocketLimits {
-    /// How many messages a connection may send. Default: any number.
+    /// Limits the messages of each connection. Default: no limit.
     ///
-    /// Counted in this process, as the connection is in it.
+    /// This process counts them, because the connection belongs to it.
     #[must_use]
     pub fn messages(self, policy: impl Into<Policy>) -> Self {
-        // With limits of its own, so that the policy can change, also from one that is off.
+        // With its own `Limits`, so that the policy can change, also from a policy that is off.
         let limiter = RateLimiter::with_limits(policy, &MemoryStore::new(), &Limits::new());
         self.with(|shared| shared.messages.per_connection = Some(limiter))
     }
 
-    /// Changes how many messages a connection may send, for the connections that are there as well. What they used
-    /// stays used.
+    /// Changes the limit on the messages of each connection, also for open connections. Usage is kept.
     ///
     /// # Errors
     ///
@@ -33,7 +32,7 @@ impl SocketLimits {
         set_policy(self.0.messages.per_connection.as_ref(), policy)
     }
 
-    /// How many messages a key may send over all its connections. Default: any number.
+    /// Limits the messages of each key over all its connections. Default: no limit.
     ///
     /// # Panics
     ///
@@ -45,7 +44,7 @@ impl SocketLimits {
             .with_messages_counted()
     }
 
-    /// Changes how many messages a key may send over all its connections, as [`set_messages`](Self::set_messages).
+    /// Changes the limit on the messages of each key. Usage is kept.
     ///
     /// # Errors
     ///
@@ -64,7 +63,7 @@ impl SocketLimits {
         }
     }
 
-    /// Where the messages of a key are counted. Default: in this process's memory.
+    /// Sets the store that counts the messages of each key. Default: the memory of this process.
     ///
     /// # Panics
     ///
@@ -77,11 +76,11 @@ impl SocketLimits {
             .with_messages_counted()
     }
 
-    // Without closures, so that a panic names the caller's line.
+    // No closures, so that a panic reports the line of the caller.
     #[track_caller]
     pub(super) fn with_messages_counted(mut self) -> Self {
         let shared = Arc::make_mut(&mut self.0);
-        // The old limit goes first, so that a store which knows limits by name has it free.
+        // Drop the old limiter first: a store may know limits by name.
         shared.messages.per_key = None;
         if let Some(policy) = shared.messages_of_key.clone() {
             let store = &*shared.message_store;
@@ -93,18 +92,18 @@ impl SocketLimits {
         self
     }
 
-    /// Closes a connection, with code 1008, at its so-and-so-many-th message above a limit; 0 is
-    /// taken for 1. Default: never, each is answered and that is all. The client has two seconds
-    /// to answer the close frame, during which [`recv`](super::LimitedSocket::recv) is not ready.
+    /// Closes a connection with code 1008 after this number of messages above a limit. 0 counts as 1. Default: never; each
+    /// such message gets a notice. The client has two seconds to answer the close frame. During this time
+    /// [`recv`](super::LimitedSocket::recv) is pending.
     ///
-    /// A message that is refused because its store [fails closed](tower_admission::store::FailureMode::Closed)
-    /// is answered as unavailable (503), and is none of them.
+    /// A message that is rejected because its store [fails closed](tower_admission::store::FailureMode::Closed) gets a
+    /// notice with status 503, and does not count here.
     #[must_use]
     pub fn close_after(self, violations: u32) -> Self {
         self.with(|shared| shared.messages.close_after = Some(violations.max(1)))
     }
 
-    /// What answers a message above a limit, instead of a problem as JSON; `None` for nothing.
+    /// Sets the notice that a message above a limit gets; `None` sends nothing. Default: problem details as JSON.
     #[must_use]
     pub fn notice(
         self,

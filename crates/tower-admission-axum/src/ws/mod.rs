@@ -1,16 +1,16 @@
-//! Limits on WebSockets and on what is sent over them, for axum.
+//! Limits on WebSocket connections and their messages.
 //!
 //! See [`SocketLimits`].
 
-mod goodbye;
+mod closing;
 mod handshake;
 mod limits;
+mod message_limiter;
 mod message_settings;
-mod messages;
 mod pings;
-mod refusal;
+mod reject_with;
 mod socket;
 
 pub use self::limits::SocketLimits;
-pub use self::refusal::Refusal;
-pub use self::socket::{LimitedSocket, LimiterSet};
+pub use self::reject_with::RejectWith;
+pub use self::socket::{LimitedSocket, SocketParts};

@@ -1,4 +1,4 @@
-//! Pings, and how long a client may stay silent after one.
+//! Pings, and the time that a client has to answer them.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -9,41 +9,41 @@ use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
 use futures_sink::Sink;
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::goodbye::Outgoing;
+use super::closing::PendingMessage;
 
-/// How often a client is pinged, and how long it may stay silent then.
+/// The interval of pings, and the time that a client has to answer.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PingInterval {
     every: Duration,
-    within: Duration,
+    timeout: Duration,
 }
 
-/// Keeps sums with the clock from overflowing.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+/// Bounds the durations, so that sums with the clock do not overflow.
+const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 impl PingInterval {
-    /// `None` for 0, which turns pings off.
-    pub(super) fn new(every: Duration, within: Duration) -> Option<Self> {
+    /// Returns `None` for an interval of 0, which turns pings off.
+    pub(super) fn new(every: Duration, timeout: Duration) -> Option<Self> {
         (!every.is_zero()).then_some(Self {
-            every: every.min(LONGEST),
-            within: within.min(LONGEST),
+            every: every.min(MAX_DURATION),
+            timeout: timeout.min(MAX_DURATION),
         })
     }
 }
 
-/// The pings of one connection. One is under way at a time, and any message answers it.
+/// The pings of one connection. One ping is pending at a time, and any message answers it.
 pub(super) struct Pings {
     interval: PingInterval,
-    state: State,
-    /// Until the next ping, or else until the client has been silent for too long.
+    state: PingState,
+    /// Ends at the next ping, or at the timeout of the pending one.
     timer: Pin<Box<Sleep>>,
     next: Instant,
 }
 
-enum State {
-    Resting,
-    /// The client may read nothing, so sending counts as waiting for it.
-    Sending(Outgoing),
+enum PingState {
+    Idle,
+    /// The timeout includes the time to send, because the client may not read.
+    Sending(PendingMessage),
     Waiting,
 }
 
@@ -52,63 +52,67 @@ impl Pings {
         let timer = Box::pin(sleep(interval.every));
         Self {
             interval,
-            state: State::Resting,
+            state: PingState::Idle,
             next: timer.deadline(),
             timer,
         }
     }
 
-    /// How long the client may stay silent.
-    pub(super) fn within(&self) -> Duration {
-        self.interval.within
+    /// The time that the client has to answer.
+    pub(super) fn timeout(&self) -> Duration {
+        self.interval.timeout
     }
 
-    /// The client sent a message, whichever it was.
-    pub(super) fn heard(&mut self) {
+    /// Records a message of any type from the client.
+    pub(super) fn record_message(&mut self) {
         match self.state {
-            State::Resting => {}
-            State::Sending(_) => self.wait_from_now(),
-            State::Waiting => {
-                self.state = State::Resting;
+            PingState::Idle => {}
+            PingState::Sending(_) => self.wait_from_now(),
+            PingState::Waiting => {
+                self.state = PingState::Idle;
                 self.timer.as_mut().reset(self.next);
             }
         }
     }
 
-    /// Sends a ping when it is due; ready when the client has been silent for too long.
+    /// Sends a ping when it is due. Ready if the client did not answer in time.
     ///
-    /// To be asked when nothing is there to be read. Messages that arrived while the handler did
-    /// something else are then heard first, however late that is.
-    pub(super) fn poll_silent(&mut self, socket: &mut WebSocket, cx: &mut Context<'_>) -> Poll<()> {
+    /// Call it only if no message can be read. So messages that arrived while the handler was busy count as answers,
+    /// however late they are read.
+    pub(super) fn poll_unresponsive(
+        &mut self,
+        socket: &mut WebSocket,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
         loop {
-            // An error leaves the client silent as well: the connection failed, or the handler has
-            // sent a close frame, which the client has to answer instead.
-            if let State::Sending(ping) = &mut self.state
+            // After an error the timeout runs as well: the connection failed, or the handler sent a close frame, which
+            // the client has to answer instead.
+            if let PingState::Sending(ping) = &mut self.state
                 && ping.poll(socket, cx).is_ready()
             {
-                self.state = State::Waiting;
+                self.state = PingState::Waiting;
                 self.wait_from_now();
             }
             ready!(self.timer.as_mut().poll(cx));
-            if !matches!(self.state, State::Resting) {
+            if !matches!(self.state, PingState::Idle) {
                 return Poll::Ready(());
             }
-            self.state = State::Sending(Outgoing::new(Some(Message::Ping("".into()))));
+            self.state = PingState::Sending(PendingMessage::new(Some(Message::Ping("".into()))));
             self.next = Instant::now() + self.interval.every;
             self.wait_from_now();
         }
     }
 
     fn wait_from_now(&mut self) {
-        let deadline = Instant::now() + self.interval.within;
+        let deadline = Instant::now() + self.interval.timeout;
         self.timer.as_mut().reset(deadline);
     }
 }
 
-/// Sends a close frame, unless there was one, if that is possible at once: the client may be back later, and read it.
-pub(super) fn close_silent(socket: &mut WebSocket, cx: &mut Context<'_>) {
+/// Sends a close frame if that is possible at once and none was sent: the client may return later and read it.
+pub(super) fn close_unresponsive(socket: &mut WebSocket, cx: &mut Context<'_>) {
     let mut socket = Pin::new(socket);
-    // RFC 6455 has no code for this. 1011 is the usual one, and lets clients connect again.
+    // RFC 6455 has no code for a ping timeout. 1011 is the usual one, and lets clients reconnect.
     let close = Message::Close(Some(CloseFrame {
         code: close_code::ERROR,
         reason: "ping timeout".into(),

@@ -1,4 +1,4 @@
-//! A WebSocket within limits.
+//! A WebSocket with limits.
 
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -11,18 +11,18 @@ use http::HeaderValue;
 use tokio::time::timeout;
 use tower_admission::Permit;
 
-use super::goodbye::{Goodbye, MOST_AT_A_TIME, Outgoing};
-use super::messages::{Excess, Messages};
-use super::pings::{PingInterval, Pings, close_silent};
+use super::closing::{ClosingHandshake, MESSAGES_PER_POLL, PendingMessage};
+use super::message_limiter::{ExcessMessage, MessageLimiter};
+use super::pings::{PingInterval, Pings, close_unresponsive};
 
-/// A WebSocket that passes on only messages which are within the limits, and counts as a connection
-/// until it is dropped or [`recv`](Self::recv) has returned `None`.
+/// A WebSocket that receives only messages within the limits. It counts as a connection until it is dropped or
+/// [`recv`](Self::recv) has returned `None`.
 ///
 /// # Clients that are gone
 ///
-/// A client whose machine or network is gone sends nothing, not even a close frame. With
-/// [`SocketLimits::ping`](super::SocketLimits::ping) the connection ends then: `recv` returns an
-/// error, and the slot is free. That needs no code in the handler, also in a `select!`:
+/// A client whose machine or network is gone does not send a close frame. Use
+/// [`SocketLimits::ping`](super::SocketLimits::ping): after its timeout `recv` returns an error, and the permit is
+/// released. The handler needs no code for this, also in a `select!`:
 ///
 /// ```
 /// # use tokio::sync::broadcast::Receiver;
@@ -33,8 +33,8 @@ use super::pings::{PingInterval, Pings, close_silent};
 ///     loop {
 ///         tokio::select! {
 ///             message = socket.recv() => match message {
-///                 Some(Ok(_message)) => {} // pongs as well
-///                 _ => break,              // closed, failed, or silent
+///                 Some(Ok(_message)) => {} // also a pong
+///                 _ => break,              // closed, failed, or timed out
 ///             },
 ///             Ok(text) = news.recv() => {
 ///                 if socket.send(Message::text(text)).await.is_err() {
@@ -46,37 +46,35 @@ use super::pings::{PingInterval, Pings, close_silent};
 /// }
 /// ```
 ///
-/// Pings are sent and waited for in `recv` alone. While a handler does not call it, nothing is sent
-/// and nothing ends. The next call reads first what arrived meanwhile, so a slow handler does not
-/// end the connection of a client that answered.
+/// Only `recv` sends pings and checks the timeout. If the handler does not call `recv`, no connection ends. The next call
+/// first reads the messages that have arrived, so a slow handler does not end the connection of a client that answered.
 pub struct LimitedSocket {
     socket: WebSocket,
-    messages: Messages,
-    /// A message that is here and not decided on yet.
+    messages: MessageLimiter,
+    /// A received message without a decision.
     received: Option<Message>,
-    /// What answers the last message that was refused.
-    notice: Outgoing,
-    goodbye: Option<Goodbye>,
+    /// The notice about the last rejected message.
+    notice: PendingMessage,
+    closing: Option<ClosingHandshake>,
     pings: Option<Pings>,
-    /// By the handler: nothing may be sent after its close frame.
+    /// Whether the handler sent a close frame. No message may follow it.
     is_closing: bool,
     has_ended: bool,
     permit: Permit,
 }
 
-/// What a [`LimitedSocket`] is made of.
+/// The parts of a [`LimitedSocket`].
 #[derive(Debug)]
 #[non_exhaustive]
-#[must_use = "the connection counts only for as long as the permit is kept"]
-pub struct LimiterSet {
+#[must_use = "dropping the permit releases it"]
+pub struct SocketParts {
     /// The connection.
     pub socket: WebSocket,
-    /// Its slot.
+    /// The permit of the connection.
     pub permit: Permit,
-    /// A message that was received and not passed on, because a `recv` was dropped before it was
-    /// decided about.
+    /// A received message without a decision, because a `recv` was dropped.
     pub received: Option<Message>,
-    /// What the client was about to be told when a `recv` was dropped: a notice or a close frame.
+    /// An unsent notice or close frame, because a `recv` was dropped.
     pub unsent: Option<Message>,
 }
 
@@ -84,15 +82,15 @@ impl LimitedSocket {
     pub(super) fn new(
         socket: WebSocket,
         permit: Permit,
-        messages: Messages,
+        messages: MessageLimiter,
         pings: Option<PingInterval>,
     ) -> Self {
         Self {
             socket,
             messages,
             received: None,
-            notice: Outgoing::default(),
-            goodbye: None,
+            notice: PendingMessage::default(),
+            closing: None,
             pings: pings.map(Pings::new),
             is_closing: false,
             has_ended: false,
@@ -100,27 +98,26 @@ impl LimitedSocket {
         }
     }
 
-    /// The next message that is within the limits; `None` when the connection has ended, or was
-    /// closed because of [too many](super::SocketLimits::close_after) that were not.
+    /// Receives the next message within the limits. Returns `None` if the connection has ended, or was closed after
+    /// [too many](super::SocketLimits::close_after) messages above the limits.
     ///
-    /// It may be dropped before it is ready, as `tokio::select!` does, and called again: no message
-    /// is lost then or charged twice, and what the client is told is told to its end. Closing
-    /// takes up to two seconds, for the client to answer.
+    /// Cancel safe: after a dropped call, as in `tokio::select!`, the next call loses no message, charges none twice, and
+    /// finishes a notice or close frame that was being sent. Closing takes up to two seconds, until the client answers.
     ///
     /// # Errors
     ///
-    /// When the connection fails, a message that was not within the limits cannot be answered, or
-    /// the client is [silent](super::SocketLimits::ping); after the last of these it returns `None`.
+    /// If the connection fails, a notice cannot be sent, or the client does not answer a
+    /// [ping](super::SocketLimits::ping). After a ping timeout the next call returns `None`.
     pub async fn recv(&mut self) -> Option<Result<Message, Error>> {
         poll_fn(|cx| self.poll_recv(cx)).await
     }
 
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Message, Error>>> {
-        for _ in 0..MOST_AT_A_TIME {
-            match self.poll_say(cx) {
+        for _ in 0..MESSAGES_PER_POLL {
+            match self.poll_outgoing(cx) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(error))),
-                Poll::Pending => return self.poll_silent(cx),
+                Poll::Pending => return self.poll_unresponsive(cx),
             }
             if self.has_ended {
                 return Poll::Ready(None);
@@ -134,44 +131,44 @@ impl LimitedSocket {
                         self.end();
                         return Poll::Ready(None);
                     }
-                    Poll::Pending => return self.poll_silent(cx),
+                    Poll::Pending => return self.poll_unresponsive(cx),
                 }
                 if let Some(pings) = &mut self.pings {
-                    pings.heard();
+                    pings.record_message();
                 }
             }
             if let Some(Message::Text(_) | Message::Binary(_)) = &self.received
-                && let Err(excess) = ready!(self.messages.poll_take(cx))
+                && let Err(excess) = ready!(self.messages.poll_check(cx))
             {
                 self.received = None;
-                self.refuse(excess);
+                self.reject(excess);
                 continue;
             }
             return Poll::Ready(self.received.take().map(Ok));
         }
-        // A flood that is there already would else keep its task from everything else.
+        // Otherwise a flood of received messages would keep the task from all other work.
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 
-    /// Says what the socket itself has to say.
-    fn poll_say(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        if let Some(goodbye) = &mut self.goodbye {
-            ready!(goodbye.poll(&mut self.socket, cx));
-            self.goodbye = None;
+    /// Sends notices and close frames of the socket itself.
+    fn poll_outgoing(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        if let Some(closing) = &mut self.closing {
+            ready!(closing.poll(&mut self.socket, cx));
+            self.closing = None;
             self.end();
         }
         self.notice.poll(&mut self.socket, cx)
     }
 
-    /// Ends the connection of a client that has been silent for too long.
-    fn poll_silent<T>(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<T, Error>>> {
-        // Closing has a bound of its own.
-        let Some(pings) = self.pings.as_mut().filter(|_| self.goodbye.is_none()) else {
+    /// Ends the connection of a client that did not answer a ping in time.
+    fn poll_unresponsive<T>(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<T, Error>>> {
+        // The closing handshake has its own timeout.
+        let Some(pings) = self.pings.as_mut().filter(|_| self.closing.is_none()) else {
             return Poll::Pending;
         };
-        ready!(pings.poll_silent(&mut self.socket, cx));
-        close_silent(&mut self.socket, cx);
+        ready!(pings.poll_unresponsive(&mut self.socket, cx));
+        close_unresponsive(&mut self.socket, cx);
         self.end();
         Poll::Ready(Some(Err(Error::new("the client did not answer a ping"))))
     }
@@ -181,29 +178,30 @@ impl LimitedSocket {
         self.permit.release();
     }
 
-    fn refuse(&mut self, excess: Excess) {
+    fn reject(&mut self, excess: ExcessMessage) {
         if self.is_closing {
             return;
         }
         match excess {
-            Excess::Answer(answer) => self.notice = Outgoing::new(answer),
-            Excess::Close(rejection) => self.goodbye = Some(Goodbye::new(&rejection)),
+            ExcessMessage::Notice(answer) => self.notice = PendingMessage::new(answer),
+            ExcessMessage::Close(rejection) => {
+                self.closing = Some(ClosingHandshake::new(&rejection))
+            }
         }
     }
 
-    /// Sends a message, after what the client is being told by the socket itself.
+    /// Sends a message, after pending notices.
     ///
-    /// After a close frame messages above a limit are dropped and not answered, while
-    /// [`recv`](Self::recv) goes on until the client's own.
+    /// After a close frame of the handler, messages above a limit are dropped without a notice, and [`recv`](Self::recv)
+    /// continues until the close frame of the client.
     ///
     /// # Errors
     ///
-    /// As [`WebSocket::send`]; and when the connection has ended, which is waited for while it is
-    /// being closed. With [pings](super::SocketLimits::ping) also when sending takes longer than a
-    /// client may stay silent, which ends the connection. Without them a client that reads nothing
-    /// can hold it up for as long as its connection lasts.
+    /// As [`WebSocket::send`]; also if the connection has ended, or if sending takes longer than the timeout of
+    /// [pings](super::SocketLimits::ping), which ends the connection. Without pings a client that does not read can block
+    /// the call for as long as its connection lasts.
     pub async fn send(&mut self, message: Message) -> Result<(), Error> {
-        let Some(within) = self.pings.as_ref().map(Pings::within) else {
+        let Some(within) = self.pings.as_ref().map(Pings::timeout) else {
             return self.send_unbounded(message).await;
         };
         match timeout(within, self.send_unbounded(message)).await {
@@ -216,7 +214,7 @@ impl LimitedSocket {
     }
 
     async fn send_unbounded(&mut self, message: Message) -> Result<(), Error> {
-        poll_fn(|cx| self.poll_say(cx)).await?;
+        poll_fn(|cx| self.poll_outgoing(cx)).await?;
         if self.has_ended {
             return Err(Error::new("the connection has ended"));
         }
@@ -224,24 +222,24 @@ impl LimitedSocket {
         self.socket.send(message).await
     }
 
-    /// The subprotocol that was agreed on.
+    /// The negotiated subprotocol.
     #[must_use]
     pub fn protocol(&self) -> Option<&HeaderValue> {
         self.socket.protocol()
     }
 
-    /// What it is made of, for those who part it into a sending and a receiving half.
+    /// Splits the socket into its parts, for example to split the connection into a sender and a receiver.
     ///
-    /// Messages are not limited any more; [`RateLimiter::check`](tower_admission::RateLimiter::check) does
-    /// that by hand. The connection counts for as long as the permit is kept, unless it has ended.
-    #[must_use = "the connection counts only for as long as the permit is kept"]
-    pub fn into_parts(self) -> LimiterSet {
-        let goodbye = self.goodbye.map(Goodbye::into_farewell);
-        LimiterSet {
+    /// The messages are no longer limited; use [`RateLimiter::check`](tower_admission::RateLimiter::check). The connection
+    /// counts until the permit is dropped, unless it has ended before.
+    #[must_use = "dropping the permit releases it"]
+    pub fn into_parts(self) -> SocketParts {
+        let closing = self.closing.map(ClosingHandshake::into_close_frame);
+        SocketParts {
             socket: self.socket,
             permit: self.permit,
             received: self.received,
-            unsent: goodbye.unwrap_or(self.notice).into_unsent(),
+            unsent: closing.unwrap_or(self.notice).into_unsent(),
         }
     }
 }

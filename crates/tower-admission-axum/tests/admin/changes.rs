@@ -1,4 +1,4 @@
-//! Who changed which limit, and from where.
+//! The audit trail: authors and origins of changes.
 
 use std::net::SocketAddr;
 
@@ -14,7 +14,7 @@ use tower_admission_axum::admin::{AdminRouter, Recorder, Token, Tokens};
 const ANNA: &str = "the-token-of-anna";
 const BEN: &str = "the-token-of-ben-";
 
-/// What operators are answered, whose requests come through a proxy.
+/// The response to operators behind a proxy.
 async fn ask(app: &Router, token: &str, method: &str, path: &str, body: &str) -> (u16, Value) {
     let mut request = Request::builder()
         .method(method)
@@ -103,7 +103,7 @@ async fn a_change_is_recorded_with_its_operator_and_address() {
     for (change, (key, before, after, author, origin)) in changes.iter().zip(expected) {
         let mut change = super::untimed(change);
         let at = change.as_object_mut().unwrap().remove("at").unwrap();
-        // A time of this century.
+        // The time is in this century.
         assert!(at.as_u64().unwrap() > 1_700_000_000, "{at}");
         let expected = json!({
             "key": key, "before": before, "after": after,

@@ -1,4 +1,4 @@
-//! The description of the endpoints: valid, and true of what they answer.
+//! The OpenAPI description: it is valid, and the responses match it.
 
 use serde_json::Value;
 use tower_admission::Override;
@@ -25,9 +25,9 @@ async fn the_description_is_an_openapi_document() {
     }
 }
 
-/// What is answered is what the description says of it: each member is described, and none that is required is missing.
+/// Checks that each member of a response is described, and that no required member is missing.
 #[tokio::test]
-async fn answers_are_as_they_are_described() {
+async fn responses_match_their_description() {
     let service = Service::new();
     let description = service.ask("GET", "/openapi.json", "").await.json;
     let _held = service.chat.try_acquire().unwrap();
@@ -104,7 +104,7 @@ fn conforms(description: &Value, schema: &Value, value: &Value, at: &str) -> usi
     while let Some(part) = parts.pop() {
         let part = resolved(description, part);
         parts.extend(part["allOf"].as_array().into_iter().flatten());
-        // Of these one is null.
+        // One of these is null.
         let of_several = part["oneOf"].as_array().into_iter().flatten();
         parts.extend(of_several.filter(|one| (one["type"] == "null") == value.is_null()));
         members.extend(part["properties"].as_object().cloned().unwrap_or_default());

@@ -8,7 +8,7 @@ use super::{Answer, Service, operator};
 
 const PATH: &str = "/limits/org:acme";
 
-/// A request of an operator with a condition.
+/// A conditional request of an operator.
 async fn ask_if(
     service: &Service,
     method: &str,
@@ -30,13 +30,13 @@ fn tag(answer: &Answer) -> String {
 }
 
 #[tokio::test]
-async fn a_change_of_what_was_changed_meanwhile_is_refused_with_both_values() {
+async fn a_conflicting_change_is_rejected_with_both_overrides() {
     let service = Service::new();
     let set = service.put("org:acme", "5/h").await;
     let read = service.ask("GET", PATH, "").await;
     assert_eq!(tag(&set), tag(&read));
 
-    // Another operator is faster.
+    // Another operator changes the override first.
     let theirs = ask_if(&service, "PUT", ("if-match", &tag(&read)), "6/h").await;
     assert_eq!(
         (theirs.status, &theirs.json["before"]["limit"]),
@@ -59,7 +59,7 @@ async fn a_change_of_what_was_changed_meanwhile_is_refused_with_both_values() {
     );
     assert_eq!(service.ask("GET", PATH, "").await.json["limit"], "6/h");
 
-    // The answer has the tag to insist with.
+    // The response has the tag for a second attempt.
     assert_eq!(tag(&mine), tag(&theirs));
     let mine = ask_if(&service, "PUT", ("if-match", &tag(&mine)), "7/h").await;
     assert_eq!(
@@ -69,7 +69,7 @@ async fn a_change_of_what_was_changed_meanwhile_is_refused_with_both_values() {
     let deleted = ask_if(&service, "DELETE", ("if-match", &tag(&mine)), "").await;
     assert_eq!(deleted.status, 200);
 
-    // What was deleted meanwhile does not come back.
+    // A deleted override does not return.
     let late = ask_if(&service, "PUT", ("if-match", &tag(&mine)), "8/h").await;
     assert_eq!((late.status, &late.json["current"]), (412, &Value::Null));
     assert!(!late.headers.contains_key("etag"));
@@ -77,7 +77,7 @@ async fn a_change_of_what_was_changed_meanwhile_is_refused_with_both_values() {
 }
 
 #[tokio::test]
-async fn a_new_limit_replaces_none_that_is_there() {
+async fn a_new_override_does_not_replace_an_existing_one() {
     let service = Service::new();
     let first = ask_if(&service, "PUT", ("if-none-match", "*"), "5/h").await;
     assert_eq!(first.status, 200);
@@ -86,12 +86,12 @@ async fn a_new_limit_replaces_none_that_is_there() {
         (second.status, &second.json["current"]["limit"]),
         (412, &json!("5/h"))
     );
-    // Without a condition the last one counts, as ever.
+    // Without a precondition the last change wins.
     assert_eq!(service.put("org:acme", "7/h").await.status, 200);
 }
 
 #[tokio::test]
-async fn limits_are_found_by_a_part_of_their_key_or_limit() {
+async fn a_search_finds_parts_of_keys_and_limits() {
     let service = Service::new();
     for n in 0..1_000 {
         let key = format!("org:Tenant-{n:04}").parse().unwrap();
@@ -118,7 +118,7 @@ async fn limits_are_found_by_a_part_of_their_key_or_limit() {
     assert_eq!((keys(&page).len(), &page["total"]), (0, &json!(1_000)));
     assert_eq!(keys(&found(q("")).await).len(), 1_000);
 
-    // In pages: those that end in 7.
+    // Two pages of keys that end in 7.
     let mut all = Vec::new();
     let mut body = json!({ "q": "7/h", "count": 30 });
     loop {
@@ -137,7 +137,7 @@ async fn limits_are_found_by_a_part_of_their_key_or_limit() {
 }
 
 #[tokio::test]
-async fn a_limit_has_an_end_and_a_note() {
+async fn an_override_has_an_end_and_a_note() {
     let service = Service::new();
     let put = async |body: Value| service.ask("PUT", PATH, &body.to_string()).await;
     let set = put(json!({ "limit": "deny all", "for_seconds": 3600, "note": "ticket 4711" })).await;
@@ -148,7 +148,7 @@ async fn a_limit_has_an_end_and_a_note() {
         (&json!("deny all"), &json!("ticket 4711"))
     );
     let (end, changed_at) = (read["end"].as_u64(), read["changed_at"].as_u64());
-    // Rounded up to a second, and the clock went on between the two.
+    // The end is rounded up to a second, and the clock advanced between the two.
     let span = end.unwrap() - changed_at.unwrap();
     assert!((3_600..=3_602).contains(&span), "{read}");
     let found = service.ask("POST", "/search", "{\"q\":\"TICKET\"}");
@@ -158,7 +158,7 @@ async fn a_limit_has_an_end_and_a_note() {
     assert_eq!((again["end"].as_u64(), &again["note"]), (end, &Value::Null));
     let now = changed_at.unwrap();
     for wrong in [
-        // It would take the place of the ban, and have no effect.
+        // It would replace the ban and have no effect.
         json!({ "limit": "5/h", "end": 1 }),
         json!({ "limit": "5/h", "end": now - 1 }),
         // In milliseconds.
@@ -170,7 +170,7 @@ async fn a_limit_has_an_end_and_a_note() {
         json!({ "limit": "5/h", "for_seconds": u64::MAX }),
         json!({ "limit": "5/h", "end": 1, "for_seconds": 1 }),
         json!({ "limit": "5/h", "note": 7 }),
-        // A misspelt end: the ban would be permanent.
+        // A misspelt `end` would make the ban permanent.
         json!({ "limit": "deny all", "for": 3_600 }),
     ] {
         let refused = put(wrong.clone()).await;
@@ -184,9 +184,9 @@ async fn a_limit_has_an_end_and_a_note() {
     assert_eq!((longest.status, again.status), (200, 200), "{}", again.text);
 }
 
-/// A token that an operator has pasted finds the limit of its key, and stands in no URL and no answer.
+/// A pasted token finds its override, and is in no URL and no response.
 #[tokio::test]
-async fn a_credential_finds_the_limit_of_its_key() {
+async fn a_credential_finds_the_override_of_its_key() {
     let service = Service::new();
     let key = KeyName::from(Key::new("bearer", b"hunter2-hunter2")).to_string();
     service.put(&key, "9/h").await;
@@ -225,9 +225,9 @@ async fn a_credential_finds_the_limit_of_its_key() {
     }
 }
 
-/// A limit of the configuration is not deleted here, and comes back when the one over it is.
+/// An override of the configuration cannot be deleted here. It applies again after the one that replaces it is deleted.
 #[tokio::test]
-async fn a_limit_of_the_configuration_is_shown_as_one() {
+async fn an_override_of_the_configuration_has_the_source_file() {
     let service = Service::new();
     let base = [("org:acme", "5/h"), ("org:other", "deny all")];
     let base = base.map(|(key, limit)| {
@@ -253,7 +253,7 @@ async fn a_limit_of_the_configuration_is_shown_as_one() {
         404
     );
 
-    // Another one over it.
+    // An override that replaces it.
     let set = ask_if(&service, "PUT", ("if-match", &tag(&read)), "9/h").await;
     let in_file = json!({ "limit": "5/h", "note": "in the file" });
     assert_eq!(
@@ -289,9 +289,9 @@ async fn a_limit_of_the_configuration_is_shown_as_one() {
     assert_eq!(service.ask("GET", PATH, "").await.json, file);
 }
 
-/// The note of a limit is part of what an operator has seen.
+/// The note is part of what the operator has read.
 #[tokio::test]
-async fn another_note_is_a_change() {
+async fn a_new_note_is_a_change() {
     let service = Service::new();
     let noted = |note: &str| json!({ "limit": "5/h", "note": note }).to_string();
     let set = service.ask("PUT", PATH, &noted("one")).await;

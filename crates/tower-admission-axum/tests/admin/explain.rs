@@ -1,4 +1,4 @@
-//! Which limits apply to a key, where their numbers come from, and what a request would get now.
+//! Explanations: the limits of a key, the sources of their numbers, and the verdict.
 
 use axum::Router;
 use axum::body::Body;
@@ -68,18 +68,18 @@ async fn a_key_is_explained_before_and_after_it_is_rejected() {
     assert_eq!(explained["limits"][1]["source"], "override");
     assert_eq!(explained["now"]["remaining"], 2);
     assert!(service.calls("acme").await);
-    // There is nothing of which this service knows what paths it is for.
+    // This service does not know the paths of any limit.
     let body = json!({ "key": "org:acme", "path": "/call" }).to_string();
     assert_eq!(service.ask("POST", "/explain", &body).await.status, 422);
 }
 
-/// A service whose `/api` has a rate for each key and each address, and permits.
+/// A service whose `/api` has a rate per key, a rate per address, and permits.
 struct Gateway {
     app: Router,
     limits: Limits,
     calls: RateLimiter,
     permits: ConcurrencyLimiter,
-    /// Of other paths.
+    /// The limits of other paths.
     _other: RateLimiter,
 }
 
@@ -127,7 +127,7 @@ impl Gateway {
         let admin = AdminRouter::new(&limits, &Recorder::new(), token)
             .groups(groups)
             .build();
-        // The limiters are explained for as long as there is one of them.
+        // The limiters are explained for as long as one clone exists.
         let (calls, permits) = (calls.limiter(), permits.limiter());
         Self {
             app: Router::new().nest("/admin", admin),
@@ -212,7 +212,7 @@ async fn a_path_selects_the_limits_and_an_address_has_its_own() {
 }
 
 #[tokio::test]
-async fn what_a_request_would_get_is_what_it_gets() {
+async fn a_request_gets_the_explained_verdict() {
     let gateway = Gateway::new();
     let anna = Key::id("user", "anna");
     let peer = Key::ip("192.0.2.1".parse().unwrap());
@@ -251,7 +251,7 @@ async fn what_a_request_would_get_is_what_it_gets() {
     };
     assert_eq!(now("GET").await, over("calls", "quota_exceeded", true));
     assert_eq!(now("PUT").await, over("calls", "quota_exceeded", false));
-    // A permit is asked for before a rate.
+    // The layers acquire a permit before they charge a rate.
     let permit = gateway.permits.try_acquire_for_all(&[anna, peer]).unwrap();
     assert_eq!(now("GET").await, over("permits", "key_at_capacity", true));
     drop(permit);
@@ -274,7 +274,7 @@ async fn what_a_request_would_get_is_what_it_gets() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_explained_is_an_error() {
+async fn an_invalid_explain_request_is_an_error() {
     let gateway = Gateway::new();
     for (body, status) in [
         (json!({}), 400),
@@ -304,7 +304,7 @@ async fn what_cannot_be_explained_is_an_error() {
     assert_eq!(response.status(), 401);
 }
 
-/// Layers that are made by hand: the lists of the router's own limits decide.
+/// Layers without a configuration: the lists of the router's own limits decide.
 #[tokio::test]
 async fn lists_of_layers_made_by_hand_are_explained() {
     let limits = Limits::new();
@@ -339,7 +339,7 @@ async fn lists_of_layers_made_by_hand_are_explained() {
         )
     };
     let expected = |listed: &str, verdict: &str| (listed.to_owned(), verdict.to_owned());
-    // No layer looks anything up.
+    // No layer looks up lists.
     assert_eq!(now("ip:203.0.113.7").await, expected("", "admitted"));
     let service = tower::service_fn(|_: Request<Body>| async {
         Ok::<_, std::convert::Infallible>(http::Response::new(Body::empty()))
@@ -349,7 +349,7 @@ async fn lists_of_layers_made_by_hand_are_explained() {
         now("ip:203.0.113.7").await,
         expected("ip:203.0.113.0/24", "rejected")
     );
-    // By its addresses alone, so what denies this key is its limit.
+    // The layer looks up addresses only, so the limit of this key decides.
     assert_eq!(now("user:eve").await, expected("", "rejected"));
     let user = |_: RequestHead<'_>| Some(Key::id("user", "anna"));
     let _keys = AccessLayer::new(&limits).key(user).layer(service);

@@ -1,4 +1,4 @@
-//! How the page looks on screens of several sizes, by day and by night, and that keys alone are enough.
+//! The page on several screen sizes, in both colour schemes, and with the keyboard alone.
 
 use serde_json::Value;
 
@@ -6,7 +6,7 @@ use super::Service;
 use super::chromium::Page;
 use super::page::{open, sign_in};
 
-/// Texts whose contrast with what is behind them is below WCAG's AA: 4.5, or 3 for large ones.
+/// Texts with a contrast below WCAG AA: 4.5, or 3 for large text.
 const TOO_FAINT: &str = r#"(() => {
   const parse = (colour) => {
     const [r, g, b, a = 1] = colour.match(/[\d.]+/g).map(Number);
@@ -55,7 +55,7 @@ async fn is_readable(page: &mut Page, at: &str) {
     assert!(found["checked"].as_u64().unwrap() > 30, "{at} {found}");
 }
 
-/// A service with something in each part of its page.
+/// A service with content in each part of its page.
 async fn busy(service: &Service) -> Vec<tower_admission::Permit> {
     let long = "x".repeat(200);
     service
@@ -73,13 +73,13 @@ async fn busy(service: &Service) -> Vec<tower_admission::Permit> {
 }
 
 #[tokio::test]
-async fn it_fits_each_screen_and_is_readable_by_day_and_night() {
+async fn the_page_fits_each_screen_and_is_readable_in_both_colour_schemes() {
     let service = Service::new();
     let _held = busy(&service).await;
     let mut page = open(&service).await;
     sign_in(&mut page).await;
     page.until("at('limits').rows.length", "2").await;
-    page.until("at('refused-keys').rows.length", "3").await;
+    page.until("at('rejected-keys').rows.length", "3").await;
     page.until("at('changes').rows.length", "2").await;
     let fits = "document.documentElement.scrollWidth <= document.documentElement.clientWidth";
     let dialog = "(({ left, right, width }) => left >= 0 && right <= innerWidth && width > 200)\
@@ -130,7 +130,7 @@ async fn it_fits_each_screen_and_is_readable_by_day_and_night() {
     assert!(page.errors.is_empty(), "{:?}", page.errors);
 }
 
-/// Goes on with the tabulator to an element.
+/// Presses Tab until an element has the focus.
 async fn tab_to(page: &mut Page, element: &str) {
     for _ in 0..60 {
         if page
@@ -138,7 +138,7 @@ async fn tab_to(page: &mut Page, element: &str) {
             .await
             == "true"
         {
-            // Whoever goes by keys sees where they are.
+            // A keyboard user must see the focus.
             let outline = "getComputedStyle(document.activeElement).outlineStyle";
             assert_eq!(page.evaluate(outline).await, "solid", "{element}");
             return;
@@ -153,7 +153,7 @@ async fn enter(page: &mut Page) {
 }
 
 #[tokio::test]
-async fn keys_alone_are_enough() {
+async fn the_page_works_with_the_keyboard_alone() {
     let service = Service::new();
     let mut page = open(&service).await;
     page.until("document.activeElement.id", "token").await;
@@ -176,7 +176,7 @@ async fn keys_alone_are_enough() {
     page.until("document.activeElement.id", "edit-limit").await;
     page.press("Escape", 27, "").await;
     page.until("at('edit-dialog').open", "false").await;
-    // The focus is where it was, also after the list was read anew.
+    // The focus stays after the list was read again.
     let focused = "document.activeElement.getAttribute('aria-label')";
     page.until(focused, "Edit org:acme").await;
     service.put("org:zebra", "calls=1/h").await;
@@ -211,9 +211,9 @@ async fn keys_alone_are_enough() {
     );
 }
 
-/// More limiters than there are colours.
+/// More limiters than colours.
 #[tokio::test]
-async fn many_limiters_are_told_apart() {
+async fn the_page_distinguishes_many_limiters() {
     use axum::Router;
     use axum::body::Body;
     use axum::routing::get;
@@ -245,21 +245,18 @@ async fn many_limiters_are_told_apart() {
     }
     let mut page = open(&service).await;
     sign_in(&mut page).await;
-    // The busiest eight have lines of their own, and the four others one together.
+    // The busiest eight have their own lines, and the other four share one.
     page.until("at('admitted').dataset.lines", "9").await;
     let looks = "[...at('limiters').querySelectorAll('svg')].map((image) => \
         getComputedStyle(image).stroke + image.firstChild.getAttribute('stroke-dasharray'))";
     page.until(&format!("{looks}.length"), "12").await;
     page.until(&format!("new Set({looks}).size"), "9").await;
-    page.until(
-        "at('rest').textContent",
-        "4 more limiters, together as one line",
-    )
-    .await;
+    page.until("at('others').textContent", "4 more limiters, as one line")
+        .await;
     let names = "[...at('limiters').querySelectorAll('.s8')].map((image) => image.nextSibling.textContent).sort().join()";
     page.until(names, "limiter 00,limiter 01,limiter 02,limiter 03")
         .await;
-    // Sorted: those that rejected first, then by what was admitted.
+    // Sorted by rejections, then by admissions.
     page.until(
         "at('limiters').rows[0].cells[0].childNodes[1].textContent",
         "limiter 11",

@@ -1,4 +1,4 @@
-//! The endpoints to look at limits and to change them, and their page.
+//! The admin endpoints and their page.
 
 mod changes;
 #[path = "../../../../tests/chromium/mod.rs"]
@@ -33,25 +33,25 @@ use tower_admission_axum::admin::{self, Recorder, Token};
 
 pub(crate) const TOKEN: &str = "the-token-of-operators";
 
-/// A service whose organisations may call it twice an hour, and who looks after it.
+/// A service that admits two calls per hour and organisation, with admin endpoints.
 #[derive(Clone)]
 pub(crate) struct Service {
     pub(crate) app: Router,
     pub(crate) limits: Limits,
-    /// Called `chat`, for ten.
+    /// The limiter `chat`, with ten permits.
     pub(crate) chat: ConcurrencyLimiter,
 }
 
-/// What was answered.
+/// A response.
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) headers: HeaderMap,
     pub(crate) text: String,
-    /// If it is some.
+    /// Null if the body is not JSON.
     pub(crate) json: Value,
 }
 
-/// The organisation says who it is, or somebody has a token.
+/// The key of a request: its organisation, or its token.
 pub(crate) fn caller(head: RequestHead<'_>) -> Option<Key> {
     let header = |name: &str| head.headers.get(name)?.to_str().ok();
     match header("org") {
@@ -114,7 +114,7 @@ impl Service {
         }
     }
 
-    /// What an operator is answered.
+    /// The response to an operator.
     pub(crate) async fn ask(&self, method: &str, path: &str, body: &str) -> Answer {
         let answer = self.answer(operator(method, path, body)).await;
         assert_eq!(answer.headers["cache-control"], "no-store", "{path}");
@@ -135,7 +135,7 @@ impl Service {
     }
 }
 
-/// The request of an operator.
+/// A request of an operator.
 pub(crate) fn operator(method: &str, path: &str, body: &str) -> Request<Body> {
     let request = Request::builder()
         .method(method)
@@ -148,7 +148,7 @@ pub(crate) fn operator(method: &str, path: &str, body: &str) -> Request<Body> {
     request.body(Body::from(body.to_owned())).unwrap()
 }
 
-/// As JavaScript's `encodeURIComponent` does it, or stricter.
+/// Encodes at least what JavaScript's `encodeURIComponent` encodes.
 pub(crate) fn encoded(key: &str) -> String {
     let bytes = key.bytes().map(|byte| match byte {
         b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => char::from(byte).to_string(),
@@ -157,7 +157,7 @@ pub(crate) fn encoded(key: &str) -> String {
     bytes.collect()
 }
 
-/// An answer without the times at which limits were changed.
+/// The JSON without the times of changes.
 pub(crate) fn untimed(json: &Value) -> Value {
     let mut json = json.clone();
     match &mut json {

@@ -1,4 +1,4 @@
-//! What a page is answered that asks each second. The clock stands still until everybody waits for it.
+//! `GET /now`. The clock is paused, and advances only while all tasks wait.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ async fn a_second() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_came_after_the_last_answer_is_told() {
+async fn only_the_seconds_after_the_last_answer_are_reported() {
     let service = Service::new();
     let first = now(&service, "").await;
     assert_eq!(first["second"], -1);
@@ -46,8 +46,8 @@ async fn what_came_after_the_last_answer_is_told() {
     }
     let api = |admitted: &[u32], refused: &[u32]| {
         json!({
-            "name": "api", "limit_type": "http", "admitted": admitted, "refused": refused,
-            "would_refuse": vec![0; admitted.len()],
+            "name": "api", "limit_type": "http", "admitted": admitted, "rejected": refused,
+            "would_reject": vec![0; admitted.len()],
         })
     };
     let told = now(&service, &format!("?seen={id}:-1")).await;
@@ -56,16 +56,16 @@ async fn what_came_after_the_last_answer_is_told() {
         (&json!(2), &api(&[1, 1, 0], &[0, 1, 3]))
     );
     let refused = json!([{
-        "key": told["refused_keys"][0]["key"], "name": "api", "limit_type": "http",
+        "key": told["rejected_keys"][0]["key"], "name": "api", "limit_type": "http",
         "policy": "calls", "count": 4,
     }]);
-    assert_eq!(told["refused_keys"], refused);
+    assert_eq!(told["rejected_keys"], refused);
     for (seen, admitted, refused) in [
         (format!("{id}:0"), &[1, 0][..], &[1, 3][..]),
         (format!("other:9,{id}:1"), &[0], &[3]),
         (format!("{id}:2"), &[], &[]),
         (format!("{id}:99"), &[], &[]),
-        // Another replica has answered before.
+        // Another replica answered before.
         ("other:1".to_owned(), &[1, 1, 0], &[0, 1, 3]),
     ] {
         let told = now(&service, &format!("?seen={seen}")).await;
@@ -78,17 +78,17 @@ async fn what_came_after_the_last_answer_is_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_more_is_told_than_is_kept() {
+async fn a_client_without_data_gets_all_kept_seconds() {
     let service = Service::new();
     service.calls("acme").await;
     tokio::time::sleep(Duration::from_secs(500)).await;
     let told = now(&service, "").await;
     assert_eq!(told["limiters"][0]["admitted"], json!(vec![0; 119]));
-    assert_eq!(told["refused_keys"], json!([]));
+    assert_eq!(told["rejected_keys"], json!([]));
 }
 
 #[tokio::test]
-async fn a_change_of_an_override_has_another_revision() {
+async fn a_change_of_an_override_changes_the_revision() {
     let service = Service::new();
     let mut revisions = Vec::new();
     for limit in ["1/h", "2/h", ""] {
@@ -107,13 +107,13 @@ async fn a_change_of_an_override_has_another_revision() {
     assert_eq!(revisions.len(), 4);
 }
 
-/// A key that the limiter of calls has rejected.
+/// A key that the limiter `calls` has rejected.
 fn refused_key(key: &str, policy: &str, count: u64) -> Value {
     json!({ "key": key, "name": "api", "limit_type": "http", "policy": policy, "count": count })
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_keys_rejected_most_come_first() {
+async fn the_most_rejected_keys_come_first() {
     let service = Service::new();
     for (org, refusals) in [("a", 1), ("b", 5), ("c", 3)] {
         service.put(&format!("org:{org}"), "calls=1/h").await;
@@ -126,10 +126,10 @@ async fn the_keys_rejected_most_come_first() {
         refused_key("org:c", "calls", 3),
         refused_key("org:a", "calls", 1),
     ]);
-    assert_eq!(now(&service, "").await["refused_keys"], expected);
+    assert_eq!(now(&service, "").await["rejected_keys"], expected);
 }
 
-/// An attack with made-up tokens comes from an address.
+/// One address attacks with made-up tokens.
 #[tokio::test(start_paused = true)]
 async fn a_rejection_names_the_key_whose_limit_rejected() {
     let recorder = Recorder::new();
@@ -159,7 +159,7 @@ async fn a_rejection_names_the_key_whose_limit_rejected() {
     }
     let told = now(&service, "").await;
     assert_eq!(
-        told["refused_keys"],
+        told["rejected_keys"],
         json!([refused_key("ip:192.0.2.1", "ip", 3)])
     );
     assert!(!told.to_string().contains("made-up"), "{told}");

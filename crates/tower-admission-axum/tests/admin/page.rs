@@ -12,7 +12,7 @@ use tower_admission::AccessLayer;
 use super::chromium::Page;
 use super::{Service, TOKEN};
 
-/// A server on a free port, or on the one that it had before.
+/// Starts a server on a free port, or on a given address.
 pub(crate) async fn serve(app: Router, address: &str) -> (SocketAddr, JoinHandle<()>) {
     let listener = TcpListener::bind(address).await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -20,7 +20,7 @@ pub(crate) async fn serve(app: Router, address: &str) -> (SocketAddr, JoinHandle
     (address, server)
 }
 
-/// A server with a page, and the page, nested as it should not have to know of.
+/// Opens the page of a nested router.
 pub(crate) async fn open(service: &Service) -> Page {
     let (address, _) = serve(service.app.clone(), "127.0.0.1:0").await;
     Page::open(&format!("http://{address}/admin")).await
@@ -42,7 +42,7 @@ pub(crate) async fn sign_in(page: &mut Page) {
     page.until("at('state').textContent", "Live").await;
 }
 
-/// Cells of the first row of a table, without what is noted about its limit.
+/// The cells of the first row of a table, without the notes of its limit.
 fn cells(table: &str) -> String {
     format!(
         "[...(at({table:?}).rows[0]?.cells ?? [])].map((cell) => \
@@ -51,10 +51,10 @@ fn cells(table: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_token_is_asked_for_and_kept_for_the_tab() {
+async fn the_page_asks_for_a_token_and_keeps_it_for_the_tab() {
     let service = Service::new();
     let mut page = open(&service).await;
-    // With a token that is wrong, and with one that could not be sent.
+    // A wrong token, and one that no header can contain.
     page.until("at('token-dialog').open", "true").await;
     assert_eq!(page.evaluate("at('main').hidden").await, "true");
     assert_eq!(page.evaluate("document.activeElement.id").await, "token");
@@ -70,7 +70,7 @@ async fn a_token_is_asked_for_and_kept_for_the_tab() {
         "This token is not accepted.",
     )
     .await;
-    // The browser writes each 401 to the console by itself.
+    // The browser logs each 401 to the console.
     assert!(page.errors.iter().all(|error| error.contains("401")));
     page.errors.clear();
     sign_in(&mut page).await;
@@ -83,7 +83,7 @@ async fn a_token_is_asked_for_and_kept_for_the_tab() {
     let pid = std::process::id();
     assert!(replica.ends_with(&format!(" (pid {pid})")), "{replica}");
 
-    // A reload keeps the token, signing out does not.
+    // A reload keeps the token; signing out does not.
     page.call("Page.reload", json!({})).await;
     page.until("at('state').textContent", "Live").await;
     page.click("#sign-out").await;
@@ -96,23 +96,23 @@ async fn a_token_is_asked_for_and_kept_for_the_tab() {
     assert!(page.errors.is_empty(), "{:?}", page.errors);
 }
 
-/// Also at an address that ends in a slash.
+/// The URL ends with a slash.
 #[tokio::test]
-async fn rejections_and_what_is_in_flight_are_shown() {
+async fn the_page_shows_rejections_and_requests_in_flight() {
     let service = Service::new();
     let (address, _) = serve(service.app.clone(), "127.0.0.1:0").await;
     let mut page = Page::open(&format!("http://{address}/admin/")).await;
     sign_in(&mut page).await;
 
-    // What is rejected is plotted.
+    // The chart shows rejections.
     for _ in 0..1_236 {
         service.calls("acme").await;
     }
     let sums = "[...at('limiters').rows].map((row) => [...row.cells].slice(3).map((cell) => cell.textContent).join('|')).join()";
     page.until(sums, "2|1,234|0").await;
-    page.until("Number(at('refused').dataset.peak) > 0", "true")
+    page.until("Number(at('rejected').dataset.peak) > 0", "true")
         .await;
-    let painted = "(() => { const c = at('refused'); plot('refused'); \
+    let painted = "(() => { const c = at('rejected'); plot('rejected'); \
         const p = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; \
         const s = getComputedStyle(document.documentElement).getPropertyValue('--s0').trim(); \
         const [r, g, b] = [1, 3, 5].map((n) => parseInt(s.slice(n, n + 2), 16)); \
@@ -121,12 +121,12 @@ async fn rejections_and_what_is_in_flight_are_shown() {
         return n > 50; })()";
     assert_eq!(page.evaluate(painted).await, "true");
     page.until(
-        "[...at('refused-keys').rows[0].cells].slice(1, 4).map((cell) => cell.textContent).join('|')",
+        "[...at('rejected-keys').rows[0].cells].slice(1, 4).map((cell) => cell.textContent).join('|')",
         "api: callshttp|1,234|UsageLimit…Ban…",
     )
     .await;
 
-    // In flight: green, amber, red.
+    // Bars in flight: green, amber, red.
     let mut held = Vec::new();
     for (count, level) in [(3, ""), (7, "amber"), (9, "red")] {
         while held.len() < count {
@@ -140,8 +140,8 @@ async fn rejections_and_what_is_in_flight_are_shown() {
         .await;
     assert!(note.starts_with("in this process: "), "{note}");
 
-    // From the list of rejections to a limit, and to a ban.
-    page.click("#refused-keys tr button:nth-of-type(2)").await;
+    // From the list of rejected keys to an override, and to a ban.
+    page.click("#rejected-keys tr button:nth-of-type(2)").await;
     page.until("document.activeElement.id", "edit-limit").await;
     let key = page.evaluate("at('edit-key').value").await;
     assert!(key.starts_with("org#"), "{key}");
@@ -158,14 +158,14 @@ async fn rejections_and_what_is_in_flight_are_shown() {
     )
     .await;
     assert!(service.calls("acme").await);
-    page.click("#refused-keys tr button:nth-of-type(3)").await;
+    page.click("#rejected-keys tr button:nth-of-type(3)").await;
     page.until("at('edit-limit').value", "deny all").await;
     page.until(
-        "at('edit-had').textContent.startsWith('It has calls=9/h now, which does not come back')",
+        "at('edit-replaces').textContent.startsWith('The current override is calls=9/h. It does not return')",
         "true",
     )
     .await;
-    page.until("at('edit-for').selectedOptions[0].text", "for 1 hour")
+    page.until("at('edit-for').selectedOptions[0].text", "in 1 hour")
         .await;
     fill(&mut page, "#edit-note", "ticket 4711").await;
     page.click("#edit-form .primary").await;
@@ -181,7 +181,7 @@ async fn rejections_and_what_is_in_flight_are_shown() {
         noted.starts_with("until ") && noted.contains(" · ticket 4711 · set "),
         "{noted}"
     );
-    // An edit keeps the end and the note, unless they are changed as well.
+    // An edit keeps the end and the note.
     let path = format!("/limits/{}", super::encoded(&key));
     let before = service.ask("GET", &path, "").await.json;
     page.click("#limits tr button:nth-of-type(2)").await;
@@ -206,14 +206,14 @@ async fn rejections_and_what_is_in_flight_are_shown() {
 }
 
 #[tokio::test]
-async fn limits_are_added_changed_and_deleted() {
+async fn the_page_adds_changes_and_deletes_overrides() {
     let service = Service::new();
     let mut page = open(&service).await;
     sign_in(&mut page).await;
     for _ in 0..3 {
         service.calls("acme").await;
     }
-    // A limit that is added counts, and is shown as what it is called.
+    // An added override applies, and has the typed name.
     page.click("#add").await;
     page.until("document.activeElement.id", "edit-key").await;
     fill(&mut page, "#edit-key", "org:acme").await;
@@ -221,7 +221,7 @@ async fn limits_are_added_changed_and_deleted() {
     page.click("#edit-form .primary").await;
     page.until(
         "at('edit-wrong').textContent",
-        "There is no limit named call: the names are calls, chat.",
+        "No limit has the name call: the names are calls, chat.",
     )
     .await;
     fill(&mut page, "#edit-limit", "calls=100/h").await;
@@ -230,17 +230,17 @@ async fn limits_are_added_changed_and_deleted() {
         .await;
     assert!(service.calls("acme").await);
     page.until(
-        "at('refused-keys').rows[0]?.cells[0].textContent",
+        "at('rejected-keys').rows[0]?.cells[0].textContent",
         "org:acme",
     )
     .await;
 
-    // The usage of a key, from its row and from the form above it.
+    // The usage of a key, from its row and from the search form.
     page.click("[aria-label='Usage of org:acme']").await;
-    page.until("at('usage-of').textContent", "Its own limit: calls=100/h")
+    page.until("at('usage-override').textContent", "Override: calls=100/h")
         .await;
     let usage = "at('usage').firstChild.textContent";
-    page.until(usage, "callsrate, its own3 of 100in this process")
+    page.until(usage, "callsrate, override3 of 100in this process")
         .await;
     page.click("#usage-close").await;
     fill(&mut page, "#search", "org:acme").await;
@@ -249,13 +249,13 @@ async fn limits_are_added_changed_and_deleted() {
     page.click("#usage-close").await;
     fill(&mut page, "#search", "").await;
 
-    // Text that is none of the page's; and the list shows by itself what others change.
+    // Markup in a key is shown as text. The list shows changes of other operators.
     let markup = "org:<img src=x onerror=alert(1)>";
     assert_eq!(service.put(markup, "1/h").await.status, 200);
     page.until("at('limits').rows.length", "2").await;
     assert_eq!(page.evaluate("document.images.length").await, "0");
 
-    // Deleting asks first.
+    // A deletion needs a confirmation.
     let delete = "[aria-label='Delete org:acme']";
     page.click(delete).await;
     page.until("at('delete-dialog').open", "true").await;
@@ -279,7 +279,7 @@ async fn limits_are_added_changed_and_deleted() {
 }
 
 #[tokio::test]
-async fn an_edit_of_what_was_changed_meanwhile_shows_both_values() {
+async fn a_conflicting_edit_shows_both_overrides() {
     let service = Service::new();
     service.put("org:acme", "1/h").await;
     let mut page = open(&service).await;
@@ -312,7 +312,7 @@ async fn an_edit_of_what_was_changed_meanwhile_shows_both_values() {
         let limit = service.ask("GET", "/limits/org:acme", "").await;
         assert_eq!(limit.json["limit"], counts);
     }
-    // A limit is deleted that was changed since the question.
+    // Another operator changes the override before the confirmation.
     page.click("[aria-label='Delete org:acme']").await;
     page.until("at('delete-dialog').open", "true").await;
     service.put("org:acme", "4/h").await;
@@ -329,17 +329,17 @@ async fn an_edit_of_what_was_changed_meanwhile_shows_both_values() {
 }
 
 #[tokio::test]
-async fn it_is_live_only_while_data_arrives() {
+async fn the_page_is_live_only_while_data_arrives() {
     let service = Service::new();
     let (address, server) = serve(service.app.clone(), "127.0.0.1:0").await;
     let mut page = Page::open(&format!("http://{address}/admin")).await;
     sign_in(&mut page).await;
     page.until("at('state').className", "live").await;
-    // A server that takes requests and never answers.
+    // A server that accepts requests and never responds.
     server.abort();
     let _ = server.await;
     let silent = TcpListener::bind(address).await.unwrap();
-    // Connections that were open go on being served.
+    // Open connections are still served.
     page.evaluate("(fetch = () => new Promise(() => {}))").await;
     page.until("at('state').className", "lost").await;
     page.until("at('state').textContent.startsWith('No data: ')", "true")
@@ -353,7 +353,7 @@ async fn it_is_live_only_while_data_arrives() {
 }
 
 #[tokio::test]
-async fn one_of_a_thousand_limits_is_found() {
+async fn the_page_finds_one_of_a_thousand_overrides() {
     let service = Service::new();
     for n in 0..1_000 {
         let key = format!("org:tenant-{n:04}").parse().unwrap();
@@ -373,13 +373,13 @@ async fn one_of_a_thousand_limits_is_found() {
         "org:tenant-0731|calls=10731/h|UsageEdit…Delete…",
     )
     .await;
-    // The search stays while others change limits.
+    // The search stays while other operators change overrides.
     service.put("org:other", "calls=1/h").await;
     page.until(count, "1 of 1,001 found").await;
     fill(&mut page, "#search", "nothing like it").await;
     page.until(
         "at('no-limits').textContent",
-        "No key or limit has this text.",
+        "No override contains this text.",
     )
     .await;
     assert!(page.errors.is_empty(), "{:?}", page.errors);

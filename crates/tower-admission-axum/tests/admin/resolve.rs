@@ -1,4 +1,4 @@
-//! From a credential, or from a name that the application knows, to the key.
+//! Resolves credentials, and names that the application knows, to keys.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,7 +20,7 @@ fn fingerprint() -> String {
 }
 
 #[tokio::test]
-async fn a_credential_in_a_body_is_the_key_that_it_is_charged_to() {
+async fn a_credential_in_a_body_resolves_to_its_charged_key() {
     let service = Service::new();
     let request = http::Request::get("/call").header("secret", SECRET);
     let request = request.body(axum::body::Body::empty()).unwrap();
@@ -46,7 +46,7 @@ async fn a_credential_in_a_body_is_the_key_that_it_is_charged_to() {
         (200, &json!({ "keys": [key] }))
     );
     assert!(!found.text.contains(SECRET));
-    // Without its kind it may be either, with the scheme it is a token.
+    // Without a kind both keys are possible; with the scheme only a token is.
     for (credential, count) in [
         (SECRET.to_owned(), 2),
         (format!("Bearer {SECRET}"), 1),
@@ -67,7 +67,7 @@ async fn a_credential_in_a_body_is_the_key_that_it_is_charged_to() {
 }
 
 #[tokio::test]
-async fn junk_is_an_error_that_repeats_no_credential() {
+async fn an_error_about_invalid_input_echoes_no_credential() {
     let service = Service::new();
     for (body, status) in [
         (json!({}), 400),
@@ -97,7 +97,7 @@ async fn junk_is_an_error_that_repeats_no_credential() {
     }
 }
 
-/// An application that knows one organisation, and whose database has its ways.
+/// An application that knows one organisation, and may be slow, panic or fail.
 struct App {
     router: Router,
     limits: Limits,
@@ -164,14 +164,14 @@ async fn the_application_resolves_names_for_each_endpoint() {
     assert_eq!(found["keys"][0]["key"], json!("org:42"));
     assert!(app.limits.is_empty());
 
-    // What it does not know is the name of a key, if it is one.
+    // An unknown name is read as the name of a key.
     let (status, usage) = app.ask("GET", "/usage/org:other", "").await;
     assert_eq!((status, &usage["key"]), (200, &json!("org:other")));
     let (status, answer) = app.ask("GET", "/usage/nobody", "").await;
     assert_eq!(status, 422);
     let detail = answer["detail"].as_str().unwrap();
     assert!(
-        detail.starts_with("The application knows no such key"),
+        detail.starts_with("The application does not know this name"),
         "{detail}"
     );
 }
@@ -212,7 +212,7 @@ async fn the_application_never_sees_a_credential() {
 }
 
 #[tokio::test]
-async fn an_application_that_fails_is_an_answer_and_changes_nothing() {
+async fn a_failing_application_is_an_error_and_changes_nothing() {
     let app = App::new();
     for (name, status, says) in [
         ("slow", 503, "did not resolve the key within 500ms"),

@@ -1,4 +1,4 @@
-//! Each endpoint and each of its answers.
+//! Each endpoint and each of its responses.
 
 use axum::Router;
 use axum::body::Body;
@@ -30,7 +30,7 @@ const ENDPOINTS: [(&str, &str); 14] = [
 ];
 
 #[tokio::test]
-async fn nobody_is_let_in_without_the_token() {
+async fn a_request_without_the_token_is_rejected() {
     let service = Service::new();
     service.put("org:acme", "5/h").await;
     for (method, path) in ENDPOINTS {
@@ -56,7 +56,7 @@ async fn nobody_is_let_in_without_the_token() {
             assert_eq!(answer.headers["cache-control"], "no-store");
             assert_eq!(answer.json["title"], "Unauthorized");
         }
-        // A second one is not believed.
+        // A second token is not accepted.
         let mut request = operator(method, path, "");
         let other = "Bearer other".parse().unwrap();
         request.headers_mut().append("authorization", other);
@@ -67,7 +67,7 @@ async fn nobody_is_let_in_without_the_token() {
 }
 
 #[tokio::test]
-async fn a_closure_says_who_may() {
+async fn a_closure_authenticates_operators() {
     #[derive(Clone)]
     struct Operator;
 
@@ -82,7 +82,7 @@ async fn a_closure_says_who_may() {
 }
 
 #[tokio::test]
-async fn a_limit_is_set_and_changed_and_deleted_and_counts() {
+async fn an_override_is_set_changed_deleted_and_enforced() {
     let service = Service::new();
     let path = "/limits/org:acme";
     assert_eq!(service.ask("GET", path, "").await.status, 404);
@@ -153,7 +153,7 @@ async fn keys_are_percent_encoded() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_is_said() {
+async fn errors_name_the_reason() {
     let service = Service::new();
     for key in [
         "acme",
@@ -164,7 +164,7 @@ async fn what_is_wrong_is_said() {
         "%ff",
         "org:%00",
     ] {
-        // Here the key is written as it is sent.
+        // The key is sent without encoding.
         for (method, folder) in [
             ("GET", "limits"),
             ("PUT", "limits"),
@@ -181,17 +181,14 @@ async fn what_is_wrong_is_said() {
         ("", "expected a quota such as"),
         ("many", "expected a quota such as"),
         ("0 concurrent", "write `unlimited` or `deny all`"),
-        ("-1 concurrent", "there is no number"),
+        ("-1 concurrent", "needs a number before it"),
         ("1/h, 2/h", "set the same limit"),
         ("=1/h", "1 to 64 bytes"),
         (
             "call=1/h",
-            "There is no limit named call: the names are calls, chat.",
+            "No limit has the name call: the names are calls, chat.",
         ),
-        (
-            "calls=1/h, Chat=1 concurrent",
-            "There is no limit named Chat",
-        ),
+        ("calls=1/h, Chat=1 concurrent", "No limit has the name Chat"),
     ] {
         let answer = service.put("org:acme", limit).await;
         assert_eq!(answer.status, 422, "{limit}");
@@ -212,7 +209,7 @@ async fn what_is_wrong_is_said() {
         (
             "ip:203.0.113.0/24",
             "deny all",
-            "No service has allow and deny lists",
+            "No service applies allow and deny lists",
         ),
         (
             "ip:2002:cb00:7107::1",
@@ -250,7 +247,7 @@ async fn what_is_wrong_is_said() {
 }
 
 #[tokio::test]
-async fn junk_gets_its_4xx() {
+async fn invalid_requests_get_a_4xx() {
     let service = Service::new();
     let path = "/limits/org:acme";
     for junk in [
@@ -268,7 +265,7 @@ async fn junk_gets_its_4xx() {
     ] {
         assert_eq!(service.ask("PUT", path, junk).await.status, 400, "{junk}");
     }
-    // No body at all.
+    // No body.
     assert_eq!(service.ask("PUT", path, "").await.status, 400);
     let long = json!({ "limit": "x".repeat(5000) }).to_string();
     assert_eq!(service.ask("PUT", path, &long).await.status, 413);
@@ -293,7 +290,7 @@ async fn junk_gets_its_4xx() {
 }
 
 #[tokio::test]
-async fn the_list_comes_in_pages() {
+async fn the_list_has_pages() {
     let service = Service::new();
     let list = service.ask("GET", "/limits", "").await;
     let expected = json!({
@@ -355,7 +352,7 @@ async fn the_list_comes_in_pages() {
 }
 
 #[tokio::test]
-async fn usage_is_told_of_a_key_and_of_all() {
+async fn usage_is_reported_per_key_and_in_total() {
     let service = Service::new();
     let held: Vec<_> = (0..3)
         .map(|_| service.chat.try_acquire().unwrap())
@@ -391,7 +388,7 @@ async fn usage_is_told_of_a_key_and_of_all() {
 }
 
 #[tokio::test]
-async fn usage_is_told_by_tier() {
+async fn usage_is_reported_by_tier() {
     let service = Service::new();
     let policy = Policy::new("plan", Quota::per_hour(3)).tier("pro", Quota::per_hour(10));
     let limiter = RateLimiter::with_limits(policy, &MemoryStore::new(), &service.limits);
@@ -422,7 +419,7 @@ async fn usage_is_told_by_tier() {
 }
 
 #[tokio::test]
-async fn caches_are_cleared_and_everything_is_described() {
+async fn caches_are_cleared_and_the_description_is_served() {
     let service = Service::new();
     let cleared = service.ask("POST", "/cache/clear", "").await;
     assert_eq!((cleared.status, &*cleared.text), (204, ""));
@@ -432,7 +429,7 @@ async fn caches_are_cleared_and_everything_is_described() {
 }
 
 #[tokio::test]
-async fn the_page_is_for_everybody_and_runs_nothing_but_itself() {
+async fn the_page_needs_no_token_and_runs_only_its_own_script() {
     let service = Service::new();
     for (path, content_type) in [
         ("/admin", "text/html; charset=utf-8"),
@@ -464,7 +461,7 @@ async fn the_page_is_for_everybody_and_runs_nothing_but_itself() {
     }
 }
 
-/// URLs are logged, and what is rejected is not repeated.
+/// URLs are logged, and a rejection does not echo the input.
 #[tokio::test]
 async fn a_credential_in_a_url_is_rejected() {
     const CREDENTIAL: &str = "hunter2-hunter2";
@@ -502,7 +499,7 @@ async fn a_credential_in_a_url_is_rejected() {
         "{}",
         rejected.text
     );
-    // A wrong limit may be one as well.
+    // An invalid limit may contain a credential too.
     for limit in [CREDENTIAL, "hunter2-hunter2/h", "hunter2-hunter2=1/h/h"] {
         let answer = service.put("org:acme", limit).await;
         assert_eq!(answer.status, 422);
@@ -510,9 +507,9 @@ async fn a_credential_in_a_url_is_rejected() {
     }
 }
 
-/// Nothing listens there.
+/// Nothing listens on the port of the store.
 #[tokio::test]
-async fn a_store_that_is_away_is_503() {
+async fn an_unavailable_store_is_503() {
     use tower_admission_redis::RedisStore;
 
     let store = RedisStore::connect("redis://127.0.0.1:1").unwrap();
@@ -528,13 +525,13 @@ async fn a_store_that_is_away_is_503() {
         assert_eq!(answer.status, 503, "{method} {path}");
         assert_eq!(answer.headers["retry-after"], "1");
     }
-    // What is here is told.
+    // Local data is still served.
     assert_eq!(service.ask("GET", "/limits", "").await.status, 200);
     assert_eq!(service.ask("GET", "/limits/org:acme", "").await.status, 404);
     assert_eq!(service.ask("GET", "/usage/org:acme", "").await.status, 200);
 }
 
-/// What it is nested in may have parameters of its own.
+/// An outer router may have its own parameters.
 #[tokio::test]
 async fn keys_are_found_below_other_parameters() {
     let router = admin::router(&Limits::new(), &Recorder::new(), |_: RequestHead<'_>| true);

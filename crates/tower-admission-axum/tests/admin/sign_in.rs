@@ -1,4 +1,4 @@
-//! Which operators are admitted to what, and what happens to those that keep guessing.
+//! Roles of operators, and the limit on failed sign-ins.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -13,7 +13,7 @@ use tower_admission_axum::admin::{AdminRouter, Operator, Recorder, Role, Token, 
 
 use super::TOKEN;
 
-/// What an address is answered that sends a token, in a header that a proxy may write.
+/// The response to a token from an address in a header, as a proxy sends it.
 struct Client<'a> {
     app: &'a Router,
     peer: Option<&'a str>,
@@ -66,14 +66,14 @@ fn admin() -> AdminRouter {
 }
 
 #[tokio::test]
-async fn an_address_that_guesses_is_slowed_down_and_no_other() {
+async fn only_the_address_with_wrong_credentials_is_slowed_down() {
     let app: Router = admin().sign_in_failures(Quota::per_hour(3)).build();
     let guesser = from(&app, "192.0.2.1");
     assert_eq!(guesser.status(TOKEN).await, 200);
     for _ in 0..3 {
         assert_eq!(guesser.status("a-token-that-is-a-guess").await, 401);
     }
-    // Neither learns from the answer whether it guessed right.
+    // Neither response reveals whether a guess was right.
     for token in ["a-token-that-is-a-guess", TOKEN] {
         let (status, headers, text) = guesser.send(Some(&format!("Bearer {token}"))).await;
         assert_eq!(status, 429, "{text}");
@@ -81,7 +81,7 @@ async fn an_address_that_guesses_is_slowed_down_and_no_other() {
         assert!((1..=1200).contains(&wait), "{wait}");
         assert_eq!(headers["content-type"], "application/problem+json");
     }
-    // What guesses nothing is not slowed down, as the page, which asks for the token then.
+    // Requests without credentials are not slowed down, so the page loads and can ask for the token.
     assert_eq!(guesser.send(None).await.0, 401);
     assert_eq!(from(&app, "192.0.2.2").status(TOKEN).await, 200);
     // One IPv6 client has a whole network.
@@ -97,7 +97,7 @@ async fn an_address_that_guesses_is_slowed_down_and_no_other() {
 }
 
 #[tokio::test]
-async fn behind_a_proxy_it_is_the_client_that_is_slowed_down() {
+async fn behind_a_proxy_the_client_is_slowed_down() {
     let proxies = ["10.0.0.0/8".parse().unwrap()];
     let app: Router = admin()
         .sign_in_failures(Quota::per_hour(1))
@@ -114,7 +114,7 @@ async fn behind_a_proxy_it_is_the_client_that_is_slowed_down() {
     );
     assert_eq!(client("192.0.2.1").status(TOKEN).await, 429);
     assert_eq!(client("192.0.2.2").status(TOKEN).await, 200);
-    // Past the proxy the header is the client's word.
+    // Without the proxy the client chooses the header.
     let direct = Client {
         app: &app,
         peer: Some("192.0.2.3"),
@@ -124,7 +124,7 @@ async fn behind_a_proxy_it_is_the_client_that_is_slowed_down() {
 }
 
 #[tokio::test]
-async fn where_no_address_is_known_nobody_can_lock_out_the_operators() {
+async fn without_known_addresses_no_operator_is_slowed_down() {
     let app: Router = admin().sign_in_failures(Quota::per_hour(1)).build();
     let client = Client {
         app: &app,
@@ -138,7 +138,7 @@ async fn where_no_address_is_known_nobody_can_lock_out_the_operators() {
 }
 
 #[tokio::test]
-async fn a_challenge_names_the_error_of_a_wrong_token_only() {
+async fn only_the_challenge_to_a_wrong_token_has_an_error() {
     let app: Router = admin().build();
     let client = from(&app, "192.0.2.1");
     for (authorization, challenge) in [
@@ -159,10 +159,10 @@ async fn a_challenge_names_the_error_of_a_wrong_token_only() {
     }
 }
 
-/// As many log lines as addresses in a minute, whatever is sent, and a count of all.
+/// The number of log lines is bounded by addresses and minutes, and all failures are counted.
 #[cfg(feature = "metrics")]
 #[test]
-fn failures_are_logged_once_for_an_address_and_counted() {
+fn failures_are_counted_and_logged_once_per_address() {
     use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 
     let recorder = DebuggingRecorder::new();
@@ -214,7 +214,7 @@ fn failures_are_logged_once_for_an_address_and_counted() {
 }
 
 #[tokio::test]
-async fn an_operator_who_may_only_read_changes_nothing() {
+async fn an_operator_with_the_role_read_changes_nothing() {
     let reader = "the-token-of-the-dashboards";
     let tokens = Tokens::new([
         Token::named("anna", TOKEN).unwrap(),
@@ -276,9 +276,9 @@ async fn a_closure_names_its_operators() {
     }
 }
 
-/// What a closure looks for may be guessed as well.
+/// A client may also guess credentials for a closure.
 #[tokio::test]
-async fn wrong_credentials_in_another_header_count() {
+async fn wrong_credentials_in_a_named_header_count() {
     let auth = |head: RequestHead<'_>| {
         let key = head.headers.get("x-admin-key");
         key.is_some_and(|key| key == TOKEN)

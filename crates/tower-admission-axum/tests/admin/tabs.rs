@@ -4,7 +4,7 @@ use super::Service;
 use super::chromium::Page;
 use super::page::{serve, sign_in};
 
-/// Over HTTP/1.1 a browser opens six connections to a host: pages that listened would leave none for the seventh.
+/// Over HTTP/1.1 a browser opens six connections to a host. Pages with streams would leave none for the seventh.
 #[tokio::test]
 async fn seven_tabs_are_live_at_the_same_time() {
     let service = Service::new();
@@ -21,7 +21,7 @@ async fn seven_tabs_are_live_at_the_same_time() {
     let limit = |n: usize| format!("calls={}/h", n + 1);
     for (n, window) in windows.iter().enumerate() {
         page.look_at(window);
-        // Each hears of a change, and makes one.
+        // Each page sees a change, and makes one.
         let limits =
             "[...at('limits').rows].map((row) => row.cells[1].firstChild.textContent).join()";
         let before = (0..n).map(limit).collect::<Vec<_>>().join(",");
@@ -39,7 +39,7 @@ async fn seven_tabs_are_live_at_the_same_time() {
 }
 
 #[tokio::test]
-async fn a_tab_that_is_not_looked_at_asks_nothing() {
+async fn a_hidden_tab_does_not_poll() {
     let service = Service::new();
     let (address, _) = serve(service.app.clone(), "127.0.0.1:0").await;
     let mut page = Page::open(&format!("http://{address}/admin")).await;
@@ -54,7 +54,7 @@ async fn a_tab_that_is_not_looked_at_asks_nothing() {
         )
     };
     page.evaluate(&hide(true)).await;
-    // The one that was under way is the last: the page has come to rest when its data is old.
+    // After the pending poll the data becomes old without further polls.
     page.until("at('state').className", "lost").await;
     let asked = page.evaluate("asked").await;
     page.until(

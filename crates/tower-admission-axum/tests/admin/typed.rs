@@ -1,4 +1,4 @@
-//! What operators type into the page is in no URL, as it may be a credential.
+//! Typed text is in no URL, because it may be a credential.
 
 use std::sync::{Arc, Mutex};
 
@@ -12,7 +12,7 @@ use super::page::{fill, serve, sign_in};
 
 const CREDENTIAL: &str = "hunter2-hunter2";
 
-/// A page, and the URLs that it asks for.
+/// A page, and the URLs of its requests.
 async fn open(service: &Service) -> (Page, Arc<Mutex<Vec<String>>>) {
     let urls = Arc::new(Mutex::new(Vec::new()));
     let log = urls.clone();
@@ -34,14 +34,14 @@ fn name() -> String {
 }
 
 #[tokio::test]
-async fn a_credential_that_is_typed_is_in_no_url_and_becomes_a_name() {
+async fn a_typed_credential_is_in_no_url_and_becomes_a_name() {
     let service = Service::new();
     service.put("org:acme", "2/h").await;
     let (mut page, urls) = open(&service).await;
     let visited = "history.length + location.href + document.title";
     let before = page.evaluate(visited).await;
 
-    // A limit for it.
+    // An override of the credential.
     page.click("#add").await;
     page.until("document.activeElement.id", "edit-key").await;
     fill(&mut page, "#edit-key", &format!("bearer:{CREDENTIAL}")).await;
@@ -54,7 +54,7 @@ async fn a_credential_that_is_typed_is_in_no_url_and_becomes_a_name() {
     page.click("#edit-form .primary").await;
     page.until("at('limits').rows.length", "2").await;
 
-    // It is found while it is typed, and has its name once the field is left.
+    // The search finds it while it is typed, and shows its name after the field loses the focus.
     let count = "at('limits-count').textContent";
     fill(&mut page, "#search", &format!("bearer:{CREDENTIAL}")).await;
     page.until(count, "1 of 2 found").await;
@@ -63,7 +63,7 @@ async fn a_credential_that_is_typed_is_in_no_url_and_becomes_a_name() {
     page.until("at('search').value", &name()).await;
     page.until(count, "1 of 2 found").await;
 
-    // A copied header has its usage.
+    // A copied header leads to its usage.
     let header = format!("Authorization: Bearer {CREDENTIAL}");
     fill(&mut page, "#search", &header).await;
     page.click("#find-form button").await;
@@ -72,7 +72,7 @@ async fn a_credential_that_is_typed_is_in_no_url_and_becomes_a_name() {
     assert_eq!(page.evaluate("at('search').value").await, name());
     page.click("#usage-close").await;
 
-    // One that is not known as one, or cannot be read, either.
+    // A text that is not recognised as a credential, and one that cannot be read.
     for typed in [CREDENTIAL, "Authorization: Basic hunter2-hunter2"] {
         fill(&mut page, "#search", typed).await;
         page.until(count, "0 of 2 found").await;
@@ -99,7 +99,7 @@ async fn a_credential_that_is_typed_is_in_no_url_and_becomes_a_name() {
     );
 }
 
-/// The error of a click stays while other operators change limits.
+/// The error of a click stays while other operators change overrides.
 #[tokio::test]
 async fn an_error_stays_until_the_next_click() {
     let service = Service::new();

@@ -1,4 +1,4 @@
-//! The page shows where a limit is set, and undoes the last change of a key.
+//! The page shows the source of an override, and undoes the last change of a key.
 
 use serde_json::json;
 use tower_admission::Override;
@@ -14,7 +14,7 @@ fn buttons(table: &str, row: usize) -> String {
     )
 }
 
-/// The limits before and after of a change, without what is noted about them.
+/// The limits before and after a change, without notes.
 fn change(row: usize) -> String {
     format!(
         "[...at('changes').rows[{row}]?.cells ?? []].slice(1, 4).map((cell) => cell.firstChild.textContent).join('|')"
@@ -47,7 +47,7 @@ async fn the_last_change_of_a_key_is_undone_with_its_end_and_note() {
     sign_in(&mut page).await;
     page.until(&change(0), "org:acme|5/h|deny all").await;
     page.until(&change(1), "org:acme|–|5/h").await;
-    // The one before would take the later one with it.
+    // An older change has no undo: it would undo the later one too.
     assert_eq!(page.evaluate(&buttons("changes", 0)).await, "Undo…");
     assert_eq!(page.evaluate(&buttons("changes", 1)).await, "");
 
@@ -57,7 +57,7 @@ async fn the_last_change_of_a_key_is_undone_with_its_end_and_note() {
     for member in ["limit", "end", "note"] {
         assert_eq!(now[member], plan[member], "{member}");
     }
-    // The first limit of a key, and a deletion.
+    // The first override of a key, and a deletion.
     service.put("org:other", "1/h").await;
     page.until(&change(0), "org:other|–|1/h").await;
     undo(&mut page).await;
@@ -80,7 +80,7 @@ async fn the_last_change_of_a_key_is_undone_with_its_end_and_note() {
 }
 
 #[tokio::test]
-async fn a_change_that_is_not_the_last_any_more_is_not_undone() {
+async fn only_the_last_change_is_undone() {
     let service = Service::new();
     service.put("org:acme", "5/h").await;
     service.put("org:acme", "deny all").await;
@@ -99,7 +99,7 @@ async fn a_change_that_is_not_the_last_any_more_is_not_undone() {
     let limit = service.ask("GET", "/limits/org:acme", "").await;
     assert_eq!(limit.json["limit"], "9/h");
     page.click("#undo-cancel").await;
-    // Also when that shows before the question.
+    // The conflict is detected before the confirmation too.
     page.until(&change(0), "org:acme|deny all|9/h").await;
     page.evaluate(
         "void confirmUndo({ key: 'org:acme', before: null, after: { limit: 'deny all' } })",
@@ -118,7 +118,7 @@ async fn a_change_that_is_not_the_last_any_more_is_not_undone() {
 }
 
 #[tokio::test]
-async fn limits_of_the_configuration_are_marked_and_not_deleted() {
+async fn overrides_of_the_configuration_are_marked_and_not_deleted() {
     let service = Service::new();
     let base = [("org:acme", "5/h"), ("org:banned", "deny all")];
     let base = base.map(|(key, limit)| {
@@ -135,8 +135,8 @@ async fn limits_of_the_configuration_are_marked_and_not_deleted() {
     }
     page.click("[aria-label='Edit org:acme']").await;
     page.until(
-        "at('edit-had').textContent",
-        "The configuration has 5/h. This applies in place of it.",
+        "at('edit-replaces').textContent",
+        "The configuration has 5/h. The override replaces it.",
     )
     .await;
     fill(&mut page, "#edit-limit", "9/h").await;
@@ -145,15 +145,15 @@ async fn limits_of_the_configuration_are_marked_and_not_deleted() {
         .await;
     let noted = page.evaluate(&notes(0)).await;
     assert!(
-        noted.ends_with(" · in place of 5/h in the configuration"),
+        noted.ends_with(" · replaces 5/h of the configuration"),
         "{noted}"
     );
 
-    // What applies after a deletion.
+    // The dialog shows what applies after the deletion.
     page.click("[aria-label='Delete org:acme']").await;
     page.until(
-        "at('delete-after').textContent",
-        "After this the limit of the configuration applies: 5/h.",
+        "at('delete-fallback').textContent",
+        "Then the override of the configuration applies: 5/h.",
     )
     .await;
     page.click("#delete-form .danger").await;
@@ -162,8 +162,8 @@ async fn limits_of_the_configuration_are_marked_and_not_deleted() {
     page.until("at('limits').rows.length", "3").await;
     page.click("[aria-label='Delete org:other']").await;
     page.until(
-        "at('delete-after').textContent",
-        "After this the default applies.",
+        "at('delete-fallback').textContent",
+        "Then the default applies.",
     )
     .await;
     assert!(page.errors.is_empty(), "{:?}", page.errors);

@@ -1,4 +1,4 @@
-//! How connections end, and when their slots are free again.
+//! The end of a connection, and the release of its permit.
 
 use std::future::pending;
 use std::sync::{Arc, Mutex};
@@ -19,7 +19,7 @@ use tokio::time::{pause, resume, sleep};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tower_admission::{Key, Quota, Rejection};
-use tower_admission_axum::ws::{LimitedSocket, Refusal, SocketLimits};
+use tower_admission_axum::ws::{LimitedSocket, RejectWith, SocketLimits};
 use tower_http::timeout::TimeoutLayer;
 
 use crate::limits::{
@@ -28,12 +28,12 @@ use crate::limits::{
 use crate::servers::serve;
 
 #[tokio::test]
-async fn a_connection_that_has_ended_counts_no_more() {
+async fn an_ended_connection_does_not_count() {
     let limits = SocketLimits::new()
         .connections(1)
         .messages(Quota::per_hour(1))
         .close_after(1);
-    // A handler that has more to do than to serve.
+    // The handler continues after the end of the connection.
     let serving = |mut socket: LimitedSocket| async move {
         while let Some(Ok(message)) = socket.recv().await {
             let _ = socket.send(message).await;
@@ -55,7 +55,7 @@ async fn a_connection_that_has_ended_counts_no_more() {
 }
 
 #[tokio::test]
-async fn a_close_of_the_handlers_own_is_not_disturbed_by_a_notice() {
+async fn no_notice_follows_a_close_frame_of_the_handler() {
     let limits = SocketLimits::new()
         .messages(Quota::per_hour(1))
         .close_after(2);
@@ -75,14 +75,16 @@ async fn a_close_of_the_handlers_own_is_not_disturbed_by_a_notice() {
     }
     socket.flush().await.unwrap();
     assert_eq!(next(&mut socket).await, Message::Close(None));
-    // The client's own close frame goes out when it reads on.
+    // The close frame of the client is sent when it reads again.
     assert!(socket.next().await.is_none());
     assert_eq!(told.await.unwrap(), "Some(Ok(Close(None)))");
 }
 
 #[tokio::test]
-async fn who_is_refused_by_close_is_not_read_at_length() {
-    let limits = SocketLimits::new().connections(1).refuse_by(Refusal::Close);
+async fn a_client_rejected_by_close_is_read_within_bounds() {
+    let limits = SocketLimits::new()
+        .connections(1)
+        .reject_with(RejectWith::Close);
     let address = server(&limits).await;
     let _one = connect(address, "alice").await;
     let mut refused = try_connect(address, "bob").await.unwrap();
@@ -91,7 +93,7 @@ async fn who_is_refused_by_close_is_not_read_at_length() {
 }
 
 #[tokio::test]
-async fn who_is_told_goodbye_is_not_read_at_length() {
+async fn a_client_of_a_closing_connection_is_read_within_bounds() {
     let limits = SocketLimits::new()
         .messages(Quota::per_hour(1))
         .notice(|_: &Rejection| None)
@@ -112,7 +114,7 @@ pub(crate) const HANDSHAKE: &[u8] =
     upgrade: websocket\r\nsec-websocket-version: 13\r\n\
     sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
-/// An endpoint that takes a minute between deciding and answering.
+/// An endpoint that takes a minute between its decision and its response.
 fn slow_to_answer(limits: &SocketLimits) -> Router {
     async fn handler(State(limits): State<SocketLimits>, upgrade: WebSocketUpgrade) -> Response {
         let response = limits
@@ -126,9 +128,9 @@ fn slow_to_answer(limits: &SocketLimits) -> Router {
         .with_state(limits.clone())
 }
 
-/// The connection stays open for requests, and so the upgrade could come for ever.
+/// The connection stays open for requests, so the upgrade might arrive at any time.
 #[tokio::test]
-async fn a_handshake_that_is_answered_otherwise_gives_its_slot_back() {
+async fn a_replaced_handshake_response_releases_the_permit() {
     let limits = SocketLimits::new().connections(1);
     let forbidden = map_response(|_: Response| async { StatusCode::FORBIDDEN });
     let hasty =
@@ -156,7 +158,7 @@ async fn a_handshake_that_is_answered_otherwise_gives_its_slot_back() {
 }
 
 #[tokio::test]
-async fn a_handshake_may_be_answered_late() {
+async fn a_handshake_response_may_be_late() {
     let limits = SocketLimits::new().connections(1);
     let address = serve(slow_to_answer(&limits)).await;
     pause();
@@ -167,8 +169,8 @@ async fn a_handshake_may_be_answered_late() {
 }
 
 #[tokio::test]
-async fn who_arrives_without_a_slot_is_not_served() {
-    /// Keeps what the client will see of an answer, and takes its time.
+async fn a_connection_without_a_permit_is_not_served() {
+    /// Keeps the response of the handler, and delays it.
     async fn copied(answer: Response) -> Response {
         let mut copy = Response::default();
         *copy.status_mut() = answer.status();

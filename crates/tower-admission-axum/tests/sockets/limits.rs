@@ -1,4 +1,4 @@
-//! WebSockets within limits, with a real client.
+//! Limits on connections and messages.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 use tower_admission::store::FailureMode;
 use tower_admission::test_util::TestClock;
 use tower_admission::{Key, Limits, Policy, Quota, RateLimitByTokenLayer, Rejection};
-use tower_admission_axum::ws::{LimitedSocket, Refusal, SocketLimits};
+use tower_admission_axum::ws::{LimitedSocket, RejectWith, SocketLimits};
 
 use crate::common::{Away, PATIENCE, SECOND, Seen, store};
 use crate::servers::{get, http1, serve};
@@ -27,7 +27,7 @@ struct Who {
     user: String,
 }
 
-/// What sockets at `/ws` are served by.
+/// A router that serves sockets at `/ws`.
 pub(crate) fn routes<F, Fut>(limits: &SocketLimits, serve: F) -> Router
 where
     F: FnOnce(LimitedSocket) -> Fut + Clone + Send + Sync + 'static,
@@ -70,7 +70,7 @@ pub(crate) async fn try_connect(address: SocketAddr, user: &str) -> Result<Socke
     }
 }
 
-/// A connection that has been used, and is therefore counted.
+/// Opens a connection and exchanges a message, so that the connection counts.
 pub(crate) async fn connect(address: SocketAddr, user: &str) -> Socket {
     let mut socket = try_connect(address, user).await.expect("let in");
     assert_eq!(exchange(&mut socket, "hello").await, "hello");
@@ -107,7 +107,7 @@ pub(crate) async fn until_in_flight(limits: &SocketLimits, expected: usize) {
 }
 
 #[tokio::test]
-async fn five_connections_and_the_sixth_is_refused_until_one_closes() {
+async fn the_sixth_connection_is_rejected_until_one_of_five_closes() {
     let limits = SocketLimits::new().connections_per_key(5);
     let address = server(&limits).await;
     let mut sockets = Vec::new();
@@ -117,7 +117,7 @@ async fn five_connections_and_the_sixth_is_refused_until_one_closes() {
     assert_eq!(try_connect(address, "alice").await.err(), Some(429));
     connect(address, "bob").await;
 
-    // Cleanly.
+    // A clean end.
     let mut socket = sockets.pop().unwrap();
     socket.close(None).await.unwrap();
     while socket.next().await.is_some() {}
@@ -125,7 +125,7 @@ async fn five_connections_and_the_sixth_is_refused_until_one_closes() {
     sockets.push(connect(address, "alice").await);
     assert_eq!(try_connect(address, "alice").await.err(), Some(429));
 
-    // With its TCP connection cut.
+    // A broken TCP connection.
     let socket = sockets.pop().unwrap();
     let MaybeTlsStream::Plain(stream) = socket.get_ref() else {
         panic!("no TLS here")
@@ -135,7 +135,7 @@ async fn five_connections_and_the_sixth_is_refused_until_one_closes() {
     until_in_flight(&limits, 4).await;
     sockets.push(connect(address, "alice").await);
 
-    // With a bug in its handler.
+    // A panic in the handler.
     let mut socket = sockets.pop().unwrap();
     socket.send(Message::text("panic")).await.unwrap();
     until_in_flight(&limits, 4).await;
@@ -143,11 +143,11 @@ async fn five_connections_and_the_sixth_is_refused_until_one_closes() {
 }
 
 #[tokio::test]
-async fn a_browser_is_told_by_a_close_code() {
+async fn a_rejected_browser_gets_a_close_code() {
     let limits = SocketLimits::new()
         .connections(2)
         .connections_per_key(1)
-        .refuse_by(Refusal::Close);
+        .reject_with(RejectWith::Close);
     let address = server(&limits).await;
     let _alice = connect(address, "alice").await;
     let mut again = try_connect(address, "alice").await.expect("accepted");
@@ -194,7 +194,7 @@ async fn a_key_with_deny_all_is_denied_its_connections() {
     assert_eq!(try_connect(address, "eve").await.err(), Some(403));
     connect(address, "alice").await;
 
-    let closing = sockets.refuse_by(Refusal::Close);
+    let closing = sockets.reject_with(RejectWith::Close);
     let address = server(&closing).await;
     let mut socket = try_connect(address, "eve").await.unwrap();
     let Message::Close(Some(frame)) = next(&mut socket).await else {
@@ -223,7 +223,7 @@ async fn a_key_with_deny_all_is_denied_its_messages() {
 }
 
 #[tokio::test]
-async fn messages_above_the_limit_are_answered_and_not_passed_on() {
+async fn messages_above_the_limit_get_a_notice_and_do_not_reach_the_handler() {
     let limits = SocketLimits::new().messages(Policy::new("messages", Quota::per_hour(3)));
     let address = server(&limits).await;
     let mut socket = connect(address, "alice").await;
@@ -237,10 +237,10 @@ async fn messages_above_the_limit_are_answered_and_not_passed_on() {
         let wait = answer["retry-after"].as_u64().unwrap();
         assert!((1..=1200).contains(&wait), "{wait}");
     }
-    // Pings are neither counted nor refused.
+    // Pings are neither counted nor rejected.
     socket.send(Message::Ping("p".into())).await.unwrap();
     assert_eq!(next(&mut socket).await, Message::Pong("p".into()));
-    // Another connection has messages of its own.
+    // Another connection has its own messages.
     connect(address, "alice").await;
 }
 
@@ -258,7 +258,7 @@ async fn messages_of_a_key_are_counted_over_its_connections() {
 }
 
 #[tokio::test]
-async fn after_so_many_violations_it_is_closed_with_1008() {
+async fn the_connection_closes_with_1008_after_too_many_violations() {
     let limits = SocketLimits::new()
         .connections(1)
         .messages(Quota::per_hour(1))
@@ -275,9 +275,9 @@ async fn after_so_many_violations_it_is_closed_with_1008() {
     connect(address, "alice").await;
 }
 
-/// A client that sends on and on sees why it is closed, although it has sent more than was read.
+/// A client that floods sees the close code, although it sent more than the server read.
 #[tokio::test]
-async fn a_flood_is_closed_with_1008_as_well() {
+async fn a_flood_closes_the_connection_with_1008() {
     let limits = SocketLimits::new()
         .connections(1)
         .messages(Quota::per_hour(1))
@@ -295,7 +295,7 @@ async fn a_flood_is_closed_with_1008_as_well() {
 }
 
 #[tokio::test]
-async fn the_application_says_it_in_its_own_words_or_not_at_all() {
+async fn the_application_sets_the_notice_or_disables_it() {
     let limits =
         SocketLimits::new()
             .messages(Quota::per_hour(1))
@@ -317,7 +317,7 @@ async fn the_application_says_it_in_its_own_words_or_not_at_all() {
 }
 
 #[tokio::test]
-async fn observers_see_both_sorts_of_limit() {
+async fn observers_see_both_limit_types() {
     let (seen, _released) = Seen::new();
     let limits = SocketLimits::new()
         .name("chat")
@@ -342,7 +342,7 @@ async fn observers_see_both_sorts_of_limit() {
 }
 
 #[tokio::test]
-async fn a_parted_socket_counts_for_as_long_as_its_permit() {
+async fn a_split_socket_counts_until_its_permit_is_dropped() {
     let parting = |socket: LimitedSocket| async move {
         let parts = socket.into_parts();
         let (mut to, mut from) = parts.socket.split();
@@ -361,13 +361,13 @@ async fn a_parted_socket_counts_for_as_long_as_its_permit() {
     until_in_flight(&limits, 0).await;
 }
 
-/// HTTP admits while connections are refused, on one server.
+/// One server admits requests and rejects connections.
 #[tokio::test]
 async fn different_stores_fail_differently() {
-    for (refusal, told) in [(Refusal::Status, Err(503)), (Refusal::Close, Ok(()))] {
+    for (refusal, told) in [(RejectWith::Status, Err(503)), (RejectWith::Close, Ok(()))] {
         let limits = SocketLimits::new()
             .connections_per_key(5)
-            .refuse_by(refusal)
+            .reject_with(refusal)
             .store(Away(FailureMode::Closed));
         let http = RateLimitByTokenLayer::new(Quota::per_hour(1)).store(Away(FailureMode::Open));
         let hello = Router::new().route("/", any(|| async { "hello" }).layer(http));
@@ -383,9 +383,9 @@ async fn different_stores_fail_differently() {
     }
 }
 
-/// What one limit refuses is not taken from the other.
+/// A message that one limit rejects is not charged to the other.
 #[tokio::test]
-async fn what_the_keys_limit_refuses_is_left_to_the_connection() {
+async fn a_message_rejected_by_the_key_is_not_charged_to_the_connection() {
     let clock = TestClock::default();
     let limits = SocketLimits::new()
         .messages(Policy::new("connection", Quota::per_hour(3)))
@@ -407,7 +407,7 @@ async fn what_the_keys_limit_refuses_is_left_to_the_connection() {
     );
 }
 
-/// Nobody is above a limit when the limits cannot be checked.
+/// A failing store is no violation of the client.
 #[tokio::test]
 async fn an_outage_of_the_message_store_is_no_violation() {
     let limits = SocketLimits::new()
@@ -425,7 +425,7 @@ async fn an_outage_of_the_message_store_is_no_violation() {
 }
 
 #[tokio::test]
-async fn the_policy_of_messages_changes_for_connections_that_are_there() {
+async fn a_new_policy_of_messages_applies_to_open_connections() {
     let limits = SocketLimits::new()
         .messages(Quota::off())
         .limits(&Limits::new())
@@ -445,7 +445,7 @@ async fn the_policy_of_messages_changes_for_connections_that_are_there() {
     let problem: Value = serde_json::from_str(&exchange(&mut socket, "two").await).unwrap();
     assert_eq!(problem["status"], 429);
 
-    // The algorithm of a limiter cannot change.
+    // A change of policy cannot change the algorithm.
     assert!(limits.set_messages(Quota::per_hour(1).sliding()).is_err());
     assert!(
         SocketLimits::new()

@@ -1,8 +1,9 @@
-//! Clients that are gone without a close frame, and how pings find that out.
+//! Clients that are gone without a close frame, and the pings that find them.
 
 use std::future::pending;
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tower_admission::{Quota, Rejection};
 use tower_admission_axum::ws::{LimitedSocket, SocketLimits};
 
-use crate::common::{HeldClock, Seen, soon};
+use crate::common::{Seen, soon};
 use crate::ends::HANDSHAKE;
 use crate::limits::{closed_with, connect, next, routes, until_in_flight};
 use crate::servers::serve;
@@ -32,18 +33,30 @@ const A_TICK: Duration = Duration::from_millis(1);
 /// More than the buffers of a connection hold.
 const LARGE: usize = 32 << 20;
 
-/// Frames without content, those of the client with a mask (RFC 6455, section 5.2).
+/// Frames without payload; those of the client are masked (RFC 6455, section 5.2).
 const PING: [u8; 2] = [0x89, 0];
 const PONG: [u8; 2] = [0x8a, 0];
 const MASKED_TEXT: [u8; 6] = [0x81, 0x80, 0, 0, 0, 0];
 const MASKED_PING: [u8; 6] = [0x89, 0x80, 0, 0, 0, 0];
 const MASKED_PONG: [u8; 6] = [0x8a, 0x80, 0, 0, 0, 0];
 
+/// A clock that only `advance` moves. The paused clock of tokio advances when all tasks wait, also for the network.
+struct HeldClock(#[expect(dead_code, reason = "its drop ends the task")] SyncSender<()>);
+
+impl HeldClock {
+    fn new() -> Self {
+        tokio::time::pause();
+        let (held, until_dropped) = std::sync::mpsc::sync_channel(0);
+        tokio::task::spawn_blocking(move || until_dropped.recv());
+        Self(held)
+    }
+}
+
 fn pinging() -> SocketLimits {
     SocketLimits::new().connections(1).ping(EVERY, WITHIN)
 }
 
-/// A client that sends and reads only what it is made to.
+/// A client that sends and reads only on demand.
 struct Raw(TcpStream);
 
 impl Raw {
@@ -58,7 +71,7 @@ impl Raw {
         Self(stream)
     }
 
-    /// Returns when the handler has read from the connection, which has its timer then.
+    /// Returns after the handler has read from the connection and started its timer.
     async fn connect_and_greet(address: SocketAddr) -> Self {
         let mut client = Self::connect(address).await;
         client.send(&MASKED_PING).await;
@@ -72,7 +85,7 @@ impl Raw {
         self.0.write_all(frame).await.unwrap();
     }
 
-    /// Reads until a ping; what is read before it are pongs.
+    /// Reads until a ping. Only pongs may precede it.
     async fn until_pinged(&mut self) {
         let mut frame = [0; 2];
         while frame != PING {
@@ -81,7 +94,7 @@ impl Raw {
     }
 }
 
-/// Serves sockets by reading, and counts what it read.
+/// Serves sockets by reading, and counts the messages.
 #[derive(Clone, Default)]
 struct Reader(watch::Sender<usize>);
 
@@ -90,7 +103,7 @@ impl Reader {
         while let Some(Ok(_)) = socket.recv().await {
             self.0.send_modify(|read| *read += 1);
         }
-        // The slot is free all the same.
+        // The permit is released while the handler still holds the socket.
         pending::<()>().await;
     }
 
@@ -101,7 +114,7 @@ impl Reader {
 }
 
 #[tokio::test]
-async fn a_client_that_is_gone_silently_frees_its_slot() {
+async fn a_client_that_is_gone_releases_its_permit() {
     let (seen, mut released) = Seen::new();
     let limits = pinging().observe(seen);
     let (tell, told) = oneshot::channel();
@@ -131,13 +144,13 @@ async fn a_client_that_is_gone_silently_frees_its_slot() {
     assert_eq!(told, "the client did not answer a ping, None");
     connect(address, "bob").await;
 
-    // Back again, it sees why.
+    // The client reads again, and sees the close code.
     assert_eq!(next(&mut gone).await, Message::Ping("".into()));
     assert_eq!(closed_with(&mut gone).await, CloseCode::Error);
 }
 
 #[tokio::test]
-async fn any_message_counts_as_a_sign_of_life() {
+async fn any_message_answers_a_ping() {
     for sign in [MASKED_PONG, MASKED_TEXT, MASKED_PING] {
         let limits = pinging();
         let reader = Reader::default();
@@ -158,7 +171,7 @@ async fn any_message_counts_as_a_sign_of_life() {
 }
 
 #[tokio::test]
-async fn a_recv_that_is_dropped_all_the_time_finds_a_silent_client() {
+async fn a_dropped_recv_still_finds_a_silent_client() {
     let (seen, mut released) = Seen::new();
     let limits = pinging().observe(seen);
     let impatient = |mut socket: LimitedSocket| async move {
@@ -222,7 +235,7 @@ async fn an_answer_that_arrived_while_the_handler_was_busy_counts() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_its_notice_frees_its_slot() {
+async fn a_client_that_does_not_read_its_notice_releases_its_permit() {
     let noticed = watch::Sender::new(false);
     let noticing = noticed.clone();
     let limits = pinging()
@@ -282,7 +295,7 @@ async fn a_send_to_a_client_that_does_not_read_ends() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_answer_a_close_frame_frees_its_slot() {
+async fn a_client_that_does_not_answer_a_close_frame_releases_its_permit() {
     let limits = pinging();
     let serving = |mut socket: LimitedSocket| async move {
         socket.send(Sent::Close(None)).await.unwrap();
@@ -301,7 +314,7 @@ async fn a_client_that_does_not_answer_a_close_frame_frees_its_slot() {
 }
 
 #[tokio::test]
-async fn without_pings_a_silent_client_is_left_alone() {
+async fn without_pings_a_silent_client_stays_connected() {
     for limits in [
         SocketLimits::new(),
         SocketLimits::new().ping(Duration::ZERO, WITHIN),

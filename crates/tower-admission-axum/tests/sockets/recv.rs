@@ -1,4 +1,4 @@
-//! `recv` that is dropped before it is ready, as `select!` does: what it began is gone on with.
+//! A dropped `recv`, as in `select!`: the next call continues it.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -19,11 +19,11 @@ use crate::common::PATIENCE;
 use crate::limits::{closed_with, connect, exchange, next, routes, try_connect, until_in_flight};
 use crate::servers::serve;
 
-/// An echo that drops each `recv` which is not ready at once, and counts them.
+/// An echo that drops each pending `recv`, and counts the drops.
 #[derive(Clone, Default)]
 struct Impatient {
     dropped: watch::Sender<u64>,
-    /// Whether it sends something by itself at each hundredth.
+    /// Whether it sends a message of its own after each hundred drops.
     pushes: bool,
 }
 
@@ -50,7 +50,7 @@ impl Impatient {
         }
     }
 
-    /// Until it has dropped a thousand more.
+    /// Waits for a thousand more drops.
     async fn busy(&self) {
         let mut dropped = self.dropped.subscribe();
         let before = *dropped.borrow();
@@ -59,7 +59,7 @@ impl Impatient {
     }
 }
 
-/// A store that decides when it is asked and answers when it was looked at a hundred times.
+/// A store that decides at once and answers at the hundredth poll.
 #[derive(Clone, Default)]
 struct Slow {
     inner: MemoryStore,
@@ -134,7 +134,7 @@ async fn a_message_is_charged_once() {
     );
 }
 
-/// Notices are large here, so that few of them fill what is between server and client.
+/// The notices are large, so that a few of them fill the buffers between server and client.
 #[tokio::test]
 async fn a_late_reader_gets_every_notice_and_the_close_code() {
     let limits = SocketLimits::new()
@@ -155,9 +155,9 @@ async fn a_late_reader_gets_every_notice_and_the_close_code() {
     assert_eq!(closed_with(&mut socket).await, CloseCode::Policy);
 }
 
-/// The client's own close frame goes out when it reads on.
+/// The close frame of the client is sent when it reads again.
 #[tokio::test]
-async fn who_is_told_goodbye_is_waited_for() {
+async fn a_closing_connection_waits_for_the_client() {
     for pushes in [false, true] {
         let limits = SocketLimits::new()
             .connections(1)
@@ -189,7 +189,7 @@ async fn who_is_told_goodbye_is_waited_for() {
 }
 
 #[tokio::test]
-async fn parting_a_socket_keeps_the_message_in_hand() {
+async fn splitting_a_socket_keeps_the_received_message() {
     let store = Slow::default();
     let limits = SocketLimits::new()
         .messages_per_key(Quota::per_hour(1))
@@ -212,9 +212,9 @@ async fn parting_a_socket_keeps_the_message_in_hand() {
     assert_eq!(exchange(&mut socket, "one").await, "one");
 }
 
-/// A flood that is there already when it is read, so that reading it never waits.
+/// The flood has arrived before it is read, so that reading never waits.
 #[tokio::test]
-async fn a_flood_above_the_limit_leaves_room_for_what_is_next_to_recv() {
+async fn a_flood_above_the_limit_does_not_starve_other_branches() {
     const FLOOD: u64 = 10_000;
     let refused = Arc::new(AtomicU64::new(0));
     let counting = refused.clone();

@@ -137,7 +137,7 @@ async fn without_redis_the_failure_mode_decides() {
 
 /// What fits no share is refused for now, and what fits no bucket for ever.
 #[tokio::test]
-async fn a_cost_above_a_share_has_to_wait_for_redis() {
+async fn a_cost_above_a_share_is_rejected_as_unavailable() {
     let url = format!("redis://127.0.0.1:{}", free_port());
     let share = FailureMode::LocalShare { replicas: 3 };
     let buckets = store(&url)
@@ -155,7 +155,7 @@ async fn a_cost_above_a_share_has_to_wait_for_redis() {
 }
 
 #[tokio::test]
-async fn credentials_need_a_secret() {
+async fn a_rate_layer_for_credentials_needs_a_secret() {
     let no_secret = || RedisStore::connect("redis://127.0.0.1:1").unwrap();
     let by_token = RateLimitByTokenLayer::new(Quota::per_hour(1));
     let error = by_token.try_store(no_secret()).unwrap_err();
@@ -171,7 +171,7 @@ async fn credentials_need_a_secret() {
 }
 
 #[test]
-fn urls() {
+fn an_unusable_url_is_an_error() {
     for url in [
         "redis://127.0.0.1:6379",
         "redis://user:password@localhost/2",
@@ -195,7 +195,7 @@ fn urls() {
 
 /// A service may be made before there is a runtime.
 #[test]
-fn a_layer_is_made_without_a_runtime() {
+fn a_layer_can_be_built_without_a_runtime() {
     let layer = RateLimitByTokenLayer::new(Quota::per_hour(1))
         .store(store("redis://127.0.0.1:1").deadline(Duration::from_millis(20)));
     // And outlives one.
@@ -211,7 +211,7 @@ fn a_layer_is_made_without_a_runtime() {
 
 /// The runtime that connected is still there, and nobody drives it.
 #[test]
-fn a_runtime_that_stands_still_is_not_waited_for() {
+fn a_stalled_runtime_delays_no_request() {
     let runtime = || {
         tokio::runtime::Builder::new_current_thread()
             .enable_all()

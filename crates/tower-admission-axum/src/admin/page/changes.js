@@ -1,4 +1,4 @@
-// The last changes of limits, and how one is undone.
+// The last changes of overrides, and their undo.
 
 const CHANGES = 50;
 
@@ -14,11 +14,11 @@ async function loadChanges() {
 
 const limitCell = (noted, none) => make('td', 'limit', noted?.limit ?? none, make('span', 'type', noted ? notes(noted) : ''));
 
-// Only the last change of a key is undone: an older one would take later ones with it.
+// Only the last change of a key can be undone: the undo of an older one would undo later ones too.
 function canUndo(change, last) {
   const { key, before, has_ended: hasEnded } = change;
   const isOver = before?.end && before.end * 1000 <= Date.now();
-  // A newer version has written what this one cannot read, and cannot restore.
+  // A newer version of the service wrote an override that this version cannot read or restore.
   return key !== null && change === last && !hasEnded && !isOver && !change.is_unreadable;
 }
 
@@ -26,13 +26,13 @@ function showChanges(changes) {
   const last = new Map(changes.toReversed().map((change) => [change.key, change]));
   const rows = changes.map((change) => {
     const { key, before, after, author, origin, has_ended: hasEnded } = change;
-    const none = change.is_unreadable ? 'none that can be read' : '–';
-    const by = hasEnded ? 'its end' : author ?? 'not known';
+    const none = change.is_unreadable ? 'unreadable' : '–';
+    const by = hasEnded ? 'expired' : author ?? 'unknown';
     const undo = button('Undo…', `Undo the change of ${key}`, () => confirmUndo(change));
-    // Without a key an operator has accepted a loss.
-    const what = key === null ? make('td', '', 'A loss was accepted') : make('td', 'key', key);
-    return make('tr', '', make('td', 'time', time(change.at)), what, limitCell(bare(before), none),
-      limitCell(bare(after), none),
+    // A change without a key is the acceptance of lost overrides.
+    const what = key === null ? make('td', '', 'Lost overrides accepted') : make('td', 'key', key);
+    return make('tr', '', make('td', 'time', time(change.at)), what, limitCell(withoutAuthor(before), none),
+      limitCell(withoutAuthor(after), none),
       make('td', '', by, make('span', 'type', origin ?? '')),
       make('td', 'actions', ...(canUndo(change, last.get(key)) ? [undo] : [])));
   });
@@ -40,25 +40,25 @@ function showChanges(changes) {
   at('no-changes').hidden = rows.length > 0;
 }
 
-// Without its author and time, which the row has.
-const bare = (noted) => noted && { limit: noted.limit, end: noted.end ?? undefined, note: noted.note ?? undefined };
+// Without author and time, which the row shows.
+const withoutAuthor = (noted) => noted && { limit: noted.limit, end: noted.end ?? undefined, note: noted.note ?? undefined };
 
-// Whether two limits are the same, with their ends and notes; `null` is none.
-const isSame = (one, other) => JSON.stringify(bare(one)) === JSON.stringify(bare(other));
+// Whether two overrides have the same limit, end and note; `null` is no override.
+const isSame = (one, other) => JSON.stringify(withoutAuthor(one)) === JSON.stringify(withoutAuthor(other));
 
 const confirmUndo = (change) => attempt(async () => {
   const { key, before, after } = change;
   const now = await current(key);
   if (!isSame(now.source === 'override' ? now : null, after)) {
     await refresh();
-    throw new Told(`${key} was changed again meanwhile, so this change is not its last.`);
+    throw new OperatorError(`${key} was changed again, so this change is not its last.`);
   }
   undoing = { key, before, tag: now.tag };
   at('undo-key').textContent = key;
-  at('undo-after').textContent = after?.limit ?? 'no limit of its own';
-  at('undo-before').textContent = before ? before.limit : 'no limit of its own';
-  at('undo-notes').textContent = before ? notes(bare(before)) : '';
-  at('undo-below').textContent = before ? '' : below(now);
+  at('undo-after').textContent = after?.limit ?? 'no override';
+  at('undo-before').textContent = before ? before.limit : 'no override';
+  at('undo-notes').textContent = before ? notes(withoutAuthor(before)) : '';
+  at('undo-fallback').textContent = before ? '' : fallback(now);
   at('undo-wrong').textContent = '';
   at('undo-dialog').showModal();
 });
@@ -66,11 +66,11 @@ const confirmUndo = (change) => attempt(async () => {
 onSubmit('undo', async () => {
   const { key, before, tag } = undoing;
   try {
-    if (before) await ask('PUT', of('limits', key), { body: bare(before), headers: only(tag) });
-    else await ask('DELETE', of('limits', key), { headers: only(tag) });
+    if (before) await ask('PUT', pathOf('limits', key), { body: withoutAuthor(before), headers: precondition(tag) });
+    else await ask('DELETE', pathOf('limits', key), { headers: precondition(tag) });
   } catch (error) {
     if (error.status !== 412) throw error;
-    throw new Told('It was changed again meanwhile, so nothing was undone. Close this to see its last change.');
+    throw new OperatorError('The override was changed again, so nothing was undone. Close this dialog to see the last change.');
   }
 });
 

@@ -1,4 +1,4 @@
-// Limits of single keys: found, changed, and how far they are used up.
+// Overrides: search, changes and usage.
 
 const PAGE = 200;
 const LONGEST_PAGE = 10000;
@@ -9,8 +9,8 @@ let tiers = [];
 let next = null;
 let loads = 0;
 
-// Reads the list again, or more of it. If answers overtake each other, the last one counts. All text that an operator
-// types is sent in bodies: it may be a credential, and URLs are logged.
+// Reads the list again, or its next page. If answers arrive out of order, the answer to the last request counts. All text
+// that an operator types is sent in bodies, because it may be a credential and URLs are logged.
 async function load(after) {
   loads += 1;
   const mine = loads;
@@ -21,11 +21,11 @@ async function load(after) {
   overrides = after ? overrides.concat(page.limits) : page.limits;
   ({ names, tiers, next } = page);
   showLimits(page.total);
-  if (page.key && isTyped) nameSearch(q, page.key);
+  if (page.key && isTyped) replaceTypedCredential(q, page.key);
 }
 
-// A credential does not stay in sight: its key has a name.
-function nameSearch(typed, key) {
+// Replaces a typed credential by the name of its key, so that the screen does not show it.
+function replaceTypedCredential(typed, key) {
   if (at('search').value.trim() === typed) at('search').value = key;
 }
 
@@ -43,22 +43,22 @@ function showLimits(total) {
   replaceRows(at('limits'), rows);
   const isSearch = at('search').value.trim() !== '';
   at('no-limits').hidden = rows.length > 0;
-  at('no-limits').textContent = total > 0 ? 'No key or limit has this text.' : 'No key has a limit of its own.';
+  at('no-limits').textContent = total > 0 ? 'No override contains this text.' : 'There are no overrides.';
   const count = `${number(rows.length)} of ${number(total)} ${isSearch ? 'found' : 'shown'}`;
-  at('limits-count').textContent = total === 0 ? '' : count + (isSearch && next !== null ? ', and there are more' : '');
+  at('limits-count').textContent = total === 0 ? '' : count + (isSearch && next !== null ? ', more exist' : '');
   at('more').hidden = next === null;
 }
 
 const time = (seconds) => new Date(seconds * 1000).toLocaleString('en-GB', { dateStyle: 'medium', timeStyle: 'short' });
 
-// What is noted about a limit: where it is set, its end, its note, and its author.
+// The source, end, note and author of an override.
 function notes({ source, in_file: inFile, end, note, author, changed_at: at }) {
   const set = [at && time(at), author && `by ${author}`].filter(Boolean).join(' ');
   return [source === 'file' && 'in the configuration', end && `until ${time(end)}`, note, set && `set ${set}`,
-    inFile && `in place of ${inFile.limit} in the configuration`].filter(Boolean).join(' · ');
+    inFile && `replaces ${inFile.limit} of the configuration`].filter(Boolean).join(' · ');
 }
 
-// Whether the text to search for is complete: it was pasted, or the field was left.
+// Whether the search text is complete: it was pasted, or the field lost the focus.
 let isTyped = true;
 let searching;
 function search(delay) {
@@ -91,16 +91,16 @@ at('find-form').addEventListener('submit', (event) => {
 at('more').addEventListener('click', () => attempt(() => load(next)));
 at('add').addEventListener('click', () => edit(''));
 
-// The key of a text that an operator has typed, and its usage.
+// The key of a typed text, with its usage.
 async function resolve(text) {
   const { keys: [found] } = await json('POST', 'keys/resolve', { body: { key: text } });
   return found;
 }
 
-// What a key has now, with the tag that a change of it is made by.
+// The current override of a key, with its tag.
 async function current(key) {
   try {
-    const response = await ask('GET', of('limits', key));
+    const response = await ask('GET', pathOf('limits', key));
     return { ...await response.json(), tag: response.headers.get('etag') };
   } catch (error) {
     if (error.status === 404) return { limit: null, tag: null };
@@ -108,10 +108,10 @@ async function current(key) {
   }
 }
 
-// A change is made only to what was shown.
-const only = (tag) => (tag ? { 'if-match': tag } : { 'if-none-match': '*' });
+// Changes the override only if it is still the shown one.
+const precondition = (tag) => (tag ? { 'if-match': tag } : { 'if-none-match': '*' });
 
-// Has a form in a dialog do something, and says in it what went wrong.
+// Runs the task of a form in a dialog, and shows its error there.
 function onSubmit(what, task) {
   at(`${what}-cancel`).addEventListener('click', () => at(`${what}-dialog`).close());
   at(`${what}-form`).addEventListener('submit', async (event) => {
@@ -122,27 +122,27 @@ function onSubmit(what, task) {
       at(`${what}-dialog`).close();
       await refresh();
     } catch (error) {
-      if (error instanceof Refused && error.status === 401) fail(error);
-      else at(`${what}-wrong`).textContent = told(error);
+      if (error instanceof ErrorResponse && error.status === 401) fail(error);
+      else at(`${what}-wrong`).textContent = messageOf(error);
     }
   });
 }
 
-// The edit form, which is made for what the key has.
+// The edit form.
 
 let edited = { key: '', tag: null };
 
-// For how long, in seconds.
-const SPANS = [['without an end', ''], ['for 15 minutes', 900], ['for 1 hour', 3600], ['for 1 day', 86400], ['for 1 week', 604800]];
+// The time to the end, in seconds.
+const SPANS = [['never', ''], ['in 15 minutes', 900], ['in 1 hour', 3600], ['in 1 day', 86400], ['in 1 week', 604800]];
 
-// The end that a key has stays unless another one is chosen.
+// The current end stays unless the operator chooses another one.
 function showSpans(end, chosen) {
-  const spans = end ? [[`until ${time(end)}`, 'keep'], ...SPANS] : SPANS;
+  const spans = end ? [[`at ${time(end)}`, 'keep'], ...SPANS] : SPANS;
   at('edit-for').replaceChildren(...spans.map(([text, value]) => new Option(text, value)));
   at('edit-for').value = chosen ?? (end ? 'keep' : '');
 }
 
-function whatIsEdited() {
+function editedBody() {
   const body = { limit: at('edit-limit').value };
   const note = at('edit-note').value.trim();
   if (note) body.note = note;
@@ -152,59 +152,59 @@ function whatIsEdited() {
   return body;
 }
 
-// What becomes of the limit that a key has when another one is to be set.
-function had() {
+// A hint about the limit that the new override replaces.
+function replacementHint() {
   const { now } = edited;
-  if (now.source === 'file') return `The configuration has ${now.limit}. This applies in place of it.`;
+  if (now.source === 'file') return `The configuration has ${now.limit}. The override replaces it.`;
   const isEnding = !['', 'keep'].includes(at('edit-for').value);
   if (!now.limit || !isEnding || at('edit-limit').value === now.limit) return '';
-  return `It has ${now.limit} now, which does not come back when the new limit ends: set it again then.`;
+  return `The current override is ${now.limit}. It does not return when the new one expires: set it again then.`;
 }
 
-const showHad = () => { at('edit-had').textContent = had(); };
-at('edit-form').addEventListener('input', showHad);
+const showReplacementHint = () => { at('edit-replaces').textContent = replacementHint(); };
+at('edit-form').addEventListener('input', showReplacementHint);
 
 const edit = (key, limit, span) => attempt(async () => {
   const now = key ? await current(key) : { limit: null, tag: null };
   edited = { key, tag: now.tag, end: now.end, now };
   showSpans(now.end, span);
   at('edit-note').value = now.note ?? '';
-  at('edit-title').textContent = !key ? 'Add a limit' : now.tag ? 'Edit a limit' : 'Set a limit';
+  at('edit-title').textContent = !key ? 'Add an override' : now.tag ? 'Edit the override' : 'Set an override';
   at('edit-key').value = key;
   at('edit-key').readOnly = key !== '';
   at('edit-limit').value = limit ?? now.limit ?? '';
   at('edit-wrong').textContent = '';
   at('edit-conflict').hidden = true;
-  showHad();
-  at('edit-names').textContent = 'A quota, a number and “concurrent”, or “deny all”; with commas between several.'
-    + (names.length ? ` For one limit only: ${names[0]}=…; the names are ${names.join(', ')}.` : '')
-    + (tiers.length ? ` For a tier: tier=${tiers[0]}; the tiers are ${tiers.join(', ')}.` : '');
+  showReplacementHint();
+  at('edit-names').textContent = 'A quota, a number and “concurrent”, “unlimited” or “deny all”. Separate several with commas.'
+    + (names.length ? ` To limit one name only: ${names[0]}=…; the names are ${names.join(', ')}.` : '')
+    + (tiers.length ? ` To select a tier: tier=${tiers[0]}; the tiers are ${tiers.join(', ')}.` : '');
   at('edit-usage').replaceChildren();
   at('usage-dialog').close();
   at('edit-dialog').showModal();
   at(key ? 'edit-limit' : 'edit-key').focus();
   if (!key) return;
   const mine = edited;
-  const { usage } = await json('GET', of('usage', key));
-  // Another key may be edited by now.
+  const { usage } = await json('GET', pathOf('usage', key));
+  // The operator may have opened another key.
   if (edited === mine) at('edit-usage').replaceChildren(...bars(usage));
 });
 
-// An hour, so that a ban that is forgotten ends.
+// One hour, so that a forgotten ban expires.
 const ban = (key) => edit(key, 'deny all', 3600);
 
 onSubmit('edit', async () => {
   const key = edited.key || (await resolve(at('edit-key').value.trim())).key;
   at('edit-key').value = key;
-  const body = whatIsEdited();
+  const body = editedBody();
   try {
-    await ask('PUT', of('limits', key), { body, headers: only(edited.tag) });
+    await ask('PUT', pathOf('limits', key), { body, headers: precondition(edited.tag) });
   } catch (error) {
     if (error.status !== 412) throw error;
-    // The next click is about what is shown now.
+    // The next click replaces the override that is shown now.
     edited.tag = error.tag;
     const { current: theirs, wanted } = error.problem;
-    at('conflict-theirs').textContent = theirs?.limit ?? 'no limit of its own';
+    at('conflict-theirs').textContent = theirs?.limit ?? 'no override';
     at('conflict-theirs-notes').textContent = theirs ? notes(theirs) : '';
     at('conflict-mine').textContent = wanted.limit;
     at('conflict-mine-notes').textContent = notes(wanted);
@@ -221,11 +221,11 @@ at('keep-theirs').addEventListener('click', () => {
 
 let deleting = { key: '', tag: null };
 
-// What applies to a key after its override is deleted.
-function below({ in_file: inFile }) {
-  if (inFile) return `After this the limit of the configuration applies: ${inFile.limit}.`;
-  if (tiers.length > 0) return 'After this the limit of its tier applies, or the default if it has none.';
-  return 'After this the default applies.';
+// The limit of a key after the deletion of its override.
+function fallback({ in_file: inFile }) {
+  if (inFile) return `Then the override of the configuration applies: ${inFile.limit}.`;
+  if (tiers.length > 0) return 'Then the limit of its tier applies, or the default if it has no tier.';
+  return 'Then the default applies.';
 }
 
 const confirmDelete = (key) => attempt(async () => {
@@ -234,7 +234,7 @@ const confirmDelete = (key) => attempt(async () => {
   deleting = { key, tag: now.tag };
   at('delete-key').textContent = key;
   at('delete-limit').textContent = now.limit;
-  at('delete-after').textContent = below(now);
+  at('delete-fallback').textContent = fallback(now);
   at('delete-wrong').textContent = '';
   at('delete-dialog').showModal();
   return undefined;
@@ -242,14 +242,14 @@ const confirmDelete = (key) => attempt(async () => {
 
 onSubmit('delete', async () => {
   try {
-    await ask('DELETE', of('limits', deleting.key), { headers: only(deleting.tag) });
+    await ask('DELETE', pathOf('limits', deleting.key), { headers: precondition(deleting.tag) });
   } catch (error) {
     // Another operator was first.
     if (error.status === 404 || (error.status === 412 && error.problem.current === null)) return true;
     if (error.status !== 412) throw error;
     deleting.tag = error.tag;
     at('delete-limit').textContent = error.problem.current.limit;
-    at('delete-wrong').textContent = 'It was changed meanwhile: the limit above is the new one.';
+    at('delete-wrong').textContent = 'Another operator changed the override. Its new limit is shown above.';
     return false;
   }
   return true;
@@ -260,39 +260,39 @@ onSubmit('delete', async () => {
 function bars(usage) {
   return usage.map((used) => {
     const name = used.name || '(no name)';
-    const sort = used.is_own ? `${used.sort}, its own` : used.sort;
+    const sort = used.is_override ? `${used.sort}, override` : used.sort;
     const here = used.here === null ? '' : `, ${number(used.here)} in this process`;
     const note = used.counted_in === 'store' ? `in the store${here}` : 'in this process';
     return bar(used.tier ? `${name} (${used.tier})` : name, sort, used.used, used.limit, note);
   });
 }
 
-// The list entry that decides about a key, before any limit.
-function listing({ key, list, source, end }) {
+// The list entry that decides about a key, before all limits.
+function listEntryText({ key, list, source, end }) {
   const what = list === 'deny' ? 'Banned' : 'Exempt from rates and from limits per key';
   const until = end ? ` until ${time(end)}` : '';
-  return `${what} by ${key}${until} (${source === 'file' ? 'of the configuration' : 'set at run time'}).`;
+  return `${what} by ${key}${until} (${source === 'file' ? 'in the configuration' : 'set at run time'}).`;
 }
 
-let lookedAt = '';
+let usageKey = '';
 
-const showUsage = (key) => attempt(async () => presentUsage(await json('GET', of('usage', key))));
+const showUsage = (key) => attempt(async () => presentUsage(await json('GET', pathOf('usage', key))));
 
 function presentUsage({ key, limit, listed, usage, replica, store }) {
-  lookedAt = key;
+  usageKey = key;
   at('usage-key').textContent = key;
-  at('usage-of').textContent = limit === null ? 'It has no limit of its own: the default applies.' : `Its own limit: ${limit}`;
-  at('usage-listed').textContent = listed ? listing(listed) : '';
+  at('usage-override').textContent = limit === null ? 'No override: the default applies.' : `Override: ${limit}`;
+  at('usage-listed').textContent = listed ? listEntryText(listed) : '';
   at('usage-listed').hidden = !listed;
   at('usage').replaceChildren(...bars(usage));
   at('no-usage').hidden = usage.length > 0;
   const isHere = usage.some((used) => used.here !== null);
-  at('usage-from').textContent = (isHere ? `“This process” is ${replica.host} (pid ${replica.pid}).` : '')
-    + (store?.status === 'failing' ? ' The store does not answer, so its counts are not known.' : '');
+  at('usage-place').textContent = (isHere ? `“This process” is ${replica.host} (pid ${replica.pid}).` : '')
+    + (store?.status === 'failing' ? ' The store does not answer, so its counts are unknown.' : '');
   if (!at('usage-dialog').open) at('usage-dialog').showModal();
 }
 
 at('usage-close').addEventListener('click', () => at('usage-dialog').close());
-at('usage-again').addEventListener('click', () => showUsage(lookedAt));
-at('usage-edit').addEventListener('click', () => edit(lookedAt));
-at('usage-ban').addEventListener('click', () => ban(lookedAt));
+at('usage-again').addEventListener('click', () => showUsage(usageKey));
+at('usage-edit').addEventListener('click', () => edit(usageKey));
+at('usage-ban').addEventListener('click', () => ban(usageKey));

@@ -1,4 +1,4 @@
-// What is in flight, and the keys that are rejected most.
+// Requests in flight, and the most rejected keys.
 
 function bar(name, details, used, limit, note = '') {
   const share = limit === null ? 0 : used >= limit ? 1 : used / limit;
@@ -13,9 +13,9 @@ function bar(name, details, used, limit, note = '') {
   return row;
 }
 
-// What the store counts is the same from all replicas; what processes count alone is shown for each.
+// All replicas report the same count of the store. A count of a process has a row for each process.
 function showInFlight() {
-  const answering = live();
+  const answering = answeringReplicas();
   const newest = answering.toSorted((one, two) => two.at - one.at);
   const rows = new Map();
   for (const replica of newest) {
@@ -31,33 +31,33 @@ function showInFlight() {
   const bars = sorted.map(({ name, sort, used, limit, isShared, held }) => {
     held.sort();
     const here = held.map(([who, count]) => `${number(count)} in ${who}`).join(', ');
-    const note = isShared ? `in the store, of these ${here || 'none here'}` : `in this process: ${held[0]?.[0] ?? ''}`;
+    const note = isShared ? `in the store: ${here || 'none in the answering processes'}` : `in this process: ${held[0]?.[0] ?? ''}`;
     return bar(name || '(no name)', sort, used, limit, note);
   });
   at('in-flight').replaceChildren(...bars);
   at('no-in-flight').hidden = bars.length > 0;
 }
 
-const MOST_KEYS = 10;
-let refusedShown = '';
+const MAX_REJECTED_KEYS = 10;
+let shownRejectedKeys = '';
 
-function showRefusedKeys() {
+function showRejectedKeys() {
   const all = new Map();
-  for (const { now } of live()) {
-    for (const { count, ...refused } of now.refused_keys) {
-      const id = JSON.stringify(refused);
-      const entry = all.get(id) ?? { ...refused, count: 0 };
+  for (const { now } of answeringReplicas()) {
+    for (const { count, ...rejectedKey } of now.rejected_keys) {
+      const id = JSON.stringify(rejectedKey);
+      const entry = all.get(id) ?? { ...rejectedKey, count: 0 };
       entry.count += count;
       all.set(id, entry);
     }
   }
   const rows = [...all.entries()].map(([id, entry]) => ({ id, ...entry }))
-    .sort((one, two) => two.count - one.count || one.id.localeCompare(two.id)).slice(0, MOST_KEYS);
-  const body = at('refused-keys');
+    .sort((one, two) => two.count - one.count || one.id.localeCompare(two.id)).slice(0, MAX_REJECTED_KEYS);
+  const body = at('rejected-keys');
   const ids = rows.map(({ id }) => id).join('\n');
-  // Rows are kept while they are the same, so that a click does not miss its button.
-  if (ids !== refusedShown) {
-    refusedShown = ids;
+  // Unchanged rows are kept, so that a click does not miss its button.
+  if (ids !== shownRejectedKeys) {
+    shownRejectedKeys = ids;
     replaceRows(body, rows.map(({ key, name, limit_type: type, policy }) => {
       const by = policy && policy !== name ? `${name || '(no name)'}: ${policy}` : name || '(no name)';
       const which = `${key}, rejected by ${by}`;
@@ -69,5 +69,5 @@ function showRefusedKeys() {
     }));
   }
   rows.forEach(({ count }, n) => { body.rows[n].cells[2].textContent = number(count); });
-  at('no-refused-keys').hidden = rows.length > 0;
+  at('no-rejected-keys').hidden = rows.length > 0;
 }

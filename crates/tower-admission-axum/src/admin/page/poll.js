@@ -1,69 +1,69 @@
-// Asks each second what happens, and shows whether the answers come and the store decides.
+// Polls the server each second, and shows whether answers arrive and the store decides.
 //
-// It asks and does not listen: six tabs that listen would take all connections that a browser has to a host over
-// HTTP/1.1. Behind a load balancer each answer may be another replica's, so all of them are heard in turn.
+// It polls instead of reading a stream: six tabs with a stream would use all connections that a browser opens to a host
+// over HTTP/1.1. Behind a load balancer the answers come from all replicas in turn.
 
-const EVERY = 1000;
-// After this, what is shown is old.
-const LATE = 3000;
-// A replica that has not answered for this long is forgotten: it was stopped, or another took its place.
-const FORGOTTEN = 120_000;
+const POLL_INTERVAL = 1000;
+// After this time without an answer the shown data is old.
+const STALE_AFTER = 3000;
+// A replica is forgotten after this time without an answer: it was stopped or replaced.
+const FORGET_AFTER = 120_000;
 
-// By id: the replicas that have answered, each with its last answer, its counts, and when it answered.
+// The replicas by id, each with its last answer, its counts, and the time of the answer.
 const replicas = new Map();
-let asking = null;
-let heard = null;
-let trouble = '';
+let polling = null;
+let lastAnswerAt = null;
+let lastError = '';
 
 const nameOf = ({ now: { replica } }) => `${replica.host} (pid ${replica.pid})`;
 
-// Those that still answer: of several each is asked more seldom.
-function live() {
+// The replicas that still answer. Of several replicas each gets fewer polls.
+function answeringReplicas() {
   for (const [id, { at: when }] of replicas) {
-    if (performance.now() - when > FORGOTTEN) replicas.delete(id);
+    if (performance.now() - when > FORGET_AFTER) replicas.delete(id);
   }
-  const patience = Math.max(5000, 3 * EVERY * replicas.size);
-  return [...replicas.values()].filter(({ at: when }) => performance.now() - when < patience)
+  const timeout = Math.max(5000, 3 * POLL_INTERVAL * replicas.size);
+  return [...replicas.values()].filter(({ at: when }) => performance.now() - when < timeout)
     .sort((one, two) => nameOf(one).localeCompare(nameOf(two)));
 }
 
-function stopAsking() {
-  asking?.abort();
-  asking = null;
-  heard = null;
-  trouble = '';
+function stopPolling() {
+  polling?.abort();
+  polling = null;
+  lastAnswerAt = null;
+  lastError = '';
   replicas.clear();
   showState();
 }
 
-async function startAsking() {
-  stopAsking();
+async function startPolling() {
+  stopPolling();
   const mine = new AbortController();
-  asking = mine;
+  polling = mine;
   showState();
   while (!mine.signal.aborted) {
     const began = performance.now();
     try {
       const seen = [...replicas].map(([id, { now }]) => `${id}:${now.second}`);
-      const signal = AbortSignal.any([mine.signal, AbortSignal.timeout(5 * EVERY)]);
+      const signal = AbortSignal.any([mine.signal, AbortSignal.timeout(5 * POLL_INTERVAL)]);
       const now = await json('GET', `now?${new URLSearchParams({ seen })}`, { signal });
-      heard = performance.now();
-      trouble = '';
-      take(now);
+      lastAnswerAt = performance.now();
+      lastError = '';
+      applyAnswer(now);
     } catch (error) {
       if (mine.signal.aborted) return;
-      if (error instanceof Refused && error.status === 401) return fail(error);
-      trouble = told(error);
+      if (error instanceof ErrorResponse && error.status === 401) return fail(error);
+      lastError = messageOf(error);
     }
     showState();
-    const rest = EVERY - (performance.now() - began);
+    const rest = POLL_INTERVAL - (performance.now() - began);
     await new Promise((done) => setTimeout(done, Math.max(rest, 100)));
-    await visible();
+    await untilVisible();
   }
 }
 
-// A tab that is not looked at asks nothing.
-function visible() {
+// A hidden tab does not poll.
+function untilVisible() {
   if (!document.hidden) return undefined;
   return new Promise((done) => {
     const look = () => {
@@ -75,47 +75,47 @@ function visible() {
   });
 }
 
-function take(now) {
+function applyAnswer(now) {
   const { id } = now.replica;
   const replica = replicas.get(id) ?? { now: { second: -1, revision: null }, counts: new Map(), edge: null };
   const isChanged = replica.now.revision !== now.revision;
   replicas.set(id, replica);
-  takeCounts(replica, now);
+  addCounts(replica, now);
   Object.assign(replica, { now, at: performance.now() });
   showTraffic();
   showInFlight();
-  showRefusedKeys();
-  if (isChanged || areListsOld) refresh();
+  showRejectedKeys();
+  if (isChanged || areListsStale) refresh();
 }
 
 function state(className, text) {
   at('state').className = className;
-  // A status is read out when it changes, so it changes only when it has to.
+  // Screen readers read each change of a status, so it changes only if the text differs.
   if (at('state').textContent !== text) at('state').textContent = text;
 }
 
 function showState() {
-  const failing = live().filter(({ now }) => now.store?.status === 'failing');
-  const silent = heard === null ? Infinity : performance.now() - heard;
-  if (!asking) state('', 'Not connected');
-  else if (heard === null) state(trouble ? 'lost' : '', trouble ? `${trouble} Trying again` : 'Connecting');
-  else if (silent > LATE) state('lost', `No data: ${trouble || 'the server does not answer.'} Trying again`);
-  else if (failing.length > 0) state('failing', 'Live, but the store does not decide');
+  const failing = answeringReplicas().filter(({ now }) => now.store?.status === 'failing');
+  const silence = lastAnswerAt === null ? Infinity : performance.now() - lastAnswerAt;
+  if (!polling) state('', 'Not connected');
+  else if (lastAnswerAt === null) state(lastError ? 'lost' : '', lastError ? `${lastError} Trying again` : 'Connecting');
+  else if (silence > STALE_AFTER) state('lost', `No data: ${lastError || 'the server does not answer.'} Trying again`);
+  else if (failing.length > 0) state('failing', 'Live, but the store fails');
   else state('live', 'Live');
-  at('silent').textContent = heard !== null && silent > LATE ? `for ${Math.round(silent / 1000)} s` : '';
-  at('replicas').textContent = live().map(nameOf).join(', ');
-  at('main').classList.toggle('old', silent > LATE);
+  at('silent').textContent = lastAnswerAt !== null && silence > STALE_AFTER ? `for ${Math.round(silence / 1000)} s` : '';
+  at('replicas').textContent = answeringReplicas().map(nameOf).join(', ');
+  at('main').classList.toggle('old', silence > STALE_AFTER);
   showStore(failing);
   showLost();
 }
 
 function showLost() {
-  const losing = live().filter(({ now }) => now.lost_overrides > 0);
+  const losing = answeringReplicas().filter(({ now }) => now.lost_overrides > 0);
   at('lost').hidden = losing.length === 0;
   if (losing.length === 0) return;
   const most = Math.max(...losing.map(({ now }) => now.lost_overrides));
-  const text = `The store has lost ${number(most)} limits of keys, which are still enforced by ${losing.map(nameOf).join(', ')}. `
-    + 'Do not restart these processes. Export the limits from one of them (tower-admission limits export, --admin), and '
+  const text = `The store has lost ${number(most)} overrides. These replicas still enforce them: ${losing.map(nameOf).join(', ')}. `
+    + 'Do not restart them. Export the overrides from one of them (tower-admission limits export, --admin), and '
     + 'import the file (limits import, --redis); or accept the loss (limits accept-loss).';
   if (at('lost').textContent !== text) at('lost').textContent = text;
 }
@@ -126,13 +126,13 @@ function showStore(failing) {
   if (!first) return;
   const { failure_mode: mode, since, cause } = first.now.store;
   const modes = {
-    open: 'all requests are admitted uncounted (open)',
+    open: 'all requests are admitted without counting (open)',
     closed: 'requests are rejected (closed)',
-    local_share: 'each replica grants its share (local_share)',
+    local_share: 'each replica admits its share (local_share)',
   };
-  const text = `The store does not decide on ${failing.map(nameOf).join(', ')} since `
+  const text = `The store fails on ${failing.map(nameOf).join(', ')} since `
     + `${new Date(since * 1000).toLocaleTimeString('en-GB')}: ${modes[mode] ?? mode}. Cause: ${cause}. `
-    + 'Meanwhile usage is that of one process.';
+    + 'Until it recovers, usage is that of one process.';
   if (at('store').textContent !== text) at('store').textContent = text;
 }
 

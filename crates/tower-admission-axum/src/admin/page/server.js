@@ -1,4 +1,4 @@
-// How the page asks the server. Text is shown by `textContent` only.
+// Requests to the server, and errors. The page shows text by `textContent` only.
 //
 // These files are one script, in this order: server.js, poll.js, traffic.js, now.js, limits.js, changes.js.
 'use strict';
@@ -8,7 +8,7 @@ const BASE = new URL('.', document.currentScript.src);
 
 const at = (id) => document.getElementById(id);
 
-// With separators: 1234567 is hard to read at three in the morning.
+// With separators: 1234567 is hard to read in a hurry.
 const number = new Intl.NumberFormat('en').format;
 
 function make(name, className, ...content) {
@@ -26,16 +26,16 @@ function button(text, label, click) {
   return made;
 }
 
-// Replaces the rows of a list, and leaves the focus on the button that had it.
+// Replaces the rows of a list, and keeps the focus on its button.
 function replaceRows(list, rows) {
   const label = list.contains(document.activeElement) && document.activeElement.getAttribute('aria-label');
   list.replaceChildren(...rows);
   if (label) [...list.querySelectorAll('button')].find((one) => one.getAttribute('aria-label') === label)?.focus();
 }
 
-// What the server is asked.
+// Requests.
 
-class Refused extends Error {
+class ErrorResponse extends Error {
   constructor(status, problem, tag) {
     super(problem.detail ?? `The server answers ${status}.`);
     this.status = status;
@@ -44,8 +44,8 @@ class Refused extends Error {
   }
 }
 
-// An error with a text for the operator.
-class Told extends Error {}
+// An error whose message is for the operator.
+class OperatorError extends Error {}
 
 async function ask(method, path, { body, signal, headers: more } = {}) {
   const headers = { authorization: `Bearer ${sessionStorage.getItem(TOKEN) ?? ''}`, ...more };
@@ -55,27 +55,27 @@ async function ask(method, path, { body, signal, headers: more } = {}) {
   });
   if (response.ok) return response;
   const problem = await response.json().catch(() => ({}));
-  throw new Refused(response.status, problem, response.headers.get('etag'));
+  throw new ErrorResponse(response.status, problem, response.headers.get('etag'));
 }
 
 const json = async (method, path, options) => (await ask(method, path, options)).json();
-const of = (folder, key) => `${folder}/${encodeURIComponent(key)}`;
+const pathOf = (folder, key) => `${folder}/${encodeURIComponent(key)}`;
 
-function told(error) {
-  if (error instanceof Refused || error instanceof Told) return error.message;
+function messageOf(error) {
+  if (error instanceof ErrorResponse || error instanceof OperatorError) return error.message;
   return 'The server cannot be reached.';
 }
 
 function fail(error) {
-  if (error instanceof Refused && error.status === 401) {
+  if (error instanceof ErrorResponse && error.status === 401) {
     signOut('This token is not accepted.');
     return;
   }
-  at('error').textContent = told(error);
+  at('error').textContent = messageOf(error);
   at('error').hidden = false;
 }
 
-// Runs what a click asks for, and shows its error.
+// Runs the task of a click, and shows its error.
 async function attempt(task) {
   at('error').hidden = true;
   try {
@@ -85,15 +85,15 @@ async function attempt(task) {
   }
 }
 
-// Reads the lists again. It runs also without a click, so it leaves the error of the last click where it is.
-let areListsOld = false;
+// Reads the lists again. It also runs without a click, so it keeps the error of the last click.
+let areListsStale = false;
 async function refresh() {
   const results = await Promise.allSettled([load(), loadChanges()]);
   const failed = results.find(({ status }) => status === 'rejected');
-  areListsOld = Boolean(failed);
+  areListsStale = Boolean(failed);
   if (failed?.reason.status === 401) return fail(failed.reason);
   at('lists').hidden = !failed;
-  if (failed) at('lists').textContent = `The lists of limits and changes may be old. ${told(failed.reason)} Trying again.`;
+  if (failed) at('lists').textContent = `The lists of overrides and changes may be old. ${messageOf(failed.reason)} Trying again.`;
   return undefined;
 }
 
@@ -101,7 +101,7 @@ async function refresh() {
 
 function signOut(why = '') {
   sessionStorage.removeItem(TOKEN);
-  stopAsking();
+  stopPolling();
   at('main').hidden = true;
   at('sign-out').hidden = true;
   // The next person at this screen is not signed in.
@@ -117,7 +117,7 @@ function signOut(why = '') {
 function signIn() {
   at('main').hidden = false;
   at('sign-out').hidden = false;
-  startAsking();
+  startPolling();
 }
 
 at('sign-out').addEventListener('click', () => signOut());
@@ -125,7 +125,7 @@ at('token-dialog').addEventListener('cancel', (event) => event.preventDefault())
 at('token-form').addEventListener('submit', (event) => {
   event.preventDefault();
   const token = at('token').value.trim();
-  // For a token that no header can hold, the error would be that of a server that cannot be reached.
+  // For a token that no header can hold, `fetch` reports the same error as for an unreachable server.
   if (!/^[A-Za-z0-9\-._~+/]+=*$/.test(token)) {
     at('token-wrong').textContent = 'A token consists of letters, digits and -._~+/=.';
     return;

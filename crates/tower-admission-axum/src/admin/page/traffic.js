@@ -1,37 +1,37 @@
-// Requests a second, of all replicas together.
+// Requests per second, of all replicas together.
 
 const SECONDS = 120;
-const SORTS = ['admitted', 'refused', 'would_refuse'];
-const none = () => new Array(SECONDS).fill(0);
+const OUTCOMES = ['admitted', 'rejected', 'would_reject'];
+const zeros = () => new Array(SECONDS).fill(0);
 
-// Each line has a colour and a dash pattern of its own; the limiters beyond these share the last.
+// Each line has its own colour and dash pattern. Further limiters share the last line.
 const DASHES = ['', '7 3', '2 3', '9 3 2 3', '4 2', '12 4', '1 4', '6 2 2 2 2 2'];
-const REST = DASHES.length;
-const lines = new Array(REST).fill(null);
+const OTHERS = DASHES.length;
+const lines = new Array(OTHERS).fill(null);
 
-// The newest count of each replica is of the second `edge` of this page's clock.
-function takeCounts(replica, now) {
+// The newest count of each replica belongs to the second `edge` of the clock of this page.
+function addCounts(replica, now) {
   const second = Math.floor(performance.now() / 1000);
   const offset = second - now.second;
-  // Answers come a little earlier or later in a second.
+  // Answers arrive a little earlier or later within a second.
   if (replica.offset === undefined || Math.abs(offset - replica.offset) > 1) replica.offset = offset;
   const passed = now.second - replica.now.second;
   replica.edge = now.second + replica.offset;
   for (const limiter of now.limiters) {
     const id = JSON.stringify([limiter.name, limiter.limit_type]);
-    const counts = replica.counts.get(id) ?? { limiter, admitted: none(), refused: none(), would_refuse: none() };
+    const counts = replica.counts.get(id) ?? { limiter, admitted: zeros(), rejected: zeros(), would_reject: zeros() };
     replica.counts.set(id, counts);
-    for (const sort of SORTS) {
-      const came = passed > 0 ? limiter[sort].slice(-passed) : [];
+    for (const outcome of OUTCOMES) {
+      const came = passed > 0 ? limiter[outcome].slice(-passed) : [];
       const missing = new Array(Math.min(Math.max(passed - came.length, 0), SECONDS)).fill(0);
-      counts[sort] = counts[sort].concat(missing, came).slice(-SECONDS);
+      counts[outcome] = counts[outcome].concat(missing, came).slice(-SECONDS);
     }
   }
 }
 
 const sum = (counts) => counts.reduce((total, count) => total + count, 0);
 
-// The counts of all replicas, up to the last second that is known of each that still answers.
+// The counts of all replicas, up to the last second that all answering replicas have reported.
 function series() {
   const edge = Math.min(...live().map((replica) => replica.edge));
   const all = new Map();
@@ -40,31 +40,31 @@ function series() {
       if (!all.has(id)) {
         all.set(id, {
           id, name: limiter.name || '(no name)', type: limiter.limit_type,
-          admitted: none(), refused: none(), would_refuse: none(),
+          admitted: zeros(), rejected: zeros(), would_reject: zeros(),
         });
       }
       const total = all.get(id);
       const behind = replica.edge - edge;
-      for (const sort of SORTS) {
-        for (let n = 0; n < SECONDS; n += 1) total[sort][n] += counts[sort][n - behind] ?? 0;
+      for (const outcome of OUTCOMES) {
+        for (let n = 0; n < SECONDS; n += 1) total[outcome][n] += counts[outcome][n - behind] ?? 0;
       }
     }
   }
-  const rows = [...all.values()].map((one) => ({ ...one, sums: Object.fromEntries(SORTS.map((sort) => [sort, sum(one[sort])])) }));
-  rows.sort((one, two) => two.sums.refused - one.sums.refused || two.sums.admitted - one.sums.admitted
+  const rows = [...all.values()].map((one) => ({ ...one, sums: Object.fromEntries(OUTCOMES.map((outcome) => [outcome, sum(one[outcome])])) }));
+  rows.sort((one, two) => two.sums.rejected - one.sums.rejected || two.sums.admitted - one.sums.admitted
     || one.name.localeCompare(two.name) || one.type.localeCompare(two.type));
   return rows;
 }
 
-// The busiest limiters have lines of their own, and keep them while they are among the busiest.
+// The busiest limiters have their own lines, and keep them while they are among the busiest.
 function chooseLines(rows) {
-  const busiest = new Set(rows.toSorted((one, two) => (two.sums.admitted + two.sums.refused) - (one.sums.admitted + one.sums.refused))
-    .slice(0, REST).map(({ id }) => id));
+  const busiest = new Set(rows.toSorted((one, two) => (two.sums.admitted + two.sums.rejected) - (one.sums.admitted + one.sums.rejected))
+    .slice(0, OTHERS).map(({ id }) => id));
   for (const [n, id] of lines.entries()) if (!busiest.delete(id)) lines[n] = null;
   for (const id of busiest) lines[lines.indexOf(null)] = id;
   for (const row of rows) {
     const line = lines.indexOf(row.id);
-    row.line = line < 0 ? REST : line;
+    row.line = line < 0 ? OTHERS : line;
   }
 }
 
@@ -82,37 +82,37 @@ function showTraffic() {
   chooseLines(shown);
   const rows = shown.map((row) => {
     const cell = (value, isBad) => make('td', isBad && value > 0 ? 'number some' : 'number', number(value));
-    const last = (sort) => row[sort][SECONDS - 1];
+    const last = (outcome) => row[outcome][SECONDS - 1];
     const name = make('th', '', swatch(row.line), row.name, make('span', 'type', row.type));
     name.scope = 'row';
-    return make('tr', '', name, cell(last('admitted')), cell(last('refused'), true),
-      cell(row.sums.admitted), cell(row.sums.refused, true), cell(row.sums.would_refuse));
+    return make('tr', '', name, cell(last('admitted')), cell(last('rejected'), true),
+      cell(row.sums.admitted), cell(row.sums.rejected, true), cell(row.sums.would_reject));
   });
   at('limiters').replaceChildren(...rows);
   at('no-limiters').hidden = rows.length > 0;
-  const others = shown.filter(({ line }) => line === REST).length;
-  at('rest').hidden = others === 0;
-  if (others > 0) at('rest').replaceChildren(swatch(REST), `${others} more limiters, together as one line`);
+  const others = shown.filter(({ line }) => line === OTHERS).length;
+  at('others').hidden = others === 0;
+  if (others > 0) at('others').replaceChildren(swatch(OTHERS), `${others} more limiters, as one line`);
   plot('admitted');
-  plot('refused');
+  plot('rejected');
 }
 
-// What is drawn: each line of its own, and the others as one.
-function drawn(sort) {
-  const all = shown.filter(({ line }) => line < REST).map((row) => ({ line: row.line, counts: row[sort] }));
-  const others = shown.filter(({ line }) => line === REST);
-  const together = none().map((_, n) => sum(others.map((row) => row[sort][n])));
-  return others.length > 0 ? [{ line: REST, counts: together }, ...all] : all;
+// The drawn lines: one for each of the busiest limiters, and one for all others.
+function drawn(outcome) {
+  const all = shown.filter(({ line }) => line < OTHERS).map((row) => ({ line: row.line, counts: row[outcome] }));
+  const others = shown.filter(({ line }) => line === OTHERS);
+  const together = zeros().map((_, n) => sum(others.map((row) => row[outcome][n])));
+  return others.length > 0 ? [{ line: OTHERS, counts: together }, ...all] : all;
 }
 
-// The next number that is good to read on an axis.
+// The next round number for an axis.
 function roundUp(value) {
   const power = 10 ** Math.floor(Math.log10(Math.max(value, 1)));
   return [1, 2, 5, 10].map((step) => step * power).find((step) => step >= value);
 }
 
-function plot(sort) {
-  const canvas = at(sort);
+function plot(outcome) {
+  const canvas = at(outcome);
   const { clientWidth: width, clientHeight: height } = canvas;
   if (width === 0) return;
   const scale = window.devicePixelRatio || 1;
@@ -123,7 +123,7 @@ function plot(sort) {
   const style = getComputedStyle(document.documentElement);
   const colour = (name) => style.getPropertyValue(name).trim();
 
-  const plotted = drawn(sort);
+  const plotted = drawn(outcome);
   const peak = Math.max(0, ...plotted.flatMap(({ counts }) => counts));
   const top = roundUp(peak);
   const box = { left: 46, right: width - 6, top: 8, bottom: height - 18 };
@@ -167,6 +167,6 @@ function plot(sort) {
 
 new ResizeObserver(() => {
   plot('admitted');
-  plot('refused');
+  plot('rejected');
 }).observe(at('admitted'));
 matchMedia('(prefers-color-scheme: dark)').addEventListener('change', showTraffic);

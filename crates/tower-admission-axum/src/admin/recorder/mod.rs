@@ -1,8 +1,8 @@
 //! Counts the decisions of the last two minutes, for the page.
 
-mod named;
-mod refused;
-mod seconds;
+mod per_second;
+mod registry;
+mod rejected_keys;
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,16 +12,16 @@ use tokio::time::Instant;
 use tower_admission::observe::Subject;
 use tower_admission::{Observer, Rejection};
 
-use self::named::Named;
-use self::refused::Refused;
-pub(super) use self::refused::RefusedMost;
-use self::refused::Source;
-pub(super) use self::seconds::SECONDS;
-use self::seconds::Seconds;
+use self::per_second::PerSecondCounts;
+pub(super) use self::per_second::SECONDS;
+use self::registry::Registry;
+pub(super) use self::rejected_keys::RejectedKey;
+use self::rejected_keys::RejectedKeys;
+use self::rejected_keys::RejectingLimit;
 use super::replica::Replica;
 
-/// Counts what limiters decide, for the [page](super::router) and `GET /now`. Clones share what is
-/// counted: give one to each layer that is to be seen, and one to the router.
+/// Counts decisions for the [page](super::router) and for `GET /now`. Clones share the counts: give one to each layer as an
+/// observer, and one to the router.
 ///
 /// ```
 /// use tower_admission::ConcurrencyLimitLayer;
@@ -31,56 +31,56 @@ use super::replica::Replica;
 /// let layer = ConcurrencyLimitLayer::new(64).name("chat").observe(recorder.clone());
 /// ```
 ///
-/// Limiters are told apart by name and sort of limit, the first 64 of them. Counted are, for each, what was
-/// admitted and refused in each of the last 120 seconds, the permits that are in flight in this process, and
-/// the 64 keys that were refused most in the last one or two minutes.
+/// The recorder distinguishes limiters by name and type, and records the first 64. For each limiter it counts the admitted
+/// and rejected requests of the last 120 seconds and the permits in flight in this process. It also counts the 64 keys
+/// with the most rejections in the last one to two minutes.
 ///
 /// # What it costs
 ///
-/// A decision costs one look at the clock and one addition to a counter of its limiter, a refusal a look
-/// through 64 keys more; nothing waits for anything. A limiter takes 3 KiB, so all of it at most 210 KiB.
+/// A decision reads the clock once and increments one counter of its limiter. A rejection also searches 64 keys. Nothing
+/// blocks. A limiter takes 3 KiB, so the recorder takes at most 210 KiB.
 #[derive(Clone)]
 pub struct Recorder(Arc<Inner>);
 
 struct Inner {
     start: Instant,
-    limiters: Named<Series>,
-    in_flight: Named<InFlight>,
-    refused: Refused,
-    sources: Named<Source>,
+    limiters: Registry<LimiterSeries>,
+    in_flight: Registry<LimiterPermits>,
+    rejected: RejectedKeys,
+    sources: Registry<RejectingLimit>,
     replica: Replica,
 }
 
 /// The decisions of a limiter.
-struct Series {
+struct LimiterSeries {
     limiter: Box<str>,
     limit_type: &'static str,
-    admitted: Seconds,
-    refused: Seconds,
-    would_refuse: Seconds,
+    admitted: PerSecondCounts,
+    rejected: PerSecondCounts,
+    would_reject: PerSecondCounts,
 }
 
 /// The permits of a limiter.
-struct InFlight {
+struct LimiterPermits {
     limiter: Box<str>,
     used: AtomicU64,
     limit: AtomicU64,
 }
 
-/// Where there is no limit.
+/// Represents the absence of a limit.
 const NO_LIMIT: u64 = u64::MAX;
 
-/// How many a limiter admitted and refused in some seconds.
-pub(super) struct Counted {
+/// The decisions of a limiter in a range of seconds.
+pub(super) struct LimiterCounts {
     pub(super) limiter: Box<str>,
     pub(super) limit_type: &'static str,
     pub(super) admitted: Vec<u32>,
-    pub(super) refused: Vec<u32>,
-    pub(super) would_refuse: Vec<u32>,
+    pub(super) rejected: Vec<u32>,
+    pub(super) would_reject: Vec<u32>,
 }
 
-/// How many permits a limiter has given out, and may.
-pub(super) struct Held {
+/// The permits in flight of a limiter, and their maximum.
+pub(super) struct PermitUsage {
     pub(super) limiter: Box<str>,
     pub(super) used: u64,
     pub(super) limit: Option<u64>,
@@ -89,52 +89,52 @@ pub(super) struct Held {
 #[derive(Clone, Copy, PartialEq)]
 enum Outcome {
     Admitted,
-    Refused,
-    WouldRefuse,
+    Rejected,
+    WouldReject,
 }
 
 impl Recorder {
-    /// Nothing has happened yet.
+    /// An empty recorder.
     #[must_use]
     pub fn new() -> Self {
         Self(Arc::new(Inner {
             start: Instant::now(),
-            limiters: Named::default(),
-            in_flight: Named::default(),
-            refused: Refused::default(),
-            sources: Named::default(),
-            replica: Replica::this(),
+            limiters: Registry::default(),
+            in_flight: Registry::default(),
+            rejected: RejectedKeys::default(),
+            sources: Registry::default(),
+            replica: Replica::current(),
         }))
     }
 
-    /// The second that runs, from the recorder's first.
+    /// The current second since the recorder was created.
     pub(super) fn second(&self) -> u32 {
-        // For 136 years.
+        // Overflows after 136 years.
         self.0.start.elapsed().as_secs() as u32
     }
 
-    /// What was decided in some seconds.
-    pub(super) fn counted(&self, seconds: std::ops::Range<u32>) -> Vec<Counted> {
+    /// The decisions in a range of seconds.
+    pub(super) fn counted(&self, seconds: std::ops::Range<u32>) -> Vec<LimiterCounts> {
         let limiters = self.0.limiters.all();
         let counted = limiters.iter().map(|series| {
-            let each = |of: &Seconds| seconds.clone().map(|second| of.of(second)).collect();
-            Counted {
+            let each = |of: &PerSecondCounts| seconds.clone().map(|second| of.of(second)).collect();
+            LimiterCounts {
                 limiter: series.limiter.clone(),
                 limit_type: series.limit_type,
                 admitted: each(&series.admitted),
-                refused: each(&series.refused),
-                would_refuse: each(&series.would_refuse),
+                rejected: each(&series.rejected),
+                would_reject: each(&series.would_reject),
             }
         });
         counted.collect()
     }
 
-    /// What is in flight.
-    pub(super) fn in_flight(&self) -> Vec<Held> {
+    /// The permits in flight.
+    pub(super) fn in_flight(&self) -> Vec<PermitUsage> {
         let limiters = self.0.in_flight.all();
         let held = limiters.iter().map(|in_flight| {
             let limit = in_flight.limit.load(Ordering::Relaxed);
-            Held {
+            PermitUsage {
                 limiter: in_flight.limiter.clone(),
                 used: in_flight.used.load(Ordering::Relaxed),
                 limit: (limit != NO_LIMIT).then_some(limit),
@@ -143,49 +143,49 @@ impl Recorder {
         held.collect()
     }
 
-    /// The process that this records.
+    /// The process that records.
     pub(super) fn replica(&self) -> &Replica {
         &self.0.replica
     }
 
-    /// The keys that were refused most, by which limit, and how often at least.
-    pub(super) fn refused_most(&self, most: usize) -> Vec<RefusedMost> {
-        self.0.refused.most(self.second(), most)
+    /// The keys with the most rejections, with lower bounds of their counts.
+    pub(super) fn most_rejected_keys(&self, most: usize) -> Vec<RejectedKey> {
+        self.0.rejected.most(self.second(), most)
     }
 
     fn decided(&self, subject: &Subject<'_>, outcome: Outcome) {
         let second = self.second();
         self.0.limiters.with(
             |series| series.limit_type == subject.limit_type && *series.limiter == *subject.limiter,
-            || Series {
+            || LimiterSeries {
                 limiter: subject.limiter.into(),
                 limit_type: subject.limit_type,
-                admitted: Seconds::default(),
-                refused: Seconds::default(),
-                would_refuse: Seconds::default(),
+                admitted: PerSecondCounts::default(),
+                rejected: PerSecondCounts::default(),
+                would_reject: PerSecondCounts::default(),
             },
             |series| {
                 let seconds = match outcome {
                     Outcome::Admitted => &series.admitted,
-                    Outcome::Refused => &series.refused,
-                    Outcome::WouldRefuse => &series.would_refuse,
+                    Outcome::Rejected => &series.rejected,
+                    Outcome::WouldReject => &series.would_reject,
                 };
                 seconds.count(second);
             },
         );
-        if let (Outcome::Refused, Some(key)) = (outcome, subject.key) {
+        if let (Outcome::Rejected, Some(key)) = (outcome, subject.key) {
             self.0.sources.with(
                 |source| source.is_of(subject),
-                || Source::of(subject),
-                |source| self.0.refused.count(key, source, second),
+                || RejectingLimit::of(subject),
+                |source| self.0.rejected.count(key, source, second),
             );
         }
     }
 
-    fn permits(&self, limiter: &str, with: impl Fn(&InFlight)) {
+    fn permits(&self, limiter: &str, with: impl Fn(&LimiterPermits)) {
         self.0.in_flight.with(
             |in_flight| *in_flight.limiter == *limiter,
-            || InFlight {
+            || LimiterPermits {
                 limiter: limiter.into(),
                 used: AtomicU64::new(0),
                 limit: AtomicU64::new(NO_LIMIT),
@@ -201,11 +201,11 @@ impl Observer for Recorder {
     }
 
     fn rejected(&self, subject: &Subject<'_>, _: &Rejection) {
-        self.decided(subject, Outcome::Refused);
+        self.decided(subject, Outcome::Rejected);
     }
 
     fn would_reject(&self, subject: &Subject<'_>, _: &Rejection) {
-        self.decided(subject, Outcome::WouldRefuse);
+        self.decided(subject, Outcome::WouldReject);
     }
 
     fn acquired(&self, limiter: &str, _: u64) {
@@ -224,7 +224,7 @@ impl Observer for Recorder {
     fn released(&self, limiter: &str) {
         let one_less = |used: u64| used.checked_sub(1);
         self.permits(limiter, |in_flight| {
-            // Nothing to take off when this one is of more than 64 and its first was not counted.
+            // The permit may have been acquired before the recorder observed the limiter.
             let _ = (in_flight.used).fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
         });
     }

@@ -1,7 +1,9 @@
-//! What happens at the moment, for a page that asks each second.
+//! Recent decisions and requests in flight, for the page, which polls each second.
 //!
-//! It asks, as a stream would keep one of the six connections that a browser has to a host over HTTP/1.1. Behind a load balancer it hears of all replicas, because each answer names its own.
+//! The page polls, because a stream would occupy one of the six connections of a browser to a host over HTTP/1.1. Behind
+//! a load balancer all replicas answer in turn, and each response names its replica.
 
+use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use axum::extract::rejection::QueryRejection;
@@ -12,46 +14,46 @@ use tower_admission::provider::LimitsInternals;
 use tower_admission::store::StoreStatus;
 use tower_admission::{CountedIn, KeyName};
 
-use super::answer::{Total, wrong};
-use super::api::{Answer, Api, Shared};
-use super::recorder::{Counted, Held, SECONDS};
+use super::handlers::AdminState;
+use super::recorder::{LimiterCounts, PermitUsage, SECONDS};
 use super::replica::Replica;
-use crate::endpoint::json;
+use super::responses::{LimitUsageJson, unprocessable};
+use crate::endpoint::{EndpointResult, json_response};
 
-/// What the page knows already.
+/// The seconds that the page already has.
 #[derive(Deserialize)]
-pub(super) struct Seen {
+pub(super) struct SeenQuery {
     seen: Option<String>,
 }
 
 #[derive(Serialize)]
-struct Now<'a> {
+struct ActivityJson<'a> {
     replica: &'a Replica,
-    store: Option<Store>,
-    /// Another number, and an override was changed.
+    store: Option<StoreStatusJson>,
+    /// A number that changes with each change of an override.
     revision: u64,
-    /// Overrides that this replica keeps although the store has lost them.
+    /// The overrides that this replica keeps although the store has lost them.
     lost_overrides: usize,
-    /// The last second that is over; -1 when none is. The last count of each list is of it.
+    /// The last complete second; -1 if there is none. The last count of each list belongs to it.
     second: i64,
-    limiters: Vec<LimiterHistory<'a>>,
-    in_flight: Vec<Total<'a>>,
-    refused_keys: Vec<RefusedKey>,
+    limiters: Vec<LimiterHistoryJson<'a>>,
+    in_flight: Vec<LimitUsageJson<'a>>,
+    rejected_keys: Vec<RejectedKeyJson>,
 }
 
-/// What a limiter decided in each of the seconds that are asked for.
+/// The decisions of a limiter in each requested second.
 #[derive(Serialize)]
-struct LimiterHistory<'a> {
+struct LimiterHistoryJson<'a> {
     name: &'a str,
     limit_type: &'static str,
     admitted: &'a [u32],
-    refused: &'a [u32],
-    would_refuse: &'a [u32],
+    rejected: &'a [u32],
+    would_reject: &'a [u32],
 }
 
-/// A key, and the limit that refused it.
+/// A key, and the limit that rejected it.
 #[derive(Serialize)]
-struct RefusedKey {
+struct RejectedKeyJson {
     #[serde(serialize_with = "as_text")]
     key: KeyName,
     name: Box<str>,
@@ -60,9 +62,9 @@ struct RefusedKey {
     count: u64,
 }
 
-/// Whether the store decides.
+/// The status of the store that replicas share.
 #[derive(Serialize)]
-pub(super) struct Store {
+pub(super) struct StoreStatusJson {
     status: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     failure_mode: Option<&'static str>,
@@ -73,7 +75,7 @@ pub(super) struct Store {
     cause: Option<String>,
 }
 
-impl From<StoreStatus> for Store {
+impl From<StoreStatus> for StoreStatusJson {
     fn from(status: StoreStatus) -> Self {
         let word = status.as_str();
         let failure = match status {
@@ -95,27 +97,30 @@ impl From<StoreStatus> for Store {
     }
 }
 
-/// Rejected keys in an answer.
-const MOST_KEYS: usize = 10;
+/// The maximum number of rejected keys in a response.
+const MAX_REJECTED_KEYS: usize = 10;
 
-/// What is wrong with a query.
-const QUERY: &str = "`seen` is written as replica:second, with commas between several.";
+/// The error for an invalid query.
+const QUERY: &str = "`seen` must be `replica:second`, separated by commas.";
 
-pub(super) async fn now(State(api): Shared, seen: Result<Query<Seen>, QueryRejection>) -> Answer {
-    let Query(seen) = seen.map_err(|_| wrong(QUERY))?;
-    let recorder = &api.recorder;
+pub(super) async fn activity(
+    State(state): State<Arc<AdminState>>,
+    seen: Result<Query<SeenQuery>, QueryRejection>,
+) -> EndpointResult {
+    let Query(seen) = seen.map_err(|_| unprocessable(QUERY))?;
+    let recorder = &state.recorder;
     let running = recorder.second();
     let all = running.saturating_sub(SECONDS - 1);
     let first = match seen.of(&recorder.replica().id) {
         Ok(seen) => seen.map_or(all, |seen| seen.saturating_add(1).clamp(all, running)),
-        Err(()) => return Err(wrong(QUERY)),
+        Err(()) => return Err(unprocessable(QUERY)),
     };
     let counted = recorder.counted(first..running);
-    let totals = api.limits.totals().await;
+    let totals = state.limits.totals().await;
     let held = recorder.in_flight();
-    // Limiters without `Limits` are known to the recorder alone.
-    let is_told = |held: &&Held| !totals.iter().any(|total| *total.name == *held.limiter);
-    let others = held.iter().filter(is_told).map(|held| Total {
+    // Only the recorder knows limiters without `Limits`.
+    let is_told = |held: &&PermitUsage| !totals.iter().any(|total| *total.name == *held.limiter);
+    let others = held.iter().filter(is_told).map(|held| LimitUsageJson {
         name: &held.limiter,
         sort: "concurrency",
         used: held.used,
@@ -123,27 +128,31 @@ pub(super) async fn now(State(api): Shared, seen: Result<Query<Seen>, QueryRejec
         counted_in: CountedIn::Process.as_str(),
         limit: held.limit,
     });
-    let now = Now {
+    let now = ActivityJson {
         replica: recorder.replica(),
-        store: api.limits.store_status().map(Store::from),
-        revision: api.limits.revision(),
-        lost_overrides: api.limits.lost(),
+        store: state.limits.store_status().map(StoreStatusJson::from),
+        revision: state.limits.revision(),
+        lost_overrides: state.limits.lost(),
         second: i64::from(running) - 1,
-        limiters: counted.iter().map(LimiterHistory::from).collect(),
-        in_flight: totals.iter().map(Total::from).chain(others).collect(),
-        refused_keys: refused_most(&api),
+        limiters: counted.iter().map(LimiterHistoryJson::from).collect(),
+        in_flight: totals
+            .iter()
+            .map(LimitUsageJson::from)
+            .chain(others)
+            .collect(),
+        rejected_keys: most_rejected_keys(&state),
     };
-    Ok(json(StatusCode::OK, &now))
+    Ok(json_response(StatusCode::OK, &now))
 }
 
-impl<'a> From<&'a Counted> for LimiterHistory<'a> {
-    fn from(counted: &'a Counted) -> Self {
+impl<'a> From<&'a LimiterCounts> for LimiterHistoryJson<'a> {
+    fn from(counted: &'a LimiterCounts) -> Self {
         Self {
             name: &counted.limiter,
             limit_type: counted.limit_type,
             admitted: &counted.admitted,
-            refused: &counted.refused,
-            would_refuse: &counted.would_refuse,
+            rejected: &counted.rejected,
+            would_reject: &counted.would_reject,
         }
     }
 }
@@ -152,20 +161,23 @@ fn as_text<S: serde::Serializer>(key: &KeyName, serializer: S) -> Result<S::Ok, 
     serializer.serialize_str(key.as_str())
 }
 
-fn refused_most(api: &Api) -> Vec<RefusedKey> {
-    let refused = api.recorder.refused_most(MOST_KEYS).into_iter();
-    let told = refused.map(|refused| RefusedKey {
-        key: api.limits.name_of(&refused.key),
-        name: refused.source.limiter.clone(),
-        limit_type: refused.source.limit_type,
-        policy: refused.source.policy.clone(),
-        count: refused.count,
+fn most_rejected_keys(state: &AdminState) -> Vec<RejectedKeyJson> {
+    let rejected = state
+        .recorder
+        .most_rejected_keys(MAX_REJECTED_KEYS)
+        .into_iter();
+    let told = rejected.map(|rejected| RejectedKeyJson {
+        key: state.limits.name_of(&rejected.key),
+        name: rejected.source.limiter.clone(),
+        limit_type: rejected.source.limit_type,
+        policy: rejected.source.policy.clone(),
+        count: rejected.count,
     });
     told.collect()
 }
 
-impl Seen {
-    /// The last second that is known of a replica.
+impl SeenQuery {
+    /// The last second that the page has of a replica.
     fn of(&self, id: &str) -> Result<Option<u32>, ()> {
         let mut found = None;
         let seen = self.seen.iter().flat_map(|seen| seen.split(','));
@@ -173,7 +185,7 @@ impl Seen {
             let (replica, second) = one.split_once(':').ok_or(())?;
             let second: i64 = second.parse().map_err(|_| ())?;
             if replica == id {
-                // Below 0 nothing is known.
+                // A negative second means that the page has none.
                 found = u32::try_from(second).ok();
             }
         }
@@ -186,10 +198,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_second_of_this_replica_is_found() {
+    fn the_query_has_the_last_second_of_each_replica() {
         let of = |seen: &str| {
             let seen = Some(seen.to_owned());
-            Seen { seen }.of("a1")
+            SeenQuery { seen }.of("a1")
         };
         assert_eq!(of("a1:7"), Ok(Some(7)));
         assert_eq!(of("b2:9,a1:7,c3:1"), Ok(Some(7)));

@@ -1,19 +1,19 @@
-//! A short list of what has a name, which readers take no lock for.
+//! A short list of named items that readers search without a lock.
 
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-/// How many there can be. What comes after them is left out.
-const MOST: usize = 64;
+/// The maximum number of items. Further items are ignored.
+const MAX_ITEMS: usize = 64;
 
-/// What is known of each limiter.
-pub(super) struct Named<T>(ArcSwap<Vec<Arc<T>>>);
+/// The items of each limiter.
+pub(super) struct Registry<T>(ArcSwap<Vec<Arc<T>>>);
 
-impl<T> Named<T> {
-    /// Has `with` see the one that `is` says yes to, and makes it if there is none.
+impl<T> Registry<T> {
+    /// Calls `with` with the item that `is` accepts, after inserting it if it is missing.
     ///
-    /// There are few and they do not change after the first requests, so they are looked through in turn.
+    /// A linear search suffices: there are few items, and after the first requests no new ones.
     pub(super) fn with(
         &self,
         is: impl Fn(&T) -> bool,
@@ -24,14 +24,14 @@ impl<T> Named<T> {
         if let Some(found) = items.iter().find(|item| is(item)) {
             return with(found);
         }
-        if items.len() >= MOST {
+        if items.len() >= MAX_ITEMS {
             return;
         }
         let made = Arc::new(make());
-        // Another thread may have been first.
+        // Another thread may have inserted it first.
         self.0.rcu(|items| {
             let mut items = Vec::clone(items);
-            if items.len() < MOST && !items.iter().any(|item| is(item)) {
+            if items.len() < MAX_ITEMS && !items.iter().any(|item| is(item)) {
                 items.push(made.clone());
             }
             items
@@ -46,8 +46,8 @@ impl<T> Named<T> {
     }
 }
 
-// Not derived: that would ask it of `T`.
-impl<T> Default for Named<T> {
+// A derive would require `T: Default`.
+impl<T> Default for Registry<T> {
     fn default() -> Self {
         Self(ArcSwap::default())
     }
@@ -60,13 +60,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn makes_each_once_and_no_more_than_fit() {
-        let named = Named::<(usize, AtomicU32)>::default();
+    fn the_registry_inserts_each_item_once_and_has_a_bound() {
+        let registry = Registry::<(usize, AtomicU32)>::default();
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    for name in 0..MOST + 10 {
-                        named.with(
+                    for name in 0..MAX_ITEMS + 10 {
+                        registry.with(
                             |(other, _)| *other == name,
                             || (name, AtomicU32::new(0)),
                             |item| {
@@ -77,9 +77,9 @@ mod tests {
                 });
             }
         });
-        let all = named.all();
-        assert_eq!(all.len(), MOST);
+        let all = registry.all();
+        assert_eq!(all.len(), MAX_ITEMS);
         let counts = all.iter().map(|item| item.1.load(Ordering::Relaxed));
-        assert!(counts.eq([4; MOST]));
+        assert!(counts.eq([4; MAX_ITEMS]));
     }
 }

@@ -1,24 +1,24 @@
-//! How many there were in each of the last seconds.
+//! Counts of each of the last seconds.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Seconds that are remembered.
+/// The number of seconds with counts.
 pub(crate) const SECONDS: u32 = 120;
 
-/// Counts of the last [`SECONDS`], the one that runs among them: 960 bytes.
+/// Counts of the last [`SECONDS`], including the current one: 960 bytes.
 ///
-/// Each is one word, the second above the count, so that counting is an addition, or once in a second an
-/// exchange.
-pub(super) struct Seconds([AtomicU64; SECONDS as usize]);
+/// Each count is one word: the second in the upper half, the count in the lower half. So counting is an addition, and
+/// once per second an exchange.
+pub(super) struct PerSecondCounts([AtomicU64; SECONDS as usize]);
 
-impl Seconds {
-    /// One more in this second.
+impl PerSecondCounts {
+    /// Adds one in this second.
     pub(super) fn count(&self, second: u32) {
         let place = self.place(second);
         let mut word = place.load(Ordering::Relaxed);
         while word >> 32 != tag(second) {
             if word >> 32 > tag(second) {
-                // Whoever counts was held up for two minutes.
+                // This thread was delayed by two minutes.
                 return;
             }
             let first = tag(second) << 32 | 1;
@@ -30,7 +30,7 @@ impl Seconds {
         place.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How many there were in a second.
+    /// The count of a second.
     pub(super) fn of(&self, second: u32) -> u32 {
         let word = self.place(second).load(Ordering::Relaxed);
         if word >> 32 == tag(second) {
@@ -45,12 +45,12 @@ impl Seconds {
     }
 }
 
-/// So that 0 is no second.
+/// The second in a word. An empty word has the tag 0, which is no second.
 fn tag(second: u32) -> u64 {
     u64::from(second) + 1
 }
 
-impl Default for Seconds {
+impl Default for PerSecondCounts {
     fn default() -> Self {
         Self([const { AtomicU64::new(0) }; SECONDS as usize])
     }
@@ -61,8 +61,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_the_last_two_minutes() {
-        let seconds = Seconds::default();
+    fn the_counts_cover_the_last_two_minutes() {
+        let seconds = PerSecondCounts::default();
         assert_eq!(seconds.of(0), 0);
         for second in 0..300 {
             for _ in 0..=second % 3 {
@@ -73,15 +73,15 @@ mod tests {
             let expected = if second < 180 { 0 } else { second % 3 + 1 };
             assert_eq!(seconds.of(second), expected, "{second}");
         }
-        // Long after nothing is left, and who comes late changes nothing.
+        // Old counts are gone, and a late count changes nothing.
         seconds.count(1_000);
         seconds.count(1_000 - SECONDS);
         assert_eq!((seconds.of(1_000), seconds.of(880)), (1, 0));
     }
 
     #[test]
-    fn threads_lose_nothing() {
-        let seconds = Seconds::default();
+    fn concurrent_counts_are_not_lost() {
+        let seconds = PerSecondCounts::default();
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| (0..40_000).for_each(|n| seconds.count(n / 10_000)));

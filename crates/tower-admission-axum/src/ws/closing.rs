@@ -1,4 +1,4 @@
-//! What a socket has to say by itself: notices, and why it closes.
+//! Messages that the socket itself sends: notices and close frames.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -14,31 +14,30 @@ use tower_admission::{Permit, Rejection};
 
 use super::handshake;
 
-/// How long a client may take to answer a close frame.
-const CLOSE_WITHIN: Duration = Duration::from_secs(2);
+/// The time that a client has to answer a close frame.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How much is read until a client's close frame: what may have been under way when ours was sent.
-const MOST_BYTES: usize = 4 << 20;
+/// The bytes that are read until the close frame of the client: the client may have sent them before it read ours.
+const MAX_DRAINED_BYTES: usize = 4 << 20;
 
-/// The longest message of a client that is refused by a close frame. A thousand of them at a time
-/// are to cost little.
-const LONGEST: usize = 16 << 10;
+/// The longest message of a client that is rejected with a close frame. A thousand such clients at a time must cost
+/// little memory.
+const MAX_MESSAGE_BYTES: usize = 16 << 10;
 
-/// What a frame of a client has besides its payload, at least.
+/// The minimum header of a frame from a client (RFC 6455 §5.2).
 const FRAME_HEADER: usize = 6;
 
-/// Messages that are read, or refused, in one go.
-pub(super) const MOST_AT_A_TIME: usize = 32;
+/// The messages that one poll reads or rejects.
+pub(super) const MESSAGES_PER_POLL: usize = 32;
 
-/// A message on its way out. Its state is here and not in a future, so that one which is dropped
-/// loses nothing.
+/// A message that is being sent. Its state is not in a future, so that a dropped future loses no message.
 #[derive(Default)]
-pub(super) struct Outgoing {
+pub(super) struct PendingMessage {
     unsent: Option<Message>,
     is_unflushed: bool,
 }
 
-impl Outgoing {
+impl PendingMessage {
     pub(super) fn new(message: Option<Message>) -> Self {
         Self {
             unsent: message,
@@ -50,7 +49,7 @@ impl Outgoing {
         self.unsent
     }
 
-    /// Ready when there is nothing left to do.
+    /// Ready after the message is sent and flushed.
     pub(super) fn poll(
         &mut self,
         socket: &mut WebSocket,
@@ -59,7 +58,7 @@ impl Outgoing {
         let mut socket = Pin::new(socket);
         if self.unsent.is_some() {
             let ready = ready!(socket.as_mut().poll_ready(cx));
-            // It is taken also when the connection fails, or it would fail for ever.
+            // The message is taken also if the connection fails, or each later poll would fail.
             if let Some(message) = self.unsent.take() {
                 ready?;
                 socket.as_mut().start_send(message)?;
@@ -75,36 +74,36 @@ impl Outgoing {
     }
 }
 
-/// The end of a connection: a close frame, and what the client still sends until its own. A client
-/// that reads nothing or sends on cannot hold it up for long.
-pub(super) struct Goodbye {
-    farewell: Outgoing,
+/// The closing handshake: sends a close frame, and reads until the close frame of the client. Its time and bytes are
+/// bounded.
+pub(super) struct ClosingHandshake {
+    close_frame: PendingMessage,
     deadline: Pin<Box<Sleep>>,
     bytes_left: usize,
 }
 
-impl Goodbye {
+impl ClosingHandshake {
     pub(super) fn new(rejection: &Rejection) -> Self {
         Self {
-            farewell: Outgoing::new(Some(farewell(rejection))),
-            deadline: Box::pin(sleep(CLOSE_WITHIN)),
-            bytes_left: MOST_BYTES,
+            close_frame: PendingMessage::new(Some(close_frame(rejection))),
+            deadline: Box::pin(sleep(CLOSE_TIMEOUT)),
+            bytes_left: MAX_DRAINED_BYTES,
         }
     }
 
-    pub(super) fn into_farewell(self) -> Outgoing {
-        self.farewell
+    pub(super) fn into_close_frame(self) -> PendingMessage {
+        self.close_frame
     }
 
-    /// Ready when it is said, or nobody listens.
+    /// Ready after the handshake, or when its bounds are reached.
     pub(super) fn poll(&mut self, socket: &mut WebSocket, cx: &mut Context<'_>) -> Poll<()> {
         if self.deadline.as_mut().poll(cx).is_ready()
-            || ready!(self.farewell.poll(socket, cx)).is_err()
+            || ready!(self.close_frame.poll(socket, cx)).is_err()
         {
             return Poll::Ready(());
         }
-        // Until the client's own close frame, or else it may never see ours.
-        for _ in 0..MOST_AT_A_TIME {
+        // The client may not see our close frame if the connection ends before the client sends its own.
+        for _ in 0..MESSAGES_PER_POLL {
             let Some(Ok(message)) = ready!(pin!(socket.recv()).poll(cx)) else {
                 return Poll::Ready(());
             };
@@ -119,21 +118,21 @@ impl Goodbye {
     }
 }
 
-/// Lets a client in only to tell it why it has to go.
+/// Accepts a connection, and closes it at once with the reason of the rejection.
 pub(super) fn close(upgrade: WebSocketUpgrade, rejection: Rejection, permit: Permit) -> Response {
     let upgrade = upgrade
-        .read_buffer_size(LONGEST)
-        .max_frame_size(LONGEST)
-        .max_message_size(LONGEST);
+        .read_buffer_size(MAX_MESSAGE_BYTES)
+        .max_frame_size(MAX_MESSAGE_BYTES)
+        .max_message_size(MAX_MESSAGE_BYTES);
     handshake::upgrade(upgrade, permit, move |mut socket, permit| async move {
-        let mut goodbye = Goodbye::new(&rejection);
-        poll_fn(|cx| goodbye.poll(&mut socket, cx)).await;
+        let mut closing = ClosingHandshake::new(&rejection);
+        poll_fn(|cx| closing.poll(&mut socket, cx)).await;
         drop(permit);
     })
 }
 
-/// RFC 6455 §7.4.1: 1008 for a limit of the client's; IANA's registry has 1013 for capacity.
-fn farewell(rejection: &Rejection) -> Message {
+/// RFC 6455 §7.4.1: 1008 for a limit of the client. IANA registers 1013 for capacity.
+fn close_frame(rejection: &Rejection) -> Message {
     let code = if rejection.reason().is_caller_limit() {
         close_code::POLICY
     } else {

@@ -1,4 +1,4 @@
-//! What the endpoints answer.
+//! JSON and problem responses of the admin endpoints.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -10,42 +10,42 @@ use serde::Serialize;
 use tower_admission::provider::SourcedOverride;
 use tower_admission::{KeyName, Limit, LimitUsage, LimitsError, Override};
 
-use super::explanation::Listed;
-use super::now::Store;
+use super::activity::StoreStatusJson;
+use super::explanation::ListEntryJson;
 use super::replica::Replica;
-use crate::endpoint::{Failed, problem};
+use crate::endpoint::{EndpointError, problem_response};
 
-/// A page of what single keys have.
+/// A page of overrides.
 #[derive(Serialize)]
-pub(super) struct List<'a> {
-    pub(super) limits: Vec<Entry<'a>>,
-    /// What limits are called that an entry can be about.
+pub(super) struct OverridePageJson<'a> {
+    pub(super) limits: Vec<OverrideJson<'a>>,
+    /// The names of limits that an override can set.
     pub(super) names: Vec<&'a str>,
-    /// The tiers that a key can be assigned to.
+    /// The tiers that an override can select.
     pub(super) tiers: Vec<&'a str>,
-    /// How many keys have a limit of their own, found or not.
+    /// The number of all overrides.
     pub(super) total: usize,
-    /// After what to ask for the next page; nothing on the last.
+    /// The `after` of the next page; `None` on the last page.
     pub(super) next: Option<&'a str>,
-    /// The key that the text of a search means, where that is a credential.
+    /// The key of the search text, if the text is a credential.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) key: Option<&'a str>,
 }
 
 #[derive(Serialize)]
-pub(super) struct Entry<'a> {
+pub(super) struct OverrideJson<'a> {
     key: &'a str,
     #[serde(flatten)]
-    noted: Noted<'a>,
+    noted: AnnotatedLimitJson<'a>,
     source: &'static str,
-    /// What the configuration has for the key under an override.
+    /// The override of the configuration, if another one replaces it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    in_file: Option<Noted<'a>>,
+    in_file: Option<AnnotatedLimitJson<'a>>,
 }
 
-/// An override with what is noted about it. Times are in seconds since the Unix epoch.
+/// A limit with its note, author and times. Times are in seconds since the Unix epoch.
 #[derive(Serialize)]
-pub(super) struct Noted<'a> {
+pub(super) struct AnnotatedLimitJson<'a> {
     limit: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     end: Option<u64>,
@@ -58,81 +58,81 @@ pub(super) struct Noted<'a> {
 }
 
 #[derive(Serialize)]
-pub(super) struct Changed<'a> {
+pub(super) struct ChangedOverrideJson<'a> {
     #[serde(flatten)]
-    pub(super) entry: Entry<'a>,
-    pub(super) before: Option<Noted<'a>>,
+    pub(super) entry: OverrideJson<'a>,
+    pub(super) before: Option<AnnotatedLimitJson<'a>>,
 }
 
 #[derive(Serialize)]
-pub(super) struct Deleted<'a> {
+pub(super) struct DeletedOverrideJson<'a> {
     pub(super) key: &'a str,
     pub(super) source: &'static str,
-    pub(super) before: Noted<'a>,
-    /// What the configuration has for the key, which applies now.
+    pub(super) before: AnnotatedLimitJson<'a>,
+    /// The override of the configuration, which applies now.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) in_file: Option<Noted<'a>>,
+    pub(super) in_file: Option<AnnotatedLimitJson<'a>>,
 }
 
-/// The source of what was set at run time.
+/// The source of an override that was set at run time.
 pub(super) const OVERRIDE: &str = "override";
 
-/// The source of what the configuration has.
+/// The source of an override of the configuration.
 const FILE: &str = "file";
 
 #[derive(Serialize)]
-pub(super) struct Totals<'a> {
+pub(super) struct TotalUsageJson<'a> {
     pub(super) replica: &'a Replica,
-    pub(super) store: Option<Store>,
-    pub(super) usage: Vec<Total<'a>>,
+    pub(super) store: Option<StoreStatusJson>,
+    pub(super) usage: Vec<LimitUsageJson<'a>>,
 }
 
-/// How far a limit is used up by all.
+/// The usage of a limit.
 #[derive(Serialize)]
-pub(super) struct Total<'a> {
+pub(super) struct LimitUsageJson<'a> {
     pub(super) name: &'a str,
     pub(super) sort: &'static str,
-    /// Of all replicas, if a store counts.
+    /// Of all replicas if the store counts.
     pub(super) used: u64,
-    /// How many of them this process holds.
+    /// The part of `used` that this process holds.
     pub(super) here: Option<u64>,
     pub(super) counted_in: &'static str,
     pub(super) limit: Option<u64>,
 }
 
 #[derive(Serialize)]
-pub(super) struct KeyUsage<'a> {
+pub(super) struct KeyUsageJson<'a> {
     pub(super) replica: &'a Replica,
-    pub(super) store: Option<Store>,
+    pub(super) store: Option<StoreStatusJson>,
     pub(super) key: &'a str,
     pub(super) limit: Option<String>,
-    /// The entry of a list that decides about the key, before any limit.
-    pub(super) listed: Option<Listed<'a>>,
-    pub(super) usage: Vec<Used<'a>>,
+    /// The list entry that decides about the key, before all limits.
+    pub(super) listed: Option<ListEntryJson<'a>>,
+    pub(super) usage: Vec<KeyLimitUsageJson<'a>>,
 }
 
-/// How far a limit is used up by a key.
+/// The usage of a limit by a key.
 #[derive(Serialize)]
-pub(super) struct Used<'a> {
+pub(super) struct KeyLimitUsageJson<'a> {
     #[serde(flatten)]
-    total: Total<'a>,
+    total: LimitUsageJson<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tier: Option<&'a str>,
     is_override: bool,
 }
 
-impl<'a> Entry<'a> {
+impl<'a> OverrideJson<'a> {
     pub(super) fn new(key: &'a KeyName, sourced: &'a SourcedOverride) -> Self {
         Self {
             key: key.as_str(),
             noted: (&sourced.entry).into(),
             source: if sourced.is_set { OVERRIDE } else { FILE },
-            in_file: sourced.configured.as_ref().map(Noted::from),
+            in_file: sourced.configured.as_ref().map(AnnotatedLimitJson::from),
         }
     }
 }
 
-impl<'a> From<&'a Override> for Noted<'a> {
+impl<'a> From<&'a Override> for AnnotatedLimitJson<'a> {
     fn from(entry: &'a Override) -> Self {
         let seconds = |time: SystemTime| {
             let since = time.duration_since(UNIX_EPOCH);
@@ -148,8 +148,8 @@ impl<'a> From<&'a Override> for Noted<'a> {
     }
 }
 
-impl Noted<'_> {
-    /// Omits its author and time, which the change has as well.
+impl AnnotatedLimitJson<'_> {
+    /// Omits author and time, which the change has too.
     pub(super) fn of_change(self) -> Self {
         Self {
             author: None,
@@ -159,7 +159,7 @@ impl Noted<'_> {
     }
 }
 
-impl<'a> From<&'a LimitUsage> for Total<'a> {
+impl<'a> From<&'a LimitUsage> for LimitUsageJson<'a> {
     fn from(usage: &'a LimitUsage) -> Self {
         Self {
             name: &usage.name,
@@ -172,7 +172,7 @@ impl<'a> From<&'a LimitUsage> for Total<'a> {
     }
 }
 
-impl<'a> From<&'a LimitUsage> for Used<'a> {
+impl<'a> From<&'a LimitUsage> for KeyLimitUsageJson<'a> {
     fn from(usage: &'a LimitUsage) -> Self {
         Self {
             total: usage.into(),
@@ -182,43 +182,43 @@ impl<'a> From<&'a LimitUsage> for Used<'a> {
     }
 }
 
-/// The syntax is right, and a value is wrong.
-pub(super) fn wrong(detail: impl Into<Cow<'static, str>>) -> Failed {
-    Failed::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
+/// Status 422: the syntax is valid, and a value is not.
+pub(super) fn unprocessable(detail: impl Into<Cow<'static, str>>) -> EndpointError {
+    EndpointError::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
 }
 
-pub(super) fn no_limit() -> Failed {
-    Failed::new(StatusCode::NOT_FOUND, "The key has no limit of its own.")
+pub(super) fn no_override() -> EndpointError {
+    EndpointError::new(StatusCode::NOT_FOUND, "The key has no override.")
 }
 
-/// The answer to a deletion of what the configuration has.
+/// The response to the deletion of an override of the configuration.
 pub(super) fn set_in_file() -> Response {
     #[derive(Serialize)]
     struct Code {
         code: &'static str,
     }
-    let detail = "The limit of this key is set in the configuration of the service and can only be deleted there. To \
-                  replace it now, set another limit, such as `unlimited`.";
+    let detail = "The override of this key is in the configuration of the service and can only be deleted there. To \
+                  replace it now, set another override, such as `unlimited`.";
     let code = Code {
         code: "set_in_file",
     };
-    problem(StatusCode::CONFLICT, detail, &code)
+    problem_response(StatusCode::CONFLICT, detail, &code)
 }
 
-pub(super) fn no_such_name(name: &str, names: &[Arc<str>]) -> Failed {
+pub(super) fn no_such_name(name: &str, names: &[Arc<str>]) -> EndpointError {
     let known = match names {
         [] => "this service has no named limits".to_owned(),
         names => format!("the names are {}", names.join(", ")),
     };
-    wrong(format!("There is no limit named {name}: {known}."))
+    unprocessable(format!("No limit has the name {name}: {known}."))
 }
 
-/// No limiter goes by a part of a limit.
+/// The error for a part of a limit that no limiter applies.
 pub(super) fn no_effect(
     part: &str,
     names: &[Arc<str>],
     applies: impl Fn(&Limit) -> bool,
-) -> Failed {
+) -> EndpointError {
     let value = part
         .split_once('=')
         .map_or(part, |(_, value)| value.trim_start());
@@ -230,10 +230,12 @@ pub(super) fn no_effect(
         [] => String::new(),
         named => format!(": write {}", named.join(" or ")),
     };
-    wrong(format!("{part} changes no limit of this service{instead}."))
+    unprocessable(format!(
+        "{part} has no effect on the limits of this service{instead}."
+    ))
 }
 
-impl From<LimitsError> for Failed {
+impl From<LimitsError> for EndpointError {
     fn from(error: LimitsError) -> Self {
         match error {
             LimitsError::TooMany | LimitsError::TooManyRates => {
@@ -260,8 +262,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn too_many_is_a_conflict() {
-        let answer = Failed::from(LimitsError::TooMany).into_response();
+    fn too_many_overrides_are_a_conflict() {
+        let answer = EndpointError::from(LimitsError::TooMany).into_response();
         assert_eq!(answer.status(), StatusCode::CONFLICT);
         assert!(!answer.headers().contains_key("retry-after"));
     }

@@ -1,4 +1,4 @@
-//! Changes that are made only to what their author has seen (RFC 9110 §13).
+//! Conditional changes: `If-Match` and `If-None-Match` (RFC 9110 §13).
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -9,10 +9,10 @@ use serde::Serialize;
 use tower_admission::provider::{LimitsInternals, siphash128};
 use tower_admission::{KeyName, LimitEdit, Limits, LimitsError, Override};
 
-use super::answer::Noted;
-use crate::endpoint::problem;
+use super::responses::AnnotatedLimitJson;
+use crate::endpoint::problem_response;
 
-/// The tag of an override: after another change it is another, and all replicas have the same.
+/// The entity tag of an override. All replicas compute the same tag, and each change leads to another one.
 fn tag(entry: &Override) -> String {
     let seconds = |time: SystemTime| {
         let since = time.duration_since(UNIX_EPOCH);
@@ -30,31 +30,31 @@ fn tag(entry: &Override) -> String {
     format!("\"{one:016x}{two:016x}\"")
 }
 
-/// An answer with the tag of what it tells of.
-pub(super) fn tagged(mut response: Response, entry: &Override) -> Response {
+/// Adds the entity tag of the override in a response.
+pub(super) fn with_entity_tag(mut response: Response, entry: &Override) -> Response {
     let tag = HeaderValue::try_from(tag(entry)).expect("hexadecimal digits");
     response.headers_mut().insert(ETAG, tag);
     response
 }
 
-/// What a request demands of a limit before it changes it.
-struct Condition<'a> {
-    if_match: Option<Tags<'a>>,
-    if_none_match: Option<Tags<'a>>,
+/// The preconditions of a request.
+struct Precondition<'a> {
+    if_match: Option<EntityTags<'a>>,
+    if_none_match: Option<EntityTags<'a>>,
 }
 
-/// Tags of a header; of several of its lines all count.
-struct Tags<'a> {
+/// The entity tags in all lines of a header.
+struct EntityTags<'a> {
     headers: &'a HeaderMap,
     name: HeaderName,
 }
 
-impl<'a> Condition<'a> {
-    fn of(headers: &'a HeaderMap) -> Self {
+impl<'a> Precondition<'a> {
+    fn from_headers(headers: &'a HeaderMap) -> Self {
         let tags = |name: HeaderName| {
             headers
                 .contains_key(&name)
-                .then_some(Tags { headers, name })
+                .then_some(EntityTags { headers, name })
         };
         Self {
             if_match: tags(IF_MATCH),
@@ -66,49 +66,49 @@ impl<'a> Condition<'a> {
         self.if_match.is_none() && self.if_none_match.is_none()
     }
 
-    /// Whether a limit may be changed, or the place where none is.
-    fn admits(&self, entry: Option<&Override>) -> bool {
+    /// Whether the preconditions hold for the current override.
+    fn holds_for(&self, entry: Option<&Override>) -> bool {
         let tag = entry.map(tag);
-        let is_in = |tags: &Tags<'_>| tags.have(tag.as_deref());
+        let is_in = |tags: &EntityTags<'_>| tags.contain(tag.as_deref());
         self.if_match.as_ref().is_none_or(is_in) && !self.if_none_match.as_ref().is_some_and(is_in)
     }
 }
 
-impl Tags<'_> {
-    /// `*` stands for any limit, but not for none.
-    fn have(&self, tag: Option<&str>) -> bool {
+impl EntityTags<'_> {
+    /// Whether a tag is listed. `*` matches every override, but not a missing one.
+    fn contain(&self, tag: Option<&str>) -> bool {
         let lines = self.headers.get_all(&self.name).iter();
         let mut tags = lines.flat_map(|line| line.to_str().unwrap_or_default().split(','));
         tag.is_some_and(|tag| tags.any(|one| matches!(one.trim(), "*") || one.trim() == tag))
     }
 }
 
-/// A change that is made only if its condition holds for the override as it is in the store. `edit` begins it. The inner
-/// error is the answer to a change of something that was changed meanwhile, with both values.
-pub(super) async fn change_if<'a>(
+/// Applies a change only if its preconditions hold for the override in the store. `edit` begins the change. The inner
+/// error is the response to a change whose preconditions do not hold, with both overrides.
+pub(super) async fn change_if_unmodified<'a>(
     limits: &Limits,
     key: &KeyName,
     headers: &HeaderMap,
     to: Option<&Override>,
     edit: impl Fn() -> LimitEdit<'a>,
 ) -> Result<Result<Option<Override>, Response>, LimitsError> {
-    let condition = Condition::of(headers);
+    let condition = Precondition::from_headers(headers);
     if condition.is_none() {
         return make(edit(), to).await.map(Ok);
     }
     for _ in 0..ATTEMPTS {
         let mut current = limits.get_override(key);
-        if !condition.admits(current.as_ref()) {
-            // Another replica may have made the change that the condition is about.
+        if !condition.holds_for(current.as_ref()) {
+            // Another replica may have changed the override to the one in the precondition.
             limits.refresh().await?;
             current = limits.get_override(key);
         }
-        if !condition.admits(current.as_ref()) {
+        if !condition.holds_for(current.as_ref()) {
             return Ok(Err(changed_meanwhile(current.as_ref(), to)));
         }
         let at_run_time = limits.override_at_run_time(key);
         match make(edit().only_if(at_run_time.as_ref()), to).await {
-            // This replica has not read it yet.
+            // This replica has not read the change of another one.
             Err(LimitsError::Changed { .. }) => {
                 limits.refresh().await?;
             }
@@ -121,7 +121,7 @@ pub(super) async fn change_if<'a>(
     )))
 }
 
-/// How often a change is tried that others are faster than.
+/// The attempts to apply a change while other replicas change the same override.
 const ATTEMPTS: usize = 3;
 
 async fn make(edit: LimitEdit<'_>, to: Option<&Override>) -> Result<Option<Override>, LimitsError> {
@@ -134,17 +134,17 @@ async fn make(edit: LimitEdit<'_>, to: Option<&Override>) -> Result<Option<Overr
 fn changed_meanwhile(current: Option<&Override>, wanted: Option<&Override>) -> Response {
     #[derive(Serialize)]
     struct Values<'a> {
-        current: Option<Noted<'a>>,
-        wanted: Option<Noted<'a>>,
+        current: Option<AnnotatedLimitJson<'a>>,
+        wanted: Option<AnnotatedLimitJson<'a>>,
     }
-    let detail = "The limit was changed meanwhile, so this change was not made.";
+    let detail = "The override was changed since it was read, so this change was not made.";
     let values = Values {
-        current: current.map(Noted::from),
-        wanted: wanted.map(Noted::from),
+        current: current.map(AnnotatedLimitJson::from),
+        wanted: wanted.map(AnnotatedLimitJson::from),
     };
-    let response = problem(StatusCode::PRECONDITION_FAILED, detail, &values);
+    let response = problem_response(StatusCode::PRECONDITION_FAILED, detail, &values);
     match current {
-        Some(current) => tagged(response, current),
+        Some(current) => with_entity_tag(response, current),
         None => response,
     }
 }
@@ -162,11 +162,11 @@ mod tests {
         for (name, value) in headers {
             map.append(*name, value.parse().unwrap());
         }
-        Condition::of(&map).admits(entry)
+        Precondition::from_headers(&map).holds_for(entry)
     }
 
     #[test]
-    fn a_change_is_admitted_as_its_author_saw_the_limit() {
+    fn a_change_needs_the_tag_of_the_current_override() {
         let had = entry("10/s");
         let (mine, other) = (tag(&had), tag(&entry("11/s")));
         let noted = entry("10/s").with_note("ticket 4711");
@@ -185,7 +185,7 @@ mod tests {
             (&[("if-none-match", "*")], false, true),
             (&[("if-none-match", &*mine)], false, true),
             (&[("if-none-match", &*other)], true, true),
-            // A weak tag stands for something alike (RFC 9110 §13.1.1).
+            // A weak tag is no strong match (RFC 9110 §13.1.1).
             (&[("if-match", &*format!("W/{mine}"))], false, false),
         ] {
             assert_eq!(admits(headers, Some(&had)), has, "{headers:?}");
