@@ -354,7 +354,9 @@ async fn an_emptied_file_takes_no_limits_away_and_metrics_show_it() {
     let log = gateway.stop();
     let file = file.path();
     for line in [
-        format!("{file}: groups: there are none, and with them would go the limits of: api."),
+        format!(
+            "{file}: groups: the file has no groups, so these groups would lose their limits: api."
+        ),
         "rate from \\\"1/h\\\" to \\\"2/h\\\"".to_owned(),
     ] {
         assert!(log.contains(&line), "{line}\n{log}");
@@ -407,7 +409,7 @@ fn a_bad_file_is_told_at_start() {
     assert!(!output.status.success());
     let told = String::from_utf8(output.stderr).unwrap();
     let expected = format!(
-        "error: {}:2:8: groups.api.rate: \"10/0s\" is no quota: ",
+        "error: {}:2:8: groups.api.rate: \"10/0s\" is not a valid quota: ",
         file.path()
     );
     assert!(told.starts_with(&expected), "{told}");

@@ -1,4 +1,4 @@
-//! Limits where a service has them, through its admin endpoints.
+//! Changes limits through the admin endpoints of a service.
 
 use hyper::{Method, StatusCode};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -9,29 +9,29 @@ use tower_admission::{KeyName, Limit};
 
 use crate::args::RequestArgs;
 use crate::changes::Change;
-use crate::explained::Explained;
+use crate::explanation::Explanation;
 use crate::failure::Failure;
 use crate::http::{Answer, Client, Condition};
-use crate::own::{Answered, Own};
-use crate::server::{Changed, Entry, Wanted, changed_meanwhile};
-use crate::usage::Report;
+use crate::override_json::{OverrideAnswer, OverrideJson};
+use crate::server::{ChangedLimit, OverrideEntry, SetRequest, concurrent_change};
+use crate::usage::UsageReport;
 
 pub(crate) struct Admin(Client);
 
-/// Limits in one answer.
+/// The number of limits per answer.
 const PAGE: usize = 1000;
 
 #[derive(Deserialize)]
 struct Page {
-    limits: Vec<Entry>,
+    limits: Vec<OverrideEntry>,
     next: Option<String>,
 }
 
 #[derive(Deserialize)]
 struct Set {
     #[serde(flatten)]
-    own: Own,
-    before: Option<Answered>,
+    own: OverrideJson,
+    before: Option<OverrideAnswer>,
 }
 
 #[derive(Deserialize)]
@@ -54,7 +54,7 @@ impl Admin {
         Ok(Self(Client::new(url, token)?))
     }
 
-    /// The key that a text means. In a body, as the text may be a credential.
+    /// Resolves a key. The text may be a credential, so it is sent in a body.
     pub(crate) async fn resolve(&self, text: &str) -> Result<KeyName, Failure> {
         let body = json!({ "key": text });
         let answer = self.0.send(Method::POST, "/keys/resolve", Some(&body));
@@ -63,11 +63,16 @@ impl Admin {
         key.key.parse().map_err(|_| no_api())
     }
 
-    pub(crate) async fn set(&self, key: &KeyName, to: &Wanted<'_>) -> Result<Changed, Failure> {
+    pub(crate) async fn set(
+        &self,
+        key: &KeyName,
+        to: &SetRequest<'_>,
+    ) -> Result<ChangedLimit, Failure> {
         let own = to.own;
         if key.is_embedded() && own.limit.parse() == Ok(Limit::unlimited()) {
-            return Err(Failure::refused(format!(
-                "this IPv6 address stands for an IPv4 address, which is another client's: to exempt that one, write {key}"
+            return Err(Failure::rejected(format!(
+                "this IPv6 address contains an IPv4 address, which is another client: to exempt the IPv4 \
+                    address, write {key}"
             )));
         }
         let condition = match to.only_if {
@@ -76,7 +81,7 @@ impl Admin {
         };
         let mut body = own.to_json();
         if let Some(lasts) = to.lasts {
-            // In whole seconds, as ends are.
+            // Ends are whole seconds.
             let seconds = lasts.as_secs() + u64::from(lasts.subsec_nanos() > 0);
             body["for_seconds"] = json!(seconds);
         }
@@ -91,33 +96,37 @@ impl Admin {
             None => own.end == set.own.end,
         };
         if !has_end || own.note != set.own.note {
-            return Err(Failure::refused(format!(
-                "the service has set the limit of {key} without its end or note, as it is an older version: \
-                 delete the limit, or set it by --redis"
+            return Err(Failure::rejected(format!(
+                "the service is an older version and has set the limit of {key} without its end or note: delete \
+                    the limit, or set it with --redis"
             )));
         }
-        Ok(Changed {
+        Ok(ChangedLimit {
             own: set.own,
-            before: set.before.map(Own::from),
+            before: set.before.map(OverrideJson::from),
         })
     }
 
-    pub(crate) async fn get(&self, key: &KeyName) -> Result<Option<Entry>, Failure> {
+    pub(crate) async fn get(&self, key: &KeyName) -> Result<Option<OverrideEntry>, Failure> {
         let path = of_key("limits", key);
         let answer = self.0.send(Method::GET, &path, None);
         found(answer.await?)
     }
 
-    /// The condition that the key has what was shown of it.
-    async fn condition(&self, key: &KeyName, shown: Option<&Own>) -> Result<Condition, Failure> {
+    /// The condition that the override of the key equals the one that was shown.
+    async fn condition(
+        &self,
+        key: &KeyName,
+        shown: Option<&OverrideJson>,
+    ) -> Result<Condition, Failure> {
         let path = of_key("limits", key);
         let answer = self.0.send(Method::GET, &path, None).await?;
         let tag = answer.tag.clone();
-        let entry: Option<Entry> = found(answer)?;
-        let at_run_time = entry.as_ref().filter(|entry| !entry.is_of_file());
+        let entry: Option<OverrideEntry> = found(answer)?;
+        let at_run_time = entry.as_ref().filter(|entry| !entry.is_from_file());
         let current = at_run_time.map(|entry| &entry.own);
         if current != shown {
-            return Err(changed_meanwhile(key, current));
+            return Err(concurrent_change(key, current));
         }
         match (entry, tag) {
             (None, _) => Ok(Condition::IsNone),
@@ -126,7 +135,7 @@ impl Admin {
         }
     }
 
-    pub(crate) async fn list(&self) -> Result<Vec<Entry>, Failure> {
+    pub(crate) async fn list(&self) -> Result<Vec<OverrideEntry>, Failure> {
         let mut entries = Vec::new();
         let mut after = String::new();
         loop {
@@ -138,7 +147,7 @@ impl Admin {
             let page: Page = read(self.0.send(Method::GET, &path, None).await?)?;
             entries.extend(page.limits);
             match page.next {
-                // Or it would go on for ever.
+                // Otherwise the loop would not end.
                 Some(next) if next > after => after = next,
                 Some(_) => return Err(no_api()),
                 None => return Ok(entries),
@@ -146,18 +155,18 @@ impl Admin {
         }
     }
 
-    pub(crate) async fn delete(&self, key: &KeyName, shown: &Own) -> Result<(), Failure> {
+    pub(crate) async fn delete(&self, key: &KeyName, shown: &OverrideJson) -> Result<(), Failure> {
         let condition = self.condition(key, Some(shown)).await?;
         let path = of_key("limits", key);
         let answer = self.0.send_if(Method::DELETE, &path, None, Some(condition));
         let deleted: Option<Value> = found(checked(key, answer.await?)?)?;
         match deleted {
             Some(_) => Ok(()),
-            None => Err(changed_meanwhile(key, None)),
+            None => Err(concurrent_change(key, None)),
         }
     }
 
-    pub(crate) async fn usage(&self, key: Option<&KeyName>) -> Result<Report, Failure> {
+    pub(crate) async fn usage(&self, key: Option<&KeyName>) -> Result<UsageReport, Failure> {
         let path = match key {
             Some(key) => of_key("usage", key),
             None => "/usage".to_owned(),
@@ -169,7 +178,7 @@ impl Admin {
         &self,
         key: &KeyName,
         request: &RequestArgs,
-    ) -> Result<Explained, Failure> {
+    ) -> Result<Explanation, Failure> {
         let key = request.written.as_deref().unwrap_or(key.as_str());
         let mut body = json!({ "key": key });
         for (name, value) in [
@@ -197,7 +206,7 @@ impl Admin {
     }
 
     pub(crate) async fn lost(&self) -> Result<u64, Failure> {
-        let now: Now = read(self.0.send(Method::GET, "/now", None).await?)?;
+        let now: NowAnswer = read(self.0.send(Method::GET, "/now", None).await?)?;
         Ok(now.lost_overrides)
     }
 
@@ -208,7 +217,7 @@ impl Admin {
     async fn post_nothing(&self, path: &str) -> Result<(), Failure> {
         let answer = self.0.send(Method::POST, path, None).await?;
         succeeded(&answer)?;
-        // Others answer something else.
+        // A server without admin endpoints answers differently.
         if answer.status == StatusCode::NO_CONTENT {
             Ok(())
         } else {
@@ -217,19 +226,23 @@ impl Admin {
     }
 }
 
-/// What an import has to know of the moment.
+/// The state that an import needs.
 #[derive(serde::Deserialize)]
-struct Now {
+struct NowAnswer {
     lost_overrides: u64,
 }
 
-/// Rejects the answer to a change of what was changed meanwhile.
+/// Fails if the answer reports a concurrent change.
 fn checked(key: &KeyName, answer: Answer) -> Result<Answer, Failure> {
     if answer.status != StatusCode::PRECONDITION_FAILED {
         return Ok(answer);
     }
-    let current: Option<Answered> = serde_json::from_value(answer.body["current"].clone()).ok();
-    Err(changed_meanwhile(key, current.map(Own::from).as_ref()))
+    let current: Option<OverrideAnswer> =
+        serde_json::from_value(answer.body["current"].clone()).ok();
+    Err(concurrent_change(
+        key,
+        current.map(OverrideJson::from).as_ref(),
+    ))
 }
 
 fn of_key(what: &str, key: &KeyName) -> String {
@@ -237,9 +250,9 @@ fn of_key(what: &str, key: &KeyName) -> String {
     format!("/{what}/{key}")
 }
 
-/// `None` for what is not there.
+/// `None` if the answer is 404.
 fn found<T: DeserializeOwned>(answer: Answer) -> Result<Option<T>, Failure> {
-    // A 404 of something else that is there says nothing about the key.
+    // A 404 of another server says nothing about the key.
     if answer.status == StatusCode::NOT_FOUND && answer.is_problem {
         return Ok(None);
     }
@@ -258,25 +271,29 @@ fn succeeded(answer: &Answer) -> Result<(), Failure> {
         return Ok(());
     }
     if status == StatusCode::UNAUTHORIZED {
-        let refused = "the admin endpoints refuse the token: check --token or ADMISSION_TOKEN";
-        return Err(Failure::refused(refused));
+        let refused = "the admin endpoints reject the token: check --token or ADMISSION_TOKEN";
+        return Err(Failure::rejected(refused));
     }
     if status == StatusCode::FORBIDDEN {
         let said = detail.map_or(String::new(), |detail| format!(" ({detail})"));
-        let refused = format!("the token may not do that: use one with the role `write`{said}");
-        return Err(Failure::refused(refused));
+        let refused = format!("the token may not write: use one with the role `write`{said}");
+        return Err(Failure::rejected(refused));
     }
     let said = detail.map_or_else(|| status.to_string(), str::to_owned);
     if status.is_server_error() {
-        let failed = format!("the service cannot do it now: {said}: try again, or see its log");
+        let failed = format!(
+            "the service cannot do this now: {said}: try again, or see the log of the service"
+        );
         return Err(Failure::unanswered(failed));
     }
     if status.is_client_error() && answer.is_problem {
-        return Err(Failure::of_one(format!("the service refuses: {said}")));
+        return Err(Failure::single_limit(format!(
+            "the service rejects this: {said}"
+        )));
     }
     Err(no_api())
 }
 
 fn no_api() -> Failure {
-    Failure::unreachable("what answers there are no admin endpoints: check the path of --admin")
+    Failure::unreachable("this URL has no admin endpoints: check the path of --admin")
 }

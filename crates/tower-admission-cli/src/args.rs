@@ -9,7 +9,7 @@ use clap_complete::Shell;
 
 use crate::failure::Failure;
 
-/// Changes the limits of single keys, and shows what is used
+/// Changes limits per key at run time, and shows usage
 #[derive(Parser)]
 #[command(name = "tower-admission", version, after_help = AFTER_HELP)]
 pub(crate) struct Cli {
@@ -42,23 +42,23 @@ pub(crate) enum Format {
 }
 
 const AFTER_HELP: &str = "\
-A key is written as kind:name, such as org:acme, ip:192.0.2.1, bearer:<token> or bearer#<fingerprint>.
-A limit is written as 1000/min, 20/s burst 50, 5 concurrent, daily=100000/day or deny all, several
-with commas between them.
+Write a key as kind:name, such as org:acme, ip:192.0.2.1, bearer:<token> or bearer#<fingerprint>.
+Write a limit as 1000/min, 20/s burst 50, 5 concurrent, daily=100000/day or deny all. Separate
+several limits with commas.
 
 Exit codes:
   0  done
-  1  not there: the key has no limit of its own
-  2  the command line is wrong
-  3  what was given is rejected: an invalid limit, an unknown name, a wrong token or secret, a wrong file
+  1  not found: the key has no override
+  2  the command line is invalid
+  3  rejected: an invalid limit, an unknown name, a wrong token or secret, an invalid file
   4  the server cannot be reached
-  5  what was done cannot be printed";
+  5  the result cannot be printed";
 
-/// Where the limits are.
+/// The server with the limits.
 #[derive(Args)]
-#[command(next_help_heading = "Server: one of --redis and --admin")]
+#[command(next_help_heading = "Server: use --redis or --admin")]
 pub(crate) struct ServerArgs {
-    /// The Redis that the services count in: redis://[user:password@]host[:port][/db]
+    /// The Redis of the services: redis://[user:password@]host[:port][/db]
     #[arg(
         long,
         global = true,
@@ -68,12 +68,12 @@ pub(crate) struct ServerArgs {
     )]
     pub(crate) redis: Option<String>,
 
-    /// For rediss://: a file of CA certificates in PEM, in place of the system's
+    /// For rediss://: a PEM file of CA certificates, used in place of those of the system
     #[cfg(feature = "tls")]
     #[arg(long, global = true, value_name = "FILE", env = "ADMISSION_REDIS_CA")]
     pub(crate) redis_ca: Option<PathBuf>,
 
-    /// For rediss://: a file with the certificate to show, in PEM
+    /// For rediss://: a PEM file with the client certificate
     #[cfg(feature = "tls")]
     #[arg(
         long,
@@ -83,12 +83,12 @@ pub(crate) struct ServerArgs {
     )]
     pub(crate) redis_certificate: Option<PathBuf>,
 
-    /// For rediss://: a file with its private key, in PEM
+    /// For rediss://: a PEM file with the private key of the client certificate
     #[cfg(feature = "tls")]
     #[arg(long, global = true, value_name = "FILE", env = "ADMISSION_REDIS_KEY")]
     pub(crate) redis_key: Option<PathBuf>,
 
-    /// What keys in Redis begin with
+    /// The prefix of all keys in Redis
     #[arg(
         long,
         global = true,
@@ -107,24 +107,23 @@ pub(crate) struct ServerArgs {
     )]
     pub(crate) admin: Option<String>,
 
-    /// The bearer token that the admin endpoints want
+    /// The bearer token for the admin endpoints
     #[arg(long, global = true, env = "ADMISSION_TOKEN", hide_env_values = true)]
     pub(crate) token: Option<String>,
 
-    /// The secret that the services share, as 32 hexadecimal digits: with --redis, for keys that are credentials
-    /// and for what is used
+    /// The secret of the services, as 32 hexadecimal digits. With --redis, keys of credentials and usage need it
     #[arg(long, global = true, env = "ADMISSION_SECRET", hide_env_values = true)]
     pub(crate) secret: Option<String>,
 
-    /// Who makes the change, for the audit trail; user@host by default, with --admin the token's name
+    /// The author of the change, for the audit trail. Default: user@host; with --admin the name of the token
     #[arg(long = "as", global = true, value_name = "NAME")]
     pub(crate) author: Option<String>,
 
-    /// Take names, prefixes and secrets that no service has, for services that do not run yet
+    /// Accept names, prefixes and secrets that no running service has, for services that do not run yet
     #[arg(long, global = true)]
     pub(crate) unchecked: bool,
 
-    /// How long to wait for the server, in seconds
+    /// How many seconds to wait for the server
     #[arg(long, global = true, value_name = "SECONDS", default_value_t = 5)]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub(crate) timeout: u64,
@@ -132,38 +131,38 @@ pub(crate) struct ServerArgs {
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// The limits of single keys
+    /// Change and show the overrides of keys
     #[command(subcommand)]
     Limits(LimitsCommand),
-    /// Show how far limits are used up: those of a key, or those over all keys
+    /// Show the usage of the limits of a key, or of the limits over all keys
     Usage {
-        /// Whose; without one, those that are not of any one key
+        /// The key; without one, the limits over all keys
         key: Option<String>,
         /// Read the key from standard input, such as bearer:<token>
         #[arg(long, conflicts_with = "key")]
         key_stdin: bool,
     },
-    /// Show which limits apply to a key, where each number comes from, and what a request would get now
+    /// Show the limits that apply to a key, the source of each number, and the decision for a request now
     Explain {
         #[command(flatten)]
         key: KeyArgs,
         #[command(flatten)]
         request: RequestArgs,
     },
-    /// What services hold of the limits in their memory
+    /// Control what services keep of the limits in memory
     #[command(subcommand)]
     Cache(CacheCommand),
-    /// Configuration files of services
+    /// Check configuration files of services
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Print completions for a shell
     Completions {
-        /// For which shell
+        /// The shell
         shell: Shell,
     },
     /// Print the manual page
     Man {
-        /// Write this page and one for each command into a folder
+        /// Write this page and one page per command into a folder
         #[arg(long, value_name = "FOLDER")]
         dir: Option<PathBuf>,
     },
@@ -172,7 +171,7 @@ pub(crate) enum Command {
 /// A key, as an argument or from standard input.
 #[derive(Args)]
 pub(crate) struct KeyArgs {
-    /// Whose, such as org:acme
+    /// The key, such as org:acme
     #[arg(required_unless_present = "key_stdin")]
     pub(crate) key: Option<String>,
     /// Read the key from standard input, such as bearer:<token>
@@ -180,7 +179,7 @@ pub(crate) struct KeyArgs {
     pub(crate) key_stdin: bool,
 }
 
-/// The request that is asked about.
+/// The request to explain.
 #[derive(Args, Clone, Default)]
 pub(crate) struct RequestArgs {
     /// The tier of the request
@@ -195,82 +194,82 @@ pub(crate) struct RequestArgs {
     /// The host of the request
     #[arg(long, requires = "path")]
     pub(crate) host: Option<String>,
-    /// The address of the client, for lists, and for limits on addresses with --admin and --path
+    /// The address of the client, for lists; with --admin and --path also for limits per address
     #[arg(long)]
     pub(crate) address: Option<String>,
-    /// The key, where that is an address: of one in IPv6 more than the network that is charged
+    /// The key as written, if it is an address. An IPv6 address is longer than the network that is charged
     #[arg(skip)]
     pub(crate) written: Option<String>,
 }
 
 #[derive(Subcommand)]
 pub(crate) enum LimitsCommand {
-    /// Set the limit of a key, in place of the default
+    /// Set the limit of a key, which replaces the default
     Set(SetArgs),
-    /// Show the limit of a key, and what else applies to it
+    /// Show the override of a key, and the limits that apply to it
     Get {
         #[command(flatten)]
         key: KeyArgs,
     },
-    /// Show all keys that have limits of their own
+    /// Show all overrides
     #[command(visible_alias = "ls")]
     List {
-        /// How far they are used up, as well
+        /// Show usage as well
         #[arg(long)]
         usage: bool,
     },
-    /// Delete the limit of a key, so that its default applies
+    /// Delete the override of a key, so that the default applies
     Delete {
         #[command(flatten)]
         key: KeyArgs,
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(long)]
         force: bool,
     },
-    /// Show the last changes: who made them, when and from where
+    /// Show the last changes with author, time and origin
     Changes {
-        /// How many, up to 1000
+        /// The number of changes, up to 1000
         #[arg(short = 'n', long, default_value_t = 20)]
         #[arg(value_parser = clap::value_parser!(u16).range(1..=1000))]
         count: u16,
     },
-    /// Undo the last change of a key's limit, unless it was changed since
+    /// Undo the last change of a key's limit, unless the limit has changed since
     Undo {
         #[command(flatten)]
         key: KeyArgs,
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(long)]
         force: bool,
     },
-    /// Write all limits of keys that were set at run time as a table [limits] of TOML
+    /// Write all overrides that were set at run time, as a TOML table [limits]
     Export {
-        /// Where to, `-` is standard output
+        /// The file, `-` is standard output
         #[arg(default_value = "-")]
         file: PathBuf,
-        /// Those of a service's configuration file as well; with --admin
+        /// Also write the overrides of the configuration file of a service; with --admin
         #[arg(long)]
         all: bool,
-        /// Write also what is not all: after a loss of the store, or over a file with more in it
+        /// Write an incomplete export: after a loss of the store, or over a file with more limits
         #[arg(long)]
         force: bool,
     },
-    /// Set the limits of a table [limits] of TOML
+    /// Set the overrides of a TOML table [limits]
     Import {
-        /// Where from, `-` is standard input
+        /// The file, `-` is standard input
         file: PathBuf,
-        /// Delete the limits that are not in the file
+        /// Delete the overrides that are not in the file
         #[arg(long)]
         replace: bool,
-        /// Show what would change
+        /// Show the changes, and make none
         #[arg(long)]
         dry_run: bool,
-        /// Do not ask before limits are deleted
+        /// Do not ask before overrides are deleted
         #[arg(long)]
         force: bool,
     },
-    /// Have services drop the limits that they keep although the store has lost them
+    /// Drop the overrides that the store has lost from all services, which still keep them
     AcceptLoss {
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(long)]
         force: bool,
     },
@@ -282,7 +281,7 @@ pub(crate) enum LimitsCommand {
                       tower-admission limits set [OPTIONS] --key-stdin <LIMIT>..."
 )]
 pub(crate) struct SetArgs {
-    /// Whose, such as org:acme
+    /// The key, such as org:acme
     pub(crate) key: String,
     /// The limit, such as 1000/min burst 50
     #[arg(required_unless_present = "key_stdin", num_args = 1..)]
@@ -290,10 +289,10 @@ pub(crate) struct SetArgs {
     /// Read the key from standard input, such as bearer:<token>
     #[arg(long)]
     pub(crate) key_stdin: bool,
-    /// End it after this time, such as 1h or 7days
+    /// End the limit after this time, such as 1h or 7days
     #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub(crate) lasts: Option<Duration>,
-    /// End it at this time, such as 2026-12-01T00:00:00Z
+    /// End the limit at this time, such as 2026-12-01T00:00:00Z
     #[arg(long, value_name = "TIME", conflicts_with = "lasts")]
     #[arg(value_parser = humantime::parse_rfc3339_weak)]
     pub(crate) until: Option<SystemTime>,
@@ -304,14 +303,14 @@ pub(crate) struct SetArgs {
 
 #[derive(Subcommand)]
 pub(crate) enum ConfigCommand {
-    /// Read a file, with the ADMISSION_.. variables over it, and say what is wrong in it
+    /// Read a file and the ADMISSION_.. variables, which override it, and report errors and warnings
     Check {
         /// The file, `-` is standard input
         file: PathBuf,
-        /// Connect to the store, too, and have it make a decision under the prefix
+        /// Also connect to the store, and make a decision under the prefix
         #[arg(long)]
         connect: bool,
-        /// Reject what has no effect, too, which is only warned of otherwise
+        /// Also reject settings without effect, which only cause warnings otherwise
         #[arg(long)]
         strict: bool,
     },
@@ -319,12 +318,12 @@ pub(crate) enum ConfigCommand {
 
 #[derive(Subcommand)]
 pub(crate) enum CacheCommand {
-    /// Have all services read all limits anew
+    /// Make all services read all limits again
     Clear,
 }
 
-/// Where to go.
-pub(crate) enum Place {
+/// The server to use.
+pub(crate) enum ServerUrl {
     Redis(String),
     Admin(String),
 }
@@ -336,24 +335,24 @@ impl Cli {
 }
 
 impl ServerArgs {
-    /// The one place that is given; what is written goes before the environment.
-    pub(crate) fn place(&self, matches: &ArgMatches) -> Result<Place, Failure> {
+    /// The server of the command line, else of the environment.
+    pub(crate) fn url(&self, matches: &ArgMatches) -> Result<ServerUrl, Failure> {
         let given = |url: &Option<String>| url.clone().filter(|url| !url.is_empty());
-        let is_written = |id| matches.value_source(id) == Some(ValueSource::CommandLine);
+        let is_on_command_line = |id| matches.value_source(id) == Some(ValueSource::CommandLine);
         match (given(&self.redis), given(&self.admin)) {
-            (Some(url), None) => Ok(Place::Redis(url)),
-            (None, Some(url)) => Ok(Place::Admin(url)),
-            (Some(redis), Some(admin)) => match (is_written("redis"), is_written("admin")) {
-                (true, false) => Ok(Place::Redis(redis)),
-                (false, true) => Ok(Place::Admin(admin)),
-                _ => Err(Failure::usage(
-                    "both --redis and --admin are given (or set as ADMISSION_REDIS and \
-                     ADMISSION_ADMIN): give one",
-                )),
-            },
+            (Some(url), None) => Ok(ServerUrl::Redis(url)),
+            (None, Some(url)) => Ok(ServerUrl::Admin(url)),
+            (Some(redis), Some(admin)) => {
+                match (is_on_command_line("redis"), is_on_command_line("admin")) {
+                    (true, false) => Ok(ServerUrl::Redis(redis)),
+                    (false, true) => Ok(ServerUrl::Admin(admin)),
+                    _ => Err(Failure::usage(
+                        "both --redis and --admin are set (or ADMISSION_REDIS and ADMISSION_ADMIN): use one",
+                    )),
+                }
+            }
             (None, None) => Err(Failure::usage(
-                "no server is given: say --redis URL or --admin URL, or set ADMISSION_REDIS or \
-                 ADMISSION_ADMIN",
+                "no server is set: use --redis URL or --admin URL, or set ADMISSION_REDIS or ADMISSION_ADMIN",
             )),
         }
     }

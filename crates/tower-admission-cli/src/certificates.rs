@@ -21,7 +21,7 @@ pub(crate) fn with_certificates(
         (None, None) => tls,
         _ => {
             return Err(Failure::usage(
-                "--redis-certificate and --redis-key belong together",
+                "use --redis-certificate and --redis-key together",
             ));
         }
     };

@@ -8,43 +8,45 @@ use tower_admission::LimitChange;
 
 use crate::failure::Failure;
 use crate::output::{Output, clean};
-use crate::own::{Answered, Own, Time};
+use crate::override_json::{OverrideAnswer, OverrideJson, Timestamp};
 use crate::server::Server;
 
 /// One change.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Change {
-    pub(crate) at: Time,
-    /// `None` when an operator accepted that overrides were lost.
+    pub(crate) at: Timestamp,
+    /// `None` if an operator accepted the loss of overrides.
     pub(crate) key: Option<String>,
     #[serde(default, deserialize_with = "answered")]
-    pub(crate) before: Option<Own>,
+    pub(crate) before: Option<OverrideJson>,
     #[serde(default, deserialize_with = "answered")]
-    pub(crate) after: Option<Own>,
+    pub(crate) after: Option<OverrideJson>,
     #[serde(default)]
     pub(crate) author: Option<String>,
     #[serde(default)]
     pub(crate) origin: Option<String>,
-    /// Whether the override has ended, so that no one changed it.
+    /// Whether the override ended, so that no operator changed it.
     #[serde(default)]
     pub(crate) has_ended: bool,
-    /// Whether there was or is a limit that the version which answers cannot read.
+    /// Whether the answering version cannot read the limit before or after the change.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) is_unreadable: bool,
 }
 
-fn answered<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Own>, D::Error> {
-    let answered: Option<Answered> = Option::deserialize(deserializer)?;
-    Ok(answered.map(Own::from))
+fn answered<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<OverrideJson>, D::Error> {
+    let answered: Option<OverrideAnswer> = Option::deserialize(deserializer)?;
+    Ok(answered.map(OverrideJson::from))
 }
 
 impl From<&LimitChange> for Change {
     fn from(change: &LimitChange) -> Self {
         Self {
-            at: Time(change.at),
+            at: Timestamp(change.at),
             key: change.key.as_ref().map(ToString::to_string),
-            before: change.before.as_ref().map(Own::from),
-            after: change.after.as_ref().map(Own::from),
+            before: change.before.as_ref().map(OverrideJson::from),
+            after: change.after.as_ref().map(OverrideJson::from),
             author: change.author.as_deref().map(str::to_owned),
             origin: change.origin.as_deref().map(str::to_owned),
             has_ended: change.has_ended,
@@ -55,17 +57,19 @@ impl From<&LimitChange> for Change {
 
 impl Change {
     pub(crate) fn line(&self) -> String {
-        let brief = |own: &Option<Own>| own.as_ref().map_or("none".to_owned(), Own::brief);
+        let brief = |own: &Option<OverrideJson>| {
+            own.as_ref().map_or("none".to_owned(), OverrideJson::brief)
+        };
         let (before, after) = (brief(&self.before), brief(&self.after));
         let mut line = match &self.key {
             Some(key) => format!("{}  {key}: {before} -> {after}", self.at),
             None => format!("{}  the loss of overrides was accepted", self.at),
         };
         if self.is_unreadable {
-            line += ", of which one cannot be read by this version";
+            line += ", one of which this version cannot read";
         }
         if self.has_ended {
-            line += ", as it ended";
+            line += ", because it ended";
         }
         if let Some(author) = &self.author {
             let _ = write!(line, ", by {author}");
@@ -88,7 +92,7 @@ pub(crate) async fn changes(count: u16, server: &Server, output: &Output) -> Res
         text.push('\n');
     }
     if changes.is_empty() {
-        text.push_str("no limit was changed");
+        text.push_str("no changes");
     }
     output.done(&text, json!({ "changes": changes }))
 }

@@ -1,4 +1,4 @@
-//! What each command does.
+//! Runs the commands.
 
 use std::fmt::Write as _;
 use std::io::IsTerminal;
@@ -7,12 +7,12 @@ use serde_json::json;
 use tower_admission::KeyName;
 
 use crate::args::{CacheCommand, Command, KeyArgs, LimitsCommand, RequestArgs};
-use crate::explained::Explained;
+use crate::explanation::Explanation;
 use crate::export::Export;
 use crate::failure::Failure;
 use crate::keys::{Keys, from_stdin};
-use crate::output::{Output, WIDEST, clean, style, table};
-use crate::server::{Entry, Server};
+use crate::output::{MAX_WIDTH, Output, clean, style, table};
+use crate::server::{OverrideEntry, Server};
 use crate::set::{merge, set};
 use crate::transfer::Import;
 use crate::undo::undo;
@@ -26,7 +26,7 @@ pub(crate) async fn run(
     output: &Output,
 ) -> Result<(), Failure> {
     if server.is_store() {
-        // What services keep is not in it.
+        // The store does not have the limits that only services keep.
         output.lost(server.lost().await?);
         output.unreadable(server.unreadable());
     }
@@ -75,7 +75,7 @@ pub(crate) async fn run(
         Command::Usage { key, key_stdin } => {
             let key = match (key, key_stdin) {
                 (None, false) => None,
-                (key, _) => Some(named(key.as_deref(), server, keys).await?),
+                (key, _) => Some(resolve_key(key.as_deref(), server, keys).await?),
             };
             usage(key, server, keys, output).await
         }
@@ -91,7 +91,7 @@ pub(crate) async fn run(
         }
         Command::Cache(CacheCommand::Clear) => {
             server.clear_caches().await?;
-            let text = "all services read all limits anew, within a second";
+            let text = "all services read all limits again within a second";
             output.done(text, json!({ "cleared": true }))
         }
         // Needs no server.
@@ -100,11 +100,11 @@ pub(crate) async fn run(
 }
 
 async fn read(key: &KeyArgs, server: &Server, keys: &Keys) -> Result<KeyName, Failure> {
-    named(key.key.as_deref(), server, keys).await
+    resolve_key(key.key.as_deref(), server, keys).await
 }
 
-/// The key that a text means: an argument, or else what is on standard input.
-pub(crate) async fn named(
+/// The key of an argument, else of standard input.
+pub(crate) async fn resolve_key(
     key: Option<&str>,
     server: &Server,
     keys: &Keys,
@@ -121,10 +121,10 @@ async fn get(key: &KeyName, server: &Server, output: &Output) -> Result<(), Fail
     let explained = server.explain(key, &RequestArgs::default()).await;
     let explained = match explained {
         Ok(explained) => explained,
-        // What it has of its own is known also where no service runs.
+        // The override is known even if no service runs.
         Err(failure) if entry.is_some() => {
             output.warning(failure.message());
-            Explained::new(key, None, &[], None)
+            Explanation::new(key, None, &[], None)
         }
         Err(failure) => return Err(failure),
     };
@@ -157,11 +157,11 @@ async fn get(key: &KeyName, server: &Server, output: &Output) -> Result<(), Fail
 fn none_of(key: &KeyName, output: &Output) -> Failure {
     Failure::missing(match output.is_incomplete() {
         true => format!(
-            "{key} has no limit in the store, which has lost limits that services keep: this may be one of \
-             them. Ask a service by --admin"
+            "{key} has no override in the store, but the store has lost overrides that services keep, and \
+                this may be one of them. Use --admin to ask a service"
         ),
         false => format!(
-            "{key} has no limit of its own, so the default applies: see `limits list` for those that have"
+            "{key} has no override, so the default applies: `limits list` shows all overrides"
         ),
     })
 }
@@ -169,15 +169,16 @@ fn none_of(key: &KeyName, output: &Output) -> Failure {
 async fn accept_loss(is_forced: bool, server: &Server, output: &Output) -> Result<(), Failure> {
     if !is_forced && !std::io::stdin().is_terminal() {
         return Err(Failure::usage(
-            "there is no terminal to ask on: say --force to accept the loss",
+            "no terminal to ask on: use --force to accept the loss",
         ));
     }
-    let question = "Have services drop the limits that the store has lost? They cannot be imported from these then.";
+    let question = "Drop the limits that the store has lost from all services? They cannot be recovered from the \
+        services afterwards.";
     if !is_forced && !output.ask(question) {
         return output.done("nothing was changed", json!({ "accepted": false }));
     }
     server.accept_loss().await?;
-    let text = "services drop the limits that the store has lost, within a second";
+    let text = "services drop the limits that the store has lost within a second";
     output.done(text, json!({ "accepted": true }))
 }
 
@@ -188,9 +189,9 @@ async fn list(
     output: &Output,
 ) -> Result<(), Failure> {
     let entries = server.list().await?;
-    let longest = |text: fn(&Entry) -> String| {
+    let longest = |text: fn(&OverrideEntry) -> String| {
         let lengths = entries.iter().map(|entry| text(entry).chars().count());
-        lengths.max().unwrap_or(0).min(WIDEST)
+        lengths.max().unwrap_or(0).min(MAX_WIDTH)
     };
     let key_width = longest(|entry| clean(&entry.key));
     let limit_width = longest(|entry| clean(&entry.own.brief()));
@@ -207,15 +208,15 @@ async fn list(
                         .await?
                         .usage
                 }
-                // Of a later version.
+                // A later version has set it.
                 Err(_) => Vec::new(),
             };
             let brief: Vec<_> = usages.iter().map(brief).collect();
             let _ = write!(text, "  {}", brief.join(", "));
             shown["usage"] = json!(usages);
         }
-        if entry.is_of_file() {
-            text.push_str("  of the file");
+        if entry.is_from_file() {
+            text.push_str("  from the file");
         }
         if let Some(note) = &entry.own.note {
             let _ = write!(text, "  # {}", clean(note));
@@ -226,14 +227,14 @@ async fn list(
     }
     if entries.is_empty() {
         text.push_str(match output.is_incomplete() {
-            true => "no key has a limit of its own in the store",
-            false => "no key has a limit of its own",
+            true => "no key has an override in the store",
+            false => "no key has an override",
         });
     }
     output.done(&text, json!({ "limits": json }))
 }
 
-/// The key, if what is used by it can be known.
+/// The key, if its usage can be read.
 pub(crate) fn counted<'a>(
     key: &'a KeyName,
     server: &Server,
@@ -241,7 +242,7 @@ pub(crate) fn counted<'a>(
 ) -> Result<&'a KeyName, Failure> {
     if server.wants_fingerprints() && !keys.can_count(key) {
         return Err(Failure::usage(
-            "what is used in redis is found with the services' secret only: set ADMISSION_SECRET",
+            "usage in redis needs the secret of the services: set ADMISSION_SECRET",
         ));
     }
     Ok(key)
@@ -272,17 +273,17 @@ async fn delete(
 ) -> Result<(), Failure> {
     if !is_forced && !std::io::stdin().is_terminal() {
         return Err(Failure::usage(format!(
-            "there is no terminal to ask on: say --force to delete the limit of {key}"
+            "no terminal to ask on: use --force to delete the limit of {key}"
         )));
     }
     server.check_readable(key)?;
     let entry = server.get(key).await?;
     let entry = entry.ok_or_else(|| none_of(key, output))?;
     let limit = entry.own.brief();
-    if entry.is_of_file() {
-        return Err(Failure::refused(format!(
-            "{key}: {limit} is of the configuration file of the service: delete it there, in [limits], or set \
-             another one over it by `limits set`"
+    if entry.is_from_file() {
+        return Err(Failure::rejected(format!(
+            "{key}: {limit} comes from the configuration file of the service: delete it there, in [limits], \
+                or override it with `limits set`"
         )));
     }
     let warnings = warnings(key, server, keys).await;
@@ -290,22 +291,22 @@ async fn delete(
         output.warning(warning);
     }
     let then = match &entry.in_file {
-        Some(below) => format!("{} of the file", below.brief()),
+        Some(below) => format!("{} from the file", below.brief()),
         None => "The default".to_owned(),
     };
-    let question = format!("Delete the limit of {key} ({limit})? {then} applies then.");
+    let question = format!("Delete the limit of {key} ({limit})? {then} applies afterwards.");
     if !is_forced && !output.ask(&question) {
         let json = json!({ "key": key.as_str(), "before": entry.own, "deleted": false });
         return output.done(&clean(&format!("{key}: {limit} (not deleted)")), json);
     }
     server.delete(key, &entry.own).await?;
-    // That it cannot be known is no reason not to say what was done.
+    // The result is printed even if this cannot be read.
     let below = server.get(key).await.ok().flatten();
-    let below = below.filter(Entry::is_of_file);
+    let below = below.filter(OverrideEntry::is_from_file);
     let explained = server.explain(key, &RequestArgs::default()).await;
     let applies = explained.map_or(String::new(), |explained| explained.brief());
     let mut text = match below {
-        Some(below) => format!("{key}: {} of the file (was {limit})", below.own.brief()),
+        Some(below) => format!("{key}: {} from the file (was {limit})", below.own.brief()),
         None => format!("{key}: the default (was {limit})"),
     };
     if !applies.is_empty() {
@@ -318,8 +319,8 @@ async fn delete(
     output.done(&clean(&text), json)
 }
 
-/// Where the key has used as much already as everybody may. That it cannot be known is no reason
-/// not to delete.
+/// Warnings for limits where the usage of the key is above the default. Ignores failures, which must not prevent the
+/// deletion.
 async fn warnings(key: &KeyName, server: &Server, keys: &Keys) -> Vec<String> {
     if counted(key, server, keys).is_err() {
         return Vec::new();
@@ -331,7 +332,7 @@ async fn warnings(key: &KeyName, server: &Server, keys: &Keys) -> Vec<String> {
     let warnings = above.map(|usage| {
         let (name, used) = (&usage.name, usage.used);
         let default = usage.default.unwrap_or(0);
-        format!("{name}: {used} are used and the default is {default}, so {key} is refused until they are fewer")
+        format!("{name}: {used} are used but the default is {default}: {key} is rejected until fewer are used")
     });
     warnings.collect()
 }
@@ -354,7 +355,7 @@ async fn usage(
     let mut json = match &key {
         Some(key) => {
             let own = report.limit.as_deref();
-            let own = own.map_or(output.none().to_owned(), |own| format!("{own} (its own)"));
+            let own = own.map_or(output.none().to_owned(), |own| format!("{own} (override)"));
             let _ = writeln!(text, "{}", clean(&format!("{key}: {own}")));
             if let Some(listed) = &report.listed {
                 let _ = writeln!(text, "{}", clean(&listed.text()));
@@ -370,8 +371,8 @@ async fn usage(
         json["store"] = json!(report.store);
     }
     text += &match (&*report.usage, &key) {
-        ([], Some(_)) => "no limits are known that are counted by key".to_owned(),
-        ([], None) => "no limits are known that are not of any one key".to_owned(),
+        ([], Some(_)) => "no limits per key are known".to_owned(),
+        ([], None) => "no limits over all keys are known".to_owned(),
         _ => table(&report),
     };
     output.done(&text, json)

@@ -1,15 +1,15 @@
-//! Rejects what no service would go by.
+//! Rejects overrides that no service would enforce.
 
 use tower_admission::{KeyName, Limit, LimitError, QuotaError};
 
 use crate::failure::Failure;
-use crate::own::Own;
+use crate::override_json::OverrideJson;
 use crate::redis::Redis;
 use crate::suggest::advice;
 
 impl Redis {
-    /// Rejects an override that no service would go by.
-    pub(crate) async fn check(&self, key: &KeyName, own: &Own) -> Result<(), Failure> {
+    /// Rejects an override that no service would enforce.
+    pub(crate) async fn check(&self, key: &KeyName, own: &OverrideJson) -> Result<(), Failure> {
         let limit = read(&own.limit)?;
         let services = self.services().await?;
         if self.is_unchecked {
@@ -17,14 +17,14 @@ impl Redis {
         }
         if !services.reaches(key) {
             return Err(Failure::unknown(format!(
-                "{key} is a network, and no service has allow and deny lists for these limits, so it would have no \
-                 effect (--unchecked takes it)"
+                "{key} is a network, but no service has allow and deny lists for these limits, so this has no \
+                    effect (--unchecked sets it anyway)"
             )));
         }
         if key.as_str().contains('#') && services.has_their_secret().is_none() {
             return Err(Failure::unknown(format!(
-                "no service under the prefix {:?} has a secret of its own, so none finds the key of a credential \
-                 (--unchecked takes it)",
+                "no service under the prefix {:?} has a configured secret, so none finds the key of a \
+                    credential (--unchecked sets it anyway)",
                 self.prefix
             )));
         }
@@ -33,20 +33,16 @@ impl Redis {
             && !known.clone().any(|known| known == tier)
         {
             let advice = advice(tier, known);
-            return Err(Failure::unknown(format!(
-                "no tier is called {tier:?}{advice}"
-            )));
+            return Err(Failure::unknown(format!("unknown tier {tier:?}{advice}")));
         }
         let known = services.names().iter().map(|name| &**name);
         for name in limit.names() {
             if !known.clone().any(|known| known == name) {
                 let advice = advice(name, known);
-                return Err(Failure::unknown(format!(
-                    "no limit is called {name:?}{advice}"
-                )));
+                return Err(Failure::unknown(format!("unknown limit {name:?}{advice}")));
             }
         }
-        // Each part by itself, as no name has a comma in it.
+        // Check each part separately. Names have no comma.
         for part in own.limit.split(',').map(str::trim) {
             if services.applies(&read(part)?) {
                 continue;
@@ -57,9 +53,9 @@ impl Redis {
                 named.filter(|named| read(named).is_ok_and(|named| services.applies(&named)));
             let named: Vec<_> = named.collect();
             return Err(Failure::unknown(match &named[..] {
-                [] => format!("{part:?} is about no limit that services have"),
+                [] => format!("{part:?} matches no limit of the services"),
                 named => format!(
-                    "{part:?} is about no limit that services have: write {}",
+                    "{part:?} matches no limit of the services: write {}",
                     named.join(" or ")
                 ),
             }));
@@ -71,12 +67,12 @@ impl Redis {
 /// Reads a limit.
 pub(crate) fn read(limit: &str) -> Result<Limit, Failure> {
     limit.parse().map_err(|error| {
-        Failure::refused(match error {
-            // Of what is written as a quota it says more.
+        Failure::rejected(match error {
+            // This error is more precise for a quota.
             LimitError::Quota(quota) if quota != QuotaError::Syntax => {
-                format!("no limit: {quota}")
+                format!("invalid limit: {quota}")
             }
-            error => format!("no limit: {error}"),
+            error => format!("invalid limit: {error}"),
         })
     })
 }

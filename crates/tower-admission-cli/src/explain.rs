@@ -1,4 +1,4 @@
-//! Shows which limits apply to a key, where their numbers come from, and what a request would get.
+//! Shows the limits that apply to a key, the sources of their numbers, and the decision for a request.
 
 use std::fmt::Write as _;
 
@@ -6,7 +6,7 @@ use serde_json::json;
 use tower_admission::KeyName;
 
 use crate::args::RequestArgs;
-use crate::explained::{Explained, Now, Row};
+use crate::explanation::{Explanation, LimitRow, NextRequest};
 use crate::failure::Failure;
 use crate::output::{Output, clean, columns};
 use crate::server::Server;
@@ -25,7 +25,7 @@ pub(crate) async fn explain(
     }
     let mut text = String::new();
     let own = match &explained.limit {
-        Some(limit) => format!("{limit} (its own)"),
+        Some(limit) => format!("{limit} (override)"),
         None => output.none().to_owned(),
     };
     let _ = writeln!(text, "{}", clean(&format!("{}: {own}", explained.key)));
@@ -34,9 +34,9 @@ pub(crate) async fn explain(
     }
     for group in explained.groups.iter().flatten() {
         let note = match (group.is_excluded, group.enforce) {
-            (true, _) => " (the request is excluded from it)".to_owned(),
+            (true, _) => " (it excludes the request)".to_owned(),
             (_, 100) => String::new(),
-            (_, 0) => " (a dry run: its rejections are not enforced)".to_owned(),
+            (_, 0) => " (dry run: rejections are not enforced)".to_owned(),
             (_, percent) => format!(" (enforced for {percent}% of keys)"),
         };
         let _ = writeln!(text, "group {}{note}", clean(&group.name));
@@ -50,7 +50,7 @@ pub(crate) async fn explain(
         let names = clean(&names);
         let _ = writeln!(
             text,
-            "not shown: {names}, on the client's address, which --address gives"
+            "not shown: {names}, which depend on the client address (--address)"
         );
     }
     if let Some(counted) = explained.counted() {
@@ -62,15 +62,15 @@ pub(crate) async fn explain(
     let now = match &explained.now {
         Some(now) => verdict(now),
         None if !server.is_store() => {
-            "its path decides: give it by --path. No request passes all of these limits".to_owned()
+            "the path decides: set --path. No request passes all these limits".to_owned()
         }
-        None => "its path decides, as no request passes all of these limits".to_owned(),
+        None => "the path decides: no request passes all these limits".to_owned(),
     };
     let _ = writeln!(text, "a request now: {now}");
     output.done(&text, json!(explained))
 }
 
-fn verdict(now: &Now) -> String {
+fn verdict(now: &NextRequest) -> String {
     let by = now.limit.as_ref();
     let by = by.map_or(String::new(), |name| format!(" ({name})"));
     let enforced = match now.is_enforced {
@@ -80,7 +80,7 @@ fn verdict(now: &Now) -> String {
     clean(&format!("{}{by}{enforced}", now.verdict.text()))
 }
 
-fn table(explained: &Explained) -> String {
+fn table(explained: &Explanation) -> String {
     if explained.limits.is_empty() {
         return "no limits apply\n".to_owned();
     }
@@ -100,13 +100,13 @@ fn table(explained: &Explained) -> String {
             },
         ]
     }));
-    // A limit that charges a key at several places may be the same at all.
+    // A limit that charges a key at several positions can have equal rows.
     rows.dedup();
     columns(&rows)
 }
 
-/// What the limit is called, and what it is on where that is not the key.
-fn name(row: &Row, has_keys: bool) -> String {
+/// The name of the limit, with its key if that differs from the explained key.
+fn name(row: &LimitRow, has_keys: bool) -> String {
     let mut name = row.name.clone();
     if let Some(tier) = &row.tier {
         name = format!("{name} ({tier})");
@@ -118,8 +118,8 @@ fn name(row: &Row, has_keys: bool) -> String {
     }
 }
 
-/// The limits that apply and where they come from, without what is used.
-pub(crate) fn sources(explained: &Explained) -> String {
+/// The limits that apply and their sources, without usage.
+pub(crate) fn sources(explained: &Explanation) -> String {
     let mut rows = vec![["NAME", "LIMIT", "FROM"].map(str::to_owned)];
     let of_key = explained.limits.iter().filter(|row| row.key.is_some());
     rows.extend(of_key.map(|row| [name(row, false), row.limit.clone(), row.source().to_owned()]));

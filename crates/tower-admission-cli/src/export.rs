@@ -1,4 +1,4 @@
-//! Writes all limits of keys to a file.
+//! Exports all overrides to a file.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -6,19 +6,19 @@ use std::path::Path;
 use serde_json::json;
 use tower_admission_config::LimitsTable;
 
+use crate::atomic_file::replace;
 use crate::failure::Failure;
-use crate::keys::no_key;
+use crate::keys::invalid_key;
 use crate::output::{Output, clean, first, limits};
-use crate::own::now;
-use crate::server::{Entry, Server};
+use crate::override_json::now;
+use crate::server::{OverrideEntry, Server};
 use crate::transfer::is_standard;
 use crate::undo::ALL;
-use crate::written::replace;
 
-/// How limits are written to a file.
+/// The settings of an export.
 pub(crate) struct Export<'a> {
     pub(crate) file: &'a Path,
-    /// Whether those of a service's configuration are written as well.
+    /// Whether the overrides of a service's configuration are exported as well.
     pub(crate) has_all: bool,
     pub(crate) is_forced: bool,
 }
@@ -28,27 +28,27 @@ impl Export<'_> {
         let is_standard = is_standard(self.file);
         if is_standard && output.is_json() {
             return Err(Failure::usage(
-                "an export is TOML: give a file for it, or take `limits list -o json`",
+                "an export is TOML: name a file, or use `limits list -o json`",
             ));
         }
         if output.is_incomplete() && !self.is_forced {
-            return Err(Failure::refused(
-                "the store has lost limits, so the export would be without them: export from a service that \
-                 keeps them (--admin), or say --force",
+            return Err(Failure::rejected(
+                "the store has lost limits, so the export would miss them: export from a service that keeps \
+                    them (--admin), or use --force",
             ));
         }
         let mut entries = server.list().await?;
         let unreadable = server.unreadable();
         if !unreadable.is_empty() && !self.is_forced {
-            return Err(Failure::refused(format!(
-                "{} cannot be read by this version, so the export would be without them ({}): use the program of the \
-                 version that has set them, or say --force",
+            return Err(Failure::rejected(format!(
+                "{} cannot be read by this version, so the export would miss them ({}): use the version of the \
+                    program that set them, or use --force",
                 limits(unreadable.len() as u64),
                 first(&unreadable)
             )));
         }
         if !self.has_all {
-            entries.retain(|entry| !entry.is_of_file());
+            entries.retain(|entry| !entry.is_from_file());
         }
         if !is_standard && !self.is_forced {
             self.check_replaced(&entries, server).await?;
@@ -56,8 +56,8 @@ impl Export<'_> {
         let count = entries.len();
         let table = entries
             .into_iter()
-            .map(|Entry { key, own, .. }| {
-                let name = key.parse().map_err(no_key)?;
+            .map(|OverrideEntry { key, own, .. }| {
+                let name = key.parse().map_err(invalid_key)?;
                 Ok((name, own.to_override()?))
             })
             .collect::<Result<LimitsTable, Failure>>()?;
@@ -67,7 +67,7 @@ impl Export<'_> {
         }
         let shown = self.file.display();
         replace(self.file, &text)
-            .map_err(|error| Failure::unwritten(format!("{shown} cannot be written: {error}")))?;
+            .map_err(|error| Failure::unprintable(format!("{shown} cannot be written: {error}")))?;
         let json = json!({ "file": shown.to_string(), "limits": count });
         output.done(
             &clean(&format!("{shown}: {} written", limits(count as u64))),
@@ -75,9 +75,13 @@ impl Export<'_> {
         )
     }
 
-    /// Rejects a file that is no export, and one that has limits which are gone without a trace: a store that came up
-    /// empty is not to take the place of the backup.
-    async fn check_replaced(&self, entries: &[Entry], server: &Server) -> Result<(), Failure> {
+    /// Rejects to replace a file that is not an export, or that has limits which are missing without a recorded deletion. An
+    /// empty store must not replace the backup.
+    async fn check_replaced(
+        &self,
+        entries: &[OverrideEntry],
+        server: &Server,
+    ) -> Result<(), Failure> {
         let shown = self.file.display();
         let text = match std::fs::metadata(self.file).is_ok_and(|found| found.is_file()) {
             true => std::fs::read_to_string(self.file),
@@ -88,8 +92,8 @@ impl Export<'_> {
             return Ok(());
         }
         let Ok(table) = LimitsTable::from_toml(&text) else {
-            return Err(Failure::refused(format!(
-                "{shown} has something else than limits of keys: say --force to replace it"
+            return Err(Failure::rejected(format!(
+                "{shown} has other content than limits of keys: use --force to replace it"
             )));
         };
         let now = now();
@@ -104,24 +108,26 @@ impl Export<'_> {
             return Ok(());
         }
         let changes = server.changes(ALL).await?;
-        // It tells of all that was lost. Another loss since would have taken it along.
+        // An accepted loss explains all missing limits. A later loss would have removed this record.
         let is_accepted = changes.iter().any(|change| change.key.is_none());
         let changed: BTreeSet<_> = changes.iter().filter_map(|c| c.key.as_deref()).collect();
-        let untold = before.iter().filter(gone);
-        let untold: Vec<_> = untold.filter(|key| !changed.contains(&***key)).collect();
-        // Older changes than these may tell of the others.
+        let unexplained = before.iter().filter(gone);
+        let unexplained: Vec<_> = unexplained
+            .filter(|key| !changed.contains(&***key))
+            .collect();
+        // Older changes may explain the other missing limits.
         let most = match changes.len() >= usize::from(ALL) {
             true => before.len() / 2,
             false => 0,
         };
-        if untold.len() <= most || is_accepted {
+        if unexplained.len() <= most || is_accepted {
             return Ok(());
         }
-        Err(Failure::refused(format!(
-            "{shown} has {} that are not there any more, though nobody has deleted them as far as `limits changes` knows \
-             ({}): has the store lost them? Write to another file, or say --force to replace this one",
-            limits(untold.len() as u64),
-            first(&untold)
+        Err(Failure::rejected(format!(
+            "{shown} has {} that are missing now, but `limits changes` shows no deletion ({}): did the \
+                store lose them? Write to another file, or use --force to replace this one",
+            limits(unexplained.len() as u64),
+            first(&unexplained)
         )))
     }
 }

@@ -1,78 +1,78 @@
-//! Why a command was not done, and its exit code.
+//! The failure of a command, with its exit code.
 
 use std::process::ExitCode;
 
-/// One line, in lower case, that says what and what to do.
+/// One line in lower case with the problem and the fix.
 #[derive(Debug)]
 pub(crate) struct Failure {
     code: u8,
     message: String,
-    sort: Sort,
+    detail: FailureDetail,
 }
 
-/// What else can be done about a failure.
+/// More about a failure, for commands that handle several keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sort {
+enum FailureDetail {
     Other,
-    /// The server may have done it, as its answer is missing.
+    /// The answer is missing, so the server may have made the change.
     Unanswered,
-    /// No service that runs has what is named; one that does not run may.
+    /// No running service has this name. A service that does not run may have it.
     Unknown,
-    /// It is about this one limit: others may be accepted.
+    /// The failure concerns one limit. Other limits may be accepted.
     OfOne,
 }
 
 impl Failure {
-    /// The key has nothing of its own.
+    /// The key has no override.
     pub(crate) fn missing(message: impl Into<String>) -> Self {
         Self::new(1, message)
     }
 
-    /// The command line is wrong, with the code that clap has for it.
+    /// The command line is invalid. The code is that of clap.
     pub(crate) fn usage(message: impl Into<String>) -> Self {
         Self::new(2, message)
     }
 
-    /// What was given is rejected, here or by the server.
-    pub(crate) fn refused(message: impl Into<String>) -> Self {
+    /// This program or the server rejects the input.
+    pub(crate) fn rejected(message: impl Into<String>) -> Self {
         Self::new(3, message)
     }
 
-    /// The server says nothing, or nothing of use.
+    /// The server does not answer, or its answer is invalid.
     pub(crate) fn unreachable(message: impl Into<String>) -> Self {
         Self::new(4, message)
     }
 
-    /// The same after something was sent: it may have been done.
+    /// The server does not answer a request that it may have executed.
     pub(crate) fn unanswered(message: impl Into<String>) -> Self {
         Self {
-            sort: Sort::Unanswered,
+            detail: FailureDetail::Unanswered,
             ..Self::new(4, message)
         }
     }
 
-    /// No service that runs goes by it.
+    /// No running service uses this name.
     pub(crate) fn unknown(message: impl Into<String>) -> Self {
         Self {
-            sort: Sort::Unknown,
-            ..Self::refused(message)
+            detail: FailureDetail::Unknown,
+            ..Self::rejected(message)
         }
     }
 
-    /// The server rejects this one, and not whatever it is asked for.
-    pub(crate) fn of_one(message: impl Into<String>) -> Self {
+    /// The server rejects this limit, but may accept others.
+    pub(crate) fn single_limit(message: impl Into<String>) -> Self {
         Self {
-            sort: Sort::OfOne,
-            ..Self::refused(message)
+            detail: FailureDetail::OfOne,
+            ..Self::rejected(message)
         }
     }
 
-    /// What was done could not be printed.
-    pub(crate) fn unwritten(message: impl Into<String>) -> Self {
+    /// The result cannot be printed.
+    pub(crate) fn unprintable(message: impl Into<String>) -> Self {
         Self::new(5, message)
     }
 
-    /// Names what it is about.
+    /// Puts the subject before the message.
     pub(crate) fn about(self, what: &str) -> Self {
         Self {
             message: format!("{what}: {}", self.message),
@@ -80,34 +80,34 @@ impl Failure {
         }
     }
 
-    /// The failure of a change, which may have been made.
-    pub(crate) fn of_change(mut self) -> Self {
+    /// Adds a warning if the change may be made.
+    pub(crate) fn of_a_change(mut self) -> Self {
         if self.is_unanswered() {
-            self.message += "; the change may have been made: look before you repeat it";
+            self.message += "; the change may be made: check before you repeat it";
         }
         self
     }
 
-    /// Whether the server may have done it.
+    /// Whether the server may have made the change.
     pub(crate) fn is_unanswered(&self) -> bool {
-        self.sort == Sort::Unanswered
+        self.detail == FailureDetail::Unanswered
     }
 
-    /// Whether it is only that no service that runs goes by it.
+    /// Whether the only problem is that no running service uses the name.
     pub(crate) fn is_unknown(&self) -> bool {
-        self.sort == Sort::Unknown
+        self.detail == FailureDetail::Unknown
     }
 
-    /// Whether another limit may be accepted.
-    pub(crate) fn is_of_one(&self) -> bool {
-        self.sort == Sort::OfOne
+    /// Whether other limits may be accepted.
+    pub(crate) fn is_single_limit(&self) -> bool {
+        self.detail == FailureDetail::OfOne
     }
 
     fn new(code: u8, message: impl Into<String>) -> Self {
         Self {
             code,
             message: message.into(),
-            sort: Sort::Other,
+            detail: FailureDetail::Other,
         }
     }
 

@@ -1,4 +1,4 @@
-//! As much of an HTTP client as the admin endpoints need.
+//! A small HTTP client for the admin endpoints.
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -13,34 +13,34 @@ use tokio::net::TcpStream;
 
 use crate::failure::Failure;
 
-/// The most of an answer that is read.
+/// The maximum size of an answer, in bytes.
 const LONGEST_ANSWER: usize = 16 << 20;
 
-/// Makes a connection for each request: a command makes few.
+/// Opens a connection per request, because a command makes few.
 pub(crate) struct Client {
     authority: String,
     host: String,
     port: u16,
-    /// What paths begin with, without a slash at its end.
+    /// The prefix of all paths, without a slash at the end.
     base: String,
     authorization: Option<HeaderValue>,
 }
 
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
-    /// Whether it is a problem (RFC 9457), and no answer of whatever else is there.
+    /// Whether it is a problem (RFC 9457). Another server does not answer with one.
     pub(crate) is_problem: bool,
-    /// `Null` for what is no JSON.
+    /// `Null` if the body is not JSON.
     pub(crate) body: Value,
-    /// What tells this from what it becomes by a change.
+    /// The entity tag.
     pub(crate) tag: Option<HeaderValue>,
 }
 
-/// What has to be there for a change to be made.
+/// The precondition of a change.
 pub(crate) enum Condition {
-    /// What had this tag.
+    /// The override has this tag.
     Is(HeaderValue),
-    /// Nothing.
+    /// The key has no override.
     IsNone,
 }
 
@@ -53,7 +53,8 @@ impl Client {
             Some("http") => {}
             Some("https") => {
                 return Err(Failure::usage(
-                    "--admin takes no https: give the service's own address, or a proxy's on this machine",
+                    "--admin does not support https: use the address of the service itself, or of a proxy on this \
+                        machine",
                 ));
             }
             _ => return Err(wrong()),
@@ -61,7 +62,7 @@ impl Client {
         if authority.as_str().contains('@') || uri.query().is_some() {
             return Err(wrong());
         }
-        // Behind the last bracket of an IPv6 address, if it is one.
+        // The port comes after the last bracket of an IPv6 address.
         let after_host = authority.as_str().rsplit(']').next().unwrap_or_default();
         let port = match authority.port_u16() {
             Some(port) => port,
@@ -70,14 +71,13 @@ impl Client {
         };
         let token = token.map(str::trim).filter(|token| !token.is_empty());
         let authorization = token.map(|token| {
-            let mut value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| {
-                Failure::usage("the token is none: it has control characters in it")
-            })?;
+            let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
+                .map_err(|_| Failure::usage("invalid token: it has control characters"))?;
             value.set_sensitive(true);
             Ok(value)
         });
         Ok(Self {
-            // As an address, IPv6 has no brackets.
+            // The address of a connection has no brackets.
             host: authority.host().trim_matches(['[', ']']).to_owned(),
             port,
             authority: authority.to_string(),
@@ -124,12 +124,12 @@ impl Client {
         let address = (&*self.host, self.port);
         let stream = TcpStream::connect(address).await.map_err(|_| {
             Failure::unreachable(
-                "the admin endpoints cannot be reached: check --admin, and that it runs",
+                "the admin endpoints cannot be reached: check --admin, and that the service runs",
             )
         })?;
         exchange(stream, request).await.map_err(|_| {
             Failure::unanswered(
-                "the admin endpoints do not answer: check --admin, and that it runs",
+                "the admin endpoints do not answer: check --admin, and that the service runs",
             )
         })
     }
@@ -140,7 +140,7 @@ async fn exchange(
     request: Request<Full<Bytes>>,
 ) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    // Ends with the sender, or with the runtime.
+    // The task ends with the sender or with the runtime.
     tokio::spawn(connection);
     let answer = sender.send_request(request).await?;
     let (head, body) = answer.into_parts();

@@ -1,4 +1,4 @@
-//! Keys as they are given, and the secret that some of them need.
+//! Reads keys, and installs the secret that keys of credentials need.
 
 use std::io::{IsTerminal, Write as _};
 
@@ -7,17 +7,17 @@ use tower_admission::{Key, KeyName, KeyNameError, Secret};
 use crate::failure::Failure;
 use crate::suggest::nearest;
 
-/// The kinds whose text is a credential.
+/// The kinds of credentials.
 const CREDENTIALS: [&str; 2] = ["bearer", "api-key"];
 
-/// Reads keys, once the secret is known.
+/// Reads keys after the secret is installed.
 pub(crate) struct Keys {
     secret: Option<Secret>,
     takes_any_kind: bool,
 }
 
 impl Keys {
-    /// Before any key is made: the secret becomes the process's. Its text is never shown.
+    /// Installs the secret. Call it before a key is made. The secret is never shown.
     pub(crate) fn new(secret: Option<&str>, takes_any_kind: bool) -> Result<Self, Failure> {
         let secret = secret.map(str::trim).filter(|secret| !secret.is_empty());
         let secret = secret.map(read).transpose()?;
@@ -35,7 +35,7 @@ impl Keys {
         self.secret
     }
 
-    /// Rejects a kind that is a slip: what follows it may be a credential, which is not to be kept as a name.
+    /// Rejects a misspelled kind: the text after it may be a credential, which must not be stored as a name.
     fn check_kind(&self, text: &str) -> Result<(), Failure> {
         let Some((kind, _)) = text.trim().split_once([':', '#']) else {
             return Ok(());
@@ -56,46 +56,45 @@ impl Keys {
         };
         match meant {
             Some(meant) if !is_known && !self.takes_any_kind => Err(Failure::usage(format!(
-                "no key: {kind:?} is probably not the kind that was meant: did you mean {meant:?}? \
-                 (--unchecked takes other kinds)"
+                "invalid key: unknown kind {kind:?}: did you mean {meant:?}? (--unchecked accepts other kinds)"
             ))),
             _ => Ok(()),
         }
     }
 
-    /// A key as it was given, once it cannot be a slip that would make a credential a name.
+    /// Checks the text of a key, so that a misspelled kind does not store a credential as a name.
     pub(crate) fn check(&self, text: &str) -> Result<String, Failure> {
         let key = as_key(text)?;
         self.check_kind(&key)?;
         Ok(key)
     }
 
-    /// Reads a key. A credential becomes its fingerprint, here: it is neither shown nor sent.
+    /// Reads a key. A credential becomes a fingerprint here, and is neither shown nor sent.
     pub(crate) fn read(&self, text: &str) -> Result<KeyName, Failure> {
         let text = &*self.check(text)?;
         match credential(text) {
             Some(_) if self.secret.is_none() => Err(Failure::usage(
-                "a key that is a credential needs the services' secret: set ADMISSION_SECRET, or give \
-                 its fingerprint as kind#digits",
+                "the key of a credential needs the secret of the services: set ADMISSION_SECRET, or write the \
+                    fingerprint as kind#digits",
             )),
-            // It may be longer than the name of a key.
+            // A credential may be longer than the name of a key.
             Some((kind, credential)) => Ok(Key::new(kind, credential.as_bytes()).into()),
-            None => text.parse().map_err(no_key),
+            None => text.parse().map_err(invalid_key),
         }
     }
 
-    /// Whether it is known what the key is counted as.
+    /// Whether the fingerprint of the key is known.
     pub(crate) fn can_count(&self, name: &KeyName) -> bool {
         let is_readable = separator(name.as_str()) != Some(':') || name.key().is_ip();
         is_readable || self.secret.is_some()
     }
 }
 
-pub(crate) fn no_key(error: KeyNameError) -> Failure {
-    Failure::usage(format!("no key: {error}"))
+pub(crate) fn invalid_key(error: KeyNameError) -> Failure {
+    Failure::usage(format!("invalid key: {error}"))
 }
 
-/// A credential, and its kind.
+/// A kind and a credential.
 fn credential(text: &str) -> Option<(&'static str, &str)> {
     let (kind, credential) = text.trim().split_once(':')?;
     let kind = CREDENTIALS.into_iter().find(|known| *known == kind)?;
@@ -103,7 +102,7 @@ fn credential(text: &str) -> Option<(&'static str, &str)> {
     (!credential.is_empty()).then_some((kind, credential))
 }
 
-/// Reads a key from standard input, so that it is neither an argument nor in the history of a shell.
+/// Reads a key from standard input, which keeps it out of arguments and of the shell history.
 pub(crate) fn from_stdin() -> Result<String, Failure> {
     let stdin = std::io::stdin();
     if stdin.is_terminal() {
@@ -116,13 +115,13 @@ pub(crate) fn from_stdin() -> Result<String, Failure> {
     read.map_err(|error| Failure::usage(format!("standard input cannot be read: {error}")))?;
     match line.trim() {
         "" => Err(Failure::usage(
-            "there is no key on standard input: write it there, such as bearer:<token>",
+            "standard input has invalid key: write one, such as bearer:<token>",
         )),
         key => Ok(key.to_owned()),
     }
 }
 
-/// A header that was copied is the key of its token, wherever it is given. Of one that has no token nothing is shown.
+/// Turns a copied header into the key of its token. A header without a token is not shown.
 fn as_key(text: &str) -> Result<String, Failure> {
     let text = text.trim();
     let header = text.split_once(':');
@@ -145,25 +144,26 @@ fn as_key(text: &str) -> Result<String, Failure> {
 
 fn not_bearer() -> Failure {
     Failure::usage(
-        "no key: of a header Authorization the token behind Bearer is the key: write bearer:<token>",
+        "invalid key: the key of an Authorization header is the token after Bearer: write \
+            bearer:<token>",
     )
 }
 
-/// What stands behind the kind.
+/// The text after the kind.
 fn separator(text: &str) -> Option<char> {
     text.chars().find(|c| matches!(c, ':' | '#'))
 }
 
 fn read(digits: &str) -> Result<Secret, Failure> {
     let bytes = bytes(digits).ok_or_else(|| {
-        Failure::usage("the secret is 32 hexadecimal digits: the 16 bytes that services have")
+        Failure::usage("the secret is 32 hexadecimal digits, the same 16 bytes as in the services")
     })?;
     Ok(Secret::new(bytes))
 }
 
-/// As they are written, from the first to the last.
+/// Reads 32 hexadecimal digits as bytes, in order.
 fn bytes(digits: &str) -> Option<[u8; 16]> {
-    // `from_str_radix` would take a sign as well.
+    // `from_str_radix` accepts a sign as well.
     let hexadecimal = digits.len() == 32 && digits.bytes().all(|b| b.is_ascii_hexdigit());
     let number = u128::from_str_radix(digits, 16).ok();
     Some(number.filter(|_| hexadecimal)?.to_be_bytes())

@@ -1,20 +1,21 @@
-//! Changes limits and shows what is used, in Redis or through a service's admin endpoints.
+//! Changes limits and shows usage, in Redis or through the admin endpoints of a service.
 
 mod admin;
 mod args;
+mod atomic_file;
 #[cfg(feature = "tls")]
 mod certificates;
 mod changes;
 mod commands;
 mod effect;
 mod explain;
-mod explained;
+mod explanation;
 mod export;
 mod failure;
 mod http;
 mod keys;
 mod output;
-mod own;
+mod override_json;
 mod redis;
 mod server;
 mod set;
@@ -23,8 +24,7 @@ mod suggest;
 mod transfer;
 mod undo;
 mod usage;
-mod written;
-mod wrong;
+mod usage_error;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -45,7 +45,7 @@ fn main() -> ExitCode {
     let parsed = parsed.and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
     let (cli, matches) = match parsed {
         Ok(parsed) => parsed,
-        Err(error) => return wrong::not_parsed(&error),
+        Err(error) => return usage_error::not_parsed(&error),
     };
     let output = Output::new(cli.is_json());
     let done = match &cli.command {
@@ -56,7 +56,7 @@ fn main() -> ExitCode {
             connect,
             strict,
         }) => check(file, *connect, *strict, &output),
-        command => at_server(&cli, &matches, command, &output),
+        command => run_on_server(&cli, &matches, command, &output),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -67,30 +67,30 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether a service could run with a configuration, and decide in its store if that is asked for; and what of it
-/// has no effect.
+/// Checks that a service can run with a configuration, and prints its warnings. With `connect`, also checks that its
+/// store decides.
 fn check(file: &Path, connect: bool, strict: bool, output: &Output) -> Result<(), Failure> {
     let (name, config) = match transfer::is_standard(file) {
         true => {
             let text = transfer::read(file)
-                .map_err(|error| Failure::refused(format!("{STANDARD_INPUT}: {error}")))?;
+                .map_err(|error| Failure::rejected(format!("{STANDARD_INPUT}: {error}")))?;
             (STANDARD_INPUT, Config::load_text(STANDARD_INPUT, text))
         }
         false => (&*file.to_string_lossy(), Config::load(file)),
     };
-    let config = config.map_err(|error| Failure::refused(error.to_string()))?;
+    let config = config.map_err(|error| Failure::rejected(error.to_string()))?;
     let warnings = config.warnings();
     let is_denied = |warning: &&ConfigWarning| match strict {
-        true => !warning.may_be_meant(),
-        // No service starts with such a file.
+        true => !warning.may_be_intended(),
+        // A service does not start with this file.
         false => warning.kind() == WarningKind::NoGroups,
     };
     let denied = warnings.iter().filter(is_denied);
     let all: Vec<_> = denied.map(ToString::to_string).collect();
     if !all.is_empty() {
-        return Err(Failure::refused(all.join("; ")));
+        return Err(Failure::rejected(all.join("; ")));
     }
-    ask_store(&config, connect)?;
+    check_store(&config, connect)?;
     for warning in &warnings {
         output.warning(&warning.to_string());
     }
@@ -115,31 +115,31 @@ fn warning_json(warning: &ConfigWarning) -> Value {
     json!({ "kind": warning.kind().as_str(), "message": clean(&warning.to_string()) })
 }
 
-/// Opens the store, which reads the files of its certificates, and asks it whether it decides.
-fn ask_store(config: &Config, connect: bool) -> Result<(), Failure> {
-    let refused = |error: ConfigError| Failure::refused(error.to_string());
+/// Opens the store, which reads its certificate files. With `connect`, checks that the store decides.
+fn check_store(config: &Config, connect: bool) -> Result<(), Failure> {
+    let refused = |error: ConfigError| Failure::rejected(error.to_string());
     let store = config.store().map_err(refused)?;
     let Some(store) = store.filter(|_| connect) else {
         return Ok(());
     };
     within_runtime(async {
         let ping = store.ping().await;
-        ping.map_err(|error| store_error::not_deciding(&error))
+        ping.map_err(|error| store_error::store_check_failure(&error))
     })
 }
 
-/// Does what needs a server.
-fn at_server(
+/// Runs a command that needs a server.
+fn run_on_server(
     cli: &Cli,
     matches: &clap::ArgMatches,
     command: &Command,
     output: &Output,
 ) -> Result<(), Failure> {
-    let place = cli.server.place(matches)?;
-    // Before any key is made.
+    let url = cli.server.url(matches)?;
+    // Install the secret before the first key is made.
     let keys = Keys::new(cli.server.secret.as_deref(), cli.server.unchecked)?;
     within_runtime(async {
-        let server = Server::open(&place, &cli.server, &keys).await?;
+        let server = Server::open(&url, &cli.server, &keys).await?;
         commands::run(command, &server, &keys, output).await
     })
 }
@@ -150,7 +150,7 @@ fn within_runtime(work: impl Future<Output = Result<(), Failure>>) -> Result<(),
         .build()
         .map_err(|error| Failure::unreachable(format!("no network: {error}")))?;
     let done = runtime.block_on(work);
-    // Without waiting for a name that is still looked up.
+    // Do not wait for a pending name lookup.
     runtime.shutdown_background();
     done
 }

@@ -1,4 +1,4 @@
-//! What is printed: text for people, JSON for programs.
+//! Output: text for people, JSON for programs.
 
 use std::cell::{Cell, RefCell};
 use std::fmt::Write as _;
@@ -12,15 +12,15 @@ use serde_json::{Value, json};
 
 use crate::args::Cli;
 use crate::failure::Failure;
-use crate::usage::{Level, Report};
+use crate::usage::{Level, UsageReport};
 
 pub(crate) struct Output {
     is_json: bool,
-    /// Limits that services keep although the store has lost them; what is printed tells of the store alone.
+    /// The number of limits that the store has lost and services keep. The output covers only the store.
     lost: Cell<u64>,
     /// The keys of limits in the store that this version cannot read.
     unreadable: RefCell<Vec<Box<str>>>,
-    /// For programs, with what was done.
+    /// Warnings for the JSON of the result.
     warnings: RefCell<Vec<String>>,
 }
 
@@ -38,24 +38,24 @@ impl Output {
         self.is_json
     }
 
-    /// Says with all that is printed that the store has lost limits which services keep.
+    /// Warns that the store has lost limits, and marks all output as incomplete.
     pub(crate) fn lost(&self, lost: u64) {
         self.lost.set(lost);
         if lost > 0 {
             self.warning(&format!(
-                "the store has lost up to {}, which services keep and go by: what is shown here is \
-                 without them. Ask a service by --admin, and see docs/runbook.md, \"Redis came up empty\"",
+                "the store has lost up to {}, which services keep and enforce. This output does not include \
+                    them. Use --admin to ask a service, and see docs/runbook.md, \"Redis came up empty\"",
                 limits(lost)
             ));
         }
     }
 
-    /// Says which limits in the store are missing in what is printed, as this version cannot read them.
+    /// Warns of limits in the store that this version cannot read.
     pub(crate) fn unreadable(&self, names: Vec<Box<str>>) {
         if !names.is_empty() {
             self.warning(&format!(
-                "{} in the store cannot be read by this version, and what is shown here is without them: {}. Use the \
-                 program of the version that has set them",
+                "{} in the store cannot be read by this version and are not shown: {}. Use the version of the \
+                    program that set them",
                 limits(names.len() as u64),
                 first(&names)
             ));
@@ -63,15 +63,15 @@ impl Output {
         self.unreadable.replace(names);
     }
 
-    /// The text for a key without a limit.
+    /// The text for a key without an override.
     pub(crate) fn none(&self) -> &'static str {
         match self.is_incomplete() {
-            true => "no limit of its own in the store",
-            false => "no limit of its own",
+            true => "no override in the store",
+            false => "no override",
         }
     }
 
-    /// Whether limits are missing in what is printed.
+    /// Whether the output misses limits.
     pub(crate) fn is_incomplete(&self) -> bool {
         self.lost.get() > 0
     }
@@ -85,14 +85,14 @@ impl Output {
             json["unreadable"] = json!(*unreadable);
         }
         let warnings = self.warnings.borrow();
-        // A command may have them already, with more about each.
+        // A command may have added them with more details.
         if !warnings.is_empty() && json.get("warnings").is_none() {
             json["warnings"] = json!(*warnings);
         }
         json
     }
 
-    /// What was done, as text or as JSON.
+    /// Prints the result as text or as JSON.
     pub(crate) fn done(&self, text: &str, json: Value) -> Result<(), Failure> {
         let mut stdout = anstream::stdout();
         let printed = if self.is_json {
@@ -100,7 +100,7 @@ impl Output {
         } else {
             writeln!(stdout, "{}", text.trim_end())
         };
-        written(printed.and_then(|()| stdout.flush()))
+        check_printed(printed.and_then(|()| stdout.flush()))
     }
 
     pub(crate) fn failure(&self, failure: &Failure) {
@@ -117,7 +117,7 @@ impl Output {
         };
     }
 
-    /// At once for people; programs have it in what was done.
+    /// Prints a warning at once for people. For programs, adds it to the JSON of the result.
     pub(crate) fn warning(&self, message: &str) {
         let message = clean(message);
         if self.is_json {
@@ -128,7 +128,7 @@ impl Output {
         let _ = writeln!(anstream::stderr(), "{style}warning{style:#}: {message}");
     }
 
-    /// Asks on the terminal, whatever else is printed.
+    /// Asks for confirmation on the terminal.
     pub(crate) fn ask(&self, question: &str) -> bool {
         let mut stderr = anstream::stderr();
         let _ = write!(stderr, "{} [y/N] ", clean(question));
@@ -141,11 +141,11 @@ impl Output {
     pub(crate) fn completions(&self, shell: Shell) -> Result<(), Failure> {
         let mut script = Vec::new();
         clap_complete::generate(shell, &mut Cli::command(), "tower-admission", &mut script);
-        // What clap_complete 4.6 gets wrong, which tests on a terminal have found.
+        // Works around two errors of clap_complete 4.6.
         let (wrong, right) = match shell {
-            // The hyphen is written in two ways, so that nothing is completed behind a command.
+            // Two spellings of the hyphen prevent completion after a command.
             Shell::Bash => ("tower__subcmd__admission", "tower__admission"),
-            // Behind a key no option is completed.
+            // No option is completed after a key.
             Shell::Zsh => ("'*::limit ", "'*:limit "),
             _ => return self.raw(&script),
         };
@@ -153,10 +153,10 @@ impl Output {
         self.raw(script.as_bytes())
     }
 
-    /// The manual page, or all of them into a folder.
+    /// Prints the manual page, or writes all pages into a folder.
     pub(crate) fn manual(&self, folder: Option<&Path>) -> Result<(), Failure> {
         let not_written =
-            |error| Failure::unwritten(format!("the manual cannot be written: {error}"));
+            |error| Failure::unprintable(format!("the manual page cannot be written: {error}"));
         let Some(folder) = folder else {
             let mut page = Vec::new();
             let manual = clap_mangen::Man::new(Cli::command());
@@ -166,14 +166,14 @@ impl Output {
         clap_mangen::generate_to(Cli::command(), folder).map_err(not_written)
     }
 
-    /// What is for another program, as it is.
+    /// Prints bytes unchanged, for another program.
     pub(crate) fn raw(&self, bytes: &[u8]) -> Result<(), Failure> {
         let mut stdout = std::io::stdout();
-        written(stdout.write_all(bytes).and_then(|()| stdout.flush()))
+        check_printed(stdout.write_all(bytes).and_then(|()| stdout.flush()))
     }
 }
 
-/// A number of limits, in words.
+/// A number of limits, as text.
 pub(crate) fn limits(count: u64) -> String {
     match count {
         1 => "1 limit".to_owned(),
@@ -181,7 +181,7 @@ pub(crate) fn limits(count: u64) -> String {
     }
 }
 
-/// The first few of many.
+/// The first items of a list.
 pub(crate) fn first<T: AsRef<str>>(all: &[T]) -> String {
     const SHOWN: usize = 5;
 
@@ -193,22 +193,22 @@ pub(crate) fn first<T: AsRef<str>>(all: &[T]) -> String {
     shown.join(", ")
 }
 
-/// Who has stopped reading has seen enough; what else is lost is a failure.
-fn written(printed: io::Result<()>) -> Result<(), Failure> {
+/// Ignores a closed pipe. Another write error is a failure.
+fn check_printed(printed: io::Result<()>) -> Result<(), Failure> {
     match printed {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::unwritten(
-            format!("what was done cannot be printed: {error}"),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::unprintable(
+            format!("the result cannot be printed: {error}"),
         )),
         _ => Ok(()),
     }
 }
 
-/// JSON that steers no terminal: what it escapes by itself is less.
+/// JSON that cannot control a terminal. `serde_json` escapes fewer characters.
 fn plain(json: &Value) -> String {
     let mut text = String::new();
     for char in json.to_string().chars() {
-        if steers(char) {
-            // Beyond 16 bits there is none of these.
+        if is_unsafe_char(char) {
+            // All these characters fit in 16 bits.
             let _ = write!(text, "\\u{:04x}", char as u32);
         } else {
             text.push(char);
@@ -217,23 +217,23 @@ fn plain(json: &Value) -> String {
     text
 }
 
-/// What steers a terminal, or shows a text otherwise than it is written.
-fn steers(char: char) -> bool {
+/// Whether a character can control a terminal or change how text looks.
+fn is_unsafe_char(char: char) -> bool {
     let is_invisible = matches!(char,
         '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
     char.is_control() || is_invisible
 }
 
-/// The widest that a column is made; what is longer stands out of it.
-pub(crate) const WIDEST: usize = 64;
+/// The maximum width of a column. Longer cells overflow.
+pub(crate) const MAX_WIDTH: usize = 64;
 
-/// A line of what others have written: without what would steer a terminal.
+/// Removes characters that can control a terminal.
 pub(crate) fn clean(text: &str) -> String {
-    let clean = |c: char| if steers(c) { ' ' } else { c };
+    let clean = |c: char| if is_unsafe_char(c) { ' ' } else { c };
     text.chars().map(clean).collect()
 }
 
-/// Lines of cells in columns, two spaces apart.
+/// Formats rows as columns, two spaces apart.
 pub(crate) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
     let rows: Vec<_> = rows
         .iter()
@@ -242,7 +242,7 @@ pub(crate) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
     let mut widths = [0; N];
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count().min(WIDEST));
+            *width = (*width).max(cell.chars().count().min(MAX_WIDTH));
         }
     }
     let mut text = String::new();
@@ -257,8 +257,8 @@ pub(crate) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
     text
 }
 
-/// Columns, the last ones coloured by how far each row is used up.
-pub(crate) fn table(report: &Report) -> String {
+/// Formats usage as a table, coloured by level.
+pub(crate) fn table(report: &UsageReport) -> String {
     let usages = &report.usage;
     let number = |number: Option<String>| number.unwrap_or_else(|| "-".to_owned());
     let heads = ["NAME", "SORT", "USED", "LIMIT", "PERCENT"].map(str::to_owned);
@@ -280,7 +280,7 @@ pub(crate) fn table(report: &Report) -> String {
     let mut widths = heads.each_ref().map(|head| head.len());
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count().min(WIDEST));
+            *width = (*width).max(cell.chars().count().min(MAX_WIDTH));
         }
     }
     let mut text = String::new();
@@ -292,7 +292,7 @@ pub(crate) fn table(report: &Report) -> String {
             text.push_str("  at the limit");
         }
         if usage.is_override == Some(true) {
-            text.push_str("  its own");
+            text.push_str("  override");
         }
         if let Some(counted) = report.counted(usage) {
             let _ = write!(text, "  {counted}");

@@ -1,4 +1,4 @@
-//! Limits where Redis has them.
+//! Changes limits in Redis.
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,18 +13,18 @@ use tower_admission_redis::RedisStore;
 
 use crate::args::{RequestArgs, ServerArgs};
 use crate::changes::Change;
-use crate::explained::{Explained, Listed};
+use crate::explanation::{Explanation, ListEntryJson};
 use crate::failure::Failure;
-use crate::own::Own;
-use crate::server::{Changed, Entry, Wanted, changed_meanwhile};
-use crate::store_error::{failed, not_changed, not_read};
+use crate::override_json::OverrideJson;
+use crate::server::{ChangedLimit, OverrideEntry, SetRequest, concurrent_change};
+use crate::store_error::{change_failure, read_failure, store_failure};
 use crate::suggest::advice;
-use crate::usage::{Report, Usage};
+use crate::usage::{Usage, UsageReport};
 
 pub(crate) struct Redis {
     store: RedisStore,
     limits: Limits,
-    /// Read once, for a command that asks about many keys, and again after a change.
+    /// Read once per command, and again after a change.
     limiters: Mutex<Option<Arc<SharedLimiters>>>,
     pub(crate) prefix: String,
     has_secret: bool,
@@ -51,12 +51,12 @@ impl Redis {
         let mut store = store
             .prefix(&args.prefix)
             .deadline(wait)
-            // What cannot be asked is not to look as if nothing was used.
+            // A failed read must not look like zero usage.
             .on_failure(FailureMode::Closed);
         if let Some(secret) = secret {
             store = store.secret(secret);
         }
-        store.ping().await.map_err(|error| failed(&error))?;
+        store.ping().await.map_err(|error| store_failure(&error))?;
         let host = gethostname::gethostname();
         let host = host.to_string_lossy();
         let redis = Self {
@@ -78,35 +78,39 @@ impl Redis {
         Ok(redis)
     }
 
-    /// A wrong secret finds none of the services' keys.
+    /// With a wrong secret, no key of the services is found.
     async fn check_secret(&self) -> Result<(), Failure> {
         if self.limiters().await?.has_their_secret() == Some(false) {
-            return Err(Failure::refused(format!(
-                "the secret is not the one of the services under the prefix {:?}: check ADMISSION_SECRET \
-                 and --prefix (--unchecked takes it)",
+            return Err(Failure::rejected(format!(
+                "the services under the prefix {:?} have another secret: check ADMISSION_SECRET and --prefix \
+                    (--unchecked uses it anyway)",
                 self.prefix
             )));
         }
         Ok(())
     }
 
-    /// What services count here, if there are any and this program finds their keys.
+    /// The limiters of the services. Fails if there are none, or if the secret differs.
     pub(crate) async fn services(&self) -> Result<Arc<SharedLimiters>, Failure> {
         let services = self.limiters().await?;
         if self.is_unchecked {
             return Ok(services);
         }
         if services.is_empty() {
-            return Err(Failure::refused(format!(
+            return Err(Failure::rejected(format!(
                 "no service has published its limits under the prefix {:?} in the last day: check --prefix, or \
-                 ADMISSION_PREFIX (--unchecked goes on, for services that do not run yet)",
+                    ADMISSION_PREFIX (use --unchecked for services that do not run yet)",
                 self.prefix
             )));
         }
         Ok(services)
     }
 
-    pub(crate) async fn set(&self, key: &KeyName, to: &Wanted<'_>) -> Result<Changed, Failure> {
+    pub(crate) async fn set(
+        &self,
+        key: &KeyName,
+        to: &SetRequest<'_>,
+    ) -> Result<ChangedLimit, Failure> {
         if !to.is_checked {
             self.check(key, to.own).await?;
         }
@@ -120,21 +124,21 @@ impl Redis {
         }
         let before = edit.set(own).await;
         self.forget();
-        let before = before.map_err(|error| not_changed(error, key))?;
+        let before = before.map_err(|error| change_failure(error, key))?;
         let mut set = self.limits.get_override(key);
         if set.is_none() {
-            // It has ended by the clock of this machine; what counts is that of the store, which may be behind.
-            let changes = self.limits.changes(1).await.map_err(not_read)?;
+            // The limit has ended by the clock of this machine, but the clock of the store decides and may be behind.
+            let changes = self.limits.changes(1).await.map_err(read_failure)?;
             let last = changes
                 .into_iter()
                 .find(|change| change.key.as_ref() == Some(key));
             set = last.and_then(|change| change.after);
         }
-        Ok(Changed {
-            own: set.as_ref().map(Own::from).ok_or_else(|| {
-                Failure::refused("the limit has ended, or another one was set, at the same time")
+        Ok(ChangedLimit {
+            own: set.as_ref().map(OverrideJson::from).ok_or_else(|| {
+                Failure::rejected("the limit ended or was replaced at the same time")
             })?,
-            before: before.as_ref().map(Own::from),
+            before: before.as_ref().map(OverrideJson::from),
         })
     }
 
@@ -143,50 +147,52 @@ impl Redis {
         edit.origin(&self.origin)
     }
 
-    /// What a key has, if that is what was shown of it.
+    /// The override of a key, if it equals the one that was shown.
     async fn current(
         &self,
         key: &KeyName,
-        shown: Option<&Own>,
+        shown: Option<&OverrideJson>,
     ) -> Result<Option<Override>, Failure> {
-        self.limits.refresh().await.map_err(not_read)?;
+        self.limits.refresh().await.map_err(read_failure)?;
         let current = self.limits.get_override(key);
-        let own = current.as_ref().map(Own::from);
+        let own = current.as_ref().map(OverrideJson::from);
         if own.as_ref() != shown {
-            return Err(changed_meanwhile(key, own.as_ref()));
+            return Err(concurrent_change(key, own.as_ref()));
         }
         Ok(current)
     }
 
-    pub(crate) async fn get(&self, key: &KeyName) -> Result<Option<Entry>, Failure> {
-        self.limits.refresh().await.map_err(not_read)?;
+    pub(crate) async fn get(&self, key: &KeyName) -> Result<Option<OverrideEntry>, Failure> {
+        self.limits.refresh().await.map_err(read_failure)?;
         let own = self.limits.get_override(key);
         if own.is_none() {
-            // None under a wrong prefix is not to look like none.
+            // Check the prefix: under a wrong one there are never limits.
             self.services().await?;
         }
         Ok(own.map(|own| entry(key, &own)))
     }
 
-    pub(crate) async fn list(&self) -> Result<Vec<Entry>, Failure> {
-        self.limits.refresh().await.map_err(not_read)?;
+    pub(crate) async fn list(&self) -> Result<Vec<OverrideEntry>, Failure> {
+        self.limits.refresh().await.map_err(read_failure)?;
         let entries = self.limits.list_after(None, usize::MAX);
         if entries.is_empty() {
-            // None under a wrong prefix is not to look like none.
+            // Check the prefix: under a wrong one there are never limits.
             self.services().await?;
         }
         let entries = entries.iter().map(|(key, own)| entry(key, own));
         Ok(entries.collect())
     }
 
-    pub(crate) async fn delete(&self, key: &KeyName, shown: &Own) -> Result<(), Failure> {
+    pub(crate) async fn delete(&self, key: &KeyName, shown: &OverrideJson) -> Result<(), Failure> {
         let current = self.current(key, Some(shown)).await?;
         let deleted = self.edit(key).only_if(current.as_ref()).delete().await;
         self.forget();
-        deleted.map_err(|error| not_changed(error, key)).map(drop)
+        deleted
+            .map_err(|error| change_failure(error, key))
+            .map(drop)
     }
 
-    /// Whether no request is looked up on lists, so that an address is only what requests are charged to.
+    /// Whether no service has lists, so that an address is only the key of its requests.
     pub(crate) async fn has_no_lists(&self) -> bool {
         let limiters = self.limiters().await;
         limiters.is_ok_and(|limiters| !limiters.is_empty() && !limiters.has_lists())
@@ -196,29 +202,29 @@ impl Redis {
         Ok(self.limiters().await?.lost_overrides())
     }
 
-    /// Limits that this version cannot read, of those that were read for this command.
+    /// The limits that this version cannot read, among those of this command.
     pub(crate) fn unreadable(&self) -> Vec<Box<str>> {
         self.limits.unreadable()
     }
 
-    pub(crate) async fn usage(&self, key: Option<&KeyName>) -> Result<Report, Failure> {
+    pub(crate) async fn usage(&self, key: Option<&KeyName>) -> Result<UsageReport, Failure> {
         let limiters = self.services().await?;
         let found = match key {
             Some(key) => limiters.usage(key).await,
             None => limiters.totals().await,
         };
-        let usage = found.map_err(not_read)?;
+        let usage = found.map_err(read_failure)?;
         let usage = usage.into_iter().map(|usage| Usage {
             is_override: key.map(|_| usage.is_override),
             default: limiters.default_limit(&usage),
             ..shown(usage)
         });
-        Ok(Report {
+        Ok(UsageReport {
             limit: key.and_then(|key| self.limits.get(key).map(|limit| limit.to_string())),
             listed: key
                 .and_then(|key| self.listed(&limiters, key, None))
                 .as_ref()
-                .map(Listed::from),
+                .map(ListEntryJson::from),
             usage: usage.collect(),
             replica: None,
             store: None,
@@ -229,17 +235,17 @@ impl Redis {
         &self,
         key: &KeyName,
         request: &RequestArgs,
-    ) -> Result<Explained, Failure> {
+    ) -> Result<Explanation, Failure> {
         if request.path.is_some() {
             return Err(Failure::usage(
-                "a service knows which limits a path has: give one by --admin",
+                "only a service knows the limits of a path: use --admin",
             ));
         }
         let limiters = self.services().await?;
         if request.address.is_some() && !limiters.has_lists() {
-            return Err(Failure::refused(
-                "no service has allow and deny lists for these limits, and which limits an address has is known to a \
-                 service: give one by --admin",
+            return Err(Failure::rejected(
+                "no service has allow and deny lists for these limits, and only a service knows the limits of \
+                    an address: use --admin",
             ));
         }
         let address = request.address.as_deref().map(network).transpose()?;
@@ -249,18 +255,16 @@ impl Redis {
             let known = limiters.tiers().iter().map(|tier| &**tier);
             if !self.is_unchecked && !known.clone().any(|known| known == tier) {
                 let advice = advice(tier, known);
-                return Err(Failure::refused(format!(
-                    "no tier is called {tier:?}{advice}"
-                )));
+                return Err(Failure::rejected(format!("unknown tier {tier:?}{advice}")));
             }
         }
         let explained = limiters.explain(key, request.tier.as_deref()).await;
         let own = self.limits.get(key).map(|limit| limit.to_string());
         let listed = self.listed(&limiters, key, address);
-        let explained = explained.map_err(not_read)?;
-        let mut explained = Explained::new(key, own, &explained, listed.as_ref());
+        let explained = explained.map_err(read_failure)?;
+        let mut explained = Explanation::new(key, own, &explained, listed.as_ref());
         explained.address = request.address.clone();
-        // A key that is listed goes before its address.
+        // A list entry of the key precedes one of its address.
         let may_be_listed = limiters.has_lists() && !self.limits.is_empty();
         if may_be_listed && listed.is_none() && address.is_none() && !key.key().is_ip() {
             explained.address_limits.push("lists".to_owned());
@@ -269,7 +273,7 @@ impl Redis {
         Ok(explained)
     }
 
-    /// The entry of the lists in Redis that decides about a key, where a service looks it up.
+    /// The list entry in Redis that decides about a key, if a service has lists.
     fn listed(
         &self,
         limiters: &SharedLimiters,
@@ -282,7 +286,7 @@ impl Redis {
 
     pub(crate) async fn changes(&self, count: u16) -> Result<Vec<Change>, Failure> {
         let changes = self.limits.changes(count.into()).await;
-        let changes = changes.map_err(not_read)?;
+        let changes = changes.map_err(read_failure)?;
         if changes.is_empty() {
             self.services().await?;
         }
@@ -293,12 +297,12 @@ impl Redis {
         self.services().await?;
         let (author, origin) = (Some(&*self.author), Some(&*self.origin));
         let accepted = self.limits.accept_loss_by(author, origin).await;
-        accepted.map_err(not_read)
+        accepted.map_err(read_failure)
     }
 
     pub(crate) async fn clear_caches(&self) -> Result<(), Failure> {
         self.services().await?;
-        self.limits.clear_caches().await.map_err(not_read)
+        self.limits.clear_caches().await.map_err(read_failure)
     }
 
     async fn limiters(&self) -> Result<Arc<SharedLimiters>, Failure> {
@@ -306,9 +310,9 @@ impl Redis {
         if let Some(known) = known {
             return Ok(known);
         }
-        self.limits.refresh().await.map_err(not_read)?;
+        self.limits.refresh().await.map_err(read_failure)?;
         let read = SharedLimiters::read(&self.limits, &self.store).await;
-        let read = Arc::new(read.map_err(not_read)?);
+        let read = Arc::new(read.map_err(read_failure)?);
         *self.known() = Some(read.clone());
         Ok(read)
     }
@@ -322,10 +326,10 @@ impl Redis {
     }
 }
 
-/// What services know and do not write down.
-const NOT_KNOWN: &str = "the [lists], [limits] and guards of the services' files";
+/// What only services know.
+const NOT_KNOWN: &str = "[lists], [limits] and guards in the files of the services";
 
-/// The address of a client, or a network.
+/// Reads the address of a client, or a network.
 fn network(text: &str) -> Result<IpNet, Failure> {
     let text = text.trim().trim_start_matches("ip:").trim();
     let address = text.parse().map(|ip: IpAddr| IpNet::from(ip));
@@ -336,7 +340,7 @@ fn network(text: &str) -> Result<IpNet, Failure> {
     })
 }
 
-/// Who runs this program, as far as the environment says so.
+/// The user of this program, from the environment.
 fn user() -> String {
     let names = ["USER", "LOGNAME", "USERNAME"];
     let user = names.iter().find_map(|name| std::env::var(name).ok());
@@ -344,10 +348,10 @@ fn user() -> String {
         .unwrap_or_else(|| "unknown".to_owned())
 }
 
-fn entry(key: &KeyName, own: &Override) -> Entry {
-    Entry {
+fn entry(key: &KeyName, own: &Override) -> OverrideEntry {
+    OverrideEntry {
         key: key.to_string(),
-        own: Own::from(own),
+        own: OverrideJson::from(own),
         source: None,
         in_file: None,
     }

@@ -1,4 +1,4 @@
-//! Where limits are kept: Redis, or a service that has them.
+//! The server with the limits: Redis, or a service with admin endpoints.
 
 use std::future::Future;
 use std::time::Duration;
@@ -8,14 +8,14 @@ use tokio::time::timeout;
 use tower_admission::KeyName;
 
 use crate::admin::Admin;
-use crate::args::{Place, RequestArgs, ServerArgs};
+use crate::args::{RequestArgs, ServerArgs, ServerUrl};
 use crate::changes::Change;
-use crate::explained::Explained;
+use crate::explanation::Explanation;
 use crate::failure::Failure;
 use crate::keys::Keys;
-use crate::own::Own;
+use crate::override_json::OverrideJson;
 use crate::redis::Redis;
-use crate::usage::Report;
+use crate::usage::UsageReport;
 
 pub(crate) struct Server {
     kind: Kind,
@@ -27,55 +27,55 @@ enum Kind {
     Admin(Admin),
 }
 
-/// A limit that was set: as the server has it, and what was there before.
-pub(crate) struct Changed {
-    pub(crate) own: Own,
-    pub(crate) before: Option<Own>,
+/// A limit that was set, and the one before.
+pub(crate) struct ChangedLimit {
+    pub(crate) own: OverrideJson,
+    pub(crate) before: Option<OverrideJson>,
 }
 
-/// One key that has a limit of its own.
+/// A key with its override.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Entry {
+pub(crate) struct OverrideEntry {
     pub(crate) key: String,
     #[serde(flatten)]
-    pub(crate) own: Own,
-    /// `override` when it was set at run time, `file` when it is of a service's configuration; services of older versions
-    /// do not say, and Redis has those that were set at run time alone.
+    pub(crate) own: OverrideJson,
+    /// `override` if it was set at run time, `file` if it comes from the configuration of a service. `None` from services of
+    /// older versions, and from Redis, which has only overrides that were set at run time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) source: Option<String>,
-    /// What the configuration has for the key, under what was set.
+    /// The override of the configuration under the one that was set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) in_file: Option<Own>,
+    pub(crate) in_file: Option<OverrideJson>,
 }
 
-impl Entry {
-    /// Whether it is of the configuration of a service, where nothing but that file changes it.
-    pub(crate) fn is_of_file(&self) -> bool {
+impl OverrideEntry {
+    /// Whether it comes from the configuration of a service. Only that file can change it.
+    pub(crate) fn is_from_file(&self) -> bool {
         self.source.as_deref() == Some("file")
     }
 
-    /// Where it is from, for people.
+    /// The source, for people.
     pub(crate) fn origin(&self) -> &'static str {
-        match self.is_of_file() {
-            true => "of the file",
-            false => "its own",
+        match self.is_from_file() {
+            true => "from the file",
+            false => "override",
         }
     }
 }
 
-/// A limit that is to be set.
-pub(crate) struct Wanted<'a> {
-    pub(crate) own: &'a Own,
-    /// How long it lasts, by the clock of the server.
+/// A request to set a limit.
+pub(crate) struct SetRequest<'a> {
+    pub(crate) own: &'a OverrideJson,
+    /// The duration of the limit, by the clock of the server.
     pub(crate) lasts: Option<Duration>,
-    /// What the key has to have; by default whatever it has.
-    pub(crate) only_if: Option<Option<&'a Own>>,
-    /// Whether its effect was [checked](Server::check).
+    /// The limit that the key must have. Default: any.
+    pub(crate) only_if: Option<Option<&'a OverrideJson>>,
+    /// Whether its effect was [checked](Server::check) already.
     pub(crate) is_checked: bool,
 }
 
-impl<'a> Wanted<'a> {
-    pub(crate) fn new(own: &'a Own) -> Self {
+impl<'a> SetRequest<'a> {
+    pub(crate) fn new(own: &'a OverrideJson) -> Self {
         Self {
             own,
             lasts: None,
@@ -85,15 +85,16 @@ impl<'a> Wanted<'a> {
     }
 }
 
-/// The limit of a key is not what was shown of it.
-pub(crate) fn changed_meanwhile(key: &KeyName, current: Option<&Own>) -> Failure {
-    let current = current.map_or("none".to_owned(), Own::brief);
-    Failure::refused(format!(
-        "the limit of {key} was changed meanwhile, to {current}: nothing was changed now, see `limits changes`"
+/// The failure of a change when the limit of the key was changed concurrently.
+pub(crate) fn concurrent_change(key: &KeyName, current: Option<&OverrideJson>) -> Failure {
+    let current = current.map_or("none".to_owned(), OverrideJson::brief);
+    Failure::rejected(format!(
+        "the limit of {key} was changed by someone else, to {current}: nothing was changed now, see \
+            `limits changes`"
     ))
 }
 
-/// Calls the same of the server, within the time for it.
+/// Calls a method of the server within the timeout.
 macro_rules! ask {
     ($self:ident, $server:ident => $answer:expr) => {
         match &$self.kind {
@@ -105,22 +106,22 @@ macro_rules! ask {
 
 impl Server {
     pub(crate) async fn open(
-        place: &Place,
+        url: &ServerUrl,
         args: &ServerArgs,
         keys: &Keys,
     ) -> Result<Self, Failure> {
         let wait = Duration::from_secs(args.timeout);
-        let kind = match place {
-            Place::Redis(url) => {
+        let kind = match url {
+            ServerUrl::Redis(url) => {
                 let redis = Redis::open(url, args, keys.secret(), wait);
                 Kind::Redis(Box::new(within(wait, redis).await?))
             }
-            Place::Admin(_) if args.author.is_some() => {
+            ServerUrl::Admin(_) if args.author.is_some() => {
                 return Err(Failure::usage(
-                    "--as is for --redis: with --admin the author is the name of the token",
+                    "--as works only with --redis: with --admin the author is the name of the token",
                 ));
             }
-            Place::Admin(url) => Kind::Admin(Admin::new(url, args.token.as_deref())?),
+            ServerUrl::Admin(url) => Kind::Admin(Admin::new(url, args.token.as_deref())?),
         };
         Ok(Self {
             kind,
@@ -128,13 +129,13 @@ impl Server {
         })
     }
 
-    /// The key that a text means. A service knows its own secret, and the names that its application has for keys.
+    /// Reads a key. A service uses its own secret, and may resolve names of its application.
     pub(crate) async fn key(&self, text: &str, keys: &Keys) -> Result<KeyName, Failure> {
         match &self.kind {
             Kind::Redis(_) => keys.read(text),
             Kind::Admin(admin) => {
                 let text = keys.check(text)?;
-                // An address is the same everywhere.
+                // Addresses need no service.
                 if let Some(key) = text.parse().ok().filter(|key: &KeyName| key.key().is_ip()) {
                     return Ok(key);
                 }
@@ -143,26 +144,30 @@ impl Server {
         }
     }
 
-    pub(crate) async fn set(&self, key: &KeyName, to: Wanted<'_>) -> Result<Changed, Failure> {
+    pub(crate) async fn set(
+        &self,
+        key: &KeyName,
+        to: SetRequest<'_>,
+    ) -> Result<ChangedLimit, Failure> {
         let set = ask!(self, server => server.set(key, &to));
-        set.map_err(Failure::of_change)
+        set.map_err(Failure::of_a_change)
     }
 
-    pub(crate) async fn get(&self, key: &KeyName) -> Result<Option<Entry>, Failure> {
+    pub(crate) async fn get(&self, key: &KeyName) -> Result<Option<OverrideEntry>, Failure> {
         ask!(self, server => server.get(key))
     }
 
-    pub(crate) async fn list(&self) -> Result<Vec<Entry>, Failure> {
+    pub(crate) async fn list(&self) -> Result<Vec<OverrideEntry>, Failure> {
         ask!(self, server => server.list())
     }
 
     /// Deletes a limit if it is what was shown of it.
-    pub(crate) async fn delete(&self, key: &KeyName, shown: &Own) -> Result<(), Failure> {
+    pub(crate) async fn delete(&self, key: &KeyName, shown: &OverrideJson) -> Result<(), Failure> {
         let deleted = ask!(self, server => server.delete(key, shown));
-        deleted.map_err(Failure::of_change)
+        deleted.map_err(Failure::of_a_change)
     }
 
-    pub(crate) async fn usage(&self, key: Option<&KeyName>) -> Result<Report, Failure> {
+    pub(crate) async fn usage(&self, key: Option<&KeyName>) -> Result<UsageReport, Failure> {
         ask!(self, server => server.usage(key))
     }
 
@@ -170,7 +175,7 @@ impl Server {
         &self,
         key: &KeyName,
         request: &RequestArgs,
-    ) -> Result<Explained, Failure> {
+    ) -> Result<Explanation, Failure> {
         ask!(self, server => server.explain(key, request))
     }
 
@@ -180,7 +185,7 @@ impl Server {
     }
 
     /// Rejects an override that changes nothing.
-    pub(crate) async fn check(&self, key: &KeyName, own: &Own) -> Result<(), Failure> {
+    pub(crate) async fn check(&self, key: &KeyName, own: &OverrideJson) -> Result<(), Failure> {
         match &self.kind {
             Kind::Redis(redis) => within(self.timeout, redis.check(key, own)).await,
             // The service checks it before it sets it.
@@ -210,9 +215,9 @@ impl Server {
         if !self.is_unreadable(key) {
             return Ok(());
         }
-        Err(Failure::refused(format!(
-            "the limit of {key} in the store cannot be read by this version, and services may go by it: use the program \
-             of the version that has set it, or set another one in its place by `limits set`"
+        Err(Failure::rejected(format!(
+            "the limit of {key} in the store cannot be read by this version, but services may enforce it: \
+                use the version of the program that set it, or replace it with `limits set`"
         )))
     }
 
@@ -220,7 +225,7 @@ impl Server {
         self.unreadable().iter().any(|name| **name == *key.as_str())
     }
 
-    /// Limits in the store that this version cannot read. A service logs its own.
+    /// The limits in the store that this version cannot read. A service logs these itself.
     pub(crate) fn unreadable(&self) -> Vec<Box<str>> {
         match &self.kind {
             Kind::Redis(redis) => redis.unreadable(),
@@ -230,19 +235,19 @@ impl Server {
 
     pub(crate) async fn accept_loss(&self) -> Result<(), Failure> {
         let accepted = ask!(self, server => server.accept_loss());
-        accepted.map_err(Failure::of_change)
+        accepted.map_err(Failure::of_a_change)
     }
 
     pub(crate) async fn clear_caches(&self) -> Result<(), Failure> {
         ask!(self, server => server.clear_caches())
     }
 
-    /// Whether it is the store, which does not know what services keep and what their files have.
+    /// Whether the server is the store, which does not know the files and the memory of services.
     pub(crate) fn is_store(&self) -> bool {
         matches!(self.kind, Kind::Redis(_))
     }
 
-    /// Whether it has to be told what keys are counted as.
+    /// Whether the server needs fingerprints of keys.
     pub(crate) fn wants_fingerprints(&self) -> bool {
         self.is_store()
     }
@@ -255,7 +260,7 @@ async fn within<T>(
     timeout(wait, answer).await.unwrap_or_else(|_| {
         let seconds = wait.as_secs();
         Err(Failure::unanswered(format!(
-            "no answer within {seconds} s: check that the server runs, or give it more by --timeout"
+            "no answer within {seconds} s: check that the server runs, or raise --timeout"
         )))
     })
 }

@@ -1,4 +1,4 @@
-//! Sets the limit of a key, and says what that replaces.
+//! Sets the limit of a key, and reports what it replaces.
 
 use std::fmt::Write as _;
 
@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 use tower_admission::{KeyName, Override};
 
 use crate::args::SetArgs;
-use crate::commands::{brief, counted, named};
+use crate::commands::{brief, counted, resolve_key};
 use crate::failure::Failure;
 use crate::keys::Keys;
 use crate::output::{Output, clean};
-use crate::own::{Own, now};
-use crate::server::{Changed, Entry, Server, Wanted};
+use crate::override_json::{OverrideJson, now};
+use crate::server::{ChangedLimit, OverrideEntry, Server, SetRequest};
 use crate::usage::{Level, Usage};
 
 pub(crate) async fn set(
@@ -23,7 +23,7 @@ pub(crate) async fn set(
     let mut limit = args.limit.clone();
     let key = match args.key_stdin {
         true => {
-            // What stands in the place of the key is of the limit.
+            // The first argument is a part of the limit.
             limit.insert(0, args.key.clone());
             None
         }
@@ -35,11 +35,11 @@ pub(crate) async fn set(
         ));
     }
     if args.lasts.is_some_and(|lasts| lasts.is_zero()) {
-        return Err(Failure::usage("--for takes at least a second"));
+        return Err(Failure::usage("--for needs at least one second"));
     }
-    // First, as an error of the limit repeats what may be of a key that was cut in two.
-    let key = named(key, server, keys).await?;
-    // As it is stored, which rounds the end and cuts the note.
+    // Read the key first: an error of the limit repeats text that may be the rest of a split key.
+    let key = resolve_key(key, server, keys).await?;
+    // As stored: with a rounded end and a shortened note.
     let mut own = Override::new(crate::effect::read(&limit.join(" "))?);
     if let Some(end) = args.until {
         own = own.with_end(end);
@@ -47,22 +47,22 @@ pub(crate) async fn set(
     if let Some(note) = &args.note {
         own = own.with_note(note);
     }
-    let own = Own::from(&own);
-    // Only for the messages.
+    let own = OverrideJson::from(&own);
+    // Only for messages.
     let shown = server.get(&key).await.ok().flatten();
     let is_unreadable = server.is_unreadable(&key);
-    let wanted = Wanted {
+    let wanted = SetRequest {
         lasts: args.lasts,
-        ..Wanted::new(&own)
+        ..SetRequest::new(&own)
     };
     let changed = server.set(&key, wanted).await?;
     let before = replaced(&changed, shown.as_ref());
     let was = match (&before, &shown) {
         (Some(before), _) => format!("was {}", before.brief()),
-        (None, Some(shown)) if shown.is_of_file() => {
-            format!("was {} of the file", shown.own.brief())
+        (None, Some(shown)) if shown.is_from_file() => {
+            format!("was {} from the file", shown.own.brief())
         }
-        (None, _) if is_unreadable => "was one that this version cannot read".to_owned(),
+        (None, _) if is_unreadable => "was a limit that this version cannot read".to_owned(),
         (None, _) if output.is_incomplete() => "the store had none".to_owned(),
         (None, _) => "was the default".to_owned(),
     };
@@ -76,11 +76,11 @@ pub(crate) async fn set(
     let is_listed = matches!(&*changed.own.limit, "deny all" | "unlimited");
     if key.key().is_ip() && is_listed && server.has_no_lists().await {
         warnings.push(format!(
-            "no service has allow and deny lists for these limits: this applies to requests that are charged to {key}, \
-             and not to those from there that are charged to a token"
+            "no service has allow and deny lists for these limits: this applies to requests that are \
+                charged to {key}, not to requests from there that are charged to a token"
         ));
     }
-    // That it cannot be known is no reason not to say what was done.
+    // The result is printed even if this cannot be read.
     let used = match counted(&key, server, keys) {
         Ok(key) => server.usage(Some(key)).await.ok(),
         Err(_) => None,
@@ -100,16 +100,16 @@ pub(crate) async fn set(
     output.done(&text, json)
 }
 
-/// What a change has replaced, with the end and the note that an answer may not have.
-fn replaced(changed: &Changed, shown: Option<&Entry>) -> Option<Own> {
+/// The override that a change replaced, with its end and note. An answer may miss both.
+fn replaced(changed: &ChangedLimit, shown: Option<&OverrideEntry>) -> Option<OverrideJson> {
     let before = changed.before.clone()?;
-    let shown = shown.filter(|shown| !shown.is_of_file() && shown.own.limit == before.limit);
+    let shown = shown.filter(|shown| !shown.is_from_file() && shown.own.limit == before.limit);
     Some(shown.map_or(before, |shown| shown.own.clone()))
 }
 
-/// What does not apply any more though it was not spoken of: a limit that has no end, in whose place is one that has, or
-/// parts of it that are not named.
-fn gone(key: &KeyName, before: &Own, after: &Own) -> Option<String> {
+/// The parts of the earlier limit that the new limit removes without naming them: a limit without an end that one with an
+/// end replaces, or unnamed parts.
+fn gone(key: &KeyName, before: &OverrideJson, after: &OverrideJson) -> Option<String> {
     let outlasts = match (before.end, after.end) {
         (_, None) => false,
         (None, Some(_)) => true,
@@ -117,13 +117,14 @@ fn gone(key: &KeyName, before: &Own, after: &Own) -> Option<String> {
     };
     if outlasts && (before.end.is_none() || before.limit != after.limit) {
         return Some(format!(
-            "{} does not come back when this ends; to restore it then, run `tower-admission limits undo {key}`, or: {}",
+            "{} is not restored when this ends; to restore it then, run `tower-admission limits undo \
+                {key}`, or: {}",
             before.brief(),
             before.command(key.as_str())
         ));
     }
     if matches!(&*before.limit, "deny all" | "unlimited") {
-        // A ban that is lifted is meant to be.
+        // Lifting a ban is intended.
         return None;
     }
     let names: Vec<_> = after.parts().map(|(name, _)| name).collect();
@@ -134,26 +135,26 @@ fn gone(key: &KeyName, before: &Own, after: &Own) -> Option<String> {
         return None;
     }
     let gone = gone.join(", ");
-    let both = Own {
+    let both = OverrideJson {
         limit: format!("{gone}, {}", after.limit),
         ..after.clone()
     };
     let keeps = match crate::effect::read(&both.limit) {
         Ok(_) => format!("to keep it, run: {}", both.command(key.as_str())),
-        Err(_) => format!("to go back, run: tower-admission limits undo {key}"),
+        Err(_) => format!("to undo this, run: tower-admission limits undo {key}"),
     };
     Some(format!(
         "this replaces the whole limit: {gone} no longer applies; {keeps}"
     ))
 }
 
-/// The limits that a key is at or above.
+/// The limits whose usage by the key is at or above the limit.
 fn full(key: &KeyName, usages: &[Usage]) -> Vec<String> {
     let full = usages.iter().filter(|usage| usage.level() == Level::Full);
     let full = full.filter(|usage| usage.limit != Some(0));
     let warnings = full.map(|usage| {
         let (name, used, limit) = (usage.title(), usage.used, usage.limit.unwrap_or(0));
-        format!("{name}: {used} are used and the limit is {limit}, so {key} is rejected until they are fewer")
+        format!("{name}: {used} are used but the limit is {limit}: {key} is rejected until fewer are used")
     });
     warnings.collect()
 }
@@ -168,8 +169,8 @@ pub(crate) fn merge(json: &mut Value, with: Value) {
 mod tests {
     use super::*;
 
-    fn own(limit: &str, end: Option<&str>) -> Own {
-        let mut own = Own::from(&Override::new(limit.parse().unwrap()));
+    fn own(limit: &str, end: Option<&str>) -> OverrideJson {
+        let mut own = OverrideJson::from(&Override::new(limit.parse().unwrap()));
         own.end = end.map(|end| serde_json::from_value(json!(end)).unwrap());
         own
     }

@@ -1,102 +1,100 @@
-//! What to do about an error of the store.
+//! Failures for errors of the store, each with its fix.
 
 use tower_admission::store::{FailureKind, StoreError};
 use tower_admission::{KeyName, LimitsError};
 
 use crate::failure::Failure;
-use crate::own::Own;
-use crate::server::changed_meanwhile;
+use crate::override_json::OverrideJson;
+use crate::server::concurrent_change;
 
-/// Why limits were not read.
-pub(crate) fn not_read(error: LimitsError) -> Failure {
+/// The failure of a read.
+pub(crate) fn read_failure(error: LimitsError) -> Failure {
     match error {
-        LimitsError::Unavailable(error) => failed(&error),
-        error => Failure::refused(error.to_string()),
+        LimitsError::Unavailable(error) => store_failure(&error),
+        error => Failure::rejected(error.to_string()),
     }
 }
 
-/// Why the limit of a key was not changed.
-pub(crate) fn not_changed(error: LimitsError, key: &KeyName) -> Failure {
+/// The failure of a change of a key's limit.
+pub(crate) fn change_failure(error: LimitsError, key: &KeyName) -> Failure {
     match error {
         LimitsError::Changed { current } => {
-            let current = current.as_deref().map(Own::from);
-            changed_meanwhile(key, current.as_ref())
+            let current = current.as_deref().map(OverrideJson::from);
+            concurrent_change(key, current.as_ref())
         }
-        LimitsError::Unavailable(error) => failed(&error),
+        LimitsError::Unavailable(error) => store_failure(&error),
         error @ (LimitsError::UnknownTier { .. }
         | LimitsError::Network { .. }
         | LimitsError::Embedded { .. }
-        | LimitsError::Unreadable) => Failure::refused(error.to_string()),
-        error => Failure::refused(format!("{error}: delete some first")),
+        | LimitsError::Unreadable) => Failure::rejected(error.to_string()),
+        error => Failure::rejected(format!("{error}: delete some overrides first")),
     }
 }
 
-/// Why the store of a configuration makes no decisions.
-pub(crate) fn not_deciding(error: &StoreError) -> Failure {
+/// The failure of the store of a configuration.
+pub(crate) fn store_check_failure(error: &StoreError) -> Failure {
     let failure = match error.kind() {
         FailureKind::Disconnected | FailureKind::Timeout | FailureKind::Tls | FailureKind::Busy => {
             Failure::unreachable
         }
-        _ => Failure::refused,
+        _ => Failure::rejected,
     };
     failure(format!("store: {error}"))
 }
 
-/// What to do about it, and the cause; never the URL, which may have a password in it.
-pub(crate) fn failed(error: &StoreError) -> Failure {
+/// The fix and the cause. Never the URL, which may contain a password.
+pub(crate) fn store_failure(error: &StoreError) -> Failure {
     let (failure, advice): (fn(String) -> Failure, _) = match error.kind() {
         FailureKind::Configuration => (
             Failure::usage,
             "--redis cannot be used: write it as redis://host:port, or redis+cluster:// for a cluster",
         ),
         FailureKind::Denied => (
-            Failure::refused,
-            "redis refuses the credentials, or this user the commands: check --redis and the ACL",
+            Failure::rejected,
+            "redis rejects the credentials or a command of this user: check --redis and the ACL",
         ),
         FailureKind::ReadOnly => (
-            Failure::refused,
-            "this redis is a replica: give the primary by --redis",
+            Failure::rejected,
+            "this redis is a replica: use the primary in --redis",
         ),
         FailureKind::OutOfMemory => (
-            Failure::refused,
-            "redis has no memory left: raise maxmemory, or free some",
+            Failure::rejected,
+            "redis has no memory left: raise maxmemory or delete data",
         ),
         FailureKind::WrongData => (
-            Failure::refused,
-            "redis has something else under these names: check --prefix",
+            Failure::rejected,
+            "redis has other data under these names: check --prefix",
         ),
-        FailureKind::TooOld => (
-            Failure::refused,
-            "this redis is too old: it takes 6.2 or later",
-        ),
+        FailureKind::TooOld => (Failure::rejected, "this redis is too old: use 6.2 or later"),
         FailureKind::Unsupported => (
-            Failure::refused,
-            "this server does not know the commands: check that --redis names no sentinel or proxy",
+            Failure::rejected,
+            "this server does not know the commands: check that --redis is not a sentinel or a proxy",
         ),
         FailureKind::Busy => (
             Failure::unreachable,
-            "redis is busy (it loads its data, or a script): try again",
+            "redis is busy (it loads its data or runs a script): try again",
         ),
         FailureKind::Timeout => (
             Failure::unanswered,
-            "redis does not answer in time: check --redis, and that it is not overloaded",
+            "redis does not answer in time: check --redis, and that redis is not overloaded",
         ),
         FailureKind::Tls => (
             Failure::unreachable,
-            "no TLS with redis: check the port, the host name and the certificate authority",
+            "the TLS connection to redis failed: check the port, the host name and the certificate \
+                authority",
         ),
         FailureKind::Disconnected => (
-            // Also for a connection that ends while an answer is waited for.
+            // The connection may have ended before the answer.
             Failure::unanswered,
-            "redis cannot be reached: check --redis, and that it runs",
+            "redis cannot be reached: check --redis, and that redis runs",
         ),
         FailureKind::Overloaded => (
             Failure::unreachable,
-            "redis cannot be reached: check --redis, and that it runs",
+            "redis cannot be reached: check --redis, and that redis runs",
         ),
         _ => (
-            Failure::refused,
-            "redis refuses, or its data cannot be read: check --prefix and its log",
+            Failure::rejected,
+            "redis rejects the command, or its data cannot be read: check --prefix and the log of redis",
         ),
     };
     failure(match error.detail() {

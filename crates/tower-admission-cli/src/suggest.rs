@@ -1,8 +1,8 @@
-//! The known word that a wrong one was probably meant to be.
+//! Suggests a known word for an unknown one.
 
 use strsim::osa_distance;
 
-/// The nearest of some words, if one is near.
+/// The most similar known word, if one is similar enough.
 pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word = word.to_lowercase();
     let near = known.into_iter().filter_map(|known| {
@@ -13,14 +13,14 @@ pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) 
         .map(|(_, known)| known)
 }
 
-/// What follows an error about a word: what was probably meant, and what there is.
+/// The end of an error about an unknown word: a suggestion and the known words.
 pub(crate) fn advice<'a>(word: &str, known: impl IntoIterator<Item = &'a str> + Clone) -> String {
     let meant = nearest(word, known.clone());
     let known = known.into_iter().collect::<Vec<_>>().join(", ");
     match meant {
-        Some(meant) => format!(": did you mean {meant:?}? There are: {known}"),
-        None if known.is_empty() => ": there are none".to_owned(),
-        None => format!(": there are {known}"),
+        Some(meant) => format!(": did you mean {meant:?}? Known: {known}"),
+        None if known.is_empty() => ": none are known".to_owned(),
+        None => format!(": known are {known}"),
     }
 }
 
@@ -29,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slip_has_a_suggestion_and_another_word_has_none() {
+    fn a_misspelled_word_has_a_suggestion_and_an_unrelated_word_has_none() {
         let known = ["calls", "jobs", "daily"];
         for (word, meant) in [
             ("call", Some("calls")),
@@ -42,9 +42,9 @@ mod tests {
         }
         assert_eq!(
             advice("job", known),
-            ": did you mean \"jobs\"? There are: calls, jobs, daily"
+            ": did you mean \"jobs\"? Known: calls, jobs, daily"
         );
         assert_eq!(advice("x", known), ": there are calls, jobs, daily");
-        assert_eq!(advice("x", []), ": there are none");
+        assert_eq!(advice("x", []), ": none are known");
     }
 }

@@ -1,4 +1,4 @@
-//! Sets the limits of a file.
+//! Imports overrides from a file.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -10,25 +10,25 @@ use tower_admission::KeyName;
 use tower_admission_config::LimitsTable;
 
 use crate::failure::Failure;
-use crate::keys::no_key;
+use crate::keys::invalid_key;
 use crate::output::{Output, clean, first, limits};
-use crate::own::{Own, now};
-use crate::server::{Entry, Server, Wanted};
+use crate::override_json::{OverrideJson, now};
+use crate::server::{OverrideEntry, Server, SetRequest};
 
-/// How a table is set.
+/// The settings of an import.
 pub(crate) struct Import<'a> {
     pub(crate) file: &'a Path,
-    /// Whether limits that are not in it are deleted.
+    /// Whether overrides that are not in the file are deleted.
     pub(crate) replaces: bool,
     pub(crate) is_dry_run: bool,
     pub(crate) is_forced: bool,
 }
 
-/// One key whose limit changes.
+/// A change of one key.
 struct Step {
     key: KeyName,
-    before: Option<Own>,
-    after: Option<Own>,
+    before: Option<OverrideJson>,
+    after: Option<OverrideJson>,
 }
 
 impl Import<'_> {
@@ -38,19 +38,19 @@ impl Import<'_> {
             false => self.file.display().to_string(),
         };
         let text = read(self.file)
-            .map_err(|error| Failure::refused(format!("{shown} cannot be read: {error}")))?;
+            .map_err(|error| Failure::rejected(format!("{shown} cannot be read: {error}")))?;
         let table = LimitsTable::from_toml(&text)
-            .map_err(|error| Failure::refused(format!("{shown}: {error}")))?;
-        // What a service keeps in its memory is not in the store then, so it is set whether it is the same or not.
+            .map_err(|error| Failure::rejected(format!("{shown}: {error}")))?;
+        // A service may keep limits that the store has lost. Set all limits, also equal ones.
         let lost = server.lost().await?;
         let sets_all = lost > 0 && !server.is_store();
         let mut current = server.list().await?;
-        // Those of a file are changed there.
-        current.retain(|entry| !entry.is_of_file());
+        // Overrides of a configuration file are changed in that file.
+        current.retain(|entry| !entry.is_from_file());
         let (steps, same, ended) = self.steps(table, &current, sets_all)?;
         check(&steps, server, lost > 0, output).await?;
         for key in &ended {
-            output.warning(&format!("{key}: the end is in the past, so it is left out"));
+            output.warning(&format!("{key}: the end is in the past, so it is skipped"));
         }
         let deleted = steps.iter().filter(|step| step.after.is_none()).count();
         let mut deletes = (deleted > 0)
@@ -67,7 +67,7 @@ impl Import<'_> {
         if !deletes.is_empty() && !self.is_dry_run && !self.is_forced {
             if is_standard(self.file) || !std::io::stdin().is_terminal() {
                 return Err(Failure::usage(format!(
-                    "there is no terminal to ask on: say --force to delete {deletes}, or --dry-run to see them"
+                    "no terminal to ask on: use --force to delete {deletes}, or --dry-run to list them"
                 )));
             }
             let question = format!("Delete {deletes} that are not in {shown}?");
@@ -79,18 +79,19 @@ impl Import<'_> {
         if !self.is_dry_run {
             make(&steps, server).await?;
             if lost > 0 && self.replaces {
-                // The file is all that is to be there.
+                // The file replaces everything, including the lost overrides.
                 server.accept_loss().await?;
             } else if lost > 0 {
                 output.warning(
-                    "services still keep limits that the store has lost, if they are not in the file: see `limits accept-loss`",
+                    "services still keep the limits that the store has lost, unless they are in the file: see \
+                        `limits accept-loss`",
                 );
             }
         }
-        self.tell(&steps, same, &ended, output)
+        self.report(&steps, same, &ended, output)
     }
 
-    fn tell(
+    fn report(
         &self,
         steps: &[Step],
         same: usize,
@@ -109,7 +110,7 @@ impl Import<'_> {
         let set = steps.len() - deleted;
         let _ = write!(
             text,
-            "{} {did}set, {deleted} {did}deleted, {same} as they are",
+            "{} {did}set, {deleted} {did}deleted, {same} unchanged",
             limits(set as u64)
         );
         let changes = steps.iter().map(
@@ -124,11 +125,11 @@ impl Import<'_> {
         output.done(&text, json)
     }
 
-    /// What changes, how many limits do not, and which are in the file but have ended.
+    /// The changes, the number of unchanged limits, and the keys of the file whose limits have ended.
     fn steps(
         &self,
         table: LimitsTable,
-        current: &[Entry],
+        current: &[OverrideEntry],
         sets_all: bool,
     ) -> Result<(Vec<Step>, usize, Vec<KeyName>), Failure> {
         let mut current: BTreeMap<_, _> = current
@@ -143,8 +144,8 @@ impl Import<'_> {
                 continue;
             }
             let before = current.remove(key.as_str());
-            let mut after = Own::from(&own);
-            // Of whom imports it.
+            let mut after = OverrideJson::from(&own);
+            // The importing operator becomes the author.
             after.author = None;
             if !sets_all && before.is_some_and(|before| before.is_same(&after)) {
                 same += 1;
@@ -159,7 +160,7 @@ impl Import<'_> {
         if self.replaces {
             for (key, own) in current {
                 steps.push(Step {
-                    key: key.parse().map_err(no_key)?,
+                    key: key.parse().map_err(invalid_key)?,
                     before: Some(own.clone()),
                     after: None,
                 });
@@ -169,8 +170,8 @@ impl Import<'_> {
     }
 }
 
-/// Rejects steps that no service would go by, before any is made. What services kept while the store lost it was in force,
-/// so it is set also where the service that went by it does not run now.
+/// Rejects changes that no service would enforce, before any is made. After a loss they only cause a warning: the limit was
+/// in force, so its service may only be down.
 async fn check(
     steps: &[Step],
     server: &Server,
@@ -192,27 +193,27 @@ async fn check(
     let (count, told) = (limits(unknown.len() as u64), first(&unknown));
     if is_lost {
         output.warning(&format!(
-            "no service that runs goes by {count}, which may be of one that does not run now: {told}"
+            "no running service uses {count}; a service that does not run now may use them: {told}"
         ));
         return Ok(());
     }
-    Err(Failure::refused(format!(
-        "{told} (nothing was changed; `import --unchecked` takes {count} that no service goes by now)"
+    Err(Failure::rejected(format!(
+        "{told} (nothing was changed; `import --unchecked` sets {count} that no running service uses)"
     )))
 }
 
-/// Makes all that can be made: one that a service rejects is not in the way of those behind it.
+/// Makes all changes that the server accepts. A rejected change does not stop the later ones.
 async fn make(steps: &[Step], server: &Server) -> Result<(), Failure> {
     let all = steps.len();
     let (mut done, mut rejected) = (0, Vec::new());
     for step in steps {
         if step.after.is_none() && !rejected.is_empty() {
-            // Not all that is to be there is there.
+            // Some limits are missing, so nothing is deleted.
             break;
         }
         match step.make(server).await {
             Ok(()) => done += 1,
-            Err(failure) if failure.is_of_one() && step.after.is_some() => {
+            Err(failure) if failure.is_single_limit() && step.after.is_some() => {
                 rejected.push(failure.about(step.key.as_str()).message().to_owned());
             }
             Err(failure) => {
@@ -230,7 +231,7 @@ async fn make(steps: &[Step], server: &Server) -> Result<(), Failure> {
     if rejected.is_empty() {
         return Ok(());
     }
-    Err(Failure::refused(format!(
+    Err(Failure::rejected(format!(
         "{} ({done} of {all} changes were made, {} rejected, nothing was deleted)",
         first(&rejected),
         rejected.len()
@@ -241,9 +242,9 @@ impl Step {
     async fn make(&self, server: &Server) -> Result<(), Failure> {
         match (&self.before, &self.after) {
             (_, Some(own)) => {
-                let wanted = Wanted {
+                let wanted = SetRequest {
                     is_checked: true,
-                    ..Wanted::new(own)
+                    ..SetRequest::new(own)
                 };
                 server.set(&self.key, wanted).await.map(drop)
             }
@@ -265,7 +266,7 @@ impl Step {
     }
 }
 
-/// What standard input is called in messages.
+/// The name of standard input in messages.
 pub(crate) const STANDARD_INPUT: &str = "standard input";
 
 pub(crate) fn is_standard(file: &Path) -> bool {

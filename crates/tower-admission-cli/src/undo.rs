@@ -8,13 +8,13 @@ use tower_admission::KeyName;
 use crate::changes::Change;
 use crate::failure::Failure;
 use crate::output::{Output, clean};
-use crate::own::{Own, now};
-use crate::server::{Server, Wanted};
+use crate::override_json::{OverrideJson, now};
+use crate::server::{Server, SetRequest};
 
-/// All changes that are kept.
+/// The number of changes that a server keeps.
 pub(crate) const ALL: u16 = 1000;
 
-/// Restores what a key had before its last change, with its end and its note, unless it was changed in between.
+/// Restores the limit before the last change, with its end and note, unless it has changed since.
 pub(crate) async fn undo(
     key: &KeyName,
     is_forced: bool,
@@ -23,52 +23,52 @@ pub(crate) async fn undo(
 ) -> Result<(), Failure> {
     if !is_forced && !std::io::stdin().is_terminal() {
         return Err(Failure::usage(format!(
-            "there is no terminal to ask on: say --force to undo the last change of {key}"
+            "no terminal to ask on: use --force to undo the last change of {key}"
         )));
     }
     server.check_readable(key)?;
     let changes = server.changes(ALL).await?;
     let (last, undone) = last_of(key, &changes)?;
     let entry = server.get(key).await?;
-    let current = entry.filter(|entry| !entry.is_of_file());
+    let current = entry.filter(|entry| !entry.is_from_file());
     let below = current.as_ref().and_then(|entry| entry.in_file.clone());
     let current = current.map(|entry| entry.own);
     if !is_same(current.as_ref(), last.after.as_ref()) {
         let current = current.map_or("none".to_owned(), |own| own.brief());
-        return Err(Failure::refused(format!(
-            "the limit of {key} is {current}, and not what its last change has left: {}",
+        return Err(Failure::rejected(format!(
+            "the limit of {key} is {current}, but its last change left: {}",
             last.line()
         )));
     }
     if undone.is_unreadable {
-        return Err(Failure::refused(format!(
-            "what {key} had before the change at {} cannot be read by this version, so it cannot be restored here: use \
-             the program of the version that had set it, or set the limit anew",
+        return Err(Failure::rejected(format!(
+            "what {key} had before the change at {} cannot be read by this version: use the version of the \
+                program that set it, or set the limit again",
             undone.at
         )));
     }
     let mut before = undone.before.clone();
     if let Some(before) = &mut before {
-        // Of the operator who undoes it.
+        // The operator of this undo becomes the author.
         (before.author, before.changed_at) = (None, None);
         if let Some(end) = before.end.filter(|end| end.0 <= now()) {
-            return Err(Failure::refused(format!(
-                "what {key} had before, {}, has ended at {end}: set it anew, or delete the limit",
+            return Err(Failure::rejected(format!(
+                "what {key} had before, {}, ended at {end}: set it again, or delete the limit",
                 before.limit
             )));
         }
     }
     if is_same(current.as_ref(), before.as_ref()) {
-        let none = "nothing is to be undone: it is what it was before";
+        let none = "nothing to undo: the limit is the same as before";
         return Err(Failure::missing(format!("{key}: {none}")));
     }
-    let brief = |own: Option<&Own>| match (own, &below) {
+    let brief = |own: Option<&OverrideJson>| match (own, &below) {
         (Some(own), _) => own.brief(),
-        (None, Some(below)) => format!("{} of the file", below.brief()),
-        (None, None) => "none, so that the default applies".to_owned(),
+        (None, Some(below)) => format!("{} from the file", below.brief()),
+        (None, None) => "the default".to_owned(),
     };
     let question = format!(
-        "Undo the change at {}? The limit of {key} is {} then.",
+        "Undo the change at {}? The limit of {key} is {} afterwards.",
         undone.at,
         brief(before.as_ref())
     );
@@ -76,9 +76,9 @@ pub(crate) async fn undo(
     if is_undone {
         match (&before, &current) {
             (Some(before), current) => {
-                let wanted = Wanted {
+                let wanted = SetRequest {
                     only_if: Some(current.as_ref()),
-                    ..Wanted::new(before)
+                    ..SetRequest::new(before)
                 };
                 server.set(key, wanted).await?;
             }
@@ -86,7 +86,9 @@ pub(crate) async fn undo(
             (None, None) => {}
         }
     }
-    let was = current.as_ref().map_or("none".to_owned(), Own::brief);
+    let was = current
+        .as_ref()
+        .map_or("none".to_owned(), OverrideJson::brief);
     let text = match is_undone {
         true => format!("{key}: {} (was {was})", brief(before.as_ref())),
         false => format!("{key}: {was} (not undone)"),
@@ -97,11 +99,12 @@ pub(crate) async fn undo(
     output.done(&clean(&text), json)
 }
 
-/// The last change of a key, and the one to undo: the same, or of a limit that has ended the one that has set it.
+/// The last change of a key, and the change to undo. These differ for a limit that ended: the change that set it is undone.
 fn last_of<'a>(key: &KeyName, changes: &'a [Change]) -> Result<(&'a Change, &'a Change), Failure> {
     let none = || {
         Failure::missing(format!(
-            "no change of {key} is among the last {ALL}, so there is nothing to undo: see `limits changes`"
+            "the last {ALL} changes have no change of {key}, so there is nothing to undo: see `limits \
+                changes`"
         ))
     };
     let mut of_key = changes
@@ -116,7 +119,7 @@ fn last_of<'a>(key: &KeyName, changes: &'a [Change]) -> Result<(&'a Change, &'a 
     Ok((last, set))
 }
 
-fn is_same(one: Option<&Own>, other: Option<&Own>) -> bool {
+fn is_same(one: Option<&OverrideJson>, other: Option<&OverrideJson>) -> bool {
     match (one, other) {
         (Some(one), Some(other)) => one.is_same(other),
         (one, other) => one.is_none() && other.is_none(),

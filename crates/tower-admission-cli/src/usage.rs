@@ -1,50 +1,50 @@
-//! How far a limit is used up, as it is shown.
+//! Usage of limits, in the JSON of the admin endpoints and in text.
 
 use serde::{Deserialize, Serialize};
 
-use crate::explained::Listed;
+use crate::explanation::ListEntryJson;
 use crate::output::clean;
-use crate::own::Time;
+use crate::override_json::Timestamp;
 
-/// One limit, in the form that the admin endpoints have.
+/// The usage of one limit, in the JSON of the admin endpoints.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Usage {
     pub(crate) name: String,
-    /// What it is of, where what a key may do comes from its requests.
+    /// The tier, if the limit belongs to one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) tier: Option<String>,
     pub(crate) sort: String,
     pub(crate) used: u64,
-    /// How many of them the process that answers holds, where it is one of those that count.
+    /// The part of it that the answering process holds, if it counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) here: Option<u64>,
-    /// Where they were counted; a service of an older version does not say.
+    /// Where the usage is counted. A service of an older version does not send this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) counted_in: Option<String>,
     #[serde(default)]
     pub(crate) limit: Option<u64>,
-    /// Not of totals, which are nobody's own.
+    /// Whether the limit is an override. `None` for totals.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) is_override: Option<bool>,
-    /// What it is for keys that have no limit of their own, where that is known.
+    /// The default of this limit, if it is known.
     #[serde(skip)]
     pub(crate) default: Option<u64>,
 }
 
-/// Of a key, or of all.
+/// The usage of a key, or of the limits over all keys.
 #[derive(Clone, Debug, Deserialize)]
-pub(crate) struct Report {
-    /// What the key has of its own.
+pub(crate) struct UsageReport {
+    /// The override of the key.
     #[serde(default)]
     pub(crate) limit: Option<String>,
-    /// The entry of a list that decides about the key, before any limit.
+    /// The list entry that decides about the key before any limit.
     #[serde(default)]
-    pub(crate) listed: Option<Listed>,
+    pub(crate) listed: Option<ListEntryJson>,
     pub(crate) usage: Vec<Usage>,
-    /// The process that answers, where one does.
+    /// The answering process, if a service answers.
     #[serde(default)]
     pub(crate) replica: Option<Replica>,
-    /// Whether its store decides.
+    /// The status of its store.
     #[serde(default)]
     pub(crate) store: Option<Store>,
 }
@@ -61,13 +61,13 @@ pub(crate) struct Store {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) failure_mode: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) since: Option<Time>,
+    pub(crate) since: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) cause: Option<String>,
 }
 
-impl Report {
-    /// Where these are counted, for people.
+impl UsageReport {
+    /// Where the usage is counted, for people.
     pub(crate) fn counted(&self, usage: &Usage) -> Option<String> {
         let replica = self.replica.as_ref();
         let replica =
@@ -80,7 +80,7 @@ impl Report {
         })
     }
 
-    /// What is missing in the numbers while the store does not answer.
+    /// The warning for numbers that are incomplete because the store does not answer.
     pub(crate) fn warning(&self) -> Option<String> {
         self.store.as_ref().and_then(Store::warning)
     }
@@ -95,8 +95,8 @@ impl Store {
         let mode = self.failure_mode.as_deref().unwrap_or("unknown");
         let cause = self.cause.as_deref().unwrap_or("unknown");
         Some(format!(
-            "the store of the service does not answer ({cause}), its failure mode decides ({mode}): \
-             what the store counts is not shown"
+            "the store of the service does not answer ({cause}), so its failure mode decides ({mode}). \
+                Usage in the store is not shown"
         ))
     }
 }

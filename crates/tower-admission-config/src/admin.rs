@@ -6,8 +6,8 @@ use serde::Deserialize;
 use tower_admission::provider::{is_b64token, is_name};
 
 use super::error::ConfigError;
-use super::model::{Config, Words};
-use super::text::{Hidden, some_text, tables};
+use super::model::{Config, Keywords};
+use super::text::{Redacted, optional_text, tables};
 
 /// The shortest token, in bytes, as the admin endpoints have it, which may not be built.
 const SHORTEST: usize = 16;
@@ -18,8 +18,8 @@ const DEFAULT_NAME: &str = "admin";
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Admin {
-    #[serde(deserialize_with = "some_text")]
-    token: Option<Hidden>,
+    #[serde(deserialize_with = "optional_text")]
+    token: Option<Redacted>,
     #[serde(deserialize_with = "tables")]
     tokens: BTreeMap<String, Named>,
 }
@@ -28,9 +28,9 @@ pub(super) struct Admin {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Named {
-    #[serde(deserialize_with = "some_text")]
-    token: Option<Hidden>,
-    #[serde(deserialize_with = "some_text")]
+    #[serde(deserialize_with = "optional_text")]
+    token: Option<Redacted>,
+    #[serde(deserialize_with = "optional_text")]
     role: Option<Role>,
 }
 
@@ -40,12 +40,12 @@ enum Role {
     Write,
 }
 
-impl Words for Role {
+impl Keywords for Role {
     const WORDS: &[(&str, Self)] = &[("read", Self::Read), ("write", Self::Write)];
 }
 
 /// One token that was checked.
-struct Checked<'a> {
+struct CheckedToken<'a> {
     name: &'a str,
     token: &'a str,
     #[cfg_attr(not(feature = "axum"), expect(dead_code, reason = "no endpoint asks"))]
@@ -68,10 +68,10 @@ impl Admin {
     }
 
     /// All tokens, none of which is another one's.
-    fn checked(&self) -> Result<Vec<Checked<'_>>, ConfigError> {
+    fn checked(&self) -> Result<Vec<CheckedToken<'_>>, ConfigError> {
         let mut all = Vec::new();
         if let Some(token) = &self.token {
-            all.push(Checked::new(
+            all.push(CheckedToken::new(
                 DEFAULT_NAME,
                 "admin.token",
                 token,
@@ -85,22 +85,25 @@ impl Admin {
                 return Err(ConfigError::at(at(""), problem));
             }
             if name == DEFAULT_NAME && self.token.is_some() {
-                let problem = "`admin.token` is the token of `admin` already: remove one of them";
+                let problem = "`admin.token` already is the token of `admin`: remove one of them";
                 return Err(ConfigError::at(at(""), problem));
             }
             let Some(role) = named.role else {
-                let problem = "give the operator a role: `read` or `write`";
+                let problem = "set a role: `read` or `write`";
                 return Err(ConfigError::at(at(".role"), problem));
             };
             let field = at(".token");
             let Some(token) = &named.token else {
-                return Err(ConfigError::at(field, "the operator has no token"));
+                return Err(ConfigError::at(
+                    field,
+                    "the token of the operator is missing",
+                ));
             };
-            let checked = Checked::new(name, &field, token, role)?;
+            let checked = CheckedToken::new(name, &field, token, role)?;
             // A change would be recorded as made by the wrong operator.
             if let Some(other) = all.iter().find(|other| other.token == checked.token) {
                 let other = other.name;
-                let problem = format!("`{other}` has this token already: give each its own");
+                let problem = format!("`{other}` already has this token: use another one");
                 return Err(ConfigError::at(field, problem));
             }
             all.push(checked);
@@ -109,8 +112,13 @@ impl Admin {
     }
 }
 
-impl<'a> Checked<'a> {
-    fn new(name: &'a str, field: &str, token: &'a Hidden, role: Role) -> Result<Self, ConfigError> {
+impl<'a> CheckedToken<'a> {
+    fn new(
+        name: &'a str,
+        field: &str,
+        token: &'a Redacted,
+        role: Role,
+    ) -> Result<Self, ConfigError> {
         let token = &*token.0;
         if token.len() < SHORTEST {
             let problem = "a token has at least 16 bytes: `openssl rand -hex 32` makes one";
@@ -174,15 +182,15 @@ mod endpoints {
         /// ```
         pub fn admin(&self, recorder: &Recorder) -> AdminRouter {
             AdminRouter::new(self.limits(), recorder, self.admin_state().tokens.clone())
-                .client_ip(Reloaded(self.clone()))
+                .client_ip(CurrentClientIp(self.clone()))
                 .groups(self.clone())
         }
     }
 
     /// The address of a client as it is configured now.
-    struct Reloaded(Admission);
+    struct CurrentClientIp(Admission);
 
-    impl KeyExtractor for Reloaded {
+    impl KeyExtractor for CurrentClientIp {
         fn extract(&self, head: RequestHead<'_>) -> Extracted {
             self.0.admin_state().client_ip.load().extract(head)
         }

@@ -1,4 +1,4 @@
-//! Groups at work, and how they change.
+//! The running limits of a configuration.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -18,20 +18,20 @@ use tower_admission::provider::{Gate, LimitsInternals};
 use tower_admission_redis::RedisStore;
 
 use super::ambiguous::{MAX_HOSTS, Segments, has_dot_segments, is_ambiguous, readings};
-use super::builder::{AdmissionBuilder, Says};
-use super::changing::Changing;
+use super::builder::{AdmissionBuilder, AppHooks};
 use super::error::ConfigError;
 #[cfg(feature = "metrics")]
 use super::evictions::Evictions;
-use super::group::Stack;
-use super::kept::Kept;
+use super::group::RunningGroup;
+use super::last_reload::ReloadStatus;
 use super::layer::AdmissionLayer;
 use super::leases::ConfiguredLeases;
 use super::lists;
 use super::model::Config;
 use super::names::attach_switched_off;
 use super::overrides::LimitsTable;
-use super::reloaded::Reloads;
+use super::reload_state::ReloadState;
+use super::retired::RetiredLimiters;
 use super::routes::Routes;
 use super::selectors;
 #[cfg(feature = "axum")]
@@ -39,7 +39,7 @@ use super::sockets::ConfiguredSockets;
 use super::stores::Stores;
 use super::sync::{Mutex, lock};
 
-/// The limits of a service as configured, at work. Clones share them.
+/// The running limits of a configuration. Clones share them.
 #[derive(Clone)]
 pub struct Admission(pub(super) Arc<Inner>);
 
@@ -47,8 +47,8 @@ pub(super) struct Inner {
     pub(super) groups: ArcSwap<Groups>,
     limits: Limits,
     stores: Stores,
-    pub(super) says: Says,
-    pub(super) reloads: Reloads,
+    pub(super) hooks: AppHooks,
+    pub(super) reloads: ReloadStatus,
     #[cfg(feature = "metrics")]
     pub(super) evictions: Mutex<Evictions>,
     #[cfg(feature = "axum")]
@@ -56,22 +56,22 @@ pub(super) struct Inner {
     pub(super) leases: Mutex<ConfiguredLeases>,
     #[cfg(feature = "axum")]
     pub(super) sockets: Mutex<ConfiguredSockets>,
-    /// Held while they change.
-    pub(super) changing: Mutex<Changing>,
+    /// Locked during a reload.
+    pub(super) reload_state: Mutex<ReloadState>,
 }
 
-/// All groups.
+/// All running groups.
 pub(super) struct Groups {
-    by_name: BTreeMap<String, Arc<Stack>>,
-    routes: Routes<Arc<Stack>>,
-    /// For what is in no group.
-    none: Arc<Stack>,
-    /// Allow and deny lists, for all requests.
+    by_name: BTreeMap<String, Arc<RunningGroup>>,
+    routes: Routes<Arc<RunningGroup>>,
+    /// For requests that no group selects. Limits nothing.
+    none: Arc<RunningGroup>,
+    /// The allow and deny lists, for all requests.
     gate: Gate,
 }
 
 impl Admission {
-    /// The limits of a configuration.
+    /// Makes the limits of a configuration.
     ///
     /// # Errors
     ///
@@ -80,18 +80,22 @@ impl Admission {
         Self::builder(config).build()
     }
 
-    /// The same, with observers.
+    /// Starts a builder, which adds observers and what a file cannot contain, such as extractors.
     pub fn builder(config: &Config) -> AdmissionBuilder<'_> {
         AdmissionBuilder::new(config)
     }
 
-    pub(super) fn start(config: &Config, stores: Stores, says: Says) -> Result<Self, ConfigError> {
+    pub(super) fn start(
+        config: &Config,
+        stores: Stores,
+        hooks: AppHooks,
+    ) -> Result<Self, ConfigError> {
         let inner = Inner {
             groups: ArcSwap::from_pointee(Groups::none()),
             limits: stores.limits(),
             stores,
-            says,
-            reloads: Reloads::new(config.is_enabled(None)),
+            hooks,
+            reloads: ReloadStatus::new(config.is_enabled(None)),
             #[cfg(feature = "metrics")]
             evictions: Mutex::default(),
             leases: Mutex::default(),
@@ -99,51 +103,58 @@ impl Admission {
             sockets: Mutex::default(),
             #[cfg(feature = "axum")]
             admin: super::admin::AdminState::new(config)?,
-            changing: Mutex::new(Changing::new(config)),
+            reload_state: Mutex::new(ReloadState::new(config)),
         };
         let base = config.read_limits()?;
-        let groups = inner.groups_of(config, &Groups::none(), &mut Kept::default(), &base)?;
-        lock(&inner.changing).base = base;
-        lock(&inner.changing).switched_off = attach_switched_off(config, &inner.limits);
+        let groups = inner.groups_of(
+            config,
+            &Groups::none(),
+            &mut RetiredLimiters::default(),
+            &base,
+        )?;
+        lock(&inner.reload_state).base = base;
+        lock(&inner.reload_state).switched_off = attach_switched_off(config, &inner.limits);
         inner.groups.store(Arc::new(groups));
         inner.apply_tables(config);
         config.log_limits_off();
         config.warn_of_switches();
-        lock(&inner.changing).warn_at_start(config);
+        lock(&inner.reload_state).warn_at_start(config);
         Ok(Self(Arc::new(inner)))
     }
 
-    /// A layer that puts each request under the limits of [its group](super#groups); a request of none is passed on.
+    /// A layer that applies the limits of [its group](crate#groups) to each request. A request that no group selects
+    /// passes.
     ///
-    /// It has to see the path that the configuration is about: around the router of a service, not
-    /// inside of what is nested. It looks at the path as the client wrote it, escapes and all, as
-    /// axum's router does.
+    /// Add the layer around the whole router, not inside a nested one: it must see the full path. It compares the path as
+    /// the client sent it, percent-encoding included, as the router of axum does.
     ///
-    /// This, and [`follow`](Self::follow), log which groups have neither a path nor a layer of their own: call them
-    /// after [`layer_of`](Self::layer_of).
+    /// This method and [`follow`](Self::follow) log the groups that have neither a path nor a layer of their own. Call
+    /// both after [`layer_of`](Self::layer_of).
     pub fn layer(&self) -> AdmissionLayer {
         self.warn_of_groups();
         AdmissionLayer::new(self.clone(), None)
     }
 
-    /// A layer of one group's limits, for a part of a router, whatever the path. It is the group that the file
-    /// calls so, by the key of its table and not by its `name`. Once that is taken out of the
-    /// configuration it passes everything on.
+    /// A layer with the limits of one group, for a part of a router, whatever the path. `group` is the key of the table in
+    /// the file, not its `name`. When a reload removes the group, the layer passes all requests.
     ///
     /// # Errors
     ///
-    /// There is no group of that name.
+    /// The configuration has no group of that name.
     pub fn layer_of(&self, group: &str) -> Result<AdmissionLayer, ConfigError> {
         if self.0.groups.load().by_name.contains_key(group) {
-            lock(&self.0.changing).note_layer(group);
+            lock(&self.0.reload_state).note_layer(group);
             Ok(AdmissionLayer::new(self.clone(), Some(group.into())))
         } else {
             let field = format!("groups.{group}");
-            Err(ConfigError::at(field, "there is no such group"))
+            Err(ConfigError::at(
+                field,
+                "the configuration has no such group",
+            ))
         }
     }
 
-    /// Tells metrics how many keys each group holds, and how many it gave up at the store's bound: before
+    /// Records for each group the keys that it tracks and the keys that it evicted at the store's bound. Call it before
     /// each scrape.
     #[cfg(feature = "metrics")]
     pub fn publish(&self, metrics: &MetricsObserver) {
@@ -152,13 +163,13 @@ impl Admission {
         self.0.reloads.publish();
     }
 
-    /// What single keys may do in these groups.
+    /// The overrides per key of these groups.
     #[must_use]
     pub fn limits(&self) -> &Limits {
         &self.0.limits
     }
 
-    /// The store that replicas share, if one is configured: to [`flush`](RedisStore::flush) it at the end.
+    /// The store that replicas share, if one is configured. [`flush`](RedisStore::flush) it at shutdown.
     #[cfg(feature = "redis")]
     #[must_use]
     pub fn store(&self) -> Option<&RedisStore> {
@@ -176,20 +187,20 @@ impl Admission {
 }
 
 impl Inner {
-    /// Whether the overrides of a file can be set. A tier that is not known is a warning.
+    /// Checks that the overrides of a file can be set. An unknown tier is only a warning.
     fn check_base(&self, base: &LimitsTable) -> Result<(), ConfigError> {
         let checked = self.limits.check_base(base.overrides());
-        checked.map_err(|error| ConfigError::at("limits", error).that_may_pass())
+        checked.map_err(|error| ConfigError::at("limits", error).transient())
     }
 
-    /// Replaces the overrides of the file. It may fail though it was checked: an operator may have set the last rate
-    /// that there was room for in between.
+    /// Replaces the overrides of the file. This can fail after the check: an operator may have used the last free rate
+    /// in between.
     fn set_base(&self, base: &LimitsTable) -> Result<(), ConfigError> {
         let set = self.limits.replace_base(base.clone().into_iter().collect());
-        set.map_err(|error| ConfigError::at("limits", error).that_may_pass())
+        set.map_err(|error| ConfigError::at("limits", error).transient())
     }
 
-    /// Whether what is no group can change to this.
+    /// Checks that the leases and sockets can change to a configuration.
     pub(super) fn check_tables(&self, config: &Config) -> Result<(), ConfigError> {
         lock(&self.leases).check(config)?;
         #[cfg(feature = "axum")]
@@ -197,63 +208,63 @@ impl Inner {
         Ok(())
     }
 
-    /// Goes by the tables of what is no group.
+    /// Applies a configuration to the leases and sockets.
     pub(super) fn apply_tables(&self, config: &Config) {
-        let (stores, limits, says) = (&self.stores, &self.limits, &self.says);
-        lock(&self.leases).apply(config, stores, limits, says);
+        let (stores, limits, hooks) = (&self.stores, &self.limits, &self.hooks);
+        lock(&self.leases).apply(config, stores, limits, hooks);
         #[cfg(feature = "axum")]
-        lock(&self.sockets).apply(config, stores, limits, says);
+        lock(&self.sockets).apply(config, stores, limits, hooks);
     }
 
     pub(super) fn groups_of(
         &self,
         config: &Config,
         before: &Groups,
-        kept: &mut Kept,
+        retired: &mut RetiredLimiters,
         base: &LimitsTable,
     ) -> Result<Groups, ConfigError> {
         let mut groups = Groups::none();
-        groups.gate = config.lists.gate(config, &self.limits, &self.says)?;
+        groups.gate = config.lists.gate(config, &self.limits, &self.hooks)?;
         let running = |group: &str| {
             let name = config.groups[group].name(group);
-            before.stacks().find(|stack| stack.name == name)
+            before.running().find(|group| group.name == name)
         };
-        // First, because a replaced limiter gives up its name in the store.
+        // Check all groups before one is built: a replaced limiter releases its name in the store.
         for group in config.groups() {
-            Stack::check(config, group, &self.says, running(group))?;
+            RunningGroup::check(config, group, &self.hooks, running(group))?;
         }
         self.check_base(base)?;
-        let (mut stacks, mut changes) = (BTreeMap::new(), Vec::new());
+        let (mut built, mut updates) = (BTreeMap::new(), Vec::new());
         for group in config.groups() {
-            let (stack, change) = Stack::new(
+            let (new_group, update) = RunningGroup::new(
                 config,
                 group,
                 &self.stores,
                 &self.limits,
-                &self.says,
+                &self.hooks,
                 running(group),
-                kept,
+                retired,
             )?;
-            stacks.insert(group, stack);
-            changes.push((group, change));
+            built.insert(group, new_group);
+            updates.push((group, update));
         }
         for group in config.groups() {
             let also = config.also(group)?;
-            let also: Vec<_> = also.iter().filter_map(|other| stacks.get(other)).collect();
-            let stack = Arc::new(stacks[group].joined(group, &also)?);
-            // A configuration with a conflict is not read.
-            let _ = groups.routes.insert(&config.groups[group], &stack);
-            groups.by_name.insert(group.to_owned(), stack);
+            let also: Vec<_> = also.iter().filter_map(|other| built.get(other)).collect();
+            let joined = Arc::new(built[group].joined(group, &also)?);
+            // `Config::check` has rejected conflicts.
+            let _ = groups.routes.insert(&config.groups[group], &joined);
+            groups.by_name.insert(group.to_owned(), joined);
         }
         self.set_base(base)?;
-        // Nothing can go wrong any more.
+        // From here on nothing fails.
         lists::log_changes(&before.gate, &groups.gate);
         groups.gate.replace(&before.gate);
         groups.gate.tell_attached();
-        for (group, change) in changes {
-            groups.by_name[group].apply(change);
+        for (group, update) in updates {
+            groups.by_name[group].apply(update);
         }
-        kept.settle(&groups);
+        retired.update(&groups);
         Ok(groups)
     }
 }
@@ -263,7 +274,7 @@ impl Groups {
         Self {
             by_name: BTreeMap::new(),
             routes: Routes::default(),
-            none: Arc::new(Stack::off()),
+            none: Arc::new(RunningGroup::off()),
             gate: Gate::new(&Limits::new()),
         }
     }
@@ -272,18 +283,18 @@ impl Groups {
         &self.gate
     }
 
-    /// The limiters of rates, with the names of their groups.
+    /// The rate limiters with the names of their groups.
     #[cfg(feature = "metrics")]
     pub(super) fn rates(&self) -> impl Iterator<Item = (&str, &RateLimiter)> {
-        self.stacks().map(|stack| (&*stack.name, &stack.limiter))
+        self.running().map(|group| (&*group.name, &group.limiter))
     }
 
-    pub(super) fn stacks(&self) -> impl Iterator<Item = &Stack> {
-        self.by_name.values().map(|stack| &**stack)
+    pub(super) fn running(&self) -> impl Iterator<Item = &RunningGroup> {
+        self.by_name.values().map(|group| &**group)
     }
 
-    /// The limits of a request.
-    pub(super) fn find(&self, group: Option<&str>, head: RequestHead<'_>) -> &Stack {
+    /// The group of a request.
+    pub(super) fn find(&self, group: Option<&str>, head: RequestHead<'_>) -> &RunningGroup {
         let found = match group {
             Some(group) => self.by_name.get(group),
             None => self.of(head),
@@ -291,12 +302,12 @@ impl Groups {
         found.unwrap_or(&self.none)
     }
 
-    fn of(&self, head: RequestHead<'_>) -> Option<&Arc<Stack>> {
+    fn of(&self, head: RequestHead<'_>) -> Option<&Arc<RunningGroup>> {
         let path = head.uri.path();
         let mut hosts = self.hosts(head);
         let host = hosts.next();
         let is_other = |other: &[u8]| !host.is_some_and(|host| host.eq_ignore_ascii_case(other));
-        // The first one is taken out, so that one above the bound is the last that is looked at.
+        // The first host is consumed already, so the count starts at the second one.
         let has_several = hosts
             .enumerate()
             .any(|(before, other)| before + 1 == MAX_HOSTS || is_other(other));
@@ -306,18 +317,18 @@ impl Groups {
         self.strictest(head)
     }
 
-    /// The hosts that a request names, if any group selects by them.
+    /// The hosts that a request names, if any group selects by host.
     fn hosts<'a>(&self, head: RequestHead<'a>) -> impl Iterator<Item = &'a [u8]> {
         let have_hosts = self.routes.have_hosts();
         let hosts = have_hosts.then(|| selectors::hosts(head));
         hosts.into_iter().flatten()
     }
 
-    /// The group of an ambiguous request: of all that some server may take it for, one with all sorts of limits goes
-    /// before one without. Of equals the one of the earliest host and of the likeliest path is the first, and the
-    /// others are in the order of their names, so that all replicas find the same.
+    /// The strictest group of an ambiguous request, among all groups that some server may choose for it. Of equally
+    /// strict groups, the first host and the likeliest path decide, then the name of the group. All replicas choose the
+    /// same group.
     #[cold]
-    fn strictest(&self, head: RequestHead<'_>) -> Option<&Arc<Stack>> {
+    fn strictest(&self, head: RequestHead<'_>) -> Option<&Arc<RunningGroup>> {
         let path = head.uri.path();
         let hosts: SmallVec<[_; MAX_HOSTS + 1]> = self.hosts(head).take(MAX_HOSTS + 1).collect();
         let names = hosts.iter().copied().map(Some);
@@ -333,14 +344,14 @@ impl Groups {
         let of_any_host = hosts.len() > MAX_HOSTS;
         let segments = (of_any_host || has_dot_segments(path)).then(|| Segments::of(path));
         let hosts = (!of_any_host).then_some(&*hosts);
-        let may_select = |stack: &&Arc<Stack>| {
+        let may_select = |group: &&Arc<RunningGroup>| {
             let segments = segments.as_ref();
-            segments.is_some_and(|it| stack.selectors.may_select(hosts, it, head.method))
+            segments.is_some_and(|it| group.selectors.may_select(hosts, it, head.method))
         };
         let others = self.by_name.values().filter(may_select);
         // Of equals, `min_by_key` returns the first one.
         let found = likely.chain(others);
-        found.min_by_key(|stack| std::cmp::Reverse(stack.sorts_of_limits.strictness()))
+        found.min_by_key(|group| std::cmp::Reverse(group.strictness.strictness()))
     }
 }
 

@@ -19,7 +19,7 @@ impl Config {
         self.add_also(group, &mut way, &mut found)?;
         if found.len() >= MAX_GROUPS {
             let problem = format!(
-                "a request is under the limits of at most {MAX_GROUPS} groups, and these are {}",
+                "a request can be under the limits of at most {MAX_GROUPS} groups, but these are {}",
                 found.len() + 1
             );
             return Err(at(group, problem));
@@ -40,7 +40,7 @@ impl Config {
             let Some((other, _)) = self.groups.get_key_value(other) else {
                 let names: Vec<_> = self.groups().map(|name| format!("`{name}`")).collect();
                 let problem = format!(
-                    "there is no group {other:?}; there are {}",
+                    "unknown group {other:?}; the groups are {}",
                     names.join(", ")
                 );
                 return Err(at(group, problem));
@@ -51,13 +51,13 @@ impl Config {
                     .map(|name| format!("`{name}`"))
                     .collect();
                 let problem = format!(
-                    "a group cannot be under its own limits again: {} names `{other}`",
+                    "these groups form a cycle: {} names `{other}`",
                     circle.join(" names ")
                 );
                 return Err(at(group, problem));
             }
             if found.contains(&&**other) {
-                let problem = format!("group `{other}` is there twice: name it in one place");
+                let problem = format!("group `{other}` is named twice: remove one of them");
                 return Err(at(way[0], problem));
             }
             found.push(other);
@@ -82,8 +82,8 @@ impl Config {
             let (first, expected) = *first.get_or_insert((name, mode));
             if mode != expected {
                 let problem = format!(
-                    "groups `{first}` and `{name}` have rates, and differ in `on_failure`: one decision is about \
-                     both, so give both the same"
+                    "groups `{first}` and `{name}` have rates but a different `on_failure`: one decision covers \
+                            both, so use the same"
                 );
                 return Err(at(group, problem));
             }

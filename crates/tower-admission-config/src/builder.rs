@@ -1,4 +1,4 @@
-//! What is to be known before limits are made: what the application adds to a configuration.
+//! The builder of the limits: adds what a file cannot contain, such as extractors and observers.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,31 +12,31 @@ use tower_admission::respond::Responder;
 use tower_admission_redis::StoreObserver;
 
 use super::admission::Admission;
-use super::cost::Costs;
+use super::costs::Costs;
 use super::error::ConfigError;
-use super::key::NamedKeys;
+use super::keys::NamedKeys;
 use super::model::Config;
 use super::stores::Stores;
 
-/// What the application says and no file can.
+/// The hooks of the application.
 #[derive(Default)]
-pub(super) struct Says {
+pub(super) struct AppHooks {
     pub(super) observers: Vec<Arc<dyn Observer>>,
     pub(super) tier_by: Option<TierBy>,
     pub(super) keys: NamedKeys,
     pub(super) costs: Costs,
     pub(super) responder: Option<Arc<dyn Responder>>,
-    /// Whether a configuration with warnings is rejected.
+    /// Whether warnings are errors.
     pub(super) denies_warnings: bool,
 }
 
 type TierBy = Arc<dyn for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync>;
 
-/// What is to be known before the limits are made.
+/// Builds an [`Admission`]. Made by [`Admission::builder`].
 #[must_use = "a builder makes nothing until `build` is called"]
 pub struct AdmissionBuilder<'a> {
     config: &'a Config,
-    says: Says,
+    hooks: AppHooks,
     #[cfg(feature = "redis")]
     store_observers: Vec<Arc<dyn StoreObserver>>,
 }
@@ -45,7 +45,7 @@ impl<'a> AdmissionBuilder<'a> {
     pub(super) fn new(config: &'a Config) -> Self {
         Self {
             config,
-            says: Says::default(),
+            hooks: AppHooks::default(),
             #[cfg(feature = "redis")]
             store_observers: Vec::new(),
         }
@@ -53,29 +53,28 @@ impl<'a> AdmissionBuilder<'a> {
 }
 
 impl AdmissionBuilder<'_> {
-    /// Adds an observer to all groups.
+    /// Adds an observer to all limits.
     pub fn observe(mut self, observer: impl Observer) -> Self {
-        self.says.observers.push(Arc::new(observer));
+        self.hooks.observers.push(Arc::new(observer));
         self
     }
 
-    /// Which tier a request is of, as [`RateLimitLayer::tier_by`](tower_admission::RateLimitLayer::tier_by) has it: one of
-    /// those that the configuration has for the rates of a group, or that are declared on
-    /// [the limits](Admission::limits). Default: a configuration with tiers is an error.
+    /// Selects the tier of a request, as [`RateLimitLayer::tier_by`](tower_admission::RateLimitLayer::tier_by): a tier of
+    /// a group, or one that is declared on [the limits](Admission::limits). Default: none; a configuration with tiers is an
+    /// error.
     pub fn tier_by(
         mut self,
         tier: impl for<'a> Fn(RequestHead<'a>) -> Option<&'a str> + Send + Sync + 'static,
     ) -> Self {
-        self.says.tier_by = Some(Arc::new(tier));
+        self.hooks.tier_by = Some(Arc::new(tier));
         self
     }
 
-    /// Names a key that configuration refers to as `key = "name"`, such as the user that an
-    /// authentication layer outside of this one has put into the request's extensions.
+    /// Adds a key that the configuration can use as `key = "name"`, such as the user that an outer authentication layer
+    /// has put into the extensions of the request.
     ///
     /// An [absent](tower_admission::Extracted::Absent) or [unusable](tower_admission::Extracted::Unusable) key falls back to
-    /// the client address of `[clients]`. Default: none; a configuration that refers to a name which is not
-    /// there is an error.
+    /// the client address of `[clients]`. Default: none; a configuration with an unknown name is an error.
     ///
     /// ```
     /// use tower_admission_config::{Admission, Config};
@@ -93,20 +92,21 @@ impl AdmissionBuilder<'_> {
     /// # Ok::<_, tower_admission_config::ConfigError>(())
     /// ```
     pub fn key_by(mut self, name: &str, key: impl KeyExtractor) -> Self {
-        self.says.keys.add(name, key);
+        self.hooks.keys.add(name, key);
         self
     }
 
-    /// Sets what a request costs, in groups without a `cost`. Default: 1.
+    /// Sets the cost of a request in groups without a `cost`. Default: 1.
     ///
-    /// As [`RateLimitLayer::cost`](tower_admission::RateLimitLayer::cost): for rates; a permit is one for each request.
+    /// The cost applies to rates, as in [`RateLimitLayer::cost`](tower_admission::RateLimitLayer::cost). Each request takes
+    /// one permit.
     pub fn cost(mut self, cost: impl Fn(RequestHead<'_>) -> u32 + Send + Sync + 'static) -> Self {
-        self.says.costs.default = Some(Arc::new(cost));
+        self.hooks.costs.default = Some(Arc::new(cost));
         self
     }
 
-    /// Names a cost that configuration refers to as `cost = "name"`. Default: none; a configuration that refers to
-    /// a name which is not there is an error.
+    /// Adds a cost that the configuration can use as `cost = "name"`. Default: none; a configuration with an unknown name is
+    /// an error.
     ///
     /// ```
     /// use tower_admission_config::{Admission, Config};
@@ -126,21 +126,21 @@ impl AdmissionBuilder<'_> {
         name: &str,
         cost: impl Fn(RequestHead<'_>) -> u32 + Send + Sync + 'static,
     ) -> Self {
-        self.says.costs.add(name, Arc::new(cost));
+        self.hooks.costs.add(name, Arc::new(cost));
         self
     }
 
-    /// Sets how rejected requests of all groups are answered, and banned ones; [`Rejection::limiter`](tower_admission::Rejection::limiter)
-    /// is the name of the group, and `lists` of a ban. Default: [`Negotiated`](tower_admission::respond::Negotiated).
+    /// Sets how rejected and banned requests are answered. [`Rejection::limiter`](tower_admission::Rejection::limiter) is the
+    /// name of the group, or `lists` for a ban. Default: [`Negotiated`](tower_admission::respond::Negotiated).
     pub fn respond(mut self, responder: impl Responder) -> Self {
-        self.says.responder = Some(Arc::new(responder));
+        self.hooks.responder = Some(Arc::new(responder));
         self
     }
 
-    /// Rejects a configuration that has [warnings](Config::warnings), here and when it is changed. Default: they
-    /// are logged.
+    /// Rejects a configuration with [warnings](Config::warnings), at start and in a reload. Default: warnings are only
+    /// logged.
     pub fn deny_warnings(mut self) -> Self {
-        self.says.denies_warnings = true;
+        self.hooks.denies_warnings = true;
         self
     }
 
@@ -151,32 +151,34 @@ impl AdmissionBuilder<'_> {
         self
     }
 
-    /// Makes the limits. With a store this has to be in a tokio runtime, or
-    /// [`Limits::refresh`] has to be called in one, for limits of single keys to be read.
+    /// Makes the limits. With a store, call this in a tokio runtime; otherwise call [`Limits::refresh`] in one to read the
+    /// overrides.
     ///
     /// # Errors
     ///
-    /// The store's URL cannot be used, the process has another
-    /// [secret](tower_admission::Secret) already, a group has tiers and nothing says which a request is of, a group's
-    /// `key` or `cost` is not there, or a name of [`key_by`](Self::key_by) or [`cost_by`](Self::cost_by) is built in
-    /// or there twice.
+    /// - The URL of the store is invalid.
+    /// - Another [secret](tower_admission::Secret) is already installed.
+    /// - A group has tiers, but [`tier_by`](Self::tier_by) is not set.
+    /// - The `key` or `cost` of a group is unknown.
+    /// - A name in [`key_by`](Self::key_by) or [`cost_by`](Self::cost_by) is built in or occurs twice.
+    /// - The configuration has warnings, and [`deny_warnings`](Self::deny_warnings) is set.
     pub fn build(self) -> Result<Admission, ConfigError> {
         let config = self.config;
         self.build_inner().map_err(|error| config.wrong(error))
     }
 
     fn build_inner(self) -> Result<Admission, ConfigError> {
-        self.says.keys.check()?;
-        self.says.costs.check()?;
+        self.hooks.keys.check()?;
+        self.hooks.costs.check()?;
         self.config.check_start()?;
-        if self.says.denies_warnings {
+        if self.hooks.denies_warnings {
             self.config.deny_warnings()?;
         }
         #[cfg(feature = "redis")]
         let stores = Stores::open(&self.config.store, &self.store_observers)?;
         #[cfg(not(feature = "redis"))]
         let stores = Stores::default();
-        Admission::start(self.config, stores, self.says)
+        Admission::start(self.config, stores, self.hooks)
     }
 }
 

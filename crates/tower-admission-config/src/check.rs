@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use tower_admission::provider::{NAME_RULES, is_addressable};
 
 use super::error::ConfigError;
+use super::fields::{ConfigFields, LIMIT_FIELDS, PROXY_FIELDS};
 use super::model::{Clients, Config, KeySource, OnFailure, Store};
 use super::routes::Routes;
-use super::written::{NUMBERS, PROXIES, Written};
 
 impl Config {
     /// Whether it could be run.
@@ -17,7 +17,7 @@ impl Config {
 
     /// Whether limits would be gone that no one took out: the file may have been emptied, or be half-written. Files are
     /// compared, as what variables add would hide that.
-    pub(super) fn check_loss(&self, running: &Written) -> Result<(), ConfigError> {
+    pub(super) fn check_loss(&self, running: &ConfigFields) -> Result<(), ConfigError> {
         let file = self.file();
         let is_meant = self.allow_empty && file.has_groups_table();
         // Unless variables make the same groups.
@@ -29,8 +29,8 @@ impl Config {
         if !groups.is_empty() && file.group_names().is_empty() && !is_meant {
             let groups = groups.join(", ");
             let problem = format!(
-                "there are none, and with them would go the limits of: {groups}. If all limits are to go, \
-                 write `allow_empty = true` and `groups = {{}}`"
+                "the file has no groups, so these groups would lose their limits: {groups}. To remove all \
+                        limits, write `allow_empty = true` and `groups = {{}}`"
             );
             return Err(ConfigError::at("groups", problem));
         }
@@ -40,25 +40,25 @@ impl Config {
         for table in ["leases", "limits", "lists", "sockets"] {
             if running.has_entries(table) && !file.0.contains_key(table) {
                 let problem = format!(
-                    "this table is gone, with all that it had: if that is meant, write an empty one, `[{table}]`"
+                    "this table is missing, but it had entries: to remove them, write an empty table, `[{table}]`"
                 );
                 return Err(ConfigError::at(table, problem));
             }
         }
         // Each of its lines is an entry, and its header may be the last line that was written.
         if running.has_entries("limits") && !file.has_entries("limits") && !self.allow_empty {
-            let problem = "this table has lost all of its overrides, with the bans among them: if that is meant, write \
-                           `allow_empty = true`";
+            let problem = "this table no longer has any of its overrides, including bans: to remove them, write \
+                    `allow_empty = true`";
             return Err(ConfigError::at("limits", problem));
         }
         // Each line may be the last one that was written, also that of a header.
         for (table, fields, off) in [
             ("lists", &["deny"][..], "deny = []"),
-            ("clients", &PROXIES, "trusted_proxies = []"),
+            ("clients", &PROXY_FIELDS, "trusted_proxies = []"),
         ] {
             if running.has_one_of(&[table], fields) && !file.names_one_of(table, fields) {
                 let problem = format!(
-                    "this table has no `{}` any more: if that is meant, write `{off}`",
+                    "this table no longer has `{}`: to remove it, write `{off}`",
                     fields.join("`, `")
                 );
                 return Err(ConfigError::at(table, problem));
@@ -66,10 +66,10 @@ impl Config {
         }
         for table in ["leases", "sockets"] {
             for name in file.names_in(table) {
-                if running.has_one_of(&[table, name], &NUMBERS)
-                    && !file.has_one_of(&[table, name], &NUMBERS)
+                if running.has_one_of(&[table, name], &LIMIT_FIELDS)
+                    && !file.has_one_of(&[table, name], &LIMIT_FIELDS)
                 {
-                    let problem = "this table has none of its limits any more: what is to be off is written as 0";
+                    let problem = "this table no longer has any of its limits: to switch a limit off, write 0";
                     return Err(ConfigError::at(format!("{table}.{name}"), problem));
                 }
             }
@@ -77,13 +77,12 @@ impl Config {
         for group in file.group_names() {
             let field = format!("groups.{group}");
             if running.has_limits(group) && !file.has_limits(group) {
-                let problem = "none of this group's limits is there any more: what is to be off is written as 0, \
-                               as in `rate = \"0\"`";
+                let problem = "this group no longer has any of its limits: to switch a limit off, write 0, as in `rate = \
+                        \"0\"`";
                 return Err(ConfigError::at(field, problem));
             }
             if running.has_selectors(group) && !file.has_selectors(group) {
-                let problem = "nothing selects the requests of this group any more: if that is meant, write \
-                               `path = \"off\"`";
+                let problem = "this group no longer selects any requests: to intend that, write `path = \"off\"`";
                 return Err(ConfigError::at(field, problem));
             }
         }
@@ -91,9 +90,9 @@ impl Config {
     }
 
     /// The fields of the file, without those of variables.
-    pub(super) fn file(&self) -> Written {
+    pub(super) fn file(&self) -> ConfigFields {
         // It was read before, so it can be.
-        Written(self.origin.file_values().unwrap_or_default())
+        ConfigFields(self.origin.file_values().unwrap_or_default())
     }
 
     fn check_inner(&self) -> Result<(), ConfigError> {
@@ -117,13 +116,13 @@ impl Config {
                 return Err(ConfigError::at(at(conflict.field), conflict));
             }
             if let Some(other) = names.insert(name.to_owned(), format!("group `{group}`")) {
-                let problem = format!("{other} is called `{name}` already");
+                let problem = format!("{other} already has the name `{name}`");
                 return Err(ConfigError::at(at("name"), problem));
             }
             let is_identity = matches!(settings.key, KeySource::Header(_));
             if is_identity && !self.clients.trusts_proxies() {
-                let problem = "a client can make this header up: list the proxies that write it in \
-                               `clients.trusted_proxies`, or set `clients.trust_unix_socket`";
+                let problem = "a client can forge this header: list the proxies that write it in `clients.trusted_proxies`, \
+                        or set `clients.trust_unix_socket`";
                 return Err(ConfigError::at(at("key"), problem));
             }
             if settings.on_failure == Some(OnFailure::LocalShare) {
@@ -150,7 +149,7 @@ impl Config {
             for (name, field) in settings.names_in(group).into_iter().chain(by_ip) {
                 let field = format!("groups.{group}.{field}");
                 if let Some(other) = names.get(&name) {
-                    let problem = format!("{other} is called `{name}` already");
+                    let problem = format!("{other} already has the name `{name}`");
                     return Err(ConfigError::at(field, problem));
                 }
                 names.insert(name, format!("`{field}`"));
@@ -176,7 +175,7 @@ impl Config {
                 self.store.check_replicas(&format!("{field}.on_failure"))?;
             }
             if let Some(other) = names.insert(name.clone(), format!("`{field}`")) {
-                let problem = format!("{other} is called `{name}` already");
+                let problem = format!("{other} already has the name `{name}`");
                 return Err(ConfigError::at(field, problem));
             }
         }
@@ -186,7 +185,7 @@ impl Config {
         self.check_limits()?;
         #[cfg(not(feature = "axum"))]
         if let Some(name) = self.sockets.keys().next() {
-            let problem = "this program was built without the feature `ws`";
+            let problem = "this program was built without the feature `axum`";
             return Err(ConfigError::at(format!("sockets.{name}"), problem));
         }
         Ok(())
@@ -196,12 +195,12 @@ impl Config {
 impl Clients {
     fn check(&self) -> Result<(), ConfigError> {
         if let Some(prefix @ 129..) = self.ipv6_prefix {
-            let problem = format!("an IPv6 address has 128 bits: give 0 to 128, not {prefix}");
+            let problem = format!("an IPv6 address has 128 bits: use 0 to 128, not {prefix}");
             return Err(ConfigError::at("clients.ipv6_prefix", problem));
         }
         if self.trusted_hops.is_some() && self.trusts_proxies() {
-            let problem = "give either the number of proxies, or which they are in \
-                           `clients.trusted_proxies` and `clients.trust_unix_socket`";
+            let problem = "use either the number of proxies, or their networks in `clients.trusted_proxies` and \
+                    `clients.trust_unix_socket`";
             return Err(ConfigError::at("clients.trusted_hops", problem));
         }
         Ok(())
@@ -217,12 +216,11 @@ impl Store {
             return Ok(());
         };
         if url.0.is_empty() {
-            let problem = "a URL of Redis belongs here, or nothing";
+            let problem = "expected a URL of Redis, or no `url`";
             return Err(ConfigError::at("store.url", problem));
         }
         if self.secret.is_none() {
-            let problem = "replicas that share a store need `store.secret`, 32 hexadecimal digits \
-                           that are the same in all";
+            let problem = "a shared store needs `store.secret`: 32 hexadecimal digits, the same in all replicas";
             return Err(ConfigError::at("store.secret", problem));
         }
         self.check_url(url)
@@ -233,7 +231,7 @@ impl Store {
             Some(1..) => Ok(()),
             _ => Err(ConfigError::at(
                 field,
-                "for a local share, say in `store.replicas` how many replicas there are",
+                "`local share` needs the number of replicas in `store.replicas`",
             )),
         }
     }
@@ -242,25 +240,25 @@ impl Store {
 #[cfg(feature = "redis")]
 mod redis {
     use super::{ConfigError, OnFailure, Store};
-    use crate::text::Hidden;
+    use crate::text::Redacted;
     use tower_admission::store::FailureMode;
     use tower_admission_redis::RedisStore;
 
     impl Store {
-        pub(super) fn check_url(&self, url: &Hidden) -> Result<(), ConfigError> {
+        pub(super) fn check_url(&self, url: &Redacted) -> Result<(), ConfigError> {
             self.check_tls(self.connect(url)?)
         }
 
         /// The store, with the files of its certificates, which are read here.
-        pub(crate) fn redis(&self, url: &Hidden) -> Result<RedisStore, ConfigError> {
+        pub(crate) fn redis(&self, url: &Redacted) -> Result<RedisStore, ConfigError> {
             self.with_tls(self.connect(url)?)
         }
 
-        fn connect(&self, url: &Hidden) -> Result<RedisStore, ConfigError> {
+        fn connect(&self, url: &Redacted) -> Result<RedisStore, ConfigError> {
             let mut store = RedisStore::connect(&url.0).map_err(|error| {
                 // Without what is there, which may have a password in it.
-                let problem = "this is no URL of Redis, such as \"redis://127.0.0.1:6379/0\" or \
-                               \"redis+cluster://10.0.0.1:6379,10.0.0.2:6379\"";
+                let problem = "this is not a URL of Redis, such as \"redis://127.0.0.1:6379/0\" or \
+                        \"redis+cluster://10.0.0.1:6379,10.0.0.2:6379\"";
                 let reason = error.detail().unwrap_or_default();
                 ConfigError::at("store.url", format!("{problem}: {reason}"))
             })?;
@@ -373,7 +371,7 @@ mod tls {
 
 #[cfg(not(feature = "redis"))]
 impl Store {
-    fn check_url(&self, _: &super::text::Hidden) -> Result<(), ConfigError> {
+    fn check_url(&self, _: &super::text::Redacted) -> Result<(), ConfigError> {
         let problem = "this program was built without the feature `redis`";
         Err(ConfigError::at("store.url", problem))
     }

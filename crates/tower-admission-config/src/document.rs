@@ -6,7 +6,7 @@ use std::ops::Range;
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
 
-use super::error::{ConfigError, Place};
+use super::error::{ConfigError, SourcePosition};
 
 /// A text that is TOML.
 pub(super) struct Document<'a> {
@@ -18,8 +18,8 @@ impl<'a> Document<'a> {
     pub(super) fn parse(text: &'a str) -> Result<Self, ConfigError> {
         let table = DeTable::parse(text).map_err(|error| {
             // The message alone: the line that it is about may have a secret in it.
-            let wrong = ConfigError::new(format!("this is no TOML: {}", error.message()));
-            wrong.found_at(error.span().map(|span| place(text, span.start)))
+            let wrong = ConfigError::new(format!("invalid TOML: {}", error.message()));
+            wrong.at_position(error.span().map(|span| place(text, span.start)))
         })?;
         Ok(Self { text, table })
     }
@@ -30,14 +30,14 @@ impl<'a> Document<'a> {
     }
 
     /// Where a field is written, or what it is in.
-    pub(super) fn place_of(&self, field: &str) -> Option<Place> {
+    pub(super) fn position_of(&self, field: &str) -> Option<SourcePosition> {
         // A group that is not there is not at the first of the others.
         let parents = iter::successors(Some(field), |field| Some(field.rsplit_once('.')?.0));
         let mut parents = parents.filter(|parent| *parent != "groups");
-        parents.find_map(|field| self.exact_place_of(field))
+        parents.find_map(|field| self.exact_position_of(field))
     }
 
-    pub(super) fn exact_place_of(&self, field: &str) -> Option<Place> {
+    pub(super) fn exact_position_of(&self, field: &str) -> Option<SourcePosition> {
         let (key, value) = find(self.table.get_ref(), field)?;
         let span = match value.get_ref() {
             DeValue::Table(_) => key,
@@ -47,13 +47,13 @@ impl<'a> Document<'a> {
     }
 
     /// Where what a field is called is written.
-    pub(super) fn key_place_of(&self, field: &str) -> Option<Place> {
+    pub(super) fn key_position_of(&self, field: &str) -> Option<SourcePosition> {
         let (key, _) = find(self.table.get_ref(), field)?;
         Some(place(self.text, key.start))
     }
 
     /// Where an entry of a table is written.
-    pub(super) fn place_of_entry(&self, table: &str, key: &str) -> Option<Place> {
+    pub(super) fn position_of_entry(&self, table: &str, key: &str) -> Option<SourcePosition> {
         let mut tables = self.table.get_ref().iter();
         let (_, table) = tables.find(|(name, _)| **name.get_ref() == *table)?;
         let DeValue::Table(table) = table.get_ref() else {
@@ -87,10 +87,10 @@ fn find<'t, 'a>(
     })
 }
 
-fn place(text: &str, at: usize) -> Place {
+fn place(text: &str, at: usize) -> SourcePosition {
     let before = text.get(..at).unwrap_or(text);
     let line = before.rsplit('\n').next().unwrap_or_default();
-    Place {
+    SourcePosition {
         line: before.matches('\n').count() + 1,
         column: line.chars().count() + 1,
     }

@@ -1,24 +1,24 @@
-//! What is wrong with a configuration, and where.
+//! The error of a configuration, with its position.
 
 use std::fmt;
 use std::path::Path;
 
-/// What is wrong with a configuration: the file with line and column, or the variable; the field; what is
-/// written there, if it cannot be a secret; and what would be right.
+/// The error of a configuration: the file with line and column, or the variable; the field; the invalid text, unless it
+/// may be a secret; and the fix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
     /// The file or the variable.
     source: Option<String>,
-    place: Option<Place>,
+    position: Option<SourcePosition>,
     field: Option<String>,
     problem: String,
-    /// Whether it is also about what is not in the configuration, and may be right later.
-    may_pass: bool,
+    /// Whether the cause can go away while the configuration stays the same.
+    is_transient: bool,
 }
 
-/// A place in a text; the first is 1.
+/// A position in a text. Lines and columns start at 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct SourcePosition {
     pub(super) line: usize,
     /// In characters.
     pub(super) column: usize,
@@ -28,14 +28,14 @@ impl ConfigError {
     pub(super) fn new(problem: impl fmt::Display) -> Self {
         Self {
             source: None,
-            place: None,
+            position: None,
             field: None,
             problem: problem.to_string(),
-            may_pass: false,
+            is_transient: false,
         }
     }
 
-    /// Which field it is about.
+    /// An error of a field.
     pub(super) fn at(field: impl Into<String>, problem: impl fmt::Display) -> Self {
         Self {
             field: Some(field.into()),
@@ -43,33 +43,33 @@ impl ConfigError {
         }
     }
 
-    /// Names the file, unless it is known where this is from.
+    /// Adds the file, unless the source is known.
     pub(super) fn in_file(mut self, file: Option<&Path>) -> Self {
         let file = file.map(|file| file.display().to_string());
         self.source = self.source.or(file);
         self
     }
 
-    /// Names the variable, unless it is known where this is from.
+    /// Adds the variable, unless the source is known.
     pub(super) fn in_variable(mut self, variable: &str) -> Self {
         self.source.get_or_insert_with(|| variable.to_owned());
         self
     }
 
-    /// Names the place in the text, if it is known.
-    pub(super) fn found_at(mut self, place: Option<Place>) -> Self {
-        self.place = self.place.or(place);
+    /// Adds the position, if it is known.
+    pub(super) fn at_position(mut self, position: Option<SourcePosition>) -> Self {
+        self.position = self.position.or(position);
         self
     }
 
     /// Marks an error whose cause can go away while the configuration stays the same.
-    pub(super) fn that_may_pass(mut self) -> Self {
-        self.may_pass = true;
+    pub(super) fn transient(mut self) -> Self {
+        self.is_transient = true;
         self
     }
 
-    pub(super) fn may_pass(&self) -> bool {
-        self.may_pass
+    pub(super) fn is_transient(&self) -> bool {
+        self.is_transient
     }
 
     /// The field, such as `groups.api.rate`.
@@ -78,26 +78,26 @@ impl ConfigError {
         self.field.as_deref()
     }
 
-    /// The line of the file, from 1 on, where the file has the field.
+    /// The line of the field in the file, starting at 1.
     #[must_use]
     pub fn line(&self) -> Option<usize> {
-        self.place.map(|place| place.line)
+        self.position.map(|position| position.line)
     }
 
-    /// The character of the line, from 1 on.
+    /// The column of the field in the file, in characters, starting at 1.
     #[must_use]
     pub fn column(&self) -> Option<usize> {
-        self.place.map(|place| place.column)
+        self.position.map(|position| position.column)
     }
 }
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (&self.source, self.place) {
-            (Some(source), Some(place)) => write!(f, "{source}:{place}: ")?,
+        match (&self.source, self.position) {
+            (Some(source), Some(position)) => write!(f, "{source}:{position}: ")?,
             (Some(source), None) => write!(f, "{source}: ")?,
-            // Of a text without a file, the field says more.
-            (None, Some(place)) if self.field.is_none() => write!(f, "{place}: ")?,
+            // Without a file, the field is more useful than the position.
+            (None, Some(position)) if self.field.is_none() => write!(f, "{position}: ")?,
             (None, _) => {}
         }
         if let Some(field) = &self.field {
@@ -107,8 +107,8 @@ impl fmt::Display for ConfigError {
     }
 }
 
-/// As compilers have it.
-impl fmt::Display for Place {
+/// `line:column`, as compilers print it.
+impl fmt::Display for SourcePosition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.line, self.column)
     }

@@ -13,12 +13,12 @@ use super::policies::Policies;
 
 /// What of a group is explained.
 #[derive(Clone)]
-pub(super) struct Explained {
+pub(super) struct ExplainedGroup {
     group: RequestGroup,
     exclude: Vec<Prefix>,
 }
 
-impl Explained {
+impl ExplainedGroup {
     pub(super) fn new(
         name: &str,
         settings: &Group,

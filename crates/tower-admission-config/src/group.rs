@@ -16,25 +16,25 @@ use tower_admission::{
 };
 
 use super::ambiguous::Selectors;
-use super::builder::Says;
+use super::builder::AppHooks;
 use super::error::ConfigError;
-use super::kept::Kept;
-use super::key::GroupKey;
+use super::keys::GroupKey;
 use super::leases::CANNOT_CHANGE;
 use super::model::{Config, Group, OnFailure};
 use super::path::Prefix;
 use super::policies::Policies;
-use super::sorts::SortsOfLimits;
-use super::statuses::Statuses;
+use super::retired::RetiredLimiters;
+use super::status_filter::StatusFilter;
 use super::stores::Stores;
-use super::text::{OrOff, Time};
+use super::strictness::Strictness;
+use super::text::{OrOff, TimeSpan};
 
 /// A group at work.
 #[derive(Clone)]
-pub(super) struct Stack {
+pub(super) struct RunningGroup {
     pub(super) name: String,
     pub(super) selectors: Selectors,
-    pub(super) sorts_of_limits: SortsOfLimits,
+    pub(super) strictness: Strictness,
     /// The limiter of its own rates, which `rate` may join with those of other groups.
     pub(super) limiter: RateLimiter,
     pub(super) on_failure: OnFailure,
@@ -42,11 +42,11 @@ pub(super) struct Stack {
     pub(super) rate: RateLimitLayer<GroupKey>,
     bad_credentials: Option<RateLimiter>,
     #[cfg(feature = "axum")]
-    pub(super) explained: Vec<super::explain::Explained>,
+    pub(super) explained: Vec<super::explain::ExplainedGroup>,
 }
 
 /// What a changed group does with limits that go on, once all groups are known to be right.
-pub(super) struct Change {
+pub(super) struct GroupUpdate {
     policies: Vec<Policy>,
     bad_credentials: Option<Policy>,
     concurrency: Capacity,
@@ -76,22 +76,22 @@ impl Group {
 
     /// When a response that its client does not read loses its permit.
     fn reclaim_after(&self) -> Option<Duration> {
-        let default = OrOff(Some(Time(ConcurrencyLimiter::DEFAULT_RECLAIM_AFTER)));
+        let default = OrOff(Some(TimeSpan(ConcurrencyLimiter::DEFAULT_RECLAIM_AFTER)));
         self.reclaim_after
             .unwrap_or(default)
             .0
-            .map(|Time(after)| after)
+            .map(|TimeSpan(after)| after)
     }
 }
 
-impl Stack {
+impl RunningGroup {
     /// Passes everything on.
     pub(super) fn off() -> Self {
         let rate = RateLimitLayer::by(GroupKey::new(Shared), Quota::off());
         Self {
             name: String::new(),
             selectors: Selectors::default(),
-            sorts_of_limits: SortsOfLimits::default(),
+            strictness: Strictness::default(),
             limiter: rate.limiter(),
             on_failure: OnFailure::default(),
             concurrency: ConcurrencyLimitLayer::new(0),
@@ -106,7 +106,7 @@ impl Stack {
     pub(super) fn check(
         config: &Config,
         group: &str,
-        says: &Says,
+        hooks: &AppHooks,
         before: Option<&Self>,
     ) -> Result<(), ConfigError> {
         let settings = &config.groups[group];
@@ -117,15 +117,14 @@ impl Stack {
         if before.is_some_and(|before| before.on_failure != on_failure) {
             return at("on_failure", CANNOT_CHANGE);
         }
-        if let Err(problem) = config.clients.key(&settings.key, &says.keys) {
+        if let Err(problem) = config.clients.key(&settings.key, &hooks.keys) {
             return at("key", &problem);
         }
-        if let Err(problem) = says.costs.of(settings.cost.as_ref()) {
+        if let Err(problem) = hooks.costs.of(settings.cost.as_ref()) {
             return at("cost", &problem);
         }
-        if !settings.tiers.is_empty() && says.tier_by.is_none() {
-            let problem = "this program does not say which tier a request is of \
-                           (AdmissionBuilder::tier_by): take them out";
+        if !settings.tiers.is_empty() && hooks.tier_by.is_none() {
+            let problem = "this program selects no tiers (AdmissionBuilder::tier_by): remove them";
             return at("tiers", problem);
         }
         Ok(())
@@ -138,18 +137,18 @@ impl Stack {
         group: &str,
         stores: &Stores,
         limits: &Limits,
-        says: &Says,
+        hooks: &AppHooks,
         before: Option<&Self>,
-        kept: &mut Kept,
-    ) -> Result<(Self, Change), ConfigError> {
+        retired: &mut RetiredLimiters,
+    ) -> Result<(Self, GroupUpdate), ConfigError> {
         let settings = &config.groups[group];
         let name = settings.name(group);
         let policies = settings.policies(group)?;
         let on_failure = config.on_failure(settings.on_failure);
-        let key = config.clients.key(&settings.key, &says.keys);
+        let key = config.clients.key(&settings.key, &hooks.keys);
         let key = key.map_err(|error| ConfigError::at(format!("groups.{group}.key"), error))?;
 
-        let resumed = kept.take(&policies.list(), on_failure);
+        let resumed = retired.take(&policies.list(), on_failure);
         let rate_resumes = resumed.is_some();
         let rate = rate(config, settings, &key, &policies, stores, limits, resumed);
         let skip = |head: RequestHead<'_>, exclude: &[Prefix]| {
@@ -166,8 +165,8 @@ impl Stack {
         }
         if !settings.count.is_empty() {
             let count = settings.count.clone();
-            rate =
-                rate.count_if(move |response| Statuses::contain(&count, response.status.as_u16()));
+            rate = rate
+                .count_if(move |response| StatusFilter::contain(&count, response.status.as_u16()));
         }
         let (concurrency, concurrency_resumes) =
             concurrency(config, settings, key, name, stores, limits, before);
@@ -182,12 +181,12 @@ impl Stack {
             rate = rate.skip(move |head| skip(head, &excluded));
             concurrency = concurrency.skip(move |head| skip(head, &exclude));
         }
-        let cost = says.costs.of(settings.cost.as_ref());
+        let cost = hooks.costs.of(settings.cost.as_ref());
         let cost = cost.map_err(|error| ConfigError::at(format!("groups.{group}.cost"), error))?;
         if let Some(cost) = cost {
             rate = rate.cost(move |head| cost(head));
         }
-        if let Some(responder) = &says.responder {
+        if let Some(responder) = &hooks.responder {
             let (of_rates, of_permits) = (responder.clone(), responder.clone());
             rate = rate.respond(move |rejection: &Rejection, head: RequestHead<'_>| {
                 of_rates.respond(rejection, head)
@@ -208,7 +207,7 @@ impl Stack {
         let mut also = config.also(group)?.into_iter();
         let has_tiers = !settings.tiers.is_empty();
         let has_tiers_also = also.any(|other| !config.groups[other].tiers.is_empty());
-        if let Some(tier_by) = &says.tier_by {
+        if let Some(tier_by) = &hooks.tier_by {
             // Another group may have this tier, so it is not logged here.
             let (of_rates, of_limits) = (tier_by.clone(), limits.clone());
             rate = rate.tier_by(move |head| {
@@ -221,11 +220,11 @@ impl Stack {
         }
         rate = rate.client_ip(config.clients.ip());
         concurrency = concurrency.client_ip(config.clients.ip());
-        for observer in &says.observers {
+        for observer in &hooks.observers {
             rate = rate.observe(observer.clone());
             concurrency = concurrency.observe(observer.clone());
         }
-        let change = Change {
+        let update = GroupUpdate {
             policies: policies.list(),
             bad_credentials: quota,
             concurrency: Capacity::or_off(settings.concurrency),
@@ -234,16 +233,16 @@ impl Stack {
             resumes: (rate_resumes, concurrency_resumes),
             is_on: config.is_enabled(settings.enabled),
         };
-        let stack = Self {
+        let running = Self {
             name: name.to_owned(),
             selectors: Selectors::of(settings),
-            sorts_of_limits: settings.sorts_of_limits(&policies),
+            strictness: settings.strictness(&policies),
             limiter: rate.limiter(),
             on_failure,
             concurrency,
             rate,
             #[cfg(feature = "axum")]
-            explained: vec![super::explain::Explained::new(
+            explained: vec![super::explain::ExplainedGroup::new(
                 name,
                 settings,
                 &policies,
@@ -251,35 +250,35 @@ impl Stack {
             )],
             bad_credentials,
         };
-        Ok((stack, change))
+        Ok((running, update))
     }
 
     /// This group, whose requests are under the limits of others as well.
     pub(super) fn joined(&self, group: &str, also: &[&Self]) -> Result<Self, ConfigError> {
-        let mut stack = self.clone();
+        let mut joined = self.clone();
         if also.is_empty() {
-            return Ok(stack);
+            return Ok(joined);
         }
         let rates: Vec<_> = also.iter().map(|other| other.rate.clone()).collect();
-        stack.rate = stack.rate.joined(&rates).ok_or_else(|| {
+        joined.rate = joined.rate.joined(&rates).ok_or_else(|| {
             let problem = "the rates of these groups count in different stores";
             ConfigError::at(format!("groups.{group}.also"), problem)
         })?;
         let permits: Vec<_> = also.iter().map(|other| other.concurrency.clone()).collect();
-        stack.concurrency = stack.concurrency.joined(&permits);
+        joined.concurrency = joined.concurrency.joined(&permits);
         for other in also {
-            stack.sorts_of_limits = stack.sorts_of_limits.or(other.sorts_of_limits);
+            joined.strictness = joined.strictness.or(other.strictness);
             #[cfg(feature = "axum")]
-            stack.explained.extend(other.explained.iter().cloned());
+            joined.explained.extend(other.explained.iter().cloned());
         }
-        Ok(stack)
+        Ok(joined)
     }
 
-    pub(super) fn apply(&self, change: Change) {
-        if change.resumes.0 {
-            set_policies(&self.limiter, change.policies);
+    pub(super) fn apply(&self, update: GroupUpdate) {
+        if update.resumes.0 {
+            set_policies(&self.limiter, update.policies);
         }
-        if let (Some(limiter), Some(quota)) = (&self.bad_credentials, change.bad_credentials) {
+        if let (Some(limiter), Some(quota)) = (&self.bad_credentials, update.bad_credentials) {
             set_policies(limiter, vec![quota]);
         }
         let limiter = self.concurrency.limiter();
@@ -288,11 +287,11 @@ impl Stack {
         self.limiter.expect_nested_services();
         self.rate.limiter().expect_nested_services();
         limiter.expect_nested_services();
-        limiter.set_reclaim_after(change.reclaim_after);
-        limiter.set_suspended(!change.is_on);
-        if change.resumes.1 {
-            limiter.set_limit(change.concurrency);
-            for (place, limit) in change.concurrency_per_key.into_iter().enumerate() {
+        limiter.set_reclaim_after(update.reclaim_after);
+        limiter.set_suspended(!update.is_on);
+        if update.resumes.1 {
+            limiter.set_limit(update.concurrency);
+            for (place, limit) in update.concurrency_per_key.into_iter().enumerate() {
                 limiter.set_limit_per_key(place, limit);
             }
         }
@@ -308,7 +307,7 @@ fn set_policies(limiter: &RateLimiter, policies: Vec<Policy>) {
 
 /// The limiter of rejected credentials: the one from before, if it can go on, since a reload must not
 /// forget them.
-fn bad_credentials(quota: Policy, before: Option<&Stack>) -> RateLimiter {
+fn bad_credentials(quota: Policy, before: Option<&RunningGroup>) -> RateLimiter {
     let before = before.and_then(|before| before.bad_credentials.as_ref());
     let quotas = [quota];
     match before.filter(|limiter| limiter.accepts_policies(&quotas)) {
@@ -357,7 +356,7 @@ fn concurrency(
     name: &str,
     stores: &Stores,
     limits: &Limits,
-    before: Option<&Stack>,
+    before: Option<&RunningGroup>,
 ) -> (ConcurrencyLimitLayer, bool) {
     let ip = GroupKey::new(config.clients.ip());
     let [per_key, per_ip] = settings.concurrency_per_key();

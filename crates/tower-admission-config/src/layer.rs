@@ -1,4 +1,4 @@
-//! The layer that finds a request's group.
+//! The layer that applies the limits of its group to each request.
 
 use std::fmt;
 use std::mem;
@@ -18,13 +18,12 @@ use tower_service::Service;
 
 use super::admission::Admission;
 
-/// Puts requests under the limits of their group; made by [`Admission::layer`] and
-/// [`Admission::layer_of`].
+/// Applies the limits of its group to each request. Made by [`Admission::layer`] and [`Admission::layer_of`].
 ///
-/// What a rejected client sees is what [`ConcurrencyLimitLayer`](tower_admission::ConcurrencyLimitLayer) and
-/// [`RateLimitLayer`](tower_admission::RateLimitLayer) say, the first being the outer one. Outside of both are the lists of an
-/// [`AccessLayer`](tower_admission::AccessLayer), for all requests, also of no group. Where the peer's address
-/// comes from is said there, too. The service inside is cloned for each request.
+/// It answers as an [`AccessLayer`](tower_admission::AccessLayer) around a
+/// [`ConcurrencyLimitLayer`](tower_admission::ConcurrencyLimitLayer) around a
+/// [`RateLimitLayer`](tower_admission::RateLimitLayer); their documentation shows the answers and the source of the peer's
+/// address. The lists apply to all requests, also to those of no group. The inner service is cloned for each request.
 #[derive(Clone)]
 #[must_use = "a layer does nothing until it is added to a service"]
 pub struct AdmissionLayer {
@@ -32,7 +31,7 @@ pub struct AdmissionLayer {
     group: Option<Arc<str>>,
 }
 
-/// A service under the limits of a configuration; made by [`AdmissionLayer`].
+/// A service with the limits of a configuration. Made by [`AdmissionLayer`].
 #[derive(Clone)]
 pub struct AdmissionService<S> {
     inner: S,
@@ -74,7 +73,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        // The one that was made ready is the one that is called.
+        // Call the service that was made ready, and keep the clone.
         let next = self.inner.clone();
         let ready = mem::replace(&mut self.inner, next);
         let groups = self.admission.groups();
@@ -83,8 +82,8 @@ where
         if let Some(response) = banned.flatten() {
             return rejected(response, request.into_body());
         }
-        let stack = groups.find(self.group.as_deref(), RequestHead::from(&request));
-        let mut limited: ConcurrencyLimit<_> = stack.concurrency.layer(stack.rate.layer(ready));
+        let group = groups.find(self.group.as_deref(), RequestHead::from(&request));
+        let mut limited: ConcurrencyLimit<_> = group.concurrency.layer(group.rate.layer(ready));
         limited.call(request)
     }
 }

@@ -1,4 +1,4 @@
-//! Limits on work that outlives its request, by name: `[leases.jobs]`.
+//! The tables `[leases.<name>]`: limits on work that outlives its request.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,43 +8,43 @@ use tower_admission::provider::LeasesInternals;
 use tower_admission::{Capacity, Leases, Limits};
 
 use super::admission::Admission;
-use super::builder::Says;
+use super::builder::AppHooks;
 use super::error::ConfigError;
 use super::model::{Config, OnFailure};
 use super::stores::Stores;
 use super::sync::lock;
-use super::text::{Time, some_text, some_truth, whole};
+use super::text::{TimeSpan, integer, optional_boolean, optional_text};
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct LeaseTable {
-    #[serde(deserialize_with = "some_truth")]
+    #[serde(deserialize_with = "optional_boolean")]
     pub(super) enabled: Option<bool>,
-    #[serde(deserialize_with = "whole")]
+    #[serde(deserialize_with = "integer")]
     per_tenant: u64,
-    #[serde(deserialize_with = "whole")]
+    #[serde(deserialize_with = "integer")]
     total: u64,
-    #[serde(deserialize_with = "some_text")]
-    ttl: Option<Time>,
-    #[serde(deserialize_with = "some_text")]
+    #[serde(deserialize_with = "optional_text")]
+    ttl: Option<TimeSpan>,
+    #[serde(deserialize_with = "optional_text")]
     pub(super) on_failure: Option<OnFailure>,
 }
 
 impl LeaseTable {
     fn ttl(&self) -> Duration {
-        self.ttl.map_or(Leases::DEFAULT_TTL, |Time(ttl)| ttl)
+        self.ttl.map_or(Leases::DEFAULT_TTL, |TimeSpan(ttl)| ttl)
     }
 
     pub(super) fn check(&self, name: &str) -> Result<(), ConfigError> {
         if self.ttl() > Leases::MAX_TTL {
-            let problem = "a lease lives for 365 days at most";
+            let problem = "a lease lives at most 365 days";
             return Err(ConfigError::at(format!("leases.{name}.ttl"), problem));
         }
         Ok(())
     }
 }
 
-/// The leases of a configuration, as they are at work.
+/// The running leases of a configuration.
 #[derive(Default)]
 pub(super) struct ConfiguredLeases(BTreeMap<String, Configured>);
 
@@ -54,7 +54,7 @@ struct Configured {
 }
 
 impl ConfiguredLeases {
-    /// Whether a change is possible.
+    /// Checks that a change is possible.
     pub(super) fn check(&self, config: &Config) -> Result<(), ConfigError> {
         for (name, table) in &config.leases {
             let on_failure = config.on_failure(table.on_failure);
@@ -66,11 +66,17 @@ impl ConfiguredLeases {
         Ok(())
     }
 
-    /// Goes by a configuration. What is not in it any more is off.
-    pub(super) fn apply(&mut self, config: &Config, stores: &Stores, limits: &Limits, says: &Says) {
+    /// Applies a configuration. Leases without a table are switched off.
+    pub(super) fn apply(
+        &mut self,
+        config: &Config,
+        stores: &Stores,
+        limits: &Limits,
+        hooks: &AppHooks,
+    ) {
         for (name, table) in &config.leases {
             let configured = self.0.entry(name.clone()).or_insert_with(|| Configured {
-                leases: open(name, table, stores, limits, says),
+                leases: open(name, table, stores, limits, hooks),
                 on_failure: config.on_failure(table.on_failure),
             });
             let is_on = config.is_enabled(table.enabled);
@@ -93,21 +99,28 @@ impl ConfiguredLeases {
     }
 }
 
-/// What a change of a failure mode needs.
-pub(super) const CANNOT_CHANGE: &str = "this cannot be changed while the service runs: restart it";
+/// The error for a change of a failure mode.
+pub(super) const CANNOT_CHANGE: &str =
+    "this cannot change while the service runs: restart the service";
 
-fn open(name: &str, table: &LeaseTable, stores: &Stores, limits: &Limits, says: &Says) -> Leases {
+fn open(
+    name: &str,
+    table: &LeaseTable,
+    stores: &Stores,
+    limits: &Limits,
+    hooks: &AppHooks,
+) -> Leases {
     let leases = stores.leases(table.on_failure, Leases::new().name(name));
-    let observers = says.observers.iter().cloned();
+    let observers = hooks.observers.iter().cloned();
     observers.fold(leases.limits(limits), Leases::observe)
 }
 
 impl Admission {
-    /// The [`Leases`] of `[leases.<name>]`, counted in the configured store under this name. A reload changes their
-    /// numbers at once, for all clones; without their table, or with `enabled = false`, they are only counted.
+    /// The [`Leases`] of `[leases.<name>]`, counted in the configured store under this name. A reload changes their limits
+    /// at once, for all clones. Without the table, or with `enabled = false`, leases are counted but not limited.
     ///
-    /// [`observe`](Leases::observe) can follow. The other setters, as [`ttl`](Leases::ttl), start numbers of their own,
-    /// which neither a reload nor `enabled` changes: write them in the file.
+    /// You can add an [observer](Leases::observe). Do not call other setters, such as [`ttl`](Leases::ttl): they make
+    /// settings that neither a reload nor `enabled` changes. Write these in the file.
     ///
     /// ```
     /// use tower_admission::Key;
@@ -125,10 +138,15 @@ impl Admission {
     ///
     /// # Errors
     ///
-    /// No configuration since the start has had this table.
+    /// No configuration since the start has this table.
     pub fn leases(&self, name: &str) -> Result<Leases, ConfigError> {
         let configured = lock(&self.0.leases);
         let found = configured.0.get(name).map(|found| found.leases.clone());
-        found.ok_or_else(|| ConfigError::at(format!("leases.{name}"), "there is no such table"))
+        found.ok_or_else(|| {
+            ConfigError::at(
+                format!("leases.{name}"),
+                "the configuration has no such table",
+            )
+        })
     }
 }

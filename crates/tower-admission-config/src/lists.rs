@@ -11,11 +11,11 @@ use tower_admission::extract::{ApiKey, BearerToken, KeyExtractor, RequestHead, T
 use tower_admission::provider::{AllowHeader, Gate, LimitsInternals, check_key_name};
 use tower_admission::{KeyName, KeyNameError, Limit, Limits, Override, Rejection};
 
-use super::builder::Says;
-use super::entries::Entries;
+use super::builder::AppHooks;
 use super::error::ConfigError;
+use super::key_checks::KeyChecks;
 use super::model::{Config, KeySource};
-use super::text::{Text, list, shown, some_text, some_truth};
+use super::text::{FromText, list, optional_boolean, optional_text, shown};
 use super::time::read_time;
 
 /// What the gate is called in metrics and logs.
@@ -25,19 +25,19 @@ const DENY: &str = "lists.deny";
 const ALLOW: &str = "lists.allow";
 
 /// The most names in one line of the log.
-const MOST_LOGGED: usize = 20;
+const MAX_LOGGED: usize = 20;
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Lists {
-    #[serde(deserialize_with = "some_truth")]
+    #[serde(deserialize_with = "optional_boolean")]
     enabled: Option<bool>,
     #[serde(deserialize_with = "list")]
     deny: Vec<Entry>,
     #[serde(deserialize_with = "list")]
     allow: Vec<Entry>,
-    #[serde(deserialize_with = "some_text")]
-    allow_header: Option<HeaderText>,
+    #[serde(deserialize_with = "optional_text")]
+    allow_header: Option<ExemptHeader>,
 }
 
 /// The name of a key, and when the entry ends. The name becomes a key when the process has its secret, and may be a
@@ -50,7 +50,7 @@ struct Entry {
 
 /// `X-Internal: probe`
 #[derive(Clone)]
-struct HeaderText {
+struct ExemptHeader {
     name: HeaderName,
     value: String,
 }
@@ -59,13 +59,11 @@ impl Lists {
     pub(super) fn check(&self, config: &Config) -> Result<(), ConfigError> {
         let headers = config.identity_headers();
         for (field, list) in [(DENY, &self.deny), (ALLOW, &self.allow)] {
-            let mut entries = Entries::new(&headers);
+            let mut entries = KeyChecks::new(&headers);
             for entry in list {
                 let key = entry.key.trim();
                 let checked = match key {
-                    "shared" | "unknown" => {
-                        Err("requests are looked up by their own keys and addresses".to_owned())
-                    }
+                    "shared" | "unknown" => Err("no request is looked up by this key".to_owned()),
                     _ => entries.check(key),
                 };
                 let problem = |problem| format!("{}: {problem}", entry.shown());
@@ -74,8 +72,8 @@ impl Lists {
         }
         let clients = &config.clients;
         if self.allow_header.is_some() && !clients.trusts_proxies() {
-            let problem = "a client can make this header up: list the proxies that write it in \
-                           `clients.trusted_proxies`, or set `clients.trust_unix_socket`";
+            let problem = "a client can forge this header: list the proxies that write it in `clients.trusted_proxies`, \
+                    or set `clients.trust_unix_socket`";
             return Err(ConfigError::at("lists.allow_header", problem));
         }
         for entry in &self.allow {
@@ -89,7 +87,7 @@ impl Lists {
         &self,
         config: &Config,
         limits: &Limits,
-        says: &Says,
+        hooks: &AppHooks,
     ) -> Result<Gate, ConfigError> {
         if self.enabled == Some(false) {
             // Neither these lists nor the entries of run time apply.
@@ -105,11 +103,11 @@ impl Lists {
         }
         gate.set_client_ip(clients.ip());
         gate.name = NAME.into();
-        gate.keys = keys(config, says)?;
+        gate.keys = keys(config, hooks)?;
         gate.allow_header = self
             .allow_header
             .as_ref()
-            .map(|HeaderText { name, value }| {
+            .map(|ExemptHeader { name, value }| {
                 let proxies = clients.trusted_proxies.iter().copied();
                 let mut header = TrustedHeader::of_kind("header", name.clone(), proxies);
                 if clients.trust_unix_socket {
@@ -117,13 +115,13 @@ impl Lists {
                 }
                 Arc::new(AllowHeader::new(header, value))
             });
-        if let Some(responder) = &says.responder {
+        if let Some(responder) = &hooks.responder {
             let responder = responder.clone();
             gate.set_responder(move |rejection: &Rejection, head: RequestHead<'_>| {
                 responder.respond(rejection, head)
             });
         }
-        for observer in &says.observers {
+        for observer in &hooks.observers {
             gate.observe(observer.clone());
         }
         Ok(gate)
@@ -132,14 +130,14 @@ impl Lists {
 
 /// All keys that a request may have: its credentials, whatever a group charges, and what the application or a trusted
 /// proxy says of it.
-fn keys(config: &Config, says: &Says) -> Result<Vec<Arc<dyn KeyExtractor>>, ConfigError> {
+fn keys(config: &Config, hooks: &AppHooks) -> Result<Vec<Arc<dyn KeyExtractor>>, ConfigError> {
     let mut keys: Vec<Arc<dyn KeyExtractor>> =
         vec![Arc::new(BearerToken), Arc::new(ApiKey::default())];
-    let named = says.keys.extractors();
+    let named = hooks.keys.extractors();
     keys.extend(named.map(|key| Arc::new(key.clone()) as Arc<dyn KeyExtractor>));
     for name in config.identity_headers() {
         let source = KeySource::Header(name);
-        let key = config.clients.key(&source, &says.keys);
+        let key = config.clients.key(&source, &hooks.keys);
         keys.push(Arc::new(key.map_err(ConfigError::new)?));
     }
     Ok(keys)
@@ -158,7 +156,7 @@ fn listed(
         let name = name.map_err(|error| ConfigError::at(field, entry.no_name(error)))?;
         // As a credential and as its fingerprint.
         if !keys.insert(name.key()) {
-            let problem = format!("{}: this key is there twice", entry.shown());
+            let problem = format!("{}: this key occurs twice", entry.shown());
             return Err(ConfigError::at(field, problem));
         }
         let listed = Override::new(limit.clone());
@@ -212,7 +210,7 @@ pub(super) fn log_changes(before: &Gate, now: &Gate) {
 /// The first names, and how many more there are.
 fn shortened<'a>(names: impl Iterator<Item = &'a KeyName>) -> (String, usize) {
     let names: Vec<_> = names.map(KeyName::as_str).collect();
-    let (first, more) = names.split_at(names.len().min(MOST_LOGGED));
+    let (first, more) = names.split_at(names.len().min(MAX_LOGGED));
     (first.join(", "), more.len())
 }
 
@@ -238,7 +236,7 @@ impl Entry {
             Some(("ip", _)) => format!("{text:?}"),
             Some((kind, _)) => format!("a key of the kind {}", shown(kind)),
             None if ["shared", "unknown"].contains(&text) => format!("{text:?}"),
-            None => "what is written here".to_owned(),
+            None => "this value".to_owned(),
         }
     }
 }
@@ -246,7 +244,7 @@ impl Entry {
 /// What stands between a key and an end.
 const UNTIL: &str = " until ";
 
-impl Text for Entry {
+impl FromText for Entry {
     fn read(text: &str) -> Result<Self, String> {
         let (key, end) = match text.rsplit_once(UNTIL) {
             Some((key, end)) => (key, Some(read_time(end.trim())?)),
@@ -261,7 +259,7 @@ impl Text for Entry {
     }
 }
 
-impl Text for HeaderText {
+impl FromText for ExemptHeader {
     fn read(text: &str) -> Result<Self, String> {
         let parts = text.split_once(':');
         let parts = parts.and_then(|(name, value)| {
@@ -274,7 +272,7 @@ impl Text for HeaderText {
         });
         // What was written is not told: the value may be a secret.
         parts.ok_or_else(|| {
-            "a header and its value belong here, such as \"X-Internal: probe\"".to_owned()
+            "expected a header and its value, such as \"X-Internal: probe\"".to_owned()
         })
     }
 }
@@ -285,7 +283,7 @@ impl fmt::Debug for Entry {
     }
 }
 
-impl fmt::Debug for HeaderText {
+impl fmt::Debug for ExemptHeader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ..", self.name)
     }

@@ -5,12 +5,12 @@ use std::path::Path;
 use serde_path_to_error::Segment;
 
 use super::error::ConfigError;
+use super::fields::ConfigFields;
 use super::model::Config;
-use super::names::Names;
+use super::names::LimitNames;
 use super::origin::Origin;
-use super::text::Hidden;
+use super::text::Redacted;
 use super::variables::Variables;
-use super::written::Written;
 
 impl Config {
     /// Reads a file of TOML, and the process's environment over it, and checks both.
@@ -53,7 +53,7 @@ impl Config {
     fn read_over(file: &Path, text: String, variables: Variables) -> Result<Self, ConfigError> {
         Self::read(Origin {
             file: Some(file.to_owned()),
-            text: Hidden(text),
+            text: Redacted(text),
             variables,
         })
     }
@@ -65,7 +65,7 @@ impl Config {
     /// As [`load`](Self::load).
     pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
         Self::read(Origin {
-            text: Hidden(text.to_owned()),
+            text: Redacted(text.to_owned()),
             ..Origin::default()
         })
     }
@@ -79,12 +79,12 @@ impl Config {
                 Segment::Map { key } => Some(key.clone()),
                 _ => None,
             });
-            origin.not_read(&keys.collect::<Vec<_>>(), error.inner().message())
+            origin.field_error(&keys.collect::<Vec<_>>(), error.inner().message())
         })?;
         config.origin = origin;
-        config.written = Written(written);
+        config.written = ConfigFields(written);
         config.check()?;
-        config.names = Names::of(&config);
+        config.names = LimitNames::of(&config);
         config.switch_off();
         Ok(config)
     }

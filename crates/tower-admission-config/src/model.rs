@@ -10,20 +10,20 @@ use tower_admission::{Quota, RateLimitHeaders};
 use tower_admission_redis::RedisStore;
 
 use super::admin::Admin;
-use super::cost::CostSource;
+use super::costs::CostSource;
+use super::fields::ConfigFields;
 use super::leases::LeaseTable;
 use super::lists::Lists;
-use super::names::Names;
+use super::names::LimitNames;
 use super::origin::Origin;
 use super::path::{Prefix, paths};
 use super::selectors::{GrpcPattern, HostPattern};
 use super::sockets::SocketTable;
-use super::statuses::Statuses;
+use super::status_filter::StatusFilter;
 use super::text::{
-    Hidden, OrOff, SecretBits, Text, Time, list, shown, some_list, some_text, some_truth,
-    some_whole, table, tables, text, texts, truth, whole,
+    FromText, OrOff, Redacted, SecretBits, TimeSpan, boolean, integer, list, non_empty_list,
+    optional_boolean, optional_integer, optional_text, shown, table, tables, text, texts,
 };
-use super::written::Written;
 
 /// A configuration that was read; the fields are in the documentation of [the module](super).
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -45,52 +45,52 @@ pub struct Config {
     pub(super) sockets: BTreeMap<String, SocketTable>,
     /// Read once the secret is known by which credentials become keys.
     #[serde(deserialize_with = "table")]
-    pub(super) limits: HiddenTable,
-    #[serde(deserialize_with = "some_truth")]
+    pub(super) limits: RedactedTable,
+    #[serde(deserialize_with = "optional_boolean")]
     enabled: Option<bool>,
-    #[serde(deserialize_with = "truth")]
+    #[serde(deserialize_with = "boolean")]
     pub(super) allow_empty: bool,
     #[serde(skip)]
     pub(super) origin: Origin,
     #[serde(skip)]
-    pub(super) written: Written,
+    pub(super) written: ConfigFields,
     #[serde(skip)]
-    pub(super) names: Names,
+    pub(super) names: LimitNames,
 }
 
 /// A table that may have credentials in it.
 #[derive(Clone, Default, Deserialize)]
 #[serde(transparent)]
-pub(super) struct HiddenTable(pub(super) toml::Table);
+pub(super) struct RedactedTable(pub(super) toml::Table);
 
-impl std::fmt::Debug for HiddenTable {
+impl std::fmt::Debug for RedactedTable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("HiddenTable(..)")
+        f.write_str("RedactedTable(..)")
     }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Store {
-    #[serde(deserialize_with = "some_text")]
-    pub(super) url: Option<Hidden>,
-    #[serde(deserialize_with = "some_text")]
+    #[serde(deserialize_with = "optional_text")]
+    pub(super) url: Option<Redacted>,
+    #[serde(deserialize_with = "optional_text")]
     pub(super) tls_ca_file: Option<String>,
-    #[serde(deserialize_with = "some_text")]
+    #[serde(deserialize_with = "optional_text")]
     pub(super) tls_certificate_file: Option<String>,
-    #[serde(deserialize_with = "some_text")]
+    #[serde(deserialize_with = "optional_text")]
     pub(super) tls_key_file: Option<String>,
-    #[serde(deserialize_with = "some_text")]
+    #[serde(deserialize_with = "optional_text")]
     pub(super) tls_server_name: Option<String>,
-    #[serde(deserialize_with = "some_text")]
+    #[serde(deserialize_with = "optional_text")]
     pub(super) secret: Option<SecretBits>,
-    #[serde(deserialize_with = "some_text")]
+    #[serde(deserialize_with = "optional_text")]
     pub(super) prefix: Option<String>,
-    #[serde(deserialize_with = "some_text")]
-    pub(super) deadline: Option<Time>,
+    #[serde(deserialize_with = "optional_text")]
+    pub(super) deadline: Option<TimeSpan>,
     #[serde(deserialize_with = "text")]
     pub(super) on_failure: OnFailure,
-    #[serde(deserialize_with = "some_whole")]
+    #[serde(deserialize_with = "optional_integer")]
     pub(super) replicas: Option<u32>,
 }
 
@@ -107,7 +107,7 @@ impl Store {
         {
             let (prefix, deadline) = (RedisStore::DEFAULT_PREFIX, RedisStore::DEFAULT_DEADLINE);
             store.prefix.get_or_insert_with(|| prefix.to_owned());
-            store.deadline.get_or_insert(Time(deadline));
+            store.deadline.get_or_insert(TimeSpan(deadline));
         }
         store
     }
@@ -118,13 +118,13 @@ impl Store {
 pub(super) struct Clients {
     #[serde(deserialize_with = "list")]
     pub(super) trusted_proxies: Vec<IpNet>,
-    #[serde(deserialize_with = "truth")]
+    #[serde(deserialize_with = "boolean")]
     pub(super) trust_unix_socket: bool,
-    #[serde(deserialize_with = "some_whole")]
+    #[serde(deserialize_with = "optional_integer")]
     pub(super) trusted_hops: Option<u8>,
     #[serde(deserialize_with = "text")]
     pub(super) forwarded_header: ForwardedHeader,
-    #[serde(deserialize_with = "some_whole")]
+    #[serde(deserialize_with = "optional_integer")]
     pub(super) ipv6_prefix: Option<u8>,
 }
 
@@ -133,54 +133,54 @@ pub(super) struct Clients {
 pub(super) struct Group {
     #[serde(deserialize_with = "paths")]
     pub(super) path: Vec<Prefix>,
-    #[serde(deserialize_with = "some_list")]
+    #[serde(deserialize_with = "non_empty_list")]
     pub(super) methods: Vec<Method>,
-    #[serde(deserialize_with = "some_list")]
+    #[serde(deserialize_with = "non_empty_list")]
     pub(super) hosts: Vec<HostPattern>,
-    #[serde(deserialize_with = "some_list")]
+    #[serde(deserialize_with = "non_empty_list")]
     pub(super) grpc: Vec<GrpcPattern>,
     #[serde(deserialize_with = "list")]
     pub(super) also: Vec<String>,
-    #[serde(deserialize_with = "some_truth")]
+    #[serde(deserialize_with = "optional_boolean")]
     pub(super) enabled: Option<bool>,
-    #[serde(deserialize_with = "some_text")]
+    #[serde(deserialize_with = "optional_text")]
     pub(super) name: Option<String>,
-    #[serde(deserialize_with = "whole")]
+    #[serde(deserialize_with = "integer")]
     pub(super) concurrency: usize,
-    #[serde(deserialize_with = "whole")]
+    #[serde(deserialize_with = "integer")]
     pub(super) concurrency_per_key: usize,
-    #[serde(deserialize_with = "some_text")]
-    pub(super) reclaim_after: Option<OrOff<Time>>,
-    #[serde(deserialize_with = "whole")]
+    #[serde(deserialize_with = "optional_text")]
+    pub(super) reclaim_after: Option<OrOff<TimeSpan>>,
+    #[serde(deserialize_with = "integer")]
     pub(super) concurrency_per_ip: usize,
-    #[serde(deserialize_with = "some_text")]
+    #[serde(deserialize_with = "optional_text")]
     pub(super) rate: Option<Quota>,
     #[serde(deserialize_with = "texts")]
     pub(super) rates: BTreeMap<String, Quota>,
     #[serde(deserialize_with = "tables")]
     pub(super) tiers: BTreeMap<String, Tier>,
-    #[serde(deserialize_with = "some_text")]
+    #[serde(deserialize_with = "optional_text")]
     pub(super) rate_per_ip: Option<Quota>,
-    #[serde(deserialize_with = "some_text")]
+    #[serde(deserialize_with = "optional_text")]
     pub(super) bad_credentials_per_ip: Option<Quota>,
     #[serde(deserialize_with = "text")]
     pub(super) key: KeySource,
     #[serde(deserialize_with = "list")]
     pub(super) exclude: Vec<Prefix>,
-    #[serde(deserialize_with = "some_text")]
+    #[serde(deserialize_with = "optional_text")]
     pub(super) cost: Option<CostSource>,
     #[serde(deserialize_with = "text")]
-    pub(super) headers: Dialect,
-    #[serde(deserialize_with = "truth")]
+    pub(super) headers: HeaderStyle,
+    #[serde(deserialize_with = "boolean")]
     pub(super) retry_after_ms: bool,
-    #[serde(deserialize_with = "some_text")]
+    #[serde(deserialize_with = "optional_text")]
     pub(super) on_failure: Option<OnFailure>,
-    #[serde(deserialize_with = "truth")]
+    #[serde(deserialize_with = "boolean")]
     pub(super) dry_run: bool,
-    #[serde(deserialize_with = "some_whole")]
+    #[serde(deserialize_with = "optional_integer")]
     pub(super) enforce: Option<u8>,
-    #[serde(deserialize_with = "some_list")]
-    pub(super) count: Vec<Statuses>,
+    #[serde(deserialize_with = "non_empty_list")]
+    pub(super) count: Vec<StatusFilter>,
 }
 
 impl Group {
@@ -200,18 +200,18 @@ impl Group {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Tier {
-    #[serde(deserialize_with = "some_text")]
+    #[serde(deserialize_with = "optional_text")]
     pub(super) rate: Option<Quota>,
     #[serde(deserialize_with = "texts")]
     pub(super) rates: BTreeMap<String, Quota>,
 }
 
 /// One of a few words.
-pub(super) trait Words: Copy + 'static {
+pub(super) trait Keywords: Copy + 'static {
     const WORDS: &[(&str, Self)];
 }
 
-impl<T: Words> Text for T {
+impl<T: Keywords> FromText for T {
     fn read(text: &str) -> Result<Self, String> {
         // `local_share` and `local-share` are the same as `local share`.
         let plain = |text: &str| text.replace(['_', '-'], " ");
@@ -221,7 +221,7 @@ impl<T: Words> Text for T {
                 .iter()
                 .map(|(word, _)| format!("`{word}`"))
                 .collect();
-            format!("{} is none of {}", shown(text), words.join(", "))
+            format!("{} is not one of {}", shown(text), words.join(", "))
         })
     }
 }
@@ -234,7 +234,7 @@ pub(super) enum OnFailure {
     LocalShare,
 }
 
-impl Words for OnFailure {
+impl Keywords for OnFailure {
     const WORDS: &[(&str, Self)] = &[
         ("open", Self::Open),
         ("closed", Self::Closed),
@@ -252,7 +252,7 @@ impl Default for ForwardedHeader {
     }
 }
 
-impl Text for ForwardedHeader {
+impl FromText for ForwardedHeader {
     fn read(text: &str) -> Result<Self, String> {
         let single = text.strip_prefix("single ");
         let single = single.and_then(|name| name.trim().parse().ok());
@@ -263,7 +263,7 @@ impl Text for ForwardedHeader {
             _ => {
                 let text = shown(text);
                 return Err(format!(
-                    "{text} is none of `x-forwarded-for`, `forwarded`, `single X-Real-IP`"
+                    "{text} is not one of `x-forwarded-for`, `forwarded`, `single X-Real-IP`"
                 ));
             }
         }))
@@ -286,7 +286,7 @@ pub(super) enum KeySource {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Dialect {
+pub(super) enum HeaderStyle {
     #[default]
     Draft,
     Draft6,
@@ -295,7 +295,7 @@ pub(super) enum Dialect {
     Off,
 }
 
-impl Words for Dialect {
+impl Keywords for HeaderStyle {
     const WORDS: &[(&str, Self)] = &[
         ("draft", Self::Draft),
         ("draft-6", Self::Draft6),
@@ -305,14 +305,14 @@ impl Words for Dialect {
     ];
 }
 
-impl From<Dialect> for RateLimitHeaders {
-    fn from(dialect: Dialect) -> Self {
+impl From<HeaderStyle> for RateLimitHeaders {
+    fn from(dialect: HeaderStyle) -> Self {
         match dialect {
-            Dialect::Draft => Self::Draft,
-            Dialect::Draft6 => Self::Draft6,
-            Dialect::Legacy => Self::Legacy,
-            Dialect::LegacyEpoch => Self::LegacyEpoch,
-            Dialect::Off => Self::Off,
+            HeaderStyle::Draft => Self::Draft,
+            HeaderStyle::Draft6 => Self::Draft6,
+            HeaderStyle::Legacy => Self::Legacy,
+            HeaderStyle::LegacyEpoch => Self::LegacyEpoch,
+            HeaderStyle::Off => Self::Off,
         }
     }
 }

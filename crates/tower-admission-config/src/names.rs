@@ -10,12 +10,12 @@ use super::model::Config;
 
 /// The names of limits and tiers, also of groups that are switched off: an override of such a group is no error.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Names {
+pub(super) struct LimitNames {
     pub(super) limits: BTreeSet<String>,
     pub(super) tiers: BTreeSet<String>,
 }
 
-impl Names {
+impl LimitNames {
     /// Those of a configuration whose groups still have their limits.
     pub(super) fn of(config: &Config) -> Self {
         let tables = config.leases.keys().chain(config.sockets.keys()).cloned();

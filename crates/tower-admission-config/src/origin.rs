@@ -5,15 +5,15 @@ use std::path::PathBuf;
 use toml::Table;
 
 use super::document::Document;
-use super::error::{ConfigError, Place};
-use super::text::{Hidden, shown};
+use super::error::{ConfigError, SourcePosition};
+use super::text::{Redacted, shown};
 use super::variables::Variables;
 
 /// Where a configuration is from, for errors that are found later.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Origin {
     pub(super) file: Option<PathBuf>,
-    pub(super) text: Hidden,
+    pub(super) text: Redacted,
     pub(super) variables: Variables,
 }
 
@@ -34,30 +34,32 @@ impl Origin {
             return error.in_variable(variable);
         }
         let document = Document::parse(&self.text.0).ok();
-        let exact = document.as_ref().and_then(|it| it.exact_place_of(&field));
+        let exact = document
+            .as_ref()
+            .and_then(|it| it.exact_position_of(&field));
         match (exact, self.variables.within(&field)) {
             (None, Some(variable)) => error.in_variable(variable),
             (exact, _) => {
-                let place = exact.or_else(|| document?.place_of(&field));
-                error.in_file(self.file.as_deref()).found_at(place)
+                let place = exact.or_else(|| document?.position_of(&field));
+                error.in_file(self.file.as_deref()).at_position(place)
             }
         }
     }
 
     /// Where a field is written in the file.
-    pub(super) fn place_of(&self, field: &str) -> Option<Place> {
-        Document::parse(&self.text.0).ok()?.exact_place_of(field)
+    pub(super) fn position_of(&self, field: &str) -> Option<SourcePosition> {
+        Document::parse(&self.text.0).ok()?.exact_position_of(field)
     }
 
     /// Where an entry of a table is written in the file.
-    pub(super) fn place_of_entry(&self, table: &str, key: &str) -> Option<Place> {
+    pub(super) fn position_of_entry(&self, table: &str, key: &str) -> Option<SourcePosition> {
         Document::parse(&self.text.0)
             .ok()?
-            .place_of_entry(table, key)
+            .position_of_entry(table, key)
     }
 
     /// What is wrong with a field that could not be read, or that there is none of this name.
-    pub(super) fn not_read(&self, path: &[String], problem: &str) -> ConfigError {
+    pub(super) fn field_error(&self, path: &[String], problem: &str) -> ConfigError {
         let whole = path.join(".");
         let unknown = problem.starts_with("unknown field `");
         let field = match path {
@@ -68,10 +70,10 @@ impl Origin {
         let document = Document::parse(&self.text.0).ok();
         let problem = if unknown {
             with_suggestion(problem)
-        } else if variable.is_some() && problem.starts_with("a table belongs here") {
+        } else if variable.is_some() && problem.starts_with("expected a table") {
             // `ADMISSION_GROUPS__API_RATE`
             format!(
-                "{problem}: two underscores stand for each dot, as in `ADMISSION_GROUPS__API__RATE`"
+                "{problem}: write two underscores for each dot, as in `ADMISSION_GROUPS__API__RATE`"
             )
         } else {
             let value = match variable {
@@ -91,22 +93,25 @@ impl Origin {
             return error.in_variable(variable);
         }
         let place = document.and_then(|it| match unknown {
-            true => it.key_place_of(&whole),
-            false => it.place_of(&whole),
+            true => it.key_position_of(&whole),
+            false => it.position_of(&whole),
         });
-        error.in_file(self.file.as_deref()).found_at(place)
+        error.in_file(self.file.as_deref()).at_position(place)
     }
 }
 
 /// Tables without secrets.
-pub(super) const SHOWN: [&str; 5] = ["groups.", "clients.", "leases.", "sockets.", "enabled"];
+pub(super) const TABLES_WITHOUT_SECRETS: [&str; 5] =
+    ["groups.", "clients.", "leases.", "sockets.", "enabled"];
 
 /// Adds what is written to what belongs there, unless it may be a secret.
 fn with_input(problem: &str, field: &str, value: Option<String>) -> String {
-    let is_shown = SHOWN.iter().any(|table| field.starts_with(table));
+    let is_shown = TABLES_WITHOUT_SECRETS
+        .iter()
+        .any(|table| field.starts_with(table));
     let value = value.filter(|value| is_shown && is_short(value));
     match value {
-        Some(value) if problem.ends_with("here") => format!("{problem}, not {value}"),
+        Some(value) if problem.starts_with("expected") => format!("{problem}, not {value}"),
         _ => problem.to_owned(),
     }
 }
@@ -120,7 +125,7 @@ fn with_suggestion(problem: &str) -> String {
     let mut names = problem.split('`').skip(1).step_by(2);
     let unknown = names.next().unwrap_or_default();
     match nearest(unknown, names) {
-        Some(meant) => format!("{problem}; is `{meant}` meant?"),
+        Some(meant) => format!("{problem}; did you mean `{meant}`?"),
         None => problem.to_owned(),
     }
 }

@@ -8,8 +8,8 @@ use tower_admission::provider::{LimitsInternals, check_key_name};
 use tower_admission::{KeyName, KeyNameError, Limits, Override};
 
 use super::document::Document;
-use super::entries::Entries;
 use super::error::ConfigError;
+use super::key_checks::KeyChecks;
 use super::model::Config;
 
 /// Overrides per key, as the table `[limits]` of a TOML file has them.
@@ -44,7 +44,7 @@ const ADDRESS: &str = "ip:";
 const CREDENTIALS: [&str; 2] = ["bearer:", "api-key:"];
 
 /// The most overrides of which a reload logs a line each.
-const MOST_LOGGED: usize = 20;
+const MAX_LOGGED: usize = 20;
 
 /// The fields of an override that has more than a limit.
 const FIELDS: [&str; 4] = ["limit", "end", "note", "author"];
@@ -60,18 +60,18 @@ impl LimitsTable {
             // Without the line itself, which may have a credential in it.
             let line = error.span().map(|span| line_of(text, span.start));
             let line = line.map_or(String::new(), |line| format!(" in line {line}"));
-            ConfigError::new(format!("this is no TOML{line}: {}", error.message()))
+            ConfigError::new(format!("invalid TOML{line}: {}", error.message()))
         })?;
         match file.get(TABLE) {
             Some(Value::Table(table)) => Self::read(table).map_err(|wrong| {
                 let document = Document::parse(text).ok();
-                let place = document.and_then(|it| it.place_of_entry(TABLE, &wrong.key));
-                wrong.error().found_at(place)
+                let place = document.and_then(|it| it.position_of_entry(TABLE, &wrong.key));
+                wrong.error().at_position(place)
             }),
-            Some(_) => Err(ConfigError::at(TABLE, "this is no table")),
+            Some(_) => Err(ConfigError::at(TABLE, "expected a table")),
             // An emptied file must not look like one without overrides.
             None => Err(ConfigError::new(
-                "there is no table [limits]: write an empty one for no overrides",
+                "the table [limits] is missing: write an empty one for no overrides",
             )),
         }
     }
@@ -88,7 +88,7 @@ impl LimitsTable {
             Limits::check_network(&name, own.limit()).map_err(|error| wrong(error.to_string()))?;
             // Also as a credential and as its fingerprint.
             if !keys.insert(name.key()) {
-                return Err(wrong("this key is there twice".to_owned()));
+                return Err(wrong("this key occurs twice".to_owned()));
             }
             overrides.insert(name, own);
         }
@@ -104,16 +104,16 @@ impl LimitsTable {
             (old != new).then_some((name, old, new))
         });
         let changes: Vec<_> = changes.collect();
-        for (name, old, new) in changes.iter().take(MOST_LOGGED) {
+        for (name, old, new) in changes.iter().take(MAX_LOGGED) {
             tracing::info!(
                 key = name.as_str(),
                 before = shown(*old).as_deref().unwrap_or("none"),
                 after = shown(*new).as_deref().unwrap_or("none"),
-                "an override of the file changes"
+                "an override of the file changed"
             );
         }
-        if let more @ 1.. = changes.len().saturating_sub(MOST_LOGGED) {
-            tracing::info!(more, "more overrides of the file change");
+        if let more @ 1.. = changes.len().saturating_sub(MAX_LOGGED) {
+            tracing::info!(more, "more overrides of the file changed");
         }
     }
 
@@ -179,13 +179,13 @@ impl Config {
     /// Reads them. The secret of the process is there by now.
     pub(super) fn read_limits(&self) -> Result<LimitsTable, ConfigError> {
         LimitsTable::read(&self.limits.0)
-            .map_err(|wrong| self.place_of_limit(&wrong.key, wrong.error()))
+            .map_err(|wrong| self.locate_limit(&wrong.key, wrong.error()))
     }
 
     /// Checks them without making keys, since these depend on a secret that may not be installed yet.
     pub(super) fn check_limits(&self) -> Result<(), ConfigError> {
         let headers = self.identity_headers();
-        let mut entries = Entries::new(&headers);
+        let mut entries = KeyChecks::new(&headers);
         for (key, value) in &self.limits.0 {
             let checked = check_key_name(key).map_err(|error| error.to_string());
             let checked = checked.and_then(|()| entries.check(key));
@@ -198,7 +198,7 @@ impl Config {
                 _ => Ok(()),
             });
             checked.map_err(|problem| {
-                self.place_of_limit(key, ConfigError::at(field_of(key), problem))
+                self.locate_limit(key, ConfigError::at(field_of(key), problem))
             })?;
         }
         Ok(())
@@ -222,10 +222,12 @@ impl Config {
 
     /// Adds the place of an entry to its error: the entry cannot be found by a field that does not name a
     /// credential.
-    pub(super) fn place_of_limit(&self, key: &str, error: ConfigError) -> ConfigError {
-        match self.origin.place_of_entry(TABLE, key) {
+    pub(super) fn locate_limit(&self, key: &str, error: ConfigError) -> ConfigError {
+        match self.origin.position_of_entry(TABLE, key) {
             None => error,
-            place => error.in_file(self.origin.file.as_deref()).found_at(place),
+            place => error
+                .in_file(self.origin.file.as_deref())
+                .at_position(place),
         }
     }
 }
@@ -258,20 +260,22 @@ fn read(value: &Value) -> Result<Override, String> {
     };
     if let Some(unknown) = table.keys().find(|field| !FIELDS.contains(&&***field)) {
         let fields = FIELDS.join("`, `");
-        return Err(format!("unknown field `{unknown}`: there are `{fields}`"));
+        return Err(format!(
+            "unknown field `{unknown}`: the fields are `{fields}`"
+        ));
     }
     let text = |field: &str| match table.get(field) {
         None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.clone())),
         // TOML has a type for it.
         Some(Value::Datetime(time)) if field == "end" => Ok(Some(time.to_string())),
-        Some(_) => Err(format!("`{field}` is no text")),
+        Some(_) => Err(format!("`{field}` must be text")),
     };
-    let limit = text("limit")?.ok_or("there is no `limit`")?;
+    let limit = text("limit")?.ok_or("`limit` is missing")?;
     let mut own = Override::new(read_limit(&limit)?);
     if let Some(end) = text("end")? {
         let end = humantime::parse_rfc3339(&end).map_err(|error| {
-            format!("{end:?} is no `end`, write it in UTC as \"2026-12-01T00:00:00Z\": {error}")
+            format!("{end:?} is not a valid `end`: write it in UTC, as \"2026-12-01T00:00:00Z\": {error}")
         })?;
         own = own.with_end(end);
     }
@@ -286,8 +290,10 @@ fn read(value: &Value) -> Result<Override, String> {
 
 fn read_limit(text: &str) -> Result<tower_admission::Limit, String> {
     text.parse().map_err(|error| match error {
-        tower_admission::LimitError::Quota(quota) => format!("{text:?} is no limit: {quota}"),
-        error => format!("{text:?} is no limit: {error}"),
+        tower_admission::LimitError::Quota(quota) => {
+            format!("{text:?} is not a valid limit: {quota}")
+        }
+        error => format!("{text:?} is not a valid limit: {error}"),
     })
 }
 
@@ -342,13 +348,13 @@ mod tests {
     fn what_is_wrong_is_named_without_credentials() {
         for (text, told) in [
             ("", "there is no table [limits]"),
-            ("limits = 7", "limits: this is no table"),
+            ("limits = 7", "limits: expected a table"),
             ("[limits]\n\"a\" == 7", "no TOML in line 2"),
             ("[limits]\n'org:a' = 7", "limits.\"org:a\": write a limit"),
             ("[limits]\n'org:a' = '1/s x'", "\"1/s x\" is no limit"),
             (
                 "[limits]\n'org:a' = { end = '2026-12-01T00:00:00Z' }",
-                "there is no `limit`",
+                "`limit` is missing",
             ),
             (
                 "[limits]\n'org:a' = { limit = '1/s', end = 'soon' }",
@@ -356,7 +362,7 @@ mod tests {
             ),
             (
                 "[limits]\n'org:a' = { limit = '1/s', until = '7' }",
-                "unknown field `until`: there are `limit`",
+                "unknown field `until`: the fields are `limit`",
             ),
             ("[limits]\n'Bearer:hunter2' = '1/s'", "limits.\"Bearer:..\""),
             ("[limits]\n'hunter2' = '1/s'", "limits.\"..\": a key is"),

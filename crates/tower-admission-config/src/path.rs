@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::ambiguous::{has_dot_segments, is_ambiguous};
-use super::text::{Text, list_or_off, shown};
+use super::text::{FromText, list_or_off, shown};
 
 /// A path that requests may begin with, in whole segments. The names of parameters are not kept: patterns that cover
 /// the same paths are equal.
@@ -87,23 +87,23 @@ impl fmt::Display for Prefix {
     }
 }
 
-impl Text for Prefix {
+impl FromText for Prefix {
     fn read(text: &str) -> Result<Self, String> {
         if !text.starts_with('/') {
             let text = shown(text);
             return Err(format!(
-                "{text} is no path: one begins with `/`, such as \"/api\""
+                "{text} is not a path: a path begins with `/`, such as \"/api\""
             ));
         }
         // As requests have it: escaped.
         let is_plain = text.bytes().all(|b| b.is_ascii_graphic());
         let is_path = is_plain && !text.contains("//");
         if !is_path || text.contains(['?', '#']) {
-            return Err(format!("{} is no path, such as \"/api\"", shown(text)));
+            return Err(format!("{} is not a path, such as \"/api\"", shown(text)));
         }
         if has_dot_segments(text) {
             let text = shown(text);
-            return Err(format!("{text} has a `.` or `..` segment: leave it out"));
+            return Err(format!("{text} has a `.` or `..` segment: remove it"));
         }
         let segments = text.trim_end_matches('/').split('/').skip(1);
         let segments: Option<Vec<_>> = segments.map(Segment::read).collect();
@@ -116,8 +116,8 @@ impl Text for Prefix {
                 Ok(Self(segments))
             }
             _ => Err(format!(
-                "{} is no pattern: a parameter is a whole segment, as in \"/users/{{id}}\", and \
-                 `{{*rest}}` is the last one",
+                "{} is not a valid pattern: a parameter is a whole segment, as in \"/users/{{id}}\", and \
+                        `{{*rest}}` must be the last one",
                 shown(text)
             )),
         }

@@ -40,8 +40,8 @@ impl Group {
             }
             let policy = policy(name, &format!("{field}."), settings.rate, &settings.rates)?;
             if policy.quotas().is_empty() {
-                let problem = "this tier names no rate: give `rate` or `rates` (`rate = \"off\"` lifts all \
-                               rates of the group), or take the tier out";
+                let problem = "this tier has no rate: add `rate` or `rates` (`rate = \"off\"` lifts all rates of the group), \
+                        or remove the tier";
                 return Err(ConfigError::at(field, problem));
             }
             if let Some(limit) = settings.for_all_rates()
@@ -128,8 +128,7 @@ fn check_algorithm(group: &Policy, own: &NamedQuota, field: &str) -> Result<(), 
         is_sliding(own.quota()),
     ) {
         (Some(group), Some(tier)) if group != tier => {
-            let problem =
-                "a tier's rate is sliding if the group's is: write `sliding` in both or in none";
+            let problem = "a rate must be sliding in the group and in the tier, or in neither";
             Err(ConfigError::at(field, problem))
         }
         _ => Ok(()),
@@ -144,7 +143,7 @@ fn policy(
     rates: &BTreeMap<String, Quota>,
 ) -> Result<Policy, ConfigError> {
     if rate.is_some() && !rates.is_empty() {
-        let problem = "give either `rate` or `rates`";
+        let problem = "use either `rate` or `rates`";
         return Err(ConfigError::at(format!("{at}rate"), problem));
     }
     let mut policy = Policy::empty();

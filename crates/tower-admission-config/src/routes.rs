@@ -60,12 +60,12 @@ impl<T: fmt::Display> fmt::Display for Conflict<T> {
             field,
             method,
         } = self;
-        write!(f, "group `{other}` has ")?;
+        write!(f, "group `{other}` already has ")?;
         match (*field, method) {
-            ("methods", Some(method)) => write!(f, "{method} of all paths already"),
-            ("path" | "grpc", None) => write!(f, "this {field} already"),
-            ("path" | "grpc", Some(method)) => write!(f, "{method} of this {field} already"),
-            _ => write!(f, "this host already"),
+            ("methods", Some(method)) => write!(f, "{method} of all paths"),
+            ("path" | "grpc", None) => write!(f, "this {field}"),
+            ("path" | "grpc", Some(method)) => write!(f, "{method} of this {field}"),
+            _ => write!(f, "this host"),
         }
     }
 }

@@ -4,13 +4,13 @@ use http::header::HOST;
 use http::{HeaderValue, Method};
 use tower_admission::extract::RequestHead;
 
-use super::text::{Text, shown};
+use super::text::{FromText, shown};
 
-impl Text for Method {
+impl FromText for Method {
     fn read(text: &str) -> Result<Self, String> {
         let upper = text.to_ascii_uppercase();
         Self::from_bytes(upper.as_bytes())
-            .map_err(|_| format!("{} is no method, such as \"POST\"", shown(text)))
+            .map_err(|_| format!("{} is not a method, such as \"POST\"", shown(text)))
     }
 }
 
@@ -21,7 +21,7 @@ pub(super) enum HostPattern {
     Below(Box<str>),
 }
 
-impl Text for HostPattern {
+impl FromText for HostPattern {
     fn read(text: &str) -> Result<Self, String> {
         let lower = text.to_ascii_lowercase();
         let (host, is_below) = match lower.strip_prefix("*.") {
@@ -42,7 +42,7 @@ impl Text for HostPattern {
         }
         if !is_host || host.len() > MAX_HOST {
             return Err(format!(
-                "{} is no host, such as \"api.example.com\" or \"*.example.com\", without a port",
+                "{} is not a host, such as \"api.example.com\" or \"*.example.com\", without a port",
                 shown(text)
             ));
         }
@@ -107,7 +107,7 @@ pub(super) enum GrpcPattern {
     Package(Box<str>),
 }
 
-impl Text for GrpcPattern {
+impl FromText for GrpcPattern {
     fn read(text: &str) -> Result<Self, String> {
         let is_identifier = |word: &str| {
             word.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
@@ -127,7 +127,7 @@ impl Text for GrpcPattern {
         };
         pattern.ok_or_else(|| {
             format!(
-                "{} is none of \"package.Service/Method\", \"package.Service/*\", \"package.*\"",
+                "{} is not one of \"package.Service/Method\", \"package.Service/*\", \"package.*\"",
                 shown(text)
             )
         })

@@ -1,25 +1,25 @@
-//! Limits on WebSockets, by name: `[sockets.web]`.
+//! The tables `[sockets.<name>]`: limits on WebSockets.
 
 use serde::Deserialize;
 use tower_admission::Quota;
 
 use super::model::OnFailure;
-use super::text::{some_text, some_truth, whole};
+use super::text::{integer, optional_boolean, optional_text};
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct SocketTable {
-    #[serde(deserialize_with = "some_truth")]
+    #[serde(deserialize_with = "optional_boolean")]
     pub(super) enabled: Option<bool>,
-    #[serde(deserialize_with = "whole")]
+    #[serde(deserialize_with = "integer")]
     pub(super) connections: usize,
-    #[serde(deserialize_with = "whole")]
+    #[serde(deserialize_with = "integer")]
     pub(super) connections_per_key: usize,
-    #[serde(deserialize_with = "some_text")]
+    #[serde(deserialize_with = "optional_text")]
     pub(super) messages: Option<Quota>,
-    #[serde(deserialize_with = "some_text")]
+    #[serde(deserialize_with = "optional_text")]
     pub(super) messages_per_key: Option<Quota>,
-    #[serde(deserialize_with = "some_text")]
+    #[serde(deserialize_with = "optional_text")]
     pub(super) on_failure: Option<OnFailure>,
 }
 
@@ -32,7 +32,7 @@ mod running {
 
     use super::SocketTable;
     use crate::admission::Admission;
-    use crate::builder::Says;
+    use crate::builder::AppHooks;
     use crate::error::ConfigError;
     use crate::leases::CANNOT_CHANGE;
     use crate::model::{Config, OnFailure};
@@ -44,14 +44,14 @@ mod running {
     use tower_admission::Quota;
     use tower_admission_axum::ws::SocketLimits;
 
-    /// The limits on WebSockets of a configuration, as they are at work.
+    /// The running limits on WebSockets of a configuration.
     #[derive(Default)]
     pub(crate) struct ConfiguredSockets(BTreeMap<String, Configured>);
 
     struct Configured {
         limits: SocketLimits,
         on_failure: OnFailure,
-        /// Of the two quotas of messages.
+        /// For both message quotas.
         are_sliding: [Option<bool>; 2],
     }
 
@@ -69,7 +69,7 @@ mod running {
     }
 
     impl ConfiguredSockets {
-        /// Whether a change is possible.
+        /// Checks that a change is possible.
         pub(crate) fn check(&self, config: &Config) -> Result<(), ConfigError> {
             for (name, table) in &config.sockets {
                 let Some(running) = self.0.get(name) else {
@@ -82,10 +82,10 @@ mod running {
                 let fields = ["messages", "messages_per_key"].into_iter();
                 let both = running.are_sliding.into_iter().zip(table.are_sliding());
                 for (field, (before, after)) in fields.zip(both) {
-                    // What was off at first is counted as a bucket.
+                    // A quota that was off at first counts as a bucket.
                     if after.is_some_and(|after| after != before.unwrap_or(false)) {
-                        let problem = "a quota cannot become sliding, or stop being so, while the \
-                                       service runs: restart it";
+                        let problem = "a quota cannot change between bucket and sliding window while the service runs: restart the \
+                                service";
                         return Err(ConfigError::at(at(field), problem));
                     }
                 }
@@ -93,17 +93,17 @@ mod running {
             Ok(())
         }
 
-        /// Goes by a configuration. What is not in it any more is off.
+        /// Applies a configuration. Limits without a table are switched off.
         pub(crate) fn apply(
             &mut self,
             config: &Config,
             stores: &Stores,
             limits: &Limits,
-            says: &Says,
+            hooks: &AppHooks,
         ) {
             for (name, table) in &config.sockets {
                 let configured = self.0.entry(name.clone()).or_insert_with(|| Configured {
-                    limits: open(name, table, stores, limits, says),
+                    limits: open(name, table, stores, limits, hooks),
                     on_failure: config.on_failure(table.on_failure),
                     are_sliding: table.are_sliding(),
                 });
@@ -123,7 +123,7 @@ mod running {
         }
     }
 
-    /// Has connections and messages only be counted, also those of keys with an override.
+    /// Counts connections and messages without limits, also for keys with an override.
     fn switch_off(name: &str, sockets: &SocketLimits) {
         sockets.set_suspended(true);
         set(name, sockets, &SocketTable::default());
@@ -134,11 +134,11 @@ mod running {
         table: &SocketTable,
         stores: &Stores,
         limits: &Limits,
-        says: &Says,
+        hooks: &AppHooks,
     ) -> SocketLimits {
         let [messages, per_key] = policies(name, table);
         let mut sockets = SocketLimits::new().name(name);
-        for observer in &says.observers {
+        for observer in &hooks.observers {
             sockets = sockets.observe(observer.clone());
         }
         let sockets = stores.sockets(table.on_failure, sockets.limits(limits));
@@ -157,18 +157,18 @@ mod running {
         let [messages, per_key] = policies(name, table);
         let set = sockets.set_messages(messages);
         if let Err(error) = set.and_then(|()| sockets.set_messages_per_key(per_key)) {
-            tracing::error!(sockets = name, %error, "the quotas of messages stay as they were");
+            tracing::error!(sockets = name, %error, "the quotas of messages cannot change");
         }
     }
 
     impl Admission {
-        /// The [`SocketLimits`] of `[sockets.<name>]`, counted in the configured store under this name. A reload
-        /// changes their numbers at once, also for the connections that are there; without their table, or with
-        /// `enabled = false`, they are only counted.
+        /// The [`SocketLimits`] of `[sockets.<name>]`, counted in the configured store under this name. A reload changes the
+        /// limits at once, also for open connections. Without the table, or with `enabled = false`, connections are counted
+        /// but not limited.
         ///
-        /// Settings that the file does not have can follow: [`close_after`](SocketLimits::close_after),
-        /// [`ping`](SocketLimits::ping), [`notice`](SocketLimits::notice), [`reject_with`](SocketLimits::reject_with). The
-        /// others start a limit that reloads do not change.
+        /// You can add settings that the file does not have: [`close_after`](SocketLimits::close_after),
+        /// [`ping`](SocketLimits::ping), [`notice`](SocketLimits::notice), [`reject_with`](SocketLimits::reject_with). Do not call
+        /// other setters: they make a limit that reloads do not change.
         ///
         /// ```
         /// use tower_admission_config::{Admission, Config};
@@ -186,12 +186,16 @@ mod running {
         ///
         /// # Errors
         ///
-        /// No configuration since the start has had this table.
+        /// No configuration since the start has this table.
         pub fn sockets(&self, name: &str) -> Result<SocketLimits, ConfigError> {
             let configured = lock(&self.0.sockets);
             let found = configured.0.get(name).map(|found| found.limits.clone());
-            found
-                .ok_or_else(|| ConfigError::at(format!("sockets.{name}"), "there is no such table"))
+            found.ok_or_else(|| {
+                ConfigError::at(
+                    format!("sockets.{name}"),
+                    "the configuration has no such table",
+                )
+            })
         }
     }
 }

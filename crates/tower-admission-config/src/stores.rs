@@ -15,7 +15,7 @@ use tower_admission_redis::StoreObserver;
 
 #[cfg(feature = "redis")]
 use super::error::ConfigError;
-use super::key::GroupKey;
+use super::keys::GroupKey;
 use super::model::OnFailure;
 #[cfg(feature = "redis")]
 use super::model::Store;

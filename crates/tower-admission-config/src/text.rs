@@ -14,7 +14,7 @@ use tower_admission::extract::IpNet;
 use tower_admission::{Quota, QuotaError};
 
 /// Something that is written as text.
-pub(super) trait Text: Sized {
+pub(super) trait FromText: Sized {
     fn read(text: &str) -> Result<Self, String>;
 }
 
@@ -76,7 +76,7 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for PlainVisitor<T> {
 }
 
 /// A list, or in the environment its parts with commas between them.
-pub(super) fn list<'de, D: Deserializer<'de>, T: Text>(from: D) -> Result<Vec<T>, D::Error> {
+pub(super) fn list<'de, D: Deserializer<'de>, T: FromText>(from: D) -> Result<Vec<T>, D::Error> {
     let read = |part: &str| T::read(part).map_err(Error::custom);
     match Scalar::deserialize(from)? {
         Plain::Text(text) => {
@@ -86,16 +86,18 @@ pub(super) fn list<'de, D: Deserializer<'de>, T: Text>(from: D) -> Result<Vec<T>
         Plain::List(parts) => {
             let parts = parts.iter().map(|part| match part {
                 Plain::Text(part) => read(part),
-                _ => Err(Error::custom("a text or a list of texts belongs here")),
+                _ => Err(Error::custom("expected text or a list of texts")),
             });
             parts.collect()
         }
-        _ => Err(Error::custom("a text or a list of texts belongs here")),
+        _ => Err(Error::custom("expected text or a list of texts")),
     }
 }
 
 /// As [`list`], with something in it.
-pub(super) fn some_list<'de, D: Deserializer<'de>, T: Text>(from: D) -> Result<Vec<T>, D::Error> {
+pub(super) fn non_empty_list<'de, D: Deserializer<'de>, T: FromText>(
+    from: D,
+) -> Result<Vec<T>, D::Error> {
     let list: Vec<T> = list(from)?;
     if list.is_empty() {
         // As one that is empty.
@@ -105,32 +107,37 @@ pub(super) fn some_list<'de, D: Deserializer<'de>, T: Text>(from: D) -> Result<V
 }
 
 /// As [`some_list`], or none with the word `off`.
-pub(super) fn list_or_off<'de, D: Deserializer<'de>, T: Text>(from: D) -> Result<Vec<T>, D::Error> {
-    let list: Vec<OrOff<T>> = some_list(from)?;
+pub(super) fn list_or_off<'de, D: Deserializer<'de>, T: FromText>(
+    from: D,
+) -> Result<Vec<T>, D::Error> {
+    let list: Vec<OrOff<T>> = non_empty_list(from)?;
     match &*list {
         [OrOff(None)] => Ok(Vec::new()),
         _ => list
             .into_iter()
-            .map(|part| part.0.ok_or_else(|| Error::custom("`off` is alone here")))
+            .map(|part| {
+                part.0
+                    .ok_or_else(|| Error::custom("`off` cannot be in a list with others"))
+            })
             .collect(),
     }
 }
 
-pub(super) fn text<'de, D: Deserializer<'de>, T: Text>(from: D) -> Result<T, D::Error> {
+pub(super) fn text<'de, D: Deserializer<'de>, T: FromText>(from: D) -> Result<T, D::Error> {
     match Scalar::deserialize(from)? {
         Plain::Text(text) => T::read(&text).map_err(Error::custom),
-        _ => Err(Error::custom("a text belongs here")),
+        _ => Err(Error::custom("expected text")),
     }
 }
 
-pub(super) fn some_text<'de, D: Deserializer<'de>, T: Text>(
+pub(super) fn optional_text<'de, D: Deserializer<'de>, T: FromText>(
     from: D,
 ) -> Result<Option<T>, D::Error> {
     text(from).map(Some)
 }
 
 /// A number, which is text in the environment.
-pub(super) fn whole<'de, D: Deserializer<'de>, T: TryFrom<u64>>(from: D) -> Result<T, D::Error> {
+pub(super) fn integer<'de, D: Deserializer<'de>, T: TryFrom<u64>>(from: D) -> Result<T, D::Error> {
     let number = match Scalar::deserialize(from)? {
         Plain::Whole(number) => Some(number),
         // Not with a sign, which `parse` would take.
@@ -141,28 +148,30 @@ pub(super) fn whole<'de, D: Deserializer<'de>, T: TryFrom<u64>>(from: D) -> Resu
     number.and_then(|n| T::try_from(n).ok()).ok_or_else(|| {
         // As in TOML.
         let most = (u64::MAX >> (64 - 8 * size_of::<T>())).min(i64::MAX as u64);
-        Error::custom(format!("a whole number from 0 to {most} belongs here"))
+        Error::custom(format!("expected a whole number from 0 to {most}"))
     })
 }
 
-pub(super) fn some_whole<'de, D: Deserializer<'de>, T: TryFrom<u64>>(
+pub(super) fn optional_integer<'de, D: Deserializer<'de>, T: TryFrom<u64>>(
     from: D,
 ) -> Result<Option<T>, D::Error> {
-    whole(from).map(Some)
+    integer(from).map(Some)
 }
 
 /// A boolean, which is text in the environment.
-pub(super) fn truth<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
+pub(super) fn boolean<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
     match Scalar::deserialize(from)? {
         Plain::Truth(truth) => Ok(truth),
         Plain::Text(text) if text == "true" => Ok(true),
         Plain::Text(text) if text == "false" => Ok(false),
-        _ => Err(Error::custom("`true` or `false` belongs here")),
+        _ => Err(Error::custom("expected `true` or `false`")),
     }
 }
 
-pub(super) fn some_truth<'de, D: Deserializer<'de>>(from: D) -> Result<Option<bool>, D::Error> {
-    truth(from).map(Some)
+pub(super) fn optional_boolean<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Option<bool>, D::Error> {
+    boolean(from).map(Some)
 }
 
 /// A table, and nothing that could be taken for one, as a list is by what is derived.
@@ -184,7 +193,7 @@ pub(super) fn tables<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
 }
 
 /// A table of texts.
-pub(super) fn texts<'de, D: Deserializer<'de>, T: Text>(
+pub(super) fn texts<'de, D: Deserializer<'de>, T: FromText>(
     from: D,
 ) -> Result<BTreeMap<String, T>, D::Error> {
     let texts: BTreeMap<String, Read<T>> = table(from)?;
@@ -193,7 +202,7 @@ pub(super) fn texts<'de, D: Deserializer<'de>, T: Text>(
 
 struct Read<T>(T);
 
-impl<'de, T: Text> Deserialize<'de> for Read<T> {
+impl<'de, T: FromText> Deserialize<'de> for Read<T> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         text(from).map(Self)
     }
@@ -206,7 +215,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Table<T> {
         match Plain::deserialize(from)? {
             Plain::Table(table) => Ok(Self(table)),
             // What is there is not told, as there may be a secret in it.
-            _ => Err(Error::custom("a table belongs here")),
+            _ => Err(Error::custom("expected a table")),
         }
     }
 }
@@ -214,22 +223,22 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Table<T> {
 /// What was written, unless it may be a URL with a password in it.
 pub(super) fn shown(text: &str) -> String {
     if text.contains("://") || text.contains('@') {
-        "what is written here".to_owned()
+        "this value".to_owned()
     } else {
         format!("{text:?}")
     }
 }
 
-impl Text for String {
+impl FromText for String {
     fn read(text: &str) -> Result<Self, String> {
         Ok(text.to_owned())
     }
 }
 
-impl Text for Quota {
+impl FromText for Quota {
     fn read(text: &str) -> Result<Self, String> {
         let quota = text.parse();
-        quota.map_err(|error: QuotaError| format!("{} is no quota: {error}", shown(text)))
+        quota.map_err(|error: QuotaError| format!("{} is not a valid quota: {error}", shown(text)))
     }
 }
 
@@ -237,7 +246,7 @@ impl Text for Quota {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct OrOff<T>(pub(super) Option<T>);
 
-impl<T: Text> Text for OrOff<T> {
+impl<T: FromText> FromText for OrOff<T> {
     fn read(text: &str) -> Result<Self, String> {
         if text == "off" {
             return Ok(Self(None));
@@ -249,9 +258,9 @@ impl<T: Text> Text for OrOff<T> {
 
 /// A time with its unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Time(pub(super) Duration);
+pub(super) struct TimeSpan(pub(super) Duration);
 
-impl Text for Time {
+impl FromText for TimeSpan {
     fn read(text: &str) -> Result<Self, String> {
         let digits = text.bytes().take_while(u8::is_ascii_digit).count();
         let (number, unit) = text.split_at(digits);
@@ -269,7 +278,7 @@ impl Text for Time {
         match time {
             Some(time) if !time.is_zero() => Ok(Self(time)),
             _ => Err(format!(
-                "{} is no time, such as \"25ms\" or \"2s\"",
+                "{} is not a duration, such as \"25ms\" or \"2s\"",
                 shown(text)
             )),
         }
@@ -277,14 +286,14 @@ impl Text for Time {
 }
 
 /// A network, or one address.
-impl Text for IpNet {
+impl FromText for IpNet {
     fn read(text: &str) -> Result<Self, String> {
         if let Ok(address) = text.parse::<IpAddr>() {
             return Ok(address.into());
         }
         let network = Self::from_str(text);
         let network = network
-            .map_err(|_| format!("{} is no network, such as \"10.0.0.0/8\"", shown(text)))?;
+            .map_err(|_| format!("{} is not a network, such as \"10.0.0.0/8\"", shown(text)))?;
         let address = text
             .split('/')
             .next()
@@ -293,7 +302,7 @@ impl Text for IpNet {
         if address != Some(network.address()) {
             let text = shown(text);
             return Err(format!(
-                "{text}: the address has bits behind the prefix, the network is \"{network}\""
+                "{text}: the address has bits after the prefix: the network is \"{network}\""
             ));
         }
         Ok(network)
@@ -304,7 +313,7 @@ impl Text for IpNet {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct SecretBits(pub(super) [u8; 16]);
 
-impl Text for SecretBits {
+impl FromText for SecretBits {
     fn read(text: &str) -> Result<Self, String> {
         let is_hexadecimal = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
         let bits = u128::from_str_radix(text, 16).ok();
@@ -324,17 +333,17 @@ impl fmt::Debug for SecretBits {
 
 /// A text that is not shown.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub(super) struct Hidden(pub(super) String);
+pub(super) struct Redacted(pub(super) String);
 
-impl Text for Hidden {
+impl FromText for Redacted {
     fn read(text: &str) -> Result<Self, String> {
         Ok(Self(text.to_owned()))
     }
 }
 
-impl fmt::Debug for Hidden {
+impl fmt::Debug for Redacted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Hidden(..)")
+        f.write_str("Redacted(..)")
     }
 }
 
@@ -350,7 +359,7 @@ mod tests {
             ("1 min", 60_000),
             ("1h", 3_600_000),
         ] {
-            assert_eq!(Time::read(text).unwrap().0.as_millis(), millis);
+            assert_eq!(TimeSpan::read(text).unwrap().0.as_millis(), millis);
         }
         for text in [
             "",
@@ -362,7 +371,7 @@ mod tests {
             "1 fortnight",
             "99999999999h",
         ] {
-            assert!(Time::read(text).is_err(), "{text}");
+            assert!(TimeSpan::read(text).is_err(), "{text}");
         }
     }
 }

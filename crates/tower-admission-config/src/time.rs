@@ -12,7 +12,7 @@ pub(super) fn read_time(text: &str) -> Result<SystemTime, String> {
     time.ok_or_else(|| {
         let text = shown(text);
         format!(
-            "{text} is no time, such as \"2026-12-01T00:00:00Z\" or \"2026-12-01T00:00:00+01:00\""
+            "{text} is not a time, such as \"2026-12-01T00:00:00Z\" or \"2026-12-01T00:00:00+01:00\""
         )
     })
 }

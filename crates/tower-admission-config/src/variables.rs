@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use toml::{Table, Value};
 
-use super::text::Hidden;
+use super::text::Redacted;
 
 /// What the names of variables begin with.
 const PREFIX: &str = "ADMISSION_";
@@ -19,7 +19,7 @@ const ENABLED: &str = "enabled";
 #[derive(Clone, Debug, Default)]
 pub(super) struct Variables {
     /// Those that set fields.
-    fields: BTreeMap<String, Hidden>,
+    fields: BTreeMap<String, Redacted>,
     /// The names of others that begin as these do.
     others: BTreeSet<String>,
 }
@@ -39,7 +39,9 @@ impl Variables {
         let fields = fields.into_iter();
         let fields = fields.filter(|(name, _)| seen.insert(name.to_uppercase()));
         Self {
-            fields: fields.map(|(name, value)| (name, Hidden(value))).collect(),
+            fields: fields
+                .map(|(name, value)| (name, Redacted(value)))
+                .collect(),
             others: others.into_keys().collect(),
         }
     }

@@ -1,4 +1,4 @@
-//! What a configuration has without effect.
+//! Warnings: settings of a configuration that have no effect.
 
 use std::fmt;
 
@@ -11,46 +11,45 @@ use super::overrides::field_of;
 use super::path::Prefix;
 use super::selectors::GrpcPattern;
 
-/// Something in a configuration that has no effect, or not the one that it seems to have. It is logged when limits
-/// are made and when they change.
+/// A setting without effect, or with another effect than it seems to have. A start and a reload log it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigWarning {
     kind: WarningKind,
-    told: ConfigError,
-    may_be_meant: bool,
+    error: ConfigError,
+    may_be_intended: bool,
 }
 
-/// What a [`ConfigWarning`] is about.
+/// The kind of a [`ConfigWarning`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WarningKind {
-    /// There is no group, and no `allow_empty = true` that means it.
+    /// There are no groups, and `allow_empty` is not true.
     NoGroups,
-    /// A group has no path, and no `path = "off"` that means it.
+    /// A group selects no requests, and has no `path = "off"`.
     NoPath,
-    /// A group has none of the fields that limit. One that is 0 is switched off, and is not warned of.
+    /// A group has no limit. A limit of 0 causes no warning.
     NoLimit,
-    /// A path that is excluded is outside of the group's, or it is all of the group's.
+    /// An excluded path is outside of the group's paths, or covers all of them.
     Exclude,
-    /// A variable makes a group that no file names, and gives it no path.
+    /// A variable makes a group that the file does not have, without a path.
     UnknownGroup,
-    /// A variable sets nothing: it has single underscores.
+    /// A variable has single underscores, so it sets nothing.
     UnreadVariable,
-    /// Settings of a store, and no URL.
+    /// The store has settings but no URL.
     NoStore,
-    /// A variable sets a field that the file sets, too, to another value.
+    /// A variable overrides a field of the file with another value.
     HiddenByVariable,
-    /// An override of `[limits]` names a limit or a tier that the configuration does not have.
+    /// An override of `[limits]` names an unknown limit or tier.
     UnknownLimit,
-    /// A header of proxies, and none of them is trusted.
+    /// `clients.forwarded_header` is set, but no proxy is trusted.
     NoProxies,
 }
 
-/// A warning's text, and its kind.
-type Told = (WarningKind, ConfigError);
+/// The kind and the text of a warning.
+type KindAndError = (WarningKind, ConfigError);
 
 impl WarningKind {
-    /// In words, for programs: `no_path`.
+    /// The kind as a word for programs, such as `no_path`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -69,47 +68,47 @@ impl WarningKind {
 }
 
 impl ConfigWarning {
-    /// What it is about.
+    /// The kind.
     #[must_use]
     pub fn kind(&self) -> WarningKind {
         self.kind
     }
 
-    /// Whether it is likely to be meant: a variable hides a field of the file, as variables are made to do, or an override
-    /// of `[limits]` may be about a limit or a tier that the program has next to the configuration. It is logged, and
+    /// Whether the setting may be intended: a variable hides a field of the file, or an override of `[limits]` may name a
+    /// limit or a tier of the program. Such a warning is logged, but
     /// [`deny_warnings`](super::AdmissionBuilder::deny_warnings) and `config check --strict` do not reject it.
     #[must_use]
-    pub fn may_be_meant(&self) -> bool {
-        self.may_be_meant
+    pub fn may_be_intended(&self) -> bool {
+        self.may_be_intended
     }
 
-    /// The group of which only the program can know whether requests are in it, because it makes a layer for it.
+    /// The group without a path. Only the program knows whether it makes a layer for it.
     pub(super) fn group_without_path(&self) -> Option<&str> {
         let is_of_path = matches!(self.kind, WarningKind::NoPath | WarningKind::UnknownGroup);
         self.field().filter(|_| is_of_path)?.strip_prefix("groups.")
     }
 
     pub(super) fn log(&self) {
-        tracing::warn!(warning = %self, "this has no effect");
+        tracing::warn!(warning = %self, "a setting has no effect");
     }
 
     /// The field, such as `groups.api.exclude`.
     #[must_use]
     pub fn field(&self) -> Option<&str> {
-        self.told.field()
+        self.error.field()
     }
 }
 
-/// The file with line and column, or the variable; the field; and what is without effect.
+/// The file with line and column, or the variable; the field; and the problem.
 impl fmt::Display for ConfigWarning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.told.fmt(f)
+        self.error.fmt(f)
     }
 }
 
 impl Config {
-    /// What is written without effect. [`Admission`](super::Admission) logs it at start and when it
-    /// [reloads](super::Admission::reload), and rejects it with
+    /// The settings without effect. [`Admission`](super::Admission) logs them at start and in a
+    /// [reload](super::Admission::reload), and rejects them with
     /// [`deny_warnings`](super::AdmissionBuilder::deny_warnings).
     ///
     /// ```
@@ -131,11 +130,11 @@ impl Config {
         }
         found.extend(self.warnings_of_stores());
         found.extend(self.warnings_of_variables());
-        let warning = |may_be_meant| {
+        let warning = |may_be_intended| {
             move |(kind, told)| ConfigWarning {
                 kind,
-                told: self.wrong(told),
-                may_be_meant,
+                error: self.wrong(told),
+                may_be_intended,
             }
         };
         let mut warnings: Vec<_> = found.into_iter().map(warning(false)).collect();
@@ -146,8 +145,8 @@ impl Config {
         warnings
     }
 
-    /// Where a failure mode has no effect, as nothing fails in memory.
-    fn warnings_of_stores(&self) -> Vec<Told> {
+    /// Warnings for failure modes without a store: counting in memory does not fail.
+    fn warnings_of_stores(&self) -> Vec<KindAndError> {
         if self.store.url.is_some() {
             return Vec::new();
         }
@@ -158,14 +157,14 @@ impl Config {
             let with_mode = settings.filter(|(_, fields)| fields.get("on_failure").is_some());
             with_mode.map(move |(name, _)| format!("{table}.{name}.on_failure"))
         });
-        let problem = "without `store.url` limits are counted in memory, which does not fail";
+        let problem = "without `store.url`, limits count in memory, which does not fail";
         let told = fields.map(|field| ConfigError::at(field, problem));
         told.map(|told| (WarningKind::NoStore, told)).collect()
     }
 
-    /// Parts of overrides about limits that are not there, and tiers that are not: those that are likely a typing
-    /// error, and those that the program may have.
-    fn warnings_of_limits(&self) -> (Vec<Told>, Vec<Told>) {
+    /// Warnings for unknown limits and tiers in overrides: first the likely typing errors, then the names that the program
+    /// may have.
+    fn warnings_of_limits(&self) -> (Vec<KindAndError>, Vec<KindAndError>) {
         let (mut near, mut others) = (Vec::new(), Vec::new());
         let [limits, tiers] = self.limits_named();
         let limits = limits.into_iter().map(|named| ("limit", named));
@@ -181,39 +180,39 @@ impl Config {
             let meant = nearest(&name, known.iter().map(String::as_str));
             let (problem, found) = match meant {
                 Some(meant) => (
-                    format!("there is no {sort} `{name}`: is `{meant}` meant?"),
+                    format!("unknown {sort} `{name}`: did you mean `{meant}`?"),
                     &mut near,
                 ),
                 None => (
                     format!(
-                        "there is no {sort} `{name}` in this configuration, and no effect unless the program has one"
+                        "this configuration has no {sort} `{name}`: this has no effect unless the program has one"
                     ),
                     &mut others,
                 ),
             };
-            let told = self.place_of_limit(key, ConfigError::at(field_of(key), problem));
+            let told = self.locate_limit(key, ConfigError::at(field_of(key), problem));
             found.push((WarningKind::UnknownLimit, told));
         }
         (near, others)
     }
 
-    /// Fields of the file that a variable sets to something else. No value is shown.
-    fn warnings_of_hidden_fields(&self) -> Vec<Told> {
+    /// Warnings for fields of the file that a variable overrides. No value is shown.
+    fn warnings_of_hidden_fields(&self) -> Vec<KindAndError> {
         let file = self.file();
         let hidden = self.origin.variables.hide(&file.0).into_iter();
         let told = hidden.map(|(field, variable)| {
-            let problem = format!("the variable {variable} goes before this value");
-            let place = self.origin.place_of(&field);
+            let problem = format!("the variable {variable} overrides this value");
+            let place = self.origin.position_of(&field);
             let told = ConfigError::at(field, problem);
             (
                 WarningKind::HiddenByVariable,
-                told.in_file(self.origin.file.as_deref()).found_at(place),
+                told.in_file(self.origin.file.as_deref()).at_position(place),
             )
         });
         told.collect()
     }
 
-    fn warnings_of_settings(&self) -> Vec<Told> {
+    fn warnings_of_settings(&self) -> Vec<KindAndError> {
         let mut found = Vec::new();
         if let Some(told) = self.no_groups() {
             found.push((WarningKind::NoGroups, told));
@@ -222,7 +221,7 @@ impl Config {
         if self.store.url.is_none()
             && let Some(field) = first_of("store")
         {
-            let problem = "without `store.url` limits are counted in memory, and no setting of the store has an effect";
+            let problem = "without `store.url`, limits count in memory, and settings of the store have no effect";
             let told = ConfigError::at(format!("store.{field}"), problem);
             found.push((WarningKind::NoStore, told));
         }
@@ -231,16 +230,16 @@ impl Config {
             && !self.clients.trusts_proxies()
             && self.clients.trusted_hops.is_none()
         {
-            let problem = "this header is not read, as no proxy is trusted: list the proxies in \
-                           `clients.trusted_proxies`, or give their number in `clients.trusted_hops`";
+            let problem = "this header is not read, because no proxy is trusted: list the proxies in \
+                    `clients.trusted_proxies`, or set their number in `clients.trusted_hops`";
             let told = ConfigError::at("clients.forwarded_header", problem);
             found.push((WarningKind::NoProxies, told));
         }
         found
     }
 
-    /// What has no effect in a group, of which the file may have others.
-    fn warnings_of_group(&self, group: &str, in_file: &[&str]) -> Vec<Told> {
+    /// Warnings for one group. `in_file` has the groups of the file.
+    fn warnings_of_group(&self, group: &str, in_file: &[&str]) -> Vec<KindAndError> {
         let field = format!("groups.{group}");
         let is_also = |other: &Group| other.also.iter().any(|name| name == group);
         let has_path = self.written.has_selectors(group) || self.groups.values().any(is_also);
@@ -258,8 +257,7 @@ impl Config {
             found.push((WarningKind::NoPath, ConfigError::at(&*field, problem)));
         }
         if !self.written.has_limits(group) {
-            let problem =
-                "this group has no limit: give it a rate or a concurrency, were it 0 for off";
+            let problem = "this group has no limit: add a rate or a concurrency, or 0 for off";
             found.push((WarningKind::NoLimit, ConfigError::at(&*field, problem)));
         }
         let settings = &self.groups[group];
@@ -271,7 +269,7 @@ impl Config {
         found
     }
 
-    fn warnings_of_variables(&self) -> Vec<Told> {
+    fn warnings_of_variables(&self) -> Vec<KindAndError> {
         let tables = Self::tables();
         let is_near = |word: &str| nearest(word, tables.iter().map(String::as_str)).is_some();
         let names_field = |rest: &str| {
@@ -281,18 +279,18 @@ impl Config {
         let unread = self.origin.variables.unread();
         let unread = unread.filter(|(_, rest)| names_field(rest));
         let told = unread.map(|(variable, _)| {
-            let problem = "this variable is not read: two underscores stand for a dot, as in \
-                           `ADMISSION_GROUPS__API__RATE`";
+            let problem = "this variable is not read: write two underscores for a dot, as in \
+                    `ADMISSION_GROUPS__API__RATE`";
             let told = ConfigError::new(problem).in_variable(variable);
             (WarningKind::UnreadVariable, told)
         });
         told.collect()
     }
 
-    /// The warning of a configuration in which nothing limits requests, leases or sockets. Lists and overrides alone
-    /// limit only the keys that they name. The file may have been cut.
+    /// The warning for a configuration without groups, leases and sockets. Lists and overrides limit only the keys that they
+    /// name. The file may be truncated.
     fn no_groups(&self) -> Option<ConfigError> {
-        // A table that is empty counts, such as leases that are only counted.
+        // An empty table counts as well, such as leases without limits.
         let has_any =
             !self.groups.is_empty() || !self.leases.is_empty() || !self.sockets.is_empty();
         if (has_any || self.is_empty_on_purpose()) && self.check_start().is_ok() {
@@ -301,8 +299,8 @@ impl Config {
         Some(ConfigError::new(NO_GROUPS))
     }
 
-    /// Whether a service may start with this. The text of a program may be without groups, but a file may have been
-    /// emptied, whatever variables add to it.
+    /// Checks that a service may start with this configuration. A file without groups may have been emptied, whatever
+    /// variables add. A text of the program may have no groups.
     pub(super) fn check_start(&self) -> Result<(), ConfigError> {
         let file = self.file();
         let has_any = ["groups", "leases", "sockets"]
@@ -318,44 +316,45 @@ impl Config {
         Err(ConfigError::new(NO_GROUPS))
     }
 
-    /// What is without effect, as an error.
+    /// The first warning as an error.
     pub(super) fn deny_warnings(&self) -> Result<(), ConfigError> {
         let warnings = self.warnings().into_iter();
-        let mut warnings = warnings.filter(|warning| !warning.may_be_meant);
-        warnings.next().map_or(Ok(()), |first| Err(first.told))
+        let mut warnings = warnings.filter(|warning| !warning.may_be_intended);
+        warnings.next().map_or(Ok(()), |first| Err(first.error))
     }
 
-    /// Whether it says that it has no groups.
+    /// Whether the configuration intends to have no groups.
     pub(super) fn is_empty_on_purpose(&self) -> bool {
         self.groups.is_empty() && self.allow_empty && self.written.has_groups_table()
     }
 }
 
-const NO_GROUPS: &str = "there are no groups, so no request is limited: if that is meant, write `allow_empty = true` and \
-                         `groups = {}`";
+const NO_GROUPS: &str = "there are no groups, so no request is limited: to intend that, write `allow_empty = true` and \
+        `groups = {}`";
 
 fn unknown_group(meant: Option<&str>, is_other_case: bool) -> String {
     match meant {
         Some(meant) if is_other_case => format!(
-            "the file calls it `{meant}`, and variables reach only what is written in lowercase: this is another group"
+            "the file has the group `{meant}`, but variables reach only lowercase names: this is another \
+                    group"
         ),
-        Some(meant) => format!(
-            "no group of the file is called so, and this one has no path: is `{meant}` meant?"
-        ),
-        None => "no group of the file is called so, and this one has no path: no request is in it"
+        Some(meant) => {
+            format!("the file has no such group, and this one has no path: did you mean `{meant}`?")
+        }
+        None => "the file has no such group, and this one has no path: it selects no requests"
             .to_owned(),
     }
 }
 
-/// Why a path that is excluded changes nothing, or everything.
+/// The problem of an excluded path that covers nothing or everything.
 fn without_effect(exclude: &Prefix, paths: &[Prefix], grpc: &[GrpcPattern]) -> Option<String> {
     if paths.is_empty() || !grpc.is_empty() {
-        // What the layer of the program sees is not known here, nor what methods gRPC services have.
+        // The paths of a program's layer and the methods of gRPC services are unknown here.
         return None;
     }
     if paths.iter().all(|path| exclude.covers_all_of(path)) {
         return Some(format!(
-            "`{exclude}` is all of this group, so nothing of it is limited"
+            "`{exclude}` covers all paths of this group, so nothing is limited"
         ));
     }
     let is_outside = !paths.iter().any(|path| path.overlaps(exclude));

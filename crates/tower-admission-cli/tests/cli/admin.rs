@@ -25,7 +25,7 @@ async fn each_command_does_what_it_does_in_redis() {
     let get = run(&["limits", "get", "org:acme"]).await.ok();
     assert_eq!(
         get,
-        "org:acme: no limit of its own\nNAME   LIMIT   FROM\ncalls  10/min  default"
+        "org:acme: no override\nNAME   LIMIT   FROM\ncalls  10/min  default"
     );
     run(&["limits", "delete", "org:acme", "--force"])
         .await
@@ -47,7 +47,7 @@ async fn each_command_does_what_it_does_in_redis() {
     let get = run(&["limits", "get", "org:acme"]).await.ok();
     assert_eq!(
         get,
-        "org:acme: 1000/min (its own)\nNAME   LIMIT     FROM\ncalls  1000/min  its own"
+        "org:acme: 1000/min (override)\nNAME   LIMIT     FROM\ncalls  1000/min  override"
     );
     let refused = run(&["limits", "set", "org:acme", "0"]).await.failed(3);
     assert!(
@@ -208,7 +208,7 @@ async fn what_applies_and_what_changed_is_shown() {
     let explained = run(&stub, &words).await.ok();
     assert_eq!(
         explained,
-        "org:acme: no limit of its own\n\
+        "org:acme: no override\n\
          group api\n\
          NAME           SORT         LIMIT          FROM     USED  A REQUEST NOW\n\
          calls (pro)    rate         10/min         default  7     admitted, 2 more after it\n\
@@ -222,7 +222,7 @@ async fn what_applies_and_what_changed_is_shown() {
         changes,
         "2026-11-28T04:32:13Z  org:acme: none -> deny all until 2026-12-01T00:00:00Z, by anna, \
          from 192.0.2.7: spam\n\
-         2026-11-28T04:30:00Z  org:b: 5/min -> none, as it ended"
+         2026-11-28T04:30:00Z  org:b: 5/min -> none, because it ended"
     );
     let json = run(&stub, &["limits", "changes", "-n", "7", "-o", "json"]).await;
     assert_eq!(json.json()["changes"][0]["after"]["note"], "spam");
@@ -329,7 +329,7 @@ async fn limits_of_a_file_are_told_from_those_that_were_set() {
     let get = run(&["limits", "get", "org:f"]).await.ok();
     assert!(get.starts_with("org:f: 5/min (of the file)\n"), "{get}");
     let list = run(&["limits", "ls"]).await.ok();
-    assert_eq!(list, "org:f  5/min  of the file");
+    assert_eq!(list, "org:f  5/min  from the file");
     let list = run(&["limits", "ls", "-o", "json"]).await.json();
     assert_eq!(list["limits"][0]["source"], "file");
     let deleted = run(&["limits", "delete", "org:f", "--force"]).await;
@@ -349,7 +349,7 @@ async fn limits_of_a_file_are_told_from_those_that_were_set() {
     let imported = end_with(command, "[limits]\n\"org:a\" = \"1/min\"").await;
     assert_eq!(
         imported.ok(),
-        "+ org:a: 1/min\n1 limit set, 0 deleted, 0 as they are"
+        "+ org:a: 1/min\n1 limit set, 0 deleted, 0 unchanged"
     );
     assert_eq!(held().get("org:f"), Some(&of_file));
     let set = run(&["limits", "set", "org:f", "6/min"]).await.ok();

@@ -162,7 +162,7 @@ async fn a_limit_that_no_service_has_is_rejected() {
     for (limit, told) in [
         (
             "cals=10/min",
-            "no limit is called \"cals\": did you mean \"calls\"?",
+            "unknown limit \"cals\": did you mean \"calls\"?",
         ),
         (
             "streams=5 concurrent",
@@ -170,12 +170,9 @@ async fn a_limit_that_no_service_has_is_rejected() {
         ),
         (
             "jobs=5/min, 7/day",
-            "\"jobs=5/min\" is about no limit that services have: write calls=5/min or daily=5/min",
+            "\"jobs=5/min\" matches no limit of the services: write calls=5/min or daily=5/min",
         ),
-        (
-            "tier=por",
-            "no tier is called \"por\": did you mean \"pro\"?",
-        ),
+        ("tier=por", "unknown tier \"por\": did you mean \"pro\"?"),
     ] {
         let rejected = run(&server, &["limits", "set", "org:acme", limit]).await;
         let rejected = rejected.failed(3);
@@ -216,7 +213,7 @@ async fn a_change_shows_what_is_used_and_what_applies() {
     let get = run(&server, &["limits", "get", "org:acme"]).await.ok();
     assert_eq!(
         get,
-        "org:acme: no limit of its own\n\
+        "org:acme: no override\n\
          NAME   LIMIT         FROM\n\
          jobs   2 concurrent  default\n\
          calls  10/day        default"
@@ -239,7 +236,7 @@ async fn a_change_shows_what_is_used_and_what_applies() {
     assert_eq!(set["usage"][1]["used"], 5);
     let get = run(&server, &["limits", "get", "org:acme"]).await.ok();
     assert!(
-        get.contains("set by anna@") && get.ends_with("calls  5/day         its own"),
+        get.contains("set by anna@") && get.ends_with("calls  5/day         override"),
         "{get}"
     );
     let deleted = run(&server, &["limits", "delete", "org:acme", "--force"]).await;
@@ -296,8 +293,8 @@ async fn what_applies_is_explained() {
     assert_eq!(
         lines[..2],
         [
-            "a request now: its path decides, as no request passes all of these limits",
-            "not known here: the [lists], [limits] and guards of the services' files",
+            "a request now: the path decides: no request passes all these limits",
+            "not known here: [lists], [limits] and guards in the files of the services",
         ]
     );
     assert!(
@@ -350,7 +347,7 @@ async fn lists_in_redis_are_explained() {
     let banned = "banned by ip:203.0.113.0/24 (set at run time)";
     let explained = run(&server, &["explain", "ip:203.0.113.7"]).await.ok();
     let lines: Vec<_> = explained.lines().collect();
-    assert_eq!(lines[..2], ["ip:203.0.113.7: no limit of its own", banned]);
+    assert_eq!(lines[..2], ["ip:203.0.113.7: no override", banned]);
     assert!(lines[3].ends_with("skipped"), "{explained}");
     assert_eq!(lines.last(), Some(&"a request now: rejected: banned"));
     for words in [

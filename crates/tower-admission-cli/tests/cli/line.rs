@@ -94,10 +94,7 @@ async fn a_wrong_word_is_named_with_the_right_one() {
         (&["limts", "list"][..], "did you mean \"limits\"?"),
         (&["limits", "lst"], "did you mean \"ls\"?"),
         (&["limits", "list", "--usag"], "did you mean --usage?"),
-        (
-            &["limits", "list", "--colour"],
-            "there is no option --colour",
-        ),
+        (&["limits", "list", "--colour"], "unknown option --colour"),
         (
             &["limits", "set", "org:a", "1/s", "--for", "soon"],
             "'soon'",
@@ -178,7 +175,7 @@ async fn a_configuration_is_checked() {
     let wrong = check(&[]).await.failed(3);
     assert!(
         wrong.starts_with(&format!(
-            "{path}:2:8: groups.api.rate: \"10/0s\" is no quota: "
+            "{path}:2:8: groups.api.rate: \"10/0s\" is not a valid quota: "
         )),
         "{wrong}"
     );
@@ -220,7 +217,7 @@ async fn a_configuration_is_checked() {
     command.env("ADMISSION_GROUPS__API__RATE", "9/s");
     let hidden = end(command).await;
     assert_eq!(hidden.code, 0, "{hidden:?}");
-    let told = "groups.api.rate: the variable ADMISSION_GROUPS__API__RATE goes before this value";
+    let told = "groups.api.rate: the variable ADMISSION_GROUPS__API__RATE overrides this value";
     assert!(hidden.err.contains(told), "{hidden:?}");
     // In memory there is nothing to connect to.
     std::fs::write(&file, "[groups.api]\npath = '/'\nrate = '10/s'").unwrap();

@@ -56,18 +56,18 @@ async fn each_command_says_that_the_store_has_lost_limits() {
         (
             &["limits", "get", "org:acme"][..],
             0,
-            "org:acme: no limit of its own in the store\n",
+            "org:acme: no override in the store\n",
             "",
         ),
         (
             &["limits", "ls"],
             0,
-            "no key has a limit of its own in the store\n",
+            "no key has an override in the store\n",
             "",
         ),
         (&["usage", "org:acme"], 0, "org:acme: ", ""),
         (&["explain", "org:acme"], 0, "org:acme: ", ""),
-        (&["limits", "changes"], 0, "no limit was changed\n", ""),
+        (&["limits", "changes"], 0, "no changes\n", ""),
         (
             &["limits", "delete", "org:acme", "--force"],
             1,
@@ -125,7 +125,7 @@ async fn a_loss_that_no_service_speaks_of_any_more_is_over() {
     let old = r#"1000 {"sort":"lost","replica":"a","overrides":7}"#;
     server.command(&["HSET", HASH, lost, old]).await.unwrap();
     let list = run(&server, &["limits", "ls"]).await.ok();
-    assert_eq!(list, "no key has a limit of its own");
+    assert_eq!(list, "no key has an override");
 }
 
 #[tokio::test]
@@ -193,7 +193,7 @@ async fn each_command_names_limits_that_this_version_cannot_read() {
     assert!(forced.warned().contains("org:acme"));
 
     let set = run(&server, &["limits", "set", "org:b", "5/day"]).await;
-    let told = "org:b: 5/day (was one that this version cannot read)";
+    let told = "org:b: 5/day (was a limit that this version cannot read)";
     assert!(set.out.starts_with(told), "{set:?}");
     // To undo that would delete it.
     let undo = run(&server, &["limits", "undo", "org:b", "--force"]).await;

@@ -37,7 +37,7 @@ async fn limits_are_set_shown_and_deleted() {
     let server = Server::start().await;
     let run = async |words: &[&str]| unchecked(&server, words).await;
     let none = run(&["limits", "list"]).await.ok();
-    assert_eq!(none, "no key has a limit of its own");
+    assert_eq!(none, "no key has an override");
     let set = run(&["limits", "set", "org:acme", "10/min"]).await.ok();
     assert_eq!(set, "org:acme: 10/min (was the default)");
     let set = run(&["limits", "set", "org:acme", "1000/min", "burst", "50"]).await;
@@ -48,7 +48,7 @@ async fn limits_are_set_shown_and_deleted() {
     assert_eq!(json!(shown), json!(["ip:192.0.2.1", "5 concurrent", null]));
 
     let get = run(&["limits", "get", "org:acme"]).await.ok();
-    assert!(get.starts_with("org:acme: 1000/min burst 50 (its own)\nset by "));
+    assert!(get.starts_with("org:acme: 1000/min burst 50 (override)\nset by "));
     let get = run(&["-o", "json", "limits", "get", "org:acme"])
         .await
         .json();
@@ -78,7 +78,7 @@ async fn what_is_not_there_and_what_is_refused() {
     let server = Server::start().await;
     let run = async |words: &[&str]| unchecked(&server, words).await;
     let none = run(&["limits", "get", "org:acme"]).await.failed(1);
-    assert!(none.contains("org:acme has no limit of its own"), "{none}");
+    assert!(none.contains("org:acme has no override"), "{none}");
     run(&["limits", "delete", "org:acme", "--force"])
         .await
         .failed(1);
@@ -89,7 +89,7 @@ async fn what_is_not_there_and_what_is_refused() {
     assert!(none["error"].as_str().unwrap().contains("org:acme"));
 
     for (limit, told) in [
-        ("ten", "no limit: expected a quota such as"),
+        ("ten", "invalid limit: expected a quota such as"),
         ("0", "write `unlimited` or `deny all`"),
         ("10/s burst 0", "burst"),
     ] {
@@ -213,7 +213,7 @@ async fn usage_is_told_by_tier() {
         let usage = tell(&server, &["usage", "org:acme"]).await;
         usage.ok().lines().map(str::trim_end).collect::<Vec<_>>()
             == [
-                "org:acme: no limit of its own",
+                "org:acme: no override",
                 "NAME        SORT         USED  LIMIT  PERCENT",
                 "jobs        concurrency     0      2       0%  in the store",
                 "plan        rate            0      3       0%  in the store",
@@ -225,7 +225,7 @@ async fn usage_is_told_by_tier() {
     let set = async |limit: &str| run(&server, &["limits", "set", "org:acme", limit]).await;
     let unknown = set("tier=max").await.failed(3);
     assert!(
-        unknown.contains("no tier is called \"max\": there are pro"),
+        unknown.contains("unknown tier \"max\": known are pro"),
         "{unknown}"
     );
     let stored = set("tier=pro").await.ok();
@@ -235,7 +235,7 @@ async fn usage_is_told_by_tier() {
     assert_eq!(
         lines,
         [
-            "org:acme: tier=pro (its own)",
+            "org:acme: tier=pro (override)",
             "NAME        SORT         USED  LIMIT  PERCENT",
             "jobs        concurrency     0     20       0%  in the store",
             "plan (pro)  rate            5     10      50%  in the store",
@@ -253,7 +253,7 @@ async fn usage_is_what_is_used() {
     assert_eq!(
         lines,
         [
-            "org:acme: no limit of its own",
+            "org:acme: no override",
             "NAME    SORT         USED  LIMIT  PERCENT",
             "jobs    concurrency     2      2     100%  at the limit  in the store",
             "bucket  rate            7     10      70%  in the store",
@@ -392,7 +392,7 @@ async fn credentials_are_nowhere() {
         shown += &ran.out;
         shown += &ran.err;
     }
-    assert!(shown.contains("10/min (its own)"), "{shown}");
+    assert!(shown.contains("10/min (override)"), "{shown}");
     assert!(
         shown.contains("bearer#") && !shown.contains("hunter2"),
         "{shown}"
@@ -464,7 +464,7 @@ async fn junk_in_redis_ends_in_words() {
     let usage = tell(&["usage", "org:acme"]).await.warned();
     assert_eq!(
         usage,
-        "org:acme: 5/h (its own)\nno limits are known that are counted by key"
+        "org:acme: 5/h (override)\nno limits per key are known"
     );
     server.command(&["SET", hash, "junk"]).await.unwrap();
     let failed = tell(&["usage"]).await.failed(3);
@@ -483,7 +483,7 @@ async fn junk_in_redis_ends_in_words() {
     }
     // Nothing of that is anything to another prefix.
     let other = unchecked(&server, &["limits", "list", "--prefix", "other"]).await;
-    assert_eq!(other.ok(), "no key has a limit of its own");
+    assert_eq!(other.ok(), "no key has an override");
 }
 
 /// A server that may be ready in a moment is not a configuration that is wrong.

@@ -79,10 +79,7 @@ async fn a_complaint_is_answered_without_the_token_in_an_argument() {
     let words = ["explain", "--key-stdin", "--path", "/api/chat"];
     let explained = service.run(SUPPORT, &words, stdin).await.ok();
     let lines: Vec<_> = explained.lines().collect();
-    assert_eq!(
-        lines[..2],
-        [&*format!("{name}: no limit of its own"), "group api"]
-    );
+    assert_eq!(lines[..2], [&*format!("{name}: no override"), "group api"]);
     assert!(
         lines[3].starts_with(
             "calls  rate  10/day  default  10    rejected: quota exceeded, fits in 2h"
@@ -100,8 +97,7 @@ async fn a_complaint_is_answered_without_the_token_in_an_argument() {
     let get = service
         .run(SUPPORT, &["limits", "get", "--key-stdin"], stdin)
         .await;
-    let expected =
-        format!("{name}: no limit of its own\nNAME   LIMIT   FROM\ncalls  10/day  default");
+    let expected = format!("{name}: no override\nNAME   LIMIT   FROM\ncalls  10/day  default");
     assert_eq!(get.ok(), expected);
     let set = ["limits", "set", "--key-stdin", "calls=20/day"];
     let denied = service.run(SUPPORT, &set, stdin).await.failed(3);
@@ -148,9 +144,9 @@ async fn names_of_the_application_are_keys_and_slips_are_rejected() {
     );
     let get = run(&["limits", "get", "Acme Inc."]).await.ok();
     let lines: Vec<_> = get.lines().collect();
-    assert_eq!(lines[0], "org:42: tier=pro (its own)");
+    assert_eq!(lines[0], "org:42: tier=pro (override)");
     assert!(lines[1].starts_with("set by anna at 2"), "{get}");
-    assert_eq!(lines[3], "calls (pro)  50/day  its own tier");
+    assert_eq!(lines[3], "calls (pro)  50/day  override tier");
     // With an end and a note, which the service keeps.
     let words = [
         "limits",
@@ -241,7 +237,7 @@ async fn a_ban_is_undone_by_a_service() {
     run(&plan).await.ok();
     let ban = run(&["limits", "set", "org:a", "deny all", "--for", "1h"]).await;
     assert_eq!(ban.code, 0, "{ban:?}");
-    let told = "warning: tier=pro does not come back when this ends; to restore it then, run \
+    let told = "warning: tier=pro is not restored when this ends; to restore it then, run \
                 `tower-admission limits undo org:a`, or: tower-admission limits set org:a tier=pro \
                 --note 'a plan'\n";
     assert_eq!(ban.err, told);
@@ -276,10 +272,10 @@ async fn only_what_was_shown_is_deleted() {
         let asking = crate::run::ask(&format!("limits {words} org:a"), &environment).await;
         run(&["limits", "set", "org:a", limit]).await.ok();
         let printed = asking.answer("y\n").await;
-        let told = format!("was changed meanwhile, to {limit}");
+        let told = format!("was changed by someone else, to {limit}");
         assert!(printed.contains(&told), "{printed}");
         let get = run(&["limits", "get", "org:a"]).await.ok();
-        assert!(get.starts_with(&format!("org:a: {limit} (its own)")));
+        assert!(get.starts_with(&format!("org:a: {limit} (override)")));
     }
 }
 
@@ -307,7 +303,7 @@ async fn a_limit_of_the_file_stays_under_what_is_set() {
     let question = "Delete the limit of org:f (6/day)? 5/day of the file applies then.";
     assert!(printed.contains(question), "{printed}");
     assert!(
-        printed.contains("org:f: 5/day of the file (was 6/day)"),
+        printed.contains("org:f: 5/day from the file (was 6/day)"),
         "{printed}"
     );
     // What was there before can be restored.
@@ -315,6 +311,6 @@ async fn a_limit_of_the_file_stays_under_what_is_set() {
     assert_eq!(run(&undo).await.ok(), "org:f: 6/day (was none)");
     assert_eq!(
         run(&undo).await.ok(),
-        "org:f: 5/day of the file (was 6/day)"
+        "org:f: 5/day from the file (was 6/day)"
     );
 }

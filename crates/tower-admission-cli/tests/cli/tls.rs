@@ -21,7 +21,7 @@ async fn a_ca_is_trusted_from_a_file_or_as_the_systems() {
         .await;
     for variable in ["SSL_CERT_FILE", "ADMISSION_REDIS_CA"] {
         let listed = list(port, &[(variable, &authority.ca())]).await.ok();
-        assert_eq!(listed, "no key has a limit of its own", "{variable}");
+        assert_eq!(listed, "no key has an override", "{variable}");
     }
     let other = Authority::new();
     let failed = list(port, &[("SSL_CERT_FILE", &other.ca())])

@@ -91,7 +91,7 @@ async fn a_lost_table_is_imported_again() {
     assert_eq!((*acme, *b), ("+ org:acme: 20/day", "+ org:b: 5/day"));
     assert_eq!(
         *count,
-        "2 limits would be set, 0 would be deleted, 0 as they are"
+        "2 limits would be set, 0 would be deleted, 0 unchanged"
     );
     assert_eq!(service.limits.lost(), 2);
 
@@ -102,7 +102,7 @@ async fn a_lost_table_is_imported_again() {
     until("the loss is over", async || service.limits.lost() == 0).await;
     service.has(Some("20/day")).await;
     let again = run(&["limits", "import", "-"], &exported).await.ok();
-    assert_eq!(again, "0 limits set, 0 deleted, 2 as they are");
+    assert_eq!(again, "0 limits set, 0 deleted, 2 unchanged");
 }
 
 #[tokio::test]
@@ -211,8 +211,8 @@ async fn limits_that_are_not_in_the_file_are_deleted_on_request() {
         ),
         (
             "[limits]\n'org:a' = 'cals=1/s'",
-            "org:a: no limit is called \"cals\": did you mean \"calls\"? There are: calls (nothing was changed; `import \
-             --unchecked` takes 1 limit that",
+            "org:a: unknown limit \"cals\": did you mean \"calls\"? Known: calls (nothing was changed; \
+             `import --unchecked` sets 1 limit that",
         ),
     ] {
         std::fs::write(&file, text).unwrap();
@@ -267,7 +267,7 @@ async fn what_a_service_rejects_is_not_in_the_way_of_what_is_behind_it() {
     let refused = end_with(command, text).await.failed(3);
     assert_eq!(
         refused,
-        "org:nobody: the service refuses: no limit is called so (2 of 4 changes were made, 1 rejected, nothing was \
+        "org:nobody: the service rejects this: unknown limit so (2 of 4 changes were made, 1 rejected, nothing was \
          deleted)"
     );
     let limits = stub.held.limits.lock().unwrap();

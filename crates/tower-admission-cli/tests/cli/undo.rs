@@ -86,10 +86,7 @@ async fn a_first_limit_is_undone_by_its_deletion_and_a_deletion_by_the_limit() {
     assert!(none.contains("no change of org:a is among"), "{none}");
     service.run(&["limits", "set", "org:a", "5/day"]).await.ok();
     let undone = service.run(&undo).await.ok();
-    assert_eq!(
-        undone,
-        "org:a: none, so that the default applies (was 5/day)"
-    );
+    assert_eq!(undone, "org:a: the default (was 5/day)");
     assert_eq!(service.own("org:a").await, None);
     let undone = service.run(&undo).await.ok();
     assert_eq!(undone, "org:a: 5/day (was none)");
@@ -108,7 +105,7 @@ async fn what_was_changed_since_or_has_ended_is_not_undone() {
     trail(r#"{"at":1000,"key":"org:a","before":"4/day","after":"5/day"}"#).await;
     let undo = ["limits", "undo", "org:a", "--force"];
     let refused = service.run(&undo).await.failed(3);
-    let told = "the limit of org:a is 7/day, and not what its last change has left: ";
+    let told = "the limit of org:a is 7/day, but its last change left: ";
     assert!(refused.contains(told), "{refused}");
     trail(r#"{"at":1000,"key":"org:a","before":"5/day\nend: 1000","after":"7/day"}"#).await;
     let refused = service.run(&undo).await.failed(3);
@@ -133,7 +130,7 @@ async fn only_what_was_shown_is_changed() {
         let asking = crate::run::ask(&words, &[("ADMISSION_REDIS", &*url)]).await;
         service.run(&["limits", "set", "org:a", limit]).await.ok();
         let printed = asking.answer("y\n").await;
-        let told = format!("the limit of org:a was changed meanwhile, to {limit}");
+        let told = format!("the limit of org:a was changed by someone else, to {limit}");
         assert!(printed.contains(&told), "{printed}");
     }
     let asking = crate::run::ask("limits undo org:a", &[("ADMISSION_REDIS", &*url)]).await;

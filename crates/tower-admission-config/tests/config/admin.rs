@@ -182,15 +182,15 @@ fn a_token_that_cannot_be_used_is_an_error_at_its_field() {
         ),
         (
             "[admin.tokens.anna]\nrole = 'read'",
-            "admin.tokens.anna.token: the operator has no token",
+            "admin.tokens.anna.token: the token of the operator is missing",
         ),
         (
             "[admin.tokens.anna]\ntoken = 'the-token-of-anna'",
-            "admin.tokens.anna.role: give the operator a role: `read` or `write`",
+            "admin.tokens.anna.role: set a role: `read` or `write`",
         ),
         (
             "[admin.tokens.anna]\ntoken = 'the-token-of-anna'\nrole = 'root'",
-            "admin.tokens.anna.role: \"root\" is none of `read`, `write`",
+            "admin.tokens.anna.role: \"root\" is not one of `read`, `write`",
         ),
         (
             "[admin.tokens.anna]\ntoken = 'short'\nrole = 'read'",
@@ -198,7 +198,7 @@ fn a_token_that_cannot_be_used_is_an_error_at_its_field() {
         ),
         (
             "[admin]\ntoken = 'the-token-of-anna'\n[admin.tokens.anna]\ntoken = 'the-token-of-anna'\nrole = 'read'",
-            "admin.tokens.anna.token: `admin` has this token already: give each its own",
+            "admin.tokens.anna.token: `admin` already has this token: use another one",
         ),
         (
             "[admin]\ntoken = 'the-token-of-anna'\n[admin.tokens.admin]\ntoken = 'the-token-of-ben-'\nrole = 'read'",
@@ -210,7 +210,7 @@ fn a_token_that_cannot_be_used_is_an_error_at_its_field() {
         ),
         (
             "[admin.tokens]\nanna = 'the-token-of-anna'",
-            "a table belongs here",
+            "expected a table",
         ),
     ] {
         let error = Config::from_toml(text).unwrap_err().to_string();

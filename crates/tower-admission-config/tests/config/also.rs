@@ -678,7 +678,7 @@ fn circles_and_unknown_names_are_errors() {
         (
             "[groups.a]\nalso = ['b']\n[groups.c]",
             "groups.a.also",
-            "there is no group \"b\"; there are `a`, `c`",
+            "unknown group \"b\"; the groups are `a`, `c`",
         ),
         ("[groups.a]\nalso = ['a']", "groups.a.also", "`a` names `a`"),
         (
@@ -689,12 +689,12 @@ fn circles_and_unknown_names_are_errors() {
         (
             "[groups.a]\nalso = ['b', 'b']\n[groups.b]",
             "groups.a.also",
-            "group `b` is there twice",
+            "group `b` occurs twice",
         ),
         (
             "[groups.a]\nalso = ['b', 'c']\n[groups.b]\nalso = ['d']\n[groups.c]\nalso = ['d']\n[groups.d]",
             "groups.a.also",
-            "group `d` is there twice",
+            "group `d` occurs twice",
         ),
         (
             "[groups.a]\nalso = ['b', 'c', 'd', 'e']\n[groups.b]\n[groups.c]\n[groups.d]\n[groups.e]",

@@ -91,7 +91,7 @@ fn a_cost_has_a_name_of_its_own() {
     };
     assert!(wrong(&["one"]).contains("built in"));
     assert!(wrong(&["two words"]).contains("not a word"));
-    assert!(wrong(&["a", "b", "a"]).contains("\"a\" is there twice"));
+    assert!(wrong(&["a", "b", "a"]).contains("\"a\" occurs twice"));
 }
 
 #[tokio::test]

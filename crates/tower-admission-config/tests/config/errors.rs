@@ -57,23 +57,25 @@ fn what_is_wrong_says_where_and_what_would_be_right() {
     for (text, expected) in [
         (
             "[groups.api]\npath = ''",
-            "groups.api.path: \"\" is no path: one begins with `/`, such as \"/api\"",
+            "groups.api.path: \"\" is not a path: a path begins with `/`, such as \"/api\"",
         ),
         (
             "[groups.api]\npath = []",
-            "groups.api.path: \"\" is no path: one begins with `/`",
+            "groups.api.path: \"\" is not a path: a path begins with `/`",
         ),
         (
             "[groups.api]\npath = ' , '",
-            "groups.api.path: \"\" is no path: one begins with `/`",
+            "groups.api.path: \"\" is not a path: a path begins with `/`",
         ),
         (
             "[groups.api]\nrate = '1/0s'",
-            "groups.api.rate: \"1/0s\" is no quota: the period is 0; write a period above 0, as in `10/s`",
+            "groups.api.rate: \"1/0s\" is not a valid quota: the period is 0; write a period above 0, as in \
+                    `10/s`",
         ),
         (
             "[groups.api]\nrate = '0/0s'",
-            "groups.api.rate: \"0/0s\" is no quota: the period is 0; write a period above 0, as in `10/s`",
+            "groups.api.rate: \"0/0s\" is not a valid quota: the period is 0; write a period above 0, as in \
+                    `10/s`",
         ),
         (
             "[admin]\ntoken = 'short'",
@@ -105,34 +107,34 @@ fn what_is_wrong_says_where_and_what_would_be_right() {
         ),
         (
             "[groups.api]\nrate = '1/s'\nrates = { a = '1/s' }",
-            "groups.api.rate: give either `rate` or `rates`",
+            "groups.api.rate: use either `rate` or `rates`",
         ),
         ("[groups.api]\nconcurrency = -1", "groups.api.concurrency: "),
         (
             "[groups.api]\nconcurrency = 'many'",
-            "groups.api.concurrency: a whole number from 0 to ",
+            "groups.api.concurrency: expected a whole number from 0 to ",
         ),
         (
             "[groups.api]\npath = 'api'",
-            "groups.api.path: \"api\" is no path: one begins with `/`, such as \"/api\"",
+            "groups.api.path: \"api\" is not a path: a path begins with `/`, such as \"/api\"",
         ),
         (
             "[groups.api]\nexclude = ['health']",
-            "groups.api.exclude: \"health\" is no path: one begins with `/`",
+            "groups.api.exclude: \"health\" is not a path: a path begins with `/`",
         ),
         (
             "[groups.api]\nexclude = ['/a/*']",
-            "groups.api.exclude: \"/a/*\" is no pattern: a parameter is a whole segment",
+            "groups.api.exclude: \"/a/*\" is not a valid pattern: a parameter is a whole segment",
         ),
         (
             "[groups.api]\nkey = 'a cookie'",
-            "groups.api.key: \"a cookie\" is none of `token`, `bearer`, `api-key`, `ip`, `shared`, \
-             `header X-User`",
+            "groups.api.key: \"a cookie\" is not one of `token`, `bearer`, `api-key`, `ip`, `shared`, \
+                    `header X-User`",
         ),
         (
             "[groups.api]\nkey = 'header X-User'",
-            "groups.api.key: a client can make this header up: list the proxies that write it in \
-             `clients.trusted_proxies`",
+            "groups.api.key: a client can forge this header: list the proxies that write it in \
+                    `clients.trusted_proxies`",
         ),
         (
             "[clients]\ntrusted_hops = 1\n[groups.api]\nkey = 'header X-User'",
@@ -140,20 +142,20 @@ fn what_is_wrong_says_where_and_what_would_be_right() {
         ),
         (
             "[groups.api]\nkey = 'header x user'",
-            "groups.api.key: \"x user\" is no header, such as `X-User`",
+            "groups.api.key: \"x user\" is not the name of a header, such as `X-User`",
         ),
         (
             "[groups.api]\nkey = 'header '",
-            "groups.api.key: \"\" is no header, such as `X-User`",
+            "groups.api.key: \"\" is not the name of a header, such as `X-User`",
         ),
         (
             "[groups.api]\nkey = 'header X-Api-Key'",
-            "groups.api.key: \"X-Api-Key\" is no header for an identity; for credentials use `bearer`",
+            "groups.api.key: \"X-Api-Key\" cannot hold an identity: for credentials use `bearer`",
         ),
         (
             "[clients]\nforwarded_header = 'x-real-ip'",
-            "clients.forwarded_header: \"x-real-ip\" is none of `x-forwarded-for`, `forwarded`, \
-             `single X-Real-IP`",
+            "clients.forwarded_header: \"x-real-ip\" is not one of `x-forwarded-for`, `forwarded`, `single \
+                    X-Real-IP`",
         ),
         (
             "[clients]\nforwarded_header = 'single x y'",
@@ -161,7 +163,7 @@ fn what_is_wrong_says_where_and_what_would_be_right() {
         ),
         (
             "[clients]\ntrusted_hops = 256",
-            "clients.trusted_hops: a whole number from 0 to 255",
+            "clients.trusted_hops: expected a whole number from 0 to 255",
         ),
         (
             "[clients]\ntrusted_hops = 1\ntrusted_proxies = '10.0.0.0/8'",
@@ -173,35 +175,35 @@ fn what_is_wrong_says_where_and_what_would_be_right() {
         ),
         (
             "[groups.api]\nexclude = ['/api/../health']",
-            "groups.api.exclude: \"/api/../health\" has a `.` or `..` segment: leave it out",
+            "groups.api.exclude: \"/api/../health\" has a `.` or `..` segment: remove it",
         ),
         (
             "[groups.api]\nheaders = 'yes'",
-            "groups.api.headers: \"yes\" is none of `draft`, `draft-6`, `legacy`, `legacy-epoch`, `off`",
+            "groups.api.headers: \"yes\" is not one of `draft`, `draft-6`, `legacy`, `legacy-epoch`, `off`",
         ),
         (
             "[groups.a]\npath = '/x'\n[groups.b]\npath = '/x/'",
-            "groups.b.path: group `a` has this path already",
+            "groups.b.path: group `a` already has this path",
         ),
         (
             "[groups.a]\n[groups.b]\nname = 'a'",
-            "groups.b.name: group `a` is called `a` already",
+            "groups.b.name: group `a` already has the name `a`",
         ),
         (
             "[groups.a]\nrates = { ip = '5/h' }\nrate_per_ip = '9/h'",
-            "groups.a.rate_per_ip: `groups.a.rates.ip` is called `a.ip` already",
+            "groups.a.rate_per_ip: `groups.a.rates.ip` already has the name `a.ip`",
         ),
         (
             "[groups.a]\nrates = { b = '5/h' }\n[groups.'a.b']",
-            "groups.a.rates.b: group `a.b` is called `a.b` already",
+            "groups.a.rates.b: group `a.b` already has the name `a.b`",
         ),
         (
             "[groups.a]\nname = 'x.ip'\n[groups.x]\nrate_per_ip = '0'",
-            "groups.x.rate_per_ip: group `a` is called `x.ip` already",
+            "groups.x.rate_per_ip: group `a` already has the name `x.ip`",
         ),
         (
             "[groups.a]\nname = 'x'\nrates = { 'y.z' = '5/h' }\n[groups.b]\nname = 'x.y'\nrates = { z = '1/s' }",
-            "groups.b.rates.z: `groups.a.rates.y.z` is called `x.y.z` already",
+            "groups.b.rates.z: `groups.a.rates.y.z` already has the name `x.y.z`",
         ),
         (
             "[groups.a]\nname = ''\n[groups.b]",
@@ -209,12 +211,12 @@ fn what_is_wrong_says_where_and_what_would_be_right() {
         ),
         (
             "[clients]\ntrusted_proxies = ['10.0.0.0/33']",
-            "clients.trusted_proxies: \"10.0.0.0/33\" is no network, such as",
+            "clients.trusted_proxies: \"10.0.0.0/33\" is not a network, such as",
         ),
         (
             "[clients]\ntrusted_proxies = ['10.0.0.5/3']",
-            "clients.trusted_proxies: \"10.0.0.5/3\": the address has bits behind the prefix, the network is \
-             \"0.0.0.0/3\"",
+            "clients.trusted_proxies: \"10.0.0.5/3\": the address has bits after the prefix: the network is \
+                    \"0.0.0.0/3\"",
         ),
         (
             "[clients]\ntrusted_proxies = '2001:db8::1/32'",
@@ -222,11 +224,11 @@ fn what_is_wrong_says_where_and_what_would_be_right() {
         ),
         (
             "[lists]\ndeny = ['ip:192.0.2.1', 'ip:192.0.2.1/32 until 2026-12-01T00:00:00Z']",
-            "lists.deny: \"ip:192.0.2.1/32\": this key is there twice",
+            "lists.deny: \"ip:192.0.2.1/32\": this key occurs twice",
         ),
         (
             "[lists]\nallow = ['bearer:hunter2', 'bearer: hunter2']",
-            "lists.allow: a key of the kind \"bearer\": this key is there twice",
+            "lists.allow: a key of the kind \"bearer\": this key occurs twice",
         ),
         (
             "[lists]\ndeny = ['shared']",
@@ -239,8 +241,8 @@ fn what_is_wrong_says_where_and_what_would_be_right() {
         (
             "[lists]\ndeny = ['X-User:eve']\n[clients]\ntrust_unix_socket = true\n\
              [groups.api]\nkey = 'header X-User'",
-            "lists.deny: a key of the kind \"X-User\": keys of `header X-User` are named in lowercase: write \
-             `x-user:..`",
+            "lists.deny: a key of the kind \"X-User\": keys of `header X-User` have lowercase names: write \
+                    `x-user:..`",
         ),
         (
             "[clients]\ntrust_unix_socket = true\n[groups.api]\nkey = 'header X-User'\n[limits]\n\
@@ -249,7 +251,7 @@ fn what_is_wrong_says_where_and_what_would_be_right() {
         ),
         (
             "[limits]\n'org:acme' = '1/s'\n'org: acme' = '2/s'",
-            "limits.\"org:acme\": this key is there twice",
+            "limits.\"org:acme\": this key occurs twice",
         ),
         (
             "[clients]\nipv6_prefix = 129",
@@ -265,7 +267,7 @@ fn what_is_wrong_says_where_and_what_would_be_right() {
         ),
         (
             "[store]\nurl = 'http://hunter2@x'\nsecret = '000102030405060708090a0b0c0d0e0f'",
-            "store.url: this is no URL of Redis, such as \"redis://",
+            "store.url: this is not a URL of Redis, such as \"redis://",
         ),
         #[cfg(feature = "redis-tls")]
         (
@@ -281,7 +283,7 @@ fn what_is_wrong_says_where_and_what_would_be_right() {
         ),
         (
             "[store]\ndeadline = '25'",
-            "store.deadline: \"25\" is no time, such as \"25ms\"",
+            "store.deadline: \"25\" is not a duration, such as \"25ms\"",
         ),
         (
             "[store]\non_failure = 'local share'",
@@ -289,14 +291,14 @@ fn what_is_wrong_says_where_and_what_would_be_right() {
         ),
         (
             "[store]\non_failure = 'panic'",
-            "store.on_failure: \"panic\" is none of `open`, `closed`, `local share`",
+            "store.on_failure: \"panic\" is not one of `open`, `closed`, `local share`",
         ),
         (
             "[groups.a]\non_failure = 'local share'",
             "groups.a.on_failure: for a local share",
         ),
-        ("[groups.api\n", "this is no TOML: unclosed table"),
-        ("[admin]\ntoken = 'hunter2\n", "this is no TOML: "),
+        ("[groups.api\n", "invalid TOML: unclosed table"),
+        ("[admin]\ntoken = 'hunter2\n", "invalid TOML: "),
     ] {
         let file = File::new(text);
         let error = file.load(&[]).unwrap_err().to_string();
@@ -391,7 +393,8 @@ fn the_environment_goes_before_the_file() {
         ),
         (
             "ADMISSION_groups__api__rate",
-            "ADMISSION_groups__api__rate: groups.api.rate: \"1 s\" is no quota: expected a count per",
+            "ADMISSION_groups__api__rate: groups.api.rate: \"1 s\" is not a valid quota: expected a count \
+                    per",
         ),
         (
             "ADMISSION_GROUPS__A.B__RATE",
@@ -407,11 +410,12 @@ fn the_environment_goes_before_the_file() {
         ),
         (
             "ADMISSION_GROUPS__API_RATE",
-            "ADMISSION_GROUPS__API_RATE: groups.api_rate: a table belongs here: two underscores stand for each dot",
+            "ADMISSION_GROUPS__API_RATE: groups.api_rate: expected a table: write two underscores for each \
+                    dot",
         ),
         (
             "ADMISSION_STORE__URL__X",
-            "ADMISSION_STORE__URL__X: store.url: a text belongs here",
+            "ADMISSION_STORE__URL__X: store.url: expected text",
         ),
     ] {
         let error = file.load(&[(variable, "1 s")]).unwrap_err().to_string();
@@ -442,50 +446,51 @@ fn an_error_names_line_and_column_and_what_is_written() {
     for (text, expected) in [
         (
             "[groups.api]\npath = '/api'\nrate = '10/fortnight'",
-            format!("3:8: groups.api.rate: \"10/fortnight\" is no quota: {units}"),
+            format!("3:8: groups.api.rate: \"10/fortnight\" is not a valid quota: {units}"),
         ),
         (
             "[groups.api]\nrates = { a = '1/s', b = '-5/s' }",
-            format!("2:26: groups.api.rates.b: \"-5/s\" is no quota: {count}"),
+            format!("2:26: groups.api.rates.b: \"-5/s\" is not a valid quota: {count}"),
         ),
         (
             "# ä\ngroups.'a b'.tiers.pro.rate = 5",
-            "2:31: groups.a b.tiers.pro.rate: a text belongs here, not 5".to_owned(),
+            "2:31: groups.a b.tiers.pro.rate: expected text, not 5".to_owned(),
         ),
         (
             "[groups.api]\nconcurrency = 99_999_999_999_999_999_999",
-            "2:15: groups.api.concurrency: a whole number from 0 to 9223372036854775807 belongs here, not \
-             99_999_999_999_999_999_999"
+            "2:15: groups.api.concurrency: expected a whole number from 0 to 9223372036854775807, not \
+                    99_999_999_999_999_999_999"
                 .to_owned(),
         ),
         (
             "[groups.api]\nrate = '5000000000/s'",
-            "2:8: groups.api.rate: \"5000000000/s\" is no quota: the count is too large; at most \
-             4294967295, including the burst of a sliding quota"
+            "2:8: groups.api.rate: \"5000000000/s\" is not a valid quota: the count is too large; at most \
+                    4294967295, including the burst of a sliding quota"
                 .to_owned(),
         ),
         (
             "[clients]\nipv6_prefix = 300",
-            "2:15: clients.ipv6_prefix: a whole number from 0 to 255 belongs here, not 300".to_owned(),
+            "2:15: clients.ipv6_prefix: expected a whole number from 0 to 255, not 300".to_owned(),
         ),
         (
             "[groups.api]\nconcurrency = 'many'",
-            "2:15: groups.api.concurrency: a whole number from 0 to 9223372036854775807 belongs here, not 'many'"
+            "2:15: groups.api.concurrency: expected a whole number from 0 to 9223372036854775807, not \
+                    'many'"
                 .to_owned(),
         ),
         // What is found later, or is not there.
         (
             "[groups.a]\npath = '/x'\n\n[groups.b]\n  path = ['/x', '/y']",
-            "5:10: groups.b.path: group `a` has this path already".to_owned(),
+            "5:10: groups.b.path: group `a` already has this path".to_owned(),
         ),
         (
             "[groups.a]\n[groups.b]\nname = 'a'",
-            "3:8: groups.b.name: group `a` is called `a` already".to_owned(),
+            "3:8: groups.b.name: group `a` already has the name `a`".to_owned(),
         ),
         (
             "\n[store]\nurl = 'redis://127.0.0.1'",
-            "2:2: store.secret: replicas that share a store need `store.secret`, 32 hexadecimal digits that are \
-             the same in all"
+            "2:2: store.secret: a shared store needs `store.secret`: 32 hexadecimal digits, the same in all \
+                    replicas"
                 .to_owned(),
         ),
         // It is the name that is wrong.
@@ -494,7 +499,7 @@ fn an_error_names_line_and_column_and_what_is_written() {
             "2:1: groups.api: unknown field `raet`, expected one of".to_owned(),
         ),
         ("[groups.api]\n[group.b]", "2:2: unknown field `group`, expected one of".to_owned()),
-        ("[groups.api\n", "1:12: this is no TOML: unclosed table".to_owned()),
+        ("[groups.api\n", "1:12: invalid TOML: unclosed table".to_owned()),
     ] {
         let file = File::new(text);
         let error = file.load(&[]).unwrap_err();
@@ -512,17 +517,20 @@ fn an_error_names_line_and_column_and_what_is_written() {
     );
     assert_eq!((error.line(), error.column()), (Some(2), Some(8)));
     let error = Config::from_toml("[groups.api").unwrap_err().to_string();
-    assert!(error.starts_with("1:12: this is no TOML: "), "{error}");
+    assert!(error.starts_with("1:12: invalid TOML: "), "{error}");
 }
 
 #[test]
 fn a_typing_error_is_told_with_what_is_meant() {
     for (text, meant) in [
-        ("[groups.api]\nraet = '1/s'", "; is `rate` meant?"),
-        ("[groups.api]\nPath = '/'", "; is `path` meant?"),
-        ("[group.api]", "; is `groups` meant?"),
-        ("[stor]", "; is `store` meant?"),
-        ("[groups.api.tiers.pro]\nratess = {}", "; is `rates` meant?"),
+        ("[groups.api]\nraet = '1/s'", "; did you mean `rate`?"),
+        ("[groups.api]\nPath = '/'", "; did you mean `path`?"),
+        ("[group.api]", "; did you mean `groups`?"),
+        ("[stor]", "; did you mean `store`?"),
+        (
+            "[groups.api.tiers.pro]\nratess = {}",
+            "; did you mean `rates`?",
+        ),
     ] {
         let error = Config::from_toml(text).unwrap_err().to_string();
         assert!(error.ends_with(meant), "{error}");
@@ -561,5 +569,8 @@ fn a_group_that_is_not_there_has_no_layer() {
     let admission = Admission::new(&Config::from_toml("[groups.api]").unwrap()).unwrap();
     assert!(admission.layer_of("api").is_ok());
     let error = admission.layer_of("apis").unwrap_err();
-    assert_eq!(error.to_string(), "groups.apis: there is no such group");
+    assert_eq!(
+        error.to_string(),
+        "groups.apis: the configuration has no such group"
+    );
 }

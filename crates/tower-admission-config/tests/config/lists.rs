@@ -298,11 +298,11 @@ fn what_is_wrong_is_told_without_what_may_be_a_secret() {
         ),
         (
             "deny = ['ip:203.0.113.7 until tomorrow']",
-            "\"tomorrow\" is no time, such as \"2026-12-01T00:00:00Z\"",
+            "\"tomorrow\" is not a time, such as \"2026-12-01T00:00:00Z\"",
         ),
         ("allow = ['203.0.113.7']", "a key is written as kind:name"),
         ("allow = ['Bearer:hunter2']", "a key of the kind \"Bearer\""),
-        ("deny = [17]", "a text or a list of texts belongs here"),
+        ("deny = [17]", "expected text or a list of texts"),
         ("allow_header = 'hunter2'", "such as \"X-Internal: probe\""),
         (
             "allow_header = 'x-internal:'",

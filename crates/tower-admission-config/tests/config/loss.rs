@@ -90,10 +90,10 @@ fn what_appears_disappears_and_changes_is_logged() {
     let admission = Admission::new(&config(before)).unwrap();
     let log = logged(|| admission.reload(&config(after)).unwrap());
     for line in [
-        r#"WARN this group is gone, with its limits group="old" fields="path = \"/old\", rates.a = \"1/s\", rates.b = \"2/s\"""#,
-        r#"INFO this group is new group="new" fields="concurrency = 7, path = \"/new\"""#,
-        r#"INFO this group changes group="api" changes="concurrency from 5 to its default, headers from its default to \"off\", path from \"/api\" to [\"/api\", \"/v2\"], rate from \"5/h\" to \"6/h\"""#,
-        r#"INFO settings change changes="admin.token from (not shown) to (not shown), clients.trusted_proxies from its default to [\"10.0.0.0/8\"], store.prefix from (not shown) to its default""#,
+        r#"WARN a group was removed, with its limits group="old" fields="path = \"/old\", rates.a = \"1/s\", rates.b = \"2/s\"""#,
+        r#"INFO a group was added group="new" fields="concurrency = 7, path = \"/new\"""#,
+        r#"INFO a group changed group="api" changes="concurrency from 5 to its default, headers from its default to \"off\", path from \"/api\" to [\"/api\", \"/v2\"], rate from \"5/h\" to \"6/h\"""#,
+        r#"INFO settings changed changes="admin.token from (not shown) to (not shown), clients.trusted_proxies from its default to [\"10.0.0.0/8\"], store.prefix from (not shown) to its default""#,
         "INFO the new configuration is applied",
     ] {
         assert!(log.iter().any(|logged| logged == line), "{line}\n{log:#?}");
@@ -110,7 +110,7 @@ fn what_appears_disappears_and_changes_is_logged() {
     let log = logged(|| drop(admission.reload(&config("")).unwrap_err()));
     let [line] = &log[..] else { panic!("{log:?}") };
     assert!(
-        line.starts_with("ERROR the new configuration is rejected; limits stay as they are"),
+        line.starts_with("ERROR the new configuration is rejected; the running limits stay"),
         "{line}"
     );
     assert!(line.contains("would go the limits of: api, new"), "{line}");
@@ -122,7 +122,7 @@ fn a_url_in_a_group_is_not_logged() {
     let admission = Admission::new(&group("one")).unwrap();
     let log = logged(|| admission.reload(&group("redis://:hunter2@h")).unwrap());
     assert!(
-        log.iter().any(|line| line.contains("this group changes")),
+        log.iter().any(|line| line.contains("a group changed")),
         "{log:?}"
     );
     assert!(!log.join("\n").contains("hunter2"), "{log:?}");
@@ -238,8 +238,8 @@ fn a_file_is_reloaded_at_once() {
     let [changes, hidden, applied] = &log[..] else {
         panic!("{log:?}")
     };
-    let expected = "WARN this field of the file changes without effect: a variable sets it \
-                    field=\"groups.api.rate\" variable=\"ADMISSION_GROUPS__API__RATE\"";
+    let expected = "WARN a changed field of the file has no effect: a variable sets it field=\"groups.api.rate\" \
+            variable=\"ADMISSION_GROUPS__API__RATE\"";
     assert_eq!(changes, expected);
     assert!(hidden.starts_with("WARN this has no effect"), "{hidden}");
     assert_eq!(applied, "INFO the new configuration is applied");

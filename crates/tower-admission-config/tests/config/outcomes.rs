@@ -83,12 +83,12 @@ async fn a_group_is_enforced_for_a_part_of_its_keys() {
 #[test]
 fn a_wrong_outcome_or_percentage_is_told() {
     for (line, problem) in [
-        ("count = '4x'", "\"4x\" is no status: use"),
-        ("count = ''", "\"\" is no status: use"),
-        ("count = []", "\"\" is no status: use"),
-        ("count = 401", "a text or a list of texts belongs here"),
+        ("count = '4x'", "\"4x\" is not a status: use"),
+        ("count = ''", "\"\" is not a status: use"),
+        ("count = []", "\"\" is not a status: use"),
+        ("count = 401", "expected text or a list of texts"),
         ("enforce = 101", "use 0 to 100"),
-        ("enforce = '25%'", "a whole number from 0 to 255"),
+        ("enforce = '25%'", "expected a whole number from 0 to 255"),
         ("enforce = 25\ndry_run = true", "use either `enforce` or"),
     ] {
         let error = Config::from_toml(&format!("{LOGINS}{line}")).unwrap_err();

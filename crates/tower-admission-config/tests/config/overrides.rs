@@ -59,7 +59,7 @@ async fn a_change_is_logged_without_credentials() {
     });
     let changes: Vec<_> = lines
         .iter()
-        .filter(|line| line.contains("an override of the file changes"))
+        .filter(|line| line.contains("an override of the file changed"))
         .collect();
     assert_eq!(changes.len(), 4, "{lines:?}");
     assert!(
@@ -161,9 +161,9 @@ fn a_tier_that_is_spelled_wrong_is_warned_of() {
     let [warning] = &config.warnings()[..] else {
         panic!("{:?}", config.warnings())
     };
-    let expected = "limits.\"org:a\": there is no tier `prro`: is `pro` meant?";
+    let expected = "limits.\"org:a\": unknown tier `prro`: did you mean `pro`?";
     assert_eq!(warning.to_string(), expected);
-    assert!(!warning.may_be_meant());
+    assert!(!warning.may_be_intended());
 }
 
 /// An operator switches off limits in an incident, and the service restarts then.
@@ -247,12 +247,12 @@ fn the_first_of_many_changes_are_logged() {
     let lines = logged(|| admission.reload(&with(&many)).unwrap());
     let changes = lines
         .iter()
-        .filter(|line| line.contains("an override of the file changes"));
+        .filter(|line| line.contains("an override of the file changed"));
     assert_eq!(changes.count(), 20);
     assert!(
         lines
             .iter()
-            .any(|line| line.ends_with("more overrides of the file change more=30")),
+            .any(|line| line.ends_with("more overrides of the file changed more=30")),
         "{lines:?}"
     );
 }

@@ -307,31 +307,31 @@ fn groups_that_select_the_same_are_an_error() {
             "path = '/u/{a}'",
             "path = '/u/{b}/'",
             "path",
-            "group `a` has this path already",
+            "group `a` already has this path",
         ),
         (
             "path = '/u'\nmethods = ['GET', 'POST']",
             "path = '/u'\nmethods = 'post'",
             "path",
-            "group `a` has POST of this path already",
+            "group `a` already has POST of this path",
         ),
         (
             "hosts = 'a.test'",
             "hosts = ['b.test', 'A.test']",
             "hosts",
-            "group `a` has this host already",
+            "group `a` already has this host",
         ),
         (
             "methods = 'PUT'",
             "methods = 'PUT'",
             "methods",
-            "group `a` has PUT of all paths already",
+            "group `a` already has PUT of all paths",
         ),
         (
             "grpc = 'a.*'",
             "grpc = ['b.*', 'a.*']",
             "grpc",
-            "group `a` has this grpc already",
+            "group `a` already has this grpc",
         ),
     ] {
         let text = format!("[groups.a]\n{one}\n[groups.b]\n{other}");

@@ -72,7 +72,7 @@ async fn leases_change_at_once() {
     let streams = admission.leases("streams").unwrap();
     assert_eq!(taken(&streams, &acme()).await, (1, Reason::KeyAtCapacity));
     let error = admission.leases("other").unwrap_err().to_string();
-    assert_eq!(error, "leases.other: there is no such table");
+    assert_eq!(error, "leases.other: the configuration has no such table");
 }
 
 #[tokio::test]
@@ -185,13 +185,13 @@ fn what_is_wrong_names_the_field() {
         ("[leases.'a=b']\ntotal = 3", "leases."),
         (
             "[leases.api]\ntotal = 3\n[groups.api]\npath = '/api'\nrate = '1/s'",
-            "leases.api: group `api` is called `api` already",
+            "leases.api: group `api` already has the name `api`",
         ),
         (
             "[leases.jobs]\ntotal = 3\non_failure = 'local share'",
             "leases.jobs.on_failure: ",
         ),
-        ("enabled = 'no'", "enabled: `true` or `false` belongs here"),
+        ("enabled = 'no'", "enabled: expected `true` or `false`"),
         #[cfg(feature = "axum")]
         (
             "[sockets.jobs]\nmessages = 'many'\n[leases.jobs]\ntotal = 3",
@@ -200,7 +200,7 @@ fn what_is_wrong_names_the_field() {
         #[cfg(feature = "axum")]
         (
             "[sockets.jobs]\nconnections = 1\n[leases.jobs]\ntotal = 3",
-            "sockets.jobs: `leases.jobs` is called `jobs` already",
+            "sockets.jobs: `leases.jobs` already has the name `jobs`",
         ),
     ] {
         let error = Config::from_toml(text).unwrap_err().to_string();

@@ -120,8 +120,8 @@ fn variables_of_numbers_and_booleans_are_read_strictly() {
 
 #[test]
 fn nothing_is_made_of_another_type() {
-    let whole = "a whole number from 0 to ";
-    let text = "a text belongs here";
+    let whole = "expected a whole number from 0 to ";
+    let text = "expected text";
     for (written, field, expected) in [
         (
             "[groups.api]\nconcurrency = 1.9",
@@ -165,16 +165,12 @@ fn nothing_is_made_of_another_type() {
             "groups.api.path",
             "a text or a list of texts",
         ),
-        ("[groups]\napi = 5", "groups.api", "a table belongs here"),
-        (
-            "groups = [{ rate = '5/h' }]",
-            "groups",
-            "a table belongs here",
-        ),
+        ("[groups]\napi = 5", "groups.api", "expected a table"),
+        ("groups = [{ rate = '5/h' }]", "groups", "expected a table"),
         (
             "[store]\nreplicas = 4.7",
             "store.replicas",
-            "a whole number from 0 to 4294967295",
+            "expected a whole number from 0 to 4294967295",
         ),
         ("[store]\nprefix = 1", "store.prefix", text),
         (
@@ -185,7 +181,7 @@ fn nothing_is_made_of_another_type() {
         (
             "[clients]\nipv6_prefix = 300",
             "clients.ipv6_prefix",
-            "a whole number from 0 to 255",
+            "expected a whole number from 0 to 255",
         ),
         ("[admin]\ntoken = 123456", "admin.token", text),
     ] {

@@ -59,7 +59,8 @@ fn each_warning_says_where_it_is_from() {
         (
             "[groups.api]\npath = '/'\nrate = '1/s'\non_failure = 'closed'",
             NoStore,
-            "F:4:14: groups.api.on_failure: without `store.url` limits are counted in memory, which does not fail",
+            "F:4:14: groups.api.on_failure: without `store.url`, limits count in memory, which does not \
+                    fail",
         ),
         (
             "[leases.jobs]\ntotal = 1\non_failure = 'closed'",
@@ -96,7 +97,7 @@ fn what_is_meant_is_not_warned_of() {
         .to_string();
     assert_eq!(
         error,
-        "groups.api.path: `off` is alone here, not ['off', '/api']"
+        "groups.api.path: `off` cannot be in a list with others, not ['off', '/api']"
     );
 }
 
@@ -116,13 +117,13 @@ fn groups_that_only_variables_make_are_warned_of() {
         ),
         (
             ("ADMISSION_GROUPS__APY__RATE", "5/s"),
-            "ADMISSION_GROUPS__APY__RATE: groups.apy: no group of the file is called so, and this one has no \
-             path: is `api` meant?",
+            "ADMISSION_GROUPS__APY__RATE: groups.apy: the file has no such group, and this one has no path: \
+                    did you mean `api`?",
         ),
         (
             ("ADMISSION_GROUPS__BATCH__RATE", "5/s"),
-            "ADMISSION_GROUPS__BATCH__RATE: groups.batch: no group of the file is called so, and this one has \
-             no path: no request",
+            "ADMISSION_GROUPS__BATCH__RATE: groups.batch: the file has no such group, and this one has no \
+                    path: no request",
         ),
     ] {
         let told = told(file, &[variable]);
@@ -157,9 +158,9 @@ fn a_field_that_a_variable_hides_is_warned_of_without_its_value() {
         panic!("{:?}", config.warnings())
     };
     assert_eq!(warning.kind(), WarningKind::HiddenByVariable);
-    assert!(warning.may_be_meant());
+    assert!(warning.may_be_intended());
     let expected = format!(
-        "{}:2:9: admin.token: the variable ADMISSION_ADMIN__TOKEN goes before this value",
+        "{}:2:9: admin.token: the variable ADMISSION_ADMIN__TOKEN overrides this value",
         file.path().display()
     );
     assert_eq!(warning.to_string(), expected);
@@ -199,14 +200,14 @@ fn parts_of_overrides_about_no_limit_are_warned_of() {
         limits("'org:a' = 'jbos=1 concurrent'\n'bearer:hunter2' = 'uploads=1/s'").warnings();
     let found: Vec<_> = found
         .iter()
-        .map(|found| (found.to_string(), found.may_be_meant()))
+        .map(|found| (found.to_string(), found.may_be_intended()))
         .collect();
     let [(near, false), (other, true)] = &found[..] else {
         panic!("{found:?}")
     };
     assert_eq!(
         near,
-        "limits.\"org:a\": there is no limit `jbos`: is `jobs` meant?"
+        "limits.\"org:a\": unknown limit `jbos`: did you mean `jobs`?"
     );
     let expected =
         "limits.\"bearer:..\": there is no limit `uploads` in this configuration, and no effect";
@@ -227,8 +228,8 @@ fn variables_that_set_nothing_are_warned_of() {
     ] {
         let told = told(file, &[(variable, "hunter2")]);
         let expected = format!(
-            "{variable}: this variable is not read: two underscores stand for a dot, as in \
-             `ADMISSION_GROUPS__API__RATE`"
+            "{variable}: this variable is not read: write two underscores for a dot, as in \
+                    `ADMISSION_GROUPS__API__RATE`"
         );
         assert_eq!(told, [(WarningKind::UnreadVariable, expected)]);
     }
@@ -260,7 +261,7 @@ fn warnings_are_logged_at_start_and_on_reload() {
     let good = config("[groups.api]\npath = '/api'\nrate = '1/s'");
     let bad = config("[groups.api]\npath = '/api'\nrate = '1/s'\nexclude = '/health'");
     let warned = |log: Vec<String>| {
-        let of_it = |line: &&String| line.contains("this has no effect");
+        let of_it = |line: &&String| line.contains("a setting has no effect");
         let told: Vec<_> = log.iter().filter(of_it).collect();
         for line in &told {
             assert!(

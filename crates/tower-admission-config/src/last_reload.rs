@@ -1,4 +1,4 @@
-//! How the last reload went.
+//! The result of the last reload.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,37 +11,36 @@ use tower_admission::provider::since_epoch;
 use super::admission::Admission;
 use super::error::ConfigError;
 
-/// How the last reload went, or the start if there was none.
+/// The result of the last reload, or of the start if there was none.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct LastReload {
-    /// When it was.
+    /// The time of the reload.
     pub at: SystemTime,
-    /// When what is running was applied.
+    /// The time at which the running configuration was applied.
     pub succeeded_at: SystemTime,
-    /// Why it was rejected, or why a file cannot be read that was [followed](Admission::follow) or
-    /// [reloaded](Admission::reload_file), until it is read again. `None`:
-    /// it succeeded.
+    /// Why the reload was rejected, or why a [followed](Admission::follow) or [reloaded](Admission::reload_file) file
+    /// cannot be read. `None` if it succeeded.
     pub error: Option<ConfigError>,
 }
 
-/// How reloads go.
+/// The results of reloads, for metrics and for [`LastReload`].
 #[derive(Debug)]
-pub(super) struct Reloads(ArcSwap<State>);
+pub(super) struct ReloadStatus(ArcSwap<State>);
 
 #[derive(Clone, Debug)]
 struct State {
     at: Duration,
     succeeded_at: Duration,
     rejected: Option<ConfigError>,
-    /// Whether the configuration does not switch off all of its limits.
+    /// False if the configuration switches off all its limits.
     limits_enabled: bool,
-    /// Files that are away, whatever is applied meanwhile.
+    /// The files that cannot be read, whatever is applied in between.
     unreadable: BTreeMap<PathBuf, ConfigError>,
 }
 
-impl Reloads {
-    /// The start, which succeeded.
+impl ReloadStatus {
+    /// The status after a start.
     pub(super) fn new(limits_enabled: bool) -> Self {
         let now = since_epoch();
         let reloads = Self(ArcSwap::from_pointee(State {
@@ -55,7 +54,7 @@ impl Reloads {
         reloads
     }
 
-    /// Notes and logs how one went.
+    /// Records and logs the result of a reload.
     pub(super) fn note(&self, reloaded: &Result<(), ConfigError>) {
         let now = since_epoch();
         let rejected = reloaded.as_ref().err();
@@ -68,40 +67,40 @@ impl Reloads {
         });
         match rejected {
             Some(error) => {
-                tracing::error!(%error, "the new configuration is rejected; limits stay as they are")
+                tracing::error!(%error, "the new configuration is rejected; the running limits stay")
             }
             None => tracing::info!("the new configuration is applied"),
         }
     }
 
-    /// Notes and logs that one ended half-way.
+    /// Records and logs a reload that panicked.
     pub(super) fn note_panicked(&self, error: &ConfigError) {
         let now = since_epoch();
         self.change(|state| {
             state.at = now;
             state.rejected = Some(error.clone());
         });
-        tracing::error!(%error, "the new configuration is not applied as a whole");
+        tracing::error!(%error, "the new configuration is applied only in part");
     }
 
-    /// Notes and logs that a file cannot be read.
+    /// Records and logs that a file cannot be read.
     pub(super) fn note_unreadable(&self, file: &Path, error: &ConfigError) {
         let now = since_epoch();
         self.change(|state| {
             state.at = now;
             state.unreadable.insert(file.to_owned(), error.clone());
         });
-        tracing::error!(%error, "the configuration cannot be read; limits stay as they are");
+        tracing::error!(%error, "the configuration cannot be read; the running limits stay");
     }
 
-    /// Notes that a file was read.
+    /// Records that a file was read.
     pub(super) fn note_readable(&self, file: &Path) {
         if self.0.load().unreadable.contains_key(file) {
             self.change(|state| _ = state.unreadable.remove(file));
         }
     }
 
-    /// Notes whether what is running has limits that are on.
+    /// Records whether limits are enabled.
     pub(super) fn note_enabled(&self, limits_enabled: bool) {
         self.change(|state| state.limits_enabled = limits_enabled);
     }
@@ -123,7 +122,7 @@ impl Reloads {
         const SUCCESSFUL: &str = "admission_config_last_reload_successful";
         const SUCCEEDED_AT: &str = "admission_config_last_reload_success_timestamp_seconds";
         const ENABLED: &str = "admission_limits_enabled";
-        // To the recorder that is installed now.
+        // Describe them to the recorder that is installed now.
         describe_gauge!(
             SUCCESSFUL,
             Unit::Count,
@@ -132,7 +131,7 @@ impl Reloads {
         describe_gauge!(
             SUCCEEDED_AT,
             Unit::Seconds,
-            "When the configuration that is running was applied, since the Unix epoch."
+            "When the running configuration was applied, since the Unix epoch."
         );
         describe_gauge!(
             ENABLED,
@@ -166,11 +165,11 @@ impl State {
 }
 
 impl Admission {
-    /// How the last reload went, by [`reload`](Self::reload) or of a file that is [followed](Self::follow).
+    /// The result of the last reload, by [`reload`](Self::reload) or of a [followed](Self::follow) file.
     ///
-    /// With feature `metrics` it is also in two gauges, `admission_config_last_reload_successful` (1 or 0) and
-    /// `admission_config_last_reload_success_timestamp_seconds` (since the Unix epoch), on the recorder that is
-    /// installed; [`publish`](Self::publish) sets them for one that was installed later.
+    /// With the feature `metrics`, two gauges have it as well: `admission_config_last_reload_successful` (1 or 0) and
+    /// `admission_config_last_reload_success_timestamp_seconds` (since the Unix epoch). If you install the recorder later,
+    /// `Admission::publish` sets them.
     #[must_use]
     pub fn last_reload(&self) -> LastReload {
         self.reloads().last()

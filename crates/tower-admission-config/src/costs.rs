@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tower_admission::extract::RequestHead;
 
 use super::error::ConfigError;
-use super::text::{Text, shown};
+use super::text::{FromText, shown};
 
 /// The cost of a request.
 pub(super) type Cost = Arc<dyn Fn(RequestHead<'_>) -> u32 + Send + Sync>;
@@ -18,13 +18,13 @@ pub(super) enum CostSource {
     Named(String),
 }
 
-impl Text for CostSource {
+impl FromText for CostSource {
     fn read(text: &str) -> Result<Self, String> {
         let is_word = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
         match text {
             "one" => Ok(Self::One),
             _ if text.is_empty() || !text.bytes().all(is_word) => Err(format!(
-                "{} is no cost: use `one`, or a name of AdmissionBuilder::cost_by",
+                "{} is not a cost: use `one`, or a name of AdmissionBuilder::cost_by",
                 shown(text)
             )),
             _ => Ok(Self::Named(text.to_owned())),
@@ -48,9 +48,9 @@ impl Costs {
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         for (at, (name, _)) in self.named.iter().enumerate() {
             let problem = if CostSource::read(name) != Ok(CostSource::Named(name.clone())) {
-                "is `one`, which is built in, or not a word"
+                "is the built-in `one`, or not a word"
             } else if self.named[..at].iter().any(|(other, _)| other == name) {
-                "is there twice"
+                "occurs twice"
             } else {
                 continue;
             };

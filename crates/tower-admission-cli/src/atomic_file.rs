@@ -1,11 +1,11 @@
-//! Writes a file so that it is there whole, or as it was.
+//! Replaces a file atomically.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-/// Replaces a file by way of another one in the same folder, which is on the disk before it takes its place. What is no
-/// regular file, such as a pipe, is written to.
+/// Writes a temporary file in the same folder, syncs it, and renames it over the file. Writes directly to a path that is
+/// not a regular file, such as a pipe.
 pub(crate) fn replace(path: &Path, text: &str) -> io::Result<()> {
     let found = fs::metadata(path);
     if found.as_ref().is_ok_and(|found| !found.is_file()) {
@@ -14,7 +14,7 @@ pub(crate) fn replace(path: &Path, text: &str) -> io::Result<()> {
             .open(path)?
             .write_all(text.as_bytes());
     }
-    // A link stays one.
+    // Write through a link, so that it stays a link.
     let path = &match &found {
         Ok(_) => fs::canonicalize(path)?,
         Err(_) => path.to_owned(),
@@ -30,7 +30,7 @@ pub(crate) fn replace(path: &Path, text: &str) -> io::Result<()> {
         let _ = fs::remove_file(&beside);
         return written;
     }
-    // The new name is on the disk only with the folder.
+    // The rename is durable only after the folder is synced.
     #[cfg(unix)]
     File::open(folder(path))?.sync_all()?;
     Ok(())
@@ -39,7 +39,7 @@ pub(crate) fn replace(path: &Path, text: &str) -> io::Result<()> {
 fn write(path: &Path, text: &str) -> io::Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
-    // Notes are for operators.
+    // Notes are private to operators.
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     let mut file = options.open(path)?;
@@ -90,7 +90,7 @@ mod tests {
             fs::remove_file(&link).unwrap();
         }
         assert!(replace(&folder.join("none/limits.toml"), "").is_err());
-        // Nothing is left beside it.
+        // No temporary file is left.
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
         fs::remove_dir_all(&folder).unwrap();
     }

@@ -1,4 +1,4 @@
-//! What a change is compared with.
+//! The state that a reload is compared with.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -6,22 +6,22 @@ use std::sync::Arc;
 
 use tower_admission::provider::KnownNames;
 
-use super::kept::Kept;
+use super::fields::ConfigFields;
 use super::model::{Config, Store};
 use super::origin::Origin;
 use super::overrides::LimitsTable;
-use super::text::Hidden;
+use super::retired::RetiredLimiters;
+use super::text::Redacted;
 use super::variables::Variables;
 use super::warning::ConfigWarning;
-use super::written::Written;
 
 /// What a change is compared with.
-pub(super) struct Changing {
+pub(super) struct ReloadState {
     pub(super) store: Store,
-    pub(super) written: Written,
+    pub(super) written: ConfigFields,
     /// The fields of the file alone.
-    pub(super) file: Written,
-    pub(super) kept: Kept,
+    pub(super) file: ConfigFields,
+    pub(super) retired: RetiredLimiters,
     /// The overrides of the file.
     pub(super) base: LimitsTable,
     /// For operators, while something is switched off.
@@ -39,14 +39,14 @@ pub(super) struct Changing {
     held_back: Vec<ConfigWarning>,
 }
 
-impl Changing {
+impl ReloadState {
     /// From what is running at first.
     pub(super) fn new(config: &Config) -> Self {
         let mut changing = Self {
             store: config.store.clone(),
             written: config.written.clone(),
             file: config.file(),
-            kept: Kept::default(),
+            retired: RetiredLimiters::default(),
             base: LimitsTable::default(),
             switched_off: None,
             places: BTreeMap::new(),
@@ -113,7 +113,7 @@ impl Changing {
         let variables = variables.or_else(|| self.variables.clone());
         let origin = Origin {
             file: Some(file.to_owned()),
-            text: Hidden(text),
+            text: Redacted(text),
             variables: variables.unwrap_or_else(Variables::of_process),
         };
         self.note(&origin);

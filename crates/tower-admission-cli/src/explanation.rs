@@ -1,61 +1,61 @@
-//! Which limits apply to a key, as the admin endpoints answer it.
+//! The limits that apply to a key, in the JSON of the admin endpoints.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tower_admission::{KeyName, LimitExplanation, LimitVerdict, ListEntry, Listing, Reason};
 
-use crate::own::Time;
+use crate::override_json::Timestamp;
 use crate::usage::{Replica, Store};
 
-/// Which limits apply, and what a request would get.
+/// The limits that apply, and the decision for a request.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Explained {
+pub(crate) struct Explanation {
     pub(crate) key: String,
     #[serde(default)]
     pub(crate) address: Option<String>,
-    /// The limit that the key has of its own.
+    /// The override of the key.
     #[serde(default)]
     pub(crate) limit: Option<String>,
-    /// The entry of a list that decides, before any limit.
+    /// The list entry that decides before any limit.
     #[serde(default)]
-    pub(crate) listed: Option<Listed>,
+    pub(crate) listed: Option<ListEntryJson>,
     /// `path` or `all_paths`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) scope: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) groups: Option<Vec<Group>>,
-    pub(crate) limits: Vec<Row>,
-    /// What depends on the client's address, which was not given: limits, and `lists`.
+    pub(crate) limits: Vec<LimitRow>,
+    /// The limits that depend on the client address, which is unknown here, and `lists`.
     #[serde(default)]
     pub(crate) address_limits: Vec<String>,
-    /// `None` where the path decides, which was not given.
+    /// `None` if the path decides, which is unknown here.
     #[serde(default)]
-    pub(crate) now: Option<Now>,
-    /// What may decide as well, and is not known where it was asked.
+    pub(crate) now: Option<NextRequest>,
+    /// What may decide as well but is unknown to the server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) not_known: Option<String>,
-    /// The process that answers, where one does.
+    /// The answering process, if a service answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) replica: Option<Replica>,
-    /// Whether its store decides.
+    /// The status of its store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) store: Option<Store>,
 }
 
 /// An entry of an allow or deny list.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Listed {
+pub(crate) struct ListEntryJson {
     pub(crate) key: String,
     /// `deny` or `allow`.
     pub(crate) list: String,
     /// `override` or `file`.
     pub(crate) source: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) end: Option<Time>,
+    pub(crate) end: Option<Timestamp>,
 }
 
-/// A group of a service's configuration that the request is in.
+/// A group of the configuration that selects the request.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Group {
     pub(crate) name: String,
@@ -65,7 +65,7 @@ pub(crate) struct Group {
 
 /// One limit.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Row {
+pub(crate) struct LimitRow {
     pub(crate) name: String,
     pub(crate) sort: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -79,17 +79,17 @@ pub(crate) struct Row {
     pub(crate) tier: Option<String>,
     #[serde(default)]
     pub(crate) used: Option<u64>,
-    /// Where they were counted; a service of an older version does not say.
+    /// Where the usage is counted. A service of an older version does not send this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) counted_in: Option<String>,
-    /// Whether the next request does not get to it, or is exempt from it.
+    /// Whether the next request does not reach this limit, or is exempt from it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) is_skipped: bool,
     #[serde(flatten)]
     pub(crate) verdict: Verdict,
 }
 
-/// What a request would get.
+/// The decision for a request.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Verdict {
     /// `admitted`, `rejected` or `unknown`.
@@ -102,9 +102,9 @@ pub(crate) struct Verdict {
     pub(crate) retry_after_ms: Option<u64>,
 }
 
-/// What the next request would get.
+/// The decision for the next request.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Now {
+pub(crate) struct NextRequest {
     /// The limit that decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) limit: Option<String>,
@@ -114,22 +114,22 @@ pub(crate) struct Now {
     pub(crate) is_enforced: Option<bool>,
 }
 
-impl Explained {
-    /// Of limits that are all on one key, without the configuration of a service.
+impl Explanation {
+    /// An explanation of limits on one key, without the configuration of a service.
     pub(crate) fn new(
         key: &KeyName,
         own: Option<String>,
         limits: &[LimitExplanation],
         listed: Option<&ListEntry>,
     ) -> Self {
-        let rows = limits.iter().map(|limit| Row::new(key, limit, listed));
+        let rows = limits.iter().map(|limit| LimitRow::new(key, limit, listed));
         let rows: Vec<_> = rows.collect();
         let now = now(&rows, listed);
         Self {
             key: key.to_string(),
             address: None,
             limit: own,
-            listed: listed.map(Listed::from),
+            listed: listed.map(ListEntryJson::from),
             scope: Some("all_paths".to_owned()),
             groups: None,
             limits: rows,
@@ -141,15 +141,15 @@ impl Explained {
         }
     }
 
-    /// Which process counted what, for people: `None` where a store counts all.
+    /// The limits that one process counts alone, for people. `None` if a store counts all.
     pub(crate) fn counted(&self) -> Option<String> {
         let replica = self.replica.as_ref()?;
-        // Nothing was counted where the store does not answer.
+        // A store that does not answer counts nothing.
         let counted = self.limits.iter().filter(|row| row.used.is_some());
-        let mut alone = counted.clone().map(Row::is_counted_alone);
+        let mut alone = counted.clone().map(LimitRow::is_counted_alone);
         let what = match (alone.clone().any(|is| is), alone.all(|is| is)) {
             (false, _) => return None,
-            (true, true) => "all of it".to_owned(),
+            (true, true) => "everything".to_owned(),
             (true, false) => {
                 let names = counted.filter(|row| row.is_counted_alone());
                 let mut names: Vec<_> = names.map(|row| &*row.name).collect();
@@ -158,12 +158,12 @@ impl Explained {
             }
         };
         Some(format!(
-            "counted by {} (pid {}) alone: {what}. Other replicas count for themselves",
+            "only {} (pid {}) counts: {what}. Other replicas count separately",
             replica.host, replica.pid
         ))
     }
 
-    /// The numbers, for a line.
+    /// The limits in one line.
     pub(crate) fn brief(&self) -> String {
         let of_key = self.limits.iter().filter(|row| row.key.is_some());
         let mut brief: Vec<_> = of_key
@@ -177,18 +177,18 @@ impl Explained {
     }
 }
 
-impl From<&ListEntry> for Listed {
+impl From<&ListEntry> for ListEntryJson {
     fn from(entry: &ListEntry) -> Self {
         Self {
             key: entry.key.to_string(),
             list: entry.listing.as_str().to_owned(),
             source: entry.source.as_str().to_owned(),
-            end: entry.end.map(Time),
+            end: entry.end.map(Timestamp),
         }
     }
 }
 
-impl Listed {
+impl ListEntryJson {
     /// For people.
     pub(crate) fn text(&self) -> String {
         let what = match &*self.list {
@@ -199,19 +199,19 @@ impl Listed {
             .end
             .map_or(String::new(), |end| format!(" until {end}"));
         let source = match &*self.source {
-            "file" => "of the file",
+            "file" => "from the file",
             _ => "set at run time",
         };
         format!("{what} by {}{end} ({source})", self.key)
     }
 }
 
-impl Row {
+impl LimitRow {
     fn new(key: &KeyName, limit: &LimitExplanation, listed: Option<&ListEntry>) -> Self {
         let is_capacity = limit.is_total && limit.sort == "concurrency";
         let is_exempt = |entry: &ListEntry| entry.listing == Listing::Exempt;
         Self {
-            // Lists know no leases, and the capacity of a service counts exempt requests.
+            // Lists do not apply to leases, and exempt requests count in the total capacity.
             is_skipped: limit.sort != "lease"
                 && listed.is_some_and(|entry| !(is_exempt(entry) && is_capacity)),
             name: limit.name.to_string(),
@@ -231,11 +231,11 @@ impl Row {
         self.counted_in.as_deref() == Some("this process")
     }
 
-    /// Where the number is from, for people.
+    /// The source of the number, for people.
     pub(crate) fn source(&self) -> &str {
         match &*self.source {
-            "override" => "its own",
-            "stored_tier" => "its own tier",
+            "override" => "override",
+            "stored_tier" => "stored tier",
             "request_tier" => "tier of the request",
             other => other,
         }
@@ -256,7 +256,7 @@ impl Verdict {
             verdict: verdict.to_owned(),
             remaining,
             reason: reason.map(str::to_owned),
-            // Rounded up, so that waiting so long is enough.
+            // Round up, so that the wait is long enough.
             retry_after_ms: wait.map(|wait| wait.as_nanos().div_ceil(1_000_000) as u64),
         }
     }
@@ -287,13 +287,13 @@ impl Verdict {
     }
 }
 
-/// A permit is taken before a rate is charged, and of several rates the one with the longest wait is told, as a service
-/// does it.
+/// The decision over all limits, as a service makes it: permits come before rates, and of several rejecting rates the one
+/// with the longest wait is reported.
 ///
-/// `None` where it depends on which of the limits a request passes.
-fn now(rows: &[Row], listed: Option<&ListEntry>) -> Option<Now> {
+/// `None` if the decision depends on the limits that a request passes.
+fn now(rows: &[LimitRow], listed: Option<&ListEntry>) -> Option<NextRequest> {
     if let Some(banned) = listed.filter(|entry| entry.listing == Listing::Denied) {
-        return Some(Now {
+        return Some(NextRequest {
             limit: None,
             verdict: Verdict::new(LimitVerdict::Rejected {
                 reason: Reason::Banned,
@@ -313,7 +313,7 @@ fn now(rows: &[Row], listed: Option<&ListEntry>) -> Option<Now> {
     let rejected = passes.clone().filter(|row| row.verdict.is_rejected());
     let rejected = rejected.max_by_key(|row| {
         let wait = row.verdict.retry_after_ms;
-        // Without a time there is no use in waiting.
+        // A rejection without a time cannot be waited for.
         (row.sort == "concurrency", wait.is_none(), wait)
     });
     let least = || {
@@ -325,7 +325,7 @@ fn now(rows: &[Row], listed: Option<&ListEntry>) -> Option<Now> {
         || Verdict::new(LimitVerdict::Admitted { remaining: None }),
         |row| row.verdict.clone(),
     );
-    Some(Now {
+    Some(NextRequest {
         limit: decides.map(|row| row.name.clone()),
         verdict,
         is_enforced: None,

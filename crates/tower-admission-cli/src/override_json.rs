@@ -1,4 +1,4 @@
-//! An override as it is shown, and as the admin endpoints have it.
+//! An override in JSON, as the admin endpoints send it, and in text.
 
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,31 +11,31 @@ use crate::failure::Failure;
 
 /// The override of a key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Own {
+pub(crate) struct OverrideJson {
     pub(crate) limit: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) end: Option<Time>,
+    pub(crate) end: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) note: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) author: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) changed_at: Option<Time>,
+    pub(crate) changed_at: Option<Timestamp>,
 }
 
-/// An override in an answer: all of it, or its numbers alone.
+/// An override in an answer: the whole override, or only its limit.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
-pub(crate) enum Answered {
+pub(crate) enum OverrideAnswer {
     Limit(String),
-    Own(Own),
+    OverrideJson(OverrideJson),
 }
 
 /// A time in whole seconds: RFC 3339, or a number of seconds since the Unix epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Time(pub(crate) SystemTime);
+pub(crate) struct Timestamp(pub(crate) SystemTime);
 
-impl Own {
+impl OverrideJson {
     fn limit(limit: String) -> Self {
         Self {
             limit,
@@ -46,10 +46,10 @@ impl Own {
         }
     }
 
-    /// As the admin endpoints take it.
+    /// The JSON that the admin endpoints accept.
     pub(crate) fn to_json(&self) -> Value {
         let mut json = json!({ "limit": self.limit });
-        if let Some(Time(end)) = self.end {
+        if let Some(Timestamp(end)) = self.end {
             let end = end.duration_since(UNIX_EPOCH).unwrap_or_default();
             json["end"] = json!(end.as_secs());
         }
@@ -59,13 +59,13 @@ impl Own {
         json
     }
 
-    /// As the library has it.
+    /// The override of the library.
     pub(crate) fn to_override(&self) -> Result<Override, Failure> {
         let limit = self.limit.parse().map_err(|error| {
-            Failure::refused(format!("{:?} cannot be read: {error}", self.limit))
+            Failure::rejected(format!("{:?} cannot be read: {error}", self.limit))
         })?;
         let mut own = Override::new(limit);
-        if let Some(Time(end)) = self.end {
+        if let Some(Timestamp(end)) = self.end {
             own = own.with_end(end);
         }
         if let Some(note) = &self.note {
@@ -77,7 +77,7 @@ impl Own {
         Ok(own)
     }
 
-    /// The numbers, and the end if there is one.
+    /// The limit, with its end if there is one.
     pub(crate) fn brief(&self) -> String {
         match self.end {
             Some(end) => format!("{} until {end}", self.limit),
@@ -85,7 +85,7 @@ impl Own {
         }
     }
 
-    /// Who set it, when and why, as far as that is known.
+    /// The author, the time and the note, if known.
     pub(crate) fn noted(&self) -> Option<String> {
         let mut noted = match (&self.author, self.changed_at) {
             (Some(author), Some(at)) => format!("set by {author} at {at}"),
@@ -100,7 +100,7 @@ impl Own {
         (!noted.is_empty()).then_some(noted)
     }
 
-    /// The command that sets it, for a shell.
+    /// The shell command that sets this override.
     pub(crate) fn command(&self, key: &str) -> String {
         let (key, limit) = (quoted(key), quoted(&self.limit));
         let mut command = format!("tower-admission limits set {key} {limit}");
@@ -113,9 +113,9 @@ impl Own {
         command
     }
 
-    /// Its parts: each with the name of the limit that it is about, if it has one.
+    /// The parts of the limit, each with the name of its limit if it has one.
     pub(crate) fn parts(&self) -> impl Iterator<Item = (Option<&str>, &str)> {
-        // No name has a comma in it.
+        // Names have no comma.
         let parts = self.limit.split(',').map(str::trim);
         parts.map(|part| (part.split_once('=').map(|(name, _)| name.trim()), part))
     }
@@ -126,28 +126,28 @@ impl Own {
     }
 }
 
-impl From<&Override> for Own {
+impl From<&Override> for OverrideJson {
     fn from(own: &Override) -> Self {
         Self {
             limit: own.limit().to_string(),
-            end: own.end().map(Time),
+            end: own.end().map(Timestamp),
             note: own.note().map(str::to_owned),
             author: own.author().map(str::to_owned),
-            changed_at: own.changed_at().map(Time),
+            changed_at: own.changed_at().map(Timestamp),
         }
     }
 }
 
-impl From<Answered> for Own {
-    fn from(answered: Answered) -> Self {
+impl From<OverrideAnswer> for OverrideJson {
+    fn from(answered: OverrideAnswer) -> Self {
         match answered {
-            Answered::Limit(limit) => Self::limit(limit),
-            Answered::Own(own) => own,
+            OverrideAnswer::Limit(limit) => Self::limit(limit),
+            OverrideAnswer::OverrideJson(own) => own,
         }
     }
 }
 
-/// A word of a command.
+/// Quotes a word for a shell.
 fn quoted(text: &str) -> String {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b":._/=#@%+-".contains(&byte);
     match text.bytes().all(is_plain) {
@@ -156,28 +156,28 @@ fn quoted(text: &str) -> String {
     }
 }
 
-/// The wall clock, by which limits end.
+/// The wall clock. Limits end by it.
 #[expect(
     clippy::disallowed_methods,
-    reason = "a program that runs for a moment has no other clock"
+    reason = "a short-lived program has no other clock"
 )]
 pub(crate) fn now() -> SystemTime {
     SystemTime::now()
 }
 
-impl fmt::Display for Time {
+impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         humantime::format_rfc3339_seconds(self.0).fmt(f)
     }
 }
 
-impl Serialize for Time {
+impl Serialize for Timestamp {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
 }
 
-impl<'de> Deserialize<'de> for Time {
+impl<'de> Deserialize<'de> for Timestamp {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
         #[serde(untagged)]
@@ -186,7 +186,7 @@ impl<'de> Deserialize<'de> for Time {
             Text(String),
         }
         let time = match Written::deserialize(deserializer)? {
-            // Up to the last second of the year 9999, which all systems can represent.
+            // At most the last second of the year 9999, which all systems can represent.
             Written::Seconds(seconds) => {
                 UNIX_EPOCH + Duration::from_secs(seconds.min(253_402_300_799))
             }
@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn the_command_is_quoted() {
-        let mut own = Own::limit("20/s burst 50, tier=pro".to_owned());
+        let mut own = OverrideJson::limit("20/s burst 50, tier=pro".to_owned());
         own.note = Some("anna's $(plan)".to_owned());
         assert_eq!(
             own.command("bearer#00ff"),
@@ -217,12 +217,12 @@ mod tests {
     #[test]
     fn a_time_is_read_as_text_and_as_seconds() {
         for json in ["1796083200", "\"2026-12-01T00:00:00Z\""] {
-            let time: Time = serde_json::from_str(json).unwrap();
+            let time: Timestamp = serde_json::from_str(json).unwrap();
             assert_eq!(
                 serde_json::to_string(&time).unwrap(),
                 "\"2026-12-01T00:00:00Z\""
             );
         }
-        assert!(serde_json::from_str::<Time>("\"soon\"").is_err());
+        assert!(serde_json::from_str::<Timestamp>("\"soon\"").is_err());
     }
 }

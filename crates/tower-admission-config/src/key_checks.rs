@@ -7,13 +7,13 @@ use tower_admission::KeyName;
 use super::model::{Config, KeySource};
 
 /// The names of keys that were checked in one list or table.
-pub(super) struct Entries<'a> {
+pub(super) struct KeyChecks<'a> {
     /// The headers that groups have as `header X-User`, in lowercase: the kinds of their keys.
     headers: &'a BTreeSet<&'static str>,
     seen: BTreeSet<String>,
 }
 
-impl<'a> Entries<'a> {
+impl<'a> KeyChecks<'a> {
     pub(super) fn new(headers: &'a BTreeSet<&'static str>) -> Self {
         Self {
             headers,
@@ -31,7 +31,7 @@ impl<'a> Entries<'a> {
             .find(|header| kind.eq_ignore_ascii_case(header));
         if let Some(header) = header.filter(|header| **header != kind) {
             return Err(format!(
-                "keys of `header {kind}` are named in lowercase: write `{header}:..`"
+                "keys of `header {kind}` have lowercase names: write `{header}:..`"
             ));
         }
         // An address can be written in several ways, and a name may have spaces in front.
@@ -41,7 +41,7 @@ impl<'a> Entries<'a> {
             _ => None,
         };
         if !self.seen.insert(name.unwrap_or_else(|| key.to_owned())) {
-            return Err("this key is there twice".to_owned());
+            return Err("this key occurs twice".to_owned());
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use super::policies::Policies;
 
 /// Which sorts of limits reject requests.
 #[derive(Clone, Copy, Default)]
-pub(super) struct SortsOfLimits {
+pub(super) struct Strictness {
     by_rate: bool,
     by_concurrency: bool,
     /// Which of them reject requests of all keys, and not of a share alone.
@@ -13,7 +13,7 @@ pub(super) struct SortsOfLimits {
     concurrency_of_all: bool,
 }
 
-impl SortsOfLimits {
+impl Strictness {
     pub(super) fn or(self, other: Self) -> Self {
         Self {
             by_rate: self.by_rate || other.by_rate,
@@ -34,9 +34,9 @@ impl SortsOfLimits {
 }
 
 impl Group {
-    pub(super) fn sorts_of_limits(&self, policies: &Policies) -> SortsOfLimits {
+    pub(super) fn strictness(&self, policies: &Policies) -> Strictness {
         if self.dry_run || self.enforce == Some(0) {
-            return SortsOfLimits::default();
+            return Strictness::default();
         }
         let guards = self
             .bad_credentials_per_ip
@@ -45,7 +45,7 @@ impl Group {
         let per_key = self.concurrency_per_key();
         let by_concurrency = self.concurrency > 0 || per_key.iter().any(|limit| *limit > 0);
         let of_all = self.enforce.is_none_or(|percent| percent >= 100);
-        SortsOfLimits {
+        Strictness {
             by_rate,
             by_concurrency,
             rate_of_all: by_rate && of_all,

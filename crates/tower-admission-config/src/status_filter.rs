@@ -2,16 +2,16 @@
 
 use std::ops::RangeInclusive;
 
-use super::text::{Text, shown};
+use super::text::{FromText, shown};
 
 /// One part of a `count`: `401`, `4xx`, or with a `!` everything else.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Statuses {
+pub(super) enum StatusFilter {
     Of(RangeInclusive<u16>),
     NotOf(RangeInclusive<u16>),
 }
 
-impl Statuses {
+impl StatusFilter {
     /// Whether a status is one of these: of any part without a `!`, if there are such parts, and
     /// of no part with one.
     pub(super) fn contain(parts: &[Self], status: u16) -> bool {
@@ -28,7 +28,7 @@ impl Statuses {
     }
 }
 
-impl Text for Statuses {
+impl FromText for StatusFilter {
     fn read(text: &str) -> Result<Self, String> {
         let (part, is_negated) = match text.strip_prefix('!') {
             Some(part) => (part, true),
@@ -46,7 +46,7 @@ impl Text for Statuses {
             Some(range) if is_negated => Ok(Self::NotOf(range)),
             Some(range) => Ok(Self::Of(range)),
             None => Err(format!(
-                "{} is no status: use \"401\", \"4xx\" or \"!2xx\"",
+                "{} is not a status: use \"401\", \"4xx\" or \"!2xx\"",
                 shown(text)
             )),
         }
@@ -58,8 +58,10 @@ mod tests {
     use super::*;
 
     fn contain(text: &str, status: u16) -> bool {
-        let parts = text.split(", ").map(|part| Statuses::read(part).unwrap());
-        Statuses::contain(&parts.collect::<Vec<_>>(), status)
+        let parts = text
+            .split(", ")
+            .map(|part| StatusFilter::read(part).unwrap());
+        StatusFilter::contain(&parts.collect::<Vec<_>>(), status)
     }
 
     #[test]
@@ -87,7 +89,7 @@ mod tests {
             "", "!", "4x", "4XX", "40", "4010", "0xx", "099", "!!2xx", "2xx!", "+401", "ok",
             "400-499",
         ] {
-            let error = Statuses::read(text).unwrap_err();
+            let error = StatusFilter::read(text).unwrap_err();
             assert!(
                 error.contains("use \"401\", \"4xx\" or \"!2xx\""),
                 "{error}"

@@ -12,7 +12,7 @@ use tower_admission::{self, Key};
 
 use super::error::ConfigError;
 use super::model::{Clients, KeySource};
-use super::text::{Text, shown};
+use super::text::{FromText, shown};
 
 /// The extractor of a group.
 #[derive(Clone)]
@@ -56,9 +56,12 @@ impl NamedKeys {
         let mut names = BTreeMap::new();
         for (name, _) in &self.0 {
             let problem = if KeySource::read(name) != Ok(KeySource::Named(name.clone())) {
-                format!("is built in or not a word; built in are {}", built_in())
+                format!(
+                    "is built in, or not a word; the built-in names are {}",
+                    built_in()
+                )
             } else if names.insert(name, ()).is_some() {
-                "is there twice".to_owned()
+                "occurs twice".to_owned()
             } else {
                 continue;
             };
@@ -79,12 +82,12 @@ impl NamedKeys {
         found.map(|(_, key)| key.clone()).ok_or_else(|| {
             let own: Vec<_> = self.0.iter().map(|(name, _)| format!("`{name}`")).collect();
             let own = match &*own {
-                [] => "no keys of its own".to_owned(),
+                [] => "no keys".to_owned(),
                 own => own.join(", "),
             };
             let (name, built_in) = (shown(name), built_in());
             format!(
-                "{name} is none of {built_in}; this program names {own} (AdmissionBuilder::key_by)"
+                "{name} is not one of {built_in}; this program names {own} (AdmissionBuilder::key_by)"
             )
         })
     }
@@ -151,7 +154,7 @@ fn built_in() -> String {
     format!("{}, `header X-User`", words.join(", "))
 }
 
-impl Text for KeySource {
+impl FromText for KeySource {
     fn read(text: &str) -> Result<Self, String> {
         if let Some((_, source)) = BUILT_IN.into_iter().find(|(word, _)| *word == text) {
             return Ok(source);
@@ -161,7 +164,7 @@ impl Text for KeySource {
         }
         let is_word = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
         if text.is_empty() || !text.bytes().all(is_word) {
-            return Err(format!("{} is none of {}", shown(text), built_in()));
+            return Err(format!("{} is not one of {}", shown(text), built_in()));
         }
         Ok(Self::Named(text.to_owned()))
     }
@@ -172,14 +175,17 @@ fn identity_header(name: &str) -> Result<&'static str, String> {
     let lower = name.to_ascii_lowercase();
     let is_name = |b: u8| b.is_ascii_alphanumeric() || b"-_".contains(&b);
     if lower.is_empty() || !lower.bytes().all(is_name) {
-        return Err(format!("{} is no header, such as `X-User`", shown(name)));
+        return Err(format!(
+            "{} is not the name of a header, such as `X-User`",
+            shown(name)
+        ));
     }
     // Their kinds are those of other keys.
     let is_taken = BUILT_IN.iter().any(|(word, _)| *word == lower);
     if is_taken || ["authorization", "x-api-key", "apikey"].contains(&&*lower) {
         let name = shown(name);
         return Err(format!(
-            "{name} is no header for an identity; for credentials use `bearer` or `api-key`"
+            "{name} cannot hold an identity: for credentials use `bearer` or `api-key`"
         ));
     }
     intern_kind(&lower).map_err(|error| error.to_string())

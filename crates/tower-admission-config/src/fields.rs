@@ -5,12 +5,12 @@ use std::fmt;
 
 use toml::{Table, Value};
 
-use super::origin::SHOWN;
+use super::origin::TABLES_WITHOUT_SECRETS;
 use super::text::shown;
 use super::variables::{Variables, value_at};
 
 /// Fields that limit requests. A group without any of them limits nothing.
-const LIMITS: [&str; 9] = [
+const GROUP_LIMIT_FIELDS: [&str; 9] = [
     "also",
     "bad_credentials_per_ip",
     "concurrency",
@@ -23,7 +23,7 @@ const LIMITS: [&str; 9] = [
 ];
 
 /// Fields that limit leases and sockets.
-pub(super) const NUMBERS: [&str; 6] = [
+pub(super) const LIMIT_FIELDS: [&str; 6] = [
     "per_tenant",
     "total",
     "connections",
@@ -33,24 +33,24 @@ pub(super) const NUMBERS: [&str; 6] = [
 ];
 
 /// Fields that say which peers are proxies.
-pub(super) const PROXIES: [&str; 3] = ["trusted_proxies", "trust_unix_socket", "trusted_hops"];
+pub(super) const PROXY_FIELDS: [&str; 3] = ["trusted_proxies", "trust_unix_socket", "trusted_hops"];
 
 /// The fields by which a group selects requests.
-pub(super) const SELECTORS: [&str; 4] = ["path", "methods", "hosts", "grpc"];
+pub(super) const SELECTOR_FIELDS: [&str; 4] = ["path", "methods", "hosts", "grpc"];
 
 /// The fields of a file, with those of variables over them.
 #[derive(Clone, Default)]
-pub(super) struct Written(pub(super) Table);
+pub(super) struct ConfigFields(pub(super) Table);
 
-impl Written {
+impl ConfigFields {
     /// Whether a group has a limit, were it 0.
     pub(super) fn has_limits(&self, group: &str) -> bool {
-        self.has_one_of(&["groups", group], &LIMITS)
+        self.has_one_of(&["groups", group], &GROUP_LIMIT_FIELDS)
     }
 
     /// Whether a group says which requests it selects, were it `off`.
     pub(super) fn has_selectors(&self, group: &str) -> bool {
-        self.has_one_of(&["groups", group], &SELECTORS)
+        self.has_one_of(&["groups", group], &SELECTOR_FIELDS)
     }
 
     /// Whether a table has a value in one of these fields, were it 0.
@@ -100,15 +100,15 @@ impl Written {
         for (group, fields) in &old {
             if !new.contains_key(group) {
                 let fields = listed(fields);
-                tracing::warn!(group, fields, "this group is gone, with its limits");
+                tracing::warn!(group, fields, "a group was removed, with its limits");
             }
         }
         for (group, fields) in &new {
             match old.get(group) {
-                None => tracing::info!(group, fields = listed(fields), "this group is new"),
+                None => tracing::info!(group, fields = listed(fields), "a group was added"),
                 Some(before) if before != fields => {
                     let changes = changes(before, fields);
-                    tracing::info!(group, changes, "this group changes");
+                    tracing::info!(group, changes, "a group changed");
                 }
                 Some(_) => {}
             }
@@ -116,7 +116,7 @@ impl Written {
         let (old, new) = (before.others(), self.others());
         let changes = changes(&old, &new);
         if !changes.is_empty() {
-            tracing::info!(changes, "settings change");
+            tracing::info!(changes, "settings changed");
         }
     }
 
@@ -128,7 +128,7 @@ impl Written {
                 tracing::warn!(
                     field,
                     variable,
-                    "this field of the file changes without effect: a variable sets it"
+                    "a changed field of the file has no effect: a variable sets it"
                 );
             }
         }
@@ -147,7 +147,7 @@ impl Written {
         let is_other = |table: &str| !["groups", "limits"].contains(&table);
         let tables = self.0.iter().filter(|(table, _)| is_other(table));
         let of_table = |(table, value): (&String, &Value)| {
-            let is_shown = SHOWN
+            let is_shown = TABLES_WITHOUT_SECRETS
                 .iter()
                 .any(|shown| shown.trim_end_matches('.') == table);
             fields(value, table, is_shown)
@@ -156,7 +156,7 @@ impl Written {
     }
 }
 
-impl fmt::Debug for Written {
+impl fmt::Debug for ConfigFields {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // There are secrets in it.
         f.write_str("Written(..)")

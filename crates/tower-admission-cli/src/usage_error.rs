@@ -1,4 +1,4 @@
-//! What is wrong with the command line.
+//! Errors of the command line.
 
 use std::process::ExitCode;
 
@@ -8,7 +8,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use crate::failure::Failure;
 use crate::output::Output;
 
-/// Help, or what is wrong with the command line.
+/// Prints the help, or the error of the command line.
 pub(crate) fn not_parsed(error: &Error) -> ExitCode {
     let is_json = wants_json(
         std::env::args_os()
@@ -20,7 +20,7 @@ pub(crate) fn not_parsed(error: &Error) -> ExitCode {
         ErrorKind::InvalidSubcommand => unknown_command(error),
         _ if !is_json || !error.use_stderr() => error.exit(),
         _ => {
-            // The first paragraph, which names what is wrong; the others are for people.
+            // The first paragraph has the error. The others are hints for people.
             let text = error.to_string();
             let lines = text.lines().map(str::trim);
             let message: Vec<_> = lines.take_while(|line| !line.is_empty()).collect();
@@ -32,7 +32,7 @@ pub(crate) fn not_parsed(error: &Error) -> ExitCode {
     failure.code()
 }
 
-/// Options are shown, without what is given to them. Of what else there may be a credential.
+/// Shows the name of an unknown option without its value. Other arguments may be credentials and are not shown.
 fn unknown_argument(error: &Error) -> Failure {
     let written = text(error, ContextKind::InvalidArg).unwrap_or_default();
     let option = written.split('=').next().unwrap_or_default();
@@ -41,25 +41,23 @@ fn unknown_argument(error: &Error) -> Failure {
         && option.bytes().all(|b| b.is_ascii_lowercase() || b == b'-');
     if !is_option {
         return Failure::usage(
-            "there is an argument too much (not shown, as it may be a credential): see --help",
+            "unexpected argument (not shown, because it may be a credential): see --help",
         );
     }
     let meant = text(error, ContextKind::SuggestedArg);
     let meant = meant.map_or(String::new(), |meant| format!(": did you mean {meant}?"));
-    Failure::usage(format!("there is no option {option}{meant} (see --help)"))
+    Failure::usage(format!("unknown option {option}{meant} (see --help)"))
 }
 
-/// A word is shown if it resembles a command, since then it is no credential.
+/// Shows an unknown command only if it resembles a known one, because it may be a credential otherwise.
 fn unknown_command(error: &Error) -> Failure {
     let meant = texts(error, ContextKind::SuggestedSubcommand);
     let written = text(error, ContextKind::InvalidSubcommand);
     Failure::usage(match (written, meant.first()) {
         (Some(written), Some(meant)) => {
-            format!("there is no command {written:?}: did you mean {meant:?}? (see --help)")
+            format!("unknown command {written:?}: did you mean {meant:?}? (see --help)")
         }
-        _ => {
-            "there is no such command (not shown, as it may be a credential): see --help".to_owned()
-        }
+        _ => "unknown command (not shown, because it may be a credential): see --help".to_owned(),
     })
 }
 
@@ -75,7 +73,7 @@ fn texts(error: &Error, kind: ContextKind) -> Vec<String> {
     }
 }
 
-/// Whether JSON is asked for, on a command line that cannot be read.
+/// Whether an invalid command line asks for JSON.
 fn wants_json(arguments: impl Iterator<Item = String>) -> bool {
     let mut before = String::new();
     for argument in arguments {
